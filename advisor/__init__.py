@@ -1,0 +1,1 @@
+"""What it means: regressions, replay, search and advice."""

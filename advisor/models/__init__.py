@@ -1,0 +1,1 @@
+"""Regressions that the advice is built on."""

@@ -1,0 +1,1 @@
+"""What was measured: the recording, its tables and its formats."""

@@ -1,0 +1,42 @@
+"""Errors that a user can act on.
+
+    TtscopeError                what, where, and how to mend it, in one line (exit code 1)
+    +-- UsageError              wrong arguments or a wrong plan (exit code 2)
+    +-- RecordingError          a path that is no recording, or one that cannot be read
+    |   +-- NewerSchemaError    written by a newer ttscope
+    +-- EngineError             an engine that cannot be started, reached or used
+    +-- MissingDependencyError  an optional package that is not installed
+
+Anything else that escapes is a defect of ttscope.
+"""
+
+
+class TtscopeError(Exception):
+    """A failure told in one line: what happened, where, and what mends it."""
+
+    exit_code = 1
+
+    def __str__(self) -> str:
+        return " ".join(super().__str__().split())
+
+
+class UsageError(TtscopeError):
+    """The arguments, the budget or the plan are wrong."""
+
+    exit_code = 2
+
+
+class RecordingError(TtscopeError):
+    """A path is no recording, or a part of one cannot be read."""
+
+
+class NewerSchemaError(RecordingError):
+    """The recording was written by a newer ttscope."""
+
+
+class EngineError(TtscopeError):
+    """An engine cannot be started, reached or used."""
+
+
+class MissingDependencyError(TtscopeError):
+    """An optional package is not installed."""

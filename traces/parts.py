@@ -1,0 +1,163 @@
+"""The files of one table: numbered Parquet parts that merge into ranges.
+
+A part is written to a temporary name, synced and renamed, so a reader or a kill sees it whole or
+not at all. `FAN_IN` parts of one level merge into one whose name carries the range of parts it
+holds (`steps-000000-000063.parquet`), and these merge again, so that a day of one part per second
+stays below 200 files. Sources are deleted after the merged file is in place; readers ignore a
+part that a range covers, so no row is lost or doubled whenever the process is killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+
+from traces.errors import RecordingError
+from traces.tables import TABLES
+
+FAN_IN = 64
+_NAME = re.compile(r"^(?P<table>[a-z]+)-(?P<first>\d{6,})(?:-(?P<last>\d{6,}))?\.parquet$")
+_MAGIC = b"PAR1"
+
+
+@dataclass(frozen=True, order=True)
+class Part:
+    """One file holding the parts `first` to `last`."""
+
+    first: int
+    last: int
+    path: Path
+
+    @property
+    def level(self) -> int:
+        """How often its rows were merged: 0 for a fresh part."""
+        size, level = self.last - self.first + 1, 0
+        while size > 1:
+            size, level = size // FAN_IN, level + 1
+        return level
+
+
+def part_path(folder: Path, table: str, first: int, last: int) -> Path:
+    """Return the file name of a part or of a merged range."""
+    span = f"{first:06d}" if first == last else f"{first:06d}-{last:06d}"
+    return folder / f"{table}-{span}.parquet"
+
+
+def list_parts(folder: Path, table: str) -> list[Part]:
+    """Return the table's parts in order, without those that a range covers."""
+    found = []
+    for name in os.listdir(folder):
+        match = _NAME.match(name)
+        if match is None or match["table"] != table:
+            continue
+        first = int(match["first"])
+        found.append(Part(first, int(match["last"] or first), folder / name))
+    found.sort(key=lambda part: (part.first, -part.last))
+    kept: list[Part] = []
+    for part in found:
+        if not kept or part.last > kept[-1].last:
+            kept.append(part)
+    return kept
+
+
+def check_part(path: Path) -> None:
+    """Raise RecordingError when the file does not begin and end as Parquet does."""
+    with path.open("rb") as file:
+        head = file.read(4)
+        file.seek(0, os.SEEK_END)
+        size = file.tell()
+        file.seek(max(size - 8, 0))
+        tail = file.read(8)
+    footer = int.from_bytes(tail[:4], "little") if len(tail) == 8 else 0
+    if head != _MAGIC or tail[4:] != _MAGIC or not 0 < footer <= size - 12:
+        raise damaged(path)
+
+
+def damaged(path: Path) -> RecordingError:
+    """Return the error for a part that cannot be read."""
+    return RecordingError(
+        f"{path}: truncated or corrupt ({path.stat().st_size if path.exists() else 0} bytes); "
+        "restore it from a copy, or delete it to open the recording without its rows"
+    )
+
+
+def write_part(folder: Path, table: str, frame: pl.DataFrame, first: int, last: int) -> Path:
+    """Write a part so that it appears whole or not at all; returns its path."""
+    target = part_path(folder, table, first, last)
+    partial = target.with_suffix(".partial")
+    try:
+        with partial.open("wb") as file:
+            frame.write_parquet(file, compression="zstd", compression_level=3, statistics=False)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(target)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise
+    return target
+
+
+def merge_full_levels(folder: Path, table: str, fan_in: int = FAN_IN) -> None:
+    """Merge every complete run of `fan_in` neighbouring parts of one level, lowest level first."""
+    while True:
+        parts = list_parts(folder, table)
+        group = _full_group(parts, fan_in)
+        if group is None:
+            return
+        frame = pl.concat([read_part(part.path, table) for part in group])
+        write_part(folder, table, frame, group[0].first, group[-1].last)
+        for part in group:
+            part.path.unlink(missing_ok=True)
+
+
+def _full_group(parts: list[Part], fan_in: int) -> list[Part] | None:
+    for level in (0, 1, 2, 3):
+        width = fan_in**level
+        row: list[Part] = []
+        for part in parts:
+            same = part.last - part.first + 1 == width
+            joins = not row or part.first == row[-1].last + 1
+            row = [*row, part] if same and joins else ([part] if same else [])
+            if len(row) == fan_in:
+                return row
+    return None
+
+
+def remove_leftovers(folder: Path, table: str) -> None:
+    """Delete what a kill left behind: half-written files, and parts that a range covers."""
+    kept = {part.path.name for part in list_parts(folder, table)}
+    for name in os.listdir(folder):
+        match = _NAME.match(name)
+        covered = match is not None and match["table"] == table and name not in kept
+        half = name.startswith(f"{table}-") and name.endswith(".partial")
+        if covered or half:
+            (folder / name).unlink(missing_ok=True)
+
+
+def read_part(path: Path, table: str) -> pl.DataFrame:
+    """Read one part with the table's columns; a column that the file lacks is null.
+
+    Raises RecordingError naming the file when it is truncated or corrupt.
+    """
+    check_part(path)
+    schema = TABLES[table]
+    try:
+        frame = pl.read_parquet(path, hive_partitioning=False)
+        missing = [
+            pl.lit(None, dtype).alias(name)
+            for name, dtype in schema.items()
+            if name not in frame.columns
+        ]
+        return frame.with_columns(missing).select(
+            pl.col(name).cast(dtype) for name, dtype in schema.items()
+        )
+    except FileNotFoundError:  # merged away between listing and reading
+        raise
+    except (Exception, pl.exceptions.PanicException) as error:
+        raise damaged(path) from error

@@ -1,0 +1,105 @@
+"""Reading a recording: a folder with `recording.json` and the tables' Parquet parts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import polars as pl
+
+from traces.errors import RecordingError
+from traces.manifest import NAME, Manifest, read_manifest
+from traces.parts import check_part, list_parts, read_part
+from traces.tables import KEYS, TABLES
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A recording on disk; `open` it, then read its tables as polars frames."""
+
+    path: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, path: str | Path) -> Recording:
+        """Open the recording in the folder `path`.
+
+        Raises RecordingError when it is no recording, lacks its manifest or has a truncated
+        part, and NewerSchemaError when a newer ttscope wrote it.
+        """
+        folder = Path(path)
+        recording = cls(folder, read_manifest(folder))
+        for table in TABLES:
+            for part in list_parts(folder, table):
+                try:
+                    check_part(part.path)
+                except FileNotFoundError:  # merged by a writer that is still at work
+                    continue
+        return recording
+
+    @property
+    def name(self) -> str:
+        """The folder's name, which the user chose."""
+        return self.path.name
+
+    @property
+    def complete(self) -> bool:
+        """Whether the run ended by itself; False for one that was killed or is still going."""
+        return self.manifest.complete
+
+    def frame(self, table: str) -> pl.DataFrame:
+        """Return a table in memory, with every column of `traces.tables`.
+
+        Rows of problems and samples that were written at their start and again at their end
+        stand once. Raises RecordingError naming the file when a part is corrupt.
+        """
+        for _ in range(5):
+            try:
+                frames = [read_part(p.path, table) for p in list_parts(self.path, table)]
+                break
+            except FileNotFoundError:
+                continue
+        else:
+            raise RecordingError(f"{self.path}: its files change faster than they can be read")
+        whole = pl.concat([pl.DataFrame(schema=TABLES[table]), *frames])
+        return _last_rows(whole.lazy(), table).collect()
+
+    def table(self, table: str) -> pl.LazyFrame:
+        """Return a table as a lazy frame, for recordings that do not fit in memory."""
+        paths = [part.path for part in list_parts(self.path, table)]
+        if not paths:
+            return pl.LazyFrame(schema=TABLES[table])
+        lazy = pl.scan_parquet(paths, missing_columns="insert", schema=dict(TABLES[table]))
+        return _last_rows(lazy, table)
+
+    @cached_property
+    def problems(self) -> pl.DataFrame:
+        """The problems, one row each."""
+        return self.frame("problems")
+
+    @cached_property
+    def samples(self) -> pl.DataFrame:
+        """The samples, one row each."""
+        return self.frame("samples")
+
+    @cached_property
+    def steps(self) -> pl.DataFrame:
+        """The engine steps, in order."""
+        return self.frame("steps")
+
+
+def _last_rows(frame: pl.LazyFrame, table: str) -> pl.LazyFrame:
+    key = KEYS.get(table)
+    if key is None:
+        return frame
+    return frame.unique(subset=list(key), keep="last", maintain_order=True)
+
+
+def find_recordings(folder: Path) -> list[Path]:
+    """Return the recordings in a folder, or the folder itself when it is one, by name."""
+    if (folder / NAME).exists():
+        return [folder]
+    if not folder.is_dir():
+        return []
+    return sorted(child for child in folder.iterdir() if (child / NAME).exists())

@@ -1,0 +1,303 @@
+"""The types that every part of ttscope speaks in; units are in the fields' names.
+
+A `Config` (engine + policy) is the join key of everything: it is hashable, and `key()` is its
+short, stable name in a recording.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
+
+from traces.errors import UsageError
+
+SCHEMA_VERSION = 1
+
+Method = Literal[
+    "greedy",
+    "majority",
+    "best_of_n",
+    "weighted",
+    "early_stopping",
+    "adaptive",
+    "first_finish",
+    "budget_forcing",
+    "sequential",
+    "beam",
+]
+Objective = Literal["accuracy", "latency", "cost", "energy", "throughput"]
+
+
+class Record:
+    """A frozen dataclass that goes to JSON and back."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain dicts, lists and scalars; absent values stay None."""
+        return {
+            field.name: _plain(getattr(self, field.name))
+            for field in dataclasses.fields(self)  # type: ignore[arg-type]
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Build from `to_json`'s dict; fields it does not name keep their defaults."""
+        hints = get_type_hints(cls)
+        names = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+        return cls(**{name: _typed(hints[name], data[name]) for name in names if name in data})
+
+    def key(self) -> str:
+        """Return a short name: the first letter of the type and eight hex digits of a hash."""
+        text = json.dumps(self.to_json(), sort_keys=True)
+        digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+        return f"{type(self).__name__[0].lower()}-{digest}"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Record):
+        return value.to_json()
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item) for name, item in value.items()}
+    return value
+
+
+def _typed(hint: Any, value: Any) -> Any:
+    """Rebuild the tuples and records that JSON flattened."""
+    if value is None:
+        return None
+    origin = get_origin(hint)
+    if origin is types.UnionType or origin is typing.Union:
+        options = [option for option in get_args(hint) if option is not type(None)]
+        return _typed(options[0], value)
+    if origin is tuple:
+        inner = get_args(hint)
+        if len(inner) == 2 and inner[1] is Ellipsis:
+            return tuple(_typed(inner[0], item) for item in value)
+        return tuple(_typed(part, item) for part, item in zip(inner, value, strict=True))
+    if isinstance(hint, type) and issubclass(hint, Record):
+        return hint.from_json(value)
+    return value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speculative(Record):
+    """Speculative decoding, in the names of vLLM's `--speculative-config`."""
+
+    method: str
+    num_speculative_tokens: int
+    model: str | None = None
+    prompt_lookup_min: int | None = None
+    prompt_lookup_max: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.num_speculative_tokens < 1:
+            raise UsageError("speculative: num_speculative_tokens must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig(Record):
+    """What an engine was started with, in vLLM's own names; None where it is not known."""
+
+    model: str
+    dtype: str | None = None
+    quantization: str | None = None
+    kv_cache_dtype: str | None = None
+    max_model_len: int | None = None
+    tensor_parallel_size: int = 1
+    pipeline_parallel_size: int = 1
+    data_parallel_size: int = 1
+    max_num_seqs: int | None = None
+    max_num_batched_tokens: int | None = None
+    block_size: int | None = None
+    num_gpu_blocks: int | None = None
+    gpu_memory_utilization: float | None = None
+    enable_prefix_caching: bool | None = None
+    enforce_eager: bool | None = None
+    async_scheduling: bool | None = None
+    speculative: Speculative | None = None
+    gpu: str | None = None
+    num_gpus: int | None = None
+    mode: Literal["in_process", "server"] = "in_process"
+    vllm_version: str | None = None
+    other: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def num_devices(self) -> int:
+        """Devices that the engine occupies: GPUs, or worker processes where there is none."""
+        if self.num_gpus is not None:
+            return self.num_gpus
+        return self.tensor_parallel_size * self.pipeline_parallel_size * self.data_parallel_size
+
+    def label(self) -> str:
+        """Return the short form shown in tables, such as `tp2 seqs64 ngram k3`."""
+        parts = [f"tp{self.tensor_parallel_size}"]
+        if self.data_parallel_size > 1:
+            parts.append(f"dp{self.data_parallel_size}")
+        if self.max_num_seqs is not None:
+            parts.append(f"seqs{self.max_num_seqs}")
+        if self.speculative is not None:
+            parts.append(f"{self.speculative.method} k{self.speculative.num_speculative_tokens}")
+        return " ".join(parts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Policy(Record):
+    """How many samples a problem gets, how they are drawn, and how the answer is chosen."""
+
+    method: Method = "greedy"
+    n: int = 1
+    thinking_token_budget: int | None = None
+    max_tokens: int | None = None
+    temperature: float = 0.0
+    top_p: float = 1.0
+    rule: tuple[tuple[str, float], ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.method not in get_args(Method):
+            raise UsageError(
+                f"policy: no method {self.method!r}; one of {', '.join(get_args(Method))}"
+            )
+        if self.n < 1:
+            raise UsageError(f"policy: n must be at least 1, not {self.n}")
+        if self.method == "greedy" and self.n != 1:
+            raise UsageError(f"policy: greedy draws one sample, not {self.n}; use majority")
+        if self.temperature < 0:
+            raise UsageError(f"policy: temperature must not be negative, not {self.temperature}")
+        if not 0 < self.top_p <= 1:
+            raise UsageError(f"policy: top_p must lie in (0, 1], not {self.top_p}")
+        for name in ("thinking_token_budget", "max_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"policy: {name} must be at least 1, not {value}")
+
+    def label(self) -> str:
+        """Return the short form shown in tables, such as `maj@16 128`."""
+        short = {"majority": "maj", "best_of_n": "best", "early_stopping": "esc"}
+        name = short.get(self.method, self.method)
+        name = name if self.method == "greedy" else f"{name}@{self.n}"
+        budget = self.thinking_token_budget
+        return name if budget is None else f"{name} {budget}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(Record):
+    """An engine configuration and a policy: what is run, replayed and recommended."""
+
+    engine: EngineConfig
+    policy: Policy
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFacts(Record):
+    """What the cost of a model depends on, so that a recording replays without the model."""
+
+    name: str
+    architecture: str | None = None
+    num_hidden_layers: int
+    hidden_size: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    intermediate_size: int
+    vocab_size: int
+    num_experts: int | None = None
+    experts_per_token: int | None = None
+    total_parameters: int
+    active_parameters: int
+    weight_bytes: int
+    kv_bytes_per_token: int
+
+    def matmul_flops(self, tokens: float) -> float:
+        """FLOPs of forwarding `tokens` tokens through the weights: 2 x active parameters each."""
+        return 2.0 * self.active_parameters * tokens
+
+    def attention_flops(self, query_context: float) -> float:
+        """FLOPs of attention, `query_context` being the sum over tokens of the context read.
+
+        QK^T and AV are 2 x heads x head_dim multiply-adds each per token of context and layer.
+        """
+        width = self.num_attention_heads * self.head_dim
+        return 4.0 * self.num_hidden_layers * width * query_context
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate(Record):
+    """A number with its interval; no bare float leaves the advisor.
+
+    `low` and `high` are None where no interval is known; `runs` is how many recorded runs it
+    rests on; `extrapolated` says that it lies outside what was measured.
+    """
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    unit: str
+    runs: int | None = None
+    extrapolated: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget(Record):
+    """What a problem may take; what is None is not limited."""
+
+    max_latency_s: float | None = None
+    latency_percentile: int | None = None
+    max_device_s: float | None = None
+    max_cost_usd: float | None = None
+    max_energy_j: float | None = None
+    max_gpus: int | None = None
+    min_accuracy: float | None = None
+    rate_per_s: float | None = None
+    price_usd_per_device_hour: float | None = None
+    optimise: Objective = "latency"
+    confidence: float = 0.9
+
+    def limits(self) -> dict[str, float]:
+        """Return the limits that are given, by field name."""
+        names = ("max_latency_s", "max_device_s", "max_cost_usd", "max_energy_j", "max_gpus")
+        given = {name: getattr(self, name) for name in (*names, "min_accuracy")}
+        return {name: value for name, value in given.items() if value is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pick(Record):
+    """A candidate with what is expected of it."""
+
+    engine: EngineConfig
+    policy: Policy
+    command: str | None = None
+    estimates: Mapping[str, Estimate | None]
+    probability_within_budget: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class NearMiss(Record):
+    """The candidate that comes closest to a limit that nothing (or not it) meets."""
+
+    limit: str
+    wanted: float
+    nearest: Estimate
+    pick: Pick
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recommendation(Record):
+    """What to run for a budget; picks are None when nothing fits."""
+
+    budget: Budget
+    system_optimal: Pick | None
+    compute_optimal: Pick | None
+    regret: Mapping[str, Estimate | None]
+    pareto: tuple[Pick, ...]
+    reasons: tuple[str, ...]
+    near_misses: tuple[NearMiss, ...]
+    measure_next: tuple[str, ...]
+    candidates: int
+    infeasible: Mapping[str, int]

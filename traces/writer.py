@@ -1,0 +1,173 @@
+"""Writing a recording: one thread that owns the files.
+
+Whoever measures appends a row, which costs an append to a list; the thread turns rows into one
+part per table and second. What does not fit the buffer is dropped and counted, and a disk that
+fails never stops the run: rows wait in the buffer for the next second, and `close` says what
+was lost.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import polars as pl
+
+from traces.errors import RecordingError
+from traces.manifest import NAME, ClockReading, Manifest
+from traces.parts import list_parts, merge_full_levels, remove_leftovers, write_part
+from traces.tables import TABLES
+
+Row = Mapping[str, Any]
+
+
+def read_clocks() -> ClockReading:
+    """Read the monotonic and the unix clock together."""
+    return ClockReading(monotonic_ns=time.monotonic_ns(), unix_ns=time.time_ns())
+
+
+class RecordingWriter:
+    """Creates a recording and appends to it until `close`.
+
+    Parameters
+    ----------
+    folder: where the recording is made; created when absent.
+    manifest: what is known at the start; `update` changes it.
+    capacity: rows per table that may wait for the writer thread.
+    period_s: seconds between parts.
+
+    Raises RecordingError when the folder already holds a recording or cannot be written.
+
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        manifest: Manifest,
+        *,
+        capacity: int = 200_000,
+        period_s: float = 1.0,
+    ) -> None:
+        self.path = Path(folder)
+        self.manifest = manifest
+        self._capacity = capacity
+        self._period_s = period_s
+        self._rows: dict[str, list[Row]] = {table: [] for table in TABLES}
+        self._dropped = dict.fromkeys(TABLES, 0)
+        self._sources: list[tuple[str, Callable[[], Sequence[Row]]]] = []
+        self._lock = threading.Lock()
+        self._closing = threading.Event()
+        self._failure: OSError | None = None
+        self._create()
+        self._next = {
+            table: max((part.last + 1 for part in list_parts(self.path, table)), default=0)
+            for table in TABLES
+        }
+        self._thread = threading.Thread(target=self._work, name="ttscope-writer", daemon=True)
+        self._thread.start()
+
+    def _create(self) -> None:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            if (self.path / NAME).exists():
+                raise RecordingError(
+                    f"{self.path}: already holds a recording; name another folder with -o, "
+                    "or delete it"
+                )
+            for table in TABLES:
+                remove_leftovers(self.path, table)
+            self.manifest.write(self.path)
+        except OSError as error:
+            raise RecordingError(f"{self.path}: cannot be written ({error.strerror})") from None
+
+    def append(self, table: str, row: Row) -> None:
+        """Add a row: column name to value, absent columns are null. Cheap; never blocks on disk.
+
+        Raises KeyError when a name is not a column of the table.
+        """
+        unknown = row.keys() - TABLES[table].keys()
+        if unknown:
+            raise KeyError(f"{table}: no column {', '.join(sorted(unknown))}")
+        with self._lock:
+            if len(self._rows[table]) >= self._capacity:
+                self._dropped[table] += 1
+            else:
+                self._rows[table].append(row)
+
+    def add_source(self, table: str, drain: Callable[[], Sequence[Row]]) -> None:
+        """Have the writer thread call `drain` for rows each period, and once when closing."""
+        self._sources.append((table, drain))
+
+    def update(self, **changes: Any) -> None:
+        """Change fields of the manifest and write it."""
+        self.manifest = dataclasses.replace(self.manifest, **changes)
+        try:
+            self.manifest.write(self.path)
+        except OSError as error:
+            self._failure = error
+
+    def dropped(self, table: str, count: int) -> None:
+        """Count rows that a probe had to drop before they reached the writer."""
+        with self._lock:
+            self._dropped[table] += count
+
+    def close(self, *, complete: bool) -> None:
+        """Write what waits and stop; `complete` says that the run ended by itself.
+
+        Raises RecordingError when the disk failed and rows were lost.
+        """
+        if not self._closing.is_set():
+            self._closing.set()
+            self._thread.join()
+        lost = {table: count for table, count in self._dropped.items() if count}
+        for table, rows in self._rows.items():
+            if rows:
+                lost[table] = lost.get(table, 0) + len(rows)
+        self.update(
+            complete=complete and not any(self._rows.values()),
+            clock_end=read_clocks(),
+            dropped=lost,
+        )
+        if self._failure is not None and any(self._rows.values()):
+            raise RecordingError(
+                f"{self.path}: the disk failed ({self._failure.strerror}); "
+                f"{sum(map(len, self._rows.values()))} rows were lost, free some space"
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.close(complete=kind is None)
+
+    def _work(self) -> None:
+        while True:
+            closing = self._closing.wait(self._period_s)
+            for table, drain in self._sources:
+                for row in drain():
+                    self.append(table, row)
+            for table in TABLES:
+                self._flush(table)
+            if closing:
+                return
+
+    def _flush(self, table: str) -> None:
+        with self._lock:
+            count = len(self._rows[table])
+            rows = self._rows[table][:count]
+        if not count:
+            return
+        try:
+            frame = pl.from_dicts(rows, schema=dict(TABLES[table]))
+            number = self._next[table]
+            write_part(self.path, table, frame, number, number)
+            self._next[table] = number + 1
+            with self._lock:
+                del self._rows[table][:count]
+            merge_full_levels(self.path, table)
+        except OSError as error:
+            self._failure = error
