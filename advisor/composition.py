@@ -1,0 +1,61 @@
+"""What a step of the engine consists of: the features that its time is linear in.
+
+The context read is `kv_tokens`: the sum over requests of the context each reads, a shared prompt
+once per sample. `query_context` is the sum over tokens of the context each attends to; for
+decoding requests that verify drafts it is taken as the mean number of tokens a request times the
+context.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+COLUMNS: Final = (  # of the steps table; a step that lacks one teaches nothing
+    "prefill_requests",
+    "prefill_tokens",
+    "decode_requests",
+    "decode_tokens",
+    "prefill_kv_tokens",
+    "decode_kv_tokens",
+    "prefill_query_context",
+)
+
+FEATURES: Final = (
+    "step",  # 1
+    "prefill_step",  # 1 when any request is in its prompt
+    "draft_step",  # 1 when drafts are verified
+    "requests",
+    "prefill_requests",
+    "draft_requests",  # decoding requests of a speculative engine
+    "tokens",
+    "kv_tokens",
+    "query_context",
+)
+INDEX: Final = {name: number for number, name in enumerate(FEATURES)}
+
+
+def composition_matrix(
+    steps: pl.DataFrame, *, speculative: bool
+) -> npt.NDArray[np.float64]:
+    """Return [steps, FEATURES] of rows of the steps table that have all of COLUMNS."""
+    column = {name: steps[name].to_numpy().astype(float) for name in COLUMNS}
+    prefills, decodes = column["prefill_requests"], column["decode_requests"]
+    drafting = decodes if speculative else np.zeros_like(decodes)
+    per_request = column["decode_tokens"] / np.maximum(decodes, 1)
+    return np.column_stack(
+        [
+            np.ones_like(prefills),
+            (prefills > 0).astype(float),
+            (drafting > 0).astype(float),
+            prefills + decodes,
+            prefills,
+            drafting,
+            column["prefill_tokens"] + column["decode_tokens"],
+            column["prefill_kv_tokens"] + column["decode_kv_tokens"],
+            column["prefill_query_context"] + column["decode_kv_tokens"] * per_request,
+        ]
+    )

@@ -1,0 +1,358 @@
+"""Recordings -> what the models learn from: step tables, and samples by problem.
+
+Only what ended is evidence: problems in flight, problems with an error or a missing sample, steps
+that were profiled and samples that are not answers (scorers, drafts) are left out. Recordings of
+the same configuration are repeats of one another; recordings of different workloads are refused,
+because their problems cannot be paired.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from advisor.composition import COLUMNS, composition_matrix
+from traces.errors import RecordingError, UsageError
+from traces.manifest import WorkloadFacts
+from traces.recording import Recording
+from traces.schema import EngineConfig, ModelFacts, Policy, Speculative
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+FIXED_N = ("greedy", "majority", "best_of_n")  # every sample runs to its end: nothing is selected
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepTable:
+    """The steps of one engine in one recording: `composition` [steps, features] and seconds."""
+
+    recording: str
+    engine: EngineConfig
+    facts: ModelFacts
+    composition: Floats
+    seconds: Floats
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """A recorded sample: its length, its vote, and how speculation went.
+
+    `scheduled` and `advance` are per verify step after the prompt: tokens forwarded (one plus the
+    drafted) and tokens kept (one plus the accepted, summing to `output_tokens` - 1); None without
+    speculation.
+    """
+
+    output_tokens: int
+    answer: str | None
+    correct: bool | None
+    scheduled: Ints | None = None
+    advance: Ints | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProblemRun:
+    """One problem as one run answered it; `latency_s` is from arrival to decision.
+
+    `cached_tokens` of its prompt came from the prefix cache for the sample that had the fewest,
+    which is what it shares with other problems. `finish_s` and `first_token_s` are per sample,
+    from the problem's arrival, NaN where not recorded.
+    """
+
+    problem_id: str
+    prompt_tokens: int
+    cached_tokens: int
+    latency_s: float
+    samples: tuple[Sample, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """The problems of one (engine, policy) in one recording."""
+
+    recording: str
+    engine: EngineConfig
+    policy: Policy
+    problems: Mapping[str, ProblemRun]
+    concurrency: int | None
+    rate_per_s: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """All that the advisor knows, from all recordings."""
+
+    recordings: tuple[str, ...]
+    workload: WorkloadFacts | None
+    models: Mapping[str, ModelFacts]
+    steps: tuple[StepTable, ...]
+    runs: tuple[Run, ...]
+    problem_ids: tuple[str, ...]
+    watts: Mapping[EngineConfig, float]
+    price_usd_per_device_hour: float | None
+    left_out: int
+
+    @property
+    def load(self) -> tuple[int | None, float | None]:
+        """The load most recorded: (problems in flight, None) or (None, problems per second)."""
+        loads = Counter((run.concurrency, run.rate_per_s) for run in self.runs)
+        top = max(loads.values())
+        in_flight, rate = max(
+            (load for load, count in loads.items() if count == top),
+            key=lambda load: (load[0] or 0, load[1] or 0.0),
+        )
+        if in_flight is None and rate is None:
+            return 1, None
+        return (None, rate) if rate is not None else (in_flight, None)
+
+
+def law_key(engine: EngineConfig) -> EngineConfig:
+    """Return what the time of a step depends on beside its composition.
+
+    The limits of the scheduler and of the cache decide which steps are made, not how long one of
+    a given composition takes; they are cleared.
+    """
+    return dataclasses.replace(
+        engine,
+        max_model_len=None,
+        max_num_seqs=None,
+        max_num_batched_tokens=None,
+        num_gpu_blocks=None,
+        gpu_memory_utilization=None,
+        enable_prefix_caching=None,
+    )
+
+
+def gather(recordings: Sequence[Recording]) -> Evidence:
+    """Read what the recordings hold.
+
+    Raises UsageError when there are none or they answer different workloads, and RecordingError
+    when there is nothing to learn from.
+    """
+    if not recordings:
+        raise UsageError("advise: name at least one recording")
+    workload = _same_workload(recordings)
+    steps: list[StepTable] = []
+    runs: list[Run] = []
+    models: dict[str, ModelFacts] = {}
+    watts: dict[EngineConfig, list[float]] = {}
+    left_out = 0
+    for recording in recordings:
+        models.update(recording.manifest.models)
+        for key, engine in recording.manifest.engines.items():
+            steps.extend(_steps(recording, key, engine))
+            power = _mean_watts(recording, engine)
+            if power is not None:
+                watts.setdefault(law_key(engine), []).append(power)
+        found, dropped = _runs(recording)
+        runs.extend(found)
+        left_out += dropped
+    names = ", ".join(recording.name for recording in recordings)
+    if not steps:
+        raise RecordingError(f"{names}: no engine step to learn from; record with the step probe")
+    if not runs:
+        raise RecordingError(f"{names}: no finished problem with all its samples; record again")
+    if not any(s.correct is not None for run in runs for s in _samples(run)):
+        raise RecordingError(f"{names}: no sample is marked right or wrong; record with answers")
+    prices = [r.manifest.price_usd_per_device_hour for r in recordings]
+    given = {price for price in prices if price is not None}
+    return Evidence(
+        recordings=tuple(recording.name for recording in recordings),
+        workload=workload,
+        models=models,
+        steps=tuple(steps),
+        runs=tuple(runs),
+        problem_ids=tuple(sorted({name for run in runs for name in run.problems})),
+        watts={key: float(np.mean(values)) for key, values in watts.items()},
+        price_usd_per_device_hour=given.pop() if len(given) == 1 else None,
+        left_out=left_out,
+    )
+
+
+def _samples(run: Run) -> Iterable[Sample]:
+    return (sample for problem in run.problems.values() for sample in problem.samples)
+
+
+def _same_workload(recordings: Sequence[Recording]) -> WorkloadFacts | None:
+    first = recordings[0]
+    for other in recordings[1:]:
+        ours, theirs = first.manifest.workload, other.manifest.workload
+        if (ours and ours.hash) != (theirs and theirs.hash):
+            raise UsageError(
+                f"{first.name} and {other.name} answer different problems "
+                f"({ours.name if ours else 'unknown'} and {theirs.name if theirs else 'unknown'}); "
+                "advise on recordings of one workload"
+            )
+    return first.manifest.workload
+
+
+def _steps(recording: Recording, key: str, engine: EngineConfig) -> list[StepTable]:
+    facts = recording.manifest.models.get(engine.model)
+    if facts is None:
+        raise RecordingError(f"{recording.name}: holds no facts of the model {engine.model}")
+    frame = (
+        recording.steps.filter(pl.col("engine") == key, ~pl.col("profiled").fill_null(False))
+        .with_columns(seconds=pl.coalesce("interval_ns", "wall_ns") / 1e9)
+        .drop_nulls(["seconds", *COLUMNS])
+        .filter(
+            pl.col("seconds") > 0, pl.col("prefill_requests") + pl.col("decode_requests") > 0
+        )
+    )
+    if frame.is_empty():
+        return []
+    return [
+        StepTable(
+            recording=recording.name,
+            engine=engine,
+            facts=facts,
+            composition=composition_matrix(frame, speculative=engine.speculative is not None),
+            seconds=frame["seconds"].to_numpy().astype(float),
+        )
+    ]
+
+
+def _runs(recording: Recording) -> tuple[list[Run], int]:
+    """Return the runs of a recording and how many problems were left out."""
+    manifest = recording.manifest
+    ended = (
+        pl.col("end").is_not_null()
+        & pl.col("error").is_null()
+        & ~pl.col("timed_out").fill_null(False)
+    )
+    problems = recording.problems
+    kept = problems.filter(ended)
+    answers = recording.samples.filter(pl.col("role").fill_null("sample") == "sample")
+    # A problem is written once per run; the last attempt stands.
+    kept = kept.unique(subset=["engine", "policy", "problem_id"], keep="last", maintain_order=True)
+    samples: dict[tuple[str, str, str], dict[int, dict[str, object]]] = {}
+    for row in answers.iter_rows(named=True):
+        name = (row["engine"], row["policy"], row["problem_id"])
+        samples.setdefault(name, {})[row["sample_index"]] = row
+    found: dict[tuple[str, str], dict[str, ProblemRun]] = {}
+    for row in kept.sort("arrival").iter_rows(named=True):
+        policy = manifest.policies.get(row["policy"])
+        engine = manifest.engines.get(row["engine"])
+        if policy is None or engine is None or policy.method not in FIXED_N:
+            continue
+        own = samples.get((row["engine"], row["policy"], row["problem_id"]), {})
+        run = _problem_run(row, list(own.values()), policy.n, engine.speculative)
+        if run is not None:
+            found.setdefault((row["engine"], row["policy"]), {})[run.problem_id] = run
+    runs = [
+        Run(
+            recording=recording.name,
+            engine=manifest.engines[engine_key],
+            policy=manifest.policies[policy_key],
+            problems=group,
+            concurrency=manifest.concurrency,
+            rate_per_s=manifest.rate_per_s,
+        )
+        for (engine_key, policy_key), group in found.items()
+    ]
+    total = problems.select("engine", "policy", "problem_id").n_unique() if len(problems) else 0
+    return runs, total - sum(len(run.problems) for run in runs)
+
+
+def _problem_run(
+    row: Mapping[str, object],
+    samples: list[dict[str, object]],
+    n: int,
+    speculative: Speculative | None,
+) -> ProblemRun | None:
+    whole = [
+        s
+        for s in samples
+        if s["end"] is not None
+        and s["error"] is None
+        and s["cancelled_by"] is None
+        and (_int(s["output_tokens"]) or 0) > 0
+    ]
+    decided, arrival = row["decided_at"] or row["end"], row["arrival"] or row["start"]
+    prompt = _int(row["prompt_tokens"]) or max(
+        (_int(s["prompt_tokens"]) or 0 for s in whole), default=0
+    )
+    if len(whole) != n or not prompt or decided is None or arrival is None:
+        return None
+    whole.sort(key=lambda s: _int(s["sample_index"]) or 0)
+    return ProblemRun(
+        problem_id=str(row["problem_id"]),
+        prompt_tokens=prompt,
+        cached_tokens=min(_int(s["cached_tokens"]) or 0 for s in whole),
+        latency_s=((_int(decided) or 0) - (_int(arrival) or 0)) / 1e9,
+        samples=tuple(_sample(s, speculative) for s in whole),
+    )
+
+
+def _int(value: object) -> int | None:
+    return value if isinstance(value, int) else None
+
+
+def _sample(row: Mapping[str, object], speculative: Speculative | None) -> Sample:
+    tokens = _int(row["output_tokens"]) or 0
+    answer, correct = row["answer"], row["correct"]
+    scheduled = advance = None
+    if speculative is not None:
+        scheduled, advance = verify_steps(
+            tokens, row["drafted_per_step"], row["accepted_per_step"]
+        )
+    return Sample(
+        output_tokens=tokens,
+        answer=None if answer is None else str(answer),
+        correct=correct if isinstance(correct, bool) else None,
+        scheduled=scheduled,
+        advance=advance,
+    )
+
+
+def verify_steps(
+    output_tokens: int, drafted: object, accepted: object
+) -> tuple[Ints | None, Ints | None]:
+    """Return tokens forwarded and kept per step after the prompt, or None when not recorded.
+
+    The first token comes from the prompt's own step. Steps beyond the recorded ones (nothing was
+    drafted) keep one token; the last step is cut where the sample ended.
+    """
+    if not isinstance(accepted, list):
+        return None, None
+    kept = np.asarray(accepted, dtype=np.int64) + 1
+    forwarded = (
+        np.asarray(drafted, dtype=np.int64) + 1 if isinstance(drafted, list) else kept.copy()
+    )
+    if len(kept) != len(forwarded):
+        return None, None
+    wanted = output_tokens - 1
+    total = int(kept.sum())
+    if total < wanted:
+        rest = np.ones(wanted - total, dtype=np.int64)
+        return np.concatenate([forwarded, rest]), np.concatenate([kept, rest])
+    ends = np.cumsum(kept)
+    count = int(np.searchsorted(ends, wanted)) + 1 if wanted else 0
+    kept, forwarded = kept[:count].copy(), forwarded[:count].copy()
+    if count:
+        kept[-1] -= int(ends[count - 1]) - wanted
+    return forwarded, kept
+
+
+def _mean_watts(recording: Recording, engine: EngineConfig) -> float | None:
+    """Return the mean power of an engine's devices, when exactly those were read by NVML."""
+    power = recording.frame("power").filter(pl.col("kind") == "nvml").drop_nulls(["watts", "time"])
+    if power.is_empty() or len(recording.manifest.engines) != 1:
+        return None
+    devices = power.partition_by("host", "device")
+    if len(devices) != engine.num_devices:
+        return None
+    means = []
+    for device in devices:
+        rows = device.sort("time")
+        span = (rows["time"][-1] - rows["time"][0]) / 1e9
+        if len(rows) < 2 or span <= 0:
+            return None
+        seconds = rows["time"].to_numpy() / 1e9
+        means.append(float(np.trapezoid(rows["watts"].to_numpy(), seconds)) / span)
+    return sum(means)

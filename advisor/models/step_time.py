@@ -1,0 +1,294 @@
+"""The time of an engine step, from what it computes.
+
+Two fits, both non-negative and linear. First one of the physical features over every engine of a
+kind (same device, software and precision), which says what a layer, a byte and a FLOP cost there.
+Then one law per engine, held towards the first where its own steps do not tell: no law is made
+for an engine that was never recorded.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from advisor.composition import FEATURES, INDEX
+from advisor.evidence import StepTable, law_key
+from traces.errors import UsageError
+from traces.schema import EngineConfig, ModelFacts
+
+Floats = npt.NDArray[np.float64]
+
+RUN_TO_RUN = 0.07  # spread (sd) of the same work done again, where no repeat was recorded
+Z95 = 1.6449
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepLaw:
+    """Seconds of a step of one engine: `seconds` [FEATURES] times its composition.
+
+    `low` and `high` bound each feature in the recorded steps. `sigma` is the spread of the log of
+    (recorded / predicted) total time in a run that was not learned from, `runs` the recordings it
+    was learned from, and `repeats` how many were held out to find `sigma` (0: it is assumed).
+    """
+
+    seconds: Floats
+    low: Floats
+    high: Floats
+    sigma: float
+    runs: int
+    repeats: int
+
+    def predict(self, composition: Floats) -> Floats:
+        """Return the seconds of steps, [steps] for a composition [steps, FEATURES]."""
+        return np.asarray(composition @ self.seconds, dtype=float)
+
+    def within(self, peaks: Mapping[str, float], *, slack: float = 1.1) -> bool:
+        """Whether the largest values of the named features lie in the recorded domain."""
+        return all(value <= slack * self.high[INDEX[name]] for name, value in peaks.items())
+
+
+class StepTimeModel:
+    """Step time as a non-negative linear function of what a step computes.
+
+    Parameters
+    ----------
+    prior_steps: weight, in steps, of the law of the engine's kind in an engine's own fit.
+    huber: residuals beyond this many robust standard deviations lose weight.
+    iterations: of reweighting.
+    stall: a step beyond this many times its prediction counts as that many times.
+
+    Attributes
+    ----------
+    laws_: StepLaw by `law_key(engine)`.
+    errors_: log(recorded / predicted total time), by (recording, law key), of recordings that
+        were predicted from the others.
+
+    Notes
+    -----
+    Physical features of a step: one launch per tensor-parallel size; layers; weight_bytes / TP;
+    KV bytes read / TP; FLOPs / TP, 2 x active parameters a token + attention; requests and
+    prompts (host work and sampling); tokens; whether it holds a prompt; per speculative setting a
+    launch and a cost per request. With t the measured and p the predicted time, weighted least
+    squares of (t - p) / p, reweighted, with Huber's weights; then all seconds of a law are scaled
+    so that the recorded total comes out, so that stalls have their mean share.
+
+    """
+
+    def __init__(
+        self,
+        *,
+        prior_steps: float = 10.0,
+        huber: float = 2.0,
+        iterations: int = 6,
+        stall: float = 10.0,
+    ) -> None:
+        self.prior_steps = prior_steps
+        self.huber = huber
+        self.iterations = iterations
+        self.stall = stall
+
+    def fit(self, tables: Sequence[StepTable]) -> StepTimeModel:
+        """Learn from the steps of recorded engines."""
+        tables = [table for table in tables if len(table.seconds)]
+        fitted = self._fit_laws(tables)
+        self.errors_: dict[tuple[str, EngineConfig], float] = {}
+        for name in dict.fromkeys(table.recording for table in tables):
+            others = [table for table in tables if table.recording != name]
+            known = {law_key(table.engine) for table in others}
+            held = [t for t in tables if t.recording == name and law_key(t.engine) in known]
+            if not held:
+                continue
+            keys = {_kind(t.engine) for t in held}
+            laws = self._fit_laws([t for t in others if _kind(t.engine) in keys])
+            for key in {law_key(t.engine) for t in held}:
+                own = [t for t in held if law_key(t.engine) == key]
+                recorded = sum(self._total(t, laws[key]) for t in own)
+                predicted = sum(float(t.composition.sum(axis=0) @ laws[key]) for t in own)
+                self.errors_[name, key] = float(np.log(recorded / predicted))
+        self.laws_: dict[EngineConfig, StepLaw] = {}
+        for key, seconds in fitted.items():
+            own = [table for table in tables if law_key(table.engine) == key]
+            composition = np.concatenate([table.composition for table in own])
+            sigma, repeats = self._spread(key, own)
+            self.laws_[key] = StepLaw(
+                seconds=seconds,
+                low=composition.min(axis=0),
+                high=composition.max(axis=0),
+                sigma=sigma,
+                runs=len({table.recording for table in own}),
+                repeats=repeats,
+            )
+        return self
+
+    def law(self, engine: EngineConfig) -> StepLaw:
+        """Return the law of an engine. Raises UsageError when no such engine was recorded."""
+        try:
+            return self.laws_[law_key(engine)]
+        except KeyError:
+            raise UsageError(
+                f"{engine.label()} of {engine.model} was never recorded; its step time is not known"
+            ) from None
+
+    def _fit_laws(self, tables: Sequence[StepTable]) -> dict[EngineConfig, Floats]:
+        laws: dict[EngineConfig, Floats] = {}
+        for kind in dict.fromkeys(_kind(table.engine) for table in tables):
+            group = [table for table in tables if _kind(table.engine) == kind]
+            shared = self._fit_shared(group)
+            for key in dict.fromkeys(law_key(table.engine) for table in group):
+                own = [table for table in group if law_key(table.engine) == key]
+                facts = own[0].facts
+                prior = _physics(facts, key, _columns(group)).T @ shared
+                composition = np.concatenate([table.composition for table in own])
+                seconds = np.concatenate([table.seconds for table in own])
+                laws[key] = self._fit_own(composition, seconds, prior)
+        return laws
+
+    def _fit_shared(self, tables: Sequence[StepTable]) -> Floats:
+        """Return the seconds per physical feature of one kind of engine."""
+        columns = _columns(tables)
+        rows = np.concatenate(
+            [t.composition @ _physics(t.facts, t.engine, columns).T for t in tables]
+        )
+        return self._solve(rows, np.concatenate([t.seconds for t in tables]), prior=None)
+
+    def _fit_own(self, composition: Floats, seconds: Floats, prior: Floats) -> Floats:
+        found = self._solve(composition, seconds, prior=prior)
+        predicted = composition @ found
+        recorded = np.minimum(seconds, self.stall * predicted)
+        return np.asarray(found * (recorded.sum() / predicted.sum()), dtype=float)
+
+    def _solve(self, rows: Floats, seconds: Floats, *, prior: Floats | None) -> Floats:
+        """Return the non-negative coefficients of `rows` for `seconds`, robustly."""
+        predicted = seconds.copy()
+        weights = np.ones_like(seconds)
+        found = np.zeros(rows.shape[1])
+        for _ in range(self.iterations):
+            scaled = rows * (weights / predicted)[:, None]
+            target = seconds * weights / predicted
+            if prior is not None:
+                size = np.sqrt(np.mean(np.square(scaled), axis=0) * self.prior_steps)
+                scaled = np.concatenate([scaled, np.diag(size)])
+                target = np.concatenate([target, size * prior])
+            found = non_negative_least_squares(scaled, target)
+            predicted = np.maximum(rows @ found, 1e-3 * seconds)
+            residual = (seconds - predicted) / predicted
+            spread = 1.4826 * float(np.median(np.abs(residual)))
+            bound = self.huber * max(spread, 0.01)
+            weights = np.sqrt(np.minimum(1.0, bound / np.maximum(np.abs(residual), 1e-12)))
+        return found
+
+    def _total(self, table: StepTable, law: Floats) -> float:
+        return float(np.minimum(table.seconds, self.stall * (table.composition @ law)).sum())
+
+    def _spread(self, key: EngineConfig, own: Sequence[StepTable]) -> tuple[float, int]:
+        """Return the spread of a law's log error for a fresh run, and the repeats it rests on.
+
+        Errors of all held-out recordings of the same kind of engine are pooled; few of them widen
+        it as Student's t does. Without any it is `RUN_TO_RUN` and the spread within the run.
+        """
+        errors = [error for (_, k), error in self.errors_.items() if _kind(k) == _kind(key)]
+        if errors:
+            from scipy.stats import t as student
+
+            rms = float(np.sqrt(np.mean(np.square(errors))))
+            widening = float(student.ppf(0.95, len(errors))) / Z95
+            return max(rms * widening, 0.005), len(errors)
+        blocks = [
+            float(np.log(part.sum() / whole.sum()))
+            for table in own
+            for part, whole in zip(
+                np.array_split(table.seconds, 8),
+                np.array_split(table.composition @ self._own_law(own), 8),
+                strict=True,
+            )
+            if len(part)
+        ]
+        within = float(np.std(blocks)) / np.sqrt(8)
+        return float(np.hypot(RUN_TO_RUN, within)), 0
+
+    def _own_law(self, own: Sequence[StepTable]) -> Floats:
+        composition = np.concatenate([table.composition for table in own])
+        seconds = np.concatenate([table.seconds for table in own])
+        return self._fit_own(composition, seconds, np.zeros(len(FEATURES)))
+
+
+def non_negative_least_squares(rows: Floats, target: Floats) -> Floats:
+    """Return x >= 0 that minimises |rows x - target|; columns may differ widely in size."""
+    from sklearn.linear_model import LinearRegression
+
+    size = np.sqrt(np.square(rows).sum(axis=0))
+    used = size > 0
+    found = np.zeros(rows.shape[1])
+    if not used.any():
+        return found
+    # The triangular factor has the same normal equations and as many rows as columns.
+    factor = np.linalg.qr(np.column_stack([rows[:, used] / size[used], target]), mode="r")
+    model = LinearRegression(positive=True, fit_intercept=False)
+    model.fit(factor[:, :-1], factor[:, -1])
+    found[used] = np.asarray(model.coef_, dtype=float) / size[used]
+    return found
+
+
+def _kind(engine: EngineConfig) -> EngineConfig:
+    """Return what decides the speed of layers, bytes and FLOPs: device, software, precision."""
+    return dataclasses.replace(
+        law_key(engine),
+        model="",
+        tensor_parallel_size=1,
+        pipeline_parallel_size=1,
+        data_parallel_size=1,
+        num_gpus=None,
+        block_size=None,
+        speculative=None,
+    )
+
+
+def _columns(tables: Sequence[StepTable]) -> list[str]:
+    """Name the physical features of a kind of engine, in order."""
+    sizes = sorted({table.engine.tensor_parallel_size for table in tables})
+    settings = sorted({_setting(table.engine) for table in tables} - {""})
+    return [
+        *(f"launch tp{size}" for size in sizes),
+        "layers",
+        "weight_bytes",
+        "prefill_step",
+        "requests",
+        "prefill_requests",
+        "tokens",
+        "kv_bytes",
+        "flops",
+        *(f"draft {setting}" for setting in settings),
+        *(f"draft request {setting}" for setting in settings),
+    ]
+
+
+def _setting(engine: EngineConfig) -> str:
+    return "" if engine.speculative is None else str(engine.speculative)
+
+
+def _physics(facts: ModelFacts, engine: EngineConfig, columns: Sequence[str]) -> Floats:
+    """Return [physical features, FEATURES]: how much of each a unit of a step's feature is."""
+    tp = engine.tensor_parallel_size
+    amounts: dict[tuple[str, str], float] = {
+        (f"launch tp{tp}", "step"): 1.0,
+        ("layers", "step"): facts.num_hidden_layers,
+        ("weight_bytes", "step"): facts.weight_bytes / tp,
+        ("prefill_step", "prefill_step"): 1.0,
+        ("requests", "requests"): 1.0,
+        ("prefill_requests", "prefill_requests"): 1.0,
+        ("tokens", "tokens"): 1.0,
+        ("kv_bytes", "kv_tokens"): facts.kv_bytes_per_token / tp,
+        ("flops", "tokens"): facts.matmul_flops(1) / tp,
+        ("flops", "query_context"): facts.attention_flops(1) / tp,
+        (f"draft {_setting(engine)}", "draft_step"): 1.0,
+        (f"draft request {_setting(engine)}", "draft_requests"): 1.0,
+    }
+    matrix = np.zeros((len(columns), len(FEATURES)))
+    for (name, feature), amount in amounts.items():
+        if name in columns:
+            matrix[columns.index(name), INDEX[feature]] = amount
+    return matrix

@@ -1,0 +1,79 @@
+"""The child process of a sweep: one engine, its jobs one after the other.
+
+The order comes as JSON on stdin, progress goes as JSON lines to the stdout it was given; whatever
+vLLM and its libraries print goes to stderr.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any, TextIO
+
+from profiler.capture import record
+from profiler.engines.protocol import Engine
+from profiler.launch import start_engine
+from profiler.sweep import EngineJobs, Job
+from profiler.workload import load_workload
+from traces.errors import TtscopeError
+
+
+def claim_stdout() -> TextIO:
+    """Return the real stdout and send everything else that is printed to stderr."""
+    mine = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    return mine
+
+
+def main() -> int:
+    """Run the order on stdin; exits 1 when the engine cannot start."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # closes recordings as incomplete
+    out = claim_stdout()
+
+    def say(line: dict[str, Any]) -> None:
+        out.write(json.dumps(line) + "\n")
+
+    order = json.loads(sys.stdin.read())
+    group, folder = EngineJobs.from_json(order), Path(order["folder"])
+    budgets = any(job.policy.thinking_token_budget is not None for job in group.jobs)
+    keep = any(load_generated(job) or job.record_text for job in group.jobs)
+    try:
+        engine = start_engine(group.engine, thinking_budget=budgets, keep_token_ids=keep)
+    except TtscopeError as error:
+        for job in group.jobs:
+            say({"finished": job.name, "error": str(error)})
+        return 1
+    try:
+        for job in group.jobs:
+            say({"finished": job.name, "error": _run(job, engine, folder, say)})
+    finally:
+        engine.close()
+    return 0
+
+
+def load_generated(job: Job) -> bool:
+    """Return whether ttscope makes the problems itself, so that texts may be kept."""
+    return job.workload.partition(":")[0] == "demo"
+
+
+def _run(job: Job, engine: Engine, folder: Path, say: Any) -> str | None:
+    try:
+        record(
+            load_workload(job.workload, problems=job.problems, seed=job.seed),
+            job.policy,
+            engine,
+            folder / job.name,
+            concurrency=job.concurrency,
+            record_text=job.record_text,
+            progress=lambda done, total: say({"job": job.name, "done": done, "total": total}),
+        )
+    except TtscopeError as error:
+        return str(error)
+    return None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

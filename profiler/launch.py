@@ -1,0 +1,119 @@
+"""From options that a person gives to an engine that runs."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from profiler.demo import task
+from profiler.engines.protocol import Engine
+from traces.errors import UsageError
+from traces.schema import Record, Speculative
+
+DEMO_PREFIX = "demo/"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions(Record):
+    """What an engine is started with, in vLLM's names; None leaves a setting to vLLM.
+
+    `model` is a Hugging Face folder or name, or one of the bundled reasoners: demo/s, demo/m,
+    demo/l. With `endpoint` the engine is a running OpenAI-compatible server.
+    """
+
+    model: str | None = None
+    endpoint: str | None = None
+    api_key_env: str | None = None
+    dtype: str | None = None
+    max_model_len: int | None = None
+    tensor_parallel_size: int | None = None
+    max_num_seqs: int | None = None
+    max_num_batched_tokens: int | None = None
+    block_size: int | None = None
+    gpu_memory_utilization: float | None = None
+    enforce_eager: bool | None = None
+    speculative: Speculative | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("tensor_parallel_size", "max_num_seqs", "max_num_batched_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"{name} must be at least 1, not {value}")
+        if self.model is None and self.endpoint is None:
+            raise UsageError("needs --model, or --endpoint for a running server")
+
+    def label(self) -> str:
+        """Return the short form that names recordings."""
+        parts = [Path(self.model or "server").name if self.model else "server"]
+        if self.model and self.model.startswith(DEMO_PREFIX):
+            parts = ["demo-" + self.model.removeprefix(DEMO_PREFIX)]
+        parts.append(f"tp{self.tensor_parallel_size or 1}")
+        if self.max_num_seqs is not None:
+            parts.append(f"seqs{self.max_num_seqs}")
+        if self.speculative is not None:
+            parts.append(f"{self.speculative.method}-k{self.speculative.num_speculative_tokens}")
+        return " ".join(parts)
+
+
+def model_path(name: str) -> str:
+    """Return where a model lies: the bundled folder for demo/s, demo/m and demo/l."""
+    if name.startswith(DEMO_PREFIX):
+        try:
+            return str(task.model_path(name.removeprefix(DEMO_PREFIX)))
+        except ValueError:
+            known = ", ".join(DEMO_PREFIX + size for size in task.MODELS)
+            raise UsageError(f"no bundled model {name}; one of {known}") from None
+    return name
+
+
+def start_engine(options: EngineOptions, *, thinking_budget: bool, keep_token_ids: bool) -> Engine:
+    """Start vLLM in this process, or connect to the server that `options.endpoint` names.
+
+    Raises EngineError or MissingDependencyError in one line when it cannot.
+    """
+    if options.endpoint is not None:
+        from profiler.engines.server import ServerEngine
+
+        return ServerEngine(
+            options.endpoint,
+            model=None if options.model is None else model_path(options.model),
+            name=options.model,
+            api_key=_api_key(options.api_key_env),
+            declared={
+                "tensor_parallel_size": options.tensor_parallel_size,
+                "max_num_seqs": options.max_num_seqs,
+                "max_num_batched_tokens": options.max_num_batched_tokens,
+                "dtype": options.dtype,
+                "speculative": options.speculative,
+            },
+        )
+    from profiler.engines.in_process import InProcessEngine
+
+    model = options.model or ""
+    draft = options.speculative.model if options.speculative is not None else None
+    return InProcessEngine(
+        model_path(model),
+        name=model,
+        dtype=options.dtype,
+        max_model_len=options.max_model_len,
+        tensor_parallel_size=options.tensor_parallel_size or 1,
+        max_num_seqs=options.max_num_seqs,
+        max_num_batched_tokens=options.max_num_batched_tokens,
+        block_size=options.block_size,
+        gpu_memory_utilization=options.gpu_memory_utilization,
+        enforce_eager=options.enforce_eager,
+        speculative=options.speculative,
+        draft_path=draft and model_path(draft),
+        thinking_budget=thinking_budget,
+        keep_token_ids=keep_token_ids,
+    )
+
+
+def _api_key(variable: str | None) -> str | None:
+    if variable is None:
+        return None
+    key = os.environ.get(variable)
+    if not key:
+        raise UsageError(f"--api-key-env {variable}: this variable is not set")
+    return key

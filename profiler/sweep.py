@@ -1,0 +1,226 @@
+"""A plan of configurations, run one engine process at a time, resumable.
+
+A plan is YAML: what holds for all, and a list of engines with their policies. A list anywhere in
+an engine or a policy makes a grid.
+
+    workload: demo
+    problems: 48
+    concurrency: 8
+    engines:
+      - model: [demo/s, demo/l]
+        max_num_seqs: 64
+        policies:
+          - {method: majority, n: 16, temperature: 0.8, max_tokens: 300}
+          - {method: greedy, max_tokens: 300}
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from profiler.launch import EngineOptions
+from traces.errors import TtscopeError, UsageError
+from traces.manifest import NAME, read_manifest
+from traces.schema import Policy, Record
+
+RUN_FIELDS = ("workload", "problems", "seed", "concurrency", "record_text")
+_DEFAULTS = {"workload": "demo", "problems": None, "seed": 0, "concurrency": 8}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job(Record):
+    """One policy on one engine: what becomes one recording, in the folder `name`."""
+
+    name: str
+    policy: Policy
+    workload: str
+    problems: int | None
+    seed: int
+    concurrency: int
+    record_text: bool = False
+    repeat: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineJobs(Record):
+    """An engine configuration with all that runs inside its process."""
+
+    engine: EngineOptions
+    jobs: tuple[Job, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What became of a job; `error` is None when its recording is complete."""
+
+    name: str
+    path: Path
+    error: str | None
+    skipped: bool = False
+
+
+def load_plan(path: Path) -> list[EngineJobs]:
+    """Read a plan. Raises UsageError naming the field at fault."""
+    try:
+        data = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
+    except yaml.YAMLError as error:
+        raise UsageError(f"{path}: not YAML ({str(error).splitlines()[0]})") from None
+    if not isinstance(data, Mapping) or not data.get("engines"):
+        raise UsageError(f"{path}: needs a list named engines (see docs/sweep.md)")
+    known = {*RUN_FIELDS, "repeats", "engines", "policies"}
+    if unknown := data.keys() - known:
+        raise UsageError(f"{path}: no field {sorted(unknown)[0]!r}; {', '.join(sorted(known))}")
+    return list(_engines(data, path))
+
+
+def _engines(data: Mapping[str, Any], path: Path) -> Iterator[EngineJobs]:
+    run = _DEFAULTS | {name: data[name] for name in RUN_FIELDS if name in data}
+    repeats = int(data.get("repeats", 1))
+    for number, entry in enumerate(data["engines"], 1):
+        where = f"{path}, engine {number}"
+        if not isinstance(entry, Mapping) or "model" not in entry:
+            raise UsageError(f"{where}: needs a model")
+        policies = entry.get("policies", data.get("policies"))
+        if not policies:
+            raise UsageError(f"{where}: needs policies, here or for the whole plan")
+        settings = {name: value for name, value in entry.items() if name != "policies"}
+        for one in _grid(settings):
+            engine = _build(EngineOptions, one, where)
+            chosen = [_build(Policy, p, where) for raw in policies for p in _grid(raw)]
+            jobs = [
+                Job(name=_job_name(engine, policy, repeat), policy=policy, repeat=repeat, **run)
+                for repeat in range(repeats)
+                for policy in chosen
+            ]
+            names = [job.name for job in jobs]
+            if doubled := {name for name in names if names.count(name) > 1}:
+                raise UsageError(f"{where}: the plan holds {sorted(doubled)[0]} twice")
+            yield EngineJobs(engine=engine, jobs=tuple(jobs))
+
+
+def _grid(settings: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    lists = {name: value for name, value in settings.items() if isinstance(value, list)}
+    for choice in product(*lists.values()):
+        yield {**settings, **dict(zip(lists, choice, strict=True))}
+
+
+def _build(kind: type[Any], fields: Mapping[str, Any], where: str) -> Any:
+    names = kind.__dataclass_fields__
+    if unknown := fields.keys() - names.keys():
+        raise UsageError(
+            f"{where}: no {kind.__name__} field {sorted(unknown)[0]!r}; {', '.join(names)}"
+        )
+    try:
+        return kind.from_json(fields)
+    except UsageError as error:
+        raise UsageError(f"{where}: {error}") from None
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{where}: {error}") from None
+
+
+def _job_name(engine: EngineOptions, policy: Policy, repeat: int) -> str:
+    """A folder name that a person can read, with a hash that tells look-alikes apart."""
+    label = f"{engine.label()} {policy.label()} t{policy.temperature:g}"
+    plain = "".join(c if c.isalnum() or c in ".-@" else "-" for c in label)
+    suffix = f"-r{repeat}" if repeat else ""
+    return f"{plain}-{engine.key()[2:6]}{policy.key()[2:6]}{suffix}"
+
+
+def run_plan(
+    plan: list[EngineJobs],
+    folder: Path,
+    *,
+    on_line: Callable[[Mapping[str, Any]], None] = lambda line: None,
+) -> list[Outcome]:
+    """Run what is not finished yet; returns an outcome per job.
+
+    `on_line` hears of progress: {"job", "done", "total"} and {"job", "state"}. A job that fails
+    leaves its error in `<folder>/failures.jsonl` and the rest goes on.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    outcomes: list[Outcome] = []
+    for group in plan:
+        missing = []
+        for job in group.jobs:
+            path = folder / job.name
+            if _finished(path):
+                outcomes.append(Outcome(name=job.name, path=path, error=None, skipped=True))
+                on_line({"job": job.name, "state": "skipped"})
+            else:
+                missing.append(job)
+        if missing:
+            outcomes += _run_engine(group.engine, missing, folder, on_line)
+    for outcome in outcomes:
+        if outcome.error is not None:
+            line = {"time": time.time_ns(), "job": outcome.name, "error": outcome.error}
+            with (folder / "failures.jsonl").open("a") as file:
+                file.write(json.dumps(line) + "\n")
+    return outcomes
+
+
+def _finished(path: Path) -> bool:
+    if not (path / NAME).exists():
+        return False
+    try:
+        return read_manifest(path).complete
+    except TtscopeError:
+        return False
+
+
+def _run_engine(
+    engine: EngineOptions,
+    jobs: list[Job],
+    folder: Path,
+    on_line: Callable[[Mapping[str, Any]], None],
+) -> list[Outcome]:
+    """Run jobs in a process of their own, which answers in JSON lines on its stdout."""
+    for job in jobs:
+        _set_aside(folder / job.name)
+    order = {"folder": str(folder), **EngineJobs(engine=engine, jobs=tuple(jobs)).to_json()}
+    errors: dict[str, str | None] = {}
+    log = folder / "engine.log"
+    on_line({"job": jobs[0].name, "state": "starting"})
+    with log.open("ab") as stderr, subprocess.Popen(
+        [sys.executable, "-m", "profiler.engine_process"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+    ) as process:
+        try:
+            assert process.stdin is not None and process.stdout is not None
+            process.stdin.write(json.dumps(order).encode())
+            process.stdin.close()
+            for raw in process.stdout:
+                line = json.loads(raw)
+                if "finished" in line:
+                    errors[line["finished"]] = line["error"]
+                on_line(line)
+        except BaseException:
+            process.terminate()
+            raise
+    died = f"the engine process ended with exit code {process.returncode}; see {log}"
+    return [
+        Outcome(name=job.name, path=folder / job.name, error=errors.get(job.name, died))
+        for job in jobs
+    ]
+
+
+def _set_aside(path: Path) -> None:
+    """Move an unfinished recording out of the way: nothing of a user's is deleted."""
+    if path.exists():
+        target = path.with_name(f"{path.name}.incomplete-{int(time.time())}")
+        path.replace(target)

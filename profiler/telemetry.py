@@ -1,0 +1,130 @@
+"""The OpenTelemetry providers of one run: spans to the recording and, if asked, to OTLP."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import SpanLimits, TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace.id_generator import IdGenerator
+from opentelemetry.sdk.trace.sampling import ALWAYS_ON
+
+from traces import attributes as names
+from traces.errors import UsageError
+from traces.spans import RecordingSpanProcessor
+
+_FLUSH_MS = 5_000
+_NS_PER_S = 1e9
+
+
+class _UnseededIds(IdGenerator):
+    """Ids from the system's entropy: vLLM seeds `random`, which the SDK's own generator reads,
+    so that every run would have the same ids.
+    """
+
+    def generate_span_id(self) -> int:
+        return secrets.randbelow(2**64 - 1) + 1
+
+    def generate_trace_id(self) -> int:
+        return secrets.randbelow(2**128 - 1) + 1
+
+
+def _standard_endpoint(signal: str) -> str | None:
+    """What the standard OTEL_EXPORTER_OTLP_* variables name for `TRACES` or `METRICS`."""
+    return os.environ.get(f"OTEL_EXPORTER_OTLP_{signal}_ENDPOINT") or os.environ.get(
+        "OTEL_EXPORTER_OTLP_ENDPOINT"
+    )
+
+
+def _exporter_arguments(url: str | None, signal: str) -> dict[str, Any] | None:
+    """Return what to construct an exporter with; None when nobody asked for one."""
+    path = f"/v1/{signal.lower()}"
+    if url is not None:
+        if not url.startswith(("http://", "https://")):
+            raise UsageError(f"--otlp {url}: give an OTLP/HTTP URL such as http://localhost:4318")
+        return {"endpoint": url if url.endswith(path) else url.rstrip("/") + path}
+    return {} if _standard_endpoint(signal) else None
+
+
+class Telemetry:
+    """A tracer whose spans the recording keeps, and the metrics of its steps.
+
+    Nothing global is set, so a host's own OpenTelemetry is left alone. `otlp` is the base URL of
+    an OTLP/HTTP endpoint; without it the standard OTEL_EXPORTER_OTLP_* variables count. An
+    endpoint that does not answer costs the run nothing but a warning.
+    """
+
+    def __init__(
+        self, recorder: RecordingSpanProcessor, *, resource: Mapping[str, str], otlp: str | None
+    ) -> None:
+        if os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
+            raise UsageError(
+                "OTEL_SDK_DISABLED=true: recordings are kept through the OpenTelemetry SDK; "
+                "unset it (nothing is exported unless --otlp or OTEL_EXPORTER_OTLP_* ask for it)"
+            )
+        described = Resource.create({"service.name": "ttscope", **resource})
+        self._traces = TracerProvider(
+            sampler=ALWAYS_ON,
+            id_generator=_UnseededIds(),
+            resource=described,
+            span_limits=SpanLimits(max_span_attributes=SpanLimits.UNSET),
+            shutdown_on_exit=False,
+        )
+        self._traces.add_span_processor(recorder)
+        spans = _exporter_arguments(otlp, "TRACES")
+        if spans is not None:
+            self._traces.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(**spans)))
+        metrics = _exporter_arguments(otlp, "METRICS")
+        self._metrics: MeterProvider | None = None
+        if metrics is not None:
+            reader = PeriodicExportingMetricReader(OTLPMetricExporter(**metrics))
+            self._metrics = MeterProvider(
+                metric_readers=[reader], resource=described, shutdown_on_exit=False
+            )
+            self._make_instruments(self._metrics)
+        if spans is not None or metrics is not None:
+            logging.getLogger("opentelemetry").addFilter(_once_a_message)
+        self.tracer = self._traces.get_tracer("ttscope")
+
+    def _make_instruments(self, provider: MeterProvider) -> None:
+        meter = provider.get_meter("ttscope")
+        self._step_time = meter.create_histogram(names.METRIC_STEP_TIME, unit="s")
+        self._batch = meter.create_histogram(names.METRIC_STEP_BATCH, unit="{request}")
+        self._kv = meter.create_gauge(names.METRIC_KV_BLOCKS, unit="{block}")
+        self._accepted = meter.create_counter(names.METRIC_ACCEPTED, unit="{token}")
+
+    def observe_steps(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Feed rows of the `steps` table to the metrics; called on the writer's thread."""
+        if self._metrics is None:
+            return
+        for row in rows:
+            engine = {names.ENGINE_KEY: row["engine"]}
+            self._step_time.record(row["wall_ns"] / _NS_PER_S, engine)
+            self._batch.record(row["running"], engine)
+            self._kv.set(row["kv_blocks"], engine)
+            for position, count in enumerate(row["accepted"] or ()):
+                self._accepted.add(count, engine | {"position": position})
+
+    def close(self) -> None:
+        """Export what is left, within a few seconds."""
+        self._traces.force_flush(_FLUSH_MS)
+        self._traces.shutdown()
+        if self._metrics is not None:
+            self._metrics.shutdown(_FLUSH_MS)
+
+
+def _once_a_message(record: logging.LogRecord) -> bool:
+    """Let each kind of exporter warning through once, so that a dead endpoint does not spam."""
+    seen = _once_a_message.__dict__.setdefault("seen", set())
+    new = record.msg not in seen
+    seen.add(record.msg)
+    return new

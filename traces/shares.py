@@ -1,0 +1,116 @@
+"""Who occupied the engine: each step's time, shared among the samples it computed.
+
+A step's time is shared by the tokens that were scheduled in it. Which tokens of a sample ran in
+which step is known from its first and its last step: its uncached prompt in the first, its output
+evenly over the steps after it. Samples that were cut into several prefills or preempted are
+therefore shared approximately, but nothing is lost: the shares sum to the busy time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from traces.statistics import Floats
+
+
+@dataclass(frozen=True)
+class Shares:
+    """Seconds of each sample, nan where its steps are not known, and the engine's busy seconds."""
+
+    sample_s: Floats
+    busy_s: float
+
+
+def busy_seconds(steps: pl.DataFrame) -> Floats:
+    """Return the busy time of each step in seconds; 0 for steps slowed by the profiler.
+
+    That is the time since the end of the step before, or the step's own wall time where the
+    engine had been idle.
+    """
+    time = pl.coalesce("interval_ns", "wall_ns").fill_null(0)
+    profiled = pl.col("profiled").fill_null(False)
+    busy = steps.select(pl.when(profiled).then(0).otherwise(time))
+    return busy.to_series().to_numpy().astype(float) / 1e9
+
+
+def share_steps(steps: pl.DataFrame, samples: pl.DataFrame) -> Shares:
+    """Share one engine's steps among its samples, in the samples' order.
+
+    Steps in which no sample of the recording ran (a warm-up, another client) are spread over all
+    in proportion. A sample in flight counts up to the last step.
+    """
+    steps = steps.sort("step")
+    busy = busy_seconds(steps)
+    numbers = steps["step"].to_numpy()
+    unknown = np.full(samples.height, np.nan)
+    if not steps.height or not samples.height:
+        return Shares(unknown, float(busy.sum()))
+    first, last = _step_range(numbers, steps["end"], samples)
+    known = first >= 0
+    if not known.any():
+        return Shares(unknown, float(busy.sum()))
+    first, last = first[known], np.maximum(last[known], first[known])
+    prompt = _uncached(samples)[known]
+    decoded = np.maximum(_floats(samples, "output_tokens")[known], 1.0) - 1.0
+    span = last - first
+    # A prompt served wholly from the cache still runs its last token, and a sample that ends in
+    # its first step has nothing after it.
+    opening = np.maximum(prompt, 1.0) + np.where(span == 0, decoded, 0.0)
+    pace = np.where(span > 0, np.maximum(decoded, span) / np.maximum(span, 1), 0.0)
+    tokens = _tokens_by_step(first, last, opening, pace, steps.height)
+    rate = np.divide(busy, tokens, out=np.zeros_like(busy), where=tokens > 0)
+    total = np.cumsum(rate)
+    seconds = opening * rate[first] + pace * (total[last] - total[first])
+    attributed = seconds.sum()
+    if attributed > 0:
+        seconds = seconds * (busy.sum() / attributed)
+    unknown[known] = seconds
+    return Shares(unknown, float(busy.sum()))
+
+
+def _tokens_by_step(
+    first: NDArray[np.intp], last: NDArray[np.intp], opening: Floats, pace: Floats, steps: int
+) -> Floats:
+    change = np.zeros(steps + 1)
+    np.add.at(change, first + 1, pace)
+    np.add.at(change, last + 1, -pace)
+    later = np.cumsum(change)[:steps]
+    running = np.zeros(steps + 1)
+    np.add.at(running, first + 1, 1)
+    np.add.at(running, last + 1, -1)
+    later[np.cumsum(running)[:steps] == 0] = 0.0  # rounding leaves dust where nobody runs
+    np.add.at(later, first, opening)
+    return later
+
+
+def _step_range(
+    numbers: NDArray[np.int64], ends: pl.Series, samples: pl.DataFrame
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Return positions of the first and last step of each sample, -1 where it never ran.
+
+    Where a step's number was not recorded, the step that ended next after the time is taken.
+    """
+    highest = numbers.size - 1
+    end_times = ends.fill_null(0).to_numpy()
+
+    def find(number: str, time: str) -> NDArray[np.intp]:
+        by_number = np.searchsorted(numbers, samples[number].fill_null(0).to_numpy())
+        by_time = np.searchsorted(end_times, samples[time].fill_null(0).to_numpy())
+        counted, timed = samples[number].is_not_null(), samples[time].is_not_null()
+        position = np.where(counted.to_numpy(), by_number, by_time)
+        return np.where((counted | timed).to_numpy(), np.minimum(position, highest), -1)
+
+    first, last = find("first_step", "scheduled"), find("last_step", "end")
+    return first, np.where((last < 0) & (first >= 0), highest, last)
+
+
+def _floats(frame: pl.DataFrame, column: str) -> Floats:
+    return frame[column].cast(pl.Float64).fill_null(0.0).to_numpy()
+
+
+def _uncached(samples: pl.DataFrame) -> Floats:
+    return _floats(samples, "prompt_tokens") - _floats(samples, "cached_tokens")

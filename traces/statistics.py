@@ -1,0 +1,206 @@
+"""Intervals: Wilson for one answer per problem, the bootstrap over problems for all else.
+
+Every interval holds 90 % (`LEVEL`). The bootstrap draws problems, never samples or tokens: the
+samples of one problem resemble each other, and counting them as independent makes intervals that
+are too narrow. It is seeded, so that the same recording always shows the same numbers.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from statistics import NormalDist
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from traces.schema import Estimate
+
+LEVEL = 0.9
+REPLICATES = 2000
+_CELLS = 40_000_000  # weights held at once; more problems than this allows get fewer replicates
+_CHUNK_CELLS = 4_000_000
+
+Floats = NDArray[np.float64]
+
+
+def wilson(successes: int, total: int, level: float = LEVEL) -> tuple[float, float]:
+    """Return the Wilson score interval of a proportion of independent answers.
+
+    Wilson (1927): (p + z^2/2n -+ z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n). Raises ValueError
+    when `total` is not positive.
+    """
+    if total < 1:
+        raise ValueError("wilson: needs at least one answer")
+    z = NormalDist().inv_cdf(0.5 + level / 2)
+    share = successes / total
+    centre = share + z * z / (2 * total)
+    half = z * np.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
+    scale = 1 + z * z / total
+    low = 0.0 if successes == 0 else float((centre - half) / scale)
+    high = 1.0 if successes == total else float((centre + half) / scale)
+    return low, high
+
+
+def proportion(answers: ArrayLike, unit: str = "1") -> Estimate | None:
+    """Return the mean of one number per problem in [0, 1], None when there is none.
+
+    Wilson when each is right or wrong; the bootstrap when some are in between, such as the
+    expected result of a vote with ties.
+    """
+    values = _finite(answers)
+    if not values.size:
+        return None
+    if not np.isin(values, (0.0, 1.0)).all():
+        return mean(values, unit)
+    low, high = wilson(int(values.sum()), values.size)
+    return Estimate(value=float(values.mean()), low=low, high=high, unit=unit)
+
+
+def mean(values: ArrayLike, unit: str) -> Estimate | None:
+    """Return the mean over problems of one number each; null numbers (nan) are left out."""
+    finite = _finite(values)
+    return ratio(finite, np.ones_like(finite), unit)
+
+
+def ratio(numerators: ArrayLike, denominators: ArrayLike, unit: str) -> Estimate | None:
+    """Return sum(numerators) / sum(denominators), one pair per problem, with its interval.
+
+    Pairs with a nan are left out. None when the denominators sum to 0.
+    """
+    above, below = _both(numerators, denominators)
+    if not below.size or below.sum() == 0:
+        return None
+    draws = _divide(_weighted_sums(above), _weighted_sums(below))
+    return _estimate(float(above.sum() / below.sum()), draws, below.size, unit)
+
+
+def quantile(
+    values: ArrayLike, q: float, unit: str, *, problems: ArrayLike | None = None
+) -> Estimate | None:
+    """Return the `q` quantile (linear interpolation) with its interval over problems.
+
+    `problems` names each value's problem by a number; without it every value is a problem.
+    """
+    numbers = np.asarray(values, dtype=float)
+    names = np.arange(numbers.size) if problems is None else np.asarray(problems)
+    keep = np.isfinite(numbers)
+    numbers, names = numbers[keep], names[keep]
+    if not numbers.size:
+        return None
+    order = np.argsort(numbers, kind="stable")
+    _, owners = np.unique(names[order], return_inverse=True)
+    size = int(owners.max()) + 1
+    draws = weighted_quantiles(numbers[order], owners, _weights(size), q)
+    return _estimate(float(np.quantile(numbers, q)), draws, size, unit)
+
+
+def spread(
+    values: ArrayLike, unit: str, problems: ArrayLike | None = None
+) -> dict[str, Estimate | None]:
+    """Return mean, p50 and p95 of values that belong to problems (`quantile`)."""
+    numbers = np.asarray(values, dtype=float)
+    names = np.arange(numbers.size) if problems is None else np.asarray(problems)
+    keep = np.isfinite(numbers)
+    numbers, names = numbers[keep], names[keep]
+    _, owners = np.unique(names, return_inverse=True)
+    sums = np.bincount(owners, weights=numbers) if numbers.size else numbers
+    counts = np.bincount(owners).astype(float) if numbers.size else numbers
+    return {
+        "mean": ratio(sums, counts, unit),
+        "p50": quantile(numbers, 0.5, unit, problems=names),
+        "p95": quantile(numbers, 0.95, unit, problems=names),
+    }
+
+
+def paired(first: ArrayLike, second: ArrayLike, unit: str) -> Estimate | None:
+    """Return mean(second) - mean(first) over problems that have both, with its interval."""
+    before, after = _both(first, second)
+    return mean(after - before, unit)
+
+
+def paired_quantile(first: ArrayLike, second: ArrayLike, q: float, unit: str) -> Estimate | None:
+    """Return the difference of two quantiles over the same problems, drawn together."""
+    before, after = _both(first, second)
+    if not before.size:
+        return None
+    weights = _weights(before.size)
+    draws = np.zeros(weights.shape[0])
+    for values, sign in ((after, 1.0), (before, -1.0)):
+        order = np.argsort(values, kind="stable")
+        draws += sign * weighted_quantiles(values[order], order, weights, q)
+    value = float(np.quantile(after, q) - np.quantile(before, q))
+    return _estimate(value, draws, before.size, unit)
+
+
+def weighted_quantiles(
+    values: Floats, owners: NDArray[np.intp], weights: NDArray[np.int32], q: float
+) -> Floats:
+    """Return one `q` quantile per row of `weights`, as if value i stood weights[owners[i]] times.
+
+    `values` ascend. The quantile interpolates linearly, as numpy's does on the repeated values.
+    """
+    rows = max(1, _CHUNK_CELLS // max(values.size, 1))
+    found = [
+        _quantile_rows(values, weights[start : start + rows][:, owners], q)
+        for start in range(0, weights.shape[0], rows)
+    ]
+    return np.concatenate(found)
+
+
+def _quantile_rows(values: Floats, weights: NDArray[np.int32], q: float) -> Floats:
+    ranks = np.cumsum(weights, axis=1, dtype=np.int64)
+    total = ranks[:, -1]
+    position = q * np.maximum(total - 1, 0)
+    below = np.floor(position)
+    above = np.minimum(below + 1, np.maximum(total - 1, 0))
+    last = values.size - 1
+    left = np.minimum((ranks <= below[:, None]).sum(axis=1), last)
+    right = np.minimum((ranks <= above[:, None]).sum(axis=1), last)
+    part = position - below
+    result = values[left] * (1 - part) + values[right] * part
+    return np.where(total > 0, result, np.nan)
+
+
+@lru_cache(maxsize=4)
+def _weights(size: int) -> NDArray[np.int32]:
+    """Return how often each of `size` problems is drawn, one row per replicate."""
+    replicates = min(REPLICATES, max(200, _CELLS // size))
+    rng = np.random.default_rng(size)
+    counts = np.empty((replicates, size), dtype=np.int32)
+    for row in range(replicates):
+        counts[row] = np.bincount(rng.integers(0, size, size), minlength=size)
+    counts.setflags(write=False)
+    return counts
+
+
+def _weighted_sums(values: Floats) -> Floats:
+    weights = _weights(values.size)
+    rows = max(1, _CHUNK_CELLS // values.size)
+    chunks = [weights[start : start + rows] @ values for start in range(0, len(weights), rows)]
+    return np.asarray(np.concatenate(chunks), dtype=float)
+
+
+def _divide(above: Floats, below: Floats) -> Floats:
+    empty = np.full_like(above, np.nan)
+    return np.divide(above, below, out=empty, where=below != 0)
+
+
+def _estimate(value: float, draws: Floats, problems: int, unit: str) -> Estimate:
+    """Return the percentile interval; one problem has none."""
+    draws = draws[np.isfinite(draws)]
+    if problems < 2 or not draws.size:
+        return Estimate(value=value, unit=unit)
+    low, high = np.quantile(draws, (0.5 - LEVEL / 2, 0.5 + LEVEL / 2))
+    # Rounding, or a quantile of few problems, may leave the value just outside.
+    return Estimate(value=value, low=min(float(low), value), high=max(float(high), value), unit=unit)
+
+
+def _finite(values: ArrayLike) -> Floats:
+    numbers = np.asarray(values, dtype=float)
+    return numbers[np.isfinite(numbers)]
+
+
+def _both(first: ArrayLike, second: ArrayLike) -> tuple[Floats, Floats]:
+    one, two = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
+    keep = np.isfinite(one) & np.isfinite(two)
+    return one[keep], two[keep]

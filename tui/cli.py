@@ -1,0 +1,266 @@
+"""The command line: one small function per verb.
+
+Heavy libraries are imported inside the verbs, so that `ttscope --help` answers at once. Every
+verb exits 0 on success, 1 on a failure and 2 on wrong usage, either told in one line on stderr.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, Optional
+
+import typer
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Which configuration should serve your reasoning model? Profile, replay and choose.",
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+Paths = Annotated[list[Path], typer.Argument(help="Recordings, or folders of recordings.")]
+
+
+def main() -> NoReturn:
+    """Run the command line; the one place where errors become exit codes."""
+    from traces.errors import TtscopeError
+
+    try:
+        code = app(standalone_mode=False)
+    except TtscopeError as error:
+        fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        fail("interrupted", 130)
+    except (typer.Abort, EOFError):
+        fail("aborted", 1)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(0)
+    except Exception as error:
+        show = getattr(error, "format_message", None)  # click's usage errors
+        if show is None:
+            raise
+        fail(show(), 2)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def fail(message: str, code: int) -> NoReturn:
+    """Say one line on stderr and leave."""
+    print(f"ttscope: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+@app.command()
+def record(
+    model: Annotated[
+        Optional[str], typer.Option(help="Hugging Face folder or name, or demo/s, demo/m, demo/l.")
+    ] = None,
+    endpoint: Annotated[
+        Optional[str], typer.Option(help="A running OpenAI-compatible server instead.")
+    ] = None,
+    workload: Annotated[
+        str, typer.Option(help="demo, demo:high, demo:preamble, or a JSONL file.")
+    ] = "demo",
+    problems: Annotated[Optional[int], typer.Option(help="Take the first so many.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the demo's problems.")] = 0,
+    concurrency: Annotated[int, typer.Option(help="Problems in flight at a time.")] = 8,
+    n: Annotated[int, typer.Option("--n", help="Samples per problem; above 1 they vote.")] = 1,
+    thinking_budget: Annotated[
+        Optional[int], typer.Option(help="Tokens of thought per sample, then the answer is forced.")
+    ] = None,
+    max_tokens: Annotated[Optional[int], typer.Option(help="Tokens per sample.")] = None,
+    temperature: Annotated[
+        Optional[float], typer.Option(help="0 for one sample, else 0.8, unless given.")
+    ] = None,
+    top_p: Annotated[float, typer.Option(help="Nucleus sampling.")] = 1.0,
+    tensor_parallel_size: Annotated[Optional[int], typer.Option(help="As vLLM's.")] = None,
+    max_num_seqs: Annotated[Optional[int], typer.Option(help="As vLLM's.")] = None,
+    max_num_batched_tokens: Annotated[Optional[int], typer.Option(help="As vLLM's.")] = None,
+    max_model_len: Annotated[Optional[int], typer.Option(help="As vLLM's.")] = None,
+    dtype: Annotated[Optional[str], typer.Option(help="As vLLM's.")] = None,
+    speculative: Annotated[
+        Optional[str], typer.Option(help="vLLM's --speculative-config, as JSON.")
+    ] = None,
+    raw_prompts: Annotated[
+        bool, typer.Option(help="Send prompts as they are, without a chat template.")
+    ] = False,
+    record_text: Annotated[
+        bool, typer.Option(help="Keep answers and token ids of your own workload.")
+    ] = False,
+    api_key_env: Annotated[
+        Optional[str], typer.Option(help="Environment variable that holds the server's key.")
+    ] = None,
+    otlp: Annotated[
+        Optional[str], typer.Option(help="Also send spans and metrics to this OTLP/HTTP URL.")
+    ] = None,
+    price: Annotated[Optional[float], typer.Option(help="USD per device-hour.")] = None,
+    output: Annotated[
+        Optional[Path], typer.Option("-o", "--output", help="The recording's folder.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Run a test-time-scaling workload on vLLM and keep a recording."""
+    from profiler.launch import EngineOptions
+    from traces.schema import Policy
+    from tui.run_verbs import parse_speculative, run_record
+
+    policy = Policy(
+        method="greedy" if n == 1 else "majority",
+        n=n,
+        thinking_token_budget=thinking_budget,
+        max_tokens=max_tokens,
+        temperature=temperature if temperature is not None else (0.0 if n == 1 else 0.8),
+        top_p=top_p,
+    )
+    options = EngineOptions(
+        model=model,
+        endpoint=endpoint,
+        api_key_env=api_key_env,
+        dtype=dtype,
+        max_model_len=max_model_len,
+        tensor_parallel_size=tensor_parallel_size,
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=max_num_batched_tokens,
+        speculative=parse_speculative(speculative),
+    )
+    run_record(
+        options,
+        policy,
+        workload=(workload, problems, seed, not raw_prompts),
+        concurrency=concurrency,
+        record_text=record_text,
+        otlp=otlp,
+        price=price,
+        output=output,
+        as_json=as_json,
+    )
+
+
+@app.command()
+def sweep(
+    plan: Annotated[Path, typer.Argument(help="A YAML plan; see docs/sweep.md.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder of recordings.")] = Path(
+        "runs"
+    ),
+    as_json: Json = False,
+) -> None:
+    """Measure a list or grid of configurations; what is finished is skipped."""
+    from tui.run_verbs import run_sweep
+
+    run_sweep(plan, output, as_json=as_json)
+
+
+@app.command()
+def show(
+    recording: Annotated[Path, typer.Argument(help="A recording.")],
+    other: Annotated[Optional[Path], typer.Argument(help="Another, to compare with.")] = None,
+    price: Annotated[Optional[float], typer.Option(help="USD per device-hour.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Tell what happened in a recording, or what differs between two."""
+    from tui.read_verbs import run_show
+
+    run_show(recording, other, price=price, as_json=as_json)
+
+
+@app.command()
+def advise(
+    recordings: Paths,
+    max_latency: Annotated[
+        Optional[str], typer.Option(help="Per problem: 5s, 250ms (mean, or --percentile).")
+    ] = None,
+    percentile: Annotated[
+        Optional[int], typer.Option(help="Which percentile --max-latency limits.")
+    ] = None,
+    max_cost: Annotated[
+        Optional[str], typer.Option(help="Per problem: $0.002, or device-seconds as 0.5s.")
+    ] = None,
+    max_energy: Annotated[Optional[str], typer.Option(help="Per problem: 800J, 2kJ.")] = None,
+    gpus: Annotated[Optional[int], typer.Option(help="Devices at most.")] = None,
+    min_accuracy: Annotated[Optional[str], typer.Option(help="0.8 or 80%.")] = None,
+    rate: Annotated[Optional[str], typer.Option(help="Problems arriving: 2/s, 30/min.")] = None,
+    price: Annotated[Optional[float], typer.Option(help="USD per device-hour.")] = None,
+    optimise: Annotated[
+        Optional[str], typer.Option(help="accuracy, latency, cost, energy or throughput.")
+    ] = None,
+    confidence: Annotated[float, typer.Option(help="How sure every limit must be met.")] = 0.9,
+    seed: Annotated[int, typer.Option(help="Seed of the resampling.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Recommend the system-optimal configuration for a budget."""
+    from tui.read_verbs import run_advise
+
+    given = {
+        "max_latency": max_latency,
+        "percentile": percentile,
+        "max_cost": max_cost,
+        "max_energy": max_energy,
+        "gpus": gpus,
+        "min_accuracy": min_accuracy,
+        "rate": rate,
+        "price": price,
+        "optimise": optimise,
+        "confidence": confidence,
+    }
+    run_advise(recordings, given, seed=seed, as_json=as_json)
+
+
+@app.command()
+def demo(
+    output: Annotated[
+        Optional[Path], typer.Option("-o", "--output", help="Where to keep the recordings.")
+    ] = None,
+    once: Annotated[bool, typer.Option(help="Do not open the terminal app at the end.")] = False,
+    shipped: Annotated[
+        bool, typer.Option(help="Use the shipped recordings, as where vLLM is absent.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Run the whole loop on the bundled reasoners with real vLLM on this machine."""
+    from tui.demo_verb import run_demo
+
+    run_demo(output, once=once or as_json, shipped=shipped, as_json=as_json)
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Say what can be captured here, and what each missing part needs."""
+    from tui.read_verbs import run_doctor
+
+    run_doctor(as_json=as_json)
+
+
+@app.command()
+def tui(
+    recordings: Annotated[
+        Optional[list[Path]], typer.Argument(help="Recordings, or folders; ./runs by default.")
+    ] = None,
+    screenshot: Annotated[
+        Optional[Path], typer.Option(help="Write one screen as SVG and leave.")
+    ] = None,
+    screen: Annotated[str, typer.Option(help="recordings, run, live or advice.")] = "recordings",
+    size: Annotated[str, typer.Option(help="Columns x rows of the screenshot.")] = "120x40",
+) -> None:
+    """Open the terminal app."""
+    from tui.read_verbs import run_tui
+
+    run_tui(recordings or [Path("runs")], screenshot=screenshot, screen=screen, size=size)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        import importlib.metadata
+
+        print(f"ttscope {importlib.metadata.version('ttscope')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")
+    ] = False,
+) -> Any:
+    """Hold the options that belong to no verb."""

@@ -1,0 +1,122 @@
+"""The verbs that read recordings: show, advise, doctor and the terminal app."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from traces.errors import RecordingError, UsageError
+from traces.recording import Recording, find_recordings
+
+
+def print_document(document: Any, out: TextIO | None = None) -> None:
+    """Print one JSON document; null where a number is not finite."""
+    print(json.dumps(document, indent=1, allow_nan=False), file=out or sys.stdout)
+
+
+def open_all(paths: Sequence[Path]) -> list[Recording]:
+    """Open recordings, and all recordings in folders.
+
+    Raises RecordingError when a path is neither, or a recording cannot be read.
+    """
+    found: list[Recording] = []
+    for path in paths:
+        inside = find_recordings(path)
+        found += [Recording.open(each) for each in inside or [path]]
+    return found
+
+
+def run_show(
+    recording: Path, other: Path | None, *, price: float | None, as_json: bool
+) -> None:
+    """Print what happened in one recording, or two and what differs."""
+    print_show(
+        [recording] if other is None else [recording, other], price=price, as_json=as_json
+    )
+
+
+def print_show(
+    paths: Sequence[Path], *, price: float | None, as_json: bool, out: TextIO | None = None
+) -> None:
+    """Print the summary of recordings, side by side when there are two."""
+    from traces.summary import summarise
+    from tui.show_text import difference, show_json, show_lines
+
+    if price is not None and not price > 0:
+        raise UsageError(f"--price must be above 0, not {price}")
+    recordings = [Recording.open(path) for path in paths]
+    runs = [
+        run for each in recordings for run in summarise(each, price_usd_per_device_hour=price)
+    ]
+    compared = difference(*recordings) if len(recordings) == 2 else None
+    if as_json:
+        print_document(show_json(runs, compared), out)
+        return
+    for line in show_lines(runs, compared):
+        print(line, file=out or sys.stdout)
+
+
+def run_advise(
+    paths: Sequence[Path], given: Mapping[str, Any], *, seed: int, as_json: bool
+) -> None:
+    """Print the recommendation for a budget."""
+    from advisor.budget import parse_budget
+
+    budget = parse_budget(given)
+    recordings = [each for each in open_all(paths) if each.complete]
+    if not recordings:
+        raise RecordingError("none of the recordings is complete; run ttscope record to the end")
+    print_advice(recordings, budget, seed=seed, as_json=as_json)
+
+
+def print_advice(
+    recordings: Sequence[Recording],
+    budget: Any,
+    *,
+    seed: int = 0,
+    as_json: bool = False,
+    extra: Mapping[str, Any] | None = None,
+) -> None:
+    """Fit the models, choose, and print; `extra` goes into the JSON document."""
+    from advisor.advise import Advisor
+    from profiler.launch import model_path
+    from tui.advice_text import advice_json, advice_lines
+
+    advisor = Advisor.fit(recordings, seed=seed)
+    answer = advisor.recommend(budget, model_path=model_path)
+    if as_json:
+        print_document(advice_json(answer) | dict(extra or {}))
+        return
+    for line in advice_lines(answer):
+        print(line)
+
+
+def run_doctor(*, as_json: bool) -> None:
+    """Print what can be captured on this machine."""
+    from profiler.doctor import examine
+
+    findings = examine()
+    if as_json:
+        print_document({"findings": [finding.to_json() for finding in findings]})
+        return
+    for finding in findings:
+        mark = {True: "yes", False: "no", None: "-"}[finding.present]
+        print(f"{mark:<4}{finding.what:<22}{finding.detail}")
+        if finding.needs:
+            print(f"    {'':<22}needs: {finding.needs}")
+
+
+def run_tui(paths: Sequence[Path], *, screenshot: Path | None, screen: str, size: str) -> None:
+    """Open the terminal app, or write one of its screens as SVG."""
+    from tui.app import TtscopeApp, screenshot as take
+
+    if screenshot is None:
+        TtscopeApp(paths).run()
+        return
+    columns, mark, rows = size.partition("x")
+    if not (mark and columns.isdigit() and rows.isdigit()):
+        raise UsageError(f"--size {size}: give columns x rows, such as 120x40")
+    take(paths, screen, (int(columns), int(rows)), screenshot)

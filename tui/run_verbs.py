@@ -1,0 +1,175 @@
+"""The verbs that run engines: record and sweep."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from profiler.launch import EngineOptions
+from traces.errors import TtscopeError, UsageError
+from traces.schema import Policy, Speculative
+
+stderr = Console(stderr=True)
+
+
+@contextmanager
+def progress_bar() -> Iterator[Progress]:
+    """Show progress on stderr; nothing where stderr is not a terminal."""
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+        TimeElapsedColumn(),
+        console=stderr,
+        transient=True,
+        disable=not sys.stderr.isatty(),
+    ) as bar:
+        yield bar
+
+
+def claim_stdout() -> TextIO:
+    """Return the real stdout; what vLLM and its libraries print goes to stderr instead."""
+    sys.stdout.flush()
+    mine = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    return mine
+
+
+def parse_speculative(text: str | None) -> Speculative | None:
+    """Read vLLM's --speculative-config. Raises UsageError when it is not such JSON."""
+    if text is None:
+        return None
+    example = '\'{"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 4}\''
+    try:
+        data = json.loads(text)
+    except ValueError:
+        raise UsageError(f"--speculative: not JSON; give for example {example}") from None
+    known = Speculative.__dataclass_fields__
+    if not isinstance(data, dict) or not {"method", "num_speculative_tokens"} <= data.keys():
+        raise UsageError(f"--speculative: needs method and num_speculative_tokens, as {example}")
+    if unknown := data.keys() - known.keys():
+        raise UsageError(f"--speculative: no field {sorted(unknown)[0]!r}; {', '.join(known)}")
+    if not isinstance(data["num_speculative_tokens"], int):
+        raise UsageError("--speculative: num_speculative_tokens must be a whole number")
+    return Speculative.from_json(data)
+
+
+def default_output(options: EngineOptions, policy: Policy) -> Path:
+    """Name a new folder in ./runs after what is run and when."""
+    label = re.sub(r"[^A-Za-z0-9.@-]+", "-", f"{options.label()} {policy.label()}")
+    return Path("runs") / f"{label}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def run_record(
+    options: EngineOptions,
+    policy: Policy,
+    *,
+    workload: tuple[str, int | None, int, bool],
+    concurrency: int,
+    record_text: bool,
+    otlp: str | None,
+    price: float | None,
+    output: Path | None,
+    as_json: bool,
+) -> None:
+    """Start the engine, run the workload, print what happened."""
+    from profiler.capture import record
+    from profiler.launch import start_engine
+    from profiler.workload import load_workload
+    from tui.read_verbs import print_show
+
+    if price is not None and not price > 0:
+        raise UsageError(f"--price must be above 0, not {price}")
+    source, problems, seed, chat = workload
+    loaded = load_workload(source, problems=problems, seed=seed, chat=chat)
+    folder = output or default_output(options, policy)
+    if (folder / "recording.json").exists():
+        raise UsageError(f"-o {folder}: already holds a recording; name another folder")
+    out = claim_stdout()
+    with progress_bar() as bar:
+        task = bar.add_task("starting the engine", total=len(loaded.problems))
+        engine = start_engine(
+            options,
+            thinking_budget=policy.thinking_token_budget is not None,
+            keep_token_ids=record_text or loaded.generated,
+        )
+        if options.endpoint is not None and options.tensor_parallel_size is None:
+            stderr.print(
+                "the server does not tell its tensor_parallel_size; taken as 1 "
+                "(say it with --tensor-parallel-size)",
+                highlight=False,
+            )
+        bar.update(task, description=f"{engine.config.model} {policy.label()}")
+        try:
+            record(
+                loaded,
+                policy,
+                engine,
+                folder,
+                concurrency=concurrency,
+                otlp=otlp,
+                record_text=record_text,
+                price_usd_per_device_hour=price,
+                progress=lambda done, total: bar.update(task, completed=done, total=total),
+            )
+        finally:
+            engine.close()
+    print_show([folder], price=None, as_json=as_json, out=out)
+    if not as_json:
+        print(f"kept in {folder}", file=out)
+    out.flush()
+
+
+def run_sweep(plan: Path, output: Path, *, as_json: bool) -> None:
+    """Run a plan; exits 1 when a job failed, after all the others have run."""
+    from profiler.sweep import load_plan, run_plan
+
+    jobs = load_plan(plan)
+    with progress_bar() as bar:
+        outcomes = run_plan(jobs, output, on_line=sweep_progress(bar, jobs))
+    failed = [outcome for outcome in outcomes if outcome.error is not None]
+    if as_json:
+        document = [
+            {"recording": str(o.path), "error": o.error, "skipped": o.skipped} for o in outcomes
+        ]
+        print(json.dumps({"outcomes": document}, indent=1))
+    else:
+        for outcome in outcomes:
+            state = "failed" if outcome.error else "kept before" if outcome.skipped else "kept"
+            print(f"{state:<12}{outcome.path}")
+    if failed:
+        raise TtscopeError(
+            f"{len(failed)} of {len(outcomes)} runs failed; the first, {failed[0].name}: "
+            f"{failed[0].error}"
+        )
+
+
+def sweep_progress(bar: Progress, plan: Any) -> Any:
+    """Return a listener for `run_plan` that says which run is going on."""
+    total = sum(len(group.jobs) for group in plan)
+    whole = bar.add_task("runs", total=total)
+    state = {"done": 0}
+    current = bar.add_task("starting", total=1)
+
+    def listen(line: Mapping[str, Any]) -> None:
+        if "finished" in line or line.get("state") == "skipped":
+            state["done"] += 1
+            bar.update(whole, completed=state["done"])
+        elif line.get("state") == "starting":
+            bar.update(current, description=f"starting vLLM for {line['job']}", completed=0)
+        elif "total" in line:
+            bar.update(
+                current, description=line["job"], completed=line["done"], total=line["total"]
+            )
+
+    return listen
