@@ -119,9 +119,7 @@ def _note_probe(engine: Engine, writer: RecordingWriter) -> None:
     if probe.dropped:
         writer.dropped("steps", probe.dropped)
     if probe.failure:
-        writer.append(
-            "events", {"time": time.time_ns(), "kind": "drop", "detail": probe.failure}
-        )
+        writer.append("events", {"time": time.time_ns(), "kind": "drop", "detail": probe.failure})
 
 
 class _Run:

@@ -77,9 +77,7 @@ class FixedVote:
         self.answers[vote.sample_index] = vote.answer
         if len(self.answers) < self.policy.n:
             return Move()
-        return Move(
-            decision=Decision(answer=plurality(self.answers), by_sample=vote.sample_index)
-        )
+        return Move(decision=Decision(answer=plurality(self.answers), by_sample=vote.sample_index))
 
 
 _RUNS: dict[str, Callable[[Policy], PolicyRun]] = {"greedy": FixedVote, "majority": FixedVote}

@@ -196,9 +196,7 @@ def composition(scheduled: Any) -> Row:
     }
 
 
-def speculation(
-    drafts: dict[str, list[int]], sampled: Any, order: dict[str, int] | None
-) -> Row:
+def speculation(drafts: dict[str, list[int]], sampled: Any, order: dict[str, int] | None) -> Row:
     """Return tokens drafted and accepted per position of one step, null when none was drafted."""
     if not drafts or not order:
         return {"drafted": None, "accepted": None}

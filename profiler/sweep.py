@@ -193,13 +193,16 @@ def _run_engine(
     errors: dict[str, str | None] = {}
     log = folder / "engine.log"
     on_line({"job": jobs[0].name, "state": "starting"})
-    with log.open("ab") as stderr, subprocess.Popen(
-        [sys.executable, "-m", "profiler.engine_process"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=stderr,
-        env=os.environ | {"PYTHONUNBUFFERED": "1"},
-    ) as process:
+    with (
+        log.open("ab") as stderr,
+        subprocess.Popen(
+            [sys.executable, "-m", "profiler.engine_process"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        ) as process,
+    ):
         try:
             assert process.stdin is not None and process.stdout is not None
             process.stdin.write(json.dumps(order).encode())

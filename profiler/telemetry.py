@@ -27,8 +27,9 @@ _NS_PER_S = 1e9
 
 
 class _UnseededIds(IdGenerator):
-    """Ids from the system's entropy: vLLM seeds `random`, which the SDK's own generator reads,
-    so that every run would have the same ids.
+    """Ids from the system's entropy.
+
+    vLLM seeds `random`, which the SDK's own generator reads: every run would have the same ids.
     """
 
     def generate_span_id(self) -> int:

@@ -18,7 +18,7 @@ from pathlib import Path
 import polars as pl
 
 from traces.errors import RecordingError
-from traces.tables import TABLES
+from traces.tables import KEYS, TABLES
 
 FAN_IN = 64
 _NAME = re.compile(r"^(?P<table>[a-z]+)-(?P<first>\d{6,})(?:-(?P<last>\d{6,}))?\.parquet$")
@@ -114,6 +114,27 @@ def merge_full_levels(folder: Path, table: str, fan_in: int = FAN_IN) -> None:
         write_part(folder, table, frame, group[0].first, group[-1].last)
         for part in group:
             part.path.unlink(missing_ok=True)
+
+
+def merge_all(folder: Path, table: str) -> None:
+    """Merge a table that will not grow any more into one file, without superseded rows."""
+    parts = list_parts(folder, table)
+    if len(parts) < 2:
+        return
+    frame = pl.concat([read_part(part.path, table) for part in parts])
+    write_part(
+        folder, table, last_rows(frame.lazy(), table).collect(), parts[0].first, parts[-1].last
+    )
+    for part in parts:
+        part.path.unlink(missing_ok=True)
+
+
+def last_rows(frame: pl.LazyFrame, table: str) -> pl.LazyFrame:
+    """Keep the last row of each key: a span's row at its end supersedes that of its start."""
+    key = KEYS.get(table)
+    if key is None:
+        return frame
+    return frame.unique(subset=list(key), keep="last", maintain_order=True)
 
 
 def _full_group(parts: list[Part], fan_in: int) -> list[Part] | None:

@@ -10,8 +10,8 @@ import polars as pl
 
 from traces.errors import RecordingError
 from traces.manifest import NAME, Manifest, read_manifest
-from traces.parts import check_part, list_parts, read_part
-from traces.tables import KEYS, TABLES
+from traces.parts import check_part, last_rows, list_parts, read_part
+from traces.tables import TABLES
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Recording:
         else:
             raise RecordingError(f"{self.path}: its files change faster than they can be read")
         whole = pl.concat([pl.DataFrame(schema=TABLES[table]), *frames])
-        return _last_rows(whole.lazy(), table).collect()
+        return last_rows(whole.lazy(), table).collect()
 
     def table(self, table: str) -> pl.LazyFrame:
         """Return a table as a lazy frame, for recordings that do not fit in memory."""
@@ -71,7 +71,7 @@ class Recording:
         if not paths:
             return pl.LazyFrame(schema=TABLES[table])
         lazy = pl.scan_parquet(paths, missing_columns="insert", schema=dict(TABLES[table]))
-        return _last_rows(lazy, table)
+        return last_rows(lazy, table)
 
     @cached_property
     def problems(self) -> pl.DataFrame:
@@ -87,13 +87,6 @@ class Recording:
     def steps(self) -> pl.DataFrame:
         """The engine steps, in order."""
         return self.frame("steps")
-
-
-def _last_rows(frame: pl.LazyFrame, table: str) -> pl.LazyFrame:
-    key = KEYS.get(table)
-    if key is None:
-        return frame
-    return frame.unique(subset=list(key), keep="last", maintain_order=True)
 
 
 def find_recordings(folder: Path) -> list[Path]:

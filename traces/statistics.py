@@ -158,7 +158,7 @@ def _quantile_rows(values: Floats, weights: NDArray[np.int32], q: float) -> Floa
     right = np.minimum((ranks <= above[:, None]).sum(axis=1), last)
     part = position - below
     result = values[left] * (1 - part) + values[right] * part
-    return np.where(total > 0, result, np.nan)
+    return np.asarray(np.where(total > 0, result, np.nan), dtype=float)
 
 
 @lru_cache(maxsize=4)
@@ -182,7 +182,7 @@ def _weighted_sums(values: Floats) -> Floats:
 
 def _divide(above: Floats, below: Floats) -> Floats:
     empty = np.full_like(above, np.nan)
-    return np.divide(above, below, out=empty, where=below != 0)
+    return np.asarray(np.divide(above, below, out=empty, where=below != 0), dtype=float)
 
 
 def _estimate(value: float, draws: Floats, problems: int, unit: str) -> Estimate:
@@ -192,12 +192,15 @@ def _estimate(value: float, draws: Floats, problems: int, unit: str) -> Estimate
         return Estimate(value=value, unit=unit)
     low, high = np.quantile(draws, (0.5 - LEVEL / 2, 0.5 + LEVEL / 2))
     # Rounding, or a quantile of few problems, may leave the value just outside.
-    return Estimate(value=value, low=min(float(low), value), high=max(float(high), value), unit=unit)
+    return Estimate(
+        value=value, low=min(float(low), value), high=max(float(high), value), unit=unit
+    )
 
 
 def _finite(values: ArrayLike) -> Floats:
     numbers = np.asarray(values, dtype=float)
-    return numbers[np.isfinite(numbers)]
+    finite: Floats = numbers[np.isfinite(numbers)]
+    return finite
 
 
 def _both(first: ArrayLike, second: ArrayLike) -> tuple[Floats, Floats]:

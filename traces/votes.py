@@ -6,7 +6,7 @@ samples, the ones that remain are the short ones.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import comb
 
@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from traces.schema import Estimate
+from traces.schema import Estimate, Record
 from traces.statistics import Floats, mean, proportion
 
 SUBSETS = 256
@@ -22,13 +22,13 @@ WHOLE = ("majority", "best_of_n", "weighted")  # policies that let every sample 
 
 
 @dataclass(frozen=True, kw_only=True)
-class PolicyOutcome:
+class PolicyOutcome(Record):
     """What a policy that this recording contains would have given; `bound` is None if exact."""
 
     method: str
     n: int
     budget_tokens: int | None
-    accuracy: Estimate
+    accuracy: Estimate | None
     tokens_per_problem: Estimate | None
     bound: str | None = None
 
@@ -89,7 +89,8 @@ def _share_right(tally: NDArray[np.integer], right: NDArray[np.bool_]) -> Floats
     leads = (tally == most) & (most > 0)
     leading = leads.sum(axis=1)
     won = (leads & right).sum(axis=1)
-    return np.divide(won, leading, out=np.zeros(leading.size), where=leading > 0)
+    share = np.divide(won, leading, out=np.zeros(leading.size), where=leading > 0)
+    return np.asarray(share, dtype=float)
 
 
 def policies_within(samples: pl.DataFrame, n: int) -> tuple[PolicyOutcome, ...]:
@@ -131,32 +132,13 @@ def policies_within(samples: pl.DataFrame, n: int) -> tuple[PolicyOutcome, ...]:
 def _outcomes(
     method: str, counts: Sequence[int], table: Floats, tokens_per_sample: Floats
 ) -> list[PolicyOutcome]:
-    found = []
-    for column, k in enumerate(counts):
-        accuracy = proportion(table[:, column])
-        assert accuracy is not None  # the caller has at least one problem
-        tokens = mean(tokens_per_sample * k, "tokens")
-        found.append(
-            PolicyOutcome(
-                method=method,
-                n=k,
-                budget_tokens=None,
-                accuracy=accuracy,
-                tokens_per_problem=tokens,
-            )
+    return [
+        PolicyOutcome(
+            method=method,
+            n=k,
+            budget_tokens=None,
+            accuracy=proportion(table[:, column]),
+            tokens_per_problem=mean(tokens_per_sample * k, "tokens"),
         )
-    return found
-
-
-def acceptance_counts(
-    accepted_per_step: Sequence[Sequence[int] | None], positions: int
-) -> Mapping[str, Floats]:
-    """Return per problem how many drafts there were and how many reached each position."""
-    drafts = np.array([len(steps) if steps else 0 for steps in accepted_per_step], dtype=float)
-    reached = np.zeros((len(accepted_per_step), positions))
-    for row, steps in enumerate(accepted_per_step):
-        if steps:
-            lengths = np.asarray(steps)
-            for position in range(positions):
-                reached[row, position] = (lengths > position).sum()
-    return {"drafts": drafts, "reached": reached}
+        for column, k in enumerate(counts)
+    ]

@@ -9,6 +9,7 @@ was lost.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,10 +20,11 @@ import polars as pl
 
 from traces.errors import RecordingError
 from traces.manifest import NAME, ClockReading, Manifest
-from traces.parts import list_parts, merge_full_levels, remove_leftovers, write_part
+from traces.parts import list_parts, merge_all, merge_full_levels, remove_leftovers, write_part
 from traces.tables import TABLES
 
 Row = Mapping[str, Any]
+log = logging.getLogger("ttscope.writer")
 
 
 def read_clocks() -> ClockReading:
@@ -61,7 +63,7 @@ class RecordingWriter:
         self._sources: list[tuple[str, Callable[[], Sequence[Row]]]] = []
         self._lock = threading.Lock()
         self._closing = threading.Event()
-        self._failure: OSError | None = None
+        self._failure: str | None = None
         self._create()
         self._next = {
             table: max((part.last + 1 for part in list_parts(self.path, table)), default=0)
@@ -108,7 +110,7 @@ class RecordingWriter:
         try:
             self.manifest.write(self.path)
         except OSError as error:
-            self._failure = error
+            self._failure = str(error)
 
     def dropped(self, table: str, count: int) -> None:
         """Count rows that a probe had to drop before they reached the writer."""
@@ -134,7 +136,7 @@ class RecordingWriter:
         )
         if self._failure is not None and any(self._rows.values()):
             raise RecordingError(
-                f"{self.path}: the disk failed ({self._failure.strerror}); "
+                f"{self.path}: the disk failed ({self._failure}); "
                 f"{sum(map(len, self._rows.values()))} rows were lost, free some space"
             )
 
@@ -148,12 +150,20 @@ class RecordingWriter:
         while True:
             closing = self._closing.wait(self._period_s)
             for table, drain in self._sources:
-                for row in drain():
-                    self.append(table, row)
+                self._drain(table, drain)
             for table in TABLES:
                 self._flush(table)
             if closing:
+                self._compact()
                 return
+
+    def _drain(self, table: str, drain: Callable[[], Sequence[Row]]) -> None:
+        try:
+            for row in drain():
+                self.append(table, row)
+        except Exception as error:  # a probe's fault must not cost the other tables
+            log.warning("rows of %s were lost (%s: %s)", table, type(error).__name__, error)
+            self.dropped(table, 1)
 
     def _flush(self, table: str) -> None:
         with self._lock:
@@ -166,8 +176,23 @@ class RecordingWriter:
             number = self._next[table]
             write_part(self.path, table, frame, number, number)
             self._next[table] = number + 1
-            with self._lock:
-                del self._rows[table][:count]
+            self._forget(table, count)
             merge_full_levels(self.path, table)
-        except OSError as error:
-            self._failure = error
+        except (OSError, RecordingError) as error:  # the rows wait for the next second
+            self._failure = str(error)
+        except (pl.exceptions.PolarsError, TypeError, ValueError, OverflowError) as error:
+            log.warning("%d rows of %s do not fit their columns (%s)", count, table, error)
+            self.dropped(table, count)
+            self._forget(table, count)
+
+    def _compact(self) -> None:
+        """Leave one file per table; a part that cannot be read stays as it is."""
+        try:
+            for table in TABLES:
+                merge_all(self.path, table)
+        except (OSError, RecordingError) as error:
+            log.warning("%s: its parts were not merged (%s)", self.path, error)
+
+    def _forget(self, table: str, count: int) -> None:
+        with self._lock:
+            del self._rows[table][:count]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, Optional
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -55,33 +55,33 @@ def fail(message: str, code: int) -> NoReturn:
 @app.command()
 def record(
     model: Annotated[
-        Optional[str], typer.Option(help="Hugging Face folder or name, or demo/s, demo/m, demo/l.")
+        str | None, typer.Option(help="Hugging Face folder or name, or demo/s, demo/m, demo/l.")
     ] = None,
     endpoint: Annotated[
-        Optional[str], typer.Option(help="A running OpenAI-compatible server instead.")
+        str | None, typer.Option(help="A running OpenAI-compatible server instead.")
     ] = None,
     workload: Annotated[
         str, typer.Option(help="demo, demo:high, demo:preamble, or a JSONL file.")
     ] = "demo",
-    problems: Annotated[Optional[int], typer.Option(help="Take the first so many.")] = None,
+    problems: Annotated[int | None, typer.Option(help="Take the first so many.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the demo's problems.")] = 0,
     concurrency: Annotated[int, typer.Option(help="Problems in flight at a time.")] = 8,
     n: Annotated[int, typer.Option("--n", help="Samples per problem; above 1 they vote.")] = 1,
     thinking_budget: Annotated[
-        Optional[int], typer.Option(help="Tokens of thought per sample, then the answer is forced.")
+        int | None, typer.Option(help="Tokens of thought per sample, then the answer is forced.")
     ] = None,
-    max_tokens: Annotated[Optional[int], typer.Option(help="Tokens per sample.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Tokens per sample.")] = None,
     temperature: Annotated[
-        Optional[float], typer.Option(help="0 for one sample, else 0.8, unless given.")
+        float | None, typer.Option(help="0 for one sample, else 0.8, unless given.")
     ] = None,
     top_p: Annotated[float, typer.Option(help="Nucleus sampling.")] = 1.0,
-    tensor_parallel_size: Annotated[Optional[int], typer.Option(help="As vLLM's.")] = None,
-    max_num_seqs: Annotated[Optional[int], typer.Option(help="As vLLM's.")] = None,
-    max_num_batched_tokens: Annotated[Optional[int], typer.Option(help="As vLLM's.")] = None,
-    max_model_len: Annotated[Optional[int], typer.Option(help="As vLLM's.")] = None,
-    dtype: Annotated[Optional[str], typer.Option(help="As vLLM's.")] = None,
+    tensor_parallel_size: Annotated[int | None, typer.Option(help="As vLLM's.")] = None,
+    max_num_seqs: Annotated[int | None, typer.Option(help="As vLLM's.")] = None,
+    max_num_batched_tokens: Annotated[int | None, typer.Option(help="As vLLM's.")] = None,
+    max_model_len: Annotated[int | None, typer.Option(help="As vLLM's.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="As vLLM's.")] = None,
     speculative: Annotated[
-        Optional[str], typer.Option(help="vLLM's --speculative-config, as JSON.")
+        str | None, typer.Option(help="vLLM's --speculative-config, as JSON.")
     ] = None,
     raw_prompts: Annotated[
         bool, typer.Option(help="Send prompts as they are, without a chat template.")
@@ -90,14 +90,14 @@ def record(
         bool, typer.Option(help="Keep answers and token ids of your own workload.")
     ] = False,
     api_key_env: Annotated[
-        Optional[str], typer.Option(help="Environment variable that holds the server's key.")
+        str | None, typer.Option(help="Environment variable that holds the server's key.")
     ] = None,
     otlp: Annotated[
-        Optional[str], typer.Option(help="Also send spans and metrics to this OTLP/HTTP URL.")
+        str | None, typer.Option(help="Also send spans and metrics to this OTLP/HTTP URL.")
     ] = None,
-    price: Annotated[Optional[float], typer.Option(help="USD per device-hour.")] = None,
+    price: Annotated[float | None, typer.Option(help="USD per device-hour.")] = None,
     output: Annotated[
-        Optional[Path], typer.Option("-o", "--output", help="The recording's folder.")
+        Path | None, typer.Option("-o", "--output", help="The recording's folder.")
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -155,8 +155,8 @@ def sweep(
 @app.command()
 def show(
     recording: Annotated[Path, typer.Argument(help="A recording.")],
-    other: Annotated[Optional[Path], typer.Argument(help="Another, to compare with.")] = None,
-    price: Annotated[Optional[float], typer.Option(help="USD per device-hour.")] = None,
+    other: Annotated[Path | None, typer.Argument(help="Another, to compare with.")] = None,
+    price: Annotated[float | None, typer.Option(help="USD per device-hour.")] = None,
     as_json: Json = False,
 ) -> None:
     """Tell what happened in a recording, or what differs between two."""
@@ -169,21 +169,21 @@ def show(
 def advise(
     recordings: Paths,
     max_latency: Annotated[
-        Optional[str], typer.Option(help="Per problem: 5s, 250ms (mean, or --percentile).")
+        str | None, typer.Option(help="Per problem: 5s, 250ms (mean, or --percentile).")
     ] = None,
     percentile: Annotated[
-        Optional[int], typer.Option(help="Which percentile --max-latency limits.")
+        int | None, typer.Option(help="Which percentile --max-latency limits.")
     ] = None,
     max_cost: Annotated[
-        Optional[str], typer.Option(help="Per problem: $0.002, or device-seconds as 0.5s.")
+        str | None, typer.Option(help="Per problem: $0.002, or device-seconds as 0.5s.")
     ] = None,
-    max_energy: Annotated[Optional[str], typer.Option(help="Per problem: 800J, 2kJ.")] = None,
-    gpus: Annotated[Optional[int], typer.Option(help="Devices at most.")] = None,
-    min_accuracy: Annotated[Optional[str], typer.Option(help="0.8 or 80%.")] = None,
-    rate: Annotated[Optional[str], typer.Option(help="Problems arriving: 2/s, 30/min.")] = None,
-    price: Annotated[Optional[float], typer.Option(help="USD per device-hour.")] = None,
+    max_energy: Annotated[str | None, typer.Option(help="Per problem: 800J, 2kJ.")] = None,
+    gpus: Annotated[int | None, typer.Option(help="Devices at most.")] = None,
+    min_accuracy: Annotated[str | None, typer.Option(help="0.8 or 80%.")] = None,
+    rate: Annotated[str | None, typer.Option(help="Problems arriving: 2/s, 30/min.")] = None,
+    price: Annotated[float | None, typer.Option(help="USD per device-hour.")] = None,
     optimise: Annotated[
-        Optional[str], typer.Option(help="accuracy, latency, cost, energy or throughput.")
+        str | None, typer.Option(help="accuracy, latency, cost, energy or throughput.")
     ] = None,
     confidence: Annotated[float, typer.Option(help="How sure every limit must be met.")] = 0.9,
     seed: Annotated[int, typer.Option(help="Seed of the resampling.")] = 0,
@@ -210,7 +210,7 @@ def advise(
 @app.command()
 def demo(
     output: Annotated[
-        Optional[Path], typer.Option("-o", "--output", help="Where to keep the recordings.")
+        Path | None, typer.Option("-o", "--output", help="Where to keep the recordings.")
     ] = None,
     once: Annotated[bool, typer.Option(help="Do not open the terminal app at the end.")] = False,
     shipped: Annotated[
@@ -235,10 +235,10 @@ def doctor(as_json: Json = False) -> None:
 @app.command()
 def tui(
     recordings: Annotated[
-        Optional[list[Path]], typer.Argument(help="Recordings, or folders; ./runs by default.")
+        list[Path] | None, typer.Argument(help="Recordings, or folders; ./runs by default.")
     ] = None,
     screenshot: Annotated[
-        Optional[Path], typer.Option(help="Write one screen as SVG and leave.")
+        Path | None, typer.Option(help="Write one screen as SVG and leave.")
     ] = None,
     screen: Annotated[str, typer.Option(help="recordings, run, live or advice.")] = "recordings",
     size: Annotated[str, typer.Option(help="Columns x rows of the screenshot.")] = "120x40",

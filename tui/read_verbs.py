@@ -29,13 +29,9 @@ def open_all(paths: Sequence[Path]) -> list[Recording]:
     return found
 
 
-def run_show(
-    recording: Path, other: Path | None, *, price: float | None, as_json: bool
-) -> None:
+def run_show(recording: Path, other: Path | None, *, price: float | None, as_json: bool) -> None:
     """Print what happened in one recording, or two and what differs."""
-    print_show(
-        [recording] if other is None else [recording, other], price=price, as_json=as_json
-    )
+    print_show([recording] if other is None else [recording, other], price=price, as_json=as_json)
 
 
 def print_show(
@@ -48,9 +44,7 @@ def print_show(
     if price is not None and not price > 0:
         raise UsageError(f"--price must be above 0, not {price}")
     recordings = [Recording.open(path) for path in paths]
-    runs = [
-        run for each in recordings for run in summarise(each, price_usd_per_device_hour=price)
-    ]
+    runs = [run for each in recordings for run in summarise(each, price_usd_per_device_hour=price)]
     compared = difference(*recordings) if len(recordings) == 2 else None
     if as_json:
         print_document(show_json(runs, compared), out)
@@ -82,6 +76,7 @@ def print_advice(
 ) -> None:
     """Fit the models, choose, and print; `extra` goes into the JSON document."""
     from advisor.advise import Advisor
+
     from profiler.launch import model_path
     from tui.advice_text import advice_json, advice_lines
 
@@ -111,7 +106,8 @@ def run_doctor(*, as_json: bool) -> None:
 
 def run_tui(paths: Sequence[Path], *, screenshot: Path | None, screen: str, size: str) -> None:
     """Open the terminal app, or write one of its screens as SVG."""
-    from tui.app import TtscopeApp, screenshot as take
+    from tui.app import TtscopeApp
+    from tui.app import screenshot as take
 
     if screenshot is None:
         TtscopeApp(paths).run()

@@ -53,8 +53,8 @@ class InProcessEngine:
     """A vLLM engine in this process (see `Engine`), with a step probe in its scheduler.
 
     `path` is a Hugging Face folder or hub name, `name` what recordings call it, and `draft_path`
-    where the draft model named in `speculative` lies. Options of None are left to vLLM. Raises MissingDependencyError without vLLM, EngineError when it cannot
-    start.
+    where the draft model named in `speculative` lies. Options of None are left to vLLM.
+    Raises MissingDependencyError without vLLM, EngineError when it cannot start.
     """
 
     def __init__(

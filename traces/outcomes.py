@@ -1,0 +1,170 @@
+"""What became of each problem: one row with its latency, tokens, FLOPs and device-seconds.
+
+Everything else that a summary says is a mean or a percentile of these rows.
+"""
+
+from __future__ import annotations
+
+import polars as pl
+
+from traces.recording import Recording
+from traces.schema import ModelFacts
+from traces.shares import share_steps
+
+
+def run_keys(recording: Recording) -> list[tuple[str, str]]:
+    """Return the (engine, policy) pairs that problems ran under, in the manifest's order.
+
+    A recording without problems has the pair that it was made for.
+    """
+    manifest = recording.manifest
+    seen = set(recording.problems.select("engine", "policy").drop_nulls().unique().iter_rows())
+    pairs = [(engine, policy) for engine in manifest.engines for policy in manifest.policies]
+    known = [pair for pair in pairs if pair in seen]
+    return known or pairs[:1]
+
+
+def engine_steps(recording: Recording, engine: str) -> pl.DataFrame:
+    """Return the steps of one engine in order."""
+    return recording.steps.filter(pl.col("engine") == engine).sort("step")
+
+
+def samples_with_shares(recording: Recording, engine: str, policy: str) -> pl.DataFrame:
+    """Return the samples of the run's problems with two columns more.
+
+    `problem` is the number of the problem's row in `problem_rows`; `busy_s` the sample's share
+    of its engine's busy time in seconds, null where it is not known. Samples of other roles
+    count wherever they ran.
+    """
+    problems = _numbered(recording, engine, policy).select("problem", "problem_id", "arrival")
+    samples = recording.samples.with_row_index("row")
+    if recording.manifest.dropped.get("steps") or recording.manifest.dropped.get("samples"):
+        shares = pl.Series("busy_s", [None] * samples.height, dtype=pl.Float64)
+    else:
+        shares = _all_shares(recording, samples)
+    own = (pl.col("engine") == engine) & (pl.col("policy") == policy)
+    helper = pl.col("role").fill_null("sample") != "sample"
+    chosen = (
+        samples.with_columns(shares)
+        .filter(own | (helper & pl.col("policy").fill_null(policy).eq(policy)))
+        .drop("row")
+    )
+    if problems["problem_id"].is_unique().all():
+        return chosen.join(problems.drop("arrival"), on="problem_id", how="inner")
+    # The same problem posed several times: a sample belongs to the latest posing before it.
+    return (
+        chosen.sort("arrival")
+        .join_asof(
+            problems.sort("arrival").rename({"arrival": "posed"}),
+            left_on="arrival",
+            right_on="posed",
+            by="problem_id",
+            check_sortedness=False,
+        )
+        .drop("posed")
+        .drop_nulls("problem")
+    )
+
+
+def _all_shares(recording: Recording, samples: pl.DataFrame) -> pl.Series:
+    """Return every sample's share of its engine's time: other policies' samples share it too."""
+    pieces = [pl.DataFrame(schema={"row": pl.UInt32, "busy_s": pl.Float64})]
+    for (engine,), group in samples.group_by("engine"):
+        seconds = share_steps(engine_steps(recording, str(engine)), group).sample_s
+        piece = group.select("row").with_columns(pl.Series("busy_s", seconds).fill_nan(None))
+        pieces.append(piece.select("row", "busy_s"))
+    return samples.select("row").join(pl.concat(pieces), on="row", how="left")["busy_s"]
+
+
+def problem_rows(
+    recording: Recording, engine: str, policy: str, samples: pl.DataFrame
+) -> pl.DataFrame:
+    """Return one row per problem of the run; what is not known is null.
+
+    Columns: problem, problem_id, group, state (decided, failed, in_flight), correct (0 or 1),
+    latency_s = decided_at - arrival, tokens (generated, every role), flops, busy_s (engine
+    seconds), profiled (whether the profiler slowed it). Problems the profiler slowed have no
+    latency and no seconds.
+    """
+    manifest = recording.manifest
+    decided = pl.col("decided_at").is_not_null()
+    rows = _numbered(recording, engine, policy).with_columns(
+        state=pl.when(decided)
+        .then(pl.lit("decided"))
+        .when(pl.col("end").is_not_null())
+        .then(pl.lit("failed"))
+        .otherwise(pl.lit("in_flight")),
+        slowed=_slowed(engine_steps(recording, engine)),
+    )
+    cached = pl.col("cached_tokens")
+    if manifest.engines[engine].enable_prefix_caching is False:
+        cached = cached.fill_null(0)
+    work = samples.with_columns(cached.alias("cached_tokens"), flops=_flops_column(recording))
+    work = work.with_columns(flops=pl.when(pl.col("cached_tokens").is_not_null()).then("flops"))
+    totals = work.group_by("problem").agg(
+        _whole("output_tokens").alias("tokens"), _whole("flops"), _whole("busy_s")
+    )
+    measured = ~pl.col("slowed")
+    return (
+        rows.join(totals, on="problem", how="left")
+        .with_columns(
+            correct=pl.when(pl.col("timed_out").fill_null(False) & pl.col("correct").is_null())
+            .then(0.0)
+            .otherwise(pl.col("correct").cast(pl.Float64)),
+            latency_s=pl.when(measured & decided).then(
+                (pl.col("decided_at") - pl.col("arrival")) / 1e9
+            ),
+            busy_s=pl.when(measured).then("busy_s"),
+        )
+        .sort("problem")
+    )
+
+
+def _numbered(recording: Recording, engine: str, policy: str) -> pl.DataFrame:
+    mine = recording.problems.filter(pl.col("engine") == engine, pl.col("policy") == policy)
+    return mine.sort("arrival", nulls_last=True, maintain_order=True).with_row_index("problem")
+
+
+def _whole(column: str) -> pl.Expr:
+    """Return the sum, null when any part of it is."""
+    total = pl.col(column).sum()
+    return pl.when(pl.col(column).is_not_null().all()).then(total)
+
+
+def _slowed(steps: pl.DataFrame) -> pl.Expr:
+    """Return whether a problem was in flight while a profiled step ran."""
+    profiled = steps.filter(pl.col("profiled").fill_null(False))
+    until = pl.coalesce("decided_at", "end", pl.lit(2**62))
+    slowed = pl.lit(False)
+    if profiled.height:
+        ends = profiled["end"].sort()
+        starts = (profiled["end"] - profiled["wall_ns"].fill_null(0)).sort()
+        begun = until.map_batches(starts.search_sorted, pl.UInt32)
+        over = pl.col("arrival").map_batches(
+            lambda times: ends.search_sorted(times, side="right"), pl.UInt32
+        )
+        slowed = (begun > over).fill_null(False)
+    return slowed
+
+
+def _flops_column(recording: Recording) -> pl.Expr:
+    """Return FLOPs of a sample by its engine's model; null when the model's facts are not kept."""
+    column = pl.lit(None, dtype=pl.Float64)
+    for key, engine in recording.manifest.engines.items():
+        facts = recording.manifest.models.get(engine.model)
+        if facts is not None:
+            column = pl.when(pl.col("engine") == key).then(sample_flops(facts)).otherwise(column)
+    return column
+
+
+def sample_flops(facts: ModelFacts) -> pl.Expr:
+    """Return FLOPs of a sample: weights for every forwarded token, attention for its context.
+
+    With prompt P of which C came from the cache and T generated tokens, the positions C+1 .. P+T
+    are forwarded, each reading as much context as its position:
+    sum = (P+T)(P+T+1)/2 - C(C+1)/2.
+    """
+    last = (pl.col("prompt_tokens") + pl.col("output_tokens")).cast(pl.Float64)
+    cached = pl.col("cached_tokens").cast(pl.Float64)
+    context = last * (last + 1) / 2 - cached * (cached + 1) / 2
+    return facts.matmul_flops(1.0) * (last - cached) + facts.attention_flops(1.0) * context

@@ -1,0 +1,303 @@
+"""What happened in a recording: every number, its unit and its formula.
+
+`summarise` recomputes everything from the raw tables. What was not measured is None. Intervals
+hold 90 %: Wilson for accuracy, the bootstrap over problems for the rest (traces/statistics.py).
+The table of metrics (tag, header, unit, formula) is traces/metrics.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from traces.acceptance import Acceptance, acceptance
+from traces.energy import Energy, measured_energy
+from traces.kernel_time import Collective, FamilyTime, collectives, time_by_family
+from traces.manifest import WorkloadFacts
+from traces.outcomes import engine_steps, problem_rows, run_keys, samples_with_shares
+from traces.recording import Recording
+from traces.schema import EngineConfig, Estimate, Policy, Record
+from traces.shares import busy_seconds
+from traces.statistics import mean, proportion, ratio, spread
+from traces.votes import WHOLE, PolicyOutcome, policies_within
+
+Spread = Mapping[str, Estimate | None]
+NOTHING: Spread = {"mean": None, "p50": None, "p95": None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One engine and one policy of a recording; `to_json` is the documented contract.
+
+    `problems` counts the decided ones, on which every mean rests; `problems_in_flight` those cut
+    off by the recording's end, `problems_failed` those that ended without a decision. Not in the
+    JSON: `seconds` (where the wall time went), `notes` (what a reader must know), `workload`, and
+    the frames behind the numbers: `rows` has one row per problem (traces/outcomes.py),
+    `sample_rows` and `step_rows` the run's samples and its engine's steps.
+    """
+
+    recording: str
+    complete: bool
+    engine: EngineConfig
+    policy: Policy | None
+    problems: int = 0
+    problems_in_flight: int = 0
+    problems_failed: int = 0
+    accuracy: Estimate | None = None
+    latency_s: Spread = field(default_factory=lambda: NOTHING)
+    ttft_s: Spread = field(default_factory=lambda: NOTHING)
+    tpot_s: Spread = field(default_factory=lambda: NOTHING)
+    tokens_per_problem: Estimate | None = None
+    flops_per_problem: Estimate | None = None
+    throughput_tokens_per_s: Estimate | None = None
+    device_s_per_problem: Estimate | None = None
+    cost_per_token_device_s: Estimate | None = None
+    cost_usd_per_problem: Estimate | None = None
+    steps: int | None = None
+    step_time: Mapping[str, Estimate | None] = field(
+        default_factory=lambda: {"prefill_s": None, "decode_s": None, "mixed_s": None}
+    )
+    time_by_family: tuple[FamilyTime, ...] | None = None
+    collectives: tuple[Collective, ...] | None = None
+    acceptance: Acceptance | None = None
+    energy_j: Energy = field(default_factory=Energy)
+    policies: tuple[PolicyOutcome, ...] = ()
+    seconds: Mapping[str, float] = field(default_factory=dict, compare=False)
+    workload: WorkloadFacts | None = None
+    rows: pl.DataFrame | None = field(default=None, repr=False, compare=False)
+    sample_rows: pl.DataFrame | None = field(default=None, repr=False, compare=False)
+    step_rows: pl.DataFrame | None = field(default=None, repr=False, compare=False)
+    notes: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the run's document; estimates are {value, low, high, unit, extrapolated}."""
+        frames = {"rows", "sample_rows", "step_rows"}
+        hidden = {"engine", "policy", "seconds", "notes", "workload", *frames}
+        plain = {name: to_plain(value) for name, value in vars(self).items() if name not in hidden}
+        config = {"engine": to_plain(self.engine), "policy": to_plain(self.policy)}
+        head = {name: plain.pop(name) for name in ("recording", "complete")}
+        return {**head, "config": config, **plain}
+
+
+def to_plain(value: Any) -> Any:
+    """Return JSON's own types; an estimate without the count of runs it rests on."""
+    if isinstance(value, Estimate):
+        return {name: item for name, item in value.to_json().items() if name != "runs"}
+    if isinstance(value, Record):
+        return {name: to_plain(item) for name, item in vars(value).items()}
+    if isinstance(value, Mapping):
+        return {str(name): to_plain(item) for name, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [to_plain(item) for item in value]
+    return value
+
+
+def summarise(recording: Recording, price_usd_per_device_hour: float | None = None) -> list[Run]:
+    """Return a run per engine and policy found, usually one.
+
+    The price overrides the recording's own. Raises RecordingError when a part is corrupt.
+    """
+    price = price_usd_per_device_hour
+    if price is None:
+        price = recording.manifest.price_usd_per_device_hour
+    pairs = run_keys(recording)
+    return [_run(recording, engine, policy, price, len(pairs)) for engine, policy in pairs]
+
+
+def _run(
+    recording: Recording, engine_key: str, policy_key: str, price: float | None, runs: int
+) -> Run:
+    manifest = recording.manifest
+    engine, policy = manifest.engines[engine_key], manifest.policies[policy_key]
+    steps = engine_steps(recording, engine_key)
+    samples = samples_with_shares(recording, engine_key, policy_key)
+    rows = problem_rows(recording, engine_key, policy_key, samples)
+    devices = engine.num_devices
+    device_s = pl.col("busy_s") * devices
+    usd = pl.lit(None, pl.Float64) if price is None else device_s * price / 3600
+    rows = rows.with_columns(device_s=device_s, cost_usd=usd)
+    decided = rows.filter(pl.col("state") == "decided")
+    states = dict(rows["state"].value_counts().iter_rows())
+    judged = rows.filter(pl.col("state") != "in_flight")
+    latency, tokens = _numbers(decided, "latency_s"), _numbers(decided, "tokens")
+    tpot = _sample_times(decided, samples)
+    window = _window(rows, samples)
+    in_flight = states.get("in_flight", 0)
+    made = None if in_flight else _sum_or_none(samples["output_tokens"])
+    families, calls = (None, None) if runs > 1 else _kernels(recording, engine_key)
+    return Run(
+        recording=recording.name,
+        complete=recording.complete,
+        engine=engine,
+        policy=policy,
+        problems=decided.height,
+        problems_in_flight=in_flight,
+        problems_failed=states.get("failed", 0),
+        accuracy=proportion(_numbers(judged, "correct")),
+        latency_s=spread(latency, "s"),
+        ttft_s=spread(tpot["ttft_s"], "s", tpot["problem"]),
+        tpot_s=spread(tpot["tpot_s"], "s/token", tpot["problem"]),
+        tokens_per_problem=mean(tokens, "tokens"),
+        flops_per_problem=mean(_numbers(decided, "flops"), "FLOP"),
+        throughput_tokens_per_s=_throughput(made, window, steps),
+        device_s_per_problem=mean(_numbers(decided, "device_s"), "device-s"),
+        cost_per_token_device_s=ratio(latency * devices, tokens, "device-s/token"),
+        cost_usd_per_problem=mean(_numbers(decided, "cost_usd"), "USD"),
+        steps=steps.height or None,
+        step_time=step_times(steps),
+        time_by_family=families,
+        collectives=calls,
+        acceptance=acceptance(engine, steps, samples),
+        energy_j=(
+            Energy()
+            if runs > 1 or window is None
+            else measured_energy(
+                recording.frame("power"),
+                window,
+                tokens=made,
+                problems=None if in_flight else decided.height,
+                correct=None if in_flight else _sum_or_none(decided["correct"]),
+            )
+        ),
+        policies=(
+            policies_within(
+                samples.filter(pl.col("role").fill_null("sample") == "sample"), policy.n
+            )
+            if policy.method in WHOLE and policy.n > 1
+            else ()
+        ),
+        seconds=seconds_by_kind(steps),
+        workload=manifest.workload,
+        rows=rows,
+        sample_rows=samples,
+        step_rows=steps,
+        notes=tuple(_notes(recording, rows)),
+    )
+
+
+def _numbers(frame: pl.DataFrame, column: str) -> np.ndarray[Any, np.dtype[np.float64]]:
+    return frame[column].cast(pl.Float64).fill_null(float("nan")).to_numpy()
+
+
+def _sum_or_none(column: pl.Series) -> float | None:
+    return None if not column.len() or column.null_count() else float(column.sum())
+
+
+def _sample_times(decided: pl.DataFrame, samples: pl.DataFrame) -> dict[str, Any]:
+    """Return TTFT and TPOT per sample of the problems whose times count.
+
+    TTFT = first_token - arrival; TPOT = (end - first_token) / (output_tokens - 1), of samples
+    with more than one token.
+    """
+    timed = decided.filter(pl.col("latency_s").is_not_null()).select("problem")
+    frame = (
+        samples.filter(pl.col("role").fill_null("sample") == "sample")
+        .join(timed, on="problem", how="semi")
+        .select(
+            "problem",
+            ttft_s=(pl.col("first_token") - pl.col("arrival")) / 1e9,
+            tpot_s=pl.when(pl.col("output_tokens") > 1).then(
+                (pl.col("end") - pl.col("first_token")) / 1e9 / (pl.col("output_tokens") - 1)
+            ),
+        )
+    )
+    columns: dict[str, Any] = {name: _numbers(frame, name) for name in ("ttft_s", "tpot_s")}
+    return columns | {"problem": frame["problem"].to_numpy()}
+
+
+def _window(rows: pl.DataFrame, samples: pl.DataFrame) -> tuple[int, int] | None:
+    """Return the first arrival and the last end of the run."""
+    ends = pl.concat([rows["end"], rows["decided_at"], samples["end"]]).drop_nulls()
+    starts = rows["arrival"].drop_nulls()
+    if not ends.len() or not starts.len():
+        return None
+    return int(starts.to_numpy().min()), int(ends.to_numpy().max())
+
+
+def _throughput(
+    tokens: float | None, window: tuple[int, int] | None, steps: pl.DataFrame
+) -> Estimate | None:
+    """Return generated tokens over the time from the first arrival to the last end.
+
+    Unknown while problems are in flight (their tokens are), and when the profiler slowed steps.
+    """
+    if tokens is None or window is None or steps["profiled"].fill_null(False).any():
+        return None
+    seconds = (window[1] - window[0]) / 1e9
+    return Estimate(value=tokens / seconds, unit="tokens/s") if seconds > 0 else None
+
+
+def _kind() -> pl.Expr:
+    prefill, decode = pl.col("prefill_tokens") > 0, pl.col("decode_tokens") > 0
+    return (
+        pl.when(prefill & decode)
+        .then(pl.lit("mixed"))
+        .when(prefill)
+        .then(pl.lit("prefill"))
+        .when(decode)
+        .then(pl.lit("decode"))
+        .otherwise(pl.lit("other"))
+    )
+
+
+def step_times(steps: pl.DataFrame) -> dict[str, Estimate | None]:
+    """Return the mean wall time of steps with only prefill tokens, only decode tokens, or both.
+
+    The interval draws 40 stretches of neighbouring steps, because neighbours are alike.
+    """
+    timed = steps.filter(~pl.col("profiled").fill_null(False)).with_columns(kind=_kind())
+    found: dict[str, Estimate | None] = {}
+    for kind in ("prefill", "decode", "mixed"):
+        wall = timed.filter(pl.col("kind") == kind)["wall_ns"].drop_nulls().to_numpy() / 1e9
+        stretches = np.array_split(wall, min(40, max(wall.size, 1)))
+        sums, counts = [part.sum() for part in stretches], [part.size for part in stretches]
+        found[f"{kind}_s"] = ratio(sums, counts, "s")
+    return found
+
+
+def seconds_by_kind(steps: pl.DataFrame) -> dict[str, float]:
+    """Return the busy seconds of prefill, decode and mixed steps, and the idle ones between.
+
+    Idle is the time from the first step's start to the last one's end that no step accounts for;
+    profiled steps are in none of them.
+    """
+    known = steps.drop_nulls("end")
+    if not known.height:
+        return {}
+    busy = pl.Series("busy", busy_seconds(known))
+    kinds = (
+        known.select(_kind().alias("kind")).with_columns(busy).group_by("kind").agg(pl.sum("busy"))
+    )
+    spent = {"prefill": 0.0, "decode": 0.0, "mixed": 0.0, "other": 0.0, **dict(kinds.iter_rows())}
+    span = (int(known["end"][-1]) - int(known["end"][0]) + int(known["wall_ns"][0] or 0)) / 1e9
+    profiled = known.filter(pl.col("profiled").fill_null(False))
+    aside = float(profiled.select(pl.coalesce("interval_ns", "wall_ns").sum()).item() or 0) / 1e9
+    spent["idle"] = max(span - aside - sum(spent.values()), 0.0)
+    if not spent["other"]:
+        del spent["other"]
+    return spent
+
+
+def _kernels(
+    recording: Recording, engine: str
+) -> tuple[tuple[FamilyTime, ...] | None, tuple[Collective, ...] | None]:
+    kernels = recording.frame("kernels").filter(pl.col("engine") == engine)
+    return time_by_family(kernels), collectives(kernels)
+
+
+def _notes(recording: Recording, rows: pl.DataFrame) -> list[str]:
+    manifest, notes = recording.manifest, []
+    for table, count in sorted(manifest.dropped.items()):
+        if count:
+            notes.append(f"{count:,} rows of {table} were dropped while recording")
+    slowed = int(rows["slowed"].sum())
+    if slowed:
+        notes.append(f"{slowed:,} problems ran while the profiler did; their times are left out")
+    failed = int((rows["state"] == "failed").sum())
+    if failed:
+        notes.append(f"{failed:,} problems ended without a decision (timed out or failed)")
+    return notes

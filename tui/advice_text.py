@@ -1,0 +1,273 @@
+"""A recommendation as plain text and as the JSON document of `ttscope advise --json`."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from advisor.command import policy_request
+from traces.schema import Budget, Estimate, NearMiss, Pick, Recommendation
+
+ROWS = {  # estimate -> how it is called, and how its unit is shown
+    "accuracy": ("accuracy", ""),
+    "latency_s": ("mean latency", "s"),
+    "latency_p95_s": ("p95 latency", "s"),
+    "cost_usd": ("cost a problem", "$"),
+    "device_s": ("device time", "s"),
+    "energy_j": ("energy", "J"),
+    "tokens": ("tokens", ""),
+    "flops": ("FLOPs", ""),
+    "throughput_problems_per_s": ("throughput", "/s"),
+}
+OPTIONAL = ("cost_usd", "energy_j")  # not shown when neither pick has it
+LIMITS = {
+    "max_latency_s": ("latency", "s"),
+    "max_device_s": ("device time", "s"),
+    "max_cost_usd": ("cost", "$"),
+    "max_energy_j": ("energy", "J"),
+    "max_gpus": ("devices", ""),
+    "min_accuracy": ("accuracy", ""),
+    "rate": ("rate", "/s"),
+}
+
+
+def advice_lines(recommendation: Recommendation, *, width: int = 80) -> list[str]:
+    """Return the answer as lines of at most `width` columns, the verdict first."""
+    answer, pick = recommendation, recommendation.system_optimal
+    lines = list(_wrap(_verdict(answer), width))
+    if pick is not None:
+        lines += ["", *_command(pick, width), *_policy(pick, width)]
+        lines += ["", *_estimates(answer, width)]
+    else:
+        lines += ["", *_near_misses(answer.near_misses, width)]
+        if answer.compute_optimal is not None:
+            best = answer.compute_optimal
+            lines += ["", *_wrap(f"compute-optimal, limits aside: {_name(best)}", width)]
+    lines += ["", *_listed("why", answer.reasons, width)]
+    lines += _listed("changes", _fits(answer), width)
+    lines += _listed("next", answer.measure_next, width)
+    return lines
+
+
+def _name(pick: Pick) -> str:
+    temperature = f" T={pick.policy.temperature:g}" if pick.policy.temperature else ""
+    return f"{pick.engine.model} {pick.engine.label()}, {pick.policy.label()}{temperature}"
+
+
+def _verdict(answer: Recommendation) -> str:
+    budget, pick = answer.budget, answer.system_optimal
+    limits = _limits(budget)
+    if pick is None:
+        return f"NOTHING FITS {limits}."
+    sure = f"{pick.probability_within_budget:.0%} sure of {limits}" if limits else "no limits set"
+    goal = {"accuracy": "highest accuracy", "throughput": "highest throughput"}.get(
+        budget.optimise, f"lowest {budget.optimise}"
+    )
+    extrapolated = any(e is not None and e.extrapolated for e in pick.estimates.values())
+    mark = "  Extrapolated." if extrapolated else ""
+    return f"RUN {_name(pick)}: {goal}, {sure}.{mark}"
+
+
+def _limits(budget: Budget) -> str:
+    given = dict(budget.limits())
+    if budget.rate_per_s is not None:
+        given["rate"] = budget.rate_per_s
+    words = []
+    for limit, value in given.items():
+        name, unit = LIMITS[limit]
+        if limit == "max_latency_s" and budget.latency_percentile is not None:
+            name = f"p{budget.latency_percentile} latency"
+        sign = ">=" if limit in ("min_accuracy", "rate") else "<="
+        words.append(f"{name} {sign} {_with_unit(f'{value:g}', unit)}")
+    return ", ".join(words)
+
+
+def _with_unit(text: str, unit: str) -> str:
+    if unit == "$":
+        return f"${text}"
+    return f"{text} {unit}" if unit and not unit.startswith("/") else f"{text}{unit}"
+
+
+def _command(pick: Pick, width: int) -> Iterable[str]:
+    """Break the command before its flags, so that it can be pasted."""
+    words = _flags(pick.command or "")
+    line = ""
+    for word in words:
+        if line and len(line) + 1 + len(word) + 2 > width:
+            yield f"{line} \\"
+            line = f"    {word}"
+        else:
+            line = f"{line} {word}" if line else word
+    yield line
+
+
+def _flags(command: str) -> list[str]:
+    """Split a command before each ` --` that is not quoted."""
+    parts, quoted = [""], False
+    for index, letter in enumerate(command):
+        quoted ^= letter == "'"
+        if letter == " " and not quoted and command[index + 1 : index + 3] == "--":
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return parts
+
+
+def _policy(pick: Pick, width: int) -> Iterable[str]:
+    request = policy_request(pick.policy)
+    body = ", ".join(f"{name} {value}" for name, value in request["body"].items())
+    count = request["requests"]
+    many = "1 request" if count == 1 else f"{count} requests"
+    text = f"policy: {many} a problem, each {body}; {request['answer']} wins"
+    return _wrap(text if count > 1 else text.removesuffix("; the only answer wins"), width)
+
+
+def _estimates(answer: Recommendation, width: int) -> Iterable[str]:
+    """Return the table: system-optimal, compute-optimal, and the regret between them."""
+    ours, theirs = answer.system_optimal, answer.compute_optimal
+    assert ours is not None
+    same = theirs is not None and (theirs.engine, theirs.policy) == (ours.engine, ours.policy)
+    heads = ["", "system-optimal", "compute-optimal", "regret of compute-opt."]
+    rows = []
+    asked = f"latency_p{answer.budget.latency_percentile}_s"
+    names = dict(ROWS)
+    if asked in ours.estimates and asked not in names:
+        names[asked] = (f"p{answer.budget.latency_percentile} latency", "s")
+    for name, (label, unit) in names.items():
+        mine = ours.estimates.get(name)
+        other = None if theirs is None else theirs.estimates.get(name)
+        if name in OPTIONAL and mine is None and other is None:
+            continue
+        regret = None if same else answer.regret.get(name)
+        shown_regret = "" if name not in answer.regret else _cell(regret, unit, signed=True)
+        rows.append([label, _cell(mine, unit), _cell(other, unit), shown_regret])
+    if same:
+        heads, rows = heads[:2], [row[:2] for row in rows]
+        heads[1] = "system- and compute-optimal"
+    widths = [max(len(row[i]) for row in [heads, *rows]) for i in range(len(heads))]
+    for row in [heads, *rows]:
+        cells = [text.ljust(size) for text, size in zip(row, widths, strict=True)]
+        yield "  ".join(cells).rstrip()[:width]
+    if not same and theirs is not None:
+        yield from _wrap(f"compute-optimal: {_name(theirs)}", width)
+    yield "values with 90 % intervals; - not measured; ? outside what was measured"
+
+
+def _cell(estimate: Estimate | None, unit: str, *, signed: bool = False) -> str:
+    if estimate is None:
+        return "-"
+    mark = "?" if estimate.extrapolated else ""
+    digits = 3
+    value = _number(estimate.value, digits, signed=signed)
+    text = _with_unit(value, unit) + mark
+    if estimate.low is None or estimate.high is None or estimate.low == estimate.high:
+        return text
+    low = _number(estimate.low, digits, signed=signed)
+    high = _number(estimate.high, digits, signed=signed)
+    return f"{text} [{low}, {high}]"
+
+
+def _number(value: float, digits: int, *, signed: bool = False) -> str:
+    sign = "+" if signed and value > 0 else ""
+    size = abs(value)
+    for factor, letter in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M")):
+        if size >= factor:
+            return f"{sign}{value / factor:.{digits}g}{letter}"
+    if size >= 1000:
+        return f"{sign}{value:.0f}"
+    return f"{sign}{value:.{digits}g}"
+
+
+def _near_misses(misses: Iterable[NearMiss], width: int) -> Iterable[str]:
+    yield "nearest to each limit, keeping the others where that is possible:"
+    for miss in misses:
+        label, unit = LIMITS[miss.limit]
+        text = (
+            f"{label}: wanted {_with_unit(f'{miss.wanted:g}', unit)}, nearest "
+            f"{_cell(miss.nearest, unit)} with {_name(miss.pick)} "
+            f"({miss.pick.probability_within_budget:.0%} sure of all)"
+        )
+        yield from _wrap(text, width, indent="  ")
+
+
+def _fits(answer: Recommendation) -> list[str]:
+    """Say how many candidates fit, and what each limit rules out."""
+    out = sum(answer.infeasible.values())
+    told = "; ".join(f"{count} {why}" for why, count in answer.infeasible.items())
+    lines = [f"{answer.candidates - out} of {answer.candidates} candidates fit"]
+    return [f"{lines[0]}: {told}"] if told else lines
+
+
+def _listed(title: str, items: Iterable[str], width: int) -> list[str]:
+    lines: list[str] = []
+    for number, item in enumerate(items):
+        head = f"{title:<9}" if number == 0 else " " * 9
+        lines += textwrap.wrap(
+            item,
+            width,
+            initial_indent=head,
+            subsequent_indent=" " * 11,
+            break_on_hyphens=False,
+        )
+    return lines
+
+
+def _wrap(text: str, width: int, *, indent: str = "") -> list[str]:
+    return textwrap.wrap(
+        text,
+        width,
+        initial_indent=indent,
+        subsequent_indent=indent + "  ",
+        break_on_hyphens=False,
+    )
+
+
+def advice_json(recommendation: Recommendation) -> dict[str, Any]:
+    """Return the document of `advise --json`: see the contract in docs."""
+    answer = recommendation
+    return {
+        "budget": answer.budget.to_json(),
+        "system_optimal": _pick_json(answer.system_optimal),
+        "compute_optimal": _pick_json(answer.compute_optimal),
+        "regret": _estimates_json(answer.regret),
+        "pareto": [_pick_json(pick) for pick in answer.pareto],
+        "reasons": list(answer.reasons),
+        "near_misses": [
+            {
+                "limit": miss.limit,
+                "wanted": miss.wanted,
+                "nearest": _estimate_json(miss.nearest),
+                "pick": _pick_json(miss.pick),
+            }
+            for miss in answer.near_misses
+        ],
+        "measure_next": list(answer.measure_next),
+        "candidates": answer.candidates,
+        "infeasible": dict(answer.infeasible),
+    }
+
+
+def _pick_json(pick: Pick | None) -> dict[str, Any] | None:
+    if pick is None:
+        return None
+    return {
+        "engine": pick.engine.to_json(),
+        "policy": pick.policy.to_json(),
+        "command": pick.command,
+        "estimates": _estimates_json(pick.estimates),
+        "probability_within_budget": pick.probability_within_budget,
+    }
+
+
+def _estimates_json(
+    estimates: Mapping[str, Estimate | None],
+) -> dict[str, dict[str, Any] | None]:
+    return {name: _estimate_json(estimate) for name, estimate in estimates.items()}
+
+
+def _estimate_json(estimate: Estimate | None) -> dict[str, Any] | None:
+    if estimate is None:
+        return None
+    names = ("value", "low", "high", "unit", "extrapolated")
+    return {name: getattr(estimate, name) for name in names}

@@ -1,0 +1,203 @@
+"""The terminal app: four screens over one library of recordings."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+from textual import work
+from textual.app import App
+from textual.binding import Binding, BindingType
+from textual.signal import Signal
+from textual.worker import get_current_worker
+
+from traces.errors import UsageError
+from traces.recording import Recording
+from traces.schema import Budget, Recommendation
+from tui.screens.advice import AdviceScreen
+from tui.screens.help import HelpScreen
+from tui.screens.live import LiveScreen
+from tui.screens.recordings import RecordingsScreen
+from tui.screens.run import RunScreen
+from tui.views import Entry, load, recording_paths
+
+SCREENS = ("recordings", "run", "live", "advice")
+
+
+class Advises(Protocol):
+    """What the Advice screen needs of an advisor."""
+
+    def recommend(self, budget: Budget) -> Recommendation:
+        """Return what to run for a budget."""
+
+
+AdvisorFactory = Callable[[Sequence[Recording]], Advises]
+
+
+class FittedAdvisor:
+    """The advisor's models fitted to recordings; imported when first asked, for it is heavy."""
+
+    def __init__(self, recordings: Sequence[Recording]) -> None:
+        from advisor.advise import Advisor
+        from profiler.launch import model_path
+
+        self._advisor = Advisor.fit(recordings, seed=0)
+        self._model_path = model_path
+
+    def recommend(self, budget: Budget) -> Recommendation:
+        """Return what to run for a budget."""
+        return self._advisor.recommend(budget, model_path=self._model_path)
+
+
+class TtscopeApp(App[None]):
+    """Shows recordings, one run, and advice.
+
+    Parameters
+    ----------
+    paths: recordings, or folders that hold them; they are read in a thread.
+    advisor_factory: fits an advisor to recordings; None takes the real one.
+
+    """
+
+    TITLE = "ttscope"
+    CSS_PATH = "app.tcss"
+    ENABLE_COMMAND_PALETTE = True
+    MODES: ClassVar[dict[str, Any]] = {
+        "recordings": RecordingsScreen,
+        "run": RunScreen,
+        "live": LiveScreen,
+        "advice": AdviceScreen,
+    }
+    DEFAULT_MODE = "recordings"
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("1", "switch_mode('recordings')", "Recordings", id="app.recordings", show=False),
+        Binding("2", "switch_mode('run')", "Run", id="app.run", show=False),
+        Binding("3", "switch_mode('live')", "Live", id="app.live", show=False),
+        Binding("4", "switch_mode('advice')", "Advice", id="app.advice", show=False),
+        Binding("question_mark", "help", "help", id="app.help"),
+        Binding("q", "quit", "quit", id="app.quit"),
+    ]
+
+    def __init__(
+        self, paths: Sequence[Path], advisor_factory: AdvisorFactory | None = None
+    ) -> None:
+        super().__init__()
+        self.entries: list[Entry] = []
+        self.marked: list[str] = []
+        self.loading_paths = True
+        self.library_changed: Signal[None] = Signal(self, "library")
+        self._paths = [Path(path) for path in paths]
+        self._factory: AdvisorFactory = advisor_factory or FittedAdvisor
+        self._advisor: tuple[tuple[str, ...], Advises] | None = None
+        self._current: str | None = None
+
+    def on_mount(self) -> None:
+        """Start reading the recordings."""
+        self._load()
+
+    @work(thread=True, group="library")
+    def _load(self) -> None:
+        worker = get_current_worker()
+        for path in recording_paths(self._paths):
+            found = load(path)
+            if worker.is_cancelled:
+                return
+            self.call_from_thread(self._add, found)
+        self.call_from_thread(self._loaded)
+
+    def _add(self, found: list[Entry]) -> None:
+        self.entries += found
+        self.library_changed.publish(None)
+
+    def _loaded(self) -> None:
+        self.loading_paths = False
+        self.library_changed.publish(None)
+
+    def toggle_mark(self, key: str) -> None:
+        """Mark a run, or unmark it."""
+        if key in self.marked:
+            self.marked.remove(key)
+        else:
+            self.marked.append(key)
+        self.library_changed.publish(None)
+
+    def clear_marks(self) -> None:
+        """Unmark every run."""
+        self.marked.clear()
+        self.library_changed.publish(None)
+
+    def marked_entries(self) -> list[Entry]:
+        """Return the marked runs in the order in which they were marked."""
+        by_key = {entry.key: entry for entry in self.entries}
+        return [by_key[key] for key in self.marked if key in by_key]
+
+    def advisable(self) -> list[Entry]:
+        """Return the runs that advice rests on: the marked ones, or every complete one."""
+        marked = self.marked_entries()
+        return marked or [entry for entry in self.entries if entry.comparable]
+
+    def advisor_for(self, recordings: Sequence[Recording]) -> Advises:
+        """Return the advisor fitted to the recordings; the last one is kept. Call in a thread."""
+        key = tuple(dict.fromkeys(str(each.path) for each in recordings))
+        if self._advisor is None or self._advisor[0] != key:
+            unique = {str(each.path): each for each in recordings}
+            self._advisor = (key, self._factory(list(unique.values())))
+        return self._advisor[1]
+
+    def open_run(self, entry: Entry) -> None:
+        """Show a run on screen 2."""
+        self._current = entry.key
+        self.switch_mode("run")
+
+    def current_entry(self) -> Entry | None:
+        """Return the run that was opened, or the first that can be shown."""
+        shown = [entry for entry in self.entries if entry.run is not None]
+        opened = [entry for entry in shown if entry.key == self._current]
+        if not opened and self.loading_paths:
+            return None
+        complete = [entry for entry in shown if entry.comparable]
+        return next(iter([*opened, *complete, *shown]), None)
+
+    def action_help(self) -> None:
+        """Show the keys of this screen."""
+        rows = [("1 2 3 4", "Recordings, Run, Live, Advice")]
+        for key, active in self.screen.active_bindings.items():
+            binding = active.binding
+            ours = binding.id is not None
+            if ours and not (binding.id or "").startswith(("app.rec", "app.run", "app.l", "app.a")):
+                rows.append((key, binding.description))
+        self.push_screen(HelpScreen([*rows, ("tab", "next field"), ("ctrl+p", "all commands")]))
+
+
+def screenshot(
+    paths: Sequence[Path],
+    screen: str,
+    size: tuple[int, int],
+    target: Path,
+    advisor_factory: AdvisorFactory | None = None,
+) -> None:
+    """Write a screen as SVG, once everything it shows has been loaded and worked out.
+
+    Raises UsageError when there is no such screen or the size is too small, and OSError when
+    the file cannot be written.
+    """
+    if screen not in SCREENS:
+        raise UsageError(f"--screen {screen}: wants one of {', '.join(SCREENS)}")
+    if size[0] < 40 or size[1] < 12:
+        raise UsageError(f"--size {size[0]}x{size[1]}: wants at least 40x12")
+    asyncio.run(_take(TtscopeApp(paths, advisor_factory), screen, size, target))
+
+
+async def _take(app: TtscopeApp, screen: str, size: tuple[int, int], target: Path) -> None:
+    async with app.run_test(size=size) as pilot:
+        await app.workers.wait_for_complete()
+        if screen != "recordings":
+            await app.switch_mode(screen)
+            await pilot.pause()
+            await app.workers.wait_for_complete()
+        await pilot.pause()
+        await pilot.pause()
+        text = app.export_screenshot(title="ttscope")
+    target.write_text(text, encoding="utf-8")

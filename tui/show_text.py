@@ -1,0 +1,306 @@
+"""`ttscope show`: what happened in a recording, as plain lines of at most 80 columns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from traces.comparison import Difference, compare
+from traces.metrics import METRICS
+from traces.recording import Recording
+from traces.schema import EngineConfig, Policy
+from traces.series import series
+from traces.summary import Run, summarise
+from tui.formats import (
+    OUTSIDE,
+    align,
+    clock,
+    compact,
+    interval,
+    number,
+    percent,
+    sparkline,
+    value_of,
+    whole,
+    wrap,
+)
+
+INDENT = 10
+_ROWS = (
+    ("accuracy", "accuracy"),
+    ("tokens_per_problem", "tokens per problem"),
+    ("flops_per_problem", "FLOPs per problem"),
+    ("latency_s.mean", "latency mean"),
+    ("latency_s.p50", "latency p50"),
+    ("latency_s.p95", "latency p95"),
+    ("ttft_s.p50", "TTFT p50"),
+    ("ttft_s.p95", "TTFT p95"),
+    ("tpot_s.p50", "TPOT p50"),
+    ("tpot_s.p95", "TPOT p95"),
+    ("throughput_tokens_per_s", "throughput"),
+    ("device_s_per_problem", "device-s per problem"),
+    ("cost_usd_per_problem", "cost per problem"),
+    ("energy_j.per_problem", "energy per problem"),
+    ("cost_per_token_device_s", "dev x latency/token"),
+)
+
+
+def difference(
+    first: Recording, second: Recording, price_usd_per_device_hour: float | None = None
+) -> Difference | None:
+    """Return the paired difference of two recordings; None unless each holds one run."""
+    runs = [summarise(each, price_usd_per_device_hour) for each in (first, second)]
+    return compare(runs[0][0], runs[1][0]) if all(len(found) == 1 for found in runs) else None
+
+
+def show_json(runs: Sequence[Run], compared: Difference | None = None) -> dict[str, Any]:
+    """Return the document of `ttscope show --json`."""
+    document: dict[str, Any] = {"runs": [run.to_json() for run in runs]}
+    return document if compared is None else document | {"difference": compared.to_json()}
+
+
+def show_lines(
+    runs: Sequence[Run], compared: Difference | None = None, *, width: int = 80
+) -> list[str]:
+    """Return what happened in one run, or in several side by side with what differs."""
+    if len(runs) == 1:
+        return _one_run(runs[0], width)
+    lines: list[str] = []
+    for index, run in enumerate(runs, 1):
+        lines += wrap(f"{index}", run.recording, width=width, indent=3)
+        lines += [f"   {line}" for line in _head(run, width - 3)]
+    lines += ["", *_side_by_side(runs, width)]
+    if compared is not None:
+        lines += ["", *difference_lines(compared, width=width)]
+    return lines
+
+
+def engine_text(engine: EngineConfig) -> str:
+    """Return the engine in a few words: model, label, what is on, version, device."""
+    parts = [engine.model, engine.label()]
+    parts += [text for text in (engine.dtype, engine.quantization) if text]
+    if engine.enforce_eager:
+        parts.append("eager")
+    if engine.enable_prefix_caching:
+        parts.append("prefix caching")
+    if engine.vllm_version:
+        parts.append(f"vLLM {engine.vllm_version}")
+    if engine.gpu:
+        parts.append(f"{engine.num_devices} x {engine.gpu}")
+    return "  ".join(parts)
+
+
+def policy_text(policy: Policy | None) -> str:
+    """Return the policy in a few words."""
+    if policy is None:
+        return "-"
+    parts = [policy.label(), f"temperature {policy.temperature:g}"]
+    if policy.top_p < 1:
+        parts.append(f"top_p {policy.top_p:g}")
+    if policy.thinking_token_budget is not None:
+        parts.append(f"thinking budget {policy.thinking_token_budget:,}")
+    if policy.max_tokens is not None:
+        parts.append(f"max_tokens {policy.max_tokens:,}")
+    return "  ".join([*parts, *(f"{name} {value:g}" for name, value in policy.rule)])
+
+
+def _head(run: Run, width: int) -> list[str]:
+    lines = wrap("engine", engine_text(run.engine), width=width, indent=INDENT)
+    lines += wrap("policy", policy_text(run.policy), width=width, indent=INDENT)
+    decided = f"{run.problems:,} decided"
+    if run.workload is not None:
+        decided += f" of {run.workload.problems:,}, workload {run.workload.name}"
+    lines += wrap("problems", decided, width=width, indent=INDENT)
+    return lines + warnings(run, width)
+
+
+def warnings(run: Run, width: int = 80) -> list[str]:
+    """Return what a reader must know before the numbers."""
+    lines = []
+    if not run.complete:
+        cut = f"{run.problems_in_flight:,} problems were in flight and are left out"
+        text = f"incomplete: the run was cut off or is still going; {cut}"
+        lines += wrap("!", text, width=width, indent=2)
+    elif run.problems_in_flight:
+        text = f"{run.problems_in_flight:,} problems never ended and are left out"
+        lines += wrap("!", text, width=width, indent=2)
+    for note in run.notes:
+        lines += wrap("!", note, width=width, indent=2)
+    return lines
+
+
+def _one_run(run: Run, width: int) -> list[str]:
+    lines = [run.recording[:width], *_head(run, width), ""]
+    lines += _metrics(run)
+    for part in (_charts(run, width), _time(run, width), _acceptance(run), _families(run)):
+        lines += ["", *part] if part else []
+    table = policy_lines(run)
+    lines += ["", *table] if table else []
+    if any(OUTSIDE in line for line in lines):
+        lines.append(f"{OUTSIDE} outside what was measured")
+    return lines
+
+
+def _metrics(run: Run) -> list[str]:
+    metrics = {metric.tag: metric for metric in METRICS}
+    rows = [("", "value", "90 % interval")]
+    for tag, title in _ROWS:
+        estimate = metrics[tag].get(run)
+        rows.append((title, value_of(estimate), interval(estimate)))
+    return align(rows, right=(1,))
+
+
+def _charts(run: Run, width: int) -> list[str]:
+    if run.step_rows is None:
+        return []
+    found = series(run.step_rows, run.engine.num_gpu_blocks, width - 26)
+    if found is None:
+        return []
+    seconds = (found.edges_ns[-1] - found.edges_ns[0]) / 1e9
+    rows = (
+        ("batch", found.batch, ""),
+        ("waiting", found.waiting, ""),
+        ("KV cache", found.kv_share * 100, " %"),
+        ("tok/s", found.tokens_per_s, ""),
+    )
+    lines = []
+    for name, values, unit in rows:
+        known = values[np.isfinite(values)]
+        if known.size:
+            top = f"{compact(float(known.max()))}{unit}"
+            lines.append(f"{name:<{INDENT}}{top:>8} |{sparkline(values.tolist())}|")
+    scale = f"{'':<{INDENT}}{'highest':>8} 0:00{'-' * (width - 35)} {clock(seconds)}"
+    return [*lines, scale[:width]]
+
+
+def _time(run: Run, width: int) -> list[str]:
+    steps = run.step_time
+    text = ", ".join(
+        f"{kind} {whole(steps[f'{kind}_s'])}"
+        for kind in ("prefill", "decode", "mixed")
+        if steps.get(f"{kind}_s") is not None
+    )
+    if not text:
+        return []
+    count = f"{run.steps:,} steps: {text}"
+    lines = wrap("step time", count, width=width, indent=INDENT)
+    total = sum(run.seconds.values())
+    if total:
+        shares = [f"{name} {percent(part / total)}" for name, part in run.seconds.items()]
+        where = f"{number(total, 's')} = {', '.join(shares)}"
+        lines += wrap("time", where, width=width, indent=INDENT)
+    return lines
+
+
+def _acceptance(run: Run) -> list[str]:
+    found = run.acceptance
+    if found is None:
+        return []
+    lines = [f"{found.method}: length {whole(found.length)} tokens, kept by position"]
+    rows = [
+        (f"  {place}", whole(share), "#" * round(20 * share.value))
+        for place, share in enumerate(found.accepted_per_position, 1)
+        if share is not None
+    ]
+    return lines + align(rows)
+
+
+def _families(run: Run) -> list[str]:
+    if not run.time_by_family:
+        return []
+    rows = [
+        (f"  {each.family}", number(each.s, "s"), percent(each.share), "#" * round(30 * each.share))
+        for each in run.time_by_family
+    ]
+    return ["kernel time in the profiled steps", *align(rows, right=(1, 2))]
+
+
+def policy_lines(run: Run) -> list[str]:
+    """Return the table of maj@k and pass@k that the recorded samples contain."""
+    if not run.policies:
+        return []
+    counts = sorted({outcome.n for outcome in run.policies})
+    by_key = {(outcome.method, outcome.n): outcome for outcome in run.policies}
+    rows = [("k", "maj@k", "90 % interval", "pass@k", "90 % interval", "tokens")]
+    for k in counts:
+        majority, passed = by_key.get(("majority", k)), by_key.get(("pass_at_k", k))
+        cells = [str(k)]
+        for outcome in (majority, passed):
+            accuracy = None if outcome is None else outcome.accuracy
+            cells += [value_of(accuracy), interval(accuracy)]
+        tokens = majority or passed
+        rows.append(
+            (*cells, value_of(None if tokens is None else tokens.tokens_per_problem))  # type: ignore[arg-type]
+        )
+    return [*align(rows, right=(0, 1, 3, 5)), "maj@k of random subsets, ties shared equally"]
+
+
+def _side_by_side(runs: Sequence[Run], width: int) -> list[str]:
+    metrics = {metric.tag: metric for metric in METRICS}
+    for columns in (len(runs), 3, 2, 1):
+        lines: list[str] = []
+        for start in range(0, len(runs), columns):
+            some = runs[start : start + columns]
+            header = [""]
+            for index in range(start + 1, start + len(some) + 1):
+                header += [str(index), ""]
+            rows = [header]
+            for tag, title in _ROWS:
+                estimates = [metrics[tag].get(run) for run in some]
+                if any(estimate is not None for estimate in estimates):
+                    cells = [
+                        text for each in estimates for text in (value_of(each), interval(each))
+                    ]
+                    rows.append([title, *cells])
+            lines += ([""] if lines else []) + align(rows, right=range(1, 2 * len(some), 2))
+        if max(map(len, lines)) <= width:
+            break
+    return lines
+
+
+def difference_lines(found: Difference, *, width: int = 80) -> list[str]:
+    """Return the paired differences, and what differs in the configuration."""
+    if found.reason is not None:
+        lines = wrap("", found.reason, width=width, indent=0)
+    else:
+        title = f"2 against 1: the same {found.problems:,} problems, paired, 90 % intervals"
+        rows = [
+            (
+                f"  {change.metric.header}",
+                value_of(change.difference, sign=True),
+                interval(change.difference, sign=True),
+                change.verdict,
+            )
+            for change in found.changes
+        ]
+        lines = [title, *align(rows, right=(1,))]
+        lines += _how_many_more(found, width)
+    return lines + config_lines(found, width)
+
+
+def _how_many_more(found: Difference, width: int) -> list[str]:
+    """Return how many problems would settle the accuracy, the number that needs most."""
+    for change in found.changes:
+        if change.metric.tag == "accuracy" and change.times_as_many:
+            many = f"some {change.times_as_many:,} times as many problems would separate"
+            text = f"{many} a true {number(abs(change.difference.value), '1')} of accuracy"
+            return wrap("", text, width=width, indent=2)
+    return []
+
+
+def config_lines(found: Difference, width: int) -> list[str]:
+    """Return the fields that differ, with both values."""
+    if not found.config:
+        return ["same engine and policy"]
+    parts = [f"{name} {_short(a)} -> {_short(b)}" for name, (a, b) in found.config.items()]
+    return wrap("differ in", ";  ".join(parts), width=width, indent=INDENT)
+
+
+def _short(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, dict):
+        return ",".join(f"{name}={item}" for name, item in value.items() if item is not None)
+    return str(value)

@@ -1,0 +1,265 @@
+"""View models of the terminal app: recordings and advice as rows and lines, without Textual."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from traces.errors import TtscopeError
+from traces.recording import Recording, find_recordings
+from traces.schema import Estimate, Pick, Recommendation
+from traces.summary import Run, summarise
+from tui.formats import ABSENT, compact, half_width, number, percent, value_of, whole, wrap
+from tui.show_text import policy_text
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One row of the Recordings screen: a run, or a path that cannot be read and why."""
+
+    key: str
+    path: Path
+    recording: Recording | None = None
+    run: Run | None = None
+    error: str | None = None
+
+    @property
+    def comparable(self) -> bool:
+        """Whether the run ended by itself and decided something."""
+        return self.run is not None and self.run.complete and self.run.problems > 0
+
+    @property
+    def title(self) -> str:
+        """Return model, policy and engine in short."""
+        if self.run is None:
+            return self.path.name
+        return "  ".join((model_name(self.run.engine.model), *labels(self.run)))
+
+
+def model_name(model: str) -> str:
+    """Return the last part of a model's name or path."""
+    return model.rstrip("/").rpartition("/")[2] or model
+
+
+def labels(run: Run) -> tuple[str, str]:
+    """Return the short form of the policy and of the engine."""
+    return (ABSENT if run.policy is None else run.policy.label(), run.engine.label())
+
+
+def recording_paths(paths: Sequence[Path]) -> list[Path]:
+    """Return the recordings in the paths; a path that holds none stands for itself."""
+    found: list[Path] = []
+    for path in paths:
+        found += find_recordings(path) or [path]
+    return list(dict.fromkeys(found))
+
+
+def load(path: Path, price_usd_per_device_hour: float | None = None) -> list[Entry]:
+    """Open and summarise one recording; a failure is an entry that says why."""
+    try:
+        recording = Recording.open(path)
+        runs = summarise(recording, price_usd_per_device_hour)
+    except TtscopeError as error:
+        return [Entry(key=str(path), path=path, error=str(error))]
+    except Exception as error:  # noqa: BLE001 - one unreadable recording must not end the app
+        text = f"{path}: cannot be summarised ({type(error).__name__}: {error})"
+        return [Entry(key=str(path), path=path, error=text)]
+    return [
+        Entry(key=f"{path}#{index}", path=path, recording=recording, run=run)
+        for index, run in enumerate(runs)
+    ] or [Entry(key=str(path), path=path, recording=recording, error=f"{path}: holds no run")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """A column of the Recordings table: header, cell, and what it sorts by (None: by text)."""
+
+    header: str
+    cell: Callable[[Run], str]
+    sort: Callable[[Run], float | str | None]
+    width: int | None = None
+    wide: bool = False
+
+
+def _value(estimate: Estimate | None) -> float | None:
+    return None if estimate is None else estimate.value
+
+
+def _share(estimate: Estimate | None) -> str:
+    if estimate is None:
+        return ABSENT
+    return f"{value_of(estimate)} {half_width(estimate)}".removeprefix("0")
+
+
+def _bare(get: Callable[[Run], Estimate | None]) -> Callable[[Run], str]:
+    return lambda run: compact(_value(get(run)))
+
+
+def _numeric(
+    header: str, get: Callable[[Run], Estimate | None], width: int, *, wide: bool = False
+) -> Column:
+    return Column(
+        header=header,
+        cell=_bare(get),
+        sort=lambda run: _value(get(run)),
+        width=width,
+        wide=wide,
+    )
+
+
+COLUMNS: tuple[Column, ...] = (
+    Column(
+        header="model",
+        cell=lambda run: model_name(run.engine.model),
+        sort=lambda run: model_name(run.engine.model),
+    ),
+    Column(header="policy", cell=lambda run: labels(run)[0], sort=lambda run: labels(run)[0]),
+    Column(header="engine", cell=lambda run: labels(run)[1], sort=lambda run: labels(run)[1]),
+    Column(
+        header="acc +-90%",
+        cell=lambda run: _share(run.accuracy),
+        sort=lambda run: _value(run.accuracy),
+        width=9,
+    ),
+    _numeric("p50 s", lambda run: run.latency_s["p50"], 5),
+    _numeric("p95 s", lambda run: run.latency_s["p95"], 5),
+    _numeric("tok/pb", lambda run: run.tokens_per_problem, 6),
+    _numeric("dev-s", lambda run: run.device_s_per_problem, 5),
+    _numeric("J/pb", lambda run: run.energy_j.per_problem, 5),
+    _numeric("$/pb", lambda run: run.cost_usd_per_problem, 6, wide=True),
+    _numeric("TTFT", lambda run: run.ttft_s["p50"], 6, wide=True),
+    _numeric("TPOT", lambda run: run.tpot_s["p50"], 7, wide=True),
+    _numeric("tok/s", lambda run: run.throughput_tokens_per_s, 6, wide=True),
+    _numeric("FLOP/pb", lambda run: run.flops_per_problem, 7, wide=True),
+    Column(
+        header="recording",
+        cell=lambda run: run.recording,
+        sort=lambda run: run.recording,
+        wide=True,
+    ),
+)
+
+
+def matches(entry: Entry, words: str) -> bool:
+    """Return whether every word is found in the entry; `a|b` means either."""
+    text = f"{entry.title} {entry.path}".lower()
+    return all(
+        any(part in text for part in word.split("|")) for word in words.lower().split() if word
+    )
+
+
+def sort_key(entry: Entry, column: Column) -> tuple[int, float, str]:
+    """Return a key that puts numbers before text and what is absent last."""
+    if entry.run is None:
+        return (3, 0.0, entry.path.name)
+    value = column.sort(entry.run)
+    if value is None:
+        return (2, 0.0, "")
+    return (1, 0.0, value) if isinstance(value, str) else (0, float(value), "")
+
+
+ESTIMATES = (
+    ("accuracy", "accuracy"),
+    ("latency_s", "latency mean"),
+    ("latency_p95_s", "latency p95"),
+    ("device_s", "device-seconds"),
+    ("cost_usd", "cost"),
+    ("energy_j", "energy"),
+    ("tokens", "tokens"),
+    ("flops", "FLOPs"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A row of the Advice table: marks (@ system-optimal, + compute-optimal) and the pick."""
+
+    marks: str
+    pick: Pick
+
+    @property
+    def key(self) -> str:
+        """Return what stays the same when the row is computed again."""
+        return f"{self.pick.engine.key()} {self.pick.policy.key()}"
+
+
+def candidates(advice: Recommendation) -> list[Candidate]:
+    """Return the system-optimal pick, then the front by latency, then the compute-optimal."""
+    found: dict[str, Candidate] = {}
+    chosen = [("@", advice.system_optimal), ("+", advice.compute_optimal)]
+    front = sorted(advice.pareto, key=lambda pick: _estimate(pick, "latency_s"))
+    missed = [("!", miss.pick) for miss in advice.near_misses]
+    for mark, pick in [chosen[0], *(("o", pick) for pick in front), chosen[1], *missed]:
+        if pick is None:
+            continue
+        row = Candidate(marks=mark, pick=pick)
+        earlier = found.get(row.key)
+        marks = mark if earlier is None else earlier.marks + mark
+        found[row.key] = Candidate(marks="".join(dict.fromkeys(marks)), pick=pick)
+    return list(found.values())
+
+
+def _estimate(pick: Pick, name: str) -> float:
+    estimate = pick.estimates.get(name)
+    return float("inf") if estimate is None else estimate.value
+
+
+def pick_lines(candidate: Candidate, advice: Recommendation, *, width: int) -> list[str]:
+    """Return what is expected of a pick, its command, and why."""
+    pick = candidate.pick
+    what = {"@": "system-optimal", "+": "compute-optimal", "o": "on the front", "!": "near miss"}
+    kinds = ", ".join(what[mark] for mark in candidate.marks if mark in what)
+    sure = f"{percent(pick.probability_within_budget)} sure of every limit"
+    lines = [f"{kinds}: {sure}"]
+    parts = [
+        f"{title} {whole(pick.estimates[name])}"
+        for name, title in ESTIMATES
+        if pick.estimates.get(name) is not None
+    ]
+    lines += wrap("expect", " ; ".join(parts), width=width, indent=8)
+    if pick.command:
+        lines += wrap("command", pick.command, width=width, indent=8)
+    lines += wrap("policy", policy_text(pick.policy), width=width, indent=8)
+    regret = [f"{name} {whole(value, sign=True)}" for name, value in advice.regret.items() if value]
+    if regret:
+        lines += wrap("regret", "; ".join(regret), width=width, indent=8)
+    for label, texts in (("why", advice.reasons), ("next", advice.measure_next)):
+        for index, text in enumerate(texts):
+            lines += wrap(label if index == 0 else "", text, width=width, indent=8)
+    return lines
+
+
+def miss_lines(advice: Recommendation, *, width: int) -> list[str]:
+    """Return what to say when nothing fits the budget."""
+    lines = ["Nothing fits this budget."]
+    for miss in advice.near_misses:
+        unit = miss.nearest.unit
+        nearest = f"{miss.limit}: wanted {number(miss.wanted, unit)}, nearest {whole(miss.nearest)}"
+        lines += wrap("", f"{nearest}  {pick_title(miss.pick)}", width=width, indent=2)
+    for text in (*advice.reasons, *advice.measure_next):
+        lines += wrap("", text, width=width, indent=2)
+    return lines
+
+
+def pick_title(pick: Pick) -> str:
+    """Return model, engine and policy in short."""
+    return f"{model_name(pick.engine.model)} {pick.engine.label()} {pick.policy.label()}"
+
+
+def paste_text(pick: Pick) -> str:
+    """Return what `c` copies: the command and the policy as a comment."""
+    return f"{pick.command or '# no command'}\n# policy: {policy_text(pick.policy)}\n"
+
+
+def points(rows: Sequence[Candidate]) -> Mapping[str, tuple[list[float], list[float]]]:
+    """Return latency (mean, s) and accuracy of the rows by their first mark, for the plot."""
+    found: dict[str, tuple[list[float], list[float]]] = {}
+    for row in rows:
+        x, y = _estimate(row.pick, "latency_s"), row.pick.estimates.get("accuracy")
+        if y is None or x == float("inf"):
+            continue
+        xs, ys = found.setdefault(row.marks[0], ([], []))
+        xs.append(x)
+        ys.append(y.value)
+    return found
