@@ -38,9 +38,7 @@ FEATURES: Final = (
 INDEX: Final = {name: number for number, name in enumerate(FEATURES)}
 
 
-def composition_matrix(
-    steps: pl.DataFrame, *, speculative: bool
-) -> npt.NDArray[np.float64]:
+def composition_matrix(steps: pl.DataFrame, *, speculative: bool) -> npt.NDArray[np.float64]:
     """Return [steps, FEATURES] of rows of the steps table that have all of COLUMNS."""
     column = {name: steps[name].to_numpy().astype(float) for name in COLUMNS}
     prefills, decodes = column["prefill_requests"], column["decode_requests"]

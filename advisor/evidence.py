@@ -61,8 +61,7 @@ class ProblemRun:
     """One problem as one run answered it; `latency_s` is from arrival to decision.
 
     `cached_tokens` of its prompt came from the prefix cache for the sample that had the fewest,
-    which is what it shares with other problems. `finish_s` and `first_token_s` are per sample,
-    from the problem's arrival, NaN where not recorded.
+    which is what it shares with other problems.
     """
 
     problem_id: str
@@ -200,9 +199,7 @@ def _steps(recording: Recording, key: str, engine: EngineConfig) -> list[StepTab
         recording.steps.filter(pl.col("engine") == key, ~pl.col("profiled").fill_null(False))
         .with_columns(seconds=pl.coalesce("interval_ns", "wall_ns") / 1e9)
         .drop_nulls(["seconds", *COLUMNS])
-        .filter(
-            pl.col("seconds") > 0, pl.col("prefill_requests") + pl.col("decode_requests") > 0
-        )
+        .filter(pl.col("seconds") > 0, pl.col("prefill_requests") + pl.col("decode_requests") > 0)
     )
     if frame.is_empty():
         return []
@@ -298,9 +295,7 @@ def _sample(row: Mapping[str, object], speculative: Speculative | None) -> Sampl
     answer, correct = row["answer"], row["correct"]
     scheduled = advance = None
     if speculative is not None:
-        scheduled, advance = verify_steps(
-            tokens, row["drafted_per_step"], row["accepted_per_step"]
-        )
+        scheduled, advance = verify_steps(tokens, row["drafted_per_step"], row["accepted_per_step"])
     return Sample(
         output_tokens=tokens,
         answer=None if answer is None else str(answer),
@@ -318,6 +313,8 @@ def verify_steps(
     The first token comes from the prompt's own step. Steps beyond the recorded ones (nothing was
     drafted) keep one token; the last step is cut where the sample ended.
     """
+    if output_tokens <= 1:
+        return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
     if not isinstance(accepted, list):
         return None, None
     kept = np.asarray(accepted, dtype=np.int64) + 1
@@ -355,4 +352,4 @@ def _mean_watts(recording: Recording, engine: EngineConfig) -> float | None:
             return None
         seconds = rows["time"].to_numpy() / 1e9
         means.append(float(np.trapezoid(rows["watts"].to_numpy(), seconds)) / span)
-    return sum(means)
+    return float(sum(means))

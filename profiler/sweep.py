@@ -16,6 +16,7 @@ an engine or a policy makes a grid.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -205,8 +206,9 @@ def _run_engine(
     ):
         try:
             assert process.stdin is not None and process.stdout is not None
-            process.stdin.write(json.dumps(order).encode())
-            process.stdin.close()
+            with contextlib.suppress(BrokenPipeError):  # it died at once; its log says why
+                process.stdin.write(json.dumps(order).encode())
+                process.stdin.close()
             for raw in process.stdout:
                 line = json.loads(raw)
                 if "finished" in line:

@@ -46,12 +46,21 @@ def _standard_endpoint(signal: str) -> str | None:
     )
 
 
+def check_settings(otlp: str | None) -> None:
+    """Raise UsageError for telemetry settings under which no run can be kept."""
+    if otlp is not None and not otlp.startswith(("http://", "https://")):
+        raise UsageError(f"--otlp {otlp}: give an OTLP/HTTP URL such as http://localhost:4318")
+    if os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
+        raise UsageError(
+            "OTEL_SDK_DISABLED=true: recordings are kept through the OpenTelemetry SDK; "
+            "unset it (nothing is exported unless --otlp or OTEL_EXPORTER_OTLP_* ask for it)"
+        )
+
+
 def _exporter_arguments(url: str | None, signal: str) -> dict[str, Any] | None:
     """Return what to construct an exporter with; None when nobody asked for one."""
     path = f"/v1/{signal.lower()}"
     if url is not None:
-        if not url.startswith(("http://", "https://")):
-            raise UsageError(f"--otlp {url}: give an OTLP/HTTP URL such as http://localhost:4318")
         return {"endpoint": url if url.endswith(path) else url.rstrip("/") + path}
     return {} if _standard_endpoint(signal) else None
 
@@ -67,11 +76,7 @@ class Telemetry:
     def __init__(
         self, recorder: RecordingSpanProcessor, *, resource: Mapping[str, str], otlp: str | None
     ) -> None:
-        if os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
-            raise UsageError(
-                "OTEL_SDK_DISABLED=true: recordings are kept through the OpenTelemetry SDK; "
-                "unset it (nothing is exported unless --otlp or OTEL_EXPORTER_OTLP_* ask for it)"
-            )
+        check_settings(otlp)
         described = Resource.create({"service.name": "ttscope", **resource})
         self._traces = TracerProvider(
             sampler=ALWAYS_ON,

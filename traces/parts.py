@@ -21,6 +21,7 @@ from traces.errors import RecordingError
 from traces.tables import KEYS, TABLES
 
 FAN_IN = 64
+MERGE_ALL_BYTES = 64 << 20
 _NAME = re.compile(r"^(?P<table>[a-z]+)-(?P<first>\d{6,})(?:-(?P<last>\d{6,}))?\.parquet$")
 _MAGIC = b"PAR1"
 
@@ -117,9 +118,13 @@ def merge_full_levels(folder: Path, table: str, fan_in: int = FAN_IN) -> None:
 
 
 def merge_all(folder: Path, table: str) -> None:
-    """Merge a table that will not grow any more into one file, without superseded rows."""
+    """Merge a table that will not grow any more into one file, without superseded rows.
+
+    A table of more than `MERGE_ALL_BYTES` keeps its ranges, so that memory stays bounded.
+    """
     parts = list_parts(folder, table)
-    if len(parts) < 2:
+    size = sum(part.path.stat().st_size for part in parts)
+    if len(parts) < 2 or size > MERGE_ALL_BYTES:
         return
     frame = pl.concat([read_part(part.path, table) for part in parts])
     write_part(

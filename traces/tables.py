@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import polars as pl
 
-TEXT, INT, FLOAT, BOOL = pl.Utf8, pl.Int64, pl.Float64, pl.Boolean
+Columns = dict[str, pl.DataType]
+
+TEXT, INT, FLOAT, BOOL = pl.Utf8(), pl.Int64(), pl.Float64(), pl.Boolean()
 INTS, FLOATS = pl.List(pl.Int64), pl.List(pl.Float64)
 
-PROBLEMS = {
+PROBLEMS: Columns = {
     "problem_id": TEXT,
     "engine": TEXT,
     "policy": TEXT,
@@ -34,7 +36,7 @@ PROBLEMS = {
     "error": TEXT,
 }
 
-SAMPLES = {
+SAMPLES: Columns = {
     "problem_id": TEXT,
     "sample_index": INT,
     "engine": TEXT,
@@ -73,7 +75,7 @@ SAMPLES = {
     "error": TEXT,
 }
 
-ANSWERS = {  # forced at a budget
+ANSWERS: Columns = {  # forced at a budget
     "problem_id": TEXT,
     "sample_index": INT,
     "engine": TEXT,
@@ -86,7 +88,7 @@ ANSWERS = {  # forced at a budget
     "logprob_mean": FLOAT,
 }
 
-STEPS = {
+STEPS: Columns = {
     "engine": TEXT,
     "step": INT,
     "end": INT,
@@ -119,7 +121,7 @@ STEPS = {
     "source": TEXT,  # measured | inferred
 }
 
-KERNELS = {
+KERNELS: Columns = {
     "engine": TEXT,
     "rank": INT,
     "step": INT,
@@ -138,7 +140,7 @@ KERNELS = {
     "group_size": INT,
 }
 
-POWER = {
+POWER: Columns = {
     "host": TEXT,
     "device": TEXT,
     "kind": TEXT,  # nvml, rapl
@@ -155,7 +157,7 @@ POWER = {
     "nvlink_bytes": INT,
 }
 
-SCRAPES = {
+SCRAPES: Columns = {
     "time": INT,
     "engine": TEXT,
     "name": TEXT,
@@ -164,14 +166,14 @@ SCRAPES = {
     "value": FLOAT,
 }
 
-EVENTS = {
+EVENTS: Columns = {
     "time": INT,
     "engine": TEXT,
     "kind": TEXT,  # start, restart, counter_reset, gap, drop, preempted, window, reconnect, killed
     "detail": TEXT,
 }
 
-TABLES: dict[str, dict[str, pl.DataType | type[pl.DataType]]] = {
+TABLES: dict[str, Columns] = {
     "problems": PROBLEMS,
     "samples": SAMPLES,
     "answers": ANSWERS,

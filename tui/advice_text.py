@@ -60,7 +60,9 @@ def _verdict(answer: Recommendation) -> str:
     limits = _limits(budget)
     if pick is None:
         return f"NOTHING FITS {limits}."
-    sure = f"{pick.probability_within_budget:.0%} sure of {limits}" if limits else "no limits set"
+    chance = pick.probability_within_budget
+    share = "over 99%" if chance > 0.99 else f"{chance:.0%}"
+    sure = f"{share} sure of {limits}" if limits else "no limits set"
     goal = {"accuracy": "highest accuracy", "throughput": "highest throughput"}.get(
         budget.optimise, f"lowest {budget.optimise}"
     )
@@ -85,7 +87,8 @@ def _limits(budget: Budget) -> str:
 
 def _with_unit(text: str, unit: str) -> str:
     if unit == "$":
-        return f"${text}"
+        sign = text[0] if text[0] in "+-" else ""
+        return f"{sign}${text.removeprefix(sign)}"
     return f"{text} {unit}" if unit and not unit.startswith("/") else f"{text}{unit}"
 
 
@@ -128,30 +131,32 @@ def _estimates(answer: Recommendation, width: int) -> Iterable[str]:
     ours, theirs = answer.system_optimal, answer.compute_optimal
     assert ours is not None
     same = theirs is not None and (theirs.engine, theirs.policy) == (ours.engine, ours.policy)
-    heads = ["", "system-optimal", "compute-optimal", "regret of compute-opt."]
-    rows = []
-    asked = f"latency_p{answer.budget.latency_percentile}_s"
     names = dict(ROWS)
-    if asked in ours.estimates and asked not in names:
-        names[asked] = (f"p{answer.budget.latency_percentile} latency", "s")
+    percentile = answer.budget.latency_percentile
+    if percentile is not None and percentile != 95:
+        names[f"latency_p{percentile}_s"] = (f"p{percentile} latency", "s")
+    columns = [ours] if same or theirs is None else [ours, theirs]
+    heads = ["", "system- and compute-optimal" if same else "system-optimal", "compute-optimal"]
+    rows = [heads[: len(columns) + 1]]
     for name, (label, unit) in names.items():
-        mine = ours.estimates.get(name)
-        other = None if theirs is None else theirs.estimates.get(name)
-        if name in OPTIONAL and mine is None and other is None:
-            continue
-        regret = None if same else answer.regret.get(name)
-        shown_regret = "" if name not in answer.regret else _cell(regret, unit, signed=True)
-        rows.append([label, _cell(mine, unit), _cell(other, unit), shown_regret])
-    if same:
-        heads, rows = heads[:2], [row[:2] for row in rows]
-        heads[1] = "system- and compute-optimal"
-    widths = [max(len(row[i]) for row in [heads, *rows]) for i in range(len(heads))]
-    for row in [heads, *rows]:
+        estimates = [pick.estimates.get(name) for pick in columns]
+        if name not in OPTIONAL or any(estimates):
+            rows.append([label, *(_cell(estimate, unit) for estimate in estimates)])
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    for row in rows:
         cells = [text.ljust(size) for text, size in zip(row, widths, strict=True)]
         yield "  ".join(cells).rstrip()[:width]
-    if not same and theirs is not None:
-        yield from _wrap(f"compute-optimal: {_name(theirs)}", width)
-    yield "values with 90 % intervals; - not measured; ? outside what was measured"
+    if theirs is not None and not same:
+        yield ""
+        told = [
+            f"{names[name][0]} {_cell(estimate, names[name][1], signed=True)}"
+            for name, estimate in answer.regret.items()
+            if estimate is not None and name in names
+        ]
+        yield from _wrap(f"compute-optimal is {_name(theirs)}; its regret:", width)
+        for text in told:
+            yield from _wrap(text, width, indent="  ")
+    yield "intervals of 90 %; - not measured; ? outside what was measured"
 
 
 def _cell(estimate: Estimate | None, unit: str, *, signed: bool = False) -> str:

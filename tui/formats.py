@@ -16,6 +16,8 @@ _SHORT = {
     "s": "s",
     "s/token": "s",
     "device-s": "dev-s",
+    "device s": "dev-s",
+    "devices": "devices",
     "device-s/token": "dev-s",
     "tokens": "",
     "tokens/s": "tok/s",
@@ -109,6 +111,8 @@ def percent(share: float | None) -> str:
         return ABSENT
     if 0 < share < 0.005:
         return "<1 %"
+    if 0.995 <= share < 1:
+        return ">99 %"
     return f"{share * 100:.0f} %"
 
 

@@ -8,8 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from traces.errors import RecordingError, UsageError
+from traces.errors import RecordingError, TtscopeError, UsageError
 from traces.recording import Recording, find_recordings
+from traces.schema import Recommendation
+
+_BUDGET = ("max_latency", "max_cost", "max_energy", "min_accuracy", "gpus", "optimise")
 
 
 def print_document(document: Any, out: TextIO | None = None) -> None:
@@ -38,14 +41,18 @@ def print_show(
     paths: Sequence[Path], *, price: float | None, as_json: bool, out: TextIO | None = None
 ) -> None:
     """Print the summary of recordings, side by side when there are two."""
+    from traces.comparison import compare
     from traces.summary import summarise
-    from tui.show_text import difference, show_json, show_lines
+    from tui.show_text import show_json, show_lines
 
     if price is not None and not price > 0:
         raise UsageError(f"--price must be above 0, not {price}")
-    recordings = [Recording.open(path) for path in paths]
-    runs = [run for each in recordings for run in summarise(each, price_usd_per_device_hour=price)]
-    compared = difference(*recordings) if len(recordings) == 2 else None
+    runs = [
+        run
+        for path in paths
+        for run in summarise(Recording.open(path), price_usd_per_device_hour=price)
+    ]
+    compared = compare(*runs) if len(paths) == len(runs) == 2 else None
     if as_json:
         print_document(show_json(runs, compared), out)
         return
@@ -59,6 +66,11 @@ def run_advise(
     """Print the recommendation for a budget."""
     from advisor.budget import parse_budget
 
+    if not any(value is not None for name, value in given.items() if name in _BUDGET):
+        raise UsageError(
+            "the budget is empty: give a limit (--max-latency, --max-cost, --max-energy, "
+            "--min-accuracy, --gpus) or what to --optimise"
+        )
     budget = parse_budget(given)
     recordings = [each for each in open_all(paths) if each.complete]
     if not recordings:
@@ -76,7 +88,6 @@ def print_advice(
 ) -> None:
     """Fit the models, choose, and print; `extra` goes into the JSON document."""
     from advisor.advise import Advisor
-
     from profiler.launch import model_path
     from tui.advice_text import advice_json, advice_lines
 
@@ -84,9 +95,23 @@ def print_advice(
     answer = advisor.recommend(budget, model_path=model_path)
     if as_json:
         print_document(advice_json(answer) | dict(extra or {}))
-        return
-    for line in advice_lines(answer):
-        print(line)
+    else:
+        for line in advice_lines(answer):
+            print(line)
+    if answer.system_optimal is None:
+        raise TtscopeError(f"nothing fits the budget; {_nearest(answer)}")
+
+
+def _nearest(answer: Recommendation) -> str:
+    """Say in one line what comes nearest."""
+    if not answer.near_misses:
+        return "no candidate could be judged"
+    miss = answer.near_misses[0]
+    return (
+        f"nearest to {miss.limit.removeprefix('max_').removeprefix('min_')} "
+        f"{miss.wanted:g} is {miss.nearest.value:.3g} {miss.nearest.unit} with "
+        f"{miss.pick.engine.model} {miss.pick.engine.label()} {miss.pick.policy.label()}"
+    )
 
 
 def run_doctor(*, as_json: bool) -> None:

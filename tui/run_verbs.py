@@ -85,11 +85,15 @@ def run_record(
     """Start the engine, run the workload, print what happened."""
     from profiler.capture import record
     from profiler.launch import start_engine
+    from profiler.telemetry import check_settings
     from profiler.workload import load_workload
     from tui.read_verbs import print_show
 
     if price is not None and not price > 0:
         raise UsageError(f"--price must be above 0, not {price}")
+    check_settings(otlp)
+    if concurrency < 1:
+        raise UsageError(f"--concurrency must be at least 1, not {concurrency}")
     source, problems, seed, chat = workload
     loaded = load_workload(source, problems=problems, seed=seed, chat=chat)
     folder = output or default_output(options, policy)

@@ -116,7 +116,7 @@ def step_lines(run: Run, position: int, *, width: int) -> list[str]:
         more.append(f"preempted {row['preempted']:,}")
     if row["drafted"]:
         more.append(f"drafted {sum(row['drafted']):,}, kept {sum(row['accepted'] or ()):,}")
-    return wrap("", "  ".join([*parts, *more]), width=width, indent=2)
+    return wrap("", " | ".join([*parts, *more]), width=width, indent=2)
 
 
 def _count(value: float | None) -> str:
@@ -264,7 +264,7 @@ def vote_lines(problem: Problem, *, width: int) -> list[str]:
     latency = problem.row["latency_s"]
     after = sum(_tokens_after(each, at) for each in ended)
     total = sum(each.tokens or 0 for each in ended)
-    if latency and total and at < latency:
+    if latency and total and latency - at > 0.01 * latency:
         text = (
             f"in the lead for good from {number(at, 's')}; {number(latency - at, 's')} "
             f"({percent((latency - at) / latency)}) and {after:,.0f} tokens "

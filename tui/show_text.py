@@ -89,7 +89,7 @@ def engine_text(engine: EngineConfig) -> str:
         parts.append(f"vLLM {engine.vllm_version}")
     if engine.gpu:
         parts.append(f"{engine.num_devices} x {engine.gpu}")
-    return "  ".join(parts)
+    return ", ".join(parts)
 
 
 def policy_text(policy: Policy | None) -> str:
@@ -103,7 +103,7 @@ def policy_text(policy: Policy | None) -> str:
         parts.append(f"thinking budget {policy.thinking_token_budget:,}")
     if policy.max_tokens is not None:
         parts.append(f"max_tokens {policy.max_tokens:,}")
-    return "  ".join([*parts, *(f"{name} {value:g}" for name, value in policy.rule)])
+    return ", ".join([*parts, *(f"{name} {value:g}" for name, value in policy.rule)])
 
 
 def _head(run: Run, width: int) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,7 +63,7 @@ def load(path: Path, price_usd_per_device_hour: float | None = None) -> list[Ent
         runs = summarise(recording, price_usd_per_device_hour)
     except TtscopeError as error:
         return [Entry(key=str(path), path=path, error=str(error))]
-    except Exception as error:  # noqa: BLE001 - one unreadable recording must not end the app
+    except Exception as error:  # one bad recording must not end the app
         text = f"{path}: cannot be summarised ({type(error).__name__}: {error})"
         return [Entry(key=str(path), path=path, error=text)]
     return [
@@ -211,20 +212,29 @@ def pick_lines(candidate: Candidate, advice: Recommendation, *, width: int) -> l
     what = {"@": "system-optimal", "+": "compute-optimal", "o": "on the front", "!": "near miss"}
     kinds = ", ".join(what[mark] for mark in candidate.marks if mark in what)
     sure = f"{percent(pick.probability_within_budget)} sure of every limit"
+    if not advice.budget.limits() and advice.budget.rate_per_s is None:
+        sure = "no limit is given"
     lines = [f"{kinds}: {sure}"]
     parts = [
         f"{title} {whole(pick.estimates[name])}"
         for name, title in ESTIMATES
         if pick.estimates.get(name) is not None
     ]
-    lines += wrap("expect", " ; ".join(parts), width=width, indent=8)
+    lines += wrap("expect", "; ".join(parts), width=width, indent=8)
     if pick.command:
         lines += wrap("command", pick.command, width=width, indent=8)
     lines += wrap("policy", policy_text(pick.policy), width=width, indent=8)
-    regret = [f"{name} {whole(value, sign=True)}" for name, value in advice.regret.items() if value]
-    if regret:
-        lines += wrap("regret", "; ".join(regret), width=width, indent=8)
-    for label, texts in (("why", advice.reasons), ("next", advice.measure_next)):
+    names = dict(ESTIMATES)
+    regret = [
+        f"{names.get(name, name)} {whole(value, sign=True)}"
+        for name, value in advice.regret.items()
+        if value is not None
+    ]
+    if regret and ("@" in candidate.marks) != ("+" in candidate.marks):
+        text = f"of compute-optimal (+): {'; '.join(regret)}"
+        lines += wrap("regret", text, width=width, indent=8)
+    reasons = advice.reasons if "@" in candidate.marks else ()
+    for label, texts in (("why", reasons), ("next", advice.measure_next)):
         for index, text in enumerate(texts):
             lines += wrap(label if index == 0 else "", text, width=width, indent=8)
     return lines
@@ -263,3 +273,23 @@ def points(rows: Sequence[Candidate]) -> Mapping[str, tuple[list[float], list[fl
         xs.append(x)
         ys.append(y.value)
     return found
+
+
+def with_room(values: Sequence[float]) -> tuple[float, float]:
+    """Return limits of an axis a tenth wider than the values, not below 0."""
+    low, high = min(values), max(values)
+    room = (high - low) * 0.1 or max(abs(high) * 0.1, 0.01)
+    return max(low - room, 0.0), high + room
+
+
+def ticks(low: float, high: float, most: int) -> list[float]:
+    """Return at most `most` (and at least two where they fit) round numbers between two limits."""
+    if not high > low:
+        return [low]
+    power = 10.0 ** math.floor(math.log10((high - low) / max(most, 2)))
+    for step in (power, 2 * power, 5 * power, 10 * power):
+        first = math.ceil(low / step - 1e-9)
+        last = math.floor(high / step + 1e-9)
+        if last - first < max(most, 2):
+            break
+    return [round(index * step, 12) for index in range(first, last + 1)]

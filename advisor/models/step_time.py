@@ -192,10 +192,8 @@ class StepTimeModel:
         """
         errors = [error for (_, k), error in self.errors_.items() if _kind(k) == _kind(key)]
         if errors:
-            from scipy.stats import t as student
-
             rms = float(np.sqrt(np.mean(np.square(errors))))
-            widening = float(student.ppf(0.95, len(errors))) / Z95
+            widening = student_95(len(errors)) / Z95
             return max(rms * widening, 0.005), len(errors)
         blocks = [
             float(np.log(part.sum() / whole.sum()))
@@ -225,12 +223,27 @@ def non_negative_least_squares(rows: Floats, target: Floats) -> Floats:
     found = np.zeros(rows.shape[1])
     if not used.any():
         return found
-    # The triangular factor has the same normal equations and as many rows as columns.
-    factor = np.linalg.qr(np.column_stack([rows[:, used] / size[used], target]), mode="r")
+    # A square root of the Gram matrix has the same normal equations and few rows.
+    stacked = np.column_stack([rows[:, used] / size[used], target])
+    values, vectors = np.linalg.eigh(stacked.T @ stacked)
+    factor = np.sqrt(np.maximum(values, 0.0))[:, None] * vectors.T
     model = LinearRegression(positive=True, fit_intercept=False)
     model.fit(factor[:, :-1], factor[:, -1])
     found[used] = np.asarray(model.coef_, dtype=float) / size[used]
     return found
+
+
+def student_95(freedom: int) -> float:
+    """Return the 95 % point of Student's t (Cornish-Fisher series; exact for 1 and 2)."""
+    if freedom == 1:
+        return 6.3138
+    if freedom == 2:
+        return 2.92
+    z, n = Z95, freedom
+    first = (z**3 + z) / (4 * n)
+    second = (5 * z**5 + 16 * z**3 + 3 * z) / (96 * n**2)
+    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * n**3)
+    return float(z + first + second + third)
 
 
 def _kind(engine: EngineConfig) -> EngineConfig:

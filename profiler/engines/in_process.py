@@ -10,6 +10,7 @@ import contextlib
 import importlib.metadata
 import os
 import time
+import warnings
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
@@ -39,6 +40,7 @@ def prepare_environment(tensor_parallel_size: int = 1) -> None:
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_LOGGING_LEVEL": "ERROR",
         "TOKENIZERS_PARALLELISM": "false",
+        "TORCH_CPP_LOG_LEVEL": "ERROR",
     }
     if on_cpu():
         wanted |= {"VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "1"}
@@ -85,6 +87,7 @@ class InProcessEngine:
             "max_num_batched_tokens": max_num_batched_tokens,
             "block_size": block_size,
             "gpu_memory_utilization": gpu_memory_utilization,
+            "use_tqdm_on_load": False,
             "enforce_eager": True if enforce_eager is None and on_cpu() else enforce_eager,
             "speculative_config": speculative and _speculative(speculative, draft_path),
         }
@@ -317,6 +320,7 @@ def _index(tokens: Sequence[int], token: int | None) -> int | None:
 
 
 def _import_vllm() -> Any:
+    warnings.filterwarnings("ignore", category=FutureWarning, module="vllm")
     try:
         import vllm
     except ImportError as error:

@@ -13,7 +13,7 @@ import json
 import queue
 import threading
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -136,7 +136,7 @@ class ServerEngine:
         """Read block size, blocks and prefix caching from vLLM's cache_config_info metric."""
         from prometheus_client.parser import text_string_to_metric_families
 
-        readers = {
+        readers: dict[str, Callable[[str], Any]] = {
             "block_size": int,
             "num_gpu_blocks": int,
             "enable_prefix_caching": lambda text: text == "True",
@@ -267,6 +267,7 @@ class ServerEngine:
 
 def _take(stream: _Stream, event: dict[str, Any], now: int) -> None:
     """Add one event of a streamed completion."""
+    before = stream.usage.get("completion_tokens") or 0
     if event.get("usage"):
         stream.usage = event["usage"]
     for choice in event.get("choices") or ():
@@ -286,8 +287,9 @@ def _take(stream: _Stream, event: dict[str, Any], now: int) -> None:
         stream.text.append(reasoning + content)
         if stream.think_end is None and THINK_END in "".join(stream.text[-8:]):
             stream.think_end = now
-            produced = stream.usage.get("completion_tokens")
-            stream.think_tokens = None if produced is None else max(produced - 1, 0)
+            # exact where the mark came alone; a chunk may carry more tokens than one
+            after = stream.usage.get("completion_tokens")
+            stream.think_tokens = before if after == before + 1 else None
 
 
 def _result(request_id: str, stream: _Stream, end: int, error: str | None) -> SampleResult:

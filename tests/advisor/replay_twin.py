@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from advisor.replay import Limits, Load
+from advisor.replay import Limits
 
 
 @dataclass
@@ -23,7 +23,9 @@ class Slot:
     kept: list = field(default_factory=list)
 
 
-def naive_replay(loads: list[Load], seconds, limits: Limits, *, concurrency=None, arrivals=None):
+def naive_replay(
+    loads, seconds, limits: Limits, *, concurrency=None, arrivals=None, noise=None, log=None
+):
     size = limits.block_size
     total = math.inf if limits.num_blocks is None else limits.num_blocks
     caching = limits.prefix_caching
@@ -33,9 +35,17 @@ def naive_replay(loads: list[Load], seconds, limits: Limits, *, concurrency=None
     common = min((load.cached_tokens // size if caching else 0) for load in loads)
     reached = [load.cached_tokens if caching else 0 for load in loads]
     arrival, latency, share = {}, {}, [0.0] * len(loads)
-    ttft = {}
+    ttft, ends = {}, {}
     waiting, running = [], []
-    state = {"now": 0.0, "next": 0, "number": 0, "busy": 0.0, "steps": 0, "preempted": 0}
+    state = {
+        "now": 0.0,
+        "next": 0,
+        "number": 0,
+        "busy": 0.0,
+        "steps": 0,
+        "preempted": 0,
+        "idle": True,
+    }
     left = [len(load.samples) for load in loads]
 
     def ceil(tokens):
@@ -63,6 +73,7 @@ def naive_replay(loads: list[Load], seconds, limits: Limits, *, concurrency=None
 
     def finish(slot):
         running.remove(slot)
+        ends[slot.number] = state["now"]
         left[slot.problem] -= 1
         if not left[slot.problem]:
             latency[slot.problem] = state["now"] - arrival[slot.problem]
@@ -81,6 +92,7 @@ def naive_replay(loads: list[Load], seconds, limits: Limits, *, concurrency=None
             if state["next"] >= len(loads):
                 break
             state["now"] = arrivals[state["next"]]
+            state["idle"] = True
             continue
         preempted = False
         while True:
@@ -141,7 +153,28 @@ def naive_replay(loads: list[Load], seconds, limits: Limits, *, concurrency=None
                 query,
             ]
         )
-        time = float(composition @ seconds)
+        time = float(composition @ seconds) * (1.0 if noise is None else noise())
+        if log is not None:
+            first = [slot for slot, _ in prompts if slot.generated == 0]
+            for slot in first:
+                log["cached"].setdefault(slot.number, slot.computed)
+            log["steps"].append(
+                {
+                    "seconds": time,
+                    "end": state["now"] + time,
+                    "idle": state["idle"],
+                    "prefill_requests": len(prompts),
+                    "prefill_tokens": sum(take for _, take in prompts),
+                    "decode_requests": count,
+                    "decode_tokens": tokens,
+                    "prefill_kv_tokens": sum(slot.computed + take for slot, take in prompts),
+                    "decode_kv_tokens": context,
+                    "prefill_query_context": int(
+                        sum(sum(s.computed + j for j in range(1, t + 1)) for s, t in prompts)
+                    ),
+                }
+            )
+        state["idle"] = False
         state["now"] += time
         state["busy"] += time
         state["steps"] += 1
@@ -176,6 +209,8 @@ def naive_replay(loads: list[Load], seconds, limits: Limits, *, concurrency=None
     order = range(len(loads))
     return {
         "latency": np.array([latency[p] for p in order]),
+        "arrival": np.array([arrival[p] for p in order]),
+        "ends": np.array([ends[i] for i in range(state["number"])]),
         "share": np.array(share),
         "ttft": np.array([ttft[i] for i in range(state["number"])]),
         "makespan": state["now"],

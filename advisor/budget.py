@@ -1,0 +1,112 @@
+"""A budget as people write it: `5s`, `$0.002`, `800J`, `80%`, `2/s`."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any, cast, get_args
+
+from traces.errors import UsageError
+from traces.schema import Budget, Objective
+
+_TIME = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "sec": 1.0, "min": 60.0, "m": 60.0, "h": 3600.0}
+_ENERGY = {"mj": 1e-3, "j": 1.0, "kj": 1e3, "wh": 3600.0, "kwh": 3.6e6}
+_RATE = {"/s": 1.0, "/sec": 1.0, "/min": 1 / 60, "/h": 1 / 3600}
+_MONEY = {"$": 1.0, "usd": 1.0}
+_NUMBER = re.compile(r"([-+]?(?:\d+\.?\d*|\.\d+|nan|inf)(?:e[-+]?\d+)?)\s*(.*)", re.IGNORECASE)
+
+
+def parse_budget(given: Mapping[str, Any]) -> Budget:
+    """Return the budget of options by name (`max_latency`, `price`, ...); None is not limited.
+
+    Raises UsageError naming the option, its value and an example.
+    """
+    max_device_s = max_cost_usd = None
+    cost = given.get("max_cost")
+    if cost is not None:
+        text = str(cost).strip()
+        if text.lower().startswith("$") or text.lower().endswith("usd"):
+            max_cost_usd = parse_money(text, "--max-cost")
+        else:
+            units = {name: size for name, size in _TIME.items() if name != "m"}
+            max_device_s = _parse(text, units, "--max-cost", "$0.002 or 0.5s", need_unit=True)
+    percentile = given.get("percentile")
+    if percentile is not None:
+        if percentile not in range(50, 100):
+            raise UsageError(f"--percentile {percentile}: wants 50 to 99, such as 95")
+        if given.get("max_latency") is None and given.get("optimise") not in (None, "latency"):
+            raise UsageError("--percentile: says which percentile --max-latency limits; give both")
+    gpus = given.get("gpus")
+    if gpus is not None and gpus < 1:
+        raise UsageError(f"--gpus {gpus}: wants at least 1")
+    optimise = given.get("optimise") or "latency"
+    if optimise not in get_args(Objective):
+        raise UsageError(f"--optimise {optimise}: wants one of {', '.join(get_args(Objective))}")
+    confidence = given.get("confidence")
+    confidence = 0.9 if confidence is None else float(confidence)
+    if not 0 < confidence < 1:
+        raise UsageError(f"--confidence {confidence:g}: wants a share between 0 and 1, such as 0.9")
+    price = given.get("price")
+    if price is not None and not (0 < float(price) < math.inf):
+        raise UsageError(f"--price {price}: wants USD per device-hour above 0, such as 2.5")
+
+    def optional(name: str, parse: Any) -> float | None:
+        value = given.get(name)
+        return None if value is None else parse(str(value), f"--{name.replace('_', '-')}")
+
+    return Budget(
+        max_latency_s=optional("max_latency", parse_seconds),
+        latency_percentile=percentile,
+        max_device_s=max_device_s,
+        max_cost_usd=max_cost_usd,
+        max_energy_j=optional("max_energy", parse_energy),
+        max_gpus=gpus,
+        min_accuracy=optional("min_accuracy", parse_share),
+        rate_per_s=optional("rate", parse_rate),
+        price_usd_per_device_hour=None if price is None else float(price),
+        optimise=cast(Objective, optimise),
+        confidence=confidence,
+    )
+
+
+def parse_seconds(text: str, option: str = "--max-latency") -> float:
+    """Return seconds of `5s`, `250ms`, `2min`; a bare number is seconds."""
+    return _parse(text, _TIME, option, "5s, 250ms or 2min")
+
+
+def parse_energy(text: str, option: str = "--max-energy") -> float:
+    """Return joules of `800J`, `2kJ`, `1Wh`; a bare number is joules."""
+    return _parse(text, _ENERGY, option, "800J or 2kJ")
+
+
+def parse_rate(text: str, option: str = "--rate") -> float:
+    """Return problems per second of `2/s`, `30/min`; a bare number is per second."""
+    return _parse(text, _RATE, option, "2/s or 30/min")
+
+
+def parse_money(text: str, option: str = "--max-cost") -> float:
+    """Return USD of `$0.002`, `0.002usd`; a bare number is USD."""
+    plain = text.strip()
+    return _parse(plain[1:] if plain.startswith("$") else plain, _MONEY, option, "$0.002")
+
+
+def parse_share(text: str, option: str = "--min-accuracy") -> float:
+    """Return the share of `0.8` or `80%`, above 0 and at most 1."""
+    value = _parse(text, {"%": 0.01}, option, "0.8 or 80%")
+    if value > 1:
+        raise UsageError(f"{option} {text}: is above 1; wants a share such as 0.8 or 80%")
+    return value
+
+
+def _parse(
+    text: str, units: Mapping[str, float], option: str, example: str, *, need_unit: bool = False
+) -> float:
+    found = _NUMBER.fullmatch(text.strip())
+    unit = found.group(2).strip().lower() if found else ""
+    if found is None or (unit not in units and (unit or need_unit)):
+        raise UsageError(f"{option} {text}: is not understood; write for example {example}")
+    value = float(found.group(1)) * units.get(unit, 1.0)
+    if not 0 < value < math.inf:
+        raise UsageError(f"{option} {text}: must be above 0 and finite; for example {example}")
+    return value

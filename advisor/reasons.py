@@ -1,0 +1,273 @@
+"""Why an answer is what it is, and what to measure next: short sentences with numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from advisor.command import record_command
+from advisor.composition import INDEX
+from advisor.evidence import Evidence
+from advisor.measures import HIGHER_IS_BETTER, Measures
+from advisor.models.step_time import RUN_TO_RUN, StepLaw
+from advisor.outcomes import Outcome
+from advisor.space import Candidate, Space
+from traces.schema import Budget, Estimate, NearMiss
+
+PARTS = {  # what a step's time goes to; launch and weights cannot be told apart in one model
+    "a fixed part (launches and reading the weights)": ("step", "prefill_step"),
+    "drafting": ("draft_step", "draft_requests"),
+    "work per request": ("requests", "prefill_requests"),
+    "work per token": ("tokens",),
+    "reading and attending to the context": ("kv_tokens", "query_context"),
+}
+NOUNS = {
+    "latency_s": "mean latency",
+    "device_s": "device time",
+    "energy_j": "energy",
+    "accuracy": "accuracy",
+    "throughput_problems_per_s": "throughput",
+}
+OPTIONS = {
+    "max_latency_s": "--max-latency",
+    "max_device_s": "--max-cost",
+    "max_cost_usd": "--max-cost",
+    "max_energy_j": "--max-energy",
+    "max_gpus": "--gpus",
+    "min_accuracy": "--min-accuracy",
+    "rate": "--rate",
+}
+ENOUGH_PROBLEMS = 100
+
+
+def name_of(candidate: Candidate) -> str:
+    """Return the short name of a candidate, such as `demo/l tp1 seqs64, maj@8`."""
+    engine, policy = candidate.engine, candidate.policy
+    temperature = "" if policy.temperature == 0 else f" T={policy.temperature:g}"
+    return f"{engine.model} {engine.label()}, {policy.label()}{temperature}"
+
+
+def _without_seqs(candidate: Candidate) -> str:
+    engine = dataclasses.replace(candidate.engine, max_num_seqs=None)
+    return name_of(dataclasses.replace(candidate, engine=engine))
+
+
+def noun(metric: str) -> str:
+    """Return a metric's name in a sentence."""
+    if metric.startswith("latency_p"):
+        return f"{metric.split('_')[1]} latency"
+    return NOUNS.get(metric, metric)
+
+
+def quantity(value: float, unit: str) -> str:
+    """Return a number as it stands in a sentence."""
+    if unit == "1":
+        return f"{value:.3f}"
+    text = f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+    return f"${text}" if unit == "USD" else f"{text} {unit}"
+
+
+def interval(estimate: Estimate) -> str:
+    """Return a value with its interval as it stands in a sentence."""
+    text = quantity(estimate.value, estimate.unit)
+    if estimate.low is None or estimate.high is None:
+        return text
+    low = quantity(estimate.low, "1" if estimate.unit == "1" else "")
+    high = quantity(estimate.high, "1" if estimate.unit == "1" else "")
+    return f"{text} [{low.strip()}, {high.strip()}]"
+
+
+def reasons(
+    evidence: Evidence,
+    space: Space,
+    measures: Measures,
+    budget: Budget,
+    *,
+    objective: str,
+    system: int | None,
+    compute: int | None,
+    equals: Sequence[int],
+    misses: Sequence[NearMiss],
+    needed: Mapping[str, float],
+    price: float | None,
+) -> list[str]:
+    """Return the sentences, the most telling first."""
+    lines: list[str] = []
+    if system is None:
+        lines += _why_nothing(misses, needed, budget)
+    else:
+        lines.append(_steps(measures.outcomes[system]))
+        lines += _against_compute(measures, objective, system, compute, price)
+        lines += _equal_ones(measures, objective, system, equals)
+        lines += _certainty(measures.outcomes[system])
+    lines += _assumptions(evidence, space, measures, budget, price)
+    return lines
+
+
+def _why_nothing(
+    misses: Sequence[NearMiss], needed: Mapping[str, float], budget: Budget
+) -> Iterable[str]:
+    yield f"no candidate meets every limit with {budget.confidence:.0%} probability"
+    for miss in misses:
+        engine, policy = miss.pick.engine, miss.pick.policy
+        name = f"{engine.model} {engine.label()}, {policy.label()}"
+        if miss.limit in needed:
+            unit = miss.nearest.unit
+            yield (
+                f"{OPTIONS[miss.limit]} would have to be {quantity(needed[miss.limit], unit)} "
+                f"for {name} to be sure of it"
+            )
+        else:
+            yield f"{OPTIONS[miss.limit]}: {name} comes nearest, with {interval(miss.nearest)}"
+
+
+def _steps(outcome: Outcome) -> str:
+    law, totals = outcome.law, outcome.totals
+    share = shares(law, totals)
+    parts = sorted(share.items(), key=lambda item: -item[1])
+    told = ", ".join(f"{part:.0%} {name}" for name, part in parts if part >= 0.05)
+    mean = float(totals @ law.seconds / totals[0])
+    return f"a step takes {mean * 1e3:.3g} ms for {outcome.requests_per_step:.3g} samples: {told}"
+
+
+def shares(law: StepLaw, totals: np.ndarray) -> dict[str, float]:
+    """Return the share of each of PARTS in the time of the steps."""
+    spent = law.seconds * totals
+    whole = float(spent.sum())
+    return {
+        name: sum(float(spent[INDEX[feature]]) for feature in features) / whole
+        for name, features in PARTS.items()
+    }
+
+
+def _against_compute(
+    measures: Measures, objective: str, system: int, compute: int | None, price: float | None
+) -> Iterable[str]:
+    if compute is None:
+        yield "no candidate is accurate enough with the wanted probability by FLOPs alone"
+        return
+    if compute == system:
+        yield "compute-optimal and system-optimal agree: the pick also needs the fewest FLOPs"
+        return
+    ours, theirs = measures.outcomes[system], measures.outcomes[compute]
+    flops = measures.values("flops")
+    more = flops[system] / flops[compute]
+    metric = "latency_s" if objective == "accuracy" else objective
+    difference = measures.difference(metric, compute, system, price=price)
+    told = "" if difference is None else f" and {_more(metric, difference)}"
+    yield (
+        f"compute-optimal is {name_of(theirs.candidate)}: the pick takes {more:.3g} times its "
+        f"FLOPs, yet the compute-optimal one runs {theirs.requests_per_step:.3g} samples a step "
+        f"against {ours.requests_per_step:.3g}{told}"
+    )
+
+
+def _more(metric: str, difference: Estimate) -> str:
+    better = difference.value < 0
+    if metric in HIGHER_IS_BETTER:
+        better = difference.value > 0
+    change = "more" if difference.value > 0 else "less"
+    size = Estimate(
+        value=abs(difference.value),
+        low=difference.low if difference.value > 0 else _negative(difference.high),
+        high=difference.high if difference.value > 0 else _negative(difference.low),
+        unit=difference.unit,
+    )
+    kept = "" if not better else " (the pick meets the limits that it breaks)"
+    return f"has {interval(size)} {change} {noun(metric)}{kept}"
+
+
+def _negative(value: float | None) -> float | None:
+    return None if value is None else -value
+
+
+def _equal_ones(
+    measures: Measures, objective: str, system: int, equals: Sequence[int]
+) -> Iterable[str]:
+    pick = measures.outcomes[system].candidate
+    same = [
+        row
+        for row in equals
+        if measures.outcomes[row].candidate.policy == pick.policy
+        and measures.values(objective)[row] == measures.values(objective)[system]
+        and np.array_equal(measures.outcomes[row].latency_s, measures.outcomes[system].latency_s)
+    ]
+    if same:
+        seqs = sorted({measures.outcomes[row].candidate.engine.max_num_seqs or 0 for row in same})
+        listed = ", ".join(map(str, seqs))
+        yield f"max_num_seqs {listed} would do the same: no more samples are in flight"
+    rest = [row for row in equals if row not in same]
+    if rest:
+        names = list(dict.fromkeys(_without_seqs(measures.outcomes[row].candidate) for row in rest))
+        named = "; ".join(names[:3])
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        if not names:
+            return
+        yield f"cannot be told apart from the pick in {noun(objective)}: {named}{more}"
+
+
+def _certainty(outcome: Outcome) -> Iterable[str]:
+    law = outcome.law
+    if law.repeats:
+        yield (
+            f"step times of recordings left out were met within {law.sigma:.1%} (one standard "
+            f"deviation, {law.repeats} left out)"
+        )
+    else:
+        yield (
+            f"run-to-run spread of {RUN_TO_RUN:.0%} is assumed, not measured: "
+            "no engine was recorded twice"
+        )
+    if outcome.extrapolated:
+        yield "extrapolated: the pick makes larger steps than any recorded"
+
+
+def _assumptions(
+    evidence: Evidence, space: Space, measures: Measures, budget: Budget, price: float | None
+) -> Iterable[str]:
+    if measures.rate_per_s is not None:
+        yield f"load: problems arrive at random at {measures.rate_per_s:.3g}/s"
+    else:
+        in_flight = evidence.load[0]
+        noted = {run.concurrency for run in evidence.runs}
+        told = "" if len(noted) == 1 else " (recordings differ; the most frequent)"
+        yield f"load: {in_flight} problem{'s' * (in_flight != 1)} in flight, as recorded{told}"
+    named = evidence.workload.name if evidence.workload else "unnamed"
+    yield f"judged on {len(space.problem_ids)} problems of the workload {named}"
+    if price is not None and budget.price_usd_per_device_hour is None:
+        yield f"price: ${price:g} per device-hour, as recorded"
+
+
+def measure_next(
+    evidence: Evidence, space: Space, measures: Measures, system: int | None
+) -> list[str]:
+    """Return what would make the answer surer, as commands where there is one."""
+    lines: list[str] = []
+    if system is not None:
+        outcome = measures.outcomes[system]
+        if not outcome.candidate.recorded:
+            lines.append(f"the pick was never run; run it: {_record(evidence, outcome.candidate)}")
+        elif not outcome.law.repeats or outcome.law.runs < 2:
+            command = _record(evidence, outcome.candidate)
+            lines.append(f"run the pick again to learn the run-to-run spread: {command}")
+    if system is not None and len(space.problem_ids) < ENOUGH_PROBLEMS:
+        low, high = np.quantile(measures.draws("accuracy")[system], (0.05, 0.95))
+        lines.append(
+            f"more problems: with {len(space.problem_ids)} the accuracy is known to "
+            f"+-{(high - low) / 2:.3f}; four times as many halve that"
+        )
+    return lines
+
+
+def _record(evidence: Evidence, candidate: Candidate) -> str:
+    workload = evidence.workload
+    return record_command(
+        candidate.engine,
+        candidate.policy,
+        workload=None if workload is None else workload.name,
+        problems=None if workload is None else workload.problems,
+        concurrency=evidence.load[0],
+        seed=None if workload is None else workload.seed,
+    )

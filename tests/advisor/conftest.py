@@ -1,0 +1,28 @@
+import pytest
+
+from advisor.advise import Advisor
+from tests.advisor.synthetic import GREEDY, NGRAM, VOTE16, engine_of, record
+
+
+@pytest.fixture(scope="session")
+def recordings(tmp_path_factory):
+    """Two models, greedy and voting, plain and speculative, and one repeat."""
+    folder = tmp_path_factory.mktemp("recordings")
+    plan = [
+        ("small", {}, GREEDY, 0.02),
+        ("small", {}, VOTE16, -0.02),
+        ("small", {"speculative": NGRAM}, VOTE16, 0.01),
+        ("large", {}, GREEDY, -0.01),
+        ("large", {}, VOTE16, 0.03),
+        ("large", {}, VOTE16, -0.03),
+        ("large", {"tensor_parallel_size": 2}, VOTE16, 0.0),
+    ]
+    return [
+        record(folder / f"run{number}", engine_of(model, **changes), policy, drift=drift)
+        for number, (model, changes, policy, drift) in enumerate(plan)
+    ]
+
+
+@pytest.fixture(scope="session")
+def advisor(recordings):
+    return Advisor.fit(recordings)

@@ -1,0 +1,214 @@
+"""Recordings of an engine whose step-time law and answers are known."""
+
+import dataclasses
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from advisor.composition import FEATURES
+from advisor.evidence import Sample, verify_steps
+from advisor.replay import Limits, Load
+from tests.advisor.replay_twin import naive_replay
+from traces.manifest import ClockReading, Manifest, WorkloadFacts
+from traces.recording import Recording
+from traces.schema import EngineConfig, ModelFacts, Policy, Speculative
+from traces.writer import RecordingWriter
+
+START = 1_700_000_000_000_000_000
+FACTS = {
+    name: ModelFacts(
+        name=name,
+        num_hidden_layers=layers,
+        hidden_size=width,
+        num_attention_heads=width // 64,
+        num_key_value_heads=2,
+        head_dim=64,
+        intermediate_size=4 * width,
+        vocab_size=1000,
+        total_parameters=parameters,
+        active_parameters=parameters,
+        weight_bytes=2 * parameters,
+        kv_bytes_per_token=2 * 2 * layers * 2 * 64,
+    )
+    for name, layers, width, parameters in (
+        ("small", 4, 256, 4_000_000),
+        ("large", 8, 512, 30_000_000),
+    )
+}
+SKILL = {"small": 0.45, "large": 0.75}  # chance that a sample is right, on average
+GREEDY = Policy(method="greedy", max_tokens=200)
+VOTE16 = Policy(method="majority", n=16, temperature=0.8, max_tokens=200)
+NGRAM = Speculative(method="ngram", num_speculative_tokens=3)
+
+
+def engine_of(model: str = "small", **changes) -> EngineConfig:
+    plain = EngineConfig(
+        model=model,
+        dtype="bfloat16",
+        max_model_len=1024,
+        max_num_seqs=32,
+        max_num_batched_tokens=512,
+        block_size=16,
+        num_gpu_blocks=2000,
+        enable_prefix_caching=True,
+    )
+    return dataclasses.replace(plain, **changes)
+
+
+def law_of(engine: EngineConfig) -> np.ndarray:
+    """Seconds per feature: 1 ms and the weights, 20 us a request, 2 TFLOP/s, 40 GB/s of KV."""
+    facts, tp = FACTS[engine.model], engine.tensor_parallel_size
+    law = dict.fromkeys(FEATURES, 0.0)
+    law["step"] = 1e-3 * tp**0.5 + facts.weight_bytes / 40e9 / tp
+    law["prefill_step"] = 5e-4
+    law["requests"] = 2e-5
+    law["tokens"] = 1e-6 + facts.matmul_flops(1) / 2e12 / tp
+    law["kv_tokens"] = facts.kv_bytes_per_token / 40e9 / tp
+    law["query_context"] = facts.attention_flops(1) / 2e12 / tp
+    if engine.speculative is not None:
+        law["draft_step"], law["draft_requests"] = 4e-4, 1e-5
+    return np.array([law[name] for name in FEATURES])
+
+
+def record(
+    folder: Path,
+    engine: EngineConfig,
+    policy: Policy,
+    *,
+    problems: int = 40,
+    concurrency: int = 4,
+    noise: float = 0.02,
+    drift: float = 0.0,
+    seed: int = 0,
+    workload: str = "sums",
+    **manifest,
+) -> Recording:
+    """Run the twin of the engine and write what a probe would have seen.
+
+    `noise` is the spread of single steps, `drift` slows the whole run.
+    """
+    rng = np.random.default_rng([seed, zlib.crc32(folder.name.encode())])
+    loads = _workload(rng, engine, policy, problems)
+    limits = Limits(
+        max_num_seqs=engine.max_num_seqs,
+        max_num_batched_tokens=engine.max_num_batched_tokens,
+        block_size=engine.block_size,
+        num_blocks=engine.num_gpu_blocks - 1,
+        speculative=engine.speculative is not None,
+    )
+    log = {"steps": [], "cached": {}}
+    ran = naive_replay(
+        loads,
+        law_of(engine) * np.exp(drift),
+        limits,
+        concurrency=concurrency,
+        noise=lambda: float(np.exp(rng.normal(0, noise))) if noise else 1.0,
+        log=log,
+    )
+    document = Manifest(
+        clock_start=ClockReading(monotonic_ns=0, unix_ns=START),
+        engines={engine.key(): engine},
+        policies={policy.key(): policy},
+        models={engine.model: FACTS[engine.model]},
+        workload=WorkloadFacts(name=workload, hash=workload, problems=problems, seed=0),
+        concurrency=concurrency,
+        **manifest,
+    )
+    writer = RecordingWriter(folder, document, period_s=60)
+    keys = {"engine": engine.key(), "policy": policy.key()}
+    for number, step in enumerate(log["steps"]):
+        nanoseconds = _ns(step["seconds"])
+        composition = {k: v for k, v in step.items() if k not in ("seconds", "end", "idle")}
+        writer.append(
+            "steps",
+            {
+                "engine": engine.key(),
+                "step": number,
+                "end": START + _ns(step["end"]),
+                "interval_ns": None if step["idle"] else nanoseconds,
+                "wall_ns": nanoseconds,
+                "source": "measured",
+                **composition,
+            },
+        )
+    number = 0
+    for row, load in enumerate(loads):
+        begun = START + _ns(ran["arrival"][row])
+        ended = begun + _ns(ran["latency"][row])
+        writer.append(
+            "problems",
+            keys
+            | {
+                "problem_id": f"p{row}",
+                "prompt_tokens": load.prompt_tokens,
+                "arrival": begun,
+                "start": begun,
+                "end": ended,
+                "decided_at": ended,
+            },
+        )
+        for index, sample in enumerate(load.samples):
+            writer.append(
+                "samples",
+                keys
+                | {
+                    "problem_id": f"p{row}",
+                    "sample_index": index,
+                    "role": "sample",
+                    "prompt_tokens": load.prompt_tokens,
+                    "cached_tokens": log["cached"][number],
+                    "output_tokens": sample.output_tokens,
+                    "arrival": begun,
+                    "end": START + _ns(ran["ends"][number]),
+                    "answer": sample.answer,
+                    "correct": sample.correct,
+                    **_speculation(sample),
+                },
+            )
+            number += 1
+    writer.close(complete=True)
+    return Recording.open(folder)
+
+
+def _ns(seconds: float) -> int:
+    return round(seconds * 1e9)
+
+
+def _speculation(sample) -> dict:
+    if sample.advance is None:
+        return {}
+    return {
+        "drafted_per_step": (sample.scheduled - 1).tolist(),
+        "accepted_per_step": (sample.advance - 1).tolist(),
+    }
+
+
+def _workload(rng, engine, policy, problems):
+    """Return the same problems for every engine, with fresh samples."""
+    fixed = np.random.default_rng(7)
+    loads = []
+    for _ in range(problems):
+        prompt, level = int(fixed.integers(20, 90)), float(fixed.uniform(-0.3, 0.25))
+        length = float(fixed.uniform(20, 60))
+        right = min(max(SKILL[engine.model] + level, 0.02), 0.98)
+        samples = []
+        for _ in range(policy.n):
+            tokens = max(int(rng.normal(length, 8)), 2)
+            correct = bool(rng.random() < right)
+            answer = "0" if correct else str(int(rng.integers(1, 6)))
+            samples.append(_sample(rng, engine, tokens, answer, correct))
+        loads.append(Load(prompt_tokens=prompt, cached_tokens=0, samples=tuple(samples)))
+    return loads
+
+
+def _sample(rng, engine, tokens, answer, correct):
+    if engine.speculative is None:
+        return Sample(output_tokens=tokens, answer=answer, correct=correct)
+    k, accepted = engine.speculative.num_speculative_tokens, []
+    while sum(accepted) + len(accepted) < tokens - 1:
+        accepted.append(int(rng.binomial(k, 0.6)))
+    scheduled, advance = verify_steps(tokens, [k] * len(accepted), accepted)
+    return Sample(
+        output_tokens=tokens, answer=answer, correct=correct, scheduled=scheduled, advance=advance
+    )

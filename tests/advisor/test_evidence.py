@@ -1,0 +1,178 @@
+import dataclasses
+
+import pytest
+
+from advisor.evidence import gather
+from advisor.space import explore
+from tests.advisor.synthetic import FACTS, GREEDY, NGRAM, START, VOTE16, engine_of, record
+from traces.errors import RecordingError, UsageError
+from traces.manifest import ClockReading, Manifest, WorkloadFacts
+from traces.recording import Recording
+from traces.writer import RecordingWriter
+
+ENGINE = engine_of()
+
+
+def write(folder, tables, **changes):
+    """A recording of one engine and the greedy policy with the given rows."""
+    document = Manifest(
+        clock_start=ClockReading(monotonic_ns=0, unix_ns=START),
+        engines={"e": ENGINE},
+        policies={"p": GREEDY},
+        models={"small": FACTS["small"]},
+        workload=WorkloadFacts(name="sums", hash="sums", problems=2),
+        concurrency=1,
+    )
+    writer = RecordingWriter(folder, dataclasses.replace(document, **changes), period_s=60)
+    for table, rows in tables.items():
+        for row in rows:
+            writer.append(table, row)
+    writer.close(complete=True)
+    return Recording.open(folder)
+
+
+def problem(name, **changes):
+    row = {
+        "problem_id": name,
+        "engine": "e",
+        "policy": "p",
+        "prompt_tokens": 30,
+        "arrival": START,
+        "end": START + 10**9,
+        "decided_at": START + 10**9,
+    }
+    return row | changes
+
+
+def sample(name, **changes):
+    row = {
+        "problem_id": name,
+        "engine": "e",
+        "policy": "p",
+        "sample_index": 0,
+        "role": "sample",
+        "output_tokens": 5,
+        "end": START + 10**9,
+        "answer": "0",
+        "correct": True,
+    }
+    return row | changes
+
+
+def step(number, **changes):
+    row = {
+        "engine": "e",
+        "step": number,
+        "wall_ns": 10**6,
+        "prefill_requests": 0,
+        "prefill_tokens": 0,
+        "decode_requests": 1,
+        "decode_tokens": 1,
+        "prefill_kv_tokens": 0,
+        "decode_kv_tokens": 30 + number,
+        "prefill_query_context": 0,
+    }
+    return row | changes
+
+
+def test_only_what_ended_is_evidence(tmp_path):
+    recording = write(
+        tmp_path / "r",
+        {
+            "problems": [
+                problem("whole"),
+                problem("in flight", end=None, decided_at=None),
+                problem("failed", error="lost"),
+                problem("slow", timed_out=True),
+                problem("cut"),
+                problem("bare"),
+            ],
+            "samples": [
+                sample("whole"),
+                sample("whole", sample_index=1, role="scorer"),
+                sample("in flight", end=None),
+                sample("failed"),
+                sample("slow"),
+                sample("cut", cancelled_by="rule"),
+            ],
+            "steps": [
+                step(0),
+                step(1, profiled=True, wall_ns=10**9),
+                step(2, interval_ns=2 * 10**6),
+                step(3, decode_kv_tokens=None),
+            ],
+        },
+    )
+    evidence = gather([recording])
+    (run,) = evidence.runs
+    assert list(run.problems) == ["whole"]
+    assert len(run.problems["whole"].samples) == 1
+    assert evidence.left_out == 5
+    assert evidence.steps[0].seconds.tolist() == [0.001, 0.002]
+
+
+def test_nothing_to_learn_from_is_said(tmp_path):
+    whole = {"problems": [problem("a")], "samples": [sample("a")], "steps": [step(0)]}
+    with pytest.raises(RecordingError, match="r0: no engine step"):
+        gather([write(tmp_path / "r0", whole | {"steps": []})])
+    with pytest.raises(RecordingError, match="r1: no finished problem"):
+        gather([write(tmp_path / "r1", whole | {"samples": []})])
+    unjudged = whole | {"samples": [sample("a", correct=None)]}
+    with pytest.raises(RecordingError, match="r2: no sample is marked"):
+        gather([write(tmp_path / "r2", unjudged)])
+    with pytest.raises(RecordingError, match="r3: holds no facts of the model small"):
+        gather([write(tmp_path / "r3", whole, models={})])
+    with pytest.raises(UsageError, match="at least one recording"):
+        gather([])
+
+
+def test_different_workloads_are_refused_by_name(tmp_path):
+    ours = record(tmp_path / "ours", ENGINE, GREEDY, problems=4)
+    theirs = record(tmp_path / "theirs", ENGINE, GREEDY, problems=4, workload="words")
+    with pytest.raises(UsageError, match=r"ours and theirs .*\(sums and words\)"):
+        gather([ours, theirs])
+
+
+def test_the_space_holds_only_what_was_recorded(recordings):
+    space = explore(gather(recordings))
+    engines = {candidate.engine for candidate in space.candidates}
+    assert {e.tensor_parallel_size for e in engines if e.model == "small"} == {1}
+    assert {e.max_num_seqs for e in engines} == {1, 2, 4, 8, 16, 32}
+    large = [c for c in space.candidates if c.engine.model == "large"]
+    assert {(c.policy.method, c.policy.n) for c in large} == {
+        ("greedy", 1),
+        *(("majority", n) for n in (1, 2, 4, 8, 16)),
+    }
+    # Greedy was never recorded with speculation.
+    speculative = [c for c in space.candidates if c.engine.speculative == NGRAM]
+    assert speculative and all(c.policy.method == "majority" for c in speculative)
+    assert space.dropped["speculation was not recorded with this sampling"] > 0
+    ran = [c for c in space.candidates if c.recorded]
+    assert len(ran) == 6
+
+
+def test_an_engine_too_small_for_a_sequence_is_dropped(tmp_path):
+    recording = record(tmp_path / "r", ENGINE, GREEDY, problems=6)
+    small = dataclasses.replace(ENGINE, num_gpu_blocks=4)
+    manifest = dataclasses.replace(
+        recording.manifest, engines={ENGINE.key(): small}, models={"small": FACTS["small"]}
+    )
+    space = explore(gather([dataclasses.replace(recording, manifest=manifest)]))
+    assert not space.candidates
+    assert list(space.dropped) == ["the KV cache is too small for one sequence"]
+
+
+def test_answers_of_different_runs_are_never_pooled(tmp_path):
+    """Class numbers mean nothing in another run, so each run votes by itself."""
+    from advisor.advise import Advisor
+
+    one = record(tmp_path / "one", ENGINE, VOTE16, problems=10, seed=1)
+    two = record(tmp_path / "two", ENGINE, VOTE16, problems=10, seed=2)
+
+    def accuracy(recordings):
+        advisor = Advisor.fit(recordings, draws=40)
+        measures = advisor.measures(None)
+        rows = [i for i, o in enumerate(measures.outcomes) if o.candidate.policy.n == 16]
+        return measures.values("accuracy")[rows[0]]
+
+    assert accuracy([one, two]) == pytest.approx((accuracy([one]) + accuracy([two])) / 2)

@@ -1,0 +1,278 @@
+"""Real vLLM on this machine: in process, as a server, and killed."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import httpx
+import pytest
+
+from profiler.capture import record
+from profiler.engines.in_process import prepare_environment
+from profiler.engines.server import ServerEngine
+from profiler.launch import model_path
+from profiler.workload import load_workload
+from traces.errors import EngineError
+from traces.recording import Recording
+from traces.schema import Policy
+
+pytestmark = pytest.mark.vllm
+
+ROOT = Path(__file__).parents[2]
+GREEDY = Policy(max_tokens=300)
+
+
+def ttscope(*arguments, **rest):
+    """Run the command as a user would; stdout, and stderr on failure."""
+    return subprocess.run(
+        [sys.executable, "-c", "from tui.cli import main; main()", *map(str, arguments)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        **rest,
+    )
+
+
+@pytest.fixture(scope="module")
+def in_process(tmp_path_factory):
+    """A greedy and a voting recording with a thinking budget, made by `ttscope record`."""
+    folder = tmp_path_factory.mktemp("in-process")
+    common = ("record", "--model", "demo/s", "--problems", "24", "--seed", "5", "--json")
+    done = ttscope(*common, "--max-tokens", "300", "-o", folder / "greedy")
+    assert done.returncode == 0, done.stderr[-3000:]
+    vote = ttscope(
+        *common, "--n", "4", "--thinking-budget", "12", "--max-num-seqs", "8", "-o", folder / "vote"
+    )
+    assert vote.returncode == 0, vote.stderr[-3000:]
+    return folder, json.loads(done.stdout), json.loads(vote.stdout)
+
+
+def test_record_prints_the_run_and_keeps_it(in_process):
+    folder, greedy, _ = in_process
+    (run,) = greedy["runs"]
+    recording = Recording.open(folder / "greedy")
+    assert recording.complete and run["complete"]
+    assert run["problems"] == recording.problems.height == 24
+    assert run["config"]["engine"]["model"] == "demo/s"
+    assert run["accuracy"]["low"] <= run["accuracy"]["value"] <= run["accuracy"]["high"]
+    assert recording.manifest.models["demo/s"].total_parameters == 302_208
+    assert recording.manifest.probe_cost_us < 1000
+
+
+def test_steps_account_for_every_token(in_process):
+    for name in ("greedy", "vote"):
+        recording = Recording.open(in_process[0] / name)
+        steps, samples = recording.steps, recording.samples
+        assert steps["step"].to_list() == list(range(steps.height))
+        # the last token of a sample is never fed back, the first comes out of its prefill
+        assert steps["decode_tokens"].sum() == (samples["output_tokens"] - 1).sum()
+        computed = samples["prompt_tokens"] - samples["cached_tokens"]
+        assert steps["prefill_tokens"].sum() == computed.sum()
+        assert steps["finished"].sum() == samples.height
+        assert steps["aborted"].sum() == 0
+        assert (steps["gap_ns"].drop_nulls() >= 0).all()
+        assert (samples["last_step"] - samples["first_step"] + 1 == samples["output_tokens"]).all()
+        assert (steps["running"] <= (8 if name == "vote" else 256)).all()
+
+
+def test_times_are_in_order(in_process):
+    samples = Recording.open(in_process[0] / "vote").samples
+    order = ["arrival", "queued", "scheduled", "first_token", "think_end", "end"]
+    for earlier, later in pairwise(order):
+        assert (samples[earlier] <= samples[later]).all(), (earlier, later)
+
+
+def test_thinking_budget_is_kept(in_process):
+    samples = Recording.open(in_process[0] / "vote").samples
+    assert samples["think_tokens"].max() == 12
+    assert samples["answer"].null_count() < samples.height / 2
+
+
+def test_impossible_engine_is_one_line(tmp_path):
+    done = ttscope("record", "--model", tmp_path / "absent", "-o", tmp_path / "r")
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("ttscope: vLLM cannot start")
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "r").exists()
+
+
+def test_real_record_killed(tmp_path):
+    child = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "from tui.cli import main; main()",
+            "record",
+            "--model",
+            "demo/s",
+            "--problems",
+            "5000",
+            "--n",
+            "8",
+            "--concurrency",
+            "4",
+            "-o",
+            tmp_path / "r",
+        ],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 180
+    while not list(tmp_path.glob("r/steps-*")):
+        assert child.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+    time.sleep(4)
+    child.kill()
+    killed = time.time_ns()
+    child.wait()
+    recording = Recording.open(tmp_path / "r")
+    assert not recording.complete
+    steps = recording.steps
+    assert steps["step"].to_list() == list(range(steps.height))
+    assert killed - steps["end"].max() < 2e9
+    problems = recording.problems
+    assert problems["problem_id"].is_unique().all()
+    assert 1 <= problems["end"].null_count() <= 8
+    shown = ttscope("show", tmp_path / "r")
+    assert shown.returncode == 0 and "incomplete" in shown.stdout
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """A real `vllm serve` of the small reasoner on loopback."""
+    port = free_port()
+    log = (tmp_path_factory.mktemp("server") / "log").open("wb")
+    environment = os.environ | {
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "OMP_NUM_THREADS": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
+    environment.pop("VLLM_ENABLE_V1_MULTIPROCESSING", None)
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "vllm.entrypoints.openai.api_server",
+            "--model",
+            model_path("demo/s"),
+            "--port",
+            str(port),
+            "--host",
+            "127.0.0.1",
+            "--enforce-eager",
+            "--max-num-seqs",
+            "16",
+            "--enable-prompt-tokens-details",
+        ],
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        env=environment,
+        start_new_session=True,
+    )
+    url = f"http://127.0.0.1:{port}"
+    deadline = time.monotonic() + 240
+    while True:
+        assert process.poll() is None and time.monotonic() < deadline, Path(log.name).read_text()
+        try:
+            if httpx.get(f"{url}/health", timeout=2).status_code == 200:
+                break
+        except httpx.HTTPError:
+            time.sleep(0.5)
+    yield url
+    os.killpg(process.pid, signal.SIGTERM)
+    process.wait(timeout=60)
+    log.close()
+
+
+@pytest.mark.parametrize("chat", [True, False])
+def test_server_gives_the_same_answers_as_in_process(server, in_process, tmp_path, chat):
+    workload = load_workload("demo", problems=24, seed=5)
+    if not chat:
+        from dataclasses import replace
+
+        problems = [replace(p, prompt=f"<bos>{p.prompt}<think>") for p in workload.problems]
+        workload = replace(workload, problems=problems, chat=False)
+    engine = ServerEngine(server, name="demo/s", declared={"tensor_parallel_size": 1})
+    try:
+        record(workload, GREEDY, engine, tmp_path / "r", concurrency=6)
+    finally:
+        engine.close()
+    mine = Recording.open(in_process[0] / "greedy").samples.sort("problem_id")
+    theirs = Recording.open(tmp_path / "r").samples.sort("problem_id")
+    assert theirs["error"].null_count() == theirs.height
+    assert theirs["answer"].to_list() == mine["answer"].to_list()
+    for column in ("output_tokens", "prompt_tokens"):
+        assert theirs[column].to_list() == mine[column].to_list(), column
+    think = (theirs["think_tokens"] == mine["think_tokens"]).drop_nulls()
+    assert think.all() and len(think) > 0
+    assert (theirs["first_token"] <= theirs["think_end"]).all()
+
+
+def test_server_settings_are_read(server):
+    engine = ServerEngine(server)
+    engine.close()
+    assert engine.config.mode == "server"
+    assert engine.config.max_model_len == 1024
+    assert engine.config.block_size and engine.config.num_gpu_blocks
+    assert engine.config.vllm_version
+    assert engine.model.total_parameters == 302_208
+
+
+def test_sweep_like_record_over_the_endpoint(server, tmp_path):
+    done = ttscope(
+        "record", "--endpoint", server, "--n", "3", "--problems", "6", "-o", tmp_path / "r"
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "tensor_parallel_size; taken as 1" in done.stderr
+    assert Recording.open(tmp_path / "r").problems.height == 6
+
+
+def test_cancel_closes_the_stream(server):
+    from profiler.engines.protocol import SampleRequest
+
+    engine = ServerEngine(server)
+    names = [f"c.{index}.0" for index in range(12)]
+    for name in names:
+        engine.submit(
+            SampleRequest(
+                request_id=name,
+                prompt="0" * 40,
+                chat=False,
+                temperature=1.5,
+                top_p=1.0,
+                max_tokens=900,
+            )
+        )
+    time.sleep(0.02)
+    results = engine.cancel(names)
+    assert results and {result.finish_reason for result in results} == {"abort"}
+    assert engine.cancel(names) == []
+    engine.close()
+
+
+def test_nobody_there():
+    with pytest.raises(EngineError, match="no server answers"):
+        ServerEngine(f"http://127.0.0.1:{free_port()}")
+
+
+def test_environment_of_the_user_stands(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    prepare_environment()
+    assert os.environ["OMP_NUM_THREADS"] == "2"

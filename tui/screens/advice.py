@@ -1,0 +1,307 @@
+"""Screen 4: a budget, the picks that meet it, what to expect of each, and the command to run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, cast
+
+from rich.text import Text
+from textual import on, work
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Horizontal, VerticalScroll
+from textual.message import Message
+from textual.widgets import DataTable, Input, Label, Select, Static
+from textual.worker import get_current_worker
+
+from advisor.budget import parse_budget
+from traces.errors import TtscopeError
+from traces.schema import Budget, Estimate, Recommendation
+from tui.formats import ABSENT, OUTSIDE, compact, percent, value_of
+from tui.screens.base import ModeScreen
+from tui.views import (
+    Candidate,
+    candidates,
+    miss_lines,
+    paste_text,
+    pick_lines,
+    pick_title,
+    points,
+    ticks,
+    with_room,
+)
+from tui.widgets.scatter import Scatter
+
+STATISTICS = (("mean", None), ("p50", 50), ("p95", 95), ("p99", 99))
+OBJECTIVES = ("latency", "cost", "accuracy", "energy", "throughput")
+FIELDS = (  # option of parse_budget, label, example, columns
+    ("max_latency", "<=", "5s", 8),
+    ("max_cost", "cost <=", "0.5s or $.01", 13),
+    ("max_energy", "energy <=", "800J", 7),
+    ("min_accuracy", "acc >=", "0.8", 6),
+    ("gpus", "GPUs <=", "4", 4),
+    ("rate", "rate", "2/s", 6),
+    ("price", "$/h", "2.5", 5),
+    ("confidence", "sure", "0.9", 5),
+)
+FIRST_ROW = 3
+WIDE = 110
+NUMBERS = (  # header, estimate, whether only wide terminals show it
+    ("acc", "accuracy", False),
+    ("mean s", "latency_s", True),
+    ("p95 s", "latency_p95_s", False),
+    ("dev-s", "device_s", False),
+    ("$/pb", "cost_usd", True),
+    ("tok", "tokens", True),
+)
+
+
+@dataclass
+class Advised(Message):
+    """The worker's answer: a recommendation, or why there is none."""
+
+    advice: Recommendation | None
+    error: str | None
+    recordings: int
+
+
+class AdviceScreen(ModeScreen):
+    """Asks the advisor in a thread whenever the budget or the marked recordings change."""
+
+    MODE = "advice"
+    CSS_PATH = "advice.tcss"
+    AUTO_FOCUS = "#picks"
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("c", "copy", "copy command", id="advice.copy"),
+        Binding("b", "budget", "budget", id="advice.budget"),
+        Binding("escape", "leave", "to the picks", show=False),
+    ]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._advice: Recommendation | None = None
+        self._rows: list[Candidate] = []
+        self._asked: tuple[object, ...] | None = None
+        self._message = ""
+
+    def compose_body(self) -> ComposeResult:
+        """Return the budget, the plot beside the table, and the pick."""
+        with Horizontal(classes="fields"):
+            statistics = [(name, name) for name, _ in STATISTICS]
+            yield Select(statistics, value="p95", allow_blank=False, compact=True, id="statistic")
+            yield from self._inputs(FIELDS[:FIRST_ROW])
+        with Horizontal(classes="fields"):
+            yield from self._inputs(FIELDS[FIRST_ROW:])
+            yield Label("for")
+            objectives = [(name, name) for name in OBJECTIVES]
+            yield Select(
+                objectives, value="latency", allow_blank=False, compact=True, id="objective"
+            )
+        yield Static(id="message", markup=False)
+        with Horizontal(id="middle"):
+            yield Scatter(id="scatter")
+            yield DataTable[Text](id="picks", cursor_type="row")
+        with VerticalScroll(id="pick", can_focus=False):
+            yield Static(id="detail", markup=False)
+
+    def _inputs(self, fields: tuple[tuple[str, str, str, int], ...]) -> ComposeResult:
+        for name, label, example, columns in fields:
+            yield Label(label)
+            field = Input(placeholder=example, id=f"field_{name}", compact=True)
+            field.styles.width = columns
+            yield field
+
+    def on_mount(self) -> None:
+        """Make the table's columns and ask."""
+        plot = self.query_one(Scatter)
+        plot.margin_top, plot.margin_left, plot.margin_bottom = 0, 7, 3
+        super().on_mount()
+
+    def on_screen_resume(self) -> None:
+        """Ask again when other recordings were marked meanwhile."""
+        self.show_library()
+
+    def show_library(self) -> None:
+        """Ask once everything is loaded; the same question is not asked twice."""
+        if self.ttscope.loading_paths:
+            self._say("loading the recordings ...")
+            return
+        self._ask()
+
+    @on(Input.Submitted)
+    @on(Input.Blurred)
+    @on(Select.Changed)
+    def _budget_changed(self) -> None:
+        if not self.ttscope.loading_paths:
+            self._ask()
+
+    def _given(self) -> dict[str, object]:
+        """Return the fields as parse_budget takes them. Raises UsageError for a bad number."""
+        given: dict[str, object] = {}
+        for name, *_ in FIELDS:
+            text = self.query_one(f"#field_{name}", Input).value.strip()
+            if text:
+                given[name] = text
+        for name, kind in (("gpus", int), ("price", float), ("confidence", float)):
+            if name in given:
+                text = str(given[name]).strip("$ ")
+                try:
+                    given[name] = kind(text)
+                except ValueError:
+                    raise TtscopeError(f"{name}: {text!r} is not a number") from None
+        percentile = dict(STATISTICS)[str(self.query_one("#statistic", Select).value)]
+        objective = str(self.query_one("#objective", Select).value)
+        if "max_latency" in given or objective == "latency":
+            given["percentile"] = percentile
+        given["optimise"] = objective
+        return given
+
+    def _ask(self) -> None:
+        try:
+            budget = parse_budget(self._given())
+        except TtscopeError as error:
+            self._asked = None
+            self._say(str(error), bad=True)
+            return
+        entries = self.ttscope.advisable()
+        question = (budget, tuple(entry.key for entry in entries))
+        if question == self._asked:
+            return
+        self._asked = question
+        if not entries:
+            self._say("no complete recording to learn from: make one with ttscope record", bad=True)
+            return
+        self._say(f"learning from {len(entries)} recordings and replaying candidates ...")
+        self._work_out(budget)
+
+    @work(thread=True, exclusive=True, group="advice")
+    def _work_out(self, budget: Budget) -> None:
+        worker = get_current_worker()
+        entries = self.ttscope.advisable()
+        recordings = [entry.recording for entry in entries if entry.recording is not None]
+        advice, error = None, None
+        try:
+            advice = self.ttscope.advisor_for(recordings).recommend(budget)
+        except TtscopeError as failure:
+            error = str(failure)
+        except Exception as failure:  # shown in place, the app goes on
+            error = f"the advisor failed ({type(failure).__name__}: {failure})"
+        if not worker.is_cancelled:
+            self.post_message(Advised(advice, error, len(recordings)))
+
+    @on(Advised)
+    def _answered(self, event: Advised) -> None:
+        if event.advice is None:
+            self._asked = None
+            self._say(event.error or "no advice", bad=True)
+            return
+        self._advice = event.advice
+        self._rows = candidates(event.advice)
+        self.set_status(f"{event.recordings} recordings")
+        left_out = sum(event.advice.infeasible.values())
+        marks = "@ system-optimal  + compute-optimal  o front  ! misses"
+        self._say(f"{event.advice.candidates:,} candidates, {left_out:,} out  {marks}")
+        self._fill()
+        self._fit_plot()
+        self._show_pick()
+
+    @on(Scatter.Resized)
+    def _fit_plot(self) -> None:
+        # The plot sizes its canvas from the layout before the one that is being made.
+        self.call_after_refresh(self._relayout_plot)
+
+    def _relayout_plot(self) -> None:
+        self._plot()
+        self.query_one(Scatter).refresh(layout=True)
+
+    def _say(self, text: str, *, bad: bool = False) -> None:
+        message = self.query_one("#message", Static)
+        message.set_class(bad, "bad")
+        message.update(text)
+
+    def _fill(self) -> None:
+        wide = self.app.size.width >= WIDE
+        table = self.query_one("#picks", DataTable)
+        row = max(table.cursor_row, 0)
+        table.clear(columns=True)
+        shown = [(header, name) for header, name, only_wide in NUMBERS if wide or not only_wide]
+        table.add_columns("", "configuration", *(header for header, _ in shown), "sure")
+        for each in self._rows:
+            pick = each.pick
+            numbers = [_cell(pick.estimates.get(name)) for _, name in shown]
+            numbers.append(percent(pick.probability_within_budget))
+            cells = [Text(each.marks), Text(pick_title(pick))]
+            cells += [Text(text, justify="right") for text in numbers]
+            table.add_row(*cells, key=each.key)
+        table.move_cursor(row=min(row, max(len(self._rows) - 1, 0)))
+
+    def _plot(self) -> None:
+        if self._advice is None:
+            return
+        plot = self.query_one(Scatter)
+        plot.clear()
+        plot.set_xlabel("latency mean s")
+        plot.set_ylabel("accuracy")
+        styles = {"o": "cyan", "@": "bold green", "+": "bold yellow", "!": "red"}
+        found = points(self._rows)
+        for mark in ("!", "o", "+", "@"):
+            if mark in found:
+                xs, ys = found[mark]
+                plot.scatter(xs, ys, marker=mark, marker_style=styles[mark])
+        columns, rows = plot.size.width - 10, plot.size.height - 5
+        if found:
+            xs, ys = ([v for pair in found.values() for v in pair[axis]] for axis in (0, 1))
+            left, right = with_room(xs)
+            bottom, top = with_room(ys)
+            plot.set_xlimits(left, right)
+            plot.set_ylimits(bottom, top)
+            plot.set_xticks(ticks(left, right, columns // 8))
+            plot.set_yticks(ticks(bottom, top, rows // 2))
+        limit = self._advice.budget
+        if limit.max_latency_s and limit.latency_percentile is None:
+            plot.add_v_line(limit.max_latency_s, line_style="red")
+
+    @on(DataTable.RowHighlighted, "#picks")
+    def _row_changed(self) -> None:
+        self._show_pick()
+
+    def _selected(self) -> Candidate | None:
+        row = self.query_one("#picks", DataTable).cursor_row
+        return self._rows[row] if 0 <= row < len(self._rows) else None
+
+    def _show_pick(self) -> None:
+        if self._advice is None:
+            return
+        width = max(self.app.size.width - 4, 40)
+        lines: list[str] = []
+        if self._advice.system_optimal is None:
+            lines += [*miss_lines(self._advice, width=width), ""]
+        selected = self._selected()
+        if selected is not None:
+            lines += pick_lines(selected, self._advice, width=width)
+        self.query_one("#detail", Static).update("\n".join(lines))
+
+    def action_copy(self) -> None:
+        """Copy command and policy of the selected pick."""
+        selected = self._selected()
+        if selected is None:
+            self.notify("nothing to copy yet")
+            return
+        self.app.copy_to_clipboard(paste_text(selected.pick))
+        self.notify("command and policy copied")
+
+    def action_budget(self) -> None:
+        """Go to the first field."""
+        cast(Input, self.query_one("#field_max_latency")).focus()
+
+    def action_leave(self) -> None:
+        """Go back to the picks."""
+        self.query_one("#picks").focus()
+
+
+def _cell(estimate: Estimate | None) -> str:
+    if estimate is None:
+        return ABSENT
+    if estimate.unit == "1":
+        return value_of(estimate)
+    return compact(estimate.value) + (OUTSIDE if estimate.extrapolated else "")

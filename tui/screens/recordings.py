@@ -1,0 +1,258 @@
+"""Screen 1: every run in a table, and the paired differences of the marked ones."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from rich.text import Text
+from textual import on
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import VerticalScroll
+from textual.widgets import DataTable, Input, Static
+from textual.widgets.data_table import CellDoesNotExist
+
+from traces.comparison import compare
+from tui.screens.base import ModeScreen
+from tui.show_text import difference_lines, warnings
+from tui.views import COLUMNS, Column, Entry, labels, matches, model_name, sort_key
+
+WIDE = 120
+
+
+class RecordingsScreen(ModeScreen):
+    """The table of runs; space marks, and marked runs are compared on the same problems."""
+
+    MODE = "recordings"
+    CSS_PATH = "recordings.tcss"
+    AUTO_FOCUS = "#runs"
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("space", "mark", "mark", id="recordings.mark"),
+        Binding("slash", "filter", "filter", id="recordings.filter"),
+        Binding("s", "sort", "sort", id="recordings.sort"),
+        Binding("r", "reverse", "reverse", id="recordings.reverse", show=False),
+        Binding("u", "unmark", "unmark all", id="recordings.unmark", show=False),
+        Binding("a", "advise", "advise", id="recordings.advise"),
+        Binding("escape", "leave_filter", "leave the filter", show=False),
+    ]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._sort = 4
+        self._reverse = False
+        self._shown: list[Entry] = []
+        self._order: list[str] = []
+
+    def compose_body(self) -> ComposeResult:
+        """Return filter, table and the panel below it."""
+        yield Input(placeholder="words, or a|b", id="filter", compact=True)
+        yield DataTable[Text](id="runs", cursor_type="row", zebra_stripes=True)
+        with VerticalScroll(id="panel", can_focus=False):
+            yield Static(id="detail", markup=False)
+
+    def on_mount(self) -> None:
+        """Make the columns before the first rows come."""
+        self._make_columns()
+        super().on_mount()
+
+    def on_resize(self) -> None:
+        """Show more columns where there is room."""
+        if self._columns() != [str(key.value) for key in self._table.columns][1:]:
+            self._make_columns()
+            self.show_library()
+
+    @property
+    def _table(self) -> DataTable[Text]:
+        return self.query_one("#runs", DataTable)
+
+    def _columns(self) -> list[str]:
+        wide = self.app.size.width >= WIDE
+        return [column.header for column in COLUMNS if wide or not column.wide]
+
+    def _make_columns(self) -> None:
+        table = self._table
+        table.clear(columns=True)
+        self._order = []
+        table.add_column("", key="mark", width=1)
+        for header in self._columns():
+            table.add_column(header, key=header)
+
+    def show_library(self) -> None:
+        """Bring the table to what is loaded, matches the filter and is sorted."""
+        words = self.query_one("#filter", Input).value
+        column = COLUMNS[self._sort]
+        entries = [entry for entry in self.ttscope.entries if matches(entry, words)]
+        entries.sort(key=lambda entry: sort_key(entry, column))
+        if self._reverse:
+            known = [entry for entry in entries if sort_key(entry, column)[0] < 2]
+            entries = known[::-1] + entries[len(known) :]
+        self._shown = entries
+        self._fill(entries)
+        total, marked = len(self.ttscope.entries), len(self.ttscope.marked)
+        loading = "loading, " if self.ttscope.loading_paths else ""
+        arrow = "^" if self._reverse else "v"
+        self.set_status(
+            f"{loading}{len(entries)}/{total}  sort {column.header} {arrow}  {marked} marked"
+        )
+        self._show_panel()
+
+    def _fill(self, entries: list[Entry]) -> None:
+        """Change the cells that differ; rows are made anew only when their order changes."""
+        table = self._table
+        keys = [entry.key for entry in entries]
+        cells = {entry.key: self._cells(entry) for entry in entries}
+        if keys != self._order:
+            at_top = table.cursor_row <= 0
+            current = keys[0] if at_top and self.ttscope.loading_paths else self._current_key()
+            table.clear()
+            for entry in entries:
+                table.add_row(*cells[entry.key], key=entry.key)
+            if current in keys:
+                table.move_cursor(row=keys.index(current))
+            self._order = keys
+            return
+        names = ["mark", *self._columns()]
+        for key, row in cells.items():
+            for name, cell in zip(names, row, strict=True):
+                if table.get_cell(key, name) != cell:
+                    table.update_cell(key, name, cell)
+
+    def _cells(self, entry: Entry) -> list[Text]:
+        marked = entry.key in self.ttscope.marked
+        mark = "*" if marked else ("" if entry.comparable else "!")
+        style = "bold" if marked else ("" if entry.comparable else "dim")
+        columns = [column for column in COLUMNS if column.header in self._columns()]
+        return [
+            Text(mark, style="bold yellow" if marked else "bold red"),
+            *(_cell(entry, column, style) for column in columns),
+        ]
+
+    def _current_key(self) -> str | None:
+        table = self._table
+        try:
+            key = table.coordinate_to_cell_key(table.cursor_coordinate).row_key.value
+        except CellDoesNotExist:
+            return None
+        return None if key is None else str(key)
+
+    def _current(self) -> Entry | None:
+        key = self._current_key()
+        return next((entry for entry in self._shown if entry.key == key), None)
+
+    @on(DataTable.RowHighlighted, "#runs")
+    def _row_changed(self) -> None:
+        self._show_panel()
+
+    @on(DataTable.RowSelected, "#runs")
+    def _row_opened(self) -> None:
+        entry = self._current()
+        if entry is None or entry.run is None:
+            self.notify(entry.error if entry and entry.error else "nothing to open")
+            return
+        self.ttscope.open_run(entry)
+
+    @on(Input.Changed, "#filter")
+    def _filter_changed(self) -> None:
+        self.show_library()
+
+    @on(Input.Submitted, "#filter")
+    def action_leave_filter(self) -> None:
+        """Go back to the table; the filter stays."""
+        field = self.query_one("#filter", Input)
+        field.set_class(bool(field.value), "used")
+        field.remove_class("open")
+        self._table.focus()
+
+    def action_filter(self) -> None:
+        """Go to the filter."""
+        field = self.query_one("#filter", Input)
+        field.add_class("open")
+        field.focus()
+
+    def action_mark(self) -> None:
+        """Mark or unmark the row and go to the next."""
+        entry = self._current()
+        if entry is None:
+            return
+        if not entry.comparable:
+            self.notify("not compared: it is incomplete or cannot be read", severity="warning")
+            return
+        self.ttscope.toggle_mark(entry.key)
+        self._table.action_cursor_down()
+
+    def action_unmark(self) -> None:
+        """Unmark everything."""
+        self.ttscope.clear_marks()
+
+    def action_sort(self) -> None:
+        """Sort by the next column."""
+        headers = self._columns()
+        place = headers.index(COLUMNS[self._sort].header) if self._shown_column() else -1
+        header = headers[(place + 1) % len(headers)]
+        self._sort = next(i for i, column in enumerate(COLUMNS) if column.header == header)
+        self.show_library()
+
+    def _shown_column(self) -> bool:
+        return COLUMNS[self._sort].header in self._columns()
+
+    def action_reverse(self) -> None:
+        """Sort the other way round."""
+        self._reverse = not self._reverse
+        self.show_library()
+
+    def action_advise(self) -> None:
+        """Go to the advice, which rests on the marked recordings or on all."""
+        self.app.switch_mode("advice")
+
+    def _show_panel(self) -> None:
+        width = max(self.app.size.width - 4, 40)
+        self.query_one("#detail", Static).update("\n".join(self._panel(width)))
+
+    def _panel(self, width: int) -> list[str]:
+        marked = self.ttscope.marked_entries()
+        runs = [entry.run for entry in marked if entry.run is not None]
+        if len(runs) >= 2:
+            lines: list[str] = []
+            for other in runs[1:]:
+                lines += [f"1 {_name(marked[0])}", f"2 {other.recording}"]
+                lines += [*difference_lines(compare(runs[0], other), width=width), ""]
+            return lines[:-1]
+        if not self.ttscope.entries:
+            waiting = "loading ..." if self.ttscope.loading_paths else _EMPTY
+            return [waiting]
+        entry = self._current()
+        if entry is None:
+            return ["nothing matches the filter"]
+        if entry.run is None:
+            return [f"! {entry.error}"]
+        hint = "mark two with space to compare them on the same problems"
+        mark = "mark another to compare with it" if len(runs) == 1 else hint
+        return [
+            f"{entry.run.recording}: {entry.run.problems:,} problems decided",
+            *warnings(entry.run, width),
+            mark,
+            "enter opens it.  - not measured   ! not compared   a share's +- is half its interval",
+        ]
+
+
+_EMPTY = "no recordings here: make one with `ttscope demo` or `ttscope record`, then open it"
+
+
+def _name(entry: Entry) -> str:
+    return entry.path.name
+
+
+def _cell(entry: Entry, column: Column, style: str) -> Text:
+    if entry.run is None:
+        text = {"model": entry.path.name, "policy": "cannot be read"}.get(column.header, "")
+        return Text(text, style=style)
+    known = {
+        "model": model_name(entry.run.engine.model),
+        "policy": labels(entry.run)[0],
+        "engine": labels(entry.run)[1],
+    }
+    if column.header in known or column.header == "recording":
+        return Text(column.cell(entry.run), style=style)
+    if not entry.run.problems:
+        return Text("", style=style)
+    return Text(column.cell(entry.run), style=style, justify="right")
