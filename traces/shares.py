@@ -92,19 +92,21 @@ def _step_range(
 ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Return positions of the first and last step of each sample, -1 where it never ran.
 
-    Where a step's number was not recorded, the step that ended next after the time is taken.
+    Where the numbers were not recorded, the times say it: the first step is the one that ended
+    next after the sample was scheduled, the last the one that had ended when the sample did.
     """
     highest = numbers.size - 1
     end_times = ends.fill_null(0).to_numpy()
 
-    def find(number: str, time: str) -> NDArray[np.intp]:
+    def find(number: str, time: str, ended: int) -> NDArray[np.intp]:
         by_number = np.searchsorted(numbers, samples[number].fill_null(0).to_numpy())
-        by_time = np.searchsorted(end_times, samples[time].fill_null(0).to_numpy())
+        times = samples[time].fill_null(0).to_numpy()
+        by_time = np.maximum(np.searchsorted(end_times, times, side="right") - ended, 0)
         counted, timed = samples[number].is_not_null(), samples[time].is_not_null()
         position = np.where(counted.to_numpy(), by_number, by_time)
         return np.where((counted | timed).to_numpy(), np.minimum(position, highest), -1)
 
-    first, last = find("first_step", "scheduled"), find("last_step", "end")
+    first, last = find("first_step", "scheduled", 0), find("last_step", "end", 1)
     return first, np.where((last < 0) & (first >= 0), highest, last)
 
 

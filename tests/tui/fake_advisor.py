@@ -1,0 +1,70 @@
+"""An advisor that answers at once: a small and a large model, and what was asked of it."""
+
+from __future__ import annotations
+
+from tests.traces.synthetic import engine_config
+from traces.errors import UsageError
+from traces.schema import Budget, Estimate, NearMiss, Pick, Policy, Recommendation
+
+
+def estimate(value: float, unit: str, *, extrapolated: bool = False) -> Estimate:
+    return Estimate(
+        value=value, low=value * 0.9, high=value * 1.1, unit=unit, extrapolated=extrapolated
+    )
+
+
+def pick(model: str, n: int, accuracy: float, latency: float, flops: float) -> Pick:
+    policy = Policy() if n == 1 else Policy(method="majority", n=n, temperature=0.8)
+    return Pick(
+        engine=engine_config(model=model),
+        policy=policy,
+        command=f"vllm serve {model} --max-num-seqs 8",
+        estimates={
+            "accuracy": estimate(accuracy, "1"),
+            "latency_s": estimate(latency, "s"),
+            "latency_p95_s": estimate(latency * 2, "s", extrapolated=n > 1),
+            "device_s": estimate(latency / 2, "device s"),
+            "cost_usd": None,
+            "tokens": estimate(100.0 * n, "tokens"),
+            "flops": estimate(flops, "FLOP"),
+        },
+        probability_within_budget=0.93,
+    )
+
+
+SMALL, LARGE = pick("small", 1, 0.71, 0.4, 1e9), pick("large", 4, 0.93, 1.6, 3e9)
+
+
+class FakeAdvisor:
+    def __init__(self, recordings):
+        self.recordings = recordings
+        self.budgets: list[Budget] = []
+
+    def recommend(self, budget: Budget) -> Recommendation:
+        self.budgets.append(budget)
+        if budget.max_energy_j is not None:
+            raise UsageError("--max-energy: energy was not measured in these recordings")
+        if budget.max_gpus == 7:
+            raise ZeroDivisionError("a defect")
+        fits = budget.max_latency_s is None or budget.max_latency_s > 0.5
+        return Recommendation(
+            budget=budget,
+            system_optimal=LARGE if fits else None,
+            compute_optimal=SMALL if fits else None,
+            regret={"latency_s": estimate(-1.2, "s"), "cost_usd": None} if fits else {},
+            pareto=(SMALL, LARGE) if fits else (),
+            reasons=("the weights bound the step",),
+            near_misses=()
+            if fits
+            else (
+                NearMiss(
+                    limit="max_latency_s",
+                    wanted=budget.max_latency_s or 0.0,
+                    nearest=estimate(0.6, "s"),
+                    pick=SMALL,
+                ),
+            ),
+            measure_next=("large greedy: settles 1 against 2",),
+            candidates=12,
+            infeasible={"does not fit the memory": 3},
+        )

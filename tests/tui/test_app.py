@@ -1,0 +1,228 @@
+from __future__ import annotations
+
+import pytest
+from textual.widgets import DataTable, Input, Static
+
+from tests.traces.synthetic import engine_config, simulate, write_recording
+from tests.tui.fake_advisor import FakeAdvisor
+from traces.errors import UsageError
+from tui.app import SCREENS, TtscopeApp, screenshot
+from tui.screens.advice import AdviceScreen
+from tui.screens.help import HelpScreen
+from tui.screens.recordings import RecordingsScreen
+from tui.screens.run import RunScreen
+
+SIZES = [(80, 24), (120, 40)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    write_recording(folder / "one", simulate(problems=10, n=4))
+    engine = engine_config(max_num_seqs=3)
+    write_recording(folder / "two", simulate(problems=10, n=4, seqs=3), engine=engine)
+    rows = simulate(problems=4, n=1)
+    rows["problems"][-1] |= {"end": None, "decided_at": None, "answer": None, "correct": None}
+    write_recording(folder / "zcut", rows, complete=False)
+    return folder
+
+
+class Advisors:
+    """Keeps the advisors that were made, to see how often and of what."""
+
+    def __init__(self):
+        self.made = []
+
+    def __call__(self, recordings):
+        self.made.append(FakeAdvisor(recordings))
+        return self.made[-1]
+
+
+async def settle(pilot):
+    await pilot.app.workers.wait_for_complete()
+    await pilot.pause()
+    await pilot.pause()
+
+
+def text_of(app, selector):
+    return str(app.screen.query_one(selector, Static).render())
+
+
+@pytest.mark.parametrize("size", SIZES)
+async def test_open_mark_compare_advise_quit(folder, size):
+    advisors = Advisors()
+    app = TtscopeApp([folder], advisors)
+    async with app.run_test(size=size) as pilot:
+        await settle(pilot)
+        assert isinstance(app.screen, RecordingsScreen)
+        assert app.screen.query_one(DataTable).row_count == 3
+        await pilot.press("s")  # by p95
+        await pilot.press("space", "space", "space", "space")
+        await settle(pilot)
+        assert len(app.marked) == 2
+        panel = text_of(app, "#detail")
+        assert "the same 10 problems, paired, 90 % intervals" in panel
+        assert "engine.max_num_seqs" in panel
+
+        await pilot.press("home", "enter")
+        await settle(pilot)
+        assert isinstance(app.screen, RunScreen)
+        assert "problem 1 of" in text_of(app, "#title")
+        await pilot.press("right_square_bracket", "right", "right", "full_stop", "w")
+        await settle(pilot)
+
+        await pilot.press("4")
+        await settle(pilot)
+        assert isinstance(app.screen, AdviceScreen)
+        assert len(advisors.made) == 1
+        assert len(advisors.made[0].recordings) == 2
+        assert "vllm serve large" in text_of(app, "#detail")
+        await pilot.press("c")
+        assert app.clipboard.startswith("vllm serve large")
+        await pilot.press("q")
+    assert app.return_code == 0
+
+
+async def test_filter_sort_and_errors_in_place(folder, tmp_path):
+    app = TtscopeApp([folder, tmp_path / "missing"])
+    async with app.run_test(size=(120, 40)) as pilot:
+        await settle(pilot)
+        table = app.screen.query_one(DataTable)
+        assert table.row_count == 4
+        await pilot.press("slash", *"seqs3", "enter")
+        await settle(pilot)
+        assert table.row_count == 1
+        await pilot.press("slash", *["backspace"] * 5, "enter")
+        await settle(pilot)
+        assert table.row_count == 4
+        await pilot.press("end")
+        await settle(pilot)
+        assert "no such recording" in text_of(app, "#detail")
+        await pilot.press("space", "r", "s", "u")
+        await settle(pilot)
+        assert app.marked == []
+
+
+async def test_two_columns_appear_and_leave_with_the_width(folder):
+    app = TtscopeApp([folder])
+    async with app.run_test(size=(80, 24)) as pilot:
+        await settle(pilot)
+        table = app.screen.query_one(DataTable)
+        narrow = len(table.columns)
+        await pilot.resize_terminal(140, 40)
+        await settle(pilot)
+        assert len(table.columns) > narrow
+        assert table.row_count == 3
+
+
+async def test_run_screen_steps_and_problems(folder):
+    app = TtscopeApp([folder / "one"])
+    async with app.run_test(size=(80, 24)) as pilot:
+        await settle(pilot)
+        await pilot.press("2")
+        await settle(pilot)
+        assert text_of(app, "#step").startswith("  step 0 |")
+        await pilot.press("full_stop")
+        assert text_of(app, "#step").startswith("  step 1 |")
+        before = text_of(app, "#charts")
+        await pilot.press("right")
+        assert text_of(app, "#charts") != before
+        await pilot.press("right_square_bracket")
+        assert "problem 2 of 10" in text_of(app, "#title")
+        await pilot.press("left_square_bracket", "left_square_bracket")
+        assert "problem 10 of 10" in text_of(app, "#title")
+        await pilot.press("g", "4", "enter")
+        assert "problem 4 of 10" in text_of(app, "#title")
+        await pilot.press("k")
+        assert "maj@k" in text_of(app, "#bars")
+
+
+async def test_an_incomplete_run_says_so(folder):
+    app = TtscopeApp([folder / "zcut"])
+    async with app.run_test(size=(80, 24)) as pilot:
+        await settle(pilot)
+        await pilot.press("2")
+        await settle(pilot)
+        assert "incomplete" in text_of(app, "#warnings")
+
+
+async def test_budget_is_asked_and_mistakes_are_told(folder):
+    advisors = Advisors()
+    app = TtscopeApp([folder], advisors)
+    async with app.run_test(size=(120, 40)) as pilot:
+        await settle(pilot)
+        await pilot.press("4")
+        await settle(pilot)
+        (advisor,) = advisors.made
+        assert len(advisor.recordings) == 2  # the complete ones
+        await pilot.press("b", *"2s", "enter")
+        await settle(pilot)
+        assert advisor.budgets[-1].max_latency_s == 2.0
+        assert advisor.budgets[-1].latency_percentile == 95
+
+        field = app.screen.query_one("#field_max_latency", Input)
+        field.value = "0.1s"
+        await pilot.press("enter")
+        await settle(pilot)
+        assert "Nothing fits" in text_of(app, "#detail")
+        for name, text, told in (
+            ("max_latency", "soon", "--max-latency"),
+            ("gpus", "many", "gpus"),
+            ("gpus", "7", "ZeroDivisionError"),
+            ("max_energy", "5J", "was not measured"),
+        ):
+            field = app.screen.query_one(f"#field_{name}", Input)
+            field.value = text
+            field.focus()
+            await pilot.press("enter")
+            await settle(pilot)
+            message = app.screen.query_one("#message", Static)
+            assert told in str(message.render()), name
+            assert message.has_class("bad")
+            field.value = ""
+        assert len(advisors.made) == 1  # fitted once
+
+
+async def test_no_recordings_at_all(tmp_path):
+    app = TtscopeApp([tmp_path])
+    async with app.run_test(size=(80, 24)) as pilot:
+        await settle(pilot)
+        for key in "1234":
+            await pilot.press(key)
+            await settle(pilot)
+        assert "no complete recording" in text_of(app, "#message")
+        await pilot.press("3")
+        await pilot.pause()
+        assert any("not in this version" in str(each.render()) for each in app.screen.query(Static))
+
+
+async def test_help_names_the_keys_and_closes(folder):
+    app = TtscopeApp([folder])
+    async with app.run_test(size=(80, 24)) as pilot:
+        await settle(pilot)
+        await pilot.press("question_mark")
+        await pilot.pause()
+        assert isinstance(app.screen, HelpScreen)
+        shown = "\n".join(str(each.render()) for each in app.screen.query(Static))
+        for wanted in ("1 2 3 4", "space", "mark", "filter", "quit"):
+            assert wanted in shown, wanted
+        await pilot.press("escape")
+        await pilot.pause()
+        assert isinstance(app.screen, RecordingsScreen)
+
+
+@pytest.mark.parametrize("screen", SCREENS)
+def test_screenshot(folder, tmp_path, screen):
+    target = tmp_path / "x.svg"
+    screenshot([folder], screen, (80, 24), target, Advisors())
+    text = target.read_text()
+    assert text.startswith("<svg")
+    wanted = {"recordings": "maj@4", "run": "seqs8", "live": "version", "advice": "large"}
+    assert wanted[screen] in text.replace("&#160;", " ")
+
+
+def test_screenshot_refuses_what_is_not_there(folder, tmp_path):
+    with pytest.raises(UsageError, match="wants one of"):
+        screenshot([folder], "nowhere", (80, 24), tmp_path / "x.svg")
+    with pytest.raises(UsageError, match="at least"):
+        screenshot([folder], "run", (10, 5), tmp_path / "x.svg")

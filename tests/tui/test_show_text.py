@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.traces.synthetic import engine_config, simulate, speculative_engine, write_recording
+from traces.summary import summarise
+from tui.show_text import difference, show_json, show_lines
+
+
+@pytest.fixture(scope="module")
+def recordings(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("show")
+    fast = write_recording(folder / "fast", simulate(problems=12, n=4))
+    engine = engine_config(max_num_seqs=3)
+    slow = write_recording(folder / "slow", simulate(problems=12, n=4, seqs=3), engine=engine)
+    return fast, slow
+
+
+def test_one_run_in_80_columns(recordings):
+    lines = show_lines(summarise(recordings[0], 2.5))
+    text = "\n".join(lines)
+    assert max(map(len, lines)) <= 80
+    for wanted in (
+        *("toy, tp1 seqs8", "maj@4", "12 decided of 12", "accuracy", "TTFT p50", "TPOT p95"),
+        *("device-s per problem", "$", "dev x latency/token", "batch", "KV cache", "tok/s"),
+        *("step time", "decode", "mixed", "maj@k", "pass@k"),
+    ):
+        assert wanted in text, wanted
+    energy = next(line for line in lines if line.startswith("energy"))
+    assert energy.split() == ["energy", "per", "problem", "-"]
+
+
+def test_two_runs_side_by_side(recordings):
+    compared = difference(*recordings)
+    lines = show_lines([run for each in recordings for run in summarise(each)], compared)
+    text = "\n".join(lines)
+    assert max(map(len, lines)) <= 80
+    assert "the same 12 problems, paired" in text
+    assert "cannot be told apart" in text
+    assert "worse" in text
+    assert "engine.max_num_seqs 8 -> 3" in text
+
+
+def test_three_runs_fit_too(recordings):
+    runs = summarise(recordings[0])
+    assert max(map(len, show_lines([*runs, *runs, *runs]))) <= 80
+
+
+def test_incomplete_says_what_is_missing(tmp_path):
+    rows = simulate(problems=6, n=2)
+    for name in ("end", "decided_at", "correct", "answer"):
+        rows["problems"][-1][name] = None
+    lines = show_lines(summarise(write_recording(tmp_path / "cut", rows, complete=False)))
+    warning = " ".join(line.strip() for line in lines if line.startswith(("!", "  ")))
+    assert "incomplete" in warning
+    assert "1 problems were in flight" in warning
+
+
+def test_empty_and_seen_from_outside(tmp_path):
+    empty = show_lines(summarise(write_recording(tmp_path / "empty", {}, complete=False)))
+    assert any("0 decided" in line for line in empty)
+    rows = simulate(problems=4, n=2)
+    del rows["steps"]
+    lines = show_lines(summarise(write_recording(tmp_path / "outside", rows)))
+    assert not any(line.startswith(("batch", "step time")) for line in lines)
+
+
+def test_acceptance_is_shown(tmp_path):
+    rows = simulate(problems=4, n=2)
+    for row in rows["samples"]:
+        row |= {"drafted_per_step": [3, 3], "accepted_per_step": [2, 0]}
+    recording = write_recording(tmp_path / "s", rows, engine=speculative_engine())
+    text = "\n".join(show_lines(summarise(recording)))
+    assert "ngram: length 2.00 [2.00, 2.00] tokens" in text
+    assert "0.500" in text
+
+
+def test_json(recordings):
+    runs = summarise(recordings[0])
+    assert list(show_json(runs)) == ["runs"]
+    document = show_json([*runs, *summarise(recordings[1])], difference(*recordings))
+    text = json.dumps(document, allow_nan=False)
+    assert json.loads(text)["difference"]["problems"] == 12
+    change = document["difference"]["metrics"]["latency_s.mean"]
+    assert set(change) == {"difference", "verdict", "times_as_many_problems"}
