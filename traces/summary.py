@@ -293,11 +293,11 @@ def _notes(recording: Recording, rows: pl.DataFrame) -> list[str]:
     manifest, notes = recording.manifest, []
     for table, count in sorted(manifest.dropped.items()):
         if count:
-            notes.append(f"{count:,} rows of {table} were dropped while recording")
+            notes.append(f"rows of {table} dropped while recording: {count:,}")
     slowed = int(rows["slowed"].sum())
     if slowed:
-        notes.append(f"{slowed:,} problems ran while the profiler did; their times are left out")
+        notes.append(f"problems slowed by the profiler, their times left out: {slowed:,}")
     failed = int((rows["state"] == "failed").sum())
     if failed:
-        notes.append(f"{failed:,} problems ended without a decision (timed out or failed)")
+        notes.append(f"problems that ended without a decision (timed out or failed): {failed:,}")
     return notes

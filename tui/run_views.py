@@ -257,7 +257,7 @@ def vote_lines(problem: Problem, *, width: int) -> list[str]:
         if counts[final] <= others:
             settled = order
         steps.append(f"{counts[final]}/{order}")
-    lines = wrap("vote", f"{final}  {_middle(steps, width - 20)}", width=width, indent=6)
+    lines = wrap("vote", f"{final}: {_middle(steps, width - 20)}", width=width, indent=6)
     if settled >= len(ended):
         return [*lines, "      a tie to the last sample, settled by the order of samples"]
     at = ended[settled].end or 0.0

@@ -120,11 +120,11 @@ def warnings(run: Run, width: int = 80) -> list[str]:
     """Return what a reader must know before the numbers."""
     lines = []
     if not run.complete:
-        cut = f"{run.problems_in_flight:,} problems were in flight and are left out"
+        cut = f"problems in flight, left out: {run.problems_in_flight:,}"
         text = f"incomplete: the run was cut off or is still going; {cut}"
         lines += wrap("!", text, width=width, indent=2)
     elif run.problems_in_flight:
-        text = f"{run.problems_in_flight:,} problems never ended and are left out"
+        text = f"problems that never ended, left out: {run.problems_in_flight:,}"
         lines += wrap("!", text, width=width, indent=2)
     for note in run.notes:
         lines += wrap("!", note, width=width, indent=2)

@@ -283,13 +283,20 @@ def with_room(values: Sequence[float]) -> tuple[float, float]:
 
 
 def ticks(low: float, high: float, most: int) -> list[float]:
-    """Return at most `most` (and at least two where they fit) round numbers between two limits."""
+    """Return about `most` round numbers between two limits, and never fewer than two.
+
+    A single tick would be labelled without decimals by the plot, that is, wrongly.
+    """
     if not high > low:
         return [low]
+    found: list[float] = []
     power = 10.0 ** math.floor(math.log10((high - low) / max(most, 2)))
-    for step in (power, 2 * power, 5 * power, 10 * power):
+    for step in (power / 2, power, 2 * power, 5 * power, 10 * power):
         first = math.ceil(low / step - 1e-9)
         last = math.floor(high / step + 1e-9)
-        if last - first < max(most, 2):
+        if last - first < 1 and found:
             break
-    return [round(index * step, 12) for index in range(first, last + 1)]
+        found = [round(index * step, 12) for index in range(first, last + 1)]
+        if len(found) <= max(most, 2):
+            break
+    return found

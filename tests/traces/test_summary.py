@@ -164,9 +164,7 @@ def test_profiled_steps_stay_out(rows, tmp_path):
     ]
     assert 0 < len(slowed) < 24
     assert found.rows["latency_s"].null_count() == len(slowed)
-    assert found.notes == (
-        f"{len(slowed)} problems ran while the profiler did; their times are left out",
-    )
+    assert found.notes == (f"problems slowed by the profiler, their times left out: {len(slowed)}",)
     assert found.throughput_tokens_per_s is None
     assert found.accuracy.value == sum(row["correct"] for row in rows["problems"]) / 24
 
@@ -177,7 +175,7 @@ def test_dropped_rows_make_shares_unknown(rows, tmp_path):
     manifest.dropped["steps"] = 5
     (found,) = summarise(recording)
     assert found.device_s_per_problem is None
-    assert "5 rows of steps were dropped" in found.notes[0]
+    assert "rows of steps dropped while recording: 5" in found.notes[0]
 
 
 def test_step_time_by_kind(run, rows):

@@ -55,7 +55,7 @@ def test_incomplete_says_what_is_missing(tmp_path):
     lines = show_lines(summarise(write_recording(tmp_path / "cut", rows, complete=False)))
     warning = " ".join(line.strip() for line in lines if line.startswith(("!", "  ")))
     assert "incomplete" in warning
-    assert "1 problems were in flight" in warning
+    assert "in flight, left out: 1" in warning
 
 
 def test_empty_and_seen_from_outside(tmp_path):

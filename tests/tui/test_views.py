@@ -114,7 +114,7 @@ def test_votes_converge_to_the_answer(run):
         text = " ".join(vote_lines(problem, width=78))
         final = problem.row["answer"]
         votes = [each.answer for each in problem.samples].count(final)
-        assert text.startswith(f"vote  {final}  ")
+        assert text.startswith(f"vote  {final}: ")
         assert f"{votes}/4" in text
 
 

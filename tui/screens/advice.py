@@ -223,9 +223,13 @@ class AdviceScreen(ModeScreen):
         wide = self.app.size.width >= WIDE
         table = self.query_one("#picks", DataTable)
         row = max(table.cursor_row, 0)
-        table.clear(columns=True)
         shown = [(header, name) for header, name, only_wide in NUMBERS if wide or not only_wide]
-        table.add_columns("", "configuration", *(header for header, _ in shown), "sure")
+        headers = ["", "configuration", *(header for header, _ in shown), "sure"]
+        if [str(column.label) for column in table.columns.values()] == headers:
+            table.clear()
+        else:
+            table.clear(columns=True)
+            table.add_columns(*headers)
         for each in self._rows:
             pick = each.pick
             numbers = [_cell(pick.estimates.get(name)) for _, name in shown]

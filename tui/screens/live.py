@@ -9,21 +9,21 @@ from textual.widgets import Static
 from tui.screens.base import ModeScreen
 
 TEXT = """\
-Watching a server while it serves (ttscope attach URL) is not in this version.
+Watching a server while it serves is not in this version (ttscope attach URL).
 
 What can be done now:
 
   ttscope record --endpoint http://HOST:8000
-      runs a workload against an OpenAI-compatible server and records each problem,
-      its samples and their times as seen from outside
+      runs a workload against an OpenAI-compatible server and records each
+      problem, its samples and their times as seen from outside
 
   ttscope record
-      the same with vLLM in this process: engine steps, batch and KV cache as well
+      the same with vLLM in this process, with its steps, batch and KV cache
 
   ttscope doctor
-      says what can be captured on this machine and what each missing part needs
+      says what can be captured here, and what each missing part needs
 
-Open the recording with ttscope tui RECORDING, or find it on screen 1.
+Open the recording with ttscope tui RECORDING; it is then on screen 1.
 """
 
 

@@ -254,5 +254,6 @@ def _cell(entry: Entry, column: Column, style: str) -> Text:
     if column.header in known or column.header == "recording":
         return Text(column.cell(entry.run), style=style)
     if not entry.run.problems:
-        return Text("", style=style)
+        note = "no problem" if entry.run.complete else "incomplete"
+        return Text(note if column.header.startswith("acc") else "", style=style)
     return Text(column.cell(entry.run), style=style, justify="right")

@@ -53,12 +53,14 @@ class RunScreen(ModeScreen):
     CSS_PATH = "run.tcss"
     AUTO_FOCUS = "#samples"
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("left", "move(-1)", "earlier", id="run.earlier"),
-        Binding("right", "move(1)", "later", id="run.later"),
+        Binding("left", "move(-1)", "time", key_display="← →", id="run.earlier"),
+        Binding("right", "move(1)", "later", id="run.later", show=False),
         Binding("comma", "step(-1)", "step back", id="run.back", show=False),
         Binding("full_stop", "step(1)", "step on", id="run.on", show=False),
-        Binding("left_square_bracket", "problem(-1)", "previous", id="run.previous"),
-        Binding("right_square_bracket", "problem(1)", "next problem", id="run.next"),
+        Binding(
+            "left_square_bracket", "problem(-1)", "problem", key_display="[ ]", id="run.previous"
+        ),
+        Binding("right_square_bracket", "problem(1)", "next problem", id="run.next", show=False),
         Binding("g", "goto", "go to", id="run.goto"),
         Binding("w", "worst", "slowest", id="run.slowest"),
         Binding("k", "votes", "maj@k", id="run.votes"),

@@ -1,0 +1,32 @@
+"""Light imports stay light, and the layers hold at run time."""
+
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ("torch", "vllm", "sklearn", "textual", "transformers", "pynvml", "httpx", "rich")
+
+
+def loaded_by(statement):
+    """Which modules a fresh interpreter has after a statement."""
+    code = f"{statement}\nimport sys\nprint(*sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("statement", "absent"),
+    [
+        ("import traces", {*HEAVY, "polars", "numpy", "opentelemetry"}),
+        ("import traces.recording, traces.writer", {*HEAVY, "profiler", "advisor", "tui"}),
+        ("import traces.summary", {*HEAVY, "profiler", "advisor", "tui"}),
+        ("import advisor.advise", {*HEAVY, "profiler", "tui"}),
+        ("import profiler.capture", {"torch", "vllm", "sklearn", "textual", "advisor", "tui"}),
+        ("import profiler.demo.task", {*HEAVY, "numpy", "polars"}),
+        ("import tui.cli", {*HEAVY[:-1], "polars", "numpy", "opentelemetry"}),
+        ("import tui.views, tui.show_text", {"textual", "sklearn", "torch"}),
+    ],
+)
+def test_imports_stay_light(statement, absent):
+    assert loaded_by(statement) & absent == set()
