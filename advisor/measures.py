@@ -159,7 +159,7 @@ class Measures:
         draws = self._draws
         if name in ("device_s", "energy_j", "throughput_problems_per_s"):
             by_speed = [draws.mean(each) for each in outcome.device_s]
-            value = point_mean(outcome.device_s[len(by_speed) // 2])
+            value = point_mean(outcome.device_s[0])
             drawn = _at_speed(factor, outcome.speeds, by_speed)
             if self.rate_per_s is not None:
                 # An engine is paid for while it idles: what arrives shares its whole time.
@@ -169,7 +169,7 @@ class Measures:
                 return value, drawn
             devices = outcome.candidate.engine.num_devices
             return devices / value, devices / drawn
-        middle = outcome.latency_s[len(outcome.speeds) // 2]
+        middle = outcome.latency_s[0]
         if name == "latency_s":
             by_speed = [draws.mean(each) for each in outcome.latency_s]
             return point_mean(middle), _at_speed(factor, outcome.speeds, by_speed)
@@ -186,15 +186,10 @@ def latency_name(percentile: int | None) -> str:
 def _at_speed(factor: Floats, speeds: Floats, by_speed: Sequence[Floats]) -> Floats:
     """Return what draws give when steps take `factor` times as long.
 
-    With one replay all times scale; with several, the draws are interpolated in the factor's
-    logarithm, and beyond the replayed speeds scaled.
+    With one replay all times scale; with a second, slower one they go with the power of the factor
+    that leads from the first to it, more than 1 where problems queue.
     """
     if len(by_speed) == 1:
-        return np.asarray(factor * by_speed[0] / speeds[0])
-    grid, inside = np.log(speeds), np.clip(factor, speeds[0], speeds[-1])
-    place = np.clip(np.searchsorted(grid, np.log(inside)) - 1, 0, len(grid) - 2)
-    part = (np.log(inside) - grid[place]) / (grid[place + 1] - grid[place])
-    stacked = np.array(by_speed)
-    column = np.arange(len(factor))
-    low, high = stacked[place, column], stacked[place + 1, column]
-    return np.asarray((low + part * (high - low)) * factor / inside)
+        return np.asarray(factor * by_speed[0])
+    power = np.log(by_speed[1] / by_speed[0]) / np.log(speeds[1])
+    return np.asarray(by_speed[0] * factor**power)

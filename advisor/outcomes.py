@@ -10,16 +10,18 @@ import numpy as np
 import numpy.typing as npt
 
 from advisor.evidence import Evidence, Run, Sample
+from advisor.load import Load
 from advisor.models.accuracy import VoteAccuracy
 from advisor.models.step_time import Z95, StepLaw, StepTimeModel
-from advisor.replay import NO_LIMIT, Load, Replayed, replay
+from advisor.replay import NO_LIMIT, Replayed, replay
 from advisor.space import Candidate, Pool, Space
 from traces.schema import ModelFacts, Policy
 
 Floats = npt.NDArray[np.float64]
 
-REPLAYS = 3  # draws of n of the N recorded samples, and of arrivals
-TAIL = 0.25  # of the problems, arriving after the measured ones so that the load goes on
+REPLAYS = 3  # draws of n of the N recorded samples
+PASSES = 2  # over the problems that arrive at a rate, each with its own draw
+LEAD, TAIL = 0.5, 0.25  # of a pass, before and after, so that the load is steady in between
 OVERLOAD = 1.25  # beyond this much of its capacity an engine is not replayed
 
 
@@ -83,12 +85,12 @@ class Outcomes:
             capacity = count / float(np.mean([r.busy_s for r in full]))
             keeps_up = rate_per_s <= OVERLOAD * capacity
             if keeps_up:
-                speeds = np.exp(law.sigma * np.array([-Z95, 0.0, Z95]))
+                speeds = np.array([1.0, np.exp(law.sigma * Z95)])
                 runs = [self._open(candidate, law, rate_per_s, float(s)) for s in speeds]
             else:
                 runs = [full]
             device = [[r.busy_share_s * devices for r in each] for each in runs]
-        first = runs[len(runs) // 2]
+        first = runs[0]
         peaks = {name: max(r.peak[name] for r in first) for name in first[0].peak}
         tokens, flops = self._tokens_and_flops(candidate)
         totals = np.mean([r.totals for r in first], axis=0)
@@ -168,10 +170,7 @@ class Outcomes:
     def _open(
         self, candidate: Candidate, law: StepLaw, rate_per_s: float, speed: float
     ) -> list[Replayed]:
-        """Replay with problems arriving at random; the first pass over them only fills the engine.
-
-        The arrivals are the same for all candidates.
-        """
+        """Replay with problems arriving at random, at the same times for all candidates."""
         return self._once(
             candidate,
             ("open", rate_per_s, speed),
@@ -181,24 +180,22 @@ class Outcomes:
     def _replay_open(
         self, candidate: Candidate, law: StepLaw, rate_per_s: float, speed: float
     ) -> list[Replayed]:
-        limits = candidate.limits()
         count = len(self.space.problem_ids)
-        tail = int(np.ceil(TAIL * count))
+        lead, tail = int(np.ceil(LEAD * count)), int(np.ceil(TAIL * count))
+        rng = np.random.default_rng([self.seed, 3])
+        passes = [rng.permutation(count) for _ in range(PASSES)]
+        order = np.concatenate([rng.permutation(count)[:lead], *passes, passes[0][:tail]])
+        arrivals = np.cumsum(rng.exponential(1 / rate_per_s, len(order)))
         drawn = self._drawn(candidate)
-        results = []
-        for number in range(REPLAYS):
-            rng = np.random.default_rng([self.seed, 3, number])
-            order = np.concatenate([rng.permutation(count) for _ in range(3)])[: 2 * count + tail]
-            gaps = rng.exponential(1 / rate_per_s, len(order))
-            loads = drawn[number % len(drawn)]
-            whole = replay(
-                [loads[i] for i in order],
-                law.seconds * speed,
-                limits,
-                arrivals=np.cumsum(gaps).tolist(),
-            )
-            results.append(_middle(whole, order, count))
-        return results
+        whole = replay(
+            [drawn[max(i - lead, 0) // count % len(drawn)][p] for i, p in enumerate(order)],
+            law.seconds * speed,
+            candidate.limits(),
+            arrivals=arrivals.tolist(),
+        )
+        return [
+            _pass(whole, problems, lead + number * count) for number, problems in enumerate(passes)
+        ]
 
     # -- accuracy ------------------------------------------------------------------------------
 
@@ -252,12 +249,11 @@ class Outcomes:
         return self._work[name]
 
 
-def _middle(whole: Replayed, order: npt.NDArray[np.int64], count: int) -> Replayed:
-    """Return the second pass over the problems, in their own order."""
-    latency, share = np.empty(count), np.empty(count)
-    middle = order[count : 2 * count]
-    latency[middle] = whole.latency_s[count : 2 * count]
-    share[middle] = whole.busy_share_s[count : 2 * count]
+def _pass(whole: Replayed, problems: npt.NDArray[np.int64], start: int) -> Replayed:
+    """Return one pass over the problems, in their own order."""
+    latency, share = np.empty(len(problems)), np.empty(len(problems))
+    latency[problems] = whole.latency_s[start : start + len(problems)]
+    share[problems] = whole.busy_share_s[start : start + len(problems)]
     return dataclasses.replace(whole, latency_s=latency, busy_share_s=share)
 
 

@@ -18,38 +18,19 @@ import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import add, mul
 
 import numpy as np
 import numpy.typing as npt
 
-from advisor.cache import Cache, Prompt
+from advisor.cache import Cache
 from advisor.composition import FEATURES
 from advisor.evidence import Sample
+from advisor.load import Limits, Load
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 NO_LIMIT = 10**9
-
-
-@dataclass(frozen=True, kw_only=True)
-class Load:
-    """One problem: its prompt, what of it other problems have in the cache, its samples."""
-
-    prompt_tokens: int
-    cached_tokens: int
-    samples: Sequence[Sample]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """The scheduler's limits; None is no limit. `num_blocks` is what the cache can give out."""
-
-    max_num_seqs: int | None = None
-    max_num_batched_tokens: int | None = None
-    block_size: int = 16
-    num_blocks: int | None = None
-    prefix_caching: bool = True
-    speculative: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +122,7 @@ class _Replay:
         self.max_tokens = limits.max_num_batched_tokens or NO_LIMIT
         most = max(self.left, default=0) * (concurrency or NO_LIMIT)
         self.cache = Cache(
-            [_prompt(load) for load in loads],
+            [load.prompt() for load in loads],
             block_size=limits.block_size,
             total=limits.num_blocks,
             prefix_caching=limits.prefix_caching,
@@ -153,7 +134,7 @@ class _Replay:
             for _ in range(min(self.in_flight, len(self.loads))):
                 self._arrive(0.0)
         while True:
-            while self._next_arrival() <= self.now:
+            while self.arrivals is not None and self._next_arrival() <= self.now:
                 self._arrive(self._next_arrival())
             if self.running or self.waiting:
                 self._advance()
@@ -280,15 +261,17 @@ class _Replay:
 
     def _pass(self, steps: int, amounts: tuple[float, ...], *, peak_context: float) -> float:
         """Let the time of steps pass; return seconds per token of one."""
-        time = 0.0
-        for index, amount in enumerate(amounts):
-            time += self.cost[index] * amount
-            self.totals[index] += amount
+        time: float = sum(map(mul, self.cost, amounts))
+        self.totals = list(map(add, self.totals, amounts))
         self.now += time
         self.busy += time
         self.steps += steps
-        most = (amounts[3] / steps, amounts[6] / steps, peak_context)
-        self.peak = [max(pair) for pair in zip(self.peak, most, strict=True)]
+        peak = self.peak
+        if amounts[3] > peak[0] * steps:
+            peak[0] = amounts[3] / steps
+        if amounts[6] > peak[1] * steps:
+            peak[1] = amounts[6] / steps
+        peak[2] = max(peak[2], peak_context)
         return time / amounts[6]
 
     def _count_decode_steps(self, steps: int, per_token: float) -> None:
@@ -417,19 +400,6 @@ class _Replay:
             self._stop_decoding(request)
             request.tokens = self.loads[request.problem].prompt_tokens + request.done
         self.waiting.appendleft(request)
-
-
-def _prompt(load: Load) -> Prompt:
-    def most(sample: Sample) -> int:
-        drafts = 0 if sample.scheduled is None else int(sample.scheduled.max(initial=0))
-        return load.prompt_tokens + sample.output_tokens + drafts
-
-    return Prompt(
-        tokens=load.prompt_tokens,
-        cached_tokens=load.cached_tokens,
-        samples=len(load.samples),
-        longest=max(map(most, load.samples), default=load.prompt_tokens),
-    )
 
 
 def _steps_until(wait: float, base: float, slope: float, most: int) -> int:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from advisor.evidence import Evidence, ProblemRun, Run, Sample, law_key
-from advisor.replay import Limits, Load
+from advisor.load import Limits, Load
 from traces.schema import EngineConfig, ModelFacts, Policy, Speculative
 
 DEFAULT_BLOCK: Final = 16
@@ -224,15 +224,7 @@ def _unfit(engine: EngineConfig, pool: Pool, names: Sequence[str]) -> str | None
             return "max_num_batched_tokens is too few for the drafts"
     if engine.num_gpu_blocks is not None:
         size = engine.block_size or DEFAULT_BLOCK
-        longest = max(
-            load.prompt_tokens + s.output_tokens + _drafts(s)
-            for load in loads
-            for s in load.samples
-        )
+        longest = max(load.prompt().longest for load in loads)
         if -(-longest // size) > engine.num_gpu_blocks - 1:
             return "the KV cache is too small for one sequence"
     return None
-
-
-def _drafts(sample: Sample) -> int:
-    return 0 if sample.scheduled is None else int(sample.scheduled.max(initial=0))

@@ -160,11 +160,12 @@ def _flops_column(recording: Recording) -> pl.Expr:
 def sample_flops(facts: ModelFacts) -> pl.Expr:
     """Return FLOPs of a sample: weights for every forwarded token, attention for its context.
 
-    With prompt P of which C came from the cache and T generated tokens, the positions C+1 .. P+T
-    are forwarded, each reading as much context as its position:
-    sum = (P+T)(P+T+1)/2 - C(C+1)/2.
+    With prompt P of which C came from the cache and T generated tokens, the positions C+1 .. P+T-1
+    are forwarded (the last token is never fed back), each reading as much context as its position:
+    sum = L(L+1)/2 - C(C+1)/2 with L = P+T-1.
     """
-    last = (pl.col("prompt_tokens") + pl.col("output_tokens")).cast(pl.Float64)
+    fed_back = (pl.col("output_tokens") - 1).clip(lower_bound=0)
+    last = (pl.col("prompt_tokens") + fed_back).cast(pl.Float64)
     cached = pl.col("cached_tokens").cast(pl.Float64)
     context = last * (last + 1) / 2 - cached * (cached + 1) / 2
     return facts.matmul_flops(1.0) * (last - cached) + facts.attention_flops(1.0) * context

@@ -138,27 +138,48 @@ def weighted_quantiles(
     """Return one `q` quantile per row of `weights`, as if value i stood weights[owners[i]] times.
 
     `values` ascend. The quantile interpolates linearly, as numpy's does on the repeated values.
+    A rank is looked up in two levels, first among about sqrt(n) groups of neighbours and then
+    within one: exact, and far less work than cumulative sums over all values.
     """
-    rows = max(1, _CHUNK_CELLS // max(values.size, 1))
-    found = [
-        _quantile_rows(values, weights[start : start + rows][:, owners], q)
-        for start in range(0, weights.shape[0], rows)
-    ]
+    width = int(np.ceil(np.sqrt(values.size)))
+    groups = -(-values.size // width)
+    place = np.arange(values.size) // width
+    members = np.bincount(owners * groups + place, minlength=weights.shape[1] * groups)
+    members = members.reshape(weights.shape[1], groups).astype(float)
+    rows = max(1, _CHUNK_CELLS // max(weights.shape[1], groups))
+    found = []
+    for start in range(0, weights.shape[0], rows):
+        drawn = weights[start : start + rows]
+        masses: Floats = np.asarray(drawn.astype(float) @ members, dtype=float)
+        position = q * np.maximum(masses.sum(axis=1) - 1, 0)
+        below = np.floor(position)
+        left = _ranked(values, owners, drawn, masses, below)
+        right = _ranked(values, owners, drawn, masses, np.ceil(position))
+        part = position - below
+        result = left * (1 - part) + right * part
+        found.append(np.where(masses.sum(axis=1) > 0, result, np.nan))
     return np.concatenate(found)
 
 
-def _quantile_rows(values: Floats, weights: NDArray[np.int32], q: float) -> Floats:
-    ranks = np.cumsum(weights, axis=1, dtype=np.int64)
-    total = ranks[:, -1]
-    position = q * np.maximum(total - 1, 0)
-    below = np.floor(position)
-    above = np.minimum(below + 1, np.maximum(total - 1, 0))
+def _ranked(
+    values: Floats,
+    owners: NDArray[np.intp],
+    weights: NDArray[np.int32],
+    masses: Floats,
+    rank: Floats,
+) -> Floats:
+    """Return the value at a rank (from 0) of each row's repeated values."""
+    ends = np.cumsum(masses, axis=1)
+    group = np.minimum((ends <= rank[:, None]).sum(axis=1), masses.shape[1] - 1)
+    rows = np.arange(rank.size)
+    before = ends[rows, group] - masses[rows, group]
+    width = int(np.ceil(np.sqrt(values.size)))
+    index = group[:, None] * width + np.arange(width)
     last = values.size - 1
-    left = np.minimum((ranks <= below[:, None]).sum(axis=1), last)
-    right = np.minimum((ranks <= above[:, None]).sum(axis=1), last)
-    part = position - below
-    result = values[left] * (1 - part) + values[right] * part
-    return np.asarray(np.where(total > 0, result, np.nan), dtype=float)
+    drawn = weights[rows[:, None], owners[np.minimum(index, last)]] * (index <= last)
+    inside = before[:, None] + np.cumsum(drawn, axis=1)
+    found = group * width + (inside <= rank[:, None]).sum(axis=1)
+    return np.asarray(values[np.minimum(found, last)], dtype=float)
 
 
 @lru_cache(maxsize=4)

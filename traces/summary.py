@@ -276,7 +276,8 @@ def seconds_by_kind(steps: pl.DataFrame) -> dict[str, float]:
     span = (int(known["end"][-1]) - int(known["end"][0]) + int(known["wall_ns"][0] or 0)) / 1e9
     profiled = known.filter(pl.col("profiled").fill_null(False))
     aside = float(profiled.select(pl.coalesce("interval_ns", "wall_ns").sum()).item() or 0) / 1e9
-    spent["idle"] = max(span - aside - sum(spent.values()), 0.0)
+    idle = span - aside - sum(spent.values())
+    spent["idle"] = idle if idle > 1e-6 * span else 0.0  # below that it is rounding
     if not spent["other"]:
         del spent["other"]
     return spent

@@ -180,17 +180,21 @@ def screenshot(
 ) -> None:
     """Write a screen as SVG, once everything it shows has been loaded and worked out.
 
-    Raises UsageError when there is no such screen or the size is too small, and OSError when
-    the file cannot be written.
+    Raises UsageError when there is no such screen, the size is too small or the file cannot be
+    written.
     """
     if screen not in SCREENS:
         raise UsageError(f"--screen {screen}: wants one of {', '.join(SCREENS)}")
     if size[0] < 40 or size[1] < 12:
         raise UsageError(f"--size {size[0]}x{size[1]}: wants at least 40x12")
-    asyncio.run(_take(TtscopeApp(paths, advisor_factory), screen, size, target))
+    text = asyncio.run(_take(TtscopeApp(paths, advisor_factory), screen, size))
+    try:
+        target.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{target}: cannot be written ({error.strerror})") from None
 
 
-async def _take(app: TtscopeApp, screen: str, size: tuple[int, int], target: Path) -> None:
+async def _take(app: TtscopeApp, screen: str, size: tuple[int, int]) -> str:
     async with app.run_test(size=size) as pilot:
         await app.workers.wait_for_complete()
         if screen != "recordings":
@@ -199,5 +203,4 @@ async def _take(app: TtscopeApp, screen: str, size: tuple[int, int], target: Pat
             await app.workers.wait_for_complete()
         await pilot.pause()
         await pilot.pause()
-        text = app.export_screenshot(title="ttscope")
-    target.write_text(text, encoding="utf-8")
+        return app.export_screenshot(title="ttscope")

@@ -79,6 +79,7 @@ def interval(estimate: Estimate | None, *, sign: bool = False) -> str:
         return ""
     factor, _ = scale(estimate.value, estimate.unit)
     ends = [_plain(end / factor, estimate.unit) for end in (estimate.low, estimate.high)]
+    ends = [text.replace("$", "") for text in ends]
     if sign:
         pairs = zip(ends, (estimate.low, estimate.high), strict=True)
         ends = [f"+{text}" if end > 0 else text for text, end in pairs]

@@ -74,13 +74,16 @@ def load(path: Path, price_usd_per_device_hour: float | None = None) -> list[Ent
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """A column of the Recordings table: header, cell, and what it sorts by (None: by text)."""
+    """A column of the Recordings table: header, cell, what it sorts by, flushed right or not.
+
+    `from_width` is the terminal's width from which it is shown.
+    """
 
     header: str
     cell: Callable[[Run], str]
     sort: Callable[[Run], float | str | None]
-    width: int | None = None
-    wide: bool = False
+    right: bool = True
+    from_width: int = 0
 
 
 def _value(estimate: Estimate | None) -> float | None:
@@ -93,52 +96,46 @@ def _share(estimate: Estimate | None) -> str:
     return f"{value_of(estimate)} {half_width(estimate)}".removeprefix("0")
 
 
-def _bare(get: Callable[[Run], Estimate | None]) -> Callable[[Run], str]:
-    return lambda run: compact(_value(get(run)))
-
-
 def _numeric(
-    header: str, get: Callable[[Run], Estimate | None], width: int, *, wide: bool = False
+    header: str,
+    get: Callable[[Run], Estimate | None],
+    *,
+    factor: float = 1.0,
+    from_width: int = 0,
 ) -> Column:
+    def value(run: Run) -> float | None:
+        found = _value(get(run))
+        return None if found is None else found * factor
+
     return Column(
-        header=header,
-        cell=_bare(get),
-        sort=lambda run: _value(get(run)),
-        width=width,
-        wide=wide,
+        header=header, cell=lambda run: compact(value(run)), sort=value, from_width=from_width
     )
 
 
+def _text(header: str, get: Callable[[Run], str], *, from_width: int = 0) -> Column:
+    return Column(header=header, cell=get, sort=get, right=False, from_width=from_width)
+
+
 COLUMNS: tuple[Column, ...] = (
-    Column(
-        header="model",
-        cell=lambda run: model_name(run.engine.model),
-        sort=lambda run: model_name(run.engine.model),
-    ),
-    Column(header="policy", cell=lambda run: labels(run)[0], sort=lambda run: labels(run)[0]),
-    Column(header="engine", cell=lambda run: labels(run)[1], sort=lambda run: labels(run)[1]),
+    _text("model", lambda run: model_name(run.engine.model)),
+    _text("policy", lambda run: labels(run)[0]),
+    _text("engine", lambda run: labels(run)[1]),
     Column(
         header="acc +-90%",
         cell=lambda run: _share(run.accuracy),
         sort=lambda run: _value(run.accuracy),
-        width=9,
     ),
-    _numeric("p50 s", lambda run: run.latency_s["p50"], 5),
-    _numeric("p95 s", lambda run: run.latency_s["p95"], 5),
-    _numeric("tok/pb", lambda run: run.tokens_per_problem, 6),
-    _numeric("dev-s", lambda run: run.device_s_per_problem, 5),
-    _numeric("J/pb", lambda run: run.energy_j.per_problem, 5),
-    _numeric("$/pb", lambda run: run.cost_usd_per_problem, 6, wide=True),
-    _numeric("TTFT", lambda run: run.ttft_s["p50"], 6, wide=True),
-    _numeric("TPOT", lambda run: run.tpot_s["p50"], 7, wide=True),
-    _numeric("tok/s", lambda run: run.throughput_tokens_per_s, 6, wide=True),
-    _numeric("FLOP/pb", lambda run: run.flops_per_problem, 7, wide=True),
-    Column(
-        header="recording",
-        cell=lambda run: run.recording,
-        sort=lambda run: run.recording,
-        wide=True,
-    ),
+    _numeric("p50 s", lambda run: run.latency_s["p50"]),
+    _numeric("p95 s", lambda run: run.latency_s["p95"]),
+    _numeric("tok/pb", lambda run: run.tokens_per_problem),
+    _numeric("dev-s", lambda run: run.device_s_per_problem),
+    _numeric("J/pb", lambda run: run.energy_j.per_problem),
+    _numeric("$/pb", lambda run: run.cost_usd_per_problem, from_width=100),
+    _numeric("TTFT ms", lambda run: run.ttft_s["p50"], factor=1e3, from_width=120),
+    _numeric("TPOT ms", lambda run: run.tpot_s["p50"], factor=1e3, from_width=120),
+    _numeric("tok/s", lambda run: run.throughput_tokens_per_s, from_width=120),
+    _numeric("FLOP/pb", lambda run: run.flops_per_problem, from_width=120),
+    _text("recording", lambda run: run.recording, from_width=165),
 )
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from advisor.replay import Limits
+from advisor.load import Limits
 
 
 @dataclass

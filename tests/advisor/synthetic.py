@@ -8,7 +8,7 @@ import numpy as np
 
 from advisor.composition import FEATURES
 from advisor.evidence import Sample, verify_steps
-from advisor.replay import Limits, Load
+from advisor.load import Limits, Load
 from tests.advisor.replay_twin import naive_replay
 from traces.manifest import ClockReading, Manifest, WorkloadFacts
 from traces.recording import Recording

@@ -13,7 +13,7 @@ BUDGETS = [
     {"max_latency": "100ms", "percentile": 90, "optimise": "accuracy"},
     {"max_latency": "1us", "min_accuracy": "99%", "gpus": 1},
     {"rate": "2/s", "min_accuracy": "0.5"},
-    {"rate": "1000/s"},
+    {"rate": "100000/s"},
 ]
 
 

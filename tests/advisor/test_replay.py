@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from advisor.evidence import Sample, verify_steps
-from advisor.replay import Limits, Load, replay
+from advisor.load import Limits, Load
+from advisor.replay import replay
 from tests.advisor.replay_twin import naive_replay
 
 COST = np.array([3e-3, 1e-3, 7e-4, 2e-5, 1e-4, 5e-5, 4e-6, 3e-8, 2e-9])

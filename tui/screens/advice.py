@@ -129,6 +129,10 @@ class AdviceScreen(ModeScreen):
         self._ask()
 
     @on(Input.Submitted)
+    def _submitted(self) -> None:
+        self._budget_changed()
+        self.action_leave()
+
     @on(Input.Blurred)
     @on(Select.Changed)
     def _budget_changed(self) -> None:
@@ -196,6 +200,7 @@ class AdviceScreen(ModeScreen):
             self._say(event.error or "no advice", bad=True)
             return
         self._advice = event.advice
+        self.add_class("answered")
         self._rows = candidates(event.advice)
         self.set_status(f"{event.recordings} recordings")
         left_out = sum(event.advice.infeasible.values())

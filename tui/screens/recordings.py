@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from rich.text import Text
 from textual import on
@@ -15,9 +15,9 @@ from textual.widgets.data_table import CellDoesNotExist
 from traces.comparison import compare
 from tui.screens.base import ModeScreen
 from tui.show_text import difference_lines, warnings
-from tui.views import COLUMNS, Column, Entry, labels, matches, model_name, sort_key
+from tui.views import COLUMNS, Column, Entry, matches, sort_key
 
-WIDE = 120
+JustifyMethod = Literal["left", "right"]
 
 
 class RecordingsScreen(ModeScreen):
@@ -66,16 +66,17 @@ class RecordingsScreen(ModeScreen):
         return self.query_one("#runs", DataTable)
 
     def _columns(self) -> list[str]:
-        wide = self.app.size.width >= WIDE
-        return [column.header for column in COLUMNS if wide or not column.wide]
+        return [each.header for each in COLUMNS if each.from_width <= self.app.size.width]
 
     def _make_columns(self) -> None:
         table = self._table
         table.clear(columns=True)
         self._order = []
         table.add_column("", key="mark", width=1)
-        for header in self._columns():
-            table.add_column(header, key=header)
+        for column in COLUMNS:
+            if column.header in self._columns():
+                side: JustifyMethod = "right" if column.right else "left"
+                table.add_column(Text(column.header, justify=side), key=column.header)
 
     def show_library(self) -> None:
         """Bring the table to what is loaded, matches the filter and is sorted."""
@@ -246,12 +247,7 @@ def _cell(entry: Entry, column: Column, style: str) -> Text:
     if entry.run is None:
         text = {"model": entry.path.name, "policy": "cannot be read"}.get(column.header, "")
         return Text(text, style=style)
-    known = {
-        "model": model_name(entry.run.engine.model),
-        "policy": labels(entry.run)[0],
-        "engine": labels(entry.run)[1],
-    }
-    if column.header in known or column.header == "recording":
+    if not column.right:
         return Text(column.cell(entry.run), style=style)
     if not entry.run.problems:
         note = "no problem" if entry.run.complete else "incomplete"
