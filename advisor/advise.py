@@ -235,10 +235,11 @@ class _Question:
     # -- choosing ------------------------------------------------------------------------------
 
     def _order(self) -> npt.NDArray[np.int64]:
-        """Return the candidates from best to worst; among equals, what was really run first."""
+        """Return the candidates from best to worst; among equals, what was run, then its engine."""
         measures = self.measures
         seqs = [o.candidate.engine.max_num_seqs or 0 for o in measures.outcomes]
-        new = [not o.candidate.recorded for o in measures.outcomes]
+        ran = {run.engine for run in self.advisor.evidence.runs}
+        new = [2 - o.candidate.recorded - (o.candidate.engine in ran) for o in measures.outcomes]
         ranked = [
             measures.cost(self.objective),
             -measures.values("accuracy"),

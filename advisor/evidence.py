@@ -310,8 +310,9 @@ def verify_steps(
 ) -> tuple[Ints | None, Ints | None]:
     """Return tokens forwarded and kept per step after the prompt, or None when not recorded.
 
-    The first token comes from the prompt's own step. Steps beyond the recorded ones (nothing was
-    drafted) keep one token; the last step is cut where the sample ended.
+    The first token comes from the prompt's own step. Steps in which nothing was drafted are not
+    recorded: they keep one token each and are spread evenly among the others, the first of them
+    ahead. The last step is cut where the sample ended.
     """
     if output_tokens <= 1:
         return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
@@ -326,8 +327,12 @@ def verify_steps(
     wanted = output_tokens - 1
     total = int(kept.sum())
     if total < wanted:
-        rest = np.ones(wanted - total, dtype=np.int64)
-        return np.concatenate([forwarded, rest]), np.concatenate([kept, rest])
+        plain = np.ones(wanted - total, dtype=np.int64)
+        place = np.concatenate(
+            [(np.arange(len(kept)) + 0.5) / max(len(kept), 1), np.arange(len(plain)) / len(plain)]
+        )
+        order = np.argsort(place, kind="stable")
+        return np.concatenate([forwarded, plain])[order], np.concatenate([kept, plain])[order]
     ends = np.cumsum(kept)
     count = int(np.searchsorted(ends, wanted)) + 1 if wanted else 0
     kept, forwarded = kept[:count].copy(), forwarded[:count].copy()

@@ -1,12 +1,17 @@
-"""What a replay is given: problems with their samples, and the limits of an engine."""
+"""What a replay is given (problems with their samples, an engine's limits) and gives back."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
+
 from advisor.cache import Prompt
 from advisor.evidence import Sample
+
+Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,3 +47,23 @@ class Limits:
     num_blocks: int | None = None
     prefix_caching: bool = True
     speculative: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replayed:
+    """What happened, in seconds of simulated time.
+
+    `latency_s` [problems] from arrival to decision; `busy_share_s` [problems] of the engine's busy
+    time, each step shared by tokens; `ttft_s` [samples] in the order of the problems; `totals`
+    [FEATURES] over all steps; `peak` the most requests, tokens and context of a step.
+    """
+
+    latency_s: Floats
+    busy_share_s: Floats
+    ttft_s: Floats
+    makespan_s: float
+    busy_s: float
+    steps: int
+    preemptions: int
+    totals: Floats
+    peak: dict[str, float]

@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from advisor.evidence import Evidence, Run, Sample
-from advisor.load import Load
+from advisor.load import Load, Replayed
 from advisor.models.accuracy import VoteAccuracy
 from advisor.models.step_time import Z95, StepLaw, StepTimeModel
-from advisor.replay import NO_LIMIT, Replayed, replay
+from advisor.replay import NO_LIMIT, replay
 from advisor.space import Candidate, Pool, Space
 from traces.schema import ModelFacts, Policy
 
@@ -130,13 +130,12 @@ class Outcomes:
         return drawn
 
     def _pool_loads(self, candidate: Candidate) -> list[Load]:
-        setting = candidate.engine.speculative
-        name = (candidate.pool.key, setting)
-        if name not in self._loads:
-            loads = candidate.pool.loads(self.space.problem_ids, setting)
+        key = candidate.pool.key
+        if key not in self._loads:
+            loads = candidate.pool.loads(self.space.problem_ids)
             assert loads is not None  # space drops such a candidate
-            self._loads[name] = loads
-        return self._loads[name]
+            self._loads[key] = loads
+        return self._loads[key]
 
     def _closed(self, candidate: Candidate, law: StepLaw, in_flight: int) -> list[Replayed]:
         """Replay with a number of problems in flight."""

@@ -17,7 +17,6 @@ import heapq
 import math
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 from operator import add, mul
 
 import numpy as np
@@ -26,31 +25,11 @@ import numpy.typing as npt
 from advisor.cache import Cache
 from advisor.composition import FEATURES
 from advisor.evidence import Sample
-from advisor.load import Limits, Load
+from advisor.load import Limits, Load, Replayed
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 NO_LIMIT = 10**9
-
-
-@dataclass(frozen=True, kw_only=True)
-class Replayed:
-    """What happened, in seconds of simulated time.
-
-    `latency_s` [problems] from arrival to decision; `busy_share_s` [problems] of the engine's busy
-    time, each step shared by tokens; `ttft_s` [samples] in the order of the problems; `totals`
-    [FEATURES] over all steps; `peak` the most requests, tokens and context of a step.
-    """
-
-    latency_s: Floats
-    busy_share_s: Floats
-    ttft_s: Floats
-    makespan_s: float
-    busy_s: float
-    steps: int
-    preemptions: int
-    totals: Floats
-    peak: dict[str, float]
 
 
 def replay(

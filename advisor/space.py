@@ -20,7 +20,8 @@ from traces.schema import EngineConfig, ModelFacts, Policy, Speculative
 DEFAULT_BLOCK: Final = 16
 ENOUGH_PROBLEMS: Final = 0.5  # of those of the fullest pool; a pool with fewer is left out
 
-SampleKey = tuple[str, str | None, str | None, str | None, Policy]
+Decoder = tuple[str, str | None, str | None, str | None, Speculative | None]
+SampleKey = tuple[Decoder, Policy]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,33 +33,28 @@ class Pool:
     policies: tuple[Policy, ...]  # that its samples can answer
     problem_ids: frozenset[str]
 
-    def loads(
-        self, problem_ids: Sequence[str], speculative: Speculative | None
-    ) -> list[Load] | None:
-        """Return per problem a Load with all usable samples, or None when there are none.
+    def loads(self, problem_ids: Sequence[str]) -> list[Load] | None:
+        """Return per problem a Load with all samples, or None when one has none to replay.
 
-        With speculation only samples recorded under that very setting say how it went.
+        A speculative engine needs samples that say how their drafts went.
         """
-        runs = [
-            run for run in self.runs if speculative is None or run.engine.speculative == speculative
-        ]
+        drafting = self.key[0][-1] is not None
         found = []
         for name in problem_ids:
-            own = [run.problems[name] for run in runs if name in run.problems]
-            samples = [s for problem in own for s in problem.samples if _usable(s, speculative)]
+            own = [run.problems[name] for run in self.runs if name in run.problems]
+            samples = [
+                sample
+                for problem in own
+                for sample in problem.samples
+                if not drafting or sample.advance is not None
+            ]
             if not samples:
                 return None
-            found.append(_load(own, samples, plain=speculative is None))
+            found.append(_load(own, samples))
         return found
 
 
-def _usable(sample: Sample, speculative: Speculative | None) -> bool:
-    return speculative is None or sample.advance is not None
-
-
-def _load(own: Sequence[ProblemRun], samples: Sequence[Sample], *, plain: bool) -> Load:
-    if plain:
-        samples = [dataclasses.replace(s, scheduled=None, advance=None) for s in samples]
+def _load(own: Sequence[ProblemRun], samples: Sequence[Sample]) -> Load:
     cached = sorted(problem.cached_tokens for problem in own)
     return Load(
         prompt_tokens=own[0].prompt_tokens,
@@ -121,7 +117,7 @@ def explore(evidence: Evidence) -> Space:
     candidates = []
     for engine in _engines(evidence):
         for pool in kept:
-            if pool.key[:4] != _weights(engine):
+            if pool.key[0] != _decoder(engine):
                 continue
             reason = _unfit(engine, pool, names)
             if reason is not None:
@@ -140,24 +136,34 @@ def explore(evidence: Evidence) -> Space:
     return Space(candidates=tuple(candidates), dropped=dict(dropped), problem_ids=names)
 
 
-def _weights(engine: EngineConfig) -> tuple[str, str | None, str | None, str | None]:
-    """Return what decides the answers beside the sampling: speculation and TP do not."""
-    return engine.model, engine.dtype, engine.quantization, engine.kv_cache_dtype
+def _decoder(engine: EngineConfig) -> Decoder:
+    """Return what decides the answers beside the sampling.
+
+    Speculation should not, but that is a claim about an implementation: engines with and without
+    it are each judged by their own samples.
+    """
+    return (
+        engine.model,
+        engine.dtype,
+        engine.quantization,
+        engine.kv_cache_dtype,
+        engine.speculative,
+    )
 
 
 def _pools(evidence: Evidence) -> list[Pool]:
     groups: dict[SampleKey, list[Run]] = {}
     for run in evidence.runs:
         sampling = dataclasses.replace(run.policy, method="majority", n=1, rule=())
-        groups.setdefault((*_weights(run.engine), sampling), []).append(run)
+        groups.setdefault((_decoder(run.engine), sampling), []).append(run)
     pools = []
     for key, runs in groups.items():
         whole = [run for run in runs if run.policy.method != "greedy"]
-        policies = [dataclasses.replace(key[4], method="greedy")] if len(whole) < len(runs) else []
+        policies = [dataclasses.replace(key[1], method="greedy")] if len(whole) < len(runs) else []
         most = max((run.policy.n for run in whole), default=0)
         counts = {run.policy.n for run in whole} | {2**i for i in range(most.bit_length())}
         if most:
-            policies += [dataclasses.replace(key[4], n=n) for n in sorted(counts)]
+            policies += [dataclasses.replace(key[1], n=n) for n in sorted(counts)]
         ids = {n for run in runs for n in run.problems if len(run.problems[n].samples) >= 1}
         judged = {n for n in ids if all(_judged(run, n) for run in runs)}
         complete = {n for n in judged if not most or _most_samples(whole, n) >= most}
@@ -211,7 +217,7 @@ def _unfit(engine: EngineConfig, pool: Pool, names: Sequence[str]) -> str | None
     """Return why an engine cannot be judged with a pool's samples, or None."""
     if engine.data_parallel_size > 1:
         return "data parallel engines are not replayed yet"
-    loads = pool.loads(names, engine.speculative)
+    loads = pool.loads(names)
     if loads is None:
         return "speculation was not recorded with this sampling"
     most = max((policy.n for policy in pool.policies), default=1)

@@ -37,12 +37,18 @@ def progress_bar() -> Iterator[Progress]:
         yield bar
 
 
-def claim_stdout() -> TextIO:
-    """Return the real stdout; what vLLM and its libraries print goes to stderr instead."""
+@contextmanager
+def own_stdout() -> Iterator[TextIO]:
+    """Give the real stdout; what vLLM and its libraries print meanwhile goes to stderr."""
     sys.stdout.flush()
-    mine = os.fdopen(os.dup(1), "w")
+    kept = os.dup(1)
     os.dup2(2, 1)
-    return mine
+    try:
+        with os.fdopen(os.dup(kept), "w") as mine:
+            yield mine
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def parse_speculative(text: str | None) -> Speculative | None:
@@ -99,8 +105,7 @@ def run_record(
     folder = output or default_output(options, policy)
     if (folder / "recording.json").exists():
         raise UsageError(f"-o {folder}: already holds a recording; name another folder")
-    out = claim_stdout()
-    with progress_bar() as bar:
+    with own_stdout() as out, progress_bar() as bar:
         task = bar.add_task("starting the engine", total=len(loaded.problems))
         engine = start_engine(
             options,
@@ -128,10 +133,10 @@ def run_record(
             )
         finally:
             engine.close()
-    print_show([folder], price=None, as_json=as_json, out=out)
-    if not as_json:
-        print(f"kept in {folder}", file=out)
-    out.flush()
+        bar.stop()
+        print_show([folder], price=None, as_json=as_json, out=out)
+        if not as_json:
+            print(f"kept in {folder}", file=out)
 
 
 def run_sweep(plan: Path, output: Path, *, as_json: bool) -> None:

@@ -82,6 +82,7 @@ def record(
     drift: float = 0.0,
     seed: int = 0,
     workload: str = "sums",
+    watts: float | None = None,
     **manifest,
 ) -> Recording:
     """Run the twin of the engine and write what a probe would have seen.
@@ -112,8 +113,7 @@ def record(
         policies={policy.key(): policy},
         models={engine.model: FACTS[engine.model]},
         workload=WorkloadFacts(name=workload, hash=workload, problems=problems, seed=0),
-        concurrency=concurrency,
-        **manifest,
+        **{"concurrency": concurrency} | manifest,
     )
     writer = RecordingWriter(folder, document, period_s=60)
     keys = {"engine": engine.key(), "policy": policy.key()}
@@ -132,6 +132,18 @@ def record(
                 **composition,
             },
         )
+    for time in np.linspace(0, ran["makespan"], 20) if watts is not None else ():
+        for device in range(engine.num_devices):
+            writer.append(
+                "power",
+                {
+                    "host": "h",
+                    "device": str(device),
+                    "kind": "nvml",
+                    "time": START + _ns(float(time)),
+                    "watts": watts,
+                },
+            )
     number = 0
     for row, load in enumerate(loads):
         begun = START + _ns(ran["arrival"][row])

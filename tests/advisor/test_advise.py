@@ -268,6 +268,31 @@ def test_an_edit_of_the_budget_only_filters(advisor):
     assert min(spent) < 0.05
 
 
+def test_energy_is_the_power_over_the_device_time(tmp_path):
+    engine = engine_of("large", tensor_parallel_size=2)
+    recording = record(tmp_path / "r", engine, GREEDY, problems=8, watts=300.0)
+    advisor = Advisor.fit([recording], draws=40)
+    answer = advisor.recommend(Budget(optimise="energy", max_energy_j=1e6))
+    estimates = answer.system_optimal.estimates
+    assert estimates["energy_j"].value == pytest.approx(300 * estimates["device_s"].value)
+    assert advisor.recommend(Budget(max_energy_j=1e-9)).system_optimal is None
+
+
+def test_a_recorded_rate_is_the_load(tmp_path):
+    recording = record(
+        tmp_path / "r", engine_of(), GREEDY, problems=8, concurrency=2, rate_per_s=3.0
+    )
+    answer = Advisor.fit([recording], draws=40).recommend(Budget())
+    assert any("at random at 3/s" in reason for reason in answer.reasons)
+
+
+def test_one_problem_is_enough_to_answer(tmp_path):
+    recording = record(tmp_path / "r", engine_of(max_num_seqs=None), VOTE16, problems=1)
+    answer = Advisor.fit([recording], draws=40).recommend(Budget(min_accuracy=0.01))
+    assert answer.system_optimal.estimates["accuracy"].high < 1
+    assert answer.system_optimal.engine.max_num_seqs is None
+
+
 def test_the_same_seed_gives_the_same_answer(recordings, advisor):
     budget = Budget(min_accuracy=0.7)
     again = Advisor.fit(recordings).recommend(budget)

@@ -162,7 +162,9 @@ async def test_budget_is_asked_and_mistakes_are_told(folder):
         assert advisor.budgets[-1].latency_percentile == 95
 
         field = app.screen.query_one("#field_max_latency", Input)
+        assert app.screen.focused is app.screen.query_one(DataTable)
         field.value = "0.1s"
+        field.focus()
         await pilot.press("enter")
         await settle(pilot)
         assert "Nothing fits" in text_of(app, "#detail")

@@ -201,6 +201,8 @@ class AdviceScreen(ModeScreen):
             return
         self._advice = event.advice
         self.add_class("answered")
+        if self.focused is None:
+            self.call_after_refresh(self.query_one("#picks").focus)
         self._rows = candidates(event.advice)
         self.set_status(f"{event.recordings} recordings")
         left_out = sum(event.advice.infeasible.values())
@@ -304,8 +306,8 @@ class AdviceScreen(ModeScreen):
         cast(Input, self.query_one("#field_max_latency")).focus()
 
     def action_leave(self) -> None:
-        """Go back to the picks."""
-        self.query_one("#picks").focus()
+        """Go back to the picks, or out of the fields while there are none."""
+        self.set_focus(self.query_one("#picks") if self._advice is not None else None)
 
 
 def _cell(estimate: Estimate | None) -> str:

@@ -1,0 +1,188 @@
+"""The command line: exit codes, one-line errors, and the JSON contract."""
+
+import json
+import math
+import shutil
+import sys
+
+import pytest
+
+from tui import cli
+from tui.demo_verb import SHIPPED
+
+ESTIMATE = {"value", "low", "high", "unit", "extrapolated"}
+
+
+@pytest.fixture
+def run(monkeypatch, capsys, tmp_path):
+    """Run a command in an empty folder; exit code, stdout, stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["ttscope", *map(str, arguments)])
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        out = capsys.readouterr()
+        return left.value.code or 0, out.out, out.err
+
+    return call
+
+
+def truncated(folder):
+    copy = folder / "truncated"
+    shutil.copytree(next(SHIPPED.iterdir()), copy)
+    part = next(copy.glob("steps-*.parquet"))
+    part.write_bytes(part.read_bytes()[:1000])
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["show", "/etc/passwd"], 1, "/etc/passwd: not a recording"),
+        (["show", "absent"], 1, "absent: no such recording"),
+        (["show", SHIPPED], 1, "not a recording, it has no recording.json"),
+        (["record", "--n", "0"], 2, "n must be at least 1, not 0"),
+        (["record"], 2, "needs --model, or --endpoint"),
+        (["record", "--model", "demo/x"], 2, "no bundled model demo/x"),
+        (["record", "--model", "demo/s", "--problems", "0"], 2, "--problems must be at least 1"),
+        (["record", "--model", "demo/s", "--concurrency", "0"], 2, "--concurrency must be at"),
+        (["record", "--model", "demo/s", "--workload", "no.jsonl"], 2, "cannot be read"),
+        (["record", "--model", "demo/s", "--otlp", "x"], 2, "give an OTLP/HTTP URL"),
+        (["record", "--model", "demo/s", "--speculative", "{"], 2, "--speculative: not JSON"),
+        (["record", "--model", "demo/s", "--speculative", "{}"], 2, "needs method"),
+        (["record", "--model", "demo/s", "--max-num-seqs", "0"], 2, "max_num_seqs must be"),
+        (["record", "--model", "demo/s", "--price", "-1"], 2, "--price must be above 0"),
+        (["record", "--model", "demo/s", "--temperature", "-1"], 2, "must not be negative"),
+        (["record", "--endpoint", "http://127.0.0.1:9"], 1, "no server answers"),
+        (
+            ["record", "--endpoint", "http://127.0.0.1:9", "--api-key-env", "ABSENT_KEY"],
+            2,
+            "this variable is not set",
+        ),
+        (["advise", SHIPPED, "--max-latency", "banana"], 2, "--max-latency banana"),
+        (["advise", SHIPPED, "--min-accuracy", "1.5"], 2, "--min-accuracy 1.5"),
+        (["advise", SHIPPED, "--max-cost", "$1"], 2, "price"),
+        (["advise", SHIPPED, "--max-energy", "5J"], 2, "energy"),
+        (["advise", SHIPPED, "--optimise", "fun"], 2, "--optimise fun"),
+        (["advise", SHIPPED, "--confidence", "2", "--gpus", "1"], 2, "confidence"),
+        (["advise", SHIPPED], 2, "the budget is empty"),
+        (["advise", SHIPPED, "--max-latency", "1ms"], 1, "nothing fits the budget; nearest to"),
+        (["advise", "absent", "--gpus", "1"], 1, "no such recording"),
+        (["sweep", "absent.yaml"], 2, "cannot be read"),
+        (["tui", SHIPPED, "--screenshot", "a.svg", "--size", "big"], 2, "--size big"),
+        (["tui", SHIPPED, "--screenshot", "a.svg", "--screen", "none"], 2, "none"),
+        (["nonsense"], 2, "No such command"),
+        (["show"], 2, "Missing argument"),
+    ],
+)
+def test_errors_are_one_line(run, arguments, code, message):
+    got, _, err = run(*arguments)
+    assert got == code, err
+    (line,) = err.strip().splitlines()
+    assert line.startswith("ttscope: ")
+    assert message in line
+    assert "Traceback" not in err
+
+
+def test_truncated_part_is_one_line(run, tmp_path):
+    code, out, err = run("show", truncated(tmp_path))
+    assert (code, out) == (1, "")
+    (line,) = err.strip().splitlines()
+    assert "truncated or corrupt" in line
+
+
+def test_taken_output_is_refused_before_the_engine_starts(run):
+    code, _, err = run("record", "--model", "demo/s", "-o", next(SHIPPED.iterdir()))
+    assert code == 2
+    assert "already holds a recording" in err
+
+
+def check_estimate(estimate):
+    assert set(estimate) == ESTIMATE
+    assert math.isfinite(estimate["value"])
+    if estimate["low"] is not None:
+        assert estimate["low"] <= estimate["value"] <= estimate["high"]
+
+
+def check_advice(document):
+    """The contract of `advise --json`."""
+    wanted = {"budget", "system_optimal", "compute_optimal", "regret", "pareto", "reasons",
+              "near_misses", "measure_next", "candidates", "infeasible"}  # fmt: skip
+    assert wanted <= set(document)
+    for name in ("system_optimal", "compute_optimal"):
+        pick = document[name]
+        assert {"engine", "policy", "command", "estimates", "probability_within_budget"} <= set(
+            pick
+        )
+        assert pick["command"].startswith("vllm serve ")
+        assert 0 <= pick["probability_within_budget"] <= 1
+        given = {"accuracy", "latency_s", "latency_p95_s", "device_s", "tokens", "flops"}
+        assert given <= {key for key, value in pick["estimates"].items() if value is not None}
+        for estimate in pick["estimates"].values():
+            if estimate is not None:
+                check_estimate(estimate)
+    for estimate in document["regret"].values():
+        if estimate is not None:
+            check_estimate(estimate)
+    flops = [document[n]["estimates"]["flops"]["value"] for n in ("system_optimal",
+             "compute_optimal")]  # fmt: skip
+    assert flops[1] <= flops[0] * 1.0001
+
+
+def test_shipped_demo_is_the_whole_document(run):
+    code, out, err = run("demo", "--once", "--json", "--shipped")
+    assert code == 0, err
+    assert "no measurement here (--shipped was given)" in err
+    document = json.loads(out)
+    check_advice(document)
+    assert len(document["recordings"]) >= 5
+    assert document["system_optimal"]["probability_within_budget"] >= 0.9
+
+
+def test_shipped_demo_as_text_fits_80_columns(run):
+    code, out, _ = run("demo", "--once", "--shipped")
+    assert code == 0
+    body, _, _ = out.partition("\nrecordings in ")
+    assert max(map(len, body.splitlines())) <= 80
+    assert "vllm serve" in body
+    assert "compute-optimal" in body
+
+
+def test_demo_without_vllm_says_why_and_goes_on(run, monkeypatch):
+    monkeypatch.setattr("tui.demo_verb._vllm_is_missing", lambda: "vLLM is not installed")
+    code, out, err = run("demo", "--once", "--json")
+    assert code == 0
+    assert "vLLM is not installed" in " ".join(err.split())
+    check_advice(json.loads(out))
+
+
+def test_show_json_has_one_document(run):
+    code, out, err = run("show", "--json", *sorted(SHIPPED.iterdir())[:2])
+    assert (code, err) == (0, "")
+    document = json.loads(out)
+    assert len(document["runs"]) == 2
+    assert "difference" in document
+    for run_ in document["runs"]:
+        check_estimate(run_["accuracy"])
+        check_estimate(run_["latency_s"]["p95"])
+        assert run_["energy_j"] is None or run_["energy_j"]["total"] is None
+
+
+def test_shipped_recordings_are_small_and_name_no_machine():
+    files = [path for path in SHIPPED.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 1_500_000
+    for path in SHIPPED.glob("*/recording.json"):
+        manifest = json.loads(path.read_text())
+        assert manifest["complete"]
+        assert all("/" not in model.removeprefix("demo/") for model in manifest["models"])
+
+
+@pytest.mark.vllm
+def test_demo_on_real_vllm(run, tmp_path):
+    code, out, err = run("demo", "--once", "--json", "-o", tmp_path / "runs")
+    assert code == 0, err
+    document = json.loads(out)
+    check_advice(document)
+    assert len(document["recordings"]) == 7
+    assert all(str(tmp_path) in path for path in document["recordings"])
