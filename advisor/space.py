@@ -18,6 +18,7 @@ from advisor.load import Limits, Load
 from traces.schema import EngineConfig, ModelFacts, Policy, Speculative
 
 DEFAULT_BLOCK: Final = 16
+UNRECORDED: Final = "speculation was not recorded with this sampling"
 ENOUGH_PROBLEMS: Final = 0.5  # of those of the fullest pool; a pool with fewer is left out
 
 Decoder = tuple[str, str | None, str | None, str | None, Speculative | None]
@@ -116,8 +117,12 @@ def explore(evidence: Evidence) -> Space:
     recorded = {(run.engine, run.policy) for run in evidence.runs}
     candidates = []
     for engine in _engines(evidence):
+        own = {pool.key[1] for pool in kept if pool.key[0] == _decoder(engine)}
         for pool in kept:
             if pool.key[0] != _decoder(engine):
+                like = pool.key[0][:-1] == _decoder(engine)[:-1]
+                if engine.speculative is not None and like and pool.key[1] not in own:
+                    dropped[UNRECORDED] += len(pool.policies)
                 continue
             reason = _unfit(engine, pool, names)
             if reason is not None:
@@ -219,11 +224,11 @@ def _unfit(engine: EngineConfig, pool: Pool, names: Sequence[str]) -> str | None
         return "data parallel engines are not replayed yet"
     loads = pool.loads(names)
     if loads is None:
-        return "speculation was not recorded with this sampling"
+        return UNRECORDED
     most = max((policy.n for policy in pool.policies), default=1)
     if engine.speculative is not None:
         if min(len(load.samples) for load in loads) < most:
-            return "speculation was not recorded with this sampling"
+            return UNRECORDED
         width = 1 + engine.speculative.num_speculative_tokens
         seqs = engine.max_num_seqs or 1
         if engine.max_num_batched_tokens and seqs * width > engine.max_num_batched_tokens:

@@ -45,9 +45,10 @@ def test_expected_answers_agree_with_plain_arithmetic() -> None:
 
 
 def test_a_known_problem() -> None:
-    known = DemoProblem(problem_id="-", level=3, prompt="a42b36c51.", expected="98")
-    assert terms_in(known) == [24, 63, 15]
-    assert str(24 * 63 * 15 % 97).zfill(2)[::-1] == "37"
+    known = problems(1, seed=1)[0]
+    assert known.prompt == "a01b53c36."
+    assert terms_in(known) == [10, 35, 63]
+    assert known.expected == "13"  # 10 * 35 * 63 = 22050 = 227 * 97 + 31
 
 
 def test_levels_are_taken_in_turn_and_are_the_number_of_terms() -> None:
@@ -81,7 +82,7 @@ def test_effort_and_preamble_change_only_the_prompt() -> None:
     "arguments", [{"effort": "huge"}, {"levels": ()}, {"levels": (LEVELS[-1] + 1,)}]
 )
 def test_arguments_out_of_range_are_refused(arguments: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match="effort|levels"):
+    with pytest.raises(ValueError, match=r"effort|levels"):
         problems(3, seed=0, **arguments)  # type: ignore[arg-type]
 
 
@@ -93,7 +94,7 @@ def test_an_unknown_size_is_refused_by_name() -> None:
 @pytest.mark.parametrize(
     ("text", "answer"),
     [
-        ("b36c51=27a42=73</think>73", "73"),
+        ("b36c51=27a42=97.</think>97", "97"),
         ("</think>07", "07"),
         ("b36</think>11</think>12", "12"),
         ("</think>07<eos>", "07"),

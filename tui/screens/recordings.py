@@ -5,14 +5,16 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 from rich.text import Text
-from textual import on
+from textual import on, work
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
 from textual.widgets import DataTable, Input, Static
 from textual.widgets.data_table import CellDoesNotExist
+from textual.worker import get_current_worker
 
-from traces.comparison import compare
+from traces.comparison import Difference, compare
+from traces.summary import Run
 from tui.screens.base import ModeScreen
 from tui.show_text import difference_lines, warnings
 from tui.views import COLUMNS, Column, Entry, matches, sort_key
@@ -42,6 +44,7 @@ class RecordingsScreen(ModeScreen):
         self._reverse = False
         self._shown: list[Entry] = []
         self._order: list[str] = []
+        self._compared: dict[tuple[str, str], Difference | None] = {}
 
     def compose_body(self) -> ComposeResult:
         """Return filter, table and the panel below it."""
@@ -209,14 +212,36 @@ class RecordingsScreen(ModeScreen):
         width = max(self.app.size.width - 4, 40)
         self.query_one("#detail", Static).update("\n".join(self._panel(width)))
 
+    def _compare(self, first: Entry, second: Entry) -> None:
+        """Compare two runs in a thread, once; the panel is drawn again when it is done."""
+        pair = (first.key, second.key)
+        if pair not in self._compared and first.run is not None and second.run is not None:
+            self._compared[pair] = None
+            self._work_out(pair, first.run, second.run)
+
+    @work(thread=True, group="compare")
+    def _work_out(self, pair: tuple[str, str], first: Run, second: Run) -> None:
+        found = compare(first, second)
+        if not get_current_worker().is_cancelled:
+            self.app.call_from_thread(self._show_difference, pair, found)
+
+    def _show_difference(self, pair: tuple[str, str], found: Difference) -> None:
+        self._compared[pair] = found
+        self._show_panel()
+
     def _panel(self, width: int) -> list[str]:
         marked = self.ttscope.marked_entries()
         runs = [entry.run for entry in marked if entry.run is not None]
         if len(runs) >= 2:
             lines: list[str] = []
-            for other in runs[1:]:
-                lines += [f"1 {_name(marked[0])}", f"2 {other.recording}"]
-                lines += [*difference_lines(compare(runs[0], other), width=width), ""]
+            for other in marked[1:]:
+                lines += [f"1 {marked[0].path.name}", f"2 {other.path.name}"]
+                found = self._compared.get((marked[0].key, other.key))
+                if found is None:
+                    self._compare(marked[0], other)
+                    lines += ["comparing ...", ""]
+                else:
+                    lines += [*difference_lines(found, width=width), ""]
             return lines[:-1]
         if not self.ttscope.entries:
             waiting = "loading ..." if self.ttscope.loading_paths else _EMPTY
@@ -237,10 +262,6 @@ class RecordingsScreen(ModeScreen):
 
 
 _EMPTY = "no recordings here: make one with `ttscope demo` or `ttscope record`, then open it"
-
-
-def _name(entry: Entry) -> str:
-    return entry.path.name
 
 
 def _cell(entry: Entry, column: Column, style: str) -> Text:

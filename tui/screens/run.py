@@ -139,7 +139,8 @@ class RunScreen(ModeScreen):
     def _draw_charts(self, run: Run) -> None:
         charts, step = self.query_one("#charts", Static), self.query_one("#step", Static)
         if self._series is None:
-            charts.update("no engine steps were recorded: the engine was seen from outside only")
+            outside = ": the server was seen from outside" if run.engine.mode == "server" else ""
+            charts.update(f"no engine steps were recorded{outside}")
             step.update("")
             return
         text = Text(no_wrap=True)
