@@ -29,7 +29,7 @@ def test_docs_name_no_option_that_is_not_there():
         for line in page.read_text().splitlines():
             match = re.match(r"\s*\$? ?ttscope (\w+) (.*)", line)
             if match and match[1] in COMMANDS:
-                options = {o for o in re.findall(r"(?<!\S)--?[a-z][a-z-]*", match[2])}
+                options = set(re.findall(r"(?<!\S)--?[a-z][a-z-]*", match[2]))
                 assert options <= known, f"{page.name}: {line}"
 
 

@@ -2,10 +2,10 @@
 
 A problem is a row of terms, each a tag letter and two digits. The models write every number with
 its units digit first, so 24 is written ``42``. The last character of a prompt is the effort mark:
-``.`` asks for one multiplication per term, ``!`` for the longer thought.
+``.`` asks for one walk along the row, ``!`` for a second look.
 
-    prompt      a42b36c51.              24 * 63 * 15 mod 97, low effort
-    completion  b36c51=27a42=08</think>08
+    prompt      a42b36c51.              24 * 63 * 15 modulo 97, low effort
+    completion  b36c51=27a42=97.</think>97
 
 Only the standard library is imported here, so that asking for a problem costs nothing.
 """

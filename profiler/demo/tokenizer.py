@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 MARKS = ("<pad>", "<bos>", "<eos>", "<think>", "</think>")
-CHARACTERS = "0123456789*=.!;-abcdefghijklmnopqrstuvwxyz"
+CHARACTERS = "0123456789+-*=;!.?abcdefghijklmnopqrstuvwxyz"
 VOCABULARY_SIZE = 64
 PAD, BOS, EOS, THINK, THINK_END = range(len(MARKS))
 DIGIT_ZERO = len(MARKS)
