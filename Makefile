@@ -33,7 +33,8 @@ recordings: install
 
 # The README's picture, from the shipped recordings.
 pictures: install
-	$(BIN)/ttscope tui profiler/demo/recordings --screen advice --size 120x36 --screenshot docs/advice.svg
+	$(BIN)/ttscope tui profiler/demo/recordings --screen advice --min-accuracy 0.75 \
+		--size 120x36 --screenshot docs/advice.svg
 
 clean:
 	rm -rf $(VENV) build *.egg-info

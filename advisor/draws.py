@@ -35,20 +35,24 @@ class Draws:
         # Half a right and half a wrong answer (Jeffreys): no answer is ever certain.
         self.unseen = rng.gamma(0.5, size=(2, count))
         self.choosing = np.arange(count) % 2 == 0
-        self._factors: dict[EngineConfig, Floats] = {}
+        self._scores: dict[EngineConfig, Floats] = {}
 
-    def factor(self, engine: EngineConfig, law: StepLaw) -> Floats:
-        """Return the factor on an engine's step time per draw, log-normal with mean 1."""
+    def factor(self, engine: EngineConfig, law: StepLaw, *, outside: bool) -> Floats:
+        """Return the factor on an engine's step time per draw, log-normal with mean 1.
+
+        `outside` says that the candidate lies outside the law's recorded domain.
+        """
         key = law_key(engine)
-        if key not in self._factors:
+        if key not in self._scores:
             name = zlib.crc32(repr(key).encode())
             rng = np.random.default_rng([self.seed, 1, name])
             z = np.empty(self.count)
             for half in (self.choosing, ~self.choosing):
                 size = int(half.sum())
                 z[half] = rng.permutation(_normal_scores(size))
-            self._factors[key] = np.exp(law.sigma * z - law.sigma**2 / 2)
-        return self._factors[key]
+            self._scores[key] = z
+        sigma = law.sigma_outside if outside else law.sigma
+        return np.exp(sigma * self._scores[key] - sigma**2 / 2)
 
     def mean(self, values: Floats) -> Floats:
         """Return the mean over problems per draw of [problems] or [replays, problems] values.

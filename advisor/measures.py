@@ -44,7 +44,9 @@ class Measures:
         law_key: Callable[[EngineConfig], EngineConfig],
     ) -> None:
         self.outcomes, self._draws, self.rate_per_s = list(outcomes), draws, rate_per_s
-        self.factors = [draws.factor(o.candidate.engine, o.law) for o in self.outcomes]
+        self.factors = [
+            draws.factor(o.candidate.engine, o.law, outside=o.extrapolated) for o in self.outcomes
+        ]
         self.devices = np.array([o.candidate.engine.num_devices for o in self.outcomes])
         self.watts = [watts.get(law_key(o.candidate.engine)) for o in self.outcomes]
         self._known: dict[str, tuple[Floats, Floats]] = {}

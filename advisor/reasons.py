@@ -210,15 +210,18 @@ def _equal_ones(
 
 def _certainty(outcome: Outcome) -> Iterable[str]:
     law = outcome.law
-    if law.repeats:
+    sigma = law.sigma_outside if outcome.extrapolated else law.sigma
+    repeats = law.repeats_outside if outcome.extrapolated else law.repeats
+    where = "outside" if outcome.extrapolated else "inside"
+    if repeats:
         yield (
-            f"step times of recordings left out were met within {law.sigma:.1%} (one standard "
-            f"deviation, {law.repeats} left out)"
+            f"step times {where} the recorded domain are met within {sigma:.1%} (one standard "
+            f"deviation; {repeats} recordings left out, {RUN_TO_RUN:.0%} run to run assumed)"
         )
     else:
         yield (
             f"run-to-run spread of {RUN_TO_RUN:.0%} is assumed, not measured: "
-            "no engine was recorded twice"
+            "no recording could be left out"
         )
     if outcome.extrapolated:
         yield "extrapolated: the pick makes larger steps than any recorded"

@@ -1,4 +1,8 @@
-"""What a model costs, from its Hugging Face config and its weights."""
+"""What a model costs, from its Hugging Face config and the headers of its weights.
+
+The weights as an engine holds them are no guide: engines repack, fuse and pad them (vLLM's CPU
+build leaves a float32 model with a twentieth of its parameters registered).
+"""
 
 from __future__ import annotations
 
@@ -10,8 +14,9 @@ from typing import Any
 
 from traces.schema import ModelFacts
 
-_DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "fp8": 1, "int8": 1}
+_DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "half": 2, "fp8": 1, "int8": 1}
 _MAX_HEADER_BYTES = 100 << 20
+_PACKED = ("I32", "I16", "U8", "I8")  # several weights in an element, or weights beside scales
 
 
 def dtype_bytes(*names: str | None) -> int:
@@ -24,13 +29,20 @@ def dtype_bytes(*names: str | None) -> int:
 
 
 def facts_from_config(
-    config: Any, *, name: str, parameters: int, weight_bytes: int, kv_dtype_bytes: int
+    config: Any,
+    *,
+    name: str,
+    folder: Path | None = None,
+    dtype: str | None = None,
+    kv_cache_dtype: str | None = None,
 ) -> ModelFacts:
     """Build the facts from a Hugging Face config (its fields as attributes).
 
-    `parameters` counts a shared tensor once. Active parameters leave out the experts that a
-    token does not visit, and an untied input embedding, which is a look-up and no multiplication.
-    KV bytes per token: 2 x layers x kv heads x head dim x bytes.
+    Parameters are counted in the headers of the safetensors files in `folder`; without them, or
+    where they are packed by quantisation, in the config's matrices, which leaves out norms and
+    biases. Active parameters leave out experts that a token does not visit and an untied input
+    embedding, which is a look-up and no multiplication. Weight bytes are those of `dtype`, or of
+    the files when they are quantised. KV bytes per token: 2 x layers x kv heads x head dim x bytes.
     """
 
     def read(*names: str) -> Any:
@@ -39,15 +51,27 @@ def facts_from_config(
     heads = config.num_attention_heads
     head_dim = read("head_dim") or config.hidden_size // heads
     kv_heads = read("num_key_value_heads") or heads
+    tied = bool(read("tie_word_embeddings"))
     experts = read("num_experts", "num_local_experts", "n_routed_experts")
     per_token = read("num_experts_per_tok") if experts else None
-    active = parameters
+    expert_width = read("moe_intermediate_size") or config.intermediate_size
+    sparse = config.num_hidden_layers - (read("first_k_dense_replace") or 0) if experts else 0
+    expert = 3 * config.hidden_size * expert_width
+    vocabulary = config.vocab_size * config.hidden_size
+    width = head_dim * config.hidden_size
+    matrices = (
+        config.num_hidden_layers * 2 * (heads + kv_heads) * width
+        + (config.num_hidden_layers - sparse) * 3 * config.hidden_size * config.intermediate_size
+        + sparse * (experts or 0) * expert
+        + vocabulary * (1 if tied else 2)
+    )
+    counted, stored_bytes = _count_stored(folder, tied)
+    parameters = counted or matrices
+    active = parameters - (0 if tied else vocabulary)
     if experts and per_token:
-        width = read("moe_intermediate_size") or config.intermediate_size
-        sparse_layers = config.num_hidden_layers - (read("first_k_dense_replace") or 0)
-        active -= sparse_layers * (experts - per_token) * 3 * config.hidden_size * width
-    if not read("tie_word_embeddings"):
-        active -= config.vocab_size * config.hidden_size
+        active -= sparse * (experts - per_token) * expert
+    quantised = read("quantization_config") is not None
+    element = dtype_bytes(dtype, str(read("dtype", "torch_dtype")))
     architectures = read("architectures")
     return ModelFacts(
         name=name,
@@ -63,44 +87,49 @@ def facts_from_config(
         experts_per_token=per_token,
         total_parameters=parameters,
         active_parameters=active,
-        weight_bytes=weight_bytes,
-        kv_bytes_per_token=2 * config.num_hidden_layers * kv_heads * head_dim * kv_dtype_bytes,
+        weight_bytes=stored_bytes if quantised and stored_bytes else parameters * element,
+        kv_bytes_per_token=2
+        * config.num_hidden_layers
+        * kv_heads
+        * head_dim
+        * dtype_bytes(kv_cache_dtype, dtype, str(read("dtype", "torch_dtype"))),
     )
 
 
-def facts_from_folder(folder: Path, *, name: str) -> ModelFacts | None:
-    """Read the facts from a Hugging Face folder; None where it is not one or is not readable.
-
-    Only the headers of the safetensors files are read.
-    """
+def facts_from_folder(folder: Path, *, name: str, dtype: str | None = None) -> ModelFacts | None:
+    """Read the facts from a Hugging Face folder; None where it is not one or is not readable."""
     try:
         config = json.loads((folder / "config.json").read_bytes())
-        tensors = [_tensors(path) for path in sorted(folder.glob("*.safetensors"))]
-    except (OSError, ValueError):
+        fields = SimpleNamespace(**config.get("text_config", config))
+        return facts_from_config(fields, name=name, folder=folder, dtype=dtype)
+    except (OSError, ValueError, AttributeError, TypeError):
         return None
-    shapes = [shape for file in tensors for shape, _ in file]
-    if not shapes:
-        return None
+
+
+def _count_stored(folder: Path | None, tied: bool) -> tuple[int | None, int | None]:
+    """Count parameters and bytes in a folder's safetensors; None where they cannot be counted.
+
+    A tied output embedding that the files hold beside the input embedding counts once.
+    """
+    if folder is None or not folder.is_dir():
+        return None, None
     try:
-        return facts_from_config(
-            SimpleNamespace(**config.get("text_config", config)),
-            name=name,
-            parameters=sum(map(math.prod, shapes)),
-            weight_bytes=sum(size for file in tensors for _, size in file),
-            kv_dtype_bytes=dtype_bytes(config.get("dtype"), config.get("torch_dtype")),
-        )
-    except (AttributeError, TypeError):
-        return None
+        entries = [item for path in sorted(folder.glob("*.safetensors")) for item in _header(path)]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None, None
+    if not entries:
+        return None, None
+    size = sum(entry["data_offsets"][1] - entry["data_offsets"][0] for _, entry in entries)
+    if any(entry["dtype"] in _PACKED for _, entry in entries):
+        return None, size
+    kept = [e for key, e in entries if not (tied and key == "lm_head.weight")]
+    return sum(math.prod(entry["shape"]) for entry in kept), size
 
 
-def _tensors(path: Path) -> list[tuple[list[int], int]]:
+def _header(path: Path) -> list[tuple[str, dict[str, Any]]]:
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if length > _MAX_HEADER_BYTES:
             raise ValueError("not a safetensors file")
         header = json.loads(file.read(length))
-    return [
-        (entry["shape"], entry["data_offsets"][1] - entry["data_offsets"][0])
-        for key, entry in header.items()
-        if key != "__metadata__"
-    ]
+    return [(key, entry) for key, entry in header.items() if key != "__metadata__"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -41,10 +41,10 @@ class FittedAdvisor:
 
     def __init__(self, recordings: Sequence[Recording]) -> None:
         from advisor.advise import Advisor
-        from profiler.launch import model_path
+        from profiler.launch import shown_path
 
         self._advisor = Advisor.fit(recordings, seed=0)
-        self._model_path = model_path
+        self._model_path = shown_path
 
     def recommend(self, budget: Budget) -> Recommendation:
         """Return what to run for a budget."""
@@ -58,6 +58,7 @@ class TtscopeApp(App[None]):
     ----------
     paths: recordings, or folders that hold them; they are read in a thread.
     advisor_factory: fits an advisor to recordings; None takes the real one.
+    limits: what the budget fields hold at the start, such as {"min_accuracy": "0.8"}.
 
     """
 
@@ -81,9 +82,14 @@ class TtscopeApp(App[None]):
     ]
 
     def __init__(
-        self, paths: Sequence[Path], advisor_factory: AdvisorFactory | None = None
+        self,
+        paths: Sequence[Path],
+        advisor_factory: AdvisorFactory | None = None,
+        *,
+        limits: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()
+        self.limits = dict(limits or {})
         self.entries: list[Entry] = []
         self.marked: list[str] = []
         self.loading_paths = True
@@ -177,6 +183,8 @@ def screenshot(
     size: tuple[int, int],
     target: Path,
     advisor_factory: AdvisorFactory | None = None,
+    *,
+    limits: Mapping[str, str] | None = None,
 ) -> None:
     """Write a screen as SVG, once everything it shows has been loaded and worked out.
 
@@ -187,7 +195,8 @@ def screenshot(
         raise UsageError(f"--screen {screen}: wants one of {', '.join(SCREENS)}")
     if size[0] < 40 or size[1] < 12:
         raise UsageError(f"--size {size[0]}x{size[1]}: wants at least 40x12")
-    text = asyncio.run(_take(TtscopeApp(paths, advisor_factory), screen, size))
+    app = TtscopeApp(paths, advisor_factory, limits=limits)
+    text = asyncio.run(_take(app, screen, size))
     try:
         target.write_text(text, encoding="utf-8")
     except OSError as error:

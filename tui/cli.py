@@ -242,11 +242,20 @@ def tui(
     ] = None,
     screen: Annotated[str, typer.Option(help="recordings, run, live or advice.")] = "recordings",
     size: Annotated[str, typer.Option(help="Columns x rows of the screenshot.")] = "120x40",
+    min_accuracy: Annotated[
+        str | None, typer.Option(help="Limit that the advice screen starts with.")
+    ] = None,
 ) -> None:
     """Open the terminal app."""
     from tui.read_verbs import run_tui
 
-    run_tui(recordings or [Path("runs")], screenshot=screenshot, screen=screen, size=size)
+    run_tui(
+        recordings or [Path("runs")],
+        screenshot=screenshot,
+        screen=screen,
+        size=size,
+        min_accuracy=min_accuracy,
+    )
 
 
 def _version(wanted: bool) -> None:

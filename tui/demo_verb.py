@@ -45,7 +45,7 @@ def run_demo(output: Path | None, *, once: bool, shipped: bool, as_json: bool) -
     if not once and sys.stdin.isatty() and sys.stdout.isatty():
         from tui.app import TtscopeApp
 
-        TtscopeApp([folder]).run()
+        TtscopeApp([folder], limits={"min_accuracy": str(BUDGET.min_accuracy)}).run()
 
 
 def _vllm_is_missing() -> str | None:

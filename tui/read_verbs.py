@@ -88,11 +88,11 @@ def print_advice(
 ) -> None:
     """Fit the models, choose, and print; `extra` goes into the JSON document."""
     from advisor.advise import Advisor
-    from profiler.launch import model_path
+    from profiler.launch import shown_path
     from tui.advice_text import advice_json, advice_lines
 
     advisor = Advisor.fit(recordings, seed=seed)
-    answer = advisor.recommend(budget, model_path=model_path)
+    answer = advisor.recommend(budget, model_path=shown_path)
     if as_json:
         print_document(advice_json(answer) | dict(extra or {}))
     else:
@@ -129,15 +129,23 @@ def run_doctor(*, as_json: bool) -> None:
             print(f"    {'':<22}needs: {finding.needs}")
 
 
-def run_tui(paths: Sequence[Path], *, screenshot: Path | None, screen: str, size: str) -> None:
+def run_tui(
+    paths: Sequence[Path],
+    *,
+    screenshot: Path | None,
+    screen: str,
+    size: str,
+    min_accuracy: str | None,
+) -> None:
     """Open the terminal app, or write one of its screens as SVG."""
     from tui.app import TtscopeApp
     from tui.app import screenshot as take
 
+    limits = {} if min_accuracy is None else {"min_accuracy": min_accuracy}
     if screenshot is None:
-        TtscopeApp(paths).run()
+        TtscopeApp(paths, limits=limits).run()
         return
     columns, mark, rows = size.partition("x")
     if not (mark and columns.isdigit() and rows.isdigit()):
         raise UsageError(f"--size {size}: give columns x rows, such as 120x40")
-    take(paths, screen, (int(columns), int(rows)), screenshot)
+    take(paths, screen, (int(columns), int(rows)), screenshot, limits=limits)

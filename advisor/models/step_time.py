@@ -22,7 +22,8 @@ from traces.schema import EngineConfig, ModelFacts
 
 Floats = npt.NDArray[np.float64]
 
-RUN_TO_RUN = 0.07  # spread (sd) of the same work done again, where no repeat was recorded
+RUN_TO_RUN = 0.07  # spread (sd) of the same work done again, as measured on shared machines
+PRIOR_REPEATS = 4  # how many held-out recordings that figure counts for
 Z95 = 1.6449
 
 
@@ -31,16 +32,20 @@ class StepLaw:
     """Seconds of a step of one engine: `seconds` [FEATURES] times its composition.
 
     `low` and `high` bound each feature in the recorded steps. `sigma` is the spread of the log of
-    (recorded / predicted) total time in a run that was not learned from, `runs` the recordings it
-    was learned from, and `repeats` how many were held out to find `sigma` (0: it is assumed).
+    (recorded / predicted) total time in a run that was not learned from, inside the recorded
+    domain; `sigma_outside` the same with runs that lay outside what was left to learn from.
+    `runs` are the recordings it was learned from, `repeats` and `repeats_outside` how many were
+    held out to find the spreads (0: `RUN_TO_RUN` is assumed).
     """
 
     seconds: Floats
     low: Floats
     high: Floats
     sigma: float
+    sigma_outside: float
     runs: int
     repeats: int
+    repeats_outside: int
 
     def predict(self, composition: Floats) -> Floats:
         """Return the seconds of steps, [steps] for a composition [steps, FEATURES]."""
@@ -66,6 +71,7 @@ class StepTimeModel:
     laws_: StepLaw by `law_key(engine)`.
     errors_: log(recorded / predicted total time), by (recording, law key), of recordings that
         were predicted from the others.
+    inside_: whether such a recording lay inside the domain of the others of its law.
 
     Notes
     -----
@@ -96,6 +102,7 @@ class StepTimeModel:
         tables = [table for table in tables if len(table.seconds)]
         fitted = self._fit_laws(tables)
         self.errors_: dict[tuple[str, EngineConfig], float] = {}
+        self.inside_: dict[tuple[str, EngineConfig], bool] = {}
         for name in dict.fromkeys(table.recording for table in tables):
             others = [table for table in tables if table.recording != name]
             known = {law_key(table.engine) for table in others}
@@ -109,18 +116,23 @@ class StepTimeModel:
                 recorded = sum(self._total(t, laws[key]) for t in own)
                 predicted = sum(float(t.composition.sum(axis=0) @ laws[key]) for t in own)
                 self.errors_[name, key] = float(np.log(recorded / predicted))
+                rest = [t for t in others if law_key(t.engine) == key]
+                self.inside_[name, key] = _inside(own, rest)
         self.laws_: dict[EngineConfig, StepLaw] = {}
         for key, seconds in fitted.items():
             own = [table for table in tables if law_key(table.engine) == key]
             composition = np.concatenate([table.composition for table in own])
-            sigma, repeats = self._spread(key, own)
+            sigma, repeats = self._spread(key, own, outside=False)
+            sigma_outside, repeats_outside = self._spread(key, own, outside=True)
             self.laws_[key] = StepLaw(
                 seconds=seconds,
                 low=composition.min(axis=0),
                 high=composition.max(axis=0),
                 sigma=sigma,
+                sigma_outside=max(sigma, sigma_outside),
                 runs=len({table.recording for table in own}),
                 repeats=repeats,
+                repeats_outside=repeats_outside,
             )
         return self
 
@@ -184,17 +196,24 @@ class StepTimeModel:
     def _total(self, table: StepTable, law: Floats) -> float:
         return float(np.minimum(table.seconds, self.stall * (table.composition @ law)).sum())
 
-    def _spread(self, key: EngineConfig, own: Sequence[StepTable]) -> tuple[float, int]:
+    def _spread(
+        self, key: EngineConfig, own: Sequence[StepTable], *, outside: bool
+    ) -> tuple[float, int]:
         """Return the spread of a law's log error for a fresh run, and the repeats it rests on.
 
-        Errors of all held-out recordings of the same kind of engine are pooled; few of them widen
-        it as Student's t does. Without any it is `RUN_TO_RUN` and the spread within the run.
+        Errors of all held-out recordings of the same kind of engine are pooled with `RUN_TO_RUN`,
+        which counts for `PRIOR_REPEATS` of them; few widen the spread as Student's t does. Without
+        any it is `RUN_TO_RUN` and the spread within the run.
         """
-        errors = [error for (_, k), error in self.errors_.items() if _kind(k) == _kind(key)]
+        errors = [
+            error
+            for (name, other), error in self.errors_.items()
+            if _kind(other) == _kind(key) and (outside or self.inside_[name, other])
+        ]
         if errors:
-            rms = float(np.sqrt(np.mean(np.square(errors))))
-            widening = student_95(len(errors)) / Z95
-            return max(rms * widening, 0.005), len(errors)
+            freedom = PRIOR_REPEATS + len(errors)
+            squares = PRIOR_REPEATS * RUN_TO_RUN**2 + float(np.sum(np.square(errors)))
+            return float(np.sqrt(squares / freedom)) * student_95(freedom) / Z95, len(errors)
         blocks = [
             float(np.log(part.sum() / whole.sum()))
             for table in own
@@ -244,6 +263,17 @@ def student_95(freedom: int) -> float:
     second = (5 * z**5 + 16 * z**3 + 3 * z) / (96 * n**2)
     third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * n**3)
     return float(z + first + second + third)
+
+
+def _inside(held: Sequence[StepTable], rest: Sequence[StepTable]) -> bool:
+    """Whether steps lie, but for a few, within the batches and contexts of the others."""
+    inside = True
+    for name in ("requests", "kv_tokens"):
+        mine = np.concatenate([table.composition[:, INDEX[name]] for table in held])
+        known = np.concatenate([table.composition[:, INDEX[name]] for table in rest])
+        low, high = np.quantile(known, [0.05, 1.0])
+        inside &= bool(np.median(mine) >= low and np.quantile(mine, 0.95) <= 1.1 * high)
+    return inside
 
 
 def _kind(engine: EngineConfig) -> EngineConfig:

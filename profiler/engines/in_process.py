@@ -102,7 +102,7 @@ class InProcessEngine:
         self._think_end_id = self._token_id(THINK_END)
         self.chat_template: str | None = getattr(self._tokenizer, "chat_template", None)
         self.config = engine_config(vllm_config, name or path, speculative)
-        self.model: ModelFacts | None = model_facts(vllm_config, name or path, self._engine)
+        self.model: ModelFacts | None = model_facts(vllm_config, name or path)
         self._offset = unix_offset_ns()
         self._live: dict[str, str] = {}  # request id -> vLLM's internal id
         self._submitted: dict[str, int] = {}

@@ -123,7 +123,7 @@ class ServerEngine:
             vllm_version=version,
             **(cache | {k: v for k, v in declared.items() if v is not None}),
         )
-        return str(card["id"]), config, facts_from_folder(root, name=label)
+        return str(card["id"]), config, facts_from_folder(root, name=label, dtype=config.dtype)
 
     @staticmethod
     def _vllm_version(client: httpx.Client) -> str | None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from profiler.model_facts import dtype_bytes, facts_from_config
+from profiler.model_facts import facts_from_config
 from traces.schema import EngineConfig, ModelFacts, Speculative
 
 
@@ -48,27 +49,25 @@ def _device(parallel: Any) -> tuple[str | None, int | None]:
     return str(current_platform.get_device_name()), int(parallel.world_size)
 
 
-def model_facts(vllm_config: Any, name: str, engine: Any) -> ModelFacts:
+def model_facts(vllm_config: Any, name: str) -> ModelFacts:
     """Return what the loaded model costs."""
-    parameters, weight_bytes = _weights(engine)
+    model = vllm_config.model_config
     return facts_from_config(
-        vllm_config.model_config.hf_text_config,
+        model.hf_text_config,
         name=name,
-        parameters=parameters,
-        weight_bytes=weight_bytes,
-        kv_dtype_bytes=dtype_bytes(
-            str(vllm_config.cache_config.cache_dtype), str(vllm_config.model_config.dtype)
-        ),
+        folder=_folder(model.model),
+        dtype=str(model.dtype),
+        kv_cache_dtype=str(vllm_config.cache_config.cache_dtype),
     )
 
 
-def _weights(engine: Any) -> tuple[int, int]:
-    """Parameters and their bytes over all ranks; a tensor that every rank holds counts for each."""
+def _folder(model: str) -> Path | None:
+    """Where a model's files lie: its own folder, or the hub's cache."""
+    if Path(model).is_dir():
+        return Path(model)
+    try:
+        from huggingface_hub import snapshot_download
 
-    def measure(worker: Any) -> tuple[int, int]:
-        tensors = list(worker.get_model().parameters())
-        elements = sum(tensor.numel() for tensor in tensors)
-        return elements, sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-    per_rank = engine.collective_rpc(measure)
-    return sum(count for count, _ in per_rank), sum(size for _, size in per_rank)
+        return Path(snapshot_download(model, local_files_only=True))
+    except Exception:  # a hub name that vLLM fetched in a way of its own
+        return None

@@ -49,7 +49,17 @@ def in_process(tmp_path_factory):
     done = ttscope(*common, "--max-tokens", "300", "-o", folder / "greedy")
     assert done.returncode == 0, done.stderr[-3000:]
     vote = ttscope(
-        *common, "--n", "4", "--thinking-budget", "12", "--max-num-seqs", "8", "-o", folder / "vote"
+        *common,
+        "--n",
+        "4",
+        "--thinking-budget",
+        "12",
+        "--max-num-seqs",
+        "8",
+        "--dtype",
+        "float32",
+        "-o",
+        folder / "vote",
     )
     assert vote.returncode == 0, vote.stderr[-3000:]
     return folder, json.loads(done.stdout), json.loads(vote.stdout)
@@ -63,7 +73,10 @@ def test_record_prints_the_run_and_keeps_it(in_process):
     assert run["problems"] == recording.problems.height == 24
     assert run["config"]["engine"]["model"] == "demo/s"
     assert run["accuracy"]["low"] <= run["accuracy"]["value"] <= run["accuracy"]["high"]
-    assert recording.manifest.models["demo/s"].total_parameters == 302_208
+    for name, size in (("greedy", 2), ("vote", 4)):
+        facts = Recording.open(folder / name).manifest.models["demo/s"]
+        assert facts.total_parameters == 302_208
+        assert facts.weight_bytes == 302_208 * size
     assert recording.manifest.probe_cost_us < 1000
 
 

@@ -107,7 +107,8 @@ class AdviceScreen(ModeScreen):
     def _inputs(self, fields: tuple[tuple[str, str, str, int], ...]) -> ComposeResult:
         for name, label, example, columns in fields:
             yield Label(label)
-            field = Input(placeholder=example, id=f"field_{name}", compact=True)
+            start = self.ttscope.limits.get(name, "")
+            field = Input(start, placeholder=example, id=f"field_{name}", compact=True)
             field.styles.width = columns
             yield field
 
