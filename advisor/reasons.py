@@ -216,7 +216,7 @@ def _certainty(outcome: Outcome) -> Iterable[str]:
     if repeats:
         yield (
             f"step times {where} the recorded domain are met within {sigma:.1%} (one standard "
-            f"deviation; {repeats} recordings left out, {RUN_TO_RUN:.0%} run to run assumed)"
+            f"deviation; left out: {repeats}; {RUN_TO_RUN:.0%} run to run is assumed)"
         )
     else:
         yield (
