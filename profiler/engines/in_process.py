@@ -12,7 +12,7 @@ import os
 import time
 import warnings
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -332,9 +332,11 @@ def _import_vllm() -> Any:
 
 
 def _first_line(error: BaseException) -> str:
-    lines: Iterator[str] = (line.strip() for line in str(error).splitlines())
-    text = next(filter(None, lines), "")
-    return f"{type(error).__name__}: {text}"[:300]
+    """The cause in one line; of a pydantic error its first complaint, without the input."""
+    lines = list(filter(None, (line.strip() for line in str(error).splitlines())))
+    if type(error).__name__ == "ValidationError" and len(lines) > 1:
+        return lines[1].partition(" [type=")[0][:300]
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:300]
 
 
 def _speculative(speculative: Speculative, draft_path: str | None) -> dict[str, Any]:
