@@ -39,9 +39,8 @@ def main() -> int:
     order = json.loads(sys.stdin.read())
     group, folder = EngineJobs.from_json(order), Path(order["folder"])
     budgets = any(job.policy.thinking_token_budget is not None for job in group.jobs)
-    keep = any(load_generated(job) or job.record_text for job in group.jobs)
     try:
-        engine = start_engine(group.engine, thinking_budget=budgets, keep_token_ids=keep)
+        engine = start_engine(group.engine, thinking_budget=budgets)
     except TtscopeError as error:
         for job in group.jobs:
             say({"finished": job.name, "error": str(error)})
@@ -52,11 +51,6 @@ def main() -> int:
     finally:
         engine.close()
     return 0
-
-
-def load_generated(job: Job) -> bool:
-    """Return whether ttscope makes the problems itself, so that texts may be kept."""
-    return job.workload.partition(":")[0] == "demo"
 
 
 def _run(job: Job, engine: Engine, folder: Path, say: Any) -> str | None:

@@ -75,7 +75,7 @@ def shown_path(name: str) -> str:
     return str(path)
 
 
-def start_engine(options: EngineOptions, *, thinking_budget: bool, keep_token_ids: bool) -> Engine:
+def start_engine(options: EngineOptions, *, thinking_budget: bool) -> Engine:
     """Start vLLM in this process, or connect to the server that `options.endpoint` names.
 
     Raises EngineError or MissingDependencyError in one line when it cannot.
@@ -114,7 +114,6 @@ def start_engine(options: EngineOptions, *, thinking_budget: bool, keep_token_id
         speculative=options.speculative,
         draft_path=draft and model_path(draft),
         thinking_budget=thinking_budget,
-        keep_token_ids=keep_token_ids,
     )
 
 

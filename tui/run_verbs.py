@@ -110,7 +110,6 @@ def run_record(
         engine = start_engine(
             options,
             thinking_budget=policy.thinking_token_budget is not None,
-            keep_token_ids=record_text or loaded.generated,
         )
         if options.endpoint is not None and options.tensor_parallel_size is None:
             stderr.print(

@@ -7,12 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from traces.comparison import Difference, compare
+from traces.comparison import Difference
 from traces.metrics import METRICS
-from traces.recording import Recording
 from traces.schema import EngineConfig, Policy
 from traces.series import series
-from traces.summary import Run, summarise
+from traces.summary import Run
 from tui.formats import (
     OUTSIDE,
     align,
@@ -45,14 +44,6 @@ _ROWS = (
     ("energy_j.per_problem", "energy per problem"),
     ("cost_per_token_device_s", "dev x latency/token"),
 )
-
-
-def difference(
-    first: Recording, second: Recording, price_usd_per_device_hour: float | None = None
-) -> Difference | None:
-    """Return the paired difference of two recordings; None unless each holds one run."""
-    runs = [summarise(each, price_usd_per_device_hour) for each in (first, second)]
-    return compare(runs[0][0], runs[1][0]) if all(len(found) == 1 for found in runs) else None
 
 
 def show_json(runs: Sequence[Run], compared: Difference | None = None) -> dict[str, Any]:

@@ -1,11 +1,12 @@
 """Votes, pass@k and paired intervals over a table of sampled answers."""
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import comb
 
 import numpy as np
+
+from profiler.policies import plurality
 
 RESAMPLES = 2000
 CONFIDENCE = 0.90
@@ -39,12 +40,6 @@ def ratio_interval(
     return Interval(value=float(above.sum() / below.sum()), low=float(low), high=float(high))
 
 
-def majority(answers: Sequence[str | None]) -> str | None:
-    """Return the commonest answer, the earliest of equals; None where no sample gave one."""
-    given = Counter(answer for answer in answers if answer is not None)
-    return given.most_common(1)[0][0] if given else None
-
-
 def pass_at(k: int, *, right: int, samples: int) -> float:
     """Return the chance that k samples of those drawn hold a right one (Chen et al., 2021)."""
     return 1.0 - comb(samples - right, k) / comb(samples, k)
@@ -58,8 +53,8 @@ def majority_right(
 
     def share(row: Sequence[str | None], truth: str) -> float:
         if votes == len(row):
-            return float(majority(row) == truth)
+            return float(plurality(dict(enumerate(row))) == truth)
         subsets = ([row[i] for i in draw.permutation(len(row))[:votes]] for _ in range(draws))
-        return float(np.mean([majority(subset) == truth for subset in subsets]))
+        return float(np.mean([plurality(dict(enumerate(subset))) == truth for subset in subsets]))
 
     return np.array([share(row, truth) for row, truth in zip(answers, expected, strict=True)])

@@ -75,7 +75,6 @@ class InProcessEngine:
         speculative: Speculative | None = None,
         draft_path: str | None = None,
         thinking_budget: bool = False,
-        keep_token_ids: bool = False,
     ) -> None:
         prepare_environment(tensor_parallel_size)
         arguments: dict[str, Any] = {
@@ -94,7 +93,6 @@ class InProcessEngine:
         if speculative is not None:
             arguments["per_request_spec_decode_metrics"] = "detailed"
         self._thinking_budget = thinking_budget
-        self._keep_token_ids = keep_token_ids
         self._vllm = _import_vllm()
         self._engine = self._start(arguments)
         vllm_config = self._engine.vllm_config
@@ -227,7 +225,7 @@ class InProcessEngine:
                     prompt_tokens=None if state is None else state.prompt_len,
                     output_tokens=len(tokens),
                     **self._times(internal, state and state.stats, tokens, None),
-                    token_ids=tokens if self._keep_token_ids else None,
+                    token_ids=tokens,
                 )
             )
         return results
@@ -258,7 +256,7 @@ class InProcessEngine:
             **self._times(internal, output.metrics, tokens, drafts),
             drafted_per_step=drafts and tuple(drafts.per_step_drafted),
             accepted_per_step=drafts and tuple(drafts.per_step_accepted),
-            token_ids=tokens if self._keep_token_ids else None,
+            token_ids=tokens,
         )
 
     def _last_end(self) -> int:

@@ -5,8 +5,9 @@ import json
 import pytest
 
 from tests.traces.synthetic import engine_config, simulate, speculative_engine, write_recording
+from traces.comparison import compare
 from traces.summary import summarise
-from tui.show_text import difference, show_json, show_lines
+from tui.show_text import show_json, show_lines
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,7 @@ def test_one_run_in_80_columns(recordings):
 
 
 def test_two_runs_side_by_side(recordings):
-    compared = difference(*recordings)
+    compared = compare(*(summarise(each)[0] for each in recordings))
     lines = show_lines([run for each in recordings for run in summarise(each)], compared)
     text = "\n".join(lines)
     assert max(map(len, lines)) <= 80
@@ -80,7 +81,9 @@ def test_acceptance_is_shown(tmp_path):
 def test_json(recordings):
     runs = summarise(recordings[0])
     assert list(show_json(runs)) == ["runs"]
-    document = show_json([*runs, *summarise(recordings[1])], difference(*recordings))
+    document = show_json(
+        [*runs, *summarise(recordings[1])], compare(*(summarise(each)[0] for each in recordings))
+    )
     text = json.dumps(document, allow_nan=False)
     assert json.loads(text)["difference"]["problems"] == 12
     change = document["difference"]["metrics"]["latency_s.mean"]
