@@ -1,213 +1,211 @@
 """The per-step probe of an engine in this process.
 
-It wraps the scheduler's `schedule` and `update_from_output`, keeps a reference to what they
-passed each other, and appends one tuple per step to a bounded ring; sums over requests are made
-by the writer thread when it drains the ring. When something in the probe raises, it switches
-itself off and says so: the engine goes on.
+It wraps the scheduler's `schedule` and `update_from_output` and, on the engine's thread, only
+reads clocks and appends one tuple per step to a bounded ring; the rest is worked out by the
+writer thread when it drains the ring (`step_rows`). When something in the probe raises, it
+switches itself off and says so: the engine goes on.
 """
 
 from __future__ import annotations
 
 import logging
 import time
+from array import array
+from bisect import bisect_right
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import polars as pl
+
+from profiler.step_rows import RawStep, StepRows
+
 log = logging.getLogger("ttscope.steps")
 
 RING_CAPACITY = 100_000
-Row = dict[str, Any]
+ENDS_KEPT = 1_000_000  # ends of steps, from which the times of running samples are read
+CPU_EVERY = 16  # steps: reading the thread's CPU clock is a system call
 
 
 @dataclass
 class StepProbe:
     """Watches one vLLM scheduler; `drain` gives rows of the `steps` table.
 
-    `step` numbers the steps since `reset`; `ends[i]` is the end of step i in unix nanoseconds and
-    `first_step[request]` the step in which a request (vLLM's internal id) was first scheduled.
+    `step` numbers the steps since `reset`; `first_step[request]` is the step in which a request
+    (vLLM's internal id) was first scheduled. `draft_timer.last_ns`, where there is one, is what
+    the drafting of the step just done took; `window` says in which profiler window the steps
+    are being done, if in any.
     """
 
     scheduler: Any
     engine_key: str
     unix_offset_ns: int
+    draft_timer: Any = None
+    window: int | None = None
     step: int = 0
-    ends: list[int] = field(default_factory=list)
     first_step: dict[str, int] = field(default_factory=dict)
     dropped: int = 0
     failure: str | None = None
-    _ring: list[tuple[Any, ...]] = field(default_factory=list)
-    _starts: dict[int, tuple[int, int, int, int, int]] = field(default_factory=dict)
-    _busy_since: int | None = None
-    _last_finished: int = 0
-    _cost_ns: list[int] = field(default_factory=list)
+    _ring: deque[RawStep] = field(default_factory=deque)
+    _ends: array[int] = field(default_factory=lambda: array("q"))
+    _forgotten: int = 0  # ends that are no longer kept
+    _costs_ns: deque[int] = field(default_factory=lambda: deque(maxlen=10_000))
+    _pending: deque[tuple[Any, ...]] = field(default_factory=deque)
+
+    def __post_init__(self) -> None:
+        self.reset(self.engine_key)
 
     def install(self) -> None:
         """Wrap the scheduler of this one engine; `remove` undoes it."""
-        self._schedule = self.scheduler.schedule
-        self._update = self.scheduler.update_from_output
-        self.scheduler.schedule = self._on_schedule
-        self.scheduler.update_from_output = self._on_update
+        scheduler = self.scheduler
+        self._schedule, self._update = scheduler.schedule, scheduler.update_from_output
+        wrapped = self._wrapped(self._schedule, self._update)
+        scheduler.schedule, scheduler.update_from_output = wrapped
 
     def remove(self) -> None:
         """Give the scheduler its own methods back."""
         self.scheduler.schedule = self._schedule
         self.scheduler.update_from_output = self._update
+        self._pending.clear()
 
     def reset(self, engine_key: str) -> None:
         """Number the steps from 0 again, for a new recording; call while the engine is idle."""
         self.engine_key = engine_key
-        self.step, self.dropped = 0, 0
-        self._last_finished = len(self.scheduler.finished_req_ids)
-        self._busy_since = None
-        for store in (self.ends, self.first_step, self._ring, self._starts, self._cost_ns):
+        self.step = self.dropped = self._forgotten = 0
+        self._rows = StepRows(
+            engine_key=engine_key,
+            unix_offset_ns=self.unix_offset_ns,
+            usable_blocks=self.scheduler.kv_cache_manager.block_pool.num_gpu_blocks - 1,
+            left_over=len(self.scheduler.finished_req_ids),
+        )
+        self._ends = array("q")
+        for store in (self.first_step, self._ring, self._pending, self._costs_ns):
             store.clear()
 
     @property
     def cost_us(self) -> float | None:
-        """Median time that the probe itself took per step, in microseconds."""
-        costs = sorted(self._cost_ns)
+        """Median time that the probe itself took in a step, of one step in `CPU_EVERY`, in us."""
+        costs = sorted(self._costs_ns)
         return costs[len(costs) // 2] / 1000 if costs else None
 
-    def _on_schedule(self, *args: Any, **kwargs: Any) -> Any:
-        start, cpu = time.monotonic_ns(), time.thread_time_ns()
-        output = self._schedule(*args, **kwargs)
-        begun = time.monotonic_ns()
-        try:
-            if output.total_num_scheduled_tokens:
-                for request in output.scheduled_new_reqs:
-                    self.first_step[request.req_id] = self.step + len(self._starts)
-                scheduler = self.scheduler
-                pool = scheduler.kv_cache_manager.block_pool
-                blocks = pool.num_gpu_blocks - 1 - pool.get_num_free_blocks()
-                counts = (len(scheduler.running), len(scheduler.waiting), blocks)
-                self._starts[id(output)] = (start, cpu, *counts)
-                self._cost_ns.append(time.monotonic_ns() - begun)
-        except Exception as error:
-            self._give_up(error)
-        return output
+    def end_of(self, step: int) -> int | None:
+        """Return the end of a step in unix nanoseconds, None when it is not known any more."""
+        place = step - self._forgotten
+        return self._ends[place] + self.unix_offset_ns if 0 <= place < len(self._ends) else None
 
-    def _on_update(self, scheduled: Any, computed: Any, *args: Any, **kwargs: Any) -> Any:
-        result = self._update(scheduled, computed, *args, **kwargs)
-        end = time.monotonic_ns()
-        try:
-            begun = self._starts.pop(id(scheduled), None)
-            if begun is not None:
-                self._record(begun, end, scheduled, computed)
-                if self._cost_ns and len(self._cost_ns) < RING_CAPACITY:
-                    self._cost_ns[-1] += time.monotonic_ns() - end
-        except Exception as error:
-            self._give_up(error)
-        return result
+    def step_at(self, unix_ns: int) -> int:
+        """Return the first step that ended after a time; the last one when none did."""
+        place = bisect_right(self._ends, unix_ns - self.unix_offset_ns)
+        return self._forgotten + min(place, len(self._ends) - 1)
 
-    def _record(self, begun: tuple[int, ...], end: int, scheduled: Any, computed: Any) -> None:
-        finished = len(self.scheduler.finished_req_ids)
-        self.ends.append(end + self.unix_offset_ns)
-        if len(self._ring) < RING_CAPACITY:
-            cpu = time.thread_time_ns() - begun[1]
-            accepted = computed.sampled_token_ids if scheduled.scheduled_spec_decode_tokens else ()
-            order = computed.req_id_to_index if accepted else None
-            self._ring.append(
-                (self.step, begun, end, cpu, self._busy_since, finished, scheduled, accepted, order)
-            )
-        else:
-            self.dropped += 1
-        self.step += 1
-        busy = self.scheduler.running or self.scheduler.waiting
-        self._busy_since = end if busy else None
+    def _wrapped(
+        self, schedule: Callable[..., Any], update: Callable[..., Any]
+    ) -> tuple[Callable[..., Any], Callable[..., Any]]:
+        """Return both methods, watched.
+
+        They are closures because a cell is read in a third of the time of an attribute.
+        """
+        now, thread_time = time.monotonic_ns, time.thread_time_ns
+        scheduler, pending, ring, costs = self.scheduler, self._pending, self._ring, self._costs_ns
+        free = scheduler.kv_cache_manager.block_pool.free_block_queue
+        timer = self.draft_timer
+        countdown = 0  # steps until the CPU clock is read again; 1 times the probe itself
+        idle = True
+
+        def watched_schedule(*args: Any, **kwargs: Any) -> Any:
+            cpu = None if countdown else thread_time()
+            start = now()
+            output = schedule(*args, **kwargs)
+            begun = now() if countdown == 1 else 0
+            try:
+                if output.total_num_scheduled_tokens:
+                    if output.scheduled_new_reqs:
+                        step = self.step + len(pending)
+                        for request in output.scheduled_new_reqs:
+                            self.first_step[request.req_id] = step
+                    pending.append(
+                        (
+                            output,
+                            start,
+                            cpu,
+                            len(scheduler.running),
+                            len(scheduler.waiting),
+                            free.num_free_blocks,
+                        )
+                    )
+                    if begun:
+                        costs.append(now() - begun)
+            except Exception as error:
+                self._give_up(error)
+            return output
+
+        def watched_update(scheduled: Any, computed: Any, *args: Any, **kwargs: Any) -> Any:
+            nonlocal countdown, idle
+            # Before the update, which cuts what a request that ends in this step got too much.
+            drafts = getattr(scheduled, "scheduled_spec_decode_tokens", None)
+            sampled = _sampled(computed) if drafts else None
+            result = update(scheduled, computed, *args, **kwargs)
+            end = now()
+            try:
+                # A step that scheduled nothing is not pending; batches are taken in their order.
+                if pending and pending[0][0] is scheduled:
+                    begun = pending.popleft()
+                    cpu = None if begun[2] is None else thread_time() - begun[2]
+                    self._ends.append(end)
+                    step = self.step
+                    if len(ring) < RING_CAPACITY:
+                        ring.append(
+                            (
+                                step,
+                                begun,
+                                end,
+                                idle,
+                                cpu,
+                                len(scheduler.finished_req_ids),
+                                sampled,
+                                None if timer is None else timer.last_ns,
+                                self.window,
+                            )
+                        )
+                    else:
+                        self.dropped += 1
+                    self.step = step + 1
+                    idle = not (scheduler.running or scheduler.waiting)
+                    if countdown == 1:
+                        self._forget_ends()
+                        if costs:
+                            costs[-1] += now() - end
+                    countdown = countdown - 1 if countdown else CPU_EVERY - 1
+            except Exception as error:
+                self._give_up(error)
+            return result
+
+        return watched_schedule, watched_update
+
+    def _forget_ends(self) -> None:
+        if len(self._ends) > ENDS_KEPT:
+            self._forgotten += ENDS_KEPT // 2
+            self._ends = self._ends[ENDS_KEPT // 2 :]
 
     def _give_up(self, error: Exception) -> None:
         self.failure = f"{type(error).__name__}: {error}"
         log.warning("the step probe switched itself off (%s); steps are missing", self.failure)
         self.remove()
 
-    def drain(self) -> list[Row]:
-        """Take the steps seen since the last call, as rows."""
-        ring, count = self._ring, len(self._ring)
-        taken = ring[:count]
-        del ring[:count]
-        return [self._row(*entry) for entry in taken]
-
-    def _row(
-        self,
-        step: int,
-        begun: tuple[int, ...],
-        end: int,
-        cpu: int,
-        busy_since: int | None,
-        finished: int,
-        scheduled: Any,
-        sampled: Any,
-        order: Any,
-    ) -> Row:
-        start, _, running, waiting, blocks = begun
-        aborted = len(scheduled.finished_req_ids) - self._last_finished
-        self._last_finished = finished
-        return {
-            "engine": self.engine_key,
-            "step": step,
-            "end": end + self.unix_offset_ns,
-            "interval_ns": None if busy_since is None else end - busy_since,
-            "wall_ns": end - start,
-            "cpu_ns": cpu,
-            "gap_ns": None if busy_since is None else start - busy_since,
-            "running": running,
-            "waiting": waiting,
-            "kv_blocks": blocks,
-            "finished": finished,
-            "aborted": max(aborted, 0),
-            "preempted": len(scheduled.preempted_req_ids or ()),
-            "source": "measured",
-            **composition(scheduled),
-            **speculation(scheduled.scheduled_spec_decode_tokens, sampled, order),
-        }
+    def drain(self) -> pl.DataFrame:
+        """Take the steps seen since the last call, as columns of the `steps` table."""
+        ring = self._ring
+        return self._rows.frame([ring.popleft() for _ in range(len(ring))])
 
 
-def composition(scheduled: Any) -> Row:
-    """Return what a step computes, summed over the requests of a vLLM SchedulerOutput."""
-    tokens: dict[str, int] = scheduled.num_scheduled_tokens
-    prefills = [(r.num_computed_tokens, tokens[r.req_id]) for r in scheduled.scheduled_new_reqs]
-    cached = sum(context for context, _ in prefills)
-    decode_requests = decode_tokens = decode_kv = longest = 0
-    old = scheduled.scheduled_cached_reqs
-    for name, context, produced in zip(
-        old.req_ids, old.num_computed_tokens, old.num_output_tokens, strict=True
-    ):
-        count = tokens[name]
-        if produced == 0 or name in old.resumed_req_ids:
-            prefills.append((context, count))
-            continue
-        decode_requests += 1
-        decode_tokens += count
-        decode_kv += context + count
-        longest = max(longest, context + count)
-    return {
-        "prefill_requests": len(prefills),
-        "prefill_tokens": sum(count for _, count in prefills),
-        "decode_requests": decode_requests,
-        "decode_tokens": decode_tokens,
-        "prefill_kv_tokens": sum(context + count for context, count in prefills),
-        "decode_kv_tokens": decode_kv,
-        "prefill_query_context": sum(
-            count * context + count * (count + 1) // 2 for context, count in prefills
-        ),
-        "max_context_tokens": max([longest, *(context + count for context, count in prefills)]),
-        "cached_prompt_tokens": cached,
-    }
-
-
-def speculation(drafts: dict[str, list[int]], sampled: Any, order: dict[str, int] | None) -> Row:
-    """Return tokens drafted and accepted per position of one step, null when none was drafted."""
-    if not drafts or not order:
-        return {"drafted": None, "accepted": None}
-    width = max(map(len, drafts.values()))
-    drafted, accepted = [0] * width, [0] * width
-    for name, draft in drafts.items():
-        kept = len(sampled[order[name]]) - 1
-        for position in range(len(draft)):
-            drafted[position] += 1
-            accepted[position] += position < kept
-    return {"drafted": drafted, "accepted": accepted}
+def _sampled(computed: Any) -> dict[str, int] | None:
+    """Return how many tokens each request got in a step of vLLM's ModelRunnerOutput."""
+    try:
+        counts = map(len, computed.sampled_token_ids)
+        return dict(zip(computed.req_ids, counts, strict=True))
+    except (AttributeError, TypeError, ValueError):
+        return None
 
 
 def unix_offset_ns(clock: Callable[[], int] = time.monotonic_ns) -> int:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
+import polars as pl
 from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.metrics import MeterProvider
@@ -108,11 +109,12 @@ class Telemetry:
         self._kv = meter.create_gauge(names.METRIC_KV_BLOCKS, unit="{block}")
         self._accepted = meter.create_counter(names.METRIC_ACCEPTED, unit="{token}")
 
-    def observe_steps(self, rows: Sequence[Mapping[str, Any]]) -> None:
+    def observe_steps(self, steps: pl.DataFrame) -> None:
         """Feed rows of the `steps` table to the metrics; called on the writer's thread."""
-        if self._metrics is None:
+        if self._metrics is None or not steps.height:
             return
-        for row in rows:
+        columns = ("engine", "wall_ns", "running", "kv_blocks", "accepted")
+        for row in steps.select(columns).iter_rows(named=True):
             engine = {names.ENGINE_KEY: row["engine"]}
             self._step_time.record(row["wall_ns"] / _NS_PER_S, engine)
             self._batch.record(row["running"], engine)

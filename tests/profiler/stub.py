@@ -6,8 +6,11 @@ import random
 import time
 from dataclasses import dataclass, field
 
+import polars as pl
+
 from profiler.engines.protocol import SampleResult
 from traces.schema import EngineConfig, ModelFacts
+from traces.tables import TABLES
 
 MODEL = ModelFacts(
     name="stub",
@@ -42,7 +45,7 @@ class StubProbe:
     def drain(self):
         count = len(self.rows)
         taken, self.rows[:count] = self.rows[:count], []
-        return taken
+        return pl.from_dicts(taken, schema=dict(TABLES["steps"]))
 
 
 class StubEngine:

