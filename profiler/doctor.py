@@ -7,10 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from profiler.power import energy_here
 from profiler.provenance import cpu_name, installed, usable_cpus
 from traces.schema import Record
-
-_RAPL = Path("/sys/class/powercap/intel-rapl:0/energy_uj")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,12 +79,8 @@ def _devices() -> Iterator[Finding]:
         present=bool(names),
         detail=", ".join(names) if names else "none; vLLM runs on the CPU",
     )
-    yield Finding(
-        what="energy",
-        present=False,
-        detail="shown as '-': not recorded by this version"
-        + ("" if names or not _RAPL.exists() else " (this host has RAPL)"),
-    )
+    present, detail, needs = energy_here()
+    yield Finding(what="energy", present=present, detail=detail, needs=needs)
 
 
 def _gpus() -> list[str]:

@@ -22,7 +22,10 @@ def loaded_by(statement):
         ("import traces.recording, traces.writer", {*HEAVY, "profiler", "advisor", "tui"}),
         ("import traces.summary", {*HEAVY, "profiler", "advisor", "tui"}),
         ("import advisor.advise", {*HEAVY, "profiler", "tui"}),
-        ("import profiler.capture", {"torch", "vllm", "sklearn", "textual", "advisor", "tui"}),
+        (
+            "import profiler.capture",
+            {"torch", "vllm", "sklearn", "textual", "pynvml", "advisor", "tui"},
+        ),
         ("import profiler.demo.task", {*HEAVY, "numpy", "polars"}),
         ("import tui.cli", {*HEAVY[:-1], "polars", "numpy", "opentelemetry"}),
         ("import tui.views, tui.show_text", {"textual", "sklearn", "torch"}),

@@ -4,6 +4,7 @@
     +-- UsageError              wrong arguments or a wrong plan (exit code 2)
     +-- RecordingError          a path that is no recording, or one that cannot be read
     |   +-- NewerSchemaError    written by a newer ttscope
+    +-- TraceError              a profiler trace that is none, or of which nothing can be read
     +-- EngineError             an engine that cannot be started, reached or used
     +-- MissingDependencyError  an optional package that is not installed
 
@@ -32,6 +33,10 @@ class RecordingError(TtscopeError):
 
 class NewerSchemaError(RecordingError):
     """The recording was written by a newer ttscope."""
+
+
+class TraceError(TtscopeError):
+    """A file is no profiler trace, is too large, or nothing in it can be read."""
 
 
 class EngineError(TtscopeError):

@@ -121,5 +121,6 @@ METRICS: tuple[Metric, ...] = (
         unit="J",
         formula="energy from the first arrival to the last end / problems",
         get=lambda run: run.energy_j.per_problem,
+        column="energy_j",
     ),
 )

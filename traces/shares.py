@@ -38,21 +38,27 @@ def busy_seconds(steps: pl.DataFrame) -> Floats:
 
 
 def share_steps(steps: pl.DataFrame, samples: pl.DataFrame) -> Shares:
-    """Share one engine's steps among its samples, in the samples' order.
-
-    Steps in which no sample of the recording ran (a warm-up, another client) are spread over all
-    in proportion. A sample in flight counts up to the last step.
-    """
+    """Share one engine's busy time among its samples, in the samples' order."""
     steps = steps.sort("step")
     busy = busy_seconds(steps)
+    return Shares(share(busy, steps, samples), float(busy.sum()))
+
+
+def share(amounts: Floats, steps: pl.DataFrame, samples: pl.DataFrame) -> Floats:
+    """Share an amount of each step (seconds, joules; `steps` in order) among samples by tokens.
+
+    Returns one number per sample, nan where its steps are not known. The amounts of steps in which
+    no sample of the recording ran (a warm-up, another client) are spread over all in proportion,
+    so that the shares sum to the amounts. A sample in flight counts up to the last step.
+    """
     numbers = steps["step"].to_numpy()
     unknown = np.full(samples.height, np.nan)
     if not steps.height or not samples.height:
-        return Shares(unknown, float(busy.sum()))
+        return unknown
     first, last = _step_range(numbers, steps["end"], samples)
     known = first >= 0
     if not known.any():
-        return Shares(unknown, float(busy.sum()))
+        return unknown
     first, last = first[known], np.maximum(last[known], first[known])
     prompt = _uncached(samples)[known]
     decoded = np.maximum(_floats(samples, "output_tokens")[known], 1.0) - 1.0
@@ -62,14 +68,16 @@ def share_steps(steps: pl.DataFrame, samples: pl.DataFrame) -> Shares:
     opening = np.maximum(prompt, 1.0) + np.where(span == 0, decoded, 0.0)
     pace = np.where(span > 0, np.maximum(decoded, span) / np.maximum(span, 1), 0.0)
     tokens = _tokens_by_step(first, last, opening, pace, steps.height)
-    rate = np.divide(busy, tokens, out=np.zeros_like(busy), where=tokens > 0)
+    rate = np.divide(amounts, tokens, out=np.zeros_like(amounts), where=tokens > 0)
     total = np.cumsum(rate)
-    seconds = opening * rate[first] + pace * (total[last] - total[first])
-    attributed = seconds.sum()
+    shares = opening * rate[first] + pace * (total[last] - total[first])
+    attributed, whole = shares.sum(), amounts.sum()
+    if attributed <= 0 < whole:  # it all went where none of them ran
+        return unknown
     if attributed > 0:
-        seconds = seconds * (busy.sum() / attributed)
-    unknown[known] = seconds
-    return Shares(unknown, float(busy.sum()))
+        shares = shares * (whole / attributed)
+    unknown[known] = shares
+    return unknown
 
 
 def _tokens_by_step(
