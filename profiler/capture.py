@@ -10,17 +10,20 @@ from __future__ import annotations
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 from opentelemetry.trace import Span, Status, StatusCode, set_span_in_context
 
 from profiler import policies
 from profiler.engines.protocol import Engine, SampleRequest, SampleResult
+from profiler.power import watch_power
 from profiler.provenance import provenance
 from profiler.telemetry import Telemetry
+from profiler.what_if import NgramWhatIf
 from profiler.workload import Problem, Workload, is_correct
 from traces import attributes as names
 from traces.errors import UsageError
@@ -81,18 +84,24 @@ def record(
         text_recorded=keep_text,
         price_usd_per_device_hour=price_usd_per_device_hour,
     )
-    with RecordingWriter(folder, manifest) as writer:
+    with RecordingWriter(folder, manifest) as writer, watch_power(engine.config, writer):
         recorder = RecordingSpanProcessor(writer.append)
         resource = {"tts.model": engine.config.model}
         telemetry = Telemetry(recorder, resource=resource, otlp=otlp)
+        what_if = NgramWhatIf(engine.config, policy.key())
+        writer.add_source("drafts", what_if.drain)
         try:
             _watch_steps(engine, writer, telemetry)
-            _Run(workload, policy, engine, telemetry, recorder, keep_text).go(
+            _watch_kernels(engine, writer)
+            _Run(workload, policy, engine, telemetry, recorder, what_if, keep_text).go(
                 concurrency, progress or (lambda done, total: None)
             )
         finally:
             telemetry.close()
+            what_if.finish()
             _note_probe(engine, writer)
+            _note_kernels(engine, writer)
+            _note_engine(engine, writer)
         return writer.path
 
 
@@ -103,10 +112,10 @@ def _watch_steps(engine: Engine, writer: RecordingWriter, telemetry: Telemetry) 
         return
     probe.reset(engine.config.key())
 
-    def drain() -> Sequence[dict[str, Any]]:
-        rows: Sequence[dict[str, Any]] = probe.drain()
-        telemetry.observe_steps(rows)
-        return rows
+    def drain() -> pl.DataFrame:
+        steps: pl.DataFrame = probe.drain()
+        telemetry.observe_steps(steps)
+        return steps
 
     writer.add_source("steps", drain)
 
@@ -122,6 +131,32 @@ def _note_probe(engine: Engine, writer: RecordingWriter) -> None:
         writer.append("events", {"time": time.time_ns(), "kind": "drop", "detail": probe.failure})
 
 
+def _note_engine(engine: Engine, writer: RecordingWriter) -> None:
+    """Keep what a reader must know of the engine, such as a fault of it that was mended."""
+    for note in getattr(engine, "notes", ()):
+        row = {"time": time.time_ns(), "engine": engine.config.key(), "kind": "note"}
+        writer.append("events", row | {"detail": note})
+
+
+def _watch_kernels(engine: Engine, writer: RecordingWriter) -> None:
+    """Have profiler windows, if the engine was started for them, read into the recording."""
+    windows = getattr(engine, "windows", None)
+    if windows is not None:
+        windows.reset()
+        writer.add_source("kernels", windows.drain)
+        writer.add_source("events", windows.events)
+
+
+def _note_kernels(engine: Engine, writer: RecordingWriter) -> None:
+    windows = getattr(engine, "windows", None)
+    if windows is None:
+        return
+    windows.finish()
+    writer.update(kernel_windows_cost=windows.cost_share)
+    if windows.failure:
+        writer.append("events", {"time": time.time_ns(), "kind": "drop", "detail": windows.failure})
+
+
 class _Run:
     """The loop of one run."""
 
@@ -132,10 +167,12 @@ class _Run:
         engine: Engine,
         telemetry: Telemetry,
         recorder: RecordingSpanProcessor,
+        what_if: NgramWhatIf,
         keep_text: bool,
     ) -> None:
         self.workload, self.policy, self.engine = workload, policy, engine
         self.tracer, self.recorder, self.keep_text = telemetry.tracer, recorder, keep_text
+        self.what_if = what_if
         self.run_id = uuid.uuid4().hex[:8]
         self.keys = {
             names.ENGINE_KEY: engine.config.key(),
@@ -275,6 +312,7 @@ class _Run:
         if self.keep_text and result.token_ids is not None:
             private["token_ids"] = list(result.token_ids)
         self.recorder.attach(span, **private)
+        self.what_if.add(flight.problem.problem_id, index, result)
         span.end(result.end)
         return answer
 

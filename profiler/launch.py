@@ -75,12 +75,17 @@ def shown_path(name: str) -> str:
     return str(path)
 
 
-def start_engine(options: EngineOptions, *, thinking_budget: bool) -> Engine:
+def start_engine(
+    options: EngineOptions, *, thinking_budget: bool, kernels: str | None = None
+) -> Engine:
     """Start vLLM in this process, or connect to the server that `options.endpoint` names.
 
-    Raises EngineError or MissingDependencyError in one line when it cannot.
+    `kernels` is M/N: profile M steps every N. Raises UsageError where that cannot be, EngineError
+    or MissingDependencyError in one line when the engine cannot be had.
     """
     if options.endpoint is not None:
+        if kernels is not None:
+            raise UsageError("--kernels needs the engine in this process; leave out --endpoint")
         from profiler.engines.server import ServerEngine
 
         return ServerEngine(
@@ -97,6 +102,7 @@ def start_engine(options: EngineOptions, *, thinking_budget: bool) -> Engine:
             },
         )
     from profiler.engines.in_process import InProcessEngine
+    from profiler.kernels import WindowPlan
 
     model = options.model or ""
     draft = options.speculative.model if options.speculative is not None else None
@@ -114,6 +120,7 @@ def start_engine(options: EngineOptions, *, thinking_budget: bool) -> Engine:
         speculative=options.speculative,
         draft_path=draft and model_path(draft),
         thinking_budget=thinking_budget,
+        kernels=None if kernels is None else WindowPlan.parse(kernels),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 
 import polars as pl
@@ -28,6 +29,29 @@ class Collective(Record):
     bytes: float | None
     s: float
     exposed_s: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceTime(Record):
+    """Device-seconds inside the profiled windows, summed over ranks: with work, and without."""
+
+    busy_s: float
+    idle_s: float
+    idle_share: float
+
+
+def device_time(events: pl.DataFrame, engine: str) -> DeviceTime | None:
+    """Return how busy the devices were in the windows of `events`; None without windows.
+
+    A window's row has its device-nanoseconds in `detail` as `busy_ns` and `idle_ns`.
+    """
+    windows = events.filter(pl.col("kind").eq("window") & pl.col("engine").eq(engine))
+    details = [json.loads(text) for text in windows["detail"].drop_nulls()]
+    busy = sum(detail.get("busy_ns") or 0 for detail in details) / 1e9
+    idle = sum(detail.get("idle_ns") or 0 for detail in details) / 1e9
+    if busy + idle <= 0:
+        return None
+    return DeviceTime(busy_s=busy, idle_s=idle, idle_share=idle / (busy + idle))
 
 
 def _ranks(kernels: pl.DataFrame) -> int:

@@ -39,7 +39,8 @@ class Manifest:
 
     `engines`, `policies` and `models` map a key to what it stands for (the key of a model is
     its name, as in `EngineConfig.model`). `probe_cost_us` is the median time that the step probe
-    took per step, `dropped` counts rows per table that did not fit the writer's buffer.
+    took per step, `kernel_windows_cost` the share of the run's time that profiler windows took,
+    `dropped` counts rows per table that did not fit the writer's buffer.
     `complete` is False until the run has ended by itself.
     """
 
@@ -56,6 +57,7 @@ class Manifest:
     text_recorded: bool = False
     price_usd_per_device_hour: float | None = None
     probe_cost_us: float | None = None
+    kernel_windows_cost: float | None = None
     dropped: dict[str, int] = field(default_factory=dict)
     complete: bool = False
 

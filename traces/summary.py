@@ -15,8 +15,15 @@ import numpy as np
 import polars as pl
 
 from traces.acceptance import Acceptance, acceptance
-from traces.energy import Energy, measured_energy
-from traces.kernel_time import Collective, FamilyTime, collectives, time_by_family
+from traces.energy import Energy, attribute_energy
+from traces.kernel_time import (
+    Collective,
+    DeviceTime,
+    FamilyTime,
+    collectives,
+    device_time,
+    time_by_family,
+)
 from traces.manifest import WorkloadFacts
 from traces.outcomes import engine_steps, problem_rows, run_keys, samples_with_shares
 from traces.recording import Recording
@@ -24,6 +31,7 @@ from traces.schema import EngineConfig, Estimate, Policy, Record
 from traces.shares import busy_seconds
 from traces.statistics import mean, proportion, ratio, spread
 from traces.votes import WHOLE, PolicyOutcome, policies_within
+from traces.what_if import NgramWhatIf, ngram_what_if
 
 Spread = Mapping[str, Estimate | None]
 NOTHING: Spread = {"mean": None, "p50": None, "p95": None}
@@ -63,7 +71,9 @@ class Run:
     )
     time_by_family: tuple[FamilyTime, ...] | None = None
     collectives: tuple[Collective, ...] | None = None
+    device_time: DeviceTime | None = None
     acceptance: Acceptance | None = None
+    ngram_what_if: tuple[NgramWhatIf, ...] | None = None
     energy_j: Energy = field(default_factory=Energy)
     policies: tuple[PolicyOutcome, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict, compare=False)
@@ -112,7 +122,7 @@ def _run(
     recording: Recording, engine_key: str, policy_key: str, price: float | None, runs: int
 ) -> Run:
     manifest = recording.manifest
-    engine, policy = manifest.engines[engine_key], manifest.policies[policy_key]
+    engine, policy = manifest.engines[engine_key], manifest.policies.get(policy_key)
     steps = engine_steps(recording, engine_key)
     samples = samples_with_shares(recording, engine_key, policy_key)
     rows = problem_rows(recording, engine_key, policy_key, samples)
@@ -126,6 +136,9 @@ def _run(
     latency, tokens = _numbers(decided, "latency_s"), _numbers(decided, "tokens")
     tpot = _sample_times(decided, samples)
     window = _window(rows, samples)
+    energy, samples, rows = attribute_energy(
+        recording, engine_key, window, alone=runs == 1, steps=steps, samples=samples, rows=rows
+    )
     in_flight = states.get("in_flight", 0)
     made = None if in_flight else _sum_or_none(samples["output_tokens"])
     families, calls = (None, None) if runs > 1 else _kernels(recording, engine_key)
@@ -151,23 +164,15 @@ def _run(
         step_time=step_times(steps),
         time_by_family=families,
         collectives=calls,
+        device_time=None if runs > 1 else device_time(recording.frame("events"), engine_key),
         acceptance=acceptance(engine, steps, samples),
-        energy_j=(
-            Energy()
-            if runs > 1 or window is None
-            else measured_energy(
-                recording.frame("power"),
-                window,
-                tokens=made,
-                problems=None if in_flight else decided.height,
-                correct=None if in_flight else _sum_or_none(decided["correct"]),
-            )
-        ),
+        ngram_what_if=ngram_what_if(_drafts(recording, engine_key, policy_key)),
+        energy_j=energy,
         policies=(
             policies_within(
                 samples.filter(pl.col("role").fill_null("sample") == "sample"), policy.n
             )
-            if policy.method in WHOLE and policy.n > 1
+            if policy is not None and policy.method in WHOLE and policy.n > 1
             else ()
         ),
         seconds=seconds_by_kind(steps),
@@ -175,7 +180,7 @@ def _run(
         rows=rows,
         sample_rows=samples,
         step_rows=steps,
-        notes=tuple(_notes(recording, rows)),
+        notes=tuple(_notes(recording, engine_key, rows)),
     )
 
 
@@ -290,8 +295,15 @@ def _kernels(
     return time_by_family(kernels), collectives(kernels)
 
 
-def _notes(recording: Recording, rows: pl.DataFrame) -> list[str]:
-    manifest, notes = recording.manifest, []
+def _drafts(recording: Recording, engine: str, policy: str) -> pl.DataFrame:
+    own = (pl.col("engine") == engine) & (pl.col("policy") == policy)
+    return recording.frame("drafts").filter(own)
+
+
+def _notes(recording: Recording, engine: str, rows: pl.DataFrame) -> list[str]:
+    manifest = recording.manifest
+    told = recording.frame("events").filter(kind="note", engine=engine)["detail"]
+    notes = [str(note) for note in told.drop_nulls().unique(maintain_order=True)]
     for table, count in sorted(manifest.dropped.items()):
         if count:
             notes.append(f"rows of {table} dropped while recording: {count:,}")

@@ -88,6 +88,22 @@ ANSWERS: Columns = {  # forced at a budget
     "logprob_mean": FLOAT,
 }
 
+DRAFTS: Columns = {  # what prompt lookup would have done for a phase of a sample (traces/ngram.py)
+    "problem_id": TEXT,
+    "sample_index": INT,
+    "engine": TEXT,
+    "policy": TEXT,
+    "method": TEXT,
+    "num_speculative_tokens": INT,
+    "prompt_lookup_min": INT,
+    "prompt_lookup_max": INT,
+    "phase": TEXT,  # thinking, answer; null where the end of thinking is not known
+    "steps": INT,  # decode steps
+    "tokens": INT,  # emitted in them
+    "drafted": INTS,  # per position; the first is the number of steps that drafted
+    "accepted": INTS,
+}
+
 STEPS: Columns = {
     "engine": TEXT,
     "step": INT,
@@ -169,7 +185,8 @@ SCRAPES: Columns = {
 EVENTS: Columns = {
     "time": INT,
     "engine": TEXT,
-    "kind": TEXT,  # start, restart, counter_reset, gap, drop, preempted, window, reconnect, killed
+    # start, restart, counter_reset, gap, drop, preempted, window, reconnect, killed, note
+    "kind": TEXT,
     "detail": TEXT,
 }
 
@@ -177,6 +194,7 @@ TABLES: dict[str, Columns] = {
     "problems": PROBLEMS,
     "samples": SAMPLES,
     "answers": ANSWERS,
+    "drafts": DRAFTS,
     "steps": STEPS,
     "kernels": KERNELS,
     "power": POWER,

@@ -89,6 +89,10 @@ def record(
     record_text: Annotated[
         bool, typer.Option(help="Keep answers and token ids of your own workload.")
     ] = False,
+    kernels: Annotated[
+        str | None,
+        typer.Option(metavar="M/N", help="Profile the kernels of M steps every N."),
+    ] = None,
     api_key_env: Annotated[
         str | None, typer.Option(help="Environment variable that holds the server's key.")
     ] = None,
@@ -131,6 +135,7 @@ def record(
         workload=(workload, problems, seed, not raw_prompts),
         concurrency=concurrency,
         record_text=record_text,
+        kernels=kernels,
         otlp=otlp,
         price=price,
         output=output,
@@ -163,6 +168,35 @@ def show(
     from tui.read_verbs import run_show
 
     run_show(recording, other, price=price, as_json=as_json)
+
+
+@app.command("import")
+def import_(
+    traces: Annotated[
+        list[Path], typer.Argument(help="PyTorch profiler traces, .json or .json.gz, one per rank.")
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The recording's folder.")],
+    limit: Annotated[
+        float, typer.Option(help="GB of JSON per file, inflated, before it is refused.")
+    ] = 16.0,
+    as_json: Json = False,
+) -> None:
+    """Make a recording of PyTorch profiler traces, one file per rank."""
+    from tui.import_verb import run_import
+
+    run_import(traces, output, limit_gb=limit, as_json=as_json)
+
+
+@app.command()
+def export(
+    recording: Annotated[Path, typer.Argument(help="A recording.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="trace.json or trace.json.gz.")],
+    as_json: Json = False,
+) -> None:
+    """Write a recording as a trace that Perfetto and chrome://tracing open."""
+    from tui.import_verb import run_export
+
+    run_export(recording, output, as_json=as_json)
 
 
 @app.command()

@@ -83,6 +83,7 @@ def run_record(
     workload: tuple[str, int | None, int, bool],
     concurrency: int,
     record_text: bool,
+    kernels: str | None,
     otlp: str | None,
     price: float | None,
     output: Path | None,
@@ -110,6 +111,7 @@ def run_record(
         engine = start_engine(
             options,
             thinking_budget=policy.thinking_token_budget is not None,
+            kernels=kernels,
         )
         if options.endpoint is not None and options.tensor_parallel_size is None:
             stderr.print(
@@ -117,6 +119,8 @@ def run_record(
                 "(say it with --tensor-parallel-size)",
                 highlight=False,
             )
+        for note in getattr(engine, "notes", ()):
+            stderr.print(note, highlight=False)
         bar.update(task, description=f"{engine.config.model} {policy.label()}")
         try:
             record(

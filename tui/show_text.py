@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 
 from traces.comparison import Difference
+from traces.energy import NOT_RECORDED
 from traces.metrics import METRICS
 from traces.schema import EngineConfig, Policy
 from traces.series import series
 from traces.summary import Run
 from tui.formats import (
+    ABSENT,
     OUTSIDE,
     align,
     clock,
@@ -25,6 +27,8 @@ from tui.formats import (
     whole,
     wrap,
 )
+from tui.kernel_text import kernel_lines
+from tui.speculation_text import acceptance_lines, what_if_lines
 
 INDENT = 10
 _ROWS = (
@@ -58,6 +62,8 @@ def show_lines(
     """Return what happened in one run, or in several side by side with what differs."""
     if len(runs) == 1:
         return _one_run(runs[0], width)
+    if all(run.policy is None for run in runs):  # imported traces pose no problems to compare
+        return [line for run in runs for line in (*_one_run(run, width), "")][:-1]
     lines: list[str] = []
     for index, run in enumerate(runs, 1):
         lines += wrap(f"{index}", run.recording, width=width, indent=3)
@@ -98,6 +104,9 @@ def policy_text(policy: Policy | None) -> str:
 
 
 def _head(run: Run, width: int) -> list[str]:
+    if run.policy is None:
+        device = f"{run.engine.num_devices} x {run.engine.gpu}" if run.engine.gpu else ABSENT
+        return wrap("device", device, width=width, indent=INDENT) + warnings(run, width)
     lines = wrap("engine", engine_text(run.engine), width=width, indent=INDENT)
     lines += wrap("policy", policy_text(run.policy), width=width, indent=INDENT)
     decided = f"{run.problems:,} decided"
@@ -123,9 +132,13 @@ def warnings(run: Run, width: int = 80) -> list[str]:
 
 
 def _one_run(run: Run, width: int) -> list[str]:
-    lines = [run.recording[:width], *_head(run, width), ""]
-    lines += _metrics(run)
-    for part in (_charts(run, width), _time(run, width), _acceptance(run), _families(run)):
+    lines = [run.recording[:width], *_head(run, width)]
+    if run.policy is None:  # an imported trace: nothing is known of problems
+        return [*lines, "", *(kernel_lines(run) or ["no kernels"])]
+    lines += ["", *_metrics(run)]
+    parts = (_charts(run, width), _time(run, width), _energy(run, width))
+    drafts = (acceptance_lines(run.acceptance), what_if_lines(run.ngram_what_if))
+    for part in (*parts, *drafts, kernel_lines(run)):
         lines += ["", *part] if part else []
     table = policy_lines(run)
     lines += ["", *table] if table else []
@@ -185,27 +198,22 @@ def _time(run: Run, width: int) -> list[str]:
     return lines
 
 
-def _acceptance(run: Run) -> list[str]:
-    found = run.acceptance
-    if found is None:
-        return []
-    lines = [f"{found.method}: length {whole(found.length)} tokens, kept by position"]
-    rows = [
-        (f"  {place}", whole(share), "#" * round(20 * share.value))
-        for place, share in enumerate(found.accepted_per_position, 1)
-        if share is not None
-    ]
-    return lines + align(rows)
-
-
-def _families(run: Run) -> list[str]:
-    if not run.time_by_family:
-        return []
-    rows = [
-        (f"  {each.family}", number(each.s, "s"), percent(each.share), "#" * round(30 * each.share))
-        for each in run.time_by_family
-    ]
-    return ["kernel time in the profiled steps", *align(rows, right=(1, 2))]
+def _energy(run: Run, width: int) -> list[str]:
+    found = run.energy_j
+    if found.total is None:
+        reason = found.reason if found.reason and found.reason != NOT_RECORDED else None
+        return wrap("energy", f"- {reason}", width=width, indent=INDENT) if reason else []
+    source = {"nvml": "GPUs", "rapl": "processor packages"}.get(found.kind or "", "devices")
+    share = None if found.idle_share is None else found.idle_share.value
+    text = (
+        f"{value_of(found.total)} of the {source}, by {found.method}: idle {percent(share)}, "
+        f"mean {value_of(found.mean_w)}, highest {value_of(found.max_w)}"
+    )
+    lines = wrap("energy", text, width=width, indent=INDENT)
+    if found.per_token is not None:
+        per = f"per token {whole(found.per_token)}, per right answer {whole(found.per_correct)}"
+        lines += wrap("", per, width=width, indent=INDENT)
+    return lines
 
 
 def policy_lines(run: Run) -> list[str]:

@@ -9,15 +9,21 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import os
+import tempfile
 import time
 import warnings
 from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
+from pathlib import Path
 from typing import Any
 
+from profiler.engines.cpu_sampler import mend_cpu_sampler
+from profiler.engines.draft_steps import Steps, accounts_for, draft_steps
+from profiler.engines.draft_timer import install_draft_timer
 from profiler.engines.protocol import SampleRequest, SampleResult
 from profiler.engines.vllm_facts import engine_config, model_facts
+from profiler.kernels import KernelWindows, WindowPlan
 from profiler.steps import StepProbe, unix_offset_ns
 from traces.errors import EngineError, MissingDependencyError, UsageError
 from traces.schema import ModelFacts, Speculative
@@ -41,9 +47,12 @@ def prepare_environment(tensor_parallel_size: int = 1) -> None:
         "VLLM_LOGGING_LEVEL": "ERROR",
         "TOKENIZERS_PARALLELISM": "false",
         "TORCH_CPP_LOG_LEVEL": "ERROR",
+        "KINETO_LOG_LEVEL": "99",
     }
     if on_cpu():
         wanted |= {"VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "1"}
+        # numba, which prompt lookup runs on, sets OpenMP's threads too: one step took 110 ms, not 7
+        wanted["NUMBA_NUM_THREADS"] = "1"
         if tensor_parallel_size > 1:
             binding = "|".join(map(str, range(tensor_parallel_size)))
             wanted["VLLM_CPU_OMP_THREADS_BIND"] = binding
@@ -55,7 +64,8 @@ class InProcessEngine:
     """A vLLM engine in this process (see `Engine`), with a step probe in its scheduler.
 
     `path` is a Hugging Face folder or hub name, `name` what recordings call it, and `draft_path`
-    where the draft model named in `speculative` lies. Options of None are left to vLLM.
+    where the draft model named in `speculative` lies; `kernels` asks for windows of the torch
+    profiler. Options of None are left to vLLM.
     Raises MissingDependencyError without vLLM, EngineError when it cannot start.
     """
 
@@ -75,6 +85,7 @@ class InProcessEngine:
         speculative: Speculative | None = None,
         draft_path: str | None = None,
         thinking_budget: bool = False,
+        kernels: WindowPlan | None = None,
     ) -> None:
         prepare_environment(tensor_parallel_size)
         arguments: dict[str, Any] = {
@@ -92,6 +103,9 @@ class InProcessEngine:
         }
         if speculative is not None:
             arguments["per_request_spec_decode_metrics"] = "detailed"
+        folder = Path(tempfile.mkdtemp(prefix="ttscope-kernels-")) if kernels else None
+        if folder is not None:
+            arguments["profiler_config"] = KernelWindows.profiler_config(folder)
         self._thinking_budget = thinking_budget
         self._vllm = _import_vllm()
         self._engine = self._start(arguments)
@@ -105,7 +119,14 @@ class InProcessEngine:
         self._live: dict[str, str] = {}  # request id -> vLLM's internal id
         self._submitted: dict[str, int] = {}
         self._closed = False
+        mended = mend_cpu_sampler() if speculative is not None and on_cpu() else None
+        self.notes = () if mended is None else (mended,)  # what a reader of results must know
         self.probe = StepProbe(self._scheduler(), self.config.key(), self._offset)
+        self.probe.draft_timer = install_draft_timer(self._engine)
+        self.windows: KernelWindows | None = None
+        if kernels is not None and folder is not None:
+            self.windows = KernelWindows(self._engine, self.probe, kernels, folder)
+            self.windows.warm_up()
         self._warm_up()
         self.probe.install()
 
@@ -150,34 +171,34 @@ class InProcessEngine:
     def _warm_up(self) -> None:
         """Run a few tokens, so that the first problem does not pay for lazy initialisation."""
         for index in range(8):
-            self.submit(
-                SampleRequest(
-                    request_id=f"warm-up-{index}",
-                    prompt="0" * (index + 1),
-                    chat=False,
-                    temperature=1.0,
-                    top_p=1.0,
-                    max_tokens=8,
-                )
+            request = SampleRequest(
+                request_id=f"warm-up-{index}",
+                prompt="",
+                chat=False,
+                temperature=1.0,
+                top_p=1.0,
+                max_tokens=8,
             )
+            self._queue(request, [0] * (index + 1))
         while self._live:
             self.poll()
 
     def submit(self, request: SampleRequest) -> None:
         """Queue a sample (see `Engine`). Raises EngineError when vLLM refuses the request."""
+        self._queue(request, self._encode(request))
+
+    def _queue(self, request: SampleRequest, prompt: list[int]) -> None:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
         budget = request.thinking_token_budget
         if budget is not None and not self._thinking_budget:
             raise UsageError("the engine was started without a reasoning config for budgets")
-        prompt = {"prompt_token_ids": self._encode(request)}
-        room = self.config.max_model_len or 0
-        longest = room - len(prompt["prompt_token_ids"])
+        longest = (self.config.max_model_len or 0) - len(prompt)
         try:
             self._live[request.request_id] = self._engine.add_request(
                 request.request_id,
-                prompt,
+                {"prompt_token_ids": prompt},
                 SamplingParams(
                     n=1,
                     temperature=request.temperature,
@@ -214,6 +235,14 @@ class InProcessEngine:
                 continue
             state = self._engine.output_processor.request_states.get(internal)
             tokens = tuple(state.detokenizer.output_token_ids) if state is not None else ()
+            prompt = None if state is None else state.prompt_token_ids
+            request = self._scheduler().requests.get(internal)
+            drafts = self._drafts(
+                getattr(request, "spec_decode_metrics", None),
+                prompt or (),
+                tokens,
+                getattr(request, "num_cached_tokens", None),
+            )
             self._engine.abort_request([internal], internal=True)
             now = time.monotonic_ns() + self._offset
             results.append(
@@ -224,7 +253,8 @@ class InProcessEngine:
                     end=now,
                     prompt_tokens=None if state is None else state.prompt_len,
                     output_tokens=len(tokens),
-                    **self._times(internal, state and state.stats, tokens, None),
+                    **self._times(internal, state and state.stats, tokens, drafts),
+                    prompt_token_ids=None if prompt is None else tuple(prompt),
                     token_ids=tokens,
                 )
             )
@@ -238,40 +268,62 @@ class InProcessEngine:
             outputs = self._engine.step()
         except Exception as error:
             raise EngineError(f"vLLM failed in a step: {_first_line(error)}") from error
-        return [self._result(output) for output in outputs if output.finished]
+        results = [self._result(output) for output in outputs if output.finished]
+        if self.windows is not None:
+            self.windows.between_steps()
+        return results
 
     def _result(self, output: Any) -> SampleResult:
         internal = self._live.pop(output.request_id)
         completion = output.outputs[0]
         tokens = tuple(completion.token_ids)
-        drafts = getattr(completion, "spec_decode_metrics", None)
+        prompt, cached = tuple(output.prompt_token_ids), output.num_cached_tokens
+        metrics = getattr(completion, "spec_decode_metrics", None)
+        drafts = self._drafts(metrics, prompt, tokens, cached)
         return SampleResult(
             request_id=output.request_id,
             text=self._tokenizer.decode(tokens, skip_special_tokens=True),
             finish_reason=completion.finish_reason,
             end=self._last_end(),
-            prompt_tokens=len(output.prompt_token_ids),
-            cached_tokens=output.num_cached_tokens,
+            prompt_tokens=len(prompt),
+            cached_tokens=cached,
             output_tokens=len(tokens),
             **self._times(internal, output.metrics, tokens, drafts),
-            drafted_per_step=drafts and tuple(drafts.per_step_drafted),
-            accepted_per_step=drafts and tuple(drafts.per_step_accepted),
+            prompt_token_ids=prompt,
             token_ids=tokens,
         )
 
+    def _drafts(
+        self, metrics: Any, prompt: Sequence[int], tokens: Sequence[int], cached: int | None
+    ) -> Steps | None:
+        """Return tokens drafted and accepted per decode step, None when vLLM does not tell."""
+        if metrics is None or self.config.speculative is None:
+            return None
+        return draft_steps(
+            metrics.per_step_drafted,
+            metrics.per_step_accepted,
+            speculative=self.config.speculative,
+            prompt=prompt,
+            output=tokens,
+            cached_tokens=cached,
+            max_model_len=self.config.max_model_len,
+        )
+
     def _last_end(self) -> int:
-        return self.probe.ends[-1] if self.probe.ends else time.monotonic_ns() + self._offset
+        return self.probe.end_of(self.probe.step - 1) or time.monotonic_ns() + self._offset
 
     def _times(
-        self, internal: str, stats: Any, tokens: Sequence[int], drafts: Any
+        self, internal: str, stats: Any, tokens: Sequence[int], drafts: Steps | None
     ) -> dict[str, Any]:
-        """When each phase of a sample began and ended, and in which steps."""
+        """When each phase of a sample began and ended, in which steps, with which drafts."""
         first_step = self.probe.first_step.pop(internal, None)
         think = _index(tokens, self._think_end_id)
         times: dict[str, Any] = {
             "first_step": first_step,
             "last_step": None if first_step is None else self.probe.step - 1,
             "think_tokens": think,
+            "drafted_per_step": drafts and drafts[0],
+            "accepted_per_step": drafts and drafts[1],
         }
         if stats is None:
             return times
@@ -281,32 +333,34 @@ class InProcessEngine:
             ("scheduled", stats.scheduled_ts),
         ):
             times[name] = int(seconds * 1e9) + self._offset if seconds else None
-        ends = self.probe.ends
-        if stats.first_token_ts and ends:
-            first = int(stats.first_token_ts * 1e9) + self._offset
-            step = bisect_right(ends, first)  # vLLM stamps a token just before the step's end
-            step = min(step, len(ends) - 1)
-            times["first_token"] = ends[step]
-            later = _steps_after_first(think, drafts)
-            if later is not None and not stats.num_preemptions and step + later < len(ends):
-                times["think_end"] = ends[step + later]
+        if stats.first_token_ts and self.probe.step:
+            # vLLM stamps a token just before the end of its step.
+            step = self.probe.step_at(int(stats.first_token_ts * 1e9) + self._offset)
+            times["first_token"] = self.probe.end_of(step)
+            later = _steps_after_first(think, drafts and drafts[1], len(tokens))
+            if later is not None and not stats.num_preemptions:
+                times["think_end"] = self.probe.end_of(step + later)
         return times
 
     def close(self) -> None:
         """Free the engine (see `Engine`)."""
         if not self._closed:
             self._closed = True
+            if self.windows is not None:
+                self.windows.close()
             with contextlib.suppress(Exception):
                 self._engine.engine_core.shutdown()
 
 
-def _steps_after_first(token: int | None, drafts: Any) -> int | None:
+def _steps_after_first(
+    token: int | None, accepted: Sequence[int] | None, tokens: int
+) -> int | None:
     """How many steps after the first token's the token of this index came out."""
-    if token is None:
-        return None
-    if drafts is None or not drafts.per_step_accepted:
+    if token is None or accepted is None:
         return token
-    produced = list(accumulate(1 + accepted for accepted in drafts.per_step_accepted))
+    if not accounts_for(accepted, tokens):
+        return None
+    produced = list(accumulate(1 + count for count in accepted))
     return 0 if token == 0 else bisect_right(produced, token - 1) + 1
 
 

@@ -27,9 +27,11 @@ class SampleRequest:
 class SampleResult:
     """A sample that ended: what came back and when; what was not seen is None.
 
-    `token_ids` never leave the process unless text is recorded. `first_step` and `last_step` are
-    the engine's step numbers. A sample that failed has `error`, one that was cancelled has
-    finish_reason "abort" and the tokens it had by then.
+    Token ids never leave the process unless text is recorded, those of prompts never. The drafts
+    have one entry per decode step where it is known which steps drafted nothing
+    (engines/draft_steps.py). `first_step` and `last_step` are the engine's step numbers. A sample
+    that failed has `error`, one that was cancelled has finish_reason "abort" and the tokens it had
+    by then.
     """
 
     request_id: str
@@ -50,6 +52,7 @@ class SampleResult:
     logprob_mean: float | None = None
     drafted_per_step: tuple[int, ...] | None = None
     accepted_per_step: tuple[int, ...] | None = None
+    prompt_token_ids: tuple[int, ...] | None = None
     token_ids: tuple[int, ...] | None = None
     error: str | None = None
 

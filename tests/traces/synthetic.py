@@ -157,11 +157,13 @@ def write_recording(
     writer = RecordingWriter(folder, facts, period_s=0.01)
     for table, table_rows in rows.items():
         for index, row in enumerate(table_rows):
-            extra = names if table in ("problems", "samples") else {"engine": engine.key()}
+            extra = (
+                names if table in ("problems", "samples", "drafts") else {"engine": engine.key()}
+            )
             if table in ("power", "events"):
                 extra = {}
             if table == "problems":
-                extra |= {"span_id": f"s{index}"}
+                extra = extra | {"span_id": f"s{index}"}
             writer.append(table, {**extra, **row})
     writer.close(complete=complete)
     return Recording.open(folder)

@@ -26,7 +26,7 @@ CONTRACT = [
     *("accuracy", "latency_s", "ttft_s", "tpot_s", "tokens_per_problem", "flops_per_problem"),
     *("throughput_tokens_per_s", "device_s_per_problem", "cost_per_token_device_s"),
     *("cost_usd_per_problem", "steps", "step_time", "time_by_family", "collectives"),
-    *("acceptance", "energy_j", "policies"),
+    *("acceptance", "ngram_what_if", "energy_j", "policies"),
 ]
 
 
@@ -50,8 +50,11 @@ def test_the_document_is_the_contract(run):
     assert set(document["policies"][0]) == {
         *("method", "n", "budget_tokens", "accuracy", "tokens_per_problem", "bound")
     }
-    assert document["energy_j"] == dict.fromkeys(
-        ("total", "per_token", "per_problem", "per_correct")
+    energy = document["energy_j"]
+    assert energy.pop("reason") == "no power was recorded"
+    assert energy == dict.fromkeys(
+        ("total", "per_token", "per_problem", "per_correct", "idle", "idle_share")
+        + ("mean_w", "max_w", "kind", "method")
     )
     for name in ("cost_usd_per_problem", "time_by_family", "collectives", "acceptance"):
         assert document[name] is None, name
@@ -237,6 +240,7 @@ def test_energy_that_misses_the_end_is_not_known(rows, tmp_path):
     ]
     (found,) = summarise(write_recording(tmp_path / "e", {**rows, "power": power}))
     assert found.energy_j.total is None
+    assert "before the run's end" in found.energy_j.reason
 
 
 def test_kernels_by_family_and_collectives(rows, tmp_path):

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.traces.synthetic import simulate
-from traces.shares import busy_seconds, share_steps
+from traces.shares import busy_seconds, share, share_steps
 from traces.tables import TABLES
 
 
@@ -77,3 +77,12 @@ def test_profiled_steps_cost_nothing():
     shares = share_steps(marked, samples)
     assert shares.busy_s == pytest.approx(busy_seconds(steps)[3:].sum())
     assert shares.sample_s.sum() == pytest.approx(shares.busy_s)
+
+
+def test_what_nobody_ran_for_is_nobodys():
+    steps, samples = frames(simulate(problems=1, n=1))
+    amounts = np.ones(steps.height)
+    early = samples.with_columns(last_step=pl.col("first_step"))
+    assert share(amounts, steps, early).sum() == pytest.approx(amounts.sum())
+    amounts[0] = 0.0  # the only step that it ran in
+    assert np.isnan(share(amounts, steps, early)).all()

@@ -33,6 +33,30 @@ def test_one_run_in_80_columns(recordings):
     assert energy.split() == ["energy", "per", "problem", "-"]
 
 
+def test_energy_is_shown_with_its_source(tmp_path):
+    rows = simulate(problems=6, n=2)
+    begin, end = rows["problems"][0]["arrival"], rows["steps"][-1]["end"]
+    power = [
+        {"host": "h", "device": "package-0", "kind": "rapl", "time": time, "energy_j": joules}
+        for time, joules in (
+            (begin - 10**9, 5.0),
+            ((begin + end) // 2, 100.0),
+            (end + 10**9, 200.0),
+        )
+    ]
+    (run,) = summarise(write_recording(tmp_path / "e", {**rows, "power": power}))
+    lines = show_lines([run])
+    assert max(map(len, lines)) <= 80
+    text = " ".join(" ".join(lines).split())
+    assert "of the processor packages, by counter: idle" in text
+    assert "per token" in text
+    assert "per right answer" in text
+    assert run.energy_j.per_problem.low < run.energy_j.per_problem.high
+    missing = write_recording(tmp_path / "m", {**rows, "power": power[:2]})
+    text = " ".join(" ".join(show_lines(summarise(missing))).split())
+    assert "energy - package-0: its readings end" in text
+
+
 def test_two_runs_side_by_side(recordings):
     compared = compare(*(summarise(each)[0] for each in recordings))
     lines = show_lines([run for each in recordings for run in summarise(each)], compared)

@@ -1,0 +1,369 @@
+"""The events of a trace as columns: what is kept of each kernel, launch, operator and step."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from decimal import Decimal, InvalidOperation
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from traces.collectives import Collective, read_message
+from traces.intervals import Ints
+from traces.kernels import family_of
+from traces.step_annotations import StepMark, read_mark
+from traces.trace_stream import Arguments, Event, ExactEvent
+
+# Category, lower case, to what its events are; names of old and new Kineto.
+_DEVICE = ("kernel", "gpu_memcpy", "gpu_memset", "memcpy", "memset", "concurrent_kernel")
+_LAUNCH = (
+    *("cuda_runtime", "cuda_driver", "runtime", "driver", "hip_runtime", "hip_driver"),
+    *("xpu_runtime", "xpu_driver", "privateuse1_runtime", "privateuse1_driver"),
+)
+_CPU = ("cpu_op", "operator")
+_MARKS = ("user_annotation", "gpu_user_annotation")
+_UNUSED = (  # known, and nothing is lost by leaving them
+    *("ac2g", "async_gpu", "async_cpu_to_gpu", "fwdbwd", "trace", "python_function", "overhead"),
+    *("python function", "cpu_instant_event", "external_correlation", "cuda_sync", "cuda_event"),
+    *("cuda_profiler_range", "cuda_profiler_metric", "collective_comm", "glow_runtime"),
+    *("mtia_counters", "itt", "module", "forward", "backward", "dataloader", "autograd"),
+)
+_LAUNCHES = re.compile(r"launch|mem_?(cpy|set)|memory_?copy|prefetch|enqueue", re.IGNORECASE)
+# Messages of process groups that run on the CPU are marked, not operators.
+_CPU_GROUPS = ("gloo:", "mpi:", "ucc:")
+
+_TOGETHER = 1024  # events of one kind that are taken in together
+_FURTHEST_US = 9e12  # 104 days, or with exact stamps any time of this century
+_FURTHEST_NS = 1 << 61
+_LARGE = 1 << 40
+_NONE = Arguments()
+_Any = Event | ExactEvent
+
+
+class Annotation(NamedTuple):
+    """A step annotation: on a thread of the CPU, or on a device's stream (`thread`)."""
+
+    name: str
+    mark: StepMark
+    device: int
+    thread: int
+    start: int
+    end: int
+    external: int | str | None
+
+
+class _Columns:
+    """Rows that arrive in batches, as one array per column."""
+
+    def __init__(self, **dtypes: type[np.generic]) -> None:
+        self._dtypes = dtypes
+        self._parts: dict[str, list[Any]] = {name: [] for name in dtypes}
+        self.size = 0
+
+    def add(self, **columns: Sequence[int] | Ints) -> None:
+        for name, values in columns.items():
+            self._parts[name].append(np.asarray(values, dtype=self._dtypes[name]))
+        self.size += len(next(iter(columns.values())))
+
+    def clear(self) -> None:
+        self.size = 0
+        for parts in self._parts.values():
+            parts.clear()
+
+    def take(self) -> dict[str, Ints]:
+        """Return the whole columns and forget them here."""
+        whole = {}
+        for name, parts in self._parts.items():
+            joined = np.concatenate(parts) if parts else np.empty(0, dtype=self._dtypes[name])
+            parts.clear()
+            whole[name] = joined.astype(np.int64, copy=False)
+        return whole
+
+
+class TraceEvents:
+    """Collects a trace's batches with `add`; times are nanoseconds of the trace's clock.
+
+    `seen` counts all events, `skipped` those of use that could not be used, by reason. Operators
+    of the CPU are kept, with `keep_ops`, until the first device event: a trace with devices
+    counts those.
+    """
+
+    def __init__(self, *, keep_ops: bool = True) -> None:
+        self.seen = 0
+        self._keep_ops = keep_ops
+        self.skipped: Counter[str] = Counter()
+        self.names: dict[str, int] = {}
+        self.messages: list[Collective] = []
+        self.annotations: list[Annotation] = []
+        self.device_annotations: list[Annotation] = []
+        self._message_ids: dict[Collective, int] = {}
+        self._threads: dict[Any, int] = {}
+        self._waiting: dict[str, list[_Any]] = {
+            role: [] for role in ("device", "launch", "cpu", "mark")
+        }
+        self._devices = _Columns(
+            start=np.int64,
+            time=np.int64,
+            correlation=np.int64,
+            device=np.int16,
+            stream=np.int64,
+            name=np.int32,
+            message=np.int32,
+            bytes=np.int64,
+            copy=np.int8,
+        )
+        self._launches = _Columns(start=np.int64, correlation=np.int64, thread=np.int32)
+        self._ops = _Columns(
+            start=np.int64,
+            time=np.int64,
+            thread=np.int32,
+            name=np.int32,
+            message=np.int32,
+            bytes=np.int64,
+            apart=np.int8,
+        )
+
+    @property
+    def device_events(self) -> int:
+        """How many kernels, copies and fills of devices were read."""
+        return self._devices.size
+
+    @property
+    def cpu_ops(self) -> int:
+        """How many operators of the CPU were read."""
+        return self._ops.size
+
+    def device_columns(self, group: int | None) -> dict[str, Ints]:
+        """Return the device events, once; `group` stands in for group sizes not told."""
+        self._fill_groups(group)
+        return self._devices.take()
+
+    def launch_columns(self) -> dict[str, Ints]:
+        """Return the calls that put work on a device, once."""
+        return self._launches.take()
+
+    def cpu_columns(self, group: int | None) -> dict[str, Ints]:
+        """Return the operators of the CPU, once."""
+        self._fill_groups(group)
+        return self._ops.take()
+
+    def _fill_groups(self, group: int | None) -> None:
+        self.messages = [
+            message._replace(group_size=message.group_size or group) for message in self.messages
+        ]
+
+    def add(self, events: Sequence[_Any]) -> None:
+        """Take a batch of the stream's events."""
+        self.seen += len(events)
+        by_category: defaultdict[str | None, list[_Any]] = defaultdict(list)
+        for event in events:
+            if event.ph == "X":
+                by_category[event.cat].append(event)
+        for category, some in by_category.items():
+            role = _role(category)
+            if role in self._waiting:
+                self._waiting[role] += some
+            elif role is not None:
+                self.skipped[role] += len(some)
+        first = self._waiting["device"] and not self.device_events
+        if first or any(len(some) > _TOGETHER for some in self._waiting.values()):
+            self.finish()
+
+    def finish(self) -> None:
+        """Take in what waits; call it behind the last batch."""
+        waiting, self._waiting = self._waiting, {role: [] for role in self._waiting}
+        self._add_device(waiting["device"])
+        self._add_launches(waiting["launch"])
+        self._add_marks(waiting["mark"])
+        if self._keep_ops:
+            self._add_ops(waiting["cpu"])
+
+    def _timed(self, events: list[_Any]) -> tuple[list[_Any], Ints, Ints]:
+        """Return the events whose times can be used, their starts and durations."""
+        starts, told = _starts(events)
+        times = np.asarray([event.dur for event in events], dtype=np.float64)  # None is nan
+        near = np.abs(starts) < _FURTHEST_NS
+        sound = told & near & (times >= 0) & (times < _FURTHEST_US)
+        if not sound.all():
+            for reason, bad in (
+                ("events without ts", ~told),
+                ("events without dur", told & np.isnan(times)),
+                ("events of negative duration", told & (times < 0)),
+                ("events with times out of range", told & ((times >= _FURTHEST_US) | ~near)),
+            ):
+                if bad.any():
+                    self.skipped[reason] += int(bad.sum())
+            events = [event for event, good in zip(events, sound.tolist(), strict=True) if good]
+            starts, times = starts[sound], times[sound]
+        return events, starts, np.rint(times * 1e3).astype(np.int64)
+
+    def _add_device(self, events: list[_Any]) -> None:
+        events, starts, times = self._timed(events)
+        if not events:
+            return
+        self._ops.clear()
+        self._keep_ops = False
+        arguments = [event.args or _NONE for event in events]
+        pairs = list(zip(events, arguments, strict=True))
+        names = [self._name(event.name) for event in events]
+        messages = [-1] * len(events)
+        moved = [_whole(args.bytes, -1) for args in arguments]
+        for index, event in enumerate(events):
+            if family_of(event.name) == "communication":
+                messages[index], moved[index] = self._message(event)
+        self._devices.add(
+            start=starts,
+            time=times,
+            correlation=[_whole(args.correlation, 0) for args in arguments],
+            device=[_device(args.device, event.pid) for event, args in pairs],
+            stream=[_stream(args.stream, event.tid) for event, args in pairs],
+            name=names,
+            message=messages,
+            bytes=moved,
+            copy=[event.cat not in ("kernel", "Kernel") for event in events],
+        )
+
+    def _add_launches(self, events: list[_Any]) -> None:
+        events, starts, _ = self._timed([event for event in events if _launches(event.name)])
+        if events:
+            self._launches.add(
+                start=starts,
+                correlation=[_whole((event.args or _NONE).correlation, 0) for event in events],
+                thread=[self._thread(event) for event in events],
+            )
+
+    def _add_marks(self, events: list[_Any]) -> None:
+        groups = [event for event in events if event.name.startswith(_CPU_GROUPS)]
+        if groups and self._keep_ops:
+            self._add_ops(groups, apart=True)
+        steps = [event for event in events if read_mark(event.name) is not None]
+        steps, starts, times = self._timed(steps)
+        for event, start, time in zip(steps, starts.tolist(), times.tolist(), strict=True):
+            mark = read_mark(event.name)
+            args = event.args or _NONE
+            on_device = (event.cat or "").lower() == "gpu_user_annotation"
+            if mark is not None:
+                (self.device_annotations if on_device else self.annotations).append(
+                    Annotation(
+                        name=event.name,
+                        mark=mark,
+                        device=_device(args.device, event.pid) if on_device else -1,
+                        thread=_stream(args.stream, event.tid)
+                        if on_device
+                        else self._thread(event),
+                        start=start,
+                        end=start + time,
+                        external=args.external if isinstance(args.external, int | str) else None,
+                    )
+                )
+
+    def _add_ops(self, events: list[_Any], *, apart: bool = False) -> None:
+        """Keep operators; `apart` marks messages that another thread waits for, if any does."""
+        events, starts, times = self._timed(events)
+        if not events:
+            return
+        messages = [
+            self._message(event) if family_of(event.name) == "communication" else (-1, -1)
+            for event in events
+        ]
+        self._ops.add(
+            start=starts,
+            time=times,
+            thread=[self._thread(event) for event in events],
+            name=[self._name(event.name) for event in events],
+            message=[number for number, _ in messages],
+            bytes=[size for _, size in messages],
+            apart=[apart] * len(events),
+        )
+
+    def _message(self, event: _Any) -> tuple[int, int]:
+        """Return the number of the collective's kind and its bytes, -1 where not known."""
+        found = read_message(event.name, event.args or _NONE)
+        if found not in self._message_ids:
+            self._message_ids[found] = len(self.messages)
+            self.messages.append(found)
+        size = -1 if found.bytes is None or found.bytes > 1 << 60 else found.bytes
+        return self._message_ids[found], size
+
+    def _name(self, name: str) -> int:
+        return self.names.setdefault(name, len(self.names))
+
+    def _thread(self, event: _Any) -> int:
+        return self._threads.setdefault((event.pid, event.tid), len(self._threads))
+
+
+@lru_cache(maxsize=1024)
+def _role(category: str | None) -> str | None:
+    """Return the bucket of a category, None for one without use, else why it is skipped."""
+    text = (category or "").lower()
+    for role, known in (
+        ("device", _DEVICE),
+        ("launch", _LAUNCH),
+        ("cpu", _CPU),
+        ("mark", _MARKS),
+        (None, (*_UNUSED, "")),
+    ):
+        if text in known:
+            return role
+    return f"events of unknown category {text[:40]!r}"
+
+
+@lru_cache(maxsize=65_536)
+def _launches(name: str) -> bool:
+    return _LAUNCHES.search(name) is not None
+
+
+def _starts(events: Sequence[_Any]) -> tuple[Ints, Any]:
+    """Return the start of each event in nanoseconds, and which events tell it."""
+    if events and isinstance(events[0], ExactEvent):
+        exact = [_exact_ns(bytes(event.ts)) for event in events]  # type: ignore[arg-type]
+        told = np.asarray([start is not None for start in exact], dtype=bool)
+        return np.asarray([start or 0 for start in exact], dtype=np.int64), told
+    stamps = np.asarray([event.ts for event in events], dtype=np.float64)
+    told = ~np.isnan(stamps)
+    near = np.where(told, np.clip(stamps, -_FURTHEST_US, _FURTHEST_US), 0)
+    starts = np.rint(near * 1e3).astype(np.int64)
+    return np.where(np.abs(near) < _FURTHEST_US, starts, _FURTHEST_NS), told
+
+
+_THOUSANDTHS: dict[bytes, int] = {
+    f"{n:0{size}d}".encode(): n * 10 ** (3 - size) for size in (1, 2, 3) for n in range(10**size)
+} | {b"": 0}
+
+
+def _exact_ns(text: bytes) -> int | None:
+    """Read microseconds with decimals as whole nanoseconds, without passing through a float."""
+    whole, _, part = text.partition(b".")
+    if len(whole) == 16:  # this century
+        try:
+            return int(whole) * 1000 + _THOUSANDTHS[part]
+        except (KeyError, ValueError):
+            pass
+    try:
+        number = Decimal(text.decode().strip('"')) * 1000
+        return int(number) if number.is_finite() and abs(number) < _FURTHEST_NS else _FURTHEST_NS
+    except (InvalidOperation, UnicodeDecodeError):
+        return None
+
+
+def _whole(value: Any, default: int) -> int:
+    return value if isinstance(value, int) and 0 <= value < _LARGE else default
+
+
+def _device(told: Any, process: Any) -> int:
+    for value in (told, process):
+        if isinstance(value, int) and 0 <= value < 1 << 15:
+            return value
+    return -1
+
+
+def _stream(told: Any, thread: Any) -> int:
+    for value in (told, thread):
+        if isinstance(value, int) and 0 <= value < _LARGE:
+            return value
+        if isinstance(value, str) and re.fullmatch(r"0x[0-9a-f]{1,9}", value):
+            return int(value, 16)
+    return -1

@@ -1,0 +1,94 @@
+"""The verbs for foreign formats: import and export."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from traces.errors import UsageError
+from traces.kineto import TraceTables
+from traces.recording import Recording
+from tui.formats import align, number
+from tui.read_verbs import print_document
+from tui.run_verbs import progress_bar
+
+
+def run_import(paths: Sequence[Path], output: Path, *, limit_gb: float, as_json: bool) -> None:
+    """Read traces into a recording and print what was found."""
+    from traces.summary import summarise, to_plain
+    from traces.trace_import import import_traces, remarks
+    from tui.kernel_text import kernel_lines
+
+    if not limit_gb > 0:
+        raise UsageError(f"--limit must be above 0, not {limit_gb:g}")
+    with progress_bar() as bar:
+        task = bar.add_task("reading", total=len(paths))
+
+        def on_file(path: Path) -> None:
+            bar.update(task, description=path.name, completed=paths.index(path))
+
+        limit = int(limit_gb * 1e9)
+        traces = import_traces(paths, output, limit_bytes=limit, on_file=on_file)
+    (run,) = summarise(Recording.open(output))
+    if as_json:
+        document = {
+            "recording": str(output),
+            "files": [_file(trace) for trace in traces],
+            "notes": remarks(traces)[1:],
+            "time_by_family": to_plain(run.time_by_family),
+            "collectives": to_plain(run.collectives),
+            "device_time": to_plain(run.device_time),
+        }
+        print_document(document)
+        return
+    rows: list[tuple[str, ...]] = [("file", "rank", "steps", "kernels", "window", "idle")]
+    for trace in traces:
+        told = _file(trace)
+        rows.append(
+            (
+                trace.path.name[-34:],
+                str(trace.rank),
+                f"{len(trace.steps):,}",
+                f"{told['kernels']:,}",
+                number(told["window_s"], "s"),
+                number(told["idle_s"], "s"),
+            )
+        )
+    for line in (*align(rows, right=(1, 2, 3, 4, 5)), "", *kernel_lines(run)):
+        print(line)
+    for note in remarks(traces)[1:]:
+        print(f"! {note}")
+    print(f"kept in {output}")
+
+
+def _file(trace: TraceTables) -> dict[str, Any]:
+    """Return what one file held; `kernels` counts device events, or operators on a CPU."""
+    window = trace.window
+    return {
+        "file": trace.path.name,
+        "rank": trace.rank,
+        "world_size": trace.world_size,
+        "device": trace.device_name,
+        "events": trace.events,
+        "steps": len(trace.steps),
+        "kernels": int(trace.kernels["count"].sum()),
+        "window_s": (window.end_ns - window.start_ns) / 1e9,
+        "busy_s": window.busy_ns / 1e9,
+        "idle_s": window.idle_ns / 1e9,
+        "skipped": dict(trace.skipped),
+    }
+
+
+def run_export(recording: Path, output: Path, *, as_json: bool) -> None:
+    """Write a recording as a Chrome JSON trace."""
+    from traces.perfetto import export_trace
+
+    if output.suffix not in (".json", ".gz"):
+        raise UsageError(f"-o {output}: name a .json or .json.gz file")
+    counts = export_trace(Recording.open(recording), output)
+    if as_json:
+        print_document({"trace": str(output), "events": counts})
+        return
+    told = ", ".join(f"{count:,} {name}" for name, count in counts.items() if count)
+    print(f"wrote {told or 'an empty trace'} to {output}; open it in https://ui.perfetto.dev")
