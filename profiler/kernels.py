@@ -82,14 +82,19 @@ class KernelWindows:
     _began: int = 0
     _quiet: tuple[int, int] = (0, 0)  # since when, and which step, no window was open
     _spent_ns: float = 0.0
+    _last_cost_ns: float = 0.0
 
     @staticmethod
-    def profiler_config(folder: Path) -> dict[str, Any]:
-        """Return vLLM's `profiler_config` for windows whose traces go to `folder`."""
+    def profiler_config(folder: Path, *, shapes: bool) -> dict[str, Any]:
+        """Return vLLM's `profiler_config` for windows whose traces go to `folder`.
+
+        With `shapes` the operators' are kept, the only place where a CPU tells message sizes.
+        """
         return {
             "profiler": "torch",
             "torch_profiler_dir": str(folder),
             "torch_profiler_with_stack": False,
+            "torch_profiler_record_shapes": shapes,
             "torch_profiler_use_gzip": False,
             "torch_profiler_dump_cuda_time_total": False,
             "ignore_frontend": True,
@@ -107,7 +112,7 @@ class KernelWindows:
         self._delete("warm-up")
 
     def _skip_totals(self) -> None:
-        """Keep vLLM from printing a table of totals at each export, a third of a second's stall.
+        """Keep vLLM's CPU build from printing totals at each export, a third of a second's stall.
 
         Where the worker is in another process this is out of reach, and part of a window's cost.
         """
@@ -117,7 +122,7 @@ class KernelWindows:
 
     def reset(self) -> None:
         """Begin a new recording: the first window opens after half a period."""
-        self._count, self._spent_ns = 0, 0.0
+        self._count, self._spent_ns, self._last_cost_ns = 0, 0.0, 0.0
         self._began = time.monotonic_ns()
         self._quiet = (self._began, 0)
         self._next = max(self.plan.every // 2, 1)
@@ -146,7 +151,11 @@ class KernelWindows:
             self._start(step)
 
     def _room(self) -> bool:
-        return self.failure is None and len(self._closed) < WAITING_TRACES
+        """Tell whether another window like the last keeps all of them within the budget."""
+        if self.failure is not None or len(self._closed) >= WAITING_TRACES:
+            return False
+        expected = self._spent_ns + self._last_cost_ns
+        return expected <= BUDGET * (time.monotonic_ns() - self._began)
 
     def _start(self, step: int) -> None:
         before = time.monotonic_ns()
@@ -175,12 +184,10 @@ class KernelWindows:
         self._open = None
         self._mark_until = self.probe.step + STEPS_AFTER
         excess = max(window.profiled_ns - window.steps * window.usual_ns, 0.0)
-        cost = window.start_ns + window.stop_ns + excess
-        self._spent_ns += cost
+        self._last_cost_ns = window.start_ns + window.stop_ns + excess
+        self._spent_ns += self._last_cost_ns
         self._closed.append(window)
-        # So many usual steps that this window's cost is BUDGET of the time from one to the next.
-        stretched = cost / BUDGET / max(window.usual_ns, 1.0)
-        self._next = self.probe.step + max(self.plan.every, int(stretched))
+        self._next = window.first_step + self.plan.every
 
     def drain(self) -> pl.DataFrame:
         """Read the traces of closed windows: rows of the `kernels` table, and `events` beside."""

@@ -11,6 +11,11 @@ Ints = NDArray[np.int64]
 _DEEPEST = 64
 
 
+def distinct(values: Ints) -> list[int]:
+    """Return the different values in order; np.unique costs an import of numpy.ma."""
+    return sorted(set(values.tolist()))
+
+
 def enclosing(starts: Ints, ends: Ints, times: Ints) -> Ints:
     """Return for each time the index of the interval that holds it, -1 where none does.
 

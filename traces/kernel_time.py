@@ -20,8 +20,24 @@ class FamilyTime(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class KernelTime(Record):
+    """One kernel or operator: calls and seconds per rank, and its share of all kernel time."""
+
+    name: str
+    family: str
+    calls: float
+    s: float
+    share: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Collective(Record):
-    """One kind of collective: calls, bytes, seconds and seconds not hidden by compute, per rank."""
+    """One kind of collective: calls, bytes, seconds and seconds not hidden by compute, per rank.
+
+    `busbw_bytes_per_s` is nccl-tests' bus bandwidth, what a link carries: bytes / s times
+    2 (n - 1) / n for an all-reduce and (n - 1) / n for the others that move a share to every rank
+    (NVIDIA/nccl-tests, doc/PERFORMANCE.md). Waiting for a late rank counts as time.
+    """
 
     name: str
     group_size: int | None
@@ -29,6 +45,21 @@ class Collective(Record):
     bytes: float | None
     s: float
     exposed_s: float | None
+    busbw_bytes_per_s: float | None = None
+
+
+_SHARED = {"all_gather", "reduce_scatter", "all_to_all"}
+_WHOLE = {"broadcast", "reduce"}
+
+
+def bus_bandwidth(name: str, size: float | None, seconds: float, ranks: int | None) -> float | None:
+    """Return bytes per second that each link carries, None where a part of it is not known."""
+    if size is None or ranks is None or ranks < 2 or seconds <= 0:
+        return None
+    moved = (ranks - 1) / ranks
+    factors = {"all_reduce": 2 * moved} | dict.fromkeys(_SHARED, moved) | dict.fromkeys(_WHOLE, 1.0)
+    factor = factors.get(name)
+    return None if factor is None else factor * size / seconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +105,25 @@ def time_by_family(kernels: pl.DataFrame) -> tuple[FamilyTime, ...] | None:
     )
 
 
+def top_kernels(kernels: pl.DataFrame, count: int = 5) -> tuple[KernelTime, ...] | None:
+    """Return the most expensive kernels by own time, None when no kernels were captured."""
+    own = kernels.with_columns(own=pl.coalesce("self_time", "time")).drop_nulls("own")
+    total = float(own["own"].sum())
+    if not own.height or total <= 0:
+        return None
+    sums = (
+        own.group_by("name", "family")
+        .agg(pl.col("count").fill_null(1).sum(), pl.sum("own"))
+        .sort("own", "name", descending=[True, False])
+        .head(count)
+    )
+    ranks = _ranks(kernels)
+    return tuple(
+        KernelTime(name=name, family=family, calls=n / ranks, s=ns / ranks / 1e9, share=ns / total)
+        for name, family, n, ns in sums.iter_rows()
+    )
+
+
 def collectives(kernels: pl.DataFrame) -> tuple[Collective, ...] | None:
     """Return the collectives by falling time, None when no kernels were captured.
 
@@ -105,6 +155,9 @@ def collectives(kernels: pl.DataFrame) -> tuple[Collective, ...] | None:
             bytes=None if row["bytes"] is None else row["bytes"] / ranks,
             s=row["time"] / ranks / 1e9,
             exposed_s=None if row["exposed_time"] is None else row["exposed_time"] / ranks / 1e9,
+            busbw_bytes_per_s=bus_bandwidth(
+                row["collective"], row["bytes"], row["time"] / 1e9, row["group_size"]
+            ),
         )
         for row in sums.iter_rows(named=True)
     )

@@ -86,7 +86,7 @@ def read_trace(
         )
     steps, notes = find_steps(found)
     if stream.cut:
-        notes.append(f"the file is cut off ({stream.cut}); what came before was read")
+        notes.append(f"the file is cut off ({stream.cut}); what is lost of it counts as idle")
     group = _group_size(info)
     rows = (
         device_rows(found, steps, group) if found.device_events else cpu_rows(found, steps, group)

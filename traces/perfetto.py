@@ -1,11 +1,10 @@
 """A recording as a Chrome JSON trace, which Perfetto and chrome://tracing open.
 
-Processes and tracks: `problems`, `samples` (which hold their phases) and each engine's `steps`, as
-many tracks as run at a time; each engine's `events`; and one per engine and rank
-with the kernels of each stream. A recording keeps kernels summed per step, not when each ran: a
-step's families are laid end to end from the step's start, and their arguments say so. Kernels
-without a step lie on a track of their own. Times count from the recording's first, which the
-document's `baseTimeNanoseconds` holds.
+Tracks: `problems`, `samples` (which hold their phases) and each engine's `steps`, as many as run at
+a time; each engine's `events`; and for each engine and rank the kernels of every stream. A
+recording keeps kernels summed per step, not when each ran: a step's families are laid end to end
+from the step's start, and their arguments say so. Kernels without a step lie on a track of their
+own. Times count from the recording's first, which the document's `baseTimeNanoseconds` holds.
 """
 
 from __future__ import annotations

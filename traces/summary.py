@@ -20,9 +20,11 @@ from traces.kernel_time import (
     Collective,
     DeviceTime,
     FamilyTime,
+    KernelTime,
     collectives,
     device_time,
     time_by_family,
+    top_kernels,
 )
 from traces.manifest import WorkloadFacts
 from traces.outcomes import engine_steps, problem_rows, run_keys, samples_with_shares
@@ -71,6 +73,7 @@ class Run:
     )
     time_by_family: tuple[FamilyTime, ...] | None = None
     collectives: tuple[Collective, ...] | None = None
+    top_kernels: tuple[KernelTime, ...] | None = None
     device_time: DeviceTime | None = None
     acceptance: Acceptance | None = None
     ngram_what_if: tuple[NgramWhatIf, ...] | None = None
@@ -141,7 +144,8 @@ def _run(
     )
     in_flight = states.get("in_flight", 0)
     made = None if in_flight else _sum_or_none(samples["output_tokens"])
-    families, calls = (None, None) if runs > 1 else _kernels(recording, engine_key)
+    kernels = recording.frame("kernels").filter(pl.col("engine") == engine_key)
+    kernels = kernels.clear() if runs > 1 else kernels  # windows do not say of which run they are
     return Run(
         recording=recording.name,
         complete=recording.complete,
@@ -162,8 +166,9 @@ def _run(
         cost_usd_per_problem=mean(_numbers(decided, "cost_usd"), "USD"),
         steps=steps.height or None,
         step_time=step_times(steps),
-        time_by_family=families,
-        collectives=calls,
+        time_by_family=time_by_family(kernels),
+        collectives=collectives(kernels),
+        top_kernels=top_kernels(kernels),
         device_time=None if runs > 1 else device_time(recording.frame("events"), engine_key),
         acceptance=acceptance(engine, steps, samples),
         ngram_what_if=ngram_what_if(_drafts(recording, engine_key, policy_key)),
@@ -286,13 +291,6 @@ def seconds_by_kind(steps: pl.DataFrame) -> dict[str, float]:
     if not spent["other"]:
         del spent["other"]
     return spent
-
-
-def _kernels(
-    recording: Recording, engine: str
-) -> tuple[tuple[FamilyTime, ...] | None, tuple[Collective, ...] | None]:
-    kernels = recording.frame("kernels").filter(pl.col("engine") == engine)
-    return time_by_family(kernels), collectives(kernels)
 
 
 def _drafts(recording: Recording, engine: str, policy: str) -> pl.DataFrame:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from array import array
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from decimal import Decimal, InvalidOperation
@@ -31,6 +32,8 @@ _UNUSED = (  # known, and nothing is lost by leaving them
     *("cuda_profiler_range", "cuda_profiler_metric", "collective_comm", "glow_runtime"),
     *("mtia_counters", "itt", "module", "forward", "backward", "dataloader", "autograd"),
 )
+_LEFT = frozenset(_UNUSED) | {None, ""}
+_LEFT_WITH_OPS = _LEFT | set(_CPU)
 _LAUNCHES = re.compile(r"launch|mem_?(cpy|set)|memory_?copy|prefetch|enqueue", re.IGNORECASE)
 # Messages of process groups that run on the CPU are marked, not operators.
 _CPU_GROUPS = ("gloo:", "mpi:", "ucc:")
@@ -55,31 +58,48 @@ class Annotation(NamedTuple):
     external: int | str | None
 
 
+class _Numbers(dict[Any, int]):
+    """Numbers things in order of appearance."""
+
+    def __missing__(self, key: Any) -> int:
+        number = self[key] = len(self)
+        return number
+
+
+class _Launches(dict[str, bool]):
+    """Remembers which calls put work on a device."""
+
+    def __missing__(self, name: str) -> bool:
+        known = self[name] = _LAUNCHES.search(name) is not None
+        return known
+
+
 class _Columns:
-    """Rows that arrive in batches, as one array per column."""
+    """Rows that arrive in batches, one growing array per column."""
 
     def __init__(self, **dtypes: type[np.generic]) -> None:
         self._dtypes = dtypes
-        self._parts: dict[str, list[Any]] = {name: [] for name in dtypes}
-        self.size = 0
+        self._arrays: dict[str, array[int]] = {}
+        self.clear()
+
+    @property
+    def size(self) -> int:
+        return len(next(iter(self._arrays.values())))
 
     def add(self, **columns: Sequence[int] | Ints) -> None:
         for name, values in columns.items():
-            self._parts[name].append(np.asarray(values, dtype=self._dtypes[name]))
-        self.size += len(next(iter(columns.values())))
+            self._arrays[name].frombytes(np.asarray(values, dtype=self._dtypes[name]).tobytes())
 
     def clear(self) -> None:
-        self.size = 0
-        for parts in self._parts.values():
-            parts.clear()
+        self._arrays = {name: array(np.dtype(kind).char) for name, kind in self._dtypes.items()}
 
-    def take(self) -> dict[str, Ints]:
-        """Return the whole columns and forget them here."""
-        whole = {}
-        for name, parts in self._parts.items():
-            joined = np.concatenate(parts) if parts else np.empty(0, dtype=self._dtypes[name])
-            parts.clear()
-            whole[name] = joined.astype(np.int64, copy=False)
+    def take(self) -> dict[str, Any]:
+        """Return the columns without copying them, and forget them here."""
+        whole = {
+            name: np.frombuffer(values, dtype=self._dtypes[name])
+            for name, values in self._arrays.items()
+        }
+        self.clear()
         return whole
 
 
@@ -95,12 +115,13 @@ class TraceEvents:
         self.seen = 0
         self._keep_ops = keep_ops
         self.skipped: Counter[str] = Counter()
-        self.names: dict[str, int] = {}
+        self.names = _Numbers()
         self.messages: list[Collective] = []
         self.annotations: list[Annotation] = []
         self.device_annotations: list[Annotation] = []
         self._message_ids: dict[Collective, int] = {}
-        self._threads: dict[Any, int] = {}
+        self._threads = _Numbers()
+        self._launching = _Launches()
         self._waiting: dict[str, list[_Any]] = {
             role: [] for role in ("device", "launch", "cpu", "mark")
         }
@@ -136,16 +157,16 @@ class TraceEvents:
         """How many operators of the CPU were read."""
         return self._ops.size
 
-    def device_columns(self, group: int | None) -> dict[str, Ints]:
+    def device_columns(self, group: int | None) -> dict[str, Any]:
         """Return the device events, once; `group` stands in for group sizes not told."""
         self._fill_groups(group)
         return self._devices.take()
 
-    def launch_columns(self) -> dict[str, Ints]:
+    def launch_columns(self) -> dict[str, Any]:
         """Return the calls that put work on a device, once."""
         return self._launches.take()
 
-    def cpu_columns(self, group: int | None) -> dict[str, Ints]:
+    def cpu_columns(self, group: int | None) -> dict[str, Any]:
         """Return the operators of the CPU, once."""
         self._fill_groups(group)
         return self._ops.take()
@@ -159,7 +180,8 @@ class TraceEvents:
         """Take a batch of the stream's events."""
         self.seen += len(events)
         by_category: defaultdict[str | None, list[_Any]] = defaultdict(list)
-        for event in events:
+        left = _LEFT if self._keep_ops else _LEFT_WITH_OPS
+        for event in [event for event in events if event.cat not in left]:
             if event.ph == "X":
                 by_category[event.cat].append(event)
         for category, some in by_category.items():
@@ -208,7 +230,7 @@ class TraceEvents:
         self._keep_ops = False
         arguments = [event.args or _NONE for event in events]
         pairs = list(zip(events, arguments, strict=True))
-        names = [self._name(event.name) for event in events]
+        names = [self.names[event.name] for event in events]
         messages = [-1] * len(events)
         moved = [_whole(args.bytes, -1) for args in arguments]
         for index, event in enumerate(events):
@@ -227,12 +249,12 @@ class TraceEvents:
         )
 
     def _add_launches(self, events: list[_Any]) -> None:
-        events, starts, _ = self._timed([event for event in events if _launches(event.name)])
+        events, starts, _ = self._timed([event for event in events if self._launching[event.name]])
         if events:
             self._launches.add(
                 start=starts,
                 correlation=[_whole((event.args or _NONE).correlation, 0) for event in events],
-                thread=[self._thread(event) for event in events],
+                thread=[self._threads[event.pid, event.tid] for event in events],
             )
 
     def _add_marks(self, events: list[_Any]) -> None:
@@ -253,7 +275,7 @@ class TraceEvents:
                         device=_device(args.device, event.pid) if on_device else -1,
                         thread=_stream(args.stream, event.tid)
                         if on_device
-                        else self._thread(event),
+                        else self._threads[event.pid, event.tid],
                         start=start,
                         end=start + time,
                         external=args.external if isinstance(args.external, int | str) else None,
@@ -272,8 +294,8 @@ class TraceEvents:
         self._ops.add(
             start=starts,
             time=times,
-            thread=[self._thread(event) for event in events],
-            name=[self._name(event.name) for event in events],
+            thread=[self._threads[event.pid, event.tid] for event in events],
+            name=[self.names[event.name] for event in events],
             message=[number for number, _ in messages],
             bytes=[size for _, size in messages],
             apart=[apart] * len(events),
@@ -287,12 +309,6 @@ class TraceEvents:
             self.messages.append(found)
         size = -1 if found.bytes is None or found.bytes > 1 << 60 else found.bytes
         return self._message_ids[found], size
-
-    def _name(self, name: str) -> int:
-        return self.names.setdefault(name, len(self.names))
-
-    def _thread(self, event: _Any) -> int:
-        return self._threads.setdefault((event.pid, event.tid), len(self._threads))
 
 
 @lru_cache(maxsize=1024)
@@ -309,11 +325,6 @@ def _role(category: str | None) -> str | None:
         if text in known:
             return role
     return f"events of unknown category {text[:40]!r}"
-
-
-@lru_cache(maxsize=65_536)
-def _launches(name: str) -> bool:
-    return _LAUNCHES.search(name) is not None
 
 
 def _starts(events: Sequence[_Any]) -> tuple[Ints, Any]:

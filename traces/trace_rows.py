@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import polars as pl
 
-from traces.intervals import Ints, covered, enclosing, length, self_times, union
+from traces.intervals import Ints, covered, distinct, enclosing, length, self_times, union
 from traces.kernels import family_of
 from traces.tables import KERNELS
 from traces.trace_events import TraceEvents
@@ -70,7 +71,10 @@ class Rows:
         facts = [None, *self.found.messages]
         told = [facts[index + 1] for index in message]
         columns = {
+            "engine": [engine] * first.size,
+            "rank": [rank] * first.size,
             "step": [None if index < 0 else steps.numbers[index] for index in step],
+            "window_id": [window_id] * first.size,
             "stream": [None if each < 0 else each for each in stream],
             "family": [family_of(names[index]) for index in name],
             "name": [names[index] for index in name],
@@ -84,11 +88,7 @@ class Rows:
             "dtype": [fact and fact.dtype for fact in told],
             "group_size": [fact and fact.group_size for fact in told],
         }
-        frame = pl.DataFrame(columns, schema_overrides={c: KERNELS[c] for c in columns})
-        same = {"engine": engine, "rank": rank, "window_id": window_id}
-        return frame.with_columns(
-            pl.lit(value, dtype=KERNELS[column]).alias(column) for column, value in same.items()
-        ).select(*KERNELS)
+        return pl.DataFrame(columns, schema=KERNELS)
 
 
 def device_rows(found: TraceEvents, steps: Steps, group: int | None) -> Rows:
@@ -107,13 +107,10 @@ def device_rows(found: TraceEvents, steps: Steps, group: int | None) -> Rows:
     step = np.full(start.shape, -1, dtype=np.int64)
     step[linked] = steps.by_launch(launch["thread"][which], launch["start"][which])
     _by_device_annotation(found, steps, event, step)
-    last_ends: dict[int, int] = {}
-    for index in np.unique(step[step >= 0]).tolist():
-        last_ends[index] = int(end[step == index].max())
     begin = int(start.min())
     if which.size:
         begin = min(begin, int(launch["start"][which].min()))
-    devices = np.unique(event["device"])
+    devices = distinct(event["device"])
     busy = sum(length(start[at], end[at]) for at in (event["device"] == d for d in devices))
     return Rows(
         found=found,
@@ -125,14 +122,14 @@ def device_rows(found: TraceEvents, steps: Steps, group: int | None) -> Rows:
         time=time,
         own=time,
         exposed=_exposed(found, event, end),
-        window=_window(begin, int(end.max()), busy, devices.size),
-        last_ends=last_ends,
-        device=int(devices[0]) if devices.size == 1 and devices[0] >= 0 else None,
+        window=_window(begin, int(end.max()), busy, len(devices)),
+        last_ends=_last_ends(step, end),
+        device=devices[0] if len(devices) == 1 and devices[0] >= 0 else None,
     )
 
 
 def _by_device_annotation(
-    found: TraceEvents, steps: Steps, event: dict[str, Ints], step: Ints
+    found: TraceEvents, steps: Steps, event: dict[str, Any], step: Ints
 ) -> None:
     """Give kernels without a launch the step that the device's own annotation names."""
     by_id = {mark.external: i for i, mark in enumerate(steps.marks) if mark.external is not None}
@@ -157,15 +154,15 @@ def _by_device_annotation(
         step[here[inside >= 0]] = index[inside[inside >= 0]]
 
 
-def _exposed(found: TraceEvents, event: dict[str, Ints], end: Ints) -> Ints:
+def _exposed(found: TraceEvents, event: dict[str, Any], end: Ints) -> Ints:
     """Return of each collective the time in which no other stream of its device computed."""
     families = np.asarray([family_of(name) == "communication" for name in found.names])
     message = families[event["name"]]
     computes = ~message & (event["copy"] == 0)
     start = event["start"]
     exposed = np.full(start.shape, -1, dtype=np.int64)
-    places = np.stack((event["device"][message], event["stream"][message]))
-    for device, stream in np.unique(places, axis=1).T.tolist():
+    places = zip(event["device"][message].tolist(), event["stream"][message].tolist(), strict=True)
+    for device, stream in set(places):
         same = (event["device"] == device) & (event["stream"] == stream)
         other = computes & (event["device"] == device) & (event["stream"] != stream)
         here = np.flatnonzero(message & same)
@@ -181,24 +178,36 @@ def cpu_rows(found: TraceEvents, steps: Steps, group: int | None) -> Rows:
     own = self_times(thread, start, time)
     step = steps.by_launch(thread, start)
     end = start + time
-    last_ends = {i: int(end[step == i].max()) for i in np.unique(step[step >= 0]).tolist()}
     families = np.asarray([family_of(name) == "communication" for name in found.names])
-    waits = families[op["name"]] & (op["apart"] == 0)
+    message = families[op["name"]]
+    # A backend's thread (gloo) moves the data while the operator that asked for it returns and
+    # its thread waits: there the time and the message are the backend's.
+    moves = message & ((op["apart"] == 1) if (message & (op["apart"] == 1)).any() else True)
+    hidden = covered(union(start[~message], end[~message]), start, end)
+    exposed = np.where(op["apart"] == 1, time - hidden, own)
     absent = np.full(start.shape, -1, dtype=np.int64)
     return Rows(
         found=found,
         step=step,
         stream=absent,
         name=op["name"],
-        message=op["message"],
+        message=np.where(moves | ~message, op["message"], -1),
         moved=op["bytes"],
         time=time,
         own=own,
-        exposed=np.where(waits, own, -1),
+        exposed=np.where(moves, exposed, -1),
         window=_window(int(start.min()), int(end.max()), length(start, end), 1),
-        last_ends=last_ends,
+        last_ends=_last_ends(step, end),
         device=None,
     )
+
+
+def _last_ends(step: Ints, end: Ints) -> dict[int, int]:
+    """Return when the last event of each step ended."""
+    latest = np.full(int(step.max()) + 1, np.iinfo(np.int64).min)
+    here = step >= 0
+    np.maximum.at(latest, step[here], end[here])
+    return {index: latest[index].item() for index in distinct(step[here])}
 
 
 def _window(start: int, end: int, busy: int, devices: int) -> TraceWindow:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from traces.intervals import Ints, enclosing
+from traces.intervals import Ints, distinct, enclosing
 from traces.step_annotations import StepMark
 from traces.trace_events import Annotation, TraceEvents
 
@@ -41,7 +41,7 @@ class Steps:
         """Return the index of the step enclosing each moment on its thread, -1 without one."""
         found = np.full(times.shape, -1, dtype=np.int64)
         own = np.asarray([mark.thread for mark in self.marks], dtype=np.int64)
-        for thread in np.unique(own):
+        for thread in distinct(own):
             which, here = np.flatnonzero(own == thread), np.flatnonzero(threads == thread)
             starts = np.asarray([self.marks[i].start for i in which], dtype=np.int64)
             ends = np.asarray([self.marks[i].end for i in which], dtype=np.int64)

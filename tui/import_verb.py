@@ -9,7 +9,7 @@ from typing import Any
 from traces.errors import UsageError
 from traces.kineto import TraceTables
 from traces.recording import Recording
-from tui.formats import align, number
+from tui.formats import align, number, wrap
 from tui.read_verbs import print_document
 from tui.run_verbs import progress_bar
 
@@ -58,7 +58,8 @@ def run_import(paths: Sequence[Path], output: Path, *, limit_gb: float, as_json:
     for line in (*align(rows, right=(1, 2, 3, 4, 5)), "", *kernel_lines(run)):
         print(line)
     for note in remarks(traces)[1:]:
-        print(f"! {note}")
+        for line in wrap("!", note, width=80, indent=2):
+            print(line)
     print(f"kept in {output}")
 
 

@@ -1,4 +1,4 @@
-"""What the profiled windows say: time by family, collectives, idle devices."""
+"""What the profiled windows say: time by family, collectives, idle devices, the dearest."""
 
 from __future__ import annotations
 
@@ -22,14 +22,25 @@ def kernel_lines(run: Run) -> list[str]:
         found = run.device_time
         spans = f"busy {number(found.busy_s, 's')}, idle {number(found.idle_s, 's')}"
         lines.append(f"in the windows: {spans} ({percent(found.idle_share)})")
-    return lines + collective_lines(run.collectives or ())
+    tops = [
+        (f"  {shortened(each.name, 44)}", f"{each.calls:,.6g}", number(each.s, "s"))
+        for each in run.top_kernels or ()
+    ]
+    header = ("most expensive", "calls", "time")
+    return [*lines, *collective_lines(run.collectives or ()), *align([header, *tops], right=(1, 2))]
+
+
+def shortened(name: str, width: int) -> str:
+    """Cut a kernel's name in the middle: its end tells the shape or type apart."""
+    half = (width - 1) // 2
+    return name if len(name) <= width else f"{name[:half]}…{name[-half:]}"
 
 
 def collective_lines(found: tuple[Collective, ...]) -> list[str]:
     """Return the table of collectives; `exposed` is what no other stream hid."""
     if not found:
         return []
-    rows = [("collective", "ranks", "calls", "bytes", "time", "exposed")]
+    rows = [("collective", "ranks", "calls", "bytes", "time", "exposed", "bus")]
     for each in found:
         rows.append(
             (
@@ -39,6 +50,11 @@ def collective_lines(found: tuple[Collective, ...]) -> list[str]:
                 ABSENT if each.bytes is None else f"{compact(each.bytes)}B",
                 number(each.s, "s"),
                 ABSENT if each.exposed_s is None else number(each.exposed_s, "s"),
+                _bandwidth(each.busbw_bytes_per_s),
             )
         )
-    return align(rows, right=(1, 2, 3, 4, 5))
+    return align(rows, right=(1, 2, 3, 4, 5, 6))
+
+
+def _bandwidth(bytes_per_s: float | None) -> str:
+    return ABSENT if bytes_per_s is None else f"{compact(bytes_per_s)}B/s"

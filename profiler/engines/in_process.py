@@ -105,7 +105,9 @@ class InProcessEngine:
             arguments["per_request_spec_decode_metrics"] = "detailed"
         folder = Path(tempfile.mkdtemp(prefix="ttscope-kernels-")) if kernels else None
         if folder is not None:
-            arguments["profiler_config"] = KernelWindows.profiler_config(folder)
+            arguments["profiler_config"] = KernelWindows.profiler_config(
+                folder, shapes=on_cpu() and tensor_parallel_size > 1
+            )
         self._thinking_budget = thinking_budget
         self._vllm = _import_vllm()
         self._engine = self._start(arguments)

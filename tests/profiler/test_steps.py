@@ -104,9 +104,7 @@ def test_drafted_and_accepted_tokens_by_position():
     output = decoding([10, 20, 30])
     output.num_scheduled_tokens = {"r0": 4, "r1": 3, "r2": 3}
     output.scheduled_spec_decode_tokens = {"r0": [7, 8, 9], "r1": [7, 8], "r2": [-1, -1]}
-    computed = SimpleNamespace(
-        sampled_token_ids=[[7, 8, 1], [5], [4]], req_ids=["r0", "r1", "r2"]
-    )
+    computed = SimpleNamespace(sampled_token_ids=[[7, 8, 1], [5], [4]], req_ids=["r0", "r1", "r2"])
     timer = SimpleNamespace(last_ns=1234)
     scheduler, probe = watched([output, decoding([30])], draft_timer=timer)
     update = scheduler.update_from_output

@@ -17,6 +17,7 @@ from tests.traces.synthetic import (
 from traces.comparison import compare
 from traces.metrics import METRICS
 from traces.schema import Policy
+from traces.kernel_time import bus_bandwidth
 from traces.series import series
 from traces.statistics import wilson
 from traces.summary import Run, summarise
@@ -26,7 +27,7 @@ CONTRACT = [
     *("accuracy", "latency_s", "ttft_s", "tpot_s", "tokens_per_problem", "flops_per_problem"),
     *("throughput_tokens_per_s", "device_s_per_problem", "cost_per_token_device_s"),
     *("cost_usd_per_problem", "steps", "step_time", "time_by_family", "collectives"),
-    *("acceptance", "ngram_what_if", "energy_j", "policies"),
+    *("top_kernels", "device_time", "acceptance", "ngram_what_if", "energy_j", "policies"),
 ]
 
 
@@ -257,6 +258,22 @@ def test_kernels_by_family_and_collectives(rows, tmp_path):
     ]
     (call,) = found.collectives
     assert (call.calls, call.bytes, call.s, call.exposed_s) == (4, 64, 0.001, None)
+    assert call.busbw_bytes_per_s == 64 / 0.001  # two ranks: 2 (n - 1) / n is 1
+    assert [(k.name, k.calls, k.s) for k in found.top_kernels] == [
+        ("gemm", 1, 0.003),
+        ("comm", 4, 0.001),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "ranks", "factor"),
+    [("all_reduce", 4, 1.5), ("all_gather", 4, 0.75), ("broadcast", 4, 1.0), ("barrier", 4, None)],
+)
+def test_bus_bandwidth_is_that_of_nccl_tests(name, ranks, factor):
+    found = bus_bandwidth(name, 8e9, 2.0, ranks)
+    assert found == (None if factor is None else 4e9 * factor)
+    assert bus_bandwidth(name, None, 2.0, ranks) is None
+    assert bus_bandwidth(name, 8e9, 2.0, None) is None
 
 
 def test_a_problem_posed_twice_keeps_its_samples_apart(rows, tmp_path):

@@ -1,0 +1,71 @@
+"""Profiler windows on real vLLM: one process, and two tensor-parallel ranks."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from traces.recording import Recording
+
+pytestmark = pytest.mark.vllm
+ROOT = Path(__file__).parents[2]
+
+
+def record(folder, *arguments):
+    done = subprocess.run(
+        [sys.executable, "-c", "from tui.cli import main; main()", "record", *arguments]
+        + ["--dtype", "float32", "--json", "-o", str(folder)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    (run,) = json.loads(done.stdout)["runs"]
+    return run, Recording.open(folder)
+
+
+def test_windows_tell_what_a_step_spends_its_time_on(tmp_path):
+    run, recording = record(
+        tmp_path / "r", *("--model", "demo/s", "--problems", "30", "--n", "8", "--kernels", "3/40")
+    )
+    steps, kernels = recording.frame("steps"), recording.frame("kernels")
+    profiled = steps.filter("profiled")
+    assert 4 <= profiled.height < steps.height / 2
+    # The step after a window has none, and what runs between two steps (sampling) no step.
+    assert set(kernels["step"].drop_nulls()) < set(profiled["step"])
+    own = kernels.group_by("step").agg(pl.sum("self_time")).join(profiled, on="step")
+    assert (own["self_time"] < own["wall_ns"]).all()
+    assert (own["self_time"] > 0.1 * own["wall_ns"]).all()
+    shares = {family["family"]: family["share"] for family in run["time_by_family"]}
+    assert {"gemm", "attention", "norm", "activation", "kv-cache"} <= shares.keys()
+    assert shares.get("other", 0.0) < 0.03
+    assert len(run["top_kernels"]) == 5
+    assert run["device_time"]["busy_s"] > 0
+    assert recording.manifest.kernel_windows_cost is not None
+    windows = recording.frame("events").filter(kind="window")
+    details = [json.loads(text) for text in windows["detail"]]
+    assert all(detail["steps"] == 3 and detail["skipped"] == {} for detail in details)
+
+
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="tensor parallel 2 needs two cores")
+def test_tensor_parallel_ranks_show_their_collectives(tmp_path):
+    run, recording = record(
+        tmp_path / "r",
+        *("--model", "demo/l", "--problems", "8", "--n", "2", "--kernels", "2/20"),
+        *("--tensor-parallel-size", "2"),
+    )
+    kernels = recording.frame("kernels")
+    assert sorted(set(kernels["rank"])) == [0, 1]
+    by_name = {each["name"]: each for each in run["collectives"]}
+    assert by_name["all_reduce"]["group_size"] == 2
+    # Two per layer and one for the embedding, in every profiled step of each rank.
+    steps = kernels["step"].drop_nulls().n_unique()
+    assert by_name["all_reduce"]["calls"] == pytest.approx(steps * (2 * 4 + 1))
+    assert by_name["all_reduce"]["bytes"] > 0
+    assert run["config"]["engine"]["tensor_parallel_size"] == 2
