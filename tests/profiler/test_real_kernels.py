@@ -17,8 +17,18 @@ ROOT = Path(__file__).parents[2]
 
 def record(folder, *arguments):
     done = subprocess.run(
-        [sys.executable, "-c", "from tui.cli import main; main()", "record", *arguments]
-        + ["--dtype", "float32", "--json", "-o", str(folder)],
+        [
+            sys.executable,
+            "-c",
+            "from tui.cli import main; main()",
+            "record",
+            *arguments,
+            "--dtype",
+            "float32",
+            "--json",
+            "-o",
+            str(folder),
+        ],
         cwd=ROOT,
         capture_output=True,
         text=True,

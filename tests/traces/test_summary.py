@@ -15,9 +15,9 @@ from tests.traces.synthetic import (
     write_recording,
 )
 from traces.comparison import compare
+from traces.kernel_time import bus_bandwidth
 from traces.metrics import METRICS
 from traces.schema import Policy
-from traces.kernel_time import bus_bandwidth
 from traces.series import series
 from traces.statistics import wilson
 from traces.summary import Run, summarise
@@ -54,8 +54,18 @@ def test_the_document_is_the_contract(run):
     energy = document["energy_j"]
     assert energy.pop("reason") == "no power was recorded"
     assert energy == dict.fromkeys(
-        ("total", "per_token", "per_problem", "per_correct", "idle", "idle_share")
-        + ("mean_w", "max_w", "kind", "method")
+        (
+            "total",
+            "per_token",
+            "per_problem",
+            "per_correct",
+            "idle",
+            "idle_share",
+            "mean_w",
+            "max_w",
+            "kind",
+            "method",
+        )
     )
     for name in ("cost_usd_per_problem", "time_by_family", "collectives", "acceptance"):
         assert document[name] is None, name
