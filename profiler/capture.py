@@ -128,14 +128,13 @@ def _note_probe(engine: Engine, writer: RecordingWriter) -> None:
     if probe.dropped:
         writer.dropped("steps", probe.dropped)
     if probe.failure:
-        writer.append("events", {"time": time.time_ns(), "kind": "drop", "detail": probe.failure})
+        writer.event("drop", probe.failure)
 
 
 def _note_engine(engine: Engine, writer: RecordingWriter) -> None:
     """Keep what a reader must know of the engine, such as a fault of it that was mended."""
     for note in getattr(engine, "notes", ()):
-        row = {"time": time.time_ns(), "engine": engine.config.key(), "kind": "note"}
-        writer.append("events", row | {"detail": note})
+        writer.event("note", note, engine=engine.config.key())
 
 
 def _watch_kernels(engine: Engine, writer: RecordingWriter) -> None:
@@ -154,7 +153,7 @@ def _note_kernels(engine: Engine, writer: RecordingWriter) -> None:
     windows.finish()
     writer.update(kernel_windows_cost=windows.cost_share)
     if windows.failure:
-        writer.append("events", {"time": time.time_ns(), "kind": "drop", "detail": windows.failure})
+        writer.event("drop", windows.failure)
 
 
 class _Run:

@@ -12,7 +12,6 @@ import contextlib
 import json
 import logging
 import re
-import shutil
 import time
 from collections import deque
 from dataclasses import dataclass, field
@@ -81,7 +80,8 @@ class KernelWindows:
     _mark_until: int = 0
     _began: int = 0
     _quiet: tuple[int, int] = (0, 0)  # since when, and which step, no window was open
-    _spent_ns: float = 0.0
+    _spent_ns: float = 0.0  # on the engine's thread
+    _read_ns: int = 0  # on the writer's, which alone changes it
     _last_cost_ns: float = 0.0
 
     @staticmethod
@@ -122,7 +122,7 @@ class KernelWindows:
 
     def reset(self) -> None:
         """Begin a new recording: the first window opens after half a period."""
-        self._count, self._spent_ns, self._last_cost_ns = 0, 0.0, 0.0
+        self._count, self._spent_ns, self._read_ns, self._last_cost_ns = 0, 0.0, 0, 0.0
         self._began = time.monotonic_ns()
         self._quiet = (self._began, 0)
         self._next = max(self.plan.every // 2, 1)
@@ -136,7 +136,7 @@ class KernelWindows:
         None before the first.
         """
         elapsed = time.monotonic_ns() - self._began
-        return self._spent_ns / elapsed if self._count else None
+        return (self._spent_ns + self._read_ns) / elapsed if self._count else None
 
     def between_steps(self) -> None:
         """Open or close a window where it is time to; call after every engine step."""
@@ -145,7 +145,7 @@ class KernelWindows:
             if step - self._open.first_step >= self.plan.steps:
                 self._stop(self._open)
         elif self._mark_until and step >= self._mark_until:
-            self.probe.window, self._mark_until = None, 0
+            self.probe.profiled, self._mark_until = False, 0
             self._quiet = (time.monotonic_ns(), step)
         elif self._next is not None and step >= self._next and self._room():
             self._start(step)
@@ -154,7 +154,7 @@ class KernelWindows:
         """Tell whether another window like the last keeps all of them within the budget."""
         if self.failure is not None or len(self._closed) >= WAITING_TRACES:
             return False
-        expected = self._spent_ns + self._last_cost_ns
+        expected = self._spent_ns + self._read_ns + self._last_cost_ns
         return expected <= BUDGET * (time.monotonic_ns() - self._began)
 
     def _start(self, step: int) -> None:
@@ -168,7 +168,7 @@ class KernelWindows:
         since, first = self._quiet
         usual = (before - since) / max(step - first, 1)
         self._open = _Window(self._count, step, before, now - before, usual)
-        self.probe.window = self._count
+        self.probe.profiled = True
         self._count += 1
 
     def _stop(self, window: _Window) -> None:
@@ -204,7 +204,7 @@ class KernelWindows:
                 frames.append(self._placed(trace, window))
                 self._say(window, _described(trace, window))
             self._delete(f"window{window.number}_")
-            self._spent_ns += time.thread_time_ns() - begun
+            self._read_ns += time.thread_time_ns() - begun
             self._closed.popleft()
         return pl.concat(frames)
 
@@ -234,7 +234,7 @@ class KernelWindows:
 
     def _give_up(self, error: Exception) -> None:
         self.failure = f"{type(error).__name__}: {error}"
-        self._open, self.probe.window = None, None
+        self._open, self.probe.profiled = None, False
         log.warning("no more kernel windows (%s)", self.failure)
 
     def _delete(self, prefix: str) -> None:
@@ -245,24 +245,13 @@ class KernelWindows:
         """Close a window that is open; its trace can still be drained."""
         if self._open is not None:
             self._stop(self._open)
-        self.probe.window, self._mark_until = None, 0
-
-    def close(self) -> None:
-        """Delete the folder of traces."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self.probe.profiled, self._mark_until = False, 0
 
 
 def _described(trace: TraceTables, window: _Window) -> dict[str, Any]:
-    return {
-        "rank": trace.rank,
-        "steps": len(trace.steps),
-        "span_ns": trace.window.end_ns - trace.window.start_ns,
-        "busy_ns": trace.window.busy_ns,
-        "idle_ns": trace.window.idle_ns,
-        "devices": trace.window.devices,
+    return trace.window_detail() | {
         "start_stall_ns": window.start_ns,
         "export_stall_ns": window.stop_ns,
         "profiled_ns": window.profiled_ns,
         "usual_ns": round(window.steps * window.usual_ns),
-        "skipped": dict(trace.skipped),
     }

@@ -154,8 +154,7 @@ def watch_power(config: EngineConfig, writer: RecordingWriter, *, hz: float = HZ
         if sampler.dropped:
             writer.dropped("power", sampler.dropped)
         for why in sampler.failures:
-            event = {"time": time.time_ns(), "kind": "drop", "detail": f"power: {why}"}
-            writer.append("events", event)
+            writer.event("drop", f"power: {why}")
 
 
 def energy_here(

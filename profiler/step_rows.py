@@ -10,11 +10,11 @@ import polars as pl
 from traces.tables import TABLES
 
 # step; what `schedule` left: vLLM's SchedulerOutput, start, CPU clock, running, waiting, free
-# blocks; end, idle before, CPU time, finished, vLLM's ModelRunnerOutput when tokens were
-# drafted, draft time, profiler window. Clocks are monotonic nanoseconds.
+# blocks; end, idle before, CPU time, finished, tokens that each request got where some were
+# drafted, draft time, whether profiled. Clocks are monotonic nanoseconds.
 Begun = tuple[Any, int, int | None, int, int, int]
 Sampled = dict[str, int] | None
-RawStep = tuple[int, Begun, int, bool, int | None, int, Sampled, int | None, int | None]
+RawStep = tuple[int, Begun, int, bool, int | None, int, Sampled, int | None, bool]
 
 _COLUMNS = (
     "step",
@@ -82,7 +82,7 @@ class StepRows:
         finished: int,
         sampled: Sampled,
         draft_ns: int | None,
-        window: int | None,
+        profiled: bool,
     ) -> tuple[Any, ...]:
         scheduled, start, _, running, waiting, free = begun
         busy_since, self._last_end = self._last_end, end
@@ -105,7 +105,7 @@ class StepRows:
             drafted,
             accepted,
             draft_ns,
-            window is not None,
+            profiled,
             *composition(scheduled),
         )
 

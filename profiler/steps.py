@@ -34,15 +34,14 @@ class StepProbe:
 
     `step` numbers the steps since `reset`; `first_step[request]` is the step in which a request
     (vLLM's internal id) was first scheduled. `draft_timer.last_ns`, where there is one, is what
-    the drafting of the step just done took; `window` says in which profiler window the steps
-    are being done, if in any.
+    the drafting of the step just done took; `profiled` says whether a profiler is on.
     """
 
     scheduler: Any
     engine_key: str
     unix_offset_ns: int
     draft_timer: Any = None
-    window: int | None = None
+    profiled: bool = False
     step: int = 0
     first_step: dict[str, int] = field(default_factory=dict)
     dropped: int = 0
@@ -165,7 +164,7 @@ class StepProbe:
                                 len(scheduler.finished_req_ids),
                                 sampled,
                                 None if timer is None else timer.last_ns,
-                                self.window,
+                                self.profiled,
                             )
                         )
                     else:

@@ -206,22 +206,26 @@ def _by_batch(steps: pl.DataFrame) -> Iterator[BatchAcceptance]:
 
 def _stretches(steps: pl.DataFrame) -> pl.DataFrame:
     """Return sums over stretches of neighbouring steps, in the columns that `kept` reads."""
-    width = int(steps["accepted"].list.len().max() or 0)  # type: ignore[arg-type]
     number = np.arange(steps.height) * min(STRETCHES, steps.height) // max(steps.height, 1)
-    each = [
-        pl.col("accepted").list.get(at, null_on_oob=True).sum().alias(f"at{at}")
-        for at in range(width)
-    ]
+    width = int(steps["accepted"].list.len().max() or 0)  # type: ignore[arg-type]
     return (
         steps.with_columns(stretch=pl.Series(number))
         .group_by("stretch")
-        .agg(
-            pl.col("drafted").list.first().sum().alias("drafts"),
-            pl.col("drafted").list.sum().sum().alias("drafted"),
-            *each,
-        )
+        .agg(position_sums(width))
         .sort("stretch")
     )
+
+
+def position_sums(width: int) -> list[pl.Expr]:
+    """Return the columns that `kept` reads, summed from lists per position of such a width."""
+    return [
+        pl.col("drafted").list.first().sum().alias("drafts"),
+        pl.col("drafted").list.sum().sum().alias("drafted"),
+        *(
+            pl.col("accepted").list.get(at, null_on_oob=True).sum().alias(f"at{at}")
+            for at in range(width)
+        ),
+    ]
 
 
 def _draft_time(steps: pl.DataFrame) -> Estimate | None:

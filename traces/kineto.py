@@ -54,6 +54,18 @@ class TraceTables:
     skipped: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
+    def window_detail(self) -> dict[str, Any]:
+        """Return what the `detail` of a window's row in `events` says of this trace."""
+        return {
+            "rank": self.rank,
+            "steps": len(self.steps),
+            "span_ns": self.window.end_ns - self.window.start_ns,
+            "busy_ns": self.window.busy_ns,
+            "idle_ns": self.window.idle_ns,
+            "devices": self.window.devices,
+            "skipped": dict(self.skipped),
+        }
+
 
 def read_trace(
     path: str | Path,

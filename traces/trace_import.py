@@ -120,22 +120,11 @@ def _unix(trace: TraceTables, time_ns: int) -> int | None:
 
 
 def _window_row(trace: TraceTables, engine: str) -> Mapping[str, Any]:
-    window = trace.window
-    detail = {
-        "window": 0,
-        "rank": trace.rank,
-        "steps": len(trace.steps),
-        "span_ns": window.end_ns - window.start_ns,
-        "busy_ns": window.busy_ns,
-        "idle_ns": window.idle_ns,
-        "devices": window.devices,
-        "skipped": dict(trace.skipped),
-    }
     return {
-        "time": _unix(trace, window.start_ns),
+        "time": _unix(trace, trace.window.start_ns),
         "engine": engine,
         "kind": "window",
-        "detail": json.dumps(detail),
+        "detail": json.dumps({"window": 0} | trace.window_detail()),
     }
 
 

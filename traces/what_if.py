@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from traces.acceptance import PHASES, PhaseAcceptance, kept, tokens_per_step
+from traces.acceptance import PHASES, PhaseAcceptance, kept, position_sums, tokens_per_step
 from traces.schema import Estimate, Record
 from traces.statistics import ratio
 
@@ -67,13 +67,7 @@ def _sums(rows: pl.DataFrame, positions: int) -> pl.DataFrame:
     """Return sums per problem in the columns that `kept` reads."""
     return (
         rows.group_by("problem_id")
-        .agg(
-            pl.col("steps").sum(),
-            pl.col("tokens").sum(),
-            pl.col("drafted").list.first().sum().alias("drafts"),
-            pl.col("drafted").list.sum().sum().alias("drafted"),
-            *(pl.col("accepted").list.get(at).sum().alias(f"at{at}") for at in range(positions)),
-        )
+        .agg(pl.col("steps").sum(), pl.col("tokens").sum(), *position_sums(positions))
         .sort("problem_id")
     )
 

@@ -102,6 +102,11 @@ class RecordingWriter:
             else:
                 self._rows[table].append(row)
 
+    def event(self, kind: str, detail: str, *, engine: str | None = None) -> None:
+        """Add a row of `events`, of now."""
+        row = {"time": time.time_ns(), "engine": engine, "kind": kind, "detail": detail}
+        self.append("events", row)
+
     def add_source(self, table: str, drain: Callable[[], Drained]) -> None:
         """Have the writer thread call `drain` each period, and once when closing.
 

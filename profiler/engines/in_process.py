@@ -9,13 +9,13 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import os
-import tempfile
 import time
 import warnings
 from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from profiler.engines.cpu_sampler import mend_cpu_sampler
@@ -103,10 +103,11 @@ class InProcessEngine:
         }
         if speculative is not None:
             arguments["per_request_spec_decode_metrics"] = "detailed"
-        folder = Path(tempfile.mkdtemp(prefix="ttscope-kernels-")) if kernels else None
-        if folder is not None:
+        # Deleted with the engine, or where it cannot start.
+        self._traces = None if kernels is None else TemporaryDirectory(prefix="ttscope-kernels-")
+        if self._traces is not None:
             arguments["profiler_config"] = KernelWindows.profiler_config(
-                folder, shapes=on_cpu() and tensor_parallel_size > 1
+                Path(self._traces.name), shapes=on_cpu() and tensor_parallel_size > 1
             )
         self._thinking_budget = thinking_budget
         self._vllm = _import_vllm()
@@ -126,7 +127,8 @@ class InProcessEngine:
         self.probe = StepProbe(self._scheduler(), self.config.key(), self._offset)
         self.probe.draft_timer = install_draft_timer(self._engine)
         self.windows: KernelWindows | None = None
-        if kernels is not None and folder is not None:
+        if kernels is not None and self._traces is not None:
+            folder = Path(self._traces.name)
             self.windows = KernelWindows(self._engine, self.probe, kernels, folder)
             self.windows.warm_up()
         self._warm_up()
@@ -348,8 +350,8 @@ class InProcessEngine:
         """Free the engine (see `Engine`)."""
         if not self._closed:
             self._closed = True
-            if self.windows is not None:
-                self.windows.close()
+            if self._traces is not None:
+                self._traces.cleanup()
             with contextlib.suppress(Exception):
                 self._engine.engine_core.shutdown()
 

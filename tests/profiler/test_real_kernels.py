@@ -2,39 +2,18 @@
 
 import json
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import polars as pl
 import pytest
 
+from tests.profiler.command import ttscope
 from traces.recording import Recording
 
 pytestmark = pytest.mark.vllm
-ROOT = Path(__file__).parents[2]
 
 
 def record(folder, *arguments):
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            "from tui.cli import main; main()",
-            "record",
-            *arguments,
-            "--dtype",
-            "float32",
-            "--json",
-            "-o",
-            str(folder),
-        ],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    done = ttscope("record", *arguments, "--dtype", "float32", "--json", "-o", folder)
     assert done.returncode == 0, done.stderr[-3000:]
     (run,) = json.loads(done.stdout)["runs"]
     return run, Recording.open(folder)

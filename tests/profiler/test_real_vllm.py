@@ -18,27 +18,14 @@ from profiler.engines.in_process import prepare_environment
 from profiler.engines.server import ServerEngine
 from profiler.launch import model_path
 from profiler.workload import load_workload
+from tests.profiler.command import ROOT, ttscope
 from traces.errors import EngineError
 from traces.recording import Recording
 from traces.schema import Policy
 
 pytestmark = pytest.mark.vllm
 
-ROOT = Path(__file__).parents[2]
 GREEDY = Policy(max_tokens=300)
-
-
-def ttscope(*arguments, **rest):
-    """Run the command as a user would; stdout, and stderr on failure."""
-    return subprocess.run(
-        [sys.executable, "-c", "from tui.cli import main; main()", *map(str, arguments)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-        **rest,
-    )
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,6 @@
 """Real speculative decoding here: drafts as the rule foretells them, the mended sampler."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
@@ -12,6 +9,7 @@ from profiler.engines.draft_steps import accounts_for
 from profiler.engines.protocol import SampleRequest
 from profiler.launch import EngineOptions, start_engine
 from profiler.workload import load_workload
+from tests.profiler.command import ttscope
 from traces.ngram import KnownTokens, PromptLookup
 from traces.recording import Recording
 from traces.schema import Speculative
@@ -20,7 +18,6 @@ pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]  # of vLLM
 
 LOOKUP = PromptLookup(num_speculative_tokens=3, prompt_lookup_min=2, prompt_lookup_max=4)
 MAX_MODEL_LEN = 160
-ROOT = Path(__file__).parents[2]
 
 
 def run(engine, prompts, temperature=0.0, max_tokens=120):
@@ -128,14 +125,7 @@ def test_record_with_a_draft_model(tmp_path):
     draft = {"method": "draft_model", "model": "demo/s", "num_speculative_tokens": 3}
     command = ["record", "--model", "demo/l", "--problems", "6", "--dtype", "float32", "--json"]
     command += ["--max-tokens", "120", "--speculative", json.dumps(draft), "-o", tmp_path / "r"]
-    done = subprocess.run(
-        [sys.executable, "-c", "from tui.cli import main; main()", *map(str, command)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    done = ttscope(*command)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "mended in this process" in " ".join(done.stderr.split())
     (run,) = json.loads(done.stdout)["runs"]

@@ -133,7 +133,7 @@ def test_two_batches_in_flight_are_taken_in_their_order():
 def test_columns_fit_the_table_and_an_empty_drain_is_an_empty_frame():
     scheduler, probe = watched([decoding([9]) for _ in range(CPU_EVERY + 1)])
     assert probe.drain().height == 0
-    probe.window = 3
+    probe.profiled = True
     for _ in range(CPU_EVERY + 1):
         step(scheduler)
     rows = probe.drain()

@@ -3,29 +3,12 @@
 import json
 import math
 import shutil
-import sys
 
 import pytest
 
-from tui import cli
 from tui.demo_verb import SHIPPED
 
 ESTIMATE = {"value", "low", "high", "unit", "extrapolated"}
-
-
-@pytest.fixture
-def run(monkeypatch, capsys, tmp_path):
-    """Run a command in an empty folder; exit code, stdout, stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["ttscope", *map(str, arguments)])
-        with pytest.raises(SystemExit) as left:
-            cli.main()
-        out = capsys.readouterr()
-        return left.value.code or 0, out.out, out.err
-
-    return call
 
 
 def truncated(folder):

@@ -1,27 +1,10 @@
 """`ttscope import` and `ttscope export`: what they print, and one line for what they refuse."""
 
 import json
-import sys
 
 import pytest
 
 from tests.traces.made_traces import cpu_events, device_events, document, kernel, write
-from tui import cli
-
-
-@pytest.fixture
-def run(monkeypatch, capsys, tmp_path):
-    """Run a command in an empty folder; exit code, stdout, stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["ttscope", *map(str, arguments)])
-        with pytest.raises(SystemExit) as left:
-            cli.main()
-        out = capsys.readouterr()
-        return left.value.code or 0, out.out, out.err
-
-    return call
 
 
 @pytest.fixture
