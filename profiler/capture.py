@@ -66,10 +66,14 @@ def record(
     if timeout_s is not None and not timeout_s > 0:
         raise UsageError(f"--timeout must be above 0, not {timeout_s}")
     policy = complete(policy)
-    checkpoints = None
+    needs, checkpoints = needs_of(policy, logprobs=logprobs), None
     if budget_checkpoints:
         check_budgets(budget_checkpoints, checkpoint_samples, policy)
-        checkpoints = Checkpoints(budgets=budget_checkpoints, samples=checkpoint_samples)
+        checkpoints = Checkpoints(
+            budgets=tuple(sorted(budget_checkpoints)),
+            samples=checkpoint_samples,
+            logprobs=needs.top_logprobs is not None,
+        )
     chosen = scorer_of(policy, scorer)
     keep_text = record_text or workload.generated
     models = {engine.config.model: engine.model} if engine.model is not None else {}
@@ -95,6 +99,9 @@ def record(
             writer.add_source("drafts", what_if.drain)
             scoring = None if chosen is None else ScoringThreads(chosen)
             try:
+                prepare = getattr(engine, "prepare", None)
+                if prepare is not None:
+                    prepare(top_logprobs=needs.top_logprobs)
                 steps.watch(writer, telemetry)
                 _watch_kernels(engine, writer)
                 Run(
@@ -104,7 +111,7 @@ def record(
                     telemetry=telemetry,
                     recorder=recorder,
                     what_if=what_if,
-                    needs=needs_of(policy, logprobs=logprobs),
+                    needs=needs,
                     keep_text=keep_text,
                     timeout_s=timeout_s,
                     scoring=scoring,

@@ -62,10 +62,14 @@ class _Thought:
 
 @dataclass(kw_only=True)
 class Checkpoints:
-    """Keeps the first `samples` samples of each problem; `run` answers them at each budget."""
+    """Keeps the first `samples` samples of each problem; `run` answers them at each budget.
+
+    With `logprobs` the mean log-probability of forced answers is measured.
+    """
 
     budgets: tuple[int, ...]
     samples: int
+    logprobs: bool = False
     thoughts: list[_Thought] = field(default_factory=list)
     skipped: int = 0  # samples whose token ids were not told
 
@@ -108,7 +112,8 @@ class Checkpoints:
         """
         keys = {"engine": engine.config.key(), "policy": policy.key()}
         begun = time.monotonic()
-        asked = _Asked(engine, workload, policy, append, keys, keep_text)
+        logprobs = 0 if self.logprobs else None
+        asked = _Asked(engine, workload, policy, append, keys, keep_text, logprobs)
         waiting = deque(self._pieces(engine, append, keys, keep_text))
         total, at_most = len(waiting), engine.config.max_num_seqs or _IN_FLIGHT
         while waiting or asked.open:
@@ -169,6 +174,7 @@ class _Asked:
     append: Append
     keys: Mapping[str, str]
     keep_text: bool
+    top_logprobs: int | None
     open: dict[str, tuple[_Thought, int, int]] = field(default_factory=dict)
     failed: int = 0
     prompt_tokens: int | None = 0
@@ -194,7 +200,7 @@ class _Asked:
                     text="",
                     append=THINK_END,
                 ),
-                top_logprobs=0,
+                top_logprobs=self.top_logprobs,
             )
         )
 

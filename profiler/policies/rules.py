@@ -30,15 +30,9 @@ class Parameter:
     name: str
     methods: tuple[str, ...]
     default: Value | None
-    help: str
     whole: bool = False
     low: float = 1
     high: float = float("inf")
-
-    @property
-    def option(self) -> str:
-        """The option of `ttscope record` that gives it."""
-        return "--" + self.name.replace("_", "-")
 
     def check(self, value: Any) -> Value:
         """Return the value in its type. Raises UsageError in one line."""
@@ -64,7 +58,6 @@ PARAMETERS = (
         default=4.0,
         whole=True,
         low=2,
-        help="early_stopping: samples of a window (4).",
     ),
     Parameter(
         name="threshold",
@@ -72,21 +65,18 @@ PARAMETERS = (
         default=0.95,
         low=0.5,
         high=1.0,
-        help="adaptive: stop at this posterior probability of the majority (0.95).",
     ),
     Parameter(
         name="in_flight",
         methods=("adaptive",),
         default=None,
         whole=True,
-        help="adaptive: samples of a problem that run at a time (n).",
     ),
     Parameter(
         name="first",
         methods=("first_finish",),
         default=None,
         whole=True,
-        help="first_finish: how many finished answers decide (half of n).",
     ),
     Parameter(
         name="keep",
@@ -94,20 +84,17 @@ PARAMETERS = (
         default=0.9,
         low=0.01,
         high=1.0,
-        help="confidence: share of the samples that vote, the most confident (0.9).",
     ),
     Parameter(
         name="confidence_window",
         methods=("confidence",),
         default=float(CONFIDENCE_WINDOW),
         whole=True,
-        help="confidence: tokens of the sliding window (2048).",
     ),
     Parameter(
         name="scorer",
         methods=_SCORED,
         default=None,
-        help="best_of_n, weighted, beam: URL of a reward model; mean log-probability without.",
     ),
     Parameter(
         name="extend",
@@ -115,13 +102,11 @@ PARAMETERS = (
         default=1.0,
         whole=True,
         high=64,
-        help="budget_forcing: how often a thought is reopened (1).",
     ),
     Parameter(
         name="word",
         methods=("budget_forcing",),
         default="Wait",
-        help="budget_forcing: what is appended to a reopened thought (Wait).",
     ),
     Parameter(
         name="stable",
@@ -129,20 +114,17 @@ PARAMETERS = (
         default=2.0,
         whole=True,
         low=0,
-        help="sequential: equal answers in a row that end it, 0 for never (2).",
     ),
     Parameter(
         name="revise_prompt",
         methods=("sequential",),
         default=REVISE,
-        help="sequential: the next prompt, with {prompt}, {answer} and {thought}.",
     ),
     Parameter(
         name="width",
         methods=("beam",),
         default=None,
         whole=True,
-        help="beam: thoughts kept at each step (the root of n).",
     ),
     Parameter(
         name="depth",
@@ -151,20 +133,17 @@ PARAMETERS = (
         whole=True,
         low=2,
         high=1000,
-        help="beam: steps at most; the last runs to the end (8).",
     ),
     Parameter(
         name="step_stop",
         methods=("beam",),
         default="\n\n",
-        help="beam: the text that ends a step of thought (an empty line).",
     ),
     Parameter(
         name="step_tokens",
         methods=("beam",),
         default=256.0,
         whole=True,
-        help="beam: tokens of a step at most (256).",
     ),
 )
 _BY_NAME = {parameter.name: parameter for parameter in PARAMETERS}

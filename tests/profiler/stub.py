@@ -85,7 +85,7 @@ class StubEngine:
     def submit(self, request):
         assert request.request_id not in self.live
         self.submitted.append(request)
-        self.live[request.request_id] = Made(request, self.random.randint(*self.lengths))
+        self.live[request.request_id] = Made(request, self.random.randint(*self.lengths), self.probe.step)
 
     def cancel(self, request_ids):
         results = []
@@ -152,6 +152,8 @@ class StubEngine:
             output_tokens=len(tokens),
             think_tokens=tokens.index(THINK_END) if THINK_END in tokens else None,
             first_token=time.time_ns(),
+            first_step=made.first_step if tokens else None,
+            last_step=self.probe.step - 1 if tokens else None,
             logprob_mean=None if request.top_logprobs is None else -0.1 * made.length,
             confidence_min_window=None if request.confidence_window is None else made.length,
             stopped=reason == "pause",
@@ -170,6 +172,7 @@ class Made:
 
     request: object
     length: int
+    first_step: int
     tokens: int = 0
 
     def context(self):
