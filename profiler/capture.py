@@ -66,6 +66,7 @@ def record(
     if timeout_s is not None and not timeout_s > 0:
         raise UsageError(f"--timeout must be above 0, not {timeout_s}")
     policy = complete(policy)
+    _check_effort(policy, workload, engine)
     needs, checkpoints = needs_of(policy, logprobs=logprobs), None
     if budget_checkpoints:
         check_budgets(budget_checkpoints, checkpoint_samples, policy)
@@ -135,6 +136,23 @@ def record(
                 told = f"samples whose token ids the engine does not tell: {checkpoints.skipped:,}"
                 writer.event("note", f"no forced answers: {told}", engine=engine.config.key())
         return writer.path
+
+
+def _check_effort(policy: Policy, workload: Workload, engine: Engine) -> None:
+    """Refuse an effort that would change nothing: it acts through the chat template alone."""
+    if policy.reasoning_effort is None:
+        return
+    if not workload.chat:
+        raise UsageError("reasoning_effort needs the chat template; leave out --raw-prompts")
+    template = engine.chat_template
+    reads = ["reasoning_effort"]
+    if policy.reasoning_effort == "none":
+        reads.append("enable_thinking")
+    if template is not None and not any(name in template for name in reads):
+        raise UsageError(
+            f"{engine.config.model}: its chat template has no {' or '.join(reads)}, so "
+            f"reasoning_effort {policy.reasoning_effort} would change nothing; leave it out"
+        )
 
 
 @dataclass

@@ -198,6 +198,7 @@ class Run:
                 top_p=policy.top_p,
                 max_tokens=max_tokens,
                 thinking_token_budget=policy.thinking_token_budget if native else None,
+                reasoning_effort=policy.reasoning_effort,
                 traceparent=f"00-{context.trace_id:032x}-{context.span_id:016x}-01",
                 continues=sent.base.continuation(sent.append)
                 if self._continues(sent.draw)

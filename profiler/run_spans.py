@@ -75,6 +75,8 @@ class RunSpans:
         }
         if policy.thinking_token_budget is not None:
             attributes[names.POLICY_BUDGET] = policy.thinking_token_budget
+        if policy.reasoning_effort is not None:
+            attributes[names.POLICY_EFFORT] = policy.reasoning_effort
         return attributes
 
     def end(self) -> None:

@@ -74,6 +74,9 @@ def record(
     thinking_budget: Annotated[
         int | None, typer.Option(help="Tokens of thought per sample, then the answer is forced.")
     ] = None,
+    reasoning_effort: Annotated[
+        str | None, typer.Option(help="vLLM's: low, high, .. where the chat template knows it.")
+    ] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Tokens per sample.")] = None,
     temperature: Annotated[
         float | None, typer.Option(help="0 for one sample, else 0.8, unless given.")
@@ -177,6 +180,7 @@ def record(
             "method": method or ("majority" if several else "greedy"),
             "n": n,
             "thinking_token_budget": thinking_budget,
+            "reasoning_effort": reasoning_effort,
             "max_tokens": max_tokens,
             "temperature": temperature if temperature is not None else 0.8 if several else 0.0,
             "top_p": top_p,

@@ -205,11 +205,15 @@ class InProcessEngine:
             return [*earlier.token_ids, *self._token_ids(earlier.append)]
         if not request.chat or self.chat_template is None:
             return list(self._tokenizer.encode(request.prompt))
+        effort, asked = request.reasoning_effort, {}
+        if effort is not None:  # as vLLM's server does
+            asked = {"reasoning_effort": effort, "enable_thinking": effort != "none"}
         ids = self._tokenizer.apply_chat_template(
             [{"role": "user", "content": request.prompt}],
             add_generation_prompt=True,
             tokenize=True,
             return_dict=False,
+            **asked,
         )
         return list(ids)
 

@@ -40,6 +40,7 @@ class SampleRequest:
     top_p: float
     max_tokens: int | None
     thinking_token_budget: int | None = None
+    reasoning_effort: str | None = None
     traceparent: str | None = None
     continues: Continuation | None = None
     top_logprobs: int | None = None

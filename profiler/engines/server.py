@@ -265,6 +265,8 @@ class ServerEngine:
         }
         if chat:
             body["messages"] = [{"role": "user", "content": prompt}]
+            if request.reasoning_effort is not None:
+                body["reasoning_effort"] = request.reasoning_effort
         else:
             body["prompt"] = prompt
         if request.max_tokens is not None:

@@ -1,0 +1,61 @@
+"""`reasoning_effort` goes to the chat template, and is refused where it would change nothing."""
+
+from dataclasses import replace
+
+import pytest
+
+from profiler.capture import record
+from profiler.launch import EngineOptions, start_engine
+from profiler.workload import load_workload
+from tests.profiler.stub import StubEngine
+from traces.errors import UsageError
+from traces.recording import Recording
+from traces.schema import Policy
+
+HIGH = Policy(reasoning_effort="high", max_tokens=200)
+
+
+def test_effort_reaches_the_engine_and_the_recording(tmp_path):
+    engine = StubEngine()
+    engine.chat_template = "{{ reasoning_effort }}"
+    path = record(load_workload("demo", problems=2), HIGH, engine, tmp_path / "r")
+    assert {request.reasoning_effort for request in engine.submitted} == {"high"}
+    (kept,) = Recording.open(path).manifest.policies.values()
+    assert kept.reasoning_effort == "high" and kept.label() == "greedy high"
+
+
+@pytest.mark.parametrize(
+    ("template", "effort", "chat", "message"),
+    [
+        ("{{ content }}", "high", True, "has no reasoning_effort"),
+        ("{{ enable_thinking }}", "low", True, "has no reasoning_effort"),
+        ("{{ content }}", "none", True, "no reasoning_effort or enable_thinking"),
+        ("{{ reasoning_effort }}", "high", False, "leave out --raw-prompts"),
+    ],
+)
+def test_an_effort_that_would_change_nothing_is_refused(tmp_path, template, effort, chat, message):
+    engine = StubEngine()
+    engine.chat_template = template
+    workload = replace(load_workload("demo", problems=2), chat=chat)
+    with pytest.raises(UsageError, match=message):
+        record(workload, replace(HIGH, reasoning_effort=effort), engine, tmp_path / "r")
+    assert not (tmp_path / "r").exists()
+
+
+def test_an_unknown_effort_is_refused():
+    with pytest.raises(UsageError, match="no reasoning_effort 'huge'"):
+        Policy(reasoning_effort="huge")
+
+
+@pytest.mark.vllm
+def test_high_effort_thinks_longer_on_the_bundled_reasoners(tmp_path):
+    engine = start_engine(EngineOptions(model="demo/s"), thinking_budget=False)
+    workload, thoughts = load_workload("demo", problems=16), {}
+    try:
+        for effort in ("low", "high"):
+            policy = Policy(reasoning_effort=effort, max_tokens=300)
+            path = record(workload, policy, engine, tmp_path / effort)
+            thoughts[effort] = Recording.open(path).samples["think_tokens"].mean()
+    finally:
+        engine.close()
+    assert thoughts["high"] > 1.5 * thoughts["low"]
