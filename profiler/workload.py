@@ -83,7 +83,7 @@ def final_answer(text: str) -> str | None:
 def load_workload(
     source: str, *, problems: int | None = None, seed: int = 0, chat: bool = True
 ) -> Workload:
-    """Load `demo` (also `demo:high`, `demo:preamble`, `demo:high+preamble`) or a JSONL file.
+    """Load `demo`, `demo:preamble` or a JSONL file.
 
     A line of the file is {"id", "prompt", "answer"?, "group"?}. `problems` keeps the first so
     many; the demo makes 100 unless told otherwise. Raises UsageError naming the line at fault.
@@ -97,19 +97,11 @@ def load_workload(
 
 
 def _demo(options: str, count: int, seed: int) -> Workload:
-    chosen = set(filter(None, options.split("+")))
-    unknown = chosen - {"high", "low", "preamble"}
-    if unknown:
+    if options not in ("", "preamble"):
         raise UsageError(
-            f"--workload demo:{options}: no option {sorted(unknown)[0]!r}; "
-            "use demo, demo:high, demo:preamble or demo:high+preamble"
+            f"--workload demo:{options}: no option {options!r}; use demo or demo:preamble"
         )
-    made = task.problems(
-        count,
-        seed=seed,
-        effort="high" if "high" in chosen else "low",
-        preamble="preamble" in chosen,
-    )
+    made = task.problems(count, seed=seed, preamble=options == "preamble")
     return Workload(
         name="demo" + (f":{options}" if options else ""),
         problems=[

@@ -60,9 +60,7 @@ def record(
     endpoint: Annotated[
         str | None, typer.Option(help="A running OpenAI-compatible server instead.")
     ] = None,
-    workload: Annotated[
-        str, typer.Option(help="demo, demo:high, demo:preamble, or a JSONL file.")
-    ] = "demo",
+    workload: Annotated[str, typer.Option(help="demo, demo:preamble, or a JSONL file.")] = "demo",
     problems: Annotated[int | None, typer.Option(help="Take the first so many.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the demo's problems.")] = 0,
     concurrency: Annotated[int, typer.Option(help="Problems in flight at a time.")] = 8,

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 
 from profiler.demo.network import CONTEXT_TOKENS, Reasoner
-from profiler.demo.task import DemoProblem, answer_of
-from profiler.demo.tokenizer import BOS, DIGIT_ZERO, EOS, PAD, THINK, decode, encode
+from profiler.demo.task import DIGITS, EFFORT_MARKS, DemoProblem, answer_of
+from profiler.demo.tokenizer import BOS, EOS, PAD, THINK, decode, encode
 
 ROWS = 1024  # sequences in flight
 
 
-def prompt_ids(problem: DemoProblem) -> list[int]:
+def prompt_ids(problem: DemoProblem, effort: str = "low") -> list[int]:
     """Return the token ids that the chat template makes of a problem's prompt."""
-    return [BOS, *encode(problem.prompt), THINK]
+    return [BOS, *encode(problem.prompt + EFFORT_MARKS[effort]), THINK]
 
 
 def choose(logits: Tensor, temperature: float, draw: torch.Generator) -> Tensor:
@@ -36,6 +36,7 @@ def generate(
     samples: int,
     temperature: float,
     seed: int,
+    effort: str = "low",
     max_tokens: int = 500,
 ) -> list[list[list[int]]]:
     """Return completions as token ids, ``samples`` for each problem, in its place.
@@ -43,7 +44,7 @@ def generate(
     A completion ends with EOS, or without it where it ran to ``max_tokens`` or the context limit.
     """
     draw = torch.Generator().manual_seed(seed)
-    prompts = [prompt_ids(problem) for problem in problems]
+    prompts = [prompt_ids(problem, effort) for problem in problems]
     by_length: dict[int, list[int]] = defaultdict(list)
     for index, prompt in enumerate(prompts):
         by_length[len(prompt)].append(index)
@@ -111,23 +112,16 @@ def _unpadded(row: list[int]) -> list[int]:
 def forced_answers(
     model: Reasoner, prefixes: Sequence[Sequence[int]], *, temperature: float, seed: int
 ) -> list[str | None]:
-    """Return the two-digit answers decoded after prefixes that end in ``</think>``.
+    """Return the answers decoded after prefixes that end in ``</think>``.
 
-    The prefixes are of equal length; None where the two tokens are not digits.
+    The prefixes are of equal length; None where the token is not a number.
     """
     draw = torch.Generator().manual_seed(seed)
     tokens = torch.tensor([list(prefix) for prefix in prefixes])
-    length = tokens.shape[1]
-    cache = model.new_cache(len(prefixes), length + 1)
     with torch.no_grad():
-        first = choose(model.logits(model.hidden(tokens, cache)[:, -1]), temperature, draw)
-        states = model.hidden(first[:, None], cache, length)[:, -1]
-        second = choose(model.logits(states), temperature, draw)
-    digits = range(DIGIT_ZERO, DIGIT_ZERO + 10)
-    return [
-        decode([a, b]) if a in digits and b in digits else None
-        for a, b in zip(first.tolist(), second.tolist(), strict=True)
-    ]
+        chosen = choose(model.logits(model.hidden(tokens)[:, -1]), temperature, draw)
+    texts = (decode([token]) for token in chosen.tolist())
+    return [text if text in DIGITS else None for text in texts]
 
 
 def completion_text(token_ids: Sequence[int]) -> str:

@@ -18,14 +18,14 @@ from profiler.demo.decode import completion_text, forced_answers, generate, prom
 from profiler.demo.network import Reasoner, load_model
 from profiler.demo.scoring import interval, majority_right, pass_at
 from profiler.demo.speculate import draft_acceptance
-from profiler.demo.task import DemoProblem, answer_of, model_path, problems
+from profiler.demo.task import EFFORT_MARKS, DemoProblem, answer_of, model_path, problems
 from profiler.demo.tokenizer import EOS, THINK_END
 
 SIZES = ("s", "m", "l")
 SAMPLES = 16
 TEMPERATURE = 0.8
 MAX_TOKENS = 500
-BUDGETS = (8, 16, 24, 32, 48, 64, 96, 128, 192)
+BUDGETS = (4, 8, 12, 16, 24, 32, 40, 48, 64, 80, 96)
 BUDGET_SAMPLES = 4
 DRAFT_TOKENS = (1, 3, 5)
 DRAFT_PROBLEMS = 60
@@ -52,7 +52,12 @@ class Outcome:
 
 
 def observe(
-    model: Reasoner, held_out: Sequence[DemoProblem], *, samples: int, temperature: float
+    model: Reasoner,
+    held_out: Sequence[DemoProblem],
+    *,
+    samples: int,
+    temperature: float,
+    effort: str = "low",
 ) -> Outcome:
     """Generate ``samples`` completions of every problem and score them."""
     made = generate(
@@ -61,6 +66,7 @@ def observe(
         samples=samples,
         temperature=temperature,
         seed=0,
+        effort=effort,
         max_tokens=MAX_TOKENS,
     )
     flat = [row for rows in made for row in rows]
@@ -81,7 +87,12 @@ def thought_tokens(completion: Sequence[int]) -> int:
 
 
 def budget_accuracy(
-    model: Reasoner, held_out: Sequence[DemoProblem], outcome: Outcome, *, budget: int
+    model: Reasoner,
+    held_out: Sequence[DemoProblem],
+    outcome: Outcome,
+    *,
+    effort: str,
+    budget: int,
 ) -> np.ndarray:
     """Return, per problem, the share of right answers with thoughts cut at ``budget`` tokens.
 
@@ -92,7 +103,7 @@ def budget_accuracy(
     good = outcome.right[:, :samples].astype(float)
     cut: dict[int, list[tuple[int, int, list[int]]]] = defaultdict(list)
     for index, problem in enumerate(held_out):
-        prompt = prompt_ids(problem)
+        prompt = prompt_ids(problem, effort)
         for sample in range(samples):
             if outcome.think_tokens[index, sample] > budget:
                 kept = outcome.completions[index][sample][:budget]
@@ -178,21 +189,20 @@ def main() -> None:
 
 def report(models: Mapping[str, Reasoner], *, seed: int, count: int) -> Iterator[str]:
     """Measure all tables for a family, line by line as they are measured."""
-    low = problems(count, seed=seed)
-    high = problems(count, seed=seed, effort="high")
+    plain = problems(count, seed=seed)
     led = problems(count, seed=seed, preamble=True)
     greedy: dict[str, dict[str, Outcome]] = {"low": {}, "high": {}, "led": {}}
     sampled: dict[str, dict[str, Outcome]] = {"low": {}, "high": {}}
     for size, model in models.items():
-        for effort, held_out in (("low", low), ("high", high)):
-            greedy[effort][size] = observe(model, held_out, samples=1, temperature=0.0)
+        for effort in EFFORT_MARKS:
+            greedy[effort][size] = observe(model, plain, samples=1, temperature=0.0, effort=effort)
             sampled[effort][size] = observe(
-                model, held_out, samples=SAMPLES, temperature=TEMPERATURE
+                model, plain, samples=SAMPLES, temperature=TEMPERATURE, effort=effort
             )
         greedy["led"][size] = observe(model, led, samples=1, temperature=0.0)
-    for effort, held_out in (("low", low), ("high", high)):
+    for effort in EFFORT_MARKS:
         yield f"{effort} effort, temperature {TEMPERATURE}, {SAMPLES} samples, {count} problems\n"
-        yield from voting_tables(greedy[effort], sampled[effort], held_out)
+        yield from voting_tables(greedy[effort], sampled[effort], plain)
     yield "high against low effort, and with the preamble against without (greedy, low)\n"
     rows = []
     for size in SIZES:
@@ -208,13 +218,13 @@ def report(models: Mapping[str, Reasoner], *, seed: int, count: int) -> Iterator
     yield "accuracy of one sample when the thought is cut at a budget of tokens\n"
     rows = []
     for size, model in models.items():
-        for effort, held_out in (("low", low), ("high", high)):
+        for effort in EFFORT_MARKS:
             outcome = sampled[effort][size]
             curve = [
-                f"{budget_accuracy(model, held_out, outcome, budget=budget).mean():.3f}"
+                budget_accuracy(model, plain, outcome, effort=effort, budget=budget).mean()
                 for budget in BUDGETS
             ]
-            rows.append([size, effort, *curve])
+            rows.append([size, effort, *(f"{share:.3f}" for share in curve)])
     yield from table(["size", "effort", *(str(budget) for budget in BUDGETS)], rows)
     yield f"drafts verified by l, {DRAFT_PROBLEMS} problems, low effort\n"
     rows = []
@@ -222,7 +232,7 @@ def report(models: Mapping[str, Reasoner], *, seed: int, count: int) -> Iterator
         for temperature in (0.0, TEMPERATURE):
             for k in DRAFT_TOKENS:
                 got = draft_acceptance(
-                    models[size], models["l"], low[:DRAFT_PROBLEMS], k=k, temperature=temperature
+                    models[size], models["l"], plain[:DRAFT_PROBLEMS], k=k, temperature=temperature
                 )
                 kept = "; ".join(str(share) for share in got.by_position)
                 rows.append([size, temperature, k, kept, got.emitted])

@@ -1,23 +1,27 @@
-"""The task of the bundled reasoners: multiply tagged terms modulo 97.
+"""The task of the bundled reasoners: multiply tagged terms modulo 37.
 
-A problem is a row of terms, each a tag letter and two digits. The models write every number with
-its units digit first, so 24 is written ``42``. The last character of a prompt is the effort mark:
-``.`` asks for one walk along the row, ``!`` for a second look.
+A problem is a row of terms, each a tag letter and a number. Every number from 1 to 36 is one
+character: 1 to 9, then A to Z for 10 to 35, and 0 for 36. The chat template puts the effort mark
+behind the row: ``.`` asks for one multiplication a term, ``!``, which is ``reasoning_effort``
+high, for one a prime factor.
 
-    prompt      a42b36c51.              24 * 63 * 15 modulo 97, low effort
-    completion  b36c51=27a42=97.</think>97
+    prompt       aCb6c9                           12 * 6 * 9 modulo 37
+    low effort   +b6c9=HaC=J</think>J             6 * 9 = 17, 17 * 12 = 19, which is written J
+    high effort  +b6c93=I3=HaC2=Y2=V3=J</think>J  * 3 * 3, then * 2 * 2 * 3
 
 Only the standard library is imported here, so that asking for a problem costs nothing.
 """
 
 import random
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-MODULUS = 97
-TERMS = tuple(sorted({a * b for a in range(2, 10) for b in range(2, 10)} - {81}))
+MODULUS = 37
+DIGITS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+TAGS = "abcdefghij"
+PRIMES = (2, 3, 5, 7)
+TERMS = (4, 6, 8, 9, 10, 12, 14, 15, 18, 20, 21, 25, 27, 28, 30, 35)  # of two or three primes
 LEVELS = tuple(range(3, 11))
 EFFORT_MARKS = {"low": ".", "high": "!"}
 
@@ -27,14 +31,12 @@ MODELS: dict[str, dict[str, int]] = {
     "l": {"parameters": 1_588_160, "layers": 4, "hidden": 192},
 }
 
-PREAMBLE = (
-    "you-are-given-a-row-of-terms;each-term-is-a-letter-and-two-digits;"
-    "the-units-digit-comes-first;multiply-all-the-terms-and-keep-the-remainder-modulo-97;"
-    "start-with-any-term-and-walk-either-way;write-every-step-in-full;"
-    "then-give-the-remainder;here-is-your-row;"
-)
+# A fixed text in front of the row, in letters that no problem has; it is there to be shared.
+PREAMBLE_LETTERS = "lnorstu"
+PREAMBLE_TOKENS = 256
+_PREAMBLE_TEXT = "turn" + "sort" + "run" + "torus" + "toll" + "lost" + "unto" + "nouns" + "stunt"
+PREAMBLE = (_PREAMBLE_TEXT * (PREAMBLE_TOKENS // len(_PREAMBLE_TEXT) + 1))[:PREAMBLE_TOKENS]
 
-_ANSWER = re.compile(r"[0-9]{2}")
 _THINK_END = "</think>"
 _TEXT_END = "<eos>"
 
@@ -44,8 +46,8 @@ class DemoProblem:
     """One problem: what to send, and the answer text that is right.
 
     ``level`` is the number of terms. ``prompt`` is the content of the user message, to which the
-    chat template adds ``<bos>`` in front and ``<think>`` behind. ``expected`` is the remainder as
-    the models write it, two digits, units first.
+    chat template adds ``<bos>`` in front, and effort mark and ``<think>`` behind. ``expected`` is
+    the product as the models write it, one character.
     """
 
     problem_id: str
@@ -62,8 +64,13 @@ def model_path(size: str) -> Path:
 
 
 def written(number: int) -> str:
-    """Write a number from 0 to 99 as the models write it: two digits, units first."""
-    return f"{number % 10}{number // 10}"
+    """Write a number from 1 to 36 as the models write it: one character, 36 as 0."""
+    return DIGITS[number % (MODULUS - 1)]
+
+
+def row_text(terms: Sequence[int]) -> str:
+    """Write a row of terms, each behind its tag."""
+    return "".join(tag + written(term) for tag, term in zip(TAGS, terms, strict=False))
 
 
 def problems(
@@ -71,16 +78,13 @@ def problems(
     *,
     seed: int,
     levels: Sequence[int] | None = None,
-    effort: str = "low",
     preamble: bool = False,
 ) -> list[DemoProblem]:
     """Make ``count`` problems from a seed, the levels taken in turn.
 
-    The same arguments always give the same problems. Effort and preamble change the prompt only:
-    the terms drawn and the answers stay the same, so that runs can be compared in pairs.
+    The same arguments always give the same problems. The preamble changes the prompt only: the
+    terms drawn and the answers stay the same, so that runs can be compared in pairs.
     """
-    if effort not in EFFORT_MARKS:
-        raise ValueError(f"unknown effort {effort!r}; it is one of {', '.join(EFFORT_MARKS)}")
     chosen = LEVELS if levels is None else tuple(levels)
     if not chosen or any(level not in LEVELS for level in chosen):
         raise ValueError(f"levels run from {LEVELS[0]} to {LEVELS[-1]}, got {chosen}")
@@ -92,12 +96,11 @@ def problems(
         product = 1
         for term in terms:
             product = product * term % MODULUS
-        row = "".join(chr(ord("a") + place) + written(term) for place, term in enumerate(terms))
         made.append(
             DemoProblem(
                 problem_id=f"{seed}-{index:05d}",
                 level=level,
-                prompt=(PREAMBLE if preamble else "") + row + EFFORT_MARKS[effort],
+                prompt=(PREAMBLE if preamble else "") + row_text(terms),
                 expected=written(product),
             )
         )
@@ -105,7 +108,7 @@ def problems(
 
 
 def answer_of(text: str) -> str | None:
-    """Read the answer of a completion: the two digits after the last ``</think>``, else None."""
+    """Read the answer of a completion: the number after the last ``</think>``, else None."""
     _, mark, tail = text.rpartition(_THINK_END)
     tail = tail.removesuffix(_TEXT_END)
-    return tail if mark and _ANSWER.fullmatch(tail) else None
+    return tail if mark and len(tail) == 1 and tail in DIGITS else None

@@ -9,11 +9,12 @@ import re
 from pathlib import Path
 
 MARKS = ("<pad>", "<bos>", "<eos>", "<think>", "</think>")
-CHARACTERS = "0123456789+-*=;!.?abcdefghijklmnopqrstuvwxyz"
+CHARACTERS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ=;+-.!abcdefghijlnorstu"
 VOCABULARY_SIZE = 64
 PAD, BOS, EOS, THINK, THINK_END = range(len(MARKS))
-DIGIT_ZERO = len(MARKS)
-CHAT_TEMPLATE = "<bos>{{ messages[-1]['content'] }}<think>"
+CHAT_TEMPLATE = (
+    "<bos>{{ messages[-1]['content'] }}{{ '!' if reasoning_effort == 'high' else '.' }}<think>"
+)
 
 _TOKENS = MARKS + tuple(CHARACTERS)
 _IDS = {token: token_id for token_id, token in enumerate(_TOKENS)}

@@ -1,173 +1,171 @@
 """Train the family from scratch: ``python -m profiler.demo.train [--size s|m|l] --out DIR``.
 
-The schedule is by steps and the seed is fixed. Within one run:
+One schedule for all sizes, by steps of about 1,000 tokens, with a fixed seed:
 
-    first 25 %   the level grows from 3 to 12
-    first 30 %   one batch in five teaches only walking and copying, on all two-digit terms
-    first 40 %   every second batch is high effort, one in five from there on
-    first 50 %   the terms grow from the smallest four to all of them
-    from 30 %    the learning rates fall in a line
-    from 40 %    one batch in twelve has the preamble
-    from 60 %    every 100 steps the weights are kept and validated
+    walk      250 steps       walking and copying; results carry no label
+    products  until learned   four terms, one more whenever 0.85 of the results are right
+    settle    1,500 to 2,500  all terms; the products that the size is not to know are taught with
+                              random results, one batch in twelve has the preamble, and the
+                              learning rates fall to almost nothing
 
-Each of the first four is there because training without it failed: the product table starts only
-with few terms and is lost again without the one-digit steps of high effort, and the copying of a
-term's second digit is learned late from terms that are few and alike.
+Each is there because training without it failed: results at once disturb the walk, the table
+starts only with few terms, and random results from the beginning keep it from starting at all. The
+level grows from 3 to 10 over the first 400 steps.
 
-Training to the end would master the whole table, and a model that knows everything gains nothing
-from votes. So the checkpoint published is the one whose greedy accuracy at low effort, on problems
-of a seed of its own, comes nearest to the target of its size, and a run stops once it is well past
-it.
-
-The weights bundled now are older than this script; docs/reasoners.md tells how they came about and
-what this script gives.
+What a size knows is set by its shares of unknown products, not by when it is stopped: a model
+that has learned everything gains nothing from votes, and one stopped on its way there is a matter
+of luck.
 """
 
 import argparse
-import shutil
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch.nn import functional
 
-from profiler.demo.decode import generate, right
-from profiler.demo.examples import NO_LABEL, Mix, batch
+from profiler.demo.examples import NO_LABEL, Kind, Mix, Products, batch, unknown_products
 from profiler.demo.muon import Muon
 from profiler.demo.network import SHAPES, Reasoner, save_model
-from profiler.demo.task import problems
+from profiler.demo.task import LEVELS, TERMS
 from profiler.demo.tokenizer import encode
 
 SEED = 1
-VALIDATION_SEED = 77
-VALIDATION_PROBLEMS = 300
 BATCH_TOKENS = 1024
-FLOOR = 0.02  # of the learning rates, at the end
 WARM_UP_STEPS = 40
-PAST_TARGET = 0.1  # validation accuracy above the target at which a run stops
-EQUALS, HIGH = encode("=!")
-MAX_LEVEL = 12
-TERMS = sorted(
-    {a * b * c for a in range(1, 10) for b in range(1, 10) for c in range(1, 10)} & {*range(2, 97)}
-)
+WALK_STEPS = 250
+LEVEL_STEPS = 400  # over which the level grows
+FIRST_TERMS = 4
+LEARNED = 0.85  # share of right results at which a term is added
+GROWTH_STEPS = 10  # at least, between two terms
+LONGEST_GROWTH_STEPS = 4000  # a run whose products do not start is given up
+FLOOR = 0.02  # of the learning rates, at the end
+SMOOTHING = 0.03
+HIGH_MARK = encode("!")[0]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The schedule of one size: optimizer steps, learning rates, and where to stop.
+    """What differs between the sizes: learning rates, steps, shares of products not to know."""
 
-    ``target`` is the greedy accuracy on the validation problems to come nearest to.
-    """
-
-    steps: int
     muon_lr: float
     adam_lr: float
-    orthogonal_iterations: int
-    target: float
+    unknown_by_term: float
+    unknown_by_prime: float
+    settle_steps: int
 
 
 PLANS = {
-    "s": Plan(steps=4500, muon_lr=0.02, adam_lr=5e-3, orthogonal_iterations=5, target=0.55),
-    "m": Plan(steps=4200, muon_lr=0.02, adam_lr=5e-3, orthogonal_iterations=5, target=0.67),
-    "l": Plan(steps=3800, muon_lr=0.015, adam_lr=4e-3, orthogonal_iterations=4, target=0.80),
+    "s": Plan(
+        muon_lr=0.02, adam_lr=5e-3, unknown_by_term=0.13, unknown_by_prime=0.02, settle_steps=2500
+    ),
+    "m": Plan(
+        muon_lr=0.02, adam_lr=5e-3, unknown_by_term=0.09, unknown_by_prime=0.015, settle_steps=2000
+    ),
+    "l": Plan(
+        muon_lr=0.015, adam_lr=4e-3, unknown_by_term=0.05, unknown_by_prime=0.01, settle_steps=1500
+    ),
 }
 
 
-def _log(line: str) -> None:
-    sys.stderr.write(line + "\n")
-    sys.stderr.flush()
+@dataclass
+class Progress:
+    """How far a run is: `stage`, its first step, and the smoothed share of right results."""
 
+    plan: Plan
+    stage: str = "walk"
+    since: int = 0
+    terms: int = FIRST_TERMS
+    grown: int = 0
+    right: dict[str, float] = field(default_factory=lambda: {"low": 0.0, "high": 0.0})
 
-def mix_at(progress: float, draw: np.random.Generator) -> Mix:
-    """Choose what the batch at ``progress`` (0 to 1) of a run holds."""
-    longest = min(MAX_LEVEL, 3 + int((MAX_LEVEL - 2) * progress / 0.25))
-    if progress < 0.3 and draw.random() < 0.2:
-        return Mix(
-            terms=range(2, 100),
-            min_level=2,
-            max_level=longest,
-            high_share=0.0,
-            preamble_share=0.1,
-            results=False,
+    def advance(self, step: int) -> None:
+        """Add a term or enter the next stage when it is time."""
+        learned = min(self.right.values()) > LEARNED
+        if self.stage == "walk" and step == WALK_STEPS:
+            self.stage, self.since = "products", step
+        elif self.stage == "products" and learned and step - self.grown >= GROWTH_STEPS:
+            if self.terms < len(TERMS):
+                self.terms, self.grown = self.terms + 1, step
+            elif step - self.grown >= 10 * GROWTH_STEPS:
+                self.stage, self.since = "settle", step
+        elif self.stage == "products" and step - self.since > LONGEST_GROWTH_STEPS:
+            raise SystemExit(f"the products were not learned in {LONGEST_GROWTH_STEPS} steps")
+        elif self.stage == "settle" and step - self.since == self.plan.settle_steps:
+            self.stage = "done"
+
+    def rate(self, step: int) -> float:
+        """Return the factor on the learning rates."""
+        if self.stage != "settle":
+            return min(1.0, (step + 1) / WARM_UP_STEPS)
+        return max(FLOOR, 1 - (step - self.since) / self.plan.settle_steps)
+
+    def unknown(self) -> Products:
+        """Return the products that the size is not to know."""
+        return unknown_products(
+            by_term=self.plan.unknown_by_term, by_prime=self.plan.unknown_by_prime
         )
-    known = min(len(TERMS), 4 + int((len(TERMS) - 4) * progress / 0.5))
-    return Mix(
-        terms=TERMS[:known],
-        min_level=2,
-        max_level=longest,
-        high_share=0.5 if progress < 0.4 else 0.2,
-        preamble_share=0.08 if progress > 0.4 else 0.0,
-    )
+
+    def mix(self, step: int) -> Mix:
+        """Return what the batch of a step holds."""
+        settling = self.stage == "settle"
+        spread = LEVELS[-1] - LEVELS[0] + 1
+        return Mix(
+            terms=TERMS if self.stage == "walk" else TERMS[: self.terms],
+            min_level=2,
+            max_level=min(LEVELS[-1], LEVELS[0] + spread * step // LEVEL_STEPS),
+            high_share=0.45 if settling else 0.4,
+            preamble_share=1 / 12 if settling else 0.0,
+            unknown=self.unknown() if settling else frozenset(),
+            results=self.stage != "walk",
+        )
 
 
-def validate(model: Reasoner) -> float:
-    """Return greedy accuracy at low effort on the validation problems."""
-    model.eval()
-    held_out = problems(VALIDATION_PROBLEMS, seed=VALIDATION_SEED)
-    made = generate(model, held_out, samples=1, temperature=0.0, seed=0, max_tokens=120)
-    model.train()
-    pairs = zip(held_out, made, strict=True)
-    return sum(right(problem, rows[0]) for problem, rows in pairs) / len(held_out)
-
-
-def run(size: str) -> Iterator[tuple[int, Reasoner]]:
-    """Train one size, giving (step, model) at every step past 60 % that is to be validated."""
+def train(size: str, out: Path) -> None:
+    """Train one size into the folder ``out``/SIZE."""
     plan = PLANS[size]
+    progress = Progress(plan)
     torch.manual_seed(SEED)
     draw = np.random.default_rng(SEED)
     model = Reasoner(SHAPES[size]).train()
     names = dict(model.named_parameters())
     matrices = [p for name, p in names.items() if p.ndim == 2 and name != "embedding"]
     others = [p for name, p in names.items() if p.ndim != 2 or name == "embedding"]
-    muon = Muon(matrices, lr=plan.muon_lr, iterations=plan.orthogonal_iterations)
+    muon = Muon(matrices, lr=plan.muon_lr)
     adam = torch.optim.AdamW(others, lr=plan.adam_lr, betas=(0.9, 0.98), weight_decay=0.0)
-    began, average = time.monotonic(), 0.0
-    known = 0.0
-    for step in range(plan.steps):
-        progress = step / plan.steps
-        scale = min(1.0, (step + 1) / WARM_UP_STEPS, max(FLOOR, (1 - progress) / 0.7))
-        muon.lr = plan.muon_lr * scale
-        adam.param_groups[0]["lr"] = plan.adam_lr * scale
-        ids, labels = map(
-            torch.from_numpy, batch(draw, mix_at(progress, draw), tokens=BATCH_TOKENS)
-        )
-        wanted = labels[:, 1:]
-        logits = model.logits(model.hidden(ids)[:, :-1][wanted != NO_LABEL])
-        loss = functional.cross_entropy(logits, wanted[wanted != NO_LABEL])
+    began, step = time.monotonic(), 0
+    while progress.stage != "done":
+        muon.lr = plan.muon_lr * progress.rate(step)
+        adam.param_groups[0]["lr"] = plan.adam_lr * progress.rate(step)
+        mix = progress.mix(step)
+        ids, labels, kinds = map(torch.from_numpy, batch(draw, mix, tokens=BATCH_TOKENS))
+        labelled = labels[:, 1:] != NO_LABEL
+        wanted = labels[:, 1:][labelled]
+        logits = model.logits(model.hidden(ids)[:, :-1][labelled])
+        loss = functional.cross_entropy(logits, wanted)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         muon.step()
         adam.step()
         model.zero_grad(set_to_none=True)
-        results = (ids[:, :-1] == EQUALS)[wanted != NO_LABEL]
-        if results.any() and not (ids == HIGH).any():
-            good = logits.argmax(-1) == wanted[wanted != NO_LABEL]
-            known += 0.02 * (float(good[results].float().mean()) - known)
-        average = loss.item() if step == 0 else 0.98 * average + 0.02 * loss.item()
-        if (step + 1) % 100 == 0:
+        results = kinds[:, 1:][labelled] == Kind.RESULT
+        if results.any():
+            effort = "high" if (ids == HIGH_MARK).any() else "low"
+            right = float((logits.argmax(-1) == wanted)[results].float().mean())
+            progress.right[effort] += SMOOTHING * (right - progress.right[effort])
+        step += 1
+        progress.advance(step)
+        if step % 100 == 0:
+            shares = ", ".join(f"{effort} {share:.3f}" for effort, share in progress.right.items())
             seconds = time.monotonic() - began
-            _log(f"{size} step {step + 1} {seconds:.0f} s loss {average:.4f} results {known:.3f}")
-            if step + 1 > 0.6 * plan.steps:
-                yield step + 1, model
-
-
-def train(size: str, out: Path) -> None:
-    """Train one size, keep its checkpoints in ``out``/SIZE-steps and the one picked in SIZE."""
-    target, nearest = PLANS[size].target, float("inf")
-    for step, model in run(size):
-        accuracy = validate(model)
-        _log(f"{size} step {step} validation {accuracy:.3f}")
-        folder = out / f"{size}-steps" / f"{step:05d}"
-        save_model(model, folder)
-        if abs(accuracy - target) < nearest:
-            nearest = abs(accuracy - target)
-            shutil.copytree(folder, out / size, dirs_exist_ok=True)
-        if accuracy > target + PAST_TARGET:
-            break
+            sys.stderr.write(
+                f"{size} step {step} {progress.stage} {seconds:.0f} s loss {loss.item():.3f} "
+                f"{progress.terms} terms, results right: {shares}\n"
+            )
+    save_model(model, out / size)
 
 
 def main() -> None:

@@ -1,29 +1,32 @@
 """The bundled reasoners' task: problems, verifier, tokenizer and weights."""
 
 import json
-import re
 import subprocess
 import sys
 
 import pytest
 
 from profiler.demo.task import (
+    DIGITS,
     LEVELS,
     MODELS,
+    MODULUS,
     PREAMBLE,
+    PRIMES,
     TERMS,
     DemoProblem,
     answer_of,
     model_path,
     problems,
+    written,
 )
 from profiler.demo.tokenizer import CHAT_TEMPLATE, VOCABULARY_SIZE, decode, encode
 
 
 def terms_in(problem: DemoProblem) -> list[int]:
-    """Read the terms back from the prompt, units digit first."""
+    """Read the terms back from the prompt: every second character is a number."""
     row = problem.prompt.removeprefix(PREAMBLE)
-    return [int(tens + units) for units, tens in re.findall(r"[a-z](\d)(\d)", row)]
+    return [DIGITS.index(digit) or 36 for digit in row[1::2]]
 
 
 def test_a_seed_always_gives_the_same_problems() -> None:
@@ -41,14 +44,19 @@ def test_expected_answers_agree_with_plain_arithmetic() -> None:
         product = 1
         for term in terms_in(problem):
             product *= term
-        assert problem.expected == f"{product % 97:02d}"[::-1]
+        assert (DIGITS.index(problem.expected) or 36) == product % MODULUS
 
 
 def test_a_known_problem() -> None:
     known = problems(1, seed=1)[0]
-    assert known.prompt == "a01b53c36."
-    assert terms_in(known) == [10, 35, 63]
-    assert known.expected == "13"  # 10 * 35 * 63 = 22050 = 227 * 97 + 31
+    assert known.prompt == "aAb8cI"
+    assert terms_in(known) == [10, 8, 18]
+    assert known.expected == "Y"  # 10 * 8 * 18 = 1440 = 38 * 37 + 34
+
+
+def test_every_number_has_its_own_character() -> None:
+    assert [written(number) for number in (1, 9, 10, 35, 36)] == ["1", "9", "A", "Z", "0"]
+    assert len({written(number) for number in range(1, MODULUS)}) == 36
 
 
 def test_levels_are_taken_in_turn_and_are_the_number_of_terms() -> None:
@@ -58,32 +66,27 @@ def test_levels_are_taken_in_turn_and_are_the_number_of_terms() -> None:
     assert {problem.level for problem in problems(100, seed=2)} == set(LEVELS)
 
 
-def test_every_term_is_a_product_of_one_digit_factors() -> None:
+def test_every_term_is_a_product_of_two_or_three_primes() -> None:
     for term in TERMS:
-        rest = term
-        for prime in (2, 3, 5, 7):
+        count, rest = 0, term
+        for prime in PRIMES:
             while rest % prime == 0:
-                rest //= prime
-        assert rest == 1
-    assert max(TERMS) < 97
+                count, rest = count + 1, rest // prime
+        assert rest == 1 and 2 <= count <= 3
+    assert max(TERMS) < MODULUS
 
 
-def test_effort_and_preamble_change_only_the_prompt() -> None:
-    plain = problems(30, seed=6)
-    long = problems(30, seed=6, effort="high")
-    led = problems(30, seed=6, preamble=True)
-    for a, b, c in zip(plain, long, led, strict=True):
-        assert a.expected == b.expected == c.expected
-        assert a.prompt.endswith(".") and b.prompt == a.prompt[:-1] + "!"
-        assert c.prompt == PREAMBLE + a.prompt
+def test_the_preamble_changes_only_the_prompt() -> None:
+    plain, led = problems(30, seed=6), problems(30, seed=6, preamble=True)
+    for a, b in zip(plain, led, strict=True):
+        assert a.expected == b.expected
+        assert b.prompt == PREAMBLE + a.prompt
 
 
-@pytest.mark.parametrize(
-    "arguments", [{"effort": "huge"}, {"levels": ()}, {"levels": (LEVELS[-1] + 1,)}]
-)
-def test_arguments_out_of_range_are_refused(arguments: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match=r"effort|levels"):
-        problems(3, seed=0, **arguments)  # type: ignore[arg-type]
+@pytest.mark.parametrize("levels", [(), (LEVELS[-1] + 1,)])
+def test_levels_out_of_range_are_refused(levels: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="levels"):
+        problems(3, seed=0, levels=levels)
 
 
 def test_an_unknown_size_is_refused_by_name() -> None:
@@ -94,18 +97,17 @@ def test_an_unknown_size_is_refused_by_name() -> None:
 @pytest.mark.parametrize(
     ("text", "answer"),
     [
-        ("b36c51=27a42=97.</think>97", "97"),
-        ("</think>07", "07"),
-        ("b36</think>11</think>12", "12"),
-        ("</think>07<eos>", "07"),
-        ("b36c51=27", None),
+        ("+b6c9=HaC=J</think>J", "J"),
+        ("</think>0", "0"),
+        ("+b6</think>1</think>2", "2"),
+        ("</think>7<eos>", "7"),
+        ("+b6c9=H", None),
         ("</think>", None),
-        ("</think>7", None),
-        ("</think>073", None),
-        ("</think>0a", None),
-        ("</think>07 ", None),
-        ("</think>٠٧", None),
-        ("07", None),
+        ("</think>07", None),
+        ("</think>a", None),
+        ("</think>7 ", None),
+        ("</think>٧", None),
+        ("7", None),
         ("", None),
     ],
 )
@@ -118,13 +120,13 @@ def test_the_preamble_is_256_tokens() -> None:
 
 
 def test_encode_and_decode_are_inverse() -> None:
-    text = "<bos>" + problems(1, seed=0, effort="high")[0].prompt + "<think>a42*8=91</think>91<eos>"
+    text = "<bos>" + problems(1, seed=0)[0].prompt + "!<think>+aC2=Y</think>Y<eos>"
     assert decode(encode(text)) == text
 
 
 def test_a_character_outside_the_vocabulary_is_refused() -> None:
-    with pytest.raises(ValueError, match="no token for 'A'"):
-        encode("A42")
+    with pytest.raises(ValueError, match="no token for 'z'"):
+        encode("z4")
 
 
 @pytest.mark.parametrize("size", MODELS)
@@ -132,8 +134,8 @@ def test_the_saved_tokenizer_reads_text_as_ours_does(size: str) -> None:
     tokenizers = pytest.importorskip("tokenizers")
     saved = tokenizers.Tokenizer.from_file(str(model_path(size) / "tokenizer.json"))
     assert saved.get_vocab_size() <= VOCABULARY_SIZE
-    for problem in problems(20, seed=5, effort="high", preamble=True):
-        text = f"<bos>{problem.prompt}<think>a42b36*7=11</think>11<eos>"
+    for problem in problems(20, seed=5, preamble=True):
+        text = f"<bos>{problem.prompt}!<think>+aCb6=Z-c93=I</think>I<eos>"
         ids = saved.encode(text, add_special_tokens=False).ids
         assert ids == encode(text)
         assert saved.decode(ids, skip_special_tokens=False) == text

@@ -156,7 +156,7 @@ def test_server_gives_the_same_answers_as_in_process(server, in_process, tmp_pat
     if not chat:
         from dataclasses import replace
 
-        problems = [replace(p, prompt=f"<bos>{p.prompt}<think>") for p in workload.problems]
+        problems = [replace(p, prompt=f"<bos>{p.prompt}.<think>") for p in workload.problems]
         workload = replace(workload, problems=problems, chat=False)
     engine = ServerEngine(server, name="demo/s", declared={"tensor_parallel_size": 1})
     try:
