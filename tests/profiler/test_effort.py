@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from profiler.capture import record
-from profiler.launch import EngineOptions, start_engine
 from profiler.workload import load_workload
+from tests.profiler.command import ttscope
 from tests.profiler.stub import StubEngine
 from traces.errors import UsageError
 from traces.recording import Recording
@@ -49,13 +49,9 @@ def test_an_unknown_effort_is_refused():
 
 @pytest.mark.vllm
 def test_high_effort_thinks_longer_on_the_bundled_reasoners(tmp_path):
-    engine = start_engine(EngineOptions(model="demo/s"), thinking_budget=False)
-    workload, thoughts = load_workload("demo", problems=16), {}
-    try:
-        for effort in ("low", "high"):
-            policy = Policy(reasoning_effort=effort, max_tokens=300)
-            path = record(workload, policy, engine, tmp_path / effort)
-            thoughts[effort] = Recording.open(path).samples["think_tokens"].mean()
-    finally:
-        engine.close()
+    thoughts = {}
+    for effort in ("low", "high"):
+        options = ("--problems", "16", "--reasoning-effort", effort, "--json")
+        ttscope("record", "--model", "demo/s", *options, "-o", tmp_path / effort)
+        thoughts[effort] = Recording.open(tmp_path / effort).samples["think_tokens"].mean()
     assert thoughts["high"] > 1.5 * thoughts["low"]
