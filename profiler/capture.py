@@ -103,6 +103,8 @@ def record(
                 prepare = getattr(engine, "prepare", None)
                 if prepare is not None:
                     prepare(top_logprobs=needs.top_logprobs)
+                if policy.thinking_token_budget is not None:
+                    _ = engine.thinking_budget  # a server is asked by a request
                 steps.watch(writer, telemetry)
                 _watch_kernels(engine, writer)
                 Run(

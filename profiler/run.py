@@ -168,7 +168,9 @@ class Run:
     def _room(self, base: Chain, append: str) -> int | None:
         """Return how many tokens may follow by max_tokens and the model's length."""
         most, longest = self.policy.max_tokens, self.engine.config.max_model_len
-        limits = [None if most is None else most - base.spent]
+        # The tokens that close a thought count, as they do where vLLM forces them.
+        closing = len(self.engine.think_end_ids or (0,)) if append == THINK_END else 0
+        limits = [None if most is None else most - base.spent - closing]
         if longest is not None and base.prompt is not None and base.tokens is not None:
             # A token is no shorter than a character.
             limits.append(longest - len(base.prompt) - len(base.tokens) - len(append))
@@ -226,7 +228,7 @@ class Run:
         sent.result, sent.chain = result, sent.base.after(result, sent.append, answer)
         cut = result.finish_reason == "length" and result.error is None
         if sent.forced_at is not None and cut and not flight.closed:
-            room = self._room(sent.chain, THINK_END)
+            room = self._room(sent.chain, "" if sent.chain.thought_ended else THINK_END)
             if room is None or room > 0:
                 flight.heads[sent.draw.index] = sent
                 self._force(sent)

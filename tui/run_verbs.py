@@ -122,6 +122,7 @@ def run_record(
     from profiler.capture import record
     from profiler.checkpoints import check_budgets
     from profiler.launch import start_engine
+    from profiler.scorers import scorer_of
     from profiler.telemetry import check_settings
     from profiler.workload import load_workload
     from tui.read_verbs import print_show
@@ -133,6 +134,7 @@ def run_record(
         raise UsageError(f"--concurrency must be at least 1, not {concurrency}")
     if timeout_s is not None and not timeout_s > 0:
         raise UsageError(f"--timeout must be above 0, not {timeout_s}")
+    scorer_of(policy, None)
     budgets, samples = checkpoints
     if budgets:
         check_budgets(budgets, samples, policy)

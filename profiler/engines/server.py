@@ -28,6 +28,7 @@ from traces.errors import EngineError
 from traces.schema import EngineConfig, ModelFacts
 
 _POLL_S = 0.05
+_NO_IDS = "no token ids"  # a chat cannot be continued without them
 _GIVE_UP_AFTER = 8  # requests in a row that found no server
 
 
@@ -197,7 +198,7 @@ class ServerEngine:
                 ended.append(self._results.get_nowait())
         kept = [result for result in ended if self._live.pop(result.request_id, None)]
         for result in kept:
-            lost = result.error is not None and not result.error.startswith("HTTP")
+            lost = result.error is not None and not result.error.startswith(("HTTP", _NO_IDS))
             self._unreachable = self._unreachable + 1 if lost else 0
         if self._unreachable >= _GIVE_UP_AFTER:
             raise EngineError(
@@ -207,7 +208,10 @@ class ServerEngine:
         return kept
 
     async def _run(self, request: SampleRequest, stream: Stream) -> None:
-        error = None
+        error, earlier = None, request.continues
+        if earlier is not None and earlier.token_ids is None and request.chat:
+            self._results.put(self._result(request.request_id, stream, _NO_IDS))
+            return
         try:
             async for event, now in self._events(request):
                 stream.take(event, now)
@@ -241,8 +245,6 @@ class ServerEngine:
             return request.prompt
         if earlier.token_ids is not None:
             return [*earlier.token_ids, *await self._token_ids(earlier.append)]
-        if request.chat:
-            raise ValueError("no token ids to continue from")
         return request.prompt + earlier.text + earlier.append
 
     async def _token_ids(self, text: str) -> list[int]:

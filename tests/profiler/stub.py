@@ -85,7 +85,9 @@ class StubEngine:
     def submit(self, request):
         assert request.request_id not in self.live
         self.submitted.append(request)
-        self.live[request.request_id] = Made(request, self.random.randint(*self.lengths), self.probe.step)
+        self.live[request.request_id] = Made(
+            request, self.random.randint(*self.lengths), self.probe.step
+        )
 
     def cancel(self, request_ids):
         results = []

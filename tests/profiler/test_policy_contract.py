@@ -1,6 +1,9 @@
 """The contract of policies on the stub engine, and what each does with its samples."""
 
+import http.server
+import json
 import random
+import threading
 
 import polars as pl
 import pytest
@@ -14,6 +17,7 @@ from tests.profiler.stub import StubEngine
 from traces.errors import UsageError
 from traces.recording import Recording
 from traces.schema import Policy
+from traces.summary import summarise
 
 
 def workload(ids=range(7)):
@@ -117,6 +121,10 @@ def test_a_budget_is_forced_where_the_engine_keeps_none(name, tmp_path):
     joined = cut.join(answers, on=["problem_id", "sample_index"])
     assert (joined["answer"] == joined["answer_right"]).all()
     assert all(request.thinking_token_budget is None for request in engine.submitted)
+    if name == "thinking budget":  # every token counts in what the vote took
+        (whole,) = summarise(recording)
+        (vote,) = (each for each in whole.policies if (each.method, each.n) == ("majority", 3))
+        assert vote.tokens_per_problem.value == samples["output_tokens"].sum() / 7
 
 
 class Scorer:
@@ -158,6 +166,39 @@ def test_a_scorer_that_fails_leaves_the_plurality(score, tmp_path):
     recording = Recording.open(path)
     assert recording.problems["answer"].to_list() == ["a"] * 7
     assert recording.samples.filter(role="scorer")["error"].null_count() == 0
+
+
+class RewardModel(http.server.BaseHTTPRequestHandler):
+    """Scores a completion by its last character; fails for problem p3's prompt."""
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        scores = [float(text[-1]) for text in body["completions"]]
+        answer = {"scores": scores, "usage": {"prompt_tokens": 8, "completion_tokens": 0}}
+        raw = json.dumps(answer).encode()
+        self.send_response(500 if body["prompt"] == "3" else 200)
+        self.send_header("content-length", str(len(raw)))
+        self.end_headers()
+        self.wfile.write(raw)
+
+    def log_message(self, *args):
+        pass
+
+
+def test_a_reward_model_behind_http(tmp_path):
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), RewardModel) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/score"
+        policy = make_policy({"method": "best_of_n", "n": 3, "scorer": url, "temperature": 1})
+        engine = StubEngine(answers=lambda name: f"so</think>{name[-1]}")
+        path = record(workload(), policy, engine, tmp_path / "r", record_text=True)
+        server.shutdown()
+    recording = Recording.open(path)
+    answers = dict(recording.problems.select("problem_id", "answer").iter_rows())
+    assert answers == {f"p{i}": "0" if i == 3 else "2" for i in range(7)}
+    calls = recording.samples.filter(role="scorer")
+    assert calls["error"].drop_nulls().to_list() == ["HTTP 500"] * 3
+    assert calls["prompt_tokens"].drop_nulls().to_list() == [8] * 18
 
 
 @pytest.mark.parametrize(
