@@ -64,6 +64,7 @@ def policy_request(policy: Policy) -> dict[str, Any]:
         "top_p": policy.top_p,
         "max_tokens": policy.max_tokens,
         "thinking_token_budget": policy.thinking_token_budget,
+        "reasoning_effort": policy.reasoning_effort,
     }
     return {
         "requests": policy.n,
@@ -90,6 +91,7 @@ def record_command(
         _flag("concurrency", concurrency),
         _flag("n", policy.n, default=1),
         _flag("thinking-budget", policy.thinking_token_budget),
+        _flag("reasoning-effort", policy.reasoning_effort),
         _flag("max-tokens", policy.max_tokens),
         _flag("temperature", f"{policy.temperature:g}"),
         _flag("top-p", policy.top_p, default=1.0),

@@ -61,6 +61,10 @@ def _run(job: Job, engine: Engine, folder: Path, say: Any) -> str | None:
             engine,
             folder / job.name,
             concurrency=job.concurrency,
+            timeout_s=job.timeout_s,
+            logprobs=job.logprobs,
+            budget_checkpoints=job.budget_checkpoints,
+            checkpoint_samples=job.checkpoint_samples,
             record_text=job.record_text,
             progress=lambda done, total: say({"job": job.name, "done": done, "total": total}),
         )

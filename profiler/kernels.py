@@ -242,9 +242,10 @@ class KernelWindows:
             path.unlink(missing_ok=True)
 
     def finish(self) -> None:
-        """Close a window that is open; its trace can still be drained."""
+        """Close a window that is open and open no more; its trace can still be drained."""
         if self._open is not None:
             self._stop(self._open)
+        self._next = None
         self.probe.profiled, self._mark_until = False, 0
 
 

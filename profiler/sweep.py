@@ -31,11 +31,22 @@ from typing import Any
 import yaml
 
 from profiler.launch import EngineOptions
+from profiler.policies.rules import make_policy
 from traces.errors import TtscopeError, UsageError
 from traces.manifest import NAME, read_manifest
 from traces.schema import Policy, Record
 
-RUN_FIELDS = ("workload", "problems", "seed", "concurrency", "record_text")
+RUN_FIELDS = (
+    "workload",
+    "problems",
+    "seed",
+    "concurrency",
+    "record_text",
+    "logprobs",
+    "timeout_s",
+    "budget_checkpoints",
+    "checkpoint_samples",
+)
 _DEFAULTS = {"workload": "demo", "problems": None, "seed": 0, "concurrency": 8}
 
 
@@ -50,6 +61,10 @@ class Job(Record):
     seed: int
     concurrency: int
     record_text: bool = False
+    logprobs: bool = False
+    timeout_s: float | None = None
+    budget_checkpoints: tuple[int, ...] = ()
+    checkpoint_samples: int = 8
     repeat: int = 0
 
 
@@ -89,6 +104,10 @@ def load_plan(path: Path) -> list[EngineJobs]:
 
 def _engines(data: Mapping[str, Any], path: Path) -> Iterator[EngineJobs]:
     run = _DEFAULTS | {name: data[name] for name in RUN_FIELDS if name in data}
+    budgets = run.get("budget_checkpoints", [])
+    if not isinstance(budgets, list) or not all(isinstance(budget, int) for budget in budgets):
+        raise UsageError(f"{path}: budget_checkpoints must be a list of token counts")
+    run["budget_checkpoints"] = tuple(budgets)
     repeats = int(data.get("repeats", 1))
     for number, entry in enumerate(data["engines"], 1):
         where = f"{path}, engine {number}"
@@ -100,7 +119,7 @@ def _engines(data: Mapping[str, Any], path: Path) -> Iterator[EngineJobs]:
         settings = {name: value for name, value in entry.items() if name != "policies"}
         for one in _grid(settings):
             engine = _build(EngineOptions, one, where)
-            chosen = [_build(Policy, p, where) for raw in policies for p in _grid(raw)]
+            chosen = [_policy(p, where) for raw in policies for p in _grid(raw)]
             jobs = [
                 Job(name=_job_name(engine, policy, repeat), policy=policy, repeat=repeat, **run)
                 for repeat in range(repeats)
@@ -129,6 +148,13 @@ def _build(kind: type[Any], fields: Mapping[str, Any], where: str) -> Any:
     except UsageError as error:
         raise UsageError(f"{where}: {error}") from None
     except (TypeError, ValueError) as error:
+        raise UsageError(f"{where}: {error}") from None
+
+
+def _policy(fields: Mapping[str, Any], where: str) -> Policy:
+    try:
+        return make_policy(fields)
+    except (UsageError, TypeError, ValueError) as error:
         raise UsageError(f"{where}: {error}") from None
 
 

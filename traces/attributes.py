@@ -14,6 +14,7 @@ WORKLOAD_HASH = "tts.workload.hash"
 POLICY_METHOD = "tts.policy.method"
 POLICY_N = "tts.policy.n"
 POLICY_BUDGET = "tts.policy.thinking_token_budget"
+POLICY_EFFORT = "tts.policy.reasoning_effort"
 ENGINE_KEY = "tts.engine.key"
 POLICY_KEY = "tts.policy.key"
 

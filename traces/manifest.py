@@ -34,6 +34,23 @@ class ClockReading(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class CheckpointCost(Record):
+    """What it took to force answers at budgets, after the timed run and in none of its numbers.
+
+    `samples` of each problem were cut at `budgets`; `prompt_tokens` were forwarded, those from the
+    prefix cache apart. Tokens are None where the engine does not tell them.
+    """
+
+    budgets: tuple[int, ...]
+    samples: int
+    requests: int
+    failed: int
+    seconds: float
+    prompt_tokens: int | None
+    output_tokens: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Manifest:
     """The contents of `recording.json`.
 
@@ -41,6 +58,7 @@ class Manifest:
     its name, as in `EngineConfig.model`). `probe_cost_us` is the median time that the step probe
     took per step, `kernel_windows_cost` the share of the run's time that profiler windows took,
     `dropped` counts rows per table that did not fit the writer's buffer.
+    `checkpoints` says what forced answers cost.
     `complete` is False until the run has ended by itself.
     """
 
@@ -58,6 +76,7 @@ class Manifest:
     price_usd_per_device_hour: float | None = None
     probe_cost_us: float | None = None
     kernel_windows_cost: float | None = None
+    checkpoints: CheckpointCost | None = None
     dropped: dict[str, int] = field(default_factory=dict)
     complete: bool = False
 
@@ -66,7 +85,7 @@ class Manifest:
         plain: dict[str, Any] = dict(vars(self))
         for name in ("engines", "policies", "models"):
             plain[name] = {key: value.to_json() for key, value in plain[name].items()}
-        for name in ("clock_start", "clock_end", "workload"):
+        for name in ("clock_start", "clock_end", "workload", "checkpoints"):
             plain[name] = None if plain[name] is None else plain[name].to_json()
         return plain
 
@@ -125,4 +144,5 @@ def _parse(data: dict[str, Any]) -> Manifest:
     known["clock_start"] = ClockReading.from_json(data["clock_start"])
     known["clock_end"] = one(ClockReading, data.get("clock_end"))
     known["workload"] = one(WorkloadFacts, data.get("workload"))
+    known["checkpoints"] = one(CheckpointCost, data.get("checkpoints"))
     return Manifest(**known)

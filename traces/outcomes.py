@@ -68,6 +68,22 @@ def samples_with_shares(recording: Recording, engine: str, policy: str) -> pl.Da
     )
 
 
+def voting_samples(samples: pl.DataFrame) -> pl.DataFrame:
+    """Return the samples of role "sample", each with the tokens of its forced answer added."""
+    keys = ["engine", "policy", "problem", "sample_index"]
+    forced = (
+        samples.filter(pl.col("role") == "forced")
+        .group_by("engine", "policy", "problem", sample_index="parent_sample")
+        .agg(more=pl.col("output_tokens").sum())
+    )
+    own = samples.filter(pl.col("role").fill_null("sample") == "sample")
+    return (
+        own.join(forced, on=keys, how="left", maintain_order="left")
+        .with_columns(output_tokens=pl.col("output_tokens") + pl.col("more").fill_null(0))
+        .drop("more")
+    )
+
+
 def _all_shares(recording: Recording, samples: pl.DataFrame) -> pl.Series:
     """Return every sample's share of its engine's time: other policies' samples share it too."""
     pieces = [pl.DataFrame(schema={"row": pl.UInt32, "busy_s": pl.Float64})]

@@ -13,6 +13,8 @@ from traces.manifest import NAME, Manifest, read_manifest
 from traces.parts import check_part, last_rows, list_parts, read_part
 from traces.tables import TABLES
 
+CHECKPOINT = "checkpoint"  # the role of requests that are no part of the timed run
+
 
 @dataclass(frozen=True)
 class Recording:
@@ -80,8 +82,13 @@ class Recording:
 
     @cached_property
     def samples(self) -> pl.DataFrame:
-        """The samples, one row each."""
-        return self.frame("samples")
+        """The requests of the timed run, one row each, in every role but "checkpoint"."""
+        return self.frame("samples").filter(pl.col("role").fill_null("sample") != CHECKPOINT)
+
+    @cached_property
+    def checkpoints(self) -> pl.DataFrame:
+        """The requests that forced answers at budgets, after the timed run."""
+        return self.frame("samples").filter(pl.col("role") == CHECKPOINT)
 
     @cached_property
     def steps(self) -> pl.DataFrame:

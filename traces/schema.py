@@ -24,6 +24,7 @@ Method = Literal[
     "majority",
     "best_of_n",
     "weighted",
+    "confidence",
     "early_stopping",
     "adaptive",
     "first_finish",
@@ -147,17 +148,38 @@ class EngineConfig(Record):
         return " ".join(parts)
 
 
+EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
+
+# Method -> its short name, and the parameter that its label shows before n.
+_SHORT: dict[str, tuple[str, str | None]] = {
+    "majority": ("maj", None),
+    "best_of_n": ("best", None),
+    "confidence": ("conf", "keep"),
+    "early_stopping": ("esc", "window"),
+    "adaptive": ("asc", "threshold"),
+    "first_finish": ("first", "first"),
+    "budget_forcing": ("wait", "extend"),
+    "sequential": ("revise", None),
+    "beam": ("beam", "width"),
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Policy(Record):
-    """How many samples a problem gets, how they are drawn, and how the answer is chosen."""
+    """How many samples a problem gets, how they are drawn, and how the answer is chosen.
+
+    `rule` has the parameters of the method, by name; they are in profiler/policies/rules.py.
+    `reasoning_effort` is vLLM's: the chat template makes of it what the model was trained on.
+    """
 
     method: Method = "greedy"
     n: int = 1
     thinking_token_budget: int | None = None
+    reasoning_effort: str | None = None
     max_tokens: int | None = None
     temperature: float = 0.0
     top_p: float = 1.0
-    rule: tuple[tuple[str, float], ...] = ()
+    rule: tuple[tuple[str, float | str], ...] = ()
 
     def __post_init__(self) -> None:
         if self.method not in get_args(Method):
@@ -172,18 +194,28 @@ class Policy(Record):
             raise UsageError(f"policy: temperature must not be negative, not {self.temperature}")
         if not 0 < self.top_p <= 1:
             raise UsageError(f"policy: top_p must lie in (0, 1], not {self.top_p}")
+        if self.reasoning_effort is not None and self.reasoning_effort not in EFFORTS:
+            known = ", ".join(EFFORTS)
+            raise UsageError(
+                f"policy: no reasoning_effort {self.reasoning_effort!r}; one of {known}"
+            )
         for name in ("thinking_token_budget", "max_tokens"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"policy: {name} must be at least 1, not {value}")
 
     def label(self) -> str:
-        """Return the short form shown in tables, such as `maj@16 128`."""
-        short = {"majority": "maj", "best_of_n": "best", "early_stopping": "esc"}
-        name = short.get(self.method, self.method)
-        name = name if self.method == "greedy" else f"{name}@{self.n}"
-        budget = self.thinking_token_budget
-        return name if budget is None else f"{name} {budget}"
+        """Return the short form shown in tables, such as `maj@16 128` or `esc 4/16 high`."""
+        name, decisive = _SHORT.get(self.method, (self.method, None))
+        given = dict(self.rule).get(decisive or "")
+        if self.method == "greedy":
+            label = name
+        elif given is None or isinstance(given, str):
+            label = f"{name}@{self.n}"
+        else:
+            label = f"{name} {given:g}/{self.n}"
+        parts = (label, self.reasoning_effort, self.thinking_token_budget)
+        return " ".join(str(part) for part in parts if part is not None)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,7 +27,13 @@ from traces.kernel_time import (
     top_kernels,
 )
 from traces.manifest import WorkloadFacts
-from traces.outcomes import engine_steps, problem_rows, run_keys, samples_with_shares
+from traces.outcomes import (
+    engine_steps,
+    problem_rows,
+    run_keys,
+    samples_with_shares,
+    voting_samples,
+)
 from traces.recording import Recording
 from traces.schema import EngineConfig, Estimate, Policy, Record
 from traces.shares import busy_seconds
@@ -174,9 +180,7 @@ def _run(
         ngram_what_if=ngram_what_if(_drafts(recording, engine_key, policy_key)),
         energy_j=energy,
         policies=(
-            policies_within(
-                samples.filter(pl.col("role").fill_null("sample") == "sample"), policy.n
-            )
+            policies_within(voting_samples(samples), policy.n)
             if policy is not None and policy.method in WHOLE and policy.n > 1
             else ()
         ),

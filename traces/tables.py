@@ -43,7 +43,7 @@ SAMPLES: Columns = {
     "policy": TEXT,
     "request_id": TEXT,
     "span_id": TEXT,
-    "role": TEXT,  # sample, scorer, draft, checkpoint, revision
+    "role": TEXT,  # sample, forced, revision, scorer, draft, checkpoint
     "parent_sample": INT,
     "depth": INT,
     "round": INT,
@@ -68,6 +68,7 @@ SAMPLES: Columns = {
     "correct": BOOL,
     "logprob_mean": FLOAT,
     "confidence_min_window": FLOAT,
+    "score": FLOAT,  # by a scorer of the user's
     "drafted_per_step": INTS,
     "accepted_per_step": INTS,
     "token_ids": INTS,  # only when text is recorded

@@ -18,7 +18,7 @@ from traces.schema import Estimate, Record
 from traces.statistics import Floats, mean, proportion
 
 SUBSETS = 256
-WHOLE = ("majority", "best_of_n", "weighted")  # policies that let every sample end
+WHOLE = ("majority", "best_of_n", "weighted", "confidence")  # policies that let every sample end
 
 
 @dataclass(frozen=True, kw_only=True)

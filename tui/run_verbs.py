@@ -17,6 +17,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from profiler.launch import EngineOptions
 from traces.errors import TtscopeError, UsageError
+from traces.manifest import CheckpointCost, read_manifest
 from traces.schema import Policy, Speculative
 
 stderr = Console(stderr=True)
@@ -70,6 +71,31 @@ def parse_speculative(text: str | None) -> Speculative | None:
     return Speculative.from_json(data)
 
 
+def parse_budgets(text: str | None) -> tuple[int, ...]:
+    """Read --budget-checkpoints. Raises UsageError when it is no list of whole numbers."""
+    parts = [] if text is None else text.split(",")
+    if not all(part.strip().isdecimal() for part in parts):
+        raise UsageError(f"--budget-checkpoints {text}: give token counts, such as 64,128,256")
+    return tuple(int(part) for part in parts)
+
+
+def checkpoint_lines(cost: CheckpointCost | None) -> list[str]:
+    """Return what forced answers took, which is in none of the run's numbers."""
+    if cost is None:
+        return []
+    budgets = ", ".join(f"{budget:,}" for budget in cost.budgets)
+    tokens = [
+        "-" if count is None else f"{count:,}" for count in (cost.prompt_tokens, cost.output_tokens)
+    ]
+    lines = [
+        f"checkpoints at {budgets} tokens of thought, {cost.samples:,} samples per problem: "
+        f"{cost.requests:,} answers",
+        f"forced after the run in {cost.seconds:.1f} s; {tokens[0]} prompt tokens, "
+        f"{tokens[1]} generated, in no number above",
+    ]
+    return [*lines, *([f"of these failed: {cost.failed:,}"] if cost.failed else [])]
+
+
 def default_output(options: EngineOptions, policy: Policy) -> Path:
     """Name a new folder in ./runs after what is run and when."""
     label = re.sub(r"[^A-Za-z0-9.@-]+", "-", f"{options.label()} {policy.label()}")
@@ -82,6 +108,9 @@ def run_record(
     *,
     workload: tuple[str, int | None, int, bool],
     concurrency: int,
+    timeout_s: float | None,
+    checkpoints: tuple[tuple[int, ...], int],
+    logprobs: bool,
     record_text: bool,
     kernels: str | None,
     otlp: str | None,
@@ -91,7 +120,9 @@ def run_record(
 ) -> None:
     """Start the engine, run the workload, print what happened."""
     from profiler.capture import record
+    from profiler.checkpoints import check_budgets
     from profiler.launch import start_engine
+    from profiler.scorers import scorer_of
     from profiler.telemetry import check_settings
     from profiler.workload import load_workload
     from tui.read_verbs import print_show
@@ -101,6 +132,12 @@ def run_record(
     check_settings(otlp)
     if concurrency < 1:
         raise UsageError(f"--concurrency must be at least 1, not {concurrency}")
+    if timeout_s is not None and not timeout_s > 0:
+        raise UsageError(f"--timeout must be above 0, not {timeout_s}")
+    scorer_of(policy, None)
+    budgets, samples = checkpoints
+    if budgets:
+        check_budgets(budgets, samples, policy)
     source, problems, seed, chat = workload
     loaded = load_workload(source, problems=problems, seed=seed, chat=chat)
     folder = output or default_output(options, policy)
@@ -129,6 +166,10 @@ def run_record(
                 engine,
                 folder,
                 concurrency=concurrency,
+                timeout_s=timeout_s,
+                logprobs=logprobs,
+                budget_checkpoints=budgets,
+                checkpoint_samples=samples,
                 otlp=otlp,
                 record_text=record_text,
                 price_usd_per_device_hour=price,
@@ -139,6 +180,8 @@ def run_record(
         bar.stop()
         print_show([folder], price=None, as_json=as_json, out=out)
         if not as_json:
+            for line in checkpoint_lines(read_manifest(folder).checkpoints):
+                print(line, file=out)
             print(f"kept in {folder}", file=out)
 
 

@@ -100,7 +100,9 @@ def policy_text(policy: Policy | None) -> str:
         parts.append(f"thinking budget {policy.thinking_token_budget:,}")
     if policy.max_tokens is not None:
         parts.append(f"max_tokens {policy.max_tokens:,}")
-    return ", ".join([*parts, *(f"{name} {value:g}" for name, value in policy.rule)])
+    for name, value in policy.rule:
+        parts.append(f"{name} {value!r}" if isinstance(value, str) else f"{name} {value:g}")
+    return ", ".join(parts)
 
 
 def _head(run: Run, width: int) -> list[str]:

@@ -6,7 +6,7 @@ from math import comb
 
 import numpy as np
 
-from profiler.policies import plurality
+from profiler.policies.choices import plurality
 
 RESAMPLES = 2000
 CONFIDENCE = 0.90

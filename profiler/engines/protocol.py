@@ -8,10 +8,30 @@ from typing import Protocol
 
 from traces.schema import EngineConfig, ModelFacts
 
+THINK_END = "</think>"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Continuation:
+    """What a request goes on from: the whole context so far, and text to put behind it.
+
+    `token_ids` are those of the prompt and of what is kept of the output; where an engine does
+    not tell them, `text` is, the output's without the prompt's.
+    """
+
+    token_ids: tuple[int, ...] | None
+    text: str
+    append: str = ""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SampleRequest:
-    """One sample to draw: a request of n = 1. Times are unix nanoseconds everywhere."""
+    """One sample to draw: a request of n = 1. Times are unix nanoseconds everywhere.
+
+    `top_logprobs` asks for log-probabilities: 0 for the mean of the sampled tokens', k for a
+    confidence over windows of `confidence_window` tokens too. `want_token_ids` says that the ids
+    are needed, since the sample may be continued. Generation ends behind a `stop` string.
+    """
 
     request_id: str
     prompt: str
@@ -20,7 +40,13 @@ class SampleRequest:
     top_p: float
     max_tokens: int | None
     thinking_token_budget: int | None = None
+    reasoning_effort: str | None = None
     traceparent: str | None = None
+    continues: Continuation | None = None
+    top_logprobs: int | None = None
+    confidence_window: int | None = None
+    want_token_ids: bool = False
+    stop: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +57,7 @@ class SampleResult:
     have one entry per decode step where it is known which steps drafted nothing
     (engines/draft_steps.py). `first_step` and `last_step` are the engine's step numbers. A sample
     that failed has `error`, one that was cancelled has finish_reason "abort" and the tokens it had
-    by then.
+    by then. `stopped` says that a stop string ended it.
     """
 
     request_id: str
@@ -50,6 +76,8 @@ class SampleResult:
     last_step: int | None = None
     preemptions: int | None = None
     logprob_mean: float | None = None
+    confidence_min_window: float | None = None
+    stopped: bool = False
     drafted_per_step: tuple[int, ...] | None = None
     accepted_per_step: tuple[int, ...] | None = None
     prompt_token_ids: tuple[int, ...] | None = None
@@ -58,11 +86,19 @@ class SampleResult:
 
 
 class Engine(Protocol):
-    """What a policy needs of an engine; the same for one in this process and for a server."""
+    """What a policy needs of an engine; the same for one in this process and for a server.
+
+    `think_end_ids` are the tokens that close a thought, None where they are not known.
+    """
 
     config: EngineConfig
     model: ModelFacts | None
     chat_template: str | None
+    think_end_ids: tuple[int, ...] | None
+
+    @property
+    def thinking_budget(self) -> bool:
+        """Whether it keeps a `thinking_token_budget` by itself."""
 
     def submit(self, request: SampleRequest) -> None:
         """Queue a sample; returns at once. Its result comes from `poll`."""
@@ -75,3 +111,14 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Free the engine. May be called twice."""
+
+
+def find_tokens(tokens: Sequence[int], wanted: Sequence[int] | None) -> int | None:
+    """Return the first place where the wanted tokens stand, None where they do not."""
+    if not wanted:
+        return None
+    width = len(wanted)
+    for place, token in enumerate(tokens):
+        if token == wanted[0] and tuple(tokens[place : place + width]) == tuple(wanted):
+            return place
+    return None

@@ -15,34 +15,21 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import httpx
 
-from profiler.engines.protocol import SampleRequest, SampleResult
+from profiler.engines.protocol import THINK_END, SampleRequest, SampleResult
+from profiler.engines.stream import Stream
 from profiler.model_facts import facts_from_folder
 from traces.errors import EngineError
 from traces.schema import EngineConfig, ModelFacts
 
-THINK_END = "</think>"
 _POLL_S = 0.05
+_NO_IDS = "no token ids"  # a chat cannot be continued without them
 _GIVE_UP_AFTER = 8  # requests in a row that found no server
-
-
-@dataclass
-class _Stream:
-    """What one response has brought so far."""
-
-    text: list[str] = field(default_factory=list)
-    chunks: int = 0
-    first_token: int | None = None
-    think_end: int | None = None
-    think_tokens: int | None = None
-    in_reasoning: bool = False
-    usage: dict[str, Any] = field(default_factory=dict)
-    finish_reason: str | None = None
 
 
 class ServerEngine:
@@ -67,7 +54,8 @@ class ServerEngine:
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._timeout = httpx.Timeout(timeout_s, connect=10.0)
         self._results: queue.Queue[SampleResult] = queue.Queue()
-        self._live: dict[str, tuple[Future[None], _Stream]] = {}
+        self._live: dict[str, tuple[Future[None], Stream]] = {}
+        self._encoded: dict[str, list[int]] = {}
         self._unreachable = 0
         self.chat_template: str | None = None
         self._served, self.config, self.model = self._look(model, name, declared or {})
@@ -113,7 +101,8 @@ class ServerEngine:
                 raise EngineError(f"{self.url}: does not serve {model}; it serves {served}")
             version = self._vllm_version(client)
             cache = self._cache_config(client) if version else {}
-        self._is_vllm = version is not None
+            self._is_vllm = version is not None
+            self.think_end_ids = self._think_end(client, str(card["id"])) if version else None
         label = name or str(card["id"])
         root = Path(str(card.get("root") or card["id"]))
         config = EngineConfig(
@@ -130,6 +119,26 @@ class ServerEngine:
         with contextlib.suppress(httpx.HTTPError, ValueError, KeyError, TypeError):
             return str(client.get("/version").json()["version"])
         return None
+
+    @staticmethod
+    def _think_end(client: httpx.Client, served: str) -> tuple[int, ...] | None:
+        body = {"model": served, "prompt": THINK_END, "add_special_tokens": False}
+        with contextlib.suppress(httpx.HTTPError, ValueError, KeyError, TypeError):
+            return tuple(client.post("/tokenize", json=body).json()["tokens"])
+        return None
+
+    @cached_property
+    def thinking_budget(self) -> bool:
+        """Whether the server keeps thinking budgets; a request of one token finds out."""
+        if not self._is_vllm:
+            return False
+        body = {"model": self._served, "prompt": [0], "max_tokens": 1, "thinking_token_budget": 1}
+        with (
+            contextlib.suppress(httpx.HTTPError),
+            httpx.Client(base_url=self.url, headers=self._headers, timeout=60.0) as client,
+        ):
+            return client.post("/v1/completions", json=body).status_code == 200
+        return False
 
     @staticmethod
     def _cache_config(client: httpx.Client) -> dict[str, Any]:
@@ -155,19 +164,24 @@ class ServerEngine:
 
     def submit(self, request: SampleRequest) -> None:
         """Send a sample (see `Engine`)."""
-        stream = _Stream()
+        stream = Stream(window=request.confidence_window, top=request.top_logprobs)
         future = asyncio.run_coroutine_threadsafe(self._run(request, stream), self._loop)
         self._live[request.request_id] = (future, stream)
 
     def cancel(self, request_ids: Sequence[str]) -> list[SampleResult]:
-        """Close the streams, at which the server aborts them (see `Engine`)."""
+        """Close the streams, at which the server aborts them (see `Engine`).
+
+        One that has ended meanwhile is not cancelled: `poll` returns it.
+        """
         results = []
         for request_id in request_ids:
-            future, stream = self._live.pop(request_id, (None, None))
-            if future is not None and stream is not None and not future.done():
-                future.cancel()
+            future, stream = self._live.get(request_id, (None, None))
+            if future is not None and stream is not None and future.cancel():
+                del self._live[request_id]
                 stream.finish_reason = "abort"
-                results.append(_result(request_id, stream, time.time_ns(), None))
+                if not stream.chunks:
+                    stream.usage = {"completion_tokens": 0} | stream.usage
+                results.append(self._result(request_id, stream, None))
         return results
 
     def poll(self) -> list[SampleResult]:
@@ -184,7 +198,7 @@ class ServerEngine:
                 ended.append(self._results.get_nowait())
         kept = [result for result in ended if self._live.pop(result.request_id, None)]
         for result in kept:
-            lost = result.error is not None and not result.error.startswith("HTTP")
+            lost = result.error is not None and not result.error.startswith(("HTTP", _NO_IDS))
             self._unreachable = self._unreachable + 1 if lost else 0
         if self._unreachable >= _GIVE_UP_AFTER:
             raise EngineError(
@@ -193,25 +207,28 @@ class ServerEngine:
             )
         return kept
 
-    async def _run(self, request: SampleRequest, stream: _Stream) -> None:
-        error = None
+    async def _run(self, request: SampleRequest, stream: Stream) -> None:
+        error, earlier = None, request.continues
+        if earlier is not None and earlier.token_ids is None and request.chat:
+            self._results.put(self._result(request.request_id, stream, _NO_IDS))
+            return
         try:
             async for event, now in self._events(request):
-                _take(stream, event, now)
+                stream.take(event, now)
         except httpx.HTTPStatusError as failure:
             error = f"HTTP {failure.response.status_code}"
-        except (httpx.HTTPError, ValueError) as failure:
+        except (httpx.HTTPError, ValueError, KeyError, TypeError) as failure:
             error = type(failure).__name__
-        self._results.put(_result(request.request_id, stream, time.time_ns(), error))
+        self._results.put(self._result(request.request_id, stream, error))
 
     async def _events(self, request: SampleRequest) -> AsyncIterator[tuple[dict[str, Any], int]]:
         headers = {"X-Request-Id": request.request_id}
         if request.traceparent is not None:
             headers["traceparent"] = request.traceparent
-        path = "/v1/chat/completions" if request.chat else "/v1/completions"
-        async with self._client.stream(
-            "POST", path, json=self._body(request), headers=headers
-        ) as response:
+        chat = request.chat and request.continues is None
+        body = self._body(request, chat, await self._prompt(request))
+        path = "/v1/chat/completions" if chat else "/v1/completions"
+        async with self._client.stream("POST", path, json=body, headers=headers) as response:
             response.raise_for_status()
             async for line in response.aiter_lines():
                 if not line.startswith("data:"):
@@ -221,7 +238,25 @@ class ServerEngine:
                     return
                 yield json.loads(data), time.time_ns()
 
-    def _body(self, request: SampleRequest) -> dict[str, Any]:
+    async def _prompt(self, request: SampleRequest) -> str | list[int]:
+        """Return what goes into the request: the prompt, or what it continues."""
+        earlier = request.continues
+        if earlier is None:
+            return request.prompt
+        if earlier.token_ids is not None:
+            return [*earlier.token_ids, *await self._token_ids(earlier.append)]
+        return request.prompt + earlier.text + earlier.append
+
+    async def _token_ids(self, text: str) -> list[int]:
+        """Return vLLM's token ids of a text, which is asked for once."""
+        if text and text not in self._encoded:
+            body = {"model": self._served, "prompt": text, "add_special_tokens": False}
+            answer = await self._client.post("/tokenize", json=body)
+            answer.raise_for_status()
+            self._encoded[text] = answer.json()["tokens"]
+        return self._encoded.get(text, [])
+
+    def _body(self, request: SampleRequest, chat: bool, prompt: str | list[int]) -> dict[str, Any]:
         body: dict[str, Any] = {
             "model": self._served,
             "n": 1,
@@ -230,20 +265,33 @@ class ServerEngine:
             "stream": True,
             "stream_options": {"include_usage": True},
         }
-        if request.chat:
-            body["messages"] = [{"role": "user", "content": request.prompt}]
+        if chat:
+            body["messages"] = [{"role": "user", "content": prompt}]
+            if request.reasoning_effort is not None:
+                body["reasoning_effort"] = request.reasoning_effort
         else:
-            body["prompt"] = request.prompt
+            body["prompt"] = prompt
         if request.max_tokens is not None:
             body["max_tokens"] = request.max_tokens
-        elif not request.chat and self.config.max_model_len is not None:
+        elif not chat and self.config.max_model_len is not None:
             # completions stop at 16 tokens unless told otherwise; vLLM caps what does not fit
-            body["max_tokens"] = max(1, self.config.max_model_len - len(request.prompt))
+            body["max_tokens"] = max(1, self.config.max_model_len - len(prompt))
+        if request.top_logprobs is not None and chat:
+            body |= {"logprobs": True, "top_logprobs": request.top_logprobs}
+        elif request.top_logprobs is not None:
+            body["logprobs"] = request.top_logprobs
+        if request.stop:
+            body |= {"stop": list(request.stop), "include_stop_str_in_output": True}
         if request.thinking_token_budget is not None:
             body["thinking_token_budget"] = request.thinking_token_budget
         if self._is_vllm:
             body["stream_options"]["continuous_usage_stats"] = True
+            if request.want_token_ids:
+                body["return_token_ids"] = True
         return body
+
+    def _result(self, request_id: str, stream: Stream, error: str | None) -> SampleResult:
+        return stream.result(request_id, self.think_end_ids, error)
 
     def close(self) -> None:
         """Close the connections and stop the thread (see `Engine`)."""
@@ -263,47 +311,3 @@ class ServerEngine:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
         await self._client.aclose()
-
-
-def _take(stream: _Stream, event: dict[str, Any], now: int) -> None:
-    """Add one event of a streamed completion."""
-    before = stream.usage.get("completion_tokens") or 0
-    if event.get("usage"):
-        stream.usage = event["usage"]
-    for choice in event.get("choices") or ():
-        delta = choice.get("delta") or {}
-        reasoning = delta.get("reasoning_content") or delta.get("reasoning") or ""
-        content = choice.get("text") or delta.get("content") or ""
-        stream.finish_reason = choice.get("finish_reason") or stream.finish_reason
-        if not reasoning and not content:
-            continue
-        stream.chunks += 1
-        stream.first_token = stream.first_token or now
-        if reasoning:
-            stream.in_reasoning = True
-        elif stream.in_reasoning:  # the server's reasoning parser took the marks out
-            stream.in_reasoning = False
-            stream.text.append(THINK_END)
-        stream.text.append(reasoning + content)
-        if stream.think_end is None and THINK_END in "".join(stream.text[-8:]):
-            stream.think_end = now
-            # exact where the mark came alone; a chunk may carry more tokens than one
-            after = stream.usage.get("completion_tokens")
-            stream.think_tokens = before if after == before + 1 else None
-
-
-def _result(request_id: str, stream: _Stream, end: int, error: str | None) -> SampleResult:
-    details = stream.usage.get("prompt_tokens_details") or {}
-    return SampleResult(
-        request_id=request_id,
-        text="".join(stream.text),
-        finish_reason=stream.finish_reason,
-        end=end,
-        prompt_tokens=stream.usage.get("prompt_tokens"),
-        cached_tokens=details.get("cached_tokens"),
-        output_tokens=stream.usage.get("completion_tokens"),
-        think_tokens=stream.think_tokens,
-        first_token=stream.first_token,
-        think_end=stream.think_end,
-        error=error,
-    )

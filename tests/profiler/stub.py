@@ -38,6 +38,8 @@ class StubProbe:
     failure: str | None = None
     engine: str = ""
 
+    step: int = 0
+
     def reset(self, engine):
         self.engine = engine
         self.rows.clear()
@@ -48,38 +50,51 @@ class StubProbe:
         return pl.from_dicts(taken, schema=dict(TABLES["steps"]))
 
 
+THINK_END = 4  # its token id
+
+
 class StubEngine:
     """See `profiler.engines.protocol.Engine`.
 
-    `answers(request_id)` gives a sample's completion text. With `ledger`, a file descriptor, each
-    step is written there at once: step number and time.
+    `answers(request_id)` gives a sample's completion text, thought and answer; a request that
+    goes on from a closed thought gives the answer alone. A token of thought is an id from 100 on,
+    then come `</think>` and one token of answer. `tokens_made` is the engine's own count. With
+    `ledger`, a file descriptor, each step is written there at once: step number and time.
     """
 
-    def __init__(self, *, step_s=0.0, lengths=(3, 9), answers=None, ledger=None, fail=()):
+    def __init__(
+        self, *, step_s=0.0, lengths=(3, 9), answers=None, ledger=None, fail=(), native=True
+    ):
         self.config = EngineConfig(model="stub", max_num_seqs=64, num_gpu_blocks=100)
         self.model = MODEL
         self.chat_template = None
+        self.think_end_ids = (THINK_END,)
+        self.thinking_budget = native
         self.probe = StubProbe()
-        self.step_s, self.ledger, self.fail = step_s, ledger, set(fail)
+        self.step_s, self.ledger, self.fail = step_s, ledger, fail
         self.answers = answers or (lambda request_id: "thought</think>12")
         self.lengths = lengths
         self.live = {}
         self.cancelled = []
         self.submitted = []
+        self.tokens_made = 0
         self.steps = itertools.count()
         self.random = random.Random(0)
         self.closed = False
 
     def submit(self, request):
+        assert request.request_id not in self.live
         self.submitted.append(request)
-        self.live[request.request_id] = [self.random.randint(*self.lengths), 0, time.time_ns()]
+        self.live[request.request_id] = Made(
+            request, self.random.randint(*self.lengths), self.probe.step
+        )
 
     def cancel(self, request_ids):
         results = []
         for name in request_ids:
-            if self.live.pop(name, None):
+            if made := self.live.pop(name, None):
                 self.cancelled.append(name)
-                results.append(self._result(name, 1, "abort"))
+                results.append(self._result(made, "abort"))
         return results
 
     def poll(self):
@@ -105,30 +120,90 @@ class StubEngine:
             "source": "measured",
         }
         self.probe.rows.append(row)
+        self.probe.step = step + 1
         if self.ledger is not None:
             os.write(self.ledger, f"{step} {time.time_ns()}\n".encode())
         ended = []
-        for name, state in list(self.live.items()):
-            state[1] += 1
-            if state[1] >= state[0]:
+        for name, made in list(self.live.items()):
+            made.tokens += 1
+            self.tokens_made += 1
+            if reason := made.reason():
                 del self.live[name]
-                ended.append(self._result(name, state[1], "stop"))
+                ended.append(self._result(made, reason))
         return ended
 
-    def _result(self, name, tokens, reason):
-        error = "HTTP 500" if name.split(".", 1)[1] in self.fail else None
+    def _failing(self, name):
+        return self.fail == "all" or name.split(".", 1)[1] in self.fail
+
+    def _result(self, made, reason):
+        request = made.request
+        error = "HTTP 500" if self._failing(request.request_id) else None
+        thought, _, answer = self.answers(request.request_id).rpartition("</think>")
+        tokens = made.ids()
+        closed = made.closed or THINK_END in tokens
+        parts = ["" if made.closed else thought, "</think>" if THINK_END in tokens else ""]
+        whole = reason == "stop" and closed
+        prompt = made.context()
         return SampleResult(
-            request_id=name,
-            text=self.answers(name),
-            finish_reason=None if error else reason,
+            request_id=request.request_id,
+            text="" if error else "".join([*parts, answer if whole else ""]),
+            finish_reason=None if error else "stop" if reason == "pause" else reason,
             end=time.time_ns(),
-            prompt_tokens=5,
-            output_tokens=tokens,
-            think_tokens=max(tokens - 2, 0),
+            prompt_tokens=len(prompt),
+            cached_tokens=0,
+            output_tokens=len(tokens),
+            think_tokens=tokens.index(THINK_END) if THINK_END in tokens else None,
             first_token=time.time_ns(),
-            token_ids=tuple(range(tokens)),
+            first_step=made.first_step if tokens else None,
+            last_step=self.probe.step - 1 if tokens else None,
+            logprob_mean=None if request.top_logprobs is None else -0.1 * made.length,
+            confidence_min_window=None if request.confidence_window is None else made.length,
+            stopped=reason == "pause",
+            prompt_token_ids=prompt,
+            token_ids=tokens,
             error=error,
         )
 
     def close(self):
         self.closed = True
+
+
+@dataclass
+class Made:
+    """What the stub makes for a request: `length` tokens, of which the last two end the thought."""
+
+    request: object
+    length: int
+    first_step: int
+    tokens: int = 0
+
+    def context(self):
+        earlier = self.request.continues
+        if earlier is None:
+            return (1, 2, 3, 5, 6)
+        appended = {"": (), "</think>": (THINK_END,)}.get(earlier.append, (7,))
+        return (*earlier.token_ids, *appended)
+
+    @property
+    def closed(self):
+        return THINK_END in self.context()
+
+    def ids(self):
+        if self.closed:
+            return (50,) * self.tokens
+        thought = min(self.tokens, self.length - 2)
+        ids = [*range(100, 100 + thought), THINK_END, 50]
+        return tuple(ids[: self.tokens])
+
+    def reason(self):
+        whole = 1 if self.closed else self.length
+        budget = self.request.thinking_token_budget
+        if budget is not None and not self.closed:
+            self.length = min(self.length, budget + 2)
+        if self.tokens >= whole:
+            return "stop"
+        if self.request.stop and self.tokens >= 2:
+            return "pause"
+        if self.tokens >= (self.request.max_tokens or 1000):
+            return "length"
+        return None

@@ -120,10 +120,10 @@ def test_engine_failure_leaves_an_incomplete_recording(tmp_path):
 
 
 def test_policies_that_cannot_run_leave_nothing_behind(tmp_path):
-    with pytest.raises(UsageError, match="cannot be run yet"):
+    with pytest.raises(UsageError, match="window must be at most n = 4"):
         record(
             load_workload("demo", problems=1),
-            Policy(method="adaptive", n=4),
+            Policy(method="early_stopping", n=4, rule=(("window", 9.0),)),
             StubEngine(),
             tmp_path / "r",
         )

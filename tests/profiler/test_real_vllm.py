@@ -2,23 +2,19 @@
 
 import json
 import os
-import signal
-import socket
 import subprocess
 import sys
 import time
 from itertools import pairwise
-from pathlib import Path
 
-import httpx
 import pytest
 
 from profiler.capture import record
 from profiler.engines.in_process import prepare_environment
 from profiler.engines.server import ServerEngine
-from profiler.launch import model_path
 from profiler.workload import load_workload
 from tests.profiler.command import ROOT, ttscope
+from tests.profiler.servers import free_port, vllm_server
 from traces.errors import EngineError
 from traces.recording import Recording
 from traces.schema import Policy
@@ -147,58 +143,11 @@ def test_real_record_killed(tmp_path):
     assert shown.returncode == 0 and "incomplete" in shown.stdout
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     """A real `vllm serve` of the small reasoner on loopback."""
-    port = free_port()
-    log = (tmp_path_factory.mktemp("server") / "log").open("wb")
-    environment = os.environ | {
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "OMP_NUM_THREADS": "1",
-        "VLLM_NO_USAGE_STATS": "1",
-        "HF_HUB_OFFLINE": "1",
-    }
-    environment.pop("VLLM_ENABLE_V1_MULTIPROCESSING", None)
-    process = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "vllm.entrypoints.openai.api_server",
-            "--model",
-            model_path("demo/s"),
-            "--port",
-            str(port),
-            "--host",
-            "127.0.0.1",
-            "--enforce-eager",
-            "--max-num-seqs",
-            "16",
-            "--enable-prompt-tokens-details",
-        ],
-        stdout=log,
-        stderr=subprocess.STDOUT,
-        env=environment,
-        start_new_session=True,
-    )
-    url = f"http://127.0.0.1:{port}"
-    deadline = time.monotonic() + 240
-    while True:
-        assert process.poll() is None and time.monotonic() < deadline, Path(log.name).read_text()
-        try:
-            if httpx.get(f"{url}/health", timeout=2).status_code == 200:
-                break
-        except httpx.HTTPError:
-            time.sleep(0.5)
-    yield url
-    os.killpg(process.pid, signal.SIGTERM)
-    process.wait(timeout=60)
-    log.close()
+    with vllm_server(tmp_path_factory.mktemp("server")) as url:
+        yield url
 
 
 @pytest.mark.parametrize("chat", [True, False])

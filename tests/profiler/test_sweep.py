@@ -37,6 +37,18 @@ def test_grid(plan):
     assert sweep.EngineJobs.from_json(json.loads(json.dumps(plan[0].to_json()))) == plan[0]
 
 
+def test_a_grid_of_policy_parameters(tmp_path):
+    path = tmp_path / "plan.yaml"
+    path.write_text(
+        "budget_checkpoints: [8, 16]\nengines: [{model: a, policies: "
+        "[{method: early_stopping, n: 16, window: [2, 4], temperature: 0.8}]}]"
+    )
+    (group,) = sweep.load_plan(path)
+    assert [job.policy.label() for job in group.jobs] == ["esc 2/16", "esc 4/16"]
+    assert all(job.budget_checkpoints == (8, 16) for job in group.jobs)
+    assert sweep.EngineJobs.from_json(json.loads(json.dumps(group.to_json()))) == group
+
+
 def test_the_demo_plan_loads():
     from tui.demo_verb import DEMO
 
@@ -55,6 +67,12 @@ def test_the_demo_plan_loads():
         ("engines: [{model: a, policies: [{n: 0}]}]", "n must be at least 1"),
         ("engines: [{model: a, max_num_seqs: 0, policies: [{}]}]", "at least 1"),
         ("engines: [{model: a, policies: [{}, {}]}]", "twice"),
+        (
+            "engines: [{model: a, policies: [{method: adaptive, n: 4, window: 2}]}]",
+            "window is for early_stopping",
+        ),
+        ("engines: [{model: a, policies: [{rounds: 2}]}]", "no Policy field 'rounds'"),
+        ("budget_checkpoints: 8\nengines: [{model: a, policies: [{}]}]", "list of token counts"),
     ],
 )
 def test_bad_plans_are_told(tmp_path, text, message):

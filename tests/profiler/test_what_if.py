@@ -1,5 +1,7 @@
 """Prompt lookup counted at capture: counts are kept, token ids are not."""
 
+import dataclasses
+
 import polars as pl
 
 from profiler import what_if
@@ -21,13 +23,11 @@ DRAFT = Speculative(method="draft_model", num_speculative_tokens=3)
 PROMPT, OUTPUT = [1, 2, 3, 4], [1, 2, 3, 4, 1, 9, 8]  # the rule drafts 0, 3, 0 and keeps 0, 3, 0
 
 
-class TellingEngine(StubEngine):
-    """A stub that tells its prompts' token ids."""
+class SilentEngine(StubEngine):
+    """A stub that does not tell its prompts' token ids."""
 
-    def _result(self, name, tokens, reason):
-        from dataclasses import replace
-
-        return replace(super()._result(name, tokens, reason), prompt_token_ids=(0, 1, 2, 0, 1))
+    def _result(self, made, reason):
+        return dataclasses.replace(super()._result(made, reason), prompt_token_ids=None)
 
 
 def run(folder, engine, **options):
@@ -38,7 +38,7 @@ def run(folder, engine, **options):
 
 
 def test_counts_are_kept_without_token_ids(tmp_path):
-    recording = run(tmp_path / "r", TellingEngine(lengths=(8, 20)))
+    recording = run(tmp_path / "r", StubEngine(lengths=(8, 20)))
     drafts = recording.frame("drafts")
     assert not recording.manifest.text_recorded
     assert recording.samples["token_ids"].null_count() == 12
@@ -53,7 +53,7 @@ def test_counts_are_kept_without_token_ids(tmp_path):
 
 
 def test_an_engine_that_tells_no_prompts_has_no_counts(tmp_path):
-    assert run(tmp_path / "r", StubEngine()).frame("drafts").height == 0
+    assert run(tmp_path / "r", SilentEngine()).frame("drafts").height == 0
 
 
 def test_an_engines_notes_are_kept(tmp_path):

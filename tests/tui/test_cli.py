@@ -37,6 +37,21 @@ def truncated(folder):
         (["record", "--model", "demo/s", "--max-num-seqs", "0"], 2, "max_num_seqs must be"),
         (["record", "--model", "demo/s", "--price", "-1"], 2, "--price must be above 0"),
         (["record", "--model", "demo/s", "--temperature", "-1"], 2, "must not be negative"),
+        (["record", "--model", "demo/s", "--timeout", "0"], 2, "--timeout must be above 0"),
+        (["record", "--model", "demo/s", "--method", "vote"], 2, "no method 'vote'"),
+        (["record", "--model", "demo/s", "--n", "4", "--window", "2"], 2, "is for early_stopping"),
+        (
+            ["record", "--model", "demo/s", "--method", "early_stopping", "--window", "1"],
+            2,
+            "window must be a whole number of at least 2",
+        ),
+        (["record", "--model", "demo/s", "--budget-checkpoints", "a"], 2, "give token counts"),
+        (["record", "--model", "demo/s", "--budget-checkpoints", "0"], 2, "above 0"),
+        (
+            ["record", "--model", "demo/s", "--method", "best_of_n", "--scorer", "x"],
+            2,
+            "--scorer x: give a URL",
+        ),
         (["record", "--endpoint", "http://127.0.0.1:9"], 1, "no server answers"),
         (
             ["record", "--endpoint", "http://127.0.0.1:9", "--api-key-env", "ABSENT_KEY"],
