@@ -52,7 +52,7 @@ def test_a_grid_of_policy_parameters(tmp_path):
 def test_the_demo_plan_loads():
     from tui.demo_verb import DEMO
 
-    assert len(sweep.load_plan(DEMO / "plan.yaml")) <= 4
+    assert len(sweep.load_plan(DEMO / "plan.yaml")) <= 5
 
 
 @pytest.mark.parametrize(
