@@ -24,7 +24,7 @@ from profiler.power import watch_power
 from profiler.provenance import provenance
 from profiler.telemetry import Telemetry
 from profiler.what_if import NgramWhatIf
-from profiler.workload import Problem, Workload, is_correct
+from profiler.workload import Problem, Workload
 from traces import attributes as names
 from traces.errors import UsageError
 from traces.manifest import Manifest
@@ -102,6 +102,8 @@ def record(
             _note_probe(engine, writer)
             _note_kernels(engine, writer)
             _note_engine(engine, writer)
+            for note in workload.notes():
+                writer.event("note", note, engine=engine.config.key())
         return writer.path
 
 
@@ -294,8 +296,8 @@ class _Run:
         flight, index = self.open.pop(result.request_id)
         span = flight.open_samples.pop(index)
         ended = result.error is None and cancelled_by is None
-        answer = self.workload.answer_of(result.text) if ended else None
-        correct = is_correct(answer, flight.problem.expected) if ended else None
+        answer = self.workload.answer_to(flight.problem, result.text) if ended else None
+        correct = self.workload.is_correct(flight.problem, answer) if ended else None
         flight.failures += result.error is not None
         flight.prompt_tokens = flight.prompt_tokens or result.prompt_tokens
         if result.cached_tokens is not None:
@@ -331,7 +333,7 @@ class _Run:
             _set(span, "tts.problem.decided_at", now)
             _set(span, "tts.problem.decided_by_sample", decision.by_sample)
             answered = decision.answer is not None or not flight.failures
-            correct = is_correct(decision.answer, problem.expected) if answered else None
+            correct = self.workload.is_correct(problem, decision.answer) if answered else None
             _set(span, "tts.problem.correct", correct)
             self.recorder.attach(
                 span,

@@ -31,11 +31,20 @@ from typing import Any
 import yaml
 
 from profiler.launch import EngineOptions
+from profiler.verifiers import NAMES as VERIFIERS
 from traces.errors import TtscopeError, UsageError
 from traces.manifest import NAME, read_manifest
 from traces.schema import Policy, Record
 
-RUN_FIELDS = ("workload", "problems", "seed", "concurrency", "record_text")
+RUN_FIELDS = (
+    "workload",
+    "problems",
+    "seed",
+    "concurrency",
+    "record_text",
+    "verifier",
+    "system_prompt",
+)
 _DEFAULTS = {"workload": "demo", "problems": None, "seed": 0, "concurrency": 8}
 
 
@@ -51,6 +60,8 @@ class Job(Record):
     concurrency: int
     record_text: bool = False
     repeat: int = 0
+    verifier: str | None = None
+    system_prompt: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +100,8 @@ def load_plan(path: Path) -> list[EngineJobs]:
 
 def _engines(data: Mapping[str, Any], path: Path) -> Iterator[EngineJobs]:
     run = _DEFAULTS | {name: data[name] for name in RUN_FIELDS if name in data}
+    if run.get("verifier") not in (None, *VERIFIERS):
+        raise UsageError(f"{path}: no verifier {run['verifier']!r}; one of {', '.join(VERIFIERS)}")
     repeats = int(data.get("repeats", 1))
     for number, entry in enumerate(data["engines"], 1):
         where = f"{path}, engine {number}"

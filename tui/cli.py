@@ -86,6 +86,15 @@ def record(
     raw_prompts: Annotated[
         bool, typer.Option(help="Send prompts as they are, without a chat template.")
     ] = False,
+    chat_template: Annotated[
+        str | None, typer.Option(metavar="FILE", help="A Jinja template instead of the model's.")
+    ] = None,
+    system_prompt: Annotated[
+        str | None, typer.Option(help="Said before every chat of a JSONL workload.")
+    ] = None,
+    verifier: Annotated[
+        str | None, typer.Option(help="exact, numeric, choice or math; for a JSONL workload.")
+    ] = None,
     record_text: Annotated[
         bool, typer.Option(help="Keep answers and token ids of your own workload.")
     ] = False,
@@ -128,11 +137,20 @@ def record(
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens,
         speculative=parse_speculative(speculative),
+        chat_template=chat_template,
     )
+    source = {
+        "source": workload,
+        "problems": problems,
+        "seed": seed,
+        "chat": not raw_prompts,
+        "verifier": verifier,
+        "system_prompt": system_prompt,
+    }
     run_record(
         options,
         policy,
-        workload=(workload, problems, seed, not raw_prompts),
+        workload=source,
         concurrency=concurrency,
         record_text=record_text,
         kernels=kernels,

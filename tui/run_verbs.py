@@ -80,7 +80,7 @@ def run_record(
     options: EngineOptions,
     policy: Policy,
     *,
-    workload: tuple[str, int | None, int, bool],
+    workload: Mapping[str, Any],
     concurrency: int,
     record_text: bool,
     kernels: str | None,
@@ -89,7 +89,7 @@ def run_record(
     output: Path | None,
     as_json: bool,
 ) -> None:
-    """Start the engine, run the workload, print what happened."""
+    """Start the engine, run the workload (`load_workload`'s arguments), print what happened."""
     from profiler.capture import record
     from profiler.launch import start_engine
     from profiler.telemetry import check_settings
@@ -101,8 +101,9 @@ def run_record(
     check_settings(otlp)
     if concurrency < 1:
         raise UsageError(f"--concurrency must be at least 1, not {concurrency}")
-    source, problems, seed, chat = workload
-    loaded = load_workload(source, problems=problems, seed=seed, chat=chat)
+    if options.chat_template is not None and not workload["chat"]:
+        raise UsageError("--chat-template and --raw-prompts exclude each other")
+    loaded = load_workload(**workload)
     folder = output or default_output(options, policy)
     if (folder / "recording.json").exists():
         raise UsageError(f"-o {folder}: already holds a recording; name another folder")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from traces.schema import EngineConfig, ModelFacts
+
+Prompt = str | tuple[Mapping[str, str], ...]  # a text, or a chat of {role, content}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,13 +16,19 @@ class SampleRequest:
     """One sample to draw: a request of n = 1. Times are unix nanoseconds everywhere."""
 
     request_id: str
-    prompt: str
+    prompt: Prompt
     chat: bool
     temperature: float
     top_p: float
     max_tokens: int | None
     thinking_token_budget: int | None = None
     traceparent: str | None = None
+
+    def messages(self) -> list[dict[str, str]]:
+        """Return the prompt as a chat; a text is what the user says."""
+        if isinstance(self.prompt, str):
+            return [{"role": "user", "content": self.prompt}]
+        return [dict(message) for message in self.prompt]
 
 
 @dataclass(frozen=True, kw_only=True)

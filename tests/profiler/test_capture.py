@@ -10,6 +10,7 @@ import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from profiler.capture import record
+from profiler.verifiers import ByText
 from profiler.workload import Problem, Workload, load_workload
 from tests.profiler.stub import StubEngine
 from traces.errors import EngineError, UsageError
@@ -27,7 +28,7 @@ def private_workload(count=3):
     return Workload(
         name="private",
         problems=problems,
-        answer_of=lambda text: text.rpartition("</think>")[2] or None,
+        verifier=ByText(answer_of=lambda text: text.rpartition("</think>")[2] or None),
     )
 
 
