@@ -71,6 +71,8 @@ def record(
     if concurrency < 1:
         raise UsageError(f"--concurrency must be at least 1, not {concurrency}")
     policies.start(policy)  # refuse before anything is written
+    if policy.temperature is None or policy.top_p is None:
+        raise UsageError("policy: temperature and top_p must be numbers")
     keep_text = record_text or workload.generated
     models = {engine.config.model: engine.model} if engine.model is not None else {}
     manifest = Manifest(

@@ -114,6 +114,8 @@ def _engines(data: Mapping[str, Any], path: Path) -> Iterator[EngineJobs]:
         for one in _grid(settings):
             engine = _build(EngineOptions, one, where)
             chosen = [_build(Policy, p, where) for raw in policies for p in _grid(raw)]
+            if any(policy.temperature is None or policy.top_p is None for policy in chosen):
+                raise UsageError(f"{where}: temperature and top_p must be numbers")
             jobs = [
                 Job(name=_job_name(engine, policy, repeat), policy=policy, repeat=repeat, **run)
                 for repeat in range(repeats)

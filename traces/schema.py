@@ -149,14 +149,17 @@ class EngineConfig(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Policy(Record):
-    """How many samples a problem gets, how they are drawn, and how the answer is chosen."""
+    """How many samples a problem gets, how they are drawn, and how the answer is chosen.
+
+    `temperature` and `top_p` are None only in recordings made by others, which may not tell.
+    """
 
     method: Method = "greedy"
     n: int = 1
     thinking_token_budget: int | None = None
     max_tokens: int | None = None
-    temperature: float = 0.0
-    top_p: float = 1.0
+    temperature: float | None = 0.0
+    top_p: float | None = 1.0
     rule: tuple[tuple[str, float], ...] = ()
 
     def __post_init__(self) -> None:
@@ -168,9 +171,9 @@ class Policy(Record):
             raise UsageError(f"policy: n must be at least 1, not {self.n}")
         if self.method == "greedy" and self.n != 1:
             raise UsageError(f"policy: greedy draws one sample, not {self.n}; use majority")
-        if self.temperature < 0:
+        if self.temperature is not None and self.temperature < 0:
             raise UsageError(f"policy: temperature must not be negative, not {self.temperature}")
-        if not 0 < self.top_p <= 1:
+        if self.top_p is not None and not 0 < self.top_p <= 1:
             raise UsageError(f"policy: top_p must lie in (0, 1], not {self.top_p}")
         for name in ("thinking_token_budget", "max_tokens"):
             value = getattr(self, name)

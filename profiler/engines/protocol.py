@@ -18,8 +18,8 @@ class SampleRequest:
     request_id: str
     prompt: Prompt
     chat: bool
-    temperature: float
-    top_p: float
+    temperature: float | None  # None only in policies of imported recordings, which never run
+    top_p: float | None
     max_tokens: int | None
     thinking_token_budget: int | None = None
     traceparent: str | None = None
