@@ -35,7 +35,8 @@ class MathVerifier:
     Numbers are one class as by the numeric verifier (0.5, 1/2, \frac{1}{2}, x = 0.5), sets and
     tuples of numbers likewise; other expressions by their simplified form, or as written where
     that cannot be had. What takes longer than `limit_s` is a class of its own text and wrong;
-    `too_long` counts such answers. One child per verifier, started at once.
+    `too_long` counts such answers, and `seconds` is what all checks took. One child per verifier,
+    started at once.
 
     Raises MissingDependencyError without math-verify.
     """
@@ -49,6 +50,7 @@ class MathVerifier:
             )
         self.limit_s = limit_s
         self.too_long = 0
+        self.seconds = 0.0
         self._given_up: set[str] = set()
         self._worker = _Worker(limit_s)
         self.canonical = lru_cache(maxsize=100_000)(self._canonical)
@@ -77,7 +79,9 @@ class MathVerifier:
         return bool(reply and reply[0])
 
     def _ask(self, question: dict[str, Any]) -> Any:
+        begun = time.monotonic()
         reply = self._worker.ask(question)
+        self.seconds += time.monotonic() - begun
         self.too_long += reply is None
         return reply
 

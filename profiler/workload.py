@@ -90,9 +90,13 @@ class Workload:
         """Return what a reader of the results must know of how answers were judged."""
         used = {id(v): v for p in self.problems if (v := p.verifier or self.verifier)}
         late = sum(getattr(each, "too_long", 0) for each in used.values())
-        if not late:
-            return []
-        return [f"answers that took too long to check, each its own class and wrong: {late:,}"]
+        seconds = sum(getattr(each, "seconds", 0.0) for each in used.values())
+        told = []
+        if late:
+            told.append(f"answers that took too long to check, counted as wrong: {late:,}")
+        if seconds:
+            told.append(f"checking answers took {seconds:.1f} s, in which the policy waited")
+        return told
 
 
 _PLAIN = ("exact", "demo")
