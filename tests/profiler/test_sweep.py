@@ -55,6 +55,8 @@ def test_the_demo_plan_loads():
         ("engines: [{model: a, policies: [{n: 0}]}]", "n must be at least 1"),
         ("engines: [{model: a, max_num_seqs: 0, policies: [{}]}]", "at least 1"),
         ("engines: [{model: a, policies: [{}, {}]}]", "twice"),
+        ("verifier: guess\nengines: [{model: a, policies: [{}]}]", "no verifier 'guess'"),
+        ("engines: [{model: a, policies: [{temperature: null}]}]", "must be numbers"),
     ],
 )
 def test_bad_plans_are_told(tmp_path, text, message):
