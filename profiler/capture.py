@@ -61,10 +61,7 @@ def record(
     Raises UsageError for a policy that cannot be run, RecordingError when `folder` is taken.
     """
     # Refuse before anything is written.
-    if concurrency < 1:
-        raise UsageError(f"--concurrency must be at least 1, not {concurrency}")
-    if timeout_s is not None and not timeout_s > 0:
-        raise UsageError(f"--timeout must be above 0, not {timeout_s}")
+    _check_limits(policy, concurrency, timeout_s)
     policy = complete(policy)
     _check_effort(policy, workload, engine)
     needs, checkpoints = needs_of(policy, logprobs=logprobs), None
@@ -137,7 +134,18 @@ def record(
             if checkpoints.skipped:
                 told = f"samples whose token ids the engine does not tell: {checkpoints.skipped:,}"
                 writer.event("note", f"no forced answers: {told}", engine=engine.config.key())
+        for note in workload.notes():
+            writer.event("note", note, engine=engine.config.key())
         return writer.path
+
+
+def _check_limits(policy: Policy, concurrency: int, timeout_s: float | None) -> None:
+    if concurrency < 1:
+        raise UsageError(f"--concurrency must be at least 1, not {concurrency}")
+    if timeout_s is not None and not timeout_s > 0:
+        raise UsageError(f"--timeout must be above 0, not {timeout_s}")
+    if policy.temperature is None or policy.top_p is None:
+        raise UsageError("policy: temperature and top_p must be numbers")
 
 
 def _check_effort(policy: Policy, workload: Workload, engine: Engine) -> None:

@@ -23,7 +23,7 @@ from profiler.engines.protocol import (
     find_tokens,
 )
 from profiler.flight import Flight, Sent
-from profiler.workload import Workload, is_correct
+from profiler.workload import Workload
 from traces.errors import UsageError
 from traces.manifest import CheckpointCost
 from traces.schema import Policy
@@ -212,8 +212,10 @@ class _Asked:
         thought, budget, sent = found
         flight = thought.flight
         failed = result.error is not None
-        answer = None if failed else self.workload.answer_of(THINK_END + result.text)
-        correct = None if failed else is_correct(answer, flight.problem.expected)
+        answer = (
+            None if failed else self.workload.answer_to(flight.problem, THINK_END + result.text)
+        )
+        correct = None if failed else self.workload.is_correct(flight.problem, answer)
         told = {
             "answer": flight.shown(answer, keep_text=self.keep_text),
             "correct": correct,

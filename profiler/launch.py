@@ -19,7 +19,8 @@ class EngineOptions(Record):
     """What an engine is started with, in vLLM's names; None leaves a setting to vLLM.
 
     `model` is a Hugging Face folder or name, or one of the bundled reasoners: demo/s, demo/m,
-    demo/l. With `endpoint` the engine is a running OpenAI-compatible server.
+    demo/l. With `endpoint` the engine is a running OpenAI-compatible server. `chat_template` is
+    a file with a Jinja template.
     """
 
     model: str | None = None
@@ -34,6 +35,7 @@ class EngineOptions(Record):
     gpu_memory_utilization: float | None = None
     enforce_eager: bool | None = None
     speculative: Speculative | None = None
+    chat_template: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("tensor_parallel_size", "max_num_seqs", "max_num_batched_tokens"):
@@ -100,6 +102,7 @@ def start_engine(
                 "dtype": options.dtype,
                 "speculative": options.speculative,
             },
+            chat_template=_template(options.chat_template),
         )
     from profiler.engines.in_process import InProcessEngine
     from profiler.kernels import WindowPlan
@@ -121,7 +124,26 @@ def start_engine(
         draft_path=draft and model_path(draft),
         thinking_budget=thinking_budget,
         kernels=None if kernels is None else WindowPlan.parse(kernels),
+        chat_template=_template(options.chat_template),
     )
+
+
+def _template(name: str | None) -> str | None:
+    """Read a chat template and look whether it is Jinja."""
+    if name is None:
+        return None
+    import jinja2
+
+    try:
+        text = Path(name).read_text()
+        jinja2.Environment(extensions=["jinja2.ext.loopcontrols"]).parse(text)
+    except OSError as error:
+        raise UsageError(f"--chat-template {name}: cannot be read ({error.strerror})") from None
+    except (UnicodeDecodeError, jinja2.TemplateError) as error:
+        raise UsageError(
+            f"--chat-template {name}: not a Jinja template ({type(error).__name__}: {error})"
+        ) from None
+    return text
 
 
 def _api_key(variable: str | None) -> str | None:

@@ -17,7 +17,7 @@ from opentelemetry.trace import Span
 
 from profiler.chain import Chain
 from profiler.checkpoints import Checkpoints
-from profiler.engines.protocol import THINK_END, Engine, SampleRequest, SampleResult
+from profiler.engines.protocol import THINK_END, Engine, Prompt, SampleRequest, SampleResult
 from profiler.flight import Flight, Sent
 from profiler.policies.methods import start
 from profiler.policies.rules import Needs, most_requests
@@ -131,7 +131,7 @@ class Run:
                 ids = self.engine.think_end_ids
                 base = earlier.reopened(ids) if draw.how.reopen else earlier
             elif isinstance(draw.how, Revise):
-                prompt = _filled(draw.how.template, prompt, earlier)
+                prompt = _revised(draw.how.template, prompt, earlier)
         sent = Sent(flight, draw, self._open_span(flight, draw), base)
         thought = self._thought_left(base)
         limits = [self._room(base, sent.append), draw.max_tokens]
@@ -182,7 +182,7 @@ class Run:
     def _request_id(self, flight: Flight, draw: Draw) -> str:
         return f"{self.run_id}.{flight.problem.problem_id}.{draw.index}"
 
-    def _submit(self, sent: Sent, prompt: str, max_tokens: int | None) -> None:
+    def _submit(self, sent: Sent, prompt: Prompt, max_tokens: int | None) -> None:
         policy, flight = self.policy, sent.flight
         request_id = self._request_id(flight, sent.draw)
         self.open[request_id] = flight.open[request_id] = sent
@@ -224,7 +224,7 @@ class Run:
         answer = None
         if result.error is None:
             text = sent.base.text + sent.append + result.text
-            answer = self.workload.answer_of(text)
+            answer = self.workload.answer_to(flight.problem, text)
         sent.result, sent.chain = result, sent.base.after(result, sent.append, answer)
         cut = result.finish_reason == "length" and result.error is None
         if sent.forced_at is not None and cut and not flight.closed:
@@ -335,6 +335,14 @@ class Run:
             self._close_sample(sent)
         self.spans.end_problem(flight, timed_out=cancelled_by == "timeout")
         del self.flights[flight.problem.problem_id]
+
+
+def _revised(template: str, prompt: Prompt, earlier: Chain) -> Prompt:
+    """Return the prompt of a revision; of a chat its last message is the one that is filled in."""
+    if isinstance(prompt, str):
+        return _filled(template, prompt, earlier)
+    last = dict(prompt[-1])
+    return (*prompt[:-1], last | {"content": _filled(template, last["content"], earlier)})
 
 
 def _filled(template: str, prompt: str, earlier: Chain) -> str:

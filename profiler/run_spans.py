@@ -11,7 +11,7 @@ from profiler.engines.protocol import THINK_END, SampleResult
 from profiler.flight import Flight, Sent
 from profiler.policies.seam import Draw
 from profiler.telemetry import Telemetry
-from profiler.workload import Problem, Workload, is_correct
+from profiler.workload import Problem, Workload
 from traces import attributes as names
 from traces.schema import EngineConfig, Policy
 from traces.spans import RecordingSpanProcessor
@@ -48,6 +48,7 @@ class RunSpans:
         keep_text: bool,
     ) -> None:
         self._tracer, self._recorder, self._keep_text = telemetry.tracer, recorder, keep_text
+        self._workload = workload
         self._engine_key, self._policy_key = engine.key(), policy.key()
         self._keys = {names.ENGINE_KEY: self._engine_key, names.POLICY_KEY: self._policy_key}
         self._request: dict[str, Any] = {
@@ -126,7 +127,7 @@ class RunSpans:
         assert result is not None
         whole = result.error is None and cancelled_by is None
         answer = sent.chain.answer if whole and sent.chain is not None else None
-        correct = is_correct(answer, flight.problem.expected) if whole else None
+        correct = self._workload.is_correct(flight.problem, answer) if whole else None
         flight.count(result)
         _set(span, names.GEN_AI_INPUT_TOKENS, result.prompt_tokens)
         _set(span, names.GEN_AI_OUTPUT_TOKENS, result.output_tokens)
@@ -161,7 +162,7 @@ class RunSpans:
             ("decided_at", now),
             ("decided_by_sample", decision.by_sample),
             ("timed_out", timed_out or None),
-            ("correct", is_correct(decision.answer, problem.expected) if answered else None),
+            ("correct", self._workload.is_correct(problem, decision.answer) if answered else None),
             ("prompt_tokens", flight.prompt_tokens),
             ("cached_prompt_tokens", flight.cached_tokens),
         ):

@@ -14,6 +14,7 @@ from typing import Any
 
 import httpx
 
+from profiler.engines.protocol import Prompt
 from profiler.policies.rules import check_url, text
 from traces.errors import UsageError
 from traces.schema import Policy
@@ -30,12 +31,13 @@ class Scores:
     output_tokens: int | None = None
 
 
-Scorer = Callable[[str, Sequence[str]], Scores]
+Scorer = Callable[[Prompt, Sequence[str]], Scores]
 
 
 class HttpScorer:
     """POSTs {"prompt", "completions"} to `url`, which answers {"scores": [...], "usage"?}.
 
+    The prompt is a text, or a list of {role, content} where the workload has chats.
     `usage` is as in OpenAI's answers: prompt_tokens and completion_tokens. Errors never repeat
     what the server said, which may hold a prompt. Raises UsageError for a URL that is none.
     """
@@ -45,7 +47,7 @@ class HttpScorer:
         self.url = url
         self._client = httpx.Client(timeout=timeout_s)
 
-    def __call__(self, prompt: str, completions: Sequence[str]) -> Scores:
+    def __call__(self, prompt: Prompt, completions: Sequence[str]) -> Scores:
         """Return the scores. Raises httpx.HTTPError or ValueError."""
         body = {"prompt": prompt, "completions": list(completions)}
         answer = self._client.post(self.url, json=body)
@@ -86,7 +88,7 @@ class ScoringThreads:
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="ttscope-scorer")
         self._running: dict[Future[Scored], Any] = {}
 
-    def submit(self, prompt: str, completion: str, key: Any) -> None:
+    def submit(self, prompt: Prompt, completion: str, key: Any) -> None:
         """Have a completion scored; `key` comes back with the score."""
         self._running[self._pool.submit(self._score, prompt, completion)] = key
 
@@ -97,7 +99,7 @@ class ScoringThreads:
         done = wait(self._running, timeout=wait_s, return_when="FIRST_COMPLETED").done
         return [(self._running.pop(future), future.result()) for future in done]
 
-    def _score(self, prompt: str, completion: str) -> Scored:
+    def _score(self, prompt: Prompt, completion: str) -> Scored:
         try:
             told = self._scorer(prompt, [completion])
             (value,) = told.values

@@ -32,6 +32,7 @@ import yaml
 
 from profiler.launch import EngineOptions
 from profiler.policies.rules import make_policy
+from profiler.verifiers import NAMES as VERIFIERS
 from traces.errors import TtscopeError, UsageError
 from traces.manifest import NAME, read_manifest
 from traces.schema import Policy, Record
@@ -46,6 +47,8 @@ RUN_FIELDS = (
     "timeout_s",
     "budget_checkpoints",
     "checkpoint_samples",
+    "verifier",
+    "system_prompt",
 )
 _DEFAULTS = {"workload": "demo", "problems": None, "seed": 0, "concurrency": 8}
 
@@ -66,6 +69,8 @@ class Job(Record):
     budget_checkpoints: tuple[int, ...] = ()
     checkpoint_samples: int = 8
     repeat: int = 0
+    verifier: str | None = None
+    system_prompt: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +113,8 @@ def _engines(data: Mapping[str, Any], path: Path) -> Iterator[EngineJobs]:
     if not isinstance(budgets, list) or not all(isinstance(budget, int) for budget in budgets):
         raise UsageError(f"{path}: budget_checkpoints must be a list of token counts")
     run["budget_checkpoints"] = tuple(budgets)
+    if run.get("verifier") not in (None, *VERIFIERS):
+        raise UsageError(f"{path}: no verifier {run['verifier']!r}; one of {', '.join(VERIFIERS)}")
     repeats = int(data.get("repeats", 1))
     for number, entry in enumerate(data["engines"], 1):
         where = f"{path}, engine {number}"

@@ -4,34 +4,39 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from profiler.demo import task
+from profiler.engines.protocol import Prompt
+from profiler.verifiers import NAMES, ByText, Verifier, verifier
 from traces.errors import UsageError
 from traces.manifest import WorkloadFacts
 
 _MAX_LINE_BYTES = 4 << 20
-_BOXED = re.compile(r"\\boxed\{([^{}]*(?:\{[^{}]*\}[^{}]*)*)\}")
-_THINK_END = "</think>"
+_ROLES = ("system", "user", "assistant", "tool", "developer")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """One question; `expected` is None where no answer is known."""
+    """One question; `expected` is None where no answer is known.
+
+    `prompt` is a text, or the messages of a chat. `verifier` reads and judges its answers, None
+    for that of the workload.
+    """
 
     problem_id: str
-    prompt: str
+    prompt: Prompt
     expected: str | None = None
     group: str | None = None
+    verifier: Verifier | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """Problems with the rule that reads an answer out of a completion.
+    """Problems with the rule that reads and judges their answers.
 
     `generated` says that ttscope made the problems itself, so that texts and token ids may be
     kept in a recording. `chat` applies the model's chat template to each prompt.
@@ -39,61 +44,91 @@ class Workload:
 
     name: str
     problems: Sequence[Problem]
-    answer_of: Callable[[str], str | None]
+    verifier: Verifier
     seed: int | None = None
     generated: bool = False
     chat: bool = True
 
+    def answer_to(self, problem: Problem, text: str) -> str | None:
+        """Return the class of the answer that a completion gives, None where it gives none.
+
+        It is what votes count: the same text for every way to write the same answer. See
+        `profiler.verifiers`.
+        """
+        chosen = problem.verifier or self.verifier
+        answer = chosen.answer_of(text)
+        return None if answer is None else chosen.canonical(answer)
+
+    def is_correct(self, problem: Problem, answer: str | None) -> bool | None:
+        """Return whether a class of answers is the expected one; None where none is known."""
+        if problem.expected is None:
+            return None
+        chosen = problem.verifier or self.verifier
+        return answer is not None and chosen.matches(answer, problem.expected)
+
     def facts(self, template: str | None) -> WorkloadFacts:
-        """Return what a recording says of it; the hash covers ids, prompts and answers."""
+        """Return what a recording says of it.
+
+        The hash covers ids, prompts, answers, and how these are judged where not exactly.
+        """
         digest = hashlib.sha256()
         for problem in self.problems:
             row = [problem.problem_id, problem.prompt, problem.expected]
-            digest.update(json.dumps(row).encode())
+            judged = (problem.verifier or self.verifier).name
+            digest.update(json.dumps(row if judged in _PLAIN else [*row, judged]).encode())
+        used = {(problem.verifier or self.verifier).name for problem in self.problems}
         return WorkloadFacts(
             name=self.name,
             hash=digest.hexdigest()[:16],
             problems=len(self.problems),
             seed=self.seed,
             template_hash=template and hashlib.sha256(template.encode()).hexdigest()[:16],
+            verifier=None if self.generated else "+".join(sorted(used)),
         )
 
+    def notes(self) -> list[str]:
+        """Return what a reader of the results must know of how answers were judged."""
+        used = {id(v): v for p in self.problems if (v := p.verifier or self.verifier)}
+        late = sum(getattr(each, "too_long", 0) for each in used.values())
+        seconds = sum(getattr(each, "seconds", 0.0) for each in used.values())
+        told = []
+        if late:
+            told.append(f"answers that took too long to check, counted as wrong: {late:,}")
+        if seconds:
+            told.append(f"checking answers took {seconds:.1f} s, in which the policy waited")
+        return told
 
-def is_correct(answer: str | None, expected: str | None) -> bool | None:
-    """Return whether an answer equals the expected one exactly; None where none is known."""
-    if expected is None:
-        return None
-    return answer is not None and answer == expected
 
-
-def final_answer(text: str) -> str | None:
-    r"""Return the answer in a reasoning model's completion, None when there is none.
-
-    It is the last `\boxed{...}` after the last `</think>`, else the whole text after it. A text
-    that opens `<think>` and never closes it has no answer.
-    """
-    _, closed, tail = text.rpartition(_THINK_END)
-    if not closed and "<think>" in text:
-        return None
-    boxed = _BOXED.findall(tail)
-    answer = boxed[-1] if boxed else tail
-    return answer.strip() or None
+_PLAIN = ("exact", "demo")
 
 
 def load_workload(
-    source: str, *, problems: int | None = None, seed: int = 0, chat: bool = True
+    source: str,
+    *,
+    problems: int | None = None,
+    seed: int = 0,
+    chat: bool = True,
+    verifier: str | None = None,
+    system_prompt: str | None = None,
 ) -> Workload:
     """Load `demo`, `demo:preamble` or a JSONL file.
 
-    A line of the file is {"id", "prompt", "answer"?, "group"?}. `problems` keeps the first so
-    many; the demo makes 100 unless told otherwise. Raises UsageError naming the line at fault.
+    A line of the file is {"id", "prompt" or "messages", "answer"?, "group"?, "verifier"?}.
+    `problems` keeps the first so many; the demo makes 100 unless told otherwise. `verifier` judges
+    lines that name none, exactly unless told otherwise; `system_prompt` goes before every chat.
+    Raises UsageError naming the line at fault.
     """
     if problems is not None and problems < 1:
         raise UsageError(f"--problems must be at least 1, not {problems}")
+    if system_prompt is not None and not chat:
+        raise UsageError("--system-prompt needs a chat template; leave out --raw-prompts")
     name, _, options = source.partition(":")
     if name == "demo":
+        for option, value in (("--verifier", verifier), ("--system-prompt", system_prompt)):
+            if value is not None:
+                raise UsageError(f"{option} is for JSONL workloads; the demo brings its own")
         return _demo(options, problems or 100, seed)
-    return _jsonl(Path(source), problems, chat)
+    return _jsonl(Path(source), problems, _Lines(chat, verifier or "exact", system_prompt))
 
 
 def _demo(options: str, count: int, seed: int) -> Workload:
@@ -113,21 +148,91 @@ def _demo(options: str, count: int, seed: int) -> Workload:
             )
             for item in made
         ],
-        answer_of=task.answer_of,
+        verifier=ByText(answer_of=task.answer_of, name="demo"),
         seed=seed,
         generated=True,
     )
 
 
-def _jsonl(path: Path, limit: int | None, chat: bool) -> Workload:
+class _Lines:
+    """How the lines of a file become problems; each verifier is made once, when it is named."""
+
+    def __init__(self, chat: bool, verifier_name: str, system_prompt: str | None) -> None:
+        self.chat = chat
+        self.system = system_prompt
+        self._made: dict[str, Verifier] = {}
+        self.default = self.judge(verifier_name, "--verifier")
+
+    def judge(self, name: Any, where: str) -> Verifier:
+        """Return the verifier of a name."""
+        if name not in NAMES:
+            raise UsageError(f"{where}: no verifier {name!r}; one of {', '.join(NAMES)}")
+        if name not in self._made:
+            self._made[name] = verifier(name)
+        return self._made[name]
+
+    def problem(self, line: bytes, where: str) -> Problem:
+        """Read one line. Raises UsageError that begins with `where`."""
+        if len(line) > _MAX_LINE_BYTES:
+            raise UsageError(f"{where}: longer than {_MAX_LINE_BYTES >> 20} MiB")
+        try:
+            row: Any = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise UsageError(f"{where}: not JSON ({error})") from None
+        if not isinstance(row, dict) or not isinstance(row.get("id"), str | int):
+            raise UsageError(f'{where}: needs "id" and a "prompt" text or "messages"')
+        answer, group, judged = row.get("answer"), row.get("group"), row.get("verifier")
+        if isinstance(answer, dict | list):
+            raise UsageError(f'{where}: "answer" must be a text or a number')
+        return Problem(
+            problem_id=str(row["id"]),
+            prompt=self._prompt(row, where),
+            expected=None if answer is None else str(answer).strip(),
+            group=None if group is None else str(group),
+            verifier=None if judged is None else self.judge(judged, where),
+        )
+
+    def _prompt(self, row: Mapping[str, Any], where: str) -> Prompt:
+        text, messages = row.get("prompt"), row.get("messages")
+        if (text is None) == (messages is None) or not isinstance(text, str | None):
+            raise UsageError(
+                f'{where}: needs either a "prompt" text or "messages", and "answer" where known'
+            )
+        if messages is None:
+            assert text is not None
+            if self.system is None:
+                return text
+            return ({"role": "system", "content": self.system}, {"role": "user", "content": text})
+        if not self.chat:
+            raise UsageError(f'{where}: "messages" need a chat template; leave out --raw-prompts')
+        chat = _messages(messages, where)
+        if self.system is None or chat[0]["role"] == "system":
+            return chat
+        return ({"role": "system", "content": self.system}, *chat)
+
+
+def _messages(messages: Any, where: str) -> tuple[Mapping[str, str], ...]:
+    shape = '"messages" must be a list of {"role", "content"} texts'
+    if not isinstance(messages, list) or not messages:
+        raise UsageError(f"{where}: {shape}")
+    for message in messages:
+        if not isinstance(message, dict) or not isinstance(message.get("content"), str):
+            raise UsageError(f"{where}: {shape}")
+        if message.get("role") not in _ROLES:
+            raise UsageError(f"{where}: a message's role is one of {', '.join(_ROLES)}")
+    return tuple({"role": each["role"], "content": each["content"]} for each in messages)
+
+
+def _jsonl(path: Path, limit: int | None, lines: _Lines) -> Workload:
     problems: list[Problem] = []
     seen: dict[str, int] = {}
     try:
         with path.open("rb") as file:
-            for number, line in enumerate(file, 1):
+            lines_of_it = iter(lambda: file.readline(_MAX_LINE_BYTES + 1), b"")
+            for number, line in enumerate(lines_of_it, 1):
                 if not line.strip():
                     continue
-                problem = _problem(line, f"{path}, line {number}")
+                problem = lines.problem(line, f"{path}, line {number}")
                 if problem.problem_id in seen:
                     raise UsageError(
                         f"{path}, line {number}: id {problem.problem_id!r} is also on line "
@@ -144,22 +249,4 @@ def _jsonl(path: Path, limit: int | None, chat: bool) -> Workload:
         ) from None
     if not problems:
         raise UsageError(f"--workload {path}: holds no problems")
-    return Workload(name=path.name, problems=problems, answer_of=final_answer, chat=chat)
-
-
-def _problem(line: bytes, where: str) -> Problem:
-    if len(line) > _MAX_LINE_BYTES:
-        raise UsageError(f"{where}: longer than {_MAX_LINE_BYTES >> 20} MiB")
-    try:
-        row: Any = json.loads(line)
-    except ValueError as error:
-        raise UsageError(f"{where}: not JSON ({error})") from None
-    if not isinstance(row, dict) or "id" not in row or not isinstance(row.get("prompt"), str):
-        raise UsageError(f'{where}: needs "id" and a "prompt" text, and "answer" where known')
-    answer, group = row.get("answer"), row.get("group")
-    return Problem(
-        problem_id=str(row["id"]),
-        prompt=row["prompt"],
-        expected=None if answer is None else str(answer).strip(),
-        group=None if group is None else str(group),
-    )
+    return Workload(name=path.name, problems=problems, verifier=lines.default, chat=lines.chat)

@@ -5,6 +5,7 @@
     +-- RecordingError          a path that is no recording, or one that cannot be read
     |   +-- NewerSchemaError    written by a newer ttscope
     +-- TraceError              a profiler trace that is none, or of which nothing can be read
+    +-- OutcomesError           a file of samples that is none, or of which nothing can be read
     +-- EngineError             an engine that cannot be started, reached or used
     +-- MissingDependencyError  an optional package that is not installed
 
@@ -37,6 +38,10 @@ class NewerSchemaError(RecordingError):
 
 class TraceError(TtscopeError):
     """A file is no profiler trace, is too large, or nothing in it can be read."""
+
+
+class OutcomesError(TtscopeError):
+    """A file holds no outcomes of samples, is too large, or nothing in it can be read."""
 
 
 class EngineError(TtscopeError):

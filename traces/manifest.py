@@ -16,13 +16,17 @@ NAME = "recording.json"
 
 @dataclass(frozen=True, kw_only=True)
 class WorkloadFacts(Record):
-    """Which problems were posed: enough to tell whether two recordings share them."""
+    """Which problems were posed: enough to tell whether two recordings share them.
+
+    `verifier` names how answers were judged (several joined by "+"), None where not told.
+    """
 
     name: str
     hash: str
     problems: int
     seed: int | None = None
     template_hash: str | None = None
+    verifier: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

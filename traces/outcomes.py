@@ -11,6 +11,9 @@ from traces.recording import Recording
 from traces.schema import ModelFacts
 from traces.shares import share_steps
 
+# Of problems and samples: an import that tells no times tells of what has ended.
+ENDED = pl.col("end").is_not_null() | pl.col("arrival").is_null()
+
 
 def run_keys(recording: Recording) -> list[tuple[str, str]]:
     """Return the (engine, policy) pairs that problems ran under, in the manifest's order.
@@ -105,11 +108,12 @@ def problem_rows(
     latency and no seconds.
     """
     manifest = recording.manifest
-    decided = pl.col("decided_at").is_not_null()
+    imported = pl.col("arrival").is_null() & pl.col("error").is_null()
+    decided = pl.col("decided_at").is_not_null() | imported
     rows = _numbered(recording, engine, policy).with_columns(
         state=pl.when(decided)
         .then(pl.lit("decided"))
-        .when(pl.col("end").is_not_null())
+        .when(ENDED)
         .then(pl.lit("failed"))
         .otherwise(pl.lit("in_flight")),
         slowed=_slowed(engine_steps(recording, engine)),

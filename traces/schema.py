@@ -170,6 +170,7 @@ class Policy(Record):
 
     `rule` has the parameters of the method, by name; they are in profiler/policies/rules.py.
     `reasoning_effort` is vLLM's: the chat template makes of it what the model was trained on.
+    `temperature` and `top_p` are None only in recordings made by others, which may not tell.
     """
 
     method: Method = "greedy"
@@ -177,8 +178,8 @@ class Policy(Record):
     thinking_token_budget: int | None = None
     reasoning_effort: str | None = None
     max_tokens: int | None = None
-    temperature: float = 0.0
-    top_p: float = 1.0
+    temperature: float | None = 0.0
+    top_p: float | None = 1.0
     rule: tuple[tuple[str, float | str], ...] = ()
 
     def __post_init__(self) -> None:
@@ -190,9 +191,9 @@ class Policy(Record):
             raise UsageError(f"policy: n must be at least 1, not {self.n}")
         if self.method == "greedy" and self.n != 1:
             raise UsageError(f"policy: greedy draws one sample, not {self.n}; use majority")
-        if self.temperature < 0:
+        if self.temperature is not None and self.temperature < 0:
             raise UsageError(f"policy: temperature must not be negative, not {self.temperature}")
-        if not 0 < self.top_p <= 1:
+        if self.top_p is not None and not 0 < self.top_p <= 1:
             raise UsageError(f"policy: top_p must lie in (0, 1], not {self.top_p}")
         if self.reasoning_effort is not None and self.reasoning_effort not in EFFORTS:
             known = ", ".join(EFFORTS)

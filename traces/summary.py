@@ -7,6 +7,7 @@ The table of metrics (tag, header, unit, formula) is traces/metrics.py.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,6 +29,7 @@ from traces.kernel_time import (
 )
 from traces.manifest import WorkloadFacts
 from traces.outcomes import (
+    ENDED,
     engine_steps,
     problem_rows,
     run_keys,
@@ -51,7 +53,8 @@ class Run:
 
     `problems` counts the decided ones, on which every mean rests; `problems_in_flight` those cut
     off by the recording's end, `problems_failed` those that ended without a decision. Not in the
-    JSON: `seconds` (where the wall time went), `notes` (what a reader must know), `workload`, and
+    JSON: `seconds` (where the wall time went), `notes` (what a reader must know), `workload`,
+    `imported` (the foreign format of imported outcomes, whose engine is known by name only), and
     the frames behind the numbers: `rows` has one row per problem (traces/outcomes.py),
     `sample_rows` and `step_rows` the run's samples and its engine's steps.
     """
@@ -87,6 +90,7 @@ class Run:
     policies: tuple[PolicyOutcome, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict, compare=False)
     workload: WorkloadFacts | None = None
+    imported: str | None = None
     rows: pl.DataFrame | None = field(default=None, repr=False, compare=False)
     sample_rows: pl.DataFrame | None = field(default=None, repr=False, compare=False)
     step_rows: pl.DataFrame | None = field(default=None, repr=False, compare=False)
@@ -95,9 +99,12 @@ class Run:
     def to_json(self) -> dict[str, Any]:
         """Return the run's document; estimates are {value, low, high, unit, extrapolated}."""
         frames = {"rows", "sample_rows", "step_rows"}
-        hidden = {"engine", "policy", "seconds", "notes", "workload", *frames}
+        hidden = {"engine", "policy", "seconds", "notes", "workload", "imported", *frames}
         plain = {name: to_plain(value) for name, value in vars(self).items() if name not in hidden}
-        config = {"engine": to_plain(self.engine), "policy": to_plain(self.policy)}
+        engine = to_plain(self.engine)
+        if self.imported is not None:
+            engine = dict.fromkeys(engine) | {"model": self.engine.model}
+        config = {"engine": engine, "policy": to_plain(self.policy)}
         head = {name: plain.pop(name) for name in ("recording", "complete")}
         return {**head, "config": config, **plain}
 
@@ -179,18 +186,32 @@ def _run(
         acceptance=acceptance(engine, steps, samples),
         ngram_what_if=ngram_what_if(_drafts(recording, engine_key, policy_key)),
         energy_j=energy,
-        policies=(
-            policies_within(voting_samples(samples), policy.n)
-            if policy is not None and policy.method in WHOLE and policy.n > 1
-            else ()
-        ),
+        policies=_policies(samples, policy),
         seconds=seconds_by_kind(steps),
         workload=manifest.workload,
+        imported=None if policy is None else manifest.provenance.get("imported", {}).get("format"),
         rows=rows,
         sample_rows=samples,
         step_rows=steps,
         notes=tuple(_notes(recording, engine_key, rows)),
     )
+
+
+def _policies(samples: pl.DataFrame, policy: Policy | None) -> tuple[PolicyOutcome, ...]:
+    """Return maj@k and pass@k of what was recorded.
+
+    In imports right samples may come without answers, then there is no vote, and samples without
+    tokens, then these are not known.
+    """
+    if policy is None or policy.method not in WHOLE or policy.n < 2:
+        return ()
+    own = voting_samples(samples)
+    ended = own.with_columns(end=pl.when(ENDED).then(pl.coalesce("end", 0)))
+    found = policies_within(ended, policy.n)
+    untold = own.filter(pl.col("correct"), pl.col("answer").is_null()).height
+    if own["output_tokens"].null_count():
+        found = tuple(dataclasses.replace(each, tokens_per_problem=None) for each in found)
+    return tuple(each for each in found if not untold or each.method != "majority")
 
 
 def _numbers(frame: pl.DataFrame, column: str) -> np.ndarray[Any, np.dtype[np.float64]]:

@@ -58,6 +58,7 @@ SAMPLES: Columns = {
     "first_token": INT,
     "think_end": INT,
     "end": INT,
+    "latency_ns": INT,  # of an imported sample, whose times are not known
     "first_step": INT,
     "last_step": INT,
     "preemptions": INT,

@@ -9,7 +9,6 @@ are counted, so that a damaged or unfinished file gives everything that is sound
 from __future__ import annotations
 
 import re
-import zlib
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator
@@ -19,10 +18,10 @@ from typing import Any
 import msgspec
 
 from traces.errors import TraceError
+from traces.inflate import Inflated
 
 BATCH_BYTES = 3 << 16  # small enough for the batch and its events to stay in the cache
 LIMIT_BYTES = 16 << 30
-_READ_BYTES = 1 << 18
 _HEAD_BYTES = 32 << 20  # of metadata before or after the events, or of a single event
 _BETWEEN = re.compile(rb"\}\s*,\s*(?=\{)")
 _ARRAY = re.compile(rb'"traceEvents"\s*:\s*\[')
@@ -128,51 +127,18 @@ class TraceStream:
 
     def _inflated(self) -> Iterator[bytes]:
         """Yield the JSON a piece at a time; stop where the file is damaged."""
-        try:
-            with self.path.open("rb") as file:
-                first = file.read(_READ_BYTES)
-                if not first:
-                    raise TraceError(f"{self.path}: the file is empty; export the trace again")
-                source = iter(lambda: file.read(_READ_BYTES), b"")
-                plain = not first.startswith(b"\x1f\x8b")
-                for piece in self._plain(first, source) if plain else self._gunzip(first, source):
-                    self.bytes_read += len(piece)
-                    if self.bytes_read > self.limit_bytes:
-                        raise TraceError(
-                            f"{self.path}: holds more than {self.limit_bytes:,} bytes of JSON; "
-                            "profile fewer steps, or raise the limit"
-                        )
-                    yield piece
-        except OSError as error:
-            raise TraceError(f"{self.path}: cannot be read ({error.strerror or error})") from None
-
-    @staticmethod
-    def _plain(first: bytes, source: Iterator[bytes]) -> Iterator[bytes]:
-        yield first.removeprefix(b"\xef\xbb\xbf")
-        yield from source
-
-    def _gunzip(self, first: bytes, source: Iterator[bytes]) -> Iterator[bytes]:
-        inflate = zlib.decompressobj(wbits=31)
-        waiting = first
-        while True:
-            try:
-                piece = inflate.decompress(waiting, BATCH_BYTES)
-            except zlib.error:
-                self.cut = "its gzip data are damaged"
-                return
-            if piece:
-                yield piece
-            waiting = inflate.unconsumed_tail
-            if inflate.eof:
-                waiting = inflate.unused_data.lstrip(b"\0")
-                if not (waiting := waiting or next(source, b"")):
-                    return
-                inflate = zlib.decompressobj(wbits=31)  # another member
-            elif not waiting and not (waiting := next(source, b"")):
-                yield inflate.flush()
-                if not inflate.eof:
-                    self.cut = "its gzip data end early"
-                return
+        pieces = Inflated(
+            self.path,
+            limit_bytes=self.limit_bytes,
+            piece_bytes=BATCH_BYTES,
+            refuse=TraceError,
+            what="JSON",
+            mend="profile fewer steps, or raise the limit",
+        )
+        for piece in pieces:
+            self.bytes_read = pieces.bytes_read
+            yield piece
+        self.cut = pieces.cut
 
     def _find_array(self, pieces: Iterator[bytes]) -> bytes:
         """Return what was read behind the array's bracket; keep the metadata before it."""

@@ -148,6 +148,15 @@ def record(
     raw_prompts: Annotated[
         bool, typer.Option(help="Send prompts as they are, without a chat template.")
     ] = False,
+    chat_template: Annotated[
+        str | None, typer.Option(metavar="FILE", help="A Jinja template instead of the model's.")
+    ] = None,
+    system_prompt: Annotated[
+        str | None, typer.Option(help="Said before every chat of a JSONL workload.")
+    ] = None,
+    verifier: Annotated[
+        str | None, typer.Option(help="exact, numeric, choice or math; for a JSONL workload.")
+    ] = None,
     record_text: Annotated[
         bool, typer.Option(help="Keep answers and token ids of your own workload.")
     ] = False,
@@ -209,11 +218,20 @@ def record(
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens,
         speculative=parse_speculative(speculative),
+        chat_template=chat_template,
     )
+    source = {
+        "source": workload,
+        "problems": problems,
+        "seed": seed,
+        "chat": not raw_prompts,
+        "verifier": verifier,
+        "system_prompt": system_prompt,
+    }
     run_record(
         options,
         policy,
-        workload=(workload, problems, seed, not raw_prompts),
+        workload=source,
         concurrency=concurrency,
         timeout_s=timeout,
         checkpoints=(parse_budgets(budget_checkpoints), checkpoint_samples),
@@ -256,19 +274,36 @@ def show(
 
 @app.command("import")
 def import_(
-    traces: Annotated[
-        list[Path], typer.Argument(help="PyTorch profiler traces, .json or .json.gz, one per rank.")
+    files: Annotated[
+        list[Path],
+        typer.Argument(help="PyTorch profiler traces, one per rank; or samples of evaluations."),
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="The recording's folder.")],
     limit: Annotated[
         float, typer.Option(help="GB of JSON per file, inflated, before it is refused.")
     ] = 16.0,
+    score: Annotated[
+        str | None, typer.Option(help="Metric, metric,filter or scorer that says what is right.")
+    ] = None,
+    verifier: Annotated[
+        str | None,
+        typer.Option(help="Judge completions anew: exact, numeric, choice or math."),
+    ] = None,
+    record_text: Annotated[bool, typer.Option(help="Keep the answers' texts.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Make a recording of PyTorch profiler traces, one file per rank."""
+    """Make a recording of profiler traces, or of samples that others evaluated."""
     from tui.import_verb import run_import
 
-    run_import(traces, output, limit_gb=limit, as_json=as_json)
+    run_import(
+        files,
+        output,
+        limit_gb=limit,
+        score=score,
+        verifier=verifier,
+        record_text=record_text,
+        as_json=as_json,
+    )
 
 
 @app.command()

@@ -1,4 +1,7 @@
-"""The verbs for foreign formats: import and export."""
+"""The verbs for foreign formats: import and export.
+
+What a file is, its first bytes say: samples of an evaluation, else a profiler trace.
+"""
 
 from __future__ import annotations
 
@@ -7,28 +10,107 @@ from pathlib import Path
 from typing import Any
 
 from traces.errors import UsageError
+from traces.formats.outcome import Choices, Judge
 from traces.kineto import TraceTables
 from traces.recording import Recording
 from tui.formats import align, number, wrap
 from tui.read_verbs import print_document
 from tui.run_verbs import progress_bar
 
+_COUNTS = ("problems", "samples", "answered", "judged")
 
-def run_import(paths: Sequence[Path], output: Path, *, limit_gb: float, as_json: bool) -> None:
-    """Read traces into a recording and print what was found."""
-    from traces.summary import summarise, to_plain
-    from traces.trace_import import import_traces, remarks
-    from tui.kernel_text import kernel_lines
+
+def run_import(
+    paths: Sequence[Path],
+    output: Path,
+    *,
+    limit_gb: float,
+    record_text: bool,
+    score: str | None,
+    verifier: str | None,
+    as_json: bool,
+) -> None:
+    """Read files of others into a recording and print what was found."""
+    from traces.outcome_import import format_of
 
     if not limit_gb > 0:
         raise UsageError(f"--limit must be above 0, not {limit_gb:g}")
+    limit = int(limit_gb * 1e9)
+    if format_of(paths[0]) is None:
+        for option, given in (("--score", score), ("--verifier", verifier)):
+            if given is not None:
+                raise UsageError(f"{option} is for samples; {paths[0]} holds none")
+        _import_traces(paths, output, limit=limit, as_json=as_json)
+        return
+    judge = None if verifier is None else _judge(verifier)
+    choices = Choices(score=score, judge=judge, verifier=verifier, limit_bytes=limit)
+    _import_outcomes(paths, output, choices=choices, record_text=record_text, as_json=as_json)
+
+
+def _judge(name: str) -> Judge:
+    """Return the verifier of that name as a rule that reads and judges completions."""
+    from profiler.verifiers import verifier
+
+    chosen = verifier(name)
+
+    def judge(text: str, expected: str | None) -> tuple[str | None, bool | None]:
+        written = chosen.answer_of(text)
+        answer = None if written is None else chosen.canonical(written)
+        if expected is None:
+            return answer, None
+        return answer, answer is not None and chosen.matches(answer, expected)
+
+    return judge
+
+
+def _import_outcomes(
+    paths: Sequence[Path], output: Path, *, choices: Choices, record_text: bool, as_json: bool
+) -> None:
+    from traces.outcome_import import import_outcomes
+
     with progress_bar() as bar:
         task = bar.add_task("reading", total=len(paths))
 
         def on_file(path: Path) -> None:
             bar.update(task, description=path.name, completed=paths.index(path))
 
-        limit = int(limit_gb * 1e9)
+        found = import_outcomes(
+            paths, output, choices=choices, record_text=record_text, on_file=on_file
+        )
+    if as_json:
+        files = [
+            {
+                "file": each.path.name,
+                "samples": each.samples,
+                "skipped": each.skipped.counts,
+                "notes": each.facts.notes,
+            }
+            for each in found.files
+        ]
+        counts = {name: getattr(found, name) for name in _COUNTS}
+        document = {"recording": str(output), "format": found.format, "files": files, **counts}
+        print_document(document | {"notes": list(found.notes[1:])})
+        return
+    print(f"{found.format}: {found.samples:,} samples of {found.problems:,} problems")
+    for what, count in (("with an answer", found.answered), ("right or wrong", found.judged)):
+        print(f"  {what:<16}{count:>10,}")
+    for note in found.notes[1:]:
+        for line in wrap("!", note, width=80, indent=2):
+            print(line)
+    print(f"kept in {output}; ttscope show {output} tells of it")
+
+
+def _import_traces(paths: Sequence[Path], output: Path, *, limit: int, as_json: bool) -> None:
+    from traces.summary import summarise, to_plain
+    from traces.trace_import import import_traces, remarks
+    from tui.kernel_text import kernel_lines
+
+    with progress_bar() as bar:
+        task = bar.add_task("reading", total=len(paths))
+
+        def on_file(path: Path) -> None:
+            bar.update(task, description=path.name, completed=paths.index(path))
+
         traces = import_traces(paths, output, limit_bytes=limit, on_file=on_file)
     (run,) = summarise(Recording.open(output))
     if as_json:

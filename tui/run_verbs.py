@@ -106,7 +106,7 @@ def run_record(
     options: EngineOptions,
     policy: Policy,
     *,
-    workload: tuple[str, int | None, int, bool],
+    workload: Mapping[str, Any],
     concurrency: int,
     timeout_s: float | None,
     checkpoints: tuple[tuple[int, ...], int],
@@ -118,7 +118,7 @@ def run_record(
     output: Path | None,
     as_json: bool,
 ) -> None:
-    """Start the engine, run the workload, print what happened."""
+    """Start the engine, run the workload (`load_workload`'s arguments), print what happened."""
     from profiler.capture import record
     from profiler.checkpoints import check_budgets
     from profiler.launch import start_engine
@@ -138,8 +138,9 @@ def run_record(
     budgets, samples = checkpoints
     if budgets:
         check_budgets(budgets, samples, policy)
-    source, problems, seed, chat = workload
-    loaded = load_workload(source, problems=problems, seed=seed, chat=chat)
+    if options.chat_template is not None and not workload["chat"]:
+        raise UsageError("--chat-template and --raw-prompts exclude each other")
+    loaded = load_workload(**workload)
     folder = output or default_output(options, policy)
     if (folder / "recording.json").exists():
         raise UsageError(f"-o {folder}: already holds a recording; name another folder")

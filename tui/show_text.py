@@ -93,8 +93,9 @@ def policy_text(policy: Policy | None) -> str:
     """Return the policy in a few words."""
     if policy is None:
         return "-"
-    parts = [policy.label(), f"temperature {policy.temperature:g}"]
-    if policy.top_p < 1:
+    temperature = ABSENT if policy.temperature is None else f"{policy.temperature:g}"
+    parts = [policy.label(), f"temperature {temperature}"]
+    if policy.top_p is not None and policy.top_p < 1:
         parts.append(f"top_p {policy.top_p:g}")
     if policy.thinking_token_budget is not None:
         parts.append(f"thinking budget {policy.thinking_token_budget:,}")
@@ -109,7 +110,8 @@ def _head(run: Run, width: int) -> list[str]:
     if run.policy is None:
         device = f"{run.engine.num_devices} x {run.engine.gpu}" if run.engine.gpu else ABSENT
         return wrap("device", device, width=width, indent=INDENT) + warnings(run, width)
-    lines = wrap("engine", engine_text(run.engine), width=width, indent=INDENT)
+    engine = engine_text(run.engine) if run.imported is None else f"{run.engine.model}, else -"
+    lines = wrap("engine", engine, width=width, indent=INDENT)
     lines += wrap("policy", policy_text(run.policy), width=width, indent=INDENT)
     decided = f"{run.problems:,} decided"
     if run.workload is not None:

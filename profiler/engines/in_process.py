@@ -35,7 +35,7 @@ class InProcessEngine:
 
     `path` is a Hugging Face folder or hub name, `name` what recordings call it, and `draft_path`
     where the draft model named in `speculative` lies; `kernels` asks for windows of the torch
-    profiler. Options of None are left to vLLM.
+    profiler; `chat_template` replaces the model's own. Options of None are left to vLLM.
     Raises MissingDependencyError without vLLM, EngineError when it cannot start.
     """
 
@@ -56,6 +56,7 @@ class InProcessEngine:
         draft_path: str | None = None,
         thinking_budget: bool = False,
         kernels: WindowPlan | None = None,
+        chat_template: str | None = None,
     ) -> None:
         prepare_environment(tensor_parallel_size)
         arguments: dict[str, Any] = {
@@ -85,7 +86,9 @@ class InProcessEngine:
         vllm_config = self._engine.vllm_config
         self._tokenizer = self._engine.get_tokenizer()
         self.think_end_ids: tuple[int, ...] | None = self._token_ids(THINK_END)
-        self.chat_template: str | None = getattr(self._tokenizer, "chat_template", None)
+        self._given_template = chat_template
+        own: str | None = getattr(self._tokenizer, "chat_template", None)
+        self.chat_template = own if chat_template is None else chat_template
         self.config = engine_config(vllm_config, name or path, speculative)
         self.model: ModelFacts | None = model_facts(vllm_config, name or path)
         self._offset = unix_offset_ns()
@@ -203,18 +206,25 @@ class InProcessEngine:
         earlier = request.continues
         if earlier is not None and earlier.token_ids is not None:
             return [*earlier.token_ids, *self._token_ids(earlier.append)]
-        if not request.chat or self.chat_template is None:
+        if isinstance(request.prompt, str) and not (request.chat and self.chat_template):
             return list(self._tokenizer.encode(request.prompt))
         effort, asked = request.reasoning_effort, {}
         if effort is not None:  # as vLLM's server does
             asked = {"reasoning_effort": effort, "enable_thinking": effort != "none"}
-        ids = self._tokenizer.apply_chat_template(
-            [{"role": "user", "content": request.prompt}],
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=False,
-            **asked,
-        )
+        try:
+            ids = self._tokenizer.apply_chat_template(
+                request.messages(),
+                chat_template=self._given_template,
+                add_generation_prompt=True,
+                tokenize=True,
+                return_dict=False,
+                **asked,
+            )
+        except Exception as error:  # Jinja's errors may quote the prompt
+            raise EngineError(
+                f"the chat template cannot be applied ({type(error).__name__}); give one that "
+                "takes these messages with --chat-template FILE"
+            ) from error
         return list(ids)
 
     def cancel(self, request_ids: Sequence[str]) -> list[SampleResult]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from traces.schema import EngineConfig, ModelFacts
 
 THINK_END = "</think>"
+Prompt = str | tuple[Mapping[str, str], ...]  # a text, or a chat of {role, content}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,10 +35,10 @@ class SampleRequest:
     """
 
     request_id: str
-    prompt: str
+    prompt: Prompt
     chat: bool
-    temperature: float
-    top_p: float
+    temperature: float | None  # None only in policies of imported recordings, which never run
+    top_p: float | None
     max_tokens: int | None
     thinking_token_budget: int | None = None
     reasoning_effort: str | None = None
@@ -47,6 +48,12 @@ class SampleRequest:
     confidence_window: int | None = None
     want_token_ids: bool = False
     stop: tuple[str, ...] = ()
+
+    def messages(self) -> list[dict[str, str]]:
+        """Return the prompt as a chat; a text is what the user says."""
+        if isinstance(self.prompt, str):
+            return [{"role": "user", "content": self.prompt}]
+        return [dict(message) for message in self.prompt]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,7 +37,8 @@ class ServerEngine:
 
     `url` is its base, with or without `/v1`; `model` names one of those it serves, by default
     its first. `declared` are engine settings that the server does not tell, such as its
-    tensor_parallel_size. Raises EngineError when nothing answers there.
+    tensor_parallel_size; `chat_template` goes with every chat instead of the server's own. Raises
+    EngineError when nothing answers there, or it takes no such template.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class ServerEngine:
         api_key: str | None = None,
         timeout_s: float = 600.0,
         declared: dict[str, Any] | None = None,
+        chat_template: str | None = None,
     ) -> None:
         self.url = url.rstrip("/").removesuffix("/v1")
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
@@ -57,7 +59,7 @@ class ServerEngine:
         self._live: dict[str, tuple[Future[None], Stream]] = {}
         self._encoded: dict[str, list[int]] = {}
         self._unreachable = 0
-        self.chat_template: str | None = None
+        self.chat_template = chat_template  # the server's own is not told
         self._served, self.config, self.model = self._look(model, name, declared or {})
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(
@@ -101,6 +103,8 @@ class ServerEngine:
                 raise EngineError(f"{self.url}: does not serve {model}; it serves {served}")
             version = self._vllm_version(client)
             cache = self._cache_config(client) if version else {}
+            if self.chat_template is not None:
+                self._try_template(client, str(card["id"]))
             self._is_vllm = version is not None
             self.think_end_ids = self._think_end(client, str(card["id"])) if version else None
         label = name or str(card["id"])
@@ -113,6 +117,21 @@ class ServerEngine:
             **(cache | {k: v for k, v in declared.items() if v is not None}),
         )
         return str(card["id"]), config, facts_from_folder(root, name=label, dtype=config.dtype)
+
+    def _try_template(self, client: httpx.Client, model: str) -> None:
+        """Raise EngineError where the server takes no template with a request, as by default."""
+        body = {
+            "model": model,
+            "messages": [{"role": "user", "content": "?"}],
+            "chat_template": self.chat_template,
+        }
+        with contextlib.suppress(httpx.HTTPError):
+            if client.post("/tokenize", json=body).status_code == 200:
+                return
+        raise EngineError(
+            f"{self.url}: refuses --chat-template; start vLLM with --chat-template FILE instead, "
+            "or with --trust-request-chat-template"
+        )
 
     @staticmethod
     def _vllm_version(client: httpx.Client) -> str | None:
@@ -242,9 +261,10 @@ class ServerEngine:
         """Return what goes into the request: the prompt, or what it continues."""
         earlier = request.continues
         if earlier is None:
-            return request.prompt
+            return request.prompt if isinstance(request.prompt, str) else ""  # a chat: messages
         if earlier.token_ids is not None:
             return [*earlier.token_ids, *await self._token_ids(earlier.append)]
+        assert isinstance(request.prompt, str)  # chats without ids are refused before
         return request.prompt + earlier.text + earlier.append
 
     async def _token_ids(self, text: str) -> list[int]:
@@ -266,7 +286,9 @@ class ServerEngine:
             "stream_options": {"include_usage": True},
         }
         if chat:
-            body["messages"] = [{"role": "user", "content": prompt}]
+            body["messages"] = request.messages()
+            if self.chat_template is not None:
+                body["chat_template"] = self.chat_template
             if request.reasoning_effort is not None:
                 body["reasoning_effort"] = request.reasoning_effort
         else:

@@ -10,6 +10,7 @@ import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from profiler.capture import record
+from profiler.verifiers import ByText, verifier
 from profiler.workload import Problem, Workload, load_workload
 from tests.profiler.stub import StubEngine
 from traces.errors import EngineError, UsageError
@@ -27,7 +28,7 @@ def private_workload(count=3):
     return Workload(
         name="private",
         problems=problems,
-        answer_of=lambda text: text.rpartition("</think>")[2] or None,
+        verifier=ByText(answer_of=lambda text: text.rpartition("</think>")[2] or None),
     )
 
 
@@ -211,3 +212,26 @@ def test_two_runs_have_different_trace_ids_under_a_seeded_random(tmp_path):
         record(private_workload(), Policy(), StubEngine(), tmp_path / name)
         ids.append(Recording.open(tmp_path / name).problems["trace_id"][0])
     assert ids[0] != ids[1]
+
+
+def test_votes_count_classes_of_the_verifier(tmp_path):
+    said = ["0.5", "3", "1/2", "the answer is 50%"]
+    engine = StubEngine(answers=lambda name: f"hm</think>{said[int(name.rpartition('.')[2])]}")
+    problems = [Problem(problem_id="a", prompt="?", expected="0.50")]
+    workload = Workload(name="own", problems=problems, verifier=verifier("numeric"))
+    policy = Policy(method="majority", n=4, temperature=0.8)
+    record(workload, policy, engine, tmp_path / "r")
+    recording = Recording.open(tmp_path / "r")
+    by_index = dict(recording.samples.select("sample_index", "answer").iter_rows())
+    assert by_index[0] == by_index[2] == by_index[3] != by_index[1]
+    right = dict(recording.samples.select("sample_index", "correct").iter_rows())
+    assert right == {0: True, 1: False, 2: True, 3: True}
+    assert recording.problems["correct"].to_list() == [True]
+    assert recording.manifest.workload.verifier == "numeric"
+
+
+def test_a_policy_of_an_import_cannot_be_run(tmp_path):
+    policy = Policy(method="majority", n=2, temperature=None)
+    with pytest.raises(UsageError, match="temperature and top_p must be numbers"):
+        record(load_workload("demo", problems=1), policy, StubEngine(), tmp_path / "r")
+    assert not (tmp_path / "r").exists()

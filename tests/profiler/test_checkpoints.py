@@ -6,7 +6,8 @@ import polars as pl
 import pytest
 
 from profiler.capture import record
-from profiler.workload import Problem, Workload, final_answer
+from profiler.verifiers import ByText
+from profiler.workload import Problem, Workload
 from tests.profiler.stub import THINK_END, StubEngine
 from traces.errors import UsageError
 from traces.recording import Recording
@@ -21,7 +22,7 @@ def workload(count=5):
     return Workload(
         name="own",
         problems=[Problem(problem_id=f"p{i}", prompt=CANARY, expected="2") for i in range(count)],
-        answer_of=final_answer,
+        verifier=ByText(),
     )
 
 

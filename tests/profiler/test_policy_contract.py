@@ -11,7 +11,8 @@ import pytest
 from profiler.capture import record
 from profiler.policies.rules import make_policy
 from profiler.scorers import Scores
-from profiler.workload import Problem, Workload, final_answer
+from profiler.verifiers import ByText
+from profiler.workload import Problem, Workload
 from tests.profiler.policy_contract import CANCELLING, POLICIES, check, policy_of
 from tests.profiler.stub import StubEngine
 from traces.errors import UsageError
@@ -24,7 +25,7 @@ def workload(ids=range(7)):
     return Workload(
         name="own",
         problems=[Problem(problem_id=f"p{i}", prompt=f"{i}", expected="right") for i in ids],
-        answer_of=final_answer,
+        verifier=ByText(),
     )
 
 

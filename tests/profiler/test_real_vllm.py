@@ -92,6 +92,26 @@ def test_thinking_budget_is_kept(in_process):
     assert samples["answer"].null_count() < samples.height / 2
 
 
+def test_jsonl_of_prompts_and_chats_under_a_verifier(tmp_path):
+    rows = []
+    for index, problem in enumerate(load_workload("demo", problems=8, seed=3).problems):
+        chat = {"messages": [{"role": "user", "content": problem.prompt}]}
+        asked = chat if index % 2 else {"prompt": problem.prompt}
+        rows.append({"id": problem.problem_id, "answer": f" {problem.expected}.0", **asked})
+    path = tmp_path / "w.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    asked = ("record", "--model", "demo/s", "--workload", path, "--max-tokens", "300")
+    done = ttscope(*asked, "--verifier", "numeric", "--n", "4", "--json", "-o", tmp_path / "r")
+    assert done.returncode == 0, done.stderr[-2000:]
+    (run,) = json.loads(done.stdout)["runs"]
+    assert run["problems"] == 8
+    recording = Recording.open(tmp_path / "r")
+    assert recording.manifest.workload.verifier == "numeric"
+    assert recording.manifest.workload.template_hash
+    assert recording.samples["correct"].sum() > 0
+    assert not recording.manifest.text_recorded
+
+
 def test_impossible_engine_is_one_line(tmp_path):
     done = ttscope("record", "--model", tmp_path / "absent", "-o", tmp_path / "r")
     assert done.returncode == 1

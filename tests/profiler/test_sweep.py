@@ -73,6 +73,7 @@ def test_the_demo_plan_loads():
         ),
         ("engines: [{model: a, policies: [{rounds: 2}]}]", "no Policy field 'rounds'"),
         ("budget_checkpoints: 8\nengines: [{model: a, policies: [{}]}]", "list of token counts"),
+        ("verifier: guess\nengines: [{model: a, policies: [{}]}]", "no verifier 'guess'"),
     ],
 )
 def test_bad_plans_are_told(tmp_path, text, message):

@@ -9,6 +9,7 @@ from profiler.capture import record
 from profiler.engines.draft_steps import accounts_for, draft_steps
 from profiler.engines.draft_timer import DraftTimer, install_draft_timer
 from profiler.engines.protocol import SampleResult
+from profiler.verifiers import ByText
 from profiler.what_if import NgramWhatIf
 from profiler.workload import Problem, Workload
 from tests.profiler.stub import StubEngine
@@ -32,7 +33,7 @@ class SilentEngine(StubEngine):
 
 def run(folder, engine, **options):
     problems = [Problem(problem_id=f"p{i}", prompt=f"{i}+1", expected="12") for i in range(4)]
-    workload = Workload(name="own", problems=problems, answer_of=lambda text: text)
+    workload = Workload(name="own", problems=problems, verifier=ByText(answer_of=lambda text: text))
     policy = Policy(method="majority", n=3, temperature=0.8)
     return Recording.open(record(workload, policy, engine, folder, **options))
 

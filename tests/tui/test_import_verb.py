@@ -1,10 +1,13 @@
 """`ttscope import` and `ttscope export`: what they print, and one line for what they refuse."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from tests.traces.made_traces import cpu_events, device_events, document, kernel, write
+
+FOREIGN = Path(__file__).parent.parent / "data" / "foreign"
 
 
 @pytest.fixture
@@ -94,3 +97,62 @@ def test_a_folder_that_holds_a_recording_is_kept(run, trace):
     assert run("import", trace, "-o", "r")[0] == 0
     code, _, err = run("import", trace, "-o", "r")
     assert (code, "already holds a recording" in err) == (2, True)
+
+
+def test_outcomes_are_imported_and_shown(run, tmp_path):
+    good = {"problem_id": "p", "sample_index": 0, "correct": True, "answer": "secret"}
+    rows = [json.dumps(good), "{broken", json.dumps(good | {"sample_index": 1, "correct": False})]
+    path = tmp_path / "o.jsonl"
+    path.write_text("\n".join(rows))
+    code, out, err = run("import", path, "-o", "r")
+    assert (code, err) == (0, "")
+    assert max(map(len, out.splitlines())) <= 80
+    assert out.startswith("outcomes JSONL: 2 samples of 1 problems")
+    assert "! o.jsonl: skipped: 1 lines that are not JSON (first: line 2)" in out
+    code, out, err = run("show", "r")
+    assert (code, err) == (0, "")
+    assert max(map(len, out.splitlines())) <= 80
+    assert "temperature -" in out and "engine    imported, else -" in out
+    code, out, _ = run("show", "r", "--json")
+    assert code == 0 and json.loads(out)["runs"][0]["latency_s"]["mean"] is None
+    code, out, _ = run("import", path, "-o", "s", "--json", "--record-text")
+    document_ = json.loads(out)
+    assert document_["files"][0]["skipped"] == {"lines that are not JSON": 1}
+    counts = [document_[name] for name in ("problems", "samples", "answered", "judged")]
+    assert counts == [1, 2, 2, 2]
+
+
+def test_completions_are_judged_anew(run):
+    path = FOREIGN / "samples_toy_sums_self.jsonl"
+    code, out, err = run("import", path, "-o", "r", "--verifier", "numeric")
+    assert (code, err) == (0, "")
+    assert "20 samples of 5 problems" in out
+    assert "judged anew by the verifier numeric" in out
+    code, out, _ = run("import", FOREIGN / "inspect_sums.eval", "-o", "s", "--score", "includes")
+    assert code == 0 and "judged by includes" in " ".join(out.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["samples_toy_sums_self.jsonl"], 2, "give --verifier numeric"),
+        (["samples_toy_sums_self.jsonl", "--verifier", "guess"], 2, "no verifier 'guess'"),
+        (["inspect_sums.eval", "--score", "f1"], 2, "no such scorer; one of match, includes"),
+        (["inspect_sums.eval", "--limit", "1e-6"], 1, "raise --limit"),
+        (["inspect_sums.eval", "samples_toy_choice.jsonl"], 2, "different formats"),
+        (["README.md"], 1, "not a PyTorch profiler trace"),
+    ],
+)
+def test_refusals_of_outcomes(run, arguments, code, message):
+    files = [FOREIGN / each if (FOREIGN / each).exists() else each for each in arguments]
+    got, out, err = run("import", *files, "-o", "r")
+    assert (got, out) == (code, "")
+    assert err.count("\n") == 1
+    assert message in err
+    assert not Path("r", "recording.json").exists()
+
+
+def test_score_and_verifier_are_not_for_traces(run, trace):
+    for option in ("--score", "--verifier"):
+        code, _, err = run("import", trace, "-o", "r", option, "numeric")
+        assert code == 2 and f"{option} is for samples" in err

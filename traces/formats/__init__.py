@@ -1,0 +1,1 @@
+"""Foreign formats that hold outcomes of samples: one file each, and what they share."""

@@ -1,0 +1,85 @@
+"""The bytes of a file a piece at a time, gunzipped where it is gzip, up to a limit."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from traces.errors import TtscopeError
+
+PIECE_BYTES = 1 << 18
+
+
+class Inflated:
+    """Iterate once over the pieces of a file.
+
+    Afterwards `bytes_read` counts the bytes given, and `cut` says in a few words why gzip data
+    ended early, None when they did not. While iterating `refuse` is raised, with a message that
+    names the file, when it cannot be opened, is empty, or holds more than `limit_bytes`; `what`
+    the bytes are, and what the reader may do about it (`mend`), are told there.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        limit_bytes: int,
+        piece_bytes: int = PIECE_BYTES,
+        refuse: type[TtscopeError],
+        what: str,
+        mend: str,
+    ) -> None:
+        self.path = path
+        self.bytes_read = 0
+        self.cut: str | None = None
+        self._limit_bytes = limit_bytes
+        self._piece_bytes = piece_bytes
+        self._refuse, self._what, self._mend = refuse, what, mend
+
+    def __iter__(self) -> Iterator[bytes]:
+        try:
+            with self.path.open("rb") as file:
+                first = file.read(PIECE_BYTES)
+                if not first:
+                    raise self._refuse(f"{self.path}: the file is empty; export it again")
+                source = iter(lambda: file.read(PIECE_BYTES), b"")
+                zipped = first.startswith(b"\x1f\x8b")
+                for piece in self._gunzip(first, source) if zipped else self._plain(first, source):
+                    self.bytes_read += len(piece)
+                    if self.bytes_read > self._limit_bytes:
+                        raise self._refuse(
+                            f"{self.path}: holds more than {self._limit_bytes:,} bytes of "
+                            f"{self._what}; {self._mend}"
+                        )
+                    yield piece
+        except OSError as error:
+            raise self._refuse(f"{self.path}: cannot be read ({error.strerror or error})") from None
+
+    @staticmethod
+    def _plain(first: bytes, source: Iterator[bytes]) -> Iterator[bytes]:
+        yield first.removeprefix(b"\xef\xbb\xbf")
+        yield from source
+
+    def _gunzip(self, first: bytes, source: Iterator[bytes]) -> Iterator[bytes]:
+        inflate = zlib.decompressobj(wbits=31)
+        waiting = first
+        while True:
+            try:
+                piece = inflate.decompress(waiting, self._piece_bytes)
+            except zlib.error:
+                self.cut = "its gzip data are damaged"
+                return
+            if piece:
+                yield piece
+            waiting = inflate.unconsumed_tail
+            if inflate.eof:
+                waiting = inflate.unused_data.lstrip(b"\0")
+                if not (waiting := waiting or next(source, b"")):
+                    return
+                inflate = zlib.decompressobj(wbits=31)  # another member
+            elif not waiting and not (waiting := next(source, b"")):
+                yield inflate.flush()
+                if not inflate.eof:
+                    self.cut = "its gzip data end early"
+                return
