@@ -12,6 +12,8 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from tui.record_options import record
+
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
@@ -46,203 +48,13 @@ def main() -> NoReturn:
     sys.exit(code if isinstance(code, int) else 0)
 
 
+app.command()(record)
+
+
 def fail(message: str, code: int) -> NoReturn:
     """Say one line on stderr and leave."""
     print(f"ttscope: {message}", file=sys.stderr)
     sys.exit(code)
-
-
-@app.command()
-def record(
-    model: Annotated[
-        str | None, typer.Option(help="Hugging Face folder or name, or demo/s, demo/m, demo/l.")
-    ] = None,
-    endpoint: Annotated[
-        str | None, typer.Option(help="A running OpenAI-compatible server instead.")
-    ] = None,
-    workload: Annotated[str, typer.Option(help="demo, demo:preamble, or a JSONL file.")] = "demo",
-    problems: Annotated[int | None, typer.Option(help="Take the first so many.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the demo's problems.")] = 0,
-    concurrency: Annotated[int, typer.Option(help="Problems in flight at a time.")] = 8,
-    method: Annotated[
-        str | None,
-        typer.Option(help="See docs/policies.md; greedy, or majority at n > 1."),
-    ] = None,
-    n: Annotated[int, typer.Option("--n", help="Samples per problem; above 1 they vote.")] = 1,
-    thinking_budget: Annotated[
-        int | None, typer.Option(help="Tokens of thought per sample, then the answer is forced.")
-    ] = None,
-    reasoning_effort: Annotated[
-        str | None, typer.Option(help="vLLM's: low, high, .. where the chat template knows it.")
-    ] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="Tokens per sample.")] = None,
-    temperature: Annotated[
-        float | None, typer.Option(help="0 for one sample, else 0.8, unless given.")
-    ] = None,
-    top_p: Annotated[float, typer.Option(help="Nucleus sampling.")] = 1.0,
-    window: Annotated[
-        int | None, typer.Option(help="early_stopping: samples of a window (4).")
-    ] = None,
-    threshold: Annotated[
-        float | None, typer.Option(help="adaptive: how sure the majority must be (0.95).")
-    ] = None,
-    in_flight: Annotated[
-        int | None, typer.Option(help="adaptive: samples of a problem at a time (n).")
-    ] = None,
-    first: Annotated[
-        int | None, typer.Option(help="first_finish: how many answers decide (half of n).")
-    ] = None,
-    keep: Annotated[
-        float | None, typer.Option(help="confidence: share of the samples that votes (0.9).")
-    ] = None,
-    confidence_window: Annotated[
-        int | None, typer.Option(help="confidence: tokens of the sliding window (2048).")
-    ] = None,
-    scorer: Annotated[
-        str | None,
-        typer.Option(help="best_of_n, weighted, beam: URL of a reward model (log-probability)."),
-    ] = None,
-    extend: Annotated[
-        int | None, typer.Option(help="budget_forcing: how often thought is reopened (1).")
-    ] = None,
-    word: Annotated[
-        str | None, typer.Option(help="budget_forcing: what reopens a thought (Wait).")
-    ] = None,
-    stable: Annotated[
-        int | None, typer.Option(help="sequential: equal answers that end it, 0: never (2).")
-    ] = None,
-    revise_prompt: Annotated[
-        str | None, typer.Option(help="sequential: with {prompt}, {answer} and {thought}.")
-    ] = None,
-    width: Annotated[
-        int | None, typer.Option(help="beam: thoughts kept at each step (root of n).")
-    ] = None,
-    depth: Annotated[int | None, typer.Option(help="beam: steps at most (8).")] = None,
-    step_stop: Annotated[
-        str | None, typer.Option(help="beam: text that ends a step (an empty line).")
-    ] = None,
-    step_tokens: Annotated[
-        int | None, typer.Option(help="beam: tokens of a step at most (256).")
-    ] = None,
-    timeout: Annotated[
-        float | None, typer.Option(help="Seconds per problem, then the votes there are decide.")
-    ] = None,
-    budget_checkpoints: Annotated[
-        str | None,
-        typer.Option(metavar="64,128,..", help="Force answers at these tokens, after the run."),
-    ] = None,
-    checkpoint_samples: Annotated[
-        int, typer.Option(help="Samples of each problem that --budget-checkpoints cut.")
-    ] = 8,
-    logprobs: Annotated[
-        bool, typer.Option(help="Measure log-probabilities and confidence of every sample.")
-    ] = False,
-    tensor_parallel_size: Annotated[int | None, typer.Option(help="As vLLM's.")] = None,
-    max_num_seqs: Annotated[int | None, typer.Option(help="As vLLM's.")] = None,
-    max_num_batched_tokens: Annotated[int | None, typer.Option(help="As vLLM's.")] = None,
-    max_model_len: Annotated[int | None, typer.Option(help="As vLLM's.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="As vLLM's.")] = None,
-    speculative: Annotated[
-        str | None, typer.Option(help="vLLM's --speculative-config, as JSON.")
-    ] = None,
-    raw_prompts: Annotated[
-        bool, typer.Option(help="Send prompts as they are, without a chat template.")
-    ] = False,
-    chat_template: Annotated[
-        str | None, typer.Option(metavar="FILE", help="A Jinja template instead of the model's.")
-    ] = None,
-    system_prompt: Annotated[
-        str | None, typer.Option(help="Said before every chat of a JSONL workload.")
-    ] = None,
-    verifier: Annotated[
-        str | None, typer.Option(help="exact, numeric, choice or math; for a JSONL workload.")
-    ] = None,
-    record_text: Annotated[
-        bool, typer.Option(help="Keep answers and token ids of your own workload.")
-    ] = False,
-    kernels: Annotated[
-        str | None,
-        typer.Option(metavar="M/N", help="Profile the kernels of M steps every N."),
-    ] = None,
-    api_key_env: Annotated[
-        str | None, typer.Option(help="Environment variable that holds the server's key.")
-    ] = None,
-    otlp: Annotated[
-        str | None, typer.Option(help="Also send spans and metrics to this OTLP/HTTP URL.")
-    ] = None,
-    price: Annotated[float | None, typer.Option(help="USD per device-hour.")] = None,
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="The recording's folder.")
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Run a test-time-scaling workload on vLLM and keep a recording."""
-    from profiler.launch import EngineOptions
-    from profiler.policies.rules import make_policy
-    from tui.run_verbs import parse_budgets, parse_speculative, run_record
-
-    several = n > 1 or method not in {None, "greedy"}
-    policy = make_policy(
-        {
-            "method": method or ("majority" if several else "greedy"),
-            "n": n,
-            "thinking_token_budget": thinking_budget,
-            "reasoning_effort": reasoning_effort,
-            "max_tokens": max_tokens,
-            "temperature": temperature if temperature is not None else 0.8 if several else 0.0,
-            "top_p": top_p,
-            "window": window,
-            "threshold": threshold,
-            "in_flight": in_flight,
-            "first": first,
-            "keep": keep,
-            "confidence_window": confidence_window,
-            "scorer": scorer,
-            "extend": extend,
-            "word": word,
-            "stable": stable,
-            "revise_prompt": revise_prompt,
-            "width": width,
-            "depth": depth,
-            "step_stop": step_stop,
-            "step_tokens": step_tokens,
-        }
-    )
-    options = EngineOptions(
-        model=model,
-        endpoint=endpoint,
-        api_key_env=api_key_env,
-        dtype=dtype,
-        max_model_len=max_model_len,
-        tensor_parallel_size=tensor_parallel_size,
-        max_num_seqs=max_num_seqs,
-        max_num_batched_tokens=max_num_batched_tokens,
-        speculative=parse_speculative(speculative),
-        chat_template=chat_template,
-    )
-    source = {
-        "source": workload,
-        "problems": problems,
-        "seed": seed,
-        "chat": not raw_prompts,
-        "verifier": verifier,
-        "system_prompt": system_prompt,
-    }
-    run_record(
-        options,
-        policy,
-        workload=source,
-        concurrency=concurrency,
-        timeout_s=timeout,
-        checkpoints=(parse_budgets(budget_checkpoints), checkpoint_samples),
-        logprobs=logprobs,
-        record_text=record_text,
-        kernels=kernels,
-        otlp=otlp,
-        price=price,
-        output=output,
-        as_json=as_json,
-    )
 
 
 @app.command()
