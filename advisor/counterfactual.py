@@ -20,7 +20,7 @@ from advisor import finish_order as finish
 from advisor.extrapolation import FARTHEST, extrapolate, fresh_runs
 from advisor.models.answers import AnswerModel, count_answers
 from advisor.samples import ProblemSamples, SampledRun, read_samples
-from advisor.subsets import ORDERS, RandomOrders, best_of_curve
+from advisor.subsets import RandomOrders, best_of_curve, order_count
 from advisor.thinking import BudgetOutcome, at_checkpoints, between, lower_bounds
 from traces.errors import RecordingError, UsageError
 from traces.statistics import column_means
@@ -157,7 +157,8 @@ def _scored(
         for k in several:
             yield Column(_outcome("best_of_n", k), curves[:, k - 1], each * k)
     rng = np.random.default_rng([seed, 4])
-    orders = [RandomOrders(problem, rng, ORDERS) for problem in problems]
+    each_gets = order_count(len(problems))
+    orders = [RandomOrders(problem, rng, each_gets) for problem in problems]
     table = np.array(
         [[finish.lead_is_safe(a, b) for b in range(samples.n + 1)] for a in range(samples.n + 1)]
     )

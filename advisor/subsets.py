@@ -18,7 +18,7 @@ from traces.votes import majority_curve
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
-ORDERS = 256
+FEWEST_ORDERS, MOST_ORDERS, ALL_ORDERS = 64, 512, 20_000
 
 
 @dataclass(frozen=True)
@@ -62,11 +62,16 @@ def _none_of(n: int, marked: int) -> Floats:
     return np.asarray(np.cumprod(np.maximum(n - marked - drawn, 0) / (n - drawn)))
 
 
+def order_count(problems: int) -> int:
+    """Return how many random orders each problem gets: more where there are few problems."""
+    return min(max(ALL_ORDERS // problems, FEWEST_ORDERS), MOST_ORDERS)
+
+
 class RandomOrders:
     """One problem's samples in random orders; `classes` [orders, n], -1 without an answer."""
 
     def __init__(
-        self, problem: ProblemSamples, rng: np.random.Generator, orders: int = ORDERS
+        self, problem: ProblemSamples, rng: np.random.Generator, orders: int
     ) -> None:
         numbers, self.right = problem.rights()
         self.problem = problem
