@@ -70,9 +70,7 @@ def order_count(problems: int) -> int:
 class RandomOrders:
     """One problem's samples in random orders; `classes` [orders, n], -1 without an answer."""
 
-    def __init__(
-        self, problem: ProblemSamples, rng: np.random.Generator, orders: int
-    ) -> None:
+    def __init__(self, problem: ProblemSamples, rng: np.random.Generator, orders: int) -> None:
         numbers, self.right = problem.rights()
         self.problem = problem
         self.n = len(problem.answers)
