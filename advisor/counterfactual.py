@@ -182,9 +182,10 @@ def _scored(
             found.append(("adaptive", {"threshold": THRESHOLD, "in_flight": 1}, votes))
         for method, rule, votes in found:
             spread = float(np.sqrt(sum(vote.variance for vote in votes))) / len(votes)
-            basis = "monte_carlo" if spread else "subsets"
+            whole = k == samples.n and method in ("weighted", "confidence")  # one subset
+            basis, error = ("subsets", None) if whole else ("monte_carlo", spread)
             yield Column(
-                _outcome(method, k, rule=rule, basis=basis, error=spread or None),
+                _outcome(method, k, rule=rule, basis=basis, error=error),
                 np.array([vote.right for vote in votes]),
                 np.array([vote.tokens for vote in votes]),
             )
