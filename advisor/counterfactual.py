@@ -95,7 +95,8 @@ def evaluate(
             for each, fresh in fresh_runs(model, outcomes, methods=fixed)
         ]
         tokens = np.array([float(p.tokens.mean()) for p in samples.problems])
-        outcomes += extrapolate(model, beyond, tokens)
+        reached = float(np.mean([any(p.correct) for p in samples.problems]))
+        outcomes += extrapolate(model, beyond, tokens, reached=reached)
     outcomes += _budgets(samples, answers, notes)
     return Counterfactuals(
         n=samples.n,

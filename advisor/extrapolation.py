@@ -21,12 +21,13 @@ _Z = NormalDist().inv_cdf(0.5 + LEVEL / 2)
 
 
 def extrapolate(
-    model: AnswerModel, counts: Sequence[int], tokens_per_sample: Floats
+    model: AnswerModel, counts: Sequence[int], tokens_per_sample: Floats, *, reached: float = 0.0
 ) -> list[PolicyOutcome]:
     """Return maj@k and pass@k for more samples than the model was fitted on, marked so.
 
     The interval holds both the choice of problems and what the samples leave open about the laws
-    and about every problem. `tokens_per_sample` are [problems].
+    and about every problem. `tokens_per_sample` are [problems]; `reached` is the pass@n of the recorded
+    samples, below which more of them cannot fall.
     """
     if not counts:
         return []
@@ -38,6 +39,7 @@ def extrapolate(
             votes: Floats = getattr(runs[k], name)
             shares = votes.mean(axis=0)
             value, fresh = float(shares.mean()), votes[0].mean(axis=1)
+            value = max(value, reached) if method == "pass_at_k" else value
             others = with_jeffreys((model.importance_ * shares).sum(axis=1), shares.shape[1], rng)
             tokens = column_means(k * tokens_per_sample[:, None], "tokens")[0]
             found.append(

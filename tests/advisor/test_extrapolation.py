@@ -42,7 +42,7 @@ def outcomes_of(found, counts):
 def held():
     """Whether fresh runs of k fell in the interval that a run of 64 gave: by family, method, k."""
     found = {}
-    for seed in range(6):
+    for seed in range(3):
         for name in ("beta", "bimodal", "popular mistake", "easy"):
             rng = np.random.default_rng([seed, 3])
             laws = family(name, 200, rng)
@@ -59,7 +59,7 @@ def held():
 
 
 def test_a_fresh_run_falls_in_its_interval_nine_times_in_ten(held):
-    assert len(held) == 288
+    assert len(held) == 144
     assert 0.86 <= np.mean(list(held.values())) <= 0.97
 
 
