@@ -26,8 +26,8 @@ def extrapolate(
     """Return maj@k and pass@k for more samples than the model was fitted on, marked so.
 
     The interval holds both the choice of problems and what the samples leave open about the laws
-    and about every problem. `tokens_per_sample` are [problems]; `reached` is the pass@n of the recorded
-    samples, below which more of them cannot fall.
+    and about every problem. `tokens_per_sample` are [problems]; `reached` is the pass@n of the
+    recorded samples, below which more of them cannot fall.
     """
     if not counts:
         return []
