@@ -11,11 +11,11 @@ import numpy.typing as npt
 
 from advisor.evidence import Evidence, Run, Sample
 from advisor.load import Load, Replayed
-from advisor.models.accuracy import VoteAccuracy
 from advisor.models.step_time import Z95, StepLaw, StepTimeModel
 from advisor.replay import NO_LIMIT, replay
 from advisor.space import Candidate, Pool, Space
 from traces.schema import ModelFacts, Policy
+from traces.votes import majority_curve
 
 Floats = npt.NDArray[np.float64]
 
@@ -219,12 +219,11 @@ class Outcomes:
         if id(run) not in self._votes:
             found = np.full((len(self.space.problem_ids), run.policy.n), np.nan)
             rows = [i for i, name in enumerate(self.space.problem_ids) if name in run.problems]
-            problems = [run.problems[self.space.problem_ids[row]] for row in rows]
-            votes = VoteAccuracy().fit(
-                [[s.answer for s in p.samples] for p in problems],
-                [[bool(s.correct) for s in p.samples] for p in problems],
-            )
-            found[rows] = votes.majority_
+            for row in rows:
+                samples = run.problems[self.space.problem_ids[row]].samples
+                found[row] = majority_curve(
+                    [s.answer for s in samples], [s.correct for s in samples]
+                )
             self._votes[id(run)] = found
         return self._votes[id(run)]
 

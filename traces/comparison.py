@@ -11,7 +11,7 @@ import polars as pl
 
 from traces.metrics import METRICS, Metric
 from traces.schema import Estimate, Record
-from traces.statistics import paired, paired_quantile
+from traces.statistics import paired, paired_change, paired_quantile, problems_to_tell
 from traces.summary import Run, to_plain
 
 SAME = "cannot be told apart"
@@ -23,11 +23,13 @@ class Change:
 
     `verdict` is better, worse or "cannot be told apart" (the 90 % interval contains 0);
     `times_as_many` how many times the problems would separate a true difference of this size,
-    as the interval narrows with the root of their number.
+    as the interval narrows with the root of their number. `relative` is the difference as a share
+    of the first run's number, None where that is 0.
     """
 
     metric: Metric
     difference: Estimate
+    relative: Estimate | None
     verdict: str
     times_as_many: int | None = None
 
@@ -52,6 +54,7 @@ class Difference:
             "metrics": {
                 change.metric.tag: {
                     "difference": to_plain(change.difference),
+                    "relative": to_plain(change.relative),
                     "verdict": change.verdict,
                     "times_as_many_problems": change.times_as_many,
                 }
@@ -111,15 +114,26 @@ def _change(metric: Metric, both: pl.DataFrame) -> Change | None:
         found = paired_quantile(before, after, metric.q, metric.unit)
     if found is None:
         return None
+    relative = paired_change(before, after, metric.q)
+    verdict, times = _verdict(found, metric, both.height)
+    return Change(
+        metric=metric,
+        difference=found,
+        relative=relative,
+        verdict=verdict,
+        times_as_many=times,
+    )
+
+
+def _verdict(found: Estimate, metric: Metric, problems: int) -> tuple[str, int | None]:
+    """Return what a difference says, and how many times the problems would tell it from none."""
     if found.low is None or found.high is None:
-        return Change(metric=metric, difference=found, verdict=SAME)
+        return SAME, None
     if found.low <= 0 <= found.high:
-        half = (found.high - found.low) / 2
-        times = ceil((half / abs(found.value)) ** 2) if found.value and half else None
-        times = None if times is None else max(times, 2)
-        return Change(metric=metric, difference=found, verdict=SAME, times_as_many=times)
+        many = problems_to_tell(found, problems)
+        return SAME, None if many is None else max(ceil(many / problems), 2)
     better = (found.value > 0) == (metric.better == "higher")
-    return Change(metric=metric, difference=found, verdict="better" if better else "worse")
+    return "better" if better else "worse", None
 
 
 def config_changes(first: Run, second: Run) -> dict[str, tuple[Any, Any]]:

@@ -8,6 +8,7 @@ are too narrow. It is seeded, so that the same recording always shows the same n
 from __future__ import annotations
 
 from functools import lru_cache
+from math import ceil
 from statistics import NormalDist
 
 import numpy as np
@@ -47,19 +48,102 @@ def proportion(answers: ArrayLike, unit: str = "1") -> Estimate | None:
     Wilson when each is right or wrong; the bootstrap when some are in between, such as the
     expected result of a vote with ties.
     """
-    values = _finite(answers)
-    if not values.size:
-        return None
-    if not np.isin(values, (0.0, 1.0)).all():
-        return mean(values, unit)
-    low, high = wilson(int(values.sum()), values.size)
-    return Estimate(value=float(values.mean()), low=low, high=high, unit=unit)
+    found = _finite(answers)
+    return column_means(found[:, None], unit)[0] if found.size else None
 
 
 def mean(values: ArrayLike, unit: str) -> Estimate | None:
     """Return the mean over problems of one number each; null numbers (nan) are left out."""
     finite = _finite(values)
     return ratio(finite, np.ones_like(finite), unit)
+
+
+def bootstrap_means(values: Floats, *, replicates: int = 10_000, seed: int = 0) -> Floats:
+    """Return [replicates, columns], means over as many problems drawn with replacement.
+
+    `values` are [problems, columns]; a replicate draws the same problems for all columns, so that
+    differences between columns are paired. How often each problem is drawn is counted first: then
+    all columns are one matrix product.
+    """
+    size = values.shape[0]
+    rng = np.random.default_rng([seed, size])
+    rows = max(1, _CHUNK_CELLS // size)
+    found = np.empty((replicates, values.shape[1]))
+    for start in range(0, replicates, rows):
+        count = min(rows, replicates - start)
+        drawn = rng.integers(0, size, (count, size), dtype=np.int32)
+        drawn += np.arange(count, dtype=np.int32)[:, None] * size
+        counts = np.bincount(drawn.ravel(), minlength=count * size).reshape(count, size)
+        found[start : start + count] = counts.astype(float) @ values / size
+    return found
+
+
+def column_means(values: Floats, unit: str) -> list[Estimate]:
+    """Return the mean over problems of every column of [problems, columns], with its interval.
+
+    Shares (unit 1) have Wilson's where every problem is right or wrong, else a bootstrap with one
+    problem more (`with_jeffreys`). Raises ValueError without problems.
+    """
+    if not len(values):
+        raise ValueError("column_means: needs at least one problem")
+    values = np.asarray(values, dtype=float)
+    draws = bootstrap_means(values)
+    if unit == "1":
+        draws = with_jeffreys(draws, len(values), np.random.default_rng([1, len(values)]))
+    return [
+        _share(column, unit) or _estimate(float(column.mean()), drawn, len(column), unit)
+        for column, drawn in zip(values.T, draws.T, strict=True)
+    ]
+
+
+def with_jeffreys(means: Floats, problems: int, rng: np.random.Generator) -> Floats:
+    """Return draws of mean shares, [replicates] or [replicates, columns], with a problem more.
+
+    It is half right and half wrong, by gamma weights. Without it, where the problems happen to
+    agree, the bootstrap would have it that all others do.
+    """
+    right, wrong = rng.gamma(0.5, size=(2, len(means), *[1] * (means.ndim - 1)))
+    return np.asarray((problems * means + right) / (problems + right + wrong))
+
+
+def _share(values: Floats, unit: str) -> Estimate | None:
+    """Return Wilson's interval where every value is 0 or 1 and they are shares."""
+    if unit != "1" or not np.isin(values, (0.0, 1.0)).all():
+        return None
+    low, high = wilson(int(values.sum()), values.size)
+    return Estimate(value=float(values.mean()), low=low, high=high, unit=unit)
+
+
+def new_problems(values: ArrayLike, unit: str, count: int) -> Estimate | None:
+    """Return the mean over problems with the interval in which that of `count` others falls.
+
+    Wider than that of the mean by sqrt(1 + problems / count): the others differ from these, and
+    an interval of the mean alone holds that of as many others only 75.5 % of the time.
+    """
+    found = proportion(values, unit)
+    if found is None or found.low is None or found.high is None:
+        return found
+    wider = np.sqrt(1 + _finite(values).size / count)
+    return Estimate(
+        value=found.value,
+        low=float(found.value - wider * (found.value - found.low)),
+        high=float(found.value + wider * (found.high - found.value)),
+        unit=unit,
+    )
+
+
+def problems_to_tell(difference: Estimate, problems: int) -> int | None:
+    """Return how many problems would tell a true difference of this size from none.
+
+    The interval narrows with the root of their number. `problems` where it is told already, None
+    where no interval is known or the difference is 0.
+    """
+    if difference.low is None or difference.high is None or not difference.value:
+        return None
+    if not difference.low <= 0 <= difference.high:
+        return problems
+    half = (difference.high - difference.low) / 2
+    return max(ceil(problems * (half / abs(difference.value)) ** 2), problems + 1)
 
 
 def ratio(numerators: ArrayLike, denominators: ArrayLike, unit: str) -> Estimate | None:
@@ -123,13 +207,33 @@ def paired_quantile(first: ArrayLike, second: ArrayLike, q: float, unit: str) ->
     before, after = _both(first, second)
     if not before.size:
         return None
-    weights = _weights(before.size)
-    draws = np.zeros(weights.shape[0])
-    for values, sign in ((after, 1.0), (before, -1.0)):
-        order = np.argsort(values, kind="stable")
-        draws += sign * weighted_quantiles(values[order], order, weights, q)
+    draws = _drawn_quantiles(after, q) - _drawn_quantiles(before, q)
     value = float(np.quantile(after, q) - np.quantile(before, q))
     return _estimate(value, draws, before.size, unit)
+
+
+def paired_change(first: ArrayLike, second: ArrayLike, q: float | None = None) -> Estimate | None:
+    """Return (second - first) / first of the means, or of the `q` quantiles, with its interval.
+
+    Both are over the problems that have both, drawn together. None where the first is 0.
+    """
+    before, after = _both(first, second)
+    if not before.size:
+        return None
+    if q is None:
+        values = float(before.mean()), float(after.mean())
+        draws = _weighted_sums(before), _weighted_sums(after)
+    else:
+        values = float(np.quantile(before, q)), float(np.quantile(after, q))
+        draws = _drawn_quantiles(before, q), _drawn_quantiles(after, q)
+    if values[0] == 0:
+        return None
+    return _estimate(values[1] / values[0] - 1, _divide(draws[1], draws[0]) - 1, before.size, "1")
+
+
+def _drawn_quantiles(values: Floats, q: float) -> Floats:
+    order = np.argsort(values, kind="stable")
+    return weighted_quantiles(values[order], order, _weights(values.size), q)
 
 
 def weighted_quantiles(

@@ -1,29 +1,40 @@
 """What fewer samples would have answered: maj@k and pass@k from the samples of a recording.
 
+Both are exact expectations over the subsets of k of the n recorded samples. A vote is a plurality:
+answers that do not parse have no vote, a tie is shared equally among the answers that lead, and
+where nothing was answered the problem is wrong.
+
 Only recordings whose samples all ran to their end say this without bias: where a rule cancelled
 samples, the ones that remain are the short ones.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from math import comb
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
 from traces.schema import Estimate, Record
 from traces.statistics import Floats, mean, proportion
 
-SUBSETS = 256
-WHOLE = ("majority", "best_of_n", "weighted", "confidence")  # policies that let every sample end
+WHOLE = ("majority", "best_of_n", "weighted", "confidence")  # they let every sample end
 
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyOutcome(Record):
-    """What a policy that this recording contains would have given; `bound` is None if exact."""
+    """What a policy would have given, from the samples that this recording contains.
+
+    `method` is a `Policy`'s, or `pass_at_k`; `rule` its parameters. `bound` is None where the
+    accuracy is what it would have been, `lower` where it would have been at least that, and
+    `interpolated` between two budgets at which it is known. `basis` says what it rests on:
+    `subsets` (exact), `monte_carlo` (random subsets, `error` being the standard error that this
+    adds), `finish_order`, `checkpoints` or `model`. `tokens_estimated` says that the tokens of
+    cancelled samples were taken from their pace. `fresh_run` has the interval in which the accuracy
+    of a fresh run on the same problems falls.
+    """
 
     method: str
     n: int
@@ -31,6 +42,11 @@ class PolicyOutcome(Record):
     accuracy: Estimate | None
     tokens_per_problem: Estimate | None
     bound: str | None = None
+    rule: Mapping[str, float] = field(default_factory=dict)
+    basis: str = "subsets"
+    error: float | None = None
+    tokens_estimated: bool = False
+    fresh_run: Estimate | None = None
 
 
 def sample_counts(n: int) -> list[int]:
@@ -41,56 +57,87 @@ def sample_counts(n: int) -> list[int]:
     return counts if counts[-1] == n else [*counts, n]
 
 
-def pass_at_k(n: int, correct: int, k: int) -> float:
-    """Return the chance that k of n samples hold a right one, without bias.
+def pass_curve(n: int, right: int) -> Floats:
+    """Return the chance that any of k of n samples is right, for k = 1 .. n.
 
-    1 - C(n - c, k) / C(n, k) (Chen et al. 2021).
+    1 - C(n - right, k) / C(n, k), which is without bias (Chen et al. 2021).
     """
-    return 1.0 - comb(n - correct, k) / comb(n, k)
+    drawn = np.arange(n)
+    return np.asarray(1.0 - np.cumprod(np.maximum(n - right - drawn, 0) / (n - drawn)))
 
 
-def majority_at(
-    answers: Sequence[str | None],
-    correct: Sequence[bool | None],
-    counts: Sequence[int],
-    rng: np.random.Generator,
-) -> list[float]:
-    """Return the chance that a vote of k samples is right, for each k of `counts`.
+def majority_curve(answers: Sequence[Hashable], correct: Sequence[bool | None]) -> Floats:
+    """Return the chance that a vote of k of the samples is right, for k = 1 .. n.
 
-    The mean over random subsets; exact for k = 1 and k = n. Samples without an answer do not
-    vote, a tie is shared equally among the answers that lead, and no vote at all is wrong.
+    An answer that was judged both ways counts by its share of right ones. Raises ValueError when
+    the two differ in length.
     """
-    classes = {answer: index for index, answer in enumerate(dict.fromkeys(answers))}
-    classes.pop(None, None)
-    if not classes:
-        return [0.0] * len(counts)
-    columns = {answer: column for column, answer in enumerate(classes)}
-    votes = np.zeros((len(answers), len(columns)), dtype=np.int16)
-    right = np.zeros(len(columns), dtype=bool)
-    for row, (answer, is_right) in enumerate(zip(answers, correct, strict=True)):
+    votes: dict[Hashable, list[bool]] = {}
+    for answer, flag in zip(answers, correct, strict=True):
         if answer is not None:
-            votes[row, columns[answer]] = 1
-            right[columns[answer]] |= bool(is_right)
-    orders = rng.permuted(np.tile(np.arange(len(answers)), (SUBSETS, 1)), axis=1)
-    tallies = np.cumsum(votes[orders], axis=1)
-    chances = []
-    for k in counts:
-        if k == 1:
-            chances.append(float((votes @ right).mean()))
-        elif k == len(answers):
-            chances.append(float(_share_right(votes.sum(axis=0)[None, :], right)[0]))
-        else:
-            chances.append(float(_share_right(tallies[:, k - 1, :], right).mean()))
-    return chances
+            votes.setdefault(answer, []).append(bool(flag))
+    unparsed = len(answers) - sum(map(len, votes.values()))
+    curve = np.zeros(len(answers))
+    for answer, flags in votes.items():
+        share = sum(flags) / len(flags)
+        if share:
+            others = sorted(len(each) for name, each in votes.items() if name != answer)
+            curve += share * win_probability(len(flags), tuple(others), unparsed)
+    return curve
 
 
-def _share_right(tally: NDArray[np.integer], right: NDArray[np.bool_]) -> Floats:
-    most = tally.max(axis=1, keepdims=True)
-    leads = (tally == most) & (most > 0)
-    leading = leads.sum(axis=1)
-    won = (leads & right).sum(axis=1)
-    share = np.divide(won, leading, out=np.zeros(leading.size), where=leading > 0)
-    return np.asarray(share, dtype=float)
+@lru_cache(maxsize=4096)
+def win_probability(own: int, others: tuple[int, ...], unparsed: int) -> Floats:
+    """Return the share of wins of an answer in votes over k of all samples, for k = 1 .. all.
+
+    The answer has `own` of the samples, the other answers have `others`, and `unparsed` have no
+    vote. A tie among t answers counts 1 / t. With v votes for the answer the other answers' votes
+    are counted by a multivariate hypergeometric recursion, together with how many of them also
+    have v.
+    """
+    total = own + sum(others) + unparsed
+    wins = np.zeros(total + 1)
+    own_ways = _binomials(own)
+    for votes in range(1, own + 1):
+        ways = _ways_not_above(votes, others, unparsed, total)
+        shared = ways @ (1.0 / np.arange(1, ways.shape[1] + 1))
+        wins[votes:] += own_ways[votes] * shared[: total + 1 - votes]
+    found = np.minimum(wins[1:] / _binomials(total)[1:], 1.0)
+    found.setflags(write=False)
+    return np.asarray(found)
+
+
+@lru_cache(maxsize=1024)
+def _binomials(n: int) -> Floats:
+    """Return C(n, 0 .. n) as floats, exact to rounding up to n = 1000."""
+    row = np.ones(n + 1)
+    for k in range(1, n + 1):
+        row[k] = row[k - 1] * (n - k + 1) / k
+    return row
+
+
+def _ways_not_above(votes: int, others: tuple[int, ...], unparsed: int, total: int) -> Floats:
+    """Return [samples, ties]: ways to draw so many samples with no other answer above `votes`.
+
+    `ties` is how many of the other answers have exactly `votes`.
+    """
+    able = sum(size >= votes for size in others)
+    ways = np.zeros((total + 1, able + 1))
+    free = _binomials(unparsed)
+    ways[: unparsed + 1, 0] = free
+    reach = unparsed
+    for size in others:
+        choose = _binomials(size)
+        grown = np.zeros_like(ways)
+        for drawn in range(min(size, votes) + 1):
+            span = slice(drawn, drawn + reach + 1)
+            if drawn < votes:
+                grown[span] += choose[drawn] * ways[: reach + 1]
+            else:
+                grown[span, 1:] += choose[drawn] * ways[: reach + 1, :-1]
+        reach += min(size, votes)
+        ways = grown
+    return ways
 
 
 def policies_within(samples: pl.DataFrame, n: int) -> tuple[PolicyOutcome, ...]:
@@ -112,15 +159,15 @@ def policies_within(samples: pl.DataFrame, n: int) -> tuple[PolicyOutcome, ...]:
     if not whole.height:
         return ()
     counts = sample_counts(n)
-    rng = np.random.default_rng(0)
+    places = [k - 1 for k in counts]
     voted = np.array(
         [
-            majority_at(row["answer"], row["correct"], counts, rng)
+            majority_curve(row["answer"], row["correct"])[places]
             for row in whole.iter_rows(named=True)
         ]
     )
     hits = whole["correct"].list.eval(pl.element().fill_null(False)).list.sum().to_list()
-    passed = np.array([[pass_at_k(n, right, k) for k in counts] for right in hits])
+    passed = np.array([pass_curve(n, right)[places] for right in hits])
     tokens = whole["tokens"].to_numpy().astype(float)
     return tuple(
         outcome

@@ -75,13 +75,22 @@ def sweep(
 def show(
     recording: Annotated[Path, typer.Argument(help="A recording.")],
     other: Annotated[Path | None, typer.Argument(help="Another, to compare with.")] = None,
+    policies: Annotated[
+        bool, typer.Option("--policies", help="Accuracy and tokens of policies never run.")
+    ] = False,
+    fail_on: Annotated[
+        list[str] | None,
+        typer.Option(metavar="LIMIT", help="Exit 3 when OTHER is beyond it: p95>+5%."),
+    ] = None,
     price: Annotated[float | None, typer.Option(help="USD per device-hour.")] = None,
     as_json: Json = False,
-) -> None:
+) -> int:
     """Tell what happened in a recording, or what differs between two."""
     from tui.read_verbs import run_show
 
-    run_show(recording, other, price=price, as_json=as_json)
+    return run_show(
+        recording, other, price=price, policies=policies, fail_on=fail_on or (), as_json=as_json
+    )
 
 
 @app.command("import")

@@ -5,12 +5,19 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from traces.errors import RecordingError, TtscopeError, UsageError
 from traces.recording import Recording, find_recordings
 from traces.schema import Recommendation
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from traces.limits import Limit
+    from traces.summary import Run
 
 _BUDGET = ("max_latency", "max_cost", "max_energy", "min_accuracy", "gpus", "optimise")
 
@@ -32,32 +39,106 @@ def open_all(paths: Sequence[Path]) -> list[Recording]:
     return found
 
 
-def run_show(recording: Path, other: Path | None, *, price: float | None, as_json: bool) -> None:
-    """Print what happened in one recording, or two and what differs."""
-    print_show([recording] if other is None else [recording, other], price=price, as_json=as_json)
+def run_show(
+    recording: Path,
+    other: Path | None,
+    *,
+    price: float | None,
+    policies: bool = False,
+    fail_on: Sequence[str] = (),
+    as_json: bool,
+) -> int:
+    """Print what happened in one recording, or two and what differs; return the exit code."""
+    from traces.limits import parse_limit
+
+    limits = [parse_limit(text) for text in fail_on]
+    if policies:
+        if other is not None or limits:
+            raise UsageError("--policies judges one recording; give it alone")
+        print_policies(recording, price=price, as_json=as_json)
+        return 0
+    if limits and other is None:
+        raise UsageError("--fail-on compares: give two recordings, the one to judge last")
+    paths = [recording] if other is None else [recording, other]
+    return print_show(paths, price=price, limits=limits, as_json=as_json)
 
 
 def print_show(
-    paths: Sequence[Path], *, price: float | None, as_json: bool, out: TextIO | None = None
-) -> None:
-    """Print the summary of recordings, side by side when there are two."""
+    paths: Sequence[Path],
+    *,
+    price: float | None,
+    as_json: bool,
+    limits: Sequence[Limit] = (),
+    out: TextIO | None = None,
+) -> int:
+    """Print the summary of recordings, side by side when there are two.
+
+    Returns the exit code: 3 when a limit on the difference is broken.
+    """
     from traces.comparison import compare
+    from traces.limits import judge
     from traces.summary import summarise
+    from tui.limits_text import limit_lines
     from tui.show_text import show_json, show_lines
 
-    if price is not None and not price > 0:
-        raise UsageError(f"--price must be above 0, not {price}")
+    _check_price(price)
     runs = [
         run
         for path in paths
         for run in summarise(Recording.open(path), price_usd_per_device_hour=price)
     ]
     compared = compare(*runs) if len(paths) == len(runs) == 2 else None
+    if limits and compared is None:
+        raise UsageError("--fail-on compares two runs; a recording here holds more than one")
+    judged = judge(limits, compared) if compared is not None and limits else ()
     if as_json:
-        print_document(show_json(runs, compared), out)
+        document = show_json(runs, compared)
+        if limits:
+            document["fail_on"] = [each.to_json() for each in judged]
+        print_document(document, out)
+    else:
+        for line in (*show_lines(runs, compared), *limit_lines(judged)):
+            print(line, file=out or sys.stdout)
+    return 3 if any(each.broken for each in judged) else 0
+
+
+def print_policies(path: Path, *, price: float | None, as_json: bool) -> None:
+    """Print the accuracy and tokens of policies that a recording's samples contain."""
+    from advisor.choice import cheapest_as_good
+    from advisor.counterfactual import evaluate
+    from traces.summary import summarise
+    from tui.policies_text import policy_table
+    from tui.show_text import show_json, show_policies_head
+
+    _check_price(price)
+    recording = Recording.open(path)
+    answers = recording.frame("answers")
+    runs = summarise(recording, price_usd_per_device_hour=price)
+    found = [evaluate(run, _own(answers, run)) for run in runs]
+    if as_json:
+        whole = [
+            replace(run, policies=each.outcomes) for run, each in zip(runs, found, strict=True)
+        ]
+        document = show_json(whole)
+        for plain, each in zip(document["runs"], found, strict=True):
+            plain["policy_notes"] = list(each.notes)
+        print_document(document)
         return
-    for line in show_lines(runs, compared):
-        print(line, file=out or sys.stdout)
+    for run, each in zip(runs, found, strict=True):
+        for line in (*show_policies_head(run), "", *policy_table(each, cheapest_as_good(each))):
+            print(line)
+
+
+def _own(answers: pl.DataFrame, run: Run) -> pl.DataFrame:
+    """Return the forced answers of a run, as several share a recording."""
+    policy = None if run.policy is None else run.policy.key()
+    mine = (answers["engine"] == run.engine.key()) & (answers["policy"] == policy)
+    return answers.filter(mine.fill_null(True))
+
+
+def _check_price(price: float | None) -> None:
+    if price is not None and not price > 0:
+        raise UsageError(f"--price must be above 0, not {price}")
 
 
 def run_advise(

@@ -135,6 +135,11 @@ def warnings(run: Run, width: int = 80) -> list[str]:
     return lines
 
 
+def show_policies_head(run: Run, *, width: int = 80) -> list[str]:
+    """Return what stands over a table of policies: the recording, its engine and its policy."""
+    return [run.recording[:width], *_head(run, width)]
+
+
 def _one_run(run: Run, width: int) -> list[str]:
     lines = [run.recording[:width], *_head(run, width)]
     if run.policy is None:  # an imported trace: nothing is known of problems

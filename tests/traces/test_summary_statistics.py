@@ -5,10 +5,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from traces.schema import Estimate
 from traces.statistics import (
+    bootstrap_means,
+    column_means,
     mean,
+    new_problems,
     paired,
+    paired_change,
     paired_quantile,
+    problems_to_tell,
     proportion,
     quantile,
     ratio,
@@ -115,3 +121,73 @@ def test_paired_is_narrower_than_unpaired_and_signed():
 
 def test_same_input_gives_the_same_interval():
     assert mean([1.0, 5.0, 9.0], "s") == mean([1.0, 5.0, 9.0], "s")
+
+
+def test_bootstrap_means_are_what_a_loop_over_replicates_gives():
+    rng = np.random.default_rng(0)
+    values = rng.random((80, 3))
+    found = bootstrap_means(values, replicates=4000)
+    loop = np.array([values[rng.integers(0, 80, 80)].mean(axis=0) for _ in range(4000)])
+    assert found.mean(axis=0) == pytest.approx(loop.mean(axis=0), abs=0.005)
+    assert found.std(axis=0) == pytest.approx(loop.std(axis=0), rel=0.06)
+    # The same problems are drawn for every column.
+    twice = bootstrap_means(np.stack([values[:, 0], values[:, 0] + 1], axis=1), replicates=50)
+    assert twice[:, 1] - twice[:, 0] == pytest.approx(np.ones(50))
+
+
+def test_problems_that_agree_do_not_say_that_all_do():
+    (estimate,) = column_means(np.full((40, 1), 0.999), "1")
+    assert estimate.low < 0.97
+    assert column_means(np.ones((40, 1)), "1")[0].low == pytest.approx(wilson(40, 40)[0])
+    with pytest.raises(ValueError, match="at least one problem"):
+        column_means(np.zeros((0, 2)), "1")
+
+
+@pytest.fixture(scope="module")
+def halves():
+    """1,000 problems' expected accuracy of a vote, split in halves 200 times."""
+    rng = np.random.default_rng(5)
+    values = np.clip(rng.beta(0.5, 0.4, 1000), 0, 1)
+    return [np.split(values[rng.permutation(1000)], 2) for _ in range(200)]
+
+
+def share_held(halves, estimate):
+    held = [e.low <= other.mean() <= e.high for mine, other in halves for e in [estimate(mine)]]
+    return float(np.mean(held))
+
+
+def test_the_interval_for_new_problems_holds_the_other_half(halves):
+    assert 0.85 <= share_held(halves, lambda v: new_problems(v, "1", 500)) <= 0.95
+
+
+def test_that_of_the_mean_alone_holds_it_too_seldom(halves):
+    """By theory 75.5 %: 2 Phi(1.645 / sqrt 2) - 1."""
+    assert 0.66 <= share_held(halves, proportion) <= 0.83
+
+
+def test_the_interval_of_the_mean_holds_the_truth():
+    rng = np.random.default_rng(6)
+    held = 0
+    for _ in range(300):
+        found = proportion(rng.beta(0.5, 0.4, 200))
+        held += found.low <= 0.5 / 0.9 <= found.high
+    assert 0.85 <= held / 300 <= 0.95
+
+
+def test_how_many_problems_would_tell():
+    unsure = Estimate(value=0.02, low=-0.02, high=0.06, unit="1")
+    assert problems_to_tell(unsure, 100) == 400
+    assert problems_to_tell(Estimate(value=0.1, low=0.05, high=0.15, unit="1"), 100) == 100
+    assert problems_to_tell(Estimate(value=0.0, low=-0.1, high=0.1, unit="1"), 100) is None
+    assert problems_to_tell(Estimate(value=0.1, unit="1"), 100) is None
+
+
+def test_changes_as_a_share_of_the_first():
+    rng = np.random.default_rng(2)
+    before = rng.exponential(10, 200)
+    for q in (None, 0.95):
+        found = paired_change(before, before * 1.1, q)
+        assert found.value == pytest.approx(0.1)
+        assert found.high - found.low < 1e-9
+    assert paired_change([0.0, 0.0], [1.0, 1.0]) is None
+    assert paired_change([np.nan], [1.0]) is None

@@ -111,4 +111,4 @@ def test_json(recordings):
     text = json.dumps(document, allow_nan=False)
     assert json.loads(text)["difference"]["problems"] == 12
     change = document["difference"]["metrics"]["latency_s.mean"]
-    assert set(change) == {"difference", "verdict", "times_as_many_problems"}
+    assert set(change) == {"difference", "relative", "verdict", "times_as_many_problems"}

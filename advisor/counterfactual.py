@@ -1,0 +1,300 @@
+"""The accuracy and tokens of policies that were never run, from the samples of one run that was.
+
+Fixed votes are exact expectations over subsets; weights, filters and windows are means over random
+orders; rules that fire on what has finished follow the recorded finish times; budgets of thought
+rest on forced answers or are bounds; more samples than were recorded are extrapolated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from advisor import finish_order as finish
+from advisor.extrapolation import FARTHEST, extrapolate, fresh_runs
+from advisor.models.answers import AnswerModel, count_answers
+from advisor.samples import ProblemSamples, SampledRun, read_samples
+from advisor.subsets import RandomOrders, best_of_curve, order_count
+from advisor.thinking import BudgetOutcome, at_checkpoints, between, lower_bounds
+from traces.errors import RecordingError, UsageError
+from traces.statistics import column_means
+from traces.summary import Run
+from traces.votes import PolicyOutcome, majority_curve, pass_curve, sample_counts
+
+Floats = npt.NDArray[np.float64]
+
+WINDOW = 4
+THRESHOLD = 0.95
+KEEP = (0.5, 0.9)
+
+
+@dataclass(frozen=True)
+class Column:
+    """A policy with its right share and tokens per problem: [problems] each."""
+
+    outcome: PolicyOutcome
+    right: Floats
+    tokens: Floats
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counterfactuals:
+    """All policies that a run can say something of, and `notes` on what it cannot.
+
+    `columns` are those judged on the same problems, one by one, for paired comparisons.
+    """
+
+    n: int
+    problems: int
+    outcomes: tuple[PolicyOutcome, ...]
+    columns: tuple[Column, ...]
+    notes: tuple[str, ...]
+
+
+def evaluate(
+    run: Run,
+    answers: pl.DataFrame | None = None,
+    *,
+    counts: Sequence[int] | None = None,
+    seed: int = 0,
+) -> Counterfactuals:
+    """Return what other policies would have given on a run's problems.
+
+    `answers` is the recording's table of forced answers. `counts` are numbers of samples, else
+    1, 2, 4, ... to those recorded, and twice and four times as many. Raises RecordingError when
+    the run cannot say (advisor/samples.py), UsageError for counts below 1 or above four times
+    those recorded.
+    """
+    samples = read_samples(run)
+    if not samples.problems:
+        raise RecordingError(
+            f"{samples.name}: no problem has {samples.n:,} judged samples that ended; record again"
+        )
+    inside, beyond = _split(samples, counts)
+    notes = list(samples.notes)
+    columns = list(_fixed(samples, inside))
+    if samples.n > 1:
+        columns += _scored(samples, inside, seed, notes)
+        columns += _finishing(samples, inside, notes)
+    else:
+        notes.append("one sample per problem: votes need more; record with --n 8 or so")
+    outcomes = _estimates(columns)
+    if samples.n > 1:
+        model = AnswerModel(seed=seed).fit(
+            [count_answers(p.answers, p.correct) for p in samples.problems]
+        )
+        fixed = ("majority", "pass_at_k")
+        outcomes = [
+            replace(each, fresh_run=fresh)
+            for each, fresh in fresh_runs(model, outcomes, methods=fixed)
+        ]
+        tokens = np.array([float(p.tokens.mean()) for p in samples.problems])
+        reached = float(np.mean([any(p.correct) for p in samples.problems]))
+        outcomes += extrapolate(model, beyond, tokens, reached=reached)
+    outcomes += _budgets(samples, answers, notes)
+    return Counterfactuals(
+        n=samples.n,
+        problems=len(samples.problems),
+        outcomes=tuple(outcomes),
+        columns=tuple(columns),
+        notes=tuple(notes),
+    )
+
+
+def _split(samples: SampledRun, counts: Sequence[int] | None) -> tuple[list[int], list[int]]:
+    most = FARTHEST * samples.n
+    if counts is None:
+        return sample_counts(samples.n), [2 * samples.n, most]
+    for count in counts:
+        if not 1 <= count <= most:
+            raise UsageError(
+                f"k = {count:,}: {samples.name} has {samples.n:,} samples per problem, which can "
+                f"say something of 1 to {most:,}; record more"
+            )
+    wanted = sorted(set(counts))
+    return [k for k in wanted if k <= samples.n], [k for k in wanted if k > samples.n]
+
+
+def _fixed(samples: SampledRun, counts: Sequence[int]) -> Iterator[Column]:
+    """Return maj@k and pass@k, exactly."""
+    places = [k - 1 for k in counts]
+    problems = samples.problems
+    voted = np.array([majority_curve(p.answers, p.correct)[places] for p in problems])
+    passed = np.array([pass_curve(samples.n, sum(p.correct))[places] for p in problems])
+    each = np.array([float(p.tokens.mean()) for p in problems])
+    for method, table in (("majority", voted), ("pass_at_k", passed)):
+        for place, k in enumerate(counts):
+            yield Column(_outcome(method, k), table[:, place], each * k)
+
+
+def _outcome(method: str, n: int, **fields: Any) -> PolicyOutcome:
+    return PolicyOutcome(
+        method=method, n=n, budget_tokens=None, accuracy=None, tokens_per_problem=None, **fields
+    )
+
+
+def _scored(
+    samples: SampledRun, counts: Sequence[int], seed: int, notes: list[str]
+) -> Iterator[Column]:
+    """Return best-of-k, weighted and filtered votes, windows and adaptive votes one by one."""
+    problems = samples.problems
+    scores = [p.logprob_mean for p in problems]
+    confidence = [p.confidence for p in problems]
+    has_scores = _known(scores, "logprob_mean", "best_of_n and weighted votes", notes)
+    has_confidence = _known(confidence, "confidence_min_window", "", [])
+    # A mean log-probability ranks as a confidence does, and weighs as its exponential.
+    ranks = confidence if has_confidence else scores
+    weights = confidence if has_confidence else [np.exp(score) for score in scores]
+    several = [k for k in counts if k > 1]
+    if has_scores:
+        curves = np.array([best_of_curve(p, s) for p, s in zip(problems, scores, strict=True)])
+        each = np.array([float(p.tokens.mean()) for p in problems])
+        for k in several:
+            yield Column(_outcome("best_of_n", k), curves[:, k - 1], each * k)
+    rng = np.random.default_rng([seed, 4])
+    each_gets = order_count(len(problems))
+    orders = [RandomOrders(problem, rng, each_gets) for problem in problems]
+    table = np.array(
+        [[finish.lead_is_safe(a, b) for b in range(samples.n + 1)] for a in range(samples.n + 1)]
+    )
+    for k in several:
+        found: list[tuple[str, dict[str, float], list[Any]]] = []
+        if has_scores:
+            votes = [o.weighted(k, np.exp(s)) for o, s in zip(orders, scores, strict=True)]
+            found.append(("weighted", {}, votes))
+        if has_scores or has_confidence:
+            for keep in KEEP:
+                votes = [
+                    o.confident(k, rank, weight, keep)
+                    for o, rank, weight in zip(orders, ranks, weights, strict=True)
+                ]
+                found.append(("confidence", {"keep": keep}, votes))
+        if k >= 2 * WINDOW:
+            votes = [o.windows(k, WINDOW) for o in orders]
+            found.append(("early_stopping", {"window": WINDOW}, votes))
+        if k >= WINDOW:
+            votes = [o.one_by_one(k, table, THRESHOLD) for o in orders]
+            found.append(("adaptive", {"threshold": THRESHOLD, "in_flight": 1}, votes))
+        for method, rule, votes in found:
+            spread = float(np.sqrt(sum(vote.variance for vote in votes))) / len(votes)
+            whole = k == samples.n and method in ("weighted", "confidence")  # one subset
+            basis, error = ("subsets", None) if whole else ("monte_carlo", spread)
+            yield Column(
+                _outcome(method, k, rule=rule, basis=basis, error=error),
+                np.array([vote.right for vote in votes]),
+                np.array([vote.tokens for vote in votes]),
+            )
+
+
+def _known(numbers: Sequence[Floats], name: str, what: str, notes: list[str]) -> bool:
+    """Return whether any sample has the number; tell how many lack it."""
+    missing = sum(int((~np.isfinite(each)).sum()) for each in numbers)
+    total = sum(map(len, numbers))
+    if missing == total:
+        if what:
+            notes.append(f"no {name} was recorded, so {what} are not judged")
+        return False
+    if missing and what:
+        notes.append(
+            f"samples whose {name} is missing or not a number: {missing:,} of {total:,}; they "
+            f"cannot win or weigh in {what}"
+        )
+    return True
+
+
+def _finishing(samples: SampledRun, counts: Sequence[int], notes: list[str]) -> Iterator[Column]:
+    """Return the rules that fire on what has finished, in the recorded order."""
+    problems = samples.problems
+    known = all(np.isfinite(p.finish_s).all() for p in problems)
+    if not known or max(p.finish_s.max() for p in problems) <= 0:
+        notes.append("finish times are not recorded, so rules that stop early are not judged")
+        return
+    has_scores = any(np.isfinite(p.logprob_mean).any() for p in problems)
+    for n in (k for k in counts if k >= WINDOW):
+        rules: list[tuple[str, dict[str, float], finish.Stop, bool]] = [
+            (
+                "adaptive",
+                {"threshold": THRESHOLD, "in_flight": n},
+                finish.safe_lead(THRESHOLD),
+                False,
+            ),
+            ("first_finish", {"first": n // 2}, finish.first_answers(n // 2), False),
+            ("first_finish", {"agree": n // 4 + 1}, finish.agreeing(n // 4 + 1), False),
+        ]
+        if has_scores:
+            rules.append(("weighted", {"settled": 1}, finish.settled(), True))
+        for method, rule, stop, weigh in rules:
+            decided = [_decide(problem, n, stop, weigh) for problem in problems]
+            yield Column(
+                _outcome(method, n, rule=rule, basis="finish_order", tokens_estimated=True),
+                np.array([right for right, _ in decided]),
+                np.array([tokens for _, tokens in decided]),
+            )
+
+
+def _decide(problem: ProblemSamples, n: int, stop: finish.Stop, weigh: bool) -> tuple[float, float]:
+    """Return right and tokens of n samples launched together: the mean over blocks by index.
+
+    Which samples are launched says nothing of their length; which of them end first does.
+    """
+    found = []
+    for block in range(len(problem.answers) // n):
+        part = problem.take(slice(block * n, (block + 1) * n))
+        weights = np.nan_to_num(np.exp(part.logprob_mean)) if weigh else None
+        decided = finish.decide(part, stop, weights)
+        found.append((decided.right, decided.tokens))
+    right, tokens = np.mean(found, axis=0)
+    return float(right), float(tokens)
+
+
+def _budgets(
+    samples: SampledRun, answers: pl.DataFrame | None, notes: list[str]
+) -> list[PolicyOutcome]:
+    found = [] if answers is None else at_checkpoints(samples, answers)
+    if found:
+        cuts = sorted({each.budget_tokens for each in found})
+        halves = [(low + high) // 2 for low, high in pairwise(cuts)]
+        for n in sorted({each.n for each in found}):
+            between_ = [between(found, half, n) for half in halves if half not in cuts]
+            found += [each for each in between_ if each is not None]
+    else:
+        found = lower_bounds(samples)
+        if found:
+            notes.append(
+                "thinking budgets are lower bounds (finished in time and right); record with "
+                "--budget-checkpoints to know them"
+            )
+    found.sort(key=lambda each: (each.n, each.budget_tokens))
+    return _estimates([_budget_column(each) for each in found])
+
+
+def _budget_column(each: BudgetOutcome) -> Column:
+    outcome = replace(
+        _outcome("majority", each.n, basis="subsets" if each.bound == "lower" else "checkpoints"),
+        budget_tokens=each.budget_tokens,
+        bound=each.bound,
+        tokens_estimated=each.estimated,
+    )
+    return Column(outcome, each.right, each.tokens)
+
+
+def _estimates(columns: Sequence[Column]) -> list[PolicyOutcome]:
+    """Return the outcomes with their estimates; the intervals are for new problems."""
+    if not columns:
+        return []
+    accuracy = column_means(np.stack([each.right for each in columns], axis=1), "1")
+    tokens = column_means(np.stack([each.tokens for each in columns], axis=1), "tokens")
+    return [
+        replace(
+            each.outcome,
+            accuracy=share,
+            tokens_per_problem=count if np.isfinite(count.value) else None,
+        )
+        for each, share, count in zip(columns, accuracy, tokens, strict=True)
+    ]

@@ -1,0 +1,184 @@
+"""The samples of one run, problem by problem, as other policies would have seen them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from traces.errors import RecordingError
+from traces.summary import Run
+from traces.votes import WHOLE
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProblemSamples:
+    """One problem's samples in order of their index; numbers that were not recorded are nan.
+
+    `answers` are None where none parsed. `finish_s` runs from the problem's arrival, or the
+    sample's own, to its end, `first_token_s` to its first token. `censored` ones were cut by
+    max_tokens.
+    """
+
+    problem_id: str
+    indices: tuple[int, ...]
+    answers: tuple[str | None, ...]
+    correct: tuple[bool, ...]
+    tokens: Floats
+    think_tokens: Floats
+    censored: npt.NDArray[np.bool_]
+    logprob_mean: Floats
+    confidence: Floats
+    first_token_s: Floats
+    finish_s: Floats
+
+    def take(self, places: slice) -> ProblemSamples:
+        """Return the samples at some places."""
+        return ProblemSamples(
+            **{
+                name: value if name == "problem_id" else value[places]
+                for name, value in vars(self).items()
+            }
+        )
+
+    def rights(self) -> tuple[dict[str, int], Floats]:
+        """Return each answer's number, and the share of its samples that were judged right."""
+        numbers: dict[str, int] = {}
+        for answer in self.answers:
+            if answer is not None:
+                numbers.setdefault(answer, len(numbers))
+        total, right = np.zeros(len(numbers)), np.zeros(len(numbers))
+        for answer, flag in zip(self.answers, self.correct, strict=True):
+            if answer is not None:
+                total[numbers[answer]] += 1
+                right[numbers[answer]] += flag
+        return numbers, right / np.maximum(total, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampledRun:
+    """The problems of a run that have all their `n` samples; `notes` say what was left out."""
+
+    name: str
+    n: int
+    problems: tuple[ProblemSamples, ...]
+    notes: tuple[str, ...]
+
+
+def read_samples(run: Run) -> SampledRun:
+    """Return the samples that votes may be taken of.
+
+    Raises RecordingError when they cannot say what another policy would have done: a rule
+    cancelled or never drew some, samples stand twice, none was judged or none parsed.
+    """
+    name, policy, rows = run.recording, run.policy, run.sample_rows
+    if policy is None or rows is None or run.rows is None:
+        raise RecordingError(f"{name}: holds no samples; policies are judged from samples")
+    if policy.method not in (*WHOLE, "greedy"):
+        raise RecordingError(
+            f"{name}: was run as {policy.label()}, which stops at what it saw, so its samples are "
+            "no fair draw for another policy; record with majority and judge that"
+        )
+    samples = rows.filter(pl.col("role").fill_null("sample") == "sample")
+    _check(name, samples, run.rows)
+    problem_of = dict(run.rows.select("problem", "problem_id").iter_rows())
+    # Imported outcomes have no times at all; what was in flight at a kill has an arrival.
+    over = pl.col("end").is_not_null() | pl.col("arrival").is_null()
+    ended = samples.filter(over, pl.col("error").is_null())
+    sizes = ended.group_by("problem").len()["len"]
+    n = policy.n if (sizes >= policy.n).any() else max(sizes.mode().to_list(), default=0)
+    judged = pl.col("correct").is_not_null().any().over("problem")
+    whole = (
+        ended.filter(judged)
+        .sort("problem", "sample_index")
+        .filter(pl.len().over("problem") >= n)
+        .filter(pl.int_range(pl.len()).over("problem") < n)
+    )
+    problems = tuple(
+        _problem(problem_of[number], group)
+        for (number,), group in whole.group_by("problem", maintain_order=True)
+    )
+    return SampledRun(name=name, n=n, problems=problems, notes=_left_out(run, samples, problems, n))
+
+
+def _check(name: str, samples: pl.DataFrame, problems: pl.DataFrame) -> None:
+    if not samples.height:
+        raise RecordingError(f"{name}: its {problems.height:,} problems have no samples")
+    cancelled = samples.filter(pl.col("cancelled_by").is_not_null())
+    if cancelled.height:
+        raise RecordingError(
+            f"{name}: {cancelled.height:,} samples were cancelled before their end, and those that "
+            "remain are the short ones; record with majority, which lets every sample end"
+        )
+    twice = samples.filter(pl.struct("problem", "sample_index").is_duplicated())
+    if twice.height:
+        row = twice.row(0, named=True)
+        raise RecordingError(
+            f"{name}: sample {row['sample_index']} of problem {row['problem_id']} is there "
+            f"more than once ({twice.height:,} such rows); keep one of each"
+        )
+    if not samples["correct"].is_not_null().any():
+        raise RecordingError(f"{name}: no sample is marked right or wrong; record with answers")
+    if not (samples["answer"].is_not_null().any() or samples["correct"].any()):
+        raise RecordingError(
+            f"{name}: no answer of {samples.height:,} samples could be parsed, so nothing can be "
+            "voted on; check how the workload's answers are read"
+        )
+
+
+def _left_out(
+    run: Run, samples: pl.DataFrame, problems: tuple[ProblemSamples, ...], n: int
+) -> tuple[str, ...]:
+    assert run.rows is not None
+    every = run.rows.height
+    empty = every - samples["problem"].n_unique()
+    fewer = every - empty - len(problems)
+    notes = []
+    if empty:
+        notes.append(f"problems without samples, left out: {empty:,} of {every:,}")
+    if fewer:
+        notes.append(f"problems without {n:,} judged samples, left out: {fewer:,} of {every:,}")
+    cut = sum(int(problem.censored.sum()) for problem in problems)
+    if cut:
+        notes.append(
+            f"samples cut by max_tokens: {cut:,}; they count as they ended, and no more is known "
+            "of them at a larger budget"
+        )
+    return tuple(notes)
+
+
+def _problem(problem_id: str, rows: pl.DataFrame) -> ProblemSamples:
+    def numbers(name: str) -> Floats:
+        found = rows[name].cast(pl.Float64).fill_null(float("nan")).to_numpy()
+        return np.asarray(found, dtype=float)
+
+    begun = rows["arrival"].min()
+
+    def seconds(name: str) -> Floats:
+        since = rows[name] - (rows["arrival"] if begun is None else begun)
+        return np.asarray(since.cast(pl.Float64).fill_null(float("nan")).to_numpy() / 1e9)
+
+    cut = rows["censored"].fill_null(False) | (rows["finish_reason"].fill_null("") == "length")
+    return ProblemSamples(
+        problem_id=problem_id,
+        indices=tuple(rows["sample_index"]),
+        answers=tuple(rows["answer"]),
+        correct=tuple(rows["correct"].fill_null(False)),
+        tokens=numbers("output_tokens"),
+        think_tokens=numbers("think_tokens"),
+        censored=cut.to_numpy(),
+        logprob_mean=numbers("logprob_mean"),
+        confidence=numbers("confidence_min_window"),
+        first_token_s=seconds("first_token"),
+        finish_s=seconds("end"),
+    )
+
+
+def by_id(run: SampledRun) -> Mapping[str, ProblemSamples]:
+    """Return the problems by their id; of one posed several times the last."""
+    return {problem.problem_id: problem for problem in run.problems}

@@ -1,0 +1,161 @@
+"""One run of N samples against real runs of k, and 64 foretold from 8, on recordings of yours.
+
+    python benchmarks/counterfactual.py --whole runs/s64 runs/m64 --runs runs/s1 runs/s4 runs/m4
+
+`--whole` are runs of the majority vote with many samples per problem; `--runs` separate runs on
+the same problems with fresh samples, matched by model and temperature. The first table has the
+difference of each real run from what the whole run says of its k, and whether it lies in the 90 %
+prediction interval (both runs' sampling variance, the same problems). Real runs with a thinking
+budget are held against the whole run's checkpoints. The second table foretells votes over all
+samples from the first 8, against two rivals (benchmarks/votes_ahead.py).
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from advisor.counterfactual import evaluate
+from advisor.samples import SampledRun, read_samples
+from benchmarks.votes_ahead import make_task, score, table
+from traces.recording import Recording, find_recordings
+from traces.schema import Estimate
+from traces.statistics import paired
+from traces.summary import Run, summarise
+from traces.votes import PolicyOutcome, majority_curve
+
+SEEN = 8
+
+
+def read(paths: Sequence[Path]) -> list[tuple[Recording, Run]]:
+    """Return every run of the recordings, or of all recordings in folders."""
+    folders = [each for path in paths for each in find_recordings(path) or [path]]
+    recordings = [Recording.open(folder) for folder in folders]
+    return [(recording, run) for recording in recordings for run in summarise(recording)]
+
+
+def matches(whole: Run, other: Run) -> bool:
+    """Whether a run asked the same model the same problems, as warm."""
+    if whole.policy is None or other.policy is None or whole.workload is None:
+        return False
+    same = other.workload is not None and other.workload.hash == whole.workload.hash
+    model = whole.engine.model == other.engine.model
+    return same and model and whole.policy.temperature == other.policy.temperature
+
+
+def real_accuracy(samples: SampledRun) -> tuple[float, float]:
+    """Return maj@k, ties shared, and pass@k of a real run with all its samples."""
+    votes = [majority_curve(p.answers, p.correct)[-1] for p in samples.problems]
+    return float(np.mean(votes)), float(np.mean([any(p.correct) for p in samples.problems]))
+
+
+def line(name: str, said: PolicyOutcome, real: float, fresh: Estimate) -> bool:
+    """Print one comparison; return whether the real run lies in the interval."""
+    assert said.accuracy is not None
+    assert fresh.low is not None
+    assert fresh.high is not None
+    inside = fresh.low - 1e-9 <= real <= fresh.high + 1e-9
+    print(
+        f"| {name:<28} | {said.accuracy.value:.3f} | {real:.3f} | "
+        f"{real - said.accuracy.value:+.3f} | [{fresh.low - said.accuracy.value:+.3f}, "
+        f"{fresh.high - said.accuracy.value:+.3f}] | {'yes' if inside else 'NO'} |"
+    )
+    return inside
+
+
+def against_real_runs(
+    wholes: Sequence[tuple[Recording, Run]], others: Sequence[tuple[Recording, Run]]
+) -> None:
+    """Print the table of differences and how many lie in their interval."""
+    print("| run | foretold | real | difference | 90 % prediction interval | inside |")
+    print("|---|---|---|---|---|---|")
+    inside = {"maj": [], "pass": []}
+    for recording, run in wholes:
+        mine = [(r, o) for r, o in others if matches(run, o)]
+        fixed = [(r, o) for r, o in mine if o.policy and o.policy.thinking_token_budget is None]
+        counts = sorted({o.policy.n for _, o in fixed if o.policy is not None})
+        found = evaluate(run, recording.frame("answers"), counts=counts or None)
+        table_ = {
+            (o.method, o.n): o for o in found.outcomes if o.budget_tokens is None and not o.rule
+        }
+        for _, other in fixed:
+            real = read_samples(other)
+            for method, value in zip(("maj", "pass"), real_accuracy(real), strict=True):
+                said = table_["majority" if method == "maj" else "pass_at_k", real.n]
+                if said.fresh_run is not None:
+                    name = f"{run.engine.model} {method}@{real.n}"
+                    inside[method].append(line(name, said, value, said.fresh_run))
+        budgets(run, found.outcomes, mine)
+    for method, held in inside.items():
+        print(f"\n{method}@k: {sum(held)} of {len(held)} inside")
+
+
+def budgets(
+    run: Run, outcomes: Sequence[PolicyOutcome], others: Sequence[tuple[Recording, Run]]
+) -> None:
+    """Print real runs with a thinking budget against the checkpoints at that budget."""
+    for _, other in others:
+        policy = other.policy
+        if policy is None or policy.thinking_token_budget is None:
+            continue
+        said = next(
+            (
+                o
+                for o in outcomes
+                if (o.n, o.budget_tokens) == (policy.n, policy.thinking_token_budget)
+            ),
+            None,
+        )
+        if said is None or said.accuracy is None:
+            print(f"| {run.engine.model} {policy.label()} | no checkpoint | | | | |")
+            continue
+        real = read_samples(other)
+        value, _ = real_accuracy(real)
+        # Both are means over the problems of one answer or several; neither shares a sample.
+        chance = np.clip([said.accuracy.value, value], 0.01, 0.99)
+        half = 1.645 * float(np.sqrt((chance * (1 - chance)).sum() / len(real.problems)))
+        fresh = Estimate(
+            value=value, low=said.accuracy.value - half, high=said.accuracy.value + half, unit="1"
+        )
+        line(f"{run.engine.model} {policy.label()}", said, value, fresh)
+
+
+def ahead(wholes: Sequence[tuple[Recording, Run]]) -> None:
+    """Print log scores and coverage of votes over all samples, foretold from the first 8."""
+    rows = []
+    for _, run in wholes:
+        samples = read_samples(run)
+        if samples.n <= SEEN or run.policy is None:
+            continue
+        answers = [p.answers for p in samples.problems]
+        task = make_task(answers, [p.correct for p in samples.problems], SEEN)
+        name = f"{run.engine.model} t{run.policy.temperature:g}"
+        rows.append((name, [score(task, 0)]))
+        first = paired(
+            [majority_curve(a, c)[-1] for a, c in zip(task.seen, task.rights, strict=True)],
+            task.majority,
+            "1",
+        )
+        if first is not None:
+            print(f"{name}: maj@{samples.n} - maj@{SEEN} = {first.value:+.3f}")
+    print("\nlog score (higher is better), 90 % intervals that held")
+    table(rows)
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    options.add_argument("--whole", type=Path, nargs="+", required=True)
+    options.add_argument("--runs", type=Path, nargs="*", default=[])
+    given = options.parse_args()
+    wholes = read(given.whole)
+    if given.runs:
+        against_real_runs(wholes, read(given.runs))
+        print()
+    ahead(wholes)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+import json
+
+import pytest
+
+from advisor.choice import cheapest_as_good
+from advisor.counterfactual import evaluate
+from tests.advisor.test_counterfactual import VOTE, forced, make_rows
+from tests.traces.synthetic import engine_config, simulate, write_recording
+from traces.summary import summarise
+from tui.policies_text import label, policy_table
+
+KEYS = {
+    *("method", "n", "budget_tokens", "accuracy", "tokens_per_problem", "bound"),
+    *("rule", "basis", "error", "tokens_estimated", "fresh_run"),
+}
+
+
+@pytest.fixture(scope="module")
+def recording(tmp_path_factory):
+    rows = make_rows(problems=48)
+    rows["answers"] = forced(rows, (16, 64), 4)
+    return write_recording(tmp_path_factory.mktemp("p") / "vote", rows, policy=VOTE)
+
+
+@pytest.fixture(scope="module")
+def slow(tmp_path_factory):
+    engine = engine_config(max_num_seqs=3)
+    folder = tmp_path_factory.mktemp("slow")
+    return [
+        write_recording(folder / name, simulate(problems=30, n=4, seqs=seqs), engine=engine)
+        for name, seqs in (("fast", 8), ("slow", 3))
+    ]
+
+
+def test_the_table_fits_80_columns_and_says_how_each_is_known(recording):
+    (run,) = summarise(recording)
+    found = evaluate(run, recording.frame("answers"))
+    lines = policy_table(found, cheapest_as_good(found))
+    assert max(map(len, lines)) <= 80
+    text = "\n".join(lines)
+    for wanted in ("maj@8 ", "pass@8", "best@4", "conf 0.5@8", "esc 4/8", "asc 8/8", "first 4/8"):
+        assert wanted in text, wanted
+    for how in ("exact", "+-.", "ended", "forced", "between", "model", "think 64"):
+        assert how in text, how
+    assert "of the tokens of maj@8" in " ".join(text.split())
+    labels = [label(outcome) for outcome in found.outcomes]
+    assert len(set(labels)) == len(labels)
+
+
+def test_the_verb(run, recording):
+    code, out, err = run("show", recording.path, "--policies")
+    assert (code, err) == (0, "")
+    assert max(map(len, out.splitlines())) <= 80
+    code, out, _ = run("show", recording.path, "--policies", "--json")
+    assert code == 0
+    (document,) = json.loads(out)["runs"]
+    assert {frozenset(policy) for policy in document["policies"]} == {frozenset(KEYS)}
+    assert document["policy_notes"] == []
+    assert {p["method"] for p in document["policies"]} >= {"majority", "pass_at_k", "best_of_n"}
+
+
+def test_limits_decide_the_exit_code(run, slow):
+    paths = [each.path for each in slow]
+    code, out, err = run("show", *paths, "--fail-on", "p95>+5%", "--fail-on", "tokens>+1%")
+    assert (code, err) == (3, "")
+    assert max(map(len, out.splitlines())) <= 80
+    verdicts = [line for line in out.splitlines() if line.startswith(("FAIL", "ok"))]
+    assert [line.split()[0] for line in verdicts] == ["FAIL", "ok"]
+    assert "the whole interval is beyond the limit" in " ".join(out.split())
+    code, out, _ = run("show", *paths, "--fail-on", "p95>+900%", "--json")
+    assert code == 0
+    (judged,) = json.loads(out)["fail_on"]
+    assert (judged["failed"], judged["sure"]) == (False, True)
+    assert run("show", *paths, "--fail-on", "p95>+5%", "--json")[0] == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--fail-on", "p95>5%"], 2, "give its sign"),
+        (["--fail-on", "nonsense"], 2, "is not understood"),
+        (["--fail-on", "energy>+1J"], 2, "is not understood"),
+        (["--fail-on", "energy>+1"], 1, "was not measured in both fast and slow"),
+        (["--policies"], 2, "--policies judges one recording"),
+    ],
+)
+def test_wrong_usage_is_one_line(run, slow, arguments, code, message):
+    got, out, err = run("show", *[each.path for each in slow], *arguments)
+    assert (got, out) == (code, "")
+    (line,) = err.strip().splitlines()
+    assert message in line
+
+
+def test_a_limit_needs_two_recordings(run, slow):
+    code, _, err = run("show", slow[0].path, "--fail-on", "p95>+5%")
+    assert code == 2
+    assert "give two recordings" in err

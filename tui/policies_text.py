@@ -1,0 +1,119 @@
+"""`ttscope show --policies`: accuracy against tokens of policies that were never run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+
+from advisor.choice import MARGIN, Comparison
+from advisor.counterfactual import Counterfactuals
+from traces.votes import PolicyOutcome
+from tui.formats import ABSENT, align, compact, interval, number, percent, value_of, wrap
+
+_SHORT = {"majority": "maj", "pass_at_k": "pass", "best_of_n": "best"}
+_LEGEND = (
+    ("+-.", "mean over random orders of the samples; this is its standard error"),
+    ("ended", "in the order in which the samples ended; tokens of cancelled ones by their pace"),
+    ("forced", "answers forced at a budget of thought; `between` two budgets; `at least` a bound"),
+    ("model", "more samples than were recorded, extrapolated"),
+)
+
+
+def policy_table(found: Counterfactuals, best: Comparison | None, *, width: int = 80) -> list[str]:
+    """Return the table in lines of at most 80 columns, with what must be known of it."""
+    title = (
+        f"{found.problems:,} problems of {found.n:,} samples; 90 % intervals for other problems, "
+        "and for a fresh run on these"
+    )
+    lines = wrap("", title, width=width, indent=0)
+    rows: list[Sequence[str]] = [("policy", "accuracy", "interval", "tokens", "how", "fresh run")]
+    order = sorted(found.outcomes, key=_place)
+    for _, group in groupby(order, key=lambda each: (each.method, each.budget_tokens is None)):
+        rows += [_row(each) for each in group]
+    lines += ["", *align(rows, right=(1, 3))]
+    shown = {row[4] for row in rows}
+    for mark, text in _LEGEND:
+        if any(cell.startswith(mark) for cell in shown) or (
+            mark == "forced" and shown & {"between", "at least"}
+        ):
+            lines += wrap(mark.rstrip("."), text, width=width, indent=8)
+    lines += ["", *best_lines(best, width=width)]
+    for note in found.notes:
+        lines += wrap("!", note, width=width, indent=2)
+    return lines
+
+
+def best_lines(best: Comparison | None, *, width: int = 80) -> list[str]:
+    """Return the verdict: the cheapest policy that loses little, and how sure that is."""
+    if best is None:
+        text = f"no cheaper policy is shown to lose at most {MARGIN:.3f} against the vote of all"
+        return wrap("", text, width=width, indent=2)
+    share = None if best.tokens_share is None else best.tokens_share.value
+    text = (
+        f"{label(best.policy)} takes {percent(share)} of the tokens of {label(best.reference)}; "
+        f"accuracy {number(best.difference.value, '1', sign=True)} "
+        f"{interval(best.difference, sign=True)}, paired, on {best.problems:,} problems that did "
+        "not choose it"
+    )
+    if round(best.difference.value, 3) == 0:
+        text += ": no difference"
+    elif not best.told_apart:
+        text += ": cannot be told apart with these problems"
+        if best.problems_to_tell is not None:
+            text += f", about {best.problems_to_tell - best.problems:,} more would do"
+    return wrap("", text, width=width, indent=2)
+
+
+def label(outcome: PolicyOutcome) -> str:
+    """Return a policy in a few characters: maj@16, conf .5@16, esc 4/16, asc 1/16, first 8/16."""
+    n, rule = outcome.n, outcome.rule
+    if outcome.method == "early_stopping":
+        return f"esc {rule['window']:g}/{n}"
+    if outcome.method == "adaptive":
+        return f"asc {rule['in_flight']:g}/{n}"
+    if outcome.method == "confidence":
+        return f"conf {rule['keep']:g}@{n}"
+    if outcome.method in ("first_finish", "weighted") and rule:
+        name, value = next(iter(rule.items()))
+        return f"weighted@{n} settled" if name == "settled" else f"{name} {value:g}/{n}"
+    name = f"{_SHORT.get(outcome.method, outcome.method)}@{n}"
+    return name if outcome.budget_tokens is None else f"{name} think {outcome.budget_tokens}"
+
+
+def _place(outcome: PolicyOutcome) -> tuple[bool, int, tuple[tuple[str, bool], ...], int, int]:
+    methods = ("majority", "pass_at_k", "best_of_n", "weighted", "confidence")
+    known = methods.index(outcome.method) if outcome.method in methods else len(methods)
+    rule = tuple(
+        (name if name != "keep" else f"{value:g}", value == 1)
+        for name, value in outcome.rule.items()
+    )
+    return (
+        outcome.budget_tokens is not None,
+        known,
+        ((outcome.method, False), *rule),
+        outcome.n,
+        outcome.budget_tokens or 0,
+    )
+
+
+def _row(outcome: PolicyOutcome) -> tuple[str, ...]:
+    tokens = outcome.tokens_per_problem
+    cells: Sequence[str] = (
+        label(outcome),
+        value_of(outcome.accuracy),
+        interval(outcome.accuracy),
+        ABSENT if tokens is None else compact(tokens.value),
+        _how(outcome),
+        interval(outcome.fresh_run),
+    )
+    return tuple(cells)
+
+
+def _how(outcome: PolicyOutcome) -> str:
+    if outcome.bound is not None:
+        return "at least" if outcome.bound == "lower" else "between"
+    if outcome.error is not None:
+        return f"+-{outcome.error:.4f}".replace("0.", ".")
+    return {"finish_order": "ended", "checkpoints": "forced", "model": "model"}.get(
+        outcome.basis, "exact"
+    )
