@@ -69,7 +69,7 @@ def record(
         check_budgets(budget_checkpoints, checkpoint_samples, policy)
         checkpoints = Checkpoints(
             budgets=tuple(sorted(budget_checkpoints)),
-            samples=checkpoint_samples,
+            samples=min(checkpoint_samples, policy.n),
             logprobs=needs.top_logprobs is not None,
         )
     chosen = scorer_of(policy, scorer)
