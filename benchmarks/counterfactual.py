@@ -1,6 +1,6 @@
 """One run of N samples against real runs of k, and 64 foretold from 8, on recordings of yours.
 
-    python benchmarks/counterfactual.py --whole runs/s64 runs/m64 --runs runs/s1 runs/s4 runs/m4
+    python -m benchmarks.counterfactual --whole runs/s64 runs/m64 --runs runs/s1 runs/s4 runs/m4
 
 `--whole` are runs of the majority vote with many samples per problem; `--runs` separate runs on
 the same problems with fresh samples, matched by model and temperature. The first table has the
