@@ -20,7 +20,7 @@ from opentelemetry.trace import Span, Status, StatusCode, set_span_in_context
 
 from profiler import policies
 from profiler.engines.protocol import Engine, SampleRequest, SampleResult
-from profiler.power import watch_power
+from profiler.power import HZ, check_hz, watch_power
 from profiler.provenance import provenance
 from profiler.telemetry import Telemetry
 from profiler.what_if import NgramWhatIf
@@ -60,16 +60,19 @@ def record(
     otlp: str | None = None,
     record_text: bool = False,
     price_usd_per_device_hour: float | None = None,
+    power_hz: float = HZ,
     progress: Progress | None = None,
 ) -> Path:
     """Run all problems, `concurrency` at a time, and return the recording's folder.
 
     Texts and token ids are kept for generated workloads or with `record_text`. When the engine
     fails or the user interrupts, the recording is closed as incomplete and the error goes on.
+    `power_hz` is how often the devices' power is read a second, 10 to 50.
     Raises UsageError for a policy that cannot be run, RecordingError when `folder` is taken.
     """
     if concurrency < 1:
         raise UsageError(f"--concurrency must be at least 1, not {concurrency}")
+    check_hz(power_hz)
     policies.start(policy)  # refuse before anything is written
     keep_text = record_text or workload.generated
     models = {engine.config.model: engine.model} if engine.model is not None else {}
@@ -84,7 +87,10 @@ def record(
         text_recorded=keep_text,
         price_usd_per_device_hour=price_usd_per_device_hour,
     )
-    with RecordingWriter(folder, manifest) as writer, watch_power(engine.config, writer):
+    with (
+        RecordingWriter(folder, manifest) as writer,
+        watch_power(engine.config, writer, hz=power_hz),
+    ):
         recorder = RecordingSpanProcessor(writer.append)
         resource = {"tts.model": engine.config.model}
         telemetry = Telemetry(recorder, resource=resource, otlp=otlp)

@@ -62,6 +62,7 @@ def _run(job: Job, engine: Engine, folder: Path, say: Any) -> str | None:
             folder / job.name,
             concurrency=job.concurrency,
             record_text=job.record_text,
+            power_hz=job.power_hz,
             progress=lambda done, total: say({"job": job.name, "done": done, "total": total}),
         )
     except TtscopeError as error:

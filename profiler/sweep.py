@@ -31,11 +31,12 @@ from typing import Any
 import yaml
 
 from profiler.launch import EngineOptions
+from profiler.power import HZ, check_hz
 from traces.errors import TtscopeError, UsageError
 from traces.manifest import NAME, read_manifest
 from traces.schema import Policy, Record
 
-RUN_FIELDS = ("workload", "problems", "seed", "concurrency", "record_text")
+RUN_FIELDS = ("workload", "problems", "seed", "concurrency", "record_text", "power_hz")
 _DEFAULTS = {"workload": "demo", "problems": None, "seed": 0, "concurrency": 8}
 
 
@@ -50,7 +51,11 @@ class Job(Record):
     seed: int
     concurrency: int
     record_text: bool = False
+    power_hz: float = HZ
     repeat: int = 0
+
+    def __post_init__(self) -> None:
+        check_hz(self.power_hz)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,20 +76,20 @@ class Outcome:
     skipped: bool = False
 
 
-def load_plan(path: Path) -> list[EngineJobs]:
-    """Read a plan. Raises UsageError naming the field at fault."""
+def load_plan(path: Path, *, power_hz: float | None = None) -> list[EngineJobs]:
+    """Read a plan; `power_hz` stands instead of its own. Raises UsageError naming the field."""
     try:
         data = yaml.safe_load(path.read_text())
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
     except yaml.YAMLError as error:
         raise UsageError(f"{path}: not YAML ({str(error).splitlines()[0]})") from None
-    if not isinstance(data, Mapping) or not data.get("engines"):
+    if not isinstance(data, dict) or not data.get("engines"):
         raise UsageError(f"{path}: needs a list named engines (see docs/sweep.md)")
     known = {*RUN_FIELDS, "repeats", "engines", "policies"}
     if unknown := data.keys() - known:
         raise UsageError(f"{path}: no field {sorted(unknown)[0]!r}; {', '.join(sorted(known))}")
-    return list(_engines(data, path))
+    return list(_engines(data if power_hz is None else data | {"power_hz": power_hz}, path))
 
 
 def _engines(data: Mapping[str, Any], path: Path) -> Iterator[EngineJobs]:

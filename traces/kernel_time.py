@@ -76,6 +76,7 @@ class DeviceTime(Record):
     idle_share: float
     windows: int
     steps: int
+    ranks: int
     slowdown: float | None = None
     cost_share: float | None = None
 
@@ -107,6 +108,7 @@ def device_time(
         idle_share=idle / (busy + idle),
         windows=len(steps),
         steps=sum(steps.values()),
+        ranks=round(len(details) / len(steps)),
         slowdown=profiled / usual if profiled and usual else None,
         cost_share=cost_share,
     )

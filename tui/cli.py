@@ -99,6 +99,9 @@ def record(
     otlp: Annotated[
         str | None, typer.Option(help="Also send spans and metrics to this OTLP/HTTP URL.")
     ] = None,
+    power_hz: Annotated[
+        float, typer.Option(help="Readings of the devices' power a second, 10 to 50.")
+    ] = 20.0,
     price: Annotated[float | None, typer.Option(help="USD per device-hour.")] = None,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="The recording's folder.")
@@ -137,6 +140,7 @@ def record(
         record_text=record_text,
         kernels=kernels,
         otlp=otlp,
+        power_hz=power_hz,
         price=price,
         output=output,
         as_json=as_json,
@@ -149,12 +153,15 @@ def sweep(
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder of recordings.")] = Path(
         "runs"
     ),
+    power_hz: Annotated[
+        float | None, typer.Option(help="Readings of power a second, 10 to 50, for all runs.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Measure a list or grid of configurations; what is finished is skipped."""
     from tui.run_verbs import run_sweep
 
-    run_sweep(plan, output, as_json=as_json)
+    run_sweep(plan, output, power_hz=power_hz, as_json=as_json)
 
 
 @app.command()

@@ -24,6 +24,8 @@ def kernel_lines(run: Run) -> list[str]:
         windows = f"{found.windows} window{'s' if found.windows > 1 else ''}"
         of_steps = f", {found.steps:,} steps" if found.steps else ""
         lines.append(f"in {windows}{of_steps}: {spans} ({percent(found.idle_share)})")
+        if found.ranks > 1:
+            lines[-1] += f" over {found.ranks} ranks"
         cost = [
             *([f"steps took {found.slowdown:.2f} times as long"] if found.slowdown else ()),
             *([f"windows cost {found.cost_share:.1%} of the run"] if found.cost_share else ()),
