@@ -17,12 +17,13 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from advisor.composition import COLUMNS, composition_matrix
+from advisor.composition import composition_matrix
 from traces.energy import mean_power_w
 from traces.errors import RecordingError, UsageError
 from traces.manifest import WorkloadFacts
 from traces.recording import Recording
 from traces.schema import EngineConfig, ModelFacts, Policy, Speculative
+from traces.tables import COMPOSITION
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -199,7 +200,7 @@ def _steps(recording: Recording, key: str, engine: EngineConfig) -> list[StepTab
     frame = (
         recording.steps.filter(pl.col("engine") == key, ~pl.col("profiled").fill_null(False))
         .with_columns(seconds=pl.coalesce("interval_ns", "wall_ns") / 1e9)
-        .drop_nulls(["seconds", *COLUMNS])
+        .drop_nulls(["seconds", *COMPOSITION])
         .filter(pl.col("seconds") > 0, pl.col("prefill_requests") + pl.col("decode_requests") > 0)
     )
     if frame.is_empty():

@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from traces.tables import TABLES
+from traces.tables import COMPOSITION, TABLES
 
 Contexts = list[int]
 # Tokens of each request; those that ran before and, of them, those that come back after a
@@ -45,17 +45,6 @@ ENDED = (  # by `update_from_output`
 Begun = tuple[int, int | None, int, int, int, int, int, Contexts, Contexts, Work | None]
 RawStep = tuple[Any, ...]
 
-_COMPOSITION = (
-    "prefill_requests",
-    "prefill_tokens",
-    "decode_requests",
-    "decode_tokens",
-    "prefill_kv_tokens",
-    "decode_kv_tokens",
-    "prefill_query_context",
-    "max_context_tokens",
-    "cached_prompt_tokens",
-)
 Composition = tuple[int, int, int, int, int, int, int, int, int]
 
 
@@ -84,6 +73,7 @@ class StepRows:
         before, left_over = _shifted(end, self._last_end), _shifted(finished, self.left_over)
         self._last_end, self.left_over = int(end[-1]), int(finished[-1])
         idle = pl.Series(seen["idle_before"])
+        names = (*COMPOSITION, "max_context_tokens", "cached_prompt_tokens")
         composed = map(composition, seen["contexts"], seen["put_out"], seen["work"])
         drafted, accepted = zip(*map(speculation, seen["kept"]), strict=True)
         columns = {
@@ -104,7 +94,7 @@ class StepRows:
             "accepted": accepted,
             "draft_ns": seen["draft_ns"],
             "profiled": seen["profiled"],
-            **dict(zip(_COMPOSITION, zip(*composed, strict=True), strict=True)),
+            **dict(zip(names, zip(*composed, strict=True), strict=True)),
         }
         schema = {name: TABLES["steps"][name] for name in columns}
         return pl.DataFrame(columns, schema=schema).with_columns(
@@ -120,9 +110,8 @@ def _shifted(values: NDArray[np.int64], first: int) -> NDArray[np.int64]:
 def composition(contexts: Contexts, produced: Contexts, work: Work | None) -> Composition:
     """Return what a step computes, summed over its requests.
 
-    The order is prefill requests and tokens, decode requests and tokens, context read by
-    prefills and by decodes, the sum over prefill tokens of the context each attends to, the
-    longest context, and the prompt tokens found in the prefix cache.
+    The order is that of `COMPOSITION`, then the longest context and the prompt tokens found in the
+    prefix cache.
     """
     count = len(contexts)
     if work is None:  # nearly all steps, and sums run at C's speed
