@@ -19,10 +19,11 @@ Contexts = list[int]
 Work = tuple[dict[str, int], list[str], set[str], list[tuple[int, int]]]
 Kept = tuple[list[int], list[int]]  # tokens drafted for each request, and how many it kept
 
-# What one step leaves; clocks are monotonic nanoseconds.
-BEGUN = (  # by `schedule`
+# What `schedule` leaves of a step: vLLM's SchedulerOutput, the first nine of RAW and, behind the
+# start, the CPU clock.
+Begun = tuple[Any, int, int | None, int, int, int, int, int, Contexts, Contexts, Work | None]
+RAW = (  # what one step leaves; clocks are monotonic nanoseconds
     "start",
-    "cpu_clock",
     "running",
     "waiting",
     "free_blocks",
@@ -31,8 +32,6 @@ BEGUN = (  # by `schedule`
     "contexts",  # of the requests that ran before
     "put_out",  # their tokens until now
     "work",  # None where the step is one token for each of them
-)
-ENDED = (  # by `update_from_output`
     "step",
     "end",
     "cpu_ns",
@@ -42,7 +41,6 @@ ENDED = (  # by `update_from_output`
     "draft_ns",
     "profiled",
 )
-Begun = tuple[int, int | None, int, int, int, int, int, Contexts, Contexts, Work | None]
 RawStep = tuple[Any, ...]
 
 Composition = tuple[int, int, int, int, int, int, int, int, int]
@@ -66,7 +64,7 @@ class StepRows:
         """Return a frame of the `steps` table, one row a step."""
         if not raw:
             return pl.DataFrame(schema=TABLES["steps"])
-        seen = dict(zip((*BEGUN, *ENDED), zip(*raw, strict=True), strict=True))
+        seen = dict(zip(RAW, zip(*raw, strict=True), strict=True))
         start, end, ended, finished = (
             np.array(seen[name]) for name in ("start", "end", "ended", "finished")
         )
