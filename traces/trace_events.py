@@ -214,7 +214,7 @@ class TraceEvents:
         pairs = list(zip(events, arguments, strict=True))
         names = [self.names[event.name] for event in events]
         messages = [-1] * len(events)
-        moved = [_whole(args.bytes, -1) for args in arguments]
+        moved = _wholes([args.bytes for args in arguments], -1)
         devices = [_device(args.device, event.pid) for event, args in pairs]
         streams = [_stream(args.stream, event.tid) for event, args in pairs]
         for index, event in enumerate(events):
@@ -224,7 +224,7 @@ class TraceEvents:
         self._devices.add(
             start=starts,
             time=times,
-            correlation=[_whole(args.correlation, 0) for args in arguments],
+            correlation=_wholes([args.correlation for args in arguments], 0),
             device=devices,
             stream=streams,
             name=names,
@@ -238,7 +238,7 @@ class TraceEvents:
         if events:
             self._launches.add(
                 start=starts,
-                correlation=[_whole((event.args or _NONE).correlation, 0) for event in events],
+                correlation=_wholes([(event.args or _NONE).correlation for event in events], 0),
                 thread=[self._threads[event.pid, event.tid] for event in events],
             )
 
@@ -315,7 +315,11 @@ def _role(category: str | None) -> str | None:
 def _starts(events: Sequence[_Any]) -> tuple[Ints, Any]:
     """Return the start of each event in nanoseconds, and which events tell it."""
     if events and isinstance(events[0], ExactEvent):
-        exact = [_exact_ns(bytes(event.ts)) for event in events]  # type: ignore[arg-type]
+        texts = [bytes(event.ts) for event in events]  # type: ignore[arg-type]
+        usual = _usual_ns(texts)
+        if usual is not None:
+            return usual, np.ones(usual.shape, dtype=bool)
+        exact = [_exact_ns(text) for text in texts]
         told = np.asarray([start is not None for start in exact], dtype=bool)
         return np.asarray([start or 0 for start in exact], dtype=np.int64), told
     stamps = np.asarray([event.ts for event in events], dtype=np.float64)
@@ -328,6 +332,22 @@ def _starts(events: Sequence[_Any]) -> tuple[Ints, Any]:
 _THOUSANDTHS: dict[bytes, int] = {
     f"{n:0{size}d}".encode(): n * 10 ** (3 - size) for size in (1, 2, 3) for n in range(10**size)
 } | {b"": 0}
+
+
+_USUAL = len(b"1234567890123456.789")  # a time of this century as Kineto writes it
+_WEIGHTS = np.array([10**place for place in range(18, -1, -1)], dtype=np.int64)
+
+
+def _usual_ns(texts: Sequence[bytes]) -> Ints | None:
+    """Read time stamps that are all of the usual form, None when one is not."""
+    joined = b"".join(texts)
+    if len(joined) != _USUAL * len(texts) or set(map(len, texts)) != {_USUAL}:
+        return None
+    letters = np.frombuffer(joined, dtype=np.uint8).reshape(-1, _USUAL)
+    digits = np.delete(letters, 16, axis=1) - ord("0")
+    if (letters[:, 16] != ord(".")).any() or (digits > 9).any():
+        return None
+    return digits.astype(np.int64) @ _WEIGHTS
 
 
 def _exact_ns(text: bytes) -> int | None:
@@ -343,6 +363,21 @@ def _exact_ns(text: bytes) -> int | None:
         return int(number) if number.is_finite() and abs(number) < _FURTHEST_NS else _FURTHEST_NS
     except (InvalidOperation, UnicodeDecodeError):
         return None
+
+
+def _wholes(values: list[Any], default: int) -> Ints:
+    """Return `_whole` of each value."""
+    kinds = set(map(type, values))
+    if kinds == {type(None)}:
+        return np.full(len(values), default, dtype=np.int64)
+    if kinds == {int}:
+        try:
+            found = np.asarray(values, dtype=np.int64)
+        except OverflowError:
+            pass
+        else:
+            return np.where((found >= 0) & (found < _LARGE), found, default)
+    return np.asarray([_whole(value, default) for value in values], dtype=np.int64)
 
 
 def _whole(value: Any, default: int) -> int:

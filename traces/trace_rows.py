@@ -121,7 +121,7 @@ class Rows:
             "stream": [None if each < 0 else each for each in stream],
             "family": [family_of(names[index]) for index in name],
             "name": [names[index] for index in name],
-            "count": self.sums.count,
+            "count": self.sums.count.tolist(),  # polars asks numpy.ma about arrays: 5 ms
             "time": self.sums.total(0),
             "self_time": self.sums.total(1),
             "exposed_time": self.sums.total(2),
