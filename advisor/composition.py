@@ -14,15 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-COLUMNS: Final = (  # of the steps table; a step that lacks one teaches nothing
-    "prefill_requests",
-    "prefill_tokens",
-    "decode_requests",
-    "decode_tokens",
-    "prefill_kv_tokens",
-    "decode_kv_tokens",
-    "prefill_query_context",
-)
+from traces.tables import COMPOSITION
 
 FEATURES: Final = (
     "step",  # 1
@@ -39,8 +31,8 @@ INDEX: Final = {name: number for number, name in enumerate(FEATURES)}
 
 
 def composition_matrix(steps: pl.DataFrame, *, speculative: bool) -> npt.NDArray[np.float64]:
-    """Return [steps, FEATURES] of rows of the steps table that have all of COLUMNS."""
-    column = {name: steps[name].to_numpy().astype(float) for name in COLUMNS}
+    """Return [steps, FEATURES] of rows of the steps table that have all of COMPOSITION."""
+    column = {name: steps[name].to_numpy().astype(float) for name in COMPOSITION}
     prefills, decodes = column["prefill_requests"], column["decode_requests"]
     drafting = decodes if speculative else np.zeros_like(decodes)
     per_request = column["decode_tokens"] / np.maximum(decodes, 1)

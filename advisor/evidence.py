@@ -17,11 +17,13 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from advisor.composition import COLUMNS, composition_matrix
+from advisor.composition import composition_matrix
+from traces.energy import mean_power_w
 from traces.errors import RecordingError, UsageError
 from traces.manifest import WorkloadFacts
 from traces.recording import Recording
 from traces.schema import EngineConfig, ModelFacts, Policy, Speculative
+from traces.tables import COMPOSITION
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -146,7 +148,7 @@ def gather(recordings: Sequence[Recording]) -> Evidence:
         models.update(recording.manifest.models)
         for key, engine in recording.manifest.engines.items():
             steps.extend(_steps(recording, key, engine))
-            power = _mean_watts(recording, engine)
+            power = mean_power_w(recording, key)
             if power is not None:
                 watts.setdefault(law_key(engine), []).append(power)
         found, dropped = _runs(recording)
@@ -198,7 +200,7 @@ def _steps(recording: Recording, key: str, engine: EngineConfig) -> list[StepTab
     frame = (
         recording.steps.filter(pl.col("engine") == key, ~pl.col("profiled").fill_null(False))
         .with_columns(seconds=pl.coalesce("interval_ns", "wall_ns") / 1e9)
-        .drop_nulls(["seconds", *COLUMNS])
+        .drop_nulls(["seconds", *COMPOSITION])
         .filter(pl.col("seconds") > 0, pl.col("prefill_requests") + pl.col("decode_requests") > 0)
     )
     if frame.is_empty():
@@ -339,22 +341,3 @@ def verify_steps(
     if count:
         kept[-1] -= int(ends[count - 1]) - wanted
     return forwarded, kept
-
-
-def _mean_watts(recording: Recording, engine: EngineConfig) -> float | None:
-    """Return the mean power of an engine's devices, when exactly those were read by NVML."""
-    power = recording.frame("power").filter(pl.col("kind") == "nvml").drop_nulls(["watts", "time"])
-    if power.is_empty() or len(recording.manifest.engines) != 1:
-        return None
-    devices = power.partition_by("host", "device")
-    if len(devices) != engine.num_devices:
-        return None
-    means = []
-    for device in devices:
-        rows = device.sort("time")
-        span = (rows["time"][-1] - rows["time"][0]) / 1e9
-        if len(rows) < 2 or span <= 0:
-            return None
-        seconds = rows["time"].to_numpy() / 1e9
-        means.append(float(np.trapezoid(rows["watts"].to_numpy(), seconds)) / span)
-    return float(sum(means))

@@ -6,8 +6,9 @@ DATA is the folder with `v100_ns_resolution.json.gz` and `a100_nccl.json.gz`. Tr
 200 MB are made from the first by repeating its events with shifted times and correlation ids.
 PYTHON is an interpreter that has HolisticTraceAnalysis 0.5 (a package of its own environment:
 it is no dependency of ttscope), by default this one. Every reading is a process of its own, the
-two readers take turns, and medians are printed. Times are of reading alone, without imports;
-memory is the highest resident size of the process, and the part of it above its imports. On a
+two readers take turns, and medians are printed. Times are seconds of CPU of reading alone, all
+threads together and without imports: others that use the machine count for neither reader. Memory
+is the highest resident size of the process, and the part of it above its imports. On a
 shared machine only the ratios mean anything.
 """
 
@@ -57,9 +58,9 @@ def read_once(reader: str, path: str) -> dict[str, Any]:
 
         version = importlib.metadata.version("HolisticTraceAnalysis")
     imported = highest_mb()
-    start = time.perf_counter()
+    start = time.process_time()
     read(path)
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     return {
         "seconds": seconds,
         "peak_mb": highest_mb(),

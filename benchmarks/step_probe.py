@@ -2,7 +2,10 @@
 
 Without an engine: a scheduler whose two methods do nothing gives steps of 64 decoding requests
 (vLLM's own classes where vLLM is installed), with and without the probe, in turns. Inline is the
-time that the probe adds on the engine's thread; drain is the CPU time of its rows on the writer's.
+time that the probe adds on the engine's thread; drain is the CPU time of its rows on the writer's;
+collecting is what Python's garbage collector takes of the engine's thread, where every step is a
+new object, since what a probe keeps until it is drained makes the collector run. Pin it to a core
+(``taskset -c 1``); the load is printed.
 
 ``--throughput`` runs the bundled small reasoner on vLLM at a constant batch of 64, with the probe
 put in and taken out every 20 steps over 20,000 steps, and gives the difference in step time of
@@ -11,8 +14,10 @@ neighbouring blocks, whose batch is equal and whose contexts differ by 20 tokens
 
 import argparse
 import gc
+import os
 import platform
 import time
+from collections import deque
 from types import SimpleNamespace
 
 import numpy as np
@@ -66,11 +71,20 @@ def scheduled() -> object:
     )
 
 
+def queue() -> deque[object]:
+    """Make an empty queue of waiting requests, vLLM's own where there is one."""
+    try:
+        from vllm.v1.core.sched.request_queue import FCFSRequestQueue
+    except ImportError:
+        return deque()
+    return FCFSRequestQueue()
+
+
 class Idle:
-    """A scheduler that gives what it is given."""
+    """A scheduler that gives one step again and again."""
 
     def __init__(self) -> None:
-        self.running, self.waiting, self.finished_req_ids = list(range(BATCH)), [], set()
+        self.running, self.waiting, self.finished_req_ids = list(range(BATCH)), queue(), set()
         pool = SimpleNamespace(
             num_gpu_blocks=1000, free_block_queue=SimpleNamespace(num_free_blocks=500)
         )
@@ -83,6 +97,14 @@ class Idle:
 
     def update_from_output(self, scheduled: object, computed: object) -> None:
         """Take it."""
+
+
+class Making(Idle):
+    """One that makes each step anew."""
+
+    def schedule(self) -> object:
+        """Give a new step."""
+        return scheduled()
 
 
 def timed(scheduler: Idle, steps: int) -> np.ndarray:
@@ -122,6 +144,42 @@ def inline() -> None:
     print(
         f"rows on the writer's thread: {np.median(drains) / 1e3:.2f} us of CPU per step "
         f"(1,000 steps a drain)"
+    )
+
+
+def collecting() -> None:
+    """Print the time of the garbage collector with and without the probe."""
+    scheduler = Making()
+    probe = StepProbe(scheduler, "engine", 0)
+    spent = begun = 0  # CPU time, in steps alone: what draining makes is the writer's
+
+    def watch(phase: str, info: object) -> None:
+        nonlocal spent, begun
+        if phase == "start":
+            begun = time.thread_time_ns()
+        else:
+            spent += time.thread_time_ns() - begun
+
+    gc.collect()
+    gc.freeze()  # as vLLM does when it has started
+    gc.enable()
+    gc.callbacks.append(watch)
+    took: dict[bool, float] = {}
+    for on in (False, True):
+        total = 0
+        for _ in range(10):
+            if on:
+                probe.install()
+            spent = 0
+            timed(scheduler, 1000)
+            total += spent
+            if on:
+                probe.remove()
+                probe.drain()
+        took[on] = total / 10_000 / 1e3
+    gc.callbacks.remove(watch)
+    print(
+        f"collecting garbage: {took[True]:.2f} us a step with the probe, {took[False]:.2f} without"
     )
 
 
@@ -174,11 +232,12 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--throughput", action="store_true")
     arguments = parser.parse_args()
-    print(machine())
+    print(f"{machine()}; load {os.getloadavg()[0]:.1f}")
     if arguments.throughput:
         throughput()
     else:
         inline()
+        collecting()
 
 
 if __name__ == "__main__":

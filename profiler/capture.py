@@ -16,7 +16,7 @@ import polars as pl
 from profiler.checkpoints import Checkpoints, check_budgets
 from profiler.engines.protocol import Engine
 from profiler.policies.rules import complete, needs_of
-from profiler.power import watch_power
+from profiler.power import HZ, check_hz, watch_power
 from profiler.provenance import provenance
 from profiler.run import Run
 from profiler.scorers import Scorer, ScoringThreads, scorer_of
@@ -47,6 +47,7 @@ def record(
     otlp: str | None = None,
     record_text: bool = False,
     price_usd_per_device_hour: float | None = None,
+    power_hz: float = HZ,
     progress: Progress | None = None,
 ) -> Path:
     """Run all problems, `concurrency` at a time, and return the recording's folder.
@@ -58,10 +59,12 @@ def record(
     problem are made to answer.
     Texts and token ids are kept for generated workloads or with `record_text`. When the engine
     fails or the user interrupts, the recording is closed as incomplete and the error goes on.
+    `power_hz` is how often the devices' power is read a second, 10 to 50.
     Raises UsageError for a policy that cannot be run, RecordingError when `folder` is taken.
     """
     # Refuse before anything is written.
     _check_limits(policy, concurrency, timeout_s)
+    check_hz(power_hz)
     policy = complete(policy)
     _check_effort(policy, workload, engine)
     needs, checkpoints = needs_of(policy, logprobs=logprobs), None
@@ -89,7 +92,7 @@ def record(
     report = progress or (lambda done, total: None)
     with RecordingWriter(folder, manifest) as writer:
         steps = _Steps(engine)
-        with watch_power(engine.config, writer):
+        with watch_power(engine.config, writer, hz=power_hz):
             recorder = RecordingSpanProcessor(writer.append)
             resource = {"tts.model": engine.config.model}
             telemetry = Telemetry(recorder, resource=resource, otlp=otlp)

@@ -72,6 +72,7 @@ def _run(job: Job, engine: Engine, folder: Path, say: Any) -> str | None:
             budget_checkpoints=job.budget_checkpoints,
             checkpoint_samples=job.checkpoint_samples,
             record_text=job.record_text,
+            power_hz=job.power_hz,
             progress=lambda done, total: say({"job": job.name, "done": done, "total": total}),
         )
     except TtscopeError as error:

@@ -21,6 +21,7 @@ from profiler import rapl
 from profiler.nvml import open_gpus
 from profiler.rapl import open_packages
 from profiler.sensor import Sensor, SensorError, Sensors
+from traces.errors import UsageError
 from traces.schema import EngineConfig
 from traces.writer import RecordingWriter
 
@@ -31,13 +32,19 @@ _IDLE_PER_BUSY = 4.0  # at most a fifth of the time is spent in readings
 _PATIENCE_S = 1.0
 
 
+def check_hz(hz: float) -> None:
+    """Raise UsageError for a number of readings a second that no sampler takes."""
+    if not (isinstance(hz, int | float) and _HZ_RANGE[0] <= hz <= _HZ_RANGE[1]):
+        raise UsageError(f"--power-hz must be 10 to 50 readings a second, not {hz}")
+
+
 class PowerSampler:
     """Reads sensors `hz` times a second on a thread of its own, from `start` to `stop`.
 
     Parameters
     ----------
     open_sensors: opens the devices; called on the thread, for a driver may hang.
-    hz: readings a second, 10 to 50 (ValueError otherwise); fewer where a reading is slow.
+    hz: readings a second, 10 to 50 (UsageError otherwise); fewer where a reading is slow.
     capacity: rows that may wait for `drain`; more are dropped and counted in `dropped`.
     patience_s: how long `start` and `stop` wait for a reading at most.
 
@@ -53,8 +60,7 @@ class PowerSampler:
         capacity: int = 20_000,
         patience_s: float = _PATIENCE_S,
     ) -> None:
-        if not _HZ_RANGE[0] <= hz <= _HZ_RANGE[1]:
-            raise ValueError(f"hz must be 10 to 50, not {hz:g}")
+        check_hz(hz)
         self._open = open_sensors
         self._period_s = 1 / hz
         self._state_every = max(1, round(hz / _STATE_HZ))

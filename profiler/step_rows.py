@@ -2,49 +2,47 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
-from traces.tables import TABLES
+from traces.tables import COMPOSITION, TABLES
 
-# step; what `schedule` left: vLLM's SchedulerOutput, start, CPU clock, running, waiting, free
-# blocks; end, idle before, CPU time, finished, tokens that each request got where some were
-# drafted, draft time, whether profiled. Clocks are monotonic nanoseconds.
-Begun = tuple[Any, int, int | None, int, int, int]
-Sampled = dict[str, int] | None
-RawStep = tuple[int, Begun, int, bool, int | None, int, Sampled, int | None, bool]
+Contexts = list[int]
+# Tokens of each request; those that ran before and, of them, those that come back after a
+# preemption; context and tokens of each new one.
+Work = tuple[dict[str, int], list[str], set[str], list[tuple[int, int]]]
+Kept = tuple[list[int], list[int]]  # tokens drafted for each request, and how many it kept
 
-_COLUMNS = (
-    "step",
-    "end",
-    "interval_ns",
-    "wall_ns",
-    "cpu_ns",
-    "gap_ns",
+# What `schedule` leaves of a step: vLLM's SchedulerOutput, the first nine of RAW and, behind the
+# start, the CPU clock.
+Begun = tuple[Any, int, int | None, int, int, int, int, int, Contexts, Contexts, Work | None]
+RAW = (  # what one step leaves; clocks are monotonic nanoseconds
+    "start",
     "running",
     "waiting",
-    "kv_blocks",
-    "finished",
-    "aborted",
+    "free_blocks",
+    "ended",  # requests, since the step before was scheduled
     "preempted",
-    "drafted",
-    "accepted",
+    "contexts",  # of the requests that ran before
+    "put_out",  # their tokens until now
+    "work",  # None where the step is one token for each of them
+    "step",
+    "end",
+    "cpu_ns",
+    "idle_before",
+    "finished",
+    "kept",  # None where nothing was drafted
     "draft_ns",
     "profiled",
 )
-_COMPOSITION = (
-    "prefill_requests",
-    "prefill_tokens",
-    "decode_requests",
-    "decode_tokens",
-    "prefill_kv_tokens",
-    "decode_kv_tokens",
-    "prefill_query_context",
-    "max_context_tokens",
-    "cached_prompt_tokens",
-)
+RawStep = tuple[Any, ...]
+
 Composition = tuple[int, int, int, int, int, int, int, int, int]
 
 
@@ -62,84 +60,77 @@ class StepRows:
     left_over: int = 0
     _last_end: int = 0
 
-    def frame(self, raw: list[RawStep]) -> pl.DataFrame:
+    def frame(self, raw: Sequence[RawStep]) -> pl.DataFrame:
         """Return a frame of the `steps` table, one row a step."""
-        rows = [self._row(*entry) for entry in raw]
-        names = (*_COLUMNS, *_COMPOSITION)
-        values: dict[str, Any] = dict(zip(names, map(list, zip(*rows, strict=True)), strict=False))
-        schema = {name: TABLES["steps"][name] for name in names}
-        return pl.DataFrame(values or None, schema=schema).with_columns(
+        if not raw:
+            return pl.DataFrame(schema=TABLES["steps"])
+        seen = dict(zip(RAW, zip(*raw, strict=True), strict=True))
+        start, end, ended, finished = (
+            np.array(seen[name]) for name in ("start", "end", "ended", "finished")
+        )
+        before, left_over = _shifted(end, self._last_end), _shifted(finished, self.left_over)
+        self._last_end, self.left_over = int(end[-1]), int(finished[-1])
+        idle = pl.Series(seen["idle_before"])
+        names = (*COMPOSITION, "max_context_tokens", "cached_prompt_tokens")
+        composed = map(composition, seen["contexts"], seen["put_out"], seen["work"])
+        drafted, accepted = zip(*map(speculation, seen["kept"]), strict=True)
+        columns = {
+            "step": seen["step"],
+            "end": end + self.unix_offset_ns,
+            "interval_ns": pl.Series(end - before).set(idle, None),
+            "wall_ns": end - start,
+            "cpu_ns": seen["cpu_ns"],
+            "gap_ns": pl.Series(start - before).set(idle, None),
+            "running": seen["running"],
+            "waiting": seen["waiting"],
+            "kv_blocks": self.usable_blocks - np.array(seen["free_blocks"]),
+            "finished": finished,
+            # What ended since the last update ended without it: it was aborted.
+            "aborted": np.maximum(ended - left_over, 0),
+            "preempted": seen["preempted"],
+            "drafted": drafted,
+            "accepted": accepted,
+            "draft_ns": seen["draft_ns"],
+            "profiled": seen["profiled"],
+            **dict(zip(names, zip(*composed, strict=True), strict=True)),
+        }
+        schema = {name: TABLES["steps"][name] for name in columns}
+        return pl.DataFrame(columns, schema=schema).with_columns(
             engine=pl.lit(self.engine_key), source=pl.lit("measured")
         )
 
-    def _row(
-        self,
-        step: int,
-        begun: Begun,
-        end: int,
-        idle: bool,
-        cpu: int | None,
-        finished: int,
-        sampled: Sampled,
-        draft_ns: int | None,
-        profiled: bool,
-    ) -> tuple[Any, ...]:
-        scheduled, start, _, running, waiting, free = begun
-        busy_since, self._last_end = self._last_end, end
-        # What ended since the last update ended without it: it was aborted.
-        aborted, self.left_over = len(scheduled.finished_req_ids) - self.left_over, finished
-        drafted, accepted = speculation(scheduled.scheduled_spec_decode_tokens, sampled)
-        return (
-            step,
-            end + self.unix_offset_ns,
-            None if idle else end - busy_since,
-            end - start,
-            cpu,
-            None if idle else start - busy_since,
-            running,
-            waiting,
-            self.usable_blocks - free,
-            finished,
-            max(aborted, 0),
-            len(scheduled.preempted_req_ids or ()),
-            drafted,
-            accepted,
-            draft_ns,
-            profiled,
-            *composition(scheduled),
-        )
+
+def _shifted(values: NDArray[np.int64], first: int) -> NDArray[np.int64]:
+    """Return of each value the one before."""
+    return np.concatenate(([first], values[:-1]))
 
 
-def composition(scheduled: Any) -> Composition:
-    """Return what a step computes, summed over the requests of a vLLM SchedulerOutput.
+def composition(contexts: Contexts, produced: Contexts, work: Work | None) -> Composition:
+    """Return what a step computes, summed over its requests.
 
-    The order is prefill requests and tokens, decode requests and tokens, context read by
-    prefills and by decodes, the sum over prefill tokens of the context each attends to, the
-    longest context, and the prompt tokens found in the prefix cache.
+    The order is that of `COMPOSITION`, then the longest context and the prompt tokens found in the
+    prefix cache.
     """
-    tokens: dict[str, int] = scheduled.num_scheduled_tokens
-    old = scheduled.scheduled_cached_reqs
-    contexts: list[int] = old.num_computed_tokens
-    count, total = len(contexts), scheduled.total_num_scheduled_tokens
-    if (
-        not scheduled.scheduled_new_reqs
-        and count == total
-        and not old.resumed_req_ids
-        and 0 not in old.num_output_tokens
-    ):  # every request decodes one token: nearly all steps, and sums run at C's speed
-        return 0, 0, count, count, 0, sum(contexts) + count, 0, max(contexts) + 1, 0
-    prefills = [(r.num_computed_tokens, tokens[r.req_id]) for r in scheduled.scheduled_new_reqs]
+    count = len(contexts)
+    if work is None:  # nearly all steps, and sums run at C's speed
+        if all(produced):
+            return 0, 0, count, count, 0, sum(contexts) + count, 0, max(contexts) + 1, 0
+        tokens: list[int] = [1] * count
+        resumed, prefills = [False] * count, list[tuple[int, int]]()
+    else:
+        scheduled, names, back, new = work
+        tokens = [scheduled[name] for name in names]
+        resumed, prefills = [name in back for name in names], list(new)
     cached = sum(context for context, _ in prefills)
     decode_requests = decode_tokens = decode_kv = longest = 0
-    for name, context, produced in zip(old.req_ids, contexts, old.num_output_tokens, strict=True):
-        scheduled_tokens = tokens[name]
-        if produced == 0 or name in old.resumed_req_ids:
-            prefills.append((context, scheduled_tokens))
+    for context, put_out, again, adds in zip(contexts, produced, resumed, tokens, strict=True):
+        if put_out == 0 or again:
+            prefills.append((context, adds))
             continue
         decode_requests += 1
-        decode_tokens += scheduled_tokens
-        decode_kv += context + scheduled_tokens
-        longest = max(longest, context + scheduled_tokens)
+        decode_tokens += adds
+        decode_kv += context + adds
+        longest = max(longest, context + adds)
     return (
         len(prefills),
         sum(count for _, count in prefills),
@@ -153,22 +144,16 @@ def composition(scheduled: Any) -> Composition:
     )
 
 
-def speculation(
-    drafts: dict[str, list[int]], sampled: Sampled
-) -> tuple[list[int] | None, list[int] | None]:
-    """Return tokens drafted and accepted per position of one step, None when none was drafted.
-
-    `sampled` has the tokens that each request got: those accepted and one more. vLLM pads the
-    place of a draft that there is none of with ids of -1.
-    """
-    real = {name: draft for name, draft in drafts.items() if draft and draft[0] != -1}
-    if not real or sampled is None:
+def speculation(kept: Kept | None) -> tuple[list[int] | None, list[int] | None]:
+    """Return tokens drafted and accepted per position of one step, None when none was drafted."""
+    if kept is None or not any(kept[0]):
         return None, None
-    width = max(map(len, real.values()))
-    drafted, accepted = [0] * width, [0] * width
-    for name, draft in real.items():
-        kept = sampled[name] - 1
-        for position in range(len(draft)):
-            drafted[position] += 1
-            accepted[position] += position < kept
-    return drafted, accepted
+    pairs = Counter(zip(*kept, strict=True)).items()
+    positions = range(max(kept[0]))
+    return (
+        [sum(times for (size, _), times in pairs if size > place) for place in positions],
+        [
+            sum(times for (size, got), times in pairs if min(size, got) > place)
+            for place in positions
+        ],
+    )

@@ -4,6 +4,10 @@ It wraps the scheduler's `schedule` and `update_from_output` and, on the engine'
 reads clocks and appends one tuple per step to a bounded ring; the rest is worked out by the
 writer thread when it drains the ring (`step_rows`). When something in the probe raises, it
 switches itself off and says so: the engine goes on.
+
+What the ring holds must be light: whatever is kept until it is drained outlives the step, and
+makes the garbage collector run on the engine's thread, which cost more than the probe itself when
+vLLM's SchedulerOutput was kept. So a step that only decodes leaves numbers and two lists.
 """
 
 from __future__ import annotations
@@ -13,13 +17,13 @@ import time
 from array import array
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import polars as pl
 
-from profiler.step_rows import RawStep, StepRows
+from profiler.step_rows import Begun, Kept, RawStep, StepRows, Work
 
 log = logging.getLogger("ttscope.steps")
 
@@ -42,7 +46,6 @@ class StepProbe:
     unix_offset_ns: int
     draft_timer: Any = None
     profiled: bool = False
-    step: int = 0
     first_step: dict[str, int] = field(default_factory=dict)
     dropped: int = 0
     failure: str | None = None
@@ -50,7 +53,7 @@ class StepProbe:
     _ends: array[int] = field(default_factory=lambda: array("q"))
     _forgotten: int = 0  # ends that are no longer kept
     _costs_ns: deque[int] = field(default_factory=lambda: deque(maxlen=10_000))
-    _pending: deque[tuple[Any, ...]] = field(default_factory=deque)
+    _pending: deque[Begun] = field(default_factory=deque)
 
     def __post_init__(self) -> None:
         self.reset(self.engine_key)
@@ -71,16 +74,21 @@ class StepProbe:
     def reset(self, engine_key: str) -> None:
         """Number the steps from 0 again, for a new recording; call while the engine is idle."""
         self.engine_key = engine_key
-        self.step = self.dropped = self._forgotten = 0
+        self.dropped = self._forgotten = 0
         self._rows = StepRows(
             engine_key=engine_key,
             unix_offset_ns=self.unix_offset_ns,
             usable_blocks=self.scheduler.kv_cache_manager.block_pool.num_gpu_blocks - 1,
             left_over=len(self.scheduler.finished_req_ids),
         )
-        self._ends = array("q")
+        del self._ends[:]
         for store in (self.first_step, self._ring, self._pending, self._costs_ns):
             store.clear()
+
+    @property
+    def step(self) -> int:
+        """How many steps have ended, which is the number of the next."""
+        return self._forgotten + len(self._ends)
 
     @property
     def cost_us(self) -> float | None:
@@ -103,34 +111,45 @@ class StepProbe:
     ) -> tuple[Callable[..., Any], Callable[..., Any]]:
         """Return both methods, watched.
 
-        They are closures because a cell is read in a third of the time of an attribute.
+        They are closures because a cell is read in a third of the time of an attribute, and call
+        without `*` where they can, which takes as long as all that they read.
         """
         now, thread_time = time.monotonic_ns, time.thread_time_ns
         scheduler, pending, ring, costs = self.scheduler, self._pending, self._ring, self._costs_ns
+        ends, timer = self._ends, self.draft_timer
         free = scheduler.kv_cache_manager.block_pool.free_block_queue
-        timer = self.draft_timer
+        # vLLM's queue is a deque whose len() goes through two Python calls.
+        count = deque.__len__ if isinstance(scheduler.waiting, deque) else len
         countdown = 0  # steps until the CPU clock is read again; 1 times the probe itself
         idle = True
 
         def watched_schedule(*args: Any, **kwargs: Any) -> Any:
             cpu = None if countdown else thread_time()
             start = now()
-            output = schedule(*args, **kwargs)
+            output = schedule(*args, **kwargs) if kwargs else schedule(*args)
             begun = now() if countdown == 1 else 0
             try:
-                if output.total_num_scheduled_tokens:
-                    if output.scheduled_new_reqs:
-                        step = self.step + len(pending)
-                        for request in output.scheduled_new_reqs:
-                            self.first_step[request.req_id] = step
+                if total := output.total_num_scheduled_tokens:
+                    cached = output.scheduled_cached_reqs
+                    contexts, preempted = cached.num_computed_tokens, output.preempted_req_ids
+                    plain = (
+                        total == len(contexts)
+                        and not output.scheduled_new_reqs
+                        and not cached.resumed_req_ids
+                    )
                     pending.append(
                         (
                             output,
                             start,
                             cpu,
                             len(scheduler.running),
-                            len(scheduler.waiting),
+                            count(scheduler.waiting),
                             free.num_free_blocks,
+                            len(output.finished_req_ids),
+                            len(preempted) if preempted else 0,
+                            contexts,
+                            cached.num_output_tokens,
+                            None if plain else self._work(output),
                         )
                     )
                     if begun:
@@ -141,35 +160,61 @@ class StepProbe:
 
         def watched_update(scheduled: Any, computed: Any, *args: Any, **kwargs: Any) -> Any:
             nonlocal countdown, idle
+            kept = None
             # Before the update, which cuts what a request that ends in this step got too much.
-            drafts = getattr(scheduled, "scheduled_spec_decode_tokens", None)
-            sampled = _sampled(computed) if drafts else None
-            result = update(scheduled, computed, *args, **kwargs)
+            try:
+                drafts = scheduled.scheduled_spec_decode_tokens
+                kept = _kept(drafts, computed) if drafts else None
+            except Exception as error:
+                self._give_up(error)
+            result = (
+                update(scheduled, computed, *args, **kwargs)
+                if args or kwargs
+                else update(scheduled, computed)
+            )
             end = now()
             try:
                 # A step that scheduled nothing is not pending; batches are taken in their order.
                 if pending and pending[0][0] is scheduled:
-                    begun = pending.popleft()
-                    cpu = None if begun[2] is None else thread_time() - begun[2]
-                    self._ends.append(end)
-                    step = self.step
+                    # One by one: to join two tuples with `*` takes thrice as long.
+                    (
+                        _,
+                        start,
+                        cpu,
+                        running,
+                        waiting,
+                        blocks,
+                        ended,
+                        preempted,
+                        contexts,
+                        put_out,
+                        work,
+                    ) = pending.popleft()
                     if len(ring) < RING_CAPACITY:
                         ring.append(
                             (
-                                step,
-                                begun,
+                                start,
+                                running,
+                                waiting,
+                                blocks,
+                                ended,
+                                preempted,
+                                contexts,
+                                put_out,
+                                work,
+                                self._forgotten + len(ends),
                                 end,
+                                None if cpu is None else thread_time() - cpu,
                                 idle,
-                                cpu,
                                 len(scheduler.finished_req_ids),
-                                sampled,
+                                kept,
                                 None if timer is None else timer.last_ns,
                                 self.profiled,
                             )
                         )
                     else:
                         self.dropped += 1
-                    self.step = step + 1
+                    ends.append(end)
                     idle = not (scheduler.running or scheduler.waiting)
                     if countdown == 1:
                         self._forget_ends()
@@ -182,10 +227,23 @@ class StepProbe:
 
         return watched_schedule, watched_update
 
+    def _work(self, output: Any) -> Work:
+        """Keep what a step computes that is not one token for each of its running requests."""
+        new, cached = output.scheduled_new_reqs, output.scheduled_cached_reqs
+        tokens, step = output.num_scheduled_tokens, self.step + len(self._pending)
+        for request in new:
+            self.first_step[request.req_id] = step
+        return (
+            tokens,
+            cached.req_ids,
+            cached.resumed_req_ids,
+            [(request.num_computed_tokens, tokens[request.req_id]) for request in new],
+        )
+
     def _forget_ends(self) -> None:
         if len(self._ends) > ENDS_KEPT:
             self._forgotten += ENDS_KEPT // 2
-            self._ends = self._ends[ENDS_KEPT // 2 :]
+            del self._ends[: ENDS_KEPT // 2]  # in place: the watched methods hold the array
 
     def _give_up(self, error: Exception) -> None:
         self.failure = f"{type(error).__name__}: {error}"
@@ -198,12 +256,17 @@ class StepProbe:
         return self._rows.frame([ring.popleft() for _ in range(len(ring))])
 
 
-def _sampled(computed: Any) -> dict[str, int] | None:
-    """Return how many tokens each request got in a step of vLLM's ModelRunnerOutput."""
+def _kept(drafts: Mapping[str, Sequence[int]], computed: Any) -> Kept | None:
+    """Return tokens drafted for each request and kept, by vLLM's ModelRunnerOutput of the step.
+
+    A request gets those accepted and one more. vLLM pads the place of a draft that there is none
+    of with ids of -1; nothing was drafted for it.
+    """
     try:
-        counts = map(len, computed.sampled_token_ids)
-        return dict(zip(computed.req_ids, counts, strict=True))
-    except (AttributeError, TypeError, ValueError):
+        got = dict(zip(computed.req_ids, map(len, computed.sampled_token_ids), strict=True))
+        real = {name: draft for name, draft in drafts.items() if draft and draft[0] != -1}
+        return list(map(len, real.values())), [got[name] - 1 for name in real]
+    except (AttributeError, KeyError, TypeError, ValueError):
         return None
 
 

@@ -32,6 +32,7 @@ import yaml
 
 from profiler.launch import EngineOptions
 from profiler.policies.rules import make_policy
+from profiler.power import HZ, check_hz
 from profiler.verifiers import NAMES as VERIFIERS
 from traces.errors import TtscopeError, UsageError
 from traces.manifest import NAME, read_manifest
@@ -43,6 +44,7 @@ RUN_FIELDS = (
     "seed",
     "concurrency",
     "record_text",
+    "power_hz",
     "logprobs",
     "timeout_s",
     "budget_checkpoints",
@@ -64,6 +66,7 @@ class Job(Record):
     seed: int
     concurrency: int
     record_text: bool = False
+    power_hz: float = HZ
     logprobs: bool = False
     timeout_s: float | None = None
     budget_checkpoints: tuple[int, ...] = ()
@@ -71,6 +74,9 @@ class Job(Record):
     repeat: int = 0
     verifier: str | None = None
     system_prompt: str | None = None
+
+    def __post_init__(self) -> None:
+        check_hz(self.power_hz)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,20 +97,20 @@ class Outcome:
     skipped: bool = False
 
 
-def load_plan(path: Path) -> list[EngineJobs]:
-    """Read a plan. Raises UsageError naming the field at fault."""
+def load_plan(path: Path, *, power_hz: float | None = None) -> list[EngineJobs]:
+    """Read a plan; `power_hz` stands instead of its own. Raises UsageError naming the field."""
     try:
         data = yaml.safe_load(path.read_text())
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
     except yaml.YAMLError as error:
         raise UsageError(f"{path}: not YAML ({str(error).splitlines()[0]})") from None
-    if not isinstance(data, Mapping) or not data.get("engines"):
+    if not isinstance(data, dict) or not data.get("engines"):
         raise UsageError(f"{path}: needs a list named engines (see docs/sweep.md)")
     known = {*RUN_FIELDS, "repeats", "engines", "policies"}
     if unknown := data.keys() - known:
         raise UsageError(f"{path}: no field {sorted(unknown)[0]!r}; {', '.join(sorted(known))}")
-    return list(_engines(data, path))
+    return list(_engines(data if power_hz is None else data | {"power_hz": power_hz}, path))
 
 
 def _engines(data: Mapping[str, Any], path: Path) -> Iterator[EngineJobs]:

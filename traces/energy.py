@@ -126,6 +126,34 @@ def attribute_energy(
     return energy, samples, rows.with_columns(energy_j=slowed)
 
 
+def run_window(problems: pl.DataFrame, samples: pl.DataFrame) -> Window | None:
+    """Return the first arrival and the last end of a run, None where there are none."""
+    ends = pl.concat([problems["end"], problems["decided_at"], samples["end"]]).drop_nulls()
+    starts = problems["arrival"].drop_nulls()
+    if not ends.len() or not starts.len():
+        return None
+    return int(starts.to_numpy().min()), int(ends.to_numpy().max())
+
+
+def mean_power_w(recording: Recording, engine: str) -> float | None:
+    """Return the power of an engine's devices from the first arrival to the last end, in watts.
+
+    By counter or by power, of GPUs or of the processor, as in `Energy.mean_w`; None where that is
+    not known, or where several engines share the recording.
+    """
+    if len(recording.manifest.engines) != 1:
+        return None
+    window = run_window(recording.problems, recording.samples)
+    power, kind = _of_one_kind(recording.frame("power"))
+    curve = _curve(recording, engine, power, kind, window)
+    return None if isinstance(curve, str) else _mean_w(curve)
+
+
+def _mean_w(curve: Curve) -> float:
+    rise = curve.joules[-1] - curve.joules[0]
+    return float(rise / (curve.seconds[-1] - curve.seconds[0]))
+
+
 def _of_one_kind(power: pl.DataFrame) -> tuple[pl.DataFrame, str | None]:
     """The GPUs' readings when there are any, else the host's; never both added."""
     kinds = power["kind"].unique().to_list()
@@ -174,7 +202,6 @@ def _by_problem(rows: pl.DataFrame, samples: pl.DataFrame, idle: float | None) -
 
 
 def _numbers(curve: Curve, shares: EnergyShares, kind: str | None, rows: pl.DataFrame) -> Energy:
-    seconds = float(curve.seconds[-1] - curve.seconds[0])
     decided = rows["state"] == "decided"
     over = partial(_over, shares.total, rows["energy_j"])
     if (rows["state"] == "in_flight").any():  # their tokens and answers are not known
@@ -187,7 +214,7 @@ def _numbers(curve: Curve, shares: EnergyShares, kind: str | None, rows: pl.Data
         per_correct=over(rows["correct"].set(~decided, 0.0), "J"),
         idle=None if idle is None else Estimate(value=idle, unit="J"),
         idle_share=None if idle is None else Estimate(value=idle / shares.total, unit="1"),
-        mean_w=Estimate(value=shares.total / seconds, unit="W"),
+        mean_w=Estimate(value=_mean_w(curve), unit="W"),
         max_w=Estimate(value=curve.max_w, unit="W"),
         kind=kind,
         method=curve.method,

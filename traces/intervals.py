@@ -72,6 +72,49 @@ def length(starts: Ints, ends: Ints) -> int:
     return int((end - begin).sum())
 
 
+class Union:
+    """The union of intervals that arrive a chunk at a time.
+
+    Chunks that follow one another in time, as a trace's do, are kept beside one another. Others
+    are merged when they are of about one size, so that no interval is looked at more often than
+    the logarithm of their number.
+    """
+
+    def __init__(self) -> None:
+        self._parts: list[tuple[Ints, Ints]] = []
+        self._in_order = True
+
+    def add(self, starts: Ints, ends: Ints) -> None:
+        """Add intervals."""
+        if not starts.size:
+            return
+        part = union(starts, ends)
+        self._in_order &= not self._parts or bool(part[0][0] > self._parts[-1][1][-1])
+        self._parts.append(part)
+        while (
+            not self._in_order
+            and len(self._parts) > 1
+            and self._parts[-1][0].size * 2 > self._parts[-2][0].size
+        ):
+            self._parts[-2:] = [_merged(self._parts[-2:])]
+
+    def whole(self) -> tuple[Ints, Ints]:
+        """Return all of it, as `union` does."""
+        return _merged(self._parts)
+
+    def length(self) -> int:
+        """Return its length."""
+        parts = self._parts if self._in_order else [self.whole()]
+        return sum(int((end - begin).sum()) for begin, end in parts)
+
+
+def _merged(parts: list[tuple[Ints, Ints]]) -> tuple[Ints, Ints]:
+    if not parts:
+        return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
+    starts, ends = map(np.concatenate, zip(*parts, strict=True))
+    return union(starts, ends)
+
+
 def self_times(threads: Ints, starts: Ints, durations: Ints) -> Ints:
     """Return each operator's time without what it called on its own thread.
 

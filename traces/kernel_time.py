@@ -64,25 +64,54 @@ def bus_bandwidth(name: str, size: float | None, seconds: float, ranks: int | No
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceTime(Record):
-    """Device-seconds inside the profiled windows, summed over ranks: with work, and without."""
+    """Device-seconds inside the profiled windows, summed over ranks: with work, and without.
+
+    `steps` is how many engine steps the windows hold, `slowdown` how many times as long as the
+    steps before they took, and `cost_share` what windows cost of the run's time; None where that
+    was not measured, as in an imported trace.
+    """
 
     busy_s: float
     idle_s: float
     idle_share: float
+    windows: int
+    steps: int
+    ranks: int
+    slowdown: float | None = None
+    cost_share: float | None = None
 
 
-def device_time(events: pl.DataFrame, engine: str) -> DeviceTime | None:
+def device_time(
+    events: pl.DataFrame, engine: str, cost_share: float | None = None
+) -> DeviceTime | None:
     """Return how busy the devices were in the windows of `events`; None without windows.
 
-    A window's row has its device-nanoseconds in `detail` as `busy_ns` and `idle_ns`.
+    A window's row has its device-nanoseconds in `detail` as `busy_ns` and `idle_ns`; each rank
+    has a row of its own.
     """
-    windows = events.filter(pl.col("kind").eq("window") & pl.col("engine").eq(engine))
-    details = [json.loads(text) for text in windows["detail"].drop_nulls()]
+    rows = events.filter(pl.col("kind").eq("window") & pl.col("engine").eq(engine))
+    details = [json.loads(text) for text in rows["detail"].drop_nulls()]
     busy = sum(detail.get("busy_ns") or 0 for detail in details) / 1e9
     idle = sum(detail.get("idle_ns") or 0 for detail in details) / 1e9
     if busy + idle <= 0:
         return None
-    return DeviceTime(busy_s=busy, idle_s=idle, idle_share=idle / (busy + idle))
+    steps: dict[int, int] = {}
+    for detail in details:
+        number = detail.get("window") or 0
+        steps[number] = max(steps.get(number, 0), detail.get("steps") or 0)
+    profiled, usual = (
+        sum(d.get(name) or 0 for d in details) for name in ("profiled_ns", "usual_ns")
+    )
+    return DeviceTime(
+        busy_s=busy,
+        idle_s=idle,
+        idle_share=idle / (busy + idle),
+        windows=len(steps),
+        steps=sum(steps.values()),
+        ranks=round(len(details) / len(steps)),
+        slowdown=profiled / usual if profiled and usual else None,
+        cost_share=cost_share,
+    )
 
 
 def _ranks(kernels: pl.DataFrame) -> int:

@@ -30,6 +30,7 @@ _PHASES = (  # name, begins at, ends at
     ("answer", "think_end", "end"),
 )
 Slice = dict[str, Any]
+_FIRST_TRACK = 100_000  # above the numbers of processes: a thread of its process's is its main one
 
 
 def export_trace(recording: Recording, path: Path) -> dict[str, int]:
@@ -88,7 +89,7 @@ def _slices(recording: Recording, base: int, tracks: _Tracks) -> Iterator[tuple[
             yield "kernels", piece
     for row in events.drop_nulls("time").iter_rows(named=True):
         track = tracks.of(f"engine {row['engine'] or ''}".strip(), "events")
-        told = {"detail": row["detail"]}
+        told = _told({"detail": row["detail"]})
         yield "events", {**_mark(row["kind"] or "event", track, row["time"]), "args": told}
 
 
@@ -200,12 +201,15 @@ class _Tracks:
 
     def __init__(self) -> None:
         self._numbers: dict[str, dict[str, tuple[int, int]]] = {}
+        self._count = 0
 
     def of(self, process: str, track: str) -> tuple[int, int]:
         own = self._numbers.setdefault(process, {})
         if track not in own:
             pid = list(self._numbers).index(process) + 1
-            own[track] = (pid, 1000 * pid + len(own) + 1)
+            # Of no other process: Perfetto takes a thread's number for its name everywhere.
+            self._count += 1
+            own[track] = (pid, _FIRST_TRACK + self._count)
         return own[track]
 
     def names(self) -> Iterator[Slice]:

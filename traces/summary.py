@@ -16,7 +16,7 @@ import numpy as np
 import polars as pl
 
 from traces.acceptance import Acceptance, acceptance
-from traces.energy import Energy, attribute_energy
+from traces.energy import Energy, attribute_energy, run_window
 from traces.kernel_time import (
     Collective,
     DeviceTime,
@@ -151,7 +151,7 @@ def _run(
     judged = rows.filter(pl.col("state") != "in_flight")
     latency, tokens = _numbers(decided, "latency_s"), _numbers(decided, "tokens")
     tpot = _sample_times(decided, samples)
-    window = _window(rows, samples)
+    window = run_window(rows, samples)
     energy, samples, rows = attribute_energy(
         recording, engine_key, window, alone=runs == 1, steps=steps, samples=samples, rows=rows
     )
@@ -182,7 +182,9 @@ def _run(
         time_by_family=time_by_family(kernels),
         collectives=collectives(kernels),
         top_kernels=top_kernels(kernels),
-        device_time=None if runs > 1 else device_time(recording.frame("events"), engine_key),
+        device_time=None
+        if runs > 1
+        else device_time(recording.frame("events"), engine_key, manifest.kernel_windows_cost),
         acceptance=acceptance(engine, steps, samples),
         ngram_what_if=ngram_what_if(_drafts(recording, engine_key, policy_key)),
         energy_j=energy,
@@ -242,15 +244,6 @@ def _sample_times(decided: pl.DataFrame, samples: pl.DataFrame) -> dict[str, Any
     )
     columns: dict[str, Any] = {name: _numbers(frame, name) for name in ("ttft_s", "tpot_s")}
     return columns | {"problem": frame["problem"].to_numpy()}
-
-
-def _window(rows: pl.DataFrame, samples: pl.DataFrame) -> tuple[int, int] | None:
-    """Return the first arrival and the last end of the run."""
-    ends = pl.concat([rows["end"], rows["decided_at"], samples["end"]]).drop_nulls()
-    starts = rows["arrival"].drop_nulls()
-    if not ends.len() or not starts.len():
-        return None
-    return int(starts.to_numpy().min()), int(ends.to_numpy().max())
 
 
 def _throughput(

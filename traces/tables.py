@@ -139,6 +139,17 @@ STEPS: Columns = {
     "source": TEXT,  # measured | inferred
 }
 
+# What a step computes: the columns that its time is a function of.
+COMPOSITION = (
+    "prefill_requests",
+    "prefill_tokens",
+    "decode_requests",
+    "decode_tokens",
+    "prefill_kv_tokens",
+    "decode_kv_tokens",
+    "prefill_query_context",
+)
+
 KERNELS: Columns = {
     "engine": TEXT,
     "rank": INT,

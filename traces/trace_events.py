@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-from array import array
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from decimal import Decimal, InvalidOperation
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -13,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from traces.collectives import Collective, read_message
+from traces.event_columns import Columns
 from traces.intervals import Ints
 from traces.kernels import family_of
 from traces.step_annotations import StepMark, read_mark
@@ -74,35 +74,6 @@ class _Launches(dict[str, bool]):
         return known
 
 
-class _Columns:
-    """Rows that arrive in batches, one growing array per column."""
-
-    def __init__(self, **dtypes: type[np.generic]) -> None:
-        self._dtypes = dtypes
-        self._arrays: dict[str, array[int]] = {}
-        self.clear()
-
-    @property
-    def size(self) -> int:
-        return len(next(iter(self._arrays.values())))
-
-    def add(self, **columns: Sequence[int] | Ints) -> None:
-        for name, values in columns.items():
-            self._arrays[name].frombytes(np.asarray(values, dtype=self._dtypes[name]).tobytes())
-
-    def clear(self) -> None:
-        self._arrays = {name: array(np.dtype(kind).char) for name, kind in self._dtypes.items()}
-
-    def take(self) -> dict[str, Any]:
-        """Return the columns without copying them, and forget them here."""
-        whole = {
-            name: np.frombuffer(values, dtype=self._dtypes[name])
-            for name, values in self._arrays.items()
-        }
-        self.clear()
-        return whole
-
-
 class TraceEvents:
     """Collects a trace's batches with `add`; times are nanoseconds of the trace's clock.
 
@@ -120,12 +91,13 @@ class TraceEvents:
         self.annotations: list[Annotation] = []
         self.device_annotations: list[Annotation] = []
         self._message_ids: dict[Collective, int] = {}
+        self._message_places: set[tuple[int, int]] = set()
         self._threads = _Numbers()
         self._launching = _Launches()
         self._waiting: dict[str, list[_Any]] = {
             role: [] for role in ("device", "launch", "cpu", "mark")
         }
-        self._devices = _Columns(
+        self._devices = Columns(
             start=np.int64,
             time=np.int64,
             correlation=np.int64,
@@ -136,8 +108,8 @@ class TraceEvents:
             bytes=np.int64,
             copy=np.int8,
         )
-        self._launches = _Columns(start=np.int64, correlation=np.int64, thread=np.int32)
-        self._ops = _Columns(
+        self._launches = Columns(start=np.int64, correlation=np.int64, thread=np.int32)
+        self._ops = Columns(
             start=np.int64,
             time=np.int64,
             thread=np.int32,
@@ -153,23 +125,33 @@ class TraceEvents:
         return self._devices.size
 
     @property
+    def message_places(self) -> set[tuple[int, int]]:
+        """On which devices and streams there was communication."""
+        return self._message_places
+
+    @property
+    def launches(self) -> int:
+        """How many calls that put work on a device were read."""
+        return self._launches.size
+
+    @property
     def cpu_ops(self) -> int:
         """How many operators of the CPU were read."""
         return self._ops.size
 
-    def device_columns(self, group: int | None) -> dict[str, Any]:
-        """Return the device events, once; `group` stands in for group sizes not told."""
+    def device_chunks(self, group: int | None) -> Iterator[dict[str, Any]]:
+        """Yield the device events; `group` stands in for group sizes not told."""
         self._fill_groups(group)
-        return self._devices.take()
+        return self._devices.chunks()
 
-    def launch_columns(self) -> dict[str, Any]:
-        """Return the calls that put work on a device, once."""
-        return self._launches.take()
+    def launch_chunks(self) -> Iterator[dict[str, Any]]:
+        """Yield the calls that put work on a device."""
+        return self._launches.chunks()
 
     def cpu_columns(self, group: int | None) -> dict[str, Any]:
-        """Return the operators of the CPU, once."""
+        """Return the operators of the CPU, all together."""
         self._fill_groups(group)
-        return self._ops.take()
+        return self._ops.whole()
 
     def _fill_groups(self, group: int | None) -> None:
         self.messages = [
@@ -232,16 +214,19 @@ class TraceEvents:
         pairs = list(zip(events, arguments, strict=True))
         names = [self.names[event.name] for event in events]
         messages = [-1] * len(events)
-        moved = [_whole(args.bytes, -1) for args in arguments]
+        moved = _wholes([args.bytes for args in arguments], -1)
+        devices = [_device(args.device, event.pid) for event, args in pairs]
+        streams = [_stream(args.stream, event.tid) for event, args in pairs]
         for index, event in enumerate(events):
             if family_of(event.name) == "communication":
                 messages[index], moved[index] = self._message(event)
+                self._message_places.add((devices[index], streams[index]))
         self._devices.add(
             start=starts,
             time=times,
-            correlation=[_whole(args.correlation, 0) for args in arguments],
-            device=[_device(args.device, event.pid) for event, args in pairs],
-            stream=[_stream(args.stream, event.tid) for event, args in pairs],
+            correlation=_wholes([args.correlation for args in arguments], 0),
+            device=devices,
+            stream=streams,
             name=names,
             message=messages,
             bytes=moved,
@@ -253,7 +238,7 @@ class TraceEvents:
         if events:
             self._launches.add(
                 start=starts,
-                correlation=[_whole((event.args or _NONE).correlation, 0) for event in events],
+                correlation=_wholes([(event.args or _NONE).correlation for event in events], 0),
                 thread=[self._threads[event.pid, event.tid] for event in events],
             )
 
@@ -330,7 +315,11 @@ def _role(category: str | None) -> str | None:
 def _starts(events: Sequence[_Any]) -> tuple[Ints, Any]:
     """Return the start of each event in nanoseconds, and which events tell it."""
     if events and isinstance(events[0], ExactEvent):
-        exact = [_exact_ns(bytes(event.ts)) for event in events]  # type: ignore[arg-type]
+        texts = [bytes(event.ts) for event in events]  # type: ignore[arg-type]
+        usual = _usual_ns(texts)
+        if usual is not None:
+            return usual, np.ones(usual.shape, dtype=bool)
+        exact = [_exact_ns(text) for text in texts]
         told = np.asarray([start is not None for start in exact], dtype=bool)
         return np.asarray([start or 0 for start in exact], dtype=np.int64), told
     stamps = np.asarray([event.ts for event in events], dtype=np.float64)
@@ -343,6 +332,22 @@ def _starts(events: Sequence[_Any]) -> tuple[Ints, Any]:
 _THOUSANDTHS: dict[bytes, int] = {
     f"{n:0{size}d}".encode(): n * 10 ** (3 - size) for size in (1, 2, 3) for n in range(10**size)
 } | {b"": 0}
+
+
+_USUAL = len(b"1234567890123456.789")  # a time of this century as Kineto writes it
+_WEIGHTS = np.array([10**place for place in range(18, -1, -1)], dtype=np.int64)
+
+
+def _usual_ns(texts: Sequence[bytes]) -> Ints | None:
+    """Read time stamps that are all of the usual form, None when one is not."""
+    joined = b"".join(texts)
+    if len(joined) != _USUAL * len(texts) or set(map(len, texts)) != {_USUAL}:
+        return None
+    letters = np.frombuffer(joined, dtype=np.uint8).reshape(-1, _USUAL)
+    digits = np.delete(letters, 16, axis=1) - ord("0")
+    if (letters[:, 16] != ord(".")).any() or (digits > 9).any():
+        return None
+    return digits.astype(np.int64) @ _WEIGHTS
 
 
 def _exact_ns(text: bytes) -> int | None:
@@ -358,6 +363,21 @@ def _exact_ns(text: bytes) -> int | None:
         return int(number) if number.is_finite() and abs(number) < _FURTHEST_NS else _FURTHEST_NS
     except (InvalidOperation, UnicodeDecodeError):
         return None
+
+
+def _wholes(values: list[Any], default: int) -> Ints:
+    """Return `_whole` of each value."""
+    kinds = set(map(type, values))
+    if kinds == {type(None)}:
+        return np.full(len(values), default, dtype=np.int64)
+    if kinds == {int}:
+        try:
+            found = np.asarray(values, dtype=np.int64)
+        except OverflowError:
+            pass
+        else:
+            return np.where((found >= 0) & (found < _LARGE), found, default)
+    return np.asarray([_whole(value, default) for value in values], dtype=np.int64)
 
 
 def _whole(value: Any, default: int) -> int:

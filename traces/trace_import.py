@@ -60,10 +60,10 @@ def import_traces(
         },
     )
     with RecordingWriter(folder, manifest, capacity=10_000_000) as writer:
+        kernels = pl.concat([trace.kernels for trace in traces])
+        waiting = [kernels.with_columns(engine=pl.lit(engine.key()))]
+        writer.add_source("kernels", lambda: waiting.pop() if waiting else kernels.clear())
         for trace in traces:
-            kernels = trace.kernels.with_columns(engine=pl.lit(engine.key()))
-            for row in kernels.iter_rows(named=True):
-                writer.append("kernels", row)
             writer.append("events", _window_row(trace, engine.key()))
         for row in step_rows(max(traces, key=lambda trace: len(trace.steps)), engine.key()):
             writer.append("steps", row)

@@ -63,12 +63,15 @@ def sweep(
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder of recordings.")] = Path(
         "runs"
     ),
+    power_hz: Annotated[
+        float | None, typer.Option(help="Readings of power a second, 10 to 50, for all runs.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Measure a list or grid of configurations; what is finished is skipped."""
     from tui.run_verbs import run_sweep
 
-    run_sweep(plan, output, as_json=as_json)
+    run_sweep(plan, output, power_hz=power_hz, as_json=as_json)
 
 
 @app.command()

@@ -21,7 +21,16 @@ def kernel_lines(run: Run) -> list[str]:
     if run.device_time is not None:
         found = run.device_time
         spans = f"busy {number(found.busy_s, 's')}, idle {number(found.idle_s, 's')}"
-        lines.append(f"in the windows: {spans} ({percent(found.idle_share)})")
+        windows = f"{found.windows} window{'s' if found.windows > 1 else ''}"
+        of_steps = f", {found.steps:,} steps" if found.steps else ""
+        lines.append(f"in {windows}{of_steps}: {spans} ({percent(found.idle_share)})")
+        if found.ranks > 1:
+            lines[-1] += f" over {found.ranks} ranks"
+        cost = [
+            *([f"steps took {found.slowdown:.2f} times as long"] if found.slowdown else ()),
+            *([f"windows cost {found.cost_share:.1%} of the run"] if found.cost_share else ()),
+        ]
+        lines += [f"  profiled, {'; '.join(cost)}"] if cost else []
     tops = [
         (f"  {shortened(each.name, 44)}", f"{each.calls:,.6g}", number(each.s, "s"))
         for each in run.top_kernels or ()

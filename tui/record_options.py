@@ -125,6 +125,9 @@ def record(
     otlp: Annotated[
         str | None, typer.Option(help="Also send spans and metrics to this OTLP/HTTP URL.")
     ] = None,
+    power_hz: Annotated[
+        float, typer.Option(help="Readings of the devices' power a second, 10 to 50.")
+    ] = 20.0,
     price: Annotated[float | None, typer.Option(help="USD per device-hour.")] = None,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="The recording's folder.")
@@ -196,6 +199,7 @@ def record(
         record_text=record_text,
         kernels=kernels,
         otlp=otlp,
+        power_hz=power_hz,
         price=price,
         output=output,
         as_json=as_json,

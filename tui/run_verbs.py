@@ -114,6 +114,7 @@ def run_record(
     record_text: bool,
     kernels: str | None,
     otlp: str | None,
+    power_hz: float,
     price: float | None,
     output: Path | None,
     as_json: bool,
@@ -122,6 +123,7 @@ def run_record(
     from profiler.capture import record
     from profiler.checkpoints import check_budgets
     from profiler.launch import start_engine
+    from profiler.power import check_hz
     from profiler.scorers import scorer_of
     from profiler.telemetry import check_settings
     from profiler.workload import load_workload
@@ -129,6 +131,7 @@ def run_record(
 
     if price is not None and not price > 0:
         raise UsageError(f"--price must be above 0, not {price}")
+    check_hz(power_hz)
     check_settings(otlp)
     if concurrency < 1:
         raise UsageError(f"--concurrency must be at least 1, not {concurrency}")
@@ -174,6 +177,7 @@ def run_record(
                 otlp=otlp,
                 record_text=record_text,
                 price_usd_per_device_hour=price,
+                power_hz=power_hz,
                 progress=lambda done, total: bar.update(task, completed=done, total=total),
             )
         finally:
@@ -186,11 +190,11 @@ def run_record(
             print(f"kept in {folder}", file=out)
 
 
-def run_sweep(plan: Path, output: Path, *, as_json: bool) -> None:
-    """Run a plan; exits 1 when a job failed, after all the others have run."""
+def run_sweep(plan: Path, output: Path, *, power_hz: float | None, as_json: bool) -> None:
+    """Run a plan, at `power_hz` where it is given; exits 1 when a job failed, after the others."""
     from profiler.sweep import load_plan, run_plan
 
-    jobs = load_plan(plan)
+    jobs = load_plan(plan, power_hz=power_hz)
     with progress_bar() as bar:
         outcomes = run_plan(jobs, output, on_line=sweep_progress(bar, jobs))
     failed = [outcome for outcome in outcomes if outcome.error is not None]

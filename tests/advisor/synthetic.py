@@ -83,6 +83,7 @@ def record(
     seed: int = 0,
     workload: str = "sums",
     watts: float | None = None,
+    power: tuple[str, str] = ("nvml", "watts"),  # kind, and the column that tells it
     **manifest,
 ) -> Recording:
     """Run the twin of the engine and write what a probe would have seen.
@@ -139,9 +140,9 @@ def record(
                 {
                     "host": "h",
                     "device": str(device),
-                    "kind": "nvml",
+                    "kind": power[0],
                     "time": START + _ns(float(time)),
-                    "watts": watts,
+                    power[1]: watts if power[1] == "watts" else watts * (100 + float(time)),
                 },
             )
     number = 0

@@ -14,6 +14,7 @@ from advisor.measures import Measures
 from tests.advisor.synthetic import GREEDY, VOTE16, engine_of, law_of, record
 from traces.errors import UsageError
 from traces.schema import Budget, Estimate
+from traces.summary import summarise
 
 QUICK = settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -276,6 +277,19 @@ def test_energy_is_the_power_over_the_device_time(tmp_path):
     estimates = answer.system_optimal.estimates
     assert estimates["energy_j"].value == pytest.approx(300 * estimates["device_s"].value)
     assert advisor.recommend(Budget(max_energy_j=1e-9)).system_optimal is None
+
+
+@pytest.mark.parametrize("kind", ["nvml", "rapl"])
+def test_energy_by_a_counter_reaches_the_advice(tmp_path, kind):
+    recording = record(
+        tmp_path / "r", engine_of("large"), GREEDY, problems=8, watts=75.0, power=(kind, "energy_j")
+    )
+    advisor = Advisor.fit([recording], draws=40)
+    estimates = advisor.recommend(Budget(optimise="energy")).system_optimal.estimates
+    assert estimates["energy_j"].value == pytest.approx(75 * estimates["device_s"].value)
+    (run,) = summarise(recording)
+    assert run.energy_j.method == "counter" and run.energy_j.kind == kind
+    assert list(advisor.evidence.watts.values()) == [pytest.approx(run.energy_j.mean_w.value)]
 
 
 def test_a_recorded_rate_is_the_load(tmp_path):

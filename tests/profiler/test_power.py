@@ -21,6 +21,7 @@ from profiler.sensor import SensorError
 from tests.profiler import fake_nvml
 from tests.profiler.fake_nvml import DRIVER_NOT_LOADED, LOST, NOT_SUPPORTED, TIMEOUT, FakeNvml
 from tests.profiler.stub import StubEngine
+from traces.errors import UsageError
 from traces.recording import Recording
 from traces.schema import Policy
 from traces.summary import summarise
@@ -213,8 +214,8 @@ def test_the_sampler_reads_at_its_rate_and_once_more_at_the_end(nvml):
 
 
 def test_the_rate_is_bounded():
-    for hz in (0.0, 9.0, 51.0, float("nan")):
-        with pytest.raises(ValueError, match="10 to 50"):
+    for hz in (0.0, 9.0, 51.0, float("nan"), "20"):
+        with pytest.raises(UsageError, match="10 to 50"):
             PowerSampler(rapl.open_packages, hz=hz)
 
 

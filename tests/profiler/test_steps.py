@@ -1,6 +1,7 @@
 """The step probe: what it says of a step, and that it never fails the engine."""
 
 import logging
+import weakref
 from types import SimpleNamespace
 
 import polars as pl
@@ -57,16 +58,54 @@ def test_a_step_of_prefills_chunks_and_decodes():
 
 @given(st.lists(st.integers(1, 5000), min_size=1, max_size=64))
 def test_the_fast_path_of_plain_decoding_gives_what_the_loop_gives(contexts):
-    plain = decoding(contexts)
-    slow = decoding(contexts)
-    slow.scheduled_new_reqs = [new("n")]
-    slow.num_scheduled_tokens["n"] = 1
-    fast = composition(plain)
-    looped = composition(slow)
-    assert fast[2:4] == looped[2:4] == (len(contexts), len(contexts))
-    assert fast[5] == looped[5] == sum(contexts) + len(contexts)
-    assert fast[7] == looped[7] == max(contexts) + 1
+    plain = decoding(contexts).scheduled_cached_reqs
+    names, produced = plain.req_ids, plain.num_output_tokens
+    fast = composition(contexts, produced, None)
+    assert fast == composition(contexts, produced, (dict.fromkeys(names, 1), names, set(), []))
+    assert fast[2:4] == (len(contexts), len(contexts))
+    assert fast[5] == sum(contexts) + len(contexts)
+    assert fast[7] == max(contexts) + 1
     assert fast[0] == fast[1] == fast[4] == fast[6] == fast[8] == 0
+
+
+def test_a_prompt_of_which_one_token_is_left_is_no_decode():
+    output = decoding([40, 9])
+    output.scheduled_cached_reqs.num_output_tokens[1] = 0
+    scheduler, probe = watched([output])
+    step(scheduler)
+    row = probe.drain().row(0, named=True)
+    assert (row["prefill_requests"], row["prefill_tokens"], row["prefill_kv_tokens"]) == (1, 1, 10)
+    assert (row["decode_requests"], row["decode_kv_tokens"]) == (1, 41)
+    assert row["max_context_tokens"] == 41
+
+
+def test_a_step_that_only_decodes_is_not_kept_alive_until_it_is_drained():
+    scheduler, probe = watched([decoding([4, 5])])
+    output = step(scheduler)
+    kept = weakref.ref(output)
+    del output
+    assert kept() is None
+    assert probe.drain()["decode_kv_tokens"].to_list() == [11]
+
+
+def test_what_the_engine_gives_is_passed_on():
+    told = []
+
+    class Told(FakeScheduler):
+        def schedule(self, throttle=False, *, more=None):
+            told.append((throttle, more))
+            return super().schedule()
+
+        def update_from_output(self, scheduled, computed, *, more=None):
+            told.append((computed, more))
+
+    scheduler = Told([decoding([4]), decoding([5])])
+    probe = StepProbe(scheduler, "e1", 0)
+    probe.install()
+    scheduler.update_from_output(scheduler.schedule(True), "c")
+    scheduler.update_from_output(scheduler.schedule(throttle=1, more=2), "c", more=3)
+    assert told == [(True, None), ("c", None), (1, 2), ("c", 3)]
+    assert probe.drain().height == 2
 
 
 def test_times_of_a_step_are_null_when_the_engine_was_idle_before():
@@ -157,7 +196,9 @@ def test_ends_of_long_ago_are_forgotten(monkeypatch):
     scheduler, probe = watched([decoding([4]) for _ in range(25)])
     for _ in range(25):
         step(scheduler)
-    ends = probe.drain()["end"].to_list()
+    rows = probe.drain()
+    ends = rows["end"].to_list()
+    assert rows["step"].to_list() == list(range(25)) and probe.step == 25
     assert probe.end_of(0) is None
     assert probe.end_of(24) == ends[24]
     assert probe.step_at(ends[22]) == 23

@@ -83,6 +83,24 @@ def test_bad_plans_are_told(tmp_path, text, message):
         sweep.load_plan(path)
 
 
+def test_how_often_power_is_read(tmp_path):
+    path = tmp_path / "plan.yaml"
+    text = "engines: [{model: demo/s}]\npolicies: [{method: greedy}]\n"
+
+    def rates(**options):
+        return {job.power_hz for group in sweep.load_plan(path, **options) for job in group.jobs}
+
+    path.write_text(text)
+    assert rates() == {20.0}
+    path.write_text(text + "power_hz: 50\n")
+    assert rates() == {50} and rates(power_hz=10.0) == {10.0}
+    (job,) = sweep.load_plan(path)[0].jobs
+    assert sweep.Job.from_json(job.to_json()) == job
+    path.write_text(text + "power_hz: often\n")
+    with pytest.raises(UsageError, match="10 to 50 readings a second, not often"):
+        sweep.load_plan(path)
+
+
 def test_finished_jobs_are_skipped_and_failures_recorded(plan, tmp_path, monkeypatch):
     folder = tmp_path / "runs"
     group = plan[0]

@@ -9,7 +9,7 @@ import pytest
 from tests.traces.made_traces import device_events, document, kernel, write
 from tests.traces.synthetic import simulate, write_recording
 from traces.errors import RecordingError
-from traces.perfetto import LAID_OUT, export_trace
+from traces.perfetto import LAID_OUT, _Lanes, _Tracks, export_trace
 from traces.recording import Recording
 from traces.trace_import import import_traces
 
@@ -58,6 +58,9 @@ def check_format(data):
             named.add((e["pid"], e["tid"]))
             continue
         assert e["ts"] >= 0
+        for time in (e["ts"], e.get("dur", 0)):  # whole nanoseconds, as the importer rounds them
+            assert round(time, 3) == time and time < 2**53 / 1e3
+        assert all(isinstance(value, str | int | float | bool) for value in e["args"].values())
         used.add((e["pid"], e["tid"]))
         if e["ph"] == "X":
             assert e["dur"] >= 0
@@ -65,6 +68,8 @@ def check_format(data):
         if e["ph"] == "i":
             assert e["s"] in "gpt"
     assert used <= named
+    assert len({tid for _, tid in named}) == len(named), "a track's number is in two processes"
+    assert not {pid for pid, _ in named} & {tid for _, tid in named}
     for spans in slices.values():
         stack = []
         for start, length in sorted(spans, key=lambda span: (span[0], -span[1])):
@@ -122,6 +127,14 @@ def test_an_imported_trace_exports(tmp_path, metadata):
     counts = export_trace(Recording.open(tmp_path / "r"), tmp_path / "out.json")
     check_format(load(tmp_path / "out.json"))
     assert (counts["steps"], counts["kernels"]) == (2, 7)
+
+
+def test_tracks_of_many_samples_at_a_time_are_not_those_of_the_steps():
+    tracks = _Tracks()
+    lanes = _Lanes(tracks, "samples", "sample")
+    places = [lanes.take(0, None) for _ in range(3000)]
+    places += [tracks.of("engine e", "steps"), tracks.of("engine f", "steps")]
+    assert len({tid for _, tid in places}) == len(places)
 
 
 def test_a_file_that_cannot_be_written(recording, tmp_path):
