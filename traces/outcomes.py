@@ -9,7 +9,7 @@ import polars as pl
 
 from traces.recording import Recording
 from traces.schema import ModelFacts
-from traces.shares import share_steps
+from traces.shares import never_ran, share_steps
 
 # Of problems and samples: an import that tells no times tells of what has ended.
 ENDED = pl.col("end").is_not_null() | pl.col("arrival").is_null()
@@ -122,7 +122,12 @@ def problem_rows(
     if manifest.engines[engine].enable_prefix_caching is False:
         cached = cached.fill_null(0)
     work = samples.with_columns(cached.alias("cached_tokens"), flops=_flops_column(recording))
-    work = work.with_columns(flops=pl.when(pl.col("cached_tokens").is_not_null()).then("flops"))
+    work = work.with_columns(
+        flops=pl.when(never_ran())
+        .then(0.0)
+        .when(pl.col("cached_tokens").is_not_null())
+        .then("flops")
+    )
     totals = work.group_by("problem").agg(
         _whole("output_tokens").alias("tokens"), _whole("flops"), _whole("busy_s")
     )

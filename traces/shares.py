@@ -37,6 +37,17 @@ def busy_seconds(steps: pl.DataFrame) -> Floats:
     return busy.to_series().to_numpy().astype(float) / 1e9
 
 
+def never_ran() -> pl.Expr:
+    """Return whether a sample was cancelled before it was scheduled, so that it cost nothing.
+
+    False for all where the engine does not tell when samples are scheduled, as a server does not.
+    """
+    scheduled = pl.col("scheduled").is_not_null() | pl.col("first_step").is_not_null()
+    cancelled = pl.col("cancelled_by").is_not_null()
+    nothing = pl.col("output_tokens").eq(0).fill_null(False)
+    return cancelled & nothing & ~scheduled & scheduled.any()
+
+
 def share_steps(steps: pl.DataFrame, samples: pl.DataFrame) -> Shares:
     """Share one engine's busy time among its samples, in the samples' order."""
     steps = steps.sort("step")
@@ -47,9 +58,10 @@ def share_steps(steps: pl.DataFrame, samples: pl.DataFrame) -> Shares:
 def share(amounts: Floats, steps: pl.DataFrame, samples: pl.DataFrame) -> Floats:
     """Share an amount of each step (seconds, joules; `steps` in order) among samples by tokens.
 
-    Returns one number per sample, nan where its steps are not known. The amounts of steps in which
-    no sample of the recording ran (a warm-up, another client) are spread over all in proportion,
-    so that the shares sum to the amounts. A sample in flight counts up to the last step.
+    Returns one number per sample, nan where its steps are not known, 0 where it never ran. The
+    amounts of steps in which no sample of the recording ran (a warm-up, another client) are spread
+    over all in proportion, so that the shares sum to the amounts. A sample in flight counts up to
+    the last step.
     """
     numbers = steps["step"].to_numpy()
     unknown = np.full(samples.height, np.nan)
@@ -77,6 +89,7 @@ def share(amounts: Floats, steps: pl.DataFrame, samples: pl.DataFrame) -> Floats
     if attributed > 0:
         shares = shares * (whole / attributed)
     unknown[known] = shares
+    unknown[samples.select(never_ran()).to_series().to_numpy()] = 0.0
     return unknown
 
 

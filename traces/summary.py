@@ -44,6 +44,7 @@ from traces.votes import WHOLE, PolicyOutcome, policies_within
 from traces.what_if import NgramWhatIf, ngram_what_if
 
 Spread = Mapping[str, Estimate | None]
+MOST_UNTOLD = 0.05  # share of the problems without a number at which a mean is still given
 NOTHING: Spread = {"mean": None, "p50": None, "p95": None}
 
 
@@ -149,6 +150,7 @@ def _run(
     decided = rows.filter(pl.col("state") == "decided")
     states = dict(rows["state"].value_counts().iter_rows())
     judged = rows.filter(pl.col("state") != "in_flight")
+    measured = decided.filter(pl.col("latency_s").is_not_null())  # not slowed by the profiler
     latency, tokens = _numbers(decided, "latency_s"), _numbers(decided, "tokens")
     tpot = _sample_times(decided, samples)
     window = run_window(rows, samples)
@@ -172,11 +174,11 @@ def _run(
         ttft_s=spread(tpot["ttft_s"], "s", tpot["problem"]),
         tpot_s=spread(tpot["tpot_s"], "s/token", tpot["problem"]),
         tokens_per_problem=mean(tokens, "tokens"),
-        flops_per_problem=mean(_numbers(decided, "flops"), "FLOP"),
+        flops_per_problem=mean(_told(decided, "flops"), "FLOP"),
         throughput_tokens_per_s=_throughput(made, window, steps),
-        device_s_per_problem=mean(_numbers(decided, "device_s"), "device-s"),
+        device_s_per_problem=mean(_told(measured, "device_s"), "device-s"),
         cost_per_token_device_s=ratio(latency * devices, tokens, "device-s/token"),
-        cost_usd_per_problem=mean(_numbers(decided, "cost_usd"), "USD"),
+        cost_usd_per_problem=mean(_told(measured, "cost_usd"), "USD"),
         steps=steps.height or None,
         step_time=step_times(steps),
         time_by_family=time_by_family(kernels),
@@ -218,6 +220,17 @@ def _policies(samples: pl.DataFrame, policy: Policy | None) -> tuple[PolicyOutco
 
 def _numbers(frame: pl.DataFrame, column: str) -> np.ndarray[Any, np.dtype[np.float64]]:
     return frame[column].cast(pl.Float64).fill_null(float("nan")).to_numpy()
+
+
+def _told(frame: pl.DataFrame, column: str) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Return the numbers, or none at all where too many problems have none.
+
+    Those that have one are then others than the rest: a stopping rule cancels samples of easy
+    problems.
+    """
+    numbers = _numbers(frame, column)
+    untold = np.isnan(numbers).sum()
+    return numbers if untold <= MOST_UNTOLD * numbers.size else numbers[:0]
 
 
 def _sum_or_none(column: pl.Series) -> float | None:

@@ -254,7 +254,8 @@ class InProcessEngine:
                     finish_reason="abort",
                     end=now,
                     prompt_tokens=None if state is None else state.prompt_len,
-                    cached_tokens=_known(getattr(request, "num_cached_tokens", None)),
+                    # One that ended in this very step has left the scheduler already.
+                    cached_tokens=_known(getattr(request or state, "num_cached_tokens", None)),
                     output_tokens=len(tokens),
                     **self._times(internal, state and state.stats, tokens, drafts),
                     prompt_token_ids=None if prompt is None else tuple(prompt),

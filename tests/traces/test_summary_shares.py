@@ -86,3 +86,34 @@ def test_what_nobody_ran_for_is_nobodys():
     assert share(amounts, steps, early).sum() == pytest.approx(amounts.sum())
     amounts[0] = 0.0  # the only step that it ran in
     assert np.isnan(share(amounts, steps, early)).all()
+
+
+def cancelled_before_it_ran(rows):
+    """Add to every second problem a sample that was cancelled while it waited."""
+    idle = []
+    for sample in rows["samples"]:
+        if sample["sample_index"] == 0 and len(idle) < len(rows["samples"]) // 4:
+            blank = dict.fromkeys(("queued", "scheduled", "first_token", "think_end"))
+            steps = dict.fromkeys(("first_step", "last_step", "cached_tokens", "correct", "answer"))
+            told = {"sample_index": 99, "output_tokens": 0, "cancelled_by": "decision"}
+            idle.append(sample | blank | steps | told)
+    return idle
+
+
+def test_a_sample_that_never_ran_cost_nothing_and_changes_no_share():
+    rows = simulate(problems=8, n=4, seqs=6, seed=5)
+    before = share_steps(*frames(rows)).sample_s
+    idle = cancelled_before_it_ran(rows)
+    assert idle
+    steps, samples = frames(rows | {"samples": rows["samples"] + idle})
+    after = share_steps(steps, samples).sample_s
+    assert after[: len(before)] == pytest.approx(before)
+    assert (after[len(before) :] == 0).all()
+
+
+def test_where_scheduling_is_not_told_a_cancelled_sample_stays_unknown():
+    rows = simulate(problems=2, n=2, seqs=6, seed=5)
+    for sample in rows["samples"]:
+        sample |= {"scheduled": None, "first_step": None, "cancelled_by": "decision"}
+        sample["output_tokens"] = 0
+    assert np.isnan(share_steps(*frames(rows)).sample_s).all()
