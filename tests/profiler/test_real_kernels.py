@@ -21,7 +21,7 @@ def record(folder, *arguments):
 
 def test_windows_tell_what_a_step_spends_its_time_on(tmp_path):
     run, recording = record(
-        tmp_path / "r", *("--model", "demo/s", "--problems", "30", "--n", "8", "--kernels", "3/40")
+        tmp_path / "r", *("--model", "demo/s", "--problems", "60", "--n", "8", "--kernels", "3/40")
     )
     steps, kernels = recording.frame("steps"), recording.frame("kernels")
     profiled = steps.filter("profiled")
@@ -39,7 +39,9 @@ def test_windows_tell_what_a_step_spends_its_time_on(tmp_path):
     assert recording.manifest.kernel_windows_cost is not None
     windows = recording.frame("events").filter(kind="window")
     details = [json.loads(text) for text in windows["detail"]]
-    assert all(detail["steps"] == 3 and detail["skipped"] == {} for detail in details)
+    assert all(detail["skipped"] == {} for detail in details)
+    # The run may end within its last window.
+    assert all(detail["steps"] == 3 for detail in details[:-1]) and details[-1]["steps"] <= 3
 
 
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="tensor parallel 2 needs two cores")

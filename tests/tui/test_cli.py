@@ -182,5 +182,5 @@ def test_demo_on_real_vllm(run, tmp_path):
     assert code == 0, err
     document = json.loads(out)
     check_advice(document)
-    assert len(document["recordings"]) == 7
+    assert len(document["recordings"]) == 12
     assert all(str(tmp_path) in path for path in document["recordings"])
