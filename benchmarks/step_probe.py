@@ -210,9 +210,9 @@ def throughput() -> None:
             blocks.append(time.perf_counter_ns() - begun)
             if place % 2:
                 probe.remove()
-                probe.drain()
         while engine.has_unfinished_requests():
             engine.step()
+        probe.drain()  # not between blocks: it would leave cold caches to those without the probe
         steps += len(blocks) * BLOCK
         # Against the mean of both neighbours, so that growth with context cancels.
         for place in range(1, len(blocks) - 1):
