@@ -14,6 +14,7 @@ scatter the wrong ones: that is what makes votes worthwhile.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import cache
 
 import numpy as np
 
@@ -72,6 +73,7 @@ class Mix:
     results: bool = True
 
 
+@cache  # asked for at every training step
 def unknown_products(*, by_term: float, by_prime: float) -> Products:
     """Return the products that are taught with random results: these shares of all.
 
