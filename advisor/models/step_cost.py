@@ -31,6 +31,11 @@ def linear_cost(seconds: Floats) -> StepCost:
     return StepCost(linear=np.ascontiguousarray(seconds, dtype=np.float64))
 
 
+def needs_longest(cost: StepCost) -> bool:
+    """Whether the longest context of a batch matters to its time."""
+    return False
+
+
 @compiled
 def chunk_seconds(cost: StepCost, tokens: int, before: int) -> float:
     """Return what a step pays for one prompt chunk apart from the sums in `step_seconds`.
@@ -64,7 +69,9 @@ def step_seconds(
     """
     law = cost.linear
     pace = decode_tokens / decodes if decodes else 0.0
-    seconds: float = law[0] + law[3] * (prompts + decodes) + law[6] * (prompt_tokens + decode_tokens)
+    seconds: float = (
+        law[0] + law[3] * (prompts + decodes) + law[6] * (prompt_tokens + decode_tokens)
+    )
     seconds += law[7] * (prompt_read + decode_context)
     seconds += law[8] * (prompt_query + decode_context * pace)
     if prompts:
