@@ -19,7 +19,18 @@ from advisor.models.step_cost import StepCost, needs_longest
 from advisor.simulation import stop_rules
 from advisor.simulation.loop import LEAST_OUTSTANDING, ROUND_ROBIN, run
 from advisor.simulation.scheduling import UNLIMITED
-from advisor.simulation.state import CANCELLED, ENGINE, NODE, NONE, PROBLEM, SAMPLE, Rules, World
+from advisor.simulation.state import (
+    ANSWER,
+    CANCELLED,
+    ENGINE,
+    NODE,
+    NONE,
+    PROBLEM,
+    SAMPLE,
+    SLOT,
+    Rules,
+    World,
+)
 from advisor.workload import Workload
 
 ROUTINGS: Final = {"round-robin": ROUND_ROBIN, "least-outstanding": LEAST_OUTSTANDING}
@@ -112,7 +123,11 @@ def _world(workload: Workload, limits: Limits, engines: int, slots: int, blocks:
         samples[name] = np.nan
     if not limits.prefix_caching:
         problems["segments"] = 0
-    segments = workload.segments(limits.block_size)
+    segments = workload.segment_blocks(limits.block_size)
+    nodes = np.zeros(engines * len(segments) + len(samples), NODE)
+    nodes["whole"][: engines * len(segments)] = np.tile(segments, engines)
+    answers = np.zeros(len(workload.right), ANSWER)
+    answers["right"] = workload.right
     states = np.zeros(engines, ENGINE)
     for name in (
         "waiting_first", "waiting_last", "running_first", "running_last", "partial", "doomed",
@@ -120,20 +135,16 @@ def _world(workload: Workload, limits: Limits, engines: int, slots: int, blocks:
     ):  # fmt: skip
         states[name] = NONE
     states["idle"], states["due"], states["virgin"] = 1, np.inf, blocks
+    states["segments"] = len(segments)
     return World(
         samples=samples,
         problems=problems,
         engines=states,
-        nodes=np.zeros(engines * len(segments) + len(samples), NODE),
-        segments=segments,
+        nodes=nodes,
         path=workload.path,
-        tally=np.zeros(len(workload.right)),
-        right=workload.right,
+        answers=answers,
+        slots=np.zeros((engines, slots), SLOT),
         phases=np.zeros((engines, limits.block_size), np.int32),
-        heap=np.zeros((engines, slots), np.int64),
-        tall=np.zeros((engines, slots), np.int64),
-        chunk=np.zeros((engines, slots, 2), np.int64),
-        drain=np.zeros((engines, slots), np.int64),
         totals=np.zeros(len(FEATURES) + 3),
     )
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from advisor.evidence import Sample
 from advisor.load import Load
-from advisor.simulation.state import NONE, SEGMENT
+from advisor.simulation.state import NONE
 
 Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
@@ -127,11 +127,9 @@ class Workload:
             segment_end=ends,
         )
 
-    def segments(self, block_size: int) -> npt.NDArray[np.void]:
+    def segment_blocks(self, block_size: int) -> Ints:
         """Return how many whole blocks each segment has."""
-        found = np.zeros(len(self.segment_end), SEGMENT)
-        found["blocks"] = self.segment_end // block_size - self.segment_start // block_size
-        return found
+        return self.segment_end // block_size - self.segment_start // block_size
 
     @cached_property
     def longest(self) -> int:

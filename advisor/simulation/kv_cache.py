@@ -14,13 +14,13 @@ from advisor.simulation.state import DECODE, NONE, Rules, World
 @inlined
 def segment_node(world: World, e: int, place: int) -> int:
     """Return the node of the segment at a place of `path` on an engine."""
-    return e * len(world.segments) + world.path[place]
+    return e * world.engines[e].segments + world.path[place]
 
 
 @inlined
 def own_node(world: World, s: int) -> int:
     """Return the node of the blocks that a sample has to itself."""
-    return len(world.engines) * len(world.segments) + s
+    return len(world.engines) * world.engines[0].segments + s
 
 
 @inner
@@ -29,7 +29,7 @@ def path_blocks(world: World, s: int) -> int:
     problem = world.problems[world.samples[s].problem]
     total = 0
     for place in range(problem.path, problem.path + problem.segments):
-        total += world.segments[world.path[place]].blocks
+        total += world.nodes[world.path[place]].whole
     return total
 
 
@@ -104,7 +104,8 @@ def admit(world: World, rules: Rules, e: int, s: int, free: int) -> int:
     whole = True
     for place in range(problem.path, problem.path + problem.segments):
         n = segment_node(world, e, place)
-        node, blocks = world.nodes[n], world.segments[world.path[place]].blocks
+        node = world.nodes[n]
+        blocks = node.whole
         shared += blocks
         found = min(node.cached, most - hit) if whole else 0
         hit += found
@@ -127,7 +128,8 @@ def admit(world: World, rules: Rules, e: int, s: int, free: int) -> int:
     left = hit
     for place in range(problem.path, problem.path + problem.segments):
         n = segment_node(world, e, place)
-        node, blocks = world.nodes[n], world.segments[world.path[place]].blocks
+        node = world.nodes[n]
+        blocks = node.whole
         found = min(node.cached, left)
         left -= found
         if node.holders == 0:
@@ -193,10 +195,10 @@ def growth_of(world: World, rules: Rules, e: int, steps: int, skip: int) -> int:
 
 
 @inner
-def draft_growth(world: World, rules: Rules, e: int, back: int, hold: bool) -> int:
+def draft_growth(world: World, rules: Rules, e: int, back: int, hold: int) -> int:
     """Return the blocks that a verify step takes: the next one, or the last if `back` is 1.
 
-    With `hold` the samples hold them from now on.
+    With `hold` 1 the samples hold them from now on.
     """
     engine = world.engines[e]
     total, s = 0, engine.running_first

@@ -53,7 +53,7 @@ def run(  # noqa: PLR0912, PLR0915 - one loop, compiled once
     log = np.zeros((1024 if keep_log else 1, WIDTH))
     rows = 0
     now = 0.0
-    arrived = turn = 0  # problems; the engine that is next in turn
+    arrived = turn = wide(0)  # problems; the engine that is next in turn
     due_in = min(in_flight, len(world.problems))  # problems that arrive now
     draws, first_draw, last_draw = np.zeros(len(world.problems), np.int64), 0, 0  # a ring
     while True:
@@ -91,8 +91,8 @@ def run(  # noqa: PLR0912, PLR0915 - one loop, compiled once
             engine.steps = 0
             while True:
                 cancelled = False
-                if engine.heap and world.samples[world.heap[e, 0]].ends <= engine.clock:
-                    s = world.heap[e, 0]
+                if engine.heap and world.samples[world.slots[e, 0].heap].ends <= engine.clock:
+                    s = world.slots[e, 0].heap
                 elif engine.doomed != NONE:
                     s = engine.doomed
                     engine.doomed = world.samples[s].doomed

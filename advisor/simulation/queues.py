@@ -70,8 +70,8 @@ def leave(world: World, e: int, s: int) -> None:
 
 
 @inner
-def _sooner(world: World, tall: bool, one: int, other: int) -> bool:
-    """Whether a sample comes before another: by its end, or by its context if `tall`."""
+def _sooner(world: World, tall: int, one: int, other: int) -> bool:
+    """Whether a sample comes before another: by its end, or by its context if `tall` is 1."""
     a, b = world.samples[one], world.samples[other]
     if tall:
         return a.known - a.since > b.known - b.since
@@ -79,31 +79,41 @@ def _sooner(world: World, tall: bool, one: int, other: int) -> bool:
 
 
 @inlined
-def _put(world: World, tall: bool, e: int, place: int, s: int) -> None:
+def _put(world: World, tall: int, e: int, place: int, s: int) -> None:
     if tall:
-        world.tall[e, place] = s
+        world.slots[e, place].tall = s
         world.samples[s].rank = place
     else:
-        world.heap[e, place] = s
+        world.slots[e, place].heap = s
         world.samples[s].place = place
 
 
+@inlined
+def _at(world: World, tall: int, e: int, place: int) -> int:
+    return world.slots[e, place].tall if tall else world.slots[e, place].heap
+
+
 @inner
-def _settle(world: World, tall: bool, e: int, place: int, s: int, count: int) -> None:
+def _settle(world: World, tall: int, e: int, place: int, s: int, count: int) -> None:
     """Put a sample where it belongs, from a free place on up or down."""
-    heap = world.tall if tall else world.heap
-    while place > 0 and _sooner(world, tall, s, heap[e, (place - 1) // 2]):
-        _put(world, tall, e, place, heap[e, (place - 1) // 2])
+    while place > 0:
+        parent = _at(world, tall, e, (place - 1) // 2)
+        if not _sooner(world, tall, s, parent):
+            break
+        _put(world, tall, e, place, parent)
         place = (place - 1) // 2
     while True:
         child = 2 * place + 1
         if child >= count:
             break
-        if child + 1 < count and _sooner(world, tall, heap[e, child + 1], heap[e, child]):
-            child += 1
-        if not _sooner(world, tall, heap[e, child], s):
+        least = _at(world, tall, e, child)
+        if child + 1 < count:
+            other = _at(world, tall, e, child + 1)
+            if _sooner(world, tall, other, least):
+                child, least = child + 1, other
+        if not _sooner(world, tall, least, s):
             break
-        _put(world, tall, e, place, heap[e, child])
+        _put(world, tall, e, place, least)
         place = child
     _put(world, tall, e, place, s)
 
@@ -113,9 +123,9 @@ def push(world: World, e: int, s: int, keep_longest: bool) -> None:
     """Add a decoding sample to the heaps."""
     engine = world.engines[e]
     engine.heap += 1
-    _settle(world, False, e, engine.heap - 1, s, engine.heap)
+    _settle(world, wide(0), e, engine.heap - 1, s, engine.heap)
     if keep_longest:
-        _settle(world, True, e, engine.heap - 1, s, engine.heap)
+        _settle(world, wide(1), e, engine.heap - 1, s, engine.heap)
 
 
 @inner
@@ -123,13 +133,13 @@ def remove(world: World, e: int, s: int, keep_longest: bool) -> None:
     """Take a sample out of the heaps."""
     engine, sample = world.engines[e], world.samples[s]
     engine.heap -= 1
-    last = world.heap[e, engine.heap]
+    last = world.slots[e, engine.heap].heap
     if last != s:
-        _settle(world, False, e, wide(sample.place), last, engine.heap)
+        _settle(world, wide(0), e, wide(sample.place), last, engine.heap)
     if keep_longest:
-        last = world.tall[e, engine.heap]
+        last = world.slots[e, engine.heap].tall
         if last != s:
-            _settle(world, True, e, wide(sample.rank), last, engine.heap)
+            _settle(world, wide(1), e, wide(sample.rank), last, engine.heap)
 
 
 @inlined
@@ -138,5 +148,5 @@ def longest(world: World, e: int, keep_longest: bool) -> float:
     engine = world.engines[e]
     if not keep_longest or engine.heap == 0:
         return 0.0
-    sample = world.samples[world.tall[e, 0]]
+    sample = world.samples[world.slots[e, 0].tall]
     return float(sample.known - sample.since + engine.clock + 1)

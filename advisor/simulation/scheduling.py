@@ -66,7 +66,7 @@ def plan(world: World, rules: Rules, cost: StepCost, blocks: int, e: int, now: f
     if engine.prompts == 0 and engine.draining == 0 and engine.decodes and not preempted:
         unseen = engine.waiting > 0 and world.samples[engine.waiting_first].queued > seen
         if not unseen or engine.running >= rules.max_seqs:
-            steps = world.samples[world.heap[e, 0]].ends - engine.clock
+            steps = world.samples[world.slots[e, 0].heap].ends - engine.clock
             if steps > 1 and rules.speculative:
                 steps = _drafted_steps(world, rules, blocks, e, steps)
             elif steps > 1:
@@ -143,16 +143,16 @@ def pass_steps(world: World, rules: Rules, cost: StepCost, e: int) -> None:
         engine.per_token += each * steps
         engine.context += engine.growth * steps
     if steps > 1 and rules.speculative and blocks_are_kept(world, e):
-        take(world, e, draft_growth(world, rules, e, wide(1), True))
+        take(world, e, draft_growth(world, rules, e, wide(1), wide(1)))
     drained = engine.draining
     for i in range(engine.draining):
-        sample = world.samples[world.drain[e, i]]
+        sample = world.samples[world.slots[e, i].drain]
         if not sample.by_length:
             world.problems[sample.problem].busy += each * sample.forward
     if drained:
         _drain(world, rules, e)
     for i in range(engine.prompts):
-        s, chunk = world.chunk[e, i, 0], world.chunk[e, i, 1]
+        s, chunk = world.slots[e, i].prompt, world.slots[e, i].chunk
         sample = world.samples[s]
         world.problems[sample.problem].busy += each * chunk
         sample.computed += chunk
@@ -222,7 +222,8 @@ def _admit(
         sample = world.samples[s]
         chunk = min(sample.known - sample.computed, budget)
         budget -= chunk
-        world.chunk[e, engine.prompts, 0], world.chunk[e, engine.prompts, 1] = s, chunk
+        slot = world.slots[e, engine.prompts]
+        slot.prompt, slot.chunk = s, chunk
         engine.prompts += 1
         engine.prompt_tokens += chunk
         engine.prompt_read += sample.computed + chunk
@@ -311,7 +312,7 @@ def end(world: World, rules: Rules, e: int, s: int, now: float, cancelled: bool)
     sample.known = slots
     if rules.asynchronous:
         sample.state = DRAINING
-        world.drain[e, engine.draining] = s
+        world.slots[e, engine.draining].drain = s
         engine.draining += 1
     else:
         engine.running -= 1
@@ -326,7 +327,7 @@ def _drain(world: World, rules: Rules, e: int) -> None:
     """Free the slots and blocks of samples that ended a step ago."""
     engine = world.engines[e]
     for i in range(engine.draining):
-        s = world.drain[e, i]
+        s = world.slots[e, i].drain
         sample = world.samples[s]
         release(world, rules, e, s, wide(sample.known), wide(sample.known))
         if sample.state == DRAINING:
@@ -348,7 +349,7 @@ def _make_room(world: World, rules: Rules, blocks: int, e: int) -> bool:
         if not rules.speculative:
             need = growth_of(world, rules, e, wide(1), wide(0))
         elif blocks_are_kept(world, e):
-            need = draft_growth(world, rules, e, wide(0), False)
+            need = draft_growth(world, rules, e, wide(0), wide(0))
         else:
             need = 0
         if engine.used + need <= blocks:
@@ -361,7 +362,7 @@ def _make_room(world: World, rules: Rules, blocks: int, e: int) -> bool:
             _preempt(world, rules, e)
             preempted = True
     if rules.speculative and need:
-        draft_growth(world, rules, e, wide(0), True)
+        draft_growth(world, rules, e, wide(0), wide(1))
     take(world, e, need)
     return preempted
 

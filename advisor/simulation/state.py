@@ -32,7 +32,7 @@ SAMPLE = np.dtype(
         ("verify", "i4"),  # decode steps that make the others
         ("forward", "f8"),  # tokens forwarded in each of these
         ("continues", "i4"),  # the sample whose blocks its prompt begins with, or NONE
-        ("answer", "i4"),  # its place in `tally`, or NONE
+        ("answer", "i4"),  # its place in `answers`, or NONE
         ("weight", "f8"),  # of its vote
         ("by_length", "?"),  # its end is known ahead, so no step is spent on finding it
         # Where it is.
@@ -68,7 +68,7 @@ PROBLEM = np.dtype(
         ("samples", "i4"),
         ("path", "i4"),  # its first segment in `path`
         ("segments", "i4"),
-        ("answer", "i4"),  # its first place in `tally`
+        ("answer", "i4"),  # its first place in `answers`
         ("answers", "i4"),
         ("drawn", "i4"),
         ("wanted", "i4"),  # samples that are to be drawn by now
@@ -101,6 +101,7 @@ ENGINE = np.dtype(
         ("heap", "i8"),
         ("outstanding", "i8"),
         ("idle", "i8"),
+        ("segments", "i8"),  # of all prompts
         # The decoding requests, summed.
         ("decodes", "i8"),
         ("tokens", "f8"),  # forwarded in a step
@@ -136,6 +137,7 @@ ENGINE = np.dtype(
 
 NODE = np.dtype(
     [
+        ("whole", "i4"),  # blocks of the segment when none is missing
         ("blocks", "i4"),  # that are allocated, or free but not yet taken
         ("cached", "i4"),  # of these, from the first, computed
         ("holders", "i4"),
@@ -146,7 +148,18 @@ NODE = np.dtype(
     align=True,
 )
 
-SEGMENT = np.dtype([("blocks", "i4")], align=True)
+ANSWER = np.dtype([("tally", "f8"), ("right", "?")], align=True)
+
+SLOT = np.dtype(
+    [
+        ("heap", "i8"),  # samples, the first to end on top
+        ("tall", "i8"),  # samples, the longest on top
+        ("drain", "i8"),  # samples whose slot falls free after a step
+        ("prompt", "i8"),  # prompts under way: sample and tokens
+        ("chunk", "i8"),
+    ],
+    align=True,
+)
 
 LOG_COLUMNS: Final = (
     "engine",
@@ -177,15 +190,10 @@ class World(NamedTuple):
     problems: npt.NDArray[np.void]
     engines: npt.NDArray[np.void]
     nodes: npt.NDArray[np.void]
-    segments: npt.NDArray[np.void]
     path: npt.NDArray[np.int32]
-    tally: npt.NDArray[np.float64]
-    right: npt.NDArray[np.bool_]
+    answers: npt.NDArray[np.void]
+    slots: npt.NDArray[np.void]  # [engines, slots]
     phases: npt.NDArray[np.int32]  # [engines, block_size] decoding samples by when they need one
-    heap: npt.NDArray[np.int64]  # [engines, slots] samples, the first to end on top
-    tall: npt.NDArray[np.int64]  # [engines, slots] samples, the longest on top
-    chunk: npt.NDArray[np.int64]  # [engines, slots, 2] prompts under way: sample, tokens
-    drain: npt.NDArray[np.int64]  # [engines, slots] samples whose slot falls free after a step
     totals: npt.NDArray[np.float64]  # [FEATURES + 3] sums over steps, then peaks
 
 

@@ -44,7 +44,7 @@ def count_vote(world: World, p: int, s: int, stop: int, value: float) -> None:
     problem.ended += 1
     if sample.answer != NONE:
         problem.votes += 1
-        world.tally[sample.answer] += sample.weight
+        world.answers[sample.answer].tally += sample.weight
     if stop == WINDOWS:
         start = (s - problem.sample) // int(value) * int(value)
         if start + int(value) >= problem.wanted:  # of the last window; earlier ones cannot agree
@@ -66,10 +66,10 @@ def verdict(world: World, p: int, stop: int, value: float) -> int:
         return _window_verdict(world, p, int(value))
     first = second = 0.0
     for place in range(problem.answer, problem.answer + problem.answers):
-        if world.tally[place] > first:
-            first, second = world.tally[place], first
-        elif world.tally[place] > second:
-            second = world.tally[place]
+        if world.answers[place].tally > first:
+            first, second = world.answers[place].tally, first
+        elif world.answers[place].tally > second:
+            second = world.answers[place].tally
     left = problem.samples - problem.ended
     if (
         left == 0
@@ -106,13 +106,13 @@ def right_share(world: World, p: int, stop: int) -> float:
     problem = world.problems[p]
     if stop == STREAK:
         last = problem.window_answer
-        return 1.0 if last != NONE and world.right[last] else 0.0
+        return 1.0 if last != NONE and world.answers[last].right else 0.0
     most = 0.0
     for place in range(problem.answer, problem.answer + problem.answers):
-        most = max(most, world.tally[place])
+        most = max(most, world.answers[place].tally)
     leaders = right = 0
     for place in range(problem.answer, problem.answer + problem.answers):
-        if most > 0 and world.tally[place] >= most * (1 - 1e-12):
+        if most > 0 and world.answers[place].tally >= most * (1 - 1e-12):
             leaders += 1
-            right += world.right[place]
+            right += world.answers[place].right
     return right / leaders if leaders else 0.0
