@@ -5,6 +5,7 @@
     +-- RecordingError          a path that is no recording, or one that cannot be read
     |   +-- NewerSchemaError    written by a newer ttscope
     +-- TraceError              a profiler trace that is none, or of which nothing can be read
+    +-- TablesError             tables of operator times that are none, or that are damaged
     +-- OutcomesError           a file of samples that is none, or of which nothing can be read
     +-- EngineError             an engine that cannot be started, reached or used
     +-- MissingDependencyError  an optional package that is not installed
@@ -38,6 +39,10 @@ class NewerSchemaError(RecordingError):
 
 class TraceError(TtscopeError):
     """A file is no profiler trace, is too large, or nothing in it can be read."""
+
+
+class TablesError(TtscopeError):
+    """A folder holds no tables of operator times, or one of them is damaged."""
 
 
 class OutcomesError(TtscopeError):

@@ -1,8 +1,8 @@
 """What a step costs, compiled: the form in which a replay asks for seconds.
 
 A step's time is a sum: a linear law of its composition (`composition.FEATURES`), and where operator
-tables are the source, the layers that work on tokens, those that work on sequences, and attention.
-A part that is not there is an empty table.
+tables are the source, the layers that work on tokens, those that work on sequences, and attention
+(`models/table_cost.py`). A part that is not there is empty.
 """
 
 from __future__ import annotations
@@ -14,21 +14,43 @@ import numpy.typing as npt
 
 from advisor.compiled import compiled
 from advisor.composition import FEATURES
+from advisor.models.table_cost import (
+    NO_TABLES,
+    StepTables,
+    chunk_attention,
+    decode_attention,
+    layer_seconds,
+    mixed_attention,
+)
 
 Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
 
 
 class StepCost(NamedTuple):
-    """Seconds of a step. `linear` [FEATURES] times the composition of the step."""
+    """Seconds of a step. `linear` [FEATURES] times the composition of the step, and tables.
+
+    `values` are all tables one after another, each beginning where `starts` says: few arrays, as
+    every call of a compiled function copies the fields.
+    """
 
     linear: Floats
+    values: Floats
+    starts: Ints
 
 
 def linear_cost(seconds: Floats) -> StepCost:
     """Return the cost of a linear law, `seconds` per unit of each of FEATURES."""
-    if np.shape(seconds) != (len(FEATURES),):
+    return table_cost(NO_TABLES, seconds)
+
+
+def table_cost(tables: StepTables, seconds: Floats | None = None) -> StepCost:
+    """Return the cost that tables give, with a linear law beside them if there is one."""
+    law = np.zeros(len(FEATURES)) if seconds is None else seconds
+    if np.shape(law) != (len(FEATURES),):
         raise ValueError(f"a linear law has {len(FEATURES)} coefficients")
-    return StepCost(linear=np.ascontiguousarray(seconds, dtype=np.float64))
+    values, starts = tables.packed()
+    return StepCost(np.ascontiguousarray(law, dtype=np.float64), values, starts)
 
 
 def needs_longest(cost: StepCost) -> bool:
@@ -42,7 +64,9 @@ def chunk_seconds(cost: StepCost, tokens: int, before: int) -> float:
 
     `tokens` are computed now, `before` were computed earlier or came from the cache.
     """
-    return 0.0
+    if len(cost.values) == 0:
+        return 0.0
+    return chunk_attention(cost.values, cost.starts, tokens, before)
 
 
 @compiled
@@ -75,9 +99,21 @@ def step_seconds(
     seconds += law[7] * (prompt_read + decode_context)
     seconds += law[8] * (prompt_query + decode_context * pace)
     if prompts:
-        seconds += law[1] + law[4] * prompts + chunks
+        seconds += law[1] + law[4] * prompts
     if drafting and decodes:
         seconds += law[2] + law[5] * decodes
+    if len(cost.values) == 0:
+        return seconds
+    values, starts = cost.values, cost.starts
+    seconds += layer_seconds(values, starts, prompt_tokens + decode_tokens, prompts + decode_tokens)
+    context = decode_context / decodes - pace if decodes else 0.0
+    if prompts:
+        seconds += mixed_attention(
+            values, starts, prompts, prompt_tokens, prompt_query, chunks, decodes, context,
+            longest - pace,
+        )  # fmt: skip
+    elif decodes:
+        seconds += decode_attention(values, starts, 1, decodes, context, 0.0, longest - pace, 0.0)
     return seconds
 
 
@@ -98,8 +134,21 @@ def leap_seconds(
     In the i-th, i from 0, the context read is `decode_context` + i x `growth` and the longest
     `longest` + i x `longest_growth`; the sum is in closed form.
     """
-    middle = (steps - 1) / 2
-    return steps * step_seconds(
-        cost, 0, 0, 0.0, 0.0, 0.0, decodes, decode_tokens,
-        decode_context + middle * growth, longest + middle * longest_growth, drafting,
-    )  # fmt: skip
+    law = cost.linear
+    middle = decode_context + (steps - 1) / 2 * growth
+    pace = decode_tokens / decodes if decodes else 0.0
+    once: float = law[0] + law[3] * decodes + law[6] * decode_tokens
+    once += law[7] * middle + law[8] * middle * pace
+    if drafting and decodes:
+        once += law[2] + law[5] * decodes
+    if len(cost.values) == 0:
+        return steps * once
+    values, starts = cost.values, cost.starts
+    once += layer_seconds(values, starts, decode_tokens, decode_tokens)
+    seconds = steps * once
+    if decodes:
+        seconds += decode_attention(
+            values, starts, steps, decodes, decode_context / decodes - pace, growth / decodes,
+            longest - pace, longest_growth,
+        )  # fmt: skip
+    return seconds
