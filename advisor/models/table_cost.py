@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from advisor.compiled import compiled
+from advisor.compiled import leaf
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -90,7 +90,14 @@ _MIXED_BATCH, _MIXED_KV = PARTS.index("mixed_batch"), PARTS.index("mixed_kv")
 _MIXED, _MIXED_SKEW, _LAUNCH = (PARTS.index(n) for n in ("mixed", "mixed_skew", "launch"))
 
 
-@compiled
+def has_skew(values: Floats, starts: Ints) -> bool:
+    """Whether contexts that differ move attention from its time at their mean."""
+    return any(
+        bool(values[starts[part] : starts[part + 1]].any()) for part in (_DECODE_SKEW, _MIXED_SKEW)
+    )
+
+
+@leaf
 def layer_seconds(values: Floats, starts: Ints, tokens: float, logits: float) -> float:
     """Return the seconds of the layers that work on `tokens` and on so many rows of logits."""
     seconds = 0.0
@@ -101,7 +108,7 @@ def layer_seconds(values: Floats, starts: Ints, tokens: float, logits: float) ->
     return seconds
 
 
-@compiled
+@leaf
 def _by_count(values: Floats, first: int, last: int, count: float) -> float:
     """Return a table's seconds at a count; beyond its end with the slope of its upper half."""
     whole = int(count)
@@ -114,7 +121,7 @@ def _by_count(values: Floats, first: int, last: int, count: float) -> float:
     return float(values[last] + (count - (last - first)) * slope)
 
 
-@compiled
+@leaf
 def _segment(values: Floats, first: int, last: int, at: float) -> int:
     """Return the index of the knot, from `first` to before `last`, whose segment holds `at`.
 
@@ -129,7 +136,7 @@ def _segment(values: Floats, first: int, last: int, at: float) -> int:
     return first
 
 
-@compiled
+@leaf
 def _place(values: Floats, knot: int, last: int, at: float) -> float:
     """Return where `at` lies between a knot and the next; 0 before it or if there is none."""
     if knot >= last or at <= values[knot]:
@@ -137,7 +144,7 @@ def _place(values: Floats, knot: int, last: int, at: float) -> float:
     return float((at - values[knot]) / (values[knot + 1] - values[knot]))
 
 
-@compiled
+@leaf
 def _skew(values: Floats, skew: int, knot: int, first: int, place: float) -> float:
     """Return the skew at a place between batches; held at that of the largest beyond it."""
     at = skew + knot - first
@@ -146,7 +153,7 @@ def _skew(values: Floats, skew: int, knot: int, first: int, place: float) -> flo
     return float(values[at] + (values[at + 1] - values[at]) * min(place, 1.0))
 
 
-@compiled
+@leaf
 def decode_attention(
     values: Floats,
     starts: Ints,
@@ -165,8 +172,9 @@ def decode_attention(
     first, last = starts[_DECODE_BATCH], starts[_DECODE_BATCH + 1] - 1
     if last < first:
         return 0.0
-    knot = _segment(values, first, last, decodes)
-    place = _place(values, knot, last, decodes)
+    batch = float(decodes)
+    knot = _segment(values, first, last, batch)
+    place = _place(values, knot, last, batch)
     skew = _skew(values, starts[_DECODE_SKEW], knot, first, place)
     width = starts[_DECODE_KV + 1] - starts[_DECODE_KV]
     row = starts[_DECODE] + (knot - first) * width
@@ -177,7 +185,7 @@ def decode_attention(
     return seconds
 
 
-@compiled
+@leaf
 def _decode_sum(
     values: Floats,
     starts: Ints,
@@ -218,15 +226,17 @@ def _decode_sum(
     return total
 
 
-@compiled
+@leaf
 def chunk_attention(values: Floats, starts: Ints, tokens: int, before: int) -> float:
     """Return the attention of one prompt chunk alone, without the launch."""
     if starts[_CHUNK + 1] == starts[_CHUNK]:
         return 0.0
-    return _mixed_at(values, starts, tokens, before, 0.0, 0.0) - float(values[starts[_LAUNCH]])
+    return _mixed_at(values, starts, float(tokens), float(before), 0.0, 0.0) - float(
+        values[starts[_LAUNCH]]
+    )
 
 
-@compiled
+@leaf
 def mixed_attention(
     values: Floats,
     starts: Ints,
@@ -248,22 +258,23 @@ def mixed_attention(
     if starts[_CHUNK + 1] == starts[_CHUNK]:
         return 0.0
     before = max(prompt_query / prompt_tokens - (prompt_tokens + 1) / 2, 0.0)
-    seconds = _mixed_at(values, starts, prompt_tokens, before, decodes, context)
+    chunk, batch = float(prompt_tokens), float(decodes)
+    seconds = _mixed_at(values, starts, chunk, before, batch, context)
     if decodes:
         first, last = starts[_MIXED_BATCH], starts[_MIXED_BATCH + 1] - 1
-        knot = _segment(values, first, last, decodes)
-        place = _place(values, knot, last, decodes)
+        knot = _segment(values, first, last, batch)
+        place = _place(values, knot, last, batch)
         skew = _skew(values, starts[_MIXED_SKEW], knot, first, place)
         if skew != 0.0 and longest >= context:
-            other = _mixed_at(values, starts, prompt_tokens, before, decodes, longest)
+            other = _mixed_at(values, starts, chunk, before, batch, longest)
             seconds += skew * (other - seconds)
     if prompts > 1:
-        alone = _mixed_at(values, starts, prompt_tokens, before, 0.0, 0.0)
+        alone = _mixed_at(values, starts, chunk, before, 0.0, 0.0)
         seconds -= max(alone - (values[starts[_LAUNCH]] + chunks), 0.0)
     return seconds
 
 
-@compiled
+@leaf
 def _mixed_at(
     values: Floats, starts: Ints, chunk: float, before: float, batch: float, context: float
 ) -> float:
