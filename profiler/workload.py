@@ -63,8 +63,11 @@ class Workload:
         return None if answer is None else chosen.canonical(answer)
 
     def is_correct(self, problem: Problem, answer: str | None) -> bool | None:
-        """Return whether a class of answers is the expected one; None where none is known."""
-        if problem.expected is None:
+        """Return whether a class of answers is the expected one; None where none is known.
+
+        None too where samples were given their length: the model did not end them.
+        """
+        if problem.expected is None or problem.output_tokens is not None:
             return None
         chosen = problem.verifier or self.verifier
         return answer is not None and chosen.matches(answer, problem.expected)
@@ -110,7 +113,7 @@ class Workload:
         if fixed:
             told.append(
                 f"the workload gave the output lengths of {fixed:,} of {len(self.problems):,} "
-                "problems: their samples were not ended by the model, nor cut"
+                "problems: the model did not end their samples, so they are not judged"
             )
         if late:
             told.append(f"answers that took too long to check, counted as wrong: {late:,}")

@@ -56,6 +56,12 @@ def test_given_lengths_are_not_cut_and_what_max_tokens_cuts_is(tmp_path):
     assert [row["censored"] for row in rows] == [False, False, True, True]
 
 
+def test_what_the_model_did_not_end_is_not_judged(tmp_path):
+    recording = recorded(tmp_path, VOTE, 7, None)
+    assert [row["correct"] for row in rows_of(recording)] == [None] * 3 + [True] * 3
+    assert recording.problems.sort("problem_id")["correct"].to_list() == [None, True]
+
+
 def test_the_recording_says_that_lengths_were_given(tmp_path):
     notes = recorded(tmp_path, VOTE, 7, None, 3).frame("events")["detail"].to_list()
     assert any("output lengths of 2 of 3 problems" in note for note in notes)
