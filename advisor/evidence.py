@@ -64,10 +64,11 @@ class ProblemRun:
     """One problem as one run answered it; `latency_s` is from arrival to decision.
 
     `cached_tokens` of its prompt came from the prefix cache for the sample that had the fewest,
-    which is what it shares with other problems.
+    which is what it shares with other problems. `arrival_ns` is unix time.
     """
 
     problem_id: str
+    arrival_ns: int
     prompt_tokens: int
     cached_tokens: int
     latency_s: float
@@ -131,8 +132,8 @@ def law_key(engine: EngineConfig) -> EngineConfig:
     )
 
 
-def gather(recordings: Sequence[Recording]) -> Evidence:
-    """Read what the recordings hold.
+def gather(recordings: Sequence[Recording], *, judged: bool = True) -> Evidence:
+    """Read what the recordings hold; `judged` says that samples must be right or wrong.
 
     Raises UsageError when there are none or they answer different workloads, and RecordingError
     when there is nothing to learn from.
@@ -160,7 +161,7 @@ def gather(recordings: Sequence[Recording]) -> Evidence:
         raise RecordingError(f"{names}: no engine step to learn from; record with the step probe")
     if not runs:
         raise RecordingError(f"{names}: no finished problem with all its samples; record again")
-    if not any(s.correct is not None for run in runs for s in _samples(run)):
+    if judged and not any(s.correct is not None for run in runs for s in _samples(run)):
         raise RecordingError(f"{names}: no sample is marked right or wrong; record with answers")
     prices = [r.manifest.price_usd_per_device_hour for r in recordings]
     given = {price for price in prices if price is not None}
@@ -282,6 +283,7 @@ def _problem_run(
     whole.sort(key=lambda s: _int(s["sample_index"]) or 0)
     return ProblemRun(
         problem_id=str(row["problem_id"]),
+        arrival_ns=_int(arrival) or 0,
         prompt_tokens=prompt,
         cached_tokens=min(_int(s["cached_tokens"]) or 0 for s in whole),
         latency_s=((_int(decided) or 0) - (_int(arrival) or 0)) / 1e9,

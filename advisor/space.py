@@ -77,17 +77,21 @@ class Candidate:
 
     def limits(self) -> Limits:
         """Return what the replay needs of the engine."""
-        engine = self.engine
-        blocks = engine.num_gpu_blocks
-        return Limits(
-            max_num_seqs=engine.max_num_seqs,
-            max_num_batched_tokens=engine.max_num_batched_tokens,
-            block_size=engine.block_size or DEFAULT_BLOCK,
-            num_blocks=None if blocks is None else blocks - 1,  # one is vLLM's null block
-            prefix_caching=engine.enable_prefix_caching is not False,
-            async_scheduling=engine.async_scheduling is True,
-            speculative=engine.speculative is not None,
-        )
+        return limits_of(self.engine)
+
+
+def limits_of(engine: EngineConfig) -> Limits:
+    """Return what the replay needs of an engine."""
+    blocks = engine.num_gpu_blocks
+    return Limits(
+        max_num_seqs=engine.max_num_seqs,
+        max_num_batched_tokens=engine.max_num_batched_tokens,
+        block_size=engine.block_size or DEFAULT_BLOCK,
+        num_blocks=None if blocks is None else blocks - 1,  # one is vLLM's null block
+        prefix_caching=engine.enable_prefix_caching is not False,
+        async_scheduling=engine.async_scheduling is True,
+        speculative=engine.speculative is not None,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,10 +123,10 @@ def explore(evidence: Evidence) -> Space:
     recorded = {(run.engine, run.policy) for run in evidence.runs}
     candidates = []
     for engine in _engines(evidence):
-        own = {pool.key[1] for pool in kept if pool.key[0] == _decoder(engine)}
+        own = {pool.key[1] for pool in kept if pool.key[0] == decoder_of(engine)}
         for pool in kept:
-            if pool.key[0] != _decoder(engine):
-                like = pool.key[0][:-1] == _decoder(engine)[:-1]
+            if pool.key[0] != decoder_of(engine):
+                like = pool.key[0][:-1] == decoder_of(engine)[:-1]
                 if engine.speculative is not None and like and pool.key[1] not in own:
                     dropped[UNRECORDED] += len(pool.policies)
                 continue
@@ -143,7 +147,7 @@ def explore(evidence: Evidence) -> Space:
     return Space(candidates=tuple(candidates), dropped=dict(dropped), problem_ids=names)
 
 
-def _decoder(engine: EngineConfig) -> Decoder:
+def decoder_of(engine: EngineConfig) -> Decoder:
     """Return what decides the answers beside the sampling.
 
     Speculation should not, but that is a claim about an implementation: engines with and without
@@ -158,11 +162,15 @@ def _decoder(engine: EngineConfig) -> Decoder:
     )
 
 
+def sampling_of(policy: Policy) -> Policy:
+    """Return what of a policy decides its single samples."""
+    return dataclasses.replace(policy, method="majority", n=1, rule=())
+
+
 def _pools(evidence: Evidence) -> list[Pool]:
     groups: dict[SampleKey, list[Run]] = {}
     for run in evidence.runs:
-        sampling = dataclasses.replace(run.policy, method="majority", n=1, rule=())
-        groups.setdefault((_decoder(run.engine), sampling), []).append(run)
+        groups.setdefault((decoder_of(run.engine), sampling_of(run.policy)), []).append(run)
     pools = []
     for key, runs in groups.items():
         whole = [run for run in runs if run.policy.method != "greedy"]

@@ -96,6 +96,48 @@ def show(
     )
 
 
+@app.command()
+def replay(
+    recording: Annotated[Path, typer.Argument(help="A recording.")],
+    change: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="engine.FIELD or policy.FIELD; repeat."),
+    ] = None,
+    learn: Annotated[
+        list[Path] | None,
+        typer.Option("--with", help="Recordings that teach other engines' steps; repeat."),
+    ] = None,
+    rate: Annotated[str | None, typer.Option(help="Problems arriving: 2/s, 30/min.")] = None,
+    concurrency: Annotated[int | None, typer.Option(help="Problems in flight.")] = None,
+    replicas: Annotated[int, typer.Option(help="Engines that share the load.")] = 1,
+    routing: Annotated[str, typer.Option(help="round-robin or least-outstanding.")] = "round-robin",
+    together: Annotated[bool, typer.Option(help="A problem's samples to one engine.")] = False,
+    run: Annotated[int, typer.Option(help="Which of the recording's runs, from 1.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of what is drawn.")] = 0,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Keep the predicted run.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Predict a recorded run under a configuration that was never run."""
+    from tui.replay_verb import run_replay
+
+    run_replay(
+        recording,
+        changes=change or (),
+        learn=learn or (),
+        run=run,
+        rate=rate,
+        concurrency=concurrency,
+        replicas=replicas,
+        routing=routing,
+        together=together,
+        seed=seed,
+        output=output,
+        as_json=as_json,
+    )
+
+
 @app.command("import")
 def import_(
     files: Annotated[

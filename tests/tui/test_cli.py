@@ -8,6 +8,7 @@ import pytest
 
 from tui.demo_verb import SHIPPED
 
+RUN = next(SHIPPED.glob("demo-s-*-maj@16-*"))
 ESTIMATE = {"value", "low", "high", "unit", "extrapolated"}
 
 
@@ -25,6 +26,15 @@ def truncated(folder):
         (["show", "/etc/passwd"], 1, "/etc/passwd: not a recording"),
         (["show", "absent"], 1, "absent: no such recording"),
         (["show", SHIPPED], 1, "not a recording, it has no recording.json"),
+        (["replay", RUN, "--set", "foo"], 2, "give engine.FIELD=VALUE or policy.FIELD=VALUE"),
+        (["replay", RUN, "--set", "engine.seqs=3"], 2, "no such field; one of model"),
+        (["replay", RUN, "--set", "engine.max_num_seqs=x"], 2, "give a whole number"),
+        (["replay", RUN, "--set", "policy.n=0"], 2, "n must be at least 1"),
+        (["replay", RUN, "--rate", "2/s", "--concurrency", "3"], 2, "give one"),
+        (["replay", RUN, "--replicas", "0"], 2, "--replicas must be at least 1"),
+        (["replay", RUN, "--routing", "hash"], 2, "one of round-robin, least-outstanding"),
+        (["replay", RUN, "--run", "2"], 2, "holds 1"),
+        (["replay", "absent"], 1, "absent: no such recording"),
         (["record", "--n", "0"], 2, "n must be at least 1, not 0"),
         (["record"], 2, "needs --model, or --endpoint"),
         (["record", "--model", "demo/x"], 2, "no bundled model demo/x"),
@@ -165,6 +175,33 @@ def test_show_json_has_one_document(run):
         check_estimate(run_["accuracy"])
         check_estimate(run_["latency_s"]["p95"])
         assert run_["energy_j"] is None or run_["energy_j"]["total"] is None
+
+
+def test_replay_prints_recorded_replayed_and_predicted(run, tmp_path):
+    code, out, err = run("replay", RUN, "--set", "engine.max_num_seqs=8", "-o", tmp_path / "kept")
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    assert all(len(line) <= 80 for line in lines if "written" not in line)
+    assert "asked     engine.max_num_seqs 64 -> 8" in lines
+    assert any(line.startswith("latency p95") and "[" in line for line in lines)
+    assert any(line.startswith("who waited") for line in lines)
+    code, out, _ = run("show", tmp_path / "kept")
+    assert code == 0
+    assert "seqs8" in out
+
+
+def test_replay_json_has_one_document(run):
+    code, out, err = run("replay", "--json", RUN, "--set", "policy.n=4")
+    assert (code, err) == (0, "")
+    document = json.loads(out)
+    assert document["predicted"]["config"]["policy"]["n"] == 4
+    assert document["recorded"]["config"]["policy"]["n"] == 16
+    change = document["changes"]["latency_s.p95"]
+    for which in ("recorded", "replayed", "predicted"):
+        check_estimate(change[which])
+    low, value, high = (change["predicted"][name] for name in ("low", "value", "high"))
+    assert low < value < high
+    assert change["relative"] == pytest.approx(value / change["replayed"]["value"] - 1)
 
 
 def test_shipped_recordings_are_small_and_name_no_machine():

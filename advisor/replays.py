@@ -1,0 +1,282 @@
+"""One question to the replay: its samples drawn, replayed at the usual, a slow and a fast speed."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from advisor.evidence import Evidence, Run, Sample, law_key
+from advisor.load import Load, Replayed
+from advisor.models.step_cost import linear_cost
+from advisor.models.step_time import Z95, StepLaw, StepTimeModel
+from advisor.replay import Replicas, Stop, replay
+from advisor.replayed_tables import replayed_tables, write_recording
+from advisor.simulation import stop_rules
+from advisor.space import limits_of
+from advisor.waiting import Waited, longest_waits
+from advisor.workload import Workload
+from traces.errors import UsageError
+from traces.manifest import Manifest
+from traces.recording import Recording
+from traces.schema import EngineConfig, Estimate, Policy
+from traces.statistics import column_means
+from traces.summary import Run as Summary
+from traces.summary import summarise
+
+Floats = npt.NDArray[np.float64]
+
+DRAWS: Final = 8  # of n of the recorded samples, or of their order where a rule looks at it
+VOTES: Final = ("greedy", "majority", "early_stopping", "adaptive", "first_finish")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """What is asked: an engine, a policy and a load.
+
+    Without a load the recorded one is meant: so many problems in flight, or the recorded arrivals.
+    """
+
+    engine: EngineConfig
+    policy: Policy
+    concurrency: int | None = None
+    rate_per_s: float | None = None
+    replicas: Replicas = field(default_factory=Replicas)
+    seed: int = 0
+
+
+def stop_of(policy: Policy) -> Stop:
+    """Return when a policy decides. Raises UsageError for one that cannot be replayed."""
+    rule = {name: float(value) for name, value in policy.rule if not isinstance(value, str)}
+    if policy.method in ("greedy", "majority", "best_of_n", "weighted", "confidence"):
+        return Stop()
+    if policy.method == "first_finish":
+        return Stop(rule=stop_rules.FIRST, value=rule["first"])
+    if policy.method == "adaptive":
+        return Stop(
+            rule=stop_rules.SAFE, value=rule["threshold"], drawn_first=int(rule["in_flight"])
+        )
+    if policy.method == "early_stopping":
+        window = int(rule["window"])
+        return Stop(rule=stop_rules.WINDOWS, value=window, drawn_first=window)
+    raise UsageError(
+        f"{policy.label()}: what its requests say depends on the answers before them, so it "
+        "cannot be replayed from other samples; record it"
+    )
+
+
+class Replays:
+    """The draws of one question, replayed at the law's usual, its fast and its slow speed."""
+
+    def __init__(
+        self,
+        base: Recording,
+        evidence: Evidence,
+        model: StepTimeModel,
+        own: Run,
+        source: Run,
+        question: Question,
+    ) -> None:
+        self.base, self.source, self.question = base, source, question
+        self.engine = _with_blocks(evidence, question.engine)
+        self.law: StepLaw = model.law(self.engine)
+        self.limits = limits_of(self.engine)
+        self.facts = evidence.models
+        self.ids = [name for name in own.problems if name in source.problems]
+        self.stop, self.drawn = stop_of(question.policy), question.policy.n
+        self.recorded = min(len(source.problems[name].samples) for name in self.ids)
+        self.loads = self._draws()
+        arrivals = self._arrivals(own)
+        self.concurrency = None
+        if arrivals is None:
+            self.concurrency = question.concurrency or own.concurrency or 1
+        self.workloads = [Workload.from_loads(loads, arrivals) for loads in self.loads]
+        self.first = self.workloads[0].first
+        self.runs = [
+            self._run(workload, 1.0, log=i == 0) for i, workload in enumerate(self.workloads)
+        ]
+        self.outside = not all(self.law.within(run.peak) for run in self.runs)
+        sigma = self.law.sigma_outside if self.outside else self.law.sigma
+        self.slow, self.fast = (
+            [self._run(workload, float(np.exp(sign * Z95 * sigma))) for workload in self.workloads]
+            for sign in (1, -1)
+        )
+        key = (self.engine.key(), question.policy.key())
+        self.manifest = self._manifest(key)
+        self.tables = replayed_tables(
+            self.runs[0],
+            self.loads[0],
+            self.ids,
+            linear_cost(self.law.seconds),
+            keys=key,
+            start_ns=base.manifest.clock_start.unix_ns,
+            speculative=self.limits.speculative,
+        )
+
+    def _draws(self) -> list[list[Load]]:
+        whole = [self._load(name) for name in self.ids]
+        if self.stop == Stop() and all(len(load.samples) == self.drawn for load in whole):
+            return [whole]
+        found = []
+        for number in range(DRAWS):
+            rng = np.random.default_rng([self.question.seed, number])
+            drawn = []
+            for load in whole:
+                chosen = rng.permutation(len(load.samples))[: self.drawn]
+                drawn.append(replace(load, samples=tuple(load.samples[i] for i in chosen)))
+            found.append(drawn)
+        return found
+
+    def _load(self, name: str) -> Load:
+        problem = self.source.problems[name]
+        samples: tuple[Sample, ...] = problem.samples
+        if self.limits.speculative and any(sample.advance is None for sample in samples):
+            raise UsageError(
+                f"{self.source.recording}: does not say how drafts went per sample; record again"
+            )
+        return Load(
+            prompt_tokens=problem.prompt_tokens,
+            cached_tokens=problem.cached_tokens,
+            samples=samples,
+        )
+
+    def _arrivals(self, own: Run) -> Floats | None:
+        rate = self.question.rate_per_s
+        if rate is not None:
+            rng = np.random.default_rng([self.question.seed, DRAWS])
+            gaps: Floats = rng.exponential(1 / rate, len(self.ids))
+            return np.cumsum(gaps)
+        if self.question.concurrency is None and own.concurrency is None:
+            times = np.array([own.problems[name].arrival_ns for name in self.ids])
+            return np.asarray((times - times.min()) / 1e9)
+        return None
+
+    def _run(self, workload: Workload, factor: float, *, log: bool = False) -> Replayed:
+        try:
+            return replay(
+                workload,
+                linear_cost(self.law.seconds * factor),
+                self.limits,
+                concurrency=self.concurrency,
+                stop=self.stop,
+                replicas=self.question.replicas,
+                log=log,
+            )
+        except ValueError as error:
+            raise UsageError(f"{self.engine.label()}: {error}") from None
+
+    def _manifest(self, key: tuple[str, str]) -> Manifest:
+        manifest = self.base.manifest
+        engines = {key[0]: self.engine}
+        count = self.question.replicas.count
+        if count > 1:
+            engines = {f"{key[0]}#{i + 1}": self.engine for i in range(count)}
+        return Manifest(
+            clock_start=manifest.clock_start,
+            engines=engines,
+            policies={key[1]: self.question.policy},
+            models={name: self.facts[name] for name in self.facts},
+            workload=manifest.workload,
+            concurrency=self.concurrency,
+            rate_per_s=self.question.rate_per_s,
+            price_usd_per_device_hour=manifest.price_usd_per_device_hour,
+            provenance={"replayed": {"recording": self.base.name, "seed": self.question.seed}},
+            complete=True,
+        )
+
+    def waits(self) -> list[Waited]:
+        """Return the problems of the first draw that queued longest."""
+        return longest_waits(self.runs[0], self.first.tolist(), self.ids)
+
+    def summary(self) -> Summary:
+        """Return the first draw's summary with the estimates of all draws and speeds."""
+        with tempfile.TemporaryDirectory(prefix="ttscope-") as folder:
+            path = Path(folder) / f"{self.base.name} (replayed)"
+            write_recording(path, self.manifest, self.tables)
+            found = summarise(Recording.open(path))[0]
+        middle, slow, fast = (
+            [_statistics(run, len(self.ids), self.engine) for run in runs]
+            for runs in (self.runs, self.slow, self.fast)
+        )
+
+        def estimate(name: str, unit: str) -> Estimate | None:
+            values = np.array([each[name] for each in middle])
+            if not np.isfinite(values).all():
+                return None
+            value, spread = float(values.mean()), Z95 * float(values.std())
+            ends = [float(np.mean([each[name] for each in side])) for side in (slow, fast)]
+            low, high = min(ends), max(ends)
+            return Estimate(
+                value=value,
+                low=max(value - float(np.hypot(value - low, spread)), 0.0),
+                high=value + float(np.hypot(high - value, spread)),
+                unit=unit,
+                runs=self.law.runs,
+                extrapolated=self.outside,
+            )
+
+        def three(name: str, unit: str) -> dict[str, Estimate | None]:
+            return {which: estimate(f"{name}.{which}", unit) for which in ("mean", "p50", "p95")}
+
+        device = estimate("device_s", "device-s")
+        price = self.manifest.price_usd_per_device_hour
+        return replace(
+            found,
+            accuracy=self._accuracy(),
+            latency_s=three("latency_s", "s"),
+            ttft_s=three("ttft_s", "s"),
+            tpot_s=three("tpot_s", "s/token"),
+            tokens_per_problem=estimate("tokens", "tokens"),
+            throughput_tokens_per_s=estimate("throughput", "tokens/s"),
+            device_s_per_problem=device,
+            cost_usd_per_problem=None
+            if price is None or device is None
+            else _scaled(device, price / 3600, "USD"),
+        )
+
+    def _accuracy(self) -> Estimate | None:
+        known = all(
+            s.correct is not None or s.answer is None
+            for load in self.loads[0]
+            for s in load.samples
+        )
+        if not known or self.question.policy.method not in VOTES:
+            return None
+        right = np.mean([run.right for run in self.runs], axis=0)
+        return column_means(right[:, None], "1")[0]
+
+
+def _with_blocks(evidence: Evidence, engine: EngineConfig) -> EngineConfig:
+    """Return the engine with the KV blocks that a recorded one of its kind was given."""
+    if engine.num_gpu_blocks is not None and any(t.engine == engine for t in evidence.steps):
+        return engine
+    for table in evidence.steps:
+        if law_key(table.engine) == law_key(engine) and engine.num_gpu_blocks is None:
+            return replace(engine, num_gpu_blocks=table.engine.num_gpu_blocks)
+    return engine
+
+
+def _statistics(run: Replayed, problems: int, engine: EngineConfig) -> dict[str, float]:
+    found: dict[str, float] = {}
+    ttft = run.first_token_s - run.queued_s
+    more = (run.generated_tokens > 1) & ~run.cancelled
+    tpot = (run.end_s - run.first_token_s)[more] / (run.generated_tokens[more] - 1)
+    for name, values in (("latency_s", run.latency_s), ("ttft_s", ttft), ("tpot_s", tpot)):
+        numbers = values[np.isfinite(values)]
+        found[f"{name}.mean"] = float(numbers.mean()) if numbers.size else np.nan
+        for q in (50, 95):
+            found[f"{name}.p{q}"] = float(np.quantile(numbers, q / 100)) if numbers.size else np.nan
+    tokens = float(run.generated_tokens.sum())
+    found["tokens"] = tokens / problems
+    found["throughput"] = tokens / (run.makespan_s - float(run.arrival_s.min()))
+    found["device_s"] = float(run.busy_share_s.mean()) * engine.num_devices
+    return found
+
+
+def _scaled(estimate: Estimate, factor: float, unit: str) -> Estimate:
+    ends = [None if end is None else end * factor for end in (estimate.low, estimate.high)]
+    return replace(estimate, value=estimate.value * factor, low=ends[0], high=ends[1], unit=unit)

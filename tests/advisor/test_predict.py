@@ -1,0 +1,159 @@
+import dataclasses
+
+import numpy as np
+import pytest
+
+from advisor.predict import predict
+from advisor.replay import Replicas
+from advisor.replays import Question
+from tests.advisor.synthetic import GREEDY, engine_of, record
+from traces.errors import UsageError
+from traces.recording import Recording
+from traces.schema import Policy
+from traces.summary import summarise
+
+
+def asked(recording, others=(), **changes):
+    run = summarise(recording)[0]
+    engine, policy = dict(changes.pop("engine", {})), dict(changes.pop("policy", {}))
+    question = Question(
+        engine=dataclasses.replace(run.engine, **engine),
+        policy=dataclasses.replace(run.policy, **policy),
+        **changes,
+    )
+    return predict(recording, run, question, others)
+
+
+@pytest.fixture(scope="module")
+def votes(recordings):
+    return recordings[1]
+
+
+def test_a_run_is_replayed_as_it_was_recorded(votes):
+    found = asked(votes)
+    recorded, replayed = found.recorded, found.replayed
+    assert found.predicted == replayed
+    assert replayed.steps == recorded.steps
+    for name in ("mean", "p50", "p95"):
+        ours, theirs = replayed.latency_s[name], recorded.latency_s[name]
+        assert ours.value == pytest.approx(theirs.value, rel=0.03)
+        assert ours.low < theirs.value < ours.high
+    assert replayed.tokens_per_problem.value == recorded.tokens_per_problem.value
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"engine": {"max_num_seqs": 8}}, {"concurrency": 1}, {"concurrency": 12}],
+    ids=["fewer slots", "alone", "crowded"],
+)
+def test_a_changed_run_is_foretold(votes, tmp_path, changes):
+    found = asked(votes, **changes)
+    run = summarise(votes)[0]
+    engine = dataclasses.replace(run.engine, **changes.get("engine", {}))
+    truth = record(
+        tmp_path / votes.name,  # the name seeds the samples, so that they are the recorded ones
+        engine,
+        run.policy,
+        concurrency=changes.get("concurrency", 4),
+        noise=0.0,
+    )
+    real = summarise(truth)[0]
+    for name in ("mean", "p50", "p95"):
+        expected = real.latency_s[name].value
+        assert found.predicted.latency_s[name].value == pytest.approx(expected, rel=0.06)
+        assert found.predicted.latency_s[name].low < expected < found.predicted.latency_s[name].high
+    assert found.predicted.steps == real.steps
+
+
+def test_fewer_samples_are_drawn_several_times(votes):
+    found = asked(votes, policy={"n": 4})
+    assert found.predicted.tokens_per_problem.value == pytest.approx(
+        found.recorded.tokens_per_problem.value / 4, rel=0.02
+    )
+    assert found.predicted.accuracy.value < found.replayed.accuracy.value
+    assert found.predicted.latency_s["mean"].value < found.replayed.latency_s["mean"].value
+    assert any("4 of the recorded samples drawn, 8 times" in note for note in found.notes)
+
+
+def test_a_stop_rule_cancels_and_saves(votes):
+    rule = (("in_flight", 4.0), ("threshold", 0.9))
+    found = asked(votes, policy={"method": "adaptive", "rule": rule})
+    assert found.predicted.tokens_per_problem.value < found.recorded.tokens_per_problem.value
+    samples = found.tables["samples"]
+    assert samples["cancelled_by"].drop_nulls().unique().to_list() == ["decision"]
+    assert samples.filter(samples["cancelled_by"].is_not_null())["answer"].null_count() > 0
+
+
+def test_replicas_share_an_open_load(votes):
+    one = asked(votes, rate_per_s=20.0)
+    two = asked(votes, rate_per_s=20.0, replicas=Replicas(count=2, routing="least-outstanding"))
+    assert two.predicted.latency_s["p95"].value < one.predicted.latency_s["p95"].value
+    assert sorted(two.tables["steps"]["engine"].unique()) == sorted(two.manifest.engines)
+
+
+def test_the_prediction_is_a_recording_that_sums_up(votes, tmp_path):
+    found = asked(votes, engine={"max_num_seqs": 8})
+    found.write(tmp_path / "kept")
+    kept = Recording.open(tmp_path / "kept")
+    run = summarise(kept)[0]
+    assert kept.manifest.provenance["replayed"]["recording"] == votes.name
+    assert run.latency_s["mean"].value == pytest.approx(
+        found.predicted.latency_s["mean"].value, rel=1e-6
+    )
+    steps, samples = kept.steps, kept.samples
+    assert set(steps["source"]) == {"replayed"}
+    assert steps["decode_tokens"].sum() == (samples["output_tokens"] - 1).sum()
+    assert (
+        steps["prefill_tokens"].sum() == (samples["prompt_tokens"] - samples["cached_tokens"]).sum()
+    )
+    busy = steps["wall_ns"].sum() / 1e9
+    assert busy == pytest.approx(run.device_s_per_problem.value * run.problems, rel=1e-3)
+    with pytest.raises(Exception, match="already holds a recording"):
+        found.write(tmp_path / "kept")
+
+
+def test_who_waited_for_whom(votes):
+    found = asked(votes, engine={"max_num_seqs": 8})
+    assert found.waits
+    longest = found.waits[0]
+    assert longest.queued_s == max(each.queued_s for each in found.waits) > 0
+    parts = longest.before_s + longest.queued_s + longest.prefill_s + longest.decode_s
+    assert parts == pytest.approx(longest.latency_s, rel=1e-9)
+    # Eight slots of which others held some: they cannot have held more than eight.
+    assert 0 < sum(seconds for _, seconds in longest.behind) <= 8 * longest.queued_s * (1 + 1e-9)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"policy": {"n": 17}}, "16 samples per problem were recorded"),
+        ({"policy": {"temperature": 0.2}}, "no samples with policy.temperature=0.2"),
+        ({"engine": {"model": "other"}}, "no samples of other were recorded"),
+        ({"engine": {"tensor_parallel_size": 4}}, "was never recorded; its step time"),
+        ({"engine": {"dtype": "float16"}}, "no samples of small with"),
+        ({"policy": {"method": "sequential"}}, "cannot be replayed from other samples"),
+        ({"engine": {"num_gpu_blocks": 3}}, "blocks of the cache's 2"),
+    ],
+)
+def test_what_the_recordings_cannot_answer_is_refused(votes, changes, message):
+    with pytest.raises(UsageError, match=message):
+        asked(votes, **changes)
+
+
+def test_another_recording_teaches_another_model(votes, recordings):
+    found = asked(votes, others=[recordings[4]], engine={"model": "large"})
+    assert found.predicted.latency_s["mean"].value > found.replayed.latency_s["mean"].value
+    assert found.predicted.accuracy.value > found.replayed.accuracy.value
+
+
+def test_a_run_that_stopped_early_has_no_samples_to_replay(tmp_path):
+    policy = Policy(method="first_finish", n=4, temperature=0.8, rule=(("first", 2.0),))
+    recording = record(tmp_path / "early", engine_of(), policy, problems=6)
+    with pytest.raises(Exception, match="no finished problem|cannot be replayed"):
+        asked(recording)
+
+
+def test_a_greedy_run_replays(tmp_path):
+    recording = record(tmp_path / "greedy", engine_of(), GREEDY, problems=12)
+    found = asked(recording, concurrency=2)
+    assert np.isfinite(found.predicted.latency_s["mean"].value)

@@ -1,0 +1,149 @@
+"""`ttscope replay`: recorded, replayed and predicted beside each other, in at most 80 columns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from traces.metrics import METRICS
+from traces.schema import Estimate
+from traces.summary import Run, to_plain
+from tui.formats import ABSENT, align, interval, number, value_of, wrap
+from tui.show_text import engine_text, policy_text
+
+if TYPE_CHECKING:
+    from advisor.predict import Prediction
+    from advisor.replays import Question
+
+_ROWS = (
+    ("accuracy", "accuracy"),
+    ("tokens_per_problem", "tokens/problem"),
+    ("latency_s.mean", "latency mean"),
+    ("latency_s.p50", "latency p50"),
+    ("latency_s.p95", "latency p95"),
+    ("ttft_s.p50", "TTFT p50"),
+    ("ttft_s.p95", "TTFT p95"),
+    ("tpot_s.p50", "TPOT p50"),
+    ("throughput_tokens_per_s", "throughput"),
+    ("device_s_per_problem", "device-s/problem"),
+    ("cost_usd_per_problem", "cost/problem"),
+)
+
+
+def replay_json(found: Prediction) -> dict[str, Any]:
+    """Return the document of `ttscope replay --json`."""
+    return {
+        "recorded": found.recorded.to_json(),
+        "replayed": found.replayed.to_json(),
+        "predicted": found.predicted.to_json(),
+        "changes": {
+            tag: {
+                "recorded": to_plain(_estimate(found.recorded, tag)),
+                "replayed": to_plain(_estimate(found.replayed, tag)),
+                "predicted": to_plain(_estimate(found.predicted, tag)),
+                "relative": _relative(found, tag),
+            }
+            for tag, _ in _ROWS
+        },
+        "waits": [to_plain(each) for each in found.waits],
+        "notes": list(found.notes),
+    }
+
+
+def replay_lines(found: Prediction, question: Question, *, width: int = 80) -> Iterator[str]:
+    """Return the lines of a prediction."""
+    recorded, predicted = found.recorded, found.predicted
+    yield recorded.recording
+    yield from wrap("recorded", engine_text(recorded.engine), width=width, indent=10)
+    yield from wrap("", policy_text(recorded.policy), width=width, indent=10)
+    changed = _changes(recorded, question)
+    yield from wrap("asked", "; ".join(changed) or "as recorded", width=width, indent=10)
+    yield ""
+    rows = [["", "recorded", "replayed", "predicted", "90 % interval", "change"]]
+    for tag, name in _ROWS:
+        estimate = _estimate(predicted, tag)
+        if estimate is None and _estimate(recorded, tag) is None:
+            continue
+        relative = _relative(found, tag)
+        rows.append(
+            [
+                name,
+                value_of(_estimate(recorded, tag)),
+                value_of(_estimate(found.replayed, tag)),
+                value_of(estimate),
+                interval(estimate),
+                ABSENT if relative is None else f"{relative * 100:+.1f} %",
+            ]
+        )
+    rows.append(
+        ["steps", *(f"{run.steps:,}" if run.steps else ABSENT for run in _three(found)), "", ""]
+    )
+    yield from align(rows, right=(1, 2, 3, 5), gap=1)
+    yield ""
+    yield from wrap("", "change: predicted against replayed, so that the replay's own error "
+                    "drops out", width=width, indent=0)  # fmt: skip
+    if found.waits:
+        yield ""
+        yield from _waits(found)
+    for note in found.notes:
+        yield from wrap("note", note, width=width, indent=10)
+
+
+def _three(found: Prediction) -> tuple[Run, Run, Run]:
+    return found.recorded, found.replayed, found.predicted
+
+
+def _waits(found: Prediction) -> Iterator[str]:
+    rows = [["who waited", "latency", "queued", "prefill", "decoded", "most behind (slot-s)"]]
+    for each in found.waits:
+        behind = ", ".join(f"{name} {number(sec, 's')}" for name, sec in each.behind[:1])
+        rows.append(
+            [
+                each.problem_id[:12],
+                *(number(v, "s") for v in (each.latency_s, each.queued_s, each.prefill_s)),
+                number(each.decode_s, "s"),
+                behind or ABSENT,
+            ]
+        )
+    yield from align(rows, right=(1, 2, 3, 4))
+
+
+def _changes(recorded: Run, question: Question) -> list[str]:
+    before = {"engine": recorded.engine.to_json()}
+    after = {"engine": question.engine.to_json(), "policy": question.policy.to_json()}
+    before["policy"] = {} if recorded.policy is None else recorded.policy.to_json()
+    found = [
+        f"{part}.{name} {_short(before[part].get(name))} -> {_short(value)}"
+        for part, fields in after.items()
+        for name, value in fields.items()
+        if before[part].get(name) != value
+    ]
+    if question.rate_per_s is not None:
+        found.append(f"arrivals at {question.rate_per_s:g}/s")
+    if question.concurrency is not None:
+        found.append(f"{question.concurrency} problems in flight")
+    if question.replicas.count > 1:
+        how = ", samples together" if question.replicas.together else ""
+        found.append(f"{question.replicas.count} replicas, {question.replicas.routing}{how}")
+    return found
+
+
+def _short(value: Any) -> str:
+    if value is None:
+        return ABSENT
+    if isinstance(value, dict):
+        return " ".join(str(each) for each in value.values() if each is not None)
+    if isinstance(value, list):
+        return " ".join(f"{name}={each}" for name, each in value) or ABSENT
+    return str(value)
+
+
+def _estimate(run: Run, tag: str) -> Estimate | None:
+    return next(metric for metric in METRICS if metric.tag == tag).get(run)
+
+
+def _relative(found: Prediction, tag: str) -> float | None:
+    before, after = _estimate(found.replayed, tag), _estimate(found.predicted, tag)
+    if before is None or after is None or not before.value:
+        return None
+    return after.value / before.value - 1

@@ -1,0 +1,143 @@
+"""`ttscope replay`: a recorded run under a configuration that was never run."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from traces.errors import UsageError
+from traces.recording import Recording
+from traces.schema import EngineConfig, Policy
+
+if TYPE_CHECKING:
+    from traces.summary import Run
+
+
+def run_replay(
+    path: Path,
+    *,
+    changes: Sequence[str],
+    learn: Sequence[Path],
+    run: int,
+    rate: str | None,
+    concurrency: int | None,
+    replicas: int,
+    routing: str,
+    together: bool,
+    seed: int,
+    output: Path | None,
+    as_json: bool,
+) -> None:
+    """Print a run as recorded, as replayed, and as predicted; write the last with `output`."""
+    from advisor.budget import parse_rate
+    from advisor.predict import predict
+    from advisor.replay import ROUTINGS, Replicas
+    from advisor.replays import Question
+    from traces.summary import summarise
+    from tui.read_verbs import open_all, print_document
+    from tui.replay_text import replay_json, replay_lines
+
+    if concurrency is not None and rate is not None:
+        raise UsageError("--concurrency and --rate: give one, problems in flight or arriving")
+    for name, value in (("--concurrency", concurrency), ("--replicas", replicas)):
+        if value is not None and value < 1:
+            raise UsageError(f"{name} must be at least 1, not {value}")
+    if routing not in ROUTINGS:
+        raise UsageError(f"--routing {routing}: one of {', '.join(ROUTINGS)}")
+    base = Recording.open(path)
+    recorded = _chosen(summarise(base), run, base.name)
+    engine, policy = _changed(recorded, changes)
+    question = Question(
+        engine=engine,
+        policy=policy,
+        concurrency=concurrency,
+        rate_per_s=None if rate is None else parse_rate(rate),
+        replicas=Replicas(count=replicas, routing=routing, together=together),
+        seed=seed,
+    )
+    found = predict(base, recorded, question, open_all(learn))
+    if output is not None:
+        found.write(output)
+    if as_json:
+        print_document(replay_json(found))
+        return
+    for line in replay_lines(found, question):
+        print(line)
+    if output is not None:
+        print(f"\nwritten  {output}")
+
+
+def _chosen(runs: Sequence[Run], number: int, name: str) -> Run:
+    if not runs:
+        raise UsageError(f"{name}: holds no run to replay")
+    if number == 0 and len(runs) > 1:
+        labels = ", ".join(
+            f"{i} {run.engine.label()} {run.policy.label() if run.policy else '-'}"
+            for i, run in enumerate(runs, 1)
+        )
+        raise UsageError(f"{name}: holds {len(runs)} runs, choose one with --run: {labels}")
+    if number > len(runs):
+        raise UsageError(f"--run {number}: {name} holds {len(runs)}")
+    return runs[max(number, 1) - 1]
+
+
+def _changed(recorded: Run, changes: Sequence[str]) -> tuple[EngineConfig, Policy]:
+    """Return the engine and the policy with what `--set` changes.
+
+    Raises UsageError for a name or value that there is not.
+    """
+    from profiler.policies.rules import make_policy
+
+    if recorded.policy is None:
+        raise UsageError(f"{recorded.recording}: has no policy, so there is nothing to replay")
+    parts: dict[str, dict[str, Any]] = {"engine": {}, "policy": {}}
+    for text in changes:
+        name, mark, value = text.partition("=")
+        part, dot, field = name.strip().partition(".")
+        if not (mark and dot and field and part in parts):
+            raise UsageError(f"--set {text}: give engine.FIELD=VALUE or policy.FIELD=VALUE")
+        parts[part][field] = _value(text, value)
+    plain = recorded.policy.to_json()
+    rule = dict(plain.pop("rule"))
+    if "method" in parts["policy"]:  # its parameters are those of the method it had
+        rule = {}
+    policy = make_policy({**plain, **rule, **parts["policy"]})
+    return _engine(recorded.engine, parts["engine"]), policy
+
+
+def _value(text: str, value: str) -> Any:
+    import yaml
+
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise UsageError(f"--set {text}: the value cannot be read") from None
+
+
+def _engine(engine: EngineConfig, changes: Mapping[str, Any]) -> EngineConfig:
+    plain = engine.to_json()
+    known = [field.name for field in dataclasses.fields(EngineConfig) if field.name != "other"]
+    for name, value in changes.items():
+        if name not in known:
+            raise UsageError(f"--set engine.{name}: no such field; one of {', '.join(known)}")
+        before = plain[name]
+        whole = isinstance(before, int) and not isinstance(before, bool)
+        if value is not None and whole and (isinstance(value, bool) or not isinstance(value, int)):
+            raise UsageError(f"--set engine.{name}={value}: give a whole number")
+        if whole and value is not None and value < 1:
+            raise UsageError(f"--set engine.{name}={value}: must be at least 1")
+        if isinstance(before, bool) and not isinstance(value, bool):
+            raise UsageError(f"--set engine.{name}={value}: give true or false")
+        plain[name] = value
+    try:
+        changed = EngineConfig.from_json(plain)
+    except (TypeError, AttributeError, ValueError):
+        raise UsageError(
+            "--set engine.speculative: give null or a mapping such as "
+            "'{method: ngram, num_speculative_tokens: 3}'"
+        ) from None
+    if changes.keys() & {"model", "tensor_parallel_size"} and "num_gpu_blocks" not in changes:
+        changed = dataclasses.replace(changed, num_gpu_blocks=None)  # that of the recorded engine
+    return changed
