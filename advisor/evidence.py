@@ -48,7 +48,7 @@ class Sample:
 
     `scheduled` and `advance` are per verify step after the prompt: tokens forwarded (one plus the
     drafted) and tokens kept (one plus the accepted, summing to `output_tokens` - 1); None without
-    speculation.
+    speculation. `by_length`: it ended because it was as long as allowed.
     """
 
     output_tokens: int
@@ -56,6 +56,7 @@ class Sample:
     correct: bool | None
     scheduled: Ints | None = None
     advance: Ints | None = None
+    by_length: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -304,6 +305,7 @@ def _sample(row: Mapping[str, object], speculative: Speculative | None) -> Sampl
         correct=correct if isinstance(correct, bool) else None,
         scheduled=scheduled,
         advance=advance,
+        by_length=row["finish_reason"] == "length",
     )
 
 

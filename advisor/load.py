@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from advisor.cache import Prompt
 from advisor.evidence import Sample
 
 Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int32]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,20 +21,6 @@ class Load:
     prompt_tokens: int
     cached_tokens: int
     samples: Sequence[Sample]
-
-    def prompt(self) -> Prompt:
-        """Return what the cache holds for it."""
-        return Prompt(
-            tokens=self.prompt_tokens,
-            cached_tokens=self.cached_tokens,
-            samples=len(self.samples),
-            longest=max(map(self.longest, self.samples), default=self.prompt_tokens),
-        )
-
-    def longest(self, sample: Sample) -> int:
-        """Return the most tokens that a sample comes to hold, drafts among them."""
-        drafts = 0 if sample.scheduled is None else int(sample.scheduled.max(initial=0))
-        return self.prompt_tokens + sample.output_tokens + drafts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +32,7 @@ class Limits:
     block_size: int = 16
     num_blocks: int | None = None
     prefix_caching: bool = True
+    async_scheduling: bool = False
     speculative: bool = False
 
 
@@ -53,9 +40,12 @@ class Limits:
 class Replayed:
     """What happened, in seconds of simulated time.
 
-    `latency_s` [problems] from arrival to decision; `busy_share_s` [problems] of the engine's busy
-    time, each step shared by tokens; `ttft_s` [samples] in the order of the problems; `totals`
-    [FEATURES] over all steps; `peak` the most requests, tokens and context of a step.
+    Per problem: `latency_s` from arrival to decision; `busy_share_s` of the engines' busy time,
+    each step shared by tokens; `right`, the share of right answers among those that led when it
+    was decided, by the sample with index `decided_by`. Per sample, in the order of the problems:
+    `ttft_s` from the problem's arrival, and when it was queued, first scheduled, gave its first
+    token and ended, with NaN for what did not happen. `totals` [FEATURES] over all steps; `peak`
+    the most requests, tokens and context of a step. `log` [leaps, LOG_COLUMNS] if it was kept.
     """
 
     latency_s: Floats
@@ -67,3 +57,16 @@ class Replayed:
     preemptions: int
     totals: Floats
     peak: dict[str, float]
+    arrival_s: Floats
+    right: Floats
+    decided_by: Ints
+    engine: Ints
+    queued_s: Floats
+    scheduled_s: Floats
+    first_token_s: Floats
+    end_s: Floats
+    cached_tokens: Ints
+    generated_tokens: Ints
+    preempted: Ints
+    cancelled: npt.NDArray[np.bool_]
+    log: Floats | None

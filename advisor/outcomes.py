@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
@@ -10,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from advisor.evidence import Evidence, Run, Sample
-from advisor.load import Load, Replayed
+from advisor.load import Limits, Load, Replayed
 from advisor.models.step_time import Z95, StepLaw, StepTimeModel
-from advisor.replay import NO_LIMIT, replay
 from advisor.space import Candidate, Pool, Space
+from advisor.workload import Workload
 from traces.schema import ModelFacts, Policy
 from traces.votes import majority_curve
 
@@ -57,6 +58,8 @@ class Outcomes:
         self.evidence, self.space, self.model, self.seed = evidence, space, model, seed
         self._votes: dict[int, Floats] = {}
         self._loads: dict[Hashable, list[Load]] = {}
+        self._draws: dict[Hashable, list[list[Load]]] = {}
+        self._flat: dict[Hashable, list[Workload]] = {}
         self._replays: dict[Hashable, list[tuple[int, list[Replayed]]]] = {}
         self._accuracy: dict[Hashable, Floats] = {}
         self._work: dict[Hashable, tuple[Floats, Floats]] = {}
@@ -114,6 +117,12 @@ class Outcomes:
 
     def _drawn(self, candidate: Candidate) -> list[list[Load]]:
         """Return the problems with n of their recorded samples each, several times."""
+        name = (candidate.pool.key, candidate.policy.n)
+        if name not in self._draws:
+            self._draws[name] = self._draw(candidate)
+        return self._draws[name]
+
+    def _draw(self, candidate: Candidate) -> list[list[Load]]:
         loads = self._pool_loads(candidate)
         n = candidate.policy.n
         if all(len(load.samples) == n for load in loads):
@@ -129,6 +138,12 @@ class Outcomes:
             drawn.append(whole)
         return drawn
 
+    def _workloads(self, candidate: Candidate) -> list[Workload]:
+        name = (candidate.pool.key, candidate.policy.n)
+        if name not in self._flat:
+            self._flat[name] = [Workload.from_loads(loads) for loads in self._drawn(candidate)]
+        return self._flat[name]
+
     def _pool_loads(self, candidate: Candidate) -> list[Load]:
         key = candidate.pool.key
         if key not in self._loads:
@@ -143,8 +158,8 @@ class Outcomes:
 
         def run() -> list[Replayed]:
             return [
-                replay(loads, law.seconds, limits, concurrency=in_flight)
-                for loads in self._drawn(candidate)
+                _replay(workload, law.seconds, limits, concurrency=in_flight)
+                for workload in self._workloads(candidate)
             ]
 
         return self._once(candidate, ("closed", in_flight), run)
@@ -159,7 +174,7 @@ class Outcomes:
         engine = dataclasses.replace(candidate.engine, max_num_seqs=None)
         name = (candidate.pool.key, candidate.policy.n, engine, load)
         known = self._replays.setdefault(name, [])
-        seqs = candidate.engine.max_num_seqs or NO_LIMIT
+        seqs = candidate.engine.max_num_seqs or sys.maxsize
         for highest, results in known:
             if max(each.peak["requests"] for each in results) <= seqs <= highest:
                 return results
@@ -186,11 +201,9 @@ class Outcomes:
         order = np.concatenate([rng.permutation(count)[:lead], *passes, passes[0][:tail]])
         arrivals = np.cumsum(rng.exponential(1 / rate_per_s, len(order)))
         drawn = self._drawn(candidate)
-        whole = replay(
-            [drawn[max(i - lead, 0) // count % len(drawn)][p] for i, p in enumerate(order)],
-            law.seconds * speed,
-            candidate.limits(),
-            arrivals=arrivals.tolist(),
+        loads = [drawn[max(i - lead, 0) // count % len(drawn)][p] for i, p in enumerate(order)]
+        whole = _replay(
+            Workload.from_loads(loads, arrivals), law.seconds * speed, candidate.limits()
         )
         return [
             _pass(whole, problems, lead + number * count) for number, problems in enumerate(passes)
@@ -245,6 +258,15 @@ class Outcomes:
             tokens, flops = np.array(pairs).T
             self._work[name] = tokens, flops
         return self._work[name]
+
+
+def _replay(
+    workload: Workload, seconds: Floats, limits: Limits, *, concurrency: int | None = None
+) -> Replayed:
+    from advisor.models.step_cost import linear_cost
+    from advisor.replay import replay  # numba takes a third of a second to load
+
+    return replay(workload, linear_cost(seconds), limits, concurrency=concurrency)
 
 
 def _pass(whole: Replayed, problems: npt.NDArray[np.int64], start: int) -> Replayed:

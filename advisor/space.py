@@ -15,6 +15,7 @@ from typing import Final
 
 from advisor.evidence import Evidence, ProblemRun, Run, Sample, law_key
 from advisor.load import Limits, Load
+from advisor.workload import Workload
 from traces.schema import EngineConfig, ModelFacts, Policy, Speculative
 
 DEFAULT_BLOCK: Final = 16
@@ -84,6 +85,7 @@ class Candidate:
             block_size=engine.block_size or DEFAULT_BLOCK,
             num_blocks=None if blocks is None else blocks - 1,  # one is vLLM's null block
             prefix_caching=engine.enable_prefix_caching is not False,
+            async_scheduling=engine.async_scheduling is True,
             speculative=engine.speculative is not None,
         )
 
@@ -235,7 +237,7 @@ def _unfit(engine: EngineConfig, pool: Pool, names: Sequence[str]) -> str | None
             return "max_num_batched_tokens is too few for the drafts"
     if engine.num_gpu_blocks is not None:
         size = engine.block_size or DEFAULT_BLOCK
-        longest = max(load.prompt().longest for load in loads)
+        longest = Workload.from_loads(loads).longest
         if -(-longest // size) > engine.num_gpu_blocks - 1:
             return "the KV cache is too small for one sequence"
     return None

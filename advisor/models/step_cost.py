@@ -53,6 +53,11 @@ def table_cost(tables: StepTables, seconds: Floats | None = None) -> StepCost:
     return StepCost(np.ascontiguousarray(law, dtype=np.float64), values, starts)
 
 
+def needs_longest(cost: StepCost) -> bool:
+    """Whether the longest context of a batch matters to its time."""
+    return False
+
+
 @compiled
 def chunk_seconds(cost: StepCost, tokens: int, before: int) -> float:
     """Return what a step pays for one prompt chunk apart from the sums in `step_seconds`.

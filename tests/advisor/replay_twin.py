@@ -1,220 +1,428 @@
-"""A naive replay: every step, every request, every block, nothing leapt over or summed up."""
+"""A naive replay: every step, every request, every block, nothing leapt over or summed up.
 
+Blocks are single things with what they hold, in a queue of free ones; policies are the profiler's
+own; asynchronous scheduling is a list of what each step was planned with.
+"""
+
+import itertools
 import math
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from advisor.load import Limits
+from profiler.policies.seam import Vote
 
 
-@dataclass
+@dataclass(eq=False)
 class Slot:
     problem: int
     number: int
     sample: object
     prompt: int
     known: int
+    queued: float
+    engine: int
     computed: int = 0
     generated: int = 0
     verify: int = 0
-    held: int = 0
+    blocks: list = field(default_factory=list)
     decoding: bool = False
-    kept: list = field(default_factory=list)
+    cancel: bool = False
+    preemptions: int = 0
+
+
+class Blocks:
+    """vLLM's block pool: a queue of free blocks that keep what they hold until taken."""
+
+    def __init__(self, total):
+        self.never_used = itertools.count() if total is None else iter(range(total))
+        self.left = math.inf if total is None else total
+        self.free = {}  # block -> None, in the order in which they are taken
+        self.key_of, self.block_of, self.users = {}, {}, {}
+
+    def available(self):
+        return self.left + len(self.free)
+
+    def hits(self, keys):
+        found = list(itertools.takewhile(lambda key: key in self.block_of, keys))
+        return [self.block_of[key] for key in found]
+
+    def use(self, block):
+        if not self.users.get(block):
+            self.free.pop(block, None)
+        self.users[block] = self.users.get(block, 0) + 1
+
+    def take(self):
+        if self.left:
+            block, self.left = next(self.never_used), self.left - 1
+        else:
+            block = next(iter(self.free))
+        key = self.key_of.pop(block, None)
+        if key is not None:
+            del self.block_of[key]
+        self.use(block)
+        return block
+
+    def hold(self, block, key):
+        if key not in self.block_of:
+            self.block_of[key], self.key_of[block] = block, key
+
+    def give_back(self, blocks):
+        for block in reversed(blocks):
+            self.users[block] -= 1
+            if not self.users[block]:
+                self.free[block] = None
+
+
+class Engine:
+    def __init__(self, number, blocks):
+        self.number, self.pool = number, Blocks(blocks)
+        self.waiting, self.running, self.draining = [], [], []
+        self.due, self.begun, self.last_begun, self.busy_before = math.inf, 0.0, None, False
+        self.step = None
+
+    def outstanding(self):
+        return len(self.waiting) + len(self.running)
+
+
+def keys_of_loads(loads, size):
+    """Name the blocks of each prompt that others may share, as `Workload.from_loads` means it."""
+    seen = sorted(load.cached_tokens for load in loads if load.cached_tokens)
+    usual = seen[len(seen) // 2] if seen else 0
+    levels = sorted(set(seen))
+    found = []
+    for p, load in enumerate(loads):
+        common = load.cached_tokens or min(usual, load.prompt_tokens - 1)
+        common = max((level for level in levels if level <= common), default=0) // size
+        whole = (load.prompt_tokens - 1) // size
+        found.append([("all", b) if b < common else (p, b) for b in range(whole)])
+    return found
 
 
 def naive_replay(
-    loads, seconds, limits: Limits, *, concurrency=None, arrivals=None, noise=None, log=None
+    loads,
+    seconds,
+    limits: Limits,
+    *,
+    concurrency=None,
+    arrivals=None,
+    noise=None,
+    log=None,
+    policy=None,
+    keys=None,
+    replicas=1,
+    routing="round-robin",
+    together=False,
 ):
-    size = limits.block_size
-    total = math.inf if limits.num_blocks is None else limits.num_blocks
-    caching = limits.prefix_caching
+    size, k = limits.block_size, int(limits.speculative)
+    keys = keys_of_loads(loads, size) if keys is None else keys
     max_seqs = limits.max_num_seqs or math.inf
     max_tokens = limits.max_num_batched_tokens or math.inf
-    shared = [(load.prompt_tokens - 1) // size if caching else 0 for load in loads]
-    common = min((load.cached_tokens // size if caching else 0) for load in loads)
-    reached = [load.cached_tokens if caching else 0 for load in loads]
+    engines = [Engine(i, limits.num_blocks) for i in range(replicas)]
+    first = [0, *np.cumsum([len(load.samples) for load in loads]).tolist()]
     arrival, latency, share = {}, {}, [0.0] * len(loads)
-    ttft, ends = {}, {}
-    waiting, running = [], []
-    state = {
-        "now": 0.0,
-        "next": 0,
-        "number": 0,
-        "busy": 0.0,
-        "steps": 0,
-        "preempted": 0,
-        "idle": True,
-    }
-    left = [len(load.samples) for load in loads]
+    ttft, ends, generated, answers, cached = {}, {}, {}, {}, {}
+    policies, slots = {}, {}
+    count = {"steps": 0, "preempted": 0, "busy": 0.0, "next": 0, "turn": 0}
+    doomed = []
 
-    def ceil(tokens):
-        return -(-tokens // size)
-
-    def used():
-        holding = {slot.problem for slot in running}
-        own = sum(slot.held - shared[slot.problem] for slot in running)
-        return common + own + sum(max(shared[p] - common, 0) for p in holding)
-
-    def arrive(time):
-        p = state["next"]
-        state["next"] += 1
-        arrival[p] = time
-        for sample in loads[p].samples:
-            prompt = loads[p].prompt_tokens
-            waiting.append(Slot(p, state["number"], sample, prompt, prompt))
-            state["number"] += 1
+    def key(slot, block):
+        shared = keys[slot.problem]
+        return shared[block] if block < len(shared) else ("own", slot.number, block)
 
     def width(slot):
         return 1 if slot.sample.scheduled is None else int(slot.sample.scheduled[slot.verify])
 
-    def wanted(slot):
-        return max(slot.held, ceil(slot.computed + width(slot)))
+    def choose(p, now, indices):
+        for index in indices:
+            if together and first[p] in slots:
+                at = engines[slots[first[p]].engine]
+            else:
+                at = engines[count["turn"]]
+                if routing == "least-outstanding":
+                    for other in engines:
+                        at = other if other.outstanding() < at.outstanding() else at
+                count["turn"] = (count["turn"] + 1) % replicas
+            prompt, number = loads[p].prompt_tokens, first[p] + index
+            slot = Slot(p, number, loads[p].samples[index], prompt, prompt, now, at.number)
+            slots[number] = slot
+            at.waiting.append(slot)
 
-    def finish(slot):
-        running.remove(slot)
-        ends[slot.number] = state["now"]
-        left[slot.problem] -= 1
-        if not left[slot.problem]:
-            latency[slot.problem] = state["now"] - arrival[slot.problem]
-            if concurrency is not None and state["next"] < len(loads):
-                arrive(state["now"])
+    def arrive(now):
+        p = count["next"]
+        count["next"] += 1
+        arrival[p] = now
+        if policy is None:
+            choose(p, now, range(len(loads[p].samples)))
+        else:
+            policies[p] = policy(len(loads[p].samples))
+            choose(p, now, [draw.index for draw in policies[p].begin().draw])
 
-    if concurrency is not None:
-        for _ in range(min(concurrency, len(loads))):
-            arrive(0.0)
-    while True:
-        while arrivals is not None and state["next"] < len(loads):
-            if arrivals[state["next"]] > state["now"]:
-                break
-            arrive(arrivals[state["next"]])
-        if not running and not waiting:
-            if state["next"] >= len(loads):
-                break
-            state["now"] = arrivals[state["next"]]
-            state["idle"] = True
-            continue
+    def free(engine, slot):
+        full = slot.computed // size if limits.prefix_caching else 0
+        for b in range(min(full, len(slot.blocks))):
+            engine.pool.hold(slot.blocks[b], key(slot, b))
+        engine.pool.give_back(slot.blocks)
+        slot.blocks = []
+
+    def plan(engine, now):
+        engine.step = None
+        while True:
+            ahead = limits.async_scheduling and engine.busy_before
+            step = compose(engine, now, engine.last_begun if ahead else now)
+            if step is not None:
+                engine.step, engine.begun, engine.due = step, now, now + step["seconds"]
+                return
+            if engine.draining:
+                drain(engine)
+            elif engine.waiting and engine.busy_before:
+                engine.busy_before = False
+            else:
+                engine.due, engine.busy_before = math.inf, False
+                return
+
+    def drain(engine):
+        for slot, _ in engine.draining:
+            free(engine, slot)
+        engine.draining = []
+
+    def compose(engine, now, seen):
+        pool, running = engine.pool, engine.running
         preempted = False
         while True:
             decoding = [slot for slot in running if slot.decoding]
-            extra = sum(wanted(slot) - slot.held for slot in decoding)
-            if used() + extra <= total or len(running) == 1:
+            wanted = {s: max(-(-(s.computed + width(s)) // size), len(s.blocks)) for s in decoding}
+            extra = sum(need - len(slot.blocks) for slot, need in wanted.items())
+            if extra <= pool.available():
                 break
+            if len(running) == 1:
+                if not engine.draining:
+                    raise AssertionError("one request does not fit")
+                drain(engine)
+                continue
             victim = running.pop()
-            victim.known = victim.prompt + victim.generated
-            victim.computed, victim.decoding, victim.held = 0, False, 0
-            waiting.insert(0, victim)
+            free(engine, victim)
+            victim.known, victim.computed = victim.prompt + victim.generated, 0
+            victim.decoding = False
+            victim.preemptions += 1
+            engine.waiting.insert(0, victim)
             preempted = True
-            state["preempted"] += 1
+            count["preempted"] += 1
         for slot in decoding:
-            slot.held = wanted(slot)
+            while len(slot.blocks) < wanted[slot]:
+                slot.blocks.append(pool.take())
+        zombies = [(slot, c) for slot, c in engine.draining if c]
         work = [(slot, width(slot)) for slot in decoding]
-        budget = max_tokens - sum(count for _, count in work)
+        budget = max_tokens - sum(c for _, c in work) - sum(c for _, c in zombies)
         prompts = []
         for slot in running:
             if not slot.decoding and budget > 0 and not preempted:
-                take = min(slot.known - slot.computed, budget)
-                prompts.append((slot, take))
-                budget -= take
-        for slot, take in prompts:
-            whole = min(slot.computed + take, slot.prompt) // size * size
-            reached[slot.problem] = max(reached[slot.problem], whole if caching else 0)
-        while waiting and budget > 0 and len(running) < max_seqs and not preempted:
-            slot = waiting[0]
-            hit = min(reached[slot.problem], (slot.known - 1) // size * size) if caching else 0
-            slot.held = ceil(slot.known)
-            running.append(slot)
-            if used() > total:
-                running.pop()
+                prompts.append((slot, min(slot.known - slot.computed, budget)))
+                budget -= prompts[-1][1]
+        for slot, chunk in prompts:
+            hold(engine, slot, slot.computed + chunk)
+        while engine.waiting and budget > 0 and not preempted:
+            slot = engine.waiting[0]
+            if len(running) + len(engine.draining) >= max_seqs or slot.queued > seen:
                 break
-            waiting.pop(0)
-            slot.computed = hit
-            take = min(slot.known - hit, budget)
-            prompts.append((slot, take))
-            whole = min(slot.computed + take, slot.prompt) // size * size
-            reached[slot.problem] = max(reached[slot.problem], whole if caching else 0)
-            budget -= take
-        count, tokens = len(work), sum(c for _, c in work)
-        context = sum(slot.computed + c for slot, c in work)
-        drafting = count if limits.speculative else 0
-        query = context * tokens / count if count else 0.0
-        for slot, take in prompts:
-            query += sum(slot.computed + j for j in range(1, take + 1))
+            most = (slot.known - 1) // size if limits.prefix_caching else 0
+            hits = pool.hits([key(slot, b) for b in range(most)])
+            idle = sum(not pool.users.get(block) for block in hits)
+            fresh = -(-slot.known // size) - len(hits)
+            if idle + fresh > pool.available():
+                break
+            for block in hits:
+                pool.use(block)
+            slot.blocks = [*hits, *(pool.take() for _ in range(fresh))]
+            slot.computed = len(hits) * size
+            engine.waiting.pop(0)
+            running.append(slot)
+            if slot.preemptions == 0:
+                cached[slot.number] = slot.computed
+            chunk = min(slot.known - slot.computed, budget)
+            prompts.append((slot, chunk))
+            hold(engine, slot, slot.computed + chunk)
+            budget -= chunk
+        if not work and not prompts and not zombies:
+            return None
+        lost = [(slot, c) for slot, c in zombies]
+        n, tokens = len(work) + len(lost), sum(c for _, c in [*work, *lost])
+        context = sum(slot.computed + c for slot, c in [*work, *lost])
+        query = context * tokens / n if n else 0.0
+        for slot, chunk in prompts:
+            query += sum(slot.computed + j for j in range(1, chunk + 1))
         composition = np.array(
             [
                 1.0,
                 float(bool(prompts)),
-                float(drafting > 0),
-                count + len(prompts),
+                float(bool(k and n)),
+                n + len(prompts),
                 len(prompts),
-                drafting,
-                tokens + sum(t for _, t in prompts),
-                context + sum(slot.computed + t for slot, t in prompts),
+                k * n,
+                tokens + sum(chunk for _, chunk in prompts),
+                context + sum(slot.computed + chunk for slot, chunk in prompts),
                 query,
             ]
         )
         time = float(composition @ seconds) * (1.0 if noise is None else noise())
         if log is not None:
-            first = [slot for slot, _ in prompts if slot.generated == 0]
-            for slot in first:
+            note(engine, prompts, n, tokens, context, time, now)
+        return {
+            "work": work,
+            "prompts": prompts,
+            "lost": lost,
+            "tokens": composition[6],
+            "seconds": time,
+        }
+
+    def hold(engine, slot, tokens):
+        for b in range(tokens // size if limits.prefix_caching else 0):
+            engine.pool.hold(slot.blocks[b], key(slot, b))
+
+    def note(engine, prompts, n, tokens, context, time, now):
+        for slot, _ in prompts:
+            if slot.generated == 0:
                 log["cached"].setdefault(slot.number, slot.computed)
-            log["steps"].append(
-                {
-                    "seconds": time,
-                    "end": state["now"] + time,
-                    "idle": state["idle"],
-                    "prefill_requests": len(prompts),
-                    "prefill_tokens": sum(take for _, take in prompts),
-                    "decode_requests": count,
-                    "decode_tokens": tokens,
-                    "prefill_kv_tokens": sum(slot.computed + take for slot, take in prompts),
-                    "decode_kv_tokens": context,
-                    "prefill_query_context": int(
-                        sum(sum(s.computed + j for j in range(1, t + 1)) for s, t in prompts)
-                    ),
-                }
-            )
-        state["idle"] = False
-        state["now"] += time
-        state["busy"] += time
-        state["steps"] += 1
-        for slot, c in [*work, *prompts]:
-            share[slot.problem] += time * c / composition[6]
-        ended = []
-        for slot, _ in work:
+        query = sum(sum(s.computed + j for j in range(1, c + 1)) for s, c in prompts)
+        log["steps"].append(
+            {
+                "seconds": time,
+                "end": now + time,
+                "idle": not engine.busy_before,
+                "prefill_requests": len(prompts),
+                "prefill_tokens": sum(chunk for _, chunk in prompts),
+                "decode_requests": n,
+                "decode_tokens": tokens,
+                "prefill_kv_tokens": sum(slot.computed + chunk for slot, chunk in prompts),
+                "decode_kv_tokens": context,
+                "prefill_query_context": int(query),
+            }
+        )
+
+    def finish(engine, slot, now, by_length):
+        engine.running.remove(slot)
+        ends[slot.number], generated[slot.number] = now, slot.generated
+        lost = 0 if by_length or not slot.decoding else width_after(slot)
+        if limits.async_scheduling:
+            engine.draining.append((slot, lost))
+        else:
+            free(engine, slot)
+
+    def width_after(slot):
+        scheduled = slot.sample.scheduled
+        return 1 if scheduled is None or not len(scheduled) else int(scheduled[-1])
+
+    def count_vote(engine, slot, now):
+        p = slot.problem
+        if p in latency:
+            return
+        if policy is None:
+            answers.setdefault(p, []).append(slot.sample.answer)
+            if len(answers[p]) == len(loads[p].samples):
+                decided(p, now)
+            return
+        index = slot.number - first[p]
+        move = policies[p].on_sample(Vote(sample_index=index, answer=slot.sample.answer))
+        if move.decision is not None:
+            decided(p, now)
+            for number in range(first[p], first[p + 1]):
+                other = slots.get(number)
+                if other is None or number in ends:
+                    continue
+                home = engines[other.engine]
+                if other in home.waiting:
+                    home.waiting.remove(other)
+                    ends[number], generated[number] = now, other.generated
+                else:
+                    doomed.append(other)
+        elif move.draw:
+            waiting_draws.append((p, [draw.index for draw in move.draw]))
+
+    def decided(p, now):
+        latency[p] = now - arrival[p]
+        if concurrency is not None and count["next"] + len(new_problems) < len(loads):
+            new_problems.append(now)
+
+    new_problems, waiting_draws = [], []
+    for _ in range(min(concurrency or 0, len(loads))):
+        arrive(0.0)
+    now = 0.0
+    while True:
+        for engine in engines:
+            if engine.due == math.inf and engine.waiting:
+                plan(engine, now)
+        engine = min(engines, key=lambda e: e.due)
+        upcoming = math.inf
+        if arrivals is not None and count["next"] < len(loads):
+            upcoming = arrivals[count["next"]]
+        if upcoming <= engine.due:
+            if upcoming == math.inf:
+                break
+            now = max(now, upcoming)
+            arrive(now)
+            continue
+        now, step = engine.due, engine.step
+        count["steps"] += 1
+        count["busy"] += step["seconds"]
+        each = step["seconds"] / step["tokens"]
+        for slot, c in [*step["work"], *step["prompts"], *step["lost"]]:
+            share[slot.problem] += each * c
+        engine.last_begun, engine.busy_before = engine.begun, True
+        drain(engine)
+        over = []
+        for slot, _ in step["work"]:
             kept = 1 if slot.sample.advance is None else int(slot.sample.advance[slot.verify])
             slot.computed += kept
             slot.generated += kept
             slot.verify += 1
-            if slot.generated >= slot.sample.output_tokens:
-                ended.append(slot)
-        for slot, take in prompts:
-            slot.computed += take
+            over += [slot] if slot.generated >= slot.sample.output_tokens else []
+        for slot, chunk in step["prompts"]:
+            slot.computed += chunk
             if slot.computed < slot.known:
                 continue
             slot.decoding = True
             if slot.generated == 0:
-                ttft[slot.number] = state["now"] - arrival[slot.problem]
+                ttft[slot.number] = now - arrival[slot.problem]
                 slot.generated = 1
             elif slot.sample.advance is None:
                 slot.generated += 1
-            else:
-                # the recomputed step stands for the verify step that was lost
+            else:  # the recomputed step stands for the verify step that was lost
                 slot.generated += int(slot.sample.advance[slot.verify])
                 slot.verify += 1
-            if slot.generated >= slot.sample.output_tokens:
-                ended.append(slot)
-        for slot in ended:
-            finish(slot)
-    order = range(len(loads))
+            over += [slot] if slot.generated >= slot.sample.output_tokens else []
+        for slot in sorted(over, key=lambda slot: slot.number):
+            finish(engine, slot, now, slot.sample.by_length)
+            count_vote(engine, slot, now)
+        while any(slot.engine == engine.number for slot in doomed):
+            slot = [slot for slot in doomed if slot.engine == engine.number][-1]
+            doomed.remove(slot)
+            if slot.number in ends:
+                continue
+            if slot in engine.waiting:
+                engine.waiting.remove(slot)
+                ends[slot.number], generated[slot.number] = now, slot.generated
+            else:
+                finish(engine, slot, now, not slot.decoding)
+        while new_problems or waiting_draws:
+            if waiting_draws:
+                choose(waiting_draws[0][0], now, waiting_draws[0][1])
+                waiting_draws.pop(0)
+            else:
+                new_problems.pop()
+                arrive(now)
+        plan(engine, now)
+    order, total = range(len(loads)), first[-1]
     return {
         "latency": np.array([latency[p] for p in order]),
         "arrival": np.array([arrival[p] for p in order]),
-        "ends": np.array([ends[i] for i in range(state["number"])]),
+        "ends": np.array([ends.get(i, np.nan) for i in range(total)]),
+        "generated": np.array([generated.get(i, 0) for i in range(total)]),
+        "cached": np.array([cached.get(i, 0) for i in range(total)]),
         "share": np.array(share),
-        "ttft": np.array([ttft[i] for i in range(state["number"])]),
-        "makespan": state["now"],
-        "busy": state["busy"],
-        "steps": state["steps"],
-        "preemptions": state["preempted"],
+        "ttft": np.array([ttft.get(i, np.nan) for i in range(total)]),
+        "makespan": now,
+        "busy": count["busy"],
+        "steps": count["steps"],
+        "preemptions": count["preempted"],
     }

@@ -1,0 +1,219 @@
+"""The replay's clock: arrivals, engines' steps, ends of samples, decisions, in order of time."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from advisor.compiled import compiled, inner, wide
+from advisor.models.step_cost import StepCost
+from advisor.simulation.queues import longest, stop_waiting, wait
+from advisor.simulation.scheduling import cut_short, end, generated, pass_steps, plan
+from advisor.simulation.state import (
+    CANCELLED,
+    DECODE,
+    DRAWN_LATER,
+    LOG_COLUMNS,
+    NONE,
+    WAITING,
+    Rules,
+    World,
+)
+from advisor.simulation.stop_rules import (
+    ALL,
+    DECIDE,
+    DRAW,
+    GO_ON,
+    WINDOWS,
+    count_vote,
+    right_share,
+    verdict,
+)
+
+ROUND_ROBIN: Final = 0
+LEAST_OUTSTANDING: Final = 1
+WIDTH: Final = len(LOG_COLUMNS)
+
+
+@compiled
+def run(  # noqa: PLR0912, PLR0915 - one loop, compiled once
+    world: World,
+    rules: Rules,
+    cost: StepCost,
+    blocks: int,
+    in_flight: int,
+    keep_log: bool,
+) -> tuple[float, npt.NDArray[np.float64]]:
+    """Replay all problems; return when the last was decided, and the log [leaps, LOG_COLUMNS].
+
+    Problems arrive at their `arrival`, ascending, or, with `in_flight`, so many at a time.
+    """
+    log = np.zeros((1024 if keep_log else 1, WIDTH))
+    rows = 0
+    now = 0.0
+    arrived = turn = wide(0)  # problems; the engine that is next in turn
+    due_in = min(in_flight, len(world.problems))  # problems that arrive now
+    draws, first_draw, last_draw = np.zeros(len(world.problems), np.int64), 0, 0  # a ring
+    while True:
+        while due_in > 0:
+            p = world.problems[arrived]
+            p.arrival = now
+            p.wanted = p.samples if rules.drawn_first == 0 else min(rules.drawn_first, p.samples)
+            draws[last_draw % len(draws)] = arrived
+            last_draw += 1
+            arrived += 1
+            due_in -= 1
+        while first_draw < last_draw:
+            turn = _draw(world, rules, cost, draws[first_draw % len(draws)], now, turn)
+            first_draw += 1
+        e = _next_engine(world)
+        due = world.engines[e].due
+        upcoming = np.inf
+        if in_flight == 0 and arrived < len(world.problems):
+            upcoming = world.problems[arrived].arrival
+        if upcoming <= due and upcoming < np.inf:
+            now = max(now, upcoming)
+            due_in = 1
+            continue
+        if due == np.inf:
+            break
+        now = due
+        engine = world.engines[e]
+        if engine.steps:
+            if keep_log:
+                if rows == len(log):
+                    log = np.concatenate((log, np.zeros_like(log)))
+                _note(world, rules, e, log[rows])
+                rows += 1
+            pass_steps(world, rules, cost, e)
+            engine.steps = 0
+            while True:
+                cancelled = False
+                if engine.heap and world.samples[world.slots[e, 0].heap].ends <= engine.clock:
+                    s = world.slots[e, 0].heap
+                elif engine.doomed != NONE:
+                    s = engine.doomed
+                    engine.doomed = world.samples[s].doomed
+                    if world.samples[s].state == WAITING:  # preempted meanwhile
+                        _cancel_waiting(world, e, s, now)
+                        continue
+                    if world.samples[s].state > DECODE:  # it ended in the same step
+                        continue
+                    cancelled = True
+                else:
+                    break
+                end(world, rules, e, s, now, cancelled)
+                if not cancelled:
+                    answer = _count_ended(world, rules, cost, s, now, e)
+                    if answer == DRAW:
+                        draws[last_draw % len(draws)] = world.samples[s].problem
+                        last_draw += 1
+                    elif answer == DECIDE and in_flight and arrived + due_in < len(world.problems):
+                        due_in += 1
+            if due_in or first_draw < last_draw:  # they come before the next step is planned
+                engine.due = now
+                continue
+        plan(world, rules, cost, blocks, e, now)
+    return now, log[:rows]
+
+
+@inner
+def _next_engine(world: World) -> int:
+    """Return the engine whose planned steps end first."""
+    e = wide(0)
+    for other in range(1, len(world.engines)):
+        if world.engines[other].due < world.engines[e].due:
+            e = other
+    return e
+
+
+@inner
+def _note(world: World, rules: Rules, e: int, row: npt.NDArray[np.float64]) -> None:
+    engine = world.engines[e]
+    row[0], row[1], row[2], row[3] = e, engine.begun, engine.due - engine.begun, engine.steps
+    row[4], row[5], row[6] = engine.prompts, engine.prompt_tokens, engine.prompt_read
+    row[7], row[8] = engine.prompt_query, engine.chunks
+    row[9] = engine.decodes + engine.drain_decodes
+    row[10] = engine.tokens + engine.drain_tokens
+    row[11] = engine.context + engine.drain_context
+    row[12] = engine.growth
+    row[13] = longest(world, e, rules.keep_longest)
+    row[14], row[15], row[16], row[17] = (
+        engine.running, engine.waiting, engine.used, engine.preemptions,
+    )  # fmt: skip
+
+
+@inner
+def _draw(world: World, rules: Rules, cost: StepCost, p: int, now: float, turn: int) -> int:
+    """Send a problem's wanted samples to engines; return whose turn is next."""
+    problem = world.problems[p]
+    while problem.drawn < problem.wanted:
+        s = problem.sample + problem.drawn
+        problem.drawn += 1
+        if rules.together and s > problem.sample:
+            e = wide(world.samples[problem.sample].engine)
+        else:
+            e = wide(turn)
+            if rules.routing == LEAST_OUTSTANDING:
+                for other in range(len(world.engines)):
+                    if world.engines[other].outstanding < world.engines[e].outstanding:
+                        e = other
+            turn = (turn + 1) % len(world.engines)
+        engine, sample = world.engines[e], world.samples[s]
+        if engine.idle and engine.due > now:
+            engine.due = now  # to be planned
+        elif engine.waiting == 0 and engine.running < rules.max_seqs and engine.steps > 1:
+            # The step after the one under way is planned already, if scheduling is asynchronous.
+            cut_short(world, rules, cost, e, now, wide(rules.asynchronous))
+        sample.engine, sample.state, sample.queued, sample.known = e, WAITING, now, sample.prompt
+        wait(world, e, s, False)
+        engine.outstanding += 1
+    return turn
+
+
+@inner
+def _count_ended(world: World, rules: Rules, cost: StepCost, s: int, now: float, at: int) -> int:
+    """Count an ended sample's vote; return what the rule says."""
+    p = wide(world.samples[s].problem)
+    problem = world.problems[p]
+    if problem.decided == problem.decided:  # it ended in the step in which it was cancelled
+        return GO_ON
+    count_vote(world, p, s, rules.stop, rules.stop_value)
+    answer = verdict(world, p, rules.stop, rules.stop_value)
+    if answer == DRAW:
+        more = int(rules.stop_value) if rules.stop == WINDOWS else 1
+        problem.wanted = min(problem.wanted + more, problem.samples)
+    elif answer == DECIDE:
+        problem.decided, problem.decided_by = now, s - problem.sample
+        problem.right = right_share(world, p, rules.stop)
+        if rules.stop != ALL:
+            _cancel_rest(world, rules, cost, p, now, at)
+    return answer
+
+
+@inner
+def _cancel_rest(world: World, rules: Rules, cost: StepCost, p: int, now: float, at: int) -> None:
+    """Cancel the samples of a decided problem: at once, or at the end of the step they are in."""
+    problem = world.problems[p]
+    for s in range(problem.sample, problem.sample + problem.samples):
+        sample = world.samples[s]
+        e = wide(sample.engine)
+        if sample.state == DRAWN_LATER:
+            sample.state = CANCELLED
+        elif sample.state == WAITING:
+            _cancel_waiting(world, e, s, now)
+        elif sample.state <= DECODE:  # it runs
+            if e != at:
+                cut_short(world, rules, cost, e, now, wide(0))
+            sample.doomed = world.engines[e].doomed
+            world.engines[e].doomed = s
+
+
+@inner
+def _cancel_waiting(world: World, e: int, s: int, now: float) -> None:
+    sample = world.samples[s]
+    stop_waiting(world, e, s)
+    world.engines[e].outstanding -= 1
+    sample.state, sample.end, sample.generated = CANCELLED, now, generated(world, s)

@@ -1,0 +1,214 @@
+"""What a replay holds while it runs, laid out for compiled code; times in seconds.
+
+One record per sample, problem, engine (a replica) and cache node. A node is a run of KV blocks that
+are allocated and freed together: a segment of a shared prompt on one engine, or the blocks that a
+sample has to itself.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+# States of a sample.
+DRAWN_LATER: Final = 0
+WAITING: Final = 1
+PREFILL: Final = 2
+DECODE: Final = 3
+DRAINING: Final = 4  # it ended or was cancelled, but async scheduling still holds its slot
+ENDED: Final = 5
+CANCELLED: Final = 6
+
+NONE: Final = -1
+
+SAMPLE = np.dtype(
+    [
+        # What it is.
+        ("problem", "i4"),
+        ("prompt", "i4"),  # tokens
+        ("output", "i4"),  # tokens, the first of them from the prompt's step
+        ("verify", "i4"),  # decode steps that make the others
+        ("forward", "f8"),  # tokens forwarded in each of these
+        ("continues", "i4"),  # the sample whose blocks its prompt begins with, or NONE
+        ("answer", "i4"),  # its place in `answers`, or NONE
+        ("weight", "f8"),  # of its vote
+        ("by_length", "?"),  # its end is known ahead, so no step is spent on finding it
+        # Where it is.
+        ("engine", "i4"),
+        ("state", "i4"),
+        ("known", "i4"),  # tokens to compute before it decodes: prompt, and what it had
+        ("computed", "i4"),  # of these
+        ("passed", "i4"),  # decode steps of `verify`
+        ("held", "i4"),  # blocks, kept up to date under speculation only
+        ("since", "i8"),  # the engine's clock when it began to decode
+        ("ends", "i8"),  # the engine's clock when it will have ended
+        ("entry", "f8"),  # the engine's `per_token` when it began to decode
+        ("place", "i4"),  # in the heap of ends
+        ("rank", "i4"),  # in the heap of contexts
+        ("before", "i4"),  # neighbours in the waiting or the running list
+        ("after", "i4"),
+        ("doomed", "i4"),  # the next of those to cancel when the engine's step ends
+        # What came of it.
+        ("queued", "f8"),
+        ("scheduled", "f8"),
+        ("first", "f8"),
+        ("end", "f8"),
+        ("cached", "i4"),
+        ("preemptions", "i4"),
+        ("generated", "i4"),
+    ],
+    align=True,
+)
+
+PROBLEM = np.dtype(
+    [
+        ("sample", "i4"),  # its first
+        ("samples", "i4"),
+        ("path", "i4"),  # its first segment in `path`
+        ("segments", "i4"),
+        ("answer", "i4"),  # its first place in `answers`
+        ("answers", "i4"),
+        ("drawn", "i4"),
+        ("wanted", "i4"),  # samples that are to be drawn by now
+        ("ended", "i4"),
+        ("votes", "i4"),
+        ("window_answer", "i4"),
+        ("window_ended", "i4"),
+        ("agreed", "i4"),
+        ("streak", "i4"),
+        ("decided_by", "i4"),
+        ("arrival", "f8"),
+        ("decided", "f8"),
+        ("right", "f8"),  # share of right answers among those that led
+        ("busy", "f8"),  # its share of the engines' time
+    ],
+    align=True,
+)
+
+ENGINE = np.dtype(
+    [
+        ("waiting", "i8"),
+        ("waiting_first", "i8"),
+        ("waiting_last", "i8"),
+        ("running", "i8"),  # slots taken, draining ones too
+        ("running_first", "i8"),
+        ("running_last", "i8"),
+        ("partial", "i8"),  # its prompt is not whole yet; always the last to run
+        ("doomed", "i8"),
+        ("draining", "i8"),
+        ("heap", "i8"),
+        ("outstanding", "i8"),
+        ("idle", "i8"),
+        ("segments", "i8"),  # of all prompts
+        # The decoding requests, summed.
+        ("decodes", "i8"),
+        ("tokens", "f8"),  # forwarded in a step
+        ("context", "f8"),  # read in the next step
+        ("growth", "f8"),  # of it, per step
+        ("drain_decodes", "i8"),  # of them, those whose output nobody waits for
+        ("drain_tokens", "f8"),
+        ("drain_context", "f8"),
+        # The step, or the steps, under way.
+        ("steps", "i8"),
+        ("prompts", "i8"),
+        ("prompt_tokens", "i8"),
+        ("prompt_read", "f8"),
+        ("prompt_query", "f8"),
+        ("chunks", "f8"),
+        ("begun", "f8"),
+        ("due", "f8"),
+        ("last_begun", "f8"),
+        # Counted up.
+        ("clock", "i8"),  # steps in which any request decoded
+        ("per_token", "f8"),  # seconds per token, summed over those
+        ("busy", "f8"),
+        ("all_steps", "i8"),
+        ("preemptions", "i8"),
+        # The KV cache.
+        ("used", "i8"),
+        ("virgin", "i8"),  # free blocks that hold nothing
+        ("free_first", "i8"),  # nodes in the order in which their blocks are taken again
+        ("free_last", "i8"),
+    ],
+    align=True,
+)
+
+NODE = np.dtype(
+    [
+        ("whole", "i4"),  # blocks of the segment when none is missing
+        ("blocks", "i4"),  # that are allocated, or free but not yet taken
+        ("cached", "i4"),  # of these, from the first, computed
+        ("holders", "i4"),
+        ("queued", "?"),  # among the free
+        ("before", "i4"),
+        ("after", "i4"),
+    ],
+    align=True,
+)
+
+ANSWER = np.dtype([("tally", "f8"), ("right", "?")], align=True)
+
+SLOT = np.dtype(
+    [
+        ("heap", "i8"),  # samples, the first to end on top
+        ("tall", "i8"),  # samples, the longest on top
+        ("drain", "i8"),  # samples whose slot falls free after a step
+        ("prompt", "i8"),  # prompts under way: sample and tokens
+        ("chunk", "i8"),
+    ],
+    align=True,
+)
+
+LOG_COLUMNS: Final = (
+    "engine",
+    "begun",
+    "seconds",
+    "steps",
+    "prefill_requests",
+    "prefill_tokens",
+    "prefill_kv_tokens",
+    "prefill_query_context",
+    "chunks",
+    "decode_requests",
+    "decode_tokens",
+    "decode_kv_tokens",
+    "growth",
+    "longest",
+    "running",
+    "waiting",
+    "kv_blocks",
+    "preempted",
+)
+
+
+class World(NamedTuple):
+    """Everything that changes, and the problems' prompts."""
+
+    samples: npt.NDArray[np.void]
+    problems: npt.NDArray[np.void]
+    engines: npt.NDArray[np.void]
+    nodes: npt.NDArray[np.void]
+    path: npt.NDArray[np.int32]
+    answers: npt.NDArray[np.void]
+    slots: npt.NDArray[np.void]  # [engines, slots]
+    phases: npt.NDArray[np.int32]  # [engines, block_size] decoding samples by when they need one
+    totals: npt.NDArray[np.float64]  # [FEATURES + 3] sums over steps, then peaks
+
+
+class Rules(NamedTuple):
+    """The engine's limits and the policy, as numbers."""
+
+    max_seqs: int
+    max_tokens: int
+    block_size: int
+    caching: bool
+    asynchronous: bool
+    speculative: bool
+    stop: int
+    stop_value: float
+    drawn_first: int
+    routing: int
+    together: bool
+    keep_longest: bool
