@@ -3,8 +3,8 @@
 Each folder holds operator times of one GPU. Models learn from contexts of at most `--known` tokens
 (2,048): 5-fold within them, mean of ten shuffles with the least and the most, then up to twice and
 up to eight times as far. Ours against linear interpolation of the table, a random forest of the log
-(batch, context and their product) and non-negative least squares of four terms (1, n, k, n k), all in one
-run, by the mean absolute relative error.
+(of batch, context and their product) and non-negative least squares of four terms (1, n, k, n k),
+all in one run, by the mean absolute relative error.
 """
 
 import argparse

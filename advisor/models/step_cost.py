@@ -19,6 +19,7 @@ from advisor.models.table_cost import (
     StepTables,
     chunk_attention,
     decode_attention,
+    has_skew,
     layer_seconds,
     mixed_attention,
 )
@@ -55,7 +56,7 @@ def table_cost(tables: StepTables, seconds: Floats | None = None) -> StepCost:
 
 def needs_longest(cost: StepCost) -> bool:
     """Whether the longest context of a batch matters to its time."""
-    return False
+    return has_skew(cost.values, cost.starts)
 
 
 @compiled

@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from advisor.compiled import compiled
+from advisor.compiled import inner
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -90,7 +90,13 @@ _MIXED_BATCH, _MIXED_KV = PARTS.index("mixed_batch"), PARTS.index("mixed_kv")
 _MIXED, _MIXED_SKEW, _LAUNCH = (PARTS.index(n) for n in ("mixed", "mixed_skew", "launch"))
 
 
-@compiled
+def has_skew(values: Floats, starts: Ints) -> bool:
+    """Whether contexts that differ change the time of any batch."""
+    parts = (values[starts[part] : starts[part + 1]] for part in (_DECODE_SKEW, _MIXED_SKEW))
+    return any(bool(part.any()) for part in parts)
+
+
+@inner
 def layer_seconds(values: Floats, starts: Ints, tokens: float, logits: float) -> float:
     """Return the seconds of the layers that work on `tokens` and on so many rows of logits."""
     seconds = 0.0
@@ -101,7 +107,7 @@ def layer_seconds(values: Floats, starts: Ints, tokens: float, logits: float) ->
     return seconds
 
 
-@compiled
+@inner
 def _by_count(values: Floats, first: int, last: int, count: float) -> float:
     """Return a table's seconds at a count; beyond its end with the slope of its upper half."""
     whole = int(count)
@@ -114,7 +120,7 @@ def _by_count(values: Floats, first: int, last: int, count: float) -> float:
     return float(values[last] + (count - (last - first)) * slope)
 
 
-@compiled
+@inner
 def _segment(values: Floats, first: int, last: int, at: float) -> int:
     """Return the index of the knot, from `first` to before `last`, whose segment holds `at`.
 
@@ -129,7 +135,7 @@ def _segment(values: Floats, first: int, last: int, at: float) -> int:
     return first
 
 
-@compiled
+@inner
 def _place(values: Floats, knot: int, last: int, at: float) -> float:
     """Return where `at` lies between a knot and the next; 0 before it or if there is none."""
     if knot >= last or at <= values[knot]:
@@ -137,7 +143,7 @@ def _place(values: Floats, knot: int, last: int, at: float) -> float:
     return float((at - values[knot]) / (values[knot + 1] - values[knot]))
 
 
-@compiled
+@inner
 def _skew(values: Floats, skew: int, knot: int, first: int, place: float) -> float:
     """Return the skew at a place between batches; held at that of the largest beyond it."""
     at = skew + knot - first
@@ -146,7 +152,7 @@ def _skew(values: Floats, skew: int, knot: int, first: int, place: float) -> flo
     return float(values[at] + (values[at + 1] - values[at]) * min(place, 1.0))
 
 
-@compiled
+@inner
 def decode_attention(
     values: Floats,
     starts: Ints,
@@ -171,13 +177,14 @@ def decode_attention(
     width = starts[_DECODE_KV + 1] - starts[_DECODE_KV]
     row = starts[_DECODE] + (knot - first) * width
     seconds = _decode_sum(values, starts, row, width, place, context, growth, steps)
-    if skew != 0.0 and longest >= context:
-        other = _decode_sum(values, starts, row, width, place, longest, longest_growth, steps)
+    if skew != 0.0:
+        most = max(longest, context)
+        other = _decode_sum(values, starts, row, width, place, most, longest_growth, steps)
         seconds += skew * (other - seconds)
     return seconds
 
 
-@compiled
+@inner
 def _decode_sum(
     values: Floats,
     starts: Ints,
@@ -218,7 +225,7 @@ def _decode_sum(
     return total
 
 
-@compiled
+@inner
 def chunk_attention(values: Floats, starts: Ints, tokens: int, before: int) -> float:
     """Return the attention of one prompt chunk alone, without the launch."""
     if starts[_CHUNK + 1] == starts[_CHUNK]:
@@ -226,7 +233,7 @@ def chunk_attention(values: Floats, starts: Ints, tokens: int, before: int) -> f
     return _mixed_at(values, starts, tokens, before, 0.0, 0.0) - float(values[starts[_LAUNCH]])
 
 
-@compiled
+@inner
 def mixed_attention(
     values: Floats,
     starts: Ints,
@@ -254,7 +261,7 @@ def mixed_attention(
         knot = _segment(values, first, last, decodes)
         place = _place(values, knot, last, decodes)
         skew = _skew(values, starts[_MIXED_SKEW], knot, first, place)
-        if skew != 0.0 and longest >= context:
+        if skew != 0.0 and longest > context:
             other = _mixed_at(values, starts, prompt_tokens, before, decodes, longest)
             seconds += skew * (other - seconds)
     if prompts > 1:
@@ -263,7 +270,7 @@ def mixed_attention(
     return seconds
 
 
-@compiled
+@inner
 def _mixed_at(
     values: Floats, starts: Ints, chunk: float, before: float, batch: float, context: float
 ) -> float:

@@ -8,6 +8,7 @@ from advisor.models.step_cost import (
     chunk_seconds,
     leap_seconds,
     linear_cost,
+    needs_longest,
     step_seconds,
     table_cost,
 )
@@ -109,6 +110,9 @@ def test_skew_moves_from_the_mean_to_the_longest():
     got = step(cost, chunks=[(64, 0)], decodes=8, context=8 * 101, longest=1001)
     expected = 0.75 * attention(64, 0, 8, 100) + 0.25 * attention(64, 0, 8, 1000)
     assert got == pytest.approx(expected, rel=1e-12)
+    assert needs_longest(table_cost(cost))
+    assert not needs_longest(table_cost(tables()))
+    assert not needs_longest(linear_cost(LAW))
     # Between batches the skew is between; beyond the last it is held.
     got = step(cost, decodes=64, context=64 * 101, longest=1001)
     assert got == pytest.approx(1e-6 * (1 + 64 * (0.9 * 100 + 0.1 * 1000)), rel=1e-12)
