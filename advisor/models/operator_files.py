@@ -22,7 +22,7 @@ from traces.errors import TablesError
 Floats = npt.NDArray[np.float64]
 
 ATTENTION = ("prefill_chunk", "kv_prefill", "n_decode", "kv_decode")
-SKEW = ("n", "pc", "t_mean_us", "t_max_us", "t_skew_us")
+SKEW = ("n", "pc", "kp", "kv_big", "t_mean_us", "t_max_us", "t_skew_us")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +30,9 @@ class Operators:
     """What a folder holds, in seconds.
 
     `dense` and `per_sequence`: by layer, [rows, (count, seconds)], ascending. `attention` [rows,
-    ATTENTION and seconds]. `skew` [rows, (batch, prompt chunk, at the mean, at the longest, as it
-    was)], None where it was not measured or meta.yaml turns it off.
+    ATTENTION and seconds]. `skew` [rows, (batch, chunk, before it, longest context; seconds with
+    all contexts at their mean, with all at the longest, as they were)], None where it was not
+    measured or meta.yaml turns it off.
     """
 
     folder: Path
@@ -110,8 +111,8 @@ def _skew(path: Path) -> Floats:
     table = CsvRows(path, SKEW)
     rows = []
     for line in table:
-        counts = [float(table.count(line, name)) for name in SKEW[:2]]
-        rows.append([*counts, *(table.seconds(line, name, positive=True) for name in SKEW[2:])])
+        counts = [float(table.count(line, name)) for name in SKEW[:4]]
+        rows.append([*counts, *(table.seconds(line, name, positive=True) for name in SKEW[4:])])
     return np.array(rows, dtype=float)
 
 
