@@ -38,6 +38,11 @@ def compiled(function: Function) -> Function:
     return cast(Function, njit(cache=True, error_model="numpy")(function))
 
 
+def leaf(function: Function) -> Function:
+    """Compile a function that allocates nothing, like `inner`, but that Python may call too."""
+    return cast(Function, njit(cache=True, error_model="numpy", _nrt=False)(function))
+
+
 def inner(function: Function) -> Function:
     """Compile a function that only compiled ones call and that allocates nothing.
 

@@ -163,7 +163,8 @@ def _problem(problem_id: str, rows: pl.DataFrame) -> ProblemSamples:
         since = rows[name] - (rows["arrival"] if begun is None else begun)
         return np.asarray(since.cast(pl.Float64).fill_null(float("nan")).to_numpy() / 1e9)
 
-    cut = rows["censored"].fill_null(False) | (rows["finish_reason"].fill_null("") == "length")
+    by_reason = rows["finish_reason"].fill_null("") == "length"
+    cut = rows["censored"].zip_with(rows["censored"].is_not_null(), by_reason)
     return ProblemSamples(
         problem_id=problem_id,
         indices=tuple(rows["sample_index"]),

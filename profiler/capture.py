@@ -15,6 +15,7 @@ import polars as pl
 
 from profiler.checkpoints import Checkpoints, check_budgets
 from profiler.engines.protocol import Engine
+from profiler.lengths import check_lengths
 from profiler.policies.rules import complete, needs_of
 from profiler.power import HZ, check_hz, watch_power
 from profiler.provenance import provenance
@@ -68,6 +69,12 @@ def record(
     policy = complete(policy)
     _check_effort(policy, workload, engine)
     needs, checkpoints = needs_of(policy, logprobs=logprobs), None
+    check_lengths(
+        workload.given_lengths(),
+        policy,
+        checkpoints=bool(budget_checkpoints),
+        max_model_len=engine.config.max_model_len,
+    )
     if budget_checkpoints:
         check_budgets(budget_checkpoints, checkpoint_samples, policy)
         checkpoints = Checkpoints(

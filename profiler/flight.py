@@ -19,7 +19,8 @@ class Sent:
 
     `base` is what it goes on from. `forced_at` is the length of its thought at which its answer
     is to be forced by cutting and continuing; the request that forces it has `head`, the request
-    that it completes. `result` and `chain` are what it ended with.
+    that it completes. `fixed_tokens` is the length that its workload gives it. `result` and
+    `chain` are what it ended with.
     """
 
     flight: Flight
@@ -28,6 +29,7 @@ class Sent:
     base: Chain = field(default_factory=Chain)
     forced_at: int | None = None
     head: Sent | None = None
+    fixed_tokens: int | None = None
     result: SampleResult | None = None
     chain: Chain | None = None
     score: float | None = None

@@ -19,6 +19,7 @@ from profiler.chain import Chain
 from profiler.checkpoints import Checkpoints
 from profiler.engines.protocol import THINK_END, Engine, Prompt, SampleRequest, SampleResult
 from profiler.flight import Flight, Sent
+from profiler.lengths import length_of
 from profiler.policies.methods import start
 from profiler.policies.rules import Needs, most_requests
 from profiler.policies.seam import Decision, Draw, GoOn, Move, Revise, Vote
@@ -138,6 +139,7 @@ class Run:
         if thought is not None and (self._continues(draw) or not self.engine.thinking_budget):
             sent.forced_at = thought
             limits.append(thought)
+        sent.fixed_tokens = length_of(flight.problem.output_tokens, draw.index)
         self._submit(sent, prompt, _least(limits))
 
     def _force(self, head: Sent) -> None:
@@ -186,6 +188,8 @@ class Run:
         policy, flight = self.policy, sent.flight
         request_id = self._request_id(flight, sent.draw)
         self.open[request_id] = flight.open[request_id] = sent
+        if sent.fixed_tokens is not None:
+            max_tokens = sent.fixed_tokens
         if max_tokens is not None and max_tokens < 1:
             self.refused.append(_refusal(request_id))
             return
@@ -211,6 +215,7 @@ class Run:
                 or sent.forced_at is not None
                 or self.checkpoints is not None,
                 stop=sent.draw.stop,
+                fixed_length=sent.fixed_tokens is not None,
             )
         )
 
@@ -221,6 +226,7 @@ class Run:
             return
         flight = sent.flight
         del flight.open[result.request_id]
+        result = _held_to_its_length(sent, result)
         answer = None
         if result.error is None:
             text = sent.base.text + sent.append + result.text
@@ -359,6 +365,14 @@ def _filled(template: str, prompt: str, earlier: Chain) -> str:
 def _least(limits: list[int | None]) -> int | None:
     known = [limit for limit in limits if limit is not None]
     return min(known) if known else None
+
+
+def _held_to_its_length(sent: Sent, result: SampleResult) -> SampleResult:
+    """Return the result, as a failed one where a server did not keep the length it was given."""
+    given, came = sent.fixed_tokens, result.output_tokens
+    if given is None or came is None or came == given or result.error is not None:
+        return result
+    return replace(result, error="length not kept")
 
 
 def _refusal(request_id: str) -> SampleResult:

@@ -136,7 +136,7 @@ class RunSpans:
         for column, value in (
             ("think_tokens", think),
             ("answer_tokens", None if think is None or output is None else output - think),
-            ("censored", result.finish_reason and result.finish_reason == "length"),
+            ("censored", _censored(sent, result)),
             ("cancelled_by", cancelled_by),
             ("correct", correct),
             ("score", sent.score),
@@ -197,6 +197,13 @@ def _think_tokens(sent: Sent, result: SampleResult) -> int | None:
     """Tokens of thought that a request generated; 0 where its thought was closed before."""
     closed = sent.base.thought_ended or THINK_END in sent.append
     return 0 if result.think_tokens is None and closed else result.think_tokens
+
+
+def _censored(sent: Sent, result: SampleResult) -> bool | None:
+    """Whether max_tokens cut a sample; one that was given its length was not."""
+    if result.finish_reason is None:
+        return None
+    return result.finish_reason == "length" and sent.fixed_tokens is None
 
 
 def _set(span: Span, name: str, value: Any) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from profiler.demo import task
 from profiler.engines.protocol import Prompt
+from profiler.lengths import Lengths, read_lengths
 from profiler.verifiers import NAMES, ByText, Verifier, verifier
 from traces.errors import UsageError
 from traces.manifest import WorkloadFacts
@@ -24,7 +25,8 @@ class Problem:
     """One question; `expected` is None where no answer is known.
 
     `prompt` is a text, or the messages of a chat. `verifier` reads and judges its answers, None
-    for that of the workload.
+    for that of the workload. `output_tokens` are the lengths that its samples are made to have
+    (profiler/lengths.py), None for those that the model gives them.
     """
 
     problem_id: str
@@ -32,6 +34,7 @@ class Problem:
     expected: str | None = None
     group: str | None = None
     verifier: Verifier | None = None
+    output_tokens: Lengths | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,8 +63,11 @@ class Workload:
         return None if answer is None else chosen.canonical(answer)
 
     def is_correct(self, problem: Problem, answer: str | None) -> bool | None:
-        """Return whether a class of answers is the expected one; None where none is known."""
-        if problem.expected is None:
+        """Return whether a class of answers is the expected one; None where none is known.
+
+        None too where samples were given their length: the model did not end them.
+        """
+        if problem.expected is None or problem.output_tokens is not None:
             return None
         chosen = problem.verifier or self.verifier
         return answer is not None and chosen.matches(answer, problem.expected)
@@ -69,13 +75,16 @@ class Workload:
     def facts(self, template: str | None) -> WorkloadFacts:
         """Return what a recording says of it.
 
-        The hash covers ids, prompts, answers, and how these are judged where not exactly.
+        The hash covers ids, prompts, answers, how these are judged where not exactly, and lengths
+        where they are given.
         """
         digest = hashlib.sha256()
         for problem in self.problems:
-            row = [problem.problem_id, problem.prompt, problem.expected]
+            row: list[Any] = [problem.problem_id, problem.prompt, problem.expected]
             judged = (problem.verifier or self.verifier).name
-            digest.update(json.dumps(row if judged in _PLAIN else [*row, judged]).encode())
+            row += [] if judged in _PLAIN else [judged]
+            row += [] if problem.output_tokens is None else [{"tokens": problem.output_tokens}]
+            digest.update(json.dumps(row).encode())
         used = {(problem.verifier or self.verifier).name for problem in self.problems}
         return WorkloadFacts(
             name=self.name,
@@ -86,12 +95,26 @@ class Workload:
             verifier=None if self.generated else "+".join(sorted(used)),
         )
 
+    def given_lengths(self) -> list[tuple[str, Lengths]]:
+        """Return the lengths that the workload gives, by problem id."""
+        return [
+            (problem.problem_id, problem.output_tokens)
+            for problem in self.problems
+            if problem.output_tokens is not None
+        ]
+
     def notes(self) -> list[str]:
-        """Return what a reader of the results must know of how answers were judged."""
+        """Return what a reader of the results must know: lengths, and how answers were judged."""
         used = {id(v): v for p in self.problems if (v := p.verifier or self.verifier)}
         late = sum(getattr(each, "too_long", 0) for each in used.values())
         seconds = sum(getattr(each, "seconds", 0.0) for each in used.values())
+        fixed = len(self.given_lengths())
         told = []
+        if fixed:
+            told.append(
+                f"the workload gave the output lengths of {fixed:,} of {len(self.problems):,} "
+                "problems: the model did not end their samples, so they are not judged"
+            )
         if late:
             told.append(f"answers that took too long to check, counted as wrong: {late:,}")
         if seconds:
@@ -113,7 +136,8 @@ def load_workload(
 ) -> Workload:
     """Load `demo`, `demo:preamble` or a JSONL file.
 
-    A line of the file is {"id", "prompt" or "messages", "answer"?, "group"?, "verifier"?}.
+    A line of the file is {"id", "prompt" or "messages", "answer"?, "group"?, "verifier"?,
+    "output_tokens"?}.
     `problems` keeps the first so many; the demo makes 100 unless told otherwise. `verifier` judges
     lines that name none, exactly unless told otherwise; `system_prompt` goes before every chat.
     Raises UsageError naming the line at fault.
@@ -190,6 +214,7 @@ class _Lines:
             expected=None if answer is None else str(answer).strip(),
             group=None if group is None else str(group),
             verifier=None if judged is None else self.judge(judged, where),
+            output_tokens=read_lengths(row.get("output_tokens"), where),
         )
 
     def _prompt(self, row: Mapping[str, Any], where: str) -> Prompt:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from advisor.compiled import compiled
+from advisor.compiled import leaf, wide
 from advisor.composition import FEATURES
 from advisor.models.table_cost import (
     NO_TABLES,
@@ -59,7 +59,7 @@ def needs_longest(cost: StepCost) -> bool:
     return has_skew(cost.values, cost.starts)
 
 
-@compiled
+@leaf
 def chunk_seconds(cost: StepCost, tokens: int, before: int) -> float:
     """Return what a step pays for one prompt chunk apart from the sums in `step_seconds`.
 
@@ -70,7 +70,7 @@ def chunk_seconds(cost: StepCost, tokens: int, before: int) -> float:
     return chunk_attention(cost.values, cost.starts, tokens, before)
 
 
-@compiled
+@leaf
 def step_seconds(
     cost: StepCost,
     prompts: int,
@@ -114,11 +114,13 @@ def step_seconds(
             longest - pace,
         )  # fmt: skip
     elif decodes:
-        seconds += decode_attention(values, starts, 1, decodes, context, 0.0, longest - pace, 0.0)
+        seconds += decode_attention(
+            values, starts, wide(1), decodes, context, 0.0, longest - pace, 0.0
+        )
     return seconds
 
 
-@compiled
+@leaf
 def leap_seconds(
     cost: StepCost,
     steps: int,

@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from advisor.compiled import inner
+from advisor.compiled import leaf
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -91,12 +91,13 @@ _MIXED, _MIXED_SKEW, _LAUNCH = (PARTS.index(n) for n in ("mixed", "mixed_skew", 
 
 
 def has_skew(values: Floats, starts: Ints) -> bool:
-    """Whether contexts that differ change the time of any batch."""
-    parts = (values[starts[part] : starts[part + 1]] for part in (_DECODE_SKEW, _MIXED_SKEW))
-    return any(bool(part.any()) for part in parts)
+    """Whether contexts that differ move attention from its time at their mean."""
+    return any(
+        bool(values[starts[part] : starts[part + 1]].any()) for part in (_DECODE_SKEW, _MIXED_SKEW)
+    )
 
 
-@inner
+@leaf
 def layer_seconds(values: Floats, starts: Ints, tokens: float, logits: float) -> float:
     """Return the seconds of the layers that work on `tokens` and on so many rows of logits."""
     seconds = 0.0
@@ -107,7 +108,7 @@ def layer_seconds(values: Floats, starts: Ints, tokens: float, logits: float) ->
     return seconds
 
 
-@inner
+@leaf
 def _by_count(values: Floats, first: int, last: int, count: float) -> float:
     """Return a table's seconds at a count; beyond its end with the slope of its upper half."""
     whole = int(count)
@@ -120,7 +121,7 @@ def _by_count(values: Floats, first: int, last: int, count: float) -> float:
     return float(values[last] + (count - (last - first)) * slope)
 
 
-@inner
+@leaf
 def _segment(values: Floats, first: int, last: int, at: float) -> int:
     """Return the index of the knot, from `first` to before `last`, whose segment holds `at`.
 
@@ -135,7 +136,7 @@ def _segment(values: Floats, first: int, last: int, at: float) -> int:
     return first
 
 
-@inner
+@leaf
 def _place(values: Floats, knot: int, last: int, at: float) -> float:
     """Return where `at` lies between a knot and the next; 0 before it or if there is none."""
     if knot >= last or at <= values[knot]:
@@ -143,7 +144,7 @@ def _place(values: Floats, knot: int, last: int, at: float) -> float:
     return float((at - values[knot]) / (values[knot + 1] - values[knot]))
 
 
-@inner
+@leaf
 def decode_attention(
     values: Floats,
     starts: Ints,
@@ -162,8 +163,9 @@ def decode_attention(
     first, last = starts[_DECODE_BATCH], starts[_DECODE_BATCH + 1] - 1
     if last < first:
         return 0.0
-    knot = _segment(values, first, last, decodes)
-    place = _place(values, knot, last, decodes)
+    batch = float(decodes)
+    knot = _segment(values, first, last, batch)
+    place = _place(values, knot, last, batch)
     at = starts[_DECODE_SKEW] + knot - first
     skew = values[at]
     if place != 0.0:  # beyond the largest batch its skew is held
@@ -178,7 +180,7 @@ def decode_attention(
     return seconds
 
 
-@inner
+@leaf
 def _decode_sum(
     values: Floats,
     starts: Ints,
@@ -219,15 +221,17 @@ def _decode_sum(
     return total
 
 
-@inner
+@leaf
 def chunk_attention(values: Floats, starts: Ints, tokens: int, before: int) -> float:
     """Return the attention of one prompt chunk alone, without the launch."""
     if starts[_CHUNK + 1] == starts[_CHUNK]:
         return 0.0
-    return _mixed_at(values, starts, tokens, before, 0.0, 0.0) - float(values[starts[_LAUNCH]])
+    return _mixed_at(values, starts, float(tokens), float(before), 0.0, 0.0) - float(
+        values[starts[_LAUNCH]]
+    )
 
 
-@inner
+@leaf
 def mixed_attention(
     values: Floats,
     starts: Ints,
@@ -249,19 +253,20 @@ def mixed_attention(
     if starts[_CHUNK + 1] == starts[_CHUNK]:
         return 0.0
     before = max(prompt_query / prompt_tokens - (prompt_tokens + 1) / 2, 0.0)
-    seconds = _mixed_at(values, starts, prompt_tokens, before, decodes, context)
+    chunk, batch = float(prompt_tokens), float(decodes)
+    seconds = _mixed_at(values, starts, chunk, before, batch, context)
     if decodes and longest > context:
-        skew = _mixed_skew(values, starts, before, decodes, longest)
+        skew = _mixed_skew(values, starts, before, batch, longest)
         if skew != 0.0:
-            other = _mixed_at(values, starts, prompt_tokens, before, decodes, longest)
+            other = _mixed_at(values, starts, chunk, before, batch, longest)
             seconds += skew * (other - seconds)
     if prompts > 1:
-        alone = _mixed_at(values, starts, prompt_tokens, before, 0.0, 0.0)
+        alone = _mixed_at(values, starts, chunk, before, 0.0, 0.0)
         seconds -= max(alone - (values[starts[_LAUNCH]] + chunks), 0.0)
     return seconds
 
 
-@inner
+@leaf
 def _mixed_at(
     values: Floats, starts: Ints, chunk: float, before: float, batch: float, context: float
 ) -> float:
@@ -292,7 +297,7 @@ def _mixed_at(
     return seconds
 
 
-@inner
+@leaf
 def _mixed_skew(values: Floats, starts: Ints, before: float, batch: float, longest: float) -> float:
     """Return the skew beside a chunk, by linear interpolation, held beyond the knots."""
     first_b, last_b = starts[_BEFORE], starts[_BEFORE + 1] - 1

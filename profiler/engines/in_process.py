@@ -178,6 +178,12 @@ class InProcessEngine:
         if budget is not None and not self.thinking_budget:
             raise UsageError("the engine was started without a reasoning config for budgets")
         longest = (self.config.max_model_len or 0) - len(prompt)
+        fixed = request.max_tokens if request.fixed_length else None
+        if fixed is not None and fixed > longest:
+            raise UsageError(
+                f"request {request.request_id}: {fixed:,} output_tokens behind a prompt of "
+                f"{len(prompt):,} exceed max_model_len {self.config.max_model_len:,}"
+            )
         try:
             self._live[request.request_id] = self._engine.add_request(
                 request.request_id,
@@ -187,6 +193,8 @@ class InProcessEngine:
                     temperature=request.temperature,
                     top_p=request.top_p,
                     max_tokens=min(request.max_tokens or longest, longest),
+                    min_tokens=fixed or 0,
+                    ignore_eos=fixed is not None,
                     thinking_token_budget=budget,
                     logprobs=request.top_logprobs,
                     flat_logprobs=request.top_logprobs is not None,

@@ -31,7 +31,8 @@ class SampleRequest:
 
     `top_logprobs` asks for log-probabilities: 0 for the mean of the sampled tokens', k for a
     confidence over windows of `confidence_window` tokens too. `want_token_ids` says that the ids
-    are needed, since the sample may be continued. Generation ends behind a `stop` string.
+    are needed, since the sample may be continued. Generation ends behind a `stop` string; with
+    `fixed_length` at `max_tokens` and nowhere else (vLLM's min_tokens and ignore_eos).
     """
 
     request_id: str
@@ -48,6 +49,7 @@ class SampleRequest:
     confidence_window: int | None = None
     want_token_ids: bool = False
     stop: tuple[str, ...] = ()
+    fixed_length: bool = False
 
     def messages(self) -> list[dict[str, str]]:
         """Return the prompt as a chat; a text is what the user says."""

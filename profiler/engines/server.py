@@ -302,8 +302,7 @@ class ServerEngine:
             body |= {"logprobs": True, "top_logprobs": request.top_logprobs}
         elif request.top_logprobs is not None:
             body["logprobs"] = request.top_logprobs
-        if request.stop:
-            body |= {"stop": list(request.stop), "include_stop_str_in_output": True}
+        body |= _ends(request)
         if request.thinking_token_budget is not None:
             body["thinking_token_budget"] = request.thinking_token_budget
         if self._is_vllm:
@@ -333,3 +332,13 @@ class ServerEngine:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
         await self._client.aclose()
+
+
+def _ends(request: SampleRequest) -> dict[str, Any]:
+    """Return where a generation ends, apart from max_tokens."""
+    ends: dict[str, Any] = {}
+    if request.fixed_length:
+        ends |= {"min_tokens": request.max_tokens, "ignore_eos": True}
+    if request.stop:
+        ends |= {"stop": list(request.stop), "include_stop_str_in_output": True}
+    return ends

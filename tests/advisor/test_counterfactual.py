@@ -263,6 +263,15 @@ def test_samples_cut_by_max_tokens_are_told(rows, tmp_path):
     assert any("samples cut by max_tokens: 3" in note for note in found.notes)
 
 
+def test_samples_that_were_given_their_length_are_not_cut(rows, tmp_path):
+    given = [r | {"censored": False, "finish_reason": "length"} for r in rows["samples"]]
+    found = judge(tmp_path / "r", rows | {"samples": given})
+    assert not any("cut by max_tokens" in note for note in found.notes)
+    imported = [r | {"censored": None} for r in given]
+    found = judge(tmp_path / "i", rows | {"samples": imported})
+    assert any(f"cut by max_tokens: {len(given):,}" in note for note in found.notes)
+
+
 # -- choosing ----------------------------------------------------------------------------------
 
 

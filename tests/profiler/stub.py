@@ -59,11 +59,20 @@ class StubEngine:
     `answers(request_id)` gives a sample's completion text, thought and answer; a request that
     goes on from a closed thought gives the answer alone. A token of thought is an id from 100 on,
     then come `</think>` and one token of answer. `tokens_made` is the engine's own count. With
-    `ledger`, a file descriptor, each step is written there at once: step number and time.
+    `ledger`, a file descriptor, each step is written there at once: step number and time. Unless
+    it `keeps_lengths`, a fixed length is ignored, as by a server that does not know ignore_eos.
     """
 
     def __init__(
-        self, *, step_s=0.0, lengths=(3, 9), answers=None, ledger=None, fail=(), native=True
+        self,
+        *,
+        step_s=0.0,
+        lengths=(3, 9),
+        answers=None,
+        ledger=None,
+        fail=(),
+        native=True,
+        keeps_lengths=True,
     ):
         self.config = EngineConfig(model="stub", max_num_seqs=64, num_gpu_blocks=100)
         self.model = MODEL
@@ -73,7 +82,7 @@ class StubEngine:
         self.probe = StubProbe()
         self.step_s, self.ledger, self.fail = step_s, ledger, fail
         self.answers = answers or (lambda request_id: "thought</think>12")
-        self.lengths = lengths
+        self.lengths, self.keeps_lengths = lengths, keeps_lengths
         self.live = {}
         self.cancelled = []
         self.submitted = []
@@ -85,9 +94,10 @@ class StubEngine:
     def submit(self, request):
         assert request.request_id not in self.live
         self.submitted.append(request)
-        self.live[request.request_id] = Made(
-            request, self.random.randint(*self.lengths), self.probe.step
-        )
+        length = self.random.randint(*self.lengths)
+        if request.fixed_length and self.keeps_lengths:
+            length = request.max_tokens + 1  # it would have gone on
+        self.live[request.request_id] = Made(request, length, self.probe.step)
 
     def cancel(self, request_ids):
         results = []

@@ -196,6 +196,22 @@ def test_server_gives_the_same_answers_as_in_process(server, in_process, tmp_pat
     assert (theirs["first_token"] <= theirs["think_end"]).all()
 
 
+def test_a_server_keeps_given_lengths(server, tmp_path):
+    lengths = [[5, 90], [300, 1], [40, 41]]
+    rows = [{"id": i, "prompt": "aCb6", "output_tokens": each} for i, each in enumerate(lengths)]
+    file = tmp_path / "w.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    engine, policy = ServerEngine(server), Policy(method="majority", n=2, temperature=0.8)
+    try:
+        record(load_workload(str(file)), policy, engine, tmp_path / "r")
+    finally:
+        engine.close()
+    samples = Recording.open(tmp_path / "r").samples.sort("problem_id", "sample_index")
+    assert samples["output_tokens"].to_list() == [tokens for each in lengths for tokens in each]
+    assert samples["finish_reason"].to_list() == ["length"] * 6
+    assert not samples["censored"].any()
+
+
 def test_server_settings_are_read(server):
     engine = ServerEngine(server)
     engine.close()
