@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from advisor.models.grids import fill_between, fill_beyond, interpolate, to_grid
+from advisor.models.grids import fill_between, fill_beyond, interpolate, pieces, to_grid
 from advisor.models.step_time import non_negative_least_squares
 
 Floats = npt.NDArray[np.float64]
@@ -102,18 +102,11 @@ class DecodeAttention:
 
     def _terms(self, batch: Floats, context: Floats, split: float | None) -> Floats:
         one = np.ones((len(batch), 1))
-        launch = _pieces(batch, self.batch_breaks_)
-        read = _pieces(batch * context, self.read_breaks_)
+        launch = pieces(batch, self.batch_breaks_)
+        read = pieces(batch * context, self.read_breaks_)
         terms: Floats = np.concatenate([one, launch, read], axis=1)
         if split is None:
             return terms
         beyond = (context > split)[:, None]
         both: Floats = np.concatenate([terms * ~beyond, terms * beyond], axis=1)
         return both
-
-
-def _pieces(values: Floats, breaks: Floats) -> Floats:
-    """Return [values, pieces]: how much of each value lies between breaks, and beyond the last."""
-    low = np.concatenate([[0.0], breaks])
-    width = np.concatenate([np.diff(low), [np.inf]])
-    return np.asarray(np.clip(values[:, None] - low, 0.0, width), dtype=float)

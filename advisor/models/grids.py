@@ -1,4 +1,4 @@
-"""Times measured on a grid with holes: interpolated where there is something on both sides."""
+"""Times between measured ones: on a grid with holes, and in pieces between breaks."""
 
 from __future__ import annotations
 
@@ -76,3 +76,10 @@ def interpolate(grid: Floats, knots: Sequence[Floats], at: Sequence[Floats]) -> 
     first = grid[i, j] * (1 - b) + grid[i, next_j] * b
     second = grid[next_i, j] * (1 - b) + grid[next_i, next_j] * b
     return np.asarray(first * (1 - a) + second * a, dtype=float)
+
+
+def pieces(values: Floats, breaks: Floats) -> Floats:
+    """Return [values, pieces]: how much of each value lies between breaks, and beyond the last."""
+    low = np.concatenate([[0.0], breaks])
+    width = np.concatenate([np.diff(low), [np.inf]])
+    return np.asarray(np.clip(values[:, None] - low, 0.0, width), dtype=float)

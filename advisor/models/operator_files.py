@@ -8,9 +8,6 @@ request had before the step.
 
 from __future__ import annotations
 
-import csv
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,13 +16,13 @@ import numpy as np
 import numpy.typing as npt
 import yaml
 
+from advisor.models.csv_rows import CsvRows
 from traces.errors import TablesError
 
 Floats = npt.NDArray[np.float64]
 
 ATTENTION = ("prefill_chunk", "kv_prefill", "n_decode", "kv_decode")
-SKEW = ("n", "pc", "t_mean_us", "t_max_us", "t_skew_us")
-MAX_BYTES = 1 << 28  # of one file; the largest known has 1.4 MB
+SKEW = ("n", "pc", "kp", "kv_big", "t_mean_us", "t_max_us", "t_skew_us")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,8 +30,9 @@ class Operators:
     """What a folder holds, in seconds.
 
     `dense` and `per_sequence`: by layer, [rows, (count, seconds)], ascending. `attention` [rows,
-    ATTENTION and seconds]. `skew` [rows, (batch, prompt chunk, at the mean, at the longest, as it
-    was)], None where it was not measured or meta.yaml turns it off.
+    ATTENTION and seconds]. `skew` [rows, (batch, chunk, before it, longest context; seconds with
+    all contexts at their mean, with all at the longest, as they were)], None where it was not
+    measured or meta.yaml turns it off.
     """
 
     folder: Path
@@ -74,7 +72,7 @@ def read_operators(folder: Path) -> Operators:
 
 
 def _by_layer(path: Path, count: str) -> dict[str, Floats]:
-    table = _Csv(path, ("layer", count, "time_us"))
+    table = CsvRows(path, ("layer", count, "time_us"))
     rows: dict[str, dict[int, float]] = {}
     for line in table:
         layer = table.cell(line, "layer").strip()
@@ -86,7 +84,7 @@ def _by_layer(path: Path, count: str) -> dict[str, Floats]:
 
 
 def _attention(path: Path) -> Floats:
-    table = _Csv(path, (*ATTENTION, "time_us"))
+    table = CsvRows(path, (*ATTENTION, "time_us"))
     if "layer" in table.columns:
         raise TablesError(
             f"{path}: has a column layer: attention of several kinds is not modelled; give tables"
@@ -110,74 +108,12 @@ def _skew(path: Path) -> Floats:
             f"{path}: not there, and meta.yaml says that skew was measured; add it, or set"
             " skew_profile.enabled: false"
         )
-    table = _Csv(path, SKEW)
+    table = CsvRows(path, SKEW)
     rows = []
     for line in table:
-        counts = [float(table.count(line, name)) for name in SKEW[:2]]
-        rows.append([*counts, *(table.seconds(line, name, positive=True) for name in SKEW[2:])])
+        counts = [float(table.count(line, name)) for name in SKEW[:4]]
+        rows.append([*counts, *(table.seconds(line, name, positive=True) for name in SKEW[4:])])
     return np.array(rows, dtype=float)
-
-
-class _Csv:
-    """The rows of a CSV file as lists of cells, each with its line; all of `wanted` are there."""
-
-    def __init__(self, path: Path, wanted: Sequence[str]) -> None:
-        self.path = path
-        try:
-            if path.stat().st_size > MAX_BYTES:
-                raise TablesError(
-                    f"{path}: larger than {MAX_BYTES >> 20} MiB; no operator table is"
-                )
-            with path.open(encoding="utf-8-sig", newline="") as file:
-                reader = csv.reader(file)
-                header = [name.strip() for name in next(reader, [])]
-                self.rows = [(reader.line_num, row) for row in reader if any(row)]
-        except FileNotFoundError:
-            raise TablesError(f"{path}: not there; profile it, or give another folder") from None
-        except (OSError, UnicodeDecodeError, csv.Error) as cause:
-            raise TablesError(f"{path}: cannot be read as CSV ({cause}); copy it again") from cause
-        self.columns = {name: number for number, name in enumerate(header)}
-        for name in wanted:
-            if name not in self.columns:
-                raise TablesError(
-                    f"{path}: line 1: no column {name} (there are {', '.join(header) or 'none'});"
-                    " write it with the profiler that made the others"
-                )
-        if not self.rows:
-            raise TablesError(f"{path}: no rows below the header; profile it again")
-
-    def __iter__(self) -> Any:
-        return iter(self.rows)
-
-    def error(self, line: tuple[int, list[str]], what: str) -> TablesError:
-        return TablesError(f"{self.path}: line {line[0]}: {what}")
-
-    def cell(self, line: tuple[int, list[str]], name: str) -> str:
-        if len(line[1]) <= self.columns[name]:
-            raise self.error(line, f"ends before {name}; the file is cut, copy it again")
-        return line[1][self.columns[name]]
-
-    def number(self, line: tuple[int, list[str]], name: str) -> float:
-        text = self.cell(line, name)
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
-        if not math.isfinite(value):
-            raise self.error(line, f"{name} is {text!r:.40}, not a number; profile that row again")
-        return value
-
-    def count(self, line: tuple[int, list[str]], name: str, *, least: int = 0) -> int:
-        value = self.number(line, name)
-        if value != int(value) or not least <= value < 1 << 40:
-            raise self.error(line, f"{name} is {value:g}, not a whole number from {least}")
-        return int(value)
-
-    def seconds(self, line: tuple[int, list[str]], name: str, *, positive: bool = False) -> float:
-        value = self.number(line, name)
-        if value < 0 or (positive and value == 0):
-            raise self.error(line, f"{name} is {value:g}: no time; profile that row again")
-        return value * 1e-6
 
 
 def _meta(path: Path) -> dict[str, Any]:

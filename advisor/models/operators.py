@@ -13,6 +13,7 @@ import numpy.typing as npt
 from advisor.models.attention import DecodeAttention
 from advisor.models.grids import fill_between, fill_beyond, to_grid
 from advisor.models.operator_files import Operators
+from advisor.models.skew import decode_skew, mixed_skew
 from advisor.models.table_cost import StepTables
 from traces.errors import TablesError
 
@@ -115,38 +116,26 @@ def step_tables(
         decode_batch=decode_batch,
         decode_kv=decode_kv,
         decode=decode * num_hidden_layers,
-        decode_skew=skew_shares(unequal, decode_batch, mixed=False),
+        decode_skew=decode_skew(unequal, decode_batch),
         chunk=chunk,
         before=before,
         mixed_batch=mixed_batch,
         mixed_kv=mixed_kv,
         mixed=mixed * num_hidden_layers,
-        mixed_skew=skew_shares(unequal, mixed_batch, mixed=True),
+        mixed_skew=mixed_skew(unequal, before, mixed_batch, mixed_kv),
         launch=mixed[:1, 0, 0, 0] * num_hidden_layers,
     )
 
 
-def skew_shares(rows: Floats | None, batches: Floats, *, mixed: bool) -> Floats:
-    """Return how far unequal contexts move attention from its time at their mean to the longest.
+def default_capture_sizes(max_num_seqs: int) -> list[int]:
+    """Return the numbers of tokens that vLLM captures CUDA graphs for unless it is told others.
 
-    t = t_mean + share(n) (t_max - t_mean), by least squares of the relative error for each
-    measured batch n, of steps with a prompt chunk or without; a batch of one has no skew.
+    As `VllmConfig._set_cudagraph_sizes` of vLLM 0.19 has them: up to twice max_num_seqs, at most
+    512.
     """
-    if rows is None:
-        return np.zeros(len(batches))
-    batch, chunk, at_mean, at_longest, was = rows.T
-    used = ((chunk > 0) == mixed) & (batch > 1)
-    known = np.unique(batch[used])
-    if not len(known):
-        return np.zeros(len(batches))
-    more, moved = (at_longest - at_mean) / was, (was - at_mean) / was
-    shares = []
-    for n in known:
-        here = used & (batch == n)
-        squares = float(np.sum(np.square(more[here])))
-        shares.append(float(more[here] @ moved[here]) / squares if squares else 0.0)
-    at = np.interp(batches, np.append(1.0, known), np.append(0.0, shares))
-    return np.asarray(at, dtype=float)
+    most = min(2 * max_num_seqs, 512)
+    sizes = [1, 2, 4, *range(8, 256, 8), *range(256, 513, 16)]
+    return [size for size in sizes if size <= most]
 
 
 def _check(operators: Operators, size: int, collectives: Collectives | None) -> None:

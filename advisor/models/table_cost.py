@@ -26,8 +26,8 @@ class StepTables(NamedTuple):
     tokens with so many before it, where batch 0 is the chunk alone. Knots of batches are
     `decode_batch` and `mixed_batch`, of context (that of one request, without the tokens of this
     step) `decode_kv` and `mixed_kv`. `launch` [1] is what an empty chunk would cost. `decode_skew`
-    and `mixed_skew` [batch] say how far contexts that differ move attention from its time at their
-    mean to its time at the longest.
+    [batch] and `mixed_skew` [before, batch, longest context] say how far contexts that differ move
+    attention from its time at their mean to its time at the longest.
     """
 
     tokens: Floats
@@ -55,7 +55,7 @@ class StepTables(NamedTuple):
             "mixed": (
                 len(self.chunk), len(self.before), len(self.mixed_batch), len(self.mixed_kv)
             ),
-            "mixed_skew": (len(self.mixed_batch),),
+            "mixed_skew": (len(self.before), len(self.mixed_batch), len(self.mixed_kv)),
         }  # fmt: skip
         for name, shape in shapes.items():
             if np.shape(getattr(self, name)) != shape:
@@ -78,7 +78,7 @@ NO_TABLES: Final = StepTables(
     mixed_batch=_NONE,
     mixed_kv=_NONE,
     mixed=np.zeros((0, 0, 0, 0)),
-    mixed_skew=_NONE,
+    mixed_skew=np.zeros((0, 0, 0)),
     launch=_NONE,
 )
 PARTS: Final = StepTables._fields
@@ -145,15 +145,6 @@ def _place(values: Floats, knot: int, last: int, at: float) -> float:
 
 
 @leaf
-def _skew(values: Floats, skew: int, knot: int, first: int, place: float) -> float:
-    """Return the skew at a place between batches; held at that of the largest beyond it."""
-    at = skew + knot - first
-    if place == 0.0:
-        return float(values[at])
-    return float(values[at] + (values[at + 1] - values[at]) * min(place, 1.0))
-
-
-@leaf
 def decode_attention(
     values: Floats,
     starts: Ints,
@@ -175,12 +166,16 @@ def decode_attention(
     batch = float(decodes)
     knot = _segment(values, first, last, batch)
     place = _place(values, knot, last, batch)
-    skew = _skew(values, starts[_DECODE_SKEW], knot, first, place)
+    at = starts[_DECODE_SKEW] + knot - first
+    skew = values[at]
+    if place != 0.0:  # beyond the largest batch its skew is held
+        skew += (values[at + 1] - skew) * min(place, 1.0)
     width = starts[_DECODE_KV + 1] - starts[_DECODE_KV]
     row = starts[_DECODE] + (knot - first) * width
     seconds = _decode_sum(values, starts, row, width, place, context, growth, steps)
-    if skew != 0.0 and longest >= context:
-        other = _decode_sum(values, starts, row, width, place, longest, longest_growth, steps)
+    if skew != 0.0:
+        most = max(longest, context)
+        other = _decode_sum(values, starts, row, width, place, most, longest_growth, steps)
         seconds += skew * (other - seconds)
     return seconds
 
@@ -260,12 +255,9 @@ def mixed_attention(
     before = max(prompt_query / prompt_tokens - (prompt_tokens + 1) / 2, 0.0)
     chunk, batch = float(prompt_tokens), float(decodes)
     seconds = _mixed_at(values, starts, chunk, before, batch, context)
-    if decodes:
-        first, last = starts[_MIXED_BATCH], starts[_MIXED_BATCH + 1] - 1
-        knot = _segment(values, first, last, batch)
-        place = _place(values, knot, last, batch)
-        skew = _skew(values, starts[_MIXED_SKEW], knot, first, place)
-        if skew != 0.0 and longest >= context:
+    if decodes and longest > context:
+        skew = _mixed_skew(values, starts, before, batch, longest)
+        if skew != 0.0:
             other = _mixed_at(values, starts, chunk, before, batch, longest)
             seconds += skew * (other - seconds)
     if prompts > 1:
@@ -303,3 +295,28 @@ def _mixed_at(
                 share = (in_a if i else 1 - in_a) * (in_b if j else 1 - in_b)
                 seconds += share * (in_c if k else 1 - in_c) * low
     return seconds
+
+
+@leaf
+def _mixed_skew(values: Floats, starts: Ints, before: float, batch: float, longest: float) -> float:
+    """Return the skew beside a chunk, by linear interpolation, held beyond the knots."""
+    first_b, last_b = starts[_BEFORE], starts[_BEFORE + 1] - 1
+    first_c, last_c = starts[_MIXED_BATCH], starts[_MIXED_BATCH + 1] - 1
+    first_d, last_d = starts[_MIXED_KV], starts[_MIXED_KV + 1] - 1
+    b, c = _segment(values, first_b, last_b, before), _segment(values, first_c, last_c, batch)
+    d = _segment(values, first_d, last_d, longest)
+    in_b = min(_place(values, b, last_b, before), 1.0)
+    in_c = min(_place(values, c, last_c, batch), 1.0)
+    in_d = min(_place(values, d, last_d, longest), 1.0)
+    of_c = last_d - first_d + 1
+    of_b = (last_c - first_c + 1) * of_c
+    cell = starts[_MIXED_SKEW] + (b - first_b) * of_b + (c - first_c) * of_c + d - first_d
+    skew = 0.0
+    for j in range(2 if in_b else 1):
+        for k in range(2 if in_c else 1):
+            at = cell + j * of_b + k * of_c
+            low = values[at]
+            if in_d != 0.0:
+                low += (values[at + 1] - low) * in_d
+            skew += (in_b if j else 1 - in_b) * (in_c if k else 1 - in_c) * low
+    return skew

@@ -32,12 +32,16 @@ def attention_rows(chunks=CHUNKS, before=BEFORE, batches=BATCHES, contexts=CONTE
 
 
 def skew_rows(share):
-    """Rows whose times lie at `share(batch, chunk)` between the mean and the longest."""
-    for n, chunk, mean in product((2, 4, 8), (0, 16), (30.0, 50.0)):
-        longest = 3 * mean
-        was = mean + share(n, chunk) * (longest - mean)
-        yield ("pure" if chunk == 0 else "mixed", n, 1, 0.5, 4.0, chunk, 0, 16, 64, 40,
-               mean, longest, was, "")  # fmt: skip
+    """Rows whose times lie at `share(batch, chunk, before, longest)` between mean and longest."""
+    for n, chunk, before, longest, mean_us in product(
+        (2, 4, 8), (0, 16), (0, 64), (64, 128), (30.0, 50.0)
+    ):
+        if not chunk and before:
+            continue
+        most = 3 * mean_us
+        was = mean_us + share(n, chunk, before, longest) * (most - mean_us)
+        yield ("mixed" if chunk else "pure", n, 1, 0.5, 4.0, chunk, before, longest // 4, longest,
+               40, mean_us, most, was, "")  # fmt: skip
 
 
 def write_tables(folder, *, layers=LAYERS, attention=None, skew=None, meta=META):

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from advisor.models.operator_files import read_operators
-from advisor.models.operators import domain, skew_shares, step_tables
+from advisor.models.operators import default_capture_sizes, domain, step_tables
+from advisor.models.skew import decode_skew, mixed_skew
 from advisor.models.step_cost import chunk_seconds, step_seconds, table_cost
 from tests.advisor.operator_tables import (
     BATCHES,
@@ -72,6 +73,15 @@ def test_with_graphs_a_step_computes_the_next_captured_size(tmp_path):
     assert tables(folder).tokens[3] == pytest.approx(layers_s(3), rel=1e-12)
 
 
+def test_sizes_of_graphs_are_those_of_vllm():
+    assert default_capture_sizes(4) == [1, 2, 4, 8]
+    sizes = default_capture_sizes(256)
+    # As vLLM 0.19 resolved them for max_num_seqs 256.
+    assert (len(sizes), sizes[:5], sizes[34:37], sizes[-1]) == (
+        51, [1, 2, 4, 8, 16], [256, 272, 288], 512
+    )  # fmt: skip
+
+
 def test_beyond_the_tables_layers_go_on_by_tokens(tmp_path):
     made = tables(write_tables(tmp_path), max_num_batched_tokens=100, max_num_seqs=40)
     assert len(made.tokens) == 141
@@ -129,22 +139,35 @@ def test_holes_of_two_grids_laid_over_each_other_are_interpolated(tmp_path):
     np.testing.assert_allclose(made.mixed[:, :, 1:], 2e-6 * linear(*grid), rtol=1e-12)
 
 
-def test_skew_is_found_for_each_batch_with_a_chunk_and_without(tmp_path):
-    def share(batch, chunk):
-        return 0.1 if chunk else 0.02 * batch
+def test_skew_is_found_for_each_batch_and_what_is_beside_it(tmp_path):
+    def share(batch, chunk, before, longest):
+        return 0.02 * batch if not chunk else 0.1 + 0.001 * before + 0.0005 * longest
 
     folder = write_tables(tmp_path, skew=share)
     operators = read_operators(folder)
-    batches = np.array([0.0, 1, 2, 3, 8, 16])
-    got = skew_shares(operators.skew, batches, mixed=False)
+    got = decode_skew(operators.skew, np.array([0.0, 1, 2, 3, 8, 16]))
     np.testing.assert_allclose(got, [0, 0, 0.04, 0.06, 0.16, 0.16], rtol=1e-12)
-    got = skew_shares(operators.skew, batches, mixed=True)
-    np.testing.assert_allclose(got, [0, 0, 0.1, 0.1, 0.1, 0.1], rtol=1e-12)
+    before, contexts = np.array([0.0, 32, 500]), np.array([16.0, 64, 80, 128, 900])
+    got = mixed_skew(operators.skew, before, np.array([0.0, 1, 2, 8, 16]), contexts)
+    assert got.shape == (3, 5, 5)
+    assert not got[:, :2].any()
+    # Measured are 0 and 64 before the chunk, and longest contexts of 64 and 128; a row's weight
+    # holds each of the eight cells of a batch towards their mean.
+    for b, c in ((0, 2), (1, 3), (2, 4)):
+        held = share(4, 16, min(before[b], 64), np.clip(contexts, 64, 128))
+        mean = share(4, 16, 32, 96)
+        np.testing.assert_allclose(got[b, c], held, atol=0.02)
+        assert np.abs(got[b, c] - held).max() <= np.abs(mean - held).max()
     made = tables(folder)
     even, uneven = (step(made, decodes=8, context=32, longest=at) for at in (32, 128))
     between = 0.16 * (attention_us(0, 0, 8, 128) - attention_us(0, 0, 8, 32))
     assert uneven - even == pytest.approx(2e-6 * between, rel=1e-9)
     assert step(tables(folder, skew=False), decodes=8, context=32, longest=128) == even
+    even, uneven = (
+        step(made, chunks=[(16, 0)], decodes=8, context=32, longest=at) for at in (32, 128)
+    )
+    between = made.mixed_skew[0, 4, 3] * (attention_us(16, 0, 8, 128) - attention_us(16, 0, 8, 32))
+    assert uneven - even == pytest.approx(2e-6 * between, rel=1e-9)
 
 
 def test_skew_is_off_where_the_tables_say_so(tmp_path):

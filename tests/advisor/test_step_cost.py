@@ -8,6 +8,7 @@ from advisor.models.step_cost import (
     chunk_seconds,
     leap_seconds,
     linear_cost,
+    needs_longest,
     step_seconds,
     table_cost,
 )
@@ -40,7 +41,8 @@ def tables(**parts) -> StepTables:
     grid = np.meshgrid(chunk, before, batch, kv, indexing="ij")
     made = NO_TABLES._replace(
         chunk=chunk, before=before, mixed_batch=batch, mixed_kv=kv,
-        mixed=np.ascontiguousarray(attention(*grid)), mixed_skew=np.zeros(4), launch=np.zeros(1),
+        mixed=np.ascontiguousarray(attention(*grid)), launch=np.zeros(1),
+        mixed_skew=np.zeros((3, 4, 3)),
         decode_batch=batch[1:].copy(), decode_kv=kv, decode_skew=np.zeros(3),
         decode=1e-6 * (1 + batch[1:, None] * kv),
     )  # fmt: skip
@@ -89,7 +91,7 @@ def test_small_chunks_run_side_by_side_and_large_ones_one_after_another():
     work = np.array([[1.0, 11.0], [1.0, 11.0], [2.0, 21.0]])
     cost = NO_TABLES._replace(
         chunk=chunk, before=before, mixed_batch=np.array([0.0]), mixed_kv=np.array([0.0]),
-        mixed=np.ascontiguousarray(work[:, :, None, None]), mixed_skew=np.zeros(1),
+        mixed=np.ascontiguousarray(work[:, :, None, None]), mixed_skew=np.zeros((2, 1, 1)),
         launch=np.ones(1),
     )  # fmt: skip
     assert step(cost, chunks=[(16, 1024)] * 4) == pytest.approx(1 + 10 * 1000 / 1024)
@@ -99,7 +101,9 @@ def test_small_chunks_run_side_by_side_and_large_ones_one_after_another():
 
 
 def test_skew_moves_from_the_mean_to_the_longest():
-    cost = tables(decode_skew=np.array([0.0, 0.5, 0.1]), mixed_skew=np.array([0.0, 0.0, 0.25, 0.1]))
+    mixed = np.zeros((3, 4, 3))
+    mixed[:, 2:] = np.array([0.25, 0.1])[:, None]
+    cost = tables(decode_skew=np.array([0.0, 0.5, 0.1]), mixed_skew=mixed)
 
     def pure(context):
         return step(tables(), decodes=8, context=8 * context, longest=context)
@@ -109,6 +113,9 @@ def test_skew_moves_from_the_mean_to_the_longest():
     got = step(cost, chunks=[(64, 0)], decodes=8, context=8 * 101, longest=1001)
     expected = 0.75 * attention(64, 0, 8, 100) + 0.25 * attention(64, 0, 8, 1000)
     assert got == pytest.approx(expected, rel=1e-12)
+    assert needs_longest(table_cost(cost))
+    assert not needs_longest(table_cost(tables()))
+    assert not needs_longest(linear_cost(LAW))
     # Between batches the skew is between; beyond the last it is held.
     got = step(cost, decodes=64, context=64 * 101, longest=1001)
     assert got == pytest.approx(1e-6 * (1 + 64 * (0.9 * 100 + 0.1 * 1000)), rel=1e-12)
@@ -161,7 +168,7 @@ def test_tables_that_do_not_fit_their_knots_are_refused():
     with pytest.raises(ValueError, match=r"decode has the shape \(2, 3\): \(3, 3\)"):
         table_cost(tables(decode=np.zeros((2, 3))))
     with pytest.raises(ValueError, match="mixed_skew"):
-        table_cost(tables(mixed_skew=np.zeros(2)))
+        table_cost(tables(mixed_skew=np.zeros((3, 4, 2))))
 
 
 def test_a_batch_beyond_the_tables_goes_on_in_proportion():
