@@ -40,7 +40,7 @@ def compiled(function: Function) -> Function:
 
 def leaf(function: Function) -> Function:
     """Compile a function that allocates nothing, like `inner`, but that Python may call too."""
-    return cast(Function, njit(cache=True, error_model="numpy", _nrt=False)(function))
+    return cast(Function, njit(error_model="numpy", _nrt=False)(function))
 
 
 def inner(function: Function) -> Function:

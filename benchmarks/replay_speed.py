@@ -1,0 +1,130 @@
+"""How fast the replay is: ``python benchmarks/replay_speed.py azure_2023_conv.csv``.
+
+The first 1,024 requests of the trace, their outputs 1, 4 and 16 times as long; a million requests
+(the trace over and over) and the memory that takes; the first call of a new version, which
+compiles, and the first call of a process. Beside it Vidur 0.1's 620 requests/s, as measured once
+on two shared cores (it is on no package index), and the naive twin of the tests in the same run.
+Step times are the published fit for Llama-3.1-8B on an H100 under vLLM (5.886 ms + 39.3 ns x KV
+tokens + 21 us x batched tokens), with 30,000 blocks of 16 tokens, 256 sequences and 8,192 tokens.
+"""
+
+import argparse
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+import numba
+import numpy as np
+import polars as pl
+
+from advisor.evidence import Sample
+from advisor.load import Limits, Load
+from advisor.models.step_cost import linear_cost
+from advisor.replay import replay
+from advisor.workload import Workload
+from tests.advisor.replay_twin import naive_replay
+
+VIDUR = 620.0  # requests/s
+LAW = np.array([5.886e-3, 0, 0, 0, 0, 0, 2.10e-5, 3.93e-8, 0.0])
+LIMITS = Limits(block_size=16, max_num_seqs=256, max_num_batched_tokens=8192, num_blocks=30_000)
+FIRST = (
+    "import time; begun = time.perf_counter(); import numpy as np\n"
+    "from advisor.load import Limits\nfrom advisor.models.step_cost import linear_cost\n"
+    "from advisor.replay import replay\nfrom advisor.workload import Workload\n"
+    "loaded = time.perf_counter()\n"
+    "w = Workload.from_requests([10], [3], arrivals=[0.0])\n"
+    "replay(w, linear_cost(np.ones(9)), Limits())\n"
+    "print(loaded - begun, time.perf_counter() - loaded)"
+)
+
+
+def requests(path: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return arrivals in seconds, prompt and output tokens."""
+    table = pl.read_csv(path)
+    times = table["TIMESTAMP"].str.to_datetime(strict=False).dt.epoch("us").to_numpy() / 1e6
+    return (
+        times - times[0],
+        table["ContextTokens"].to_numpy(),
+        table["GeneratedTokens"].to_numpy(),
+    )
+
+
+def workload(trace: tuple[np.ndarray, ...], count: int, longer: int = 1) -> Workload:
+    """Return the first `count` requests, the trace repeated where it is too short."""
+    times, prompts, outputs = trace
+    turns = -(-count // len(times))
+    whole = np.concatenate([times + turn * (times[-1] + 0.2) for turn in range(turns)])
+    return Workload.from_requests(
+        np.tile(prompts, turns)[:count],
+        np.tile(outputs, turns)[:count] * longer,
+        arrivals=whole[:count],
+    )
+
+
+def timed(what: Workload, repeats: int) -> tuple[float, float, object]:
+    """Return the median and the spread (half the middle 50 %) of seconds, and the result."""
+    cost, spent, found = linear_cost(LAW), [], None
+    for _ in range(repeats):
+        found = None  # a result holds as much memory as the replay that made it
+        begun = time.perf_counter()
+        found = replay(what, cost, LIMITS)
+        spent.append(time.perf_counter() - begun)
+    low, _, high = statistics.quantiles(spent, n=4) if repeats > 1 else (0.0, 0.0, 0.0)
+    return statistics.median(spent), (high - low) / 2, found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("trace")
+    parser.add_argument("--million", type=int, default=1_000_000)
+    given = parser.parse_args()
+    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, "
+          f"Python {platform.python_version()}, numba {numba.__version__}")  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("first call of a version", "first call of a process"):
+            done = subprocess.run(
+                [sys.executable, "-c", FIRST],
+                env=os.environ | {"XDG_CACHE_HOME": folder},
+                capture_output=True, text=True, check=True,
+            )  # fmt: skip
+            loading, first = map(float, done.stdout.split())
+            print(f"{name:<26}{first:8.2f} s, and {loading:.2f} s of imports")
+    trace = requests(given.trace)
+    replay(workload(trace, 8), linear_cost(LAW), LIMITS)
+    for longer in (1, 4, 16):
+        what = workload(trace, 1024, longer)
+        seconds, spread, found = timed(what, 41)
+        print(
+            f"1,024 requests, outputs x{longer:<4}{seconds * 1e3:8.3f} ms +- {spread * 1e3:.3f}, "
+            f"{1024 / seconds:12,.0f} requests/s, {1024 / seconds / VIDUR:8,.0f} x Vidur, "
+            f"{found.steps:,} steps, {found.preemptions:,} preemptions"
+        )
+    small = [
+        Load(
+            prompt_tokens=int(p), cached_tokens=0,
+            samples=(Sample(output_tokens=int(o), answer=None, correct=None, by_length=True),),
+        )
+        for p, o in zip(trace[1][:128], trace[2][:128], strict=True)
+    ]  # fmt: skip
+    begun = time.perf_counter()
+    naive_replay(small, LAW, LIMITS, arrivals=trace[0][:128])
+    naive = time.perf_counter() - begun
+    ours, _, _ = timed(workload(trace, 128), 41)
+    print(f"128 requests against the naive twin: {naive / ours:,.0f} times as fast")
+    what = workload(trace, given.million)
+    seconds, _, found = timed(what, 3)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(
+        f"{given.million:,} requests{seconds:12.2f} s, "
+        f"{given.million / seconds:12,.0f} requests/s, {found.steps:,} steps, "
+        f"peak memory {peak:,.0f} MB"
+    )
+
+
+if __name__ == "__main__":
+    main()
