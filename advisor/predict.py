@@ -62,11 +62,16 @@ def predict(
     own = _own_run(evidence, base, recorded)
     source = _source(evidence, own, question)
     same = replace(question, engine=own.engine, policy=own.policy)
-    same = replace(same, rate_per_s=None, concurrency=None, replicas=Replicas())
+    same = replace(same, rate_per_s=None, concurrency=None, replicas=Replicas(), operators=None)
     before = Replays(base, evidence, model, own, own, same)
     after = before if same == question else Replays(base, evidence, model, own, source, question)
-    runs = after.law.runs
-    notes = [f"step times were learned from {runs} recorded run{'s' if runs > 1 else ''}"]
+    runs = after.times.runs
+    if runs is None:
+        notes = ["step times are of operator tables; no run of yours has checked them: no interval"]
+        if after.engine.num_gpu_blocks is None:
+            notes.append("KV blocks without limit; set engine.num_gpu_blocks to the engine's own")
+    else:
+        notes = [f"step times were learned from {runs} recorded run{'s' if runs > 1 else ''}"]
     if own.engine.mode == "in_process":
         notes.append(
             "TTFT was recorded from when a sample was handed to the engine in this process; the "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
@@ -12,7 +13,7 @@ import numpy.typing as npt
 
 from advisor.evidence import Evidence, Run, Sample, law_key
 from advisor.load import Load, Replayed
-from advisor.models.step_cost import linear_cost
+from advisor.models.step_cost import StepCost, linear_cost, scaled_cost, table_cost
 from advisor.models.step_time import Z95, StepLaw, StepTimeModel
 from advisor.replay import Replicas, Stop, replay
 from advisor.replayed_tables import replayed_tables, write_recording
@@ -23,7 +24,7 @@ from advisor.workload import Workload
 from traces.errors import UsageError
 from traces.manifest import Manifest
 from traces.recording import Recording
-from traces.schema import EngineConfig, Estimate, Policy
+from traces.schema import EngineConfig, Estimate, ModelFacts, Policy
 from traces.statistics import column_means
 from traces.summary import Run as Summary
 from traces.summary import summarise
@@ -39,6 +40,8 @@ class Question:
     """What is asked: an engine, a policy and a load.
 
     Without a load the recorded one is meant: so many problems in flight, or the recorded arrivals.
+    With `operators`, a folder of operator tables of a GPU, step times are theirs, for a model of
+    `num_hidden_layers` (that of the recorded model if not given).
     """
 
     engine: EngineConfig
@@ -47,6 +50,73 @@ class Question:
     rate_per_s: float | None = None
     replicas: Replicas = field(default_factory=Replicas)
     seed: int = 0
+    operators: Path | None = None
+    num_hidden_layers: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepTimes:
+    """Where a question's step times come from.
+
+    `sigma` is the spread of a whole run's speed inside and outside what was recorded, None for
+    operator tables, which no run of the user's has checked; `runs` taught it.
+    """
+
+    cost: StepCost
+    sigma: tuple[float, float] | None
+    runs: int | None
+    within: Callable[[Mapping[str, float]], bool]
+
+    def at(self, factor: float) -> StepCost:
+        """Return the cost of steps that take `factor` times as long."""
+        return self.cost if factor == 1.0 else scaled_cost(self.cost, factor)
+
+
+def learned(law: StepLaw) -> StepTimes:
+    """Return the step times of recorded steps."""
+    return StepTimes(
+        cost=linear_cost(law.seconds),
+        sigma=(law.sigma, law.sigma_outside),
+        runs=law.runs,
+        within=law.within,
+    )
+
+
+def tabled(question: Question, facts: ModelFacts | None, longest: int) -> StepTimes:
+    """Return the step times of operator tables.
+
+    Raises UsageError when the number of layers is not known, TablesError for damaged tables.
+    """
+    from advisor.models.operator_files import read_operators
+    from advisor.models.operators import default_capture_sizes, domain, step_tables
+
+    engine = question.engine
+    layers = question.num_hidden_layers or (None if facts is None else facts.num_hidden_layers)
+    if layers is None or layers < 1:
+        raise UsageError("--operators: say how many layers the model has, --num-hidden-layers 32")
+    if engine.max_num_seqs is None or engine.max_num_batched_tokens is None:
+        raise UsageError(
+            "--operators: set engine.max_num_seqs and engine.max_num_batched_tokens, "
+            "which this recording does not tell"
+        )
+    assert question.operators is not None
+    operators = read_operators(question.operators)
+    measured = domain(operators)
+    captured = [] if engine.enforce_eager else default_capture_sizes(engine.max_num_seqs)
+    tables = step_tables(
+        operators,
+        num_hidden_layers=layers,
+        max_num_batched_tokens=engine.max_num_batched_tokens,
+        max_num_seqs=engine.max_num_seqs,
+        capture_sizes=captured,
+        tensor_parallel_size=engine.tensor_parallel_size,
+    )
+
+    def within(peaks: Mapping[str, float]) -> bool:
+        most = {"tokens": peaks["tokens"], "batch": peaks["requests"], "context": longest}
+        return not measured.beyond(most)
+
+    return StepTimes(cost=table_cost(tables), sigma=None, runs=None, within=within)
 
 
 def stop_of(policy: Policy) -> Stop:
@@ -83,7 +153,6 @@ class Replays:
     ) -> None:
         self.base, self.source, self.question = base, source, question
         self.engine = _with_blocks(evidence, question.engine)
-        self.law: StepLaw = model.law(self.engine)
         self.limits = limits_of(self.engine)
         self.facts = evidence.models
         self.ids = [name for name in own.problems if name in source.problems]
@@ -96,11 +165,16 @@ class Replays:
             self.concurrency = question.concurrency or own.concurrency or 1
         self.workloads = [Workload.from_loads(loads, arrivals) for loads in self.loads]
         self.first = self.workloads[0].first
+        if question.operators is None:
+            self.times = learned(model.law(self.engine))
+        else:
+            longest = max(workload.longest for workload in self.workloads)
+            self.times = tabled(question, evidence.models.get(self.engine.model), longest)
         self.runs = [
             self._run(workload, 1.0, log=i == 0) for i, workload in enumerate(self.workloads)
         ]
-        self.outside = not all(self.law.within(run.peak) for run in self.runs)
-        sigma = self.law.sigma_outside if self.outside else self.law.sigma
+        self.outside = not all(self.times.within(run.peak) for run in self.runs)
+        sigma = 0.0 if self.times.sigma is None else self.times.sigma[int(self.outside)]
         self.slow, self.fast = (
             [self._run(workload, float(np.exp(sign * Z95 * sigma))) for workload in self.workloads]
             for sign in (1, -1)
@@ -111,7 +185,7 @@ class Replays:
             self.runs[0],
             self.loads[0],
             self.ids,
-            linear_cost(self.law.seconds),
+            self.times.cost,
             keys=key,
             start_ns=base.manifest.clock_start.unix_ns,
             speculative=self.limits.speculative,
@@ -159,7 +233,7 @@ class Replays:
         try:
             return replay(
                 workload,
-                linear_cost(self.law.seconds * factor),
+                self.times.at(factor),
                 self.limits,
                 concurrency=self.concurrency,
                 stop=self.stop,
@@ -208,6 +282,8 @@ class Replays:
             if not np.isfinite(values).all():
                 return None
             value, spread = float(values.mean()), Z95 * float(values.std())
+            if self.times.sigma is None:
+                return Estimate(value=value, unit=unit, extrapolated=self.outside)
             ends = [float(np.mean([each[name] for each in side])) for side in (slow, fast)]
             low, high = min(ends), max(ends)
             return Estimate(
@@ -215,7 +291,7 @@ class Replays:
                 low=max(value - float(np.hypot(value - low, spread)), 0.0),
                 high=value + float(np.hypot(high - value, spread)),
                 unit=unit,
-                runs=self.law.runs,
+                runs=self.times.runs,
                 extrapolated=self.outside,
             )
 

@@ -114,6 +114,12 @@ def replay(
     together: Annotated[bool, typer.Option(help="A problem's samples to one engine.")] = False,
     run: Annotated[int, typer.Option(help="Which of the recording's runs, from 1.")] = 0,
     seed: Annotated[int, typer.Option(help="Seed of what is drawn.")] = 0,
+    operators: Annotated[
+        Path | None, typer.Option(help="Operator tables of a GPU to take step times from.")
+    ] = None,
+    num_hidden_layers: Annotated[
+        int | None, typer.Option(help="Of the model whose tables these are.")
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Keep the predicted run.")
     ] = None,
@@ -133,6 +139,8 @@ def replay(
         routing=routing,
         together=together,
         seed=seed,
+        operators=operators,
+        num_hidden_layers=num_hidden_layers,
         output=output,
         as_json=as_json,
     )

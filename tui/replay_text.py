@@ -122,6 +122,12 @@ def _changes(recorded: Run, question: Question) -> list[str]:
         found.append(f"arrivals at {question.rate_per_s:g}/s")
     if question.concurrency is not None:
         found.append(f"{question.concurrency} problems in flight")
+    if question.operators is not None:
+        layers = question.num_hidden_layers
+        found.append(
+            f"steps of the tables in {question.operators.name}"
+            + ("" if layers is None else f", {layers} layers")
+        )
     if question.replicas.count > 1:
         how = ", samples together" if question.replicas.together else ""
         found.append(f"{question.replicas.count} replicas, {question.replicas.routing}{how}")

@@ -15,6 +15,14 @@ if TYPE_CHECKING:
     from traces.summary import Run
 
 
+_GPU_DEFAULTS: Mapping[str, Any] = {
+    "block_size": 16,
+    "num_gpu_blocks": None,
+    "async_scheduling": True,
+    "enforce_eager": False,
+}
+
+
 def run_replay(
     path: Path,
     *,
@@ -27,6 +35,8 @@ def run_replay(
     routing: str,
     together: bool,
     seed: int,
+    operators: Path | None,
+    num_hidden_layers: int | None,
     output: Path | None,
     as_json: bool,
 ) -> None:
@@ -48,7 +58,7 @@ def run_replay(
         raise UsageError(f"--routing {routing}: one of {', '.join(ROUTINGS)}")
     base = Recording.open(path)
     recorded = _chosen(summarise(base), run, base.name)
-    engine, policy = _changed(recorded, changes)
+    engine, policy = _changed(recorded, changes, gpu=operators is not None)
     question = Question(
         engine=engine,
         policy=policy,
@@ -56,6 +66,8 @@ def run_replay(
         rate_per_s=None if rate is None else parse_rate(rate),
         replicas=Replicas(count=replicas, routing=routing, together=together),
         seed=seed,
+        operators=operators,
+        num_hidden_layers=num_hidden_layers,
     )
     found = predict(base, recorded, question, open_all(learn))
     if output is not None:
@@ -83,9 +95,10 @@ def _chosen(runs: Sequence[Run], number: int, name: str) -> Run:
     return runs[max(number, 1) - 1]
 
 
-def _changed(recorded: Run, changes: Sequence[str]) -> tuple[EngineConfig, Policy]:
+def _changed(recorded: Run, changes: Sequence[str], *, gpu: bool) -> tuple[EngineConfig, Policy]:
     """Return the engine and the policy with what `--set` changes.
 
+    `gpu` says that the steps will be a GPU's: what a CPU's engine was given is vLLM's default.
     Raises UsageError for a name or value that there is not.
     """
     from profiler.policies.rules import make_policy
@@ -104,7 +117,10 @@ def _changed(recorded: Run, changes: Sequence[str]) -> tuple[EngineConfig, Polic
     if "method" in parts["policy"]:  # its parameters are those of the method it had
         rule = {}
     policy = make_policy({**plain, **rule, **parts["policy"]})
-    return _engine(recorded.engine, parts["engine"]), policy
+    base = recorded.engine
+    if gpu and base.gpu is None:
+        base = dataclasses.replace(base, **_GPU_DEFAULTS)
+    return _engine(base, parts["engine"]), policy
 
 
 def _value(text: str, value: str) -> Any:

@@ -54,6 +54,16 @@ def table_cost(tables: StepTables, seconds: Floats | None = None) -> StepCost:
     return StepCost(np.ascontiguousarray(law, dtype=np.float64), values, starts)
 
 
+def scaled_cost(cost: StepCost, factor: float) -> StepCost:
+    """Return the cost of steps of a linear law that take `factor` times as long.
+
+    Raises ValueError for tables, which hold knots beside seconds.
+    """
+    if len(cost.values):
+        raise ValueError("tables are not scaled")
+    return cost._replace(linear=cost.linear * factor)
+
+
 def needs_longest(cost: StepCost) -> bool:
     """Whether the longest context of a batch matters to its time."""
     return has_skew(cost.values, cost.starts)

@@ -6,6 +6,7 @@ import pytest
 from advisor.predict import predict
 from advisor.replay import Replicas
 from advisor.replays import Question
+from tests.advisor.operator_tables import LAYERS, attention_us, dense_us, write_tables
 from tests.advisor.synthetic import GREEDY, engine_of, record
 from traces.errors import UsageError
 from traces.recording import Recording
@@ -157,3 +158,36 @@ def test_a_greedy_run_replays(tmp_path):
     recording = record(tmp_path / "greedy", engine_of(), GREEDY, problems=12)
     found = asked(recording, concurrency=2)
     assert np.isfinite(found.predicted.latency_s["mean"].value)
+
+
+def test_operator_tables_give_the_steps_of_another_gpu(votes, tmp_path):
+    write_tables(tmp_path / "gpu")
+    fast = asked(votes, operators=tmp_path / "gpu", engine={"enforce_eager": True})
+    slow = asked(
+        votes, operators=tmp_path / "gpu", engine={"enforce_eager": True}, num_hidden_layers=400
+    )
+    estimate = fast.predicted.latency_s["mean"]
+    assert estimate.low is None
+    assert estimate.high is None
+    assert estimate.extrapolated  # the tables end at 8 decoding requests
+    assert slow.predicted.latency_s["mean"].value > 50 * estimate.value
+    assert fast.predicted.tokens_per_problem.value == fast.recorded.tokens_per_problem.value
+    assert any("no interval" in note for note in fast.notes)
+    # Alone in the engine, a decode step of one request is a sum that can be written down.
+    alone = asked(
+        votes,
+        operators=tmp_path / "gpu",
+        policy={"n": 1},
+        concurrency=1,
+        engine={"enforce_eager": True},
+    )
+    step = alone.tables["steps"].filter(alone.tables["steps"]["decode_requests"] == 1)
+    contexts, layers = step["decode_kv_tokens"].to_numpy() - 1, 4
+    dense = sum(
+        {"embedding": 1, "final_layernorm": 1}.get(name, (1 + (name == "layernorm")) * layers)
+        * dense_us(name, 1)
+        for name in LAYERS
+    )
+    expected = dense + 11 + 5 + layers * attention_us(0, 0, 1, contexts)
+    known = contexts >= 16
+    np.testing.assert_allclose(step["wall_ns"].to_numpy()[known] / 1e3, expected[known], rtol=2e-4)
