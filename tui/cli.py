@@ -12,6 +12,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from tui.attach_options import attach
 from tui.record_options import record
 
 app = typer.Typer(
@@ -49,6 +50,7 @@ def main() -> NoReturn:
 
 
 app.command()(record)
+app.command()(attach)
 
 
 def fail(message: str, code: int) -> NoReturn:

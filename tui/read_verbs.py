@@ -78,14 +78,19 @@ def print_show(
     from traces.comparison import compare
     from traces.limits import judge
     from traces.summary import summarise
+    from traces.watched import watched_engines
     from tui.limits_text import limit_lines
+    from tui.live_text import watched_lines
     from tui.show_text import show_json, show_lines
 
     _check_price(price)
+    recordings = [Recording.open(path) for path in paths]
+    watched = [engine for recording in recordings for engine in watched_engines(recording)]
     runs = [
         run
-        for path in paths
-        for run in summarise(Recording.open(path), price_usd_per_device_hour=price)
+        for recording in recordings
+        for run in summarise(recording, price_usd_per_device_hour=price)
+        if not watched or run.problems or run.problems_in_flight or run.time_by_family
     ]
     compared = compare(*runs) if len(paths) == len(runs) == 2 else None
     if limits and compared is None:
@@ -95,9 +100,14 @@ def print_show(
         document = show_json(runs, compared)
         if limits:
             document["fail_on"] = [each.to_json() for each in judged]
+        if watched:
+            document["watched"] = [each.to_json() for each in watched]
         print_document(document, out)
     else:
-        for line in (*show_lines(runs, compared), *limit_lines(judged)):
+        lines = [*show_lines(runs, compared), *limit_lines(judged)] if runs else []
+        for each in watched:
+            lines += [*([""] if lines else []), *watched_lines(each)]
+        for line in lines:
             print(line, file=out or sys.stdout)
     return 3 if any(each.broken for each in judged) else 0
 
