@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -25,7 +25,7 @@ def watch(
     *,
     stop: threading.Event,
     duration_s: float | None = None,
-    probes: tuple[Probe, ...] = (),
+    probes: Sequence[Probe] = (),
     on_tick: Tick | None = None,
     price_usd_per_device_hour: float | None = None,
 ) -> Path:

@@ -23,6 +23,12 @@ from traces.tables import SCRAPES
 from traces.writer import RecordingWriter
 
 _LIVE_PAGES = 61  # kept of each replica for the live line
+_ADOPTED = (  # of what a plugin tells
+    *("dtype", "quantization", "kv_cache_dtype", "max_model_len", "tensor_parallel_size"),
+    *("pipeline_parallel_size", "max_num_seqs", "max_num_batched_tokens", "block_size"),
+    *("num_gpu_blocks", "gpu_memory_utilization", "enable_prefix_caching", "enforce_eager"),
+    *("async_scheduling", "gpu", "num_gpus", "vllm_version"),
+)
 _NO_METRICS = (
     "/metrics has nothing of vLLM: name vLLM's own host and port, and start it without "
     "--disable-log-stats"
@@ -38,6 +44,7 @@ class Replica:
     facts: ModelFacts | None
     scraper: Scraper
     keys: dict[str, str] = field(default_factory=dict)
+    started: float | None = None  # when its process began, unix seconds
     pages: deque[pl.DataFrame] = field(default_factory=lambda: deque(maxlen=_LIVE_PAGES))
 
 
@@ -126,6 +133,7 @@ class Deployment:
             raise EngineError(f"{access.url}: {_NO_METRICS}")
         config, facts = self._describe(access, scraper)
         replica = Replica(access=access, config=config, facts=facts, scraper=scraper)
+        replica.started = None if page is None else page.started
         self._register(replica, sorted({s.engine for s in page.values} if page else ()))
         return replica
 
@@ -164,6 +172,33 @@ class Deployment:
                 self.models[replica.facts.name] = replica.facts
         if self._writer is not None:
             self._writer.update(engines=dict(self.engines), models=dict(self.models))
+
+    def adopt(self, key: str, told: EngineConfig) -> str:
+        """Take over what an engine's own process tells of its configuration; return its new key.
+
+        Only before the deployment is watched, so that an engine has one key in a recording.
+        """
+        for replica in self.replicas:
+            labels = sorted(label for label, own in replica.keys.items() if own == key)
+            if not labels:
+                continue
+            names = {field: getattr(told, field) for field in _ADOPTED}
+            names |= {name: value for name, value in self._declared.items() if value is not None}
+            for own in set(replica.keys.values()):
+                self.engines.pop(own, None)
+            replica.config = dataclasses.replace(replica.config, **names)
+            self._register(replica, sorted(set(replica.keys) - {""}))
+            return replica.keys[labels[-1]]
+        return key
+
+    def add(self, config: EngineConfig) -> str:
+        """Add an engine that no server of ours tells of; return its key."""
+        key = config.key()
+        with self._lock:
+            self.engines[key] = config
+        if self._writer is not None:
+            self._writer.update(engines=dict(self.engines))
+        return key
 
     def _key(self, replica: Replica | None, label: str) -> str:
         assert replica is not None

@@ -39,6 +39,11 @@ class Page:
     took_s: float
     values: Mapping[Series, float]
 
+    @property
+    def started(self) -> float | None:
+        """When the server's process began, unix seconds."""
+        return self.values.get(Series("", _STARTED))
+
 
 class ScrapeError(Exception):
     """A poll that brought nothing, in words that hold nothing of the answer."""
@@ -176,10 +181,7 @@ class Scraper:
 
     def _compare(self, last: Page, page: Page) -> None:
         """Note a restart: another process, or counters that fell."""
-        own = Series("", _STARTED)
-        before, now = last.values.get(own), page.values.get(own)
-        restarted = before is not None and now is not None and now != before
-        if restarted:
+        if None not in (last.started, page.started) and page.started != last.started:
             self._on_event("restart", f"{self.access.url}: another process answers")
             self._on_restart()
         fell = sum(

@@ -199,10 +199,12 @@ def _draft(numbers: Numbers, evidence: Evidence) -> Outcome:
 def _compute(_: Numbers, evidence: Evidence) -> Outcome:
     fixed = fixed_share(evidence.steps)
     if fixed is None:
-        return Unseen(
-            kind="compute-bound",
-            needs="steps with their composition (plugin and --enable-logging-iteration-details)",
-        )
+        needs = "steps with their composition (plugin and --enable-logging-iteration-details)"
+        if evidence.steps is not None:
+            needs = (
+                f"{FEWEST_STEPS} or more steps whose composition is told and explains their time"
+            )
+        return Unseen(kind="compute-bound", needs=needs)
     if 1 - fixed >= GROWS:
         return Finding(
             kind="compute-bound",

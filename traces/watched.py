@@ -86,9 +86,9 @@ def step_columns(steps: pl.DataFrame) -> dict[str, str]:
     if not steps.height:
         return {}
     told = {name for name in steps.columns if steps[name].null_count() < steps.height}
-    inferred = (
-        {"decode_kv_tokens", "max_context_tokens"} if "inferred" in set(steps["source"]) else set()
-    )
+    inferred = {"decode_kv_tokens"}
+    if "inferred" in set(steps["source"]):  # the server does not tell what was in its steps
+        inferred |= {"prefill_requests", "prefill_tokens", "decode_requests", "decode_tokens"}
     return {
         name: "null" if name not in told else "inferred" if name in inferred else "measured"
         for name in steps.columns

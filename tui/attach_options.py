@@ -26,6 +26,10 @@ def attach(
     on_loss: Annotated[
         str, typer.Option(help="When a server is gone: wait for it, or end.")
     ] = "wait",
+    listen: Annotated[
+        str | None,
+        typer.Option(metavar="[HOST:]PORT", help="Receive spans and the plugin's steps: 4318."),
+    ] = None,
     model: Annotated[str | None, typer.Option(help="Which of the served models.")] = None,
     problems: Annotated[int | None, typer.Option(help="Take the first so many.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the demo's problems.")] = 0,
@@ -78,6 +82,7 @@ def attach(
 ) -> None:
     """Profile a live deployment: its own traffic, or with a workload of yours."""
     from profiler.access import Access, read_headers, read_key
+    from profiler.receiver import parse_listen
     from traces.errors import UsageError
     from tui.attach_verb import Attachment, Posed, parse_duration, run_attach
 
@@ -116,6 +121,7 @@ def attach(
             duration_s=None if duration is None else parse_duration(duration, "--duration"),
             period_s=parse_duration(period, "--period"),
             reconnect=on_loss == "wait",
+            listen=None if listen is None else parse_listen(listen),
             price=price,
         ),
         posed,

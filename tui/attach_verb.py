@@ -7,17 +7,21 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from profiler.access import Access
 from traces.deployment import Numbers
 from traces.errors import TtscopeError, UsageError
 from traces.schema import Policy
+
+if TYPE_CHECKING:
+    from profiler.capture import Probe
+    from profiler.receiver import Receiver
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|min|h|d)", re.ASCII)
 _SECONDS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
@@ -33,6 +37,7 @@ class Attachment:
     duration_s: float | None = None
     period_s: float = 1.0
     reconnect: bool = True
+    listen: tuple[str, int] | None = None
     price: float | None = None
 
 
@@ -129,6 +134,17 @@ class LiveLine:
             sys.stderr.write("\n")
 
 
+def _listening(stack: ExitStack, where: tuple[str, int]) -> Receiver:
+    from profiler.receiver import Receiver
+
+    receiver = Receiver(*where)
+    stack.callback(receiver.close)
+    receiver.start()
+    if receiver.host not in {"127.0.0.1", "::1", "localhost"}:
+        sys.stderr.write(f"listening on {receiver.host}: others on the network can send here\n")
+    return receiver
+
+
 def run_attach(
     wanted: Attachment, posed: Posed | None, *, output: Path | None, as_json: bool
 ) -> None:
@@ -138,6 +154,7 @@ def run_attach(
     """
     from profiler.attach import watch
     from profiler.deployment import Deployment
+    from profiler.incoming import Incoming
     from traces.recording import Recording
     from tui.read_verbs import print_show
 
@@ -155,22 +172,29 @@ def run_attach(
         reconnect=wanted.reconnect,
     )
     line = LiveLine()
-    try:
+    with ExitStack() as stack:
+        receiver = None if wanted.listen is None else _listening(stack, wanted.listen)
+        stack.callback(line.end)
+        stack.callback(deployment.close)
+        deployment.connect(metrics_needed=posed is None)
+        probes: list[Probe] = []
+        if receiver is not None:
+            incoming = Incoming(receiver, deployment)
+            incoming.adopt()
+            probes.append(incoming.watched)
         if posed is None or policy is None:
-            deployment.connect()
-            with ended_by_signal() as stop:
-                watch(
-                    deployment,
-                    folder,
-                    stop=stop,
-                    duration_s=wanted.duration_s,
-                    on_tick=line,
-                    price_usd_per_device_hour=wanted.price,
-                )
+            stop = stack.enter_context(ended_by_signal())
+            watch(
+                deployment,
+                folder,
+                stop=stop,
+                duration_s=wanted.duration_s,
+                probes=probes,
+                on_tick=line,
+                price_usd_per_device_hour=wanted.price,
+            )
         else:
-            _pose(deployment, wanted, posed, policy, folder, line)
-    finally:
-        line.end()
+            _pose(deployment, wanted, posed, policy, folder, line, probes)
     print_show([folder], price=None, as_json=as_json)
     if not as_json:
         print(f"kept in {folder}")
@@ -185,6 +209,7 @@ def _pose(
     policy: Policy,
     folder: Path,
     line: LiveLine,
+    probes: Sequence[Probe],
 ) -> None:
     """Run the workload against the first server while all of them are watched."""
     from profiler.attach import Ticker
@@ -193,7 +218,6 @@ def _pose(
     from profiler.workload import load_workload
 
     loaded = load_workload(**posed.source)
-    deployment.connect(metrics_needed=False)
     first = deployment.replicas[0]
     engine = ServerEngine(first.access.url, model=wanted.model, headers=first.access.headers)
     engine.config = first.config  # one key for what the client and /metrics tell
@@ -207,7 +231,7 @@ def _pose(
             timeout_s=posed.timeout_s,
             record_text=posed.record_text,
             price_usd_per_device_hour=wanted.price,
-            probes=(deployment.watched, lambda _: Ticker(deployment, line)),
+            probes=(deployment.watched, *probes, lambda _: Ticker(deployment, line)),
             stop_after_s=wanted.duration_s,
         )
     finally:
