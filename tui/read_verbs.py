@@ -205,11 +205,27 @@ def _nearest(answer: Recommendation) -> str:
     )
 
 
-def run_doctor(*, as_json: bool) -> None:
-    """Print what can be captured on this machine."""
-    from profiler.doctor import examine
+def run_doctor(
+    url: str | None = None,
+    *,
+    api_key_env: str | None = None,
+    api_key_file: Path | None = None,
+    headers: Sequence[str] = (),
+    as_json: bool,
+) -> None:
+    """Print what can be captured on this machine, or of a server."""
+    if url is None:
+        from profiler.doctor import examine
 
-    findings = examine()
+        if api_key_env or api_key_file or headers:
+            raise UsageError("a key or a header is for a server; name its URL")
+        findings = examine()
+    else:
+        from profiler.access import Access, read_headers, read_key
+        from profiler.doctor_server import examine_server
+
+        given = read_headers(read_key(api_key_env, api_key_file), headers)
+        findings = examine_server(Access.of(url, given))
     if as_json:
         print_document({"findings": [finding.to_json() for finding in findings]})
         return
