@@ -7,7 +7,8 @@ answers forced at budgets (profiler/checkpoints.py).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from traces.spans import RecordingSpanProcessor
 from traces.writer import RecordingWriter, read_clocks
 
 Progress = Callable[[int, int], None]
+Probe = Callable[[RecordingWriter], AbstractContextManager[None]]
 
 
 def record(
@@ -50,6 +52,8 @@ def record(
     price_usd_per_device_hour: float | None = None,
     power_hz: float = HZ,
     progress: Progress | None = None,
+    probes: Sequence[Probe] = (),
+    stop_after_s: float | None = None,
 ) -> Path:
     """Run all problems, `concurrency` at a time, and return the recording's folder.
 
@@ -60,7 +64,8 @@ def record(
     problem are made to answer.
     Texts and token ids are kept for generated workloads or with `record_text`. When the engine
     fails or the user interrupts, the recording is closed as incomplete and the error goes on.
-    `power_hz` is how often the devices' power is read a second, 10 to 50.
+    `power_hz` is how often the devices' power is read a second, 10 to 50. `probes` write into the
+    recording too, while the run goes on. No problem begins after `stop_after_s`.
     Raises UsageError for a policy that cannot be run, RecordingError when `folder` is taken.
     """
     # Refuse before anything is written.
@@ -99,7 +104,7 @@ def record(
     report = progress or (lambda done, total: None)
     with RecordingWriter(folder, manifest) as writer:
         steps = _Steps(engine)
-        with watch_power(engine.config, writer, hz=power_hz):
+        with watch_power(engine.config, writer, hz=power_hz), _all_of(probes, writer):
             recorder = RecordingSpanProcessor(writer.append)
             resource = {"tts.model": engine.config.model}
             telemetry = Telemetry(recorder, resource=resource, otlp=otlp)
@@ -126,6 +131,7 @@ def record(
                     timeout_s=timeout_s,
                     scoring=scoring,
                     checkpoints=checkpoints,
+                    stop_after_s=stop_after_s,
                 ).go(concurrency, report)
             finally:
                 steps.end()
@@ -147,6 +153,14 @@ def record(
         for note in workload.notes():
             writer.event("note", note, engine=engine.config.key())
         return writer.path
+
+
+@contextmanager
+def _all_of(probes: Sequence[Probe], writer: RecordingWriter) -> Iterator[None]:
+    with ExitStack() as stack:
+        for probe in probes:
+            stack.enter_context(probe(writer))
+        yield
 
 
 def _check_limits(policy: Policy, concurrency: int, timeout_s: float | None) -> None:

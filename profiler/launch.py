@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from profiler.access import read_headers, read_key
 from profiler.demo import task
 from profiler.engines.protocol import Engine
 from traces.errors import UsageError
@@ -94,7 +94,7 @@ def start_engine(
             options.endpoint,
             model=None if options.model is None else model_path(options.model),
             name=options.model,
-            api_key=_api_key(options.api_key_env),
+            headers=read_headers(read_key(options.api_key_env, None), ()),
             declared={
                 "tensor_parallel_size": options.tensor_parallel_size,
                 "max_num_seqs": options.max_num_seqs,
@@ -144,12 +144,3 @@ def _template(name: str | None) -> str | None:
             f"--chat-template {name}: not a Jinja template ({type(error).__name__}: {error})"
         ) from None
     return text
-
-
-def _api_key(variable: str | None) -> str | None:
-    if variable is None:
-        return None
-    key = os.environ.get(variable)
-    if not key:
-        raise UsageError(f"--api-key-env {variable}: this variable is not set")
-    return key

@@ -39,7 +39,8 @@ _SCORER_WAIT_S = 0.01
 class Run:
     """One policy over all problems of a workload; `go` works through them.
 
-    Problems that take longer than `timeout_s` are answered by the votes there are.
+    Problems that take longer than `timeout_s` are answered by the votes there are; none begins
+    after `stop_after_s`.
     """
 
     workload: Workload
@@ -53,6 +54,7 @@ class Run:
     timeout_s: float | None = None
     scoring: ScoringThreads | None = None
     checkpoints: Checkpoints | None = None
+    stop_after_s: float | None = None
 
     def __post_init__(self) -> None:
         self.run_id = uuid.uuid4().hex[:8]
@@ -74,9 +76,13 @@ class Run:
             keep_text=self.keep_text,
         )
         ended = False
+        last = float("inf") if self.stop_after_s is None else time.monotonic() + self.stop_after_s
         try:
             progress(0, total)
             while waiting or self.flights or self.open:
+                if waiting and time.monotonic() > last:
+                    total -= len(waiting)
+                    waiting.clear()
                 while waiting and len(self.flights) < concurrency:
                     self._begin(waiting.popleft())
                 self._advance()

@@ -19,11 +19,13 @@ def run_keys(recording: Recording) -> list[tuple[str, str]]:
     """Return the (engine, policy) pairs that problems ran under, in the manifest's order.
 
     A recording without problems has the pair that it was made for; an imported trace has no
-    policy, and an empty key stands for it.
+    policy, nor has traffic that was only watched, and an empty key stands for it.
     """
     manifest = recording.manifest
     seen = set(recording.problems.select("engine", "policy").drop_nulls().unique().iter_rows())
     policies = list(manifest.policies) or [""]
+    if any(policy == "" for _, policy in seen):
+        policies = [*manifest.policies, ""]
     pairs = [(engine, policy) for engine in manifest.engines for policy in policies]
     known = [pair for pair in pairs if pair in seen]
     return known or pairs[:1]

@@ -12,6 +12,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from tui.attach_options import attach
 from tui.record_options import record
 
 app = typer.Typer(
@@ -49,6 +50,7 @@ def main() -> NoReturn:
 
 
 app.command()(record)
+app.command()(attach)
 
 
 def fail(message: str, code: int) -> NoReturn:
@@ -252,11 +254,30 @@ def demo(
 
 
 @app.command()
-def doctor(as_json: Json = False) -> None:
-    """Say what can be captured here, and what each missing part needs."""
+def doctor(
+    url: Annotated[
+        str | None, typer.Argument(help="A running server, looked at from outside.")
+    ] = None,
+    api_key_env: Annotated[
+        str | None, typer.Option(help="Environment variable that holds the server's key.")
+    ] = None,
+    api_key_file: Annotated[Path | None, typer.Option(help="File that holds it.")] = None,
+    header: Annotated[
+        list[str] | None,
+        typer.Option(metavar="'NAME: VALUE'", help="Goes with every request; $VAR is read."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Say what can be captured, here or of a server, and what each missing part needs."""
     from tui.read_verbs import run_doctor
 
-    run_doctor(as_json=as_json)
+    run_doctor(
+        url,
+        api_key_env=api_key_env,
+        api_key_file=api_key_file,
+        headers=header or (),
+        as_json=as_json,
+    )
 
 
 @app.command()

@@ -78,14 +78,19 @@ def print_show(
     from traces.comparison import compare
     from traces.limits import judge
     from traces.summary import summarise
+    from traces.watched import watched_engines
     from tui.limits_text import limit_lines
+    from tui.live_text import watched_lines
     from tui.show_text import show_json, show_lines
 
     _check_price(price)
+    recordings = [Recording.open(path) for path in paths]
+    watched = [engine for recording in recordings for engine in watched_engines(recording)]
     runs = [
         run
-        for path in paths
-        for run in summarise(Recording.open(path), price_usd_per_device_hour=price)
+        for recording in recordings
+        for run in summarise(recording, price_usd_per_device_hour=price)
+        if not watched or run.problems or run.problems_in_flight or run.time_by_family
     ]
     compared = compare(*runs) if len(paths) == len(runs) == 2 else None
     if limits and compared is None:
@@ -95,9 +100,14 @@ def print_show(
         document = show_json(runs, compared)
         if limits:
             document["fail_on"] = [each.to_json() for each in judged]
+        if watched:
+            document["watched"] = [each.to_json() for each in watched]
         print_document(document, out)
     else:
-        for line in (*show_lines(runs, compared), *limit_lines(judged)):
+        lines = [*show_lines(runs, compared), *limit_lines(judged)] if runs else []
+        for each in watched:
+            lines += [*([""] if lines else []), *watched_lines(each)]
+        for line in lines:
             print(line, file=out or sys.stdout)
     return 3 if any(each.broken for each in judged) else 0
 
@@ -195,11 +205,27 @@ def _nearest(answer: Recommendation) -> str:
     )
 
 
-def run_doctor(*, as_json: bool) -> None:
-    """Print what can be captured on this machine."""
-    from profiler.doctor import examine
+def run_doctor(
+    url: str | None = None,
+    *,
+    api_key_env: str | None = None,
+    api_key_file: Path | None = None,
+    headers: Sequence[str] = (),
+    as_json: bool,
+) -> None:
+    """Print what can be captured on this machine, or of a server."""
+    if url is None:
+        from profiler.doctor import examine
 
-    findings = examine()
+        if api_key_env or api_key_file or headers:
+            raise UsageError("a key or a header is for a server; name its URL")
+        findings = examine()
+    else:
+        from profiler.access import Access, read_headers, read_key
+        from profiler.doctor_server import examine_server
+
+        given = read_headers(read_key(api_key_env, api_key_file), headers)
+        findings = examine_server(Access.of(url, given))
     if as_json:
         print_document({"findings": [finding.to_json() for finding in findings]})
         return

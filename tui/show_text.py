@@ -107,12 +107,13 @@ def policy_text(policy: Policy | None) -> str:
 
 
 def _head(run: Run, width: int) -> list[str]:
-    if run.policy is None:
+    if run.policy is None and not run.problems:
         device = f"{run.engine.num_devices} x {run.engine.gpu}" if run.engine.gpu else ABSENT
         return wrap("device", device, width=width, indent=INDENT) + warnings(run, width)
     engine = engine_text(run.engine) if run.imported is None else f"{run.engine.model}, else -"
     lines = wrap("engine", engine, width=width, indent=INDENT)
-    lines += wrap("policy", policy_text(run.policy), width=width, indent=INDENT)
+    policy = "- (traffic of others)" if run.policy is None else policy_text(run.policy)
+    lines += wrap("policy", policy, width=width, indent=INDENT)
     decided = f"{run.problems:,} decided"
     if run.workload is not None:
         decided += f" of {run.workload.problems:,}, workload {run.workload.name}"
@@ -142,7 +143,7 @@ def show_policies_head(run: Run, *, width: int = 80) -> list[str]:
 
 def _one_run(run: Run, width: int) -> list[str]:
     lines = [run.recording[:width], *_head(run, width)]
-    if run.policy is None:  # an imported trace: nothing is known of problems
+    if run.policy is None and not run.problems:  # an imported trace: nothing is known of problems
         return [*lines, "", *(kernel_lines(run) or ["no kernels"])]
     lines += ["", *_metrics(run)]
     parts = (_charts(run, width), _time(run, width), _energy(run, width))

@@ -13,18 +13,18 @@ import json
 import queue
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import Future
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import httpx
 
 from profiler.engines.protocol import THINK_END, SampleRequest, SampleResult
+from profiler.engines.served import ask_model, ask_version, cache_settings, describe
 from profiler.engines.stream import Stream
-from profiler.model_facts import facts_from_folder
 from traces.errors import EngineError
+from traces.exposition import PageReader
 from traces.schema import EngineConfig, ModelFacts
 
 _POLL_S = 0.05
@@ -37,8 +37,9 @@ class ServerEngine:
 
     `url` is its base, with or without `/v1`; `model` names one of those it serves, by default
     its first. `declared` are engine settings that the server does not tell, such as its
-    tensor_parallel_size; `chat_template` goes with every chat instead of the server's own. Raises
-    EngineError when nothing answers there, or it takes no such template.
+    tensor_parallel_size; `chat_template` goes with every chat instead of the server's own;
+    `headers`, such as a key, go with every request. Raises EngineError when nothing answers there,
+    or it takes no such template.
     """
 
     def __init__(
@@ -47,13 +48,13 @@ class ServerEngine:
         *,
         model: str | None = None,
         name: str | None = None,
-        api_key: str | None = None,
+        headers: Mapping[str, str] | None = None,
         timeout_s: float = 600.0,
         declared: dict[str, Any] | None = None,
         chat_template: str | None = None,
     ) -> None:
         self.url = url.rstrip("/").removesuffix("/v1")
-        self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._headers = dict(headers or {})
         self._timeout = httpx.Timeout(timeout_s, connect=10.0)
         self._results: queue.Queue[SampleResult] = queue.Queue()
         self._live: dict[str, tuple[Future[None], Stream]] = {}
@@ -78,45 +79,15 @@ class ServerEngine:
     ) -> tuple[str, EngineConfig, ModelFacts | None]:
         """Ask the server what it serves."""
         with httpx.Client(base_url=self.url, headers=self._headers, timeout=10.0) as client:
-            try:
-                answer = client.get("/v1/models")
-                answer.raise_for_status()
-                cards = answer.json()["data"]
-            except httpx.HTTPStatusError as error:
-                status = error.response.status_code
-                hint = "; it wants a key, see --api-key-env" if status in {401, 403} else ""
-                raise EngineError(
-                    f"{self.url}: GET /v1/models answers HTTP {status}{hint}"
-                ) from None
-            except httpx.HTTPError as error:
-                raise EngineError(
-                    f"{self.url}: no server answers ({type(error).__name__}); "
-                    "start one with vllm serve, or correct --endpoint"
-                ) from None
-            except (ValueError, KeyError, TypeError):
-                raise EngineError(
-                    f"{self.url}: /v1/models is not an OpenAI-compatible answer"
-                ) from None
-            card = next((c for c in cards if model in {None, c.get("id")}), None)
-            if card is None:
-                served = ", ".join(str(c.get("id")) for c in cards)
-                raise EngineError(f"{self.url}: does not serve {model}; it serves {served}")
-            version = self._vllm_version(client)
+            card = ask_model(client, self.url, model)
+            version = ask_version(client)
             cache = self._cache_config(client) if version else {}
             if self.chat_template is not None:
                 self._try_template(client, str(card["id"]))
             self._is_vllm = version is not None
             self.think_end_ids = self._think_end(client, str(card["id"])) if version else None
-        label = name or str(card["id"])
-        root = Path(str(card.get("root") or card["id"]))
-        config = EngineConfig(
-            model=label,
-            max_model_len=card.get("max_model_len"),
-            mode="server",
-            vllm_version=version,
-            **(cache | {k: v for k, v in declared.items() if v is not None}),
-        )
-        return str(card["id"]), config, facts_from_folder(root, name=label, dtype=config.dtype)
+        config, facts = describe(card, version, name=name, settings=cache | declared)
+        return str(card["id"]), config, facts
 
     def _try_template(self, client: httpx.Client, model: str) -> None:
         """Raise EngineError where the server takes no template with a request, as by default."""
@@ -132,12 +103,6 @@ class ServerEngine:
             f"{self.url}: refuses --chat-template; start vLLM with --chat-template FILE instead, "
             "or with --trust-request-chat-template"
         )
-
-    @staticmethod
-    def _vllm_version(client: httpx.Client) -> str | None:
-        with contextlib.suppress(httpx.HTTPError, ValueError, KeyError, TypeError):
-            return str(client.get("/version").json()["version"])
-        return None
 
     @staticmethod
     def _think_end(client: httpx.Client, served: str) -> tuple[int, ...] | None:
@@ -161,25 +126,11 @@ class ServerEngine:
 
     @staticmethod
     def _cache_config(client: httpx.Client) -> dict[str, Any]:
-        """Read block size, blocks and prefix caching from vLLM's cache_config_info metric."""
-        from prometheus_client.parser import text_string_to_metric_families
-
-        readers: dict[str, Callable[[str], Any]] = {
-            "block_size": int,
-            "num_gpu_blocks": int,
-            "enable_prefix_caching": lambda text: text == "True",
-        }
+        """Read block size, blocks and prefix caching from vLLM's metrics."""
+        reader = PageReader()
         with contextlib.suppress(httpx.HTTPError, ValueError):
-            page = client.get("/metrics").text
-            for family in text_string_to_metric_families(page):
-                if family.name.startswith("vllm:cache_config"):
-                    labels = family.samples[0].labels
-                    return {
-                        key: read(labels[key])
-                        for key, read in readers.items()
-                        if labels.get(key, "None") != "None"
-                    }
-        return {}
+            reader.read(client.get("/metrics").text)
+        return cache_settings(next(iter(reader.cache_config.values()), {}))
 
     def submit(self, request: SampleRequest) -> None:
         """Send a sample (see `Engine`)."""

@@ -196,7 +196,7 @@ async def test_no_recordings_at_all(tmp_path):
         assert "no complete recording" in text_of(app, "#message")
         await pilot.press("3")
         await pilot.pause()
-        assert any("not in this version" in str(each.render()) for each in app.screen.query(Static))
+        assert any("ttscope attach" in str(each.render()) for each in app.screen.query(Static))
 
 
 async def test_help_names_the_keys_and_closes(folder):
@@ -220,7 +220,7 @@ def test_screenshot(folder, tmp_path, screen):
     screenshot([folder], screen, (80, 24), target, Advisors())
     text = target.read_text()
     assert text.startswith("<svg")
-    wanted = {"recordings": "maj@4", "run": "seqs8", "live": "version", "advice": "large"}
+    wanted = {"recordings": "maj@4", "run": "seqs8", "live": "attach", "advice": "large"}
     assert wanted[screen] in text.replace("&#160;", " ")
 
 

@@ -1,4 +1,4 @@
-"""Screen 3: what will watch a running server; this version says what can be done until then."""
+"""Screen 3: how a running server is watched; the watching itself is `ttscope attach`."""
 
 from __future__ import annotations
 
@@ -9,19 +9,16 @@ from textual.widgets import Static
 from tui.screens.base import ModeScreen
 
 TEXT = """\
-Watching a server while it serves is not in this version (ttscope attach URL).
+A running server is watched from the command line; this screen does not show it live yet:
 
-What can be done now:
+  ttscope attach http://HOST:8000 -o runs/live
+      its own traffic, with a line per second and a verdict at the end
 
-  ttscope record --endpoint http://HOST:8000
-      runs a workload against an OpenAI-compatible server and records each
-      problem, its samples and their times as seen from outside
+  ttscope attach http://HOST:8000 --workload problems.jsonl --n 8
+      the same while a workload of yours is posed to it
 
-  ttscope record
-      the same with vLLM in this process, with its steps, batch and KV cache
-
-  ttscope doctor
-      says what can be captured here, and what each missing part needs
+  ttscope doctor http://HOST:8000
+      says what can be seen of it, and what each missing part needs
 
 Open the recording with ttscope tui RECORDING; it is then on screen 1.
 """

@@ -1,0 +1,99 @@
+"""How to reach a server that somebody else runs: its URL, its key, its headers.
+
+Keys and header values never get into a recording, a log or an error.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from traces.errors import UsageError
+
+_MOST_KEY_BYTES = 16_384
+_OURS = {"host", "content-length", "transfer-encoding", "connection", "accept-encoding"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Access:
+    """A server's base URL (no `/v1`) and the headers that go with every request to it."""
+
+    url: str
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    @staticmethod
+    def of(url: str, headers: Mapping[str, str] | None = None) -> Access:
+        """Check a URL as a person writes it. Raises UsageError, without repeating a password."""
+        try:
+            parts = urlsplit(url)
+            host, _ = parts.hostname, parts.port
+        except ValueError:
+            raise UsageError("URL: its host or port is malformed; write http://HOST:PORT") from None
+        if parts.scheme not in {"http", "https"} or not host:
+            shown = url.rpartition("@")[2]
+            raise UsageError(f"URL {shown}: write http://HOST:PORT or https://HOST")
+        if parts.username is not None or parts.password is not None:
+            raise UsageError(
+                f"URL of {host}: give no user or password in it; use --header or --api-key-file"
+            )
+        if parts.query or parts.fragment:
+            raise UsageError(f"URL of {host}: leave out what follows ? or #; use --header for keys")
+        base = url.rstrip("/").removesuffix("/metrics").removesuffix("/v1")
+        return Access(url=base, headers=dict(headers or {}))
+
+
+def read_key(variable: str | None, file: Path | None) -> str | None:
+    """Return the API key from an environment variable or a file; None when neither is named.
+
+    Raises UsageError that names where it was looked for, and never what was found.
+    """
+    if variable is not None and file is not None:
+        raise UsageError("--api-key-env and --api-key-file exclude each other")
+    if variable is not None:
+        where, text = f"--api-key-env {variable}", os.environ.get(variable, "")
+        if not text:
+            raise UsageError(f"{where}: this variable is not set")
+    elif file is not None:
+        where = f"--api-key-file {file}"
+        try:
+            with file.open("rb") as opened:
+                text = opened.read(_MOST_KEY_BYTES + 1).decode()
+        except OSError as error:
+            raise UsageError(f"{where}: cannot be read ({error.strerror})") from None
+        except UnicodeDecodeError:
+            raise UsageError(f"{where}: is not text") from None
+    else:
+        return None
+    key = text.strip()
+    if not key or len(key) > _MOST_KEY_BYTES or not key.isascii() or not key.isprintable():
+        raise UsageError(f"{where}: holds no key (one line of printable ASCII)")
+    return key
+
+
+def read_headers(key: str | None, given: Sequence[str]) -> dict[str, str]:
+    """Return what goes with every request: the key, and headers given as `Name: value`.
+
+    A value `$NAME` is read from the environment. Raises UsageError, which never repeats a value.
+    """
+    headers = {"Authorization": f"Bearer {key}"} if key is not None else {}
+    for number, text in enumerate(given, 1):
+        name, colon, value = text.partition(":")
+        name, value = name.strip(), value.strip()
+        if not colon or not name.replace("-", "").replace("_", "").isalnum() or not name.isascii():
+            raise UsageError(f"--header number {number}: write 'Name: value'")
+        if name.lower() in _OURS:
+            raise UsageError(f"--header {name}: is set by ttscope itself")
+        if value.startswith("$"):
+            variable = value[1:]
+            value = os.environ.get(variable, "")
+            if not value:
+                raise UsageError(f"--header {name}: the variable {variable} is not set")
+        if not value.isascii() or not value.isprintable():
+            raise UsageError(f"--header {name}: its value is not printable ASCII")
+        if name.lower() == "authorization":
+            headers.pop("Authorization", None)
+        headers[name] = value
+    return headers

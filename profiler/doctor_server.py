@@ -1,0 +1,122 @@
+"""What can be seen of a running server, and the flag or command that each missing part needs.
+
+Four GET requests, nothing else: nothing is started on somebody else's server.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import httpx
+
+from profiler.access import Access
+from profiler.doctor import Finding
+from profiler.engines.served import ask_model, ask_version
+from profiler.scraper import Page, ScrapeError, Scraper
+from traces.deployment import DRAFTS, FLOPS
+from traces.errors import EngineError
+
+_MOST_SCHEMA_BYTES = 8 << 20
+SPANS = (
+    "start vLLM with OTEL_EXPORTER_OTLP_TRACES_PROTOCOL=http/protobuf and "
+    "--otlp-traces-endpoint http://127.0.0.1:4318/v1/traces, and ttscope attach URL --listen 4318"
+)
+PLUGIN = (
+    "pip install ttscope where vLLM runs, start it with TTSCOPE_PLUGIN=http://127.0.0.1:4318 and "
+    "--enable-logging-iteration-details, and ttscope attach URL --listen 4318"
+)
+PROFILER = (
+    '--profiler-config \'{"profiler": "torch", "torch_profiler_dir": "/DIR", "ignore_frontend": '
+    'true, "torch_profiler_with_stack": false}\''
+)
+
+
+def examine_server(access: Access) -> list[Finding]:
+    """Look at a server from outside."""
+    with httpx.Client(base_url=access.url, headers=dict(access.headers), timeout=10.0) as client:
+        return [*_models(client, access), *_metrics(access), *_inside(client)]
+
+
+def _models(client: httpx.Client, access: Access) -> Iterator[Finding]:
+    try:
+        card = ask_model(client, access.url, None)
+    except EngineError as error:
+        needs = "a key: --api-key-env NAME" if "wants a key" in str(error) else "its URL"
+        yield Finding(what="models", present=False, detail=str(error), needs=needs)
+        return
+    version = ask_version(client)
+    kind = f"vLLM {version}" if version else "no vLLM: only a workload can be posed"
+    length = card.get("max_model_len")
+    yield Finding(what="models", present=True, detail=f"{card['id']}, {length} tokens, {kind}")
+
+
+def _metrics(access: Access) -> Iterator[Finding]:
+    scraper = Scraper(access, lambda label: label, on_event=lambda kind, detail: None)
+    page: Page | None = None
+    try:
+        page = scraper.poll()
+        why = "nothing of vLLM on the page"
+    except ScrapeError as error:
+        why = str(error)
+    finally:
+        scraper.close()
+    names = {series.name for series in page.values} if page is not None else set()
+    if page is None or not any(name.startswith("vllm:") for name in names):
+        needs = "vLLM's own host and port, started without --disable-log-stats"
+        yield Finding(what="metrics", present=False, detail=why, needs=needs)
+        return
+    engines = len({series.engine for series in page.values if series.engine})
+    told = f"{len(page.values)} series of {engines} engine{'s' if engines != 1 else ''}"
+    yield Finding(
+        what="metrics", present=True, detail=f"{told}, read in {page.took_s * 1e3:.0f} ms"
+    )
+    drafts = sum(value for series, value in page.values.items() if series.name == DRAFTS)
+    yield Finding(
+        what="speculation",
+        present=True if DRAFTS in names else None,
+        detail=f"{drafts:,.0f} drafts so far"
+        if DRAFTS in names
+        else "the server does not speculate",
+    )
+    estimated = any(v > 0 for series, v in page.values.items() if series.name == FLOPS)
+    yield Finding(
+        what="FLOPs, bytes",
+        present=estimated,
+        detail="vLLM's estimates" if estimated else "0: off, or nothing has run yet",
+        needs=None if estimated else "--enable-mfu-metrics",
+    )
+
+
+def _inside(client: httpx.Client) -> Iterator[Finding]:
+    outside = "cannot be told from outside"
+    yield Finding(what="spans", present=None, detail=outside, needs=SPANS)
+    yield Finding(what="steps (plugin)", present=None, detail=outside, needs=PLUGIN)
+    profiler = _has_profiler(client)
+    yield Finding(
+        what="profiler",
+        present=profiler,
+        detail={
+            True: "POST /start_profile is there; this version opens no windows on servers",
+            False: "no POST /start_profile",
+            None: "the server does not list its routes",
+        }[profiler],
+        needs=None if profiler else PROFILER,
+    )
+
+
+def _has_profiler(client: httpx.Client) -> bool | None:
+    """Tell by the list of routes; asking the route itself would start a profiler."""
+    with contextlib.suppress(httpx.HTTPError, ValueError, AttributeError, TypeError):
+        body = bytearray()
+        with client.stream("GET", "/openapi.json") as answer:
+            if answer.status_code != 200:
+                return None
+            for piece in answer.iter_bytes():
+                body += piece
+                if len(body) > _MOST_SCHEMA_BYTES:
+                    return None
+        import json
+
+        return "/start_profile" in json.loads(body)["paths"]
+    return None

@@ -1,0 +1,145 @@
+"""What a receiver takes in, as rows of a recording: spans become problems, batches steps."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from profiler.deployment import Deployment
+from profiler.plugin_steps import Batch, PluginRows
+from profiler.receiver import Receiver
+from traces.otlp import GenSpan
+from traces.schema import EngineConfig
+from traces.span_groups import Row, SpanGroups
+from traces.writer import RecordingWriter
+
+HELLO_S = 2.5  # a plugin says that it is there every second
+MOST_ENGINES = 256  # named by spans or plugins alone
+_SAME_START_S = 1.5  # clocks of /proc and of the metrics page are read apart
+
+
+class Incoming:
+    """Feeds a recording from a receiver; `seen` counts what came, for the summary."""
+
+    def __init__(self, receiver: Receiver, deployment: Deployment) -> None:
+        self._receiver, self._deployment = receiver, deployment
+        self._groups = SpanGroups(self._engine_of_span)
+        self._engines: dict[Any, str] = {}
+        self._rows: dict[str, PluginRows] = {}
+        self._dropped: dict[str, int] = {}
+        self._samples: list[Row] = []
+        self._writer: RecordingWriter | None = None
+        self._early: list[Batch] = []
+        self.steps = 0
+
+    def adopt(self, wait_s: float = HELLO_S) -> int:
+        """Wait for plugins to say that they are there, and take their configurations over.
+
+        Returns how many engines have one. Call it before the deployment is watched.
+        """
+        until = time.monotonic() + wait_s
+        configs: dict[str, EngineConfig] = {}
+        while time.monotonic() < until and len(configs) < len(self._deployment.engines):
+            time.sleep(0.05)
+            for batch in self._receiver.take_batches():
+                self._early.append(batch)
+                key = self._key_of(batch)
+                if key is not None and batch.config is not None:
+                    configs[key] = EngineConfig.from_json(batch.config)
+        renamed = {key: self._deployment.adopt(key, config) for key, config in configs.items()}
+        self._engines.clear()
+        return len(renamed)
+
+    @contextmanager
+    def watched(self, writer: RecordingWriter) -> Iterator[None]:
+        """Write into a recording while the block runs; a probe."""
+        self._writer = writer
+        writer.add_source("steps", self._take_steps)
+        writer.add_source("problems", self._take_spans)
+        writer.add_source("samples", self._take_samples)
+        try:
+            yield
+        finally:
+            for table, rows in zip(
+                ("problems", "samples"), self._settled(everything=True), strict=True
+            ):
+                for row in rows:
+                    writer.append(table, row)
+            if self._groups.dropped:
+                writer.dropped("samples", self._groups.dropped)
+            if lost := sum(self._dropped.values()):
+                writer.dropped("steps", lost)
+
+    def _take_steps(self) -> list[Row]:
+        found: list[Row] = []
+        for batch in [*self._early, *self._receiver.take_batches()]:
+            key = self._key_of(batch) or self._own_key(batch)
+            if key is None:
+                continue
+            rows = self._rows.get(key)
+            if rows is None:
+                config = self._deployment.engines[key]
+                blocks = config.num_gpu_blocks
+                rows = self._rows[key] = PluginRows(
+                    engine=key,
+                    usable_blocks=None if blocks is None else blocks - 1,
+                    asynchronous=config.async_scheduling,
+                )
+            found += rows.rows(batch.rows)
+            self._dropped[f"{batch.instance}.{batch.engine}"] = batch.dropped
+        self._early = []
+        self.steps += len(found)
+        return found
+
+    def _key_of(self, batch: Batch) -> str | None:
+        """Return the engine that a plugin belongs to: by its process's start, or the only one."""
+        replicas = self._deployment.replicas
+        fitting = [
+            replica
+            for replica in replicas
+            if batch.process_start_s is not None
+            and replica.started is not None
+            and abs(replica.started - batch.process_start_s) < _SAME_START_S
+        ]
+        if len(fitting) != 1:
+            fitting = replicas if len(replicas) == 1 else []
+        return fitting[0].keys.get(str(batch.engine)) if fitting else None
+
+    def _own_key(self, batch: Batch) -> str | None:
+        """Register an engine of which only a plugin tells."""
+        config = EngineConfig.from_json(batch.config or {"model": "-", "mode": "server"})
+        other = (("engine", str(batch.engine)), ("instance", batch.instance))
+        return self._registered((batch.instance, batch.engine), replace(config, other=other))
+
+    def _engine_of_span(self, span: GenSpan) -> str:
+        known = self._deployment.engines
+        if len(known) == 1:
+            return next(iter(known))
+        resource = dict(span.resource)
+        model = str(span.values.get("gen_ai.request.model") or resource.get("service.name") or "-")
+        config = EngineConfig(model=model, mode="server", other=span.resource)
+        return self._registered((model, span.resource), config) or next(iter(known))
+
+    def _registered(self, name: Any, config: EngineConfig) -> str | None:
+        if name not in self._engines:
+            if len(self._engines) >= MOST_ENGINES:
+                return None
+            self._engines[name] = self._deployment.add(config)
+        return self._engines[name]
+
+    def _settled(self, *, everything: bool = False) -> tuple[list[Row], list[Row]]:
+        for span in self._receiver.take_spans():
+            self._groups.add(span)
+        return self._groups.drain(everything=everything)
+
+    def _take_spans(self) -> list[Row]:
+        problems, samples = self._settled()
+        self._samples += samples
+        return problems
+
+    def _take_samples(self) -> list[Row]:
+        taken, self._samples = self._samples, []
+        return taken

@@ -1,0 +1,232 @@
+"""The step probe inside a vLLM server: an entry point of `vllm.stat_logger_plugins`.
+
+It is off unless the environment variable TTSCOPE_PLUGIN names where to send, such as
+http://127.0.0.1:4318, where `ttscope attach --listen 4318` receives. On vLLM's thread it only reads
+numbers and appends one tuple per step to a bounded ring; a thread sends what is there twice a
+second. Whatever goes wrong, the server goes on: a full ring drops and counts, a receiver that is
+not there is tried again later, and an exception switches the probe off with one line in the log.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import http.client
+import json
+import logging
+import os
+import threading
+import time
+import uuid
+from collections import deque
+from typing import Any
+from urllib.parse import urlsplit
+
+from vllm.v1.metrics.loggers import StatLoggerBase
+
+from profiler.plugin_steps import COLUMNS, STEPS_PATH
+
+log = logging.getLogger("vllm.ttscope")
+
+VARIABLE = "TTSCOPE_PLUGIN"
+CAPACITY = 20_000  # steps that may wait: some minutes of a receiver that is away
+PERIOD_S = 0.5
+_MOST_ROWS = 5_000  # of a batch
+_TIMEOUT_S = 2.0
+_LONGEST_PAUSE_S = 10.0
+_SCHEDULER = ("num_running_reqs", "num_waiting_reqs", "kv_cache_usage", "spec_decoding_stats")
+_ITERATION = (
+    "num_generation_tokens",
+    "prompt_token_stats",
+    "num_preempted_reqs",
+    "finished_requests",
+    "time_to_first_tokens_iter",
+    "inter_token_latencies_iter",
+)
+
+
+class StepLogger(StatLoggerBase):  # type: ignore[misc]
+    """One per engine; vLLM calls `record` after every step, and nothing here may raise."""
+
+    def __init__(self, vllm_config: Any, engine_index: int = 0) -> None:
+        self.dropped = 0
+        self.on = False
+        self._ring: deque[tuple[Any, ...]] = deque()
+        try:
+            target = os.environ.get(VARIABLE)
+            if not target:
+                return
+            self._start(target, vllm_config, engine_index)
+        except Exception as error:
+            log.warning("ttscope: the step probe is off (%s: %s)", type(error).__name__, error)
+
+    def _start(self, target: str, vllm_config: Any, engine_index: int) -> None:
+        _check_fields()
+        parts = urlsplit(target)
+        if parts.scheme != "http" or not parts.hostname:
+            raise ValueError(f"{VARIABLE} must be http://HOST:PORT")
+        self._address = parts.hostname, parts.port or 4318
+        self._vllm_config = vllm_config
+        self._head = {
+            "v": 1,
+            "instance": uuid.uuid4().hex[:16],
+            "engine": int(engine_index),
+            "process_start_s": _process_start(),
+            "config": None,
+        }
+        self._stopping = threading.Event()
+        self._pending: list[tuple[Any, ...]] = []
+        self._thread = threading.Thread(target=self._work, name="ttscope-steps", daemon=True)
+        self.on = True
+        self._thread.start()
+        atexit.register(self._stopping.set)
+        log.info("ttscope: sending the steps of engine %s to %s", engine_index, target)
+
+    def record(
+        self,
+        scheduler_stats: Any,
+        iteration_stats: Any,
+        mm_cache_stats: Any = None,
+        engine_idx: int = 0,
+    ) -> None:
+        """Keep what a step's statistics say; vLLM's thread, so as little as can be."""
+        if not self.on or scheduler_stats is None:
+            return
+        try:
+            if len(self._ring) >= CAPACITY:
+                self.dropped += 1
+            else:
+                self._ring.append(_row(scheduler_stats, iteration_stats))
+        except Exception as error:
+            self.on = False
+            log.warning(
+                "ttscope: the step probe switched itself off (%s: %s)", type(error).__name__, error
+            )
+
+    def log_engine_initialized(self) -> None:
+        """Nothing to say: the constructor did."""
+
+    def _work(self) -> None:
+        """Send twice a second, less often while nobody receives."""
+        pause, last = PERIOD_S, 0.0
+        try:
+            self._describe()
+            while True:
+                ending = self._stopping.wait(pause)
+                quiet = not self._pending and not self._ring
+                if quiet and time.monotonic() - last < 1.0 and not ending:
+                    continue
+                if self._send():
+                    pause, last = PERIOD_S, time.monotonic()
+                else:
+                    pause = min(pause * 2, _LONGEST_PAUSE_S)
+                if ending or not (self.on or self._pending or self._ring):
+                    return
+        except Exception as error:
+            self.on = False
+            log.warning("ttscope: the step probe stopped (%s: %s)", type(error).__name__, error)
+
+    def _describe(self) -> None:
+        with contextlib.suppress(Exception):  # steps without a configuration are worth having
+            from profiler.engines.vllm_facts import engine_config
+
+            name = self._vllm_config.model_config.served_model_name
+            told = engine_config(self._vllm_config, str(name), None).to_json()
+            details = self._vllm_config.observability_config
+            self._head["config"] = told | {"mode": "server"}
+            self._head["details"] = bool(details.enable_logging_iteration_details)
+
+    def _send(self) -> bool:
+        """Send what waits; False when it could not be delivered and waits on."""
+        while len(self._pending) < _MOST_ROWS and self._ring:
+            self._pending.append(self._ring.popleft())
+        batch = self._head | {
+            "columns": COLUMNS,
+            "rows": self._pending,
+            "dropped": self.dropped,
+            "on": self.on,
+        }
+        body = json.dumps(batch, separators=(",", ":")).encode()
+        connection = http.client.HTTPConnection(*self._address, timeout=_TIMEOUT_S)
+        try:
+            connection.request("POST", STEPS_PATH, body, {"Content-Type": "application/json"})
+            status = connection.getresponse().status
+        except (OSError, http.client.HTTPException):
+            return False
+        finally:
+            connection.close()
+        if status == 200 or 400 <= status < 500:  # what is refused once is refused again
+            if status != 200:
+                self.dropped += len(self._pending)
+            self._pending = []
+        return status == 200
+
+
+def _check_fields() -> None:
+    """Raise where this vLLM's statistics have other names than are read here."""
+    from vllm.v1.metrics.stats import IterationStats, SchedulerStats
+
+    scheduler, iteration = SchedulerStats(), IterationStats()
+    for stats, names in ((scheduler, _SCHEDULER), (iteration, _ITERATION)):
+        for name in names:
+            getattr(stats, name)
+    _row(scheduler, iteration)
+
+
+def _row(scheduler: Any, iteration: Any) -> tuple[Any, ...]:
+    """Return a step as COLUMNS has it; a step without outputs has no iteration statistics."""
+    spec, details = scheduler.spec_decoding_stats, getattr(scheduler, "iteration_details", None)
+    perf = getattr(scheduler, "perf_stats", None)
+    told = (
+        (None,) * 6
+        if details is None
+        else (
+            details.num_ctx_requests,
+            details.num_ctx_tokens,
+            details.num_generation_requests,
+            details.num_generation_tokens,
+            details.elapsed_ms,
+            details.is_dummy,
+        )
+    )
+    if iteration is None:
+        made: tuple[Any, ...] = (0, 0, 0, 0, 0, 0, 0, 0, 0)
+    else:
+        prompt, ended = iteration.prompt_token_stats, iteration.finished_requests
+        made = (
+            len(iteration.time_to_first_tokens_iter),
+            prompt.computed,
+            prompt.cached_tokens,
+            prompt.total,
+            len(iteration.inter_token_latencies_iter),
+            iteration.num_generation_tokens,
+            len(ended),
+            sum(each.num_prompt_tokens + each.num_generation_tokens for each in ended)
+            if ended
+            else 0,
+            iteration.num_preempted_reqs,
+        )
+    return (
+        time.time_ns(),
+        scheduler.num_running_reqs,
+        scheduler.num_waiting_reqs,
+        scheduler.kv_cache_usage,
+        *made,
+        None if spec is None else list(spec.num_draft_tokens_per_pos),
+        None if spec is None else list(spec.num_accepted_tokens_per_pos),
+        *told,
+        None if perf is None else perf.num_flops_per_gpu,
+        None if perf is None else perf.num_read_bytes_per_gpu,
+    )
+
+
+def _process_start() -> float | None:
+    """Return when this process began, as prometheus_client's process collector reckons it."""
+    try:
+        with open("/proc/self/stat") as file:  # noqa: PTH123
+            ticks = float(file.read().rpartition(")")[2].split()[19])
+        with open("/proc/stat") as file:  # noqa: PTH123
+            boot = next(float(line.split()[1]) for line in file if line.startswith("btime "))
+        return boot + ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, StopIteration, IndexError):
+        return None

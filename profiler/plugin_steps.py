@@ -1,0 +1,172 @@
+"""What the plugin sends, and what rows of `steps` it amounts to.
+
+A stat logger sits in the server's front end: it sees that a step ended, how many requests run and
+wait, the blocks in use, what was generated, accepted, finished and preempted. With
+--enable-logging-iteration-details it is told the composition and the time of the step too. It never
+sees when a step began, which requests were in it, or what was aborted. The context that a step
+reads is inferred from running sums of prompt and generated tokens, set to 0 when nothing runs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+STEPS_PATH = "/v1/ttscope/steps"
+COLUMNS = (
+    "end",
+    "running",
+    "waiting",
+    "kv_usage",
+    "first_tokens",  # requests whose prefill ended in the step
+    "computed",  # their prompt tokens that were computed
+    "cached",  # and those from the cache
+    "prompts",  # all of them
+    "continued",  # requests that got a further token
+    "generated",
+    "finished",
+    "finished_context",  # tokens of the finished requests
+    "preempted",
+    "drafted",
+    "accepted",
+    "ctx_requests",
+    "ctx_tokens",
+    "gen_requests",
+    "gen_tokens",
+    "elapsed_ms",
+    "dummy",
+    "flops",
+    "read_bytes",
+)
+MOST_ROWS = 20_000
+
+_MaybeInt = int | None
+_MaybeFloat = float | None
+_Places = list[int] | None
+_Row = tuple[  # one item for each of COLUMNS
+    int,
+    int,
+    int,
+    float,
+    int,
+    int,
+    int,
+    int,
+    int,
+    int,
+    int,
+    int,
+    int,
+    _Places,
+    _Places,
+    _MaybeInt,
+    _MaybeInt,
+    _MaybeInt,
+    _MaybeInt,
+    _MaybeFloat,
+    bool | None,
+    _MaybeFloat,
+    _MaybeFloat,
+]
+
+
+class Batch(msgspec.Struct):
+    """What the plugin of one engine of one front-end process sends at a time."""
+
+    v: int
+    instance: str
+    engine: int
+    columns: list[str]
+    rows: list[_Row]
+    dropped: int = 0
+    on: bool = True
+    details: bool | None = None
+    process_start_s: float | None = None
+    config: dict[str, Any] | None = None
+
+
+def read_batch(body: bytes) -> Batch:
+    """Read a batch. Raises ValueError where it is none."""
+    try:
+        batch = msgspec.json.decode(body, type=Batch)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise ValueError("not a batch of steps") from None
+    if batch.v != 1 or tuple(batch.columns) != COLUMNS or len(batch.rows) > MOST_ROWS:
+        raise ValueError("a batch of another version")
+    return batch
+
+
+@dataclass
+class PluginRows:
+    """Turns what the plugin of one engine sent into rows of `steps`, in the order of their ends.
+
+    `usable_blocks` is the size of the KV cache in blocks; None leaves `kv_blocks` null.
+    `asynchronous` says that vLLM schedules ahead: its elapsed_ms is then no step's time.
+    """
+
+    engine: str
+    usable_blocks: int | None
+    asynchronous: bool | None
+    _step: int = 0
+    _context: int = 0
+    _last_end: int | None = None
+    _ran: bool = False
+
+    def rows(self, raw: list[_Row]) -> list[dict[str, Any]]:
+        """Return the rows of steps that computed something."""
+        return [
+            row
+            for each in sorted(raw, key=lambda one: one[0])
+            if (row := self._row(dict(zip(COLUMNS, each, strict=True))))
+        ]
+
+    def _row(self, told: dict[str, Any]) -> dict[str, Any] | None:
+        worked = told["generated"] or told["computed"] or told["ctx_tokens"] or told["running"]
+        if told["dummy"] or not worked:
+            self._last_end, self._ran, self._context = told["end"], False, 0
+            return None
+        detailed = told["gen_requests"] is not None
+        drafted = sum(told["drafted"] or ())
+        decodes = told["gen_requests"] if detailed else told["continued"]
+        decode_tokens = told["gen_tokens"] if detailed else told["continued"] + drafted
+        read = self._context + decode_tokens
+        interval = None
+        if self._ran and self._last_end is not None:
+            interval = max(told["end"] - self._last_end, 0)
+        wall = None
+        if detailed and self.asynchronous is False:
+            wall = round(told["elapsed_ms"] * 1e6)
+        row = {
+            "engine": self.engine,
+            "step": self._step,
+            "end": told["end"],
+            "interval_ns": interval,
+            "wall_ns": wall,
+            "prefill_requests": told["ctx_requests"] if detailed else told["first_tokens"],
+            "prefill_tokens": told["ctx_tokens"] if detailed else told["computed"],
+            "decode_requests": decodes,
+            "decode_tokens": decode_tokens,
+            "running": told["running"],
+            "waiting": told["waiting"],
+            "decode_kv_tokens": read if decodes else 0,
+            "kv_blocks": self._blocks(told["kv_usage"]),
+            "cached_prompt_tokens": told["cached"],
+            "drafted": told["drafted"],
+            "accepted": told["accepted"],
+            "finished": told["finished"],
+            "preempted": told["preempted"],
+            "flops": told["flops"] or None,
+            "read_bytes": told["read_bytes"] or None,
+            "source": "measured" if detailed else "inferred",
+        }
+        self._step += 1
+        self._last_end, self._ran = told["end"], told["running"] > 0
+        self._context += told["prompts"] + told["generated"] - told["finished_context"]
+        if not told["running"] or self._context < 0:
+            self._context = 0
+        return row
+
+    def _blocks(self, usage: float) -> int | None:
+        return None if self.usable_blocks is None else round(usage * self.usable_blocks)

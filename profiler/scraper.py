@@ -1,0 +1,206 @@
+"""Polls one server's /metrics into rows of `scrapes`, without ever being a burden to it.
+
+Rendering the page takes time on the server's own event loop. So there is one request at a time,
+with a time-out; a page that is slow is asked for less often, at most a tenth of the time; and a
+server that does not answer is left alone for longer and longer.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import polars as pl
+
+from profiler.access import Access
+from traces.exposition import PageReader, Series
+from traces.tables import SCRAPES
+
+PERIOD_S = 1.0
+_TIMEOUT = httpx.Timeout(5.0, connect=3.0)
+_LONGEST_PAGE_S = 10.0
+_MOST_PAGE_BYTES = 16 << 20
+_MOST_WAITING = 300  # pages that may wait for the writer
+_BUSY_SHARE = 0.1  # of the time, at most, a request of ours is in the server
+_LONGEST_PAUSE_S = 15.0
+_STARTED = "process_start_time_seconds"
+
+
+@dataclass(frozen=True)
+class Page:
+    """What one poll brought."""
+
+    time_ns: int
+    took_s: float
+    values: Mapping[Series, float]
+
+    @property
+    def started(self) -> float | None:
+        """When the server's process began, unix seconds."""
+        return self.values.get(Series("", _STARTED))
+
+
+class ScrapeError(Exception):
+    """A poll that brought nothing, in words that hold nothing of the answer."""
+
+
+class Scraper:
+    """Polls `access.url`/metrics every `period_s` from `start` to `stop`.
+
+    Parameters
+    ----------
+    engine_key: the key of an engine by vLLM's label `engine`; "" is the server itself.
+    on_event: called with a kind and a detail of `events`: gap, reconnect, restart, counter_reset.
+    on_page: called with the rows of every page read.
+    on_restart: called when the server was restarted, before its first page is kept.
+
+    `lost` is set when the server is gone and `reconnect` is False.
+
+    """
+
+    def __init__(
+        self,
+        access: Access,
+        engine_key: Callable[[str], str],
+        *,
+        on_event: Callable[[str, str], None],
+        on_page: Callable[[pl.DataFrame], None] = lambda rows: None,
+        on_restart: Callable[[], None] = lambda: None,
+        period_s: float = PERIOD_S,
+        reconnect: bool = True,
+    ) -> None:
+        self.access, self.reader = access, PageReader()
+        self._engine_key, self._on_event = engine_key, on_event
+        self._on_page, self._on_restart = on_page, on_restart
+        self._period_s, self._reconnect = period_s, reconnect
+        self._frames: deque[pl.DataFrame] = deque()
+        self._last: Page | None = None
+        self._gap: tuple[float, int] | None = None  # since when, and polls that failed
+        self.polls = self.failures = self.dropped = 0
+        self.lost = threading.Event()
+        self._stopping = threading.Event()
+        self._client = httpx.Client(
+            headers={**access.headers, "Accept": "text/plain"}, timeout=_TIMEOUT
+        )
+        self._thread = threading.Thread(target=self._work, name="ttscope-scrape", daemon=True)
+
+    def poll(self) -> Page:
+        """Ask once. Raises ScrapeError."""
+        begun = time.monotonic()
+        before = time.time_ns()
+        body = bytearray()
+        try:
+            with self._client.stream("GET", f"{self.access.url}/metrics") as answer:
+                if answer.status_code != 200:
+                    raise ScrapeError(f"HTTP {answer.status_code}")
+                for piece in answer.iter_bytes():
+                    body += piece
+                    if len(body) > _MOST_PAGE_BYTES:
+                        raise ScrapeError(f"a page of more than {_MOST_PAGE_BYTES >> 20} MB")
+                    if time.monotonic() - begun > _LONGEST_PAGE_S:  # it drips
+                        raise ScrapeError("no whole page in time")
+            values = self.reader.read(body.decode("utf-8", "replace"))
+        except httpx.TimeoutException:
+            raise ScrapeError("no answer in time") from None
+        except httpx.HTTPError as error:
+            raise ScrapeError(type(error).__name__) from None
+        except ValueError:
+            raise ScrapeError("no metrics page") from None
+        # The server read its counters somewhere between both times.
+        return Page((before + time.time_ns()) // 2, time.monotonic() - begun, values)
+
+    def start(self) -> None:
+        """Start polling."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Poll no more, and leave a request that hangs behind."""
+        self._stopping.set()
+        self._thread.join(1.0)
+
+    def close(self) -> None:
+        """Close the connection of a scraper that was not started."""
+        if self._thread.ident is None:
+            self._client.close()
+
+    def drain(self) -> pl.DataFrame:
+        """Return rows of `scrapes` read since the last call."""
+        frames = [self._frames.popleft() for _ in range(len(self._frames))]
+        return pl.concat([pl.DataFrame(schema=SCRAPES), *frames])
+
+    def _work(self) -> None:
+        try:
+            due = time.monotonic()
+            while not self._stopping.wait(max(due - time.monotonic(), 0.0)):
+                begun = time.monotonic()
+                try:
+                    page = self.poll()
+                except ScrapeError as error:
+                    due = time.monotonic() + self._failed(str(error))
+                    if self.lost.is_set():
+                        return
+                else:
+                    self._take(page)
+                    pause = min(page.took_s / _BUSY_SHARE, _LONGEST_PAUSE_S)
+                    due = max(due + self._period_s, begun + pause)
+        finally:
+            self._client.close()
+
+    def _failed(self, why: str) -> float:
+        """Note that a poll failed; return how long to wait for the next."""
+        self.failures += 1
+        if self._gap is None:
+            self._gap = time.monotonic(), 1
+            self._on_event("gap", f"{self.access.url}: /metrics: {why}")
+        else:
+            self._gap = self._gap[0], self._gap[1] + 1
+        if not self._reconnect and self._gap[1] >= 3:
+            self.lost.set()
+        return float(min(self._period_s * 2 ** min(self._gap[1] - 1, 10), _LONGEST_PAUSE_S))
+
+    def _take(self, page: Page) -> None:
+        if self._gap is not None:
+            seconds = time.monotonic() - self._gap[0]
+            self._gap = None
+            self._on_event("reconnect", f"{self.access.url}: after {seconds:.1f} s")
+        if self._last is not None:
+            self._compare(self._last, page)
+        self.polls += 1
+        self._last = page
+        rows = self._rows(page)
+        self._on_page(rows)
+        if len(self._frames) >= _MOST_WAITING:
+            self.dropped += rows.height
+        else:
+            self._frames.append(rows)
+
+    def _compare(self, last: Page, page: Page) -> None:
+        """Note a restart: another process, or counters that fell."""
+        if None not in (last.started, page.started) and page.started != last.started:
+            self._on_event("restart", f"{self.access.url}: another process answers")
+            self._on_restart()
+        fell = sum(
+            value < last.values.get(series, value)
+            for series, value in page.values.items()
+            if series.name.endswith(("_total", "_count", "_bucket"))
+        )
+        if fell:
+            self._on_event("counter_reset", f"{self.access.url}: {fell} counters fell")
+
+    def _rows(self, page: Page) -> pl.DataFrame:
+        """Return a page as rows of `scrapes`."""
+        keys = {engine: self._engine_key(engine) for engine in {s.engine for s in page.values}}
+        columns: dict[str, Any] = {
+            "time": [page.time_ns] * len(page.values),
+            "engine": [keys[series.engine] for series in page.values],
+            "name": [series.name for series in page.values],
+            "labels": [series.labels for series in page.values],
+            "le": [series.le for series in page.values],
+            "value": list(page.values.values()),
+        }
+        return pl.DataFrame(columns, schema=SCRAPES)

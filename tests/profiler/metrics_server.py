@@ -1,0 +1,93 @@
+"""A server that speaks as vLLM does at its edges: a recorded /metrics page that can be moved."""
+
+import re
+import threading
+import time
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+RECORDED = Path(__file__).parent.parent / "data" / "live" / "metrics.txt"
+CUMULATIVE = re.compile(r"^(vllm:\w+_(?:total|count|sum|bucket)(?:{.*})?) (\S+)$")
+
+
+class Metrics:
+    """What the stub answers with: counters are `scale` times the recorded ones.
+
+    `gauges` replaces values by the beginning of their lines; `status` and `hang_s` break it.
+    """
+
+    def __init__(self):
+        self.scale, self.gauges, self.started = 1.0, {}, "1.7e+09"
+        self.status, self.hang_s, self.body = 200, 0.0, None
+        self.gone = False  # connections are closed without an answer
+        self.engines, self.model, self.key = ("0",), "demo-s", None
+        self.asked = []
+        self.lines = RECORDED.read_text().splitlines()
+
+    def page(self):
+        if self.body is not None:
+            return self.body
+        lines = [f"process_start_time_seconds {self.started}"]
+        for line in self.lines:
+            if line.startswith(("process_", "#")):
+                continue
+            head, _, value = line.rpartition(" ")
+            if CUMULATIVE.match(line):
+                value = float(value) * self.scale
+            for gauge, reading in self.gauges.items():
+                value = reading if head.startswith(gauge) else value
+            told = f"{head} {value}"
+            lines += [told.replace('engine="0"', f'engine="{name}"') for name in self.engines]
+        return "\n".join(lines) + "\n"
+
+
+@contextmanager
+def metrics_server():
+    """Serve a `Metrics`; gives it with its `url`."""
+    state = Metrics()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self):
+            if state.gone:
+                self.close_connection = True
+                return
+            state.asked.append((self.path, dict(self.headers), time.monotonic()))
+            if self.path == "/metrics" and state.hang_s:
+                time.sleep(state.hang_s)
+            status, text = 200, "{}"
+            if self.path == "/metrics":
+                status, text = state.status, state.page()
+            elif self.path == "/v1/models":
+                text = f'{{"data": [{{"id": "{state.model}", "max_model_len": 1024}}]}}'
+                if state.key and self.headers.get("Authorization") != f"Bearer {state.key}":
+                    status, text = 401, '{"error": "the key is wrong"}'
+            elif self.path == "/version":
+                text = '{"version": "0.32.0"}'
+            else:
+                status = 404
+            body = text.encode()
+            try:
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+            except OSError:
+                pass
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    state.url = f"http://127.0.0.1:{server.server_address[1]}"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        yield state
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

@@ -1,0 +1,121 @@
+"""The plugin in vLLM's own classes: it is off, it sends, and it never raises."""
+
+import logging
+import time
+from types import SimpleNamespace
+
+import pytest
+
+from profiler.receiver import Receiver
+
+# vLLM's import brings its libraries' warnings.
+pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]
+
+
+@pytest.fixture
+def receiver():
+    made = Receiver("127.0.0.1", 0)
+    made.start()
+    yield made
+    made.close()
+
+
+def logger(monkeypatch, target):
+    from profiler.plugin import VARIABLE, StepLogger
+
+    if target is None:
+        monkeypatch.delenv(VARIABLE, raising=False)
+    else:
+        monkeypatch.setenv(VARIABLE, target)
+    return StepLogger(SimpleNamespace(), 3)
+
+
+def step(running=2, tokens=2):
+    from vllm.v1.metrics.stats import IterationStats, SchedulerStats
+
+    iteration = IterationStats()
+    iteration.num_generation_tokens = tokens
+    iteration.inter_token_latencies_iter = [0.01] * tokens
+    return SchedulerStats(num_running_reqs=running, kv_cache_usage=0.25), iteration
+
+
+def taken(receiver, rows):
+    batches, deadline = [], time.monotonic() + 10
+    while sum(len(b.rows) for b in batches) < rows and time.monotonic() < deadline:
+        batches += receiver.take_batches()
+        time.sleep(0.02)
+    return batches
+
+
+def test_it_is_what_vllm_takes():
+    from vllm.v1.metrics.loggers import StatLoggerBase
+
+    from profiler.plugin import StepLogger
+
+    assert issubclass(StepLogger, StatLoggerBase)
+
+
+def test_off_unless_told(monkeypatch):
+    made = logger(monkeypatch, None)
+    made.record(*step())
+    assert (made.on, len(made._ring)) == (False, 0)
+
+
+def test_steps_arrive_with_what_was_seen(monkeypatch, receiver):
+    made = logger(monkeypatch, f"http://127.0.0.1:{receiver.port}")
+    for _ in range(50):
+        made.record(*step())
+    made.record(None, None)  # another front end has this step's statistics
+    batches = taken(receiver, 50)
+    rows = [row for batch in batches for row in batch.rows]
+    assert len(rows) == 50
+    assert {batch.engine for batch in batches} == {3}
+    assert rows[0][1:4] == (2, 0, 0.25)
+    assert [row[0] for row in rows] == sorted(row[0] for row in rows)
+    made.on = False
+
+
+def test_a_receiver_that_is_away_costs_only_rows(monkeypatch, receiver):
+    import profiler.plugin as module
+
+    monkeypatch.setattr(module, "CAPACITY", 100)
+    target = f"http://127.0.0.1:{receiver.port}"
+    receiver.close()
+    made = logger(monkeypatch, target)
+    begun = time.monotonic()
+    seen = step()
+    for _ in range(10_000):
+        made.record(*seen)
+    assert time.monotonic() - begun < 5
+    assert made.on
+    assert made.dropped > 1000
+    assert len(made._ring) <= 100
+    made.on = False
+
+
+@pytest.mark.parametrize(
+    "target", ["nonsense", "https://x", "http://", "http://h:99999", "http://[::1"]
+)
+def test_a_broken_configuration_is_one_line(monkeypatch, caplog, target):
+    with caplog.at_level(logging.WARNING, "vllm.ttscope"):
+        made = logger(monkeypatch, target)
+    made.record(*step())
+    assert not made.on
+    assert len(caplog.records) == 1
+
+
+def test_a_probe_that_raises_switches_itself_off(monkeypatch, caplog, receiver):
+    made = logger(monkeypatch, f"http://127.0.0.1:{receiver.port}")
+    logging.getLogger("vllm.ttscope").propagate = True
+    with caplog.at_level(logging.WARNING, "vllm.ttscope"):
+        for _ in range(3):
+            made.record(SimpleNamespace(), SimpleNamespace())
+    assert not made.on
+    assert sum("switched itself off" in r.message for r in caplog.records) <= 1
+
+
+def test_other_field_names_are_noticed_before_the_first_step(monkeypatch):
+    import profiler.plugin as module
+
+    monkeypatch.setattr(module, "_SCHEDULER", (*module._SCHEDULER, "renamed"))
+    assert not logger(monkeypatch, "http://127.0.0.1:1").on

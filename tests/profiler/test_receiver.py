@@ -1,0 +1,263 @@
+"""The receiver: what it takes, what it refuses, and that nothing sent to it makes it grow."""
+
+import gzip
+import http.client
+import json
+import os
+import random
+import socket
+import time
+import zlib
+from pathlib import Path
+
+import pytest
+
+from profiler import receiver as module
+from profiler.plugin_steps import COLUMNS, STEPS_PATH, PluginRows
+from profiler.receiver import Receiver, parse_listen
+from tests.traces.test_otlp import as_protobuf, request, span
+from traces.errors import EngineError, UsageError
+
+JSON, PROTOBUF = "application/json", "application/x-protobuf"
+
+
+@pytest.fixture
+def receiver():
+    made = Receiver("127.0.0.1", 0)
+    made.start()
+    yield made
+    made.close()
+
+
+def post(receiver, body, kind=JSON, path="/v1/traces", connection=None, **headers):
+    own = connection or http.client.HTTPConnection("127.0.0.1", receiver.port, timeout=10)
+    try:
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        own.request("POST", path, body, {"Content-Type": kind, **named})
+        answer = own.getresponse()
+        return answer.status, answer.read()
+    finally:
+        if connection is None:
+            own.close()
+
+
+def test_spans_in_each_form_are_taken_and_answered_in_kind(receiver):
+    document = request(span(1), span(2))
+    body = json.dumps(document).encode()
+    assert post(receiver, body) == (200, b"{}")
+    assert post(receiver, as_protobuf(document), PROTOBUF) == (200, b"")
+    assert post(receiver, gzip.compress(body), Content_Encoding="gzip")[0] == 200
+    assert len(receiver.take_spans()) == receiver.received == 6
+    assert receiver.take_spans() == []
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "path", "headers", "status"),
+    [
+        (b"{", JSON, "/v1/traces", {}, 400),
+        (b"\xff" * 9, PROTOBUF, "/v1/traces", {}, 400),
+        (b"{}", "text/plain", "/v1/traces", {}, 415),
+        (b"{}", "", "/v1/traces", {}, 415),
+        (b"{}", JSON, "/v1/logs", {}, 404),
+        (b"{}", JSON, "/v1/traces", {"Content_Encoding": "br"}, 415),
+        (b"{}", JSON, "/v1/traces", {"Content_Encoding": "gzip"}, 400),
+        (gzip.compress(b"{}" * 99)[:-9], JSON, "/v1/traces", {"Content_Encoding": "gzip"}, 400),
+        (b"{}", JSON, STEPS_PATH, {}, 400),
+        (b"{}", PROTOBUF, STEPS_PATH, {}, 415),
+    ],
+)
+def test_what_is_wrong_is_refused(receiver, body, kind, path, headers, status):
+    assert post(receiver, body, kind, path, **headers)[0] == status
+    assert receiver.refused == 1
+    assert post(receiver, json.dumps(request(span(1))).encode())[0] == 200
+
+
+def test_sizes_are_limited_before_and_after_inflation(receiver, monkeypatch):
+    monkeypatch.setattr(module, "MOST_BODY_BYTES", 100_000)
+    monkeypatch.setattr(module, "MOST_INFLATED_BYTES", 1_000_000)
+    bomb = gzip.compress(b" " * 50_000_000)
+    assert len(bomb) < 100_000
+    assert post(receiver, bomb, Content_Encoding="gzip")[0] == 413
+    assert raw(receiver, b"Content-Length: 100001\r\n").startswith(b"HTTP/1.1 413")
+    assert raw(receiver, b"").startswith(b"HTTP/1.1 411")
+    assert raw(receiver, b"Content-Length: -1\r\n").startswith(b"HTTP/1.1 411")
+
+
+def raw(receiver, headers):
+    with socket.create_connection(("127.0.0.1", receiver.port), timeout=10) as connection:
+        start = b"POST /v1/traces HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        connection.sendall(start + headers + b"\r\n")
+        return connection.recv(1000)
+
+
+def test_what_does_not_fit_is_sent_again_later(receiver, monkeypatch):
+    monkeypatch.setattr(module, "MOST_WAITING", 3)
+    body = json.dumps(request(span(1), span(2))).encode()
+    assert post(receiver, body)[0] == 200
+    assert post(receiver, body)[0] == 503
+    receiver.take_spans()
+    assert post(receiver, body)[0] == 200
+    assert (receiver.overflowed, receiver.refused) == (1, 0)
+
+
+def test_connections_are_limited_and_come_free_again(receiver, monkeypatch):
+    body = json.dumps(request(span(1))).encode()
+    held = [socket.create_connection(("127.0.0.1", receiver.port)) for _ in range(64)]
+    time.sleep(0.3)
+    with pytest.raises((http.client.HTTPException, OSError)):
+        post(receiver, body)
+    for each in held:
+        each.close()
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline:
+        try:
+            assert post(receiver, body)[0] == 200
+            return
+        except (http.client.HTTPException, OSError):
+            time.sleep(0.05)
+    pytest.fail("no connection came free")
+
+
+def memory_mb():
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def test_ten_thousand_malformed_bodies(receiver):
+    good = json.dumps(request(*[span(n) for n in range(20)])).encode()
+    proto, draw = as_protobuf(request(*[span(n) for n in range(20)])), random.Random(1)
+    statuses, before = set(), None
+    connection = http.client.HTTPConnection("127.0.0.1", receiver.port, timeout=10)
+    for number in range(10_000):
+        kind = (JSON, PROTOBUF)[number % 2]
+        body = bytearray((good, proto)[number % 2])
+        headers = {}
+        if number % 4 < 2:
+            body = body[: draw.randrange(1, len(body))]  # cut
+            body[draw.randrange(len(body))] = 0xFF
+        elif number % 4 == 2:
+            body = bytearray(zlib.compress(bytes(body)))
+            headers = {"Content_Encoding": "gzip"}
+        else:
+            body = bytearray(draw.randbytes(200)) + b"\xff\xff"
+        statuses.add(post(receiver, bytes(body), kind, connection=connection, **headers)[0])
+        receiver.take_spans()
+        if number == 1_000:
+            before = memory_mb()
+    connection.close()
+    assert statuses <= {400, 200}  # a cut protobuf can be a whole shorter one
+    assert receiver.refused > 7_000
+    assert memory_mb() - before < 20
+    assert post(receiver, good)[0] == 200
+
+
+def test_where_it_listens():
+    assert parse_listen("4318") == ("127.0.0.1", 4318)
+    assert parse_listen("0.0.0.0:4318") == ("0.0.0.0", 4318)
+    assert parse_listen("[::1]:4318") == ("::1", 4318)
+    for wrong in ("", "x", ":4318", "99999", "host:", "-1"):
+        with pytest.raises(UsageError, match="--listen"):
+            parse_listen(wrong)
+
+
+def test_a_port_that_is_taken(receiver):
+    with pytest.raises(EngineError, match="cannot listen there"):
+        Receiver("127.0.0.1", receiver.port)
+
+
+EMPTY = dict.fromkeys(COLUMNS[1:13], 0) | dict.fromkeys(COLUMNS[13:])
+
+
+def raw_steps(*told):
+    return [tuple((EMPTY | {"kv_usage": 0.0} | each)[name] for name in COLUMNS) for each in told]
+
+
+def test_batches_of_steps_are_checked(receiver):
+    batch = {"v": 1, "instance": "i", "engine": 0, "columns": COLUMNS}
+    rows = raw_steps({"end": 5, "running": 1, "generated": 1})
+    good = batch | {"rows": rows}
+    assert post(receiver, json.dumps(good).encode(), path=STEPS_PATH)[0] == 200
+    (taken,) = receiver.take_batches()
+    assert taken.rows == rows
+    for bad in (
+        good | {"v": 2},
+        good | {"columns": ["end"]},
+        good | {"rows": [[1]]},
+        good | {"rows": [["text", *rows[0][1:]]]},
+        good | {"engine": None},
+    ):
+        assert post(receiver, json.dumps(bad).encode(), path=STEPS_PATH)[0] == 400
+
+
+def test_steps_from_a_front_end_without_details():
+    ms = 1_000_000
+    sent = raw_steps(
+        {
+            "end": 10 * ms,
+            "running": 2,
+            "first_tokens": 2,
+            "computed": 30,
+            "cached": 2,
+            "prompts": 32,
+            "generated": 2,
+            "kv_usage": 0.5,
+        },
+        {"end": 14 * ms, "running": 2, "continued": 2, "generated": 2, "kv_usage": 0.5},
+        {
+            "end": 20 * ms,
+            "running": 1,
+            "continued": 2,
+            "generated": 5,
+            "drafted": [2, 2],
+            "accepted": [2, 1],
+            "finished": 1,
+            "finished_context": 20,
+        },
+        {
+            "end": 26 * ms,
+            "running": 0,
+            "continued": 1,
+            "generated": 1,
+            "finished": 1,
+            "finished_context": 22,
+        },
+        {"end": 90 * ms, "running": 0},
+        {
+            "end": 99 * ms,
+            "running": 1,
+            "first_tokens": 1,
+            "computed": 8,
+            "prompts": 8,
+            "generated": 1,
+        },
+    )
+    rows = PluginRows(engine="e", usable_blocks=10, asynchronous=False).rows(sent[::-1])
+    assert [row["step"] for row in rows] == [0, 1, 2, 3, 4]
+    assert [row["interval_ns"] for row in rows] == [None, 4 * ms, 6 * ms, 6 * ms, None]
+    assert {row["wall_ns"] for row in rows} == {None}
+    assert {row["source"] for row in rows} == {"inferred"}
+    assert rows[0]["prefill_tokens"] == 30
+    assert rows[0]["kv_blocks"] == 5
+    # 32 prompt tokens and 2 generated lie before the second step, which adds one for each.
+    assert [row["decode_kv_tokens"] for row in rows] == [0, 36, 42, 22, 0]
+    assert rows[2]["decode_tokens"] == 6  # two requests and four drafts
+
+
+def test_steps_with_details_are_measured_unless_scheduled_ahead():
+    told = {
+        "end": 5,
+        "running": 3,
+        "ctx_requests": 1,
+        "ctx_tokens": 100,
+        "gen_requests": 2,
+        "gen_tokens": 2,
+        "elapsed_ms": 1.5,
+        "dummy": False,
+        "generated": 2,
+    }
+    for asynchronous, wall in ((False, 1_500_000), (True, None), (None, None)):
+        probe = PluginRows(engine="e", usable_blocks=None, asynchronous=asynchronous)
+        (row,) = probe.rows(raw_steps(told))
+        assert (row["wall_ns"], row["source"]) == (wall, "measured")
+        assert (row["prefill_tokens"], row["decode_requests"]) == (100, 2)
+        assert row["kv_blocks"] is None

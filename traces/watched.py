@@ -1,0 +1,96 @@
+"""What a recording of a live deployment amounts to: each engine's numbers and verdict."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+
+from traces.deployment import USED, Numbers, numbers_of
+from traces.kernel_time import collectives, device_time
+from traces.recording import Recording
+from traces.schema import EngineConfig
+from traces.verdict import Evidence, Verdict, judge
+
+EVENTS_TOLD = ("restart", "counter_reset", "gap", "reconnect", "killed", "drop")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Watched:
+    """One engine of a deployment; `events` counts what happened to it by kind."""
+
+    recording: str
+    complete: bool
+    engine: EngineConfig
+    numbers: Numbers | None
+    verdict: Verdict
+    events: dict[str, int]
+    columns: dict[str, str]  # of `steps`: measured, inferred or null; empty without steps
+    scrapes: pl.DataFrame
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the document of one engine."""
+        return {
+            "recording": self.recording,
+            "complete": self.complete,
+            "engine": self.engine.to_json(),
+            "numbers": None if self.numbers is None else self.numbers.to_json(),
+            "verdict": self.verdict.to_json(),
+            "events": self.events,
+            "step_columns": self.columns,
+        }
+
+
+def watched_engines(recording: Recording) -> list[Watched]:
+    """Return the engines whose /metrics a recording holds, in the manifest's order."""
+    scrapes = recording.table("scrapes").filter(pl.col("name").is_in(USED)).collect()
+    if not scrapes.height:
+        return []
+    told = set(scrapes["engine"].drop_nulls().unique())
+    return [
+        _watched(recording, key, engine, scrapes.filter(pl.col("engine") == key))
+        for key, engine in recording.manifest.engines.items()
+        if key in told
+    ]
+
+
+def _watched(
+    recording: Recording, key: str, engine: EngineConfig, scrapes: pl.DataFrame
+) -> Watched:
+    events, steps = recording.frame("events"), recording.steps.filter(pl.col("engine") == key)
+    kernels = recording.frame("kernels").filter(pl.col("engine") == key)
+    numbers = numbers_of(scrapes, key)
+    mine = events.filter((pl.col("engine") == key) | pl.col("engine").is_null())
+    counts = dict(mine.group_by("kind").len().iter_rows())
+    evidence = Evidence(
+        numbers=numbers,
+        steps=steps if steps.height else None,
+        collectives=collectives(kernels),
+        device_time=device_time(events, key),
+    )
+    return Watched(
+        recording=recording.name,
+        complete=recording.complete,
+        engine=engine,
+        numbers=numbers,
+        verdict=judge(key, evidence),
+        events={kind: counts[kind] for kind in EVENTS_TOLD if counts.get(kind)},
+        columns=step_columns(steps),
+        scrapes=scrapes,
+    )
+
+
+def step_columns(steps: pl.DataFrame) -> dict[str, str]:
+    """Return of each column of `steps` whether it was measured, inferred, or is null."""
+    if not steps.height:
+        return {}
+    told = {name for name in steps.columns if steps[name].null_count() < steps.height}
+    inferred = {"decode_kv_tokens"}
+    if "inferred" in set(steps["source"]):  # the server does not tell what was in its steps
+        inferred |= {"prefill_requests", "prefill_tokens", "decode_requests", "decode_tokens"}
+    return {
+        name: "null" if name not in told else "inferred" if name in inferred else "measured"
+        for name in steps.columns
+        if name not in {"engine", "source"}
+    }

@@ -1,0 +1,130 @@
+"""The options of `ttscope attach`: which deployment, what is posed to it, and for how long."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def attach(
+    urls: Annotated[
+        list[str], typer.Argument(help="vLLM servers: http://HOST:PORT, replicas too.")
+    ],
+    workload: Annotated[
+        str | None,
+        typer.Option(help="Pose this to the first URL: demo, demo:preamble, or a JSONL file."),
+    ] = None,
+    passive: Annotated[
+        bool, typer.Option("--passive", help="Only watch its own traffic (the default).")
+    ] = False,
+    duration: Annotated[
+        str | None, typer.Option(help="End after 90s, 10m or 2h; else at Ctrl-C.")
+    ] = None,
+    period: Annotated[str, typer.Option(help="Between polls of /metrics.")] = "1s",
+    on_loss: Annotated[
+        str, typer.Option(help="When a server is gone: wait for it, or end.")
+    ] = "wait",
+    listen: Annotated[
+        str | None,
+        typer.Option(metavar="[HOST:]PORT", help="Receive spans and the plugin's steps: 4318."),
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Which of the served models.")] = None,
+    problems: Annotated[int | None, typer.Option(help="Take the first so many.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the demo's problems.")] = 0,
+    concurrency: Annotated[int, typer.Option(help="Problems in flight at a time.")] = 8,
+    method: Annotated[
+        str | None, typer.Option(help="See docs/policies.md; greedy, or majority at n > 1.")
+    ] = None,
+    n: Annotated[int, typer.Option("--n", help="Samples per problem; above 1 they vote.")] = 1,
+    rule: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="Parameters of the method: window=4."),
+    ] = None,
+    thinking_budget: Annotated[
+        int | None, typer.Option(help="Tokens of thought per sample, then the answer is forced.")
+    ] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Tokens per sample.")] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="0 for one sample, else 0.8, unless given.")
+    ] = None,
+    timeout: Annotated[
+        float | None, typer.Option(help="Seconds per problem, then the votes there are decide.")
+    ] = None,
+    raw_prompts: Annotated[
+        bool, typer.Option(help="Send prompts as they are, without a chat template.")
+    ] = False,
+    verifier: Annotated[
+        str | None, typer.Option(help="exact, numeric, choice or math; for a JSONL workload.")
+    ] = None,
+    record_text: Annotated[
+        bool, typer.Option(help="Keep answers and token ids of your own workload.")
+    ] = False,
+    tensor_parallel_size: Annotated[
+        int | None, typer.Option(help="As the servers', which do not tell it.")
+    ] = None,
+    api_key_env: Annotated[
+        str | None, typer.Option(help="Environment variable that holds the servers' key.")
+    ] = None,
+    api_key_file: Annotated[Path | None, typer.Option(help="File that holds it.")] = None,
+    header: Annotated[
+        list[str] | None,
+        typer.Option(metavar="'NAME: VALUE'", help="Goes with every request; $VAR is read."),
+    ] = None,
+    price: Annotated[float | None, typer.Option(help="USD per device-hour.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="The recording's folder.")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON document on stdout.")
+    ] = False,
+) -> None:
+    """Profile a live deployment: its own traffic, or with a workload of yours."""
+    from profiler.access import Access, read_headers, read_key
+    from profiler.receiver import parse_listen
+    from traces.errors import UsageError
+    from tui.attach_verb import Attachment, Posed, parse_duration, run_attach
+
+    if workload is not None and passive:
+        raise UsageError("--workload and --passive exclude each other")
+    if on_loss not in {"wait", "end"}:
+        raise UsageError(f"--on-loss {on_loss}: wait or end")
+    headers = read_headers(read_key(api_key_env, api_key_file), header or ())
+    posed = None
+    if workload is not None:
+        posed = Posed(
+            source={
+                "source": workload,
+                "problems": problems,
+                "seed": seed,
+                "chat": not raw_prompts,
+                "verifier": verifier,
+            },
+            policy={
+                "method": method,
+                "n": n,
+                "thinking_token_budget": thinking_budget,
+                "max_tokens": max_tokens,
+                "temperature": temperature,
+            },
+            rule=tuple(rule or ()),
+            concurrency=concurrency,
+            timeout_s=timeout,
+            record_text=record_text,
+        )
+    run_attach(
+        Attachment(
+            accesses=tuple(Access.of(url, headers) for url in urls),
+            model=model,
+            declared={"tensor_parallel_size": tensor_parallel_size},
+            duration_s=None if duration is None else parse_duration(duration, "--duration"),
+            period_s=parse_duration(period, "--period"),
+            reconnect=on_loss == "wait",
+            listen=None if listen is None else parse_listen(listen),
+            price=price,
+        ),
+        posed,
+        output=output,
+        as_json=as_json,
+    )
