@@ -33,9 +33,14 @@ FIXED_N = ("greedy", "majority", "best_of_n")  # every sample runs to its end: n
 
 @dataclass(frozen=True, kw_only=True)
 class StepTable:
-    """The steps of one engine in one recording: `composition` [steps, features] and seconds."""
+    """The steps of one engine in one recording: `composition` [steps, features] and seconds.
+
+    `configuration` names what was run there (engines, policies, load): recordings of the same are
+    repeats.
+    """
 
     recording: str
+    configuration: str
     engine: EngineConfig
     facts: ModelFacts
     composition: Floats
@@ -210,12 +215,20 @@ def _steps(recording: Recording, key: str, engine: EngineConfig) -> list[StepTab
     return [
         StepTable(
             recording=recording.name,
+            configuration=_configuration(recording),
             engine=engine,
             facts=facts,
             composition=composition_matrix(frame, speculative=engine.speculative is not None),
             seconds=frame["seconds"].to_numpy().astype(float),
         )
     ]
+
+
+def _configuration(recording: Recording) -> str:
+    manifest = recording.manifest
+    parts = [*sorted(manifest.engines), *sorted(manifest.policies)]
+    workload = None if manifest.workload is None else manifest.workload.hash
+    return " ".join(map(str, [*parts, manifest.concurrency, manifest.rate_per_s, workload]))
 
 
 def _runs(recording: Recording) -> tuple[list[Run], int]:

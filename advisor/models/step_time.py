@@ -24,6 +24,8 @@ Floats = npt.NDArray[np.float64]
 
 RUN_TO_RUN = 0.07  # spread (sd) of the same work done again, as measured on shared machines
 PRIOR_REPEATS = 4  # how many held-out recordings that figure counts for
+ENOUGH_CONFIGURATIONS = 15  # left out, from which their errors' own quantile is taken
+LEVEL = 0.9
 Z95 = 1.6449
 
 
@@ -70,7 +72,8 @@ class StepTimeModel:
     ----------
     laws_: StepLaw by `law_key(engine)`.
     errors_: log(recorded / predicted total time), by (recording, law key), of recordings that
-        were predicted from the others.
+        were predicted from those of other configurations (of repeats of the same, where no other
+        teaches the law).
     inside_: whether such a recording lay inside the domain of the others of its law.
 
     Notes
@@ -100,24 +103,25 @@ class StepTimeModel:
     def fit(self, tables: Sequence[StepTable]) -> StepTimeModel:
         """Learn from the steps of recorded engines."""
         tables = [table for table in tables if len(table.seconds)]
-        fitted = self._fit_laws(tables)
+        fitted = self.fit_laws(tables)
         self.errors_: dict[tuple[str, EngineConfig], float] = {}
         self.inside_: dict[tuple[str, EngineConfig], bool] = {}
-        for name in dict.fromkeys(table.recording for table in tables):
-            others = [table for table in tables if table.recording != name]
+        for group in _left_out(tables):
+            names = {table.recording for table in group}
+            others = [table for table in tables if table.recording not in names]
             known = {law_key(table.engine) for table in others}
-            held = [t for t in tables if t.recording == name and law_key(t.engine) in known]
-            if not held:
-                continue
-            keys = {_kind(t.engine) for t in held}
-            laws = self._fit_laws([t for t in others if _kind(t.engine) in keys])
-            for key in {law_key(t.engine) for t in held}:
-                own = [t for t in held if law_key(t.engine) == key]
+            held = [table for table in group if law_key(table.engine) in known]
+            kinds = {_kind(table.engine) for table in held}
+            laws = self.fit_laws([t for t in others if _kind(t.engine) in kinds])
+            for name, key in dict.fromkeys((t.recording, law_key(t.engine)) for t in held):
+                own = [t for t in held if t.recording == name and law_key(t.engine) == key]
                 recorded = sum(self._total(t, laws[key]) for t in own)
                 predicted = sum(float(t.composition.sum(axis=0) @ laws[key]) for t in own)
                 self.errors_[name, key] = float(np.log(recorded / predicted))
                 rest = [t for t in others if law_key(t.engine) == key]
                 self.inside_[name, key] = _inside(own, rest)
+        configurations = {table.recording: table.configuration for table in tables}
+        self.configurations_ = {found: configurations[found[0]] for found in self.errors_}
         self.laws_: dict[EngineConfig, StepLaw] = {}
         for key, seconds in fitted.items():
             own = [table for table in tables if law_key(table.engine) == key]
@@ -145,7 +149,8 @@ class StepTimeModel:
                 f"{engine.label()} of {engine.model} was never recorded; its step time is not known"
             ) from None
 
-    def _fit_laws(self, tables: Sequence[StepTable]) -> dict[EngineConfig, Floats]:
+    def fit_laws(self, tables: Sequence[StepTable]) -> dict[EngineConfig, Floats]:
+        """Return the seconds per feature of each law, by `law_key`, without their spreads."""
         laws: dict[EngineConfig, Floats] = {}
         for kind in dict.fromkeys(_kind(table.engine) for table in tables):
             group = [table for table in tables if _kind(table.engine) == kind]
@@ -202,14 +207,21 @@ class StepTimeModel:
         """Return the spread of a law's log error for a fresh run, and the repeats it rests on.
 
         Errors of all held-out recordings of the same kind of engine are pooled with `RUN_TO_RUN`,
-        which counts for `PRIOR_REPEATS` of them; few widen the spread as Student's t does. Without
-        any it is `RUN_TO_RUN` and the spread within the run.
+        which counts for `PRIOR_REPEATS` of them; few widen the spread as Student's t does. With
+        errors from `ENOUGH_CONFIGURATIONS` and more it is their own 90 % quantile that is met, with
+        the correction of conformal prediction for so many configurations. Without any it is
+        `RUN_TO_RUN` and the spread within the run.
         """
-        errors = [
-            error
-            for (name, other), error in self.errors_.items()
+        found = [
+            (name, other)
+            for name, other in self.errors_
             if _kind(other) == _kind(key) and (outside or self.inside_[name, other])
         ]
+        errors = [self.errors_[each] for each in found]
+        groups = len({self.configurations_[each] for each in found})
+        if groups >= ENOUGH_CONFIGURATIONS:
+            level = min(LEVEL * (1 + 1 / groups), 1.0)
+            return float(np.quantile(np.abs(errors), level)) / Z95, len(errors)
         if errors:
             freedom = PRIOR_REPEATS + len(errors)
             squares = PRIOR_REPEATS * RUN_TO_RUN**2 + float(np.sum(np.square(errors)))
@@ -263,6 +275,23 @@ def student_95(freedom: int) -> float:
     second = (5 * z**5 + 16 * z**3 + 3 * z) / (96 * n**2)
     third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * n**3)
     return float(z + first + second + third)
+
+
+def _left_out(tables: Sequence[StepTable]) -> list[list[StepTable]]:
+    """Return the groups of tables to predict from the rest: whole configurations.
+
+    Where nothing else would teach a configuration's laws, each of its recordings alone.
+    """
+    found = []
+    for name in dict.fromkeys(table.configuration for table in tables):
+        group = [table for table in tables if table.configuration == name]
+        taught = {law_key(t.engine) for t in tables if t.configuration != name}
+        if taught & {law_key(table.engine) for table in group}:
+            found.append(group)
+        else:
+            recordings = dict.fromkeys(table.recording for table in group)
+            found += [[t for t in group if t.recording == each] for each in recordings]
+    return found
 
 
 def _inside(held: Sequence[StepTable], rest: Sequence[StepTable]) -> bool:

@@ -1,0 +1,159 @@
+"""Configurations the model never saw: ``python benchmarks/held_out.py RUNS``.
+
+RUNS is a folder that `benchmarks/held_out_runs.py` filled: configurations, each run several times
+with the same tokens. Each configuration is left out with all its repeats, the step-time laws are
+fitted on the others, its runs are replayed, and predicted problem latency is held against each
+repeat. The noise floor is the spread between repeats of the same work. Intervals are
+cross-conformal: the 90 % quantile of the errors of the other configurations, each of which was
+left out as well. Reported apart: a whole level of a factor left out.
+"""
+
+import argparse
+import re
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from advisor.evidence import Evidence, gather, law_key
+from advisor.load import Load, Replayed
+from advisor.models.step_cost import linear_cost
+from advisor.models.step_time import StepTimeModel
+from advisor.replay import replay
+from advisor.space import limits_of
+from advisor.workload import Workload
+from traces.recording import Recording
+from traces.statistics import wilson
+
+Errors = Mapping[str, np.ndarray]
+STATISTICS: dict[str, Callable[[np.ndarray], float]] = {
+    "mean": lambda values: float(values.mean()),
+    "p50": lambda values: float(np.quantile(values, 0.5)),
+    "p95": lambda values: float(np.quantile(values, 0.95)),
+}
+
+
+def read(folder: Path) -> dict[str, list[Evidence]]:
+    """Return what each configuration's repeats recorded."""
+    found: dict[str, list[Evidence]] = defaultdict(list)
+    for path in sorted(folder.iterdir()):
+        match = re.fullmatch(r"(.+)-r\d+", path.name)
+        if match and (path / "recording.json").exists():
+            found[match.group(1)].append(gather([Recording.open(path)], judged=False))
+    return dict(found)
+
+
+def replayed(repeats: Sequence[Evidence], others: Sequence[Evidence]) -> Replayed | None:
+    """Return the configuration as the others foretell it; None where they teach no law of it."""
+    laws = StepTimeModel().fit_laws([table for each in others for table in each.steps])
+    run = repeats[0].runs[0]
+    if law_key(run.engine) not in laws:
+        return None
+    loads = [
+        Load(prompt_tokens=p.prompt_tokens, cached_tokens=p.cached_tokens, samples=p.samples)
+        for p in run.problems.values()
+    ]
+    return replay(
+        Workload.from_loads(loads),
+        linear_cost(laws[law_key(run.engine)]),
+        limits_of(run.engine),
+        concurrency=run.concurrency,
+    )
+
+
+def latencies(evidence: Evidence) -> np.ndarray:
+    """Return the recorded seconds per problem."""
+    return np.array([problem.latency_s for problem in evidence.runs[0].problems.values()])
+
+
+def left_out(data: dict[str, list[Evidence]], names: Sequence[str]) -> dict[str, Errors]:
+    """Leave out configurations together; return log(predicted / recorded) per repeat of each."""
+    others = [each for name, repeats in data.items() if name not in names for each in repeats]
+    found = {}
+    for name in names:
+        result = replayed(data[name], others)
+        if result is None:
+            print(f"{name:<30}no other configuration teaches its steps: refused")
+            continue
+        steps = {len(each.steps[0].seconds) for each in data[name]}
+        errors, noise = {}, {}
+        for statistic, of in STATISTICS.items():
+            real = np.array([of(latencies(each)) for each in data[name]])
+            errors[statistic] = np.log(of(result.latency_s) / real)
+            noise[statistic] = np.log(real).std(ddof=1)
+        found[name] = errors | {f"noise {each}": value for each, value in noise.items()}
+        print(
+            f"{name:<30}{result.steps:>7,} {min(steps):>7,} "
+            + " ".join(
+                f"{100 * errors[each].mean():>+7.1f} ({100 * noise[each]:4.1f})"
+                for each in STATISTICS
+            ),
+            flush=True,
+        )
+    return found
+
+
+def pooled(errors: Mapping[str, Errors], statistic: str) -> None:
+    """Print mean absolute errors and how the intervals of the left-out configurations did."""
+    each = {name: values[statistic] for name, values in errors.items()}
+    whole = np.concatenate(list(each.values()))
+    floor = np.sqrt(np.mean([values[f"noise {statistic}"] ** 2 for values in errors.values()]))
+    middles = np.array([values.mean() for values in each.values()])
+    inside, half, score, plain = [], [], [], []
+    for name, values in each.items():
+        rest = np.abs(np.concatenate([other for key, other in each.items() if key != name]))
+        level = min(0.9 * (1 + 1 / (len(each) - 1)), 1.0)
+        bound = float(np.quantile(rest, level))
+        relative = float(np.quantile(np.exp(rest) - 1, 0.9))
+        inside += list(np.abs(values) <= bound)
+        half.append((np.exp(bound) - np.exp(-bound)) / 2)
+        for error in values:
+            truth = np.exp(-error)  # recorded / predicted
+            score.append(interval_score(truth, np.exp(-bound), np.exp(bound)))
+            plain.append(interval_score(truth, 1 - relative, 1 + relative))
+    hits = int(np.sum(inside))
+    low, high = wilson(hits, len(inside), 0.9)
+    print(
+        f"{statistic}: mean absolute error {100 * np.abs(whole).mean():.1f} % of a run, "
+        f"{100 * np.abs(middles).mean():.1f} % of the mean of its repeats; noise floor "
+        f"{100 * floor:.1f} %\n    90 % intervals hold {hits} of {len(inside)} = "
+        f"{hits / len(inside):.3f} [{low:.3f}, {high:.3f}], half-width {100 * np.median(half):.1f}"
+        f" %, interval score {np.mean(score):.3f} (a plain +-x % rule {np.mean(plain):.3f})"
+    )
+
+
+def interval_score(truth: float, low: float, high: float) -> float:
+    """Return width + 2 / 0.1 x what the truth lies outside (Gneiting and Raftery 2007)."""
+    return high - low + 20 * max(low - truth, 0.0) + 20 * max(truth - high, 0.0)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("runs", type=Path)
+    data = read(parser.parse_args().runs)
+    print(f"{len(data)} configurations, {sum(map(len, data.values()))} runs")
+    print(f"{'configuration':<30}{'replayed':>7} {'steps':>7}  error % of latency mean, p50, p95 "
+          "(noise floor)")  # fmt: skip
+    errors: dict[str, Errors] = {}
+    for name in data:
+        errors |= left_out(data, [name])
+    for statistic in STATISTICS:
+        pooled(errors, statistic)
+    for factor, pattern in (("max_num_seqs", r"seqs\d+"), ("in flight", r"-c\d+")):
+        for level in sorted({re.search(pattern, name).group() for name in data}):  # type: ignore[union-attr]
+            names = [name for name in data if re.search(pattern + r"\b", name).group() == level]  # type: ignore[union-attr]
+            print(f"\n{factor}: {level.strip('-')} left out whole")
+            apart = left_out(data, names)
+            for statistic in ("p50", "p95"):
+                values = [each[statistic] for each in apart.values()]
+                if values:
+                    middles = [np.mean(each) for each in values]
+                    print(
+                        f"    {statistic}: {100 * np.abs(middles).mean():.1f} % of the mean of its "
+                        "repeats"
+                    )
+
+
+if __name__ == "__main__":
+    main()
