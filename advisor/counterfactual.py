@@ -29,8 +29,9 @@ from traces.votes import PolicyOutcome, majority_curve, pass_curve, sample_count
 
 Floats = npt.NDArray[np.float64]
 
-WINDOW = 4
-THRESHOLD = 0.95
+WINDOWS = (3, 4)
+THRESHOLDS = (0.9, 0.95)
+FEWEST = 4  # samples from which rules that stop early are judged
 KEEP = (0.5, 0.9)
 
 
@@ -90,14 +91,11 @@ def evaluate(
             [count_answers(p.answers, p.correct) for p in samples.problems]
         )
         fixed = ("majority", "pass_at_k")
-        outcomes = [
-            replace(each, fresh_run=fresh)
-            for each, fresh in fresh_runs(model, outcomes, methods=fixed)
-        ]
+        outcomes = _with_fresh_runs(model, outcomes, fixed)
         tokens = np.array([float(p.tokens.mean()) for p in samples.problems])
         reached = float(np.mean([any(p.correct) for p in samples.problems]))
         outcomes += extrapolate(model, beyond, tokens, reached=reached)
-    outcomes += _budgets(samples, answers, notes)
+    outcomes += _budgets(samples, answers, seed, notes)
     return Counterfactuals(
         n=samples.n,
         problems=len(samples.problems),
@@ -175,12 +173,12 @@ def _scored(
                     for o, rank, weight in zip(orders, ranks, weights, strict=True)
                 ]
                 found.append(("confidence", {"keep": keep}, votes))
-        if k >= 2 * WINDOW:
-            votes = [o.windows(k, WINDOW) for o in orders]
-            found.append(("early_stopping", {"window": WINDOW}, votes))
-        if k >= WINDOW:
-            votes = [o.one_by_one(k, table, THRESHOLD) for o in orders]
-            found.append(("adaptive", {"threshold": THRESHOLD, "in_flight": 1}, votes))
+        for window in WINDOWS if k >= 2 * FEWEST else ():
+            votes = [o.windows(k, window) for o in orders]
+            found.append(("early_stopping", {"window": window}, votes))
+        for threshold in THRESHOLDS if k >= FEWEST else ():
+            votes = [o.one_by_one(k, table, threshold) for o in orders]
+            found.append(("adaptive", {"threshold": threshold, "in_flight": 1}, votes))
         for method, rule, votes in found:
             spread = float(np.sqrt(sum(vote.variance for vote in votes))) / len(votes)
             whole = k == samples.n and method in ("weighted", "confidence")  # one subset
@@ -216,17 +214,16 @@ def _finishing(samples: SampledRun, counts: Sequence[int], notes: list[str]) -> 
         notes.append("finish times are not recorded, so rules that stop early are not judged")
         return
     has_scores = any(np.isfinite(p.logprob_mean).any() for p in problems)
-    for n in (k for k in counts if k >= WINDOW):
+    for n in (k for k in counts if k >= FEWEST):
         rules: list[tuple[str, dict[str, float], finish.Stop, bool]] = [
-            (
-                "adaptive",
-                {"threshold": THRESHOLD, "in_flight": n},
-                finish.safe_lead(THRESHOLD),
-                False,
-            ),
-            ("first_finish", {"first": n // 2}, finish.first_answers(n // 2), False),
-            ("first_finish", {"agree": n // 4 + 1}, finish.agreeing(n // 4 + 1), False),
+            ("adaptive", {"threshold": level, "in_flight": n}, finish.safe_lead(level), False)
+            for level in THRESHOLDS
         ]
+        rules += [
+            ("agreement", {"agree": agree, "in_flight": n}, finish.agreeing(agree), False)
+            for agree in (n // 4 + 1, n // 2 + 1)
+        ]
+        rules.append(("first_finish", {"first": n // 2}, finish.first_answers(n // 2), False))
         if has_scores:
             rules.append(("weighted", {"settled": 1}, finish.settled(), True))
         for method, rule, stop, weigh in rules:
@@ -253,25 +250,40 @@ def _decide(problem: ProblemSamples, n: int, stop: finish.Stop, weigh: bool) -> 
     return float(right), float(tokens)
 
 
-def _budgets(
-    samples: SampledRun, answers: pl.DataFrame | None, notes: list[str]
+def _with_fresh_runs(
+    model: AnswerModel, outcomes: Sequence[PolicyOutcome], methods: Sequence[str]
 ) -> list[PolicyOutcome]:
-    found = [] if answers is None else at_checkpoints(samples, answers)
-    if found:
-        cuts = sorted({each.budget_tokens for each in found})
-        halves = [(low + high) // 2 for low, high in pairwise(cuts)]
-        for n in sorted({each.n for each in found}):
-            between_ = [between(found, half, n) for half in halves if half not in cuts]
-            found += [each for each in between_ if each is not None]
-    else:
-        found = lower_bounds(samples)
-        if found:
+    found = fresh_runs(model, outcomes, methods=methods)
+    return [replace(each, fresh_run=fresh) for each, fresh in found]
+
+
+def _budgets(
+    samples: SampledRun, answers: pl.DataFrame | None, seed: int, notes: list[str]
+) -> list[PolicyOutcome]:
+    """Return votes at budgets of thought; those at checkpoints with the interval of a fresh run."""
+    cut = [] if answers is None else at_checkpoints(samples, answers)
+    if not cut:
+        bounds = lower_bounds(samples)
+        if bounds:
             notes.append(
                 "thinking budgets are lower bounds (finished in time and right); record with "
                 "--budget-checkpoints to know them"
             )
-    found.sort(key=lambda each: (each.n, each.budget_tokens))
-    return _estimates([_budget_column(each) for each in found])
+        return _estimates([_budget_column(each) for each in bounds])
+    cuts = sorted({each.budget_tokens for each in cut})
+    halves = [(low + high) // 2 for low, high in pairwise(cuts)]
+    outcomes: list[PolicyOutcome] = []
+    for budget in cuts:
+        here = [each for each in cut if each.budget_tokens == budget]
+        found = _estimates([_budget_column(each) for each in here])
+        if max(each.n for each in here) > 1:
+            model = AnswerModel(seed=seed).fit(here[0].counts)
+            found = _with_fresh_runs(model, found, ("majority",))
+        outcomes += found
+    for n in sorted({each.n for each in cut}):
+        between_ = [between(cut, half, n) for half in halves if half not in cuts]
+        outcomes += _estimates([_budget_column(each) for each in between_ if each is not None])
+    return sorted(outcomes, key=lambda each: (each.n, each.budget_tokens or 0))
 
 
 def _budget_column(each: BudgetOutcome) -> Column:

@@ -242,12 +242,14 @@ def _runs(recording: Recording) -> tuple[list[Run], int]:
     problems = recording.problems
     kept = problems.filter(ended)
     answers = recording.samples.filter(pl.col("role").fill_null("sample") == "sample")
+    forced = _forced(recording.samples)
     # A problem is written once per run; the last attempt stands.
     kept = kept.unique(subset=["engine", "policy", "problem_id"], keep="last", maintain_order=True)
     samples: dict[tuple[str, str, str], dict[int, dict[str, object]]] = {}
     for row in answers.iter_rows(named=True):
         name = (row["engine"], row["policy"], row["problem_id"])
-        samples.setdefault(name, {})[row["sample_index"]] = row
+        index = row["sample_index"]
+        samples.setdefault(name, {})[index] = _with_forced(row, forced.get((*name, index), ()))
     found: dict[tuple[str, str], dict[str, ProblemRun]] = {}
     for row in kept.sort("arrival").iter_rows(named=True):
         policy = manifest.policies.get(row["policy"])
@@ -271,6 +273,37 @@ def _runs(recording: Recording) -> tuple[list[Run], int]:
     ]
     total = problems.select("engine", "policy", "problem_id").n_unique() if len(problems) else 0
     return runs, total - sum(len(run.problems) for run in runs)
+
+
+def _forced(samples: pl.DataFrame) -> dict[tuple[str, str, str, int], list[dict[str, object]]]:
+    """Return by sample the rows that go on from it where its thought was closed at a budget."""
+    rows = samples.filter(pl.col("role") == "forced").unique(
+        ["engine", "policy", "problem_id", "sample_index"], keep="last", maintain_order=True
+    )
+    found: dict[tuple[str, str, str, int], list[dict[str, object]]] = {}
+    for row in rows.sort("sample_index").iter_rows(named=True):
+        key = (row["engine"], row["policy"], row["problem_id"], row["parent_sample"])
+        found.setdefault(key, []).append(row)
+    return found
+
+
+def _with_forced(
+    row: dict[str, object], forced: Sequence[Mapping[str, object]]
+) -> dict[str, object]:
+    """Return a sample's row with the tokens and the drafts of its forced answer behind its own.
+
+    The tokens of both are generated one after the other; what it takes to read the thought again,
+    which the prefix cache holds, is not in it.
+    """
+    if not forced or _int(row["output_tokens"]) is None:
+        return row
+    whole = dict(row)
+    whole["output_tokens"] = sum(_int(each["output_tokens"]) or 0 for each in (row, *forced))
+    for name in ("drafted_per_step", "accepted_per_step"):
+        lists = [each[name] for each in (row, *forced)]
+        known = [each for each in lists if isinstance(each, list)]
+        whole[name] = [n for each in known for n in each] if len(known) == len(lists) else None
+    return whole
 
 
 def _problem_run(

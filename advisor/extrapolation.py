@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from statistics import NormalDist
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +16,7 @@ Floats = npt.NDArray[np.float64]
 
 FARTHEST = 4  # times the recorded samples
 REPEATS = 4  # runs per draw whose mean stands for the expectation
-_Z = NormalDist().inv_cdf(0.5 + LEVEL / 2)
+_BETAS = 20_000  # draws for the quantiles of a beta law
 
 
 def extrapolate(
@@ -38,7 +37,7 @@ def extrapolate(
         for k in counts:
             votes: Floats = getattr(runs[k], name)
             shares = votes.mean(axis=0)
-            value, fresh = float(shares.mean()), votes[0].mean(axis=1)
+            value = float(shares.mean())
             value = max(value, reached) if method == "pass_at_k" else value
             others = with_jeffreys((model.importance_ * shares).sum(axis=1), shares.shape[1], rng)
             tokens = column_means(k * tokens_per_sample[:, None], "tokens")[0]
@@ -50,7 +49,7 @@ def extrapolate(
                     accuracy=_between(value, others),
                     tokens_per_problem=tokens,
                     basis="model",
-                    fresh_run=_between(value, fresh),
+                    fresh_run=fresh_interval(value, votes, extrapolated=True),
                 )
             )
     return found
@@ -72,9 +71,7 @@ def fresh_runs(
 ) -> Iterator[tuple[PolicyOutcome, Estimate | None]]:
     """Yield each outcome with the interval in which a fresh run on the same problems falls.
 
-    Only for fixed votes: the accuracy of a fresh run is a sum of one answer per problem, each
-    right with the posterior chance m that such a vote is. m (1 - m) is the variance of the fresh
-    answer plus that of the chance as the recorded samples leave it, so that both runs are in it.
+    Only for fixed votes of samples like those that the model was fitted on.
     """
     counts = sorted({each.n for each in outcomes if each.method in methods})
     votes: dict[int, Votes] = model.simulate(counts) if counts else {}
@@ -83,10 +80,30 @@ def fresh_runs(
             yield each, None
             continue
         vote = votes[each.n]
-        chance = (vote.majority if each.method == "majority" else vote.any_right).mean(axis=(0, 1))
-        half = _Z * float(np.sqrt((chance * (1 - chance)).sum())) / chance.size
-        value = each.accuracy.value
-        yield (
-            each,
-            Estimate(value=value, low=max(value - half, 0), high=min(value + half, 1), unit="1"),
-        )
+        runs = vote.majority if each.method == "majority" else vote.any_right
+        yield each, fresh_interval(each.accuracy.value, runs)
+
+
+def fresh_interval(value: float, runs: Floats, *, extrapolated: bool = False) -> Estimate:
+    """Return the interval of a fresh run's accuracy; `runs` [repeats, draws, problems] are drawn.
+
+    The accuracy is a sum of one answer per problem, each right with the posterior chance m that
+    such a vote is. m (1 - m) is the variance of the fresh answer plus that of the chance as the
+    samples leave it, so that both runs are in it; what the draws of the laws have in common may add
+    to that. A beta law of this variance and one problem more, half right (Jeffreys), is cut at
+    numbers of problems: where all are right, that does not say that all will be.
+    """
+    size = runs.shape[-1]
+    chance = runs.mean(axis=(0, 1))
+    spread = max(float((chance * (1 - chance)).sum()) / size**2, float(runs.mean(axis=2).var()))
+    mean = (size * value + 0.5) / (size + 1)
+    worth = mean * (1 - mean) / (spread + 0.5 / size**2)
+    draws = np.random.default_rng([size, 8]).beta(worth * mean, worth * (1 - mean), _BETAS)
+    ends = np.quantile(draws, (0.5 - LEVEL / 2, 0.5 + LEVEL / 2)) * size
+    return Estimate(
+        value=value,
+        low=min(float(np.floor(ends[0])) / size, value),
+        high=max(float(np.ceil(ends[1])) / size, value),
+        unit="1",
+        extrapolated=extrapolated,
+    )

@@ -8,7 +8,8 @@ by the decision is estimated from its own pace between its first token and its e
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 from math import comb
 
 import numpy as np
@@ -17,8 +18,32 @@ import numpy.typing as npt
 from advisor.samples import ProblemSamples
 
 Floats = npt.NDArray[np.float64]
-# Given the tally of the answers so far and how many samples still run, whether to stop.
-Stop = Callable[[Floats, int], bool]
+
+
+@dataclass
+class Tally:
+    """The votes so far: the two that lead, of all answers together, and how many still run."""
+
+    running: int
+    first: float = 0.0
+    second: float = 0.0
+    total: float = 0.0
+    leader: int = -1
+    votes: dict[int, float] = field(default_factory=dict)
+
+    def add(self, answer: int, weight: float) -> None:
+        """Count a vote; weights are not negative."""
+        own = self.votes[answer] = self.votes.get(answer, 0.0) + weight
+        self.total += weight
+        if answer == self.leader:
+            self.first = own
+        elif own > self.first:
+            self.first, self.second, self.leader = own, self.first, answer
+        else:
+            self.second = max(self.second, own)
+
+
+Stop = Callable[[Tally], bool]
 
 
 @dataclass(frozen=True)
@@ -36,20 +61,20 @@ def decide(problem: ProblemSamples, stop: Stop, weights: Floats | None = None) -
     `weights` are one per sample, else every vote counts 1. Without a stop all samples decide.
     """
     numbers, right = problem.rights()
-    tally = np.zeros(max(len(numbers), 1))
     order = np.lexsort((np.array(problem.indices), problem.finish_s))
-    running = len(order)
-    now = 0.0
-    for place in order.tolist():
-        running -= 1
-        now = float(problem.finish_s[place])
-        answer = problem.answers[place]
+    tally = Tally(running=len(order))
+    last = 0
+    for last in order.tolist():
+        tally.running -= 1
+        answer = problem.answers[last]
         if answer is not None:
-            tally[numbers[answer]] += 1.0 if weights is None else weights[place]
-        if stop(tally, running):
+            tally.add(numbers[answer], 1.0 if weights is None else float(weights[last]))
+        if stop(tally):
             break
-    leads = (tally >= tally.max() * (1 - 1e-12)) & (tally > 0)
-    share = float(right[leads[: right.size]].mean()) if leads.any() else 0.0
+    now = float(problem.finish_s[last])
+    bar = tally.first * (1 - 1e-12)
+    leads = [each for each, votes in tally.votes.items() if votes >= bar and votes > 0]
+    share = float(right[leads].mean()) if leads else 0.0
     return Decided(share, float(generated_by(problem, now).sum()), now)
 
 
@@ -69,34 +94,25 @@ def generated_by(problem: ProblemSamples, seconds: float) -> Floats:
 
 def first_answers(count: int) -> Stop:
     """Stop at the count-th sample that ended with an answer."""
-    return lambda tally, running: tally.sum() >= count
+    return lambda tally: tally.total >= count
 
 
 def agreeing(count: int) -> Stop:
     """Stop when so many samples gave the same answer."""
-    return lambda tally, running: tally.max() >= count
+    return lambda tally: tally.first >= count
 
 
 def settled(most: float = 1.0) -> Stop:
     """Stop when the leader can no longer be caught, no vote weighing more than `most`."""
-
-    def stop(tally: Floats, running: int) -> bool:
-        two = np.sort(np.append(tally, [0.0, 0.0]))[-2:]
-        return bool(two[1] - two[0] > running * most)
-
-    return stop
+    return lambda tally: tally.first - tally.second > tally.running * most
 
 
 def safe_lead(threshold: float) -> Stop:
     """Stop when the posterior that the lead lasts reaches the threshold (ASC)."""
-
-    def stop(tally: Floats, running: int) -> bool:
-        two = np.sort(np.append(tally, [0.0, 0.0]))[-2:].astype(int)
-        return lead_is_safe(int(two[1]), int(two[0])) >= threshold
-
-    return stop
+    return lambda tally: lead_is_safe(int(tally.first), int(tally.second)) >= threshold
 
 
+@lru_cache(maxsize=4096)
 def lead_is_safe(first: int, second: int) -> float:
     """Return P(p > 1/2) for p ~ Beta(first + 1, second + 1) (Aggarwal et al. 2023).
 

@@ -32,7 +32,9 @@ from traces.summary import summarise
 Floats = npt.NDArray[np.float64]
 
 DRAWS: Final = 8  # of n of the recorded samples, or of their order where a rule looks at it
-VOTES: Final = ("greedy", "majority", "early_stopping", "adaptive", "first_finish")
+VOTES: Final = (
+    "greedy", "majority", "early_stopping", "adaptive", "agreement", "first_finish",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +128,8 @@ def stop_of(policy: Policy) -> Stop:
         return Stop()
     if policy.method == "first_finish":
         return Stop(rule=stop_rules.FIRST, value=rule["first"])
+    if policy.method == "agreement":
+        return Stop(rule=stop_rules.AGREE, value=rule["agree"])
     if policy.method == "adaptive":
         return Stop(
             rule=stop_rules.SAFE, value=rule["threshold"], drawn_first=int(rule["in_flight"])

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import polars as pl
 
 from traces.errors import RecordingError
+from traces.outcomes import voting_samples
 from traces.summary import Run
 from traces.votes import WHOLE
 
@@ -20,9 +21,10 @@ Floats = npt.NDArray[np.float64]
 class ProblemSamples:
     """One problem's samples in order of their index; numbers that were not recorded are nan.
 
-    `answers` are None where none parsed. `finish_s` runs from the problem's arrival, or the
-    sample's own, to its end, `first_token_s` to its first token. `censored` ones were cut by
-    max_tokens.
+    `answers` are None where none parsed. `tokens` have those of an answer forced at a budget.
+    `finish_s` runs from the problem's arrival, or the sample's own, to its end, `first_token_s` to
+    its first token; of imported samples it is their latency, as if all had begun together.
+    `censored` ones were cut by max_tokens.
     """
 
     problem_id: str
@@ -84,7 +86,7 @@ def read_samples(run: Run) -> SampledRun:
             f"{name}: was run as {policy.label()}, which stops at what it saw, so its samples are "
             "no fair draw for another policy; record with majority and judge that"
         )
-    samples = rows.filter(pl.col("role").fill_null("sample") == "sample")
+    samples = voting_samples(rows)
     _check(name, samples, run.rows)
     problem_of = dict(run.rows.select("problem", "problem_id").iter_rows())
     # Imported outcomes have no times at all; what was in flight at a kill has an arrival.
@@ -143,6 +145,11 @@ def _left_out(
         notes.append(f"problems without samples, left out: {empty:,} of {every:,}")
     if fewer:
         notes.append(f"problems without {n:,} judged samples, left out: {fewer:,} of {every:,}")
+    if samples["end"].is_null().all() and samples["latency_ns"].is_not_null().all():
+        notes.append(
+            "the order in which samples ended is that of their own latencies, as if all samples of "
+            "a problem had begun together"
+        )
     cut = sum(int(problem.censored.sum()) for problem in problems)
     if cut:
         notes.append(
@@ -163,6 +170,8 @@ def _problem(problem_id: str, rows: pl.DataFrame) -> ProblemSamples:
         since = rows[name] - (rows["arrival"] if begun is None else begun)
         return np.asarray(since.cast(pl.Float64).fill_null(float("nan")).to_numpy() / 1e9)
 
+    ended = seconds("end")
+    latency = numbers("latency_ns") / 1e9
     by_reason = rows["finish_reason"].fill_null("") == "length"
     cut = rows["censored"].zip_with(rows["censored"].is_not_null(), by_reason)
     return ProblemSamples(
@@ -176,7 +185,7 @@ def _problem(problem_id: str, rows: pl.DataFrame) -> ProblemSamples:
         logprob_mean=numbers("logprob_mean"),
         confidence=numbers("confidence_min_window"),
         first_token_s=seconds("first_token"),
-        finish_s=seconds("end"),
+        finish_s=np.where(np.isfinite(ended), ended, latency),
     )
 
 

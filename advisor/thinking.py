@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from advisor.models.answers import AnswerCounts, count_answers
 from advisor.samples import ProblemSamples, SampledRun, by_id
 from traces.votes import majority_curve, sample_counts
 
@@ -22,6 +23,7 @@ class BudgetOutcome:
 
     `bound` is None at a checkpoint, `interpolated` between two, `lower` where only what finished
     is known. `estimated` says that the tokens of answers never forced are those of the others.
+    At a checkpoint `counts` has what each problem's samples answered there, all of them.
     """
 
     budget_tokens: int
@@ -30,6 +32,7 @@ class BudgetOutcome:
     tokens: Floats
     bound: str | None = None
     estimated: bool = False
+    counts: tuple[AnswerCounts, ...] = ()
 
 
 def at_checkpoints(run: SampledRun, answers: pl.DataFrame) -> list[BudgetOutcome]:
@@ -58,10 +61,20 @@ def at_checkpoints(run: SampledRun, answers: pl.DataFrame) -> list[BudgetOutcome
             ]
         )
         tokens = np.array([np.mean([row[2] for row in cuts[budget][:size]]) for cuts in chosen])
-        for n in sample_counts(size):
-            found.append(
-                BudgetOutcome(budget_tokens=budget, n=n, right=curves[:, n - 1], tokens=tokens * n)
+        counts = tuple(
+            count_answers([row[0] for row in rows], [row[1] for row in rows])
+            for rows in (cuts[budget][:size] for cuts in chosen)
+        )
+        found += [
+            BudgetOutcome(
+                budget_tokens=budget,
+                n=n,
+                right=curves[:, n - 1],
+                tokens=tokens * n,
+                counts=counts,
             )
+            for n in sample_counts(size)
+        ]
     return found
 
 

@@ -6,8 +6,9 @@
 the same problems with fresh samples, matched by model and temperature. The first table has the
 difference of each real run from what the whole run says of its k, and whether it lies in the 90 %
 prediction interval (both runs' sampling variance, the same problems). Real runs with a thinking
-budget are held against the whole run's checkpoints. The second table foretells votes over all
-samples from the first 8, against two rivals (benchmarks/votes_ahead.py).
+budget are held against the whole run's checkpoints. The others foretell votes over all samples
+from 8 of them, against two rivals (benchmarks/votes_ahead.py). `--halves` tests the intervals for
+other problems instead, on halves of each whole run's problems.
 """
 
 import argparse
@@ -18,10 +19,10 @@ import numpy as np
 
 from advisor.counterfactual import evaluate
 from advisor.samples import SampledRun, read_samples
-from benchmarks.votes_ahead import make_task, score, table
+from benchmarks.votes_ahead import RIVALS, Scores, Task, make_task, score, table
 from traces.recording import Recording, find_recordings
 from traces.schema import Estimate
-from traces.statistics import paired
+from traces.statistics import new_problems, paired, proportion
 from traces.summary import Run, summarise
 from traces.votes import PolicyOutcome, majority_curve
 
@@ -110,37 +111,93 @@ def budgets(
         if said is None or said.accuracy is None:
             print(f"| {run.engine.model} {policy.label()} | no checkpoint | | | | |")
             continue
-        real = read_samples(other)
-        value, _ = real_accuracy(real)
-        # Both are means over the problems of one answer or several; neither shares a sample.
-        chance = np.clip([said.accuracy.value, value], 0.01, 0.99)
-        half = 1.645 * float(np.sqrt((chance * (1 - chance)).sum() / len(real.problems)))
-        fresh = Estimate(
-            value=value, low=said.accuracy.value - half, high=said.accuracy.value + half, unit="1"
-        )
-        line(f"{run.engine.model} {policy.label()}", said, value, fresh)
+        if said.fresh_run is not None:
+            value, _ = real_accuracy(read_samples(other))
+            line(f"{run.engine.model} {policy.label()}", said, value, said.fresh_run)
 
 
 def ahead(wholes: Sequence[tuple[Recording, Run]]) -> None:
-    """Print log scores and coverage of votes over all samples, foretold from the first 8."""
-    rows = []
+    """Print log scores and coverage of votes over all samples, foretold from 8 of them.
+
+    First from the first 8, then from each of the blocks of 8, with the difference to each rival:
+    one sample of 8 leaves much to luck.
+    """
+    first, every, apart = [], [], []
     for _, run in wholes:
         samples = read_samples(run)
         if samples.n <= SEEN or run.policy is None:
             continue
-        answers = [p.answers for p in samples.problems]
-        task = make_task(answers, [p.correct for p in samples.problems], SEEN)
         name = f"{run.engine.model} t{run.policy.temperature:g}"
-        rows.append((name, [score(task, 0)]))
-        first = paired(
-            [majority_curve(a, c)[-1] for a, c in zip(task.seen, task.rights, strict=True)],
-            task.majority,
-            "1",
-        )
-        if first is not None:
-            print(f"{name}: maj@{samples.n} - maj@{SEEN} = {first.value:+.3f}")
-    print("\nlog score (higher is better), 90 % intervals that held")
-    table(rows)
+        blocks = [score(_task(samples, block), block) for block in range(samples.n // SEEN)]
+        first.append((name, blocks[:1]))
+        every.append((name, blocks))
+        apart += [(name, *each) for each in _differences(blocks)]
+    print(f"log score (higher is better), 90 % intervals that held; from the first {SEEN}")
+    table(first)
+    print(f"\nfrom every block of {SEEN}")
+    table(every)
+    print("\n| run | vote | rival | ours - rival, mean over blocks |")
+    print("|---|---|---|---|")
+    for name, vote, rival, found in apart:
+        print(f"| {name} | {vote} | {rival} | {_signed(found)} |")
+
+
+def _task(samples: SampledRun, block: int) -> Task:
+    """Return the task with this block of samples before all others."""
+    order = np.roll(np.arange(samples.n), -block * SEEN)
+    answers = [[p.answers[i] for i in order] for p in samples.problems]
+    return make_task(answers, [[p.correct[i] for i in order] for p in samples.problems], SEEN)
+
+
+def _differences(blocks: Sequence[Scores]) -> list[tuple[str, str, Estimate | None]]:
+    """Return by vote and rival how much better ours scores, over problems."""
+    found = []
+    for vote in ("majority", "pass"):
+        means = {
+            name: np.mean([block[name, vote].logs for block in blocks], axis=0) for name in RIVALS
+        }
+        found += [
+            (vote, name, paired(means[name], means["ours"], "1"))
+            for name in RIVALS
+            if name != "ours"
+        ]
+    return found
+
+
+def _signed(found: Estimate | None) -> str:
+    if found is None or found.low is None or found.high is None:
+        return "-"
+    return f"{found.value:+.4f} [{found.low:+.4f}, {found.high:+.4f}]"
+
+
+def halves(wholes: Sequence[tuple[Recording, Run]], splits: int = 200) -> None:
+    """Print how often the intervals of one half of the problems hold the mean of the other half.
+
+    `mean` is the interval of the mean, which does not claim that; `others` is that of as many
+    other problems (`traces.statistics.new_problems`).
+    """
+    rng = np.random.default_rng(0)
+    print(f"| run | policy | mean, of {splits} | others, of {splits} |")
+    print("|---|---|---|---|")
+    for _, run in wholes:
+        found = evaluate(run, counts=[c for c in (1, 4, 16) if run.policy and c <= run.policy.n])
+        for column in found.columns:
+            if column.outcome.basis != "subsets" or column.outcome.rule:
+                continue
+            held = np.zeros(2, dtype=int)
+            for _ in range(splits):
+                order = rng.permutation(column.right)
+                one, two = order[: order.size // 2], order[order.size // 2 :]
+                intervals = proportion(one, "1"), new_problems(one, "1", two.size)
+                held += [_within(each, float(two.mean())) for each in intervals]
+            name = f"{column.outcome.method}@{column.outcome.n}"
+            print(f"| {run.engine.model} | {name} | {held[0]} | {held[1]} |")
+
+
+def _within(interval: Estimate | None, value: float) -> bool:
+    if interval is None or interval.low is None or interval.high is None:
+        return False
+    return bool(interval.low <= value <= interval.high)
 
 
 def main() -> None:
@@ -149,8 +206,12 @@ def main() -> None:
     )
     options.add_argument("--whole", type=Path, nargs="+", required=True)
     options.add_argument("--runs", type=Path, nargs="*", default=[])
+    options.add_argument("--halves", action="store_true", help="split the problems instead")
     given = options.parse_args()
     wholes = read(given.whole)
+    if given.halves:
+        halves(wholes)
+        return
     if given.runs:
         against_real_runs(wholes, read(given.runs))
         print()

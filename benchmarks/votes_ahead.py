@@ -30,15 +30,26 @@ class Forecast:
     chances: Floats
     means: Floats
 
-    def log_score(self, outcome: Floats) -> float:
-        """Return the mean of y log p + (1 - y) log(1 - p); higher is better."""
+    def log_scores(self, outcome: Floats) -> Floats:
+        """Return y log p + (1 - y) log(1 - p) per problem; higher is better."""
         chance = np.clip(self.chances, 1e-6, 1 - 1e-6)
-        return float(np.mean(outcome * np.log(chance) + (1 - outcome) * np.log1p(-chance)))
+        return np.asarray(outcome * np.log(chance) + (1 - outcome) * np.log1p(-chance))
 
     def holds(self, outcome: Floats) -> bool:
         """Whether the 90 % interval of the mean holds the mean outcome."""
         low, high = np.quantile(self.means, (LOW, HIGH))
         return bool(low <= outcome.mean() <= high)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The log score per problem [problems], and whether the interval of the mean held."""
+
+    logs: Floats
+    held: bool
+
+
+Scores = dict[tuple[str, str], Scored]  # by forecaster and vote
 
 
 @dataclass(frozen=True)
@@ -100,7 +111,7 @@ def carried(task: Task, seed: int = 0) -> dict[str, Forecast]:
 
     def best(of: Callable[[float], Floats], outcome: Floats, values: Floats) -> Forecast:
         tried = [Forecast(of(rate), weights @ values) for rate in rates]
-        return max(tried, key=lambda each: each.log_score(outcome))
+        return max(tried, key=lambda each: float(each.log_scores(outcome).mean()))
 
     return {
         "majority": best(lambda e: e + (1 - 2 * e) * voted, task.majority, voted),
@@ -170,13 +181,28 @@ def _problem(name: str, rng: np.random.Generator) -> Floats:
         hit, mistakes = rng.beta(0.3, 3), rng.dirichlet(np.full(30, 0.3))
     elif name == "easy":
         hit, mistakes = rng.beta(6, 1.5), rng.dirichlet(np.ones(5))
+    elif name == "two mistakes":
+        hit, mistakes = rng.beta(1, 2), np.array([0.45, 0.35, *[0.04] * 5])
+    elif name == "hard misleads":  # what is often missed has a mistake of its own
+        hit = rng.beta(1, 1)
+        lead = rng.uniform(0.3, 0.9) if hit < 0.4 else 0.05
+        mistakes = np.array([lead, *[(1 - lead) / 19] * 19])
     else:  # two humps
         hit = rng.beta(2, 20) if rng.random() < 0.4 else rng.beta(20, 4)
     silent = 0.03 * (1 - hit)
     return np.array([hit * (1 - silent), *((1 - hit) * (1 - silent) * mistakes), silent])
 
 
-FAMILIES = ("beta", "bimodal", "popular mistake", "hard", "easy", "two humps")
+FAMILIES = (
+    "beta",
+    "bimodal",
+    "popular mistake",
+    "hard",
+    "easy",
+    "two humps",
+    "two mistakes",
+    "hard misleads",
+)
 
 
 def draw(laws: Sequence[Floats], samples: int, rng: np.random.Generator) -> list[Answers]:
@@ -188,24 +214,25 @@ def draw(laws: Sequence[Floats], samples: int, rng: np.random.Generator) -> list
     return found
 
 
-def score(task: Task, seed: int) -> dict[tuple[str, str], tuple[float, bool]]:
-    """Return by forecaster and vote the log score and whether the interval held."""
+def score(task: Task, seed: int) -> Scores:
+    """Return how good each forecaster is for each vote."""
     found = {}
     for name, foretell in RIVALS.items():
         for vote, forecast in foretell(task, seed).items():
             outcome = task.majority if vote == "majority" else task.any_right
-            found[name, vote] = forecast.log_score(outcome), forecast.holds(outcome)
+            found[name, vote] = Scored(forecast.log_scores(outcome), forecast.holds(outcome))
     return found
 
 
-def score_family(name: str, seed: int, problems: int) -> dict[tuple[str, str], tuple[float, bool]]:
+def score_family(name: str, seed: int, problems: int) -> Scores:
+    """Return the scores on problems made up by a law of this shape."""
     rng = np.random.default_rng([seed, FAMILIES.index(name)])
     answers = draw(family(name, problems, rng), 64, rng)
     correct = [[answer == RIGHT for answer in row] for row in answers]
     return score(make_task(answers, correct, 8), seed)
 
 
-def table(rows: Sequence[tuple[str, Sequence[dict[tuple[str, str], tuple[float, bool]]]]]) -> None:
+def table(rows: Sequence[tuple[str, Sequence[Scores]]]) -> None:
     """Print log scores and coverage, one line per name and vote."""
     print(f"| {'problems':<16} | vote     | " + " | ".join(f"{n:<14}" for n in RIVALS) + " |")
     print("|---|---|" + "---|" * len(RIVALS))
@@ -213,9 +240,14 @@ def table(rows: Sequence[tuple[str, Sequence[dict[tuple[str, str], tuple[float, 
         for vote in ("majority", "pass"):
             cells = []
             for rival in RIVALS:
-                logs, held = zip(*(run[rival, vote] for run in runs), strict=True)
-                cells.append(f"{np.mean(logs):.4f}  {sum(held)}/{len(held)}".ljust(14))
+                mine = [run[rival, vote] for run in runs]
+                log = np.mean([each.logs.mean() for each in mine])
+                held = f"{sum(each.held for each in mine)}/{len(mine)}"
+                cells.append(f"{log:.4f}  {held}".ljust(14))
             print(f"| {name:<16} | {vote:<8} | " + " | ".join(cells) + " |")
+    for vote in ("majority", "pass"):
+        held = [run["ours", vote].held for _, runs in rows for run in runs]
+        print(f"{vote}: {sum(held)} of {len(held)} intervals held")
 
 
 def main() -> None:

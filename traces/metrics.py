@@ -68,6 +68,9 @@ METRICS: tuple[Metric, ...] = (
     *_spread_metrics(
         "tpot_s", "TPOT", "s/token", "(end - first_token) / (output_tokens - 1) per sample", None
     ),
+    *_spread_metrics(
+        "sample_latency_s", "sample latency", "s", "latency_s per sample of an imported file", None
+    ),
     Metric(
         tag="tokens_per_problem",
         header="tokens",

@@ -53,7 +53,8 @@ class Run:
     """One engine and one policy of a recording; `to_json` is the documented contract.
 
     `problems` counts the decided ones, on which every mean rests; `problems_in_flight` those cut
-    off by the recording's end, `problems_failed` those that ended without a decision. Not in the
+    off by the recording's end, `problems_failed` those that ended without a decision.
+    `sample_latency_s` is of imported samples, whose latency is known without a clock. Not in the
     JSON: `seconds` (where the wall time went), `notes` (what a reader must know), `workload`,
     `imported` (the foreign format of imported outcomes, whose engine is known by name only), and
     the frames behind the numbers: `rows` has one row per problem (traces/outcomes.py),
@@ -71,6 +72,7 @@ class Run:
     latency_s: Spread = field(default_factory=lambda: NOTHING)
     ttft_s: Spread = field(default_factory=lambda: NOTHING)
     tpot_s: Spread = field(default_factory=lambda: NOTHING)
+    sample_latency_s: Spread = field(default_factory=lambda: NOTHING)
     tokens_per_problem: Estimate | None = None
     flops_per_problem: Estimate | None = None
     throughput_tokens_per_s: Estimate | None = None
@@ -173,6 +175,7 @@ def _run(
         latency_s=spread(latency, "s"),
         ttft_s=spread(tpot["ttft_s"], "s", tpot["problem"]),
         tpot_s=spread(tpot["tpot_s"], "s/token", tpot["problem"]),
+        sample_latency_s=_imported_latency(samples),
         tokens_per_problem=mean(tokens, "tokens"),
         flops_per_problem=mean(_told(decided, "flops"), "FLOP"),
         throughput_tokens_per_s=_throughput(made, window, steps),
@@ -257,6 +260,12 @@ def _sample_times(decided: pl.DataFrame, samples: pl.DataFrame) -> dict[str, Any
     )
     columns: dict[str, Any] = {name: _numbers(frame, name) for name in ("ttft_s", "tpot_s")}
     return columns | {"problem": frame["problem"].to_numpy()}
+
+
+def _imported_latency(samples: pl.DataFrame) -> Spread:
+    """Return the latency per sample, as the imported file tells it."""
+    told = samples.drop_nulls("latency_ns")
+    return spread(_numbers(told, "latency_ns") / 1e9, "s", told["problem"].to_numpy())
 
 
 def _throughput(

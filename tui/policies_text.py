@@ -11,6 +11,7 @@ from traces.votes import PolicyOutcome
 from tui.formats import ABSENT, align, compact, interval, number, percent, value_of, wrap
 
 _SHORT = {"majority": "maj", "pass_at_k": "pass", "best_of_n": "best"}
+_VARIANTS = ("keep", "window", "threshold")  # a policy per value, one below the other
 _LEGEND = (
     ("+-.", "mean over random orders of the samples; this is its standard error"),
     ("ended", "in the order in which the samples ended; tokens of cancelled ones by their pace"),
@@ -65,15 +66,15 @@ def best_lines(best: Comparison | None, *, width: int = 80) -> list[str]:
 
 
 def label(outcome: PolicyOutcome) -> str:
-    """Return a policy in a few characters: maj@16, conf .5@16, esc 4/16, asc 1/16, first 8/16."""
+    """Return a policy in a few characters: maj@16, conf .5@16, esc 4/16, asc .95 1/16."""
     n, rule = outcome.n, outcome.rule
     if outcome.method == "early_stopping":
         return f"esc {rule['window']:g}/{n}"
     if outcome.method == "adaptive":
-        return f"asc {rule['in_flight']:g}/{n}"
+        return f"asc {rule['threshold']:g} {rule['in_flight']:g}/{n}".replace("0.", ".")
     if outcome.method == "confidence":
         return f"conf {rule['keep']:g}@{n}"
-    if outcome.method in ("first_finish", "weighted") and rule:
+    if outcome.method in ("agreement", "first_finish", "weighted") and rule:
         name, value = next(iter(rule.items()))
         return f"weighted@{n} settled" if name == "settled" else f"{name} {value:g}/{n}"
     name = f"{_SHORT.get(outcome.method, outcome.method)}@{n}"
@@ -84,7 +85,7 @@ def _place(outcome: PolicyOutcome) -> tuple[bool, int, tuple[tuple[str, bool], .
     methods = ("majority", "pass_at_k", "best_of_n", "weighted", "confidence")
     known = methods.index(outcome.method) if outcome.method in methods else len(methods)
     rule = tuple(
-        (name if name != "keep" else f"{value:g}", value == 1)
+        (f"{name} {value:g}" if name in _VARIANTS else name, value == 1)
         for name, value in outcome.rule.items()
     )
     return (

@@ -42,7 +42,10 @@ def record(
         float | None, typer.Option(help="adaptive: how sure the majority must be (0.95).")
     ] = None,
     in_flight: Annotated[
-        int | None, typer.Option(help="adaptive: samples of a problem at a time (n).")
+        int | None, typer.Option(help="adaptive, agreement: samples of a problem at a time (n).")
+    ] = None,
+    agree: Annotated[
+        int | None, typer.Option(help="agreement: equal answers that decide (over half of n).")
     ] = None,
     first: Annotated[
         int | None, typer.Option(help="first_finish: how many answers decide (half of n).")
@@ -154,6 +157,7 @@ def record(
             "window": window,
             "threshold": threshold,
             "in_flight": in_flight,
+            "agree": agree,
             "first": first,
             "keep": keep,
             "confidence_window": confidence_window,

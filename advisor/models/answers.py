@@ -16,12 +16,13 @@ import numpy as np
 import numpy.typing as npt
 
 from advisor.models.mistakes import STICKS, draw_laws, draw_mistakes
-from advisor.models.success import KINDS, SuccessLaw
+from advisor.models.success import SuccessLaw
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 _CELLS = 2_000_000  # of answer distributions held at once
+_SWEEPS = 4  # of the laws of mistakes for each draw
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,14 +104,15 @@ class AnswerModel:
         self._wrong = self._seen[:, self._rights : -1].sum(axis=1)
         self.importance_ = rng.dirichlet(np.ones(len(problems)), self.draws)
         missed = self._wrong + self._unparsed
-        self._success = SuccessLaw(draws=self.draws, seed=self.seed).fit(self._right, missed)
-        self._kinds = self._success.kinds(self._right, missed, rng)
-        self._laws = draw_laws([problem.wrong for problem in problems], self._kinds, KINDS, rng)
-        self._silence: SuccessLaw | None = None
+        law = SuccessLaw(draws=self.draws, seed=self.seed).fit(self._right, missed)
+        proposed = [law.chances(self._right, missed, rng) for _ in range(_SWEEPS)]
+        wrong = [problem.wrong for problem in problems]
+        self._hit, self._laws = draw_laws(wrong, np.stack(proposed), rng)
+        self._lost = np.zeros_like(self._hit)
         if self._unparsed.any():
-            law = SuccessLaw(draws=self.draws, seed=self.seed + 1)
-            self._silence = law.fit(self._unparsed, self._wrong)
-            self._silent = self._silence.kinds(self._unparsed, self._wrong, rng)
+            silence = SuccessLaw(draws=self.draws, seed=self.seed + 1)
+            silence.fit(self._unparsed, self._wrong)
+            self._lost = silence.chances(self._unparsed, self._wrong, rng)
         return self
 
     def simulate(
@@ -159,22 +161,13 @@ class AnswerModel:
 
     def _chances(self, draws: Ints, rng: np.random.Generator) -> Floats:
         """Return [draws x problems, columns], an answer distribution for every problem."""
-
-        def every(values: Ints) -> Ints:
-            return np.tile(values, (len(draws), *[1] * (values.ndim - 1)))
-
-        owner = np.repeat(draws, len(self._seen))
-        seen, right = every(self._seen), every(self._right)
-        wrong, unparsed = every(self._wrong), every(self._unparsed)
-        kinds = self._kinds[draws].ravel()
-        hit = self._success.chances(owner, kinds, (right, wrong + unparsed), rng)
+        seen = np.tile(self._seen, (len(draws), 1))
+        hit, lost = self._hit[draws].ravel(), self._lost[draws].ravel()
         # Where no right answer was seen yet there will be one form of it.
-        forms = seen[:, : self._rights] + (right == 0)[:, None] * np.eye(1, self._rights)
+        rights = seen[:, : self._rights]
+        none_yet = (rights == 0).all(axis=1, keepdims=True)
+        forms = rights + none_yet * np.eye(1, self._rights)
         among = rng.gamma(forms)
-        lost = np.zeros(len(hit))
-        if self._silence is not None:
-            silent = self._silent[draws].ravel()
-            lost = self._silence.chances(owner, silent, (unparsed, wrong), rng)
         classes = seen[:, self._rights : self._rights + self._wrongs]
         mistakes = draw_mistakes(classes, self._laws[draws].ravel(), rng)
         chances = np.concatenate(

@@ -7,42 +7,51 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
 
 NEVER, ALWAYS, FIRST, SECOND = range(4)  # the kinds of problems
 KINDS = 4
-CHAINS = 100
-STARTS = 4000
-TURNS = 600
+PARTICLES = 1000
+MOVES = 6  # of every particle at every temperature
+_KEEP = 0.5  # the effective share of particles to which a temperature may thin them
 # Normal prior of the parameters: the log-odds of never, of always among the others, of the second
-# beta among the rest; then per beta the log-odds of its mean and the logarithm of a + b.
-_CENTRE = np.array([-5.0, -4.5, -1.2, 0.0, 1.0, 0.0, 1.0])
-_SPREAD = np.array([2.5, 2.5, 2.0, 1.5, 1.5, 1.5, 1.5])
+# beta among the rest, with which every share is about as likely as any other; then per beta the
+# log-odds of its mean and the logarithm of a + b.
+_CENTRE = np.array([0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 1.0])
+_SPREAD = np.array([1.6, 1.6, 1.6, 1.5, 1.5, 1.5, 1.5])
+PARTS = 3  # never, always and the second beta, each of which may be absent
 _TINY = 1e-300
 
 
 class SuccessLaw:
-    """Problems never solved, always solved, and two beta laws: draws of what fits the counts.
+    """Laws of the chance to be right, averaged by how well they foretell the counts.
+
+    A law is a beta, with or without a second one, problems never solved, problems always solved:
+    eight models of equal prior chance, of which the smallest is the beta-binomial.
 
     Parameters
     ----------
-    draws: how many draws of the law to keep.
+    draws: how many draws of the law to keep, at most PARTICLES.
     seed: of the random numbers.
 
     Attributes
     ----------
-    weights_: [draws, KINDS], the share of problems of each kind.
+    weights_: [draws, KINDS], the share of problems of each kind; 0 where the draw has none such.
     ends_: [draws, 2, 2], a and b of both betas.
 
     Notes
     -----
-    The likelihood of a problem is a beta-binomial with point masses at 0 and 1. Its posterior is
-    drawn by differential evolution over 100 chains (ter Braak 2006): a proposal is a chain's place
-    plus a multiple of the difference of two chains of the other half. One beta alone decides too
-    much of what the counts leave open: how many of the problems not solved yet can be solved.
+    The likelihood of a problem is a beta-binomial with point masses at 0 and 1. How many problems
+    that were not solved yet can be solved is what the counts leave open; models are weighed by
+    their marginal likelihood, the product of how each foretells every next problem, which is fair
+    between models of different size. Models and parameters are drawn together by tempered
+    sequential Monte Carlo (Del Moral, Doucet and Jasra 2006), from the prior to the posterior.
 
     """
 
     def __init__(self, *, draws: int = 200, seed: int = 0) -> None:
+        if not 1 <= draws <= PARTICLES:
+            raise ValueError(f"draws must be 1 to {PARTICLES}, not {draws}")
         self.draws, self.seed = draws, seed
 
     def fit(self, right: Ints, missed: Ints) -> SuccessLaw:
@@ -50,59 +59,96 @@ class SuccessLaw:
         rng = np.random.default_rng([self.seed, 2])
         cells, counts = np.unique(np.stack([right, missed]), axis=1, return_counts=True)
 
-        def score(parameters: Floats) -> Floats:
-            prior = -0.5 * (((parameters - _CENTRE) / _SPREAD) ** 2).sum(axis=1)
-            chances = _chances(*_unpack(parameters), cells[0], cells[1]).sum(axis=1)
-            return np.asarray(prior + np.log(chances + _TINY) @ counts)
+        def score(parameters: Floats, parts: Bools) -> Floats:
+            chances = _chances(*_unpack(parameters, parts), cells[0], cells[1]).sum(axis=1)
+            return np.asarray(np.log(chances + _TINY) @ counts)
 
-        start = _CENTRE + _SPREAD * rng.normal(size=(STARTS, len(_CENTRE)))
-        fits = score(start)
-        # Tempered, so that the chains do not all start from the best of the starts.
-        odds = np.exp((fits - fits.max()) / 5)
-        chains = start[rng.choice(STARTS, CHAINS, p=odds / odds.sum())]
-        fits = score(chains)
-        kept: list[Floats] = []
-        rounds = -(-self.draws // CHAINS)
-        for turn in range(TURNS):
-            move, other = np.arange(turn % 2, CHAINS, 2), np.arange(1 - turn % 2, CHAINS, 2)
-            wanted = chains[move] + _steps(chains, other, len(move), rng)
-            found = score(wanted)
-            taken = np.log(rng.random(len(move))) < found - fits[move]
-            chains[move[taken]], fits[move[taken]] = wanted[taken], found[taken]
-            left = TURNS - 1 - turn
-            if left % 50 == 0 and left // 50 < rounds:
-                kept.append(chains.copy())
-        self.weights_, self.ends_ = _unpack(np.concatenate(kept)[: self.draws])
+        parameters = _CENTRE + _SPREAD * rng.normal(size=(PARTICLES, len(_CENTRE)))
+        parts = rng.random((PARTICLES, PARTS)) < 0.5
+        fits = score(parameters, parts)
+        heat = 0.0
+        while heat < 1:
+            heat, weights = _next_heat(fits, heat)
+            chosen = _resample(weights, rng)
+            parameters, parts, fits = parameters[chosen], parts[chosen], fits[chosen]
+            for move in range(MOVES):
+                propose = _steps if move % 2 else _switch
+                wanted, shown, odds = propose(parameters, parts, rng)
+                found = score(wanted, shown)
+                taken = np.log(rng.random(PARTICLES)) < odds + heat * (found - fits)
+                parameters[taken], parts[taken] = wanted[taken], shown[taken]
+                fits[taken] = found[taken]
+        kept = rng.permutation(PARTICLES)[: self.draws]
+        self.weights_, self.ends_ = _unpack(parameters[kept], parts[kept])
         return self
 
-    def kinds(self, right: Ints, missed: Ints, rng: np.random.Generator) -> Ints:
-        """Return [draws, problems], a kind for each problem, as its counts make it likely."""
+    def chances(self, right: Ints, missed: Ints, rng: np.random.Generator) -> Floats:
+        """Return [draws, problems], a chance to be right for each, as its counts make it likely."""
         ends = np.cumsum(_chances(self.weights_, self.ends_, right, missed), axis=1)
         aim = rng.random((len(ends), len(right))) * ends[:, -1]
-        passed = (ends <= aim[:, None, :]).sum(axis=1)
-        return np.asarray(np.minimum(passed, KINDS - 1), dtype=np.int64)
-
-    def chances(
-        self, draws: Ints, kinds: Ints, counts: tuple[Ints, Ints], rng: np.random.Generator
-    ) -> Floats:
-        """Return chances to be right, given draw, kind and how often right and not: [rows] each."""
-        ends = self.ends_[draws, np.maximum(kinds - FIRST, 0)]
-        drawn = rng.beta(ends[:, 0] + counts[0], ends[:, 1] + counts[1])
+        kinds = np.minimum((ends <= aim[:, None, :]).sum(axis=1), KINDS - 1)
+        law = self.ends_[np.arange(len(ends))[:, None], np.maximum(kinds - FIRST, 0)]
+        drawn = rng.beta(law[..., 0] + right, law[..., 1] + missed)
         return np.where(kinds == NEVER, 0.0, np.where(kinds == ALWAYS, 1.0, drawn))
 
 
-def _steps(chains: Floats, other: Ints, count: int, rng: np.random.Generator) -> Floats:
-    """Return [count, parameters], differences of two of the other chains, a tenth of them whole."""
-    one, two = rng.choice(other, count), rng.choice(other, count)
-    usual = 2.38 / np.sqrt(2 * chains.shape[1]) * rng.uniform(0.5, 1.2, count)
-    scale = np.where(rng.random(count) < 0.1, 1.0, usual)
-    noise = rng.normal(scale=0.01, size=(count, chains.shape[1]))
-    return np.asarray(scale[:, None] * (chains[one] - chains[two]) + noise)
+def _next_heat(fits: Floats, heat: float) -> tuple[float, Floats]:
+    """Return the next temperature's inverse, at most 1, and the weights of the particles there."""
+
+    def weigh(by: float) -> Floats:
+        weights = np.exp(by * (fits - fits.max()))
+        return np.asarray(weights / weights.sum())
+
+    low, high = 0.0, 1 - heat
+    if 1 / (weigh(high) ** 2).sum() < _KEEP * len(fits):
+        for _ in range(40):
+            middle = (low + high) / 2
+            enough = 1 / (weigh(middle) ** 2).sum() >= _KEEP * len(fits)
+            low, high = (middle, high) if enough else (low, middle)
+        return heat + low, weigh(low)
+    return 1.0, weigh(high)
 
 
-def _unpack(parameters: Floats) -> tuple[Floats, Floats]:
+def _resample(weights: Floats, rng: np.random.Generator) -> Ints:
+    """Return indices of particles as often as their weights say, by even steps."""
+    places = (np.arange(len(weights)) + rng.random()) / len(weights)
+    found = np.searchsorted(np.cumsum(weights), places)
+    return np.asarray(np.minimum(found, len(weights) - 1), dtype=np.int64)
+
+
+def _prior(parameters: Floats) -> Floats:
+    return np.asarray(-0.5 * (((parameters - _CENTRE) / _SPREAD) ** 2).sum(axis=1))
+
+
+def _steps(
+    parameters: Floats, parts: Bools, rng: np.random.Generator
+) -> tuple[Floats, Bools, Floats]:
+    """Propose a step along the difference of two particles (ter Braak 2006), the same parts."""
+    one, two = rng.integers(0, len(parameters), (2, len(parameters)))
+    usual = 2.38 / np.sqrt(2 * parameters.shape[1]) * rng.uniform(0.3, 1.2, len(parameters))
+    noise = rng.normal(scale=0.01, size=parameters.shape)
+    wanted = parameters + usual[:, None] * (parameters[one] - parameters[two]) + noise
+    return wanted, parts.copy(), _prior(wanted) - _prior(parameters)
+
+
+def _switch(
+    parameters: Floats, parts: Bools, rng: np.random.Generator
+) -> tuple[Floats, Bools, Floats]:
+    """Propose a part that comes or goes; its parameters are drawn anew, so that priors cancel."""
+    rows = np.arange(len(parameters))
+    part = rng.integers(0, PARTS, len(parameters))
+    wanted, shown = parameters.copy(), parts.copy()
+    shown[rows, part] ^= True
+    drawn = _CENTRE + _SPREAD * rng.normal(size=parameters.shape)
+    own = np.zeros(parameters.shape, dtype=bool)
+    own[rows, part] = True
+    own[:, 5:] = (part == 2)[:, None]
+    return np.where(own, drawn, wanted), shown, np.zeros(len(parameters))
+
+
+def _unpack(parameters: Floats, parts: Bools) -> tuple[Floats, Floats]:
     """Return the weights of the kinds and the ends of the betas."""
-    never, always, second = (1 / (1 + np.exp(-parameters[:, :3]))).T
+    never, always, second = (parts / (1 + np.exp(-parameters[:, :PARTS]))).T
     rest = (1 - never) * (1 - always)
     weights = np.stack([never, (1 - never) * always, rest * (1 - second), rest * second], axis=1)
     mean = 1 / (1 + np.exp(-parameters[:, 3::2]))

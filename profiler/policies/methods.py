@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from profiler.policies.beam import BeamSearch
 from profiler.policies.choices import best_scored, most_confident, weighted
-from profiler.policies.parallel import Adaptive, EarlyStopping, FirstFinish, FixedVote
+from profiler.policies.parallel import Adaptive, Agreement, EarlyStopping, FirstFinish, FixedVote
 from profiler.policies.rules import complete, number, text
 from profiler.policies.seam import PolicyRun
 from profiler.policies.sequential import BudgetForcing, Revision
@@ -37,6 +37,7 @@ _RUNS: dict[str, Callable[[Policy], PolicyRun]] = {
     "confidence": lambda p: FixedVote(p.n, most_confident(_real(p, "keep"))),
     "early_stopping": lambda p: EarlyStopping(p.n, _whole(p, "window")),
     "adaptive": lambda p: Adaptive(p.n, _real(p, "threshold"), _whole(p, "in_flight")),
+    "agreement": lambda p: Agreement(p.n, _whole(p, "agree"), _whole(p, "in_flight")),
     "first_finish": lambda p: FirstFinish(p.n, _whole(p, "first")),
     "budget_forcing": lambda p: BudgetForcing(p.n, _whole(p, "extend"), _text(p, "word")),
     "sequential": lambda p: Revision(p.n, _whole(p, "stable"), _text(p, "revise_prompt")),

@@ -125,6 +125,44 @@ def lead_is_safe(first: int, second: int) -> float:
 
 
 @dataclass
+class Agreement:
+    """Draw until `agree` samples gave the same answer, and cancel the rest.
+
+    That answer is returned; the plurality of all n where none gets so many. More than half of n
+    decide as the majority vote of n would, whatever the others say. At most `in_flight` samples
+    run at a time. With more than one in flight short samples vote first.
+    """
+
+    n: int
+    agree: int
+    in_flight: int
+    votes: dict[int, Vote] = field(default_factory=dict)
+    drawn: int = 0
+
+    def begin(self) -> Move:
+        """Draw as many as may run at a time."""
+        return self._draw(self.in_flight)
+
+    def on_sample(self, vote: Vote) -> Move:
+        """Decide, or replace the sample that ended."""
+        self.votes[vote.sample_index] = vote
+        same = sum(each.answer == vote.answer for each in self.votes.values())
+        agreed = vote.answer is not None and same == self.agree
+        if agreed or len(self.votes) == self.n:
+            answer = vote.answer if agreed else self.answer_now()
+            return Move(decision=Decision(answer=answer, by_sample=vote.sample_index))
+        return self._draw(1)
+
+    def _draw(self, count: int) -> Move:
+        start, self.drawn = self.drawn, min(self.drawn + count, self.n)
+        return fresh(range(start, self.drawn))
+
+    def answer_now(self) -> str | None:
+        """Return the plurality of the samples that have ended."""
+        return most_votes(self.votes)
+
+
+@dataclass
 class FirstFinish:
     """Draw n samples and let the first k that end with an answer decide; cancel the rest.
 

@@ -68,7 +68,13 @@ PARAMETERS = (
     ),
     Parameter(
         name="in_flight",
-        methods=("adaptive",),
+        methods=("adaptive", "agreement"),
+        default=None,
+        whole=True,
+    ),
+    Parameter(
+        name="agree",
+        methods=("agreement",),
         default=None,
         whole=True,
     ),
@@ -195,14 +201,20 @@ def complete(policy: Policy) -> Policy:
 
 def _default(parameter: Parameter, n: int) -> Value | None:
     """Return the default, of some parameters a matter of n."""
-    by_n = {"in_flight": n, "first": (n + 1) // 2, "width": round(n**0.5), "window": min(4, n)}
+    by_n = {
+        "in_flight": n,
+        "agree": n // 2 + 1,
+        "first": (n + 1) // 2,
+        "width": round(n**0.5),
+        "window": min(4, n),
+    }
     if parameter.name in by_n:
         return float(by_n[parameter.name])
     return parameter.default
 
 
 def _check_together(policy: Policy) -> None:
-    for name in ("window", "in_flight", "first", "width"):
+    for name in ("window", "in_flight", "agree", "first", "width"):
         value = number(policy, name)
         if value is not None and value > policy.n:
             raise UsageError(f"policy: {name} must be at most n = {policy.n}, not {value}")

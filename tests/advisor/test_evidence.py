@@ -176,3 +176,48 @@ def test_answers_of_different_runs_are_never_pooled(tmp_path):
         return measures.values("accuracy")[rows[0]]
 
     assert accuracy([one, two]) == pytest.approx((accuracy([one]) + accuracy([two])) / 2)
+
+
+def test_answers_forced_at_a_budget_are_part_of_their_sample(tmp_path):
+    def forced(name, index, **changes):
+        return sample(name, sample_index=index, role="forced", parent_sample=0) | changes
+
+    rows = [
+        sample("a", output_tokens=8),
+        forced("a", 1, output_tokens=3),
+        sample("b", output_tokens=6),
+        forced("b", 1, output_tokens=None),  # its length is not known
+    ]
+    recording = write(
+        tmp_path / "r",
+        {"problems": [problem("a"), problem("b")], "samples": rows, "steps": [step(0), step(1)]},
+    )
+    (run,) = gather([recording]).runs
+    lengths = {name: found.samples[0].output_tokens for name, found in run.problems.items()}
+    assert lengths == {"a": 11, "b": 6}
+
+
+def test_drafts_of_a_forced_answer_go_behind_those_of_its_sample(tmp_path):
+    drafts = {"drafted_per_step": [3, 3], "accepted_per_step": [2, 1]}
+    rows = [
+        sample("a", output_tokens=6, **drafts),
+        sample(
+            "a",
+            sample_index=1,
+            role="forced",
+            parent_sample=0,
+            output_tokens=4,
+            drafted_per_step=[3],
+            accepted_per_step=[2],
+        ),
+    ]
+    recording = write(
+        tmp_path / "r",
+        {"problems": [problem("a")], "samples": rows, "steps": [step(0), step(1)]},
+        engines={"e": engine_of(speculative=NGRAM)},
+    )
+    (run,) = gather([recording]).runs
+    (found,) = run.problems["a"].samples
+    assert found.output_tokens == 10
+    assert found.advance.sum() == 9
+    assert sorted(found.advance.tolist()) == [1, 2, 3, 3]

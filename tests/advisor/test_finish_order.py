@@ -50,7 +50,7 @@ def test_partial_tokens():
 @given(rows=LENGTHS)
 def test_a_vote_that_stops_when_it_is_settled_is_the_whole_vote(rows):
     problem = samples([a for a, _ in rows], tokens=[float(t) for _, t in rows])
-    early, late = decide(problem, settled()), decide(problem, lambda tally, running: False)
+    early, late = decide(problem, settled()), decide(problem, lambda tally: False)
     assert early.right == late.right
     assert early.tokens <= late.tokens == problem.tokens.sum()
 

@@ -19,6 +19,8 @@ POLICIES = {
     "early_stopping": {"method": "early_stopping", "n": 7, "window": 3},
     "adaptive": {"method": "adaptive", "n": 8},
     "adaptive in turn": {"method": "adaptive", "n": 6, "in_flight": 1},
+    "agreement": {"method": "agreement", "n": 8, "agree": 2},
+    "agreement in turn": {"method": "agreement", "n": 6, "agree": 3, "in_flight": 2},
     "first_finish": {"method": "first_finish", "n": 6, "first": 2},
     "budget_forcing": {"method": "budget_forcing", "n": 2, "extend": 2, "word": "."},
     "sequential": {"method": "sequential", "n": 3, "revise_prompt": "{prompt}"},
@@ -31,7 +33,7 @@ POLICIES = {
         "thinking_token_budget": 20,
     },
 }
-CANCELLING = {"adaptive", "adaptive in turn", "first_finish"}
+CANCELLING = {"adaptive", "adaptive in turn", "agreement", "agreement in turn", "first_finish"}
 
 
 def policy_of(name):

@@ -117,6 +117,26 @@ def test_first_finish_counts_answers_alone(answers, order):
     assert answer == ("a" if parsed else None)
 
 
+@given(
+    answers=st.lists(st.sampled_from(["a", "b", None]), min_size=9, max_size=9),
+    agree=st.integers(1, 9),
+    in_flight=st.integers(1, 9),
+    order=st.randoms(),
+)
+def test_agreement_stops_at_so_many_equal_answers(answers, agree, in_flight, order):
+    policy = make_policy({"method": "agreement", "n": 9, "agree": agree, "in_flight": in_flight})
+    seen, answer = finish(policy, answers, order)
+    counts = Counter(each for each in seen.values() if each is not None)
+    if max(counts.values(), default=0) >= agree:
+        assert [name for name, count in counts.items() if count == agree] == [answer]
+        assert max(counts.values()) == agree
+    else:
+        assert len(seen) == 9
+        assert answer == plurality(seen)
+    if agree == 5 and answer is not None and counts[answer] >= 5:
+        assert answer == plurality(dict(enumerate(answers)))  # as the vote of all
+
+
 def votes(*pairs, **names):
     return {
         i: Vote(sample_index=i, answer=answer, **dict.fromkeys(names, value))

@@ -53,7 +53,7 @@ def test_contract(name, tmp_path):
     cancelled = recording.samples.filter(pl.col("cancelled_by").is_not_null())
     assert cancelled.height == len(engine.cancelled)
     assert recording.problems["error"].null_count() == 7
-    if name in CANCELLING - {"adaptive in turn"}:
+    if name in CANCELLING - {"adaptive in turn", "agreement in turn"}:
         assert cancelled.height
 
 
@@ -210,6 +210,8 @@ def test_a_reward_model_behind_http(tmp_path):
         ({"method": "early_stopping", "n": 4, "window": "x"}, "window must be a whole number"),
         ({"method": "majority", "n": 4, "window": 2}, "window is for early_stopping"),
         ({"method": "adaptive", "n": 4, "threshold": 1.5}, "at most 1, not 1.5"),
+        ({"method": "agreement", "n": 4, "agree": 5}, "agree must be at most n"),
+        ({"method": "first_finish", "n": 4, "agree": 2}, "agree is for agreement"),
         ({"method": "first_finish", "n": 4, "first": 5}, "first must be at most n"),
         ({"method": "confidence", "n": 4, "keep": 0}, "keep must be a number"),
         ({"method": "budget_forcing", "extend": 1.5}, "extend must be a whole number"),
@@ -242,6 +244,7 @@ def test_a_scorer_must_be_named_and_given(tmp_path):
     [
         ({"method": "early_stopping", "n": 16}, "esc 4/16"),
         ({"method": "adaptive", "n": 16}, "asc 0.95/16"),
+        ({"method": "agreement", "n": 16}, "agree 9/16"),
         ({"method": "majority", "n": 16, "thinking_token_budget": 128}, "maj@16 128"),
         ({"method": "beam", "n": 16}, "beam 4/16"),
         ({}, "greedy"),

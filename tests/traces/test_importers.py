@@ -10,6 +10,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from advisor.counterfactual import evaluate
 from tests.traces.importer_contract import CASES, HEADER, inspect_samples, inspect_zip, plain
 from tests.traces.test_kineto_damage import mutate
 from traces.errors import OutcomesError, TtscopeError, UsageError
@@ -304,6 +305,38 @@ def test_what_is_measured_stays(tmp_path):
     kept = recording.samples.select("latency_ns", "prompt_tokens", "think_tokens").row(0)
     assert kept == (1_250_000_000, 9, 3)
     assert recording.problems["group"].to_list() == ["easy"]
+
+
+def test_latencies_are_shown_and_give_the_order_of_ends(tmp_path):
+    times = [3.0, 1.0, 2.0, 4.0]
+    rows = [
+        {
+            **GOOD,
+            "problem_id": problem,
+            "sample_index": index,
+            "latency_s": seconds,
+            "output_tokens": 10 * index + 10,
+            "answer": str(index // 3),
+            "correct": index < 3,
+        }
+        for problem in ("p", "q")
+        for index, seconds in enumerate(times)
+    ]
+    _, recording = read(lines(tmp_path / "o.jsonl", *rows), tmp_path / "r")
+    (run,) = summarise(recording)
+    assert run.sample_latency_s["mean"].value == 2.5
+    assert run.sample_latency_s["p50"].value == 2.5
+    assert run.latency_s["mean"] is None
+    assert sum("sample latency" in line for line in show_lines([run])) == 2
+    found = evaluate(run)
+    assert any("that of their own latencies" in note for note in found.notes)
+    (first,) = (o for o in found.outcomes if (o.method, o.n) == ("first_finish", 4))
+    # Samples 1 and 2 end first, at 2 s: then 0 has made 2/3 of its 10 tokens, 3 half of its 40.
+    assert first.tokens_per_problem.value == pytest.approx(20 + 30 + 10 * 2 / 3 + 40 / 2)
+    partly = lines(tmp_path / "b.jsonl", *rows[:-1], {**rows[-1], "latency_s": None})
+    _, recording = read(partly, tmp_path / "s")
+    found = evaluate(summarise(recording)[0])
+    assert any("finish times are not recorded" in note for note in found.notes)
 
 
 def test_without_answers_nothing_is_voted(tmp_path):

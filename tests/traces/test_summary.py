@@ -24,7 +24,8 @@ from traces.summary import Run, summarise
 
 CONTRACT = [
     *("recording", "complete", "config", "problems", "problems_in_flight", "problems_failed"),
-    *("accuracy", "latency_s", "ttft_s", "tpot_s", "tokens_per_problem", "flops_per_problem"),
+    *("accuracy", "latency_s", "ttft_s", "tpot_s", "sample_latency_s"),
+    *("tokens_per_problem", "flops_per_problem"),
     *("throughput_tokens_per_s", "device_s_per_problem", "cost_per_token_device_s"),
     *("cost_usd_per_problem", "steps", "step_time", "time_by_family", "collectives"),
     *("top_kernels", "device_time", "acceptance", "ngram_what_if", "energy_j", "policies"),

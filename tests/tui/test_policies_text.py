@@ -38,7 +38,8 @@ def test_the_table_fits_80_columns_and_says_how_each_is_known(recording):
     lines = policy_table(found, cheapest_as_good(found))
     assert max(map(len, lines)) <= 80
     text = "\n".join(lines)
-    for wanted in ("maj@8 ", "pass@8", "best@4", "conf 0.5@8", "esc 4/8", "asc 8/8", "first 4/8"):
+    votes = ("maj@8 ", "pass@8", "best@4", "conf 0.5@8")
+    for wanted in (*votes, "esc 4/8", "asc .95 8/8", "agree 5/8", "first 4/8"):
         assert wanted in text, wanted
     for how in ("exact", "+-.", "ended", "forced", "between", "model", "think 64"):
         assert how in text, how

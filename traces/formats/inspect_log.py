@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from traces.errors import OutcomesError, UsageError
+from traces.formats.json_array import ArrayStream
 from traces.formats.outcome import (
     Choices,
     FileFacts,
@@ -23,7 +24,7 @@ from traces.formats.outcome import (
     truth,
     whole_number,
 )
-from traces.formats.source import ZipSource, decode, document
+from traces.formats.source import ENTRY_BYTES, ZipSource, decode
 
 _JSON = re.compile(rb'\A\s*\{\s*"version"\s*:\s*\d+\s*,\s*"status"\s*:')
 _RIGHT, _WRONG = ("C", "CORRECT"), ("I", "INCORRECT", "N")  # N: no answer was given
@@ -79,10 +80,6 @@ class _Header(msgspec.Struct):
     plan: _Plan | None = None
 
 
-class _Log(_Header):
-    samples: list[msgspec.Raw] | None = None
-
-
 class InspectLog:
     """Reads a log (see `OutcomeReader`). The `score` chosen is a scorer's name."""
 
@@ -136,17 +133,30 @@ class InspectLog:
             source.close()
 
     def _document(self) -> Iterator[tuple[int, bytes]]:
-        text, cut = document(self._path, self._choices.limit_bytes)
+        stream = ArrayStream(self._path, self._choices.limit_bytes, b"samples")
+        number = 0
+        for number, raw in enumerate(stream, 1):
+            if number == 1:  # what says how the samples are to be read stands before them
+                self._keep_header(self._decoded(bytes(stream.outside) + b"]}", stream))
+            if raw is None:
+                self.skipped.add(f"samples of more than {ENTRY_BYTES >> 20} MiB", number)
+            else:
+                yield number, raw
+        whole = self._decoded(bytes(stream.outside), stream)
+        if not number:
+            self._keep_header(whole)
+
+    def _decoded(self, text: bytes, stream: ArrayStream) -> _Header:
+        """Return the log without its samples. Raises OutcomesError where it is cut or no JSON."""
         try:
-            log = decode(text, _Log)
+            if stream.cut is not None:
+                raise ValueError(stream.cut)
+            return decode(text, _Header)
         except ValueError as error:
             raise OutcomesError(
-                f"{self._path}: an inspect_ai log that cannot be read ({cut or error}); export "
-                "it again, or give the .eval file"
+                f"{self._path}: an inspect_ai log that cannot be read ({error}); export it again, "
+                "or give the .eval file"
             ) from None
-        self._keep_header(log)
-        for number, raw in enumerate(log.samples or (), 1):
-            yield number, bytes(raw)
 
     def _keep_header(self, header: _Header) -> None:
         if isinstance(header.status, str) and header.status != "success":

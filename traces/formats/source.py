@@ -1,4 +1,4 @@
-"""Reading foreign files in bounded memory: lines of JSON, whole documents, entries of a zip."""
+"""Reading foreign files in bounded memory: lines of JSON, entries of a zip."""
 
 from __future__ import annotations
 
@@ -38,14 +38,15 @@ T = TypeVar("T")
 def head_of(path: Path) -> bytes:
     """Return the first 64 KiB of a file, inflated. Raises OutcomesError when there are none."""
     head = b""
-    for piece in _pieces(path, 1 << 62):
+    for piece in open_pieces(path, 1 << 62):
         head += piece
         if len(head) >= HEAD_BYTES:
             break
     return head[:HEAD_BYTES]
 
 
-def _pieces(path: Path, limit_bytes: int) -> Inflated:
+def open_pieces(path: Path, limit_bytes: int) -> Inflated:
+    """Return the pieces of a file of text, inflated."""
     return Inflated(
         path, limit_bytes=limit_bytes, refuse=OutcomesError, what="text", mend="raise --limit"
     )
@@ -76,7 +77,7 @@ def objects(
     Other lines, and those above 64 MiB, are counted in `skipped`; `notes` tells of damaged gzip
     data. Raises OutcomesError as `Inflated` does.
     """
-    pieces = _pieces(path, limit_bytes)
+    pieces = open_pieces(path, limit_bytes)
     for number, line in _lines(pieces):
         if line is None:
             skipped.add(f"lines of more than {LINE_BYTES >> 20} MiB", number)
@@ -106,12 +107,6 @@ def _lines(pieces: Inflated) -> Iterator[tuple[int, bytes | None]]:
             number, parts, size = number + 1, [other], len(other)
     if size:
         yield number, b"".join(parts) if size <= LINE_BYTES else None
-
-
-def document(path: Path, limit_bytes: int) -> tuple[bytes, str | None]:
-    """Return a whole file, inflated, and why it ends early if it does."""
-    pieces = _pieces(path, limit_bytes)
-    return b"".join(pieces), pieces.cut
 
 
 class ZipSource:
