@@ -2,14 +2,16 @@
 
 Without an engine: a scheduler whose two methods do nothing gives steps of 64 decoding requests
 (vLLM's own classes where vLLM is installed), with and without the probe, in turns. Inline is the
-time that the probe adds on the engine's thread; drain is the CPU time of its rows on the writer's;
+time that the probe adds on the engine's thread, where the same requests go on and where others come
+and go at every step; drain is the CPU time of its rows on the writer's;
 collecting is what Python's garbage collector takes of the engine's thread, where every step is a
 new object, since what a probe keeps until it is drained makes the collector run. Pin it to a core
 (``taskset -c 1``); the load is printed.
 
 ``--throughput`` runs the bundled small reasoner on vLLM at a constant batch of 64, with the probe
-put in and taken out every 20 steps over 20,000 steps, and gives the difference in step time of
-neighbouring blocks, whose batch is equal and whose contexts differ by 20 tokens.
+put in and taken out every 20 steps over 20,000 steps (``--steps``), and gives the difference in
+step time of neighbouring blocks, whose batch is equal and whose contexts differ by 20 tokens: by
+the clock and, for a machine that others use too, in CPU time of the process.
 """
 
 import argparse
@@ -19,8 +21,10 @@ import platform
 import time
 from collections import deque
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from profiler.provenance import cpu_name, installed
 from profiler.steps import StepProbe
@@ -81,15 +85,17 @@ def queue() -> deque[object]:
 
 
 class Idle:
-    """A scheduler that gives one step again and again."""
+    """A scheduler that gives one step again and again, of other requests where `changing`."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, changing: bool = False) -> None:
         self.running, self.waiting, self.finished_req_ids = list(range(BATCH)), queue(), set()
         pool = SimpleNamespace(
             num_gpu_blocks=1000, free_block_queue=SimpleNamespace(num_free_blocks=500)
         )
         self.kv_cache_manager = SimpleNamespace(block_pool=pool)
-        self.output = scheduled()
+        self.output: Any = scheduled()
+        if changing:
+            self.output.finished_req_ids = {"the one before"}
 
     def schedule(self) -> object:
         """Give the one step."""
@@ -119,9 +125,9 @@ def timed(scheduler: Idle, steps: int) -> np.ndarray:
     return took
 
 
-def inline() -> None:
+def inline(*, changing: bool) -> None:
     """Print the inline cost and that of draining."""
-    scheduler = Idle()
+    scheduler = Idle(changing=changing)
     probe = StepProbe(scheduler, "engine", 0)
     bare, watched, drains = [], [], []
     gc.disable()
@@ -135,14 +141,13 @@ def inline() -> None:
         drains.append((time.thread_time_ns() - begun) / 1000)
     base = float(np.median(np.concatenate(bare)))
     added = np.concatenate(watched) - base
-    print(f"inline, batch {BATCH}, {STEPS} steps")
-    print(f"  median {np.median(added) / 1e3:.2f} us   p99 {np.quantile(added, 0.99) / 1e3:.2f} us")
     print(
+        f"inline, batch {BATCH}, {'other' if changing else 'the same'} requests at every step, "
+        f"{STEPS} steps\n"
+        f"  median {np.median(added) / 1e3:.2f} us   p99 {np.quantile(added, 0.99) / 1e3:.2f} us\n"
         f"  an empty step without it: {base / 1e3:.2f} us, its p99 over that "
-        f"{(np.quantile(np.concatenate(bare), 0.99) - base) / 1e3:.2f} us"
-    )
-    print(
-        f"rows on the writer's thread: {np.median(drains) / 1e3:.2f} us of CPU per step "
+        f"{(np.quantile(np.concatenate(bare), 0.99) - base) / 1e3:.2f} us\n"
+        f"  rows on the writer's thread: {np.median(drains) / 1e3:.2f} us of CPU per step "
         f"(1,000 steps a drain)"
     )
 
@@ -183,7 +188,7 @@ def collecting() -> None:
     )
 
 
-def throughput() -> None:
+def throughput(wanted: int) -> None:
     """Print the difference in step time with the probe, with its 95 % interval."""
     from vllm import SamplingParams
 
@@ -193,9 +198,9 @@ def throughput() -> None:
     watched = InProcessEngine(model_path("demo/s"), dtype="float32", max_num_seqs=BATCH)
     engine, probe = watched._engine, watched.probe
     probe.remove()
-    differences: list[float] = []
+    differences: list[NDArray[np.float64]] = []
     steps = 0
-    while steps < THROUGHPUT_STEPS:
+    while steps < wanted:
         for index in range(BATCH):  # all of one length, so that the batch is constant
             parameters = SamplingParams(max_tokens=990, ignore_eos=True, detokenize=False)
             engine.add_request(f"{steps}-{index}", {"prompt_token_ids": [1, 5, 9]}, parameters)
@@ -204,10 +209,10 @@ def throughput() -> None:
         for place in range(980 // BLOCK):
             if place % 2:
                 probe.install()
-            begun = time.perf_counter_ns()
+            begun = clocks()
             for _ in range(BLOCK):
                 engine.step()
-            blocks.append(time.perf_counter_ns() - begun)
+            blocks.append(clocks() - begun)
             if place % 2:
                 probe.remove()
         while engine.has_unfinished_requests():
@@ -218,25 +223,34 @@ def throughput() -> None:
         for place in range(1, len(blocks) - 1):
             around = (blocks[place - 1] + blocks[place + 1]) / 2
             differences.append((blocks[place] / around - 1) * (1 if place % 2 else -1))
-    values = np.array(differences)
-    draws = np.random.default_rng(0).integers(0, len(values), (2000, len(values)))
-    low, high = np.quantile(np.median(values[draws], axis=1), [0.025, 0.975])
-    print(
-        f"{steps} steps of {BATCH} requests, toggled every {BLOCK}: with the probe a step takes "
-        f"{np.median(values):+.2%} [{low:+.2%}, {high:+.2%}] (95 %, {len(values)} blocks)"
-    )
+    draws = np.random.default_rng(0).integers(0, len(differences), (2000, len(differences)))
+    print(f"{steps} steps of {BATCH} requests, the probe toggled every {BLOCK}, 95 % intervals:")
+    for name, values in zip(("by the clock", "in CPU time"), np.array(differences).T, strict=True):
+        low, high = np.quantile(np.median(values[draws], axis=1), [0.025, 0.975])
+        print(
+            f"  a step with it takes {np.median(values):+.2%} [{low:+.2%}, {high:+.2%}] longer "
+            f"{name} ({len(values)} blocks)"
+        )
+    print(f"  what the probe times of itself in a step: {probe.cost_us:.1f} us")
+
+
+def clocks() -> NDArray[np.float64]:
+    """Read the clock and the CPU time of the process, in ns."""
+    return np.array([time.perf_counter_ns(), time.process_time_ns()], dtype=float)
 
 
 def main() -> None:
     """Run what was asked for."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--throughput", action="store_true")
+    parser.add_argument("--steps", type=int, default=THROUGHPUT_STEPS, help="for --throughput")
     arguments = parser.parse_args()
     print(f"{machine()}; load {os.getloadavg()[0]:.1f}")
     if arguments.throughput:
-        throughput()
+        throughput(arguments.steps)
     else:
-        inline()
+        inline(changing=False)
+        inline(changing=True)
         collecting()
 
 

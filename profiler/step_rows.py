@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -19,31 +18,22 @@ Contexts = list[int]
 Work = tuple[dict[str, int], list[str], set[str], list[tuple[int, int]]]
 Kept = tuple[list[int], list[int]]  # tokens drafted for each request, and how many it kept
 
-# What `schedule` leaves of a step: vLLM's SchedulerOutput, the first nine of RAW and, behind the
-# start, the CPU clock.
-Begun = tuple[Any, int, int | None, int, int, int, int, int, Contexts, Contexts, Work | None]
-RAW = (  # what one step leaves; clocks are monotonic nanoseconds
-    "start",
-    "running",
-    "waiting",
-    "free_blocks",
-    "ended",  # requests, since the step before was scheduled
-    "preempted",
-    "contexts",  # of the requests that ran before
-    "put_out",  # their tokens until now
-    "work",  # None where the step is one token for each of them
-    "step",
-    "end",
-    "cpu_ns",
-    "idle_before",
-    "finished",
-    "kept",  # None where nothing was drafted
-    "draft_ns",
-    "profiled",
-)
-RawStep = tuple[Any, ...]
+# What a step computes: its tick (see below); how many requests ended since the step before was
+# scheduled; how many were preempted; contexts of the requests that ran before, and their tokens
+# until now; the work, None where it is one token for each of them.
+Base = tuple[int, int, int, Contexts, Contexts, Work | None]
+# What `schedule` leaves: start; requests that run and that wait; free blocks; how many steps were
+# scheduled before this one, its tick; and its base or, where the same requests went on with one
+# token each, that of the step with which they began.
+Seen = tuple[int, int, int, int, int, Base]
+# And with it, of the end: the time; requests that ended in the step; None in most steps, else CPU
+# time, what was kept of drafts, and the time of drafting. Clocks are monotonic nanoseconds.
+RawStep = tuple[Seen, int, int, tuple[int | None, Kept | None, int | None] | None]
+NOTHING: Base = (0, 0, 0, [], [], None)
+NOTHING_MORE = (None, None, None)
 
 Composition = tuple[int, int, int, int, int, int, int, int, int]
+COMPOSED = (*COMPOSITION, "max_context_tokens", "cached_prompt_tokens")
 
 
 @dataclass
@@ -58,41 +48,55 @@ class StepRows:
     unix_offset_ns: int
     usable_blocks: int
     left_over: int = 0
+    _step: int = 0  # number of the next
+    _dropped: int = 0
     _last_end: int = 0
+    _unfinished: int = 0  # requests after the last step
 
-    def frame(self, raw: Sequence[RawStep]) -> pl.DataFrame:
-        """Return a frame of the `steps` table, one row a step."""
+    def frame(
+        self, raw: Sequence[RawStep], dropped: int = 0, toggled: Sequence[int] = ()
+    ) -> pl.DataFrame:
+        """Return a frame of the `steps` table, one row a step.
+
+        Behind these steps `dropped` in all were lost. A profiler was off before the first step of
+        `toggled`, on from there to the second, and so on.
+        """
+        first, self._step = self._step, self._step + len(raw) + dropped - self._dropped
+        self._dropped = dropped
         if not raw:
             return pl.DataFrame(schema=TABLES["steps"])
-        seen = dict(zip(RAW, zip(*raw, strict=True), strict=True))
-        start, end, ended, finished = (
-            np.array(seen[name]) for name in ("start", "end", "ended", "finished")
-        )
+        seen, ends, ended_in, mores = zip(*raw, strict=True)
+        starts, *counts, bases = zip(*seen, strict=True)
+        running, waiting, free, ticks = (np.array(values) for values in counts)
+        start, end, finished = np.array(starts), np.array(ends), np.array(ended_in)
+        cpu, kept, draft = zip(*(more or NOTHING_MORE for more in mores), strict=True)
+        step = np.arange(first, first + len(raw))
+        ended, preempted, composed = _composed(bases, ticks)
         before, left_over = _shifted(end, self._last_end), _shifted(finished, self.left_over)
+        unfinished = np.maximum(running + waiting - finished, 0)
+        idle = pl.Series(_shifted(unfinished, self._unfinished) == 0)
         self._last_end, self.left_over = int(end[-1]), int(finished[-1])
-        idle = pl.Series(seen["idle_before"])
-        names = (*COMPOSITION, "max_context_tokens", "cached_prompt_tokens")
-        composed = map(composition, seen["contexts"], seen["put_out"], seen["work"])
-        drafted, accepted = zip(*map(speculation, seen["kept"]), strict=True)
+        self._unfinished = int(unfinished[-1])
+        drafted, accepted = zip(*map(speculation, kept), strict=True)
         columns = {
-            "step": seen["step"],
+            "step": step,
             "end": end + self.unix_offset_ns,
             "interval_ns": pl.Series(end - before).set(idle, None),
             "wall_ns": end - start,
-            "cpu_ns": seen["cpu_ns"],
+            "cpu_ns": cpu,
             "gap_ns": pl.Series(start - before).set(idle, None),
-            "running": seen["running"],
-            "waiting": seen["waiting"],
-            "kv_blocks": self.usable_blocks - np.array(seen["free_blocks"]),
+            "running": running,
+            "waiting": waiting,
+            "kv_blocks": self.usable_blocks - free,
             "finished": finished,
             # What ended since the last update ended without it: it was aborted.
             "aborted": np.maximum(ended - left_over, 0),
-            "preempted": seen["preempted"],
+            "preempted": preempted,
             "drafted": drafted,
             "accepted": accepted,
-            "draft_ns": seen["draft_ns"],
-            "profiled": seen["profiled"],
-            **dict(zip(names, zip(*composed, strict=True), strict=True)),
+            "draft_ns": draft,
+            "profiled": np.searchsorted(toggled, step, side="right") % 2 == 1,
+            **dict(zip(COMPOSED, composed.T, strict=True)),
         }
         schema = {name: TABLES["steps"][name] for name in columns}
         return pl.DataFrame(columns, schema=schema).with_columns(
@@ -103,6 +107,23 @@ class StepRows:
 def _shifted(values: NDArray[np.int64], first: int) -> NDArray[np.int64]:
     """Return of each value the one before."""
     return np.concatenate(([first], values[:-1]))
+
+
+def _composed(
+    bases: Sequence[Base], ticks: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Return of each step the requests that ended before it, those preempted, its composition."""
+    place: dict[int, int] = {}  # id of a base -> its row below; `bases` keeps them alive
+    which = np.array([place.setdefault(id(base), len(place)) for base in bases])
+    unique = [bases[index] for index in np.unique(which, return_index=True)[1]]
+    age = ticks - np.array([base[0] for base in unique])[which]
+    own = np.where(age == 0, 1, 0)
+    composed = np.array([composition(*base[3:]) for base in unique])[which]
+    grows = np.array([COMPOSED.index(name) for name in ("decode_kv_tokens", "max_context_tokens")])
+    composed[:, grows[0]] += age * composed[:, COMPOSED.index("decode_requests")]
+    composed[:, grows[1]] += age
+    ended, preempted = (np.array([base[at] for base in unique])[which] * own for at in (1, 2))
+    return ended, preempted, composed
 
 
 def composition(contexts: Contexts, produced: Contexts, work: Work | None) -> Composition:

@@ -5,9 +5,11 @@ reads clocks and appends one tuple per step to a bounded ring; the rest is worke
 writer thread when it drains the ring (`step_rows`). When something in the probe raises, it
 switches itself off and says so: the engine goes on.
 
-What the ring holds must be light: whatever is kept until it is drained outlives the step, and
-makes the garbage collector run on the engine's thread, which cost more than the probe itself when
-vLLM's SchedulerOutput was kept. So a step that only decodes leaves numbers and two lists.
+What the ring holds must be light: whatever is kept until it is drained outlives the step, makes
+the garbage collector run on the engine's thread, which cost more than the probe itself when vLLM's
+SchedulerOutput was kept, and takes the memory that vLLM would use again. So the contexts of the
+requests are kept of one step (its `Base`), and the steps after it, as long as the same requests
+decode one token each, leave a few numbers and refer to it.
 """
 
 from __future__ import annotations
@@ -23,13 +25,27 @@ from typing import Any
 
 import polars as pl
 
-from profiler.step_rows import Begun, Kept, RawStep, StepRows, Work
+from profiler.step_rows import NOTHING, Base, Kept, RawStep, Seen, StepRows, Work
 
 log = logging.getLogger("ttscope.steps")
 
 RING_CAPACITY = 100_000
 ENDS_KEPT = 1_000_000  # ends of steps, from which the times of running samples are read
 CPU_EVERY = 16  # steps: reading the thread's CPU clock is a system call
+COST_EVERY = 64  # steps: the probe times itself, in a step that reads no CPU clock
+
+
+@dataclass(slots=True)
+class Flight:
+    """The step that is in flight: vLLM's SchedulerOutput and what was seen of it.
+
+    Where two are, the older one waits in the probe's `_pending`.
+    """
+
+    output: Any = None
+    cpu: int | None = None  # the thread's clock when it was scheduled
+    seen: Seen = (0, 0, 0, 0, 0, NOTHING)
+    cost_at: int = CPU_EVERY // 2  # the tick of the next step in which the probe times itself
 
 
 @dataclass
@@ -45,15 +61,16 @@ class StepProbe:
     engine_key: str
     unix_offset_ns: int
     draft_timer: Any = None
-    profiled: bool = False
     first_step: dict[str, int] = field(default_factory=dict)
     dropped: int = 0
     failure: str | None = None
-    _ring: deque[RawStep] = field(default_factory=deque)
+    _ring: list[RawStep] = field(default_factory=list)
     _ends: array[int] = field(default_factory=lambda: array("q"))
+    _recent: list[int] = field(default_factory=list)  # ends that are not yet in the array
     _forgotten: int = 0  # ends that are no longer kept
     _costs_ns: deque[int] = field(default_factory=lambda: deque(maxlen=10_000))
-    _pending: deque[Begun] = field(default_factory=deque)
+    _pending: deque[tuple[Any, int | None, Seen]] = field(default_factory=deque)
+    _toggled: list[int] = field(default_factory=list)  # steps at which a profiler went on, off, on
 
     def __post_init__(self) -> None:
         self.reset(self.engine_key)
@@ -62,8 +79,9 @@ class StepProbe:
         """Wrap the scheduler of this one engine; `remove` undoes it."""
         scheduler = self.scheduler
         self._schedule, self._update = scheduler.schedule, scheduler.update_from_output
-        wrapped = self._wrapped(self._schedule, self._update)
-        scheduler.schedule, scheduler.update_from_output = wrapped
+        flight = Flight()
+        scheduler.schedule = self._watched_schedule(self._schedule, flight)
+        scheduler.update_from_output = self._watched_update(self._update, flight)
 
     def remove(self) -> None:
         """Give the scheduler its own methods back."""
@@ -82,89 +100,132 @@ class StepProbe:
             left_over=len(self.scheduler.finished_req_ids),
         )
         del self._ends[:]
-        for store in (self.first_step, self._ring, self._pending, self._costs_ns):
+        for store in (self.first_step, self._pending, self._costs_ns):
             store.clear()
+        for kept in (self._ring, self._recent, self._toggled):
+            kept.clear()
 
     @property
     def step(self) -> int:
         """How many steps have ended, which is the number of the next."""
-        return self._forgotten + len(self._ends)
+        return self._forgotten + len(self._ends) + len(self._recent)
+
+    @property
+    def profiled(self) -> bool:
+        """Whether a profiler is on: said of every step that ends while it is."""
+        return len(self._toggled) % 2 == 1
+
+    @profiled.setter
+    def profiled(self, on: bool) -> None:
+        if on != self.profiled:
+            self._toggled.append(self.step)
 
     @property
     def cost_us(self) -> float | None:
-        """Median time that the probe itself took in a step, of one step in `CPU_EVERY`, in us."""
+        """Median time that the probe itself took in a step, of one step in `COST_EVERY`, in us."""
         costs = sorted(self._costs_ns)
         return costs[len(costs) // 2] / 1000 if costs else None
 
     def end_of(self, step: int) -> int | None:
         """Return the end of a step in unix nanoseconds, None when it is not known any more."""
+        self._store_ends()
         place = step - self._forgotten
         return self._ends[place] + self.unix_offset_ns if 0 <= place < len(self._ends) else None
 
     def step_at(self, unix_ns: int) -> int:
         """Return the first step that ended after a time; the last one when none did."""
+        self._store_ends()
         place = bisect_right(self._ends, unix_ns - self.unix_offset_ns)
         return self._forgotten + min(place, len(self._ends) - 1)
 
-    def _wrapped(
-        self, schedule: Callable[..., Any], update: Callable[..., Any]
-    ) -> tuple[Callable[..., Any], Callable[..., Any]]:
-        """Return both methods, watched.
+    def _watched_schedule(self, schedule: Callable[..., Any], flight: Flight) -> Callable[..., Any]:
+        """Return `schedule`, watched.
 
-        They are closures because a cell is read in a third of the time of an attribute, and call
-        without `*` where they can, which takes as long as all that they read.
+        Both methods are closures because a cell is read in a third of the time of an attribute,
+        and call without `*` where they can. What they seldom do stands in methods: a model leaves
+        the caches cold, so that code costs by its length.
         """
         now, thread_time = time.monotonic_ns, time.thread_time_ns
-        scheduler, pending, ring, costs = self.scheduler, self._pending, self._ring, self._costs_ns
-        ends, timer = self._ends, self.draft_timer
+        scheduler, pending, costs = self.scheduler, self._pending, self._costs_ns
         free = scheduler.kv_cache_manager.block_pool.free_block_queue
         # vLLM's queue is a deque whose len() goes through two Python calls.
-        count = deque.__len__ if isinstance(scheduler.waiting, deque) else len
-        countdown = 0  # steps until the CPU clock is read again; 1 times the probe itself
-        idle = True
+        queue = scheduler.waiting if isinstance(scheduler.waiting, deque) else None
+        count = deque.__len__.__get__(deque() if queue is None else queue)
+        tick = clock_at = 0  # steps scheduled, and at which of them the CPU clock is read
+        settled = -1  # requests that run, where the last step was one token for each of them,
+        checked = False  # and whether none of them had its prompt before it
+        base: Base = NOTHING
 
-        def watched_schedule(*args: Any, **kwargs: Any) -> Any:
-            cpu = None if countdown else thread_time()
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            nonlocal tick, clock_at, settled, checked, base
+            cpu = thread_time() if tick == clock_at else None
             start = now()
             output = schedule(*args, **kwargs) if kwargs else schedule(*args)
-            begun = now() if countdown == 1 else 0
+            begun = now() if tick == flight.cost_at else 0
             try:
-                if total := output.total_num_scheduled_tokens:
+                running, waiting = len(scheduler.running), scheduler.waiting
+                total, ended = output.total_num_scheduled_tokens, output.finished_req_ids
+                preempted = output.preempted_req_ids
+                # None ended and as many run: they are those of the step before. Each lacked one
+                # token, so that as many tokens are one for each.
+                same = (
+                    total == running == settled
+                    and not ended
+                    and not preempted
+                    and cpu is None
+                    and not output.scheduled_spec_decode_tokens
+                )
+                if not (same and (checked or all(base[4]))):
+                    if not total:
+                        settled = -1
+                        return output
                     cached = output.scheduled_cached_reqs
-                    contexts, preempted = cached.num_computed_tokens, output.preempted_req_ids
-                    plain = (
-                        total == len(contexts)
-                        and not output.scheduled_new_reqs
-                        and not cached.resumed_req_ids
+                    contexts, work = cached.num_computed_tokens, None
+                    if (
+                        total != len(contexts)
+                        or output.scheduled_new_reqs
+                        or cached.resumed_req_ids
+                    ):
+                        work = self._work(output, len(pending) + (flight.output is not None))
+                    base = (
+                        tick,
+                        len(ended),
+                        len(preempted) if preempted else 0,
+                        contexts,
+                        cached.num_output_tokens,
+                        work,
                     )
-                    pending.append(
-                        (
-                            output,
-                            start,
-                            cpu,
-                            len(scheduler.running),
-                            count(scheduler.waiting),
-                            free.num_free_blocks,
-                            len(output.finished_req_ids),
-                            len(preempted) if preempted else 0,
-                            contexts,
-                            cached.num_output_tokens,
-                            None if plain else self._work(output),
-                        )
-                    )
-                    if begun:
-                        costs.append(now() - begun)
+                    settled = running if work is None and total == running else -1
+                    same = False
+                checked = same
+                if flight.output is not None:
+                    pending.append((flight.output, flight.cpu, flight.seen))
+                queued = count() if waiting is queue else len(waiting)
+                flight.seen = (start, running, queued, free.num_free_blocks, tick, base)
+                flight.output, flight.cpu = output, cpu
+                if cpu is not None:
+                    clock_at = tick + CPU_EVERY
+                tick += 1
+                if begun:
+                    costs.append(now() - begun)
             except Exception as error:
                 self._give_up(error)
             return output
 
-        def watched_update(scheduled: Any, computed: Any, *args: Any, **kwargs: Any) -> Any:
-            nonlocal countdown, idle
+        return watched
+
+    def _watched_update(self, update: Callable[..., Any], flight: Flight) -> Callable[..., Any]:
+        """Return `update_from_output`, watched."""
+        now, thread_time = time.monotonic_ns, time.thread_time_ns
+        scheduler, pending, ring, costs = self.scheduler, self._pending, self._ring, self._costs_ns
+        recent, timer = self._recent, self.draft_timer
+
+        def watched(scheduled: Any, computed: Any, *args: Any, **kwargs: Any) -> Any:
             kept = None
             # Before the update, which cuts what a request that ends in this step got too much.
             try:
-                drafts = scheduled.scheduled_spec_decode_tokens
-                kept = _kept(drafts, computed) if drafts else None
+                if drafts := scheduled.scheduled_spec_decode_tokens:
+                    kept = _kept(drafts, computed)
             except Exception as error:
                 self._give_up(error)
             result = (
@@ -174,63 +235,41 @@ class StepProbe:
             )
             end = now()
             try:
-                # A step that scheduled nothing is not pending; batches are taken in their order.
-                if pending and pending[0][0] is scheduled:
-                    # One by one: to join two tuples with `*` takes thrice as long.
-                    (
-                        _,
-                        start,
-                        cpu,
-                        running,
-                        waiting,
-                        blocks,
-                        ended,
-                        preempted,
-                        contexts,
-                        put_out,
-                        work,
-                    ) = pending.popleft()
-                    if len(ring) < RING_CAPACITY:
-                        ring.append(
-                            (
-                                start,
-                                running,
-                                waiting,
-                                blocks,
-                                ended,
-                                preempted,
-                                contexts,
-                                put_out,
-                                work,
-                                self._forgotten + len(ends),
-                                end,
-                                None if cpu is None else thread_time() - cpu,
-                                idle,
-                                len(scheduler.finished_req_ids),
-                                kept,
-                                None if timer is None else timer.last_ns,
-                                self.profiled,
-                            )
-                        )
-                    else:
-                        self.dropped += 1
-                    ends.append(end)
-                    idle = not (scheduler.running or scheduler.waiting)
-                    if countdown == 1:
-                        self._forget_ends()
-                        if costs:
-                            costs[-1] += now() - end
-                    countdown = countdown - 1 if countdown else CPU_EVERY - 1
+                seen, cpu = flight.seen, flight.cpu
+                if flight.output is scheduled:
+                    flight.output = None
+                    if pending:
+                        pending.clear()  # their update never came
+                elif (landed := self._landed(scheduled)) is not None:
+                    cpu, seen = landed
+                else:
+                    return result  # it scheduled nothing
+                if len(ring) < RING_CAPACITY:
+                    more = None
+                    if cpu is not None or timer is not None or kept is not None:
+                        spent = None if cpu is None else thread_time() - cpu
+                        more = (spent, kept, None if timer is None else timer.last_ns)
+                    ring.append((seen, end, len(scheduler.finished_req_ids), more))
+                else:
+                    self.dropped += 1
+                recent.append(end)
+                if seen[4] == flight.cost_at:
+                    costs[-1] += now() - end
+                    flight.cost_at += COST_EVERY
+                    self._store_ends()
             except Exception as error:
                 self._give_up(error)
             return result
 
-        return watched_schedule, watched_update
+        return watched
 
-    def _work(self, output: Any) -> Work:
-        """Keep what a step computes that is not one token for each of its running requests."""
+    def _work(self, output: Any, ahead: int) -> Work:
+        """Keep what a step computes that is not one token for each of its running requests.
+
+        `ahead` steps are in flight before it.
+        """
         new, cached = output.scheduled_new_reqs, output.scheduled_cached_reqs
-        tokens, step = output.num_scheduled_tokens, self.step + len(self._pending)
+        tokens, step = output.num_scheduled_tokens, self.step + ahead
         for request in new:
             self.first_step[request.req_id] = step
         return (
@@ -240,10 +279,21 @@ class StepProbe:
             [(request.num_computed_tokens, tokens[request.req_id]) for request in new],
         )
 
-    def _forget_ends(self) -> None:
+    def _landed(self, scheduled: Any) -> tuple[int | None, Seen] | None:
+        """Take what was seen of a step, where a later one is in flight; those before are lost."""
+        while self._pending:
+            output, cpu, seen = self._pending.popleft()
+            if output is scheduled:
+                return cpu, seen
+        return None
+
+    def _store_ends(self) -> None:
+        """Move ends from the list, to which they are added in no time, to the array."""
+        self._ends.extend(self._recent)
+        self._recent.clear()
         if len(self._ends) > ENDS_KEPT:
             self._forgotten += ENDS_KEPT // 2
-            del self._ends[: ENDS_KEPT // 2]  # in place: the watched methods hold the array
+            del self._ends[: ENDS_KEPT // 2]
 
     def _give_up(self, error: Exception) -> None:
         self.failure = f"{type(error).__name__}: {error}"
@@ -253,7 +303,10 @@ class StepProbe:
     def drain(self) -> pl.DataFrame:
         """Take the steps seen since the last call, as columns of the `steps` table."""
         ring = self._ring
-        return self._rows.frame([ring.popleft() for _ in range(len(ring))])
+        taken = ring[: len(ring)]
+        del ring[: len(taken)]
+        # A full ring takes none until now: what was dropped comes after these.
+        return self._rows.frame(taken, self.dropped, self._toggled)
 
 
 def _kept(drafts: Mapping[str, Sequence[int]], computed: Any) -> Kept | None:

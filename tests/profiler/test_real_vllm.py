@@ -10,8 +10,11 @@ from itertools import pairwise
 import pytest
 
 from profiler.capture import record
-from profiler.engines.in_process import prepare_environment
+from profiler.engines.environment import prepare_environment
+from profiler.engines.in_process import InProcessEngine
+from profiler.engines.protocol import SampleRequest
 from profiler.engines.server import ServerEngine
+from profiler.launch import model_path
 from profiler.workload import load_workload
 from tests.profiler.command import ROOT, ttscope
 from tests.profiler.servers import free_port, vllm_server
@@ -77,6 +80,58 @@ def test_steps_account_for_every_token(in_process):
         assert (steps["gap_ns"].drop_nulls() >= 0).all()
         assert (samples["last_step"] - samples["first_step"] + 1 == samples["output_tokens"]).all()
         assert (steps["running"] <= (8 if name == "vote" else 256)).all()
+
+
+@pytest.mark.filterwarnings("ignore")  # of vLLM
+def test_context_sums_are_those_of_the_requests(monkeypatch):
+    """The probe keeps contexts of some steps only; here every step is summed beside it."""
+    engine = InProcessEngine(model_path("demo/s"), dtype="float32", max_num_seqs=6)
+    try:
+        scheduler, truth = engine._scheduler(), []
+        engine.probe.remove()
+        schedule = scheduler.schedule
+
+        def spied(*arguments):
+            output = schedule(*arguments)
+            if output.total_num_scheduled_tokens:
+                cached = output.scheduled_cached_reqs
+                ends = [
+                    context + output.num_scheduled_tokens[name]
+                    for name, context, produced in zip(
+                        cached.req_ids,
+                        cached.num_computed_tokens,
+                        cached.num_output_tokens,
+                        strict=True,
+                    )
+                    if produced
+                ]
+                truth.append((len(ends), sum(ends)))
+            return output
+
+        monkeypatch.setattr(scheduler, "schedule", spied)
+        engine.probe.install()
+        engine.probe.reset("e")
+        for index in range(20):
+            request = SampleRequest(
+                request_id=f"r{index}",
+                prompt=f"What is {index} + 7?",
+                chat=True,
+                temperature=1.0,
+                top_p=1.0,
+                max_tokens=5 + 17 * index % 90,
+            )
+            engine.submit(request)
+        polls = 0
+        while engine._live:
+            engine.poll()
+            polls += 1
+            if polls in (20, 40):
+                engine.cancel([next(iter(engine._live))])
+        steps = engine.probe.drain()
+    finally:
+        engine.close()
+    assert steps.height == len(truth) > 50
+    assert steps.select("decode_requests", "decode_kv_tokens").rows() == truth
 
 
 def test_times_are_in_order(in_process):

@@ -6,12 +6,12 @@ from types import SimpleNamespace
 
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from profiler.step_rows import composition
 from profiler.steps import CPU_EVERY, StepProbe
-from tests.profiler.scheduler import Cached, FakeScheduler, Output, decoding, new
+from tests.profiler.scheduler import Cached, FakeScheduler, Output, Simulated, decoding, new
 from traces.tables import TABLES
 
 
@@ -68,6 +68,73 @@ def test_the_fast_path_of_plain_decoding_gives_what_the_loop_gives(contexts):
     assert fast[0] == fast[1] == fast[4] == fast[6] == fast[8] == 0
 
 
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["add", "add", "go", "go", "go", "go", "abort", "preempt", "drain"]),
+            st.integers(1, 6),
+            st.integers(1, 9),
+        ),
+        min_size=8,
+        max_size=60,
+    ),
+    st.integers(1, 9),
+    st.integers(1, 4),
+    st.booleans(),
+)
+def test_steps_say_what_was_computed_whoever_comes_and_goes(events, budget, seats, drafts):
+    scheduler = Simulated(budget=budget, seats=seats, drafts=drafts)
+    probe = StepProbe(scheduler, "e1", 0)
+    probe.install()
+    frames, aborted = [], 0
+    for number, (kind, size, length) in enumerate(events):
+        if kind == "add":
+            scheduler.add(f"r{number}", size, length)
+        elif kind == "abort" and (there := [*scheduler.running, *scheduler.waiting]):
+            scheduler.abort(there[size % len(there)])
+            aborted += 1
+        elif kind == "preempt" and scheduler.running:
+            scheduler.preempt()
+        elif kind == "drain":
+            frames.append(probe.drain())
+        if kind != "add":
+            step(scheduler, SimpleNamespace(req_ids=[], sampled_token_ids=[]))
+    rows = pl.concat([*frames, probe.drain()], how="diagonal")
+    assert probe.failure is None
+    assert rows["step"].to_list() == list(range(len(scheduler.truth)))
+    names = [name for name in (scheduler.truth or [{}])[0] if name != "drafted"]
+    assert rows.select(names).rows(named=True) == [
+        {name: truth[name] for name in names} for truth in scheduler.truth
+    ]
+    assert rows["aborted"].sum() <= aborted
+
+
+def test_contexts_are_kept_of_one_step_and_the_next_ones_refer_to_it():
+    scheduler = Simulated(budget=100, seats=8)
+    for name, length in (("a", 60), ("b", 30)):
+        scheduler.add(name, 5, length)
+    probe = StepProbe(scheduler, "e1", 0)
+    probe.install()
+    for _ in range(60):
+        step(scheduler)
+    # The prompts, the step after them, that after b's end, and where the CPU clock is read.
+    assert len({id(seen[-1]) for seen, *_ in probe._ring}) == 3 + 60 // CPU_EVERY
+    assert probe.drain()["decode_kv_tokens"].to_list() == [
+        truth["decode_kv_tokens"] for truth in scheduler.truth
+    ]
+
+
+def test_a_step_whose_update_never_came_is_lost_and_shifts_none():
+    scheduler, probe = watched([decoding([4, 9]), decoding([5, 10]), decoding([6, 11])])
+    scheduler.running = ["r0", "r1"]
+    step(scheduler)
+    scheduler.schedule()
+    step(scheduler)
+    assert probe.drain()["decode_kv_tokens"].to_list() == [15, 19]
+    assert probe.step == 2 and probe.first_step == {}
+
+
 def test_a_prompt_of_which_one_token_is_left_is_no_decode():
     output = decoding([40, 9])
     output.scheduled_cached_reqs.num_output_tokens[1] = 0
@@ -109,11 +176,13 @@ def test_what_the_engine_gives_is_passed_on():
 
 
 def test_times_of_a_step_are_null_when_the_engine_was_idle_before():
-    scheduler, probe = watched([decoding([4]), decoding([5]), decoding([6])])
-    scheduler.running = ["r0"]
+    scheduler = Simulated(budget=10, seats=2)
+    probe = StepProbe(scheduler, "e1", 1_000_000)
+    probe.install()
+    scheduler.add("a", 3, 2)
     step(scheduler)
-    scheduler.running = []
     step(scheduler)
+    scheduler.add("b", 3, 1)
     step(scheduler)
     rows = probe.drain()
     assert rows["gap_ns"].is_null().to_list() == [True, False, True]
@@ -179,16 +248,38 @@ def test_columns_fit_the_table_and_an_empty_drain_is_an_empty_frame():
     assert all(TABLES["steps"][name] == kind for name, kind in rows.schema.items())
     assert rows["cpu_ns"].is_not_null().to_list() == [True] + [False] * (CPU_EVERY - 1) + [True]
     assert rows["profiled"].all()
-    assert probe.cost_us is not None and probe.cost_us > 0
+    assert probe.cost_us is not None and 0 < probe.cost_us < 10_000
 
 
 def test_a_full_ring_drops_and_counts(monkeypatch):
     monkeypatch.setattr("profiler.steps.RING_CAPACITY", 3)
-    scheduler, probe = watched([decoding([4]) for _ in range(5)])
+    scheduler, probe = watched([decoding([context]) for context in range(4, 14)])
+    scheduler.running = ["r0"]
     for _ in range(5):
         step(scheduler)
     assert probe.drain()["step"].to_list() == [0, 1, 2]
     assert probe.dropped == 2 and probe.step == 5
+    for _ in range(4):
+        step(scheduler)
+    rows = probe.drain()  # numbers and contexts go on over what was lost
+    assert rows["step"].to_list() == [5, 6, 7] and rows["decode_kv_tokens"].to_list() == [
+        10,
+        11,
+        12,
+    ]
+    step(scheduler)
+    assert probe.drain()["step"].to_list() == [9] and probe.dropped == 3
+
+
+def test_the_steps_during_which_a_profiler_is_on_are_marked():
+    scheduler, probe = watched([decoding([4]) for _ in range(7)])
+    marked = []
+    for on in (False, True, True, False, None, True, True):
+        if on is None:
+            marked += probe.drain()["profiled"].to_list()
+        probe.profiled = bool(on)
+        step(scheduler)
+    assert [*marked, *probe.drain()["profiled"]] == [False, True, True, False, False, True, True]
 
 
 def test_ends_of_long_ago_are_forgotten(monkeypatch):
