@@ -129,7 +129,7 @@ def stop_of(policy: Policy) -> Stop:
     if policy.method == "first_finish":
         return Stop(rule=stop_rules.FIRST, value=rule["first"])
     if policy.method == "agreement":
-        return Stop(rule=stop_rules.AGREE, value=rule["agree"])
+        return Stop(rule=stop_rules.AGREE, value=rule["agree"], drawn_first=int(rule["in_flight"]))
     if policy.method == "adaptive":
         return Stop(
             rule=stop_rules.SAFE, value=rule["threshold"], drawn_first=int(rule["in_flight"])

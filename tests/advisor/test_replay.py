@@ -9,9 +9,9 @@ from advisor.evidence import Sample, verify_steps
 from advisor.load import Limits, Load
 from advisor.models.step_cost import linear_cost
 from advisor.replay import Replicas, Stop, replay
-from advisor.simulation.stop_rules import FIRST, SAFE, WINDOWS
+from advisor.simulation.stop_rules import AGREE, FIRST, SAFE, WINDOWS
 from advisor.workload import Workload
-from profiler.policies.parallel import Adaptive, EarlyStopping, FirstFinish
+from profiler.policies.parallel import Adaptive, Agreement, EarlyStopping, FirstFinish
 from tests.advisor.replay_twin import naive_replay
 
 COST = np.array([3e-3, 1e-3, 7e-4, 2e-5, 1e-4, 5e-5, 4e-6, 3e-8, 2e-9])
@@ -115,6 +115,10 @@ STOPS = {
         lambda m: Adaptive(m, 0.8, min(2, m)),
     ),
     "asc, all at once": lambda n: (Stop(rule=SAFE, value=0.7), lambda m: Adaptive(m, 0.7, m)),
+    "agree": lambda n: (
+        Stop(rule=AGREE, value=min(2, n), drawn_first=min(3, n)),
+        lambda m: Agreement(m, min(2, m), min(3, m)),
+    ),
     "esc": lambda n: (
         Stop(rule=WINDOWS, value=2, drawn_first=2),
         lambda m: EarlyStopping(m, 2),
