@@ -89,7 +89,8 @@ def against_real_runs(
                     inside[method].append(line(name, said, value, said.fresh_run))
         budgets(run, found.outcomes, mine)
     for method, held in inside.items():
-        print(f"\n{method}@k: {sum(held)} of {len(held)} inside")
+        if held:
+            print(f"\n{method}@k: {sum(held)} of {len(held)} inside")
 
 
 def budgets(
@@ -132,6 +133,8 @@ def ahead(wholes: Sequence[tuple[Recording, Run]]) -> None:
         first.append((name, blocks[:1]))
         every.append((name, blocks))
         apart += [(name, *each) for each in _differences(blocks)]
+    if not first:
+        return
     print(f"log score (higher is better), 90 % intervals that held; from the first {SEEN}")
     table(first)
     print(f"\nfrom every block of {SEEN}")

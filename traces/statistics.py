@@ -118,18 +118,18 @@ def new_problems(values: ArrayLike, unit: str, count: int) -> Estimate | None:
     """Return the mean over problems with the interval in which that of `count` others falls.
 
     Wider than that of the mean by sqrt(1 + problems / count): the others differ from these, and
-    an interval of the mean alone holds that of as many others only 75.5 % of the time.
+    an interval of the mean alone holds that of as many others only 75.5 % of the time. Of shares
+    (unit 1) the ends are numbers of problems: where nearly all are right, all others may be.
     """
     found = proportion(values, unit)
     if found is None or found.low is None or found.high is None:
         return found
     wider = np.sqrt(1 + _finite(values).size / count)
-    return Estimate(
-        value=found.value,
-        low=float(found.value - wider * (found.value - found.low)),
-        high=float(found.value + wider * (found.high - found.value)),
-        unit=unit,
-    )
+    low = found.value - wider * (found.value - found.low)
+    high = found.value + wider * (found.high - found.value)
+    if unit == "1":
+        low, high = max(np.floor(low * count) / count, 0), min(np.ceil(high * count) / count, 1)
+    return Estimate(value=found.value, low=float(low), high=float(high), unit=unit)
 
 
 def problems_to_tell(difference: Estimate, problems: int) -> int | None:

@@ -22,7 +22,7 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 _CELLS = 2_000_000  # of answer distributions held at once
-_SWEEPS = 4  # of the laws of mistakes for each draw
+_TRIES = 24  # chances to be right that are proposed for each draw and problem
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,9 +105,12 @@ class AnswerModel:
         self.importance_ = rng.dirichlet(np.ones(len(problems)), self.draws)
         missed = self._wrong + self._unparsed
         law = SuccessLaw(draws=self.draws, seed=self.seed).fit(self._right, missed)
-        proposed = [law.chances(self._right, missed, rng) for _ in range(_SWEEPS)]
         wrong = [problem.wrong for problem in problems]
-        self._hit, self._laws = draw_laws(wrong, np.stack(proposed), rng)
+
+        def propose(draw: int) -> Floats:
+            return law.chances(self._right, missed, rng, draws=np.full(_TRIES, draw))
+
+        self._hit, self._laws = draw_laws(wrong, propose, self.draws, rng)
         self._lost = np.zeros_like(self._hit)
         if self._unparsed.any():
             silence = SuccessLaw(draws=self.draws, seed=self.seed + 1)

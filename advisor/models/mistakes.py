@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
-from itertools import product
 
 import numpy as np
 import numpy.typing as npt
@@ -28,58 +27,63 @@ _FIRMNESS = 20.0
 STICKS = 11  # the popular mistake not seen yet, and ten others that are held one by one
 # Problems whose chance to be right lies between two of these share a mixture of laws.
 HARDNESS: Floats = np.array([0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.65, 0.8])
-_WARM_UP = 40  # sweeps before the first draw
+_WARM_UP = 20  # draws that are not kept
+_SWEEPS = 2  # from one draw to the next
 _ALIKE = 20.0  # prior mean of how many problems the shares of all groups count as in one
 
 
 def draw_laws(
-    sizes: Sequence[tuple[int, ...]], chances: Floats, rng: np.random.Generator
+    sizes: Sequence[tuple[int, ...]],
+    propose: Callable[[int], Floats],
+    draws: int,
+    rng: np.random.Generator,
 ) -> tuple[Floats, Ints]:
     """Return the chance to be right and one of LAWS for each problem: [draws, problems] both.
 
-    `sizes` are each problem's mistakes by class, `chances` [sweeps, draws, problems] draws of its
-    chance to be right as its right answers make it likely. The shares of the laws differ with that
+    `sizes` are each problem's mistakes by class; `propose` gives for a draw [tries, problems], the
+    chances to be right that the right answers make likely. The shares of the laws differ with that
     chance, as hard problems may have popular mistakes and easy ones scattered slips; so mistakes
     that are all the same say in turn that a problem is hard. How much the shares differ is
     learnt too.
 
     Notes
     -----
-    Gibbs sampling of a hierarchical Dirichlet law (Teh et al. 2006, appendix A); a chance is
-    proposed as drawn and taken by how likely it makes the mistakes, whatever their law.
+    Gibbs sampling of a hierarchical Dirichlet law (Teh et al. 2006, appendix A). Of the chances
+    proposed one is taken by how likely it makes the mistakes, whatever their law.
 
     """
     unique = {each: partition_likelihood(each) for each in sizes}
     likely = np.array([unique[each] for each in sizes])
-    sweeps, draws, problems = chances.shape
-    size, count = len(LAWS), len(HARDNESS) + 1
-    groups = np.searchsorted(HARDNESS, chances)
+    size, count, problems = len(LAWS), len(HARDNESS) + 1, len(sizes)
     base, alike = np.full(size, 1 / size), _ALIKE
     shares = np.tile(base, (count, 1))
-    found = np.empty((draws, problems)), np.empty((draws, problems), dtype=np.int64)
+    hit, found = np.empty((draws, problems)), np.empty((draws, problems), dtype=np.int64)
     every = np.arange(problems)
-    warm_up = [(sweep % draws, sweep % sweeps) for sweep in range(_WARM_UP)]
-    for draw, sweep in [*warm_up, *product(range(draws), range(sweeps))]:
-        wanted = groups[sweep, draw]
-        fits = likely @ shares.T
-        if sweep == 0:
-            chosen = np.zeros(problems, dtype=np.int64)
-            group = wanted
-        else:
-            taken = rng.random(problems) * fits[every, group] < fits[every, wanted]
-            chosen, group = np.where(taken, sweep, chosen), np.where(taken, wanted, group)
-        ends = np.cumsum(likely * shares[group], axis=1)
-        aim = rng.random(problems) * ends[:, -1]
-        laws = np.minimum((ends <= aim[:, None]).sum(axis=1), size - 1)
-        drawn = np.bincount(group * size + laws, minlength=count * size).reshape(count, size)
-        tables = _tables(drawn, alike * base, rng)
-        # 1 / size each: laws that are not needed empty (Rousseau and Mengersen 2011).
-        base = rng.dirichlet(tables.sum(axis=0) + 1 / size) + 1e-12
-        alike = _draw_alike(alike, drawn.sum(axis=1), int(tables.sum()), rng)
-        shares = rng.gamma(drawn + alike * base) + 1e-300
-        shares /= shares.sum(axis=1, keepdims=True)
-        found[0][draw], found[1][draw] = chances[chosen, draw, every], laws
-    return found
+    for turn in range(-_WARM_UP, draws):
+        draw = turn % draws
+        proposed = propose(draw)
+        groups = np.searchsorted(HARDNESS, proposed)
+        for _ in range(_SWEEPS):
+            chosen = _pick((likely @ shares.T)[every, groups].T, rng)
+            group = groups[chosen, every]
+            laws = _pick(likely * shares[group], rng)
+            drawn = np.bincount(group * size + laws, minlength=count * size).reshape(count, size)
+            tables = _tables(drawn, alike * base, rng)
+            # 1 / size each: laws that are not needed empty (Rousseau and Mengersen 2011).
+            base = rng.dirichlet(tables.sum(axis=0) + 1 / size) + 1e-12
+            alike = _draw_alike(alike, drawn.sum(axis=1), int(tables.sum()), rng)
+            shares = rng.gamma(drawn + alike * base) + 1e-300
+            shares /= shares.sum(axis=1, keepdims=True)
+        hit[draw], found[draw] = proposed[chosen, every], laws
+    return hit, found
+
+
+def _pick(weights: Floats, rng: np.random.Generator) -> Ints:
+    """Return [rows], a column of [rows, columns] by its weight in the row."""
+    ends = np.cumsum(weights, axis=1)
+    aim = rng.random(len(ends)) * ends[:, -1]
+    passed = (ends <= aim[:, None]).sum(axis=1)
+    return np.asarray(np.minimum(passed, ends.shape[1] - 1), dtype=np.int64)
 
 
 def _tables(taken: Ints, prior: Floats, rng: np.random.Generator) -> Ints:
@@ -164,9 +168,7 @@ def draw_mistakes(counts: Ints, laws: Ints, rng: np.random.Generator) -> Floats:
     rest = np.concatenate([counts, np.zeros((len(counts), 1), dtype=np.int64)], axis=1)
     some = np.flatnonzero(LAWS[laws, 2] > 0)
     logs = _log_joint(counts[some], laws[some])
-    ends = np.cumsum(np.exp(logs - logs.max(axis=1, keepdims=True)), axis=1)
-    aim = rng.random(len(some)) * ends[:, -1]
-    popular[some] = np.minimum((ends <= aim[:, None]).sum(axis=1), classes)
+    popular[some] = _pick(np.exp(logs - logs.max(axis=1, keepdims=True)), rng)
     hits = rest[some, popular[some]]
     rest[some, popular[some]] = 0
     about = _FIRMNESS * LAWS[laws[some], 2]

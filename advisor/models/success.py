@@ -82,12 +82,19 @@ class SuccessLaw:
         self.weights_, self.ends_ = _unpack(parameters[kept], parts[kept])
         return self
 
-    def chances(self, right: Ints, missed: Ints, rng: np.random.Generator) -> Floats:
-        """Return [draws, problems], a chance to be right for each, as its counts make it likely."""
-        ends = np.cumsum(_chances(self.weights_, self.ends_, right, missed), axis=1)
+    def chances(
+        self, right: Ints, missed: Ints, rng: np.random.Generator, *, draws: Ints | None = None
+    ) -> Floats:
+        """Return [draws, problems], a chance to be right for each, as its counts make it likely.
+
+        `draws` are numbers of draws of the law, any of them several times; all by default.
+        """
+        chosen = np.arange(self.draws) if draws is None else draws
+        weights, betas = self.weights_[chosen], self.ends_[chosen]
+        ends = np.cumsum(_chances(weights, betas, right, missed), axis=1)
         aim = rng.random((len(ends), len(right))) * ends[:, -1]
         kinds = np.minimum((ends <= aim[:, None, :]).sum(axis=1), KINDS - 1)
-        law = self.ends_[np.arange(len(ends))[:, None], np.maximum(kinds - FIRST, 0)]
+        law = betas[np.arange(len(ends))[:, None], np.maximum(kinds - FIRST, 0)]
         drawn = rng.beta(law[..., 0] + right, law[..., 1] + missed)
         return np.where(kinds == NEVER, 0.0, np.where(kinds == ALWAYS, 1.0, drawn))
 
