@@ -250,6 +250,6 @@ def _note_kernels(engine: Engine, writer: RecordingWriter) -> None:
     if windows is None:
         return
     windows.finish()
-    writer.update(kernel_windows_cost=windows.cost_share)
+    writer.at_close(kernel_windows_cost=lambda: windows.cost_share)
     if windows.failure:
         writer.event("drop", windows.failure)

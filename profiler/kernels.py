@@ -1,9 +1,11 @@
 """Sampled windows of the torch profiler on an engine in this process.
 
 ``--kernels M/N`` profiles M steps every N. A window costs more than its steps: starting the
-profiler, writing its trace and reading it take their time too. All of it is measured, and the
-period is stretched until it is below `BUDGET` of the run. The traces lie in a folder of their own
-until the writer's thread has read them into the `kernels` table.
+profiler, writing its trace and reading it take their time too. All of it is measured, and no
+window opens before all of them, it included, fit in `BUDGET` of the run's time until then: the
+period stretches by itself. What the first will cost is known from a rehearsal before the run. The
+traces lie in a folder of their own until the writer's thread has read them into the `kernels`
+table.
 """
 
 from __future__ import annotations
@@ -14,7 +16,9 @@ import logging
 import re
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +32,9 @@ from traces.tables import KERNELS
 log = logging.getLogger("ttscope.kernels")
 
 BUDGET = 0.03  # of the run's time, for all that windows cost
+SURE = 1.5  # times what the dearest of the last windows cost is expected of the next
+LAST = 4
+REHEARSED_STEPS = 8  # at the most
 STEPS_AFTER = 1  # steps after a window that are marked profiled too: its stalls are in them
 WAITING_TRACES = 4  # windows that may wait to be read; no window begins while more do
 _FORM = re.compile(r"([1-9]\d{0,3})/([1-9]\d{0,6})")
@@ -58,6 +65,7 @@ class _Window:
     started: int  # monotonic ns, before the profiler was started
     start_ns: int  # what starting it took
     usual_ns: float  # mean interval of the steps before
+    expected_ns: float
     steps: int = 0
     stop_ns: int = 0
     profiled_ns: int = 0
@@ -65,12 +73,17 @@ class _Window:
 
 @dataclass
 class KernelWindows:
-    """Opens and closes windows between the steps of `engine`, a vLLM LLMEngine, after `reset`."""
+    """Opens and closes windows between the steps of `engine`, a vLLM LLMEngine, after `reset`.
+
+    `clock` gives nanoseconds, `cpu_clock` the CPU time of the thread that reads traces.
+    """
 
     engine: Any
     probe: StepProbe
     plan: WindowPlan
     folder: Path
+    clock: Callable[[], int] = time.monotonic_ns
+    cpu_clock: Callable[[], int] = time.thread_time_ns
     failure: str | None = None
     _open: _Window | None = None
     _closed: deque[_Window] = field(default_factory=deque)
@@ -79,10 +92,15 @@ class KernelWindows:
     _next: int | None = None  # step at which the next window opens
     _mark_until: int = 0
     _began: int = 0
+    _ended: int | None = None
+    _put_off: bool = False
     _quiet: tuple[int, int] = (0, 0)  # since when, and which step, no window was open
     _spent_ns: float = 0.0  # on the engine's thread
-    _read_ns: int = 0  # on the writer's, which alone changes it
-    _last_cost_ns: float = 0.0
+    _read_ns: float = 0.0  # on the writer's, which alone changes it
+    _rehearsed_ns: tuple[float, float] = (0.0, 0.0)
+    # What the last windows cost on either thread; the rehearsal until one was measured.
+    _costs_ns: deque[float] = field(default_factory=lambda: deque(maxlen=LAST))
+    _reads_ns: deque[float] = field(default_factory=lambda: deque(maxlen=LAST))
 
     @staticmethod
     def profiler_config(folder: Path, *, shapes: bool) -> dict[str, Any]:
@@ -101,42 +119,66 @@ class KernelWindows:
             "detailed_trace_annotation": True,
         }
 
-    def warm_up(self) -> None:
-        """Open and close an empty window, so that no run pays for the profiler's first start."""
+    def rehearse(self, run_steps: Callable[[int], None]) -> None:
+        """Measure a window before the run; `run_steps` has the engine do so many steps.
+
+        The profiler's first start, which takes longest, is done before, so that no run pays for it.
+        """
+        steps = min(self.plan.steps, REHEARSED_STEPS)
         try:
-            self.engine.start_profile(profile_prefix="warm-up")
+            self.engine.start_profile(profile_prefix="first")
             self._skip_totals()
             self.engine.stop_profile()
+            marks = [self.clock()]
+            for act in (
+                lambda: run_steps(steps),
+                lambda: self.engine.start_profile(profile_prefix="rehearsal"),
+                lambda: run_steps(steps),
+                self.engine.stop_profile,
+            ):
+                act()
+                marks.append(self.clock())
         except Exception as error:
             self._give_up(error)
-        self._delete("warm-up")
+            return
+        usual, start, profiled, stop = (b - a for a, b in pairwise(marks))
+        begun = self.cpu_clock()
+        for path in sorted(self.folder.glob("rehearsal_*.json*")):
+            with contextlib.suppress(TraceError):
+                read_trace(path)
+        # More steps cost more, at the most in proportion.
+        times = self.plan.steps / steps
+        stalls = start + stop + max(profiled - usual, 0)
+        self._rehearsed_ns = (times * stalls, times * (self.cpu_clock() - begun))
+        for prefix in ("first", "rehearsal"):
+            self._delete(prefix)
 
     def _skip_totals(self) -> None:
-        """Keep vLLM's CPU build from printing totals at each export, a third of a second's stall.
+        """Keep vLLM's CPU build from printing totals at each export, which takes 0.1 s."""
 
-        Where the worker is in another process this is out of reach, and part of a window's cost.
-        """
-        with contextlib.suppress(AttributeError):
-            executor = self.engine.engine_core.engine_core.model_executor
-            executor.driver_worker.worker.profiler.dump_cpu_time_total = False
+        def skip(worker: Any) -> None:  # a local function, so that workers need not import us
+            worker.profiler.dump_cpu_time_total = False
+
+        with contextlib.suppress(Exception):
+            self.engine.collective_rpc(skip)
 
     def reset(self) -> None:
         """Begin a new recording: the first window opens after half a period."""
-        self._count, self._spent_ns, self._read_ns, self._last_cost_ns = 0, 0.0, 0, 0.0
-        self._began = time.monotonic_ns()
+        self._count, self._spent_ns, self._read_ns, self._put_off = 0, 0.0, 0.0, False
+        for store in (self._closed, self._events, self._costs_ns, self._reads_ns):
+            store.clear()
+        self._began, self._ended = self.clock(), None
         self._quiet = (self._began, 0)
         self._next = max(self.plan.every // 2, 1)
-        self._closed.clear()
-        self._events.clear()
 
     @property
     def cost_share(self) -> float | None:
-        """What windows took of the time since `reset`, stalls and reading included.
+        """What windows took of the time from `reset` to `finish`, stalls and reading included.
 
-        None before the first.
+        None before the first; complete when all were read.
         """
-        elapsed = time.monotonic_ns() - self._began
-        return (self._spent_ns + self._read_ns) / elapsed if self._count else None
+        elapsed = (self.clock() if self._ended is None else self._ended) - self._began
+        return (self._spent_ns + self._read_ns) / elapsed if self._count and elapsed else None
 
     def between_steps(self) -> None:
         """Open or close a window where it is time to; call after every engine step."""
@@ -146,33 +188,45 @@ class KernelWindows:
                 self._stop(self._open)
         elif self._mark_until and step >= self._mark_until:
             self.probe.profiled, self._mark_until = False, 0
-            self._quiet = (time.monotonic_ns(), step)
-        elif self._next is not None and step >= self._next and self._room():
-            self._start(step)
+            self._quiet = (self.clock(), step)
+        elif self._next is not None and step >= self._next:
+            if self._room():
+                self._start(step)
+            else:
+                self._put_off = True
 
     def _room(self) -> bool:
-        """Tell whether another window like the last keeps all of them within the budget."""
+        """Tell whether another window keeps all of them, those not read yet too, in the budget."""
         if self.failure is not None or len(self._closed) >= WAITING_TRACES:
             return False
-        expected = self._spent_ns + self._read_ns + self._last_cost_ns
-        return expected <= BUDGET * (time.monotonic_ns() - self._began)
+        unread = len(self._closed) * self._read_costs_ns()
+        cost = self._spent_ns + self._read_ns + unread + self._expected_ns()
+        return cost <= BUDGET * (self.clock() - self._began)
+
+    def _expected_ns(self) -> float:
+        stalls = max(self._costs_ns, default=self._rehearsed_ns[0])
+        return SURE * (stalls + self._read_costs_ns())
+
+    def _read_costs_ns(self) -> float:
+        return max(tuple(self._reads_ns), default=self._rehearsed_ns[1])
 
     def _start(self, step: int) -> None:
-        before = time.monotonic_ns()
+        before = self.clock()
         try:
             self.engine.start_profile(profile_prefix=f"window{self._count}")
         except Exception as error:
             self._give_up(error)
             return
-        now = time.monotonic_ns()
+        now = self.clock()
         since, first = self._quiet
         usual = (before - since) / max(step - first, 1)
-        self._open = _Window(self._count, step, before, now - before, usual)
+        expected = self._expected_ns()
+        self._open = _Window(self._count, step, before, now - before, usual, expected)
         self.probe.profiled = True
         self._count += 1
 
     def _stop(self, window: _Window) -> None:
-        before = time.monotonic_ns()
+        before = self.clock()
         window.steps = self.probe.step - window.first_step
         window.profiled_ns = before - window.started - window.start_ns
         try:
@@ -180,12 +234,13 @@ class KernelWindows:
         except Exception as error:
             self._give_up(error)
             return
-        window.stop_ns = time.monotonic_ns() - before
+        window.stop_ns = self.clock() - before
         self._open = None
         self._mark_until = self.probe.step + STEPS_AFTER
         excess = max(window.profiled_ns - window.steps * window.usual_ns, 0.0)
-        self._last_cost_ns = window.start_ns + window.stop_ns + excess
-        self._spent_ns += self._last_cost_ns
+        cost = window.start_ns + window.stop_ns + excess
+        self._spent_ns += cost
+        self._costs_ns.append(cost)
         self._closed.append(window)
         self._next = window.first_step + self.plan.every
 
@@ -194,17 +249,18 @@ class KernelWindows:
         frames = [pl.DataFrame(schema=KERNELS)]
         while self._closed:
             window = self._closed[0]
-            begun = time.thread_time_ns()
+            begun = self.cpu_clock()
             for path in sorted(self.folder.glob(f"window{window.number}_*.json*")):
                 try:
                     trace = read_trace(path, engine=self.probe.engine_key, window_id=window.number)
                 except TraceError as error:
-                    self._say(window, {"error": str(error)})
+                    self._tell(window, {"error": str(error)})
                     continue
                 frames.append(self._placed(trace, window))
-                self._say(window, _described(trace, window))
+                self._tell(window, _described(trace, window))
             self._delete(f"window{window.number}_")
-            self._read_ns += time.thread_time_ns() - begun
+            self._reads_ns.append(self.cpu_clock() - begun)
+            self._read_ns += self._reads_ns[-1]
             self._closed.popleft()
         return pl.concat(frames)
 
@@ -222,14 +278,13 @@ class KernelWindows:
         rows = trace.kernels.with_columns(step=steps if same and order else pl.lit(None, pl.Int64))
         return rows.select(pl.col(name).cast(kind) for name, kind in KERNELS.items())
 
-    def _say(self, window: _Window, detail: dict[str, Any]) -> None:
+    def _tell(self, window: _Window, detail: dict[str, Any]) -> None:
+        self._say("window", json.dumps({"window": window.number} | detail))
+
+    def _say(self, kind: str, detail: str) -> None:
+        engine = self.probe.engine_key
         self._events.append(
-            {
-                "time": time.time_ns(),
-                "engine": self.probe.engine_key,
-                "kind": "window",
-                "detail": json.dumps({"window": window.number} | detail),
-            }
+            {"time": time.time_ns(), "engine": engine, "kind": kind, "detail": detail}
         )
 
     def _give_up(self, error: Exception) -> None:
@@ -245,8 +300,19 @@ class KernelWindows:
         """Close a window that is open and open no more; its trace can still be drained."""
         if self._open is not None:
             self._stop(self._open)
-        self._next = None
+        self._ended, due, self._next = self.clock(), self._next, None
         self.probe.profiled, self._mark_until = False, 0
+        if not self._count and self.failure is None and due is not None:
+            self._say("note", f"no kernel window was opened: {self._why_none(due)}")
+
+    def _why_none(self, due: int) -> str:
+        elapsed_s, cost_s = (self.clock() - self._began) / 1e9, self._expected_ns() / 1e9
+        if not self._put_off:
+            return f"the run ended after {self.probe.step} steps, and the first was due at {due}"
+        return (
+            f"one may cost {cost_s:.2g} s, more than {BUDGET:.0%} of the run's {elapsed_s:.2g} s; "
+            f"it takes a run of {cost_s / BUDGET:.2g} s (more problems), or fewer steps a window"
+        )
 
 
 def _described(trace: TraceTables, window: _Window) -> dict[str, Any]:
@@ -255,4 +321,5 @@ def _described(trace: TraceTables, window: _Window) -> dict[str, Any]:
         "export_stall_ns": window.stop_ns,
         "profiled_ns": window.profiled_ns,
         "usual_ns": round(window.steps * window.usual_ns),
+        "expected_cost_ns": round(window.expected_ns),
     }

@@ -64,6 +64,7 @@ class RecordingWriter:
         self._dropped = dict.fromkeys(TABLES, 0)
         self._sources: list[tuple[str, Callable[[], Drained]]] = []
         self._lock = threading.Lock()
+        self._asked: dict[str, Callable[[], Any]] = {}
         self._closing = threading.Event()
         self._failure: str | None = None
         self._create()
@@ -122,6 +123,10 @@ class RecordingWriter:
         except OSError as error:
             self._failure = str(error)
 
+    def at_close(self, **changes: Callable[[], Any]) -> None:
+        """Have `close` ask for fields of the manifest that are known when all is drained."""
+        self._asked |= changes
+
     def dropped(self, table: str, count: int) -> None:
         """Count rows that a probe had to drop before they reached the writer."""
         with self._lock:
@@ -143,6 +148,7 @@ class RecordingWriter:
             complete=complete and not unwritten,
             clock_end=read_clocks(),
             dropped=lost,
+            **{name: ask() for name, ask in self._asked.items()},
         )
         if self._failure is not None and unwritten:
             raise RecordingError(

@@ -103,8 +103,10 @@ class InProcessEngine:
         if kernels is not None and self._traces is not None:
             folder = Path(self._traces.name)
             self.windows = KernelWindows(self._engine, self.probe, kernels, folder)
-            self.windows.warm_up()
         self._warm_up()
+        if self.windows is not None:
+            self.windows.rehearse(self._run_steps)
+            self._run_out()
         self.probe.install()
 
     def _start(self, arguments: dict[str, Any]) -> Any:
@@ -152,6 +154,21 @@ class InProcessEngine:
 
     def _warm_up(self, requests: int = 8, top_logprobs: int | None = None) -> None:
         """Run a few tokens, so that the first problem does not pay for lazy initialisation."""
+        self._queue_idle(requests, top_logprobs)
+        self._run_out()
+
+    def _run_out(self) -> None:
+        while self._live:
+            self.poll()
+
+    def _run_steps(self, count: int) -> None:
+        """Do so many steps for requests of no meaning."""
+        for _ in range(count):
+            if not self._live:
+                self._queue_idle(8)
+            self.poll()
+
+    def _queue_idle(self, requests: int, top_logprobs: int | None = None) -> None:
         for index in range(requests):
             request = SampleRequest(
                 request_id=f"warm-up-{index}",
@@ -163,8 +180,6 @@ class InProcessEngine:
                 top_logprobs=top_logprobs,
             )
             self._queue(request, [0] * (index + 1))
-        while self._live:
-            self.poll()
 
     def submit(self, request: SampleRequest) -> None:
         """Queue a sample (see `Engine`). Raises EngineError when vLLM refuses the request."""

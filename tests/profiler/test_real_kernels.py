@@ -12,6 +12,17 @@ from traces.recording import Recording
 pytestmark = pytest.mark.vllm
 
 
+def test_a_run_too_short_for_a_window_says_so(tmp_path):
+    run, recording = record(
+        tmp_path / "r", *("--model", "demo/s", "--problems", "4", "--n", "2", "--kernels", "2/4")
+    )
+    assert recording.frame("kernels").height == 0 and run["time_by_family"] is None
+    assert not recording.steps["profiled"].any()
+    assert recording.manifest.kernel_windows_cost is None
+    (note,) = recording.frame("events").filter(kind="note")["detail"]
+    assert note.startswith("no kernel window was opened: one may cost")
+
+
 def record(folder, *arguments):
     done = ttscope("record", *arguments, "--dtype", "float32", "--json", "-o", folder)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -21,7 +32,7 @@ def record(folder, *arguments):
 
 def test_windows_tell_what_a_step_spends_its_time_on(tmp_path):
     run, recording = record(
-        tmp_path / "r", *("--model", "demo/s", "--problems", "60", "--n", "8", "--kernels", "3/40")
+        tmp_path / "r", *("--model", "demo/s", "--problems", "150", "--n", "8", "--kernels", "3/40")
     )
     steps, kernels = recording.frame("steps"), recording.frame("kernels")
     profiled = steps.filter("profiled")
@@ -36,7 +47,7 @@ def test_windows_tell_what_a_step_spends_its_time_on(tmp_path):
     assert shares.get("other", 0.0) < 0.03
     assert len(run["top_kernels"]) == 5
     assert run["device_time"]["busy_s"] > 0
-    assert recording.manifest.kernel_windows_cost is not None
+    assert 0 < recording.manifest.kernel_windows_cost < 0.04  # 0.03 but for a stall of the machine
     windows = recording.frame("events").filter(kind="window")
     details = [json.loads(text) for text in windows["detail"]]
     assert all(detail["skipped"] == {} for detail in details)
@@ -48,7 +59,7 @@ def test_windows_tell_what_a_step_spends_its_time_on(tmp_path):
 def test_tensor_parallel_ranks_show_their_collectives(tmp_path):
     run, recording = record(
         tmp_path / "r",
-        *("--model", "demo/l", "--problems", "8", "--n", "2", "--kernels", "2/20"),
+        *("--model", "demo/l", "--problems", "80", "--n", "2", "--kernels", "2/20"),
         *("--tensor-parallel-size", "2"),
     )
     kernels = recording.frame("kernels")
