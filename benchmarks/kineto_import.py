@@ -7,7 +7,9 @@ DATA is the folder with `v100_ns_resolution.json.gz` and `a100_nccl.json.gz`. Tr
 PYTHON is an interpreter that has HolisticTraceAnalysis 0.5 (a package of its own environment:
 it is no dependency of ttscope), by default this one. Every reading is a process of its own, the
 two readers take turns, and medians are printed. Times are seconds of CPU of reading alone, all
-threads together and without imports: others that use the machine count for neither reader. Memory
+threads together and without imports: others that use the machine count for neither reader. Both
+have numpy's OpenBLAS without threads of its own, as `ttscope import` does: where a core is free,
+each of them spins for 50 ms after the import of numpy, which is no part of reading. Memory
 is the highest resident size of the process, and the part of it above its imports. On a
 shared machine only the ratios mean anything.
 """
@@ -102,7 +104,8 @@ def json_bytes(path: Path) -> int:
 
 def measure(python: str, reader: str, path: Path) -> dict[str, Any]:
     command = [python, __file__, "--child", reader, str(path)]
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    environment = os.environ | {"OPENBLAS_NUM_THREADS": "1"}
+    done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
     if done.returncode:
         sys.exit(f"{reader} failed on {path.name}: {done.stderr.strip().splitlines()[-1:]}")
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -114,6 +117,7 @@ def main() -> None:
     parser.add_argument("data", type=Path, nargs="?")
     parser.add_argument("--hta", default=sys.executable, help="Python with HolisticTraceAnalysis.")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--small", action="store_true", help="The two files of DATA only.")
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.child:
@@ -121,7 +125,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         files = [given.data / f"{name}.json.gz" for name in ("v100_ns_resolution", "a100_nccl")]
-        for name, size in MADE.items():
+        for name, size in () if given.small else MADE.items():
             files.append(Path(folder) / f"{name}.json")
             make_trace(files[0], files[-1], size)
         readers = {"ttscope": sys.executable, "HTA": given.hta}

@@ -6,6 +6,7 @@ verb exits 0 on success, 1 on a failure and 2 on wrong usage, either told in one
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -169,6 +170,8 @@ def import_(
     as_json: Json = False,
 ) -> None:
     """Make a recording of profiler traces, or of samples that others evaluated."""
+    # Before numpy is imported: else OpenBLAS starts threads, and each spins for 50 ms for nothing.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from tui.import_verb import run_import
 
     run_import(

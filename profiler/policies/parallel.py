@@ -50,7 +50,7 @@ class EarlyStopping:
 
     def begin(self) -> Move:
         """Draw the first window."""
-        return self._next_window()
+        return _draw(self, self.window)
 
     def on_sample(self, vote: Vote) -> Move:
         """Decide when a window agrees, go on when it cannot."""
@@ -60,11 +60,7 @@ class EarlyStopping:
             seen = [self.votes[index].answer for index in indices if index in self.votes]
             if len(set(seen)) <= 1 and None not in seen:  # it agrees, or still may
                 return self._decided(vote) if len(seen) == len(indices) else Move()
-        return self._next_window() if self.drawn < self.n else self._decided(vote)
-
-    def _next_window(self) -> Move:
-        start, self.drawn = self.drawn, min(self.drawn + self.window, self.n)
-        return fresh(range(start, self.drawn))
+        return _draw(self, self.window) if self.drawn < self.n else self._decided(vote)
 
     def _decided(self, vote: Vote) -> Move:
         if len(self.votes) < self.drawn:  # those of an earlier window still count
@@ -94,7 +90,7 @@ class Adaptive:
 
     def begin(self) -> Move:
         """Draw as many as may run at a time."""
-        return self._draw(self.in_flight)
+        return _draw(self, self.in_flight)
 
     def on_sample(self, vote: Vote) -> Move:
         """Decide, or replace the sample that ended."""
@@ -103,15 +99,17 @@ class Adaptive:
         (_, first), (_, second) = [*counts.most_common(2), (None, 0), (None, 0)][:2]
         if len(self.votes) == self.n or lead_is_safe(first, second) >= self.threshold:
             return Move(decision=Decision(answer=self.answer_now(), by_sample=vote.sample_index))
-        return self._draw(1)
-
-    def _draw(self, count: int) -> Move:
-        start, self.drawn = self.drawn, min(self.drawn + count, self.n)
-        return fresh(range(start, self.drawn))
+        return _draw(self, 1)
 
     def answer_now(self) -> str | None:
         """Return the plurality of the samples that have ended."""
         return most_votes(self.votes)
+
+
+def _draw(policy: EarlyStopping | Adaptive | Agreement, count: int) -> Move:
+    """Draw so many samples more, n in all at the most."""
+    start, policy.drawn = policy.drawn, min(policy.drawn + count, policy.n)
+    return fresh(range(start, policy.drawn))
 
 
 def lead_is_safe(first: int, second: int) -> float:
@@ -141,7 +139,7 @@ class Agreement:
 
     def begin(self) -> Move:
         """Draw as many as may run at a time."""
-        return self._draw(self.in_flight)
+        return _draw(self, self.in_flight)
 
     def on_sample(self, vote: Vote) -> Move:
         """Decide, or replace the sample that ended."""
@@ -151,11 +149,7 @@ class Agreement:
         if agreed or len(self.votes) == self.n:
             answer = vote.answer if agreed else self.answer_now()
             return Move(decision=Decision(answer=answer, by_sample=vote.sample_index))
-        return self._draw(1)
-
-    def _draw(self, count: int) -> Move:
-        start, self.drawn = self.drawn, min(self.drawn + count, self.n)
-        return fresh(range(start, self.drawn))
+        return _draw(self, 1)
 
     def answer_now(self) -> str | None:
         """Return the plurality of the samples that have ended."""
