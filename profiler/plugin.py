@@ -45,6 +45,9 @@ _ITERATION = (
 )
 
 
+_SENDING: set[int] = set()  # engines of this process whose steps are sent
+
+
 class StepLogger(StatLoggerBase):  # type: ignore[misc]
     """One per engine; vLLM calls `record` after every step, and nothing here may raise."""
 
@@ -54,7 +57,7 @@ class StepLogger(StatLoggerBase):  # type: ignore[misc]
         self._ring: deque[tuple[Any, ...]] = deque()
         try:
             target = os.environ.get(VARIABLE)
-            if not target:
+            if not target or engine_index in _SENDING:  # announced twice, each step counts once
                 return
             self._start(target, vllm_config, engine_index)
         except Exception as error:
@@ -78,6 +81,7 @@ class StepLogger(StatLoggerBase):  # type: ignore[misc]
         self._pending: list[tuple[Any, ...]] = []
         self._thread = threading.Thread(target=self._work, name="ttscope-steps", daemon=True)
         self.on = True
+        _SENDING.add(engine_index)
         self._thread.start()
         atexit.register(self._stopping.set)
         log.info("ttscope: sending the steps of engine %s to %s", engine_index, target)

@@ -21,12 +21,13 @@ def receiver():
 
 
 def logger(monkeypatch, target):
-    from profiler.plugin import VARIABLE, StepLogger
+    from profiler.plugin import _SENDING, VARIABLE, StepLogger
 
     if target is None:
         monkeypatch.delenv(VARIABLE, raising=False)
     else:
         monkeypatch.setenv(VARIABLE, target)
+    _SENDING.clear()
     return StepLogger(SimpleNamespace(), 3)
 
 
@@ -119,3 +120,14 @@ def test_other_field_names_are_noticed_before_the_first_step(monkeypatch):
 
     monkeypatch.setattr(module, "_SCHEDULER", (*module._SCHEDULER, "renamed"))
     assert not logger(monkeypatch, "http://127.0.0.1:1").on
+
+
+def test_announced_twice_each_step_counts_once(monkeypatch, receiver):
+    from profiler.plugin import StepLogger
+
+    first = logger(monkeypatch, f"http://127.0.0.1:{receiver.port}")
+    second = StepLogger(SimpleNamespace(), 3)
+    assert (first.on, second.on) == (True, False)
+    for each in (first, second):
+        each.record(*step())
+    assert len(taken(receiver, 1)) == 1
