@@ -30,7 +30,7 @@ from traces.votes import PolicyOutcome, majority_curve, pass_curve, sample_count
 Floats = npt.NDArray[np.float64]
 
 WINDOWS = (3, 4)
-THRESHOLDS = (0.9, 0.95)
+THRESHOLDS = (0.88, 0.95)  # three votes to none or four to one suffice; four to none
 FEWEST = 4  # samples from which rules that stop early are judged
 KEEP = (0.5, 0.9)
 

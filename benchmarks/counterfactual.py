@@ -179,10 +179,10 @@ def halves(wholes: Sequence[tuple[Recording, Run]], splits: int = 200) -> None:
     `mean` is the interval of the mean, which does not claim that; `others` is that of as many
     other problems (`traces.statistics.new_problems`).
     """
-    rng = np.random.default_rng(0)
     print(f"| run | policy | mean, of {splits} | others, of {splits} |")
     print("|---|---|---|---|")
     for _, run in wholes:
+        rng = np.random.default_rng(0)
         found = evaluate(run, counts=[c for c in (1, 4, 16) if run.policy and c <= run.policy.n])
         for column in found.columns:
             if column.outcome.basis != "subsets" or column.outcome.rule:

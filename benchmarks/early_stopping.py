@@ -31,12 +31,10 @@ from traces.summary import summarise
 
 RULES: tuple[Mapping[str, float | str], ...] = (
     {"method": "majority"},
-    {"method": "early_stopping", "window": 4},
     {"method": "early_stopping", "window": 3},
     {"method": "adaptive", "threshold": 0.95, "in_flight": 4},
-    {"method": "adaptive", "threshold": 0.9, "in_flight": 3},
-    {"method": "adaptive", "threshold": 0.9, "in_flight": 1},
-    {"method": "agreement", "in_flight": 4},
+    {"method": "adaptive", "threshold": 0.88, "in_flight": 3},
+    {"method": "adaptive", "threshold": 0.88, "in_flight": 1},
 )
 
 
