@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import os
+import sys
+from typing import Any
 
 
 def on_cpu() -> bool:
@@ -33,3 +35,24 @@ def prepare_environment(tensor_parallel_size: int = 1) -> None:
             wanted["VLLM_CPU_OMP_THREADS_BIND"] = binding
     for name, value in wanted.items():
         os.environ.setdefault(name, value)
+
+
+def let_modules_be_scanned() -> None:
+    """Have llvmlite's library object say that it has no `__dict__`, where it is loaded.
+
+    vLLM 0.32 looks into every object of every loaded module when it starts; that object answers
+    any name with a function, and vLLM fails on it. numba, which replays run on, loads llvmlite.
+    """
+    ffi: Any = sys.modules.get("llvmlite.binding.ffi")
+    kind: Any = type(getattr(ffi, "lib", None))
+    answer = vars(kind).get("__getattr__")
+    if answer is None or getattr(answer, "guarded", False):
+        return
+
+    def guarded(self: Any, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return answer(self, name)
+
+    guarded.guarded = True  # type: ignore[attr-defined]
+    kind.__getattr__ = guarded

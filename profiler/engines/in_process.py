@@ -18,7 +18,7 @@ from profiler.engines.confidence import log_probabilities
 from profiler.engines.cpu_sampler import mend_cpu_sampler
 from profiler.engines.draft_steps import Steps, draft_steps, steps_after_first
 from profiler.engines.draft_timer import install_draft_timer
-from profiler.engines.environment import on_cpu, prepare_environment
+from profiler.engines.environment import let_modules_be_scanned, on_cpu, prepare_environment
 from profiler.engines.protocol import THINK_END, SampleRequest, SampleResult, find_tokens
 from profiler.engines.vllm_facts import engine_config, model_facts
 from profiler.kernels import KernelWindows, WindowPlan
@@ -122,6 +122,7 @@ class InProcessEngine:
             from vllm.usage.usage_lib import UsageContext
             from vllm.v1.engine.llm_engine import LLMEngine
 
+            let_modules_be_scanned()
             engine = LLMEngine.from_engine_args(
                 EngineArgs(**chosen, disable_log_stats=False),
                 usage_context=UsageContext.LLM_CLASS,
