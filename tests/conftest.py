@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+# As the engine sets it: numba refuses another number of threads once it has started some.
+os.environ.setdefault("NUMBA_NUM_THREADS", "1")
+
 SHARED = Path(__file__).parent.parent.parent / "shared"
 
 
