@@ -12,9 +12,16 @@ from tui.formats import ABSENT, align, compact, interval, number, percent, value
 
 _SHORT = {"majority": "maj", "pass_at_k": "pass", "best_of_n": "best"}
 _VARIANTS = ("keep", "window", "threshold")  # a policy per value, one below the other
+_HOW = {
+    "finish_order": "ended",
+    "replayed_order": "replayed",
+    "checkpoints": "forced",
+    "model": "model",
+}
 _LEGEND = (
     ("+-.", "mean over random orders of the samples; this is its standard error"),
     ("ended", "in the order in which the samples ended; tokens of cancelled ones by their pace"),
+    ("replayed", "the same, in the order in which so few would have ended, by replay"),
     ("forced", "answers forced at a budget of thought; `between` two budgets; `at least` a bound"),
     ("model", "more samples than were recorded, extrapolated"),
 )
@@ -115,6 +122,4 @@ def _how(outcome: PolicyOutcome) -> str:
         return "at least" if outcome.bound == "lower" else "between"
     if outcome.error is not None:
         return f"+-{outcome.error:.4f}".replace("0.", ".")
-    return {"finish_order": "ended", "checkpoints": "forced", "model": "model"}.get(
-        outcome.basis, "exact"
-    )
+    return _HOW.get(outcome.basis, "exact")

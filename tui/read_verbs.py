@@ -116,6 +116,7 @@ def print_policies(path: Path, *, price: float | None, as_json: bool) -> None:
     """Print the accuracy and tokens of policies that a recording's samples contain."""
     from advisor.choice import cheapest_as_good
     from advisor.counterfactual import evaluate
+    from advisor.replayed_order import replayed_order
     from traces.summary import summarise
     from tui.policies_text import policy_table
     from tui.show_text import show_json, show_policies_head
@@ -124,7 +125,9 @@ def print_policies(path: Path, *, price: float | None, as_json: bool) -> None:
     recording = Recording.open(path)
     answers = recording.frame("answers")
     runs = summarise(recording, price_usd_per_device_hour=price)
-    found = [evaluate(run, _own(answers, run)) for run in runs]
+    found = [
+        evaluate(run, _own(answers, run), order=replayed_order(recording, run)) for run in runs
+    ]
     if as_json:
         whole = [
             replace(run, policies=each.outcomes) for run, each in zip(runs, found, strict=True)
