@@ -32,8 +32,8 @@ class PolicyOutcome(Record):
     `interpolated` between two budgets at which it is known. `basis` says what it rests on:
     `subsets` (exact), `monte_carlo` (random subsets, `error` being the standard error that this
     adds), `finish_order` (as recorded), `replayed_order`, `checkpoints` or `model`.
-    `tokens_estimated` says that the tokens of cancelled samples were taken from their pace. `fresh_run` has the interval in which the accuracy
-    of a fresh run on the same problems falls.
+    `tokens_estimated` says that the tokens of cancelled samples were taken from their pace.
+    `fresh_run` has the interval in which the accuracy of a fresh run on the same problems falls.
     """
 
     method: str
