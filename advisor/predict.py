@@ -31,12 +31,12 @@ from traces.summary import Run as Summary
 class Prediction:
     """A run as recorded, as replayed, and as predicted under the question's configuration.
 
-    `waits` are the predicted run's problems that queued longest. `tables` and `manifest` are the
-    predicted run as a recording.
+    `replayed` is None where no step was recorded, as in imports. `waits` are the predicted run's
+    problems that queued longest. `tables` and `manifest` are the predicted run as a recording.
     """
 
     recorded: Summary
-    replayed: Summary
+    replayed: Summary | None
     predicted: Summary
     waits: tuple[Waited, ...]
     notes: tuple[str, ...]
@@ -57,14 +57,17 @@ def predict(
     samples where the question is of another model. Raises UsageError for what the recordings
     cannot answer, and RecordingError when they hold nothing to replay.
     """
-    evidence = gather([base, *others], judged=False)
-    model = StepTimeModel().fit(evidence.steps)
+    evidence = gather([base, *others], judged=False, timed=question.operators is None)
+    model = StepTimeModel().fit(evidence.steps) if evidence.steps else None
     own = _own_run(evidence, base, recorded)
     source = _source(evidence, own, question)
     same = replace(question, engine=own.engine, policy=own.policy)
     same = replace(same, rate_per_s=None, concurrency=None, replicas=Replicas(), operators=None)
-    before = Replays(base, evidence, model, own, own, same)
-    after = before if same == question else Replays(base, evidence, model, own, source, question)
+    before = None if model is None else Replays(base, evidence, model, own, own, same)
+    if before is not None and same == question:
+        after = before
+    else:
+        after = Replays(base, evidence, model, own, source, question)
     runs = after.times.runs
     if runs is None:
         notes = ["step times are of operator tables; no run of yours has checked them: no interval"]
@@ -72,6 +75,9 @@ def predict(
             notes.append("KV blocks without limit; set engine.num_gpu_blocks to the engine's own")
     else:
         notes = [f"step times were learned from {runs} recorded run{'s' if runs > 1 else ''}"]
+    if before is None:
+        notes.append("no step was recorded, so that the run cannot be replayed as it was")
+    notes += _prefixes(base)
     if own.engine.mode == "in_process":
         notes.append(
             "TTFT was recorded from when a sample was handed to the engine in this process; the "
@@ -84,13 +90,24 @@ def predict(
         notes.append(f"{after.drawn} of the recorded samples drawn, {len(after.runs)} times")
     return Prediction(
         recorded=recorded,
-        replayed=before.summary(),
+        replayed=None if before is None else before.summary(),
         predicted=after.summary(),
         waits=tuple(after.waits()),
         notes=tuple(notes),
         tables=after.tables,
         manifest=after.manifest,
     )
+
+
+def _prefixes(base: Recording) -> list[str]:
+    """Say what a replay of imported requests shares."""
+    workload = base.manifest.workload
+    if workload is not None and workload.prompt_block_tokens is not None:
+        size = workload.prompt_block_tokens
+        return [f"prompts share what their blocks of {size:,} tokens have in common"]
+    if "imported" in base.manifest.provenance and not base.samples["cached_tokens"].count():
+        return ["which prompts begin alike is not told: no prefix is shared"]
+    return []
 
 
 def _own_run(evidence: Evidence, base: Recording, recorded: Summary) -> Run:

@@ -144,13 +144,16 @@ def stop_of(policy: Policy) -> Stop:
 
 
 class Replays:
-    """The draws of one question, replayed at the law's usual, its fast and its slow speed."""
+    """The draws of one question, replayed at the law's usual, its fast and its slow speed.
+
+    A question of operator tables needs no model of recorded steps.
+    """
 
     def __init__(
         self,
         base: Recording,
         evidence: Evidence,
-        model: StepTimeModel,
+        model: StepTimeModel | None,
         own: Run,
         source: Run,
         question: Question,
@@ -167,9 +170,16 @@ class Replays:
         self.concurrency = None
         if arrivals is None:
             self.concurrency = question.concurrency or own.concurrency or 1
-        self.workloads = [Workload.from_loads(loads, arrivals) for loads in self.loads]
+        told = base.manifest.workload
+        block_tokens = None if told is None else told.prompt_block_tokens
+        self.workloads = [
+            Workload.from_loads(loads, arrivals, prompt_block_tokens=block_tokens)
+            for loads in self.loads
+        ]
         self.first = self.workloads[0].first
         if question.operators is None:
+            if model is None:
+                raise UsageError("no steps were recorded; give operator tables with --operators")
             self.times = learned(model.law(self.engine))
         else:
             longest = max(workload.longest for workload in self.workloads)
@@ -220,6 +230,7 @@ class Replays:
             prompt_tokens=problem.prompt_tokens,
             cached_tokens=problem.cached_tokens,
             samples=samples,
+            prompt_blocks=problem.prompt_blocks,
         )
 
     def _arrivals(self, own: Run) -> Floats | None:
@@ -319,12 +330,10 @@ class Replays:
         )
 
     def _accuracy(self) -> Estimate | None:
-        known = all(
-            s.correct is not None or s.answer is None
-            for load in self.loads[0]
-            for s in load.samples
-        )
-        if not known or self.question.policy.method not in VOTES:
+        samples = [s for load in self.loads[0] for s in load.samples]
+        known = all(s.correct is not None or s.answer is None for s in samples)
+        judged = any(s.correct is not None for s in samples)
+        if not (known and judged) or self.question.policy.method not in VOTES:
             return None
         right = np.mean([run.right for run in self.runs], axis=0)
         return column_means(right[:, None], "1")[0]

@@ -110,12 +110,13 @@ def problem_rows(
     latency and no seconds.
     """
     manifest = recording.manifest
-    imported = pl.col("arrival").is_null() & pl.col("error").is_null()
-    decided = pl.col("decided_at").is_not_null() | imported
+    # An import tells of what has ended, whether or not it tells when.
+    imported = pl.col("arrival").is_null() | pl.lit("imported" in manifest.provenance)
+    decided = pl.col("decided_at").is_not_null() | (imported & pl.col("error").is_null())
     rows = _numbered(recording, engine, policy).with_columns(
         state=pl.when(decided)
         .then(pl.lit("decided"))
-        .when(ENDED)
+        .when(ENDED | imported)
         .then(pl.lit("failed"))
         .otherwise(pl.lit("in_flight")),
         slowed=_slowed(engine_steps(recording, engine)),

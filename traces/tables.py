@@ -21,6 +21,7 @@ PROBLEMS: Columns = {
     "group": TEXT,  # level or data set
     "prompt_tokens": INT,
     "cached_prompt_tokens": INT,
+    "prompt_blocks": INTS,  # of imports that tell them: equal names are equal prefixes
     "arrival": INT,
     "start": INT,
     "end": INT,

@@ -21,6 +21,12 @@ _GPU_DEFAULTS: Mapping[str, Any] = {
     "async_scheduling": True,
     "enforce_eager": False,
 }
+# Of `vllm serve` on a GPU of less than 70 GB (vllm/engine/arg_utils.py), where nothing is told.
+_SERVER_DEFAULTS: Mapping[str, Any] = {
+    "max_num_seqs": 256,
+    "max_num_batched_tokens": 2048,
+    "enable_prefix_caching": True,
+}
 
 
 def run_replay(
@@ -98,7 +104,8 @@ def _chosen(runs: Sequence[Run], number: int, name: str) -> Run:
 def _changed(recorded: Run, changes: Sequence[str], *, gpu: bool) -> tuple[EngineConfig, Policy]:
     """Return the engine and the policy with what `--set` changes.
 
-    `gpu` says that the steps will be a GPU's: what a CPU's engine was given is vLLM's default.
+    `gpu` says that the steps will be a GPU's: what a CPU's engine was given is vLLM's default, and
+    so is what an import does not tell.
     Raises UsageError for a name or value that there is not.
     """
     from profiler.policies.rules import make_policy
@@ -117,9 +124,17 @@ def _changed(recorded: Run, changes: Sequence[str], *, gpu: bool) -> tuple[Engin
     if "method" in parts["policy"]:  # its parameters are those of the method it had
         rule = {}
     policy = make_policy({**plain, **rule, **parts["policy"]})
+    # An import may not tell these, which a policy that is run must have.
+    untold = {
+        name: None
+        for name in ("temperature", "top_p")
+        if plain[name] is None and name not in parts["policy"]
+    }
+    policy = dataclasses.replace(policy, **untold)
     base = recorded.engine
     if gpu and base.gpu is None:
-        base = dataclasses.replace(base, **_GPU_DEFAULTS)
+        server = {k: v for k, v in _SERVER_DEFAULTS.items() if getattr(base, k) is None}
+        base = dataclasses.replace(base, **_GPU_DEFAULTS, **server)
     return _engine(base, parts["engine"]), policy
 
 

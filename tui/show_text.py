@@ -91,6 +91,11 @@ def engine_text(engine: EngineConfig) -> str:
     return ", ".join(parts)
 
 
+def imported_text(run: Run) -> str:
+    """Return what an import tells of the engine: the model's name at most."""
+    return f"{run.engine.model}, else -"
+
+
 def policy_text(policy: Policy | None) -> str:
     """Return the policy in a few words."""
     if policy is None:
@@ -112,7 +117,7 @@ def _head(run: Run, width: int) -> list[str]:
     if run.policy is None and not run.problems:
         device = f"{run.engine.num_devices} x {run.engine.gpu}" if run.engine.gpu else ABSENT
         return wrap("device", device, width=width, indent=INDENT) + warnings(run, width)
-    engine = engine_text(run.engine) if run.imported is None else f"{run.engine.model}, else -"
+    engine = engine_text(run.engine) if run.imported is None else imported_text(run)
     lines = wrap("engine", engine, width=width, indent=INDENT)
     policy = "- (traffic of others)" if run.policy is None else policy_text(run.policy)
     lines += wrap("policy", policy, width=width, indent=INDENT)

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from advisor.composition import FEATURES
-from advisor.evidence import Sample, verify_steps
+from advisor.evidence import Sample
 from advisor.load import Limits, Load
+from advisor.verification import verify_steps
 from tests.advisor.replay_twin import naive_replay
 from traces.manifest import ClockReading, Manifest, WorkloadFacts
 from traces.recording import Recording
