@@ -18,6 +18,7 @@ import numpy.typing as npt
 import polars as pl
 
 from advisor.composition import composition_matrix
+from advisor.models.architectures import refusal
 from traces.energy import mean_power_w
 from traces.errors import RecordingError, UsageError
 from traces.manifest import WorkloadFacts
@@ -141,7 +142,7 @@ def gather(recordings: Sequence[Recording], *, judged: bool = True) -> Evidence:
     """Read what the recordings hold; `judged` says that samples must be right or wrong.
 
     Raises UsageError when there are none or they answer different workloads, and RecordingError
-    when there is nothing to learn from.
+    when there is nothing to learn from or a model is of a kind that no replay was checked for.
     """
     if not recordings:
         raise UsageError("advise: name at least one recording")
@@ -204,6 +205,9 @@ def _steps(recording: Recording, key: str, engine: EngineConfig) -> list[StepTab
     facts = recording.manifest.models.get(engine.model)
     if facts is None:
         raise RecordingError(f"{recording.name}: holds no facts of the model {engine.model}")
+    refused = refusal(facts, engine)
+    if refused is not None:
+        raise RecordingError(f"{recording.name}: {refused}")
     frame = (
         recording.steps.filter(pl.col("engine") == key, ~pl.col("profiled").fill_null(False))
         .with_columns(seconds=pl.coalesce("interval_ns", "wall_ns") / 1e9)
