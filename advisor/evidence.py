@@ -18,6 +18,7 @@ import numpy.typing as npt
 import polars as pl
 
 from advisor.composition import composition_matrix
+from advisor.host_work import with_host_work
 from advisor.models.architectures import refusal
 from traces.energy import mean_power_w
 from traces.errors import RecordingError, UsageError
@@ -208,9 +209,10 @@ def _steps(recording: Recording, key: str, engine: EngineConfig) -> list[StepTab
     refused = refusal(facts, engine)
     if refused is not None:
         raise RecordingError(f"{recording.name}: {refused}")
+    steps = recording.steps.filter(pl.col("engine") == key)
     frame = (
-        recording.steps.filter(pl.col("engine") == key, ~pl.col("profiled").fill_null(False))
-        .with_columns(seconds=pl.coalesce("interval_ns", "wall_ns") / 1e9)
+        with_host_work(steps, recording, key, engine)
+        .filter(~pl.col("profiled").fill_null(False))
         .drop_nulls(["seconds", *COMPOSITION])
         .filter(pl.col("seconds") > 0, pl.col("prefill_requests") + pl.col("decode_requests") > 0)
     )
