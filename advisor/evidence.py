@@ -18,6 +18,8 @@ import numpy.typing as npt
 import polars as pl
 
 from advisor.composition import composition_matrix
+from advisor.host_work import with_host_work
+from advisor.models.architectures import refusal
 from advisor.verification import verify_steps
 from traces.energy import mean_power_w
 from traces.errors import RecordingError, UsageError
@@ -146,7 +148,7 @@ def gather(recordings: Sequence[Recording], *, judged: bool = True, timed: bool 
     `judged` says that samples must be right or wrong, `timed` that there must be steps.
 
     Raises UsageError when there are none or they answer different workloads, and RecordingError
-    when there is nothing to learn from.
+    when there is nothing to learn from or a model is of a kind that no replay was checked for.
     """
     if not recordings:
         raise UsageError("advise: name at least one recording")
@@ -209,15 +211,19 @@ def _same_workload(recordings: Sequence[Recording]) -> WorkloadFacts | None:
 
 
 def _steps(recording: Recording, key: str, engine: EngineConfig) -> list[StepTable]:
+    facts = recording.manifest.models.get(engine.model)
+    refused = None if facts is None else refusal(facts, engine)
+    if refused is not None:
+        raise RecordingError(f"{recording.name}: {refused}")
+    steps = recording.steps.filter(pl.col("engine") == key)
     frame = (
-        recording.steps.filter(pl.col("engine") == key, ~pl.col("profiled").fill_null(False))
-        .with_columns(seconds=pl.coalesce("interval_ns", "wall_ns") / 1e9)
+        with_host_work(steps, recording, key, engine)
+        .filter(~pl.col("profiled").fill_null(False))
         .drop_nulls(["seconds", *COMPOSITION])
         .filter(pl.col("seconds") > 0, pl.col("prefill_requests") + pl.col("decode_requests") > 0)
     )
     if frame.is_empty():
         return []
-    facts = recording.manifest.models.get(engine.model)
     if facts is None:
         raise RecordingError(f"{recording.name}: holds no facts of the model {engine.model}")
     return [

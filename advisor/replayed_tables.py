@@ -203,7 +203,7 @@ def _step_ends(cost: StepCost, log: Floats, count: npt.NDArray[np.int64], drafti
             if i == steps:
                 ends[place] = begun + seconds
             else:
-                ends[place] = begun + leap_seconds(
+                ends[place] = begun + log[row, 18] + leap_seconds(
                     cost, i, int(log[row, 9]), log[row, 10], log[row, 11], log[row, 12],
                     log[row, 13], 1.0, drafting,
                 )  # fmt: skip

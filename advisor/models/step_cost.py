@@ -31,6 +31,8 @@ Ints = npt.NDArray[np.int64]
 class StepCost(NamedTuple):
     """Seconds of a step. `linear` [FEATURES] times the composition of the step, and tables.
 
+    Of the law, the work between steps is apart: `host_seconds`, the rest is `step_seconds`.
+
     `values` are all tables one after another, each beginning where `starts` says: few arrays, as
     every call of a compiled function copies the fields.
     """
@@ -67,6 +69,15 @@ def scaled_cost(cost: StepCost, factor: float) -> StepCost:
 def needs_longest(cost: StepCost) -> bool:
     """Whether the longest context of a batch matters to its time."""
     return has_skew(cost.values, cost.starts)
+
+
+@leaf
+def host_seconds(
+    cost: StepCost, problem_starts: int, sample_starts: int, sample_ends: int
+) -> float:
+    """Return what the process does before a step for what began or ended since the one before."""
+    law = cost.linear
+    return law[9] * problem_starts + law[10] * sample_starts + law[11] * sample_ends  # type: ignore[no-any-return]
 
 
 @leaf

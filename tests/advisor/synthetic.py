@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from advisor.composition import FEATURES
+from advisor.composition import FEATURES, HOST_WORK
 from advisor.evidence import Sample
 from advisor.load import Limits, Load
 from advisor.verification import verify_steps
@@ -57,7 +57,7 @@ def engine_of(model: str = "small", **changes) -> EngineConfig:
     return dataclasses.replace(plain, **changes)
 
 
-def law_of(engine: EngineConfig) -> np.ndarray:
+def law_of(engine: EngineConfig, host=None) -> np.ndarray:
     """Seconds per feature: 1 ms and the weights, 20 us a request, 2 TFLOP/s, 40 GB/s of KV."""
     facts, tp = FACTS[engine.model], engine.tensor_parallel_size
     law = dict.fromkeys(FEATURES, 0.0)
@@ -69,6 +69,7 @@ def law_of(engine: EngineConfig) -> np.ndarray:
     law["query_context"] = facts.attention_flops(1) / 2e12 / tp
     if engine.speculative is not None:
         law["draft_step"], law["draft_requests"] = 4e-4, 1e-5
+    law.update(zip(HOST_WORK, host or (), strict=False))
     return np.array([law[name] for name in FEATURES])
 
 
@@ -85,11 +86,13 @@ def record(
     workload: str = "sums",
     watts: float | None = None,
     power: tuple[str, str] = ("nvml", "watts"),  # kind, and the column that tells it
+    host: tuple[float, float, float] | None = None,  # seconds of HOST_WORK, joined to samples
     **manifest,
 ) -> Recording:
     """Run the twin of the engine and write what a probe would have seen.
 
-    `noise` is the spread of single steps, `drift` slows the whole run.
+    `noise` is the spread of single steps, `drift` slows the whole run. With `host` a process of its
+    own takes time between steps, and says in which step each sample began.
     """
     rng = np.random.default_rng([seed, zlib.crc32(folder.name.encode())])
     loads = _workload(rng, engine, policy, problems)
@@ -100,10 +103,10 @@ def record(
         num_blocks=engine.num_gpu_blocks - 1,
         speculative=engine.speculative is not None,
     )
-    log = {"steps": [], "cached": {}}
+    log = {"steps": [], "cached": {}, "first": {}}
     ran = naive_replay(
         loads,
-        law_of(engine) * np.exp(drift),
+        law_of(engine, host) * np.exp(drift),
         limits,
         concurrency=concurrency,
         noise=lambda: float(np.exp(rng.normal(0, noise))) if noise else 1.0,
@@ -174,6 +177,7 @@ def record(
                     "cached_tokens": log["cached"][number],
                     "output_tokens": sample.output_tokens,
                     "arrival": begun,
+                    "first_step": log["first"][number] if host is not None else None,
                     "end": START + _ns(ran["ends"][number]),
                     "answer": sample.answer,
                     "correct": sample.correct,

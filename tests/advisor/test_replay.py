@@ -15,7 +15,7 @@ from advisor.workload import Workload
 from profiler.policies.parallel import Adaptive, Agreement, EarlyStopping, FirstFinish
 from tests.advisor.replay_twin import naive_replay
 
-COST = np.array([3e-3, 1e-3, 7e-4, 2e-5, 1e-4, 5e-5, 4e-6, 3e-8, 2e-9])
+COST = np.array([3e-3, 1e-3, 7e-4, 2e-5, 1e-4, 5e-5, 4e-6, 3e-8, 2e-9, 4e-4, 2e-4, 1e-4])
 
 
 def plain(tokens: int) -> Sample:
@@ -225,9 +225,12 @@ def test_one_sample_by_hand():
     got = replay(
         Workload.from_loads(loads), linear_cost(COST), Limits(block_size=16), concurrency=1
     )
-    step, prompt, _, request, first, _, token, kv, query = COST
+    step, prompt, _, request, first, _, token, kv, query, *host = COST
+    start = host[0] + host[1]
     expected = (
-        3 * (step + request)
+        start
+        + host[2]
+        + 3 * (step + request)
         + prompt
         + first
         + token * 12
@@ -236,7 +239,7 @@ def test_one_sample_by_hand():
     )
     assert got.latency_s[0] == pytest.approx(expected, rel=1e-12)
     assert got.ttft_s[0] == pytest.approx(
-        step + request + prompt + first + 10 * token + 10 * kv + 55 * query, rel=1e-12
+        start + step + request + prompt + first + 10 * token + 10 * kv + 55 * query, rel=1e-12
     )
 
 
