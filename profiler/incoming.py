@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -22,10 +22,18 @@ _SAME_START_S = 1.5  # clocks of /proc and of the metrics page are read apart
 
 
 class Incoming:
-    """Feeds a recording from a receiver; `seen` counts what came, for the summary."""
+    """Feeds a recording from a receiver; `steps` counts those that came.
 
-    def __init__(self, receiver: Receiver, deployment: Deployment) -> None:
-        self._receiver, self._deployment = receiver, deployment
+    `profiled` tells of an engine and the end of a step whether a profiler's window held it.
+    """
+
+    def __init__(
+        self,
+        receiver: Receiver,
+        deployment: Deployment,
+        profiled: Callable[[str, int], bool] | None = None,
+    ) -> None:
+        self._receiver, self._deployment, self._profiled = receiver, deployment, profiled
         self._groups = SpanGroups(self._engine_of_span)
         self._engines: dict[Any, str] = {}
         self._rows: dict[str, PluginRows] = {}
@@ -88,11 +96,17 @@ class Incoming:
                     usable_blocks=None if blocks is None else blocks - 1,
                     asynchronous=config.async_scheduling,
                 )
-            found += rows.rows(batch.rows)
+            found += self._marked(key, rows.rows(batch.rows))
             self._dropped[f"{batch.instance}.{batch.engine}"] = batch.dropped
         self._early = []
         self.steps += len(found)
         return found
+
+    def _marked(self, key: str, rows: list[Row]) -> list[Row]:
+        profiled = self._profiled
+        if profiled is None:
+            return rows
+        return [row | {"profiled": profiled(key, row["end"])} for row in rows]
 
     def _key_of(self, batch: Batch) -> str | None:
         """Return the engine that a plugin belongs to: by its process's start, or the only one."""

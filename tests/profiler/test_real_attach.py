@@ -1,7 +1,6 @@
 """A real server at all depths: what /metrics, spans and the plugin say agree with one another."""
 
 import threading
-from pathlib import Path
 
 import httpx
 import polars as pl
@@ -12,26 +11,14 @@ from profiler.attach import watch
 from profiler.deployment import Deployment
 from profiler.incoming import Incoming
 from profiler.receiver import Receiver
-from tests.profiler.servers import vllm_server
+from tests.profiler.servers import ROOT, entry_point, vllm_server
 from traces.recording import Recording
 from traces.watched import watched_engines
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]
 
-ROOT = Path(__file__).parent.parent.parent
 CANARY = "canary 31415"
 PROBLEMS, SAMPLES = 6, 4
-
-
-def entry_point(folder):
-    """Announce the plugin as an installed ttscope does, whatever is installed here."""
-    info = folder / "ttscope_plugin-0.0.dist-info"
-    info.mkdir(parents=True)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: ttscope-plugin\nVersion: 0.0\n")
-    text = (ROOT / "pyproject.toml").read_text()
-    line = next(one for one in text.splitlines() if "profiler.plugin:" in one)
-    value = line.split('"')[1]
-    (info / "entry_points.txt").write_text(f"[vllm.stat_logger_plugins]\nlive = {value}\n")
 
 
 def test_all_depths_agree(tmp_path, monkeypatch):
