@@ -38,6 +38,10 @@ def attach(
         str, typer.Option(metavar="N/Ts", help="N steps each, every T seconds or less often.")
     ] = "4/60s",
     yes: Annotated[bool, typer.Option("--yes", help="Open windows without asking.")] = False,
+    gpus: Annotated[
+        str,
+        typer.Option(metavar="auto|none|N", help="Read the power of the servers' GPUs, if here."),
+    ] = "auto",
     model: Annotated[str | None, typer.Option(help="Which of the served models.")] = None,
     problems: Annotated[int | None, typer.Option(help="Take the first so many.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the demo's problems.")] = 0,
@@ -110,6 +114,7 @@ def attach(
 ) -> None:
     """Profile a live deployment: its own traffic, or with a workload of yours."""
     from profiler.access import Access, read_headers, read_key
+    from profiler.gpus_here import parse_gpus
     from profiler.receiver import parse_listen
     from profiler.server_windows import ServerPlan
     from traces.errors import UsageError
@@ -161,6 +166,7 @@ def attach(
             kernels=kernels,
             plan=ServerPlan.parse(kernel_windows),
             yes=yes,
+            gpus=parse_gpus(gpus),
             price=price,
         ),
         posed,

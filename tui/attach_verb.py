@@ -44,6 +44,7 @@ class Attachment:
     kernels: Path | None = None  # where the servers' profiler writes
     plan: ServerPlan | None = None
     yes: bool = False
+    gpus: int | None = None  # see profiler/gpus_here.py
     price: float | None = None
 
 
@@ -189,6 +190,7 @@ def run_attach(
     """
     from profiler.attach import watch
     from profiler.deployment import Deployment
+    from profiler.gpus_here import power_probe
     from profiler.incoming import Incoming
     from traces.recording import Recording
     from tui.read_verbs import print_show
@@ -221,6 +223,9 @@ def run_attach(
             probes.append(incoming.watched)
         if windows is not None:
             probes.append(windows.watched)
+        power = power_probe(deployment, wanted.gpus)
+        if power is not None:
+            probes.append(power)
         if posed is None or policy is None:
             stop = stack.enter_context(ended_by_signal())
             watch(
