@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
+from urllib.parse import urlsplit
 
 from profiler.deployment import Deployment
 from profiler.plugin_steps import Batch, PluginRows
@@ -18,18 +19,29 @@ from traces.writer import RecordingWriter
 
 HELLO_S = 2.5  # a plugin says that it is there every second
 MOST_ENGINES = 256  # named by spans or plugins alone
+HOLD_NS = 1_500_000_000  # that steps of several front ends wait for one another
 _SAME_START_S = 1.5  # clocks of /proc and of the metrics page are read apart
 
 
 class Incoming:
-    """Feeds a recording from a receiver; `seen` counts what came, for the summary."""
+    """Feeds a recording from a receiver; `steps` counts those that came.
 
-    def __init__(self, receiver: Receiver, deployment: Deployment) -> None:
-        self._receiver, self._deployment = receiver, deployment
+    `profiled` tells of an engine and the end of a step whether a profiler's window held it.
+    """
+
+    def __init__(
+        self,
+        receiver: Receiver,
+        deployment: Deployment,
+        profiled: Callable[[str, int], bool] | None = None,
+    ) -> None:
+        self._receiver, self._deployment, self._profiled = receiver, deployment, profiled
         self._groups = SpanGroups(self._engine_of_span)
         self._engines: dict[Any, str] = {}
         self._rows: dict[str, PluginRows] = {}
         self._dropped: dict[str, int] = {}
+        self._senders: dict[str, set[str]] = {}  # front ends by engine
+        self._ending = False
         self._samples: list[Row] = []
         self._writer: RecordingWriter | None = None
         self._early: list[Batch] = []
@@ -63,6 +75,7 @@ class Incoming:
         try:
             yield
         finally:
+            self._ending = True
             for table, rows in zip(
                 ("problems", "samples"), self._settled(everything=True), strict=True
             ):
@@ -74,28 +87,39 @@ class Incoming:
                 writer.dropped("steps", lost)
 
     def _take_steps(self) -> list[Row]:
-        found: list[Row] = []
+        raw: dict[str, list[Any]] = {key: [] for key in self._rows}
         for batch in [*self._early, *self._receiver.take_batches()]:
             key = self._key_of(batch) or self._own_key(batch)
             if key is None:
                 continue
-            rows = self._rows.get(key)
-            if rows is None:
+            if key not in self._rows:
                 config = self._deployment.engines[key]
                 blocks = config.num_gpu_blocks
-                rows = self._rows[key] = PluginRows(
+                self._rows[key] = PluginRows(
                     engine=key,
                     usable_blocks=None if blocks is None else blocks - 1,
                     asynchronous=config.async_scheduling,
                 )
-            found += rows.rows(batch.rows)
+            raw.setdefault(key, []).extend(batch.rows)
+            self._senders.setdefault(key, set()).add(batch.instance)
             self._dropped[f"{batch.instance}.{batch.engine}"] = batch.dropped
         self._early = []
+        found: list[Row] = []
+        for key, rows in raw.items():
+            wait = len(self._senders[key]) > 1 and not self._ending
+            until = time.time_ns() - HOLD_NS if wait else None
+            found += self._marked(key, self._rows[key].rows(rows, until=until))
         self.steps += len(found)
         return found
 
+    def _marked(self, key: str, rows: list[Row]) -> list[Row]:
+        profiled = self._profiled
+        if profiled is None:
+            return rows
+        return [row | {"profiled": profiled(key, row["end"])} for row in rows]
+
     def _key_of(self, batch: Batch) -> str | None:
-        """Return the engine that a plugin belongs to: by its process's start, or the only one."""
+        """Return the engine that a plugin belongs to: by its start, its port, or the only one."""
         replicas = self._deployment.replicas
         fitting = [
             replica
@@ -104,6 +128,8 @@ class Incoming:
             and replica.started is not None
             and abs(replica.started - batch.process_start_s) < _SAME_START_S
         ]
+        if len(fitting) != 1:  # several front ends do not tell when they began
+            fitting = [each for each in replicas if _port(each.access.url) in batch.ports]
         if len(fitting) != 1:
             fitting = replicas if len(replicas) == 1 else []
         return fitting[0].keys.get(str(batch.engine)) if fitting else None
@@ -143,3 +169,8 @@ class Incoming:
     def _take_samples(self) -> list[Row]:
         taken, self._samples = self._samples, []
         return taken
+
+
+def _port(url: str) -> int:
+    parts = urlsplit(url)
+    return parts.port or (443 if parts.scheme == "https" else 80)

@@ -154,7 +154,7 @@ class ServerEngine:
                 results.append(self._result(request_id, stream, None))
         return results
 
-    def poll(self) -> list[SampleResult]:
+    def poll(self, wait_s: float = _POLL_S) -> list[SampleResult]:
         """Wait a moment for samples to end (see `Engine`).
 
         Raises EngineError when the server has not been reached many times in a row.
@@ -163,7 +163,7 @@ class ServerEngine:
             return []
         ended = []
         with contextlib.suppress(queue.Empty):
-            ended.append(self._results.get(timeout=_POLL_S))
+            ended.append(self._results.get(block=wait_s > 0, timeout=wait_s or None))
             while True:
                 ended.append(self._results.get_nowait())
         kept = [result for result in ended if self._live.pop(result.request_id, None)]
