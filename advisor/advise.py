@@ -147,7 +147,8 @@ class _Question:
             system_optimal=None if system is None else self._pick(system),
             compute_optimal=None if compute is None else self._pick(compute),
             regret=regret,
-            pareto=tuple(self._pick(row) for row in self._front()),
+            pareto=tuple(self._pick(row) for row in self._front(self.objective)),
+            compute_pareto=tuple(self._pick(row) for row in self._front("flops")),
             reasons=tuple(
                 reasons(
                     self.advisor.evidence,
@@ -293,10 +294,10 @@ class _Question:
                 found.append(int(row))
         return found
 
-    def _front(self) -> list[int]:
-        """Return the Pareto front of accuracy against the objective's metric, best first."""
+    def _front(self, metric: str) -> list[int]:
+        """Return the Pareto front of accuracy against a metric, best first."""
         measures = self.measures
-        name = "latency_s" if self.objective == "accuracy" else self.objective
+        name = "latency_s" if metric == "accuracy" else metric
         cost, accuracy = measures.cost(name), measures.values("accuracy")
         allowed = np.ones(len(cost), dtype=bool)
         for limit in ("max_gpus", "rate"):

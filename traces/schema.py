@@ -331,7 +331,11 @@ class NearMiss(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Recommendation(Record):
-    """What to run for a budget; picks are None when nothing fits."""
+    """What to run for a budget; picks are None when nothing fits.
+
+    `pareto` is the front of accuracy against what is optimised (against latency where that is
+    accuracy), `compute_pareto` against FLOPs.
+    """
 
     budget: Budget
     system_optimal: Pick | None
@@ -343,3 +347,4 @@ class Recommendation(Record):
     measure_next: tuple[str, ...]
     candidates: int
     infeasible: Mapping[str, int]
+    compute_pareto: tuple[Pick, ...] = ()

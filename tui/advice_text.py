@@ -237,6 +237,7 @@ def advice_json(recommendation: Recommendation) -> dict[str, Any]:
         "compute_optimal": _pick_json(answer.compute_optimal),
         "regret": _estimates_json(answer.regret),
         "pareto": [_pick_json(pick) for pick in answer.pareto],
+        "compute_pareto": [_pick_json(pick) for pick in answer.compute_pareto],
         "reasons": list(answer.reasons),
         "near_misses": [
             {

@@ -13,6 +13,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from tui import budget_options as budget
 from tui.attach_options import attach
 from tui.record_options import record
 
@@ -213,25 +214,17 @@ def export(
 @app.command()
 def advise(
     recordings: Paths,
-    max_latency: Annotated[
-        str | None, typer.Option(help="Per problem: 5s, 250ms (mean, or --percentile).")
-    ] = None,
-    percentile: Annotated[
-        int | None, typer.Option(help="Which percentile --max-latency limits.")
-    ] = None,
-    max_cost: Annotated[
-        str | None, typer.Option(help="Per problem: $0.002, or device-seconds as 0.5s.")
-    ] = None,
-    max_energy: Annotated[str | None, typer.Option(help="Per problem: 800J, 2kJ.")] = None,
-    gpus: Annotated[int | None, typer.Option(help="Devices at most.")] = None,
-    min_accuracy: Annotated[str | None, typer.Option(help="0.8 or 80%.")] = None,
-    rate: Annotated[str | None, typer.Option(help="Problems arriving: 2/s, 30/min.")] = None,
-    price: Annotated[float | None, typer.Option(help="USD per device-hour.")] = None,
-    optimise: Annotated[
-        str | None, typer.Option(help="accuracy, latency, cost, energy or throughput.")
-    ] = None,
-    confidence: Annotated[float, typer.Option(help="How sure every limit must be met.")] = 0.9,
-    seed: Annotated[int, typer.Option(help="Seed of the resampling.")] = 0,
+    max_latency: budget.MaxLatency = None,
+    percentile: budget.Percentile = None,
+    max_cost: budget.MaxCost = None,
+    max_energy: budget.MaxEnergy = None,
+    gpus: budget.Gpus = None,
+    min_accuracy: budget.MinAccuracy = None,
+    rate: budget.Rate = None,
+    price: budget.Price = None,
+    optimise: budget.Optimise = None,
+    confidence: budget.Confidence = 0.9,
+    seed: budget.Seed = 0,
     as_json: Json = False,
 ) -> None:
     """Recommend the system-optimal configuration for a budget."""
@@ -250,6 +243,41 @@ def advise(
         "confidence": confidence,
     }
     run_advise(recordings, given, seed=seed, as_json=as_json)
+
+
+@app.command()
+def report(
+    recordings: Paths,
+    output: Annotated[Path, typer.Option("-o", "--output", help="The page: report.html.")],
+    max_latency: budget.MaxLatency = None,
+    percentile: budget.Percentile = None,
+    max_cost: budget.MaxCost = None,
+    max_energy: budget.MaxEnergy = None,
+    gpus: budget.Gpus = None,
+    min_accuracy: budget.MinAccuracy = None,
+    rate: budget.Rate = None,
+    price: budget.Price = None,
+    optimise: budget.Optimise = None,
+    confidence: budget.Confidence = 0.9,
+    seed: budget.Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Write one HTML page that tells what was measured and what to run for a budget."""
+    from tui.report.verb import run_report
+
+    given = {
+        "max_latency": max_latency,
+        "percentile": percentile,
+        "max_cost": max_cost,
+        "max_energy": max_energy,
+        "gpus": gpus,
+        "min_accuracy": min_accuracy,
+        "rate": rate,
+        "price": price,
+        "optimise": optimise,
+        "confidence": confidence,
+    }
+    run_report(recordings, output, given, seed=seed, as_json=as_json)
 
 
 @app.command()

@@ -115,7 +115,8 @@ def check_estimate(estimate):
 
 def check_advice(document):
     """The contract of `advise --json`."""
-    wanted = {"budget", "system_optimal", "compute_optimal", "regret", "pareto", "reasons",
+    wanted = {"budget", "system_optimal", "compute_optimal", "regret", "pareto",
+              "compute_pareto", "reasons",
               "near_misses", "measure_next", "candidates", "infeasible"}  # fmt: skip
     assert wanted <= set(document)
     for name in ("system_optimal", "compute_optimal"):

@@ -1,0 +1,25 @@
+"""The options of a budget, the same for every verb that takes one."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+MaxLatency = Annotated[
+    str | None, typer.Option(help="Per problem: 5s, 250ms (mean, or --percentile).")
+]
+Percentile = Annotated[int | None, typer.Option(help="Which percentile --max-latency limits.")]
+MaxCost = Annotated[
+    str | None, typer.Option(help="Per problem: $0.002, or device-seconds as 0.5s.")
+]
+MaxEnergy = Annotated[str | None, typer.Option(help="Per problem: 800J, 2kJ.")]
+Gpus = Annotated[int | None, typer.Option(help="Devices at most.")]
+MinAccuracy = Annotated[str | None, typer.Option(help="0.8 or 80%.")]
+Rate = Annotated[str | None, typer.Option(help="Problems arriving: 2/s, 30/min.")]
+Price = Annotated[float | None, typer.Option(help="USD per device-hour.")]
+Optimise = Annotated[
+    str | None, typer.Option(help="accuracy, latency, cost, energy or throughput.")
+]
+Confidence = Annotated[float, typer.Option(help="How sure every limit must be met.")]
+Seed = Annotated[int, typer.Option(help="Seed of the resampling.")]

@@ -1,0 +1,1 @@
+"""`ttscope report`: recordings and advice as one HTML page that needs nothing else."""

@@ -1,0 +1,146 @@
+"""HTML that escapes what it is given: only what `tag` made is taken as markup."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Iterable
+
+from traces.schema import Estimate
+from tui.formats import ABSENT, interval, number, value_of
+
+NOT_MEASURED = "Not measured in these recordings."
+BEYOND = "Marked *: it lies outside what was measured, so trust it less than its interval says."
+VOID = ("meta", "br", "line", "rect", "circle", "path", "use")
+
+
+class Html(str):
+    """Markup; any other string is escaped where it is put into a tag."""
+
+    __slots__ = ()
+
+
+Content = str | None
+
+
+def join(parts: Iterable[Content], between: str = "") -> Html:
+    """Return the parts as one piece of markup, strings escaped, None left out."""
+    return Html(between.join(_escaped(part) for part in parts if part is not None))
+
+
+def tag(name: str, *children: Content, **attributes: str | float | bool | None) -> Html:
+    """Return an element; `class_` is the attribute class, `data_tip` is data-tip.
+
+    An attribute that is None or False is left out; one that is True has no value.
+    """
+    told = ""
+    for given, value in attributes.items():
+        if value is None or value is False:
+            continue
+        label = given.rstrip("_").replace("_", "-")
+        if value is True:
+            told += f" {label}"
+            continue
+        text = f"{value:.6g}" if isinstance(value, float) else str(value)
+        told += f' {label}="{html.escape(text)}"'
+    if name in VOID and not children:
+        return Html(f"<{name}{told}>" if name in ("meta", "br") else f"<{name}{told}/>")
+    return Html(f"<{name}{told}>{join(children)}</{name}>")
+
+
+def _escaped(part: str) -> str:
+    return part if isinstance(part, Html) else html.escape(part)
+
+
+def quantity(
+    estimate: Estimate | None, meaning: str, *, key: str | None = None, sign: bool = False
+) -> Html:
+    """Return an estimate as `value [low, high]`, its meaning shown on hover and on focus.
+
+    `key` names where the number stands in the JSON documents, for those who read the page by
+    program: the attribute data-value has all its digits.
+    """
+    if estimate is None or not math.isfinite(estimate.value):
+        return absent(meaning, key=key)
+    told = interval(estimate, sign=sign)
+    tip = [meaning]
+    if told:
+        low, high = told.strip("[]").split(", ")
+        tip.append(f"90 % interval: {low} to {high}.")
+    if estimate.extrapolated:
+        tip.append(BEYOND)
+    return tag(
+        "span",
+        tag("b", value_of(estimate, sign=sign)),
+        Html(" ") if told else None,
+        tag("small", told) if told else None,
+        class_="n beyond" if estimate.extrapolated else "n",
+        tabindex="0",
+        data_tip=" ".join(tip),
+        data_key=key,
+        data_value=repr(estimate.value),
+    )
+
+
+def figure(
+    value: float | None, unit: str, meaning: str, *, key: str | None = None, text: str | None = None
+) -> Html:
+    """Return a number that has no interval; `text` where it is not written as usual."""
+    if value is None or not math.isfinite(value):
+        return absent(meaning, key=key)
+    return tag(
+        "span",
+        tag("b", number(value, unit) if text is None else text),
+        class_="n",
+        tabindex="0",
+        data_tip=meaning,
+        data_key=key,
+        data_value=repr(value),
+    )
+
+
+def absent(meaning: str, *, key: str | None = None) -> Html:
+    """Return the "-" of what was not measured."""
+    return tag(
+        "span",
+        ABSENT,
+        class_="n none",
+        tabindex="0",
+        data_tip=f"{meaning} {NOT_MEASURED}",
+        data_key=key,
+    )
+
+
+def term(text: str, meaning: str) -> Html:
+    """Return words with their meaning on hover and on focus."""
+    return tag("span", text, class_="term", tabindex="0", data_tip=meaning)
+
+
+def table(
+    head: Iterable[Content],
+    rows: Iterable[Iterable[Content]],
+    *,
+    class_: str | None = None,
+    caption: str,
+) -> Html:
+    """Return a table that scrolls by itself where it is too wide; the first cell heads its row."""
+    body = [
+        tag("tr", tag("th", first, scope="row"), *(tag("td", cell) for cell in cells))
+        for first, *cells in rows
+    ]
+    return tag(
+        "div",
+        tag(
+            "table",
+            tag("caption", caption),
+            tag("thead", tag("tr", *(tag("th", cell, scope="col") for cell in head))),
+            tag("tbody", *body),
+            class_=class_,
+        ),
+        class_="wide",
+    )
+
+
+def empty(reason: str) -> Html:
+    """Return why a section has nothing to show."""
+    return tag("p", reason, class_="empty")

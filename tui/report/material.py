@@ -1,0 +1,109 @@
+"""What the page is made of: runs as `show` has them, advice as `advise`, and runs foretold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from traces.errors import TtscopeError
+from traces.recording import Recording
+from traces.schema import Recommendation
+from traces.summary import Run, summarise
+from traces.watched import Watched, watched_engines
+
+if TYPE_CHECKING:
+    from advisor.left_out import Foretold
+
+MOST_FORETOLD = 40  # recordings: each takes a fit and three replays
+BUDGET = ("max_latency", "max_cost", "max_energy", "min_accuracy", "gpus", "optimise")
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Material:
+    """All that the page tells; where a part is None or empty, the reason stands beside it.
+
+    `limited` says that a budget was given; without one the most accurate configuration is sought.
+    """
+
+    runs: tuple[Run, ...]
+    watched: tuple[Watched, ...] = ()
+    limited: bool = True
+    advice: Recommendation | None = None
+    no_advice: str | None = None
+    foretold: tuple[Foretold, ...] = ()
+    not_foretold: str | None = None
+
+
+def gather_material(
+    recordings: Sequence[Recording],
+    given: Mapping[str, Any],
+    *,
+    seed: int,
+    progress: Progress | None = None,
+) -> Material:
+    """Summarise the recordings, ask for advice, and foretell each run from the others.
+
+    `given` are the options of `ttscope advise`. Raises UsageError for a budget that is not
+    understood, or that limits what was not measured.
+    """
+    from advisor.budget import parse_budget
+
+    limited = any(given.get(name) is not None for name in BUDGET)
+    budget = parse_budget(given if limited else {**given, "optimise": "accuracy"})
+    report = progress or (lambda what, done, whole: None)
+    watched = tuple(engine for each in recordings for engine in watched_engines(each))
+    runs: list[Run] = []
+    for number, recording in enumerate(recordings):
+        report("reading", number, len(recordings))
+        runs += [
+            run
+            for run in summarise(recording, budget.price_usd_per_device_hour)
+            if not watched or run.problems or run.problems_in_flight or run.time_by_family
+        ]
+    complete = [each for each in recordings if each.complete]
+    report("advising", 0, 1)
+    advice, no_advice = _advice(complete, budget, seed)
+    foretold, not_foretold = _foretold(complete, report)
+    return Material(
+        runs=tuple(runs),
+        watched=watched,
+        limited=limited,
+        advice=advice,
+        no_advice=no_advice,
+        foretold=tuple(foretold),
+        not_foretold=not_foretold,
+    )
+
+
+def _advice(
+    recordings: Sequence[Recording], budget: Any, seed: int
+) -> tuple[Recommendation | None, str | None]:
+    from advisor.advise import Advisor
+    from profiler.launch import shown_path
+
+    if not recordings:
+        return None, "none of the recordings is complete; run ttscope record to the end"
+    try:
+        advisor = Advisor.fit(recordings, seed=seed)
+    except TtscopeError as error:
+        return None, str(error)
+    return advisor.recommend(budget, model_path=shown_path), None
+
+
+def _foretold(
+    recordings: Sequence[Recording], report: Progress
+) -> tuple[list[Foretold], str | None]:
+    from advisor.left_out import foretell
+
+    if len(recordings) < 2:
+        return [], "It takes at least two complete recordings: each is foretold from the others."
+    try:
+        found = foretell(
+            recordings[:MOST_FORETOLD],
+            on_run=lambda done, whole: report("foretelling each run from the others", done, whole),
+        )
+    except TtscopeError as error:
+        return [], str(error)
+    return found, None

@@ -1,0 +1,121 @@
+"""What the page's numbers mean, in words for a reader who never saw the tool."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+# Of a pick, by the name of the estimate: what heads it, and what it means.
+OF_PICK: Mapping[str, tuple[str, str]] = {
+    "accuracy": ("accuracy", "Share of the workload's problems whose final answer is right."),
+    "latency_s": (
+        "mean latency",
+        "Seconds from a problem's arrival to its answer, all of its samples included; the mean.",
+    ),
+    "latency_p95_s": (
+        "p95 latency",
+        "Seconds from arrival to answer that 95 of 100 problems stay below.",
+    ),
+    "cost_usd": (
+        "cost a problem",
+        "Device time of a problem times the price of a device-hour.",
+    ),
+    "device_s": (
+        "device time",
+        "Seconds of a device (GPU, or the machine where there is none) that a problem takes up: "
+        "its share of every step that it was in, times the devices.",
+    ),
+    "energy_j": ("energy", "Joules that the devices draw for a problem, idle time included."),
+    "tokens": ("tokens", "Tokens generated for a problem, over all of its samples."),
+    "flops": (
+        "FLOPs",
+        "Arithmetic operations for a problem: 2 x active parameters x tokens forwarded, plus "
+        "attention.",
+    ),
+    "throughput_problems_per_s": (
+        "throughput",
+        "Problems a second that the engine answers when it is kept busy.",
+    ),
+}
+
+# Of a recorded run, by the metric's tag.
+OF_RUN: Mapping[str, tuple[str, str]] = {
+    "accuracy": OF_PICK["accuracy"],
+    "latency_s.mean": OF_PICK["latency_s"],
+    "latency_s.p95": OF_PICK["latency_p95_s"],
+    "ttft_s.p50": (
+        "TTFT p50",
+        "Time to first token: from a sample's arrival to its first token; the median.",
+    ),
+    "tpot_s.p50": (
+        "TPOT p50",
+        "Time per output token after the first, per sample; the median.",
+    ),
+    "tokens_per_problem": OF_PICK["tokens"],
+    "device_s_per_problem": OF_PICK["device_s"],
+    "cost_usd_per_problem": OF_PICK["cost_usd"],
+    "energy_j.per_problem": OF_PICK["energy_j"],
+    "flops_per_problem": OF_PICK["flops"],
+}
+
+REGRET = "Of the compute-optimal configuration minus of the system-optimal one, problem by problem."
+SURE = (
+    "Share of 400 resamplings of the problems and of the models' errors in which every limit of "
+    "the budget is met."
+)
+
+# Kind of step -> what it is.
+KINDS: Mapping[str, str] = {
+    "prefill": "Steps that only read prompts.",
+    "decode": "Steps that only generate, a token (or a draft's worth) for each running sample.",
+    "mixed": "Steps that read prompts and generate at once.",
+    "idle": "Time in which the engine ran no step.",
+}
+
+GLOSSARY: tuple[tuple[str, str], ...] = (
+    ("problem", "A question of the workload with an answer that can be checked."),
+    (
+        "sample",
+        "One attempt of the model at a problem: its thought and its answer. A policy of several "
+        "samples lets them vote.",
+    ),
+    (
+        "policy",
+        "How many samples a problem gets, how they are drawn, and how the answer is chosen: "
+        "greedy (one, always the likeliest token), maj@8 (the most frequent answer of 8).",
+    ),
+    (
+        "engine",
+        "The vLLM server and how it was started: tp2 spreads the model over two devices; seqs64 "
+        "runs at most 64 samples at once.",
+    ),
+    (
+        "system-optimal",
+        "Best in what is paid for and waited for (latency, cost, energy or throughput, as was "
+        "asked) among the configurations that meet every limit.",
+    ),
+    (
+        "compute-optimal",
+        "The configuration that is accurate enough with the fewest FLOPs: the usual measure in "
+        "papers, which does not see how the hardware is used.",
+    ),
+    (
+        "front",
+        "The configurations that no other beats in both accuracy and the other measure; what lies "
+        "off it is never the best choice.",
+    ),
+    ("regret", "What it would cost to take the compute-optimal one instead."),
+    *OF_PICK.values(),
+    OF_RUN["ttft_s.p50"],
+    OF_RUN["tpot_s.p50"],
+    *((f"{kind} time", told) for kind, told in KINDS.items()),
+    (
+        "acceptance",
+        "Speculative decoding lets a cheap draft guess the next tokens; the model keeps the "
+        "leading ones that it would have written. Position 1 is the first guess.",
+    ),
+    (
+        "interval",
+        "In brackets: 90 of 100 such intervals hold the true value. It covers the choice of "
+        "problems; for predictions also the error of the models.",
+    ),
+)

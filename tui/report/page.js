@@ -1,0 +1,39 @@
+(() => {
+  const tip = document.getElementById("tip");
+  let owner = null;
+  const hide = () => {
+    if (owner) owner.removeAttribute("aria-describedby");
+    owner = null;
+    tip.hidden = true;
+  };
+  const show = (target) => {
+    const found = target.closest && target.closest("[data-tip]");
+    if (!found) return hide();
+    if (found === owner) return;
+    hide();
+    owner = found;
+    tip.textContent = found.dataset.tip;
+    tip.hidden = false;
+    found.setAttribute("aria-describedby", "tip");
+    const at = found.getBoundingClientRect();
+    const room = document.documentElement.clientWidth - tip.offsetWidth - 8;
+    const left = Math.max(8, Math.min(at.left, room));
+    const above = at.top - tip.offsetHeight - 6;
+    tip.style.left = `${left}px`;
+    tip.style.top = `${above > 4 ? above : at.bottom + 6}px`;
+  };
+  document.addEventListener("mouseover", (event) => show(event.target));
+  document.addEventListener("focusin", (event) => show(event.target));
+  document.addEventListener("focusout", hide);
+  document.addEventListener("click", (event) => show(event.target));
+  document.addEventListener("keydown", (event) => event.key === "Escape" && hide());
+  document.addEventListener("scroll", hide, { capture: true, passive: true });
+  const button = document.getElementById("theme");
+  button.hidden = false;
+  button.addEventListener("click", () => {
+    const root = document.documentElement;
+    const set = root.dataset.theme;
+    const dark = set ? set === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
+    root.dataset.theme = dark ? "light" : "dark";
+  });
+})();

@@ -1,0 +1,142 @@
+"""The page as text: the sections in their order, in one file with its style and script."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import importlib.metadata
+from collections.abc import Callable, Mapping, Sequence
+from importlib.resources import files
+from string import Template
+
+from traces.schema import EngineConfig
+from traces.summary import Run
+from tui.live_text import watched_lines
+from tui.report.checked import predicted_against_measured
+from tui.report.fronts import fronts
+from tui.report.markup import Html, join, tag
+from tui.report.material import Material
+from tui.report.meanings import GLOSSARY
+from tui.report.measured import kernels, recorded_runs, speculation, time_breakdown
+from tui.report.verdict import verdict
+from tui.report.words import model_words
+
+Section = tuple[str, str, Callable[[Material], Html]]
+
+SECTIONS: tuple[Section, ...] = (
+    ("verdict", "Verdict", verdict),
+    ("fronts", "Accuracy against what it takes", fronts),
+    ("runs", "What was measured", lambda material: recorded_runs(material.runs)),
+    ("time", "Where the time went", lambda material: time_breakdown(material.runs)),
+    ("kernels", "Kernels and collectives", lambda material: kernels(material.runs)),
+    ("speculation", "Speculative decoding", lambda material: speculation(material.runs)),
+    ("checked", "Predicted against measured", predicted_against_measured),
+)
+
+
+def page(material: Material) -> str:
+    """Return the whole page; the same material gives the same bytes."""
+    sections = list(SECTIONS)
+    if material.watched:
+        sections.insert(3, ("watched", "Servers that were watched", _watched))
+    sections.append(("words", "What the words mean", _glossary))
+    main = join(
+        (
+            tag("section", tag("h2", title), make(material), id=name)
+            for name, title, make in sections
+        ),
+        "\n",
+    )
+    links = [tag("a", title, href=f"#{name}") for name, title, _ in sections]
+    script = _resource("page.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    version = importlib.metadata.version("ttscope")
+    parts: Mapping[str, str] = {
+        "hash": digest,
+        "version": html.escape(version),
+        "title": html.escape(_title(material)),
+        "style": _resource("page.css"),
+        "header": _header(material),
+        "contents": join(links),
+        "main": main,
+        "footer": _footer(version),
+        "script": script,
+    }
+    return Template(_resource("page.html")).substitute(parts)
+
+
+def _resource(name: str) -> str:
+    return files("tui.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _title(material: Material) -> str:
+    names = dict.fromkeys(model_words(run.engine.model) for run in material.runs)
+    if len(names) > 1:
+        return f"Which of {len(names)} models to serve, and how"
+    return f"How to serve {next(iter(names), 'the model')}"
+
+
+def _header(material: Material) -> Html:
+    runs = material.runs
+    models = ", ".join(dict.fromkeys(model_words(run.engine.model) for run in runs))
+    intro = (
+        "A reasoning model can think longer, or answer several times and vote: both buy accuracy "
+        "with time, money and energy. This page tells from measured runs which configuration to "
+        "serve: model, policy (how many samples, how chosen) and engine settings."
+    )
+    reading = (
+        "Point at a number, or reach it with the Tab key, for its meaning. [a, b] is a 90 % "
+        "interval; - was not measured; * lies outside what was measured."
+    )
+    printed = (
+        "[a, b] is a 90 % interval; - was not measured; * lies outside what was measured. What the "
+        "words mean is on the last page."
+    )
+    return join(
+        [
+            tag("h1", _title(material)),
+            tag("p", intro, class_="about"),
+            tag("p", _facts(runs, models), class_="about"),
+            tag("p", reading, class_="about screen"),
+            tag("p", printed, class_="about paper"),
+        ]
+    )
+
+
+def _facts(runs: Sequence[Run], models: str) -> str:
+    if not runs:
+        return "No runs."
+    parts = [f"{len(runs):,} recorded run{'s' if len(runs) > 1 else ''} of {models}"]
+    workloads = dict.fromkeys(run.workload for run in runs if run.workload is not None)
+    for workload in list(workloads)[:3]:
+        parts.append(f"workload {workload.name}, {workload.problems:,} problems")
+    engines = dict.fromkeys(_platform(run.engine) for run in runs if run.imported is None)
+    parts += [engine for engine in engines if engine][:3]
+    return "; ".join(parts) + "."
+
+
+def _platform(engine: EngineConfig) -> str:
+    version = f"vLLM {engine.vllm_version}" if engine.vllm_version else ""
+    device = f"on {engine.gpu}" if engine.gpu else ""
+    return " ".join(part for part in (version, device) if part)
+
+
+def _watched(material: Material) -> Html:
+    return join(
+        tag("pre", "\n".join(watched_lines(engine)), tabindex="0") for engine in material.watched
+    )
+
+
+def _glossary(material: Material) -> Html:
+    return tag("dl", *(tag(part, text) for pair in GLOSSARY
+                       for part, text in zip(("dt", "dd"), pair, strict=True)))  # fmt: skip
+
+
+def _footer(version: str) -> Html:
+    return join(
+        [
+            f"Made by ttscope {version} from recordings; no prompt and no answer is on this page. "
+            "It needs no network. Numbers are those of ttscope show and ttscope advise."
+        ]
+    )

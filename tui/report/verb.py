@@ -1,0 +1,67 @@
+"""`ttscope report`: recordings and the advice for a budget, as one HTML file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from traces.errors import RecordingError, UsageError
+from tui.read_verbs import open_all, print_document
+
+
+def run_report(
+    paths: Sequence[Path], output: Path, given: Mapping[str, Any], *, seed: int, as_json: bool
+) -> None:
+    """Write the page and say where; `given` are the options of `ttscope advise`."""
+    from tui.advice_text import advice_json, advice_lines
+    from tui.report.material import gather_material
+    from tui.report.page import page
+    from tui.run_verbs import progress_bar
+    from tui.show_text import show_json
+
+    if output.suffix not in (".html", ".htm"):
+        raise UsageError(f"-o {output}: name a .html file")
+    with progress_bar() as bar:
+        task = bar.add_task("reading", total=1)
+
+        def progress(what: str, done: int, whole: int) -> None:
+            bar.update(task, description=what, completed=done, total=whole)
+
+        material = gather_material(open_all(paths), given, seed=seed, progress=progress)
+        text = page(material)
+    size = write(output, text)
+    answer = material.advice
+    if as_json:
+        print_document(
+            {
+                "report": str(output),
+                "bytes": size,
+                "advice": None if answer is None else advice_json(answer),
+                "no_advice": material.no_advice,
+                **show_json(material.runs),
+            }
+        )
+        return
+    verdict = material.no_advice if answer is None else advice_lines(answer, width=10_000)[0]
+    print(f"wrote {output} ({size / 1e3:,.0f} kB): {verdict}")
+
+
+def write(path: Path, text: str) -> int:
+    """Write a file whole or not at all; return its bytes.
+
+    Raises RecordingError when it cannot be written.
+    """
+    data = text.encode()
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise RecordingError(f"{path}: cannot be written ({error.strerror or error})") from None
+    return len(data)

@@ -1,0 +1,213 @@
+"""The page's first section: what to run, what is expected of it, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from advisor.command import policy_request
+from traces.schema import Pick, Recommendation
+from tui.formats import number, percent
+from tui.report.markup import Content, Html, empty, figure, join, quantity, table, tag, term
+from tui.report.material import Material
+from tui.report.meanings import OF_PICK, REGRET, SURE
+from tui.report.words import (
+    GOALS,
+    budget_words,
+    configuration,
+    engine_words,
+    limit_words,
+    model_words,
+    policy_words,
+)
+
+OPTIONAL = ("cost_usd", "energy_j")
+
+
+def verdict(material: Material) -> Html:
+    """Return the verdict, or why there is none."""
+    answer = material.advice
+    if answer is None:
+        why = material.no_advice or ""
+        return join([tag("p", "No advice can be given.", class_="lead"), empty(f"Why: {why}.")])
+    parts = [*_answer(answer, limited=material.limited), *_lists(answer)]
+    return join(parts)
+
+
+def meaning_of(name: str) -> tuple[str, str]:
+    """Return what heads an estimate of a pick, and what it means; any percentile of latency."""
+    if name not in OF_PICK and name.startswith("latency_p"):
+        part = name.removeprefix("latency_p").removesuffix("_s")
+        return f"p{part} latency", f"Seconds that {part} of 100 problems stay below."
+    return OF_PICK[name]
+
+
+def same(one: Pick | None, other: Pick | None) -> bool:
+    """Whether two picks are one configuration."""
+    if one is None or other is None:
+        return False
+    return (one.engine, one.policy) == (other.engine, other.policy)
+
+
+def _answer(answer: Recommendation, *, limited: bool) -> Iterable[Content]:
+    pick, budget = answer.system_optimal, answer.budget
+    limits = budget_words(budget)
+    if pick is None:
+        yield tag("p", tag("strong", "Nothing fits the budget"), f": {limits}.", class_="lead")
+        yield from _misses(answer)
+        return
+    yield tag(
+        "p",
+        "Run ",
+        tag("strong", f"{model_words(pick.engine.model)} with {policy_words(pick.policy)}"),
+        ".",
+        class_="lead",
+    )
+    sure = figure(
+        pick.probability_within_budget,
+        "1",
+        SURE,
+        key="system_optimal.probability_within_budget",
+        text=percent(pick.probability_within_budget),
+    )
+    goal = GOALS[budget.optimise]
+    if limits:
+        told: list[Content] = [f"It has the {goal} among what meets the budget, with ", sure]
+        told.append(f" certainty: {limits}.")
+    elif limited:
+        told = [f"It has the {goal}; no limit was given."]
+    else:
+        told = [
+            f"No budget was given, so this is the {goal}; with a limit, such as --max-latency 5s "
+            "or --min-accuracy 0.8, the answer is for that budget."
+        ]
+    told += [" ", _against(answer)]
+    if any(each is not None and each.extrapolated for each in pick.estimates.values()):
+        told.append(" Its numbers marked * lie outside what was measured.")
+    yield tag("p", *told)
+    yield _numbers(answer)
+    if pick.command:
+        yield tag("h3", "Start it with")
+        yield tag("pre", tag("code", pick.command), tabindex="0")
+    yield tag("p", _requests(pick))
+
+
+def _against(answer: Recommendation) -> Html:
+    """Return in a sentence how the compute-optimal configuration compares."""
+    other = answer.compute_optimal
+    if other is None:
+        return join(["No configuration is known to be as accurate with fewer FLOPs."])
+    if same(other, answer.system_optimal):
+        return join(["It also needs the fewest FLOPs, so that compute-optimal is the same here."])
+    regret = next((e for e in answer.regret.values() if e is not None), None)
+    name = next((n for n, e in answer.regret.items() if e is not None), None)
+    words = f"{model_words(other.engine.model)} with {policy_words(other.policy)}"
+    head = ["By FLOPs alone one would choose ", words]
+    if regret is None or name is None:
+        return join([*head, "."])
+    more = "more" if regret.value > 0 else "less"
+    if regret.low is not None and regret.high is not None and regret.low <= 0 <= regret.high:
+        return join([*head, f"; the two cannot be told apart in {meaning_of(name)[0]}."])
+    size = abs(regret.value)
+    ours = answer.system_optimal and answer.system_optimal.estimates.get(name)
+    share = f" ({regret.value / ours.value:+.0%})" if ours and ours.value else ""
+    told = figure(size, regret.unit, REGRET, text=f"{number(size, regret.unit)}{share}")
+    return join([*head, "; that has ", told, f" {more} {meaning_of(name)[0]}."])
+
+
+def _numbers(answer: Recommendation) -> Html:
+    pick, other = answer.system_optimal, answer.compute_optimal
+    assert pick is not None
+    apart = other is not None and not same(pick, other)
+    columns = [("system_optimal", pick)]
+    if apart and other is not None:
+        columns.append(("compute_optimal", other))
+    both = "Also compute-optimal: fewest FLOPs." if other is not None and not apart else ""
+    heads: list[Content] = ["expected per problem", _head("A", "system-optimal", pick, both)]
+    if apart and other is not None:
+        heads += [
+            _head("B", "compute-optimal", other, ""),
+            term("B minus A (regret)", REGRET),
+        ]
+    rows = []
+    for name in pick.estimates:
+        found = [each.estimates.get(name) for _, each in columns]
+        if name in OPTIONAL and not any(found):
+            continue
+        label, meaning = meaning_of(name)
+        row: list[Content] = [term(label, meaning)]
+        for (who, _), estimate in zip(columns, found, strict=True):
+            row.append(quantity(estimate, meaning, key=f"{who}.estimates.{name}"))
+        if apart:
+            if name in answer.regret:
+                regret = answer.regret[name]
+                row.append(quantity(regret, REGRET, key=f"regret.{name}", sign=True))
+            else:
+                row.append("")
+        rows.append(row)
+    return table(heads, rows, caption="What to expect, with 90 % intervals", class_="verdict")
+
+
+def _head(letter: str, name: str, pick: Pick, note: str) -> Html:
+    return join(
+        [
+            tag("span", f"{letter} ", class_="letter"),
+            name,
+            tag("span", configuration(pick.engine, pick.policy), class_="config"),
+            tag("span", note, class_="how") if note else None,
+        ]
+    )
+
+
+def _requests(pick: Pick) -> Html:
+    request = policy_request(pick.policy)
+    body = ", ".join(f"{name} {value}" for name, value in request["body"].items())
+    count = request["requests"]
+    many = "one request" if count == 1 else f"{count} requests"
+    end = "" if count == 1 else f"; {request['answer']} wins"
+    return join(["and send ", many, " a problem, each with ", tag("code", body), f"{end}."])
+
+
+def _misses(answer: Recommendation) -> Iterable[Content]:
+    if not answer.near_misses:
+        yield empty("Why: no candidate could be judged.")
+        return
+    rows: list[list[Content]] = []
+    for index, miss in enumerate(answer.near_misses):
+        rows.append(
+            [
+                limit_words(miss.limit, miss.wanted, answer.budget.latency_percentile),
+                quantity(
+                    miss.nearest,
+                    "What comes nearest to this limit, keeping the others where that is possible.",
+                    key=f"near_misses.{index}.nearest",
+                ),
+                configuration(miss.pick.engine, miss.pick.policy),
+                figure(
+                    miss.pick.probability_within_budget,
+                    "1",
+                    SURE,
+                    key=f"near_misses.{index}.pick.probability_within_budget",
+                    text=percent(miss.pick.probability_within_budget),
+                ),
+            ]
+        )
+    heads = ("wanted", "nearest", "with", term("sure of all limits", SURE))
+    yield table(heads, rows, caption="What comes nearest to each limit")
+    best = answer.compute_optimal
+    if best is not None:
+        words = f"{model_words(best.engine.model)} with {policy_words(best.policy)}"
+        yield tag("p", f"Compute-optimal, limits aside: {words}; {engine_words(best.engine)}.")
+
+
+def _lists(answer: Recommendation) -> Iterable[Content]:
+    out = sum(answer.infeasible.values())
+    fits = [f"{answer.candidates - out:,} of {answer.candidates:,} candidates fit"]
+    fits += [f"{count:,} do not: {why}" for why, count in answer.infeasible.items()]
+    for title, items in (
+        ("Why", answer.reasons),
+        ("What was considered", fits),
+        ("What to measure next", answer.measure_next),
+    ):
+        if items:
+            yield tag("h3", title)
+            yield tag("ul", *(tag("li", item) for item in items))
