@@ -15,11 +15,14 @@ from pathlib import Path
 import polars as pl
 
 from advisor.evidence import Evidence, Run, gather
+from advisor.models.prior_tables import read_prior
 from advisor.models.step_time import StepTimeModel
+from advisor.prior_times import PriorTimes, recalibrate
 from advisor.replay import Replicas
 from advisor.replayed_tables import write_recording
-from advisor.replays import Question, Replays
+from advisor.replays import Replays
 from advisor.space import decoder_of, sampling_of
+from advisor.step_times import Question
 from advisor.waiting import Waited
 from traces.errors import UsageError
 from traces.manifest import Manifest
@@ -57,24 +60,31 @@ def predict(
     samples where the question is of another model. Raises UsageError for what the recordings
     cannot answer, and RecordingError when they hold nothing to replay.
     """
-    evidence = gather([base, *others], judged=False, timed=question.operators is None)
+    prior = None if question.gpu is None else _prior(base, others, question)
+    if prior is not None:  # recordings of the GPU may be of other problems
+        others = [each for each in others if _hash(each) == _hash(base)]
+    on_tables = question.gpu is not None or question.operators is not None
+    evidence = gather([base, *others], judged=False, timed=not on_tables)
     model = StepTimeModel().fit(evidence.steps) if evidence.steps else None
     own = _own_run(evidence, base, recorded)
     source = _source(evidence, own, question)
     same = replace(question, engine=own.engine, policy=own.policy)
-    same = replace(same, rate_per_s=None, concurrency=None, replicas=Replicas(), operators=None)
+    same = replace(same, rate_per_s=None, concurrency=None, replicas=Replicas())
+    same = replace(same, operators=None, gpu=None)
     before = None if model is None else Replays(base, evidence, model, own, own, same)
     if before is not None and same == question:
         after = before
     else:
-        after = Replays(base, evidence, model, own, source, question)
+        after = Replays(base, evidence, model, own, source, question, prior)
     runs = after.times.runs
-    if runs is None:
+    if prior is not None:
+        notes = prior.notes()
+    elif runs is None:
         notes = ["step times are of operator tables; no run of yours has checked them: no interval"]
-        if after.engine.num_gpu_blocks is None:
-            notes.append("KV blocks without limit; set engine.num_gpu_blocks to the engine's own")
     else:
         notes = [f"step times were learned from {runs} recorded run{'s' if runs > 1 else ''}"]
+    if on_tables and after.engine.num_gpu_blocks is None:
+        notes.append("KV blocks without limit; set engine.num_gpu_blocks to the engine's own")
     if before is None:
         notes.append("no step was recorded, so that the run cannot be replayed as it was")
     notes += _prefixes(base)
@@ -84,7 +94,7 @@ def predict(
             "replay counts from its draw, so that the work between (tokenising, vLLM's input "
             "processing) is in it"
         )
-    if after.outside:
+    if after.outside and (prior is None or prior.found is not None):
         notes.append("outside what was recorded: batches or contexts are larger; marked *")
     if after.drawn < after.recorded:
         notes.append(f"{after.drawn} of the recorded samples drawn, {len(after.runs)} times")
@@ -108,6 +118,27 @@ def _prefixes(base: Recording) -> list[str]:
     if "imported" in base.manifest.provenance and not base.samples["cached_tokens"].count():
         return ["which prompts begin alike is not told: no prefix is shared"]
     return []
+
+
+def _prior(base: Recording, others: Sequence[Recording], question: Question) -> PriorTimes:
+    """Open the prior of the question's GPU, and what recordings of that GPU say of it."""
+    assert question.gpu is not None
+    tables = read_prior(question.gpu)
+    facts = question.model_facts or base.manifest.models.get(question.engine.model)
+    for other in others:
+        facts = facts or other.manifest.models.get(question.engine.model)
+    if facts is None:
+        raise UsageError(
+            f"--gpu: no recording holds facts of the model {question.engine.model}; give its "
+            "config.json with --model-config"
+        )
+    found = recalibrate(tables, [base, *others])
+    return PriorTimes(tables=tables, facts=facts, found=found)
+
+
+def _hash(recording: Recording) -> str | None:
+    workload = recording.manifest.workload
+    return None if workload is None else workload.hash
 
 
 def _own_run(evidence: Evidence, base: Recording, recorded: Summary) -> Run:

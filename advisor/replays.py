@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -13,18 +12,19 @@ import numpy.typing as npt
 
 from advisor.evidence import Evidence, Run, Sample, law_key
 from advisor.load import Load, Replayed
-from advisor.models.step_cost import StepCost, linear_cost, scaled_cost, table_cost
-from advisor.models.step_time import Z95, StepLaw, StepTimeModel
-from advisor.replay import Replicas, Stop, replay
+from advisor.models.step_time import Z95, StepTimeModel
+from advisor.prior_times import PriorTimes
+from advisor.replay import Stop, replay
 from advisor.replayed_tables import replayed_tables, write_recording
 from advisor.simulation import stop_rules
 from advisor.space import limits_of
+from advisor.step_times import Question, learned, tabled
 from advisor.waiting import Waited, longest_waits
 from advisor.workload import Workload
 from traces.errors import UsageError
 from traces.manifest import Manifest
 from traces.recording import Recording
-from traces.schema import EngineConfig, Estimate, ModelFacts, Policy
+from traces.schema import EngineConfig, Estimate, Policy
 from traces.statistics import column_means
 from traces.summary import Run as Summary
 from traces.summary import summarise
@@ -35,90 +35,6 @@ DRAWS: Final = 8  # of n of the recorded samples, or of their order where a rule
 VOTES: Final = (
     "greedy", "majority", "early_stopping", "adaptive", "agreement", "first_finish",
 )  # fmt: skip
-
-
-@dataclass(frozen=True, kw_only=True)
-class Question:
-    """What is asked: an engine, a policy and a load.
-
-    Without a load the recorded one is meant: so many problems in flight, or the recorded arrivals.
-    With `operators`, a folder of operator tables of a GPU, step times are theirs, for a model of
-    `num_hidden_layers` (that of the recorded model if not given).
-    """
-
-    engine: EngineConfig
-    policy: Policy
-    concurrency: int | None = None
-    rate_per_s: float | None = None
-    replicas: Replicas = field(default_factory=Replicas)
-    seed: int = 0
-    operators: Path | None = None
-    num_hidden_layers: int | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepTimes:
-    """Where a question's step times come from.
-
-    `sigma` is the spread of a whole run's speed inside and outside what was recorded, None for
-    operator tables, which no run of the user's has checked; `runs` taught it.
-    """
-
-    cost: StepCost
-    sigma: tuple[float, float] | None
-    runs: int | None
-    within: Callable[[Mapping[str, float]], bool]
-
-    def at(self, factor: float) -> StepCost:
-        """Return the cost of steps that take `factor` times as long."""
-        return self.cost if factor == 1.0 else scaled_cost(self.cost, factor)
-
-
-def learned(law: StepLaw) -> StepTimes:
-    """Return the step times of recorded steps."""
-    return StepTimes(
-        cost=linear_cost(law.seconds),
-        sigma=(law.sigma, law.sigma_outside),
-        runs=law.runs,
-        within=law.within,
-    )
-
-
-def tabled(question: Question, facts: ModelFacts | None, longest: int) -> StepTimes:
-    """Return the step times of operator tables.
-
-    Raises UsageError when the number of layers is not known, TablesError for damaged tables.
-    """
-    from advisor.models.operator_files import read_operators
-    from advisor.models.operators import default_capture_sizes, domain, step_tables
-
-    engine = question.engine
-    layers = question.num_hidden_layers or (None if facts is None else facts.num_hidden_layers)
-    if layers is None or layers < 1:
-        raise UsageError("--operators: say how many layers the model has, --num-hidden-layers 32")
-    if engine.max_num_seqs is None or engine.max_num_batched_tokens is None:
-        raise UsageError(
-            "--operators: set engine.max_num_seqs and engine.max_num_batched_tokens, "
-            "which this recording does not tell"
-        )
-    assert question.operators is not None
-    operators = read_operators(question.operators)
-    measured = domain(operators)
-    captured = [] if engine.enforce_eager else default_capture_sizes(engine.max_num_seqs)
-    tables = step_tables(
-        operators,
-        num_hidden_layers=layers,
-        max_num_batched_tokens=engine.max_num_batched_tokens,
-        max_num_seqs=engine.max_num_seqs,
-        capture_sizes=captured,
-        tensor_parallel_size=engine.tensor_parallel_size,
-    )
-
-    def within(peaks: Mapping[str, float]) -> bool:
-        most = {"tokens": peaks["tokens"], "batch": peaks["requests"], "context": longest}
-        return not measured.beyond(most)
-
-    return StepTimes(cost=table_cost(tables), sigma=None, runs=None, within=within)
 
 
 def stop_of(policy: Policy) -> Stop:
@@ -157,6 +73,7 @@ class Replays:
         own: Run,
         source: Run,
         question: Question,
+        prior: PriorTimes | None = None,
     ) -> None:
         self.base, self.source, self.question = base, source, question
         self.engine = _with_blocks(evidence, question.engine)
@@ -177,13 +94,17 @@ class Replays:
             for loads in self.loads
         ]
         self.first = self.workloads[0].first
-        if question.operators is None:
-            if model is None:
-                raise UsageError("no steps were recorded; give operator tables with --operators")
+        longest = max(workload.longest for workload in self.workloads)
+        if question.gpu is not None and prior is not None:
+            self.times = prior.times(self.engine, longest)
+        elif question.operators is not None:
+            self.times = tabled(question, evidence.models.get(self.engine.model), longest)
+        elif model is not None:
             self.times = learned(model.law(self.engine))
         else:
-            longest = max(workload.longest for workload in self.workloads)
-            self.times = tabled(question, evidence.models.get(self.engine.model), longest)
+            raise UsageError(
+                "no steps were recorded; give operator tables with --operators, or --gpu"
+            )
         self.runs = [
             self._run(workload, 1.0, log=i == 0) for i, workload in enumerate(self.workloads)
         ]

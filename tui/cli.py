@@ -124,6 +124,12 @@ def replay(
     num_hidden_layers: Annotated[
         int | None, typer.Option(help="Of the model whose tables these are.")
     ] = None,
+    gpu: Annotated[
+        str | None, typer.Option(help="Step times of a GPU from the prior: h100_sxm, ..")
+    ] = None,
+    model_config: Annotated[
+        Path | None, typer.Option(help="config.json of the model on --gpu, if not the recorded.")
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Keep the predicted run.")
     ] = None,
@@ -145,6 +151,8 @@ def replay(
         seed=seed,
         operators=operators,
         num_hidden_layers=num_hidden_layers,
+        gpu=gpu,
+        model_config=model_config,
         output=output,
         as_json=as_json,
     )

@@ -13,7 +13,7 @@ from tui.show_text import engine_text, imported_text, policy_text
 
 if TYPE_CHECKING:
     from advisor.predict import Prediction
-    from advisor.replays import Question
+    from advisor.step_times import Question
 
 _ROWS = (
     ("accuracy", "accuracy"),
@@ -125,6 +125,11 @@ def _changes(recorded: Run, question: Question) -> list[str]:
         found.append(
             f"steps of the tables in {question.operators.name}"
             + ("" if layers is None else f", {layers} layers")
+        )
+    if question.gpu is not None:
+        facts = question.model_facts
+        found.append(
+            f"steps of the prior of {question.gpu}" + ("" if facts is None else f", {facts.name}")
         )
     if question.replicas.count > 1:
         how = ", samples together" if question.replicas.together else ""

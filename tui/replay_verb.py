@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from traces.errors import UsageError
 from traces.recording import Recording
-from traces.schema import EngineConfig, Policy
+from traces.schema import EngineConfig, ModelFacts, Policy
 
 if TYPE_CHECKING:
     from traces.summary import Run
@@ -43,6 +43,8 @@ def run_replay(
     seed: int,
     operators: Path | None,
     num_hidden_layers: int | None,
+    gpu: str | None,
+    model_config: Path | None,
     output: Path | None,
     as_json: bool,
 ) -> None:
@@ -50,7 +52,7 @@ def run_replay(
     from advisor.budget import parse_rate
     from advisor.predict import predict
     from advisor.replay import ROUTINGS, Replicas
-    from advisor.replays import Question
+    from advisor.step_times import Question
     from traces.summary import summarise
     from tui.read_verbs import open_all, print_document
     from tui.replay_text import replay_json, replay_lines
@@ -62,9 +64,13 @@ def run_replay(
             raise UsageError(f"{name} must be at least 1, not {value}")
     if routing not in ROUTINGS:
         raise UsageError(f"--routing {routing}: one of {', '.join(ROUTINGS)}")
+    if gpu is not None and (operators is not None or num_hidden_layers is not None):
+        raise UsageError("--gpu excludes --operators and --num-hidden-layers: the prior's or yours")
+    if model_config is not None and gpu is None:
+        raise UsageError("--model-config goes with --gpu, whose times are for a model")
     base = Recording.open(path)
     recorded = _chosen(summarise(base), run, base.name)
-    engine, policy = _changed(recorded, changes, gpu=operators is not None)
+    engine, policy = _changed(recorded, changes, gpu=operators is not None or gpu is not None)
     question = Question(
         engine=engine,
         policy=policy,
@@ -74,6 +80,8 @@ def run_replay(
         seed=seed,
         operators=operators,
         num_hidden_layers=num_hidden_layers,
+        gpu=gpu,
+        model_facts=None if model_config is None else _facts(model_config),
     )
     found = predict(base, recorded, question, open_all(learn))
     if output is not None:
@@ -85,6 +93,27 @@ def run_replay(
         print(line)
     if output is not None:
         print(f"\nwritten  {output}")
+
+
+def _facts(path: Path) -> ModelFacts:
+    """Return a model's facts from its config.json. Raises UsageError for one that is none."""
+    import json
+
+    from profiler.model_facts import facts_from_folder
+
+    file = path / "config.json" if path.is_dir() else path
+    facts = None
+    if file.name == "config.json":
+        facts = facts_from_folder(file.parent, name=file.parent.resolve().name)
+    if facts is None:
+        raise UsageError(f"--model-config {path}: give a model's config.json, or its folder")
+    config = json.loads(file.read_bytes())
+    if config.get("sliding_window") and config.get("use_sliding_window", True):
+        raise UsageError(
+            f"--model-config {path}: attention in sliding windows is not priced, as no run has "
+            "checked it; use a model without"
+        )
+    return facts
 
 
 def _chosen(runs: Sequence[Run], number: int, name: str) -> Run:
@@ -169,6 +198,8 @@ def _engine(engine: EngineConfig, changes: Mapping[str, Any]) -> EngineConfig:
             "--set engine.speculative: give null or a mapping such as "
             "'{method: ngram, num_speculative_tokens: 3}'"
         ) from None
+    if "tensor_parallel_size" in changes and "num_gpus" not in changes:
+        changed = dataclasses.replace(changed, num_gpus=None)  # as many as are then needed
     if changes.keys() & {"model", "tensor_parallel_size"} and "num_gpu_blocks" not in changes:
         changed = dataclasses.replace(changed, num_gpu_blocks=None)  # that of the recorded engine
     return changed

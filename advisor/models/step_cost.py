@@ -16,6 +16,8 @@ from advisor.compiled import leaf, wide
 from advisor.composition import FEATURES
 from advisor.models.table_cost import (
     NO_TABLES,
+    PARTS,
+    SECONDS,
     StepTables,
     chunk_attention,
     decode_attention,
@@ -57,13 +59,13 @@ def table_cost(tables: StepTables, seconds: Floats | None = None) -> StepCost:
 
 
 def scaled_cost(cost: StepCost, factor: float) -> StepCost:
-    """Return the cost of steps of a linear law that take `factor` times as long.
-
-    Raises ValueError for tables, which hold knots beside seconds.
-    """
-    if len(cost.values):
-        raise ValueError("tables are not scaled")
-    return cost._replace(linear=cost.linear * factor)
+    """Return the cost of steps that take `factor` times as long."""
+    values = cost.values.copy()
+    if len(values):
+        for name in SECONDS:
+            part = PARTS.index(name)
+            values[cost.starts[part] : cost.starts[part + 1]] *= factor
+    return cost._replace(linear=cost.linear * factor, values=values)
 
 
 def needs_longest(cost: StepCost) -> bool:
