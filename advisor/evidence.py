@@ -31,6 +31,11 @@ from traces.tables import COMPOSITION
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
+_USED = (
+    "engine", "policy", "problem_id", "sample_index", "prompt_tokens", "cached_tokens",
+    "output_tokens", "end", "error", "cancelled_by", "answer", "correct", "finish_reason",
+    "drafted_per_step", "accepted_per_step",
+)  # fmt: skip
 FIXED_N = ("greedy", "majority", "best_of_n")  # every sample runs to its end: nothing is selected
 
 
@@ -261,7 +266,7 @@ def _runs(recording: Recording) -> tuple[list[Run], int]:
     # A problem is written once per run; the last attempt stands.
     kept = kept.unique(subset=["engine", "policy", "problem_id"], keep="last", maintain_order=True)
     samples: dict[tuple[str, str, str], dict[int, dict[str, object]]] = {}
-    for row in answers.iter_rows(named=True):
+    for row in answers.select(_USED).iter_rows(named=True):
         name = (row["engine"], row["policy"], row["problem_id"])
         index = row["sample_index"]
         samples.setdefault(name, {})[index] = _with_forced(row, forced.get((*name, index), ()))

@@ -44,7 +44,7 @@ def replayed_tables(
     if replayed.steps > MOST_STEPS:
         raise UsageError(
             f"the replay has {replayed.steps:,} steps, more than the {MOST_STEPS:,} that a "
-            "recording of it may hold; replay fewer problems, or leave out -o"
+            "recording of it may hold; replay fewer problems"
         )
     engine, policy = keys
     counts = [len(load.samples) for load in loads]

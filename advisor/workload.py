@@ -260,8 +260,10 @@ def _chains(
 ) -> list[list[tuple[int, int]]]:
     """Name each prompt's blocks by all of the prompt up to their end, and say where they end.
 
+    The last token of a prompt is always computed, so that a block that ends with one has it apart.
     What has no name, the samples of a problem alone have in common.
     """
+    whole = {prompt for prompt in prompt_tokens if prompt % tokens == 0}
     known: dict[tuple[int, int | None, int], int] = {}
     chains = []
     for problem, (names, prompt) in enumerate(zip(prefix_blocks, prompt_tokens, strict=True)):
@@ -270,10 +272,14 @@ def _chains(
         for name in names[: -(-prompt // tokens)]:
             end = min(end + tokens, prompt)
             before = known.setdefault((before, name, end), len(known))
-            chain.append((before, end))
+            if end == prompt or end in whole:
+                chain.append((before, end - 1))
+                before = known.setdefault((before, None, end), len(known))
+            if end < prompt:
+                chain.append((before, end))
         if end < prompt and samples[problem] > 1:
             own = known.setdefault((NONE - 1 - problem, None, prompt), len(known))
-            chain.append((own, prompt))
+            chain.append((own, prompt - 1))
         chains.append(chain)
     return chains
 

@@ -85,8 +85,8 @@ def import_requests(
         if not written.requests:
             why = reader.skipped.text()
             raise OutcomesError(
-                f"{path}: no request in it can be read ({why or 'it has none'}); see "
-                f"docs/import.md for what a {chosen.name} must hold"
+                f"{path}: no request in it can be read as {chosen.name} ({why or 'it has none'}); "
+                "docs/import.md says what must be there"
             )
         notes = _notes(path, chosen, reader, written)
         _finish(path, folder, chosen, reader, written, notes)

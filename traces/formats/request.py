@@ -125,6 +125,8 @@ def token_count(value: Any, *, least: int = 1) -> int | None:
 
 def nanoseconds(value: Any, unit_ns: int) -> int | None:
     """Return a time of 0 or more in units of `unit_ns`, None where it is none."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value * unit_ns if 0 <= value * unit_ns < LATEST_NS else None
     number = finite(value)
     if number is None or number < 0 or number * unit_ns >= LATEST_NS:
         return None
