@@ -19,7 +19,8 @@ from traces.errors import EngineError
 
 SPANS = (
     "start vLLM with OTEL_EXPORTER_OTLP_TRACES_PROTOCOL=http/protobuf and "
-    "--otlp-traces-endpoint http://127.0.0.1:4318/v1/traces, and ttscope attach URL --listen 4318"
+    "--otlp-traces-endpoint http://127.0.0.1:4318/v1/traces, and ttscope attach URL --listen 4318; "
+    "or without the variable, with http://127.0.0.1:4317 and --listen-grpc 4317"
 )
 PLUGIN = (
     "pip install ttscope where vLLM runs, start it with TTSCOPE_PLUGIN=http://127.0.0.1:4318 and "

@@ -75,6 +75,7 @@ class Incoming:
         try:
             yield
         finally:
+            self._hear_out()
             self._ending = True
             for table, rows in zip(
                 ("problems", "samples"), self._settled(everything=True), strict=True
@@ -85,6 +86,15 @@ class Incoming:
                 writer.dropped("samples", self._groups.dropped)
             if lost := sum(self._dropped.values()):
                 writer.dropped("steps", lost)
+
+    def _hear_out(self) -> None:
+        """Wait until every plugin that still speaks has told the steps until now."""
+        now = time.monotonic()
+        speaking = [name for name, at in self._receiver.heard.items() if now - at < HELLO_S]
+        while time.monotonic() < now + HELLO_S:
+            if all(self._receiver.heard[name] > now for name in speaking):
+                return
+            time.sleep(0.02)
 
     def _take_steps(self) -> list[Row]:
         raw: dict[str, list[Any]] = {key: [] for key in self._rows}

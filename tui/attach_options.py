@@ -30,6 +30,10 @@ def attach(
         str | None,
         typer.Option(metavar="[HOST:]PORT", help="Receive spans and the plugin's steps: 4318."),
     ] = None,
+    listen_grpc: Annotated[
+        str | None,
+        typer.Option(metavar="[HOST:]PORT", help="Receive spans over gRPC: 4317; needs [grpc]."),
+    ] = None,
     kernels: Annotated[
         Path | None,
         typer.Option(metavar="FOLDER", help="Open profiler windows; the servers' traces lie here."),
@@ -163,6 +167,9 @@ def attach(
             period_s=parse_duration(period, "--period"),
             reconnect=on_loss == "wait",
             listen=None if listen is None else parse_listen(listen),
+            listen_grpc=(
+                None if listen_grpc is None else parse_listen(listen_grpc, "--listen-grpc")
+            ),
             kernels=kernels,
             plan=ServerPlan.parse(kernel_windows),
             yes=yes,

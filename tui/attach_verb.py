@@ -41,6 +41,7 @@ class Attachment:
     period_s: float = 1.0
     reconnect: bool = True
     listen: tuple[str, int] | None = None
+    listen_grpc: tuple[str, int] | None = None
     kernels: Path | None = None  # where the servers' profiler writes
     plan: ServerPlan | None = None
     yes: bool = False
@@ -147,14 +148,25 @@ class LiveLine:
             sys.stderr.write("\n")
 
 
-def _listening(stack: ExitStack, where: tuple[str, int]) -> Receiver:
+def _listening(stack: ExitStack, wanted: Attachment) -> Receiver | None:
+    """Listen for spans and steps where asked to, until the stack unwinds."""
     from profiler.receiver import Receiver
 
-    receiver = Receiver(*where)
+    if wanted.listen is None and wanted.listen_grpc is None:
+        return None
+    receiver = Receiver(*(wanted.listen or ("127.0.0.1", 0)))
     stack.callback(receiver.close)
+    hosts = [receiver.host]
+    if wanted.listen_grpc is not None:
+        from profiler.grpc_receiver import GrpcListener
+
+        listener = GrpcListener(receiver, *wanted.listen_grpc)
+        listener.start()
+        stack.callback(listener.close)
+        hosts.append(listener.host)
     receiver.start()
-    if receiver.host not in {"127.0.0.1", "::1", "localhost"}:
-        sys.stderr.write(f"listening on {receiver.host}: others on the network can send here\n")
+    for host in sorted(set(hosts) - {"127.0.0.1", "::1", "localhost"}):
+        sys.stderr.write(f"listening on {host}: others on the network can send here\n")
     return receiver
 
 
@@ -210,7 +222,7 @@ def run_attach(
     )
     line = LiveLine()
     with ExitStack() as stack:
-        receiver = None if wanted.listen is None else _listening(stack, wanted.listen)
+        receiver = _listening(stack, wanted)
         stack.callback(line.end)
         stack.callback(deployment.close)
         deployment.connect(metrics_needed=posed is None)

@@ -45,8 +45,8 @@ class Metrics:
 
 
 @contextmanager
-def metrics_server():
-    """Serve a `Metrics`; gives it with its `url`."""
+def metrics_server(tls=None):
+    """Serve a `Metrics`, over https with an ssl context; gives it with its `url`."""
     state = Metrics()
 
     class Handler(BaseHTTPRequestHandler):
@@ -96,7 +96,10 @@ def metrics_server():
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
-    state.url = f"http://127.0.0.1:{server.server_address[1]}"
+    if tls is not None:
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
+    scheme = "http" if tls is None else "https"
+    state.url = f"{scheme}://127.0.0.1:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     try:

@@ -144,6 +144,18 @@ def test_full_buffer_drops_and_counts(tmp_path):
     assert recording.manifest.dropped == {"steps": 15}
 
 
+def test_a_manifest_that_cannot_be_closed_is_told(tmp_path, monkeypatch):
+    writer = RecordingWriter(tmp_path / "r", Manifest(clock_start=read_clocks()), period_s=0.01)
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Manifest, "write", full)
+    with pytest.raises(RecordingError, match="No space left.*its end is missing"):
+        writer.close(complete=True)
+    assert not Recording.open(tmp_path / "r").complete
+
+
 def test_a_failing_disk_does_not_stop_the_run(tmp_path, monkeypatch):
     writer = RecordingWriter(tmp_path / "r", Manifest(clock_start=read_clocks()), period_s=0.01)
 
