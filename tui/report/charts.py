@@ -55,7 +55,9 @@ class Axis:
         for steps in ((1, 2, 5), (1, 3), (1,)):
             found = [
                 step * 10.0**power
-                for power in range(math.floor(self._of(self.low)), math.ceil(self._of(self.high)))
+                for power in range(
+                    math.floor(self._of(self.low)), math.floor(self._of(self.high)) + 1
+                )
                 for step in steps
                 if self.low <= step * 10.0**power <= self.high
             ]
@@ -92,7 +94,7 @@ def scatter(
     ys += [] if y_limit is None else [y_limit]
     low, high = with_room(ys)
     upward = Axis(low=low, high=min(high, 1.02), start=HEIGHT - BOTTOM, end=TOP)
-    factor, name = scale(across.high, unit)
+    factor, name = money(across.high) if unit == "USD" else scale(across.high, unit)
     parts: list[Html] = [*_grid(across, upward, factor, f"{label} ({name})" if name else label)]
     if y_limit is not None:
         parts.append(_limit(LEFT, upward.at(y_limit), WIDTH - RIGHT, upward.at(y_limit)))
@@ -111,6 +113,13 @@ def scatter(
         role="group",
         aria_label=f"accuracy against {label}",
     )
+
+
+def money(most: float) -> tuple[float, str]:
+    """Return what to divide dollars by so that they can be read, and what they are then."""
+    if most >= 0.01:
+        return 1.0, "$"
+    return (1e-3, "$ per 1,000") if most >= 1e-5 else (1e-6, "$ per million")
 
 
 def _grid(across: Axis, upward: Axis, factor: float, label: str) -> list[Html]:
@@ -167,7 +176,6 @@ def _mark(point: Point, across: Axis, upward: Axis) -> Html:
         tabindex="0",
         role="img",
         aria_label=point.tip,
-        data_tip=point.tip,
     )
 
 

@@ -52,7 +52,7 @@ def predicted_against_measured(material: Material) -> Html:
     ]
     if not rows:
         why = material.not_foretold or "no run can be foretold from the others"
-        return join([empty(f"Nothing to hold against one another. Why: {why}"), *notes])
+        return join([empty(f"Nothing to hold against one another. Why: {why}."), *notes])
     heads = (
         "run",
         term("measured", MEASURED),

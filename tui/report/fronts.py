@@ -12,10 +12,12 @@ from tui.report.charts import Point, Shape, key, limit_key, scatter
 from tui.report.markup import Content, Html, empty, figure, join, quantity, table, tag, term
 from tui.report.material import Material
 from tui.report.meanings import SURE
+from tui.report.measured import MOST_RUNS
 from tui.report.verdict import meaning_of, same
-from tui.report.words import GOALS, configuration, plain
+from tui.report.words import GOALS, budget_words, configuration, plain
 
 FRONT_BY = {"accuracy": "latency"}
+MOST_ROWS = 60  # of the table; the charts have all
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,11 +112,13 @@ def fronts(material: Material) -> Html:
     answer = material.advice
     if answer is None:
         runs = [run for run in material.runs if run.accuracy is not None]
-        why = empty("No fronts: they come with the advice, and there is none (see above).")
-        if not runs:
-            return why
+        why = "No fronts: they come with the advice, and there is none (see above)."
+        charts = _charts((LATENCY, DEVICE, ENERGY, TOKENS), [], runs, None)
+        if "<svg" not in charts:
+            less = " No run holds an accuracy together with a latency, device time or tokens."
+            return empty(why + less)
         legend = tag("p", key("measured", "a recorded run, as measured"), class_="legend")
-        return join([why, legend, _charts((LATENCY, DEVICE, ENERGY, TOKENS), [], runs, None)])
+        return join([empty(why), legend, charts])
     rows = rows_of(answer)
     priced = any(row.pick.estimates.get("cost_usd") is not None for row in rows)
     measures = (LATENCY, COST if priced else DEVICE, ENERGY, TOKENS)
@@ -128,7 +132,7 @@ def fronts(material: Material) -> Html:
             _legend(answer, rows),
             _charts(measures, rows, material.runs, answer.budget),
             None if priced else tag("p", unpriced, class_="note"),
-            _table(rows),
+            _table(rows, limited=bool(budget_words(answer.budget))),
         ]
     )
 
@@ -178,10 +182,11 @@ def _chart(
 ) -> Html:
     label, meaning = meaning_of(measure.name)
     points: list[Point] = []
-    for run in runs:
+    for run in runs[:MOST_RUNS]:
         x, y = measure.of_run(run), run.accuracy
         if x is not None and y is not None and run.complete:
-            tip = f"Measured: {plain(run.engine, run.policy)}. {_told(label, x, y)}"
+            name = plain(run.engine, run.policy, imported=run.imported is not None)
+            tip = f"Measured: {name}. {_told(label, x, y)}"
             points.append(Point(x=x, y=y, shape="measured", tip=tip))
     for row in rows:
         x, y = (row.pick.estimates.get(name) for name in (measure.name, "accuracy"))
@@ -212,14 +217,14 @@ def _told(label: str, x: Estimate, y: Estimate) -> str:
     return f"{label} {whole(x)}, accuracy {whole(y)}{mark}"
 
 
-def _table(rows: Sequence[Row]) -> Html:
+def _table(rows: Sequence[Row], *, limited: bool) -> Html:
     names = [name for name in rows[0].pick.estimates if name != "throughput_problems_per_s"]
     names = [n for n in names if any(row.pick.estimates.get(n) is not None for row in rows)]
     heads: list[Content] = ["configuration", "front"]
     heads += [term(*meaning_of(name)) for name in names]
-    heads.append(term("within budget", SURE))
+    heads += [term("within budget", SURE)] if limited else []
     body = []
-    for row in rows:
+    for row in rows[:MOST_ROWS]:
         on = [word for word, there in (("system", row.on_system), ("compute", row.on_compute))
               if there]  # fmt: skip
         cells: list[Content] = [
@@ -231,10 +236,14 @@ def _table(rows: Sequence[Row]) -> Html:
             where = f"{row.where}.estimates.{name}"
             cells.append(quantity(row.pick.estimates.get(name), meaning, key=where))
         sure = row.pick.probability_within_budget
-        cells.append(
-            figure(
-                sure, "1", SURE, key=f"{row.where}.probability_within_budget", text=percent(sure)
-            )
-        )
+        where = f"{row.where}.probability_within_budget"
+        cells += [figure(sure, "1", SURE, key=where, text=percent(sure))] if limited else []
         body.append(cells)
-    return table(heads, body, caption="The configurations on the fronts, per problem")
+    left = len(rows) - MOST_ROWS
+    cut = f"{left:,} more, the most accurate, are left out of the table."
+    return join(
+        [
+            table(heads, body, caption="The configurations on the fronts, per problem"),
+            tag("p", cut, class_="note") if left > 0 else None,
+        ]
+    )

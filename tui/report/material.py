@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 MOST_FORETOLD = 40  # recordings: each takes a fit and three replays
 BUDGET = ("max_latency", "max_cost", "max_energy", "min_accuracy", "gpus", "optimise")
+NO_STEPS = (
+    "no recording holds engine steps, from which times are learned; imported outcomes have none"
+)
 Progress = Callable[[str, int, int], None]
 
 
@@ -25,6 +28,7 @@ class Material:
     """All that the page tells; where a part is None or empty, the reason stands beside it.
 
     `limited` says that a budget was given; without one the most accurate configuration is sought.
+    `left_out` are recordings that the advice does not rest on: incomplete, or without problems.
     """
 
     runs: tuple[Run, ...]
@@ -34,6 +38,7 @@ class Material:
     no_advice: str | None = None
     foretold: tuple[Foretold, ...] = ()
     not_foretold: str | None = None
+    left_out: tuple[str, ...] = ()
 
 
 def gather_material(
@@ -62,10 +67,11 @@ def gather_material(
             for run in summarise(recording, budget.price_usd_per_device_hour)
             if not watched or run.problems or run.problems_in_flight or run.time_by_family
         ]
-    complete = [each for each in recordings if each.complete]
+    posed = {run.recording for run in runs if run.problems}
+    complete = [each for each in recordings if each.complete and each.name in posed]
     report("advising", 0, 1)
-    advice, no_advice = _advice(complete, budget, seed)
-    foretold, not_foretold = _foretold(complete, report)
+    advice, no_advice = _advice(complete, runs, budget, seed)
+    foretold, not_foretold = _foretold(complete, runs, report)
     return Material(
         runs=tuple(runs),
         watched=watched,
@@ -74,17 +80,20 @@ def gather_material(
         no_advice=no_advice,
         foretold=tuple(foretold),
         not_foretold=not_foretold,
+        left_out=tuple(each.name for each in recordings if each not in complete),
     )
 
 
 def _advice(
-    recordings: Sequence[Recording], budget: Any, seed: int
+    recordings: Sequence[Recording], runs: Sequence[Run], budget: Any, seed: int
 ) -> tuple[Recommendation | None, str | None]:
     from advisor.advise import Advisor
     from profiler.launch import shown_path
 
     if not recordings:
-        return None, "none of the recordings is complete; run ttscope record to the end"
+        return None, "no recording is complete and holds answered problems; record to the end"
+    if not any(run.steps for run in runs):
+        return None, NO_STEPS
     try:
         advisor = Advisor.fit(recordings, seed=seed)
     except TtscopeError as error:
@@ -93,12 +102,14 @@ def _advice(
 
 
 def _foretold(
-    recordings: Sequence[Recording], report: Progress
+    recordings: Sequence[Recording], runs: Sequence[Run], report: Progress
 ) -> tuple[list[Foretold], str | None]:
     from advisor.left_out import foretell
 
     if len(recordings) < 2:
-        return [], "It takes at least two complete recordings: each is foretold from the others."
+        return [], "it takes at least two complete recordings: each is foretold from the others"
+    if not any(run.steps for run in runs):
+        return [], NO_STEPS
     try:
         found = foretell(
             recordings[:MOST_FORETOLD],

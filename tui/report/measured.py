@@ -12,7 +12,7 @@ from tui.report.markup import Content, Html, absent, empty, figure, join, quanti
 from tui.report.meanings import KINDS, OF_RUN
 from tui.report.words import configuration
 
-MOST_RUNS = 200  # rows of a table; the page stays small
+MOST_RUNS = 100  # rows of a table; the page stays small
 SAMPLES_OF_IMPORTS = ("sample_latency_s.p50", "Latency of a sample as the imported file has it.")
 
 
@@ -60,7 +60,8 @@ def recorded_runs(runs: Sequence[Run]) -> Html:
             cells.append(quantity(estimate, told[name][1], key=f"{where}.{name}"))
         rows.append(cells)
     caption = "Recorded runs, per problem, with 90 % intervals"
-    return join([table(heads, rows, caption=caption), _cut(runs), _warnings(runs)])
+    whole = table(heads, rows, caption=caption, class_="runs")
+    return join([whole, _cut(runs), _warnings(runs)])
 
 
 def _any(runs: Sequence[Run], get: object) -> bool:
@@ -120,7 +121,7 @@ def time_breakdown(runs: Sequence[Run]) -> Html:
         rows.append(cells)
     keys = [tag("span", tag("i", class_=f"swatch {kind}"), kind, class_="key") for kind in KINDS]
     none = len(runs) - len(timed)
-    note = f"{none:,} of {len(runs):,} runs have no recorded steps and are not shown."
+    note = f"Without recorded steps, and so not shown: {none:,} of {len(runs):,} runs."
     return join(
         [
             tag("p", *keys, class_="legend"),
@@ -273,9 +274,9 @@ def _accepted(run: Run, index: int, meaning: str) -> Html:
         rows.append(_position(place, share, meaning, f"{where}.accepted_per_position.{place}"))
     heads = ("position", "", term("share kept", meaning))
     gained = [
-        "A step with a draft gives ",
+        "In a step with a draft a sample gains ",
         quantity(run.acceptance.length, length, key=f"{where}.length"),
-        " tokens; without one it gives 1.",
+        " tokens; without a draft it gains 1.",
     ]
     return tag(
         "figure",

@@ -7,12 +7,12 @@
     tip.hidden = true;
   };
   const show = (target) => {
-    const found = target.closest && target.closest("[data-tip]");
+    const found = target.closest && target.closest("[data-tip], .mark[tabindex]");
     if (!found) return hide();
     if (found === owner) return;
     hide();
     owner = found;
-    tip.textContent = found.dataset.tip;
+    tip.textContent = found.dataset.tip || found.getAttribute("aria-label");
     tip.hidden = false;
     found.setAttribute("aria-describedby", "tip");
     const at = found.getBoundingClientRect();

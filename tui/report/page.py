@@ -71,6 +71,8 @@ def _resource(name: str) -> str:
 
 
 def _title(material: Material) -> str:
+    if material.advice is None:
+        return "What was recorded, and what it lacks for advice"
     names = dict.fromkeys(model_words(run.engine.model) for run in material.runs)
     if len(names) > 1:
         return f"Which of {len(names)} models to serve, and how"

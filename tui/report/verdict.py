@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from advisor.command import policy_request
 from traces.schema import Pick, Recommendation
@@ -29,7 +29,7 @@ def verdict(material: Material) -> Html:
     if answer is None:
         why = material.no_advice or ""
         return join([tag("p", "No advice can be given.", class_="lead"), empty(f"Why: {why}.")])
-    parts = [*_answer(answer, limited=material.limited), *_lists(answer)]
+    parts = [*_answer(answer, limited=material.limited), *_lists(answer, material.left_out)]
     return join(parts)
 
 
@@ -199,10 +199,12 @@ def _misses(answer: Recommendation) -> Iterable[Content]:
         yield tag("p", f"Compute-optimal, limits aside: {words}; {engine_words(best.engine)}.")
 
 
-def _lists(answer: Recommendation) -> Iterable[Content]:
+def _lists(answer: Recommendation, left_out: Sequence[str]) -> Iterable[Content]:
     out = sum(answer.infeasible.values())
     fits = [f"{answer.candidates - out:,} of {answer.candidates:,} candidates fit"]
     fits += [f"{count:,} do not: {why}" for why, count in answer.infeasible.items()]
+    if left_out:
+        fits.append(f"not used, being incomplete or without problems: {', '.join(left_out)}")
     for title, items in (
         ("Why", answer.reasons),
         ("What was considered", fits),

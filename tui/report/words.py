@@ -84,9 +84,10 @@ def configuration(
     )
 
 
-def plain(engine: EngineConfig, policy: Policy | None) -> str:
+def plain(engine: EngineConfig, policy: Policy | None, *, imported: bool = False) -> str:
     """Return a configuration in one line of text."""
-    return f"{model_words(engine.model)}: {policy_words(policy)}; {engine_words(engine)}"
+    how = engine_words(engine, imported=imported)
+    return f"{model_words(engine.model)}: {policy_words(policy)}; {how}"
 
 
 def limit_words(name: str, value: float, percentile: int | None = None) -> str:
