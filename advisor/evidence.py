@@ -20,6 +20,7 @@ import polars as pl
 from advisor.composition import composition_matrix
 from advisor.host_work import with_host_work
 from advisor.models.architectures import refusal
+from advisor.verify_steps import verify_steps
 from traces.energy import mean_power_w
 from traces.errors import RecordingError, UsageError
 from traces.manifest import WorkloadFacts
@@ -55,7 +56,8 @@ class Sample:
 
     `scheduled` and `advance` are per verify step after the prompt: tokens forwarded (one plus the
     drafted) and tokens kept (one plus the accepted, summing to `output_tokens` - 1); None without
-    speculation. `by_length`: it ended because it was as long as allowed.
+    speculation. `by_length`: it ended because it was as long as allowed. `think_tokens` end with
+    the mark that closes thinking, None where there is none.
     """
 
     output_tokens: int
@@ -64,6 +66,7 @@ class Sample:
     scheduled: Ints | None = None
     advance: Ints | None = None
     by_length: bool = False
+    think_tokens: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +74,8 @@ class ProblemRun:
     """One problem as one run answered it; `latency_s` is from arrival to decision.
 
     `cached_tokens` of its prompt came from the prefix cache for the sample that had the fewest,
-    which is what it shares with other problems. `arrival_ns` is unix time.
+    which is what it shares with other problems. `arrival_ns` is unix time. `indices` are the
+    samples' own.
     """
 
     problem_id: str
@@ -80,6 +84,7 @@ class ProblemRun:
     cached_tokens: int
     latency_s: float
     samples: tuple[Sample, ...]
+    indices: tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -340,6 +345,7 @@ def _problem_run(
         cached_tokens=min(_int(s["cached_tokens"]) or 0 for s in whole),
         latency_s=((_int(decided) or 0) - (_int(arrival) or 0)) / 1e9,
         samples=tuple(_sample(s, speculative) for s in whole),
+        indices=tuple(_int(s["sample_index"]) or 0 for s in whole),
     )
 
 
@@ -360,40 +366,5 @@ def _sample(row: Mapping[str, object], speculative: Speculative | None) -> Sampl
         scheduled=scheduled,
         advance=advance,
         by_length=row["finish_reason"] == "length",
+        think_tokens=_int(row["think_tokens"]),
     )
-
-
-def verify_steps(
-    output_tokens: int, drafted: object, accepted: object
-) -> tuple[Ints | None, Ints | None]:
-    """Return tokens forwarded and kept per step after the prompt, or None when not recorded.
-
-    The first token comes from the prompt's own step. Steps in which nothing was drafted are not
-    recorded: they keep one token each and are spread evenly among the others, the first of them
-    ahead. The last step is cut where the sample ended.
-    """
-    if output_tokens <= 1:
-        return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
-    if not isinstance(accepted, list):
-        return None, None
-    kept = np.asarray(accepted, dtype=np.int64) + 1
-    forwarded = (
-        np.asarray(drafted, dtype=np.int64) + 1 if isinstance(drafted, list) else kept.copy()
-    )
-    if len(kept) != len(forwarded):
-        return None, None
-    wanted = output_tokens - 1
-    total = int(kept.sum())
-    if total < wanted:
-        plain = np.ones(wanted - total, dtype=np.int64)
-        place = np.concatenate(
-            [(np.arange(len(kept)) + 0.5) / max(len(kept), 1), np.arange(len(plain)) / len(plain)]
-        )
-        order = np.argsort(place, kind="stable")
-        return np.concatenate([forwarded, plain])[order], np.concatenate([kept, plain])[order]
-    ends = np.cumsum(kept)
-    count = int(np.searchsorted(ends, wanted)) + 1 if wanted else 0
-    kept, forwarded = kept[:count].copy(), forwarded[:count].copy()
-    if count:
-        kept[-1] -= int(ends[count - 1]) - wanted
-    return forwarded, kept

@@ -14,8 +14,10 @@ from pathlib import Path
 
 import polars as pl
 
+from advisor.draft_law import draft_law
 from advisor.evidence import Evidence, Run, gather
 from advisor.models.step_time import StepTimeModel
+from advisor.redrafting import Redrafted, redraft
 from advisor.replay import Replicas
 from advisor.replayed_tables import write_recording
 from advisor.replays import Question, Replays
@@ -57,14 +59,24 @@ def predict(
     samples where the question is of another model. Raises UsageError for what the recordings
     cannot answer, and RecordingError when they hold nothing to replay.
     """
-    evidence = gather([base, *others], judged=False)
+    recordings = [base, *others]
+    evidence = gather(recordings, judged=False)
     model = StepTimeModel().fit(evidence.steps)
     own = _own_run(evidence, base, recorded)
-    source = _source(evidence, own, question)
+    redrafted = None
+    if question.engine.speculative != own.engine.speculative:
+        redrafted = _redrafted(evidence, recordings, question)
+    sources = (_source(evidence, own, question),) if redrafted is None else redrafted.runs
+    law, told = None, None
+    if redrafted is not None and question.operators is None:
+        law, told = draft_law(model, recordings, question.engine)
     same = replace(question, engine=own.engine, policy=own.policy)
     same = replace(same, rate_per_s=None, concurrency=None, replicas=Replicas(), operators=None)
-    before = Replays(base, evidence, model, own, own, same)
-    after = before if same == question else Replays(base, evidence, model, own, source, question)
+    before = Replays(base, evidence, model, own, (own,), same)
+    after = before
+    if same != question:
+        longer = redrafted is not None and redrafted.extrapolated
+        after = Replays(base, evidence, model, own, sources, question, law=law, extrapolated=longer)
     runs = after.times.runs
     if runs is None:
         notes = ["step times are of operator tables; no run of yours has checked them: no interval"]
@@ -78,7 +90,11 @@ def predict(
             "replay counts from its draw, so that the work between (tokenising, vLLM's input "
             "processing) is in it"
         )
-    if after.outside:
+    notes += [] if redrafted is None else [redrafted.note]
+    notes += [] if told is None else [told]
+    if redrafted is not None and redrafted.extrapolated:
+        notes.append("outside what was recorded: drafts are longer; marked *")
+    elif after.outside:
         notes.append("outside what was recorded: batches or contexts are larger; marked *")
     if after.drawn < after.recorded:
         notes.append(f"{after.drawn} of the recorded samples drawn, {len(after.runs)} times")
@@ -103,6 +119,19 @@ def _own_run(evidence: Evidence, base: Recording, recorded: Summary) -> Run:
         f"{base.name}: the samples of {method or 'a run without a policy'} cannot be replayed; "
         "they must all have run to their end, as with majority, best_of_n or greedy"
     )
+
+
+def _redrafted(
+    evidence: Evidence, recordings: Sequence[Recording], question: Question
+) -> Redrafted | None:
+    """Return samples with the asked drafts where none were recorded with them."""
+    wanted = (decoder_of(question.engine), sampling_of(question.policy))
+    if any((decoder_of(run.engine), sampling_of(run.policy)) == wanted for run in evidence.runs):
+        return None
+    found = redraft(evidence, recordings, question.engine, question.policy)
+    if found is None or found.runs[0].policy.n < question.policy.n:
+        return None
+    return found
 
 
 def _source(evidence: Evidence, own: Run, question: Question) -> Run:

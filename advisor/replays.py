@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
@@ -144,7 +144,12 @@ def stop_of(policy: Policy) -> Stop:
 
 
 class Replays:
-    """The draws of one question, replayed at the law's usual, its fast and its slow speed."""
+    """The draws of one question, replayed at the law's usual, its fast and its slow speed.
+
+    `sources` are the runs that the samples are of: one, or one for each draw of what is not known
+    of them. `law` stands where no run has taught the engine's own; `extrapolated` says that the
+    question lies outside what was recorded.
+    """
 
     def __init__(
         self,
@@ -152,10 +157,14 @@ class Replays:
         evidence: Evidence,
         model: StepTimeModel,
         own: Run,
-        source: Run,
+        sources: Sequence[Run],
         question: Question,
+        *,
+        law: StepLaw | None = None,
+        extrapolated: bool = False,
     ) -> None:
-        self.base, self.source, self.question = base, source, question
+        self.base, self.sources, self.question = base, sources, question
+        source = sources[0]
         self.engine = _with_blocks(evidence, question.engine)
         self.limits = limits_of(self.engine)
         self.facts = evidence.models
@@ -170,14 +179,15 @@ class Replays:
         self.workloads = [Workload.from_loads(loads, arrivals) for loads in self.loads]
         self.first = self.workloads[0].first
         if question.operators is None:
-            self.times = learned(model.law(self.engine))
+            self.times = learned(law or model.law(self.engine))
         else:
             longest = max(workload.longest for workload in self.workloads)
             self.times = tabled(question, evidence.models.get(self.engine.model), longest)
         self.runs = [
             self._run(workload, 1.0, log=i == 0) for i, workload in enumerate(self.workloads)
         ]
-        self.outside = not all(self.times.within(run.peak) for run in self.runs)
+        inside = all(self.times.within(run.peak) for run in self.runs)
+        self.outside = extrapolated or not inside
         sigma = 0.0 if self.times.sigma is None else self.times.sigma[int(self.outside)]
         self.slow, self.fast = (
             [self._run(workload, float(np.exp(sign * Z95 * sigma))) for workload in self.workloads]
@@ -196,11 +206,12 @@ class Replays:
         )
 
     def _draws(self) -> list[list[Load]]:
-        whole = [self._load(name) for name in self.ids]
-        if self.stop == Stop() and all(len(load.samples) == self.drawn for load in whole):
-            return [whole]
+        each = [[self._load(source, name) for name in self.ids] for source in self.sources]
+        if self.stop == Stop() and all(len(load.samples) == self.drawn for load in each[0]):
+            return each
         found = []
         for number in range(DRAWS):
+            whole = each[number % len(each)]
             rng = np.random.default_rng([self.question.seed, number])
             drawn = []
             for load in whole:
@@ -209,12 +220,12 @@ class Replays:
             found.append(drawn)
         return found
 
-    def _load(self, name: str) -> Load:
-        problem = self.source.problems[name]
+    def _load(self, source: Run, name: str) -> Load:
+        problem = source.problems[name]
         samples: tuple[Sample, ...] = problem.samples
         if self.limits.speculative and any(sample.advance is None for sample in samples):
             raise UsageError(
-                f"{self.source.recording}: does not say how drafts went per sample; record again"
+                f"{source.recording}: does not say how drafts went per sample; record again"
             )
         return Load(
             prompt_tokens=problem.prompt_tokens,
