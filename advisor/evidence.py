@@ -20,7 +20,7 @@ import polars as pl
 from advisor.composition import composition_matrix
 from advisor.host_work import with_host_work
 from advisor.models.architectures import refusal
-from advisor.verification import verify_steps
+from advisor.verify_steps import verify_steps
 from traces.energy import mean_power_w
 from traces.errors import RecordingError, UsageError
 from traces.manifest import WorkloadFacts
@@ -61,7 +61,8 @@ class Sample:
 
     `scheduled` and `advance` are per verify step after the prompt: tokens forwarded (one plus the
     drafted) and tokens kept (one plus the accepted, summing to `output_tokens` - 1); None without
-    speculation. `by_length`: it ended because it was as long as allowed.
+    speculation. `by_length`: it ended because it was as long as allowed. `think_tokens` end with
+    the mark that closes thinking, None where there is none.
     """
 
     output_tokens: int
@@ -70,6 +71,7 @@ class Sample:
     scheduled: Ints | None = None
     advance: Ints | None = None
     by_length: bool = False
+    think_tokens: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +81,7 @@ class ProblemRun:
     `cached_tokens` of its prompt came from the prefix cache for the sample that had the fewest,
     which is what it shares with other problems; `prompt_blocks` name its blocks where an import
     tells them. `arrival_ns` is unix time. `latency_s` is nan where an import does not tell it.
+    `indices` are the samples' own.
     """
 
     problem_id: str
@@ -87,6 +90,7 @@ class ProblemRun:
     cached_tokens: int
     latency_s: float
     samples: tuple[Sample, ...]
+    indices: tuple[int, ...]
     prompt_blocks: tuple[int, ...] = ()
 
 
@@ -362,6 +366,7 @@ def _problem_run(
         latency_s=latency,
         samples=tuple(_sample(s, speculative) for s in whole),
         prompt_blocks=tuple(blocks) if isinstance(blocks, list) else (),
+        indices=tuple(_int(s["sample_index"]) or 0 for s in whole),
     )
 
 
@@ -382,4 +387,5 @@ def _sample(row: Mapping[str, object], speculative: Speculative | None) -> Sampl
         scheduled=scheduled,
         advance=advance,
         by_length=row["finish_reason"] == "length",
+        think_tokens=_int(row["think_tokens"]),
     )

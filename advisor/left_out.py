@@ -76,7 +76,7 @@ def _foretold(base: Recording, evidence: Evidence, model: StepTimeModel, run: Ru
         )
     }
     question = Question(engine=run.engine, policy=run.policy)
-    return Replays(base, evidence, left, run, run, question).summary()
+    return Replays(base, evidence, left, run, (run,), question).summary()
 
 
 def _others(tables: Sequence[StepTable], run: Run) -> list[StepTable]:

@@ -11,13 +11,16 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Final
 
 import polars as pl
 
+from advisor.draft_law import draft_law
 from advisor.evidence import Evidence, Run, gather
 from advisor.models.prior_tables import read_prior
 from advisor.models.step_time import StepTimeModel
 from advisor.prior_times import PriorTimes, recalibrate
+from advisor.redrafting import Redrafted, redraft
 from advisor.replay import Replicas
 from advisor.replayed_tables import write_recording
 from advisor.replays import Replays
@@ -28,6 +31,12 @@ from traces.errors import UsageError
 from traces.manifest import Manifest
 from traces.recording import Recording
 from traces.summary import Run as Summary
+
+
+_TTFT: Final = (
+    "TTFT was recorded from when a sample was handed to the engine in this process; the replay "
+    "counts from its draw, so that the work between (tokenising, vLLM's input processing) is in it"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,40 +73,35 @@ def predict(
     if prior is not None:  # recordings of the GPU may be of other problems
         others = [each for each in others if _hash(each) == _hash(base)]
     on_tables = question.gpu is not None or question.operators is not None
-    evidence = gather([base, *others], judged=False, timed=not on_tables)
+    recordings = [base, *others]
+    evidence = gather(recordings, judged=False, timed=not on_tables)
     model = StepTimeModel().fit(evidence.steps) if evidence.steps else None
     own = _own_run(evidence, base, recorded)
-    source = _source(evidence, own, question)
+    redrafted = None
+    if question.engine.speculative != own.engine.speculative:
+        redrafted = _redrafted(evidence, recordings, question)
+    sources = (_source(evidence, own, question),) if redrafted is None else redrafted.runs
+    law, told = None, None
+    if redrafted is not None and model is not None and not on_tables:
+        law, told = draft_law(model, recordings, question.engine)
     same = replace(question, engine=own.engine, policy=own.policy)
     same = replace(same, rate_per_s=None, concurrency=None, replicas=Replicas())
     same = replace(same, operators=None, gpu=None)
-    before = None if model is None else Replays(base, evidence, model, own, own, same)
-    if before is not None and same == question:
-        after = before
-    else:
-        after = Replays(base, evidence, model, own, source, question, prior)
-    runs = after.times.runs
-    if prior is not None:
-        notes = prior.notes()
-    elif runs is None:
-        notes = ["step times are of operator tables; no run of yours has checked them: no interval"]
-    else:
-        notes = [f"step times were learned from {runs} recorded run{'s' if runs > 1 else ''}"]
-    if on_tables and after.engine.num_gpu_blocks is None:
-        notes.append("KV blocks without limit; set engine.num_gpu_blocks to the engine's own")
+    before = None if model is None else Replays(base, evidence, model, own, (own,), same)
+    longer = redrafted is not None and redrafted.extrapolated
+    after = before
+    if after is None or same != question:
+        after = Replays(
+            base, evidence, model, own, sources, question, prior, law=law, extrapolated=longer
+        )
+    notes = [*_time_notes(after, prior, on_tables), *_prefixes(base)]
     if before is None:
         notes.append("no step was recorded, so that the run cannot be replayed as it was")
-    notes += _prefixes(base)
     if own.engine.mode == "in_process":
-        notes.append(
-            "TTFT was recorded from when a sample was handed to the engine in this process; the "
-            "replay counts from its draw, so that the work between (tokenising, vLLM's input "
-            "processing) is in it"
-        )
-    if after.outside and (prior is None or prior.found is not None):
-        notes.append("outside what was recorded: batches or contexts are larger; marked *")
-    if after.drawn < after.recorded:
-        notes.append(f"{after.drawn} of the recorded samples drawn, {len(after.runs)} times")
+        notes.append(_TTFT)
+    notes += [] if redrafted is None else [redrafted.note]
+    notes += [] if told is None else [told]
+    notes += _outside(after, prior, longer)
     return Prediction(
         recorded=recorded,
         replayed=None if before is None else before.summary(),
@@ -107,6 +111,32 @@ def predict(
         tables=after.tables,
         manifest=after.manifest,
     )
+
+
+def _time_notes(after: Replays, prior: PriorTimes | None, on_tables: bool) -> list[str]:
+    """Say where step times come from."""
+    runs = after.times.runs
+    if prior is not None:
+        notes = prior.notes()
+    elif runs is None:
+        notes = ["step times are of operator tables; no run of yours has checked them: no interval"]
+    else:
+        notes = [f"step times were learned from {runs} recorded run{'s' if runs > 1 else ''}"]
+    if on_tables and after.engine.num_gpu_blocks is None:
+        notes.append("KV blocks without limit; set engine.num_gpu_blocks to the engine's own")
+    return notes
+
+
+def _outside(after: Replays, prior: PriorTimes | None, longer: bool) -> list[str]:
+    """Say what lies outside what was recorded, and what was drawn of it."""
+    notes = []
+    if longer:
+        notes.append("outside what was recorded: drafts are longer; marked *")
+    elif after.outside and (prior is None or prior.found is not None):
+        notes.append("outside what was recorded: batches or contexts are larger; marked *")
+    if after.drawn < after.recorded:
+        notes.append(f"{after.drawn} of the recorded samples drawn, {len(after.runs)} times")
+    return notes
 
 
 def _prefixes(base: Recording) -> list[str]:
@@ -151,6 +181,19 @@ def _own_run(evidence: Evidence, base: Recording, recorded: Summary) -> Run:
         f"{base.name}: the samples of {method or 'a run without a policy'} cannot be replayed; "
         "they must all have run to their end, as with majority, best_of_n or greedy"
     )
+
+
+def _redrafted(
+    evidence: Evidence, recordings: Sequence[Recording], question: Question
+) -> Redrafted | None:
+    """Return samples with the asked drafts where none were recorded with them."""
+    wanted = (decoder_of(question.engine), sampling_of(question.policy))
+    if any((decoder_of(run.engine), sampling_of(run.policy)) == wanted for run in evidence.runs):
+        return None
+    found = redraft(evidence, recordings, question.engine, question.policy)
+    if found is None or found.runs[0].policy.n < question.policy.n:
+        return None
+    return found
 
 
 def _source(evidence: Evidence, own: Run, question: Question) -> Run:

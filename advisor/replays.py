@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -12,7 +13,7 @@ import numpy.typing as npt
 
 from advisor.evidence import Evidence, Run, Sample, law_key
 from advisor.load import Load, Replayed
-from advisor.models.step_time import Z95, StepTimeModel
+from advisor.models.step_time import Z95, StepLaw, StepTimeModel
 from advisor.prior_times import PriorTimes
 from advisor.replay import Stop, replay
 from advisor.replayed_tables import replayed_tables, write_recording
@@ -62,7 +63,10 @@ def stop_of(policy: Policy) -> Stop:
 class Replays:
     """The draws of one question, replayed at the law's usual, its fast and its slow speed.
 
-    A question of operator tables needs no model of recorded steps.
+    `sources` are the runs that the samples are of: one, or one for each draw of what is not known
+    of them. A question of operator tables needs no model of recorded steps. `law` stands where no
+    run has taught the engine's own; `extrapolated` says that the question lies outside what was
+    recorded.
     """
 
     def __init__(
@@ -71,11 +75,15 @@ class Replays:
         evidence: Evidence,
         model: StepTimeModel | None,
         own: Run,
-        source: Run,
+        sources: Sequence[Run],
         question: Question,
         prior: PriorTimes | None = None,
+        *,
+        law: StepLaw | None = None,
+        extrapolated: bool = False,
     ) -> None:
-        self.base, self.source, self.question = base, source, question
+        self.base, self.sources, self.question = base, sources, question
+        source = sources[0]
         self.engine = _with_blocks(evidence, question.engine)
         self.limits = limits_of(self.engine)
         self.facts = evidence.models
@@ -100,7 +108,7 @@ class Replays:
         elif question.operators is not None:
             self.times = tabled(question, evidence.models.get(self.engine.model), longest)
         elif model is not None:
-            self.times = learned(model.law(self.engine))
+            self.times = learned(law or model.law(self.engine))
         else:
             raise UsageError(
                 "no steps were recorded; give operator tables with --operators, or --gpu"
@@ -108,7 +116,8 @@ class Replays:
         self.runs = [
             self._run(workload, 1.0, log=i == 0) for i, workload in enumerate(self.workloads)
         ]
-        self.outside = not all(self.times.within(run.peak) for run in self.runs)
+        inside = all(self.times.within(run.peak) for run in self.runs)
+        self.outside = extrapolated or not inside
         sigma = 0.0 if self.times.sigma is None else self.times.sigma[int(self.outside)]
         self.slow, self.fast = (
             [self._run(workload, float(np.exp(sign * Z95 * sigma))) for workload in self.workloads]
@@ -127,11 +136,12 @@ class Replays:
         )
 
     def _draws(self) -> list[list[Load]]:
-        whole = [self._load(name) for name in self.ids]
-        if self.stop == Stop() and all(len(load.samples) == self.drawn for load in whole):
-            return [whole]
+        each = [[self._load(source, name) for name in self.ids] for source in self.sources]
+        if self.stop == Stop() and all(len(load.samples) == self.drawn for load in each[0]):
+            return each
         found = []
         for number in range(DRAWS):
+            whole = each[number % len(each)]
             rng = np.random.default_rng([self.question.seed, number])
             drawn = []
             for load in whole:
@@ -140,12 +150,12 @@ class Replays:
             found.append(drawn)
         return found
 
-    def _load(self, name: str) -> Load:
-        problem = self.source.problems[name]
+    def _load(self, source: Run, name: str) -> Load:
+        problem = source.problems[name]
         samples: tuple[Sample, ...] = problem.samples
         if self.limits.speculative and any(sample.advance is None for sample in samples):
             raise UsageError(
-                f"{self.source.recording}: does not say how drafts went per sample; record again"
+                f"{source.recording}: does not say how drafts went per sample; record again"
             )
         return Load(
             prompt_tokens=problem.prompt_tokens,

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
-from advisor.composition import FEATURES, HOST_WORK
+from advisor.composition import FEATURES, HOST_WORK, INDEX
 from advisor.evidence import Sample
 from advisor.load import Limits, Load
-from advisor.verification import verify_steps
+from advisor.verify_steps import verify_steps
 from tests.advisor.replay_twin import naive_replay
 from traces.manifest import ClockReading, Manifest, WorkloadFacts
+from traces.ngram import PromptLookup, draft_counts
 from traces.recording import Recording
 from traces.schema import EngineConfig, ModelFacts, Policy, Speculative
 from traces.writer import RecordingWriter
@@ -68,7 +69,9 @@ def law_of(engine: EngineConfig, host=None) -> np.ndarray:
     law["kv_tokens"] = facts.kv_bytes_per_token / 40e9 / tp
     law["query_context"] = facts.attention_flops(1) / 2e12 / tp
     if engine.speculative is not None:
-        law["draft_step"], law["draft_requests"] = 4e-4, 1e-5
+        k = engine.speculative.num_speculative_tokens
+        pace = k / 3 if engine.speculative.method == "draft_model" else 1.0
+        law["draft_step"], law["draft_requests"] = 4e-4 * pace, 1e-5 * pace
     law.update(zip(HOST_WORK, host or (), strict=False))
     return np.array([law[name] for name in FEATURES])
 
@@ -87,6 +90,7 @@ def record(
     watts: float | None = None,
     power: tuple[str, str] = ("nvml", "watts"),  # kind, and the column that tells it
     host: tuple[float, float, float] | None = None,  # seconds of HOST_WORK, joined to samples
+    lookups: bool = False,  # counts of n-gram lookup that was not run
     **manifest,
 ) -> Recording:
     """Run the twin of the engine and write what a probe would have seen.
@@ -134,6 +138,7 @@ def record(
                 "interval_ns": None if step["idle"] else nanoseconds,
                 "wall_ns": nanoseconds,
                 "source": "measured",
+                "draft_ns": _draft_ns(engine, composition["decode_requests"]),
                 **composition,
             },
         )
@@ -184,9 +189,30 @@ def record(
                     **_speculation(sample),
                 },
             )
+            if lookups:
+                for counts in _counted(sample.output_tokens, index):
+                    row_keys = {"problem_id": f"p{row}", "sample_index": index}
+                    writer.append("drafts", keys | row_keys | counts)
             number += 1
     writer.close(complete=True)
     return Recording.open(folder)
+
+
+def _counted(tokens: int, seed: int) -> list[dict]:
+    """What lookup would have done for some text of a few letters."""
+    text = np.random.default_rng([tokens, seed]).integers(0, 4, 20 + tokens)
+    lookups = [
+        PromptLookup(num_speculative_tokens=k, prompt_lookup_min=2, prompt_lookup_max=4)
+        for k in (3, 5)
+    ]
+    return draft_counts(lookups, text[:20], text[20:])
+
+
+def _draft_ns(engine: EngineConfig, decodes: int) -> int | None:
+    if engine.speculative is None or not decodes:
+        return None
+    law = law_of(engine)
+    return _ns(law[INDEX["draft_step"]] + decodes * law[INDEX["draft_requests"]])
 
 
 def _ns(seconds: float) -> int:

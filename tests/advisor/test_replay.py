@@ -10,7 +10,7 @@ from advisor.load import Limits, Load
 from advisor.models.step_cost import linear_cost
 from advisor.replay import Replicas, Stop, replay
 from advisor.simulation.stop_rules import AGREE, FIRST, SAFE, WINDOWS
-from advisor.verification import verify_steps
+from advisor.verify_steps import verify_steps
 from advisor.workload import Workload
 from profiler.policies.parallel import Adaptive, Agreement, EarlyStopping, FirstFinish
 from tests.advisor.replay_twin import naive_replay

@@ -1,4 +1,4 @@
-"""How a sample's tokens came by speculation: what each step verified and kept."""
+"""The decode steps of a sample that was drafted for: tokens forwarded and kept in each."""
 
 from __future__ import annotations
 
