@@ -21,6 +21,7 @@ from tui.screens.help import HelpScreen
 from tui.screens.live import LiveScreen
 from tui.screens.recordings import RecordingsScreen
 from tui.screens.run import RunScreen
+from tui.themes import DARK, LIGHT
 from tui.views import Entry, load, recording_paths
 
 SCREENS = ("recordings", "run", "live", "advice")
@@ -101,6 +102,9 @@ class TtscopeApp(App[None]):
 
     def on_mount(self) -> None:
         """Start reading the recordings."""
+        for theme in (DARK, LIGHT):
+            self.register_theme(theme)
+        self.theme = DARK.name
         self._load()
 
     @work(thread=True, group="library")
@@ -156,6 +160,11 @@ class TtscopeApp(App[None]):
         """Show a run on screen 2."""
         self._current = entry.key
         self.switch_mode("run")
+
+    def entry_named(self, name: str) -> Entry | None:
+        """Return the recording of a name that holds a run, None when it is not loaded."""
+        named = [entry for entry in self.entries if entry.path.name == name]
+        return next((entry for entry in named if entry.run is not None), None)
 
     def current_entry(self) -> Entry | None:
         """Return the run that was opened, or the first that can be shown."""

@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import groupby
 
-from advisor.choice import MARGIN, Comparison
-from advisor.counterfactual import Counterfactuals
+import polars as pl
+
+from advisor.choice import MARGIN, Comparison, cheapest_as_good
+from advisor.counterfactual import Counterfactuals, evaluate
+from traces.recording import Recording
+from traces.summary import Run
 from traces.votes import PolicyOutcome
 from tui.formats import ABSENT, align, compact, interval, number, percent, value_of, wrap
 
@@ -118,3 +122,17 @@ def _how(outcome: PolicyOutcome) -> str:
     return {"finish_order": "ended", "checkpoints": "forced", "model": "model"}.get(
         outcome.basis, "exact"
     )
+
+
+def told_policies(recording: Recording | None, run: Run, *, width: int) -> list[str]:
+    """Return the table of a run's policies. Raises RecordingError when the run cannot say."""
+    answers = None if recording is None else own_answers(recording.frame("answers"), run)
+    found = evaluate(run, answers)
+    return policy_table(found, cheapest_as_good(found), width=width)
+
+
+def own_answers(answers: pl.DataFrame, run: Run) -> pl.DataFrame:
+    """Return the forced answers of a run, as several share a recording."""
+    policy = None if run.policy is None else run.policy.key()
+    mine = (answers["engine"] == run.engine.key()) & (answers["policy"] == policy)
+    return answers.filter(mine.fill_null(True))

@@ -58,7 +58,7 @@ def run_replay(
         raise UsageError(f"--routing {routing}: one of {', '.join(ROUTINGS)}")
     base = Recording.open(path)
     recorded = _chosen(summarise(base), run, base.name)
-    engine, policy = _changed(recorded, changes, gpu=operators is not None)
+    engine, policy = changed(recorded, changes, gpu=operators is not None)
     question = Question(
         engine=engine,
         policy=policy,
@@ -95,7 +95,7 @@ def _chosen(runs: Sequence[Run], number: int, name: str) -> Run:
     return runs[max(number, 1) - 1]
 
 
-def _changed(recorded: Run, changes: Sequence[str], *, gpu: bool) -> tuple[EngineConfig, Policy]:
+def changed(recorded: Run, changes: Sequence[str], *, gpu: bool) -> tuple[EngineConfig, Policy]:
     """Return the engine and the policy with what `--set` changes.
 
     `gpu` says that the steps will be a GPU's: what a CPU's engine was given is vLLM's default.
