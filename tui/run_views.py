@@ -37,7 +37,7 @@ def lane_line(lane: Lane, cursor: int) -> str:
     known = lane.values[np.isfinite(lane.values)]
     highest = float(known.max()) if known.size else None
     here = compact(float(lane.values[cursor])) if 0 <= cursor < lane.values.size else ABSENT
-    head = f"{lane.name:<8}{compact(highest):>{LEFT - 9}}|"
+    head = f"{lane.name:<8}{compact(highest)[:5]:>{LEFT - 9}}|"
     return f"{head}{sparkline(lane.values.tolist(), lane.top)}|{here:>{RIGHT - 1}}"
 
 

@@ -42,7 +42,7 @@ class Opened:
         self.run = self.app.run_test(size=size, message_hook=self._seen)
 
     def _seen(self, message):
-        if type(message).__qualname__.startswith("RunScreen.") and message not in self._known:
+        if type(message).__module__ == "tui.screens.run_messages" and message not in self._known:
             self._known.append(message)
             self.messages.append(type(message).__name__)
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from typing import ClassVar
 
 from textual import on, work
 from textual.app import ComposeResult
-from textual.binding import Binding, BindingType
-from textual.containers import Container, VerticalScroll
+from textual.binding import BindingType
+from textual.containers import Container
 from textual.events import Resize
-from textual.message import Message
 from textual.timer import Timer
 from textual.widgets import Input, Static
 from textual.worker import get_current_worker
@@ -21,104 +19,25 @@ from traces.errors import TtscopeError, UsageError
 from tui.playback import parse_goto
 from tui.policies_text import told_policies
 from tui.replay_beside import Beside, replay_beside, replay_of
-from tui.run_data import RunData, read_run
+from tui.run_data import read_run
 from tui.run_model import PAGES, WIDE, RunModel
 from tui.screens.base import ModeScreen
+from tui.screens.run_keys import KEYS, QUESTIONS
+from tui.screens.run_messages import Failed, Judged, PageRead, Read, Replayed, Told
 from tui.widgets.lanes import Lanes
-from tui.widgets.sample_bars import SampleBars
+from tui.widgets.sample_bars import SampleBars, Samples
 
 FRAME_S = 1 / 15
 TALL = 32
-QUESTIONS = {
-    "goto": "a problem as 137, a step as s48213, a time as 3:32 or 12.5s",
-    "replay": "changes: engine.max_num_seqs=8 policy.n=4; empty replays it as recorded",
-}
-
-
-class Samples(VerticalScroll, inherit_bindings=False):
-    """The samples; left and right move the cursor in time, so only up and down scroll."""
-
-    BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("up", "scroll_up", "up", show=False),
-        Binding("down", "scroll_down", "down", show=False),
-        Binding("pageup", "page_up", "page up", show=False),
-        Binding("pagedown", "page_down", "page down", show=False),
-    ]
 
 
 class RunScreen(ModeScreen):
     """The run that was opened on screen 1, or the first that is complete."""
 
-    @dataclass
-    class Read(Message):
-        """The recording's steps, kernels and power were read."""
-
-        model: RunModel
-        data: RunData
-
-    @dataclass
-    class Judged(Message):
-        """A stopping rule was judged on all problems; a text says why it cannot be."""
-
-        model: RunModel
-        rule: str
-        found: Savings | str
-
-    @dataclass
-    class Replayed(Message):
-        """The run was replayed."""
-
-        model: RunModel
-        beside: Beside
-
-    @dataclass
-    class Told(Message):
-        """Policies that were not run, as lines."""
-
-        model: RunModel
-        lines: list[str]
-
-    @dataclass
-    class Failed(Message):
-        """Something that was asked for cannot be done."""
-
-        text: str
-
-    class PageRead(Message):
-        """Whole rows of more steps are there."""
-
     MODE = "run"
     CSS_PATH = "run.tcss"
     AUTO_FOCUS = "#page"
-    BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("space", "play", "play", id="run.play"),
-        Binding("left", "move(-1)", "time", key_display="← →", id="run.earlier"),
-        Binding("right", "move(1)", "later", id="run.later", show=False),
-        Binding(
-            "shift+left", "move(-10)", "ten columns earlier", id="run.much_earlier", show=False
-        ),
-        Binding("shift+right", "move(10)", "ten columns later", id="run.much_later", show=False),
-        Binding("home", "move(-1000000)", "start", id="run.start", show=False),
-        Binding("end", "move(1000000)", "end", id="run.end", show=False),
-        Binding("comma", "step(-1)", "a step back", id="run.back", show=False),
-        Binding("full_stop", "step(1)", "a step on", id="run.on", show=False),
-        Binding("less_than_sign", "speed(0.5)", "slower", id="run.slower", show=False),
-        Binding("greater_than_sign", "speed(2)", "faster", id="run.faster", show=False),
-        Binding("plus,equals_sign", "zoom(0.5)", "zoom in", id="run.zoom_in", show=False),
-        Binding("minus", "zoom(2)", "zoom out", id="run.zoom_out", show=False),
-        Binding("z", "zoom_problem", "zoom to the problem", id="run.zoom_problem", show=False),
-        Binding("0", "zoom_whole", "the whole run", id="run.zoom_whole", show=False),
-        Binding(
-            "left_square_bracket", "problem(-1)", "problem", key_display="[ ]", id="run.previous"
-        ),
-        Binding("right_square_bracket", "problem(1)", "next problem", id="run.next", show=False),
-        Binding("g", "ask('goto')", "go to", id="run.goto"),
-        Binding("w", "worst", "slowest", id="run.slowest"),
-        Binding("r", "rule", "rule", id="run.rule"),
-        Binding("k", "page", "kernels, policies", id="run.page"),
-        Binding("v", "ask('replay')", "replay", id="run.replay"),
-        Binding("escape", "leave", "leave the field", show=False),
-    ]
+    BINDINGS: ClassVar[list[BindingType]] = KEYS
 
     def __init__(self) -> None:
         super().__init__()
@@ -176,10 +95,10 @@ class RunScreen(ModeScreen):
         try:
             data = read_run(model.entry.recording, model.run)
         except TtscopeError as error:
-            self.post_message(self.Failed(str(error)))
+            self.post_message(Failed(str(error)))
             return
         if not worker.is_cancelled:
-            self.post_message(self.Read(model, data))
+            self.post_message(Read(model, data))
 
     @work(thread=True, group="run")
     def _judge(self, model: RunModel, rule: StopRule) -> None:
@@ -190,7 +109,7 @@ class RunScreen(ModeScreen):
         except TtscopeError as error:
             found = str(error)
         if not worker.is_cancelled:
-            self.post_message(self.Judged(model, rule.label, found))
+            self.post_message(Judged(model, rule.label, found))
 
     @work(thread=True, group="policies", exclusive=True)
     def _tell_policies(self, model: RunModel) -> None:
@@ -200,7 +119,7 @@ class RunScreen(ModeScreen):
         except TtscopeError as error:
             lines = [str(error)]
         if not worker.is_cancelled:
-            self.post_message(self.Told(model, lines))
+            self.post_message(Told(model, lines))
 
     @work(thread=True, group="replay", exclusive=True)
     def _replay(self, model: RunModel, changes: str) -> None:
@@ -210,18 +129,18 @@ class RunScreen(ModeScreen):
         try:
             found = replay_beside(model.entry.recording, model.run, changes, width=self._width)
         except TtscopeError as error:
-            self.post_message(self.Failed(str(error)))
+            self.post_message(Failed(str(error)))
             return
         except ValueError as error:  # quotes that are not closed
-            self.post_message(self.Failed(f"{changes}: {error}"))
+            self.post_message(Failed(f"{changes}: {error}"))
             return
         if not worker.is_cancelled:
-            self.post_message(self.Replayed(model, found))
+            self.post_message(Replayed(model, found))
 
     @work(thread=True, group="steps", exclusive=True)
     def _read_page(self, model: RunModel, position: int) -> None:
         if model.pages.read(position) and not get_current_worker().is_cancelled:
-            self.post_message(self.PageRead())
+            self.post_message(PageRead())
 
     @on(Read)
     def _data_read(self, event: Read) -> None:
