@@ -174,7 +174,7 @@ async def test_no_recordings_at_all(tmp_path):
         assert "no complete recording" in text_of(app, "#message")
         await pilot.press("3")
         await pilot.pause()
-        assert any("ttscope attach" in str(each.render()) for each in app.screen.query(Static))
+        assert any("ttscope attach" in str(each.render()) for each in app.screen.query("#text"))
 
 
 async def test_help_names_the_keys_and_closes(folder):
