@@ -32,7 +32,6 @@ from traces.manifest import Manifest
 from traces.recording import Recording
 from traces.summary import Run as Summary
 
-
 _TTFT: Final = (
     "TTFT was recorded from when a sample was handed to the engine in this process; the replay "
     "counts from its draw, so that the work between (tokenising, vLLM's input processing) is in it"

@@ -32,8 +32,11 @@ def run_keys(recording: Recording) -> list[tuple[str, str]]:
 
 
 def engine_steps(recording: Recording, engine: str) -> pl.DataFrame:
-    """Return the steps of one engine in order."""
-    return recording.steps.filter(pl.col("engine") == engine).sort("step")
+    """Return the steps of one engine in order, with the columns `STEP_TIMES`."""
+    steps = recording.step_times
+    mine = steps["engine"] == engine
+    own = steps if mine.all() else steps.filter(mine)
+    return own if own["step"].is_sorted() else own.sort("step")
 
 
 def samples_with_shares(recording: Recording, engine: str, policy: str) -> pl.DataFrame:

@@ -151,6 +151,13 @@ COMPOSITION = (
     "prefill_query_context",
 )
 
+# When a step ran and how large it was; a long recording's other columns are read when asked for.
+STEP_TIMES = (
+    *("engine", "step", "end", "interval_ns", "wall_ns", "prefill_requests", "prefill_tokens"),
+    *("decode_requests", "decode_tokens", "running", "waiting", "kv_blocks", "drafted"),
+    *("accepted", "draft_ns", "profiled", "source"),
+)
+
 KERNELS: Columns = {
     "engine": TEXT,
     "rank": INT,

@@ -18,7 +18,7 @@ import numpy as np
 import polars as pl
 
 from traces.schema import Estimate, Record
-from traces.statistics import Floats, mean, proportion
+from traces.statistics import Floats, column_means, mean
 
 WHOLE = ("majority", "best_of_n", "weighted", "confidence")  # they let every sample end
 
@@ -184,8 +184,8 @@ def _outcomes(
             method=method,
             n=k,
             budget_tokens=None,
-            accuracy=proportion(table[:, column]),
+            accuracy=accuracy,
             tokens_per_problem=mean(tokens_per_sample * k, "tokens"),
         )
-        for column, k in enumerate(counts)
+        for k, accuracy in zip(counts, column_means(table, "1"), strict=True)
     ]

@@ -5,8 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import groupby
 
-from advisor.choice import MARGIN, Comparison
-from advisor.counterfactual import Counterfactuals
+import polars as pl
+
+from advisor.choice import MARGIN, Comparison, cheapest_as_good
+from advisor.counterfactual import Counterfactuals, evaluate
+from advisor.replayed_order import replayed_order
+from traces.recording import Recording
+from traces.summary import Run
 from traces.votes import PolicyOutcome
 from tui.formats import ABSENT, align, compact, interval, number, percent, value_of, wrap
 
@@ -123,3 +128,18 @@ def _how(outcome: PolicyOutcome) -> str:
     if outcome.error is not None:
         return f"+-{outcome.error:.4f}".replace("0.", ".")
     return _HOW.get(outcome.basis, "exact")
+
+
+def told_policies(recording: Recording | None, run: Run, *, width: int) -> list[str]:
+    """Return the table of a run's policies. Raises RecordingError when the run cannot say."""
+    answers = None if recording is None else own_answers(recording.frame("answers"), run)
+    order = None if recording is None else replayed_order(recording, run)
+    found = evaluate(run, answers, order=order)
+    return policy_table(found, cheapest_as_good(found), width=width)
+
+
+def own_answers(answers: pl.DataFrame, run: Run) -> pl.DataFrame:
+    """Return the forced answers of a run, as several share a recording."""
+    policy = None if run.policy is None else run.policy.key()
+    mine = (answers["engine"] == run.engine.key()) & (answers["policy"] == policy)
+    return answers.filter(mine.fill_null(True))

@@ -70,7 +70,7 @@ def run_replay(
         raise UsageError("--model-config goes with --gpu, whose times are for a model")
     base = Recording.open(path)
     recorded = _chosen(summarise(base), run, base.name)
-    engine, policy = _changed(recorded, changes, gpu=operators is not None or gpu is not None)
+    engine, policy = changed(recorded, changes, gpu=operators is not None or gpu is not None)
     question = Question(
         engine=engine,
         policy=policy,
@@ -130,7 +130,7 @@ def _chosen(runs: Sequence[Run], number: int, name: str) -> Run:
     return runs[max(number, 1) - 1]
 
 
-def _changed(recorded: Run, changes: Sequence[str], *, gpu: bool) -> tuple[EngineConfig, Policy]:
+def changed(recorded: Run, changes: Sequence[str], *, gpu: bool) -> tuple[EngineConfig, Policy]:
     """Return the engine and the policy with what `--set` changes.
 
     `gpu` says that the steps will be a GPU's: what a CPU's engine was given is vLLM's default, and
