@@ -63,6 +63,8 @@ def predict(
     prior = None if question.gpu is None else _prior(base, others, question)
     if prior is not None:  # recordings of the GPU may be of other problems
         others = [each for each in others if _hash(each) == _hash(base)]
+        engine = replace(question.engine, gpu=prior.tables.device)
+        question = replace(question, engine=engine)
     evidence = gather([base, *others], judged=False)
     model = StepTimeModel().fit(evidence.steps)
     own = _own_run(evidence, base, recorded)

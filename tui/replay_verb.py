@@ -39,6 +39,10 @@ def run_replay(
     num_hidden_layers: int | None,
     gpu: str | None,
     model_config: Path | None,
+    against: str | None,
+    workload: str | None,
+    raw_prompts: bool,
+    api_key_env: str | None,
     output: Path | None,
     as_json: bool,
 ) -> None:
@@ -62,9 +66,13 @@ def run_replay(
         raise UsageError("--gpu excludes --operators and --num-hidden-layers: the prior's or yours")
     if model_config is not None and gpu is None:
         raise UsageError("--model-config goes with --gpu, whose times are for a model")
+    if against is None and (workload is not None or raw_prompts or api_key_env is not None):
+        raise UsageError("--workload, --raw-prompts and --api-key-env go with --against URL")
     base = Recording.open(path)
     recorded = _chosen(summarise(base), run, base.name)
-    engine, policy = _changed(recorded, changes, gpu=operators is not None or gpu is not None)
+    engine, policy = _changed(
+        recorded, changes, tables=operators is not None, prior=gpu is not None
+    )
     question = Question(
         engine=engine,
         policy=policy,
@@ -77,6 +85,20 @@ def run_replay(
         gpu=gpu,
         model_facts=None if model_config is None else _facts(model_config),
     )
+    if against is not None:
+        from tui.against_verb import Sending, run_against
+
+        sending = Sending(
+            url=against,
+            workload=workload,
+            raw_prompts=raw_prompts,
+            api_key_env=api_key_env,
+            given=frozenset(text.partition("=")[0].strip() for text in changes),
+        )
+        run_against(
+            base, recorded, question, open_all(learn), sending, output=output, as_json=as_json
+        )
+        return
     found = predict(base, recorded, question, open_all(learn))
     if output is not None:
         found.write(output)
@@ -124,10 +146,13 @@ def _chosen(runs: Sequence[Run], number: int, name: str) -> Run:
     return runs[max(number, 1) - 1]
 
 
-def _changed(recorded: Run, changes: Sequence[str], *, gpu: bool) -> tuple[EngineConfig, Policy]:
+def _changed(
+    recorded: Run, changes: Sequence[str], *, tables: bool, prior: bool
+) -> tuple[EngineConfig, Policy]:
     """Return the engine and the policy with what `--set` changes.
 
-    `gpu` says that the steps will be a GPU's: what a CPU's engine was given is vLLM's default.
+    With operator tables or a prior the steps will be a GPU's: what a CPU's engine was given is
+    vLLM's default. The blocks of a recorded GPU are not those of the prior's.
     Raises UsageError for a name or value that there is not.
     """
     from profiler.policies.rules import make_policy
@@ -147,8 +172,10 @@ def _changed(recorded: Run, changes: Sequence[str], *, gpu: bool) -> tuple[Engin
         rule = {}
     policy = make_policy({**plain, **rule, **parts["policy"]})
     base = recorded.engine
-    if gpu and base.gpu is None:
+    if (tables or prior) and base.gpu is None:
         base = dataclasses.replace(base, **_GPU_DEFAULTS)
+    if prior:
+        base = dataclasses.replace(base, num_gpu_blocks=None, num_gpus=None)
     return _engine(base, parts["engine"]), policy
 
 
