@@ -73,7 +73,6 @@ def run_against(
     """Predict the run on the server, send it, and print both; keep what was measured."""
     from profiler.resend import pose_again
     from tui.read_verbs import print_document
-    from tui.run_verbs import own_stdout
 
     folder = output or Path("runs") / f"{base.name}-against-{time.strftime('%Y%m%d-%H%M%S')}"
     if (folder / "recording.json").exists():
@@ -87,29 +86,28 @@ def run_against(
         source=sending.workload,
         chat=not sending.raw_prompts,
     )
-    with own_stdout() as out:
-        engine = _connect(question.engine, sending)
-        try:
-            question = dataclasses.replace(
-                question, engine=_as_served(question.engine, engine.config, sending.given)
-            )
-            predicted, notes = _predicted(base, recorded, question, others)
-            load = _send(base, resent, question, engine, folder)
-        finally:
-            engine.close()
-        found = Answered(
-            recorded=recorded,
-            predicted=predicted,
-            measured=summarise(Recording.open(folder))[0],
-            folder=folder,
-            load=load,
-            notes=(*notes, *_notes(base, folder, resent, sending.given)),
+    engine = _connect(question.engine, sending)
+    try:
+        question = dataclasses.replace(
+            question, engine=_as_served(question.engine, engine.config, sending.given)
         )
-        if as_json:
-            print_document(against_json(found), out)
-            return
-        for line in against_lines(found, sending.url):
-            print(line, file=out)
+        predicted, notes = _predicted(base, recorded, question, others)
+        load = _send(base, resent, question, engine, folder)
+    finally:
+        engine.close()
+    found = Answered(
+        recorded=recorded,
+        predicted=predicted,
+        measured=summarise(Recording.open(folder))[0],
+        folder=folder,
+        load=load,
+        notes=(*notes, *_notes(base, folder, resent, sending.given)),
+    )
+    if as_json:
+        print_document(against_json(found))
+        return
+    for line in against_lines(found, sending.url):
+        print(line)
 
 
 def _connect(asked: EngineConfig, sending: Sending) -> ServerEngine:
@@ -151,7 +149,13 @@ def _predicted(
         found = predict(base, recorded, question, others)
     except (UsageError, RecordingError, TablesError) as error:
         return None, [f"not predicted: {error}"]
-    return found.predicted, list(found.notes)
+    notes = list(found.notes)
+    if recorded.engine.mode == "in_process" and question.gpu is None and question.operators is None:
+        notes.append(
+            "steps were recorded in one process; a server's HTTP and front end come on top, and "
+            "weigh where steps are short"
+        )
+    return found.predicted, notes
 
 
 def _send(
@@ -243,9 +247,11 @@ def against_lines(found: Answered, url: str, *, width: int = 80) -> Iterator[str
     yield from wrap("sent", found.load, width=width, indent=10)
     yield ""
     rows = [["", "recorded", "predicted", "90 % interval", "measured", "off by", ""]]
+    before = found.recorded if found.predicted is None else found.predicted
     for tag, name in ROWS:
         predicted, measured = _estimate(found.predicted, tag), _estimate(found.measured, tag)
-        relative, inside = _relative(predicted, measured), _inside(predicted, measured)
+        relative = _relative(_estimate(before, tag), measured)
+        inside = _inside(predicted, measured)
         rows.append(
             [
                 name,
@@ -259,7 +265,7 @@ def against_lines(found: Answered, url: str, *, width: int = 80) -> Iterator[str
         )
     yield from align(rows, right=(1, 2, 4, 5), gap=1)
     yield ""
-    yield "off by: measured against predicted"
+    yield f"off by: measured against {'recorded' if found.predicted is None else 'predicted'}"
     for note in found.notes:
         yield from wrap("note", note, width=width, indent=10)
     yield ""
