@@ -71,6 +71,8 @@ def predict(
     prior = None if question.gpu is None else _prior(base, others, question)
     if prior is not None:  # recordings of the GPU may be of other problems
         others = [each for each in others if _hash(each) == _hash(base)]
+        engine = replace(question.engine, gpu=prior.tables.device)
+        question = replace(question, engine=engine)
     on_tables = question.gpu is not None or question.operators is not None
     recordings = [base, *others]
     evidence = gather(recordings, judged=False, timed=not on_tables)

@@ -81,7 +81,7 @@ class PriorTimes:
 
         sigma = None if self.found is None else (self.found.sigma, 2 * self.found.sigma)
         runs = None if self.found is None else len(self.found.recordings)
-        return StepTimes(cost=_cost(prior, engine), sigma=sigma, runs=runs, within=within)
+        return StepTimes(cost=cost_of(prior, engine), sigma=sigma, runs=runs, within=within)
 
     def notes(self) -> list[str]:
         """Return what of the step times is prior, and what is missing."""
@@ -161,7 +161,7 @@ class _Ran:
 
     def seconds(self, steps: pl.DataFrame, families: Mapping[str, float]) -> Floats:
         """Return the prior's seconds of steps, its families scaled."""
-        return predicted_steps(_cost(self.prior.scaled(families), self.engine), steps)
+        return predicted_steps(cost_of(self.prior.scaled(families), self.engine), steps)
 
 
 def _ran(tables: PriorTables, recording: Recording) -> list[_Ran]:
@@ -175,7 +175,9 @@ def _ran(tables: PriorTables, recording: Recording) -> list[_Ran]:
         except (UsageError, TablesError):
             continue
         steps = (
-            recording.steps.filter(pl.col("engine") == key)
+            recording.steps.filter(
+                pl.col("engine") == key, pl.col("source").fill_null("measured") != "replayed"
+            )
             .with_columns(
                 seconds=pl.coalesce("interval_ns", "wall_ns") / 1e9,
                 profiled=pl.col("profiled").fill_null(False),
@@ -242,7 +244,7 @@ def _recalibrated(prior: Prior, found: Recalibration) -> Prior:
     return prior.scaled(found.families).scaled(step)
 
 
-def _cost(prior: Prior, engine: EngineConfig) -> StepCost:
+def cost_of(prior: Prior, engine: EngineConfig) -> StepCost:
     """Return the cost of an engine's steps. Raises UsageError where it does not tell its limits."""
     if engine.max_num_seqs is None or engine.max_num_batched_tokens is None:
         raise UsageError(

@@ -167,9 +167,7 @@ class Replays:
     def _arrivals(self, own: Run) -> Floats | None:
         rate = self.question.rate_per_s
         if rate is not None:
-            rng = np.random.default_rng([self.question.seed, DRAWS])
-            gaps: Floats = rng.exponential(1 / rate, len(self.ids))
-            return np.cumsum(gaps)
+            return poisson_arrivals(rate, len(self.ids), self.question.seed)
         if self.question.concurrency is None and own.concurrency is None:
             times = np.array([own.problems[name].arrival_ns for name in self.ids])
             return np.asarray((times - times.min()) / 1e9)
@@ -268,6 +266,13 @@ class Replays:
             return None
         right = np.mean([run.right for run in self.runs], axis=0)
         return column_means(right[:, None], "1")[0]
+
+
+def poisson_arrivals(rate_per_s: float, count: int, seed: int) -> Floats:
+    """Return the seconds at which problems arrive, ascending."""
+    rng = np.random.default_rng([seed, DRAWS])
+    gaps: Floats = rng.exponential(1 / rate_per_s, count)
+    return np.cumsum(gaps)
 
 
 def _with_blocks(evidence: Evidence, engine: EngineConfig) -> EngineConfig:

@@ -130,8 +130,21 @@ def replay(
     model_config: Annotated[
         Path | None, typer.Option(help="config.json of the model on --gpu, if not the recorded.")
     ] = None,
+    against: Annotated[
+        str | None, typer.Option(metavar="URL", help="Send the run to a server, for real.")
+    ] = None,
+    workload: Annotated[
+        str | None, typer.Option(help="--against: the file that the prompts came from.")
+    ] = None,
+    raw_prompts: Annotated[
+        bool, typer.Option(help="--against: without a chat template, if recorded so.")
+    ] = False,
+    api_key_env: Annotated[
+        str | None, typer.Option(help="--against: variable that holds the server's key.")
+    ] = None,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Keep the predicted run.")
+        Path | None,
+        typer.Option("-o", "--output", help="Keep the predicted run; with --against the measured."),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -153,6 +166,10 @@ def replay(
         num_hidden_layers=num_hidden_layers,
         gpu=gpu,
         model_config=model_config,
+        against=against,
+        workload=workload,
+        raw_prompts=raw_prompts,
+        api_key_env=api_key_env,
         output=output,
         as_json=as_json,
     )

@@ -28,11 +28,11 @@ def replay_beside(recording: Recording, run: Run, changes: str, *, width: int) -
     cannot be asked, and RecordingError for a recording that cannot be replayed.
     """
     from advisor.predict import predict
-    from advisor.replays import Question
+    from advisor.step_times import Question
     from tui.replay_text import replay_lines
     from tui.replay_verb import changed
 
-    engine, policy = changed(run, shlex.split(changes), gpu=False)
+    engine, policy = changed(run, shlex.split(changes))
     question = Question(engine=engine, policy=policy)
     found = predict(recording, run, question)
     with tempfile.TemporaryDirectory(prefix="ttscope-") as folder:

@@ -45,6 +45,10 @@ def run_replay(
     num_hidden_layers: int | None,
     gpu: str | None,
     model_config: Path | None,
+    against: str | None,
+    workload: str | None,
+    raw_prompts: bool,
+    api_key_env: str | None,
     output: Path | None,
     as_json: bool,
 ) -> None:
@@ -68,9 +72,11 @@ def run_replay(
         raise UsageError("--gpu excludes --operators and --num-hidden-layers: the prior's or yours")
     if model_config is not None and gpu is None:
         raise UsageError("--model-config goes with --gpu, whose times are for a model")
+    if against is None and (workload is not None or raw_prompts or api_key_env is not None):
+        raise UsageError("--workload, --raw-prompts and --api-key-env go with --against URL")
     base = Recording.open(path)
     recorded = _chosen(summarise(base), run, base.name)
-    engine, policy = changed(recorded, changes, gpu=operators is not None or gpu is not None)
+    engine, policy = changed(recorded, changes, tables=operators is not None, prior=gpu is not None)
     question = Question(
         engine=engine,
         policy=policy,
@@ -83,6 +89,20 @@ def run_replay(
         gpu=gpu,
         model_facts=None if model_config is None else _facts(model_config),
     )
+    if against is not None:
+        from tui.against_verb import Sending, run_against
+
+        sending = Sending(
+            url=against,
+            workload=workload,
+            raw_prompts=raw_prompts,
+            api_key_env=api_key_env,
+            given=frozenset(text.partition("=")[0].strip() for text in changes),
+        )
+        run_against(
+            base, recorded, question, open_all(learn), sending, output=output, as_json=as_json
+        )
+        return
     found = predict(base, recorded, question, open_all(learn))
     if output is not None:
         found.write(output)
@@ -130,11 +150,13 @@ def _chosen(runs: Sequence[Run], number: int, name: str) -> Run:
     return runs[max(number, 1) - 1]
 
 
-def changed(recorded: Run, changes: Sequence[str], *, gpu: bool) -> tuple[EngineConfig, Policy]:
+def changed(
+    recorded: Run, changes: Sequence[str], *, tables: bool = False, prior: bool = False
+) -> tuple[EngineConfig, Policy]:
     """Return the engine and the policy with what `--set` changes.
 
-    `gpu` says that the steps will be a GPU's: what a CPU's engine was given is vLLM's default, and
-    so is what an import does not tell.
+    With operator tables or a prior the steps will be a GPU's: what a CPU's engine was given, or an
+    import does not tell, is vLLM's default. The blocks of a recorded GPU are not the prior's.
     Raises UsageError for a name or value that there is not.
     """
     from profiler.policies.rules import make_policy
@@ -161,9 +183,11 @@ def changed(recorded: Run, changes: Sequence[str], *, gpu: bool) -> tuple[Engine
     }
     policy = dataclasses.replace(policy, **untold)
     base = recorded.engine
-    if gpu and base.gpu is None:
+    if (tables or prior) and base.gpu is None:
         server = {k: v for k, v in _SERVER_DEFAULTS.items() if getattr(base, k) is None}
         base = dataclasses.replace(base, **_GPU_DEFAULTS, **server)
+    if prior:
+        base = dataclasses.replace(base, num_gpu_blocks=None, num_gpus=None)
     return _engine(base, parts["engine"]), policy
 
 

@@ -31,6 +31,14 @@ FILES: Final = {
     "attention": "generation_attention_perf.parquet",
     "comm": "custom_allreduce_perf.parquet",
 }
+COLUMNS: Final = {
+    "gemm": ("gemm_dtype", "m", "n", "k"),
+    "attention": (
+        "num_heads", "num_key_value_heads", "head_dim", "batch_size", "isl", "step",
+        "attn_dtype", "kv_cache_dtype", "device",
+    ),
+    "comm": ("allreduce_dtype", "num_gpus", "message_size", "kernel_source"),
+}  # fmt: skip
 BYTES_PER_ELEMENT: Final = 2
 
 
@@ -124,12 +132,17 @@ class PriorTables:
             kv_cache_dtype="fp8" if kv_fp8 else "bfloat16",
         )  # fmt: skip
         known = np.array(sorted(kept["num_heads"].unique()), dtype=float)
-        if not len(known) or not known[0] <= heads <= known[-1]:
-            counts = ", ".join(f"{count:g}" for count in known) or "none"
+        shape = f"{kv_heads} KV heads of {head_dim}{' in fp8' if kv_fp8 else ''}"
+        if not len(known):
             raise TablesError(
-                f"{self.system}: no {kind} attention of {heads} heads with {kv_heads} KV heads of"
-                f" {head_dim}{' in fp8' if kv_fp8 else ''} was measured; with these KV heads there"
-                f" are {counts} heads; choose another tensor_parallel_size or GPU"
+                f"{self.system}: no {kind} attention with {shape} was measured; ask about another"
+                " model (--model-config), tensor_parallel_size or GPU"
+            )
+        if not known[0] <= heads <= known[-1]:
+            counts = ", ".join(f"{count:g}" for count in known)
+            raise TablesError(
+                f"{self.system}: {kind} attention with {shape} was measured for {counts} heads, not"
+                f" for {heads}; ask about another tensor_parallel_size or GPU"
             )
         kept = kept.group_by("num_heads", "batch_size", length).agg(pl.col("seconds").mean())
         parts = [
@@ -174,11 +187,16 @@ class PriorTables:
         path = self.folder / family / FRAMEWORK / self.versions[family] / (name or FILES[family])
         try:
             table = pl.read_parquet(path)
-            return table.with_columns(seconds=pl.col("latency") / 1e3).filter(pl.col("seconds") > 0)
         except (OSError, pl.exceptions.PolarsError) as cause:
             raise TablesError(
                 f"{path}: cannot be read ({type(cause).__name__}); install ttscope[prior] again"
             ) from None
+        if missing := {*COLUMNS[family], "latency"} - set(table.columns):
+            raise TablesError(
+                f"{path}: no column {sorted(missing)[0]}; install ttscope[prior], whose version of "
+                "the tables has it"
+            )
+        return table.with_columns(seconds=pl.col("latency") / 1e3).filter(pl.col("seconds") > 0)
 
     @property
     def label(self) -> str:

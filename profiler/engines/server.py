@@ -38,8 +38,8 @@ class ServerEngine:
     `url` is its base, with or without `/v1`; `model` names one of those it serves, by default
     its first. `declared` are engine settings that the server does not tell, such as its
     tensor_parallel_size; `chat_template` goes with every chat instead of the server's own;
-    `headers`, such as a key, go with every request. Raises EngineError when nothing answers there,
-    or it takes no such template.
+    `headers`, such as a key, go with every request; `poll` waits at most `wait_s`. Raises
+    EngineError when nothing answers there, or it takes no such template.
     """
 
     def __init__(
@@ -52,6 +52,7 @@ class ServerEngine:
         timeout_s: float = 600.0,
         declared: dict[str, Any] | None = None,
         chat_template: str | None = None,
+        wait_s: float = _POLL_S,
     ) -> None:
         self.url = url.rstrip("/").removesuffix("/v1")
         self._headers = dict(headers or {})
@@ -59,7 +60,7 @@ class ServerEngine:
         self._results: queue.Queue[SampleResult] = queue.Queue()
         self._live: dict[str, tuple[Future[None], Stream]] = {}
         self._encoded: dict[str, list[int]] = {}
-        self._unreachable = 0
+        self._unreachable, self._wait_s = 0, wait_s
         self.chat_template = chat_template  # the server's own is not told
         self._served, self.config, self.model = self._look(model, name, declared or {})
         self._loop = asyncio.new_event_loop()
@@ -154,7 +155,7 @@ class ServerEngine:
                 results.append(self._result(request_id, stream, None))
         return results
 
-    def poll(self, wait_s: float = _POLL_S) -> list[SampleResult]:
+    def poll(self, wait_s: float | None = None) -> list[SampleResult]:
         """Wait a moment for samples to end (see `Engine`).
 
         Raises EngineError when the server has not been reached many times in a row.
@@ -163,6 +164,7 @@ class ServerEngine:
             return []
         ended = []
         with contextlib.suppress(queue.Empty):
+            wait_s = self._wait_s if wait_s is None else wait_s
             ended.append(self._results.get(block=wait_s > 0, timeout=wait_s or None))
             while True:
                 ended.append(self._results.get_nowait())
