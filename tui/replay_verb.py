@@ -125,7 +125,7 @@ def _changed(recorded: Run, changes: Sequence[str], *, gpu: bool) -> tuple[Engin
         rule = {}
     policy = make_policy({**plain, **rule, **parts["policy"]})
     # An import may not tell these, which a policy that is run must have.
-    untold = {
+    untold: dict[str, Any] = {
         name: None
         for name in ("temperature", "top_p")
         if plain[name] is None and name not in parts["policy"]
