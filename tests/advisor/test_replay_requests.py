@@ -20,6 +20,7 @@ from tui.replay_text import replay_json, replay_lines
 SENT = [(i * 0.01, 20 + i, 3 + i % 4, 0.004, 0.01 + i * 0.001) for i in range(12)]
 ENGINE = {"max_num_seqs": 4, "max_num_batched_tokens": 64, "block_size": 16, "enforce_eager": True}
 LAYERS = 4
+DATA = Path(__file__).parents[3] / "shared" / "data"
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +90,30 @@ def test_prompts_that_begin_alike_are_shared(tmp_path, tables):
     assert any("no prefix is shared" in note for note in plain.notes)
     first = (found.predicted.ttft_s["mean"].value, plain.predicted.ttft_s["mean"].value)
     assert first[0] < first[1]
+
+
+def test_the_mooncake_trace_shares_what_its_ids_say(tmp_path):
+    path, tables = DATA / "workloads" / "mooncake_conversation_3000.jsonl", DATA / "ops"
+    if not path.exists() or not tables.exists():
+        pytest.skip("../shared/data has no Mooncake trace or no operator tables")
+    import_requests(path, tmp_path / "r")
+    recording = Recording.open(tmp_path / "r")
+    run, question = question_of(recording, tables / "RTXPRO6000_Llama-3.1-8B_tp1")
+    engine = dataclasses.replace(question.engine, max_num_seqs=256, max_num_batched_tokens=8192)
+    found = predict(recording, run, dataclasses.replace(question, engine=engine))
+    seen, counted = set(), 0
+    for line in path.read_text().splitlines():  # with a cache without limit
+        row = json.loads(line)
+        shared, whole = 0, True
+        for place in range(len(row["hash_ids"])):
+            end = min((place + 1) * 512, row["input_length"])
+            prefix = (*row["hash_ids"][: place + 1], end)
+            whole = whole and prefix in seen
+            shared = end if whole else shared
+            seen.add(prefix)
+        counted += min(shared, row["input_length"] - 1) // 16 * 16
+    cached = found.tables["samples"]["cached_tokens"].sum()
+    assert cached == pytest.approx(counted, rel=1e-4) and counted > 12_000_000
 
 
 def test_a_closed_loop_stays_one(tmp_path, tables):
