@@ -90,7 +90,7 @@ class Incoming:
     def _hear_out(self) -> None:
         """Wait until every plugin that still speaks has told the steps until now."""
         now = time.monotonic()
-        speaking = [name for name, at in self._receiver.heard.items() if now - at < HELLO_S]
+        speaking = [name for name, at in self._receiver.heard.copy().items() if now - at < HELLO_S]
         while time.monotonic() < now + HELLO_S:
             if all(self._receiver.heard[name] > now for name in speaking):
                 return
