@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -27,6 +27,8 @@ class Incoming:
     """Feeds a recording from a receiver; `steps` counts those that came.
 
     `profiled` tells of an engine and the end of a step whether a profiler's window held it.
+    Spans in one of `own_traces` are left out: they are of requests that we send ourselves, of which
+    the recording has the client's rows.
     """
 
     def __init__(
@@ -34,7 +36,9 @@ class Incoming:
         receiver: Receiver,
         deployment: Deployment,
         profiled: Callable[[str, int], bool] | None = None,
+        own_traces: Collection[str] = (),
     ) -> None:
+        self._own_traces = own_traces
         self._receiver, self._deployment, self._profiled = receiver, deployment, profiled
         self._groups = SpanGroups(self._engine_of_span)
         self._engines: dict[Any, str] = {}
@@ -90,7 +94,7 @@ class Incoming:
     def _hear_out(self) -> None:
         """Wait until every plugin that still speaks has told the steps until now."""
         now = time.monotonic()
-        speaking = [name for name, at in self._receiver.heard.items() if now - at < HELLO_S]
+        speaking = [name for name, at in self._receiver.heard.copy().items() if now - at < HELLO_S]
         while time.monotonic() < now + HELLO_S:
             if all(self._receiver.heard[name] > now for name in speaking):
                 return
@@ -168,7 +172,8 @@ class Incoming:
 
     def _settled(self, *, everything: bool = False) -> tuple[list[Row], list[Row]]:
         for span in self._receiver.take_spans():
-            self._groups.add(span)
+            if span.trace_id not in self._own_traces:
+                self._groups.add(span)
         return self._groups.drain(everything=everything)
 
     def _take_spans(self) -> list[Row]:

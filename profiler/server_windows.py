@@ -129,6 +129,7 @@ class ServerWindows:
                 raise EngineError(
                     f"{replica.access.url}: {_PATH}: {type(error).__name__}"
                 ) from None
+            self._delete(found)
             if not found:
                 raise EngineError(
                     f"--kernels {self._folder}: a trace of {replica.access.url} did not come "
@@ -139,7 +140,6 @@ class ServerWindows:
                     f"{replica.access.url}: its front end is profiled too, which no number of "
                     f'steps bounds; start it with "ignore_frontend": true in --profiler-config'
                 )
-            self._delete(found)
             self._usable.append(replica)
 
     def _check_route(self, client: httpx.Client, replica: Replica) -> None:

@@ -227,10 +227,11 @@ def run_attach(
         stack.callback(deployment.close)
         deployment.connect(metrics_needed=posed is None)
         probes: list[Probe] = []
+        own_traces: set[str] = set()
         windows = _windows(deployment, wanted)
         if receiver is not None:
             profiled = None if windows is None else windows.profiled
-            incoming = Incoming(receiver, deployment, profiled)
+            incoming = Incoming(receiver, deployment, profiled, own_traces)
             incoming.adopt()
             probes.append(incoming.watched)
         if windows is not None:
@@ -250,7 +251,9 @@ def run_attach(
                 price_usd_per_device_hour=wanted.price,
             )
         else:
-            _pose(deployment, wanted, posed, policy, folder, line, probes)
+            engine = _engine_of(deployment, wanted.model, posed, own_traces)
+            stack.callback(engine.close)
+            _pose(deployment, wanted, posed, policy, engine, folder, line, probes)
     print_show([folder], price=None, as_json=as_json)
     if not as_json:
         print(f"kept in {folder}")
@@ -263,6 +266,7 @@ def _pose(
     wanted: Attachment,
     posed: Posed,
     policy: Policy,
+    engine: Engine,
     folder: Path,
     line: LiveLine,
     probes: Sequence[Probe],
@@ -272,29 +276,24 @@ def _pose(
     from profiler.capture import record
     from profiler.workload import load_workload
 
-    loaded = load_workload(**posed.source)
-    engine = _engine_of(deployment, wanted.model, posed)
-    try:
-        record(
-            loaded,
-            policy,
-            engine,
-            folder,
-            concurrency=posed.concurrency,
-            timeout_s=posed.timeout_s,
-            logprobs=posed.logprobs,
-            budget_checkpoints=posed.checkpoints[0],
-            checkpoint_samples=posed.checkpoints[1],
-            record_text=posed.record_text,
-            price_usd_per_device_hour=wanted.price,
-            probes=(deployment.watched, *probes, lambda _: Ticker(deployment, line)),
-            stop_after_s=wanted.duration_s,
-        )
-    finally:
-        engine.close()
+    record(
+        load_workload(**posed.source),
+        policy,
+        engine,
+        folder,
+        concurrency=posed.concurrency,
+        timeout_s=posed.timeout_s,
+        logprobs=posed.logprobs,
+        budget_checkpoints=posed.checkpoints[0],
+        checkpoint_samples=posed.checkpoints[1],
+        record_text=posed.record_text,
+        price_usd_per_device_hour=wanted.price,
+        probes=(deployment.watched, *probes, lambda _: Ticker(deployment, line)),
+        stop_after_s=wanted.duration_s,
+    )
 
 
-def _engine_of(deployment: Deployment, model: str | None, posed: Posed) -> Engine:
+def _engine_of(deployment: Deployment, model: str | None, posed: Posed, traces: set[str]) -> Engine:
     """Return the deployment as an engine; one key for what the client and /metrics tell."""
     from profiler.engines.replicas import Replicas, together
     from profiler.engines.server import ServerEngine
@@ -312,7 +311,7 @@ def _engine_of(deployment: Deployment, model: str | None, posed: Posed) -> Engin
                     access.url, model=model, headers=access.headers, chat_template=template
                 )
             )
-            engines[-1].config = replica.config
+            engines[-1].config, engines[-1].traces = replica.config, traces
     except BaseException:
         for engine in engines:
             engine.close()

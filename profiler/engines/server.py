@@ -61,6 +61,7 @@ class ServerEngine:
         self._live: dict[str, tuple[Future[None], Stream]] = {}
         self._encoded: dict[str, list[int]] = {}
         self._unreachable, self._wait_s = 0, wait_s
+        self.traces: set[str] = set()  # ids of the traces that requests were sent in
         self.chat_template = chat_template  # the server's own is not told
         self._served, self.config, self.model = self._look(model, name, declared or {})
         self._loop = asyncio.new_event_loop()
@@ -135,6 +136,8 @@ class ServerEngine:
 
     def submit(self, request: SampleRequest) -> None:
         """Send a sample (see `Engine`)."""
+        if request.traceparent is not None:
+            self.traces.add(request.traceparent.split("-")[1])
         stream = Stream(window=request.confidence_window, top=request.top_logprobs)
         future = asyncio.run_coroutine_threadsafe(self._run(request, stream), self._loop)
         self._live[request.request_id] = (future, stream)

@@ -36,7 +36,7 @@ class Two:
     """Both servers, and the port where they send spans and steps."""
 
     def __init__(self, folder):
-        self.folder, self.port = folder, free_port()
+        self.port, self.grpc_port = free_port(), free_port()
         self.traces, self.noted = folder / "traces", folder / "noted"
         self.traces.mkdir()
         here = f"http://127.0.0.1:{self.port}"
@@ -56,7 +56,10 @@ class Two:
             folder / "one", *flags, "--profiler-config", json.dumps(profiler), **variables
         )
         variables["PYTHONPATH"] = with_probe(folder / "plain", "")
-        self.two = launch(folder / "two", "--api-server-count", "2", **variables)
+        del variables["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"]  # so that it speaks gRPC
+        flags = ["--api-server-count", "2"]
+        flags += ["--otlp-traces-endpoint", f"http://127.0.0.1:{self.grpc_port}"]
+        self.two = launch(folder / "two", *flags, **variables)
 
 
 @pytest.fixture(scope="module")
@@ -229,6 +232,26 @@ def test_a_workload_over_two_replicas_with_nothing_of_it_kept(two, tmp_path):
     assert CANARY not in kept
     assert "0817" not in kept
     assert samples["token_ids"].null_count() == samples.height
+
+
+def test_spans_as_vllm_sends_them_by_default(two):
+    pytest.importorskip("grpc")
+    from profiler.grpc_receiver import GrpcListener
+
+    receiver = Receiver("127.0.0.1", 0)
+    listener = GrpcListener(receiver, "127.0.0.1", two.grpc_port)
+    listener.start()
+    try:
+        answer = httpx.post(
+            f"{two.two.url}/v1/completions", json={"prompt": CANARY, "max_tokens": 3}, timeout=60
+        )
+        until(lambda: receiver.received)
+        *_, taken = receiver.take_spans()
+    finally:
+        listener.close()
+        receiver.close()
+    assert taken.values["gen_ai.request.id"].startswith(answer.json()["id"])
+    assert CANARY not in repr(taken)
 
 
 def test_windows_of_a_real_profiler_end_by_themselves(two, tmp_path):

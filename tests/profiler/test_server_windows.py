@@ -1,6 +1,9 @@
 """Profiler windows on a stub of a server: when they open, and that each one ends."""
 
 import json
+import os
+import pty
+import subprocess
 import threading
 import time
 from contextlib import contextmanager
@@ -13,6 +16,7 @@ from profiler.access import Access
 from profiler.attach import watch
 from profiler.deployment import Deployment
 from profiler.server_windows import BUDGET, ServerPlan, ServerWindows
+from tests.profiler.command import ttscope
 from tests.profiler.metrics_server import metrics_server
 from traces.errors import EngineError, UsageError
 from traces.recording import Recording
@@ -196,3 +200,43 @@ def test_nothing_is_asked_of_the_server_before_it_is_allowed(server, tmp_path):
         ServerWindows(deployment, tmp_path / "traces", ServerPlan()).look()
     assert server.profiler.starts == []
     assert httpx.get(f"{server.url}/openapi.json").status_code == 200
+
+
+def verb(server, tmp_path, *more, answer=None):
+    """Run the verb; `answer` is typed at a terminal."""
+    command = ["attach", server.url, "--duration", "1s", "--kernels", tmp_path / "traces"]
+    if answer is None:
+        return ttscope(*command, "-o", tmp_path / "r", *more, stdin=subprocess.DEVNULL)
+    ours, theirs = pty.openpty()
+    os.write(ours, answer.encode())
+    done = ttscope(*command, "-o", tmp_path / "r", *more, stdin=theirs)
+    os.close(ours)
+    os.close(theirs)
+    return done
+
+
+def test_it_asks_before_the_first_window(server, tmp_path):
+    for answer in (None, "\n", "n\n"):
+        done = verb(server, tmp_path, answer=answer)
+        assert done.returncode == 2
+        assert "--kernels" in done.stderr.splitlines()[-1]
+        assert server.profiler.starts == []
+    assert "Open them? [y/N]" in done.stderr
+    assert not (tmp_path / "r").exists()
+    assert verb(server, tmp_path, answer="y\n").returncode == 0
+    assert len(server.profiler.starts) == 1  # the rehearsal; the first window comes later
+
+
+def test_yes_is_enough_without_a_terminal(server, tmp_path):
+    assert verb(server, tmp_path, "--yes").returncode == 0
+    assert len(server.profiler.starts) == 1
+
+
+def test_another_fault_is_one_line(server, tmp_path):
+    server.profiler.front_end = True
+    done = verb(server, tmp_path, "--yes")
+    assert done.returncode == 1
+    assert "ignore_frontend" in done.stderr
+    assert done.stderr.count("\n") == 1
+    done = verb(server, tmp_path, "--yes", "--kernel-windows", "4")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
