@@ -139,7 +139,8 @@ class RunScreen(ModeScreen):
     def _draw_charts(self, run: Run) -> None:
         charts, step = self.query_one("#charts", Static), self.query_one("#step", Static)
         if self._series is None:
-            outside = ": the server was seen from outside" if run.engine.mode == "server" else ""
+            seen = run.engine.mode == "server" and run.imported is None
+            outside = ": the server was seen from outside" if seen else ""
             charts.update(f"no engine steps were recorded{outside}")
             step.update("")
             return
