@@ -179,9 +179,9 @@ def gather(recordings: Sequence[Recording], *, judged: bool = True, timed: bool 
         left_out += dropped
     names = ", ".join(recording.name for recording in recordings)
     if timed and not steps:
+        tables = "" if judged else ", or give operator tables to replay on (--operators)"
         raise RecordingError(
-            f"{names}: no engine step to learn from; record with the step probe, or give operator "
-            "tables to replay on (--operators)"
+            f"{names}: no engine step to learn from; record with the step probe{tables}"
         )
     if not runs:
         raise RecordingError(f"{names}: no finished problem with all its samples; record again")

@@ -202,17 +202,21 @@ def _value(text: str, value: str) -> Any:
 
 def _engine(engine: EngineConfig, changes: Mapping[str, Any]) -> EngineConfig:
     plain = engine.to_json()
-    known = [field.name for field in dataclasses.fields(EngineConfig) if field.name != "other"]
+    known = {
+        field.name: str(field.type)
+        for field in dataclasses.fields(EngineConfig)
+        if field.name != "other"
+    }
     for name, value in changes.items():
         if name not in known:
             raise UsageError(f"--set engine.{name}: no such field; one of {', '.join(known)}")
-        before = plain[name]
-        whole = isinstance(before, int) and not isinstance(before, bool)
-        if value is not None and whole and (isinstance(value, bool) or not isinstance(value, int)):
+        kind, _, absent = known[name].partition(" | ")
+        given = value is not None or not absent
+        if given and kind == "int" and (isinstance(value, bool) or not isinstance(value, int)):
             raise UsageError(f"--set engine.{name}={value}: give a whole number")
-        if whole and value is not None and value < 1:
+        if given and kind == "int" and value < 1:
             raise UsageError(f"--set engine.{name}={value}: must be at least 1")
-        if isinstance(before, bool) and not isinstance(value, bool):
+        if given and kind == "bool" and not isinstance(value, bool):
             raise UsageError(f"--set engine.{name}={value}: give true or false")
         plain[name] = value
     try:

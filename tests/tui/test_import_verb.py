@@ -230,6 +230,8 @@ def test_a_trace_is_replayed_with_the_defaults_of_a_server(run, tmp_path):
     assert (code, err.count("\n")) == (1, 1)
     assert "no engine step to learn from" in err and "--operators" in err
     options = ("--operators", "gpu", "--num-hidden-layers", 4)
+    code, out, err = run("replay", "r", *options, "--set", "engine.num_gpu_blocks=abc")
+    assert (code, out) == (2, "") and "num_gpu_blocks=abc: give a whole number" in err
     code, out, err = run("replay", "r", *options, "--set", "engine.max_num_seqs=8")
     assert (code, err) == (0, "")
     assert max(map(len, out.splitlines())) <= 80
