@@ -26,7 +26,7 @@ _SAME_START_S = 1.5  # clocks of /proc and of the metrics page are read apart
 class Incoming:
     """Feeds a recording from a receiver; `steps` counts those that came.
 
-    `profiled` tells of an engine and the end of a step whether a profiler's window held it.
+    `profiled` tells of an engine, begin and end of a step whether a profiler's window touched it.
     Spans in one of `own_traces` are left out: they are of requests that we send ourselves, of which
     the recording has the client's rows.
     """
@@ -35,7 +35,7 @@ class Incoming:
         self,
         receiver: Receiver,
         deployment: Deployment,
-        profiled: Callable[[str, int], bool] | None = None,
+        profiled: Callable[[str, int, int], bool] | None = None,
         own_traces: Collection[str] = (),
     ) -> None:
         self._own_traces = own_traces
@@ -130,7 +130,10 @@ class Incoming:
         profiled = self._profiled
         if profiled is None:
             return rows
-        return [row | {"profiled": profiled(key, row["end"])} for row in rows]
+        for row in rows:
+            begun = row["end"] - (row["interval_ns"] or 0)
+            row["profiled"] = profiled(key, begun, row["end"])
+        return rows
 
     def _key_of(self, batch: Batch) -> str | None:
         """Return the engine that a plugin belongs to: by its start, its port, or the only one."""

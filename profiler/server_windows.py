@@ -97,10 +97,10 @@ class ServerWindows:
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._work, name="ttscope-windows", daemon=True)
 
-    def profiled(self, engine: str, end_ns: int) -> bool:
-        """Tell whether a step of an engine that ended then, unix ns, was in a window."""
+    def profiled(self, engine: str, begun: int, ended: int) -> bool:
+        """Tell whether a window was open in a step of an engine that took these times, unix ns."""
         return any(
-            span.begun <= end_ns and (span.ended is None or end_ns <= span.ended)
+            span.begun <= ended and (span.ended is None or begun <= span.ended)
             for span in list(self._spans)
             if engine in span.replica.keys.values()
         )
