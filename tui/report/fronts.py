@@ -144,12 +144,12 @@ def _goal(answer: Recommendation) -> str:
 def _how_to_read(answer: Recommendation) -> str:
     goal = GOALS[_goal(answer)]
     return (
-        "Up is more accurate, left is cheaper. The solid front joins the configurations with the "
-        f"{goal} for each accuracy (system-optimal), the dashed one those with the fewest FLOPs "
-        "(compute-optimal). The same configurations stand on every chart: where the fronts part, "
-        "counting FLOPs or tokens leads to another choice than counting time or money. Thin lines "
-        "are 90 % intervals. Where a line turns back, what is best by its own measure pays for "
-        "it in this one."
+        "Up is more accurate, left is cheaper; crosses were measured, all else is predicted. The "
+        f"solid front joins the configurations with the {goal} for each accuracy "
+        "(system-optimal), the dashed one those with the fewest FLOPs (compute-optimal). The same "
+        "configurations stand on every chart: where the fronts part, counting FLOPs or tokens "
+        "leads to another choice than counting time or money. Where a line turns back, what is "
+        "best by its own measure pays for it in this one. Thin lines are 90 % intervals."
     )
 
 
@@ -173,8 +173,9 @@ def _charts(
     """Return the charts, and below them why a measure has none."""
     drawn = [_chart(measure, rows, runs, budget) for measure in measures]
     whole = [chart for chart in drawn if "<svg" in chart]
+    class_ = "charts three" if len(whole) == 3 else "charts"
     rest = [chart for chart in drawn if "<svg" not in chart]
-    return join([tag("div", *whole, class_="charts") if whole else None, *rest])
+    return join([tag("div", *whole, class_=class_) if whole else None, *rest])
 
 
 def _chart(
@@ -243,7 +244,9 @@ def _table(rows: Sequence[Row], *, limited: bool) -> Html:
     cut = f"{left:,} more, the most accurate, are left out of the table."
     return join(
         [
-            table(heads, body, caption="The configurations on the fronts, per problem"),
+            table(
+                heads, body, caption="The configurations on the fronts, as predicted, per problem"
+            ),
             tag("p", cut, class_="note") if left > 0 else None,
         ]
     )
