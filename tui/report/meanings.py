@@ -16,7 +16,7 @@ OF_PICK: Mapping[str, tuple[str, str]] = {
         "Seconds from arrival to answer that 95 of 100 problems stay below.",
     ),
     "cost_usd": (
-        "cost a problem",
+        "cost",
         "Device time of a problem times the price of a device-hour.",
     ),
     "device_s": (

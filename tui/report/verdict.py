@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 
 from advisor.command import policy_request
 from traces.schema import Pick, Recommendation
-from tui.formats import number, percent
-from tui.report.markup import Content, Html, empty, figure, join, quantity, table, tag, term
+from tui.formats import number
+from tui.report.markup import Content, Html, chance, empty, figure, join, quantity, table, tag, term
 from tui.report.material import Material
 from tui.report.meanings import OF_PICK, REGRET, SURE
 from tui.report.words import (
@@ -20,6 +20,13 @@ from tui.report.words import (
     policy_words,
 )
 
+OBJECTIVES = {  # what is optimised -> the regrets that tell of it, the first known one counts
+    "accuracy": ("latency_s",),
+    "latency": ("latency_s",),
+    "cost": ("cost_usd", "device_s"),
+    "energy": ("energy_j",),
+    "throughput": ("device_s",),
+}
 OPTIONAL = ("cost_usd", "energy_j")
 
 
@@ -62,13 +69,8 @@ def _answer(answer: Recommendation, *, limited: bool) -> Iterable[Content]:
         ".",
         class_="lead",
     )
-    sure = figure(
-        pick.probability_within_budget,
-        "1",
-        SURE,
-        key="system_optimal.probability_within_budget",
-        text=percent(pick.probability_within_budget),
-    )
+    where = "system_optimal.probability_within_budget"
+    sure = chance(pick.probability_within_budget, SURE, key=where)
     goal = GOALS[budget.optimise]
     if limits:
         told: list[Content] = [f"It has the {goal} of all configurations that meet the budget: "]
@@ -98,8 +100,10 @@ def _against(answer: Recommendation) -> Html:
         return join(["No configuration is known to be as accurate with fewer FLOPs."])
     if same(other, answer.system_optimal):
         return join(["It also needs the fewest FLOPs, so that compute-optimal is the same here."])
-    regret = next((e for e in answer.regret.values() if e is not None), None)
-    name = next((n for n, e in answer.regret.items() if e is not None), None)
+    known = {name: each for name, each in answer.regret.items() if each is not None}
+    wanted = [*OBJECTIVES[answer.budget.optimise], *known]
+    name = next((each for each in wanted if each in known), None)
+    regret = None if name is None else known[name]
     words = f"{model_words(other.engine.model)} with {policy_words(other.policy)}"
     head = [f"Counting arithmetic (FLOPs) alone, one would choose {words}"]
     pick = answer.system_optimal
@@ -191,12 +195,10 @@ def _misses(answer: Recommendation) -> Iterable[Content]:
                     key=f"near_misses.{index}.nearest",
                 ),
                 configuration(miss.pick.engine, miss.pick.policy),
-                figure(
+                chance(
                     miss.pick.probability_within_budget,
-                    "1",
                     SURE,
                     key=f"near_misses.{index}.pick.probability_within_budget",
-                    text=percent(miss.pick.probability_within_budget),
                 ),
             ]
         )
