@@ -31,10 +31,15 @@ recordings: install
 	$(BIN)/ttscope sweep profiler/demo/plan.yaml -o profiler/demo/recordings
 	rm -f profiler/demo/recordings/engine.log
 
-# The README's picture, from the shipped recordings.
+# The pictures of README and docs, from the shipped recordings; the report's needs Chromium.
+CHROMIUM ?= chromium
 pictures: install
 	$(BIN)/ttscope tui profiler/demo/recordings --screen advice --min-accuracy 0.75 \
 		--size 120x36 --screenshot docs/advice.svg
+	mkdir -p build
+	$(BIN)/ttscope report profiler/demo/recordings --min-accuracy 0.75 -o build/report.html
+	$(CHROMIUM) --headless --no-sandbox --disable-gpu --hide-scrollbars --window-size=1180,1800 \
+		--force-device-scale-factor=0.6 --screenshot=docs/report.png build/report.html 2>/dev/null
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -199,7 +199,7 @@ class RunModel:
         if self.data is None:
             return [], None, [("reading the steps ...", "")]
         if timeline is None or self.play is None:
-            outside = self.run.engine.mode == "server"
+            outside = self.run.engine.mode == "server" and self.run.imported is None
             why = ": the server was seen from outside" if outside else ""
             return [], None, [(f"no engine steps were recorded{why}", "")]
         play = self.play

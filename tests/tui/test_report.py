@@ -2,10 +2,13 @@
 
 import dataclasses
 import json
+import re
 import shutil
 
 import pytest
 
+from tests.profiler.metrics_server import metrics_server
+from tests.profiler.test_attach import attach
 from tests.traces.made_traces import device_events, document, write
 from tests.traces.synthetic import simulate, write_recording
 from tests.tui.report_page import Page, looked_up
@@ -186,6 +189,24 @@ def test_kernels_and_collectives(tmp_path):
     assert found.values["runs.0.time_by_family.0.share"] == pytest.approx(0.4)
     for word in ("gemm", "all_reduce", "60.0 us", "33 %"):
         assert word in found.text, word
+
+
+def test_a_server_that_was_watched(tmp_path):
+    with metrics_server() as server:
+        watched, _ = attach(server, folder=tmp_path / "live")
+    found = of([watched])
+    assert "Servers that were watched" in found.text
+    assert watched.name in found.text
+    assert "No advice can be given." in found.text
+
+
+def test_the_regret_told_is_of_what_is_optimised(material):
+    other = dataclasses.replace(
+        material.advice, budget=dataclasses.replace(material.advice.budget, optimise="cost")
+    )
+    text = Page(page(dataclasses.replace(material, advice=other))).text
+    assert re.search(r"but that one has \$0\.\d+ \(\+\d+%\) more cost\.", text)
+    assert re.search(r"but that one has \S+ ms \(\+\d+%\) more mean", Page(page(material)).text)
 
 
 def test_a_thousand_runs_stay_under_two_megabytes(material):

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from traces.schema import Budget, Estimate, Pick, Recommendation
 from traces.summary import Run
-from tui.formats import percent, whole
+from tui.formats import whole
 from tui.report.charts import Point, Shape, key, limit_key, scatter
-from tui.report.markup import Content, Html, empty, figure, join, quantity, table, tag, term
+from tui.report.markup import Content, Html, chance, empty, join, quantity, table, tag, term
 from tui.report.material import Material
 from tui.report.meanings import SURE
 from tui.report.measured import MOST_RUNS
@@ -144,12 +144,12 @@ def _goal(answer: Recommendation) -> str:
 def _how_to_read(answer: Recommendation) -> str:
     goal = GOALS[_goal(answer)]
     return (
-        "Up is more accurate, left is cheaper. The solid front joins the configurations with the "
-        f"{goal} for each accuracy (system-optimal), the dashed one those with the fewest FLOPs "
-        "(compute-optimal). The same configurations stand on every chart: where the fronts part, "
-        "counting FLOPs or tokens leads to another choice than counting time or money. Thin lines "
-        "are 90 % intervals. Where a line turns back, what is best by its own measure pays for "
-        "it in this one."
+        "Up is more accurate, left is cheaper; crosses were measured, all else is predicted. The "
+        f"solid front joins the configurations with the {goal} for each accuracy "
+        "(system-optimal), the dashed one those with the fewest FLOPs (compute-optimal). The same "
+        "configurations stand on every chart: where the fronts part, counting FLOPs or tokens "
+        "leads to another choice than counting time or money. Where a line turns back, what is "
+        "best by its own measure pays for it in this one. Thin lines are 90 % intervals."
     )
 
 
@@ -173,8 +173,9 @@ def _charts(
     """Return the charts, and below them why a measure has none."""
     drawn = [_chart(measure, rows, runs, budget) for measure in measures]
     whole = [chart for chart in drawn if "<svg" in chart]
+    class_ = "charts three" if len(whole) == 3 else "charts"
     rest = [chart for chart in drawn if "<svg" not in chart]
-    return join([tag("div", *whole, class_="charts") if whole else None, *rest])
+    return join([tag("div", *whole, class_=class_) if whole else None, *rest])
 
 
 def _chart(
@@ -204,7 +205,7 @@ def _chart(
     title = tag("figcaption", term(f"Accuracy against {label}", meaning))
     chart = scatter(
         points,
-        label=f"{label} a problem" if not label.endswith("a problem") else label,
+        label=f"{label} a problem",
         unit=points[-1].x.unit,
         x_limit=None if budget is None else measure.limit(budget),
         y_limit=None if budget is None else budget.min_accuracy,
@@ -229,7 +230,7 @@ def _table(rows: Sequence[Row], *, limited: bool) -> Html:
               if there]  # fmt: skip
         cells: list[Content] = [
             configuration(row.pick.engine, row.pick.policy, lead=row.letter),
-            " + ".join(on),
+            " + ".join(on) or "-",
         ]
         for name in names:
             meaning = meaning_of(name)[1]
@@ -237,13 +238,14 @@ def _table(rows: Sequence[Row], *, limited: bool) -> Html:
             cells.append(quantity(row.pick.estimates.get(name), meaning, key=where))
         sure = row.pick.probability_within_budget
         where = f"{row.where}.probability_within_budget"
-        cells += [figure(sure, "1", SURE, key=where, text=percent(sure))] if limited else []
+        cells += [chance(sure, SURE, key=where)] if limited else []
         body.append(cells)
+    caption = "The configurations on the fronts, as predicted, per problem"
     left = len(rows) - MOST_ROWS
     cut = f"{left:,} more, the most accurate, are left out of the table."
     return join(
         [
-            table(heads, body, caption="The configurations on the fronts, per problem"),
+            table(heads, body, caption=caption, class_="runs"),
             tag("p", cut, class_="note") if left > 0 else None,
         ]
     )

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable
 
 from traces.schema import Estimate
-from tui.formats import ABSENT, interval, number, value_of
+from tui.formats import ABSENT, interval, number, percent, value_of
 
 NOT_MEASURED = "Not measured in these recordings."
 BEYOND = "Marked *: it lies outside what was measured, so trust it less than its interval says."
@@ -97,6 +97,12 @@ def figure(
         data_key=key,
         data_value=repr(value),
     )
+
+
+def chance(share: float, meaning: str, *, key: str | None = None) -> Html:
+    """Return a probability that was counted over draws: never quite 0 or 1."""
+    text = ">99 %" if share > 0.99 else ("<1 %" if share < 0.005 else percent(share))
+    return figure(share, "1", meaning, key=key, text=text)
 
 
 def absent(meaning: str, *, key: str | None = None) -> Html:

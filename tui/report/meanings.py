@@ -16,13 +16,13 @@ OF_PICK: Mapping[str, tuple[str, str]] = {
         "Seconds from arrival to answer that 95 of 100 problems stay below.",
     ),
     "cost_usd": (
-        "cost a problem",
+        "cost",
         "Device time of a problem times the price of a device-hour.",
     ),
     "device_s": (
         "device time",
         "Seconds of a device (GPU, or the machine where there is none) that a problem takes up: "
-        "its share of every step that it was in, times the devices.",
+        "its share of every step that it was in, times the devices; dev-ms: device-milliseconds.",
     ),
     "energy_j": ("energy", "Joules that the devices draw for a problem, idle time included."),
     "tokens": ("tokens", "Tokens generated for a problem, over all of its samples."),
@@ -85,8 +85,18 @@ GLOSSARY: tuple[tuple[str, str], ...] = (
     ),
     (
         "engine",
-        "The vLLM server and how it was started: tp2 spreads the model over two devices; seqs64 "
-        "runs at most 64 samples at once.",
+        "The vLLM server and how it was started: tp2 spreads the model over two devices "
+        "(--tensor-parallel-size); seqs64 runs at most 64 samples at once (--max-num-seqs).",
+    ),
+    (
+        "step",
+        "One pass of the engine through the model, for all samples that are running: each gains "
+        "a token, or reads a part of its prompt.",
+    ),
+    (
+        "candidate",
+        "A configuration whose accuracy and time can be worked out from the recordings: recorded "
+        "models and settings, fewer samples, other limits.",
     ),
     (
         "system-optimal",
@@ -108,6 +118,11 @@ GLOSSARY: tuple[tuple[str, str], ...] = (
     OF_RUN["ttft_s.p50"],
     OF_RUN["tpot_s.p50"],
     *((f"{kind} time", told) for kind, told in KINDS.items()),
+    (
+        "kernel, collective",
+        "A program on the device, counted by family (attention, matrix products ...); an exchange "
+        "of data between devices.",
+    ),
     (
         "acceptance",
         "Speculative decoding lets a cheap draft guess the next tokens; the model keeps the "

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 
 from advisor.command import policy_request
 from traces.schema import Pick, Recommendation
-from tui.formats import number, percent
-from tui.report.markup import Content, Html, empty, figure, join, quantity, table, tag, term
+from tui.formats import number
+from tui.report.markup import Content, Html, chance, empty, figure, join, quantity, table, tag, term
 from tui.report.material import Material
 from tui.report.meanings import OF_PICK, REGRET, SURE
 from tui.report.words import (
@@ -20,6 +20,13 @@ from tui.report.words import (
     policy_words,
 )
 
+OBJECTIVES = {  # what is optimised -> the regrets that tell of it, the first known one counts
+    "accuracy": ("latency_s",),
+    "latency": ("latency_s",),
+    "cost": ("cost_usd", "device_s"),
+    "energy": ("energy_j",),
+    "throughput": ("device_s",),
+}
 OPTIONAL = ("cost_usd", "energy_j")
 
 
@@ -29,7 +36,7 @@ def verdict(material: Material) -> Html:
     if answer is None:
         why = material.no_advice or ""
         return join([tag("p", "No advice can be given.", class_="lead"), empty(f"Why: {why}.")])
-    parts = [*_answer(answer, limited=material.limited), *_lists(answer, material.left_out)]
+    parts = [*_answer(answer, limited=material.limited), _lists(answer, material.left_out)]
     return join(parts)
 
 
@@ -62,17 +69,12 @@ def _answer(answer: Recommendation, *, limited: bool) -> Iterable[Content]:
         ".",
         class_="lead",
     )
-    sure = figure(
-        pick.probability_within_budget,
-        "1",
-        SURE,
-        key="system_optimal.probability_within_budget",
-        text=percent(pick.probability_within_budget),
-    )
+    where = "system_optimal.probability_within_budget"
+    sure = chance(pick.probability_within_budget, SURE, key=where)
     goal = GOALS[budget.optimise]
     if limits:
-        told: list[Content] = [f"It has the {goal} among what meets the budget, with ", sure]
-        told.append(f" certainty: {limits}.")
+        told: list[Content] = [f"It has the {goal} of all configurations that meet the budget: "]
+        told += [f"{limits}. The probability that it does so is ", sure, "."]
     elif limited:
         told = [f"It has the {goal}; no limit was given."]
     else:
@@ -98,20 +100,31 @@ def _against(answer: Recommendation) -> Html:
         return join(["No configuration is known to be as accurate with fewer FLOPs."])
     if same(other, answer.system_optimal):
         return join(["It also needs the fewest FLOPs, so that compute-optimal is the same here."])
-    regret = next((e for e in answer.regret.values() if e is not None), None)
-    name = next((n for n, e in answer.regret.items() if e is not None), None)
+    known = {name: each for name, each in answer.regret.items() if each is not None}
+    wanted = [*OBJECTIVES[answer.budget.optimise], *known]
+    name = next((each for each in wanted if each in known), None)
+    regret = None if name is None else known[name]
     words = f"{model_words(other.engine.model)} with {policy_words(other.policy)}"
-    head = ["By FLOPs alone one would choose ", words]
+    head = [f"Counting arithmetic (FLOPs) alone, one would choose {words}"]
+    pick = answer.system_optimal
+    assert pick is not None
+    flops, least = pick.estimates.get("flops"), other.estimates.get("flops")
+    if flops is not None and least is not None and least.value > 0:
+        head.append(f": the pick takes {flops.value / least.value:.3g} times its FLOPs")
     if regret is None or name is None:
         return join([*head, "."])
-    more = "more" if regret.value > 0 else "less"
+    noun = meaning_of(name)[0]
     if regret.low is not None and regret.high is not None and regret.low <= 0 <= regret.high:
-        return join([*head, f"; the two cannot be told apart in {meaning_of(name)[0]}."])
-    size = abs(regret.value)
-    ours = answer.system_optimal and answer.system_optimal.estimates.get(name)
+        return join([*head, f"; the two cannot be told apart in {noun}."])
+    ours = pick.estimates.get(name)
     share = f" ({regret.value / ours.value:+.0%})" if ours and ours.value else ""
-    told = figure(size, regret.unit, REGRET, text=f"{number(size, regret.unit)}{share}")
-    return join([*head, "; that has ", told, f" {more} {meaning_of(name)[0]}."])
+    size = f"{number(abs(regret.value), regret.unit)}{share}"
+    told = figure(abs(regret.value), regret.unit, REGRET, text=size)
+    if regret.value > 0:
+        return join([*head, ", but that one has ", told, f" more {noun}."])
+    enough = other.probability_within_budget >= answer.budget.confidence
+    kept = "" if enough else ", yet it does not meet the budget surely enough"
+    return join([*head, "; that one has ", told, f" less {noun}{kept}."])
 
 
 def _numbers(answer: Recommendation) -> Html:
@@ -182,12 +195,10 @@ def _misses(answer: Recommendation) -> Iterable[Content]:
                     key=f"near_misses.{index}.nearest",
                 ),
                 configuration(miss.pick.engine, miss.pick.policy),
-                figure(
+                chance(
                     miss.pick.probability_within_budget,
-                    "1",
                     SURE,
                     key=f"near_misses.{index}.pick.probability_within_budget",
-                    text=percent(miss.pick.probability_within_budget),
                 ),
             ]
         )
@@ -199,17 +210,19 @@ def _misses(answer: Recommendation) -> Iterable[Content]:
         yield tag("p", f"Compute-optimal, limits aside: {words}; {engine_words(best.engine)}.")
 
 
-def _lists(answer: Recommendation, left_out: Sequence[str]) -> Iterable[Content]:
+def _lists(answer: Recommendation, left_out: Sequence[str]) -> Html:
     out = sum(answer.infeasible.values())
     fits = [f"{answer.candidates - out:,} of {answer.candidates:,} candidates fit"]
     fits += [f"{count:,} do not: {why}" for why, count in answer.infeasible.items()]
     if left_out:
         fits.append(f"not used, being incomplete or without problems: {', '.join(left_out)}")
-    for title, items in (
+    listed = (
         ("Why", answer.reasons),
         ("What was considered", fits),
         ("What to measure next", answer.measure_next),
-    ):
-        if items:
-            yield tag("h3", title)
-            yield tag("ul", *(tag("li", item) for item in items))
+    )
+    why, *rest = [
+        join([tag("h3", title), tag("ul", *(tag("li", item) for item in items))]) if items else None
+        for title, items in listed
+    ]
+    return tag("div", tag("div", why), tag("div", *rest), class_="lists")
