@@ -112,35 +112,38 @@ def recalibrate(tables: PriorTables, recordings: Sequence[Recording]) -> Recalib
     if not ran:
         return None
     families = _families(ran)
-    factors: dict[str, list[float]] = {}
-    for each in ran:
-        predicted = each.seconds(each.steps, families)
-        recorded = each.steps["seconds"].to_numpy()
-        usual = float(np.median(recorded / predicted))
-        recorded = np.minimum(recorded, STALL * usual * predicted)
-        factors.setdefault(each.configuration, []).append(
-            float(np.log(recorded.sum() / predicted.sum()))
-        )
-    logs = np.array([np.mean(group) for group in factors.values()])
+    logs, raw = _logs(ran, families), _logs(ran, {})
     return Recalibration(
         families=families,
         step=float(np.exp(logs.mean())),
-        sigma=_spread(logs),
+        sigma=_spread(logs, float(raw.mean())),
         recordings=tuple(dict.fromkeys(each.recording for each in ran)),
     )
 
 
-def _spread(logs: Floats) -> float:
+def _logs(ran: Sequence[_Ran], families: Mapping[str, float]) -> Floats:
+    """Return the log of recorded over predicted time, by configuration."""
+    found: dict[str, list[float]] = {}
+    for each in ran:
+        predicted = each.seconds(each.steps, families)
+        recorded = each.steps["seconds"].to_numpy()
+        usual = float(np.median(recorded / predicted))
+        total = float(np.minimum(recorded, STALL * usual * predicted).sum())
+        found.setdefault(each.configuration, []).append(np.log(total / predicted.sum()))
+    return np.array([np.mean(group) for group in found.values()])
+
+
+def _spread(logs: Floats, raw: float) -> float:
     """Return the spread of the log of time in a run that was not learned from.
 
     Of several configurations each is predicted from the others; these errors are pooled with
     `RUN_TO_RUN`, which counts for `PRIOR_REPEATS` of them, and few widen the spread as Student's t
-    does. One configuration cannot be left out: what the prior was wrong by there, it may be wrong
-    by elsewhere.
+    does. One configuration cannot be left out: what the prior as it came was wrong by there (`raw`,
+    a log), it may be wrong by elsewhere.
     """
     count = len(logs)
     if count < 2:
-        return float(np.hypot(RUN_TO_RUN, logs[0]))
+        return float(np.hypot(RUN_TO_RUN, raw))
     errors = (logs - logs.mean()) * count / (count - 1)
     freedom = PRIOR_REPEATS + count
     squares = PRIOR_REPEATS * RUN_TO_RUN**2 + float(np.sum(np.square(errors)))

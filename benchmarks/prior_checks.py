@@ -8,6 +8,7 @@ in flight, all of the same lengths, of dense bfloat16 models.
 """
 
 import argparse
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -96,18 +97,37 @@ def layers(system: str, folder: Path) -> None:
         )
 
 
-def real_run(system: str, folder: Path) -> None:
-    """Replay a real run from the prior alone."""
+def real_run(system: str, folder: Path, own: Path | None) -> None:
+    """Replay a real run from the prior alone, then with parts of the card's own tables in it."""
     run = read_run(folder)
-    assert run.limits.max_num_batched_tokens and run.limits.max_num_seqs
-    tables = of(system, LLAMA_8B, 1).step_tables(
-        max_num_batched_tokens=run.limits.max_num_batched_tokens,
-        max_num_seqs=run.limits.max_num_seqs,
-        capture_sizes=run.capture_sizes,
-    )
-    done = replay(run.workload, table_cost(tables), run.limits)
+    batched_tokens, seqs = run.limits.max_num_batched_tokens, run.limits.max_num_seqs
+    assert batched_tokens and seqs
+    prior = of(system, LLAMA_8B, 1)
+    cases = {"prior": prior.operators}
+    if own is not None:
+        theirs, ours = read_operators(own), prior.operators
+        parts = {}
+        for name, kept in (("decode", 0), ("chunk", 1)):
+            alone = ours.attention[(ours.attention[:, 0] > 0) != kept]
+            measured = theirs.attention[(theirs.attention[:, 0] > 0) == kept]
+            parts[name] = np.concatenate([alone, measured])
+        cases |= {
+            "own attention of steps with chunks": replace(ours, attention=parts["chunk"]),
+            "own attention of other steps": replace(ours, attention=parts["decode"]),
+            "own skew": replace(ours, skew=theirs.skew),
+            "own attention and skew": replace(ours, attention=theirs.attention, skew=theirs.skew),
+            "own layers": replace(ours, dense=theirs.dense, per_sequence=theirs.per_sequence),
+            "own tables alone": theirs,
+        }
     print(f"\n{folder.name} from {system}: signed error in %, of mean, p50, p95")
-    print("TTFT, TPOT, end to end:", errors(run, done))
+    print(f"{'':<38}{'TTFT':>21} {'TPOT':>21} {'end to end':>21}")
+    for name, operators in cases.items():
+        tables = replace(prior, operators=operators).step_tables(
+            max_num_batched_tokens=batched_tokens,
+            max_num_seqs=seqs,
+            capture_sizes=run.capture_sizes,
+        )
+        print(f"{name:<38}{errors(run, replay(run.workload, table_cost(tables), run.limits))}")
 
 
 def all_reduces(path: Path) -> None:
@@ -194,7 +214,7 @@ def main() -> None:
     if given.operators:
         layers(given.system, given.operators)
     if given.run:
-        real_run(given.system, given.run)
+        real_run(given.system, given.run, given.operators)
     if given.all_reduces:
         all_reduces(given.all_reduces)
     published_runs(given.max_num_batched_tokens)
