@@ -312,7 +312,7 @@ def stop_lines(
     `judged` is why it cannot be said where it is a text, and None while it is worked out.
     """
     if judged is None:
-        return [f"{rule:<6}judging it on all problems ..."]
+        return [f"rule  {rule}: judging it on all problems ..."]
     if isinstance(judged, str):
         return wrap("rule", judged, width=width, indent=6)
     stop = judged.stopped.get(problem.row["problem_id"])
@@ -350,8 +350,12 @@ def _change(estimate: Any) -> str:
     if estimate is None:
         return ABSENT
     ends = [estimate.value, estimate.low, estimate.high]
-    known = [f"{round(end * 100) or 0:+d}" for end in ends if end is not None]
+    known = [_signed(round(end * 100)) for end in ends if end is not None]
     return f"{known[0]} %" + (f" [{known[1]}, {known[2]}]" if len(known) == 3 else "")
+
+
+def _signed(value: int) -> str:
+    return f"{value:+d}" if value else "0"
 
 
 def _count(value: float | None) -> str:

@@ -12,7 +12,7 @@ from traces.kernel_time import Collective, FamilyTime
 from traces.series import Series
 from traces.statistics import Floats
 from traces.summary import Run
-from tui.formats import ABSENT, clock, compact, number, percent, sparkline, value_of, wrap
+from tui.formats import ABSENT, BLOCKS, clock, compact, number, percent, sparkline, value_of, wrap
 
 LEFT = 14  # columns before a chart's bars
 RIGHT = 8
@@ -34,11 +34,33 @@ class Lane:
 
 def lane_line(lane: Lane, cursor: int) -> str:
     """Return the name, the highest, a bar per bin, and the number at the cursor."""
+    return lane_lines(lane, cursor, 1)[0]
+
+
+def lane_lines(lane: Lane, cursor: int, rows: int) -> list[str]:
+    """Return a lane as so many lines, the lowest with its name and numbers.
+
+    Without a cursor (-1) the newest number stands at the right.
+    """
     known = lane.values[np.isfinite(lane.values)]
     highest = float(known.max()) if known.size else None
-    here = compact(float(lane.values[cursor])) if 0 <= cursor < lane.values.size else ABSENT
+    here = compact(float(lane.values[cursor])) if cursor < lane.values.size else ABSENT
     head = f"{lane.name:<8}{compact(highest)[:5]:>{LEFT - 9}}|"
-    return f"{head}{sparkline(lane.values.tolist(), lane.top)}|{here:>{RIGHT - 1}}"
+    if rows == 1:
+        return [f"{head}{sparkline(lane.values.tolist(), lane.top)}|{here:>{RIGHT - 1}}"]
+    top = lane.top or highest or 0.0
+    eighths = np.nan_to_num(lane.values / top if top > 0 else lane.values * 0) * rows * 8
+    filled = np.clip(np.rint(eighths), 1, rows * 8).astype(int)
+    seen = np.isfinite(lane.values)
+    lines = []
+    for above in range(rows - 1, -1, -1):
+        level = np.where(seen, np.clip(filled - above * 8, 0, 8), 0)
+        lines.append("".join(BLOCKS[each] for each in level))
+    blank = " " * (LEFT - 1)
+    return [
+        *(f"{blank}|{line}|" for line in lines[:-1]),
+        f"{head}{lines[-1]}|{here:>{RIGHT - 1}}",
+    ]
 
 
 def run_lanes(found: Series, power_w: Floats | None = None, *, tall: bool) -> list[Lane]:

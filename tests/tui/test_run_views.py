@@ -26,6 +26,7 @@ from tui.run_views import (
     columns_of,
     draft_line,
     lane_line,
+    lane_lines,
     run_lanes,
     step_lines,
 )
@@ -57,6 +58,11 @@ def test_charts_have_one_width(run, data):
         assert {len(lane_line(lane, cursor)) for lane in lanes} == {14 + 50 + 8}
         axis = axis_line(data.timeline.start_ns, found.edges_ns, cursor, int(found.edges_ns[3]))
         assert axis.index("^") == 14 + cursor
+    top, low = lane_lines(lanes[0], 3, 2)
+    assert len(top) == 14 + 50 + 1
+    assert low.startswith("batch")
+    full = int(np.nanargmax(found.batch))
+    assert top[14 + full] == low[14 + full] == "█"
     row = run.rows.row(0, named=True)
     axis = axis_line(0, found.edges_ns, 30, int(found.edges_ns[3]), (row["arrival"], row["end"]))
     assert axis[14:].startswith("=")

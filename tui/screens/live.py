@@ -199,11 +199,12 @@ class LiveScreen(ModeScreen):
         verdict = verdicts_lines(last, width=width, most=8 if tall else 3)
         self.query_one("#verdict", Static).update("\n".join(verdict))
         room = self.app.size.width - (50 if self.app.size.width >= WIDE else 1)
-        self.query_one("#gauges", Lanes).show(self._history.lanes(Lanes.bins(room)), None)
-        self.query_one("#spreads", Static).update("\n".join(spread_lines(last.numbers)))
         steps = self._history.step_lanes(Lanes.bins(width)) if tall else []
         title = [("engine steps of the last minute", "$text-muted")] if steps else []
-        self.query_one("#steps", Lanes).show(steps, None, title)
+        gauges = self._history.lanes(Lanes.bins(room))
+        self.query_one("#gauges", Lanes).show(gauges, None, title)
+        self.query_one("#steps", Lanes).show(steps, None)
+        self.query_one("#spreads", Static).update("\n".join(spread_lines(last.numbers)))
         self.query_one("#sees", Static).update(sees_line(last, self._findings)[:width])
         if not self._depth:
             listening = self._target is not None and self._target.listen is not None

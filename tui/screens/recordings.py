@@ -31,7 +31,7 @@ from tui.library import (
 from tui.recordings_views import EMPTY, compared_lines, entry_lines
 from tui.screens.base import ModeScreen
 from tui.screens.confirm import ConfirmScreen
-from tui.views import COLUMNS, Column, Entry, matches, sort_key
+from tui.views import COLUMNS, Column, Entry, cell_text, fitting_columns, matches, sort_key
 
 JustifyMethod = Literal["left", "right"]
 QUESTIONS = {
@@ -103,24 +103,24 @@ class RecordingsScreen(ModeScreen):
 
     def on_resize(self) -> None:
         """Show more columns where there is room."""
-        if self._columns() != [str(key.value) for key in self._table.columns][1:]:
-            self._make_columns()
-            self.show_library()
+        self.show_library()
 
     @property
     def _table(self) -> DataTable[Text]:
         return self.query_one("#runs", DataTable)
 
     def _columns(self) -> list[str]:
-        return [each.header for each in COLUMNS if each.from_width <= self.app.size.width]
+        room = self.app.size.width - 2
+        return [each.header for each in fitting_columns(self.ttscope.entries, room)]
 
     def _make_columns(self) -> None:
         table = self._table
+        shown = self._columns()
         table.clear(columns=True)
         self._order = []
         table.add_column("", key="mark", width=1)
         for column in COLUMNS:
-            if column.header in self._columns():
+            if column.header in shown:
                 side: JustifyMethod = "right" if column.right else "left"
                 table.add_column(Text(column.header, justify=side), key=column.header)
 
@@ -134,6 +134,8 @@ class RecordingsScreen(ModeScreen):
             known = [entry for entry in entries if sort_key(entry, column)[0] < 2]
             entries = known[::-1] + entries[len(known) :]
         self._shown = entries
+        if self._columns() != [str(key.value) for key in self._table.columns][1:]:
+            self._make_columns()
         self._fill(entries)
         total, marked = len(self.ttscope.entries), len(self.ttscope.marked)
         loading = "loading, " if self.ttscope.loading_paths else ""
@@ -147,7 +149,8 @@ class RecordingsScreen(ModeScreen):
         """Change the cells that differ; rows are made anew only when their order changes."""
         table = self._table
         keys = [entry.key for entry in entries]
-        cells = {entry.key: self._cells(entry) for entry in entries}
+        shown = self._columns()
+        cells = {entry.key: self._cells(entry, shown) for entry in entries}
         if keys != self._order:
             at_top = table.cursor_row <= 0
             current = keys[0] if at_top and self.ttscope.loading_paths else self._current_key()
@@ -158,20 +161,20 @@ class RecordingsScreen(ModeScreen):
                 table.move_cursor(row=keys.index(current))
             self._order = keys
             return
-        names = ["mark", *self._columns()]
+        names = ["mark", *shown]
         for key, row in cells.items():
             for name, cell in zip(names, row, strict=True):
                 if table.get_cell(key, name) != cell:
                     table.update_cell(key, name, cell)
 
-    def _cells(self, entry: Entry) -> list[Text]:
+    def _cells(self, entry: Entry, shown: list[str]) -> list[Text]:
         marked = entry.key in self.ttscope.marked
         mark = "*" if marked else ("" if entry.comparable else "!")
         style = "bold" if marked else ("" if entry.comparable else "dim")
-        columns = [column for column in COLUMNS if column.header in self._columns()]
+        columns = [column for column in COLUMNS if column.header in shown]
         return [
             Text(mark, style="bold"),
-            *(_cell(entry, column, style) for column in columns),
+            *(_cell(entry, column, style, self.app.size.width) for column in columns),
         ]
 
     def _current_key(self) -> str | None:
@@ -371,12 +374,12 @@ class RecordingsScreen(ModeScreen):
         return entry_lines(entry, marked=len(marked), width=width)
 
 
-def _cell(entry: Entry, column: Column, style: str) -> Text:
+def _cell(entry: Entry, column: Column, style: str, width: int) -> Text:
     if entry.run is None:
         text = {"model": entry.path.name, "policy": "cannot be read"}.get(column.header, "")
         return Text(text, style=style)
     if not column.right:
-        return Text(column.cell(entry.run), style=style)
+        return Text(cell_text(column, entry.run, width), style=style)
     if not entry.run.problems:
         note = "no problem" if entry.run.complete else "incomplete"
         return Text(note if column.header.startswith("acc") else "", style=style)

@@ -216,7 +216,8 @@ class RunScreen(ModeScreen):
             return
         self.set_status(model.status())
         lanes, cursor, below = model.charts(self._bins, tall=self._tall)
-        self.query_one(Lanes).show(lanes, cursor, below)
+        rows = min(max((self.app.size.height - TALL) // 8, 1), 3)
+        self.query_one(Lanes).show(lanes, cursor, below, rows=rows)
         self._draw_step()
         if model.position >= 0:
             self._read_page(model, model.position)

@@ -10,7 +10,7 @@ from textual.events import Click
 from textual.message import Message
 from textual.widgets import Static
 
-from tui.run_views import LEFT, RIGHT, Lane, lane_line
+from tui.run_views import LEFT, RIGHT, Lane, lane_lines
 
 
 class Lanes(Static):
@@ -37,16 +37,19 @@ class Lanes(Static):
         lanes: Sequence[Lane],
         cursor: int | None,
         below: Sequence[tuple[str, str]] = (),
+        *,
+        rows: int = 1,
     ) -> None:
-        """Draw lanes; each of `below` is a line and its style."""
+        """Draw lanes of so many rows; each of `below` is a line and its style."""
         place = -1 if cursor is None else cursor
         lines = []
         for lane in lanes:
             style = "$text-secondary" if lane.name.startswith(" ") else "$text-primary"
-            line = Content(lane_line(lane, place)).stylize(style, LEFT, LEFT + lane.values.size)
-            if place >= 0:
-                line = line.stylize("reverse", LEFT + place, LEFT + place + 1)
-            lines.append(line)
+            for text in lane_lines(lane, place, rows):
+                line = Content(text).stylize(style, LEFT, LEFT + lane.values.size)
+                if place >= 0:
+                    line = line.stylize("reverse", LEFT + place, LEFT + place + 1)
+                lines.append(line)
         lines += [Content.styled(text, style) for text, style in below]
         self.update(Content("\n").join(lines))
 
