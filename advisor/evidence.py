@@ -33,8 +33,8 @@ Ints = npt.NDArray[np.int64]
 
 _USED = (
     "engine", "policy", "problem_id", "sample_index", "prompt_tokens", "cached_tokens",
-    "output_tokens", "end", "error", "cancelled_by", "answer", "correct", "finish_reason",
-    "drafted_per_step", "accepted_per_step",
+    "output_tokens", "think_tokens", "end", "error", "cancelled_by", "answer", "correct",
+    "finish_reason", "drafted_per_step", "accepted_per_step",
 )  # fmt: skip
 FIXED_N = ("greedy", "majority", "best_of_n")  # every sample runs to its end: nothing is selected
 
