@@ -78,7 +78,7 @@ def predict(
     )
     runs = after.times.runs
     if prior is not None:
-        notes = prior.notes()
+        notes = prior.notes(after.engine.tensor_parallel_size)
     elif runs is None:
         notes = ["step times are of operator tables; no run of yours has checked them: no interval"]
     else:
@@ -92,7 +92,7 @@ def predict(
             "replay counts from its draw, so that the work between (tokenising, vLLM's input "
             "processing) is in it"
         )
-    if after.outside and (prior is None or prior.found is not None):
+    if after.outside and (prior is None or after.times.sigma is not None):
         notes.append("outside what was recorded: batches or contexts are larger; marked *")
     if after.drawn < after.recorded:
         notes.append(f"{after.drawn} of the recorded samples drawn, {len(after.runs)} times")
