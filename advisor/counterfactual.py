@@ -1,8 +1,9 @@
 """The accuracy and tokens of policies that were never run, from the samples of one run that was.
 
 Fixed votes are exact expectations over subsets; weights, filters and windows are means over random
-orders; rules that fire on what has finished follow the recorded finish times; budgets of thought
-rest on forced answers or are bounds; more samples than were recorded are extrapolated.
+orders; rules that fire on what has finished follow the recorded ends, for fewer samples those of a
+replay; budgets of thought rest on forced answers or are bounds; more samples than were recorded are
+extrapolated.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import polars as pl
 from advisor import finish_order as finish
 from advisor.extrapolation import FARTHEST, extrapolate, fresh_runs
 from advisor.models.answers import AnswerModel, count_answers
+from advisor.replayed_order import ReplayedOrder
 from advisor.samples import ProblemSamples, SampledRun, read_samples
 from advisor.subsets import RandomOrders, best_of_curve, order_count
 from advisor.thinking import BudgetOutcome, at_checkpoints, between, lower_bounds
@@ -62,12 +64,14 @@ def evaluate(
     run: Run,
     answers: pl.DataFrame | None = None,
     *,
+    order: ReplayedOrder | None = None,
     counts: Sequence[int] | None = None,
     seed: int = 0,
 ) -> Counterfactuals:
     """Return what other policies would have given on a run's problems.
 
-    `answers` is the recording's table of forced answers. `counts` are numbers of samples, else
+    `answers` is the recording's table of forced answers. `order` says when fewer samples would
+    have ended; without it the recorded ends are taken. `counts` are numbers of samples, else
     1, 2, 4, ... to those recorded, and twice and four times as many. Raises RecordingError when
     the run cannot say (advisor/samples.py), UsageError for counts below 1 or above four times
     those recorded.
@@ -82,7 +86,7 @@ def evaluate(
     columns = list(_fixed(samples, inside))
     if samples.n > 1:
         columns += _scored(samples, inside, seed, notes)
-        columns += _finishing(samples, inside, notes)
+        columns += _finishing(samples, inside, order, notes)
     else:
         notes.append("one sample per problem: votes need more; record with --n 8 or so")
     outcomes = _estimates(columns)
@@ -206,8 +210,10 @@ def _known(numbers: Sequence[Floats], name: str, what: str, notes: list[str]) ->
     return True
 
 
-def _finishing(samples: SampledRun, counts: Sequence[int], notes: list[str]) -> Iterator[Column]:
-    """Return the rules that fire on what has finished, in the recorded order."""
+def _finishing(
+    samples: SampledRun, counts: Sequence[int], order: ReplayedOrder | None, notes: list[str]
+) -> Iterator[Column]:
+    """Return the rules that fire on what has finished: as recorded, fewer samples as replayed."""
     problems = samples.problems
     known = all(np.isfinite(p.finish_s).all() for p in problems)
     if not known or max(p.finish_s.max() for p in problems) <= 0:
@@ -215,6 +221,7 @@ def _finishing(samples: SampledRun, counts: Sequence[int], notes: list[str]) -> 
         return
     has_scores = any(np.isfinite(p.logprob_mean).any() for p in problems)
     for n in (k for k in counts if k >= FEWEST):
+        blocks, basis = _blocks(problems, n, None if n == samples.n else order)
         rules: list[tuple[str, dict[str, float], finish.Stop, bool]] = [
             ("adaptive", {"threshold": level, "in_flight": n}, finish.safe_lead(level), False)
             for level in THRESHOLDS
@@ -227,22 +234,40 @@ def _finishing(samples: SampledRun, counts: Sequence[int], notes: list[str]) -> 
         if has_scores:
             rules.append(("weighted", {"settled": 1}, finish.settled(), True))
         for method, rule, stop, weigh in rules:
-            decided = [_decide(problem, n, stop, weigh) for problem in problems]
+            decided = [_decide(own, stop, weigh) for own in blocks]
             yield Column(
-                _outcome(method, n, rule=rule, basis="finish_order", tokens_estimated=True),
+                _outcome(method, n, rule=rule, basis=basis, tokens_estimated=True),
                 np.array([right for right, _ in decided]),
                 np.array([tokens for _, tokens in decided]),
             )
 
 
-def _decide(problem: ProblemSamples, n: int, stop: finish.Stop, weigh: bool) -> tuple[float, float]:
-    """Return right and tokens of n samples launched together: the mean over blocks by index.
+def _blocks(
+    problems: Sequence[ProblemSamples], n: int, order: ReplayedOrder | None
+) -> tuple[list[list[ProblemSamples]], str]:
+    """Return each problem's blocks of n samples by index, and whose ends they have.
 
     Which samples are launched says nothing of their length; which of them end first does.
     """
+    starts = range(0, len(problems[0].answers) // n * n, n)
+    recorded = [[each.take(slice(at, at + n)) for at in starts] for each in problems]
+    if order is None:
+        return recorded, "finish_order"
+    replayed: list[list[ProblemSamples]] = []
+    for each in problems:
+        own = [part for at in starts if (part := order.of(each, at, n)) is not None]
+        if len(own) < len(starts):
+            return recorded, "finish_order"
+        replayed.append(own)
+    return replayed, "replayed_order"
+
+
+def _decide(
+    blocks: Sequence[ProblemSamples], stop: finish.Stop, weigh: bool
+) -> tuple[float, float]:
+    """Return right and tokens of samples launched together: the mean over blocks."""
     found = []
-    for block in range(len(problem.answers) // n):
-        part = problem.take(slice(block * n, (block + 1) * n))
+    for part in blocks:
         weights = np.nan_to_num(np.exp(part.logprob_mean)) if weigh else None
         decided = finish.decide(part, stop, weights)
         found.append((decided.right, decided.tokens))

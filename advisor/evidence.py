@@ -18,6 +18,9 @@ import numpy.typing as npt
 import polars as pl
 
 from advisor.composition import composition_matrix
+from advisor.host_work import with_host_work
+from advisor.models.architectures import refusal
+from advisor.verify_steps import verify_steps
 from traces.energy import mean_power_w
 from traces.errors import RecordingError, UsageError
 from traces.manifest import WorkloadFacts
@@ -28,6 +31,11 @@ from traces.tables import COMPOSITION
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
+_USED = (
+    "engine", "policy", "problem_id", "sample_index", "prompt_tokens", "cached_tokens",
+    "output_tokens", "end", "error", "cancelled_by", "answer", "correct", "finish_reason",
+    "drafted_per_step", "accepted_per_step",
+)  # fmt: skip
 FIXED_N = ("greedy", "majority", "best_of_n")  # every sample runs to its end: nothing is selected
 
 
@@ -53,7 +61,8 @@ class Sample:
 
     `scheduled` and `advance` are per verify step after the prompt: tokens forwarded (one plus the
     drafted) and tokens kept (one plus the accepted, summing to `output_tokens` - 1); None without
-    speculation. `by_length`: it ended because it was as long as allowed.
+    speculation. `by_length`: it ended because it was as long as allowed. `think_tokens` end with
+    the mark that closes thinking, None where there is none.
     """
 
     output_tokens: int
@@ -62,6 +71,7 @@ class Sample:
     scheduled: Ints | None = None
     advance: Ints | None = None
     by_length: bool = False
+    think_tokens: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +79,9 @@ class ProblemRun:
     """One problem as one run answered it; `latency_s` is from arrival to decision.
 
     `cached_tokens` of its prompt came from the prefix cache for the sample that had the fewest,
-    which is what it shares with other problems. `arrival_ns` is unix time.
+    which is what it shares with other problems; `prompt_blocks` name its blocks where an import
+    tells them. `arrival_ns` is unix time. `latency_s` is nan where an import does not tell it.
+    `indices` are the samples' own.
     """
 
     problem_id: str
@@ -78,6 +90,8 @@ class ProblemRun:
     cached_tokens: int
     latency_s: float
     samples: tuple[Sample, ...]
+    indices: tuple[int, ...]
+    prompt_blocks: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,11 +151,13 @@ def law_key(engine: EngineConfig) -> EngineConfig:
     )
 
 
-def gather(recordings: Sequence[Recording], *, judged: bool = True) -> Evidence:
-    """Read what the recordings hold; `judged` says that samples must be right or wrong.
+def gather(recordings: Sequence[Recording], *, judged: bool = True, timed: bool = True) -> Evidence:
+    """Read what the recordings hold.
+
+    `judged` says that samples must be right or wrong, `timed` that there must be steps.
 
     Raises UsageError when there are none or they answer different workloads, and RecordingError
-    when there is nothing to learn from.
+    when there is nothing to learn from or a model is of a kind that no replay was checked for.
     """
     if not recordings:
         raise UsageError("advise: name at least one recording")
@@ -162,8 +178,11 @@ def gather(recordings: Sequence[Recording], *, judged: bool = True) -> Evidence:
         runs.extend(found)
         left_out += dropped
     names = ", ".join(recording.name for recording in recordings)
-    if not steps:
-        raise RecordingError(f"{names}: no engine step to learn from; record with the step probe")
+    if timed and not steps:
+        tables = "" if judged else ", or give operator tables to replay on (--operators)"
+        raise RecordingError(
+            f"{names}: no engine step to learn from; record with the step probe{tables}"
+        )
     if not runs:
         raise RecordingError(f"{names}: no finished problem with all its samples; record again")
     if judged and not any(s.correct is not None for run in runs for s in _samples(run)):
@@ -202,16 +221,20 @@ def _same_workload(recordings: Sequence[Recording]) -> WorkloadFacts | None:
 
 def _steps(recording: Recording, key: str, engine: EngineConfig) -> list[StepTable]:
     facts = recording.manifest.models.get(engine.model)
-    if facts is None:
-        raise RecordingError(f"{recording.name}: holds no facts of the model {engine.model}")
+    refused = None if facts is None else refusal(facts, engine)
+    if refused is not None:
+        raise RecordingError(f"{recording.name}: {refused}")
+    steps = recording.steps.filter(pl.col("engine") == key)
     frame = (
-        recording.steps.filter(pl.col("engine") == key, ~pl.col("profiled").fill_null(False))
-        .with_columns(seconds=pl.coalesce("interval_ns", "wall_ns") / 1e9)
+        with_host_work(steps, recording, key, engine)
+        .filter(~pl.col("profiled").fill_null(False))
         .drop_nulls(["seconds", *COMPOSITION])
         .filter(pl.col("seconds") > 0, pl.col("prefill_requests") + pl.col("decode_requests") > 0)
     )
     if frame.is_empty():
         return []
+    if facts is None:
+        raise RecordingError(f"{recording.name}: holds no facts of the model {engine.model}")
     return [
         StepTable(
             recording=recording.name,
@@ -234,8 +257,9 @@ def _configuration(recording: Recording) -> str:
 def _runs(recording: Recording) -> tuple[list[Run], int]:
     """Return the runs of a recording and how many problems were left out."""
     manifest = recording.manifest
+    imported = "imported" in manifest.provenance  # tells of what has ended, perhaps not when
     ended = (
-        pl.col("end").is_not_null()
+        (pl.col("end").is_not_null() | pl.lit(imported))
         & pl.col("error").is_null()
         & ~pl.col("timed_out").fill_null(False)
     )
@@ -246,7 +270,7 @@ def _runs(recording: Recording) -> tuple[list[Run], int]:
     # A problem is written once per run; the last attempt stands.
     kept = kept.unique(subset=["engine", "policy", "problem_id"], keep="last", maintain_order=True)
     samples: dict[tuple[str, str, str], dict[int, dict[str, object]]] = {}
-    for row in answers.iter_rows(named=True):
+    for row in answers.select(_USED).iter_rows(named=True):
         name = (row["engine"], row["policy"], row["problem_id"])
         index = row["sample_index"]
         samples.setdefault(name, {})[index] = _with_forced(row, forced.get((*name, index), ()))
@@ -257,7 +281,7 @@ def _runs(recording: Recording) -> tuple[list[Run], int]:
         if policy is None or engine is None or policy.method not in FIXED_N:
             continue
         own = samples.get((row["engine"], row["policy"], row["problem_id"]), {})
-        run = _problem_run(row, list(own.values()), policy.n, engine.speculative)
+        run = _problem_run(row, list(own.values()), policy.n, engine.speculative, imported=imported)
         if run is not None:
             found.setdefault((row["engine"], row["policy"]), {})[run.problem_id] = run
     runs = [
@@ -311,29 +335,38 @@ def _problem_run(
     samples: list[dict[str, object]],
     n: int,
     speculative: Speculative | None,
+    *,
+    imported: bool,
 ) -> ProblemRun | None:
     whole = [
         s
         for s in samples
-        if s["end"] is not None
+        if (s["end"] is not None or imported)
         and s["error"] is None
         and s["cancelled_by"] is None
         and (_int(s["output_tokens"]) or 0) > 0
     ]
-    decided, arrival = row["decided_at"] or row["end"], row["arrival"] or row["start"]
+    decided = next((t for t in (row["decided_at"], row["end"]) if t is not None), None)
+    arrival = next((t for t in (row["arrival"], row["start"]) if t is not None), None)
     prompt = _int(row["prompt_tokens"]) or max(
         (_int(s["prompt_tokens"]) or 0 for s in whole), default=0
     )
-    if len(whole) != n or not prompt or decided is None or arrival is None:
+    if len(whole) != n or not prompt or arrival is None or (decided is None and not imported):
         return None
+    arrived, latency = _int(arrival) or 0, float("nan")
+    if decided is not None:
+        latency = ((_int(decided) or 0) - arrived) / 1e9
+    blocks = row["prompt_blocks"]
     whole.sort(key=lambda s: _int(s["sample_index"]) or 0)
     return ProblemRun(
         problem_id=str(row["problem_id"]),
-        arrival_ns=_int(arrival) or 0,
+        arrival_ns=arrived,
         prompt_tokens=prompt,
         cached_tokens=min(_int(s["cached_tokens"]) or 0 for s in whole),
-        latency_s=((_int(decided) or 0) - (_int(arrival) or 0)) / 1e9,
+        latency_s=latency,
         samples=tuple(_sample(s, speculative) for s in whole),
+        prompt_blocks=tuple(blocks) if isinstance(blocks, list) else (),
+        indices=tuple(_int(s["sample_index"]) or 0 for s in whole),
     )
 
 
@@ -354,40 +387,5 @@ def _sample(row: Mapping[str, object], speculative: Speculative | None) -> Sampl
         scheduled=scheduled,
         advance=advance,
         by_length=row["finish_reason"] == "length",
+        think_tokens=_int(row["think_tokens"]),
     )
-
-
-def verify_steps(
-    output_tokens: int, drafted: object, accepted: object
-) -> tuple[Ints | None, Ints | None]:
-    """Return tokens forwarded and kept per step after the prompt, or None when not recorded.
-
-    The first token comes from the prompt's own step. Steps in which nothing was drafted are not
-    recorded: they keep one token each and are spread evenly among the others, the first of them
-    ahead. The last step is cut where the sample ended.
-    """
-    if output_tokens <= 1:
-        return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
-    if not isinstance(accepted, list):
-        return None, None
-    kept = np.asarray(accepted, dtype=np.int64) + 1
-    forwarded = (
-        np.asarray(drafted, dtype=np.int64) + 1 if isinstance(drafted, list) else kept.copy()
-    )
-    if len(kept) != len(forwarded):
-        return None, None
-    wanted = output_tokens - 1
-    total = int(kept.sum())
-    if total < wanted:
-        plain = np.ones(wanted - total, dtype=np.int64)
-        place = np.concatenate(
-            [(np.arange(len(kept)) + 0.5) / max(len(kept), 1), np.arange(len(plain)) / len(plain)]
-        )
-        order = np.argsort(place, kind="stable")
-        return np.concatenate([forwarded, plain])[order], np.concatenate([kept, plain])[order]
-    ends = np.cumsum(kept)
-    count = int(np.searchsorted(ends, wanted)) + 1 if wanted else 0
-    kept, forwarded = kept[:count].copy(), forwarded[:count].copy()
-    if count:
-        kept[-1] -= int(ends[count - 1]) - wanted
-    return forwarded, kept

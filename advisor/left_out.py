@@ -13,7 +13,8 @@ import numpy as np
 
 from advisor.evidence import Evidence, Run, StepTable, gather, law_key
 from advisor.models.step_time import StepTimeModel
-from advisor.replays import Question, Replays
+from advisor.replays import Replays
+from advisor.step_times import Question
 from traces.errors import TtscopeError, UsageError
 from traces.recording import Recording
 from traces.schema import EngineConfig, Policy
@@ -75,7 +76,7 @@ def _foretold(base: Recording, evidence: Evidence, model: StepTimeModel, run: Ru
         )
     }
     question = Question(engine=run.engine, policy=run.policy)
-    return Replays(base, evidence, left, run, run, question).summary()
+    return Replays(base, evidence, left, run, (run,), question).summary()
 
 
 def _others(tables: Sequence[StepTable], run: Run) -> list[StepTable]:

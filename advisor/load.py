@@ -16,11 +16,15 @@ Ints = npt.NDArray[np.int32]
 
 @dataclass(frozen=True, kw_only=True)
 class Load:
-    """One problem: its prompt, what of it other problems have in the cache, its samples."""
+    """One problem: its prompt, what of it other problems have in the cache, its samples.
+
+    `prompt_blocks` name the prompt's blocks where they are told: equal names are equal prefixes.
+    """
 
     prompt_tokens: int
     cached_tokens: int
     samples: Sequence[Sample]
+    prompt_blocks: Sequence[int] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,32 +11,43 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Final
 
 import polars as pl
 
+from advisor.draft_law import draft_law
 from advisor.evidence import Evidence, Run, gather
+from advisor.models.prior_tables import read_prior
 from advisor.models.step_time import StepTimeModel
+from advisor.prior_times import PriorTimes, recalibrate
+from advisor.redrafting import Redrafted, redraft
 from advisor.replay import Replicas
 from advisor.replayed_tables import write_recording
-from advisor.replays import Question, Replays
+from advisor.replays import Replays
 from advisor.space import decoder_of, sampling_of
+from advisor.step_times import Question
 from advisor.waiting import Waited
 from traces.errors import UsageError
 from traces.manifest import Manifest
 from traces.recording import Recording
 from traces.summary import Run as Summary
 
+_TTFT: Final = (
+    "TTFT was recorded from when a sample was handed to the engine in this process; the replay "
+    "counts from its draw, so that the work between (tokenising, vLLM's input processing) is in it"
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
     """A run as recorded, as replayed, and as predicted under the question's configuration.
 
-    `waits` are the predicted run's problems that queued longest. `tables` and `manifest` are the
-    predicted run as a recording.
+    `replayed` is None where no step was recorded, as in imports. `waits` are the predicted run's
+    problems that queued longest. `tables` and `manifest` are the predicted run as a recording.
     """
 
     recorded: Summary
-    replayed: Summary
+    replayed: Summary | None
     predicted: Summary
     waits: tuple[Waited, ...]
     notes: tuple[str, ...]
@@ -57,40 +68,108 @@ def predict(
     samples where the question is of another model. Raises UsageError for what the recordings
     cannot answer, and RecordingError when they hold nothing to replay.
     """
-    evidence = gather([base, *others], judged=False)
-    model = StepTimeModel().fit(evidence.steps)
+    prior = None if question.gpu is None else _prior(base, others, question)
+    if prior is not None:  # recordings of the GPU may be of other problems
+        others = [each for each in others if _hash(each) == _hash(base)]
+        engine = replace(question.engine, gpu=prior.tables.device)
+        question = replace(question, engine=engine)
+    on_tables = question.gpu is not None or question.operators is not None
+    recordings = [base, *others]
+    evidence = gather(recordings, judged=False, timed=not on_tables)
+    model = StepTimeModel().fit(evidence.steps) if evidence.steps else None
     own = _own_run(evidence, base, recorded)
-    source = _source(evidence, own, question)
+    redrafted = None
+    if question.engine.speculative != own.engine.speculative:
+        redrafted = _redrafted(evidence, recordings, question)
+    sources = (_source(evidence, own, question),) if redrafted is None else redrafted.runs
+    law, told = None, None
+    if redrafted is not None and model is not None and not on_tables:
+        law, told = draft_law(model, recordings, question.engine)
     same = replace(question, engine=own.engine, policy=own.policy)
-    same = replace(same, rate_per_s=None, concurrency=None, replicas=Replicas(), operators=None)
-    before = Replays(base, evidence, model, own, own, same)
-    after = before if same == question else Replays(base, evidence, model, own, source, question)
-    runs = after.times.runs
-    if runs is None:
-        notes = ["step times are of operator tables; no run of yours has checked them: no interval"]
-        if after.engine.num_gpu_blocks is None:
-            notes.append("KV blocks without limit; set engine.num_gpu_blocks to the engine's own")
-    else:
-        notes = [f"step times were learned from {runs} recorded run{'s' if runs > 1 else ''}"]
-    if own.engine.mode == "in_process":
-        notes.append(
-            "TTFT was recorded from when a sample was handed to the engine in this process; the "
-            "replay counts from its draw, so that the work between (tokenising, vLLM's input "
-            "processing) is in it"
+    same = replace(same, rate_per_s=None, concurrency=None, replicas=Replicas())
+    same = replace(same, operators=None, gpu=None)
+    before = None if model is None else Replays(base, evidence, model, own, (own,), same)
+    longer = redrafted is not None and redrafted.extrapolated
+    after = before
+    if after is None or same != question:
+        after = Replays(
+            base, evidence, model, own, sources, question, prior, law=law, extrapolated=longer
         )
-    if after.outside:
-        notes.append("outside what was recorded: batches or contexts are larger; marked *")
-    if after.drawn < after.recorded:
-        notes.append(f"{after.drawn} of the recorded samples drawn, {len(after.runs)} times")
+    notes = [*_time_notes(after, prior, on_tables), *_prefixes(base)]
+    if before is None:
+        notes.append("no step was recorded, so that the run cannot be replayed as it was")
+    if own.engine.mode == "in_process":
+        notes.append(_TTFT)
+    notes += [] if redrafted is None else [redrafted.note]
+    notes += [] if told is None else [told]
+    notes += _outside(after, prior, longer)
     return Prediction(
         recorded=recorded,
-        replayed=before.summary(),
+        replayed=None if before is None else before.summary(),
         predicted=after.summary(),
         waits=tuple(after.waits()),
         notes=tuple(notes),
         tables=after.tables,
         manifest=after.manifest,
     )
+
+
+def _time_notes(after: Replays, prior: PriorTimes | None, on_tables: bool) -> list[str]:
+    """Say where step times come from."""
+    runs = after.times.runs
+    if prior is not None:
+        notes = prior.notes()
+    elif runs is None:
+        notes = ["step times are of operator tables; no run of yours has checked them: no interval"]
+    else:
+        notes = [f"step times were learned from {runs} recorded run{'s' if runs > 1 else ''}"]
+    if on_tables and after.engine.num_gpu_blocks is None:
+        notes.append("KV blocks without limit; set engine.num_gpu_blocks to the engine's own")
+    return notes
+
+
+def _outside(after: Replays, prior: PriorTimes | None, longer: bool) -> list[str]:
+    """Say what lies outside what was recorded, and what was drawn of it."""
+    notes = []
+    if longer:
+        notes.append("outside what was recorded: drafts are longer; marked *")
+    elif after.outside and (prior is None or prior.found is not None):
+        notes.append("outside what was recorded: batches or contexts are larger; marked *")
+    if after.drawn < after.recorded:
+        notes.append(f"{after.drawn} of the recorded samples drawn, {len(after.runs)} times")
+    return notes
+
+
+def _prefixes(base: Recording) -> list[str]:
+    """Say what a replay of imported requests shares."""
+    workload = base.manifest.workload
+    if workload is not None and workload.prompt_block_tokens is not None:
+        size = workload.prompt_block_tokens
+        return [f"prompts share what their blocks of {size:,} tokens have in common"]
+    if "imported" in base.manifest.provenance and not base.samples["cached_tokens"].count():
+        return ["which prompts begin alike is not told: no prefix is shared"]
+    return []
+
+
+def _prior(base: Recording, others: Sequence[Recording], question: Question) -> PriorTimes:
+    """Open the prior of the question's GPU, and what recordings of that GPU say of it."""
+    assert question.gpu is not None
+    tables = read_prior(question.gpu)
+    facts = question.model_facts or base.manifest.models.get(question.engine.model)
+    for other in others:
+        facts = facts or other.manifest.models.get(question.engine.model)
+    if facts is None:
+        raise UsageError(
+            f"--gpu: no recording holds facts of the model {question.engine.model}; give its "
+            "config.json with --model-config"
+        )
+    found = recalibrate(tables, [base, *others])
+    return PriorTimes(tables=tables, facts=facts, found=found)
+
+
+def _hash(recording: Recording) -> str | None:
+    workload = recording.manifest.workload
+    return None if workload is None else workload.hash
 
 
 def _own_run(evidence: Evidence, base: Recording, recorded: Summary) -> Run:
@@ -103,6 +182,19 @@ def _own_run(evidence: Evidence, base: Recording, recorded: Summary) -> Run:
         f"{base.name}: the samples of {method or 'a run without a policy'} cannot be replayed; "
         "they must all have run to their end, as with majority, best_of_n or greedy"
     )
+
+
+def _redrafted(
+    evidence: Evidence, recordings: Sequence[Recording], question: Question
+) -> Redrafted | None:
+    """Return samples with the asked drafts where none were recorded with them."""
+    wanted = (decoder_of(question.engine), sampling_of(question.policy))
+    if any((decoder_of(run.engine), sampling_of(run.policy)) == wanted for run in evidence.runs):
+        return None
+    found = redraft(evidence, recordings, question.engine, question.policy)
+    if found is None or found.runs[0].policy.n < question.policy.n:
+        return None
+    return found
 
 
 def _source(evidence: Evidence, own: Run, question: Question) -> Run:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from advisor.command import record_command
-from advisor.composition import INDEX
+from advisor.composition import HOST_WORK, INDEX
 from advisor.evidence import Evidence
 from advisor.measures import HIGHER_IS_BETTER, Measures
 from advisor.models.step_time import RUN_TO_RUN, StepLaw
@@ -22,6 +22,7 @@ PARTS = {  # what a step's time goes to; launch and weights cannot be told apart
     "work per request": ("requests", "prefill_requests"),
     "work per token": ("tokens",),
     "reading and attending to the context": ("kv_tokens", "query_context"),
+    "the recorder's own work": HOST_WORK,
 }
 NOUNS = {
     "latency_s": "mean latency",

@@ -18,7 +18,7 @@ from advisor.load import Limits, Replayed
 from advisor.models.step_cost import StepCost, needs_longest
 from advisor.simulation import stop_rules
 from advisor.simulation.loop import LEAST_OUTSTANDING, ROUND_ROBIN, run
-from advisor.simulation.scheduling import UNLIMITED
+from advisor.simulation.room import UNLIMITED
 from advisor.simulation.state import (
     ANSWER,
     CANCELLED,
@@ -134,7 +134,7 @@ def _world(workload: Workload, limits: Limits, engines: int, slots: int, blocks:
         "free_first", "free_last",
     ):  # fmt: skip
         states[name] = NONE
-    states["idle"], states["due"], states["virgin"] = 1, np.inf, blocks
+    states["idle"], states["empty"], states["due"], states["virgin"] = 1, 1, np.inf, blocks
     states["segments"] = len(segments)
     return World(
         samples=samples,

@@ -44,7 +44,7 @@ def replayed_tables(
     if replayed.steps > MOST_STEPS:
         raise UsageError(
             f"the replay has {replayed.steps:,} steps, more than the {MOST_STEPS:,} that a "
-            "recording of it may hold; replay fewer problems, or leave out -o"
+            "recording of it may hold; replay fewer problems"
         )
     engine, policy = keys
     counts = [len(load.samples) for load in loads]
@@ -203,7 +203,7 @@ def _step_ends(cost: StepCost, log: Floats, count: npt.NDArray[np.int64], drafti
             if i == steps:
                 ends[place] = begun + seconds
             else:
-                ends[place] = begun + leap_seconds(
+                ends[place] = begun + log[row, 18] + leap_seconds(
                     cost, i, int(log[row, 9]), log[row, 10], log[row, 11], log[row, 12],
                     log[row, 13], 1.0, drafting,
                 )  # fmt: skip

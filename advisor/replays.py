@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -13,18 +13,19 @@ import numpy.typing as npt
 
 from advisor.evidence import Evidence, Run, Sample, law_key
 from advisor.load import Load, Replayed
-from advisor.models.step_cost import StepCost, linear_cost, scaled_cost, table_cost
 from advisor.models.step_time import Z95, StepLaw, StepTimeModel
-from advisor.replay import Replicas, Stop, replay
+from advisor.prior_times import PriorTimes
+from advisor.replay import Stop, replay
 from advisor.replayed_tables import replayed_tables, write_recording
 from advisor.simulation import stop_rules
 from advisor.space import limits_of
+from advisor.step_times import Question, learned, tabled
 from advisor.waiting import Waited, longest_waits
 from advisor.workload import Workload
 from traces.errors import UsageError
 from traces.manifest import Manifest
 from traces.recording import Recording
-from traces.schema import EngineConfig, Estimate, ModelFacts, Policy
+from traces.schema import EngineConfig, Estimate, Policy
 from traces.statistics import column_means
 from traces.summary import Run as Summary
 from traces.summary import summarise
@@ -35,90 +36,6 @@ DRAWS: Final = 8  # of n of the recorded samples, or of their order where a rule
 VOTES: Final = (
     "greedy", "majority", "early_stopping", "adaptive", "agreement", "first_finish",
 )  # fmt: skip
-
-
-@dataclass(frozen=True, kw_only=True)
-class Question:
-    """What is asked: an engine, a policy and a load.
-
-    Without a load the recorded one is meant: so many problems in flight, or the recorded arrivals.
-    With `operators`, a folder of operator tables of a GPU, step times are theirs, for a model of
-    `num_hidden_layers` (that of the recorded model if not given).
-    """
-
-    engine: EngineConfig
-    policy: Policy
-    concurrency: int | None = None
-    rate_per_s: float | None = None
-    replicas: Replicas = field(default_factory=Replicas)
-    seed: int = 0
-    operators: Path | None = None
-    num_hidden_layers: int | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepTimes:
-    """Where a question's step times come from.
-
-    `sigma` is the spread of a whole run's speed inside and outside what was recorded, None for
-    operator tables, which no run of the user's has checked; `runs` taught it.
-    """
-
-    cost: StepCost
-    sigma: tuple[float, float] | None
-    runs: int | None
-    within: Callable[[Mapping[str, float]], bool]
-
-    def at(self, factor: float) -> StepCost:
-        """Return the cost of steps that take `factor` times as long."""
-        return self.cost if factor == 1.0 else scaled_cost(self.cost, factor)
-
-
-def learned(law: StepLaw) -> StepTimes:
-    """Return the step times of recorded steps."""
-    return StepTimes(
-        cost=linear_cost(law.seconds),
-        sigma=(law.sigma, law.sigma_outside),
-        runs=law.runs,
-        within=law.within,
-    )
-
-
-def tabled(question: Question, facts: ModelFacts | None, longest: int) -> StepTimes:
-    """Return the step times of operator tables.
-
-    Raises UsageError when the number of layers is not known, TablesError for damaged tables.
-    """
-    from advisor.models.operator_files import read_operators
-    from advisor.models.operators import default_capture_sizes, domain, step_tables
-
-    engine = question.engine
-    layers = question.num_hidden_layers or (None if facts is None else facts.num_hidden_layers)
-    if layers is None or layers < 1:
-        raise UsageError("--operators: say how many layers the model has, --num-hidden-layers 32")
-    if engine.max_num_seqs is None or engine.max_num_batched_tokens is None:
-        raise UsageError(
-            "--operators: set engine.max_num_seqs and engine.max_num_batched_tokens, "
-            "which this recording does not tell"
-        )
-    assert question.operators is not None
-    operators = read_operators(question.operators)
-    measured = domain(operators)
-    captured = [] if engine.enforce_eager else default_capture_sizes(engine.max_num_seqs)
-    tables = step_tables(
-        operators,
-        num_hidden_layers=layers,
-        max_num_batched_tokens=engine.max_num_batched_tokens,
-        max_num_seqs=engine.max_num_seqs,
-        capture_sizes=captured,
-        tensor_parallel_size=engine.tensor_parallel_size,
-    )
-
-    def within(peaks: Mapping[str, float]) -> bool:
-        most = {"tokens": peaks["tokens"], "batch": peaks["requests"], "context": longest}
-        return not measured.beyond(most)
-
-    return StepTimes(cost=table_cost(tables), sigma=None, runs=None, within=within)
 
 
 def stop_of(policy: Policy) -> Stop:
@@ -144,18 +61,29 @@ def stop_of(policy: Policy) -> Stop:
 
 
 class Replays:
-    """The draws of one question, replayed at the law's usual, its fast and its slow speed."""
+    """The draws of one question, replayed at the law's usual, its fast and its slow speed.
+
+    `sources` are the runs that the samples are of: one, or one for each draw of what is not known
+    of them. A question of operator tables needs no model of recorded steps. `law` stands where no
+    run has taught the engine's own; `extrapolated` says that the question lies outside what was
+    recorded.
+    """
 
     def __init__(
         self,
         base: Recording,
         evidence: Evidence,
-        model: StepTimeModel,
+        model: StepTimeModel | None,
         own: Run,
-        source: Run,
+        sources: Sequence[Run],
         question: Question,
+        prior: PriorTimes | None = None,
+        *,
+        law: StepLaw | None = None,
+        extrapolated: bool = False,
     ) -> None:
-        self.base, self.source, self.question = base, source, question
+        self.base, self.sources, self.question = base, sources, question
+        source = sources[0]
         self.engine = _with_blocks(evidence, question.engine)
         self.limits = limits_of(self.engine)
         self.facts = evidence.models
@@ -167,17 +95,29 @@ class Replays:
         self.concurrency = None
         if arrivals is None:
             self.concurrency = question.concurrency or own.concurrency or 1
-        self.workloads = [Workload.from_loads(loads, arrivals) for loads in self.loads]
+        told = base.manifest.workload
+        block_tokens = None if told is None else told.prompt_block_tokens
+        self.workloads = [
+            Workload.from_loads(loads, arrivals, prompt_block_tokens=block_tokens)
+            for loads in self.loads
+        ]
         self.first = self.workloads[0].first
-        if question.operators is None:
-            self.times = learned(model.law(self.engine))
-        else:
-            longest = max(workload.longest for workload in self.workloads)
+        longest = max(workload.longest for workload in self.workloads)
+        if question.gpu is not None and prior is not None:
+            self.times = prior.times(self.engine, longest)
+        elif question.operators is not None:
             self.times = tabled(question, evidence.models.get(self.engine.model), longest)
+        elif model is not None:
+            self.times = learned(law or model.law(self.engine))
+        else:
+            raise UsageError(
+                "no steps were recorded; give operator tables with --operators, or --gpu"
+            )
         self.runs = [
             self._run(workload, 1.0, log=i == 0) for i, workload in enumerate(self.workloads)
         ]
-        self.outside = not all(self.times.within(run.peak) for run in self.runs)
+        inside = all(self.times.within(run.peak) for run in self.runs)
+        self.outside = extrapolated or not inside
         sigma = 0.0 if self.times.sigma is None else self.times.sigma[int(self.outside)]
         self.slow, self.fast = (
             [self._run(workload, float(np.exp(sign * Z95 * sigma))) for workload in self.workloads]
@@ -196,11 +136,12 @@ class Replays:
         )
 
     def _draws(self) -> list[list[Load]]:
-        whole = [self._load(name) for name in self.ids]
-        if self.stop == Stop() and all(len(load.samples) == self.drawn for load in whole):
-            return [whole]
+        each = [[self._load(source, name) for name in self.ids] for source in self.sources]
+        if self.stop == Stop() and all(len(load.samples) == self.drawn for load in each[0]):
+            return each
         found = []
         for number in range(DRAWS):
+            whole = each[number % len(each)]
             rng = np.random.default_rng([self.question.seed, number])
             drawn = []
             for load in whole:
@@ -209,25 +150,24 @@ class Replays:
             found.append(drawn)
         return found
 
-    def _load(self, name: str) -> Load:
-        problem = self.source.problems[name]
+    def _load(self, source: Run, name: str) -> Load:
+        problem = source.problems[name]
         samples: tuple[Sample, ...] = problem.samples
         if self.limits.speculative and any(sample.advance is None for sample in samples):
             raise UsageError(
-                f"{self.source.recording}: does not say how drafts went per sample; record again"
+                f"{source.recording}: does not say how drafts went per sample; record again"
             )
         return Load(
             prompt_tokens=problem.prompt_tokens,
             cached_tokens=problem.cached_tokens,
             samples=samples,
+            prompt_blocks=problem.prompt_blocks,
         )
 
     def _arrivals(self, own: Run) -> Floats | None:
         rate = self.question.rate_per_s
         if rate is not None:
-            rng = np.random.default_rng([self.question.seed, DRAWS])
-            gaps: Floats = rng.exponential(1 / rate, len(self.ids))
-            return np.cumsum(gaps)
+            return poisson_arrivals(rate, len(self.ids), self.question.seed)
         if self.question.concurrency is None and own.concurrency is None:
             times = np.array([own.problems[name].arrival_ns for name in self.ids])
             return np.asarray((times - times.min()) / 1e9)
@@ -319,15 +259,20 @@ class Replays:
         )
 
     def _accuracy(self) -> Estimate | None:
-        known = all(
-            s.correct is not None or s.answer is None
-            for load in self.loads[0]
-            for s in load.samples
-        )
-        if not known or self.question.policy.method not in VOTES:
+        samples = [s for load in self.loads[0] for s in load.samples]
+        known = all(s.correct is not None or s.answer is None for s in samples)
+        judged = any(s.correct is not None for s in samples)
+        if not (known and judged) or self.question.policy.method not in VOTES:
             return None
         right = np.mean([run.right for run in self.runs], axis=0)
         return column_means(right[:, None], "1")[0]
+
+
+def poisson_arrivals(rate_per_s: float, count: int, seed: int) -> Floats:
+    """Return the seconds at which problems arrive, ascending."""
+    rng = np.random.default_rng([seed, DRAWS])
+    gaps: Floats = rng.exponential(1 / rate_per_s, count)
+    return np.cumsum(gaps)
 
 
 def _with_blocks(evidence: Evidence, engine: EngineConfig) -> EngineConfig:

@@ -48,29 +48,33 @@ class Workload:
 
     @classmethod
     def from_loads(
-        cls, loads: Sequence[Load], arrivals: Sequence[float] | Floats | None = None
+        cls,
+        loads: Sequence[Load],
+        arrivals: Sequence[float] | Floats | None = None,
+        *,
+        prompt_block_tokens: int | None = None,
     ) -> Workload:
         """Build from recorded problems.
 
-        A problem's samples share its prompt but for the last token; what a problem found in the
-        cache it shares with all problems (the first found nothing: the engine was fresh).
+        A problem's samples share its prompt but for the last token. With `prompt_block_tokens`,
+        the size of the loads' `prompt_blocks`, problems share what these say. Without, what a
+        problem found in the cache it shares with all problems (the first found nothing: the engine
+        was fresh).
         """
         flat = [(load, sample) for load in loads for sample in load.samples]
         counts = np.array([len(load.samples) for load in loads], dtype=np.int64)
         output = np.array([sample.output_tokens for _, sample in flat], dtype=np.int64)
         verify, forwarded = _verify_steps([sample for _, sample in flat])
         first_answer, answer, right = _answers(loads)
-        levels = sorted({load.cached_tokens for load in loads} - {0})
-        usual = _median([load.cached_tokens for load in loads if load.cached_tokens])
-        path: list[int] = []
-        first_segment, starts, ends = [0], [0, *levels[:-1]][: len(levels)], list(levels)
-        for load in loads:
-            common = load.cached_tokens or min(usual, load.prompt_tokens - 1)
-            chain = [i for i, level in enumerate(levels) if level <= common]
-            path += [*chain, len(ends)]
-            starts.append(levels[chain[-1]] if chain else 0)
-            ends.append(load.prompt_tokens - 1)
-            first_segment.append(len(path))
+        if prompt_block_tokens is None:
+            first_segment, path, starts, ends = _levels(loads)
+        else:
+            first_segment, path, starts, ends = _segments(
+                [load.prompt_blocks for load in loads],
+                prompt_block_tokens,
+                [load.prompt_tokens for load in loads],
+                counts.tolist(),
+            )
         return cls(
             first=np.concatenate([[0], np.cumsum(counts)]),
             prompt_tokens=np.array([load.prompt_tokens for load, _ in flat], dtype=np.int64),
@@ -82,10 +86,10 @@ class Workload:
             first_answer=first_answer,
             right=right,
             arrivals=None if arrivals is None else ascending(arrivals),
-            first_segment=np.array(first_segment, dtype=np.int64),
-            path=np.array(path, dtype=np.int32),
-            segment_start=np.array(starts, dtype=np.int64),
-            segment_end=np.array(ends, dtype=np.int64),
+            first_segment=first_segment,
+            path=path,
+            segment_start=starts,
+            segment_end=ends,
         )
 
     @classmethod
@@ -100,14 +104,18 @@ class Workload:
     ) -> Workload:
         """Build from requests, each a problem with one sample whose length is its end.
 
-        `prefix_blocks` [requests] name the whole blocks of `prefix_block_tokens` of each prompt;
-        equal names are equal prefixes. Raises ValueError for tokens below 1 and arrivals that fall.
+        `prefix_blocks` [requests] name the blocks of `prefix_block_tokens` of each prompt, the last
+        of which may be cut; equal names are equal prefixes. Raises ValueError for tokens below 1
+        and arrivals that fall.
         """
         count = len(prompt_tokens)
         if np.min(prompt_tokens, initial=1) < 1 or np.min(output_tokens, initial=1) < 1:
             raise ValueError("requests need at least one token of prompt and of output")
         first_segment, path, starts, ends = _segments(
-            prefix_blocks or [()] * count, prefix_block_tokens
+            prefix_blocks or [()] * count,
+            prefix_block_tokens,
+            np.asarray(prompt_tokens).tolist(),
+            [1] * count,
         )
         output = np.asarray(output_tokens, dtype=np.int64)
         return cls(
@@ -181,42 +189,102 @@ def _median(values: Sequence[int]) -> int:
     return sorted(values)[len(values) // 2] if values else 0
 
 
+Segments = tuple[Ints, npt.NDArray[np.int32], Ints, Ints]
+
+
+def _levels(loads: Sequence[Load]) -> Segments:
+    """Return the segments of prompts of which is known how much the cache held."""
+    levels = sorted({load.cached_tokens for load in loads} - {0})
+    usual = _median([load.cached_tokens for load in loads if load.cached_tokens])
+    path: list[int] = []
+    first, starts, ends = [0], [0, *levels[:-1]][: len(levels)], list(levels)
+    for load in loads:
+        common = load.cached_tokens or min(usual, load.prompt_tokens - 1)
+        chain = [i for i, level in enumerate(levels) if level <= common]
+        path += [*chain, len(ends)]
+        starts.append(levels[chain[-1]] if chain else 0)
+        ends.append(load.prompt_tokens - 1)
+        first.append(len(path))
+    return _arrays(first, path, starts, ends)
+
+
 def _segments(
-    prefix_blocks: Sequence[Sequence[int]], tokens: int
-) -> tuple[Ints, npt.NDArray[np.int32], Ints, Ints]:
+    prefix_blocks: Sequence[Sequence[int]],
+    tokens: int,
+    prompt_tokens: Sequence[int],
+    samples: Sequence[int],
+) -> Segments:
     """Cut the prompts into the longest runs of blocks that are only ever met together.
 
     A run ends where some request ends or the next block differs. Blocks that one request alone has
     are no segment: nobody else can find them. Returns the first place of each prompt in the path,
     the path, and where segments start and end.
     """
+    chains = _chains(prefix_blocks, tokens, prompt_tokens, samples)
     uses: dict[int, int] = {}
     follower: dict[int, int] = {}
     cut: set[int] = set()
-    for names in prefix_blocks:
-        for name, following in zip(names, [*names[1:], NONE], strict=False):
-            uses[name] = uses.get(name, 0) + 1
-            if follower.setdefault(name, following) != following:
+    for chain, count in zip(chains, samples, strict=True):
+        following = [name for name, _ in chain[1:]] + [NONE]
+        for (name, _), after in zip(chain, following, strict=False):
+            uses[name] = uses.get(name, 0) + count
+            if follower.setdefault(name, after) != after:
                 cut.add(name)
     path: list[int] = []
     numbers: dict[int, int] = {}
     first: list[int] = [0]
     starts: list[int] = []
     ends: list[int] = []
-    for names in prefix_blocks:
+    for chain in chains:
         start = 0
-        for place, name in enumerate(names):
+        for place, (name, end) in enumerate(chain):
             if uses[name] < 2:
                 break
-            last = place + 1 == len(names) or uses[names[place + 1]] < 2
+            last = place + 1 == len(chain) or uses[chain[place + 1][0]] < 2
             if name in cut or last:
                 if name not in numbers:
                     numbers[name] = len(ends)
-                    starts.append(start * tokens)
-                    ends.append((place + 1) * tokens)
+                    starts.append(start)
+                    ends.append(end)
                 path.append(numbers[name])
-                start = place + 1
+                start = end
         first.append(len(path))
+    return _arrays(first, path, starts, ends)
+
+
+def _chains(
+    prefix_blocks: Sequence[Sequence[int]],
+    tokens: int,
+    prompt_tokens: Sequence[int],
+    samples: Sequence[int],
+) -> list[list[tuple[int, int]]]:
+    """Name each prompt's blocks by all of the prompt up to their end, and say where they end.
+
+    The last token of a prompt is always computed, so that a block that ends with one has it apart.
+    What has no name, the samples of a problem alone have in common.
+    """
+    whole = {prompt for prompt in prompt_tokens if prompt % tokens == 0}
+    known: dict[tuple[int, int | None, int], int] = {}
+    chains = []
+    for problem, (names, prompt) in enumerate(zip(prefix_blocks, prompt_tokens, strict=True)):
+        chain: list[tuple[int, int]] = []
+        before, end = NONE, 0
+        for name in names[: -(-prompt // tokens)]:
+            end = min(end + tokens, prompt)
+            before = known.setdefault((before, name, end), len(known))
+            if end == prompt or end in whole:
+                chain.append((before, end - 1))
+                before = known.setdefault((before, None, end), len(known))
+            if end < prompt:
+                chain.append((before, end))
+        if end < prompt and samples[problem] > 1:
+            own = known.setdefault((NONE - 1 - problem, None, prompt), len(known))
+            chain.append((own, prompt - 1))
+        chains.append(chain)
+    return chains
+
+
+def _arrays(first: list[int], path: list[int], starts: list[int], ends: list[int]) -> Segments:
     return (
         np.array(first, dtype=np.int64),
         np.array(path, dtype=np.int32),

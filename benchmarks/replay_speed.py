@@ -38,7 +38,7 @@ FIRST = (
     "from advisor.replay import replay\nfrom advisor.workload import Workload\n"
     "loaded = time.perf_counter()\n"
     "w = Workload.from_requests([10], [3], arrivals=[0.0])\n"
-    "replay(w, linear_cost(np.ones(9)), Limits())\n"
+    "replay(w, linear_cost(np.ones(12)), Limits())\n"
     "print(loaded - begun, time.perf_counter() - loaded)"
 )
 

@@ -54,8 +54,11 @@ def record(
     progress: Progress | None = None,
     probes: Sequence[Probe] = (),
     stop_after_s: float | None = None,
+    arrivals_s: Sequence[float] | None = None,
 ) -> Path:
     """Run all problems, `concurrency` at a time, and return the recording's folder.
+
+    With `arrivals_s` [problems], ascending, they come at these times instead.
 
     A problem that takes longer than `timeout_s` is answered by the votes there are. `scorer` is
     what the policy's parameter `scorer` names, where that is no URL. `logprobs` measures every
@@ -69,7 +72,7 @@ def record(
     Raises UsageError for a policy that cannot be run, RecordingError when `folder` is taken.
     """
     # Refuse before anything is written.
-    _check_limits(policy, concurrency, timeout_s)
+    _check_limits(policy, concurrency, timeout_s, len(workload.problems), arrivals_s)
     check_hz(power_hz)
     policy = complete(policy)
     _check_effort(policy, workload, engine)
@@ -97,7 +100,7 @@ def record(
         policies={policy.key(): policy},
         models=models,
         workload=workload.facts(engine.chat_template if workload.chat else None),
-        concurrency=concurrency,
+        concurrency=concurrency if arrivals_s is None else None,
         text_recorded=keep_text,
         price_usd_per_device_hour=price_usd_per_device_hour,
     )
@@ -132,6 +135,7 @@ def record(
                     scoring=scoring,
                     checkpoints=checkpoints,
                     stop_after_s=stop_after_s,
+                    arrivals_s=arrivals_s,
                 ).go(concurrency, report)
             finally:
                 steps.end()
@@ -163,7 +167,15 @@ def _all_of(probes: Sequence[Probe], writer: RecordingWriter) -> Iterator[None]:
         yield
 
 
-def _check_limits(policy: Policy, concurrency: int, timeout_s: float | None) -> None:
+def _check_limits(
+    policy: Policy,
+    concurrency: int,
+    timeout_s: float | None,
+    problems: int,
+    arrivals_s: Sequence[float] | None,
+) -> None:
+    if arrivals_s is not None and len(arrivals_s) != problems:
+        raise UsageError(f"{len(arrivals_s):,} arrivals for {problems:,} problems")
     if concurrency < 1:
         raise UsageError(f"--concurrency must be at least 1, not {concurrency}")
     if timeout_s is not None and not timeout_s > 0:

@@ -24,7 +24,7 @@ class Finding(Record):
 
 def examine() -> list[Finding]:
     """Look at the machine; starts nothing and changes nothing."""
-    return [*_engine(), _steps(), *_devices(), _telemetry(), *_host()]
+    return [*_engine(), _steps(), *_devices(), _telemetry(), _receivers(), *_host()]
 
 
 def _engine() -> Iterator[Finding]:
@@ -104,6 +104,16 @@ def _telemetry() -> Finding:
         present=endpoint is not None,
         detail="as OTEL_EXPORTER_OTLP_* says" if endpoint else "nothing is sent anywhere",
         needs=None if endpoint else "record --otlp http://localhost:4318, to send spans",
+    )
+
+
+def _receivers() -> Finding:
+    version = installed("grpcio")
+    return Finding(
+        what="OTLP receiver",
+        present=True,
+        detail=f"HTTP, and gRPC by grpcio {version}" if version else "HTTP; no gRPC",
+        needs=None if version else "pip install 'ttscope[grpc]', for attach --listen-grpc",
     )
 
 

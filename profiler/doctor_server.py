@@ -5,30 +5,26 @@ Four GET requests, nothing else: nothing is started on somebody else's server.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
 
 import httpx
 
 from profiler.access import Access
 from profiler.doctor import Finding
-from profiler.engines.served import ask_model, ask_version
+from profiler.engines.served import ask_model, ask_version, routes
 from profiler.scraper import Page, ScrapeError, Scraper
+from profiler.server_windows import SERVER_FLAGS
 from traces.deployment import DRAFTS, FLOPS
 from traces.errors import EngineError
 
-_MOST_SCHEMA_BYTES = 8 << 20
 SPANS = (
     "start vLLM with OTEL_EXPORTER_OTLP_TRACES_PROTOCOL=http/protobuf and "
-    "--otlp-traces-endpoint http://127.0.0.1:4318/v1/traces, and ttscope attach URL --listen 4318"
+    "--otlp-traces-endpoint http://127.0.0.1:4318/v1/traces, and ttscope attach URL --listen 4318; "
+    "or without the variable, with http://127.0.0.1:4317 and --listen-grpc 4317"
 )
 PLUGIN = (
     "pip install ttscope where vLLM runs, start it with TTSCOPE_PLUGIN=http://127.0.0.1:4318 and "
     "--enable-logging-iteration-details, and ttscope attach URL --listen 4318"
-)
-PROFILER = (
-    '--profiler-config \'{"profiler": "torch", "torch_profiler_dir": "/DIR", "ignore_frontend": '
-    'true, "torch_profiler_with_stack": false}\''
 )
 
 
@@ -92,31 +88,15 @@ def _inside(client: httpx.Client) -> Iterator[Finding]:
     outside = "cannot be told from outside"
     yield Finding(what="spans", present=None, detail=outside, needs=SPANS)
     yield Finding(what="steps (plugin)", present=None, detail=outside, needs=PLUGIN)
-    profiler = _has_profiler(client)
+    known = routes(client)
+    profiler = None if known is None else "/start_profile" in known["paths"]
     yield Finding(
         what="profiler",
         present=profiler,
         detail={
-            True: "POST /start_profile is there; this version opens no windows on servers",
+            True: "POST /start_profile is there: attach URL --kernels FOLDER",
             False: "no POST /start_profile",
             None: "the server does not list its routes",
         }[profiler],
-        needs=None if profiler else PROFILER,
+        needs=None if profiler else SERVER_FLAGS,
     )
-
-
-def _has_profiler(client: httpx.Client) -> bool | None:
-    """Tell by the list of routes; asking the route itself would start a profiler."""
-    with contextlib.suppress(httpx.HTTPError, ValueError, AttributeError, TypeError):
-        body = bytearray()
-        with client.stream("GET", "/openapi.json") as answer:
-            if answer.status_code != 200:
-                return None
-            for piece in answer.iter_bytes():
-                body += piece
-                if len(body) > _MOST_SCHEMA_BYTES:
-                    return None
-        import json
-
-        return "/start_profile" in json.loads(body)["paths"]
-    return None

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
+from urllib.parse import urlsplit
 
 from profiler.deployment import Deployment
 from profiler.plugin_steps import Batch, PluginRows
@@ -18,18 +19,33 @@ from traces.writer import RecordingWriter
 
 HELLO_S = 2.5  # a plugin says that it is there every second
 MOST_ENGINES = 256  # named by spans or plugins alone
+HOLD_NS = 1_500_000_000  # that steps of several front ends wait for one another
 _SAME_START_S = 1.5  # clocks of /proc and of the metrics page are read apart
 
 
 class Incoming:
-    """Feeds a recording from a receiver; `seen` counts what came, for the summary."""
+    """Feeds a recording from a receiver; `steps` counts those that came.
 
-    def __init__(self, receiver: Receiver, deployment: Deployment) -> None:
-        self._receiver, self._deployment = receiver, deployment
+    `profiled` tells of an engine, begin and end of a step whether a profiler's window touched it.
+    Spans in one of `own_traces` are left out: they are of requests that we send ourselves, of which
+    the recording has the client's rows.
+    """
+
+    def __init__(
+        self,
+        receiver: Receiver,
+        deployment: Deployment,
+        profiled: Callable[[str, int, int], bool] | None = None,
+        own_traces: Collection[str] = (),
+    ) -> None:
+        self._own_traces = own_traces
+        self._receiver, self._deployment, self._profiled = receiver, deployment, profiled
         self._groups = SpanGroups(self._engine_of_span)
         self._engines: dict[Any, str] = {}
         self._rows: dict[str, PluginRows] = {}
         self._dropped: dict[str, int] = {}
+        self._senders: dict[str, set[str]] = {}  # front ends by engine
+        self._ending = False
         self._samples: list[Row] = []
         self._writer: RecordingWriter | None = None
         self._early: list[Batch] = []
@@ -63,6 +79,8 @@ class Incoming:
         try:
             yield
         finally:
+            self._hear_out()
+            self._ending = True
             for table, rows in zip(
                 ("problems", "samples"), self._settled(everything=True), strict=True
             ):
@@ -73,29 +91,52 @@ class Incoming:
             if lost := sum(self._dropped.values()):
                 writer.dropped("steps", lost)
 
+    def _hear_out(self) -> None:
+        """Wait until every plugin that still speaks has told the steps until now."""
+        now = time.monotonic()
+        speaking = [name for name, at in self._receiver.heard.copy().items() if now - at < HELLO_S]
+        while time.monotonic() < now + HELLO_S:
+            if all(self._receiver.heard[name] > now for name in speaking):
+                return
+            time.sleep(0.02)
+
     def _take_steps(self) -> list[Row]:
-        found: list[Row] = []
+        raw: dict[str, list[Any]] = {key: [] for key in self._rows}
         for batch in [*self._early, *self._receiver.take_batches()]:
             key = self._key_of(batch) or self._own_key(batch)
             if key is None:
                 continue
-            rows = self._rows.get(key)
-            if rows is None:
+            if key not in self._rows:
                 config = self._deployment.engines[key]
                 blocks = config.num_gpu_blocks
-                rows = self._rows[key] = PluginRows(
+                self._rows[key] = PluginRows(
                     engine=key,
                     usable_blocks=None if blocks is None else blocks - 1,
                     asynchronous=config.async_scheduling,
                 )
-            found += rows.rows(batch.rows)
+            raw.setdefault(key, []).extend(batch.rows)
+            self._senders.setdefault(key, set()).add(batch.instance)
             self._dropped[f"{batch.instance}.{batch.engine}"] = batch.dropped
         self._early = []
+        found: list[Row] = []
+        for key, rows in raw.items():
+            wait = len(self._senders[key]) > 1 and not self._ending
+            until = time.time_ns() - HOLD_NS if wait else None
+            found += self._marked(key, self._rows[key].rows(rows, until=until))
         self.steps += len(found)
         return found
 
+    def _marked(self, key: str, rows: list[Row]) -> list[Row]:
+        profiled = self._profiled
+        if profiled is None:
+            return rows
+        for row in rows:
+            begun = row["end"] - (row["interval_ns"] or 0)
+            row["profiled"] = profiled(key, begun, row["end"])
+        return rows
+
     def _key_of(self, batch: Batch) -> str | None:
-        """Return the engine that a plugin belongs to: by its process's start, or the only one."""
+        """Return the engine that a plugin belongs to: by its start, its port, or the only one."""
         replicas = self._deployment.replicas
         fitting = [
             replica
@@ -104,6 +145,8 @@ class Incoming:
             and replica.started is not None
             and abs(replica.started - batch.process_start_s) < _SAME_START_S
         ]
+        if len(fitting) != 1:  # several front ends do not tell when they began
+            fitting = [each for each in replicas if _port(each.access.url) in batch.ports]
         if len(fitting) != 1:
             fitting = replicas if len(replicas) == 1 else []
         return fitting[0].keys.get(str(batch.engine)) if fitting else None
@@ -132,7 +175,8 @@ class Incoming:
 
     def _settled(self, *, everything: bool = False) -> tuple[list[Row], list[Row]]:
         for span in self._receiver.take_spans():
-            self._groups.add(span)
+            if span.trace_id not in self._own_traces:
+                self._groups.add(span)
         return self._groups.drain(everything=everything)
 
     def _take_spans(self) -> list[Row]:
@@ -143,3 +187,8 @@ class Incoming:
     def _take_samples(self) -> list[Row]:
         taken, self._samples = self._samples, []
         return taken
+
+
+def _port(url: str) -> int:
+    parts = urlsplit(url)
+    return parts.port or (443 if parts.scheme == "https" else 80)

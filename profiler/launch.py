@@ -102,7 +102,7 @@ def start_engine(
                 "dtype": options.dtype,
                 "speculative": options.speculative,
             },
-            chat_template=_template(options.chat_template),
+            chat_template=read_template(options.chat_template),
         )
     from profiler.engines.in_process import InProcessEngine
     from profiler.kernels import WindowPlan
@@ -124,12 +124,12 @@ def start_engine(
         draft_path=draft and model_path(draft),
         thinking_budget=thinking_budget,
         kernels=None if kernels is None else WindowPlan.parse(kernels),
-        chat_template=_template(options.chat_template),
+        chat_template=read_template(options.chat_template),
     )
 
 
-def _template(name: str | None) -> str | None:
-    """Read a chat template and look whether it is Jinja."""
+def read_template(name: str | None) -> str | None:
+    """Read a chat template and look whether it is Jinja. Raises UsageError."""
     if name is None:
         return None
     import jinja2

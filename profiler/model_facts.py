@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,9 @@ from traces.schema import ModelFacts
 
 _DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "half": 2, "fp8": 1, "int8": 1}
 _MAX_HEADER_BYTES = 100 << 20
+# Fields that only layers with a state of their own have.
+_STATES = ("state_size", "ssm_state_size", "mamba_d_state", "mamba_d_ssm", "linear_num_value_heads")
+_NO_MIXING = ("mlp", "moe", "dense", "sparse")  # layers that look at one token alone
 _PACKED = ("I32", "I16", "U8", "I8")  # several weights in an element, or weights beside scales
 
 
@@ -42,7 +46,8 @@ def facts_from_config(
     where they are packed by quantisation, in the config's matrices, which leaves out norms and
     biases. Active parameters leave out experts that a token does not visit and an untied input
     embedding, which is a look-up and no multiplication. Weight bytes are those of `dtype`, or of
-    the files when they are quantised. KV bytes per token: 2 x layers x kv heads x head dim x bytes.
+    the files when they are quantised. KV bytes per token: 2 x layers x kv heads x head dim x bytes;
+    of latent attention layers x (kv_lora_rank + qk_rope_head_dim) x bytes (arXiv 2405.04434).
     """
 
     def read(*names: str) -> Any:
@@ -73,6 +78,9 @@ def facts_from_config(
     quantised = read("quantization_config") is not None
     element = dtype_bytes(dtype, str(read("dtype", "torch_dtype")))
     architectures = read("architectures")
+    latent = read("kv_lora_rank")
+    kv_width = latent + (read("qk_rope_head_dim") or 0) if latent else 2 * kv_heads * head_dim
+    kinds = _attention(read)
     return ModelFacts(
         name=name,
         architecture=architectures[0] if architectures else None,
@@ -88,12 +96,33 @@ def facts_from_config(
         total_parameters=parameters,
         active_parameters=active,
         weight_bytes=stored_bytes if quantised and stored_bytes else parameters * element,
-        kv_bytes_per_token=2
-        * config.num_hidden_layers
-        * kv_heads
-        * head_dim
+        kv_bytes_per_token=config.num_hidden_layers
+        * kv_width
         * dtype_bytes(kv_cache_dtype, dtype, str(read("dtype", "torch_dtype"))),
+        attention=kinds,
+        sliding_window=read("sliding_window") if "sliding_attention" in kinds else None,
     )
+
+
+def _attention(read: Callable[..., Any]) -> tuple[str, ...]:
+    """Return the kinds of layers that mix tokens, sorted (`ModelFacts.attention`)."""
+    listed = read("layer_types", "layers_block_type")
+    found = {"full_attention" if kind == "attention" else str(kind) for kind in listed or ()}
+    found -= set(_NO_MIXING)
+    if read("kv_lora_rank"):
+        found = found - {"full_attention"} | {"latent_attention"}
+    elif not listed:
+        if read("sliding_window") and read("use_sliding_window") is not False:
+            found.add("sliding_attention")
+        elif read("attention_chunk_size"):
+            found.add("chunked_attention")
+        else:
+            found.add("full_attention")
+    if any(read(name) for name in _STATES) and not listed:
+        found.add("linear_attention")
+    if read("is_encoder_decoder"):
+        found.add("cross_attention")
+    return tuple(sorted(found))
 
 
 def facts_from_folder(folder: Path, *, name: str, dtype: str | None = None) -> ModelFacts | None:

@@ -18,6 +18,10 @@ _ALL_LINKS = 0xFFFFFFFF  # scopeId that sums NVLink's counters over the links
 _LARGEST = 2**63 - 1  # of an Int64 column
 
 
+class NoDriverError(SensorError):
+    """There is no NVIDIA driver on this machine."""
+
+
 @contextmanager
 def open_gpus(count: int | None, environ: Mapping[str, str] = os.environ) -> Iterator[list[Gpu]]:
     """Open the first `count` GPUs (None: all) that CUDA shows to this process, in CUDA's order.
@@ -33,7 +37,9 @@ def open_gpus(count: int | None, environ: Mapping[str, str] = os.environ) -> Ite
         nvml.nvmlInit()
     except nvml.NVMLError as error:
         none = error.value in (nvml.NVML_ERROR_LIBRARY_NOT_FOUND, nvml.NVML_ERROR_DRIVER_NOT_LOADED)
-        raise SensorError("no NVIDIA driver" if none else f"NVML: {error}") from None
+        if none:
+            raise NoDriverError("no NVIDIA driver") from None
+        raise SensorError(f"NVML: {error}") from None
     try:
         yield _open(nvml, count, environ)
     finally:

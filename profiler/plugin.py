@@ -19,12 +19,14 @@ import threading
 import time
 import uuid
 from collections import deque
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from vllm.v1.metrics.loggers import StatLoggerBase
 
 from profiler.plugin_steps import COLUMNS, STEPS_PATH
+from profiler.process_clock import process_start
 
 log = logging.getLogger("vllm.ttscope")
 
@@ -34,6 +36,7 @@ PERIOD_S = 0.5
 _MOST_ROWS = 5_000  # of a batch
 _TIMEOUT_S = 2.0
 _LONGEST_PAUSE_S = 10.0
+_MOST_PORTS = 16
 _SCHEDULER = ("num_running_reqs", "num_waiting_reqs", "kv_cache_usage", "spec_decoding_stats")
 _ITERATION = (
     "num_generation_tokens",
@@ -74,8 +77,9 @@ class StepLogger(StatLoggerBase):  # type: ignore[misc]
             "v": 1,
             "instance": uuid.uuid4().hex[:16],
             "engine": int(engine_index),
-            "process_start_s": _process_start(),
+            "process_start_s": process_start(),
             "config": None,
+            "ports": [],
         }
         self._stopping = threading.Event()
         self._pending: list[tuple[Any, ...]] = []
@@ -93,8 +97,11 @@ class StepLogger(StatLoggerBase):  # type: ignore[misc]
         mm_cache_stats: Any = None,
         engine_idx: int = 0,
     ) -> None:
-        """Keep what a step's statistics say; vLLM's thread, so as little as can be."""
-        if not self.on or scheduler_stats is None:
+        """Keep what a step's statistics say; vLLM's thread, so as little as can be.
+
+        Of several front ends one gets the scheduler's, each what its own requests got.
+        """
+        if not self.on or (scheduler_stats is None and iteration_stats is None):
             return
         try:
             if len(self._ring) >= CAPACITY:
@@ -142,6 +149,8 @@ class StepLogger(StatLoggerBase):  # type: ignore[misc]
 
     def _send(self) -> bool:
         """Send what waits; False when it could not be delivered and waits on."""
+        if not self._ring or not self._head["ports"]:
+            self._head["ports"] = _listening()
         while len(self._pending) < _MOST_ROWS and self._ring:
             self._pending.append(self._ring.popleft())
         batch = self._head | {
@@ -179,8 +188,17 @@ def _check_fields() -> None:
 
 def _row(scheduler: Any, iteration: Any) -> tuple[Any, ...]:
     """Return a step as COLUMNS has it; a step without outputs has no iteration statistics."""
-    spec, details = scheduler.spec_decoding_stats, getattr(scheduler, "iteration_details", None)
-    perf = getattr(scheduler, "perf_stats", None)
+    load: tuple[Any, ...] = (None, None, None)
+    spec = details = perf = None
+    if scheduler is not None:
+        load = (
+            scheduler.num_running_reqs,
+            scheduler.num_waiting_reqs,
+            scheduler.kv_cache_usage,
+        )
+        spec = scheduler.spec_decoding_stats
+        details = getattr(scheduler, "iteration_details", None)
+        perf = getattr(scheduler, "perf_stats", None)
     told = (
         (None,) * 6
         if details is None
@@ -212,9 +230,7 @@ def _row(scheduler: Any, iteration: Any) -> tuple[Any, ...]:
         )
     return (
         time.time_ns(),
-        scheduler.num_running_reqs,
-        scheduler.num_waiting_reqs,
-        scheduler.kv_cache_usage,
+        *load,
         *made,
         None if spec is None else list(spec.num_draft_tokens_per_pos),
         None if spec is None else list(spec.num_accepted_tokens_per_pos),
@@ -224,13 +240,18 @@ def _row(scheduler: Any, iteration: Any) -> tuple[Any, ...]:
     )
 
 
-def _process_start() -> float | None:
-    """Return when this process began, as prometheus_client's process collector reckons it."""
+def _listening() -> list[int]:
+    """Return the TCP ports on which this process listens, by which attach finds the server."""
+    sockets, ports = set(), set()
     try:
-        with open("/proc/self/stat") as file:  # noqa: PTH123
-            ticks = float(file.read().rpartition(")")[2].split()[19])
-        with open("/proc/stat") as file:  # noqa: PTH123
-            boot = next(float(line.split()[1]) for line in file if line.startswith("btime "))
-        return boot + ticks / os.sysconf("SC_CLK_TCK")
-    except (OSError, ValueError, StopIteration, IndexError):
-        return None
+        for each in Path("/proc/self/fd").iterdir():
+            with contextlib.suppress(OSError):  # closed meanwhile
+                sockets.add(str(each.readlink()))
+        for table in ("/proc/self/net/tcp", "/proc/self/net/tcp6"):
+            for line in Path(table).read_text().splitlines()[1:]:
+                fields = line.split()
+                if fields[3] == "0A" and f"socket:[{fields[9]}]" in sockets:  # it listens
+                    ports.add(int(fields[1].rpartition(":")[2], 16))
+    except (OSError, ValueError, IndexError):
+        pass
+    return sorted(ports)[:_MOST_PORTS]

@@ -5,11 +5,15 @@ wait, the blocks in use, what was generated, accepted, finished and preempted. W
 --enable-logging-iteration-details it is told the composition and the time of the step too. It never
 sees when a step began, which requests were in it, or what was aborted. The context that a step
 reads is inferred from running sums of prompt and generated tokens, set to 0 when nothing runs.
+
+Of several front ends one gets the scheduler's part of a step, and each what its own requests got.
+What came without it (`running` is null) is added to the step whose end is nearest.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from bisect import bisect_left, bisect_right
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -40,6 +44,7 @@ COLUMNS = (
     "flops",
     "read_bytes",
 )
+_COUNTED = COLUMNS[4:13]  # what is counted by request, so by front end
 MOST_ROWS = 20_000
 
 _MaybeInt = int | None
@@ -47,9 +52,9 @@ _MaybeFloat = float | None
 _Places = list[int] | None
 _Row = tuple[  # one item for each of COLUMNS
     int,
-    int,
-    int,
-    float,
+    _MaybeInt,
+    _MaybeInt,
+    _MaybeFloat,
     int,
     int,
     int,
@@ -84,6 +89,7 @@ class Batch(msgspec.Struct):
     on: bool = True
     details: bool | None = None
     process_start_s: float | None = None
+    ports: list[int] = []  # on which its process listens
     config: dict[str, Any] | None = None
 
 
@@ -113,14 +119,41 @@ class PluginRows:
     _context: int = 0
     _last_end: int | None = None
     _ran: bool = False
+    _waiting: list[dict[str, Any]] = field(default_factory=list)
+    _parts: list[dict[str, Any]] = field(default_factory=list)
 
-    def rows(self, raw: list[_Row]) -> list[dict[str, Any]]:
-        """Return the rows of steps that computed something."""
-        return [
-            row
-            for each in sorted(raw, key=lambda one: one[0])
-            if (row := self._row(dict(zip(COLUMNS, each, strict=True))))
-        ]
+    def rows(self, raw: list[_Row], *, until: int | None = None) -> list[dict[str, Any]]:
+        """Return the rows of steps that computed something.
+
+        Steps that ended after `until`, unix ns, wait for the next call: of several front ends
+        others may still send what belongs before or to them.
+        """
+        told = [dict(zip(COLUMNS, each, strict=True)) for each in raw]
+        self._waiting += [each for each in told if each["running"] is not None]
+        self._parts += [each for each in told if each["running"] is None]
+        self._waiting.sort(key=lambda each: each["end"])
+        cut = len(self._waiting)
+        if until is not None:
+            cut = bisect_right(self._waiting, until, key=lambda each: each["end"])
+        self._add_parts(until)
+        ready, self._waiting = self._waiting[:cut], self._waiting[cut:]
+        return [row for each in ready if (row := self._row(each))]
+
+    def _add_parts(self, until: int | None) -> None:
+        """Add what other front ends saw to the step whose end is nearest."""
+        if not self._waiting:
+            return
+        ends, later = [each["end"] for each in self._waiting], []
+        for part in self._parts:
+            if until is not None and part["end"] > until:
+                later.append(part)
+                continue
+            place = bisect_left(ends, part["end"])
+            near = [each for each in (place - 1, place) if 0 <= each < len(ends)]
+            step = self._waiting[min(near, key=lambda each: abs(ends[each] - part["end"]))]
+            for name in _COUNTED:
+                step[name] += part[name]
+        self._parts = later
 
     def _row(self, told: dict[str, Any]) -> dict[str, Any] | None:
         worked = told["generated"] or told["computed"] or told["ctx_tokens"] or told["running"]

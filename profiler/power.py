@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from profiler import rapl
-from profiler.nvml import open_gpus
+from profiler.nvml import Gpu, NoDriverError, open_gpus
 from profiler.rapl import open_packages
 from profiler.sensor import Sensor, SensorError, Sensors
 from traces.errors import UsageError
@@ -148,9 +148,35 @@ def watch_power(config: EngineConfig, writer: RecordingWriter, *, hz: float = HZ
     if config.mode == "server":
         yield
         return
-    sampler = PowerSampler(
-        open_packages if config.gpu is None else partial(open_gpus, config.num_devices), hz=hz
-    )
+    opened = open_packages if config.gpu is None else partial(open_gpus, config.num_devices)
+    with _sampled(PowerSampler(opened, hz=hz), writer):
+        yield
+
+
+@contextmanager
+def watch_gpus_here(
+    count: int | None, writer: RecordingWriter, *, hz: float = HZ
+) -> Iterator[None]:
+    """Record the power of this machine's GPUs, for servers that run here, while the block runs.
+
+    Of the first `count` that CUDA_VISIBLE_DEVICES leaves, None for all. Without a driver there is
+    nothing to say: the servers run on something else.
+    """
+
+    @contextmanager
+    def opened() -> Iterator[list[Gpu]]:
+        try:
+            with open_gpus(count) as gpus:
+                yield gpus
+        except NoDriverError:
+            yield []
+
+    with _sampled(PowerSampler(opened, hz=hz), writer):
+        yield
+
+
+@contextmanager
+def _sampled(sampler: PowerSampler, writer: RecordingWriter) -> Iterator[None]:
     writer.add_source("power", sampler.drain)
     sampler.start()
     try:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import socket
 import threading
+import time
 import zlib
 from collections import deque
 from collections.abc import Callable
@@ -24,16 +25,17 @@ TRACES = "/v1/traces"
 MOST_BODY_BYTES = 8 << 20
 MOST_INFLATED_BYTES = 32 << 20
 MOST_CONNECTIONS = 64
+MOST_PLUGINS = 1_000
 MOST_WAITING = 100_000  # spans, and rows of steps, that nobody has taken yet
 _IDLE_S = 30.0
 _PROTOBUF, _JSON = "application/x-protobuf", "application/json"
 
 
-def parse_listen(text: str) -> tuple[str, int]:
+def parse_listen(text: str, option: str = "--listen") -> tuple[str, int]:
     """Return host and port of `4318` or `0.0.0.0:4318`. Raises UsageError."""
     host, colon, port = text.rpartition(":")
     if not port.isdecimal() or not 0 <= int(port) < 65536 or (colon and not host):
-        raise UsageError(f"--listen {text}: write a port such as 4318, or HOST:PORT")
+        raise UsageError(f"{option} {text}: write a port such as 4318, or HOST:PORT")
     return host.strip("[]") or "127.0.0.1", int(port)
 
 
@@ -48,6 +50,7 @@ class Receiver:
         self.spans: deque[GenSpan] = deque()
         self.batches: deque[Batch] = deque()
         self.received = self.others = self.refused = self.overflowed = 0
+        self.heard: dict[str, float] = {}  # plugin -> when its last batch came, monotonic
         self._lock = threading.Lock()
         try:
             self._server = _Server((host, port), _Handler, self)
@@ -75,6 +78,11 @@ class Receiver:
             self._thread.join(5.0)
         self._server.server_close()
 
+    def refuse(self) -> None:
+        """Count a request that was answered 4xx, or as gRPC says it."""
+        with self._lock:
+            self.refused += 1
+
     def take_spans(self) -> list[GenSpan]:
         """Return the spans that came since the last call."""
         return [self.spans.popleft() for _ in range(len(self.spans))]
@@ -101,6 +109,8 @@ class Receiver:
                 self.overflowed += 1
                 return False
             self.batches.append(batch)
+            if batch.instance in self.heard or len(self.heard) < MOST_PLUGINS:
+                self.heard[batch.instance] = time.monotonic()
             return True
 
 
@@ -160,7 +170,8 @@ class _Handler(BaseHTTPRequestHandler):
             if not taken:
                 raise _Refused(503, "no room now; send it again")
         except _Refused as error:
-            receiver.refused += error.status != 503
+            if error.status != 503:
+                receiver.refuse()
             self._answer(error.status, json.dumps({"message": str(error)}).encode(), _JSON)
             return
         self._answer(200, b"" if kind == _PROTOBUF else b"{}", kind)

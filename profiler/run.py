@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from opentelemetry.trace import Span
@@ -33,6 +33,7 @@ from traces.spans import RecordingSpanProcessor
 
 Progress = Callable[[int, int], None]
 _SCORER_WAIT_S = 0.01
+_IDLE_S = 0.01
 
 
 @dataclass(kw_only=True)
@@ -40,7 +41,8 @@ class Run:
     """One policy over all problems of a workload; `go` works through them.
 
     Problems that take longer than `timeout_s` are answered by the votes there are; none begins
-    after `stop_after_s`.
+    after `stop_after_s`. With `arrivals_s`, ascending, each begins at its time, however many are in
+    flight.
     """
 
     workload: Workload
@@ -55,6 +57,7 @@ class Run:
     scoring: ScoringThreads | None = None
     checkpoints: Checkpoints | None = None
     stop_after_s: float | None = None
+    arrivals_s: Sequence[float] | None = None
 
     def __post_init__(self) -> None:
         self.run_id = uuid.uuid4().hex[:8]
@@ -63,7 +66,7 @@ class Run:
         self.refused: deque[SampleResult] = deque()
 
     def go(self, concurrency: int, progress: Progress) -> None:
-        """Work through the problems, so many at a time."""
+        """Work through the problems, so many at a time, or as they arrive."""
         waiting = deque(self.workload.problems)
         total, done = len(waiting), 0
         self.spans = RunSpans(
@@ -76,6 +79,7 @@ class Run:
             keep_text=self.keep_text,
         )
         ended = False
+        self.begun_s, arrivals = time.monotonic(), deque(self.arrivals_s or ())
         last = float("inf") if self.stop_after_s is None else time.monotonic() + self.stop_after_s
         try:
             progress(0, total)
@@ -83,7 +87,7 @@ class Run:
                 if waiting and time.monotonic() > last:
                     total -= len(waiting)
                     waiting.clear()
-                while waiting and len(self.flights) < concurrency:
+                while waiting and self._has_room(arrivals, concurrency):
                     self._begin(waiting.popleft())
                 self._advance()
                 if (finished := total - len(waiting) - len(self.flights)) != done:
@@ -94,6 +98,18 @@ class Run:
             if not ended:  # what is in flight keeps its null end
                 self.engine.cancel(list(self.open))
             self.spans.end()
+
+    def _has_room(self, arrivals: deque[float], concurrency: int) -> bool:
+        """Whether the next problem may begin now; waits a moment where nothing else is to do."""
+        if not arrivals:
+            return len(self.flights) < concurrency
+        early_s = arrivals[0] - (time.monotonic() - self.begun_s)
+        if early_s > 0:
+            if not self.open:
+                time.sleep(min(early_s, _IDLE_S))
+            return False
+        arrivals.popleft()
+        return True
 
     def _advance(self) -> None:
         for result in self.engine.poll():

@@ -104,7 +104,7 @@ def attribute_energy(
     so that the mean over problems is the total over problems. Null where it is not known, as for
     problems that the profiler slowed. `alone` says that no other run shares the recording.
     """
-    power, kind = _of_one_kind(recording.frame("power"))
+    power, kind = of_one_kind(recording.frame("power"))
     curve = _curve(recording, engine, power, kind, window)
     if isinstance(curve, Curve) and not alone:
         curve = "several runs of the recording share its devices"
@@ -144,7 +144,7 @@ def mean_power_w(recording: Recording, engine: str) -> float | None:
     if len(recording.manifest.engines) != 1:
         return None
     window = run_window(recording.problems, recording.samples)
-    power, kind = _of_one_kind(recording.frame("power"))
+    power, kind = of_one_kind(recording.frame("power"))
     curve = _curve(recording, engine, power, kind, window)
     return None if isinstance(curve, str) else _mean_w(curve)
 
@@ -154,7 +154,7 @@ def _mean_w(curve: Curve) -> float:
     return float(rise / (curve.seconds[-1] - curve.seconds[0]))
 
 
-def _of_one_kind(power: pl.DataFrame) -> tuple[pl.DataFrame, str | None]:
+def of_one_kind(power: pl.DataFrame) -> tuple[pl.DataFrame, str | None]:
     """The GPUs' readings when there are any, else the host's; never both added."""
     kinds = power["kind"].unique().to_list()
     kind = next((name for name in ("nvml", "rapl") if name in kinds), None)

@@ -19,6 +19,7 @@ class WorkloadFacts(Record):
     """Which problems were posed: enough to tell whether two recordings share them.
 
     `verifier` names how answers were judged (several joined by "+"), None where not told.
+    `prompt_block_tokens` is how much of a prompt each of its `prompt_blocks` names.
     """
 
     name: str
@@ -27,6 +28,7 @@ class WorkloadFacts(Record):
     seed: int | None = None
     template_hash: str | None = None
     verifier: str | None = None
+    prompt_block_tokens: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,8 +32,11 @@ def run_keys(recording: Recording) -> list[tuple[str, str]]:
 
 
 def engine_steps(recording: Recording, engine: str) -> pl.DataFrame:
-    """Return the steps of one engine in order."""
-    return recording.steps.filter(pl.col("engine") == engine).sort("step")
+    """Return the steps of one engine in order, with the columns `STEP_TIMES`."""
+    steps = recording.step_times
+    mine = steps["engine"] == engine
+    own = steps if mine.all() else steps.filter(mine)
+    return own if own["step"].is_sorted() else own.sort("step")
 
 
 def samples_with_shares(recording: Recording, engine: str, policy: str) -> pl.DataFrame:
@@ -110,12 +113,13 @@ def problem_rows(
     latency and no seconds.
     """
     manifest = recording.manifest
-    imported = pl.col("arrival").is_null() & pl.col("error").is_null()
-    decided = pl.col("decided_at").is_not_null() | imported
+    # An import tells of what has ended, whether or not it tells when.
+    imported = pl.col("arrival").is_null() | pl.lit("imported" in manifest.provenance)
+    decided = pl.col("decided_at").is_not_null() | (imported & pl.col("error").is_null())
     rows = _numbered(recording, engine, policy).with_columns(
         state=pl.when(decided)
         .then(pl.lit("decided"))
-        .when(ENDED)
+        .when(ENDED | imported)
         .then(pl.lit("failed"))
         .otherwise(pl.lit("in_flight")),
         slowed=_slowed(engine_steps(recording, engine)),

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -166,15 +167,17 @@ def remove_leftovers(folder: Path, table: str) -> None:
             (folder / name).unlink(missing_ok=True)
 
 
-def read_part(path: Path, table: str) -> pl.DataFrame:
-    """Read one part with the table's columns; a column that the file lacks is null.
+def read_part(path: Path, table: str, columns: Sequence[str] | None = None) -> pl.DataFrame:
+    """Read one part with the table's columns, or some; a column that the file lacks is null.
 
     Raises RecordingError naming the file when it is truncated or corrupt.
     """
     check_part(path)
-    schema = TABLES[table]
+    schema = {name: TABLES[table][name] for name in columns or TABLES[table]}
     try:
-        frame = pl.read_parquet(path, hive_partitioning=False)
+        held = None if columns is None else set(pl.read_parquet_schema(path))
+        wanted = None if held is None else [name for name in schema if name in held]
+        frame = pl.read_parquet(path, columns=wanted, hive_partitioning=False)
         missing = [
             pl.lit(None, dtype).alias(name)
             for name, dtype in schema.items()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +12,7 @@ import polars as pl
 from traces.errors import RecordingError
 from traces.manifest import NAME, Manifest, read_manifest
 from traces.parts import check_part, last_rows, list_parts, read_part
-from traces.tables import TABLES
+from traces.tables import STEP_TIMES, TABLES
 
 CHECKPOINT = "checkpoint"  # the role of requests that are no part of the timed run
 
@@ -50,21 +51,23 @@ class Recording:
         """Whether the run ended by itself; False for one that was killed or is still going."""
         return self.manifest.complete
 
-    def frame(self, table: str) -> pl.DataFrame:
-        """Return a table in memory, with every column of `traces.tables`.
+    def frame(self, table: str, columns: Sequence[str] | None = None) -> pl.DataFrame:
+        """Return a table in memory, with every column of `traces.tables` or with some.
 
         Rows of problems and samples that were written at their start and again at their end
         stand once. Raises RecordingError naming the file when a part is corrupt.
         """
         for _ in range(5):
             try:
-                frames = [read_part(p.path, table) for p in list_parts(self.path, table)]
+                parts = list_parts(self.path, table)
+                frames = [read_part(part.path, table, columns) for part in parts]
                 break
             except FileNotFoundError:
                 continue
         else:
             raise RecordingError(f"{self.path}: its files change faster than they can be read")
-        whole = pl.concat([pl.DataFrame(schema=TABLES[table]), *frames])
+        schema = {name: TABLES[table][name] for name in columns or TABLES[table]}
+        whole = pl.concat([pl.DataFrame(schema=schema), *frames])
         return last_rows(whole.lazy(), table).collect()
 
     def table(self, table: str) -> pl.LazyFrame:
@@ -94,6 +97,11 @@ class Recording:
     def steps(self) -> pl.DataFrame:
         """The engine steps, in order."""
         return self.frame("steps")
+
+    @cached_property
+    def step_times(self) -> pl.DataFrame:
+        """The columns `STEP_TIMES` of the steps: what a summary and a timeline need."""
+        return self.frame("steps", STEP_TIMES)
 
 
 def find_recordings(folder: Path) -> list[Path]:

@@ -231,7 +231,12 @@ class Config(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFacts(Record):
-    """What the cost of a model depends on, so that a recording replays without the model."""
+    """What the cost of a model depends on, so that a recording replays without the model.
+
+    `attention` names the kinds of its layers that mix tokens, in the words of transformers'
+    `layer_types` (full_attention, sliding_attention, linear_attention, ...) and `latent_attention`
+    for MLA; `sliding_window` is in tokens. None: not known, as in older recordings.
+    """
 
     name: str
     architecture: str | None = None
@@ -248,6 +253,8 @@ class ModelFacts(Record):
     active_parameters: int
     weight_bytes: int
     kv_bytes_per_token: int
+    attention: tuple[str, ...] | None = None
+    sliding_window: int | None = None
 
     def matmul_flops(self, tokens: float) -> float:
         """FLOPs of forwarding `tokens` tokens through the weights: 2 x active parameters each."""

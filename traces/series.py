@@ -36,47 +36,108 @@ class Series:
         return int(self.batch.size)
 
 
-def series(steps: pl.DataFrame, num_gpu_blocks: int | None, bins: int) -> Series | None:
-    """Return the steps of one engine over time, None when there are none.
+@dataclass(frozen=True, kw_only=True)
+class Timeline:
+    """The steps of one engine as arrays, from which any stretch is binned without a copy.
 
-    vLLM keeps one block for itself, so the share is of `num_gpu_blocks` - 1.
+    `ends_ns` ascend; `positions` are those in the table of steps. `tokens_before` has one entry
+    more: the tokens that decoding gave before each step. The gauges are nan where not recorded.
     """
-    steps = steps.drop_nulls("end")
-    if not steps.height or bins < 1:
-        return None
-    ends = steps["end"].to_numpy()
-    start = int(ends[0]) - int(steps["wall_ns"][0] or 0)
-    span = max(int(ends.max()) - start, 1)
-    edges = start + np.linspace(0, span, bins + 1).astype(np.int64)
-    place = np.clip((ends - start) * bins // (span + 1), 0, bins - 1)
-    batch = steps.select(pl.col("prefill_requests") + pl.col("decode_requests")).to_series()
-    batch = batch.fill_null(steps["running"])
-    tokens = steps.select(OUTPUT_TOKENS).to_series()
-    first = np.full(bins, -1, dtype=np.int64)
-    first[place[::-1]] = np.arange(steps.height - 1, -1, -1)
-    usable = None if num_gpu_blocks is None else num_gpu_blocks - 1
-    blocks = _highest(steps["kv_blocks"], place, bins)
-    return Series(
-        edges_ns=edges,
-        batch=_highest(batch, place, bins),
-        waiting=_highest(steps["waiting"], place, bins),
-        kv_share=blocks / usable if usable else np.full(bins, np.nan),
-        tokens_per_s=_summed(tokens, place, bins) / (span / bins / 1e9),
-        first_step=first,
-    )
+
+    start_ns: int
+    ends_ns: NDArray[np.int64]
+    positions: NDArray[np.int64]
+    batch: NDArray[np.float32]
+    waiting: NDArray[np.float32]
+    kv_share: NDArray[np.float32]
+    tokens_before: Floats
+    tokens_known: bool
+
+    @property
+    def end_ns(self) -> int:
+        """When the last step ended."""
+        return int(self.ends_ns[-1])
+
+    @classmethod
+    def of(cls, steps: pl.DataFrame, num_gpu_blocks: int | None) -> Timeline | None:
+        """Return the steps of one engine, None when there are none.
+
+        vLLM keeps one block for itself, so the share is of `num_gpu_blocks` - 1.
+        """
+        ends = steps["end"]
+        positions = np.flatnonzero(ends.is_not_null().to_numpy())
+        if not positions.size:
+            return None
+        if positions.size < steps.height:
+            steps = steps.filter(ends.is_not_null())
+        times = np.maximum.accumulate(steps["end"].to_numpy())
+        start = int(times[0]) - int(steps["wall_ns"][0] or 0)
+        batch = steps.select(pl.col("prefill_requests") + pl.col("decode_requests")).to_series()
+        tokens = _floats(steps.select(OUTPUT_TOKENS).to_series(), np.float64)
+        usable = None if num_gpu_blocks is None else num_gpu_blocks - 1
+        known = np.isfinite(tokens)
+        blocks = _floats(steps["kv_blocks"], np.float32)
+        return cls(
+            start_ns=start,
+            ends_ns=times,
+            positions=positions,
+            batch=_floats(batch.fill_null(steps["running"]), np.float32),
+            waiting=_floats(steps["waiting"], np.float32),
+            kv_share=blocks * np.float32(1 / usable if usable else np.nan),
+            tokens_before=np.concatenate(([0.0], np.cumsum(np.where(known, tokens, 0.0)))),
+            tokens_known=bool(known.any()),
+        )
+
+    def bins(self, bins: int, start_ns: int | None = None, end_ns: int | None = None) -> Series:
+        """Return a stretch of time, the whole if not given, in equal bins; at least one."""
+        start = self.start_ns if start_ns is None else start_ns
+        end = max(self.end_ns if end_ns is None else end_ns, start + 1)
+        edges = start + np.linspace(0, end - start, max(bins, 1) + 1).astype(np.int64)
+        place = np.searchsorted(self.ends_ns, edges, side="right")
+        if start <= self.start_ns:
+            place[0] = 0
+        begin, until = place[:-1], place[1:]
+        some = until > begin
+        seconds = np.diff(edges) / 1e9
+        made = self.tokens_before[until] - self.tokens_before[begin]
+        rate = np.divide(made, seconds, out=np.zeros_like(made), where=seconds > 0)
+        first = np.full(some.size, -1, dtype=np.int64)
+        first[some] = self.positions[begin[some]]
+        return Series(
+            edges_ns=edges,
+            batch=_highest(self.batch, begin, until, some),
+            waiting=_highest(self.waiting, begin, until, some),
+            kv_share=_highest(self.kv_share, begin, until, some),
+            tokens_per_s=np.where(some & self.tokens_known, rate, np.nan),
+            first_step=first,
+        )
+
+    def step_at(self, time_ns: int) -> int:
+        """Return the position of the step that runs at a time, or ends next after it."""
+        place = int(np.searchsorted(self.ends_ns, time_ns, side="left"))
+        return int(self.positions[min(place, self.positions.size - 1)])
 
 
-def _highest(values: pl.Series, place: NDArray[np.int64], bins: int) -> Floats:
-    numbers = values.cast(pl.Float64).to_numpy()
-    found = np.full(bins, -np.inf)
-    known = ~np.isnan(numbers)
-    np.maximum.at(found, place[known], numbers[known])
-    return np.where(np.isfinite(found), found, np.nan)
+def series(steps: pl.DataFrame, num_gpu_blocks: int | None, bins: int) -> Series | None:
+    """Return the steps of one engine over time, None when there are none."""
+    found = Timeline.of(steps, num_gpu_blocks)
+    return None if found is None or bins < 1 else found.bins(bins)
 
 
-def _summed(values: pl.Series, place: NDArray[np.int64], bins: int) -> Floats:
-    numbers = values.cast(pl.Float64).to_numpy()
-    known = ~np.isnan(numbers)
-    total = np.bincount(place[known], weights=numbers[known], minlength=bins)
-    seen = np.bincount(place[known], minlength=bins) > 0
-    return np.where(seen, total, np.nan)
+def _floats(values: pl.Series, kind: type[np.float32] | type[np.float64]) -> NDArray[np.floating]:
+    return values.cast(pl.Float32 if kind is np.float32 else pl.Float64).to_numpy()
+
+
+def _highest(
+    values: NDArray[np.float32],
+    begin: NDArray[np.intp],
+    until: NDArray[np.intp],
+    some: NDArray[np.bool_],
+) -> Floats:
+    """Return the highest number of each stretch, nan where there is none."""
+    found = np.full(some.size, np.nan)
+    if some.any():
+        # Stretches that are not empty follow one another, so each ends where the next begins.
+        last = until[some][-1]
+        found[some] = np.fmax.reduceat(values[:last], begin[some])
+    return found

@@ -58,7 +58,7 @@ class Run:
     JSON: `seconds` (where the wall time went), `notes` (what a reader must know), `workload`,
     `imported` (the foreign format of imported outcomes, whose engine is known by name only), and
     the frames behind the numbers: `rows` has one row per problem (traces/outcomes.py),
-    `sample_rows` and `step_rows` the run's samples and its engine's steps.
+    `sample_rows` and `step_rows` the run's samples and its engine's steps (`STEP_TIMES`).
     """
 
     recording: str
@@ -299,7 +299,9 @@ def step_times(steps: pl.DataFrame) -> dict[str, Estimate | None]:
 
     The interval draws 40 stretches of neighbouring steps, because neighbours are alike.
     """
-    timed = steps.filter(~pl.col("profiled").fill_null(False)).with_columns(kind=_kind())
+    timed = steps.select("profiled", "wall_ns", kind=_kind()).filter(
+        ~pl.col("profiled").fill_null(False)
+    )
     found: dict[str, Estimate | None] = {}
     for kind in ("prefill", "decode", "mixed"):
         wall = timed.filter(pl.col("kind") == kind)["wall_ns"].drop_nulls().to_numpy() / 1e9
@@ -315,7 +317,8 @@ def seconds_by_kind(steps: pl.DataFrame) -> dict[str, float]:
     Idle is the time from the first step's start to the last one's end that no step accounts for;
     profiled steps are in none of them.
     """
-    known = steps.drop_nulls("end")
+    needed = ("end", "interval_ns", "wall_ns", "profiled", "prefill_tokens", "decode_tokens")
+    known = steps.select(needed).drop_nulls("end")
     if not known.height:
         return {}
     busy = pl.Series("busy", busy_seconds(known))

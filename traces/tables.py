@@ -21,6 +21,7 @@ PROBLEMS: Columns = {
     "group": TEXT,  # level or data set
     "prompt_tokens": INT,
     "cached_prompt_tokens": INT,
+    "prompt_blocks": INTS,  # of imports that tell them: equal names are equal prefixes
     "arrival": INT,
     "start": INT,
     "end": INT,
@@ -148,6 +149,13 @@ COMPOSITION = (
     "prefill_kv_tokens",
     "decode_kv_tokens",
     "prefill_query_context",
+)
+
+# When a step ran and how large it was; a long recording's other columns are read when asked for.
+STEP_TIMES = (
+    *("engine", "step", "end", "interval_ns", "wall_ns", "prefill_requests", "prefill_tokens"),
+    *("decode_requests", "decode_tokens", "running", "waiting", "kv_blocks", "drafted"),
+    *("accepted", "draft_ns", "profiled", "source"),
 )
 
 KERNELS: Columns = {

@@ -18,7 +18,7 @@ import numpy as np
 import polars as pl
 
 from traces.schema import Estimate, Record
-from traces.statistics import Floats, mean, proportion
+from traces.statistics import Floats, column_means, mean
 
 WHOLE = ("majority", "best_of_n", "weighted", "confidence")  # they let every sample end
 
@@ -31,9 +31,9 @@ class PolicyOutcome(Record):
     accuracy is what it would have been, `lower` where it would have been at least that, and
     `interpolated` between two budgets at which it is known. `basis` says what it rests on:
     `subsets` (exact), `monte_carlo` (random subsets, `error` being the standard error that this
-    adds), `finish_order`, `checkpoints` or `model`. `tokens_estimated` says that the tokens of
-    cancelled samples were taken from their pace. `fresh_run` has the interval in which the accuracy
-    of a fresh run on the same problems falls.
+    adds), `finish_order` (as recorded), `replayed_order`, `checkpoints` or `model`.
+    `tokens_estimated` says that the tokens of cancelled samples were taken from their pace.
+    `fresh_run` has the interval in which the accuracy of a fresh run on the same problems falls.
     """
 
     method: str
@@ -184,8 +184,8 @@ def _outcomes(
             method=method,
             n=k,
             budget_tokens=None,
-            accuracy=proportion(table[:, column]),
+            accuracy=accuracy,
             tokens_per_problem=mean(tokens_per_sample * k, "tokens"),
         )
-        for column, k in enumerate(counts)
+        for k, accuracy in zip(counts, column_means(table, "1"), strict=True)
     ]

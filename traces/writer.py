@@ -67,6 +67,7 @@ class RecordingWriter:
         self._asked: dict[str, Callable[[], Any]] = {}
         self._closing = threading.Event()
         self._failure: str | None = None
+        self._manifest_kept = True
         self._create()
         self._next = {
             table: max((part.last + 1 for part in list_parts(self.path, table)), default=0)
@@ -120,8 +121,9 @@ class RecordingWriter:
         self.manifest = dataclasses.replace(self.manifest, **changes)
         try:
             self.manifest.write(self.path)
+            self._manifest_kept = True
         except OSError as error:
-            self._failure = str(error)
+            self._failure, self._manifest_kept = str(error), False
 
     def at_close(self, **changes: Callable[[], Any]) -> None:
         """Have `close` ask for fields of the manifest that are known when all is drained."""
@@ -135,7 +137,7 @@ class RecordingWriter:
     def close(self, *, complete: bool) -> None:
         """Write what waits and stop; `complete` says that the run ended by itself.
 
-        Raises RecordingError when the disk failed and rows were lost.
+        Raises RecordingError when the disk failed and rows, or the manifest's end, were lost.
         """
         if not self._closing.is_set():
             self._closing.set()
@@ -150,10 +152,12 @@ class RecordingWriter:
             dropped=lost,
             **{name: ask() for name, ask in self._asked.items()},
         )
-        if self._failure is not None and unwritten:
+        if self._failure is not None and (unwritten or not self._manifest_kept):
+            rows = (
+                f"{sum(unwritten.values())} rows were lost" if unwritten else "its end is missing"
+            )
             raise RecordingError(
-                f"{self.path}: the disk failed ({self._failure}); "
-                f"{sum(unwritten.values())} rows were lost, free some space"
+                f"{self.path}: the disk failed ({self._failure}); {rows}, free some space"
             )
 
     def __enter__(self) -> Self:

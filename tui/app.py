@@ -14,13 +14,14 @@ from textual.signal import Signal
 from textual.worker import get_current_worker
 
 from traces.errors import UsageError
-from traces.recording import Recording
+from traces.recording import Recording, find_recordings
 from traces.schema import Budget, Recommendation
 from tui.screens.advice import AdviceScreen
 from tui.screens.help import HelpScreen
 from tui.screens.live import LiveScreen
 from tui.screens.recordings import RecordingsScreen
 from tui.screens.run import RunScreen
+from tui.themes import DARK, LIGHT
 from tui.views import Entry, load, recording_paths
 
 SCREENS = ("recordings", "run", "live", "advice")
@@ -101,12 +102,27 @@ class TtscopeApp(App[None]):
 
     def on_mount(self) -> None:
         """Start reading the recordings."""
-        self._load()
+        for theme in (DARK, LIGHT):
+            self.register_theme(theme)
+        self.theme = DARK.name
+        self._load(self._paths)
+
+    def open_paths(self, paths: Sequence[Path]) -> None:
+        """Read more recordings; those that are there already are read again."""
+        self.loading_paths = True
+        self._load(paths)
+
+    def forget(self, path: Path) -> None:
+        """Take a recording out of the list."""
+        gone = {entry.key for entry in self.entries if entry.path == path}
+        self.entries = [entry for entry in self.entries if entry.key not in gone]
+        self.marked = [key for key in self.marked if key not in gone]
+        self.library_changed.publish(None)
 
     @work(thread=True, group="library")
-    def _load(self) -> None:
+    def _load(self, paths: Sequence[Path]) -> None:
         worker = get_current_worker()
-        for path in recording_paths(self._paths):
+        for path in recording_paths(paths):
             found = load(path)
             if worker.is_cancelled:
                 return
@@ -114,12 +130,20 @@ class TtscopeApp(App[None]):
         self.call_from_thread(self._loaded)
 
     def _add(self, found: list[Entry]) -> None:
-        self.entries += found
+        paths = {entry.path for entry in found}
+        self.entries = [entry for entry in self.entries if entry.path not in paths] + found
         self.library_changed.publish(None)
 
     def _loaded(self) -> None:
         self.loading_paths = False
         self.library_changed.publish(None)
+
+    def imports_folder(self) -> Path:
+        """Return the folder that imports go to: the first that was opened, else ./runs."""
+        folders = [
+            path for path in self._paths if path.is_dir() and find_recordings(path) != [path]
+        ]
+        return next(iter(folders), Path("runs"))
 
     def toggle_mark(self, key: str) -> None:
         """Mark a run, or unmark it."""
@@ -157,6 +181,11 @@ class TtscopeApp(App[None]):
         self._current = entry.key
         self.switch_mode("run")
 
+    def entry_named(self, name: str) -> Entry | None:
+        """Return the recording of a name that holds a run, None when it is not loaded."""
+        named = [entry for entry in self.entries if entry.path.name == name]
+        return next((entry for entry in named if entry.run is not None), None)
+
     def current_entry(self) -> Entry | None:
         """Return the run that was opened, or the first that can be shown."""
         shown = [entry for entry in self.entries if entry.run is not None]
@@ -164,7 +193,8 @@ class TtscopeApp(App[None]):
         if not opened and self.loading_paths:
             return None
         complete = [entry for entry in shown if entry.comparable]
-        return next(iter([*opened, *complete, *shown]), None)
+        votes = [entry for entry in complete if entry.run and entry.run.policies]
+        return next(iter([*opened, *votes, *complete, *shown]), None)
 
     def action_help(self) -> None:
         """Show the keys of this screen."""

@@ -14,7 +14,7 @@ def attach(
     ],
     workload: Annotated[
         str | None,
-        typer.Option(help="Pose this to the first URL: demo, demo:preamble, or a JSONL file."),
+        typer.Option(help="Pose this, URLs in turn: demo, demo:preamble, or a JSONL file."),
     ] = None,
     passive: Annotated[
         bool, typer.Option("--passive", help="Only watch its own traffic (the default).")
@@ -30,6 +30,22 @@ def attach(
         str | None,
         typer.Option(metavar="[HOST:]PORT", help="Receive spans and the plugin's steps: 4318."),
     ] = None,
+    listen_grpc: Annotated[
+        str | None,
+        typer.Option(metavar="[HOST:]PORT", help="Receive spans over gRPC: 4317; needs [grpc]."),
+    ] = None,
+    kernels: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Open profiler windows; the servers' traces lie here."),
+    ] = None,
+    kernel_windows: Annotated[
+        str, typer.Option(metavar="N/Ts", help="N steps each, every T seconds or less often.")
+    ] = "4/60s",
+    yes: Annotated[bool, typer.Option("--yes", help="Open windows without asking.")] = False,
+    gpus: Annotated[
+        str,
+        typer.Option(metavar="auto|none|N", help="Read the power of the servers' GPUs, if here."),
+    ] = "auto",
     model: Annotated[str | None, typer.Option(help="Which of the served models.")] = None,
     problems: Annotated[int | None, typer.Option(help="Take the first so many.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the demo's problems.")] = 0,
@@ -45,16 +61,36 @@ def attach(
     thinking_budget: Annotated[
         int | None, typer.Option(help="Tokens of thought per sample, then the answer is forced.")
     ] = None,
+    reasoning_effort: Annotated[
+        str | None, typer.Option(help="vLLM's: low, high, .. where the chat template knows it.")
+    ] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Tokens per sample.")] = None,
     temperature: Annotated[
         float | None, typer.Option(help="0 for one sample, else 0.8, unless given.")
     ] = None,
+    top_p: Annotated[float, typer.Option(help="Nucleus sampling.")] = 1.0,
     timeout: Annotated[
         float | None, typer.Option(help="Seconds per problem, then the votes there are decide.")
     ] = None,
+    budget_checkpoints: Annotated[
+        str | None,
+        typer.Option(metavar="64,128,..", help="Force answers at these tokens, after the run."),
+    ] = None,
+    checkpoint_samples: Annotated[
+        int, typer.Option(help="Samples of each problem that --budget-checkpoints cut.")
+    ] = 8,
+    logprobs: Annotated[
+        bool, typer.Option(help="Measure log-probabilities and confidence of every sample.")
+    ] = False,
     raw_prompts: Annotated[
         bool, typer.Option(help="Send prompts as they are, without a chat template.")
     ] = False,
+    chat_template: Annotated[
+        str | None, typer.Option(metavar="FILE", help="A Jinja template instead of the servers'.")
+    ] = None,
+    system_prompt: Annotated[
+        str | None, typer.Option(help="Said before every chat of a JSONL workload.")
+    ] = None,
     verifier: Annotated[
         str | None, typer.Option(help="exact, numeric, choice or math; for a JSONL workload.")
     ] = None,
@@ -82,9 +118,12 @@ def attach(
 ) -> None:
     """Profile a live deployment: its own traffic, or with a workload of yours."""
     from profiler.access import Access, read_headers, read_key
+    from profiler.gpus_here import parse_gpus
     from profiler.receiver import parse_listen
+    from profiler.server_windows import ServerPlan
     from traces.errors import UsageError
     from tui.attach_verb import Attachment, Posed, parse_duration, run_attach
+    from tui.run_verbs import parse_budgets
 
     if workload is not None and passive:
         raise UsageError("--workload and --passive exclude each other")
@@ -100,17 +139,23 @@ def attach(
                 "seed": seed,
                 "chat": not raw_prompts,
                 "verifier": verifier,
+                "system_prompt": system_prompt,
             },
             policy={
                 "method": method,
                 "n": n,
                 "thinking_token_budget": thinking_budget,
+                "reasoning_effort": reasoning_effort,
                 "max_tokens": max_tokens,
                 "temperature": temperature,
+                "top_p": top_p,
             },
             rule=tuple(rule or ()),
             concurrency=concurrency,
             timeout_s=timeout,
+            checkpoints=(parse_budgets(budget_checkpoints), checkpoint_samples),
+            logprobs=logprobs,
+            chat_template=chat_template,
             record_text=record_text,
         )
     run_attach(
@@ -122,6 +167,13 @@ def attach(
             period_s=parse_duration(period, "--period"),
             reconnect=on_loss == "wait",
             listen=None if listen is None else parse_listen(listen),
+            listen_grpc=(
+                None if listen_grpc is None else parse_listen(listen_grpc, "--listen-grpc")
+            ),
+            kernels=kernels,
+            plan=ServerPlan.parse(kernel_windows),
+            yes=yes,
+            gpus=parse_gpus(gpus),
             price=price,
         ),
         posed,

@@ -124,8 +124,27 @@ def replay(
     num_hidden_layers: Annotated[
         int | None, typer.Option(help="Of the model whose tables these are.")
     ] = None,
+    gpu: Annotated[
+        str | None, typer.Option(help="Step times of a GPU from the prior: h100_sxm, ..")
+    ] = None,
+    model_config: Annotated[
+        Path | None, typer.Option(help="config.json of the model on --gpu, if not the recorded.")
+    ] = None,
+    against: Annotated[
+        str | None, typer.Option(metavar="URL", help="Send the run to a server, for real.")
+    ] = None,
+    workload: Annotated[
+        str | None, typer.Option(help="--against: the file that the prompts came from.")
+    ] = None,
+    raw_prompts: Annotated[
+        bool, typer.Option(help="--against: without a chat template, if recorded so.")
+    ] = False,
+    api_key_env: Annotated[
+        str | None, typer.Option(help="--against: variable that holds the server's key.")
+    ] = None,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Keep the predicted run.")
+        Path | None,
+        typer.Option("-o", "--output", help="Keep the predicted run; with --against the measured."),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -145,6 +164,12 @@ def replay(
         seed=seed,
         operators=operators,
         num_hidden_layers=num_hidden_layers,
+        gpu=gpu,
+        model_config=model_config,
+        against=against,
+        workload=workload,
+        raw_prompts=raw_prompts,
+        api_key_env=api_key_env,
         output=output,
         as_json=as_json,
     )
@@ -154,7 +179,7 @@ def replay(
 def import_(
     files: Annotated[
         list[Path],
-        typer.Argument(help="PyTorch profiler traces, one per rank; or samples of evaluations."),
+        typer.Argument(help="Profiler traces, one per rank; samples of evaluations; or requests."),
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="The recording's folder.")],
     limit: Annotated[
@@ -168,9 +193,15 @@ def import_(
         typer.Option(help="Judge completions anew: exact, numeric, choice or math."),
     ] = None,
     record_text: Annotated[bool, typer.Option(help="Keep the answers' texts.")] = False,
+    run: Annotated[
+        int | None, typer.Option(help="Which of a file's benchmarks, from 1; of requests.")
+    ] = None,
+    block_tokens: Annotated[
+        int | None, typer.Option(help="Tokens per hash id of a Mooncake trace (512).")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Make a recording of profiler traces, or of samples that others evaluated."""
+    """Make a recording of profiler traces, of samples that others evaluated, or of requests."""
     # Before numpy is imported: else OpenBLAS starts threads, and each spins for 50 ms for nothing.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from tui.import_verb import run_import
@@ -182,6 +213,8 @@ def import_(
         score=score,
         verifier=verifier,
         record_text=record_text,
+        run=run,
+        block_tokens=block_tokens,
         as_json=as_json,
     )
 
@@ -189,13 +222,18 @@ def import_(
 @app.command()
 def export(
     recording: Annotated[Path, typer.Argument(help="A recording.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="trace.json or trace.json.gz.")],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="trace.json or trace.json.gz; trace.jsonl.")
+    ],
+    form: Annotated[
+        str, typer.Option("--format", help="perfetto, or mooncake: a line per request.")
+    ] = "perfetto",
     as_json: Json = False,
 ) -> None:
-    """Write a recording as a trace that Perfetto and chrome://tracing open."""
+    """Write a recording for Perfetto and chrome://tracing, or as a trace of requests."""
     from tui.import_verb import run_export
 
-    run_export(recording, output, as_json=as_json)
+    run_export(recording, output, form=form, as_json=as_json)
 
 
 @app.command()

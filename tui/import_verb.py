@@ -1,6 +1,6 @@
 """The verbs for foreign formats: import and export.
 
-What a file is, its first bytes say: samples of an evaluation, else a profiler trace.
+What a file is, its first bytes say: samples of an evaluation, requests, else a profiler trace.
 """
 
 from __future__ import annotations
@@ -18,6 +18,10 @@ from tui.read_verbs import print_document
 from tui.run_verbs import progress_bar
 
 _COUNTS = ("problems", "samples", "answered", "judged")
+_REQUEST_COUNTS = (
+    "requests", "measured", "failed", "span_s", "prompt_tokens", "output_tokens",
+)  # fmt: skip
+_ENDINGS = {"perfetto": (".json", ".gz"), "mooncake": (".jsonl",)}
 
 
 def run_import(
@@ -28,18 +32,33 @@ def run_import(
     record_text: bool,
     score: str | None,
     verifier: str | None,
+    run: int | None = None,
+    block_tokens: int | None = None,
     as_json: bool,
 ) -> None:
     """Read files of others into a recording and print what was found."""
+    from traces import request_import
     from traces.outcome_import import format_of
 
     if not limit_gb > 0:
         raise UsageError(f"--limit must be above 0, not {limit_gb:g}")
     limit = int(limit_gb * 1e9)
-    if format_of(paths[0]) is None:
-        for option, given in (("--score", score), ("--verifier", verifier)):
-            if given is not None:
-                raise UsageError(f"{option} is for samples; {paths[0]} holds none")
+    samples = format_of(paths[0]) is not None
+    requests = not samples and request_import.format_of(paths[0]) is not None
+    for option, value in (("--score", score), ("--verifier", verifier)):
+        if value is not None and not samples:
+            raise UsageError(f"{option} is for samples; {paths[0]} holds none")
+    for option, count in (("--run", run), ("--block-tokens", block_tokens)):
+        if count is not None and not requests:
+            raise UsageError(f"{option} is for requests; {paths[0]} holds none")
+        if count is not None and count < 1:
+            raise UsageError(f"{option} must be at least 1, not {count}")
+    if requests:
+        _import_requests(
+            paths, output, run=run, block_tokens=block_tokens, limit=limit, as_json=as_json
+        )
+        return
+    if not samples:
         _import_traces(paths, output, limit=limit, as_json=as_json)
         return
     judge = None if verifier is None else _judge(verifier)
@@ -94,6 +113,56 @@ def _import_outcomes(
     print(f"{found.format}: {found.samples:,} samples of {found.problems:,} problems")
     for what, count in (("with an answer", found.answered), ("right or wrong", found.judged)):
         print(f"  {what:<16}{count:>10,}")
+    for note in found.notes[1:]:
+        for line in wrap("!", note, width=80, indent=2):
+            print(line)
+    print(f"kept in {output}; ttscope show {output} tells of it")
+
+
+def _import_requests(
+    paths: Sequence[Path],
+    output: Path,
+    *,
+    run: int | None,
+    block_tokens: int | None,
+    limit: int,
+    as_json: bool,
+) -> None:
+    from traces.formats.request import BLOCK_TOKENS, RequestChoices
+    from traces.request_import import import_requests
+
+    if len(paths) > 1:
+        raise UsageError("give one file of requests at a time; each is a load of its own")
+    choices = RequestChoices(run=run, block_tokens=block_tokens or BLOCK_TOKENS, limit_bytes=limit)
+    with progress_bar() as bar:
+        task = bar.add_task("reading", total=None)
+
+        def on_rows(count: int) -> None:
+            bar.update(task, description=f"{count:,} requests")
+
+        found = import_requests(paths[0], output, choices=choices, on_rows=on_rows)
+    if as_json:
+        counts = {name: getattr(found, name) for name in _REQUEST_COUNTS}
+        print_document(
+            {
+                "recording": str(output),
+                "format": found.format,
+                "file": paths[0].name,
+                **counts,
+                "skipped": found.skipped.counts,
+                "notes": list(found.notes),
+            }
+        )
+        return
+    print(f"{found.format}: {found.requests:,} requests in {number(found.span_s, 's')}")
+    rows = [
+        ("tokens of prompt", f"{found.prompt_tokens:,}"),
+        ("tokens of output", f"{found.output_tokens:,}"),
+        ("with measured times", f"{found.measured:,}"),
+        ("failed or cut off", f"{found.failed:,}"),
+    ]
+    for line in align(rows, right=(1,)):
+        print(f"  {line}")
     for note in found.notes[1:]:
         for line in wrap("!", note, width=80, indent=2):
             print(line)
@@ -163,15 +232,44 @@ def _file(trace: TraceTables) -> dict[str, Any]:
     }
 
 
-def run_export(recording: Path, output: Path, *, as_json: bool) -> None:
-    """Write a recording as a Chrome JSON trace."""
+def run_export(recording: Path, output: Path, *, form: str, as_json: bool) -> None:
+    """Write a recording as a Chrome JSON trace, or its requests as a trace of Mooncake's form."""
+    if form not in _ENDINGS:
+        raise UsageError(f"--format {form}: one of {', '.join(_ENDINGS)}")
+    if output.suffix not in _ENDINGS[form]:
+        named = {"perfetto": ".json or .json.gz", "mooncake": ".jsonl"}[form]
+        raise UsageError(f"-o {output}: name a {named} file")
+    if form == "mooncake":
+        _export_requests(recording, output, as_json=as_json)
+        return
     from traces.perfetto import export_trace
 
-    if output.suffix not in (".json", ".gz"):
-        raise UsageError(f"-o {output}: name a .json or .json.gz file")
     counts = export_trace(Recording.open(recording), output)
     if as_json:
         print_document({"trace": str(output), "events": counts})
         return
     told = ", ".join(f"{count:,} {name}" for name, count in counts.items() if count)
     print(f"wrote {told or 'an empty trace'} to {output}; open it in https://ui.perfetto.dev")
+
+
+def _export_requests(recording: Path, output: Path, *, as_json: bool) -> None:
+    from traces.mooncake_export import export_requests
+
+    found = export_requests(Recording.open(recording), output)
+    if as_json:
+        print_document(
+            {
+                "trace": str(output),
+                "requests": found.requests,
+                "blocks": found.blocks,
+                "notes": list(found.notes),
+            }
+        )
+        return
+    print(
+        f"wrote {found.requests:,} requests, whose prompts have {found.blocks:,} different blocks, "
+        f"to {output}"
+    )
+    for note in found.notes:
+        for line in wrap("!", note, width=80, indent=2):
+            print(line)

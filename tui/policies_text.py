@@ -5,16 +5,28 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import groupby
 
-from advisor.choice import MARGIN, Comparison
-from advisor.counterfactual import Counterfactuals
+import polars as pl
+
+from advisor.choice import MARGIN, Comparison, cheapest_as_good
+from advisor.counterfactual import Counterfactuals, evaluate
+from advisor.replayed_order import replayed_order
+from traces.recording import Recording
+from traces.summary import Run
 from traces.votes import PolicyOutcome
 from tui.formats import ABSENT, align, compact, interval, number, percent, value_of, wrap
 
 _SHORT = {"majority": "maj", "pass_at_k": "pass", "best_of_n": "best"}
 _VARIANTS = ("keep", "window", "threshold")  # a policy per value, one below the other
+_HOW = {
+    "finish_order": "ended",
+    "replayed_order": "replayed",
+    "checkpoints": "forced",
+    "model": "model",
+}
 _LEGEND = (
     ("+-.", "mean over random orders of the samples; this is its standard error"),
     ("ended", "in the order in which the samples ended; tokens of cancelled ones by their pace"),
+    ("replayed", "the same, in the order in which so few would have ended, by replay"),
     ("forced", "answers forced at a budget of thought; `between` two budgets; `at least` a bound"),
     ("model", "more samples than were recorded, extrapolated"),
 )
@@ -115,6 +127,19 @@ def _how(outcome: PolicyOutcome) -> str:
         return "at least" if outcome.bound == "lower" else "between"
     if outcome.error is not None:
         return f"+-{outcome.error:.4f}".replace("0.", ".")
-    return {"finish_order": "ended", "checkpoints": "forced", "model": "model"}.get(
-        outcome.basis, "exact"
-    )
+    return _HOW.get(outcome.basis, "exact")
+
+
+def told_policies(recording: Recording | None, run: Run, *, width: int) -> list[str]:
+    """Return the table of a run's policies. Raises RecordingError when the run cannot say."""
+    answers = None if recording is None else own_answers(recording.frame("answers"), run)
+    order = None if recording is None else replayed_order(recording, run)
+    found = evaluate(run, answers, order=order)
+    return policy_table(found, cheapest_as_good(found), width=width)
+
+
+def own_answers(answers: pl.DataFrame, run: Run) -> pl.DataFrame:
+    """Return the forced answers of a run, as several share a recording."""
+    policy = None if run.policy is None else run.policy.key()
+    mine = (answers["engine"] == run.engine.key()) & (answers["policy"] == policy)
+    return answers.filter(mine.fill_null(True))

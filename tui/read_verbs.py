@@ -14,10 +14,7 @@ from traces.recording import Recording, find_recordings
 from traces.schema import Recommendation
 
 if TYPE_CHECKING:
-    import polars as pl
-
     from traces.limits import Limit
-    from traces.summary import Run
 
 _BUDGET = ("max_latency", "max_cost", "max_energy", "min_accuracy", "gpus", "optimise")
 
@@ -116,15 +113,19 @@ def print_policies(path: Path, *, price: float | None, as_json: bool) -> None:
     """Print the accuracy and tokens of policies that a recording's samples contain."""
     from advisor.choice import cheapest_as_good
     from advisor.counterfactual import evaluate
+    from advisor.replayed_order import replayed_order
     from traces.summary import summarise
-    from tui.policies_text import policy_table
+    from tui.policies_text import own_answers, policy_table
     from tui.show_text import show_json, show_policies_head
 
     _check_price(price)
     recording = Recording.open(path)
     answers = recording.frame("answers")
     runs = summarise(recording, price_usd_per_device_hour=price)
-    found = [evaluate(run, _own(answers, run)) for run in runs]
+    found = [
+        evaluate(run, own_answers(answers, run), order=replayed_order(recording, run))
+        for run in runs
+    ]
     if as_json:
         whole = [
             replace(run, policies=each.outcomes) for run, each in zip(runs, found, strict=True)
@@ -137,13 +138,6 @@ def print_policies(path: Path, *, price: float | None, as_json: bool) -> None:
     for run, each in zip(runs, found, strict=True):
         for line in (*show_policies_head(run), "", *policy_table(each, cheapest_as_good(each))):
             print(line)
-
-
-def _own(answers: pl.DataFrame, run: Run) -> pl.DataFrame:
-    """Return the forced answers of a run, as several share a recording."""
-    policy = None if run.policy is None else run.policy.key()
-    mine = (answers["engine"] == run.engine.key()) & (answers["policy"] == policy)
-    return answers.filter(mine.fill_null(True))
 
 
 def _check_price(price: float | None) -> None:

@@ -9,11 +9,11 @@ from traces.metrics import METRICS
 from traces.schema import Estimate
 from traces.summary import Run, to_plain
 from tui.formats import ABSENT, align, interval, number, value_of, wrap
-from tui.show_text import engine_text, policy_text
+from tui.show_text import engine_text, imported_text, policy_text
 
 if TYPE_CHECKING:
     from advisor.predict import Prediction
-    from advisor.replays import Question
+    from advisor.step_times import Question
 
 _ROWS = (
     ("accuracy", "accuracy"),
@@ -34,7 +34,7 @@ def replay_json(found: Prediction) -> dict[str, Any]:
     """Return the document of `ttscope replay --json`."""
     return {
         "recorded": found.recorded.to_json(),
-        "replayed": found.replayed.to_json(),
+        "replayed": None if found.replayed is None else found.replayed.to_json(),
         "predicted": found.predicted.to_json(),
         "changes": {
             tag: {
@@ -54,7 +54,8 @@ def replay_lines(found: Prediction, question: Question, *, width: int = 80) -> I
     """Return the lines of a prediction."""
     recorded, predicted = found.recorded, found.predicted
     yield recorded.recording
-    yield from wrap("recorded", engine_text(recorded.engine), width=width, indent=10)
+    engine = engine_text(recorded.engine) if recorded.imported is None else imported_text(recorded)
+    yield from wrap("recorded", engine, width=width, indent=10)
     yield from wrap("", policy_text(recorded.policy), width=width, indent=10)
     changed = _changes(recorded, question)
     yield from wrap("asked", "; ".join(changed) or "as recorded", width=width, indent=10)
@@ -75,22 +76,19 @@ def replay_lines(found: Prediction, question: Question, *, width: int = 80) -> I
                 ABSENT if relative is None else f"{relative * 100:+.1f} %",
             ]
         )
-    rows.append(
-        ["steps", *(f"{run.steps:,}" if run.steps else ABSENT for run in _three(found)), "", ""]
-    )
+    three = (recorded, found.replayed, predicted)
+    steps = [ABSENT if run is None or not run.steps else f"{run.steps:,}" for run in three]
+    rows.append(["steps", *steps, "", ""])
     yield from align(rows, right=(1, 2, 3, 5), gap=1)
     yield ""
-    yield from wrap("", "change: predicted against replayed, so that the replay's own error "
-                    "drops out", width=width, indent=0)  # fmt: skip
-    if found.waits:
+    if found.replayed is not None:
+        yield from wrap("", "change: predicted against replayed, so that the replay's own error "
+                        "drops out", width=width, indent=0)  # fmt: skip
         yield ""
+    if found.waits:
         yield from _waits(found)
     for note in found.notes:
         yield from wrap("note", note, width=width, indent=10)
-
-
-def _three(found: Prediction) -> tuple[Run, Run, Run]:
-    return found.recorded, found.replayed, found.predicted
 
 
 def _waits(found: Prediction) -> Iterator[str]:
@@ -128,6 +126,11 @@ def _changes(recorded: Run, question: Question) -> list[str]:
             f"steps of the tables in {question.operators.name}"
             + ("" if layers is None else f", {layers} layers")
         )
+    if question.gpu is not None:
+        facts = question.model_facts
+        found.append(
+            f"steps of the prior of {question.gpu}" + ("" if facts is None else f", {facts.name}")
+        )
     if question.replicas.count > 1:
         how = ", samples together" if question.replicas.together else ""
         found.append(f"{question.replicas.count} replicas, {question.replicas.routing}{how}")
@@ -144,7 +147,9 @@ def _short(value: Any) -> str:
     return str(value)
 
 
-def _estimate(run: Run, tag: str) -> Estimate | None:
+def _estimate(run: Run | None, tag: str) -> Estimate | None:
+    if run is None:
+        return None
     return next(metric for metric in METRICS if metric.tag == tag).get(run)
 
 

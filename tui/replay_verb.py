@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from traces.errors import UsageError
 from traces.recording import Recording
-from traces.schema import EngineConfig, Policy
+from traces.schema import EngineConfig, ModelFacts, Policy
 
 if TYPE_CHECKING:
     from traces.summary import Run
@@ -20,6 +20,12 @@ _GPU_DEFAULTS: Mapping[str, Any] = {
     "num_gpu_blocks": None,
     "async_scheduling": True,
     "enforce_eager": False,
+}
+# Of `vllm serve` on a GPU of less than 70 GB (vllm/engine/arg_utils.py), where nothing is told.
+_SERVER_DEFAULTS: Mapping[str, Any] = {
+    "max_num_seqs": 256,
+    "max_num_batched_tokens": 2048,
+    "enable_prefix_caching": True,
 }
 
 
@@ -37,6 +43,12 @@ def run_replay(
     seed: int,
     operators: Path | None,
     num_hidden_layers: int | None,
+    gpu: str | None,
+    model_config: Path | None,
+    against: str | None,
+    workload: str | None,
+    raw_prompts: bool,
+    api_key_env: str | None,
     output: Path | None,
     as_json: bool,
 ) -> None:
@@ -44,7 +56,7 @@ def run_replay(
     from advisor.budget import parse_rate
     from advisor.predict import predict
     from advisor.replay import ROUTINGS, Replicas
-    from advisor.replays import Question
+    from advisor.step_times import Question
     from traces.summary import summarise
     from tui.read_verbs import open_all, print_document
     from tui.replay_text import replay_json, replay_lines
@@ -56,9 +68,15 @@ def run_replay(
             raise UsageError(f"{name} must be at least 1, not {value}")
     if routing not in ROUTINGS:
         raise UsageError(f"--routing {routing}: one of {', '.join(ROUTINGS)}")
+    if gpu is not None and (operators is not None or num_hidden_layers is not None):
+        raise UsageError("--gpu excludes --operators and --num-hidden-layers: the prior's or yours")
+    if model_config is not None and gpu is None:
+        raise UsageError("--model-config goes with --gpu, whose times are for a model")
+    if against is None and (workload is not None or raw_prompts or api_key_env is not None):
+        raise UsageError("--workload, --raw-prompts and --api-key-env go with --against URL")
     base = Recording.open(path)
     recorded = _chosen(summarise(base), run, base.name)
-    engine, policy = _changed(recorded, changes, gpu=operators is not None)
+    engine, policy = changed(recorded, changes, tables=operators is not None, prior=gpu is not None)
     question = Question(
         engine=engine,
         policy=policy,
@@ -68,7 +86,23 @@ def run_replay(
         seed=seed,
         operators=operators,
         num_hidden_layers=num_hidden_layers,
+        gpu=gpu,
+        model_facts=None if model_config is None else _facts(model_config),
     )
+    if against is not None:
+        from tui.against_verb import Sending, run_against
+
+        sending = Sending(
+            url=against,
+            workload=workload,
+            raw_prompts=raw_prompts,
+            api_key_env=api_key_env,
+            given=frozenset(text.partition("=")[0].strip() for text in changes),
+        )
+        run_against(
+            base, recorded, question, open_all(learn), sending, output=output, as_json=as_json
+        )
+        return
     found = predict(base, recorded, question, open_all(learn))
     if output is not None:
         found.write(output)
@@ -79,6 +113,27 @@ def run_replay(
         print(line)
     if output is not None:
         print(f"\nwritten  {output}")
+
+
+def _facts(path: Path) -> ModelFacts:
+    """Return a model's facts from its config.json. Raises UsageError for one that is none."""
+    import json
+
+    from profiler.model_facts import facts_from_folder
+
+    file = path / "config.json" if path.is_dir() else path
+    facts = None
+    if file.name == "config.json":
+        facts = facts_from_folder(file.parent, name=file.parent.resolve().name)
+    if facts is None:
+        raise UsageError(f"--model-config {path}: give a model's config.json, or its folder")
+    config = json.loads(file.read_bytes())
+    if config.get("sliding_window") and config.get("use_sliding_window", True):
+        raise UsageError(
+            f"--model-config {path}: attention in sliding windows is not priced, as no run has "
+            "checked it; use a model without"
+        )
+    return facts
 
 
 def _chosen(runs: Sequence[Run], number: int, name: str) -> Run:
@@ -95,10 +150,13 @@ def _chosen(runs: Sequence[Run], number: int, name: str) -> Run:
     return runs[max(number, 1) - 1]
 
 
-def _changed(recorded: Run, changes: Sequence[str], *, gpu: bool) -> tuple[EngineConfig, Policy]:
+def changed(
+    recorded: Run, changes: Sequence[str], *, tables: bool = False, prior: bool = False
+) -> tuple[EngineConfig, Policy]:
     """Return the engine and the policy with what `--set` changes.
 
-    `gpu` says that the steps will be a GPU's: what a CPU's engine was given is vLLM's default.
+    With operator tables or a prior the steps will be a GPU's: what a CPU's engine was given, or an
+    import does not tell, is vLLM's default. The blocks of a recorded GPU are not the prior's.
     Raises UsageError for a name or value that there is not.
     """
     from profiler.policies.rules import make_policy
@@ -117,9 +175,19 @@ def _changed(recorded: Run, changes: Sequence[str], *, gpu: bool) -> tuple[Engin
     if "method" in parts["policy"]:  # its parameters are those of the method it had
         rule = {}
     policy = make_policy({**plain, **rule, **parts["policy"]})
+    # An import may not tell these, which a policy that is run must have.
+    untold: dict[str, Any] = {
+        name: None
+        for name in ("temperature", "top_p")
+        if plain[name] is None and name not in parts["policy"]
+    }
+    policy = dataclasses.replace(policy, **untold)
     base = recorded.engine
-    if gpu and base.gpu is None:
-        base = dataclasses.replace(base, **_GPU_DEFAULTS)
+    if (tables or prior) and base.gpu is None:
+        server = {k: v for k, v in _SERVER_DEFAULTS.items() if getattr(base, k) is None}
+        base = dataclasses.replace(base, **_GPU_DEFAULTS, **server)
+    if prior:
+        base = dataclasses.replace(base, num_gpu_blocks=None, num_gpus=None)
     return _engine(base, parts["engine"]), policy
 
 
@@ -134,17 +202,21 @@ def _value(text: str, value: str) -> Any:
 
 def _engine(engine: EngineConfig, changes: Mapping[str, Any]) -> EngineConfig:
     plain = engine.to_json()
-    known = [field.name for field in dataclasses.fields(EngineConfig) if field.name != "other"]
+    known = {
+        field.name: str(field.type)
+        for field in dataclasses.fields(EngineConfig)
+        if field.name != "other"
+    }
     for name, value in changes.items():
         if name not in known:
             raise UsageError(f"--set engine.{name}: no such field; one of {', '.join(known)}")
-        before = plain[name]
-        whole = isinstance(before, int) and not isinstance(before, bool)
-        if value is not None and whole and (isinstance(value, bool) or not isinstance(value, int)):
+        kind, _, absent = known[name].partition(" | ")
+        given = value is not None or not absent
+        if given and kind == "int" and (isinstance(value, bool) or not isinstance(value, int)):
             raise UsageError(f"--set engine.{name}={value}: give a whole number")
-        if whole and value is not None and value < 1:
+        if given and kind == "int" and value < 1:
             raise UsageError(f"--set engine.{name}={value}: must be at least 1")
-        if isinstance(before, bool) and not isinstance(value, bool):
+        if given and kind == "bool" and not isinstance(value, bool):
             raise UsageError(f"--set engine.{name}={value}: give true or false")
         plain[name] = value
     try:
@@ -154,6 +226,8 @@ def _engine(engine: EngineConfig, changes: Mapping[str, Any]) -> EngineConfig:
             "--set engine.speculative: give null or a mapping such as "
             "'{method: ngram, num_speculative_tokens: 3}'"
         ) from None
+    if "tensor_parallel_size" in changes and "num_gpus" not in changes:
+        changed = dataclasses.replace(changed, num_gpus=None)  # as many as are then needed
     if changes.keys() & {"model", "tensor_parallel_size"} and "num_gpu_blocks" not in changes:
         changed = dataclasses.replace(changed, num_gpu_blocks=None)  # that of the recorded engine
     return changed

@@ -1,122 +1,207 @@
-"""The Run screen's view models: timeline, one step, one problem's samples and its vote."""
+"""The Run screen's view models: the timeline, and one step with what it computed."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import polars as pl
 
+from traces.kernel_time import Collective, FamilyTime
 from traces.series import Series
+from traces.statistics import Floats
 from traces.summary import Run
-from tui.formats import ABSENT, clock, compact, number, percent, sparkline, value_of, wrap
+from tui.formats import ABSENT, BLOCKS, clock, compact, number, percent, sparkline, value_of, wrap
 
 LEFT = 14  # columns before a chart's bars
 RIGHT = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sample:
-    """A sample's bar: times in seconds since the problem's arrival, None where not known."""
+class Lane:
+    """One line of a chart: a number per bin, nan where there is none; `top` fixes its height."""
 
-    index: int
-    role: str
-    answer: str | None
-    correct: bool | None
-    tokens: int | None
-    arrival: float
-    scheduled: float | None
-    first_token: float | None
-    think_end: float | None
-    end: float | None
-    cancelled: bool
-    error: str | None
+    name: str
+    values: Floats
+    top: float | None = None
+
+    @property
+    def known(self) -> bool:
+        """Whether there is any number."""
+        return bool(np.isfinite(self.values).any())
 
 
-@dataclass(frozen=True, kw_only=True)
-class Problem:
-    """A problem with its samples in the order in which they ended."""
-
-    number: int
-    count: int
-    row: dict[str, Any]
-    samples: tuple[Sample, ...]
-    span_s: float
+def lane_line(lane: Lane, cursor: int) -> str:
+    """Return the name, the highest, a bar per bin, and the number at the cursor."""
+    return lane_lines(lane, cursor, 1)[0]
 
 
-def chart_lines(found: Series, cursor: int) -> list[str]:
-    """Return batch, KV and tokens per second as bars, the cursor's values at their right."""
-    bins = (
-        ("batch", found.batch, 1.0),
-        ("waiting", found.waiting, 1.0),
-        ("KV %", found.kv_share, 100.0),
-        ("tok/s", found.tokens_per_s, 1.0),
-    )
+def lane_lines(lane: Lane, cursor: int, rows: int) -> list[str]:
+    """Return a lane as so many lines, the lowest with its name and numbers.
+
+    Without a cursor (-1) the newest number stands at the right.
+    """
+    known = lane.values[np.isfinite(lane.values)]
+    highest = float(known.max()) if known.size else None
+    here = compact(float(lane.values[cursor])) if cursor < lane.values.size else ABSENT
+    head = f"{lane.name:<8}{compact(highest)[:5]:>{LEFT - 9}}|"
+    if rows == 1:
+        return [f"{head}{sparkline(lane.values.tolist(), lane.top)}|{here:>{RIGHT - 1}}"]
+    top = lane.top or highest or 0.0
+    eighths = np.nan_to_num(lane.values / top if top > 0 else lane.values * 0) * rows * 8
+    filled = np.clip(np.rint(eighths), 1, rows * 8).astype(int)
+    seen = np.isfinite(lane.values)
     lines = []
-    for name, values, factor in bins:
-        scaled = values * factor
-        known = scaled[np.isfinite(scaled)]
-        top = compact(float(known.max())) if known.size else ABSENT
-        here = compact(float(scaled[cursor]))
-        head = f"{name:<8}{top:>{LEFT - 9}}|"
-        lines.append(f"{head}{sparkline(scaled.tolist())}|{here:>{RIGHT - 1}}")
-    return lines
+    for above in range(rows - 1, -1, -1):
+        level = np.where(seen, np.clip(filled - above * 8, 0, 8), 0)
+        lines.append("".join(BLOCKS[each] for each in level))
+    blank = " " * (LEFT - 1)
+    return [
+        *(f"{blank}|{line}|" for line in lines[:-1]),
+        f"{head}{lines[-1]}|{here:>{RIGHT - 1}}",
+    ]
 
 
-def axis_line(found: Series, cursor: int) -> str:
-    """Return the axis with a mark under the cursor and its time."""
-    total = (found.edges_ns[-1] - found.edges_ns[0]) / 1e9
-    here = (found.edges_ns[cursor] - found.edges_ns[0]) / 1e9
-    line = ["-"] * found.bins
-    text = f"^ {clock(here)} "
-    start = min(cursor, max(found.bins - len(text), 0))
+def run_lanes(found: Series, power_w: Floats | None = None, *, tall: bool) -> list[Lane]:
+    """Return batch, KV and tokens per second, and what else there is where there is room."""
+    waits = Lane(name="waiting", values=found.waiting)
+    some = bool((np.nan_to_num(found.waiting) > 0).any())
+    lanes = [Lane(name="batch", values=found.batch)]
+    lanes += [waits] if some or tall else []
+    lanes += [
+        Lane(name="KV %", values=found.kv_share * 100),
+        Lane(name="tok/s", values=found.tokens_per_s),
+    ]
+    if power_w is not None:
+        lanes.append(Lane(name="power W", values=power_w))
+    return lanes
+
+
+def beside_lanes(found: Series, other: Series, word: str) -> list[Lane]:
+    """Return a run's batch and tokens per second with another's below them on the same scale."""
+    lanes = []
+    for name in ("batch", "tokens_per_s"):
+        both = [getattr(found, name), getattr(other, name)]
+        known = np.concatenate([each[np.isfinite(each)] for each in both])
+        top = float(known.max()) if known.size else None
+        title = {"batch": "batch", "tokens_per_s": "tok/s"}[name]
+        lanes += [
+            Lane(name=title, values=both[0], top=top),
+            Lane(name=f"  {word[:6]}", values=both[1], top=top),
+        ]
+    return lanes
+
+
+def axis_line(
+    start_ns: int,
+    edges_ns: np.ndarray,
+    cursor: int,
+    now_ns: int,
+    extent: tuple[int, int | None] | None = None,
+) -> str:
+    """Return the axis: a mark under the cursor with its time, `=` where the problem ran."""
+    bins = len(edges_ns) - 1
+    begin, total = ((int(edges_ns[at]) - start_ns) / 1e9 for at in (0, -1))
+    line = ["-"] * bins
+    if extent is not None:
+        since, until = columns_of(edges_ns, *extent)
+        line[since:until] = "=" * (until - since)
+    text = f"^ {clock((now_ns - start_ns) / 1e9)} "
+    start = min(cursor, max(bins - len(text), 0))
     line[start : start + len(text)] = text
     if start != cursor:
         line[start] = " "
         line[cursor] = "^"
-    return f"{'0:00':>{LEFT - 1}} {''.join(line[: found.bins])} {clock(total)}"
+    return f"{clock(begin):>{LEFT - 1}} {''.join(line[:bins])} {clock(total)}"
 
 
-def extent_line(found: Series, start_ns: int, end_ns: int | None) -> str:
-    """Return a line under the charts that shows when the problem ran."""
-    edges = found.edges_ns
-    last = int(edges[-1]) if end_ns is None else end_ns
-    begin = int(np.clip(np.searchsorted(edges, start_ns, side="right") - 1, 0, found.bins - 1))
-    until = int(np.clip(np.searchsorted(edges, last, side="left"), begin + 1, found.bins))
-    return f"{'problem':<{LEFT}}{' ' * begin}{'=' * (until - begin)}"
+def columns_of(edges_ns: np.ndarray, start_ns: int, end_ns: int | None) -> tuple[int, int]:
+    """Return the columns in which something ran; none where it is outside what is shown."""
+    bins = len(edges_ns) - 1
+    last = int(edges_ns[-1]) if end_ns is None else end_ns
+    if last < edges_ns[0] or start_ns > edges_ns[-1]:
+        return 0, 0
+    begin = int(np.clip(np.searchsorted(edges_ns, start_ns, side="right") - 1, 0, bins - 1))
+    return begin, int(np.clip(np.searchsorted(edges_ns, last, side="left"), begin + 1, bins))
 
 
-def step_lines(run: Run, position: int, *, width: int) -> list[str]:
-    """Return the composition of the step at a position of the run's steps."""
-    if run.step_rows is None or not 0 <= position < run.step_rows.height:
+def step_lines(row: Mapping[str, Any] | None, *, width: int, joules: float | None) -> list[str]:
+    """Return the composition of a step; a column that is not there has not been read yet."""
+    if row is None:
         return ["no step here: the engine was idle"]
-    row = run.step_rows.row(position, named=True)
-    wall = None if row["wall_ns"] is None else row["wall_ns"] / 1e9
+    wall = None if row.get("wall_ns") is None else row["wall_ns"] / 1e9
     parts = [f"step {row['step']:,}", number(wall, "s")]
-    if row["profiled"]:
+    if row.get("profiled"):
         parts.append("slowed by the profiler")
-    if row["prefill_tokens"]:
-        requests, tokens = (_count(row[f"prefill_{name}"]) for name in ("requests", "tokens"))
-        parts.append(f"prefill {requests} req, {tokens} tok")
-    if row["decode_tokens"]:
-        requests, tokens = (_count(row[f"decode_{name}"]) for name in ("requests", "tokens"))
-        parts.append(f"decode {requests} req, {tokens} tok")
-    context = _total(row["prefill_kv_tokens"], row["decode_kv_tokens"])
-    more = [
-        f"reads {_count(context)} KV tok",
-        f"{_count(row['kv_blocks'])} KV blocks",
-        f"waiting {_count(row['waiting'])}",
+    if row.get("source") not in (None, "measured"):
+        parts.append(row["source"])
+    for kind in ("prefill", "decode"):
+        if row.get(f"{kind}_tokens"):
+            requests, tokens = (
+                _count(row.get(f"{kind}_{name}")) for name in ("requests", "tokens")
+            )
+            parts.append(f"{kind} {requests} req, {tokens} tok")
+    if "prefill_kv_tokens" in row:
+        context = _total(row["prefill_kv_tokens"], row["decode_kv_tokens"])
+        parts.append(f"reads {_count(context)} KV tok")
+    parts.append(f"{_count(row.get('kv_blocks'))} KV blocks")
+    if row.get("waiting"):
+        parts.append(f"{row['waiting']:,} wait")
+    if row.get("gap_ns") is not None:
+        parts.append(f"gap {number(row['gap_ns'] / 1e9, 's')}")
+    if row.get("preempted"):
+        parts.append(f"preempted {row['preempted']:,}")
+    if joules is not None:
+        watts = "" if not wall else f", {joules / wall:,.0f} W"
+        parts.append(f"{number(joules, 'J')}{watts}")
+    return wrap("", " | ".join(parts), width=width, indent=2)
+
+
+def draft_line(row: Mapping[str, Any] | None, run: Run) -> str | None:
+    """Return what became of a step's drafts by position, and of all of the run's; None without."""
+    found = run.acceptance
+    drafted, accepted = (None if row is None else row.get(name) for name in ("drafted", "accepted"))
+    if found is None and not drafted:
+        return None
+    parts = []
+    if drafted:
+        kept = [*(accepted or ()), *[0] * len(drafted)][: len(drafted)]
+        shares = " ".join(f"{a}/{d}" for a, d in zip(kept, drafted, strict=True))
+        parts.append(f"drafts kept by position {shares}")
+    elif row is not None:
+        parts.append("nothing drafted")
+    if found is not None:
+        each = " ".join(
+            ABSENT if e is None else f"{e.value:.2f}"[-3:] for e in found.accepted_per_position
+        )
+        parts.append(f"whole run {each}, length {value_of(found.length)}")
+    return "  ".join(parts)
+
+
+def family_line(families: Sequence[FamilyTime] | None, width: int) -> str | None:
+    """Return the kernels by family as shares with bars; None where none were captured."""
+    if not families:
+        return None
+    line = "kernels"
+    for each in families:
+        share = f" {each.family} {'#' * round(12 * each.share)} {percent(each.share)}"
+        if len(line) + len(share) > width:
+            break
+        line += share
+    return line
+
+
+def collective_line(found: Sequence[Collective] | None, width: int) -> str | None:
+    """Return the collectives in short; None where there are none."""
+    if not found:
+        return None
+    parts = [
+        f"{each.name} x{each.calls:,.0f} {number(each.s, 's')}"
+        + ("" if each.exposed_s is None else f" ({number(each.exposed_s, 's')} exposed)")
+        for each in found
     ]
-    if row["gap_ns"] is not None:
-        more.append(f"gap {number(row['gap_ns'] / 1e9, 's')}")
-    if row["preempted"]:
-        more.append(f"preempted {row['preempted']:,}")
-    if row["drafted"]:
-        more.append(f"drafted {sum(row['drafted']):,}, kept {sum(row['accepted'] or ()):,}")
-    return wrap("", " | ".join([*parts, *more]), width=width, indent=2)
+    return f"collectives {'; '.join(parts)}"[:width]
 
 
 def _count(value: float | None) -> str:
@@ -125,171 +210,6 @@ def _count(value: float | None) -> str:
 
 def _total(*values: int | None) -> int | None:
     return None if any(value is None for value in values) else sum(v for v in values if v)
-
-
-def problem_at(run: Run, number: int) -> Problem | None:
-    """Return the problem in a row of the run, None when there is none."""
-    if run.rows is None or run.sample_rows is None or not 0 <= number < run.rows.height:
-        return None
-    row = run.rows.row(number, named=True)
-    own = run.sample_rows.filter(pl.col("problem") == row["problem"])
-    start = row["arrival"]
-    if start is None:
-        return Problem(number=number, count=run.rows.height, row=row, samples=(), span_s=0.0)
-    samples = [_sample(each, start) for each in own.iter_rows(named=True)]
-    samples.sort(key=lambda each: (each.end is None, each.end or 0.0, each.index))
-    ends = [each.end for each in samples if each.end is not None]
-    stop = row["end"] or row["decided_at"]
-    span = max([*ends, 0.0 if stop is None else (stop - start) / 1e9])
-    if any(each.end is None for each in samples) and run.step_rows is not None:
-        last = run.step_rows["end"].drop_nulls()
-        span = max(span, (int(last[-1]) - start) / 1e9) if last.len() else span
-    return Problem(
-        number=number, count=run.rows.height, row=row, samples=tuple(samples), span_s=span
-    )
-
-
-def _sample(row: dict[str, Any], start: int) -> Sample:
-    def since(name: str) -> float | None:
-        return None if row[name] is None else (row[name] - start) / 1e9
-
-    return Sample(
-        index=row["sample_index"] if row["sample_index"] is not None else -1,
-        role=row["role"] or "sample",
-        answer=row["answer"],
-        correct=row["correct"],
-        tokens=row["output_tokens"],
-        arrival=since("arrival") or 0.0,
-        scheduled=since("scheduled"),
-        first_token=since("first_token"),
-        think_end=since("think_end"),
-        end=since("end"),
-        cancelled=row["cancelled_by"] is not None,
-        error=row["error"],
-    )
-
-
-def bar(sample: Sample, span_s: float, width: int) -> str:
-    """Return a sample in time: `.` queued, `p` prefill, `=` think, `A` answer, `x` cancelled."""
-    if span_s <= 0 or width < 1:
-        return ""
-    end = span_s if sample.end is None else sample.end
-
-    def place(seconds: float) -> int:
-        return min(int(seconds / span_s * width), width)
-
-    marks = (
-        (".", sample.arrival),
-        ("p", sample.scheduled),
-        ("=", sample.first_token),
-        ("A", sample.think_end),
-    )
-    line = [" "] * width
-    for mark, begin in marks:
-        if begin is not None:
-            start = min(place(begin), width - 1)
-            stop = max(place(end), start + 1)
-            line[start:stop] = mark * (stop - start)
-    if sample.cancelled or sample.error:
-        line[min(max(place(end) - 1, 0), width - 1)] = "x"
-    return "".join(line).rstrip() + (">" if sample.end is None else "")
-
-
-def problem_title(problem: Problem) -> str:
-    """Return one line: which problem, its answer, its time, tokens and cost."""
-    row = problem.row
-    verdict = {1.0: "right", 0.0: "wrong", None: "not judged"}[row["correct"]]
-    answer = f"answer {row['answer'] if row['answer'] is not None else ABSENT}, {verdict}"
-    if row["state"] != "decided":
-        answer = "in flight at the end" if row["state"] == "in_flight" else "ended undecided"
-    parts = [
-        f"problem {problem.number + 1:,} of {problem.count:,}",
-        row["group"] or "",
-        answer,
-        number(row["latency_s"], "s"),
-        f"{number(row['tokens'], 'tokens')} tok",
-        number(row["device_s"], "device-s"),
-    ]
-    return "  ".join(part for part in parts if part)
-
-
-def sample_rows(problem: Problem, width: int) -> list[tuple[Sample, str, str]]:
-    """Return each sample with its left cells (number, answer, tokens) and its bar."""
-    answers = [each.answer if each.answer is not None else ABSENT for each in problem.samples]
-    size = min(max([6, *map(len, answers)]), 14)
-    space = max(width - size - 15, 8)
-    return [
-        (
-            each,
-            f"{each.index:>4}  {answer[:size]:<{size}} {_count(each.tokens):>6} ",
-            bar(each, problem.span_s, space),
-        )
-        for each, answer in zip(problem.samples, answers, strict=True)
-    ]
-
-
-def scale_line(problem: Problem, width: int) -> str:
-    """Return the header of the samples: columns, 0 and the span in seconds, the legend."""
-    answers = [len(each.answer or ABSENT) for each in problem.samples]
-    size = min(max([6, *answers]), 14)
-    space = max(width - size - 15, 8)
-    end = number(problem.span_s, "s")
-    legend = ".queued p=prefill ==think A=answer x=cut"
-    middle = legend if len(legend) + len(end) + 4 <= space else ""
-    return f"{'#':>4}  {'answer':<{size}} {'tokens':>6} 0 {middle:^{space - len(end) - 3}} {end}"
-
-
-def vote_lines(problem: Problem, *, width: int) -> list[str]:
-    """Return how the vote converged, in the order in which samples ended, and what came after.
-
-    The share of time and tokens after the final answer took the lead for good is hindsight: a
-    rule could not have known it. Tokens in flight are counted evenly over a sample's decoding.
-    """
-    ended = [each for each in problem.samples if each.end is not None and each.role == "sample"]
-    final = problem.row["answer"]
-    if len(ended) < 2 or final is None:
-        return []
-    steps, counts, settled = [], Counter[str](), 0
-    for order, each in enumerate(ended, 1):
-        if each.answer is not None:
-            counts[each.answer] += 1
-        others = max((count for name, count in counts.items() if name != final), default=0)
-        if counts[final] <= others:
-            settled = order
-        steps.append(f"{counts[final]}/{order}")
-    lines = wrap("vote", f"{final}: {_middle(steps, width - 20)}", width=width, indent=6)
-    if settled >= len(ended):
-        return [*lines, "      a tie to the last sample, settled by the order of samples"]
-    at = ended[settled].end or 0.0
-    latency = problem.row["latency_s"]
-    after = sum(_tokens_after(each, at) for each in ended)
-    total = sum(each.tokens or 0 for each in ended)
-    if latency and total and latency - at > 0.01 * latency:
-        text = (
-            f"in the lead for good from {number(at, 's')}; {number(latency - at, 's')} "
-            f"({percent((latency - at) / latency)}) and {after:,.0f} tokens "
-            f"({percent(after / total)}) came after (hindsight)"
-        )
-        lines += wrap("", text, width=width, indent=6)
-    return lines
-
-
-def _middle(steps: Sequence[str], width: int) -> str:
-    """Return the steps, the middle ones left out when they do not fit."""
-    if len(" ".join(steps)) <= width:
-        return " ".join(steps)
-    head = list(steps)
-    while head and len(" ".join(head)) + len(steps[-1]) + 4 > width:
-        head.pop()
-    return " ".join([*head, "..", steps[-1]])
-
-
-def _tokens_after(sample: Sample, seconds: float) -> float:
-    if sample.end is None or sample.tokens is None or sample.end <= seconds:
-        return 0.0
-    begin = sample.first_token if sample.first_token is not None else sample.arrival
-    length = sample.end - begin
-    return sample.tokens * min((sample.end - seconds) / length, 1.0) if length > 0 else 0.0
 
 
 def run_title(run: Run) -> str:

@@ -91,6 +91,11 @@ def engine_text(engine: EngineConfig) -> str:
     return ", ".join(parts)
 
 
+def imported_text(run: Run) -> str:
+    """Return what an import tells of the engine: the model's name at most."""
+    return f"{run.engine.model}, else -"
+
+
 def policy_text(policy: Policy | None) -> str:
     """Return the policy in a few words."""
     if policy is None:
@@ -112,7 +117,7 @@ def _head(run: Run, width: int) -> list[str]:
     if run.policy is None and not run.problems:
         device = f"{run.engine.num_devices} x {run.engine.gpu}" if run.engine.gpu else ABSENT
         return wrap("device", device, width=width, indent=INDENT) + warnings(run, width)
-    engine = engine_text(run.engine) if run.imported is None else f"{run.engine.model}, else -"
+    engine = engine_text(run.engine) if run.imported is None else imported_text(run)
     lines = wrap("engine", engine, width=width, indent=INDENT)
     policy = "- (traffic of others)" if run.policy is None else policy_text(run.policy)
     lines += wrap("policy", policy, width=width, indent=INDENT)
@@ -148,7 +153,7 @@ def _one_run(run: Run, width: int) -> list[str]:
     if run.policy is None and not run.problems:  # an imported trace: nothing is known of problems
         return [*lines, "", *(kernel_lines(run) or ["no kernels"])]
     lines += ["", *_metrics(run)]
-    parts = (_charts(run, width), _time(run, width), _energy(run, width))
+    parts = (_charts(run, width), time_lines(run, width), energy_lines(run, width))
     drafts = (acceptance_lines(run.acceptance), what_if_lines(run.ngram_what_if))
     for part in (*parts, *drafts, kernel_lines(run)):
         lines += ["", *part] if part else []
@@ -192,7 +197,8 @@ def _charts(run: Run, width: int) -> list[str]:
     return [*lines, scale[:width]]
 
 
-def _time(run: Run, width: int) -> list[str]:
+def time_lines(run: Run, width: int) -> list[str]:
+    """Return how long steps take, and which share of the time each kind takes."""
     steps = run.step_time
     text = ", ".join(
         f"{kind} {whole(steps[f'{kind}_s'])}"
@@ -211,7 +217,8 @@ def _time(run: Run, width: int) -> list[str]:
     return lines
 
 
-def _energy(run: Run, width: int) -> list[str]:
+def energy_lines(run: Run, width: int) -> list[str]:
+    """Return what the devices drew in all, or why it is not known; empty where nothing is."""
     found = run.energy_j
     if found.total is None:
         reason = found.reason if found.reason and found.reason != NOT_RECORDED else None

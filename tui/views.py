@@ -139,6 +139,39 @@ COLUMNS: tuple[Column, ...] = (
 )
 
 
+NARROW, ENGINE = 110, 13
+
+
+def fitting_columns(entries: Sequence[Entry], width: int) -> list[Column]:
+    """Return the columns that fit into a width, those without any number last.
+
+    In narrow terminals the engine is cut (`cell_text`).
+    """
+    runs = [entry.run for entry in entries if entry.run is not None]
+
+    def size(column: Column) -> int:
+        cells = (len(cell_text(column, run, width)) for run in runs)
+        return 2 + max([len(column.header), *cells])
+
+    able = [column for column in COLUMNS if column.from_width <= width]
+    told = [c for c in able if not runs or any(c.sort(run) is not None for run in runs)]
+    chosen: list[Column] = []
+    left = width - 3
+    for column in [*told, *(column for column in able if column not in told)]:
+        left -= size(column)
+        if left >= 0 or len(chosen) < 4:
+            chosen.append(column)
+    return [column for column in COLUMNS if column in chosen]
+
+
+def cell_text(column: Column, run: Run, width: int) -> str:
+    """Return a cell; in narrow terminals the engine's is cut."""
+    text = column.cell(run)
+    if column.header == "engine" and width < NARROW and len(text) > ENGINE:
+        return f"{text[: ENGINE - 1]}…"
+    return text
+
+
 def matches(entry: Entry, words: str) -> bool:
     """Return whether every word is found in the entry; `a|b` means either."""
     text = f"{entry.title} {entry.path}".lower()

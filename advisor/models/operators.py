@@ -100,11 +100,11 @@ def step_tables(
     layers = np.zeros(most + 1)
     for layer, rows in operators.dense.items():
         once, each = CALLS[layer]
-        layers += (once + each * num_hidden_layers) * _interpolated(rows, computed)
+        layers += (once + each * num_hidden_layers) * interpolated(rows, computed)
     if collectives is not None:
         layers += collectives(computed)
     sequences = np.arange(max(max_num_seqs, domain(operators).sequences) + 1, dtype=float)
-    logits = sum(_interpolated(rows, sequences) for rows in operators.per_sequence.values())
+    logits = sum(interpolated(rows, sequences) for rows in operators.per_sequence.values())
     decode_batch, decode_kv, decode = _decode(operators.attention, max_num_seqs)
     (chunk, before, mixed_batch, mixed_kv), mixed = _mixed(
         operators.attention, max_num_batched_tokens, max_num_seqs
@@ -136,6 +136,19 @@ def default_capture_sizes(max_num_seqs: int) -> list[int]:
     most = min(2 * max_num_seqs, 512)
     sizes = [1, 2, 4, *range(8, 256, 8), *range(256, 513, 16)]
     return [size for size in sizes if size <= most]
+
+
+def interpolated(rows: Floats, counts: Floats) -> Floats:
+    """Return seconds at counts, linear between measured ones.
+
+    Before the first they are held; beyond the last they go on with the slope of the upper half.
+    """
+    known, seconds = rows.T
+    middle = int(np.searchsorted(known, known[-1] / 2))
+    gap = known[-1] - known[middle]
+    slope = max((seconds[-1] - seconds[middle]) / gap, 0.0) if gap else 0.0
+    beyond = np.maximum(counts - known[-1], 0.0)
+    return np.asarray(np.interp(counts, known, seconds) + slope * beyond, dtype=float)
 
 
 def _check(operators: Operators, size: int, collectives: Collectives | None) -> None:
@@ -176,19 +189,6 @@ def _check(operators: Operators, size: int, collectives: Collectives | None) -> 
             f"{folder}: operator tables leave out the collectives of tensor-parallel size {size};"
             " give their times too"
         )
-
-
-def _interpolated(rows: Floats, counts: Floats) -> Floats:
-    """Return seconds at counts, linear between measured ones.
-
-    Before the first they are held; beyond the last they go on with the slope of the upper half.
-    """
-    known, seconds = rows.T
-    middle = int(np.searchsorted(known, known[-1] / 2))
-    gap = known[-1] - known[middle]
-    slope = max((seconds[-1] - seconds[middle]) / gap, 0.0) if gap else 0.0
-    beyond = np.maximum(counts - known[-1], 0.0)
-    return np.asarray(np.interp(counts, known, seconds) + slope * beyond, dtype=float)
 
 
 def _padded(tokens: Floats, capture_sizes: Sequence[int]) -> Floats:
@@ -247,7 +247,7 @@ def _mixed(
     while chunk[-1] < max_num_batched_tokens:
         last = grid[-1, :, 0, 0]
         rows_beyond = np.column_stack([before, last])
-        second = _interpolated(rows_beyond, before + chunk[-1]) - launch
+        second = interpolated(rows_beyond, before + chunk[-1]) - launch
         grid = np.concatenate([grid, grid[-1:] + second[:, None, None]], axis=0)
         chunk = np.append(chunk, 2 * chunk[-1])
     return [chunk, before, batch, knots[3]], grid

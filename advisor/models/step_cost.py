@@ -16,6 +16,8 @@ from advisor.compiled import leaf, wide
 from advisor.composition import FEATURES
 from advisor.models.table_cost import (
     NO_TABLES,
+    PARTS,
+    SECONDS,
     StepTables,
     chunk_attention,
     decode_attention,
@@ -30,6 +32,8 @@ Ints = npt.NDArray[np.int64]
 
 class StepCost(NamedTuple):
     """Seconds of a step. `linear` [FEATURES] times the composition of the step, and tables.
+
+    Of the law, the work between steps is apart: `host_seconds`, the rest is `step_seconds`.
 
     `values` are all tables one after another, each beginning where `starts` says: few arrays, as
     every call of a compiled function copies the fields.
@@ -55,18 +59,27 @@ def table_cost(tables: StepTables, seconds: Floats | None = None) -> StepCost:
 
 
 def scaled_cost(cost: StepCost, factor: float) -> StepCost:
-    """Return the cost of steps of a linear law that take `factor` times as long.
-
-    Raises ValueError for tables, which hold knots beside seconds.
-    """
-    if len(cost.values):
-        raise ValueError("tables are not scaled")
-    return cost._replace(linear=cost.linear * factor)
+    """Return the cost of steps that take `factor` times as long."""
+    values = cost.values.copy()
+    if len(values):
+        for name in SECONDS:
+            part = PARTS.index(name)
+            values[cost.starts[part] : cost.starts[part + 1]] *= factor
+    return cost._replace(linear=cost.linear * factor, values=values)
 
 
 def needs_longest(cost: StepCost) -> bool:
     """Whether the longest context of a batch matters to its time."""
     return has_skew(cost.values, cost.starts)
+
+
+@leaf
+def host_seconds(
+    cost: StepCost, problem_starts: int, sample_starts: int, sample_ends: int
+) -> float:
+    """Return what the process does before a step for what began or ended since the one before."""
+    law = cost.linear
+    return law[9] * problem_starts + law[10] * sample_starts + law[11] * sample_ends  # type: ignore[no-any-return]
 
 
 @leaf

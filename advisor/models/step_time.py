@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from advisor.composition import FEATURES, INDEX
+from advisor.composition import FEATURES, HOST_WORK, INDEX
 from advisor.evidence import StepTable, law_key
 from traces.errors import UsageError
 from traces.schema import EngineConfig, ModelFacts
@@ -80,10 +80,11 @@ class StepTimeModel:
     -----
     Physical features of a step: one launch per tensor-parallel size; layers; weight_bytes / TP;
     KV bytes read / TP; FLOPs / TP, 2 x active parameters a token + attention; requests and
-    prompts (host work and sampling); tokens; whether it holds a prompt; per speculative setting a
-    launch and a cost per request. With t the measured and p the predicted time, weighted least
-    squares of (t - p) / p, reweighted, with Huber's weights; then all seconds of a law are scaled
-    so that the recorded total comes out, so that stalls have their mean share.
+    prompts (host work and sampling); tokens; whether it holds a prompt; problems and samples that
+    began and samples that ended since the step before (the recorder's own work); per speculative
+    setting a launch and a cost per request. With t the measured and p the predicted time, weighted
+    least squares of (t - p) / p, reweighted, with Huber's weights; then all seconds of a law are
+    scaled so that the recorded total comes out, so that stalls have their mean share.
 
     """
 
@@ -333,6 +334,7 @@ def _columns(tables: Sequence[StepTable]) -> list[str]:
         "tokens",
         "kv_bytes",
         "flops",
+        *HOST_WORK,
         *(f"draft {setting}" for setting in settings),
         *(f"draft request {setting}" for setting in settings),
     ]
@@ -358,6 +360,7 @@ def _physics(facts: ModelFacts, engine: EngineConfig, columns: Sequence[str]) ->
         ("flops", "query_context"): facts.attention_flops(1) / tp,
         (f"draft {_setting(engine)}", "draft_step"): 1.0,
         (f"draft request {_setting(engine)}", "draft_requests"): 1.0,
+        **{(name, name): 1.0 for name in HOST_WORK},
     }
     matrix = np.zeros((len(columns), len(FEATURES)))
     for (name, feature), amount in amounts.items():

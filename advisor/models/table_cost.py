@@ -82,6 +82,7 @@ NO_TABLES: Final = StepTables(
     launch=_NONE,
 )
 PARTS: Final = StepTables._fields
+SECONDS: Final = ("tokens", "sequences", "decode", "mixed", "launch")  # the others are knots
 _TOKENS, _SEQUENCES = PARTS.index("tokens"), PARTS.index("sequences")
 _DECODE_BATCH, _DECODE_KV = PARTS.index("decode_batch"), PARTS.index("decode_kv")
 _DECODE, _DECODE_SKEW = PARTS.index("decode"), PARTS.index("decode_skew")

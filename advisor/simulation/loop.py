@@ -10,7 +10,8 @@ import numpy.typing as npt
 from advisor.compiled import compiled, inner, wide
 from advisor.models.step_cost import StepCost
 from advisor.simulation.queues import longest, stop_waiting, wait
-from advisor.simulation.scheduling import cut_short, end, generated, pass_steps, plan
+from advisor.simulation.requests import end, generated
+from advisor.simulation.scheduling import cut_short, owed, pass_steps, plan
 from advisor.simulation.state import (
     CANCELLED,
     DECODE,
@@ -48,24 +49,27 @@ def run(  # noqa: PLR0912, PLR0915 - one loop, compiled once
 ) -> tuple[float, npt.NDArray[np.float64]]:
     """Replay all problems; return when the last was decided, and the log [leaps, LOG_COLUMNS].
 
-    Problems arrive at their `arrival`, ascending, or, with `in_flight`, so many at a time.
+    Problems arrive at their `arrival`, ascending, or, with `in_flight`, so many at a time. One
+    thread does what is to do between steps, in order: a problem is decided, and the next one
+    arrives, when what was before them is done.
     """
     log = np.zeros((1024 if keep_log else 1, WIDTH))
     rows = 0
     now = 0.0
-    arrived = turn = wide(0)  # problems; the engine that is next in turn
+    arrived = turn = at = wide(0)  # problems; the engine in turn; the one whose step ended last
     due_in = min(in_flight, len(world.problems))  # problems that arrive now
     draws, first_draw, last_draw = np.zeros(len(world.problems), np.int64), 0, 0  # a ring
     while True:
-        while due_in > 0:
-            p = world.problems[arrived]
-            p.arrival = now
-            p.wanted = p.samples if rules.drawn_first == 0 else min(rules.drawn_first, p.samples)
-            draws[last_draw % len(draws)] = arrived
-            last_draw += 1
-            arrived += 1
-            due_in -= 1
-        while first_draw < last_draw:
+        while due_in > 0 or first_draw < last_draw:
+            if first_draw == last_draw:
+                p = world.problems[arrived]
+                p.arrival = now + owed(world, cost, at) if in_flight else now
+                first = rules.drawn_first or p.samples
+                p.wanted = min(first, p.samples)
+                draws[last_draw % len(draws)] = arrived
+                last_draw += 1
+                arrived += 1
+                due_in -= 1
             turn = _draw(world, rules, cost, draws[first_draw % len(draws)], now, turn)
             first_draw += 1
         e = _next_engine(world)
@@ -79,7 +83,7 @@ def run(  # noqa: PLR0912, PLR0915 - one loop, compiled once
             continue
         if due == np.inf:
             break
-        now = due
+        now, at = due, e
         engine = world.engines[e]
         if engine.steps:
             if keep_log:
@@ -143,6 +147,7 @@ def _note(world: World, rules: Rules, e: int, row: npt.NDArray[np.float64]) -> N
     row[14], row[15], row[16], row[17] = (
         engine.running, engine.waiting, engine.used, engine.preemptions,
     )  # fmt: skip
+    row[18] = engine.host
 
 
 @inner
@@ -162,12 +167,17 @@ def _draw(world: World, rules: Rules, cost: StepCost, p: int, now: float, turn: 
                         e = other
             turn = (turn + 1) % len(world.engines)
         engine, sample = world.engines[e], world.samples[s]
+        engine.problem_starts += s == problem.sample
+        engine.sample_starts += 1
         if engine.idle and engine.due > now:
             engine.due = now  # to be planned
+        elif engine.steps > 1 and owed(world, cost, e) > 0.0:  # the next step is the later for it
+            cut_short(world, rules, cost, e, now, wide(0))
         elif engine.waiting == 0 and engine.running < rules.max_seqs and engine.steps > 1:
             # The step after the one under way is planned already, if scheduling is asynchronous.
             cut_short(world, rules, cost, e, now, wide(rules.asynchronous))
-        sample.engine, sample.state, sample.queued, sample.known = e, WAITING, now, sample.prompt
+        sample.engine, sample.state, sample.known = e, WAITING, sample.prompt
+        sample.queued = now + owed(world, cost, e)
         wait(world, e, s, False)
         engine.outstanding += 1
     return turn
@@ -180,16 +190,17 @@ def _count_ended(world: World, rules: Rules, cost: StepCost, s: int, now: float,
     problem = world.problems[p]
     if problem.decided == problem.decided:  # it ended in the step in which it was cancelled
         return GO_ON
+    world.engines[at].sample_ends += 1
     count_vote(world, p, s, rules.stop, rules.stop_value)
     answer = verdict(world, p, rules.stop, rules.stop_value)
     if answer == DRAW:
         more = int(rules.stop_value) if rules.stop == WINDOWS else 1
         problem.wanted = min(problem.wanted + more, problem.samples)
     elif answer == DECIDE:
-        problem.decided, problem.decided_by = now, s - problem.sample
-        problem.right = right_share(world, p, rules.stop)
+        problem.decided_by, problem.right = s - problem.sample, right_share(world, p, rules.stop)
         if rules.stop != ALL:
             _cancel_rest(world, rules, cost, p, now, at)
+        problem.decided = now + owed(world, cost, at)
     return answer
 
 
@@ -203,10 +214,12 @@ def _cancel_rest(world: World, rules: Rules, cost: StepCost, p: int, now: float,
         if sample.state == DRAWN_LATER:
             sample.state = CANCELLED
         elif sample.state == WAITING:
+            world.engines[at].sample_ends += 1
             _cancel_waiting(world, e, s, now)
         elif sample.state <= DECODE:  # it runs
             if e != at:
                 cut_short(world, rules, cost, e, now, wide(0))
+            world.engines[at].sample_ends += 1
             sample.doomed = world.engines[e].doomed
             world.engines[e].doomed = s
 
@@ -216,4 +229,6 @@ def _cancel_waiting(world: World, e: int, s: int, now: float) -> None:
     sample = world.samples[s]
     stop_waiting(world, e, s)
     world.engines[e].outstanding -= 1
+    if world.engines[e].outstanding == 0:
+        world.engines[e].empty = 1
     sample.state, sample.end, sample.generated = CANCELLED, now, generated(world, s)

@@ -5,6 +5,10 @@ Running requests go first; prompts are cut into chunks of `max_num_batched_token
 request is preempted and computes everything again. With asynchronous scheduling a step is planned
 while the one before it runs: who arrives during a step is in the next but one, and a slot falls
 free one step after its request ended.
+
+What the process does between two steps for samples and problems that begin or end there delays the
+next step. It is part of that step's time, unless the engine had no request meanwhile: then it was
+idle.
 """
 
 from __future__ import annotations
@@ -12,30 +16,25 @@ from __future__ import annotations
 import numpy as np
 
 from advisor.compiled import inlined, inner, wide
-from advisor.models.step_cost import StepCost, chunk_seconds, leap_seconds, step_seconds
+from advisor.models.step_cost import (
+    StepCost,
+    chunk_seconds,
+    host_seconds,
+    leap_seconds,
+    step_seconds,
+)
 from advisor.simulation.kv_cache import (
     admit,
     draft_growth,
     growth_of,
     most_steps,
     reach,
-    release,
     take,
 )
-from advisor.simulation.queues import leave, longest, push, remove, start, stop_waiting, wait
-from advisor.simulation.state import (
-    CANCELLED,
-    DECODE,
-    DRAINING,
-    ENDED,
-    NONE,
-    PREFILL,
-    WAITING,
-    Rules,
-    World,
-)
-
-UNLIMITED = 1 << 40
+from advisor.simulation.queues import longest, start, stop_waiting
+from advisor.simulation.requests import begin_decoding, drain
+from advisor.simulation.room import blocks_are_kept, drafted_steps, make_room
+from advisor.simulation.state import NONE, PREFILL, Rules, World
 
 
 @inner
@@ -45,49 +44,72 @@ def plan(world: World, rules: Rules, cost: StepCost, blocks: int, e: int, now: f
     engine.prompts = 0
     engine.prompt_tokens = 0
     engine.prompt_read = engine.prompt_query = engine.chunks = 0.0
+    host = owed(world, cost, e)
     while True:
-        seen = now if engine.idle or not rules.asynchronous else engine.last_begun
-        preempted = _make_room(world, rules, blocks, e)
+        seen = now + host if engine.idle or not rules.asynchronous else engine.last_begun
+        preempted = make_room(world, rules, blocks, e)
         if not preempted:
-            _admit(world, rules, cost, blocks, e, now, seen)
+            _admit(world, rules, cost, blocks, e, now + host, seen)
         decodes = engine.decodes + engine.drain_decodes
         if engine.prompts or decodes:
             break
         if engine.draining:  # nothing to compute: their slots are free at once
-            _drain(world, rules, e)
+            drain(world, rules, e)
         elif engine.waiting and not engine.idle:  # nothing runs, so nothing was planned ahead
             engine.idle = 1
         else:
             engine.idle, engine.due, engine.steps = 1, np.inf, 0
             return
     engine.idle = 0
-    engine.begun = now
+    engine.begun, engine.host = (now + host, 0.0) if engine.empty else (now, host)
+    _begin_host_work(world, e)
     engine.steps = 1
     if engine.prompts == 0 and engine.draining == 0 and engine.decodes and not preempted:
         unseen = engine.waiting > 0 and world.samples[engine.waiting_first].queued > seen
         if not unseen or engine.running >= rules.max_seqs:
             steps = world.samples[world.slots[e, 0].heap].ends - engine.clock
             if steps > 1 and rules.speculative:
-                steps = _drafted_steps(world, rules, blocks, e, steps)
+                steps = drafted_steps(world, rules, blocks, e, steps)
             elif steps > 1:
                 steps = most_steps(world, rules, e, steps, blocks - engine.used)
             engine.steps = steps
-    engine.due = now + seconds_of(world, rules, cost, e, engine.steps)
+    engine.due = engine.begun + seconds_of(world, rules, cost, e, engine.steps)
+
+
+@inlined
+def owed(world: World, cost: StepCost, e: int) -> float:
+    """Return the seconds of what has to be done before the engine's next step."""
+    engine = world.engines[e]
+    return host_seconds(cost, engine.problem_starts, engine.sample_starts, engine.sample_ends)
+
+
+@inner
+def _begin_host_work(world: World, e: int) -> None:
+    """Count the work before a step, if it is part of its time; none is left to do."""
+    engine, totals = world.engines[e], world.totals
+    if not engine.empty:
+        totals[9] += engine.problem_starts
+        totals[10] += engine.sample_starts
+        totals[11] += engine.sample_ends
+    engine.problem_starts = engine.sample_starts = engine.sample_ends = engine.empty = 0
 
 
 @inner
 def seconds_of(world: World, rules: Rules, cost: StepCost, e: int, steps: int) -> float:
-    """Return the time of the planned step, or of that many steps in which only decoding happens."""
+    """Return the time of the planned step, or of that many steps in which only decoding happens.
+
+    The work before the first of them is in it.
+    """
     engine = world.engines[e]
     decodes = engine.decodes + engine.drain_decodes
     tokens = engine.tokens + engine.drain_tokens
     context = engine.context + engine.drain_context
     most = longest(world, e, rules.keep_longest)
     if engine.prompts == 0:
-        return leap_seconds(
+        return engine.host + leap_seconds(
             cost, steps, decodes, tokens, context, engine.growth, most, 1.0, rules.speculative
         )
-    return step_seconds(
+    return engine.host + step_seconds(
         cost,
         engine.prompts,
         engine.prompt_tokens,
@@ -150,7 +172,7 @@ def pass_steps(world: World, rules: Rules, cost: StepCost, e: int) -> None:
         if not sample.by_length:
             world.problems[sample.problem].busy += each * sample.forward
     if drained:
-        _drain(world, rules, e)
+        drain(world, rules, e)
     for i in range(engine.prompts):
         s, chunk = world.slots[e, i].prompt, world.slots[e, i].chunk
         sample = world.samples[s]
@@ -159,13 +181,7 @@ def pass_steps(world: World, rules: Rules, cost: StepCost, e: int) -> None:
         if sample.computed < sample.known:
             engine.partial = s
         else:
-            _begin_decoding(world, rules, e, s)
-
-
-@inlined
-def blocks_are_kept(world: World, e: int) -> bool:
-    """Whether the engine's cache has a bound."""
-    return world.engines[e].virgin + world.engines[e].used < UNLIMITED // 2
+            begin_decoding(world, rules, e, s)
 
 
 @inner
@@ -186,13 +202,10 @@ def _count(
     totals[6] += engine.prompt_tokens + steps * tokens
     totals[7] += engine.prompt_read + read
     totals[8] += engine.prompt_query + (read * tokens / decodes if decodes else 0.0)
-    totals[9] = max(totals[9], engine.prompts + decodes)
-    totals[10] = max(totals[10], engine.prompt_tokens + tokens)
+    totals[12] = max(totals[12], engine.prompts + decodes)
+    totals[13] = max(totals[13], engine.prompt_tokens + tokens)
     last = context + engine.growth * (steps - 1)
-    totals[11] = max(totals[11], engine.prompt_read + last)
-
-
-# -- the life of a request -------------------------------------------------------------------------
+    totals[14] = max(totals[14], engine.prompt_read + last)
 
 
 @inner
@@ -230,179 +243,3 @@ def _admit(
         engine.prompt_query += chunk * sample.computed + chunk * (chunk + 1) / 2
         engine.chunks += chunk_seconds(cost, chunk, sample.computed)
         reach(world, rules, e, s, sample.computed + chunk)
-
-
-@inner
-def _begin_decoding(world: World, rules: Rules, e: int, s: int) -> None:
-    """Take the token that a whole prompt gave; decoding begins with the next, if any."""
-    engine, sample = world.engines[e], world.samples[s]
-    sample.state = DECODE
-    if sample.preemptions == 0 or sample.first != sample.first:
-        sample.first = engine.due
-    else:
-        sample.passed += 1  # it stands for the decode step that the preemption cost
-    sample.since, sample.entry = engine.clock, engine.per_token
-    sample.held = (sample.known + rules.block_size - 1) // rules.block_size
-    left = sample.verify - sample.passed
-    sample.ends = engine.clock + max(left, 0)
-    if left > 0:
-        engine.decodes += 1
-        engine.tokens += sample.forward
-        engine.context += sample.known + sample.forward
-        engine.growth += (sample.output - 1) / sample.verify
-        if not rules.speculative:
-            sample.held = 0
-            world.phases[e, (sample.known - engine.clock) % rules.block_size] += 1
-    push(world, e, s, rules.keep_longest)
-
-
-@inner
-def stop_decoding(world: World, rules: Rules, e: int, s: int) -> int:
-    """Take a sample out of the decoding ones; return the tokens it has slots for."""
-    engine, sample = world.engines[e], world.samples[s]
-    remove(world, e, s, rules.keep_longest)
-    done = engine.clock - sample.since
-    if sample.verify > sample.passed:  # else the prompt's own token was its last
-        rate = (sample.output - 1) / sample.verify
-        engine.decodes -= 1
-        engine.tokens -= sample.forward
-        engine.growth -= rate
-        engine.context -= sample.known + sample.forward + done * rate
-        if engine.decodes == 0:
-            engine.tokens = engine.context = engine.growth = 0.0
-        if not rules.speculative:
-            world.phases[e, (sample.known - sample.since) % rules.block_size] -= 1
-        world.problems[sample.problem].busy += (engine.per_token - sample.entry) * sample.forward
-    sample.passed += done
-    return sample.known + done * (sample.output - 1) // max(sample.verify, 1)
-
-
-@inlined
-def generated(world: World, s: int) -> int:
-    """Return the tokens that a sample has generated, once it has stopped decoding."""
-    sample = world.samples[s]
-    if sample.first != sample.first:
-        return 0
-    return 1 + sample.passed * (sample.output - 1) // max(sample.verify, 1)
-
-
-@inner
-def end(world: World, rules: Rules, e: int, s: int, now: float, cancelled: bool) -> None:
-    """End a sample that runs on the engine, at a step's end."""
-    engine, sample = world.engines[e], world.samples[s]
-    slots = wide(sample.known)
-    if sample.state == DECODE:
-        context = sample.known + sample.forward
-        decoded = sample.verify > sample.passed
-        slots = stop_decoding(world, rules, e, s)
-        sample.generated = generated(world, s)
-        if rules.asynchronous and (cancelled or not sample.by_length):
-            sample.by_length = False
-            engine.drain_decodes += 1
-            engine.drain_tokens += sample.forward
-            engine.drain_context += context + (slots - sample.known if decoded else 0)
-    else:
-        sample.generated = generated(world, s)
-        sample.by_length = True
-        if engine.partial == s:
-            engine.partial = NONE
-    leave(world, e, s)
-    engine.outstanding -= 1
-    sample.end = now
-    sample.known = slots
-    if rules.asynchronous:
-        sample.state = DRAINING
-        world.slots[e, engine.draining].drain = s
-        engine.draining += 1
-    else:
-        engine.running -= 1
-        release(world, rules, e, s, slots, slots)
-        sample.state = ENDED
-    if cancelled:
-        sample.state = CANCELLED
-
-
-@inner
-def _drain(world: World, rules: Rules, e: int) -> None:
-    """Free the slots and blocks of samples that ended a step ago."""
-    engine = world.engines[e]
-    for i in range(engine.draining):
-        s = world.slots[e, i].drain
-        sample = world.samples[s]
-        release(world, rules, e, s, wide(sample.known), wide(sample.known))
-        if sample.state == DRAINING:
-            sample.state = ENDED
-    engine.running -= engine.draining
-    engine.draining = engine.drain_decodes = 0
-    engine.drain_tokens = engine.drain_context = 0.0
-
-
-# -- when the cache may fill -----------------------------------------------------------------------
-
-
-@inner
-def _make_room(world: World, rules: Rules, blocks: int, e: int) -> bool:
-    """Preempt the last requests until the others can take a step; whether any was."""
-    engine = world.engines[e]
-    preempted = False
-    while True:
-        if not rules.speculative:
-            need = growth_of(world, rules, e, wide(1), wide(0))
-        elif blocks_are_kept(world, e):
-            need = draft_growth(world, rules, e, wide(0), wide(0))
-        else:
-            need = 0
-        if engine.used + need <= blocks:
-            break
-        if engine.running_first == engine.running_last:
-            if not engine.draining:
-                break
-            _drain(world, rules, e)
-        else:
-            _preempt(world, rules, e)
-            preempted = True
-    if rules.speculative and need:
-        draft_growth(world, rules, e, wide(0), wide(1))
-    take(world, e, need)
-    return preempted
-
-
-@inner
-def _preempt(world: World, rules: Rules, e: int) -> None:
-    engine = world.engines[e]
-    s = engine.running_last
-    sample = world.samples[s]
-    slots, computed = wide(sample.known), wide(sample.computed)
-    if sample.state == DECODE:
-        slots = computed = stop_decoding(world, rules, e, s)
-    else:
-        engine.partial = NONE
-    leave(world, e, s)
-    engine.running -= 1
-    release(world, rules, e, s, slots, computed)
-    sample.held = 0
-    sample.preemptions += 1
-    engine.preemptions += 1
-    sample.known = sample.prompt + generated(world, s)
-    sample.computed = 0
-    sample.state = WAITING
-    wait(world, e, s, True)
-
-
-@inner
-def _drafted_steps(world: World, rules: Rules, blocks: int, e: int, steps: int) -> int:
-    """Return how many verify steps surely fit in the free blocks."""
-    engine = world.engines[e]
-    if not blocks_are_kept(world, e):
-        return steps
-    spare = (blocks - engine.used) // engine.decodes - 1
-    if spare < 1:
-        return 1
-    fastest = 1.0
-    s = engine.running_first
-    while s != NONE:
-        sample = world.samples[s]
-        if sample.state == DECODE:
-            fastest = max(fastest, (sample.output - 1) / sample.verify)
-        s = wide(sample.after)
-    return max(1, min(steps, int(spare * rules.block_size / fastest)))

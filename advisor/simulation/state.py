@@ -120,6 +120,12 @@ ENGINE = np.dtype(
         ("begun", "f8"),
         ("due", "f8"),
         ("last_begun", "f8"),
+        # What the process has to do before the next step, and how long it takes in this one.
+        ("problem_starts", "i8"),
+        ("sample_starts", "i8"),
+        ("sample_ends", "i8"),
+        ("host", "f8"),
+        ("empty", "i8"),  # it had no request when the last of them ended
         # Counted up.
         ("clock", "i8"),  # steps in which any request decoded
         ("per_token", "f8"),  # seconds per token, summed over those
@@ -180,6 +186,7 @@ LOG_COLUMNS: Final = (
     "waiting",
     "kv_blocks",
     "preempted",
+    "host",
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from profiler.model_facts import facts_from_folder
 from traces.errors import EngineError
 from traces.schema import EngineConfig, ModelFacts
 
+_MOST_SCHEMA_BYTES = 8 << 20
 _CACHE: dict[str, Callable[[str], Any]] = {
     "block_size": int,
     "num_gpu_blocks": int,
@@ -53,6 +55,26 @@ def ask_version(client: httpx.Client) -> str | None:
     """Return vLLM's version, None for another server."""
     with contextlib.suppress(httpx.HTTPError, ValueError, KeyError, TypeError):
         return str(client.get("/version").json()["version"])
+    return None
+
+
+def routes(client: httpx.Client) -> dict[str, Any] | None:
+    """Return the OpenAPI document of a server, None where it gives none that names paths.
+
+    Asking a route itself might start what it is for.
+    """
+    with contextlib.suppress(httpx.HTTPError, ValueError):
+        body = bytearray()
+        with client.stream("GET", "/openapi.json") as answer:
+            if answer.status_code != 200:
+                return None
+            for piece in answer.iter_bytes():
+                body += piece
+                if len(body) > _MOST_SCHEMA_BYTES:
+                    return None
+        document = json.loads(body)
+        if isinstance(document, dict) and isinstance(document.get("paths"), dict):
+            return document
     return None
 
 

@@ -38,8 +38,8 @@ class ServerEngine:
     `url` is its base, with or without `/v1`; `model` names one of those it serves, by default
     its first. `declared` are engine settings that the server does not tell, such as its
     tensor_parallel_size; `chat_template` goes with every chat instead of the server's own;
-    `headers`, such as a key, go with every request. Raises EngineError when nothing answers there,
-    or it takes no such template.
+    `headers`, such as a key, go with every request; `poll` waits at most `wait_s`. Raises
+    EngineError when nothing answers there, or it takes no such template.
     """
 
     def __init__(
@@ -52,6 +52,7 @@ class ServerEngine:
         timeout_s: float = 600.0,
         declared: dict[str, Any] | None = None,
         chat_template: str | None = None,
+        wait_s: float = _POLL_S,
     ) -> None:
         self.url = url.rstrip("/").removesuffix("/v1")
         self._headers = dict(headers or {})
@@ -59,7 +60,8 @@ class ServerEngine:
         self._results: queue.Queue[SampleResult] = queue.Queue()
         self._live: dict[str, tuple[Future[None], Stream]] = {}
         self._encoded: dict[str, list[int]] = {}
-        self._unreachable = 0
+        self._unreachable, self._wait_s = 0, wait_s
+        self.traces: set[str] = set()  # ids of the traces that requests were sent in
         self.chat_template = chat_template  # the server's own is not told
         self._served, self.config, self.model = self._look(model, name, declared or {})
         self._loop = asyncio.new_event_loop()
@@ -134,6 +136,8 @@ class ServerEngine:
 
     def submit(self, request: SampleRequest) -> None:
         """Send a sample (see `Engine`)."""
+        if request.traceparent is not None:
+            self.traces.add(request.traceparent.split("-")[1])
         stream = Stream(window=request.confidence_window, top=request.top_logprobs)
         future = asyncio.run_coroutine_threadsafe(self._run(request, stream), self._loop)
         self._live[request.request_id] = (future, stream)
@@ -154,7 +158,7 @@ class ServerEngine:
                 results.append(self._result(request_id, stream, None))
         return results
 
-    def poll(self) -> list[SampleResult]:
+    def poll(self, wait_s: float | None = None) -> list[SampleResult]:
         """Wait a moment for samples to end (see `Engine`).
 
         Raises EngineError when the server has not been reached many times in a row.
@@ -163,7 +167,8 @@ class ServerEngine:
             return []
         ended = []
         with contextlib.suppress(queue.Empty):
-            ended.append(self._results.get(timeout=_POLL_S))
+            wait_s = self._wait_s if wait_s is None else wait_s
+            ended.append(self._results.get(block=wait_s > 0, timeout=wait_s or None))
             while True:
                 ended.append(self._results.get_nowait())
         kept = [result for result in ended if self._live.pop(result.request_id, None)]

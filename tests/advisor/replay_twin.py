@@ -1,7 +1,8 @@
 """A naive replay: every step, every request, every block, nothing leapt over or summed up.
 
 Blocks are single things with what they hold, in a queue of free ones; policies are the profiler's
-own; asynchronous scheduling is a list of what each step was planned with.
+own; asynchronous scheduling is a list of what each step was planned with. What the process does
+between steps is a list of chores, done one after the other before an engine's next step.
 """
 
 import itertools
@@ -81,6 +82,10 @@ class Engine:
         self.waiting, self.running, self.draining = [], [], []
         self.due, self.begun, self.last_begun, self.busy_before = math.inf, 0.0, None, False
         self.step = None
+        self.chores, self.empty = [], True
+
+    def owed(self):
+        return sum(self.chores, np.zeros(3))
 
     def outstanding(self):
         return len(self.waiting) + len(self.running)
@@ -145,14 +150,16 @@ def naive_replay(
                         at = other if other.outstanding() < at.outstanding() else at
                 count["turn"] = (count["turn"] + 1) % replicas
             prompt, number = loads[p].prompt_tokens, first[p] + index
-            slot = Slot(p, number, loads[p].samples[index], prompt, prompt, now, at.number)
+            at.chores.append(np.array([float(number == first[p]), 1.0, 0.0]))
+            queued = now + float(at.owed() @ seconds[-3:])
+            slot = Slot(p, number, loads[p].samples[index], prompt, prompt, queued, at.number)
             slots[number] = slot
             at.waiting.append(slot)
 
-    def arrive(now):
+    def arrive(now, owing=None):
         p = count["next"]
         count["next"] += 1
-        arrival[p] = now
+        arrival[p] = now if owing is None else now + float(owing.owed() @ seconds[-3:])
         if policy is None:
             choose(p, now, range(len(loads[p].samples)))
         else:
@@ -168,11 +175,14 @@ def naive_replay(
 
     def plan(engine, now):
         engine.step = None
+        host = float(engine.owed() @ seconds[-3:])
         while True:
             ahead = limits.async_scheduling and engine.busy_before
-            step = compose(engine, now, engine.last_begun if ahead else now)
+            step = compose(engine, now, engine.last_begun if ahead else now + host, host)
             if step is not None:
-                engine.step, engine.begun, engine.due = step, now, now + step["seconds"]
+                engine.begun = now + host if engine.empty else now
+                engine.step, engine.due = step, engine.begun + step["seconds"]
+                engine.chores, engine.empty = [], False
                 return
             if engine.draining:
                 drain(engine)
@@ -187,7 +197,7 @@ def naive_replay(
             free(engine, slot)
         engine.draining = []
 
-    def compose(engine, now, seen):
+    def compose(engine, now, seen, host):
         pool, running = engine.pool, engine.running
         preempted = False
         while True:
@@ -263,11 +273,12 @@ def naive_replay(
                 tokens + sum(chunk for _, chunk in prompts),
                 context + sum(slot.computed + chunk for slot, chunk in prompts),
                 query,
+                *(np.zeros(3) if engine.empty else engine.owed()),
             ]
         )
         time = float(composition @ seconds) * (1.0 if noise is None else noise())
         if log is not None:
-            note(engine, prompts, n, tokens, context, time, now)
+            note(engine, prompts, n, tokens, context, time, now + host if engine.empty else now)
         return {
             "work": work,
             "prompts": prompts,
@@ -284,12 +295,13 @@ def naive_replay(
         for slot, _ in prompts:
             if slot.generated == 0:
                 log["cached"].setdefault(slot.number, slot.computed)
+                log["first"].setdefault(slot.number, len(log["steps"]))
         query = sum(sum(s.computed + j for j in range(1, c + 1)) for s, c in prompts)
         log["steps"].append(
             {
                 "seconds": time,
                 "end": now + time,
-                "idle": not engine.busy_before,
+                "idle": engine.empty,
                 "prefill_requests": len(prompts),
                 "prefill_tokens": sum(chunk for _, chunk in prompts),
                 "decode_requests": n,
@@ -303,6 +315,7 @@ def naive_replay(
     def finish(engine, slot, now, by_length):
         engine.running.remove(slot)
         ends[slot.number], generated[slot.number] = now, slot.generated
+        engine.empty = not engine.running and not engine.waiting
         lost = 0 if by_length or not slot.decoding else width_after(slot)
         if limits.async_scheduling:
             engine.draining.append((slot, lost))
@@ -317,36 +330,39 @@ def naive_replay(
         p = slot.problem
         if p in latency:
             return
+        engine.chores.append(np.array([0.0, 0.0, 1.0]))
         if policy is None:
             answers.setdefault(p, []).append(slot.sample.answer)
             if len(answers[p]) == len(loads[p].samples):
-                decided(p, now)
+                decided(engine, p, now)
             return
         index = slot.number - first[p]
         move = policies[p].on_sample(Vote(sample_index=index, answer=slot.sample.answer))
         if move.decision is not None:
-            decided(p, now)
             for number in range(first[p], first[p + 1]):
                 other = slots.get(number)
                 if other is None or number in ends:
                     continue
+                engine.chores.append(np.array([0.0, 0.0, 1.0]))
                 home = engines[other.engine]
                 if other in home.waiting:
                     home.waiting.remove(other)
+                    home.empty = not home.running and not home.waiting
                     ends[number], generated[number] = now, other.generated
                 else:
                     doomed.append(other)
+            decided(engine, p, now)
         elif move.draw:
             waiting_draws.append((p, [draw.index for draw in move.draw]))
 
-    def decided(p, now):
-        latency[p] = now - arrival[p]
+    def decided(engine, p, now):
+        latency[p] = now + float(engine.owed() @ seconds[-3:]) - arrival[p]
         if concurrency is not None and count["next"] + len(new_problems) < len(loads):
             new_problems.append(now)
 
     new_problems, waiting_draws = [], []
     for _ in range(min(concurrency or 0, len(loads))):
-        arrive(0.0)
+        arrive(0.0, engines[0])
     now = 0.0
     while True:
         for engine in engines:
@@ -401,6 +417,7 @@ def naive_replay(
                 continue
             if slot in engine.waiting:
                 engine.waiting.remove(slot)
+                engine.empty = not engine.running and not engine.waiting
                 ends[slot.number], generated[slot.number] = now, slot.generated
             else:
                 finish(engine, slot, now, not slot.decoding)
@@ -410,7 +427,7 @@ def naive_replay(
                 waiting_draws.pop(0)
             else:
                 new_problems.pop()
-                arrive(now)
+                arrive(now, engine)
         plan(engine, now)
     order, total = range(len(loads)), first[-1]
     return {

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
-from advisor.composition import FEATURES
-from advisor.evidence import Sample, verify_steps
+from advisor.composition import FEATURES, HOST_WORK, INDEX
+from advisor.evidence import Sample
 from advisor.load import Limits, Load
+from advisor.verify_steps import verify_steps
 from tests.advisor.replay_twin import naive_replay
 from traces.manifest import ClockReading, Manifest, WorkloadFacts
+from traces.ngram import PromptLookup, draft_counts
 from traces.recording import Recording
 from traces.schema import EngineConfig, ModelFacts, Policy, Speculative
 from traces.writer import RecordingWriter
@@ -56,7 +58,7 @@ def engine_of(model: str = "small", **changes) -> EngineConfig:
     return dataclasses.replace(plain, **changes)
 
 
-def law_of(engine: EngineConfig) -> np.ndarray:
+def law_of(engine: EngineConfig, host=None) -> np.ndarray:
     """Seconds per feature: 1 ms and the weights, 20 us a request, 2 TFLOP/s, 40 GB/s of KV."""
     facts, tp = FACTS[engine.model], engine.tensor_parallel_size
     law = dict.fromkeys(FEATURES, 0.0)
@@ -67,7 +69,10 @@ def law_of(engine: EngineConfig) -> np.ndarray:
     law["kv_tokens"] = facts.kv_bytes_per_token / 40e9 / tp
     law["query_context"] = facts.attention_flops(1) / 2e12 / tp
     if engine.speculative is not None:
-        law["draft_step"], law["draft_requests"] = 4e-4, 1e-5
+        k = engine.speculative.num_speculative_tokens
+        pace = k / 3 if engine.speculative.method == "draft_model" else 1.0
+        law["draft_step"], law["draft_requests"] = 4e-4 * pace, 1e-5 * pace
+    law.update(zip(HOST_WORK, host or (), strict=False))
     return np.array([law[name] for name in FEATURES])
 
 
@@ -84,11 +89,14 @@ def record(
     workload: str = "sums",
     watts: float | None = None,
     power: tuple[str, str] = ("nvml", "watts"),  # kind, and the column that tells it
+    host: tuple[float, float, float] | None = None,  # seconds of HOST_WORK, joined to samples
+    lookups: bool = False,  # counts of n-gram lookup that was not run
     **manifest,
 ) -> Recording:
     """Run the twin of the engine and write what a probe would have seen.
 
-    `noise` is the spread of single steps, `drift` slows the whole run.
+    `noise` is the spread of single steps, `drift` slows the whole run. With `host` a process of its
+    own takes time between steps, and says in which step each sample began.
     """
     rng = np.random.default_rng([seed, zlib.crc32(folder.name.encode())])
     loads = _workload(rng, engine, policy, problems)
@@ -99,10 +107,10 @@ def record(
         num_blocks=engine.num_gpu_blocks - 1,
         speculative=engine.speculative is not None,
     )
-    log = {"steps": [], "cached": {}}
+    log = {"steps": [], "cached": {}, "first": {}}
     ran = naive_replay(
         loads,
-        law_of(engine) * np.exp(drift),
+        law_of(engine, host) * np.exp(drift),
         limits,
         concurrency=concurrency,
         noise=lambda: float(np.exp(rng.normal(0, noise))) if noise else 1.0,
@@ -130,6 +138,7 @@ def record(
                 "interval_ns": None if step["idle"] else nanoseconds,
                 "wall_ns": nanoseconds,
                 "source": "measured",
+                "draft_ns": _draft_ns(engine, composition["decode_requests"]),
                 **composition,
             },
         )
@@ -173,15 +182,37 @@ def record(
                     "cached_tokens": log["cached"][number],
                     "output_tokens": sample.output_tokens,
                     "arrival": begun,
+                    "first_step": log["first"][number] if host is not None else None,
                     "end": START + _ns(ran["ends"][number]),
                     "answer": sample.answer,
                     "correct": sample.correct,
                     **_speculation(sample),
                 },
             )
+            if lookups:
+                for counts in _counted(sample.output_tokens, index):
+                    row_keys = {"problem_id": f"p{row}", "sample_index": index}
+                    writer.append("drafts", keys | row_keys | counts)
             number += 1
     writer.close(complete=True)
     return Recording.open(folder)
+
+
+def _counted(tokens: int, seed: int) -> list[dict]:
+    """What lookup would have done for some text of a few letters."""
+    text = np.random.default_rng([tokens, seed]).integers(0, 4, 20 + tokens)
+    lookups = [
+        PromptLookup(num_speculative_tokens=k, prompt_lookup_min=2, prompt_lookup_max=4)
+        for k in (3, 5)
+    ]
+    return draft_counts(lookups, text[:20], text[20:])
+
+
+def _draft_ns(engine: EngineConfig, decodes: int) -> int | None:
+    if engine.speculative is None or not decodes:
+        return None
+    law = law_of(engine)
+    return _ns(law[INDEX["draft_step"]] + decodes * law[INDEX["draft_requests"]])
 
 
 def _ns(seconds: float) -> int:

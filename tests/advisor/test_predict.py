@@ -5,7 +5,7 @@ import pytest
 
 from advisor.predict import predict
 from advisor.replay import Replicas
-from advisor.replays import Question
+from advisor.step_times import Question
 from tests.advisor.operator_tables import LAYERS, attention_us, dense_us, write_tables
 from tests.advisor.synthetic import GREEDY, engine_of, record
 from traces.errors import UsageError

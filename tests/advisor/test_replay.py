@@ -5,16 +5,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from advisor.evidence import Sample, verify_steps
+from advisor.evidence import Sample
 from advisor.load import Limits, Load
 from advisor.models.step_cost import linear_cost
 from advisor.replay import Replicas, Stop, replay
 from advisor.simulation.stop_rules import AGREE, FIRST, SAFE, WINDOWS
+from advisor.verify_steps import verify_steps
 from advisor.workload import Workload
 from profiler.policies.parallel import Adaptive, Agreement, EarlyStopping, FirstFinish
 from tests.advisor.replay_twin import naive_replay
 
-COST = np.array([3e-3, 1e-3, 7e-4, 2e-5, 1e-4, 5e-5, 4e-6, 3e-8, 2e-9])
+COST = np.array([3e-3, 1e-3, 7e-4, 2e-5, 1e-4, 5e-5, 4e-6, 3e-8, 2e-9, 4e-4, 2e-4, 1e-4])
 
 
 def plain(tokens: int) -> Sample:
@@ -57,11 +58,44 @@ def loads_of(
     return found
 
 
-def assert_twins(loads, limits, *, arrivals=None, concurrency=None, stop=None, policy=None, **how):
+def named_loads(seed: int, problems: int, n: int, tokens: int) -> list[Load]:
+    """Return problems whose prompts grow on one tree of blocks, as chats with a common start do."""
+    rng = np.random.default_rng(seed)
+    found: list[Load] = []
+    for load in loads_of(seed, problems, n):
+        before = found[int(rng.integers(len(found)))].prompt_blocks if found else ()
+        kept = before[: int(rng.integers(0, len(before) + 1))]
+        count = -(-load.prompt_tokens // tokens)
+        fresh = rng.integers(0, 3, count).tolist()  # the same name elsewhere is another prefix
+        names = (*kept, *fresh)[: count if rng.random() < 0.8 else count // 2]
+        found.append(dataclasses.replace(load, cached_tokens=0, prompt_blocks=names))
+    return found
+
+
+def keys_of_names(loads, tokens: int, size: int):
+    """Name each whole block of the cache by all names of the prompt up to its end."""
+    found = []
+    for p, load in enumerate(loads):
+        ends = [min((i + 1) * tokens, load.prompt_tokens) for i in range(len(load.prompt_blocks))]
+        named = list(zip(load.prompt_blocks, ends, strict=True))
+        keys = []
+        for b in range((load.prompt_tokens - 1) // size):  # the last token is always computed
+            end = (b + 1) * size
+            told = bool(ends) and end <= ends[-1]
+            keys.append((b, *named[: -(-end // tokens)]) if told else ("problem", p, b))
+        found.append(keys)
+    return found
+
+
+def assert_twins(
+    loads, limits, *, arrivals=None, concurrency=None, stop=None, policy=None, tokens=None, **how
+):
+    """Compare with the naive twin; `tokens` is the size of the blocks that the loads name."""
     replicas = Replicas(**how) if how else None
+    keys = None if tokens is None else keys_of_names(loads, tokens, limits.block_size)
     twin = {("replicas" if name == "count" else name): value for name, value in how.items()}
     ours = replay(
-        Workload.from_loads(loads, arrivals),
+        Workload.from_loads(loads, arrivals, prompt_block_tokens=tokens),
         linear_cost(COST),
         limits,
         concurrency=concurrency,
@@ -70,7 +104,14 @@ def assert_twins(loads, limits, *, arrivals=None, concurrency=None, stop=None, p
         log=True,
     )
     naive = naive_replay(
-        loads, COST, limits, arrivals=arrivals, concurrency=concurrency, policy=policy, **twin
+        loads,
+        COST,
+        limits,
+        arrivals=arrivals,
+        concurrency=concurrency,
+        policy=policy,
+        keys=keys,
+        **twin,
     )
     assert ours.steps == naive["steps"]
     assert ours.preemptions == naive["preemptions"]
@@ -159,6 +200,34 @@ def test_the_replay_equals_its_naive_twin(seed, problems, n, limits, stop, how, 
     )
 
 
+@settings(max_examples=200, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    problems=st.integers(1, 10),
+    n=st.integers(1, 3),
+    tokens=st.sampled_from([8, 12, 16, 24]),
+    limits=st.fixed_dictionaries(LIMITS),
+    rate=st.sampled_from([3.0, 50.0]),
+)
+def test_named_prefixes_are_shared_as_by_the_naive_twin(seed, problems, n, tokens, limits, rate):
+    loads = named_loads(seed, problems, n, tokens)
+    arrivals = np.cumsum(np.random.default_rng(seed).exponential(1 / rate, problems))
+    assert_twins(loads, Limits(block_size=8, **limits), arrivals=arrivals, tokens=tokens)
+
+
+def test_a_prompt_that_others_begin_with_is_found():
+    names = [(7, 8, 9), (7, 8, 9), (7, 8, 4), (5, 8, 9)]
+    loads = [
+        Load(prompt_tokens=40, cached_tokens=0, samples=(plain(4),), prompt_blocks=each)
+        for each in names
+    ]
+    limits = Limits(block_size=8)
+    arrivals = [0.0, 10.0, 20.0, 30.0]
+    found = assert_twins(loads, limits, arrivals=arrivals, tokens=16)
+    # The third block has 8 of its 16 tokens, and the last token of a prompt is always computed.
+    assert found.cached_tokens.tolist() == [0, 32, 32, 0]
+
+
 @settings(max_examples=100, deadline=None)
 @given(
     seed=st.integers(0, 10_000),
@@ -224,9 +293,12 @@ def test_one_sample_by_hand():
     got = replay(
         Workload.from_loads(loads), linear_cost(COST), Limits(block_size=16), concurrency=1
     )
-    step, prompt, _, request, first, _, token, kv, query = COST
+    step, prompt, _, request, first, _, token, kv, query, *host = COST
+    start = host[0] + host[1]
     expected = (
-        3 * (step + request)
+        start
+        + host[2]
+        + 3 * (step + request)
         + prompt
         + first
         + token * 12
@@ -235,7 +307,7 @@ def test_one_sample_by_hand():
     )
     assert got.latency_s[0] == pytest.approx(expected, rel=1e-12)
     assert got.ttft_s[0] == pytest.approx(
-        step + request + prompt + first + 10 * token + 10 * kv + 55 * query, rel=1e-12
+        start + step + request + prompt + first + 10 * token + 10 * kv + 55 * query, rel=1e-12
     )
 
 

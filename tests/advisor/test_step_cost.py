@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from advisor.composition import FEATURES
 from advisor.models.step_cost import (
     chunk_seconds,
+    host_seconds,
     leap_seconds,
     linear_cost,
     needs_longest,
@@ -14,7 +15,7 @@ from advisor.models.step_cost import (
 )
 from advisor.models.table_cost import NO_TABLES, StepTables
 
-LAW = np.array([3e-3, 1e-3, 7e-4, 2e-5, 1e-4, 5e-5, 4e-6, 3e-8, 2e-9])
+LAW = np.array([3e-3, 1e-3, 7e-4, 2e-5, 1e-4, 5e-5, 4e-6, 3e-8, 2e-9, 5e-4, 3e-4, 2e-4])
 
 
 def step(tables, *, chunks=(), decodes=0, tokens=None, context=0.0, longest=0.0, drafting=False):
@@ -53,7 +54,8 @@ def test_an_empty_cost_is_nothing_and_a_law_is_its_product():
     assert step(NO_TABLES, chunks=[(10, 0)], decodes=3, context=30) == 0.0
     got = step(linear_cost(LAW), chunks=[(10, 4)], decodes=2, tokens=8, context=50, drafting=True)
     composition = [1, 1, 1, 3, 1, 2, 18, 14 + 50, 4 * 10 + 55 + 50 * 4]
-    assert got == pytest.approx(LAW @ composition, rel=1e-14)
+    assert got == pytest.approx(LAW[:9] @ composition, rel=1e-14)
+    assert host_seconds(linear_cost(LAW), 1, 4, 2) == pytest.approx(LAW[9:] @ [1, 4, 2], rel=1e-14)
     with pytest.raises(ValueError, match=str(len(FEATURES))):
         linear_cost(LAW[:3])
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from advisor.composition import FEATURES, INDEX, composition_matrix
+from advisor.composition import FEATURES, HOST_WORK, INDEX, composition_matrix
 from advisor.evidence import gather
 from advisor.models.step_time import (
     RUN_TO_RUN,
@@ -11,6 +11,7 @@ from advisor.models.step_time import (
 )
 from tests.advisor.synthetic import GREEDY, NGRAM, VOTE16, engine_of, law_of, record
 from traces.errors import UsageError
+from traces.schema import Policy
 
 
 def test_a_known_law_comes_back(tmp_path):
@@ -27,6 +28,44 @@ def test_a_known_law_comes_back(tmp_path):
         truth = table.composition @ law_of(table.engine)
         assert predicted.sum() == pytest.approx(truth.sum(), rel=0.01)
         assert np.median(np.abs(predicted / truth - 1)) < 0.03
+
+
+def test_the_recorders_own_work_is_told_from_the_steps(tmp_path):
+    host = (8e-4, 3e-4, 1e-4)  # a problem begins, a sample begins, a sample ends
+    recordings = [
+        record(tmp_path / f"{n}-{c}", engine_of(), votes(n), concurrency=c, noise=0.02, host=host)
+        for n in (1, 4, 16)
+        for c in (1, 8)
+    ]
+    law = StepTimeModel().fit(gather(recordings).steps).law(engine_of())
+    for name, seconds in zip(HOST_WORK, host, strict=True):
+        assert law.seconds[INDEX[name]] == pytest.approx(seconds, rel=0.15)
+    truth = law_of(engine_of(), host)
+    assert law.seconds[INDEX["step"]] == pytest.approx(truth[INDEX["step"]], rel=0.05)
+
+
+def test_without_a_join_there_is_no_such_work(tmp_path):
+    steps = gather([record(tmp_path / "a", engine_of(), GREEDY, problems=8)]).steps
+    assert steps[0].composition[:, -3:].sum() == 0
+    served = engine_of(mode="server")  # another process's engine does not wait for the recorder
+    steps = gather([record(tmp_path / "b", served, GREEDY, problems=8, host=(0, 0, 0))]).steps
+    assert steps[0].composition[:, -3:].sum() == 0
+
+
+def test_a_pause_between_problems_is_in_the_step_after_it(tmp_path):
+    host = (8e-4, 3e-4, 1e-4)
+    recording = record(
+        tmp_path / "a", engine_of(), votes(4), problems=8, concurrency=1, noise=0.0, host=host
+    )
+    (table,) = gather([recording]).steps
+    # The first problem began before any step; the seven others and their samples after one.
+    assert table.composition[:, -3:].sum(axis=0).tolist() == [7, 28, 31]
+    predicted = table.composition @ law_of(engine_of(), host)
+    np.testing.assert_allclose(table.seconds, predicted, rtol=1e-5)
+
+
+def votes(n: int) -> Policy:
+    return Policy(method="majority", n=n, temperature=0.8, max_tokens=200)
 
 
 def test_a_stall_does_not_bend_the_law(tmp_path):
@@ -121,4 +160,5 @@ def test_the_composition_counts_drafts_and_context():
         "tokens": 18,
         "kv_tokens": 110,
         "query_context": 55 + 400,
+        **dict.fromkeys(HOST_WORK, 0),
     }

@@ -1,5 +1,6 @@
 """A server that speaks as vLLM does at its edges: a recorded /metrics page that can be moved."""
 
+import json
 import re
 import threading
 import time
@@ -23,6 +24,7 @@ class Metrics:
         self.gone = False  # connections are closed without an answer
         self.engines, self.model, self.key = ("0",), "demo-s", None
         self.asked = []
+        self.profiler = None  # with `routes`, `start` and `stop`, as of vLLM's profiler
         self.lines = RECORDED.read_text().splitlines()
 
     def page(self):
@@ -43,8 +45,8 @@ class Metrics:
 
 
 @contextmanager
-def metrics_server():
-    """Serve a `Metrics`; gives it with its `url`."""
+def metrics_server(tls=None):
+    """Serve a `Metrics`, over https with an ssl context; gives it with its `url`."""
     state = Metrics()
 
     class Handler(BaseHTTPRequestHandler):
@@ -66,8 +68,20 @@ def metrics_server():
                     status, text = 401, '{"error": "the key is wrong"}'
             elif self.path == "/version":
                 text = '{"version": "0.32.0"}'
+            elif self.path == "/openapi.json" and state.profiler is not None:
+                text = json.dumps(state.profiler.routes())
             else:
                 status = 404
+            self.answer(status, text)
+
+        def do_POST(self):
+            told = self.rfile.read(int(self.headers["Content-Length"]))
+            if self.path == "/start_profile":
+                self.answer(state.profiler.start(json.loads(told)), "")
+            else:
+                self.answer(state.profiler.stop(), "")
+
+        def answer(self, status, text):
             body = text.encode()
             try:
                 self.send_response(status)
@@ -82,7 +96,10 @@ def metrics_server():
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
-    state.url = f"http://127.0.0.1:{server.server_address[1]}"
+    if tls is not None:
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
+    scheme = "http" if tls is None else "https"
+    state.url = f"{scheme}://127.0.0.1:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     try:

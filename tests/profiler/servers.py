@@ -1,5 +1,6 @@
-"""A real vLLM server on loopback."""
+"""Real vLLM servers on loopback."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -7,10 +8,28 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 
 import httpx
 
 from profiler.launch import model_path
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+@dataclass
+class Server:
+    """A server that runs; `log` is what it has said."""
+
+    url: str
+    process: subprocess.Popen
+    log: Path
+
+    def signal(self, number):
+        """Send a signal to all of its processes."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, number)
 
 
 def free_port():
@@ -19,10 +38,10 @@ def free_port():
         return probe.getsockname()[1]
 
 
-@contextmanager
-def vllm_server(folder, *arguments):
-    """Serve the small reasoner; gives the URL."""
-    port, log = free_port(), folder / "log"
+def launch(folder, *arguments, port=None, **variables):
+    """Start a server of the small reasoner and return before it answers (see `wait_for`)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    port, log = port or free_port(), folder / "log"
     environment = os.environ | {
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "OMP_NUM_THREADS": "1",
@@ -33,25 +52,88 @@ def vllm_server(folder, *arguments):
     command = ["-m", "vllm.entrypoints.openai.api_server", "--model", model_path("demo/s")]
     command += ["--port", str(port), "--host", "127.0.0.1", "--enforce-eager"]
     command += ["--max-num-seqs", "16", "--enable-prompt-tokens-details", *arguments]
-    with log.open("wb") as output:
+    with log.open("ab") as output:
         process = subprocess.Popen(
             [sys.executable, *command],
             stdout=output,
             stderr=subprocess.STDOUT,
-            env=environment,
+            env=environment | variables,
             start_new_session=True,
         )
-    url = f"http://127.0.0.1:{port}"
+    return Server(f"http://127.0.0.1:{port}", process, log)
+
+
+def wait_for(server):
+    """Wait until it answers."""
+    deadline = time.monotonic() + 400
+    while True:
+        assert server.process.poll() is None and time.monotonic() < deadline, server.log.read_text()
+        try:
+            if httpx.get(f"{server.url}/health", timeout=2).status_code == 200:
+                return
+        except httpx.HTTPError:
+            time.sleep(0.5)
+
+
+def end(server):
+    """End it and all of its processes."""
+    server.signal(signal.SIGCONT)
+    server.signal(signal.SIGTERM)
     try:
-        deadline = time.monotonic() + 400
-        while True:
-            assert process.poll() is None and time.monotonic() < deadline, log.read_text()
-            try:
-                if httpx.get(f"{url}/health", timeout=2).status_code == 200:
-                    break
-            except httpx.HTTPError:
-                time.sleep(0.5)
-        yield url
+        server.process.wait(timeout=60)
     finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait(timeout=60)
+        server.signal(signal.SIGKILL)
+        server.process.wait(timeout=60)
+
+
+@contextmanager
+def running(folder, *arguments, **variables):
+    """Serve the small reasoner; gives the `Server`."""
+    server = launch(folder, *arguments, **variables)
+    try:
+        wait_for(server)
+        yield server
+    finally:
+        end(server)
+
+
+@contextmanager
+def vllm_server(folder, *arguments):
+    """Serve the small reasoner; gives the URL."""
+    with running(folder, *arguments) as server:
+        yield server.url
+
+
+def entry_point(folder, value=None):
+    """Announce a plugin as an installed ttscope does, by default ours, whatever is installed."""
+    info = folder / "ttscope_plugin-0.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: ttscope-plugin\nVersion: 0.0\n")
+    text = (ROOT / "pyproject.toml").read_text()
+    line = next(one for one in text.splitlines() if "profiler.plugin:" in one)
+    value = value or line.split('"')[1]
+    (info / "entry_points.txt").write_text(f"[vllm.stat_logger_plugins]\nlive = {value}\n")
+
+
+def with_probe(folder, code):
+    """Return PYTHONPATH for a server whose plugin is ours after `code` has changed its module.
+
+    `code` is the body of a module that has the plugin's as `plugin`.
+    """
+    folder.mkdir(parents=True)
+    source = f"import profiler.plugin as plugin\n{code}\nLogger = plugin.StepLogger\n"
+    (folder / "changed_probe.py").write_text(source)
+    entry_point(folder, "changed_probe:Logger")
+    return f"{ROOT}:{folder}"
+
+
+NOTED = """
+import os
+_noted = os.open("{path}", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+_made = plugin._row
+def _row(*told):
+    row = _made(*told)
+    os.write(_noted, b"%d\\n" % row[0])
+    return row
+plugin._row = _row
+"""  # for `with_probe`: the end of each step in a file, at once

@@ -7,6 +7,7 @@ import pytest
 
 from profiler.demo import task
 from profiler.model_facts import dtype_bytes, facts_from_config, facts_from_folder
+from traces.schema import ModelFacts
 
 QWEN3_30B_A3B = SimpleNamespace(
     architectures=["Qwen3MoeForCausalLM"],
@@ -59,6 +60,39 @@ def test_published_models():
     sparse = facts_from_config(QWEN3_30B_A3B, name="qwen")
     assert sparse.total_parameters == pytest.approx(30.5e9, rel=0.01)
     assert sparse.active_parameters == pytest.approx(3.0e9, rel=0.05)
+
+
+# Fields as in the models' own config.json (DeepSeek-V3, Gemma 2, Mistral 0.1, Qwen2.5, Jamba).
+@pytest.mark.parametrize(
+    ("fields", "attention", "window"),
+    [
+        ({}, ("full_attention",), None),
+        ({"kv_lora_rank": 512, "qk_rope_head_dim": 64}, ("latent_attention",), None),
+        (
+            {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 4096},
+            ("full_attention", "sliding_attention"),
+            4096,
+        ),
+        ({"sliding_window": 4096}, ("sliding_attention",), 4096),
+        ({"sliding_window": 131072, "use_sliding_window": False}, ("full_attention",), None),
+        ({"layers_block_type": ["attention", "mamba"]}, ("full_attention", "mamba"), None),
+        ({"mamba_d_state": 16}, ("full_attention", "linear_attention"), None),
+        ({"layer_types": ["full_attention", "linear_attention", "moe"]},
+         ("full_attention", "linear_attention"), None),
+    ],
+)  # fmt: skip
+def test_kinds_of_attention(fields, attention, window):
+    facts = facts_from_config(SimpleNamespace(**vars(LLAMA_3_1_8B), **fields), name="x")
+    assert facts.attention == attention
+    assert facts.sliding_window == window
+    assert ModelFacts.from_json(facts.to_json()) == facts
+
+
+def test_latent_attention_keeps_one_latent_a_token():
+    # DeepSeek-V3: 61 layers x (512 + 64) x 2 bytes = 70,272 bytes a token.
+    fields = {"kv_lora_rank": 512, "qk_rope_head_dim": 64, "num_hidden_layers": 61}
+    facts = facts_from_config(SimpleNamespace(**{**vars(LLAMA_3_1_8B), **fields}), name="x")
+    assert facts.kv_bytes_per_token == 70272
 
 
 def test_no_model(tmp_path):

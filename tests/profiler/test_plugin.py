@@ -66,10 +66,14 @@ def test_steps_arrive_with_what_was_seen(monkeypatch, receiver):
     made = logger(monkeypatch, f"http://127.0.0.1:{receiver.port}")
     for _ in range(50):
         made.record(*step())
-    made.record(None, None)  # another front end has this step's statistics
-    batches = taken(receiver, 50)
+    made.record(None, None)
+    made.record(None, step()[1])  # another front end has the scheduler's part of this step
+    batches = taken(receiver, 51)
     rows = [row for batch in batches for row in batch.rows]
-    assert len(rows) == 50
+    assert len(rows) == 51
+    assert rows[-1][1:4] == (None, None, None)
+    assert rows[-1][9] == rows[0][9] == 2
+    assert receiver.port in batches[-1].ports  # this process listens there
     assert {batch.engine for batch in batches} == {3}
     assert rows[0][1:4] == (2, 0, 0.25)
     assert [row[0] for row in rows] == sorted(row[0] for row in rows)
@@ -131,3 +135,58 @@ def test_announced_twice_each_step_counts_once(monkeypatch, receiver):
     for each in (first, second):
         each.record(*step())
     assert len(taken(receiver, 1)) == 1
+
+
+@pytest.fixture(scope="module")
+def completions():
+    """Twenty completions at temperature 0 of an engine here that has other loggers too."""
+    from profiler.engines.in_process import InProcessEngine
+    from profiler.launch import model_path
+    from profiler.workload import load_workload
+
+    made = InProcessEngine(model_path("demo/s"), max_num_seqs=8)
+    prompts = [str(each.prompt) for each in load_workload("demo", problems=20).problems]
+
+    def run(*loggers):
+        from vllm import SamplingParams
+        from vllm.v1.metrics.loggers import StatLoggerManager
+
+        engine, texts = made._engine, {}
+        manager = StatLoggerManager(engine.vllm_config, [0])
+        manager.stat_loggers = list(loggers)
+        engine.logger_manager, engine.log_stats, before = manager, True, engine.log_stats
+        engine.output_processor.log_stats = True
+        engine.engine_core.engine_core.scheduler.log_stats = True
+        for number, prompt in enumerate(prompts):
+            engine.add_request(str(number), prompt, SamplingParams(temperature=0, max_tokens=16))
+        while engine.has_unfinished_requests():
+            for output in engine.step():
+                if output.finished:
+                    texts[output.request_id] = output.outputs[0].text
+        engine.logger_manager, engine.log_stats = None, before
+        return [texts[str(number)] for number in range(len(prompts))]
+
+    yield run
+    made.close()
+
+
+def test_completions_are_the_same_whatever_is_wrong_with_it(completions, monkeypatch, receiver):
+    """The same by servers and with 200 completions: benchmarks/plugin_harmless.py."""
+    import profiler.plugin as module
+
+    plain = completions()
+    assert completions() == plain
+    assert len(set(plain)) > 10
+    here, row = f"http://127.0.0.1:{receiver.port}", module._row
+    seen = logger(monkeypatch, here)
+    assert completions(seen) == plain
+    assert len([each for batch in taken(receiver, 20) for each in batch.rows]) >= 20
+    seen.on = False
+    for target in ("nonsense://", "http://127.0.0.1:1"):
+        broken = logger(monkeypatch, target)
+        assert completions(broken) == plain
+        broken.on = False
+    raising = logger(monkeypatch, here)
+    monkeypatch.setattr(module, "_row", lambda *_: row(*_) and 1 / 0)
+    assert completions(raising) == plain
+    assert not raising.on

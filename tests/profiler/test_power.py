@@ -18,8 +18,7 @@ from profiler.doctor import _devices
 from profiler.nvml import open_gpus
 from profiler.power import PowerSampler, energy_here
 from profiler.sensor import SensorError
-from tests.profiler import fake_nvml
-from tests.profiler.fake_nvml import DRIVER_NOT_LOADED, LOST, NOT_SUPPORTED, TIMEOUT, FakeNvml
+from tests.profiler.fake_nvml import DRIVER_NOT_LOADED, LOST, NOT_SUPPORTED, TIMEOUT
 from tests.profiler.stub import StubEngine
 from traces.errors import UsageError
 from traces.recording import Recording
@@ -28,27 +27,6 @@ from traces.summary import summarise
 from traces.tables import TABLES
 
 STATE = ("utilisation", "memory_bytes", "sm_clock_mhz", "memory_clock_mhz", "temperature_c")
-
-
-@pytest.fixture(scope="session")
-def library(tmp_path_factory):
-    if fake_nvml.compiler() is None:
-        assert os.environ.get("CI") != "true", "CI needs a C compiler"
-        pytest.skip("no C compiler to build the fake NVML with")
-    return fake_nvml.build(tmp_path_factory.mktemp("nvml"))
-
-
-@pytest.fixture
-def nvml(library, monkeypatch):
-    import pynvml
-
-    fake = FakeNvml(library)
-    fake.reset(2)
-    fake.lend(pynvml, monkeypatch.setattr)
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    yield fake
-    for gpu in range(4):
-        fake.set("HANG", 0, gpu=gpu)
 
 
 def gpu_engine(devices=1, **arguments):

@@ -1,7 +1,16 @@
-"""A real server at all depths: what /metrics, spans and the plugin say agree with one another."""
+"""Two real servers, one of them with two front ends, attached to at every depth.
 
+They are started once for all tests here; the last one ends the first server.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
 import threading
-from pathlib import Path
+import time
+from contextlib import contextmanager
 
 import httpx
 import polars as pl
@@ -12,51 +21,133 @@ from profiler.attach import watch
 from profiler.deployment import Deployment
 from profiler.incoming import Incoming
 from profiler.receiver import Receiver
-from tests.profiler.servers import vllm_server
+from profiler.server_windows import ServerPlan, ServerWindows
+from tests.profiler.servers import NOTED, ROOT, end, free_port, launch, wait_for, with_probe
 from traces.recording import Recording
 from traces.watched import watched_engines
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]
 
-ROOT = Path(__file__).parent.parent.parent
 CANARY = "canary 31415"
 PROBLEMS, SAMPLES = 6, 4
 
 
-def entry_point(folder):
-    """Announce the plugin as an installed ttscope does, whatever is installed here."""
-    info = folder / "ttscope_plugin-0.0.dist-info"
-    info.mkdir(parents=True)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: ttscope-plugin\nVersion: 0.0\n")
-    text = (ROOT / "pyproject.toml").read_text()
-    line = next(one for one in text.splitlines() if "profiler.plugin:" in one)
-    value = line.split('"')[1]
-    (info / "entry_points.txt").write_text(f"[vllm.stat_logger_plugins]\nlive = {value}\n")
+class Two:
+    """Both servers, and the port where they send spans and steps."""
+
+    def __init__(self, folder):
+        self.port, self.grpc_port = free_port(), free_port()
+        self.traces, self.noted = folder / "traces", folder / "noted"
+        self.traces.mkdir()
+        here = f"http://127.0.0.1:{self.port}"
+        variables = {
+            "TTSCOPE_PLUGIN": here,
+            "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf",
+            "PYTHONPATH": with_probe(folder / "site", NOTED.format(path=self.noted)),
+        }
+        flags = [
+            "--otlp-traces-endpoint",
+            f"{here}/v1/traces",
+            "--enable-logging-iteration-details",
+        ]
+        profiler = {"profiler": "torch", "torch_profiler_dir": str(self.traces)}
+        profiler |= {"ignore_frontend": True, "torch_profiler_with_stack": False}
+        self.one = launch(
+            folder / "one", *flags, "--profiler-config", json.dumps(profiler), **variables
+        )
+        variables["PYTHONPATH"] = with_probe(folder / "plain", "")
+        del variables["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"]  # so that it speaks gRPC
+        flags = ["--api-server-count", "2"]
+        flags += ["--otlp-traces-endpoint", f"http://127.0.0.1:{self.grpc_port}"]
+        self.two = launch(folder / "two", *flags, **variables)
 
 
-def test_all_depths_agree(tmp_path, monkeypatch):
-    receiver = Receiver("127.0.0.1", 0)
-    receiver.start()
-    entry_point(tmp_path / "site")
-    where = f"http://127.0.0.1:{receiver.port}"
-    monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{tmp_path / 'site'}")
-    monkeypatch.setenv("TTSCOPE_PLUGIN", where)
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "http/protobuf")
-    flags = ["--otlp-traces-endpoint", f"{where}/v1/traces", "--enable-logging-iteration-details"]
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    made = Two(tmp_path_factory.mktemp("servers"))
     try:
-        with vllm_server(tmp_path, *flags) as url:
-            deployment = Deployment([Access.of(url)], period_s=0.5)
-            deployment.connect()
-            incoming = Incoming(receiver, deployment)
-            assert incoming.adopt(30) == 1
-            stop = threading.Event()
-            texts = []
-            client = threading.Thread(target=ask, args=(url, texts, stop))
-            client.start()
-            path = watch(deployment, tmp_path / "r", stop=stop, probes=[incoming.watched])
-            client.join()
+        wait_for(made.one)
+        wait_for(made.two)
+        yield made
+    finally:
+        end(made.one)
+        end(made.two)
+
+
+@contextmanager
+def receiving(two):
+    receiver = Receiver("127.0.0.1", two.port)
+    receiver.start()
+    try:
+        yield receiver
     finally:
         receiver.close()
+
+
+@contextmanager
+def asking(url, **more):
+    """Have a client ask for tokens all the time; it does not mind a server that ends."""
+    stop = threading.Event()
+    body = {"prompt": CANARY, "max_tokens": 200, "ignore_eos": True} | more
+
+    def ask():
+        with httpx.Client(timeout=60) as client:
+            while not stop.is_set():
+                try:
+                    client.post(f"{url}/v1/completions", json=body)
+                except httpx.HTTPError:
+                    stop.wait(0.2)
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+
+def everything_in(path):
+    """All bytes of a recording, its tables as text."""
+    kept = (path / "recording.json").read_text()
+    for part in path.glob("*.parquet"):
+        kept += pl.read_parquet(part).write_ndjson()
+    return kept
+
+
+def verb(*arguments, **options):
+    code = "from tui.cli import main; main()"
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+def until(true, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_all_depths_agree(two, tmp_path):
+    with receiving(two) as receiver:
+        deployment = Deployment([Access.of(two.one.url)], period_s=0.5)
+        deployment.connect()
+        incoming = Incoming(receiver, deployment)
+        assert incoming.adopt(30) == 1
+        stop, texts = threading.Event(), []
+        client = threading.Thread(target=ask, args=(two.one.url, texts, stop))
+        client.start()
+        receiver.take_batches()
+        path = watch(deployment, tmp_path / "r", stop=stop, probes=[incoming.watched])
+        client.join()
     recording = Recording.open(path)
     (watched,) = watched_engines(recording)
     samples, steps = recording.samples, recording.steps
@@ -76,9 +167,7 @@ def test_all_depths_agree(tmp_path, monkeypatch):
     assert watched.columns["decode_kv_tokens"] == "inferred"
     assert watched.columns["aborted"] == "null"
     assert (samples["first_token"] <= samples["end"]).all()
-    kept = (path / "recording.json").read_text()
-    for part in path.glob("*.parquet"):
-        kept += pl.read_parquet(part).write_ndjson()
+    kept = everything_in(path)
     assert CANARY not in kept
     assert "token_ids" not in kept or samples["token_ids"].null_count() == samples.height
     assert all(text not in kept for text in texts if len(text) > 12)
@@ -98,3 +187,123 @@ def ask(url, texts, stop):
     finally:
         threading.Event().wait(8)  # vLLM's exporter sends every 5 s
         stop.set()
+
+
+def test_a_workload_over_two_replicas_with_nothing_of_it_kept(two, tmp_path):
+    """Each server gets problems; two front ends are one sequence of steps; no text anywhere."""
+    workload = tmp_path / "workload.jsonl"
+    lines = [{"id": f"p{n}", "prompt": f"{CANARY} {n}", "answer": f"9{n}0817"} for n in range(12)]
+    workload.write_text("\n".join(map(json.dumps, lines)))
+    urls = (two.one.url, two.two.url)
+    folder, logs = tmp_path / "r", [len(each.log.read_text()) for each in (two.one, two.two)]
+    options = ["--workload", workload, "--n", "3", "--max-tokens", "40", "--top-p", "0.95"]
+    options += ["--listen", two.port, "--raw-prompts", "--verifier", "exact", "--period", "500ms"]
+    process = verb("attach", *urls, *options, "-o", folder, "--json")
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    document = json.loads(out)
+    assert len(document["watched"]) == 2
+    recording = Recording.open(folder)
+    whole = next(e for e in recording.manifest.engines.values() if dict(e.other).get("urls"))
+    assert whole.data_parallel_size == 2
+    samples, steps = recording.samples, recording.steps
+    assert set(samples["engine"]) == {whole.key()}
+    assert samples.height == 36
+    assert samples["output_tokens"].null_count() == 0
+    by_url = {dict(e.other).get("url"): key for key, e in recording.manifest.engines.items()}
+    given = steps.group_by("engine").agg(
+        pl.col("finished").sum(), tokens=pl.col("decode_tokens").sum() + pl.col("finished").sum()
+    )
+    rows = {engine: (finished, tokens) for engine, finished, tokens in given.iter_rows()}
+    for place, url in enumerate(urls):  # every other problem, and every token of its in a step
+        mine = samples.filter(pl.col("problem_id").is_in([f"p{n}" for n in range(place, 12, 2)]))
+        assert rows[by_url[url]] == (mine.height, mine["output_tokens"].sum()) != (0, 0)
+    of_two = steps.filter(pl.col("engine") == by_url[two.two.url])
+    assert of_two["step"].to_list() == list(range(of_two.height))
+    assert of_two["end"].is_sorted()
+    assert set(of_two["source"]) == {"inferred"}
+    exported = tmp_path / "trace.json"
+    export = verb("export", folder, "-o", exported)
+    said = "".join(export.communicate(timeout=120))
+    assert export.returncode == 0, said
+    kept = everything_in(folder) + out + err + said + exported.read_text()
+    for server, before in zip((two.one, two.two), logs, strict=True):
+        kept += "".join(line for line in server.log.read_text()[before:] if "ttscope" in line)
+    assert CANARY not in kept
+    assert "0817" not in kept
+    assert samples["token_ids"].null_count() == samples.height
+
+
+def test_spans_as_vllm_sends_them_by_default(two):
+    pytest.importorskip("grpc")
+    from profiler.grpc_receiver import GrpcListener
+
+    receiver = Receiver("127.0.0.1", 0)
+    listener = GrpcListener(receiver, "127.0.0.1", two.grpc_port)
+    listener.start()
+    try:
+        answer = httpx.post(
+            f"{two.two.url}/v1/completions", json={"prompt": CANARY, "max_tokens": 3}, timeout=60
+        )
+        until(lambda: receiver.received)
+        *_, taken = receiver.take_spans()
+    finally:
+        listener.close()
+        receiver.close()
+    assert taken.values["gen_ai.request.id"].startswith(answer.json()["id"])
+    assert CANARY not in repr(taken)
+
+
+def test_windows_of_a_real_profiler_end_by_themselves(two, tmp_path):
+    deployment = Deployment([Access.of(two.one.url)], period_s=0.5)
+    deployment.connect()
+    windows = ServerWindows(deployment, two.traces, ServerPlan(steps=4, every_s=60))
+    windows.look()
+    windows.rehearse()
+    stop = threading.Event()
+    with asking(two.one.url):
+        folder = tmp_path / "r"
+        read = lambda: list(folder.glob("kernels-*.parquet"))  # noqa: E731
+        timer = threading.Thread(target=lambda: (until(read), stop.set()))
+        timer.start()
+        path = watch(deployment, folder, stop=stop, probes=[windows.watched])
+        timer.join()
+        # As after a kill: nobody stops it.
+        body = {"profile_prefix": "alone", "max_iterations": 3}
+        assert httpx.post(f"{two.one.url}/start_profile", json=body).status_code == 200
+        until(lambda: list(two.traces.glob("alone_*.json*")))
+    assert httpx.post(f"{two.one.url}/stop_profile", timeout=30).status_code == 200
+    recording = Recording.open(path)
+    (told,) = recording.frame("events").filter(kind="window")["detail"]
+    detail = json.loads(told)
+    assert (detail["steps"], detail["skipped"]) == (4, {})
+    families = set(recording.frame("kernels")["family"])
+    assert {"attention", "norm", "kv-cache"} <= families
+    assert not list(two.traces.glob("ttscope-*"))
+
+
+def test_a_server_that_hangs_and_then_ends(two, tmp_path):
+    """The recording is whole up to there and marked; SIGTERM loses a second of steps at most."""
+    folder = tmp_path / "r"
+    options = ["--listen", two.port, "--on-loss", "end", "--period", "500ms"]
+    process = verb("attach", two.one.url, *options, "-o", folder)
+    with asking(two.one.url):
+        until(lambda: list(folder.glob("steps-*.parquet")))
+        two.one.signal(signal.SIGSTOP)
+        time.sleep(7)  # a poll waits for 5 s
+        two.one.signal(signal.SIGCONT)
+        time.sleep(3)
+        os.kill(two.one.process.pid, signal.SIGTERM)
+        out, err = process.communicate(timeout=120)
+    assert process.returncode == 1, err
+    assert "a server was lost" in err
+    assert "VERDICT" in out
+    recording = Recording.open(folder)
+    assert not recording.complete
+    kinds = recording.frame("events")["kind"].to_list()
+    assert [each for each in kinds if each != "drop"] == ["gap", "reconnect", "gap", "killed"]
+    noted = [int(line) for line in two.noted.read_text().split()]
+    ends = recording.steps["end"]
+    assert ends.is_sorted()
+    lost = [each for each in noted if each > ends[-1]]
+    assert not lost or (noted[-1] - lost[0]) / 1e9 < 1.0

@@ -267,6 +267,29 @@ def test_a_server_keeps_given_lengths(server, tmp_path):
     assert not samples["censored"].any()
 
 
+def test_a_recorded_run_is_sent_to_a_server(server, in_process, tmp_path):
+    """Its prompts, its lengths and its load; predicted from its own steps, and measured."""
+    recorded = in_process[0] / "vote"
+    done = ttscope(
+        *("replay", recorded, "--against", server, "--json", "-o", tmp_path / "m"),
+        *("--set", "engine.max_num_seqs=16", "--set", "engine.max_num_batched_tokens=2048"),
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found, first = json.loads(done.stdout), Recording.open(recorded)
+    measured = Recording.open(tmp_path / "m")
+    assert measured.samples["error"].null_count() == measured.samples.height == 96
+    whole = first.samples["output_tokens"].sum()  # thoughts and forced answers
+    assert measured.samples["output_tokens"].sum() == whole
+    prompts = [each.problems.sort("problem_id")["prompt_tokens"] for each in (first, measured)]
+    assert prompts[0].to_list() == prompts[1].to_list()
+    latency = found["changes"]["latency_s.mean"]
+    assert latency["predicted"]["low"] < latency["predicted"]["value"]
+    assert latency["measured"]["value"] > 0.5 * latency["predicted"]["value"]
+    assert not any("another number of tokens" in note for note in found["notes"])
+    # What a server of its own does more is told, not hidden.
+    assert any("front end" in note for note in found["notes"])
+
+
 def test_server_settings_are_read(server):
     engine = ServerEngine(server)
     engine.close()

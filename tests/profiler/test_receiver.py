@@ -261,3 +261,27 @@ def test_steps_with_details_are_measured_unless_scheduled_ahead():
         assert (row["wall_ns"], row["source"]) == (wall, "measured")
         assert (row["prefill_tokens"], row["decode_requests"]) == (100, 2)
         assert row["kv_blocks"] is None
+
+
+def test_steps_of_several_front_ends_are_one_sequence():
+    ms = 1_000_000
+    scheduler = {"running": 4, "waiting": 1, "kv_usage": 0.5}
+    alone = {"running": None, "waiting": None, "kv_usage": None}
+    steps = [{"end": n * 10 * ms, "generated": 2, "continued": 2, **scheduler} for n in range(1, 6)]
+    parts = [
+        {"end": n * 10 * ms + late * ms, "generated": 1, "continued": 1, "finished": 1, **alone}
+        for n, late in ((1, 1), (2, -2), (3, 3), (5, 1))
+    ]
+    probe = PluginRows(engine="e", usable_blocks=10, asynchronous=False)
+    # One front end sends steps 1, 2, 4, the other 3 and 5; the last ones come later.
+    early = probe.rows(raw_steps(steps[0], steps[3], *parts[:2]), until=25 * ms)
+    assert [row["end"] for row in early] == [10 * ms]
+    late = probe.rows(raw_steps(steps[1], steps[2], parts[2]), until=35 * ms)
+    last = probe.rows(raw_steps(steps[4], parts[3]))
+    rows = early + late + last
+    assert [row["end"] for row in rows] == [each["end"] for each in steps]
+    assert [row["step"] for row in rows] == [0, 1, 2, 3, 4]
+    assert [row["interval_ns"] for row in rows[1:]] == [10 * ms] * 4
+    assert sum(row["decode_tokens"] for row in rows) == 5 * 2 + 4
+    assert sum(row["finished"] for row in rows) == 4
+    assert {row["running"] for row in rows} == {4}

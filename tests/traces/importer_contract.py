@@ -120,3 +120,167 @@ CASES = (
     Case("inspect_ai log", "log.eval", inspect_zip, rows=False),
     Case("inspect_ai log", "log.json", inspect_json, rows=False),
 )
+
+
+# Requests: arrival, tokens of prompt and output, and what a client measured of it.
+
+Sent = tuple[float, int, int, float, float]  # arrival, prompt, output, ttft, latency in seconds
+
+
+@dataclass(frozen=True)
+class RequestCase:
+    """`write` makes a file of requests; a change of `spoil` puts a value of the test's in one.
+
+    `unit` is where the importer says that something stands, `first` the place of the first request.
+    """
+
+    name: str
+    file: str
+    write: Callable[..., Path]
+    measured: bool
+    rows: bool
+    unit: str = "line"
+    first: int = 1
+
+
+def azure(path: Path, sent: list[Sent], spoil: dict | None = None) -> Path:
+    """Write the lines; `spoil` has a request's number and columns by name."""
+    lines = ["TIMESTAMP,ContextTokens,GeneratedTokens"]
+    for number, (arrival, prompt, output, *_) in enumerate(sent):
+        time = f"2023-11-16 18:{int(arrival // 60):02d}:{arrival % 60:010.7f}"
+        row = {"arrival": time, "prompt": prompt, "output": output}
+        row |= (spoil or {}).get(number, {})
+        lines.append(",".join(str(value) for value in row.values() if value is not ...))
+    path.write_bytes("\r\n".join([*lines, ""]).encode())
+    return path
+
+
+def mooncake(path: Path, sent: list[Sent], spoil: dict | None = None) -> Path:
+    """Write the lines; requests of the same prompt length begin alike."""
+    lines = []
+    for number, (arrival, prompt, output, *_) in enumerate(sent):
+        row = {"timestamp": arrival * 1000, "input_length": prompt, "output_length": output}
+        row["hash_ids"] = [prompt * 1000 + place for place in range(-(-prompt // 512))]
+        change = (spoil or {}).get(number, {})
+        names = {"arrival": "timestamp", "prompt": "input_length", "output": "output_length"}
+        row |= {names[name]: value for name, value in change.items()}
+        lines.append(json.dumps({k: v for k, v in row.items() if v is not ...}) + "\n")
+    path.write_text("".join(lines))
+    return path
+
+
+def vllm_bench(path: Path, sent: list[Sent], spoil: dict | None = None, **head) -> Path:
+    rows = [
+        {"arrival": 4000.5 + arrival, "prompt": p, "output": o, "ttft": ttft, "latency": latency}
+        | (spoil or {}).get(number, {})
+        for number, (arrival, p, o, ttft, latency) in enumerate(sent)
+    ]
+
+    def column(name: str) -> list:
+        return [None if row[name] is ... else row[name] for row in rows]
+
+    document = {
+        "date": "20261125-102500",
+        "endpoint_type": "vllm",
+        "backend": "vllm",
+        "model_id": "m",
+        "tokenizer_id": "m",
+        "num_prompts": len(sent),
+        "request_rate": "inf",
+        "max_concurrency": None,
+        **head,
+        "input_lens": column("prompt"),
+        "output_lens": column("output"),
+        "ttfts": column("ttft"),
+        "itls": [[] for _ in rows],
+        "latencies": column("latency"),
+        "start_times": column("arrival"),
+        "generated_texts": ["secret" for _ in rows],
+        "errors": [row.get("error", "") for row in rows],
+    }
+    path.write_text(json.dumps(document))
+    return path
+
+
+def aiperf(path: Path, sent: list[Sent], spoil: dict | None = None) -> Path:
+    """Write the lines as aiperf does, in the units that it shows."""
+    lines = []
+    for number, (arrival, prompt, output, ttft, latency) in enumerate(sent):
+        row = {"arrival": 1.7e9 + arrival, "prompt": prompt, "output": output, "ttft": ttft}
+        row |= {"latency": latency, "phase": "profiling", "error": None}
+        row |= (spoil or {}).get(number, {})
+        spoilt = "arrival" in (spoil or {}).get(number, {})
+        whole = row["arrival"] if spoilt else round(row["arrival"] * 1e9)
+        metadata = {
+            "session_num": number,
+            "x_request_id": "secret",
+            "request_start_ns": whole,
+            "request_end_ns": round((1.7e9 + arrival + row["latency"]) * 1e9),
+            "worker_id": "worker_1",
+            "benchmark_phase": row["phase"],
+            "was_cancelled": False,
+        }
+        metrics = {
+            "input_sequence_length": {"value": row["prompt"], "unit": "tokens"},
+            "output_sequence_length": {"value": row["output"], "unit": "tokens"},
+            "time_to_first_token": {"value": row["ttft"] * 1e3, "unit": "ms"},
+        }
+        metrics = {name: each for name, each in metrics.items() if each["value"] is not ...}
+        metadata = {name: each for name, each in metadata.items() if each is not ...}
+        lines.append(
+            json.dumps({"metadata": metadata, "metrics": metrics, "error": row["error"]}) + "\n"
+        )
+    path.write_text("".join(lines))
+    return path
+
+
+def guidellm(path: Path, sent: list[Sent], spoil: dict | None = None, strategy=None) -> Path:
+    path.write_text(json.dumps(guidellm_report([(sent, spoil, strategy)])))
+    return path
+
+
+def guidellm_report(benchmarks) -> dict:
+    return {
+        "metadata": {"version": 2, "guidellm_version": "0.8.1"},
+        "config": {"spec": {"benchmarks": 1}},
+        "benchmarks": [_guidellm_benchmark(*each) for each in benchmarks],
+        "conclusions": [],
+    }
+
+
+def _guidellm_benchmark(sent, spoil, strategy) -> dict:
+    groups: dict[str, list] = {"successful": [], "incomplete": [], "errored": []}
+    for number, (arrival, prompt, output, ttft, latency) in enumerate(sent):
+        row = {"arrival": 1.7e9 + arrival, "prompt": prompt, "output": output, "ttft": ttft}
+        row |= {"latency": latency, "group": "successful"} | (spoil or {}).get(number, {})
+        stats = {
+            "request_id": str(number),
+            "request_args": "secret",
+            "output": "secret",
+            "info": {"timings": {"first_token_iteration": 1.7e9 + arrival + row["ttft"]}},
+            "input_metrics": {"text_tokens": row["prompt"]},
+            "output_metrics": {"text_tokens": row["output"]},
+            "request_start_time": row["arrival"],
+            "request_end_time": 1.7e9 + arrival + row["latency"],
+        }
+        if stats["request_start_time"] is ...:
+            del stats["request_start_time"]
+        for name in ("input_metrics", "output_metrics"):
+            if stats[name]["text_tokens"] is ...:
+                stats[name] = {}
+        groups[row["group"]].append(stats)
+    return {
+        "config": {"strategy": strategy or {"type_": "constant", "rate": 2.0}},
+        "requests": groups,
+    }
+
+
+REQUEST_CASES = (
+    RequestCase("Azure LLM inference trace", "trace.csv", azure, False, rows=True, first=2),
+    RequestCase("Mooncake trace", "trace.jsonl", mooncake, False, rows=True),
+    RequestCase(
+        "vllm bench serve result", "bench.json", vllm_bench, True, rows=False, unit="request"
+    ),
+    RequestCase("aiperf records", "profile_export.jsonl", aiperf, True, rows=True),
+    RequestCase("guidellm report", "benchmarks.json", guidellm, True, rows=False, unit="request"),
+)

@@ -14,7 +14,7 @@ from traces.errors import NewerSchemaError, RecordingError
 from traces.manifest import Manifest
 from traces.recording import Recording, find_recordings
 from traces.schema import Config, EngineConfig, Policy, Speculative
-from traces.tables import TABLES
+from traces.tables import STEP_TIMES, TABLES
 from traces.writer import RecordingWriter, read_clocks
 
 
@@ -43,6 +43,15 @@ def test_round_trip(tmp_path):
         assert dict(recording.frame(table).schema) == dict(schema)
         assert recording.table(table).collect().equals(recording.frame(table))
     assert hash(Config(engine=engine, policy=policy)) == hash(Config(engine=engine, policy=policy))
+
+
+def test_some_columns_are_those_of_all(tmp_path):
+    recording = Recording.open(make(tmp_path / "r"))
+    whole = recording.frame("steps")
+    assert recording.step_times.equals(whole.select(STEP_TIMES))
+    part = parts.list_parts(recording.path, "steps")[0].path
+    pl.read_parquet(part).drop("waiting").write_parquet(part)  # as an older ttscope wrote it
+    assert recording.frame("steps", ["end", "waiting"])["waiting"].null_count() == whole.height
 
 
 def test_last_row_of_a_span_stands(tmp_path):
@@ -142,6 +151,18 @@ def test_full_buffer_drops_and_counts(tmp_path):
     recording = Recording.open(tmp_path / "r")
     assert recording.steps.height == 10
     assert recording.manifest.dropped == {"steps": 15}
+
+
+def test_a_manifest_that_cannot_be_closed_is_told(tmp_path, monkeypatch):
+    writer = RecordingWriter(tmp_path / "r", Manifest(clock_start=read_clocks()), period_s=0.01)
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Manifest, "write", full)
+    with pytest.raises(RecordingError, match="No space left.*its end is missing"):
+        writer.close(complete=True)
+    assert not Recording.open(tmp_path / "r").complete
 
 
 def test_a_failing_disk_does_not_stop_the_run(tmp_path, monkeypatch):

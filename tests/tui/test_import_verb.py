@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.traces.importer_contract import azure, mooncake, vllm_bench
 from tests.traces.made_traces import cpu_events, device_events, document, kernel, write
 
 FOREIGN = Path(__file__).parent.parent / "data" / "foreign"
@@ -156,3 +157,93 @@ def test_score_and_verifier_are_not_for_traces(run, trace):
     for option in ("--score", "--verifier"):
         code, _, err = run("import", trace, "-o", "r", option, "numeric")
         assert code == 2 and f"{option} is for samples" in err
+
+
+SENT = [(0.0, 700, 4, 0.05, 0.5), (0.25, 1024, 9, 0.06, 0.2), (2.0, 91, 1, 0.07, 0.07)]
+
+
+def test_requests_are_imported_shown_and_exported(run, tmp_path):
+    path = mooncake(tmp_path / "t.jsonl", SENT, {1: {"output": -1}})
+    code, out, err = run("import", path, "-o", "r")
+    assert (code, err) == (0, "")
+    assert max(map(len, out.splitlines())) <= 80
+    assert out.startswith("Mooncake trace: 2 requests in 2.00 s\n  tokens of prompt     791\n")
+    assert "! t.jsonl: skipped: 1 lines whose output_length is no whole number from 1" in out
+    assert out.endswith("kept in r; ttscope show r tells of it\n")
+    code, out, err = run("show", "r")
+    assert (code, err) == (0, "")
+    assert max(map(len, out.splitlines())) <= 80
+    assert "engine    imported, else -" in out and "problems  2 decided of 2" in out
+    code, out, _ = run("export", "r", "-o", "out.jsonl", "--format", "mooncake")
+    assert (code, out.splitlines()[0][:24]) == (0, "wrote 2 requests, whose ")
+    assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 2
+    code, out, _ = run("export", "r", "-o", "out.jsonl", "--format", "mooncake", "--json")
+    assert json.loads(out) == {"trace": "out.jsonl", "requests": 2, "blocks": 3, "notes": []}
+    code, out, _ = run("export", "r", "-o", "out.json")
+    assert (code, out) == (
+        0, "wrote 2 problems, 2 samples to out.json; open it in https://ui.perfetto.dev\n"
+    )  # fmt: skip
+
+
+def test_requests_as_json(run, tmp_path):
+    path = vllm_bench(tmp_path / "b.json", SENT)
+    code, out, err = run("import", path, "-o", "r", "--json")
+    assert (code, err) == (0, "")
+    document_ = json.loads(out)
+    assert document_["format"] == "vllm bench serve result"
+    counts = [document_[name] for name in ("requests", "measured", "failed", "span_s")]
+    assert counts == [3, 3, 0, 2.0]
+    assert (document_["prompt_tokens"], document_["output_tokens"]) == (1815, 14)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["import", "t.csv", "t.csv", "-o", "r"], 2, "one file of requests at a time"),
+        (["import", "t.csv", "-o", "r", "--score", "f1"], 2, "--score is for samples"),
+        (["import", "trace.json.gz", "-o", "r", "--run", "1"], 2, "--run is for requests"),
+        (["import", "trace.json.gz", "-o", "r", "--block-tokens", "16"], 2, "is for requests"),
+        (["import", "t.csv", "-o", "r", "--block-tokens", "0"], 2, "must be at least 1, not 0"),
+        (["import", "b.json", "-o", "r", "--run", "3"], 2, "--run 3: b.json holds 1 results"),
+        (["import", "head.csv", "-o", "r"], 1, "no request in it can be read"),
+        (["export", "r", "-o", "t.jsonl", "--format", "csv"], 2, "one of perfetto, mooncake"),
+        (["export", "r", "-o", "t.json", "--format", "mooncake"], 2, "name a .jsonl file"),
+    ],
+)
+def test_refusals_of_requests(run, trace, tmp_path, arguments, code, message):
+    azure(tmp_path / "t.csv", SENT)
+    azure(tmp_path / "head.csv", [])
+    vllm_bench(tmp_path / "b.json", SENT)
+    got, out, err = run(*arguments)
+    assert (got, out) == (code, "")
+    assert err.count("\n") == 1
+    assert message in err
+    assert not Path("r", "recording.json").exists()
+
+
+def test_a_trace_is_replayed_with_the_defaults_of_a_server(run, tmp_path):
+    from tests.advisor.operator_tables import write_tables
+
+    write_tables(tmp_path / "gpu")
+    run("import", azure(tmp_path / "t.csv", [(i, 20, 5, 0, 0) for i in range(5)]), "-o", "r")
+    code, out, err = run("replay", "r")
+    assert (code, err.count("\n")) == (1, 1)
+    assert "no engine step to learn from" in err and "--operators" in err
+    options = ("--operators", "gpu", "--num-hidden-layers", 4)
+    code, out, err = run("replay", "r", *options, "--set", "engine.num_gpu_blocks=abc")
+    assert (code, out) == (2, "") and "num_gpu_blocks=abc: give a whole number" in err
+    code, out, err = run("replay", "r", *options, "--set", "engine.max_num_seqs=8")
+    assert (code, err) == (0, "")
+    assert max(map(len, out.splitlines())) <= 80
+    told = " ".join(out.split())
+    for wanted in (
+        "engine.max_num_seqs - -> 8",
+        "engine.max_num_batched_tokens - -> 2048",
+        "engine.enable_prefix_caching - -> True",
+        "no step was recorded, so that the run cannot be replayed as it was",
+    ):
+        assert wanted in told, wanted
+    assert "tokens/problem 5.00 - 5.00" in told
+    code, out, err = run("replay", "r", *options, "-o", "p")
+    assert (code, err) == (0, "")
+    assert run("show", "p")[0] == 0

@@ -5,17 +5,6 @@ import pytest
 from tests.traces.synthetic import simulate, write_recording
 from tests.tui.fake_advisor import LARGE, SMALL, FakeAdvisor
 from traces.schema import Budget
-from traces.series import series
-from tui.run_views import (
-    axis_line,
-    bar,
-    chart_lines,
-    extent_line,
-    problem_at,
-    sample_rows,
-    step_lines,
-    vote_lines,
-)
 from tui.views import (
     COLUMNS,
     candidates,
@@ -77,58 +66,6 @@ def test_every_cell_is_text(run):
         assert isinstance(column.cell(run), str)
     cells = {column.header: column.cell(run) for column in COLUMNS}
     assert cells["J/pb"] == cells["$/pb"] == "-"
-
-
-def test_charts_have_one_width(run):
-    found = series(run.step_rows, 101, 50)
-    for cursor in (0, 20, 49):
-        lines = chart_lines(found, cursor)
-        assert {len(line) for line in lines} == {14 + 50 + 8}
-        assert axis_line(found, cursor).index("^") == 14 + cursor
-    row = run.rows.row(0, named=True)
-    assert extent_line(found, row["arrival"], row["end"]).startswith("problem       =")
-
-
-def test_steps_say_what_they_computed(run):
-    text = " ".join(step_lines(run, 0, width=78))
-    assert "step 0" in text
-    assert "prefill 8 req, 80 tok" in text
-    assert step_lines(run, -1, width=78) == ["no step here: the engine was idle"]
-
-
-def test_bars_follow_the_clock(run):
-    problem = problem_at(run, 0)
-    assert [each.end for each in problem.samples] == sorted(each.end for each in problem.samples)
-    for sample, left, line in sample_rows(problem, 80):
-        assert len(left + line) <= 80
-        assert "p" in line
-        assert line.rstrip()[-1] in "A="
-        assert line == bar(sample, problem.span_s, 80 - 15 - 6)
-    last = sample_rows(problem, 80)[-1][2]
-    assert len(last) == 80 - 15 - 6
-
-
-def test_votes_converge_to_the_answer(run):
-    for number in range(run.rows.height):
-        problem = problem_at(run, number)
-        text = " ".join(vote_lines(problem, width=78))
-        final = problem.row["answer"]
-        votes = [each.answer for each in problem.samples].count(final)
-        assert text.startswith(f"vote  {final}: ")
-        assert f"{votes}/4" in text
-
-
-def test_a_problem_in_flight_is_drawn(tmp_path):
-    rows = simulate(problems=3, n=2)
-    for name in ("end", "decided_at", "answer", "correct"):
-        rows["problems"][-1][name] = None
-    own = [row for row in rows["samples"] if row["problem_id"] == "p2"]
-    own[0] |= {"end": None, "output_tokens": None, "think_end": None, "answer": None}
-    (entry,) = load(write_recording(tmp_path / "x", rows, complete=False).path)
-    problem = problem_at(entry.run, 2)
-    assert problem.samples[-1].end is None
-    assert bar(problem.samples[-1], problem.span_s, 20).endswith(">")
-    assert vote_lines(problem, width=78) == []
 
 
 def test_candidates_are_marked_once():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar, Literal
 
 from rich.text import Text
@@ -9,21 +11,56 @@ from textual import on, work
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
+from textual.message import Message
 from textual.widgets import DataTable, Input, Static
 from textual.widgets.data_table import CellDoesNotExist
 from textual.worker import get_current_worker
 
 from traces.comparison import Difference, compare
+from traces.errors import TtscopeError
 from traces.summary import Run
+from tui.formats import compact
+from tui.library import (
+    ImportMade,
+    delete_recording,
+    failure,
+    import_into,
+    recordings_at,
+    size_bytes,
+)
+from tui.recordings_views import EMPTY, compared_lines, entry_lines
 from tui.screens.base import ModeScreen
-from tui.show_text import difference_lines, warnings
-from tui.views import COLUMNS, Column, Entry, matches, sort_key
+from tui.screens.confirm import ConfirmScreen
+from tui.views import COLUMNS, Column, Entry, cell_text, fitting_columns, matches, sort_key
 
 JustifyMethod = Literal["left", "right"]
+QUESTIONS = {
+    "open": "recordings, or folders of them, to open beside these",
+    "import": "profiler traces, one per rank, or samples of evaluations; they become a recording",
+}
 
 
 class RecordingsScreen(ModeScreen):
     """The table of runs; space marks, and marked runs are compared on the same problems."""
+
+    @dataclass
+    class ImportDone(Message):
+        """Files of others are a recording now."""
+
+        made: ImportMade
+
+    @dataclass
+    class Failed(Message):
+        """Something that was asked for cannot be done."""
+
+        text: str
+
+    @dataclass
+    class Compared(Message):
+        """Two marked runs were compared."""
+
+        pair: tuple[str, str]
+        found: Difference
 
     MODE = "recordings"
     CSS_PATH = "recordings.tcss"
@@ -35,13 +72,17 @@ class RecordingsScreen(ModeScreen):
         Binding("r", "reverse", "reverse", id="recordings.reverse", show=False),
         Binding("u", "unmark", "unmark all", id="recordings.unmark", show=False),
         Binding("a", "advise", "advise", id="recordings.advise"),
-        Binding("escape", "leave_filter", "leave the filter", show=False),
+        Binding("o", "ask('open')", "open", id="recordings.open"),
+        Binding("i", "ask('import')", "import", id="recordings.import"),
+        Binding("x", "delete", "delete", id="recordings.delete"),
+        Binding("escape", "leave_filter", "leave the field", show=False),
     ]
 
     def __init__(self) -> None:
         super().__init__()
         self._sort = 4
         self._reverse = False
+        self._asking = "open"
         self._shown: list[Entry] = []
         self._order: list[str] = []
         self._compared: dict[tuple[str, str], Difference | None] = {}
@@ -49,7 +90,9 @@ class RecordingsScreen(ModeScreen):
     def compose_body(self) -> ComposeResult:
         """Return filter, table and the panel below it."""
         yield Input(placeholder="words, or a|b", id="filter", compact=True)
+        yield Input(id="ask", compact=True)
         yield DataTable[Text](id="runs", cursor_type="row", zebra_stripes=True)
+        yield Static(id="message", markup=False)
         with VerticalScroll(id="panel", can_focus=False):
             yield Static(id="detail", markup=False)
 
@@ -60,24 +103,24 @@ class RecordingsScreen(ModeScreen):
 
     def on_resize(self) -> None:
         """Show more columns where there is room."""
-        if self._columns() != [str(key.value) for key in self._table.columns][1:]:
-            self._make_columns()
-            self.show_library()
+        self.show_library()
 
     @property
     def _table(self) -> DataTable[Text]:
         return self.query_one("#runs", DataTable)
 
     def _columns(self) -> list[str]:
-        return [each.header for each in COLUMNS if each.from_width <= self.app.size.width]
+        room = self.app.size.width - 2
+        return [each.header for each in fitting_columns(self.ttscope.entries, room)]
 
     def _make_columns(self) -> None:
         table = self._table
+        shown = self._columns()
         table.clear(columns=True)
         self._order = []
         table.add_column("", key="mark", width=1)
         for column in COLUMNS:
-            if column.header in self._columns():
+            if column.header in shown:
                 side: JustifyMethod = "right" if column.right else "left"
                 table.add_column(Text(column.header, justify=side), key=column.header)
 
@@ -91,6 +134,8 @@ class RecordingsScreen(ModeScreen):
             known = [entry for entry in entries if sort_key(entry, column)[0] < 2]
             entries = known[::-1] + entries[len(known) :]
         self._shown = entries
+        if self._columns() != [str(key.value) for key in self._table.columns][1:]:
+            self._make_columns()
         self._fill(entries)
         total, marked = len(self.ttscope.entries), len(self.ttscope.marked)
         loading = "loading, " if self.ttscope.loading_paths else ""
@@ -104,7 +149,8 @@ class RecordingsScreen(ModeScreen):
         """Change the cells that differ; rows are made anew only when their order changes."""
         table = self._table
         keys = [entry.key for entry in entries]
-        cells = {entry.key: self._cells(entry) for entry in entries}
+        shown = self._columns()
+        cells = {entry.key: self._cells(entry, shown) for entry in entries}
         if keys != self._order:
             at_top = table.cursor_row <= 0
             current = keys[0] if at_top and self.ttscope.loading_paths else self._current_key()
@@ -115,20 +161,20 @@ class RecordingsScreen(ModeScreen):
                 table.move_cursor(row=keys.index(current))
             self._order = keys
             return
-        names = ["mark", *self._columns()]
+        names = ["mark", *shown]
         for key, row in cells.items():
             for name, cell in zip(names, row, strict=True):
                 if table.get_cell(key, name) != cell:
                     table.update_cell(key, name, cell)
 
-    def _cells(self, entry: Entry) -> list[Text]:
+    def _cells(self, entry: Entry, shown: list[str]) -> list[Text]:
         marked = entry.key in self.ttscope.marked
         mark = "*" if marked else ("" if entry.comparable else "!")
         style = "bold" if marked else ("" if entry.comparable else "dim")
-        columns = [column for column in COLUMNS if column.header in self._columns()]
+        columns = [column for column in COLUMNS if column.header in shown]
         return [
-            Text(mark, style="bold yellow" if marked else "bold red"),
-            *(_cell(entry, column, style) for column in columns),
+            Text(mark, style="bold"),
+            *(_cell(entry, column, style, self.app.size.width) for column in columns),
         ]
 
     def _current_key(self) -> str | None:
@@ -165,6 +211,7 @@ class RecordingsScreen(ModeScreen):
         field = self.query_one("#filter", Input)
         field.set_class(bool(field.value), "used")
         field.remove_class("open")
+        self.query_one("#ask").remove_class("open")
         self._table.focus()
 
     def action_filter(self) -> None:
@@ -188,6 +235,16 @@ class RecordingsScreen(ModeScreen):
         """Unmark everything."""
         self.ttscope.clear_marks()
 
+    @on(DataTable.HeaderSelected, "#runs")
+    def _header_clicked(self, event: DataTable.HeaderSelected) -> None:
+        """Sort by a column, or the other way round when it is sorted by it already."""
+        headers = [column.header for column in COLUMNS]
+        if event.column_key.value in headers:
+            place = headers.index(str(event.column_key.value))
+            self._reverse = not self._reverse if place == self._sort else False
+            self._sort = place
+            self.show_library()
+
     def action_sort(self) -> None:
         """Sort by the next column."""
         headers = self._columns()
@@ -208,6 +265,77 @@ class RecordingsScreen(ModeScreen):
         """Go to the advice, which rests on the marked recordings or on all."""
         self.app.switch_mode("advice")
 
+    def action_ask(self, what: str) -> None:
+        """Ask for paths, to open or to import."""
+        field = self.query_one("#ask", Input)
+        self._asking, field.placeholder, field.value = what, QUESTIONS[what], ""
+        field.add_class("open")
+        field.focus()
+
+    @on(Input.Submitted, "#ask")
+    def _answered(self, event: Input.Submitted) -> None:
+        self.action_leave_filter()
+        if not event.value.strip():
+            return
+        if self._asking == "import":
+            self._say("importing ...")
+            self._import(event.value)
+            return
+        try:
+            found = recordings_at(event.value)
+        except TtscopeError as error:
+            self._say(str(error), bad=True)
+            return
+        self._say("")
+        self.ttscope.open_paths(found)
+
+    @work(thread=True, group="import")
+    def _import(self, text: str) -> None:
+        try:
+            made = import_into(text, self.ttscope.imports_folder())
+        except Exception as error:  # a file of others may be broken in any way
+            self.post_message(self.Failed(failure(error)))
+        else:
+            self.post_message(self.ImportDone(made))
+
+    @on(ImportDone)
+    def _imported(self, event: ImportDone) -> None:
+        notes = "".join(f"; {note}" for note in event.made.notes[:2])
+        self._say(f"{event.made.told}, kept in {event.made.folder}{notes}")
+        self.ttscope.open_paths([event.made.folder])
+
+    @on(Failed)
+    def _failed(self, event: Failed) -> None:
+        self._say(event.text, bad=True)
+
+    def action_delete(self) -> None:
+        """Delete the recording under the cursor, once that is confirmed."""
+        entry = self._current()
+        if entry is None or entry.recording is None:
+            self._say("nothing to delete: this is no recording", bad=True)
+            return
+        path = entry.path
+        size = compact(size_bytes(path))
+        question = f"Delete the recording {path} ({size}B)? It cannot be undone."
+        self.app.push_screen(ConfirmScreen(question), lambda yes: self._delete(path, bool(yes)))
+
+    def _delete(self, path: Path, yes: bool) -> None:
+        if not yes:
+            return
+        try:
+            left = delete_recording(path)
+        except TtscopeError as error:
+            self._say(str(error), bad=True)
+            return
+        kept = f"; {len(left)} other files stay in it" if left else ""
+        self._say(f"deleted {path}{kept}")
+        self.ttscope.forget(path)
+
+    def _say(self, text: str, *, bad: bool = False) -> None:
+        message = self.query_one("#message", Static)
+        message.update(text)
+        message.set_class(bool(text), "said").set_class(bad, "bad")
+
     def _show_panel(self) -> None:
         width = max(self.app.size.width - 4, 40)
         self.query_one("#detail", Static).update("\n".join(self._panel(width)))
@@ -223,53 +351,35 @@ class RecordingsScreen(ModeScreen):
     def _work_out(self, pair: tuple[str, str], first: Run, second: Run) -> None:
         found = compare(first, second)
         if not get_current_worker().is_cancelled:
-            self.app.call_from_thread(self._show_difference, pair, found)
+            self.post_message(self.Compared(pair, found))
 
-    def _show_difference(self, pair: tuple[str, str], found: Difference) -> None:
-        self._compared[pair] = found
+    @on(Compared)
+    def _show_difference(self, event: Compared) -> None:
+        self._compared[event.pair] = event.found
         self._show_panel()
 
     def _panel(self, width: int) -> list[str]:
         marked = self.ttscope.marked_entries()
-        runs = [entry.run for entry in marked if entry.run is not None]
-        if len(runs) >= 2:
-            lines: list[str] = []
-            for other in marked[1:]:
-                lines += [f"1 {marked[0].path.name}", f"2 {other.path.name}"]
-                found = self._compared.get((marked[0].key, other.key))
-                if found is None:
+        if len(marked) >= 2:
+            found = [self._compared.get((marked[0].key, other.key)) for other in marked[1:]]
+            for other, each in zip(marked[1:], found, strict=True):
+                if each is None:
                     self._compare(marked[0], other)
-                    lines += ["comparing ...", ""]
-                else:
-                    lines += [*difference_lines(found, width=width), ""]
-            return lines[:-1]
+            return compared_lines(marked, found, width=width)
         if not self.ttscope.entries:
-            waiting = "loading ..." if self.ttscope.loading_paths else _EMPTY
-            return [waiting]
+            return ["loading ..." if self.ttscope.loading_paths else EMPTY]
         entry = self._current()
         if entry is None:
             return ["nothing matches the filter"]
-        if entry.run is None:
-            return [f"! {entry.error}"]
-        hint = "mark two with space to compare them on the same problems"
-        mark = "mark another to compare with it" if len(runs) == 1 else hint
-        return [
-            f"{entry.run.recording}: {entry.run.problems:,} problems decided",
-            *warnings(entry.run, width),
-            mark,
-            "enter opens it.  - not measured   ! not compared   a share's +- is half its interval",
-        ]
+        return entry_lines(entry, marked=len(marked), width=width)
 
 
-_EMPTY = "no recordings here: make one with `ttscope demo` or `ttscope record`, then open it"
-
-
-def _cell(entry: Entry, column: Column, style: str) -> Text:
+def _cell(entry: Entry, column: Column, style: str, width: int) -> Text:
     if entry.run is None:
         text = {"model": entry.path.name, "policy": "cannot be read"}.get(column.header, "")
         return Text(text, style=style)
     if not column.right:
-        return Text(column.cell(entry.run), style=style)
+        return Text(cell_text(column, entry.run, width), style=style)
     if not entry.run.problems:
         note = "no problem" if entry.run.complete else "incomplete"
         return Text(note if column.header.startswith("acc") else "", style=style)

@@ -2,48 +2,33 @@
 
 from __future__ import annotations
 
+import time
 from typing import ClassVar
 
-from rich.text import Text
-from textual import on
+from textual import on, work
 from textual.app import ComposeResult
-from textual.binding import Binding, BindingType
-from textual.containers import VerticalScroll
-from textual.events import Click, Resize
+from textual.binding import BindingType
+from textual.containers import Container
+from textual.events import Resize
+from textual.timer import Timer
 from textual.widgets import Input, Static
+from textual.worker import get_current_worker
 
-from traces.series import Series, series
-from traces.summary import Run
-from tui.run_views import (
-    LEFT,
-    RIGHT,
-    Problem,
-    axis_line,
-    chart_lines,
-    extent_line,
-    problem_at,
-    problem_title,
-    run_title,
-    sample_rows,
-    scale_line,
-    step_lines,
-    vote_lines,
-)
+from advisor.stopping import RULES, Savings, StopRule, savings
+from traces.errors import TtscopeError, UsageError
+from tui.playback import parse_goto
+from tui.policies_text import told_policies
+from tui.replay_beside import Beside, replay_beside, replay_of
+from tui.run_data import read_run
+from tui.run_model import PAGES, WIDE, RunModel
 from tui.screens.base import ModeScreen
-from tui.show_text import policy_lines, warnings
+from tui.screens.run_keys import KEYS, QUESTIONS
+from tui.screens.run_messages import Failed, Judged, PageRead, Read, Replayed, Told
+from tui.widgets.lanes import Lanes
+from tui.widgets.sample_bars import SampleBars, Samples
 
-COLOURS = {".": "dim", "p": "yellow", "=": "cyan", "A": "bold green", "x": "bold red", ">": "dim"}
-
-
-class Samples(VerticalScroll, inherit_bindings=False):
-    """The samples; left and right move the cursor in time, so only up and down scroll."""
-
-    BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("up", "scroll_up", "up", show=False),
-        Binding("down", "scroll_down", "down", show=False),
-        Binding("pageup", "page_up", "page up", show=False),
-        Binding("pagedown", "page_down", "page down", show=False),
-    ]
+FRAME_S = 1 / 15
+TALL = 32
 
 
 class RunScreen(ModeScreen):
@@ -51,213 +36,370 @@ class RunScreen(ModeScreen):
 
     MODE = "run"
     CSS_PATH = "run.tcss"
-    AUTO_FOCUS = "#samples"
-    BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("left", "move(-1)", "time", key_display="← →", id="run.earlier"),
-        Binding("right", "move(1)", "later", id="run.later", show=False),
-        Binding("comma", "step(-1)", "step back", id="run.back", show=False),
-        Binding("full_stop", "step(1)", "step on", id="run.on", show=False),
-        Binding(
-            "left_square_bracket", "problem(-1)", "problem", key_display="[ ]", id="run.previous"
-        ),
-        Binding("right_square_bracket", "problem(1)", "next problem", id="run.next", show=False),
-        Binding("g", "goto", "go to", id="run.goto"),
-        Binding("w", "worst", "slowest", id="run.slowest"),
-        Binding("k", "votes", "maj@k", id="run.votes"),
-        Binding("escape", "leave", "leave the field", show=False),
-    ]
+    AUTO_FOCUS = "#page"
+    BINDINGS: ClassVar[list[BindingType]] = KEYS
 
     def __init__(self) -> None:
         super().__init__()
-        self._run: Run | None = None
-        self._series: Series | None = None
-        self._problem: Problem | None = None
-        self._cursor = 0
-        self._position = -1
-        self._votes = False
+        self.model: RunModel | None = None
+        self._asking = "goto"
+        self._timer: Timer | None = None
+        self._last = 0.0
 
     def compose_body(self) -> ComposeResult:
         """Return the charts, the step, the problem and its samples."""
-        yield Static(id="warnings", markup=False)
-        yield Static(id="charts", markup=False)
+        yield Static(id="head", markup=False)
+        yield Lanes(id="lanes")
         yield Static(id="step", markup=False)
-        yield Input(placeholder="number of a problem", id="goto", type="integer", compact=True)
+        yield Static(id="message", markup=False)
+        yield Input(id="ask", compact=True)
         yield Static(id="title", markup=False)
-        with Samples(id="samples"):
-            yield Static(id="bars", markup=False)
+        with Samples(id="page"):
+            with Container(id="both"):
+                yield SampleBars(id="bars")
+                yield SampleBars(id="other")
+            yield Static(id="text", markup=False)
         yield Static(id="vote", markup=False)
+
+    def on_mount(self) -> None:
+        """Make the clock of the play, which stands."""
+        self._timer = self.set_interval(FRAME_S, self._tick, pause=True)
+        super().on_mount()
 
     def show_library(self) -> None:
         """Show the open run; nothing changes when it is shown already."""
         entry = self.ttscope.current_entry()
-        run = None if entry is None else entry.run
-        if run is None:
-            text = (
-                "loading ..."
-                if self.ttscope.loading_paths
-                else "no run to show: open one on screen 1"
-            )
+        if entry is None or entry.run is None:
+            waits = self.ttscope.loading_paths
             self.set_status("")
-            self.query_one("#charts", Static).update(text)
+            self._say("loading ..." if waits else "no run to show: open one on screen 1", waits)
             return
-        if run is not self._run:
-            self._run, self._series = run, None
-            self._cursor, self._position, self._votes = 0, -1, False
-            self._problem = problem_at(run, 0)
-            self._draw()
+        if self.model is None or entry.run is not self.model.run:
+            self.workers.cancel_group(self, "run")
+            self.model = RunModel(entry, [rule.label for rule in RULES])
+            self._pause()
+            self._say("")
+            self.draw()
+            self._read(self.model)
+            self._judge(self.model, RULES[0])
 
     def on_screen_resume(self) -> None:
         """Show another run when one was opened meanwhile."""
         self.show_library()
 
+    # -- workers -------------------------------------------------------------------------------
+
+    @work(thread=True, group="run")
+    def _read(self, model: RunModel) -> None:
+        worker = get_current_worker()
+        try:
+            data = read_run(model.entry.recording, model.run)
+        except TtscopeError as error:
+            self.post_message(Failed(str(error)))
+            return
+        if not worker.is_cancelled:
+            self.post_message(Read(model, data))
+
+    @work(thread=True, group="run")
+    def _judge(self, model: RunModel, rule: StopRule) -> None:
+        worker = get_current_worker()
+        found: Savings | str
+        try:
+            found = savings(model.run, rule)
+        except TtscopeError as error:
+            found = str(error)
+        if not worker.is_cancelled:
+            self.post_message(Judged(model, rule.label, found))
+
+    @work(thread=True, group="policies", exclusive=True)
+    def _tell_policies(self, model: RunModel) -> None:
+        worker = get_current_worker()
+        try:
+            lines = told_policies(model.entry.recording, model.run, width=self._width)
+        except TtscopeError as error:
+            lines = [str(error)]
+        if not worker.is_cancelled:
+            self.post_message(Told(model, lines))
+
+    @work(thread=True, group="replay", exclusive=True)
+    def _replay(self, model: RunModel, changes: str) -> None:
+        worker = get_current_worker()
+        if model.entry.recording is None:
+            return
+        try:
+            found = replay_beside(model.entry.recording, model.run, changes, width=self._width)
+        except TtscopeError as error:
+            self.post_message(Failed(str(error)))
+            return
+        except ValueError as error:  # quotes that are not closed
+            self.post_message(Failed(f"{changes}: {error}"))
+            return
+        if not worker.is_cancelled:
+            self.post_message(Replayed(model, found))
+
+    @work(thread=True, group="steps", exclusive=True)
+    def _read_page(self, model: RunModel, position: int) -> None:
+        if model.pages.read(position) and not get_current_worker().is_cancelled:
+            self.post_message(PageRead())
+
+    @on(Read)
+    def _data_read(self, event: Read) -> None:
+        if event.model is not self.model:
+            return
+        self.model.show_data(event.data)
+        source = replay_of(self.model.entry.recording)
+        entry = None if source is None else self.ttscope.entry_named(source)
+        if entry is not None and entry.run is not None:
+            name = f"{source}, which this replays"
+            self.model.show_beside(Beside(run=entry.run, word="recorded", asked=name))
+        self.draw()
+
+    @on(Judged)
+    def _rule_judged(self, event: Judged) -> None:
+        event.model.judged[event.rule] = event.found
+        self._draw_problem()
+
+    @on(Told)
+    def _policies_told(self, event: Told) -> None:
+        event.model.policies = event.lines
+        self._draw_problem()
+
+    @on(Replayed)
+    def _beside_made(self, event: Replayed) -> None:
+        if event.model is self.model:
+            self._say("")
+            self.model.show_beside(event.beside)
+            self.draw()
+
+    @on(Failed)
+    def _failed(self, event: Failed) -> None:
+        self._say(event.text)
+
+    @on(PageRead)
+    def _page_read(self) -> None:
+        self._draw_step()
+
+    # -- drawing -------------------------------------------------------------------------------
+
     @on(Resize)
     def _fit(self) -> None:
-        self._series = None
-        self._draw()
+        self.draw()
 
     @property
     def _width(self) -> int:
         return max(self.app.size.width - 1, 60)
 
-    def _draw(self) -> None:
-        run = self._run
-        if run is None or not self.is_mounted:
-            return
-        if self._series is None and run.step_rows is not None:
-            bins = max(self._width - LEFT - RIGHT - 1, 10)
-            self._series = series(run.step_rows, run.engine.num_gpu_blocks, bins)
-            if self._series is not None:
-                self._cursor = min(self._cursor, self._series.bins - 1)
-                self._position = int(self._series.first_step[self._cursor])
-        title = [run.engine.model, "" if run.policy is None else run.policy.label()]
-        self.set_status(" ".join([*title, run.engine.label()]))
-        head = [*warnings(run, self._width), run_title(run)]
-        self.query_one("#warnings", Static).update("\n".join(head))
-        self._draw_charts(run)
-        self._draw_problem(run)
+    @property
+    def _bins(self) -> int:
+        return Lanes.bins(self._width)
 
-    def _draw_charts(self, run: Run) -> None:
-        charts, step = self.query_one("#charts", Static), self.query_one("#step", Static)
-        if self._series is None:
-            outside = ": the server was seen from outside" if run.engine.mode == "server" else ""
-            charts.update(f"no engine steps were recorded{outside}")
-            step.update("")
-            return
-        text = Text(no_wrap=True)
-        for line in chart_lines(self._series, self._cursor):
-            row = Text(f"{line}\n")
-            row.stylize("cyan", LEFT, LEFT + self._series.bins)
-            row.stylize("reverse", LEFT + self._cursor, LEFT + self._cursor + 1)
-            text.append_text(row)
-        if self._problem is not None and self._problem.row["arrival"] is not None:
-            times = self._problem.row
-            extent = extent_line(self._series, times["arrival"], times["end"])
-            text.append(f"{extent}\n", "yellow")
-        text.append(axis_line(self._series, self._cursor))
-        charts.update(text)
-        step.update("\n".join(step_lines(run, self._position, width=self._width)))
+    @property
+    def _tall(self) -> bool:
+        return self.app.size.height >= TALL
 
-    def _draw_problem(self, run: Run) -> None:
-        title, bars, vote = (
-            self.query_one(f"#{name}", Static) for name in ("title", "bars", "vote")
-        )
-        if self._votes:
-            title.update("what fewer samples would have answered")
-            bars.update("\n".join(policy_lines(run)) or "only majority recordings contain this")
-            vote.update("")
-            return
-        problem = self._problem
-        if problem is None:
-            title.update("no problem was recorded")
-            bars.update("")
-            vote.update("")
-            return
-        title.update(problem_title(problem))
-        text = Text(scale_line(problem, self._width), style="dim", no_wrap=True)
-        for sample, left, line in sample_rows(problem, self._width):
-            colour = {True: "green", False: "red", None: ""}[sample.correct]
-            text.append("\n")
-            text.append(left, colour)
-            for mark in line:
-                text.append(mark, COLOURS.get(mark, ""))
-            if sample.error:
-                text.append(f" {sample.error}", "red")
-        bars.update(text)
-        vote.update("\n".join(vote_lines(problem, width=self._width)))
+    def _say(self, text: str, waiting: bool = False) -> None:
+        message = self.query_one("#message", Static)
+        message.update(text)
+        message.set_class(bool(text), "said").set_class(waiting, "waiting")
 
-    def action_move(self, bins: int) -> None:
-        """Move the cursor by bins of the chart."""
-        if self._series is None or self._run is None:
+    def draw(self) -> None:
+        """Draw all of the run."""
+        if self.model is None or not self.is_mounted:
             return
-        self._cursor = min(max(self._cursor + bins, 0), self._series.bins - 1)
-        self._position = int(self._series.first_step[self._cursor])
-        self._draw_charts(self._run)
+        self.query_one("#head", Static).update("\n".join(self.model.head(self._width)))
+        self._draw_time()
+        self._draw_problem()
+
+    def _draw_time(self) -> None:
+        model = self.model
+        if model is None:
+            return
+        self.set_status(model.status())
+        lanes, cursor, below = model.charts(self._bins, tall=self._tall)
+        rows = min(max((self.app.size.height - TALL) // 8, 1), 3)
+        self.query_one(Lanes).show(lanes, cursor, below, rows=rows)
+        self._draw_step()
+        if model.position >= 0:
+            self._read_page(model, model.position)
+
+    def _draw_step(self) -> None:
+        if self.model is not None:
+            lines = self.model.step(self._bins, self._width)
+            self.query_one("#step", Static).update("\n".join(lines))
+
+    def _draw_problem(self) -> None:
+        model = self.model
+        if model is None or not self.is_mounted:
+            return
+        self.query_one("#title", Static).update(model.title(self._width))
+        self.query_one("#vote", Static).update("\n".join(model.vote(self._width, tall=self._tall)))
+        self.query_one("#page").set_class(model.page != "problem", "text")
+        if model.page != "problem":
+            self.query_one("#text", Static).update("\n".join(model.text(self._width)))
+            return
+        own, other = model.bars(self._width)
+        both = self.query_one("#both")
+        both.set_class(other is not None, "beside")
+        both.set_class(self._width >= WIDE, "wide")
+        for name, found in (("#bars", own), ("#other", other)):
+            if found is not None:
+                self.query_one(name, SampleBars).show(
+                    found.header, found.rows, title=found.title, after=found.after
+                )
+
+    # -- keys ----------------------------------------------------------------------------------
+
+    def _pause(self) -> None:
+        if self.model is not None and self.model.play is not None and self.model.play.playing:
+            self.model.play = self.model.play.toggle()
+        if self._timer is not None:
+            self._timer.pause()
+
+    def action_play(self) -> None:
+        """Play the recording from the cursor on, or pause."""
+        model = self.model
+        if model is None or model.play is None or self._timer is None:
+            return
+        model.play = model.play.toggle()
+        model.cut, model.page = True, "problem"
+        self._last = time.monotonic()
+        if model.play.playing:
+            self._timer.resume()
+        else:
+            self._timer.pause()
+        self.draw()
+
+    def _tick(self) -> None:
+        model, now = self.model, time.monotonic()
+        if model is None or model.play is None:
+            return
+        model.tick(now - self._last)
+        self._last = now
+        if not model.play.playing and self._timer is not None:
+            self._timer.pause()
+        self._draw_time()
+        self._draw_problem()
+
+    def action_speed(self, factor: float) -> None:
+        """Play slower or faster."""
+        if self.model is not None and self.model.play is not None:
+            self.model.play = self.model.play.faster(factor)
+            self.set_status(self.model.status())
+
+    def action_move(self, columns: int) -> None:
+        """Move the cursor by columns of the charts."""
+        if self.model is not None:
+            self.model.move(columns, self._bins)
+            self._moved()
 
     def action_step(self, steps: int) -> None:
         """Move by single engine steps."""
-        run, found = self._run, self._series
-        if run is None or run.step_rows is None or found is None:
-            return
-        start = self._position if self._position >= 0 else self._nearest(found)
-        self._position = min(max(start + steps, 0), run.step_rows.height - 1)
-        end = run.step_rows["end"][self._position]
-        if end is not None:
-            span = found.edges_ns[-1] - found.edges_ns[0] + 1
-            self._cursor = min(int((end - found.edges_ns[0]) * found.bins // span), found.bins - 1)
-        self._draw_charts(run)
+        if self.model is not None:
+            self.model.step_by(steps)
+            self._moved()
 
-    def _nearest(self, found: Series) -> int:
-        before = [int(place) for place in found.first_step[: self._cursor + 1] if place >= 0]
-        return before[-1] if before else 0
+    def _moved(self) -> None:
+        self._draw_time()
+        if self.model is not None and self.model.cut:
+            self.model.tick(0.0)
+            self._draw_problem()
+
+    def action_zoom(self, factor: float) -> None:
+        """Show less of the time, or more."""
+        if self.model is not None and self.model.play is not None:
+            self.model.play = self.model.play.zoom(factor)
+            self._draw_time()
+
+    def action_zoom_problem(self) -> None:
+        """Show the time of the problem."""
+        if self.model is not None:
+            self.model.show_problem_time()
+            self._draw_time()
+
+    def action_zoom_whole(self) -> None:
+        """Show all of the time."""
+        if self.model is not None and self.model.play is not None:
+            self.model.play = self.model.play.whole()
+            self._draw_time()
 
     def action_problem(self, count: int) -> None:
         """Go to the next or the previous problem."""
-        number = 0 if self._problem is None else self._problem.number + count
-        self._go_to(number)
+        if self.model is not None:
+            at = -1 if self.model.problem is None else self.model.problem.number
+            self._go_to_problem(at + count)
 
-    def _go_to(self, number: int) -> None:
-        run = self._run
-        if run is None or run.rows is None or not run.rows.height:
-            return
-        self._votes = False
-        self._problem = problem_at(run, number % run.rows.height)
-        self._draw_charts(run)
-        self._draw_problem(run)
-        self.query_one("#samples").scroll_home(animate=False)
+    def _go_to_problem(self, at: int) -> None:
+        if self.model is not None:
+            self._pause()
+            self.model.go_to_problem(at)
+            self.draw()
+            self.query_one("#page").scroll_home(animate=False)
 
     def action_worst(self) -> None:
         """Go to the problem that took longest."""
-        if self._run is not None and self._run.rows is not None:
-            slowest = self._run.rows["latency_s"].arg_max()
-            if slowest is not None:
-                self._go_to(slowest)
+        slowest = None if self.model is None else self.model.slowest()
+        if slowest is not None:
+            self._go_to_problem(slowest)
 
-    def action_votes(self) -> None:
-        """Show maj@k and pass@k instead of the problem, and back."""
-        if self._run is not None:
-            self._votes = not self._votes
-            self._draw_problem(self._run)
+    def action_rule(self) -> None:
+        """Judge the next stopping rule."""
+        model = self.model
+        if model is None:
+            return
+        model.rule = (model.rule + 1) % len(RULES)
+        rule = RULES[model.rule]
+        if rule.label not in model.judged:
+            self._judge(model, rule)
+        self._draw_problem()
 
-    def action_goto(self) -> None:
-        """Ask for the number of a problem."""
-        field = self.query_one("#goto", Input)
+    def action_page(self) -> None:
+        """Show kernels, policies that were not run, the replay's numbers, and the problem again."""
+        model = self.model
+        if model is None:
+            return
+        model.page = PAGES[(PAGES.index(model.page) + 1) % len(PAGES)]
+        if model.page == "policies" and model.policies is None:
+            self._tell_policies(model)
+        self._draw_problem()
+        self.query_one("#page").scroll_home(animate=False)
+
+    def action_ask(self, what: str) -> None:
+        """Ask where to go, or what to change in a replay."""
+        field = self.query_one("#ask", Input)
+        self._asking, field.placeholder = what, QUESTIONS[what]
         field.add_class("open")
         field.focus()
 
-    @on(Input.Submitted, "#goto")
-    def _number_given(self, event: Input.Submitted) -> None:
-        if event.value.lstrip("-").isdigit():
-            self._go_to(int(event.value) - 1)
+    @on(Input.Submitted, "#ask")
+    def _answered(self, event: Input.Submitted) -> None:
+        text, model = event.value, self.model
         self.action_leave()
+        if model is None:
+            return
+        self._say("")
+        if self._asking == "replay":
+            self._say("replaying (the first replay compiles for some seconds) ...", waiting=True)
+            self._replay(model, text)
+            return
+        try:
+            told = model.go_to(parse_goto(text)) if text.strip() else None
+        except UsageError as error:
+            told = str(error)
+        self._say(told or "")
+        self.draw()
 
     def action_leave(self) -> None:
-        """Close the field."""
-        field = self.query_one("#goto", Input)
+        """Close the field, and show the problem as a whole again."""
+        field = self.query_one("#ask", Input)
         field.value = ""
         field.remove_class("open")
-        self.query_one("#samples").focus()
+        self.query_one("#page").focus()
+        if self.model is not None and self.model.cut:
+            self._pause()
+            self.model.cut = False
+            self.draw()
 
-    @on(Click, "#charts")
-    def _clicked(self, event: Click) -> None:
-        if self._series is not None:
-            self.action_move(event.x - LEFT - self._cursor)
+    @on(Lanes.Seek)
+    def _clicked(self, event: Lanes.Seek) -> None:
+        if self.model is not None and self.model.play is not None:
+            self.action_move(event.column - self.model.play.column(self._bins))

@@ -1,0 +1,101 @@
+"""What a replay is asked, and where its step times come from: recordings, or operator tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from advisor.models.step_cost import StepCost, linear_cost, scaled_cost, table_cost
+from advisor.models.step_time import StepLaw
+from advisor.replay import Replicas
+from traces.errors import UsageError
+from traces.schema import EngineConfig, ModelFacts, Policy
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """What is asked: an engine, a policy and a load.
+
+    Without a load the recorded one is meant: so many problems in flight, or the recorded arrivals.
+    With `operators`, a folder of operator tables of a GPU, step times are theirs, for a model of
+    `num_hidden_layers` (that of the recorded model if not given). With `gpu`, the name of a system
+    of the prior (models/prior_tables.py), they are that system's, for a model of `model_facts` (the
+    recorded one if not given).
+    """
+
+    engine: EngineConfig
+    policy: Policy
+    concurrency: int | None = None
+    rate_per_s: float | None = None
+    replicas: Replicas = field(default_factory=Replicas)
+    seed: int = 0
+    operators: Path | None = None
+    num_hidden_layers: int | None = None
+    gpu: str | None = None
+    model_facts: ModelFacts | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepTimes:
+    """Where a question's step times come from.
+
+    `sigma` is the spread of a whole run's speed inside and outside what was recorded, None for
+    operator tables, which no run of the user's has checked; `runs` taught it.
+    """
+
+    cost: StepCost
+    sigma: tuple[float, float] | None
+    runs: int | None
+    within: Callable[[Mapping[str, float]], bool]
+
+    def at(self, factor: float) -> StepCost:
+        """Return the cost of steps that take `factor` times as long."""
+        return self.cost if factor == 1.0 else scaled_cost(self.cost, factor)
+
+
+def learned(law: StepLaw) -> StepTimes:
+    """Return the step times of recorded steps."""
+    return StepTimes(
+        cost=linear_cost(law.seconds),
+        sigma=(law.sigma, law.sigma_outside),
+        runs=law.runs,
+        within=law.within,
+    )
+
+
+def tabled(question: Question, facts: ModelFacts | None, longest: int) -> StepTimes:
+    """Return the step times of operator tables.
+
+    Raises UsageError when the number of layers is not known, TablesError for damaged tables.
+    """
+    from advisor.models.operator_files import read_operators
+    from advisor.models.operators import default_capture_sizes, domain, step_tables
+
+    engine = question.engine
+    layers = question.num_hidden_layers or (None if facts is None else facts.num_hidden_layers)
+    if layers is None or layers < 1:
+        raise UsageError("--operators: say how many layers the model has, --num-hidden-layers 32")
+    if engine.max_num_seqs is None or engine.max_num_batched_tokens is None:
+        raise UsageError(
+            "--operators: set engine.max_num_seqs and engine.max_num_batched_tokens, "
+            "which this recording does not tell"
+        )
+    assert question.operators is not None
+    operators = read_operators(question.operators)
+    measured = domain(operators)
+    captured = [] if engine.enforce_eager else default_capture_sizes(engine.max_num_seqs)
+    tables = step_tables(
+        operators,
+        num_hidden_layers=layers,
+        max_num_batched_tokens=engine.max_num_batched_tokens,
+        max_num_seqs=engine.max_num_seqs,
+        capture_sizes=captured,
+        tensor_parallel_size=engine.tensor_parallel_size,
+    )
+
+    def within(peaks: Mapping[str, float]) -> bool:
+        most = {"tokens": peaks["tokens"], "batch": peaks["requests"], "context": longest}
+        return not measured.beyond(most)
+
+    return StepTimes(cost=table_cost(tables), sigma=None, runs=None, within=within)

@@ -1,0 +1,163 @@
+"""Whether the plugin changes what a server says or stops it, whatever is wrong with it.
+
+``python -m benchmarks.plugin_harmless`` starts one vLLM server per condition (CPU, the small
+reasoner), has each answer the same 200 prompts at temperature 0, eight at a time, and compares the
+texts with those of a server without the plugin: first of a second such server, as control. The full
+disk is a file system of 64 kB that `ttscope attach` writes to (needs root, else it is left out).
+"""
+
+import argparse
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import httpx
+
+from profiler.workload import load_workload
+from tests.profiler.servers import ROOT, free_port, running, with_probe
+
+COMPLETIONS, AT_A_TIME, TOKENS = 200, 8, 48
+RAISES = """
+seen, row = 0, plugin._row
+def failing(*told):
+    global seen
+    seen += 1
+    if seen > 100:
+        raise RuntimeError("made to fail")
+    return row(*told)
+plugin._row = failing
+"""
+CHANGED_FIELDS = 'plugin._SCHEDULER = (*plugin._SCHEDULER, "renamed")'
+
+
+def completions(url: str) -> tuple[list[str], float]:
+    """Return the texts, in the prompts' order, and the seconds they took."""
+    prompts = [str(each.prompt) for each in load_workload("demo", problems=COMPLETIONS).problems]
+    model = httpx.get(f"{url}/v1/models").json()["data"][0]["id"]
+
+    def ask(prompt: str) -> str:
+        body = {"model": model, "prompt": prompt, "max_tokens": TOKENS, "temperature": 0}
+        answer = httpx.post(f"{url}/v1/completions", json=body, timeout=300)
+        answer.raise_for_status()
+        return str(answer.json()["choices"][0]["text"])
+
+    begun = time.monotonic()
+    with ThreadPoolExecutor(AT_A_TIME) as pool:
+        texts = list(pool.map(ask, prompts))
+    return texts, time.monotonic() - begun
+
+
+@contextmanager
+def silent_listener() -> Iterator[str]:
+    """Accept connections and never answer."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen(64)
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+
+
+@contextmanager
+def small_disk(folder: Path) -> Iterator[Path]:
+    """Mount a file system of 64 kB."""
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+@contextmanager
+def attached(folder: Path, url: str, port: int, told: list[str]) -> Iterator[None]:
+    """Have `ttscope attach` watch a server into `folder`; `told` gets what it says at its end."""
+    code = "from tui.cli import main; main()"
+    arguments = [sys.executable, "-c", code, "attach", url, "--listen", str(port)]
+    process = subprocess.Popen(
+        [*arguments, "-o", str(folder / "r")],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        time.sleep(8)
+        yield
+    finally:
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=120)
+        told.append(f"attach ended with {process.returncode}: {said.strip().splitlines()[-1]}")
+
+
+def condition(name: str, folder: Path, reference: list[str] | None) -> list[str]:
+    """Run one condition, print what came of it, and return the texts."""
+    variables = {"PYTHONPATH": str(ROOT)}
+    told: list[str] = []
+    with ExitStack() as stack:
+        port = free_port()
+        here = f"http://127.0.0.1:{port}"
+        targets = {
+            "broken configuration": "nonsense://",
+            "unreachable receiver": "http://127.0.0.1:1",
+            "full disk": here,
+            "receiver with a disk": here,
+            "probe that raises": "http://127.0.0.1:1",
+            "other field names": "http://127.0.0.1:1",
+        }
+        if name in targets:
+            variables["TTSCOPE_PLUGIN"] = targets[name]
+        if name == "receiver that never answers":
+            variables["TTSCOPE_PLUGIN"] = stack.enter_context(silent_listener())
+        if name == "probe that raises":
+            variables["PYTHONPATH"] = with_probe(folder / "site", RAISES)
+        if name == "other field names":
+            variables["PYTHONPATH"] = with_probe(folder / "site", CHANGED_FIELDS)
+        server = stack.enter_context(running(folder / "server", **variables))
+        if name == "full disk":
+            disk = stack.enter_context(small_disk(folder / "disk"))
+            stack.enter_context(attached(disk, server.url, port, told))
+        if name == "receiver with a disk":
+            stack.enter_context(attached(folder, server.url, port, told))
+        texts, seconds = completions(server.url)
+        alive = httpx.get(f"{server.url}/health").status_code == 200
+    lines = [line for line in server.log.read_text().splitlines() if "ttscope:" in line]
+    same = COMPLETIONS if reference is None else sum(map(str.__eq__, texts, reference))
+    print(f"{name}: {same} of {COMPLETIONS} the same, {seconds:.1f} s, serving on: {alive}")
+    for line in [*(line[line.index("ttscope:") :] for line in lines), *told]:
+        print(f"    {line}")
+    sys.stdout.flush()
+    return texts
+
+
+NAMES = (
+    *("without, again", "receiver with a disk", "broken configuration", "unreachable receiver"),
+    *("receiver that never answers", "full disk", "probe that raises", "other field names"),
+)
+
+
+def main() -> None:
+    """Run the control, then the conditions that were asked for."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", help=f"of {', '.join(NAMES)}; all by default")
+    names = parser.parse_args().names or list(NAMES)
+    os.environ.pop("TTSCOPE_PLUGIN", None)
+    print(f"{COMPLETIONS} completions of {TOKENS} tokens at temperature 0 by demo/s")
+    with tempfile.TemporaryDirectory() as root:
+        reference = condition("without", Path(root) / "0", None)
+        print(f"    {len(set(reference))} different texts")
+        for number, name in enumerate(names, 1):
+            if name == "full disk" and os.geteuid() != 0:
+                print("full disk: left out, needs root")
+                continue
+            condition(name, Path(root) / str(number), reference)
+
+
+if __name__ == "__main__":
+    main()

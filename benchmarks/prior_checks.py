@@ -1,0 +1,224 @@
+"""The prior of unmeasured GPUs against what others measured: ``python benchmarks/prior_checks.py``.
+
+Needs ttscope[prior]. Nothing is fitted. With `--operators FOLDER --run FOLDER`, tables and a run of
+Llama-3.1-8B in LLMServingSim's form (shared/data/ops, shared/data/vllm_runs): each layer and a real
+run, predicted from the prior of the same GPU. With `--all-reduces CSV`, Vidur's times. Then runs
+that aiconfigurator's authors publish with their tables: closed loops of a fixed number of requests
+in flight, all of the same lengths, of dense bfloat16 models.
+"""
+
+import argparse
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+from real_runs import errors, read_run
+
+from advisor.load import Limits
+from advisor.models.communication import read_collectives
+from advisor.models.operator_files import read_operators
+from advisor.models.operators import default_capture_sizes, interpolated
+from advisor.models.prior import Prior, prior_of
+from advisor.models.prior_tables import read_prior, tables_folder
+from advisor.models.step_cost import table_cost
+from advisor.replay import replay
+from advisor.workload import Workload
+from traces.schema import EngineConfig, ModelFacts
+
+Floats = npt.NDArray[np.float64]
+
+
+def dense(name: str, architecture: str, shape: tuple[int, ...]) -> ModelFacts:
+    """Return facts of a model from layers, hidden, heads, KV heads, MLP, vocabulary; untied."""
+    layers, hidden, heads, kv_heads, width, vocabulary = shape
+    size = layers * (2 * (heads + kv_heads) * 128 + 3 * width) * hidden + 2 * vocabulary * hidden
+    return ModelFacts(
+        name=name,
+        architecture=architecture,
+        num_hidden_layers=layers,
+        hidden_size=hidden,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        head_dim=128,
+        intermediate_size=width,
+        vocab_size=vocabulary,
+        total_parameters=size,
+        active_parameters=size - vocabulary * hidden,
+        weight_bytes=2 * size,
+        kv_bytes_per_token=4 * layers * kv_heads * 128,
+    )
+
+
+LLAMA_8B = dense("Llama-3.1-8B", "LlamaForCausalLM", (32, 4096, 32, 8, 14336, 128256))
+QWEN3_32B = dense("Qwen3-32B", "Qwen3ForCausalLM", (64, 5120, 64, 8, 25600, 151936))
+
+
+def of(system: str, facts: ModelFacts, size: int) -> Prior:
+    """Return the prior of a model."""
+    engine = EngineConfig(model=facts.name, tensor_parallel_size=size)
+    return prior_of(read_prior(system), facts, engine)
+
+
+def layers(system: str, folder: Path) -> None:
+    """Compare layer by layer."""
+    ours, theirs = of(system, LLAMA_8B, 1).operators, read_operators(folder)
+    print(f"\n{folder.name}: prior over measured time of a call, by tokens or rows")
+    counts = (1, 8, 64, 256, 512, 2048)
+    print(f"{'layer':<16}" + "".join(f"{count:>8}" for count in counts) + "   (1: measured, us)")
+    for ours_by, theirs_by in (
+        (ours.dense, theirs.dense),
+        (ours.per_sequence, theirs.per_sequence),
+    ):
+        for name, rows in theirs_by.items():
+            at = np.array([c for c in counts if c <= rows[-1, 0]], dtype=float)
+            ratio = interpolated(ours_by[name], at) / interpolated(rows, at)
+            cells = "".join(f"{each:>8.2f}" for each in ratio)
+            print(f"{name:<16}{cells:<48}   {1e6 * rows[0, 1]:.1f}")
+    keys = {tuple(row[:4]): row[4] for row in theirs.attention}
+    kinds: dict[str, list[float]] = {}
+    cost = ours.attention
+    ours_at = {tuple(row[:4]): row[4] for row in cost}
+    for key, seconds in keys.items():
+        near = (key[0], key[1], key[2], key[3] - 1 if key[2] and key[3] else key[3])
+        if near in ours_at:
+            chunk, before, batch, _ = key
+            kind = (
+                "decode" if not chunk else "a chunk" if not batch else "a chunk beside decoding"
+            ) + (" after earlier tokens" if before else "")
+            kinds.setdefault(kind, []).append(ours_at[near] / seconds)
+    for kind, ratios in kinds.items():
+        low, middle, high = np.quantile(ratios, [0.05, 0.5, 0.95])
+        print(
+            f"attention: {kind}, {len(ratios)} times: {middle:.2f} (5-95 %: {low:.2f}-{high:.2f})"
+        )
+
+
+def real_run(system: str, folder: Path, own: Path | None) -> None:
+    """Replay a real run from the prior alone, then with parts of the card's own tables in it."""
+    run = read_run(folder)
+    batched_tokens, seqs = run.limits.max_num_batched_tokens, run.limits.max_num_seqs
+    assert batched_tokens and seqs
+    prior = of(system, LLAMA_8B, 1)
+    cases = {"prior": prior.operators}
+    if own is not None:
+        theirs, ours = read_operators(own), prior.operators
+        parts = {}
+        for name, kept in (("decode", 0), ("chunk", 1)):
+            alone = ours.attention[(ours.attention[:, 0] > 0) != kept]
+            measured = theirs.attention[(theirs.attention[:, 0] > 0) == kept]
+            parts[name] = np.concatenate([alone, measured])
+        cases |= {
+            "own attention of steps with chunks": replace(ours, attention=parts["chunk"]),
+            "own attention of other steps": replace(ours, attention=parts["decode"]),
+            "own skew": replace(ours, skew=theirs.skew),
+            "own attention and skew": replace(ours, attention=theirs.attention, skew=theirs.skew),
+            "own layers": replace(ours, dense=theirs.dense, per_sequence=theirs.per_sequence),
+            "own tables alone": theirs,
+        }
+    print(f"\n{folder.name} from {system}: signed error in %, of mean, p50, p95")
+    print(f"{'':<38}{'TTFT':>21} {'TPOT':>21} {'end to end':>21}")
+    for name, operators in cases.items():
+        tables = replace(prior, operators=operators).step_tables(
+            max_num_batched_tokens=batched_tokens,
+            max_num_seqs=seqs,
+            capture_sizes=run.capture_sizes,
+        )
+        print(f"{name:<38}{errors(run, replay(run.workload, table_cost(tables), run.limits))}")
+
+
+def all_reduces(path: Path) -> None:
+    """Compare with Vidur's all-reduces of an H100 DGX."""
+    tables = read_prior("h100_sxm")
+    print(f"\n{path.name}: prior (eager; in a graph) over Vidur's time, median by size")
+    edges = [0, 2**16, 2**18, 2**20, 2**22, 2**24, 2**26, 2**40]
+    for kind, rows in sorted(read_collectives(path).items()):
+        ours = tables.all_reduces(kind.group_size)
+        cells = []
+        for low, high in pairwise(edges):
+            part = rows[(rows[:, 0] > low) & (rows[:, 0] <= high)]
+            if len(part):
+                ratio = [
+                    float(np.median(interpolated(ours[graph], part[:, 0]) / part[:, 1]))
+                    for graph in (False, True)
+                ]
+                name = f"<{high >> 10} KiB" if high < 2**40 else "more"
+                cells.append(f"{name} {ratio[0]:.2f};{ratio[1]:.2f}")
+        print(f"{kind.group_size} GPUs: " + "   ".join(cells))
+
+
+def closed_loop(prior: Prior, row: dict[str, Any], batched_tokens: int) -> float:
+    """Return the mean TPOT in ms of a closed loop, without its first round and its last.
+
+    TTFT is left out: who arrives with whom, when all have the same length, is not told.
+    """
+    count, flight = 6 * row["batch_size"], row["batch_size"]
+    tables = prior.step_tables(
+        max_num_batched_tokens=batched_tokens,
+        max_num_seqs=256,
+        capture_sizes=default_capture_sizes(256),
+    )
+    work = Workload.from_requests(np.full(count, row["isl"]), np.full(count, row["osl"]))
+    limits = Limits(
+        max_num_seqs=256,
+        max_num_batched_tokens=batched_tokens,
+        async_scheduling=True,
+        prefix_caching=False,
+    )
+    done = replay(work, table_cost(tables), limits, concurrency=flight)
+    kept = slice(flight, count - flight)
+    tpot = (done.end_s - done.first_token_s)[kept] / (row["osl"] - 1)
+    return 1e3 * float(tpot.mean())
+
+
+def published_runs(batched_tokens: int) -> None:
+    """Compare with published closed loops of Qwen3-32B on H100."""
+    runs = pl.read_csv(tables_folder() / "silicon_sample.csv", infer_schema_length=None).filter(
+        backend="vllm", mode="agg", model_path="Qwen/Qwen3-32B", system="h100_sxm", isl=1024
+    )
+    runs = runs.filter(pl.col("gemm_quant_mode").is_null()).sort("tp_size", "osl", "batch_size")
+    print("\nQwen3-32B on H100, vLLM 0.12, bfloat16, prompts of 1,024: ms, prior over measured")
+    print(f"{'TP':>3}{'output':>7}{'in flight':>10}{'TPOT':>8}{'prior':>8}{'ratio':>7}")
+    priors = {size: of("h100_sxm", QWEN3_32B, size) for size in runs["tp_size"].unique()}
+    found: dict[tuple[int, int], dict[int, tuple[float, float]]] = {}
+    for row in runs.iter_rows(named=True):
+        tpot = closed_loop(priors[row["tp_size"]], row, batched_tokens)
+        print(
+            f"{row['tp_size']:>3}{row['osl']:>7}{row['batch_size']:>10}"
+            f"{row['silicon_tpot_ms']:>8.2f}{tpot:>8.2f}{tpot / row['silicon_tpot_ms']:>7.2f}"
+        )
+        key = (row["osl"], row["batch_size"])
+        found.setdefault(key, {})[row["tp_size"]] = (row["silicon_tpot_ms"], tpot)
+    ratios = [ours / real for sizes in found.values() for real, ours in sizes.values()]
+    error = 100 * float(np.mean(np.abs(np.array(ratios) - 1)))
+    print(f"TPOT of {len(ratios)} runs: mean absolute error {error:.1f} %,"
+          f" prior over measured {min(ratios):.2f} to {max(ratios):.2f}")  # fmt: skip
+    print("gain of TP 8 over TP 2 in TPOT, measured and of the prior:")
+    for (output, flight), sizes in found.items():
+        if {2, 8} <= sizes.keys():
+            real, ours = (sizes[2][i] / sizes[8][i] for i in (0, 1))
+            print(f"  {output:>5} tokens, {flight:>3} in flight: {real:.2f}, {ours:.2f}")
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--operators", type=Path)
+    options.add_argument("--run", type=Path)
+    options.add_argument("--system", default="rtx_pro_6000_server", help="of --operators and --run")
+    options.add_argument("--all-reduces", type=Path)
+    options.add_argument("--max-num-batched-tokens", type=int, default=8192)
+    given = options.parse_args()
+    if given.operators:
+        layers(given.system, given.operators)
+    if given.run:
+        real_run(given.system, given.run, given.operators)
+    if given.all_reduces:
+        all_reduces(given.all_reduces)
+    published_runs(given.max_num_batched_tokens)
+
+
+if __name__ == "__main__":
+    main()

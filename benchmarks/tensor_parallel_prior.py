@@ -1,0 +1,115 @@
+"""What tensor parallelism gains by the prior: ``python benchmarks/tensor_parallel_prior.py``.
+
+Needs ttscope[prior]. Qwen2.5 of 1.5B, 7B and 14B, one problem at a time with a prompt of 150 tokens
+and `--output` tokens (thinking about a problem of MATH500), replayed from the prior of H100 and
+H200. The gain is latency with one GPU over latency with more: as the prior has it, with 2 ms of
+host work in each step that nothing hides (a what-if: the tables have none), and for 64 samples.
+Zhao et al. 2025 (arXiv 2509.19645) measured about 1.7 for 14B with TP 4 on GH200, and losses for
+small models.
+"""
+
+import argparse
+
+import numpy as np
+
+from advisor.composition import FEATURES, INDEX
+from advisor.load import Limits
+from advisor.models.operators import default_capture_sizes
+from advisor.models.prior import FAMILIES, Prior, prior_of
+from advisor.models.prior_tables import read_prior
+from advisor.models.step_cost import table_cost
+from advisor.replay import replay
+from advisor.workload import Workload
+from traces.errors import UsageError
+from traces.schema import EngineConfig, ModelFacts
+
+
+def qwen2(name: str, shape: tuple[int, ...], *, tied: bool = False) -> ModelFacts:
+    """Return a model's facts from layers, hidden, heads, KV heads, MLP and vocabulary."""
+    layers, hidden, heads, kv_heads, width, vocabulary = shape
+    size = layers * (2 * (heads + kv_heads) * 128 + 3 * width) * hidden + vocabulary * hidden
+    return ModelFacts(
+        name=name,
+        architecture="Qwen2ForCausalLM",
+        num_hidden_layers=layers,
+        hidden_size=hidden,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        head_dim=128,
+        intermediate_size=width,
+        vocab_size=vocabulary,
+        total_parameters=size + (0 if tied else vocabulary * hidden),
+        active_parameters=size,
+        weight_bytes=2 * (size + (0 if tied else vocabulary * hidden)),
+        kv_bytes_per_token=4 * layers * kv_heads * 128,
+    )
+
+
+MODELS = (  # from their config.json
+    qwen2("Qwen2.5-1.5B", (28, 1536, 12, 2, 8960, 151936), tied=True),
+    qwen2("Qwen2.5-7B", (28, 3584, 28, 4, 18944, 152064)),
+    qwen2("Qwen2.5-14B", (48, 5120, 40, 8, 13824, 152064)),
+)
+BATCHED = 8192
+SEQS = 256
+
+
+def latency_s(prior: Prior, output: int, *, batch: int = 1, host_s: float = 0.0) -> float:
+    """Return the mean latency of problems that come one after another, `batch` samples each."""
+    sizes = default_capture_sizes(SEQS)
+    tables = prior.step_tables(
+        max_num_batched_tokens=BATCHED, max_num_seqs=SEQS, capture_sizes=sizes
+    )
+    law = np.zeros(len(FEATURES))
+    law[INDEX["step"]] = host_s
+    work = Workload.from_requests(np.full(batch, 150), np.full(batch, output))
+    limits = Limits(max_num_seqs=SEQS, max_num_batched_tokens=BATCHED, async_scheduling=True)
+    done = replay(work, table_cost(tables, law), limits, concurrency=batch)
+    return float(done.latency_s.mean())
+
+
+def shares(prior: Prior, output: int) -> str:
+    """Return the share of each family of kernels in the latency, in percent."""
+    whole = latency_s(prior, output)
+    cells = []
+    for family in FAMILIES:
+        more = latency_s(prior.scaled({family: 2.0}), output)
+        cells.append(f"{100 * (more / whole - 1):>6.0f}")
+    return "".join(cells)
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--output", type=int, default=4096)
+    options.add_argument("--systems", nargs="+", default=["h100_sxm", "h200_sxm"])
+    given = options.parse_args()
+    output = given.output
+    for system in given.systems:
+        tables = read_prior(system)
+        print(f"\n{tables.label}: one problem at a time, {output:,} tokens")
+        print(f"{'':<14}{'TP':>3}{'latency s':>11}{'ms/token':>10}{'gain':>7}{'GPU-s':>7}"
+              + "".join(f"{name[:5]:>6}" for name in FAMILIES)
+              + f"{'2 ms host':>11}{'batch 64':>10}")  # fmt: skip
+        for facts in MODELS:
+            first: list[float] = []
+            for size in (1, 2, 4, 8):
+                engine = EngineConfig(model=facts.name, tensor_parallel_size=size)
+                try:
+                    prior = prior_of(tables, facts, engine)
+                except UsageError as error:
+                    print(f"{facts.name:<14}{size:>3}  - {error}")
+                    continue
+                found = [
+                    latency_s(prior, output),
+                    latency_s(prior, output, host_s=2e-3),
+                    latency_s(prior, output, batch=64),
+                ]
+                first = first or found
+                gains = [before / after for before, after in zip(first, found, strict=True)]
+                print(f"{facts.name:<14}{size:>3}{found[0]:>11.2f}{1e3 * found[0] / output:>10.2f}"
+                      f"{gains[0]:>7.3f}{size * found[0]:>7.1f}{shares(prior, output)}"
+                      f"{gains[1]:>11.2f}{gains[2]:>10.2f}")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""Spans over gRPC: taken as over HTTP, and refused where they are none."""
+
+import gzip
+import random
+
+import pytest
+
+from profiler import receiver as module
+from profiler.grpc_receiver import METHOD, SERVICE, GrpcListener
+from profiler.receiver import Receiver
+from tests.profiler.test_receiver import memory_mb
+from tests.traces.test_otlp import as_protobuf, request, span
+from traces.errors import EngineError, MissingDependencyError
+
+grpc = pytest.importorskip("grpc")
+
+
+@pytest.fixture
+def listening():
+    receiver = Receiver("127.0.0.1", 0)
+    listener = GrpcListener(receiver, "127.0.0.1", 0)
+    listener.start()
+    with grpc.insecure_channel(f"127.0.0.1:{listener.port}") as channel:
+        yield receiver, channel.unary_unary(f"/{SERVICE}/{METHOD}"), listener
+    listener.close()
+    receiver.close()
+
+
+def refusal(export, body, **more):
+    with pytest.raises(grpc.RpcError) as told:
+        export(body, timeout=20, **more)
+    return told.value.code().name
+
+
+def test_spans_are_taken(listening):
+    receiver, export, _ = listening
+    body = as_protobuf(request(span(1), span(2)))
+    assert export(body, timeout=20) == b""
+    assert export(body, timeout=20, compression=grpc.Compression.Gzip) == b""
+    assert len(receiver.take_spans()) == receiver.received == 4
+
+
+def test_as_an_exporter_of_opentelemetry_sends_them(listening):
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+
+    exporters = pytest.importorskip("opentelemetry.exporter.otlp.proto.grpc.trace_exporter")
+    receiver, _, listener = listening
+    exporter = exporters.OTLPSpanExporter(f"http://127.0.0.1:{listener.port}", insecure=True)
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    with provider.get_tracer("x").start_as_current_span("llm_request") as one:
+        one.set_attribute("gen_ai.usage.prompt_tokens", 12)
+    provider.shutdown()
+    (taken,) = receiver.take_spans()
+    assert taken.values["gen_ai.usage.prompt_tokens"] == 12
+
+
+def test_what_is_none_is_refused_and_what_does_not_fit_sent_again(listening, monkeypatch):
+    receiver, export, _ = listening
+    assert refusal(export, b"\xff" * 9) == "INVALID_ARGUMENT"
+    assert receiver.refused == 1
+    monkeypatch.setattr(module, "MOST_WAITING", 1)
+    assert refusal(export, as_protobuf(request(span(1), span(2)))) == "UNAVAILABLE"
+    assert receiver.overflowed == 1
+
+
+def test_a_body_too_large_is_refused_before_and_after_inflation(listening):
+    _, export, _ = listening
+    bomb = b"\x00" * (module.MOST_BODY_BYTES + 1)
+    assert len(gzip.compress(bomb)) < 10_000
+    assert refusal(export, bomb) == "RESOURCE_EXHAUSTED"
+    assert refusal(export, bomb, compression=grpc.Compression.Gzip) == "RESOURCE_EXHAUSTED"
+    assert export(as_protobuf(request(span(1))), timeout=20) == b""
+
+
+def test_malformed_bodies_leave_it_serving_in_flat_memory(listening):
+    receiver, export, _ = listening
+    good, draw = as_protobuf(request(*[span(n) for n in range(20)])), random.Random(1)
+    before = None
+    for number in range(2_000):
+        body = bytearray(good[: draw.randrange(1, len(good))])
+        body[draw.randrange(len(body))] = 0xFF
+        try:
+            export(bytes(body), timeout=20)
+        except grpc.RpcError as error:
+            assert error.code().name == "INVALID_ARGUMENT"
+        receiver.take_spans()
+        if number == 500:
+            before = memory_mb()
+    assert receiver.refused > 1_000
+    assert memory_mb() - before < 20
+    assert export(good, timeout=20) == b""
+
+
+def test_a_port_that_is_taken(listening):
+    with pytest.raises(EngineError, match="cannot listen there"):
+        GrpcListener(listening[0], "127.0.0.1", listening[2].port)
+
+
+def test_without_grpcio(listening, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "grpc", None)
+    with pytest.raises(MissingDependencyError, match=r"ttscope\[grpc\]"):
+        GrpcListener(listening[0], "127.0.0.1", 0)

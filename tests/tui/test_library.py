@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.traces.synthetic import simulate, write_recording
+from traces.errors import RecordingError, UsageError
+from traces.recording import Recording
+from tui.library import delete_recording, failure, import_into, paths_of, recordings_at, size_bytes
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write_recording(tmp_path / "a b", simulate(problems=2, n=1))
+    return tmp_path
+
+
+def test_paths_are_read_as_a_shell_does(folder):
+    assert paths_of(f"'{folder}/a b'") == [folder / "a b"]
+    assert paths_of(f"{folder}/*") == [folder / "a b"]
+    assert recordings_at(str(folder)) == [folder / "a b"]
+    for text, told in ((f"{folder}/none", "no such file"), ("'a", "quotation"), ("x*", "no such")):
+        with pytest.raises(UsageError, match=told):
+            paths_of(text)
+    (folder / "empty").mkdir()
+    with pytest.raises(UsageError, match="holds no recording"):
+        recordings_at(str(folder / "empty"))
+
+
+def test_files_of_others_become_a_recording(folder):
+    rows = [
+        {"problem_id": "p", "sample_index": i, "answer": str(i % 2), "correct": i % 2 == 0}
+        for i in range(4)
+    ]
+    path = folder / "others.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    first = import_into(str(path), folder)
+    assert first.folder == folder / "others"
+    assert "4 samples of 1 problem" in first.told
+    assert Recording.open(first.folder).samples.height == 4
+    assert import_into(str(path), folder).folder == folder / "others-2"
+    with pytest.raises(UsageError, match="name the files"):
+        import_into("", folder)
+
+
+def test_only_a_recording_is_deleted_and_only_its_files(folder):
+    path = folder / "a b"
+    assert size_bytes(path) == sum(each.stat().st_size for each in path.iterdir())
+    (path / "notes.txt").write_text("mine")
+    assert delete_recording(path) == [path / "notes.txt"]
+    with pytest.raises(RecordingError, match="not a recording"):
+        delete_recording(path)
+    again = write_recording(folder / "c", simulate(problems=2, n=1)).path
+    assert delete_recording(again) == []
+    assert not again.exists()
+    assert failure(ZeroDivisionError("x")) == "ZeroDivisionError: x"

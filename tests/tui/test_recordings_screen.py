@@ -1,0 +1,90 @@
+"""Open, import, delete and sort on the Recordings screen, messages first."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from textual.widgets import DataTable, Input, Static
+
+from tests.traces.synthetic import simulate, write_recording
+from tui.app import TtscopeApp
+from tui.screens.confirm import ConfirmScreen
+from tui.screens.recordings import RecordingsScreen
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write_recording(tmp_path / "runs" / "one", simulate(problems=4, n=2))
+    write_recording(tmp_path / "elsewhere" / "two", simulate(problems=4, n=4))
+    return tmp_path
+
+
+async def settle(pilot):
+    await pilot.app.workers.wait_for_complete()
+    await pilot.pause()
+    await pilot.pause()
+
+
+async def ask(pilot, key, text):
+    await pilot.press(key)
+    pilot.app.screen.query_one("#ask", Input).value = text
+    await pilot.press("enter")
+    await settle(pilot)
+
+
+def said(app):
+    return str(app.screen.query_one("#message", Static).render())
+
+
+async def test_open_import_and_delete(folder):
+    seen = []
+    app = TtscopeApp([folder / "runs"])
+    async with app.run_test(size=(100, 30), message_hook=seen.append) as pilot:
+        await settle(pilot)
+        table = app.screen.query_one(DataTable)
+        assert table.row_count == 1
+        await ask(pilot, "o", str(folder / "elsewhere"))
+        assert table.row_count == 2
+        await ask(pilot, "o", str(folder / "elsewhere"))
+        assert table.row_count == 2
+        await ask(pilot, "o", str(folder / "nowhere"))
+        assert "no such file" in said(app)
+
+        rows = [{"problem_id": "p", "sample_index": i, "correct": True} for i in range(3)]
+        (folder / "others.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        await ask(pilot, "i", str(folder / "others.jsonl"))
+        assert any(isinstance(each, RecordingsScreen.ImportDone) for each in seen)
+        assert (folder / "runs" / "others" / "recording.json").exists()
+        assert table.row_count == 3
+        (folder / "broken.jsonl").write_text("{")
+        await ask(pilot, "i", str(folder / "broken.jsonl"))
+        assert any(isinstance(each, RecordingsScreen.Failed) for each in seen)
+        assert app.screen.query_one("#message").has_class("bad")
+
+        await pilot.press("ctrl+home")
+        key = app.screen._current().path
+        await pilot.press("x")
+        await pilot.pause()
+        assert isinstance(app.screen, ConfirmScreen)
+        await pilot.press("n")
+        await pilot.pause()
+        assert key.exists()
+        await pilot.press("x", "y")
+        await settle(pilot)
+        assert not key.exists()
+        assert table.row_count == 2
+
+
+async def test_a_click_on_a_header_sorts(folder):
+    app = TtscopeApp([folder / "runs", folder / "elsewhere"])
+    async with app.run_test(size=(100, 30)) as pilot:
+        await settle(pilot)
+        screen = app.screen
+        table = screen.query_one(DataTable)
+        for arrow in ("v", "^"):
+            column = next(each for each in table.ordered_columns if each.key == "tok/pb")
+            table.post_message(DataTable.HeaderSelected(table, column.key, 5, column.label))
+            await pilot.pause()
+            await pilot.pause()
+            assert f"sort tok/pb {arrow}" in screen.query_one("NavBar").status

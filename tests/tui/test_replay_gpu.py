@@ -1,0 +1,95 @@
+"""`ttscope replay --gpu`: what is said, and what is refused in one line."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from advisor.models import prior_tables
+from tests.advisor.prior_files import DEVICE, write_prior
+
+RECORDINGS = Path(__file__).parents[2] / "profiler" / "demo" / "recordings"
+VOTES = RECORDINGS / "demo-s-tp1-seqs64-maj@16-t0.8-a1b9005e"
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 512,
+    "intermediate_size": 1024,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "num_hidden_layers": 4,
+    "vocab_size": 1000,
+}
+
+
+@pytest.fixture
+def model(tmp_path, monkeypatch):
+    folder = write_prior(tmp_path / "systems")
+    monkeypatch.setattr(prior_tables, "tables_folder", lambda: folder)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text(json.dumps(CONFIG))
+    return tmp_path / "model"
+
+
+def test_the_steps_of_a_gpu_that_was_not_measured(run, model):
+    code, out, err = run("replay", VOTES, "--gpu", "test_gpu", "--model-config", model)
+    assert code == 0, err
+    assert max(map(len, out.splitlines())) <= 80
+    assert "steps of the prior of test_gpu, model" in " ".join(out.split())
+    assert "no interval, all marked *" in " ".join(out.split())
+
+
+def test_the_document_marks_what_is_prior(run, model):
+    code, out, err = run(
+        "replay", VOTES, "--gpu", "test_gpu", "--model-config", model / "config.json", "--json",
+        "--set", "engine.tensor_parallel_size=2",
+    )  # fmt: skip
+    assert code == 0, err
+    found = json.loads(out)
+    latency = found["predicted"]["latency_s"]["mean"]
+    assert latency["extrapolated"] and latency["low"] is None
+    engine = found["predicted"]["config"]["engine"]
+    assert (engine["gpu"], engine["tensor_parallel_size"]) == (DEVICE, 2)
+    assert engine["block_size"] == 16  # what a CPU's engine was given is vLLM's default
+    assert any(note.startswith("prior: ") for note in found["notes"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "change", "message"),
+    [
+        (("--gpu", "h100"), {}, "--gpu h100: no operator tables; one of test_gpu"),
+        (("--gpu", "test_gpu"), {}, "no generation attention"),
+        (("--gpu", "test_gpu", "--operators", "x"), {}, "--gpu excludes --operators"),
+        (("--gpu", "test_gpu", "--num-hidden-layers", "2"), {}, "--gpu excludes"),
+        (("--model-config", "model"), {}, "--model-config goes with --gpu"),
+        (("--gpu", "test_gpu", "--model-config", "nowhere"), {}, "give a model's config.json"),
+        (
+            ("--gpu", "test_gpu", "--model-config", "model"),
+            {"sliding_window": 4096},
+            "sliding windows is not priced",
+        ),
+        (
+            ("--gpu", "test_gpu", "--model-config", "model"),
+            {"architectures": ["DeepseekV3ForCausalLM"]},
+            "no latent attention",
+        ),
+        (
+            ("--gpu", "test_gpu", "--model-config", "model"),
+            {"num_experts": 8, "num_experts_per_tok": 2},
+            "mixture of experts",
+        ),
+    ],
+)
+def test_what_is_not_priced_is_one_line(run, model, arguments, change, message):
+    (model / "config.json").write_text(json.dumps(CONFIG | change))
+    code, out, err = run("replay", VOTES, *arguments)
+    assert code in (1, 2)
+    assert len(err.strip().splitlines()) == 1
+    assert message in err
+    assert not out
+
+
+def test_without_the_package_the_extra_is_named(run, monkeypatch):
+    monkeypatch.setattr(prior_tables, "PACKAGE", "no_such_package_of_tables")
+    code, _, err = run("replay", VOTES, "--gpu", "h100_sxm")
+    assert code == 1
+    assert "install ttscope[prior]" in err

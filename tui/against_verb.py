@@ -1,0 +1,290 @@
+"""`ttscope replay --against URL`: a recorded run sent to a server, beside its prediction."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from traces.errors import RecordingError, TablesError, UsageError
+from traces.metrics import METRICS
+from traces.recording import Recording
+from traces.schema import EngineConfig, Estimate
+from traces.summary import Run, summarise, to_plain
+from tui.formats import ABSENT, align, interval, value_of, wrap
+from tui.show_text import engine_text
+
+if TYPE_CHECKING:
+    from advisor.step_times import Question
+    from profiler.engines.server import ServerEngine
+    from profiler.resend import Resent
+
+ROWS = (
+    ("tokens_per_problem", "tokens/problem"),
+    ("latency_s.mean", "latency mean"),
+    ("latency_s.p50", "latency p50"),
+    ("latency_s.p95", "latency p95"),
+    ("ttft_s.p50", "TTFT p50"),
+    ("ttft_s.p95", "TTFT p95"),
+    ("tpot_s.p50", "TPOT p50"),
+    ("throughput_tokens_per_s", "throughput"),
+)
+_WAIT_S = 0.002  # how late a problem may begin because results are waited for
+_LIMITS = ("max_num_seqs", "max_num_batched_tokens")  # a server does not tell them
+_TOLD = ("max_model_len", "num_gpu_blocks", "enable_prefix_caching")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sending:
+    """Where a run is sent, and where its prompts come from; `given` are the names in `--set`."""
+
+    url: str
+    workload: str | None
+    raw_prompts: bool
+    api_key_env: str | None
+    given: frozenset[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answered:
+    """A run as recorded, as predicted for the server (None where it cannot be) and as measured."""
+
+    recorded: Run
+    predicted: Run | None
+    measured: Run
+    folder: Path
+    load: str
+    notes: tuple[str, ...]
+
+
+def run_against(
+    base: Recording,
+    recorded: Run,
+    question: Question,
+    others: Sequence[Recording],
+    sending: Sending,
+    *,
+    output: Path | None,
+    as_json: bool,
+) -> None:
+    """Predict the run on the server, send it, and print both; keep what was measured."""
+    from profiler.resend import pose_again
+    from tui.read_verbs import print_document
+
+    folder = output or Path("runs") / f"{base.name}-against-{time.strftime('%Y%m%d-%H%M%S')}"
+    if (folder / "recording.json").exists():
+        raise UsageError(f"-o {folder}: already holds a recording; name another folder")
+    assert recorded.policy is not None
+    resent = pose_again(
+        base,
+        recorded.engine,
+        recorded.policy,
+        question.policy,
+        source=sending.workload,
+        chat=not sending.raw_prompts,
+    )
+    engine = _connect(question.engine, sending)
+    try:
+        question = dataclasses.replace(
+            question, engine=_as_served(question.engine, engine.config, sending.given)
+        )
+        predicted, notes = _predicted(base, recorded, question, others)
+        load = _send(base, resent, question, engine, folder)
+    finally:
+        engine.close()
+    found = Answered(
+        recorded=recorded,
+        predicted=predicted,
+        measured=summarise(Recording.open(folder))[0],
+        folder=folder,
+        load=load,
+        notes=(*notes, *_notes(base, folder, resent, sending.given)),
+    )
+    if as_json:
+        print_document(against_json(found))
+        return
+    for line in against_lines(found, sending.url):
+        print(line)
+
+
+def _connect(asked: EngineConfig, sending: Sending) -> ServerEngine:
+    from profiler.access import read_headers, read_key
+    from profiler.engines.server import ServerEngine
+    from profiler.launch import model_path
+
+    return ServerEngine(
+        sending.url,
+        model=model_path(asked.model),
+        name=asked.model,
+        headers=read_headers(read_key(sending.api_key_env, None), ()),
+        declared={
+            "tensor_parallel_size": asked.tensor_parallel_size,
+            "dtype": asked.dtype,
+            "speculative": asked.speculative,
+            **{name: getattr(asked, name) for name in _LIMITS},
+        },
+        wait_s=_WAIT_S,
+    )
+
+
+def _as_served(asked: EngineConfig, served: EngineConfig, given: frozenset[str]) -> EngineConfig:
+    """Return the engine that is predicted, with what the server tells of its own limits."""
+    told = {
+        name: getattr(served, name)
+        for name in _TOLD
+        if getattr(served, name) is not None and f"engine.{name}" not in given
+    }
+    return dataclasses.replace(asked, **told)
+
+
+def _predicted(
+    base: Recording, recorded: Run, question: Question, others: Sequence[Recording]
+) -> tuple[Run | None, list[str]]:
+    from advisor.predict import predict
+
+    try:
+        found = predict(base, recorded, question, others)
+    except (UsageError, RecordingError, TablesError) as error:
+        return None, [f"not predicted: {error}"]
+    notes = list(found.notes)
+    if recorded.engine.mode == "in_process" and question.gpu is None and question.operators is None:
+        notes.append(
+            "steps were recorded in one process; a server's HTTP and front end come on top, and "
+            "weigh where steps are short"
+        )
+    return found.predicted, notes
+
+
+def _send(
+    base: Recording, resent: Resent, question: Question, engine: ServerEngine, folder: Path
+) -> str:
+    """Send the run and keep its recording; return the load in words."""
+    from advisor.replays import poisson_arrivals
+    from profiler.capture import record
+    from tui.run_verbs import progress_bar
+
+    count = len(resent.workload.problems)
+    concurrency, arrivals = question.concurrency or base.manifest.concurrency, None
+    load = f"{concurrency} problems in flight"
+    if question.rate_per_s is not None:
+        arrivals = tuple(poisson_arrivals(question.rate_per_s, count, question.seed).tolist())
+        load = f"arrivals at {question.rate_per_s:g}/s"
+    elif concurrency is None:
+        arrivals, load = resent.arrivals_s, "at the recorded arrivals"
+    with progress_bar() as bar:
+        task = bar.add_task(f"sending to {engine.url}", total=count)
+        record(
+            resent.workload,
+            resent.policy,
+            engine,
+            folder,
+            concurrency=concurrency or count,
+            arrivals_s=arrivals,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    return f"{count:,} problems, {load}, every sample as long as recorded"
+
+
+def _notes(base: Recording, folder: Path, resent: Resent, given: frozenset[str]) -> Iterator[str]:
+    measured = Recording.open(folder)
+    unknown = [name for name in _LIMITS if f"engine.{name}" not in given]
+    if unknown:
+        yield (
+            f"the server does not tell its {' and '.join(unknown)}; taken as recorded, say others "
+            "with --set engine.FIELD=VALUE"
+        )
+    if resent.left_out:
+        yield f"problems without all their samples, left out: {resent.left_out:,}"
+    failed = measured.samples["error"].drop_nulls()
+    if len(failed):
+        yield f"samples that failed: {len(failed):,} of {measured.samples.height:,} ({failed[0]})"
+    ids = measured.problems["problem_id"]
+    pairs = measured.problems.join(base.problems, on="problem_id").select(
+        "prompt_tokens", "prompt_tokens_right"
+    )
+    other = pairs.drop_nulls().filter(pairs["prompt_tokens"] != pairs["prompt_tokens_right"])
+    if len(other):
+        yield (
+            f"prompts with another number of tokens than recorded: {len(other):,} of {len(ids):,};"
+            " the server has another chat template or tokenizer (or try --raw-prompts)"
+        )
+    yield "answers of samples that are made to have a length are not judged: no accuracy"
+    yield "prompts and lengths are as recorded, the tokens are not: no server replays them"
+
+
+def against_json(found: Answered) -> dict[str, Any]:
+    """Return the document of `ttscope replay --against --json`."""
+    return {
+        "recorded": found.recorded.to_json(),
+        "predicted": None if found.predicted is None else found.predicted.to_json(),
+        "measured": found.measured.to_json(),
+        "changes": {tag: _change(found, tag) for tag, _ in ROWS},
+        "recording": str(found.folder),
+        "notes": list(found.notes),
+    }
+
+
+def _change(found: Answered, tag: str) -> Mapping[str, Any]:
+    predicted, measured = _estimate(found.predicted, tag), _estimate(found.measured, tag)
+    return {
+        "recorded": to_plain(_estimate(found.recorded, tag)),
+        "predicted": to_plain(predicted),
+        "measured": to_plain(measured),
+        "relative": _relative(predicted, measured),
+        "inside": _inside(predicted, measured),
+    }
+
+
+def against_lines(found: Answered, url: str, *, width: int = 80) -> Iterator[str]:
+    """Return the lines of a run that was sent."""
+    yield found.recorded.recording
+    yield from wrap("recorded", engine_text(found.recorded.engine), width=width, indent=10)
+    yield from wrap("sent to", url, width=width, indent=10)
+    yield from wrap("", engine_text(found.measured.engine), width=width, indent=10)
+    yield from wrap("sent", found.load, width=width, indent=10)
+    yield ""
+    rows = [["", "recorded", "predicted", "90 % interval", "measured", "off by", ""]]
+    before = found.recorded if found.predicted is None else found.predicted
+    for tag, name in ROWS:
+        predicted, measured = _estimate(found.predicted, tag), _estimate(found.measured, tag)
+        relative = _relative(_estimate(before, tag), measured)
+        inside = _inside(predicted, measured)
+        rows.append(
+            [
+                name,
+                value_of(_estimate(found.recorded, tag)),
+                value_of(predicted),
+                interval(predicted),
+                value_of(measured),
+                ABSENT if relative is None else f"{relative * 100:+.1f} %",
+                "" if inside is None else "inside" if inside else "outside",
+            ]
+        )
+    yield from align(rows, right=(1, 2, 4, 5), gap=1)
+    yield ""
+    yield f"off by: measured against {'recorded' if found.predicted is None else 'predicted'}"
+    for note in found.notes:
+        yield from wrap("note", note, width=width, indent=10)
+    yield ""
+    yield f"kept in {found.folder}"
+
+
+def _estimate(run: Run | None, tag: str) -> Estimate | None:
+    if run is None:
+        return None
+    return next(metric for metric in METRICS if metric.tag == tag).get(run)
+
+
+def _relative(predicted: Estimate | None, measured: Estimate | None) -> float | None:
+    if predicted is None or measured is None or not predicted.value:
+        return None
+    return measured.value / predicted.value - 1
+
+
+def _inside(predicted: Estimate | None, measured: Estimate | None) -> bool | None:
+    if predicted is None or measured is None or predicted.low is None or predicted.high is None:
+        return None
+    return predicted.low <= measured.value <= predicted.high

@@ -1,0 +1,124 @@
+"""What the Recordings screen does to files: open others, import, delete. No Textual here."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from traces.errors import RecordingError, TtscopeError, UsageError
+from traces.manifest import NAME
+from traces.recording import find_recordings
+from traces.tables import TABLES
+
+_OURS = re.compile(
+    rf"(?:{'|'.join(TABLES)})-\d{{6,}}(?:-\d{{6,}})?\.(?:parquet|partial)|{NAME}(?:\.partial)?"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportMade:
+    """A new recording of other tools' files, and what a reader must know of it."""
+
+    folder: Path
+    told: str
+    notes: tuple[str, ...]
+
+
+def paths_of(text: str) -> list[Path]:
+    """Return the paths that were typed, with `~` and wildcards.
+
+    Raises UsageError for quotes that are not closed, and for a path that is not there.
+    """
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise UsageError(f"{text}: {error}") from None
+    found: list[Path] = []
+    for word in words:
+        path = Path(word).expanduser()
+        wild = any(mark in word for mark in "*?[") and not path.exists()
+        matches = sorted(path.parent.glob(path.name)) if wild else [path]
+        missing = not matches or not matches[0].exists()
+        if missing:
+            raise UsageError(f"{word}: there is no such file or folder")
+        found += matches
+    return found
+
+
+def recordings_at(text: str) -> list[Path]:
+    """Return the recordings in the paths that were typed. Raises UsageError where there is none."""
+    found: list[Path] = []
+    for path in paths_of(text):
+        inside = find_recordings(path)
+        if not inside:
+            raise UsageError(f"{path}: holds no recording (a recording is a folder with {NAME})")
+        found += inside
+    return found
+
+
+def import_into(text: str, folder: Path) -> ImportMade:
+    """Import the files that were typed into a new recording in `folder`, named after the first.
+
+    Raises UsageError and what the importers raise (traces/outcome_import.py, trace_import.py).
+    """
+    from traces.formats.outcome import Choices
+    from traces.outcome_import import format_of, import_outcomes
+    from traces.trace_import import import_traces, remarks
+
+    paths = paths_of(text)
+    if not paths:
+        raise UsageError("name the files to import: profiler traces, or samples of evaluations")
+    name = paths[0].name.split(".")[0] or "imported"
+    target, number = folder / name, 2
+    while target.exists():
+        target, number = folder / f"{name}-{number}", number + 1
+    if format_of(paths[0]) is None:
+        traces = import_traces(paths, target)
+        return ImportMade(
+            folder=target,
+            told=f"PyTorch profiler: {len(traces)} files",
+            notes=tuple(remarks(traces)[1:]),
+        )
+    found = import_outcomes(paths, target, choices=Choices())
+    told = f"{found.format}: {found.samples:,} samples of {found.problems:,} problems"
+    return ImportMade(folder=target, told=told, notes=tuple(found.notes[1:]))
+
+
+def size_bytes(folder: Path) -> int:
+    """Return the bytes of a recording's own files."""
+    return sum(path.stat().st_size for path in _own_files(folder))
+
+
+def delete_recording(folder: Path) -> Sequence[Path]:
+    """Delete a recording's own files, then the folder when it is empty; return what stays in it.
+
+    Raises RecordingError when it is no recording, or cannot be deleted.
+    """
+    if not (folder / NAME).exists():
+        raise RecordingError(f"{folder}: not a recording; nothing was deleted")
+    try:
+        for path in sorted(_own_files(folder), key=lambda path: path.name == NAME):
+            path.unlink()
+        left = sorted(folder.iterdir())
+        if not left:
+            folder.rmdir()
+    except OSError as error:
+        raise RecordingError(f"{folder}: cannot be deleted ({error.strerror})") from None
+    return left
+
+
+def _own_files(folder: Path) -> list[Path]:
+    try:
+        return [path for path in folder.iterdir() if _OURS.fullmatch(path.name)]
+    except OSError as error:
+        raise RecordingError(f"{folder}: cannot be read ({error.strerror})") from None
+
+
+def failure(error: Exception) -> str:
+    """Return an error as one line: our own as they are, others by their type."""
+    if isinstance(error, TtscopeError):
+        return str(error)
+    return f"{type(error).__name__}: {error}"

@@ -1,0 +1,167 @@
+"""The Live screen's view models: lanes over the last minutes, what is seen, verdict, problems."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import polars as pl
+
+from profiler.doctor import Finding
+from traces.deployment import Numbers
+from traces.schema import Estimate
+from traces.series import Timeline
+from tui.formats import ABSENT, align, clock, number, value_of, wrap
+from tui.live_text import verdict_lines
+from tui.live_watch import Snapshot
+from tui.run_views import Lane, run_lanes
+
+KEPT = 600  # seconds
+_SPREADS = (("TTFT", "ttft_s"), ("ITL", "itl_s"), ("queue", "queue_s"), ("request", "e2e_s"))
+
+
+class History:
+    """The last minutes of a deployment, a number per second and gauge."""
+
+    def __init__(self) -> None:
+        self.last: Snapshot | None = None
+        self._rows: deque[tuple[float, ...]] = deque(maxlen=KEPT)
+
+    def add(self, snapshot: Snapshot) -> None:
+        """Take a second's snapshot."""
+        known = [each for each in snapshot.numbers.values() if each is not None]
+        self.last = snapshot
+        self._rows.append(tuple(float(get(known)) for _, get in _GAUGES))
+
+    def lanes(self, bins: int) -> list[Lane]:
+        """Return the gauges over the last seconds, one bin each, the newest at the right."""
+        rows = list(self._rows)[-bins:]
+        empty = np.full(bins - len(rows), np.nan)
+        table = np.array(rows).reshape(len(rows), len(_GAUGES))
+        lanes = [
+            Lane(name=name, values=np.concatenate([empty, table[:, place]]))
+            for place, (name, _) in enumerate(_GAUGES)
+        ]
+        return [lane for lane in lanes if lane.known or lane.name not in ("accept", "preempt")]
+
+    def step_lanes(self, bins: int) -> list[Lane]:
+        """Return the engine steps of the last minute, as of a recording; empty without any."""
+        last = self.last
+        if last is None or last.step_rows is None:
+            return []
+        engine = last.step_rows["engine"][0]
+        mine = last.step_rows.filter(pl.col("engine") == engine).sort("step")
+        found = Timeline.of(mine, last.blocks)
+        return [] if found is None else run_lanes(found.bins(bins), tall=False)
+
+
+def _sum(known: Sequence[Numbers], name: str) -> float:
+    values = [value for each in known if (value := getattr(each, name)) is not None]
+    return sum(values) if values else np.nan
+
+
+def _most(known: Sequence[Numbers], name: str) -> float:
+    return max((v for each in known if (v := getattr(each, name)) is not None), default=np.nan)
+
+
+_GAUGES: tuple[tuple[str, Callable[[Sequence[Numbers]], float]], ...] = (
+    ("tok/s", lambda known: _sum(known, "generated_tokens_per_s")),
+    ("running", lambda known: _sum(known, "running")),
+    ("waiting", lambda known: _sum(known, "waiting")),
+    ("KV %", lambda known: _most(known, "kv_share") * 100),
+    ("preempt", lambda known: _sum(known, "preemptions") or np.nan),
+    ("accept", lambda known: _most(known, "acceptance_length")),
+)
+
+
+def spread_lines(numbers: Mapping[str, Numbers | None]) -> list[str]:
+    """Return the times of requests: mean, p50, p95, p99 of the slowest engine."""
+    known = [each for each in numbers.values() if each is not None]
+    rows: list[Sequence[str]] = [("last 10 s", "mean", "p50", "p95", "p99")]
+    for title, name in _SPREADS:
+        spreads = [getattr(each, name) for each in known]
+        cells = [
+            value_of(_worst([s.get(q) for s in spreads])) for q in ("mean", "p50", "p95", "p99")
+        ]
+        rows.append((title, *cells))
+    return align(rows, right=(1, 2, 3, 4))
+
+
+def _worst(found: Sequence[Estimate | None]) -> Estimate | None:
+    known = [each for each in found if each is not None]
+    return max(known, key=lambda each: each.value, default=None)
+
+
+def sees_line(snapshot: Snapshot | None, findings: Sequence[Finding]) -> str:
+    """Return which depths are seen in a line; `d` tells what the others need."""
+    if snapshot is None:
+        return ""
+    polls = [each.polls for each in snapshot.numbers.values() if each is not None]
+    parts = [f"metrics {'yes' if polls else 'not yet'}"]
+    if snapshot.steps is None:
+        parts += ["spans no", "steps no"]
+    else:
+        spans = snapshot.problems_seen or 0
+        parts.append(f"spans {spans:,} problems" if spans else "spans none yet")
+        parts.append(f"steps {snapshot.steps:,}" if snapshot.steps else "steps none yet")
+    names = {finding.what: finding.present for finding in findings}
+    parts.append("kernels no")
+    parts.append("speculation yes" if names.get("speculation") else "speculation no")
+    told = " ".join(f"{kind.replace('_', ' ')} {n}" for kind, n in snapshot.events.items() if n)
+    return "sees  " + "   ".join(parts) + (f"   {told}" if told else "")
+
+
+def finding_lines(findings: Sequence[Finding], *, width: int) -> list[str]:
+    """Return what is there of each depth, and the flag or command that brings what is not."""
+    lines = []
+    for each in findings:
+        mark = {True: "yes", False: "no", None: "-"}[each.present]
+        lines += wrap(f"{mark:<4}{each.what:<16}", each.detail, width=width, indent=20)
+        if each.needs:
+            lines += wrap("", f"needs: {each.needs}", width=width, indent=20)
+    return lines
+
+
+def verdicts_lines(snapshot: Snapshot, *, width: int, most: int) -> list[str]:
+    """Return the bottleneck of each engine in words, what cannot be seen last."""
+    lines: list[str] = []
+    for each in snapshot.verdicts:
+        name = snapshot.names.get(each.engine)
+        lines += [f"engine {name}"] if name else []
+        lines += verdict_lines(each, width=width)
+    hidden = len(lines) - most
+    return lines if hidden <= 0 else [*lines[: most - 1], f"... {hidden + 1} more lines: d"]
+
+
+def problem_lines(snapshot: Snapshot, *, now_ns: int, listening: bool) -> list[str]:
+    """Return the newest problems that spans tell of, or how to see them."""
+    if not listening:
+        return [
+            "problems: not seen, for nobody listens for spans; attach with --listen 4318, and",
+            "start vLLM as d tells",
+        ]
+    found = snapshot.problems
+    if found is None or not found.height:
+        return ["problems: none yet; vLLM tells of a request when it has ended"]
+    rows: list[Sequence[str]] = [("problem", "samples", "took", "tokens", "longest", "ended ago")]
+    for row in found.iter_rows(named=True):
+        took = None if row["end"] is None else (row["end"] - row["arrival"]) / 1e9
+        ago = None if row["end"] is None else (now_ns - row["end"]) / 1e9
+        rows.append(
+            (
+                row["problem_id"][-16:],
+                ABSENT if row["samples"] is None else f"{row['samples']:,}",
+                number(took, "s"),
+                number(row["tokens"], "tokens"),
+                number(row["longest"], "tokens"),
+                "in flight" if ago is None else number(max(ago, 0.0), "s"),
+            )
+        )
+    title = f"{snapshot.problems_seen or 0:,} problems, grouped by the parent of their spans"
+    return [title, *align(rows, right=(1, 2, 3, 4, 5))]
+
+
+def status(snapshot: Snapshot | None, url: str) -> str:
+    """Return the URL and for how long it has been watched."""
+    return url if snapshot is None else f"{url}  {clock(snapshot.seconds)}"

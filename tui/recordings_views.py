@@ -1,0 +1,43 @@
+"""What stands below the table of recordings: one of them, or how the marked ones differ."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from traces.comparison import Difference
+from tui.show_text import difference_lines, energy_lines, time_lines, warnings
+from tui.views import Entry
+
+EMPTY = (
+    "no recordings here: make one with `ttscope demo` or `ttscope record`; o opens others by "
+    "path, i imports files of other tools"
+)
+
+
+def entry_lines(entry: Entry, *, marked: int, width: int) -> list[str]:
+    """Return what is to know of one recording, and what can be done with it."""
+    run = entry.run
+    if run is None:
+        return [f"! {entry.error}"]
+    hint = "mark two with space to compare them on the same problems"
+    return [
+        f"{run.recording}: {run.problems:,} problems decided",
+        *time_lines(run, width),
+        *energy_lines(run, width),
+        *warnings(run, width),
+        "mark another to compare with it" if marked == 1 else hint,
+        "enter opens it.  - not measured   ! not compared   a share's +- is half its interval",
+    ]
+
+
+def compared_lines(
+    marked: Sequence[Entry], found: Sequence[Difference | None], *, width: int
+) -> list[str]:
+    """Return the marked recordings against the first, paired; None is still worked out."""
+    lines: list[str] = []
+    for other, each in zip(marked[1:], found, strict=True):
+        lines += [f"1 {marked[0].title}  ({marked[0].path.name})"[:width]]
+        lines += [f"2 {other.title}  ({other.path.name})"[:width]]
+        told = ["comparing ..."] if each is None else difference_lines(each, width=width)
+        lines += [*told, ""]
+    return lines[:-1]

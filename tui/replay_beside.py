@@ -1,0 +1,55 @@
+"""A replay of a run to be shown beside it: the same rows, from the same tables."""
+
+from __future__ import annotations
+
+import shlex
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from traces.recording import Recording
+from traces.summary import Run, summarise
+
+
+@dataclass(frozen=True, kw_only=True)
+class Beside:
+    """Another run of the same problems, what it is in a word, and the numbers of both in lines."""
+
+    run: Run
+    word: str
+    asked: str
+    lines: tuple[str, ...] = ()
+
+
+def replay_beside(recording: Recording, run: Run, changes: str, *, width: int) -> Beside:
+    """Replay a run, with changes as `engine.max_num_seqs=8 policy.n=4` or none.
+
+    The first replay after an installation compiles for some seconds. Raises UsageError for what
+    cannot be asked, and RecordingError for a recording that cannot be replayed.
+    """
+    from advisor.predict import predict
+    from advisor.step_times import Question
+    from tui.replay_text import replay_lines
+    from tui.replay_verb import changed
+
+    engine, policy = changed(run, shlex.split(changes))
+    question = Question(engine=engine, policy=policy)
+    found = predict(recording, run, question)
+    with tempfile.TemporaryDirectory(prefix="ttscope-") as folder:
+        path = Path(folder) / f"{recording.name} (replayed)"
+        found.write(path)
+        replayed = summarise(Recording.open(path))[0]
+    return Beside(
+        run=replayed,
+        word="replay",
+        asked=changes.strip() or "as recorded",
+        lines=tuple(replay_lines(found, question, width=width)),
+    )
+
+
+def replay_of(recording: Recording | None) -> str | None:
+    """Return the name of the recording that `ttscope replay -o` made this one from."""
+    if recording is None:
+        return None
+    told = recording.manifest.provenance.get("replayed")
+    return told.get("recording") if isinstance(told, dict) else None

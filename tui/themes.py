@@ -1,0 +1,36 @@
+"""Colours that people of any colour vision tell apart, dark and light (Okabe and Ito, 2008)."""
+
+from __future__ import annotations
+
+from textual.theme import Theme
+
+DARK = Theme(
+    name="ttscope-dark",
+    primary="#56B4E9",
+    secondary="#CC79A7",
+    accent="#E69F00",
+    success="#2FBF96",
+    warning="#F0E442",
+    error="#FF8A4C",
+    foreground="#E4E6E8",
+    background="#14161A",
+    surface="#1A1D22",
+    panel="#272C34",
+    boost="#20242B",
+    dark=True,
+)
+LIGHT = Theme(
+    name="ttscope-light",
+    primary="#0072B2",
+    secondary="#9C3D7C",
+    accent="#A85600",
+    success="#00755A",
+    warning="#7A6000",
+    error="#B23B00",
+    foreground="#1B1D20",
+    background="#FCFCFC",
+    surface="#F4F5F6",
+    panel="#E1E5EA",
+    boost="#EAEDF0",
+    dark=False,
+)
