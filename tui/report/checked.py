@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from traces.schema import Estimate
+from traces.summary import Run
 from tui.formats import number
 from tui.report.markup import Content, Html, empty, figure, join, quantity, table, tag, term
 from tui.report.material import Material
@@ -22,12 +23,15 @@ MEASURED = "Mean latency as it was measured in this run."
 
 def predicted_against_measured(material: Material) -> Html:
     """Return a row per run: measured, predicted, how far off, and whether the interval holds it."""
-    runs = {(r.recording, r.engine, r.policy): (i, r) for i, r in enumerate(material.runs)}
+    runs: dict[object, list[tuple[int, Run]]] = {}  # folders of one name stand in their order
+    for place, own in enumerate(material.runs):
+        runs.setdefault((own.recording, own.engine, own.policy), []).append((place, own))
     rows: list[list[Content]] = []
     ratios: list[tuple[float, bool | None]] = []
     refused: dict[str, list[str]] = {}
     for each in material.foretold:
-        index, run = runs.get((each.recording, each.engine, each.policy), (-1, None))
+        found = runs.get((each.recording, each.engine, each.policy))
+        index, run = found.pop(0) if found else (-1, None)
         measured = None if run is None else run.latency_s["mean"]
         predicted = None if each.predicted is None else each.predicted.latency_s["mean"]
         if run is None or measured is None or predicted is None:
@@ -83,7 +87,12 @@ def _summary(ratios: Sequence[tuple[float, bool | None]]) -> Html:
     told: list[Content] = [
         "How far to trust the advice: each run was predicted as if it had never been made, from "
         "the other recordings alone, and is held against what was measured. The mean error is ",
-        figure(error, "1", "Mean of the absolute errors of the rows below.", text=f"{error:.1%}"),
+        figure(
+            error,
+            "1",
+            "Mean of the absolute errors of the rows below.",
+            text=f"{error * 100:.1f} %",
+        ),
     ]
     if judged:
         told.append(f"; {sum(judged)} of {len(judged)} intervals hold what was measured")

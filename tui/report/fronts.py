@@ -205,7 +205,7 @@ def _chart(
     title = tag("figcaption", term(f"Accuracy against {label}", meaning))
     chart = scatter(
         points,
-        label=f"{label} a problem",
+        label=f"{label} of a problem",
         unit=points[-1].x.unit,
         x_limit=None if budget is None else measure.limit(budget),
         y_limit=None if budget is None else budget.min_accuracy,

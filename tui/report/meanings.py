@@ -72,7 +72,10 @@ KINDS: Mapping[str, str] = {
 }
 
 GLOSSARY: tuple[tuple[str, str], ...] = (
-    ("problem", "A question of the workload with an answer that can be checked."),
+    (
+        "workload, problem",
+        "The questions that were posed in every run; one of them, whose answer can be checked.",
+    ),
     (
         "sample",
         "One attempt of the model at a problem: its thought and its answer. A policy of several "
@@ -84,6 +87,11 @@ GLOSSARY: tuple[tuple[str, str], ...] = (
         "greedy (one, always the likeliest token), maj@8 (the most frequent answer of 8).",
     ),
     (
+        "temperature, effort",
+        "How much chance there is in the choice of each token, 0 being none; how long the model is "
+        "asked to think.",
+    ),
+    (
         "engine",
         "The vLLM server and how it was started: tp2 spreads the model over two devices "
         "(--tensor-parallel-size); seqs64 runs at most 64 samples at once (--max-num-seqs).",
@@ -92,6 +100,11 @@ GLOSSARY: tuple[tuple[str, str], ...] = (
         "step",
         "One pass of the engine through the model, for all samples that are running: each gains "
         "a token, or reads a part of its prompt.",
+    ),
+    (
+        "in flight",
+        "Posed and not yet answered. The more samples run at once, the cheaper is each step for "
+        "each of them.",
     ),
     (
         "candidate",

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from advisor.command import policy_request
 from traces.schema import Pick, Recommendation
-from tui.formats import number
+from tui.formats import number, percent
 from tui.report.markup import Content, Html, chance, empty, figure, join, quantity, table, tag, term
 from tui.report.material import Material
 from tui.report.meanings import OF_PICK, REGRET, SURE
@@ -105,26 +105,26 @@ def _against(answer: Recommendation) -> Html:
     name = next((each for each in wanted if each in known), None)
     regret = None if name is None else known[name]
     words = f"{model_words(other.engine.model)} with {policy_words(other.policy)}"
-    head = [f"Counting arithmetic (FLOPs) alone, one would choose {words}"]
+    head = [f"Counting arithmetic (FLOPs) alone, one would choose {words} instead"]
     pick = answer.system_optimal
     assert pick is not None
     flops, least = pick.estimates.get("flops"), other.estimates.get("flops")
     if flops is not None and least is not None and least.value > 0:
-        head.append(f": the pick takes {flops.value / least.value:.3g} times its FLOPs")
+        head.append(f": it needs {percent(least.value / flops.value)} of the arithmetic")
     if regret is None or name is None:
         return join([*head, "."])
     noun = meaning_of(name)[0]
     if regret.low is not None and regret.high is not None and regret.low <= 0 <= regret.high:
-        return join([*head, f"; the two cannot be told apart in {noun}."])
+        return join([*head, f"; in {noun} the two cannot be told apart."])
     ours = pick.estimates.get(name)
-    share = f" ({regret.value / ours.value:+.0%})" if ours and ours.value else ""
+    share = f" ({regret.value / ours.value * 100:+.0f} %)" if ours and ours.value else ""
     size = f"{number(abs(regret.value), regret.unit)}{share}"
     told = figure(abs(regret.value), regret.unit, REGRET, text=size)
     if regret.value > 0:
-        return join([*head, ", but that one has ", told, f" more {noun}."])
+        return join([*head, ", but has ", told, f" more {noun}."])
     enough = other.probability_within_budget >= answer.budget.confidence
     kept = "" if enough else ", yet it does not meet the budget surely enough"
-    return join([*head, "; that one has ", told, f" less {noun}{kept}."])
+    return join([*head, ", and has ", told, f" less {noun}{kept}."])
 
 
 def _numbers(answer: Recommendation) -> Html:
