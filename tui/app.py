@@ -14,7 +14,7 @@ from textual.signal import Signal
 from textual.worker import get_current_worker
 
 from traces.errors import UsageError
-from traces.recording import Recording, find_recordings
+from traces.recording import Recording
 from traces.schema import Budget, Recommendation
 from tui.screens.advice import AdviceScreen
 from tui.screens.help import HelpScreen
@@ -138,13 +138,6 @@ class TtscopeApp(App[None]):
         self.loading_paths = False
         self.library_changed.publish(None)
 
-    def imports_folder(self) -> Path:
-        """Return the folder that imports go to: the first that was opened, else ./runs."""
-        folders = [
-            path for path in self._paths if path.is_dir() and find_recordings(path) != [path]
-        ]
-        return next(iter(folders), Path("runs"))
-
     def toggle_mark(self, key: str) -> None:
         """Mark a run, or unmark it."""
         if key in self.marked:
@@ -185,6 +178,11 @@ class TtscopeApp(App[None]):
         """Return the recording of a name that holds a run, None when it is not loaded."""
         named = [entry for entry in self.entries if entry.path.name == name]
         return next((entry for entry in named if entry.run is not None), None)
+
+    def present_entry(self) -> Entry | None:
+        """Return the run that was opened: what runs today, to set beside advice."""
+        opened = [entry for entry in self.entries if entry.key == self._current]
+        return next((e for e in opened if e.comparable and e.run and e.run.policy), None)
 
     def current_entry(self) -> Entry | None:
         """Return the run that was opened, or the first that can be shown."""

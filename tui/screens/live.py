@@ -118,7 +118,7 @@ class LiveScreen(ModeScreen):
         except UsageError as error:
             self._say(str(error), bad=True)
             return
-        folder = self.ttscope.imports_folder() / default_folder(target.accesses[0]).name
+        folder = default_folder(target.accesses[0])
         self._target, self._history, self._findings = target, History(), []
         self._watch = LiveWatch(target, folder, self._ticked)
         self._say(f"attaching to {target.accesses[0].url} ...")
