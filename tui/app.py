@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from textual import work
-from textual.app import App
+from textual.app import App, SystemCommand
 from textual.binding import Binding, BindingType
+from textual.screen import Screen
 from textual.signal import Signal
 from textual.worker import get_current_worker
 
@@ -17,7 +19,7 @@ from traces.errors import UsageError
 from traces.recording import Recording
 from traces.schema import Budget, Recommendation
 from tui.screens.advice import AdviceScreen
-from tui.screens.help import HelpScreen
+from tui.screens.help import HelpScreen, shown_key
 from tui.screens.live import LiveScreen
 from tui.screens.recordings import RecordingsScreen
 from tui.screens.run import RunScreen
@@ -78,6 +80,7 @@ class TtscopeApp(App[None]):
         Binding("2", "switch_mode('run')", "Run", id="app.run", show=False),
         Binding("3", "switch_mode('live')", "Live", id="app.live", show=False),
         Binding("4", "switch_mode('advice')", "Advice", id="app.advice", show=False),
+        Binding("t", "light", "light or dark", id="app.theme", show=False),
         Binding("question_mark", "help", "help", id="app.help"),
         Binding("q", "quit", "quit", id="app.quit"),
     ]
@@ -193,6 +196,20 @@ class TtscopeApp(App[None]):
         complete = [entry for entry in shown if entry.comparable]
         votes = [entry for entry in complete if entry.run and entry.run.policies]
         return next(iter([*opened, *votes, *complete, *shown]), None)
+
+    def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
+        """Offer every key of the screen that is shown in the palette, beside Textual's own."""
+        yield from super().get_system_commands(screen)
+        for active in screen.active_bindings.values():
+            binding, node = active.binding, active.node
+            if binding.id is not None:
+                run = partial(self.call_later, self.run_action, binding.action, node)
+                about = binding.tooltip or f"the key {shown_key(binding.key)}"
+                yield SystemCommand(binding.description.capitalize(), about, run)
+
+    def action_light(self) -> None:
+        """Change between dark and light."""
+        self.theme = LIGHT.name if self.theme == DARK.name else DARK.name
 
     def action_help(self) -> None:
         """Show the keys of this screen."""

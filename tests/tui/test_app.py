@@ -227,6 +227,23 @@ async def test_help_names_the_keys_and_closes(folder):
         assert isinstance(app.screen, RecordingsScreen)
 
 
+async def test_the_palette_offers_the_keys_of_the_screen(folder):
+    app = TtscopeApp([folder])
+    async with app.run_test(size=(80, 24)) as pilot:
+        await settle(pilot)
+        offered = {command.title: command for command in app.get_system_commands(app.screen)}
+        assert {"Mark", "Filter", "Delete", "Quit", "Light or dark"} <= set(offered)
+        assert offered["Filter"].help == "the key /"
+        offered["Light or dark"].callback()
+        await settle(pilot)
+        assert app.theme == "ttscope-light"
+        await pilot.press("t")
+        assert app.theme == "ttscope-dark"
+        offered["Sort"].callback()
+        await settle(pilot)
+        assert "sort p95 s" in app.screen.query_one("NavBar").status
+
+
 @pytest.mark.parametrize("screen", SCREENS)
 def test_screenshot(folder, tmp_path, screen):
     target = tmp_path / "x.svg"

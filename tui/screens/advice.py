@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from typing import ClassVar, cast
 
 from rich.text import Text
@@ -11,7 +10,6 @@ from textual import on, work
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, VerticalScroll
-from textual.message import Message
 from textual.widgets import DataTable, Input, Label, Select, Static
 from textual.worker import get_current_worker
 
@@ -30,6 +28,7 @@ from tui.advice_views import (
 )
 from tui.formats import percent
 from tui.library import failure
+from tui.screens.advice_messages import Advised, WhatIf
 from tui.screens.base import ModeScreen
 from tui.views import (
     Candidate,
@@ -73,24 +72,6 @@ NUMBERS = (  # header, estimate, whether only wide terminals show it
     ("$/pb", "cost_usd", True),
     ("tok", "tokens", True),
 )
-
-
-@dataclass
-class Advised(Message):
-    """The worker's answer: a recommendation, or why there is none."""
-
-    advice: Recommendation | None
-    error: str | None
-    recordings: int
-    seconds: float
-
-
-@dataclass
-class WhatIf(Message):
-    """What a change makes of a pick, or why that cannot be said."""
-
-    lines: list[str]
-    error: str | None = None
 
 
 class AdviceScreen(ModeScreen):
