@@ -213,16 +213,28 @@ def advise(
     gpus: Annotated[int | None, typer.Option(help="Devices at most.")] = None,
     min_accuracy: Annotated[str | None, typer.Option(help="0.8 or 80%.")] = None,
     rate: Annotated[str | None, typer.Option(help="Problems arriving: 2/s, 30/min.")] = None,
-    price: Annotated[float | None, typer.Option(help="USD per device-hour.")] = None,
+    price: Annotated[
+        list[str] | None, typer.Option(help="USD per device-hour: 2.5, or by type H100=2.5.")
+    ] = None,
     optimise: Annotated[
         str | None, typer.Option(help="accuracy, latency, cost, energy or throughput.")
     ] = None,
     confidence: Annotated[float, typer.Option(help="How sure every limit must be met.")] = 0.9,
+    present: Annotated[
+        Path | None, typer.Option(help="A recording of what runs today, to compare with.")
+    ] = None,
+    plan: Annotated[
+        Path | None, typer.Option(help="Write what to measure next, for ttscope sweep.")
+    ] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Run both picks for real.")] = False,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Folder of --verify's recordings.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the resampling.")] = 0,
     as_json: Json = False,
 ) -> None:
     """Recommend the system-optimal configuration for a budget."""
-    from tui.read_verbs import run_advise
+    from tui.advise_verb import run_advise
 
     given = {
         "max_latency": max_latency,
@@ -232,11 +244,20 @@ def advise(
         "gpus": gpus,
         "min_accuracy": min_accuracy,
         "rate": rate,
-        "price": price,
+        "price": price or None,
         "optimise": optimise,
         "confidence": confidence,
     }
-    run_advise(recordings, given, seed=seed, as_json=as_json)
+    run_advise(
+        recordings,
+        given,
+        seed=seed,
+        present=present,
+        plan=plan,
+        verify=verify,
+        output=output,
+        as_json=as_json,
+    )
 
 
 @app.command()
