@@ -30,14 +30,14 @@ def what_if(entries: Sequence[Entry], pick: Pick, changes: str) -> list[str]:
     when they hold nothing to replay.
     """
     from advisor.predict import predict
-    from advisor.replays import Question
+    from advisor.step_times import Question
     from tui.replay_verb import changed
 
     base = _base(entries, pick)
     if base.recording is None or base.run is None:
         raise UsageError("what-if: none of the recordings can be replayed")
     as_pick = dataclasses.replace(base.run, engine=pick.engine, policy=pick.policy)
-    engine, policy = changed(as_pick, shlex.split(changes), gpu=False)
+    engine, policy = changed(as_pick, shlex.split(changes))
     others = [
         each.recording for each in entries if each.recording and each.recording != base.recording
     ]
