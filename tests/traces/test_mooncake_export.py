@@ -1,6 +1,7 @@
 """A recording's samples as a trace of requests, and back."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +14,7 @@ from traces.request_import import import_requests
 from traces.schema import EngineConfig, Policy
 from traces.writer import RecordingWriter, read_clocks
 
+WORKLOADS = Path(__file__).parents[3] / "shared" / "data" / "workloads"
 ENGINE, POLICY = EngineConfig(model="m"), Policy(method="majority", n=2, temperature=0.8)
 
 
@@ -104,6 +106,15 @@ def test_an_imported_trace_goes_round(tmp_path):
     again = Recording.open(tmp_path / "again")
     assert again.problems["prompt_tokens"].to_list() == [1300, 1300, 20]
     assert again.problems["arrival"].to_list() == [0, 123_400_000, 7_500_000_000]
+
+
+def test_the_mooncake_trace_comes_back_as_it_was(tmp_path):
+    path = WORKLOADS / "mooncake_conversation_3000.jsonl"
+    if not path.exists():
+        pytest.skip(f"{path.name} is not in ../shared/data/workloads")
+    import_requests(path, tmp_path / "r")
+    _, lines = exported(Recording.open(tmp_path / "r"), tmp_path / "out.jsonl")
+    assert lines == [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def test_what_cannot_be_exported(tmp_path):
