@@ -17,6 +17,7 @@ import polars as pl
 from advisor.draft_law import draft_law
 from advisor.evidence import Evidence, Run, gather
 from advisor.models.step_time import StepTimeModel
+from advisor.power_windows import power_law
 from advisor.redrafting import Redrafted, redraft
 from advisor.replay import Replicas
 from advisor.replayed_tables import write_recording
@@ -72,11 +73,24 @@ def predict(
         law, told = draft_law(model, recordings, question.engine)
     same = replace(question, engine=own.engine, policy=own.policy)
     same = replace(same, rate_per_s=None, concurrency=None, replicas=Replicas(), operators=None)
-    before = Replays(base, evidence, model, own, (own,), same)
+    power = power_law(recordings, own.engine)
+    before = Replays(base, evidence, model, own, (own,), same, power=power)
     after = before
     if same != question:
         longer = redrafted is not None and redrafted.extrapolated
-        after = Replays(base, evidence, model, own, sources, question, law=law, extrapolated=longer)
+        if question.engine != own.engine:
+            power = power_law(recordings, question.engine)
+        after = Replays(
+            base,
+            evidence,
+            model,
+            own,
+            sources,
+            question,
+            law=law,
+            extrapolated=longer,
+            power=power if question.operators is None else None,
+        )
     runs = after.times.runs
     if runs is None:
         notes = ["step times are of operator tables; no run of yours has checked them: no interval"]

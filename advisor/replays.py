@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
@@ -13,18 +13,20 @@ import numpy.typing as npt
 
 from advisor.evidence import Evidence, Run, Sample, law_key
 from advisor.load import Load, Replayed
-from advisor.models.step_cost import StepCost, linear_cost, scaled_cost, table_cost
+from advisor.models.power import PowerLaw
 from advisor.models.step_time import Z95, StepLaw, StepTimeModel
 from advisor.replay import Replicas, Stop, replay
 from advisor.replayed_tables import replayed_tables, write_recording
 from advisor.simulation import stop_rules
 from advisor.space import limits_of
+from advisor.step_times import learned, tabled
 from advisor.waiting import Waited, longest_waits
 from advisor.workload import Workload
+from traces.energy import Energy
 from traces.errors import UsageError
 from traces.manifest import Manifest
 from traces.recording import Recording
-from traces.schema import EngineConfig, Estimate, ModelFacts, Policy
+from traces.schema import EngineConfig, Estimate, Policy
 from traces.statistics import column_means
 from traces.summary import Run as Summary
 from traces.summary import summarise
@@ -56,71 +58,6 @@ class Question:
     num_hidden_layers: int | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class StepTimes:
-    """Where a question's step times come from.
-
-    `sigma` is the spread of a whole run's speed inside and outside what was recorded, None for
-    operator tables, which no run of the user's has checked; `runs` taught it.
-    """
-
-    cost: StepCost
-    sigma: tuple[float, float] | None
-    runs: int | None
-    within: Callable[[Mapping[str, float]], bool]
-
-    def at(self, factor: float) -> StepCost:
-        """Return the cost of steps that take `factor` times as long."""
-        return self.cost if factor == 1.0 else scaled_cost(self.cost, factor)
-
-
-def learned(law: StepLaw) -> StepTimes:
-    """Return the step times of recorded steps."""
-    return StepTimes(
-        cost=linear_cost(law.seconds),
-        sigma=(law.sigma, law.sigma_outside),
-        runs=law.runs,
-        within=law.within,
-    )
-
-
-def tabled(question: Question, facts: ModelFacts | None, longest: int) -> StepTimes:
-    """Return the step times of operator tables.
-
-    Raises UsageError when the number of layers is not known, TablesError for damaged tables.
-    """
-    from advisor.models.operator_files import read_operators
-    from advisor.models.operators import default_capture_sizes, domain, step_tables
-
-    engine = question.engine
-    layers = question.num_hidden_layers or (None if facts is None else facts.num_hidden_layers)
-    if layers is None or layers < 1:
-        raise UsageError("--operators: say how many layers the model has, --num-hidden-layers 32")
-    if engine.max_num_seqs is None or engine.max_num_batched_tokens is None:
-        raise UsageError(
-            "--operators: set engine.max_num_seqs and engine.max_num_batched_tokens, "
-            "which this recording does not tell"
-        )
-    assert question.operators is not None
-    operators = read_operators(question.operators)
-    measured = domain(operators)
-    captured = [] if engine.enforce_eager else default_capture_sizes(engine.max_num_seqs)
-    tables = step_tables(
-        operators,
-        num_hidden_layers=layers,
-        max_num_batched_tokens=engine.max_num_batched_tokens,
-        max_num_seqs=engine.max_num_seqs,
-        capture_sizes=captured,
-        tensor_parallel_size=engine.tensor_parallel_size,
-    )
-
-    def within(peaks: Mapping[str, float]) -> bool:
-        most = {"tokens": peaks["tokens"], "batch": peaks["requests"], "context": longest}
-        return not measured.beyond(most)
-
-    return StepTimes(cost=table_cost(tables), sigma=None, runs=None, within=within)
-
-
 def stop_of(policy: Policy) -> Stop:
     """Return when a policy decides. Raises UsageError for one that cannot be replayed."""
     rule = {name: float(value) for name, value in policy.rule if not isinstance(value, str)}
@@ -148,7 +85,7 @@ class Replays:
 
     `sources` are the runs that the samples are of: one, or one for each draw of what is not known
     of them. `law` stands where no run has taught the engine's own; `extrapolated` says that the
-    question lies outside what was recorded.
+    question lies outside what was recorded; without `power` no energy is foretold.
     """
 
     def __init__(
@@ -162,8 +99,9 @@ class Replays:
         *,
         law: StepLaw | None = None,
         extrapolated: bool = False,
+        power: PowerLaw | None = None,
     ) -> None:
-        self.base, self.sources, self.question = base, sources, question
+        self.base, self.sources, self.question, self.power = base, sources, question, power
         source = sources[0]
         self.engine = _with_blocks(evidence, question.engine)
         self.limits = limits_of(self.engine)
@@ -182,7 +120,11 @@ class Replays:
             self.times = learned(law or model.law(self.engine))
         else:
             longest = max(workload.longest for workload in self.workloads)
-            self.times = tabled(question, evidence.models.get(self.engine.model), longest)
+            facts = evidence.models.get(self.engine.model)
+            layers = question.num_hidden_layers
+            if layers is None and facts is not None:
+                layers = facts.num_hidden_layers
+            self.times = tabled(self.engine, question.operators, layers, longest)
         self.runs = [
             self._run(workload, 1.0, log=i == 0) for i, workload in enumerate(self.workloads)
         ]
@@ -288,15 +230,17 @@ class Replays:
             write_recording(path, self.manifest, self.tables)
             found = summarise(Recording.open(path))[0]
         middle, slow, fast = (
-            [_statistics(run, len(self.ids), self.engine) for run in runs]
-            for runs in (self.runs, self.slow, self.fast)
+            [self._statistics(run) for run in runs] for runs in (self.runs, self.slow, self.fast)
         )
 
-        def estimate(name: str, unit: str) -> Estimate | None:
+        def estimate(
+            name: str, unit: str, *, sigma: float = 0.0, wider: bool = False
+        ) -> Estimate | None:
             values = np.array([each[name] for each in middle])
             if not np.isfinite(values).all():
                 return None
-            value, spread = float(values.mean()), Z95 * float(values.std())
+            value = float(values.mean())
+            spread = Z95 * float(np.hypot(values.std(), sigma * value))
             if self.times.sigma is None:
                 return Estimate(value=value, unit=unit, extrapolated=self.outside)
             ends = [float(np.mean([each[name] for each in side])) for side in (slow, fast)]
@@ -307,13 +251,16 @@ class Replays:
                 high=value + float(np.hypot(high - value, spread)),
                 unit=unit,
                 runs=self.times.runs,
-                extrapolated=self.outside,
+                extrapolated=self.outside or wider,
             )
 
         def three(name: str, unit: str) -> dict[str, Estimate | None]:
             return {which: estimate(f"{name}.{which}", unit) for which in ("mean", "p50", "p95")}
 
-        device = estimate("device_s", "device-s")
+        device, drawn = estimate("device_s", "device-s"), None
+        if self.power is not None:
+            seen = [self.power.within(*self._spent(run)) for run in self.runs]
+            drawn = estimate("joules", "J", sigma=self.power.sigma, wider=not all(seen))
         price = self.manifest.price_usd_per_device_hour
         return replace(
             found,
@@ -323,10 +270,31 @@ class Replays:
             tpot_s=three("tpot_s", "s/token"),
             tokens_per_problem=estimate("tokens", "tokens"),
             throughput_tokens_per_s=estimate("throughput", "tokens/s"),
+            energy_j=found.energy_j if drawn is None else self._energy(drawn),
             device_s_per_problem=device,
             cost_usd_per_problem=None
             if price is None or device is None
             else _scaled(device, price / 3600, "USD"),
+        )
+
+    def _spent(self, run: Replayed) -> tuple[float, float, float]:
+        """Return seconds, seconds of steps and request-seconds, over all replicas."""
+        whole = run.makespan_s - float(run.arrival_s.min())
+        held = float(np.nansum(run.end_s - run.scheduled_s))
+        return whole * self.question.replicas.count, run.busy_s, held
+
+    def _statistics(self, run: Replayed) -> dict[str, float]:
+        found = _statistics(run, len(self.ids), self.engine)
+        if self.power is not None:
+            found["joules"] = self.power.joules(*self._spent(run))
+        return found
+
+    def _energy(self, drawn: Estimate) -> Energy:
+        """Return the energy of the run and of a problem, by the power law."""
+        return Energy(
+            total=drawn,
+            per_problem=_scaled(drawn, 1 / len(self.ids), "J"),
+            method="law",
         )
 
     def _accuracy(self) -> Estimate | None:
