@@ -19,6 +19,7 @@ from advisor.draft_law import draft_law
 from advisor.evidence import Evidence, Run, gather
 from advisor.models.prior_tables import read_prior
 from advisor.models.step_time import StepTimeModel
+from advisor.power_windows import power_law
 from advisor.prior_times import PriorTimes, recalibrate
 from advisor.redrafting import Redrafted, redraft
 from advisor.replay import Replicas
@@ -88,12 +89,26 @@ def predict(
     same = replace(question, engine=own.engine, policy=own.policy)
     same = replace(same, rate_per_s=None, concurrency=None, replicas=Replicas())
     same = replace(same, operators=None, gpu=None)
-    before = None if model is None else Replays(base, evidence, model, own, (own,), same)
+    power = power_law(recordings, own.engine)
+    before = None
+    if model is not None:
+        before = Replays(base, evidence, model, own, (own,), same, power=power)
     longer = redrafted is not None and redrafted.extrapolated
     after = before
     if after is None or same != question:
+        if question.engine != own.engine:
+            power = power_law(recordings, question.engine)
         after = Replays(
-            base, evidence, model, own, sources, question, prior, law=law, extrapolated=longer
+            base,
+            evidence,
+            model,
+            own,
+            sources,
+            question,
+            prior,
+            law=law,
+            extrapolated=longer,
+            power=None if on_tables else power,
         )
     notes = [*_time_notes(after, prior, on_tables), *_prefixes(base)]
     if before is None:

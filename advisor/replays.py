@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from advisor.evidence import Evidence, Run, Sample, law_key
 from advisor.load import Load, Replayed
+from advisor.models.power import PowerLaw
 from advisor.models.step_time import Z95, StepLaw, StepTimeModel
 from advisor.prior_times import PriorTimes
 from advisor.replay import Stop, replay
@@ -22,6 +23,7 @@ from advisor.space import limits_of
 from advisor.step_times import Question, learned, tabled
 from advisor.waiting import Waited, longest_waits
 from advisor.workload import Workload
+from traces.energy import Energy
 from traces.errors import UsageError
 from traces.manifest import Manifest
 from traces.recording import Recording
@@ -66,7 +68,7 @@ class Replays:
     `sources` are the runs that the samples are of: one, or one for each draw of what is not known
     of them. A question of operator tables needs no model of recorded steps. `law` stands where no
     run has taught the engine's own; `extrapolated` says that the question lies outside what was
-    recorded.
+    recorded; without `power` no energy is foretold.
     """
 
     def __init__(
@@ -81,8 +83,9 @@ class Replays:
         *,
         law: StepLaw | None = None,
         extrapolated: bool = False,
+        power: PowerLaw | None = None,
     ) -> None:
-        self.base, self.sources, self.question = base, sources, question
+        self.base, self.sources, self.question, self.power = base, sources, question, power
         source = sources[0]
         self.engine = _with_blocks(evidence, question.engine)
         self.limits = limits_of(self.engine)
@@ -217,15 +220,17 @@ class Replays:
             write_recording(path, self.manifest, self.tables)
             found = summarise(Recording.open(path))[0]
         middle, slow, fast = (
-            [_statistics(run, len(self.ids), self.engine) for run in runs]
-            for runs in (self.runs, self.slow, self.fast)
+            [self._statistics(run) for run in runs] for runs in (self.runs, self.slow, self.fast)
         )
 
-        def estimate(name: str, unit: str) -> Estimate | None:
+        def estimate(
+            name: str, unit: str, *, sigma: float = 0.0, wider: bool = False
+        ) -> Estimate | None:
             values = np.array([each[name] for each in middle])
             if not np.isfinite(values).all():
                 return None
-            value, spread = float(values.mean()), Z95 * float(values.std())
+            value = float(values.mean())
+            spread = Z95 * float(np.hypot(values.std(), sigma * value))
             if self.times.sigma is None:
                 return Estimate(value=value, unit=unit, extrapolated=self.outside)
             ends = [float(np.mean([each[name] for each in side])) for side in (slow, fast)]
@@ -236,13 +241,16 @@ class Replays:
                 high=value + float(np.hypot(high - value, spread)),
                 unit=unit,
                 runs=self.times.runs,
-                extrapolated=self.outside,
+                extrapolated=self.outside or wider,
             )
 
         def three(name: str, unit: str) -> dict[str, Estimate | None]:
             return {which: estimate(f"{name}.{which}", unit) for which in ("mean", "p50", "p95")}
 
-        device = estimate("device_s", "device-s")
+        device, drawn = estimate("device_s", "device-s"), None
+        if self.power is not None:
+            seen = [self.power.within(*self._spent(run)) for run in self.runs]
+            drawn = estimate("joules", "J", sigma=self.power.sigma, wider=not all(seen))
         price = self.manifest.price_usd_per_device_hour
         return replace(
             found,
@@ -252,10 +260,31 @@ class Replays:
             tpot_s=three("tpot_s", "s/token"),
             tokens_per_problem=estimate("tokens", "tokens"),
             throughput_tokens_per_s=estimate("throughput", "tokens/s"),
+            energy_j=found.energy_j if drawn is None else self._energy(drawn),
             device_s_per_problem=device,
             cost_usd_per_problem=None
             if price is None or device is None
             else _scaled(device, price / 3600, "USD"),
+        )
+
+    def _spent(self, run: Replayed) -> tuple[float, float, float]:
+        """Return seconds, seconds of steps and request-seconds, over all replicas."""
+        whole = run.makespan_s - float(run.arrival_s.min())
+        held = float(np.nansum(run.end_s - run.scheduled_s))
+        return whole * self.question.replicas.count, run.busy_s, held
+
+    def _statistics(self, run: Replayed) -> dict[str, float]:
+        found = _statistics(run, len(self.ids), self.engine)
+        if self.power is not None:
+            found["joules"] = self.power.joules(*self._spent(run))
+        return found
+
+    def _energy(self, drawn: Estimate) -> Energy:
+        """Return the energy of the run and of a problem, by the power law."""
+        return Energy(
+            total=drawn,
+            per_problem=_scaled(drawn, 1 / len(self.ids), "J"),
+            method="law",
         )
 
     def _accuracy(self) -> Estimate | None:

@@ -5,7 +5,7 @@ with the same tokens. Each configuration is left out with all its repeats, the s
 fitted on the others, its runs are replayed, and predicted problem latency is held against each
 repeat. The noise floor is the spread between repeats of the same work. Intervals are
 cross-conformal: the 90 % quantile of the errors of the other configurations, each of which was
-left out as well. Reported apart: a whole level of a factor left out.
+left out as well. With --levels a whole level of a factor is left out, and reported apart.
 """
 
 import argparse
@@ -128,10 +128,30 @@ def interval_score(truth: float, low: float, high: float) -> float:
     return high - low + 20 * max(low - truth, 0.0) + 20 * max(truth - high, 0.0)
 
 
+def _part(pattern: str, otherwise: str = "") -> Callable[[str], str]:
+    """Return what reads a level from a configuration's name."""
+
+    def level(name: str) -> str:
+        found = re.search(pattern, name)
+        return found.group(1) if found else otherwise
+
+    return level
+
+
+FACTORS: dict[str, Callable[[str], str]] = {
+    "max_num_seqs": _part(r"-seqs(\d+)-"),
+    "in flight": _part(r"-c(\d+)-"),
+    "samples": _part(r"-n(\d+)"),
+    "draft": _part(r"-n\d+-(\w+)$", "none"),
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("runs", type=Path)
-    data = read(parser.parse_args().runs)
+    parser.add_argument("--levels", action="store_true", help="leave out whole levels of factors")
+    given = parser.parse_args()
+    data = read(given.runs)
     print(f"{len(data)} configurations, {sum(map(len, data.values()))} runs")
     print(f"{'configuration':<30}{'replayed':>7} {'steps':>7}  error % of latency mean, p50, p95 "
           "(noise floor)")  # fmt: skip
@@ -140,10 +160,10 @@ def main() -> None:
         errors |= left_out(data, [name])
     for statistic in STATISTICS:
         pooled(errors, statistic)
-    for factor, pattern in (("max_num_seqs", r"seqs\d+"), ("in flight", r"-c\d+")):
-        for level in sorted({re.search(pattern, name).group() for name in data}):  # type: ignore[union-attr]
-            names = [name for name in data if re.search(pattern + r"\b", name).group() == level]  # type: ignore[union-attr]
-            print(f"\n{factor}: {level.strip('-')} left out whole")
+    for factor, level_of in FACTORS.items() if given.levels else ():
+        for level in sorted(set(map(level_of, data))):
+            names = [name for name in data if level_of(name) == level]
+            print(f"\n{factor}: {level} left out whole")
             apart = left_out(data, names)
             for statistic in ("p50", "p95"):
                 values = [each[statistic] for each in apart.values()]

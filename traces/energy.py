@@ -28,7 +28,8 @@ class Energy(Record):
 
     `idle` (J) was drawn while no step ran, `idle_share` is its part of the total; `mean_w` and
     `max_w` the power of all devices together. `kind` is what was read (nvml, rapl), `method` how:
-    by energy counters, or by integrating the power. `reason` says why there is no total.
+    by energy counters, by integrating the power, or (`law`) foretold by a replay. `reason` says why
+    there is no total.
     """
 
     total: Estimate | None = None
@@ -141,12 +142,21 @@ def mean_power_w(recording: Recording, engine: str) -> float | None:
     By counter or by power, of GPUs or of the processor, as in `Energy.mean_w`; None where that is
     not known, or where several engines share the recording.
     """
+    found = run_energy(recording, engine)
+    return None if found is None else _mean_w(found[0])
+
+
+def run_energy(recording: Recording, engine: str) -> tuple[Curve, Window] | None:
+    """Return the energy curve of an engine's devices over its run and the run's window.
+
+    None where that is not known, or where several engines share the recording.
+    """
     if len(recording.manifest.engines) != 1:
         return None
     window = run_window(recording.problems, recording.samples)
     power, kind = of_one_kind(recording.frame("power"))
     curve = _curve(recording, engine, power, kind, window)
-    return None if isinstance(curve, str) else _mean_w(curve)
+    return None if isinstance(curve, str) or window is None else (curve, window)
 
 
 def _mean_w(curve: Curve) -> float:

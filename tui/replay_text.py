@@ -27,6 +27,7 @@ _ROWS = (
     ("throughput_tokens_per_s", "throughput"),
     ("device_s_per_problem", "device-s/problem"),
     ("cost_usd_per_problem", "cost/problem"),
+    ("energy_j.per_problem", "energy/problem"),
 )
 
 

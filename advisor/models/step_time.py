@@ -84,7 +84,8 @@ class StepTimeModel:
     began and samples that ended since the step before (the recorder's own work); per speculative
     setting a launch and a cost per request. With t the measured and p the predicted time, weighted
     least squares of (t - p) / p, reweighted, with Huber's weights; then all seconds of a law are
-    scaled so that the recorded total comes out, so that stalls have their mean share.
+    scaled so that the recorded totals come out, so that stalls have their mean share; of the
+    repeats of a configuration the median counts, as a run may be disturbed as a whole.
 
     """
 
@@ -160,9 +161,7 @@ class StepTimeModel:
                 own = [table for table in group if law_key(table.engine) == key]
                 facts = own[0].facts
                 prior = _physics(facts, key, _columns(group)).T @ shared
-                composition = np.concatenate([table.composition for table in own])
-                seconds = np.concatenate([table.seconds for table in own])
-                laws[key] = self._fit_own(composition, seconds, prior)
+                laws[key] = self._fit_own(own, prior)
         return laws
 
     def _fit_shared(self, tables: Sequence[StepTable]) -> Floats:
@@ -173,11 +172,18 @@ class StepTimeModel:
         )
         return self._solve(rows, np.concatenate([t.seconds for t in tables]), prior=None)
 
-    def _fit_own(self, composition: Floats, seconds: Floats, prior: Floats) -> Floats:
+    def _fit_own(self, own: Sequence[StepTable], prior: Floats) -> Floats:
+        composition = np.concatenate([table.composition for table in own])
+        seconds = np.concatenate([table.seconds for table in own])
         found = self._solve(composition, seconds, prior=prior)
-        predicted = composition @ found
-        recorded = np.minimum(seconds, self.stall * predicted)
-        return np.asarray(found * (recorded.sum() / predicted.sum()), dtype=float)
+        recorded = predicted = 0.0
+        for name in dict.fromkeys(table.configuration for table in own):
+            repeats = [table for table in own if table.configuration == name]
+            totals = np.array([float(t.composition.sum(axis=0) @ found) for t in repeats])
+            ratios = np.array([self._total(t, found) for t in repeats]) / totals
+            predicted += float(totals.sum())
+            recorded += float(totals.sum() * np.median(ratios))
+        return np.asarray(found * (recorded / predicted), dtype=float)
 
     def _solve(self, rows: Floats, seconds: Floats, *, prior: Floats | None) -> Floats:
         """Return the non-negative coefficients of `rows` for `seconds`, robustly."""
@@ -241,9 +247,7 @@ class StepTimeModel:
         return float(np.hypot(RUN_TO_RUN, within)), 0
 
     def _own_law(self, own: Sequence[StepTable]) -> Floats:
-        composition = np.concatenate([table.composition for table in own])
-        seconds = np.concatenate([table.seconds for table in own])
-        return self._fit_own(composition, seconds, np.zeros(len(FEATURES)))
+        return self._fit_own(own, np.zeros(len(FEATURES)))
 
 
 def non_negative_least_squares(rows: Floats, target: Floats) -> Floats:
