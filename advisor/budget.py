@@ -33,7 +33,7 @@ def parse_budget(given: Mapping[str, Any]) -> Budget:
             max_device_s = _parse(text, units, "--max-cost", "$0.002 or 0.5s", need_unit=True)
     percentile = given.get("percentile")
     if percentile is not None:
-        if percentile not in range(50, 100):
+        if isinstance(percentile, bool) or percentile not in range(50, 100):
             raise UsageError(f"--percentile {percentile}: wants 50 to 99, such as 95")
         if given.get("max_latency") is None and given.get("optimise") not in (None, "latency"):
             raise UsageError("--percentile: says which percentile --max-latency limits; give both")
@@ -47,9 +47,7 @@ def parse_budget(given: Mapping[str, Any]) -> Budget:
     confidence = 0.9 if confidence is None else float(confidence)
     if not 0 < confidence < 1:
         raise UsageError(f"--confidence {confidence:g}: wants a share between 0 and 1, such as 0.9")
-    price = given.get("price")
-    if price is not None and not (0 < float(price) < math.inf):
-        raise UsageError(f"--price {price}: wants USD per device-hour above 0, such as 2.5")
+    price, prices = parse_prices(given.get("price"))
 
     def optional(name: str, parse: Any) -> float | None:
         value = given.get(name)
@@ -64,10 +62,50 @@ def parse_budget(given: Mapping[str, Any]) -> Budget:
         max_gpus=gpus,
         min_accuracy=optional("min_accuracy", parse_share),
         rate_per_s=optional("rate", parse_rate),
-        price_usd_per_device_hour=None if price is None else float(price),
+        price_usd_per_device_hour=price,
+        prices=prices,
         optimise=cast(Objective, optimise),
         confidence=confidence,
     )
+
+
+def parse_prices(given: Any) -> tuple[float | None, tuple[tuple[str, float], ...]]:
+    """Return USD per device-hour for all devices, and by type of device.
+
+    `given` is a number, or one or more texts as `2.5`, `$2.5`, `H100=2.5`, `H100=2.5,A100=1.2`.
+    Raises UsageError for what is none of these, a type that stands twice, and several for all.
+    """
+    if given is None:
+        return None, ()
+    texts = [str(each) for each in given] if isinstance(given, list | tuple) else [str(given)]
+    plain: list[float] = []
+    types: dict[str, float] = {}
+    for part in (part for text in texts for part in text.split(",")):
+        name, equals, amount = part.rpartition("=")
+        value = _price(amount, part)
+        if not equals:
+            plain.append(value)
+        elif not name.strip():
+            raise UsageError(f"--price {part}: names no type of device; write H100=2.5")
+        elif name.strip() in types:
+            raise UsageError(f"--price {part}: {name.strip()} has a price already")
+        else:
+            types[name.strip()] = value
+    if len(plain) > 1:
+        raise UsageError(f"--price {plain[1]:g}: another price for all devices was given")
+    return (plain[0] if plain else None), tuple(types.items())
+
+
+def _price(text: str, whole: str) -> float:
+    try:
+        value = float(text.strip().removeprefix("$"))
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise UsageError(
+            f"--price {whole}: wants USD per device-hour above 0, such as 2.5 or H100=2.5"
+        )
+    return value
 
 
 def parse_seconds(text: str, option: str = "--max-latency") -> float:

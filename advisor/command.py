@@ -41,6 +41,10 @@ def serve_command(engine: EngineConfig, *, model_path: str, policy: Policy | Non
     return " ".join(words)
 
 
+def _plain(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:g}"
+
+
 def _flag(name: str, value: object, *, default: object = None) -> str | None:
     if value is None or value == default:
         return None
@@ -56,7 +60,8 @@ def _switch(name: str, value: bool | None) -> str | None:
 def policy_request(policy: Policy) -> dict[str, Any]:
     """Return how to ask for one problem: `requests` requests with the fields of `body` each.
 
-    N samples are N requests of n = 1, so that each can be cancelled and traced by itself.
+    N samples are N requests of n = 1, so that each can be cancelled and traced by itself. At most
+    `at_a_time` are in flight; `answer` says which answer is returned, and when.
     """
     body = {
         "n": 1,
@@ -66,10 +71,21 @@ def policy_request(policy: Policy) -> dict[str, Any]:
         "thinking_token_budget": policy.thinking_token_budget,
         "reasoning_effort": policy.reasoning_effort,
     }
+    rule = {name: f"{value:g}" for name, value in policy.rule if not isinstance(value, str)}
+    frequent = "the most frequent answer"
+    answers = {
+        "agreement": f"the first that {rule.get('agree')} samples give, else {frequent}",
+        "first_finish": f"{frequent} of the first {rule.get('first')} that end",
+        "adaptive": f"{frequent} as soon as it is {rule.get('threshold')} sure to stay so",
+        "early_stopping": f"{frequent} as soon as {rule.get('window')} in a row agree",
+    }
+    at_a_time = rule.get("in_flight", rule.get("window"))
     return {
         "requests": policy.n,
+        "at_a_time": policy.n if at_a_time is None else int(float(at_a_time)),
         "body": {name: value for name, value in body.items() if value is not None},
-        "answer": "the most frequent answer" if policy.n > 1 else "the only answer",
+        "answer": answers.get(policy.method, frequent if policy.n > 1 else "the only answer"),
+        "cancel_the_rest": policy.method in answers,
     }
 
 
@@ -89,7 +105,9 @@ def record_command(
         _flag("problems", problems),
         _flag("seed", seed, default=0),
         _flag("concurrency", concurrency),
+        _flag("method", policy.method if policy.rule else None),
         _flag("n", policy.n, default=1),
+        *(_flag(name.replace("_", "-"), _plain(value)) for name, value in policy.rule),
         _flag("thinking-budget", policy.thinking_token_budget),
         _flag("reasoning-effort", policy.reasoning_effort),
         _flag("max-tokens", policy.max_tokens),

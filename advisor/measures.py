@@ -9,8 +9,7 @@ import numpy.typing as npt
 
 from advisor.draws import Draws, point_mean, point_quantile
 from advisor.outcomes import Outcome
-from traces.errors import UsageError
-from traces.schema import Budget, EngineConfig, Estimate
+from traces.schema import EngineConfig, Estimate
 
 Floats = npt.NDArray[np.float64]
 
@@ -43,20 +42,37 @@ class Measures:
         watts: Mapping[EngineConfig, float],
         law_key: Callable[[EngineConfig], EngineConfig],
     ) -> None:
-        self.outcomes, self._draws, self.rate_per_s = list(outcomes), draws, rate_per_s
-        self.factors = [
-            draws.factor(o.candidate.engine, o.law, outside=o.extrapolated) for o in self.outcomes
-        ]
-        self.devices = np.array([o.candidate.engine.num_devices for o in self.outcomes])
-        self.watts = [watts.get(law_key(o.candidate.engine)) for o in self.outcomes]
-        self._known: dict[str, tuple[Floats, Floats]] = {}
+        self._draws, self.rate_per_s = draws, rate_per_s
+        self._by_law, self._law_key = watts, law_key
+        self.outcomes: list[Outcome] = []
+        self.factors: list[Floats] = []
+        self._known: dict[str, list[tuple[float, Floats]]] = {}
+        self._arrays: dict[str, tuple[Floats, Floats]] = {}
         self._rows: dict[tuple[str, int, int], tuple[float, Floats]] = {}
-        capacity = np.array([o.capacity_per_s for o in self.outcomes])
-        if rate_per_s is None:
+        self.add(outcomes)
+
+    def add(self, outcomes: Sequence[Outcome]) -> None:
+        """Take in further candidates, behind those that are there."""
+        draws = self._draws
+        self.outcomes += outcomes
+        self.factors += [
+            draws.factor(o.candidate.engine, o.law, outside=o.extrapolated) for o in outcomes
+        ]
+        engines = [outcome.candidate.engine for outcome in self.outcomes]
+        self.devices = np.array([engine.num_devices for engine in engines], dtype=np.int64)
+        # A replica draws what the engine that was recorded did.
+        self.watts = [
+            None
+            if (each := self._by_law.get(self._law_key(engine))) is None
+            else each * engine.data_parallel_size
+            for engine in engines
+        ]
+        if self.rate_per_s is None:
             self.keeps_up = np.ones((len(self.outcomes), draws.count), dtype=bool)
         else:
-            up = np.array([o.keeps_up for o in self.outcomes])
-            slowed = rate_per_s * np.array(self.factors)
+            capacity = np.array([o.capacity_per_s for o in self.outcomes])
+            up = np.array([o.keeps_up for o in self.outcomes], dtype=bool)
+            slowed = self.rate_per_s * np.array(self.factors).reshape(len(up), draws.count)
             self.keeps_up = (slowed < capacity[:, None]) & up[:, None]
 
     def values(self, name: str) -> Floats:
@@ -88,54 +104,38 @@ class Measures:
         )
 
     def difference(
-        self, name: str, first: int, second: int, *, price: float | None
+        self, name: str, first: int, second: int, *, prices: Sequence[float | None]
     ) -> Estimate | None:
-        """Return the metric of `first` minus that of `second`, drawn together."""
-        one = self.estimate(name, first, price=price)
-        other = self.estimate(name, second, price=price)
+        """Return the metric of `first` minus that of `second`, drawn together.
+
+        `prices` are USD per device-hour of each candidate.
+        """
+        one = self.estimate(name, first, price=prices[first])
+        other = self.estimate(name, second, price=prices[second])
         if one is None or other is None:
             return None
-        source, scale = name, 1.0
-        if name == "cost_usd" and price is not None:
-            source, scale = "device_s", price / 3600
+        source, scales = name, (1.0, 1.0)
+        if name == "cost_usd":
+            source = "device_s"
+            scales = ((prices[first] or 0.0) / 3600, (prices[second] or 0.0) / 3600)
         draws = self.draws(source)
         return self._draws.estimate(
             one.value - other.value,
-            (draws[first] - draws[second]) * scale,
+            draws[first] * scales[0] - draws[second] * scales[1],
             one.unit,
             runs=one.runs,
             extrapolated=one.extrapolated or other.extrapolated,
         )
 
-    def objective(self, budget: Budget) -> str:
-        """Return the metric that a budget optimises.
-
-        Raises UsageError when it is energy and none was recorded.
-        """
-        if budget.optimise == "latency":
-            return latency_name(budget.latency_percentile)
-        if budget.optimise == "energy" and all(w is None for w in self.watts):
-            raise UsageError("--optimise energy: no recording holds power; record on a GPU")
-        return {
-            "accuracy": "accuracy",
-            "cost": "device_s",  # the price is the same for all
-            "energy": "energy_j",
-            "throughput": "throughput_problems_per_s",
-        }[budget.optimise]
-
-    def cost(self, name: str) -> Floats:
-        """Return the metric so that less is better, infinite where it is not known."""
-        values = self.values(name)
-        return -values if name in HIGHER_IS_BETTER else values
-
     def _get(self, name: str) -> tuple[Floats, Floats]:
-        if name not in self._known:
-            rows = [self._row(name, row) for row in range(len(self.outcomes))]
-            self._known[name] = (
+        rows = self._known.setdefault(name, [])
+        rows += [self._row(name, row) for row in range(len(rows), len(self.outcomes))]
+        if name not in self._arrays or len(self._arrays[name][0]) < len(rows):
+            self._arrays[name] = (
                 np.array([value for value, _ in rows]),
                 np.array([drawn for _, drawn in rows]),
             )
-        return self._known[name]
+        return self._arrays[name]
 
     def _row(self, name: str, row: int) -> tuple[float, Floats]:
         outcome = self.outcomes[row]
@@ -178,11 +178,6 @@ class Measures:
         q = int(name.removeprefix("latency_p").removesuffix("_s")) / 100
         by_speed = [draws.quantile(each, q) for each in outcome.latency_s]
         return point_quantile(middle, q), _at_speed(factor, outcome.speeds, by_speed)
-
-
-def latency_name(percentile: int | None) -> str:
-    """Return the name of the latency that a budget speaks of."""
-    return "latency_s" if percentile is None else f"latency_p{percentile}_s"
 
 
 def _at_speed(factor: Floats, speeds: Floats, by_speed: Sequence[Floats]) -> Floats:

@@ -118,7 +118,7 @@ def _time_notes(after: Replays, prior: PriorTimes | None, on_tables: bool) -> li
     """Say where step times come from."""
     runs = after.times.runs
     if prior is not None:
-        notes = prior.notes()
+        notes = prior.notes(after.engine.tensor_parallel_size)
     elif runs is None:
         notes = ["step times are of operator tables; no run of yours has checked them: no interval"]
     else:
@@ -133,7 +133,7 @@ def _outside(after: Replays, prior: PriorTimes | None, longer: bool) -> list[str
     notes = []
     if longer:
         notes.append("outside what was recorded: drafts are longer; marked *")
-    elif after.outside and (prior is None or prior.found is not None):
+    elif after.outside and (prior is None or after.times.sigma is not None):
         notes.append("outside what was recorded: batches or contexts are larger; marked *")
     if after.drawn < after.recorded:
         notes.append(f"{after.drawn} of the recorded samples drawn, {len(after.runs)} times")

@@ -9,7 +9,7 @@ GPU, so a recording of one model and tensor-parallel size speaks for others.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -45,13 +45,20 @@ class Recalibration:
 
     `families` are factors by family, of those whose kernels were profiled; `step` is the factor of
     all that is left. `sigma` is the spread (sd) of the log of a run's time about the prediction;
-    `recordings` taught it.
+    `checked` are the models (nameless) and tensor-parallel sizes that ran: a factor learned at one
+    size is off at another (docs/prior.md), so an interval is claimed for these alone. `recordings`
+    taught it.
     """
 
     families: Mapping[str, float]
     step: float
     sigma: float
+    checked: frozenset[tuple[ModelFacts, int]]
     recordings: tuple[str, ...]
+
+    def has(self, facts: ModelFacts, tensor_parallel_size: int) -> bool:
+        """Whether this model ran at this tensor-parallel size."""
+        return _shape(facts, tensor_parallel_size) in self.checked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,19 +79,22 @@ class PriorTimes:
         if self.found is not None:
             prior = _recalibrated(prior, self.found)
         measured = domain(prior.operators)
+        checked = self.found is not None and self.found.has(self.facts, engine.tensor_parallel_size)
 
         def within(peaks: Mapping[str, float]) -> bool:
-            if self.found is None:  # nothing of this GPU was
+            if not checked:
                 return False
             most = {"tokens": peaks["tokens"], "batch": peaks["requests"], "context": longest}
             return not measured.beyond(most)
 
-        sigma = None if self.found is None else (self.found.sigma, 2 * self.found.sigma)
+        sigma = None
+        if checked and self.found is not None:
+            sigma = (self.found.sigma, 2 * self.found.sigma)
         runs = None if self.found is None else len(self.found.recordings)
         return StepTimes(cost=cost_of(prior, engine), sigma=sigma, runs=runs, within=within)
 
-    def notes(self) -> list[str]:
-        """Return what of the step times is prior, and what is missing."""
+    def notes(self, tensor_parallel_size: int) -> list[str]:
+        """Return what of the step times is prior, what is missing, and what was checked."""
         told = [
             f"prior: step times of {self.facts.name} on {self.tables.device} are from operator"
             f" tables of others (aiconfigurator-core: {self.tables.label})",
@@ -96,11 +106,21 @@ class PriorTimes:
         scales = ", ".join(f"{name} x{scale:.2f}" for name, scale in self.found.families.items())
         scales = f"{scales}; " if scales else "no kernels were profiled: one scale, "
         names = ", ".join(self.found.recordings)
-        return [
+        told = [
             *told[:2],
             f"recalibrated by {names}: {scales}steps x{self.found.step:.2f}, which stands for what "
             f"no table has ({', '.join(PRIOR_MISSING)}); the rest is prior",
         ]
+        if not self.found.has(self.facts, tensor_parallel_size):
+            told.append(
+                f"no run of this GPU had {self.facts.name} at tensor_parallel_size "
+                f"{tensor_parallel_size}: no interval, all marked *"
+            )
+        return told
+
+
+def _shape(facts: ModelFacts, tensor_parallel_size: int) -> tuple[ModelFacts, int]:
+    return replace(facts, name=""), tensor_parallel_size
 
 
 def recalibrate(tables: PriorTables, recordings: Sequence[Recording]) -> Recalibration | None:
@@ -116,7 +136,10 @@ def recalibrate(tables: PriorTables, recordings: Sequence[Recording]) -> Recalib
     return Recalibration(
         families=families,
         step=float(np.exp(logs.mean())),
-        sigma=_spread(logs, float(raw.mean())),
+        sigma=spread_of(logs, float(raw.mean())),
+        checked=frozenset(
+            _shape(each.prior.facts, each.engine.tensor_parallel_size) for each in ran
+        ),
         recordings=tuple(dict.fromkeys(each.recording for each in ran)),
     )
 
@@ -133,7 +156,7 @@ def _logs(ran: Sequence[_Ran], families: Mapping[str, float]) -> Floats:
     return np.array([np.mean(group) for group in found.values()])
 
 
-def _spread(logs: Floats, raw: float) -> float:
+def spread_of(logs: Floats, raw: float) -> float:
     """Return the spread of the log of time in a run that was not learned from.
 
     Of several configurations each is predicted from the others; these errors are pooled with

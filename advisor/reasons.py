@@ -13,8 +13,9 @@ from advisor.evidence import Evidence
 from advisor.measures import HIGHER_IS_BETTER, Measures
 from advisor.models.step_time import RUN_TO_RUN, StepLaw
 from advisor.outcomes import Outcome
+from advisor.question import Question
 from advisor.space import Candidate, Space
-from traces.schema import Budget, Estimate, NearMiss
+from traces.schema import EngineConfig, Estimate, Experiment, NearMiss, Policy, Stages
 
 PARTS = {  # what a step's time goes to; launch and weights cannot be told apart in one model
     "a fixed part (launches and reading the weights)": ("step", "prefill_step"),
@@ -51,7 +52,7 @@ def name_of(candidate: Candidate) -> str:
 
 
 def _without_seqs(candidate: Candidate) -> str:
-    engine = dataclasses.replace(candidate.engine, max_num_seqs=None)
+    engine = dataclasses.replace(candidate.engine, max_num_seqs=None, max_num_batched_tokens=None)
     return name_of(dataclasses.replace(candidate, engine=engine))
 
 
@@ -83,34 +84,44 @@ def interval(estimate: Estimate) -> str:
 def reasons(
     evidence: Evidence,
     space: Space,
-    measures: Measures,
-    budget: Budget,
+    question: Question,
     *,
-    objective: str,
     system: int | None,
     compute: int | None,
+    least_tokens: int | None,
     equals: Sequence[int],
     misses: Sequence[NearMiss],
     needed: Mapping[str, float],
-    price: float | None,
+    stages: Stages,
 ) -> list[str]:
     """Return the sentences, the most telling first."""
     lines: list[str] = []
+    measures = question.measures
     if system is None:
-        lines += _why_nothing(misses, needed, budget)
+        lines += _why_nothing(misses, needed, question)
     else:
         lines.append(_steps(measures.outcomes[system]))
-        lines += _against_compute(measures, objective, system, compute, price)
-        lines += _equal_ones(measures, objective, system, equals)
+        lines += _against_compute(question, system, compute)
+        lines += _fewest_tokens(question, system, compute, least_tokens)
+        lines += _equal_ones(question, system, equals)
         lines += _certainty(measures.outcomes[system])
-    lines += _assumptions(evidence, space, measures, budget, price)
+    lines += _how_far(stages)
+    lines += _assumptions(evidence, space, question)
     return lines
 
 
 def _why_nothing(
-    misses: Sequence[NearMiss], needed: Mapping[str, float], budget: Budget
+    misses: Sequence[NearMiss], needed: Mapping[str, float], question: Question
 ) -> Iterable[str]:
-    yield f"no candidate meets every limit with {budget.confidence:.0%} probability"
+    wanted = question.budget.confidence
+    yield f"no candidate meets every limit with {wanted:.0%} probability"
+    alone = {name: bool(question.within(name).any()) for name in question.met}
+    never = [OPTIONS[name] for name, met in alone.items() if not met]
+    if never:
+        yield f"no candidate meets {' or '.join(never)}, whatever the other limits"
+    elif len(alone) > 1:
+        listed = " and ".join(OPTIONS[name] for name in alone)
+        yield f"{listed} contradict each other: each alone is met, all together are not"
     for miss in misses:
         engine, policy = miss.pick.engine, miss.pick.policy
         name = f"{engine.model} {engine.label()}, {policy.label()}"
@@ -143,20 +154,19 @@ def shares(law: StepLaw, totals: np.ndarray) -> dict[str, float]:
     }
 
 
-def _against_compute(
-    measures: Measures, objective: str, system: int, compute: int | None, price: float | None
-) -> Iterable[str]:
+def _against_compute(question: Question, system: int, compute: int | None) -> Iterable[str]:
     if compute is None:
         yield "no candidate is accurate enough with the wanted probability by FLOPs alone"
         return
     if compute == system:
         yield "compute-optimal and system-optimal agree: the pick also needs the fewest FLOPs"
         return
+    measures, objective = question.measures, question.goal.metric
     ours, theirs = measures.outcomes[system], measures.outcomes[compute]
     flops = measures.values("flops")
     more = flops[system] / flops[compute]
     metric = "latency_s" if objective == "accuracy" else objective
-    difference = measures.difference(metric, compute, system, price=price)
+    difference = measures.difference(metric, compute, system, prices=question.price)
     told = "" if difference is None else f" and {_more(metric, difference)}"
     yield (
         f"compute-optimal is {name_of(theirs.candidate)}: the pick takes {more:.3g} times its "
@@ -184,9 +194,25 @@ def _negative(value: float | None) -> float | None:
     return None if value is None else -value
 
 
-def _equal_ones(
-    measures: Measures, objective: str, system: int, equals: Sequence[int]
+def _fewest_tokens(
+    question: Question, system: int, compute: int | None, least: int | None
 ) -> Iterable[str]:
+    """Say which candidate needs the fewest tokens, where FLOPs do not tell the same."""
+    if least is None or compute is None or least in (system, compute):
+        return
+    measures = question.measures
+    same = [measures.outcomes[row].candidate for row in (least, compute)]
+    tokens = measures.values("tokens")
+    if same[0].policy == same[1].policy and same[0].engine.model == same[1].engine.model:
+        return
+    yield (
+        f"by tokens the least is {name_of(same[0])}, with {quantity(tokens[least], 'tokens')} "
+        f"against {quantity(tokens[compute], 'tokens')} of the compute-optimal one"
+    )
+
+
+def _equal_ones(question: Question, system: int, equals: Sequence[int]) -> Iterable[str]:
+    measures, objective = question.measures, question.goal.metric
     pick = measures.outcomes[system].candidate
     same = [
         row
@@ -196,9 +222,15 @@ def _equal_ones(
         and np.array_equal(measures.outcomes[row].latency_s, measures.outcomes[system].latency_s)
     ]
     if same:
-        seqs = sorted({measures.outcomes[row].candidate.engine.max_num_seqs or 0 for row in same})
-        listed = ", ".join(map(str, seqs))
-        yield f"max_num_seqs {listed} would do the same: no more samples are in flight"
+        engines = [measures.outcomes[row].candidate.engine for row in same]
+        for name, what in (
+            ("max_num_seqs", "samples are in flight"),
+            ("max_num_batched_tokens", "tokens come in a step"),
+        ):
+            values = sorted({getattr(e, name) or 0 for e in engines} - {getattr(pick.engine, name)})
+            if values:
+                listed = ", ".join(map(str, values))
+                yield f"{name} {listed} would do the same: no more {what}"
     rest = [row for row in equals if row not in same]
     if rest:
         names = list(dict.fromkeys(_without_seqs(measures.outcomes[row].candidate) for row in rest))
@@ -228,9 +260,18 @@ def _certainty(outcome: Outcome) -> Iterable[str]:
         yield "extrapolated: the pick makes larger steps than any recorded"
 
 
-def _assumptions(
-    evidence: Evidence, space: Space, measures: Measures, budget: Budget, price: float | None
-) -> Iterable[str]:
+def _how_far(stages: Stages) -> Iterable[str]:
+    if stages.first is not None:
+        yield f"the replay changed the pick: by the closed form it was {stages.first}"
+    if stages.replayed < stages.screened and stages.spread is not None:
+        yield (
+            f"replayed {stages.replayed:,} of {stages.screened:,} candidates, those that may be "
+            f"best; the rest by a closed form, nine times in ten within {stages.spread:.0%} of it"
+        )
+
+
+def _assumptions(evidence: Evidence, space: Space, question: Question) -> Iterable[str]:
+    measures = question.measures
     if measures.rate_per_s is not None:
         yield f"load: problems arrive at random at {measures.rate_per_s:.3g}/s"
     else:
@@ -240,21 +281,33 @@ def _assumptions(
         yield f"load: {in_flight} problem{'s' * (in_flight != 1)} in flight, as recorded{told}"
     named = evidence.workload.name if evidence.workload else "unnamed"
     yield f"judged on {len(space.problem_ids)} problems of the workload {named}"
-    if price is not None and budget.price_usd_per_device_hour is None:
-        yield f"price: ${price:g} per device-hour, as recorded"
+    if question.prices.recorded:
+        yield f"price: ${question.prices.plain:g} per device-hour, as recorded"
 
 
 def measure_next(
-    evidence: Evidence, space: Space, measures: Measures, system: int | None
+    evidence: Evidence,
+    space: Space,
+    measures: Measures,
+    system: int | None,
+    proposed: Sequence[Experiment],
 ) -> list[str]:
     """Return what would make the answer surer, as commands where there is one."""
     lines: list[str] = []
+    for each in proposed:
+        command = _record(evidence, each.engine, each.policy)
+        lines.append(
+            f"{each.reason}; run it, and what the pick is expected to lose falls from "
+            f"{each.regret:.1%} to {each.regret_after:.1%}: {command}"
+        )
     if system is not None:
         outcome = measures.outcomes[system]
-        if not outcome.candidate.recorded:
-            lines.append(f"the pick was never run; run it: {_record(evidence, outcome.candidate)}")
-        elif not outcome.law.repeats or outcome.law.runs < 2:
-            command = _record(evidence, outcome.candidate)
+        engine, policy = outcome.candidate.engine, outcome.candidate.policy
+        named = any((each.engine, each.policy) == (engine, policy) for each in proposed)
+        if not outcome.candidate.recorded and not named:
+            lines.append(f"the pick was never run; run it: {_record(evidence, engine, policy)}")
+        elif not named and (not outcome.law.repeats or outcome.law.runs < 2):
+            command = _record(evidence, engine, policy)
             lines.append(f"run the pick again to learn the run-to-run spread: {command}")
     if system is not None and len(space.problem_ids) < ENOUGH_PROBLEMS:
         low, high = np.quantile(measures.draws("accuracy")[system], (0.05, 0.95))
@@ -265,11 +318,11 @@ def measure_next(
     return lines
 
 
-def _record(evidence: Evidence, candidate: Candidate) -> str:
+def _record(evidence: Evidence, engine: EngineConfig, policy: Policy) -> str:
     workload = evidence.workload
     return record_command(
-        candidate.engine,
-        candidate.policy,
+        engine,
+        policy,
         workload=None if workload is None else workload.name,
         problems=None if workload is None else workload.problems,
         concurrency=evidence.load[0],

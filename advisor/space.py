@@ -1,8 +1,11 @@
 """The candidates: recorded engines with other limits, and policies that the samples can answer.
 
 Nothing is proposed whose step time or samples were never recorded: models, tensor-parallel sizes
-and speculative settings are those of the recordings. `max_num_seqs` takes the powers of two up to
-the largest recorded, and n those up to the samples recorded.
+and speculative settings are those of the recordings. `max_num_seqs` and `max_num_batched_tokens`
+take powers of two up to the largest recorded, n those up to the samples recorded, and an engine
+may stand several times.
+
+Candidates are rows of arrays, as there may be a hundred thousand; `Space.candidate` makes one.
 """
 
 from __future__ import annotations
@@ -11,58 +14,35 @@ import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final
 
-from advisor.evidence import Evidence, ProblemRun, Run, Sample, law_key
-from advisor.load import Limits, Load
-from advisor.workload import Workload
-from traces.schema import EngineConfig, ModelFacts, Policy, Speculative
+import numpy as np
+import numpy.typing as npt
+
+from advisor.evidence import Evidence, law_key
+from advisor.load import Limits
+from advisor.pools import Pool, decoder_of, find_pools, sampling_of
+from traces.schema import EngineConfig, ModelFacts, Policy
+
+Ints = npt.NDArray[np.int64]
+
+__all__ = [
+    "Candidate",
+    "Kind",
+    "Pool",
+    "Space",
+    "decoder_of",
+    "explore",
+    "limits_of",
+    "sampling_of",
+]
 
 DEFAULT_BLOCK: Final = 16
 UNRECORDED: Final = "speculation was not recorded with this sampling"
 ENOUGH_PROBLEMS: Final = 0.5  # of those of the fullest pool; a pool with fewer is left out
-
-Decoder = tuple[str, str | None, str | None, str | None, Speculative | None]
-SampleKey = tuple[Decoder, Policy]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pool:
-    """The samples of one model with one way of sampling, from every run of it."""
-
-    key: SampleKey
-    runs: tuple[Run, ...]
-    policies: tuple[Policy, ...]  # that its samples can answer
-    problem_ids: frozenset[str]
-
-    def loads(self, problem_ids: Sequence[str]) -> list[Load] | None:
-        """Return per problem a Load with all samples, or None when one has none to replay.
-
-        A speculative engine needs samples that say how their drafts went.
-        """
-        drafting = self.key[0][-1] is not None
-        found = []
-        for name in problem_ids:
-            own = [run.problems[name] for run in self.runs if name in run.problems]
-            samples = [
-                sample
-                for problem in own
-                for sample in problem.samples
-                if not drafting or sample.advance is not None
-            ]
-            if not samples:
-                return None
-            found.append(_load(own, samples))
-        return found
-
-
-def _load(own: Sequence[ProblemRun], samples: Sequence[Sample]) -> Load:
-    cached = sorted(problem.cached_tokens for problem in own)
-    return Load(
-        prompt_tokens=own[0].prompt_tokens,
-        cached_tokens=cached[len(cached) // 2],
-        samples=tuple(samples),
-    )
+FEWEST_BATCHED: Final = 256  # tokens a step that are proposed
+REPLICAS: Final = (1, 2, 4, 8)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,18 +75,91 @@ def limits_of(engine: EngineConfig) -> Limits:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Space:
-    """The candidates, how many were dropped and why, and the problems that all have."""
+class Kind:
+    """What candidates share that differ in limits and replicas alone: engine, samples, policy.
 
-    candidates: tuple[Candidate, ...]
+    The engine is a recorded one without `max_num_seqs` and `max_num_batched_tokens`.
+    """
+
+    engine: EngineConfig
+    pool: Pool
+    policy: Policy
+    facts: ModelFacts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Space:
+    """The candidates as arrays [candidates], how many were dropped and why, the common problems.
+
+    `kind` is the place in `kinds`; `max_num_seqs` and `max_num_batched_tokens` are 0 where they are
+    not known; `replicas` is how many engines serve.
+    """
+
+    kinds: tuple[Kind, ...]
+    kind: Ints
+    max_num_seqs: Ints
+    max_num_batched_tokens: Ints
+    replicas: Ints
     dropped: Mapping[str, int]
     problem_ids: tuple[str, ...]
+    ran: frozenset[tuple[EngineConfig, Policy]]
+
+    def __len__(self) -> int:
+        return len(self.kind)
+
+    @cached_property
+    def _by_engine(self) -> dict[EngineConfig, list[int]]:
+        found: dict[EngineConfig, list[int]] = {}
+        for number, kind in enumerate(self.kinds):
+            found.setdefault(kind.engine, []).append(number)
+        return found
+
+    @cached_property
+    def devices(self) -> Ints:
+        """Devices of each candidate."""
+        each = np.array([kind.engine.num_devices for kind in self.kinds], dtype=np.int64)
+        return np.asarray(each[self.kind] * self.replicas)
+
+    def candidate(self, row: int) -> Candidate:
+        """Return a candidate."""
+        kind = self.kinds[self.kind[row]]
+        replicas, gpus = int(self.replicas[row]), kind.engine.num_gpus
+        engine = dataclasses.replace(
+            kind.engine,
+            max_num_seqs=int(self.max_num_seqs[row]) or None,
+            max_num_batched_tokens=int(self.max_num_batched_tokens[row]) or None,
+            data_parallel_size=replicas,
+            num_gpus=None if gpus is None else gpus * replicas,
+        )
+        return Candidate(
+            engine=engine,
+            policy=kind.policy,
+            pool=kind.pool,
+            facts=kind.facts,
+            recorded=(engine, kind.policy) in self.ran,
+        )
+
+    def rows_of(self, engine: EngineConfig, policy: Policy) -> list[int]:
+        """Return the candidates with an engine and a policy: one, or none."""
+        rows = self.rows_with(engine)
+        return [row for row in rows if self.kinds[self.kind[row]].policy == policy]
+
+    def rows_with(self, engine: EngineConfig) -> list[int]:
+        """Return the candidates with an engine and its limits, with any policy."""
+        kinds = self._by_engine.get(_without_limits(engine), [])
+        rows = np.flatnonzero(
+            np.isin(self.kind, kinds)
+            & (self.max_num_seqs == (engine.max_num_seqs or 0))
+            & (self.max_num_batched_tokens == (engine.max_num_batched_tokens or 0))
+            & (self.replicas == engine.data_parallel_size)
+        )
+        return [int(row) for row in rows]
 
 
 def explore(evidence: Evidence) -> Space:
     """Return every candidate that the evidence can judge."""
-    pools = _pools(evidence)
-    fullest = max(len(pool.problem_ids) for pool in pools)
+    pools = find_pools(evidence)
+    fullest = max((len(pool.problem_ids) for pool in pools), default=0)
     dropped: Counter[str] = Counter()
     kept = []
     for pool in pools:
@@ -114,138 +167,150 @@ def explore(evidence: Evidence) -> Space:
             dropped["recorded on too few of the problems"] += len(pool.policies)
         else:
             kept.append(pool)
-    common = frozenset.intersection(*(pool.problem_ids for pool in kept))
-    if not common:
-        kept = [max(kept, key=lambda pool: len(pool.problem_ids))]
-        common = kept[0].problem_ids
-    order = dict.fromkeys(name for run in evidence.runs for name in run.problems)
-    names = tuple(name for name in order if name in common)
-    recorded = {(run.engine, run.policy) for run in evidence.runs}
-    candidates = []
-    for engine in _engines(evidence):
+    names, kept = _common(evidence, kept)
+    engines = _engines(evidence)
+    sizes = {pool.key: _Sizes(pool, names) for pool in kept}
+    kinds: list[Kind] = []
+    columns: list[Ints] = []
+    for engine, choices in engines.items():
         own = {pool.key[1] for pool in kept if pool.key[0] == decoder_of(engine)}
         for pool in kept:
             if pool.key[0] != decoder_of(engine):
                 like = pool.key[0][:-1] == decoder_of(engine)[:-1]
                 if engine.speculative is not None and like and pool.key[1] not in own:
-                    dropped[UNRECORDED] += len(pool.policies)
+                    dropped[UNRECORDED] += len(pool.policies) * len(choices)
                 continue
-            reason = _unfit(engine, pool, names)
+            reason = _unfit(engine, sizes[pool.key])
             if reason is not None:
-                dropped[reason] += len(pool.policies)
+                dropped[reason] += len(pool.policies) * len(choices)
                 continue
-            for policy in pool.policies:
-                candidates.append(
-                    Candidate(
-                        engine=engine,
-                        policy=policy,
-                        pool=pool,
-                        facts=evidence.models[engine.model],
-                        recorded=(engine, policy) in recorded,
-                    )
-                )
-    return Space(candidates=tuple(candidates), dropped=dict(dropped), problem_ids=names)
+            fitting = _fitting(engine, choices, dropped, len(pool.policies))
+            for policy in pool.policies if fitting else ():
+                facts = evidence.models[engine.model]
+                kinds.append(Kind(engine=engine, pool=pool, policy=policy, facts=facts))
+                columns.append(_rows(len(kinds) - 1, fitting, engine))
+    rows = np.concatenate([np.zeros((0, 4), dtype=np.int64), *columns])
+    return Space(
+        kinds=tuple(kinds),
+        kind=rows[:, 0],
+        max_num_seqs=rows[:, 1],
+        max_num_batched_tokens=rows[:, 2],
+        replicas=rows[:, 3],
+        dropped=dict(dropped),
+        problem_ids=names,
+        ran=frozenset((run.engine, run.policy) for run in evidence.runs),
+    )
 
 
-def decoder_of(engine: EngineConfig) -> Decoder:
-    """Return what decides the answers beside the sampling.
+def _common(evidence: Evidence, pools: list[Pool]) -> tuple[tuple[str, ...], list[Pool]]:
+    """Return the problems that all pools have, or else the fullest pool's, in order of arrival."""
+    common = frozenset.intersection(*(pool.problem_ids for pool in pools)) if pools else frozenset()
+    if pools and not common:
+        pools = [max(pools, key=lambda pool: len(pool.problem_ids))]
+        common = pools[0].problem_ids
+    order = dict.fromkeys(name for run in evidence.runs for name in run.problems)
+    return tuple(name for name in order if name in common), pools
 
-    Speculation should not, but that is a claim about an implementation: engines with and without
-    it are each judged by their own samples.
+
+def _rows(kind: int, choices: Sequence[tuple[int, int]], engine: EngineConfig) -> Ints:
+    """Return [rows, 4]: the kind, both limits and the replicas."""
+    replicas = REPLICAS if engine.data_parallel_size == 1 else (engine.data_parallel_size,)
+    limits = np.repeat(np.array(choices, dtype=np.int64), len(replicas), axis=0)
+    return np.column_stack(
+        [np.full(len(limits), kind), limits, np.tile(replicas, len(choices))]
+    ).astype(np.int64)
+
+
+def _without_limits(engine: EngineConfig) -> EngineConfig:
+    """Return the engine as one replica whose limits are not said."""
+    gpus = engine.num_gpus
+    return dataclasses.replace(
+        engine,
+        max_num_seqs=None,
+        max_num_batched_tokens=None,
+        data_parallel_size=1,
+        num_gpus=None if gpus is None else max(gpus // engine.data_parallel_size, 1),
+    )
+
+
+def _engines(evidence: Evidence) -> dict[EngineConfig, list[tuple[int, int]]]:
+    """Return recorded engines without limits, and their (max_num_seqs, max_num_batched_tokens).
+
+    Both take the recorded values and the powers of two up to the largest recorded of their law.
     """
-    return (
-        engine.model,
-        engine.dtype,
-        engine.quantization,
-        engine.kv_cache_dtype,
-        engine.speculative,
-    )
-
-
-def sampling_of(policy: Policy) -> Policy:
-    """Return what of a policy decides its single samples."""
-    return dataclasses.replace(policy, method="majority", n=1, rule=())
-
-
-def _pools(evidence: Evidence) -> list[Pool]:
-    groups: dict[SampleKey, list[Run]] = {}
-    for run in evidence.runs:
-        groups.setdefault((decoder_of(run.engine), sampling_of(run.policy)), []).append(run)
-    pools = []
-    for key, runs in groups.items():
-        whole = [run for run in runs if run.policy.method != "greedy"]
-        policies = [dataclasses.replace(key[1], method="greedy")] if len(whole) < len(runs) else []
-        most = max((run.policy.n for run in whole), default=0)
-        counts = {run.policy.n for run in whole} | {2**i for i in range(most.bit_length())}
-        if most:
-            policies += [dataclasses.replace(key[1], n=n) for n in sorted(counts)]
-        ids = {n for run in runs for n in run.problems if len(run.problems[n].samples) >= 1}
-        judged = {n for n in ids if all(_judged(run, n) for run in runs)}
-        complete = {n for n in judged if not most or _most_samples(whole, n) >= most}
-        if complete:
-            pools.append(
-                Pool(
-                    key=key,
-                    runs=tuple(runs),
-                    policies=tuple(policies),
-                    problem_ids=frozenset(complete),
-                )
-            )
-    return pools
-
-
-def _judged(run: Run, name: str) -> bool:
-    problem = run.problems.get(name)
-    return problem is None or all(
-        s.correct is not None or s.answer is None for s in problem.samples
-    )
-
-
-def _most_samples(runs: Sequence[Run], name: str) -> int:
-    return max((len(r.problems[name].samples) for r in runs if name in r.problems), default=0)
-
-
-def _engines(evidence: Evidence) -> list[EngineConfig]:
-    """Return the recorded engines, each with every `max_num_seqs` up to the largest recorded."""
     recorded = list(
         dict.fromkeys([t.engine for t in evidence.steps] + [r.engine for r in evidence.runs])
     )
     taught = {law_key(table.engine) for table in evidence.steps}
-    largest: dict[EngineConfig, int] = {}
+    by_law: dict[EngineConfig, list[EngineConfig]] = {}
     for engine in recorded:
-        key = law_key(engine)
-        largest[key] = max(largest.get(key, 0), engine.max_num_seqs or 0)
-    found: dict[EngineConfig, None] = {}
+        by_law.setdefault(law_key(engine), []).append(engine)
+    found: dict[EngineConfig, list[tuple[int, int]]] = {}
     for engine in recorded:
+        like = by_law[law_key(engine)]
         if law_key(engine) not in taught:
             continue
-        found[engine] = None
-        if engine.max_num_seqs is None:
-            continue
-        most = largest[law_key(engine)]
-        for power in range(most.bit_length()):
-            found[dataclasses.replace(engine, max_num_seqs=2**power)] = None
-    return list(found)
+        seqs = _powers([each.max_num_seqs for each in like], 1)
+        batched = _powers([each.max_num_batched_tokens for each in like], FEWEST_BATCHED)
+        known = found.setdefault(_without_limits(engine), [])
+        own_seqs = seqs if engine.max_num_seqs is not None else [0]
+        own_batched = batched if engine.max_num_batched_tokens is not None else [0]
+        known += [(s, b) for s in own_seqs for b in own_batched if (s, b) not in known]
+    return found
 
 
-def _unfit(engine: EngineConfig, pool: Pool, names: Sequence[str]) -> str | None:
+def _powers(values: Sequence[int | None], fewest: int) -> list[int]:
+    """Return the values that are known and the powers of two from `fewest` to the largest."""
+    known = {value for value in values if value is not None}
+    most = max(known, default=0)
+    return sorted(known | {2**i for i in range(most.bit_length()) if fewest <= 2**i <= most})
+
+
+def _fitting(
+    engine: EngineConfig, choices: Sequence[tuple[int, int]], dropped: Counter[str], policies: int
+) -> list[tuple[int, int]]:
+    """Return the choices of limits that vLLM would start with; the others are counted."""
+    width = 1 if engine.speculative is None else 1 + engine.speculative.num_speculative_tokens
+    found = [(seqs, tokens) for seqs, tokens in choices if not 0 < tokens < seqs * width]
+    if len(found) < len(choices):
+        what = "max_num_seqs" if width == 1 else "the drafts"
+        reason = f"max_num_batched_tokens is too few for {what}"
+        dropped[reason] += (len(choices) - len(found)) * policies
+    return found
+
+
+class _Sizes:
+    """What of a pool decides whether an engine can run it, looked up once."""
+
+    def __init__(self, pool: Pool, names: Sequence[str]) -> None:
+        loads = pool.loads(names)
+        self.known = loads is not None
+        lengths = [
+            (load.prompt_tokens + sample.output_tokens, sample)
+            for load in loads or ()
+            for sample in load.samples
+        ]
+        self.longest = max((length for length, _ in lengths), default=0)
+        drafts = [
+            each.scheduled.mean()
+            for _, each in lengths
+            if each.scheduled is not None and each.scheduled.size
+        ]
+        self.held = self.longest + int(np.ceil(max(drafts, default=1.0))) - 1
+        self.samples = min((len(load.samples) for load in loads or ()), default=0)
+        self.most = max((policy.n for policy in pool.policies), default=1)
+
+
+def _unfit(engine: EngineConfig, pool: _Sizes) -> str | None:
     """Return why an engine cannot be judged with a pool's samples, or None."""
-    if engine.data_parallel_size > 1:
-        return "data parallel engines are not replayed yet"
-    loads = pool.loads(names)
-    if loads is None:
+    if not pool.known:
         return UNRECORDED
-    most = max((policy.n for policy in pool.policies), default=1)
-    if engine.speculative is not None:
-        if min(len(load.samples) for load in loads) < most:
-            return UNRECORDED
-        width = 1 + engine.speculative.num_speculative_tokens
-        seqs = engine.max_num_seqs or 1
-        if engine.max_num_batched_tokens and seqs * width > engine.max_num_batched_tokens:
-            return "max_num_batched_tokens is too few for the drafts"
+    if engine.speculative is not None and pool.samples < pool.most:
+        return UNRECORDED
     if engine.num_gpu_blocks is not None:
         size = engine.block_size or DEFAULT_BLOCK
-        longest = Workload.from_loads(loads).longest
-        if -(-longest // size) > engine.num_gpu_blocks - 1:
+        if -(-pool.held // size) > engine.num_gpu_blocks - 1:
             return "the KV cache is too small for one sequence"
+    if engine.max_model_len is not None and pool.longest > engine.max_model_len:
+        return "the recorded sequences are longer than max_model_len"
     return None

@@ -25,6 +25,8 @@ from advisor.models.operators import default_capture_sizes, interpolated
 from advisor.models.prior import Prior, prior_of
 from advisor.models.prior_tables import read_prior, tables_folder
 from advisor.models.step_cost import table_cost
+from advisor.models.step_time import Z95
+from advisor.prior_times import spread_of
 from advisor.replay import replay
 from advisor.workload import Workload
 from traces.schema import EngineConfig, ModelFacts
@@ -196,11 +198,40 @@ def published_runs(batched_tokens: int) -> None:
     error = 100 * float(np.mean(np.abs(np.array(ratios) - 1)))
     print(f"TPOT of {len(ratios)} runs: mean absolute error {error:.1f} %,"
           f" prior over measured {min(ratios):.2f} to {max(ratios):.2f}")  # fmt: skip
+    recalibrated(found)
     print("gain of TP 8 over TP 2 in TPOT, measured and of the prior:")
     for (output, flight), sizes in found.items():
         if {2, 8} <= sizes.keys():
             real, ours = (sizes[2][i] / sizes[8][i] for i in (0, 1))
             print(f"  {output:>5} tokens, {flight:>3} in flight: {real:.2f}, {ours:.2f}")
+
+
+def recalibrated(found: dict[tuple[int, int], dict[int, tuple[float, float]]]) -> None:
+    """Recalibrate by runs at one TP and predict runs at each; loads that taught are left out."""
+    logs = {
+        size: np.array([np.log(np.divide(*sizes[size])) for sizes in found.values()])
+        for size in (2, 4, 8)
+    }
+    print("recalibrated: signed error of TPOT in %, its 90 % half-width, runs inside")
+    for learned, known in logs.items():
+        for size, asked in logs.items():
+            cells = []
+            for name in ("by one load", "by all other loads"):
+                errors_, spreads = [], []
+                for i, one in enumerate(known):
+                    rest = np.delete(known, i)
+                    if name == "by one load":
+                        at = [j for j in range(len(asked)) if size != learned or j != i]
+                        errors_ += [float(asked[j] - one) for j in at]
+                        spreads += [spread_of(known[[i]], float(one))] * len(at)
+                    else:
+                        errors_.append(float(asked[i] - rest.mean()))
+                        spreads.append(spread_of(rest, float(rest.mean())))
+                inside = np.abs(errors_) <= Z95 * np.array(spreads)
+                error = 100 * float(np.mean(np.exp(-np.array(errors_)) - 1))
+                width = 100 * float(np.mean(np.exp(Z95 * np.array(spreads)) - 1))
+                cells.append(f"{name} {error:+.1f}, {width:.0f}, {inside.sum()} of {len(inside)}")
+            print(f"  learned at TP {learned}, asked at TP {size}: " + "; ".join(cells))
 
 
 def main() -> None:

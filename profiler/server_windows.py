@@ -201,15 +201,15 @@ class ServerWindows:
         self._serial += 1
         # vLLM's profiler stops in the step after that many.
         bounds = {"profile_prefix": prefix, "delay_iterations": 0, "max_iterations": max(steps, 1)}
-        span, started = _Span(replica, time.time_ns()), False
+        span, started = _Span(replica, time.time_ns()), True  # for all that we know
         self._spans.append(span)
         try:
             answer = client.post(_PATH, json=bounds)
+            started = answer.status_code == 200
             if answer.status_code == 409:
                 raise EngineError(
                     f"{url}: somebody's profile is open there; POST /stop_profile ends it"
                 )
-            started = answer.status_code == 200
             if not started:
                 raise EngineError(f"{url}: POST {_PATH} answers HTTP {answer.status_code}")
             until = time.monotonic() + (OPEN_S if steps else 0.0)
@@ -218,9 +218,11 @@ class ServerWindows:
                     break
                 time.sleep(0.05)
         finally:
-            if started:  # it answers when every worker has written its trace
-                client.post("/stop_profile").raise_for_status()
-            span.ended = time.time_ns()
+            try:
+                if started:  # it answers when every worker has written its trace
+                    client.post("/stop_profile").raise_for_status()
+            finally:
+                span.ended = time.time_ns()
         return self._traces(prefix)
 
     def _traces(self, prefix: str) -> list[Path]:

@@ -6,16 +6,34 @@ short, stable name in a recording.
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
-import types
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
+from typing import Literal, get_args
 
 from traces.errors import UsageError
+from traces.record import Record
+
+__all__ = [
+    "EFFORTS",
+    "SCHEMA_VERSION",
+    "Budget",
+    "Config",
+    "EngineConfig",
+    "Estimate",
+    "Experiment",
+    "Method",
+    "ModelFacts",
+    "NearMiss",
+    "Objective",
+    "Pick",
+    "Policy",
+    "Present",
+    "Recommendation",
+    "Record",
+    "Speculative",
+    "Stages",
+    "Turning",
+]
 
 SCHEMA_VERSION = 1
 
@@ -34,58 +52,6 @@ Method = Literal[
     "beam",
 ]
 Objective = Literal["accuracy", "latency", "cost", "energy", "throughput"]
-
-
-class Record:
-    """A frozen dataclass that goes to JSON and back."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain dicts, lists and scalars; absent values stay None."""
-        return {
-            field.name: _plain(getattr(self, field.name))
-            for field in dataclasses.fields(self)  # type: ignore[arg-type]
-        }
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """Build from `to_json`'s dict; fields it does not name keep their defaults."""
-        hints = get_type_hints(cls)
-        names = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
-        return cls(**{name: _typed(hints[name], data[name]) for name in names if name in data})
-
-    def key(self) -> str:
-        """Return a short name: the first letter of the type and eight hex digits of a hash."""
-        text = json.dumps(self.to_json(), sort_keys=True)
-        digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-        return f"{type(self).__name__[0].lower()}-{digest}"
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Record):
-        return value.to_json()
-    if isinstance(value, tuple | list):
-        return [_plain(item) for item in value]
-    if isinstance(value, Mapping):
-        return {str(name): _plain(item) for name, item in value.items()}
-    return value
-
-
-def _typed(hint: Any, value: Any) -> Any:
-    """Rebuild the tuples and records that JSON flattened."""
-    if value is None:
-        return None
-    origin = get_origin(hint)
-    if origin is types.UnionType or origin is typing.Union:
-        options = [option for option in get_args(hint) if option is not type(None)]
-        return _typed(options[0], value)
-    if origin is tuple:
-        inner = get_args(hint)
-        if len(inner) == 2 and inner[1] is Ellipsis:
-            return tuple(_typed(inner[0], item) for item in value)
-        return tuple(_typed(part, item) for part, item in zip(inner, value, strict=True))
-    if isinstance(hint, type) and issubclass(hint, Record):
-        return hint.from_json(value)
-    return value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -298,6 +264,7 @@ class Budget(Record):
     min_accuracy: float | None = None
     rate_per_s: float | None = None
     price_usd_per_device_hour: float | None = None
+    prices: tuple[tuple[str, float], ...] = ()  # (type of device, USD per device-hour)
     optimise: Objective = "latency"
     confidence: float = 0.9
 
@@ -330,6 +297,63 @@ class NearMiss(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Turning(Record):
+    """The value of a limit, rate or price at which the answer changes, and to what.
+
+    `direction` is "above" or "below" the value; without `pick` nothing fits there. `replayed` says
+    that the value is of replayed candidates, not of the closed form.
+    """
+
+    name: str
+    value: float
+    unit: str
+    direction: Literal["above", "below"]
+    pick: str | None
+    replayed: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stages(Record):
+    """How the answer came about: candidates by closed form, and those that were replayed.
+
+    `spread` is what nine tenths of the replays lay within of the closed form, a share. `first` is
+    the closed form's pick where the replay changed it.
+    """
+
+    screened: int
+    replayed: int
+    spread: float | None
+    first: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Present(Record):
+    """The configuration that runs today, and what it has more than the pick: `difference`.
+
+    `best` says that it is the pick, or cannot be told apart from it on what is optimised.
+    """
+
+    pick: Pick
+    best: bool
+    difference: Mapping[str, Estimate | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment(Record):
+    """A run that would make the answer surer.
+
+    `regret` is what the pick is expected to lose against the best, as a share of what is optimised,
+    and `regret_after` the same once this run is known.
+    """
+
+    engine: EngineConfig
+    policy: Policy
+    reason: str
+    regret: float
+    regret_after: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recommendation(Record):
     """What to run for a budget; picks are None when nothing fits.
 
@@ -348,3 +372,8 @@ class Recommendation(Record):
     candidates: int
     infeasible: Mapping[str, int]
     compute_pareto: tuple[Pick, ...] = ()
+    equals: tuple[Pick, ...] = ()
+    sensitivity: tuple[Turning, ...] = ()
+    stages: Stages | None = None
+    present: Present | None = None
+    experiments: tuple[Experiment, ...] = ()

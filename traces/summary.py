@@ -142,6 +142,7 @@ def _run(
 ) -> Run:
     manifest = recording.manifest
     engine, policy = manifest.engines[engine_key], manifest.policies.get(policy_key)
+    imported = None if policy is None else manifest.provenance.get("imported", {}).get("format")
     steps = engine_steps(recording, engine_key)
     samples = samples_with_shares(recording, engine_key, policy_key)
     rows = problem_rows(recording, engine_key, policy_key, samples)
@@ -180,7 +181,9 @@ def _run(
         flops_per_problem=mean(_told(decided, "flops"), "FLOP"),
         throughput_tokens_per_s=_throughput(made, window, steps),
         device_s_per_problem=mean(_told(measured, "device_s"), "device-s"),
-        cost_per_token_device_s=ratio(latency * devices, tokens, "device-s/token"),
+        cost_per_token_device_s=None  # an import does not tell on how many devices
+        if imported is not None
+        else ratio(latency * devices, tokens, "device-s/token"),
         cost_usd_per_problem=mean(_told(measured, "cost_usd"), "USD"),
         steps=steps.height or None,
         step_time=step_times(steps),
@@ -196,7 +199,7 @@ def _run(
         policies=_policies(samples, policy),
         seconds=seconds_by_kind(steps),
         workload=manifest.workload,
-        imported=None if policy is None else manifest.provenance.get("imported", {}).get("format"),
+        imported=imported,
         rows=rows,
         sample_rows=samples,
         step_rows=steps,

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from advisor.command import policy_request
-from traces.schema import Budget, Estimate, NearMiss, Pick, Recommendation
+from advisor.reasons import OPTIONS
+from traces.schema import Budget, Estimate, NearMiss, Pick, Present, Recommendation, Turning
 
 ROWS = {  # estimate -> how it is called, and how its unit is shown
     "accuracy": ("accuracy", ""),
@@ -44,8 +45,10 @@ def advice_lines(recommendation: Recommendation, *, width: int = 80) -> list[str
         if answer.compute_optimal is not None:
             best = answer.compute_optimal
             lines += ["", *_wrap(f"compute-optimal, limits aside: {_name(best)}", width)]
+    if answer.present is not None:
+        lines += ["", *_present(answer.present, answer, width)]
     lines += ["", *_listed("why", answer.reasons, width)]
-    lines += _listed("changes", _fits(answer), width)
+    lines += _listed("changes", [*_turnings(answer.sensitivity), *_fits(answer)], width)
     lines += _listed("next", answer.measure_next, width)
     return lines
 
@@ -60,8 +63,7 @@ def _verdict(answer: Recommendation) -> str:
     limits = _limits(budget)
     if pick is None:
         return f"NOTHING FITS {limits}."
-    chance = pick.probability_within_budget
-    share = "over 99%" if chance > 0.99 else f"{chance:.0%}"
+    share = _share(pick.probability_within_budget)
     sure = f"{share} sure of {limits}" if limits else "no limits set"
     goal = {"accuracy": "highest accuracy", "throughput": "highest throughput"}.get(
         budget.optimise, f"lowest {budget.optimise}"
@@ -69,6 +71,10 @@ def _verdict(answer: Recommendation) -> str:
     extrapolated = any(e is not None and e.extrapolated for e in pick.estimates.values())
     mark = "  Extrapolated." if extrapolated else ""
     return f"RUN {_name(pick)}: {goal}, {sure}.{mark}"
+
+
+def _share(chance: float) -> str:
+    return "over 99%" if chance > 0.99 else f"{chance:.0%}"
 
 
 def _limits(budget: Budget) -> str:
@@ -122,7 +128,11 @@ def _policy(pick: Pick, width: int) -> Iterable[str]:
     body = ", ".join(f"{name} {value}" for name, value in request["body"].items())
     count = request["requests"]
     many = "1 request" if count == 1 else f"{count} requests"
+    if request["at_a_time"] < count:
+        many += f", {request['at_a_time']} at a time,"
     text = f"policy: {many} a problem, each {body}; {request['answer']} wins"
+    if request["cancel_the_rest"]:
+        text += "; cancel the rest then"
     return _wrap(text if count > 1 else text.removesuffix("; the only answer wins"), width)
 
 
@@ -141,7 +151,7 @@ def _estimates(answer: Recommendation, width: int) -> Iterable[str]:
     for name, (label, unit) in names.items():
         estimates = [pick.estimates.get(name) for pick in columns]
         if name not in OPTIONAL or any(estimates):
-            rows.append([label, *(_cell(estimate, unit) for estimate in estimates)])
+            rows.append([label, *(estimate_cell(estimate, unit) for estimate in estimates)])
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for row in rows:
         cells = [text.ljust(size) for text, size in zip(row, widths, strict=True)]
@@ -149,7 +159,7 @@ def _estimates(answer: Recommendation, width: int) -> Iterable[str]:
     if theirs is not None and not same:
         yield ""
         told = [
-            f"{names[name][0]} {_cell(estimate, names[name][1], signed=True)}"
+            f"{names[name][0]} {estimate_cell(estimate, names[name][1], signed=True)}"
             for name, estimate in answer.regret.items()
             if estimate is not None and name in names
         ]
@@ -159,7 +169,8 @@ def _estimates(answer: Recommendation, width: int) -> Iterable[str]:
     yield "intervals of 90 %; - not measured; ? outside what was measured"
 
 
-def _cell(estimate: Estimate | None, unit: str, *, signed: bool = False) -> str:
+def estimate_cell(estimate: Estimate | None, unit: str, *, signed: bool = False) -> str:
+    """Return a value with its interval as it stands in a table."""
     if estimate is None:
         return "-"
     mark = "?" if estimate.extrapolated else ""
@@ -190,17 +201,43 @@ def _near_misses(misses: Iterable[NearMiss], width: int) -> Iterable[str]:
         label, unit = LIMITS[miss.limit]
         text = (
             f"{label}: wanted {_with_unit(f'{miss.wanted:g}', unit)}, nearest "
-            f"{_cell(miss.nearest, unit)} with {_name(miss.pick)} "
+            f"{estimate_cell(miss.nearest, unit)} with {_name(miss.pick)} "
             f"({miss.pick.probability_within_budget:.0%} sure of all)"
         )
         yield from _wrap(text, width, indent="  ")
 
 
+def _present(present: Present, answer: Recommendation, width: int) -> Iterable[str]:
+    """Say what today's configuration has more than the pick."""
+    name = f"present is {_name(present.pick)}"
+    sure = f"{_share(present.pick.probability_within_budget)} sure of the limits"
+    if present.best:
+        yield from _wrap(f"{name}: already best, {sure}", width)
+        return
+    yield from _wrap(f"{name}, {sure}; against the pick it has:", width)
+    for metric, estimate in present.difference.items():
+        if estimate is not None and metric in ROWS:
+            label, unit = ROWS[metric]
+            yield f"  {label} {estimate_cell(estimate, unit, signed=True)}"
+
+
+def _turnings(turnings: Iterable[Turning]) -> list[str]:
+    """Say at which values of the limits another pick comes up."""
+    lines = []
+    for each in turnings:
+        name = OPTIONS.get(each.name, each.name)
+        unit = "" if each.unit == "1" else {"USD": "$", "device s": "s"}.get(each.unit, each.unit)
+        value = _with_unit(_number(each.value, 3), unit)
+        pick = "nothing fits" if each.pick is None else f"the pick is {each.pick}"
+        lines.append(f"{name} {each.direction} {value}: {pick}")
+    return lines
+
+
 def _fits(answer: Recommendation) -> list[str]:
     """Say how many candidates fit, and what each limit rules out."""
     out = sum(answer.infeasible.values())
-    told = "; ".join(f"{count} {why}" for why, count in answer.infeasible.items())
-    lines = [f"{answer.candidates - out} of {answer.candidates} candidates fit"]
+    told = "; ".join(f"{count:,} {why}" for why, count in answer.infeasible.items())
+    lines = [f"{answer.candidates - out:,} of {answer.candidates:,} candidates fit"]
     return [f"{lines[0]}: {told}"] if told else lines
 
 
@@ -251,6 +288,21 @@ def advice_json(recommendation: Recommendation) -> dict[str, Any]:
         "measure_next": list(answer.measure_next),
         "candidates": answer.candidates,
         "infeasible": dict(answer.infeasible),
+        "equals": [_pick_json(pick) for pick in answer.equals],
+        "sensitivity": [each.to_json() for each in answer.sensitivity],
+        "stages": None if answer.stages is None else answer.stages.to_json(),
+        "present": _present_json(answer.present),
+        "experiments": [each.to_json() for each in answer.experiments],
+    }
+
+
+def _present_json(present: Present | None) -> dict[str, Any] | None:
+    if present is None:
+        return None
+    return {
+        "pick": _pick_json(present.pick),
+        "best": present.best,
+        "difference": _estimates_json(present.difference),
     }
 
 

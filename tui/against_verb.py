@@ -145,6 +145,10 @@ def _predicted(
 ) -> tuple[Run | None, list[str]]:
     from advisor.predict import predict
 
+    known = {name for each in (base, *others) for name in each.manifest.models}
+    if question.engine.model not in known:  # the server's own name of it
+        engine = dataclasses.replace(question.engine, model=recorded.engine.model)
+        question = dataclasses.replace(question, engine=engine)
     try:
         found = predict(base, recorded, question, others)
     except (UsageError, RecordingError, TablesError) as error:

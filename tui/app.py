@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from textual import work
-from textual.app import App
+from textual.app import App, SystemCommand
 from textual.binding import Binding, BindingType
+from textual.screen import Screen
 from textual.signal import Signal
 from textual.worker import get_current_worker
 
 from traces.errors import UsageError
-from traces.recording import Recording, find_recordings
+from traces.recording import Recording
 from traces.schema import Budget, Recommendation
 from tui.screens.advice import AdviceScreen
-from tui.screens.help import HelpScreen
+from tui.screens.help import HelpScreen, shown_key
 from tui.screens.live import LiveScreen
 from tui.screens.recordings import RecordingsScreen
 from tui.screens.run import RunScreen
@@ -78,6 +80,7 @@ class TtscopeApp(App[None]):
         Binding("2", "switch_mode('run')", "Run", id="app.run", show=False),
         Binding("3", "switch_mode('live')", "Live", id="app.live", show=False),
         Binding("4", "switch_mode('advice')", "Advice", id="app.advice", show=False),
+        Binding("t", "light", "light or dark", id="app.theme", show=False),
         Binding("question_mark", "help", "help", id="app.help"),
         Binding("q", "quit", "quit", id="app.quit"),
     ]
@@ -138,13 +141,6 @@ class TtscopeApp(App[None]):
         self.loading_paths = False
         self.library_changed.publish(None)
 
-    def imports_folder(self) -> Path:
-        """Return the folder that imports go to: the first that was opened, else ./runs."""
-        folders = [
-            path for path in self._paths if path.is_dir() and find_recordings(path) != [path]
-        ]
-        return next(iter(folders), Path("runs"))
-
     def toggle_mark(self, key: str) -> None:
         """Mark a run, or unmark it."""
         if key in self.marked:
@@ -186,6 +182,11 @@ class TtscopeApp(App[None]):
         named = [entry for entry in self.entries if entry.path.name == name]
         return next((entry for entry in named if entry.run is not None), None)
 
+    def present_entry(self) -> Entry | None:
+        """Return the run that was opened: what runs today, to set beside advice."""
+        opened = [entry for entry in self.entries if entry.key == self._current]
+        return next((e for e in opened if e.comparable and e.run and e.run.policy), None)
+
     def current_entry(self) -> Entry | None:
         """Return the run that was opened, or the first that can be shown."""
         shown = [entry for entry in self.entries if entry.run is not None]
@@ -195,6 +196,20 @@ class TtscopeApp(App[None]):
         complete = [entry for entry in shown if entry.comparable]
         votes = [entry for entry in complete if entry.run and entry.run.policies]
         return next(iter([*opened, *votes, *complete, *shown]), None)
+
+    def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
+        """Offer every key of the screen that is shown in the palette, beside Textual's own."""
+        yield from super().get_system_commands(screen)
+        for active in screen.active_bindings.values():
+            binding, node = active.binding, active.node
+            if binding.id is not None:
+                run = partial(self.call_later, self.run_action, binding.action, node)
+                about = binding.tooltip or f"the key {shown_key(binding.key)}"
+                yield SystemCommand(binding.description.capitalize(), about, run)
+
+    def action_light(self) -> None:
+        """Change between dark and light."""
+        self.theme = LIGHT.name if self.theme == DARK.name else DARK.name
 
     def action_help(self) -> None:
         """Show the keys of this screen."""

@@ -17,7 +17,9 @@ MaxEnergy = Annotated[str | None, typer.Option(help="Per problem: 800J, 2kJ.")]
 Gpus = Annotated[int | None, typer.Option(help="Devices at most.")]
 MinAccuracy = Annotated[str | None, typer.Option(help="0.8 or 80%.")]
 Rate = Annotated[str | None, typer.Option(help="Problems arriving: 2/s, 30/min.")]
-Price = Annotated[float | None, typer.Option(help="USD per device-hour.")]
+Price = Annotated[
+    list[str] | None, typer.Option(help="USD per device-hour: 2.5, or by type H100=2.5.")
+]
 Optimise = Annotated[
     str | None, typer.Option(help="accuracy, latency, cost, energy or throughput.")
 ]

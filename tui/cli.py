@@ -249,11 +249,21 @@ def advise(
     price: budget.Price = None,
     optimise: budget.Optimise = None,
     confidence: budget.Confidence = 0.9,
+    present: Annotated[
+        Path | None, typer.Option(help="A recording of what runs today, to compare with.")
+    ] = None,
+    plan: Annotated[
+        Path | None, typer.Option(help="Write what to measure next, for ttscope sweep.")
+    ] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Run both picks for real.")] = False,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Folder of --verify's recordings.")
+    ] = None,
     seed: budget.Seed = 0,
     as_json: Json = False,
 ) -> None:
     """Recommend the system-optimal configuration for a budget."""
-    from tui.read_verbs import run_advise
+    from tui.advise_verb import run_advise
 
     given = {
         "max_latency": max_latency,
@@ -263,11 +273,20 @@ def advise(
         "gpus": gpus,
         "min_accuracy": min_accuracy,
         "rate": rate,
-        "price": price,
+        "price": price or None,
         "optimise": optimise,
         "confidence": confidence,
     }
-    run_advise(recordings, given, seed=seed, as_json=as_json)
+    run_advise(
+        recordings,
+        given,
+        seed=seed,
+        present=present,
+        plan=plan,
+        verify=verify,
+        output=output,
+        as_json=as_json,
+    )
 
 
 @app.command()

@@ -9,7 +9,7 @@ from pathlib import Path
 from traces.errors import TtscopeError
 from traces.recording import Recording, find_recordings
 from traces.schema import Budget
-from tui.read_verbs import print_advice
+from tui.advise_verb import print_advice
 from tui.run_verbs import progress_bar, stderr, sweep_progress
 
 DEMO = Path(__file__).parent.parent / "profiler" / "demo"

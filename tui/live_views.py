@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import polars as pl
@@ -123,15 +124,17 @@ def finding_lines(findings: Sequence[Finding], *, width: int) -> list[str]:
     return lines
 
 
-def verdicts_lines(snapshot: Snapshot, *, width: int, most: int) -> list[str]:
-    """Return the bottleneck of each engine in words, what cannot be seen last."""
+def verdicts_lines(snapshot: Snapshot, *, width: int, whole: bool) -> list[str]:
+    """Return the bottleneck of each engine in words; `whole` says what the unseen ones need."""
     lines: list[str] = []
     for each in snapshot.verdicts:
         name = snapshot.names.get(each.engine)
         lines += [f"engine {name}"] if name else []
-        lines += verdict_lines(each, width=width)
-    hidden = len(lines) - most
-    return lines if hidden <= 0 else [*lines[: most - 1], f"... {hidden + 1} more lines: d"]
+        lines += verdict_lines(each if whole else replace(each, unseen=()), width=width)
+        if each.unseen and not whole:
+            kinds = ", ".join(missing.kind for missing in each.unseen)
+            lines.append(f"{'unseen':<10}{kinds}: d tells what shows them"[:width])
+    return lines
 
 
 def problem_lines(snapshot: Snapshot, *, now_ns: int, listening: bool) -> list[str]:

@@ -1,22 +1,19 @@
-"""The verbs that read recordings: show, advise, doctor and the terminal app."""
+"""The verbs that read recordings: show, doctor and the terminal app."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from traces.errors import RecordingError, TtscopeError, UsageError
+from traces.errors import UsageError
 from traces.recording import Recording, find_recordings
-from traces.schema import Recommendation
 
 if TYPE_CHECKING:
     from traces.limits import Limit
-
-_BUDGET = ("max_latency", "max_cost", "max_energy", "min_accuracy", "gpus", "optimise")
 
 
 def print_document(document: Any, out: TextIO | None = None) -> None:
@@ -143,60 +140,6 @@ def print_policies(path: Path, *, price: float | None, as_json: bool) -> None:
 def _check_price(price: float | None) -> None:
     if price is not None and not price > 0:
         raise UsageError(f"--price must be above 0, not {price}")
-
-
-def run_advise(
-    paths: Sequence[Path], given: Mapping[str, Any], *, seed: int, as_json: bool
-) -> None:
-    """Print the recommendation for a budget."""
-    from advisor.budget import parse_budget
-
-    if not any(value is not None for name, value in given.items() if name in _BUDGET):
-        raise UsageError(
-            "the budget is empty: give a limit (--max-latency, --max-cost, --max-energy, "
-            "--min-accuracy, --gpus) or what to --optimise"
-        )
-    budget = parse_budget(given)
-    recordings = [each for each in open_all(paths) if each.complete]
-    if not recordings:
-        raise RecordingError("none of the recordings is complete; run ttscope record to the end")
-    print_advice(recordings, budget, seed=seed, as_json=as_json)
-
-
-def print_advice(
-    recordings: Sequence[Recording],
-    budget: Any,
-    *,
-    seed: int = 0,
-    as_json: bool = False,
-    extra: Mapping[str, Any] | None = None,
-) -> None:
-    """Fit the models, choose, and print; `extra` goes into the JSON document."""
-    from advisor.advise import Advisor
-    from profiler.launch import shown_path
-    from tui.advice_text import advice_json, advice_lines
-
-    advisor = Advisor.fit(recordings, seed=seed)
-    answer = advisor.recommend(budget, model_path=shown_path)
-    if as_json:
-        print_document(advice_json(answer) | dict(extra or {}))
-    else:
-        for line in advice_lines(answer):
-            print(line)
-    if answer.system_optimal is None:
-        raise TtscopeError(f"nothing fits the budget; {_nearest(answer)}")
-
-
-def _nearest(answer: Recommendation) -> str:
-    """Say in one line what comes nearest."""
-    if not answer.near_misses:
-        return "no candidate could be judged"
-    miss = answer.near_misses[0]
-    return (
-        f"nearest to {miss.limit.removeprefix('max_').removeprefix('min_')} "
-        f"{miss.wanted:g} is {miss.nearest.value:.3g} {miss.nearest.unit} with "
-        f"{miss.pick.engine.model} {miss.pick.engine.label()} {miss.pick.policy.label()}"
-    )
 
 
 def run_doctor(

@@ -160,8 +160,11 @@ class RunModel:
             self.play = self.play.seek(int(timeline.ends_ns[min(place, timeline.ends_ns.size - 1)]))
         return None
 
-    def show_problem_time(self) -> None:
-        """Zoom the charts to the problem."""
+    def show_time(self, what: str) -> None:
+        """Zoom the charts to the problem, or to the whole."""
+        if what == "whole" and self.play is not None:
+            self.play = self.play.whole()
+            return
         row = None if self.problem is None else self.problem.row
         if row is None or self.play is None or row["arrival"] is None:
             return

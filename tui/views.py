@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -239,11 +239,20 @@ def _estimate(pick: Pick, name: str) -> float:
 def pick_lines(candidate: Candidate, advice: Recommendation, *, width: int) -> list[str]:
     """Return what is expected of a pick, its command, and why."""
     pick = candidate.pick
-    what = {"@": "system-optimal", "+": "compute-optimal", "o": "on the front", "!": "near miss"}
+    what = {
+        "@": "system-optimal",
+        "+": "compute-optimal",
+        "f": "fewest FLOPs for its accuracy",
+        "o": "on the front",
+        "!": "near miss",
+        "P": "present, as it was recorded",
+    }
     kinds = ", ".join(what[mark] for mark in candidate.marks if mark in what)
     sure = f"{percent(pick.probability_within_budget)} sure of every limit"
     if not advice.budget.limits() and advice.budget.rate_per_s is None:
         sure = "no limit is given"
+    if candidate.marks == "P":
+        sure = "measured"
     lines = [f"{kinds}: {sure}"]
     parts = [
         f"{title} {whole(pick.estimates[name])}"
@@ -290,19 +299,6 @@ def pick_title(pick: Pick) -> str:
 def paste_text(pick: Pick) -> str:
     """Return what `c` copies: the command and the policy as a comment."""
     return f"{pick.command or '# no command'}\n# policy: {policy_text(pick.policy)}\n"
-
-
-def points(rows: Sequence[Candidate]) -> Mapping[str, tuple[list[float], list[float]]]:
-    """Return latency (mean, s) and accuracy of the rows by their first mark, for the plot."""
-    found: dict[str, tuple[list[float], list[float]]] = {}
-    for row in rows:
-        x, y = _estimate(row.pick, "latency_s"), row.pick.estimates.get("accuracy")
-        if y is None or x == float("inf"):
-            continue
-        xs, ys = found.setdefault(row.marks[0], ([], []))
-        xs.append(x)
-        ys.append(y.value)
-    return found
 
 
 def with_room(values: Sequence[float]) -> tuple[float, float]:

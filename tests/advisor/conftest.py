@@ -26,3 +26,9 @@ def recordings(tmp_path_factory):
 @pytest.fixture(scope="session")
 def advisor(recordings):
     return Advisor.fit(recordings)
+
+
+@pytest.fixture(scope="session")
+def fresh(recordings):
+    """An advisor that has replayed only what it was asked for."""
+    return Advisor.fit(recordings)

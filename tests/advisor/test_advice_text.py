@@ -1,10 +1,17 @@
+import dataclasses
 import json
 import shlex
 
 import pytest
+import yaml
 
 from advisor.budget import parse_budget
+from advisor.experiments import sweep_plan
+from profiler.sweep import load_plan
+from tests.advisor.synthetic import VOTE16, engine_of
+from traces.errors import UsageError
 from tui.advice_text import advice_json, advice_lines
+from tui.advise_verb import experiment_of
 
 BUDGETS = [
     {},
@@ -48,6 +55,11 @@ def test_the_document_is_the_contract(advisor):
         "measure_next",
         "candidates",
         "infeasible",
+        "equals",
+        "sensitivity",
+        "stages",
+        "present",
+        "experiments",
     ]
     pick = document["system_optimal"]
     assert set(pick) == {"engine", "policy", "command", "estimates", "probability_within_budget"}
@@ -62,6 +74,66 @@ def test_nothing_fits_names_the_nearest(advisor):
     assert text.startswith("NOTHING FITS latency <= 1e-06 s, accuracy >= 0.5.")
     assert "latency: wanted 1e-06 s, nearest" in text
     assert advice_json(answer)["system_optimal"] is None
+
+
+def test_what_would_change_the_answer_is_said(fresh):
+    """Beyond the value at which the pick is said to change it does, and just before it does not."""
+    budget = parse_budget({"min_accuracy": "0.75"})
+    answer = fresh.recommend(budget)
+    assert {each.direction for each in answer.sensitivity} == {"above", "below"}
+    text = "\n".join(advice_lines(answer))
+    for each in answer.sensitivity:
+        assert f"--min-accuracy {each.direction} " in text
+        step = 1e-6 if each.direction == "above" else -1e-6
+        beyond = fresh.recommend(dataclasses.replace(budget, min_accuracy=each.value + step))
+        within = fresh.recommend(dataclasses.replace(budget, min_accuracy=each.value - step))
+        assert name_of_pick(within) == name_of_pick(answer)
+        assert name_of_pick(beyond) == each.pick
+
+
+def name_of_pick(answer):
+    pick = answer.system_optimal
+    temperature = f" T={pick.policy.temperature:g}" if pick.policy.temperature else ""
+    return f"{pick.engine.model} {pick.engine.label()}, {pick.policy.label()}{temperature}"
+
+
+def test_the_present_configuration_is_compared_or_already_best(fresh):
+    budget = parse_budget({"min_accuracy": "0.75"})
+    pick = fresh.recommend(budget).system_optimal
+    best = fresh.recommend(budget, present=(pick.engine, pick.policy))
+    assert best.present.best and "already best" in "\n".join(advice_lines(best))
+    today = fresh.recommend(budget, present=(engine_of("large"), VOTE16)).present
+    assert not today.best
+    worse = today.pick.estimates["latency_s"].value - pick.estimates["latency_s"].value
+    assert today.difference["latency_s"].value == pytest.approx(worse)
+    with pytest.raises(UsageError, match="--present"):
+        fresh.recommend(budget, present=(engine_of("absent"), VOTE16))
+
+
+def test_what_to_measure_next_is_a_plan_that_the_sweep_reads(fresh, tmp_path):
+    answer = fresh.recommend(parse_budget({"min_accuracy": "0.75"}))
+    for each in answer.experiments:
+        assert 0 <= each.regret_after < each.regret <= 1
+    chosen = answer.experiments or (experiment_of(answer.system_optimal, "the pick"),)
+    document = sweep_plan(chosen, workload="demo", problems=40, seed=0, concurrency=4)
+    path = tmp_path / "plan.yaml"
+    path.write_text(yaml.safe_dump(document))
+    jobs = [(g.engine, job.policy) for g in load_plan(path) for job in g.jobs]
+    assert [policy for _, policy in jobs] == [each.policy for each in chosen]
+    for (options, _), each in zip(jobs, chosen, strict=True):
+        assert options.model == each.engine.model
+        assert options.max_num_seqs == each.engine.max_num_seqs
+
+
+def test_replicas_stand_only_within_the_devices_that_are_given(fresh):
+    alone = fresh.recommend(parse_budget({"min_accuracy": "0.75"}))
+    several = fresh.recommend(parse_budget({"min_accuracy": "0.75", "gpus": 4}))
+    assert alone.system_optimal.engine.data_parallel_size == 1
+    assert several.candidates > alone.candidates
+    engines = [pick.engine for pick in (several.system_optimal, *several.pareto)]
+    assert all(engine.num_devices <= 4 for engine in engines)
+    assert any(engine.data_parallel_size > 1 for engine in engines)
+    assert "--data-parallel-size" in "".join(pick.command for pick in several.pareto)
 
 
 def test_a_price_shows_dollars_and_none_does_not(advisor):

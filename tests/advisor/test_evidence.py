@@ -135,20 +135,27 @@ def test_different_workloads_are_refused_by_name(tmp_path):
 
 def test_the_space_holds_only_what_was_recorded(recordings):
     space = explore(gather(recordings))
-    engines = {candidate.engine for candidate in space.candidates}
+    found = [space.candidate(row) for row in range(len(space))]
+    engines = {candidate.engine for candidate in found}
     assert {e.tensor_parallel_size for e in engines if e.model == "small"} == {1}
     assert {e.max_num_seqs for e in engines} == {1, 2, 4, 8, 16, 32}
-    large = [c for c in space.candidates if c.engine.model == "large"]
+    assert {e.max_num_batched_tokens for e in engines} == {256, 512}
+    assert {e.data_parallel_size for e in engines} == {1, 2, 4, 8}
+    large = [c for c in found if c.engine.model == "large"]
     assert {(c.policy.method, c.policy.n) for c in large} == {
         ("greedy", 1),
         *(("majority", n) for n in (1, 2, 4, 8, 16)),
+        *((rule, n) for rule in ("agreement", "first_finish") for n in (4, 8, 16)),
+        *((rule, n) for rule in ("adaptive", "early_stopping") for n in (8, 16)),
     }
     # Greedy was never recorded with speculation.
-    speculative = [c for c in space.candidates if c.engine.speculative == NGRAM]
-    assert speculative and all(c.policy.method == "majority" for c in speculative)
+    speculative = [c for c in found if c.engine.speculative == NGRAM]
+    assert speculative and all(c.policy.method != "greedy" for c in speculative)
     assert space.dropped["speculation was not recorded with this sampling"] > 0
-    ran = [c for c in space.candidates if c.recorded]
+    ran = [c for c in found if c.recorded]
     assert len(ran) == 6
+    for row in (0, len(space) // 2, len(space) - 1):
+        assert space.rows_of(found[row].engine, found[row].policy) == [row]
 
 
 def test_an_engine_too_small_for_a_sequence_is_dropped(tmp_path):
@@ -158,7 +165,7 @@ def test_an_engine_too_small_for_a_sequence_is_dropped(tmp_path):
         recording.manifest, engines={ENGINE.key(): small}, models={"small": FACTS["small"]}
     )
     space = explore(gather([dataclasses.replace(recording, manifest=manifest)]))
-    assert not space.candidates
+    assert not len(space)
     assert list(space.dropped) == ["the KV cache is too small for one sequence"]
 
 

@@ -108,6 +108,17 @@ def test_a_recording_of_the_gpu_recalibrates_its_steps(recorded, tmp_path):
     assert "the rest is prior" in told
 
 
+def test_a_size_that_no_run_had_is_recalibrated_without_an_interval(recorded, tmp_path):
+    run = measured(asked(recorded), tmp_path / "gpu", 1.6)
+    two = {"tensor_parallel_size": 2}
+    found, prior = asked(recorded, [run], engine=two), asked(recorded, engine=two)
+    latency = mean_latency(found)
+    assert latency.value == pytest.approx(1.6 * mean_latency(prior).value, rel=0.02)
+    assert latency.low is None
+    assert latency.extrapolated
+    assert any("no run of this GPU had tiny at tensor_parallel_size 2" in n for n in found.notes)
+
+
 def test_a_second_configuration_narrows_the_interval(recorded, tmp_path):
     runs = [
         measured(asked(recorded, concurrency=c), tmp_path / f"gpu{c}", factor)

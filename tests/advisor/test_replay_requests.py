@@ -20,6 +20,7 @@ from tui.replay_text import replay_json, replay_lines
 SENT = [(i * 0.01, 20 + i, 3 + i % 4, 0.004, 0.01 + i * 0.001) for i in range(12)]
 ENGINE = {"max_num_seqs": 4, "max_num_batched_tokens": 64, "block_size": 16, "enforce_eager": True}
 LAYERS = 4
+FOREIGN = Path(__file__).parent.parent / "data" / "foreign"
 DATA = Path(__file__).parents[3] / "shared" / "data"
 
 
@@ -69,6 +70,16 @@ def test_imported_requests_are_replayed_at_their_arrivals(case, tmp_path, tables
     told = " ".join(found.notes)
     assert "no step was recorded, so that the run cannot be replayed as it was" in told
     assert "handed to the engine in this process" not in told
+
+
+@pytest.mark.parametrize("name", ["vllm_bench.json", "aiperf.jsonl", "guidellm.json"])
+def test_what_load_generators_wrote_is_replayed(name, tmp_path, tables):
+    found, _ = replayed(FOREIGN / f"requests_{name}", tmp_path / "r", tables)
+    assert found.predicted.problems == found.recorded.problems == 20
+    tokens = (found.predicted.tokens_per_problem, found.recorded.tokens_per_problem)
+    assert tokens[0].value == pytest.approx(tokens[1].value)
+    in_flight = {"guidellm.json": 2}.get(name)
+    assert found.manifest.concurrency == in_flight
 
 
 def test_without_tables_there_is_nothing_to_learn_from(tmp_path, tables):

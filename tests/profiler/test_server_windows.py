@@ -30,6 +30,7 @@ class Profiler:
         self.stall_s, self.elsewhere = stall_s, False
         self.open, self.most_open = 0, 0
         self.starts, self.status = [], 200
+        self.fault = None  # called instead where a window with steps is asked for
 
     def routes(self):
         known = {"max_iterations": {}} if self.bounded else {}
@@ -39,6 +40,8 @@ class Profiler:
     def start(self, body):
         if self.status != 200:
             return self.status
+        if self.fault is not None and body["max_iterations"] > 1:
+            return self.fault()
         self.open += 1
         self.most_open = max(self.most_open, self.open)
         self.starts.append((time.monotonic(), body))
@@ -150,12 +153,26 @@ def test_an_idle_server_is_left_alone(server, tmp_path, monkeypatch):
 
 
 def test_a_server_that_refuses_a_window_gets_no_more(server, tmp_path, monkeypatch):
-    threading.Timer(0.6, setattr, (server.profiler, "status", 409)).start()
+    server.profiler.fault = lambda: 409
     plan = ServerPlan(steps=2, every_s=1.0)
     recording, _ = run(tmp_path, server, seconds=3, plan=plan, monkeypatch=monkeypatch)
     (told,) = recording.frame("events").filter(pl.col("kind") == "drop")["detail"]
     assert "somebody's profile is open" in told
     assert recording.complete
+
+
+def test_a_server_that_dies_in_a_window_gets_no_more(server, tmp_path, monkeypatch):
+    def dies():
+        server.gone = True
+        raise OSError("the connection is closed without an answer")
+
+    server.profiler.fault = dies
+    monkeypatch.setattr("socketserver.BaseServer.handle_error", lambda *_: None)
+    plan = ServerPlan(steps=2, every_s=1.0)
+    recording, windows = run(tmp_path, server, seconds=3, plan=plan, monkeypatch=monkeypatch)
+    details = recording.frame("events").filter(pl.col("kind") == "drop")["detail"].to_list()
+    assert any("no more kernel windows" in each for each in details)
+    assert all(span.ended is not None for span in windows._spans)
 
 
 @pytest.mark.parametrize(

@@ -100,7 +100,7 @@ def test_it_can_be_shown(case, tmp_path):
     assert run.accuracy is run.steps is run.flops_per_problem is None
     text = show_lines([run])
     assert all(len(line) <= 80 for line in text)
-    unknown = ["accuracy", "device-s per problem", "energy per problem"]
+    unknown = ["accuracy", "device-s per problem", "energy per problem", "dev x latency/token"]
     if case.measured:
         assert run.latency_s["mean"].value == pytest.approx(4.77 / 4)
         assert run.ttft_s["p50"].value == pytest.approx(0.055)
@@ -529,3 +529,50 @@ def test_files_that_are_nothing(tmp_path):
         path.write_bytes(content)
         assert request_import.format_of(path) is None
         assert "holds no requests that can be read" in refused(path, tmp_path / "r")
+
+
+# What the load generators themselves wrote (tests/data/foreign/README.md).
+
+
+def test_a_real_report_of_guidellm(tmp_path):
+    path = DATA / "requests_guidellm.json"
+    found, recording = read(path, tmp_path / "r")
+    assert (found.requests, found.measured, found.skipped.counts) == (20, 20, {})
+    assert recording.manifest.concurrency == 2
+    (run,) = summarise(recording)
+    assert run.engine.model == "demo/s"
+    (benchmark,) = json.loads(path.read_text())["benchmarks"]
+    stats = benchmark["requests"]["successful"]
+    latency = sum(each["request_latency"] for each in stats) / 20
+    assert run.latency_s["mean"].value == pytest.approx(latency, abs=1e-6)
+    ttft = sorted(each["time_to_first_token_ms"] / 1e3 for each in stats)
+    assert run.ttft_s["p50"].value == pytest.approx((ttft[9] + ttft[10]) / 2, abs=1e-6)
+    tokens = sum(each["output_metrics"]["text_tokens"] for each in stats)
+    assert found.output_tokens == tokens
+    assert recording.samples["cached_tokens"].to_list() == [0] * 20
+
+
+def test_a_real_result_of_vllm(tmp_path):
+    path = DATA / "requests_vllm_bench.json"
+    told = json.loads(path.read_text())
+    found, recording = read(path, tmp_path / "r")
+    assert (found.requests, found.measured, found.skipped.counts) == (20, 20, {})
+    assert found.prompt_tokens == told["total_input_tokens"]
+    assert found.output_tokens == told["total_output_tokens"]
+    assert (recording.manifest.concurrency, recording.manifest.rate_per_s) == (None, 8.0)
+    (run,) = summarise(recording)
+    for spread, name in ((run.ttft_s, "ttft"), (run.tpot_s, "tpot")):
+        assert spread["mean"].value == pytest.approx(told[f"mean_{name}_ms"] / 1e3, rel=1e-6)
+        assert spread["p50"].value == pytest.approx(told[f"median_{name}_ms"] / 1e3, rel=1e-6)
+
+
+def test_real_records_of_aiperf(tmp_path):
+    found, recording = read(DATA / "requests_aiperf.jsonl", tmp_path / "r")
+    assert (found.requests, found.measured) == (20, 20)
+    assert found.skipped.counts == {"requests of the warm-up": 2}
+    assert (found.prompt_tokens, found.output_tokens) == (244, 600)
+    (run,) = summarise(recording)
+    # what aiperf's own summary of the run says (profile_export_aiperf.json)
+    assert run.latency_s["mean"].value == pytest.approx(1.7088481095, abs=1e-6)
+    assert run.ttft_s["mean"].value == pytest.approx(0.24441026905, abs=1e-6)
+    assert run.ttft_s["p50"].value == pytest.approx(0.226030561, abs=1e-6)

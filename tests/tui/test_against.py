@@ -1,6 +1,7 @@
 """`ttscope replay --against`, with a stub in place of the server."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +14,8 @@ from traces.schema import Policy
 
 VOTE = Policy(method="majority", n=2, temperature=0.8, max_tokens=50)
 URL = "http://127.0.0.1:9"
+RECORDINGS = Path(__file__).parents[2] / "profiler" / "demo" / "recordings"
+GREEDY = RECORDINGS / "demo-s-tp1-seqs64-greedy-t0-a1b97ae0"
 
 
 class StubServer(StubEngine):
@@ -65,6 +68,26 @@ def test_the_document_has_all_three(run, recording, tmp_path):
     assert change["measured"]["value"] > 0
     assert StubServer.asked["declared"]["max_num_seqs"] == 8
     assert Recording.open(tmp_path / "m").manifest.concurrency is None
+
+
+def test_a_model_that_the_server_names_otherwise_is_predicted_all_the_same(
+    run, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(server, "ServerEngine", StubServer)
+    code, out, err = run(
+        "replay", GREEDY, "--against", URL, "-o", tmp_path / "m", "--json",
+        "--set", "engine.model=my-reasoner",
+    )  # fmt: skip
+    assert code == 0, err
+    assert StubServer.asked["model"] == "my-reasoner"
+    found = json.loads(out)
+    assert found["predicted"]["config"]["engine"]["model"] == "demo/s"
+    change = found["changes"]["latency_s.mean"]
+    low, value, high = (change["predicted"][name] for name in ("low", "value", "high"))
+    assert low < value < high
+    measured = change["measured"]["value"]
+    assert change["relative"] == pytest.approx(measured / value - 1)
+    assert change["inside"] == (low <= measured <= high)
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,11 @@ from tests.traces.synthetic import engine_config, simulate, write_recording
 from tests.tui.fake_advisor import FakeAdvisor
 from traces.errors import UsageError
 from tui.app import SCREENS, TtscopeApp, screenshot
-from tui.screens.advice import AdviceScreen
+from tui.screens.advice import AdviceScreen, Advised, WhatIf
 from tui.screens.help import HelpScreen
 from tui.screens.recordings import RecordingsScreen
 from tui.screens.run import RunScreen
+from tui.widgets.scatter import Scatter
 
 SIZES = [(80, 24), (120, 40)]
 
@@ -164,6 +165,40 @@ async def test_budget_is_asked_and_mistakes_are_told(folder):
         assert len(advisors.made) == 1  # fitted once
 
 
+async def test_axis_what_if_and_answers_while_typing(folder):
+    advisors, seen = Advisors(), []
+    app = TtscopeApp([folder], advisors)
+    async with app.run_test(size=(120, 40), message_hook=seen.append) as pilot:
+        await settle(pilot)
+        await pilot.press("ctrl+home", "down", "enter")  # what runs today
+        await settle(pilot)
+        await pilot.press("4")
+        await settle(pilot)
+        assert any(isinstance(each, Advised) for each in seen)
+        table = app.screen.query_one(DataTable)
+        assert str(table.get_row_at(table.row_count - 1)[0]) == "P"
+        plot = app.screen.query_one(Scatter)
+        assert plot._x_label == "latency mean s"
+        await pilot.press("x")
+        await settle(pilot)
+        assert plot._x_label == "latency p95 s"
+
+        asked = len(advisors.made[0].budgets)
+        await pilot.press("b", "full_stop")
+        await settle(pilot)
+        assert len(advisors.made[0].budgets) == asked  # half a number
+        await pilot.press("7", "s")
+        await settle(pilot)
+        assert advisors.made[0].budgets[-1].max_latency_s == 0.7
+        await pilot.press("escape", "w")
+        app.screen.query_one("#change", Input).value = "engine.max_num_seqs=4"
+        await pilot.press("enter")
+        await settle(pilot)
+        told = [each for each in seen if isinstance(each, WhatIf)]
+        assert "no recording of large" in told[-1].error
+        assert "no recording of large" in text_of(app, "#message")
+
+
 async def test_no_recordings_at_all(tmp_path):
     app = TtscopeApp([tmp_path])
     async with app.run_test(size=(80, 24)) as pilot:
@@ -190,6 +225,23 @@ async def test_help_names_the_keys_and_closes(folder):
         await pilot.press("escape")
         await pilot.pause()
         assert isinstance(app.screen, RecordingsScreen)
+
+
+async def test_the_palette_offers_the_keys_of_the_screen(folder):
+    app = TtscopeApp([folder])
+    async with app.run_test(size=(80, 24)) as pilot:
+        await settle(pilot)
+        offered = {command.title: command for command in app.get_system_commands(app.screen)}
+        assert {"Mark", "Filter", "Delete", "Quit", "Light or dark"} <= set(offered)
+        assert offered["Filter"].help == "the key /"
+        offered["Light or dark"].callback()
+        await settle(pilot)
+        assert app.theme == "ttscope-light"
+        await pilot.press("t")
+        assert app.theme == "ttscope-dark"
+        offered["Sort"].callback()
+        await settle(pilot)
+        assert "sort p95 s" in app.screen.query_one("NavBar").status
 
 
 @pytest.mark.parametrize("screen", SCREENS)

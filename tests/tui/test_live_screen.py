@@ -43,7 +43,8 @@ async def attach_to(pilot, text):
     await pilot.press("enter")
 
 
-async def test_attach_watch_stop_and_open(server, tmp_path):
+async def test_attach_watch_stop_and_open(server, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     seen = []
     app = TtscopeApp([tmp_path])
     async with app.run_test(size=(80, 24), message_hook=seen.append) as pilot:
@@ -75,7 +76,8 @@ async def test_attach_watch_stop_and_open(server, tmp_path):
         assert Recording.open(entry.path).frame("scrapes").height
 
 
-async def test_what_cannot_be_attached_to_is_told_in_place(server, tmp_path):
+async def test_what_cannot_be_attached_to_is_told_in_place(server, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     seen = []
     app = TtscopeApp([tmp_path])
     async with app.run_test(size=(120, 40), message_hook=seen.append) as pilot:

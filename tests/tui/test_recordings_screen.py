@@ -14,7 +14,8 @@ from tui.screens.recordings import RecordingsScreen
 
 
 @pytest.fixture
-def folder(tmp_path):
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     write_recording(tmp_path / "runs" / "one", simulate(problems=4, n=2))
     write_recording(tmp_path / "elsewhere" / "two", simulate(problems=4, n=4))
     return tmp_path

@@ -13,7 +13,6 @@ from tui.views import (
     miss_lines,
     paste_text,
     pick_lines,
-    points,
     recording_paths,
     sort_key,
 )
@@ -80,7 +79,6 @@ def test_candidates_are_marked_once():
         "vllm serve large --max-num-seqs 8",
         "# policy: maj@4, temperature 0.8",
     ]
-    assert points(rows) == {"@": ([1.6], [0.93]), "o": ([0.4], [0.71])}
 
 
 def test_nothing_fits_names_the_nearest():

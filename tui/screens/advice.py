@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
 from typing import ClassVar, cast
 
 from rich.text import Text
@@ -10,14 +10,25 @@ from textual import on, work
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, VerticalScroll
-from textual.message import Message
 from textual.widgets import DataTable, Input, Label, Select, Static
 from textual.worker import get_current_worker
 
 from advisor.budget import parse_budget
 from traces.errors import TtscopeError
-from traces.schema import Budget, Estimate, Recommendation
-from tui.formats import ABSENT, OUTSIDE, compact, percent, value_of
+from traces.schema import Budget, Pick, Recommendation
+from tui.advice_views import (
+    AXES,
+    cell,
+    error_bar,
+    limit_on,
+    next_axis,
+    points,
+    present_candidate,
+    with_fronts,
+)
+from tui.formats import percent
+from tui.library import failure
+from tui.screens.advice_messages import Advised, WhatIf
 from tui.screens.base import ModeScreen
 from tui.views import (
     Candidate,
@@ -26,10 +37,10 @@ from tui.views import (
     paste_text,
     pick_lines,
     pick_title,
-    points,
     ticks,
     with_room,
 )
+from tui.what_if import what_if
 from tui.widgets.scatter import Scatter
 
 STATISTICS = (("mean", None), ("p50", 50), ("p95", 95), ("p99", 99))
@@ -45,24 +56,22 @@ FIELDS = (  # option of parse_budget, label, example, columns
     ("confidence", "sure", "0.9", 5),
 )
 FIRST_ROW = 3
+STYLES = {
+    "o": "#56B4E9",
+    "@": "bold #2FBF96",
+    "+": "bold #E69F00",
+    "!": "#FF8A4C",
+    "P": "bold #CC79A7",
+}
 WIDE = 110
 NUMBERS = (  # header, estimate, whether only wide terminals show it
     ("acc", "accuracy", False),
     ("mean s", "latency_s", True),
     ("p95 s", "latency_p95_s", False),
-    ("dev-s", "device_s", False),
+    ("dev-s", "device_s", True),
     ("$/pb", "cost_usd", True),
     ("tok", "tokens", True),
 )
-
-
-@dataclass
-class Advised(Message):
-    """The worker's answer: a recommendation, or why there is none."""
-
-    advice: Recommendation | None
-    error: str | None
-    recordings: int
 
 
 class AdviceScreen(ModeScreen):
@@ -74,6 +83,8 @@ class AdviceScreen(ModeScreen):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("c", "copy", "copy command", id="advice.copy"),
         Binding("b", "budget", "budget", id="advice.budget"),
+        Binding("x", "axis", "axis", id="advice.axis"),
+        Binding("w", "what_if", "what if", id="advice.what_if"),
         Binding("escape", "leave", "to the picks", show=False),
     ]
 
@@ -82,7 +93,8 @@ class AdviceScreen(ModeScreen):
         self._advice: Recommendation | None = None
         self._rows: list[Candidate] = []
         self._asked: tuple[object, ...] | None = None
-        self._message = ""
+        self._axis = 0
+        self._what_if: list[str] = []
 
     def compose_body(self) -> ComposeResult:
         """Return the budget, the plot beside the table, and the pick."""
@@ -98,6 +110,11 @@ class AdviceScreen(ModeScreen):
                 objectives, value="latency", allow_blank=False, compact=True, id="objective"
             )
         yield Static(id="message", markup=False)
+        yield Input(
+            placeholder="engine.max_num_seqs=8 or policy.n=4: what it makes of this pick",
+            id="change",
+            compact=True,
+        )
         with Horizontal(id="middle"):
             yield Scatter(id="scatter")
             yield DataTable[Text](id="picks", cursor_type="row")
@@ -109,6 +126,7 @@ class AdviceScreen(ModeScreen):
             yield Label(label)
             start = self.ttscope.limits.get(name, "")
             field = Input(start, placeholder=example, id=f"field_{name}", compact=True)
+            field.add_class("budget")
             field.styles.width = columns
             yield field
 
@@ -129,15 +147,25 @@ class AdviceScreen(ModeScreen):
             return
         self._ask()
 
-    @on(Input.Submitted)
+    @on(Input.Submitted, ".budget")
     def _submitted(self) -> None:
         self._budget_changed()
         self.action_leave()
 
-    @on(Input.Blurred)
+    @on(Input.Blurred, ".budget")
     @on(Select.Changed)
     def _budget_changed(self) -> None:
         if not self.ttscope.loading_paths:
+            self._ask()
+
+    @on(Input.Changed, ".budget")
+    def _typed(self) -> None:
+        """Answer while one types, once there is an answer at all; half a number is no mistake."""
+        if self._advice is not None and not self.ttscope.loading_paths:
+            try:
+                parse_budget(self._given())
+            except TtscopeError:
+                return
             self._ask()
 
     def _given(self) -> dict[str, object]:
@@ -184,15 +212,15 @@ class AdviceScreen(ModeScreen):
         worker = get_current_worker()
         entries = self.ttscope.advisable()
         recordings = [entry.recording for entry in entries if entry.recording is not None]
-        advice, error = None, None
+        advice, error, begun = None, None, time.perf_counter()
         try:
             advice = self.ttscope.advisor_for(recordings).recommend(budget)
-        except TtscopeError as failure:
-            error = str(failure)
-        except Exception as failure:  # shown in place, the app goes on
-            error = f"the advisor failed ({type(failure).__name__}: {failure})"
+        except TtscopeError as problem:
+            error = str(problem)
+        except Exception as problem:  # shown in place, the app goes on
+            error = f"the advisor failed ({failure(problem)})"
         if not worker.is_cancelled:
-            self.post_message(Advised(advice, error, len(recordings)))
+            self.post_message(Advised(advice, error, len(recordings), time.perf_counter() - begun))
 
     @on(Advised)
     def _answered(self, event: Advised) -> None:
@@ -204,10 +232,15 @@ class AdviceScreen(ModeScreen):
         self.add_class("answered")
         if self.focused is None:
             self.call_after_refresh(self.query_one("#picks").focus)
-        self._rows = candidates(event.advice)
-        self.set_status(f"{event.recordings} recordings")
+        self._rows = with_fronts(candidates(event.advice))
+        present = self.ttscope.present_entry()
+        if present is not None and present.run is not None:
+            price = event.advice.budget.price_usd_per_device_hour
+            self._rows.append(present_candidate(present.run, price))
+        self._what_if = []
+        self.set_status(f"{event.recordings} recordings, {event.seconds:.2f} s")
         left_out = sum(event.advice.infeasible.values())
-        marks = "@ system-optimal  + compute-optimal  o front  ! misses"
+        marks = "@ system-optimal  + compute-optimal  o front  f by FLOPs  P present  ! misses"
         self._say(f"{event.advice.candidates:,} candidates, {left_out:,} out  {marks}")
         self._fill()
         self._fit_plot()
@@ -240,7 +273,7 @@ class AdviceScreen(ModeScreen):
             table.add_columns(*headers)
         for each in self._rows:
             pick = each.pick
-            numbers = [_cell(pick.estimates.get(name)) for _, name in shown]
+            numbers = [cell(pick.estimates.get(name)) for _, name in shown]
             numbers.append(percent(pick.probability_within_budget))
             cells = [Text(each.marks), Text(pick_title(pick))]
             cells += [Text(text, justify="right") for text in numbers]
@@ -250,32 +283,39 @@ class AdviceScreen(ModeScreen):
     def _plot(self) -> None:
         if self._advice is None:
             return
-        plot = self.query_one(Scatter)
+        plot, axis = self.query_one(Scatter), AXES[self._axis]
         plot.clear()
-        plot.set_xlabel("latency mean s")
+        plot.set_xlabel(axis.title)
         plot.set_ylabel("accuracy")
-        styles = {"o": "cyan", "@": "bold green", "+": "bold yellow", "!": "red"}
-        found = points(self._rows)
-        for mark in ("!", "o", "+", "@"):
+        found = points(self._rows, axis)
+        selected = self._selected()
+        bar = None if selected is None else error_bar(selected, axis)
+        if bar is not None:
+            plot.errorbar([bar.x], [bar.y], [bar.x_half], [bar.y_half], marker_style="dim")
+        for mark in ("!", "o", "P", "+", "@"):
             if mark in found:
                 xs, ys = found[mark]
-                plot.scatter(xs, ys, marker=mark, marker_style=styles[mark])
+                plot.scatter(xs, ys, marker=mark, marker_style=STYLES[mark])
         columns, rows = plot.size.width - 10, plot.size.height - 5
         if found:
-            xs, ys = ([v for pair in found.values() for v in pair[axis]] for axis in (0, 1))
+            xs, ys = ([v for pair in found.values() for v in pair[axis_]] for axis_ in (0, 1))
+            if bar is not None:
+                xs, ys = [*xs, bar.x - bar.x_half, bar.x + bar.x_half], [*ys, bar.y - bar.y_half]
             left, right = with_room(xs)
             bottom, top = with_room(ys)
+            top = min(top, 1.02)
             plot.set_xlimits(left, right)
             plot.set_ylimits(bottom, top)
             plot.set_xticks(ticks(left, right, columns // 8))
             plot.set_yticks(ticks(bottom, top, rows // 2))
-        limit = self._advice.budget
-        if limit.max_latency_s and limit.latency_percentile is None:
-            plot.add_v_line(limit.max_latency_s, line_style="red")
+            limit = limit_on(self._advice.budget, axis)
+            if limit is not None and left <= limit <= right:
+                plot.add_v_line(limit, line_style="red")
 
     @on(DataTable.RowHighlighted, "#picks")
     def _row_changed(self) -> None:
         self._show_pick()
+        self._plot()
 
     def _selected(self) -> Candidate | None:
         row = self.query_one("#picks", DataTable).cursor_row
@@ -285,7 +325,7 @@ class AdviceScreen(ModeScreen):
         if self._advice is None:
             return
         width = max(self.app.size.width - 4, 40)
-        lines: list[str] = []
+        lines: list[str] = [*self._what_if, ""] if self._what_if else []
         if self._advice.system_optimal is None:
             lines += [*miss_lines(self._advice, width=width), ""]
         selected = self._selected()
@@ -302,18 +342,45 @@ class AdviceScreen(ModeScreen):
         self.app.copy_to_clipboard(paste_text(selected.pick))
         self.notify("command and policy copied")
 
+    def action_axis(self) -> None:
+        """Plot accuracy against the next thing that is known."""
+        self._axis = next_axis(self._rows, self._axis)
+        self._fit_plot()
+
+    def action_what_if(self) -> None:
+        """Ask what to change of the selected pick."""
+        self.query_one("#change").add_class("open")
+        self.query_one("#change").focus()
+
+    @on(Input.Submitted, "#change")
+    def _change_given(self, event: Input.Submitted) -> None:
+        selected = self._selected()
+        self.action_leave()
+        if selected is not None and event.value.strip():
+            self._say("replaying the pick and the change (the first replay compiles) ...")
+            self._work_out_change(selected.pick, event.value)
+
+    @work(thread=True, exclusive=True, group="what_if")
+    def _work_out_change(self, pick: Pick, changes: str) -> None:
+        worker = get_current_worker()
+        try:
+            found = WhatIf(what_if(self.ttscope.advisable(), pick, changes))
+        except Exception as problem:  # shown in place, the app goes on
+            found = WhatIf([], failure(problem))
+        if not worker.is_cancelled:
+            self.post_message(found)
+
+    @on(WhatIf)
+    def _change_told(self, event: WhatIf) -> None:
+        self._what_if = event.lines
+        self._say(event.error or "", bad=event.error is not None)
+        self._show_pick()
+
     def action_budget(self) -> None:
         """Go to the first field."""
         cast(Input, self.query_one("#field_max_latency")).focus()
 
     def action_leave(self) -> None:
         """Go back to the picks, or out of the fields while there are none."""
+        self.query_one("#change").remove_class("open")
         self.set_focus(self.query_one("#picks") if self._advice is not None else None)
-
-
-def _cell(estimate: Estimate | None) -> str:
-    if estimate is None:
-        return ABSENT
-    if estimate.unit == "1":
-        return value_of(estimate)
-    return compact(estimate.value) + (OUTSIDE if estimate.extrapolated else "")

@@ -14,7 +14,12 @@ from tui.formats import align
 
 NAMES = {"slash": "/", "question_mark": "?", "left_square_bracket": "[", "space": "space"}
 NAMES |= {"right_square_bracket": "]", "less_than_sign": "<", "greater_than_sign": ">"}
-NAMES |= {"comma": ",", "full_stop": "."}
+NAMES |= {"comma": ",", "full_stop": ".", "plus": "+", "equals_sign": "=", "minus": "-"}
+
+
+def shown_key(key: str) -> str:
+    """Return a key as it stands on the keyboard."""
+    return NAMES.get(key, key)
 
 
 class HelpScreen(ModalScreen[None]):
@@ -31,7 +36,7 @@ class HelpScreen(ModalScreen[None]):
 
     def compose(self) -> ComposeResult:
         """Return the list."""
-        rows = [(NAMES.get(key, key), what) for key, what in self._bindings_shown]
+        rows = [(shown_key(key), what) for key, what in self._bindings_shown]
         text = ["keys", "", *align(rows, gap=3), "", "- not measured   * outside what was measured"]
         with VerticalScroll():
             yield Static("\n".join(text), markup=False)

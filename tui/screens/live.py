@@ -118,7 +118,7 @@ class LiveScreen(ModeScreen):
         except UsageError as error:
             self._say(str(error), bad=True)
             return
-        folder = self.ttscope.imports_folder() / default_folder(target.accesses[0]).name
+        folder = default_folder(target.accesses[0])
         self._target, self._history, self._findings = target, History(), []
         self._watch = LiveWatch(target, folder, self._ticked)
         self._say(f"attaching to {target.accesses[0].url} ...")
@@ -188,7 +188,7 @@ class LiveScreen(ModeScreen):
         text = self.query_one("#text", Static)
         if self._depth:
             told = finding_lines(self._findings, width=width) or ["attach first, with u"]
-            unseen = [] if last is None else verdicts_lines(last, width=width, most=200)
+            unseen = [] if last is None else verdicts_lines(last, width=width, whole=True)
             text.update("\n".join([*told, "", *unseen]))
         if last is None:
             if not self._depth:
@@ -196,7 +196,7 @@ class LiveScreen(ModeScreen):
             return
         self.set_status(self._status())
         tall = self.app.size.height >= TALL
-        verdict = verdicts_lines(last, width=width, most=8 if tall else 3)
+        verdict = verdicts_lines(last, width=width, whole=False)
         self.query_one("#verdict", Static).update("\n".join(verdict))
         room = self.app.size.width - (50 if self.app.size.width >= WIDE else 1)
         steps = self._history.step_lanes(Lanes.bins(width)) if tall else []

@@ -310,16 +310,10 @@ class RunScreen(ModeScreen):
             self.model.play = self.model.play.zoom(factor)
             self._draw_time()
 
-    def action_zoom_problem(self) -> None:
-        """Show the time of the problem."""
+    def action_zoom_to(self, what: str) -> None:
+        """Show the time of the problem, or all of it."""
         if self.model is not None:
-            self.model.show_problem_time()
-            self._draw_time()
-
-    def action_zoom_whole(self) -> None:
-        """Show all of the time."""
-        if self.model is not None and self.model.play is not None:
-            self.model.play = self.model.play.whole()
+            self.model.show_time(what)
             self._draw_time()
 
     def action_problem(self, count: int) -> None:

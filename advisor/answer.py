@@ -1,0 +1,196 @@
+"""A recommendation from candidates that were replayed: picks, regret, front, reasons."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from advisor.command import serve_command
+from advisor.draws import Draws
+from advisor.evidence import Evidence
+from advisor.experiments import experiments
+from advisor.leaders import Ranking
+from advisor.limits import LIMITS, UNSURE, latency_name
+from advisor.question import Question
+from advisor.reasons import measure_next, name_of, reasons
+from advisor.sensitivity import turnings
+from advisor.space import Space
+from traces.schema import Estimate, Experiment, NearMiss, Pick, Present, Recommendation, Stages
+
+METRICS = (
+    "accuracy",
+    "latency_s",
+    "latency_p95_s",
+    "cost_usd",
+    "device_s",
+    "energy_j",
+    "tokens",
+    "flops",
+    "throughput_problems_per_s",
+)
+REGRETS = ("latency_s", "latency_p95_s", "device_s", "cost_usd", "energy_j")
+EQUALS = 8  # candidates listed that cannot be told from the pick
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """A budget with all that answers it; `rows` are the candidates of the question in the space.
+
+    `present` is the place of the present configuration among them.
+    """
+
+    evidence: Evidence
+    space: Space
+    draws: Draws
+    ranking: Ranking
+    question: Question
+    rows: tuple[int, ...]
+    present: int | None
+    model_path: Callable[[str], str]
+
+
+def answer(asked: Asked) -> Recommendation:
+    """Return the recommendation."""
+    question, measures = asked.question, asked.question.measures
+    system = question.best(question.fits)
+    compute = question.compute_optimal(system)
+    tokens = question.compute_optimal(system, of="tokens")
+    regret: Mapping[str, Estimate | None] = {}
+    if system is not None and compute is not None:
+        regret = question.differences(REGRETS, compute, system)
+    rows = [] if system is not None else question.near_misses()
+    misses = tuple(_near_miss(asked, limit, row) for limit, row in rows)
+    equals = [] if system is None else question.equals(system)
+    infeasible = Counter(asked.space.dropped) + _infeasible(asked)
+    stages = _stages(asked, system)
+    present = _present(asked, system, equals)
+    proposed: list[Experiment] = []
+    if system is not None:
+        proposed = experiments(question, system, seed=asked.draws.seed)
+    changes = () if system is None else tuple(turnings(question, asked.ranking, system, asked.rows))
+    told = reasons(
+        asked.evidence,
+        asked.space,
+        question,
+        system=system,
+        compute=compute,
+        least_tokens=tokens,
+        equals=equals,
+        misses=misses,
+        needed={
+            limit: question.needed(limit, row)
+            for limit, row in rows
+            if limit not in ("max_gpus", "rate")
+        },
+        stages=stages,
+    )
+    return Recommendation(
+        budget=question.budget,
+        system_optimal=None if system is None else _pick(asked, system),
+        compute_optimal=None if compute is None else _pick(asked, compute),
+        regret=regret,
+        pareto=tuple(_pick(asked, row) for row in question.front()),
+        compute_pareto=tuple(_pick(asked, row) for row in question.front("flops")),
+        reasons=tuple(told),
+        near_misses=misses,
+        measure_next=tuple(measure_next(asked.evidence, asked.space, measures, system, proposed)),
+        candidates=int(asked.ranking.asked.sum()) + sum(asked.space.dropped.values()),
+        infeasible=dict(infeasible),
+        equals=tuple(_pick(asked, row) for row in equals[:EQUALS]),
+        sensitivity=changes,
+        stages=stages,
+        present=present,
+        experiments=tuple(proposed),
+    )
+
+
+def _pick(asked: Asked, row: int) -> Pick:
+    question = asked.question
+    candidate = question.measures.outcomes[row].candidate
+    names = list(METRICS)
+    wanted = latency_name(question.budget.latency_percentile)
+    if wanted not in names:
+        names.insert(3, wanted)
+    path = asked.model_path(candidate.engine.model)
+    return Pick(
+        engine=candidate.engine,
+        policy=candidate.policy,
+        command=serve_command(candidate.engine, model_path=path, policy=candidate.policy),
+        estimates={name: question.estimate(name, row) for name in names},
+        probability_within_budget=float(question.chance[row]),
+    )
+
+
+def _infeasible(asked: Asked) -> Counter[str]:
+    """Return how many candidates each limit rules out, each counted once.
+
+    By the closed form, and by the replay where it was made.
+    """
+    ranking = asked.ranking
+    why = [LIMITS.get(name, UNSURE) for name in ranking.names]
+    broken = ranking.broken.copy()
+    places = {name: place for place, name in enumerate(ranking.names)}
+    for row, name in zip(asked.rows, asked.question.broken(), strict=True):
+        broken[row] = -1 if name is None else places[name]
+    counts = np.bincount(broken[ranking.asked] + 1, minlength=len(why) + 1)[1:]
+    return Counter({name: int(count) for name, count in zip(why, counts, strict=True) if count})
+
+
+def _stages(asked: Asked, system: int | None) -> Stages:
+    ranking, screen = asked.ranking, asked.ranking.screen
+    first = ranking.best()
+    changed = None
+    if first is not None and system is not None:
+        twins = set(ranking.twins(first))
+        if asked.rows[system] not in twins:
+            changed = name_of(asked.space.candidate(first))
+    return Stages(
+        screened=int(ranking.asked.sum()),
+        replayed=int(asked.question.asked.sum()),
+        spread=screen.spread["latency_s"] if screen.compared else None,
+        first=changed,
+    )
+
+
+def _present(asked: Asked, system: int | None, equals: list[int]) -> Present | None:
+    row = asked.present
+    if row is None:
+        return None
+    same = system is not None and (row == system or row in equals)
+    return Present(
+        pick=_pick(asked, row),
+        best=same,
+        difference=(
+            {}
+            if system is None
+            else asked.question.differences(("accuracy", *REGRETS), row, system)
+        ),
+    )
+
+
+def _near_miss(asked: Asked, limit: str, row: int) -> NearMiss:
+    question = asked.question
+    measures = question.measures
+    outcome = measures.outcomes[row]
+    if limit == "max_gpus":
+        wanted = float(question.budget.max_gpus or 0)
+        nearest = Estimate(value=float(measures.devices[row]), unit="devices")
+    elif limit == "rate":
+        wanted = measures.rate_per_s or 0.0
+        nearest = asked.draws.estimate(
+            outcome.capacity_per_s,
+            outcome.capacity_per_s / measures.factors[row],
+            "problems/s",
+            runs=outcome.law.runs,
+            extrapolated=outcome.extrapolated,
+        )
+    else:
+        wanted = float(getattr(question.budget, limit))
+        named = {"max_cost_usd": "cost_usd", "max_energy_j": "energy_j"}
+        found = question.estimate(named.get(limit, question.limits[limit].metric), row)
+        assert found is not None  # a limit on what is not known was refused
+        nearest = found
+    return NearMiss(limit=limit, wanted=wanted, nearest=nearest, pick=_pick(asked, row))

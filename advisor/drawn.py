@@ -1,0 +1,259 @@
+"""What a policy gives on the recorded problems, whatever the engine: samples, votes, work.
+
+Votes of a fixed number of samples are exact expectations over subsets; what is replayed are a few
+draws of them. A rule that stops early looks at samples in a random order; what it gives alone on an
+engine, step by step, is replayed here, and again under load in advisor/outcomes.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Hashable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from advisor.composition import FEATURES, INDEX
+from advisor.evidence import Evidence, Run, Sample
+from advisor.load import Limits, Load, Replayed
+from advisor.space import Kind, Pool, Space, limits_of
+from advisor.workload import Workload
+from traces.schema import ModelFacts, Policy
+from traces.votes import majority_curve
+
+Floats = npt.NDArray[np.float64]
+
+REPLAYS = 3  # draws of n of the N recorded samples, or of their order where a rule looks at it
+WHOLE = ("greedy", "majority")  # every sample ends
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What one problem takes of an engine that it has to itself.
+
+    `steps` [draws, problems] until it is decided, `totals` [FEATURES] of its steps, the mean over
+    problems; `totals_one` where samples run one after the other, which is less where a rule
+    cancels those that wait. Per problem [problems] `right` (`right_one` one after the other),
+    `tokens` generated and `flops`.
+    """
+
+    steps: Floats
+    totals: Floats
+    totals_one: Floats
+    right: Floats
+    right_one: Floats
+    tokens: Floats
+    flops: Floats
+
+
+class Drawn:
+    """The samples of a space's kinds, drawn once and kept."""
+
+    def __init__(self, evidence: Evidence, space: Space, seed: int) -> None:
+        self.evidence, self.space, self.seed = evidence, space, seed
+        self._votes: dict[int, Floats] = {}
+        self._loads: dict[Hashable, list[Load]] = {}
+        self._draws: dict[Hashable, list[list[Load]]] = {}
+        self._flat: dict[Hashable, list[Workload]] = {}
+        self._accuracy: dict[Hashable, Floats] = {}
+        self._exact: dict[Hashable, tuple[Floats, Floats]] = {}
+        self._alone: dict[Hashable, list[Replayed]] = {}
+
+    # -- samples -------------------------------------------------------------------------------
+
+    def loads(self, pool: Pool, policy: Policy) -> list[list[Load]]:
+        """Return the problems with n of their recorded samples each, several times."""
+        name = (pool.key, policy.n, policy.rule)
+        if name not in self._draws:
+            self._draws[name] = self._draw(pool, policy)
+        return self._draws[name]
+
+    def workloads(self, pool: Pool, policy: Policy) -> list[Workload]:
+        """Return `loads` as the replay takes them."""
+        name = (pool.key, policy.n, policy.rule)
+        if name not in self._flat:
+            drawn = self.loads(pool, policy)
+            self._flat[name] = [Workload.from_loads(loads) for loads in drawn]
+        return self._flat[name]
+
+    def _draw(self, pool: Pool, policy: Policy) -> list[list[Load]]:
+        loads, n = self._pool_loads(pool), policy.n
+        ordered = policy.method not in WHOLE
+        if not ordered and all(len(load.samples) == n for load in loads):
+            return [loads]
+        drawn = []
+        for number in range(REPLAYS):
+            rng = np.random.default_rng([self.seed, 2, n, number])
+            whole = []
+            for load in loads:
+                chosen = rng.permutation(len(load.samples))[:n]
+                places = chosen if ordered else np.sort(chosen)
+                samples = tuple(load.samples[i] for i in places)
+                whole.append(dataclasses.replace(load, samples=samples))
+            drawn.append(whole)
+        return drawn
+
+    def _pool_loads(self, pool: Pool) -> list[Load]:
+        if pool.key not in self._loads:
+            loads = pool.loads(self.space.problem_ids)
+            assert loads is not None  # space drops such a candidate
+            self._loads[pool.key] = loads
+        return self._loads[pool.key]
+
+    # -- accuracy ------------------------------------------------------------------------------
+
+    def correctness(self, pool: Pool, policy: Policy) -> Floats:
+        """Return each problem's expected correctness of a whole vote."""
+        name = (pool.key, policy.n)
+        if name not in self._accuracy:
+            total = np.zeros(len(self.space.problem_ids))
+            count = np.zeros_like(total)
+            for run in pool.runs:
+                if run.policy.n < policy.n:
+                    continue
+                curve = self._curve(run)[:, policy.n - 1]
+                known = np.isfinite(curve)
+                total[known] += curve[known]
+                count[known] += 1
+            self._accuracy[name] = total / count
+        return self._accuracy[name]
+
+    def _curve(self, run: Run) -> Floats:
+        """Return [problems, n], NaN for a problem that the run lacks."""
+        if id(run) not in self._votes:
+            found = np.full((len(self.space.problem_ids), run.policy.n), np.nan)
+            for row, name in enumerate(self.space.problem_ids):
+                if name in run.problems:
+                    samples = run.problems[name].samples
+                    found[row] = majority_curve(
+                        [s.answer for s in samples], [s.correct for s in samples]
+                    )
+            self._votes[id(run)] = found
+        return self._votes[id(run)]
+
+    # -- work ----------------------------------------------------------------------------------
+
+    def tokens_and_flops(self, kind: Kind) -> tuple[Floats, Floats]:
+        """Return generated tokens and FLOPs of each problem of a whole vote, expected."""
+        limits = limits_of(kind.engine)
+        draft = self.draft(kind)
+        size = limits.block_size if limits.prefix_caching else 0
+        name = (kind.pool.key, kind.policy.n, kind.facts, kind.engine.speculative, size)
+        if name not in self._exact:
+            pairs = [
+                _work(load, kind.policy.n, size, kind.facts, draft)
+                for load in self._pool_loads(kind.pool)
+            ]
+            tokens, flops = np.array(pairs).T
+            self._exact[name] = tokens, flops
+        return self._exact[name]
+
+    def draft(self, kind: Kind) -> ModelFacts | None:
+        """Return the facts of the engine's draft model, if it has one and they are known."""
+        setting = kind.engine.speculative
+        if setting is None or setting.model is None:
+            return None
+        return self.evidence.models.get(setting.model)
+
+    def stopped(self, kind: Kind, runs: list[Replayed]) -> tuple[Floats, Floats, Floats]:
+        """Return accuracy, generated tokens and FLOPs per problem of replays that stopped early.
+
+        FLOPs are those of all that was forwarded, shared by the tokens generated.
+        """
+        first = self.workloads(kind.pool, kind.policy)[0].first
+        right = np.mean([run.right for run in runs], axis=0)
+        tokens = np.mean(
+            [np.add.reduceat(run.generated_tokens, first[:-1]) for run in runs], axis=0
+        ).astype(float)
+        totals = np.mean([run.totals for run in runs], axis=0)
+        flops = kind.facts.matmul_flops(totals[INDEX["tokens"]])
+        flops += kind.facts.attention_flops(totals[INDEX["query_context"]])
+        draft = self.draft(kind)
+        if draft is not None:
+            flops += draft.matmul_flops(totals[INDEX["tokens"]])
+        return right, tokens, tokens * (flops / tokens.sum())
+
+    def work(self, kind: Kind) -> Work:
+        """Return what a problem of this kind takes of an engine alone."""
+        runs = self._run_alone(kind, None)
+        whole = kind.policy.method in WHOLE
+        one = runs if whole else self._run_alone(kind, 1)
+        if whole:
+            right = self.correctness(kind.pool, kind.policy)
+            tokens, flops = self.tokens_and_flops(kind)
+        else:
+            right, tokens, flops = self.stopped(kind, runs)
+        return Work(
+            steps=np.array([run.latency_s for run in runs]),
+            totals=self._mean_totals(runs),
+            totals_one=self._mean_totals(one),
+            right=right,
+            right_one=right if whole else np.mean([run.right for run in one], axis=0),
+            tokens=tokens,
+            flops=flops,
+        )
+
+    def _mean_totals(self, runs: list[Replayed]) -> Floats:
+        totals: Floats = np.mean([run.totals for run in runs], axis=0)
+        return totals / len(self.space.problem_ids)
+
+    def _run_alone(self, kind: Kind, seqs: int | None) -> list[Replayed]:
+        """Replay one problem at a time on an engine without limits whose steps take a second."""
+        from advisor.models.step_cost import linear_cost
+        from advisor.replay import replay  # numba takes a third of a second to load
+        from advisor.replays import stop_of
+
+        own = limits_of(kind.engine)
+        limits = Limits(
+            max_num_seqs=seqs,
+            block_size=own.block_size,
+            prefix_caching=own.prefix_caching,
+            async_scheduling=own.async_scheduling,
+            speculative=own.speculative,
+        )
+        name = (kind.pool.key, kind.policy.n, kind.policy.rule, limits)
+        if name not in self._alone:
+            unit = np.zeros(len(FEATURES))
+            unit[INDEX["step"]] = 1.0
+            self._alone[name] = [
+                replay(
+                    workload, linear_cost(unit), limits, concurrency=1, stop=stop_of(kind.policy)
+                )
+                for workload in self.workloads(kind.pool, kind.policy)
+            ]
+        return self._alone[name]
+
+
+def _work(
+    load: Load, n: int, block_size: int, facts: ModelFacts, draft: ModelFacts | None
+) -> tuple[float, float]:
+    """Return generated tokens and FLOPs of a problem with n samples like the recorded ones.
+
+    Forwarded are the prompt that is not cached (once, and its last partial block for the other
+    samples), every generated token but the last, and with speculation the rejected drafts too.
+    """
+    prompt = load.prompt_tokens
+    first = min(load.cached_tokens, prompt - 1) if block_size else 0
+    shared = max(first, (prompt - 1) // block_size * block_size) if block_size else 0
+    starts = np.array([first] + [shared] * (n - 1))
+    tokens = float((prompt - starts).sum())
+    query = float((prompt * (prompt + 1) / 2 - starts * (starts + 1) / 2).sum())
+    decoded = [_decoded(sample, prompt) for sample in load.samples]
+    forwarded, context, drafted = np.mean(decoded, axis=0) * n
+    flops = facts.matmul_flops(tokens + forwarded) + facts.attention_flops(query + context)
+    if draft is not None:
+        flops += draft.matmul_flops(tokens + drafted)
+    generated = n * float(np.mean([sample.output_tokens for sample in load.samples]))
+    return generated, flops
+
+
+def _decoded(sample: Sample, prompt: int) -> tuple[float, float, float]:
+    """Return tokens forwarded after the prompt, the context they attend to, tokens drafted."""
+    if sample.scheduled is None or sample.advance is None:
+        count = sample.output_tokens - 1
+        return count, count * prompt + count * (count + 1) / 2, 0.0
+    scheduled = sample.scheduled
+    before = prompt + np.cumsum(sample.advance) - sample.advance
+    context = scheduled * before + scheduled * (scheduled + 1) / 2
+    return float(scheduled.sum()), float(context.sum()), float((scheduled - 1).sum())

@@ -1,0 +1,93 @@
+"""What would change the answer: the limits, rates and prices at which another pick comes up.
+
+A limit's turning points are exact on what was replayed: a candidate meets a limit up to a value
+that its draws tell (`Question.needed`). Loosened, the pick changes where the first candidate that
+is better comes in; tightened, where the pick drops out. Rates are tried in closed form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from advisor.leaders import Ranking
+from advisor.question import Question
+from advisor.reasons import name_of
+from traces.schema import Turning
+
+UNITS = {
+    "min_accuracy": "1",
+    "max_latency_s": "s",
+    "max_device_s": "device s",
+    "max_cost_usd": "USD",
+    "max_energy_j": "J",
+}
+
+
+def turnings(
+    question: Question, ranking: Ranking, system: int, rows: Sequence[int]
+) -> Iterator[Turning]:
+    """Yield the values at which the pick changes, a limit's tightening before its loosening."""
+    for name in question.limits:
+        yield from _limit(question, name, system)
+    yield from _prices(question, system)
+
+
+def _limit(question: Question, name: str, system: int) -> Iterator[Turning]:
+    limit, cost = question.limits[name], question.cost()
+    sign = -1.0 if limit.above else 1.0
+    others = [row for row in question.order if question.asked[row] and row != system]
+    needed = {row: sign * question.needed(name, row, alone=False) for row in others}
+    mine = sign * question.needed(name, system, alone=False)
+    tighter, looser = ("above", "below") if limit.above else ("below", "above")
+    still = [row for row in others if needed[row] < mine - 1e-9 * abs(mine)]
+    fitting = [row for row in still if np.isfinite(cost[row])]
+    if np.isfinite(mine):
+        yield Turning(
+            name=name,
+            value=sign * mine,
+            unit=UNITS[name],
+            direction="above" if tighter == "above" else "below",
+            pick=_named(question, fitting[0]) if fitting else None,
+        )
+    wanted = sign * float(getattr(question.budget, name))
+    better = [
+        row
+        for row in others
+        if wanted < needed[row] < np.inf and cost[row] < cost[system] - 1e-9 * abs(cost[system])
+    ]
+    if better:
+        row = min(better, key=lambda each: needed[each])
+        yield Turning(
+            name=name,
+            value=sign * needed[row],
+            unit=UNITS[name],
+            direction="above" if looser == "above" else "below",
+            pick=_named(question, row),
+        )
+
+
+def _named(question: Question, row: int) -> str:
+    return name_of(question.measures.outcomes[row].candidate)
+
+
+def _prices(question: Question, system: int) -> Iterator[Turning]:
+    """Yield the price of the pick's type of device from which another type is cheaper."""
+    if question.budget.optimise != "cost" or not question.budget.prices:
+        return
+    outcomes, device = question.measures.outcomes, question.measures.values("device_s")
+    own = outcomes[system].candidate.engine.gpu
+    for row in question.order:
+        other = outcomes[row].candidate.engine
+        price = question.price[row]
+        if other.gpu == own or not question.fits[row] or price is None:
+            continue
+        yield Turning(
+            name="price",
+            value=float(price * device[row] / device[system]),
+            unit=f"USD per device-hour of {own or 'CPU'}",
+            direction="above",
+            pick=_named(question, int(row)),
+        )
+        return

@@ -1,0 +1,63 @@
+"""What all types of ttscope can do: go to JSON and back, and name themselves by a short key."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, Self, get_args, get_origin, get_type_hints
+
+
+class Record:
+    """A frozen dataclass that goes to JSON and back."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain dicts, lists and scalars; absent values stay None."""
+        return {
+            field.name: _plain(getattr(self, field.name))
+            for field in dataclasses.fields(self)  # type: ignore[arg-type]
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Build from `to_json`'s dict; fields it does not name keep their defaults."""
+        hints = get_type_hints(cls)
+        names = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+        return cls(**{name: _typed(hints[name], data[name]) for name in names if name in data})
+
+    def key(self) -> str:
+        """Return a short name: the first letter of the type and eight hex digits of a hash."""
+        text = json.dumps(self.to_json(), sort_keys=True)
+        digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+        return f"{type(self).__name__[0].lower()}-{digest}"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Record):
+        return value.to_json()
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item) for name, item in value.items()}
+    return value
+
+
+def _typed(hint: Any, value: Any) -> Any:
+    """Rebuild the tuples and records that JSON flattened."""
+    if value is None:
+        return None
+    origin = get_origin(hint)
+    if origin is types.UnionType or origin is typing.Union:
+        options = [option for option in get_args(hint) if option is not type(None)]
+        return _typed(options[0], value)
+    if origin is tuple:
+        inner = get_args(hint)
+        if len(inner) == 2 and inner[1] is Ellipsis:
+            return tuple(_typed(inner[0], item) for item in value)
+        return tuple(_typed(part, item) for part, item in zip(inner, value, strict=True))
+    if isinstance(hint, type) and issubclass(hint, Record):
+        return hint.from_json(value)
+    return value

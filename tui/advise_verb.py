@@ -1,0 +1,151 @@
+"""`ttscope advise`: a budget in, a recommendation out; on request checked by real runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from traces.errors import RecordingError, TtscopeError, UsageError
+from traces.recording import Recording
+from traces.schema import Budget, EngineConfig, Experiment, Pick, Policy, Recommendation
+from tui.read_verbs import open_all, print_document
+
+_BUDGET = ("max_latency", "max_cost", "max_energy", "min_accuracy", "gpus", "optimise")
+
+
+def run_advise(
+    paths: Sequence[Path],
+    given: Mapping[str, Any],
+    *,
+    seed: int,
+    present: Path | None = None,
+    plan: Path | None = None,
+    verify: bool = False,
+    output: Path | None = None,
+    as_json: bool,
+) -> None:
+    """Print the recommendation for a budget."""
+    from advisor.budget import parse_budget
+
+    if not any(value is not None for name, value in given.items() if name in _BUDGET):
+        raise UsageError(
+            "the budget is empty: give a limit (--max-latency, --max-cost, --max-energy, "
+            "--min-accuracy, --gpus) or what to --optimise"
+        )
+    budget = parse_budget(given)
+    if plan is not None and plan.exists():
+        raise UsageError(f"--plan {plan}: is there already; name another file")
+    if output is not None and not verify:
+        raise UsageError("-o is where --verify keeps its recordings; give both")
+    recordings = [each for each in open_all(paths) if each.complete]
+    if not recordings:
+        raise RecordingError("none of the recordings is complete; run ttscope record to the end")
+    today = None if present is None else _configuration(present)
+    print_advice(
+        recordings,
+        budget,
+        seed=seed,
+        present=today,
+        plan=plan,
+        verify=(output or Path("runs") / "verify") if verify else None,
+        as_json=as_json,
+    )
+
+
+def _configuration(path: Path) -> tuple[EngineConfig, Policy]:
+    """Return the engine and policy of a recording that holds one of each."""
+    manifest = Recording.open(path).manifest
+    if len(manifest.engines) != 1 or len(manifest.policies) != 1:
+        raise UsageError(
+            f"--present {path}: holds several configurations; name one of a single run"
+        )
+    (engine,), (policy,) = manifest.engines.values(), manifest.policies.values()
+    return engine, policy
+
+
+def print_advice(
+    recordings: Sequence[Recording],
+    budget: Budget,
+    *,
+    seed: int = 0,
+    present: tuple[EngineConfig, Policy] | None = None,
+    plan: Path | None = None,
+    verify: Path | None = None,
+    as_json: bool = False,
+    extra: Mapping[str, Any] | None = None,
+) -> None:
+    """Fit the models, choose, and print; `extra` goes into the JSON document."""
+    from advisor.advise import Advisor
+    from profiler.launch import shown_path
+    from tui.advice_text import advice_json, advice_lines
+    from tui.run_verbs import progress_bar
+
+    with progress_bar() as bar:
+        task = bar.add_task("learning from the recordings", total=None)
+        advisor = Advisor.fit(recordings, seed=seed)
+
+        def heard(done: int, total: int) -> None:
+            bar.update(task, description="replayed", completed=done, total=total)
+
+        answer = advisor.recommend(budget, model_path=shown_path, present=present, progress=heard)
+    if plan is not None:
+        _write_plan(plan, answer, advisor)
+    document = advice_json(answer) | dict(extra or {})
+    if not as_json:
+        for line in advice_lines(answer):
+            print(line)
+        if plan is not None:
+            print(f"\nplan in {plan}; ttscope sweep {plan} -o runs measures it")
+    if verify is not None and answer.system_optimal is not None:
+        from tui.verify_verb import verify_picks
+
+        document["verified"] = verify_picks(answer, advisor.evidence, verify, as_json=as_json)
+    if as_json:
+        print_document(document)
+    if answer.system_optimal is None:
+        raise TtscopeError(f"nothing fits the budget; {_nearest(answer)}")
+
+
+def _write_plan(path: Path, answer: Recommendation, advisor: Any) -> None:
+    """Write what to measure next, or the pick where nothing else is worth it."""
+    import yaml
+
+    from advisor.experiments import sweep_plan
+
+    chosen = answer.experiments
+    if not chosen and answer.system_optimal is not None:
+        chosen = (experiment_of(answer.system_optimal, "the pick"),)
+    if not chosen:
+        raise TtscopeError("--plan: nothing fits, so there is nothing to measure for it")
+    workload, (concurrency, _) = advisor.evidence.workload, advisor.evidence.load
+    document = sweep_plan(
+        chosen,
+        workload=None if workload is None else workload.name,
+        problems=None if workload is None else workload.problems,
+        seed=None if workload is None else workload.seed,
+        concurrency=concurrency,
+    )
+    try:
+        path.write_text(yaml.safe_dump(document, sort_keys=False))
+    except OSError as error:
+        raise UsageError(f"--plan {path}: cannot be written ({error.strerror})") from None
+
+
+def experiment_of(pick: Pick, reason: str) -> Experiment:
+    """Return the run of a pick."""
+    return Experiment(
+        engine=pick.engine, policy=pick.policy, reason=reason, regret=0.0, regret_after=0.0
+    )
+
+
+def _nearest(answer: Recommendation) -> str:
+    """Say in one line what comes nearest."""
+    if not answer.near_misses:
+        return "no candidate could be judged"
+    miss = answer.near_misses[0]
+    return (
+        f"nearest to {miss.limit.removeprefix('max_').removeprefix('min_')} "
+        f"{miss.wanted:g} is {miss.nearest.value:.3g} {miss.nearest.unit} with "
+        f"{miss.pick.engine.model} {miss.pick.engine.label()} {miss.pick.policy.label()}"
+    )

@@ -1,0 +1,73 @@
+"""One setting of a pick changed: both replayed from the recordings, and the difference."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from collections.abc import Sequence
+
+from traces.errors import UsageError
+from traces.metrics import METRICS
+from traces.schema import Pick
+from tui.formats import ABSENT, align, interval, value_of
+from tui.views import Entry, pick_title
+
+ROWS = (
+    ("accuracy", "accuracy"),
+    ("tokens_per_problem", "tokens"),
+    ("latency_s.mean", "latency mean"),
+    ("latency_s.p95", "latency p95"),
+    ("throughput_tokens_per_s", "throughput"),
+    ("device_s_per_problem", "device-s"),
+    ("cost_usd_per_problem", "cost"),
+)
+
+
+def what_if(entries: Sequence[Entry], pick: Pick, changes: str) -> list[str]:
+    """Return what a change such as `engine.max_num_seqs=8` makes of a pick.
+
+    Raises UsageError for what cannot be asked or answered from the recordings, and RecordingError
+    when they hold nothing to replay.
+    """
+    from advisor.predict import predict
+    from advisor.step_times import Question
+    from tui.replay_verb import changed
+
+    base = _base(entries, pick)
+    if base.recording is None or base.run is None:
+        raise UsageError("what-if: none of the recordings can be replayed")
+    as_pick = dataclasses.replace(base.run, engine=pick.engine, policy=pick.policy)
+    engine, policy = changed(as_pick, shlex.split(changes))
+    others = [
+        each.recording for each in entries if each.recording and each.recording != base.recording
+    ]
+    before, after = (
+        predict(base.recording, base.run, Question(engine=e, policy=p), others).predicted
+        for e, p in ((pick.engine, pick.policy), (engine, policy))
+    )
+    metrics = {metric.tag: metric for metric in METRICS}
+    table: list[Sequence[str]] = [("", "pick", "changed", "90 % interval", "change")]
+    for tag, title in ROWS:
+        one, two = metrics[tag].get(before), metrics[tag].get(after)
+        if one is None and two is None:
+            continue
+        change = ABSENT
+        if one is not None and two is not None and one.value:
+            change = f"{(two.value / one.value - 1) * 100:+.1f} %"
+        table.append((title, value_of(one), value_of(two), interval(two), change))
+    return [f"{pick_title(pick)}, {changes.strip()}", *align(table, right=(1, 2, 4))]
+
+
+def _base(entries: Sequence[Entry], pick: Pick) -> Entry:
+    """Return the recording nearest to a pick: the same, else of its model with most samples."""
+    able = [each for each in entries if each.run is not None and each.run.policy is not None]
+    same = [
+        each
+        for each in able
+        if each.run and each.run.engine == pick.engine and each.run.policy == pick.policy
+    ]
+    model = [each for each in able if each.run and each.run.engine.model == pick.engine.model]
+    model.sort(key=lambda each: -(each.run.policy.n if each.run and each.run.policy else 0))
+    if not (same or model):
+        raise UsageError(f"what-if: no recording of {pick.engine.model}")
+    return [*same, *model][0]
