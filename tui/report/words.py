@@ -40,6 +40,9 @@ def policy_words(policy: Policy | None) -> str:
         words = "one sample, greedy"
     elif policy.method == "majority":
         words = "one sample" if policy.n == 1 else f"{policy.n} samples, majority vote"
+    elif policy.method == "agreement":
+        agree = dict(policy.rule).get("agree")
+        words = f"up to {policy.n} samples until {agree or 'enough'} agree"
     else:
         words = f"up to {policy.n} samples, {policy.method.replace('_', ' ')}"
     if policy.reasoning_effort is not None:
