@@ -38,8 +38,8 @@ pictures: install
 		--size 120x36 --screenshot docs/advice.svg
 	mkdir -p build
 	$(BIN)/ttscope report profiler/demo/recordings --min-accuracy 0.75 -o build/report.html
-	$(CHROMIUM) --headless --no-sandbox --disable-gpu --hide-scrollbars --window-size=1180,1800 \
-		--force-device-scale-factor=0.6 --screenshot=docs/report.png build/report.html 2>/dev/null
+	$(CHROMIUM) --headless --no-sandbox --disable-gpu --hide-scrollbars --window-size=1180,2000 \
+		--force-device-scale-factor=0.56 --screenshot=docs/report.png build/report.html 2>/dev/null
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -27,7 +27,8 @@ def test_each_run_is_foretold_from_the_others_alone():
         mean = each.predicted.latency_s["mean"]
         assert mean.low < mean.value < mean.high
         assert mean.runs == 2
-        assert mean.value == pytest.approx(measured.latency_s["mean"].value, rel=0.3)
+        if not mean.extrapolated:
+            assert mean.value == pytest.approx(measured.latency_s["mean"].value, rel=0.15)
     # 32 samples at once lie outside what two of the others ever ran.
     assert [each.predicted.latency_s["mean"].extrapolated for each in found] == [False, False, True]
 

@@ -76,12 +76,16 @@ def test_the_numbers_are_those_of_show(run, material, source):
 
 def test_each_run_is_held_against_the_others_word(material, source):
     assert [each.why_not for each in material.foretold] == [None] * 12
-    ratios = [
-        each.predicted.latency_s["mean"].value / run.latency_s["mean"].value
-        for each, run in zip(material.foretold, material.runs, strict=True)
-    ]
-    assert sum(abs(ratio - 1) for ratio in ratios) / 12 < 0.1
-    assert f"{abs(ratios[0] - 1) * 100:.1f} %" in Page(source).text
+    text = Page(source).text
+    inside = 0
+    for each, run in zip(material.foretold, material.runs, strict=True):
+        predicted = each.predicted.latency_s["mean"]
+        off = predicted.value / run.latency_s["mean"].value - 1
+        assert f"{off * 100:+.1f} %" in text
+        if not predicted.extrapolated:
+            inside += 1
+            assert abs(off) < 0.15
+    assert inside >= 8
 
 
 def test_the_page_stands_by_itself(source):
@@ -268,7 +272,7 @@ def test_errors_are_one_line(run, arguments, code, message):
     assert message in line
 
 
-def test_report_takes_every_option_of_advise():
+def test_report_takes_the_budget_of_advise():
     import typer
 
     verbs = typer.main.get_command(app).commands
@@ -276,8 +280,8 @@ def test_report_takes_every_option_of_advise():
         verb: {option for parameter in verbs[verb].params for option in parameter.opts}
         for verb in ("advise", "report")
     }
-    assert options["report"] - options["advise"] == {"-o", "--output"}
-    assert options["advise"] <= options["report"]
+    assert options["advise"] - options["report"] == {"--present", "--plan", "--verify"}
+    assert options["report"] <= options["advise"]
 
 
 def test_axes():

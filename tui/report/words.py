@@ -40,6 +40,10 @@ def policy_words(policy: Policy | None) -> str:
         words = "one sample, greedy"
     elif policy.method == "majority":
         words = "one sample" if policy.n == 1 else f"{policy.n} samples, majority vote"
+    elif policy.method == "agreement":
+        agree = dict(policy.rule).get("agree")
+        enough = f"{agree:g}" if isinstance(agree, int | float) else "enough"
+        words = f"up to {policy.n} samples until {enough} agree"
     else:
         words = f"up to {policy.n} samples, {policy.method.replace('_', ' ')}"
     if policy.reasoning_effort is not None:
