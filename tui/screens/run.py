@@ -81,7 +81,6 @@ class RunScreen(ModeScreen):
             self._say("")
             self.draw()
             self._read(self.model)
-            self._judge(self.model, RULES[0])
 
     def on_screen_resume(self) -> None:
         """Show another run when one was opened meanwhile."""
@@ -153,6 +152,7 @@ class RunScreen(ModeScreen):
             name = f"{source}, which this replays"
             self.model.show_beside(Beside(run=entry.run, word="recorded", asked=name))
         self.draw()
+        self._judge(self.model, RULES[0])
 
     @on(Judged)
     def _rule_judged(self, event: Judged) -> None:
