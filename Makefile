@@ -31,10 +31,14 @@ recordings: install
 	$(BIN)/ttscope sweep profiler/demo/plan.yaml -o profiler/demo/recordings
 	rm -f profiler/demo/recordings/engine.log
 
-# The README's picture, from the shipped recordings.
+# The pictures of README.md and docs/tui.md, from the shipped recordings.
+SHIPPED := profiler/demo/recordings
 pictures: install
-	$(BIN)/ttscope tui profiler/demo/recordings --screen advice --min-accuracy 0.75 \
-		--size 120x36 --screenshot docs/advice.svg
+	$(BIN)/ttscope tui $(SHIPPED) --screen advice --min-accuracy 0.75 --size 120x36 \
+		--screenshot docs/advice.svg
+	$(BIN)/ttscope tui $(SHIPPED)/demo-l-tp1-seqs8-maj@16-* --screen run --size 120x36 \
+		--screenshot docs/run.svg
+	$(BIN)/ttscope tui $(SHIPPED) --size 120x24 --screenshot docs/recordings.svg
 
 clean:
 	rm -rf $(VENV) build *.egg-info

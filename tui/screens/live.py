@@ -200,7 +200,7 @@ class LiveScreen(ModeScreen):
         self.query_one("#verdict", Static).update("\n".join(verdict))
         room = self.app.size.width - (50 if self.app.size.width >= WIDE else 1)
         steps = self._history.step_lanes(Lanes.bins(width)) if tall else []
-        title = [("engine steps of the last minute", "$text-muted")] if steps else []
+        title = [("engine steps of the last minute", "dim")] if steps else []
         gauges = self._history.lanes(Lanes.bins(room))
         self.query_one("#gauges", Lanes).show(gauges, None, title)
         self.query_one("#steps", Lanes).show(steps, None)
