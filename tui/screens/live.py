@@ -15,7 +15,6 @@ from textual.message import Message
 from textual.widgets import Input, Static
 
 from profiler.doctor import Finding
-from profiler.doctor_server import examine_server
 from traces.errors import UsageError
 from tui.attach_verb import default_folder
 from tui.library import failure
@@ -127,6 +126,8 @@ class LiveScreen(ModeScreen):
 
     @work(thread=True, group="live")
     def _run(self, watch: LiveWatch, target: Target) -> None:
+        from profiler.doctor_server import examine_server
+
         error = None
         try:
             self.post_message(self.Examined(examine_server(target.accesses[0])))

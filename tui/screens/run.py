@@ -17,7 +17,6 @@ from textual.worker import get_current_worker
 from advisor.stopping import RULES, Savings, StopRule, savings
 from traces.errors import TtscopeError, UsageError
 from tui.playback import parse_goto
-from tui.policies_text import told_policies
 from tui.replay_beside import Beside, replay_beside, replay_of
 from tui.run_data import read_run
 from tui.run_model import PAGES, WIDE, RunModel
@@ -112,6 +111,8 @@ class RunScreen(ModeScreen):
 
     @work(thread=True, group="policies", exclusive=True)
     def _tell_policies(self, model: RunModel) -> None:
+        from tui.policies_text import told_policies
+
         worker = get_current_worker()
         try:
             lines = told_policies(model.entry.recording, model.run, width=self._width)
