@@ -97,6 +97,7 @@ class TtscopeApp(App[None]):
         self.entries: list[Entry] = []
         self.marked: list[str] = []
         self.loading_paths = True
+        self.price: float | None = None  # USD per device-hour, over what recordings say
         self.library_changed: Signal[None] = Signal(self, "library")
         self._paths = [Path(path) for path in paths]
         self._factory: AdvisorFactory = advisor_factory or FittedAdvisor
@@ -115,6 +116,11 @@ class TtscopeApp(App[None]):
         self.loading_paths = True
         self._load(paths)
 
+    def set_price(self, usd_per_device_hour: float | None) -> None:
+        """Work out what everything costs at a price; None takes the recordings' own."""
+        self.price = usd_per_device_hour
+        self.open_paths(list(dict.fromkeys(entry.path for entry in self.entries)))
+
     def forget(self, path: Path) -> None:
         """Take a recording out of the list."""
         gone = {entry.key for entry in self.entries if entry.path == path}
@@ -126,7 +132,7 @@ class TtscopeApp(App[None]):
     def _load(self, paths: Sequence[Path]) -> None:
         worker = get_current_worker()
         for path in recording_paths(paths):
-            found = load(path)
+            found = load(path, self.price)
             if worker.is_cancelled:
                 return
             self.call_from_thread(self._add, found)
