@@ -32,12 +32,16 @@ recordings: install
 	rm -f profiler/demo/recordings/engine.log
 
 # The pictures of README and docs, from the shipped recordings; the report's needs Chromium.
+SHIPPED := profiler/demo/recordings
 CHROMIUM ?= chromium
 pictures: install
-	$(BIN)/ttscope tui profiler/demo/recordings --screen advice --min-accuracy 0.75 \
-		--size 120x36 --screenshot docs/advice.svg
+	$(BIN)/ttscope tui $(SHIPPED) --screen advice --min-accuracy 0.75 --size 120x36 \
+		--screenshot docs/advice.svg
+	$(BIN)/ttscope tui $(SHIPPED)/demo-l-tp1-seqs8-maj@16-* --screen run --size 120x36 \
+		--screenshot docs/run.svg
+	$(BIN)/ttscope tui $(SHIPPED) --size 120x24 --screenshot docs/recordings.svg
 	mkdir -p build
-	$(BIN)/ttscope report profiler/demo/recordings --min-accuracy 0.75 -o build/report.html
+	$(BIN)/ttscope report $(SHIPPED) --min-accuracy 0.75 -o build/report.html
 	$(CHROMIUM) --headless --no-sandbox --disable-gpu --hide-scrollbars --window-size=1180,2000 \
 		--force-device-scale-factor=0.56 --screenshot=docs/report.png build/report.html 2>/dev/null
 

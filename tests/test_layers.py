@@ -28,6 +28,7 @@ def loaded_by(statement):
         ),
         ("import profiler.demo.task", {*HEAVY, "numpy", "polars"}),
         ("import tui.cli", {*HEAVY[:-1], "polars", "numpy", "opentelemetry"}),
+        ("import tui.app", {*HEAVY, "numba", "opentelemetry"} - {"textual", "rich"}),
         ("import tui.views, tui.show_text", {"textual", "sklearn", "torch"}),
     ],
 )

@@ -46,10 +46,11 @@ class Timeline:
 
     start_ns: int
     ends_ns: NDArray[np.int64]
-    positions: NDArray[np.int64]
+    positions: NDArray[np.int32]
     batch: NDArray[np.float32]
     waiting: NDArray[np.float32]
-    kv_share: NDArray[np.float32]
+    kv_blocks: NDArray[np.float32]
+    usable_blocks: int | None
     tokens_before: Floats
     tokens_known: bool
 
@@ -65,7 +66,7 @@ class Timeline:
         vLLM keeps one block for itself, so the share is of `num_gpu_blocks` - 1.
         """
         ends = steps["end"]
-        positions = np.flatnonzero(ends.is_not_null().to_numpy())
+        positions = np.flatnonzero(ends.is_not_null().to_numpy()).astype(np.int32)
         if not positions.size:
             return None
         if positions.size < steps.height:
@@ -74,16 +75,15 @@ class Timeline:
         start = int(times[0]) - int(steps["wall_ns"][0] or 0)
         batch = steps.select(pl.col("prefill_requests") + pl.col("decode_requests")).to_series()
         tokens = _floats(steps.select(OUTPUT_TOKENS).to_series(), np.float64)
-        usable = None if num_gpu_blocks is None else num_gpu_blocks - 1
         known = np.isfinite(tokens)
-        blocks = _floats(steps["kv_blocks"], np.float32)
         return cls(
             start_ns=start,
             ends_ns=times,
             positions=positions,
             batch=_floats(batch.fill_null(steps["running"]), np.float32),
             waiting=_floats(steps["waiting"], np.float32),
-            kv_share=blocks * np.float32(1 / usable if usable else np.nan),
+            kv_blocks=_floats(steps["kv_blocks"], np.float32),
+            usable_blocks=None if num_gpu_blocks is None else num_gpu_blocks - 1,
             tokens_before=np.concatenate(([0.0], np.cumsum(np.where(known, tokens, 0.0)))),
             tokens_known=bool(known.any()),
         )
@@ -107,7 +107,7 @@ class Timeline:
             edges_ns=edges,
             batch=_highest(self.batch, begin, until, some),
             waiting=_highest(self.waiting, begin, until, some),
-            kv_share=_highest(self.kv_share, begin, until, some),
+            kv_share=_highest(self.kv_blocks, begin, until, some) / (self.usable_blocks or np.nan),
             tokens_per_s=np.where(some & self.tokens_known, rate, np.nan),
             first_step=first,
         )

@@ -18,6 +18,7 @@ from textual.worker import get_current_worker
 from traces.errors import UsageError
 from traces.recording import Recording
 from traces.schema import Budget, Recommendation
+from tui.keys import read_keys
 from tui.screens.advice import AdviceScreen
 from tui.screens.help import HelpScreen, shown_key
 from tui.screens.live import LiveScreen
@@ -62,6 +63,7 @@ class TtscopeApp(App[None]):
     paths: recordings, or folders that hold them; they are read in a thread.
     advisor_factory: fits an advisor to recordings; None takes the real one.
     limits: what the budget fields hold at the start, such as {"min_accuracy": "0.8"}.
+    keys: a TOML file of keys that are elsewhere; raises UsageError where it is wrong.
 
     """
 
@@ -91,12 +93,16 @@ class TtscopeApp(App[None]):
         advisor_factory: AdvisorFactory | None = None,
         *,
         limits: Mapping[str, str] | None = None,
+        keys: Path | None = None,
     ) -> None:
         super().__init__()
+        if keys is not None:
+            self.set_keymap(read_keys(keys, key_ids()))
         self.limits = dict(limits or {})
         self.entries: list[Entry] = []
         self.marked: list[str] = []
         self.loading_paths = True
+        self.price: float | None = None  # USD per device-hour, over what recordings say
         self.library_changed: Signal[None] = Signal(self, "library")
         self._paths = [Path(path) for path in paths]
         self._factory: AdvisorFactory = advisor_factory or FittedAdvisor
@@ -115,6 +121,11 @@ class TtscopeApp(App[None]):
         self.loading_paths = True
         self._load(paths)
 
+    def set_price(self, usd_per_device_hour: float | None) -> None:
+        """Work out what everything costs at a price; None takes the recordings' own."""
+        self.price = usd_per_device_hour
+        self.open_paths(list(dict.fromkeys(entry.path for entry in self.entries)))
+
     def forget(self, path: Path) -> None:
         """Take a recording out of the list."""
         gone = {entry.key for entry in self.entries if entry.path == path}
@@ -126,7 +137,7 @@ class TtscopeApp(App[None]):
     def _load(self, paths: Sequence[Path]) -> None:
         worker = get_current_worker()
         for path in recording_paths(paths):
-            found = load(path)
+            found = load(path, self.price)
             if worker.is_cancelled:
                 return
             self.call_from_thread(self._add, found)
@@ -220,6 +231,13 @@ class TtscopeApp(App[None]):
             if ours and not (binding.id or "").startswith(("app.rec", "app.run", "app.l", "app.a")):
                 rows.append((key, binding.description))
         self.push_screen(HelpScreen([*rows, ("tab", "next field"), ("ctrl+p", "all commands")]))
+
+
+def key_ids() -> set[str]:
+    """Return the ids of everything that has a key."""
+    owners = (TtscopeApp, *TtscopeApp.MODES.values())
+    found = {getattr(binding, "id", None) for owner in owners for binding in owner.BINDINGS}
+    return {each for each in found if each}
 
 
 def screenshot(

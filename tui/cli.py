@@ -381,6 +381,9 @@ def tui(
     min_accuracy: Annotated[
         str | None, typer.Option(help="Limit that the advice screen starts with.")
     ] = None,
+    keys: Annotated[
+        Path | None, typer.Option(help="TOML of keys elsewhere; ~/.config/ttscope/keys.toml.")
+    ] = None,
 ) -> None:
     """Open the terminal app."""
     from tui.read_verbs import run_tui
@@ -391,6 +394,7 @@ def tui(
         screen=screen,
         size=size,
         min_accuracy=min_accuracy,
+        keys=keys,
     )
 
 

@@ -59,6 +59,20 @@ def recordings_at(text: str) -> list[Path]:
     return found
 
 
+def price_of(text: str) -> float | None:
+    """Return USD per device-hour, None for `-`. Raises UsageError for anything else."""
+    plain = text.strip().removeprefix("$")
+    if plain == "-":
+        return None
+    try:
+        price = float(plain)
+    except ValueError:
+        price = float("nan")
+    if not 0 < price < float("inf"):
+        raise UsageError(f"price {text}: give USD per device-hour, such as 2.5, or - for none")
+    return price
+
+
 def import_into(text: str, folder: Path) -> ImportMade:
     """Import the files that were typed into a new recording in `folder`, named after the first.
 

@@ -180,14 +180,18 @@ def run_tui(
     screen: str,
     size: str,
     min_accuracy: str | None,
+    keys: Path | None = None,
 ) -> None:
     """Open the terminal app, or write one of its screens as SVG."""
     from tui.app import TtscopeApp
     from tui.app import screenshot as take
+    from tui.keys import default_file
 
     limits = {} if min_accuracy is None else {"min_accuracy": min_accuracy}
     if screenshot is None:
-        TtscopeApp(paths, limits=limits).run()
+        if keys is None and default_file().exists():
+            keys = default_file()
+        TtscopeApp(paths, limits=limits, keys=keys).run()
         return
     columns, mark, rows = size.partition("x")
     if not (mark and columns.isdigit() and rows.isdigit()):

@@ -295,6 +295,9 @@ class RunModel:
         """Return how the vote converged, and what the chosen rule would have done."""
         if self.page != "problem" or self.problem is None:
             return []
+        until = self._until()
+        if until is not None:  # what comes later is not told before
+            return vote_lines(cut_at(self.problem, until), width=width)[:1]
         lines = vote_lines(self.problem, width=width)
         if not lines or not self.rules:
             return lines

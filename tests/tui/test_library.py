@@ -7,7 +7,15 @@ import pytest
 from tests.traces.synthetic import simulate, write_recording
 from traces.errors import RecordingError, UsageError
 from traces.recording import Recording
-from tui.library import delete_recording, failure, import_into, paths_of, recordings_at, size_bytes
+from tui.library import (
+    delete_recording,
+    failure,
+    import_into,
+    paths_of,
+    price_of,
+    recordings_at,
+    size_bytes,
+)
 
 
 @pytest.fixture
@@ -26,6 +34,14 @@ def test_paths_are_read_as_a_shell_does(folder):
     (folder / "empty").mkdir()
     with pytest.raises(UsageError, match="holds no recording"):
         recordings_at(str(folder / "empty"))
+
+
+def test_prices():
+    assert price_of(" $2.5") == 2.5
+    assert price_of("-") is None
+    for text in ("", "x", "0", "-1", "inf"):
+        with pytest.raises(UsageError, match="USD per device-hour"):
+            price_of(text)
 
 
 def test_files_of_others_become_a_recording(folder):

@@ -77,6 +77,18 @@ async def test_open_import_and_delete(folder):
         assert table.row_count == 2
 
 
+async def test_a_price_makes_costs(folder):
+    app = TtscopeApp([folder / "runs"])
+    async with app.run_test(size=(120, 30)) as pilot:
+        await settle(pilot)
+        await ask(pilot, "dollar_sign", "36")
+        (entry,) = app.entries
+        device = entry.run.device_s_per_problem.value
+        assert entry.run.cost_usd_per_problem.value == pytest.approx(device * 0.01)
+        await ask(pilot, "dollar_sign", "much")
+        assert "USD per device-hour" in said(app)
+
+
 async def test_a_click_on_a_header_sorts(folder):
     app = TtscopeApp([folder / "runs", folder / "elsewhere"])
     async with app.run_test(size=(100, 30)) as pilot:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from textual.widgets import Input, Static
 import profiler.demo
 from tests.traces.synthetic import simulate, write_recording
 from tui.app import TtscopeApp
+from tui.library import delete_recording
 from tui.screens.run import RunScreen
 
 SHIPPED = Path(profiler.demo.__file__).parent / "recordings"
@@ -31,6 +33,12 @@ async def settle(pilot):
 
 def text_of(app, selector):
     return str(app.screen.query_one(selector, Static).render())
+
+
+async def go(pilot, text):
+    await pilot.press("g")
+    pilot.app.screen.query_one("#ask", Input).value = text
+    await pilot.press("enter")
 
 
 class Opened:
@@ -89,17 +97,17 @@ async def test_seek_by_number_step_and_time(folder):
     async with Opened(folder / "one") as opened:
         app, pilot = opened.app, opened.pilot
         model = app.screen.model
-        for keys, told in (("4", "problem 4 of 10"), ("10", "problem 10 of 10")):
-            await pilot.press("g", *keys, "enter")
+        for text, told in (("4", "problem 4 of 10"), ("10", "problem 10 of 10")):
+            await go(pilot, text)
             assert told in text_of(app, "#title")
-        await pilot.press("g", *"s20", "enter")
+        await go(pilot, "s20")
         assert "step 20 |" in text_of(app, "#step")
         seconds = (model.play.end - model.play.start) / 1e9
-        await pilot.press("g", *f"{seconds / 2:.4f}s", "enter")
+        await go(pilot, f"{seconds / 2:.4f}s")
         assert abs(model.play.now - model.play.start - seconds / 2 * 1e9) < 1e6
-        for keys, told in (("99", "there are 10"), ("s9999", "was not recorded"), ("x", "give a")):
-            await pilot.press("g", *keys, "enter")
-            assert told in text_of(app, "#message"), keys
+        for text, told in (("99", "there are 10"), ("s9999", "was not recorded"), ("x", "give a")):
+            await go(pilot, text)
+            assert told in text_of(app, "#message"), text
         await pilot.press("end")
         assert model.play.now == model.play.end
         await pilot.press("z")
@@ -143,6 +151,39 @@ async def test_rules_are_judged_one_by_one(folder):
         assert opened.messages.count("Judged") == judged + 1
         assert "ASC .95" in text_of(app, "#vote")
         assert "all 10: " in text_of(app, "#vote")
+
+
+async def test_a_recording_that_goes_away_is_told_in_place(tmp_path):
+    path = write_recording(tmp_path / "gone", simulate(problems=4, n=2)).path
+    app = TtscopeApp([path])
+    async with app.run_test(size=(80, 24)) as pilot:
+        await settle(pilot)
+        delete_recording(path)
+        await pilot.press("2")
+        await settle(pilot)
+        assert app.screen.query_one("#message").has_class("said")
+        assert "problem 1 of 4" in text_of(app, "#title")
+        await pilot.press("k", "k")
+        await settle(pilot)
+        assert app.is_running
+
+
+async def test_a_replay_on_disk_is_shown_beside_its_recording(folder, tmp_path):
+    shutil.copytree(folder / "one", tmp_path / "one")
+    rows = simulate(problems=10, n=4, seqs=4)
+    for row in rows["steps"]:
+        row["source"] = "replayed"
+    made_from = {"replayed": {"recording": "one", "seed": 0}}
+    write_recording(tmp_path / "two", rows, provenance=made_from)
+    async with Opened(tmp_path, (120, 40)) as opened:
+        app, pilot = opened.app, opened.pilot
+        app.open_run(next(entry for entry in app.entries if entry.path.name == "two"))
+        app.screen.show_library()
+        await settle(pilot)
+        assert app.screen.model.beside.word == "recorded"
+        assert "  record" in text_of(app, "#lanes")
+        assert "replayed" in text_of(app, "#step")
+        assert "one, which this replays" in text_of(app, "#other")
 
 
 async def test_a_replay_is_shown_beside_its_recording():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from advisor.stopping import RULES, savings
-from tests.traces.synthetic import simulate, write_recording
+from tests.traces.synthetic import START, simulate, write_recording
 from tui.problem_views import (
     NOTE,
     bar,
@@ -20,11 +20,14 @@ from tui.problem_views import (
     vote_lines,
 )
 from tui.run_data import StepPages, read_run
+from tui.run_model import RunModel
 from tui.run_views import (
     axis_line,
     beside_lanes,
+    collective_line,
     columns_of,
     draft_line,
+    family_line,
     lane_line,
     lane_lines,
     run_lanes,
@@ -102,6 +105,40 @@ def test_steps_say_what_they_computed(entry, run, data):
     assert "1/2 0/2" in draft_line({"drafted": [2, 2], "accepted": [1]}, run)
     assert data.joules(pages.known(0)) is None
     assert data.kernels_of(0) == (None, None)
+
+
+def test_kernels_and_power_of_a_step(tmp_path):
+    rows = simulate(problems=20, n=4)
+    ends = [row["end"] for row in rows["steps"]]
+    times = range(START - 10**7, ends[-1] + 10**7, 10**6)
+    rows["power"] = [
+        {"host": "h", "device": "0", "kind": "rapl", "time": time, "watts": 50.0} for time in times
+    ]
+    rows["kernels"] = [
+        {"step": 3, "rank": 0, "family": family, "name": family, "count": 2, "time": ns,
+         "self_time": ns, "collective": moved, "group_size": 2, "exposed_time": 0}
+        for family, ns, moved in (("gemm", 300, None), ("communication", 100, "all_reduce"))
+    ]  # fmt: skip
+    (entry,) = load(write_recording(tmp_path / "x", rows).path)
+    data = read_run(entry.recording, entry.run)
+    pages = StepPages(entry.recording, entry.run)
+    wall_s = pages.known(3)["wall_ns"] / 1e9
+    assert data.joules(pages.known(3)) == pytest.approx(50.0 * wall_s, rel=0.01)
+    assert "50 W" in " ".join(step_lines(pages.known(3), width=78, joules=50.0 * wall_s))
+    watts = data.watts(data.timeline.bins(10).edges_ns)
+    assert np.nanmedian(watts) == pytest.approx(50.0, rel=0.01)
+    families, moved = data.kernels_of(3)
+    assert family_line(families, 78) == "kernels gemm ######### 75 % communication ### 25 %"
+    assert "all_reduce x2 100 ns" in collective_line(moved, 78)
+    assert data.kernels_of(4) == (None, None)
+    model = RunModel(entry, [])
+    model.show_data(data)
+    model.step_by(3)
+    text = " ".join(model.step(50, 78))
+    for wanted in ("step 3", "kernels gemm", "collectives all_reduce"):
+        assert wanted in text
+    lanes, *_ = model.charts(50, tall=False)
+    assert lanes[-1].name == "power W"
 
 
 def test_bars_follow_the_clock(run):

@@ -15,6 +15,7 @@ from tui.formats import align
 NAMES = {"slash": "/", "question_mark": "?", "left_square_bracket": "[", "space": "space"}
 NAMES |= {"right_square_bracket": "]", "less_than_sign": "<", "greater_than_sign": ">"}
 NAMES |= {"comma": ",", "full_stop": ".", "plus": "+", "equals_sign": "=", "minus": "-"}
+NAMES |= {"dollar_sign": "$"}
 
 
 def shown_key(key: str) -> str:

@@ -15,7 +15,6 @@ from textual.message import Message
 from textual.widgets import Input, Static
 
 from profiler.doctor import Finding
-from profiler.doctor_server import examine_server
 from traces.errors import UsageError
 from tui.attach_verb import default_folder
 from tui.library import failure
@@ -127,6 +126,8 @@ class LiveScreen(ModeScreen):
 
     @work(thread=True, group="live")
     def _run(self, watch: LiveWatch, target: Target) -> None:
+        from profiler.doctor_server import examine_server
+
         error = None
         try:
             self.post_message(self.Examined(examine_server(target.accesses[0])))
@@ -200,7 +201,7 @@ class LiveScreen(ModeScreen):
         self.query_one("#verdict", Static).update("\n".join(verdict))
         room = self.app.size.width - (50 if self.app.size.width >= WIDE else 1)
         steps = self._history.step_lanes(Lanes.bins(width)) if tall else []
-        title = [("engine steps of the last minute", "$text-muted")] if steps else []
+        title = [("engine steps of the last minute", "dim")] if steps else []
         gauges = self._history.lanes(Lanes.bins(room))
         self.query_one("#gauges", Lanes).show(gauges, None, title)
         self.query_one("#steps", Lanes).show(steps, None)

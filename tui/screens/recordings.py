@@ -25,6 +25,7 @@ from tui.library import (
     delete_recording,
     failure,
     import_into,
+    price_of,
     recordings_at,
     size_bytes,
 )
@@ -36,6 +37,7 @@ from tui.views import COLUMNS, Column, Entry, cell_text, fitting_columns, matche
 JustifyMethod = Literal["left", "right"]
 QUESTIONS = {
     "open": "recordings, or folders of them, to open beside these",
+    "price": "USD per device-hour, such as 2.5; - takes what the recordings say",
     "import": "profiler traces, one per rank, or samples of evaluations; they become a recording",
 }
 
@@ -75,6 +77,7 @@ class RecordingsScreen(ModeScreen):
         Binding("o", "ask('open')", "open", id="recordings.open"),
         Binding("i", "ask('import')", "import", id="recordings.import"),
         Binding("x", "delete", "delete", id="recordings.delete"),
+        Binding("dollar_sign", "ask('price')", "price", id="recordings.price", show=False),
         Binding("escape", "leave_filter", "leave the field", show=False),
     ]
 
@@ -282,12 +285,14 @@ class RecordingsScreen(ModeScreen):
             self._import(event.value)
             return
         try:
-            found = recordings_at(event.value)
+            if self._asking == "price":
+                self.ttscope.set_price(price_of(event.value))
+            else:
+                self.ttscope.open_paths(recordings_at(event.value))
         except TtscopeError as error:
             self._say(str(error), bad=True)
             return
         self._say("")
-        self.ttscope.open_paths(found)
 
     @work(thread=True, group="import")
     def _import(self, text: str) -> None:

@@ -15,9 +15,9 @@ from textual.widgets import Input, Static
 from textual.worker import get_current_worker
 
 from advisor.stopping import RULES, Savings, StopRule, savings
-from traces.errors import TtscopeError, UsageError
+from traces.errors import UsageError
+from tui.library import failure
 from tui.playback import parse_goto
-from tui.policies_text import told_policies
 from tui.replay_beside import Beside, replay_beside, replay_of
 from tui.run_data import read_run
 from tui.run_model import PAGES, WIDE, RunModel
@@ -81,7 +81,6 @@ class RunScreen(ModeScreen):
             self._say("")
             self.draw()
             self._read(self.model)
-            self._judge(self.model, RULES[0])
 
     def on_screen_resume(self) -> None:
         """Show another run when one was opened meanwhile."""
@@ -94,8 +93,8 @@ class RunScreen(ModeScreen):
         worker = get_current_worker()
         try:
             data = read_run(model.entry.recording, model.run)
-        except TtscopeError as error:
-            self.post_message(Failed(str(error)))
+        except Exception as error:  # shown in place, the app goes on
+            self.post_message(Failed(failure(error)))
             return
         if not worker.is_cancelled:
             self.post_message(Read(model, data))
@@ -106,18 +105,20 @@ class RunScreen(ModeScreen):
         found: Savings | str
         try:
             found = savings(model.run, rule)
-        except TtscopeError as error:
-            found = str(error)
+        except Exception as error:
+            found = failure(error)
         if not worker.is_cancelled:
             self.post_message(Judged(model, rule.label, found))
 
     @work(thread=True, group="policies", exclusive=True)
     def _tell_policies(self, model: RunModel) -> None:
+        from tui.policies_text import told_policies
+
         worker = get_current_worker()
         try:
             lines = told_policies(model.entry.recording, model.run, width=self._width)
-        except TtscopeError as error:
-            lines = [str(error)]
+        except Exception as error:
+            lines = [failure(error)]
         if not worker.is_cancelled:
             self.post_message(Told(model, lines))
 
@@ -128,18 +129,20 @@ class RunScreen(ModeScreen):
             return
         try:
             found = replay_beside(model.entry.recording, model.run, changes, width=self._width)
-        except TtscopeError as error:
-            self.post_message(Failed(str(error)))
-            return
-        except ValueError as error:  # quotes that are not closed
-            self.post_message(Failed(f"{changes}: {error}"))
+        except Exception as error:
+            self.post_message(Failed(failure(error)))
             return
         if not worker.is_cancelled:
             self.post_message(Replayed(model, found))
 
     @work(thread=True, group="steps", exclusive=True)
     def _read_page(self, model: RunModel, position: int) -> None:
-        if model.pages.read(position) and not get_current_worker().is_cancelled:
+        try:
+            read = model.pages.read(position)
+        except Exception as error:  # it was deleted meanwhile, or is damaged
+            self.post_message(Failed(failure(error)))
+            return
+        if read and not get_current_worker().is_cancelled:
             self.post_message(PageRead())
 
     @on(Read)
@@ -153,6 +156,7 @@ class RunScreen(ModeScreen):
             name = f"{source}, which this replays"
             self.model.show_beside(Beside(run=entry.run, word="recorded", asked=name))
         self.draw()
+        self._judge(self.model, RULES[0])
 
     @on(Judged)
     def _rule_judged(self, event: Judged) -> None:
@@ -174,10 +178,6 @@ class RunScreen(ModeScreen):
     @on(Failed)
     def _failed(self, event: Failed) -> None:
         self._say(event.text)
-
-    @on(PageRead)
-    def _page_read(self) -> None:
-        self._draw_step()
 
     # -- drawing -------------------------------------------------------------------------------
 
@@ -222,6 +222,7 @@ class RunScreen(ModeScreen):
         if model.position >= 0:
             self._read_page(model, model.position)
 
+    @on(PageRead)
     def _draw_step(self) -> None:
         if self.model is not None:
             lines = self.model.step(self._bins, self._width)

@@ -14,14 +14,14 @@ from textual.widgets import Static
 from tui.problem_views import SampleRow
 
 STYLES = {
-    ".": "$text-muted",
+    ".": "dim",
     "p": "$text-warning",
     "=": "$text-primary",
-    "-": "$text-muted",
+    "-": "dim",
     "A": "bold $text-success",
-    "a": "$text-muted",
+    "a": "dim",
     "x": "bold $text-error",
-    ">": "$text-muted",
+    ">": "dim",
 }
 
 
@@ -54,7 +54,7 @@ class SampleBars(Static):
     ) -> None:
         """Draw the rows; `after` is how many of them stand before a mark, and its text."""
         lines = [Content.styled(title, "bold")] if title else []
-        lines.append(Content.styled(header, "$text-muted"))
+        lines.append(Content.styled(header, "dim"))
         for order, row in enumerate(rows, 1):
             lines.append(_line(row, after[1] if after and after[0] == order else ""))
         self.update(Content("\n").join(lines))
