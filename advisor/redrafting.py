@@ -8,7 +8,7 @@ was kept whole: nobody proposed it. It is drawn, by the acceptance of its positi
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -48,7 +48,8 @@ def redraft(
     """Return the engine's samples from a run with other drafts; None where none can tell them.
 
     That is a run of the same model and sampling with drafts of the same kind and another k or,
-    for n-gram lookup, any run whose recording counted what lookup with this window would have done.
+    for n-gram lookup, any run whose recording counted what lookup with this window would have done;
+    first those with drafts as long as the asked ones.
     """
     wanted = engine.speculative
     if wanted is None:
@@ -60,17 +61,32 @@ def redraft(
         and sampling_of(run.policy) == sampling_of(policy)
     ]
     alike.sort(key=lambda run: -run.policy.n)
+    longer = None
+    for found in _told(evidence, recordings, engine, alike):
+        if not found.extrapolated:
+            return found
+        longer = longer or found
+    return longer
+
+
+def _told(
+    evidence: Evidence, recordings: Sequence[Recording], engine: EngineConfig, alike: Sequence[Run]
+) -> Iterator[Redrafted]:
+    """Yield what runs tell: those that ran with such drafts, then those that counted lookup."""
+    wanted = engine.speculative
+    assert wanted is not None
     for run in alike:
         if run.engine.speculative is not None and same_drafter(run.engine.speculative, wanted):
-            return _from_steps(evidence, run, engine)
+            found = _from_steps(evidence, run, engine)
+            if found is not None:
+                yield found
     lookup = lookup_of(wanted)
     for run in alike if lookup is not None else ():
         recording = next(each for each in recordings if each.name == run.recording)
         assert lookup is not None
         found = _from_counts(run, recording, engine, lookup)
         if found is not None:
-            return found
-    return None
+            yield found
 
 
 def same_drafter(one: Speculative, other: Speculative) -> bool:

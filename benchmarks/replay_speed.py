@@ -30,7 +30,7 @@ from advisor.workload import Workload
 from tests.advisor.replay_twin import naive_replay
 
 VIDUR = 620.0  # requests/s
-LAW = np.array([5.886e-3, 0, 0, 0, 0, 0, 2.10e-5, 3.93e-8, 0.0])
+LAW = np.array([5.886e-3, 0, 0, 0, 0, 0, 2.10e-5, 3.93e-8, 0.0, 0, 0, 0])
 LIMITS = Limits(block_size=16, max_num_seqs=256, max_num_batched_tokens=8192, num_blocks=30_000)
 FIRST = (
     "import time; begun = time.perf_counter(); import numpy as np\n"

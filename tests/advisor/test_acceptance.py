@@ -219,6 +219,9 @@ def test_lookup_that_was_only_counted_is_replayed_with_the_law_of_one_that_ran(c
     steps = samples.filter(samples["num_speculative_tokens"] == 3)["steps"].sum()
     assert found.tables["steps"]["decode_requests"].sum() == steps
     assert any("lookup never ran: each sample's verify steps are counted" in n for n in found.notes)
+    within = dataclasses.replace(window, num_speculative_tokens=4)  # of the counts for 5
+    found = asked(plain, [ran], engine={"speculative": within})
+    assert not found.predicted.latency_s["mean"].extrapolated
     longer = dataclasses.replace(window, num_speculative_tokens=8)
     assert (
         asked(plain, [ran], engine={"speculative": longer}).predicted.latency_s["mean"].extrapolated
