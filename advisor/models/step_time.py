@@ -92,7 +92,7 @@ class StepTimeModel:
     def __init__(
         self,
         *,
-        prior_steps: float = 10.0,
+        prior_steps: float = 300.0,
         huber: float = 2.0,
         iterations: int = 6,
         stall: float = 10.0,
@@ -156,6 +156,8 @@ class StepTimeModel:
         laws: dict[EngineConfig, Floats] = {}
         for kind in dict.fromkeys(_kind(table.engine) for table in tables):
             group = [table for table in tables if _kind(table.engine) == kind]
+            if not _starts_differ(group):
+                group = [_without_host_work(table) for table in group]
             shared = self._fit_shared(group)
             for key in dict.fromkeys(law_key(table.engine) for table in group):
                 own = [table for table in group if law_key(table.engine) == key]
@@ -308,6 +310,24 @@ def _inside(held: Sequence[StepTable], rest: Sequence[StepTable]) -> bool:
         low, high = np.quantile(known, [0.05, 1.0])
         inside &= bool(np.median(mine) >= low and np.quantile(mine, 0.95) <= 1.1 * high)
     return inside
+
+
+def _starts_differ(tables: Sequence[StepTable]) -> bool:
+    """Whether recordings had different numbers of samples a problem.
+
+    Else what a problem and what a sample costs the recorder cannot be told apart, and any split of
+    it would be wrong for another number.
+    """
+    starts = [INDEX[name] for name in ("problem_starts", "sample_starts")]
+    totals = [table.composition[:, starts].sum(axis=0) for table in tables]
+    ratios = {round(samples / problems) for problems, samples in totals if problems > 0}
+    return len(ratios) > 1
+
+
+def _without_host_work(table: StepTable) -> StepTable:
+    composition = table.composition.copy()
+    composition[:, [INDEX[name] for name in HOST_WORK]] = 0.0
+    return dataclasses.replace(table, composition=composition)
 
 
 def _kind(engine: EngineConfig) -> EngineConfig:
