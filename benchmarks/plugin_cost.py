@@ -117,6 +117,8 @@ def main() -> None:
             f"  a step with it takes {np.median(column):+.2%} [{low:+.2%}, {high:+.2%}] longer "
             f"{name} ({len(column)} blocks)"
         )
+    wall, cpu = np.median(np.diff(rows[:, 2:], axis=0), axis=0)
+    print(f"  that is {np.median(values[:, 1]) * cpu / wall:.2%} of a core in the front end")
 
 
 if __name__ == "__main__":
