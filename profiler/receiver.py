@@ -154,6 +154,7 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server_version, sys_version = "ttscope", ""
     timeout = _IDLE_S
+    disable_nagle_algorithm = True  # else a sender that keeps its connection waits 40 ms an answer
     server: _Server
 
     def do_POST(self) -> None:
