@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +29,7 @@ from advisor.models.step_time import StepTimeModel
 from advisor.outcomes import Outcomes
 from advisor.question import Question
 from advisor.reasons import name_without_limits
+from advisor.saved import load_laws, save_laws
 from advisor.screening import Profile, Screen
 from advisor.space import Space, explore
 from traces.errors import RecordingError, UsageError
@@ -124,18 +126,37 @@ class Advisor:
         self._loads: dict[float | None, UnderLoad] = {}
 
     @classmethod
-    def fit(cls, recordings: Sequence[Recording], *, seed: int = 0, draws: int = 400) -> Advisor:
+    def fit(
+        cls,
+        recordings: Sequence[Recording],
+        *,
+        seed: int = 0,
+        draws: int = 400,
+        saved: Path | None = None,
+    ) -> Advisor:
         """Learn from recordings and work out every candidate's metrics.
 
-        Raises UsageError when they answer different workloads and RecordingError when they hold
-        nothing to learn from.
+        With `saved`, step-time laws are read from that file if they are of these recordings, and
+        else learned and written to it. Raises UsageError when they answer different workloads and
+        RecordingError when they hold nothing to learn from.
         """
-        return cls.of(gather(recordings), seed=seed, draws=draws)
+        known = None if saved is None or not saved.exists() else load_laws(saved, recordings)
+        advisor = cls.of(gather(recordings), seed=seed, draws=draws, model=known)
+        if saved is not None and known is None:
+            save_laws(saved, advisor.model, recordings)
+        return advisor
 
     @classmethod
-    def of(cls, evidence: Evidence, *, seed: int = 0, draws: int = 400) -> Advisor:
-        """Learn from what was gathered; see `fit`."""
-        model = StepTimeModel().fit(evidence.steps)
+    def of(
+        cls,
+        evidence: Evidence,
+        *,
+        seed: int = 0,
+        draws: int = 400,
+        model: StepTimeModel | None = None,
+    ) -> Advisor:
+        """Learn from what was gathered, step times too unless a fitted `model` is given."""
+        model = model or StepTimeModel().fit(evidence.steps)
         space = explore(evidence)
         if not len(space):
             why = "; ".join(space.dropped) or "their engines have no recorded steps"
