@@ -12,6 +12,8 @@ among what was replayed. Both are kept: another budget filters and sorts, and re
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +28,8 @@ from advisor.measures import Measures
 from advisor.models.step_time import StepTimeModel
 from advisor.outcomes import Outcomes
 from advisor.question import Question
+from advisor.reasons import name_without_limits
+from advisor.saved import load_laws, save_laws
 from advisor.screening import Profile, Screen
 from advisor.space import Space, explore
 from traces.errors import RecordingError, UsageError
@@ -41,6 +45,8 @@ MOST = 96  # and at most, while one that was not replayed may be better
 AT_ONCE = 8
 PROBES = 16  # candidates taken at random, which tell how far the closed form is from the replay
 TWINS = 64
+FEW = 20_000  # candidates up to which other rates are tried for every answer
+KEPT = 8  # loads whose candidates are kept
 
 
 class UnderLoad:
@@ -120,18 +126,37 @@ class Advisor:
         self._loads: dict[float | None, UnderLoad] = {}
 
     @classmethod
-    def fit(cls, recordings: Sequence[Recording], *, seed: int = 0, draws: int = 400) -> Advisor:
+    def fit(
+        cls,
+        recordings: Sequence[Recording],
+        *,
+        seed: int = 0,
+        draws: int = 400,
+        saved: Path | None = None,
+    ) -> Advisor:
         """Learn from recordings and work out every candidate's metrics.
 
-        Raises UsageError when they answer different workloads and RecordingError when they hold
-        nothing to learn from.
+        With `saved`, step-time laws are read from that file if they are of these recordings, and
+        else learned and written to it. Raises UsageError when they answer different workloads and
+        RecordingError when they hold nothing to learn from.
         """
-        return cls.of(gather(recordings), seed=seed, draws=draws)
+        known = None if saved is None or not saved.exists() else load_laws(saved, recordings)
+        advisor = cls.of(gather(recordings), seed=seed, draws=draws, model=known)
+        if saved is not None and known is None:
+            save_laws(saved, advisor.model, recordings)
+        return advisor
 
     @classmethod
-    def of(cls, evidence: Evidence, *, seed: int = 0, draws: int = 400) -> Advisor:
-        """Learn from what was gathered; see `fit`."""
-        model = StepTimeModel().fit(evidence.steps)
+    def of(
+        cls,
+        evidence: Evidence,
+        *,
+        seed: int = 0,
+        draws: int = 400,
+        model: StepTimeModel | None = None,
+    ) -> Advisor:
+        """Learn from what was gathered, step times too unless a fitted `model` is given."""
+        model = model or StepTimeModel().fit(evidence.steps)
         space = explore(evidence)
         if not len(space):
             why = "; ".join(space.dropped) or "their engines have no recorded steps"
@@ -142,6 +167,8 @@ class Advisor:
         """Return all candidates at an arrival rate (None: the recorded load)."""
         rate = self.evidence.load[1] if rate_per_s is None else rate_per_s
         if rate not in self._loads:
+            for old in list(self._loads)[: max(len(self._loads) - KEPT + 1, 0)]:
+                del self._loads[old]
             self._loads[rate] = UnderLoad(self, rate)
         return self._loads[rate]
 
@@ -202,8 +229,21 @@ class Advisor:
                 rows=tuple(state.rows),
                 present=None if today is None else state.place[today],
                 model_path=model_path or str,
+                at_rate=partial(self._at_rate, budget) if len(self.space) <= FEW else None,
             )
         )
+
+    def _at_rate(self, budget: Budget, rate_per_s: float) -> str | None:
+        """Return the closed form's pick at a rate, without its limits; None where nothing fits."""
+        screen = Screen(
+            self.profile,
+            concurrency=None,
+            rate_per_s=rate_per_s,
+            most=len(self.space.problem_ids),
+        )
+        prices = Prices(budget, self.evidence.price_usd_per_device_hour)
+        row = Ranking(screen, self.costs, budget, prices, self._preferred).best()
+        return None if row is None else name_without_limits(self.space.candidate(row))
 
     def _question(self, state: UnderLoad, budget: Budget) -> Question:
         prices = Prices(budget, self.evidence.price_usd_per_device_hour)

@@ -39,7 +39,8 @@ EQUALS = 8  # candidates listed that cannot be told from the pick
 class Asked:
     """A budget with all that answers it; `rows` are the candidates of the question in the space.
 
-    `present` is the place of the present configuration among them.
+    `present` is the place of the present configuration among them, `at_rate` tells the closed
+    form's pick at another rate.
     """
 
     evidence: Evidence
@@ -50,6 +51,7 @@ class Asked:
     rows: tuple[int, ...]
     present: int | None
     model_path: Callable[[str], str]
+    at_rate: Callable[[float], str | None] | None
 
 
 def answer(asked: Asked) -> Recommendation:
@@ -70,7 +72,7 @@ def answer(asked: Asked) -> Recommendation:
     proposed: list[Experiment] = []
     if system is not None:
         proposed = experiments(question, system, seed=asked.draws.seed)
-    changes = () if system is None else tuple(turnings(question, asked.ranking, system, asked.rows))
+    changes = () if system is None else tuple(turnings(question, system, asked.at_rate))
     told = reasons(
         asked.evidence,
         asked.space,

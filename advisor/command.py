@@ -74,7 +74,7 @@ def policy_request(policy: Policy) -> dict[str, Any]:
     rule = {name: f"{value:g}" for name, value in policy.rule if not isinstance(value, str)}
     frequent = "the most frequent answer"
     answers = {
-        "agreement": f"the first that {rule.get('agree')} samples give, else {frequent}",
+        "agreement": f"the answer that {rule.get('agree')} give first, or else the most frequent,",
         "first_finish": f"{frequent} of the first {rule.get('first')} that end",
         "adaptive": f"{frequent} as soon as it is {rule.get('threshold')} sure to stay so",
         "early_stopping": f"{frequent} as soon as {rule.get('window')} in a row agree",

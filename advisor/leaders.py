@@ -28,7 +28,7 @@ FRONT = 12  # candidates of the front that are replayed
 NEAR = 3  # candidates nearest to a limit that are replayed
 TWIN = 0.05  # of the closed form's logarithm; the replay tells whether a limit was reached
 ALIKE = 0.1  # share by which FLOPs may differ and either may turn out the fewer
-CHEAP = 6  # candidates of fewest FLOPs that are replayed
+CHEAP = 12  # kinds of fewest FLOPs of which two candidates are replayed
 
 
 class Costs:
@@ -203,11 +203,15 @@ class Ranking:
         if self.budget.min_accuracy is None and accuracy is not None:
             enough &= self.screen.values("accuracy") >= accuracy - 0.02
         least = self.screen.values(of)
-        found: list[int] = []
         rows = np.flatnonzero(enough)
-        for value in np.unique(least[rows])[:CHEAP]:
-            mine = rows[least[rows] == value]
-            found += [int(row) for row in self.distinct(mine, self.cost)[:2]]
+        # Of each kind the row of fewest, and the best of those that may be as few.
+        order = rows[np.lexsort((self.preferred[rows], least[rows]))]
+        kinds, first = np.unique(self.space.kind[order], return_index=True)
+        found: list[int] = []
+        for place in np.argsort(first, kind="stable")[:CHEAP]:
+            mine = order[self.space.kind[order] == kinds[place]]
+            alike = mine[least[mine] <= (1 + ALIKE) * least[mine[0]]]
+            found += [int(mine[0]), *(int(row) for row in self.distinct(alike, self.cost)[:1])]
         return found
 
     def front(self, metric: str | None = None) -> list[int]:

@@ -51,7 +51,8 @@ def name_of(candidate: Candidate) -> str:
     return f"{engine.model} {engine.label()}, {policy.label()}{temperature}"
 
 
-def _without_seqs(candidate: Candidate) -> str:
+def name_without_limits(candidate: Candidate) -> str:
+    """Return the name of a candidate without its limits."""
     engine = dataclasses.replace(candidate.engine, max_num_seqs=None, max_num_batched_tokens=None)
     return name_of(dataclasses.replace(candidate, engine=engine))
 
@@ -233,7 +234,9 @@ def _equal_ones(question: Question, system: int, equals: Sequence[int]) -> Itera
                 yield f"{name} {listed} would do the same: no more {what}"
     rest = [row for row in equals if row not in same]
     if rest:
-        names = list(dict.fromkeys(_without_seqs(measures.outcomes[row].candidate) for row in rest))
+        names = list(
+            dict.fromkeys(name_without_limits(measures.outcomes[row].candidate) for row in rest)
+        )
         named = "; ".join(names[:3])
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         if not names:

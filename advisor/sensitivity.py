@@ -7,11 +7,10 @@ is better comes in; tightened, where the pick drops out. Rates are tried in clos
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from advisor.leaders import Ranking
 from advisor.question import Question
 from advisor.reasons import name_of
 from traces.schema import Turning
@@ -25,13 +24,51 @@ UNITS = {
 }
 
 
+DOUBLINGS, HALVINGS = 4, 5  # of the rate until the pick changes, and of where it does
+
+
 def turnings(
-    question: Question, ranking: Ranking, system: int, rows: Sequence[int]
+    question: Question, system: int, at_rate: Callable[[float], str | None] | None
 ) -> Iterator[Turning]:
-    """Yield the values at which the pick changes, a limit's tightening before its loosening."""
+    """Yield the values at which the pick changes, a limit's tightening before its loosening.
+
+    `at_rate` tells the closed form's pick at a rate; None tries no rates.
+    """
     for name in question.limits:
         yield from _limit(question, name, system)
     yield from _prices(question, system)
+    rate = question.measures.rate_per_s
+    if rate is not None and at_rate is not None:
+        yield from _rates(rate, at_rate)
+
+
+def _rates(rate: float, at_rate: Callable[[float], str | None]) -> Iterator[Turning]:
+    mine = at_rate(rate)
+    for factor in (2.0, 0.5):
+        near, far, other = rate, rate, mine
+        for _ in range(DOUBLINGS):
+            far = near * factor
+            other = at_rate(far)
+            if other != mine:
+                break
+            near = far
+        if other == mine:
+            continue
+        for _ in range(HALVINGS):
+            middle = float(np.sqrt(near * far))
+            found = at_rate(middle)
+            if found == mine:
+                near = middle
+            else:
+                far, other = middle, found
+        yield Turning(
+            name="rate",
+            value=far,
+            unit="/s",
+            direction="above" if factor > 1 else "below",
+            pick=other,
+            replayed=False,
+        )
 
 
 def _limit(question: Question, name: str, system: int) -> Iterator[Turning]:

@@ -229,7 +229,8 @@ def _turnings(turnings: Iterable[Turning]) -> list[str]:
         unit = "" if each.unit == "1" else {"USD": "$", "device s": "s"}.get(each.unit, each.unit)
         value = _with_unit(_number(each.value, 3), unit)
         pick = "nothing fits" if each.pick is None else f"the pick is {each.pick}"
-        lines.append(f"{name} {each.direction} {value}: {pick}")
+        about = "" if each.replayed else " about"
+        lines.append(f"{name} {each.direction}{about} {value}: {pick}")
     return lines
 
 

@@ -21,6 +21,7 @@ def run_advise(
     seed: int,
     present: Path | None = None,
     plan: Path | None = None,
+    models: Path | None = None,
     verify: bool = False,
     output: Path | None = None,
     as_json: bool,
@@ -48,6 +49,7 @@ def run_advise(
         seed=seed,
         present=today,
         plan=plan,
+        models=models,
         verify=(output or Path("runs") / "verify") if verify else None,
         as_json=as_json,
     )
@@ -71,6 +73,7 @@ def print_advice(
     seed: int = 0,
     present: tuple[EngineConfig, Policy] | None = None,
     plan: Path | None = None,
+    models: Path | None = None,
     verify: Path | None = None,
     as_json: bool = False,
     extra: Mapping[str, Any] | None = None,
@@ -83,7 +86,7 @@ def print_advice(
 
     with progress_bar() as bar:
         task = bar.add_task("learning from the recordings", total=None)
-        advisor = Advisor.fit(recordings, seed=seed)
+        advisor = Advisor.fit(recordings, seed=seed, saved=models)
 
         def heard(done: int, total: int) -> None:
             bar.update(task, description="replayed", completed=done, total=total)

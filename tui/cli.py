@@ -255,6 +255,9 @@ def advise(
     plan: Annotated[
         Path | None, typer.Option(help="Write what to measure next, for ttscope sweep.")
     ] = None,
+    models: Annotated[
+        Path | None, typer.Option(help="Keep what was learned here, for the same recordings.")
+    ] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Run both picks for real.")] = False,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Folder of --verify's recordings.")
@@ -283,6 +286,7 @@ def advise(
         seed=seed,
         present=present,
         plan=plan,
+        models=models,
         verify=verify,
         output=output,
         as_json=as_json,
