@@ -280,7 +280,7 @@ def test_report_takes_the_budget_of_advise():
         verb: {option for parameter in verbs[verb].params for option in parameter.opts}
         for verb in ("advise", "report")
     }
-    assert options["advise"] - options["report"] == {"--present", "--plan", "--verify"}
+    assert options["advise"] - options["report"] == {"--present", "--plan", "--models", "--verify"}
     assert options["report"] <= options["advise"]
 
 
