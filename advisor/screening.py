@@ -69,6 +69,7 @@ class Profile:
             np.array([draws.accuracy(right)[:DRAWS] for right in rights])
             for rights in ([w.right for w in works], [w.right_one for w in works])
         )
+        self.varies = (self.accuracy != self.accuracy_one).any(axis=1)
         self.latency = np.array([self._relative(each.steps.mean(axis=0)) for each in works])
         self.device = np.array([self._relative(each.tokens) for each in works])
         laws = [model.law(kind.engine) for kind in space.kinds]
@@ -243,8 +244,13 @@ class Screen:
         """Return [rows, DRAWS] of a metric."""
         profile, work = self.profile, self.work[rows]
         if name == "accuracy":
-            one, part = profile.accuracy_one[work], self.part[rows][:, None]
-            return np.asarray(one + part * (profile.accuracy[work] - one))
+            found = profile.accuracy[work]
+            # Only a rule's accuracy depends on how many samples run at a time.
+            some = np.flatnonzero(profile.varies[work] & (self.part[rows] < 1))
+            if len(some):
+                one, part = profile.accuracy_one[work[some]], self.part[rows[some]][:, None]
+                found[some] = one + part * (found[some] - one)
+            return np.asarray(found)
         factor = profile.factors[self.space.kind[rows], self.outside[rows].astype(np.int64)]
         values = self.values(name)[rows][:, None]
         if name == "load_per_s":
