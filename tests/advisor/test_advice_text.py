@@ -50,6 +50,7 @@ def test_the_document_is_the_contract(advisor):
         "compute_optimal",
         "regret",
         "pareto",
+        "compute_pareto",
         "reasons",
         "near_misses",
         "measure_next",
