@@ -147,9 +147,11 @@ class Incoming:
         ]
         if len(fitting) != 1:  # several front ends do not tell when they began
             fitting = [each for each in replicas if _port(each.access.url) in batch.ports]
-        if len(fitting) != 1:
-            fitting = replicas if len(replicas) == 1 else []
-        return fitting[0].keys.get(str(batch.engine)) if fitting else None
+        if len(fitting) != 1 and len(replicas) == 1:
+            # The only one, unless both tell when they began: then it is another server's plugin.
+            told = batch.process_start_s is not None and replicas[0].started is not None
+            fitting = [] if told else replicas
+        return fitting[0].keys.get(str(batch.engine)) if len(fitting) == 1 else None
 
     def _own_key(self, batch: Batch) -> str | None:
         """Register an engine of which only a plugin tells."""

@@ -250,7 +250,9 @@ def test_command_line(run, tmp_path):
     assert code == 0
     assert out.startswith("wrote r.html (")
     assert "RUN demo/s" in out
-    assert (tmp_path / "r.html").read_bytes() == written
+    again = (tmp_path / "r.html").read_bytes()
+    # Sums of several threads may differ in their last digits.
+    assert re.sub(rb"(\.\d{9})\d+", rb"\1", again) == re.sub(rb"(\.\d{9})\d+", rb"\1", written)
     assert not list(tmp_path.glob("*.partial"))
 
 
