@@ -17,6 +17,12 @@ _MONEY = {"$": 1.0, "usd": 1.0}
 _NUMBER = re.compile(r"([-+]?(?:\d+\.?\d*|\.\d+|nan|inf)(?:e[-+]?\d+)?)\s*(.*)", re.IGNORECASE)
 
 
+def is_given(given: Mapping[str, Any]) -> bool:
+    """Whether the options hold a limit or what to optimise."""
+    asked = ("max_latency", "max_cost", "max_energy", "min_accuracy", "gpus", "optimise")
+    return any(given.get(name) is not None for name in asked)
+
+
 def parse_budget(given: Mapping[str, Any]) -> Budget:
     """Return the budget of options by name (`max_latency`, `price`, ...); None is not limited.
 

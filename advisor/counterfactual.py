@@ -21,7 +21,7 @@ from advisor import finish_order as finish
 from advisor.extrapolation import FARTHEST, extrapolate, fresh_runs
 from advisor.models.answers import AnswerModel, count_answers
 from advisor.replayed_order import ReplayedOrder
-from advisor.samples import ProblemSamples, SampledRun, read_samples
+from advisor.samples import FEWEST, ProblemSamples, SampledRun, read_samples
 from advisor.subsets import RandomOrders, best_of_curve, order_count
 from advisor.thinking import BudgetOutcome, at_checkpoints, between, lower_bounds
 from traces.errors import RecordingError, UsageError
@@ -33,7 +33,6 @@ Floats = npt.NDArray[np.float64]
 
 WINDOWS = (3, 4)
 THRESHOLDS = (0.88, 0.95)  # three votes to none or four to one suffice; four to none
-FEWEST = 4  # samples from which rules that stop early are judged
 KEEP = (0.5, 0.9)
 
 

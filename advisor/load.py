@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from advisor.evidence import Sample
+from advisor.evidence import ProblemRun, Sample
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int32]
@@ -25,6 +25,16 @@ class Load:
     cached_tokens: int
     samples: Sequence[Sample]
     prompt_blocks: Sequence[int] = ()
+
+    @classmethod
+    def of(cls, problem: ProblemRun, samples: Sequence[Sample]) -> Load:
+        """Return a recorded problem with some of its samples."""
+        return cls(
+            prompt_tokens=problem.prompt_tokens,
+            cached_tokens=problem.cached_tokens,
+            samples=samples,
+            prompt_blocks=problem.prompt_blocks,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

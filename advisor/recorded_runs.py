@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -72,6 +72,11 @@ class Run:
     problems: Mapping[str, ProblemRun]
     concurrency: int | None
     rate_per_s: float | None
+
+    def arrivals_s(self, problem_ids: Iterable[str]) -> npt.NDArray[np.float64]:
+        """Return when problems arrived, in seconds since the first of them."""
+        times = np.array([self.problems[name].arrival_ns for name in problem_ids])
+        return np.asarray((times - times.min()) / 1e9)
 
 
 def read_runs(recording: Recording) -> tuple[list[Run], int]:

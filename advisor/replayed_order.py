@@ -17,7 +17,7 @@ from advisor.load import Load
 from advisor.models.step_cost import linear_cost
 from advisor.models.step_time import StepTimeModel
 from advisor.replay import replay
-from advisor.samples import ProblemSamples
+from advisor.samples import FEWEST, ProblemSamples
 from advisor.space import limits_of
 from advisor.workload import Workload
 from traces.errors import TtscopeError
@@ -61,18 +61,8 @@ class ReplayedOrder:
     def _replayed(self, start: int, n: int) -> Mapping[str, tuple[Floats, Floats]]:
         assert self.run is not None
         run, problems = self.run, self.run.problems
-        loads = [
-            Load(
-                prompt_tokens=problem.prompt_tokens,
-                cached_tokens=problem.cached_tokens,
-                samples=problem.samples[start : start + n],
-            )
-            for problem in problems.values()
-        ]
-        arrivals = None
-        if run.concurrency is None:
-            times = np.array([problem.arrival_ns for problem in problems.values()])
-            arrivals = (times - times.min()) / 1e9
+        loads = [Load.of(each, each.samples[start : start + n]) for each in problems.values()]
+        arrivals = run.arrivals_s(problems) if run.concurrency is None else None
         found = replay(
             Workload.from_loads(loads, arrivals),
             self.cost,
@@ -88,7 +78,9 @@ class ReplayedOrder:
 
 
 def replayed_order(recording: Recording, summary: Summary) -> ReplayedOrder | None:
-    """Return the order by replay, or None where the run cannot be replayed."""
+    """Return the order by replay, None where the run cannot be replayed or has few samples."""
+    if summary.policy is None or summary.policy.n <= FEWEST:  # nothing smaller is judged by it
+        return None
     try:
         order = ReplayedOrder(recording, summary)
     except TtscopeError:

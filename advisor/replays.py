@@ -160,20 +160,14 @@ class Replays:
             raise UsageError(
                 f"{source.recording}: does not say how drafts went per sample; record again"
             )
-        return Load(
-            prompt_tokens=problem.prompt_tokens,
-            cached_tokens=problem.cached_tokens,
-            samples=samples,
-            prompt_blocks=problem.prompt_blocks,
-        )
+        return Load.of(problem, samples)
 
     def _arrivals(self, own: Run) -> Floats | None:
         rate = self.question.rate_per_s
         if rate is not None:
             return poisson_arrivals(rate, len(self.ids), self.question.seed)
         if self.question.concurrency is None and own.concurrency is None:
-            times = np.array([own.problems[name].arrival_ns for name in self.ids])
-            return np.asarray((times - times.min()) / 1e9)
+            return own.arrivals_s(self.ids)
         return None
 
     def _run(self, workload: Workload, factor: float, *, log: bool = False) -> Replayed:

@@ -16,6 +16,8 @@ from traces.votes import WHOLE
 
 Floats = npt.NDArray[np.float64]
 
+FEWEST = 4  # samples from which rules that stop early are judged
+
 
 @dataclass(frozen=True, kw_only=True)
 class ProblemSamples:

@@ -127,3 +127,10 @@ METRICS: tuple[Metric, ...] = (
         column="energy_j",
     ),
 )
+
+BY_TAG = {metric.tag: metric for metric in METRICS}
+
+
+def estimate_of(run: Run | None, tag: str) -> Estimate | None:
+    """Return a number of a run by its tag; None without a run, or where it was not measured."""
+    return None if run is None else BY_TAG[tag].get(run)

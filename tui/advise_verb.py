@@ -11,8 +11,6 @@ from traces.recording import Recording
 from traces.schema import Budget, EngineConfig, Experiment, Pick, Policy, Recommendation
 from tui.read_verbs import open_all, print_document
 
-_BUDGET = ("max_latency", "max_cost", "max_energy", "min_accuracy", "gpus", "optimise")
-
 
 def run_advise(
     paths: Sequence[Path],
@@ -27,9 +25,9 @@ def run_advise(
     as_json: bool,
 ) -> None:
     """Print the recommendation for a budget."""
-    from advisor.budget import parse_budget
+    from advisor.budget import is_given, parse_budget
 
-    if not any(value is not None for name, value in given.items() if name in _BUDGET):
+    if not is_given(given):
         raise UsageError(
             "the budget is empty: give a limit (--max-latency, --max-cost, --max-energy, "
             "--min-accuracy, --gpus) or what to --optimise"

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from traces.errors import RecordingError, TablesError, UsageError
-from traces.metrics import METRICS
+from traces.metrics import estimate_of
 from traces.recording import Recording
 from traces.schema import EngineConfig, Estimate
 from traces.summary import Run, summarise, to_plain
 from tui.formats import ABSENT, align, interval, value_of, wrap
+from tui.replay_text import ROWS as REPLAY_ROWS
+from tui.replay_text import relative
 from tui.show_text import engine_text
 
 if TYPE_CHECKING:
@@ -22,16 +24,8 @@ if TYPE_CHECKING:
     from profiler.engines.server import ServerEngine
     from profiler.resend import Resent
 
-ROWS = (
-    ("tokens_per_problem", "tokens/problem"),
-    ("latency_s.mean", "latency mean"),
-    ("latency_s.p50", "latency p50"),
-    ("latency_s.p95", "latency p95"),
-    ("ttft_s.p50", "TTFT p50"),
-    ("ttft_s.p95", "TTFT p95"),
-    ("tpot_s.p50", "TPOT p50"),
-    ("throughput_tokens_per_s", "throughput"),
-)
+_UNKNOWN = ("accuracy", "device_s_per_problem", "cost_usd_per_problem", "energy_j.per_problem")
+ROWS = tuple(row for row in REPLAY_ROWS if row[0] not in _UNKNOWN)
 _WAIT_S = 0.002  # how late a problem may begin because results are waited for
 _LIMITS = ("max_num_seqs", "max_num_batched_tokens")  # a server does not tell them
 _TOLD = ("max_model_len", "num_gpu_blocks", "enable_prefix_caching")
@@ -232,12 +226,12 @@ def against_json(found: Answered) -> dict[str, Any]:
 
 
 def _change(found: Answered, tag: str) -> Mapping[str, Any]:
-    predicted, measured = _estimate(found.predicted, tag), _estimate(found.measured, tag)
+    predicted, measured = estimate_of(found.predicted, tag), estimate_of(found.measured, tag)
     return {
-        "recorded": to_plain(_estimate(found.recorded, tag)),
+        "recorded": to_plain(estimate_of(found.recorded, tag)),
         "predicted": to_plain(predicted),
         "measured": to_plain(measured),
-        "relative": _relative(predicted, measured),
+        "relative": relative(predicted, measured),
         "inside": _inside(predicted, measured),
     }
 
@@ -253,17 +247,17 @@ def against_lines(found: Answered, url: str, *, width: int = 80) -> Iterator[str
     rows = [["", "recorded", "predicted", "90 % interval", "measured", "off by", ""]]
     before = found.recorded if found.predicted is None else found.predicted
     for tag, name in ROWS:
-        predicted, measured = _estimate(found.predicted, tag), _estimate(found.measured, tag)
-        relative = _relative(_estimate(before, tag), measured)
+        predicted, measured = estimate_of(found.predicted, tag), estimate_of(found.measured, tag)
+        share = relative(estimate_of(before, tag), measured)
         inside = _inside(predicted, measured)
         rows.append(
             [
                 name,
-                value_of(_estimate(found.recorded, tag)),
+                value_of(estimate_of(found.recorded, tag)),
                 value_of(predicted),
                 interval(predicted),
                 value_of(measured),
-                ABSENT if relative is None else f"{relative * 100:+.1f} %",
+                ABSENT if share is None else f"{share * 100:+.1f} %",
                 "" if inside is None else "inside" if inside else "outside",
             ]
         )
@@ -274,18 +268,6 @@ def against_lines(found: Answered, url: str, *, width: int = 80) -> Iterator[str
         yield from wrap("note", note, width=width, indent=10)
     yield ""
     yield f"kept in {found.folder}"
-
-
-def _estimate(run: Run | None, tag: str) -> Estimate | None:
-    if run is None:
-        return None
-    return next(metric for metric in METRICS if metric.tag == tag).get(run)
-
-
-def _relative(predicted: Estimate | None, measured: Estimate | None) -> float | None:
-    if predicted is None or measured is None or not predicted.value:
-        return None
-    return measured.value / predicted.value - 1
 
 
 def _inside(predicted: Estimate | None, measured: Estimate | None) -> bool | None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import typer
 
@@ -25,3 +26,13 @@ Optimise = Annotated[
 ]
 Confidence = Annotated[float, typer.Option(help="How sure every limit must be met.")]
 Seed = Annotated[int, typer.Option(help="Seed of the resampling.")]
+
+_NAMES = (
+    "max_latency", "percentile", "max_cost", "max_energy", "gpus", "min_accuracy", "rate", "price",
+    "optimise", "confidence",
+)  # fmt: skip
+
+
+def given(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the budget's among a verb's options, for `advisor.budget`."""
+    return {name: options[name] for name in _NAMES}

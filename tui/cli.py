@@ -266,20 +266,9 @@ def advise(
     as_json: Json = False,
 ) -> None:
     """Recommend the system-optimal configuration for a budget."""
+    given = budget.given(locals())
     from tui.advise_verb import run_advise
 
-    given = {
-        "max_latency": max_latency,
-        "percentile": percentile,
-        "max_cost": max_cost,
-        "max_energy": max_energy,
-        "gpus": gpus,
-        "min_accuracy": min_accuracy,
-        "rate": rate,
-        "price": price or None,
-        "optimise": optimise,
-        "confidence": confidence,
-    }
     run_advise(
         recordings,
         given,
@@ -311,20 +300,9 @@ def report(
     as_json: Json = False,
 ) -> None:
     """Write one HTML page that tells what was measured and what to run for a budget."""
+    given = budget.given(locals())
     from tui.report.verb import run_report
 
-    given = {
-        "max_latency": max_latency,
-        "percentile": percentile,
-        "max_cost": max_cost,
-        "max_energy": max_energy,
-        "gpus": gpus,
-        "min_accuracy": min_accuracy,
-        "rate": rate,
-        "price": price,
-        "optimise": optimise,
-        "confidence": confidence,
-    }
     run_report(recordings, output, given, seed=seed, as_json=as_json)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from traces.metrics import METRICS
+from traces.metrics import estimate_of
 from traces.schema import Estimate
 from traces.summary import Run, to_plain
 from tui.formats import ABSENT, align, interval, number, value_of, wrap
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from advisor.predict import Prediction
     from advisor.step_times import Question
 
-_ROWS = (
+ROWS = (
     ("accuracy", "accuracy"),
     ("tokens_per_problem", "tokens/problem"),
     ("latency_s.mean", "latency mean"),
@@ -39,12 +39,12 @@ def replay_json(found: Prediction) -> dict[str, Any]:
         "predicted": found.predicted.to_json(),
         "changes": {
             tag: {
-                "recorded": to_plain(_estimate(found.recorded, tag)),
-                "replayed": to_plain(_estimate(found.replayed, tag)),
-                "predicted": to_plain(_estimate(found.predicted, tag)),
+                "recorded": to_plain(estimate_of(found.recorded, tag)),
+                "replayed": to_plain(estimate_of(found.replayed, tag)),
+                "predicted": to_plain(estimate_of(found.predicted, tag)),
                 "relative": _relative(found, tag),
             }
-            for tag, _ in _ROWS
+            for tag, _ in ROWS
         },
         "waits": [to_plain(each) for each in found.waits],
         "notes": list(found.notes),
@@ -62,16 +62,16 @@ def replay_lines(found: Prediction, question: Question, *, width: int = 80) -> I
     yield from wrap("asked", "; ".join(changed) or "as recorded", width=width, indent=10)
     yield ""
     rows = [["", "recorded", "replayed", "predicted", "90 % interval", "change"]]
-    for tag, name in _ROWS:
-        estimate = _estimate(predicted, tag)
-        if estimate is None and _estimate(recorded, tag) is None:
+    for tag, name in ROWS:
+        estimate = estimate_of(predicted, tag)
+        if estimate is None and estimate_of(recorded, tag) is None:
             continue
         relative = _relative(found, tag)
         rows.append(
             [
                 name,
-                value_of(_estimate(recorded, tag)),
-                value_of(_estimate(found.replayed, tag)),
+                value_of(estimate_of(recorded, tag)),
+                value_of(estimate_of(found.replayed, tag)),
                 value_of(estimate),
                 interval(estimate),
                 ABSENT if relative is None else f"{relative * 100:+.1f} %",
@@ -148,14 +148,12 @@ def _short(value: Any) -> str:
     return str(value)
 
 
-def _estimate(run: Run | None, tag: str) -> Estimate | None:
-    if run is None:
-        return None
-    return next(metric for metric in METRICS if metric.tag == tag).get(run)
-
-
 def _relative(found: Prediction, tag: str) -> float | None:
-    before, after = _estimate(found.replayed, tag), _estimate(found.predicted, tag)
+    return relative(estimate_of(found.replayed, tag), estimate_of(found.predicted, tag))
+
+
+def relative(before: Estimate | None, after: Estimate | None) -> float | None:
+    """Return by what share one number is above another, None where either is not known."""
     if before is None or after is None or not before.value:
         return None
     return after.value / before.value - 1

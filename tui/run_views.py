@@ -32,11 +32,6 @@ class Lane:
         return bool(np.isfinite(self.values).any())
 
 
-def lane_line(lane: Lane, cursor: int) -> str:
-    """Return the name, the highest, a bar per bin, and the number at the cursor."""
-    return lane_lines(lane, cursor, 1)[0]
-
-
 def lane_lines(lane: Lane, cursor: int, rows: int) -> list[str]:
     """Return a lane as so many lines, the lowest with its name and numbers.
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from traces.comparison import Difference
 from traces.energy import NOT_RECORDED
-from traces.metrics import METRICS
+from traces.metrics import estimate_of
 from traces.schema import EngineConfig, Policy
 from traces.series import series
 from traces.summary import Run
@@ -165,10 +165,9 @@ def _one_run(run: Run, width: int) -> list[str]:
 
 
 def _metrics(run: Run) -> list[str]:
-    metrics = {metric.tag: metric for metric in METRICS}
     rows = [("", "value", "90 % interval")]
     for tag, title in _ROWS:
-        estimate = metrics[tag].get(run)
+        estimate = estimate_of(run, tag)
         if estimate is not None or not tag.startswith("sample_latency_s"):  # of imports alone
             rows.append((title, value_of(estimate), interval(estimate)))
     return align(rows, right=(1,))
@@ -257,7 +256,6 @@ def policy_lines(run: Run) -> list[str]:
 
 
 def _side_by_side(runs: Sequence[Run], width: int) -> list[str]:
-    metrics = {metric.tag: metric for metric in METRICS}
     for columns in (len(runs), 3, 2, 1):
         lines: list[str] = []
         for start in range(0, len(runs), columns):
@@ -267,7 +265,7 @@ def _side_by_side(runs: Sequence[Run], width: int) -> list[str]:
                 header += [str(index), ""]
             rows = [header]
             for tag, title in _ROWS:
-                estimates = [metrics[tag].get(run) for run in some]
+                estimates = [estimate_of(run, tag) for run in some]
                 if any(estimate is not None for estimate in estimates):
                     cells = [
                         text for each in estimates for text in (value_of(each), interval(each))

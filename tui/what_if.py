@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Sequence
 
 from traces.errors import UsageError
-from traces.metrics import METRICS
+from traces.metrics import estimate_of
 from traces.schema import Pick
 from tui.formats import ABSENT, align, interval, value_of
 from tui.views import Entry, pick_title
@@ -45,10 +45,9 @@ def what_if(entries: Sequence[Entry], pick: Pick, changes: str) -> list[str]:
         predict(base.recording, base.run, Question(engine=e, policy=p), others).predicted
         for e, p in ((pick.engine, pick.policy), (engine, policy))
     )
-    metrics = {metric.tag: metric for metric in METRICS}
     table: list[Sequence[str]] = [("", "pick", "changed", "90 % interval", "change")]
     for tag, title in ROWS:
-        one, two = metrics[tag].get(before), metrics[tag].get(after)
+        one, two = estimate_of(before, tag), estimate_of(after, tag)
         if one is None and two is None:
             continue
         change = ABSENT

@@ -28,7 +28,6 @@ from tui.run_views import (
     columns_of,
     draft_line,
     family_line,
-    lane_line,
     lane_lines,
     run_lanes,
     step_lines,
@@ -58,7 +57,7 @@ def test_charts_have_one_width(run, data):
     lanes = run_lanes(found, np.full(50, 300.0), tall=True)
     assert [lane.name for lane in lanes] == ["batch", "waiting", "KV %", "tok/s", "power W"]
     for cursor in (0, 20, 49):
-        assert {len(lane_line(lane, cursor)) for lane in lanes} == {14 + 50 + 8}
+        assert {len(lane_lines(lane, cursor, 1)[0]) for lane in lanes} == {14 + 50 + 8}
         axis = axis_line(data.timeline.start_ns, found.edges_ns, cursor, int(found.edges_ns[3]))
         assert axis.index("^") == 14 + cursor
     top, low = lane_lines(lanes[0], 3, 2)

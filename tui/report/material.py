@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from advisor.left_out import Foretold
 
 MOST_FORETOLD = 40  # recordings: each takes a fit and three replays
-BUDGET = ("max_latency", "max_cost", "max_energy", "min_accuracy", "gpus", "optimise")
 NO_STEPS = (
     "no recording holds engine steps, from which times are learned; imported outcomes have none"
 )
@@ -53,9 +52,9 @@ def gather_material(
     `given` are the options of `ttscope advise`. Raises UsageError for a budget that is not
     understood, or that limits what was not measured.
     """
-    from advisor.budget import parse_budget
+    from advisor.budget import is_given, parse_budget
 
-    limited = any(given.get(name) is not None for name in BUDGET)
+    limited = is_given(given)
     budget = parse_budget(given if limited else {**given, "optimise": "accuracy"})
     report = progress or (lambda what, done, whole: None)
     watched = tuple(engine for each in recordings for engine in watched_engines(each))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from traces.metrics import METRICS
+from traces.metrics import BY_TAG, estimate_of
 from traces.schema import Estimate
 from traces.summary import Run
 from tui.formats import compact, number, percent
@@ -39,10 +39,9 @@ def recorded_runs(runs: Sequence[Run]) -> Html:
     """Return the table of runs with their numbers, and what a reader must know of them."""
     if not runs:
         return empty("No run: the recordings hold no problem that was posed.")
-    metrics = {metric.tag: metric for metric in METRICS}
-    tags = [t for t in OF_RUN if t != "cost_usd_per_problem" or _any(runs, metrics[t].get)]
+    tags = [t for t in OF_RUN if t != "cost_usd_per_problem" or _any(runs, BY_TAG[t].get)]
     told = dict(OF_RUN)
-    if _any(runs, metrics["sample_latency_s.p50"].get):
+    if _any(runs, BY_TAG["sample_latency_s.p50"].get):
         tags.append("sample_latency_s.p50")
         told["sample_latency_s.p50"] = ("sample latency p50", SAMPLES_OF_IMPORTS[1])
     decided = "Problems that got an answer; every mean rests on these."
@@ -56,7 +55,7 @@ def recorded_runs(runs: Sequence[Run]) -> Html:
             _count(run.problems, decided, key=f"{where}.problems"),
         ]
         for name in tags:
-            estimate = metrics[name].get(run)
+            estimate = estimate_of(run, name)
             cells.append(quantity(estimate, told[name][1], key=f"{where}.{name}"))
         rows.append(cells)
     caption = "Recorded runs, per problem, with 90 % intervals"
