@@ -16,6 +16,7 @@ from advisor.models.step_time import StepLaw, StepTimeModel
 from traces.errors import RecordingError
 from traces.recording import Recording
 from traces.schema import EngineConfig
+from traces.whole_file import whole_file
 
 VERSION = 1
 
@@ -45,10 +46,8 @@ def save_laws(path: Path, model: StepTimeModel, recordings: Sequence[Recording])
             {"engine": engine.to_json(), "law": _plain(law)} for engine, law in model.laws_.items()
         ],
     }
-    try:
-        path.write_text(json.dumps(document))
-    except OSError as error:
-        raise RecordingError(f"{path}: cannot be written ({error.strerror})") from None
+    with whole_file(path) as partial:
+        partial.write_text(json.dumps(document))
 
 
 def load_laws(path: Path, recordings: Sequence[Recording]) -> StepTimeModel | None:

@@ -18,6 +18,7 @@ import polars as pl
 from traces.errors import RecordingError
 from traces.formats.request import BLOCK_TOKENS
 from traces.recording import Recording
+from traces.whole_file import whole_file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,12 +46,9 @@ def export_requests(recording: Recording, path: Path) -> Exported:
             f"{recording.path}: no sample in it has an arrival, a prompt and an output"
         )
     names: dict[Any, int] = {}
-    try:
-        with path.open("w") as file:
-            for line in _lines(ready, names):
-                file.write(json.dumps(line) + "\n")
-    except OSError as error:
-        raise RecordingError(f"{path}: cannot be written ({error.strerror})") from None
+    with whole_file(path) as partial, partial.open("w") as file:
+        for line in _lines(ready, names):
+            file.write(json.dumps(line) + "\n")
     return Exported(
         requests=ready.height,
         blocks=len(names),

@@ -19,8 +19,8 @@ from typing import Any, TextIO
 
 import polars as pl
 
-from traces.errors import RecordingError
 from traces.recording import Recording
+from traces.whole_file import whole_file
 
 LAID_OUT = "summed per step and laid end to end from its start; not when the kernels ran"
 _PHASES = (  # name, begins at, ends at
@@ -38,16 +38,9 @@ def export_trace(recording: Recording, path: Path) -> dict[str, int]:
 
     Raises RecordingError when the file cannot be written or a part of the recording is corrupt.
     """
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        opened = gzip.open if path.suffix == ".gz" else open
-        with opened(partial, "wt", encoding="utf-8") as file:
-            counts = _write(recording, file)
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise RecordingError(f"{path}: cannot be written ({error.strerror or error})") from None
-    return counts
+    opened = gzip.open if path.suffix == ".gz" else open
+    with whole_file(path) as partial, opened(partial, "wt", encoding="utf-8") as file:
+        return _write(recording, file)
 
 
 def _write(recording: Recording, file: TextIO) -> dict[str, int]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from traces.errors import RecordingError, UsageError
+from traces.errors import UsageError
+from traces.whole_file import whole_file
 from tui.read_verbs import open_all, print_document
 
 
@@ -54,14 +54,6 @@ def write(path: Path, text: str) -> int:
     Raises RecordingError when it cannot be written.
     """
     data = text.encode()
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise RecordingError(f"{path}: cannot be written ({error.strerror or error})") from None
+    with whole_file(path) as partial:
+        partial.write_bytes(data)
     return len(data)
