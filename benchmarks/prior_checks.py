@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import polars as pl
+from dense_models import dense
 from real_runs import errors, read_run
 
 from advisor.load import Limits
@@ -32,27 +33,6 @@ from advisor.workload import Workload
 from traces.schema import EngineConfig, ModelFacts
 
 Floats = npt.NDArray[np.float64]
-
-
-def dense(name: str, architecture: str, shape: tuple[int, ...]) -> ModelFacts:
-    """Return facts of a model from layers, hidden, heads, KV heads, MLP, vocabulary; untied."""
-    layers, hidden, heads, kv_heads, width, vocabulary = shape
-    size = layers * (2 * (heads + kv_heads) * 128 + 3 * width) * hidden + 2 * vocabulary * hidden
-    return ModelFacts(
-        name=name,
-        architecture=architecture,
-        num_hidden_layers=layers,
-        hidden_size=hidden,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        head_dim=128,
-        intermediate_size=width,
-        vocab_size=vocabulary,
-        total_parameters=size,
-        active_parameters=size - vocabulary * hidden,
-        weight_bytes=2 * size,
-        kv_bytes_per_token=4 * layers * kv_heads * 128,
-    )
 
 
 LLAMA_8B = dense("Llama-3.1-8B", "LlamaForCausalLM", (32, 4096, 32, 8, 14336, 128256))

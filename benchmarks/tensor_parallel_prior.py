@@ -11,6 +11,7 @@ small models.
 import argparse
 
 import numpy as np
+from dense_models import dense
 
 from advisor.composition import FEATURES, INDEX
 from advisor.load import Limits
@@ -21,34 +22,12 @@ from advisor.models.step_cost import table_cost
 from advisor.replay import replay
 from advisor.workload import Workload
 from traces.errors import UsageError
-from traces.schema import EngineConfig, ModelFacts
-
-
-def qwen2(name: str, shape: tuple[int, ...], *, tied: bool = False) -> ModelFacts:
-    """Return a model's facts from layers, hidden, heads, KV heads, MLP and vocabulary."""
-    layers, hidden, heads, kv_heads, width, vocabulary = shape
-    size = layers * (2 * (heads + kv_heads) * 128 + 3 * width) * hidden + vocabulary * hidden
-    return ModelFacts(
-        name=name,
-        architecture="Qwen2ForCausalLM",
-        num_hidden_layers=layers,
-        hidden_size=hidden,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        head_dim=128,
-        intermediate_size=width,
-        vocab_size=vocabulary,
-        total_parameters=size + (0 if tied else vocabulary * hidden),
-        active_parameters=size,
-        weight_bytes=2 * (size + (0 if tied else vocabulary * hidden)),
-        kv_bytes_per_token=4 * layers * kv_heads * 128,
-    )
-
+from traces.schema import EngineConfig
 
 MODELS = (  # from their config.json
-    qwen2("Qwen2.5-1.5B", (28, 1536, 12, 2, 8960, 151936), tied=True),
-    qwen2("Qwen2.5-7B", (28, 3584, 28, 4, 18944, 152064)),
-    qwen2("Qwen2.5-14B", (48, 5120, 40, 8, 13824, 152064)),
+    dense("Qwen2.5-1.5B", "Qwen2ForCausalLM", (28, 1536, 12, 2, 8960, 151936), tied=True),
+    dense("Qwen2.5-7B", "Qwen2ForCausalLM", (28, 3584, 28, 4, 18944, 152064)),
+    dense("Qwen2.5-14B", "Qwen2ForCausalLM", (48, 5120, 40, 8, 13824, 152064)),
 )
 BATCHED = 8192
 SEQS = 256
