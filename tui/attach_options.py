@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from tui import workload_options as options
+
 
 def attach(
     urls: Annotated[
@@ -47,56 +49,31 @@ def attach(
         typer.Option(metavar="auto|none|N", help="Read the power of the servers' GPUs, if here."),
     ] = "auto",
     model: Annotated[str | None, typer.Option(help="Which of the served models.")] = None,
-    problems: Annotated[int | None, typer.Option(help="Take the first so many.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the demo's problems.")] = 0,
-    concurrency: Annotated[int, typer.Option(help="Problems in flight at a time.")] = 8,
-    method: Annotated[
-        str | None, typer.Option(help="See docs/policies.md; greedy, or majority at n > 1.")
-    ] = None,
-    n: Annotated[int, typer.Option("--n", help="Samples per problem; above 1 they vote.")] = 1,
+    problems: options.Problems = None,
+    seed: options.Seed = 0,
+    concurrency: options.Concurrency = 8,
+    method: options.Method = None,
+    n: options.NumSamples = 1,
     rule: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME=VALUE", help="Parameters of the method: window=4."),
     ] = None,
-    thinking_budget: Annotated[
-        int | None, typer.Option(help="Tokens of thought per sample, then the answer is forced.")
-    ] = None,
-    reasoning_effort: Annotated[
-        str | None, typer.Option(help="vLLM's: low, high, .. where the chat template knows it.")
-    ] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="Tokens per sample.")] = None,
-    temperature: Annotated[
-        float | None, typer.Option(help="0 for one sample, else 0.8, unless given.")
-    ] = None,
-    top_p: Annotated[float, typer.Option(help="Nucleus sampling.")] = 1.0,
-    timeout: Annotated[
-        float | None, typer.Option(help="Seconds per problem, then the votes there are decide.")
-    ] = None,
-    budget_checkpoints: Annotated[
-        str | None,
-        typer.Option(metavar="64,128,..", help="Force answers at these tokens, after the run."),
-    ] = None,
-    checkpoint_samples: Annotated[
-        int, typer.Option(help="Samples of each problem that --budget-checkpoints cut.")
-    ] = 8,
-    logprobs: Annotated[
-        bool, typer.Option(help="Measure log-probabilities and confidence of every sample.")
-    ] = False,
-    raw_prompts: Annotated[
-        bool, typer.Option(help="Send prompts as they are, without a chat template.")
-    ] = False,
+    thinking_budget: options.ThinkingBudget = None,
+    reasoning_effort: options.ReasoningEffort = None,
+    max_tokens: options.MaxTokens = None,
+    temperature: options.Temperature = None,
+    top_p: options.TopP = 1.0,
+    timeout: options.Timeout = None,
+    budget_checkpoints: options.BudgetCheckpoints = None,
+    checkpoint_samples: options.CheckpointSamples = 8,
+    logprobs: options.Logprobs = False,
+    raw_prompts: options.RawPrompts = False,
     chat_template: Annotated[
         str | None, typer.Option(metavar="FILE", help="A Jinja template instead of the servers'.")
     ] = None,
-    system_prompt: Annotated[
-        str | None, typer.Option(help="Said before every chat of a JSONL workload.")
-    ] = None,
-    verifier: Annotated[
-        str | None, typer.Option(help="exact, numeric, choice or math; for a JSONL workload.")
-    ] = None,
-    record_text: Annotated[
-        bool, typer.Option(help="Keep answers and token ids of your own workload.")
-    ] = False,
+    system_prompt: options.SystemPrompt = None,
+    verifier: options.Verifier = None,
+    record_text: options.RecordText = False,
     tensor_parallel_size: Annotated[
         int | None, typer.Option(help="As the servers', which do not tell it.")
     ] = None,
@@ -108,13 +85,9 @@ def attach(
         list[str] | None,
         typer.Option(metavar="'NAME: VALUE'", help="Goes with every request; $VAR is read."),
     ] = None,
-    price: Annotated[float | None, typer.Option(help="USD per device-hour.")] = None,
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="The recording's folder.")
-    ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON document on stdout.")
-    ] = False,
+    price: options.Price = None,
+    output: options.Output = None,
+    as_json: options.Json = False,
 ) -> None:
     """Profile a live deployment: its own traffic, or with a workload of yours."""
     from profiler.access import Access, read_headers, read_key

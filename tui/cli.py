@@ -16,6 +16,7 @@ import typer
 from tui import budget_options as budget
 from tui.attach_options import attach
 from tui.record_options import record
+from tui.workload_options import Json
 
 app = typer.Typer(
     add_completion=False,
@@ -24,7 +25,6 @@ app = typer.Typer(
     help="Which configuration should serve your reasoning model? Profile, replay and choose.",
 )
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 Paths = Annotated[list[Path], typer.Argument(help="Recordings, or folders of recordings.")]
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from tui import workload_options as options
 
 
 def record(
@@ -16,25 +17,16 @@ def record(
         str | None, typer.Option(help="A running OpenAI-compatible server instead.")
     ] = None,
     workload: Annotated[str, typer.Option(help="demo, demo:preamble, or a JSONL file.")] = "demo",
-    problems: Annotated[int | None, typer.Option(help="Take the first so many.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the demo's problems.")] = 0,
-    concurrency: Annotated[int, typer.Option(help="Problems in flight at a time.")] = 8,
-    method: Annotated[
-        str | None,
-        typer.Option(help="See docs/policies.md; greedy, or majority at n > 1."),
-    ] = None,
-    n: Annotated[int, typer.Option("--n", help="Samples per problem; above 1 they vote.")] = 1,
-    thinking_budget: Annotated[
-        int | None, typer.Option(help="Tokens of thought per sample, then the answer is forced.")
-    ] = None,
-    reasoning_effort: Annotated[
-        str | None, typer.Option(help="vLLM's: low, high, .. where the chat template knows it.")
-    ] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="Tokens per sample.")] = None,
-    temperature: Annotated[
-        float | None, typer.Option(help="0 for one sample, else 0.8, unless given.")
-    ] = None,
-    top_p: Annotated[float, typer.Option(help="Nucleus sampling.")] = 1.0,
+    problems: options.Problems = None,
+    seed: options.Seed = 0,
+    concurrency: options.Concurrency = 8,
+    method: options.Method = None,
+    n: options.NumSamples = 1,
+    thinking_budget: options.ThinkingBudget = None,
+    reasoning_effort: options.ReasoningEffort = None,
+    max_tokens: options.MaxTokens = None,
+    temperature: options.Temperature = None,
+    top_p: options.TopP = 1.0,
     window: Annotated[
         int | None, typer.Option(help="early_stopping: samples of a window (4).")
     ] = None,
@@ -82,19 +74,10 @@ def record(
     step_tokens: Annotated[
         int | None, typer.Option(help="beam: tokens of a step at most (256).")
     ] = None,
-    timeout: Annotated[
-        float | None, typer.Option(help="Seconds per problem, then the votes there are decide.")
-    ] = None,
-    budget_checkpoints: Annotated[
-        str | None,
-        typer.Option(metavar="64,128,..", help="Force answers at these tokens, after the run."),
-    ] = None,
-    checkpoint_samples: Annotated[
-        int, typer.Option(help="Samples of each problem that --budget-checkpoints cut.")
-    ] = 8,
-    logprobs: Annotated[
-        bool, typer.Option(help="Measure log-probabilities and confidence of every sample.")
-    ] = False,
+    timeout: options.Timeout = None,
+    budget_checkpoints: options.BudgetCheckpoints = None,
+    checkpoint_samples: options.CheckpointSamples = 8,
+    logprobs: options.Logprobs = False,
     tensor_parallel_size: Annotated[int | None, typer.Option(help="As vLLM's.")] = None,
     max_num_seqs: Annotated[int | None, typer.Option(help="As vLLM's.")] = None,
     max_num_batched_tokens: Annotated[int | None, typer.Option(help="As vLLM's.")] = None,
@@ -103,21 +86,13 @@ def record(
     speculative: Annotated[
         str | None, typer.Option(help="vLLM's --speculative-config, as JSON.")
     ] = None,
-    raw_prompts: Annotated[
-        bool, typer.Option(help="Send prompts as they are, without a chat template.")
-    ] = False,
+    raw_prompts: options.RawPrompts = False,
     chat_template: Annotated[
         str | None, typer.Option(metavar="FILE", help="A Jinja template instead of the model's.")
     ] = None,
-    system_prompt: Annotated[
-        str | None, typer.Option(help="Said before every chat of a JSONL workload.")
-    ] = None,
-    verifier: Annotated[
-        str | None, typer.Option(help="exact, numeric, choice or math; for a JSONL workload.")
-    ] = None,
-    record_text: Annotated[
-        bool, typer.Option(help="Keep answers and token ids of your own workload.")
-    ] = False,
+    system_prompt: options.SystemPrompt = None,
+    verifier: options.Verifier = None,
+    record_text: options.RecordText = False,
     kernels: Annotated[
         str | None,
         typer.Option(metavar="M/N", help="Profile the kernels of M steps every N."),
@@ -131,13 +106,9 @@ def record(
     power_hz: Annotated[
         float, typer.Option(help="Readings of the devices' power a second, 10 to 50.")
     ] = 20.0,
-    price: Annotated[float | None, typer.Option(help="USD per device-hour.")] = None,
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="The recording's folder.")
-    ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON document on stdout.")
-    ] = False,
+    price: options.Price = None,
+    output: options.Output = None,
+    as_json: options.Json = False,
 ) -> None:
     """Run a test-time-scaling workload on vLLM and keep a recording."""
     from profiler.launch import EngineOptions
@@ -172,7 +143,7 @@ def record(
             "step_tokens": step_tokens,
         }
     )
-    options = EngineOptions(
+    engine = EngineOptions(
         model=model,
         endpoint=endpoint,
         api_key_env=api_key_env,
@@ -193,7 +164,7 @@ def record(
         "system_prompt": system_prompt,
     }
     run_record(
-        options,
+        engine,
         policy,
         workload=source,
         concurrency=concurrency,
