@@ -113,7 +113,7 @@ class Deployment:
             lambda label: self._key(replica, label),
             on_event=note,
             on_page=lambda page: self._keep(replica, page),
-            on_restart=lambda: self._again(replica),
+            on_restart=lambda started: self._again(replica, started),
             period_s=self._period_s,
             reconnect=self._reconnect,
         )
@@ -206,10 +206,11 @@ class Deployment:
             self._register(replica, sorted({*replica.keys, label} - {""}))
         return replica.keys[label]
 
-    def _again(self, replica: Replica | None) -> None:
+    def _again(self, replica: Replica | None, started: float | None) -> None:
         """Ask a server that was restarted what it serves now."""
         if replica is None:
             return
+        replica.started = started
         try:
             config, facts = self._describe(replica.access, replica.scraper)
         except TtscopeError:

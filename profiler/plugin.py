@@ -83,6 +83,7 @@ class StepLogger(StatLoggerBase):  # type: ignore[misc]
         }
         self._stopping = threading.Event()
         self._pending: list[tuple[Any, ...]] = []
+        self._done = 0  # rows before `_pending`
         self._thread = threading.Thread(target=self._work, name="ttscope-steps", daemon=True)
         self.on = True
         _SENDING.add(engine_index)
@@ -155,6 +156,7 @@ class StepLogger(StatLoggerBase):  # type: ignore[misc]
             self._pending.append(self._ring.popleft())
         batch = self._head | {
             "columns": COLUMNS,
+            "first": self._done,
             "rows": self._pending,
             "dropped": self.dropped,
             "on": self.on,
@@ -171,6 +173,7 @@ class StepLogger(StatLoggerBase):  # type: ignore[misc]
         if status == 200 or 400 <= status < 500:  # what is refused once is refused again
             if status != 200:
                 self.dropped += len(self._pending)
+            self._done += len(self._pending)
             self._pending = []
         return status == 200
 

@@ -78,13 +78,18 @@ _Row = tuple[  # one item for each of COLUMNS
 
 
 class Batch(msgspec.Struct):
-    """What the plugin of one engine of one front-end process sends at a time."""
+    """What the plugin of one engine of one front-end process sends at a time.
+
+    `first` is the number of its first row among all that it sends. A batch whose answer came too
+    late is sent again, and more with it.
+    """
 
     v: int
     instance: str
     engine: int
     columns: list[str]
     rows: list[_Row]
+    first: int | None = None
     dropped: int = 0
     on: bool = True
     details: bool | None = None

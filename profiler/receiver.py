@@ -51,6 +51,7 @@ class Receiver:
         self.batches: deque[Batch] = deque()
         self.received = self.others = self.refused = self.overflowed = 0
         self.heard: dict[str, float] = {}  # plugin -> when its last batch came, monotonic
+        self._next_row: dict[tuple[str, int], int] = {}  # of each engine of a plugin
         self._lock = threading.Lock()
         try:
             self._server = _Server((host, port), _Handler, self)
@@ -103,15 +104,25 @@ class Receiver:
             return True
 
     def put_batch(self, batch: Batch) -> bool:
-        """Keep a batch of steps; False when there is no room."""
+        """Keep what is new in a batch of steps; False when there is no room."""
         with self._lock:
             if len(self.batches) >= 1_000:
                 self.overflowed += 1
                 return False
+            self._leave_out_known(batch)
             self.batches.append(batch)
             if batch.instance in self.heard or len(self.heard) < MOST_PLUGINS:
                 self.heard[batch.instance] = time.monotonic()
             return True
+
+    def _leave_out_known(self, batch: Batch) -> None:
+        """Take from a batch the rows that came before: its sender had no answer in time."""
+        key = batch.instance, batch.engine
+        known = self._next_row.get(key, 0)
+        if batch.first is None or (not known and len(self._next_row) >= MOST_PLUGINS):
+            return
+        self._next_row[key] = max(known, batch.first + len(batch.rows))
+        batch.rows = batch.rows[max(known - batch.first, 0) :]
 
 
 class _Server(HTTPServer):

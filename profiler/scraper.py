@@ -57,7 +57,7 @@ class Scraper:
     engine_key: the key of an engine by vLLM's label `engine`; "" is the server itself.
     on_event: called with a kind and a detail of `events`: gap, reconnect, restart, counter_reset.
     on_page: called with the rows of every page read.
-    on_restart: called when the server was restarted, before its first page is kept.
+    on_restart: called with when a restarted server began, before its first page is kept.
 
     `lost` is set when the server is gone and `reconnect` is False.
 
@@ -70,7 +70,7 @@ class Scraper:
         *,
         on_event: Callable[[str, str], None],
         on_page: Callable[[pl.DataFrame], None] = lambda rows: None,
-        on_restart: Callable[[], None] = lambda: None,
+        on_restart: Callable[[float | None], None] = lambda started: None,
         period_s: float = PERIOD_S,
         reconnect: bool = True,
     ) -> None:
@@ -181,9 +181,9 @@ class Scraper:
 
     def _compare(self, last: Page, page: Page) -> None:
         """Note a restart: another process, or counters that fell."""
-        if None not in (last.started, page.started) and page.started != last.started:
+        if last.started is not None and page.started not in (None, last.started):
             self._on_event("restart", f"{self.access.url}: another process answers")
-            self._on_restart()
+            self._on_restart(page.started)
         fell = sum(
             value < last.values.get(series, value)
             for series, value in page.values.items()

@@ -20,6 +20,7 @@ from traces.otlp import GenSpan
 SETTLE_S = 8.0  # exporters send every 5 s
 MOST_GROUPS = 20_000  # that are open or remembered
 MOST_CLIENTS = 50_000  # client spans that are remembered
+MOST_KNOWN = 50_000  # spans that are known if an exporter sends them again
 MOST_CHILDREN = 4_096  # of one parent; a parent of more is no question
 Row = dict[str, Any]
 
@@ -53,14 +54,19 @@ class SpanGroups:
         self._by_request: OrderedDict[tuple[Any, ...], str] = OrderedDict()
         self._clients: OrderedDict[str, GenSpan] = OrderedDict()  # by span id
         self._served: OrderedDict[str, None] = OrderedDict()  # parents of engine spans
+        self._known: OrderedDict[str, None] = OrderedDict()
         self.taken = self.dropped = 0
 
     def add(self, span: GenSpan) -> None:
-        """Take one span."""
+        """Take one span, once: an exporter whose answer came too late sends it again."""
+        key = _key(span.trace_id, span.span_id)
+        if key in self._known:
+            return
+        _put(self._known, key, None, MOST_KNOWN)
         self.taken += 1
         if not span.from_engine:
             _put(self._clients, span.span_id, span, MOST_CLIENTS)
-            early = self._groups.pop(_key(span.trace_id, span.span_id), None)
+            early = self._groups.pop(key, None)
             if early is not None and early.written == 0:  # engine spans came before
                 for child in early.spans:
                     self._place(child)

@@ -98,6 +98,33 @@ def test_a_receiver_that_is_away_costs_only_rows(monkeypatch, receiver):
     made.on = False
 
 
+def test_a_batch_whose_answer_came_too_late_counts_once(monkeypatch, receiver):
+    import profiler.plugin as module
+
+    kept, put = [], receiver.put_batch
+
+    def late(batch):
+        kept.append(len(batch.rows))
+        done = put(batch)
+        if len(kept) == 1:
+            time.sleep(0.5)
+        return done
+
+    monkeypatch.setattr(module, "_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(receiver, "put_batch", late)
+    made = logger(monkeypatch, f"http://127.0.0.1:{receiver.port}")
+    seen = step()
+    for _ in range(40):
+        made.record(*seen)
+        time.sleep(0.05)
+    batches = taken(receiver, 40)
+    made.on = False
+    ends = [row[0] for each in batches for row in each.rows]
+    assert sum(kept) > 40  # some came twice
+    assert len(ends) == 40 and ends == sorted(set(ends))
+    assert made.dropped == 0
+
+
 @pytest.mark.parametrize(
     "target", ["nonsense", "https://x", "http://", "http://h:99999", "http://[::1"]
 )

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from profiler import receiver as module
-from profiler.plugin_steps import COLUMNS, STEPS_PATH, PluginRows
+from profiler.plugin_steps import COLUMNS, STEPS_PATH, Batch, PluginRows
 from profiler.receiver import Receiver, parse_listen
 from tests.traces.test_otlp import as_protobuf, request, span
 from traces.errors import EngineError, UsageError
@@ -187,6 +187,22 @@ def test_batches_of_steps_are_checked(receiver):
         good | {"engine": None},
     ):
         assert post(receiver, json.dumps(bad).encode(), path=STEPS_PATH)[0] == 400
+
+
+def test_rows_that_come_again_are_left_out_whatever_comes_first(receiver):
+    rows = raw_steps(*({"end": end, "running": 1} for end in range(9)))
+
+    def put(begin, end, **more):
+        batch = Batch(v=1, engine=0, columns=[], rows=rows[begin:end], **{"instance": "i"} | more)
+        assert receiver.put_batch(batch)
+        return [row[0] for each in receiver.take_batches() for row in each.rows]
+
+    assert put(0, 3, first=0) == [0, 1, 2]
+    assert put(0, 5, first=0) == [3, 4]  # sent again, and more with it
+    assert put(0, 3, first=0) == []  # the first try, of a thread that was slow
+    assert put(7, 9, first=7) == [7, 8]
+    assert put(0, 2, first=0, instance="j") == [0, 1]
+    assert put(0, 2) == put(0, 2) == [0, 1]  # an older plugin does not count
 
 
 def test_steps_from_a_front_end_without_details():

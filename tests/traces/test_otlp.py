@@ -139,6 +139,12 @@ def test_a_span_is_a_sample_with_its_times():
     assert sample["request_id"] == "cmpl-1"
 
 
+@pytest.mark.parametrize("settle", [False, True])
+def test_a_span_that_is_sent_again_is_no_second_sample(settle):
+    _, samples = grouped([span(1), span(2)], [span(2), span(1)], settle=settle)
+    assert len(samples) == 2
+
+
 def test_children_of_one_request_are_one_problem():
     same = {"gen_ai__request__id": "cmpl-x", "gen_ai__request__n": 1}
     children = [span(n, trace=f"{n:02x}", took=n, **same) for n in (1, 2, 3, 4)]
