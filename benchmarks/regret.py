@@ -259,6 +259,8 @@ def _print(rows: Sequence[dict[str, object]], floor: dict[str, float]) -> None:
             mine = [r for r in told if _asked(r) == (optimise, confidence)]
             for kind in ("system", "compute"):
                 _line(mine, optimise, confidence, kind)
+    for kind in ("system", "compute"):
+        _line(told, "all", "", kind)
     differ = [r for r in told if r.get("system_name") != r.get("compute_name")]
     print(f"the picks differ in {len(differ)} of {len(told)}")
     print("max(5 %, noise floor) is the aim: " + ", ".join(
@@ -271,7 +273,7 @@ def _asked(row: dict[str, object]) -> tuple[str, float]:
     return budget.optimise, budget.confidence
 
 
-def _line(rows: Sequence[Any], optimise: str, confidence: float, kind: str) -> None:
+def _line(rows: Sequence[Any], optimise: str, confidence: float | str, kind: str) -> None:
     some = [row for row in rows if kind in row]
     if not some:
         return

@@ -6,6 +6,8 @@ vLLM and its libraries print goes to stderr.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import json
 import os
 import signal
@@ -20,6 +22,8 @@ from profiler.sweep import EngineJobs, Job
 from profiler.workload import load_workload
 from traces.errors import TtscopeError
 
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
 
 def claim_stdout() -> TextIO:
     """Return the real stdout and send everything else that is printed to stderr."""
@@ -28,9 +32,16 @@ def claim_stdout() -> TextIO:
     return mine
 
 
+def end_with_parent() -> None:
+    """Have Linux send SIGTERM when who started this dies, so that no engine keeps a GPU."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
 def main() -> int:
     """Run the order on stdin; exits 1 when the engine cannot start."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # closes recordings as incomplete
+    end_with_parent()
     out = claim_stdout()
 
     def say(line: dict[str, Any]) -> None:

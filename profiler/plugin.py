@@ -12,7 +12,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import http.client
-import json
 import logging
 import os
 import threading
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import msgspec
 from vllm.v1.metrics.loggers import StatLoggerBase
 
 from profiler.plugin_steps import COLUMNS, STEPS_PATH
@@ -161,7 +161,7 @@ class StepLogger(StatLoggerBase):  # type: ignore[misc]
             "dropped": self.dropped,
             "on": self.on,
         }
-        body = json.dumps(batch, separators=(",", ":")).encode()
+        body = msgspec.json.encode(batch)  # json would hold the GIL ten times as long
         connection = http.client.HTTPConnection(*self._address, timeout=_TIMEOUT_S)
         try:
             connection.request("POST", STEPS_PATH, body, {"Content-Type": "application/json"})

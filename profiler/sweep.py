@@ -22,7 +22,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -52,6 +52,7 @@ RUN_FIELDS = (
     "verifier",
     "system_prompt",
 )
+LOG = "engine.log"  # what vLLM printed, in the folder of the recordings
 _DEFAULTS = {"workload": "demo", "problems": None, "seed": 0, "concurrency": 8}
 
 
@@ -179,30 +180,39 @@ def _job_name(engine: EngineOptions, policy: Policy, repeat: int) -> str:
     return f"{plain}-{engine.key()[2:6]}{policy.key()[2:6]}{suffix}"
 
 
+Listener = Callable[[Mapping[str, Any]], None]
+Runner = Callable[[Sequence[EngineJobs], Path, Listener], list[Outcome]]
+
+
 def run_plan(
-    plan: list[EngineJobs],
+    plan: Sequence[EngineJobs],
     folder: Path,
     *,
-    on_line: Callable[[Mapping[str, Any]], None] = lambda line: None,
+    on_line: Listener = lambda line: None,
+    runner: Runner | None = None,
 ) -> list[Outcome]:
     """Run what is not finished yet; returns an outcome per job.
 
     `on_line` hears of progress: {"job", "done", "total"} and {"job", "state"}. A job that fails
-    leaves its error in `<folder>/failures.jsonl` and the rest goes on.
+    leaves its error in `<folder>/failures.jsonl` and the rest goes on. `runner` runs engines
+    elsewhere than in processes of this machine, one at a time.
     """
     folder.mkdir(parents=True, exist_ok=True)
     outcomes: list[Outcome] = []
+    missing: list[EngineJobs] = []
     for group in plan:
-        missing = []
+        left = []
         for job in group.jobs:
             path = folder / job.name
             if _finished(path):
                 outcomes.append(Outcome(name=job.name, path=path, error=None, skipped=True))
                 on_line({"job": job.name, "state": "skipped"})
             else:
-                missing.append(job)
-        if missing:
-            outcomes += _run_engine(group.engine, missing, folder, on_line)
+                set_aside(path)
+                left.append(job)
+        if left:
+            missing.append(EngineJobs(engine=group.engine, jobs=tuple(left)))
+    outcomes += (runner or run_here)(missing, folder, on_line) if missing else []
     for outcome in outcomes:
         if outcome.error is not None:
             line = {"time": time.time_ns(), "job": outcome.name, "error": outcome.error}
@@ -220,19 +230,27 @@ def _finished(path: Path) -> bool:
         return False
 
 
-def _run_engine(
-    engine: EngineOptions,
-    jobs: list[Job],
-    folder: Path,
-    on_line: Callable[[Mapping[str, Any]], None],
-) -> list[Outcome]:
-    """Run jobs in a process of their own, which answers in JSON lines on its stdout."""
-    for job in jobs:
-        _set_aside(folder / job.name)
-    order = {"folder": str(folder), **EngineJobs(engine=engine, jobs=tuple(jobs)).to_json()}
-    errors: dict[str, str | None] = {}
-    log = folder / "engine.log"
-    on_line({"job": jobs[0].name, "state": "starting"})
+def run_here(plan: Sequence[EngineJobs], folder: Path, on_line: Listener) -> list[Outcome]:
+    """Run engines on this machine, one after the other; a `Runner`."""
+    outcomes = []
+    for group in plan:
+        on_line({"job": group.jobs[0].name, "state": "starting"})
+        with contextlib.closing(engine_lines(group, folder)) as lines:
+            for line in lines:
+                on_line(line)
+                if name := line.get("finished"):
+                    outcomes.append(Outcome(name=name, path=folder / name, error=line["error"]))
+    return outcomes
+
+
+def engine_lines(group: EngineJobs, folder: Path) -> Generator[dict[str, Any]]:
+    """Run jobs in a process of their own; gives what it says, with one `finished` for each job.
+
+    Closing the iterator ends the process.
+    """
+    order = {"folder": str(folder), **group.to_json()}
+    left = [job.name for job in group.jobs]
+    log = folder / LOG
     with (
         log.open("ab") as stderr,
         subprocess.Popen(
@@ -250,20 +268,17 @@ def _run_engine(
                 process.stdin.close()
             for raw in process.stdout:
                 line = json.loads(raw)
-                if "finished" in line:
-                    errors[line["finished"]] = line["error"]
-                on_line(line)
+                if line.get("finished") in left:
+                    left.remove(line["finished"])
+                yield line
         except BaseException:
             process.terminate()
             raise
     died = f"the engine process ended with exit code {process.returncode}; see {log}"
-    return [
-        Outcome(name=job.name, path=folder / job.name, error=errors.get(job.name, died))
-        for job in jobs
-    ]
+    yield from ({"finished": name, "error": died} for name in left)
 
 
-def _set_aside(path: Path) -> None:
+def set_aside(path: Path) -> None:
     """Move an unfinished recording out of the way: nothing of a user's is deleted."""
     if path.exists():
         target = path.with_name(f"{path.name}.incomplete-{int(time.time())}")

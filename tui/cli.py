@@ -70,12 +70,16 @@ def sweep(
     power_hz: Annotated[
         float | None, typer.Option(help="Readings of power a second, 10 to 50, for all runs.")
     ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="Run engines on this Ray cluster; auto or host:port."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Measure a list or grid of configurations; what is finished is skipped."""
     from tui.run_verbs import run_sweep
 
-    run_sweep(plan, output, power_hz=power_hz, as_json=as_json)
+    run_sweep(plan, output, power_hz=power_hz, ray=ray, as_json=as_json)
 
 
 @app.command()

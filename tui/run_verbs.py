@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from profiler.launch import EngineOptions
 from traces.errors import TtscopeError, UsageError
@@ -21,9 +21,10 @@ from traces.manifest import CheckpointCost, read_manifest
 from traces.schema import Policy, Speculative
 
 stderr = Console(stderr=True)
+_STATES = {"starting": "starting vLLM for", "lost": "its worker was lost:"}  # of a job
 
 
-@contextmanager
+@contextlib.contextmanager
 def progress_bar() -> Iterator[Progress]:
     """Show progress on stderr; nothing where stderr is not a terminal."""
     with Progress(
@@ -38,7 +39,7 @@ def progress_bar() -> Iterator[Progress]:
         yield bar
 
 
-@contextmanager
+@contextlib.contextmanager
 def own_stdout() -> Iterator[TextIO]:
     """Give the real stdout; what vLLM and its libraries print meanwhile goes to stderr."""
     sys.stdout.flush()
@@ -48,6 +49,7 @@ def own_stdout() -> Iterator[TextIO]:
         with os.fdopen(os.dup(kept), "w") as mine:
             yield mine
     finally:
+        sys.stdout.flush()
         os.dup2(kept, 1)
         os.close(kept)
 
@@ -190,13 +192,26 @@ def run_record(
             print(f"kept in {folder}", file=out)
 
 
-def run_sweep(plan: Path, output: Path, *, power_hz: float | None, as_json: bool) -> None:
-    """Run a plan, at `power_hz` where it is given; exits 1 when a job failed, after the others."""
+def run_sweep(
+    plan: Path, output: Path, *, power_hz: float | None, ray: str | None, as_json: bool
+) -> None:
+    """Run a plan, at `power_hz` where it is given; exits 1 when a job failed, after the others.
+
+    `ray` is the address of a Ray cluster to run it on, None this machine.
+    """
     from profiler.sweep import load_plan, run_plan
 
     jobs = load_plan(plan, power_hz=power_hz)
-    with progress_bar() as bar:
-        outcomes = run_plan(jobs, output, on_line=sweep_progress(bar, jobs))
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(own_stdout())  # Ray prints what its nodes report
+        runner = None
+        if ray is not None:
+            from profiler.ray_sweep import RayRunner
+
+            runner = stack.enter_context(contextlib.closing(RayRunner(ray)))
+        bar = stack.enter_context(progress_bar())
+        listen = sweep_progress(bar, jobs, at_a_time=runner is not None)
+        outcomes = run_plan(jobs, output, on_line=listen, runner=runner)
     failed = [outcome for outcome in outcomes if outcome.error is not None]
     if as_json:
         document = [
@@ -214,22 +229,35 @@ def run_sweep(plan: Path, output: Path, *, power_hz: float | None, as_json: bool
         )
 
 
-def sweep_progress(bar: Progress, plan: Any) -> Any:
-    """Return a listener for `run_plan` that says which run is going on."""
+def sweep_progress(bar: Progress, plan: Any, *, at_a_time: bool = False) -> Any:
+    """Return a listener for `run_plan` that says which run is going on, or runs `at_a_time`."""
     total = sum(len(group.jobs) for group in plan)
     whole = bar.add_task("runs", total=total)
     state = {"done": 0}
-    current = bar.add_task("starting", total=1)
+    bars: dict[str, TaskID] = {}
+    current = None if at_a_time else bar.add_task("starting", total=1)
+
+    def shown(job: str) -> TaskID:
+        if current is not None:
+            return current
+        if job not in bars:
+            bars[job] = bar.add_task(job, total=1)
+        return bars[job]
 
     def listen(line: Mapping[str, Any]) -> None:
         if "finished" in line or line.get("state") == "skipped":
             state["done"] += 1
             bar.update(whole, completed=state["done"])
-        elif line.get("state") == "starting":
-            bar.update(current, description=f"starting vLLM for {line['job']}", completed=0)
+            if (done := bars.pop(line.get("finished", ""), None)) is not None:
+                bar.remove_task(done)
+        elif what := _STATES.get(line.get("state", "")):
+            bar.update(shown(line["job"]), description=f"{what} {line['job']}", completed=0)
         elif "total" in line:
             bar.update(
-                current, description=line["job"], completed=line["done"], total=line["total"]
+                shown(line["job"]),
+                description=line["job"],
+                completed=line["done"],
+                total=line["total"],
             )
 
     return listen
