@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import gc
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from traces.errors import MissingDependencyError, UsageError
+
+
+def prepare() -> None:
+    """Set what holds for a process with a screen; call it before numpy is imported.
+
+    OpenBLAS' threads spin while they wait, so that small products take twice the processor time,
+    of cores on which the screen is to be drawn.
+    """
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 def run_tui(
@@ -19,12 +30,14 @@ def run_tui(
     keys: Path | None = None,
 ) -> None:
     """Open the terminal app, or write one of its screens as SVG."""
+    prepare()
     from tui.app import TtscopeApp
     from tui.app import screenshot as take
 
     _check_present(present)
     limits = {} if min_accuracy is None else {"min_accuracy": min_accuracy}
     if screenshot is None:
+        gc.freeze()  # what is imported stays: looking through it takes 30 ms of a frame
         TtscopeApp(paths, limits=limits, present=present, keys=_keys(keys)).run()
         return
     columns, mark, rows = size.partition("x")
