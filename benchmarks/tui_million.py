@@ -6,14 +6,20 @@ recording, how late the event loop is while the cursor moves, zooms and plays, a
 Processor times stand beside wall times, for machines that are shared.
 """
 
+# ruff: noqa: E402
 import argparse
 import asyncio
+import gc
 import resource
 import shutil
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from tui.tui_verb import prepare
+
+prepare()  # as `ttscope tui` does, before numpy is imported
 
 import numpy as np
 import polars as pl
@@ -159,6 +165,7 @@ def main() -> None:
         )
         process.start()
         process.join()
+    gc.freeze()  # as `ttscope tui` does
     try:
         asyncio.run(drive(folder, time.perf_counter(), time.process_time()))
     finally:

@@ -29,21 +29,30 @@ def parse_gpus(text: str) -> int | None:
     return int(text)
 
 
-def power_probe(deployment: Deployment, gpus: int | None) -> Probe | None:
-    """Return a probe of the deployment's GPUs, None where they are not here or not wanted.
+def why_unread(deployment: Deployment, gpus: int | None) -> str | None:
+    """Return why the power of a deployment's GPUs is not read, None where it can be.
 
-    `gpus` is as `parse_gpus` gives it. Of a deployment whose number of GPUs is not known all that
-    CUDA_VISIBLE_DEVICES leaves are read.
+    `gpus` is as `parse_gpus` gives it.
     """
     if gpus is None:
-        return None
+        return "--gpus none was given"
     if gpus > 0:
-        return partial(watch_gpus_here, gpus)
+        return None
     if not all(_is_here(replica) for replica in deployment.replicas):
-        return None
+        return "the servers do not run on this machine, as far as can be told"
+    if any(_gpus_of(replica) == 0 for replica in deployment.replicas):
+        return "a server runs on the processor"
+    return None
+
+
+def power_probe(deployment: Deployment, gpus: int | None) -> Probe:
+    """Return a probe of a deployment's GPUs, where `why_unread` knows no reason against it.
+
+    Of a deployment whose number of GPUs is not known all that CUDA_VISIBLE_DEVICES leaves are read.
+    """
+    if gpus is not None and gpus > 0:
+        return partial(watch_gpus_here, gpus)
     counts = [_gpus_of(replica) for replica in deployment.replicas]
-    if 0 in counts:  # one runs on the processor
-        return None
     known = [count for count in counts if count is not None]
     return partial(watch_gpus_here, sum(known) if len(known) == len(counts) else None)
 

@@ -35,7 +35,7 @@ def parse_listen(text: str, option: str = "--listen") -> tuple[str, int]:
     """Return host and port of `4318` or `0.0.0.0:4318`. Raises UsageError."""
     host, colon, port = text.rpartition(":")
     if not port.isdecimal() or not 0 <= int(port) < 65536 or (colon and not host):
-        raise UsageError(f"{option} {text}: write a port such as 4318, or HOST:PORT")
+        raise UsageError(f"{option} {text}: write a port from 0 to 65535, or HOST:PORT")
     return host.strip("[]") or "127.0.0.1", int(port)
 
 

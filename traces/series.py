@@ -71,21 +71,25 @@ class Timeline:
             return None
         if positions.size < steps.height:
             steps = steps.filter(ends.is_not_null())
-        times = np.maximum.accumulate(steps["end"].to_numpy())
+        ends = steps["end"]
+        times = ends.to_numpy()
+        if not ends.is_sorted():
+            times = np.maximum.accumulate(times)
         start = int(times[0]) - int(steps["wall_ns"][0] or 0)
-        batch = steps.select(pl.col("prefill_requests") + pl.col("decode_requests")).to_series()
-        tokens = _floats(steps.select(OUTPUT_TOKENS).to_series(), np.float64)
-        known = np.isfinite(tokens)
+        batch = pl.coalesce(pl.col("prefill_requests") + pl.col("decode_requests"), "running")
+        tokens = steps.select(OUTPUT_TOKENS.cast(pl.Float64)).to_series()
+        before = np.zeros(steps.height + 1)
+        np.cumsum(tokens.fill_null(0.0).to_numpy(), out=before[1:])
         return cls(
             start_ns=start,
             ends_ns=times,
             positions=positions,
-            batch=_floats(batch.fill_null(steps["running"]), np.float32),
-            waiting=_floats(steps["waiting"], np.float32),
-            kv_blocks=_floats(steps["kv_blocks"], np.float32),
+            batch=_gauge(steps, batch),
+            waiting=_gauge(steps, pl.col("waiting")),
+            kv_blocks=_gauge(steps, pl.col("kv_blocks")),
             usable_blocks=None if num_gpu_blocks is None else num_gpu_blocks - 1,
-            tokens_before=np.concatenate(([0.0], np.cumsum(np.where(known, tokens, 0.0)))),
-            tokens_known=bool(known.any()),
+            tokens_before=before,
+            tokens_known=tokens.null_count() < steps.height,
         )
 
     def bins(self, bins: int, start_ns: int | None = None, end_ns: int | None = None) -> Series:
@@ -124,8 +128,8 @@ def series(steps: pl.DataFrame, num_gpu_blocks: int | None, bins: int) -> Series
     return None if found is None or bins < 1 else found.bins(bins)
 
 
-def _floats(values: pl.Series, kind: type[np.float32] | type[np.float64]) -> NDArray[np.floating]:
-    return values.cast(pl.Float32 if kind is np.float32 else pl.Float64).to_numpy()
+def _gauge(steps: pl.DataFrame, values: pl.Expr) -> NDArray[np.float32]:
+    return steps.select(values.cast(pl.Float32)).to_series().to_numpy()
 
 
 def _highest(

@@ -33,8 +33,8 @@ def busy_seconds(steps: pl.DataFrame) -> Floats:
     """
     time = pl.coalesce("interval_ns", "wall_ns").fill_null(0)
     profiled = pl.col("profiled").fill_null(False)
-    busy = steps.select(pl.when(profiled).then(0).otherwise(time))
-    return busy.to_series().to_numpy().astype(float) / 1e9
+    busy = steps.select(pl.when(profiled).then(0).otherwise(time).cast(pl.Float64) / 1e9)
+    return busy.to_series().to_numpy()
 
 
 def never_ran() -> pl.Expr:
@@ -81,9 +81,11 @@ def share(amounts: Floats, steps: pl.DataFrame, samples: pl.DataFrame) -> Floats
     opening = np.maximum(prompt, 1.0) + np.where(span == 0, decoded, 0.0)
     pace = np.where(span > 0, np.maximum(decoded, span) / np.maximum(span, 1), 0.0)
     tokens = _tokens_by_step(first, last, opening, pace, steps.height)
-    rate = np.divide(amounts, tokens, out=np.zeros_like(amounts), where=tokens > 0)
-    total = np.cumsum(rate)
-    shares = opening * rate[first] + pace * (total[last] - total[first])
+    # Of a million steps each array takes 8 MB: they are made in one another's place.
+    rate = np.divide(amounts, tokens, out=tokens, where=tokens > 0)
+    opened = opening * rate[first]
+    total = np.cumsum(rate, out=rate)
+    shares = opened + pace * (total[last] - total[first])
     attributed, whole = shares.sum(), amounts.sum()
     if attributed <= 0 < whole:  # it all went where none of them ran
         return unknown
@@ -100,11 +102,11 @@ def _tokens_by_step(
     change = np.zeros(steps + 1)
     np.add.at(change, first + 1, pace)
     np.add.at(change, last + 1, -pace)
-    later = np.cumsum(change)[:steps]
-    running = np.zeros(steps + 1)
+    later = np.cumsum(change, out=change)[:steps]
+    running = np.zeros(steps + 1, dtype=np.int32)
     np.add.at(running, first + 1, 1)
     np.add.at(running, last + 1, -1)
-    later[np.cumsum(running)[:steps] == 0] = 0.0  # rounding leaves dust where nobody runs
+    later[np.cumsum(running, out=running)[:steps] == 0] = 0.0  # dust of rounding: nobody runs
     np.add.at(later, first, opening)
     return later
 

@@ -19,7 +19,8 @@ from traces.schema import Estimate
 LEVEL = 0.9
 REPLICATES = 2000
 _CELLS = 40_000_000  # weights held at once; more problems than this allows get fewer replicates
-_CHUNK_CELLS = 4_000_000
+_FEW_CELLS = 4_000_000  # weights that are kept as floats
+_CHUNK_CELLS = 1_000_000
 
 Floats = NDArray[np.float64]
 
@@ -55,7 +56,10 @@ def proportion(answers: ArrayLike, unit: str = "1") -> Estimate | None:
 def mean(values: ArrayLike, unit: str) -> Estimate | None:
     """Return the mean over problems of one number each; null numbers (nan) are left out."""
     finite = _finite(values)
-    return ratio(finite, np.ones_like(finite), unit)
+    if not finite.size:
+        return None
+    draws = _weighted_sums(finite) / finite.size
+    return _estimate(float(finite.sum() / finite.size), draws, finite.size, unit)
 
 
 def bootstrap_means(values: Floats, *, replicates: int = 10_000, seed: int = 0) -> Floats:
@@ -87,12 +91,16 @@ def column_means(values: Floats, unit: str) -> list[Estimate]:
     if not len(values):
         raise ValueError("column_means: needs at least one problem")
     values = np.asarray(values, dtype=float)
+    shares = [_share(column, unit) for column in values.T]
+    told = [share for share in shares if share is not None]
+    if len(told) == len(shares):
+        return told
     draws = bootstrap_means(values)
     if unit == "1":
         draws = with_jeffreys(draws, len(values), np.random.default_rng([1, len(values)]))
     return [
-        _share(column, unit) or _estimate(float(column.mean()), drawn, len(column), unit)
-        for column, drawn in zip(values.T, draws.T, strict=True)
+        share or _estimate(float(column.mean()), drawn, len(column), unit)
+        for share, column, drawn in zip(shares, values.T, draws.T, strict=True)
     ]
 
 
@@ -237,7 +245,7 @@ def _drawn_quantiles(values: Floats, q: float) -> Floats:
 
 
 def weighted_quantiles(
-    values: Floats, owners: NDArray[np.intp], weights: NDArray[np.int32], q: float
+    values: Floats, owners: NDArray[np.intp], weights: NDArray[np.int32] | Floats, q: float
 ) -> Floats:
     """Return one `q` quantile per row of `weights`, as if value i stood weights[owners[i]] times.
 
@@ -254,7 +262,7 @@ def weighted_quantiles(
     found = []
     for start in range(0, weights.shape[0], rows):
         drawn = weights[start : start + rows]
-        masses: Floats = np.asarray(drawn.astype(float) @ members, dtype=float)
+        masses: Floats = np.asarray(drawn.astype(float, copy=False) @ members, dtype=float)
         position = q * np.maximum(masses.sum(axis=1) - 1, 0)
         below = np.floor(position)
         left = _ranked(values, owners, drawn, masses, below)
@@ -268,7 +276,7 @@ def weighted_quantiles(
 def _ranked(
     values: Floats,
     owners: NDArray[np.intp],
-    weights: NDArray[np.int32],
+    weights: NDArray[np.int32] | Floats,
     masses: Floats,
     rank: Floats,
 ) -> Floats:
@@ -287,11 +295,15 @@ def _ranked(
 
 
 @lru_cache(maxsize=4)
-def _weights(size: int) -> NDArray[np.int32]:
-    """Return how often each of `size` problems is drawn, one row per replicate."""
+def _weights(size: int) -> NDArray[np.int32] | Floats:
+    """Return how often each of `size` problems is drawn, one row per replicate.
+
+    As floats where these are few: every product would convert whole numbers anew.
+    """
     replicates = min(REPLICATES, max(200, _CELLS // size))
     rng = np.random.default_rng(size)
-    counts = np.empty((replicates, size), dtype=np.int32)
+    few = replicates * size <= _FEW_CELLS
+    counts = np.empty((replicates, size), dtype=np.float64 if few else np.int32)
     for row in range(replicates):
         counts[row] = np.bincount(rng.integers(0, size, size), minlength=size)
     counts.setflags(write=False)

@@ -168,24 +168,18 @@ def policies_within(samples: pl.DataFrame, n: int) -> tuple[PolicyOutcome, ...]:
     )
     hits = whole["correct"].list.eval(pl.element().fill_null(False)).list.sum().to_list()
     passed = np.array([pass_curve(n, right)[places] for right in hits])
-    tokens = whole["tokens"].to_numpy().astype(float)
+    tokens = whole["tokens"].to_numpy().astype(float) / n
+    taken = {k: mean(tokens * k, "tokens") for k in counts}
+    policies = [(method, k) for method in ("majority", "pass_at_k") for k in counts]
     return tuple(
-        outcome
-        for method, table in (("majority", voted), ("pass_at_k", passed))
-        for outcome in _outcomes(method, counts, table, tokens / n)
-    )
-
-
-def _outcomes(
-    method: str, counts: Sequence[int], table: Floats, tokens_per_sample: Floats
-) -> list[PolicyOutcome]:
-    return [
         PolicyOutcome(
             method=method,
             n=k,
             budget_tokens=None,
             accuracy=accuracy,
-            tokens_per_problem=mean(tokens_per_sample * k, "tokens"),
+            tokens_per_problem=taken[k],
         )
-        for k, accuracy in zip(counts, column_means(table, "1"), strict=True)
-    ]
+        for (method, k), accuracy in zip(
+            policies, column_means(np.hstack([voted, passed]), "1"), strict=True
+        )
+    )

@@ -36,21 +36,30 @@ LIMITS = {
 def advice_lines(recommendation: Recommendation, *, width: int = 80) -> list[str]:
     """Return the answer as lines of at most `width` columns, the verdict first."""
     answer, pick = recommendation, recommendation.system_optimal
-    lines = list(_wrap(_verdict(answer), width))
+    lines = verdict_lines(answer, width)
     if pick is not None:
         lines += ["", *_command(pick, width), *_policy(pick, width)]
         lines += ["", *_estimates(answer, width)]
     else:
-        lines += ["", *_near_misses(answer.near_misses, width)]
+        lines += ["", *near_miss_lines(answer.near_misses, width)]
         if answer.compute_optimal is not None:
             best = answer.compute_optimal
             lines += ["", *_wrap(f"compute-optimal, limits aside: {_name(best)}", width)]
     if answer.present is not None:
-        lines += ["", *_present(answer.present, answer, width)]
-    lines += ["", *_listed("why", answer.reasons, width)]
+        lines += ["", *present_lines(answer.present, width)]
+    return [*lines, "", *closing_lines(answer, width)]
+
+
+def verdict_lines(answer: Recommendation, width: int) -> list[str]:
+    """Return what to run and how sure that is, or that nothing fits."""
+    return _wrap(_verdict(answer), width)
+
+
+def closing_lines(answer: Recommendation, width: int) -> list[str]:
+    """Return why, the values at which the answer changes, and what to measure next."""
+    lines = _listed("why", answer.reasons, width)
     lines += _listed("changes", [*_turnings(answer.sensitivity), *_fits(answer)], width)
-    lines += _listed("next", answer.measure_next, width)
-    return lines
+    return lines + _listed("next", answer.measure_next, width)
 
 
 def _name(pick: Pick) -> str:
@@ -195,7 +204,8 @@ def _number(value: float, digits: int, *, signed: bool = False) -> str:
     return f"{sign}{value:.{digits}g}"
 
 
-def _near_misses(misses: Iterable[NearMiss], width: int) -> Iterable[str]:
+def near_miss_lines(misses: Iterable[NearMiss], width: int) -> Iterable[str]:
+    """Yield what comes nearest to each limit that nothing meets."""
     yield "nearest to each limit, keeping the others where that is possible:"
     for miss in misses:
         label, unit = LIMITS[miss.limit]
@@ -207,8 +217,8 @@ def _near_misses(misses: Iterable[NearMiss], width: int) -> Iterable[str]:
         yield from _wrap(text, width, indent="  ")
 
 
-def _present(present: Present, answer: Recommendation, width: int) -> Iterable[str]:
-    """Say what today's configuration has more than the pick."""
+def present_lines(present: Present, width: int) -> Iterable[str]:
+    """Yield what today's configuration has more than the pick, or that it is the best already."""
     name = f"present is {_name(present.pick)}"
     sure = f"{_share(present.pick.probability_within_budget)} sure of the limits"
     if present.best:

@@ -40,7 +40,7 @@ def run_advise(
     recordings = [each for each in open_all(paths) if each.complete]
     if not recordings:
         raise RecordingError("none of the recordings is complete; run ttscope record to the end")
-    today = None if present is None else _configuration(present)
+    today = None if present is None else configuration_of(present)
     print_advice(
         recordings,
         budget,
@@ -53,8 +53,11 @@ def run_advise(
     )
 
 
-def _configuration(path: Path) -> tuple[EngineConfig, Policy]:
-    """Return the engine and policy of a recording that holds one of each."""
+def configuration_of(path: Path) -> tuple[EngineConfig, Policy]:
+    """Return the engine and policy of what `--present` names.
+
+    Raises RecordingError where that is no recording, UsageError where it holds not one of each.
+    """
     manifest = Recording.open(path).manifest
     if len(manifest.engines) != 1 or len(manifest.policies) != 1:
         raise UsageError(

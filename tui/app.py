@@ -17,7 +17,7 @@ from textual.worker import get_current_worker
 
 from traces.errors import UsageError
 from traces.recording import Recording
-from traces.schema import Budget, Recommendation
+from traces.schema import Budget, EngineConfig, Policy, Recommendation
 from tui.keys import read_keys
 from tui.screens.advice import AdviceScreen
 from tui.screens.help import HelpScreen, shown_key
@@ -33,8 +33,10 @@ SCREENS = ("recordings", "run", "live", "advice")
 class Advises(Protocol):
     """What the Advice screen needs of an advisor."""
 
-    def recommend(self, budget: Budget) -> Recommendation:
-        """Return what to run for a budget."""
+    def recommend(
+        self, budget: Budget, present: tuple[EngineConfig, Policy] | None = None
+    ) -> Recommendation:
+        """Return what to run for a budget, beside what runs today where that is a candidate."""
 
 
 AdvisorFactory = Callable[[Sequence[Recording]], Advises]
@@ -50,9 +52,14 @@ class FittedAdvisor:
         self._advisor = Advisor.fit(recordings, seed=0)
         self._model_path = shown_path
 
-    def recommend(self, budget: Budget) -> Recommendation:
-        """Return what to run for a budget."""
-        return self._advisor.recommend(budget, model_path=self._model_path)
+    def recommend(
+        self, budget: Budget, present: tuple[EngineConfig, Policy] | None = None
+    ) -> Recommendation:
+        """Return what to run for a budget, beside what runs today where that is a candidate."""
+        known = present is not None and bool(self._advisor.space.rows_of(*present))
+        return self._advisor.recommend(
+            budget, model_path=self._model_path, present=present if known else None
+        )
 
 
 class TtscopeApp(App[None]):
@@ -63,6 +70,7 @@ class TtscopeApp(App[None]):
     paths: recordings, or folders that hold them; they are read in a thread.
     advisor_factory: fits an advisor to recordings; None takes the real one.
     limits: what the budget fields hold at the start, such as {"min_accuracy": "0.8"}.
+    present: a recording of what runs today; read with the others.
     keys: a TOML file of keys that are elsewhere; raises UsageError where it is wrong.
 
     """
@@ -93,6 +101,7 @@ class TtscopeApp(App[None]):
         advisor_factory: AdvisorFactory | None = None,
         *,
         limits: Mapping[str, str] | None = None,
+        present: Path | None = None,
         keys: Path | None = None,
     ) -> None:
         super().__init__()
@@ -104,7 +113,8 @@ class TtscopeApp(App[None]):
         self.loading_paths = True
         self.price: float | None = None  # USD per device-hour, over what recordings say
         self.library_changed: Signal[None] = Signal(self, "library")
-        self._paths = [Path(path) for path in paths]
+        self._present = None if present is None else present.resolve()
+        self._paths = [*map(Path, paths), *([] if present is None else [present])]
         self._factory: AdvisorFactory = advisor_factory or FittedAdvisor
         self._advisor: tuple[tuple[str, ...], Advises] | None = None
         self._current: str | None = None
@@ -194,9 +204,15 @@ class TtscopeApp(App[None]):
         return next((entry for entry in named if entry.run is not None), None)
 
     def present_entry(self) -> Entry | None:
-        """Return the run that was opened: what runs today, to set beside advice."""
-        opened = [entry for entry in self.entries if entry.key == self._current]
-        return next((e for e in opened if e.comparable and e.run and e.run.policy), None)
+        """Return what runs today, to set beside advice: `present`, else the run that was opened."""
+
+        def is_meant(entry: Entry) -> bool:
+            if self._present is None:
+                return entry.key == self._current
+            return entry.path.resolve() == self._present
+
+        able = (e for e in self.entries if e.comparable and e.run and e.run.policy)
+        return next(filter(is_meant, able), None)
 
     def current_entry(self) -> Entry | None:
         """Return the run that was opened, or the first that can be shown."""
@@ -248,6 +264,7 @@ def screenshot(
     advisor_factory: AdvisorFactory | None = None,
     *,
     limits: Mapping[str, str] | None = None,
+    present: Path | None = None,
 ) -> None:
     """Write a screen as SVG, once everything it shows has been loaded and worked out.
 
@@ -258,7 +275,7 @@ def screenshot(
         raise UsageError(f"--screen {screen}: wants one of {', '.join(SCREENS)}")
     if size[0] < 40 or size[1] < 12:
         raise UsageError(f"--size {size[0]}x{size[1]}: wants at least 40x12")
-    app = TtscopeApp(paths, advisor_factory, limits=limits)
+    app = TtscopeApp(paths, advisor_factory, limits=limits, present=present)
     text = asyncio.run(_take(app, screen, size))
     try:
         target.write_text(text, encoding="utf-8")

@@ -90,19 +90,14 @@ def attach(
     as_json: options.Json = False,
 ) -> None:
     """Profile a live deployment: its own traffic, or with a workload of yours."""
-    from profiler.access import Access, read_headers, read_key
-    from profiler.gpus_here import parse_gpus
-    from profiler.receiver import parse_listen
-    from profiler.server_windows import ServerPlan
+    given = dict(locals())
     from traces.errors import UsageError
-    from tui.attach_verb import Attachment, Posed, parse_duration, run_attach
+    from tui.attach_verb import Posed, run_attach
+    from tui.attachment import attachment_of
     from tui.run_verbs import parse_budgets
 
     if workload is not None and passive:
         raise UsageError("--workload and --passive exclude each other")
-    if on_loss not in {"wait", "end"}:
-        raise UsageError(f"--on-loss {on_loss}: wait or end")
-    headers = read_headers(read_key(api_key_env, api_key_file), header or ())
     posed = None
     if workload is not None:
         posed = Posed(
@@ -131,25 +126,4 @@ def attach(
             chat_template=chat_template,
             record_text=record_text,
         )
-    run_attach(
-        Attachment(
-            accesses=tuple(Access.of(url, headers) for url in urls),
-            model=model,
-            declared={"tensor_parallel_size": tensor_parallel_size},
-            duration_s=None if duration is None else parse_duration(duration, "--duration"),
-            period_s=parse_duration(period, "--period"),
-            reconnect=on_loss == "wait",
-            listen=None if listen is None else parse_listen(listen),
-            listen_grpc=(
-                None if listen_grpc is None else parse_listen(listen_grpc, "--listen-grpc")
-            ),
-            kernels=kernels,
-            plan=ServerPlan.parse(kernel_windows),
-            yes=yes,
-            gpus=parse_gpus(gpus),
-            price=price,
-        ),
-        posed,
-        output=output,
-        as_json=as_json,
-    )
+    run_attach(attachment_of(given), posed, output=output, as_json=as_json)

@@ -2,51 +2,24 @@
 
 from __future__ import annotations
 
-import re
 import signal
 import sys
 import threading
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
-from profiler.access import Access
 from traces.deployment import Numbers
 from traces.errors import TtscopeError, UsageError
 from traces.schema import Policy
+from tui.attachment import CAUTION, Attachment, attach_to, default_folder
 
 if TYPE_CHECKING:
     from profiler.capture import Probe
     from profiler.deployment import Deployment
     from profiler.engines.protocol import Engine
-    from profiler.receiver import Receiver
-    from profiler.server_windows import ServerPlan, ServerWindows
-
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|min|h|d)", re.ASCII)
-_SECONDS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Attachment:
-    """What is watched, and how."""
-
-    accesses: tuple[Access, ...]
-    model: str | None = None
-    declared: Mapping[str, Any] = field(default_factory=dict)
-    duration_s: float | None = None
-    period_s: float = 1.0
-    reconnect: bool = True
-    listen: tuple[str, int] | None = None
-    listen_grpc: tuple[str, int] | None = None
-    kernels: Path | None = None  # where the servers' profiler writes
-    plan: ServerPlan | None = None
-    yes: bool = False
-    gpus: int | None = None  # see profiler/gpus_here.py
-    price: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,21 +65,6 @@ def _number(text: str) -> float | int | str:
     return text
 
 
-def parse_duration(text: str, option: str) -> float:
-    """Return the seconds of `90s`, `10m` or `2h`. Raises UsageError."""
-    match = _DURATION.fullmatch(text.strip())
-    if match is None or not float(match[1]):
-        raise UsageError(f"{option} {text}: write for example 90s, 10m or 2h")
-    return float(match[1]) * _SECONDS[match[2]]
-
-
-def default_folder(access: Access) -> Path:
-    """Name a new folder in ./runs after the server and the time."""
-    parts = urlsplit(access.url)
-    host = re.sub(r"[^A-Za-z0-9.-]+", "-", f"{parts.hostname}-{parts.port or parts.scheme}")
-    return Path("runs") / f"live-{host}-{time.strftime('%Y%m%d-%H%M%S')}"
-
-
 @contextmanager
 def ended_by_signal() -> Iterator[threading.Event]:
     """Give an event that Ctrl-C or SIGTERM set; a second one ends at once."""
@@ -148,49 +106,13 @@ class LiveLine:
             sys.stderr.write("\n")
 
 
-def _listening(stack: ExitStack, wanted: Attachment) -> Receiver | None:
-    """Listen for spans and steps where asked to, until the stack unwinds."""
-    from profiler.receiver import Receiver
-
-    if wanted.listen is None and wanted.listen_grpc is None:
-        return None
-    receiver = Receiver(*(wanted.listen or ("127.0.0.1", 0)))
-    stack.callback(receiver.close)
-    hosts = [receiver.host]
-    if wanted.listen_grpc is not None:
-        from profiler.grpc_receiver import GrpcListener
-
-        listener = GrpcListener(receiver, *wanted.listen_grpc)
-        listener.start()
-        stack.callback(listener.close)
-        hosts.append(listener.host)
-    receiver.start()
-    for host in sorted(set(hosts) - {"127.0.0.1", "::1", "localhost"}):
-        sys.stderr.write(f"listening on {host}: others on the network can send here\n")
-    return receiver
-
-
-def _windows(deployment: Deployment, wanted: Attachment) -> ServerWindows | None:
-    """Ask whether windows may be opened, and try one. Raises TtscopeError."""
-    from profiler.server_windows import ServerPlan, ServerWindows
-
-    if wanted.kernels is None:
-        return None
-    plan = wanted.plan or ServerPlan()
-    windows = ServerWindows(deployment, wanted.kernels, plan)
-    windows.look()
-    urls = ", ".join(replica.access.url for replica in deployment.replicas)
-    told = f"profiler windows of {plan.steps} steps on {urls}, at most one in {plan.every_s:g} s"
-    if not wanted.yes:
-        if not sys.stdin.isatty():
-            raise UsageError(f"--kernels: opens {told}; say that it may with --yes")
-        sys.stderr.write(f"Opens {told}.\nA server stands still while it writes a trace. ")
-        sys.stderr.write("vLLM means its profiler for development. Open them? [y/N] ")
-        sys.stderr.flush()
-        if sys.stdin.readline().strip().lower() not in {"y", "yes"}:
-            raise UsageError("--kernels: not opened; leave it out to watch without")
-    windows.rehearse()
-    return windows
+def _may_open(told: str) -> bool:
+    """Ask whether profiler windows may be opened. Raises UsageError where nobody can answer."""
+    if not sys.stdin.isatty():
+        raise UsageError(f"--kernels: opens {told}; say that it may with --yes")
+    sys.stderr.write(f"Opens {told}.\n{CAUTION} Open them? [y/N] ")
+    sys.stderr.flush()
+    return sys.stdin.readline().strip().lower() in {"y", "yes"}
 
 
 def run_attach(
@@ -201,44 +123,25 @@ def run_attach(
     Exits 1 when a server was lost and was not to be waited for.
     """
     from profiler.attach import watch
-    from profiler.deployment import Deployment
-    from profiler.gpus_here import power_probe
-    from profiler.incoming import Incoming
     from traces.recording import Recording
     from tui.read_verbs import print_show
 
-    if wanted.price is not None and not wanted.price > 0:
-        raise UsageError(f"--price must be above 0, not {wanted.price}")
     folder = output or default_folder(wanted.accesses[0])
     if (folder / "recording.json").exists():
         raise UsageError(f"-o {folder}: already holds a recording; name another folder")
     policy = None if posed is None else posed.make_policy()
-    deployment = Deployment(
-        wanted.accesses,
-        model=wanted.model,
-        declared=wanted.declared,
-        period_s=wanted.period_s,
-        reconnect=wanted.reconnect,
-    )
-    line = LiveLine()
+    line, own_traces = LiveLine(), set[str]()
     with ExitStack() as stack:
-        receiver = _listening(stack, wanted)
         stack.callback(line.end)
-        stack.callback(deployment.close)
-        deployment.connect(metrics_needed=posed is None)
-        probes: list[Probe] = []
-        own_traces: set[str] = set()
-        windows = _windows(deployment, wanted)
-        if receiver is not None:
-            profiled = None if windows is None else windows.profiled
-            incoming = Incoming(receiver, deployment, profiled, own_traces)
-            incoming.adopt()
-            probes.append(incoming.watched)
-        if windows is not None:
-            probes.append(windows.watched)
-        power = power_probe(deployment, wanted.gpus)
-        if power is not None:
-            probes.append(power)
+        attached = attach_to(
+            stack,
+            wanted,
+            may_open=_may_open,
+            say=lambda text: print(text, file=sys.stderr),
+            metrics_needed=posed is None,
+            own_traces=own_traces,
+        )
+        deployment, probes = attached.deployment, attached.probes
         if posed is None or policy is None:
             stop = stack.enter_context(ended_by_signal())
             watch(

@@ -16,6 +16,7 @@ import typer
 from tui import budget_options as budget
 from tui.attach_options import attach
 from tui.record_options import record
+from tui.tui_options import tui
 from tui.workload_options import Json
 
 app = typer.Typer(
@@ -53,6 +54,7 @@ def main() -> NoReturn:
 
 app.command()(record)
 app.command()(attach)
+app.command()(tui)
 
 
 def fail(message: str, code: int) -> NoReturn:
@@ -351,36 +353,6 @@ def doctor(
         api_key_file=api_key_file,
         headers=header or (),
         as_json=as_json,
-    )
-
-
-@app.command()
-def tui(
-    recordings: Annotated[
-        list[Path] | None, typer.Argument(help="Recordings, or folders; ./runs by default.")
-    ] = None,
-    screenshot: Annotated[
-        Path | None, typer.Option(help="Write one screen as SVG and leave.")
-    ] = None,
-    screen: Annotated[str, typer.Option(help="recordings, run, live or advice.")] = "recordings",
-    size: Annotated[str, typer.Option(help="Columns x rows of the screenshot.")] = "120x40",
-    min_accuracy: Annotated[
-        str | None, typer.Option(help="Limit that the advice screen starts with.")
-    ] = None,
-    keys: Annotated[
-        Path | None, typer.Option(help="TOML of keys elsewhere; ~/.config/ttscope/keys.toml.")
-    ] = None,
-) -> None:
-    """Open the terminal app."""
-    from tui.read_verbs import run_tui
-
-    run_tui(
-        recordings or [Path("runs")],
-        screenshot=screenshot,
-        screen=screen,
-        size=size,
-        min_accuracy=min_accuracy,
-        keys=keys,
     )
 
 

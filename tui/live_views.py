@@ -19,6 +19,8 @@ from tui.live_watch import Snapshot
 from tui.run_views import Lane, run_lanes
 
 KEPT = 600  # seconds
+POWER = "power W"
+MAY_LACK = ("accept", "preempt", POWER)  # gauges that are left out where nothing is known
 _SPREADS = (("TTFT", "ttft_s"), ("ITL", "itl_s"), ("queue", "queue_s"), ("request", "e2e_s"))
 
 
@@ -33,18 +35,20 @@ class History:
         """Take a second's snapshot."""
         known = [each for each in snapshot.numbers.values() if each is not None]
         self.last = snapshot
-        self._rows.append(tuple(float(get(known)) for _, get in _GAUGES))
+        watts = np.nan if snapshot.watts is None else snapshot.watts
+        self._rows.append((*(float(get(known)) for _, get in _GAUGES), watts))
 
     def lanes(self, bins: int) -> list[Lane]:
         """Return the gauges over the last seconds, one bin each, the newest at the right."""
         rows = list(self._rows)[-bins:]
         empty = np.full(bins - len(rows), np.nan)
-        table = np.array(rows).reshape(len(rows), len(_GAUGES))
+        names = [*(name for name, _ in _GAUGES), POWER]
+        table = np.array(rows).reshape(len(rows), len(names))
         lanes = [
             Lane(name=name, values=np.concatenate([empty, table[:, place]]))
-            for place, (name, _) in enumerate(_GAUGES)
+            for place, name in enumerate(names)
         ]
-        return [lane for lane in lanes if lane.known or lane.name not in ("accept", "preempt")]
+        return [lane for lane in lanes if lane.known or lane.name not in MAY_LACK]
 
     def step_lanes(self, bins: int) -> list[Lane]:
         """Return the engine steps of the last minute, as of a recording; empty without any."""
@@ -107,7 +111,17 @@ def sees_line(snapshot: Snapshot | None, findings: Sequence[Finding]) -> str:
         parts.append(f"spans {spans:,} problems" if spans else "spans none yet")
         parts.append(f"steps {snapshot.steps:,}" if snapshot.steps else "steps none yet")
     names = {finding.what: finding.present for finding in findings}
-    parts.append("kernels no")
+    if snapshot.windows is None:
+        parts.append("kernels no")
+    else:
+        count = snapshot.windows
+        parts.append(f"kernels {count:,} windows" if count else "kernels none yet")
+    if snapshot.unpowered is not None:
+        parts.append("power no")
+    else:
+        parts.append(
+            f"power {'none yet' if snapshot.watts is None else f'{snapshot.watts:,.0f} W'}"
+        )
     parts.append("speculation yes" if names.get("speculation") else "speculation no")
     told = " ".join(f"{kind.replace('_', ' ')} {n}" for kind, n in snapshot.events.items() if n)
     return "sees  " + "   ".join(parts) + (f"   {told}" if told else "")
@@ -121,6 +135,23 @@ def finding_lines(findings: Sequence[Finding], *, width: int) -> list[str]:
         lines += wrap(f"{mark:<4}{each.what:<16}", each.detail, width=width, indent=20)
         if each.needs:
             lines += wrap("", f"needs: {each.needs}", width=width, indent=20)
+    return lines
+
+
+def unread_lines(snapshot: Snapshot, *, width: int) -> list[str]:
+    """Return why power is not read and no kernels are seen, and what brings them."""
+    lines = []
+    if snapshot.unpowered is not None:
+        lines += wrap(f"{'no':<4}{'power':<16}", snapshot.unpowered, width=width, indent=20)
+        needs = "needs: ttscope where the servers run, or --gpus N: they use N GPUs of this machine"
+        lines += wrap("", needs, width=width, indent=20)
+    elif snapshot.watts is None:
+        told = "no reading in the last seconds: is there an NVIDIA driver on this machine?"
+        lines += wrap(f"{'no':<4}{'power':<16}", told, width=width, indent=20)
+    if snapshot.windows is None:
+        lines += wrap(f"{'no':<4}{'kernels':<16}", "no windows are opened", width=width, indent=20)
+        needs = "needs: --kernels FOLDER, the servers' torch_profiler_dir (see profiler)"
+        lines += wrap("", needs, width=width, indent=20)
     return lines
 
 
@@ -141,8 +172,8 @@ def problem_lines(snapshot: Snapshot, *, now_ns: int, listening: bool) -> list[s
     """Return the newest problems that spans tell of, or how to see them."""
     if not listening:
         return [
-            "problems: not seen, for nobody listens for spans; attach with --listen 4318, and",
-            "start vLLM as d tells",
+            "problems: not seen, for nobody listens for spans; attach with --listen 4318 or",
+            "--listen-grpc 4317, and start vLLM as d tells",
         ]
     found = snapshot.problems
     if found is None or not found.height:

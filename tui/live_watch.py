@@ -12,24 +12,29 @@ from pathlib import Path
 
 import polars as pl
 
-from profiler.access import Access, read_headers, read_key
 from traces.deployment import Numbers
 from traces.errors import TtscopeError, UsageError
+from traces.kernel_time import (
+    Collective,
+    DeviceTime,
+    FamilyTime,
+    collectives,
+    device_time,
+    time_by_family,
+)
 from traces.recording import Recording
 from traces.verdict import Evidence, Verdict, judge
+from tui.attachment import Attached, Attachment, attach_to, attachment_of
 
 VERDICT_S = 60.0  # that a verdict rests on
 SHOWN_S = 60.0  # of engine steps
 READ_S = 2.0  # between looks into the recording
+POWER_S = 5.0  # of readings of power
 MOST_PROBLEMS = 200
-
-
-@dataclass(frozen=True, kw_only=True)
-class Target:
-    """What is watched: servers, and where spans and the plugin's steps are received."""
-
-    accesses: tuple[Access, ...]
-    listen: tuple[str, int] | None = None
+HERE = (  # options of `ttscope attach` that the screen takes
+    *("listen", "listen_grpc", "kernels", "kernel_windows", "yes", "gpus", "duration", "period"),
+    *("on_loss", "model", "tensor_parallel_size", "api_key_env", "api_key_file", "header", "price"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +44,9 @@ class Snapshot:
     `numbers` are of the last seconds by engine, `verdicts` of the last minute. `steps` counts
     those that plugins sent, None where nobody listens; `step_rows` are the newest of one engine,
     `problems` the newest that spans tell of: problem_id, samples, arrival, end (ns), tokens,
-    longest (tokens of one sample), errors.
+    longest (tokens of one sample), errors. `watts` is the mean of the last seconds of all GPUs
+    together, `unpowered` why they are not read; `families` are the kernels of the newest profiler
+    window, `windows` counts these, None where none are opened.
     """
 
     seconds: float
@@ -51,52 +58,68 @@ class Snapshot:
     problems: pl.DataFrame | None = None
     step_rows: pl.DataFrame | None = None
     blocks: int | None = None
+    watts: float | None = None
+    unpowered: str | None = None
+    windows: int | None = None
+    families: tuple[FamilyTime, ...] | None = None
     events: Mapping[str, int] = field(default_factory=dict)
 
 
-def parse_target(text: str) -> Target:
-    """Return what was typed: URLs, `--listen [HOST:]PORT`, `--api-key-env NAME`.
+def parse_target(text: str) -> Attachment:
+    """Return what was typed: URLs, and the options of `ttscope attach` that are in `HERE`.
 
     Raises UsageError for what cannot be read.
     """
-    from profiler.receiver import parse_listen
+    import typer
+
+    from tui.attach_options import attach
 
     try:
         words = shlex.split(text)
     except ValueError as error:
         raise UsageError(f"{text}: {error}") from None
-    given: dict[str, str] = {}
-    urls: list[str] = []
-    while words:
-        word = words.pop(0)
-        if word in ("--listen", "--api-key-env"):
-            if not words:
-                raise UsageError(f"{word}: wants a value")
-            given[word] = words.pop(0)
-        elif word.startswith("-"):
-            raise UsageError(f"{word}: here are --listen and --api-key-env; others: ttscope attach")
-        else:
-            urls.append(word if "://" in word else f"http://{word}")
-    if not urls:
-        raise UsageError("name a server: http://HOST:8000")
-    headers = read_headers(read_key(given.get("--api-key-env"), None), ())
-    listen = given.get("--listen")
-    return Target(
-        accesses=tuple(Access.of(url, headers) for url in urls),
-        listen=None if listen is None else parse_listen(listen),
-    )
+    if "--help" in words:
+        raise UsageError(f"here are {', '.join(_flag(name) for name in HERE)}")
+    app = typer.Typer(add_completion=False)
+    app.command()(attach)
+    command = typer.main.get_command(app)
+    try:
+        context = command.make_context("attach", words)
+    except Exception as error:  # click's errors of usage
+        show = getattr(error, "format_message", None)
+        if show is None:
+            raise
+        nameless = type(error).__name__ == "MissingParameter"
+        raise UsageError("name a server: http://HOST:8000" if nameless else show()) from None
+    given = context.params
+    for name in given:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE" and name not in ("urls", *HERE):
+            raise UsageError(
+                f"{_flag(name)}: not here, where only the servers' own traffic is watched; "
+                "ttscope attach takes it"
+            )
+    urls = [url if "://" in url else f"http://{url}" for url in given["urls"]]
+    return attachment_of({**given, "urls": urls})
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 class LiveWatch:
     """Watches a target into a recording until `stop`; `run` blocks, in a thread of its own."""
 
     def __init__(
-        self, target: Target, folder: Path, on_snapshot: Callable[[Snapshot], None]
+        self, target: Attachment, folder: Path, on_snapshot: Callable[[Snapshot], None]
     ) -> None:
         self.folder, self._target, self._on_snapshot = folder, target, on_snapshot
+        self.said: list[str] = []  # what a user must see
         self._stop = threading.Event()
         self._read = 0.0
         self._inside: dict[str, object] = {}
+        self._came = -1  # rows of windows that were read
+        self._profiled: dict[str, tuple[tuple[Collective, ...] | None, DeviceTime | None]] = {}
         self.lost = False
 
     def stop(self) -> None:
@@ -104,37 +127,30 @@ class LiveWatch:
         self._stop.set()
 
     def run(self) -> None:
-        """Attach and watch. Raises TtscopeError for a server that does not answer."""
-        from profiler.attach import watch
-        from profiler.deployment import Deployment
-        from profiler.incoming import Incoming
-        from profiler.receiver import Receiver
+        """Attach and watch; profiler windows are opened only where `target.yes` says so.
 
-        deployment = Deployment(self._target.accesses)
+        Raises TtscopeError for a server that does not answer, and for what cannot be had of it.
+        """
+        from profiler.attach import watch
+
         with ExitStack() as stack:
-            stack.callback(deployment.close)
-            receiver = None
-            if self._target.listen is not None:
-                receiver = Receiver(*self._target.listen)
-                stack.callback(receiver.close)
-                receiver.start()
-            deployment.connect()
-            incoming = None
-            if receiver is not None:
-                incoming = Incoming(receiver, deployment)
-                incoming.adopt()
+            attached = attach_to(
+                stack, self._target, may_open=lambda told: False, say=self.said.append
+            )
+            deployment = attached.deployment
 
             def tick(seconds: float, numbers: Mapping[str, Numbers | None]) -> None:
                 whole = deployment.numbers(VERDICT_S)
-                steps = None if incoming is None else incoming.steps
-                self._tick(seconds, numbers, whole, dict(deployment.shown), steps)
+                self._tick(seconds, numbers, whole, dict(deployment.shown), attached)
 
             watch(
                 deployment,
                 self.folder,
                 stop=self._stop,
-                probes=[] if incoming is None else [incoming.watched],
+                duration_s=self._target.duration_s,
+                probes=attached.probes,
                 on_tick=tick,
+                price_usd_per_device_hour=self._target.price,
             )
             self.lost = deployment.lost
 
@@ -144,15 +160,24 @@ class LiveWatch:
         numbers: Mapping[str, Numbers | None],
         minute: Mapping[str, Numbers | None],
         names: Mapping[str, str],
-        steps: int | None,
+        attached: Attached,
     ) -> None:
+        steps = None if attached.incoming is None else attached.incoming.steps
         if time.monotonic() - self._read > READ_S:
             self._read = time.monotonic()
             self._inside = self._look_inside(steps)
         rows = self._inside.get("step_rows")
         known = rows if isinstance(rows, pl.DataFrame) else None
         verdicts = [
-            judge(key, Evidence(numbers=each, steps=_of_engine(known, key)))
+            judge(
+                key,
+                Evidence(
+                    numbers=each,
+                    steps=_of_engine(known, key),
+                    collectives=self._profiled.get(key, (None, None))[0],
+                    device_time=self._profiled.get(key, (None, None))[1],
+                ),
+            )
             for key, each in minute.items()
         ]
         inside = {name: value for name, value in self._inside.items() if value is not None}
@@ -163,6 +188,7 @@ class LiveWatch:
                 names=names,
                 verdicts=tuple(verdicts),
                 steps=steps,
+                unpowered=attached.unpowered,
                 **inside,  # type: ignore[arg-type]
             )
         )
@@ -171,8 +197,11 @@ class LiveWatch:
         """Return what the recording holds so far of problems, steps and events."""
         try:
             recording = Recording.open(self.folder)
-            events = recording.frame("events").group_by("kind").len()
-            found: dict[str, object] = {"events": dict(events.iter_rows())}
+            events = recording.frame("events")
+            kinds = dict(events.group_by("kind").len().iter_rows())
+            found: dict[str, object] = {"events": kinds, "watts": _watts(recording)}
+            if self._target.kernels is not None:
+                found |= self._look_at_windows(recording, events)
             if steps is None:
                 return found
             found |= _problems(recording)
@@ -185,6 +214,21 @@ class LiveWatch:
             return found
         except TtscopeError:  # it is being written: the next look will do
             return dict(self._inside)
+
+    def _look_at_windows(self, recording: Recording, events: pl.DataFrame) -> dict[str, object]:
+        """Return how many windows there were and the newest one's kernels; read when one came."""
+        came = events.filter(pl.col("kind") == "window").height
+        if came == self._came:
+            return {name: self._inside.get(name) for name in ("windows", "families")}
+        rows = recording.frame("kernels")
+        keys = rows["engine"].drop_nulls().unique()
+        own = {key: rows.filter(pl.col("engine") == key) for key in keys}
+        self._profiled = {
+            key: (collectives(each), device_time(events, key)) for key, each in own.items()
+        }
+        self._came = came
+        newest = rows.filter(pl.col("window_id") == pl.col("window_id").max())
+        return {"windows": rows["window_id"].n_unique(), "families": time_by_family(newest)}
 
 
 def _problems(recording: Recording) -> dict[str, object]:
@@ -206,6 +250,14 @@ def _problems(recording: Recording) -> dict[str, object]:
         "problems_seen": problems.height,
         "problems": newest.join(samples, on="problem_id", how="left", maintain_order="left"),
     }
+
+
+def _watts(recording: Recording) -> float | None:
+    """Return the mean power of the last seconds, None where a device was not read."""
+    since = time.time_ns() - round(POWER_S * 1e9)
+    rows = recording.table("power").filter(pl.col("time") > since).collect()
+    each = rows.group_by("host", "device").agg(pl.mean("watts"))["watts"]
+    return None if not each.len() or each.null_count() else float(each.sum())
 
 
 def _of_engine(rows: pl.DataFrame | None, key: str) -> pl.DataFrame | None:

@@ -171,29 +171,3 @@ def run_doctor(
         print(f"{mark:<4}{finding.what:<22}{finding.detail}")
         if finding.needs:
             print(f"    {'':<22}needs: {finding.needs}")
-
-
-def run_tui(
-    paths: Sequence[Path],
-    *,
-    screenshot: Path | None,
-    screen: str,
-    size: str,
-    min_accuracy: str | None,
-    keys: Path | None = None,
-) -> None:
-    """Open the terminal app, or write one of its screens as SVG."""
-    from tui.app import TtscopeApp
-    from tui.app import screenshot as take
-    from tui.keys import default_file
-
-    limits = {} if min_accuracy is None else {"min_accuracy": min_accuracy}
-    if screenshot is None:
-        if keys is None and default_file().exists():
-            keys = default_file()
-        TtscopeApp(paths, limits=limits, keys=keys).run()
-        return
-    columns, mark, rows = size.partition("x")
-    if not (mark and columns.isdigit() and rows.isdigit()):
-        raise UsageError(f"--size {size}: give columns x rows, such as 120x40")
-    take(paths, screen, (int(columns), int(rows)), screenshot, limits=limits)

@@ -11,7 +11,7 @@ from traces.errors import TtscopeError
 from traces.recording import Recording, find_recordings
 from traces.schema import Estimate, Pick, Recommendation
 from traces.summary import Run, summarise
-from tui.formats import ABSENT, compact, half_width, number, percent, value_of, whole, wrap
+from tui.formats import ABSENT, compact, half_width, value_of
 from tui.show_text import policy_text
 
 
@@ -190,18 +190,6 @@ def sort_key(entry: Entry, column: Column) -> tuple[int, float, str]:
     return (1, 0.0, value) if isinstance(value, str) else (0, float(value), "")
 
 
-ESTIMATES = (
-    ("accuracy", "accuracy"),
-    ("latency_s", "latency mean"),
-    ("latency_p95_s", "latency p95"),
-    ("device_s", "device-seconds"),
-    ("cost_usd", "cost"),
-    ("energy_j", "energy"),
-    ("tokens", "tokens"),
-    ("flops", "FLOPs"),
-)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
     """A row of the Advice table: marks (@ system-optimal, + compute-optimal) and the pick."""
@@ -234,61 +222,6 @@ def candidates(advice: Recommendation) -> list[Candidate]:
 def _estimate(pick: Pick, name: str) -> float:
     estimate = pick.estimates.get(name)
     return float("inf") if estimate is None else estimate.value
-
-
-def pick_lines(candidate: Candidate, advice: Recommendation, *, width: int) -> list[str]:
-    """Return what is expected of a pick, its command, and why."""
-    pick = candidate.pick
-    what = {
-        "@": "system-optimal",
-        "+": "compute-optimal",
-        "f": "fewest FLOPs for its accuracy",
-        "o": "on the front",
-        "!": "near miss",
-        "P": "present, as it was recorded",
-    }
-    kinds = ", ".join(what[mark] for mark in candidate.marks if mark in what)
-    sure = f"{percent(pick.probability_within_budget)} sure of every limit"
-    if not advice.budget.limits() and advice.budget.rate_per_s is None:
-        sure = "no limit is given"
-    if candidate.marks == "P":
-        sure = "measured"
-    lines = [f"{kinds}: {sure}"]
-    parts = [
-        f"{title} {whole(pick.estimates[name])}"
-        for name, title in ESTIMATES
-        if pick.estimates.get(name) is not None
-    ]
-    lines += wrap("expect", "; ".join(parts), width=width, indent=8)
-    if pick.command:
-        lines += wrap("command", pick.command, width=width, indent=8)
-    lines += wrap("policy", policy_text(pick.policy), width=width, indent=8)
-    names = dict(ESTIMATES)
-    regret = [
-        f"{names.get(name, name)} {whole(value, sign=True)}"
-        for name, value in advice.regret.items()
-        if value is not None
-    ]
-    if regret and ("@" in candidate.marks) != ("+" in candidate.marks):
-        text = f"of compute-optimal (+): {'; '.join(regret)}"
-        lines += wrap("regret", text, width=width, indent=8)
-    reasons = advice.reasons if "@" in candidate.marks else ()
-    for label, texts in (("why", reasons), ("next", advice.measure_next)):
-        for index, text in enumerate(texts):
-            lines += wrap(label if index == 0 else "", text, width=width, indent=8)
-    return lines
-
-
-def miss_lines(advice: Recommendation, *, width: int) -> list[str]:
-    """Return what to say when nothing fits the budget."""
-    lines = ["Nothing fits this budget."]
-    for miss in advice.near_misses:
-        unit = miss.nearest.unit
-        nearest = f"{miss.limit}: wanted {number(miss.wanted, unit)}, nearest {whole(miss.nearest)}"
-        lines += wrap("", f"{nearest}  {pick_title(miss.pick)}", width=width, indent=2)
-    for text in (*advice.reasons, *advice.measure_next):
-        lines += wrap("", text, width=width, indent=2)
-    return lines
 
 
 def pick_title(pick: Pick) -> str:

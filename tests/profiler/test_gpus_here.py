@@ -8,7 +8,7 @@ import pytest
 from profiler.access import Access
 from profiler.attach import watch
 from profiler.deployment import Deployment
-from profiler.gpus_here import parse_gpus, power_probe
+from profiler.gpus_here import parse_gpus, power_probe, why_unread
 from profiler.process_clock import process_start
 from tests.profiler.fake_nvml import DRIVER_NOT_LOADED
 from tests.profiler.metrics_server import metrics_server
@@ -24,15 +24,16 @@ def server():
 
 
 def powered(folder, *servers, gpus="auto", change=None):
-    """Watch for a second; gives the table `power`, or None where there is no probe."""
+    """Watch for a second; gives the recording, or the reason why no power is read."""
     deployment = Deployment([Access.of(each.url) for each in servers], period_s=0.2)
     deployment.connect()
     for replica in deployment.replicas:
         replica.config = dataclasses.replace(replica.config, **(change or {}))
-    probe = power_probe(deployment, parse_gpus(gpus))
-    if probe is None:
+    why = why_unread(deployment, parse_gpus(gpus))
+    if why is not None:
         deployment.close()
-        return None
+        return why
+    probe = power_probe(deployment, parse_gpus(gpus))
     stop = threading.Event()
     threading.Timer(1.0, stop.set).start()
     recording = Recording.open(watch(deployment, folder, stop=stop, probes=[probe]))
@@ -58,18 +59,18 @@ def test_as_many_as_the_plugins_tell(server, nvml, tmp_path):
 
 
 def test_none_of_a_server_on_the_processor(server, nvml, tmp_path):
-    assert powered(tmp_path / "r", server, change={"max_num_seqs": 16}) is None
+    assert "processor" in powered(tmp_path / "r", server, change={"max_num_seqs": 16})
 
 
 def test_a_forwarded_port_is_not_here(server, nvml, tmp_path):
     server.started = "1.7e+09"
-    assert powered(tmp_path / "r", server) is None
+    assert "not run on this machine" in powered(tmp_path / "r", server)
     power = powered(tmp_path / "b", server, gpus="1").frame("power")
     assert power["device"].n_unique() == 1
 
 
 def test_not_where_it_is_not_wanted(server, nvml, tmp_path):
-    assert powered(tmp_path / "r", server, gpus="none") is None
+    assert powered(tmp_path / "r", server, gpus="none") == "--gpus none was given"
 
 
 def test_without_a_driver_nothing_is_said(server, nvml, tmp_path):

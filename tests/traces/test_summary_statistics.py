@@ -191,3 +191,23 @@ def test_changes_as_a_share_of_the_first():
         assert found.high - found.low < 1e-9
     assert paired_change([0.0, 0.0], [1.0, 1.0]) is None
     assert paired_change([np.nan], [1.0]) is None
+
+
+@pytest.mark.parametrize("size", [7, 500, 2_500])  # weights as floats, and as whole numbers
+def test_a_mean_is_a_ratio_to_ones(size):
+    values = np.random.default_rng(size).gamma(2.0, size=size)
+    values[3] = np.nan
+    known = values[np.isfinite(values)]
+    assert mean(values, "s") == ratio(known, np.ones_like(known), "s")
+    assert mean(values[3:4], "s") is None
+
+
+def test_shares_that_are_right_or_wrong_draw_nothing(monkeypatch):
+    answers = (np.arange(40) % 3 > 0).astype(float)
+    both = column_means(np.stack([answers, answers * 0.5], axis=1), "1")
+
+    def drawn(*_, **__):
+        raise AssertionError("drawn in vain")
+
+    monkeypatch.setattr("traces.statistics.bootstrap_means", drawn)
+    assert column_means(answers[:, None], "1") == [both[0]]

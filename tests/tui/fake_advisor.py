@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from tests.traces.synthetic import engine_config
 from traces.errors import UsageError
-from traces.schema import Budget, Estimate, NearMiss, Pick, Policy, Recommendation
+from traces.schema import (
+    Budget,
+    Estimate,
+    NearMiss,
+    Pick,
+    Policy,
+    Present,
+    Recommendation,
+    Turning,
+)
 
 
 def estimate(value: float, unit: str, *, extrapolated: bool = False) -> Estimate:
@@ -39,9 +48,11 @@ class FakeAdvisor:
     def __init__(self, recordings):
         self.recordings = recordings
         self.budgets: list[Budget] = []
+        self.presents: list[object] = []
 
-    def recommend(self, budget: Budget) -> Recommendation:
+    def recommend(self, budget: Budget, present=None) -> Recommendation:
         self.budgets.append(budget)
+        self.presents.append(present)
         if budget.max_energy_j is not None:
             raise UsageError("--max-energy: energy was not measured in these recordings")
         if budget.max_gpus == 7:
@@ -67,4 +78,18 @@ class FakeAdvisor:
             measure_next=("large greedy: settles 1 against 2",),
             candidates=12,
             infeasible={"does not fit the memory": 3},
+            sensitivity=(
+                Turning(
+                    name="min_accuracy", value=0.9, unit="1", direction="below", pick="small greedy"
+                ),
+            )
+            if fits
+            else (),
+            present=None
+            if present is None
+            else Present(
+                pick=SMALL,
+                best=present == (LARGE.engine, LARGE.policy),
+                difference={"latency_p95_s": estimate(12.5, "s"), "cost_usd": None},
+            ),
         )

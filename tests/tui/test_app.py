@@ -146,7 +146,7 @@ async def test_budget_is_asked_and_mistakes_are_told(folder):
         field.focus()
         await pilot.press("enter")
         await settle(pilot)
-        assert "Nothing fits" in text_of(app, "#detail")
+        assert "NOTHING FITS p95 latency <= 0.1 s" in text_of(app, "#detail")
         for name, text, told in (
             ("max_latency", "soon", "--max-latency"),
             ("gpus", "many", "gpus"),
@@ -177,6 +177,17 @@ async def test_axis_what_if_and_answers_while_typing(folder):
         assert any(isinstance(each, Advised) for each in seen)
         table = app.screen.query_one(DataTable)
         assert str(table.get_row_at(table.row_count - 1)[0]) == "P"
+        (today,) = advisors.made[0].presents
+        assert today == (app.present_entry().run.engine, app.present_entry().run.policy)
+        assert "against the pick it has:" in text_of(app, "#detail")
+        await pilot.press("enter")  # all of it, where it scrolls
+        await settle(pilot)
+        assert not app.screen.query_one("#middle").display
+        assert app.screen.focused is app.screen.query_one("#pick")
+        await pilot.press("escape")
+        await settle(pilot)
+        assert app.screen.query_one("#middle").display
+        assert app.screen.focused is table
         plot = app.screen.query_one(Scatter)
         assert plot._x_label == "latency mean s"
         await pilot.press("x")
@@ -197,6 +208,22 @@ async def test_axis_what_if_and_answers_while_typing(folder):
         told = [each for each in seen if isinstance(each, WhatIf)]
         assert "no recording of large" in told[-1].error
         assert "no recording of large" in text_of(app, "#message")
+
+
+async def test_what_runs_today_may_be_named(folder):
+    advisors = Advisors()
+    app = TtscopeApp([folder / "one"], advisors, present=folder / "two")
+    async with app.run_test(size=(80, 24)) as pilot:
+        await settle(pilot)
+        await pilot.press("ctrl+home", "enter")  # opening another does not change it
+        await settle(pilot)
+        await pilot.press("4")
+        await settle(pilot)
+        assert app.present_entry().path == folder / "two"
+        assert [each.path.name for each in advisors.made[0].recordings] == ["one", "two"]
+        assert advisors.made[0].presents == [
+            (app.present_entry().run.engine, app.present_entry().run.policy)
+        ]
 
 
 async def test_no_recordings_at_all(tmp_path):

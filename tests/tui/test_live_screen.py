@@ -9,11 +9,13 @@ import polars as pl
 import pytest
 from textual.widgets import Input, Static
 
+from tests.profiler.conftest import library, nvml  # noqa: F401
 from tests.profiler.metrics_server import metrics_server
+from tests.profiler.test_server_windows import Profiler
 from traces.errors import UsageError
 from traces.recording import Recording
 from tui.app import TtscopeApp
-from tui.live_views import History, problem_lines, sees_line
+from tui.live_views import History, problem_lines, sees_line, unread_lines
 from tui.live_watch import LiveWatch, Snapshot, parse_target
 from tui.screens.live import LiveScreen
 
@@ -96,13 +98,26 @@ def test_targets(monkeypatch):
     target = parse_target("gpu7:8000 https://gpu8 --listen 0.0.0.0:4318")
     assert [each.url for each in target.accesses] == ["http://gpu7:8000", "https://gpu8"]
     assert target.listen == ("0.0.0.0", 4318)
+    assert target.listens
+    assert target.gpus == -1  # auto, as attach
+    target = parse_target("gpu7 --listen-grpc 4317 --gpus none --kernels /t --kernel-windows 2/9s")
+    assert target.listen_grpc == ("127.0.0.1", 4317)
+    assert target.listens
+    assert (target.gpus, str(target.kernels), target.plan.every_s) == (None, "/t", 9.0)
+    assert not parse_target("gpu7").listens
     monkeypatch.setitem(os.environ, "KEY", "secret")
     (access,) = parse_target("gpu7:8000 --api-key-env KEY").accesses
     assert access.headers["Authorization"].endswith("secret")
     for text, told in (
         ("", "name a server"),
-        ("a --listen", "wants a value"),
-        ("a --n 8", "ttscope attach"),
+        ("a --listen", "requires an argument"),
+        ("a --listen-grpc x", "--listen-grpc x: write a port"),
+        ("a --gpus all", "--gpus all"),
+        ("a --kernel-windows 4", "4/60s"),
+        ("a --what", "No such option: --what"),
+        ("a --n 8", "--n: not here"),
+        ("a -o b", "--output: not here"),
+        ("a --help", "here are --listen, --listen-grpc, --kernels"),
         ("'a", "quotation"),
     ):
         with pytest.raises(UsageError, match=told):
@@ -125,6 +140,84 @@ def test_a_listener_sees_spans_and_steps(server, tmp_path):
     assert found[0].problems_seen == 0
     assert "spans none yet" in sees_line(found[0], [])
     assert "none yet" in problem_lines(found[0], now_ns=0, listening=True)[0]
+
+
+def snapshots(target, folder, enough):
+    """Watch until a snapshot is enough; returns it."""
+    found = []
+
+    def take(snapshot):
+        found.append(snapshot)
+        if enough(snapshot) or snapshot.seconds > 20:
+            watch.stop()
+
+    watch = LiveWatch(target, folder, take)
+    watch.run()
+    return found[-1]
+
+
+def test_spans_over_grpc(server, tmp_path):
+    pytest.importorskip("grpc")
+    target = parse_target(f"{server.url} --listen-grpc 127.0.0.1:0")
+    last = snapshots(target, tmp_path / "live", lambda each: True)
+    assert (last.steps, last.problems_seen) == (0, 0)
+
+
+def test_power_is_read_or_it_is_said_why_not(server, nvml, tmp_path):  # noqa: F811
+    target = parse_target(f"{server.url} --gpus 2")
+    last = snapshots(target, tmp_path / "a", lambda each: each.watts is not None)
+    each = (
+        pl.read_parquet(tmp_path / "a" / "power-*.parquet").group_by("device").agg(pl.mean("watts"))
+    )
+    assert last.watts == pytest.approx(each["watts"].sum(), rel=0.05)
+    assert f"power {last.watts:,.0f} W" in sees_line(last, [])
+    history = History()
+    history.add(last)
+    assert "power W" in {lane.name for lane in history.lanes(20)}
+
+    last = snapshots(parse_target(server.url), tmp_path / "b", lambda each: True)
+    assert "power no" in sees_line(last, [])
+    told = "\n".join(unread_lines(last, width=78))
+    assert "the servers do not run on this machine" in told
+    assert "--gpus N" in told
+    assert "needs: --kernels FOLDER" in told
+    history = History()
+    history.add(last)
+    assert "power W" not in {lane.name for lane in history.lanes(20)}
+
+
+async def test_profiler_windows_are_confirmed_and_shown(server, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("profiler.server_windows.FIRST_S", 0.1)
+    monkeypatch.setattr("profiler.server_windows.BUDGET", 1.0)
+    (tmp_path / "traces").mkdir()
+    server.profiler = Profiler(tmp_path / "traces")
+    server.gauges = {"vllm:num_requests_running": 3}
+    seen = []
+    app = TtscopeApp([tmp_path])
+    async with app.run_test(size=(120, 40), message_hook=seen.append) as pilot:
+        await pilot.press("3")
+        asked = f"{server.url} --kernels traces --kernel-windows 4/1s"
+        await attach_to(pilot, asked)
+        await pilot.pause()
+        question = str(app.screen.query_one(Static).render())
+        assert f"profiler windows of 4 steps on {server.url}, at most one in 1 s" in question
+        await pilot.press("n")
+        await pilot.pause()
+        assert "--kernels: not opened" in text_of(app, "#message")
+        assert not server.profiler.starts
+        await attach_to(pilot, asked)
+        await pilot.pause()
+        await pilot.press("y")
+        for _ in range(400):
+            if "window" in text_of(app, "#sees") and "kernels gemm" in text_of(app, "#sees"):
+                break
+            await asyncio.sleep(0.05)
+        assert "windows" in text_of(app, "#sees").splitlines()[0]
+        assert "kernels gemm" in text_of(app, "#sees").splitlines()[1]
+        await pilot.press("s")
+        await wait_for(pilot, seen, LiveScreen.Ended)
+    assert server.profiler.open == 0
 
 
 def test_problems_and_history():

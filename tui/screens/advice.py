@@ -33,9 +33,7 @@ from tui.screens.base import ModeScreen
 from tui.views import (
     Candidate,
     candidates,
-    miss_lines,
     paste_text,
-    pick_lines,
     pick_title,
     ticks,
     with_room,
@@ -85,6 +83,7 @@ class AdviceScreen(ModeScreen):
         Binding("b", "budget", "budget", id="advice.budget"),
         Binding("x", "axis", "axis", id="advice.axis"),
         Binding("w", "what_if", "what if", id="advice.what_if"),
+        Binding("e", "explain", "explain", id="advice.explain"),
         Binding("escape", "leave", "to the picks", show=False),
     ]
 
@@ -118,7 +117,7 @@ class AdviceScreen(ModeScreen):
         with Horizontal(id="middle"):
             yield Scatter(id="scatter")
             yield DataTable[Text](id="picks", cursor_type="row")
-        with VerticalScroll(id="pick", can_focus=False):
+        with VerticalScroll(id="pick"):
             yield Static(id="detail", markup=False)
 
     def _inputs(self, fields: tuple[tuple[str, str, str, int], ...]) -> ComposeResult:
@@ -197,7 +196,9 @@ class AdviceScreen(ModeScreen):
             self._say(str(error), bad=True)
             return
         entries = self.ttscope.advisable()
-        question = (budget, tuple(entry.key for entry in entries))
+        present = self.ttscope.present_entry()
+        today = None if present is None else present.key
+        question = (budget, tuple(entry.key for entry in entries), today)
         if question == self._asked:
             return
         self._asked = question
@@ -212,9 +213,13 @@ class AdviceScreen(ModeScreen):
         worker = get_current_worker()
         entries = self.ttscope.advisable()
         recordings = [entry.recording for entry in entries if entry.recording is not None]
+        present = self.ttscope.present_entry()
+        today = None
+        if present is not None and present.run is not None and present.run.policy is not None:
+            today = present.run.engine, present.run.policy
         advice, error, begun = None, None, time.perf_counter()
         try:
-            advice = self.ttscope.advisor_for(recordings).recommend(budget)
+            advice = self.ttscope.advisor_for(recordings).recommend(budget, today)
         except TtscopeError as problem:
             error = str(problem)
         except Exception as problem:  # shown in place, the app goes on
@@ -277,7 +282,7 @@ class AdviceScreen(ModeScreen):
             numbers.append(percent(pick.probability_within_budget))
             cells = [Text(each.marks), Text(pick_title(pick))]
             cells += [Text(text, justify="right") for text in numbers]
-            table.add_row(*cells, key=each.key)
+            table.add_row(*cells)  # without keys: the present configuration may stand twice
         table.move_cursor(row=min(row, max(len(self._rows) - 1, 0)))
 
     def _plot(self) -> None:
@@ -324,13 +329,11 @@ class AdviceScreen(ModeScreen):
     def _show_pick(self) -> None:
         if self._advice is None:
             return
+        from tui.pick_text import answer_lines
+
         width = max(self.app.size.width - 4, 40)
         lines: list[str] = [*self._what_if, ""] if self._what_if else []
-        if self._advice.system_optimal is None:
-            lines += [*miss_lines(self._advice, width=width), ""]
-        selected = self._selected()
-        if selected is not None:
-            lines += pick_lines(selected, self._advice, width=width)
+        lines += answer_lines(self._advice, self._selected(), width=width)
         self.query_one("#detail", Static).update("\n".join(lines))
 
     def action_copy(self) -> None:
@@ -341,6 +344,14 @@ class AdviceScreen(ModeScreen):
             return
         self.app.copy_to_clipboard(paste_text(selected.pick))
         self.notify("command and policy copied")
+
+    @on(DataTable.RowSelected, "#picks")
+    def action_explain(self) -> None:
+        """Give what is said of the row the whole screen, where it scrolls; or the plot again."""
+        if self._advice is None:
+            return
+        self.toggle_class("whole")
+        self.query_one("#pick" if self.has_class("whole") else "#picks").focus()
 
     def action_axis(self) -> None:
         """Plot accuracy against the next thing that is known."""
@@ -383,4 +394,5 @@ class AdviceScreen(ModeScreen):
     def action_leave(self) -> None:
         """Go back to the picks, or out of the fields while there are none."""
         self.query_one("#change").remove_class("open")
+        self.remove_class("whole")
         self.set_focus(self.query_one("#picks") if self._advice is not None else None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from textual import on, work
@@ -16,7 +16,7 @@ from textual.widgets import Input, Static
 
 from profiler.doctor import Finding
 from traces.errors import UsageError
-from tui.attach_verb import default_folder
+from tui.attachment import CAUTION, Attachment, default_folder
 from tui.library import failure
 from tui.live_views import (
     History,
@@ -25,19 +25,24 @@ from tui.live_views import (
     sees_line,
     spread_lines,
     status,
+    unread_lines,
     verdicts_lines,
 )
-from tui.live_watch import LiveWatch, Snapshot, Target, parse_target
+from tui.live_watch import LiveWatch, Snapshot, parse_target
+from tui.run_views import family_line
 from tui.screens.base import ModeScreen
+from tui.screens.confirm import ConfirmScreen
 from tui.widgets.lanes import Lanes
 
 WIDE = 120
 TALL = 32
 HOW = """\
-u asks for the URL of a vLLM server. It is watched without a restart, by its page of /metrics
-every second; with --listen 4318 spans and engine steps are received too. What is seen goes into a
-recording, which is on screen 1 when s stops it. d says what can be seen of a server, and what the
-rest needs. To pose a workload to it: ttscope attach URL --workload problems.jsonl --n 8.
+u asks for the URL of a vLLM server, or of several. It is watched without a restart, by its page
+of /metrics every second. With --listen 4318 (HTTP) or --listen-grpc 4317 spans and engine steps are
+received too, with --kernels FOLDER profiler windows are opened, and the power of GPUs of this
+machine is read; these are the options of ttscope attach. What is seen goes into a recording, which
+is on screen 1 when s stops it. d says what can be seen of a server, and what the rest needs.
+To pose a workload to it: ttscope attach URL --workload problems.jsonl --n 8.
 """
 
 
@@ -77,7 +82,7 @@ class LiveScreen(ModeScreen):
     def __init__(self) -> None:
         super().__init__()
         self._watch: LiveWatch | None = None
-        self._target: Target | None = None
+        self._target: Attachment | None = None
         self._history = History()
         self._findings: list[Finding] = []
         self._depth = False
@@ -85,7 +90,8 @@ class LiveScreen(ModeScreen):
     def compose_body(self) -> ComposeResult:
         """Return the URL, the verdict, the gauges over time and the problems."""
         yield Input(
-            placeholder="http://HOST:8000 [--listen 4318] [--api-key-env NAME]",
+            placeholder="http://HOST:8000 [--listen 4318] [--listen-grpc 4317] [--kernels FOLDER] "
+            "[--api-key-env NAME]",
             id="url",
             compact=True,
         )
@@ -117,6 +123,20 @@ class LiveScreen(ModeScreen):
         except UsageError as error:
             self._say(str(error), bad=True)
             return
+        if target.kernels is None or target.yes:
+            self._begin(target)
+            return
+
+        def answered(yes: bool | None) -> None:
+            if yes:
+                self._begin(replace(target, yes=True))
+            else:
+                self._say("--kernels: not opened; leave it out to watch without", bad=True)
+
+        question = f"Open {target.windows_told()}?\n\n{CAUTION}"
+        self.app.push_screen(ConfirmScreen(question), answered)
+
+    def _begin(self, target: Attachment) -> None:
         folder = default_folder(target.accesses[0])
         self._target, self._history, self._findings = target, History(), []
         self._watch = LiveWatch(target, folder, self._ticked)
@@ -125,7 +145,7 @@ class LiveScreen(ModeScreen):
         self._run(self._watch, target)
 
     @work(thread=True, group="live")
-    def _run(self, watch: LiveWatch, target: Target) -> None:
+    def _run(self, watch: LiveWatch, target: Attachment) -> None:
         from profiler.doctor_server import examine_server
 
         error = None
@@ -151,7 +171,7 @@ class LiveScreen(ModeScreen):
     def _second(self, event: Ticked) -> None:
         if event.watch is self._watch:
             self._history.add(event.snapshot)
-            self._say("")
+            self._say("; ".join(event.watch.said))
             self._draw()
 
     @on(Ended)
@@ -189,7 +209,10 @@ class LiveScreen(ModeScreen):
         text = self.query_one("#text", Static)
         if self._depth:
             told = finding_lines(self._findings, width=width) or ["attach first, with u"]
-            unseen = [] if last is None else verdicts_lines(last, width=width, whole=True)
+            unseen = []
+            if last is not None:
+                told += unread_lines(last, width=width)
+                unseen = verdicts_lines(last, width=width, whole=True)
             text.update("\n".join([*told, "", *unseen]))
         if last is None:
             if not self._depth:
@@ -206,9 +229,10 @@ class LiveScreen(ModeScreen):
         self.query_one("#gauges", Lanes).show(gauges, None, title)
         self.query_one("#steps", Lanes).show(steps, None)
         self.query_one("#spreads", Static).update("\n".join(spread_lines(last.numbers)))
-        self.query_one("#sees", Static).update(sees_line(last, self._findings)[:width])
+        seen = [sees_line(last, self._findings), family_line(last.families, width)]
+        self.query_one("#sees", Static).update("\n".join(each[:width] for each in seen if each))
         if not self._depth:
-            listening = self._target is not None and self._target.listen is not None
+            listening = self._target is not None and self._target.listens
             told = problem_lines(last, now_ns=time.time_ns(), listening=listening)
             text.update("\n".join(told))
 

@@ -1,0 +1,162 @@
+"""`ttscope tui --web`: who may ask, what the page loads, and the app behind its web socket."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+import tui
+from tests.traces.synthetic import simulate, write_recording
+
+aiohttp = pytest.importorskip("aiohttp")
+pytest.importorskip("textual_serve.server")
+
+from tui.web import command_of, is_loopback  # noqa: E402
+
+ROOT = Path(tui.__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("a folder; $(false)")
+    write_recording(folder / "one", simulate(problems=6, n=2))
+    return folder
+
+
+@contextmanager
+def served(*arguments):
+    """Serve the app; gives its address and the process."""
+    start = [sys.executable, "-P", "-c", "from tui.cli import main; main()", "tui", "--web"]
+    process = subprocess.Popen(
+        [*start, *map(str, arguments)],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        line = process.stdout.readline()
+        assert line.startswith("ttscope on http://"), process.stderr.read()
+        yield line.split()[2].rstrip("/"), process
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=20)
+
+
+@pytest.fixture(scope="module")
+def app(folder):
+    with served("--listen", "0", folder) as (url, _):
+        yield url
+
+
+def test_the_page_and_what_it_loads_come_from_here(app):
+    page = httpx.get(app)
+    assert page.status_code == 200
+    assert f'data-session-websocket-url="{app.replace("http", "ws")}/ws"' in page.text
+    policy = page.headers["Content-Security-Policy"]
+    assert policy.startswith("default-src 'self' 'unsafe-inline';")
+    assert "google" not in policy
+    assert httpx.get(f"{app}/static/js/textual.js").status_code == 200
+    assert httpx.get(f"{app}?fontsize=x%22").text.count('data-font-size="16"') == 1
+
+
+def test_addresses_are_those_that_were_asked_for(app):
+    """As through ssh -L 9000:localhost:8080."""
+    page = httpx.get(app, headers={"Host": "localhost:9000"})
+    assert 'data-session-websocket-url="ws://localhost:9000/ws"' in page.text
+
+
+@pytest.mark.parametrize(
+    ("headers", "told"),
+    [
+        ({"Origin": "http://evil.example"}, "only the app's own may"),
+        ({"Host": "evil.example", "Origin": "http://evil.example"}, "is not this machine"),
+    ],
+)
+@pytest.mark.parametrize("path", ["/", "/ws"])
+def test_pages_of_others_are_refused(app, path, headers, told):
+    upgrade = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
+    key = {"Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ=="}
+    answer = httpx.get(f"{app}{path}", headers=headers | upgrade | key)
+    assert answer.status_code == 403
+    assert told in answer.text
+
+
+async def test_the_app_answers_behind_the_socket(app):
+    url = f"{app.replace('http', 'ws')}/ws?width=100&height=30"
+    async with aiohttp.ClientSession() as session, session.ws_connect(url, origin=app) as ws:
+        seen = await until(ws, b"acc +-90%")
+        assert b"Recordings" in seen
+        await ws.send_json(["stdin", "2"])
+        await until(ws, b"problem 1 of 6")
+        await ws.send_json(["stdin", "q"])
+        async for message in ws:
+            assert message.type is aiohttp.WSMsgType.BINARY
+        assert ws.closed
+
+
+async def until(ws, text):
+    seen = b""
+    while text not in seen:
+        message = await ws.receive(timeout=30)
+        assert message.type is aiohttp.WSMsgType.BINARY, message
+        seen += message.data
+    return seen
+
+
+def test_it_ends_while_a_page_is_open(folder):
+    with served("--listen", "127.0.0.1:0", folder) as (url, process):
+        host, port = url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port))):
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(timeout=20) == 0
+
+
+def test_the_command_is_one_for_any_folder():
+    arguments = ["--present=a b", "--", "x; rm -rf ~", "$(id)", "'", "-q"]
+    words = shlex.split(command_of(arguments))
+    assert words[:2] == ["exec", sys.executable]
+    assert words[-len(arguments) :] == arguments
+
+
+def test_loopback():
+    for host in ("localhost", "127.0.0.1", "127.8.8.8", "::1", "[::1]"):
+        assert is_loopback(host)
+    for host in ("", "0.0.0.0", "gpu7", "127.0.0.1.evil.example", "::"):
+        assert not is_loopback(host)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--listen", "8080"], 2, "--listen: says where --web serves"),
+        (["--web", "--screenshot", "a.svg"], 2, "exclude each other"),
+        (["--web", "--listen", "x"], 2, "write a port from 0 to 65535"),
+        (["--web", "--listen", "203.0.113.1:0"], 1, "cannot listen there"),
+        (["--web", "--keys", "absent.toml"], 2, "cannot be read"),
+        (["--web", "--present", "absent"], 1, "absent: no such recording"),
+        (["--present", "absent"], 1, "absent: no such recording"),
+    ],
+)
+def test_wrong_use_is_one_line(run, arguments, code, message):
+    found, out, err = run("tui", *arguments)
+    assert (found, out) == (code, "")
+    (line,) = err.strip().splitlines()
+    assert message in line
+
+
+def test_without_the_extra_one_line_names_it(run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "textual_serve.server", None)
+    monkeypatch.delitem(sys.modules, "tui.web")
+    code, _, err = run("tui", "--web")
+    assert code == 1
+    assert err.strip() == "ttscope: --web needs textual-serve: pip install 'ttscope[web]'"

@@ -1,0 +1,86 @@
+"""What the Advice screen says of the answer and of a row, in the words of `ttscope advise`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from traces.schema import Recommendation
+from tui.advice_text import closing_lines, near_miss_lines, present_lines, verdict_lines
+from tui.formats import percent, whole, wrap
+from tui.show_text import policy_text
+from tui.views import Candidate
+
+ESTIMATES = (
+    ("accuracy", "accuracy"),
+    ("latency_s", "latency mean"),
+    ("latency_p95_s", "latency p95"),
+    ("device_s", "device-seconds"),
+    ("cost_usd", "cost"),
+    ("energy_j", "energy"),
+    ("tokens", "tokens"),
+    ("flops", "FLOPs"),
+)
+KINDS = {
+    "@": "system-optimal",
+    "+": "compute-optimal",
+    "f": "fewest FLOPs for its accuracy",
+    "o": "on the front",
+    "!": "near miss",
+    "P": "present, as it was recorded",
+}
+INDENT = 9
+NO_CANDIDATE = (
+    "it is none of the candidates, so that no difference is known; mark its recording as well"
+)
+
+
+def answer_lines(answer: Recommendation, row: Candidate | None, *, width: int) -> list[str]:
+    """Return the verdict where nothing fits, and what there is to say of the row."""
+    lines: list[str] = []
+    if answer.system_optimal is None:
+        lines += [*verdict_lines(answer, width), *near_miss_lines(answer.near_misses, width)]
+        lines += ["", *closing_lines(answer, width), ""]
+    return lines if row is None else [*lines, *row_lines(answer, row, width=width)]
+
+
+def row_lines(answer: Recommendation, row: Candidate, *, width: int) -> list[str]:
+    """Return what is expected of a row, its command and policy, and for the pick all the rest."""
+    picked = "@" in row.marks
+    lines = verdict_lines(answer, width) if picked else [_kind(answer, row)]
+    parts = [
+        f"{title} {whole(row.pick.estimates[name])}"
+        for name, title in ESTIMATES
+        if row.pick.estimates.get(name) is not None
+    ]
+    lines += wrap("expect", "; ".join(parts), width=width, indent=INDENT)
+    if row.pick.command:
+        lines += wrap("command", row.pick.command, width=width, indent=INDENT)
+    lines += wrap("policy", policy_text(row.pick.policy), width=width, indent=INDENT)
+    if picked != ("+" in row.marks):
+        lines += _regret(answer, width)
+    if (picked or row.marks == "P") and answer.present is not None:
+        lines += present_lines(answer.present, width)
+    elif row.marks == "P":
+        lines += wrap("present", NO_CANDIDATE, width=width, indent=INDENT)
+    return [*lines, *closing_lines(answer, width)] if picked else lines
+
+
+def _kind(answer: Recommendation, row: Candidate) -> str:
+    kinds = ", ".join(KINDS[mark] for mark in row.marks if mark in KINDS)
+    if row.marks == "P":
+        return kinds
+    if not answer.budget.limits() and answer.budget.rate_per_s is None:
+        return f"{kinds}: no limit is given"
+    return f"{kinds}: {percent(row.pick.probability_within_budget)} sure of every limit"
+
+
+def _regret(answer: Recommendation, width: int) -> Iterator[str]:
+    names = dict(ESTIMATES)
+    told = [
+        f"{names.get(name, name)} {whole(value, sign=True)}"
+        for name, value in answer.regret.items()
+        if value is not None
+    ]
+    if told:
+        text = f"of compute-optimal (+): {'; '.join(told)}"
+        yield from wrap("regret", text, width=width, indent=INDENT)

@@ -1,0 +1,98 @@
+"""`ttscope tui`: the app in this terminal, as a picture, or in browsers."""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from traces.errors import MissingDependencyError, UsageError
+
+
+def prepare() -> None:
+    """Set what holds for a process with a screen; call it before numpy is imported.
+
+    OpenBLAS' threads spin while they wait, so that small products take twice the processor time,
+    of cores on which the screen is to be drawn.
+    """
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+
+def run_tui(
+    paths: Sequence[Path],
+    *,
+    screenshot: Path | None,
+    screen: str,
+    size: str,
+    min_accuracy: str | None,
+    present: Path | None = None,
+    keys: Path | None = None,
+) -> None:
+    """Open the terminal app, or write one of its screens as SVG."""
+    prepare()
+    from tui.app import TtscopeApp
+    from tui.app import screenshot as take
+
+    _check_present(present)
+    limits = {} if min_accuracy is None else {"min_accuracy": min_accuracy}
+    if screenshot is None:
+        gc.freeze()  # what is imported stays: looking through it takes 30 ms of a frame
+        TtscopeApp(paths, limits=limits, present=present, keys=_keys(keys)).run()
+        return
+    columns, mark, rows = size.partition("x")
+    if not (mark and columns.isdigit() and rows.isdigit()):
+        raise UsageError(f"--size {size}: give columns x rows, such as 120x40")
+    take(paths, screen, (int(columns), int(rows)), screenshot, limits=limits, present=present)
+
+
+def run_web(
+    paths: Sequence[Path],
+    *,
+    web: bool,
+    listen: str | None,
+    min_accuracy: str | None,
+    present: Path | None,
+    keys: Path | None,
+    screenshot: Path | None,
+) -> None:
+    """Serve the app to browsers until Ctrl-C.
+
+    Raises UsageError for options that do not go together, MissingDependencyError without
+    textual-serve, EngineError where it cannot listen.
+    """
+    from profiler.receiver import parse_listen
+
+    if not web:
+        raise UsageError("--listen: says where --web serves; give both")
+    if screenshot is not None:
+        raise UsageError("--web and --screenshot exclude each other")
+    try:
+        from tui.web import PORT, serve
+    except ImportError:
+        raise MissingDependencyError(
+            "--web needs textual-serve: pip install 'ttscope[web]'"
+        ) from None
+    _check_present(present)
+    host, port = ("127.0.0.1", PORT) if listen is None else parse_listen(listen)
+    if keys is not None:
+        from tui.app import key_ids
+        from tui.keys import read_keys
+
+        read_keys(keys, key_ids())  # said here, for a page could not say it
+    named = (("--min-accuracy", min_accuracy), ("--present", present), ("--keys", keys))
+    options = [f"{name}={value}" for name, value in named if value is not None]
+    serve([*options, "--", *(str(path) for path in paths)], host, port)
+
+
+def _check_present(path: Path | None) -> None:
+    if path is not None:
+        from tui.advise_verb import configuration_of
+
+        configuration_of(path)
+
+
+def _keys(given: Path | None) -> Path | None:
+    from tui.keys import default_file
+
+    return default_file() if given is None and default_file().exists() else given
