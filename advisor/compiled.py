@@ -14,11 +14,13 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 import numba
 import numpy as np
 from numba import njit
+from numba.core.codegen import JITCodeLibrary
+from numba.core.compiler import Compiler
 
 Function = TypeVar("Function", bound=Callable[..., object])
 
@@ -33,14 +35,45 @@ else:
 UNUSED_S: Final = 30 * 86400  # after which the code of another version is deleted
 
 
+class _Part(JITCodeLibrary):  # type: ignore[misc]
+    """The code of a function that only compiled ones call; it is optimised as a part of theirs.
+
+    numba optimises and assembles each function with all that it calls, and again with every caller
+    further up. Of these only the outermost one is run.
+    """
+
+    def add_llvm_module(self, module: Any) -> None:
+        module.data_layout = self._codegen._data_layout
+        self._final_module.link_in(module)
+
+    def finalize(self) -> None:
+        for library in dict.fromkeys(self._linking_libraries):
+            self._final_module.link_in(library._get_module_for_linking(), preserve=True)
+        self._finalized = True
+
+    def get_pointer_to_function(self, name: str) -> int:
+        """Return none: no machine code is made."""
+        self._ensure_finalized()
+        return 0
+
+    @property
+    def codegen(self) -> _Part:
+        return self
+
+    def set_env(self, name: str, environment: object) -> None:
+        """Leave out what only Python's objects would need."""
+
+
+class _PartCompiler(Compiler):  # type: ignore[misc]
+    """numba's compiler, which puts a function into a `_Part`."""
+
+    def __init__(self, typing: Any, target: Any, library: None, *others: Any) -> None:
+        super().__init__(typing, target, _Part(target.codegen(), "part"), *others)
+
+
 def compiled(function: Function) -> Function:
     """Compile a function by numba at its first call; the machine code is cached on disk."""
     return cast(Function, njit(cache=True, error_model="numpy")(function))
-
-
-def leaf(function: Function) -> Function:
-    """Compile a function that allocates nothing, like `inner`, but that Python may call too."""
-    return cast(Function, njit(error_model="numpy", _nrt=False)(function))
 
 
 def inner(function: Function) -> Function:
@@ -50,12 +83,8 @@ def inner(function: Function) -> Function:
     done for every array of a tuple at every call: it took half of a replay's time.
     """
     options = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, "_nrt": False}
-    return cast(Function, njit(error_model="numpy", **options)(function))
-
-
-def inlined(function: Function) -> Function:
-    """Compile a small function into those that call it."""
-    return cast(Function, njit(error_model="numpy", inline="always", _nrt=False)(function))
+    compiler = {"pipeline_class": _PartCompiler, "error_model": "numpy"}
+    return cast(Function, njit(**compiler, **options)(function))
 
 
 def _cache_folder() -> Path:

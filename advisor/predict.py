@@ -88,7 +88,7 @@ def predict(
         law, told = draft_law(model, recordings, question.engine)
     same = replace(question, engine=own.engine, policy=own.policy)
     same = replace(same, rate_per_s=None, concurrency=None, replicas=Replicas())
-    same = replace(same, operators=None, gpu=None)
+    same = replace(same, operators=None, collectives=None, gpu=None)
     power = power_law(recordings, own.engine)
     before = None
     if model is not None:
@@ -118,6 +118,11 @@ def predict(
     notes += [] if redrafted is None else [redrafted.note]
     notes += [] if told is None else [told]
     notes += _outside(after, prior, longer)
+    if after.tables["steps"].is_empty():
+        notes.append(
+            f"{after.runs[0].steps:,} steps are more than a recording keeps: with -o it has the "
+            "problems and samples alone"
+        )
     return Prediction(
         recorded=recorded,
         replayed=None if before is None else before.summary(),
@@ -138,6 +143,7 @@ def _time_notes(after: Replays, prior: PriorTimes | None, on_tables: bool) -> li
         notes = ["step times are of operator tables; no run of yours has checked them: no interval"]
     else:
         notes = [f"step times were learned from {runs} recorded run{'s' if runs > 1 else ''}"]
+    notes += after.times.notes
     if on_tables and after.engine.num_gpu_blocks is None:
         notes.append("KV blocks without limit; set engine.num_gpu_blocks to the engine's own")
     return notes

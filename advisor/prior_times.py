@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from advisor.compiled import compiled
 from advisor.models.operators import default_capture_sizes, domain
 from advisor.models.prior import FAMILIES, PRIOR_MISSING, PRIOR_RULES, Prior, prior_of
 from advisor.models.prior_tables import PriorTables
@@ -292,16 +293,21 @@ def predicted_steps(cost: StepCost, steps: pl.DataFrame) -> Floats:
 
     The chunks of a step, of which the row has sums, are taken as equal.
     """
-    found = np.zeros(len(steps))
-    for number, row in enumerate(steps.select(COMPOSITION).iter_rows(named=True)):
-        prompts, tokens = row["prefill_requests"], row["prefill_tokens"]
+    return _predicted(cost, steps.select(COMPOSITION).to_numpy().astype(float))
+
+
+@compiled
+def _predicted(cost: StepCost, rows: Floats) -> Floats:
+    """Return the seconds [steps] of rows [steps, COMPOSITION]."""
+    found = np.empty(len(rows))
+    for number in range(len(rows)):
+        row = rows[number]
+        prompts, tokens, decodes = int(row[0]), int(row[1]), int(row[2])
         chunks = 0.0
         if prompts:
-            before = max(row["prefill_kv_tokens"] - tokens, 0) // prompts
+            before = max(int(row[4]) - tokens, 0) // prompts
             chunks = prompts * chunk_seconds(cost, max(tokens // prompts, 1), before)
         found[number] = step_seconds(
-            cost, prompts, tokens, float(row["prefill_kv_tokens"]),
-            float(row["prefill_query_context"]), chunks, row["decode_requests"],
-            float(row["decode_tokens"]), float(row["decode_kv_tokens"]), 0.0, False,
+            cost, prompts, tokens, row[4], row[6], chunks, decodes, row[3], row[5], 0.0, False,
         )  # fmt: skip
     return found

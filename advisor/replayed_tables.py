@@ -14,7 +14,7 @@ from advisor.compiled import compiled
 from advisor.load import Load, Replayed
 from advisor.models.step_cost import StepCost, leap_seconds
 from advisor.simulation.state import LOG_COLUMNS
-from traces.errors import RecordingError, UsageError
+from traces.errors import RecordingError
 from traces.manifest import Manifest
 from traces.parts import write_part
 from traces.tables import TABLES
@@ -38,14 +38,9 @@ def replayed_tables(
     """Return the problems, samples and steps of a replay with a log, from `start_ns` on.
 
     `keys` are those of engine and policy. What a replay does not know is null. Replicas have
-    engines of their own: the key, `#` and a number from 1 on. Raises UsageError for a replay of
-    more than 5 million steps.
+    engines of their own: the key, `#` and a number from 1 on. Of more steps than MOST_STEPS none
+    is kept.
     """
-    if replayed.steps > MOST_STEPS:
-        raise UsageError(
-            f"the replay has {replayed.steps:,} steps, more than the {MOST_STEPS:,} that a "
-            "recording of it may hold; replay fewer problems"
-        )
     engine, policy = keys
     counts = [len(load.samples) for load in loads]
     ids = [name for name, count in zip(problem_ids, counts, strict=True) for _ in range(count)]
@@ -106,7 +101,9 @@ def replayed_tables(
         },
         strict=False,
     )
-    steps = _steps(replayed, cost, engine, start_ns, speculative=speculative)
+    steps = pl.DataFrame(schema=TABLES["steps"])
+    if replayed.steps <= MOST_STEPS:
+        steps = _steps(replayed, cost, engine, start_ns, speculative=speculative)
     return {
         name: _whole(name, frame)
         for name, frame in (("problems", problems), ("samples", samples), ("steps", steps))

@@ -248,6 +248,7 @@ class Replays:
         price = self.manifest.price_usd_per_device_hour
         return replace(
             found,
+            steps=self.runs[0].steps,  # its table may keep none
             accuracy=self._accuracy(),
             latency_s=three("latency_s", "s"),
             ttft_s=three("ttft_s", "s"),

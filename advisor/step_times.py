@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
 
 from advisor.models.step_cost import StepCost, linear_cost, scaled_cost, table_cost
 from advisor.models.step_time import StepLaw
 from advisor.replay import Replicas
 from traces.errors import UsageError
 from traces.schema import EngineConfig, ModelFacts, Policy
+
+Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,9 +24,11 @@ class Question:
 
     Without a load the recorded one is meant: so many problems in flight, or the recorded arrivals.
     With `operators`, a folder of operator tables of a GPU, step times are theirs, for a model of
-    `num_hidden_layers` (that of the recorded model if not given). With `gpu`, the name of a system
-    of the prior (models/prior_tables.py), they are that system's, for a model of `model_facts` (the
-    recorded one if not given).
+    `num_hidden_layers` (that of `model_facts`, or of the recorded model, if not given), and the
+    all-reduces, which tables leave out, are those of `collectives`
+    (`communication.measured_messages`). With `gpu`, the name of a system of the prior
+    (models/prior_tables.py), they are that system's, for a model of `model_facts` (the recorded one
+    if not given).
     """
 
     engine: EngineConfig
@@ -32,6 +39,7 @@ class Question:
     seed: int = 0
     operators: Path | None = None
     num_hidden_layers: int | None = None
+    collectives: Path | None = None
     gpu: str | None = None
     model_facts: ModelFacts | None = None
 
@@ -41,13 +49,15 @@ class StepTimes:
     """Where a question's step times come from.
 
     `sigma` is the spread of a whole run's speed inside and outside what was recorded, None for
-    operator tables, which no run of the user's has checked; `runs` taught it.
+    operator tables, which no run of the user's has checked; `runs` taught it. `notes` are what else
+    there is to say of them.
     """
 
     cost: StepCost
     sigma: tuple[float, float] | None
     runs: int | None
     within: Callable[[Mapping[str, float]], bool]
+    notes: tuple[str, ...] = ()
 
     def at(self, factor: float) -> StepCost:
         """Return the cost of steps that take `factor` times as long."""
@@ -67,12 +77,13 @@ def learned(law: StepLaw) -> StepTimes:
 def tabled(question: Question, facts: ModelFacts | None, longest: int) -> StepTimes:
     """Return the step times of operator tables.
 
-    Raises UsageError when the number of layers is not known, TablesError for damaged tables.
+    Raises UsageError when the number of layers is not known, TablesError for damaged tables or
+    those of tensor parallelism without collectives.
     """
     from advisor.models.operator_files import read_operators
     from advisor.models.operators import default_capture_sizes, domain, step_tables
 
-    engine = question.engine
+    engine, facts = question.engine, question.model_facts or facts
     layers = question.num_hidden_layers or (None if facts is None else facts.num_hidden_layers)
     if layers is None or layers < 1:
         raise UsageError("--operators: say how many layers the model has, --num-hidden-layers 32")
@@ -85,6 +96,7 @@ def tabled(question: Question, facts: ModelFacts | None, longest: int) -> StepTi
     operators = read_operators(question.operators)
     measured = domain(operators)
     captured = [] if engine.enforce_eager else default_capture_sizes(engine.max_num_seqs)
+    together = _all_reduces(question, facts, layers, captured)
     tables = step_tables(
         operators,
         num_hidden_layers=layers,
@@ -92,10 +104,65 @@ def tabled(question: Question, facts: ModelFacts | None, longest: int) -> StepTi
         max_num_seqs=engine.max_num_seqs,
         capture_sizes=captured,
         tensor_parallel_size=engine.tensor_parallel_size,
+        collectives=None if together is None else together.seconds,
     )
 
     def within(peaks: Mapping[str, float]) -> bool:
         most = {"tokens": peaks["tokens"], "batch": peaks["requests"], "context": longest}
-        return not measured.beyond(most)
+        known = together is None or peaks["tokens"] <= together.most_tokens
+        return known and not measured.beyond(most)
 
-    return StepTimes(cost=table_cost(tables), sigma=None, runs=None, within=within)
+    return StepTimes(
+        cost=table_cost(tables),
+        sigma=None,
+        runs=None,
+        within=within,
+        notes=() if together is None else (together.note,),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _AllReduces:
+    """Seconds of a step's all-reduces by its tokens, of which so many at most were measured."""
+
+    seconds: Callable[[Floats], Floats]
+    most_tokens: float
+    note: str
+
+
+def _all_reduces(
+    question: Question, facts: ModelFacts | None, layers: int, captured: Sequence[int]
+) -> _AllReduces | None:
+    """Return what the question's collectives say of its engine and model, None without any."""
+    path, size = question.collectives, question.engine.tensor_parallel_size
+    if path is None:
+        return None
+    if size == 1:
+        raise UsageError("--collectives: one GPU has none; set engine.tensor_parallel_size")
+    if facts is None:
+        raise UsageError(
+            "--collectives: a message is as large as the model's hidden size says, which this "
+            "recording does not tell; give the model's config.json with --model-config"
+        )
+    from advisor.models.communication import Communication, all_reduces, measured_messages
+
+    found = Communication().fit(measured_messages(path))
+    eager, graph = (found.law("all_reduce", size, graph=each) for each in (False, True))
+    note = (
+        f"all-reduces of {size} are those of {path.name}: {eager.sizes:,} sizes up to "
+        f"{eager.high_bytes:,.0f} bytes"
+    )
+    if eager.left_out_error is not None:
+        note += f", known to {eager.left_out_error:.1%} where they were left out"
+    if captured and graph is eager:
+        note += "; launched one by one, also where the engine runs in CUDA graphs"
+    return _AllReduces(
+        seconds=all_reduces(
+            replace(facts, num_hidden_layers=layers),
+            eager=eager.seconds,
+            graph=graph.seconds,
+            captured=max(captured, default=0),
+        ),
+        most_tokens=eager.high_bytes / (2 * facts.hidden_size),
+        note=f"{note}; the gathering of logits is left out",
+    )

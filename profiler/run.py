@@ -23,6 +23,7 @@ from profiler.lengths import length_of
 from profiler.policies.methods import start
 from profiler.policies.rules import Needs, most_requests
 from profiler.policies.seam import Decision, Draw, GoOn, Move, Revise, Vote
+from profiler.revision import revised_prompt
 from profiler.run_spans import RunSpans
 from profiler.scorers import Scored, ScoringThreads
 from profiler.telemetry import Telemetry
@@ -154,7 +155,7 @@ class Run:
                 ids = self.engine.think_end_ids
                 base = earlier.reopened(ids) if draw.how.reopen else earlier
             elif isinstance(draw.how, Revise):
-                prompt = _revised(draw.how.template, prompt, earlier)
+                prompt = revised_prompt(draw.how.template, prompt, earlier)
         sent = Sent(flight, draw, self._open_span(flight, draw), base)
         thought = self._thought_left(base)
         limits = [self._room(base, sent.append), draw.max_tokens]
@@ -363,25 +364,6 @@ class Run:
             self._close_sample(sent)
         self.spans.end_problem(flight, timed_out=cancelled_by == "timeout")
         del self.flights[flight.problem.problem_id]
-
-
-def _revised(template: str, prompt: Prompt, earlier: Chain) -> Prompt:
-    """Return the prompt of a revision; of a chat its last message is the one that is filled in."""
-    if isinstance(prompt, str):
-        return _filled(template, prompt, earlier)
-    last = dict(prompt[-1])
-    return (*prompt[:-1], last | {"content": _filled(template, last["content"], earlier)})
-
-
-def _filled(template: str, prompt: str, earlier: Chain) -> str:
-    """Return the prompt of a revision; braces in what is filled in stay as they are."""
-    known = {"prompt": prompt, "answer": earlier.answer or "", "thought": earlier.thought}
-    parts = template.split("{")
-    filled = [parts[0]]
-    for part in parts[1:]:
-        name, brace, rest = part.partition("}")
-        filled.append(known[name] + rest if brace and name in known else "{" + part)
-    return "".join(filled)
 
 
 def _least(limits: list[int | None]) -> int | None:

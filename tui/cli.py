@@ -130,11 +130,14 @@ def replay(
     num_hidden_layers: Annotated[
         int | None, typer.Option(help="Of the model whose tables these are.")
     ] = None,
+    collectives: Annotated[
+        Path | None, typer.Option(help="--operators: all-reduce times; a CSV or a recording.")
+    ] = None,
     gpu: Annotated[
         str | None, typer.Option(help="Step times of a GPU from the prior: h100_sxm, ..")
     ] = None,
     model_config: Annotated[
-        Path | None, typer.Option(help="config.json of the model on --gpu, if not the recorded.")
+        Path | None, typer.Option(help="config.json of the model there, if not the recorded.")
     ] = None,
     against: Annotated[
         str | None, typer.Option(metavar="URL", help="Send the run to a server, for real.")
@@ -170,6 +173,7 @@ def replay(
         seed=seed,
         operators=operators,
         num_hidden_layers=num_hidden_layers,
+        collectives=collectives,
         gpu=gpu,
         model_config=model_config,
         against=against,

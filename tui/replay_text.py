@@ -122,10 +122,11 @@ def _changes(recorded: Run, question: Question) -> list[str]:
     if question.concurrency is not None:
         found.append(f"{question.concurrency} problems in flight")
     if question.operators is not None:
-        layers = question.num_hidden_layers
+        layers, together = question.num_hidden_layers, question.collectives
         found.append(
             f"steps of the tables in {question.operators.name}"
             + ("" if layers is None else f", {layers} layers")
+            + ("" if together is None else f", all-reduces of {together.name}")
         )
     if question.gpu is not None:
         facts = question.model_facts

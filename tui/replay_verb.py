@@ -43,6 +43,7 @@ def run_replay(
     seed: int,
     operators: Path | None,
     num_hidden_layers: int | None,
+    collectives: Path | None,
     gpu: str | None,
     model_config: Path | None,
     against: str | None,
@@ -68,10 +69,7 @@ def run_replay(
             raise UsageError(f"{name} must be at least 1, not {value}")
     if routing not in ROUTINGS:
         raise UsageError(f"--routing {routing}: one of {', '.join(ROUTINGS)}")
-    if gpu is not None and (operators is not None or num_hidden_layers is not None):
-        raise UsageError("--gpu excludes --operators and --num-hidden-layers: the prior's or yours")
-    if model_config is not None and gpu is None:
-        raise UsageError("--model-config goes with --gpu, whose times are for a model")
+    _check_sources(operators, num_hidden_layers, collectives, gpu, model_config)
     if against is None and (workload is not None or raw_prompts or api_key_env is not None):
         raise UsageError("--workload, --raw-prompts and --api-key-env go with --against URL")
     base = Recording.open(path)
@@ -86,6 +84,7 @@ def run_replay(
         seed=seed,
         operators=operators,
         num_hidden_layers=num_hidden_layers,
+        collectives=collectives,
         gpu=gpu,
         model_facts=None if model_config is None else _facts(model_config),
     )
@@ -113,6 +112,22 @@ def run_replay(
         print(line)
     if output is not None:
         print(f"\nwritten  {output}")
+
+
+def _check_sources(
+    operators: Path | None,
+    num_hidden_layers: int | None,
+    collectives: Path | None,
+    gpu: str | None,
+    model_config: Path | None,
+) -> None:
+    """Raise UsageError where options that say where step times come from do not go together."""
+    if gpu is not None and (operators is not None or num_hidden_layers is not None):
+        raise UsageError("--gpu excludes --operators and --num-hidden-layers: the prior's or yours")
+    if model_config is not None and gpu is None and operators is None:
+        raise UsageError("--model-config goes with --gpu or --operators, whose times are a model's")
+    if collectives is not None and operators is None:
+        raise UsageError("--collectives goes with --operators, whose tables leave them out")
 
 
 def _facts(path: Path) -> ModelFacts:

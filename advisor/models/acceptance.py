@@ -20,13 +20,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from traces.schema import Estimate
-
 Floats = npt.NDArray[np.float64]
 Cell = tuple[float | None, str | None]  # temperature, phase
 
 LEAST_RHO, MOST_RHO = 1e-4, 0.99  # between them M is 9,999 (all alike) to 0.01 (each its own)
-_DRAWS, _LEVEL = 2000, 0.9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,49 +87,33 @@ class AcceptanceModel:
                 self.beta_[cell][j] = own + weight * p + 0.5, size - own + weight * (1 - p) + 0.5
         return self
 
-    def conditional(self, cell: Cell, position: int) -> Estimate:
-        """Return the chance that the token at a position, from 0 on, is kept if those before were.
-
-        A cell that was not seen has the pooled value; a position beyond those drafted has that of
-        the last; both are extrapolated.
-        """
-        a, b = self._beta(cell)[min(position, self.positions_ - 1)]
-        draws = np.random.default_rng(0).beta(a, b, _DRAWS)
-        low, high = np.quantile(draws, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
-        value = float(a / (a + b))
-        return Estimate(
-            value=value,
-            low=min(float(low), value),
-            high=max(float(high), value),
-            unit="1",
-            extrapolated=cell not in self.beta_ or position >= self.positions_,
-        )
-
-    def draw(self, rng: np.random.Generator | None = None) -> Chances:
-        """Return one set of chances, drawn from what is known; without `rng`, their means."""
+    def draw(self, rng: np.random.Generator) -> Chances:
+        """Return one set of chances, drawn from what is known."""
 
         def chance(beta: Floats) -> Floats:
-            a, b = beta.T
-            return np.asarray(a / (a + b) if rng is None else rng.beta(a, b))
+            return rng.beta(beta[:, 0], beta[:, 1])
 
         return Chances(
             by_cell={cell: chance(beta) for cell, beta in self.beta_.items()},
             pooled=chance(self.pooled_),
         )
 
-    def _beta(self, cell: Cell) -> Floats:
-        return self.beta_.get(cell, self.pooled_)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Chances:
-    """Chances of each position, [positions], by cell and pooled."""
+    """Chances of each position, [positions], by cell and pooled.
+
+    A position's is the chance that its token is kept if those before it were.
+    """
 
     by_cell: Mapping[Cell, Floats]
     pooled: Floats
 
     def at(self, cell: Cell, position: int) -> float:
-        """Return the chance at a position; beyond the last as at the last."""
+        """Return the chance at a position, from 0 on; beyond the last as at the last.
+
+        A cell that was not seen has the pooled one.
+        """
         own = self.by_cell.get(cell, self.pooled)
         return float(own[min(position, len(own) - 1)])
 

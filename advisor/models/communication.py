@@ -14,10 +14,12 @@ import polars as pl
 from advisor.models.csv_rows import CsvRows
 from advisor.models.grids import pieces
 from advisor.models.step_time import non_negative_least_squares
-from traces.errors import UsageError
+from traces.errors import RecordingError, UsageError
+from traces.recording import Recording
 from traces.schema import ModelFacts
 
 Floats = npt.NDArray[np.float64]
+Seconds = Callable[[Floats], Floats]  # of so many bytes, or of steps of so many tokens
 
 APART: Final = 2.0  # from one candidate of a break to the next, in size
 FEWEST: Final = 2  # measured sizes between two breaks
@@ -100,13 +102,16 @@ class Communication:
         return self
 
     def law(self, collective: str, group_size: int, *, graph: bool) -> CollectiveLaw:
-        """Return a law. Raises UsageError, naming what was measured, when there is none."""
+        """Return a law; where it was measured only launched the other way, that one.
+
+        Raises UsageError, naming what was measured, when there is none.
+        """
         kind = Kind(collective, group_size, graph)
-        try:
-            return self.laws_[kind]
-        except KeyError:
-            known = "; ".join(map(str, sorted(self.laws_))) or "none"
-            raise UsageError(f"{kind} was not measured; measured are: {known}") from None
+        for each in (kind, kind._replace(graph=not graph)):
+            if each in self.laws_:
+                return self.laws_[each]
+        known = "; ".join(map(str, sorted(self.laws_))) or "none"
+        raise UsageError(f"{collective} of {group_size} was not measured; measured are: {known}")
 
     def _law(self, sizes: Floats, seconds: Floats) -> CollectiveLaw:
         start, per_byte, breaks = self._solve(sizes, seconds)
@@ -144,28 +149,44 @@ class Communication:
         return float(prices[0]), prices[1:], breaks
 
 
-def tensor_parallel(
-    communication: Communication,
-    facts: ModelFacts,
-    *,
-    group_size: int,
-    graph: bool,
-    bytes_per_value: int = 2,
-) -> Callable[[Floats], Floats]:
+def all_reduces(
+    facts: ModelFacts, *, eager: Seconds, graph: Seconds, captured: int, value_bytes: int = 2
+) -> Seconds:
     """Return the seconds that the all-reduces of a step of so many tokens take.
 
     Two in each decoder layer, after attention and after the MLP, and one of the embedding
-    (Megatron's split, Shoeybi et al. 2019, as vLLM has it); each of tokens x hidden size. The
-    gathering of the logits is not in it.
+    (Megatron's split, Shoeybi et al. 2019, as vLLM has it); each of tokens x hidden size. `eager`
+    and `graph` are the seconds of one of so many bytes; up to `captured` tokens a step runs in a
+    CUDA graph. The gathering of the logits is not in it.
     """
-    law = communication.law("all_reduce", group_size, graph=graph)
-    token_bytes = facts.hidden_size * bytes_per_value
     calls = 2 * facts.num_hidden_layers + 1
+    token_bytes = facts.hidden_size * value_bytes
 
     def seconds(tokens: Floats) -> Floats:
-        return calls * law.seconds(np.asarray(tokens, dtype=float) * token_bytes)
+        sizes = tokens * token_bytes
+        return np.asarray(calls * np.where(tokens <= captured, graph(sizes), eager(sizes)))
 
     return seconds
+
+
+def measured_messages(path: Path) -> dict[Kind, Floats]:
+    """Return [rows, (bytes, seconds)] by kind: of a CSV, or of a recording's profiled windows.
+
+    Raises TablesError for a damaged CSV, RecordingError for a recording without collectives.
+    """
+    if not path.is_dir():
+        return read_collectives(path)
+    recording = Recording.open(path)
+    found: dict[Kind, Floats] = {}
+    for key, engine in recording.manifest.engines.items():
+        kernels = recording.frame("kernels").filter(pl.col("engine") == key)
+        for kind, rows in recorded_messages(kernels, graph=not engine.enforce_eager).items():
+            found[kind] = np.concatenate([found.get(kind, rows[:0]), rows])
+    if not found:
+        raise RecordingError(
+            f"{path}: no collective was profiled; record with --tensor-parallel-size and --kernels"
+        )
+    return found
 
 
 def recorded_messages(kernels: pl.DataFrame, *, graph: bool) -> dict[Kind, Floats]:

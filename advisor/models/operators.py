@@ -187,7 +187,7 @@ def _check(operators: Operators, size: int, collectives: Collectives | None) -> 
     if size > 1 and collectives is None:
         raise TablesError(
             f"{folder}: operator tables leave out the collectives of tensor-parallel size {size};"
-            " give their times too"
+            " give their times with --collectives"
         )
 
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from advisor.models.attention import DecodeAttention
+from advisor.models.communication import all_reduces
 from advisor.models.operator_files import Operators
 from advisor.models.operators import Collectives, interpolated, step_tables
 from advisor.models.prior_tables import PriorTables
@@ -110,25 +112,18 @@ class Prior:
         )
 
     def _collectives(self, captured: int) -> Collectives:
-        """Return the seconds of a step's all-reduces, in a graph up to `captured` tokens.
-
-        Two in each decoder layer and one of the embedding, each of tokens x hidden size, as in
-        `communication.tensor_parallel`.
-        """
-        calls = 2 * self.facts.num_hidden_layers + 1
-        factor = calls * self.scales["communication"]
-        token_bytes = self.facts.hidden_size * BYTES
+        """Return the seconds of a step's all-reduces, in a graph up to `captured` tokens."""
         eager = self.all_reduces.get(False, self.all_reduces.get(True))
         graph = self.all_reduces.get(True, eager)
         assert eager is not None and graph is not None
-
-        def seconds(tokens: Floats) -> Floats:
-            sizes = tokens * token_bytes
-            within = tokens <= captured
-            both = np.where(within, interpolated(graph, sizes), interpolated(eager, sizes))
-            return np.asarray(factor * both, dtype=float)
-
-        return seconds
+        scale = self.scales["communication"]
+        return all_reduces(
+            self.facts,
+            eager=partial(interpolated, eager * [1.0, scale]),
+            graph=partial(interpolated, graph * [1.0, scale]),
+            captured=captured,
+            value_bytes=BYTES,
+        )
 
 
 def prior_of(tables: PriorTables, facts: ModelFacts, engine: EngineConfig) -> Prior:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from advisor.compiled import leaf, wide
+from advisor.compiled import inner, wide
 from advisor.composition import FEATURES
 from advisor.models.table_cost import (
     NO_TABLES,
@@ -73,7 +73,7 @@ def needs_longest(cost: StepCost) -> bool:
     return has_skew(cost.values, cost.starts)
 
 
-@leaf
+@inner
 def host_seconds(
     cost: StepCost, problem_starts: int, sample_starts: int, sample_ends: int
 ) -> float:
@@ -82,7 +82,7 @@ def host_seconds(
     return law[9] * problem_starts + law[10] * sample_starts + law[11] * sample_ends  # type: ignore[no-any-return]
 
 
-@leaf
+@inner
 def chunk_seconds(cost: StepCost, tokens: int, before: int) -> float:
     """Return what a step pays for one prompt chunk apart from the sums in `step_seconds`.
 
@@ -93,7 +93,7 @@ def chunk_seconds(cost: StepCost, tokens: int, before: int) -> float:
     return chunk_attention(cost.values, cost.starts, tokens, before)
 
 
-@leaf
+@inner
 def step_seconds(
     cost: StepCost,
     prompts: int,
@@ -143,7 +143,7 @@ def step_seconds(
     return seconds
 
 
-@leaf
+@inner
 def leap_seconds(
     cost: StepCost,
     steps: int,

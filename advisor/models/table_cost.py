@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from advisor.compiled import leaf
+from advisor.compiled import inner
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -98,7 +98,7 @@ def has_skew(values: Floats, starts: Ints) -> bool:
     )
 
 
-@leaf
+@inner
 def layer_seconds(values: Floats, starts: Ints, tokens: float, logits: float) -> float:
     """Return the seconds of the layers that work on `tokens` and on so many rows of logits."""
     seconds = 0.0
@@ -109,7 +109,7 @@ def layer_seconds(values: Floats, starts: Ints, tokens: float, logits: float) ->
     return seconds
 
 
-@leaf
+@inner
 def _by_count(values: Floats, first: int, last: int, count: float) -> float:
     """Return a table's seconds at a count; beyond its end with the slope of its upper half."""
     whole = int(count)
@@ -122,7 +122,7 @@ def _by_count(values: Floats, first: int, last: int, count: float) -> float:
     return float(values[last] + (count - (last - first)) * slope)
 
 
-@leaf
+@inner
 def _segment(values: Floats, first: int, last: int, at: float) -> int:
     """Return the index of the knot, from `first` to before `last`, whose segment holds `at`.
 
@@ -137,7 +137,7 @@ def _segment(values: Floats, first: int, last: int, at: float) -> int:
     return first
 
 
-@leaf
+@inner
 def _place(values: Floats, knot: int, last: int, at: float) -> float:
     """Return where `at` lies between a knot and the next; 0 before it or if there is none."""
     if knot >= last or at <= values[knot]:
@@ -145,7 +145,7 @@ def _place(values: Floats, knot: int, last: int, at: float) -> float:
     return float((at - values[knot]) / (values[knot + 1] - values[knot]))
 
 
-@leaf
+@inner
 def decode_attention(
     values: Floats,
     starts: Ints,
@@ -181,7 +181,7 @@ def decode_attention(
     return seconds
 
 
-@leaf
+@inner
 def _decode_sum(
     values: Floats,
     starts: Ints,
@@ -222,7 +222,7 @@ def _decode_sum(
     return total
 
 
-@leaf
+@inner
 def chunk_attention(values: Floats, starts: Ints, tokens: int, before: int) -> float:
     """Return the attention of one prompt chunk alone, without the launch."""
     if starts[_CHUNK + 1] == starts[_CHUNK]:
@@ -232,7 +232,7 @@ def chunk_attention(values: Floats, starts: Ints, tokens: int, before: int) -> f
     )
 
 
-@leaf
+@inner
 def mixed_attention(
     values: Floats,
     starts: Ints,
@@ -267,7 +267,7 @@ def mixed_attention(
     return seconds
 
 
-@leaf
+@inner
 def _mixed_at(
     values: Floats, starts: Ints, chunk: float, before: float, batch: float, context: float
 ) -> float:
@@ -298,7 +298,7 @@ def _mixed_at(
     return seconds
 
 
-@leaf
+@inner
 def _mixed_skew(values: Floats, starts: Ints, before: float, batch: float, longest: float) -> float:
     """Return the skew beside a chunk, by linear interpolation, held beyond the knots."""
     first_b, last_b = starts[_BEFORE], starts[_BEFORE + 1] - 1

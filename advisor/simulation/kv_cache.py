@@ -7,17 +7,17 @@ request with the same prefix still finds it. Blocks that come and go together ar
 
 from __future__ import annotations
 
-from advisor.compiled import inlined, inner, wide
+from advisor.compiled import inner, wide
 from advisor.simulation.state import DECODE, NONE, Rules, World
 
 
-@inlined
+@inner
 def segment_node(world: World, e: int, place: int) -> int:
     """Return the node of the segment at a place of `path` on an engine."""
     return e * world.engines[e].segments + world.path[place]
 
 
-@inlined
+@inner
 def own_node(world: World, s: int) -> int:
     """Return the node of the blocks that a sample has to itself."""
     return len(world.engines) * world.engines[0].segments + s
@@ -33,7 +33,7 @@ def path_blocks(world: World, s: int) -> int:
     return total
 
 
-@inlined
+@inner
 def _unlink(world: World, e: int, n: int) -> None:
     engine, node = world.engines[e], world.nodes[n]
     if node.before == NONE:
@@ -47,7 +47,7 @@ def _unlink(world: World, e: int, n: int) -> None:
     node.queued = False
 
 
-@inlined
+@inner
 def _append(world: World, e: int, n: int) -> None:
     engine, node = world.engines[e], world.nodes[n]
     if node.blocks == 0:

@@ -88,7 +88,7 @@ def run(  # noqa: PLR0912, PLR0915 - one loop, compiled once
         if engine.steps:
             if keep_log:
                 if rows == len(log):
-                    log = np.concatenate((log, np.zeros_like(log)))
+                    log = _twice_as_long(log)
                 _note(world, rules, e, log[rows])
                 rows += 1
             pass_steps(world, rules, cost, e)
@@ -121,6 +121,15 @@ def run(  # noqa: PLR0912, PLR0915 - one loop, compiled once
                 continue
         plan(world, rules, cost, blocks, e, now)
     return now, log[:rows]
+
+
+@compiled
+def _twice_as_long(log: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    longer = np.zeros((2 * len(log), WIDTH))  # np.concatenate takes long to compile
+    for row in range(len(log)):
+        for column in range(WIDTH):
+            longer[row, column] = log[row, column]
+    return longer
 
 
 @inner

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from advisor.compiled import inlined, inner, wide
+from advisor.compiled import inner, wide
 from advisor.simulation.state import NONE, World
 
 
-@inlined
+@inner
 def wait(world: World, e: int, s: int, first: bool) -> None:
     """Put a sample at the end of the waiting list, or at its front."""
     engine, sample = world.engines[e], world.samples[s]
@@ -27,7 +27,7 @@ def wait(world: World, e: int, s: int, first: bool) -> None:
         engine.waiting_last = s
 
 
-@inlined
+@inner
 def stop_waiting(world: World, e: int, s: int) -> None:
     """Take a sample out of the waiting list."""
     engine, sample = world.engines[e], world.samples[s]
@@ -42,7 +42,7 @@ def stop_waiting(world: World, e: int, s: int) -> None:
         world.samples[sample.after].before = sample.before
 
 
-@inlined
+@inner
 def start(world: World, e: int, s: int) -> None:
     """Put a sample at the end of the running list; it takes a slot."""
     engine, sample = world.engines[e], world.samples[s]
@@ -55,7 +55,7 @@ def start(world: World, e: int, s: int) -> None:
     engine.running_last = s
 
 
-@inlined
+@inner
 def leave(world: World, e: int, s: int) -> None:
     """Take a sample out of the running list; its slot is given back apart."""
     engine, sample = world.engines[e], world.samples[s]
@@ -78,7 +78,7 @@ def _sooner(world: World, tall: int, one: int, other: int) -> bool:
     return a.ends < b.ends or (a.ends == b.ends and one < other)
 
 
-@inlined
+@inner
 def _put(world: World, tall: int, e: int, place: int, s: int) -> None:
     if tall:
         world.slots[e, place].tall = s
@@ -88,7 +88,7 @@ def _put(world: World, tall: int, e: int, place: int, s: int) -> None:
         world.samples[s].place = place
 
 
-@inlined
+@inner
 def _at(world: World, tall: int, e: int, place: int) -> int:
     return world.slots[e, place].tall if tall else world.slots[e, place].heap
 
@@ -142,7 +142,7 @@ def remove(world: World, e: int, s: int, keep_longest: bool) -> None:
             _settle(world, wide(1), e, wide(sample.rank), last, engine.heap)
 
 
-@inlined
+@inner
 def longest(world: World, e: int, keep_longest: bool) -> float:
     """Return the most context that a decoding sample reads in the next step, 0 if not kept."""
     engine = world.engines[e]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from advisor.compiled import inlined, inner, wide
+from advisor.compiled import inner, wide
 from advisor.simulation.kv_cache import release
 from advisor.simulation.queues import leave, push, remove
 from advisor.simulation.state import CANCELLED, DECODE, DRAINING, ENDED, NONE, Rules, World
@@ -53,7 +53,7 @@ def stop_decoding(world: World, rules: Rules, e: int, s: int) -> int:
     return sample.known + done * (sample.output - 1) // max(sample.verify, 1)
 
 
-@inlined
+@inner
 def generated(world: World, s: int) -> int:
     """Return the tokens that a sample has generated, once it has stopped decoding."""
     sample = world.samples[s]

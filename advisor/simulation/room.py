@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from advisor.compiled import inlined, inner, wide
+from advisor.compiled import inner, wide
 from advisor.simulation.kv_cache import draft_growth, growth_of, release, take
 from advisor.simulation.queues import leave, wait
 from advisor.simulation.requests import drain, generated, stop_decoding
@@ -11,7 +11,7 @@ from advisor.simulation.state import DECODE, NONE, WAITING, Rules, World
 UNLIMITED = 1 << 40
 
 
-@inlined
+@inner
 def blocks_are_kept(world: World, e: int) -> bool:
     """Whether the engine's cache has a bound."""
     return world.engines[e].virgin + world.engines[e].used < UNLIMITED // 2

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from advisor.compiled import inlined, inner, wide
+from advisor.compiled import inner, wide
 from advisor.models.step_cost import (
     StepCost,
     chunk_seconds,
@@ -76,7 +76,7 @@ def plan(world: World, rules: Rules, cost: StepCost, blocks: int, e: int, now: f
     engine.due = engine.begun + seconds_of(world, rules, cost, e, engine.steps)
 
 
-@inlined
+@inner
 def owed(world: World, cost: StepCost, e: int) -> float:
     """Return the seconds of what has to be done before the engine's next step."""
     engine = world.engines[e]

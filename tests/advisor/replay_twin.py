@@ -1,11 +1,10 @@
 """A naive replay: every step, every request, every block, nothing leapt over or summed up.
 
-Blocks are single things with what they hold, in a queue of free ones; policies are the profiler's
-own; asynchronous scheduling is a list of what each step was planned with. What the process does
-between steps is a list of chores, done one after the other before an engine's next step.
+Blocks are single things (`twin_blocks.py`); policies are the profiler's own; asynchronous
+scheduling is a list of what each step was planned with. What the process does between steps is a
+list of chores, done one after the other before an engine's next step.
 """
 
-import itertools
 import math
 from dataclasses import dataclass, field
 
@@ -13,6 +12,7 @@ import numpy as np
 
 from advisor.load import Limits
 from profiler.policies.seam import Vote
+from tests.advisor.twin_blocks import Blocks, keys_of_loads
 
 
 @dataclass(eq=False)
@@ -33,49 +33,6 @@ class Slot:
     preemptions: int = 0
 
 
-class Blocks:
-    """vLLM's block pool: a queue of free blocks that keep what they hold until taken."""
-
-    def __init__(self, total):
-        self.never_used = itertools.count() if total is None else iter(range(total))
-        self.left = math.inf if total is None else total
-        self.free = {}  # block -> None, in the order in which they are taken
-        self.key_of, self.block_of, self.users = {}, {}, {}
-
-    def available(self):
-        return self.left + len(self.free)
-
-    def hits(self, keys):
-        found = list(itertools.takewhile(lambda key: key in self.block_of, keys))
-        return [self.block_of[key] for key in found]
-
-    def use(self, block):
-        if not self.users.get(block):
-            self.free.pop(block, None)
-        self.users[block] = self.users.get(block, 0) + 1
-
-    def take(self):
-        if self.left:
-            block, self.left = next(self.never_used), self.left - 1
-        else:
-            block = next(iter(self.free))
-        key = self.key_of.pop(block, None)
-        if key is not None:
-            del self.block_of[key]
-        self.use(block)
-        return block
-
-    def hold(self, block, key):
-        if key not in self.block_of:
-            self.block_of[key], self.key_of[block] = block, key
-
-    def give_back(self, blocks):
-        for block in reversed(blocks):
-            self.users[block] -= 1
-            if not self.users[block]:
-                self.free[block] = None
-
-
 class Engine:
     def __init__(self, number, blocks):
         self.number, self.pool = number, Blocks(blocks)
@@ -89,20 +46,6 @@ class Engine:
 
     def outstanding(self):
         return len(self.waiting) + len(self.running)
-
-
-def keys_of_loads(loads, size):
-    """Name the blocks of each prompt that others may share, as `Workload.from_loads` means it."""
-    seen = sorted(load.cached_tokens for load in loads if load.cached_tokens)
-    usual = seen[len(seen) // 2] if seen else 0
-    levels = sorted(set(seen))
-    found = []
-    for p, load in enumerate(loads):
-        common = load.cached_tokens or min(usual, load.prompt_tokens - 1)
-        common = max((level for level in levels if level <= common), default=0) // size
-        whole = (load.prompt_tokens - 1) // size
-        found.append([("all", b) if b < common else (p, b) for b in range(whole)])
-    return found
 
 
 def naive_replay(

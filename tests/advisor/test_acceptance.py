@@ -27,31 +27,33 @@ def kept(drafts, *at, problem="p", temperature=0.8, phase="thinking"):
     return Kept(problem=problem, temperature=temperature, phase=phase, drafts=drafts, kept=at)
 
 
+def chances(rows, position, cell=(0.8, "thinking"), draws=400):
+    """Draws of the chance at a position."""
+    model, rng = AcceptanceModel().fit(rows), np.random.default_rng(0)
+    return np.array([model.draw(rng).at(cell, position) for _ in range(draws)])
+
+
 def test_shares_are_of_those_that_kept_what_was_before():
-    model = AcceptanceModel().fit([kept(1000, 800, 400, 300)])
-    got = [model.conditional((0.8, "thinking"), j).value for j in range(3)]
-    assert got == pytest.approx([0.8, 0.5, 0.75], abs=0.01)
-    assert not model.conditional((0.8, "thinking"), 2).extrapolated
-    assert model.conditional((0.8, "thinking"), 3).extrapolated  # as the last position
-    assert model.conditional((0.8, "thinking"), 3).value == pytest.approx(0.75, abs=0.01)
-    assert model.conditional((0.0, "answer"), 0).extrapolated  # pooled
+    rows = [kept(1000, 800, 400, 300)]
+    got = [chances(rows, j).mean() for j in range(4)]
+    assert got == pytest.approx([0.8, 0.5, 0.75, 0.75], abs=0.01)  # the last as the one before
+    other = [*rows, kept(1000, 200, temperature=0.0, problem="q")]
+    pooled = chances(other, 0, cell=(0.4, "answer")).mean()  # a cell that nobody saw
+    assert pooled == pytest.approx(0.5, abs=0.01)
 
 
 def test_shorter_drafts_say_nothing_of_later_positions():
-    model = AcceptanceModel().fit([kept(1000, 500), kept(1000, 500, 400, problem="q")])
-    assert model.conditional((0.8, "thinking"), 1).value == pytest.approx(0.8, abs=0.01)
+    rows = [kept(1000, 500), kept(1000, 500, 400, problem="q")]
+    assert chances(rows, 1).mean() == pytest.approx(0.8, abs=0.01)
 
 
 def test_a_thin_cell_is_held_to_the_pooled_value_and_a_rich_one_is_not():
     cells = [(0.0, 0.9, 2000), (0.4, 0.5, 2000), (0.8, 0.7, 2000), (1.0, 0.0, 4)]
-    model = AcceptanceModel().fit(
-        [kept(n, round(n * p), temperature=t, problem=str(t)) for t, p, n in cells]
-    )
-    rich = model.conditional((0.0, "thinking"), 0)
-    thin = model.conditional((1.0, "thinking"), 0)
-    assert rich.value == pytest.approx(0.9, abs=0.02)
-    assert 0.2 < thin.value < 0.68  # between its own 0 and the pooled 0.7
-    assert thin.high - thin.low > 5 * (rich.high - rich.low)
+    rows = [kept(n, round(n * p), temperature=t, problem=str(t)) for t, p, n in cells]
+    rich, thin = (chances(rows, 0, cell=(t, "thinking")) for t in (0.0, 1.0))
+    assert rich.mean() == pytest.approx(0.9, abs=0.02)
+    assert 0.2 < thin.mean() < 0.68  # between its own 0 and the pooled 0.7
+    assert thin.std() > 5 * rich.std()
 
 
 def test_the_strength_of_the_prior_is_that_of_the_beta_that_made_the_cells():
@@ -72,8 +74,8 @@ def test_the_interval_holds_the_truth_where_problems_differ():
         for number in range(30):
             own = rng.beta(6, 4)
             rows.append(kept(60, int(rng.binomial(60, own)), problem=str(number)))
-        found = AcceptanceModel().fit(rows).conditional((0.8, "thinking"), 0)
-        hits += found.low <= 0.6 <= found.high
+        low, high = np.quantile(chances(rows, 0, draws=200), (0.05, 0.95))
+        hits += low <= 0.6 <= high
     assert 165 <= hits <= 195  # 90 % of 200
 
 

@@ -5,13 +5,16 @@ import pytest
 from advisor.models.communication import (
     Communication,
     Kind,
+    all_reduces,
+    measured_messages,
     read_collectives,
     recorded_messages,
-    tensor_parallel,
 )
-from tests.advisor.synthetic import FACTS
-from traces.errors import TablesError, UsageError
+from tests.advisor.synthetic import FACTS, engine_of
+from traces.errors import RecordingError, TablesError, UsageError
+from traces.manifest import ClockReading, Manifest
 from traces.tables import KERNELS
+from traces.writer import RecordingWriter
 
 SIZES = 2.0 ** np.arange(10, 26.01, 0.25)
 ALL_REDUCE = Kind("all_reduce", 4, False)
@@ -69,22 +72,22 @@ def test_repeats_of_a_size_are_their_median_and_few_sizes_have_no_breaks():
 
 def test_what_was_not_measured_is_refused_by_name():
     model = Communication().fit({ALL_REDUCE: np.array([(1024, 1e-5), (2048, 0.0)])})
-    assert model.law("all_reduce", 4, graph=False).sizes == 1
-    for name, size, graph in (("all_gather", 4, False), ("all_reduce", 8, False),
-                              ("all_reduce", 4, True)):  # fmt: skip
+    eager = model.law("all_reduce", 4, graph=False)
+    assert eager.sizes == 1
+    assert model.law("all_reduce", 4, graph=True) is eager  # for want of one in a graph
+    for name, size in (("all_gather", 4), ("all_reduce", 8)):
         with pytest.raises(UsageError, match=r"was not measured; measured are: all_reduce of 4"):
-            model.law(name, size, graph=graph)
+            model.law(name, size, graph=False)
     with pytest.raises(UsageError, match="measured are: none"):
         Communication().fit({}).law("all_reduce", 2, graph=True)
 
 
 def test_tensor_parallelism_reduces_twice_a_layer_and_once_for_the_embedding():
     facts = FACTS["small"]
-    model = Communication().fit({ALL_REDUCE: np.column_stack([SIZES, link(SIZES)])})
-    seconds = tensor_parallel(model, facts, group_size=4, graph=False)
-    tokens = np.array([512.0])
-    calls = 2 * facts.num_hidden_layers + 1
-    assert seconds(tokens) == pytest.approx(calls * link(512 * facts.hidden_size * 2), rel=1e-6)
+    calls, token_bytes = 2 * facts.num_hidden_layers + 1, 2 * facts.hidden_size
+    seconds = all_reduces(facts, eager=link, graph=lambda size: link(size) / 4, captured=256)
+    expected = [calls * link(256 * token_bytes) / 4, calls * link(257 * token_bytes)]
+    assert seconds(np.array([256.0, 257.0])).tolist() == pytest.approx(expected, rel=1e-12)
 
 
 def test_messages_of_a_recording_are_the_time_of_the_last_rank():
@@ -106,6 +109,27 @@ def test_messages_of_a_recording_are_the_time_of_the_last_rank():
     ((kind, found),) = recorded_messages(kernels, graph=True).items()
     assert kind == Kind("all_reduce", 2, True)
     np.testing.assert_allclose(sorted(found.tolist()), [[4096, 1e-5], [4096, 1.1e-5]])
+
+
+def test_a_recording_tells_what_its_profiled_windows_held(tmp_path):
+    engines = {name: engine_of(enforce_eager=name == "e") for name in ("e", "g")}
+    manifest = Manifest(clock_start=ClockReading(unix_ns=1, monotonic_ns=1), engines=engines)
+    writer = RecordingWriter(tmp_path / "r", manifest)
+    for engine, size in (("e", 4096), ("g", 8192)):
+        writer.append(
+            "kernels",
+            {"engine": engine, "rank": 0, "step": 0, "count": 1, "time": 9000, "bytes": size,
+             "window_id": 0, "collective": "all_reduce", "group_size": 2},
+        )  # fmt: skip
+    writer.close(complete=True)
+    found = measured_messages(tmp_path / "r")
+    assert {kind: rows.tolist() for kind, rows in found.items()} == {
+        Kind("all_reduce", 2, False): [[4096, 9e-6]],
+        Kind("all_reduce", 2, True): [[8192, 9e-6]],
+    }
+    RecordingWriter(tmp_path / "empty", manifest).close(complete=True)
+    with pytest.raises(RecordingError, match="empty: no collective was profiled; record with"):
+        measured_messages(tmp_path / "empty")
 
 
 HEADER = "time_stats.all_reduce.median,num_workers,size,collective\n"

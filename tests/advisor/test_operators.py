@@ -6,7 +6,7 @@ import pytest
 from advisor.models.operator_files import read_operators
 from advisor.models.operators import default_capture_sizes, domain, step_tables
 from advisor.models.skew import decode_skew, mixed_skew
-from advisor.models.step_cost import chunk_seconds, step_seconds, table_cost
+from advisor.models.step_cost import table_cost
 from tests.advisor.operator_tables import (
     BATCHES,
     BEFORE,
@@ -19,6 +19,7 @@ from tests.advisor.operator_tables import (
     dense_us,
     write_tables,
 )
+from tests.advisor.step_costs import chunk_seconds, step_seconds
 from traces.errors import TablesError
 
 ENGINE = {"num_hidden_layers": 2, "max_num_batched_tokens": 32, "max_num_seqs": 8}

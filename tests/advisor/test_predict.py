@@ -3,12 +3,13 @@ import dataclasses
 import numpy as np
 import pytest
 
+from advisor import replayed_tables
 from advisor.predict import predict
 from advisor.replay import Replicas
 from advisor.step_times import Question
 from tests.advisor.operator_tables import LAYERS, attention_us, dense_us, write_tables
 from tests.advisor.synthetic import GREEDY, engine_of, record
-from traces.errors import UsageError
+from traces.errors import TablesError, UsageError
 from traces.recording import Recording
 from traces.schema import Policy
 from traces.summary import summarise
@@ -141,6 +142,21 @@ def test_what_the_recordings_cannot_answer_is_refused(votes, changes, message):
         asked(votes, **changes)
 
 
+def test_of_more_steps_than_a_recording_keeps_the_rest_is_kept(votes, tmp_path, monkeypatch):
+    whole = asked(votes, engine={"max_num_seqs": 8})
+    monkeypatch.setattr(replayed_tables, "MOST_STEPS", whole.predicted.steps - 1)
+    found = asked(votes, engine={"max_num_seqs": 8})
+    for name in ("latency_s", "ttft_s", "device_s_per_problem", "steps"):
+        assert getattr(found.predicted, name) == getattr(whole.predicted, name)
+    assert f"{whole.predicted.steps:,} steps are more than a recording keeps" in found.notes[-1]
+    assert "more than a recording keeps" not in whole.notes[-1]
+    found.write(tmp_path / "kept")
+    kept = Recording.open(tmp_path / "kept")
+    assert kept.steps.is_empty() and kept.samples.equals(whole.tables["samples"])
+    latency = summarise(kept)[0].latency_s["mean"].value
+    assert latency == pytest.approx(whole.predicted.latency_s["mean"].value, rel=1e-6)
+
+
 def test_another_recording_teaches_another_model(votes, recordings):
     found = asked(votes, others=[recordings[4]], engine={"model": "large"})
     assert found.predicted.latency_s["mean"].value > found.replayed.latency_s["mean"].value
@@ -173,13 +189,19 @@ def test_operator_tables_give_the_steps_of_another_gpu(votes, tmp_path):
     assert slow.predicted.latency_s["mean"].value > 50 * estimate.value
     assert fast.predicted.tokens_per_problem.value == fast.recorded.tokens_per_problem.value
     assert any("no interval" in note for note in fast.notes)
-    # Alone in the engine, a decode step of one request is a sum that can be written down.
+    step, expected = alone_on_tables(votes, tmp_path / "gpu")
+    np.testing.assert_allclose(step, expected, rtol=2e-4)
+
+
+def alone_on_tables(votes, folder, size=1, **changes):
+    """Microseconds of decode steps of one request alone, replayed and written down as a sum."""
     alone = asked(
         votes,
-        operators=tmp_path / "gpu",
+        operators=folder,
         policy={"n": 1},
         concurrency=1,
-        engine={"enforce_eager": True},
+        engine={"enforce_eager": True, "tensor_parallel_size": size},
+        **changes,
     )
     step = alone.tables["steps"].filter(alone.tables["steps"]["decode_requests"] == 1)
     contexts, layers = step["decode_kv_tokens"].to_numpy() - 1, 4
@@ -190,4 +212,26 @@ def test_operator_tables_give_the_steps_of_another_gpu(votes, tmp_path):
     )
     expected = dense + 11 + 5 + layers * attention_us(0, 0, 1, contexts)
     known = contexts >= 16
-    np.testing.assert_allclose(step["wall_ns"].to_numpy()[known] / 1e3, expected[known], rtol=2e-4)
+    return step["wall_ns"].to_numpy()[known] / 1e3, expected[known]
+
+
+def test_tables_of_tensor_parallelism_need_the_all_reduces(votes, tmp_path):
+    folder = write_tables(tmp_path / "model_tp2")
+    path = tmp_path / "all_reduce.csv"
+    rows = [f"{0.005 + size * 1e-6},2,{size},all_reduce" for size in (256, 512, 1024, 2048)]
+    path.write_text("\n".join(["time_stats.all_reduce.median,num_workers,size,collective", *rows]))
+    step, expected = alone_on_tables(votes, folder, size=2, collectives=path)
+    calls, message = 2 * 4 + 1, 2 * 256  # layers and hidden size of the recorded model
+    np.testing.assert_allclose(step, expected + calls * (5 + message * 1e-3), rtol=2e-4)
+    engine = {"tensor_parallel_size": 2, "enforce_eager": True}
+    found = asked(votes, operators=folder, collectives=path, engine=engine)
+    assert found.predicted.latency_s["mean"].low is None
+    assert found.predicted.latency_s["mean"].extrapolated  # prompts' messages are larger
+    (note,) = [note for note in found.notes if note.startswith("all-reduces of 2")]
+    assert "all_reduce.csv: 4 sizes up to 2,048 bytes" in note and "in CUDA graphs" not in note
+    graphs = asked(votes, operators=folder, collectives=path, engine={"tensor_parallel_size": 2})
+    assert any("also where the engine runs in CUDA graphs" in note for note in graphs.notes)
+    with pytest.raises(TablesError, match="give their times with --collectives"):
+        asked(votes, operators=folder, engine=engine)
+    with pytest.raises(UsageError, match="--collectives: one GPU has none"):
+        asked(votes, operators=write_tables(tmp_path / "gpu"), collectives=path)

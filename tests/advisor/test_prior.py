@@ -9,7 +9,7 @@ from advisor.models import prior_tables
 from advisor.models.operators import interpolated
 from advisor.models.prior import FAMILIES, PRIOR_MISSING, prior_of
 from advisor.models.prior_tables import known_systems, read_prior, tables_folder
-from advisor.models.step_cost import scaled_cost, step_seconds, table_cost
+from advisor.models.step_cost import scaled_cost, table_cost
 from tests.advisor.prior_files import (
     BANDWIDTH,
     DEVICE,
@@ -21,6 +21,7 @@ from tests.advisor.prior_files import (
     prompt_s,
     write_prior,
 )
+from tests.advisor.step_costs import step_seconds
 from traces.errors import MissingDependencyError, TablesError, UsageError
 from traces.schema import EngineConfig, Speculative
 

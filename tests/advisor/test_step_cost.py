@@ -4,16 +4,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from advisor.composition import FEATURES
-from advisor.models.step_cost import (
-    chunk_seconds,
-    host_seconds,
-    leap_seconds,
-    linear_cost,
-    needs_longest,
-    step_seconds,
-    table_cost,
-)
+from advisor.models.step_cost import linear_cost, needs_longest, table_cost
 from advisor.models.table_cost import NO_TABLES, StepTables
+from tests.advisor.step_costs import chunk_seconds, host_seconds, leap_seconds, step_seconds
 
 LAW = np.array([3e-3, 1e-3, 7e-4, 2e-5, 1e-4, 5e-5, 4e-6, 3e-8, 2e-9, 5e-4, 3e-4, 2e-4])
 

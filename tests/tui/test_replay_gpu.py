@@ -61,6 +61,7 @@ def test_the_document_marks_what_is_prior(run, model):
         (("--gpu", "test_gpu", "--operators", "x"), {}, "--gpu excludes --operators"),
         (("--gpu", "test_gpu", "--num-hidden-layers", "2"), {}, "--gpu excludes"),
         (("--model-config", "model"), {}, "--model-config goes with --gpu"),
+        (("--collectives", "x"), {}, "--collectives goes with --operators"),
         (("--gpu", "test_gpu", "--model-config", "nowhere"), {}, "give a model's config.json"),
         (
             ("--gpu", "test_gpu", "--model-config", "model"),
