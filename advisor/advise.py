@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +36,9 @@ from advisor.space import Space, explore
 from traces.errors import RecordingError, UsageError
 from traces.recording import Recording
 from traces.schema import Budget, EngineConfig, Policy, Recommendation
+
+if TYPE_CHECKING:
+    from advisor.gpu_engines import Offers
 
 Ints = npt.NDArray[np.int64]
 ModelPath = Callable[[str], str]
@@ -133,15 +137,22 @@ class Advisor:
         seed: int = 0,
         draws: int = 400,
         saved: Path | None = None,
+        gpus: Sequence[str] = (),
     ) -> Advisor:
         """Learn from recordings and work out every candidate's metrics.
 
         With `saved`, step-time laws are read from that file if they are of these recordings, and
-        else learned and written to it. Raises UsageError when they answer different workloads and
-        RecordingError when they hold nothing to learn from.
+        else learned and written to it. `gpus` are systems of the prior on which the recorded models
+        are offered too. Raises UsageError when recordings answer different workloads and for what
+        cannot be offered, RecordingError when they hold nothing to learn from.
         """
         known = None if saved is None or not saved.exists() else load_laws(saved, recordings)
-        advisor = cls.of(gather(recordings), seed=seed, draws=draws, model=known)
+        evidence, offers = gather(recordings), None
+        if gpus:
+            from advisor.gpu_engines import offer
+
+            offers = offer(evidence, recordings, gpus)
+        advisor = cls.of(evidence, seed=seed, draws=draws, model=known, offers=offers)
         if saved is not None and known is None:
             save_laws(saved, advisor.model, recordings)
         return advisor
@@ -154,10 +165,13 @@ class Advisor:
         seed: int = 0,
         draws: int = 400,
         model: StepTimeModel | None = None,
+        offers: Offers | None = None,
     ) -> Advisor:
         """Learn from what was gathered, step times too unless a fitted `model` is given."""
         model = model or StepTimeModel().fit(evidence.steps)
-        space = explore(evidence)
+        if offers is not None:
+            model.laws_ |= offers.laws
+        space = explore(evidence, offers)
         if not len(space):
             why = "; ".join(space.dropped) or "their engines have no recorded steps"
             raise RecordingError(f"{', '.join(evidence.recordings)}: no candidate to judge: {why}")

@@ -123,6 +123,7 @@ def _pick(asked: Asked, row: int) -> Pick:
         command=serve_command(candidate.engine, model_path=path, policy=candidate.policy),
         estimates={name: question.estimate(name, row) for name in names},
         probability_within_budget=float(question.chance[row]),
+        prior=candidate.prior,
     )
 
 
@@ -187,7 +188,7 @@ def _near_miss(asked: Asked, limit: str, row: int) -> NearMiss:
             outcome.capacity_per_s / measures.factors[row],
             "problems/s",
             runs=outcome.law.runs,
-            extrapolated=outcome.extrapolated,
+            extrapolated=outcome.unmeasured,
         )
     else:
         wanted = float(getattr(question.budget, limit))

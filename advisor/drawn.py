@@ -253,7 +253,7 @@ def _decoded(sample: Sample, prompt: int) -> tuple[float, float, float]:
     if sample.scheduled is None or sample.advance is None:
         count = sample.output_tokens - 1
         return count, count * prompt + count * (count + 1) / 2, 0.0
-    scheduled = sample.scheduled
-    before = prompt + np.cumsum(sample.advance) - sample.advance
+    scheduled, advance = (each.astype(np.int64) for each in (sample.scheduled, sample.advance))
+    before = prompt + np.cumsum(advance) - advance
     context = scheduled * before + scheduled * (scheduled + 1) / 2
     return float(scheduled.sum()), float(context.sum()), float((scheduled - 1).sum())

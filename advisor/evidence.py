@@ -12,6 +12,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,7 @@ from advisor.composition import composition_matrix
 from advisor.host_work import with_host_work
 from advisor.models.architectures import refusal
 from advisor.recorded_runs import ProblemRun, Run, Sample, cut_runs, read_runs
+from advisor.step_sample import MOST_STEPS, most_of_each, places
 from traces.energy import mean_power_w
 from traces.errors import RecordingError, UsageError
 from traces.manifest import WorkloadFacts
@@ -30,6 +32,8 @@ from traces.tables import COMPOSITION
 
 Floats = npt.NDArray[np.float64]
 
+USED = ("engine", "step", "end", "interval_ns", "wall_ns", "profiled", *COMPOSITION)  # of steps
+
 __all__ = ["Evidence", "ProblemRun", "Run", "Sample", "StepTable", "gather", "law_key"]
 
 
@@ -38,7 +42,8 @@ class StepTable:
     """The steps of one engine in one recording: `composition` [steps, features] and seconds.
 
     `configuration` names what was run there (engines, policies, load): recordings of the same are
-    repeats.
+    repeats. Where there were too many steps to keep, some stand for all (step_sample.py), and
+    `bounds` [2, features] are the least and the most of all of them.
     """
 
     recording: str
@@ -47,6 +52,14 @@ class StepTable:
     facts: ModelFacts
     composition: Floats
     seconds: Floats
+    bounds: Floats | None = None
+
+    @property
+    def low_high(self) -> Floats:
+        """The least and the most of each feature in the engine's steps, [2, features]."""
+        if self.bounds is not None:
+            return self.bounds
+        return np.array([self.composition.min(axis=0), self.composition.max(axis=0)])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +78,11 @@ class Evidence:
     cut: tuple[Run, ...] = ()  # runs as they would have been with less thought
 
     @property
+    def gpus(self) -> frozenset[str | None]:
+        """The GPUs that the runs were on, None for a processor."""
+        return frozenset(run.engine.gpu for run in self.runs)
+
+    @property
     def load(self) -> tuple[int | None, float | None]:
         """The load most recorded: (problems in flight, None) or (None, problems per second)."""
         loads = Counter((run.concurrency, run.rate_per_s) for run in self.runs)
@@ -78,6 +96,7 @@ class Evidence:
         return (None, rate) if rate is not None else (in_flight, None)
 
 
+@lru_cache(maxsize=4096)
 def law_key(engine: EngineConfig) -> EngineConfig:
     """Return what the time of a step depends on beside its composition.
 
@@ -121,10 +140,12 @@ def gather(recordings: Sequence[Recording], *, judged: bool = True, timed: bool 
     models: dict[str, ModelFacts] = {}
     watts: dict[EngineConfig, list[float]] = {}
     left_out = 0
-    for recording in recordings:
+    most = most_of_each([each.rows("steps") for each in recordings], MOST_STEPS)
+    for each in recordings:
+        recording = each.afresh()  # its tables go once the next is read
         models.update(recording.manifest.models)
         for key, engine in recording.manifest.engines.items():
-            steps.extend(_steps(recording, key, engine))
+            steps.extend(_steps(recording, key, engine, most))
             power = mean_power_w(recording, key)
             if power is not None:
                 watts.setdefault(law_key(engine), []).append(power)
@@ -175,12 +196,16 @@ def _same_workload(recordings: Sequence[Recording]) -> WorkloadFacts | None:
     return first.manifest.workload
 
 
-def _steps(recording: Recording, key: str, engine: EngineConfig) -> list[StepTable]:
+def _steps(
+    recording: Recording, key: str, engine: EngineConfig, most: int | None
+) -> list[StepTable]:
+    """Return the steps of one engine, its share of the `most` that a recording keeps."""
     facts = recording.manifest.models.get(engine.model)
     refused = None if facts is None else refusal(facts, engine)
     if refused is not None:
         raise RecordingError(f"{recording.name}: {refused}")
-    steps = recording.steps.filter(pl.col("engine") == key)
+    read = recording.frame("steps", USED)
+    steps = read.filter(pl.col("engine") == key)
     frame = (
         with_host_work(steps, recording, key, engine)
         .filter(~pl.col("profiled").fill_null(False))
@@ -191,14 +216,24 @@ def _steps(recording: Recording, key: str, engine: EngineConfig) -> list[StepTab
         return []
     if facts is None:
         raise RecordingError(f"{recording.name}: holds no facts of the model {engine.model}")
+    composition = composition_matrix(frame, speculative=engine.speculative is not None)
+    table = StepTable(
+        recording=recording.name,
+        configuration=_configuration(recording),
+        engine=engine,
+        facts=facts,
+        composition=composition,
+        seconds=frame["seconds"].to_numpy().astype(float),
+    )
+    if most is None or read.height <= most:
+        return [table]
+    kept = places(len(frame), round(len(frame) * most / read.height), recording.name)
     return [
-        StepTable(
-            recording=recording.name,
-            configuration=_configuration(recording),
-            engine=engine,
-            facts=facts,
-            composition=composition_matrix(frame, speculative=engine.speculative is not None),
-            seconds=frame["seconds"].to_numpy().astype(float),
+        dataclasses.replace(
+            table,
+            composition=composition[kept],
+            seconds=table.seconds[kept],
+            bounds=table.low_high,
         )
     ]
 

@@ -64,14 +64,14 @@ def _foretold(base: Recording, evidence: Evidence, model: StepTimeModel, run: Ru
     key = law_key(run.engine)
     others = _others(evidence.steps, run)
     own = [table for table in others if law_key(table.engine) == key]
-    composition = np.concatenate([table.composition for table in own])
+    bounds = np.array([table.low_high for table in own])
     left = StepTimeModel()
     left.laws_ = {
         key: replace(
             model.law(run.engine),
-            seconds=left.fit_laws(others)[key],
-            low=composition.min(axis=0),
-            high=composition.max(axis=0),
+            seconds=left.fit_laws(others, of=(key,))[key],
+            low=bounds[:, 0].min(axis=0),
+            high=bounds[:, 1].max(axis=0),
             runs=len({table.recording for table in own}),
         )
     }

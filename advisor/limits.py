@@ -123,7 +123,8 @@ def goal_of(budget: Budget, *, prices: Floats, joules: Floats) -> Goal:
         return Goal(metric="throughput_problems_per_s", scale=ones, higher=True)
     if budget.optimise == "cost":
         known = prices[np.isfinite(prices)]
-        same = not len(known) or (known == known[0]).all()
+        # A type without a price may cost anything, so it is never the cheapest.
+        same = not len(known) or (len(known) == len(prices) and (known == known[0]).all())
         scale = ones if same else np.where(np.isfinite(prices), prices, np.inf)
         return Goal(metric="device_s", scale=scale, higher=False)
     if budget.optimise == "energy":

@@ -100,7 +100,7 @@ class Measures:
             self.draws(source)[row] * scale,
             UNITS.get(name, "s"),
             runs=outcome.law.runs if steps else len(outcome.candidate.pool.runs),
-            extrapolated=steps and outcome.extrapolated,
+            extrapolated=steps and outcome.unmeasured,
         )
 
     def difference(

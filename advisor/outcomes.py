@@ -6,6 +6,7 @@ import dataclasses
 import sys
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,9 @@ from advisor.load import Replayed
 from advisor.models.step_time import Z95, StepLaw, StepTimeModel
 from advisor.space import Candidate, Space
 from advisor.workload import Workload
+
+if TYPE_CHECKING:
+    from advisor.models.step_cost import StepCost
 
 Floats = npt.NDArray[np.float64]
 
@@ -46,6 +50,11 @@ class Outcome:
     extrapolated: bool
     totals: Floats
     requests_per_step: float
+
+    @property
+    def unmeasured(self) -> bool:
+        """Whether its times lie outside what was recorded, or are of a prior."""
+        return self.extrapolated or self.law.prior is not None
 
 
 class Outcomes:
@@ -109,7 +118,7 @@ class Outcomes:
 
         def run() -> list[Replayed]:
             return [
-                _replay(workload, law.seconds, candidate, concurrency=in_flight)
+                _replay(workload, _cost(law, candidate), candidate, concurrency=in_flight)
                 for workload in self.drawn.workloads(candidate.pool, candidate.policy)
             ]
 
@@ -123,6 +132,8 @@ class Outcomes:
             candidate.engine, max_num_seqs=None, max_num_batched_tokens=None
         )
         policy = candidate.policy
+        if candidate.prior is not None:  # its graphs are captured up to its own limits
+            engine = candidate.engine
         name = (candidate.pool.key, policy.method, policy.n, policy.rule, engine, load)
         known = self._replays.setdefault(name, [])
         seqs = candidate.engine.max_num_seqs or sys.maxsize
@@ -156,7 +167,8 @@ class Outcomes:
         arrivals = np.cumsum(rng.exponential(1 / rate_per_s, len(order)))
         drawn = self.drawn.loads(candidate.pool, candidate.policy)
         loads = [drawn[max(i - lead, 0) // count % len(drawn)][p] for i, p in enumerate(order)]
-        whole = _replay(Workload.from_loads(loads, arrivals), law.seconds * speed, candidate)
+        cost = _cost(law, candidate, speed)
+        whole = _replay(Workload.from_loads(loads, arrivals), cost, candidate)
         return [
             _pass(whole, problems, lead + number * count) for number, problems in enumerate(passes)
         ]
@@ -167,17 +179,25 @@ def _same(limit: int, known: int, peak: float) -> bool:
     return limit == known or (peak <= limit and (limit <= known or peak < known))
 
 
+def _cost(law: StepLaw, candidate: Candidate, speed: float = 1.0) -> StepCost:
+    """Return what the steps of a candidate cost that take `speed` times as long."""
+    from advisor.models.step_cost import linear_cost, scaled_cost
+
+    if law.prior is None:
+        return linear_cost(law.seconds * speed)
+    return scaled_cost(law.prior.cost(candidate.engine), speed)
+
+
 def _replay(
-    workload: Workload, seconds: Floats, candidate: Candidate, *, concurrency: int | None = None
+    workload: Workload, cost: StepCost, candidate: Candidate, *, concurrency: int | None = None
 ) -> Replayed:
-    from advisor.models.step_cost import linear_cost
     from advisor.replay import Replicas, replay  # numba takes a third of a second to load
     from advisor.replays import stop_of
 
     count = candidate.engine.data_parallel_size
     return replay(
         workload,
-        linear_cost(seconds),
+        cost,
         candidate.limits(),
         concurrency=concurrency,
         stop=stop_of(candidate.policy),

@@ -70,15 +70,22 @@ class PriorTimes:
     facts: ModelFacts
     found: Recalibration | None
 
+    def prior(self, engine: EngineConfig) -> Prior:
+        """Return the operator times of an engine, as the recordings scale them.
+
+        Raises UsageError for an engine that cannot be priced, TablesError for shapes that were not
+        measured.
+        """
+        prior = prior_of(self.tables, self.facts, engine)
+        return prior if self.found is None else _recalibrated(prior, self.found)
+
     def times(self, engine: EngineConfig, longest: int) -> StepTimes:
         """Return the step times of an engine; `longest` is the longest context to come.
 
         Raises UsageError for an engine that cannot be priced, TablesError for shapes that were not
         measured.
         """
-        prior = prior_of(self.tables, self.facts, engine)
-        if self.found is not None:
-            prior = _recalibrated(prior, self.found)
+        prior = self.prior(engine)
         measured = domain(prior.operators)
         checked = self.found is not None and self.found.has(self.facts, engine.tensor_parallel_size)
 
@@ -129,7 +136,7 @@ def recalibrate(tables: PriorTables, recordings: Sequence[Recording]) -> Recalib
 
     Recordings of models or engines that cannot be priced do not count.
     """
-    ran = [each for recording in recordings for each in _ran(tables, recording)]
+    ran = [each for recording in recordings for each in _ran(tables, recording.afresh())]
     if not ran:
         return None
     families = _families(ran)

@@ -173,10 +173,10 @@ class Question:
     def equals(self, system: int) -> list[int]:
         """Return other feasible candidates whose objective cannot be told from the pick's."""
         drawn = self.cost_draws()
-        stating = ~self.draws.choosing
+        stating, known = ~self.draws.choosing, np.isfinite(self.cost())
         found = []
         for row in self.order:
-            if row == system or not self.fits[row]:
+            if row == system or not self.fits[row] or not known[row]:
                 continue
             low, high = np.quantile((drawn[row] - drawn[system])[stating], (LOW, HIGH))
             if low <= 0 <= high:

@@ -11,7 +11,7 @@ from advisor.command import record_command
 from advisor.composition import HOST_WORK, INDEX
 from advisor.evidence import Evidence
 from advisor.measures import HIGHER_IS_BETTER, Measures
-from advisor.models.step_time import RUN_TO_RUN, StepLaw
+from advisor.models.step_time import RUN_TO_RUN, Z95, PriorCost, StepLaw
 from advisor.outcomes import Outcome
 from advisor.question import Question
 from advisor.space import Candidate, Space
@@ -48,7 +48,8 @@ def name_of(candidate: Candidate) -> str:
     """Return the short name of a candidate, such as `demo/l tp1 seqs64, maj@8`."""
     engine, policy = candidate.engine, candidate.policy
     temperature = "" if policy.temperature == 0 else f" T={policy.temperature:g}"
-    return f"{engine.model} {engine.label()}, {policy.label()}{temperature}"
+    where = "" if candidate.prior is None else f" on {candidate.prior} (prior)"
+    return f"{engine.model} {engine.label()}{where}, {policy.label()}{temperature}"
 
 
 def name_without_limits(candidate: Candidate) -> str:
@@ -138,6 +139,11 @@ def _why_nothing(
 
 def _steps(outcome: Outcome) -> str:
     law, totals = outcome.law, outcome.totals
+    if law.prior is not None:
+        taken = float(totals @ law.seconds / totals[0])
+        return (
+            f"a step takes about {taken * 1e3:.3g} ms for {outcome.requests_per_step:.3g} samples"
+        )
     share = shares(law, totals)
     parts = sorted(share.items(), key=lambda item: -item[1])
     told = ", ".join(f"{part:.0%} {name}" for name, part in parts if part >= 0.05)
@@ -247,6 +253,9 @@ def _equal_ones(question: Question, system: int, equals: Sequence[int]) -> Itera
 def _certainty(outcome: Outcome) -> Iterable[str]:
     law = outcome.law
     sigma = law.sigma_outside if outcome.extrapolated else law.sigma
+    if law.prior is not None:
+        yield from _of_prior(law.prior, sigma, beyond=outcome.extrapolated)
+        return
     repeats = law.repeats_outside if outcome.extrapolated else law.repeats
     where = "outside" if outcome.extrapolated else "inside"
     if repeats:
@@ -261,6 +270,24 @@ def _certainty(outcome: Outcome) -> Iterable[str]:
         )
     if outcome.extrapolated:
         yield "extrapolated: the pick makes larger steps than any recorded"
+
+
+def _of_prior(prior: PriorCost, sigma: float, *, beyond: bool) -> Iterable[str]:
+    low, high = (float(np.exp(z * sigma - sigma**2 / 2)) for z in (-Z95, Z95))
+    interval = f"its 90 % interval is {low:.2f} to {high:.2f} times that"
+    told = f"the pick's step times are not measured: they are of the prior ({prior.label})"
+    if prior.recordings:
+        yield (
+            f"{told}, recalibrated by {', '.join(prior.recordings)}, of another size or model; "
+            f"{interval}"
+        )
+    else:
+        yield (
+            f"{told}, which no run of this GPU has checked; published runs took 1.04 to 1.47 times "
+            f"as long, and {interval}"
+        )
+    if beyond:
+        yield "extrapolated: the pick makes larger steps than the tables hold"
 
 
 def _how_far(stages: Stages) -> Iterable[str]:
@@ -323,7 +350,8 @@ def measure_next(
 
 def _record(evidence: Evidence, engine: EngineConfig, policy: Policy) -> str:
     workload = evidence.workload
-    return record_command(
+    where = "" if engine.gpu in evidence.gpus else f"on {engine.gpu}: "
+    return where + record_command(
         engine,
         policy,
         workload=None if workload is None else workload.name,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from sys import intern
 
 import numpy as np
 import numpy.typing as npt
@@ -23,26 +24,27 @@ _USED = (
 FIXED_N = ("greedy", "majority", "best_of_n")  # every sample runs to its end: nothing is selected
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Sample:
     """A recorded sample: its length, its vote, and how speculation went.
 
     `scheduled` and `advance` are per verify step after the prompt: tokens forwarded (one plus the
-    drafted) and tokens kept (one plus the accepted, summing to `output_tokens` - 1); None without
-    speculation. `by_length`: it ended because it was as long as allowed. `think_tokens` end with
-    the mark that closes thinking, None where there is none.
+    drafted) and tokens kept (one plus the accepted, summing to `output_tokens` - 1), in bytes where
+    they fit, so widen them before adding up; None without speculation. `by_length`: it ended as it
+    was as long as allowed. `think_tokens` end with the mark that closes thinking, None where there
+    is none.
     """
 
     output_tokens: int
     answer: str | None
     correct: bool | None
-    scheduled: Ints | None = None
-    advance: Ints | None = None
+    scheduled: npt.NDArray[np.integer] | None = None
+    advance: npt.NDArray[np.integer] | None = None
     by_length: bool = False
     think_tokens: int | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ProblemRun:
     """One problem as one run answered it; `latency_s` is from arrival to decision.
 
@@ -207,13 +209,20 @@ def _sample(row: Mapping[str, object], speculative: Speculative | None) -> Sampl
         scheduled, advance = verify_steps(tokens, row["drafted_per_step"], row["accepted_per_step"])
     return Sample(
         output_tokens=tokens,
-        answer=None if answer is None else str(answer),
+        answer=None if answer is None else intern(str(answer)),
         correct=correct if isinstance(correct, bool) else None,
-        scheduled=scheduled,
-        advance=advance,
+        scheduled=_in_bytes(scheduled),
+        advance=_in_bytes(advance),
         by_length=row["finish_reason"] == "length",
         think_tokens=_int(row["think_tokens"]),
     )
+
+
+def _in_bytes(steps: Ints | None) -> npt.NDArray[np.integer] | None:
+    """Return steps in an eighth of the memory where their counts are below 256."""
+    if steps is None or steps.max(initial=0) > np.iinfo(np.uint8).max:
+        return steps
+    return steps.astype(np.uint8)
 
 
 def cut_runs(recording: Recording, runs: Sequence[Run]) -> list[Run]:

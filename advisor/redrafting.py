@@ -208,10 +208,11 @@ def _counts_of(run: Run) -> Iterable[Kept]:
             if sample.scheduled is None or sample.advance is None:
                 continue
             start = 1
-            for forwarded, kept in zip(sample.scheduled, sample.advance, strict=True):
+            steps = zip(sample.scheduled.tolist(), sample.advance.tolist(), strict=True)
+            for forwarded, kept in steps:
                 tally = found.setdefault(phase_of(sample, start), np.zeros(k + 1, dtype=np.int64))
                 if forwarded > 1 and start + kept < sample.output_tokens:  # the last step is cut
-                    tally[: int(kept)] += 1
+                    tally[:kept] += 1
                 start += kept
         for phase, tally in found.items():
             yield Kept(

@@ -43,7 +43,9 @@ def save_laws(path: Path, model: StepTimeModel, recordings: Sequence[Recording])
         "features": list(FEATURES),
         "recordings": fingerprint(recordings),
         "laws": [
-            {"engine": engine.to_json(), "law": _plain(law)} for engine, law in model.laws_.items()
+            {"engine": engine.to_json(), "law": _plain(law)}
+            for engine, law in model.laws_.items()
+            if law.prior is None
         ],
     }
     with whole_file(path) as partial:
@@ -72,7 +74,11 @@ def load_laws(path: Path, recordings: Sequence[Recording]) -> StepTimeModel | No
 
 
 def _plain(law: StepLaw) -> dict[str, Any]:
-    values = {field.name: getattr(law, field.name) for field in dataclasses.fields(law)}
+    values = {
+        field.name: getattr(law, field.name)
+        for field in dataclasses.fields(law)
+        if field.name != "prior"
+    }
     return {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in values.items()}
 
 

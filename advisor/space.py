@@ -1,7 +1,8 @@
 """The candidates: recorded engines with other limits, and policies that the samples can answer.
 
 Nothing is proposed whose step time or samples were never recorded: models, tensor-parallel sizes
-and speculative settings are those of the recordings. `max_num_seqs` and `max_num_batched_tokens`
+and speculative settings are those of the recordings, but for engines of a prior that was asked for
+(advisor/gpu_engines.py). `max_num_seqs` and `max_num_batched_tokens`
 take powers of two up to the largest recorded, n those up to the samples recorded, and an engine
 may stand several times.
 
@@ -15,7 +16,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +25,9 @@ from advisor.evidence import Evidence, law_key
 from advisor.load import Limits
 from advisor.pools import Pool, decoder_of, find_pools, sampling_of
 from traces.schema import EngineConfig, ModelFacts, Policy
+
+if TYPE_CHECKING:
+    from advisor.gpu_engines import Offers
 
 Ints = npt.NDArray[np.int64]
 
@@ -47,13 +51,17 @@ REPLICAS: Final = (1, 2, 4, 8)
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """A configuration that could be run; `recorded` says that it was."""
+    """A configuration that could be run; `recorded` says that it was.
+
+    `prior` is the system of whose tables its step times are, None where they were recorded.
+    """
 
     engine: EngineConfig
     policy: Policy
     pool: Pool
     facts: ModelFacts
     recorded: bool
+    prior: str | None = None
 
     def limits(self) -> Limits:
         """Return what the replay needs of the engine."""
@@ -78,13 +86,15 @@ def limits_of(engine: EngineConfig) -> Limits:
 class Kind:
     """What candidates share that differ in limits and replicas alone: engine, samples, policy.
 
-    The engine is a recorded one without `max_num_seqs` and `max_num_batched_tokens`.
+    The engine is without `max_num_seqs` and `max_num_batched_tokens`; it was recorded, or is one of
+    a `prior`.
     """
 
     engine: EngineConfig
     pool: Pool
     policy: Policy
     facts: ModelFacts
+    prior: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,6 +147,7 @@ class Space:
             pool=kind.pool,
             facts=kind.facts,
             recorded=(engine, kind.policy) in self.ran,
+            prior=kind.prior,
         )
 
     def rows_of(self, engine: EngineConfig, policy: Policy) -> list[int]:
@@ -146,7 +157,7 @@ class Space:
 
     def rows_with(self, engine: EngineConfig) -> list[int]:
         """Return the candidates with an engine and its limits, with any policy."""
-        kinds = self._by_engine.get(_without_limits(engine), [])
+        kinds = self._by_engine.get(without_limits(engine), [])
         rows = np.flatnonzero(
             np.isin(self.kind, kinds)
             & (self.max_num_seqs == (engine.max_num_seqs or 0))
@@ -156,8 +167,8 @@ class Space:
         return [int(row) for row in rows]
 
 
-def explore(evidence: Evidence) -> Space:
-    """Return every candidate that the evidence can judge."""
+def explore(evidence: Evidence, offers: Offers | None = None) -> Space:
+    """Return every candidate that the evidence can judge, and those that a prior offers."""
     pools = find_pools(evidence)
     fullest = max((len(pool.problem_ids) for pool in pools), default=0)
     dropped: Counter[str] = Counter()
@@ -168,11 +179,18 @@ def explore(evidence: Evidence) -> Space:
         else:
             kept.append(pool)
     names, kept = _common(evidence, kept)
-    engines = _engines(evidence)
+    engines: dict[EngineConfig, tuple[str | None, Sequence[tuple[int, int]]]] = {
+        engine: (None, choices) for engine, choices in _engines(evidence).items()
+    }
+    if offers is not None:
+        engines |= offers.engines
+        for each in offers.refused:
+            own_pools = [pool for pool in kept if pool.key[0] == decoder_of(each.engine)]
+            dropped[each.why] += each.choices * sum(len(pool.policies) for pool in own_pools)
     sizes = {pool.key: _Sizes(pool, names) for pool in kept}
     kinds: list[Kind] = []
     columns: list[Ints] = []
-    for engine, choices in engines.items():
+    for engine, (prior, choices) in engines.items():
         own = {pool.key[1] for pool in kept if pool.key[0] == decoder_of(engine)}
         for pool in kept:
             if pool.key[0] != decoder_of(engine):
@@ -187,7 +205,9 @@ def explore(evidence: Evidence) -> Space:
             fitting = _fitting(engine, choices, dropped, len(pool.policies))
             for policy in pool.policies if fitting else ():
                 facts = evidence.models[engine.model]
-                kinds.append(Kind(engine=engine, pool=pool, policy=policy, facts=facts))
+                kinds.append(
+                    Kind(engine=engine, pool=pool, policy=policy, facts=facts, prior=prior)
+                )
                 columns.append(_rows(len(kinds) - 1, fitting, engine))
     rows = np.concatenate([np.zeros((0, 4), dtype=np.int64), *columns])
     return Space(
@@ -221,7 +241,7 @@ def _rows(kind: int, choices: Sequence[tuple[int, int]], engine: EngineConfig) -
     ).astype(np.int64)
 
 
-def _without_limits(engine: EngineConfig) -> EngineConfig:
+def without_limits(engine: EngineConfig) -> EngineConfig:
     """Return the engine as one replica whose limits are not said."""
     gpus = engine.num_gpus
     return dataclasses.replace(
@@ -250,16 +270,16 @@ def _engines(evidence: Evidence) -> dict[EngineConfig, list[tuple[int, int]]]:
         like = by_law[law_key(engine)]
         if law_key(engine) not in taught:
             continue
-        seqs = _powers([each.max_num_seqs for each in like], 1)
-        batched = _powers([each.max_num_batched_tokens for each in like], FEWEST_BATCHED)
-        known = found.setdefault(_without_limits(engine), [])
+        seqs = powers([each.max_num_seqs for each in like], 1)
+        batched = powers([each.max_num_batched_tokens for each in like], FEWEST_BATCHED)
+        known = found.setdefault(without_limits(engine), [])
         own_seqs = seqs if engine.max_num_seqs is not None else [0]
         own_batched = batched if engine.max_num_batched_tokens is not None else [0]
         known += [(s, b) for s in own_seqs for b in own_batched if (s, b) not in known]
     return found
 
 
-def _powers(values: Sequence[int | None], fewest: int) -> list[int]:
+def powers(values: Sequence[int | None], fewest: int) -> list[int]:
     """Return the values that are known and the powers of two from `fewest` to the largest."""
     known = {value for value in values if value is not None}
     most = max(known, default=0)

@@ -167,6 +167,20 @@ def remove_leftovers(folder: Path, table: str) -> None:
             (folder / name).unlink(missing_ok=True)
 
 
+def part_rows(path: Path) -> int:
+    """Return how many rows a part holds, from its footer.
+
+    Raises RecordingError naming the file when it is truncated or corrupt.
+    """
+    check_part(path)
+    try:
+        return int(pl.scan_parquet(path, hive_partitioning=False).select(pl.len()).collect().item())
+    except FileNotFoundError:  # merged away between listing and reading
+        raise
+    except (Exception, pl.exceptions.PanicException) as error:
+        raise damaged(path) from error
+
+
 def read_part(path: Path, table: str, columns: Sequence[str] | None = None) -> pl.DataFrame:
     """Read one part with the table's columns, or some; a column that the file lacks is null.
 

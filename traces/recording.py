@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 import polars as pl
 
 from traces.errors import RecordingError
 from traces.manifest import NAME, Manifest, read_manifest
-from traces.parts import check_part, last_rows, list_parts, read_part
+from traces.parts import check_part, last_rows, list_parts, part_rows, read_part
 from traces.tables import STEP_TIMES, TABLES
 
 CHECKPOINT = "checkpoint"  # the role of requests that are no part of the timed run
+TOKENS = ("token_ids", "token_logprobs")  # of samples, where text is recorded: most of their bytes
+
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
 class Recording:
-    """A recording on disk; `open` it, then read its tables as polars frames."""
+    """A recording on disk; `open` it, then read its tables as polars frames.
+
+    Its properties stay in memory once read. `samples` lack the columns `unread`.
+    """
 
     path: Path
     manifest: Manifest
+    unread: tuple[str, ...] = ()
 
     @classmethod
     def open(cls, path: str | Path) -> Recording:
@@ -41,6 +49,13 @@ class Recording:
                     continue
         return recording
 
+    def afresh(self) -> Recording:
+        """Return the same recording with nothing of it in memory, to read samples without tokens.
+
+        For readers of many recordings: what one read goes with it.
+        """
+        return replace(self, unread=TOKENS)
+
     @property
     def name(self) -> str:
         """The folder's name, which the user chose."""
@@ -57,13 +72,20 @@ class Recording:
         Rows of problems and samples that were written at their start and again at their end
         stand once. Raises RecordingError naming the file when a part is corrupt.
         """
-        frames = self._read(table, lambda path: read_part(path, table, columns))
+        frames = self._of_parts(table, lambda path: read_part(path, table, columns))
         schema = {name: TABLES[table][name] for name in columns or TABLES[table]}
         whole = pl.concat([pl.DataFrame(schema=schema), *frames])
         return last_rows(whole.lazy(), table).collect()
 
-    def _read(self, table: str, read: Callable[[Path], pl.DataFrame]) -> list[pl.DataFrame]:
-        """Return the table's parts, again where one was merged away meanwhile."""
+    def rows(self, table: str) -> int:
+        """Return how many rows a table's files hold, superseded ones too, without reading them.
+
+        Raises RecordingError naming the file when a part is corrupt.
+        """
+        return sum(self._of_parts(table, part_rows))
+
+    def _of_parts(self, table: str, read: Callable[[Path], Found]) -> list[Found]:
+        """Read every part, again where a writer merged some meanwhile."""
         for _ in range(5):
             try:
                 return [read(part.path) for part in list_parts(self.path, table)]
@@ -87,7 +109,9 @@ class Recording:
     @cached_property
     def samples(self) -> pl.DataFrame:
         """The requests of the timed run, one row each, in every role but "checkpoint"."""
-        return self.frame("samples").filter(pl.col("role").fill_null("sample") != CHECKPOINT)
+        columns = [name for name in TABLES["samples"] if name not in self.unread]
+        samples = self.frame("samples", columns)
+        return samples.filter(pl.col("role").fill_null("sample") != CHECKPOINT)
 
     @cached_property
     def checkpoints(self) -> pl.DataFrame:
@@ -114,7 +138,7 @@ class Recording:
 
         schema = {name: TABLES["steps"][name] for name in STEP_TIMES}
         schema |= dict.fromkeys(texts, pl.Categorical())
-        return pl.concat([pl.DataFrame(schema=schema), *self._read("steps", read)])
+        return pl.concat([pl.DataFrame(schema=schema), *self._of_parts("steps", read)])
 
 
 def find_recordings(folder: Path) -> list[Path]:

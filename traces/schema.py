@@ -277,13 +277,17 @@ class Budget(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Pick(Record):
-    """A candidate with what is expected of it."""
+    """A candidate with what is expected of it.
+
+    `prior` is the system of whose tables its step times are; None where they were recorded.
+    """
 
     engine: EngineConfig
     policy: Policy
     command: str | None = None
     estimates: Mapping[str, Estimate | None]
     probability_within_budget: float
+    prior: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

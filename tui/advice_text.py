@@ -64,7 +64,8 @@ def closing_lines(answer: Recommendation, width: int) -> list[str]:
 
 def _name(pick: Pick) -> str:
     temperature = f" T={pick.policy.temperature:g}" if pick.policy.temperature else ""
-    return f"{pick.engine.model} {pick.engine.label()}, {pick.policy.label()}{temperature}"
+    where = "" if pick.prior is None else f" on {pick.prior} (prior)"
+    return f"{pick.engine.model} {pick.engine.label()}{where}, {pick.policy.label()}{temperature}"
 
 
 def _verdict(answer: Recommendation) -> str:
@@ -79,6 +80,8 @@ def _verdict(answer: Recommendation) -> str:
     )
     extrapolated = any(e is not None and e.extrapolated for e in pick.estimates.values())
     mark = "  Extrapolated." if extrapolated else ""
+    if pick.prior is not None:
+        mark = "  By the prior, not measured."
     return f"RUN {_name(pick)}: {goal}, {sure}.{mark}"
 
 
@@ -326,6 +329,7 @@ def _pick_json(pick: Pick | None) -> dict[str, Any] | None:
         "command": pick.command,
         "estimates": _estimates_json(pick.estimates),
         "probability_within_budget": pick.probability_within_budget,
+        "prior": pick.prior,
     }
 
 

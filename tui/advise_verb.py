@@ -22,9 +22,10 @@ def run_advise(
     models: Path | None = None,
     verify: bool = False,
     output: Path | None = None,
+    systems: Sequence[str] = (),
     as_json: bool,
 ) -> None:
-    """Print the recommendation for a budget."""
+    """Print the recommendation for a budget; `systems` of the prior are offered too."""
     from advisor.budget import is_given, parse_budget
 
     if not is_given(given):
@@ -37,6 +38,8 @@ def run_advise(
         raise UsageError(f"--plan {plan}: is there already; name another file")
     if output is not None and not verify:
         raise UsageError("-o is where --verify keeps its recordings; give both")
+    if verify and systems:
+        raise UsageError("--verify runs the picks on this machine, not on a --gpu; give one")
     recordings = [each for each in open_all(paths) if each.complete]
     if not recordings:
         raise RecordingError("none of the recordings is complete; run ttscope record to the end")
@@ -49,6 +52,7 @@ def run_advise(
         plan=plan,
         models=models,
         verify=(output or Path("runs") / "verify") if verify else None,
+        systems=systems,
         as_json=as_json,
     )
 
@@ -76,6 +80,7 @@ def print_advice(
     plan: Path | None = None,
     models: Path | None = None,
     verify: Path | None = None,
+    systems: Sequence[str] = (),
     as_json: bool = False,
     extra: Mapping[str, Any] | None = None,
 ) -> None:
@@ -87,7 +92,7 @@ def print_advice(
 
     with progress_bar() as bar:
         task = bar.add_task("learning from the recordings", total=None)
-        advisor = Advisor.fit(recordings, seed=seed, saved=models)
+        advisor = Advisor.fit(recordings, seed=seed, saved=models, gpus=systems)
 
         def heard(done: int, total: int) -> None:
             bar.update(task, description="replayed", completed=done, total=total)
@@ -130,8 +135,14 @@ def _write_plan(path: Path, answer: Recommendation, advisor: Any) -> None:
         seed=None if workload is None else workload.seed,
         concurrency=concurrency,
     )
+    known = advisor.evidence.gpus
+    elsewhere = [
+        f"# on {engine.gpu}: {engine.model} {engine.label()}, {each.policy.label()}\n"
+        for each in chosen
+        if (engine := each.engine).gpu not in known
+    ]
     try:
-        path.write_text(yaml.safe_dump(document, sort_keys=False))
+        path.write_text("".join(elsewhere) + yaml.safe_dump(document, sort_keys=False))
     except OSError as error:
         raise UsageError(f"--plan {path}: cannot be written ({error.strerror})") from None
 

@@ -25,6 +25,10 @@ Optimise = Annotated[
     str | None, typer.Option(help="accuracy, latency, cost, energy or throughput.")
 ]
 Confidence = Annotated[float, typer.Option(help="How sure every limit must be met.")]
+Systems = Annotated[
+    list[str] | None,
+    typer.Option("--gpu", help="Offer this GPU, not measured, by the prior: h100_sxm."),
+]
 Seed = Annotated[int, typer.Option(help="Seed of the resampling.")]
 
 _NAMES = (

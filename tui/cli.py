@@ -254,6 +254,7 @@ def advise(
     max_cost: budget.MaxCost = None,
     max_energy: budget.MaxEnergy = None,
     gpus: budget.Gpus = None,
+    gpu: budget.Systems = None,
     min_accuracy: budget.MinAccuracy = None,
     rate: budget.Rate = None,
     price: budget.Price = None,
@@ -288,6 +289,7 @@ def advise(
         models=models,
         verify=verify,
         output=output,
+        systems=gpu or (),
         as_json=as_json,
     )
 
@@ -301,6 +303,7 @@ def report(
     max_cost: budget.MaxCost = None,
     max_energy: budget.MaxEnergy = None,
     gpus: budget.Gpus = None,
+    gpu: budget.Systems = None,
     min_accuracy: budget.MinAccuracy = None,
     rate: budget.Rate = None,
     price: budget.Price = None,
@@ -313,7 +316,7 @@ def report(
     given = budget.given(locals())
     from tui.report.verb import run_report
 
-    run_report(recordings, output, given, seed=seed, as_json=as_json)
+    run_report(recordings, output, given, seed=seed, systems=gpu or (), as_json=as_json)
 
 
 @app.command()

@@ -15,20 +15,6 @@ if TYPE_CHECKING:
     from traces.summary import Run
 
 
-_GPU_DEFAULTS: Mapping[str, Any] = {
-    "block_size": 16,
-    "num_gpu_blocks": None,
-    "async_scheduling": True,
-    "enforce_eager": False,
-}
-# Of `vllm serve` on a GPU of less than 70 GB (vllm/engine/arg_utils.py), where nothing is told.
-_SERVER_DEFAULTS: Mapping[str, Any] = {
-    "max_num_seqs": 256,
-    "max_num_batched_tokens": 2048,
-    "enable_prefix_caching": True,
-}
-
-
 def run_replay(
     path: Path,
     *,
@@ -198,9 +184,10 @@ def changed(
     }
     policy = dataclasses.replace(policy, **untold)
     base = recorded.engine
-    if (tables or prior) and base.gpu is None:
-        server = {k: v for k, v in _SERVER_DEFAULTS.items() if getattr(base, k) is None}
-        base = dataclasses.replace(base, **_GPU_DEFAULTS, **server)
+    if tables or prior:
+        from advisor.gpu_engines import as_on_gpu
+
+        base = as_on_gpu(base)
     if prior:
         base = dataclasses.replace(base, num_gpu_blocks=None, num_gpus=None)
     return _engine(base, parts["engine"]), policy

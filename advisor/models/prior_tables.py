@@ -8,7 +8,7 @@ messages are elements of bfloat16.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
@@ -84,6 +84,16 @@ class PriorTables:
     kernel_s: float
     versions: dict[str, str]
     device: str
+    memory_bytes: float | None = None
+    reserved: dict[str, Any] = field(default_factory=dict)
+
+    def reserved_bytes(self, group_size: int) -> float:
+        """Return the memory of a GPU that weights and KV cache do not get, as the authors have it.
+
+        NCCL's for so many GPUs, and the rest (activations, graphs, the context).
+        """
+        nccl = self.reserved.get("nccl_mem") or {}
+        return float(self.reserved.get("other_mem") or 0) + float(nccl.get(group_size) or 0)
 
     @cached_property
     def _gemm(self) -> tuple[list[Floats], Floats]:
@@ -217,7 +227,7 @@ def read_prior(system: str, folder: Path | None = None) -> PriorTables:
     data = folder / "data" / system
     newest = {family: _newest(data, family) for family in FILES}
     versions = {family: path.name for family, path in newest.items() if path is not None}
-    gpu = _gpu(folder / f"{system}.yaml")
+    gpu, misc = _gpu(folder / f"{system}.yaml")
     try:
         bandwidth = float(gpu["mem_bw"]) * float(gpu["mem_bw_empirical_scaling_factor"])
         kernel_s = float(gpu["mem_empirical_constant_latency"])
@@ -232,18 +242,21 @@ def read_prior(system: str, folder: Path | None = None) -> PriorTables:
         kernel_s=kernel_s,
         versions=versions,
         device="",
+        memory_bytes=None if gpu.get("mem_capacity") is None else float(gpu["mem_capacity"]),
+        reserved=misc,
     )
     device = str(made.read("attention")["device"][0])
     return PriorTables(**{**made.__dict__, "device": device})
 
 
-def _gpu(path: Path) -> dict[str, Any]:
+def _gpu(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what a system's file says of its GPU, and of the rest."""
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
-        gpu = found["gpu"]
+        gpu, misc = found["gpu"], found.get("misc")
     except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError):
         raise TablesError(f"{path}: cannot be read; install ttscope[prior] again") from None
-    return gpu if isinstance(gpu, dict) else {}
+    return gpu if isinstance(gpu, dict) else {}, misc if isinstance(misc, dict) else {}
 
 
 def _between(known: Floats, value: float) -> list[tuple[int, float]]:

@@ -9,16 +9,22 @@ for an engine that was never recorded.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from advisor.composition import FEATURES, HOST_WORK, INDEX
 from advisor.evidence import StepTable, law_key
+from advisor.models.held_out import inside, left_out_groups
 from traces.errors import UsageError
 from traces.schema import EngineConfig, ModelFacts
+
+if TYPE_CHECKING:
+    from advisor.models.step_cost import StepCost  # compiled: takes a third of a second to load
 
 Floats = npt.NDArray[np.float64]
 
@@ -29,6 +35,19 @@ LEVEL = 0.9
 Z95 = 1.6449
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PriorCost:
+    """Step times of a GPU that was not measured: the cost of an engine there, by its limits.
+
+    `system` names the tables, `label` with their version; `recordings` recalibrated them.
+    """
+
+    system: str
+    label: str
+    recordings: tuple[str, ...]
+    cost: Callable[[EngineConfig], StepCost]
+
+
 @dataclass(frozen=True, kw_only=True)
 class StepLaw:
     """Seconds of a step of one engine: `seconds` [FEATURES] times its composition.
@@ -37,7 +56,8 @@ class StepLaw:
     (recorded / predicted) total time in a run that was not learned from, inside the recorded
     domain; `sigma_outside` the same with runs that lay outside what was left to learn from.
     `runs` are the recordings it was learned from, `repeats` and `repeats_outside` how many were
-    held out to find the spreads (0: `RUN_TO_RUN` is assumed).
+    held out to find the spreads (0: `RUN_TO_RUN` is assumed). With a `prior` nothing was recorded:
+    `seconds` come near to its tables, from which replays take their times.
     """
 
     seconds: Floats
@@ -48,6 +68,7 @@ class StepLaw:
     runs: int
     repeats: int
     repeats_outside: int
+    prior: PriorCost | None = None
 
     def predict(self, composition: Floats) -> Floats:
         """Return the seconds of steps, [steps] for a composition [steps, FEATURES]."""
@@ -108,32 +129,33 @@ class StepTimeModel:
         fitted = self.fit_laws(tables)
         self.errors_: dict[tuple[str, EngineConfig], float] = {}
         self.inside_: dict[tuple[str, EngineConfig], bool] = {}
-        for group in _left_out(tables):
+        for group in left_out_groups(tables):
             names = {table.recording for table in group}
             others = [table for table in tables if table.recording not in names]
             known = {law_key(table.engine) for table in others}
             held = [table for table in group if law_key(table.engine) in known]
             kinds = {_kind(table.engine) for table in held}
-            laws = self.fit_laws([t for t in others if _kind(t.engine) in kinds])
+            wanted = {law_key(table.engine) for table in held}
+            laws = self.fit_laws([t for t in others if _kind(t.engine) in kinds], of=wanted)
             for name, key in dict.fromkeys((t.recording, law_key(t.engine)) for t in held):
                 own = [t for t in held if t.recording == name and law_key(t.engine) == key]
                 recorded = sum(self._total(t, laws[key]) for t in own)
                 predicted = sum(float(t.composition.sum(axis=0) @ laws[key]) for t in own)
                 self.errors_[name, key] = float(np.log(recorded / predicted))
                 rest = [t for t in others if law_key(t.engine) == key]
-                self.inside_[name, key] = _inside(own, rest)
+                self.inside_[name, key] = inside(own, rest)
         configurations = {table.recording: table.configuration for table in tables}
         self.configurations_ = {found: configurations[found[0]] for found in self.errors_}
         self.laws_: dict[EngineConfig, StepLaw] = {}
         for key, seconds in fitted.items():
             own = [table for table in tables if law_key(table.engine) == key]
-            composition = np.concatenate([table.composition for table in own])
+            bounds = np.array([table.low_high for table in own])
             sigma, repeats = self._spread(key, own, outside=False)
             sigma_outside, repeats_outside = self._spread(key, own, outside=True)
             self.laws_[key] = StepLaw(
                 seconds=seconds,
-                low=composition.min(axis=0),
-                high=composition.max(axis=0),
+                low=bounds[:, 0].min(axis=0),
+                high=bounds[:, 1].max(axis=0),
                 sigma=sigma,
                 sigma_outside=max(sigma, sigma_outside),
                 runs=len({table.recording for table in own}),
@@ -151,8 +173,13 @@ class StepTimeModel:
                 f"{engine.label()} of {engine.model} was never recorded; its step time is not known"
             ) from None
 
-    def fit_laws(self, tables: Sequence[StepTable]) -> dict[EngineConfig, Floats]:
-        """Return the seconds per feature of each law, by `law_key`, without their spreads."""
+    def fit_laws(
+        self, tables: Sequence[StepTable], *, of: Collection[EngineConfig] | None = None
+    ) -> dict[EngineConfig, Floats]:
+        """Return the seconds per feature of each law, by `law_key`, without their spreads.
+
+        With `of`, of these laws alone.
+        """
         laws: dict[EngineConfig, Floats] = {}
         for kind in dict.fromkeys(_kind(table.engine) for table in tables):
             group = [table for table in tables if _kind(table.engine) == kind]
@@ -160,6 +187,8 @@ class StepTimeModel:
                 group = [_without_host_work(table) for table in group]
             shared = self._fit_shared(group)
             for key in dict.fromkeys(law_key(table.engine) for table in group):
+                if of is not None and key not in of:
+                    continue
                 own = [table for table in group if law_key(table.engine) == key]
                 facts = own[0].facts
                 prior = _physics(facts, key, _columns(group)).T @ shared
@@ -284,34 +313,6 @@ def student_95(freedom: int) -> float:
     return float(z + first + second + third)
 
 
-def _left_out(tables: Sequence[StepTable]) -> list[list[StepTable]]:
-    """Return the groups of tables to predict from the rest: whole configurations.
-
-    Where nothing else would teach a configuration's laws, each of its recordings alone.
-    """
-    found = []
-    for name in dict.fromkeys(table.configuration for table in tables):
-        group = [table for table in tables if table.configuration == name]
-        taught = {law_key(t.engine) for t in tables if t.configuration != name}
-        if taught & {law_key(table.engine) for table in group}:
-            found.append(group)
-        else:
-            recordings = dict.fromkeys(table.recording for table in group)
-            found += [[t for t in group if t.recording == each] for each in recordings]
-    return found
-
-
-def _inside(held: Sequence[StepTable], rest: Sequence[StepTable]) -> bool:
-    """Whether steps lie, but for a few, within the batches and contexts of the others."""
-    inside = True
-    for name in ("requests", "kv_tokens"):
-        mine = np.concatenate([table.composition[:, INDEX[name]] for table in held])
-        known = np.concatenate([table.composition[:, INDEX[name]] for table in rest])
-        low, high = np.quantile(known, [0.05, 1.0])
-        inside &= bool(np.median(mine) >= low and np.quantile(mine, 0.95) <= 1.1 * high)
-    return inside
-
-
 def _starts_differ(tables: Sequence[StepTable]) -> bool:
     """Whether recordings had different numbers of samples a problem.
 
@@ -330,6 +331,7 @@ def _without_host_work(table: StepTable) -> StepTable:
     return dataclasses.replace(table, composition=composition)
 
 
+@lru_cache(maxsize=4096)
 def _kind(engine: EngineConfig) -> EngineConfig:
     """Return what decides the speed of layers, bytes and FLOPs: device, software, precision."""
     return dataclasses.replace(

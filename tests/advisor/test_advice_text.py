@@ -63,7 +63,9 @@ def test_the_document_is_the_contract(advisor):
         "experiments",
     ]
     pick = document["system_optimal"]
-    assert set(pick) == {"engine", "policy", "command", "estimates", "probability_within_budget"}
+    known = {"engine", "policy", "command", "estimates", "probability_within_budget", "prior"}
+    assert set(pick) == known
+    assert pick["prior"] is None
     assert set(pick["estimates"]["accuracy"]) == {"value", "low", "high", "unit", "extrapolated"}
     assert pick["estimates"]["energy_j"] is None
     assert document["budget"]["max_latency_s"] == 1.0

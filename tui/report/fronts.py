@@ -193,7 +193,9 @@ def _chart(
         x, y = (row.pick.estimates.get(name) for name in (measure.name, "accuracy"))
         if x is None or y is None:
             continue
-        tip = f"{plain(row.pick.engine, row.pick.policy)}. {_told(label, x, y)}"
+        tip = (
+            f"{plain(row.pick.engine, row.pick.policy, prior=row.pick.prior)}. {_told(label, x, y)}"
+        )
         if row.on_system or row.on_compute:
             points.append(Point(x=x, y=y, shape=row.shape, tip=tip))
         if row.letter:
@@ -229,7 +231,7 @@ def _table(rows: Sequence[Row], *, limited: bool) -> Html:
         on = [word for word, there in (("system", row.on_system), ("compute", row.on_compute))
               if there]  # fmt: skip
         cells: list[Content] = [
-            configuration(row.pick.engine, row.pick.policy, lead=row.letter),
+            configuration(row.pick.engine, row.pick.policy, lead=row.letter, prior=row.pick.prior),
             " + ".join(on) or "-",
         ]
         for name in names:

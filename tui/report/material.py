@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from traces.errors import TtscopeError
@@ -45,31 +45,37 @@ def gather_material(
     given: Mapping[str, Any],
     *,
     seed: int,
+    systems: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> Material:
     """Summarise the recordings, ask for advice, and foretell each run from the others.
 
-    `given` are the options of `ttscope advise`. Raises UsageError for a budget that is not
-    understood, or that limits what was not measured.
+    `given` are the options of `ttscope advise`, `systems` of the prior are offered too. Raises
+    UsageError for a budget that is not understood, or that limits what was not measured.
     """
     from advisor.budget import is_given, parse_budget
 
     limited = is_given(given)
     budget = parse_budget(given if limited else {**given, "optimise": "accuracy"})
+    if systems:
+        from advisor.models.prior_tables import read_prior
+
+        for system in systems:  # a wrong name is an error, not a page without advice
+            read_prior(system)
     report = progress or (lambda what, done, whole: None)
-    watched = tuple(engine for each in recordings for engine in watched_engines(each))
+    watched = tuple(engine for each in recordings for engine in watched_engines(each.afresh()))
     runs: list[Run] = []
     for number, recording in enumerate(recordings):
         report("reading", number, len(recordings))
         runs += [
-            run
-            for run in summarise(recording, budget.price_usd_per_device_hour)
+            replace(run, rows=None, sample_rows=None, step_rows=None)  # the page shows none
+            for run in summarise(recording.afresh(), budget.price_usd_per_device_hour)
             if not watched or run.problems or run.problems_in_flight or run.time_by_family
         ]
     posed = {run.recording for run in runs if run.problems}
     complete = [each for each in recordings if each.complete and each.name in posed]
     report("advising", 0, 1)
-    advice, no_advice = _advice(complete, runs, budget, seed)
+    advice, no_advice = _advice(complete, runs, budget, seed, systems)
     foretold, not_foretold = _foretold(complete, runs, report)
     return Material(
         runs=tuple(runs),
@@ -84,7 +90,11 @@ def gather_material(
 
 
 def _advice(
-    recordings: Sequence[Recording], runs: Sequence[Run], budget: Any, seed: int
+    recordings: Sequence[Recording],
+    runs: Sequence[Run],
+    budget: Any,
+    seed: int,
+    systems: Sequence[str],
 ) -> tuple[Recommendation | None, str | None]:
     from advisor.advise import Advisor
     from profiler.launch import shown_path
@@ -94,7 +104,7 @@ def _advice(
     if not any(run.steps for run in runs):
         return None, NO_STEPS
     try:
-        advisor = Advisor.fit(recordings, seed=seed)
+        advisor = Advisor.fit(recordings, seed=seed, gpus=systems)
     except TtscopeError as error:
         return None, str(error)
     return advisor.recommend(budget, model_path=shown_path), None

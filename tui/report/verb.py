@@ -12,9 +12,15 @@ from tui.read_verbs import open_all, print_document
 
 
 def run_report(
-    paths: Sequence[Path], output: Path, given: Mapping[str, Any], *, seed: int, as_json: bool
+    paths: Sequence[Path],
+    output: Path,
+    given: Mapping[str, Any],
+    *,
+    seed: int,
+    systems: Sequence[str] = (),
+    as_json: bool,
 ) -> None:
-    """Write the page and say where; `given` are the options of `ttscope advise`."""
+    """Write the page and say where; `given` and `systems` are as for `ttscope advise`."""
     from tui.advice_text import advice_json, advice_lines
     from tui.report.material import gather_material
     from tui.report.page import page
@@ -29,7 +35,9 @@ def run_report(
         def progress(what: str, done: int, whole: int) -> None:
             bar.update(task, description=what, completed=done, total=whole)
 
-        material = gather_material(open_all(paths), given, seed=seed, progress=progress)
+        material = gather_material(
+            open_all(paths), given, seed=seed, systems=systems, progress=progress
+        )
         text = page(material)
     size = write(output, text)
     answer = material.advice

@@ -83,7 +83,12 @@ def _answer(answer: Recommendation, *, limited: bool) -> Iterable[Content]:
             "or --min-accuracy 0.8, the answer is for that budget."
         ]
     told += [" ", _against(answer)]
-    if any(each is not None and each.extrapolated for each in pick.estimates.values()):
+    if pick.prior is not None:
+        told.append(
+            f" Nobody has measured it on this GPU: its times are of the prior of {pick.prior} "
+            "(operator tables of others), marked *."
+        )
+    elif any(each is not None and each.extrapolated for each in pick.estimates.values()):
         told.append(" Its numbers marked * lie outside what was measured.")
     yield tag("p", *told)
     yield _numbers(answer)
@@ -165,7 +170,7 @@ def _head(letter: str, name: str, pick: Pick, note: str) -> Html:
         [
             tag("span", f"{letter} ", class_="letter"),
             name,
-            tag("span", configuration(pick.engine, pick.policy), class_="config"),
+            tag("span", configuration(pick.engine, pick.policy, prior=pick.prior), class_="config"),
             tag("span", note, class_="how") if note else None,
         ]
     )
@@ -194,7 +199,7 @@ def _misses(answer: Recommendation) -> Iterable[Content]:
                     "What comes nearest to this limit, keeping the others where that is possible.",
                     key=f"near_misses.{index}.nearest",
                 ),
-                configuration(miss.pick.engine, miss.pick.policy),
+                configuration(miss.pick.engine, miss.pick.policy, prior=miss.pick.prior),
                 chance(
                     miss.pick.probability_within_budget,
                     SURE,
@@ -207,7 +212,8 @@ def _misses(answer: Recommendation) -> Iterable[Content]:
     best = answer.compute_optimal
     if best is not None:
         words = f"{model_words(best.engine.model)} with {policy_words(best.policy)}"
-        yield tag("p", f"Compute-optimal, limits aside: {words}; {engine_words(best.engine)}.")
+        how = engine_words(best.engine, prior=best.prior)
+        yield tag("p", f"Compute-optimal, limits aside: {words}; {how}.")
 
 
 def _lists(answer: Recommendation, left_out: Sequence[str]) -> Html:

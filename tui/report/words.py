@@ -55,8 +55,11 @@ def policy_words(policy: Policy | None) -> str:
     return words
 
 
-def engine_words(engine: EngineConfig, *, imported: bool = False) -> str:
-    """Return how an engine is started, such as `1 device, 64 samples at once`."""
+def engine_words(engine: EngineConfig, *, imported: bool = False, prior: str | None = None) -> str:
+    """Return how an engine is started, such as `1 device, 64 samples at once`.
+
+    With a `prior` it says that nobody has measured it.
+    """
     if imported:
         return "engine not known"
     count = engine.num_devices
@@ -70,11 +73,17 @@ def engine_words(engine: EngineConfig, *, imported: bool = False) -> str:
         method = drafts.method.replace("_", " ")
         words.append(f"speculation by {method}, {drafts.num_speculative_tokens} tokens ahead")
     words += [each for each in (engine.quantization,) if each]
+    words += [] if prior is None else [f"times by the prior of {prior}, not measured"]
     return ", ".join(words)
 
 
 def configuration(
-    engine: EngineConfig, policy: Policy | None, *, lead: str = "", imported: bool = False
+    engine: EngineConfig,
+    policy: Policy | None,
+    *,
+    lead: str = "",
+    imported: bool = False,
+    prior: str | None = None,
 ) -> Html:
     """Return a configuration in two lines: the model and its policy, and the engine."""
     mark = tag("span", f"{lead} ", class_="letter") if lead else None
@@ -83,14 +92,20 @@ def configuration(
             tag(
                 "span", mark, f"{model_words(engine.model)}: {policy_words(policy)}", class_="what"
             ),
-            tag("span", engine_words(engine, imported=imported), class_="how"),
+            tag("span", engine_words(engine, imported=imported, prior=prior), class_="how"),
         ]
     )
 
 
-def plain(engine: EngineConfig, policy: Policy | None, *, imported: bool = False) -> str:
+def plain(
+    engine: EngineConfig,
+    policy: Policy | None,
+    *,
+    imported: bool = False,
+    prior: str | None = None,
+) -> str:
     """Return a configuration in one line of text."""
-    how = engine_words(engine, imported=imported)
+    how = engine_words(engine, imported=imported, prior=prior)
     return f"{model_words(engine.model)}: {policy_words(policy)}; {how}"
 
 

@@ -1,0 +1,92 @@
+"""`ttscope advise --gpu`: GPUs that were not measured, in the text, the document and the page."""
+
+import dataclasses
+import json
+
+import pytest
+
+from advisor.models import prior_tables
+from tests.advisor.prior_files import DEVICE, TINY, write_prior
+from tests.advisor.synthetic import VOTE16, engine_of, record
+
+GIVEN = ("--gpu", "test_gpu", "--gpus", "8", "--price", "Test=2.5", "--price", "cpu=0.05")
+
+
+@pytest.fixture
+def recording(tmp_path, monkeypatch):
+    folder = write_prior(tmp_path / "systems")
+    monkeypatch.setattr(prior_tables, "tables_folder", lambda: folder)
+    made = record(tmp_path / "runs" / "one", engine_of(), VOTE16, problems=12, concurrency=1)
+    facts = dataclasses.replace(TINY, name="small", hidden_size=4096, intermediate_size=16384)
+    dataclasses.replace(made.manifest, models={"small": facts}).write(made.path)
+    return made.path
+
+
+def test_the_pick_is_said_to_be_of_the_prior(run, recording):
+    code, out, err = run("advise", recording, *GIVEN, "--optimise", "latency")
+    assert code == 0, err
+    assert max(map(len, out.splitlines())) <= 80
+    told = " ".join(out.split())
+    assert "small tp4 " in told
+    assert "on test_gpu (prior)" in told.partition(":")[0]
+    assert "By the prior, not measured." in told
+    assert "?" in out
+    assert "published runs took 1.04 to 1.47 times as long" in told
+
+
+def test_the_document_names_the_prior_of_each_pick(run, recording):
+    found = {}
+    for goal in ("latency", "cost"):
+        code, out, err = run("advise", recording, *GIVEN, "--optimise", goal, "--json")
+        assert code == 0, err
+        found[goal] = json.loads(out)
+    fast, cheap = (found[goal]["system_optimal"] for goal in ("latency", "cost"))
+    assert fast["prior"] == "test_gpu"
+    assert fast["engine"]["gpu"] == DEVICE
+    assert fast["engine"]["tensor_parallel_size"] == 4
+    assert fast["estimates"]["latency_s"]["extrapolated"]
+    assert cheap["engine"]["tensor_parallel_size"] == 1
+    assert {pick["prior"] for pick in found["latency"]["pareto"]} <= {None, "test_gpu"}
+    assert any("no all-reduce of 8 GPUs" in why for why in found["latency"]["infeasible"])
+
+
+def test_the_page_says_so_too(run, recording, tmp_path):
+    page = tmp_path / "page.html"
+    code, _, err = run("report", recording, *GIVEN, "--optimise", "latency", "-o", page)
+    assert code == 0, err
+    text = page.read_text()
+    assert "its times are of the prior of test_gpu" in text
+    assert "times by the prior of test_gpu, not measured" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ("--gpu", "h100", "--optimise", "cost"),
+            "--gpu h100: no operator tables; one of test_gpu",
+        ),
+        (("--gpu", "test_gpu", "--optimise", "cost", "--verify"), "not on a --gpu; give one"),
+        (("--gpu", "test_gpu", "--optimise", "energy"), "no recording holds power"),
+    ],
+)
+def test_what_cannot_be_answered_is_one_line(run, recording, arguments, message):
+    code, out, err = run("advise", recording, *arguments)
+    assert code == 2
+    assert not out
+    assert message in err.strip().splitlines()[-1]
+
+
+def test_a_wrong_system_makes_no_page(run, recording, tmp_path):
+    code, _, err = run("report", recording, "--gpu", "h100", "-o", tmp_path / "page.html")
+    assert code == 2
+    assert "no operator tables" in err
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_a_plan_says_where_its_runs_belong(run, recording, tmp_path):
+    plan = tmp_path / "next.yaml"
+    code, out, err = run("advise", recording, *GIVEN, "--optimise", "latency", "--plan", plan)
+    assert code == 0, err
+    assert DEVICE in plan.read_text().splitlines()[0]
+    assert f"on {DEVICE}" in " ".join(out.split())
