@@ -35,8 +35,8 @@ recordings: install
 SHIPPED := profiler/demo/recordings
 CHROMIUM ?= chromium
 pictures: install
-	$(BIN)/ttscope tui $(SHIPPED) --screen advice --min-accuracy 0.75 --size 120x36 \
-		--screenshot docs/advice.svg
+	$(BIN)/ttscope tui $(SHIPPED) --screen advice --min-accuracy 0.75 --size 120x48 \
+		--present $(SHIPPED)/demo-l-tp1-seqs64-maj@16-* --screenshot docs/advice.svg
 	$(BIN)/ttscope tui $(SHIPPED)/demo-l-tp1-seqs8-maj@16-* --screen run --size 120x36 \
 		--screenshot docs/run.svg
 	$(BIN)/ttscope tui $(SHIPPED) --size 120x24 --screenshot docs/recordings.svg

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from traces.errors import RecordingError, TtscopeError, UsageError
 from traces.recording import Recording
 from traces.schema import Budget, EngineConfig, Experiment, Pick, Policy, Recommendation
 from tui.read_verbs import open_all, print_document
+
+if TYPE_CHECKING:
+    from advisor.evidence import Evidence
 
 
 def run_advise(
@@ -99,7 +102,7 @@ def print_advice(
 
         answer = advisor.recommend(budget, model_path=shown_path, present=present, progress=heard)
     if plan is not None:
-        _write_plan(plan, answer, advisor)
+        write_plan(plan, answer, advisor.evidence)
     document = advice_json(answer) | dict(extra or {})
     if not as_json:
         for line in advice_lines(answer):
@@ -116,8 +119,11 @@ def print_advice(
         raise TtscopeError(f"nothing fits the budget; {_nearest(answer)}")
 
 
-def _write_plan(path: Path, answer: Recommendation, advisor: Any) -> None:
-    """Write what to measure next, or the pick where nothing else is worth it."""
+def write_plan(path: Path, answer: Recommendation, evidence: Evidence) -> None:
+    """Write what to measure next, or the pick where nothing else is worth it.
+
+    Raises TtscopeError where nothing fits, UsageError where the file cannot be written.
+    """
     import yaml
 
     from advisor.experiments import sweep_plan
@@ -127,7 +133,7 @@ def _write_plan(path: Path, answer: Recommendation, advisor: Any) -> None:
         chosen = (experiment_of(answer.system_optimal, "the pick"),)
     if not chosen:
         raise TtscopeError("--plan: nothing fits, so there is nothing to measure for it")
-    workload, (concurrency, _) = advisor.evidence.workload, advisor.evidence.load
+    workload, (concurrency, _) = evidence.workload, evidence.load
     document = sweep_plan(
         chosen,
         workload=None if workload is None else workload.name,

@@ -38,6 +38,9 @@ class Advises(Protocol):
     ) -> Recommendation:
         """Return what to run for a budget, beside what runs today where that is a candidate."""
 
+    def write_plan(self, path: Path, answer: Recommendation) -> None:
+        """Write what to measure next for `ttscope sweep`."""
+
 
 AdvisorFactory = Callable[[Sequence[Recording]], Advises]
 
@@ -60,6 +63,12 @@ class FittedAdvisor:
         return self._advisor.recommend(
             budget, model_path=self._model_path, present=present if known else None
         )
+
+    def write_plan(self, path: Path, answer: Recommendation) -> None:
+        """Write what to measure next for `ttscope sweep`; raises TtscopeError."""
+        from tui.advise_verb import write_plan
+
+        write_plan(path, answer, self._advisor.evidence)
 
 
 class TtscopeApp(App[None]):
@@ -192,6 +201,18 @@ class TtscopeApp(App[None]):
             unique = {str(each.path): each for each in recordings}
             self._advisor = (key, self._factory(list(unique.values())))
         return self._advisor[1]
+
+    def write_plan(self, answer: Recommendation) -> Path:
+        """Write what to measure next into a new file of this folder; return its path.
+
+        Raises TtscopeError where nothing fits, or the file cannot be written.
+        """
+        names = (Path(f"measure-next{number}.yaml") for number in ("", *range(2, 1000)))
+        path = next(each for each in names if not each.exists())
+        if self._advisor is None:
+            raise UsageError("nothing has been advised yet")
+        self._advisor[1].write_plan(path, answer)
+        return path
 
     def open_run(self, entry: Entry) -> None:
         """Show a run on screen 2."""

@@ -99,7 +99,7 @@ def _worst(found: Sequence[Estimate | None]) -> Estimate | None:
 
 
 def sees_line(snapshot: Snapshot | None, findings: Sequence[Finding]) -> str:
-    """Return which depths are seen in a line; `d` tells what the others need."""
+    """Return which depths are seen; `d` tells what the others need."""
     if snapshot is None:
         return ""
     polls = [each.polls for each in snapshot.numbers.values() if each is not None]
@@ -123,8 +123,9 @@ def sees_line(snapshot: Snapshot | None, findings: Sequence[Finding]) -> str:
             f"power {'none yet' if snapshot.watts is None else f'{snapshot.watts:,.0f} W'}"
         )
     parts.append("speculation yes" if names.get("speculation") else "speculation no")
-    told = " ".join(f"{kind.replace('_', ' ')} {n}" for kind, n in snapshot.events.items() if n)
-    return "sees  " + "   ".join(parts) + (f"   {told}" if told else "")
+    events = {kind: n for kind, n in snapshot.events.items() if n and kind != "window"}
+    parts += [f"{kind.replace('_', ' ')} {n}" for kind, n in events.items()]
+    return " | ".join(parts)
 
 
 def finding_lines(findings: Sequence[Finding], *, width: int) -> list[str]:

@@ -23,6 +23,13 @@ from traces.errors import EngineError
 
 PORT = 8080
 _END_S = 2.0  # that open pages have to end their apps
+_FOCUS = """<script>
+  const waiting = setInterval(() => {
+    const keys = document.querySelector(".xterm-helper-textarea");
+    if (keys) { keys.focus(); clearInterval(waiting); }
+  }, 50);
+</script>
+"""  # textual-serve waits for a click before it takes keys
 
 
 def is_loopback(host: str) -> bool:
@@ -79,6 +86,7 @@ class AppServer(Server):
             "application": {"name": self.title},
         }
         page = aiohttp_jinja2.render_template("app_index.html", request, context)
+        page.text = (page.text or "").replace("</body>", f"{_FOCUS}</body>")
         page.headers["Content-Security-Policy"] = (
             "default-src 'self' 'unsafe-inline'; img-src 'self' data:; "
             f"connect-src 'self' {socket_url}; frame-ancestors 'none'"

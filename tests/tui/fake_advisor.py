@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.traces.synthetic import engine_config
-from traces.errors import UsageError
+from traces.errors import TtscopeError, UsageError
 from traces.schema import (
     Budget,
     Estimate,
@@ -93,3 +93,8 @@ class FakeAdvisor:
                 difference={"latency_p95_s": estimate(12.5, "s"), "cost_usd": None},
             ),
         )
+
+    def write_plan(self, path, answer):
+        if answer.system_optimal is None:
+            raise TtscopeError("--plan: nothing fits, so there is nothing to measure for it")
+        path.write_text("runs: []\n")

@@ -210,6 +210,24 @@ async def test_axis_what_if_and_answers_while_typing(folder):
         assert "no recording of large" in text_of(app, "#message")
 
 
+async def test_what_to_measure_next_becomes_a_plan(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    app = TtscopeApp([folder], Advisors())
+    async with app.run_test(size=(120, 40)) as pilot:
+        await settle(pilot)
+        await pilot.press("4")
+        await settle(pilot)
+        for name in ("measure-next.yaml", "measure-next2.yaml"):
+            await pilot.press("m")
+            assert f"ttscope sweep {name} -o runs" in text_of(app, "#message")
+            assert (tmp_path / name).exists()
+        await pilot.press("b", *"1ms", "enter")
+        await settle(pilot)
+        await pilot.press("m")
+        assert "nothing fits" in text_of(app, "#message")
+        assert app.screen.query_one("#message").has_class("bad")
+
+
 async def test_what_runs_today_may_be_named(folder):
     advisors = Advisors()
     app = TtscopeApp([folder / "one"], advisors, present=folder / "two")

@@ -65,6 +65,7 @@ def test_the_page_and_what_it_loads_come_from_here(app):
     policy = page.headers["Content-Security-Policy"]
     assert policy.startswith("default-src 'self' 'unsafe-inline';")
     assert "google" not in policy
+    assert ".xterm-helper-textarea" in page.text  # keys are taken without a click
     assert httpx.get(f"{app}/static/js/textual.js").status_code == 200
     assert httpx.get(f"{app}?fontsize=x%22").text.count('data-font-size="16"') == 1
 

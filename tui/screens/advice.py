@@ -28,6 +28,15 @@ from tui.advice_views import (
 )
 from tui.formats import percent
 from tui.library import failure
+from tui.screens.advice_fields import (
+    FIELDS,
+    FIRST_ROW,
+    NUMBERS,
+    OBJECTIVES,
+    STATISTICS,
+    STYLES,
+    WIDE,
+)
 from tui.screens.advice_messages import Advised, WhatIf
 from tui.screens.base import ModeScreen
 from tui.views import (
@@ -40,36 +49,6 @@ from tui.views import (
 )
 from tui.what_if import what_if
 from tui.widgets.scatter import Scatter
-
-STATISTICS = (("mean", None), ("p50", 50), ("p95", 95), ("p99", 99))
-OBJECTIVES = ("latency", "cost", "accuracy", "energy", "throughput")
-FIELDS = (  # option of parse_budget, label, example, columns
-    ("max_latency", "<=", "5s", 8),
-    ("max_cost", "cost <=", "0.5s or $.01", 13),
-    ("max_energy", "energy <=", "800J", 7),
-    ("min_accuracy", "acc >=", "0.8", 6),
-    ("gpus", "GPUs <=", "4", 4),
-    ("rate", "rate", "2/s", 6),
-    ("price", "$/h", "2.5", 5),
-    ("confidence", "sure", "0.9", 5),
-)
-FIRST_ROW = 3
-STYLES = {
-    "o": "#56B4E9",
-    "@": "bold #2FBF96",
-    "+": "bold #E69F00",
-    "!": "#FF8A4C",
-    "P": "bold #CC79A7",
-}
-WIDE = 110
-NUMBERS = (  # header, estimate, whether only wide terminals show it
-    ("acc", "accuracy", False),
-    ("mean s", "latency_s", True),
-    ("p95 s", "latency_p95_s", False),
-    ("dev-s", "device_s", True),
-    ("$/pb", "cost_usd", True),
-    ("tok", "tokens", True),
-)
 
 
 class AdviceScreen(ModeScreen):
@@ -84,6 +63,7 @@ class AdviceScreen(ModeScreen):
         Binding("x", "axis", "axis", id="advice.axis"),
         Binding("w", "what_if", "what if", id="advice.what_if"),
         Binding("e", "explain", "explain", id="advice.explain"),
+        Binding("m", "measure", "measure next", id="advice.measure"),
         Binding("escape", "leave", "to the picks", show=False),
     ]
 
@@ -352,6 +332,17 @@ class AdviceScreen(ModeScreen):
             return
         self.toggle_class("whole")
         self.query_one("#pick" if self.has_class("whole") else "#picks").focus()
+
+    def action_measure(self) -> None:
+        """Write what to measure next as a plan for `ttscope sweep`."""
+        if self._advice is None:
+            return
+        try:
+            path = self.ttscope.write_plan(self._advice)
+        except TtscopeError as error:
+            self._say(str(error), bad=True)
+            return
+        self._say(f"plan in {path}; ttscope sweep {path} -o runs measures it")
 
     def action_axis(self) -> None:
         """Plot accuracy against the next thing that is known."""

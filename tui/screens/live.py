@@ -17,6 +17,7 @@ from textual.widgets import Input, Static
 from profiler.doctor import Finding
 from traces.errors import UsageError
 from tui.attachment import CAUTION, Attachment, default_folder
+from tui.formats import wrap
 from tui.library import failure
 from tui.live_views import (
     History,
@@ -36,14 +37,15 @@ from tui.widgets.lanes import Lanes
 
 WIDE = 120
 TALL = 32
-HOW = """\
-u asks for the URL of a vLLM server, or of several. It is watched without a restart, by its page
-of /metrics every second. With --listen 4318 (HTTP) or --listen-grpc 4317 spans and engine steps are
-received too, with --kernels FOLDER profiler windows are opened, and the power of GPUs of this
-machine is read; these are the options of ttscope attach. What is seen goes into a recording, which
-is on screen 1 when s stops it. d says what can be seen of a server, and what the rest needs.
-To pose a workload to it: ttscope attach URL --workload problems.jsonl --n 8.
-"""
+HOW = (
+    "u asks for the URL of a vLLM server, or of several. It is watched without a restart, by its "
+    "page of /metrics every second. With --listen 4318 (HTTP) or --listen-grpc 4317 spans and "
+    "engine steps are received too, with --kernels FOLDER profiler windows are opened, and the "
+    "power of GPUs of this machine is read; these are the options of ttscope attach.\n\n"
+    "What is seen goes into a recording, which is on screen 1 when s stops it. d says what can be "
+    "seen of a server, and what the rest needs. To pose a workload to it: ttscope attach URL "
+    "--workload problems.jsonl --n 8."
+)
 
 
 class LiveScreen(ModeScreen):
@@ -229,8 +231,9 @@ class LiveScreen(ModeScreen):
         self.query_one("#gauges", Lanes).show(gauges, None, title)
         self.query_one("#steps", Lanes).show(steps, None)
         self.query_one("#spreads", Static).update("\n".join(spread_lines(last.numbers)))
-        seen = [sees_line(last, self._findings), family_line(last.families, width)]
-        self.query_one("#sees", Static).update("\n".join(each[:width] for each in seen if each))
+        seen = wrap("sees", sees_line(last, self._findings), width=width, indent=6)
+        kernels = family_line(last.families, width)
+        self.query_one("#sees", Static).update("\n".join([*seen, *([kernels] if kernels else [])]))
         if not self._depth:
             listening = self._target is not None and self._target.listens
             told = problem_lines(last, now_ns=time.time_ns(), listening=listening)
