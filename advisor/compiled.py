@@ -7,6 +7,7 @@ files that hold compiled code.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import os
 import shutil
@@ -45,6 +46,9 @@ class _Part(JITCodeLibrary):  # type: ignore[misc]
     def add_llvm_module(self, module: Any) -> None:
         module.data_layout = self._codegen._data_layout
         self._final_module.link_in(module)
+        for function in self._final_module.functions:
+            if not function.is_declaration:
+                function.linkage = "linkonce_odr"  # the same in several parts
 
     def finalize(self) -> None:
         for library in dict.fromkeys(self._linking_libraries):
@@ -64,6 +68,19 @@ class _Part(JITCodeLibrary):  # type: ignore[misc]
         """Leave out what only Python's objects would need."""
 
 
+class _WholeCompiler(Compiler):  # type: ignore[misc]
+    """numba's compiler, whose many objects Python does not search for garbage meanwhile."""
+
+    def compile_extra(self, function: Callable[..., object]) -> object:
+        searched = gc.isenabled()
+        gc.disable()
+        try:
+            return super().compile_extra(function)
+        finally:
+            if searched:
+                gc.enable()
+
+
 class _PartCompiler(Compiler):  # type: ignore[misc]
     """numba's compiler, which puts a function into a `_Part`."""
 
@@ -73,7 +90,8 @@ class _PartCompiler(Compiler):  # type: ignore[misc]
 
 def compiled(function: Function) -> Function:
     """Compile a function by numba at its first call; the machine code is cached on disk."""
-    return cast(Function, njit(cache=True, error_model="numpy")(function))
+    options = {"pipeline_class": _WholeCompiler, "error_model": "numpy"}
+    return cast(Function, njit(cache=True, **options)(function))
 
 
 def inner(function: Function) -> Function:
@@ -82,9 +100,9 @@ def inner(function: Function) -> Function:
     Without numba's run time (`_nrt`) arrays are not counted as references, which is atomic and
     done for every array of a tuple at every call: it took half of a replay's time.
     """
-    options = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, "_nrt": False}
-    compiler = {"pipeline_class": _PartCompiler, "error_model": "numpy"}
-    return cast(Function, njit(**compiler, **options)(function))
+    options = {"pipeline_class": _PartCompiler, "error_model": "numpy"}
+    options |= {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, "_nrt": False}
+    return cast(Function, njit(**options)(function))
 
 
 def _cache_folder() -> Path:

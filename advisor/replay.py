@@ -23,6 +23,7 @@ from advisor.simulation.state import (
     ANSWER,
     CANCELLED,
     ENGINE,
+    LOG_COLUMNS,
     NODE,
     NONE,
     PROBLEM,
@@ -103,7 +104,12 @@ def replay(
         keep_longest=needs_longest(cost),
     )
     world = _world(workload, limits, replicas.count, slots, blocks)
-    makespan, rows = run(world, rules, cost, blocks, concurrency or 0, log)
+    rows = np.zeros((0, len(LOG_COLUMNS)))
+    makespan, leaps = run(world, rules, cost, blocks, concurrency or 0, rows)
+    if log:  # now that its length is known
+        world = _world(workload, limits, replicas.count, slots, blocks)
+        rows = np.zeros((leaps, len(LOG_COLUMNS)))
+        run(world, rules, cost, blocks, concurrency or 0, rows)
     if np.isnan(world.problems["decided"]).any():
         raise ValueError("a request was never scheduled; max_num_batched_tokens may be too few")
     return _replayed(world, makespan, rows if log else None)

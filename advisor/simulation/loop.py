@@ -16,7 +16,6 @@ from advisor.simulation.state import (
     CANCELLED,
     DECODE,
     DRAWN_LATER,
-    LOG_COLUMNS,
     NONE,
     WAITING,
     Rules,
@@ -35,7 +34,6 @@ from advisor.simulation.stop_rules import (
 
 ROUND_ROBIN: Final = 0
 LEAST_OUTSTANDING: Final = 1
-WIDTH: Final = len(LOG_COLUMNS)
 
 
 @compiled
@@ -45,20 +43,20 @@ def run(  # noqa: PLR0912, PLR0915 - one loop, compiled once
     cost: StepCost,
     blocks: int,
     in_flight: int,
-    keep_log: bool,
-) -> tuple[float, npt.NDArray[np.float64]]:
-    """Replay all problems; return when the last was decided, and the log [leaps, LOG_COLUMNS].
+    log: npt.NDArray[np.float64],
+) -> tuple[float, int]:
+    """Replay all problems; return when the last was decided, and the number of leaps.
 
     Problems arrive at their `arrival`, ascending, or, with `in_flight`, so many at a time. One
     thread does what is to do between steps, in order: a problem is decided, and the next one
-    arrives, when what was before them is done.
+    arrives, when what was before them is done. The first leaps are written into `log` [rows,
+    LOG_COLUMNS], as many as it has rows. Nothing is allocated, which is quicker to compile.
     """
-    log = np.zeros((1024 if keep_log else 1, WIDTH))
-    rows = 0
+    leaps = 0
     now = 0.0
     arrived = turn = at = wide(0)  # problems; the engine in turn; the one whose step ended last
     due_in = min(in_flight, len(world.problems))  # problems that arrive now
-    draws, first_draw, last_draw = np.zeros(len(world.problems), np.int64), 0, 0  # a ring
+    first_draw, last_draw = 0, 0  # in the ring of problems that have samples to be drawn
     while True:
         while due_in > 0 or first_draw < last_draw:
             if first_draw == last_draw:
@@ -66,11 +64,12 @@ def run(  # noqa: PLR0912, PLR0915 - one loop, compiled once
                 p.arrival = now + owed(world, cost, at) if in_flight else now
                 first = rules.drawn_first or p.samples
                 p.wanted = min(first, p.samples)
-                draws[last_draw % len(draws)] = arrived
+                world.problems[last_draw % len(world.problems)].draw = arrived
                 last_draw += 1
                 arrived += 1
                 due_in -= 1
-            turn = _draw(world, rules, cost, draws[first_draw % len(draws)], now, turn)
+            drawing = wide(world.problems[first_draw % len(world.problems)].draw)
+            turn = _draw(world, rules, cost, drawing, now, turn)
             first_draw += 1
         e = _next_engine(world)
         due = world.engines[e].due
@@ -86,11 +85,9 @@ def run(  # noqa: PLR0912, PLR0915 - one loop, compiled once
         now, at = due, e
         engine = world.engines[e]
         if engine.steps:
-            if keep_log:
-                if rows == len(log):
-                    log = _twice_as_long(log)
-                _note(world, rules, e, log[rows])
-                rows += 1
+            if leaps < len(log):
+                _note(world, rules, e, log[leaps])
+            leaps += 1
             pass_steps(world, rules, cost, e)
             engine.steps = 0
             while True:
@@ -112,7 +109,8 @@ def run(  # noqa: PLR0912, PLR0915 - one loop, compiled once
                 if not cancelled:
                     answer = _count_ended(world, rules, cost, s, now, e)
                     if answer == DRAW:
-                        draws[last_draw % len(draws)] = world.samples[s].problem
+                        place = last_draw % len(world.problems)
+                        world.problems[place].draw = world.samples[s].problem
                         last_draw += 1
                     elif answer == DECIDE and in_flight and arrived + due_in < len(world.problems):
                         due_in += 1
@@ -120,16 +118,7 @@ def run(  # noqa: PLR0912, PLR0915 - one loop, compiled once
                 engine.due = now
                 continue
         plan(world, rules, cost, blocks, e, now)
-    return now, log[:rows]
-
-
-@compiled
-def _twice_as_long(log: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    longer = np.zeros((2 * len(log), WIDTH))  # np.concatenate takes long to compile
-    for row in range(len(log)):
-        for column in range(WIDTH):
-            longer[row, column] = log[row, column]
-    return longer
+    return now, leaps
 
 
 @inner
@@ -187,7 +176,7 @@ def _draw(world: World, rules: Rules, cost: StepCost, p: int, now: float, turn: 
             cut_short(world, rules, cost, e, now, wide(rules.asynchronous))
         sample.engine, sample.state, sample.known = e, WAITING, sample.prompt
         sample.queued = now + owed(world, cost, e)
-        wait(world, e, s, False)
+        wait(world, e, s, wide(0))
         engine.outstanding += 1
     return turn
 

@@ -7,8 +7,8 @@ from advisor.simulation.state import NONE, World
 
 
 @inner
-def wait(world: World, e: int, s: int, first: bool) -> None:
-    """Put a sample at the end of the waiting list, or at its front."""
+def wait(world: World, e: int, s: int, first: int) -> None:
+    """Put a sample at the end of the waiting list, or at its front if `first` is 1."""
     engine, sample = world.engines[e], world.samples[s]
     engine.waiting += 1
     if first:

@@ -63,7 +63,7 @@ def _preempt(world: World, rules: Rules, e: int) -> None:
     sample.known = sample.prompt + generated(world, s)
     sample.computed = 0
     sample.state = WAITING
-    wait(world, e, s, True)
+    wait(world, e, s, wide(1))
 
 
 @inner

@@ -78,6 +78,7 @@ PROBLEM = np.dtype(
         ("window_ended", "i4"),
         ("agreed", "i4"),
         ("streak", "i4"),
+        ("draw", "i4"),  # of a ring: the problem that stands here, with samples to be drawn
         ("decided_by", "i4"),
         ("arrival", "f8"),
         ("decided", "f8"),
