@@ -141,7 +141,7 @@ def write_plan(path: Path, answer: Recommendation, evidence: Evidence) -> None:
         seed=None if workload is None else workload.seed,
         concurrency=concurrency,
     )
-    known = advisor.evidence.gpus
+    known = evidence.gpus
     elsewhere = [
         f"# on {engine.gpu}: {engine.model} {engine.label()}, {each.policy.label()}\n"
         for each in chosen
