@@ -197,7 +197,7 @@ class Advisor:
 
         Raises UsageError when the budget limits what was not measured (energy) or has no price.
         """
-        prices = Prices(budget, self.evidence.price_usd_per_device_hour)
+        prices = self._prices(budget)
         prices.check([kind.engine for kind in self.space.kinds])
         screen = self.under(budget.rate_per_s).screen
         return Ranking(screen, self.costs, budget, prices, self._preferred)
@@ -255,12 +255,16 @@ class Advisor:
             rate_per_s=rate_per_s,
             most=len(self.space.problem_ids),
         )
-        prices = Prices(budget, self.evidence.price_usd_per_device_hour)
+        prices = self._prices(budget)
         row = Ranking(screen, self.costs, budget, prices, self._preferred).best()
         return None if row is None else name_without_limits(self.space.candidate(row))
 
+    def _prices(self, budget: Budget) -> Prices:
+        evidence = self.evidence
+        return Prices(budget, evidence.price_usd_per_device_hour, evidence.gpus)
+
     def _question(self, state: UnderLoad, budget: Budget) -> Question:
-        prices = Prices(budget, self.evidence.price_usd_per_device_hour)
+        prices = self._prices(budget)
         return Question(state.measures, self.draws, budget, prices, self.space.ran)
 
     def _improve(

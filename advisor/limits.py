@@ -53,13 +53,22 @@ class Goal:
 
 
 class Prices:
-    """USD per device-hour of each engine, by the type of its device where types have prices."""
+    """USD per device-hour of each engine, by the type of its device where types have prices.
 
-    def __init__(self, budget: Budget, recorded: float | None) -> None:
+    A `recorded` price is that of the devices recorded on, `gpus`; None says that all are.
+    """
+
+    def __init__(
+        self,
+        budget: Budget,
+        recorded: float | None,
+        gpus: frozenset[str | None] | None = None,
+    ) -> None:
         self._types = dict(budget.prices)
         given = budget.price_usd_per_device_hour
         self.plain = recorded if given is None and not self._types else given
         self.recorded = given is None and not self._types and recorded is not None
+        self._gpus = gpus if self.recorded else None
 
     def of(self, engine: EngineConfig) -> float | None:
         """Return the price of an engine's device, None where it is not known."""
@@ -67,7 +76,7 @@ class Prices:
         for name, price in self._types.items():
             if name.lower() in device:
                 return price
-        return self.plain
+        return self.plain if self._gpus is None or engine.gpu in self._gpus else None
 
     def check(self, engines: Sequence[EngineConfig]) -> None:
         """Raise UsageError for a type of device that no engine has."""

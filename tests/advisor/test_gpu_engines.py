@@ -86,6 +86,21 @@ def test_latency_asks_for_more_gpus_and_cost_for_one(advisor):
     assert fast.estimates["energy_j"] is None
 
 
+def test_a_recorded_price_is_not_that_of_another_gpu(tmp_path):
+    priced = of_model(tmp_path / "priced", WIDE, price_usd_per_device_hour=0.5)
+    advisor = Advisor.fit([priced], gpus=["test_gpu"])
+    fast, cheap = (
+        advisor.recommend(Budget(optimise=name, max_gpus=8)).system_optimal
+        for name in ("latency", "cost")
+    )
+    assert fast.prior == "test_gpu"
+    assert fast.estimates["cost_usd"] is None
+    assert cheap.prior is None
+    assert cheap.estimates["cost_usd"].value > 0
+    given = Budget(optimise="latency", max_gpus=8, price_usd_per_device_hour=2.0)
+    assert advisor.recommend(given).system_optimal.estimates["cost_usd"].value > 0
+
+
 def test_a_small_model_gains_nothing_from_more_gpus(tmp_path):
     advisor = Advisor.fit([of_model(tmp_path / "narrow", NARROW)], gpus=["test_gpu"])
     found = advisor.recommend(Budget(optimise="latency", max_gpus=8)).system_optimal
