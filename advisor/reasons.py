@@ -283,8 +283,8 @@ def _of_prior(prior: PriorCost, sigma: float, *, beyond: bool) -> Iterable[str]:
         )
     else:
         yield (
-            f"{told}, which no run of this GPU has checked; published runs took 1.04 to 1.47 times "
-            f"as long, and {interval}"
+            f"{told}, which no run of this GPU has checked; published runs on H100 took 1.04 to "
+            f"1.47 times as long, and {interval}"
         )
     if beyond:
         yield "extrapolated: the pick makes larger steps than the tables hold"

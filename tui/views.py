@@ -60,7 +60,7 @@ def load(path: Path, price_usd_per_device_hour: float | None = None) -> list[Ent
     """Open and summarise one recording; a failure is an entry that says why."""
     try:
         recording = Recording.open(path)
-        runs = summarise(recording, price_usd_per_device_hour)
+        runs = summarise(recording.afresh(), price_usd_per_device_hour)  # which keep their rows
     except TtscopeError as error:
         return [Entry(key=str(path), path=path, error=str(error))]
     except Exception as error:  # one bad recording must not end the app
