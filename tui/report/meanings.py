@@ -112,6 +112,11 @@ GLOSSARY: tuple[tuple[str, str], ...] = (
         "models and settings, fewer samples, other limits.",
     ),
     (
+        "prior",
+        "Where no run was recorded on a GPU: how long a step takes there by operator times that "
+        "others measured, for the recorded samples. Its intervals are those of its known errors.",
+    ),
+    (
         "system-optimal",
         "Best in what is paid for and waited for (latency, cost, energy or throughput, as was "
         "asked) among the configurations that meet every limit.",

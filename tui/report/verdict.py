@@ -85,7 +85,7 @@ def _answer(answer: Recommendation, *, limited: bool) -> Iterable[Content]:
     told += [" ", _against(answer)]
     if pick.prior is not None:
         told.append(
-            f" Nobody has measured it on this GPU: its times are of the prior of {pick.prior} "
+            f" The pick was not measured on its GPU: its times are of the prior of {pick.prior} "
             "(operator tables of others), marked *."
         )
     elif any(each is not None and each.extrapolated for each in pick.estimates.values()):
