@@ -77,7 +77,8 @@ class AppServer(Server):
     async def handle_index(self, request: web.Request) -> web.Response:
         """Return the page, which may load from this server alone."""
         wanted = request.query.get("fontsize", "16")
-        scheme = "wss" if request.scheme == "https" else "ws"
+        shown_as = request.headers.get("X-Forwarded-Proto", request.scheme)  # behind a proxy
+        scheme = "wss" if shown_as == "https" else "ws"
         socket_url = f"{scheme}://{request.host}"
         context = {
             "font_size": int(wanted) if wanted.isdecimal() else 16,

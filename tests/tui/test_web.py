@@ -74,6 +74,8 @@ def test_addresses_are_those_that_were_asked_for(app):
     """As through ssh -L 9000:localhost:8080."""
     page = httpx.get(app, headers={"Host": "localhost:9000"})
     assert 'data-session-websocket-url="ws://localhost:9000/ws"' in page.text
+    proxied = {"Host": "localhost", "X-Forwarded-Proto": "https"}
+    assert '"wss://localhost/ws"' in httpx.get(app, headers=proxied).text
 
 
 @pytest.mark.parametrize(
