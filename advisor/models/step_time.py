@@ -166,15 +166,14 @@ class StepTimeModel:
 
     def law(self, engine: EngineConfig) -> StepLaw:
         """Return the law of an engine. Raises UsageError when no such engine was recorded."""
-        key, told = law_key(engine), "; its step time is not known"
-        if key in self.laws_:
-            return self.laws_[key]
-        if _of_any_size(key) in map(_of_any_size, self.laws_):
-            told = (
-                "; a few problems teach what tensor parallelism divides: ttscope record --model "
-                f"{engine.model} --tensor-parallel-size {engine.tensor_parallel_size}; give it too"
-            )
-        raise UsageError(f"{engine.label()} of {engine.model} was never recorded{told}")
+        try:
+            return self.laws_[law_key(engine)]
+        except KeyError:
+            raise UsageError(
+                f"{engine.label()} of {engine.model} was never recorded; a few problems teach its "
+                f"steps: ttscope record --model {engine.model} --tensor-parallel-size "
+                f"{engine.tensor_parallel_size}, then give that recording too"
+            ) from None
 
     def fit_laws(
         self, tables: Sequence[StepTable], *, of: Collection[EngineConfig] | None = None
@@ -367,10 +366,6 @@ def _columns(tables: Sequence[StepTable]) -> list[str]:
         *(f"draft {setting}" for setting in settings),
         *(f"draft request {setting}" for setting in settings),
     ]
-
-
-def _of_any_size(key: EngineConfig) -> EngineConfig:
-    return dataclasses.replace(key, tensor_parallel_size=1, num_gpus=None)
 
 
 def _setting(engine: EngineConfig) -> str:

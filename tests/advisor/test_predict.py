@@ -133,7 +133,7 @@ def test_who_waited_for_whom(votes):
         ({"engine": {"model": "other"}}, "no samples of other were recorded"),
         (
             {"engine": {"tensor_parallel_size": 4}},
-            "never recorded; a few problems teach what .* --model small --tensor-parallel-size 4;",
+            "never recorded; a few problems teach .* --model small --tensor-parallel-size 4,",
         ),
         ({"engine": {"dtype": "float16"}}, "no samples of small with"),
         ({"policy": {"method": "sequential"}}, "cannot be replayed from other samples"),
