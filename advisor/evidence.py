@@ -123,8 +123,14 @@ def _own_gpus(engine: EngineConfig) -> int | None:
     return engine.num_gpus // engine.data_parallel_size
 
 
-def gather(recordings: Sequence[Recording], *, judged: bool = True, timed: bool = True) -> Evidence:
-    """Read what the recordings hold.
+def gather(
+    recordings: Sequence[Recording],
+    *,
+    judged: bool = True,
+    timed: bool = True,
+    others: Sequence[Recording] = (),
+) -> Evidence:
+    """Read what the recordings hold, and the steps of `others`, which are of other problems.
 
     `judged` says that samples must be right or wrong, `timed` that there must be steps.
 
@@ -140,7 +146,7 @@ def gather(recordings: Sequence[Recording], *, judged: bool = True, timed: bool 
     models: dict[str, ModelFacts] = {}
     watts: dict[EngineConfig, list[float]] = {}
     left_out = 0
-    most = most_of_each([each.rows("steps") for each in recordings], MOST_STEPS)
+    most = most_of_each([each.rows("steps") for each in (*recordings, *others)], MOST_STEPS)
     for each in recordings:
         recording = each.afresh()  # its tables go once the next is read
         models.update(recording.manifest.models)
@@ -153,6 +159,10 @@ def gather(recordings: Sequence[Recording], *, judged: bool = True, timed: bool 
         runs.extend(found)
         cut.extend(cut_runs(recording, found))
         left_out += dropped
+    for each in others:
+        recording = each.afresh()
+        for key, engine in recording.manifest.engines.items():
+            steps.extend(_steps(recording, key, engine, most))
     names = ", ".join(recording.name for recording in recordings)
     if timed and not steps:
         tables = "" if judged else ", or give operator tables to replay on (--operators)"

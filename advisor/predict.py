@@ -65,23 +65,24 @@ def predict(
 ) -> Prediction:
     """Replay a recorded run as it was and as asked.
 
-    `recorded` is one of the base's runs; `others` are recordings that teach step times, and
-    samples where the question is of another model. Raises UsageError for what the recordings
-    cannot answer, and RecordingError when they hold nothing to replay.
+    `recorded` is one of the base's runs; `others` are recordings that teach step times and, where
+    they are of the same problems, samples of another model. Raises UsageError for what the
+    recordings cannot answer, and RecordingError when they hold nothing to replay.
     """
     prior = None if question.gpu is None else _prior(base, others, question)
-    if prior is not None:  # recordings of the GPU may be of other problems
-        others = [each for each in others if _hash(each) == _hash(base)]
+    if prior is not None:
         engine = replace(question.engine, gpu=prior.tables.device)
         question = replace(question, engine=engine)
     on_tables = question.gpu is not None or question.operators is not None
+    alike = [base, *(each for each in others if _hash(each) == _hash(base))]
+    rest = [] if on_tables else [each for each in others if each not in alike]
+    evidence = gather(alike, judged=False, timed=not on_tables, others=rest)
     recordings = [base, *others]
-    evidence = gather(recordings, judged=False, timed=not on_tables)
     model = StepTimeModel().fit(evidence.steps) if evidence.steps else None
     own = _own_run(evidence, base, recorded)
     redrafted = None
     if question.engine.speculative != own.engine.speculative:
-        redrafted = _redrafted(evidence, recordings, question)
+        redrafted = _redrafted(evidence, alike, question)
     sources = (_source(evidence, own, question),) if redrafted is None else redrafted.runs
     law, told = None, None
     if redrafted is not None and model is not None and not on_tables:

@@ -170,7 +170,9 @@ class StepTimeModel:
             return self.laws_[law_key(engine)]
         except KeyError:
             raise UsageError(
-                f"{engine.label()} of {engine.model} was never recorded; its step time is not known"
+                f"{engine.label()} of {engine.model} was never recorded; a few problems teach its "
+                f"steps: ttscope record --model {engine.model} --tensor-parallel-size "
+                f"{engine.tensor_parallel_size}, then give that recording too"
             ) from None
 
     def fit_laws(

@@ -131,7 +131,10 @@ def test_who_waited_for_whom(votes):
         ({"policy": {"n": 17}}, "16 samples per problem were recorded"),
         ({"policy": {"temperature": 0.2}}, "no samples with policy.temperature=0.2"),
         ({"engine": {"model": "other"}}, "no samples of other were recorded"),
-        ({"engine": {"tensor_parallel_size": 4}}, "was never recorded; its step time"),
+        (
+            {"engine": {"tensor_parallel_size": 4}},
+            "never recorded; a few problems teach .* --model small --tensor-parallel-size 4,",
+        ),
         ({"engine": {"dtype": "float16"}}, "no samples of small with"),
         ({"policy": {"method": "sequential"}}, "cannot be replayed from other samples"),
         ({"engine": {"num_gpu_blocks": 3}}, "blocks of the cache's 2"),
@@ -161,6 +164,21 @@ def test_another_recording_teaches_another_model(votes, recordings):
     found = asked(votes, others=[recordings[4]], engine={"model": "large"})
     assert found.predicted.latency_s["mean"].value > found.replayed.latency_s["mean"].value
     assert found.predicted.accuracy.value > found.replayed.accuracy.value
+
+
+def test_a_few_other_problems_teach_the_steps_of_another_size(votes, tmp_path):
+    """Tensor parallelism: the recorded samples, at the step times of a short run of others."""
+    engine = dataclasses.replace(summarise(votes)[0].engine, tensor_parallel_size=2)
+    policy = summarise(votes)[0].policy
+    few = record(tmp_path / "few", engine, policy, problems=6, workload="others")
+    found = asked(votes, others=[few], engine={"tensor_parallel_size": 2})
+    truth = record(tmp_path / votes.name, engine, policy, noise=0.0)
+    latency = summarise(truth)[0].latency_s["mean"].value
+    assert found.predicted.latency_s["mean"].value == pytest.approx(latency, rel=0.05)
+    assert found.predicted.problems == found.recorded.problems  # those of the base, not the few
+    with pytest.raises(UsageError, match="no samples of large were recorded"):
+        other = record(tmp_path / "large", engine_of("large"), policy, workload="others")
+        asked(votes, others=[other], engine={"model": "large"})
 
 
 def test_a_run_that_stopped_early_has_no_samples_to_replay(tmp_path):
