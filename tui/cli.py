@@ -137,7 +137,7 @@ def replay(
         str | None, typer.Option(help="Step times of a GPU from the prior: h100_sxm, ..")
     ] = None,
     model_config: Annotated[
-        Path | None, typer.Option(help="config.json of the model there, if not the recorded.")
+        Path | None, typer.Option(help="config.json of the model on that GPU, if not the recorded.")
     ] = None,
     against: Annotated[
         str | None, typer.Option(metavar="URL", help="Send the run to a server, for real.")
