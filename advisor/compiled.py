@@ -34,13 +34,14 @@ else:
     wide = np.int64
 
 UNUSED_S: Final = 30 * 86400  # after which the code of another version is deleted
+_PARTS_TRIED: Final = ((0, 61), (0, 65))  # versions of numba; others compile as numba does
 
 
 class _Part(JITCodeLibrary):  # type: ignore[misc]
     """The code of a function that only compiled ones call; it is optimised as a part of theirs.
 
     numba optimises and assembles each function with all that it calls, and again with every caller
-    further up. Of these only the outermost one is run. Tried with numba 0.61 and 0.65.
+    further up. Of these only the outermost one is run. It rests on numba's inside.
     """
 
     def add_llvm_module(self, module: Any) -> None:
@@ -94,13 +95,19 @@ def compiled(function: Function) -> Function:
     return cast(Function, njit(cache=True, **options)(function))
 
 
+def inner_compiler(version: tuple[int, ...]) -> type[Compiler]:
+    """Return what compiles inner functions with this version of numba."""
+    first, last = _PARTS_TRIED
+    return _PartCompiler if first <= version[:2] <= last else Compiler
+
+
 def inner(function: Function) -> Function:
     """Compile a function that only compiled ones call and that allocates nothing.
 
     Without numba's run time (`_nrt`) arrays are not counted as references, which is atomic and
     done for every array of a tuple at every call: it took half of a replay's time.
     """
-    options = {"pipeline_class": _PartCompiler, "error_model": "numpy"}
+    options = {"pipeline_class": inner_compiler(numba.version_info.short), "error_model": "numpy"}
     options |= {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, "_nrt": False}
     return cast(Function, njit(**options)(function))
 

@@ -2,9 +2,11 @@ import gc
 
 import numpy as np
 import pytest
+from numba.core.compiler import Compiler
 from numba.core.errors import TypingError
 
-from advisor.compiled import compiled, inner
+from advisor import compiled as module
+from advisor.compiled import compiled, inner, inner_compiler
 
 
 @inner
@@ -47,3 +49,21 @@ def test_the_search_for_garbage_goes_on_when_a_function_cannot_be_compiled():
     with pytest.raises(TypingError):
         without_a_type(np.zeros(2))
     assert gc.isenabled()
+
+
+def test_a_numba_that_was_not_tried_compiles_in_its_own_way(monkeypatch):
+    assert inner_compiler((0, 65, 1)) is inner_compiler((0, 61)) is not Compiler
+    assert inner_compiler((0, 66)) is inner_compiler((1, 0)) is inner_compiler((0, 60)) is Compiler
+    monkeypatch.setattr(module, "inner_compiler", lambda version: Compiler)
+
+    @inner
+    def third(values):
+        return values[0] / 3
+
+    @module.compiled
+    def third_and_one(values):
+        return third(values) + 1
+
+    assert third_and_one(np.array([6.0])) == 3
+    (made,) = third.overloads.values()
+    assert made.library.get_pointer_to_function(made.fndesc.llvm_func_name)
