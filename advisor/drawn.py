@@ -1,14 +1,15 @@
 """What a policy gives on the recorded problems, whatever the engine: samples, votes, work.
 
 Votes of a fixed number of samples are exact expectations over subsets; what is replayed are a few
-draws of them. A rule that stops early looks at samples in a random order; what it gives alone on an
-engine, step by step, is replayed here, and again under load in advisor/outcomes.py.
+draws of them. A rule that stops early looks at samples in a random order: how often it is right is
+expected over many orders (advisor/rule_accuracy.py); what it takes alone on an engine, step by
+step, is replayed here in a few, and again under load in advisor/outcomes.py.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +18,7 @@ import numpy.typing as npt
 from advisor.composition import FEATURES, INDEX
 from advisor.evidence import Evidence, Run, Sample
 from advisor.load import Limits, Load, Replayed
+from advisor.rule_accuracy import decides_as_vote, expected_right
 from advisor.space import Kind, Pool, Space, limits_of
 from advisor.workload import Workload
 from traces.schema import ModelFacts, Policy
@@ -59,6 +61,7 @@ class Drawn:
         self._accuracy: dict[Hashable, Floats] = {}
         self._exact: dict[Hashable, tuple[Floats, Floats]] = {}
         self._alone: dict[Hashable, list[Replayed]] = {}
+        self._rules: dict[Hashable, tuple[Floats, Floats]] = {}
 
     # -- samples -------------------------------------------------------------------------------
 
@@ -132,6 +135,31 @@ class Drawn:
             self._votes[id(run)] = found
         return self._votes[id(run)]
 
+    def right_in(self, kind: Kind, replayed: Sequence[Floats]) -> Floats:
+        """Return how often a rule is right in replays of its drawn samples, in their order.
+
+        The expectation over all orders, and what the load changed in those that were drawn.
+        """
+        alone = self._run_alone(kind, None)
+        changed = [right - alone[i % len(alone)].right for i, right in enumerate(replayed)]
+        return np.asarray(self._expected(kind)[0] + np.mean(changed, axis=0))
+
+    def _expected(self, kind: Kind) -> tuple[Floats, Floats]:
+        """Return how often a rule is right alone on an engine, and one sample after the other."""
+        policy = kind.policy
+        if decides_as_vote(policy):
+            exact = self.correctness(kind.pool, policy)
+            return exact, exact
+        name = (kind.pool.key, policy.n, policy.rule)
+        if name not in self._rules:
+            rng = np.random.default_rng([self.seed, 4, policy.n])
+            pairs = [
+                expected_right(load.samples, policy, rng) for load in self._pool_loads(kind.pool)
+            ]
+            parallel, one = np.array(pairs).T
+            self._rules[name] = parallel, one
+        return self._rules[name]
+
     # -- work ----------------------------------------------------------------------------------
 
     def tokens_and_flops(self, kind: Kind) -> tuple[Floats, Floats]:
@@ -162,7 +190,7 @@ class Drawn:
         FLOPs are those of all that was forwarded, shared by the tokens generated.
         """
         first = self.workloads(kind.pool, kind.policy)[0].first
-        right = np.mean([run.right for run in runs], axis=0)
+        right = self.right_in(kind, [run.right for run in runs])
         tokens = np.mean(
             [np.add.reduceat(run.generated_tokens, first[:-1]) for run in runs], axis=0
         ).astype(float)
@@ -189,7 +217,7 @@ class Drawn:
             totals=self._mean_totals(runs),
             totals_one=self._mean_totals(one),
             right=right,
-            right_one=right if whole else np.mean([run.right for run in one], axis=0),
+            right_one=right if whole else self._expected(kind)[1],
             tokens=tokens,
             flops=flops,
         )

@@ -95,7 +95,7 @@ class Outcomes:
             seen = self._closed(candidate, law, concurrency or 1) if rate_per_s else first
             accuracy, tokens, flops = self.drawn.stopped(kind, seen)
             if rate_per_s is not None and keeps_up:
-                accuracy = np.mean([r.right for r in first], axis=0)
+                accuracy = self.drawn.right_in(kind, [r.right for r in first])
         totals = np.mean([r.totals for r in first], axis=0)
         return Outcome(
             candidate=candidate,

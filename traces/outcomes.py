@@ -181,11 +181,14 @@ def _slowed(steps: pl.DataFrame) -> pl.Expr:
 
 
 def _flops_column(recording: Recording) -> pl.Expr:
-    """Return FLOPs of a sample by its engine's model; null when the model's facts are not kept."""
+    """Return FLOPs of a sample by its engine's model; null when the model's facts are not kept.
+
+    Null with speculation too: what was drafted and rejected is work, and no sample's row has it.
+    """
     column = pl.lit(None, dtype=pl.Float64)
     for key, engine in recording.manifest.engines.items():
         facts = recording.manifest.models.get(engine.model)
-        if facts is not None:
+        if facts is not None and engine.speculative is None:
             column = pl.when(pl.col("engine") == key).then(sample_flops(facts)).otherwise(column)
     return column
 

@@ -105,6 +105,15 @@ def test_flops_by_hand(run, rows):
     assert run.flops_per_problem.value == pytest.approx(total / 24)
 
 
+def test_flops_of_a_run_with_drafts_are_not_known(rows, tmp_path):
+    engine = speculative_engine()
+    samples = [{**row, "engine": engine.key()} for row in rows["samples"]]
+    (found,) = summarise(
+        write_recording(tmp_path / "a", {**rows, "samples": samples}, engine=engine)
+    )
+    assert found.tokens_per_problem is not None and found.flops_per_problem is None
+
+
 def test_cached_tokens_are_not_forwarded(rows, tmp_path):
     cached = [{**row, "cached_tokens": 6} for row in rows["samples"]]
     (found,) = summarise(write_recording(tmp_path / "a", {**rows, "samples": cached}))
