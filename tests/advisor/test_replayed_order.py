@@ -82,3 +82,12 @@ def test_a_run_without_steps_keeps_the_recorded_order(recording, run, tmp_path):
     for part in (tmp_path / "bare").glob("steps-*"):
         part.unlink()
     assert replayed_order(Recording.open(tmp_path / "bare"), run) is None
+
+
+def test_agreement_of_more_than_half_is_as_accurate_as_the_vote(recording, run):
+    found = evaluate(run, order=replayed_order(recording, run)).outcomes
+    votes = {each.n: each.accuracy for each in found if each.method == "majority"}
+    told = [e for e in found if e.method == "agreement" and 2 * dict(e.rule)["agree"] > e.n]
+    assert {each.n for each in told} == {4, 8, 16}
+    for each in told:
+        assert each.accuracy == votes[each.n]
