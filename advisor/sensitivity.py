@@ -1,8 +1,9 @@
 """What would change the answer: the limits, rates and prices at which another pick comes up.
 
-A limit's turning points are exact on what was replayed: a candidate meets a limit up to a value
-that its draws tell (`Question.needed`). Loosened, the pick changes where the first candidate that
-is better comes in; tightened, where the pick drops out. Rates are tried in closed form.
+A candidate meets a limit up to a value that its draws tell (`Question.needed`). Tightened, the pick
+drops out at its own value, which is exact. Loosened, the first replayed candidate that is better
+comes in; one that was not replayed for this budget may come in earlier, so that the value holds at
+the latest, as prices do. Rates are tried in closed form, where that has the same pick.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from advisor.question import Question
-from advisor.reasons import name_of
+from advisor.reasons import name_of, name_without_limits
 from traces.schema import Turning
 
 UNITS = {
@@ -39,13 +40,15 @@ def turnings(
     yield from _prices(question, system)
     rate = question.measures.rate_per_s
     if rate is not None and at_rate is not None:
-        yield from _rates(rate, at_rate)
+        mine = name_without_limits(question.measures.outcomes[system].candidate)
+        if at_rate(rate) == mine:
+            yield from _rates(rate, mine, at_rate)
 
 
-def _rates(rate: float, at_rate: Callable[[float], str | None]) -> Iterator[Turning]:
-    mine = at_rate(rate)
+def _rates(rate: float, mine: str, at_rate: Callable[[float], str | None]) -> Iterator[Turning]:
     for factor in (2.0, 0.5):
-        near, far, other = rate, rate, mine
+        near, far = rate, rate
+        other: str | None = mine
         for _ in range(DOUBLINGS):
             far = near * factor
             other = at_rate(far)
@@ -67,6 +70,7 @@ def _rates(rate: float, at_rate: Callable[[float], str | None]) -> Iterator[Turn
             unit="/s",
             direction="above" if factor > 1 else "below",
             pick=other,
+            exact=False,
             replayed=False,
         )
 
@@ -102,6 +106,7 @@ def _limit(question: Question, name: str, system: int) -> Iterator[Turning]:
             unit=UNITS[name],
             direction="above" if looser == "above" else "below",
             pick=_named(question, row),
+            exact=False,
         )
 
 
@@ -126,5 +131,6 @@ def _prices(question: Question, system: int) -> Iterator[Turning]:
             unit=f"USD per device-hour of {own or 'CPU'}",
             direction="above",
             pick=_named(question, int(row)),
+            exact=False,
         )
         return

@@ -304,8 +304,9 @@ class NearMiss(Record):
 class Turning(Record):
     """The value of a limit, rate or price at which the answer changes, and to what.
 
-    `direction` is "above" or "below" the value; without `pick` nothing fits there. `replayed` says
-    that the value is of replayed candidates, not of the closed form.
+    `direction` is "above" or "below" the value; without `pick` nothing known fits there. `exact`:
+    the pick drops out there; else another is better there, and one not looked at may be earlier.
+    `replayed` says that the value is of replayed candidates, not of the closed form.
     """
 
     name: str
@@ -313,6 +314,7 @@ class Turning(Record):
     unit: str
     direction: Literal["above", "below"]
     pick: str | None
+    exact: bool = True
     replayed: bool = True
 
 

@@ -241,9 +241,17 @@ def _turnings(turnings: Iterable[Turning]) -> list[str]:
         name = OPTIONS.get(each.name, each.name)
         unit = "" if each.unit == "1" else {"USD": "$", "device s": "s"}.get(each.unit, each.unit)
         value = _with_unit(_number(each.value, 3), unit)
-        pick = "nothing fits" if each.pick is None else f"the pick is {each.pick}"
-        about = "" if each.replayed else " about"
-        lines.append(f"{name} {each.direction}{about} {value}: {pick}")
+        if not each.replayed:
+            pick = "nothing fits" if each.pick is None else f"the pick is {each.pick}"
+            lines.append(f"{name} {each.direction} about {value}: by the closed form {pick}")
+        elif each.exact:
+            other = "none comes" if each.pick is None else f"{each.pick} comes"
+            lines.append(
+                f"{name} {each.direction} {value}: the pick is not sure enough any more; "
+                f"of those replayed {other} next"
+            )
+        else:
+            lines.append(f"{name} {each.direction} {value} at the latest: {each.pick} is better")
     return lines
 
 

@@ -7,6 +7,8 @@ import yaml
 
 from advisor.budget import parse_budget
 from advisor.experiments import sweep_plan
+from advisor.reasons import name_without_limits
+from advisor.sensitivity import turnings
 from profiler.sweep import load_plan
 from tests.advisor.synthetic import VOTE16, engine_of
 from traces.errors import UsageError
@@ -80,7 +82,10 @@ def test_nothing_fits_names_the_nearest(advisor):
 
 
 def test_what_would_change_the_answer_is_said(fresh):
-    """Beyond the value at which the pick is said to change it does, and just before it does not."""
+    """Beyond the value at which the pick is said to drop out it does, and just before it does not.
+
+    What is better at a looser value is better there, and something is by then.
+    """
     budget = parse_budget({"min_accuracy": "0.75"})
     answer = fresh.recommend(budget)
     assert {each.direction for each in answer.sensitivity} == {"above", "below"}
@@ -90,8 +95,33 @@ def test_what_would_change_the_answer_is_said(fresh):
         step = 1e-6 if each.direction == "above" else -1e-6
         beyond = fresh.recommend(dataclasses.replace(budget, min_accuracy=each.value + step))
         within = fresh.recommend(dataclasses.replace(budget, min_accuracy=each.value - step))
-        assert name_of_pick(within) == name_of_pick(answer)
+        assert each.exact == (each.direction == "above")
+        assert f"{each.pick} {'comes next' if each.exact else 'is better'}" in " ".join(
+            text.split()
+        )
         assert name_of_pick(beyond) == each.pick
+        if each.exact:
+            assert name_of_pick(within) == name_of_pick(answer)
+
+
+def test_rates_that_change_the_pick_start_from_it_and_name_another(fresh):
+    """The closed form tells of rates only where its pick is the one that is printed."""
+    budget = parse_budget({"min_accuracy": "0.5", "rate": "2/s"})
+    answer = fresh.recommend(budget)
+    question = fresh._question(fresh.under(2.0), budget)
+    system = question.best(question.fits)
+    mine = name_without_limits(question.measures.outcomes[system].candidate)
+
+    def rates(at_rate):
+        return [each for each in turnings(question, system, at_rate) if each.name == "rate"]
+
+    (above,) = rates(lambda rate: mine if rate < 5 else "another")
+    assert above.direction == "above" and above.value == pytest.approx(5, rel=0.05)
+    assert above.pick == "another" and not above.exact and not above.replayed
+    assert not rates(lambda rate: "another" if rate < 5 else mine)
+    told = dataclasses.replace(answer, sensitivity=(above,))
+    text = " ".join(" ".join(advice_lines(told)).split())
+    assert f"--rate above about {above.value:.3g}/s: by the closed form the pick is another" in text
 
 
 def name_of_pick(answer):

@@ -80,7 +80,12 @@ class FakeAdvisor:
             infeasible={"does not fit the memory": 3},
             sensitivity=(
                 Turning(
-                    name="min_accuracy", value=0.9, unit="1", direction="below", pick="small greedy"
+                    name="min_accuracy",
+                    value=0.9,
+                    unit="1",
+                    direction="below",
+                    pick="small greedy",
+                    exact=False,
                 ),
             )
             if fits

@@ -26,7 +26,7 @@ def test_the_pick_is_told_in_the_words_of_advise(present):
     for head in ("RUN large", "why ", "changes ", "next "):
         (line,) = (each for each in shared if each.startswith(head))
         assert line in text.splitlines()
-    assert "--min-accuracy below 0.9: the pick is small greedy" in text
+    assert "--min-accuracy below 0.9 at the latest: small greedy is better" in text
     assert "9 of 12 candidates fit: 3 does not fit the memory" in text
     assert "latency p95 3.20 s*" in text
     assert "vllm serve large" in text
