@@ -42,6 +42,7 @@ OPTIONS = {
     "rate": "--rate",
 }
 ENOUGH_PROBLEMS = 100
+CLEARLY = 1.1  # times as many steps, or as long ones, that explain why one is worse
 
 
 def name_of(candidate: Candidate) -> str:
@@ -174,27 +175,57 @@ def _against_compute(question: Question, system: int, compute: int | None) -> It
     more = flops[system] / flops[compute]
     metric = "latency_s" if objective == "accuracy" else objective
     difference = measures.difference(metric, compute, system, prices=question.price)
-    told = "" if difference is None else f" and {_more(metric, difference)}"
-    yield (
-        f"compute-optimal is {name_of(theirs.candidate)}: the pick takes {more:.3g} times its "
-        f"FLOPs, yet the compute-optimal one runs {theirs.requests_per_step:.3g} samples a step "
-        f"against {ours.requests_per_step:.3g}{told}"
-    )
+    name = name_of(theirs.candidate)
+    head = f"compute-optimal is {name}: the pick takes {more:.3g} times its FLOPs"
+    if difference is None:
+        yield head
+    elif (
+        difference.low is None or difference.high is None or difference.low <= 0 <= difference.high
+    ):
+        yield f"{head}; the two cannot be told apart in {noun(metric)}"
+    elif (difference.value > 0) == (metric in HIGHER_IS_BETTER):
+        breaks = "" if question.fits[compute] else " but breaks limits that the pick meets"
+        told = f"{_more(metric, difference)}{breaks}"
+        yield f"{head}, and the compute-optimal one has {told}"
+    else:
+        told = f"{_more(metric, difference)}{_why_worse(theirs, ours, metric)}"
+        yield f"{head}, yet the compute-optimal one has {told}"
 
 
 def _more(metric: str, difference: Estimate) -> str:
-    better = difference.value < 0
-    if metric in HIGHER_IS_BETTER:
-        better = difference.value > 0
-    change = "more" if difference.value > 0 else "less"
     size = Estimate(
         value=abs(difference.value),
         low=difference.low if difference.value > 0 else _negative(difference.high),
         high=difference.high if difference.value > 0 else _negative(difference.low),
         unit=difference.unit,
     )
-    kept = "" if not better else " (the pick meets the limits that it breaks)"
-    return f"has {interval(size)} {change} {noun(metric)}{kept}"
+    return f"{interval(size)} {'more' if difference.value > 0 else 'less'} {noun(metric)}"
+
+
+def _why_worse(theirs: Outcome, ours: Outcome, metric: str) -> str:
+    """Say what of the steps makes a candidate worse than the pick: most by which they differ."""
+    latency = metric.startswith("latency")
+    count, each = [], []
+    for outcome in (theirs, ours):
+        engine = outcome.candidate.engine
+        step_s = float(outcome.totals @ outcome.law.seconds / outcome.totals[0])
+        devices = engine.num_devices / engine.data_parallel_size
+        spent = outcome.latency_s[0] if latency else outcome.device_s[0] / devices
+        count.append(float(spent.mean()) / step_s)
+        each.append(step_s)
+    steps, times = count[0] / count[1], each[0] / each[1]
+    if max(steps, times) < CLEARLY:
+        return ""
+    if times > steps:
+        return f": its steps take {each[0] * 1e3:.3g} ms against {each[1] * 1e3:.3g} ms"
+    goes = "lasts" if latency else "takes"
+    told = f": a problem {goes} {count[0]:.3g} steps against {count[1]:.3g}"
+    if theirs.requests_per_step * CLEARLY > ours.requests_per_step:
+        return told
+    return (
+        f"{told}, of {theirs.requests_per_step:.3g} samples each against "
+        f"{ours.requests_per_step:.3g}"
+    )
 
 
 def _negative(value: float | None) -> float | None:
@@ -211,6 +242,9 @@ def _fewest_tokens(
     same = [measures.outcomes[row].candidate for row in (least, compute)]
     tokens = measures.values("tokens")
     if same[0].policy == same[1].policy and same[0].engine.model == same[1].engine.model:
+        return
+    difference = measures.difference("tokens", compute, least, prices=question.price)
+    if difference is None or difference.low is None or difference.low <= 0:
         return
     yield (
         f"by tokens the least is {name_of(same[0])}, with {quantity(tokens[least], 'tokens')} "
@@ -238,15 +272,11 @@ def _equal_ones(question: Question, system: int, equals: Sequence[int]) -> Itera
             if values:
                 listed = ", ".join(map(str, values))
                 yield f"{name} {listed} would do the same: no more {what}"
-    rest = [row for row in equals if row not in same]
-    if rest:
-        names = list(
-            dict.fromkeys(name_without_limits(measures.outcomes[row].candidate) for row in rest)
-        )
+    others = (name_without_limits(measures.outcomes[row].candidate) for row in equals)
+    names = [each for each in dict.fromkeys(others) if each != name_without_limits(pick)]
+    if names:
         named = "; ".join(names[:3])
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        if not names:
-            return
         yield f"cannot be told apart from the pick in {noun(objective)}: {named}{more}"
 
 
