@@ -116,11 +116,17 @@ def _pick(asked: Asked, row: int) -> Pick:
     wanted = latency_name(question.budget.latency_percentile)
     if wanted not in names:
         names.insert(3, wanted)
-    path = asked.model_path(candidate.engine.model)
+    engine = candidate.engine
+    draft = None if engine.speculative is None else engine.speculative.model
     return Pick(
-        engine=candidate.engine,
+        engine=engine,
         policy=candidate.policy,
-        command=serve_command(candidate.engine, model_path=path, policy=candidate.policy),
+        command=serve_command(
+            engine,
+            model_path=asked.model_path(engine.model),
+            draft_path=None if draft is None else asked.model_path(draft),
+            policy=candidate.policy,
+        ),
         estimates={name: question.estimate(name, row) for name in names},
         probability_within_budget=float(question.chance[row]),
         prior=candidate.prior,

@@ -11,10 +11,17 @@ from traces.schema import EngineConfig, Policy
 REASONING = {"reasoning_start_str": "<think>", "reasoning_end_str": "</think>"}
 
 
-def serve_command(engine: EngineConfig, *, model_path: str, policy: Policy | None = None) -> str:
+def serve_command(
+    engine: EngineConfig,
+    *,
+    model_path: str,
+    draft_path: str | None = None,
+    policy: Policy | None = None,
+) -> str:
     """Return the command that serves `engine`; `model_path` is the model's folder or name.
 
-    What is None is left to vLLM. A policy with a thinking budget needs `--reasoning-config`.
+    `draft_path` is that of the model that drafts, where one does. What is None is left to vLLM. A
+    policy with a thinking budget needs `--reasoning-config`.
     """
     flags: list[str | None] = [
         _flag("dtype", engine.dtype, default="auto"),
@@ -34,6 +41,8 @@ def serve_command(engine: EngineConfig, *, model_path: str, policy: Policy | Non
     ]
     if engine.speculative is not None:
         settings = {k: v for k, v in engine.speculative.to_json().items() if v is not None}
+        if draft_path is not None:
+            settings["model"] = draft_path
         flags.append(_flag("speculative-config", json.dumps(settings)))
     if policy is not None and policy.thinking_token_budget is not None:
         flags.append(_flag("reasoning-config", json.dumps(REASONING)))

@@ -1,9 +1,10 @@
 import json
 import shlex
 
+from advisor.advise import Advisor
 from advisor.command import policy_request, record_command, serve_command
-from tests.advisor.synthetic import VOTE16, engine_of
-from traces.schema import EngineConfig, Policy, Speculative
+from tests.advisor.synthetic import GREEDY, VOTE16, engine_of, record
+from traces.schema import Budget, EngineConfig, Policy, Speculative
 
 DRAFT = Speculative(method="draft_model", num_speculative_tokens=3, model="it's small")
 
@@ -20,6 +21,28 @@ def test_the_command_parses_back():
         "num_speculative_tokens": 3,
         "model": "it's small",
     }
+
+
+def test_the_model_that_drafts_is_named_by_its_folder_too():
+    engine = engine_of("large", speculative=DRAFT)
+    words = shlex.split(serve_command(engine, model_path="/models/l", draft_path="/models/s"))
+    settings = json.loads(words[words.index("--speculative-config") + 1])
+    assert settings == {
+        "method": "draft_model",
+        "num_speculative_tokens": 3,
+        "model": "/models/s",
+    }
+
+
+def test_a_recommended_command_resolves_both_models(tmp_path):
+    engine = engine_of("large", speculative=DRAFT)
+    advisor = Advisor.fit([record(tmp_path / "r", engine, GREEDY, problems=8)], draws=20)
+    pick = advisor.recommend(Budget(), model_path="/models/{}".format).system_optimal
+    words = shlex.split(pick.command)
+    assert words[2] == "/models/large"
+    settings = json.loads(words[words.index("--speculative-config") + 1])
+    assert settings["model"] == "/models/it's small"
+    assert pick.engine.speculative.model == "it's small"
 
 
 def test_what_is_not_known_is_left_to_vllm():
