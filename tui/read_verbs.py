@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -22,15 +22,28 @@ def print_document(document: Any, out: TextIO | None = None) -> None:
 
 
 def open_all(paths: Sequence[Path]) -> list[Recording]:
-    """Open recordings, and all recordings in folders.
+    """Open recordings, and all recordings in folders; one given twice, or a copy, only once.
 
-    Raises RecordingError when a path is neither, or a recording cannot be read.
+    What is left out is said on stderr. Raises RecordingError when a path is neither, or a recording
+    cannot be read.
     """
     found: list[Recording] = []
+    seen: dict[Hashable, Path] = {}
     for path in paths:
-        inside = find_recordings(path)
-        found += [Recording.open(each) for each in inside or [path]]
+        for each in find_recordings(path) or [path]:
+            opened = Recording.open(each)
+            first = seen.setdefault(_identity(opened), each)
+            if first is each:
+                found.append(opened)
+            else:
+                print(f"{each}: the same recording as {first}; read once", file=sys.stderr)
     return found
+
+
+def _identity(recording: Recording) -> Hashable:
+    """Return what two copies of a recording share, and no two runs: clocks, contents and sizes."""
+    files = sorted((each.name, each.stat().st_size) for each in recording.path.iterdir())
+    return json.dumps(recording.manifest.to_json(), sort_keys=True), tuple(files)
 
 
 def run_show(
