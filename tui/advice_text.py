@@ -75,14 +75,20 @@ def _verdict(answer: Recommendation) -> str:
         return f"NOTHING FITS {limits}."
     share = _share(pick.probability_within_budget)
     sure = f"{share} sure of {limits}" if limits else "no limits set"
-    goal = {"accuracy": "highest accuracy", "throughput": "highest throughput"}.get(
-        budget.optimise, f"lowest {budget.optimise}"
-    )
+    goal = goal_words(budget)
     extrapolated = any(e is not None and e.extrapolated for e in pick.estimates.values())
     mark = "  Extrapolated." if extrapolated else ""
     if pick.prior is not None:
         mark = "  By the prior, not measured."
     return f"RUN {_name(pick)}: {goal}, {sure}.{mark}"
+
+
+def goal_words(budget: Budget) -> str:
+    """Return what is optimised, such as `lowest p95 latency`."""
+    if budget.optimise == "latency" and budget.latency_percentile is not None:
+        return f"lowest p{budget.latency_percentile} latency"
+    most = budget.optimise in ("accuracy", "throughput")
+    return f"{'highest' if most else 'lowest'} {budget.optimise}"
 
 
 def _share(chance: float) -> str:

@@ -169,6 +169,19 @@ def test_replicas_stand_only_within_the_devices_that_are_given(fresh):
     assert "--data-parallel-size" in "".join(pick.command for pick in several.pareto)
 
 
+@pytest.mark.parametrize(
+    ("given", "goal"),
+    [
+        ({"min_accuracy": "0.5"}, "lowest latency"),
+        ({"min_accuracy": "0.5", "max_latency": "9s", "percentile": 95}, "lowest p95 latency"),
+        ({"optimise": "accuracy", "max_latency": "9s", "percentile": 95}, "highest accuracy"),
+    ],
+)
+def test_the_verdict_names_the_latency_that_is_lowest(fresh, given, goal):
+    answer = fresh.recommend(parse_budget(given))
+    assert f": {goal}, " in " ".join(advice_lines(answer)[:2])
+
+
 def test_a_price_shows_dollars_and_none_does_not(advisor):
     plain = "\n".join(advice_lines(advisor.recommend(parse_budget({}))))
     priced = "\n".join(advice_lines(advisor.recommend(parse_budget({"price": 3.0}))))

@@ -37,6 +37,18 @@ def source(material):
     return page(material)
 
 
+def test_the_page_names_the_percentile_that_is_lowest(material):
+    advice = dataclasses.replace(
+        material.advice,
+        budget=dataclasses.replace(material.advice.budget, latency_percentile=95),
+    )
+    found = Page(page(dataclasses.replace(material, advice=advice)))
+    assert "It has the lowest p95 latency of all configurations" in found.text
+    assert "front by p95 latency" in found.text
+    assert "with the lowest p95 latency for each accuracy" in found.text
+    assert "lowest latency" not in found.text
+
+
 def of(recordings, **given):
     return Page(page(gather_material(recordings, given, seed=0)))
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from traces.schema import Budget, Estimate, Pick, Recommendation
 from traces.summary import Run
+from tui.advice_text import goal_words
 from tui.formats import whole
 from tui.report.charts import Point, Shape, key, limit_key, scatter
 from tui.report.markup import Content, Html, chance, empty, join, quantity, table, tag, term
@@ -14,9 +15,8 @@ from tui.report.material import Material
 from tui.report.meanings import SURE
 from tui.report.measured import MOST_RUNS
 from tui.report.verdict import meaning_of, same
-from tui.report.words import GOALS, budget_words, configuration, plain
+from tui.report.words import budget_words, configuration, plain
 
-FRONT_BY = {"accuracy": "latency"}
 MOST_ROWS = 60  # of the table; the charts have all
 
 
@@ -138,11 +138,18 @@ def fronts(material: Material) -> Html:
 
 
 def _goal(answer: Recommendation) -> str:
-    return FRONT_BY.get(answer.budget.optimise, answer.budget.optimise)
+    """Return the goal of the system-optimal front; with accuracy as the goal, its cost is another.
+
+    That is the mean latency, whichever latency is limited.
+    """
+    budget = answer.budget
+    if budget.optimise == "accuracy":
+        budget = replace(budget, optimise="latency", latency_percentile=None)
+    return goal_words(budget)
 
 
 def _how_to_read(answer: Recommendation) -> str:
-    goal = GOALS[_goal(answer)]
+    goal = _goal(answer)
     return (
         "Up is more accurate, left is cheaper; crosses were measured, all else is predicted. The "
         f"solid front joins the configurations with the {goal} for each accuracy "
@@ -158,7 +165,7 @@ def _legend(answer: Recommendation, rows: Sequence[Row]) -> Html:
     entries = [
         key("pick", "system-optimal, the pick") if "A" in letters else None,
         key("rival", "compute-optimal") if "B" in letters else None,
-        key("system", f"front by {_goal(answer)}"),
+        key("system", f"front by {_goal(answer).partition(' ')[2]}"),
         key("compute", "front by FLOPs"),
         key("both", "on both fronts") if any(row.shape == "both" for row in rows) else None,
         key("measured", "a recorded run, as measured"),

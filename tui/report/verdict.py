@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from advisor.command import policy_request
+from advisor.limits import latency_name
 from traces.schema import Pick, Recommendation
+from tui.advice_text import goal_words
 from tui.formats import number, percent
 from tui.report.markup import Content, Html, chance, empty, figure, join, quantity, table, tag, term
 from tui.report.material import Material
 from tui.report.meanings import OF_PICK, REGRET, SURE
 from tui.report.words import (
-    GOALS,
     budget_words,
     configuration,
     engine_words,
@@ -71,7 +72,7 @@ def _answer(answer: Recommendation, *, limited: bool) -> Iterable[Content]:
     )
     where = "system_optimal.probability_within_budget"
     sure = chance(pick.probability_within_budget, SURE, key=where)
-    goal = GOALS[budget.optimise]
+    goal = goal_words(budget)
     if limits:
         told: list[Content] = [f"It has the {goal} of all configurations that meet the budget: "]
         told += [f"{limits}. The probability that it does so is ", sure, "."]
@@ -107,6 +108,8 @@ def _against(answer: Recommendation) -> Html:
         return join(["It also needs the fewest FLOPs, so that compute-optimal is the same here."])
     known = {name: each for name, each in answer.regret.items() if each is not None}
     wanted = [*OBJECTIVES[answer.budget.optimise], *known]
+    if answer.budget.optimise == "latency" and answer.budget.latency_percentile is not None:
+        wanted.insert(0, latency_name(answer.budget.latency_percentile))
     name = next((each for each in wanted if each in known), None)
     regret = None if name is None else known[name]
     words = f"{model_words(other.engine.model)} with {policy_words(other.policy)}"

@@ -16,13 +16,6 @@ UNITS = {
     "max_gpus": "",
     "rate": "problems/s",
 }
-GOALS = {
-    "accuracy": "highest accuracy",
-    "latency": "lowest latency",
-    "cost": "lowest cost",
-    "energy": "least energy",
-    "throughput": "highest throughput",
-}
 
 
 def model_words(model: str) -> str:
