@@ -210,8 +210,8 @@ def _run(
 def _policies(samples: pl.DataFrame, policy: Policy | None) -> tuple[PolicyOutcome, ...]:
     """Return maj@k and pass@k of what was recorded.
 
-    In imports right samples may come without answers, then there is no vote, and samples without
-    tokens, then these are not known.
+    In imports right samples may come without answers, then the only vote known is that of one
+    sample, which is pass@1, and samples without tokens, then these are not known.
     """
     if policy is None or policy.method not in WHOLE or policy.n < 2:
         return ()
@@ -221,7 +221,11 @@ def _policies(samples: pl.DataFrame, policy: Policy | None) -> tuple[PolicyOutco
     untold = own.filter(pl.col("correct"), pl.col("answer").is_null()).height
     if own["output_tokens"].null_count():
         found = tuple(dataclasses.replace(each, tokens_per_problem=None) for each in found)
-    return tuple(each for each in found if not untold or each.method != "majority")
+    if not untold:
+        return found
+    passed = tuple(each for each in found if each.method == "pass_at_k")
+    alone = tuple(dataclasses.replace(each, method="majority") for each in passed if each.n == 1)
+    return (*alone, *passed)
 
 
 def _numbers(frame: pl.DataFrame, column: str) -> np.ndarray[Any, np.dtype[np.float64]]:

@@ -247,3 +247,27 @@ def test_a_trace_is_replayed_with_the_defaults_of_a_server(run, tmp_path):
     code, out, err = run("replay", "r", *options, "-o", "p")
     assert (code, err) == (0, "")
     assert run("show", "p")[0] == 0
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_votes_of_answers_that_are_not_told_are_not_known(run, tmp_path, n):
+    rows = [
+        {"problem_id": name, "sample_index": i, "correct": i < 2, "output_tokens": 10}
+        for name in "ab"
+        for i in range(n)
+    ]
+    (tmp_path / "o.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert run("import", "o.jsonl", "-o", "r")[0] == 0
+    right = pytest.approx(1 if n == 1 else 2 / 3)
+    for options in ((), ("--policies",)) if n > 1 else (("--policies",),):
+        code, out, _ = run("show", "r", *options, "--json")
+        assert code == 0
+        (shown,) = json.loads(out)["runs"]
+        known = {(p["method"], p["n"]): p["accuracy"]["value"] for p in shown["policies"]}
+        assert {k for method, k in known if method == "majority"} == {1}
+        assert known["majority", 1] == known["pass_at_k", 1] == right
+        assert {method for method, _ in known} == {"majority", "pass_at_k"}
+    assert (shown["accuracy"] is None) == (n > 1)
+    _, out, _ = run("show", "r", "--policies")
+    assert ("right samples come without their answers" in out) == (n > 1)
+    assert "0.000 " not in out.replace("[0.000", "")
