@@ -52,6 +52,7 @@ NOTHING: Spread = {"mean": None, "p50": None, "p95": None}
 class Run:
     """One engine and one policy of a recording; `to_json` is the documented contract.
 
+    `replay_of` names the recording that a replay predicted the run from, None for measured ones.
     `problems` counts the decided ones, on which every mean rests; `problems_in_flight` those cut
     off by the recording's end, `problems_failed` those that ended without a decision.
     `sample_latency_s` is of imported samples, whose latency is known without a clock. Not in the
@@ -62,6 +63,7 @@ class Run:
     """
 
     recording: str
+    replay_of: str | None = None
     complete: bool
     engine: EngineConfig
     policy: Policy | None
@@ -108,7 +110,7 @@ class Run:
         if self.imported is not None:
             engine = dict.fromkeys(engine) | {"model": self.engine.model}
         config = {"engine": engine, "policy": to_plain(self.policy)}
-        head = {name: plain.pop(name) for name in ("recording", "complete")}
+        head = {name: plain.pop(name) for name in ("recording", "replay_of", "complete")}
         return {**head, "config": config, **plain}
 
 
@@ -166,6 +168,7 @@ def _run(
     kernels = kernels.clear() if runs > 1 else kernels  # windows do not say of which run they are
     return Run(
         recording=recording.name,
+        replay_of=recording.replay_of,
         complete=recording.complete,
         engine=engine,
         policy=policy,
@@ -351,6 +354,8 @@ def _notes(recording: Recording, engine: str, rows: pl.DataFrame) -> list[str]:
     manifest = recording.manifest
     told = recording.frame("events").filter(kind="note", engine=engine)["detail"]
     notes = [str(note) for note in told.drop_nulls().unique(maintain_order=True)]
+    if recording.replay_of is not None:
+        notes.insert(0, f"predicted by replay of {recording.replay_of}; its times are not measured")
     for table, count in sorted(manifest.dropped.items()):
         if count:
             notes.append(f"rows of {table} dropped while recording: {count:,}")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from traces.errors import UsageError
-from traces.recording import Recording
+from traces.recording import Recording, measured
 from traces.schema import EngineConfig, ModelFacts, Policy
 
 if TYPE_CHECKING:
@@ -59,6 +59,8 @@ def run_replay(
     if against is None and (workload is not None or raw_prompts or api_key_env is not None):
         raise UsageError("--workload, --raw-prompts and --api-key-env go with --against URL")
     base = Recording.open(path)
+    measured([base])
+    others = measured(open_all(learn))
     recorded = _chosen(summarise(base), run, base.name)
     engine, policy = changed(recorded, changes, tables=operators is not None, prior=gpu is not None)
     question = Question(
@@ -84,11 +86,9 @@ def run_replay(
             api_key_env=api_key_env,
             given=frozenset(text.partition("=")[0].strip() for text in changes),
         )
-        run_against(
-            base, recorded, question, open_all(learn), sending, output=output, as_json=as_json
-        )
+        run_against(base, recorded, question, others, sending, output=output, as_json=as_json)
         return
-    found = predict(base, recorded, question, open_all(learn))
+    found = predict(base, recorded, question, others)
     if output is not None:
         found.write(output)
     if as_json:

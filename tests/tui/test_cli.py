@@ -3,9 +3,15 @@
 import json
 import math
 import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from advisor.predict import predict
+from advisor.step_times import Question
+from traces.recording import Recording
+from traces.summary import summarise
 from tui.demo_verb import SHIPPED
 
 RUN = next(SHIPPED.glob("demo-s-*-maj@16-*"))
@@ -189,6 +195,45 @@ def test_replay_prints_recorded_replayed_and_predicted(run, tmp_path):
     code, out, _ = run("show", tmp_path / "kept")
     assert code == 0
     assert "seqs8" in out
+
+
+@pytest.fixture(scope="module")
+def predicted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("predicted") / "rep"
+    base = Recording.open(RUN)
+    (recorded,) = summarise(base)
+    engine = replace(recorded.engine, max_num_seqs=8)
+    predict(base, recorded, Question(engine=engine, policy=recorded.policy)).write(folder)
+    return folder
+
+
+def test_a_prediction_is_shown_as_one(run, predicted, tmp_path):
+    told = f"predicted by replay of {Path(RUN).name}"
+    code, out, _ = run("show", predicted)
+    assert code == 0
+    assert told in " ".join(out.split())
+    documents = [json.loads(run("show", path, "--json")[1])["runs"][0] for path in (RUN, predicted)]
+    assert [each["replay_of"] for each in documents] == [None, Path(RUN).name]
+    assert run("report", RUN, predicted, "-o", tmp_path / "page.html")[0] == 0
+    page = (tmp_path / "page.html").read_text()
+    assert told in page
+    assert "incomplete, predicted or without problems: rep" in page
+
+
+def test_nothing_is_learned_from_a_prediction(run, predicted):
+    mend = f"rep is a prediction; give the recording that it was replayed from ({Path(RUN).name})"
+    budget = ("--optimise", "latency")
+    for arguments in (
+        ("replay", predicted),
+        ("replay", RUN, "--with", predicted),
+        ("advise", predicted, *budget),
+    ):
+        code, out, err = run(*arguments)
+        assert (code, out) == (1, "")
+        assert err.strip().endswith(mend)
+    alone, both = run("advise", RUN, *budget), run("advise", RUN, predicted, *budget)
+    assert alone[:2] == both[:2]
+    assert "left out, being predictions: rep" in both[2]
 
 
 def test_replay_json_has_one_document(run):
