@@ -118,7 +118,7 @@ def predict(
         notes.append(_TTFT)
     notes += [] if redrafted is None else [redrafted.note]
     notes += [] if told is None else [told]
-    notes += _outside(after, prior, longer)
+    notes += _outside(after, prior, longer, question)
     if after.tables["steps"].is_empty():
         notes.append(
             f"{after.runs[0].steps:,} steps are more than a recording keeps: with -o it has the "
@@ -150,7 +150,9 @@ def _time_notes(after: Replays, prior: PriorTimes | None, on_tables: bool) -> li
     return notes
 
 
-def _outside(after: Replays, prior: PriorTimes | None, longer: bool) -> list[str]:
+def _outside(
+    after: Replays, prior: PriorTimes | None, longer: bool, question: Question
+) -> list[str]:
     """Say what lies outside what was recorded, and what was drawn of it."""
     notes = []
     if longer:
@@ -159,6 +161,12 @@ def _outside(after: Replays, prior: PriorTimes | None, longer: bool) -> list[str
         notes.append("outside what was recorded: batches or contexts are larger; marked *")
     if after.drawn < after.recorded:
         notes.append(f"{after.drawn} of the recorded samples drawn, {len(after.runs)} times")
+    if after.arrivals_drawn:
+        notes.append(
+            f"arrivals drawn {len(after.runs)} times: the interval is that of one draw more"
+        )
+    elif question.rate_per_s is not None and not question.arrivals_sent:
+        notes.append("arrivals are one draw; another --seed gives others")
     return notes
 
 
