@@ -7,6 +7,7 @@ import pytest
 
 from tests.traces.importer_contract import azure, mooncake, vllm_bench
 from tests.traces.made_traces import cpu_events, device_events, document, kernel, write
+from traces.recording import Recording
 
 FOREIGN = Path(__file__).parent.parent / "data" / "foreign"
 
@@ -271,3 +272,44 @@ def test_votes_of_answers_that_are_not_told_are_not_known(run, tmp_path, n):
     _, out, _ = run("show", "r", "--policies")
     assert ("right samples come without their answers" in out) == (n > 1)
     assert "0.000 " not in out.replace("[0.000", "")
+
+
+def test_plain_outcomes_are_not_judged_anew(run, tmp_path):
+    row = {"problem_id": "a", "sample_index": 0, "correct": True, "answer": "1", "expected": "1"}
+    (tmp_path / "o.jsonl").write_text(json.dumps(row) + "\n")
+    code, out, err = run("import", "o.jsonl", "--verifier", "math", "-o", "r")
+    assert (code, out) == (2, "")
+    assert "outcomes JSONL has none; leave it out" in err
+    assert not (tmp_path / "r").exists()
+
+
+def test_numbers_that_are_none_are_null_and_counted(run, tmp_path):
+    values = ("1e400", "NaN", "-Infinity", "9" * 400, "0.5")
+    rows = [
+        f'{{"problem_id": "a", "sample_index": {i}, "correct": true, "answer": "1", '
+        f'"logprob_mean": {value}}}'
+        for i, value in enumerate(values)
+    ]
+    (tmp_path / "o.jsonl").write_text("\n".join(rows))
+    code, out, _ = run("import", "o.jsonl", "-o", "r", "--json")
+    assert code == 0
+    document_ = json.loads(out)
+    assert document_["samples"] == 5
+    (file,) = document_["files"]
+    assert file["skipped"] == {
+        "values that are NaN or infinite": 3,
+        "values of logprob_mean that are no number": 1,
+    }
+    found = Recording.open(tmp_path / "r").samples["logprob_mean"].to_list()
+    assert found == [None, None, None, None, 0.5]
+
+
+def test_an_answer_marked_both_ways_is_warned_of(run, tmp_path):
+    rows = [
+        {"problem_id": name, "sample_index": i, "correct": right, "answer": "7"}
+        for name, marks in (("a", (True, False, None)), ("b", (True, True, None)))
+        for i, right in enumerate(marks)
+    ]
+    (tmp_path / "o.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    _, out, _ = run("import", "o.jsonl", "-o", "r")
+    assert "both right and wrong within one problem: 1;" in " ".join(out.split())

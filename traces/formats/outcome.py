@@ -111,18 +111,22 @@ class OutcomeReader(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class OutcomeFormat:
-    """A foreign format: `recognises` looks at the first bytes of a file, inflated."""
+    """A foreign format: `recognises` looks at the first bytes of a file, inflated.
+
+    `completions` says whether it holds the texts that a verifier reads answers from.
+    """
 
     name: str
     recognises: Callable[[bytes], bool]
     open: Callable[[Path, Choices], OutcomeReader]
+    completions: bool = True
 
 
 def whole_number(value: Any) -> int | None:
     """Return a value that is a whole number from 0 to 2^53, None where it is none."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    if not math.isfinite(value) or value != int(value) or not 0 <= value <= LARGEST:
+    if not 0 <= value <= LARGEST or value != int(value):  # NaN too is outside
         return None
     return int(value)
 
