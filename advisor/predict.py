@@ -17,6 +17,7 @@ import polars as pl
 
 from advisor.draft_law import draft_law
 from advisor.evidence import Evidence, Run, gather
+from advisor.gpu_engines import PRICED
 from advisor.models.prior_tables import read_prior
 from advisor.models.step_time import StepTimeModel
 from advisor.power_windows import power_law
@@ -142,6 +143,12 @@ def _time_notes(after: Replays, prior: PriorTimes | None, on_tables: bool) -> li
     runs = after.times.runs
     if prior is not None:
         notes = prior.notes(after.engine.tensor_parallel_size)
+        if after.engine.dtype not in PRICED:
+            notes.insert(
+                0,
+                f"the samples were recorded in {after.engine.dtype}; the steps are priced in "
+                "bfloat16, the only dtype of the tables: a server in bfloat16 may answer otherwise",
+            )
     elif runs is None:
         notes = ["step times are of operator tables; no run of yours has checked them: no interval"]
     else:
