@@ -265,9 +265,7 @@ def test_lines_that_are_no_samples(tmp_path, row, reason):
     )
     found, _ = read(path, tmp_path / "r")
     assert found.samples == 2
-    told, *values = found.files[0].skipped.counts
-    told, *values = (told, *values) if told.startswith("lines") else (*values, told)
-    assert values in ([], ["values that are NaN or infinite"])
+    (told,) = found.files[0].skipped.counts
     assert told.startswith(reason)
     assert "(first: line 2)" in found.files[0].remarks()[0]
 

@@ -106,11 +106,17 @@ def objects(
                 kind = "no JSON object" if "Expected `object`" in str(error) else "not JSON"
                 skipped.add(f"lines that are {kind}", number)
                 continue
-            if nulled:
-                skipped.add("values that are NaN or infinite", number, nulled)
+            before = _left_out(skipped) if nulled else 0
             yield number, row
+            if nulled and _left_out(skipped) == before:  # the reader kept the line
+                skipped.add("values that are NaN or infinite", number, nulled)
     if pieces.cut is not None:
         notes.append(f"the file is cut off ({pieces.cut})")
+
+
+def _left_out(skipped: Skipped) -> int:
+    """Return how many whole lines were skipped, values apart."""
+    return sum(n for reason, n in skipped.counts.items() if not reason.startswith("values"))
 
 
 def _lines(pieces: Inflated) -> Iterator[tuple[int, bytes | None]]:
