@@ -269,3 +269,10 @@ def test_demo_on_real_vllm(run, tmp_path):
     check_advice(document)
     assert len(document["recordings"]) == 12
     assert all(str(tmp_path) in path for path in document["recordings"])
+
+
+def test_help_names_the_extra(run):
+    for verb, extra in (("tui", "web"), ("attach", "grpc")):
+        _, out, _ = run(verb, "--help")
+        words = " ".join(out.replace("│", " ").split())
+        assert f"needs the extra {extra}." in words

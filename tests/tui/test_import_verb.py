@@ -109,8 +109,8 @@ def test_outcomes_are_imported_and_shown(run, tmp_path):
     code, out, err = run("import", path, "-o", "r")
     assert (code, err) == (0, "")
     assert max(map(len, out.splitlines())) <= 80
-    assert out.startswith("outcomes JSONL: 2 samples of 1 problems")
-    assert "! o.jsonl: skipped: 1 lines that are not JSON (first: line 2)" in out
+    assert out.startswith("outcomes JSONL: 2 samples of 1 problem\n")
+    assert "! o.jsonl: skipped: 1 line that is not JSON (first: line 2)" in out
     code, out, err = run("show", "r")
     assert (code, err) == (0, "")
     assert max(map(len, out.splitlines())) <= 80
@@ -170,7 +170,7 @@ def test_requests_are_imported_shown_and_exported(run, tmp_path):
     assert (code, err) == (0, "")
     assert max(map(len, out.splitlines())) <= 80
     assert out.startswith("Mooncake trace: 2 requests in 2.00 s\n  tokens of prompt     791\n")
-    assert "! t.jsonl: skipped: 1 lines whose output_length is no whole number from 1" in out
+    assert "! t.jsonl: skipped: 1 line whose output_length is no whole number from 1" in out
     assert out.endswith("kept in r; ttscope show r tells of it\n")
     code, out, err = run("show", "r")
     assert (code, err) == (0, "")

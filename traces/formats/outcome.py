@@ -72,9 +72,19 @@ class Skipped:
         """Return it in one line, the most frequent reason first; empty when nothing was."""
         most = sorted(self.counts.items(), key=lambda item: (-item[1], item[0]))
         return ", ".join(
-            f"{count:,} {reason} (first: {self.unit} {self.first[reason]:,})"
+            f"{count:,} {_one(reason) if count == 1 else reason} "
+            f"(first: {self.unit} {self.first[reason]:,})"
             for reason, count in most
         )
+
+
+def _one(reason: str) -> str:
+    """Return a reason for one: `lines that are not JSON` as `line that is not JSON`."""
+    what, _, rest = reason.partition(" ")
+    what = "entry" if what == "entries" else what.removesuffix("s")
+    for many, one in ((" that are ", " that is "), (" that have ", " that has ")):
+        rest = f" {rest}".replace(many, one)[1:]
+    return f"{what} {rest}"
 
 
 Judge = Callable[[str, str | None], tuple[str | None, bool | None]]
