@@ -19,7 +19,7 @@ import polars as pl
 
 from advisor import finish_order as finish
 from advisor.extrapolation import FARTHEST, extrapolate, fresh_runs
-from advisor.models.answers import AnswerModel, count_answers
+from advisor.models.answers import AnswerCounts, AnswerModel, count_answers
 from advisor.replayed_order import ReplayedOrder
 from advisor.samples import FEWEST, ProblemSamples, SampledRun, read_samples
 from advisor.subsets import RandomOrders, best_of_curve, order_count
@@ -83,22 +83,37 @@ def evaluate(
     inside, beyond = _split(samples, counts)
     notes = list(samples.notes)
     columns = list(_fixed(samples, inside))
-    if samples.n > 1:
+    if samples.n == 1:
+        notes.append("one sample per problem: votes need more; record with --n 8 or so")
+    elif samples.answers_told:
         columns += _scored(samples, inside, seed, notes)
         columns += _finishing(samples, inside, order, notes)
     else:
-        notes.append("one sample per problem: votes need more; record with --n 8 or so")
+        notes.append(
+            "right samples come without their answers, so no vote of several samples is known; "
+            "maj@1 is the share of right samples"
+        )
     outcomes = _estimates(columns)
     if samples.n > 1:
         model = AnswerModel(seed=seed).fit(
-            [count_answers(p.answers, p.correct) for p in samples.problems]
+            [
+                count_answers(p.answers, p.correct)
+                if samples.answers_told
+                else AnswerCounts(right=(sum(p.correct),), unparsed=samples.n - sum(p.correct))
+                for p in samples.problems
+            ]
         )
         fixed = ("majority", "pass_at_k")
         outcomes = _with_fresh_runs(model, outcomes, fixed)
         tokens = np.array([float(p.tokens.mean()) for p in samples.problems])
         reached = float(np.mean([any(p.correct) for p in samples.problems]))
-        outcomes += extrapolate(model, beyond, tokens, reached=reached)
-    outcomes += _budgets(samples, answers, seed, notes)
+        outcomes += [
+            each
+            for each in extrapolate(model, beyond, tokens, reached=reached)
+            if samples.answers_told or each.method == "pass_at_k"
+        ]
+    if samples.answers_told:
+        outcomes += _budgets(samples, answers, seed, notes)
     return Counterfactuals(
         n=samples.n,
         problems=len(samples.problems),
@@ -123,7 +138,7 @@ def _split(samples: SampledRun, counts: Sequence[int] | None) -> tuple[list[int]
 
 
 def _fixed(samples: SampledRun, counts: Sequence[int]) -> Iterator[Column]:
-    """Return maj@k and pass@k, exactly."""
+    """Return maj@k and pass@k, exactly; without the answers a vote of one sample alone."""
     places = [k - 1 for k in counts]
     problems = samples.problems
     voted = np.array([majority_curve(p.answers, p.correct)[places] for p in problems])
@@ -131,6 +146,10 @@ def _fixed(samples: SampledRun, counts: Sequence[int]) -> Iterator[Column]:
     each = np.array([float(p.tokens.mean()) for p in problems])
     for method, table in (("majority", voted), ("pass_at_k", passed)):
         for place, k in enumerate(counts):
+            if method == "majority" and not samples.answers_told:
+                if k == 1:
+                    yield Column(_outcome(method, k), passed[:, place], each)
+                continue
             yield Column(_outcome(method, k), table[:, place], each * k)
 
 

@@ -17,6 +17,7 @@ import polars as pl
 
 from advisor.draft_law import draft_law
 from advisor.evidence import Evidence, Run, gather
+from advisor.gpu_engines import PRICED
 from advisor.models.prior_tables import read_prior
 from advisor.models.step_time import StepTimeModel
 from advisor.power_windows import power_law
@@ -118,15 +119,17 @@ def predict(
         notes.append(_TTFT)
     notes += [] if redrafted is None else [redrafted.note]
     notes += [] if told is None else [told]
-    notes += _outside(after, prior, longer)
+    notes += _outside(after, prior, longer, question)
     if after.tables["steps"].is_empty():
         notes.append(
             f"{after.runs[0].steps:,} steps are more than a recording keeps: with -o it has the "
             "problems and samples alone"
         )
+    replayed = None if before is None else before.summary()
+    notes += _ties(recorded, replayed)
     return Prediction(
         recorded=recorded,
-        replayed=None if before is None else before.summary(),
+        replayed=replayed,
         predicted=after.summary(),
         waits=tuple(after.waits()),
         notes=tuple(notes),
@@ -140,6 +143,12 @@ def _time_notes(after: Replays, prior: PriorTimes | None, on_tables: bool) -> li
     runs = after.times.runs
     if prior is not None:
         notes = prior.notes(after.engine.tensor_parallel_size)
+        if after.engine.dtype not in PRICED:
+            notes.insert(
+                0,
+                f"the samples were recorded in {after.engine.dtype}; the steps are priced in "
+                "bfloat16, the only dtype of the tables: a server in bfloat16 may answer otherwise",
+            )
     elif runs is None:
         notes = ["step times are of operator tables; no run of yours has checked them: no interval"]
     else:
@@ -150,7 +159,9 @@ def _time_notes(after: Replays, prior: PriorTimes | None, on_tables: bool) -> li
     return notes
 
 
-def _outside(after: Replays, prior: PriorTimes | None, longer: bool) -> list[str]:
+def _outside(
+    after: Replays, prior: PriorTimes | None, longer: bool, question: Question
+) -> list[str]:
     """Say what lies outside what was recorded, and what was drawn of it."""
     notes = []
     if longer:
@@ -159,7 +170,26 @@ def _outside(after: Replays, prior: PriorTimes | None, longer: bool) -> list[str
         notes.append("outside what was recorded: batches or contexts are larger; marked *")
     if after.drawn < after.recorded:
         notes.append(f"{after.drawn} of the recorded samples drawn, {len(after.runs)} times")
+    if after.arrivals_drawn:
+        notes.append(
+            f"arrivals drawn {len(after.runs)} times: the interval is that of one draw more"
+        )
+    elif question.rate_per_s is not None and not question.arrivals_sent:
+        notes.append("arrivals are one draw; another --seed gives others")
     return notes
+
+
+def _ties(recorded: Summary, replayed: Summary | None) -> list[str]:
+    """Say why the accuracy of the same samples differs: it is no error of the replay."""
+    was, found = recorded.accuracy, None if replayed is None else replayed.accuracy
+    plain = recorded.policy is not None and recorded.policy.method == "majority"
+    if not plain or was is None or found is None or abs(was.value - found.value) < 0.0005:
+        return []
+    return [
+        f"accuracy {was.value:.3f} recorded and {found.value:.3f} replayed are of the same "
+        "samples: the run gave a tied vote to the answer whose sample came first, the replay "
+        "shares it equally among those that lead"
+    ]
 
 
 def _prefixes(base: Recording) -> list[str]:

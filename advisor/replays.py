@@ -34,7 +34,8 @@ from traces.summary import summarise
 
 Floats = npt.NDArray[np.float64]
 
-DRAWS: Final = 8  # of n of the recorded samples, or of their order where a rule looks at it
+DRAWS: Final = 8  # of n of the recorded samples, of their order where a rule needs it, of arrivals
+T95: Final = 1.895  # of Student's law with DRAWS - 1 degrees of freedom
 VOTES: Final = (
     "greedy", "majority", "early_stopping", "adaptive", "agreement", "first_finish",
 )  # fmt: skip
@@ -116,6 +117,16 @@ class Replays:
             raise UsageError(
                 "no steps were recorded; give operator tables with --operators, or --gpu"
             )
+        rate = None if question.arrivals_sent else question.rate_per_s
+        self.arrivals_drawn = rate is not None and self.times.sigma is not None
+        if rate is not None and self.arrivals_drawn:
+            self.workloads = [
+                replace(
+                    self.workloads[draw % len(self.workloads)],
+                    arrivals=poisson_arrivals(rate, len(self.ids), question.seed, draw=draw),
+                )
+                for draw in range(DRAWS)
+            ]
         self.runs = [
             self._run(workload, 1.0, log=i == 0) for i, workload in enumerate(self.workloads)
         ]
@@ -224,7 +235,7 @@ class Replays:
             if not np.isfinite(values).all():
                 return None
             value = float(values.mean())
-            spread = Z95 * float(np.hypot(values.std(), sigma * value))
+            spread = float(np.hypot(_fresh_draw(values), Z95 * sigma * value))
             if self.times.sigma is None:
                 return Estimate(value=value, unit=unit, extrapolated=self.outside)
             ends = [float(np.mean([each[name] for each in side])) for side in (slow, fast)]
@@ -292,11 +303,21 @@ class Replays:
         return column_means(right[:, None], "1")[0]
 
 
-def poisson_arrivals(rate_per_s: float, count: int, seed: int) -> Floats:
+def poisson_arrivals(rate_per_s: float, count: int, seed: int, *, draw: int = 0) -> Floats:
     """Return the seconds at which problems arrive, ascending."""
-    rng = np.random.default_rng([seed, DRAWS])
+    rng = np.random.default_rng([seed, DRAWS + draw])
     gaps: Floats = rng.exponential(1 / rate_per_s, count)
     return np.cumsum(gaps)
+
+
+def _fresh_draw(values: Floats) -> float:
+    """Return the half-width of the 90 % interval, around the mean of draws, of one draw more.
+
+    t s sqrt(1 + 1/k), with t the 95 % quantile of Student's law.
+    """
+    if values.size < 2:
+        return 0.0
+    return float(T95 * np.sqrt(1 + 1 / values.size) * values.std(ddof=1))
 
 
 def _with_blocks(evidence: Evidence, engine: EngineConfig) -> EngineConfig:

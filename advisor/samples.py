@@ -66,12 +66,25 @@ class ProblemSamples:
 
 @dataclass(frozen=True, kw_only=True)
 class SampledRun:
-    """The problems of a run that have all their `n` samples; `notes` say what was left out."""
+    """The problems of a run that have all their `n` samples; `notes` say what was left out.
+
+    `answers_told` is False where samples are marked right whose answers nobody told (some imports),
+    so that no vote of several samples is known. An answer that did not parse is a known one.
+    """
 
     name: str
     n: int
     problems: tuple[ProblemSamples, ...]
     notes: tuple[str, ...]
+
+    @property
+    def answers_told(self) -> bool:
+        """Whether every right sample has its answer."""
+        return not any(
+            right and answer is None
+            for problem in self.problems
+            for answer, right in zip(problem.answers, problem.correct, strict=True)
+        )
 
 
 def read_samples(run: Run) -> SampledRun:

@@ -23,6 +23,7 @@ class Question:
     """What is asked: an engine, a policy and a load.
 
     Without a load the recorded one is meant: so many problems in flight, or the recorded arrivals.
+    Arrivals at `rate_per_s` are drawn several times, with `arrivals_sent` only those of the seed.
     With `operators`, a folder of operator tables of a GPU, step times are theirs, for a model of
     `num_hidden_layers` (that of `model_facts`, or of the recorded model, if not given), and the
     all-reduces, which tables leave out, are those of `collectives`
@@ -35,6 +36,7 @@ class Question:
     policy: Policy
     concurrency: int | None = None
     rate_per_s: float | None = None
+    arrivals_sent: bool = False
     replicas: Replicas = field(default_factory=Replicas)
     seed: int = 0
     operators: Path | None = None

@@ -118,6 +118,8 @@ def judge(limits: Sequence[Limit], compared: Difference) -> tuple[Judged, ...]:
 
 def _judge(limit: Limit, change: Change | None, compared: Difference) -> Judged:
     found = None if change is None else change.relative if limit.relative else change.difference
+    if found is None and limit.tag == NAMES["cost"] and change is None:
+        raise TtscopeError(f"--fail-on {limit.text!r} cannot be judged: give --price")
     if found is None:
         raise TtscopeError(
             f"--fail-on {limit.text!r} cannot be judged: {limit.tag} was not measured in both "

@@ -88,6 +88,10 @@ def import_outcomes(
         raise UsageError(f"-o {folder}: already holds a recording; name another folder")
     chosen = _same_format(paths)
     choices = choices or Choices()
+    if choices.judge is not None and not chosen.completions:
+        raise UsageError(
+            f"--verifier reads answers out of completions, and {chosen.name} has none; leave it out"
+        )
     table, files = OutcomeTable(keep_text=record_text), []
     labels = _labels(paths)
     for path in paths:
@@ -163,6 +167,11 @@ def _notes(chosen: OutcomeFormat, files: Sequence[ImportedFile], counted: Counte
     unjudged = counted.samples["correct"].null_count()
     if unjudged:
         notes.append(f"samples not known to be right or wrong: {unjudged:,}")
+    if counted.contradicted:
+        notes.append(
+            "answers marked both right and wrong within one problem: "
+            f"{counted.contradicted:,}; each sample counts as it is marked"
+        )
     if counted.largest > 1 and not counted.answers_told:
         notes.append("the answers are not told, so that samples cannot vote")
     if counted.fewer:

@@ -50,6 +50,7 @@ class Counted:
     largest: int  # samples of one problem
     fewer: int  # problems with less
     answers_told: bool
+    contradicted: int  # answers that one problem has as right and as wrong
 
 
 @dataclass
@@ -108,6 +109,7 @@ class OutcomeTable:
         self._chunks.clear()
         frame, doubled, place = _without_doubles(frame)
         told = bool(frame["key"].count())
+        contradicted = _contradicted(frame)
         if told:
             right = pl.col("correct").fill_null(False)
             key = pl.when(right).then(pl.lit(_RIGHT, pl.UInt64)).otherwise("key")
@@ -137,6 +139,7 @@ class OutcomeTable:
             largest=largest,
             fewer=int((sizes < largest).sum()),
             answers_told=told,
+            contradicted=contradicted,
         )
 
     def _identity(self) -> str:
@@ -163,6 +166,12 @@ def _without_doubles(frame: pl.DataFrame) -> tuple[pl.DataFrame, int, int | None
         return frame, 0, None
     doubles = frame.filter(again)
     return frame.filter(~again), doubles.height, int(doubles["place"].min())  # type: ignore[arg-type]
+
+
+def _contradicted(frame: pl.DataFrame) -> int:
+    """Return how many answers a problem has both as right and as wrong."""
+    judged = frame.drop_nulls(["key", "correct"]).group_by("problem", "key")
+    return judged.agg(pl.col("correct").n_unique()).filter(pl.col("correct") > 1).height
 
 
 def _classes(frame: pl.DataFrame) -> pl.DataFrame:

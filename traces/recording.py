@@ -66,6 +66,12 @@ class Recording:
         """Whether the run ended by itself; False for one that was killed or is still going."""
         return self.manifest.complete
 
+    @property
+    def replay_of(self) -> str | None:
+        """The recording that a replay predicted this one from; None for what was measured."""
+        told = self.manifest.provenance.get("replayed")
+        return str(told.get("recording")) if isinstance(told, dict) else None
+
     def frame(self, table: str, columns: Sequence[str] | None = None) -> pl.DataFrame:
         """Return a table in memory, with every column of `traces.tables` or with some.
 
@@ -139,6 +145,21 @@ class Recording:
         schema = {name: TABLES["steps"][name] for name in STEP_TIMES}
         schema |= dict.fromkeys(texts, pl.Categorical())
         return pl.concat([pl.DataFrame(schema=schema), *self._of_parts("steps", read)])
+
+
+def measured(recordings: Sequence[Recording]) -> list[Recording]:
+    """Return the recordings that no replay predicted: nothing is learned from a prediction.
+
+    Raises RecordingError where only predictions are given.
+    """
+    found = [each for each in recordings if each.replay_of is None]
+    if recordings and not found:
+        first = recordings[0]
+        raise RecordingError(
+            f"{first.name} is a prediction; give the recording that it was replayed from "
+            f"({first.replay_of})"
+        )
+    return found
 
 
 def find_recordings(folder: Path) -> list[Path]:

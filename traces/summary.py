@@ -52,6 +52,7 @@ NOTHING: Spread = {"mean": None, "p50": None, "p95": None}
 class Run:
     """One engine and one policy of a recording; `to_json` is the documented contract.
 
+    `replay_of` names the recording that a replay predicted the run from, None for measured ones.
     `problems` counts the decided ones, on which every mean rests; `problems_in_flight` those cut
     off by the recording's end, `problems_failed` those that ended without a decision.
     `sample_latency_s` is of imported samples, whose latency is known without a clock. Not in the
@@ -62,6 +63,7 @@ class Run:
     """
 
     recording: str
+    replay_of: str | None = None
     complete: bool
     engine: EngineConfig
     policy: Policy | None
@@ -108,7 +110,7 @@ class Run:
         if self.imported is not None:
             engine = dict.fromkeys(engine) | {"model": self.engine.model}
         config = {"engine": engine, "policy": to_plain(self.policy)}
-        head = {name: plain.pop(name) for name in ("recording", "complete")}
+        head = {name: plain.pop(name) for name in ("recording", "replay_of", "complete")}
         return {**head, "config": config, **plain}
 
 
@@ -166,6 +168,7 @@ def _run(
     kernels = kernels.clear() if runs > 1 else kernels  # windows do not say of which run they are
     return Run(
         recording=recording.name,
+        replay_of=recording.replay_of,
         complete=recording.complete,
         engine=engine,
         policy=policy,
@@ -210,8 +213,8 @@ def _run(
 def _policies(samples: pl.DataFrame, policy: Policy | None) -> tuple[PolicyOutcome, ...]:
     """Return maj@k and pass@k of what was recorded.
 
-    In imports right samples may come without answers, then there is no vote, and samples without
-    tokens, then these are not known.
+    In imports right samples may come without answers, then the only vote known is that of one
+    sample, which is pass@1, and samples without tokens, then these are not known.
     """
     if policy is None or policy.method not in WHOLE or policy.n < 2:
         return ()
@@ -221,7 +224,11 @@ def _policies(samples: pl.DataFrame, policy: Policy | None) -> tuple[PolicyOutco
     untold = own.filter(pl.col("correct"), pl.col("answer").is_null()).height
     if own["output_tokens"].null_count():
         found = tuple(dataclasses.replace(each, tokens_per_problem=None) for each in found)
-    return tuple(each for each in found if not untold or each.method != "majority")
+    if not untold:
+        return found
+    passed = tuple(each for each in found if each.method == "pass_at_k")
+    alone = tuple(dataclasses.replace(each, method="majority") for each in passed if each.n == 1)
+    return (*alone, *passed)
 
 
 def _numbers(frame: pl.DataFrame, column: str) -> np.ndarray[Any, np.dtype[np.float64]]:
@@ -347,6 +354,8 @@ def _notes(recording: Recording, engine: str, rows: pl.DataFrame) -> list[str]:
     manifest = recording.manifest
     told = recording.frame("events").filter(kind="note", engine=engine)["detail"]
     notes = [str(note) for note in told.drop_nulls().unique(maintain_order=True)]
+    if recording.replay_of is not None:
+        notes.insert(0, f"predicted by replay of {recording.replay_of}; its times are not measured")
     for table, count in sorted(manifest.dropped.items()):
         if count:
             notes.append(f"rows of {table} dropped while recording: {count:,}")

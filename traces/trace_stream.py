@@ -159,8 +159,9 @@ class TraceStream:
             self._check_head(len(head))
         reason = self.cut or "it has no traceEvents"
         raise TraceError(
-            f"{self.path}: not a PyTorch profiler trace ({reason}); give a .json or .json.gz "
-            "that torch.profiler exported"
+            f"{self.path}: not a PyTorch profiler trace ({reason}), nor samples of "
+            "lm-evaluation-harness, inspect_ai or plain outcomes, nor requests of Azure, Mooncake, "
+            "vLLM's benchmark, aiperf or guidellm; docs/import.md says what each must hold"
         )
 
     def _check_head(self, size: int) -> None:

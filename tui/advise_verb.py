@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from traces.errors import RecordingError, TtscopeError, UsageError
-from traces.recording import Recording
+from traces.recording import Recording, measured
 from traces.schema import Budget, EngineConfig, Experiment, Pick, Policy, Recommendation
 from tui.read_verbs import open_all, print_document
 
@@ -43,7 +44,11 @@ def run_advise(
         raise UsageError("-o is where --verify keeps its recordings; give both")
     if verify and systems:
         raise UsageError("--verify runs the picks on this machine, not on a --gpu; give one")
-    recordings = [each for each in open_all(paths) if each.complete]
+    opened = open_all(paths)
+    predicted = [each.name for each in opened if each.replay_of is not None]
+    recordings = [each for each in measured(opened) if each.complete]
+    if predicted:
+        print(f"ttscope: left out, being predictions: {', '.join(predicted)}", file=sys.stderr)
     if not recordings:
         raise RecordingError("none of the recordings is complete; run ttscope record to the end")
     today = None if present is None else configuration_of(present)

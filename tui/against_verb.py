@@ -139,6 +139,7 @@ def _predicted(
 ) -> tuple[Run | None, list[str]]:
     from advisor.predict import predict
 
+    question = dataclasses.replace(question, arrivals_sent=True)  # by `_send`
     known = {name for each in (base, *others) for name in each.manifest.models}
     if question.engine.model not in known:  # the server's own name of it
         engine = dataclasses.replace(question.engine, model=recorded.engine.model)

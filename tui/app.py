@@ -16,7 +16,7 @@ from textual.signal import Signal
 from textual.worker import get_current_worker
 
 from traces.errors import UsageError
-from traces.recording import Recording
+from traces.recording import Recording, measured
 from traces.schema import Budget, EngineConfig, Policy, Recommendation
 from tui.keys import read_keys
 from tui.screens.advice import AdviceScreen
@@ -52,7 +52,7 @@ class FittedAdvisor:
         from advisor.advise import Advisor
         from profiler.launch import shown_path
 
-        self._advisor = Advisor.fit(recordings, seed=0)
+        self._advisor = Advisor.fit(measured(recordings), seed=0)
         self._model_path = shown_path
 
     def recommend(

@@ -34,7 +34,9 @@ def attach(
     ] = None,
     listen_grpc: Annotated[
         str | None,
-        typer.Option(metavar="[HOST:]PORT", help="Receive spans over gRPC: 4317; needs [grpc]."),
+        typer.Option(
+            metavar="[HOST:]PORT", help="Receive spans over gRPC: 4317; needs the extra grpc."
+        ),
     ] = None,
     kernels: Annotated[
         Path | None,

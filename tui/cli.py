@@ -134,7 +134,7 @@ def replay(
         Path | None, typer.Option(help="--operators: all-reduce times; a CSV or a recording.")
     ] = None,
     gpu: Annotated[
-        str | None, typer.Option(help="Step times of a GPU from the prior: h100_sxm, ..")
+        list[str] | None, typer.Option(help="Step times of a GPU from the prior: h100_sxm, ..")
     ] = None,
     model_config: Annotated[
         Path | None, typer.Option(help="config.json of the model on that GPU, if not the recorded.")
@@ -174,7 +174,7 @@ def replay(
         operators=operators,
         num_hidden_layers=num_hidden_layers,
         collectives=collectives,
-        gpu=gpu,
+        gpus=gpu or (),
         model_config=model_config,
         against=against,
         workload=workload,

@@ -106,6 +106,11 @@ def half_width(estimate: Estimate | None) -> str:
     return f"{(estimate.high - estimate.low) / 2:.3f}".removeprefix("0")
 
 
+def counted(count: int, word: str) -> str:
+    """Return `1 sample`, `1,024 samples`."""
+    return f"{count:,} {word}{'' if count == 1 else 's'}"
+
+
 def percent(share: float | None) -> str:
     """Return a share as whole per cent; `<1 %` for what is above nothing."""
     if share is None or not math.isfinite(share):

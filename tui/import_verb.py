@@ -13,7 +13,7 @@ from traces.errors import UsageError
 from traces.formats.outcome import Choices, Judge
 from traces.kineto import TraceTables
 from traces.recording import Recording
-from tui.formats import align, number, wrap
+from tui.formats import align, counted, number, wrap
 from tui.read_verbs import print_document
 from tui.run_verbs import progress_bar
 
@@ -110,7 +110,8 @@ def _import_outcomes(
         document = {"recording": str(output), "format": found.format, "files": files, **counts}
         print_document(document | {"notes": list(found.notes[1:])})
         return
-    print(f"{found.format}: {found.samples:,} samples of {found.problems:,} problems")
+    samples, problems = counted(found.samples, "sample"), counted(found.problems, "problem")
+    print(f"{found.format}: {samples} of {problems}")
     for what, count in (("with an answer", found.answered), ("right or wrong", found.judged)):
         print(f"  {what:<16}{count:>10,}")
     for note in found.notes[1:]:
@@ -154,7 +155,7 @@ def _import_requests(
             }
         )
         return
-    print(f"{found.format}: {found.requests:,} requests in {number(found.span_s, 's')}")
+    print(f"{found.format}: {counted(found.requests, 'request')} in {number(found.span_s, 's')}")
     rows = [
         ("tokens of prompt", f"{found.prompt_tokens:,}"),
         ("tokens of output", f"{found.output_tokens:,}"),

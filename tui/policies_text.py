@@ -13,7 +13,7 @@ from advisor.replayed_order import replayed_order
 from traces.recording import Recording
 from traces.summary import Run
 from traces.votes import PolicyOutcome
-from tui.formats import ABSENT, align, compact, interval, number, percent, value_of, wrap
+from tui.formats import ABSENT, align, compact, counted, interval, number, percent, value_of, wrap
 
 _SHORT = {"majority": "maj", "pass_at_k": "pass", "best_of_n": "best"}
 _VARIANTS = ("keep", "window", "threshold")  # a policy per value, one below the other
@@ -35,8 +35,8 @@ _LEGEND = (
 def policy_table(found: Counterfactuals, best: Comparison | None, *, width: int = 80) -> list[str]:
     """Return the table in lines of at most 80 columns, with what must be known of it."""
     title = (
-        f"{found.problems:,} problems of {found.n:,} samples; 90 % intervals for other problems, "
-        "and for a fresh run on these"
+        f"{counted(found.problems, 'problem')} of {counted(found.n, 'sample')}; 90 % intervals for "
+        "other problems, and for a fresh run on these"
     )
     lines = wrap("", title, width=width, indent=0)
     rows: list[Sequence[str]] = [("policy", "accuracy", "interval", "tokens", "how", "fresh run")]

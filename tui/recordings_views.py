@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from traces.comparison import Difference
+from tui.formats import counted
 from tui.show_text import difference_lines, energy_lines, time_lines, warnings
 from tui.views import Entry
 
@@ -21,7 +22,7 @@ def entry_lines(entry: Entry, *, marked: int, width: int) -> list[str]:
         return [f"! {entry.error}"]
     hint = "mark two with space to compare them on the same problems"
     return [
-        f"{run.recording}: {run.problems:,} problems decided",
+        f"{run.recording}: {counted(run.problems, 'problem')} decided",
         *time_lines(run, width),
         *energy_lines(run, width),
         *warnings(run, width),

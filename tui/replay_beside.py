@@ -7,7 +7,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from traces.recording import Recording
+from traces.recording import Recording, measured
 from traces.summary import Run, summarise
 
 
@@ -32,6 +32,7 @@ def replay_beside(recording: Recording, run: Run, changes: str, *, width: int) -
     from tui.replay_text import replay_lines
     from tui.replay_verb import changed
 
+    measured([recording])
     engine, policy = changed(run, shlex.split(changes))
     question = Question(engine=engine, policy=policy)
     found = predict(recording, run, question)
@@ -45,11 +46,3 @@ def replay_beside(recording: Recording, run: Run, changes: str, *, width: int) -
         asked=changes.strip() or "as recorded",
         lines=tuple(replay_lines(found, question, width=width)),
     )
-
-
-def replay_of(recording: Recording | None) -> str | None:
-    """Return the name of the recording that `ttscope replay -o` made this one from."""
-    if recording is None:
-        return None
-    told = recording.manifest.provenance.get("replayed")
-    return told.get("recording") if isinstance(told, dict) else None

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from traces.errors import UsageError
-from traces.recording import Recording
+from traces.recording import Recording, measured
 from traces.schema import EngineConfig, ModelFacts, Policy
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def run_replay(
     operators: Path | None,
     num_hidden_layers: int | None,
     collectives: Path | None,
-    gpu: str | None,
+    gpus: Sequence[str],
     model_config: Path | None,
     against: str | None,
     workload: str | None,
@@ -55,10 +55,15 @@ def run_replay(
             raise UsageError(f"{name} must be at least 1, not {value}")
     if routing not in ROUTINGS:
         raise UsageError(f"--routing {routing}: one of {', '.join(ROUTINGS)}")
+    if len(gpus) > 1:
+        raise UsageError(f"--gpu {', '.join(gpus)}: a replay is of one; give one at a time")
+    gpu = next(iter(gpus), None)
     _check_sources(operators, num_hidden_layers, collectives, gpu, model_config)
     if against is None and (workload is not None or raw_prompts or api_key_env is not None):
         raise UsageError("--workload, --raw-prompts and --api-key-env go with --against URL")
     base = Recording.open(path)
+    measured([base])
+    others = measured(open_all(learn))
     recorded = _chosen(summarise(base), run, base.name)
     engine, policy = changed(recorded, changes, tables=operators is not None, prior=gpu is not None)
     question = Question(
@@ -84,11 +89,9 @@ def run_replay(
             api_key_env=api_key_env,
             given=frozenset(text.partition("=")[0].strip() for text in changes),
         )
-        run_against(
-            base, recorded, question, open_all(learn), sending, output=output, as_json=as_json
-        )
+        run_against(base, recorded, question, others, sending, output=output, as_json=as_json)
         return
-    found = predict(base, recorded, question, open_all(learn))
+    found = predict(base, recorded, question, others)
     if output is not None:
         found.write(output)
     if as_json:
@@ -117,22 +120,40 @@ def _check_sources(
 
 
 def _facts(path: Path) -> ModelFacts:
-    """Return a model's facts from its config.json. Raises UsageError for one that is none."""
+    """Return a model's facts from its config, a JSON file or in a folder.
+
+    Raises UsageError for one that is none.
+    """
     import json
+    from types import SimpleNamespace
 
-    from profiler.model_facts import facts_from_folder
+    from profiler.model_facts import facts_from_config
 
-    file = path / "config.json" if path.is_dir() else path
-    facts = None
-    if file.name == "config.json":
-        facts = facts_from_folder(file.parent, name=file.parent.resolve().name)
-    if facts is None:
-        raise UsageError(f"--model-config {path}: give a model's config.json, or its folder")
-    config = json.loads(file.read_bytes())
+    file, option = path / "config.json" if path.is_dir() else path, f"--model-config {path}"
+    told = file.name == "config.json"  # its folder has the model's name, and perhaps its weights
+    try:
+        config = json.loads(file.read_bytes())
+        fields = SimpleNamespace(**config.get("text_config", config))
+        facts = facts_from_config(
+            fields,
+            name=file.parent.resolve().name if told else file.stem,
+            folder=file.parent if told else None,
+        )
+    except OSError as error:
+        raise UsageError(
+            f"{option}: {file} cannot be read ({error.strerror}); give a model's config.json, or "
+            "its folder"
+        ) from None
+    except AttributeError as error:
+        known = isinstance(error.obj, SimpleNamespace)
+        lacks = f"has no field {error.name}" if known else "holds no JSON object"
+        raise UsageError(f"{option}: {lacks}; give a model's config.json") from None
+    except (ValueError, TypeError, ZeroDivisionError) as error:
+        raise UsageError(f"{option}: is no model's config.json ({error})") from None
     if config.get("sliding_window") and config.get("use_sliding_window", True):
         raise UsageError(
-            f"--model-config {path}: attention in sliding windows is not priced, as no run has "
-            "checked it; use a model without"
+            f"{option}: attention in sliding windows is not priced, as no run has checked it; use "
+            "a model without"
         )
     return facts
 

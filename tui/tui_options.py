@@ -27,7 +27,7 @@ def tui(
         Path | None, typer.Option(help="TOML of keys elsewhere; ~/.config/ttscope/keys.toml.")
     ] = None,
     web: Annotated[
-        bool, typer.Option("--web", help="Serve the app to browsers; needs [web].")
+        bool, typer.Option("--web", help="Serve the app to browsers; needs the extra web.")
     ] = False,
     listen: Annotated[
         str | None,

@@ -10,6 +10,7 @@ from advisor.step_times import Question
 from tests.advisor.operator_tables import LAYERS, attention_us, dense_us, write_tables
 from tests.advisor.synthetic import GREEDY, engine_of, record
 from traces.errors import TablesError, UsageError
+from traces.metrics import estimate_of
 from traces.recording import Recording
 from traces.schema import Policy
 from traces.summary import summarise
@@ -91,6 +92,22 @@ def test_replicas_share_an_open_load(votes):
     two = asked(votes, rate_per_s=20.0, replicas=Replicas(count=2, routing="least-outstanding"))
     assert two.predicted.latency_s["p95"].value < one.predicted.latency_s["p95"].value
     assert sorted(two.tables["steps"]["engine"].unique()) == sorted(two.manifest.engines)
+
+
+def test_the_interval_holds_other_arrivals(votes):
+    found = asked(votes, rate_per_s=2.0).predicted
+    tags = ("throughput_tokens_per_s", "latency_s.p95", "device_s_per_problem")
+    inside = dict.fromkeys(tags, 0)
+    for seed in range(20, 30):
+        one = asked(votes, rate_per_s=2.0, arrivals_sent=True, seed=seed).predicted
+        narrow = one.throughput_tokens_per_s
+        assert narrow.high - narrow.low < 0.01 * narrow.value  # it is idle most of the time
+        for tag in tags:
+            whole = estimate_of(found, tag)
+            inside[tag] += whole.low <= estimate_of(one, tag).value <= whole.high
+    assert min(inside.values()) >= 7, inside
+    whole = found.throughput_tokens_per_s
+    assert whole.high - whole.low < 0.8 * whole.value
 
 
 def test_the_prediction_is_a_recording_that_sums_up(votes, tmp_path):

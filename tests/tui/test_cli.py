@@ -3,9 +3,15 @@
 import json
 import math
 import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from advisor.predict import predict
+from advisor.step_times import Question
+from traces.recording import Recording
+from traces.summary import summarise
 from tui.demo_verb import SHIPPED
 
 RUN = next(SHIPPED.glob("demo-s-*-maj@16-*"))
@@ -186,9 +192,50 @@ def test_replay_prints_recorded_replayed_and_predicted(run, tmp_path):
     assert "asked     engine.max_num_seqs 64 -> 8" in lines
     assert any(line.startswith("latency p95") and "[" in line for line in lines)
     assert any(line.startswith("who waited") for line in lines)
+    ties = "accuracy 0.948 recorded and 0.915 replayed are of the same samples: the run gave a tied"
+    assert ties in " ".join(out.split())
     code, out, _ = run("show", tmp_path / "kept")
     assert code == 0
     assert "seqs8" in out
+
+
+@pytest.fixture(scope="module")
+def predicted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("predicted") / "rep"
+    base = Recording.open(RUN)
+    (recorded,) = summarise(base)
+    engine = replace(recorded.engine, max_num_seqs=8)
+    predict(base, recorded, Question(engine=engine, policy=recorded.policy)).write(folder)
+    return folder
+
+
+def test_a_prediction_is_shown_as_one(run, predicted, tmp_path):
+    told = f"predicted by replay of {Path(RUN).name}"
+    code, out, _ = run("show", predicted)
+    assert code == 0
+    assert told in " ".join(out.split())
+    documents = [json.loads(run("show", path, "--json")[1])["runs"][0] for path in (RUN, predicted)]
+    assert [each["replay_of"] for each in documents] == [None, Path(RUN).name]
+    assert run("report", RUN, predicted, "-o", tmp_path / "page.html")[0] == 0
+    page = (tmp_path / "page.html").read_text()
+    assert told in page
+    assert "incomplete, predicted or without problems: rep" in page
+
+
+def test_nothing_is_learned_from_a_prediction(run, predicted):
+    mend = f"rep is a prediction; give the recording that it was replayed from ({Path(RUN).name})"
+    budget = ("--optimise", "latency")
+    for arguments in (
+        ("replay", predicted),
+        ("replay", RUN, "--with", predicted),
+        ("advise", predicted, *budget),
+    ):
+        code, out, err = run(*arguments)
+        assert (code, out) == (1, "")
+        assert err.strip().endswith(mend)
+    alone, both = run("advise", RUN, *budget), run("advise", RUN, predicted, *budget)
+    assert alone[:2] == both[:2]
+    assert "left out, being predictions: rep" in both[2]
 
 
 def test_replay_json_has_one_document(run):
@@ -222,3 +269,10 @@ def test_demo_on_real_vllm(run, tmp_path):
     check_advice(document)
     assert len(document["recordings"]) == 12
     assert all(str(tmp_path) in path for path in document["recordings"])
+
+
+def test_help_names_the_extra(run):
+    for verb, extra in (("tui", "web"), ("attach", "grpc")):
+        _, out, _ = run(verb, "--help")
+        words = " ".join(out.replace("│", " ").split())
+        assert f"needs the extra {extra}." in words

@@ -7,6 +7,7 @@ import pytest
 
 from tests.traces.importer_contract import azure, mooncake, vllm_bench
 from tests.traces.made_traces import cpu_events, device_events, document, kernel, write
+from traces.recording import Recording
 
 FOREIGN = Path(__file__).parent.parent / "data" / "foreign"
 
@@ -108,8 +109,8 @@ def test_outcomes_are_imported_and_shown(run, tmp_path):
     code, out, err = run("import", path, "-o", "r")
     assert (code, err) == (0, "")
     assert max(map(len, out.splitlines())) <= 80
-    assert out.startswith("outcomes JSONL: 2 samples of 1 problems")
-    assert "! o.jsonl: skipped: 1 lines that are not JSON (first: line 2)" in out
+    assert out.startswith("outcomes JSONL: 2 samples of 1 problem\n")
+    assert "! o.jsonl: skipped: 1 line that is not JSON (first: line 2)" in out
     code, out, err = run("show", "r")
     assert (code, err) == (0, "")
     assert max(map(len, out.splitlines())) <= 80
@@ -142,6 +143,7 @@ def test_completions_are_judged_anew(run):
         (["inspect_sums.eval", "--limit", "1e-6"], 1, "raise --limit"),
         (["inspect_sums.eval", "samples_toy_choice.jsonl"], 2, "different formats"),
         (["README.md"], 1, "not a PyTorch profiler trace"),
+        (["README.md"], 1, "nor samples of lm-evaluation-harness, inspect_ai or plain outcomes"),
     ],
 )
 def test_refusals_of_outcomes(run, arguments, code, message):
@@ -168,7 +170,7 @@ def test_requests_are_imported_shown_and_exported(run, tmp_path):
     assert (code, err) == (0, "")
     assert max(map(len, out.splitlines())) <= 80
     assert out.startswith("Mooncake trace: 2 requests in 2.00 s\n  tokens of prompt     791\n")
-    assert "! t.jsonl: skipped: 1 lines whose output_length is no whole number from 1" in out
+    assert "! t.jsonl: skipped: 1 line whose output_length is no whole number from 1" in out
     assert out.endswith("kept in r; ttscope show r tells of it\n")
     code, out, err = run("show", "r")
     assert (code, err) == (0, "")
@@ -247,3 +249,68 @@ def test_a_trace_is_replayed_with_the_defaults_of_a_server(run, tmp_path):
     code, out, err = run("replay", "r", *options, "-o", "p")
     assert (code, err) == (0, "")
     assert run("show", "p")[0] == 0
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_votes_of_answers_that_are_not_told_are_not_known(run, tmp_path, n):
+    rows = [
+        {"problem_id": name, "sample_index": i, "correct": i < 2, "output_tokens": 10}
+        for name in "ab"
+        for i in range(n)
+    ]
+    (tmp_path / "o.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert run("import", "o.jsonl", "-o", "r")[0] == 0
+    right = pytest.approx(1 if n == 1 else 2 / 3)
+    for options in ((), ("--policies",)) if n > 1 else (("--policies",),):
+        code, out, _ = run("show", "r", *options, "--json")
+        assert code == 0
+        (shown,) = json.loads(out)["runs"]
+        known = {(p["method"], p["n"]): p["accuracy"]["value"] for p in shown["policies"]}
+        assert {k for method, k in known if method == "majority"} == {1}
+        assert known["majority", 1] == known["pass_at_k", 1] == right
+        assert {method for method, _ in known} == {"majority", "pass_at_k"}
+    assert (shown["accuracy"] is None) == (n > 1)
+    _, out, _ = run("show", "r", "--policies")
+    assert ("right samples come without their answers" in out) == (n > 1)
+    assert "0.000 " not in out.replace("[0.000", "")
+
+
+def test_plain_outcomes_are_not_judged_anew(run, tmp_path):
+    row = {"problem_id": "a", "sample_index": 0, "correct": True, "answer": "1", "expected": "1"}
+    (tmp_path / "o.jsonl").write_text(json.dumps(row) + "\n")
+    code, out, err = run("import", "o.jsonl", "--verifier", "math", "-o", "r")
+    assert (code, out) == (2, "")
+    assert "outcomes JSONL has none; leave it out" in err
+    assert not (tmp_path / "r").exists()
+
+
+def test_numbers_that_are_none_are_null_and_counted(run, tmp_path):
+    values = ("1e400", "NaN", "-Infinity", "9" * 400, "0.5")
+    rows = [
+        f'{{"problem_id": "a", "sample_index": {i}, "correct": true, "answer": "1", '
+        f'"logprob_mean": {value}}}'
+        for i, value in enumerate(values)
+    ]
+    (tmp_path / "o.jsonl").write_text("\n".join(rows))
+    code, out, _ = run("import", "o.jsonl", "-o", "r", "--json")
+    assert code == 0
+    document_ = json.loads(out)
+    assert document_["samples"] == 5
+    (file,) = document_["files"]
+    assert file["skipped"] == {
+        "values that are NaN or infinite": 3,
+        "values of logprob_mean that are no number": 1,
+    }
+    found = Recording.open(tmp_path / "r").samples["logprob_mean"].to_list()
+    assert found == [None, None, None, None, 0.5]
+
+
+def test_an_answer_marked_both_ways_is_warned_of(run, tmp_path):
+    rows = [
+        {"problem_id": name, "sample_index": i, "correct": right, "answer": "7"}
+        for name, marks in (("a", (True, False, None)), ("b", (True, True, None)))
+        for i, right in enumerate(marks)
+    ]
+    (tmp_path / "o.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    _, out, _ = run("import", "o.jsonl", "-o", "r")
+    assert "both right and wrong within one problem: 1;" in " ".join(out.split())

@@ -82,6 +82,7 @@ def test_limits_decide_the_exit_code(run, slow):
         (["--fail-on", "nonsense"], 2, "is not understood"),
         (["--fail-on", "energy>+1J"], 2, "is not understood"),
         (["--fail-on", "energy>+1"], 1, "was not measured in both fast and slow"),
+        (["--fail-on", "cost>+5%"], 1, "cannot be judged: give --price"),
         (["--policies"], 2, "--policies judges one recording"),
     ],
 )

@@ -38,6 +38,27 @@ def test_the_steps_of_a_gpu_that_was_not_measured(run, model):
     assert "no interval, all marked *" in " ".join(out.split())
 
 
+def test_a_config_of_any_name_is_read(run, model, tmp_path):
+    whole = tmp_path / "l8.json"
+    whole.write_text(json.dumps(CONFIG))
+    arguments = ("replay", VOTES, "--gpu", "test_gpu", "--json", "--model-config")
+    documents = [json.loads(run(*arguments, path)[1]) for path in (whole, model)]
+    one, two = (each["predicted"]["latency_s"] for each in documents)
+    assert one == two
+    (note,) = [note for note in documents[0]["notes"] if note.startswith("prior: ")]
+    assert "step times of l8 on" in note
+    assert any("recorded in float32; the steps are priced" in n for n in documents[0]["notes"])
+    for text, reason in (
+        (json.dumps({k: v for k, v in CONFIG.items() if k != "hidden_size"}), "no field hidden_si"),
+        ("[1]", "holds no JSON object"),
+        ("{", "is no model's config.json"),
+    ):
+        whole.write_text(text)
+        code, out, err = run(*arguments, whole)
+        assert (code, out) == (2, "")
+        assert reason in err
+
+
 def test_the_document_marks_what_is_prior(run, model):
     code, out, err = run(
         "replay", VOTES, "--gpu", "test_gpu", "--model-config", model / "config.json", "--json",
@@ -62,7 +83,17 @@ def test_the_document_marks_what_is_prior(run, model):
         (("--gpu", "test_gpu", "--num-hidden-layers", "2"), {}, "--gpu excludes"),
         (("--model-config", "model"), {}, "--model-config goes with --gpu"),
         (("--collectives", "x"), {}, "--collectives goes with --operators"),
-        (("--gpu", "test_gpu", "--model-config", "nowhere"), {}, "give a model's config.json"),
+        (("--gpu", "test_gpu", "--gpu", "h100"), {}, "a replay is of one; give one at a time"),
+        (
+            ("--gpu", "test_gpu", "--model-config", "nowhere"),
+            {},
+            "nowhere cannot be read (No such file or directory)",
+        ),
+        (
+            ("--gpu", "test_gpu", "--model-config", "model"),
+            {"num_hidden_layers": None},
+            "is no model's config.json (",
+        ),
         (
             ("--gpu", "test_gpu", "--model-config", "model"),
             {"sliding_window": 4096},

@@ -190,11 +190,11 @@ def test_an_incomplete_run_is_shown_and_not_used(tmp_path):
     del rows["problems"][-1]["end"], rows["problems"][-1]["decided_at"]
     cut = write_recording(tmp_path / "cut", rows, complete=False)
     found = of([cut])
-    assert "no recording is complete and holds answered problems" in found.text
+    assert "no measured recording is complete and holds answered problems" in found.text
     assert "incomplete: it was cut off or is still going" in found.text
     whole = [Recording.open(path) for path in sorted(SHIPPED.glob("demo-s-*"))]
     found = of([*whole, cut], min_accuracy="0.6")
-    assert "not used, being incomplete or without problems: cut" in found.text
+    assert "not used, being incomplete, predicted or without problems: cut" in found.text
     assert "system_optimal.estimates.accuracy" in found.values
 
 

@@ -72,9 +72,19 @@ class Skipped:
         """Return it in one line, the most frequent reason first; empty when nothing was."""
         most = sorted(self.counts.items(), key=lambda item: (-item[1], item[0]))
         return ", ".join(
-            f"{count:,} {reason} (first: {self.unit} {self.first[reason]:,})"
+            f"{count:,} {_one(reason) if count == 1 else reason} "
+            f"(first: {self.unit} {self.first[reason]:,})"
             for reason, count in most
         )
+
+
+def _one(reason: str) -> str:
+    """Return a reason for one: `lines that are not JSON` as `line that is not JSON`."""
+    what, _, rest = reason.partition(" ")
+    what = "entry" if what == "entries" else what.removesuffix("s")
+    for many, one in ((" that are ", " that is "), (" that have ", " that has ")):
+        rest = f" {rest}".replace(many, one)[1:]
+    return f"{what} {rest}"
 
 
 Judge = Callable[[str, str | None], tuple[str | None, bool | None]]
@@ -111,18 +121,22 @@ class OutcomeReader(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class OutcomeFormat:
-    """A foreign format: `recognises` looks at the first bytes of a file, inflated."""
+    """A foreign format: `recognises` looks at the first bytes of a file, inflated.
+
+    `completions` says whether it holds the texts that a verifier reads answers from.
+    """
 
     name: str
     recognises: Callable[[bytes], bool]
     open: Callable[[Path, Choices], OutcomeReader]
+    completions: bool = True
 
 
 def whole_number(value: Any) -> int | None:
     """Return a value that is a whole number from 0 to 2^53, None where it is none."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    if not math.isfinite(value) or value != int(value) or not 0 <= value <= LARGEST:
+    if not 0 <= value <= LARGEST or value != int(value):  # NaN too is outside
         return None
     return int(value)
 

@@ -107,4 +107,6 @@ def _recognises(head: bytes) -> bool:
     return b'"problem_id"' in head and _KEYS.search(head) is not None
 
 
-FORMAT = OutcomeFormat(name="outcomes JSONL", recognises=_recognises, open=PlainOutcomes)
+FORMAT = OutcomeFormat(
+    name="outcomes JSONL", recognises=_recognises, open=PlainOutcomes, completions=False
+)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import struct
 import zipfile
@@ -20,6 +21,7 @@ HEAD_BYTES = 1 << 16
 LINE_BYTES = 64 << 20
 ENTRY_BYTES = 512 << 20
 _NO_NUMBER = re.compile(rb"(?<=[:\[,\s])-?(?:NaN|Infinity)(?=\s*[,}\]])")
+_NUMBER = re.compile(rb"(?<=[:\[,\s])-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?(?=\s*[,}\]])")
 _ZSTANDARD = 93
 _DAMAGE = (
     zipfile.BadZipFile,
@@ -53,18 +55,34 @@ def open_pieces(path: Path, limit_bytes: int) -> Inflated:
 
 
 def decode(text: bytes, kind: type[T]) -> T:
-    """Return the JSON of `text`; NaN and Infinity, which are none, as null.
+    """Return the JSON of `text`; NaN, Infinity and numbers beyond a float's as null.
 
     Raises ValueError where it is no JSON or not of this kind.
     """
+    return _decoded(text, kind)[0]
+
+
+def _decoded(text: bytes, kind: type[T]) -> tuple[T, int]:
+    """Return what `decode` does, and how many numbers became null."""
     try:
-        return msgspec.json.decode(text, type=kind)
+        return msgspec.json.decode(text, type=kind), 0
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         mended, count = _NO_NUMBER.subn(b"null", text)
-        if not count:
+        beyond = 0
+
+        def within(found: re.Match[bytes]) -> bytes:
+            nonlocal beyond
+            if math.isfinite(float(found[0])):
+                return found[0]
+            beyond += 1
+            return b"null"
+
+        if "out of range" in str(error) or count:
+            mended = _NUMBER.sub(within, mended)
+        if not count + beyond:
             raise ValueError(str(error)) from None
         try:
-            return msgspec.json.decode(mended, type=kind)
+            return msgspec.json.decode(mended, type=kind), count + beyond
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as again:
             raise ValueError(str(again)) from None
 
@@ -83,12 +101,22 @@ def objects(
             skipped.add(f"lines of more than {LINE_BYTES >> 20} MiB", number)
         elif line.strip():
             try:
-                yield number, decode(line, dict[str, Any])
+                row, nulled = _decoded(line, dict[str, Any])
             except ValueError as error:
                 kind = "no JSON object" if "Expected `object`" in str(error) else "not JSON"
                 skipped.add(f"lines that are {kind}", number)
+                continue
+            before = _left_out(skipped) if nulled else 0
+            yield number, row
+            if nulled and _left_out(skipped) == before:  # the reader kept the line
+                skipped.add("values that are NaN or infinite", number, nulled)
     if pieces.cut is not None:
         notes.append(f"the file is cut off ({pieces.cut})")
+
+
+def _left_out(skipped: Skipped) -> int:
+    """Return how many whole lines were skipped, values apart."""
+    return sum(n for reason, n in skipped.counts.items() if not reason.startswith("values"))
 
 
 def _lines(pieces: Inflated) -> Iterator[tuple[int, bytes | None]]:

@@ -27,7 +27,8 @@ class Material:
     """All that the page tells; where a part is None or empty, the reason stands beside it.
 
     `limited` says that a budget was given; without one the most accurate configuration is sought.
-    `left_out` are recordings that the advice does not rest on: incomplete, or without problems.
+    `left_out` are recordings that the advice does not rest on: incomplete, without problems, or
+    predicted by a replay.
     """
 
     runs: tuple[Run, ...]
@@ -73,7 +74,11 @@ def gather_material(
             if not watched or run.problems or run.problems_in_flight or run.time_by_family
         ]
     posed = {run.recording for run in runs if run.problems}
-    complete = [each for each in recordings if each.complete and each.name in posed]
+    complete = [
+        each
+        for each in recordings
+        if each.complete and each.name in posed and each.replay_of is None
+    ]
     report("advising", 0, 1)
     advice, no_advice = _advice(complete, runs, budget, seed, systems)
     foretold, not_foretold = _foretold(complete, runs, report)
@@ -100,7 +105,9 @@ def _advice(
     from profiler.launch import shown_path
 
     if not recordings:
-        return None, "no recording is complete and holds answered problems; record to the end"
+        return None, (
+            "no measured recording is complete and holds answered problems; record to the end"
+        )
     if not any(run.steps for run in runs):
         return None, NO_STEPS
     try:

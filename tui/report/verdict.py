@@ -224,7 +224,8 @@ def _lists(answer: Recommendation, left_out: Sequence[str]) -> Html:
     fits = [f"{answer.candidates - out:,} of {answer.candidates:,} candidates fit"]
     fits += [f"{count:,} do not: {why}" for why, count in answer.infeasible.items()]
     if left_out:
-        fits.append(f"not used, being incomplete or without problems: {', '.join(left_out)}")
+        names = ", ".join(left_out)
+        fits.append(f"not used, being incomplete, predicted or without problems: {names}")
     listed = (
         ("Why", answer.reasons),
         ("What was considered", fits),

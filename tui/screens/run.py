@@ -18,7 +18,7 @@ from advisor.stopping import RULES, Savings, StopRule, savings
 from traces.errors import UsageError
 from tui.library import failure
 from tui.playback import parse_goto
-from tui.replay_beside import Beside, replay_beside, replay_of
+from tui.replay_beside import Beside, replay_beside
 from tui.run_data import read_run
 from tui.run_model import PAGES, WIDE, RunModel
 from tui.screens.base import ModeScreen
@@ -150,7 +150,7 @@ class RunScreen(ModeScreen):
         if event.model is not self.model:
             return
         self.model.show_data(event.data)
-        source = replay_of(self.model.entry.recording)
+        source = self.model.run.replay_of
         entry = None if source is None else self.ttscope.entry_named(source)
         if entry is not None and entry.run is not None:
             name = f"{source}, which this replays"
