@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 from typing import Any
 
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from traces.metrics import METRICS, Metric
 from traces.schema import Estimate, Record
-from traces.statistics import paired, paired_change, paired_quantile, problems_to_tell
+from traces.statistics import paired, paired_change, paired_quantile, problems_to_tell, wilson
 from traces.summary import Run, to_plain
 
 SAME = "cannot be told apart"
@@ -115,6 +117,9 @@ def _change(metric: Metric, both: pl.DataFrame) -> Change | None:
     if found is None:
         return None
     relative = paired_change(before, after, metric.q)
+    known = np.isfinite(before) & np.isfinite(after)
+    if metric.column == "correct" and (before[known] == after[known]).all():
+        found, relative = _all_agree(found, relative, before[known])
     verdict, times = _verdict(found, metric, both.height)
     return Change(
         metric=metric,
@@ -123,6 +128,22 @@ def _change(metric: Metric, both: pl.DataFrame) -> Change | None:
         verdict=verdict,
         times_as_many=times,
     )
+
+
+def _all_agree(
+    found: Estimate, relative: Estimate | None, right: NDArray[np.float64]
+) -> tuple[Estimate, Estimate | None]:
+    """Return the difference, 0, and its share with the interval of what other problems may show.
+
+    That no problem was won or lost of so many does not prove that none would be: either may be as
+    frequent as Wilson's upper end for none of them.
+    """
+    most = wilson(0, right.size)[1]
+    wide = replace(found, low=-most, high=most)
+    if relative is None:
+        return wide, None
+    share = most / float(right.mean())
+    return wide, replace(relative, low=-share, high=share)
 
 
 def _verdict(found: Estimate, metric: Metric, problems: int) -> tuple[str, int | None]:

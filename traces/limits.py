@@ -135,7 +135,9 @@ def _judge(limit: Limit, change: Change | None, compared: Difference) -> Judged:
     distance, half = abs(found.value - limit.amount), (found.high - found.low) / 2
     needed = None
     if not sure and distance:
-        needed = max(ceil(compared.problems * (half / distance) ** 2), compared.problems + 1)
+        # Where no problem was won or lost the interval narrows with their number, not its root.
+        power = 1 if limit.tag == "accuracy" and not found.value else 2
+        needed = max(ceil(compared.problems * (half / distance) ** power), compared.problems + 1)
     return Judged(
         limit=limit, difference=found, broken=broken, sure=sure, problems_to_settle=needed
     )

@@ -96,3 +96,16 @@ def test_the_document(compared):
     assert held(compared, "p95>+5%").to_json().keys() == {
         *("limit", "metric", "relative", "difference", "failed", "sure", "problems_to_settle")
     }
+
+
+def test_problems_that_agree_do_not_prove_that_all_do(compared):
+    (accuracy,) = [each for each in compared.changes if each.metric.tag == "accuracy"]
+    assert accuracy.difference.value == 0
+    high = accuracy.difference.high
+    assert high == -accuracy.difference.low == pytest.approx(2.706 / (30 + 2.706), rel=1e-3)
+    assert accuracy.verdict == "cannot be told apart"
+    near, far = judge([parse_limit("accuracy<-.02"), parse_limit("accuracy<-.2")], compared)
+    assert (near.broken, near.sure) == (False, False)
+    assert (far.broken, far.sure) == (False, True)
+    n = near.problems_to_settle  # so many that agree would be beyond doubt, by Wilson's interval
+    assert 2.706 / (n + 2.706) == pytest.approx(0.02, rel=0.1)
