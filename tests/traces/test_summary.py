@@ -23,7 +23,8 @@ from traces.statistics import wilson
 from traces.summary import Run, summarise
 
 CONTRACT = [
-    *("recording", "complete", "config", "problems", "problems_in_flight", "problems_failed"),
+    *("recording", "replay_of", "complete", "config"),
+    *("problems", "problems_in_flight", "problems_failed"),
     *("accuracy", "latency_s", "ttft_s", "tpot_s", "sample_latency_s"),
     *("tokens_per_problem", "flops_per_problem"),
     *("throughput_tokens_per_s", "device_s_per_problem", "cost_per_token_device_s"),
