@@ -14,6 +14,7 @@ from advisor.evidence import Evidence
 from advisor.experiments import experiments
 from advisor.leaders import Ranking
 from advisor.limits import LIMITS, UNSURE, latency_name
+from advisor.nothing import why_nothing
 from advisor.question import Question
 from advisor.reasons import measure_next, name_of, reasons
 from advisor.sensitivity import turnings
@@ -81,14 +82,10 @@ def answer(asked: Asked) -> Recommendation:
         compute=compute,
         least_tokens=tokens,
         equals=equals,
-        misses=misses,
-        needed={
-            limit: question.needed(limit, row)
-            for limit, row in rows
-            if limit not in ("max_gpus", "rate")
-        },
         stages=stages,
     )
+    if system is None:
+        told = [*why_nothing(question, misses, rows), *told]
     return Recommendation(
         budget=question.budget,
         system_optimal=None if system is None else _pick(asked, system),
@@ -202,4 +199,10 @@ def _near_miss(asked: Asked, limit: str, row: int) -> NearMiss:
         found = question.estimate(named.get(limit, question.limits[limit].metric), row)
         assert found is not None  # a limit on what is not known was refused
         nearest = found
-    return NearMiss(limit=limit, wanted=wanted, nearest=nearest, pick=_pick(asked, row))
+    return NearMiss(
+        limit=limit,
+        wanted=wanted,
+        nearest=nearest,
+        sure=float(question.chances(question.met[limit])[row]),
+        pick=_pick(asked, row),
+    )

@@ -240,14 +240,13 @@ class Question:
                 if name != limit:
                     others &= met
             allowed = self.asked & (self.chances(others) >= self.budget.confidence)
-            if not allowed.any():
-                allowed = self.asked.copy()
-            row = self._nearest(limit, allowed)
+            alone = not allowed.any()
+            row = self._nearest(limit, self.asked if alone else allowed, alone=alone)
             if row is not None:
                 found.append((limit, row))
         return found
 
-    def _nearest(self, limit: str, allowed: Bools) -> int | None:
+    def _nearest(self, limit: str, allowed: Bools, *, alone: bool) -> int | None:
         measures = self.measures
         rows = np.flatnonzero(allowed)
         if limit == "max_gpus":
@@ -255,7 +254,7 @@ class Question:
         elif limit == "rate":
             short = -np.array([measures.outcomes[row].capacity_per_s for row in rows])
         else:
-            short = np.array([self.needed(limit, row) for row in rows])
+            short = np.array([self.needed(limit, row, alone=alone) for row in rows])
             short = -short if limit == "min_accuracy" else short
         if not len(rows) or not np.isfinite(short).any():
             return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from advisor.models.step_time import RUN_TO_RUN, Z95, PriorCost, StepLaw
 from advisor.outcomes import Outcome
 from advisor.question import Question
 from advisor.space import Candidate, Space
-from traces.schema import EngineConfig, Estimate, Experiment, NearMiss, Policy, Stages
+from traces.schema import EngineConfig, Estimate, Experiment, Policy, Stages
 
 PARTS = {  # what a step's time goes to; launch and weights cannot be told apart in one model
     "a fixed part (launches and reading the weights)": ("step", "prefill_step"),
@@ -93,16 +93,12 @@ def reasons(
     compute: int | None,
     least_tokens: int | None,
     equals: Sequence[int],
-    misses: Sequence[NearMiss],
-    needed: Mapping[str, float],
     stages: Stages,
 ) -> list[str]:
-    """Return the sentences, the most telling first."""
+    """Return the sentences, the most telling first; why nothing fits is not among them."""
     lines: list[str] = []
     measures = question.measures
-    if system is None:
-        lines += _why_nothing(misses, needed, question)
-    else:
+    if system is not None:
         lines.append(_steps(measures.outcomes[system]))
         lines += _against_compute(question, system, compute)
         lines += _fewest_tokens(question, system, compute, least_tokens)
@@ -111,31 +107,6 @@ def reasons(
     lines += _how_far(stages)
     lines += _assumptions(evidence, space, question)
     return lines
-
-
-def _why_nothing(
-    misses: Sequence[NearMiss], needed: Mapping[str, float], question: Question
-) -> Iterable[str]:
-    wanted = question.budget.confidence
-    yield f"no candidate meets every limit with {wanted:.0%} probability"
-    alone = {name: bool(question.within(name).any()) for name in question.met}
-    never = [OPTIONS[name] for name, met in alone.items() if not met]
-    if never:
-        yield f"no candidate meets {' or '.join(never)}, whatever the other limits"
-    elif len(alone) > 1:
-        listed = " and ".join(OPTIONS[name] for name in alone)
-        yield f"{listed} contradict each other: each alone is met, all together are not"
-    for miss in misses:
-        engine, policy = miss.pick.engine, miss.pick.policy
-        name = f"{engine.model} {engine.label()}, {policy.label()}"
-        if miss.limit in needed:
-            unit = miss.nearest.unit
-            yield (
-                f"{OPTIONS[miss.limit]} would have to be {quantity(needed[miss.limit], unit)} "
-                f"for {name} to be sure of it"
-            )
-        else:
-            yield f"{OPTIONS[miss.limit]}: {name} comes nearest, with {interval(miss.nearest)}"
 
 
 def _steps(outcome: Outcome) -> str:

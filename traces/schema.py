@@ -292,11 +292,15 @@ class Pick(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class NearMiss(Record):
-    """The candidate that comes closest to a limit that nothing (or not it) meets."""
+    """The candidate that comes closest to a limit of those that nothing meets together.
+
+    `sure` is the probability that it meets this limit, which may be met where the others are not.
+    """
 
     limit: str
     wanted: float
     nearest: Estimate
+    sure: float
     pick: Pick
 
 

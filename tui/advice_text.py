@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from advisor.command import policy_request
 from advisor.reasons import OPTIONS
-from traces.schema import Budget, Estimate, NearMiss, Pick, Present, Recommendation, Turning
+from traces.schema import Budget, Estimate, Pick, Present, Recommendation, Turning
 
 ROWS = {  # estimate -> how it is called, and how its unit is shown
     "accuracy": ("accuracy", ""),
@@ -41,7 +42,7 @@ def advice_lines(recommendation: Recommendation, *, width: int = 80) -> list[str
         lines += ["", *_command(pick, width), *_policy(pick, width)]
         lines += ["", *_estimates(answer, width)]
     else:
-        lines += ["", *near_miss_lines(answer.near_misses, width)]
+        lines += ["", *near_miss_lines(answer, width)]
         if answer.compute_optimal is not None:
             best = answer.compute_optimal
             lines += ["", *_wrap(f"compute-optimal, limits aside: {_name(best)}", width)]
@@ -101,12 +102,16 @@ def _limits(budget: Budget) -> str:
         given["rate"] = budget.rate_per_s
     words = []
     for limit, value in given.items():
-        name, unit = LIMITS[limit]
-        if limit == "max_latency_s" and budget.latency_percentile is not None:
-            name = f"p{budget.latency_percentile} latency"
+        name, unit = _limit_noun(limit, budget), LIMITS[limit][1]
         sign = ">=" if limit in ("min_accuracy", "rate") else "<="
         words.append(f"{name} {sign} {_with_unit(f'{value:g}', unit)}")
     return ", ".join(words)
+
+
+def _limit_noun(limit: str, budget: Budget) -> str:
+    if limit == "max_latency_s" and budget.latency_percentile is not None:
+        return f"p{budget.latency_percentile} latency"
+    return LIMITS[limit][0]
 
 
 def _with_unit(text: str, unit: str) -> str:
@@ -213,17 +218,48 @@ def _number(value: float, digits: int, *, signed: bool = False) -> str:
     return f"{sign}{value:.{digits}g}"
 
 
-def near_miss_lines(misses: Iterable[NearMiss], width: int) -> Iterable[str]:
-    """Yield what comes nearest to each limit that nothing meets."""
+def near_miss_lines(answer: Recommendation, width: int) -> Iterable[str]:
+    """Yield what comes nearest to each limit where nothing meets all."""
     yield "nearest to each limit, keeping the others where that is possible:"
-    for miss in misses:
-        label, unit = LIMITS[miss.limit]
+    for miss in answer.near_misses:
+        unit = LIMITS[miss.limit][1]
         text = (
-            f"{label}: wanted {_with_unit(f'{miss.wanted:g}', unit)}, nearest "
+            f"{_limit_noun(miss.limit, answer.budget)}: wanted "
+            f"{_with_unit(f'{miss.wanted:g}', unit)}, nearest "
             f"{estimate_cell(miss.nearest, unit)} with {_name(miss.pick)} "
-            f"({miss.pick.probability_within_budget:.0%} sure of all)"
+            f"({_at_least(miss.sure)} sure of it, "
+            f"{_at_least(miss.pick.probability_within_budget)} sure of all)"
         )
         yield from _wrap(text, width, indent="  ")
+
+
+def nearest_line(answer: Recommendation) -> str:
+    """Return in one line what comes nearest to a limit that is missed, in the options' names."""
+    if not answer.near_misses:
+        return "no candidate could be judged"
+    budget = answer.budget
+    missed = [each for each in answer.near_misses if each.sure < budget.confidence]
+    if not missed:
+        return f"each limit is met by itself, all together are not with {budget.confidence:.0%}"
+    miss = missed[0]
+    unit = LIMITS[miss.limit][1]
+    value, wanted = miss.nearest.value, miss.wanted
+    within = value >= wanted if miss.limit in ("min_accuracy", "rate") else value <= wanted
+    which = ""
+    if miss.limit == "max_latency_s" and budget.latency_percentile is not None:
+        which = f" (p{budget.latency_percentile})"
+    told = (
+        f"nearest to {OPTIONS[miss.limit]} {_with_unit(f'{wanted:g}', unit)}{which} is "
+        f"{_with_unit(_number(value, 3), unit)} with {_name(miss.pick)}"
+    )
+    if not within:
+        return told
+    return f"{told}, but that is only {_at_least(miss.sure)} sure, not {budget.confidence:.0%}"
+
+
+def _at_least(chance: float) -> str:
+    """Return a probability in whole percent that it does reach, so that 89.9 % is not 90 %."""
+    return f"{math.floor(chance * 100 + 1e-9)}%"
 
 
 def present_lines(present: Present, width: int) -> Iterable[str]:
@@ -309,6 +345,7 @@ def advice_json(recommendation: Recommendation) -> dict[str, Any]:
                 "limit": miss.limit,
                 "wanted": miss.wanted,
                 "nearest": _estimate_json(miss.nearest),
+                "sure": miss.sure,
                 "pick": _pick_json(miss.pick),
             }
             for miss in answer.near_misses

@@ -95,7 +95,7 @@ def print_advice(
     """Fit the models, choose, and print; `extra` goes into the JSON document."""
     from advisor.advise import Advisor
     from profiler.launch import shown_path
-    from tui.advice_text import advice_json, advice_lines
+    from tui.advice_text import advice_json, advice_lines, nearest_line
     from tui.run_verbs import progress_bar
 
     with progress_bar() as bar:
@@ -121,7 +121,7 @@ def print_advice(
     if as_json:
         print_document(document)
     if answer.system_optimal is None:
-        raise TtscopeError(f"nothing fits the budget; {_nearest(answer)}")
+        raise TtscopeError(f"nothing fits the budget; {nearest_line(answer)}")
 
 
 def write_plan(path: Path, answer: Recommendation, evidence: Evidence) -> None:
@@ -162,16 +162,4 @@ def experiment_of(pick: Pick, reason: str) -> Experiment:
     """Return the run of a pick."""
     return Experiment(
         engine=pick.engine, policy=pick.policy, reason=reason, regret=0.0, regret_after=0.0
-    )
-
-
-def _nearest(answer: Recommendation) -> str:
-    """Say in one line what comes nearest."""
-    if not answer.near_misses:
-        return "no candidate could be judged"
-    miss = answer.near_misses[0]
-    return (
-        f"nearest to {miss.limit.removeprefix('max_').removeprefix('min_')} "
-        f"{miss.wanted:g} is {miss.nearest.value:.3g} {miss.nearest.unit} with "
-        f"{miss.pick.engine.model} {miss.pick.engine.label()} {miss.pick.policy.label()}"
     )

@@ -38,7 +38,7 @@ def answer_lines(answer: Recommendation, row: Candidate | None, *, width: int) -
     """Return the verdict where nothing fits, and what there is to say of the row."""
     lines: list[str] = []
     if answer.system_optimal is None:
-        lines += [*verdict_lines(answer, width), *near_miss_lines(answer.near_misses, width)]
+        lines += [*verdict_lines(answer, width), *near_miss_lines(answer, width)]
         lines += ["", *closing_lines(answer, width), ""]
     return lines if row is None else [*lines, *row_lines(answer, row, width=width)]
 

@@ -72,6 +72,7 @@ class FakeAdvisor:
                     limit="max_latency_s",
                     wanted=budget.max_latency_s or 0.0,
                     nearest=estimate(0.6, "s"),
+                    sure=0.02,
                     pick=SMALL,
                 ),
             ),

@@ -204,13 +204,18 @@ def _misses(answer: Recommendation) -> Iterable[Content]:
                 ),
                 configuration(miss.pick.engine, miss.pick.policy, prior=miss.pick.prior),
                 chance(
+                    miss.sure,
+                    "The probability that this limit is met, whatever the others.",
+                    key=f"near_misses.{index}.sure",
+                ),
+                chance(
                     miss.pick.probability_within_budget,
                     SURE,
                     key=f"near_misses.{index}.pick.probability_within_budget",
                 ),
             ]
         )
-    heads = ("wanted", "nearest", "with", term("sure of all limits", SURE))
+    heads = ("wanted", "nearest", "with", "sure of this limit", term("sure of all limits", SURE))
     yield table(heads, rows, caption="What comes nearest to each limit")
     best = answer.compute_optimal
     if best is not None:
