@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
 
-from profiler.deployment import Deployment
+from profiler.deployment import Deployment, Replica
 from profiler.plugin_steps import Batch, PluginRows
 from profiler.receiver import Receiver
 from traces.otlp import GenSpan
@@ -45,6 +45,7 @@ class Incoming:
         self._rows: dict[str, PluginRows] = {}
         self._dropped: dict[str, int] = {}
         self._senders: dict[str, set[str]] = {}  # front ends by engine
+        self._found_by_port: set[str] = set()  # addresses of servers
         self._ending = False
         self._samples: list[Row] = []
         self._writer: RecordingWriter | None = None
@@ -60,7 +61,7 @@ class Incoming:
         configs: dict[str, EngineConfig] = {}
         while time.monotonic() < until and len(configs) < len(self._deployment.engines):
             time.sleep(0.05)
-            for batch in self._receiver.take_batches():
+            for batch in self._taken():
                 self._early.append(batch)
                 key = self._key_of(batch)
                 if key is not None and batch.config is not None:
@@ -102,7 +103,7 @@ class Incoming:
 
     def _take_steps(self) -> list[Row]:
         raw: dict[str, list[Any]] = {key: [] for key in self._rows}
-        for batch in [*self._early, *self._receiver.take_batches()]:
+        for batch in [*self._early, *self._taken()]:
             key = self._key_of(batch) or self._own_key(batch)
             if key is None:
                 continue
@@ -136,22 +137,38 @@ class Incoming:
         return rows
 
     def _key_of(self, batch: Batch) -> str | None:
-        """Return the engine that a plugin belongs to: by its start, its port, or the only one."""
+        """Return the engine that a plugin belongs to: by its port, its start, or the only one.
+
+        Servers that were started together begin at the same time, so that a start tells only of
+        one whose port no plugin has named, as behind a forwarded port.
+        """
         replicas = self._deployment.replicas
-        fitting = [
-            replica
-            for replica in replicas
-            if batch.process_start_s is not None
-            and replica.started is not None
-            and abs(replica.started - batch.process_start_s) < _SAME_START_S
-        ]
-        if len(fitting) != 1:  # several front ends do not tell when they began
-            fitting = [each for each in replicas if _port(each.access.url) in batch.ports]
+        fitting = self._on_port(batch)
+        if len(fitting) != 1:
+            fitting = [
+                replica
+                for replica in replicas
+                if replica.access.url not in self._found_by_port
+                and batch.process_start_s is not None
+                and replica.started is not None
+                and abs(replica.started - batch.process_start_s) < _SAME_START_S
+            ]
         if len(fitting) != 1 and len(replicas) == 1:
-            # The only one, unless both tell when they began: then it is another server's plugin.
+            # The only one, unless it is known to be another's, or both tell when they began.
             told = batch.process_start_s is not None and replicas[0].started is not None
-            fitting = [] if told else replicas
+            fitting = [] if told or replicas[0].access.url in self._found_by_port else replicas
         return fitting[0].keys.get(str(batch.engine)) if len(fitting) == 1 else None
+
+    def _on_port(self, batch: Batch) -> list[Replica]:
+        return [r for r in self._deployment.replicas if _port(r.access.url) in batch.ports]
+
+    def _taken(self) -> list[Batch]:
+        """Return the batches that came, after noting which servers are known by their ports."""
+        batches = self._receiver.take_batches()
+        for batch in batches:
+            if len(fitting := self._on_port(batch)) == 1:
+                self._found_by_port.add(fitting[0].access.url)
+        return batches
 
     def _own_key(self, batch: Batch) -> str | None:
         """Register an engine of which only a plugin tells."""

@@ -74,6 +74,25 @@ def test_a_plugin_belongs_to_the_server_that_began_with_it_or_listens_there(rece
     assert len(rows) == 3
 
 
+@pytest.mark.parametrize("start", [1.7e9, 1.7e9 + 0.01, None])
+def test_a_plugin_of_a_server_that_was_started_at_the_same_moment_is_not_taken_in(
+    receiver, tmp_path, start
+):
+    step, now = {"running": 1, "generated": 1}, time.time_ns()
+
+    def send(urls):
+        port = int(urls[0].rpartition(":")[2])
+        other = batch(step | {"end": now - 10**9}, instance="b", process_start_s=start, ports=[1])
+        own = batch(step | {"end": now}, instance="a", process_start_s=1.7e9, ports=[port])
+        receiver.batches.extend([other, own])  # at once, the other's first
+
+    recording, _ = watched(tmp_path / "r", receiver, "1.7e+09", during=send)
+    engines = recording.manifest.engines.items()
+    (own,) = (key for key, each in engines if "instance" not in dict(each.other))
+    assert recording.steps.filter(engine=own)["end"].to_list() == [now]
+    assert recording.steps.height == 2
+
+
 def test_the_last_steps_are_waited_for_where_a_plugin_speaks(receiver, tmp_path):
     step, end = {"running": 1, "generated": 1}, time.time_ns()
 
