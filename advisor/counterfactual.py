@@ -180,9 +180,7 @@ def _scored(
     rng = np.random.default_rng([seed, 4])
     each_gets = order_count(len(problems))
     orders = [RandomOrders(problem, rng, each_gets) for problem in problems]
-    table = np.array(
-        [[finish.lead_is_safe(a, b) for b in range(samples.n + 1)] for a in range(samples.n + 1)]
-    )
+    table = finish.safe_leads(samples.n)
     for k in several:
         found: list[tuple[str, dict[str, float], list[Any]]] = []
         if has_scores:

@@ -120,3 +120,9 @@ def lead_is_safe(first: int, second: int) -> float:
     """
     trials = first + second + 1
     return float(sum(comb(trials, j) for j in range(first + 1)) / 2**trials)
+
+
+def safe_leads(most: int) -> Floats:
+    """Return the posterior that a lead of v1 to v2 lasts, [v1, v2], for up to `most` votes."""
+    votes = range(most + 1)
+    return np.array([[lead_is_safe(first, second) for second in votes] for first in votes])

@@ -7,6 +7,7 @@ orders of the samples, the same for all rules, with its standard error.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -137,18 +138,28 @@ class RandomOrders:
     def one_by_one(self, n: int, safe: Floats, threshold: float) -> Expectation:
         """Return the adaptive vote with one sample in flight at a time (ASC).
 
-        `safe` [v1, v2] is the posterior that a lead of v1 to v2 lasts.
+        `safe` is `finish_order.safe_leads`.
         """
-        tally = np.zeros((len(self.orders), max(self.marks.shape[1], 2)))
+        return self.ending(n, lambda tally: lasting(tally, safe) >= threshold)
+
+    def ending(
+        self, n: int, stops: Callable[[Floats], npt.NDArray[np.bool_]], seen: Ints | None = None
+    ) -> Expectation:
+        """Return the vote of n that ends when `stops` says so of the votes [orders, answers].
+
+        Samples end in the order `seen` [orders, n], by default that of the draw, which the tokens
+        are reckoned for.
+        """
+        seen = self.orders[:, :n] if seen is None else seen
+        width = self.marks.shape[1]
+        tally = np.zeros((len(self.orders), max(width, 2)))
         right, tokens = np.zeros(len(self.orders)), np.zeros(len(self.orders))
         going = np.ones(len(self.orders), dtype=bool)
-        width = self.marks.shape[1]
         for place in range(n):
-            drawn = self.orders[:, place]
+            drawn = seen[:, place]
             tally[:, :width] += self.marks[drawn]
             tokens += np.where(going, self.tokens[drawn], 0.0)
-            two = np.sort(tally, axis=1)[:, -2:].astype(int)
-            stop = going & ((safe[two[:, 1], two[:, 0]] >= threshold) | (place == n - 1))
+            stop = going & (stops(tally) | (place == n - 1))
             right[stop] = self._won(tally[stop][:, :width])
             going &= ~stop
             if not going.any():
@@ -182,6 +193,12 @@ class RandomOrders:
         return Expectation(
             found.right, float(self.tokens.mean()) * k, 0.0 if whole else found.variance
         )
+
+
+def lasting(tally: Floats, safe: Floats) -> Floats:
+    """Return the posterior that the lead lasts of votes [orders, answers], from `safe_leads`."""
+    two = np.sort(tally, axis=1)[:, -2:].astype(int)
+    return np.asarray(safe[two[:, 1], two[:, 0]])
 
 
 def _over_orders(right: Floats, tokens: Floats) -> Expectation:
