@@ -21,7 +21,7 @@ from advisor.load import Limits, Load, Replayed
 from advisor.rule_accuracy import decides_as_vote, expected_right
 from advisor.space import Kind, Pool, Space, limits_of
 from advisor.workload import Workload
-from traces.schema import ModelFacts, Policy
+from traces.schema import LOOKUPS, ModelFacts, Policy
 from traces.votes import majority_curve
 
 Floats = npt.NDArray[np.float64]
@@ -37,7 +37,7 @@ class Work:
     `steps` [draws, problems] until it is decided, `totals` [FEATURES] of its steps, the mean over
     problems; `totals_one` where samples run one after the other, which is less where a rule
     cancels those that wait. Per problem [problems] `right` (`right_one` one after the other),
-    `tokens` generated and `flops`.
+    `tokens` generated and `flops`, infinite where they are not known.
     """
 
     steps: Floats
@@ -165,24 +165,25 @@ class Drawn:
     def tokens_and_flops(self, kind: Kind) -> tuple[Floats, Floats]:
         """Return generated tokens and FLOPs of each problem of a whole vote, expected."""
         limits = limits_of(kind.engine)
-        draft = self.draft(kind)
+        drafting = self.drafting(kind)
         size = limits.block_size if limits.prefix_caching else 0
         name = (kind.pool.key, kind.policy.n, kind.facts, kind.engine.speculative, size)
         if name not in self._exact:
             pairs = [
-                _work(load, kind.policy.n, size, kind.facts, draft)
+                _work(load, kind.policy.n, size, kind.facts, drafting)
                 for load in self._pool_loads(kind.pool)
             ]
             tokens, flops = np.array(pairs).T
             self._exact[name] = tokens, flops
         return self._exact[name]
 
-    def draft(self, kind: Kind) -> ModelFacts | None:
-        """Return the facts of the engine's draft model, if it has one and they are known."""
+    def drafting(self, kind: Kind) -> float:
+        """Return the FLOPs of drafting a token, infinite where the model that does is not known."""
         setting = kind.engine.speculative
-        if setting is None or setting.model is None:
-            return None
-        return self.evidence.models.get(setting.model)
+        if setting is None or setting.method in LOOKUPS:
+            return 0.0
+        facts = None if setting.model is None else self.evidence.models.get(setting.model)
+        return np.inf if facts is None else facts.matmul_flops(1.0)
 
     def stopped(self, kind: Kind, runs: list[Replayed]) -> tuple[Floats, Floats, Floats]:
         """Return accuracy, generated tokens and FLOPs per problem of replays that stopped early.
@@ -197,9 +198,10 @@ class Drawn:
         totals = np.mean([run.totals for run in runs], axis=0)
         flops = kind.facts.matmul_flops(totals[INDEX["tokens"]])
         flops += kind.facts.attention_flops(totals[INDEX["query_context"]])
-        draft = self.draft(kind)
-        if draft is not None:
-            flops += draft.matmul_flops(totals[INDEX["tokens"]])
+        drafting = self.drafting(kind)
+        if np.isinf(drafting):
+            return right, tokens, np.full_like(tokens, np.inf)
+        flops += drafting * totals[INDEX["tokens"]]
         return right, tokens, tokens * (flops / tokens.sum())
 
     def work(self, kind: Kind) -> Work:
@@ -254,7 +256,7 @@ class Drawn:
 
 
 def _work(
-    load: Load, n: int, block_size: int, facts: ModelFacts, draft: ModelFacts | None
+    load: Load, n: int, block_size: int, facts: ModelFacts, drafting: float
 ) -> tuple[float, float]:
     """Return generated tokens and FLOPs of a problem with n samples like the recorded ones.
 
@@ -270,8 +272,8 @@ def _work(
     decoded = [_decoded(sample, prompt) for sample in load.samples]
     forwarded, context, drafted = np.mean(decoded, axis=0) * n
     flops = facts.matmul_flops(tokens + forwarded) + facts.attention_flops(query + context)
-    if draft is not None:
-        flops += draft.matmul_flops(tokens + drafted)
+    if drafting:
+        flops += drafting * (tokens + drafted)
     generated = n * float(np.mean([sample.output_tokens for sample in load.samples]))
     return generated, flops
 

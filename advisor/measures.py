@@ -93,6 +93,8 @@ class Measures:
             source, scale = "device_s", price / 3600
         if name == "energy_j" and self.watts[row] is None:
             return None
+        if name == "flops" and not np.isfinite(self.values(name)[row]):
+            return None
         outcome = self.outcomes[row]
         steps = name not in ("accuracy", "tokens", "flops")
         return self._draws.estimate(
@@ -144,6 +146,8 @@ class Measures:
             return point_mean(outcome.accuracy), draws.accuracy(outcome.accuracy)
         if name in ("tokens", "flops"):
             values: Floats = getattr(outcome, name)
+            if not np.isfinite(values).all():
+                return np.inf, np.full(draws.count, np.inf)
             return point_mean(values), draws.mean(values)
         # Candidates whose replays are one and the same are drawn once.
         key = (name, id(outcome.law), hash(outcome.latency_s.tobytes()))

@@ -168,6 +168,9 @@ class Question:
         if not enough.any():
             return None
         least = self.measures.values(of)
+        enough &= np.isfinite(least)
+        if not enough.any():
+            return None
         return self.best(enough & (least <= least[enough].min() * (1 + SAME)))
 
     def equals(self, system: int) -> list[int]:

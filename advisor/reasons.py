@@ -134,6 +134,9 @@ def shares(law: StepLaw, totals: np.ndarray) -> dict[str, float]:
 
 
 def _against_compute(question: Question, system: int, compute: int | None) -> Iterable[str]:
+    if compute is None and not np.isfinite(question.measures.values("flops")).any():
+        yield "FLOPs are not known, for no recording has the facts of a draft model"
+        return
     if compute is None:
         yield "no candidate is accurate enough with the wanted probability by FLOPs alone"
         return
@@ -144,10 +147,13 @@ def _against_compute(question: Question, system: int, compute: int | None) -> It
     ours, theirs = measures.outcomes[system], measures.outcomes[compute]
     flops = measures.values("flops")
     more = flops[system] / flops[compute]
+    than = f"the pick takes {more:.3g} times its FLOPs"
+    if not np.isfinite(more):
+        than = "those of the pick are not known, for no recording has the facts of its draft model"
     metric = "latency_s" if objective == "accuracy" else objective
     difference = measures.difference(metric, compute, system, prices=question.price)
     name = name_of(theirs.candidate)
-    head = f"compute-optimal is {name}: the pick takes {more:.3g} times its FLOPs"
+    head = f"compute-optimal is {name}: {than}"
     if difference is None:
         yield head
     elif (

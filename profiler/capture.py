@@ -27,7 +27,7 @@ from profiler.what_if import NgramWhatIf
 from profiler.workload import Workload
 from traces.errors import UsageError
 from traces.manifest import Manifest
-from traces.schema import Policy
+from traces.schema import ModelFacts, Policy
 from traces.spans import RecordingSpanProcessor
 from traces.writer import RecordingWriter, read_clocks
 
@@ -92,13 +92,12 @@ def record(
         )
     chosen = scorer_of(policy, scorer)
     keep_text = record_text or workload.generated
-    models = {engine.config.model: engine.model} if engine.model is not None else {}
     manifest = Manifest(
         provenance=provenance(engine.config),
         clock_start=read_clocks(),
         engines={engine.config.key(): engine.config},
         policies={policy.key(): policy},
-        models=models,
+        models=_models(engine),
         workload=workload.facts(engine.chat_template if workload.chat else None),
         concurrency=concurrency if arrivals_s is None else None,
         text_recorded=keep_text,
@@ -157,6 +156,13 @@ def record(
         for note in workload.notes():
             writer.event("note", note, engine=engine.config.key())
         return writer.path
+
+
+def _models(engine: Engine) -> dict[str, ModelFacts]:
+    """Return the facts of the model and of the one that drafts, where they are known."""
+    models = {engine.config.model: engine.model} if engine.model is not None else {}
+    draft: ModelFacts | None = getattr(engine, "draft_model", None)
+    return models if draft is None else models | {draft.name: draft}
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from profiler.engines.environment import (
     prepare_environment,
 )
 from profiler.engines.protocol import THINK_END, SampleRequest, SampleResult, find_tokens
-from profiler.engines.vllm_facts import engine_config, model_facts
+from profiler.engines.vllm_facts import draft_facts, engine_config, model_facts
 from profiler.kernels import KernelWindows, WindowPlan
 from profiler.steps import StepProbe, unix_offset_ns
 from traces.errors import EngineError, UsageError
@@ -96,6 +96,7 @@ class InProcessEngine:
         self.chat_template = own if chat_template is None else chat_template
         self.config = engine_config(vllm_config, name or path, speculative)
         self.model: ModelFacts | None = model_facts(vllm_config, name or path)
+        self.draft_model = draft_facts(vllm_config, speculative)
         self._offset = unix_offset_ns()
         self._live: dict[str, str] = {}  # request id -> vLLM's internal id
         self._windows: dict[str, int | None] = {}  # request id -> window of its confidence

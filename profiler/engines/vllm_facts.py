@@ -51,7 +51,24 @@ def _device(parallel: Any) -> tuple[str | None, int | None]:
 
 def model_facts(vllm_config: Any, name: str) -> ModelFacts:
     """Return what the loaded model costs."""
-    model = vllm_config.model_config
+    return _facts(vllm_config.model_config, vllm_config, name)
+
+
+def draft_facts(vllm_config: Any, speculative: Speculative | None) -> ModelFacts | None:
+    """Return what the model costs that drafts; None without one, or where its config is another's.
+
+    It bears the name that `speculative` has for it.
+    """
+    model = getattr(vllm_config.speculative_config, "draft_model_config", None)
+    if speculative is None or speculative.model is None or model is None:
+        return None
+    try:
+        return _facts(model, vllm_config, speculative.model)
+    except (AttributeError, TypeError):  # a head without layers of its own, such as Medusa's
+        return None
+
+
+def _facts(model: Any, vllm_config: Any, name: str) -> ModelFacts:
     return facts_from_config(
         model.hf_text_config,
         name=name,

@@ -139,6 +139,8 @@ def test_record_with_a_draft_model(tmp_path):
     assert found["draft_s"]["value"] > 0 and found["by_batch"]
     assert len(run["ngram_what_if"]) == 4
     recording = Recording.open(tmp_path / "r")
+    models = recording.manifest.models
+    assert models["demo/s"].total_parameters < models["demo/l"].total_parameters
     for row in recording.samples.iter_rows(named=True):
         assert accounts_for(row["accepted_per_step"], row["output_tokens"])
     assert (recording.steps["draft_ns"].drop_nulls() < recording.steps["wall_ns"].max()).all()
