@@ -70,6 +70,7 @@ def predict(
     they are of the same problems, samples of another model. Raises UsageError for what the
     recordings cannot answer, and RecordingError when they hold nothing to replay.
     """
+    question = _by_replica(question)
     prior = None if question.gpu is None else _prior(base, others, question)
     if prior is not None:
         engine = replace(question.engine, gpu=prior.tables.device)
@@ -90,15 +91,15 @@ def predict(
         law, told = draft_law(model, recordings, question.engine)
     same = replace(question, engine=own.engine, policy=own.policy)
     same = replace(same, rate_per_s=None, concurrency=None, replicas=Replicas())
-    same = replace(same, operators=None, collectives=None, gpu=None)
-    power = power_law(recordings, own.engine)
+    same = _by_replica(replace(same, operators=None, collectives=None, gpu=None))
+    power = power_law(recordings, same.engine)
     before = None
     if model is not None:
         before = Replays(base, evidence, model, own, (own,), same, power=power)
     longer = redrafted is not None and redrafted.extrapolated
     after = before
     if after is None or same != question:
-        if question.engine != own.engine:
+        if question.engine != same.engine:
             power = power_law(recordings, question.engine)
         after = Replays(
             base,
@@ -190,6 +191,23 @@ def _ties(recorded: Summary, replayed: Summary | None) -> list[str]:
         "samples: the run gave a tied vote to the answer whose sample came first, the replay "
         "shares it equally among those that lead"
     ]
+
+
+def _by_replica(question: Question) -> Question:
+    """Return the question with a replica for each data-parallel rank, as in advice.
+
+    vLLM hands a request to the rank with the fewest, `ttscope attach` whole problems to its servers
+    in turn. Ranks that wait for one another, as those of mixtures of experts do, are not replayed.
+    """
+    engine, replicas = question.engine, question.replicas
+    if engine.data_parallel_size == 1:
+        return question
+    if replicas.count == 1:
+        in_turn = "urls" in dict(engine.other)
+        routing = "round-robin" if in_turn else "least-outstanding"
+        replicas = replace(replicas, routing=routing, together=in_turn or replicas.together)
+    replicas = replace(replicas, count=engine.data_parallel_size * replicas.count)
+    return replace(question, engine=engine.one_replica(), replicas=replicas)
 
 
 def _prefixes(base: Recording) -> list[str]:

@@ -270,7 +270,7 @@ class Replays:
             device_s_per_problem=device,
             cost_usd_per_problem=None
             if price is None or device is None
-            else _scaled(device, price / 3600, "USD"),
+            else device.scaled(price / 3600, "USD"),
         )
 
     def _spent(self, run: Replayed) -> tuple[float, float, float]:
@@ -289,7 +289,7 @@ class Replays:
         """Return the energy of the run and of a problem, by the power law."""
         return Energy(
             total=drawn,
-            per_problem=_scaled(drawn, 1 / len(self.ids), "J"),
+            per_problem=drawn.scaled(1 / len(self.ids), "J"),
             method="law",
         )
 
@@ -345,8 +345,3 @@ def _statistics(run: Replayed, problems: int, engine: EngineConfig) -> dict[str,
     found["throughput"] = tokens / (run.makespan_s - float(run.arrival_s.min()))
     found["device_s"] = float(run.busy_share_s.mean()) * engine.num_devices
     return found
-
-
-def _scaled(estimate: Estimate, factor: float, unit: str) -> Estimate:
-    ends = [None if end is None else end * factor for end in (estimate.low, estimate.high)]
-    return replace(estimate, value=estimate.value * factor, low=ends[0], high=ends[1], unit=unit)

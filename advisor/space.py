@@ -243,14 +243,7 @@ def _rows(kind: int, choices: Sequence[tuple[int, int]], engine: EngineConfig) -
 
 def without_limits(engine: EngineConfig) -> EngineConfig:
     """Return the engine as one replica whose limits are not said."""
-    gpus = engine.num_gpus
-    return dataclasses.replace(
-        engine,
-        max_num_seqs=None,
-        max_num_batched_tokens=None,
-        data_parallel_size=1,
-        num_gpus=None if gpus is None else max(gpus // engine.data_parallel_size, 1),
-    )
+    return dataclasses.replace(engine.one_replica(), max_num_seqs=None, max_num_batched_tokens=None)
 
 
 def _engines(evidence: Evidence) -> dict[EngineConfig, list[tuple[int, int]]]:

@@ -7,7 +7,7 @@ short, stable name in a recording.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from traces.errors import UsageError
@@ -52,6 +52,9 @@ Method = Literal[
     "beam",
 ]
 Objective = Literal["accuracy", "latency", "cost", "energy", "throughput"]
+
+
+LOOKUPS = ("ngram", "ngram_gpu", "suffix")  # methods of speculation without a model that drafts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +105,12 @@ class EngineConfig(Record):
         if self.num_gpus is not None:
             return self.num_gpus
         return self.tensor_parallel_size * self.pipeline_parallel_size * self.data_parallel_size
+
+    def one_replica(self) -> EngineConfig:
+        """Return the engine of one data-parallel rank: with its limits, blocks and devices."""
+        count = self.data_parallel_size
+        gpus = None if self.num_gpus is None else max(self.num_gpus // count, 1)
+        return self if count == 1 else replace(self, data_parallel_size=1, num_gpus=gpus)
 
     def label(self) -> str:
         """Return the short form shown in tables, such as `tp2 seqs64 ngram k3`."""
@@ -249,6 +258,16 @@ class Estimate(Record):
     unit: str
     runs: int | None = None
     extrapolated: bool = False
+
+    def scaled(self, factor: float, unit: str) -> Estimate:
+        """Return the number and its interval times a factor above 0, in another unit."""
+        low, high = (None if end is None else end * factor for end in (self.low, self.high))
+        return replace(self, value=self.value * factor, low=low, high=high, unit=unit)
+
+    def at_least(self, floor: float) -> Estimate:
+        """Return the number and its interval, none of them below a floor."""
+        low, high = (None if end is None else max(end, floor) for end in (self.low, self.high))
+        return replace(self, value=max(self.value, floor), low=low, high=high)
 
 
 @dataclass(frozen=True, kw_only=True)

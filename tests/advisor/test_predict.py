@@ -94,6 +94,17 @@ def test_replicas_share_an_open_load(votes):
     assert sorted(two.tables["steps"]["engine"].unique()) == sorted(two.manifest.engines)
 
 
+def test_data_parallel_ranks_are_replicas(votes):
+    ranks = asked(votes, rate_per_s=20.0, engine={"data_parallel_size": 2})
+    two = asked(votes, rate_per_s=20.0, replicas=Replicas(count=2, routing="least-outstanding"))
+    for tag in ("latency_s.p95", "device_s_per_problem", "throughput_tokens_per_s"):
+        assert estimate_of(ranks.predicted, tag) == estimate_of(two.predicted, tag)
+    four = asked(
+        votes, rate_per_s=20.0, engine={"data_parallel_size": 2}, replicas=Replicas(count=2)
+    )
+    assert len(four.manifest.engines) == 4
+
+
 def test_the_interval_holds_other_arrivals(votes):
     found = asked(votes, rate_per_s=2.0).predicted
     tags = ("throughput_tokens_per_s", "latency_s.p95", "device_s_per_problem")
