@@ -65,7 +65,7 @@ def present_candidate(run: Run, price_usd_per_device_hour: float | None = None) 
     cost = run.cost_usd_per_problem
     device = run.device_s_per_problem
     if price_usd_per_device_hour is not None and device is not None:
-        cost = _scaled(device, price_usd_per_device_hour / 3600, "USD")
+        cost = device.scaled(price_usd_per_device_hour / 3600, "USD")
     assert run.policy is not None
     return Candidate(
         marks="P",
@@ -85,11 +85,6 @@ def present_candidate(run: Run, price_usd_per_device_hour: float | None = None) 
             probability_within_budget=float("nan"),
         ),
     )
-
-
-def _scaled(estimate: Estimate, factor: float, unit: str) -> Estimate:
-    low, high = (None if end is None else end * factor for end in (estimate.low, estimate.high))
-    return Estimate(value=estimate.value * factor, low=low, high=high, unit=unit)
 
 
 @dataclass(frozen=True, kw_only=True)

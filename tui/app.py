@@ -25,7 +25,7 @@ from tui.screens.live import LiveScreen
 from tui.screens.recordings import RecordingsScreen
 from tui.screens.run import RunScreen
 from tui.themes import DARK, LIGHT
-from tui.views import Entry, load, recording_paths
+from tui.views import Entry, fit_frames, load, recording_paths
 
 SCREENS = ("recordings", "run", "live", "advice")
 
@@ -46,13 +46,18 @@ AdvisorFactory = Callable[[Sequence[Recording]], Advises]
 
 
 class FittedAdvisor:
-    """The advisor's models fitted to recordings; imported when first asked, for it is heavy."""
+    """The advisor's models fitted to recordings; imported when first asked, for it is heavy.
 
-    def __init__(self, recordings: Sequence[Recording]) -> None:
+    `systems` of the prior are offered too.
+    """
+
+    def __init__(self, recordings: Sequence[Recording], systems: Sequence[str] = ()) -> None:
         from advisor.advise import Advisor
         from profiler.launch import shown_path
+        from tui.read_verbs import distinct
 
-        self._advisor = Advisor.fit(measured(recordings), seed=0)
+        unique, _ = distinct(recordings)
+        self._advisor = Advisor.fit(measured(unique), seed=0, gpus=systems)
         self._model_path = shown_path
 
     def recommend(
@@ -78,6 +83,7 @@ class TtscopeApp(App[None]):
     ----------
     paths: recordings, or folders that hold them; they are read in a thread.
     advisor_factory: fits an advisor to recordings; None takes the real one.
+    systems: of the prior, offered in advice too.
     limits: what the budget fields hold at the start, such as {"min_accuracy": "0.8"}.
     present: a recording of what runs today; read with the others.
     keys: a TOML file of keys that are elsewhere; raises UsageError where it is wrong.
@@ -111,6 +117,7 @@ class TtscopeApp(App[None]):
         *,
         limits: Mapping[str, str] | None = None,
         present: Path | None = None,
+        systems: Sequence[str] = (),
         keys: Path | None = None,
     ) -> None:
         super().__init__()
@@ -124,9 +131,10 @@ class TtscopeApp(App[None]):
         self.library_changed: Signal[None] = Signal(self, "library")
         self._present = None if present is None else present.resolve()
         self._paths = [*map(Path, paths), *([] if present is None else [present])]
-        self._factory: AdvisorFactory = advisor_factory or FittedAdvisor
+        self._factory: AdvisorFactory = advisor_factory or partial(FittedAdvisor, systems=systems)
         self._advisor: tuple[tuple[str, ...], Advises] | None = None
         self._current: str | None = None
+        self._coming: set[Path] = set()  # whose samples and steps are read again
 
     def on_mount(self) -> None:
         """Start reading the recordings."""
@@ -164,8 +172,30 @@ class TtscopeApp(App[None]):
 
     def _add(self, found: list[Entry]) -> None:
         paths = {entry.path for entry in found}
-        self.entries = [entry for entry in self.entries if entry.path not in paths] + found
+        self._coming -= paths
+        stale = [at for at, entry in enumerate(self.entries) if entry.path in paths]
+        others = [entry for entry in self.entries if entry.path not in paths]
+        at = stale[0] if stale else len(others)
+        kept = {entry.key for entry in self._shown()}
+        self.entries = fit_frames([*others[:at], *found, *others[at:]], kept)
         self.library_changed.publish(None)
+
+    def _shown(self) -> list[Entry]:
+        """Return the run of screen 2, and the one that it was replayed from."""
+        entry = self.current_entry()
+        source = None if entry is None or entry.run is None else entry.run.replay_of
+        return [each for each in (entry, source and self.entry_named(source)) if each]
+
+    def bring_back(self) -> bool:
+        """Read the samples and steps of what screen 2 shows again where they were let go.
+
+        Returns whether they are being read.
+        """
+        gone = {each.path for each in self._shown() if each.run and each.run.sample_rows is None}
+        if gone - self._coming:
+            self._load([*gone - self._coming])
+        self._coming |= gone
+        return bool(gone)
 
     def _loaded(self) -> None:
         self.loading_paths = False
@@ -277,16 +307,7 @@ def key_ids() -> set[str]:
     return {each for each in found if each}
 
 
-def screenshot(
-    paths: Sequence[Path],
-    screen: str,
-    size: tuple[int, int],
-    target: Path,
-    advisor_factory: AdvisorFactory | None = None,
-    *,
-    limits: Mapping[str, str] | None = None,
-    present: Path | None = None,
-) -> None:
+def screenshot(app: TtscopeApp, screen: str, size: tuple[int, int], target: Path) -> None:
     """Write a screen as SVG, once everything it shows has been loaded and worked out.
 
     Raises UsageError when there is no such screen, the size is too small or the file cannot be
@@ -296,7 +317,6 @@ def screenshot(
         raise UsageError(f"--screen {screen}: wants one of {', '.join(SCREENS)}")
     if size[0] < 40 or size[1] < 12:
         raise UsageError(f"--size {size[0]}x{size[1]}: wants at least 40x12")
-    app = TtscopeApp(paths, advisor_factory, limits=limits, present=present)
     text = asyncio.run(_take(app, screen, size))
     try:
         target.write_text(text, encoding="utf-8")

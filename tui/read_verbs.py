@@ -27,17 +27,24 @@ def open_all(paths: Sequence[Path]) -> list[Recording]:
     What is left out is said on stderr. Raises RecordingError when a path is neither, or a recording
     cannot be read.
     """
-    found: list[Recording] = []
-    seen: dict[Hashable, Path] = {}
-    for path in paths:
-        for each in find_recordings(path) or [path]:
-            opened = Recording.open(each)
-            first = seen.setdefault(_identity(opened), each)
-            if first is each:
-                found.append(opened)
-            else:
-                print(f"{each}: the same recording as {first}; read once", file=sys.stderr)
+    opened = [Recording.open(each) for path in paths for each in find_recordings(path) or [path]]
+    found, copies = distinct(opened)
+    for copy, first in copies:
+        print(f"{copy.path}: the same recording as {first.path}; read once", file=sys.stderr)
     return found
+
+
+def distinct(
+    recordings: Sequence[Recording],
+) -> tuple[list[Recording], list[tuple[Recording, Recording]]]:
+    """Return the recordings without copies of one, and each copy with what it is one of."""
+    first: dict[Hashable, Recording] = {}
+    copies = []
+    for each in recordings:
+        known = first.setdefault(_identity(each), each)
+        if known is not each:
+            copies.append((each, known))
+    return list(first.values()), copies
 
 
 def _identity(recording: Recording) -> Hashable:

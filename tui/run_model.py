@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from traces.series import Timeline
@@ -69,7 +69,9 @@ class RunModel:
         if entry.run is None:
             raise ValueError(f"{entry.key}: no run to show")
         self.entry, self.run = entry, entry.run
-        self.pages = StepPages(entry.recording, entry.run)
+        # A copy: what replays read of it goes with the model.
+        self.recording = None if entry.recording is None else replace(entry.recording)
+        self.pages = StepPages(self.recording, entry.run)
         self.data: RunData | None = None
         self.play: Playback | None = None
         self.problem: Problem | None = problem_at(self.run, 0)

@@ -23,6 +23,10 @@ def tui(
     present: Annotated[
         Path | None, typer.Option(help="A recording of what runs today, for the advice screen.")
     ] = None,
+    gpu: Annotated[
+        list[str] | None,
+        typer.Option(help="Offer this GPU of the prior on the advice screen: h100_sxm."),
+    ] = None,
     keys: Annotated[
         Path | None, typer.Option(help="TOML of keys elsewhere; ~/.config/ttscope/keys.toml.")
     ] = None,
@@ -45,6 +49,7 @@ def tui(
             listen=listen,
             min_accuracy=min_accuracy,
             present=present,
+            systems=gpu or (),
             keys=keys,
             screenshot=screenshot,
         )
@@ -56,5 +61,6 @@ def tui(
         size=size,
         min_accuracy=min_accuracy,
         present=present,
+        systems=gpu or (),
         keys=keys,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from traces.errors import MissingDependencyError, UsageError
@@ -27,23 +28,25 @@ def run_tui(
     size: str,
     min_accuracy: str | None,
     present: Path | None = None,
+    systems: Sequence[str] = (),
     keys: Path | None = None,
 ) -> None:
-    """Open the terminal app, or write one of its screens as SVG."""
+    """Open the terminal app, or write one of its screens as SVG; `systems` of the prior."""
     prepare()
     from tui.app import TtscopeApp
     from tui.app import screenshot as take
 
     _check_present(present)
     limits = {} if min_accuracy is None else {"min_accuracy": min_accuracy}
+    start = partial(TtscopeApp, limits=limits, present=present, systems=systems)
     if screenshot is None:
         gc.freeze()  # what is imported stays: looking through it takes 30 ms of a frame
-        TtscopeApp(paths, limits=limits, present=present, keys=_keys(keys)).run()
+        start(paths, keys=_keys(keys)).run()
         return
     columns, mark, rows = size.partition("x")
     if not (mark and columns.isdigit() and rows.isdigit()):
         raise UsageError(f"--size {size}: give columns x rows, such as 120x40")
-    take(paths, screen, (int(columns), int(rows)), screenshot, limits=limits, present=present)
+    take(start(paths), screen, (int(columns), int(rows)), screenshot)
 
 
 def run_web(
@@ -53,6 +56,7 @@ def run_web(
     listen: str | None,
     min_accuracy: str | None,
     present: Path | None,
+    systems: Sequence[str] = (),
     keys: Path | None,
     screenshot: Path | None,
 ) -> None:
@@ -82,6 +86,7 @@ def run_web(
         read_keys(keys, key_ids())  # said here, for a page could not say it
     named = (("--min-accuracy", min_accuracy), ("--present", present), ("--keys", keys))
     options = [f"{name}={value}" for name, value in named if value is not None]
+    options += [f"--gpu={name}" for name in systems]
     serve([*options, "--", *(str(path) for path in paths)], host, port)
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from traces.errors import TtscopeError
@@ -14,16 +14,23 @@ from traces.summary import Run, summarise
 from tui.formats import ABSENT, compact, half_width, value_of
 from tui.show_text import policy_text
 
+FRAME_BYTES = 128 * 2**20  # of samples and steps of recordings that are not looked at
+
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One row of the Recordings screen: a run, or a path that cannot be read and why."""
+    """One row of the Recordings screen: a run, or a path that cannot be read and why.
+
+    `frame_bytes` are those of the run's samples and steps, 0 where they were let go (`fit_frames`):
+    `load` brings them back.
+    """
 
     key: str
     path: Path
     recording: Recording | None = None
     run: Run | None = None
     error: str | None = None
+    frame_bytes: int = 0
 
     @property
     def comparable(self) -> bool:
@@ -67,9 +74,42 @@ def load(path: Path, price_usd_per_device_hour: float | None = None) -> list[Ent
         text = f"{path}: cannot be summarised ({type(error).__name__}: {error})"
         return [Entry(key=str(path), path=path, error=text)]
     return [
-        Entry(key=f"{path}#{index}", path=path, recording=recording, run=run)
+        Entry(
+            key=f"{path}#{index}",
+            path=path,
+            recording=recording,
+            run=run,
+            frame_bytes=_frame_bytes(run),
+        )
         for index, run in enumerate(runs)
     ] or [Entry(key=str(path), path=path, recording=recording, error=f"{path}: holds no run")]
+
+
+def _frame_bytes(run: Run) -> int:
+    return sum(int(f.estimated_size()) for f in (run.sample_rows, run.step_rows) if f is not None)
+
+
+def fit_frames(
+    entries: Sequence[Entry], keep: Collection[str], most_bytes: int = FRAME_BYTES
+) -> list[Entry]:
+    """Return the entries with as many samples and steps in memory as fit, the largest let go first.
+
+    Entries whose key is in `keep` stay whole.
+    """
+    left = sum(entry.frame_bytes for entry in entries)
+    gone = set()
+    for entry in sorted(entries, key=lambda each: -each.frame_bytes):
+        if left <= most_bytes:
+            break
+        if entry.key not in keep and entry.frame_bytes:
+            left -= entry.frame_bytes
+            gone.add(entry.key)
+    return [_without_frames(entry) if entry.key in gone else entry for entry in entries]
+
+
+def _without_frames(entry: Entry) -> Entry:
+    run = None if entry.run is None else replace(entry.run, sample_rows=None, step_rows=None)
+    return replace(entry, run=run, frame_bytes=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,8 +265,9 @@ def _estimate(pick: Pick, name: str) -> float:
 
 
 def pick_title(pick: Pick) -> str:
-    """Return model, engine and policy in short."""
-    return f"{model_name(pick.engine.model)} {pick.engine.label()} {pick.policy.label()}"
+    """Return model, engine, device where it is not a recorded one, and policy in short."""
+    where = "" if pick.prior is None else f" {pick.prior}"
+    return f"{model_name(pick.engine.model)} {pick.engine.label()}{where} {pick.policy.label()}"
 
 
 def paste_text(pick: Pick) -> str:

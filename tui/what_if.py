@@ -6,11 +6,13 @@ import dataclasses
 import shlex
 from collections.abc import Sequence
 
+from advisor.limits import Prices
 from traces.errors import UsageError
 from traces.metrics import estimate_of
-from traces.schema import Pick
+from traces.schema import Budget, EngineConfig, Pick
+from traces.summary import Run
 from tui.formats import ABSENT, align, interval, value_of
-from tui.views import Entry, pick_title
+from tui.views import Entry, load, pick_title
 
 ROWS = (
     ("accuracy", "accuracy"),
@@ -23,26 +25,44 @@ ROWS = (
 )
 
 
-def what_if(entries: Sequence[Entry], pick: Pick, changes: str) -> list[str]:
-    """Return what a change such as `engine.max_num_seqs=8` makes of a pick.
+def what_if(
+    entries: Sequence[Entry], pick: Pick, changes: str, budget: Budget | None = None
+) -> list[str]:
+    """Return what a change such as `engine.max_num_seqs=8` makes of a pick, at a budget's rate.
 
-    Raises UsageError for what cannot be asked or answered from the recordings, and RecordingError
-    when they hold nothing to replay.
+    Costs are at the budget's prices, else the recorded one. Raises UsageError for what cannot be
+    asked or answered from the recordings, and RecordingError when they hold nothing to replay.
     """
     from advisor.predict import predict
     from advisor.step_times import Question
     from tui.replay_verb import changed
 
     base = _base(entries, pick)
-    if base.recording is None or base.run is None:
+    if base.run is not None and base.run.sample_rows is None:  # let go (views.fit_frames)
+        base = next((each for each in load(base.path) if each.key == base.key), base)
+    if base.recording is None or base.run is None or base.run.sample_rows is None:
         raise UsageError("what-if: none of the recordings can be replayed")
     as_pick = dataclasses.replace(base.run, engine=pick.engine, policy=pick.policy)
-    engine, policy = changed(as_pick, shlex.split(changes))
+    engine, policy = changed(as_pick, shlex.split(changes), prior=pick.prior is not None)
     others = [
         each.recording for each in entries if each.recording and each.recording != base.recording
     ]
+    budget = budget or Budget()
+    rate = budget.rate_per_s
+    recorded = base.recording.manifest.price_usd_per_device_hour
+    prices = Prices(budget, recorded, frozenset({base.run.engine.gpu}))
     before, after = (
-        predict(base.recording, base.run, Question(engine=e, policy=p), others).predicted
+        _at_price(
+            predict(
+                base.recording,
+                base.run,
+                Question(engine=e, policy=p, gpu=pick.prior, rate_per_s=rate),
+                others,
+            ).predicted,
+            e,
+            rate,
+            prices,
+        )
         for e, p in ((pick.engine, pick.policy), (engine, policy))
     )
     table: list[Sequence[str]] = [("", "pick", "changed", "90 % interval", "change")]
@@ -54,7 +74,18 @@ def what_if(entries: Sequence[Entry], pick: Pick, changes: str) -> list[str]:
         if one is not None and two is not None and one.value:
             change = f"{(two.value / one.value - 1) * 100:+.1f} %"
         table.append((title, value_of(one), value_of(two), interval(two), change))
-    return [f"{pick_title(pick)}, {changes.strip()}", *align(table, right=(1, 2, 4))]
+    load_told = "" if rate is None else f", at {rate:g} problems/s"
+    return [f"{pick_title(pick)}, {changes.strip()}{load_told}", *align(table, right=(1, 2, 4))]
+
+
+def _at_price(run: Run, engine: EngineConfig, rate: float | None, prices: Prices) -> Run:
+    """Return a prediction whose device time holds the idle one at a rate, and whose cost is its."""
+    device = run.device_s_per_problem
+    if device is not None and rate is not None:
+        device = device.at_least(engine.num_devices / rate)
+    price = prices.of(engine)
+    cost = None if device is None or price is None else device.scaled(price / 3600, "USD")
+    return dataclasses.replace(run, device_s_per_problem=device, cost_usd_per_problem=cost)
 
 
 def _base(entries: Sequence[Entry], pick: Pick) -> Entry:

@@ -4,10 +4,13 @@ import dataclasses
 import json
 
 import pytest
+from textual.widgets import DataTable, Input, Static
 
 from advisor.models import prior_tables
 from tests.advisor.prior_files import DEVICE, TINY, write_prior
 from tests.advisor.synthetic import VOTE16, engine_of, record
+from tui.app import TtscopeApp
+from tui.views import pick_title
 
 GIVEN = ("--gpu", "test_gpu", "--gpus", "8", "--price", "Test=2.5", "--price", "cpu=0.05")
 
@@ -90,3 +93,47 @@ def test_a_plan_says_where_its_runs_belong(run, recording, tmp_path):
     assert code == 0, err
     assert DEVICE in plan.read_text().splitlines()[0]
     assert f"on {DEVICE}" in " ".join(out.split())
+
+
+async def test_the_advice_screen_offers_it(recording):
+    app = TtscopeApp([recording], systems=["test_gpu"], limits={"gpus": "8"})
+    async with app.run_test(size=(120, 40)) as pilot:
+        await app.workers.wait_for_complete()
+        await pilot.press("4")
+        await pilot.pause()
+        await app.workers.wait_for_complete()
+        await pilot.pause()
+        price = app.screen.query_one("#field_price", Input)
+        price.value = "Test=2.5,cpu=0.05"
+        await app.workers.wait_for_complete()
+        await pilot.pause()
+        rows = [each.pick for each in app.screen._rows]
+        assert rows[0].prior == "test_gpu"
+        assert "small tp4 " in pick_title(rows[0])
+        assert " test_gpu " in pick_title(rows[0])
+        assert rows[0].estimates["cost_usd"].value == pytest.approx(
+            rows[0].estimates["device_s"].value * 2.5 / 3600
+        )
+        assert "By the prior, not measured." in " ".join(
+            str(app.screen.query_one("#detail", Static).render()).split()
+        )
+        table = app.screen.query_one("#picks", DataTable)
+        table.move_cursor(row=0)
+        await pilot.press("w")
+        app.screen.query_one("#change", Input).value = "policy.n=4"
+        await pilot.press("enter")
+        await app.workers.wait_for_complete()
+        await pilot.pause()
+        assert app.screen._what_if[0].endswith("policy.n=4")
+
+
+async def test_a_system_that_is_not_there_is_told_in_place(recording):
+    app = TtscopeApp([recording], systems=["h100"])
+    async with app.run_test(size=(120, 40)) as pilot:
+        await app.workers.wait_for_complete()
+        await pilot.press("4")
+        await pilot.pause()
+        await app.workers.wait_for_complete()
+        await pilot.pause()
+        told = str(app.screen.query_one("#message", Static).render())
+        assert "--gpu h100: no operator tables" in told

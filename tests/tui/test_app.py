@@ -292,7 +292,7 @@ async def test_the_palette_offers_the_keys_of_the_screen(folder):
 @pytest.mark.parametrize("screen", SCREENS)
 def test_screenshot(folder, tmp_path, screen):
     target = tmp_path / "x.svg"
-    screenshot([folder], screen, (80, 24), target, Advisors())
+    screenshot(TtscopeApp([folder], Advisors()), screen, (80, 24), target)
     text = target.read_text()
     assert text.startswith("<svg")
     wanted = {"recordings": "maj@4", "run": "seqs8", "live": "attach", "advice": "large"}
@@ -301,8 +301,8 @@ def test_screenshot(folder, tmp_path, screen):
 
 def test_screenshot_refuses_what_is_not_there(folder, tmp_path):
     with pytest.raises(UsageError, match="wants one of"):
-        screenshot([folder], "nowhere", (80, 24), tmp_path / "x.svg")
+        screenshot(TtscopeApp([folder]), "nowhere", (80, 24), tmp_path / "x.svg")
     with pytest.raises(UsageError, match="cannot be written"):
-        screenshot([folder], "live", (80, 24), tmp_path / "none" / "x.svg")
+        screenshot(TtscopeApp([folder]), "live", (80, 24), tmp_path / "none" / "x.svg")
     with pytest.raises(UsageError, match="at least"):
-        screenshot([folder], "run", (10, 5), tmp_path / "x.svg")
+        screenshot(TtscopeApp([folder]), "run", (10, 5), tmp_path / "x.svg")

@@ -14,6 +14,7 @@ from textual.widgets import DataTable, Input, Label, Select, Static
 from textual.worker import get_current_worker
 
 from advisor.budget import parse_budget
+from advisor.limits import Prices
 from traces.errors import TtscopeError
 from traces.schema import Budget, Pick, Recommendation
 from tui.advice_views import (
@@ -154,7 +155,7 @@ class AdviceScreen(ModeScreen):
             text = self.query_one(f"#field_{name}", Input).value.strip()
             if text:
                 given[name] = text
-        for name, kind in (("gpus", int), ("price", float), ("confidence", float)):
+        for name, kind in (("gpus", int), ("confidence", float)):
             if name in given:
                 text = str(given[name]).strip("$ ")
                 try:
@@ -220,7 +221,7 @@ class AdviceScreen(ModeScreen):
         self._rows = with_fronts(candidates(event.advice))
         present = self.ttscope.present_entry()
         if present is not None and present.run is not None:
-            price = event.advice.budget.price_usd_per_device_hour
+            price = Prices(event.advice.budget, None).of(present.run.engine)
             self._rows.append(present_candidate(present.run, price))
         self._what_if = []
         self.set_status(f"{event.recordings} recordings, {event.seconds:.2f} s")
@@ -360,13 +361,14 @@ class AdviceScreen(ModeScreen):
         self.action_leave()
         if selected is not None and event.value.strip():
             self._say("replaying the pick and the change (the first replay compiles) ...")
-            self._work_out_change(selected.pick, event.value)
+            budget = None if self._advice is None else self._advice.budget
+            self._work_out_change(selected.pick, event.value, budget)
 
     @work(thread=True, exclusive=True, group="what_if")
-    def _work_out_change(self, pick: Pick, changes: str) -> None:
+    def _work_out_change(self, pick: Pick, changes: str, budget: Budget | None) -> None:
         worker = get_current_worker()
         try:
-            found = WhatIf(what_if(self.ttscope.advisable(), pick, changes))
+            found = WhatIf(what_if(self.ttscope.advisable(), pick, changes, budget))
         except Exception as problem:  # shown in place, the app goes on
             found = WhatIf([], failure(problem))
         if not worker.is_cancelled:

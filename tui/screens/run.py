@@ -74,7 +74,9 @@ class RunScreen(ModeScreen):
             self.set_status("")
             self._say("loading ..." if waits else "no run to show: open one on screen 1", waits)
             return
-        if self.model is None or entry.run is not self.model.run:
+        if self.ttscope.bring_back():
+            self._say("loading ...", waiting=True)
+        elif self.model is None or entry.run is not self.model.run:
             self.workers.cancel_group(self, "run")
             self.model = RunModel(entry, [rule.label for rule in RULES])
             self._pause()
@@ -86,13 +88,11 @@ class RunScreen(ModeScreen):
         """Show another run when one was opened meanwhile."""
         self.show_library()
 
-    # -- workers -------------------------------------------------------------------------------
-
     @work(thread=True, group="run")
     def _read(self, model: RunModel) -> None:
         worker = get_current_worker()
         try:
-            data = read_run(model.entry.recording, model.run)
+            data = read_run(model.recording, model.run)
         except Exception as error:  # shown in place, the app goes on
             self.post_message(Failed(failure(error)))
             return
@@ -116,7 +116,7 @@ class RunScreen(ModeScreen):
 
         worker = get_current_worker()
         try:
-            lines = told_policies(model.entry.recording, model.run, width=self._width)
+            lines = told_policies(model.recording, model.run, width=self._width)
         except Exception as error:
             lines = [failure(error)]
         if not worker.is_cancelled:
@@ -125,10 +125,10 @@ class RunScreen(ModeScreen):
     @work(thread=True, group="replay", exclusive=True)
     def _replay(self, model: RunModel, changes: str) -> None:
         worker = get_current_worker()
-        if model.entry.recording is None:
+        if model.recording is None:
             return
         try:
-            found = replay_beside(model.entry.recording, model.run, changes, width=self._width)
+            found = replay_beside(model.recording, model.run, changes, width=self._width)
         except Exception as error:
             self.post_message(Failed(failure(error)))
             return
@@ -178,8 +178,6 @@ class RunScreen(ModeScreen):
     @on(Failed)
     def _failed(self, event: Failed) -> None:
         self._say(event.text)
-
-    # -- drawing -------------------------------------------------------------------------------
 
     @on(Resize)
     def _fit(self) -> None:
