@@ -11,11 +11,10 @@ from pathlib import Path
 from profiler.capture import Probe
 from profiler.deployment import Deployment
 from profiler.provenance import provenance
-from traces.deployment import Numbers
+from traces.deployment import LIVE_S, Numbers
 from traces.manifest import Manifest
 from traces.writer import RecordingWriter, read_clocks
 
-LIVE_S = 10.0  # that the live line looks back
 Tick = Callable[[float, Mapping[str, Numbers | None]], None]
 
 

@@ -20,6 +20,7 @@ from traces.schema import Estimate, Record
 Key = tuple[str, str]  # name and labels
 Spread = Mapping[str, Estimate | None]
 QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
+LIVE_S = 10.0  # that a live line looks back
 KV_FULL = 0.95  # a cache with more of its blocks in use cannot take a new prompt of some length
 
 TTFT = "vllm:time_to_first_token_seconds"

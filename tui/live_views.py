@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import polars as pl
 
 from profiler.doctor import Finding
-from traces.deployment import Numbers
+from traces.deployment import LIVE_S, Numbers
 from traces.schema import Estimate
 from traces.series import Timeline
-from tui.formats import ABSENT, align, clock, number, value_of, wrap
+from tui.formats import ABSENT, align, clock, number, percent, value_of, wrap
 from tui.live_text import verdict_lines
 from tui.live_watch import Snapshot
 from tui.run_views import Lane, run_lanes
@@ -21,6 +22,7 @@ from tui.run_views import Lane, run_lanes
 KEPT = 600  # seconds
 POWER = "power W"
 MAY_LACK = ("accept", "preempt", POWER)  # gauges that are left out where nothing is known
+_QUANTILES = (0.5, 0.95, 0.99)
 _SPREADS = (("TTFT", "ttft_s"), ("ITL", "itl_s"), ("queue", "queue_s"), ("request", "e2e_s"))
 
 
@@ -80,17 +82,64 @@ _GAUGES: tuple[tuple[str, Callable[[Sequence[Numbers]], float]], ...] = (
 )
 
 
-def spread_lines(numbers: Mapping[str, Numbers | None]) -> list[str]:
-    """Return the times of requests: mean, p50, p95, p99 of the slowest engine."""
-    known = [each for each in numbers.values() if each is not None]
-    rows: list[Sequence[str]] = [("last 10 s", "mean", "p50", "p95", "p99")]
+def spread_lines(snapshot: Snapshot) -> list[str]:
+    """Return the times of requests, and of steps that are seen: those of the slowest engine."""
+    known = [each for each in snapshot.numbers.values() if each is not None]
+    rows: list[Sequence[str]] = [(f"last {LIVE_S:.0f} s", "mean", "p50", "p95", "p99")]
     for title, name in _SPREADS:
         spreads = [getattr(each, name) for each in known]
         cells = [
             value_of(_worst([s.get(q) for s in spreads])) for q in ("mean", "p50", "p95", "p99")
         ]
         rows.append((title, *cells))
+    steps = _slowest_steps(snapshot.step_rows)
+    if steps is not None:
+        rows.append(("step", *(number(each, "s") for each in steps)))
     return align(rows, right=(1, 2, 3, 4))
+
+
+def _slowest_steps(rows: pl.DataFrame | None) -> tuple[float, ...] | None:
+    """Return mean, p50, p95, p99 of an engine's steps in the last seconds that were sent, in s."""
+    if rows is None:
+        return None
+    known = rows.drop_nulls("wall_ns")
+    last = known["end"].max()
+    if not isinstance(last, int):
+        return None
+    walls = pl.col("wall_ns") / 1e9
+    each = (
+        known.filter(pl.col("end") > last - round(LIVE_S * 1e9))
+        .group_by("engine")
+        .agg(walls.mean().alias("mean"), *(walls.quantile(q).alias(f"{q}") for q in _QUANTILES))
+    )
+    return each.sort("mean").row(-1)[1:]
+
+
+def rate_lines(snapshot: Snapshot, *, width: int) -> list[str]:
+    """Return what else is counted: requests, prefix cache, energy, and drafts by position."""
+    known = [each for each in snapshot.numbers.values() if each is not None]
+    rates = [
+        f"{number(_sum(known, name), 'tokens')} {what}"
+        for name, what in (
+            ("requests_per_s", "requests/s"),
+            ("prompt_tokens_per_s", "prompt tok/s"),
+            ("steps_per_s", "steps/s"),
+        )
+    ]
+    hits = [percent(each.prefix_hit_share) for each in known]
+    rates.append(f"prefix cache {', '.join(hits) or ABSENT}")
+    made = _sum(known, "generated_tokens_per_s")
+    if snapshot.watts is not None and made > 0:
+        rates.append(f"{number(snapshot.watts / made, 'J')} a generated token")
+    lines = wrap("rates", " | ".join(rates), width=width, indent=6)
+    for each in known:
+        if each.accepted_per_position is not None:
+            shares = "  ".join(
+                f"{share:.2f} {'#' * round(10 * share)}" for share in each.accepted_per_position
+            )
+            length = f"length {each.acceptance_length:.2f}"
+            lines += wrap("drafts", f"kept by position {shares}  {length}", width=width, indent=7)
+    return lines
 
 
 def _worst(found: Sequence[Estimate | None]) -> Estimate | None:
@@ -128,15 +177,32 @@ def sees_line(snapshot: Snapshot | None, findings: Sequence[Finding]) -> str:
     return " | ".join(parts)
 
 
-def finding_lines(findings: Sequence[Finding], *, width: int) -> list[str]:
-    """Return what is there of each depth, and the flag or command that brings what is not."""
+def finding_lines(
+    findings: Sequence[Finding], snapshot: Snapshot | None, *, width: int
+) -> list[str]:
+    """Return what is there of each depth, and the flag or command that brings what is not.
+
+    Spans and steps cannot be told from outside; they are there once one has come.
+    """
     lines = []
-    for each in findings:
+    for each in map(partial(_as_came, snapshot=snapshot), findings):
         mark = {True: "yes", False: "no", None: "-"}[each.present]
         lines += wrap(f"{mark:<4}{each.what:<16}", each.detail, width=width, indent=20)
         if each.needs:
             lines += wrap("", f"needs: {each.needs}", width=width, indent=20)
     return lines
+
+
+def _as_came(finding: Finding, snapshot: Snapshot | None) -> Finding:
+    if snapshot is None:
+        return finding
+    count, what = {
+        "spans": (snapshot.problems_seen, "problems"),
+        "steps (plugin)": (snapshot.steps, "steps"),
+    }.get(finding.what, (None, ""))
+    if not count:
+        return finding
+    return replace(finding, present=True, detail=f"{count:,} {what} so far", needs=None)
 
 
 def unread_lines(snapshot: Snapshot, *, width: int) -> list[str]:
@@ -198,5 +264,8 @@ def problem_lines(snapshot: Snapshot, *, now_ns: int, listening: bool) -> list[s
 
 
 def status(snapshot: Snapshot | None, url: str) -> str:
-    """Return the URL and for how long it has been watched."""
-    return url if snapshot is None else f"{url}  {clock(snapshot.seconds)}"
+    """Return the URL, for how long it has been watched, and how large its recording is."""
+    if snapshot is None:
+        return url
+    kept = "" if snapshot.kept_bytes is None else f"  kept {number(snapshot.kept_bytes, 'B')}"
+    return f"{url}  {clock(snapshot.seconds)}{kept}"

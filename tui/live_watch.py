@@ -12,7 +12,7 @@ from pathlib import Path
 
 import polars as pl
 
-from traces.deployment import Numbers
+from traces.deployment import LIVE_S, Numbers
 from traces.errors import TtscopeError, UsageError
 from traces.kernel_time import (
     Collective,
@@ -25,11 +25,11 @@ from traces.kernel_time import (
 from traces.recording import Recording
 from traces.verdict import Evidence, Verdict, judge
 from tui.attachment import Attached, Attachment, attach_to, attachment_of
+from tui.library import size_bytes
 
 VERDICT_S = 60.0  # that a verdict rests on
 SHOWN_S = 60.0  # of engine steps
 READ_S = 2.0  # between looks into the recording
-POWER_S = 5.0  # of readings of power
 MOST_PROBLEMS = 200
 HERE = (  # options of `ttscope attach` that the screen takes
     *("listen", "listen_grpc", "kernels", "kernel_windows", "yes", "gpus", "duration", "period"),
@@ -46,7 +46,7 @@ class Snapshot:
     `problems` the newest that spans tell of: problem_id, samples, arrival, end (ns), tokens,
     longest (tokens of one sample), errors. `watts` is the mean of the last seconds of all GPUs
     together, `unpowered` why they are not read; `families` are the kernels of the newest profiler
-    window, `windows` counts these, None where none are opened.
+    window, `windows` counts these, None where none are opened. `kept_bytes` is the recording.
     """
 
     seconds: float
@@ -63,6 +63,7 @@ class Snapshot:
     windows: int | None = None
     families: tuple[FamilyTime, ...] | None = None
     events: Mapping[str, int] = field(default_factory=dict)
+    kept_bytes: int | None = None
 
 
 def parse_target(text: str) -> Attachment:
@@ -199,7 +200,11 @@ class LiveWatch:
             recording = Recording.open(self.folder)
             events = recording.frame("events")
             kinds = dict(events.group_by("kind").len().iter_rows())
-            found: dict[str, object] = {"events": kinds, "watts": _watts(recording)}
+            found: dict[str, object] = {
+                "events": kinds,
+                "watts": _watts(recording),
+                "kept_bytes": size_bytes(self.folder),
+            }
             if self._target.kernels is not None:
                 found |= self._look_at_windows(recording, events)
             if steps is None:
@@ -254,7 +259,7 @@ def _problems(recording: Recording) -> dict[str, object]:
 
 def _watts(recording: Recording) -> float | None:
     """Return the mean power of the last seconds, None where a device was not read."""
-    since = time.time_ns() - round(POWER_S * 1e9)
+    since = time.time_ns() - round(LIVE_S * 1e9)
     rows = recording.table("power").filter(pl.col("time") > since).collect()
     each = rows.group_by("host", "device").agg(pl.mean("watts"))["watts"]
     return None if not each.len() or each.null_count() else float(each.sum())

@@ -23,6 +23,7 @@ from tui.live_views import (
     History,
     finding_lines,
     problem_lines,
+    rate_lines,
     sees_line,
     spread_lines,
     status,
@@ -210,7 +211,7 @@ class LiveScreen(ModeScreen):
         width = max(self.app.size.width - 2, 60)
         text = self.query_one("#text", Static)
         if self._depth:
-            told = finding_lines(self._findings, width=width) or ["attach first, with u"]
+            told = finding_lines(self._findings, last, width=width) or ["attach first, with u"]
             unseen = []
             if last is not None:
                 told += unread_lines(last, width=width)
@@ -230,10 +231,11 @@ class LiveScreen(ModeScreen):
         gauges = self._history.lanes(Lanes.bins(room))
         self.query_one("#gauges", Lanes).show(gauges, None, title)
         self.query_one("#steps", Lanes).show(steps, None)
-        self.query_one("#spreads", Static).update("\n".join(spread_lines(last.numbers)))
-        seen = wrap("sees", sees_line(last, self._findings), width=width, indent=6)
+        self.query_one("#spreads", Static).update("\n".join(spread_lines(last)))
+        told = rate_lines(last, width=width) if tall else []
+        told += wrap("sees", sees_line(last, self._findings), width=width, indent=6)
         kernels = family_line(last.families, width)
-        self.query_one("#sees", Static).update("\n".join([*seen, *([kernels] if kernels else [])]))
+        self.query_one("#sees", Static).update("\n".join([*told, *([kernels] if kernels else [])]))
         if not self._depth:
             listening = self._target is not None and self._target.listens
             told = problem_lines(last, now_ns=time.time_ns(), listening=listening)
