@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -135,6 +136,7 @@ class TtscopeApp(App[None]):
         self._advisor: tuple[tuple[str, ...], Advises] | None = None
         self._current: str | None = None
         self._coming: set[Path] = set()  # whose samples and steps are read again
+        self._next_told = 0.0  # when the screens hear of more recordings: a long table is dear
 
     def on_mount(self) -> None:
         """Start reading the recordings."""
@@ -178,7 +180,9 @@ class TtscopeApp(App[None]):
         at = stale[0] if stale else len(others)
         kept = {entry.key for entry in self._shown()}
         self.entries = fit_frames([*others[:at], *found, *others[at:]], kept)
-        self.library_changed.publish(None)
+        if time.monotonic() > self._next_told:
+            self.library_changed.publish(None)
+            self._next_told = time.monotonic() + 0.1 + len(self.entries) / 1_000
 
     def _shown(self) -> list[Entry]:
         """Return the run of screen 2, and the one that it was replayed from."""

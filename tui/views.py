@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from traces.errors import TtscopeError
@@ -37,12 +38,24 @@ class Entry:
         """Whether the run ended by itself and decided something."""
         return self.run is not None and self.run.complete and self.run.problems > 0
 
-    @property
+    @cached_property
     def title(self) -> str:
         """Return model, policy and engine in short."""
         if self.run is None:
             return self.path.name
         return "  ".join((model_name(self.run.engine.model), *labels(self.run)))
+
+    @cached_property
+    def cells(self) -> dict[str, str]:
+        """Return the cells of the Recordings table by header, none where there is no run."""
+        run = self.run
+        return {} if run is None else {column.header: column.cell(run) for column in COLUMNS}
+
+    @cached_property
+    def told(self) -> frozenset[str]:
+        """Return the headers under which there is something known."""
+        run = self.run
+        return frozenset(c.header for c in COLUMNS if run is not None and c.sort(run) is not None)
 
 
 def model_name(model: str) -> str:
@@ -187,14 +200,15 @@ def fitting_columns(entries: Sequence[Entry], width: int) -> list[Column]:
 
     In narrow terminals the engine is cut (`cell_text`).
     """
-    runs = [entry.run for entry in entries if entry.run is not None]
+    runs = [entry for entry in entries if entry.run is not None]
 
     def size(column: Column) -> int:
-        cells = (len(cell_text(column, run, width)) for run in runs)
+        cells = (len(cell_text(column, entry, width)) for entry in runs)
         return 2 + max([len(column.header), *cells])
 
     able = [column for column in COLUMNS if column.from_width <= width]
-    told = [c for c in able if not runs or any(c.sort(run) is not None for run in runs)]
+    some = frozenset[str]().union(*(entry.told for entry in runs))
+    told = [column for column in able if not runs or column.header in some]
     chosen: list[Column] = []
     left = width - 3
     for column in [*told, *(column for column in able if column not in told)]:
@@ -204,9 +218,9 @@ def fitting_columns(entries: Sequence[Entry], width: int) -> list[Column]:
     return [column for column in COLUMNS if column in chosen]
 
 
-def cell_text(column: Column, run: Run, width: int) -> str:
-    """Return a cell; in narrow terminals the engine's is cut."""
-    text = column.cell(run)
+def cell_text(column: Column, entry: Entry, width: int) -> str:
+    """Return a run's cell; in narrow terminals the engine's is cut."""
+    text = entry.cells[column.header]
     if column.header == "engine" and width < NARROW and len(text) > ENGINE:
         return f"{text[: ENGINE - 1]}…"
     return text

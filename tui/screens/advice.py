@@ -116,10 +116,6 @@ class AdviceScreen(ModeScreen):
         plot.margin_top, plot.margin_left, plot.margin_bottom = 0, 7, 3
         super().on_mount()
 
-    def on_screen_resume(self) -> None:
-        """Ask again when other recordings were marked meanwhile."""
-        self.show_library()
-
     def show_library(self) -> None:
         """Ask once everything is loaded; the same question is not asked twice."""
         if self.ttscope.loading_paths:

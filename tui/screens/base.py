@@ -36,8 +36,16 @@ class ModeScreen(Screen[None]):
 
     def on_mount(self) -> None:
         """Listen for recordings, and show what is there."""
-        self.ttscope.library_changed.subscribe(self, lambda _: self.show_library())
+        self.ttscope.library_changed.subscribe(self, lambda _: self._changed())
         self.show_library()
+
+    def on_screen_resume(self) -> None:
+        """Show what was opened, loaded or marked meanwhile."""
+        self.show_library()
+
+    def _changed(self) -> None:
+        if self.is_current:
+            self.show_library()
 
     def show_library(self) -> None:
         """Show what has been loaded so far."""

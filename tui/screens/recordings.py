@@ -29,12 +29,13 @@ from tui.library import (
     recordings_at,
     size_bytes,
 )
-from tui.recordings_views import EMPTY, compared_lines, entry_lines
+from tui.recordings_views import EMPTY, compared_lines, entry_lines, run_cell
 from tui.screens.base import ModeScreen
 from tui.screens.confirm import ConfirmScreen
-from tui.views import COLUMNS, Column, Entry, cell_text, fitting_columns, matches, sort_key
+from tui.views import COLUMNS, Entry, fitting_columns, matches, sort_key
 
 JustifyMethod = Literal["left", "right"]
+Drawn = tuple[dict[str, str], bool, int]  # the cells of an entry, whether marked, at which width
 QUESTIONS = {
     "open": "recordings, or folders of them, to open beside these",
     "price": "USD per device-hour, such as 2.5; - takes what the recordings say",
@@ -88,6 +89,7 @@ class RecordingsScreen(ModeScreen):
         self._asking = "open"
         self._shown: list[Entry] = []
         self._order: list[str] = []
+        self._drawn: dict[str, Drawn] = {}
         self._compared: dict[tuple[str, str], Difference | None] = {}
 
     def compose_body(self) -> ComposeResult:
@@ -152,9 +154,17 @@ class RecordingsScreen(ModeScreen):
         """Change the cells that differ; rows are made anew only when their order changes."""
         table = self._table
         keys = [entry.key for entry in entries]
-        shown = self._columns()
-        cells = {entry.key: self._cells(entry, shown) for entry in entries}
-        if keys != self._order:
+        shown, width, marked = self._columns(), self.app.size.width, set(self.ttscope.marked)
+        drawn = {each.key: (each.cells, each.key in marked, width) for each in entries}
+        new = keys != self._order
+        changed = [
+            each
+            for each in entries
+            if new or not _alike(self._drawn.get(each.key), drawn[each.key])
+        ]
+        cells = {each.key: self._cells(each, shown, each.key in marked) for each in changed}
+        self._drawn = drawn
+        if new:
             at_top = table.cursor_row <= 0
             current = keys[0] if at_top and self.ttscope.loading_paths else self._current_key()
             table.clear()
@@ -170,14 +180,13 @@ class RecordingsScreen(ModeScreen):
                 if table.get_cell(key, name) != cell:
                     table.update_cell(key, name, cell)
 
-    def _cells(self, entry: Entry, shown: list[str]) -> list[Text]:
-        marked = entry.key in self.ttscope.marked
+    def _cells(self, entry: Entry, shown: list[str], marked: bool) -> list[Text]:
         mark = "*" if marked else ("" if entry.comparable else "!")
         style = "bold" if marked else ("" if entry.comparable else "dim")
         columns = [column for column in COLUMNS if column.header in shown]
         return [
             Text(mark, style="bold"),
-            *(_cell(entry, column, style, self.app.size.width) for column in columns),
+            *(run_cell(entry, column, style, self.app.size.width) for column in columns),
         ]
 
     def _current_key(self) -> str | None:
@@ -379,13 +388,5 @@ class RecordingsScreen(ModeScreen):
         return entry_lines(entry, marked=len(marked), width=width)
 
 
-def _cell(entry: Entry, column: Column, style: str, width: int) -> Text:
-    if entry.run is None:
-        text = {"model": entry.path.name, "policy": "cannot be read"}.get(column.header, "")
-        return Text(text, style=style)
-    if not column.right:
-        return Text(cell_text(column, entry.run, width), style=style)
-    if not entry.run.problems:
-        note = "no problem" if entry.run.complete else "incomplete"
-        return Text(note if column.header.startswith("acc") else "", style=style)
-    return Text(column.cell(entry.run), style=style, justify="right")
+def _alike(drawn: Drawn | None, wanted: Drawn) -> bool:
+    return drawn is not None and drawn[0] is wanted[0] and drawn[1:] == wanted[1:]

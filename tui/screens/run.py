@@ -84,10 +84,6 @@ class RunScreen(ModeScreen):
             self.draw()
             self._read(self.model)
 
-    def on_screen_resume(self) -> None:
-        """Show another run when one was opened meanwhile."""
-        self.show_library()
-
     @work(thread=True, group="run")
     def _read(self, model: RunModel) -> None:
         worker = get_current_worker()
