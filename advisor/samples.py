@@ -116,10 +116,7 @@ def read_samples(run: Run) -> SampledRun:
         .filter(pl.len().over("problem") >= n)
         .filter(pl.int_range(pl.len()).over("problem") < n)
     )
-    problems = tuple(
-        _problem(problem_of[number], group)
-        for (number,), group in whole.group_by("problem", maintain_order=True)
-    )
+    problems = _problems(whole, n, problem_of)
     return SampledRun(name=name, n=n, problems=problems, notes=_left_out(run, samples, problems, n))
 
 
@@ -174,33 +171,50 @@ def _left_out(
     return tuple(notes)
 
 
-def _problem(problem_id: str, rows: pl.DataFrame) -> ProblemSamples:
-    def numbers(name: str) -> Floats:
-        found = rows[name].cast(pl.Float64).fill_null(float("nan")).to_numpy()
-        return np.asarray(found, dtype=float)
+_NUMBERS = {
+    "tokens": pl.col("output_tokens"),
+    "think_tokens": pl.col("think_tokens"),
+    "logprob_mean": pl.col("logprob_mean"),
+    "confidence": pl.col("confidence_min_window"),
+    "first_token_s": (pl.col("first_token") - pl.col("arrival").min().over("problem")) / 1e9,
+    "finish_s": pl.coalesce(
+        (pl.col("end") - pl.col("arrival").min().over("problem")) / 1e9, pl.col("latency_ns") / 1e9
+    ),
+}
 
-    begun = rows["arrival"].min()
 
-    def seconds(name: str) -> Floats:
-        since = rows[name] - (rows["arrival"] if begun is None else begun)
-        return np.asarray(since.cast(pl.Float64).fill_null(float("nan")).to_numpy() / 1e9)
-
-    ended = seconds("end")
-    latency = numbers("latency_ns") / 1e9
-    by_reason = rows["finish_reason"].fill_null("") == "length"
-    cut = rows["censored"].zip_with(rows["censored"].is_not_null(), by_reason)
-    return ProblemSamples(
-        problem_id=problem_id,
-        indices=tuple(rows["sample_index"]),
-        answers=tuple(rows["answer"]),
-        correct=tuple(rows["correct"].fill_null(False)),
-        tokens=numbers("output_tokens"),
-        think_tokens=numbers("think_tokens"),
-        censored=cut.to_numpy(),
-        logprob_mean=numbers("logprob_mean"),
-        confidence=numbers("confidence_min_window"),
-        first_token_s=seconds("first_token"),
-        finish_s=np.where(np.isfinite(ended), ended, latency),
+def _problems(
+    rows: pl.DataFrame, n: int, problem_of: Mapping[int, str]
+) -> tuple[ProblemSamples, ...]:
+    """Return problems of rows that are sorted by problem, `n` of each."""
+    numbers = {
+        name: found.to_numpy()
+        for name, found in rows.select(
+            **{name: column.cast(pl.Float64).fill_null(np.nan) for name, column in _NUMBERS.items()}
+        )
+        .to_dict()
+        .items()
+    }
+    by_reason = pl.col("finish_reason").fill_null("") == "length"
+    told = rows.select(
+        "problem",
+        "sample_index",
+        "answer",
+        pl.col("correct").fill_null(False),
+        pl.coalesce("censored", by_reason),
+    )
+    names, indices, answers, correct = (tuple(told[name]) for name in told.columns[:4])
+    censored = told["censored"].to_numpy()
+    return tuple(
+        ProblemSamples(
+            problem_id=problem_of[names[at]],
+            indices=indices[at : at + n],
+            answers=answers[at : at + n],
+            correct=correct[at : at + n],
+            censored=censored[at : at + n],
+            **{name: column[at : at + n] for name, column in numbers.items()},
+        )
+        for at in range(0, rows.height, max(n, 1))
     )
 
 

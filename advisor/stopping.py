@@ -6,6 +6,7 @@ engine for others, which is not in these numbers, so that the time saved is at l
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -17,6 +18,11 @@ from traces.errors import RecordingError
 from traces.schema import Estimate
 from traces.statistics import paired, paired_change
 from traces.summary import Run
+
+# numpy's short calls let a thread that waits for the interpreter starve: every so many problems a
+# pause lets in the one that draws the screen.
+TURN = 20
+PAUSE_S = 1e-4
 
 
 @dataclass(frozen=True)
@@ -112,9 +118,13 @@ def savings(run: Run, rule: StopRule) -> Savings:
         raise RecordingError(f"{samples.name}: one sample per problem leaves nothing to stop")
     if not all(np.isfinite(each.finish_s).all() for each in samples.problems):
         raise RecordingError(f"{samples.name}: it is not recorded when its samples ended")
-    found = [stop_problem(each, rule) for each in samples.problems]
     wait = StopRule("all", lambda _: lambda __: False)
-    whole = [stop_problem(each, wait) for each in samples.problems]
+    found, whole = [], []
+    for place, each in enumerate(samples.problems):
+        found.append(stop_problem(each, rule))
+        whole.append(stop_problem(each, wait))
+        if place % TURN == 0:
+            time.sleep(PAUSE_S)
 
     def column(rows: list[Stopped], name: str) -> np.ndarray:
         return np.array([getattr(each, name) for each in rows], dtype=float)

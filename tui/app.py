@@ -25,7 +25,7 @@ from tui.screens.help import HelpScreen, shown_key
 from tui.screens.live import LiveScreen
 from tui.screens.recordings import RecordingsScreen
 from tui.screens.run import RunScreen
-from tui.themes import DARK, LIGHT
+from tui.themes import DARK, LIGHT, ThemedStylesheet
 from tui.views import Entry, fit_frames, load, recording_paths
 
 SCREENS = ("recordings", "run", "live", "advice")
@@ -122,6 +122,8 @@ class TtscopeApp(App[None]):
         keys: Path | None = None,
     ) -> None:
         super().__init__()
+        self.stylesheet = ThemedStylesheet()
+        self.stylesheet.set_variables(self.get_css_variables())
         if keys is not None:
             self.set_keymap(read_keys(keys, key_ids()))
         self.limits = dict(limits or {})

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich.text import Text
-
 from traces.comparison import Difference
 from tui.formats import counted
 from tui.show_text import difference_lines, energy_lines, time_lines, warnings
-from tui.views import Column, Entry, cell_text
+from tui.views import Entry
 
 EMPTY = (
     "no recordings here: make one with `ttscope demo` or `ttscope record`; o opens others by "
@@ -44,16 +42,3 @@ def compared_lines(
         told = ["comparing ..."] if each is None else difference_lines(each, width=width)
         lines += [*told, ""]
     return lines[:-1]
-
-
-def run_cell(entry: Entry, column: Column, style: str, width: int) -> Text:
-    """Return a cell of the table, in place of numbers why there are none."""
-    if entry.run is None:
-        text = {"model": entry.path.name, "policy": "cannot be read"}.get(column.header, "")
-        return Text(text, style=style)
-    if not column.right:
-        return Text(cell_text(column, entry, width), style=style)
-    if not entry.run.problems:
-        note = "no problem" if entry.run.complete else "incomplete"
-        return Text(note if column.header.startswith("acc") else "", style=style)
-    return Text(entry.cells[column.header], style=style, justify="right")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from textual.css.stylesheet import Stylesheet
 from textual.theme import Theme
 
 DARK = Theme(
@@ -34,3 +35,29 @@ LIGHT = Theme(
     boost="#EAEDF0",
     dark=False,
 )
+
+
+class ThemedStylesheet(Stylesheet):
+    """Parses what it has parsed before only for another theme.
+
+    Textual's does so twice for each screen that is shown first: 0.1 s in which no key is answered.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._theme: dict[str, str] | None = None
+        self._parsed: dict[str, str] | None = None
+
+    def set_variables(self, variables: dict[str, str]) -> None:
+        """Set the theme's variables."""
+        if variables != self._theme:
+            self._theme = dict(variables)
+            super().set_variables(variables)
+
+    def reparse(self) -> None:
+        """Parse what is new, or everything where the theme is another."""
+        if self._parsed == self._theme:
+            self.parse()
+            return
+        super().reparse()
+        self._parsed = self._theme

@@ -195,31 +195,39 @@ COLUMNS: tuple[Column, ...] = (
 NARROW, ENGINE = 110, 13
 
 
-def fitting_columns(entries: Sequence[Entry], width: int) -> list[Column]:
-    """Return the columns that fit into a width, those without any number last.
+def fitting_columns(entries: Sequence[Entry], width: int) -> list[tuple[Column, int]]:
+    """Return the columns that fit into a width, and how wide they are; without any number last.
 
     In narrow terminals the engine is cut (`cell_text`).
     """
     runs = [entry for entry in entries if entry.run is not None]
 
     def size(column: Column) -> int:
-        cells = (len(cell_text(column, entry, width)) for entry in runs)
-        return 2 + max([len(column.header), *cells])
+        cells = (len(cell_text(column, entry, width)) for entry in entries)
+        return max([len(column.header), *cells])
 
     able = [column for column in COLUMNS if column.from_width <= width]
     some = frozenset[str]().union(*(entry.told for entry in runs))
     told = [column for column in able if not runs or column.header in some]
-    chosen: list[Column] = []
+    chosen: dict[str, int] = {}
     left = width - 3
     for column in [*told, *(column for column in able if column not in told)]:
-        left -= size(column)
+        wide = size(column)
+        left -= wide + 2
         if left >= 0 or len(chosen) < 4:
-            chosen.append(column)
-    return [column for column in COLUMNS if column in chosen]
+            chosen[column.header] = wide
+    return [(column, chosen[column.header]) for column in COLUMNS if column.header in chosen]
 
 
 def cell_text(column: Column, entry: Entry, width: int) -> str:
-    """Return a run's cell; in narrow terminals the engine's is cut."""
+    """Return a cell, in place of numbers why there are none; a narrow terminal cuts the engine."""
+    run = entry.run
+    if run is None:
+        told = {"model": entry.path.name, "policy": "cannot be read"}
+        return told.get(column.header, "")
+    if column.right and not run.problems:
+        note = "no problem" if run.complete else "incomplete"
+        return note if column.header.startswith("acc") else ""
     text = entry.cells[column.header]
     if column.header == "engine" and width < NARROW and len(text) > ENGINE:
         return f"{text[: ENGINE - 1]}…"

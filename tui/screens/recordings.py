@@ -29,13 +29,14 @@ from tui.library import (
     recordings_at,
     size_bytes,
 )
-from tui.recordings_views import EMPTY, compared_lines, entry_lines, run_cell
+from tui.recordings_views import EMPTY, compared_lines, entry_lines
 from tui.screens.base import ModeScreen
 from tui.screens.confirm import ConfirmScreen
-from tui.views import COLUMNS, Entry, fitting_columns, matches, sort_key
+from tui.views import COLUMNS, Column, Entry, cell_text, fitting_columns, matches, sort_key
 
 JustifyMethod = Literal["left", "right"]
 Drawn = tuple[dict[str, str], bool, int]  # the cells of an entry, whether marked, at which width
+MOST_GONE = 20  # rows that are taken out one by one
 QUESTIONS = {
     "open": "recordings, or folders of them, to open beside these",
     "price": "USD per device-hour, such as 2.5; - takes what the recordings say",
@@ -90,6 +91,7 @@ class RecordingsScreen(ModeScreen):
         self._shown: list[Entry] = []
         self._order: list[str] = []
         self._drawn: dict[str, Drawn] = {}
+        self._columns: list[tuple[Column, int]] = []
         self._compared: dict[tuple[str, str], Difference | None] = {}
 
     def compose_body(self) -> ComposeResult:
@@ -101,11 +103,6 @@ class RecordingsScreen(ModeScreen):
         with VerticalScroll(id="panel", can_focus=False):
             yield Static(id="detail", markup=False)
 
-    def on_mount(self) -> None:
-        """Make the columns before the first rows come."""
-        self._make_columns()
-        super().on_mount()
-
     def on_resize(self) -> None:
         """Show more columns where there is room."""
         self.show_library()
@@ -114,20 +111,26 @@ class RecordingsScreen(ModeScreen):
     def _table(self) -> DataTable[Text]:
         return self.query_one("#runs", DataTable)
 
-    def _columns(self) -> list[str]:
-        room = self.app.size.width - 2
-        return [each.header for each in fitting_columns(self.ttscope.entries, room)]
+    @property
+    def _room(self) -> int:
+        return self.app.size.width - 2
 
-    def _make_columns(self) -> None:
+    def _fit_columns(self) -> None:
+        """Make the columns anew where others are shown, or wider ones.
+
+        The table would measure every cell for their widths.
+        """
+        fitting = fitting_columns(self.ttscope.entries, self._room)
+        if fitting == self._columns:
+            return
+        self._columns, self._order, self._drawn = fitting, [], {}
         table = self._table
-        shown = self._columns()
         table.clear(columns=True)
-        self._order = []
         table.add_column("", key="mark", width=1)
-        for column in COLUMNS:
-            if column.header in shown:
-                side: JustifyMethod = "right" if column.right else "left"
-                table.add_column(Text(column.header, justify=side), key=column.header)
+        for column, width in fitting:
+            side: JustifyMethod = "right" if column.right else "left"
+            header = Text(column.header, justify=side)
+            table.add_column(header, key=column.header, width=width)
 
     def show_library(self) -> None:
         """Bring the table to what is loaded, matches the filter and is sorted."""
@@ -139,8 +142,7 @@ class RecordingsScreen(ModeScreen):
             known = [entry for entry in entries if sort_key(entry, column)[0] < 2]
             entries = known[::-1] + entries[len(known) :]
         self._shown = entries
-        if self._columns() != [str(key.value) for key in self._table.columns][1:]:
-            self._make_columns()
+        self._fit_columns()
         self._fill(entries)
         total, marked = len(self.ttscope.entries), len(self.ttscope.marked)
         loading = "loading, " if self.ttscope.loading_paths else ""
@@ -151,43 +153,50 @@ class RecordingsScreen(ModeScreen):
         self._show_panel()
 
     def _fill(self, entries: list[Entry]) -> None:
-        """Change the cells that differ; rows are made anew only when their order changes."""
+        """Change the cells that differ; rows that stay are kept, for new ones are measured."""
         table = self._table
         keys = [entry.key for entry in entries]
-        shown, width, marked = self._columns(), self.app.size.width, set(self.ttscope.marked)
-        drawn = {each.key: (each.cells, each.key in marked, width) for each in entries}
-        new = keys != self._order
-        changed = [
-            each
-            for each in entries
-            if new or not _alike(self._drawn.get(each.key), drawn[each.key])
-        ]
-        cells = {each.key: self._cells(each, shown, each.key in marked) for each in changed}
-        self._drawn = drawn
-        if new:
-            at_top = table.cursor_row <= 0
-            current = keys[0] if at_top and self.ttscope.loading_paths else self._current_key()
+        marked = set(self.ttscope.marked)
+        drawn = {each.key: (each.cells, each.key in marked, self._room) for each in entries}
+        at_top = table.cursor_row <= 0
+        current = keys[0] if at_top and self.ttscope.loading_paths and keys else self._current_key()
+        gone = set(self._order) - set(keys)
+        if len(gone) > MOST_GONE or not self._order:
             table.clear()
-            for entry in entries:
-                table.add_row(*cells[entry.key], key=entry.key)
-            if current in keys:
-                table.move_cursor(row=keys.index(current))
-            self._order = keys
-            return
-        names = ["mark", *shown]
-        for key, row in cells.items():
-            for name, cell in zip(names, row, strict=True):
-                if table.get_cell(key, name) != cell:
-                    table.update_cell(key, name, cell)
+            self._drawn, self._order, gone = {}, [], set()
+        for key in gone:
+            table.remove_row(key)
+            self._drawn.pop(key, None)
+        names = ["mark", *(column.header for column, _ in self._columns)]
+        for entry in entries:
+            was = self._drawn.get(entry.key)
+            if _alike(was, drawn[entry.key]):
+                continue
+            cells = self._cells(entry, entry.key in marked)
+            if was is None:
+                table.add_row(*cells, key=entry.key)
+                self._order.append(entry.key)
+                continue
+            for name, cell in zip(names, cells, strict=True):
+                if table.get_cell(entry.key, name) != cell:
+                    table.update_cell(entry.key, name, cell)
+        self._drawn = drawn
+        if [key for key in self._order if key not in gone] != keys:
+            places = {id(table.get_cell(key, "mark")): place for place, key in enumerate(keys)}
+            table.sort("mark", key=lambda mark: places[id(mark)])
+        if current in keys and table.cursor_row != keys.index(current):
+            table.move_cursor(row=keys.index(current))
+        self._order = keys
 
-    def _cells(self, entry: Entry, shown: list[str], marked: bool) -> list[Text]:
+    def _cells(self, entry: Entry, marked: bool) -> list[Text]:
         mark = "*" if marked else ("" if entry.comparable else "!")
         style = "bold" if marked else ("" if entry.comparable else "dim")
-        columns = [column for column in COLUMNS if column.header in shown]
-        return [
-            Text(mark, style="bold"),
-            *(run_cell(entry, column, style, self.app.size.width) for column in columns),
-        ]
+        numbers = entry.run is not None and entry.run.problems > 0
+        cells = [Text(mark, style="bold")]
+        for column, _ in self._columns:
+            side: JustifyMethod = "right" if column.right and numbers else "left"
+            cells.append(Text(cell_text(column, entry, self._room), style=style, justify=side))
+        return cells
 
     def _current_key(self) -> str | None:
         table = self._table
@@ -259,14 +268,14 @@ class RecordingsScreen(ModeScreen):
 
     def action_sort(self) -> None:
         """Sort by the next column."""
-        headers = self._columns()
+        headers = [column.header for column, _ in self._columns]
         place = headers.index(COLUMNS[self._sort].header) if self._shown_column() else -1
         header = headers[(place + 1) % len(headers)]
         self._sort = next(i for i, column in enumerate(COLUMNS) if column.header == header)
         self.show_library()
 
     def _shown_column(self) -> bool:
-        return COLUMNS[self._sort].header in self._columns()
+        return any(column == COLUMNS[self._sort] for column, _ in self._columns)
 
     def action_reverse(self) -> None:
         """Sort the other way round."""
