@@ -148,15 +148,15 @@ def _cells(spread: Spread) -> tuple[str, ...]:
     p50, p95 = spread.get("p50"), spread.get("p95")
     return (
         value_of(spread.get("mean")),
-        _quantile(p50),
+        quantile_of(p50),
         interval(p50),
-        _quantile(p95),
+        quantile_of(p95),
         interval(p95),
-        _quantile(spread.get("p99")),
+        quantile_of(spread.get("p99")),
     )
 
 
-def _quantile(estimate: Estimate | None) -> str:
+def quantile_of(estimate: Estimate | None) -> str:
     """Return a quantile; in the first bucket a histogram only tells what it lies below."""
     if estimate is not None and estimate.low == 0 and estimate.high is not None:
         return f"<{number(estimate.high, estimate.unit)}"

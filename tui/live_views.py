@@ -15,7 +15,7 @@ from traces.deployment import LIVE_S, Numbers
 from traces.schema import Estimate
 from traces.series import Timeline
 from tui.formats import ABSENT, align, clock, number, percent, value_of, wrap
-from tui.live_text import verdict_lines
+from tui.live_text import quantile_of, verdict_lines
 from tui.live_watch import Snapshot
 from tui.run_views import Lane, run_lanes
 
@@ -88,10 +88,8 @@ def spread_lines(snapshot: Snapshot) -> list[str]:
     rows: list[Sequence[str]] = [(f"last {LIVE_S:.0f} s", "mean", "p50", "p95", "p99")]
     for title, name in _SPREADS:
         spreads = [getattr(each, name) for each in known]
-        cells = [
-            value_of(_worst([s.get(q) for s in spreads])) for q in ("mean", "p50", "p95", "p99")
-        ]
-        rows.append((title, *cells))
+        worst = [_worst([s.get(q) for s in spreads]) for q in ("mean", "p50", "p95", "p99")]
+        rows.append((title, value_of(worst[0]), *map(quantile_of, worst[1:])))
     steps = _slowest_steps(snapshot.step_rows)
     if steps is not None:
         rows.append(("step", *(number(each, "s") for each in steps)))
