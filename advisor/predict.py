@@ -18,6 +18,7 @@ import polars as pl
 from advisor.draft_law import draft_law
 from advisor.evidence import Evidence, Run, gather
 from advisor.gpu_engines import PRICED
+from advisor.latency_spread import latency_spread
 from advisor.models.prior_tables import read_prior
 from advisor.models.step_time import StepTimeModel
 from advisor.power_windows import power_law
@@ -92,10 +93,11 @@ def predict(
     same = replace(question, engine=own.engine, policy=own.policy)
     same = replace(same, rate_per_s=None, concurrency=None, replicas=Replicas())
     same = _by_replica(replace(same, operators=None, collectives=None, gpu=None))
+    beyond = latency_spread(evidence.runs, evidence.steps, model)
     power = power_law(recordings, same.engine)
     before = None
     if model is not None:
-        before = Replays(base, evidence, model, own, (own,), same, power=power)
+        before = Replays(base, evidence, model, own, (own,), same, power=power, beyond=beyond)
     longer = redrafted is not None and redrafted.extrapolated
     after = before
     if after is None or same != question:
@@ -112,6 +114,7 @@ def predict(
             law=law,
             extrapolated=longer,
             power=None if on_tables else power,
+            beyond=beyond,
         )
     notes = [*_time_notes(after, prior, on_tables), *_prefixes(base)]
     if before is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from advisor.evidence import Evidence, Run, Sample, law_key
+from advisor.latency_spread import BEYOND
 from advisor.load import Load, Replayed
 from advisor.models.power import PowerLaw
 from advisor.models.step_time import Z95, StepLaw, StepTimeModel
@@ -69,7 +70,8 @@ class Replays:
     `sources` are the runs that the samples are of: one, or one for each draw of what is not known
     of them. A question of operator tables needs no model of recorded steps. `law` stands where no
     run has taught the engine's own; `extrapolated` says that the question lies outside what was
-    recorded; without `power` no energy is foretold.
+    recorded; without `power` no energy is foretold. `beyond` is what intervals of problem latency
+    are wider by (`latency_spread`).
     """
 
     def __init__(
@@ -85,8 +87,10 @@ class Replays:
         law: StepLaw | None = None,
         extrapolated: bool = False,
         power: PowerLaw | None = None,
+        beyond: Mapping[str, float] | None = None,
     ) -> None:
         self.base, self.sources, self.question, self.power = base, sources, question, power
+        self.beyond = beyond or BEYOND
         source = sources[0]
         self.engine = _with_blocks(evidence, question.engine)
         self.limits = limits_of(self.engine)
@@ -249,8 +253,11 @@ class Replays:
                 extrapolated=self.outside or wider,
             )
 
-        def three(name: str, unit: str) -> dict[str, Estimate | None]:
-            return {which: estimate(f"{name}.{which}", unit) for which in ("mean", "p50", "p95")}
+        def three(name: str, unit: str, beyond: Mapping[str, float]) -> dict[str, Estimate | None]:
+            return {
+                which: estimate(f"{name}.{which}", unit, sigma=beyond.get(which, 0.0))
+                for which in ("mean", "p50", "p95")
+            }
 
         device, drawn = estimate("device_s", "device-s"), None
         if self.power is not None:
@@ -261,9 +268,9 @@ class Replays:
             found,
             steps=self.runs[0].steps,  # its table may keep none
             accuracy=self._accuracy(),
-            latency_s=three("latency_s", "s"),
-            ttft_s=three("ttft_s", "s"),
-            tpot_s=three("tpot_s", "s/token"),
+            latency_s=three("latency_s", "s", self.beyond),
+            ttft_s=three("ttft_s", "s", {}),
+            tpot_s=three("tpot_s", "s/token", {}),
             tokens_per_problem=estimate("tokens", "tokens"),
             throughput_tokens_per_s=estimate("throughput", "tokens/s"),
             energy_j=found.energy_j if drawn is None else self._energy(drawn),

@@ -5,7 +5,9 @@ with the same tokens. Each configuration is left out with all its repeats, the s
 fitted on the others, its runs are replayed, and predicted problem latency is held against each
 repeat. The noise floor is the spread between repeats of the same work. Intervals are
 cross-conformal: the 90 % quantile of the errors of the other configurations, each of which was
-left out as well. With --levels a whole level of a factor is left out, and reported apart.
+left out as well. With --levels a whole level of a factor is left out, and reported apart. With
+--told the intervals are tried that `ttscope replay` tells: those of the spread that the law has of
+the runs left out of its own fit, and of what latencies lie off beyond it (some minutes).
 """
 
 import argparse
@@ -16,10 +18,11 @@ from pathlib import Path
 
 import numpy as np
 
-from advisor.evidence import Evidence, gather, law_key
+from advisor.evidence import Evidence, Run, gather, law_key
+from advisor.latency_spread import latency_spread
 from advisor.load import Load, Replayed
 from advisor.models.step_cost import linear_cost
-from advisor.models.step_time import StepTimeModel
+from advisor.models.step_time import Z95, StepTimeModel
 from advisor.replay import replay
 from advisor.space import limits_of
 from advisor.workload import Workload
@@ -50,13 +53,14 @@ def replayed(repeats: Sequence[Evidence], others: Sequence[Evidence]) -> Replaye
     run = repeats[0].runs[0]
     if law_key(run.engine) not in laws:
         return None
-    loads = [
-        Load(prompt_tokens=p.prompt_tokens, cached_tokens=p.cached_tokens, samples=p.samples)
-        for p in run.problems.values()
-    ]
+    return replay_of(run, laws[law_key(run.engine)])
+
+
+def replay_of(run: Run, seconds: np.ndarray) -> Replayed:
+    """Return a recorded run as a law of `seconds` [FEATURES] has it."""
     return replay(
-        Workload.from_loads(loads),
-        linear_cost(laws[law_key(run.engine)]),
+        Workload.from_loads([Load.of(p, p.samples) for p in run.problems.values()]),
+        linear_cost(seconds),
         limits_of(run.engine),
         concurrency=run.concurrency,
     )
@@ -123,6 +127,38 @@ def pooled(errors: Mapping[str, Errors], statistic: str) -> None:
     )
 
 
+def told(data: Mapping[str, Sequence[Evidence]]) -> None:
+    """Print how the intervals do that are told of a configuration that was left out."""
+    inside: dict[str, list[bool]] = defaultdict(list)
+    half: dict[str, list[float]] = defaultdict(list)
+    score: dict[str, list[float]] = defaultdict(list)
+    for name, repeats in data.items():
+        others = [each for key, rest in data.items() if key != name for each in rest]
+        tables = [table for each in others for table in each.steps]
+        model = StepTimeModel().fit(tables)
+        run = repeats[0].runs[0]
+        law = model.laws_.get(law_key(run.engine))
+        if law is None:
+            continue
+        found = replay_of(run, law.seconds)
+        beyond = latency_spread([run for each in others for run in each.runs], tables, model)
+        sigma = law.sigma if law.within(found.peak) else law.sigma_outside
+        for statistic, of in STATISTICS.items():
+            bound = Z95 * float(np.hypot(sigma, beyond[statistic]))
+            half[statistic].append(float(np.sinh(bound)))
+            for each in repeats:
+                truth = of(latencies(each)) / of(found.latency_s)
+                inside[statistic].append(abs(np.log(truth)) <= bound)
+                score[statistic].append(interval_score(truth, np.exp(-bound), np.exp(bound)))
+    for statistic, held in inside.items():
+        low, high = wilson(sum(held), len(held), 0.9)
+        print(
+            f"told of {statistic}: 90 % intervals hold {sum(held)} of {len(held)} [{low:.3f}, "
+            f"{high:.3f}], half-width {100 * np.median(half[statistic]):.1f} %, interval score "
+            f"{np.mean(score[statistic]):.3f}"
+        )
+
+
 def interval_score(truth: float, low: float, high: float) -> float:
     """Return width + 2 / 0.1 x what the truth lies outside (Gneiting and Raftery 2007)."""
     return high - low + 20 * max(low - truth, 0.0) + 20 * max(truth - high, 0.0)
@@ -150,6 +186,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("runs", type=Path)
     parser.add_argument("--levels", action="store_true", help="leave out whole levels of factors")
+    parser.add_argument("--told", action="store_true", help="the intervals that replay tells")
     given = parser.parse_args()
     data = read(given.runs)
     print(f"{len(data)} configurations, {sum(map(len, data.values()))} runs")
@@ -160,6 +197,8 @@ def main() -> None:
         errors |= left_out(data, [name])
     for statistic in STATISTICS:
         pooled(errors, statistic)
+    if given.told:
+        told(data)
     for factor, level_of in FACTORS.items() if given.levels else ():
         for level in sorted(set(map(level_of, data))):
             names = [name for name in data if level_of(name) == level]

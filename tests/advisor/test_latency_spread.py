@@ -1,0 +1,77 @@
+"""Spread of latencies beyond that of the total time: measured on the runs there are."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from advisor.evidence import gather
+from advisor.latency_spread import BEYOND, latency_spread
+from advisor.models.step_time import StepTimeModel
+from advisor.predict import predict
+from advisor.step_times import Question
+from tests.advisor.synthetic import VOTE16, engine_of, record
+from traces.summary import summarise
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Six runs, in each of which every problem has a speed of its own."""
+    folder = tmp_path_factory.mktemp("runs")
+    return [
+        record(folder / f"r{n}", engine_of(max_num_seqs=seqs), VOTE16, concurrency=c, noise=0.3)
+        for n, (seqs, c) in enumerate([(8, 1), (16, 4), (32, 8), (8, 4), (16, 1), (32, 16)])
+    ]
+
+
+def spread_of(runs, warp=None):
+    evidence = gather(runs)
+    model = StepTimeModel().fit(evidence.steps)
+    found = evidence.runs
+    if warp is not None:
+        found = [
+            dataclasses.replace(
+                run,
+                problems={
+                    name: dataclasses.replace(each, latency_s=warp(n, each.latency_s))
+                    for n, (name, each) in enumerate(run.problems.items())
+                },
+            )
+            for run in found
+        ]
+    return latency_spread(found, evidence.steps, model)
+
+
+def test_without_a_model_it_is_what_was_measured_before():
+    assert latency_spread([], [], None) == BEYOND
+
+
+def test_runs_that_agree_make_it_narrower(runs):
+    found = spread_of(runs)
+    assert set(found) == set(BEYOND)
+    for name, value in found.items():
+        assert 0 < value < BEYOND[name]
+
+
+def test_a_run_slower_as_a_whole_is_no_spread_beyond_and_a_bent_one_is(runs):
+    usual = spread_of(runs)
+    bent = spread_of(runs, lambda n, latency: latency * (1.3 if n % 2 else 1 / 1.3))
+    assert bent["p50"] > 2 * usual["p50"]
+
+
+def test_intervals_of_quantiles_are_wider_than_that_of_the_throughput(runs):
+    recording = runs[1]
+    run = summarise(recording)[0]
+    found = predict(
+        recording,
+        run,
+        Question(engine=run.engine, policy=run.policy),
+        runs[:1] + runs[2:],
+    ).predicted
+
+    def width(estimate):
+        return np.log(estimate.high / estimate.low)
+
+    total = width(found.throughput_tokens_per_s)
+    assert width(found.latency_s["p95"]) > total * 1.001
+    assert width(found.latency_s["p95"]) < total * 2
