@@ -12,9 +12,10 @@ among what was replayed. Both are kept: another budget filters and sorts, and re
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -35,7 +36,7 @@ from advisor.screening import Profile, Screen
 from advisor.space import Space, explore
 from traces.errors import RecordingError, UsageError
 from traces.recording import Recording
-from traces.schema import Budget, EngineConfig, Policy, Recommendation
+from traces.schema import Budget, EngineConfig, Objective, Policy, Recommendation
 
 if TYPE_CHECKING:
     from advisor.gpu_engines import Offers
@@ -50,6 +51,13 @@ AT_ONCE = 8
 PROBES = 16  # candidates taken at random, which tell how far the closed form is from the replay
 TWINS = 64
 FEW = 20_000  # candidates up to which other rates are tried for every answer
+RELAXED: dict[str, Objective] = {  # a limit, and what is best on it
+    "min_accuracy": "accuracy",
+    "max_latency_s": "latency",
+    "max_device_s": "cost",
+    "max_cost_usd": "cost",
+    "max_energy_j": "energy",
+}
 KEPT = 8  # loads whose candidates are kept
 
 
@@ -68,12 +76,22 @@ class UnderLoad:
         self.rows: list[int] = []
         self.place: dict[int, int] = {}
         self.measures = Measures(
-            [], advisor.draws, rate_per_s=rate_per_s, watts=advisor.evidence.watts, law_key=law_key
+            [],
+            advisor.draws,
+            rate_per_s=rate_per_s,
+            concurrency=self._concurrency,
+            watts=advisor.evidence.watts,
+            law_key=law_key,
         )
-        self._probed = False
+        self._probes: list[int] | None = None
+        self.looked_at: dict[int, None] = {}  # places in `rows`, for the budget asked, in order
+
+    def begin(self) -> None:
+        """Forget what was looked at for another budget; its replays stay."""
+        self.looked_at = {self.place[row]: None for row in self._probe()}
 
     def replay(self, rows: Sequence[int], progress: Progress | None = None) -> int:
-        """Replay candidates that were not yet; return how many those were."""
+        """Look at candidates, replaying those that were not yet; return how many those were."""
         new = [row for row in dict.fromkeys(rows) if row not in self.place]
         outcomes = []
         for number, row in enumerate(new, 1):
@@ -88,16 +106,17 @@ class UnderLoad:
             self.place[row] = len(self.rows)
             self.rows.append(row)
         self.measures.add(outcomes)
+        self.looked_at |= {self.place[row]: None for row in rows}
         return len(new)
 
-    def probe(self) -> None:
+    def _probe(self) -> list[int]:
         """Replay some candidates at random, once, and learn how far the closed form lies off."""
-        if self._probed:
-            return
-        self._probed = True
+        if self._probes is not None:
+            return self._probes
         rng = np.random.default_rng([self._advisor.draws.seed, 4])
         count = len(self._advisor.space)
         rows = [int(r) for r in rng.choice(count, min(PROBES, count), replace=False)]
+        self._probes = rows
         self.replay(rows)
         told = [r for r in rows if self.measures.outcomes[self.place[r]].keeps_up]
         mine = [self.measures.outcomes[self.place[row]] for row in told]
@@ -108,6 +127,7 @@ class UnderLoad:
                 "device_s": np.array([each.device_s[0].mean() for each in mine]),
             },
         )
+        return rows
 
 
 class Advisor:
@@ -217,7 +237,7 @@ class Advisor:
         and for a present configuration that is no candidate.
         """
         state = self.under(budget.rate_per_s)
-        state.probe()
+        state.begin()
         ranking = self.ranking(budget)
         today = None if present is None else self._present(*present)
         state.replay(ranking.leaders(LEADERS), progress)
@@ -227,7 +247,7 @@ class Advisor:
         system = question.best(question.fits)
         system, question = self._improve(state, ranking, question, system)
         if system is None:
-            state.replay(ranking.nearest())
+            self._look_near(state, ranking, budget)
         else:
             state.replay(ranking.twins(state.rows[system])[:TWINS])
         accuracy = None if system is None else state.measures.values("accuracy")[system]
@@ -265,13 +285,16 @@ class Advisor:
 
     def _question(self, state: UnderLoad, budget: Budget) -> Question:
         prices = self._prices(budget)
-        return Question(state.measures, self.draws, budget, prices, self.space.ran)
+        return Question(
+            state.measures, self.draws, budget, prices, self.space.ran, among=[*state.looked_at]
+        )
 
     def _improve(
         self, state: UnderLoad, ranking: Ranking, question: Question, system: int | None
     ) -> tuple[int | None, Question]:
         """Replay on while a candidate that was not replayed may be better than the pick."""
-        waiting = [row for row in ranking.leaders(MOST) if row not in state.place]
+        seen = state.looked_at
+        waiting = [row for row in ranking.leaders(MOST) if state.place.get(row) not in seen]
         while waiting:
             batch, waiting = waiting[:AT_ONCE], waiting[AT_ONCE:]
             if system is not None and ranking.least[batch[0]] >= question.cost()[system]:
@@ -280,6 +303,19 @@ class Advisor:
             question = self._question(state, question.budget)
             system = question.best(question.fits)
         return system, question
+
+    def _look_near(self, state: UnderLoad, ranking: Ranking, budget: Budget) -> None:
+        """Replay those nearest to each limit: the best on it under the others."""
+        state.replay(ranking.nearest())
+        for name, optimise in RELAXED.items():
+            if getattr(budget, name) is None:
+                continue
+            changes: dict[str, Any] = {name: None, "optimise": optimise}
+            eased = replace(budget, **changes)
+            others = self.ranking(eased)
+            state.replay(others.leaders(LEADERS))
+            question = self._question(state, eased)
+            self._improve(state, others, question, question.best(question.fits))
 
     def _present(self, engine: EngineConfig, policy: Policy) -> int:
         rows = self.space.rows_of(engine, policy)

@@ -139,8 +139,10 @@ def _infeasible(asked: Asked) -> Counter[str]:
     why = [LIMITS.get(name, UNSURE) for name in ranking.names]
     broken = ranking.broken.copy()
     places = {name: place for place, name in enumerate(ranking.names)}
-    for row, name in zip(asked.rows, asked.question.broken(), strict=True):
-        broken[row] = -1 if name is None else places[name]
+    for place, name in enumerate(asked.question.broken()):
+        row = asked.rows[place]
+        if asked.question.asked[place]:
+            broken[row] = -1 if name is None else places[name]
     counts = np.bincount(broken[ranking.asked] + 1, minlength=len(why) + 1)[1:]
     return Counter({name: int(count) for name, count in zip(why, counts, strict=True) if count})
 

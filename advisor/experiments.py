@@ -85,7 +85,7 @@ def _regrets(question: Question, system: int) -> tuple[Ints, Floats]:
     # Best somewhere in the draws, each once: equal rows tell the same.
     wins = (able <= best + 1e-9 * scale) & known
     rows, seen = [system], {regret[system].tobytes()}
-    for row in np.argsort(regret.mean(axis=1), kind="stable"):
+    for row in np.lexsort((question.sequence, regret.mean(axis=1))):
         name = regret[row].tobytes()
         if name not in seen and wins[row].any():
             rows.append(int(row))
@@ -98,7 +98,7 @@ def _learned(question: Question, rows: Ints, seed: int) -> list[tuple[int, Ints]
     """Return by candidate the group of each draw that a run of it would tell apart."""
     measures, found = question.measures, []
     for row in rows:
-        rng = np.random.default_rng([seed, 6, int(row)])
+        rng = np.random.default_rng([seed, 6, int(question.sequence[row])])
         speed = np.log(measures.factors[row]) + rng.normal(0, RUN_TO_RUN, question.draws.count)
         right = measures.draws("accuracy")[row]
         right = right + rng.normal(0, right.std() + 1e-12, len(right))

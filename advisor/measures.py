@@ -39,16 +39,18 @@ class Measures:
         draws: Draws,
         *,
         rate_per_s: float | None,
+        concurrency: int | None = None,
         watts: Mapping[EngineConfig, float],
         law_key: Callable[[EngineConfig], EngineConfig],
     ) -> None:
         self._draws, self.rate_per_s = draws, rate_per_s
+        self._in_flight = concurrency or 1
         self._by_law, self._law_key = watts, law_key
         self.outcomes: list[Outcome] = []
         self.factors: list[Floats] = []
         self._known: dict[str, list[tuple[float, Floats]]] = {}
         self._arrays: dict[str, tuple[Floats, Floats]] = {}
-        self._rows: dict[tuple[str, int, int], tuple[float, Floats]] = {}
+        self._rows: dict[tuple[str, int, int, int], tuple[float, Floats]] = {}
         self.add(outcomes)
 
     def add(self, outcomes: Sequence[Outcome]) -> None:
@@ -150,7 +152,8 @@ class Measures:
                 return np.inf, np.full(draws.count, np.inf)
             return point_mean(values), draws.mean(values)
         # Candidates whose replays are one and the same are drawn once.
-        key = (name, id(outcome.law), hash(outcome.latency_s.tobytes()))
+        ranks = outcome.candidate.engine.data_parallel_size
+        key = (name, ranks, id(outcome.law), hash(outcome.latency_s.tobytes()))
         if key not in self._rows:
             self._rows[key] = self._time_row(name, outcome, factor)
         value, drawn = self._rows[key]
@@ -163,17 +166,11 @@ class Measures:
 
     def _time_row(self, name: str, outcome: Outcome, factor: Floats) -> tuple[float, Floats]:
         draws = self._draws
-        if name in ("device_s", "energy_j", "throughput_problems_per_s"):
-            by_speed = [draws.mean(each) for each in outcome.device_s]
-            value = point_mean(outcome.device_s[0])
-            drawn = _at_speed(factor, outcome.speeds, by_speed)
-            if self.rate_per_s is not None:
-                # An engine is paid for while it idles: what arrives shares its whole time.
-                whole = outcome.candidate.engine.num_devices / self.rate_per_s
-                value, drawn = max(value, whole), np.maximum(drawn, whole)
-            if name != "throughput_problems_per_s":
-                return value, drawn
+        if name in ("device_s", "energy_j"):
+            return self._device_row(outcome, factor)
+        if name == "throughput_problems_per_s":
             devices = outcome.candidate.engine.num_devices
+            value, drawn = self._device_row(outcome, factor)
             return devices / value, devices / drawn
         middle = outcome.latency_s[0]
         if name == "latency_s":
@@ -182,6 +179,25 @@ class Measures:
         q = int(name.removeprefix("latency_p").removesuffix("_s")) / 100
         by_speed = [draws.quantile(each, q) for each in outcome.latency_s]
         return point_quantile(middle, q), _at_speed(factor, outcome.speeds, by_speed)
+
+    def _device_row(self, outcome: Outcome, factor: Floats) -> tuple[float, Floats]:
+        """Return device-seconds of a problem: devices over problems served a second.
+
+        Devices are paid for while they idle. At a rate those that arrive share all the time that
+        there is; of replicas some may idle with few problems in flight, of which latency tells how
+        many are served (Little's law). One engine that is never idle is told by its own busy time.
+        """
+        engine, draws = outcome.candidate.engine, self._draws
+        if self.rate_per_s is not None:
+            whole = engine.num_devices / self.rate_per_s
+            least = engine.num_devices / outcome.capacity_per_s
+            return max(whole, least), np.maximum(whole, least * factor)
+        if engine.data_parallel_size > 1:
+            value, drawn = self._time_row("latency_s", outcome, factor)
+            share = engine.num_devices / self._in_flight
+            return value * share, drawn * share
+        by_speed = [draws.mean(each) for each in outcome.device_s]
+        return point_mean(outcome.device_s[0]), _at_speed(factor, outcome.speeds, by_speed)
 
 
 def _at_speed(factor: Floats, speeds: Floats, by_speed: Sequence[Floats]) -> Floats:

@@ -27,11 +27,15 @@ SAME = 0.01  # share by which FLOPs may differ and count as the same
 class Question:
     """The limits of a budget on the candidates of `measures`, and how they rank.
 
+    It is asked of the places `among` them, else of all: what was replayed for another budget must
+    not change the answer to this one.
+
     Attributes
     ----------
     met: [candidates, draws] by the name of a limit, in LIMITS' order.
     chance: [candidates] of meeting all at once, 0 for candidates that are not asked about.
     fits: whether that is enough.
+    sequence: [candidates], the order in which they were looked at, which decides between equals.
     order: the candidates from best to worst.
 
     """
@@ -43,6 +47,7 @@ class Question:
         budget: Budget,
         prices: Prices,
         ran: frozenset[tuple[EngineConfig, Policy]],
+        among: Sequence[int] | None = None,
     ) -> None:
         self.measures, self.draws, self.budget, self.prices = measures, draws, budget, prices
         engines = [outcome.candidate.engine for outcome in measures.outcomes]
@@ -60,6 +65,11 @@ class Question:
         self.asked = np.array(
             [budget.max_gpus is not None or e.data_parallel_size == 1 for e in engines], dtype=bool
         )
+        self.sequence = np.arange(len(engines))
+        if among is not None:
+            self.sequence = np.full(len(engines), len(engines))
+            self.sequence[list(among)] = np.arange(len(among))
+            self.asked &= self.sequence < len(engines)
         self.met = self._met()
         joint = np.ones((len(engines), draws.count), dtype=bool)
         for met in self.met.values():
@@ -128,6 +138,7 @@ class Question:
         ]
         rounded = [np.array([float(f"{value:.9g}") for value in key]) for key in ranked]
         keys: list[Floats] = [
+            self.sequence.astype(float),
             np.array([-(each.engine.max_num_batched_tokens or 0) for each in picks], dtype=float),
             np.array([each.engine.max_num_seqs or 0 for each in picks], dtype=float),
             np.array([2 - each.recorded - (each.engine in engines) for each in picks], dtype=float),
@@ -252,6 +263,7 @@ class Question:
     def _nearest(self, limit: str, allowed: Bools, *, alone: bool) -> int | None:
         measures = self.measures
         rows = np.flatnonzero(allowed)
+        rows = rows[np.argsort(self.sequence[rows])]
         if limit == "max_gpus":
             short = measures.devices[rows].astype(float)
         elif limit == "rate":

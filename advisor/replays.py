@@ -11,6 +11,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from advisor.drawn import WHOLE
 from advisor.evidence import Evidence, Run, Sample, law_key
 from advisor.latency_spread import BEYOND
 from advisor.load import Load, Replayed
@@ -32,6 +33,7 @@ from traces.schema import EngineConfig, Estimate, Policy
 from traces.statistics import column_means
 from traces.summary import Run as Summary
 from traces.summary import summarise
+from traces.votes import majority_curve
 
 Floats = npt.NDArray[np.float64]
 
@@ -307,7 +309,15 @@ class Replays:
         if not (known and judged) or self.question.policy.method not in VOTES:
             return None
         right = np.mean([run.right for run in self.runs], axis=0)
+        if self.question.policy.method in WHOLE:  # a vote does not ask who ended first: exactly
+            right = np.array([self._vote(name) for name in self.ids])
         return column_means(right[:, None], "1")[0]
+
+    def _vote(self, name: str) -> float:
+        """Return the chance that a vote of as many as asked of a problem's samples is right."""
+        samples = self.sources[0].problems[name].samples
+        curve = majority_curve([s.answer for s in samples], [s.correct for s in samples])
+        return float(curve[self.drawn - 1])
 
 
 def poisson_arrivals(rate_per_s: float, count: int, seed: int, *, draw: int = 0) -> Floats:

@@ -111,6 +111,7 @@ class Screen:
         self, profile: Profile, *, concurrency: int | None, rate_per_s: float | None, most: int
     ) -> None:
         self.profile, self.space, self.rate_per_s = profile, profile.space, rate_per_s
+        self._in_flight = concurrency or 1
         self._gather()
         replicas = self.space.replicas
         if rate_per_s is None:
@@ -228,7 +229,7 @@ class Screen:
             found = (profile.tokens if name == "tokens" else profile.flops)[self.work]
             return np.asarray(found * self.run)
         if name in ("device_s", "throughput_problems_per_s"):
-            device = self.device_s * np.exp(self.bias["device_s"])
+            device = self._paid()
             if self.rate_per_s is not None:
                 device = np.maximum(device, self.space.devices / self.rate_per_s)
             return np.asarray(device if name == "device_s" else self.space.devices / device)
@@ -239,6 +240,18 @@ class Screen:
             return np.asarray(self.latency_s * correct)
         steps = profile.quantile(_share(name))[0][self.work]
         return np.asarray(self.step_s * (steps + self.waited) * correct)
+
+    def _paid(self) -> Floats:
+        """Return device-seconds of a problem, idle ones with them (`Measures`).
+
+        At a rate they are those at the capacity, the fewest that there can be.
+        """
+        busy = np.exp(self.bias["device_s"])
+        if self.rate_per_s is not None:
+            return np.asarray(self.space.devices / self.capacity_per_s * busy)
+        shared = self.space.devices * self.latency_s / self._in_flight
+        shared = shared * np.exp(self.bias["latency_s"])
+        return np.asarray(np.where(self.space.replicas > 1, shared, self.device_s * busy))
 
     def draws(self, name: str, rows: Ints) -> Floats:
         """Return [rows, DRAWS] of a metric."""
@@ -256,7 +269,7 @@ class Screen:
         if name == "load_per_s":
             return np.asarray(values * factor)
         if name == "device_s":
-            found = values * factor * profile.device[work]
+            found = self._paid()[rows][:, None] * factor * profile.device[work]
             if self.rate_per_s is not None:
                 found = np.maximum(found, (self.space.devices[rows] / self.rate_per_s)[:, None])
             return np.asarray(found)

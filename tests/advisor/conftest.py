@@ -32,3 +32,9 @@ def advisor(recordings):
 def fresh(recordings):
     """An advisor that has replayed only what it was asked for."""
     return Advisor.fit(recordings)
+
+
+@pytest.fixture(scope="session")
+def fresh_advisor(fresh):
+    """Make advisors that have replayed nothing, from what was learned once."""
+    return lambda: Advisor.of(fresh.evidence, model=fresh.model)

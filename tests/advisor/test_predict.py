@@ -94,6 +94,14 @@ def test_replicas_share_an_open_load(votes):
     assert sorted(two.tables["steps"]["engine"].unique()) == sorted(two.manifest.engines)
 
 
+def test_the_accuracy_of_fewer_votes_is_exact(votes):
+    found = asked(votes, policy={"n": 4}).predicted.accuracy
+    known = {
+        each.n: each.accuracy for each in summarise(votes)[0].policies if each.method == "majority"
+    }
+    assert found.value == pytest.approx(known[4].value)
+
+
 def test_data_parallel_ranks_are_replicas(votes):
     ranks = asked(votes, rate_per_s=20.0, engine={"data_parallel_size": 2})
     two = asked(votes, rate_per_s=20.0, replicas=Replicas(count=2, routing="least-outstanding"))

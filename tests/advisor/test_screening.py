@@ -11,7 +11,7 @@ from traces.schema import Budget
 def test_the_closed_form_lies_near_the_replay(fresh, rate):
     """Of whole votes and single answers at random, nine in ten within a fifth."""
     state = fresh.under(rate)
-    state.probe()
+    state.begin()
     space: Space = fresh.space
     whole = [
         row
@@ -33,7 +33,7 @@ def test_the_closed_form_lies_near_the_replay(fresh, rate):
 def test_what_is_known_exactly_is_exact(fresh):
     """FLOPs, tokens and accuracy of whole votes do not depend on the load."""
     state = fresh.under(None)
-    state.probe()
+    state.begin()
     for row in state.rows:
         outcome = state.measures.outcomes[state.place[row]]
         if outcome.candidate.policy.method in ("greedy", "majority"):
