@@ -15,12 +15,13 @@ OUTPUT_TOKENS = pl.col("decode_requests") + pl.col("accepted").list.sum().fill_n
 
 @dataclass(frozen=True, kw_only=True)
 class Series:
-    """Equal bins of time; nan where no step ended.
+    """Equal bins of time; nan where no step ran.
 
     `edges_ns` has one entry more than the bins (unix nanoseconds). `batch` (requests in the
-    step), `waiting` and `kv_share` (of the allocated blocks) are the highest of a bin;
-    `tokens_per_s` the tokens that decoding gave in it over its length. `first_step` is the
-    position of each bin's first step in the table of steps, -1 where none ended.
+    step), `waiting` and `kv_share` (of the allocated blocks) are the highest of the steps that
+    ran in a bin; `tokens_per_s` the tokens that decoding gave in it over its length, those of a
+    step spread evenly over the time it ran. `first_step` is the position in the table of steps
+    of the first step that ended in each bin, -1 where none did.
     """
 
     edges_ns: NDArray[np.int64]
@@ -40,11 +41,14 @@ class Series:
 class Timeline:
     """The steps of one engine as arrays, from which any stretch is binned without a copy.
 
-    `ends_ns` ascend; `positions` are those in the table of steps. `tokens_before` has one entry
-    more: the tokens that decoding gave before each step. The gauges are nan where not recorded.
+    `ends_ns` ascend; `positions` are those in the table of steps. A step runs from its entry in
+    `begins_ns`: its end less its wall time, but not before the end of the step before, with which
+    asynchronous scheduling has it overlap; its end where the wall time is not known.
+    `tokens_before` has one entry more: the tokens that decoding gave before each step. The gauges
+    are nan where not recorded.
     """
 
-    start_ns: int
+    begins_ns: NDArray[np.int64]
     ends_ns: NDArray[np.int64]
     positions: NDArray[np.int32]
     batch: NDArray[np.float32]
@@ -53,6 +57,11 @@ class Timeline:
     usable_blocks: int | None
     tokens_before: Floats
     tokens_known: bool
+
+    @property
+    def start_ns(self) -> int:
+        """When the first step began."""
+        return int(self.begins_ns[0])
 
     @property
     def end_ns(self) -> int:
@@ -75,13 +84,14 @@ class Timeline:
         times = ends.to_numpy()
         if not ends.is_sorted():
             times = np.maximum.accumulate(times)
-        start = int(times[0]) - int(steps["wall_ns"][0] or 0)
+        begins = times - steps["wall_ns"].fill_null(0).to_numpy()
+        np.maximum(begins[1:], times[:-1], out=begins[1:])
         batch = pl.coalesce(pl.col("prefill_requests") + pl.col("decode_requests"), "running")
         tokens = steps.select(OUTPUT_TOKENS.cast(pl.Float64)).to_series()
         before = np.zeros(steps.height + 1)
         np.cumsum(tokens.fill_null(0.0).to_numpy(), out=before[1:])
         return cls(
-            start_ns=start,
+            begins_ns=begins,
             ends_ns=times,
             positions=positions,
             batch=_gauge(steps, batch),
@@ -102,19 +112,40 @@ class Timeline:
             place[0] = 0
         begin, until = place[:-1], place[1:]
         some = until > begin
+        running = self._begun(until, edges[1:])  # when a bin ends, in it or since before it
         seconds = np.diff(edges) / 1e9
-        made = self.tokens_before[until] - self.tokens_before[begin]
+        made = np.diff(self._tokens(place, edges))
         rate = np.divide(made, seconds, out=np.zeros_like(made), where=seconds > 0)
         first = np.full(some.size, -1, dtype=np.int64)
         first[some] = self.positions[begin[some]]
+        batch, waiting, kv_blocks = (
+            _highest(values, begin, until, some, running)
+            for values in (self.batch, self.waiting, self.kv_blocks)
+        )
         return Series(
             edges_ns=edges,
-            batch=_highest(self.batch, begin, until, some),
-            waiting=_highest(self.waiting, begin, until, some),
-            kv_share=_highest(self.kv_blocks, begin, until, some) / (self.usable_blocks or np.nan),
-            tokens_per_s=np.where(some & self.tokens_known, rate, np.nan),
+            batch=batch,
+            waiting=waiting,
+            kv_share=kv_blocks / (self.usable_blocks or np.nan),
+            tokens_per_s=np.where((some | running) & self.tokens_known, rate, np.nan),
             first_step=first,
         )
+
+    def _begun(self, place: NDArray[np.intp], times: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Return whether the steps that end next after the times, at `place`, run by then."""
+        there: NDArray[np.bool_] = place < self.ends_ns.size
+        there[there] = self.begins_ns[place[there]] < times[there]
+        return there
+
+    def _tokens(self, place: NDArray[np.intp], times: NDArray[np.int64]) -> Floats:
+        """Return the tokens given by each time, the share of the step that runs with them."""
+        found = self.tokens_before[place]
+        running = np.flatnonzero(self._begun(place, times))
+        step = place[running]
+        begins = self.begins_ns[step]
+        share = (times[running] - begins) / (self.ends_ns[step] - begins)
+        found[running] += share * (self.tokens_before[step + 1] - found[running])
+        return found
 
     def step_at(self, time_ns: int) -> int:
         """Return the position of the step that runs at a time, or ends next after it."""
@@ -137,11 +168,13 @@ def _highest(
     begin: NDArray[np.intp],
     until: NDArray[np.intp],
     some: NDArray[np.bool_],
+    running: NDArray[np.bool_],
 ) -> Floats:
-    """Return the highest number of each stretch, nan where there is none."""
+    """Return the highest number of each stretch, of its end too where `running`; nan where none."""
     found = np.full(some.size, np.nan)
     if some.any():
         # Stretches that are not empty follow one another, so each ends where the next begins.
         last = until[some][-1]
         found[some] = np.fmax.reduceat(values[:last], begin[some])
+    found[running] = np.fmax(found[running], values[until[running]])
     return found

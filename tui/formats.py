@@ -148,10 +148,15 @@ def sparkline(values: Iterable[float], top: float | None = None) -> str:
     return "".join(line)
 
 
-def clock(seconds: float) -> str:
-    """Return `m:ss.s`."""
-    minutes, rest = divmod(max(seconds, 0.0), 60)
-    return f"{int(minutes)}:{rest:04.1f}"
+def clock(seconds: float, decimals: int = 1) -> str:
+    """Return `m:ss.s`, or the seconds with more decimals."""
+    minutes, rest = divmod(round(max(seconds, 0.0), decimals), 60)
+    return f"{int(minutes)}:{rest:0{decimals + 3}.{decimals}f}"
+
+
+def clock_decimals(span_s: float) -> int:
+    """Return the decimals that tell times a hundredth of a stretch apart; at least one."""
+    return max(2 - math.floor(math.log10(max(span_s, 1e-9))), 1)
 
 
 def align(rows: Sequence[Sequence[str]], right: Iterable[int] = (), gap: int = 2) -> list[str]:

@@ -12,7 +12,18 @@ from traces.kernel_time import Collective, FamilyTime
 from traces.series import Series
 from traces.statistics import Floats
 from traces.summary import Run
-from tui.formats import ABSENT, BLOCKS, clock, compact, number, percent, sparkline, value_of, wrap
+from tui.formats import (
+    ABSENT,
+    BLOCKS,
+    clock,
+    clock_decimals,
+    compact,
+    number,
+    percent,
+    sparkline,
+    value_of,
+    wrap,
+)
 
 LEFT = 14  # columns before a chart's bars
 RIGHT = 8
@@ -95,20 +106,28 @@ def axis_line(
     now_ns: int,
     extent: tuple[int, int | None] | None = None,
 ) -> str:
-    """Return the axis: a mark under the cursor with its time, `=` where the problem ran."""
+    """Return the axis: a mark under the cursor with its time, `=` where the problem ran.
+
+    Times have the decimals in which they differ. An end that needs more columns than there are
+    behind the bins takes those of the last bins, and is left out where the cursor is in them.
+    """
     bins = len(edges_ns) - 1
-    begin, total = ((int(edges_ns[at]) - start_ns) / 1e9 for at in (0, -1))
+    begin, total, now = ((int(each) - start_ns) / 1e9 for each in (*edges_ns[[0, -1]], now_ns))
+    decimals = clock_decimals(int(edges_ns[-1] - edges_ns[0]) / 1e9)
     line = ["-"] * bins
     if extent is not None:
         since, until = columns_of(edges_ns, *extent)
         line[since:until] = "=" * (until - since)
-    text = f"^ {clock((now_ns - start_ns) / 1e9)} "
-    start = min(cursor, max(bins - len(text), 0))
+    last = f" {clock(total, decimals)}"
+    room = min(bins + RIGHT - len(last), bins)
+    if cursor >= room:
+        last, room = "", bins
+    time = clock(now, decimals)
+    text, start = f"^ {time} ", cursor
+    if start + len(text) > room:  # there is more room before the mark
+        text, start = f" {time} ^", max(cursor - len(time) - 2, 0)
     line[start : start + len(text)] = text
-    if start != cursor:
-        line[start] = " "
-        line[cursor] = "^"
-    return f"{clock(begin):>{LEFT - 1}} {''.join(line[:bins])} {clock(total)}"
+    return f"{clock(begin, decimals):>{LEFT - 1}} {''.join(line[:room])}{last}"
 
 
 def columns_of(edges_ns: np.ndarray, start_ns: int, end_ns: int | None) -> tuple[int, int]:

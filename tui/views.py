@@ -305,10 +305,7 @@ def with_room(values: Sequence[float]) -> tuple[float, float]:
 
 
 def ticks(low: float, high: float, most: int) -> list[float]:
-    """Return about `most` round numbers between two limits, and never fewer than two.
-
-    A single tick would be labelled without decimals by the plot, that is, wrongly.
-    """
+    """Return about `most` round numbers between two limits, and never fewer than two."""
     if not high > low:
         return [low]
     found: list[float] = []
@@ -322,3 +319,44 @@ def ticks(low: float, high: float, most: int) -> list[float]:
         if len(found) <= max(most, 2):
             break
     return found
+
+
+def tick_labels(found: Sequence[float]) -> list[str]:
+    """Return ticks as text, with the decimals that the finest of them needs."""
+    labels: list[str] = []
+    for decimals in range(13):
+        labels = [f"{tick:.{decimals}f}" for tick in found]
+        if all(abs(float(t) - x) <= 1e-12 * abs(x) for t, x in zip(labels, found, strict=True)):
+            break
+    return labels
+
+
+def fitting_ticks(low: float, high: float, columns: int) -> list[float]:
+    """Return round numbers along an axis of so many columns whose labels stand apart.
+
+    At least two: where not even a few fit, the first with the last that leaves it room.
+    """
+    if not high > low:
+        return [low]
+    found: list[float] = []
+    for most in range(max(columns // 8, 2), 1, -1):
+        found = ticks(low, high, most)
+        if _stand_apart(found, low, high, columns):
+            return found
+    for each in (found, ticks(low, high, 5), ticks(low, high, 10)):
+        for last in each[:0:-1]:
+            if _stand_apart([each[0], last], low, high, columns):
+                return [each[0], last]
+    return [found[0], found[-1]]
+
+
+def _stand_apart(found: Sequence[float], low: float, high: float, columns: int) -> bool:
+    """Return whether a blank is left between labels, put as textual-plot puts them."""
+    free = -math.inf
+    for tick, label in zip(found, tick_labels(found), strict=True):
+        middle = 1 + math.floor((tick - low) * columns / (high - low)) - (tick == low)
+        begin = middle - (len(label) - 1) // 2 if tick != high else middle - len(label) + 1
+        if begin <= free:
+            return False
+        free = begin + len(label)
+    return free <= columns + 2  # the axis and its frame; what lies behind is cut

@@ -8,6 +8,7 @@ from traces.schema import Estimate
 from tui.formats import (
     align,
     clock,
+    clock_decimals,
     compact,
     digits,
     interval,
@@ -17,7 +18,7 @@ from tui.formats import (
     whole,
     wrap,
 )
-from tui.views import ticks, with_room
+from tui.views import fitting_ticks, tick_labels, ticks, with_room
 
 
 @pytest.mark.parametrize(
@@ -71,8 +72,18 @@ def test_small_things():
     assert sparkline([0, 1, math.nan, 2]) == "▁▅ █"
     assert sparkline([0, 0]) == "▁▁"
     assert clock(125.25) == "2:05.2"
+    assert clock(59.96) == "1:00.0"
+    assert clock(4.90123, 4) == "0:04.9012"
     assert align([("a", "1"), ("bb", "22")], right=(1,)) == ["a    1", "bb  22"]
     assert wrap("x", "one two three", width=10, indent=3) == ["x  one two", "   three"]
+
+
+@pytest.mark.parametrize(
+    ("span_s", "decimals"),
+    [(7200, 1), (10, 1), (9.9, 2), (1, 2), (0.99, 3), (0.1, 3), (0.099, 4), (1e-3, 5), (0, 11)],
+)
+def test_a_shorter_stretch_has_times_of_more_decimals(span_s, decimals):
+    assert clock_decimals(span_s) == decimals
 
 
 @pytest.mark.parametrize("most", [2, 3, 5, 9])
@@ -81,6 +92,22 @@ def test_ticks_are_few_round_and_inside(low, high, most):
     found = ticks(low, high, most)
     assert 2 <= len(found) <= max(most, 5)
     assert all(low - 1e-9 <= tick <= high + 1e-9 for tick in found)
+
+
+def test_ticks_are_labelled_as_what_they_are():
+    assert tick_labels([0.05, 0.15]) == ["0.05", "0.15"]
+    assert tick_labels([0.2, 0.3, 0.4]) == ["0.2", "0.3", "0.4"]
+    assert tick_labels([0.0, 200.0]) == ["0", "200"]
+    assert tick_labels([2.5e-7]) == ["0.00000025"]
+
+
+def test_ticks_fit_an_axis_and_are_never_fewer_than_two():
+    assert fitting_ticks(0.0347, 0.19, 11) == [0.05, 0.15]
+    assert fitting_ticks(0.0347, 0.19, 60) == ticks(0.0347, 0.19, 7)
+    assert fitting_ticks(1.0, 1.0, 20) == [1.0]
+    for columns in range(1, 100):
+        for low, high in ((0.0, 2.7), (0.0347, 0.19), (3e-6, 8e-6), (0.0, 2.5e9)):
+            assert len(fitting_ticks(low, high, columns)) >= 2
 
 
 def test_axes_leave_room():

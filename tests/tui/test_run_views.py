@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 
@@ -66,11 +68,26 @@ def test_charts_have_one_width(run, data):
     full = int(np.nanargmax(found.batch))
     assert top[14 + full] == low[14 + full] == "█"
     row = run.rows.row(0, named=True)
-    axis = axis_line(0, found.edges_ns, 30, int(found.edges_ns[3]), (row["arrival"], row["end"]))
+    start, extent = data.timeline.start_ns, (row["arrival"], row["end"])
+    axis = axis_line(start, found.edges_ns, 30, int(found.edges_ns[3]), extent)
     assert axis[14:].startswith("=")
     later = int(found.edges_ns[-1]) + 10
     assert columns_of(found.edges_ns, later, later + 5) == (0, 0)
     assert columns_of(found.edges_ns, int(found.edges_ns[40]), None) == (40, 50)
+
+
+@pytest.mark.parametrize("start_s", [4.9, 3599.2])
+@pytest.mark.parametrize("span_ns", [10**6, 7 * 10**6, 3 * 10**8, 5 * 10**9, 10**12])
+def test_times_of_the_axis_differ_at_every_zoom(start_s, span_ns):
+    begin = START + round(start_s * 1e9)
+    edges = begin + np.linspace(0, span_ns, 57).astype(np.int64)
+    for cursor in range(56):
+        axis = axis_line(START, edges, cursor, int(edges[cursor]), (begin, None))
+        assert axis[14:].index("^") == cursor
+        assert len(axis) <= 14 + 56 + 8
+        times = re.findall(r"\d+:\d\d\.\d+(?= |$)", axis)
+        assert len(times) in ((3,) if cursor < 50 else (2, 3))
+        assert len(set(times)) == len(times) - (cursor == 0)
 
 
 def test_a_stretch_of_time_is_binned_as_the_whole(data):

@@ -43,6 +43,7 @@ from tui.screens.base import ModeScreen
 from tui.views import (
     Candidate,
     candidates,
+    fitting_ticks,
     paste_text,
     pick_title,
     ticks,
@@ -278,7 +279,7 @@ class AdviceScreen(ModeScreen):
             if mark in found:
                 xs, ys = found[mark]
                 plot.scatter(xs, ys, marker=mark, marker_style=STYLES[mark])
-        columns, rows = plot.size.width - 10, plot.size.height - 5
+        rows = plot.size.height - 5
         if found:
             xs, ys = ([v for pair in found.values() for v in pair[axis_]] for axis_ in (0, 1))
             if bar is not None:
@@ -288,7 +289,7 @@ class AdviceScreen(ModeScreen):
             top = min(top, 1.02)
             plot.set_xlimits(left, right)
             plot.set_ylimits(bottom, top)
-            plot.set_xticks(ticks(left, right, columns // 8))
+            plot.set_xticks(fitting_ticks(left, right, plot.columns))
             plot.set_yticks(ticks(bottom, top, rows // 2))
             limit = limit_on(self._advice.budget, axis)
             if limit is not None and left <= limit <= right:
