@@ -14,12 +14,18 @@ BUDGETS = [
 ]
 
 
+@pytest.fixture(scope="module")
+def seasoned(fresh_advisor):
+    """An advisor that was asked every budget."""
+    advisor = fresh_advisor()
+    for budget in BUDGETS:
+        advisor.recommend(budget)
+    return advisor
+
+
 @pytest.mark.parametrize("budget", BUDGETS)
-def test_other_budgets_before_change_nothing(fresh_advisor, budget):
-    first, asked_before = fresh_advisor(), fresh_advisor()
-    for other in BUDGETS:
-        asked_before.recommend(other)
-    assert asked_before.recommend(budget).to_json() == first.recommend(budget).to_json()
+def test_other_budgets_before_change_nothing(fresh_advisor, seasoned, budget):
+    assert seasoned.recommend(budget).to_json() == fresh_advisor().recommend(budget).to_json()
 
 
 def picks_of(answer):
@@ -27,9 +33,9 @@ def picks_of(answer):
     return [pick for pick in found if pick is not None]
 
 
-def test_replicas_serve_no_more_than_what_is_in_flight(fresh_advisor):
+def test_replicas_serve_no_more_than_what_is_in_flight(seasoned):
     """Little's law: problems in flight over their latency; idle devices are paid for."""
-    advisor = fresh_advisor()
+    advisor = seasoned
     in_flight = advisor.evidence.load[0]
     picks = [
         pick
@@ -51,8 +57,8 @@ def test_replicas_serve_no_more_than_what_is_in_flight(fresh_advisor):
             assert served * pick.estimates["latency_s"].value == pytest.approx(in_flight, rel=0.2)
 
 
-def test_more_devices_are_never_said_to_serve_fewer(fresh_advisor):
-    advisor = fresh_advisor()
+def test_more_devices_are_never_said_to_serve_fewer(seasoned):
+    advisor = seasoned
     served = [
         advisor.recommend(Budget(max_gpus=most, optimise="throughput"))
         .system_optimal.estimates["throughput_problems_per_s"]
@@ -62,8 +68,8 @@ def test_more_devices_are_never_said_to_serve_fewer(fresh_advisor):
     assert served == sorted(served)
 
 
-def test_at_a_rate_that_is_kept_up_with_it_is_the_throughput(fresh_advisor):
-    advisor = fresh_advisor()
+def test_at_a_rate_that_is_kept_up_with_it_is_the_throughput(seasoned):
+    advisor = seasoned
     capacity = max(outcome.capacity_per_s for outcome in advisor.measures(None).outcomes)
     rate = 0.8 * capacity
     answer = advisor.recommend(Budget(rate_per_s=rate, optimise="cost"))
@@ -76,8 +82,8 @@ def test_at_a_rate_that_is_kept_up_with_it_is_the_throughput(fresh_advisor):
     assert served.high == pytest.approx(rate)
 
 
-def test_the_nearest_is_the_best_that_meets_the_other_limits(fresh_advisor):
-    advisor = fresh_advisor()
+def test_the_nearest_is_the_best_that_meets_the_other_limits(seasoned):
+    advisor = seasoned
     fastest = advisor.recommend(Budget(optimise="latency")).system_optimal
     limit = 3 * fastest.estimates["latency_s"].value
     best = advisor.recommend(Budget(max_latency_s=limit, optimise="accuracy")).system_optimal
