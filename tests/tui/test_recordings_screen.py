@@ -10,7 +10,7 @@ from textual.widgets import DataTable, Input, Static
 from tests.traces.synthetic import simulate, write_recording
 from tui.app import TtscopeApp
 from tui.screens.confirm import ConfirmScreen
-from tui.screens.recordings import RecordingsScreen
+from tui.screens.recordings_messages import Failed, ImportDone
 
 
 @pytest.fixture
@@ -55,12 +55,12 @@ async def test_open_import_and_delete(folder):
         rows = [{"problem_id": "p", "sample_index": i, "correct": True} for i in range(3)]
         (folder / "others.jsonl").write_text("\n".join(map(json.dumps, rows)))
         await ask(pilot, "i", str(folder / "others.jsonl"))
-        assert any(isinstance(each, RecordingsScreen.ImportDone) for each in seen)
+        assert any(isinstance(each, ImportDone) for each in seen)
         assert (folder / "runs" / "others" / "recording.json").exists()
         assert table.row_count == 3
         (folder / "broken.jsonl").write_text("{")
         await ask(pilot, "i", str(folder / "broken.jsonl"))
-        assert any(isinstance(each, RecordingsScreen.Failed) for each in seen)
+        assert any(isinstance(each, Failed) for each in seen)
         assert app.screen.query_one("#message").has_class("bad")
 
         await pilot.press("ctrl+home")

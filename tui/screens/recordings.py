@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
 from rich.text import Text
 from textual import on, work
 from textual.app import ComposeResult
-from textual.binding import Binding, BindingType
+from textual.binding import BindingType
 from textual.containers import VerticalScroll
-from textual.message import Message
 from textual.widgets import DataTable, Input, Static
 from textual.widgets.data_table import CellDoesNotExist
 from textual.worker import get_current_worker
@@ -21,7 +19,6 @@ from traces.errors import TtscopeError
 from traces.summary import Run
 from tui.formats import compact
 from tui.library import (
-    ImportMade,
     delete_recording,
     failure,
     import_into,
@@ -32,56 +29,22 @@ from tui.library import (
 from tui.recordings_views import EMPTY, compared_lines, entry_lines
 from tui.screens.base import ModeScreen
 from tui.screens.confirm import ConfirmScreen
+from tui.screens.recordings_keys import KEYS, QUESTIONS
+from tui.screens.recordings_messages import Compared, Failed, ImportDone
 from tui.views import COLUMNS, Column, Entry, cell_text, fitting_columns, matches, sort_key
 
 JustifyMethod = Literal["left", "right"]
 Drawn = tuple[dict[str, str], bool, int]  # the cells of an entry, whether marked, at which width
 MOST_GONE = 20  # rows that are taken out one by one
-QUESTIONS = {
-    "open": "recordings, or folders of them, to open beside these",
-    "price": "USD per device-hour, such as 2.5; - takes what the recordings say",
-    "import": "profiler traces, one per rank, or samples of evaluations; they become a recording",
-}
 
 
 class RecordingsScreen(ModeScreen):
     """The table of runs; space marks, and marked runs are compared on the same problems."""
 
-    @dataclass
-    class ImportDone(Message):
-        """Files of others are a recording now."""
-
-        made: ImportMade
-
-    @dataclass
-    class Failed(Message):
-        """Something that was asked for cannot be done."""
-
-        text: str
-
-    @dataclass
-    class Compared(Message):
-        """Two marked runs were compared."""
-
-        pair: tuple[str, str]
-        found: Difference
-
     MODE = "recordings"
     CSS_PATH = "recordings.tcss"
     AUTO_FOCUS = "#runs"
-    BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("space", "mark", "mark", id="recordings.mark"),
-        Binding("slash", "filter", "filter", id="recordings.filter"),
-        Binding("s", "sort", "sort", id="recordings.sort"),
-        Binding("r", "reverse", "reverse", id="recordings.reverse", show=False),
-        Binding("u", "unmark", "unmark all", id="recordings.unmark", show=False),
-        Binding("a", "advise", "advise", id="recordings.advise"),
-        Binding("o", "ask('open')", "open", id="recordings.open"),
-        Binding("i", "ask('import')", "import", id="recordings.import"),
-        Binding("x", "delete", "delete", id="recordings.delete"),
-        Binding("dollar_sign", "ask('price')", "price", id="recordings.price", show=False),
-        Binding("escape", "leave_filter", "leave the field", show=False),
-    ]
+    BINDINGS: ClassVar[list[BindingType]] = KEYS
 
     def __init__(self) -> None:
         super().__init__()
@@ -317,9 +280,9 @@ class RecordingsScreen(ModeScreen):
         try:
             made = import_into(text, Path("runs"))
         except Exception as error:  # a file of others may be broken in any way
-            self.post_message(self.Failed(failure(error)))
+            self.post_message(Failed(failure(error)))
         else:
-            self.post_message(self.ImportDone(made))
+            self.post_message(ImportDone(made))
 
     @on(ImportDone)
     def _imported(self, event: ImportDone) -> None:
@@ -374,7 +337,7 @@ class RecordingsScreen(ModeScreen):
     def _work_out(self, pair: tuple[str, str], first: Run, second: Run) -> None:
         found = compare(first, second)
         if not get_current_worker().is_cancelled:
-            self.post_message(self.Compared(pair, found))
+            self.post_message(Compared(pair, found))
 
     @on(Compared)
     def _show_difference(self, event: Compared) -> None:
