@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from traces.schema import Budget, Estimate, Pick
 from traces.summary import Run
@@ -128,6 +129,15 @@ def limit_on(budget: Budget, axis: Axis) -> float | None:
         return budget.max_latency_s if budget.latency_percentile == wanted else None
     value = getattr(budget, axis.limit)
     return None if value is None else float(value)
+
+
+def gone_lines(paths: Sequence[Path], width: int) -> list[str]:
+    """Return a line that names the recordings whose folders are gone, none where none is."""
+    if not paths:
+        return []
+    names = ", ".join(path.name for path in paths)
+    told = f"no longer there, so left out: {names}"
+    return [told if len(told) <= width else f"{told[: width - 1]}…"]
 
 
 def cell(estimate: Estimate | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shlex
 from collections.abc import Sequence
@@ -102,8 +103,12 @@ def import_into(text: str, folder: Path) -> ImportMade:
 
 
 def size_bytes(folder: Path) -> int:
-    """Return the bytes of a recording's own files."""
-    return sum(path.stat().st_size for path in _own_files(folder))
+    """Return the bytes of a recording's own files. Raises RecordingError where it is gone."""
+    found = 0
+    for path in _own_files(folder):
+        with contextlib.suppress(FileNotFoundError):  # merged by a writer that is still at work
+            found += path.stat().st_size
+    return found
 
 
 def delete_recording(folder: Path) -> Sequence[Path]:

@@ -73,6 +73,7 @@ class RunModel:
         self.recording = None if entry.recording is None else replace(entry.recording)
         self.pages = StepPages(self.recording, entry.run)
         self.data: RunData | None = None
+        self.unread = False  # whether the steps cannot be read
         self.play: Playback | None = None
         self.problem: Problem | None = problem_at(self.run, 0)
         self.page = "problem"
@@ -202,7 +203,8 @@ class RunModel:
         """Return the lanes, the cursor's column, and styled lines for below them."""
         timeline = None if self.data is None else self.data.timeline
         if self.data is None:
-            return [], None, [("reading the steps ...", "")]
+            told = "the steps cannot be read" if self.unread else "reading the steps ..."
+            return [], None, [(told, "")]
         if timeline is None or self.play is None:
             outside = self.run.engine.mode == "server" and self.run.imported is None
             why = ": the server was seen from outside" if outside else ""

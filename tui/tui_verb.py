@@ -44,7 +44,10 @@ def run_tui(
     start = partial(TtscopeApp, limits=limits, present=present, systems=systems)
     if screenshot is None:
         gc.freeze()  # what is imported stays: looking through it takes 30 ms of a frame
-        start(paths, keys=_keys(keys)).run()
+        app = start(paths, keys=_keys(keys))
+        app.run()
+        if app.return_code:  # it broke, and has said how
+            raise SystemExit(app.return_code)
         return
     columns, mark, rows = size.partition("x")
     if not (mark and columns.isdigit() and rows.isdigit()):

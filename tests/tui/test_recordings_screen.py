@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 from textual.widgets import DataTable, Input, Static
@@ -101,3 +102,22 @@ async def test_a_click_on_a_header_sorts(folder):
             await pilot.pause()
             await pilot.pause()
             assert f"sort tok/pb {arrow}" in screen.query_one("NavBar").status
+
+
+async def test_a_recording_whose_folder_is_gone_leaves_the_list(folder):
+    app = TtscopeApp([folder / "runs", folder / "elsewhere"])
+    async with app.run_test(size=(80, 24)) as pilot:
+        await settle(pilot)
+        for key, moment in (("x", "before"), ("y", "while it is confirmed")):
+            await pilot.press("ctrl+home")
+            path = app.screen._current().path
+            if key == "y":
+                await pilot.press("x")
+                await pilot.pause()
+                assert isinstance(app.screen, ConfirmScreen)
+            shutil.rmtree(path)
+            await pilot.press(key)
+            await settle(pilot)
+            assert "its folder is gone" in said(app), moment
+            assert path not in [entry.path for entry in app.entries], moment
+        assert app.screen.query_one(DataTable).row_count == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import ClassVar, cast
 
 from rich.text import Text
@@ -21,6 +22,7 @@ from tui.advice_views import (
     AXES,
     cell,
     error_bar,
+    gone_lines,
     limit_on,
     next_axis,
     points,
@@ -32,6 +34,7 @@ from tui.library import failure
 from tui.screens.advice_fields import (
     FIELDS,
     FIRST_ROW,
+    MARKS,
     NUMBERS,
     OBJECTIVES,
     STATISTICS,
@@ -73,6 +76,7 @@ class AdviceScreen(ModeScreen):
         self._advice: Recommendation | None = None
         self._rows: list[Candidate] = []
         self._asked: tuple[object, ...] | None = None
+        self._gone: list[Path] = []  # recordings that were left out, for their folders are gone
         self._axis = 0
         self._what_if: list[str] = []
 
@@ -172,6 +176,7 @@ class AdviceScreen(ModeScreen):
             self._asked = None
             self._say(str(error), bad=True)
             return
+        self._gone += self.ttscope.forget_gone()
         entries = self.ttscope.advisable()
         present = self.ttscope.present_entry()
         today = None if present is None else present.key
@@ -221,9 +226,7 @@ class AdviceScreen(ModeScreen):
             self._rows.append(present_candidate(present.run, price))
         self._what_if = []
         self.set_status(f"{event.recordings} recordings, {event.seconds:.2f} s")
-        left_out = sum(event.advice.infeasible.values())
-        marks = "@ system-optimal  + compute-optimal  o front  f by FLOPs  P present  ! misses"
-        self._say(f"{event.advice.candidates:,} candidates, {left_out:,} out  {marks}")
+        self._say_legend()
         self._fill()
         self._fit_plot()
         self._show_pick()
@@ -236,6 +239,14 @@ class AdviceScreen(ModeScreen):
     def _relayout_plot(self) -> None:
         self._plot()
         self.query_one(Scatter).refresh(layout=True)
+
+    def _say_legend(self) -> None:
+        """Say what the marks mean, and which recordings are gone."""
+        if self._advice is None:
+            return
+        left_out = sum(self._advice.infeasible.values())
+        told = f"{self._advice.candidates:,} candidates, {left_out:,} out  {MARKS}"
+        self._say("\n".join([told, *gone_lines(self._gone, self.app.size.width - 2)]))
 
     def _say(self, text: str, *, bad: bool = False) -> None:
         message = self.query_one("#message", Static)

@@ -22,6 +22,7 @@ STYLES = {
     "!": "#FF8A4C",
     "P": "bold #CC79A7",
 }
+MARKS = "@ system-optimal  + compute-optimal  o front  f by FLOPs  P present  ! misses"
 WIDE = 110
 NUMBERS = (  # header, estimate, whether only wide terminals show it
     ("acc", "accuracy", False),

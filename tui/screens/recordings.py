@@ -301,7 +301,11 @@ class RecordingsScreen(ModeScreen):
             self._say("nothing to delete: this is no recording", bad=True)
             return
         path = entry.path
-        size = compact(size_bytes(path))
+        try:
+            size = compact(size_bytes(path))
+        except TtscopeError as error:
+            self._not_deleted(path, error)
+            return
         question = f"Delete the recording {path} ({size}B)? It cannot be undone."
         self.app.push_screen(ConfirmScreen(question), lambda yes: self._delete(path, bool(yes)))
 
@@ -311,10 +315,18 @@ class RecordingsScreen(ModeScreen):
         try:
             left = delete_recording(path)
         except TtscopeError as error:
-            self._say(str(error), bad=True)
+            self._not_deleted(path, error)
             return
         kept = f"; {len(left)} other files stay in it" if left else ""
         self._say(f"deleted {path}{kept}")
+        self.ttscope.forget(path)
+
+    def _not_deleted(self, path: Path, error: TtscopeError) -> None:
+        """Say why, and take a recording whose folder is gone out of the list."""
+        if path.is_dir():
+            self._say(str(error), bad=True)
+            return
+        self._say(f"{path}: its folder is gone; it is out of the list now", bad=True)
         self.ttscope.forget(path)
 
     def _say(self, text: str, *, bad: bool = False) -> None:

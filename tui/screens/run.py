@@ -90,7 +90,7 @@ class RunScreen(ModeScreen):
         try:
             data = read_run(model.recording, model.run)
         except Exception as error:  # shown in place, the app goes on
-            self.post_message(Failed(failure(error)))
+            self.post_message(Failed(failure(error), model))
             return
         if not worker.is_cancelled:
             self.post_message(Read(model, data))
@@ -174,6 +174,9 @@ class RunScreen(ModeScreen):
     @on(Failed)
     def _failed(self, event: Failed) -> None:
         self._say(event.text)
+        if event.unread is not None:
+            event.unread.unread = True
+            self._draw_time()
 
     @on(Resize)
     def _fit(self) -> None:
