@@ -8,11 +8,15 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from traces.errors import RecordingError, TtscopeError, UsageError
 from traces.manifest import NAME
 from traces.recording import find_recordings
 from traces.tables import TABLES
+from tui.formats import counted, number
+
+FileKind = Literal["samples", "requests", "traces"]
 
 _OURS = re.compile(
     rf"(?:{'|'.join(TABLES)})-\d{{6,}}(?:-\d{{6,}})?\.(?:parquet|partial)|{NAME}(?:\.partial)?"
@@ -74,23 +78,48 @@ def price_of(text: str) -> float | None:
     return price
 
 
+def kind_of(paths: Sequence[Path]) -> FileKind:
+    """Return what files of others hold, by the first bytes of the first.
+
+    Raises OutcomesError where it cannot be read, UsageError for several files of requests.
+    """
+    from traces import outcome_import, request_import
+
+    if outcome_import.format_of(paths[0]) is not None:
+        return "samples"
+    if request_import.format_of(paths[0]) is None:
+        return "traces"
+    if len(paths) > 1:
+        raise UsageError("give one file of requests at a time; each is a load of its own")
+    return "requests"
+
+
 def import_into(text: str, folder: Path) -> ImportMade:
     """Import the files that were typed into a new recording in `folder`, named after the first.
 
-    Raises UsageError and what the importers raise (traces/outcome_import.py, trace_import.py).
+    Raises UsageError and what the importers raise (traces/outcome_import.py, request_import.py,
+    trace_import.py).
     """
     from traces.formats.outcome import Choices
-    from traces.outcome_import import format_of, import_outcomes
+    from traces.outcome_import import import_outcomes
+    from traces.request_import import import_requests
     from traces.trace_import import import_traces, remarks
 
     paths = paths_of(text)
     if not paths:
-        raise UsageError("name the files to import: profiler traces, or samples of evaluations")
+        raise UsageError(
+            "name the files to import: profiler traces, samples of evaluations, or requests"
+        )
+    kind = kind_of(paths)
     name = paths[0].name.split(".")[0] or "imported"
-    target, number = folder / name, 2
+    target, count = folder / name, 2
     while target.exists():
-        target, number = folder / f"{name}-{number}", number + 1
-    if format_of(paths[0]) is None:
+        target, count = folder / f"{name}-{count}", count + 1
+    if kind == "requests":
+        load = import_requests(paths[0], target)
+        told = f"{load.format}: {counted(load.requests, 'request')} in {number(load.span_s, 's')}"
+        return ImportMade(folder=target, told=told, notes=tuple(load.notes[1:]))
+    if kind == "traces":
         traces = import_traces(paths, target)
         return ImportMade(
             folder=target,

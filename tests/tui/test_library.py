@@ -11,6 +11,7 @@ from tui.library import (
     delete_recording,
     failure,
     import_into,
+    kind_of,
     paths_of,
     price_of,
     recordings_at,
@@ -58,6 +59,20 @@ def test_files_of_others_become_a_recording(folder):
     assert import_into(str(path), folder).folder == folder / "others-2"
     with pytest.raises(UsageError, match="name the files"):
         import_into("", folder)
+
+
+def test_requests_become_a_recording_too(folder):
+    path = folder / "azure.csv"
+    path.write_text(
+        "TIMESTAMP,ContextTokens,GeneratedTokens\n"
+        "2023-11-16 18:17:03.0,100,20\n2023-11-16 18:17:05.0,200,30\n"
+    )
+    made = import_into(str(path), folder)
+    assert "2 requests in 2.00 s" in made.told
+    assert Recording.open(made.folder).samples.height == 2
+    assert kind_of([path]) == "requests"
+    with pytest.raises(UsageError, match="one file of requests at a time"):
+        import_into(f"{path} {path}", folder)
 
 
 def test_only_a_recording_is_deleted_and_only_its_files(folder):

@@ -7,7 +7,7 @@ from textual.binding import Binding, BindingType
 QUESTIONS = {
     "open": "recordings, or folders of them, to open beside these",
     "price": "USD per device-hour, such as 2.5; - takes what the recordings say",
-    "import": "profiler traces, one per rank, or samples of evaluations; they become a recording",
+    "import": "profiler traces, one per rank, samples of evaluations, or a file of requests",
 }
 KEYS: list[BindingType] = [
     Binding("space", "mark", "mark", id="recordings.mark"),
