@@ -313,7 +313,9 @@ class TtscopeApp(App[None]):
             ours = binding.id is not None
             if ours and not (binding.id or "").startswith(("app.rec", "app.run", "app.l", "app.a")):
                 rows.append((key, binding.description))
-        self.push_screen(HelpScreen([*rows, ("tab", "next field"), ("ctrl+p", "all commands")]))
+        self.push_screen(
+            HelpScreen([*rows, ("tab", "next field or panel"), ("ctrl+p", "all commands")])
+        )
 
 
 def key_ids() -> set[str]:

@@ -121,3 +121,21 @@ async def test_a_recording_whose_folder_is_gone_leaves_the_list(folder):
             assert "its folder is gone" in said(app), moment
             assert path not in [entry.path for entry in app.entries], moment
         assert app.screen.query_one(DataTable).row_count == 0
+
+
+async def test_the_panel_scrolls_without_a_mouse(folder):
+    write_recording(folder / "runs" / "three", simulate(problems=4, n=8))
+    app = TtscopeApp([folder / "runs", folder / "elsewhere"])
+    async with app.run_test(size=(80, 24)) as pilot:
+        await settle(pilot)
+        await pilot.press("ctrl+home", *["space"] * 3)
+        await settle(pilot)
+        panel = app.screen.query_one("#panel")
+        assert panel.max_scroll_y > 0
+        await pilot.press("tab")
+        assert app.screen.focused is panel
+        await pilot.press("end")
+        await pilot.wait_for_scheduled_animations()
+        assert panel.scroll_y == panel.max_scroll_y
+        await pilot.press("escape")
+        assert app.screen.focused is app.screen.query_one(DataTable)

@@ -63,7 +63,7 @@ class RecordingsScreen(ModeScreen):
         yield Input(id="ask", compact=True)
         yield DataTable[Text](id="runs", cursor_type="row", zebra_stripes=True)
         yield Static(id="message", markup=False)
-        with VerticalScroll(id="panel", can_focus=False):
+        with VerticalScroll(id="panel"):
             yield Static(id="detail", markup=False)
 
     def on_resize(self) -> None:
