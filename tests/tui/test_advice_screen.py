@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 
 import pytest
@@ -10,6 +11,7 @@ from textual.widgets import DataTable, Input, Static
 from tests.traces.synthetic import simulate, write_recording
 from tests.tui.fake_advisor import FakeAdvisor
 from tui.app import TtscopeApp
+from tui.screens.advice_messages import Advised
 
 
 @pytest.fixture
@@ -80,3 +82,66 @@ async def test_the_rest_still_advises_where_a_folder_is_gone(folder):
         await pilot.press("1")
         await settle(pilot)
         assert app.screen.query_one(DataTable).row_count == 1
+
+
+async def test_the_late_answer_of_an_earlier_question_leaves_an_error_standing(folder):
+    async with Opened(folder) as opened:
+        app = opened.app
+        earlier = app.screen._asked
+        await opened.give("max_latency", "soon")
+        assert "latency <= soon" in said(app)
+        app.screen.post_message(Advised(earlier, None, "too late", 2, 0.1))
+        await settle(opened.pilot)
+        assert "latency <= soon" in said(app)
+        await opened.give("max_latency", "2s")
+        assert "candidates" in said(app)
+
+
+async def test_the_price_of_screen_1_is_that_of_the_budget(folder):
+    async with Opened(folder) as opened:
+        assert opened.budget.price_usd_per_device_hour is None
+        opened.app.set_price(3.0)
+        await settle(opened.pilot)
+        assert opened.budget.price_usd_per_device_hour == 3.0
+        await opened.give("price", "H100=2.5")
+        assert opened.budget.price_usd_per_device_hour is None
+        assert opened.budget.prices == (("H100", 2.5),)
+
+
+async def test_fields_show_what_was_given_at_80_columns(folder):
+    async with Opened(folder) as opened:
+        for name, text in (
+            ("max_latency", "250ms"), ("max_cost", "$0.002"), ("max_energy", "0.5kJ"),
+            ("min_accuracy", "0.75"), ("gpus", "16"), ("rate", "10/min"), ("price", "H100=2.5"),
+            ("confidence", "0.95"),
+        ):  # fmt: skip
+            field = await opened.give(name, text)
+            assert field.render_line(0).text.strip() == text
+            assert field.region.right <= 80
+        field = await opened.give("price", "H100=2.5,A100=1.25,H200=3.75")
+        assert field.render_line(0).text.startswith("H100=2.5,A1")
+        await opened.pilot.resize_terminal(160, 40)
+        await settle(opened.pilot)
+        assert field.render_line(0).text.strip() == field.value
+
+
+class Long(FakeAdvisor):
+    """Names models at length, and is sure."""
+
+    def recommend(self, budget, present=None):
+        advice = super().recommend(budget, present)
+        pick = advice.system_optimal
+        engine = dataclasses.replace(pick.engine, model="m" * 60)
+        sure = dataclasses.replace(pick, engine=engine, probability_within_budget=1.0)
+        return dataclasses.replace(advice, system_optimal=sure)
+
+
+@pytest.mark.parametrize("size", [(80, 24), (110, 30), (160, 40)])
+async def test_numbers_stay_whole_where_a_configuration_is_long(folder, size):
+    async with Opened(folder, size, Long) as opened:
+        table = opened.app.screen.query_one(DataTable)
+        assert table.max_scroll_x == 0
+        assert any("100 %" in line.text for line in map(table.render_line, range(6)))
+        title = str(table.get_row_at(0)[1])
+        assert title.startswith("mmm")
+        assert title.endswith("maj@4")

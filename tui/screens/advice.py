@@ -11,27 +11,28 @@ from textual import on, work
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, VerticalScroll
+from textual.events import Resize
 from textual.widgets import DataTable, Input, Label, Select, Static
 from textual.worker import get_current_worker
 
-from advisor.budget import parse_budget
 from advisor.limits import Prices
 from traces.errors import TtscopeError
 from traces.schema import Budget, Pick, Recommendation
 from tui.advice_views import (
     AXES,
-    cell,
     error_bar,
     gone_lines,
     limit_on,
     next_axis,
+    pick_rows,
     points,
     present_candidate,
     with_fronts,
 )
-from tui.formats import percent
+from tui.budget_fields import budget_of, in_fields
 from tui.library import failure
 from tui.screens.advice_fields import (
+    EDGE,
     FIELDS,
     FIRST_ROW,
     MARKS,
@@ -39,15 +40,15 @@ from tui.screens.advice_fields import (
     OBJECTIVES,
     STATISTICS,
     STYLES,
+    TABLE_SHARE,
     WIDE,
 )
-from tui.screens.advice_messages import Advised, WhatIf
+from tui.screens.advice_messages import Advised, Question, WhatIf
 from tui.screens.base import ModeScreen
 from tui.views import (
     Candidate,
     candidates,
     paste_text,
-    pick_title,
     ticks,
     with_room,
 )
@@ -75,7 +76,7 @@ class AdviceScreen(ModeScreen):
         super().__init__()
         self._advice: Recommendation | None = None
         self._rows: list[Candidate] = []
-        self._asked: tuple[object, ...] | None = None
+        self._asked: Question | None = None
         self._gone: list[Path] = []  # recordings that were left out, for their folders are gone
         self._axis = 0
         self._what_if: list[str] = []
@@ -111,7 +112,7 @@ class AdviceScreen(ModeScreen):
             start = self.ttscope.limits.get(name, "")
             field = Input(start, placeholder=example, id=f"field_{name}", compact=True)
             field.add_class("budget")
-            field.styles.width = columns
+            field.styles.width, field.styles.min_width = f"{columns}fr", columns
             yield field
 
     def on_mount(self) -> None:
@@ -138,42 +139,36 @@ class AdviceScreen(ModeScreen):
         if not self.ttscope.loading_paths:
             self._ask()
 
+    @on(Input.Blurred, ".budget")
+    def _left(self, event: Input.Blurred) -> None:
+        event.input.cursor_position = 0  # what is too long shows its beginning
+
     @on(Input.Changed, ".budget")
     def _typed(self) -> None:
         """Answer while one types, once there is an answer at all; half a number is no mistake."""
         if self._advice is not None and not self.ttscope.loading_paths:
             try:
-                parse_budget(self._given())
+                self._budget()
             except TtscopeError:
                 return
             self._ask()
 
-    def _given(self) -> dict[str, object]:
-        """Return the fields as parse_budget takes them. Raises UsageError for a bad number."""
-        given: dict[str, object] = {}
-        for name, *_ in FIELDS:
-            text = self.query_one(f"#field_{name}", Input).value.strip()
-            if text:
-                given[name] = text
-        for name, kind in (("gpus", int), ("confidence", float)):
-            if name in given:
-                text = str(given[name]).strip("$ ")
-                try:
-                    given[name] = kind(text)
-                except ValueError:
-                    raise TtscopeError(f"{name}: {text!r} is not a number") from None
-        percentile = dict(STATISTICS)[str(self.query_one("#statistic", Select).value)]
-        objective = str(self.query_one("#objective", Select).value)
-        if "max_latency" in given or objective == "latency":
-            given["percentile"] = percentile
-        given["optimise"] = objective
-        return given
+    def _budget(self) -> Budget:
+        """Return what the fields ask for. Raises UsageError."""
+        texts = {name: self.query_one(f"#field_{name}", Input).value for name, *_ in FIELDS}
+        return budget_of(
+            texts,
+            percentile=dict(STATISTICS)[str(self.query_one("#statistic", Select).value)],
+            objective=str(self.query_one("#objective", Select).value),
+            price=self.ttscope.price,
+        )
 
     def _ask(self) -> None:
         try:
-            budget = parse_budget(self._given())
+            budget = self._budget()
         except TtscopeError as error:
             self._asked = None
+            self.workers.cancel_group(self, "advice")
             self._say(str(error), bad=True)
             return
         self._gone += self.ttscope.forget_gone()
@@ -188,10 +183,10 @@ class AdviceScreen(ModeScreen):
             self._say("no complete recording to learn from: make one with ttscope record", bad=True)
             return
         self._say(f"learning from {len(entries)} recordings and replaying candidates ...")
-        self._work_out(budget)
+        self._work_out(budget, question)
 
     @work(thread=True, exclusive=True, group="advice")
-    def _work_out(self, budget: Budget) -> None:
+    def _work_out(self, budget: Budget, question: Question) -> None:
         worker = get_current_worker()
         entries = self.ttscope.advisable()
         recordings = [entry.recording for entry in entries if entry.recording is not None]
@@ -207,10 +202,13 @@ class AdviceScreen(ModeScreen):
         except Exception as problem:  # shown in place, the app goes on
             error = f"the advisor failed ({failure(problem)})"
         if not worker.is_cancelled:
-            self.post_message(Advised(advice, error, len(recordings), time.perf_counter() - begun))
+            seconds = time.perf_counter() - begun
+            self.post_message(Advised(question, advice, error, len(recordings), seconds))
 
     @on(Advised)
     def _answered(self, event: Advised) -> None:
+        if event.question != self._asked:  # another was asked meanwhile, or what is no budget
+            return
         if event.advice is None:
             self._asked = None
             self._say(event.error or "no advice", bad=True)
@@ -230,6 +228,11 @@ class AdviceScreen(ModeScreen):
         self._fill()
         self._fit_plot()
         self._show_pick()
+
+    @on(Resize)
+    def _fit_table(self) -> None:
+        if self._advice is not None:
+            self._fill()
 
     @on(Scatter.Resized)
     def _fit_plot(self) -> None:
@@ -251,25 +254,20 @@ class AdviceScreen(ModeScreen):
     def _say(self, text: str, *, bad: bool = False) -> None:
         message = self.query_one("#message", Static)
         message.set_class(bad, "bad")
-        message.update(text)
+        message.update(in_fields(text) if bad else text)
 
     def _fill(self) -> None:
-        wide = self.app.size.width >= WIDE
         table = self.query_one("#picks", DataTable)
         row = max(table.cursor_row, 0)
-        shown = [(header, name) for header, name, only_wide in NUMBERS if wide or not only_wide]
-        headers = ["", "configuration", *(header for header, _ in shown), "sure"]
-        if [str(column.label) for column in table.columns.values()] == headers:
-            table.clear()
-        else:
-            table.clear(columns=True)
-            table.add_columns(*headers)
-        for each in self._rows:
-            pick = each.pick
-            numbers = [cell(pick.estimates.get(name)) for _, name in shown]
-            numbers.append(percent(pick.probability_within_budget))
-            cells = [Text(each.marks), Text(pick_title(pick))]
-            cells += [Text(text, justify="right") for text in numbers]
+        width = self.app.size.width
+        numbers = [(header, name) for header, name, wide in NUMBERS if width >= WIDE or not wide]
+        headers, rows = pick_rows(self._rows, numbers, int(width * TABLE_SHARE) - EDGE)
+        table.clear(columns=True)
+        table.add_columns(*headers)
+        for each in rows:
+            cells = [
+                Text(text, justify="right" if at > 1 else "left") for at, text in enumerate(each)
+            ]
             table.add_row(*cells)  # without keys: the present configuration may stand twice
         table.move_cursor(row=min(row, max(len(self._rows) - 1, 0)))
 

@@ -1,0 +1,40 @@
+"""What the fields of the Advice screen hold, and mistakes in them."""
+
+from __future__ import annotations
+
+import pytest
+
+from traces.errors import UsageError
+from tui.budget_fields import budget_of, in_fields
+
+
+def read(price=None, **texts):
+    return budget_of(texts, percentile=95, objective="cost", price=price)
+
+
+def test_fields_are_a_budget():
+    budget = read(max_latency=" 5s ", gpus="2", confidence="90%", rate="", price=2.5)
+    assert (budget.max_latency_s, budget.latency_percentile) == (5.0, 95)
+    assert (budget.max_gpus, budget.confidence) == (2, 0.9)
+    assert (budget.rate_per_s, budget.price_usd_per_device_hour) == (None, 2.5)
+    assert read(gpus="1").latency_percentile is None
+    assert read(confidence="0.8").confidence == 0.8
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "told"),
+    [
+        ("gpus", "1.5", "GPUs <= 1.5: wants a whole number"),
+        ("gpus", "0", "GPUs <= 0: wants at least 1"),
+        ("confidence", "often", "sure often: is not understood"),
+        ("confidence", "100%", "sure 1: wants a share"),
+        ("max_cost", "2", "cost <= 2: is not understood"),
+        ("price", "x", "$/h x: wants USD per device-hour"),
+    ],
+)
+def test_mistakes_are_told_in_the_names_of_the_fields(name, text, told):
+    with pytest.raises(UsageError) as error:
+        read(**{name: text}) if name != "price" else budget_of(
+            {"price": text}, percentile=95, objective="cost", price=None
+        )
+    assert in_fields(str(error.value)).startswith(told)
