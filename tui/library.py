@@ -16,6 +16,7 @@ from traces.recording import find_recordings
 from traces.tables import TABLES
 from tui.formats import counted, number
 
+HIGHEST_PRICE = 1_000_000  # USD per device-hour
 FileKind = Literal["samples", "requests", "traces"]
 
 _OURS = re.compile(
@@ -69,12 +70,20 @@ def price_of(text: str) -> float | None:
     plain = text.strip().removeprefix("$")
     if plain == "-":
         return None
+    if "=" in plain or "," in plain:
+        raise UsageError(
+            f"price {text}: one price for all devices is wanted here, such as 2.5; prices by type "
+            "go into $/h on screen 4"
+        )
     try:
         price = float(plain)
     except ValueError:
         price = float("nan")
-    if not 0 < price < float("inf"):
-        raise UsageError(f"price {text}: give USD per device-hour, such as 2.5, or - for none")
+    if not 0 < price <= HIGHEST_PRICE:
+        raise UsageError(
+            f"price {text}: give USD per device-hour, such as 2.5 and at most {HIGHEST_PRICE:,}; "
+            "or - for none"
+        )
     return price
 
 

@@ -40,7 +40,9 @@ def test_paths_are_read_as_a_shell_does(folder):
 def test_prices():
     assert price_of(" $2.5") == 2.5
     assert price_of("-") is None
-    for text in ("", "x", "0", "-1", "inf"):
+    with pytest.raises(UsageError, match=r"one price for all devices .* \$/h on screen 4"):
+        price_of("H100=2.5")
+    for text in ("", "x", "0", "-1", "inf", "1e99"):
         with pytest.raises(UsageError, match="USD per device-hour"):
             price_of(text)
 

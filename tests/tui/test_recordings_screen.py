@@ -90,6 +90,19 @@ async def test_a_price_makes_costs(folder):
         assert "USD per device-hour" in said(app)
 
 
+async def test_a_price_is_told_at_80_columns(folder):
+    app = TtscopeApp([folder / "runs"])
+    async with app.run_test(size=(80, 24)) as pilot:
+        await settle(pilot)
+        bar = app.screen.query_one("NavBar")
+        await ask(pilot, "dollar_sign", "2.5")
+        assert said(app) == "costs are at $2.50 a device-hour"
+        assert bar.render().plain.rstrip().endswith("1/1  $2.50 an hour  0 marked")
+        await ask(pilot, "dollar_sign", "-")
+        assert said(app) == "costs are those of the recordings"
+        assert "hour" not in bar.status
+
+
 async def test_a_click_on_a_header_sorts(folder):
     app = TtscopeApp([folder / "runs", folder / "elsewhere"])
     async with app.run_test(size=(100, 30)) as pilot:

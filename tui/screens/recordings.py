@@ -26,7 +26,7 @@ from tui.library import (
     recordings_at,
     size_bytes,
 )
-from tui.recordings_views import EMPTY, compared_lines, entry_lines
+from tui.recordings_views import EMPTY, compared_lines, entry_lines, price_told, status_of
 from tui.screens.base import ModeScreen
 from tui.screens.confirm import ConfirmScreen
 from tui.screens.recordings_keys import KEYS, QUESTIONS
@@ -35,6 +35,7 @@ from tui.views import COLUMNS, Column, Entry, cell_text, fitting_columns, matche
 
 JustifyMethod = Literal["left", "right"]
 Drawn = tuple[dict[str, str], bool, int]  # the cells of an entry, whether marked, at which width
+WIDE = 100
 MOST_GONE = 20  # rows that are taken out one by one
 
 
@@ -107,12 +108,17 @@ class RecordingsScreen(ModeScreen):
         self._shown = entries
         self._fit_columns()
         self._fill(entries)
-        total, marked = len(self.ttscope.entries), len(self.ttscope.marked)
-        loading = "loading, " if self.ttscope.loading_paths else ""
         arrow = "^" if self._reverse else "v"
-        self.set_status(
-            f"{loading}{len(entries)}/{total}  sort {column.header} {arrow}  {marked} marked"
+        told = status_of(
+            shown=len(entries),
+            total=len(self.ttscope.entries),
+            marked=len(self.ttscope.marked),
+            loading=self.ttscope.loading_paths,
+            sort=f"{column.header} {arrow}",
+            price=self.ttscope.price,
+            wide=self.app.size.width >= WIDE,
         )
+        self.set_status(told)
         self._show_panel()
 
     def _fill(self, entries: list[Entry]) -> None:
@@ -267,13 +273,14 @@ class RecordingsScreen(ModeScreen):
             return
         try:
             if self._asking == "price":
-                self.ttscope.set_price(price_of(event.value))
+                price = price_of(event.value)
+                self.ttscope.set_price(price)
+                self._say(f"costs are {price_told(price)}")
             else:
                 self.ttscope.open_paths(recordings_at(event.value))
+                self._say("")
         except TtscopeError as error:
             self._say(str(error), bad=True)
-            return
-        self._say("")
 
     @work(thread=True, group="import")
     def _import(self, text: str) -> None:
