@@ -20,6 +20,7 @@ LABELS = {  # options of `ttscope advise` as the screen names them
     "--optimise": "for",
     "with --with": "with o on screen 1",
     "--set ": "",
+    "--plan: ": "",
 }
 
 

@@ -33,15 +33,20 @@ class ImportMade:
     notes: tuple[str, ...]
 
 
+def words_of(text: str) -> list[str]:
+    """Return what was typed as words, as a shell does. Raises UsageError for an open quote."""
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise UsageError(f"{text}: {error}; close it, or put a backslash before it") from None
+
+
 def paths_of(text: str) -> list[Path]:
     """Return the paths that were typed, with `~` and wildcards.
 
     Raises UsageError for quotes that are not closed, and for a path that is not there.
     """
-    try:
-        words = shlex.split(text)
-    except ValueError as error:
-        raise UsageError(f"{text}: {error}") from None
+    words = words_of(text)
     found: list[Path] = []
     for word in words:
         path = Path(word).expanduser()

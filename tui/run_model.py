@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from traces.series import Timeline
 from traces.summary import Run
-from tui.formats import number
+from tui.formats import clock, number
 from tui.kernel_text import kernel_lines
 from tui.playback import Goto, Playback
 from tui.problem_views import (
@@ -44,6 +44,7 @@ from tui.views import Entry
 if TYPE_CHECKING:
     from advisor.stopping import Savings
 
+ROUNDED_S = 0.05  # by which a time that was read off the screen may lie beyond the end
 PAGES = ("problem", "kernels", "policies", "replay")
 WIDE = 150  # from which a replay's samples stand beside the recorded ones
 NO_REPLAY = (
@@ -153,6 +154,9 @@ class RunModel:
         elif timeline is None or self.play is None:
             return "no engine steps were recorded"
         elif target.what == "time":
+            length = (self.play.end - self.play.start) / 1e9
+            if target.number > length + ROUNDED_S:
+                return f"time {clock(target.number)}: the run ends at {clock(length)}"
             self.play = self.play.seek(self.play.start + round(target.number * 1e9))
         else:
             steps = None if self.run.step_rows is None else self.run.step_rows["step"]

@@ -145,3 +145,36 @@ async def test_numbers_stay_whole_where_a_configuration_is_long(folder, size):
         title = str(table.get_row_at(0)[1])
         assert title.startswith("mmm")
         assert title.endswith("maj@4")
+
+
+async def test_the_marks_are_told_again_when_the_row_changes(folder):
+    async with Opened(folder) as opened:
+        app, pilot = opened.app, opened.pilot
+        await pilot.press("m")
+        assert "ttscope sweep" in said(app)
+        await pilot.press("down")
+        await settle(pilot)
+        assert "12 candidates" in said(app)
+        for text, told in (
+            ("policy.n='4", "No closing quotation"),
+            ("policy.n=4", "no recording of small"),
+        ):
+            await pilot.press("w")
+            app.screen.query_one("#change", Input).value = text
+            await pilot.press("enter")
+            await settle(pilot)
+            assert told in said(app)
+            assert "Error" not in said(app)
+            await pilot.press("up" if told.startswith("no") else "x")
+            await settle(pilot)
+            assert "12 candidates" in said(app)
+
+
+async def test_a_word_about_the_plan_gives_way_to_what_is_wrong_with_the_budget(folder):
+    async with Opened(folder) as opened:
+        await opened.give("max_latency", "soon")
+        await opened.pilot.press("escape", "m")
+        assert "ttscope sweep" in said(opened.app)
+        await opened.pilot.press("down")
+        await settle(opened.pilot)
+        assert "latency <= soon" in said(opened.app)

@@ -16,7 +16,9 @@ from tui.library import (
     price_of,
     recordings_at,
     size_bytes,
+    words_of,
 )
+from tui.live_watch import parse_target
 
 
 @pytest.fixture
@@ -35,6 +37,12 @@ def test_paths_are_read_as_a_shell_does(folder):
     (folder / "empty").mkdir()
     with pytest.raises(UsageError, match="holds no recording"):
         recordings_at(str(folder / "empty"))
+
+
+def test_an_open_quote_is_one_line_everywhere():
+    for read in (words_of, paths_of, parse_target):
+        with pytest.raises(UsageError, match="'a: No closing quotation; close it"):
+            read("'a")
 
 
 def test_prices():

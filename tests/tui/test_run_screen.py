@@ -108,6 +108,17 @@ async def test_seek_by_number_step_and_time(folder):
         for text, told in (("99", "there are 10"), ("s9999", "was not recorded"), ("x", "give a")):
             await go(pilot, text)
             assert told in text_of(app, "#message"), text
+        now = model.play.now
+        for text, told in (
+            ("1:99", "end at 59"),
+            ("99999s", "the run ends at"),
+            ("3:32", "3:32.0"),
+        ):
+            await go(pilot, text)
+            assert told in text_of(app, "#message"), text
+        assert model.play.now == now
+        await go(pilot, f"{seconds:.1f}s")
+        assert text_of(app, "#message") == ""
         await pilot.press("end")
         assert model.play.now == model.play.end
         await pilot.press("z")

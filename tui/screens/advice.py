@@ -9,7 +9,7 @@ from typing import ClassVar, cast
 from rich.text import Text
 from textual import on, work
 from textual.app import ComposeResult
-from textual.binding import Binding, BindingType
+from textual.binding import BindingType
 from textual.containers import Horizontal, VerticalScroll
 from textual.events import Resize
 from textual.widgets import DataTable, Input, Label, Select, Static
@@ -43,15 +43,10 @@ from tui.screens.advice_fields import (
     TABLE_SHARE,
     WIDE,
 )
+from tui.screens.advice_keys import KEYS
 from tui.screens.advice_messages import Advised, Question, WhatIf
 from tui.screens.base import ModeScreen
-from tui.views import (
-    Candidate,
-    candidates,
-    paste_text,
-    ticks,
-    with_room,
-)
+from tui.views import Candidate, candidates, paste_text, ticks, with_room
 from tui.what_if import what_if
 from tui.widgets.scatter import Scatter
 
@@ -62,15 +57,7 @@ class AdviceScreen(ModeScreen):
     MODE = "advice"
     CSS_PATH = "advice.tcss"
     AUTO_FOCUS = "#picks"
-    BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("c", "copy", "copy command", id="advice.copy"),
-        Binding("b", "budget", "budget", id="advice.budget"),
-        Binding("x", "axis", "axis", id="advice.axis"),
-        Binding("w", "what_if", "what if", id="advice.what_if"),
-        Binding("e", "explain", "explain", id="advice.explain"),
-        Binding("m", "measure", "measure next", id="advice.measure"),
-        Binding("escape", "leave", "to the picks", show=False),
-    ]
+    BINDINGS: ClassVar[list[BindingType]] = KEYS
 
     def __init__(self) -> None:
         super().__init__()
@@ -79,6 +66,7 @@ class AdviceScreen(ModeScreen):
         self._asked: Question | None = None
         self._gone: list[Path] = []  # recordings that were left out, for their folders are gone
         self._axis = 0
+        self._passing = False  # whether the message goes when something else is shown
         self._what_if: list[str] = []
 
     def compose_body(self) -> ComposeResult:
@@ -251,7 +239,15 @@ class AdviceScreen(ModeScreen):
         told = f"{self._advice.candidates:,} candidates, {left_out:,} out  {MARKS}"
         self._say("\n".join([told, *gone_lines(self._gone, self.app.size.width - 2)]))
 
-    def _say(self, text: str, *, bad: bool = False) -> None:
+    def _changed_what_is_shown(self) -> None:
+        """Bring the line of marks back where a word about something else has its place."""
+        if self._passing and self._asked is None:
+            self._ask()  # it says again what is wrong
+        elif self._passing:
+            self._say_legend()
+
+    def _say(self, text: str, *, bad: bool = False, passing: bool = False) -> None:
+        self._passing = passing
         message = self.query_one("#message", Static)
         message.set_class(bad, "bad")
         message.update(in_fields(text) if bad else text)
@@ -305,6 +301,7 @@ class AdviceScreen(ModeScreen):
 
     @on(DataTable.RowHighlighted, "#picks")
     def _row_changed(self) -> None:
+        self._changed_what_is_shown()
         self._show_pick()
         self._plot()
 
@@ -346,13 +343,14 @@ class AdviceScreen(ModeScreen):
         try:
             path = self.ttscope.write_plan(self._advice)
         except TtscopeError as error:
-            self._say(str(error), bad=True)
+            self._say(str(error), bad=True, passing=True)
             return
-        self._say(f"plan in {path}; ttscope sweep {path} -o runs measures it")
+        self._say(f"plan in {path}; ttscope sweep {path} -o runs measures it", passing=True)
 
     def action_axis(self) -> None:
         """Plot accuracy against the next thing that is known."""
         self._axis = next_axis(self._rows, self._axis)
+        self._changed_what_is_shown()
         self._fit_plot()
 
     def action_what_if(self) -> None:
@@ -382,7 +380,9 @@ class AdviceScreen(ModeScreen):
     @on(WhatIf)
     def _change_told(self, event: WhatIf) -> None:
         self._what_if = event.lines
-        self._say(event.error or "", bad=event.error is not None)
+        self._say(event.error or "", bad=event.error is not None, passing=True)
+        if event.error is None:
+            self._changed_what_is_shown()
         self._show_pick()
 
     def action_budget(self) -> None:
@@ -391,6 +391,7 @@ class AdviceScreen(ModeScreen):
 
     def action_leave(self) -> None:
         """Go back to the picks, or out of the fields while there are none."""
+        self._changed_what_is_shown()
         self.query_one("#change").remove_class("open")
         self.remove_class("whole")
         self.set_focus(self.query_one("#picks") if self._advice is not None else None)
