@@ -152,3 +152,15 @@ async def test_the_panel_scrolls_without_a_mouse(folder):
         assert panel.scroll_y == panel.max_scroll_y
         await pilot.press("escape")
         assert app.screen.focused is app.screen.query_one(DataTable)
+
+
+async def test_a_column_is_there_from_the_width_on_that_it_names(folder):
+    app = TtscopeApp([folder / "runs"])
+    async with app.run_test(size=(119, 30)) as pilot:
+        await settle(pilot)
+        table = app.screen.query_one(DataTable)
+        assert "tok/s" not in table.columns
+        await pilot.resize_terminal(120, 30)
+        await settle(pilot)
+        assert "tok/s" in table.columns
+        assert table.max_scroll_x == 0

@@ -75,16 +75,12 @@ class RecordingsScreen(ModeScreen):
     def _table(self) -> DataTable[Text]:
         return self.query_one("#runs", DataTable)
 
-    @property
-    def _room(self) -> int:
-        return self.app.size.width - 2
-
     def _fit_columns(self) -> None:
         """Make the columns anew where others are shown, or wider ones.
 
         The table would measure every cell for their widths.
         """
-        fitting = fitting_columns(self.ttscope.entries, self._room)
+        fitting = fitting_columns(self.ttscope.entries, self.app.size.width)
         if fitting == self._columns:
             return
         self._columns, self._order, self._drawn = fitting, [], {}
@@ -126,7 +122,9 @@ class RecordingsScreen(ModeScreen):
         table = self._table
         keys = [entry.key for entry in entries]
         marked = set(self.ttscope.marked)
-        drawn = {each.key: (each.cells, each.key in marked, self._room) for each in entries}
+        drawn = {
+            each.key: (each.cells, each.key in marked, self.app.size.width) for each in entries
+        }
         at_top = table.cursor_row <= 0
         current = keys[0] if at_top and self.ttscope.loading_paths and keys else self._current_key()
         gone = set(self._order) - set(keys)
@@ -164,7 +162,9 @@ class RecordingsScreen(ModeScreen):
         cells = [Text(mark, style="bold")]
         for column, _ in self._columns:
             side: JustifyMethod = "right" if column.right and numbers else "left"
-            cells.append(Text(cell_text(column, entry, self._room), style=style, justify=side))
+            cells.append(
+                Text(cell_text(column, entry, self.app.size.width), style=style, justify=side)
+            )
         return cells
 
     def _current_key(self) -> str | None:
