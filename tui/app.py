@@ -281,6 +281,13 @@ class TtscopeApp(App[None]):
         able = (e for e in self.entries if e.comparable and e.run and e.run.policy)
         return next(filter(is_meant, able), None)
 
+    def runs_today(self) -> tuple[EngineConfig, Policy] | None:
+        """Return the configuration of what runs today, None where it is not known."""
+        entry = self.present_entry()
+        if entry is None or entry.run is None or entry.run.policy is None:
+            return None
+        return entry.run.engine, entry.run.policy
+
     def current_entry(self) -> Entry | None:
         """Return the run that was opened, or the first that can be shown."""
         shown = [entry for entry in self.entries if entry.run is not None]

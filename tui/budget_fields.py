@@ -31,6 +31,11 @@ def in_fields(text: str) -> str:
     return text
 
 
+def price_hint(price: float | None) -> str:
+    """Return what stands in the empty field of prices: an example, or the price of screen 1."""
+    return "2.5" if price is None else f"{price:g} (screen 1)"
+
+
 def budget_of(
     texts: Mapping[str, str], *, percentile: int | None, objective: str, price: float | None
 ) -> Budget:

@@ -82,6 +82,12 @@ async def test_the_rest_still_advises_where_a_folder_is_gone(folder):
         await pilot.press("1")
         await settle(pilot)
         assert app.screen.query_one(DataTable).row_count == 1
+        shutil.rmtree(folder / "two")
+        await pilot.press("4")
+        await settle(pilot)
+        assert "no complete recording to learn from" in said(app)
+        assert "left out: two" in said(app)
+        assert app.entries == []
 
 
 async def test_the_late_answer_of_an_earlier_question_leaves_an_error_standing(folder):
@@ -103,6 +109,12 @@ async def test_the_price_of_screen_1_is_that_of_the_budget(folder):
         opened.app.set_price(3.0)
         await settle(opened.pilot)
         assert opened.budget.price_usd_per_device_hour == 3.0
+        field = opened.app.screen.query_one("#field_price", Input)
+        assert field.placeholder == "3 (screen 1)"
+        assert field.render_line(0).text.strip() == field.placeholder
+        opened.app.set_price(None)
+        await settle(opened.pilot)
+        assert field.placeholder == "2.5"
         await opened.give("price", "H100=2.5")
         assert opened.budget.price_usd_per_device_hour is None
         assert opened.budget.prices == (("H100", 2.5),)

@@ -136,6 +136,15 @@ async def test_a_recording_whose_folder_is_gone_leaves_the_list(folder):
         assert app.screen.query_one(DataTable).row_count == 0
 
 
+async def test_a_row_of_what_was_never_there_can_leave(folder):
+    app = TtscopeApp([folder / "nowhere"])
+    async with app.run_test(size=(80, 24)) as pilot:
+        await settle(pilot)
+        await pilot.press("x")
+        await settle(pilot)
+        assert app.entries == []
+
+
 async def test_the_panel_scrolls_without_a_mouse(folder):
     write_recording(folder / "runs" / "three", simulate(problems=4, n=8))
     app = TtscopeApp([folder / "runs", folder / "elsewhere"])

@@ -29,7 +29,7 @@ from tui.advice_views import (
     present_candidate,
     with_fronts,
 )
-from tui.budget_fields import budget_of, in_fields
+from tui.budget_fields import budget_of, in_fields, price_hint
 from tui.library import failure
 from tui.screens.advice_fields import (
     EDGE,
@@ -114,6 +114,7 @@ class AdviceScreen(ModeScreen):
         if self.ttscope.loading_paths:
             self._say("loading the recordings ...")
             return
+        self.query_one("#field_price", Input).placeholder = price_hint(self.ttscope.price)
         self._ask()
 
     @on(Input.Submitted, ".budget")
@@ -159,16 +160,17 @@ class AdviceScreen(ModeScreen):
             self.workers.cancel_group(self, "advice")
             self._say(str(error), bad=True)
             return
-        self._gone += self.ttscope.forget_gone()
+        gone = self.ttscope.forget_gone()
         entries = self.ttscope.advisable()
         present = self.ttscope.present_entry()
         today = None if present is None else present.key
         question = (budget, tuple(entry.key for entry in entries), today)
-        if question == self._asked:
+        if question == self._asked and not gone:
             return
-        self._asked = question
+        self._asked, self._gone = question, gone
         if not entries:
-            self._say("no complete recording to learn from: make one with ttscope record", bad=True)
+            told = "no complete recording to learn from: make one with ttscope record"
+            self._say("\n".join([told, *self._gone_lines()]), bad=True)
             return
         self._say(f"learning from {len(entries)} recordings and replaying candidates ...")
         self._work_out(budget, question)
@@ -178,13 +180,11 @@ class AdviceScreen(ModeScreen):
         worker = get_current_worker()
         entries = self.ttscope.advisable()
         recordings = [entry.recording for entry in entries if entry.recording is not None]
-        present = self.ttscope.present_entry()
-        today = None
-        if present is not None and present.run is not None and present.run.policy is not None:
-            today = present.run.engine, present.run.policy
         advice, error, begun = None, None, time.perf_counter()
         try:
-            advice = self.ttscope.advisor_for(recordings).recommend(budget, today)
+            advice = self.ttscope.advisor_for(recordings).recommend(
+                budget, self.ttscope.runs_today()
+            )
         except TtscopeError as problem:
             error = str(problem)
         except Exception as problem:  # shown in place, the app goes on
@@ -237,7 +237,10 @@ class AdviceScreen(ModeScreen):
             return
         left_out = sum(self._advice.infeasible.values())
         told = f"{self._advice.candidates:,} candidates, {left_out:,} out  {MARKS}"
-        self._say("\n".join([told, *gone_lines(self._gone, self.app.size.width - 2)]))
+        self._say("\n".join([told, *self._gone_lines()]))
+
+    def _gone_lines(self) -> list[str]:
+        return gone_lines(self._gone, self.app.size.width - 2)
 
     def _changed_what_is_shown(self) -> None:
         """Bring the line of marks back where a word about something else has its place."""

@@ -304,6 +304,9 @@ class RecordingsScreen(ModeScreen):
     def action_delete(self) -> None:
         """Delete the recording under the cursor, once that is confirmed."""
         entry = self._current()
+        if entry is not None and not entry.path.exists():
+            self._drop(entry.path)
+            return
         if entry is None or entry.recording is None:
             self._say("nothing to delete: this is no recording", bad=True)
             return
@@ -329,10 +332,13 @@ class RecordingsScreen(ModeScreen):
         self.ttscope.forget(path)
 
     def _not_deleted(self, path: Path, error: TtscopeError) -> None:
-        """Say why, and take a recording whose folder is gone out of the list."""
-        if path.is_dir():
+        """Say why, or take a recording whose folder is gone out of the list."""
+        if path.exists():
             self._say(str(error), bad=True)
-            return
+        else:
+            self._drop(path)
+
+    def _drop(self, path: Path) -> None:
         self._say(f"{path}: its folder is gone; it is out of the list now", bad=True)
         self.ttscope.forget(path)
 
