@@ -12,7 +12,7 @@ import polars as pl
 
 from traces.errors import RecordingError
 from traces.manifest import NAME, Manifest, read_manifest
-from traces.parts import check_part, last_rows, list_parts, part_rows, read_part
+from traces.parts import Part, check_part, last_rows, list_parts, part_rows, read_part
 from traces.tables import STEP_TIMES, TABLES
 
 CHECKPOINT = "checkpoint"  # the role of requests that are no part of the timed run
@@ -94,14 +94,22 @@ class Recording:
         """Read every part, again where a writer merged some meanwhile."""
         for _ in range(5):
             try:
-                return [read(part.path) for part in list_parts(self.path, table)]
+                return [read(part.path) for part in self._parts(table)]
             except FileNotFoundError:
                 continue
         raise RecordingError(f"{self.path}: its files change faster than they can be read")
 
+    def _parts(self, table: str) -> list[Part]:
+        try:
+            return list_parts(self.path, table)
+        except FileNotFoundError:
+            raise RecordingError(
+                f"{self.path}: its folder is gone; give the path that it has now"
+            ) from None
+
     def table(self, table: str) -> pl.LazyFrame:
         """Return a table as a lazy frame, for recordings that do not fit in memory."""
-        paths = [part.path for part in list_parts(self.path, table)]
+        paths = [part.path for part in self._parts(table)]
         if not paths:
             return pl.LazyFrame(schema=TABLES[table])
         lazy = pl.scan_parquet(paths, missing_columns="insert", schema=dict(TABLES[table]))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from traces.schema import Budget, Estimate, Pick
 from traces.summary import Run
-from tui.formats import ABSENT, OUTSIDE, compact, value_of
-from tui.views import Candidate
+from tui.formats import ABSENT, OUTSIDE, compact, percent, value_of
+from tui.views import Candidate, pick_title
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +129,48 @@ def limit_on(budget: Budget, axis: Axis) -> float | None:
         return budget.max_latency_s if budget.latency_percentile == wanted else None
     value = getattr(budget, axis.limit)
     return None if value is None else float(value)
+
+
+def gone_lines(paths: Sequence[Path], width: int) -> list[str]:
+    """Return a line that names the recordings whose folders are gone, none where none is."""
+    if not paths:
+        return []
+    names = ", ".join(path.name for path in paths)
+    told = f"no longer there, so left out: {names}"
+    return [told if len(told) <= width else f"{told[: width - 1]}…"]
+
+
+def pick_rows(
+    rows: Sequence[Candidate], numbers: Sequence[tuple[str, str]], width: int
+) -> tuple[list[str], list[list[str]]]:
+    """Return the headers and cells of the table of picks in a width.
+
+    `numbers` are headers with estimates' names. They stay whole: where there is no room, it is the
+    configurations that are cut.
+    """
+    headers = ["", "configuration", *(header for header, _ in numbers), "sure"]
+    cells = [
+        [
+            row.marks,
+            pick_title(row.pick),
+            *(cell(row.pick.estimates.get(name)) for _, name in numbers),
+            percent(row.pick.probability_within_budget),
+        ]
+        for row in rows
+    ]
+    wide = [max(map(len, column)) for column in zip(headers, *cells, strict=True)]
+    room = max(width - sum(wide) + wide[1] - 2 * len(wide), len("config"))
+    if room < len(headers[1]):
+        headers[1] = "config"
+    return headers, [[marks, _cut(title, room), *rest] for marks, title, *rest in cells]
+
+
+def _cut(text: str, width: int) -> str:
+    """Return a text without its middle where it is too long: it ends with the policy."""
+    if len(text) <= width:
+        return text
+    tail = (width - 1) // 2
+    return f"{text[: width - 1 - tail]}…{text[len(text) - tail :]}"
 
 
 def cell(estimate: Estimate | None) -> str:

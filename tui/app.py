@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -157,12 +157,22 @@ class TtscopeApp(App[None]):
         self.price = usd_per_device_hour
         self.open_paths(list(dict.fromkeys(entry.path for entry in self.entries)))
 
-    def forget(self, path: Path) -> None:
-        """Take a recording out of the list."""
-        gone = {entry.key for entry in self.entries if entry.path == path}
+    def forget(self, *paths: Path) -> None:
+        """Take recordings out of the list."""
+        self._take_out(paths)
+        self.library_changed.publish(None)
+
+    def _take_out(self, paths: Collection[Path]) -> None:
+        gone = {entry.key for entry in self.entries if entry.path in paths}
         self.entries = [entry for entry in self.entries if entry.key not in gone]
         self.marked = [key for key in self.marked if key not in gone]
-        self.library_changed.publish(None)
+
+    def forget_gone(self) -> list[Path]:
+        """Take the recordings whose folder is gone out of the list, untold; return which."""
+        paths = dict.fromkeys(entry.path for entry in self.entries if entry.recording is not None)
+        gone = [path for path in paths if not path.is_dir()]
+        self._take_out(gone)
+        return gone
 
     @work(thread=True, group="library")
     def _load(self, paths: Sequence[Path]) -> None:
@@ -271,6 +281,13 @@ class TtscopeApp(App[None]):
         able = (e for e in self.entries if e.comparable and e.run and e.run.policy)
         return next(filter(is_meant, able), None)
 
+    def runs_today(self) -> tuple[EngineConfig, Policy] | None:
+        """Return the configuration of what runs today, None where it is not known."""
+        entry = self.present_entry()
+        if entry is None or entry.run is None or entry.run.policy is None:
+            return None
+        return entry.run.engine, entry.run.policy
+
     def current_entry(self) -> Entry | None:
         """Return the run that was opened, or the first that can be shown."""
         shown = [entry for entry in self.entries if entry.run is not None]
@@ -303,7 +320,9 @@ class TtscopeApp(App[None]):
             ours = binding.id is not None
             if ours and not (binding.id or "").startswith(("app.rec", "app.run", "app.l", "app.a")):
                 rows.append((key, binding.description))
-        self.push_screen(HelpScreen([*rows, ("tab", "next field"), ("ctrl+p", "all commands")]))
+        self.push_screen(
+            HelpScreen([*rows, ("tab", "next field or panel"), ("ctrl+p", "all commands")])
+        )
 
 
 def key_ids() -> set[str]:

@@ -14,6 +14,7 @@ from traces.formats.outcome import Choices, Judge
 from traces.kineto import TraceTables
 from traces.recording import Recording
 from tui.formats import align, counted, number, wrap
+from tui.library import kind_of
 from tui.read_verbs import print_document
 from tui.run_verbs import progress_bar
 
@@ -37,14 +38,11 @@ def run_import(
     as_json: bool,
 ) -> None:
     """Read files of others into a recording and print what was found."""
-    from traces import request_import
-    from traces.outcome_import import format_of
-
     if not limit_gb > 0:
         raise UsageError(f"--limit must be above 0, not {limit_gb:g}")
     limit = int(limit_gb * 1e9)
-    samples = format_of(paths[0]) is not None
-    requests = not samples and request_import.format_of(paths[0]) is not None
+    kind = kind_of(paths)
+    samples, requests = kind == "samples", kind == "requests"
     for option, value in (("--score", score), ("--verifier", verifier)):
         if value is not None and not samples:
             raise UsageError(f"{option} is for samples; {paths[0]} holds none")
@@ -132,8 +130,6 @@ def _import_requests(
     from traces.formats.request import BLOCK_TOKENS, RequestChoices
     from traces.request_import import import_requests
 
-    if len(paths) > 1:
-        raise UsageError("give one file of requests at a time; each is a load of its own")
     choices = RequestChoices(run=run, block_tokens=block_tokens or BLOCK_TOKENS, limit_bytes=limit)
     with progress_bar() as bar:
         task = bar.add_task("reading", total=None)

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from traces.errors import RecordingError, TtscopeError, UsageError
 from traces.manifest import NAME
 from traces.recording import find_recordings
 from traces.tables import TABLES
+from tui.formats import counted, number
+
+HIGHEST_PRICE = 1_000_000  # USD per device-hour
+FileKind = Literal["samples", "requests", "traces"]
 
 _OURS = re.compile(
     rf"(?:{'|'.join(TABLES)})-\d{{6,}}(?:-\d{{6,}})?\.(?:parquet|partial)|{NAME}(?:\.partial)?"
@@ -27,15 +33,20 @@ class ImportMade:
     notes: tuple[str, ...]
 
 
+def words_of(text: str) -> list[str]:
+    """Return what was typed as words, as a shell does. Raises UsageError for an open quote."""
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise UsageError(f"{text}: {error}; close it, or put a backslash before it") from None
+
+
 def paths_of(text: str) -> list[Path]:
     """Return the paths that were typed, with `~` and wildcards.
 
     Raises UsageError for quotes that are not closed, and for a path that is not there.
     """
-    try:
-        words = shlex.split(text)
-    except ValueError as error:
-        raise UsageError(f"{text}: {error}") from None
+    words = words_of(text)
     found: list[Path] = []
     for word in words:
         path = Path(word).expanduser()
@@ -64,32 +75,65 @@ def price_of(text: str) -> float | None:
     plain = text.strip().removeprefix("$")
     if plain == "-":
         return None
+    if "=" in plain or "," in plain:
+        raise UsageError(
+            f"price {text}: one price for all devices is wanted here, such as 2.5; prices by type "
+            "go into $/h on screen 4"
+        )
     try:
         price = float(plain)
     except ValueError:
         price = float("nan")
-    if not 0 < price < float("inf"):
-        raise UsageError(f"price {text}: give USD per device-hour, such as 2.5, or - for none")
+    if not 0 < price <= HIGHEST_PRICE:
+        raise UsageError(
+            f"price {text}: give USD per device-hour, such as 2.5 and at most {HIGHEST_PRICE:,}; "
+            "or - for none"
+        )
     return price
+
+
+def kind_of(paths: Sequence[Path]) -> FileKind:
+    """Return what files of others hold, by the first bytes of the first.
+
+    Raises OutcomesError where it cannot be read, UsageError for several files of requests.
+    """
+    from traces import outcome_import, request_import
+
+    if outcome_import.format_of(paths[0]) is not None:
+        return "samples"
+    if request_import.format_of(paths[0]) is None:
+        return "traces"
+    if len(paths) > 1:
+        raise UsageError("give one file of requests at a time; each is a load of its own")
+    return "requests"
 
 
 def import_into(text: str, folder: Path) -> ImportMade:
     """Import the files that were typed into a new recording in `folder`, named after the first.
 
-    Raises UsageError and what the importers raise (traces/outcome_import.py, trace_import.py).
+    Raises UsageError and what the importers raise (traces/outcome_import.py, request_import.py,
+    trace_import.py).
     """
     from traces.formats.outcome import Choices
-    from traces.outcome_import import format_of, import_outcomes
+    from traces.outcome_import import import_outcomes
+    from traces.request_import import import_requests
     from traces.trace_import import import_traces, remarks
 
     paths = paths_of(text)
     if not paths:
-        raise UsageError("name the files to import: profiler traces, or samples of evaluations")
+        raise UsageError(
+            "name the files to import: profiler traces, samples of evaluations, or requests"
+        )
+    kind = kind_of(paths)
     name = paths[0].name.split(".")[0] or "imported"
-    target, number = folder / name, 2
+    target, count = folder / name, 2
     while target.exists():
-        target, number = folder / f"{name}-{number}", number + 1
-    if format_of(paths[0]) is None:
+        target, count = folder / f"{name}-{count}", count + 1
+    if kind == "requests":
+        load = import_requests(paths[0], target)
+        told = f"{load.format}: {counted(load.requests, 'request')} in {number(load.span_s, 's')}"
+        return ImportMade(folder=target, told=told, notes=tuple(load.notes[1:]))
+    if kind == "traces":
         traces = import_traces(paths, target)
         return ImportMade(
             folder=target,
@@ -102,8 +146,12 @@ def import_into(text: str, folder: Path) -> ImportMade:
 
 
 def size_bytes(folder: Path) -> int:
-    """Return the bytes of a recording's own files."""
-    return sum(path.stat().st_size for path in _own_files(folder))
+    """Return the bytes of a recording's own files. Raises RecordingError where it is gone."""
+    found = 0
+    for path in _own_files(folder):
+        with contextlib.suppress(FileNotFoundError):  # merged by a writer that is still at work
+            found += path.stat().st_size
+    return found
 
 
 def delete_recording(folder: Path) -> Sequence[Path]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -25,7 +24,7 @@ from traces.kernel_time import (
 from traces.recording import Recording
 from traces.verdict import Evidence, Verdict, judge
 from tui.attachment import Attached, Attachment, attach_to, attachment_of
-from tui.library import size_bytes
+from tui.library import size_bytes, words_of
 
 VERDICT_S = 60.0  # that a verdict rests on
 SHOWN_S = 60.0  # of engine steps
@@ -75,10 +74,7 @@ def parse_target(text: str) -> Attachment:
 
     from tui.attach_options import attach
 
-    try:
-        words = shlex.split(text)
-    except ValueError as error:
-        raise UsageError(f"{text}: {error}") from None
+    words = words_of(text)
     if "--help" in words:
         raise UsageError(f"here are {', '.join(_flag(name) for name in HERE)}")
     app = typer.Typer(add_completion=False)

@@ -319,7 +319,7 @@ def stop_lines(
     if stop is None:
         here = "this problem lacks samples"
     elif not stop.early:
-        here = f"waits for the last sample here ({percent(stop.certainty)} sure)"
+        here = _without_saving(problem, stop)
     else:
         tokens = problem.row["tokens"]
         spared = "" if not tokens else f", {percent(1 - stop.tokens / tokens)} of tokens"
@@ -343,6 +343,22 @@ def stop_lines(
         else:
             lines[-1] = joined
     return lines
+
+
+def _without_saving(problem: Problem, stop: Stopped) -> str:
+    """Return what to say of a rule that spares nothing: it was met as the last ended, or not."""
+    sure = f"({percent(stop.certainty)} sure)"
+    ends = [
+        each.end
+        for each in problem.samples
+        if each.role == "sample" and each.end is not None and each.error is None
+    ]
+    if stop.ended < len(ends) and ends[stop.ended - 1] == ends[-1]:
+        return (
+            f"is met here by {stop.ended} of {len(ends)} samples {sure}, but nothing is saved: "
+            "the others ended at the same time"
+        )
+    return f"waits for the last sample here {sure}"
 
 
 def _change(estimate: Any) -> str:

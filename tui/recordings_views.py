@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from traces.comparison import Difference
-from tui.formats import counted
+from tui.formats import counted, digits
 from tui.show_text import difference_lines, energy_lines, time_lines, warnings
 from tui.views import Entry
 
@@ -13,6 +13,30 @@ EMPTY = (
     "no recordings here: make one with `ttscope demo` or `ttscope record`; o opens others by "
     "path, i imports files of other tools"
 )
+
+
+def price_told(price: float | None) -> str:
+    """Return what costs rest on: a price of a device-hour, or the recordings' own."""
+    return "those of the recordings" if price is None else f"at ${digits(price)} a device-hour"
+
+
+def status_of(
+    *,
+    shown: int,
+    total: int,
+    marked: int,
+    loading: bool,
+    sort: str,
+    price: float | None,
+    wide: bool,
+) -> str:
+    """Return what stands in the bar above the table; a price takes the room of the order."""
+    parts = [f"{'loading, ' if loading else ''}{shown}/{total}"]
+    if price is not None:
+        parts.append(f"${digits(price)} an hour")
+    if price is None or wide:
+        parts.append(f"sort {sort}")
+    return "  ".join([*parts, f"{marked} marked"])
 
 
 def entry_lines(entry: Entry, *, marked: int, width: int) -> list[str]:

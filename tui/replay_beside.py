@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from traces.recording import Recording, measured
 from traces.summary import Run, summarise
+from tui.library import words_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +19,11 @@ class Beside:
     word: str
     asked: str
     lines: tuple[str, ...] = ()
+
+
+def told_here(text: str) -> str:
+    """Return an error of `ttscope replay` for the screen, which has none of its options."""
+    return text.replace("--set ", "").replace("with --with", "with ttscope replay --with")
 
 
 def replay_beside(recording: Recording, run: Run, changes: str, *, width: int) -> Beside:
@@ -33,7 +38,7 @@ def replay_beside(recording: Recording, run: Run, changes: str, *, width: int) -
     from tui.replay_verb import changed
 
     measured([recording])
-    engine, policy = changed(run, shlex.split(changes))
+    engine, policy = changed(run, words_of(changes))
     question = Question(engine=engine, policy=policy)
     found = predict(recording, run, question)
     with tempfile.TemporaryDirectory(prefix="ttscope-") as folder:

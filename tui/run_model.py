@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from traces.series import Timeline
 from traces.summary import Run
-from tui.formats import number
+from tui.formats import clock, number
 from tui.kernel_text import kernel_lines
 from tui.playback import Goto, Playback
 from tui.problem_views import (
@@ -44,6 +44,7 @@ from tui.views import Entry
 if TYPE_CHECKING:
     from advisor.stopping import Savings
 
+ROUNDED_S = 0.05  # by which a time that was read off the screen may lie beyond the end
 PAGES = ("problem", "kernels", "policies", "replay")
 WIDE = 150  # from which a replay's samples stand beside the recorded ones
 NO_REPLAY = (
@@ -73,6 +74,7 @@ class RunModel:
         self.recording = None if entry.recording is None else replace(entry.recording)
         self.pages = StepPages(self.recording, entry.run)
         self.data: RunData | None = None
+        self.unread = False  # whether the steps cannot be read
         self.play: Playback | None = None
         self.problem: Problem | None = problem_at(self.run, 0)
         self.page = "problem"
@@ -152,6 +154,9 @@ class RunModel:
         elif timeline is None or self.play is None:
             return "no engine steps were recorded"
         elif target.what == "time":
+            length = (self.play.end - self.play.start) / 1e9
+            if target.number > length + ROUNDED_S:
+                return f"time {clock(target.number)}: the run ends at {clock(length)}"
             self.play = self.play.seek(self.play.start + round(target.number * 1e9))
         else:
             steps = None if self.run.step_rows is None else self.run.step_rows["step"]
@@ -202,7 +207,8 @@ class RunModel:
         """Return the lanes, the cursor's column, and styled lines for below them."""
         timeline = None if self.data is None else self.data.timeline
         if self.data is None:
-            return [], None, [("reading the steps ...", "")]
+            told = "the steps cannot be read" if self.unread else "reading the steps ..."
+            return [], None, [(told, "")]
         if timeline is None or self.play is None:
             outside = self.run.engine.mode == "server" and self.run.imported is None
             why = ": the server was seen from outside" if outside else ""

@@ -39,17 +39,20 @@ def run_tui(
     from tui.app import TtscopeApp
     from tui.app import screenshot as take
 
-    _check_present(present)
+    _check(present, systems)
     limits = {} if min_accuracy is None else {"min_accuracy": min_accuracy}
     start = partial(TtscopeApp, limits=limits, present=present, systems=systems)
     if screenshot is None:
         gc.freeze()  # what is imported stays: looking through it takes 30 ms of a frame
-        start(paths, keys=_keys(keys)).run()
+        app = start(paths, keys=_keys(keys))
+        app.run()
+        if app.return_code:  # it broke, and has said how
+            raise SystemExit(app.return_code)
         return
     columns, mark, rows = size.partition("x")
     if not (mark and columns.isdigit() and rows.isdigit()):
         raise UsageError(f"--size {size}: give columns x rows, such as 120x40")
-    take(start(paths), screen, (int(columns), int(rows)), screenshot)
+    take(start(paths, keys=keys), screen, (int(columns), int(rows)), screenshot)
 
 
 def run_web(
@@ -80,7 +83,7 @@ def run_web(
         raise MissingDependencyError(
             "--web needs textual-serve: pip install 'ttscope[web]'"
         ) from None
-    _check_present(present)
+    _check(present, systems)
     host, port = ("127.0.0.1", PORT) if listen is None else parse_listen(listen)
     if keys is not None:
         from tui.app import key_ids
@@ -93,11 +96,17 @@ def run_web(
     serve([*options, "--", *(str(path) for path in paths)], host, port)
 
 
-def _check_present(path: Path | None) -> None:
-    if path is not None:
+def _check(present: Path | None, systems: Sequence[str]) -> None:
+    """Raise UsageError now for what the advice screen would tell only when it is asked."""
+    if present is not None:
         from tui.advise_verb import configuration_of
 
-        configuration_of(path)
+        configuration_of(present)
+    if systems:
+        from advisor.models.prior_tables import read_prior
+
+        for system in systems:
+            read_prior(system)
 
 
 def _keys(given: Path | None) -> Path | None:

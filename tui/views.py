@@ -196,9 +196,9 @@ NARROW, ENGINE = 110, 13
 
 
 def fitting_columns(entries: Sequence[Entry], width: int) -> list[tuple[Column, int]]:
-    """Return the columns that fit into a width, and how wide they are; without any number last.
+    """Return the columns that fit into a terminal's width, and how wide they are.
 
-    In narrow terminals the engine is cut (`cell_text`).
+    Those without any number come last. In narrow terminals the engine is cut (`cell_text`).
     """
     runs = [entry for entry in entries if entry.run is not None]
 
@@ -210,7 +210,7 @@ def fitting_columns(entries: Sequence[Entry], width: int) -> list[tuple[Column, 
     some = frozenset[str]().union(*(entry.told for entry in runs))
     told = [column for column in able if not runs or column.header in some]
     chosen: dict[str, int] = {}
-    left = width - 3
+    left = width - 5  # the marks, and a scroll bar
     for column in [*told, *(column for column in able if column not in told)]:
         wide = size(column)
         left -= wide + 2

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shlex
 from collections.abc import Sequence
 
 from advisor.limits import Prices
@@ -12,6 +11,7 @@ from traces.metrics import estimate_of
 from traces.schema import Budget, EngineConfig, Pick
 from traces.summary import Run
 from tui.formats import ABSENT, align, interval, value_of
+from tui.library import words_of
 from tui.views import Entry, load, pick_title
 
 ROWS = (
@@ -37,13 +37,14 @@ def what_if(
     from advisor.step_times import Question
     from tui.replay_verb import changed
 
+    words = words_of(changes)
     base = _base(entries, pick)
     if base.run is not None and base.run.sample_rows is None:  # let go (views.fit_frames)
         base = next((each for each in load(base.path) if each.key == base.key), base)
     if base.recording is None or base.run is None or base.run.sample_rows is None:
         raise UsageError("what-if: none of the recordings can be replayed")
     as_pick = dataclasses.replace(base.run, engine=pick.engine, policy=pick.policy)
-    engine, policy = changed(as_pick, shlex.split(changes), prior=pick.prior is not None)
+    engine, policy = changed(as_pick, words, prior=pick.prior is not None)
     others = [
         each.recording for each in entries if each.recording and each.recording != base.recording
     ]

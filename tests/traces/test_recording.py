@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import time
 
 import polars as pl
@@ -212,3 +213,12 @@ def test_closing_leaves_one_file_per_table(tmp_path):
     recording = Recording.open(tmp_path / "r")
     assert recording.steps["step"].to_list() == list(range(20))
     assert recording.problems["end"].to_list() == [5]
+
+
+def test_a_folder_that_is_gone_is_told_apart_from_files_that_change(tmp_path):
+    path = make(tmp_path / "r")
+    recording = Recording.open(path)
+    shutil.rmtree(path)
+    for read in (recording.frame, recording.rows, recording.table):
+        with pytest.raises(RecordingError, match="its folder is gone"):
+            read("steps")

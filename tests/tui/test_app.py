@@ -148,8 +148,8 @@ async def test_budget_is_asked_and_mistakes_are_told(folder):
         await settle(pilot)
         assert "NOTHING FITS p95 latency <= 0.1 s" in text_of(app, "#detail")
         for name, text, told in (
-            ("max_latency", "soon", "--max-latency"),
-            ("gpus", "many", "gpus"),
+            ("max_latency", "soon", "latency <= soon"),
+            ("gpus", "many", "GPUs <= many: wants a whole number"),
             ("gpus", "7", "ZeroDivisionError"),
             ("max_energy", "5J", "was not measured"),
         ):

@@ -11,11 +11,14 @@ from tui.library import (
     delete_recording,
     failure,
     import_into,
+    kind_of,
     paths_of,
     price_of,
     recordings_at,
     size_bytes,
+    words_of,
 )
+from tui.live_watch import parse_target
 
 
 @pytest.fixture
@@ -36,10 +39,18 @@ def test_paths_are_read_as_a_shell_does(folder):
         recordings_at(str(folder / "empty"))
 
 
+def test_an_open_quote_is_one_line_everywhere():
+    for read in (words_of, paths_of, parse_target):
+        with pytest.raises(UsageError, match="'a: No closing quotation; close it"):
+            read("'a")
+
+
 def test_prices():
     assert price_of(" $2.5") == 2.5
     assert price_of("-") is None
-    for text in ("", "x", "0", "-1", "inf"):
+    with pytest.raises(UsageError, match=r"one price for all devices .* \$/h on screen 4"):
+        price_of("H100=2.5")
+    for text in ("", "x", "0", "-1", "inf", "1e99"):
         with pytest.raises(UsageError, match="USD per device-hour"):
             price_of(text)
 
@@ -58,6 +69,20 @@ def test_files_of_others_become_a_recording(folder):
     assert import_into(str(path), folder).folder == folder / "others-2"
     with pytest.raises(UsageError, match="name the files"):
         import_into("", folder)
+
+
+def test_requests_become_a_recording_too(folder):
+    path = folder / "azure.csv"
+    path.write_text(
+        "TIMESTAMP,ContextTokens,GeneratedTokens\n"
+        "2023-11-16 18:17:03.0,100,20\n2023-11-16 18:17:05.0,200,30\n"
+    )
+    made = import_into(str(path), folder)
+    assert "2 requests in 2.00 s" in made.told
+    assert Recording.open(made.folder).samples.height == 2
+    assert kind_of([path]) == "requests"
+    with pytest.raises(UsageError, match="one file of requests at a time"):
+        import_into(f"{path} {path}", folder)
 
 
 def test_only_a_recording_is_deleted_and_only_its_files(folder):

@@ -70,6 +70,7 @@ async def test_attach_watch_stop_and_open(server, tmp_path, monkeypatch):
         await pilot.press("s")
         await wait_for(pilot, seen, LiveScreen.Ended)
         assert "it is on screen 1 now" in text_of(app, "#message")
+        assert app.screen.query_one("NavBar").status == "not connected"
         await app.workers.wait_for_complete()
         await pilot.pause()
         (entry,) = (each for each in app.entries if each.path != tmp_path)
@@ -90,7 +91,16 @@ async def test_what_cannot_be_attached_to_is_told_in_place(server, tmp_path, mon
         await attach_to(pilot, server.url)
         await wait_for(pilot, seen, LiveScreen.Ended)
         assert "/metrics cannot be read" in text_of(app, "#message")
-        assert app.screen.query_one("#message").has_class("bad")
+        message, bar = app.screen.query_one("#message"), app.screen.query_one("NavBar")
+        assert message.has_class("bad")
+        assert bar.status == "not connected"
+        await pilot.press("escape")
+        assert not message.display
+        await attach_to(pilot, "--what")
+        assert message.display
+        assert bar.status == "not connected"
+        await pilot.press("escape")
+        assert not message.display
         assert not list(tmp_path.iterdir())
 
 

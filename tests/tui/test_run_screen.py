@@ -108,6 +108,17 @@ async def test_seek_by_number_step_and_time(folder):
         for text, told in (("99", "there are 10"), ("s9999", "was not recorded"), ("x", "give a")):
             await go(pilot, text)
             assert told in text_of(app, "#message"), text
+        now = model.play.now
+        for text, told in (
+            ("1:99", "end at 59"),
+            ("99999s", "the run ends at"),
+            ("3:32", "3:32.0"),
+        ):
+            await go(pilot, text)
+            assert told in text_of(app, "#message"), text
+        assert model.play.now == now
+        await go(pilot, f"{seconds:.1f}s")
+        assert text_of(app, "#message") == ""
         await pilot.press("end")
         assert model.play.now == model.play.end
         await pilot.press("z")
@@ -161,7 +172,8 @@ async def test_a_recording_that_goes_away_is_told_in_place(tmp_path):
         delete_recording(path)
         await pilot.press("2")
         await settle(pilot)
-        assert app.screen.query_one("#message").has_class("said")
+        assert "its folder is gone" in text_of(app, "#message")
+        assert "the steps cannot be read" in text_of(app, "#lanes")
         assert "problem 1 of 4" in text_of(app, "#title")
         await pilot.press("k", "k")
         await settle(pilot)

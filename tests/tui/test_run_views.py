@@ -223,6 +223,22 @@ def test_a_rule_is_told_of_one_problem_and_of_all(run):
     assert stop_lines(early, "why not", "x", width=78) == ["rule  why not"]
 
 
+def test_a_rule_that_is_met_as_all_end_does_not_wait(tmp_path):
+    rows = simulate(problems=2, n=4)
+    for row in rows["samples"]:
+        if row["problem_id"] == "p0":
+            row["end"] = max(r["end"] for r in rows["samples"] if r["problem_id"] == "p0")
+            row["answer"], row["correct"] = "7", True
+    (entry,) = load(write_recording(tmp_path / "x", rows).path)
+    judged = savings(entry.run, RULES[4])  # a quarter agree
+    text = " ".join(stop_lines(problem_at(entry.run, 0), judged, "x", width=200))
+    assert "is met here by 2 of 4 samples" in text
+    assert "nothing is saved" in text
+    assert "waits for the last" in " ".join(
+        stop_lines(problem_at(entry.run, 0), savings(entry.run, RULES[2]), "x", width=200)
+    )
+
+
 def test_stragglers_and_others_are_named(tmp_path):
     rows = simulate(problems=1, n=4)
     own = sorted(rows["samples"], key=lambda row: row["end"])

@@ -3,52 +3,50 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import ClassVar, cast
 
 from rich.text import Text
 from textual import on, work
 from textual.app import ComposeResult
-from textual.binding import Binding, BindingType
+from textual.binding import BindingType
 from textual.containers import Horizontal, VerticalScroll
+from textual.events import Resize
 from textual.widgets import DataTable, Input, Label, Select, Static
 from textual.worker import get_current_worker
 
-from advisor.budget import parse_budget
 from advisor.limits import Prices
 from traces.errors import TtscopeError
 from traces.schema import Budget, Pick, Recommendation
 from tui.advice_views import (
     AXES,
-    cell,
     error_bar,
+    gone_lines,
     limit_on,
     next_axis,
+    pick_rows,
     points,
     present_candidate,
     with_fronts,
 )
-from tui.formats import percent
+from tui.budget_fields import budget_of, in_fields, price_hint
 from tui.library import failure
 from tui.screens.advice_fields import (
+    EDGE,
     FIELDS,
     FIRST_ROW,
+    MARKS,
     NUMBERS,
     OBJECTIVES,
     STATISTICS,
     STYLES,
+    TABLE_SHARE,
     WIDE,
 )
-from tui.screens.advice_messages import Advised, WhatIf
+from tui.screens.advice_keys import KEYS
+from tui.screens.advice_messages import Advised, Question, WhatIf
 from tui.screens.base import ModeScreen
-from tui.views import (
-    Candidate,
-    candidates,
-    fitting_ticks,
-    paste_text,
-    pick_title,
-    ticks,
-    with_room,
-)
+from tui.views import Candidate, candidates, fitting_ticks, paste_text, ticks, with_room
 from tui.what_if import what_if
 from tui.widgets.scatter import Scatter
 
@@ -59,22 +57,16 @@ class AdviceScreen(ModeScreen):
     MODE = "advice"
     CSS_PATH = "advice.tcss"
     AUTO_FOCUS = "#picks"
-    BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("c", "copy", "copy command", id="advice.copy"),
-        Binding("b", "budget", "budget", id="advice.budget"),
-        Binding("x", "axis", "axis", id="advice.axis"),
-        Binding("w", "what_if", "what if", id="advice.what_if"),
-        Binding("e", "explain", "explain", id="advice.explain"),
-        Binding("m", "measure", "measure next", id="advice.measure"),
-        Binding("escape", "leave", "to the picks", show=False),
-    ]
+    BINDINGS: ClassVar[list[BindingType]] = KEYS
 
     def __init__(self) -> None:
         super().__init__()
         self._advice: Recommendation | None = None
         self._rows: list[Candidate] = []
-        self._asked: tuple[object, ...] | None = None
+        self._asked: Question | None = None
+        self._gone: list[Path] = []  # recordings that were left out, for their folders are gone
         self._axis = 0
+        self._passing = False  # whether the message goes when something else is shown
         self._what_if: list[str] = []
 
     def compose_body(self) -> ComposeResult:
@@ -108,7 +100,7 @@ class AdviceScreen(ModeScreen):
             start = self.ttscope.limits.get(name, "")
             field = Input(start, placeholder=example, id=f"field_{name}", compact=True)
             field.add_class("budget")
-            field.styles.width = columns
+            field.styles.width, field.styles.min_width = f"{columns}fr", columns
             yield field
 
     def on_mount(self) -> None:
@@ -122,6 +114,7 @@ class AdviceScreen(ModeScreen):
         if self.ttscope.loading_paths:
             self._say("loading the recordings ...")
             return
+        self.query_one("#field_price", Input).placeholder = price_hint(self.ttscope.price)
         self._ask()
 
     @on(Input.Submitted, ".budget")
@@ -135,78 +128,75 @@ class AdviceScreen(ModeScreen):
         if not self.ttscope.loading_paths:
             self._ask()
 
+    @on(Input.Blurred, ".budget")
+    def _left(self, event: Input.Blurred) -> None:
+        event.input.cursor_position = 0  # what is too long shows its beginning
+
     @on(Input.Changed, ".budget")
     def _typed(self) -> None:
         """Answer while one types, once there is an answer at all; half a number is no mistake."""
         if self._advice is not None and not self.ttscope.loading_paths:
             try:
-                parse_budget(self._given())
+                self._budget()
             except TtscopeError:
                 return
             self._ask()
 
-    def _given(self) -> dict[str, object]:
-        """Return the fields as parse_budget takes them. Raises UsageError for a bad number."""
-        given: dict[str, object] = {}
-        for name, *_ in FIELDS:
-            text = self.query_one(f"#field_{name}", Input).value.strip()
-            if text:
-                given[name] = text
-        for name, kind in (("gpus", int), ("confidence", float)):
-            if name in given:
-                text = str(given[name]).strip("$ ")
-                try:
-                    given[name] = kind(text)
-                except ValueError:
-                    raise TtscopeError(f"{name}: {text!r} is not a number") from None
-        percentile = dict(STATISTICS)[str(self.query_one("#statistic", Select).value)]
-        objective = str(self.query_one("#objective", Select).value)
-        if "max_latency" in given or objective == "latency":
-            given["percentile"] = percentile
-        given["optimise"] = objective
-        return given
+    def _budget(self) -> Budget:
+        """Return what the fields ask for. Raises UsageError."""
+        texts = {name: self.query_one(f"#field_{name}", Input).value for name, *_ in FIELDS}
+        return budget_of(
+            texts,
+            percentile=dict(STATISTICS)[str(self.query_one("#statistic", Select).value)],
+            objective=str(self.query_one("#objective", Select).value),
+            price=self.ttscope.price,
+        )
 
     def _ask(self) -> None:
         try:
-            budget = parse_budget(self._given())
+            budget = self._budget()
         except TtscopeError as error:
             self._asked = None
+            self.workers.cancel_group(self, "advice")
             self._say(str(error), bad=True)
             return
+        gone = self.ttscope.forget_gone()
         entries = self.ttscope.advisable()
         present = self.ttscope.present_entry()
         today = None if present is None else present.key
         question = (budget, tuple(entry.key for entry in entries), today)
-        if question == self._asked:
+        if question == self._asked and not gone:
             return
-        self._asked = question
+        self._asked, self._gone = question, gone
         if not entries:
-            self._say("no complete recording to learn from: make one with ttscope record", bad=True)
+            told = "no complete recording to learn from: make one with ttscope record"
+            self._say("\n".join([told, *self._gone_lines()]), bad=True)
             return
         self._say(f"learning from {len(entries)} recordings and replaying candidates ...")
-        self._work_out(budget)
+        self._work_out(budget, question)
 
     @work(thread=True, exclusive=True, group="advice")
-    def _work_out(self, budget: Budget) -> None:
+    def _work_out(self, budget: Budget, question: Question) -> None:
         worker = get_current_worker()
         entries = self.ttscope.advisable()
         recordings = [entry.recording for entry in entries if entry.recording is not None]
-        present = self.ttscope.present_entry()
-        today = None
-        if present is not None and present.run is not None and present.run.policy is not None:
-            today = present.run.engine, present.run.policy
         advice, error, begun = None, None, time.perf_counter()
         try:
-            advice = self.ttscope.advisor_for(recordings).recommend(budget, today)
+            advice = self.ttscope.advisor_for(recordings).recommend(
+                budget, self.ttscope.runs_today()
+            )
         except TtscopeError as problem:
             error = str(problem)
         except Exception as problem:  # shown in place, the app goes on
             error = f"the advisor failed ({failure(problem)})"
         if not worker.is_cancelled:
-            self.post_message(Advised(advice, error, len(recordings), time.perf_counter() - begun))
+            seconds = time.perf_counter() - begun
+            self.post_message(Advised(question, advice, error, len(recordings), seconds))
 
     @on(Advised)
     def _answered(self, event: Advised) -> None:
+        if event.question != self._asked:  # another was asked meanwhile, or what is no budget
+            return
         if event.advice is None:
             self._asked = None
             self._say(event.error or "no advice", bad=True)
@@ -222,12 +212,15 @@ class AdviceScreen(ModeScreen):
             self._rows.append(present_candidate(present.run, price))
         self._what_if = []
         self.set_status(f"{event.recordings} recordings, {event.seconds:.2f} s")
-        left_out = sum(event.advice.infeasible.values())
-        marks = "@ system-optimal  + compute-optimal  o front  f by FLOPs  P present  ! misses"
-        self._say(f"{event.advice.candidates:,} candidates, {left_out:,} out  {marks}")
+        self._say_legend()
         self._fill()
         self._fit_plot()
         self._show_pick()
+
+    @on(Resize)
+    def _fit_table(self) -> None:
+        if self._advice is not None:
+            self._fill()
 
     @on(Scatter.Resized)
     def _fit_plot(self) -> None:
@@ -238,28 +231,42 @@ class AdviceScreen(ModeScreen):
         self._plot()
         self.query_one(Scatter).refresh(layout=True)
 
-    def _say(self, text: str, *, bad: bool = False) -> None:
+    def _say_legend(self) -> None:
+        """Say what the marks mean, and which recordings are gone."""
+        if self._advice is None:
+            return
+        left_out = sum(self._advice.infeasible.values())
+        told = f"{self._advice.candidates:,} candidates, {left_out:,} out  {MARKS}"
+        self._say("\n".join([told, *self._gone_lines()]))
+
+    def _gone_lines(self) -> list[str]:
+        return gone_lines(self._gone, self.app.size.width - 2)
+
+    def _changed_what_is_shown(self) -> None:
+        """Bring the line of marks back where a word about something else has its place."""
+        if self._passing and self._asked is None:
+            self._ask()  # it says again what is wrong
+        elif self._passing:
+            self._say_legend()
+
+    def _say(self, text: str, *, bad: bool = False, passing: bool = False) -> None:
+        self._passing = passing
         message = self.query_one("#message", Static)
         message.set_class(bad, "bad")
-        message.update(text)
+        message.update(in_fields(text) if bad else text)
 
     def _fill(self) -> None:
-        wide = self.app.size.width >= WIDE
         table = self.query_one("#picks", DataTable)
         row = max(table.cursor_row, 0)
-        shown = [(header, name) for header, name, only_wide in NUMBERS if wide or not only_wide]
-        headers = ["", "configuration", *(header for header, _ in shown), "sure"]
-        if [str(column.label) for column in table.columns.values()] == headers:
-            table.clear()
-        else:
-            table.clear(columns=True)
-            table.add_columns(*headers)
-        for each in self._rows:
-            pick = each.pick
-            numbers = [cell(pick.estimates.get(name)) for _, name in shown]
-            numbers.append(percent(pick.probability_within_budget))
-            cells = [Text(each.marks), Text(pick_title(pick))]
-            cells += [Text(text, justify="right") for text in numbers]
+        width = self.app.size.width
+        numbers = [(header, name) for header, name, wide in NUMBERS if width >= WIDE or not wide]
+        headers, rows = pick_rows(self._rows, numbers, int(width * TABLE_SHARE) - EDGE)
+        table.clear(columns=True)
+        table.add_columns(*headers)
+        for each in rows:
+            cells = [
+                Text(text, justify="right" if at > 1 else "left") for at, text in enumerate(each)
+            ]
             table.add_row(*cells)  # without keys: the present configuration may stand twice
         table.move_cursor(row=min(row, max(len(self._rows) - 1, 0)))
 
@@ -297,6 +304,7 @@ class AdviceScreen(ModeScreen):
 
     @on(DataTable.RowHighlighted, "#picks")
     def _row_changed(self) -> None:
+        self._changed_what_is_shown()
         self._show_pick()
         self._plot()
 
@@ -338,13 +346,14 @@ class AdviceScreen(ModeScreen):
         try:
             path = self.ttscope.write_plan(self._advice)
         except TtscopeError as error:
-            self._say(str(error), bad=True)
+            self._say(str(error), bad=True, passing=True)
             return
-        self._say(f"plan in {path}; ttscope sweep {path} -o runs measures it")
+        self._say(f"plan in {path}; ttscope sweep {path} -o runs measures it", passing=True)
 
     def action_axis(self) -> None:
         """Plot accuracy against the next thing that is known."""
         self._axis = next_axis(self._rows, self._axis)
+        self._changed_what_is_shown()
         self._fit_plot()
 
     def action_what_if(self) -> None:
@@ -374,7 +383,9 @@ class AdviceScreen(ModeScreen):
     @on(WhatIf)
     def _change_told(self, event: WhatIf) -> None:
         self._what_if = event.lines
-        self._say(event.error or "", bad=event.error is not None)
+        self._say(event.error or "", bad=event.error is not None, passing=True)
+        if event.error is None:
+            self._changed_what_is_shown()
         self._show_pick()
 
     def action_budget(self) -> None:
@@ -383,6 +394,7 @@ class AdviceScreen(ModeScreen):
 
     def action_leave(self) -> None:
         """Go back to the picks, or out of the fields while there are none."""
+        self._changed_what_is_shown()
         self.query_one("#change").remove_class("open")
         self.remove_class("whole")
         self.set_focus(self.query_one("#picks") if self._advice is not None else None)

@@ -8,11 +8,14 @@ from textual.message import Message
 
 from traces.schema import Recommendation
 
+Question = tuple[object, ...]  # the budget, the recordings by key, and what runs today
+
 
 @dataclass
 class Advised(Message):
-    """The worker's answer: a recommendation, or why there is none."""
+    """The worker's answer to a question: a recommendation, or why there is none."""
 
+    question: Question
     advice: Recommendation | None
     error: str | None
     recordings: int

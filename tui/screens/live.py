@@ -144,6 +144,7 @@ class LiveScreen(ModeScreen):
         self._target, self._history, self._findings = target, History(), []
         self._watch = LiveWatch(target, folder, self._ticked)
         self._say(f"attaching to {target.accesses[0].url} ...")
+        self.set_status(self._status())
         self.query_one("#page").focus()
         self._run(self._watch, target)
 
@@ -196,7 +197,7 @@ class LiveScreen(ModeScreen):
         self._draw()
 
     def _status(self) -> str:
-        if self._target is None:
+        if self._watch is None or self._target is None:
             return "not connected"
         return status(self._history.last, self._target.accesses[0].url)
 
@@ -246,7 +247,9 @@ class LiveScreen(ModeScreen):
         self.query_one("#url").focus()
 
     def action_leave(self) -> None:
-        """Leave the URL, so that keys are keys."""
+        """Leave the URL, so that keys are keys, and what was wrong with it."""
+        if self.query_one("#message").has_class("bad"):
+            self._say("")
         self.query_one("#page").focus()
 
     def action_depth(self) -> None:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
 from rich.text import Text
 from textual import on, work
 from textual.app import ComposeResult
-from textual.binding import Binding, BindingType
+from textual.binding import BindingType
 from textual.containers import VerticalScroll
-from textual.message import Message
 from textual.widgets import DataTable, Input, Static
 from textual.widgets.data_table import CellDoesNotExist
 from textual.worker import get_current_worker
@@ -21,7 +19,6 @@ from traces.errors import TtscopeError
 from traces.summary import Run
 from tui.formats import compact
 from tui.library import (
-    ImportMade,
     delete_recording,
     failure,
     import_into,
@@ -29,59 +26,26 @@ from tui.library import (
     recordings_at,
     size_bytes,
 )
-from tui.recordings_views import EMPTY, compared_lines, entry_lines
+from tui.recordings_views import EMPTY, compared_lines, entry_lines, price_told, status_of
 from tui.screens.base import ModeScreen
 from tui.screens.confirm import ConfirmScreen
+from tui.screens.recordings_keys import KEYS, QUESTIONS
+from tui.screens.recordings_messages import Compared, Failed, ImportDone
 from tui.views import COLUMNS, Column, Entry, cell_text, fitting_columns, matches, sort_key
 
 JustifyMethod = Literal["left", "right"]
 Drawn = tuple[dict[str, str], bool, int]  # the cells of an entry, whether marked, at which width
+WIDE = 100
 MOST_GONE = 20  # rows that are taken out one by one
-QUESTIONS = {
-    "open": "recordings, or folders of them, to open beside these",
-    "price": "USD per device-hour, such as 2.5; - takes what the recordings say",
-    "import": "profiler traces, one per rank, or samples of evaluations; they become a recording",
-}
 
 
 class RecordingsScreen(ModeScreen):
     """The table of runs; space marks, and marked runs are compared on the same problems."""
 
-    @dataclass
-    class ImportDone(Message):
-        """Files of others are a recording now."""
-
-        made: ImportMade
-
-    @dataclass
-    class Failed(Message):
-        """Something that was asked for cannot be done."""
-
-        text: str
-
-    @dataclass
-    class Compared(Message):
-        """Two marked runs were compared."""
-
-        pair: tuple[str, str]
-        found: Difference
-
     MODE = "recordings"
     CSS_PATH = "recordings.tcss"
     AUTO_FOCUS = "#runs"
-    BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("space", "mark", "mark", id="recordings.mark"),
-        Binding("slash", "filter", "filter", id="recordings.filter"),
-        Binding("s", "sort", "sort", id="recordings.sort"),
-        Binding("r", "reverse", "reverse", id="recordings.reverse", show=False),
-        Binding("u", "unmark", "unmark all", id="recordings.unmark", show=False),
-        Binding("a", "advise", "advise", id="recordings.advise"),
-        Binding("o", "ask('open')", "open", id="recordings.open"),
-        Binding("i", "ask('import')", "import", id="recordings.import"),
-        Binding("x", "delete", "delete", id="recordings.delete"),
-        Binding("dollar_sign", "ask('price')", "price", id="recordings.price", show=False),
-        Binding("escape", "leave_filter", "leave the field", show=False),
-    ]
+    BINDINGS: ClassVar[list[BindingType]] = KEYS
 
     def __init__(self) -> None:
         super().__init__()
@@ -100,7 +64,7 @@ class RecordingsScreen(ModeScreen):
         yield Input(id="ask", compact=True)
         yield DataTable[Text](id="runs", cursor_type="row", zebra_stripes=True)
         yield Static(id="message", markup=False)
-        with VerticalScroll(id="panel", can_focus=False):
+        with VerticalScroll(id="panel"):
             yield Static(id="detail", markup=False)
 
     def on_resize(self) -> None:
@@ -111,16 +75,12 @@ class RecordingsScreen(ModeScreen):
     def _table(self) -> DataTable[Text]:
         return self.query_one("#runs", DataTable)
 
-    @property
-    def _room(self) -> int:
-        return self.app.size.width - 2
-
     def _fit_columns(self) -> None:
         """Make the columns anew where others are shown, or wider ones.
 
         The table would measure every cell for their widths.
         """
-        fitting = fitting_columns(self.ttscope.entries, self._room)
+        fitting = fitting_columns(self.ttscope.entries, self.app.size.width)
         if fitting == self._columns:
             return
         self._columns, self._order, self._drawn = fitting, [], {}
@@ -144,12 +104,17 @@ class RecordingsScreen(ModeScreen):
         self._shown = entries
         self._fit_columns()
         self._fill(entries)
-        total, marked = len(self.ttscope.entries), len(self.ttscope.marked)
-        loading = "loading, " if self.ttscope.loading_paths else ""
         arrow = "^" if self._reverse else "v"
-        self.set_status(
-            f"{loading}{len(entries)}/{total}  sort {column.header} {arrow}  {marked} marked"
+        told = status_of(
+            shown=len(entries),
+            total=len(self.ttscope.entries),
+            marked=len(self.ttscope.marked),
+            loading=self.ttscope.loading_paths,
+            sort=f"{column.header} {arrow}",
+            price=self.ttscope.price,
+            wide=self.app.size.width >= WIDE,
         )
+        self.set_status(told)
         self._show_panel()
 
     def _fill(self, entries: list[Entry]) -> None:
@@ -157,7 +122,9 @@ class RecordingsScreen(ModeScreen):
         table = self._table
         keys = [entry.key for entry in entries]
         marked = set(self.ttscope.marked)
-        drawn = {each.key: (each.cells, each.key in marked, self._room) for each in entries}
+        drawn = {
+            each.key: (each.cells, each.key in marked, self.app.size.width) for each in entries
+        }
         at_top = table.cursor_row <= 0
         current = keys[0] if at_top and self.ttscope.loading_paths and keys else self._current_key()
         gone = set(self._order) - set(keys)
@@ -195,7 +162,9 @@ class RecordingsScreen(ModeScreen):
         cells = [Text(mark, style="bold")]
         for column, _ in self._columns:
             side: JustifyMethod = "right" if column.right and numbers else "left"
-            cells.append(Text(cell_text(column, entry, self._room), style=style, justify=side))
+            cells.append(
+                Text(cell_text(column, entry, self.app.size.width), style=style, justify=side)
+            )
         return cells
 
     def _current_key(self) -> str | None:
@@ -304,22 +273,23 @@ class RecordingsScreen(ModeScreen):
             return
         try:
             if self._asking == "price":
-                self.ttscope.set_price(price_of(event.value))
+                price = price_of(event.value)
+                self.ttscope.set_price(price)
+                self._say(f"costs are {price_told(price)}")
             else:
                 self.ttscope.open_paths(recordings_at(event.value))
+                self._say("")
         except TtscopeError as error:
             self._say(str(error), bad=True)
-            return
-        self._say("")
 
     @work(thread=True, group="import")
     def _import(self, text: str) -> None:
         try:
             made = import_into(text, Path("runs"))
         except Exception as error:  # a file of others may be broken in any way
-            self.post_message(self.Failed(failure(error)))
+            self.post_message(Failed(failure(error)))
         else:
-            self.post_message(self.ImportDone(made))
+            self.post_message(ImportDone(made))
 
     @on(ImportDone)
     def _imported(self, event: ImportDone) -> None:
@@ -334,11 +304,18 @@ class RecordingsScreen(ModeScreen):
     def action_delete(self) -> None:
         """Delete the recording under the cursor, once that is confirmed."""
         entry = self._current()
+        if entry is not None and not entry.path.exists():
+            self._drop(entry.path)
+            return
         if entry is None or entry.recording is None:
             self._say("nothing to delete: this is no recording", bad=True)
             return
         path = entry.path
-        size = compact(size_bytes(path))
+        try:
+            size = compact(size_bytes(path))
+        except TtscopeError as error:
+            self._not_deleted(path, error)
+            return
         question = f"Delete the recording {path} ({size}B)? It cannot be undone."
         self.app.push_screen(ConfirmScreen(question), lambda yes: self._delete(path, bool(yes)))
 
@@ -348,10 +325,21 @@ class RecordingsScreen(ModeScreen):
         try:
             left = delete_recording(path)
         except TtscopeError as error:
-            self._say(str(error), bad=True)
+            self._not_deleted(path, error)
             return
         kept = f"; {len(left)} other files stay in it" if left else ""
         self._say(f"deleted {path}{kept}")
+        self.ttscope.forget(path)
+
+    def _not_deleted(self, path: Path, error: TtscopeError) -> None:
+        """Say why, or take a recording whose folder is gone out of the list."""
+        if path.exists():
+            self._say(str(error), bad=True)
+        else:
+            self._drop(path)
+
+    def _drop(self, path: Path) -> None:
+        self._say(f"{path}: its folder is gone; it is out of the list now", bad=True)
         self.ttscope.forget(path)
 
     def _say(self, text: str, *, bad: bool = False) -> None:
@@ -374,7 +362,7 @@ class RecordingsScreen(ModeScreen):
     def _work_out(self, pair: tuple[str, str], first: Run, second: Run) -> None:
         found = compare(first, second)
         if not get_current_worker().is_cancelled:
-            self.post_message(self.Compared(pair, found))
+            self.post_message(Compared(pair, found))
 
     @on(Compared)
     def _show_difference(self, event: Compared) -> None:

@@ -18,7 +18,7 @@ from advisor.stopping import RULES, Savings, StopRule, savings
 from traces.errors import UsageError
 from tui.library import failure
 from tui.playback import parse_goto
-from tui.replay_beside import Beside, replay_beside
+from tui.replay_beside import Beside, replay_beside, told_here
 from tui.run_data import read_run
 from tui.run_model import PAGES, WIDE, RunModel
 from tui.screens.base import ModeScreen
@@ -90,7 +90,7 @@ class RunScreen(ModeScreen):
         try:
             data = read_run(model.recording, model.run)
         except Exception as error:  # shown in place, the app goes on
-            self.post_message(Failed(failure(error)))
+            self.post_message(Failed(failure(error), model))
             return
         if not worker.is_cancelled:
             self.post_message(Read(model, data))
@@ -173,7 +173,10 @@ class RunScreen(ModeScreen):
 
     @on(Failed)
     def _failed(self, event: Failed) -> None:
-        self._say(event.text)
+        self._say(told_here(event.text))
+        if event.unread is not None:
+            event.unread.unread = True
+            self._draw_time()
 
     @on(Resize)
     def _fit(self) -> None:

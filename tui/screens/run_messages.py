@@ -47,9 +47,10 @@ class Told(Message):
 
 @dataclass
 class Failed(Message):
-    """Something that was asked for cannot be done."""
+    """Something that was asked for cannot be done; `unread` is the run that cannot be read."""
 
     text: str
+    unread: RunModel | None = None
 
 
 class PageRead(Message):
