@@ -76,6 +76,7 @@ class Evidence:
     price_usd_per_device_hour: float | None
     left_out: int
     cut: tuple[Run, ...] = ()  # runs as they would have been with less thought
+    lost: tuple[str, ...] = ()  # what a timeout or an error cut off, in words
 
     @property
     def gpus(self) -> frozenset[str | None]:
@@ -145,7 +146,7 @@ def gather(
     cut: list[Run] = []
     models: dict[str, ModelFacts] = {}
     watts: dict[EngineConfig, list[float]] = {}
-    left_out = 0
+    left_out, lost = 0, []
     most = most_of_each([each.rows("steps") for each in (*recordings, *others)], MOST_STEPS)
     for each in recordings:
         recording = each.afresh()  # its tables go once the next is read
@@ -155,10 +156,11 @@ def gather(
             power = mean_power_w(recording, key)
             if power is not None:
                 watts.setdefault(law_key(engine), []).append(power)
-        found, dropped = read_runs(recording)
+        found, dropped, told = read_runs(recording)
         runs.extend(found)
         cut.extend(cut_runs(recording, found))
         left_out += dropped
+        lost += told
     for each in others:
         recording = each.afresh()
         for key, engine in recording.manifest.engines.items():
@@ -186,6 +188,7 @@ def gather(
         watts={key: float(np.mean(values)) for key, values in watts.items()},
         price_usd_per_device_hour=given.pop() if len(given) == 1 else None,
         left_out=left_out,
+        lost=tuple(lost),
     )
 
 

@@ -116,7 +116,7 @@ def predict(
             power=None if on_tables else power,
             beyond=beyond,
         )
-    notes = [*_time_notes(after, prior, on_tables), *_prefixes(base)]
+    notes = [*_time_notes(after, prior, on_tables), *_prefixes(base), *evidence.lost]
     if before is None:
         notes.append("no step was recorded, so that the run cannot be replayed as it was")
     if own.engine.mode == "in_process":

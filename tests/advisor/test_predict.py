@@ -1,6 +1,7 @@
 import dataclasses
 
 import numpy as np
+import polars as pl
 import pytest
 
 from advisor import replayed_tables
@@ -214,6 +215,15 @@ def test_a_run_that_stopped_early_has_no_samples_to_replay(tmp_path):
     recording = record(tmp_path / "early", engine_of(), policy, problems=6)
     with pytest.raises(Exception, match="no finished problem|cannot be replayed"):
         asked(recording)
+
+
+def test_problems_that_timed_out_are_told(tmp_path, monkeypatch):
+    recording = record(tmp_path / "r", engine_of(), GREEDY, problems=40)
+    late = pl.when(pl.col("problem_id") == "p3").then(True)
+    rows = recording.problems.with_columns(timed_out=late)
+    monkeypatch.setattr(Recording, "problems", rows)
+    found = asked(recording)
+    assert "left out of r, greedy: of 40 problems 1 cut off by the timeout" in found.notes
 
 
 def test_a_greedy_run_replays(tmp_path):
