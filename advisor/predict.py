@@ -28,6 +28,7 @@ from advisor.replay import Replicas
 from advisor.replayed_tables import write_recording
 from advisor.replays import Replays
 from advisor.space import decoder_of, sampling_of
+from advisor.startable import check_startable
 from advisor.step_times import Question
 from advisor.waiting import Waited
 from traces.errors import UsageError
@@ -87,6 +88,7 @@ def predict(
     if question.engine.speculative != own.engine.speculative:
         redrafted = _redrafted(evidence, alike, question)
     sources = (_source(evidence, own, question),) if redrafted is None else redrafted.runs
+    check_startable(question.engine, own.engine.one_replica(), sources, on_tables=on_tables)
     law, told = None, None
     if redrafted is not None and model is not None and not on_tables:
         law, told = draft_law(model, recordings, question.engine)

@@ -166,12 +166,23 @@ def test_who_waited_for_whom(votes):
         ),
         ({"engine": {"dtype": "float16"}}, "no samples of small with"),
         ({"policy": {"method": "sequential"}}, "cannot be replayed from other samples"),
-        ({"engine": {"num_gpu_blocks": 3}}, "blocks of the cache's 2"),
+        ({"engine": {"num_gpu_blocks": 3, "max_model_len": None}}, "blocks of the cache's 2"),
+        ({"engine": {"num_gpu_blocks": 63}}, "1,008 tokens .* max_model_len 1,024, .* set 64 blo"),
+        ({"engine": {"max_model_len": 40}}, "have up to .* tokens, which vLLM would cut"),
+        ({"engine": {"max_num_batched_tokens": 8}}, "=8: vLLM needs a token for each .* 32, 32 in"),
+        ({"engine": {"max_num_seqs": 1024}}, "max_num_batched_tokens=512: vLLM needs a token for"),
+        ({"engine": {"gpu_memory_utilization": 0.5}}, "=0.5: .*; set engine.num_gpu_blocks"),
     ],
 )
 def test_what_the_recordings_cannot_answer_is_refused(votes, changes, message):
     with pytest.raises(UsageError, match=message):
         asked(votes, **changes)
+
+
+def test_a_recorded_engine_is_taken_as_it_is(tmp_path):
+    odd = engine_of(max_num_batched_tokens=16, num_gpu_blocks=20)  # of 32 sequences, 1,024 long
+    found = asked(record(tmp_path / "odd", odd, GREEDY, problems=8), concurrency=2)
+    assert found.predicted.problems == 8
 
 
 def test_of_more_steps_than_a_recording_keeps_the_rest_is_kept(votes, tmp_path, monkeypatch):
