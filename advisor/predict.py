@@ -16,7 +16,7 @@ from typing import Final
 import polars as pl
 
 from advisor.draft_law import draft_law
-from advisor.evidence import Evidence, Run, gather
+from advisor.evidence import Evidence, Run, gather, law_key
 from advisor.gpu_engines import PRICED
 from advisor.latency_spread import latency_spread
 from advisor.models.prior_tables import read_prior
@@ -30,6 +30,7 @@ from advisor.replays import Replays
 from advisor.space import decoder_of, sampling_of
 from advisor.startable import check_startable
 from advisor.step_times import Question
+from advisor.unrecorded import DECODING, differences, recording_of, what_differs
 from advisor.waiting import Waited
 from traces.errors import UsageError
 from traces.manifest import Manifest
@@ -301,9 +302,12 @@ def _unanswered(evidence: Evidence, own: Run, question: Question) -> str:
     if engine.model not in models:
         return f"no samples of {engine.model} were recorded; add a recording of it with --with"
     if decoder_of(engine) not in {decoder_of(run.engine) for run in evidence.runs}:
+        whole = differences(law_key(engine), [law_key(run.engine) for run in evidence.runs])
+        fields = {name: values for name, values in whole.items() if name in DECODING}
         return (
-            f"no samples of {engine.model} with {engine.label()} were recorded (speculation, "
-            "precision and quantisation change answers or drafts); add such a recording with --with"
+            f"no samples of {engine.model} were recorded with {what_differs(fields)}, which may "
+            f"change answers or drafts; of the same problems: {recording_of(engine, whole)}, then "
+            "add that recording with --with"
         )
     changed = [
         field.name

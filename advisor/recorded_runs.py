@@ -23,6 +23,7 @@ _USED = (
     "output_tokens", "think_tokens", "end", "error", "cancelled_by", "answer", "correct",
     "finish_reason", "drafted_per_step", "accepted_per_step",
 )  # fmt: skip
+STOPPING = ("early_stopping", "adaptive", "agreement", "first_finish")
 FIXED_N = ("greedy", "majority", "best_of_n")  # every sample runs to its end: nothing is selected
 
 

@@ -277,6 +277,8 @@ def _engine(engine: EngineConfig, changes: Mapping[str, Any]) -> EngineConfig:
         ) from None
     if "tensor_parallel_size" in changes and "num_gpus" not in changes:
         changed = dataclasses.replace(changed, num_gpus=None)  # as many as are then needed
+        if engine.num_gpus is not None:  # as the recorded ones of that size tell
+            changed = dataclasses.replace(changed, num_gpus=changed.num_devices)
     if changes.keys() & {"model", "tensor_parallel_size"} and "num_gpu_blocks" not in changes:
         changed = dataclasses.replace(changed, num_gpu_blocks=None)  # that of the recorded engine
     return changed

@@ -158,6 +158,24 @@ def test_different_workloads_are_refused_by_name(tmp_path):
         gather([ours, theirs])
 
 
+def test_problems_of_one_name_are_told_apart(tmp_path):
+    def pair(one, **changes):
+        facts = [WorkloadFacts(name="demo", **each) for each in (one, one | changes)]
+        both = [
+            write(tmp_path / f"{changes} {i}", {}, workload=each) for i, each in enumerate(facts)
+        ]
+        with pytest.raises(UsageError) as error:
+            gather(both)
+        return str(error.value).partition("problems (")[2].partition(")")[0]
+
+    one = {"hash": "a", "problems": 12, "seed": 1}
+    assert pair(one, hash="b", problems=16) == "12 problems of demo and 16 problems of demo"
+    assert pair(one, hash="b", seed=2) == (
+        "12 problems of demo with seed 1 and 12 problems of demo with seed 2"
+    )
+    assert pair(one, hash="b") == "12 problems of demo, hash a and 12 problems of demo, hash b"
+
+
 def test_the_space_holds_only_what_was_recorded(recordings):
     space = explore(gather(recordings))
     found = [space.candidate(row) for row in range(len(space))]

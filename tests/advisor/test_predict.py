@@ -10,7 +10,7 @@ from advisor.replay import Replicas
 from advisor.step_times import Question
 from tests.advisor.operator_tables import LAYERS, attention_us, dense_us, write_tables
 from tests.advisor.synthetic import GREEDY, engine_of, record
-from traces.errors import TablesError, UsageError
+from traces.errors import RecordingError, TablesError, UsageError
 from traces.metrics import estimate_of
 from traces.recording import Recording
 from traces.schema import Policy
@@ -162,9 +162,23 @@ def test_who_waited_for_whom(votes):
         ({"engine": {"model": "other"}}, "no samples of other were recorded"),
         (
             {"engine": {"tensor_parallel_size": 4}},
-            "never recorded; a few problems teach .* --model small --tensor-parallel-size 4,",
+            r"never recorded with tensor_parallel_size 4 \(recorded: 1\); a few problems teach its "
+            "steps: ttscope record --model small --tensor-parallel-size 4 --dtype bfloat16, then",
         ),
-        ({"engine": {"dtype": "float16"}}, "no samples of small with"),
+        (
+            {"engine": {"block_size": 32, "enforce_eager": True}},
+            r"with block_size 32 \(recorded: 16\), enforce_eager True \(recorded: none\); "
+            "a few problems teach its steps: record such an engine, then give",
+        ),
+        (
+            {"engine": {"dtype": "float16"}},
+            r"no samples of small were recorded with dtype float16 \(recorded: bfloat16\), .* "
+            "ttscope record --model small --dtype float16, then add",
+        ),
+        (
+            {"engine": {"kv_cache_dtype": "fp8", "block_size": 32}},
+            r"kv_cache_dtype fp8 \(recorded: none\), .* problems: record such an engine, then add",
+        ),
         ({"policy": {"method": "sequential"}}, "cannot be replayed from other samples"),
         ({"engine": {"num_gpu_blocks": 3, "max_model_len": None}}, "blocks of the cache's 2"),
         ({"engine": {"num_gpu_blocks": 63}}, "1,008 tokens .* max_model_len 1,024, .* set 64 blo"),
@@ -224,7 +238,9 @@ def test_a_few_other_problems_teach_the_steps_of_another_size(votes, tmp_path):
 def test_a_run_that_stopped_early_has_no_samples_to_replay(tmp_path):
     policy = Policy(method="first_finish", n=4, temperature=0.8, rule=(("first", 2.0),))
     recording = record(tmp_path / "early", engine_of(), policy, problems=6)
-    with pytest.raises(Exception, match="no finished problem|cannot be replayed"):
+    with pytest.raises(
+        RecordingError, match="early: run as first 2/4, which stops early, .* majority"
+    ):
         asked(recording)
 
 
