@@ -177,11 +177,18 @@ def _outside(
         notes.append("outside what was recorded: batches or contexts are larger; marked *")
     if after.drawn < after.recorded:
         notes.append(f"{after.drawn} of the recorded samples drawn, {len(after.runs)} times")
+    rate = question.rate_per_s
+    if rate is not None and rate > (capacity := after.capacity_per_s()):
+        served = float(f"{capacity:.3g}")
+        notes.append(
+            f"cannot keep up: {rate:,g} problems/s arrive and some {served:,g} can be served, "
+            "so that the queue grows with every problem: latencies hold for this number alone"
+        )
     if after.arrivals_drawn:
         notes.append(
             f"arrivals drawn {len(after.runs)} times: the interval is that of one draw more"
         )
-    elif question.rate_per_s is not None and not question.arrivals_sent:
+    elif rate is not None and not question.arrivals_sent:
         notes.append("arrivals are one draw; another --seed gives others")
     return notes
 

@@ -1,4 +1,5 @@
 import dataclasses
+import re
 
 import numpy as np
 import polars as pl
@@ -93,6 +94,20 @@ def test_replicas_share_an_open_load(votes):
     two = asked(votes, rate_per_s=20.0, replicas=Replicas(count=2, routing="least-outstanding"))
     assert two.predicted.latency_s["p95"].value < one.predicted.latency_s["p95"].value
     assert sorted(two.tables["steps"]["engine"].unique()) == sorted(two.manifest.engines)
+
+
+def test_arrivals_that_outrun_the_engine_are_told(votes):
+    def overrun(rate, **changes):
+        notes = asked(votes, rate_per_s=rate, **changes).notes
+        return next((note for note in notes if note.startswith("cannot keep up")), None)
+
+    note = overrun(1000.0)
+    capacity = float(re.search(r"1,000 problems/s arrive and some (\S+) can be served", note)[1])
+    assert overrun(0.9 * capacity) is None
+    assert overrun(1.1 * capacity) is not None
+    two = Replicas(count=2, routing="least-outstanding")
+    assert overrun(1.1 * capacity, replicas=two) is None
+    assert overrun(2.5 * capacity, replicas=two) is not None
 
 
 def test_data_parallel_ranks_are_replicas(votes):
