@@ -21,7 +21,7 @@ import polars as pl
 from advisor.composition import composition_matrix
 from advisor.host_work import with_host_work
 from advisor.models.architectures import refusal
-from advisor.recorded_runs import ProblemRun, Run, Sample, cut_runs, read_runs
+from advisor.recorded_runs import FIXED_N, STOPPING, ProblemRun, Run, Sample, cut_runs, read_runs
 from advisor.step_sample import MOST_STEPS, most_of_each, places
 from traces.energy import mean_power_w
 from traces.errors import RecordingError, UsageError
@@ -76,6 +76,7 @@ class Evidence:
     price_usd_per_device_hour: float | None
     left_out: int
     cut: tuple[Run, ...] = ()  # runs as they would have been with less thought
+    lost: tuple[str, ...] = ()  # what a timeout or an error cut off, in words
 
     @property
     def gpus(self) -> frozenset[str | None]:
@@ -145,7 +146,7 @@ def gather(
     cut: list[Run] = []
     models: dict[str, ModelFacts] = {}
     watts: dict[EngineConfig, list[float]] = {}
-    left_out = 0
+    left_out, lost = 0, []
     most = most_of_each([each.rows("steps") for each in (*recordings, *others)], MOST_STEPS)
     for each in recordings:
         recording = each.afresh()  # its tables go once the next is read
@@ -155,10 +156,11 @@ def gather(
             power = mean_power_w(recording, key)
             if power is not None:
                 watts.setdefault(law_key(engine), []).append(power)
-        found, dropped = read_runs(recording)
+        found, dropped, told = read_runs(recording)
         runs.extend(found)
         cut.extend(cut_runs(recording, found))
         left_out += dropped
+        lost += told
     for each in others:
         recording = each.afresh()
         for key, engine in recording.manifest.engines.items():
@@ -170,7 +172,7 @@ def gather(
             f"{names}: no engine step to learn from; record with the step probe{tables}"
         )
     if not runs:
-        raise RecordingError(f"{names}: no finished problem with all its samples; record again")
+        raise RecordingError(_no_run(recordings, names))
     if judged and not any(s.correct is not None for run in runs for s in _samples(run)):
         raise RecordingError(f"{names}: no sample is marked right or wrong; record with answers")
     prices = [r.manifest.price_usd_per_device_hour for r in recordings]
@@ -186,6 +188,7 @@ def gather(
         watts={key: float(np.mean(values)) for key, values in watts.items()},
         price_usd_per_device_hour=given.pop() if len(given) == 1 else None,
         left_out=left_out,
+        lost=tuple(lost),
     )
 
 
@@ -200,10 +203,38 @@ def _same_workload(recordings: Sequence[Recording]) -> WorkloadFacts | None:
         if (ours and ours.hash) != (theirs and theirs.hash):
             raise UsageError(
                 f"{first.name} and {other.name} answer different problems "
-                f"({ours.name if ours else 'unknown'} and {theirs.name if theirs else 'unknown'}); "
-                "advise on recordings of one workload"
+                f"({_told(ours, theirs)} and {_told(theirs, ours)}); advise on recordings of one "
+                "workload"
             )
     return first.manifest.workload
+
+
+def _told(workload: WorkloadFacts | None, other: WorkloadFacts | None) -> str:
+    """Return a workload's name, and what tells it from another of the same name."""
+    if workload is None:
+        return "unknown"
+    if other is None or workload.name != other.name:
+        return workload.name
+    text = f"{workload.problems:,} problems of {workload.name}"
+    if workload.seed != other.seed:
+        text += f" with seed {'unknown' if workload.seed is None else workload.seed}"
+    same = (workload.problems, workload.seed) == (other.problems, other.seed)
+    return f"{text}, hash {workload.hash}" if same else text
+
+
+def _no_run(recordings: Sequence[Recording], names: str) -> str:
+    """Say why there is no run with all samples of a problem."""
+    policies = {policy for each in recordings for policy in each.manifest.policies.values()}
+    labels = ", ".join(sorted(policy.label() for policy in policies))
+    methods = {policy.method for policy in policies}
+    if methods and methods <= set(STOPPING):
+        return (
+            f"{names}: run as {labels}, which stops early, so that the samples that ended are no "
+            "fair draw; record with majority, which can be replayed under that rule"
+        )
+    if methods and not methods & set(FIXED_N):
+        return f"{names}: run as {labels}, whose samples no replay can draw; record with majority"
+    return f"{names}: no finished problem with all its samples; record again"
 
 
 def _steps(

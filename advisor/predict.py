@@ -16,7 +16,7 @@ from typing import Final
 import polars as pl
 
 from advisor.draft_law import draft_law
-from advisor.evidence import Evidence, Run, gather
+from advisor.evidence import Evidence, Run, gather, law_key
 from advisor.gpu_engines import PRICED
 from advisor.latency_spread import latency_spread
 from advisor.models.prior_tables import read_prior
@@ -28,7 +28,9 @@ from advisor.replay import Replicas
 from advisor.replayed_tables import write_recording
 from advisor.replays import Replays
 from advisor.space import decoder_of, sampling_of
+from advisor.startable import check_startable
 from advisor.step_times import Question
+from advisor.unrecorded import DECODING, differences, recording_of, what_differs
 from advisor.waiting import Waited
 from traces.errors import UsageError
 from traces.manifest import Manifest
@@ -87,6 +89,7 @@ def predict(
     if question.engine.speculative != own.engine.speculative:
         redrafted = _redrafted(evidence, alike, question)
     sources = (_source(evidence, own, question),) if redrafted is None else redrafted.runs
+    check_startable(question.engine, own.engine.one_replica(), sources, on_tables=on_tables)
     law, told = None, None
     if redrafted is not None and model is not None and not on_tables:
         law, told = draft_law(model, recordings, question.engine)
@@ -116,7 +119,7 @@ def predict(
             power=None if on_tables else power,
             beyond=beyond,
         )
-    notes = [*_time_notes(after, prior, on_tables), *_prefixes(base)]
+    notes = [*_time_notes(after, prior, on_tables), *_prefixes(base), *evidence.lost]
     if before is None:
         notes.append("no step was recorded, so that the run cannot be replayed as it was")
     if own.engine.mode == "in_process":
@@ -174,11 +177,18 @@ def _outside(
         notes.append("outside what was recorded: batches or contexts are larger; marked *")
     if after.drawn < after.recorded:
         notes.append(f"{after.drawn} of the recorded samples drawn, {len(after.runs)} times")
+    rate = question.rate_per_s
+    if rate is not None and rate > (capacity := after.capacity_per_s()):
+        served = float(f"{capacity:.3g}")
+        notes.append(
+            f"cannot keep up: {rate:,g} problems/s arrive and some {served:,g} can be served, "
+            "so that the queue grows with every problem: latencies hold for this number alone"
+        )
     if after.arrivals_drawn:
         notes.append(
             f"arrivals drawn {len(after.runs)} times: the interval is that of one draw more"
         )
-    elif question.rate_per_s is not None and not question.arrivals_sent:
+    elif rate is not None and not question.arrivals_sent:
         notes.append("arrivals are one draw; another --seed gives others")
     return notes
 
@@ -299,9 +309,12 @@ def _unanswered(evidence: Evidence, own: Run, question: Question) -> str:
     if engine.model not in models:
         return f"no samples of {engine.model} were recorded; add a recording of it with --with"
     if decoder_of(engine) not in {decoder_of(run.engine) for run in evidence.runs}:
+        whole = differences(law_key(engine), [law_key(run.engine) for run in evidence.runs])
+        fields = {name: values for name, values in whole.items() if name in DECODING}
         return (
-            f"no samples of {engine.model} with {engine.label()} were recorded (speculation, "
-            "precision and quantisation change answers or drafts); add such a recording with --with"
+            f"no samples of {engine.model} were recorded with {what_differs(fields)}, which may "
+            f"change answers or drafts; of the same problems: {recording_of(engine, whole)}, then "
+            "add that recording with --with"
         )
     changed = [
         field.name

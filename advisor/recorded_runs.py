@@ -11,8 +11,10 @@ import numpy.typing as npt
 import polars as pl
 
 from advisor.verify_steps import verify_steps
+from traces.errors import RecordingError
 from traces.recording import Recording
 from traces.schema import EngineConfig, Policy, Speculative
+from traces.survivors import lost_problems
 
 Ints = npt.NDArray[np.int64]
 
@@ -21,6 +23,7 @@ _USED = (
     "output_tokens", "think_tokens", "end", "error", "cancelled_by", "answer", "correct",
     "finish_reason", "drafted_per_step", "accepted_per_step",
 )  # fmt: skip
+STOPPING = ("early_stopping", "adaptive", "agreement", "first_finish")
 FIXED_N = ("greedy", "majority", "best_of_n")  # every sample runs to its end: nothing is selected
 
 
@@ -81,8 +84,11 @@ class Run:
         return np.asarray((times - times.min()) / 1e9)
 
 
-def read_runs(recording: Recording) -> tuple[list[Run], int]:
-    """Return the runs of a recording and how many problems were left out."""
+def read_runs(recording: Recording) -> tuple[list[Run], int, list[str]]:
+    """Return the runs of a recording, how many problems were left out, and what of them to tell.
+
+    Raises RecordingError for a run of which a timeout or errors cut off more than a few problems.
+    """
     manifest = recording.manifest
     imported = "imported" in manifest.provenance  # tells of what has ended, perhaps not when
     ended = (
@@ -111,6 +117,7 @@ def read_runs(recording: Recording) -> tuple[list[Run], int]:
         run = _problem_run(row, list(own.values()), policy.n, engine.speculative, imported=imported)
         if run is not None:
             found.setdefault((row["engine"], row["policy"]), {})[run.problem_id] = run
+    notes = [] if imported else _check_survivors(recording, found)
     runs = [
         Run(
             recording=recording.name,
@@ -123,7 +130,41 @@ def read_runs(recording: Recording) -> tuple[list[Run], int]:
         for (engine_key, policy_key), group in found.items()
     ]
     total = problems.select("engine", "policy", "problem_id").n_unique() if len(problems) else 0
-    return runs, total - sum(len(run.problems) for run in runs)
+    return runs, total - sum(len(run.problems) for run in runs), notes
+
+
+def _check_survivors(
+    recording: Recording, found: Mapping[tuple[str, str], Mapping[str, ProblemRun]]
+) -> list[str]:
+    """Return which runs lack problems that a timeout or an error cut off, and how many.
+
+    Raises RecordingError where those that are left of a run's problems are no fair draw.
+    """
+    manifest = recording.manifest
+    names = ["engine", "policy", "problem_id"]
+    failed = recording.samples.filter(pl.col("error").is_not_null()).select(names, lost="error")
+    ended = (
+        recording.problems.filter(pl.col("end").is_not_null())
+        .unique(subset=names, keep="last")
+        .join(failed.unique(subset=names), on=names, how="left")
+        .with_columns(error=pl.coalesce("error", "lost"))
+    )
+    notes = []
+    for (engine, policy), rows in ended.group_by("engine", "policy"):
+        own = manifest.policies.get(str(policy))
+        if own is None or own.method not in FIXED_N:
+            continue
+        kept = pl.col("problem_id").is_in(list(found.get((str(engine), str(policy)), {})))
+        lost = lost_problems(
+            rows.with_columns(
+                error=pl.when(~kept).then("error"), timed_out=pl.col("timed_out") & ~kept
+            )
+        )
+        if lost.too_many:
+            raise RecordingError(f"{recording.name}, {own.label()}: {lost.why_not}")
+        if lost.count:
+            notes.append(f"left out of {recording.name}, {own.label()}: {lost.text}")
+    return sorted(notes)
 
 
 def _forced(samples: pl.DataFrame) -> dict[tuple[str, str, str, int], list[dict[str, object]]]:

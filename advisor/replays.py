@@ -187,13 +187,15 @@ class Replays:
             return own.arrivals_s(self.ids)
         return None
 
-    def _run(self, workload: Workload, factor: float, *, log: bool = False) -> Replayed:
+    def _run(
+        self, workload: Workload, factor: float, *, log: bool = False, in_flight: int | None = None
+    ) -> Replayed:
         try:
             return replay(
                 workload,
                 self.times.at(factor),
                 self.limits,
-                concurrency=self.concurrency,
+                concurrency=in_flight or self.concurrency,
                 stop=self.stop,
                 replicas=self.question.replicas,
                 log=log,
@@ -219,6 +221,12 @@ class Replays:
             provenance={"replayed": {"recording": self.base.name, "seed": self.question.seed}},
             complete=True,
         )
+
+    def capacity_per_s(self) -> float:
+        """Return how many problems a second are served with all of them in flight at once."""
+        count = len(self.ids)
+        whole = self._run(replace(self.workloads[0], arrivals=None), 1.0, in_flight=count)
+        return count * self.question.replicas.count / whole.busy_s
 
     def waits(self) -> list[Waited]:
         """Return the problems of the first draw that queued longest."""

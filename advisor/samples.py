@@ -12,6 +12,7 @@ import polars as pl
 from traces.errors import RecordingError
 from traces.outcomes import voting_samples
 from traces.summary import Run
+from traces.survivors import lost_problems
 from traces.votes import WHOLE
 
 Floats = npt.NDArray[np.float64]
@@ -102,6 +103,11 @@ def read_samples(run: Run) -> SampledRun:
             "no fair draw for another policy; record with majority and judge that"
         )
     samples = voting_samples(rows)
+    lost = lost_problems(run.rows)
+    if lost.timed_out and lost.too_many:
+        raise RecordingError(f"{name}: {lost.why_not}")
+    timed_out = run.rows.filter("timed_out").select("problem")
+    every, samples = samples, samples.join(timed_out, on="problem", how="anti")
     _check(name, samples, run.rows)
     problem_of = dict(run.rows.select("problem", "problem_id").iter_rows())
     # Imported outcomes have no times at all; what was in flight at a kill has an arrival.
@@ -117,7 +123,7 @@ def read_samples(run: Run) -> SampledRun:
         .filter(pl.int_range(pl.len()).over("problem") < n)
     )
     problems = _problems(whole, n, problem_of)
-    return SampledRun(name=name, n=n, problems=problems, notes=_left_out(run, samples, problems, n))
+    return SampledRun(name=name, n=n, problems=problems, notes=_left_out(run, every, problems, n))
 
 
 def _check(name: str, samples: pl.DataFrame, problems: pl.DataFrame) -> None:

@@ -24,6 +24,7 @@ import numpy.typing as npt
 from advisor.evidence import Evidence, law_key
 from advisor.load import Limits
 from advisor.pools import Pool, decoder_of, find_pools, sampling_of
+from advisor.startable import DEFAULT_BLOCK, blocks_of, tokens_a_request
 from traces.schema import EngineConfig, ModelFacts, Policy
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 Ints = npt.NDArray[np.int64]
 
 __all__ = [
+    "DEFAULT_BLOCK",
     "Candidate",
     "Kind",
     "Pool",
@@ -42,7 +44,6 @@ __all__ = [
     "sampling_of",
 ]
 
-DEFAULT_BLOCK: Final = 16
 UNRECORDED: Final = "speculation was not recorded with this sampling"
 ENOUGH_PROBLEMS: Final = 0.5  # of those of the fullest pool; a pool with fewer is left out
 FEWEST_BATCHED: Final = 256  # tokens a step that are proposed
@@ -283,7 +284,7 @@ def _fitting(
     engine: EngineConfig, choices: Sequence[tuple[int, int]], dropped: Counter[str], policies: int
 ) -> list[tuple[int, int]]:
     """Return the choices of limits that vLLM would start with; the others are counted."""
-    width = 1 if engine.speculative is None else 1 + engine.speculative.num_speculative_tokens
+    width = tokens_a_request(engine)
     found = [(seqs, tokens) for seqs, tokens in choices if not 0 < tokens < seqs * width]
     if len(found) < len(choices):
         what = "max_num_seqs" if width == 1 else "the drafts"
@@ -320,10 +321,9 @@ def _unfit(engine: EngineConfig, pool: _Sizes) -> str | None:
         return UNRECORDED
     if engine.speculative is not None and pool.samples < pool.most:
         return UNRECORDED
-    if engine.num_gpu_blocks is not None:
-        size = engine.block_size or DEFAULT_BLOCK
-        if -(-pool.held // size) > engine.num_gpu_blocks - 1:
-            return "the KV cache is too small for one sequence"
+    blocks = engine.num_gpu_blocks
+    if blocks is not None and blocks_of(engine, pool.held) > blocks - 1:
+        return "the KV cache is too small for one sequence"
     if engine.max_model_len is not None and pool.longest > engine.max_model_len:
         return "the recorded sequences are longer than max_model_len"
     return None

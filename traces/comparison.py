@@ -26,13 +26,15 @@ class Change:
     `verdict` is better, worse or "cannot be told apart" (the 90 % interval contains 0);
     `times_as_many` how many times the problems would separate a true difference of this size,
     as the interval narrows with the root of their number. `relative` is the difference as a share
-    of the first run's number, None where that is 0.
+    of the first run's number, None where that is 0. `problems` have the number in both runs, which
+    may be fewer than both decided: a prediction does not say whether a tied vote is right.
     """
 
     metric: Metric
     difference: Estimate
     relative: Estimate | None
     verdict: str
+    problems: int
     times_as_many: int | None = None
 
 
@@ -58,6 +60,7 @@ class Difference:
                     "difference": to_plain(change.difference),
                     "relative": to_plain(change.relative),
                     "verdict": change.verdict,
+                    "problems": change.problems,
                     "times_as_many_problems": change.times_as_many,
                 }
                 for change in self.changes
@@ -120,12 +123,13 @@ def _change(metric: Metric, both: pl.DataFrame) -> Change | None:
     known = np.isfinite(before) & np.isfinite(after)
     if metric.column == "correct" and (before[known] == after[known]).all():
         found, relative = _all_agree(found, relative, before[known])
-    verdict, times = _verdict(found, metric, both.height)
+    verdict, times = _verdict(found, metric, int(known.sum()))
     return Change(
         metric=metric,
         difference=found,
         relative=relative,
         verdict=verdict,
+        problems=int(known.sum()),
         times_as_many=times,
     )
 

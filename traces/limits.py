@@ -137,7 +137,9 @@ def _judge(limit: Limit, change: Change | None, compared: Difference) -> Judged:
     if not sure and distance:
         # Where no problem was won or lost the interval narrows with their number, not its root.
         power = 1 if limit.tag == "accuracy" and not found.value else 2
-        needed = max(ceil(compared.problems * (half / distance) ** power), compared.problems + 1)
+        assert change is not None
+        had = change.problems
+        needed = max(ceil(had * (half / distance) ** power), had + 1)
     return Judged(
         limit=limit, difference=found, broken=broken, sure=sure, problems_to_settle=needed
     )

@@ -40,11 +40,11 @@ from traces.recording import Recording
 from traces.schema import EngineConfig, Estimate, Policy, Record
 from traces.shares import busy_seconds
 from traces.statistics import mean, proportion, ratio, spread
+from traces.survivors import MOST_UNTOLD, Lost, lost_problems
 from traces.votes import WHOLE, PolicyOutcome, policies_within
 from traces.what_if import NgramWhatIf, ngram_what_if
 
 Spread = Mapping[str, Estimate | None]
-MOST_UNTOLD = 0.05  # share of the problems without a number at which a mean is still given
 NOTHING: Spread = {"mean": None, "p50": None, "p95": None}
 
 
@@ -145,6 +145,7 @@ def _run(
     manifest = recording.manifest
     engine, policy = manifest.engines[engine_key], manifest.policies.get(policy_key)
     imported = None if policy is None else manifest.provenance.get("imported", {}).get("format")
+    votes = policy is not None and policy.method in WHOLE and policy.n > 1
     steps = engine_steps(recording, engine_key)
     samples = samples_with_shares(recording, engine_key, policy_key)
     rows = problem_rows(recording, engine_key, policy_key, samples)
@@ -164,6 +165,7 @@ def _run(
     )
     in_flight = states.get("in_flight", 0)
     made = None if in_flight else _sum_or_none(samples["output_tokens"])
+    lost = lost_problems(rows) if votes else None
     kernels = recording.frame("kernels").filter(pl.col("engine") == engine_key)
     kernels = kernels.clear() if runs > 1 else kernels  # windows do not say of which run they are
     return Run(
@@ -199,26 +201,28 @@ def _run(
         acceptance=acceptance(engine, steps, samples),
         ngram_what_if=ngram_what_if(_drafts(recording, engine_key, policy_key)),
         energy_j=energy,
-        policies=_policies(samples, policy),
+        policies=_policies(samples, rows, policy, lost),
         seconds=seconds_by_kind(steps),
         workload=manifest.workload,
         imported=imported,
         rows=rows,
         sample_rows=samples,
         step_rows=steps,
-        notes=tuple(_notes(recording, engine_key, rows)),
+        notes=tuple(_notes(recording, engine_key, rows, lost)),
     )
 
 
-def _policies(samples: pl.DataFrame, policy: Policy | None) -> tuple[PolicyOutcome, ...]:
-    """Return maj@k and pass@k of what was recorded.
+def _policies(
+    samples: pl.DataFrame, rows: pl.DataFrame, policy: Policy | None, lost: Lost | None
+) -> tuple[PolicyOutcome, ...]:
+    """Return maj@k and pass@k of what was recorded, nothing where too many problems are `lost`.
 
     In imports right samples may come without answers, then the only vote known is that of one
     sample, which is pass@1, and samples without tokens, then these are not known.
     """
-    if policy is None or policy.method not in WHOLE or policy.n < 2:
+    if policy is None or lost is None or lost.too_many:
         return ()
-    own = voting_samples(samples)
+    own = voting_samples(samples.join(rows.filter("timed_out"), on="problem", how="anti"))
     ended = own.with_columns(end=pl.when(ENDED).then(pl.coalesce("end", 0)))
     found = policies_within(ended, policy.n)
     untold = own.filter(pl.col("correct"), pl.col("answer").is_null()).height
@@ -350,7 +354,7 @@ def _drafts(recording: Recording, engine: str, policy: str) -> pl.DataFrame:
     return recording.frame("drafts").filter(own)
 
 
-def _notes(recording: Recording, engine: str, rows: pl.DataFrame) -> list[str]:
+def _notes(recording: Recording, engine: str, rows: pl.DataFrame, lost: Lost | None) -> list[str]:
     manifest = recording.manifest
     told = recording.frame("events").filter(kind="note", engine=engine)["detail"]
     notes = [str(note) for note in told.drop_nulls().unique(maintain_order=True)]
@@ -365,4 +369,8 @@ def _notes(recording: Recording, engine: str, rows: pl.DataFrame) -> list[str]:
     failed = int((rows["state"] == "failed").sum())
     if failed:
         notes.append(f"problems that ended without a decision (timed out or failed): {failed:,}")
+    if lost is not None and lost.too_many:
+        notes.append(f"no table of maj@k and pass@k: {lost.why_not}")
+    elif lost is not None and lost.count:
+        notes.append(f"left out of maj@k and pass@k: {lost.text}")
     return notes

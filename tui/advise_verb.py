@@ -101,6 +101,8 @@ def print_advice(
     with progress_bar() as bar:
         task = bar.add_task("learning from the recordings", total=None)
         advisor = Advisor.fit(recordings, seed=seed, saved=models, gpus=systems)
+        for note in advisor.evidence.lost:
+            print(f"ttscope: {note}", file=sys.stderr)
 
         def heard(done: int, total: int) -> None:
             bar.update(task, description="replayed", completed=done, total=total)

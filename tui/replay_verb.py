@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import operator
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -196,6 +198,7 @@ def changed(
     rule = dict(plain.pop("rule"))
     if "method" in parts["policy"]:  # its parameters are those of the method it had
         rule = {}
+    _check_values("policy", Policy, parts["policy"])
     policy = make_policy({**plain, **rule, **parts["policy"]})
     # An import may not tell these, which a policy that is run must have.
     untold: dict[str, Any] = {
@@ -223,27 +226,50 @@ def _value(text: str, value: str) -> Any:
         raise UsageError(f"--set {text}: the value cannot be read") from None
 
 
+_KINDS: dict[str, tuple[type | tuple[type, ...], str]] = {
+    "int": (int, "a whole number"),
+    "float": ((int, float), "a number"),
+    "bool": (bool, "true or false"),
+    "str": (str, "a text"),
+}
+
+
+def _check_values(
+    part: str, config: type[EngineConfig | Policy], changes: Mapping[str, Any]
+) -> None:
+    """Raise UsageError where `--set` gives a field of a kind that it is not.
+
+    What is no field is left to the caller, as the parameters of a policy are none.
+    """
+    known = {field.name: str(field.type) for field in dataclasses.fields(config)}
+    for name, value in changes.items():
+        option = f"--set {part}.{name}={value}"
+        if name == "rule":
+            raise UsageError(f"{option}: give its parameters by name, as policy.window=4")
+        kind, _, absent = known.get(name, "").partition(" | ")
+        if kind not in _KINDS or (value is None and absent):
+            continue
+        types, words = _KINDS[kind]
+        fits = isinstance(value, types) and (kind == "bool" or not isinstance(value, bool))
+        if not fits or (kind == "float" and not math.isfinite(value)):
+            raise UsageError(f"{option}: give {words}")
+
+
 def _engine(engine: EngineConfig, changes: Mapping[str, Any]) -> EngineConfig:
     plain = engine.to_json()
-    known = {
-        field.name: str(field.type)
-        for field in dataclasses.fields(EngineConfig)
-        if field.name != "other"
-    }
-    for name, value in changes.items():
+    known = [field.name for field in dataclasses.fields(EngineConfig) if field.name != "other"]
+    for name in changes:
         if name not in known:
             raise UsageError(f"--set engine.{name}: no such field; one of {', '.join(known)}")
-        kind, _, absent = known[name].partition(" | ")
-        given = value is not None or not absent
-        if given and kind == "int" and (isinstance(value, bool) or not isinstance(value, int)):
-            raise UsageError(f"--set engine.{name}={value}: give a whole number")
-        if given and kind == "int" and value < 1:
+    _check_values("engine", EngineConfig, changes)
+    for name, value in changes.items():
+        if isinstance(value, int) and not isinstance(value, bool) and value < 1:
             raise UsageError(f"--set engine.{name}={value}: must be at least 1")
-        if given and kind == "bool" and not isinstance(value, bool):
-            raise UsageError(f"--set engine.{name}={value}: give true or false")
         plain[name] = value
     try:
         changed = EngineConfig.from_json(plain)
+        if changed.speculative is not None:
+            operator.index(changed.speculative.num_speculative_tokens)
     except (TypeError, AttributeError, ValueError):
         raise UsageError(
             "--set engine.speculative: give null or a mapping such as "
@@ -251,6 +277,8 @@ def _engine(engine: EngineConfig, changes: Mapping[str, Any]) -> EngineConfig:
         ) from None
     if "tensor_parallel_size" in changes and "num_gpus" not in changes:
         changed = dataclasses.replace(changed, num_gpus=None)  # as many as are then needed
+        if engine.num_gpus is not None:  # as the recorded ones of that size tell
+            changed = dataclasses.replace(changed, num_gpus=changed.num_devices)
     if changes.keys() & {"model", "tensor_parallel_size"} and "num_gpu_blocks" not in changes:
         changed = dataclasses.replace(changed, num_gpu_blocks=None)  # that of the recorded engine
     return changed

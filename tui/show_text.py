@@ -293,8 +293,21 @@ def difference_lines(found: Difference, *, width: int = 80) -> list[str]:
             for change in found.changes
         ]
         lines = [title, *align(rows, right=(1,))]
-        lines += _how_many_more(found, width)
+        lines += [*_of_fewer(found, width), *_how_many_more(found, width)]
     return lines + config_lines(found, width)
+
+
+def _of_fewer(found: Difference, width: int) -> list[str]:
+    """Return which differences are of fewer problems than both runs decided."""
+    by_count: dict[int, list[str]] = {}
+    for change in found.changes:
+        if change.problems < found.problems:
+            by_count.setdefault(change.problems, []).append(change.metric.header)
+    lines = []
+    for count, names in by_count.items():
+        text = f"{', '.join(names)}: of the {count:,} of them that have it in both"
+        lines += wrap("", text, width=width, indent=2)
+    return lines
 
 
 def _how_many_more(found: Difference, width: int) -> list[str]:

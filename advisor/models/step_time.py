@@ -20,6 +20,7 @@ import numpy.typing as npt
 from advisor.composition import FEATURES, HOST_WORK, INDEX
 from advisor.evidence import StepTable, law_key
 from advisor.models.held_out import inside, left_out_groups
+from advisor.unrecorded import differences, recording_of, what_differs
 from traces.errors import UsageError
 from traces.schema import EngineConfig, ModelFacts
 
@@ -169,10 +170,11 @@ class StepTimeModel:
         try:
             return self.laws_[law_key(engine)]
         except KeyError:
+            fields = differences(law_key(engine), self.laws_)
             raise UsageError(
-                f"{engine.label()} of {engine.model} was never recorded; a few problems teach its "
-                f"steps: ttscope record --model {engine.model} --tensor-parallel-size "
-                f"{engine.tensor_parallel_size}, then give that recording too"
+                f"{engine.label()} of {engine.model} was never recorded with "
+                f"{what_differs(fields)}; a few problems teach its steps: "
+                f"{recording_of(engine, fields)}, then give that recording too"
             ) from None
 
     def fit_laws(

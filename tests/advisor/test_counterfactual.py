@@ -53,6 +53,22 @@ def make_rows(problems=40, n=N, seed=0):
     return rows
 
 
+def test_a_timeout_is_named_and_few_are_left_out(tmp_path):
+    def cut(number):
+        rows = make_rows(problems=40)
+        for row in rows["problems"][:number]:
+            row["timed_out"] = True
+        late = {row["problem_id"] for row in rows["problems"][:number]}
+        for row in rows["samples"]:
+            if row["problem_id"] in late and row["sample_index"]:
+                row["cancelled_by"] = "timeout"
+        return judge(tmp_path / str(number), rows)
+
+    assert cut(2).problems == 38
+    with pytest.raises(RecordingError, match="3 cut off by the timeout, .* record without --timeo"):
+        cut(3)
+
+
 def judge(folder, rows, *, policy=VOTE, **options):
     recording = write_recording(folder, rows, policy=policy)
     (run,) = summarise(recording)

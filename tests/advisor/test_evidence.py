@@ -82,8 +82,6 @@ def test_only_what_ended_is_evidence(tmp_path):
             "problems": [
                 problem("whole"),
                 problem("in flight", end=None, decided_at=None),
-                problem("failed", error="lost"),
-                problem("slow", timed_out=True),
                 problem("cut"),
                 problem("bare"),
             ],
@@ -91,8 +89,6 @@ def test_only_what_ended_is_evidence(tmp_path):
                 sample("whole"),
                 sample("whole", sample_index=1, role="scorer"),
                 sample("in flight", end=None),
-                sample("failed"),
-                sample("slow"),
                 sample("cut", cancelled_by="rule"),
             ],
             "steps": [
@@ -107,8 +103,37 @@ def test_only_what_ended_is_evidence(tmp_path):
     (run,) = evidence.runs
     assert list(run.problems) == ["whole"]
     assert len(run.problems["whole"].samples) == 1
-    assert evidence.left_out == 5
+    assert evidence.left_out == 3
     assert evidence.steps[0].seconds.tolist() == [0.001, 0.002]
+
+
+def cut_off(folder, lost, whole, **manifest):
+    """A recording of problems that a timeout or an error cut off, beside whole ones."""
+    rows = [problem(f"lost {i}", **each) for i, each in enumerate(lost)]
+    rows += [problem(f"whole {i}") for i in range(whole)]
+    samples = [sample(row["problem_id"]) for row in rows]
+    return write(folder, {"problems": rows, "samples": samples, "steps": [step(0)]}, **manifest)
+
+
+def test_what_survives_a_timeout_is_no_evidence(tmp_path):
+    slow, broken = {"timed_out": True}, {"error": "lost"}
+    with pytest.raises(RecordingError, match="r0, greedy: of 12 problems 8 cut off by the timeout"):
+        gather([cut_off(tmp_path / "r0", [slow] * 8, 4)])
+    with pytest.raises(RecordingError, match="short ones; record without --timeout, or with a lon"):
+        gather([cut_off(tmp_path / "r1", [slow], 0)])
+    with pytest.raises(RecordingError, match="r2, greedy: of 20 problems 1 cut .*, 1 failed"):
+        gather([cut_off(tmp_path / "r2", [slow, broken], 18)])
+    with pytest.raises(
+        RecordingError, match="of 4 problems 2 failed, .* unlike them; record again"
+    ):
+        gather([cut_off(tmp_path / "r3", [broken] * 2, 2)])
+    few = gather([cut_off(tmp_path / "r4", [slow, broken], 38)])
+    assert len(few.runs[0].problems) == 38
+    told = "left out of r4, greedy: of 40 problems 1 cut off by the timeout, 1 failed"
+    assert few.lost == (told,)
+    imported = {"imported": {"format": "azure", "files": []}}  # as many failed as the file tells
+    recording = cut_off(tmp_path / "r5", [broken] * 2, 2, provenance=imported)
+    assert gather([recording]).lost == ()
 
 
 def test_nothing_to_learn_from_is_said(tmp_path):
@@ -131,6 +156,24 @@ def test_different_workloads_are_refused_by_name(tmp_path):
     theirs = record(tmp_path / "theirs", ENGINE, GREEDY, problems=4, workload="words")
     with pytest.raises(UsageError, match=r"ours and theirs .*\(sums and words\)"):
         gather([ours, theirs])
+
+
+def test_problems_of_one_name_are_told_apart(tmp_path):
+    def pair(one, **changes):
+        facts = [WorkloadFacts(name="demo", **each) for each in (one, one | changes)]
+        both = [
+            write(tmp_path / f"{changes} {i}", {}, workload=each) for i, each in enumerate(facts)
+        ]
+        with pytest.raises(UsageError) as error:
+            gather(both)
+        return str(error.value).partition("problems (")[2].partition(")")[0]
+
+    one = {"hash": "a", "problems": 12, "seed": 1}
+    assert pair(one, hash="b", problems=16) == "12 problems of demo and 16 problems of demo"
+    assert pair(one, hash="b", seed=2) == (
+        "12 problems of demo with seed 1 and 12 problems of demo with seed 2"
+    )
+    assert pair(one, hash="b") == "12 problems of demo, hash a and 12 problems of demo, hash b"
 
 
 def test_the_space_holds_only_what_was_recorded(recordings):

@@ -1,6 +1,8 @@
 import dataclasses
+import re
 
 import numpy as np
+import polars as pl
 import pytest
 
 from advisor import replayed_tables
@@ -9,7 +11,7 @@ from advisor.replay import Replicas
 from advisor.step_times import Question
 from tests.advisor.operator_tables import LAYERS, attention_us, dense_us, write_tables
 from tests.advisor.synthetic import GREEDY, engine_of, record
-from traces.errors import TablesError, UsageError
+from traces.errors import RecordingError, TablesError, UsageError
 from traces.metrics import estimate_of
 from traces.recording import Recording
 from traces.schema import Policy
@@ -102,6 +104,20 @@ def test_the_accuracy_of_fewer_votes_is_exact(votes):
     assert found.value == pytest.approx(known[4].value)
 
 
+def test_arrivals_that_outrun_the_engine_are_told(votes):
+    def overrun(rate, **changes):
+        notes = asked(votes, rate_per_s=rate, **changes).notes
+        return next((note for note in notes if note.startswith("cannot keep up")), None)
+
+    note = overrun(1000.0)
+    capacity = float(re.search(r"1,000 problems/s arrive and some (\S+) can be served", note)[1])
+    assert overrun(0.9 * capacity) is None
+    assert overrun(1.1 * capacity) is not None
+    two = Replicas(count=2, routing="least-outstanding")
+    assert overrun(1.1 * capacity, replicas=two) is None
+    assert overrun(2.5 * capacity, replicas=two) is not None
+
+
 def test_data_parallel_ranks_are_replicas(votes):
     ranks = asked(votes, rate_per_s=20.0, engine={"data_parallel_size": 2})
     two = asked(votes, rate_per_s=20.0, replicas=Replicas(count=2, routing="least-outstanding"))
@@ -169,16 +185,41 @@ def test_who_waited_for_whom(votes):
         ({"engine": {"model": "other"}}, "no samples of other were recorded"),
         (
             {"engine": {"tensor_parallel_size": 4}},
-            "never recorded; a few problems teach .* --model small --tensor-parallel-size 4,",
+            r"never recorded with tensor_parallel_size 4 \(recorded: 1\); a few problems teach its "
+            "steps: ttscope record --model small --tensor-parallel-size 4 --dtype bfloat16, then",
         ),
-        ({"engine": {"dtype": "float16"}}, "no samples of small with"),
+        (
+            {"engine": {"block_size": 32, "enforce_eager": True}},
+            r"with block_size 32 \(recorded: 16\), enforce_eager True \(recorded: none\); "
+            "a few problems teach its steps: record such an engine, then give",
+        ),
+        (
+            {"engine": {"dtype": "float16"}},
+            r"no samples of small were recorded with dtype float16 \(recorded: bfloat16\), .* "
+            "ttscope record --model small --dtype float16, then add",
+        ),
+        (
+            {"engine": {"kv_cache_dtype": "fp8", "block_size": 32}},
+            r"kv_cache_dtype fp8 \(recorded: none\), .* problems: record such an engine, then add",
+        ),
         ({"policy": {"method": "sequential"}}, "cannot be replayed from other samples"),
-        ({"engine": {"num_gpu_blocks": 3}}, "blocks of the cache's 2"),
+        ({"engine": {"num_gpu_blocks": 3, "max_model_len": None}}, "blocks of the cache's 2"),
+        ({"engine": {"num_gpu_blocks": 63}}, "1,008 tokens .* max_model_len 1,024, .* set 64 blo"),
+        ({"engine": {"max_model_len": 40}}, "have up to .* tokens, which vLLM would cut"),
+        ({"engine": {"max_num_batched_tokens": 8}}, "=8: vLLM needs a token for each .* 32, 32 in"),
+        ({"engine": {"max_num_seqs": 1024}}, "max_num_batched_tokens=512: vLLM needs a token for"),
+        ({"engine": {"gpu_memory_utilization": 0.5}}, "=0.5: .*; set engine.num_gpu_blocks"),
     ],
 )
 def test_what_the_recordings_cannot_answer_is_refused(votes, changes, message):
     with pytest.raises(UsageError, match=message):
         asked(votes, **changes)
+
+
+def test_a_recorded_engine_is_taken_as_it_is(tmp_path):
+    odd = engine_of(max_num_batched_tokens=16, num_gpu_blocks=20)  # of 32 sequences, 1,024 long
+    found = asked(record(tmp_path / "odd", odd, GREEDY, problems=8), concurrency=2)
+    assert found.predicted.problems == 8
 
 
 def test_of_more_steps_than_a_recording_keeps_the_rest_is_kept(votes, tmp_path, monkeypatch):
@@ -220,8 +261,19 @@ def test_a_few_other_problems_teach_the_steps_of_another_size(votes, tmp_path):
 def test_a_run_that_stopped_early_has_no_samples_to_replay(tmp_path):
     policy = Policy(method="first_finish", n=4, temperature=0.8, rule=(("first", 2.0),))
     recording = record(tmp_path / "early", engine_of(), policy, problems=6)
-    with pytest.raises(Exception, match="no finished problem|cannot be replayed"):
+    with pytest.raises(
+        RecordingError, match="early: run as first 2/4, which stops early, .* majority"
+    ):
         asked(recording)
+
+
+def test_problems_that_timed_out_are_told(tmp_path, monkeypatch):
+    recording = record(tmp_path / "r", engine_of(), GREEDY, problems=40)
+    late = pl.when(pl.col("problem_id") == "p3").then(True)
+    rows = recording.problems.with_columns(timed_out=late)
+    monkeypatch.setattr(Recording, "problems", rows)
+    found = asked(recording)
+    assert "left out of r, greedy: of 40 problems 1 cut off by the timeout" in found.notes
 
 
 def test_a_greedy_run_replays(tmp_path):

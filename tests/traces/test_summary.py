@@ -178,6 +178,32 @@ def test_timed_out_is_wrong_and_has_no_latency(rows, tmp_path):
     assert "without a decision" in found.notes[0]
 
 
+def test_votes_of_what_survived_a_timeout_are_left_out(tmp_path):
+    rows = simulate(problems=40, n=4, seed=2)
+    few = {"timed_out": True}
+    for number, late in ((2, few), (3, few), (0, {})):
+        problems = [
+            {**row, **(late if place < number else {})}
+            for place, row in enumerate(rows["problems"])
+        ]
+        (found,) = summarise(
+            write_recording(tmp_path / str(number), {**rows, "problems": problems})
+        )
+        assert bool(found.policies) == (number < 3)
+        if number == 2:
+            told = "left out of maj@k and pass@k: of 40 problems 2 cut off by the timeout"
+            assert found.notes == (told,)
+            whole = rows["samples"]
+            kept = [row for row in whole if row["problem_id"] not in ("p0", "p1")]
+            passed = next(each for each in found.policies if each.method == "pass_at_k")
+            assert passed.accuracy.value == pytest.approx(np.mean([r["correct"] for r in kept]))
+        elif number:
+            assert found.notes[0].startswith("no table of maj@k and pass@k: of 40 problems 3 cut")
+            assert found.notes[0].endswith("record without --timeout, or with a longer one")
+        else:
+            assert found.notes == ()
+
+
 def test_profiled_steps_stay_out(rows, tmp_path):
     middle = len(rows["steps"]) // 2
     steps = [{**row, "profiled": row["step"] == middle} for row in rows["steps"]]

@@ -68,6 +68,22 @@ def test_two_runs_side_by_side(recordings):
     assert "engine.max_num_seqs 8 -> 3" in text
 
 
+def test_a_difference_of_fewer_problems_says_of_how_many(recordings, tmp_path):
+    rows = simulate(problems=12, n=4)
+    for row in rows["problems"][:5]:
+        row["correct"] = None  # as a tied vote in a kept prediction
+    tied = write_recording(tmp_path / "tied", rows)
+    whole, part = (summarise(each)[0] for each in (recordings[0], tied))
+    compared = compare(whole, part)
+    known = {change.metric.tag: change.problems for change in compared.changes}
+    assert (known["accuracy"], known["latency_s.mean"]) == (7, 12)
+    lines = show_lines([whole, part], compared)
+    assert max(map(len, lines)) <= 80
+    assert "  accuracy: of the 7 of them that have it in both" in lines
+    told = "\n".join(show_lines([whole, whole], compare(whole, whole)))
+    assert "that have it in both" not in told
+
+
 def test_three_runs_fit_too(recordings):
     runs = summarise(recordings[0])
     assert max(map(len, show_lines([*runs, *runs, *runs]))) <= 80
@@ -111,4 +127,10 @@ def test_json(recordings):
     text = json.dumps(document, allow_nan=False)
     assert json.loads(text)["difference"]["problems"] == 12
     change = document["difference"]["metrics"]["latency_s.mean"]
-    assert set(change) == {"difference", "relative", "verdict", "times_as_many_problems"}
+    assert set(change) == {
+        "difference",
+        "relative",
+        "verdict",
+        "problems",
+        "times_as_many_problems",
+    }
