@@ -50,11 +50,14 @@ class Measures:
         self.factors: list[Floats] = []
         self._known: dict[str, list[tuple[float, Floats]]] = {}
         self._arrays: dict[str, tuple[Floats, Floats]] = {}
+        self._estimates: dict[tuple[str, int, float | None], Estimate | None] = {}
         self._rows: dict[tuple[str, int, int, int], tuple[float, Floats]] = {}
         self.add(outcomes)
 
     def add(self, outcomes: Sequence[Outcome]) -> None:
         """Take in further candidates, behind those that are there."""
+        if self.outcomes and not outcomes:
+            return
         draws = self._draws
         self.outcomes += outcomes
         self.factors += [
@@ -87,6 +90,12 @@ class Measures:
 
     def estimate(self, name: str, row: int, *, price: float | None) -> Estimate | None:
         """Return a candidate's metric with its interval, None where it is not known."""
+        key = (name, row, price)
+        if key not in self._estimates:
+            self._estimates[key] = self._estimate(name, row, price)
+        return self._estimates[key]
+
+    def _estimate(self, name: str, row: int, price: float | None) -> Estimate | None:
         scale = 1.0
         source = name
         if name == "cost_usd":
