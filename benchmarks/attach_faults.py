@@ -18,6 +18,8 @@ from pathlib import Path
 import httpx
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
 from tests.profiler.servers import (
     NOTED,
     Server,

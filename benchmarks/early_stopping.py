@@ -11,12 +11,15 @@ the same repeat, with the lowest and the highest.
 """
 
 import argparse
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.step_probe import machine
 from profiler.capture import record

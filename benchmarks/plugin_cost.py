@@ -9,6 +9,7 @@ plugin runs. Pin it to a core (``taskset -c 0``); the load is printed.
 
 import argparse
 import os
+import sys
 import tempfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,8 @@ from pathlib import Path
 import httpx
 import numpy as np
 from numpy.typing import NDArray
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.step_probe import machine
 from profiler.receiver import Receiver

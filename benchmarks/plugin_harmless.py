@@ -21,6 +21,8 @@ from pathlib import Path
 
 import httpx
 
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
 from profiler.workload import load_workload
 from tests.profiler.servers import ROOT, free_port, running, with_probe
 

@@ -17,10 +17,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
 
 import numba
 import numpy as np
 import polars as pl
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from advisor.evidence import Sample
 from advisor.load import Limits, Load

@@ -7,7 +7,11 @@ exporters send them, in requests of 200. It counts what arrives: nothing may be 
 
 import http.client
 import os
+import sys
 import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from profiler.receiver import Receiver
 from tests.traces.test_otlp import as_protobuf, request, span
