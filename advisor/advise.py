@@ -90,8 +90,8 @@ class UnderLoad:
         """Forget what was looked at for another budget; its replays stay."""
         self.looked_at = {self.place[row]: None for row in self._probe()}
 
-    def replay(self, rows: Sequence[int], progress: Progress | None = None) -> int:
-        """Look at candidates, replaying those that were not yet; return how many those were."""
+    def replay(self, rows: Sequence[int], progress: Progress | None = None) -> None:
+        """Look at candidates, replaying those that were not yet."""
         new = [row for row in dict.fromkeys(rows) if row not in self.place]
         outcomes = []
         for number, row in enumerate(new, 1):
@@ -107,7 +107,6 @@ class UnderLoad:
             self.rows.append(row)
         self.measures.add(outcomes)
         self.looked_at |= {self.place[row]: None for row in rows}
-        return len(new)
 
     def _probe(self) -> list[int]:
         """Replay some candidates at random, once, and learn how far the closed form lies off."""
@@ -243,9 +242,7 @@ class Advisor:
         state.replay(ranking.leaders(LEADERS), progress)
         fronts = [*ranking.front(), *ranking.front("flops")]
         state.replay([*fronts, *([] if today is None else [today])])
-        question = self._question(state, budget)
-        system = question.best(question.fits)
-        system, question = self._improve(state, ranking, question, system)
+        system = self._improve(state, ranking)
         if system is None:
             self._look_near(state, ranking, budget)
         else:
@@ -289,10 +286,10 @@ class Advisor:
             state.measures, self.draws, budget, prices, self.space.ran, among=[*state.looked_at]
         )
 
-    def _improve(
-        self, state: UnderLoad, ranking: Ranking, question: Question, system: int | None
-    ) -> tuple[int | None, Question]:
-        """Replay on while a candidate that was not replayed may be better than the pick."""
+    def _improve(self, state: UnderLoad, ranking: Ranking) -> int | None:
+        """Replay on while one not looked at may be better than the pick; return the pick."""
+        question = self._question(state, ranking.budget)
+        system = question.best(question.fits)
         seen = state.looked_at
         waiting = [row for row in ranking.leaders(MOST) if state.place.get(row) not in seen]
         while waiting:
@@ -300,9 +297,9 @@ class Advisor:
             if system is not None and ranking.least[batch[0]] >= question.cost()[system]:
                 break
             state.replay(batch)
-            question = self._question(state, question.budget)
+            question = self._question(state, ranking.budget)
             system = question.best(question.fits)
-        return system, question
+        return system
 
     def _look_near(self, state: UnderLoad, ranking: Ranking, budget: Budget) -> None:
         """Replay those nearest to each limit: the best on it under the others."""
@@ -311,11 +308,9 @@ class Advisor:
             if getattr(budget, name) is None:
                 continue
             changes: dict[str, Any] = {name: None, "optimise": optimise}
-            eased = replace(budget, **changes)
-            others = self.ranking(eased)
+            others = self.ranking(replace(budget, **changes))
             state.replay(others.leaders(LEADERS))
-            question = self._question(state, eased)
-            self._improve(state, others, question, question.best(question.fits))
+            self._improve(state, others)
 
     def _present(self, engine: EngineConfig, policy: Policy) -> int:
         rows = self.space.rows_of(engine, policy)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from advisor.evidence import Run, StepTable, law_key
-from advisor.load import Load
+from advisor.load import Load, Replayed
 from advisor.models.step_cost import linear_cost
 from advisor.models.step_time import PRIOR_REPEATS, StepLaw, StepTimeModel
 from advisor.replay import replay
@@ -31,14 +31,16 @@ def latency_spread(
     Recorded runs are replayed by the law that their steps, the `tables`, helped to teach; `BEYOND`
     counts for `PRIOR_REPEATS` of them, and is all there is without a model.
     """
-    whole = [] if model is None else [run for run in runs if run.problems]
+    if model is None:
+        return dict(BEYOND)
+    whole = [run for run in runs if run.problems]
     if len(whole) > MOST_RUNS:
         places = np.linspace(0, len(whole) - 1, MOST_RUNS).round().astype(int)
         whole = [whole[place] for place in places]
     off = []
     for run in whole:
         own = [t for t in tables if (t.recording, t.engine) == (run.recording, run.engine)]
-        law = None if model is None else model.laws_.get(law_key(run.engine))
+        law = model.laws_.get(law_key(run.engine))
         found = None if law is None or not own else _beyond(run, own, law)
         if found is not None and np.isfinite(found).all():
             off.append(found)
@@ -53,23 +55,29 @@ def latency_spread(
     }
 
 
+def replay_recorded(run: Run, seconds: np.ndarray) -> Replayed:
+    """Return a recorded run under its own load as a law of `seconds` [FEATURES] has it."""
+    arrivals = None if run.concurrency is not None else run.arrivals_s(run.problems)
+    loads = [Load.of(each, each.samples) for each in run.problems.values()]
+    return replay(
+        Workload.from_loads(loads, arrivals),
+        linear_cost(seconds),
+        limits_of(run.engine),
+        concurrency=run.concurrency,
+    )
+
+
 def _beyond(run: Run, own: Sequence[StepTable], law: StepLaw) -> np.ndarray | None:
     """Return log(recorded / replayed) of mean, p50 and p95, less that of the total time.
 
     None for what cannot be replayed as it was: ranks, and drafts that are not told.
     """
-    problems, limits = run.problems.values(), limits_of(run.engine)
+    problems = run.problems.values()
     told = all(each.advance is not None for problem in problems for each in problem.samples)
-    if run.engine.data_parallel_size > 1 or (limits.speculative and not told):
+    if run.engine.data_parallel_size > 1 or (run.engine.speculative is not None and not told):
         return None
     recorded = _statistics(np.array([each.latency_s for each in problems]))
-    arrivals = None if run.concurrency is not None else run.arrivals_s(run.problems)
-    found = replay(
-        Workload.from_loads([Load.of(each, each.samples) for each in problems], arrivals),
-        linear_cost(law.seconds),
-        limits,
-        concurrency=run.concurrency,
-    )
+    found = replay_recorded(run, law.seconds)
     took = sum(float(table.seconds.sum()) for table in own)
     should = sum(float(law.predict(table.composition).sum()) for table in own)
     return np.asarray(np.log(recorded / _statistics(found.latency_s)) - np.log(took / should))

@@ -18,6 +18,7 @@ from advisor.load import Load, Replayed
 from advisor.models.power import PowerLaw
 from advisor.models.step_time import Z95, StepLaw, StepTimeModel
 from advisor.prior_times import PriorTimes
+from advisor.recorded_runs import STOPPING
 from advisor.replay import Stop, replay
 from advisor.replayed_tables import replayed_tables, write_recording
 from advisor.simulation import stop_rules
@@ -39,9 +40,7 @@ Floats = npt.NDArray[np.float64]
 
 DRAWS: Final = 8  # of n of the recorded samples, of their order where a rule needs it, of arrivals
 T95: Final = 1.895  # of Student's law with DRAWS - 1 degrees of freedom
-VOTES: Final = (
-    "greedy", "majority", "early_stopping", "adaptive", "agreement", "first_finish",
-)  # fmt: skip
+VOTES: Final = (*WHOLE, *STOPPING)
 
 
 def stop_of(policy: Policy) -> Stop:

@@ -22,7 +22,8 @@ from advisor.drawn import Drawn, Work
 from advisor.draws import Draws
 from advisor.evidence import law_key
 from advisor.models.step_time import StepTimeModel
-from advisor.space import DEFAULT_BLOCK, Space
+from advisor.space import Space
+from advisor.startable import DEFAULT_BLOCK
 from traces.statistics import weighted_quantiles
 
 Floats = npt.NDArray[np.float64]

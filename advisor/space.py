@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 Ints = npt.NDArray[np.int64]
 
 __all__ = [
-    "DEFAULT_BLOCK",
     "Candidate",
     "Kind",
     "Pool",

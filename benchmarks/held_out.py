@@ -18,14 +18,10 @@ from pathlib import Path
 
 import numpy as np
 
-from advisor.evidence import Evidence, Run, gather, law_key
-from advisor.latency_spread import latency_spread
-from advisor.load import Load, Replayed
-from advisor.models.step_cost import linear_cost
+from advisor.evidence import Evidence, gather, law_key
+from advisor.latency_spread import latency_spread, replay_recorded
+from advisor.load import Replayed
 from advisor.models.step_time import Z95, StepTimeModel
-from advisor.replay import replay
-from advisor.space import limits_of
-from advisor.workload import Workload
 from traces.recording import Recording
 from traces.statistics import wilson
 
@@ -53,17 +49,7 @@ def replayed(repeats: Sequence[Evidence], others: Sequence[Evidence]) -> Replaye
     run = repeats[0].runs[0]
     if law_key(run.engine) not in laws:
         return None
-    return replay_of(run, laws[law_key(run.engine)])
-
-
-def replay_of(run: Run, seconds: np.ndarray) -> Replayed:
-    """Return a recorded run as a law of `seconds` [FEATURES] has it."""
-    return replay(
-        Workload.from_loads([Load.of(p, p.samples) for p in run.problems.values()]),
-        linear_cost(seconds),
-        limits_of(run.engine),
-        concurrency=run.concurrency,
-    )
+    return replay_recorded(run, laws[law_key(run.engine)])
 
 
 def latencies(evidence: Evidence) -> np.ndarray:
@@ -140,7 +126,7 @@ def told(data: Mapping[str, Sequence[Evidence]]) -> None:
         law = model.laws_.get(law_key(run.engine))
         if law is None:
             continue
-        found = replay_of(run, law.seconds)
+        found = replay_recorded(run, law.seconds)
         beyond = latency_spread([run for each in others for run in each.runs], tables, model)
         sigma = law.sigma if law.within(found.peak) else law.sigma_outside
         for statistic, of in STATISTICS.items():

@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 
 from profiler.doctor import Finding
-from traces.deployment import LIVE_S, Numbers
+from traces.deployment import LIVE_S, QUANTILES, Numbers
 from traces.schema import Estimate
 from traces.series import Timeline
 from tui.formats import ABSENT, align, clock, number, percent, value_of, wrap
@@ -22,7 +22,6 @@ from tui.run_views import Lane, run_lanes
 KEPT = 600  # seconds
 POWER = "power W"
 MAY_LACK = ("accept", "preempt", POWER)  # gauges that are left out where nothing is known
-_QUANTILES = (0.5, 0.95, 0.99)
 _SPREADS = (("TTFT", "ttft_s"), ("ITL", "itl_s"), ("queue", "queue_s"), ("request", "e2e_s"))
 
 
@@ -88,7 +87,7 @@ def spread_lines(snapshot: Snapshot) -> list[str]:
     rows: list[Sequence[str]] = [(f"last {LIVE_S:.0f} s", "mean", "p50", "p95", "p99")]
     for title, name in _SPREADS:
         spreads = [getattr(each, name) for each in known]
-        worst = [_worst([s.get(q) for s in spreads]) for q in ("mean", "p50", "p95", "p99")]
+        worst = [_worst([s.get(q) for s in spreads]) for q in ("mean", *QUANTILES)]
         rows.append((title, value_of(worst[0]), *map(quantile_of, worst[1:])))
     steps = _slowest_steps(snapshot.step_rows)
     if steps is not None:
@@ -105,10 +104,11 @@ def _slowest_steps(rows: pl.DataFrame | None) -> tuple[float, ...] | None:
     if not isinstance(last, int):
         return None
     walls = pl.col("wall_ns") / 1e9
+    quantiles = [walls.quantile(q).alias(name) for name, q in QUANTILES.items()]
     each = (
         known.filter(pl.col("end") > last - round(LIVE_S * 1e9))
         .group_by("engine")
-        .agg(walls.mean().alias("mean"), *(walls.quantile(q).alias(f"{q}") for q in _QUANTILES))
+        .agg(walls.mean().alias("mean"), *quantiles)
     )
     return each.sort("mean").row(-1)[1:]
 

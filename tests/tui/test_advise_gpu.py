@@ -95,14 +95,19 @@ def test_a_plan_says_where_its_runs_belong(run, recording, tmp_path):
     assert f"on {DEVICE}" in " ".join(out.split())
 
 
+async def advised(app, pilot):
+    """Go to the advice screen and wait for its answer."""
+    await app.workers.wait_for_complete()
+    await pilot.press("4")
+    await pilot.pause()
+    await app.workers.wait_for_complete()
+    await pilot.pause()
+
+
 async def test_the_advice_screen_offers_it(recording):
     app = TtscopeApp([recording], systems=["test_gpu"], limits={"gpus": "8"})
     async with app.run_test(size=(120, 40)) as pilot:
-        await app.workers.wait_for_complete()
-        await pilot.press("4")
-        await pilot.pause()
-        await app.workers.wait_for_complete()
-        await pilot.pause()
+        await advised(app, pilot)
         price = app.screen.query_one("#field_price", Input)
         price.value = "Test=2.5,cpu=0.05"
         await app.workers.wait_for_complete()
@@ -130,10 +135,6 @@ async def test_the_advice_screen_offers_it(recording):
 async def test_a_system_that_is_not_there_is_told_in_place(recording):
     app = TtscopeApp([recording], systems=["h100"])
     async with app.run_test(size=(120, 40)) as pilot:
-        await app.workers.wait_for_complete()
-        await pilot.press("4")
-        await pilot.pause()
-        await app.workers.wait_for_complete()
-        await pilot.pause()
+        await advised(app, pilot)
         told = str(app.screen.query_one("#message", Static).render())
         assert "--gpu h100: no operator tables" in told

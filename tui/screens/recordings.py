@@ -53,7 +53,6 @@ class RecordingsScreen(ModeScreen):
         self._reverse = False
         self._asking = "open"
         self._shown: list[Entry] = []
-        self._order: list[str] = []
         self._drawn: dict[str, Drawn] = {}
         self._columns: list[tuple[Column, int]] = []
         self._compared: dict[tuple[str, str], Difference | None] = {}
@@ -83,7 +82,7 @@ class RecordingsScreen(ModeScreen):
         fitting = fitting_columns(self.ttscope.entries, self.app.size.width)
         if fitting == self._columns:
             return
-        self._columns, self._order, self._drawn = fitting, [], {}
+        self._columns, self._drawn = fitting, {}
         table = self._table
         table.clear(columns=True)
         table.add_column("", key="mark", width=1)
@@ -127,13 +126,13 @@ class RecordingsScreen(ModeScreen):
         }
         at_top = table.cursor_row <= 0
         current = keys[0] if at_top and self.ttscope.loading_paths and keys else self._current_key()
-        gone = set(self._order) - set(keys)
-        if len(gone) > MOST_GONE or not self._order:
+        gone = self._drawn.keys() - set(keys)
+        if len(gone) > MOST_GONE or not self._drawn:
             table.clear()
-            self._drawn, self._order, gone = {}, [], set()
+            self._drawn, gone = {}, set()
         for key in gone:
             table.remove_row(key)
-            self._drawn.pop(key, None)
+        order = [key for key in self._drawn if key not in gone]
         names = ["mark", *(column.header for column, _ in self._columns)]
         for entry in entries:
             was = self._drawn.get(entry.key)
@@ -142,18 +141,17 @@ class RecordingsScreen(ModeScreen):
             cells = self._cells(entry, entry.key in marked)
             if was is None:
                 table.add_row(*cells, key=entry.key)
-                self._order.append(entry.key)
+                order.append(entry.key)
                 continue
             for name, cell in zip(names, cells, strict=True):
                 if table.get_cell(entry.key, name) != cell:
                     table.update_cell(entry.key, name, cell)
         self._drawn = drawn
-        if [key for key in self._order if key not in gone] != keys:
+        if order != keys:
             places = {id(table.get_cell(key, "mark")): place for place, key in enumerate(keys)}
             table.sort("mark", key=lambda mark: places[id(mark)])
         if current in keys and table.cursor_row != keys.index(current):
             table.move_cursor(row=keys.index(current))
-        self._order = keys
 
     def _cells(self, entry: Entry, marked: bool) -> list[Text]:
         mark = "*" if marked else ("" if entry.comparable else "!")
