@@ -111,7 +111,7 @@ def replay(
         rows = np.zeros((leaps, len(LOG_COLUMNS)))
         run(world, rules, cost, blocks, concurrency or 0, rows)
     if np.isnan(world.problems["decided"]).any():
-        raise ValueError("a request was never scheduled; max_num_batched_tokens may be too few")
+        raise ValueError("a problem was never decided: a fault of the replay, please report it")
     return _replayed(world, makespan, rows if log else None)
 
 

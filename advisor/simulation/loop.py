@@ -107,10 +107,11 @@ def run(  # noqa: PLR0912, PLR0915 - one loop, compiled once
                     break
                 end(world, rules, e, s, now, cancelled)
                 if not cancelled:
+                    drawing = wide(world.samples[s].problem)
+                    stands = world.problems[drawing].wanted > world.problems[drawing].drawn
                     answer = _count_ended(world, rules, cost, s, now, e)
-                    if answer == DRAW:
-                        place = last_draw % len(world.problems)
-                        world.problems[place].draw = world.samples[s].problem
+                    if answer == DRAW and not stands:  # once: the ring has a place a problem
+                        world.problems[last_draw % len(world.problems)].draw = drawing
                         last_draw += 1
                     elif answer == DECIDE and in_flight and arrived + due_in < len(world.problems):
                         due_in += 1
@@ -123,10 +124,11 @@ def run(  # noqa: PLR0912, PLR0915 - one loop, compiled once
 
 @inner
 def _next_engine(world: World) -> int:
-    """Return the engine whose planned steps end first."""
+    """Return the engine whose planned steps end first; of several, one that has none planned."""
     e = wide(0)
     for other in range(1, len(world.engines)):
-        if world.engines[other].due < world.engines[e].due:
+        one, best = world.engines[other], world.engines[e]
+        if one.due < best.due or (one.due == best.due and one.steps == 0 < best.steps):
             e = other
     return e
 
@@ -196,6 +198,7 @@ def _count_ended(world: World, rules: Rules, cost: StepCost, s: int, now: float,
         problem.wanted = min(problem.wanted + more, problem.samples)
     elif answer == DECIDE:
         problem.decided_by, problem.right = s - problem.sample, right_share(world, p, rules.stop)
+        problem.wanted = problem.drawn  # what this step's ends asked for is not sent
         if rules.stop != ALL:
             _cancel_rest(world, rules, cost, p, now, at)
         problem.decided = now + owed(world, cost, at)

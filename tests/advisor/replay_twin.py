@@ -294,6 +294,7 @@ def naive_replay(
                     ends[number], generated[number] = now, other.generated
                 else:
                     doomed.append(other)
+            waiting_draws[:] = [each for each in waiting_draws if each[0] != p]
             decided(engine, p, now)
         elif move.draw:
             waiting_draws.append((p, [draw.index for draw in move.draw]))
@@ -308,13 +309,13 @@ def naive_replay(
         arrive(0.0, engines[0])
     now = 0.0
     while True:
-        for engine in engines:
-            if engine.due == math.inf and engine.waiting:
-                plan(engine, now)
-        engine = min(engines, key=lambda e: e.due)
         upcoming = math.inf
         if arrivals is not None and count["next"] < len(loads):
             upcoming = arrivals[count["next"]]
+        for engine in engines:
+            if engine.due == math.inf and engine.waiting and upcoming > now:
+                plan(engine, now)
+        engine = min(engines, key=lambda e: e.due)
         if upcoming <= engine.due:
             if upcoming == math.inf:
                 break

@@ -58,6 +58,29 @@ def loads_of(
     return found
 
 
+def lockstep_loads(seed: int, problems: int, n: int) -> list[Load]:
+    """Return problems whose samples end together: one length, one of two, or one a problem."""
+    rng = np.random.default_rng(seed)
+    found = []
+    length, prompt = int(rng.choice([1, 2, 3, 12, 17])), int(rng.integers(1, 60))
+    kind, silent, by_length = rng.integers(3), rng.choice([0, 0.2, 1]), rng.choice([0, 0.5, 1])
+    for _ in range(problems):
+        if kind == 1:
+            length, prompt = int(rng.choice([1, 2, 12, 17])), int(rng.integers(1, 60))
+        lengths = rng.choice([length, 2 * length], n) if kind == 2 else [length] * n
+        samples = tuple(
+            dataclasses.replace(
+                plain(int(tokens)),
+                answer=None if rng.random() < silent else str(rng.integers(2)),
+                by_length=bool(rng.random() < by_length),
+            )
+            for tokens in lengths
+        )
+        cached = min(int(rng.integers(0, 3)) * 8, (prompt - 1) // 8 * 8)
+        found.append(Load(prompt_tokens=prompt, cached_tokens=cached, samples=samples))
+    return found
+
+
 def named_loads(seed: int, problems: int, n: int, tokens: int) -> list[Load]:
     """Return problems whose prompts grow on one tree of blocks, as chats with a common start do."""
     rng = np.random.default_rng(seed)
@@ -198,6 +221,107 @@ def test_the_replay_equals_its_naive_twin(seed, problems, n, limits, stop, how, 
         policy=policy,
         **how,
     )
+
+
+def rule_of(name: str, value: int, in_flight: int):
+    """Return a rule of `STOPS` with its value, and how many samples it begins with."""
+    certain = (0.6, 0.8, 0.95)[value % 3]
+    return {
+        "none": (None, None),
+        "first": (Stop(rule=FIRST, value=value), lambda m: FirstFinish(m, value)),
+        "asc": (
+            Stop(rule=SAFE, value=certain, drawn_first=in_flight),
+            lambda m: Adaptive(m, certain, in_flight),
+        ),
+        "agree": (
+            Stop(rule=AGREE, value=value, drawn_first=in_flight),
+            lambda m: Agreement(m, value, in_flight),
+        ),
+        "esc": (
+            Stop(rule=WINDOWS, value=value, drawn_first=value),
+            lambda m: EarlyStopping(m, value),
+        ),
+    }[name]
+
+
+LOCKSTEP = {
+    "seed": st.integers(0, 10_000),
+    "problems": st.integers(1, 12),
+    "n": st.integers(1, 8),
+    "limits": st.fixed_dictionaries(LIMITS),
+    "name": st.sampled_from(["none", "first", "asc", "agree", "esc"]),
+    "value": st.integers(1, 8),
+    "in_flight": st.integers(1, 9),
+    "concurrency": st.sampled_from([1, 2, 4, 12, None]),
+    "bursts": st.integers(1, 3),
+}
+
+
+def arrivals_of(problems: int, concurrency: int | None, bursts: int):
+    """Return arrivals that coincide, where the number in flight does not say when."""
+    return None if concurrency else np.sort(np.arange(problems) % bursts / 64)
+
+
+@settings(max_examples=500, deadline=None)
+@given(**LOCKSTEP)
+def test_samples_that_end_together_equal_the_naive_twin(
+    seed, problems, n, limits, name, value, in_flight, concurrency, bursts
+):
+    rule, policy = rule_of(name, value, in_flight)
+    assert_twins(
+        lockstep_loads(seed, problems, n),
+        Limits(block_size=8, **limits),
+        arrivals=arrivals_of(problems, concurrency, bursts),
+        concurrency=concurrency,
+        stop=rule,
+        policy=policy,
+    )
+
+
+@settings(max_examples=200, deadline=None)
+@given(how=REPLICAS, **LOCKSTEP)
+def test_engines_in_lockstep_decide_every_problem(
+    seed, problems, n, limits, name, value, in_flight, concurrency, bursts, how
+):
+    # Which of two engines comes first is open, so that there may be two right answers.
+    loads = lockstep_loads(seed, problems, n)
+    workload = Workload.from_loads(loads, arrivals_of(problems, concurrency, bursts))
+    got = replay(
+        workload,
+        linear_cost(COST),
+        Limits(block_size=8, **limits),
+        concurrency=concurrency,
+        stop=rule_of(name, value, in_flight)[0],
+        replicas=Replicas(**how) if how else None,
+    )
+    assert np.isfinite(got.latency_s).all()
+    sent = np.isfinite(got.queued_s)
+    assert np.isfinite(got.end_s[sent]).all()
+    whole = sent & ~got.cancelled
+    np.testing.assert_array_equal(got.generated_tokens[whole], workload.output_tokens[whole])
+    assert not got.generated_tokens[~sent].any()
+    np.testing.assert_allclose(got.busy_share_s.sum(), got.busy_s, rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["none", "first", "asc", "agree", "esc"])
+@pytest.mark.parametrize("in_flight", [1, 2, 4, 8])
+@pytest.mark.parametrize("concurrency", [1, 4, 12])
+def test_equal_lengths_under_every_rule(name, in_flight, concurrency):
+    # Four problems with four samples in flight that end in one step ask for 16 more of 12 problems.
+    answers = (None, "1", None, "2", None, "1", None, "2")
+    samples = tuple(dataclasses.replace(plain(12), answer=each) for each in answers)
+    loads = [Load(prompt_tokens=10, cached_tokens=0, samples=samples)] * 12
+    rule, policy = rule_of(name, 2, in_flight)
+    limits = Limits(block_size=8)
+    assert_twins(loads, limits, concurrency=concurrency, stop=rule, policy=policy)
+
+
+def test_a_draw_is_not_sent_once_its_problem_is_decided():
+    # Both end in one step: the first asks for a third sample, the second agrees with it.
+    loads = [Load(prompt_tokens=10, cached_tokens=0, samples=(plain(5),) * 4)]
+    rule, policy = rule_of("agree", 2, 2)
+    got = assert_twins(loads, Limits(block_size=8), concurrency=1, stop=rule, policy=policy)
+    assert got.generated_tokens.tolist() == [5, 5, 0, 0]
 
 
 @settings(max_examples=200, deadline=None)
