@@ -18,7 +18,7 @@ import numpy.typing as npt
 from advisor.composition import FEATURES, INDEX
 from advisor.evidence import Evidence, Run, Sample
 from advisor.load import Limits, Load, Replayed
-from advisor.rule_accuracy import decides_as_vote, expected_right
+from advisor.rule_accuracy import decides_as_vote, expected_right, orders_of
 from advisor.space import Kind, Pool, Space, limits_of
 from advisor.workload import Workload
 from traces.schema import LOOKUPS, ModelFacts, Policy
@@ -151,13 +151,17 @@ class Drawn:
             exact = self.correctness(kind.pool, policy)
             return exact, exact
         name = (kind.pool.key, policy.n, policy.rule)
-        if name not in self._rules:
+        if name not in self._rules:  # all rules of n samples look at the same orders
             rng = np.random.default_rng([self.seed, 4, policy.n])
-            pairs = [
-                expected_right(load.samples, policy, rng) for load in self._pool_loads(kind.pool)
-            ]
-            parallel, one = np.array(pairs).T
-            self._rules[name] = parallel, one
+            alike = [p for p in kind.pool.policies if p.n == policy.n and p.method not in WHOLE]
+            rules = [p for p in alike if not decides_as_vote(p)]
+            pairs = []  # [problems, rules, 2]
+            for load in self._pool_loads(kind.pool):
+                orders = orders_of(load.samples, rng)
+                pairs.append([expected_right(orders, rule) for rule in rules])
+            columns = np.array(pairs).transpose(1, 2, 0)
+            for rule, (parallel, one) in zip(rules, columns, strict=True):
+                self._rules[kind.pool.key, rule.n, rule.rule] = parallel, one
         return self._rules[name]
 
     # -- work ----------------------------------------------------------------------------------

@@ -122,7 +122,17 @@ def lead_is_safe(first: int, second: int) -> float:
     return float(sum(comb(trials, j) for j in range(first + 1)) / 2**trials)
 
 
+@lru_cache(maxsize=16)
 def safe_leads(most: int) -> Floats:
-    """Return the posterior that a lead of v1 to v2 lasts, [v1, v2], for up to `most` votes."""
-    votes = range(most + 1)
-    return np.array([[lead_is_safe(first, second) for second in votes] for first in votes])
+    """Return the posterior that a lead of v1 to v2 lasts, [v1, v2], for up to `most` votes.
+
+    Of one vote more it goes to either side: P(v1, v2) = P(v1 - 1, v2) / 2 + P(v1, v2 - 1) / 2.
+    """
+    found = np.zeros((most + 2, most + 2))  # with a row and a column for no vote less
+    found[1:, 0] = 1.0
+    for votes in range(2 * most + 1):
+        first = np.arange(max(votes - most, 0), min(votes, most) + 1)
+        second = votes - first
+        before = found[first, second + 1] + found[first + 1, second]
+        found[first + 1, second + 1] = before / 2
+    return np.ascontiguousarray(found[1:, 1:])

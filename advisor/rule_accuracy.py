@@ -8,19 +8,14 @@ samples end by their length, as many at a time as are in flight.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 
 from advisor.evidence import Sample
-from advisor.finish_order import safe_leads
 from advisor.samples import ProblemSamples
-from advisor.subsets import RandomOrders, lasting
+from advisor.subsets import RandomOrders
 from traces.schema import Policy
-
-Floats = npt.NDArray[np.float64]
 
 ORDERS = 128  # of each problem's samples
 
@@ -30,27 +25,10 @@ def decides_as_vote(policy: Policy) -> bool:
     return policy.method == "agreement" and 2 * int(dict(policy.rule)["agree"]) > policy.n
 
 
-def expected_right(
-    samples: Sequence[Sample], policy: Policy, rng: np.random.Generator
-) -> tuple[float, float]:
-    """Return how often a rule is right about a problem, and with its samples one after the other.
-
-    `samples` are all that were recorded of the problem; the rule sees n of them at random.
-    """
-    drawn, n, rule = RandomOrders(_problem(samples), rng, ORDERS), policy.n, dict(policy.rule)
-    if policy.method == "early_stopping":
-        found = drawn.windows(n, int(rule["window"])).right
-        return found, found
-    launched = drawn.orders[:, :n]
-    ends = _ends(drawn.tokens[launched], int(rule.get("in_flight", n)))
-    seen = np.take_along_axis(launched, np.argsort(ends, kind="stable"), axis=1)
-    stops = _stops(policy.method, rule, n)
-    return drawn.ending(n, stops, seen).right, drawn.ending(n, stops).right
-
-
-def _problem(samples: Sequence[Sample]) -> ProblemSamples:
+def orders_of(samples: Sequence[Sample], rng: np.random.Generator) -> RandomOrders:
+    """Return random orders of all that were recorded of a problem."""
     unknown = np.full(len(samples), np.nan)
-    return ProblemSamples(
+    problem = ProblemSamples(
         problem_id="",
         indices=tuple(range(len(samples))),
         answers=tuple(each.answer for each in samples),
@@ -63,29 +41,16 @@ def _problem(samples: Sequence[Sample]) -> ProblemSamples:
         first_token_s=unknown,
         finish_s=unknown,
     )
+    return RandomOrders(problem, rng, ORDERS)
 
 
-def _stops(
-    method: str, rule: Mapping[str, Any], n: int
-) -> Callable[[Floats], npt.NDArray[np.bool_]]:
-    """Return whether a rule stops at votes [orders, answers]."""
-    if method == "adaptive":
-        safe = safe_leads(n)
-        return lambda tally: lasting(tally, safe) >= rule["threshold"]
-    if method == "first_finish":
-        return lambda tally: tally.sum(axis=1) >= rule["first"]
-    return lambda tally: tally.max(axis=1) >= rule["agree"]
+def expected_right(orders: RandomOrders, policy: Policy) -> tuple[float, float]:
+    """Return how often a rule is right about a problem, and with its samples one after the other.
 
-
-def _ends(lengths: Floats, in_flight: int) -> Floats:
-    """Return when samples [orders, n] end that take so long, the next as soon as one has ended."""
-    if in_flight >= lengths.shape[1]:
-        return lengths
-    free = np.zeros((len(lengths), in_flight))
-    ends = np.empty_like(lengths)
-    rows = np.arange(len(lengths))
-    for place in range(lengths.shape[1]):
-        slot = free.argmin(axis=1)
-        free[rows, slot] += lengths[:, place]
-        ends[:, place] = free[rows, slot]
-    return ends
+    The rule sees n samples at random: the first of each order.
+    """
+    one = orders.ending(policy, 1).right
+    in_flight = int(dict(policy.rule).get("in_flight", policy.n))
+    if policy.method == "early_stopping" or in_flight == 1:  # windows go by the order of launch
+        return one, one
+    return orders.ending(policy, in_flight).right, one

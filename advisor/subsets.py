@@ -7,13 +7,15 @@ orders of the samples, the same for all rules, with its standard error.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
+from advisor.finish_order import safe_leads
 from advisor.samples import ProblemSamples
+from traces.schema import Policy
 from traces.votes import majority_curve
 
 Floats = npt.NDArray[np.float64]
@@ -69,20 +71,20 @@ def order_count(problems: int) -> int:
 
 
 class RandomOrders:
-    """One problem's samples in random orders; `classes` [orders, n], -1 without an answer."""
+    """One problem's samples in random orders; `answers` are numbers, -1 where none parsed."""
 
     def __init__(self, problem: ProblemSamples, rng: np.random.Generator, orders: int) -> None:
         numbers, self.right = problem.rights()
-        self.problem = problem
         self.n = len(problem.answers)
-        every = np.arange(self.n)
-        self.orders: Ints = rng.permuted(np.tile(every, (orders, 1)), axis=1)
-        classes = np.array([-1 if a is None else numbers[a] for a in problem.answers])
-        self.parsed = classes >= 0
-        self.classes: Ints = classes[self.orders]
-        self.marks: Floats = np.zeros((self.n, max(len(numbers), 1)))
-        self.marks[every[self.parsed], classes[self.parsed]] = 1.0
+        self.orders: Ints = rng.permuted(np.tile(np.arange(self.n), (orders, 1)), axis=1)
+        self.answers: Ints = np.array([numbers.get(a, -1) for a in problem.answers], np.int64)
+        self.parsed = self.answers >= 0
         self.tokens = problem.tokens
+
+    @cached_property
+    def marks(self) -> Floats:
+        """[samples, answers]: 1 where a sample gave the answer."""
+        return (self.answers[:, None] == np.arange(max(len(self.right), 1))).astype(float)
 
     def majority(self, k: int) -> Expectation:
         """Return the vote of k."""
@@ -119,51 +121,28 @@ class RandomOrders:
 
         The plurality of all up to it decides, or of n. Tokens are of the windows drawn.
         """
-        ends = [min(start + window, n) for start in range(0, n, window)]
-        tally = np.zeros((len(self.orders), self.marks.shape[1]))
-        right, tokens = np.zeros(len(self.orders)), np.zeros(len(self.orders))
-        going = np.ones(len(self.orders), dtype=bool)
-        begin = 0
-        for end in ends:
-            piece = self.classes[:, begin:end]
-            tally += self.marks[self.orders[:, begin:end]].sum(axis=1)
-            tokens += np.where(going, self.tokens[self.orders[:, begin:end]].sum(axis=1), 0.0)
-            agree = (piece == piece[:, :1]).all(axis=1) & (piece[:, 0] >= 0)
-            stop = going & (agree | (end == n))
-            right[stop] = self._won(tally[stop])
-            going &= ~stop
-            begin = end
-        return _over_orders(right, tokens)
+        return self.ending(Policy(method="early_stopping", n=n, rule=(("window", window),)), 1)
 
-    def one_by_one(self, n: int, safe: Floats, threshold: float) -> Expectation:
-        """Return the adaptive vote with one sample in flight at a time (ASC).
+    def one_by_one(self, n: int, threshold: float) -> Expectation:
+        """Return the adaptive vote with one sample in flight at a time (ASC)."""
+        rule = (("in_flight", 1), ("threshold", threshold))
+        return self.ending(Policy(method="adaptive", n=n, rule=rule), 1)
 
-        `safe` is `finish_order.safe_leads`.
+    def ending(self, policy: Policy, in_flight: int) -> Expectation:
+        """Return the vote that a policy ends early, with so many samples running at a time.
+
+        Samples end by their length; the tokens are of those that did.
         """
-        return self.ending(n, lambda tally: lasting(tally, safe) >= threshold)
+        # numba takes a third of a second to load
+        from advisor.replays import stop_of
+        from advisor.simulation.orders import vote_in_orders
 
-    def ending(
-        self, n: int, stops: Callable[[Floats], npt.NDArray[np.bool_]], seen: Ints | None = None
-    ) -> Expectation:
-        """Return the vote of n that ends when `stops` says so of the votes [orders, answers].
-
-        Samples end in the order `seen` [orders, n], by default that of the draw, which the tokens
-        are reckoned for.
-        """
-        seen = self.orders[:, :n] if seen is None else seen
-        width = self.marks.shape[1]
-        tally = np.zeros((len(self.orders), max(width, 2)))
-        right, tokens = np.zeros(len(self.orders)), np.zeros(len(self.orders))
-        going = np.ones(len(self.orders), dtype=bool)
-        for place in range(n):
-            drawn = seen[:, place]
-            tally[:, :width] += self.marks[drawn]
-            tokens += np.where(going, self.tokens[drawn], 0.0)
-            stop = going & (stops(tally) | (place == n - 1))
-            right[stop] = self._won(tally[stop][:, :width])
-            going &= ~stop
-            if not going.any():
-                break
+        stop = stop_of(policy)
+        safe = safe_leads(policy.n if policy.method == "adaptive" else 0)
+        right, tokens = vote_in_orders(
+            self.orders, self.answers, self.right, self.tokens, policy.n, in_flight, stop.rule,
+            float(stop.value), safe,
+        )  # fmt: skip
         return _over_orders(right, tokens)
 
     def _tally(self, k: int, weights: Floats) -> Floats:
@@ -193,12 +172,6 @@ class RandomOrders:
         return Expectation(
             found.right, float(self.tokens.mean()) * k, 0.0 if whole else found.variance
         )
-
-
-def lasting(tally: Floats, safe: Floats) -> Floats:
-    """Return the posterior that the lead lasts of votes [orders, answers], from `safe_leads`."""
-    two = np.sort(tally, axis=1)[:, -2:].astype(int)
-    return np.asarray(safe[two[:, 1], two[:, 0]])
 
 
 def _over_orders(right: Floats, tokens: Floats) -> Expectation:

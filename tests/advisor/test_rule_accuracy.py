@@ -9,7 +9,7 @@ import pytest
 from advisor.drawn import WHOLE, Drawn
 from advisor.evidence import Sample
 from advisor.finish_order import lead_is_safe
-from advisor.rule_accuracy import decides_as_vote, expected_right
+from advisor.rule_accuracy import decides_as_vote, expected_right, orders_of
 from traces.schema import Policy
 from traces.votes import majority_curve
 
@@ -20,6 +20,10 @@ def sample(answer, correct, tokens):
 
 def policy(method, n, **rule):
     return Policy(method=method, n=n, temperature=0.8, rule=tuple(sorted(rule.items())))
+
+
+def right_in_orders(samples, asked, seed):
+    return expected_right(orders_of(samples, np.random.default_rng(seed)), asked)
 
 
 def by_hand(order, rule, method, in_flight):
@@ -76,7 +80,7 @@ MIXED = [
 def test_it_is_the_mean_over_all_orders(method, n, rule, monkeypatch):
     monkeypatch.setattr("advisor.rule_accuracy.ORDERS", 20_000)
     asked = policy(method, n, **rule)
-    found, one = expected_right(MIXED, asked, np.random.default_rng(1))
+    found, one = right_in_orders(MIXED, asked, 1)
     orders = list(permutations(MIXED, n))
     for value, flight in ((found, rule["in_flight"]), (one, 1)):
         truth = np.mean([by_hand(order, rule, method, flight) for order in orders])
@@ -85,9 +89,7 @@ def test_it_is_the_mean_over_all_orders(method, n, rule, monkeypatch):
 
 def test_windows_go_by_the_order_of_launch(monkeypatch):
     monkeypatch.setattr("advisor.rule_accuracy.ORDERS", 20_000)
-    found, one = expected_right(
-        MIXED, policy("early_stopping", 4, window=2), np.random.default_rng(1)
-    )
+    found, one = right_in_orders(MIXED, policy("early_stopping", 4, window=2), 1)
 
     def truth(order):
         votes = {}
@@ -115,13 +117,13 @@ def test_more_than_half_decide_as_the_vote():
         samples = [sample(a, a == "0", int(rng.integers(1, 30))) for a in answers]
         asked = policy("agreement", 6, agree=4, in_flight=6)
         vote = majority_curve(answers, [a == "0" for a in answers])[-1]
-        assert expected_right(samples, asked, rng) == pytest.approx((vote, vote))
+        assert right_in_orders(samples, asked, 3) == pytest.approx((vote, vote))
 
 
 def test_nothing_that_parsed_is_never_right():
     samples = [sample(None, False, 3)] * 4
     asked = policy("adaptive", 4, threshold=0.9, in_flight=4)
-    assert expected_right(samples, asked, np.random.default_rng(0)) == (0.0, 0.0)
+    assert right_in_orders(samples, asked, 0) == (0.0, 0.0)
 
 
 def test_advice_takes_the_expectation_whatever_the_load_and_the_seed(advisor):
