@@ -48,9 +48,8 @@ CLEARLY = 1.1  # times as many steps, or as long ones, that explain why one is w
 def name_of(candidate: Candidate) -> str:
     """Return the short name of a candidate, such as `demo/l tp1 seqs64, maj@8`."""
     engine, policy = candidate.engine, candidate.policy
-    temperature = "" if policy.temperature == 0 else f" T={policy.temperature:g}"
     where = "" if candidate.prior is None else f" on {candidate.prior} (prior)"
-    return f"{engine.model} {engine.label()}{where}, {policy.label()}{temperature}"
+    return f"{engine.model} {engine.label()}{where}, {policy.label_with_temperature()}"
 
 
 def name_without_limits(candidate: Candidate) -> str:

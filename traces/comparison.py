@@ -40,13 +40,18 @@ class Change:
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """The second run against the first; `reason` says why there are no paired numbers."""
+    """The second run against the first; `reason` says why there are no paired numbers.
+
+    `not_told` is what of "engine" and "policy" a recording does not tell, or not entirely: that
+    `config` names no difference there does not say that there is none.
+    """
 
     first: str
     second: str
     problems: int
     changes: tuple[Change, ...] = ()
     config: Mapping[str, tuple[Any, Any]]
+    not_told: tuple[str, ...] = ()
     reason: str | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -66,6 +71,7 @@ class Difference:
                 for change in self.changes
             },
             "config": {name: to_plain(list(values)) for name, values in self.config.items()},
+            "not_told": list(self.not_told),
             "reason": self.reason,
         }
 
@@ -83,6 +89,7 @@ def compare(first: Run, second: Run) -> Difference:
         problems=0 if isinstance(both, str) else both.height,
         changes=changes,
         config=config_changes(first, second),
+        not_told=_not_told(first, second),
         reason=both if isinstance(both, str) else None,
     )
 
@@ -170,6 +177,22 @@ def config_changes(first: Run, second: Run) -> dict[str, tuple[Any, Any]]:
             if one.get(name) != two.get(name):
                 changes[f"{part}.{name}"] = (one.get(name), two.get(name))
     return changes
+
+
+def _not_told(first: Run, second: Run) -> tuple[str, ...]:
+    """Return which parts of the configurations a recording does not tell, or not entirely.
+
+    An import has the engine's name at most, a server does not tell all of its settings (unless
+    its plugin or the user does), and nobody tells how the traffic of others is sampled.
+    """
+    runs = (first, second)
+    engine = any(
+        run.imported is not None
+        or (run.engine.mode == "server" and None in (run.engine.dtype, run.engine.max_num_seqs))
+        for run in runs
+    )
+    policy = any(run.policy is None or run.policy.temperature is None for run in runs)
+    return tuple(name for name, unknown in (("engine", engine), ("policy", policy)) if unknown)
 
 
 def _fields(record: Record | None) -> dict[str, Any]:

@@ -183,17 +183,28 @@ class Policy(Record):
                 raise UsageError(f"policy: {name} must be at least 1, not {value}")
 
     def label(self) -> str:
-        """Return the short form shown in tables, such as `maj@16 128` or `esc 4/16 high`."""
+        """Return the short form shown in tables, such as `maj@16 128` or `esc 4/16 high`.
+
+        One sample is called greedy where each of its tokens is the likeliest: at temperature 0.
+        """
         name, decisive = _SHORT.get(self.method, (self.method, None))
         given = dict(self.rule).get(decisive or "")
         if self.method == "greedy":
-            label = name
+            drawn = "1 sample" if self.temperature is None else f"1 sample T={self.temperature:g}"
+            label = name if self.temperature == 0 else drawn
         elif given is None or isinstance(given, str):
             label = f"{name}@{self.n}"
         else:
             label = f"{name} {given:g}/{self.n}"
         parts = (label, self.reasoning_effort, self.thinking_token_budget)
         return " ".join(str(part) for part in parts if part is not None)
+
+    def label_with_temperature(self) -> str:
+        """Return the label and the temperature, once, where it is known and not 0."""
+        label = self.label()
+        return (
+            f"{label} T={self.temperature:g}" if self.temperature and " T=" not in label else label
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -64,9 +64,9 @@ def closing_lines(answer: Recommendation, width: int) -> list[str]:
 
 
 def _name(pick: Pick) -> str:
-    temperature = f" T={pick.policy.temperature:g}" if pick.policy.temperature else ""
     where = "" if pick.prior is None else f" on {pick.prior} (prior)"
-    return f"{pick.engine.model} {pick.engine.label()}{where}, {pick.policy.label()}{temperature}"
+    policy = pick.policy.label_with_temperature()
+    return f"{pick.engine.model} {pick.engine.label()}{where}, {policy}"
 
 
 def _verdict(answer: Recommendation) -> str:

@@ -17,6 +17,7 @@ from traces.recording import Recording
 from traces.series import Timeline
 from traces.statistics import Floats
 from traces.summary import Run
+from traces.watched import Watched, watched_engines
 
 PAGE = 2_048  # steps that are read at once
 PAGES = 8
@@ -24,12 +25,16 @@ PAGES = 8
 
 @dataclass(frozen=True, kw_only=True)
 class RunData:
-    """A run's timeline, its kernels by step, and what its devices drew from `window` on."""
+    """A run's timeline, its kernels by step, and what its devices drew from `window` on.
+
+    `watched` are the servers of a recording without problems, by their /metrics.
+    """
 
     timeline: Timeline | None
     kernels: pl.DataFrame
     curve: Curve | None
     window: tuple[int, int] | None
+    watched: tuple[Watched, ...] = ()
 
     def watts(self, edges_ns: np.ndarray) -> Floats | None:
         """Return the mean power between the edges in watts, None where it is not known."""
@@ -78,7 +83,10 @@ def read_run(recording: Recording | None, run: Run) -> RunData:
         if window is not None:
             found = energy_curve(of_one_kind(recording.frame("power"))[0], window)
             curve = found if isinstance(found, Curve) else None
-    return RunData(timeline=timeline, kernels=kernels, curve=curve, window=window)
+    watched = () if run.rows is not None and run.rows.height else watched_engines(recording)
+    return RunData(
+        timeline=timeline, kernels=kernels, curve=curve, window=window, watched=tuple(watched)
+    )
 
 
 class StepPages:

@@ -10,6 +10,7 @@ from traces.series import Timeline
 from traces.summary import Run
 from tui.formats import clock, number
 from tui.kernel_text import kernel_lines
+from tui.live_text import watched_lines
 from tui.playback import Goto, Playback
 from tui.problem_views import (
     Problem,
@@ -257,7 +258,8 @@ class RunModel:
             pages = "  ".join(f"[{each}]" if each == self.page else each for each in PAGES)
             return f"{pages}   k goes on"[:width]
         if self.problem is None:
-            return "no problem was recorded"
+            told = self.data is not None and self.data.watched
+            return "no problem was recorded" + (": what /metrics told stands below" if told else "")
         text = problem_title(self.problem)
         until = self._until()
         return f"{text}  as at {number(until, 's')}" if until is not None else text
@@ -315,7 +317,9 @@ class RunModel:
         )
 
     def text(self, width: int) -> list[str]:
-        """Return the lines of a page other than the problem."""
+        """Return the lines of a page other than the problem; none where the problem is shown."""
+        if self.page == "problem":
+            return self._watched_lines(width) if self.problem is None else []
         if self.page == "kernels":
             parts = (
                 warnings(self.run, width),
@@ -329,6 +333,11 @@ class RunModel:
             fewer = policy_lines(self.run)
             return list(self.policies or ["judging policies that were not run ...", "", *fewer])
         return list(self.beside.lines) if self.beside and self.beside.lines else [NO_REPLAY]
+
+    def _watched_lines(self, width: int) -> list[str]:
+        """Return what /metrics told of the servers that were watched."""
+        found = () if self.data is None else self.data.watched
+        return [line for each in found for line in (*watched_lines(each, width=width), "")][:-1]
 
 
 def _first_arrival(run: Run) -> int | None:

@@ -64,7 +64,7 @@ def show_lines(
     """Return what happened in one run, or in several side by side with what differs."""
     if len(runs) == 1:
         return _one_run(runs[0], width)
-    if all(run.policy is None for run in runs):  # imported traces pose no problems to compare
+    if all(run.policy is None and not run.problems for run in runs):  # imported traces
         return [line for run in runs for line in (*_one_run(run, width), "")][:-1]
     lines: list[str] = []
     for index, run in enumerate(runs, 1):
@@ -101,7 +101,8 @@ def policy_text(policy: Policy | None) -> str:
     if policy is None:
         return "-"
     temperature = ABSENT if policy.temperature is None else f"{policy.temperature:g}"
-    parts = [policy.label(), f"temperature {temperature}"]
+    label = policy.label()
+    parts = [label, *([] if " T=" in label else [f"temperature {temperature}"])]
     if policy.top_p is not None and policy.top_p < 1:
         parts.append(f"top_p {policy.top_p:g}")
     if policy.thinking_token_budget is not None:
@@ -321,11 +322,22 @@ def _how_many_more(found: Difference, width: int) -> list[str]:
 
 
 def config_lines(found: Difference, width: int) -> list[str]:
-    """Return the fields that differ, with both values."""
-    if not found.config:
-        return ["same engine and policy"]
+    """Return the fields that differ, with both values, and what is not known to be the same."""
     parts = [f"{name} {_short(a)} -> {_short(b)}" for name, (a, b) in found.config.items()]
-    return wrap("differ in", ";  ".join(parts), width=width, indent=INDENT)
+    lines = wrap("differ in", ";  ".join(parts), width=width, indent=INDENT) if parts else []
+    same = [name for name in ("engine", "policy") if name not in found.not_told]
+    if same and not parts:
+        lines.append(f"same {' and '.join(same)}")
+    if found.not_told:
+        names, several = " and ".join(found.not_told), len(found.not_told) > 1
+        asked = f"whether {names} {'are' if several else 'is'} the same"
+        if parts:
+            asked = f"what else differs in {names}"
+        text = (
+            f"not known: {asked} (the recordings do not tell all of {'them' if several else 'it'})"
+        )
+        lines += wrap("", text, width=width, indent=2)
+    return lines
 
 
 def _short(value: Any) -> str:

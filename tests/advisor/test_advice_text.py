@@ -126,8 +126,7 @@ def test_rates_that_change_the_pick_start_from_it_and_name_another(fresh):
 
 def name_of_pick(answer):
     pick = answer.system_optimal
-    temperature = f" T={pick.policy.temperature:g}" if pick.policy.temperature else ""
-    return f"{pick.engine.model} {pick.engine.label()}, {pick.policy.label()}{temperature}"
+    return f"{pick.engine.model} {pick.engine.label()}, {pick.policy.label_with_temperature()}"
 
 
 def test_the_present_configuration_is_compared_or_already_best(fresh):

@@ -248,6 +248,8 @@ def test_a_scorer_must_be_named_and_given(tmp_path):
         ({"method": "majority", "n": 16, "thinking_token_budget": 128}, "maj@16 128"),
         ({"method": "beam", "n": 16}, "beam 4/16"),
         ({}, "greedy"),
+        ({"temperature": 0.8}, "1 sample T=0.8"),
+        ({"temperature": 0.8, "reasoning_effort": "high"}, "1 sample T=0.8 high"),
     ],
 )
 def test_labels_say_the_rule(fields, label):

@@ -4,10 +4,18 @@ import json
 
 import pytest
 
+from advisor.reasons import name_of
 from tests.traces.synthetic import engine_config, simulate, speculative_engine, write_recording
+from tests.tui.live_recordings import write_watched
 from traces.comparison import compare
+from traces.outcome_import import import_outcomes
+from traces.recording import Recording
+from traces.schema import Pick, Policy
 from traces.summary import summarise
-from tui.show_text import show_json, show_lines
+from tui.advice_text import _name
+from tui.report.words import policy_words
+from tui.show_text import config_lines, policy_text, show_json, show_lines
+from tui.views import paste_text, pick_title
 
 
 @pytest.fixture(scope="module")
@@ -134,3 +142,53 @@ def test_json(recordings):
         "problems",
         "times_as_many_problems",
     }
+
+
+@pytest.mark.parametrize("temperature", [None, 0.0, 0.8])
+def test_one_sample_is_greedy_at_temperature_0_alone(temperature):
+    policy = Policy(temperature=temperature)
+    engine = engine_config()
+    pick = Pick(engine=engine, policy=policy, estimates={}, probability_within_budget=1.0)
+    told = [policy.label(), policy_text(policy), policy_words(policy), name_of(pick)]
+    told += [_name(pick), pick_title(pick), paste_text(pick)]
+    for text in told:
+        assert ("greedy" in text) == (temperature == 0), text
+        assert text.count("0.8") == (temperature == 0.8), text
+    assert policy.to_json()["method"] == "greedy"  # a contract
+
+
+def imported(folder, **of):
+    rows = [
+        {"problem_id": f"p{at}", "sample_index": 0, "correct": at % 2 == 0, **of} for at in range(8)
+    ]
+    path = folder.with_suffix(".jsonl")
+    path.write_text("\n".join(map(json.dumps, rows)))
+    import_outcomes([path], folder)
+    return summarise(Recording.open(folder))[0]
+
+
+def test_what_nobody_told_is_not_the_same(tmp_path, recordings):
+    one, two = imported(tmp_path / "one"), imported(tmp_path / "two")
+    found = compare(one, two)
+    assert found.not_told == ("engine", "policy")
+    assert found.to_json()["not_told"] == ["engine", "policy"]
+    lines = config_lines(found, 80)
+    assert "not known: whether engine and policy are the same" in " ".join(lines)
+    assert "same engine and policy" not in lines
+    (run,) = summarise(recordings[0])
+    assert config_lines(compare(run, run), 80) == ["same engine and policy"]
+    text = " ".join(config_lines(compare(run, two), 80))
+    assert "engine.model toy -> " in text
+    assert "not known: what else differs in engine and policy" in text
+
+
+def test_traffic_of_others_stands_side_by_side(tmp_path):
+    runs = [
+        summarise(write_watched(tmp_path / name, spans=True, seconds=seconds))[0]
+        for name, seconds in (("a", (0.3, 0.4)), ("b", (0.6, 0.7)))
+    ]
+    lines = show_lines(runs, compare(*runs))
+    (latency,) = (line for line in lines if line.startswith("latency p50"))
+    assert "300 ms" in latency and "600 ms" in latency
+    assert "not known: whether engine and policy are the same" in " ".join(lines)
+    assert max(map(len, lines)) <= 80

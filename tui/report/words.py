@@ -30,7 +30,7 @@ def policy_words(policy: Policy | None) -> str:
     if policy is None:
         return "policy not known"
     if policy.method == "greedy":
-        words = "one sample, greedy"
+        words = "one sample, greedy" if policy.temperature == 0 else "one sample"
     elif policy.method == "majority":
         words = "one sample" if policy.n == 1 else f"{policy.n} samples, majority vote"
     elif policy.method == "agreement":

@@ -64,6 +64,9 @@ class AdviceScreen(ModeScreen):
         self._advice: Recommendation | None = None
         self._rows: list[Candidate] = []
         self._asked: Question | None = None
+        self._rests_on: tuple[object, ...] | None = (
+            None  # the question of `_advice`, its budget aside
+        )
         self._gone: list[Path] = []  # recordings that were left out, for their folders are gone
         self._axis = 0
         self._passing = False  # whether the message goes when something else is shown
@@ -167,6 +170,8 @@ class AdviceScreen(ModeScreen):
         question = (budget, tuple(entry.key for entry in entries), today)
         if question == self._asked and not gone:
             return
+        if self._rests_on != question[1:]:
+            self._clear()
         self._asked, self._gone = question, gone
         if not entries:
             told = "no complete recording to learn from: make one with ttscope record"
@@ -174,6 +179,17 @@ class AdviceScreen(ModeScreen):
             return
         self._say(f"learning from {len(entries)} recordings and replaying candidates ...")
         self._work_out(budget, question)
+
+    def _clear(self) -> None:
+        """Take away what is said of other recordings."""
+        for group in ("advice", "what_if"):
+            self.workers.cancel_group(self, group)
+        self._advice, self._rows, self._what_if = None, [], []
+        self.remove_class("answered", "whole")
+        self.query_one("#picks", DataTable).clear(columns=True)
+        self.query_one(Scatter).clear()
+        self.query_one("#detail", Static).update("")
+        self.set_status("")
 
     @work(thread=True, exclusive=True, group="advice")
     def _work_out(self, budget: Budget, question: Question) -> None:
@@ -201,7 +217,8 @@ class AdviceScreen(ModeScreen):
             self._asked = None
             self._say(event.error or "no advice", bad=True)
             return
-        self._advice = event.advice
+        self._advice, self._rests_on = event.advice, event.question[1:]
+        self.workers.cancel_group(self, "what_if")
         self.add_class("answered")
         if self.focused is None:
             self.call_after_refresh(self.query_one("#picks").focus)

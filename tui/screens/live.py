@@ -146,6 +146,7 @@ class LiveScreen(ModeScreen):
         self._say(f"attaching to {target.accesses[0].url} ...")
         self.set_status(self._status())
         self.query_one("#page").focus()
+        self._draw()
         self._run(self._watch, target)
 
     @work(thread=True, group="live")
@@ -221,6 +222,8 @@ class LiveScreen(ModeScreen):
         if last is None:
             if not self._depth:
                 text.update(HOW)
+            for name in ("#verdict", "#gauges", "#spreads", "#steps", "#sees"):
+                self.query_one(name, Static).update("")
             return
         self.set_status(self._status())
         tall = self.app.size.height >= TALL

@@ -16,7 +16,6 @@ from textual.worker import get_current_worker
 
 from traces.comparison import Difference, compare
 from traces.errors import TtscopeError
-from traces.summary import Run
 from tui.formats import compact
 from tui.library import (
     delete_recording,
@@ -30,7 +29,7 @@ from tui.recordings_views import EMPTY, compared_lines, entry_lines, price_told,
 from tui.screens.base import ModeScreen
 from tui.screens.confirm import ConfirmScreen
 from tui.screens.recordings_keys import KEYS, QUESTIONS
-from tui.screens.recordings_messages import Compared, Failed, ImportDone
+from tui.screens.recordings_messages import Compared, Failed, ImportDone, Pair
 from tui.views import COLUMNS, Column, Entry, cell_text, fitting_columns, matches, sort_key
 
 JustifyMethod = Literal["left", "right"]
@@ -55,7 +54,7 @@ class RecordingsScreen(ModeScreen):
         self._shown: list[Entry] = []
         self._drawn: dict[str, Drawn] = {}
         self._columns: list[tuple[Column, int]] = []
-        self._compared: dict[tuple[str, str], Difference | None] = {}
+        self._compared: dict[Pair, Difference | None] = {}
 
     def compose_body(self) -> ComposeResult:
         """Return filter, table and the panel below it."""
@@ -349,16 +348,16 @@ class RecordingsScreen(ModeScreen):
         width = max(self.app.size.width - 4, 40)
         self.query_one("#detail", Static).update("\n".join(self._panel(width)))
 
-    def _compare(self, first: Entry, second: Entry) -> None:
-        """Compare two runs in a thread, once; the panel is drawn again when it is done."""
-        pair = (first.key, second.key)
-        if pair not in self._compared and first.run is not None and second.run is not None:
+    def _compare(self, pair: Pair) -> Difference | None:
+        """Return the difference, or compare in a thread, once; the panel is drawn again then."""
+        if pair not in self._compared:
             self._compared[pair] = None
-            self._work_out(pair, first.run, second.run)
+            self._work_out(pair)
+        return self._compared[pair]
 
     @work(thread=True, group="compare")
-    def _work_out(self, pair: tuple[str, str], first: Run, second: Run) -> None:
-        found = compare(first, second)
+    def _work_out(self, pair: Pair) -> None:
+        found = compare(*pair.runs)
         if not get_current_worker().is_cancelled:
             self.post_message(Compared(pair, found))
 
@@ -370,10 +369,8 @@ class RecordingsScreen(ModeScreen):
     def _panel(self, width: int) -> list[str]:
         marked = self.ttscope.marked_entries()
         if len(marked) >= 2:
-            found = [self._compared.get((marked[0].key, other.key)) for other in marked[1:]]
-            for other, each in zip(marked[1:], found, strict=True):
-                if each is None:
-                    self._compare(marked[0], other)
+            first, *others = [each.run for each in marked if each.run is not None]
+            found = [self._compare(Pair(first, other)) for other in others]
             return compared_lines(marked, found, width=width)
         if not self.ttscope.entries:
             return ["loading ..." if self.ttscope.loading_paths else EMPTY]

@@ -71,18 +71,28 @@ class RunScreen(ModeScreen):
         entry = self.ttscope.current_entry()
         if entry is None or entry.run is None:
             waits = self.ttscope.loading_paths
-            self.set_status("")
+            self._show(None)
             self._say("loading ..." if waits else "no run to show: open one on screen 1", waits)
             return
         if self.ttscope.bring_back():
+            if self.model is not None and self.model.entry.key != entry.key:
+                self._show(None)
             self._say("loading ...", waiting=True)
         elif self.model is None or entry.run is not self.model.run:
-            self.workers.cancel_group(self, "run")
-            self.model = RunModel(entry, [rule.label for rule in RULES])
-            self._pause()
+            self._show(RunModel(entry, [rule.label for rule in RULES]))
             self._say("")
-            self.draw()
-            self._read(self.model)
+
+    def _show(self, model: RunModel | None) -> None:
+        """Show another run, or none; nothing that was asked of the one before is left."""
+        for group in ("run", "policies", "replay", "steps"):
+            self.workers.cancel_group(self, group)
+        self.action_leave()
+        self._pause()
+        self.model = model
+        self.query_one("#page").scroll_home(animate=False)
+        self.draw()
+        if model is not None:
+            self._read(model)
 
     @work(thread=True, group="run")
     def _read(self, model: RunModel) -> None:
@@ -90,7 +100,7 @@ class RunScreen(ModeScreen):
         try:
             data = read_run(model.recording, model.run)
         except Exception as error:  # shown in place, the app goes on
-            self.post_message(Failed(failure(error), model))
+            self.post_message(Failed(model, failure(error), unread=True))
             return
         if not worker.is_cancelled:
             self.post_message(Read(model, data))
@@ -126,7 +136,7 @@ class RunScreen(ModeScreen):
         try:
             found = replay_beside(model.recording, model.run, changes, width=self._width)
         except Exception as error:
-            self.post_message(Failed(failure(error)))
+            self.post_message(Failed(model, failure(error)))
             return
         if not worker.is_cancelled:
             self.post_message(Replayed(model, found))
@@ -136,7 +146,7 @@ class RunScreen(ModeScreen):
         try:
             read = model.pages.read(position)
         except Exception as error:  # it was deleted meanwhile, or is damaged
-            self.post_message(Failed(failure(error)))
+            self.post_message(Failed(model, failure(error)))
             return
         if read and not get_current_worker().is_cancelled:
             self.post_message(PageRead())
@@ -157,12 +167,14 @@ class RunScreen(ModeScreen):
     @on(Judged)
     def _rule_judged(self, event: Judged) -> None:
         event.model.judged[event.rule] = event.found
-        self._draw_problem()
+        if event.model is self.model:
+            self._draw_problem()
 
     @on(Told)
     def _policies_told(self, event: Told) -> None:
         event.model.policies = event.lines
-        self._draw_problem()
+        if event.model is self.model:
+            self._draw_problem()
 
     @on(Replayed)
     def _beside_made(self, event: Replayed) -> None:
@@ -173,9 +185,11 @@ class RunScreen(ModeScreen):
 
     @on(Failed)
     def _failed(self, event: Failed) -> None:
+        if event.model is not self.model:
+            return
         self._say(told_here(event.text))
-        if event.unread is not None:
-            event.unread.unread = True
+        if event.unread:
+            self.model.unread = True
             self._draw_time()
 
     @on(Resize)
@@ -200,16 +214,20 @@ class RunScreen(ModeScreen):
         message.set_class(bool(text), "said").set_class(waiting, "waiting")
 
     def draw(self) -> None:
-        """Draw all of the run."""
-        if self.model is None or not self.is_mounted:
+        """Draw all of the run, or nothing where none is shown."""
+        if not self.is_mounted:
             return
-        self.query_one("#head", Static).update("\n".join(self.model.head(self._width)))
+        head = [] if self.model is None else self.model.head(self._width)
+        self.query_one("#head", Static).update("\n".join(head))
         self._draw_time()
         self._draw_problem()
 
     def _draw_time(self) -> None:
         model = self.model
         if model is None:
+            self.set_status("")
+            self.query_one(Lanes).show([], None)
+            self.query_one("#step", Static).update("")
             return
         self.set_status(model.status())
         lanes, cursor, below = model.charts(self._bins, tall=self._tall)
@@ -226,24 +244,26 @@ class RunScreen(ModeScreen):
             self.query_one("#step", Static).update("\n".join(lines))
 
     def _draw_problem(self) -> None:
-        model = self.model
-        if model is None or not self.is_mounted:
+        if not self.is_mounted:
             return
-        self.query_one("#title", Static).update(model.title(self._width))
-        self.query_one("#vote", Static).update("\n".join(model.vote(self._width, tall=self._tall)))
-        self.query_one("#page").set_class(model.page != "problem", "text")
-        if model.page != "problem":
-            self.query_one("#text", Static).update("\n".join(model.text(self._width)))
-            return
-        own, other = model.bars(self._width)
+        model, width = self.model, self._width
+        title = "" if model is None else model.title(width)
+        vote = [] if model is None else model.vote(width, tall=self._tall)
+        text = [] if model is None else model.text(width)
+        own, other = (None, None) if model is None or text else model.bars(width)
+        self.query_one("#title", Static).update(title)
+        self.query_one("#vote", Static).update("\n".join(vote))
+        self.query_one("#page").set_class(bool(text), "text")
+        self.query_one("#text", Static).update("\n".join(text))
         both = self.query_one("#both")
         both.set_class(other is not None, "beside")
         both.set_class(self._width >= WIDE, "wide")
         for name, found in (("#bars", own), ("#other", other)):
-            if found is not None:
-                self.query_one(name, SampleBars).show(
-                    found.header, found.rows, title=found.title, after=found.after
-                )
+            bars = self.query_one(name, SampleBars)
+            if found is None:
+                bars.update("")
+            else:
+                bars.show(found.header, found.rows, title=found.title, after=found.after)
 
     # -- keys ----------------------------------------------------------------------------------
 

@@ -47,10 +47,11 @@ class Told(Message):
 
 @dataclass
 class Failed(Message):
-    """Something that was asked for cannot be done; `unread` is the run that cannot be read."""
+    """Something that was asked for of a run cannot be done; `unread`: its steps cannot be read."""
 
+    model: RunModel
     text: str
-    unread: RunModel | None = None
+    unread: bool = False
 
 
 class PageRead(Message):
