@@ -167,6 +167,8 @@ def _with_blocks(engine: EngineConfig, facts: ModelFacts, tables: PriorTables) -
         raise UsageError(f"{facts.name} was recorded in {engine.dtype}; the tables are bfloat16's")
     if tables.memory_bytes is None:
         return engine
+    if facts.weight_bytes is None or facts.kv_bytes_per_token is None:
+        raise UsageError(f"the weights and the KV cache of {facts.name} are not counted")
     share = engine.gpu_memory_utilization or UTILISATION
     room = share * tables.memory_bytes - tables.reserved_bytes(size) - facts.weight_bytes / size
     heads = max(facts.num_key_value_heads, 1)

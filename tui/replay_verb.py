@@ -122,42 +122,13 @@ def _check_sources(
 
 
 def _facts(path: Path) -> ModelFacts:
-    """Return a model's facts from its config, a JSON file or in a folder.
+    """Return a model's facts from its config. Raises UsageError for one that is none."""
+    from profiler.model_facts import facts_from_file
 
-    Raises UsageError for one that is none.
-    """
-    import json
-    from types import SimpleNamespace
-
-    from profiler.model_facts import facts_from_config
-
-    file, option = path / "config.json" if path.is_dir() else path, f"--model-config {path}"
-    told = file.name == "config.json"  # its folder has the model's name, and perhaps its weights
     try:
-        config = json.loads(file.read_bytes())
-        fields = SimpleNamespace(**config.get("text_config", config))
-        facts = facts_from_config(
-            fields,
-            name=file.parent.resolve().name if told else file.stem,
-            folder=file.parent if told else None,
-        )
-    except OSError as error:
-        raise UsageError(
-            f"{option}: {file} cannot be read ({error.strerror}); give a model's config.json, or "
-            "its folder"
-        ) from None
-    except AttributeError as error:
-        known = isinstance(error.obj, SimpleNamespace)
-        lacks = f"has no field {error.name}" if known else "holds no JSON object"
-        raise UsageError(f"{option}: {lacks}; give a model's config.json") from None
-    except (ValueError, TypeError, ZeroDivisionError) as error:
-        raise UsageError(f"{option}: is no model's config.json ({error})") from None
-    if config.get("sliding_window") and config.get("use_sliding_window", True):
-        raise UsageError(
-            f"{option}: attention in sliding windows is not priced, as no run has checked it; use "
-            "a model without"
-        )
-    return facts
+        return facts_from_file(path)
+    except UsageError as error:
+        raise UsageError(f"--model-config {error}") from None
 
 
 def _chosen(runs: Sequence[Run], number: int, name: str) -> Run:
