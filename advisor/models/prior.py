@@ -158,7 +158,7 @@ def prior_of(tables: PriorTables, facts: ModelFacts, engine: EngineConfig) -> Pr
         gpu=tables.device,
         model=facts.name,
         vllm_version=tables.versions["gemm"],
-        tensor_parallel_sizes=(size,),
+        tensor_parallel_size=size,
     )
     return Prior(
         tables=tables,
