@@ -187,7 +187,8 @@ class Drawn:
         if setting is None or setting.method in LOOKUPS:
             return 0.0
         facts = None if setting.model is None else self.evidence.models.get(setting.model)
-        return np.inf if facts is None else facts.matmul_flops(1.0)
+        unknown = facts is None or facts.active_parameters is None
+        return np.inf if unknown else facts.matmul_flops(1.0)  # type: ignore[union-attr]
 
     def stopped(self, kind: Kind, runs: list[Replayed]) -> tuple[Floats, Floats, Floats]:
         """Return accuracy, generated tokens and FLOPs per problem of replays that stopped early.

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,7 @@ import polars as pl
 
 from advisor.composition import FEATURES, INDEX, composition_matrix
 from advisor.evidence import Evidence, law_key
+from advisor.gpu_defaults import BLOCK, Device, Memory, as_on, memory_of, with_blocks
 from advisor.models.operators import domain
 from advisor.models.prior_tables import PriorTables, read_prior
 from advisor.models.step_cost import StepCost
@@ -39,31 +40,6 @@ SIZES: Final = (1, 2, 4, 8)  # of tensor parallelism
 UNCHECKED: Final = -float(np.log(0.68))
 OTHER_SIZE: Final = float(np.log(1.18))
 PRICED: Final = (None, "auto", "bfloat16", "float16")
-UTILISATION: Final = 0.9  # of the memory, vLLM's default
-BLOCK: Final = 16  # vLLM's default on a GPU
-GPU_DEFAULTS: Mapping[str, Any] = {
-    "block_size": BLOCK,
-    "num_gpu_blocks": None,
-    "async_scheduling": True,
-    "enforce_eager": False,
-}
-# Of `vllm serve` on a GPU of less than 70 GB (vllm/engine/arg_utils.py), where nothing is told.
-SERVER_DEFAULTS: Mapping[str, Any] = {
-    "max_num_seqs": 256,
-    "max_num_batched_tokens": 2048,
-    "enable_prefix_caching": True,
-}
-
-
-def as_on_gpu(engine: EngineConfig) -> EngineConfig:
-    """Return the engine with vLLM's defaults for what a CPU's was given, or an import lacks."""
-    return engine if engine.gpu is not None else _told(replace(engine, **GPU_DEFAULTS))
-
-
-def _told(engine: EngineConfig) -> EngineConfig:
-    """Return the engine with what it does not tell as a server has it."""
-    untold = {k: v for k, v in SERVER_DEFAULTS.items() if getattr(engine, k) is None}
-    return replace(engine, **untold)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +78,7 @@ def offer(evidence: Evidence, recordings: Sequence[Recording], systems: Sequence
         found = recalibrate(tables, recordings)
         measured = {_shape(table.engine) for table in evidence.steps}
         offered, why = 0, "no recording without speculation tells of a model"
-        for base, choices in _bases(evidence):
+        for base, choices in _bases(evidence, tables):
             facts = evidence.models.get(base.model)
             for size in SIZES if facts is not None else ():
                 assert facts is not None
@@ -111,7 +87,7 @@ def offer(evidence: Evidence, recordings: Sequence[Recording], systems: Sequence
                     offered += 1
                     continue
                 try:
-                    engine = _with_blocks(engine, facts, tables)
+                    engine = _placed(engine, facts, tables)
                     law = _law(evidence, engine, choices, PriorTimes(
                         tables=tables, facts=facts, found=found
                     ))  # fmt: skip
@@ -132,15 +108,19 @@ def _shape(engine: EngineConfig) -> tuple[object, ...]:
     return (engine.gpu, engine.tensor_parallel_size, *decoder_of(engine))
 
 
-def _bases(evidence: Evidence) -> Iterator[tuple[EngineConfig, Choices]]:
+def _bases(evidence: Evidence, tables: PriorTables) -> Iterator[tuple[EngineConfig, Choices]]:
     """Yield an engine without limits for each recorded way of decoding, and its limits.
 
-    These are the recorded ones and the powers of two up to the largest.
+    These are the recorded ones, those that a server on the GPU has by default, and the powers of
+    two up to the largest.
     """
     groups: dict[object, list[EngineConfig]] = {}
+    device = device_of(tables)
+    usual = device.limits("server")
     for run in evidence.runs:
         if run.engine.speculative is None:
-            groups.setdefault(decoder_of(run.engine), []).append(_told(as_on_gpu(run.engine)))
+            there, _ = as_on(device, run.engine)
+            groups.setdefault(decoder_of(run.engine), []).append(there)
     for engines in groups.values():
         first = engines[0]
         base = replace(
@@ -151,33 +131,31 @@ def _bases(evidence: Evidence) -> Iterator[tuple[EngineConfig, Choices]]:
             block_size=BLOCK,
             gpu_memory_utilization=None if first.gpu is None else first.gpu_memory_utilization,
         )
-        seqs = powers([each.max_num_seqs for each in engines], 1)
-        batched = powers([each.max_num_batched_tokens for each in engines], 256)
+        seqs = powers([usual[0], *(each.max_num_seqs for each in engines)], 1)
+        batched = powers([usual[1], *(each.max_num_batched_tokens for each in engines)], 256)
         yield base, [(s, b) for s in seqs for b in batched]
 
 
-def _with_blocks(engine: EngineConfig, facts: ModelFacts, tables: PriorTables) -> EngineConfig:
+def device_of(tables: PriorTables) -> Device:
+    """Return the GPU of a system of the prior."""
+    return Device(name=tables.device, memory_bytes=tables.memory_bytes)
+
+
+def memory_on(tables: PriorTables, engine: EngineConfig, facts: ModelFacts) -> Memory | None:
+    """Return what an engine takes of the memory of a system's GPU; None where it is not told."""
+    reserved = tables.reserved_bytes(engine.tensor_parallel_size)
+    return memory_of(device_of(tables), engine, facts, reserved=reserved)
+
+
+def _placed(engine: EngineConfig, facts: ModelFacts, tables: PriorTables) -> EngineConfig:
     """Return the engine with the KV blocks that its GPU has room for, where its memory is told.
 
-    A rule: 0.9 of the memory (or the recorded share), less the weights, less what the tables'
-    authors set aside. Raises UsageError where nothing is left.
+    Raises UsageError where it does not fit.
     """
-    size = engine.tensor_parallel_size
     if engine.dtype not in PRICED:
         raise UsageError(f"{facts.name} was recorded in {engine.dtype}; the tables are bfloat16's")
-    if tables.memory_bytes is None:
-        return engine
-    share = engine.gpu_memory_utilization or UTILISATION
-    room = share * tables.memory_bytes - tables.reserved_bytes(size) - facts.weight_bytes / size
-    heads = max(facts.num_key_value_heads, 1)
-    token_bytes = facts.kv_bytes_per_token * max(heads / size, 1.0) / heads
-    blocks = int(room // (BLOCK * token_bytes)) if token_bytes else 0
-    if blocks < 2:
-        raise UsageError(
-            f"{facts.name} with tensor_parallel_size {size} does not fit in the memory of "
-            f"{tables.system}"
-        )
-    return replace(engine, num_gpu_blocks=blocks)
+    memory = memory_on(tables, engine, facts)
+    return engine if memory is None else with_blocks(memory, engine, facts)
 
 
 def _law(evidence: Evidence, engine: EngineConfig, choices: Choices, times: PriorTimes) -> StepLaw:

@@ -17,8 +17,10 @@ import polars as pl
 
 from advisor.draft_law import draft_law
 from advisor.evidence import Evidence, Run, gather, law_key
-from advisor.gpu_engines import PRICED
+from advisor.gpu_defaults import Device, Memory, assumed_note, blocks_note, memory_of, with_blocks
+from advisor.gpu_engines import PRICED, device_of, memory_on
 from advisor.latency_spread import latency_spread
+from advisor.models.operator_files import Operators, read_operators
 from advisor.models.prior_tables import read_prior
 from advisor.models.step_time import StepTimeModel
 from advisor.power_windows import power_law
@@ -35,6 +37,7 @@ from advisor.waiting import Waited
 from traces.errors import UsageError
 from traces.manifest import Manifest
 from traces.recording import Recording
+from traces.schema import ModelFacts
 from traces.summary import Run as Summary
 
 _TTFT: Final = (
@@ -78,10 +81,12 @@ def predict(
     if prior is not None:
         engine = replace(question.engine, gpu=prior.tables.device)
         question = replace(question, engine=engine)
-    on_tables = question.gpu is not None or question.operators is not None
+    operators = None if question.operators is None else read_operators(question.operators)
+    on_tables = prior is not None or operators is not None
     alike = [base, *(each for each in others if _hash(each) == _hash(base))]
     rest = [] if on_tables else [each for each in others if each not in alike]
     evidence = gather(alike, judged=False, timed=not on_tables, others=rest)
+    question, placed = _placed(question, prior, operators, evidence)
     recordings = [base, *others]
     model = StepTimeModel().fit(evidence.steps) if evidence.steps else None
     own = _own_run(evidence, base, recorded)
@@ -114,12 +119,13 @@ def predict(
             sources,
             question,
             prior,
+            operators=operators,
             law=law,
             extrapolated=longer,
             power=None if on_tables else power,
             beyond=beyond,
         )
-    notes = [*_time_notes(after, prior, on_tables), *_prefixes(base), *evidence.lost]
+    notes = [*_time_notes(after, prior), *placed, *_prefixes(base), *evidence.lost]
     if before is None:
         notes.append("no step was recorded, so that the run cannot be replayed as it was")
     if own.engine.mode == "in_process":
@@ -145,7 +151,44 @@ def predict(
     )
 
 
-def _time_notes(after: Replays, prior: PriorTimes | None, on_tables: bool) -> list[str]:
+def _placed(
+    question: Question,
+    prior: PriorTimes | None,
+    operators: Operators | None,
+    evidence: Evidence,
+) -> tuple[Question, list[str]]:
+    """Return the question with the KV blocks of its GPU, and what to say of them and of defaults.
+
+    Raises UsageError where the model does not fit in the memory.
+    """
+    engine = question.engine
+    device: Device | None = None
+    facts: ModelFacts | None = None
+    memory: Memory | None = None
+    if prior is not None:
+        device, facts = device_of(prior.tables), prior.facts
+        memory = memory_on(prior.tables, engine, prior.facts)
+    elif operators is not None:
+        device = Device.named(operators.gpu)
+        facts = question.model_facts or evidence.models.get(engine.model)
+        memory = None if facts is None else memory_of(device, engine, facts)
+    if device is None:
+        return question, []
+    notes = [] if not question.assumed else [assumed_note(device, engine, question.assumed)]
+    given = engine.num_gpu_blocks is not None
+    if memory is not None and facts is not None:
+        engine = with_blocks(memory, engine, facts)
+        notes += [] if given else [blocks_note(memory, engine)]
+    elif not given:
+        lacks = "the GPU's memory" if device.memory_bytes is None else "what the model weighs"
+        notes.append(
+            f"KV blocks without limit, as {lacks} is not known; set engine.num_gpu_blocks to the "
+            "engine's own"
+        )
+    return replace(question, engine=engine), notes
+
+
+def _time_notes(after: Replays, prior: PriorTimes | None) -> list[str]:
     """Say where step times come from."""
     runs = after.times.runs
     if prior is not None:
@@ -160,10 +203,7 @@ def _time_notes(after: Replays, prior: PriorTimes | None, on_tables: bool) -> li
         notes = ["step times are of operator tables; no run of yours has checked them: no interval"]
     else:
         notes = [f"step times were learned from {runs} recorded run{'s' if runs > 1 else ''}"]
-    notes += after.times.notes
-    if on_tables and after.engine.num_gpu_blocks is None:
-        notes.append("KV blocks without limit; set engine.num_gpu_blocks to the engine's own")
-    return notes
+    return [*notes, *after.times.notes]
 
 
 def _outside(

@@ -15,6 +15,7 @@ from advisor.drawn import WHOLE
 from advisor.evidence import Evidence, Run, Sample, law_key
 from advisor.latency_spread import BEYOND
 from advisor.load import Load, Replayed
+from advisor.models.operator_files import Operators
 from advisor.models.power import PowerLaw
 from advisor.models.step_time import Z95, StepLaw, StepTimeModel
 from advisor.prior_times import PriorTimes
@@ -85,6 +86,7 @@ class Replays:
         question: Question,
         prior: PriorTimes | None = None,
         *,
+        operators: Operators | None = None,
         law: StepLaw | None = None,
         extrapolated: bool = False,
         power: PowerLaw | None = None,
@@ -93,7 +95,8 @@ class Replays:
         self.base, self.sources, self.question, self.power = base, sources, question, power
         self.beyond = beyond or BEYOND
         source = sources[0]
-        self.engine = _with_blocks(evidence, question.engine)
+        on_tables = question.gpu is not None or operators is not None
+        self.engine = question.engine if on_tables else _with_blocks(evidence, question.engine)
         self.limits = limits_of(self.engine)
         self.facts = evidence.models
         self.ids = [name for name in own.problems if name in source.problems]
@@ -114,8 +117,9 @@ class Replays:
         longest = max(workload.longest for workload in self.workloads)
         if question.gpu is not None and prior is not None:
             self.times = prior.times(self.engine, longest)
-        elif question.operators is not None:
-            self.times = tabled(question, evidence.models.get(self.engine.model), longest)
+        elif operators is not None:
+            facts = evidence.models.get(self.engine.model)
+            self.times = tabled(question, operators, facts, longest)
         elif model is not None:
             self.times = learned(law or model.law(self.engine))
         else:

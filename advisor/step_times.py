@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from advisor.models.operator_files import Operators
 from advisor.models.step_cost import StepCost, linear_cost, scaled_cost, table_cost
 from advisor.models.step_time import StepLaw
 from advisor.replay import Replicas
@@ -29,7 +30,7 @@ class Question:
     all-reduces, which tables leave out, are those of `collectives`
     (`communication.measured_messages`). With `gpu`, the name of a system of the prior
     (models/prior_tables.py), they are that system's, for a model of `model_facts` (the recorded one
-    if not given).
+    if not given). `assumed` are fields of the engine that nobody set, which have vLLM's defaults.
     """
 
     engine: EngineConfig
@@ -44,6 +45,7 @@ class Question:
     collectives: Path | None = None
     gpu: str | None = None
     model_facts: ModelFacts | None = None
+    assumed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,26 +78,52 @@ def learned(law: StepLaw) -> StepTimes:
     )
 
 
-def tabled(question: Question, facts: ModelFacts | None, longest: int) -> StepTimes:
+def _layers(question: Question, operators: Operators, facts: ModelFacts | None) -> int:
+    """Return how many layers the model of the tables has.
+
+    Raises UsageError where nothing says it, or what says it contradicts itself.
+    """
+    given = question.num_hidden_layers
+    if facts is None:
+        if given is None or given < 1:
+            raise UsageError(
+                "--operators: say how many layers the model has, --num-hidden-layers 32, or give "
+                "its config.json with --model-config"
+            )
+        return given
+    whose = "--model-config" if question.model_facts is not None else "the recorded model"
+    if given not in (None, facts.num_hidden_layers):
+        raise UsageError(
+            f"--num-hidden-layers {given}: {whose} ({facts.name}) has {facts.num_hidden_layers}; "
+            "leave it out, or give the config.json of the tables' model with --model-config"
+        )
+    if not facts.reads_all(question.engine.max_model_len):
+        kinds = ", ".join(kind for kind in facts.attention or () if kind != "full_attention")
+        raise UsageError(
+            f"--operators: {whose} ({facts.name}) has {kinds.replace('_', ' ')}, which is in no "
+            "table; give a model whose layers read the whole context"
+        )
+    operators.check_model(facts, question.engine)
+    return facts.num_hidden_layers
+
+
+def tabled(
+    question: Question, operators: Operators, facts: ModelFacts | None, longest: int
+) -> StepTimes:
     """Return the step times of operator tables.
 
-    Raises UsageError when the number of layers is not known, TablesError for damaged tables or
-    those of tensor parallelism without collectives.
+    Raises UsageError when the number of layers is not known or the model is not the tables',
+    TablesError for tables of tensor parallelism without collectives.
     """
-    from advisor.models.operator_files import read_operators
     from advisor.models.operators import default_capture_sizes, domain, step_tables
 
     engine, facts = question.engine, question.model_facts or facts
-    layers = question.num_hidden_layers or (None if facts is None else facts.num_hidden_layers)
-    if layers is None or layers < 1:
-        raise UsageError("--operators: say how many layers the model has, --num-hidden-layers 32")
+    layers = _layers(question, operators, facts)
     if engine.max_num_seqs is None or engine.max_num_batched_tokens is None:
         raise UsageError(
             "--operators: set engine.max_num_seqs and engine.max_num_batched_tokens, "
             "which this recording does not tell"
         )
-    assert question.operators is not None
-    operators = read_operators(question.operators)
     measured = domain(operators)
     captured = [] if engine.enforce_eager else default_capture_sizes(engine.max_num_seqs)
     together = _all_reduces(question, facts, layers, captured)
@@ -119,7 +147,7 @@ def tabled(question: Question, facts: ModelFacts | None, longest: int) -> StepTi
         sigma=None,
         runs=None,
         within=within,
-        notes=() if together is None else (together.note,),
+        notes=(operators.source, *(() if together is None else (together.note,))),
     )
 
 

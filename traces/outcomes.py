@@ -183,12 +183,15 @@ def _slowed(steps: pl.DataFrame) -> pl.Expr:
 def _flops_column(recording: Recording) -> pl.Expr:
     """Return FLOPs of a sample by its engine's model; null when the model's facts are not kept.
 
-    Null with speculation too: what was drafted and rejected is work, and no sample's row has it.
+    Null too where they do not tell the active parameters, or attention reads less than the context;
+    and with speculation: what was drafted and rejected is work, and no sample's row has it.
     """
     column = pl.lit(None, dtype=pl.Float64)
     for key, engine in recording.manifest.engines.items():
         facts = recording.manifest.models.get(engine.model)
-        if facts is not None and engine.speculative is None:
+        if facts is None or facts.active_parameters is None or engine.speculative is not None:
+            continue
+        if facts.reads_all(engine.max_model_len):
             column = pl.when(pl.col("engine") == key).then(sample_flops(facts)).otherwise(column)
     return column
 

@@ -221,7 +221,10 @@ class ModelFacts(Record):
 
     `attention` names the kinds of its layers that mix tokens, in the words of transformers'
     `layer_types` (full_attention, sliding_attention, linear_attention, ...) and `latent_attention`
-    for MLA; `sliding_window` is in tokens. None: not known, as in older recordings.
+    for MLA; `sliding_window` is in tokens; `quantization` is how the checkpoint's weights are
+    quantised, None where they are not. What is not known is None, in older recordings too:
+    the parameters and bytes of a model with parts that are not counted, and the intermediate size
+    of one without dense layers.
     """
 
     name: str
@@ -231,19 +234,39 @@ class ModelFacts(Record):
     num_attention_heads: int
     num_key_value_heads: int
     head_dim: int
-    intermediate_size: int
+    intermediate_size: int | None
     vocab_size: int
     num_experts: int | None = None
     experts_per_token: int | None = None
-    total_parameters: int
-    active_parameters: int
-    weight_bytes: int
-    kv_bytes_per_token: int
+    total_parameters: int | None
+    active_parameters: int | None
+    weight_bytes: int | None
+    kv_bytes_per_token: int | None
     attention: tuple[str, ...] | None = None
     sliding_window: int | None = None
+    quantization: str | None = None
+
+    def reads_all(self, max_model_len: int | None) -> bool:
+        """Whether every layer reads the keys and values of the whole context.
+
+        A window in every layer that `max_model_len` never leaves does; what is not known is taken
+        to. No other model's FLOPs of attention are those of `attention_flops`.
+        """
+        if self.attention == ("sliding_attention",) and None not in (
+            max_model_len, self.sliding_window
+        ):  # fmt: skip
+            assert max_model_len is not None
+            assert self.sliding_window is not None
+            return max_model_len <= self.sliding_window
+        return self.attention is None or not set(self.attention) - {"full_attention"}
 
     def matmul_flops(self, tokens: float) -> float:
-        """FLOPs of forwarding `tokens` tokens through the weights: 2 x active parameters each."""
+        """FLOPs of forwarding `tokens` tokens through the weights: 2 x active parameters each.
+
+        Raises ValueError where the active parameters are not known.
+        """
+        if self.active_parameters is None:
+            raise ValueError(f"{self.name}: its active parameters are not known")
         return 2.0 * self.active_parameters * tokens
 
     def attention_flops(self, query_context: float) -> float:

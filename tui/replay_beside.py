@@ -38,7 +38,7 @@ def replay_beside(recording: Recording, run: Run, changes: str, *, width: int) -
     from tui.replay_verb import changed
 
     measured([recording])
-    engine, policy = changed(run, words_of(changes))
+    engine, policy, _ = changed(run, words_of(changes))
     question = Question(engine=engine, policy=policy)
     found = predict(recording, run, question)
     with tempfile.TemporaryDirectory(prefix="ttscope-") as folder:

@@ -58,7 +58,7 @@ def replay_lines(found: Prediction, question: Question, *, width: int = 80) -> I
     engine = engine_text(recorded.engine) if recorded.imported is None else imported_text(recorded)
     yield from wrap("recorded", engine, width=width, indent=10)
     yield from wrap("", policy_text(recorded.policy), width=width, indent=10)
-    changed = _changes(recorded, question)
+    changed = _changes(recorded, question, predicted)
     yield from wrap("asked", "; ".join(changed) or "as recorded", width=width, indent=10)
     yield ""
     rows = [["", "recorded", "replayed", "predicted", "90 % interval", "change"]]
@@ -107,9 +107,10 @@ def _waits(found: Prediction) -> Iterator[str]:
     yield from align(rows, right=(1, 2, 3, 4))
 
 
-def _changes(recorded: Run, question: Question) -> list[str]:
+def _changes(recorded: Run, question: Question, predicted: Run) -> list[str]:
     before = {"engine": recorded.engine.to_json()}
     after = {"engine": question.engine.to_json(), "policy": question.policy.to_json()}
+    after["engine"]["num_gpu_blocks"] = predicted.engine.num_gpu_blocks  # as the GPU has room
     before["policy"] = {} if recorded.policy is None else recorded.policy.to_json()
     found = [
         f"{part}.{name} {_short(before[part].get(name))} -> {_short(value)}"

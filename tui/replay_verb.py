@@ -14,7 +14,11 @@ from traces.recording import Recording, measured
 from traces.schema import EngineConfig, ModelFacts, Policy
 
 if TYPE_CHECKING:
+    from advisor.gpu_defaults import Device
     from traces.summary import Run
+
+# What else decides how many KV blocks a GPU has room for.
+RESIZING = {"block_size", "dtype", "gpu_memory_utilization", "kv_cache_dtype", "quantization"}
 
 
 def run_replay(
@@ -67,10 +71,11 @@ def run_replay(
     measured([base])
     others = measured(open_all(learn))
     recorded = _chosen(summarise(base), run, base.name)
-    engine, policy = changed(recorded, changes, tables=operators is not None, prior=gpu is not None)
+    engine, policy, assumed = changed(recorded, changes, device=device_asked(operators, gpu))
     question = Question(
         engine=engine,
         policy=policy,
+        assumed=assumed,
         concurrency=concurrency,
         rate_per_s=None if rate is None else parse_rate(rate),
         replicas=Replicas(count=replicas, routing=routing, together=together),
@@ -121,43 +126,29 @@ def _check_sources(
         raise UsageError("--collectives goes with --operators, whose tables leave them out")
 
 
+def device_asked(operators: Path | None, gpu: str | None) -> Device | None:
+    """Return the GPU that step times are asked for, None where they are of recordings."""
+    if gpu is not None:
+        from advisor.gpu_engines import device_of
+        from advisor.models.prior_tables import read_prior
+
+        return device_of(read_prior(gpu))
+    if operators is not None:
+        from advisor.gpu_defaults import Device
+        from advisor.models.operator_files import gpu_of
+
+        return Device.named(gpu_of(operators))
+    return None
+
+
 def _facts(path: Path) -> ModelFacts:
-    """Return a model's facts from its config, a JSON file or in a folder.
+    """Return a model's facts from its config. Raises UsageError for one that is none."""
+    from profiler.model_facts import facts_from_file
 
-    Raises UsageError for one that is none.
-    """
-    import json
-    from types import SimpleNamespace
-
-    from profiler.model_facts import facts_from_config
-
-    file, option = path / "config.json" if path.is_dir() else path, f"--model-config {path}"
-    told = file.name == "config.json"  # its folder has the model's name, and perhaps its weights
     try:
-        config = json.loads(file.read_bytes())
-        fields = SimpleNamespace(**config.get("text_config", config))
-        facts = facts_from_config(
-            fields,
-            name=file.parent.resolve().name if told else file.stem,
-            folder=file.parent if told else None,
-        )
-    except OSError as error:
-        raise UsageError(
-            f"{option}: {file} cannot be read ({error.strerror}); give a model's config.json, or "
-            "its folder"
-        ) from None
-    except AttributeError as error:
-        known = isinstance(error.obj, SimpleNamespace)
-        lacks = f"has no field {error.name}" if known else "holds no JSON object"
-        raise UsageError(f"{option}: {lacks}; give a model's config.json") from None
-    except (ValueError, TypeError, ZeroDivisionError) as error:
-        raise UsageError(f"{option}: is no model's config.json ({error})") from None
-    if config.get("sliding_window") and config.get("use_sliding_window", True):
-        raise UsageError(
-            f"{option}: attention in sliding windows is not priced, as no run has checked it; use "
-            "a model without"
-        )
-    return facts
+        return facts_from_file(path)
+    except UsageError as error:
+        raise UsageError(f"--model-config {error}") from None
 
 
 def _chosen(runs: Sequence[Run], number: int, name: str) -> Run:
@@ -175,13 +166,13 @@ def _chosen(runs: Sequence[Run], number: int, name: str) -> Run:
 
 
 def changed(
-    recorded: Run, changes: Sequence[str], *, tables: bool = False, prior: bool = False
-) -> tuple[EngineConfig, Policy]:
-    """Return the engine and the policy with what `--set` changes.
+    recorded: Run, changes: Sequence[str], *, device: Device | None = None
+) -> tuple[EngineConfig, Policy, tuple[str, ...]]:
+    """Return the engine and the policy with what `--set` changes, and the fields that are defaults.
 
-    With operator tables or a prior the steps will be a GPU's: what a CPU's engine was given, or an
-    import does not tell, is vLLM's default. The blocks of a recorded GPU are not the prior's.
-    Raises UsageError for a name or value that there is not.
+    With operator tables or a prior the steps will be those of a GPU, the device: what nobody set
+    is vLLM's default there (`gpu_defaults.as_on`). Raises UsageError for a name or value that
+    there is not.
     """
     from profiler.policies.rules import make_policy
 
@@ -207,14 +198,17 @@ def changed(
         if plain[name] is None and name not in parts["policy"]
     }
     policy = dataclasses.replace(policy, **untold)
-    base = recorded.engine
-    if tables or prior:
-        from advisor.gpu_engines import as_on_gpu
+    engine = _engine(recorded.engine, parts["engine"])
+    if device is None:
+        return engine, policy, ()
+    from advisor.gpu_defaults import as_on
 
-        base = as_on_gpu(base)
-    if prior:
-        base = dataclasses.replace(base, num_gpu_blocks=None, num_gpus=None)
-    return _engine(base, parts["engine"]), policy
+    if parts["engine"].keys() & RESIZING and "num_gpu_blocks" not in parts["engine"]:
+        engine = dataclasses.replace(engine, num_gpu_blocks=None)
+    engine, assumed = as_on(device, engine, recorded.engine, parts["engine"])
+    if engine.num_gpus is not None and "num_gpus" not in parts["engine"]:
+        engine = dataclasses.replace(engine, num_gpus=None)
+    return engine, policy, assumed
 
 
 def _value(text: str, value: str) -> Any:

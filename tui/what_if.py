@@ -35,7 +35,7 @@ def what_if(
     """
     from advisor.predict import predict
     from advisor.step_times import Question
-    from tui.replay_verb import changed
+    from tui.replay_verb import changed, device_asked
 
     words = words_of(changes)
     base = _base(entries, pick)
@@ -44,7 +44,7 @@ def what_if(
     if base.recording is None or base.run is None or base.run.sample_rows is None:
         raise UsageError("what-if: none of the recordings can be replayed")
     as_pick = dataclasses.replace(base.run, engine=pick.engine, policy=pick.policy)
-    engine, policy = changed(as_pick, words, prior=pick.prior is not None)
+    engine, policy, _ = changed(as_pick, words, device=device_asked(None, pick.prior))
     others = [
         each.recording for each in entries if each.recording and each.recording != base.recording
     ]

@@ -34,14 +34,16 @@ def refusal(facts: ModelFacts, engine: EngineConfig) -> str | None:
     that `max_model_len` never leaves is full attention; in some layers it is refused all the same,
     as the cache then has blocks of two kinds.
     """
+    if facts.reads_all(engine.max_model_len):
+        counts = (facts.active_parameters, facts.weight_bytes, facts.kv_bytes_per_token)
+        if None not in counts:
+            return None
+        return (
+            f"{facts.name} ({facts.architecture or 'of unknown architecture'}) has parts whose "
+            "weights or KV cache are not counted; without them the times of its steps cannot be "
+            "learned (`ttscope show` tells what was measured)"
+        )
     kinds = set(facts.attention or ()) - {"full_attention"}
-    longest, window = engine.max_model_len, facts.sliding_window
-    if facts.attention == ("sliding_attention",) and None not in (longest, window):
-        assert longest is not None
-        assert window is not None
-        kinds = set() if longest <= window else kinds
-    if not kinds:
-        return None
     told = " and ".join(_KINDS.get(kind, f"layers of the kind {kind}") for kind in sorted(kinds))
     return (
         f"{facts.name} has {told}; the replay was never checked against runs of such a model, so "

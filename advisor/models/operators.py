@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -178,11 +177,10 @@ def _check(operators: Operators, size: int, collectives: Collectives | None) -> 
     ):
         if not there:
             raise TablesError(f"{folder / 'attention.csv'}: no rows with {what}; profile them")
-    named = re.search(r"tp(\d+)$", folder.resolve().name)
-    if named and int(named[1]) != size:
+    if operators.tensor_parallel_size != size:
         raise TablesError(
-            f"{folder}: tables of tensor-parallel size {named[1]}, and the engine has {size};"
-            " give the folder of that size"
+            f"{folder}: tables of tensor-parallel size {operators.tensor_parallel_size}, and the "
+            f"engine has {size}; give the folder of that size"
         )
     if size > 1 and collectives is None:
         raise TablesError(

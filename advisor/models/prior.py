@@ -28,6 +28,15 @@ Floats = npt.NDArray[np.float64]
 BYTES: Final = 2  # of a value in bfloat16
 ARCHITECTURES: Final = ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 QK_NORM: Final = ("Qwen3ForCausalLM",)
+PRICED_KV: Final = (
+    "auto",
+    "bfloat16",
+    "float16",
+    "float32",
+    "fp8",
+    "fp8_e4m3",
+    "fp8_e5m2",
+)  # float32, that of a CPU, is asked about in bfloat16
 VOCABULARY_PADDING: Final = 64  # vLLM's VocabParallelEmbedding
 LONGEST: Final = 8192  # tokens of a chunk, and before it: together what was measured
 
@@ -149,7 +158,7 @@ def prior_of(tables: PriorTables, facts: ModelFacts, engine: EngineConfig) -> Pr
         gpu=tables.device,
         model=facts.name,
         vllm_version=tables.versions["gemm"],
-        tensor_parallel_sizes=(size,),
+        tensor_parallel_size=size,
     )
     return Prior(
         tables=tables,
@@ -171,13 +180,17 @@ def _check(facts: ModelFacts, engine: EngineConfig) -> None:
         raise UsageError(
             f"--gpu: {name} is {facts.architecture or 'of unknown architecture'}; only "
             f"{', '.join(ARCHITECTURES)} are known to have the layers that are priced (no latent "
-            "attention, no sliding windows)"
+            "attention, no state instead of a cache)"
         )
-    if engine.quantization is not None:
+    if not facts.reads_all(engine.max_model_len):
+        kinds = ", ".join(kind for kind in facts.attention or () if kind != "full_attention")
         raise UsageError(
-            f"--gpu: {engine.quantization} weights: the kernels around their products are in no "
-            "table; set engine.quantization=null to ask about bfloat16"
+            f"--gpu: {name} has {kinds.replace('_', ' ')}, which is not priced, as no run has "
+            "checked it; use a model whose layers read the whole context"
         )
+    _check_precision(facts, engine)
+    if facts.intermediate_size is None:
+        raise UsageError(f"--gpu: the config of {name} has no intermediate_size; give the whole")
     if engine.speculative is not None and engine.speculative.model is not None:
         raise UsageError(
             "--gpu: the draft model's own time is in no table; set engine.speculative=null"
@@ -201,9 +214,34 @@ def _check(facts: ModelFacts, engine: EngineConfig) -> None:
         )
 
 
+def _check_precision(facts: ModelFacts, engine: EngineConfig) -> None:
+    """Raise UsageError where weights or values are not bfloat16: in the checkpoint or the engine.
+
+    A recording in float32 is asked about in bfloat16, which a note says.
+    """
+    name, priced = facts.name, "only bfloat16 weights are priced"
+    if facts.quantization is not None:
+        raise UsageError(
+            f"--gpu: the checkpoint of {name} is quantised ({facts.quantization}); {priced}, as no "
+            "run has checked the products of others; use the bfloat16 model (--model-config)"
+        )
+    if engine.quantization is not None:
+        raise UsageError(
+            f"--gpu: engine.quantization={engine.quantization}: {priced}, as no run has checked "
+            "the products of others; set engine.quantization=null to ask about bfloat16"
+        )
+    kv = engine.kv_cache_dtype
+    if kv is not None and kv.removeprefix("torch.") not in PRICED_KV:
+        raise UsageError(
+            f"--gpu: engine.kv_cache_dtype={kv}: the attention of such a cache is in no table; set "
+            f"one of {', '.join(PRICED_KV)}"
+        )
+
+
 def _dense(
     tables: PriorTables, facts: ModelFacts, size: int, heads: int, kv_heads: int
 ) -> dict[str, Floats]:
+    assert facts.intermediate_size is not None  # `_check`
     hidden, width = facts.hidden_size, facts.intermediate_size // size
     query, key = heads * facts.head_dim, kv_heads * facts.head_dim
     found = {

@@ -377,6 +377,8 @@ def _setting(engine: EngineConfig) -> str:
 def _physics(facts: ModelFacts, engine: EngineConfig, columns: Sequence[str]) -> Floats:
     """Return [physical features, FEATURES]: how much of each a unit of a step's feature is."""
     tp = engine.tensor_parallel_size
+    assert facts.weight_bytes is not None  # else its steps are refused (`architectures.refusal`)
+    assert facts.kv_bytes_per_token is not None
     amounts: dict[tuple[str, str], float] = {
         (f"launch tp{tp}", "step"): 1.0,
         ("layers", "step"): facts.num_hidden_layers,

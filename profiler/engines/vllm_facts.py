@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from profiler.model_facts import facts_from_config
+from traces.errors import UsageError
 from traces.schema import EngineConfig, ModelFacts, Speculative
 
 
@@ -49,8 +50,8 @@ def _device(parallel: Any) -> tuple[str | None, int | None]:
     return str(current_platform.get_device_name()), int(parallel.world_size)
 
 
-def model_facts(vllm_config: Any, name: str) -> ModelFacts:
-    """Return what the loaded model costs."""
+def model_facts(vllm_config: Any, name: str) -> ModelFacts | None:
+    """Return what the loaded model costs, None where its config does not say."""
     return _facts(vllm_config.model_config, vllm_config, name)
 
 
@@ -62,20 +63,23 @@ def draft_facts(vllm_config: Any, speculative: Speculative | None) -> ModelFacts
     model = getattr(vllm_config.speculative_config, "draft_model_config", None)
     if speculative is None or speculative.model is None or model is None:
         return None
+    return _facts(model, vllm_config, speculative.model)
+
+
+def _facts(model: Any, vllm_config: Any, name: str) -> ModelFacts | None:
+    around = [] if model.hf_config is model.hf_text_config else [model.hf_config]
     try:
-        return _facts(model, vllm_config, speculative.model)
-    except (AttributeError, TypeError):  # a head without layers of its own, such as Medusa's
+        return facts_from_config(
+            model.hf_text_config,
+            name=name,
+            folder=_folder(model.model),
+            dtype=str(model.dtype),
+            kv_cache_dtype=str(vllm_config.cache_config.cache_dtype),
+            quantization=model.quantization,
+            around=around,
+        )
+    except UsageError:  # such as a head that drafts without layers of its own, Medusa's
         return None
-
-
-def _facts(model: Any, vllm_config: Any, name: str) -> ModelFacts:
-    return facts_from_config(
-        model.hf_text_config,
-        name=name,
-        folder=_folder(model.model),
-        dtype=str(model.dtype),
-        kv_cache_dtype=str(vllm_config.cache_config.cache_dtype),
-    )
 
 
 def _folder(model: str) -> Path | None:

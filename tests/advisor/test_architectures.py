@@ -38,6 +38,12 @@ def test_others_are_refused_with_the_reason(kinds, reason):
     assert re.search(reason, refusal(of(*kinds), ENGINE))
 
 
+@pytest.mark.parametrize("name", ["active_parameters", "weight_bytes", "kv_bytes_per_token"])
+def test_what_is_not_counted_is_refused(name):
+    why = refusal(dataclasses.replace(FULL, **{name: None}), ENGINE)
+    assert "has parts whose weights or KV cache are not counted" in why
+
+
 def test_a_window_that_is_never_left_is_full_attention():
     assert refusal(of("sliding_attention", window=1024), ENGINE) is None
     assert refusal(of("sliding_attention", window=1023), ENGINE) is not None

@@ -1,3 +1,4 @@
+import dataclasses
 import re
 
 import numpy as np
@@ -5,7 +6,9 @@ import pytest
 
 from advisor.models.operator_files import read_operators
 from tests.advisor.operator_tables import write_tables
-from traces.errors import TablesError
+from tests.advisor.prior_files import TINY
+from traces.errors import TablesError, UsageError
+from traces.schema import EngineConfig
 
 
 def test_times_are_read_in_seconds_and_sorted(tmp_path):
@@ -16,8 +19,8 @@ def test_times_are_read_in_seconds_and_sorted(tmp_path):
     expected = [[1, 3.5e-6], [2, 4e-6], [4, 5e-6]]
     np.testing.assert_allclose(found.dense["layernorm"][:3], expected, rtol=1e-12)
     assert found.skew is None
-    assert (found.gpu, found.model, found.tensor_parallel_sizes) == (
-        "NVIDIA Test", "test/model", (1,)
+    assert (found.gpu, found.model, found.tensor_parallel_size) == (
+        "NVIDIA Test", "test/model", 1
     )  # fmt: skip
 
 
@@ -54,6 +57,76 @@ def test_damage_is_told_with_its_file_and_line(tmp_path, name, old, new, message
     assert message in str(error.value)
     assert name in str(error.value)
     assert "\n" not in str(error.value)
+
+
+SIZES = [  # name of the folder, tp_degrees of meta.yaml, size or what is said
+    ("gpu_tp1", "[1]", 1),
+    ("tp2", "[1, 2]", 2),
+    ("Llama_TP-4", "[2, 4]", 4),
+    ("tp2", None, 2),
+    ("mine", "[2]", 2),
+    ("mine", "[1]", 1),
+    ("http2", "[1]", 1),
+    ("gpu_tp2", "[1]", "name says tensor-parallel size 2, and tp_degrees in .*meta.yaml says 1"),
+    ("gpu_tp4", "[1, 2]", "name says tensor-parallel size 4, and tp_degrees in .* says 1, 2"),
+    ("mine", "[1, 2]", "tp_degrees in .*meta.yaml has 1, 2, and the folder's name does not say"),
+    ("mine", None, "meta.yaml has no tp_degrees, and the folder's name does not say of which"),
+    ("tp1_or_tp2", "[1, 2]", "the folder's name does not say of which"),
+    ("mine", "[true]", "tp_degrees is .True., not a list of sizes"),
+]
+
+
+@pytest.mark.parametrize("above", [False, True])
+@pytest.mark.parametrize(("name", "degrees", "size"), SIZES)
+def test_the_size_is_what_name_and_meta_agree_on(tmp_path, name, degrees, size, above):
+    meta = "gpu: NVIDIA Test\n" if degrees is None else f"tp_degrees: {degrees}\n"
+    folder = write_tables(tmp_path / name, meta=meta)
+    if above:  # as LLMServingSim's profiler lays them out
+        (folder / "meta.yaml").rename(tmp_path / "meta.yaml")
+        if name in ("mine", "http2", "tp1_or_tp2"):
+            size = "meta.yaml: not there, nor above a folder named tp1"
+    if isinstance(size, int):
+        assert read_operators(folder).tensor_parallel_size == size
+        return
+    with pytest.raises(TablesError, match=size) as error:
+        read_operators(folder)
+    assert "\n" not in str(error.value)
+
+
+SHAPE = """tp_degrees: [1, 2]
+model: meta-llama/Llama-3.1-8B
+variant: bf16
+engine_effective:
+  hf_overrides: {num_hidden_layers: 1, intermediate_size: 7168, num_attention_heads: 16,
+    num_key_value_heads: 4, vocab_size: 64128}
+"""
+LLAMA_8B = dataclasses.replace(
+    TINY, name="l8", num_hidden_layers=32, hidden_size=4096, num_attention_heads=32,
+    num_key_value_heads=8, intermediate_size=14336, vocab_size=128256,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("facts", "engine", "message"),
+    [
+        ({}, {}, None),
+        ({"intermediate_size": None}, {}, None),
+        ({"num_attention_heads": 64}, {}, r"meta.yaml: the tables are of meta-llama/Llama-3.1-8B, "
+         r"whose num_attention_heads is 32 \(16 for each of 2\), and l8 has 64"),
+        ({"vocab_size": 151936}, {}, "whose vocab_size is 128,256 .* and l8 has 151,936"),
+        ({"num_key_value_heads": 4}, {}, "whose num_key_value_heads is 8"),
+        ({"quantization": "fp8"}, {}, r"of bf16 weights \(variant\), .* quantised \(fp8\)"),
+        ({}, {"quantization": "awq"}, r"of bf16 weights \(variant\), .* quantised \(awq\)"),
+    ],
+)  # fmt: skip
+def test_a_model_that_is_not_the_tables_is_refused_by_name(tmp_path, facts, engine, message):
+    found = read_operators(write_tables(tmp_path / "gpu_tp1", meta=SHAPE))
+    model, asked = dataclasses.replace(LLAMA_8B, **facts), EngineConfig(model="l8", **engine)
+    if message is None:
+        found.check_model(model, asked)
+        return
+    with pytest.raises(UsageError, match=message):
+        found.check_model(model, asked)
 
 
 @pytest.mark.parametrize("name", ["dense.csv", "attention.csv", "skew.csv", "meta.yaml"])

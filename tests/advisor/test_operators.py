@@ -13,6 +13,7 @@ from tests.advisor.operator_tables import (
     CHUNKS,
     CONTEXTS,
     LAYERS,
+    META,
     attention_rows,
     attention_us,
     context_sums,
@@ -181,7 +182,7 @@ def test_skew_is_off_where_the_tables_say_so(tmp_path):
 
 
 def test_tensor_parallel_tables_need_the_collectives(tmp_path):
-    folder = write_tables(tmp_path / "model_tp2")
+    folder = write_tables(tmp_path / "model_tp2", meta=META.replace("[1]", "[2]"))
     with pytest.raises(TablesError, match="of tensor-parallel size 2, and the engine has 1"):
         tables(folder)
     with pytest.raises(TablesError, match="leave out the collectives"):

@@ -9,8 +9,8 @@ from advisor import replayed_tables
 from advisor.predict import predict
 from advisor.replay import Replicas
 from advisor.step_times import Question
-from tests.advisor.operator_tables import LAYERS, attention_us, dense_us, write_tables
-from tests.advisor.synthetic import GREEDY, engine_of, record
+from tests.advisor.operator_tables import LAYERS, META, attention_us, dense_us, write_tables
+from tests.advisor.synthetic import FACTS, GREEDY, engine_of, record
 from traces.errors import RecordingError, TablesError, UsageError
 from traces.metrics import estimate_of
 from traces.recording import Recording
@@ -286,7 +286,10 @@ def test_operator_tables_give_the_steps_of_another_gpu(votes, tmp_path):
     write_tables(tmp_path / "gpu")
     fast = asked(votes, operators=tmp_path / "gpu", engine={"enforce_eager": True})
     slow = asked(
-        votes, operators=tmp_path / "gpu", engine={"enforce_eager": True}, num_hidden_layers=400
+        votes,
+        operators=tmp_path / "gpu",
+        engine={"enforce_eager": True},
+        model_facts=dataclasses.replace(FACTS["small"], num_hidden_layers=400),
     )
     estimate = fast.predicted.latency_s["mean"]
     assert estimate.low is None
@@ -297,6 +300,44 @@ def test_operator_tables_give_the_steps_of_another_gpu(votes, tmp_path):
     assert any("no interval" in note for note in fast.notes)
     step, expected = alone_on_tables(votes, tmp_path / "gpu")
     np.testing.assert_allclose(step, expected, rtol=2e-4)
+
+
+def test_layers_that_contradict_one_another_are_refused_by_name(votes, tmp_path):
+    folder = write_tables(tmp_path / "gpu")
+    with pytest.raises(
+        UsageError, match=r"--num-hidden-layers 8: the recorded model \(small\) has 4; leave it out"
+    ):
+        asked(votes, operators=folder, num_hidden_layers=8)
+    other = dataclasses.replace(FACTS["small"], name="other", num_hidden_layers=64)
+    with pytest.raises(
+        UsageError, match=r"--num-hidden-layers 32: --model-config \(other\) has 64; leave it out"
+    ):
+        asked(votes, operators=folder, num_hidden_layers=32, model_facts=other)
+    same = [
+        asked(votes, operators=folder, model_facts=other, **given).predicted.latency_s["mean"]
+        for given in ({}, {"num_hidden_layers": 64})
+    ]
+    assert same[0] == same[1]
+    sliding = dataclasses.replace(other, attention=("sliding_attention",), sliding_window=16)
+    with pytest.raises(UsageError, match="sliding attention, which is in no table"):
+        asked(votes, operators=folder, model_facts=sliding)
+
+
+def test_tables_of_a_known_gpu_limit_the_cache_by_its_memory(votes, tmp_path):
+    folder = write_tables(tmp_path / "gpu", meta=META.replace("NVIDIA Test", "NVIDIA L4"))
+    engine = {"num_gpu_blocks": None}
+    facts = dataclasses.replace(FACTS["small"], total_parameters=8_000_000_000)
+    found = asked(votes, operators=folder, engine=engine, model_facts=facts)
+    blocks = found.predicted.engine.num_gpu_blocks
+    room = 0.92 * 22.5 * 2**30 - 16e9 - 3.5 * 2**30
+    assert blocks == int(room // (16 * facts.kv_bytes_per_token))
+    assert any(f"num_gpu_blocks {blocks:,} by a rule" in note for note in found.notes)
+    large = dataclasses.replace(facts, total_parameters=12_000_000_000)
+    with pytest.raises(UsageError, match="on NVIDIA L4: on each GPU 0.92 x 24.2 GB of memory less"):
+        asked(votes, operators=folder, engine=engine, model_facts=large)
+    unknown = asked(votes, operators=write_tables(tmp_path / "x"), engine=engine)
+    assert unknown.predicted.engine.num_gpu_blocks is None
+    assert any("without limit, as the GPU's memory is not known" in n for n in unknown.notes)
 
 
 def alone_on_tables(votes, folder, size=1, **changes):
@@ -322,7 +363,7 @@ def alone_on_tables(votes, folder, size=1, **changes):
 
 
 def test_tables_of_tensor_parallelism_need_the_all_reduces(votes, tmp_path):
-    folder = write_tables(tmp_path / "model_tp2")
+    folder = write_tables(tmp_path / "model_tp2", meta=META.replace("[1]", "[2]"))
     path = tmp_path / "all_reduce.csv"
     rows = [f"{0.005 + size * 1e-6},2,{size},all_reduce" for size in (256, 512, 1024, 2048)]
     path.write_text("\n".join(["time_stats.all_reduce.median,num_workers,size,collective", *rows]))

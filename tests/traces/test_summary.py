@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -17,6 +17,7 @@ from tests.traces.synthetic import (
 from traces.comparison import compare
 from traces.kernel_time import bus_bandwidth
 from traces.metrics import METRICS
+from traces.recording import Recording
 from traces.schema import Policy
 from traces.series import series
 from traces.statistics import wilson
@@ -112,6 +113,26 @@ def test_flops_of_a_run_with_drafts_are_not_known(rows, tmp_path):
     (found,) = summarise(
         write_recording(tmp_path / "a", {**rows, "samples": samples}, engine=engine)
     )
+    assert found.tokens_per_problem is not None and found.flops_per_problem is None
+
+
+@pytest.mark.parametrize(
+    ("facts", "max_model_len"),
+    [
+        ({"active_parameters": None}, 4096),
+        ({"attention": ("latent_attention",)}, 4096),
+        ({"attention": ("full_attention", "linear_attention")}, 4096),
+        ({"attention": ("sliding_attention",), "sliding_window": 4095}, 4096),
+        ({"attention": ("sliding_attention",), "sliding_window": 4096}, None),
+    ],
+)
+def test_flops_of_a_model_that_is_not_counted_are_not_known(rows, tmp_path, facts, max_model_len):
+    recording = write_recording(
+        tmp_path / "a", rows, engine=engine_config(max_model_len=max_model_len)
+    )
+    models = {MODEL.name: replace(MODEL, **facts)}
+    replace(recording.manifest, models=models).write(recording.path)
+    (found,) = summarise(Recording.open(recording.path))
     assert found.tokens_per_problem is not None and found.flops_per_problem is None
 
 

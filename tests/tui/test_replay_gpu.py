@@ -51,7 +51,7 @@ def test_a_config_of_any_name_is_read(run, model, tmp_path):
     for text, reason in (
         (json.dumps({k: v for k, v in CONFIG.items() if k != "hidden_size"}), "no field hidden_si"),
         ("[1]", "holds no JSON object"),
-        ("{", "is no model's config.json"),
+        ("{", "is no JSON"),
     ):
         whole.write_text(text)
         code, out, err = run(*arguments, whole)
@@ -92,17 +92,37 @@ def test_the_document_marks_what_is_prior(run, model):
         (
             ("--gpu", "test_gpu", "--model-config", "model"),
             {"num_hidden_layers": None},
-            "is no model's config.json (",
+            "config.json: no field num_hidden_layers; give a model's config.json",
         ),
         (
             ("--gpu", "test_gpu", "--model-config", "model"),
-            {"sliding_window": 4096},
-            "sliding windows is not priced",
+            {"sliding_window": 16},
+            "sliding attention, which is not priced",
         ),
         (
             ("--gpu", "test_gpu", "--model-config", "model"),
             {"architectures": ["DeepseekV3ForCausalLM"]},
             "no latent attention",
+        ),
+        (
+            ("--gpu", "test_gpu", "--model-config", "model"),
+            {"hidden_size": [512]},
+            "config.json: hidden_size is a list, not a whole number from 1 up",
+        ),
+        *(
+            (
+                ("--gpu", "test_gpu", "--model-config", "model"),
+                {"quantization_config": form},
+                f"is quantised ({kind}); only bfloat16 weights are priced",
+            )
+            for kind, form in (
+                ("fp8", {"quant_method": "fp8"}),
+                ("fp8_block", {"quant_method": "fp8", "weight_block_size": [128, 128]}),
+                ("nvfp4", {"quant_method": "modelopt", "quant_algo": "NVFP4"}),
+                ("awq", {"quant_method": "awq"}),
+                ("mxfp4", {"quant_method": "mxfp4"}),
+                ("bitsandbytes", {"load_in_4bit": True}),
+            )
         ),
         (
             ("--gpu", "test_gpu", "--model-config", "model"),
