@@ -283,7 +283,7 @@ class Advisor:
     def _question(self, state: UnderLoad, budget: Budget) -> Question:
         prices = self._prices(budget)
         return Question(
-            state.measures, self.draws, budget, prices, self.space.ran, among=[*state.looked_at]
+            state.measures, self.draws, budget, prices, self.space.made, among=[*state.looked_at]
         )
 
     def _improve(self, state: UnderLoad, ranking: Ranking) -> int | None:
@@ -325,8 +325,8 @@ class Advisor:
 def _preferred(space: Space) -> Ints:
     """Return [candidates], less being preferred among equals: what was run, then its engine."""
     found = np.full(len(space), 2, dtype=np.int64)
-    for engine, policy in space.ran:
+    for engine in space.made.engines:
         for row in space.rows_with(engine):
-            same = space.kinds[space.kind[row]].policy == policy
-            found[row] = min(found[row], 0 if same else 1)
+            ran = space.made.has(engine, space.kinds[space.kind[row]].policy)
+            found[row] = min(found[row], 0 if ran else 1)
     return np.asarray(found * 64 + np.log2(space.replicas).astype(np.int64))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from advisor.leaders import Ranking
 from advisor.limits import LIMITS, UNSURE, latency_name
 from advisor.nothing import why_nothing
 from advisor.question import Question
+from advisor.ran import Under
 from advisor.reasons import measure_next, name_of, reasons
 from advisor.sensitivity import turnings
 from advisor.space import Space
@@ -54,6 +56,12 @@ class Asked:
     model_path: Callable[[str], str]
     at_rate: Callable[[float], str | None] | None
 
+    @property
+    def load(self) -> Under:
+        """The load of the answer: (problems in flight, None) or (None, problems per second)."""
+        rate = self.question.measures.rate_per_s
+        return (self.evidence.load[0], None) if rate is None else (None, rate)
+
 
 def answer(asked: Asked) -> Recommendation:
     """Return the recommendation."""
@@ -72,7 +80,7 @@ def answer(asked: Asked) -> Recommendation:
     present = _present(asked, system, equals)
     proposed: list[Experiment] = []
     if system is not None:
-        proposed = experiments(question, system, seed=asked.draws.seed)
+        proposed = experiments(question, system, load=asked.load, seed=asked.draws.seed)
     changes = () if system is None else tuple(turnings(question, system, asked.at_rate))
     told = reasons(
         asked.evidence,
@@ -83,19 +91,22 @@ def answer(asked: Asked) -> Recommendation:
         least_tokens=tokens,
         equals=equals,
         stages=stages,
+        load=asked.load,
     )
     if system is None:
         told = [*why_nothing(question, misses, rows), *told]
     return Recommendation(
         budget=question.budget,
-        system_optimal=None if system is None else _pick(asked, system),
-        compute_optimal=None if compute is None else _pick(asked, compute),
+        system_optimal=None if system is None else _as_run(asked, system),
+        compute_optimal=None if compute is None else _as_run(asked, compute),
         regret=regret,
         pareto=tuple(_pick(asked, row) for row in question.front()),
         compute_pareto=tuple(_pick(asked, row) for row in question.front("flops")),
         reasons=tuple(told),
         near_misses=misses,
-        measure_next=tuple(measure_next(asked.evidence, asked.space, measures, system, proposed)),
+        measure_next=tuple(
+            measure_next(asked.evidence, asked.space, measures, system, proposed, load=asked.load)
+        ),
         candidates=int(asked.ranking.asked.sum()) + sum(asked.space.dropped.values()),
         infeasible=dict(infeasible),
         equals=tuple(_pick(asked, row) for row in equals[:EQUALS]),
@@ -128,6 +139,13 @@ def _pick(asked: Asked, row: int) -> Pick:
         probability_within_budget=float(question.chance[row]),
         prior=candidate.prior,
     )
+
+
+def _as_run(asked: Asked, row: int) -> Pick:
+    """Return a pick with what a run of it measured."""
+    pick = _pick(asked, row)
+    measured = asked.evidence.made.measured(pick.engine, pick.policy, asked.load)
+    return dataclasses.replace(pick, measured=measured)
 
 
 def _infeasible(asked: Asked) -> Counter[str]:
@@ -169,7 +187,7 @@ def _present(asked: Asked, system: int | None, equals: list[int]) -> Present | N
         return None
     same = system is not None and (row == system or row in equals)
     return Present(
-        pick=_pick(asked, row),
+        pick=_as_run(asked, row),
         best=same,
         difference=(
             {}

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
@@ -21,6 +21,7 @@ import polars as pl
 from advisor.composition import composition_matrix
 from advisor.host_work import with_host_work
 from advisor.models.architectures import refusal
+from advisor.ran import Made, RunsMade, runs_in
 from advisor.recorded_runs import FIXED_N, STOPPING, ProblemRun, Run, Sample, cut_runs, read_runs
 from advisor.step_sample import MOST_STEPS, most_of_each, places
 from traces.energy import mean_power_w
@@ -77,6 +78,7 @@ class Evidence:
     left_out: int
     cut: tuple[Run, ...] = ()  # runs as they would have been with less thought
     lost: tuple[str, ...] = ()  # what a timeout or an error cut off, in words
+    made: RunsMade = field(default_factory=RunsMade, compare=False)  # by any method
 
     @property
     def gpus(self) -> frozenset[str | None]:
@@ -147,6 +149,7 @@ def gather(
     models: dict[str, ModelFacts] = {}
     watts: dict[EngineConfig, list[float]] = {}
     left_out, lost = 0, []
+    made: list[Made] = []
     most = most_of_each([each.rows("steps") for each in (*recordings, *others)], MOST_STEPS)
     for each in recordings:
         recording = each.afresh()  # its tables go once the next is read
@@ -158,6 +161,7 @@ def gather(
                 watts.setdefault(law_key(engine), []).append(power)
         found, dropped, told = read_runs(recording)
         runs.extend(found)
+        made.extend(runs_in(recording))
         cut.extend(cut_runs(recording, found))
         left_out += dropped
         lost += told
@@ -189,6 +193,7 @@ def gather(
         price_usd_per_device_hour=given.pop() if len(given) == 1 else None,
         left_out=left_out,
         lost=tuple(lost),
+        made=RunsMade(made),
     )
 
 

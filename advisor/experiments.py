@@ -17,6 +17,8 @@ import numpy.typing as npt
 
 from advisor.models.step_time import RUN_TO_RUN
 from advisor.question import Question
+from advisor.ran import Under
+from advisor.space import Candidate
 from traces.schema import Experiment
 
 Bools = npt.NDArray[np.bool_]
@@ -29,11 +31,12 @@ MOST = 3  # runs proposed
 WORTH = 0.05  # share of the regret that a run must save
 
 
-def experiments(question: Question, system: int, *, seed: int) -> list[Experiment]:
+def experiments(question: Question, system: int, *, load: Under, seed: int) -> list[Experiment]:
     """Return the runs that save most of the expected regret, the best first; none may be worth it.
 
     Candidates of the same engine kind and samples tell the same; the one nearest to the pick is
-    proposed.
+    proposed. What was run under the `load` of the answer is no news, nor
+    is it with other limits where its steps are like those recorded.
     """
     rows, regret = _regrets(question, system)
     if not len(rows):
@@ -45,6 +48,8 @@ def experiments(question: Question, system: int, *, seed: int) -> list[Experimen
     still = _after(regret, np.zeros(regret.shape[1], dtype=np.int64), choosing)
     found = []
     for place, groups in _learned(question, rows[:TRIED], seed):
+        if _is_known(question, place, load):
+            continue
         saved = max(still - _after(regret, groups, choosing), 0.0)
         if saved > WORTH * before:
             found.append((before - min(saved, before), place))
@@ -60,12 +65,27 @@ def experiments(question: Question, system: int, *, seed: int) -> list[Experimen
             Experiment(
                 engine=candidate.engine,
                 policy=candidate.policy,
-                reason="the pick was never run" if row == system else "it may be better",
+                reason=_reason(candidate, pick=row == system),
                 regret=before,
                 regret_after=after,
             )
         )
     return chosen[:MOST]
+
+
+def _is_known(question: Question, row: int, load: Under) -> bool:
+    """Return whether a run of a candidate would tell nothing that runs have not told."""
+    outcome = question.measures.outcomes[row]
+    engine, policy = outcome.candidate.engine, outcome.candidate.policy
+    if not outcome.extrapolated and question.made.has_sibling(engine, policy):
+        return True
+    return question.made.has_under(engine, policy, load)
+
+
+def _reason(candidate: Candidate, *, pick: bool) -> str:
+    if not pick:
+        return "it may be better"
+    return "the pick was run under another load" if candidate.recorded else "the pick was never run"
 
 
 def _regrets(question: Question, system: int) -> tuple[Ints, Floats]:

@@ -16,7 +16,8 @@ import numpy.typing as npt
 from advisor.draws import HIGH, LOW, Draws
 from advisor.limits import Prices, goal_of, limits_of_budget
 from advisor.measures import Measures
-from traces.schema import Budget, EngineConfig, Estimate, Policy
+from advisor.ran import RunsMade
+from traces.schema import Budget, Estimate
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -46,10 +47,11 @@ class Question:
         draws: Draws,
         budget: Budget,
         prices: Prices,
-        ran: frozenset[tuple[EngineConfig, Policy]],
+        made: RunsMade,
         among: Sequence[int] | None = None,
     ) -> None:
         self.measures, self.draws, self.budget, self.prices = measures, draws, budget, prices
+        self.made = made
         engines = [outcome.candidate.engine for outcome in measures.outcomes]
         self.price = [prices.of(engine) for engine in engines]
         self.per_second = np.array([np.nan if p is None else p / 3600 for p in self.price])
@@ -76,7 +78,7 @@ class Question:
             joint &= met
         self.chance = self.chances(joint) * self.asked
         self.fits = self.chance >= budget.confidence
-        self.order = self._order(ran)
+        self.order = self._order()
 
     def _met(self) -> dict[str, Bools]:
         budget, measures = self.budget, self.measures
@@ -125,11 +127,11 @@ class Question:
         values = self.measures.draws(self.goal.metric) * self.goal.scale[:, None]
         return -values if self.goal.higher else np.asarray(values)
 
-    def _order(self, ran: frozenset[tuple[EngineConfig, Policy]]) -> npt.NDArray[np.int64]:
+    def _order(self) -> npt.NDArray[np.int64]:
         """Return the candidates from best to worst; among equals, what was run, then its engine."""
         measures = self.measures
         picks = [outcome.candidate for outcome in measures.outcomes]
-        engines = {engine for engine, _ in ran}
+        ran = self.made.engines
         ranked = [
             self.cost(),
             -measures.values("accuracy"),
@@ -141,7 +143,7 @@ class Question:
             self.sequence.astype(float),
             np.array([-(each.engine.max_num_batched_tokens or 0) for each in picks], dtype=float),
             np.array([each.engine.max_num_seqs or 0 for each in picks], dtype=float),
-            np.array([2 - each.recorded - (each.engine in engines) for each in picks], dtype=float),
+            np.array([2 - each.recorded - (each.engine in ran) for each in picks], dtype=float),
             np.array([each.engine.data_parallel_size for each in picks], dtype=float),
             *rounded[::-1],
         ]

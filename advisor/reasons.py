@@ -14,8 +14,9 @@ from advisor.measures import HIGHER_IS_BETTER, Measures
 from advisor.models.step_time import RUN_TO_RUN, Z95, PriorCost, StepLaw
 from advisor.outcomes import Outcome
 from advisor.question import Question
+from advisor.ran import Under
 from advisor.space import Candidate, Space
-from traces.schema import EngineConfig, Estimate, Experiment, Policy, Stages
+from traces.schema import EngineConfig, Estimate, Experiment, Measured, Policy, Stages
 
 PARTS = {  # what a step's time goes to; launch and weights cannot be told apart in one model
     "a fixed part (launches and reading the weights)": ("step", "prefill_step"),
@@ -93,11 +94,13 @@ def reasons(
     least_tokens: int | None,
     equals: Sequence[int],
     stages: Stages,
+    load: Under,
 ) -> list[str]:
     """Return the sentences, the most telling first; why nothing fits is not among them."""
     lines: list[str] = []
     measures = question.measures
     if system is not None:
+        lines += _as_run(question, system, load)
         lines.append(_steps(measures.outcomes[system]))
         lines += _against_compute(question, system, compute)
         lines += _fewest_tokens(question, system, compute, least_tokens)
@@ -106,6 +109,34 @@ def reasons(
     lines += _how_far(stages)
     lines += _assumptions(evidence, space, question)
     return lines
+
+
+def _as_run(question: Question, system: int, load: Under) -> Iterable[str]:
+    """Say what a run of the pick measured, and under which load."""
+    pick = question.measures.outcomes[system].candidate
+    found = question.made.measured(pick.engine, pick.policy, load)
+    if found is None:
+        return
+    names = ("accuracy", "latency_s", "latency_p95_s", "device_s", "energy_j")
+    goal = question.goal.metric if question.goal.metric in names else "latency_s"
+    told = [
+        f"{noun(name)} {interval(estimate)}"
+        for name in dict.fromkeys(("accuracy", goal))
+        if (estimate := found.estimates.get(name)) is not None
+    ]
+    times = "" if found.runs == 1 else f" {found.runs} times"
+    under = "" if found.at_load else f", under another load ({load_words(found)})"
+    where = f"{found.recording}, {found.problems} problems"
+    if found.runs > 1:
+        where = f"last in {where}"
+    yield f"the pick was run{times}{under}; measured ({where}): {', '.join(told)}"
+
+
+def load_words(measured: Measured) -> str:
+    """Return the load under which something was measured."""
+    if measured.rate_per_s is not None:
+        return f"{measured.rate_per_s:.3g} problems/s"
+    return f"{measured.concurrency} problem{'s' * (measured.concurrency != 1)} in flight"
 
 
 def _steps(outcome: Outcome) -> str:
@@ -327,6 +358,8 @@ def measure_next(
     measures: Measures,
     system: int | None,
     proposed: Sequence[Experiment],
+    *,
+    load: Under,
 ) -> list[str]:
     """Return what would make the answer surer, as commands where there is one."""
     lines: list[str] = []
@@ -340,10 +373,12 @@ def measure_next(
         outcome = measures.outcomes[system]
         engine, policy = outcome.candidate.engine, outcome.candidate.policy
         named = any((each.engine, each.policy) == (engine, policy) for each in proposed)
+        command = _record(evidence, engine, policy)
         if not outcome.candidate.recorded and not named:
-            lines.append(f"the pick was never run; run it: {_record(evidence, engine, policy)}")
+            lines.append(f"the pick was never run; run it: {command}")
+        elif not evidence.made.has_under(engine, policy, load) and not named:
+            lines.append(f"the pick was run under another load; run it under this one: {command}")
         elif not named and (not outcome.law.repeats or outcome.law.runs < 2):
-            command = _record(evidence, engine, policy)
             lines.append(f"run the pick again to learn the run-to-run spread: {command}")
     if system is not None and len(space.problem_ids) < ENOUGH_PROBLEMS:
         low, high = np.quantile(measures.draws("accuracy")[system], (0.05, 0.95))

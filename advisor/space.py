@@ -24,6 +24,7 @@ import numpy.typing as npt
 from advisor.evidence import Evidence, law_key
 from advisor.load import Limits
 from advisor.pools import Pool, decoder_of, find_pools, sampling_of
+from advisor.ran import RunsMade
 from advisor.startable import DEFAULT_BLOCK, blocks_of, tokens_a_request
 from traces.schema import EngineConfig, ModelFacts, Policy
 
@@ -112,7 +113,7 @@ class Space:
     replicas: Ints
     dropped: Mapping[str, int]
     problem_ids: tuple[str, ...]
-    ran: frozenset[tuple[EngineConfig, Policy]]
+    made: RunsMade
 
     def __len__(self) -> int:
         return len(self.kind)
@@ -146,7 +147,7 @@ class Space:
             policy=kind.policy,
             pool=kind.pool,
             facts=kind.facts,
-            recorded=(engine, kind.policy) in self.ran,
+            recorded=self.made.has(engine, kind.policy),
             prior=kind.prior,
         )
 
@@ -218,7 +219,7 @@ def explore(evidence: Evidence, offers: Offers | None = None) -> Space:
         replicas=rows[:, 3],
         dropped=dict(dropped),
         problem_ids=names,
-        ran=frozenset((run.engine, run.policy) for run in evidence.runs),
+        made=evidence.made,
     )
 
 

@@ -21,6 +21,7 @@ __all__ = [
     "EngineConfig",
     "Estimate",
     "Experiment",
+    "Measured",
     "Method",
     "ModelFacts",
     "NearMiss",
@@ -329,10 +330,28 @@ class Budget(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Measured(Record):
+    """What a run of a configuration measured, under the names of a pick's estimates.
+
+    `at_load` says that it ran under the load of the answer, and not under another one, which is
+    `concurrency` problems in flight or `rate_per_s`. `runs` counts the runs under that load.
+    """
+
+    recording: str
+    problems: int
+    concurrency: int | None
+    rate_per_s: float | None
+    estimates: Mapping[str, Estimate | None]
+    at_load: bool = True
+    runs: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
 class Pick(Record):
     """A candidate with what is expected of it.
 
     `prior` is the system of whose tables its step times are; None where they were recorded.
+    `measured` is what a run of it gave, None where it was not run.
     """
 
     engine: EngineConfig
@@ -341,6 +360,7 @@ class Pick(Record):
     estimates: Mapping[str, Estimate | None]
     probability_within_budget: float
     prior: str | None = None
+    measured: Measured | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

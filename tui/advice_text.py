@@ -9,7 +9,7 @@ from typing import Any
 
 from advisor.command import policy_request
 from advisor.reasons import OPTIONS
-from traces.schema import Budget, Estimate, Pick, Present, Recommendation, Turning
+from traces.schema import Budget, Estimate, Measured, Pick, Present, Recommendation, Turning
 
 ROWS = {  # estimate -> how it is called, and how its unit is shown
     "accuracy": ("accuracy", ""),
@@ -22,6 +22,7 @@ ROWS = {  # estimate -> how it is called, and how its unit is shown
     "flops": ("FLOPs", ""),
     "throughput_problems_per_s": ("throughput", "/s"),
 }
+COMPARED = ("accuracy", "latency_s", "latency_p95_s", "device_s", "energy_j", "tokens")
 OPTIONAL = ("cost_usd", "energy_j")  # not shown when neither pick has it
 LIMITS = {
     "max_latency_s": ("latency", "s"),
@@ -40,7 +41,7 @@ def advice_lines(recommendation: Recommendation, *, width: int = 80) -> list[str
     lines = verdict_lines(answer, width)
     if pick is not None:
         lines += ["", *_command(pick, width), *_policy(pick, width)]
-        lines += ["", *_estimates(answer, width)]
+        lines += ["", *_estimates(answer, width), *_as_run(answer, width)]
     else:
         lines += ["", *near_miss_lines(answer, width)]
         if answer.compute_optimal is not None:
@@ -163,7 +164,7 @@ def _estimates(answer: Recommendation, width: int) -> Iterable[str]:
     """Return the table: system-optimal, compute-optimal, and the regret between them."""
     ours, theirs = answer.system_optimal, answer.compute_optimal
     assert ours is not None
-    same = theirs is not None and (theirs.engine, theirs.policy) == (ours.engine, ours.policy)
+    same = theirs is not None and _same(ours, theirs)
     names = dict(ROWS)
     percentile = answer.budget.latency_percentile
     if percentile is not None and percentile != 95:
@@ -190,6 +191,41 @@ def _estimates(answer: Recommendation, width: int) -> Iterable[str]:
         for text in told:
             yield from _wrap(text, width, indent="  ")
     yield "intervals of 90 %; - not measured; ? outside what was measured"
+
+
+def _as_run(answer: Recommendation, width: int) -> Iterable[str]:
+    """Yield what was measured of the picks that were run, beside what is predicted."""
+    ours, theirs = answer.system_optimal, answer.compute_optimal
+    named = {"system-optimal": ours, "compute-optimal": theirs}
+    if ours is not None and theirs is not None and _same(ours, theirs):
+        del named["compute-optimal"]
+    for name, pick in named.items():
+        run = None if pick is None else pick.measured
+        if pick is not None and run is not None and run.at_load:
+            yield from comparison_lines(name, pick, run.estimates, within=False)
+            yield from _wrap(f"measured in {run.recording}, {run.problems} problems", width)
+
+
+def _same(one: Pick, other: Pick) -> bool:
+    return (one.engine, one.policy) == (other.engine, other.policy)
+
+
+def comparison_lines(
+    name: str, pick: Pick, measured: Mapping[str, Estimate | None], *, within: bool = True
+) -> list[str]:
+    """Return a pick's numbers as predicted and as measured; `within`: do these lie inside."""
+    lines = ["", f"{name:<16}{'predicted':<28}{'measured':<26}{'within' * within}".rstrip()]
+    for metric in COMPARED:
+        label, unit = ROWS[metric]
+        predicted, found = pick.estimates.get(metric), measured[metric]
+        if predicted is None and found is None:
+            continue
+        inside = "-"
+        if predicted is not None and found is not None and predicted.low is not None:
+            inside = "yes" if predicted.low <= found.value <= (predicted.high or 0.0) else "no"
+        cells = [estimate_cell(predicted, unit), estimate_cell(found, unit)]
+        lines.append(f"{label:<16}{cells[0]:<28}{cells[1]:<26}{inside * within}".rstrip())
+    return lines
 
 
 def estimate_cell(estimate: Estimate | None, unit: str, *, signed: bool = False) -> str:
@@ -381,7 +417,14 @@ def _pick_json(pick: Pick | None) -> dict[str, Any] | None:
         "estimates": _estimates_json(pick.estimates),
         "probability_within_budget": pick.probability_within_budget,
         "prior": pick.prior,
+        "measured": _measured_json(pick.measured),
     }
+
+
+def _measured_json(measured: Measured | None) -> dict[str, Any] | None:
+    if measured is None:
+        return None
+    return measured.to_json() | {"estimates": _estimates_json(measured.estimates)}
 
 
 def _estimates_json(

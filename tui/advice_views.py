@@ -63,6 +63,8 @@ def with_fronts(rows: Sequence[Candidate]) -> list[Candidate]:
 
 def present_candidate(run: Run, price_usd_per_device_hour: float | None = None) -> Candidate:
     """Return a recorded run as a candidate with the mark P: its numbers are measured."""
+    from advisor.ran import measured_estimates
+
     cost = run.cost_usd_per_problem
     device = run.device_s_per_problem
     if price_usd_per_device_hour is not None and device is not None:
@@ -73,16 +75,7 @@ def present_candidate(run: Run, price_usd_per_device_hour: float | None = None) 
         pick=Pick(
             engine=run.engine,
             policy=run.policy,
-            estimates={
-                "accuracy": run.accuracy,
-                "latency_s": run.latency_s["mean"],
-                "latency_p95_s": run.latency_s["p95"],
-                "device_s": device,
-                "cost_usd": cost,
-                "energy_j": run.energy_j.per_problem,
-                "tokens": run.tokens_per_problem,
-                "flops": run.flops_per_problem,
-            },
+            estimates={**measured_estimates(run), "cost_usd": cost},
             probability_within_budget=float("nan"),
         ),
     )

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
-from traces.schema import Recommendation
+from traces.schema import Estimate, Recommendation
 from tui.advice_text import closing_lines, near_miss_lines, present_lines, verdict_lines
 from tui.formats import percent, whole, wrap
 from tui.show_text import policy_text
@@ -47,12 +47,11 @@ def row_lines(answer: Recommendation, row: Candidate, *, width: int) -> list[str
     """Return what is expected of a row, its command and policy, and for the pick all the rest."""
     picked = "@" in row.marks
     lines = verdict_lines(answer, width) if picked else [_kind(answer, row)]
-    parts = [
-        f"{title} {whole(row.pick.estimates[name])}"
-        for name, title in ESTIMATES
-        if row.pick.estimates.get(name) is not None
-    ]
-    lines += wrap("expect", "; ".join(parts), width=width, indent=INDENT)
+    lines += wrap("expect", _numbers(row.pick.estimates), width=width, indent=INDENT)
+    run = row.pick.measured
+    if run is not None and run.at_load:
+        text = f"{_numbers(run.estimates)} (in {run.recording}, {run.problems} problems)"
+        lines += wrap("measured", text, width=width, indent=INDENT)
     if row.pick.command:
         lines += wrap("command", row.pick.command, width=width, indent=INDENT)
     lines += wrap("policy", policy_text(row.pick.policy), width=width, indent=INDENT)
@@ -63,6 +62,14 @@ def row_lines(answer: Recommendation, row: Candidate, *, width: int) -> list[str
     elif row.marks == "P":
         lines += wrap("present", NO_CANDIDATE, width=width, indent=INDENT)
     return [*lines, *closing_lines(answer, width)] if picked else lines
+
+
+def _numbers(estimates: Mapping[str, Estimate | None]) -> str:
+    return "; ".join(
+        f"{title} {whole(value)}"
+        for name, title in ESTIMATES
+        if (value := estimates.get(name)) is not None
+    )
 
 
 def _kind(answer: Recommendation, row: Candidate) -> str:

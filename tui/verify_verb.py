@@ -10,11 +10,9 @@ from traces.errors import TtscopeError, UsageError
 from traces.recording import Recording
 from traces.schema import Estimate, Pick, Recommendation
 from traces.summary import Run, summarise
-from tui.advice_text import ROWS, estimate_cell
+from tui.advice_text import COMPARED, comparison_lines
 from tui.advise_verb import experiment_of
 from tui.run_verbs import progress_bar, stderr, sweep_progress
-
-COMPARED = ("accuracy", "latency_s", "latency_p95_s", "device_s", "energy_j", "tokens")
 
 
 def verify_picks(
@@ -27,6 +25,7 @@ def verify_picks(
     import yaml
 
     from advisor.experiments import sweep_plan
+    from advisor.ran import measured_estimates
     from profiler.sweep import load_plan, run_plan
 
     named = {"system-optimal": answer.system_optimal, "compute-optimal": answer.compute_optimal}
@@ -56,7 +55,7 @@ def verify_picks(
     told = []
     for name, pick in picks.items():
         run = next(run for run in runs if run.policy == pick.policy and _same_engine(run, pick))
-        measured = _measured(run)
+        measured = measured_estimates(run)
         told.append(
             {
                 "pick": name,
@@ -94,33 +93,6 @@ def _check(name: str, pick: Pick) -> None:
 def _same_engine(run: Run, pick: Pick) -> bool:
     names = ("model", "max_num_seqs", "tensor_parallel_size", "speculative")
     return all(getattr(run.engine, name) == getattr(pick.engine, name) for name in names)
-
-
-def _measured(run: Run) -> dict[str, Estimate | None]:
-    return {
-        "accuracy": run.accuracy,
-        "latency_s": run.latency_s["mean"],
-        "latency_p95_s": run.latency_s["p95"],
-        "device_s": run.device_s_per_problem,
-        "energy_j": run.energy_j.per_problem,
-        "tokens": run.tokens_per_problem,
-    }
-
-
-def comparison_lines(name: str, pick: Pick, measured: dict[str, Estimate | None]) -> list[str]:
-    """Return a pick's numbers as predicted and as measured, and whether these lie inside."""
-    lines = ["", f"{name:<16}{'predicted':<28}{'measured':<26}within"]
-    for metric in COMPARED:
-        label, unit = ROWS[metric]
-        predicted, found = pick.estimates.get(metric), measured[metric]
-        if predicted is None and found is None:
-            continue
-        inside = "-"
-        if predicted is not None and found is not None and predicted.low is not None:
-            inside = "yes" if predicted.low <= found.value <= (predicted.high or 0.0) else "no"
-        cells = [estimate_cell(predicted, unit), estimate_cell(found, unit)]
-        lines.append(f"{label:<16}{cells[0]:<28}{cells[1]:<26}{inside}")
-    return lines
 
 
 def _json(estimate: Estimate | None) -> dict[str, Any] | None:

@@ -277,7 +277,10 @@ def candidates(advice: Recommendation) -> list[Candidate]:
         row = Candidate(marks=mark, pick=pick)
         earlier = found.get(row.key)
         marks = mark if earlier is None else earlier.marks + mark
-        found[row.key] = Candidate(marks="".join(dict.fromkeys(marks)), pick=pick)
+        told = pick  # the fronts' copies do not say what was run
+        if earlier is not None and pick.measured is None:
+            told = earlier.pick
+        found[row.key] = Candidate(marks="".join(dict.fromkeys(marks)), pick=told)
     return list(found.values())
 
 

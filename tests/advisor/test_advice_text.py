@@ -65,7 +65,15 @@ def test_the_document_is_the_contract(advisor):
         "experiments",
     ]
     pick = document["system_optimal"]
-    known = {"engine", "policy", "command", "estimates", "probability_within_budget", "prior"}
+    known = {
+        "engine",
+        "policy",
+        "command",
+        "estimates",
+        "probability_within_budget",
+        "prior",
+        "measured",
+    }
     assert set(pick) == known
     assert pick["prior"] is None
     assert set(pick["estimates"]["accuracy"]) == {"value", "low", "high", "unit", "extrapolated"}

@@ -149,6 +149,10 @@ def _numbers(answer: Recommendation) -> Html:
             _head("B", "compute-optimal", other, ""),
             term("B minus A (regret)", REGRET),
         ]
+    run = pick.measured if pick.measured is not None and pick.measured.at_load else None
+    if run is not None:
+        note = f"measured in {run.recording}, {run.problems} problems"
+        heads.insert(2, join(["as it was run", tag("span", note, class_="how")]))
     rows = []
     for name in pick.estimates:
         found = [each.estimates.get(name) for _, each in columns]
@@ -158,6 +162,10 @@ def _numbers(answer: Recommendation) -> Html:
         row: list[Content] = [term(label, meaning)]
         for (who, _), estimate in zip(columns, found, strict=True):
             row.append(quantity(estimate, meaning, key=f"{who}.estimates.{name}"))
+            if run is not None and who == "system_optimal":
+                key = f"{who}.measured.estimates.{name}"
+                known = name in run.estimates
+                row.append(quantity(run.estimates[name], meaning, key=key) if known else "-")
         if apart:
             if name in answer.regret:
                 regret = answer.regret[name]
