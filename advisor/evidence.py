@@ -30,6 +30,7 @@ from traces.manifest import WorkloadFacts
 from traces.recording import Recording
 from traces.schema import EngineConfig, ModelFacts
 from traces.tables import COMPOSITION
+from traces.watched import ONLY_WATCHED, only_watched
 
 Floats = npt.NDArray[np.float64]
 
@@ -142,6 +143,9 @@ def gather(
     """
     if not recordings:
         raise UsageError("advise: name at least one recording")
+    if all(map(only_watched, recordings)):
+        names = ", ".join(recording.name for recording in recordings)
+        raise RecordingError(f"{names}: {ONLY_WATCHED}")
     workload = _same_workload(recordings)
     steps: list[StepTable] = []
     runs: list[Run] = []

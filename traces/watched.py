@@ -42,6 +42,18 @@ class Watched:
         }
 
 
+ONLY_WATCHED = (
+    "the traffic of others, of which neither the policy nor the right answers are known; pose "
+    "problems to the server with ttscope attach URL --workload FILE"
+)
+
+
+def only_watched(recording: Recording) -> bool:
+    """Whether a recording holds nothing but the traffic of others on servers."""
+    manifest = recording.manifest
+    return not manifest.policies and "imported" not in manifest.provenance
+
+
 def watched_engines(recording: Recording) -> list[Watched]:
     """Return the engines whose /metrics a recording holds, in the manifest's order."""
     scrapes = recording.table("scrapes").filter(pl.col("name").is_in(USED)).collect()

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from traces.errors import UsageError
+from traces.errors import RecordingError, UsageError
 from traces.formats.outcome import Choices, Judge
 from traces.kineto import TraceTables
 from traces.recording import Recording
@@ -241,7 +241,13 @@ def run_export(recording: Path, output: Path, *, form: str, as_json: bool) -> No
         return
     from traces.perfetto import export_trace
 
-    counts = export_trace(Recording.open(recording), output)
+    opened = Recording.open(recording)
+    if not any(opened.rows(table) for table in ("problems", "steps", "kernels", "power")):
+        raise RecordingError(
+            f"{opened.name}: holds no problem, step, kernel or power to draw; ttscope show tells "
+            "what /metrics told"
+        )
+    counts = export_trace(opened, output)
     if as_json:
         print_document({"trace": str(output), "events": counts})
         return

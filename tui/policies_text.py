@@ -11,8 +11,10 @@ from advisor.choice import MARGIN, Comparison, cheapest_as_good
 from advisor.counterfactual import Counterfactuals, evaluate
 from advisor.replayed_order import replayed_order
 from traces.recording import Recording
+from traces.statistics import mean
 from traces.summary import Run
 from traces.votes import PolicyOutcome
+from traces.watched import ONLY_WATCHED, only_watched
 from tui.formats import ABSENT, align, compact, counted, interval, number, percent, value_of, wrap
 
 _SHORT = {"majority": "maj", "pass_at_k": "pass", "best_of_n": "best"}
@@ -130,16 +132,47 @@ def _how(outcome: PolicyOutcome) -> str:
     return _HOW.get(outcome.basis, "exact")
 
 
-def told_policies(recording: Recording | None, run: Run, *, width: int) -> list[str]:
-    """Return the table of a run's policies. Raises RecordingError when the run cannot say."""
+def judged_policies(recording: Recording | None, run: Run) -> Counterfactuals | str:
+    """Return a run's policies, or of the traffic of others why there are none.
+
+    Raises RecordingError when the run cannot say.
+    """
+    if run.policy is None:
+        watched = recording is None or only_watched(recording)
+        return ONLY_WATCHED if watched else "no policy: the recording holds no problems"
     answers = None if recording is None else own_answers(recording.frame("answers"), run)
     order = None if recording is None else replayed_order(recording, run)
-    found = evaluate(run, answers, order=order)
-    return policy_table(found, cheapest_as_good(found), width=width)
+    return evaluate(run, answers, order=order)
+
+
+def policies_lines(run: Run, found: Counterfactuals | str, *, width: int = 80) -> list[str]:
+    """Return the table of a run's policies, or what was sent and why there is none."""
+    if not isinstance(found, str):
+        return policy_table(found, cheapest_as_good(found), width=width)
+    return [*sent_lines(run), *wrap("!", f"no policies: {found}", width=width, indent=2)]
+
+
+def sent_lines(run: Run) -> list[str]:
+    """Return how many samples problems had as sent, and their tokens; none without samples."""
+    rows, samples = run.rows, run.sample_rows
+    if rows is None or samples is None or not samples.height:
+        return []
+    own = samples.filter(pl.col("role").fill_null("sample") == "sample")
+    sizes = own.group_by("problem").len("samples")
+    decided = rows.filter(pl.col("state") == "decided").join(
+        sizes, on="problem", maintain_order="left"
+    )
+    lines: list[Sequence[str]] = [("samples as sent", "problems", "accuracy", "tokens", "interval")]
+    for count in decided["samples"].unique().sort():
+        each = decided.filter(pl.col("samples") == count)
+        tokens = mean(each["tokens"].cast(pl.Float64).fill_null(float("nan")).to_numpy(), "tokens")
+        cells = (f"{each.height:,}", ABSENT, value_of(tokens), interval(tokens))
+        lines.append((f"{count:,}", *cells))
+    return [*align(lines, right=(0, 1, 2, 3)), ""]
 
 
 def own_answers(answers: pl.DataFrame, run: Run) -> pl.DataFrame:
     """Return the forced answers of a run, as several share a recording."""
-    policy = None if run.policy is None else run.policy.key()
-    mine = (answers["engine"] == run.engine.key()) & (answers["policy"] == policy)
+    assert run.policy is not None
+    mine = (answers["engine"] == run.engine.key()) & (answers["policy"] == run.policy.key())
     return answers.filter(mine.fill_null(True))

@@ -100,15 +100,19 @@ def print_show(
     _check_price(price)
     recordings = [Recording.open(path) for path in paths]
     watched = [engine for recording in recordings for engine in watched_engines(recording)]
-    runs = [
-        run
+    of_each = [
+        [
+            run
+            for run in summarise(recording, price_usd_per_device_hour=price)
+            if not watched or run.problems or run.problems_in_flight or run.time_by_family
+        ]
         for recording in recordings
-        for run in summarise(recording, price_usd_per_device_hour=price)
-        if not watched or run.problems or run.problems_in_flight or run.time_by_family
     ]
-    compared = compare(*runs) if len(paths) == len(runs) == 2 else None
+    runs = [run for each in of_each for run in each]
+    compared = compare(*runs) if list(map(len, of_each)) == [1, 1] else None
     if limits and compared is None:
-        raise UsageError("--fail-on compares two runs; a recording here holds more than one")
+        held = "no run of problems" if not all(of_each) else "more than one"
+        raise UsageError(f"--fail-on compares two runs; a recording here holds {held}")
     judged = judge(limits, compared) if compared is not None and limits else ()
     if as_json:
         document = show_json(runs, compared)
@@ -128,32 +132,26 @@ def print_show(
 
 def print_policies(path: Path, *, price: float | None, as_json: bool) -> None:
     """Print the accuracy and tokens of policies that a recording's samples contain."""
-    from advisor.choice import cheapest_as_good
-    from advisor.counterfactual import evaluate
-    from advisor.replayed_order import replayed_order
     from traces.summary import summarise
-    from tui.policies_text import own_answers, policy_table
+    from tui.policies_text import judged_policies, policies_lines
     from tui.show_text import show_json, show_policies_head
 
     _check_price(price)
     recording = Recording.open(path)
-    answers = recording.frame("answers")
     runs = summarise(recording, price_usd_per_device_hour=price)
-    found = [
-        evaluate(run, own_answers(answers, run), order=replayed_order(recording, run))
-        for run in runs
-    ]
+    found = [judged_policies(recording, run) for run in runs]
     if as_json:
         whole = [
-            replace(run, policies=each.outcomes) for run, each in zip(runs, found, strict=True)
+            replace(run, policies=() if isinstance(each, str) else each.outcomes)
+            for run, each in zip(runs, found, strict=True)
         ]
         document = show_json(whole)
         for plain, each in zip(document["runs"], found, strict=True):
-            plain["policy_notes"] = list(each.notes)
+            plain["policy_notes"] = [each] if isinstance(each, str) else list(each.notes)
         print_document(document)
         return
     for run, each in zip(runs, found, strict=True):
-        for line in (*show_policies_head(run), "", *policy_table(each, cheapest_as_good(each))):
+        for line in (*show_policies_head(run), "", *policies_lines(run, each)):
             print(line)
 
 

@@ -154,6 +154,8 @@ def _facts(path: Path) -> ModelFacts:
 def _chosen(runs: Sequence[Run], number: int, name: str) -> Run:
     if not runs:
         raise UsageError(f"{name}: holds no run to replay")
+    if number == 0 and all(run.policy is None for run in runs):
+        return runs[0]  # which says that none has a policy
     if number == 0 and len(runs) > 1:
         labels = ", ".join(
             f"{i} {run.engine.label()} {run.policy.label() if run.policy else '-'}"
@@ -177,7 +179,9 @@ def changed(
     from profiler.policies.rules import make_policy
 
     if recorded.policy is None:
-        raise UsageError(f"{recorded.recording}: has no policy, so there is nothing to replay")
+        raise UsageError(
+            f"{recorded.recording}: has no policy, so there is nothing to replay; record a workload"
+        )
     parts: dict[str, dict[str, Any]] = {"engine": {}, "policy": {}}
     for text in changes:
         name, mark, value = text.partition("=")

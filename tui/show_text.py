@@ -115,11 +115,14 @@ def policy_text(policy: Policy | None) -> str:
 
 
 def _head(run: Run, width: int) -> list[str]:
-    if run.policy is None and not run.problems:
+    if run.policy is None and not run.problems and run.engine.mode != "server":
         device = f"{run.engine.num_devices} x {run.engine.gpu}" if run.engine.gpu else ABSENT
         return wrap("device", device, width=width, indent=INDENT) + warnings(run, width)
     engine = engine_text(run.engine) if run.imported is None else imported_text(run)
     lines = wrap("engine", engine, width=width, indent=INDENT)
+    if run.policy is None and run.engine.other:  # which of several servers it is
+        where = " ".join(value for _, value in run.engine.other)
+        lines += wrap("server", where, width=width, indent=INDENT)
     policy = "- (traffic of others)" if run.policy is None else policy_text(run.policy)
     lines += wrap("policy", policy, width=width, indent=INDENT)
     decided = f"{run.problems:,} decided"

@@ -10,7 +10,7 @@ from traces.errors import TtscopeError
 from traces.recording import Recording
 from traces.schema import Recommendation
 from traces.summary import Run, summarise
-from traces.watched import Watched, watched_engines
+from traces.watched import ONLY_WATCHED, Watched, only_watched, watched_engines
 
 if TYPE_CHECKING:
     from advisor.left_out import Foretold
@@ -80,7 +80,7 @@ def gather_material(
         if each.complete and each.name in posed and each.replay_of is None
     ]
     report("advising", 0, 1)
-    advice, no_advice = _advice(complete, runs, budget, seed, systems)
+    advice, no_advice = _advice(recordings, complete, runs, budget, seed, systems)
     foretold, not_foretold = _foretold(complete, runs, report)
     return Material(
         runs=tuple(runs),
@@ -95,6 +95,7 @@ def gather_material(
 
 
 def _advice(
+    given: Sequence[Recording],
     recordings: Sequence[Recording],
     runs: Sequence[Run],
     budget: Any,
@@ -104,6 +105,8 @@ def _advice(
     from advisor.advise import Advisor
     from profiler.launch import shown_path
 
+    if given and all(map(only_watched, given)):
+        return None, ONLY_WATCHED
     if not recordings:
         return None, (
             "no measured recording is complete and holds answered problems; record to the end"

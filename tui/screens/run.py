@@ -118,11 +118,12 @@ class RunScreen(ModeScreen):
 
     @work(thread=True, group="policies", exclusive=True)
     def _tell_policies(self, model: RunModel) -> None:
-        from tui.policies_text import told_policies
+        from tui.policies_text import judged_policies, policies_lines
 
         worker = get_current_worker()
         try:
-            lines = told_policies(model.recording, model.run, width=self._width)
+            found = judged_policies(model.recording, model.run)
+            lines = policies_lines(model.run, found, width=self._width)
         except Exception as error:
             lines = [failure(error)]
         if not worker.is_cancelled:
