@@ -232,7 +232,7 @@ def _from_counts(
 ) -> Redrafted | None:
     rows = recording.frame("drafts").filter(
         pl.col("method") == "ngram",
-        pl.col("engine") == run.engine.key(),
+        pl.col("engine") == recording.engine_key(run.engine),
         pl.col("policy") == run.policy.key(),
         pl.col("prompt_lookup_min") == lookup.prompt_lookup_min,
         pl.col("prompt_lookup_max") == lookup.prompt_lookup_max,

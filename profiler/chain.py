@@ -13,7 +13,8 @@ class Chain:
     """A prompt and what was generated for it, through all requests that went on from each other.
 
     `prompt` and `tokens` are ids, None where the engine does not tell them. `spent` counts the
-    tokens generated, those that were cut again included.
+    tokens generated, those that were cut again included. `opened` says that the text begins inside
+    a thought (`SampleResult`).
     """
 
     prompt: tuple[int, ...] | None = None
@@ -21,6 +22,7 @@ class Chain:
     text: str = ""
     spent: int = 0
     answer: str | None = None
+    opened: bool = False
 
     @property
     def thought_ended(self) -> bool:
@@ -66,4 +68,5 @@ class Chain:
             text=self.text + append + result.text,
             spent=self.spent + (result.output_tokens or 0),
             answer=answer,
+            opened=self.opened or result.opened,
         )

@@ -45,6 +45,8 @@ class Replica:
     scraper: Scraper
     keys: dict[str, str] = field(default_factory=dict)
     started: float | None = None  # when its process began, unix seconds
+    described: EngineConfig | None = None  # as it tells itself, without what a plugin told
+    ahead_ns: int = 0  # its host's clock, where that is off by seconds
     pages: deque[pl.DataFrame] = field(default_factory=lambda: deque(maxlen=_LIVE_PAGES))
 
 
@@ -133,7 +135,9 @@ class Deployment:
             raise EngineError(f"{access.url}: {_NO_METRICS}")
         config, facts = self._describe(access, scraper)
         replica = Replica(access=access, config=config, facts=facts, scraper=scraper)
+        replica.described = config
         replica.started = None if page is None else page.started
+        replica.ahead_ns = 0 if page is None else page.ahead_ns
         self._register(replica, sorted({s.engine for s in page.values} if page else ()))
         return replica
 
@@ -174,9 +178,10 @@ class Deployment:
             self._writer.update(engines=dict(self.engines), models=dict(self.models))
 
     def adopt(self, key: str, told: EngineConfig) -> str:
-        """Take over what an engine's own process tells of its configuration; return its new key.
+        """Take over what an engine's own process tells of its configuration; return its key.
 
-        Only before the deployment is watched, so that an engine has one key in a recording.
+        That is a new one before the deployment is watched. Afterwards it stays, so that an engine
+        has one key in a recording, and the manifest has the configuration under it.
         """
         for replica in self.replicas:
             labels = sorted(label for label, own in replica.keys.items() if own == key)
@@ -184,11 +189,18 @@ class Deployment:
                 continue
             names = {field: getattr(told, field) for field in _ADOPTED}
             names |= {name: value for name, value in self._declared.items() if value is not None}
-            for own in set(replica.keys.values()):
-                self.engines.pop(own, None)
             replica.config = dataclasses.replace(replica.config, **names)
-            self._register(replica, sorted(set(replica.keys) - {""}))
-            return replica.keys[labels[-1]]
+            if self._writer is None:
+                for own in set(replica.keys.values()):
+                    self.engines.pop(own, None)
+                self._register(replica, sorted(set(replica.keys) - {""}))
+                return replica.keys[labels[-1]]
+            with self._lock:
+                for own in set(replica.keys.values()):
+                    self.engines[own] = dataclasses.replace(self.engines[own], **names)
+            known = self._writer.manifest.engines
+            self._writer.update(engines={**known, **self.engines})
+            return key
         return key
 
     def add(self, config: EngineConfig) -> str:
@@ -215,8 +227,8 @@ class Deployment:
             config, facts = self._describe(replica.access, replica.scraper)
         except TtscopeError:
             return
-        if config != replica.config:
-            replica.config, replica.facts = config, facts
+        if config != replica.described:
+            replica.config, replica.described, replica.facts = config, config, facts
             self._register(replica, sorted(set(replica.keys) - {""}))
             self._event("note", f"{replica.access.url}: another configuration", config.key())
 

@@ -20,11 +20,16 @@ from traces.writer import RecordingWriter
 HELLO_S = 2.5  # a plugin says that it is there every second
 MOST_ENGINES = 256  # named by spans or plugins alone
 HOLD_NS = 1_500_000_000  # that steps of several front ends wait for one another
+_SAME_CLOCK_NS = 200_000_000  # below that a difference of clocks may be a batch's way
+_TOLD_CLOCK_S = 1.0
 _SAME_START_S = 1.5  # clocks of /proc and of the metrics page are read apart
 
 
 class Incoming:
     """Feeds a recording from a receiver; `steps` counts those that came.
+
+    What ended before the recording began is left out, and an event `before` counts it: a plugin
+    and an exporter deliver what they had kept for a receiver.
 
     `profiled` tells of an engine, begin and end of a step whether a profiler's window touched it.
     Spans in one of `own_traces` are left out: they are of requests that we send ourselves, of which
@@ -43,10 +48,15 @@ class Incoming:
         self._groups = SpanGroups(self._engine_of_span)
         self._engines: dict[Any, str] = {}
         self._rows: dict[str, PluginRows] = {}
-        self._dropped: dict[str, int] = {}
+        self._dropped: dict[tuple[str, int], int] = {}  # as each plugin's engine told last
+        self._learned: set[tuple[str, int]] = (
+            set()
+        )  # engines of plugins whose configuration we have
+        self._ahead: dict[str, int] = {}  # by engine: its host's clock before ours, ns
+        self._begun: int | None = None  # when the recording began, by our clock
         self._senders: dict[str, set[str]] = {}  # front ends by engine
         self._found_by_port: set[str] = set()  # addresses of servers
-        self._ending = False
+        self._ending = self._told = False
         self._samples: list[Row] = []
         self._writer: RecordingWriter | None = None
         self._early: list[Batch] = []
@@ -55,7 +65,8 @@ class Incoming:
     def adopt(self, wait_s: float = HELLO_S) -> int:
         """Wait for plugins to say that they are there, and take their configurations over.
 
-        Returns how many engines have one. Call it before the deployment is watched.
+        Returns how many engines have one. Call it before the deployment is watched; one that comes
+        later is taken over then.
         """
         until = time.monotonic() + wait_s
         configs: dict[str, EngineConfig] = {}
@@ -66,6 +77,7 @@ class Incoming:
                 key = self._key_of(batch)
                 if key is not None and batch.config is not None:
                     configs[key] = EngineConfig.from_json(batch.config)
+                    self._learned.add((batch.instance, batch.engine))
         renamed = {key: self._deployment.adopt(key, config) for key, config in configs.items()}
         self._engines.clear()
         return len(renamed)
@@ -73,10 +85,11 @@ class Incoming:
     @contextmanager
     def watched(self, writer: RecordingWriter) -> Iterator[None]:
         """Write into a recording while the block runs; a probe."""
-        self._writer = writer
+        self._writer, self._begun = writer, writer.manifest.clock_start.unix_ns
         writer.add_source("steps", self._take_steps)
         writer.add_source("problems", self._take_spans)
         writer.add_source("samples", self._take_samples)
+        writer.add_source("events", self._take_events)
         try:
             yield
         finally:
@@ -89,8 +102,6 @@ class Incoming:
                     writer.append(table, row)
             if self._groups.dropped:
                 writer.dropped("samples", self._groups.dropped)
-            if lost := sum(self._dropped.values()):
-                writer.dropped("steps", lost)
 
     def _hear_out(self) -> None:
         """Wait until every plugin that still speaks has told the steps until now."""
@@ -107,25 +118,79 @@ class Incoming:
             key = self._key_of(batch) or self._own_key(batch)
             if key is None:
                 continue
-            if key not in self._rows:
-                config = self._deployment.engines[key]
-                blocks = config.num_gpu_blocks
-                self._rows[key] = PluginRows(
-                    engine=key,
-                    usable_blocks=None if blocks is None else blocks - 1,
-                    asynchronous=config.async_scheduling,
-                )
+            self._note_batch(key, batch)
+            config = self._deployment.engines[key]
+            made = self._rows.setdefault(key, PluginRows(engine=key))
+            blocks = config.num_gpu_blocks
+            made.usable_blocks = None if blocks is None else blocks - 1
+            made.asynchronous = config.async_scheduling
             raw.setdefault(key, []).extend(batch.rows)
             self._senders.setdefault(key, set()).add(batch.instance)
-            self._dropped[f"{batch.instance}.{batch.engine}"] = batch.dropped
         self._early = []
         found: list[Row] = []
         for key, rows in raw.items():
             wait = len(self._senders[key]) > 1 and not self._ending
             until = time.time_ns() - HOLD_NS if wait else None
-            found += self._marked(key, self._rows[key].rows(rows, until=until))
+            ended = self._rows[key].rows(rows, since=self._since(key), until=until)
+            found += self._marked(key, ended)
         self.steps += len(found)
         return found
+
+    def _note_batch(self, key: str, batch: Batch) -> None:
+        """Take from a batch what it tells beside its steps: configuration, clock, and drops."""
+        name = batch.instance, batch.engine
+        if batch.config is not None and name not in self._learned:
+            self._learned.add(name)
+            if self._key_of(batch) == key:
+                self._deployment.adopt(key, EngineConfig.from_json(batch.config))
+        if batch.now is not None and batch.received is not None:
+            ahead = batch.now - batch.received  # less what the way took
+            self._ahead[key] = max(self._ahead.get(key, ahead), ahead)
+        # Steps are dropped from the oldest on: as a rule those from before the recording.
+        told, since = self._dropped.get(name), self._since(key)
+        if batch.dropped_until is None:  # a plugin that does not tell when they were
+            count = 0 if told is None else batch.dropped - told
+        else:
+            count = batch.dropped - (told or 0) if batch.dropped_until > (since or 0) else 0
+        self._dropped[name] = batch.dropped
+        if count > 0 and self._writer is not None:
+            self._writer.dropped("steps", count)
+
+    def _since(self, key: str | None) -> int | None:
+        """Return when the recording began by the clock of an engine's host, unix ns."""
+        if self._begun is None:
+            return None
+        ahead = self._ahead.get(key or "")
+        if ahead is None:
+            offsets = [
+                replica.ahead_ns
+                for replica in self._deployment.replicas
+                if key is None or key in replica.keys.values()
+            ]
+            ahead = min(offsets, key=abs, default=0)
+        return self._begun + (ahead if abs(ahead) > _SAME_CLOCK_NS else 0)
+
+    def _take_events(self) -> list[Row]:
+        """Return, at the end, how much was left out, and whose clock is another than ours."""
+        if not self._ending or self._told:
+            return []
+        self._told = True
+        events: list[tuple[str | None, str, str]] = []
+        for key, rows in self._rows.items():
+            if rows.before:
+                events.append((key, "before", _before(rows.before, "steps")))
+            seconds = self._ahead.get(key, 0) / 1e9
+            if abs(seconds) >= _TOLD_CLOCK_S:
+                way = "ahead of" if seconds > 0 else "behind"
+                told = f"the clock of the server's host is {abs(seconds):.1f} s {way} ours"
+                events.append((key, "note", f"{told}; its steps have its own times"))
+        if self._groups.before:
+            events.append((None, "before", _before(self._groups.before, "spans")))
+        now = time.time_ns()
+        return [
+            {"time": now, "engine": engine, "kind": kind, "detail": detail}
+            for engine, kind, detail in events
+        ]
 
     def _marked(self, key: str, rows: list[Row]) -> list[Row]:
         profiled = self._profiled
@@ -193,6 +258,8 @@ class Incoming:
         return self._engines[name]
 
     def _settled(self, *, everything: bool = False) -> tuple[list[Row], list[Row]]:
+        keys = list(self._deployment.engines)
+        self._groups.since = self._since(keys[0] if len(keys) == 1 else None)
         for span in self._receiver.take_spans():
             if span.trace_id not in self._own_traces:
                 self._groups.add(span)
@@ -206,6 +273,10 @@ class Incoming:
     def _take_samples(self) -> list[Row]:
         taken, self._samples = self._samples, []
         return taken
+
+
+def _before(count: int, what: str) -> str:
+    return f"{count:,} {what} that ended before the recording began were left out"
 
 
 def _port(url: str) -> int:

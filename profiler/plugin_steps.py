@@ -81,7 +81,9 @@ class Batch(msgspec.Struct):
     """What the plugin of one engine of one front-end process sends at a time.
 
     `first` is the number of its first row among all that it sends. A batch whose answer came too
-    late is sent again, and more with it.
+    late is sent again, and more with it. `dropped` counts the steps that were never sent, since
+    the engine began, and `dropped_until` is the end of the newest of them. `now` is the sender's
+    clock, `received` ours when it came. Times are unix nanoseconds.
     """
 
     v: int
@@ -91,6 +93,9 @@ class Batch(msgspec.Struct):
     rows: list[_Row]
     first: int | None = None
     dropped: int = 0
+    dropped_until: int | None = None
+    now: int | None = None
+    received: int | None = None
     on: bool = True
     details: bool | None = None
     process_start_s: float | None = None
@@ -114,12 +119,15 @@ class PluginRows:
     """Turns what the plugin of one engine sent into rows of `steps`, in the order of their ends.
 
     `usable_blocks` is the size of the KV cache in blocks; None leaves `kv_blocks` null.
-    `asynchronous` says that vLLM schedules ahead: its elapsed_ms is then no step's time.
+    `asynchronous` says that vLLM schedules ahead: its elapsed_ms is then no step's time. `before`
+    counts the steps that ended before the recording began: they are in no row, but what later ones
+    read rests on them.
     """
 
     engine: str
-    usable_blocks: int | None
-    asynchronous: bool | None
+    usable_blocks: int | None = None
+    asynchronous: bool | None = None
+    before: int = 0
     _step: int = 0
     _context: int = 0
     _last_end: int | None = None
@@ -127,11 +135,13 @@ class PluginRows:
     _waiting: list[dict[str, Any]] = field(default_factory=list)
     _parts: list[dict[str, Any]] = field(default_factory=list)
 
-    def rows(self, raw: list[_Row], *, until: int | None = None) -> list[dict[str, Any]]:
-        """Return the rows of steps that computed something.
+    def rows(
+        self, raw: list[_Row], *, since: int | None = None, until: int | None = None
+    ) -> list[dict[str, Any]]:
+        """Return the rows of steps that computed something and ended after `since`, unix ns.
 
-        Steps that ended after `until`, unix ns, wait for the next call: of several front ends
-        others may still send what belongs before or to them.
+        Steps that ended after `until` wait for the next call: of several front ends others may
+        still send what belongs before or to them.
         """
         told = [dict(zip(COLUMNS, each, strict=True)) for each in raw]
         self._waiting += [each for each in told if each["running"] is not None]
@@ -142,7 +152,7 @@ class PluginRows:
             cut = bisect_right(self._waiting, until, key=lambda each: each["end"])
         self._add_parts(until)
         ready, self._waiting = self._waiting[:cut], self._waiting[cut:]
-        return [row for each in ready if (row := self._row(each))]
+        return [row for each in ready if (row := self._row(each, since))]
 
     def _add_parts(self, until: int | None) -> None:
         """Add what other front ends saw to the step whose end is nearest."""
@@ -160,7 +170,7 @@ class PluginRows:
                 step[name] += part[name]
         self._parts = later
 
-    def _row(self, told: dict[str, Any]) -> dict[str, Any] | None:
+    def _row(self, told: dict[str, Any], since: int | None) -> dict[str, Any] | None:
         worked = told["generated"] or told["computed"] or told["ctx_tokens"] or told["running"]
         if told["dummy"] or not worked:
             self._last_end, self._ran, self._context = told["end"], False, 0
@@ -199,12 +209,17 @@ class PluginRows:
             "read_bytes": told["read_bytes"] or None,
             "source": "measured" if detailed else "inferred",
         }
-        self._step += 1
-        self._last_end, self._ran = told["end"], told["running"] > 0
+        before = since is not None and told["end"] <= since
+        # No time from before the recording is in it, so that its first step has no interval.
+        self._last_end, self._ran = told["end"], told["running"] > 0 and not before
+        if before:
+            self.before += 1
+        else:
+            self._step += 1
         self._context += told["prompts"] + told["generated"] - told["finished_context"]
         if not told["running"] or self._context < 0:
             self._context = 0
-        return row
+        return None if before else row
 
     def _blocks(self, usage: float) -> int | None:
         return None if self.usable_blocks is None else round(usage * self.usable_blocks)

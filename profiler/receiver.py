@@ -109,6 +109,7 @@ class Receiver:
             if len(self.batches) >= 1_000:
                 self.overflowed += 1
                 return False
+            batch.received = time.time_ns()
             self._leave_out_known(batch)
             self.batches.append(batch)
             if batch.instance in self.heard or len(self.heard) < MOST_PLUGINS:

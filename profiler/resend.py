@@ -57,7 +57,7 @@ def pose_again(
             "have others; set policy.method=majority"
         )
     loaded = _load(recording, source, chat=chat)
-    lengths, arrivals = _recorded(recording, engine.key(), recorded.key(), policy.n)
+    lengths, arrivals = _recorded(recording, recording.engine_key(engine), recorded.key(), policy.n)
     known = {problem.problem_id: problem for problem in loaded.problems}
     order = sorted((name for name in lengths if name in known), key=lambda name: arrivals[name])
     if not order:

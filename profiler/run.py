@@ -17,7 +17,14 @@ from opentelemetry.trace import Span
 
 from profiler.chain import Chain
 from profiler.checkpoints import Checkpoints
-from profiler.engines.protocol import THINK_END, Engine, Prompt, SampleRequest, SampleResult
+from profiler.engines.protocol import (
+    THINK_END,
+    THINK_START,
+    Engine,
+    Prompt,
+    SampleRequest,
+    SampleResult,
+)
 from profiler.flight import Flight, Sent
 from profiler.lengths import length_of
 from profiler.policies.methods import start
@@ -253,6 +260,8 @@ class Run:
         answer = None
         if result.error is None:
             text = sent.base.text + sent.append + result.text
+            if sent.base.opened or result.opened:
+                text = THINK_START + text  # so that a thought that was never closed has no answer
             answer = self.workload.answer_to(flight.problem, text)
         sent.result, sent.chain = result, sent.base.after(result, sent.append, answer)
         cut = result.finish_reason == "length" and result.error is None

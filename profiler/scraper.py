@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 import httpx
@@ -28,6 +29,7 @@ _MOST_PAGE_BYTES = 16 << 20
 _MOST_WAITING = 300  # pages that may wait for the writer
 _BUSY_SHARE = 0.1  # of the time, at most, a request of ours is in the server
 _LONGEST_PAUSE_S = 15.0
+_SAME_CLOCK_S = 5.0
 _STARTED = "process_start_time_seconds"
 
 
@@ -38,11 +40,25 @@ class Page:
     time_ns: int
     took_s: float
     values: Mapping[Series, float]
+    ahead_ns: int = 0  # the server's clock, as its answer's date tells; 0 within that date's second
 
     @property
     def started(self) -> float | None:
         """When the server's process began, unix seconds."""
         return self.values.get(Series("", _STARTED))
+
+
+def _ahead_ns(date: str | None, now: int) -> int:
+    """Return how far a server's clock is ahead, from its answer's date, a whole second.
+
+    0 where that is less than `_SAME_CLOCK_S`, which a slow answer may make.
+    """
+    try:
+        told = 0 if date is None else round(parsedate_to_datetime(date).timestamp() * 1e9)
+    except (ValueError, OverflowError):
+        return 0
+    ahead = told + 500_000_000 - now
+    return ahead if told and abs(ahead) > _SAME_CLOCK_S * 1e9 else 0
 
 
 class ScrapeError(Exception):
@@ -93,11 +109,12 @@ class Scraper:
         """Ask once. Raises ScrapeError."""
         begun = time.monotonic()
         before = time.time_ns()
-        body = bytearray()
+        body, ahead_ns = bytearray(), 0
         try:
             with self._client.stream("GET", f"{self.access.url}/metrics") as answer:
                 if answer.status_code != 200:
                     raise ScrapeError(f"HTTP {answer.status_code}")
+                ahead_ns = _ahead_ns(answer.headers.get("date"), time.time_ns())
                 for piece in answer.iter_bytes():
                     body += piece
                     if len(body) > _MOST_PAGE_BYTES:
@@ -112,7 +129,8 @@ class Scraper:
         except ValueError:
             raise ScrapeError("no metrics page") from None
         # The server read its counters somewhere between both times.
-        return Page((before + time.time_ns()) // 2, time.monotonic() - begun, values)
+        took_s = time.monotonic() - begun
+        return Page((before + time.time_ns()) // 2, took_s, values, ahead_ns)
 
     def start(self) -> None:
         """Start polling."""

@@ -61,8 +61,8 @@ def verifier(name: str) -> Verifier:
 
 def after_thinking(text: str) -> str | None:
     """Return what follows the last `</think>`, None where thinking was opened and never closed."""
-    _, closed, tail = text.rpartition(THINK_END)
-    return None if not closed and "<think>" in text else tail
+    tail = text.rpartition(THINK_END)[2]
+    return None if "<think>" in tail else tail
 
 
 def last_boxed(text: str) -> str | None:

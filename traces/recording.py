@@ -13,6 +13,7 @@ import polars as pl
 from traces.errors import RecordingError
 from traces.manifest import NAME, Manifest, read_manifest
 from traces.parts import Part, check_part, last_rows, list_parts, part_rows, read_part
+from traces.schema import EngineConfig
 from traces.tables import STEP_TIMES, TABLES
 
 CHECKPOINT = "checkpoint"  # the role of requests that are no part of the timed run
@@ -71,6 +72,14 @@ class Recording:
         """The recording that a replay predicted this one from; None for what was measured."""
         told = self.manifest.provenance.get("replayed")
         return str(told.get("recording")) if isinstance(told, dict) else None
+
+    def engine_key(self, engine: EngineConfig) -> str:
+        """Return the key that an engine's rows have.
+
+        A live engine whose plugin told of it late keeps the key that it began with.
+        """
+        known = self.manifest.engines.items()
+        return next((key for key, each in known if each == engine), engine.key())
 
     def frame(self, table: str, columns: Sequence[str] | None = None) -> pl.DataFrame:
         """Return a table in memory, with every column of `traces.tables` or with some.

@@ -40,7 +40,8 @@ class SpanGroups:
     """Takes spans, gives rows of `problems` and `samples`.
 
     `engine_of` gives an engine's key for what a span's process says of itself. `dropped` counts
-    spans of parents with more than `MOST_CHILDREN` requests.
+    spans of parents with more than `MOST_CHILDREN` requests. Problems that ended at `since`, unix
+    ns, or before are not written; `before` counts their spans.
     """
 
     def __init__(
@@ -56,6 +57,8 @@ class SpanGroups:
         self._served: OrderedDict[str, None] = OrderedDict()  # parents of engine spans
         self._known: OrderedDict[str, None] = OrderedDict()
         self.taken = self.dropped = 0
+        self.since: int | None = None
+        self._forgotten = 0  # spans from before `since` that were given up for want of room
 
     def add(self, span: GenSpan) -> None:
         """Take one span, once: an exporter whose answer came too late sends it again."""
@@ -122,11 +125,25 @@ class SpanGroups:
             old = index < surplus
             if not (everything or old or group.touched <= settled):
                 break  # the others were touched later
-            if len(group.spans) > group.written:
+            before = self._is_before(group)
+            if len(group.spans) > group.written and not before:
                 self._write(group, problems, samples)
             if old:
+                self._forgotten += len(group.spans) if before else 0
                 del self._groups[group.key]
         return problems, samples
+
+    @property
+    def before(self) -> int:
+        """How many spans are of problems that ended before `since`."""
+        waiting = (group for group in self._groups.values() if self._is_before(group))
+        return self._forgotten + sum(len(group.spans) for group in waiting)
+
+    def _is_before(self, group: Group) -> bool:
+        """Whether all of a problem that is known ended before; a later span takes it in whole."""
+        if self.since is None or group.written:
+            return False
+        return max(_end(span) for span in group.spans) <= self.since
 
     def _write(self, group: Group, problems: list[Row], samples: list[Row]) -> None:
         new = sorted(group.spans[group.written :], key=lambda span: span.start)

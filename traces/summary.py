@@ -40,7 +40,7 @@ from traces.recording import Recording
 from traces.schema import EngineConfig, Estimate, Policy, Record
 from traces.shares import busy_seconds
 from traces.statistics import mean, proportion, ratio, spread
-from traces.survivors import MOST_UNTOLD, Lost, lost_problems
+from traces.survivors import MOST_UNTOLD, Lost, lost_problems, unanswered
 from traces.votes import WHOLE, PolicyOutcome, policies_within
 from traces.what_if import NgramWhatIf, ngram_what_if
 
@@ -208,7 +208,7 @@ def _run(
         rows=rows,
         sample_rows=samples,
         step_rows=steps,
-        notes=tuple(_notes(recording, engine_key, rows, lost)),
+        notes=tuple(_notes(recording, engine_key, policy, samples, rows, lost)),
     )
 
 
@@ -354,7 +354,14 @@ def _drafts(recording: Recording, engine: str, policy: str) -> pl.DataFrame:
     return recording.frame("drafts").filter(own)
 
 
-def _notes(recording: Recording, engine: str, rows: pl.DataFrame, lost: Lost | None) -> list[str]:
+def _notes(
+    recording: Recording,
+    engine: str,
+    policy: Policy | None,
+    samples: pl.DataFrame,
+    rows: pl.DataFrame,
+    lost: Lost | None,
+) -> list[str]:
     manifest = recording.manifest
     told = recording.frame("events").filter(kind="note", engine=engine)["detail"]
     notes = [str(note) for note in told.drop_nulls().unique(maintain_order=True)]
@@ -369,6 +376,10 @@ def _notes(recording: Recording, engine: str, rows: pl.DataFrame, lost: Lost | N
     failed = int((rows["state"] == "failed").sum())
     if failed:
         notes.append(f"problems that ended without a decision (timed out or failed): {failed:,}")
+    # Others' traffic is not read for answers, and a step of beam search has none.
+    asked = policy is not None and policy.method != "beam" and "imported" not in manifest.provenance
+    if asked and (text := unanswered(samples).text) is not None:
+        notes.append(text)
     if lost is not None and lost.too_many:
         notes.append(f"no table of maj@k and pass@k: {lost.why_not}")
     elif lost is not None and lost.count:

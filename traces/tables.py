@@ -206,7 +206,7 @@ SCRAPES: Columns = {
 EVENTS: Columns = {
     "time": INT,
     "engine": TEXT,
-    # start, restart, counter_reset, gap, drop, preempted, window, reconnect, killed, note
+    # start, restart, counter_reset, gap, drop, before, preempted, window, reconnect, killed, note
     "kind": TEXT,
     "detail": TEXT,
 }

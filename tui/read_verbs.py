@@ -116,6 +116,8 @@ def print_show(
     judged = judge(limits, compared) if compared is not None and limits else ()
     if as_json:
         document = show_json(runs, compared)
+        for plain, run in zip(document["runs"], runs, strict=True):
+            plain["notes"] = list(run.notes)
         if limits:
             document["fail_on"] = [each.to_json() for each in judged]
         if watched:

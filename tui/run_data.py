@@ -75,7 +75,7 @@ def read_run(recording: Recording | None, run: Run) -> RunData:
     none = pl.DataFrame(schema={"step": pl.Int64})
     if recording is None:
         return RunData(timeline=timeline, kernels=none, curve=None, window=None)
-    key = run.engine.key()
+    key = recording.engine_key(run.engine)
     kernels = recording.frame("kernels").filter(pl.col("engine") == key)
     curve, window = None, None
     if run.rows is not None and run.sample_rows is not None and run.energy_j.total is not None:
@@ -118,7 +118,7 @@ class StepPages:
             self._recording.table("steps")
             .filter(
                 pl.col("step").is_between(first, last),
-                pl.col("engine") == self._run.engine.key(),
+                pl.col("engine") == self._recording.engine_key(self._run.engine),
             )
             .collect()
             .sort("step")

@@ -24,7 +24,14 @@ from profiler.engines.environment import (
     on_cpu,
     prepare_environment,
 )
-from profiler.engines.protocol import THINK_END, SampleRequest, SampleResult, find_tokens
+from profiler.engines.protocol import (
+    THINK_END,
+    THINK_START,
+    SampleRequest,
+    SampleResult,
+    find_tokens,
+    leaves_open,
+)
 from profiler.engines.vllm_facts import draft_facts, engine_config, model_facts
 from profiler.kernels import KernelWindows, WindowPlan
 from profiler.steps import StepProbe, unix_offset_ns
@@ -32,7 +39,6 @@ from traces.errors import EngineError, UsageError
 from traces.schema import ModelFacts, Speculative
 
 WRITTEN_FOR = "0.32"
-THINK_START = "<think>"
 
 
 class InProcessEngine:
@@ -91,6 +97,7 @@ class InProcessEngine:
         vllm_config = self._engine.vllm_config
         self._tokenizer = self._engine.get_tokenizer()
         self.think_end_ids: tuple[int, ...] | None = self._token_ids(THINK_END)
+        self._think_start_ids = self._token_ids(THINK_START)
         self._given_template = chat_template
         own: str | None = getattr(self._tokenizer, "chat_template", None)
         self.chat_template = own if chat_template is None else chat_template
@@ -318,6 +325,7 @@ class InProcessEngine:
         return SampleResult(
             request_id=output.request_id,
             stopped=isinstance(completion.stop_reason, str),
+            opened=leaves_open(prompt, self._think_start_ids, self.think_end_ids),
             logprob_mean=mean,
             confidence_min_window=lowest,
             text=self._tokenizer.decode(tokens, skip_special_tokens=True),

@@ -8,7 +8,8 @@ from typing import Protocol
 
 from traces.schema import EngineConfig, ModelFacts
 
-THINK_END = "</think>"
+THINK_START, THINK_END = "<think>", "</think>"
+_PROMPT_TAIL = 8  # tokens of a prompt among which a template opens a thought
 Prompt = str | tuple[Mapping[str, str], ...]  # a text, or a chat of {role, content}
 
 
@@ -66,7 +67,8 @@ class SampleResult:
     have one entry per decode step where it is known which steps drafted nothing
     (engines/draft_steps.py). `first_step` and `last_step` are the engine's step numbers. A sample
     that failed has `error`, one that was cancelled has finish_reason "abort" and the tokens it had
-    by then. `stopped` says that a stop string ended it.
+    by then. `stopped` says that a stop string ended it, `opened` that its text begins inside a
+    thought, which the prompt opened or the server's reasoning parser took the mark from.
     """
 
     request_id: str
@@ -87,6 +89,7 @@ class SampleResult:
     logprob_mean: float | None = None
     confidence_min_window: float | None = None
     stopped: bool = False
+    opened: bool = False
     drafted_per_step: tuple[int, ...] | None = None
     accepted_per_step: tuple[int, ...] | None = None
     prompt_token_ids: tuple[int, ...] | None = None
@@ -122,12 +125,21 @@ class Engine(Protocol):
         """Free the engine. May be called twice."""
 
 
-def find_tokens(tokens: Sequence[int], wanted: Sequence[int] | None) -> int | None:
-    """Return the first place where the wanted tokens stand, None where they do not."""
+def find_tokens(tokens: Sequence[int], wanted: Sequence[int] | None, start: int = 0) -> int | None:
+    """Return the first place from `start` on where the wanted tokens stand, None without one."""
     if not wanted:
         return None
     width = len(wanted)
-    for place, token in enumerate(tokens):
-        if token == wanted[0] and tuple(tokens[place : place + width]) == tuple(wanted):
+    for place in range(start, len(tokens)):
+        if tokens[place] == wanted[0] and tuple(tokens[place : place + width]) == tuple(wanted):
             return place
     return None
+
+
+def leaves_open(
+    prompt: Sequence[int] | None, begin: Sequence[int] | None, close: Sequence[int] | None
+) -> bool:
+    """Tell whether a prompt ends inside a thought, as many chat templates have it."""
+    tail = (prompt or ())[-_PROMPT_TAIL:]
+    begun = find_tokens(tail, begin)
+    return begun is not None and find_tokens(tail, close, begun) is None

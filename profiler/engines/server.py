@@ -20,7 +20,7 @@ from typing import Any
 
 import httpx
 
-from profiler.engines.protocol import THINK_END, SampleRequest, SampleResult
+from profiler.engines.protocol import THINK_END, THINK_START, SampleRequest, SampleResult
 from profiler.engines.served import ask_model, ask_version, cache_settings, describe
 from profiler.engines.stream import Stream
 from traces.errors import EngineError
@@ -87,7 +87,10 @@ class ServerEngine:
             if self.chat_template is not None:
                 self._try_template(client, str(card["id"]))
             self._is_vllm = version is not None
-            self.think_end_ids = self._think_end(client, str(card["id"])) if version else None
+            self._think_start_ids, self.think_end_ids = (
+                self._mark_ids(client, str(card["id"]), mark) if version else None
+                for mark in (THINK_START, THINK_END)
+            )
         config, facts = describe(card, version, name=name, settings=cache | declared)
         return str(card["id"]), config, facts
 
@@ -107,8 +110,8 @@ class ServerEngine:
         )
 
     @staticmethod
-    def _think_end(client: httpx.Client, served: str) -> tuple[int, ...] | None:
-        body = {"model": served, "prompt": THINK_END, "add_special_tokens": False}
+    def _mark_ids(client: httpx.Client, served: str, mark: str) -> tuple[int, ...] | None:
+        body = {"model": served, "prompt": mark, "add_special_tokens": False}
         with contextlib.suppress(httpx.HTTPError, ValueError, KeyError, TypeError):
             return tuple(client.post("/tokenize", json=body).json()["tokens"])
         return None
@@ -138,7 +141,13 @@ class ServerEngine:
         """Send a sample (see `Engine`)."""
         if request.traceparent is not None:
             self.traces.add(request.traceparent.split("-")[1])
-        stream = Stream(window=request.confidence_window, top=request.top_logprobs)
+        stream = Stream(
+            window=request.confidence_window,
+            top=request.top_logprobs,
+            think_start_ids=self._think_start_ids,
+            think_end_ids=self.think_end_ids,
+            want_ids=request.want_token_ids,
+        )
         future = asyncio.run_coroutine_threadsafe(self._run(request, stream), self._loop)
         self._live[request.request_id] = (future, stream)
 
@@ -155,7 +164,7 @@ class ServerEngine:
                 stream.finish_reason = "abort"
                 if not stream.chunks:
                     stream.usage = {"completion_tokens": 0} | stream.usage
-                results.append(self._result(request_id, stream, None))
+                results.append(stream.result(request_id, None))
         return results
 
     def poll(self, wait_s: float | None = None) -> list[SampleResult]:
@@ -185,7 +194,7 @@ class ServerEngine:
     async def _run(self, request: SampleRequest, stream: Stream) -> None:
         error, earlier = None, request.continues
         if earlier is not None and earlier.token_ids is None and request.chat:
-            self._results.put(self._result(request.request_id, stream, _NO_IDS))
+            self._results.put(stream.result(request.request_id, _NO_IDS))
             return
         try:
             async for event, now in self._events(request):
@@ -194,7 +203,7 @@ class ServerEngine:
             error = f"HTTP {failure.response.status_code}"
         except (httpx.HTTPError, ValueError, KeyError, TypeError) as failure:
             error = type(failure).__name__
-        self._results.put(self._result(request.request_id, stream, error))
+        self._results.put(stream.result(request.request_id, error))
 
     async def _events(self, request: SampleRequest) -> AsyncIterator[tuple[dict[str, Any], int]]:
         headers = {"X-Request-Id": request.request_id}
@@ -263,12 +272,9 @@ class ServerEngine:
             body["thinking_token_budget"] = request.thinking_token_budget
         if self._is_vllm:
             body["stream_options"]["continuous_usage_stats"] = True
-            if request.want_token_ids:
+            if request.want_token_ids or chat:  # a chat's tell where its thought ends
                 body["return_token_ids"] = True
         return body
-
-    def _result(self, request_id: str, stream: Stream, error: str | None) -> SampleResult:
-        return stream.result(request_id, self.think_end_ids, error)
 
     def close(self) -> None:
         """Close the connections and stop the thread (see `Engine`)."""

@@ -15,7 +15,7 @@ from profiler.plugin_steps import Batch
 from profiler.receiver import Receiver
 from tests.profiler.metrics_server import metrics_server
 from tests.profiler.test_receiver import raw_steps
-from tests.traces.test_otlp import request, span
+from tests.traces.test_otlp import T0, request, span
 from traces.otlp import read_json
 from traces.recording import Recording
 
@@ -50,7 +50,7 @@ def watched(folder, receiver, *starts, during, **options):
 
 
 def test_a_plugin_belongs_to_the_server_that_began_with_it_or_listens_there(receiver, tmp_path):
-    step, now = {"running": 1, "generated": 1}, time.time_ns()
+    step, now = {"running": 1, "generated": 1}, time.time_ns() + 10**10
 
     def send(urls):
         ports = [int(url.rpartition(":")[2]) for url in urls]
@@ -78,7 +78,7 @@ def test_a_plugin_belongs_to_the_server_that_began_with_it_or_listens_there(rece
 def test_a_plugin_of_a_server_that_was_started_at_the_same_moment_is_not_taken_in(
     receiver, tmp_path, start
 ):
-    step, now = {"running": 1, "generated": 1}, time.time_ns()
+    step, now = {"running": 1, "generated": 1}, time.time_ns() + 10**10
 
     def send(urls):
         port = int(urls[0].rpartition(":")[2])
@@ -94,7 +94,7 @@ def test_a_plugin_of_a_server_that_was_started_at_the_same_moment_is_not_taken_i
 
 
 def test_the_last_steps_are_waited_for_where_a_plugin_speaks(receiver, tmp_path):
-    step, end = {"running": 1, "generated": 1}, time.time_ns()
+    step, end = {"running": 1, "generated": 1}, time.time_ns() + 10**10
 
     def send(_):
         receiver.put_batch(batch(step | {"end": end}))
@@ -106,7 +106,11 @@ def test_the_last_steps_are_waited_for_where_a_plugin_speaks(receiver, tmp_path)
 
 
 def test_spans_of_our_own_requests_are_left_out(receiver, tmp_path):
-    bodies = [json.dumps(request(span(n, trace=trace))) for n, trace in ((1, "aa"), (2, "bb"))]
+    start = (time.time_ns() - T0) / 1e9
+    bodies = [
+        json.dumps(request(span(n, trace=trace, start=start)))
+        for n, trace in ((1, "aa"), (2, "bb"))
+    ]
 
     def send(_):
         for body in bodies:
@@ -115,3 +119,104 @@ def test_spans_of_our_own_requests_are_left_out(receiver, tmp_path):
     recording, _ = watched(tmp_path / "r", receiver, "1.7e+09", during=send, own_traces={"aa" * 16})
     assert recording.problems["trace_id"].to_list() == ["bb" * 16]
     assert recording.samples.height == 1
+
+
+STEP = {"running": 1, "generated": 1, "computed": 0}
+S = 10**9
+
+
+def told_before(recording):
+    return recording.frame("events").filter(kind="before").sort("detail")["detail"].to_list()
+
+
+@pytest.mark.parametrize("ahead_s", [0, 3600, -3600, None])
+def test_steps_from_before_the_recording_are_counted_and_left_out(receiver, tmp_path, ahead_s):
+    """By the clock of the server's host; a plugin that does not tell its clock has ours."""
+    ahead = (ahead_s or 0) * S
+
+    def send(_):
+        now = time.time_ns() + ahead
+        old = [STEP | {"end": now - each * S} for each in range(70, 5, -5)]
+        new = [STEP | {"end": now + each * 1000} for each in range(4)]
+        told = {} if ahead_s is None else {"now": now}
+        receiver.put_batch(batch(*old, *new, **told))
+
+    recording, _ = watched(tmp_path / "r", receiver, "1.7e+09", during=send)
+    steps = recording.steps
+    assert steps["step"].to_list() == [0, 1, 2, 3]
+    assert steps["interval_ns"].to_list() == [None, 1000, 1000, 1000]
+    assert steps["decode_kv_tokens"].null_count() == 0
+    assert told_before(recording) == [
+        "13 steps that ended before the recording began were left out"
+    ]
+    notes = recording.frame("events").filter(kind="note")["detail"].to_list()
+    assert len(notes) == (1 if ahead else 0)
+    assert not recording.manifest.dropped
+
+
+def test_what_later_steps_read_rests_on_those_from_before(receiver, tmp_path):
+    def send(_):
+        now = time.time_ns()
+        begun = STEP | {"end": now - 9 * S, "prompts": 100, "first_tokens": 1}
+        receiver.put_batch(batch(begun, STEP | {"end": now, "continued": 1}))
+
+    recording, _ = watched(tmp_path / "r", receiver, "1.7e+09", during=send)
+    assert recording.steps["decode_kv_tokens"].to_list() == [102]
+
+
+def test_problems_that_ended_before_the_recording_are_counted_and_left_out(receiver, tmp_path):
+    """A phantom run of old spans; a problem that ended meanwhile is there as a whole."""
+
+    def send(_):
+        start = (time.time_ns() - T0) / 1e9
+        spans = [span(n, trace="aa", start=start - 60 - n) for n in range(1, 6)]
+        spans += [span(6, trace="bb", parent=99, start=start - 30)]
+        spans += [span(7, trace="bb", parent=99, start=start - 1)]
+        receiver.put_spans(read_json(json.dumps(request(*spans)).encode()))
+
+    recording, _ = watched(tmp_path / "r", receiver, "1.7e+09", during=send)
+    assert recording.problems["trace_id"].to_list() == ["bb" * 16]
+    assert recording.samples.height == 2
+    assert told_before(recording) == ["5 spans that ended before the recording began were left out"]
+
+
+@pytest.mark.parametrize(
+    ("told", "lost"),
+    [
+        ([(900, -60)], 0),  # while nobody listened
+        ([(900, -60), (950, -50)], 0),  # the rest of what waited
+        ([(900, -60), (907, 1)], 7),
+        ([(900, None), (907, None)], 7),  # a plugin that does not tell when
+    ],
+)
+def test_only_drops_during_the_recording_are_its_own(receiver, tmp_path, told, lost):
+    def send(_):
+        now = time.time_ns()
+        for count, seconds in told:
+            until = None if seconds is None else now + seconds * S
+            receiver.put_batch(batch(STEP | {"end": now}, dropped=count, dropped_until=until))
+
+    recording, _ = watched(tmp_path / "r", receiver, "1.7e+09", during=send)
+    assert recording.manifest.dropped.get("steps", 0) == lost
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_configuration_is_taken_over_whenever_it_comes(receiver, tmp_path, late):
+    """Rows keep the key that the engine had, and the manifest says what it is."""
+    config = {"model": "m", "mode": "server", "max_num_seqs": 17, "num_gpu_blocks": 101}
+
+    def send(_):
+        now, more = time.time_ns(), {"process_start_s": 1.7e9}
+        if late:
+            receiver.put_batch(batch(STEP | {"end": now, "kv_usage": 0.5}, **more))
+            time.sleep(0.1)
+        more["config"] = config
+        receiver.put_batch(batch(STEP | {"end": now + 1, "kv_usage": 0.5}, **more))
+
+    recording, _ = watched(tmp_path / "r", receiver, "1.7e+09", during=send)
+    ((key, engine),) = recording.manifest.engines.items()
+    assert (engine.max_num_seqs, engine.num_gpu_blocks) == (17, 101)
+    assert set(recording.steps["engine"]) == {key}
+    assert set(recording.frame("scrapes")["engine"]) == {key}
+    assert recording.engine_key(engine) == key
+    assert recording.steps["kv_blocks"].to_list()[-1] == 50

@@ -20,7 +20,7 @@ def receiver():
     made.close()
 
 
-def logger(monkeypatch, target):
+def logger(monkeypatch, target, engine=3):
     from profiler.plugin import _SENDING, VARIABLE, StepLogger
 
     if target is None:
@@ -28,7 +28,7 @@ def logger(monkeypatch, target):
     else:
         monkeypatch.setenv(VARIABLE, target)
     _SENDING.clear()
-    return StepLogger(SimpleNamespace(), 3)
+    return StepLogger(SimpleNamespace(), engine)
 
 
 def step(running=2, tokens=2):
@@ -96,6 +96,80 @@ def test_a_receiver_that_is_away_costs_only_rows(monkeypatch, receiver):
     assert made.dropped > 1000
     assert len(made._ring) <= 100
     made.on = False
+
+
+def test_a_full_buffer_keeps_the_newest_steps(monkeypatch, receiver):
+    import profiler.plugin as module
+
+    monkeypatch.setattr(module, "CAPACITY", 100)
+    port = receiver.port
+    receiver.close()
+    made = logger(monkeypatch, f"http://127.0.0.1:{port}")
+    seen, ends = step(), []
+    for _ in range(1_000):
+        made.record(*seen)
+        ends.append(made._ring[-1][0])
+    time.sleep(1.2)  # it has tried in vain
+    assert (made.dropped, made._dropped_until) == (900, ends[899])
+    late = Receiver("127.0.0.1", port)
+    late.start()
+    try:
+        batches = taken(late, 100)
+    finally:
+        made.on = False
+        late.close()
+    assert [row[0] for each in batches for row in each.rows] == ends[900:]
+    assert {(each.dropped, each.dropped_until) for each in batches} == {(900, ends[899])}
+
+
+def test_what_was_taken_from_a_full_buffer_is_given_up_first(monkeypatch):
+    """A receiver takes connections and never answers: its batch is the oldest there is."""
+    import socket
+
+    import profiler.plugin as module
+
+    monkeypatch.setattr(module, "CAPACITY", 100)
+    monkeypatch.setattr(module, "_TIMEOUT_S", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        made = logger(monkeypatch, f"http://127.0.0.1:{silent.getsockname()[1]}")
+        seen, deadline = step(), time.monotonic() + 20
+        while not made._discarded and time.monotonic() < deadline:
+            made.record(*seen)
+            time.sleep(0.001)
+        made.on = False
+        assert made._discarded > 0
+        assert len(made._pending) + len(made._ring) <= 101
+        assert made._dropped_until < (made._pending or made._ring)[0][0]
+
+
+def test_every_attach_learns_the_configuration(monkeypatch):
+    """Twenty of them, one after the other, at any moment between two tries of the plugin."""
+    import random
+
+    from profiler.access import Access
+    from profiler.deployment import Deployment
+    from profiler.incoming import Incoming
+    from tests.profiler.metrics_server import metrics_server
+    from tests.profiler.servers import free_port
+
+    port, draw, learned = free_port(), random.Random(1), 0
+    made = logger(monkeypatch, f"http://127.0.0.1:{port}", engine=0)
+    with metrics_server() as server:
+        made._head |= {"config": {"model": "m", "mode": "server", "max_num_seqs": 17}}
+        made._head |= {"process_start_s": 1.7e9}
+        server.started = "1.7e+09"
+        for _ in range(20):
+            time.sleep(draw.uniform(0, 2.5))
+            receiver = Receiver("127.0.0.1", port)
+            receiver.start()
+            deployment = Deployment([Access.of(server.url)])
+            deployment.connect()
+            learned += Incoming(receiver, deployment).adopt()
+            assert [each.max_num_seqs for each in deployment.engines.values()] == [17]
+            deployment.close()
+            receiver.close()
+    made.on = False
+    assert learned == 20
 
 
 def test_a_batch_whose_answer_came_too_late_counts_once(monkeypatch, receiver):
