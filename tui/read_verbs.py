@@ -91,6 +91,7 @@ def print_show(
     """
     from traces.comparison import compare
     from traces.limits import judge
+    from traces.repeats import beside
     from traces.summary import summarise
     from traces.watched import watched_engines
     from tui.limits_text import limit_lines
@@ -106,7 +107,9 @@ def print_show(
         for run in summarise(recording, price_usd_per_device_hour=price)
         if not watched or run.problems or run.problems_in_flight or run.time_by_family
     ]
-    compared = compare(*runs) if len(paths) == len(runs) == 2 else None
+    compared = None
+    if len(paths) == len(runs) == 2:
+        compared = compare(runs[0], runs[1], beside(recordings))
     if limits and compared is None:
         raise UsageError("--fail-on compares two runs; a recording here holds more than one")
     judged = judge(limits, compared) if compared is not None and limits else ()

@@ -56,6 +56,7 @@ class RecordingsScreen(ModeScreen):
         self._drawn: dict[str, Drawn] = {}
         self._columns: list[tuple[Column, int]] = []
         self._compared: dict[tuple[str, str], Difference | None] = {}
+        self._repeats_among = 0
 
     def compose_body(self) -> ComposeResult:
         """Return filter, table and the panel below it."""
@@ -351,6 +352,9 @@ class RecordingsScreen(ModeScreen):
 
     def _compare(self, first: Entry, second: Entry) -> None:
         """Compare two runs in a thread, once; the panel is drawn again when it is done."""
+        if not self.ttscope.loading_paths and self._repeats_among != len(self.ttscope.entries):
+            self._compared.clear()  # more recordings may repeat these
+            self._repeats_among = len(self.ttscope.entries)
         pair = (first.key, second.key)
         if pair not in self._compared and first.run is not None and second.run is not None:
             self._compared[pair] = None
@@ -358,7 +362,8 @@ class RecordingsScreen(ModeScreen):
 
     @work(thread=True, group="compare")
     def _work_out(self, pair: tuple[str, str], first: Run, second: Run) -> None:
-        found = compare(first, second)
+        repeats = [each.run for each in self.ttscope.entries if each.run is not None]
+        found = compare(first, second, repeats)
         if not get_current_worker().is_cancelled:
             self.post_message(Compared(pair, found))
 
@@ -371,9 +376,8 @@ class RecordingsScreen(ModeScreen):
         marked = self.ttscope.marked_entries()
         if len(marked) >= 2:
             found = [self._compared.get((marked[0].key, other.key)) for other in marked[1:]]
-            for other, each in zip(marked[1:], found, strict=True):
-                if each is None:
-                    self._compare(marked[0], other)
+            for other in marked[1:]:
+                self._compare(marked[0], other)
             return compared_lines(marked, found, width=width)
         if not self.ttscope.entries:
             return ["loading ..." if self.ttscope.loading_paths else EMPTY]
