@@ -19,7 +19,8 @@ class Comparison:
     """A policy against another on the same problems: accuracy lost or won, and tokens as a share.
 
     `problems_to_tell` is how many problems would tell a true difference of this size from none;
-    None where there is no difference or no interval.
+    None where there is no difference or no interval. `all_equal` says that no problem is right more
+    or less often under one of them.
     """
 
     policy: PolicyOutcome
@@ -28,6 +29,7 @@ class Comparison:
     difference: Estimate
     tokens_share: Estimate | None
     problems_to_tell: int | None
+    all_equal: bool
 
     @property
     def told_apart(self) -> bool:
@@ -47,6 +49,7 @@ def compare_policies(column: Column, reference: Column) -> Comparison:
         difference=found,
         tokens_share=ratio(column.tokens, reference.tokens, "1"),
         problems_to_tell=problems_to_tell(found, len(column.right)),
+        all_equal=bool(np.array_equal(reference.right, column.right)),
     )
 
 

@@ -15,10 +15,10 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from advisor.models.step_time import RUN_TO_RUN
 from advisor.question import Question
 from advisor.ran import Under
 from advisor.space import Candidate
+from traces.repeats import RUN_TO_RUN
 from traces.schema import Experiment
 
 Bools = npt.NDArray[np.bool_]

@@ -22,13 +22,14 @@ from advisor.gpu_defaults import BLOCK, Device, Memory, as_on, memory_of, with_b
 from advisor.models.operators import domain
 from advisor.models.prior_tables import PriorTables, read_prior
 from advisor.models.step_cost import StepCost
-from advisor.models.step_time import Z95, PriorCost, StepLaw, non_negative_least_squares
+from advisor.models.step_time import PriorCost, StepLaw, non_negative_least_squares
 from advisor.pools import decoder_of
 from advisor.prior_times import PriorTimes, Recalibration, cost_of, predicted_steps, recalibrate
 from advisor.space import powers, without_limits
 from traces.errors import TablesError, UsageError
 from traces.recording import Recording
 from traces.schema import EngineConfig, ModelFacts
+from traces.statistics import Z95
 from traces.tables import COMPOSITION, TABLES
 
 Floats = npt.NDArray[np.float64]

@@ -14,10 +14,11 @@ import numpy as np
 from advisor.evidence import Run, StepTable, law_key
 from advisor.load import Load, Replayed
 from advisor.models.step_cost import linear_cost
-from advisor.models.step_time import PRIOR_REPEATS, StepLaw, StepTimeModel
+from advisor.models.step_time import StepLaw, StepTimeModel
 from advisor.replay import replay
 from advisor.space import limits_of
 from advisor.workload import Workload
+from traces.repeats import PRIOR_REPEATS
 
 BEYOND = {"mean": 0.01, "p50": 0.02, "p95": 0.025}  # sd of the log, as measured (docs/replay.md)
 MOST_RUNS = 24  # that are replayed to see it

@@ -13,9 +13,10 @@ import numpy.typing as npt
 
 from advisor.drawn import WHOLE, Drawn
 from advisor.load import Replayed
-from advisor.models.step_time import Z95, StepLaw, StepTimeModel
+from advisor.models.step_time import StepLaw, StepTimeModel
 from advisor.space import Candidate, Space
 from advisor.workload import Workload
+from traces.statistics import Z95
 
 if TYPE_CHECKING:
     from advisor.models.step_cost import StepCost

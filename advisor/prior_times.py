@@ -21,11 +21,12 @@ from advisor.models.operators import default_capture_sizes, domain
 from advisor.models.prior import FAMILIES, PRIOR_MISSING, PRIOR_RULES, Prior, prior_of
 from advisor.models.prior_tables import PriorTables
 from advisor.models.step_cost import StepCost, chunk_seconds, step_seconds, table_cost
-from advisor.models.step_time import PRIOR_REPEATS, RUN_TO_RUN, Z95, student_95
 from advisor.step_times import StepTimes
 from traces.errors import TablesError, UsageError
 from traces.recording import Recording
+from traces.repeats import PRIOR_REPEATS, RUN_TO_RUN
 from traces.schema import EngineConfig, ModelFacts
+from traces.statistics import Z95, student_95
 from traces.tables import COMPOSITION
 
 Floats = npt.NDArray[np.float64]

@@ -11,12 +11,14 @@ from advisor.command import record_command
 from advisor.composition import HOST_WORK, INDEX
 from advisor.evidence import Evidence
 from advisor.measures import HIGHER_IS_BETTER, Measures
-from advisor.models.step_time import RUN_TO_RUN, Z95, PriorCost, StepLaw
+from advisor.models.step_time import PriorCost, StepLaw
 from advisor.outcomes import Outcome
 from advisor.question import Question
 from advisor.ran import Under
 from advisor.space import Candidate, Space
+from traces.repeats import RUN_TO_RUN
 from traces.schema import EngineConfig, Estimate, Experiment, Measured, Policy, Stages
+from traces.statistics import Z95
 
 PARTS = {  # what a step's time goes to; launch and weights cannot be told apart in one model
     "a fixed part (launches and reading the weights)": ("step", "prefill_step"),
@@ -206,7 +208,12 @@ def _more(metric: str, difference: Estimate) -> str:
         high=difference.high if difference.value > 0 else _negative(difference.low),
         unit=difference.unit,
     )
-    return f"{interval(size)} {'more' if difference.value > 0 else 'less'} {noun(metric)}"
+    told = interval(size)
+    if size.unit == "1":  # a difference of shares, in points
+        ends = [end for end in (size.low, size.high) if end is not None]
+        told = f"{size.value * 100:.1f} points"
+        told += f" [{', '.join(f'{end * 100:.1f}' for end in ends)}]" if ends else ""
+    return f"{told} {'more' if difference.value > 0 else 'less'} {noun(metric)}"
 
 
 def _why_worse(theirs: Outcome, ours: Outcome, metric: str) -> str:

@@ -17,7 +17,7 @@ from advisor.latency_spread import BEYOND
 from advisor.load import Load, Replayed
 from advisor.models.operator_files import Operators
 from advisor.models.power import PowerLaw
-from advisor.models.step_time import Z95, StepLaw, StepTimeModel
+from advisor.models.step_time import StepLaw, StepTimeModel
 from advisor.prior_times import PriorTimes
 from advisor.recorded_runs import STOPPING
 from advisor.replay import Stop, replay
@@ -32,7 +32,7 @@ from traces.errors import UsageError
 from traces.manifest import Manifest
 from traces.recording import Recording
 from traces.schema import EngineConfig, Estimate, Policy
-from traces.statistics import column_means
+from traces.statistics import Z95, column_means
 from traces.summary import Run as Summary
 from traces.summary import summarise
 from traces.votes import majority_curve

@@ -72,7 +72,8 @@ class Savings:
     """A rule on all problems of a run, against waiting for every sample, paired by problem.
 
     Changes of latency and tokens are shares of what the run took; accuracy is a difference.
-    `stopped` maps a problem's id to where the rule ends it.
+    `same_answers` says that no problem is right more or less often under the rule. `stopped` maps a
+    problem's id to where the rule ends it.
     """
 
     rule: str
@@ -82,6 +83,7 @@ class Savings:
     latency_p95: Estimate | None
     tokens: Estimate | None
     accuracy: Estimate | None
+    same_answers: bool
     stopped: Mapping[str, Stopped]
 
 
@@ -130,6 +132,7 @@ def savings(run: Run, rule: StopRule) -> Savings:
         return np.array([getattr(each, name) for each in rows], dtype=float)
 
     times = column(whole, "seconds"), column(found, "seconds")
+    rights = column(whole, "right"), column(found, "right")
     return Savings(
         rule=rule.label,
         problems=len(found),
@@ -137,7 +140,8 @@ def savings(run: Run, rule: StopRule) -> Savings:
         latency_p50=paired_change(*times, q=0.5),
         latency_p95=paired_change(*times, q=0.95),
         tokens=paired_change(column(whole, "tokens"), column(found, "tokens")),
-        accuracy=paired(column(whole, "right"), column(found, "right"), "1"),
+        accuracy=paired(*rights, "1"),
+        same_answers=bool(np.array_equal(*rights)),
         stopped={
             problem.problem_id: each for problem, each in zip(samples.problems, found, strict=True)
         },

@@ -21,9 +21,9 @@ import numpy as np
 from advisor.evidence import Evidence, gather, law_key
 from advisor.latency_spread import latency_spread, replay_recorded
 from advisor.load import Replayed
-from advisor.models.step_time import Z95, StepTimeModel
+from advisor.models.step_time import StepTimeModel
 from traces.recording import Recording
-from traces.statistics import wilson
+from traces.statistics import Z95, wilson
 
 Errors = Mapping[str, np.ndarray]
 STATISTICS: dict[str, Callable[[np.ndarray], float]] = {

@@ -26,11 +26,11 @@ from advisor.models.operators import default_capture_sizes, interpolated
 from advisor.models.prior import Prior, prior_of
 from advisor.models.prior_tables import read_prior, tables_folder
 from advisor.models.step_cost import table_cost
-from advisor.models.step_time import Z95
 from advisor.prior_times import spread_of
 from advisor.replay import replay
 from advisor.workload import Workload
 from traces.schema import EngineConfig, ModelFacts
+from traces.statistics import Z95
 
 Floats = npt.NDArray[np.float64]
 

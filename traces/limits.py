@@ -1,7 +1,8 @@
 """Limits on what a run may change against another, as people write them for CI: `p95>+5%`.
 
-A limit is broken when the difference as measured lies beyond it. Whether the problems are enough
-to be sure is said beside it: by the interval's side, and by how many problems would settle it.
+A limit is broken when the whole 90 % interval of the difference lies beyond it. So the same
+configuration run twice breaks none by chance more often than an interval misses. Where the interval
+reaches to both sides nothing is sure, and how many problems would settle it is said.
 """
 
 from __future__ import annotations
@@ -9,12 +10,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import ceil
 from typing import Any
 
 from traces.comparison import Change, Difference
 from traces.errors import TtscopeError, UsageError
 from traces.schema import Estimate
+from traces.statistics import problems_to_reach
 from traces.summary import to_plain
 
 # What people write -> the metric's tag, and the unit of a limit that is no share.
@@ -26,6 +27,11 @@ NAMES: dict[str, str] = {
     "p95": "latency_s.p95",
     "tokens": "tokens_per_problem",
     "flops": "flops_per_problem",
+    "ttft_p50": "ttft_s.p50",
+    "ttft_p95": "ttft_s.p95",
+    "tpot_p50": "tpot_s.p50",
+    "tpot_p95": "tpot_s.p95",
+    "throughput": "throughput_tokens_per_s",
     "device_s": "device_s_per_problem",
     "cost": "cost_usd_per_problem",
     "energy": "energy_j.per_problem",
@@ -56,8 +62,11 @@ class Limit:
 class Judged:
     """A limit with the difference it was held against, in the limit's own terms.
 
-    `sure` says that the whole 90 % interval lies on the side that decided; `problems_to_settle`
-    how many problems would put it there if the difference stayed as it is.
+    `timed`: the number differs from run to run.
+
+    `broken`: the whole 90 % interval lies beyond the limit. `sure`: it lies on one side, beyond or
+    within. `problems_to_settle` is how many problems would put it on one side if the difference
+    stayed as it is, None where it lies there or no number would.
     """
 
     limit: Limit
@@ -65,6 +74,7 @@ class Judged:
     broken: bool
     sure: bool
     problems_to_settle: int | None
+    timed: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Return the document."""
@@ -126,20 +136,27 @@ def _judge(limit: Limit, change: Change | None, compared: Difference) -> Judged:
             f"{compared.first} and {compared.second}"
             + (", or is 0 in the first" if change is not None else "")
         )
-    broken = limit.beyond(found.value)
     if found.low is None or found.high is None:
-        return Judged(
-            limit=limit, difference=found, broken=broken, sure=False, problems_to_settle=None
+        raise TtscopeError(
+            f"--fail-on {limit.text!r} cannot be judged: one problem has no interval; record more"
         )
-    sure = limit.beyond(found.low) == broken == limit.beyond(found.high)
-    distance, half = abs(found.value - limit.amount), (found.high - found.low) / 2
+    assert change is not None
+    low, high = limit.beyond(found.low), limit.beyond(found.high)
     needed = None
-    if not sure and distance:
-        # Where no problem was won or lost the interval narrows with their number, not its root.
-        power = 1 if limit.tag == "accuracy" and not found.value else 2
-        assert change is not None
-        had = change.problems
-        needed = max(ceil(had * (half / distance) ** power), had + 1)
+    if low != high:
+        needed = problems_to_reach(
+            abs(found.value - limit.amount),
+            (found.high - found.low) / 2,
+            change.problems,
+            of_problems=change.of_problems,
+            # Where no problem was won or lost the interval narrows with their number itself.
+            power=1 if limit.tag == "accuracy" and change.all_equal else 2,
+        )
     return Judged(
-        limit=limit, difference=found, broken=broken, sure=sure, problems_to_settle=needed
+        limit=limit,
+        difference=found,
+        broken=low and high,
+        sure=low == high,
+        problems_to_settle=needed,
+        timed=change.metric.timed,
     )

@@ -13,8 +13,9 @@ from traces.summary import Run
 class Metric:
     """A number of a run: its tag (as in the JSON), header, unit, formula, and which way is better.
 
-    `column` names the per-problem number it is the mean or, with `q`, the quantile of: paired
-    differences exist for those.
+    `column` names the number per problem, `sample_column` the one per sample, that it is the mean
+    or, with `q`, the quantile of: paired differences exist for those. Numbers that are `timed`
+    differ from run to run with the machine.
     """
 
     tag: str
@@ -24,7 +25,9 @@ class Metric:
     get: Callable[[Run], Estimate | None]
     better: str | None = "lower"
     column: str | None = None
+    sample_column: str | None = None
     q: float | None = None
+    timed: bool = True
 
 
 def _of(name: str, part: str) -> Callable[[Run], Estimate | None]:
@@ -36,7 +39,13 @@ def _of(name: str, part: str) -> Callable[[Run], Estimate | None]:
 
 
 def _spread_metrics(
-    tag: str, header: str, unit: str, formula: str, column: str | None
+    tag: str,
+    header: str,
+    unit: str,
+    formula: str,
+    *,
+    column: str | None = None,
+    sample_column: str | None = None,
 ) -> list[Metric]:
     parts = (("mean", None), ("p50", 0.5), ("p95", 0.95))
     return [
@@ -46,8 +55,9 @@ def _spread_metrics(
             unit=unit,
             formula=formula,
             get=_of(tag, part),
-            column=column,
             q=q,
+            column=column,
+            sample_column=sample_column,
         )
         for part, q in parts
     ]
@@ -62,14 +72,23 @@ METRICS: tuple[Metric, ...] = (
         get=lambda run: run.accuracy,
         better="higher",
         column="correct",
-    ),
-    *_spread_metrics("latency_s", "latency", "s", "decided_at - arrival per problem", "latency_s"),
-    *_spread_metrics("ttft_s", "TTFT", "s", "first_token - arrival per sample", None),
-    *_spread_metrics(
-        "tpot_s", "TPOT", "s/token", "(end - first_token) / (output_tokens - 1) per sample", None
+        timed=False,
     ),
     *_spread_metrics(
-        "sample_latency_s", "sample latency", "s", "latency_s per sample of an imported file", None
+        "latency_s", "latency", "s", "decided_at - arrival per problem", column="latency_s"
+    ),
+    *_spread_metrics(
+        "ttft_s", "TTFT", "s", "first_token - arrival per sample", sample_column="ttft_s"
+    ),
+    *_spread_metrics(
+        "tpot_s",
+        "TPOT",
+        "s/token",
+        "(end - first_token) / (output_tokens - 1) per sample",
+        sample_column="tpot_s",
+    ),
+    *_spread_metrics(
+        "sample_latency_s", "sample latency", "s", "latency_s per sample of an imported file"
     ),
     Metric(
         tag="tokens_per_problem",
@@ -78,6 +97,7 @@ METRICS: tuple[Metric, ...] = (
         formula="generated tokens of a problem's samples, every role",
         get=lambda run: run.tokens_per_problem,
         column="tokens",
+        timed=False,
     ),
     Metric(
         tag="flops_per_problem",
@@ -86,6 +106,7 @@ METRICS: tuple[Metric, ...] = (
         formula="2 x active parameters x (uncached prompt + generated tokens) + attention",
         get=lambda run: run.flops_per_problem,
         column="flops",
+        timed=False,
     ),
     Metric(
         tag="throughput_tokens_per_s",

@@ -7,6 +7,7 @@ are too narrow. It is seeded, so that the same recording always shows the same n
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import ceil
 from statistics import NormalDist
@@ -17,6 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from traces.schema import Estimate
 
 LEVEL = 0.9
+Z95 = 1.6449  # of the normal law; 90 % lie between it and its negative
 REPLICATES = 2000
 _CELLS = 40_000_000  # weights held at once; more problems than this allows get fewer replicates
 _FEW_CELLS = 4_000_000  # weights that are kept as floats
@@ -140,18 +142,36 @@ def new_problems(values: ArrayLike, unit: str, count: int) -> Estimate | None:
     return Estimate(value=found.value, low=float(low), high=float(high), unit=unit)
 
 
-def problems_to_tell(difference: Estimate, problems: int) -> int | None:
+def problems_to_tell(
+    difference: Estimate, problems: int, *, of_problems: float = 1.0
+) -> int | None:
     """Return how many problems would tell a true difference of this size from none.
 
-    The interval narrows with the root of their number. `problems` where it is told already, None
-    where no interval is known or the difference is 0.
+    The share `of_problems` of the interval's squared width narrows with their number. `problems`
+    where it is told already, None where no number would do, no interval is known or the difference
+    is 0.
     """
     if difference.low is None or difference.high is None or not difference.value:
         return None
     if not difference.low <= 0 <= difference.high:
         return problems
     half = (difference.high - difference.low) / 2
-    return max(ceil(problems * (half / abs(difference.value)) ** 2), problems + 1)
+    return problems_to_reach(abs(difference.value), half, problems, of_problems=of_problems)
+
+
+def problems_to_reach(
+    distance: float, half: float, problems: int, *, of_problems: float = 1.0, power: int = 2
+) -> int | None:
+    """Return how many problems would narrow an interval's half-width to a distance.
+
+    None where what problems do not narrow is as wide as that alone. `power` is 1 for an interval
+    that narrows with their number and not with its root.
+    """
+    left = distance**2 - (1 - of_problems) * half**2
+    if left <= 0:
+        return None
+    ratio_ = float(np.sqrt(of_problems * half**2 / left))
+    return max(ceil(problems * ratio_**power), problems + 1)
 
 
 def ratio(numerators: ArrayLike, denominators: ArrayLike, unit: str) -> Estimate | None:
@@ -213,11 +233,7 @@ def paired(first: ArrayLike, second: ArrayLike, unit: str) -> Estimate | None:
 def paired_quantile(first: ArrayLike, second: ArrayLike, q: float, unit: str) -> Estimate | None:
     """Return the difference of two quantiles over the same problems, drawn together."""
     before, after = _both(first, second)
-    if not before.size:
-        return None
-    draws = _drawn_quantiles(after, q) - _drawn_quantiles(before, q)
-    value = float(np.quantile(after, q) - np.quantile(before, q))
-    return _estimate(value, draws, before.size, unit)
+    return difference(drawn(before, q), drawn(after, q), unit) if before.size else None
 
 
 def paired_change(first: ArrayLike, second: ArrayLike, q: float | None = None) -> Estimate | None:
@@ -228,20 +244,77 @@ def paired_change(first: ArrayLike, second: ArrayLike, q: float | None = None) -
     before, after = _both(first, second)
     if not before.size:
         return None
+    return change(drawn(before, q), drawn(after, q))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawn:
+    """A mean or a quantile over problems: as it is, and as each draw of the problems has it."""
+
+    value: float
+    draws: Floats
+    problems: int
+
+    def times(self, factors: Floats) -> Drawn:
+        """Return the same with every draw multiplied by a factor of its own."""
+        return replace(self, draws=self.draws * factors)
+
+
+def drawn(
+    values: Floats, q: float | None = None, *, problems: NDArray[np.intp] | None = None
+) -> Drawn:
+    """Return the mean, or the `q` quantile, of finite values with its draws.
+
+    `problems` has each value's problem, from 0; without it every value is a problem. Draws of as
+    many problems are the same ones, so that two runs of the same problems are paired.
+    """
+    owners = np.arange(values.size) if problems is None else problems
+    size = int(owners.max()) + 1
     if q is None:
-        values = float(before.mean()), float(after.mean())
-        draws = _weighted_sums(before), _weighted_sums(after)
-    else:
-        values = float(np.quantile(before, q)), float(np.quantile(after, q))
-        draws = _drawn_quantiles(before, q), _drawn_quantiles(after, q)
-    if values[0] == 0:
-        return None
-    return _estimate(values[1] / values[0] - 1, _divide(draws[1], draws[0]) - 1, before.size, "1")
-
-
-def _drawn_quantiles(values: Floats, q: float) -> Floats:
+        sums = _weighted_sums(np.bincount(owners, weights=values, minlength=size).astype(float))
+        counts: Floats = np.bincount(owners, minlength=size).astype(float)
+        draws = _divide(sums, _weighted_sums(counts))
+        return Drawn(value=float(values.mean()), draws=draws, problems=size)
     order = np.argsort(values, kind="stable")
-    return weighted_quantiles(values[order], order, _weights(values.size), q)
+    draws = weighted_quantiles(values[order], owners[order], _weights(size), q)
+    return Drawn(value=float(np.quantile(values, q)), draws=draws, problems=size)
+
+
+def difference(first: Drawn, second: Drawn, unit: str) -> Estimate:
+    """Return second - first with its interval."""
+    draws = second.draws - first.draws
+    return _estimate(second.value - first.value, draws, first.problems, unit)
+
+
+def change(first: Drawn, second: Drawn) -> Estimate | None:
+    """Return (second - first) / first with its interval, None where the first is 0."""
+    if first.value == 0:
+        return None
+    draws = _divide(second.draws, first.draws) - 1
+    return _estimate(second.value / first.value - 1, draws, first.problems, "1")
+
+
+@lru_cache(maxsize=8)
+def normal_scores(count: int, seed: int) -> Floats:
+    """Return `count` normal numbers that are evenly spread, in an order that the seed draws."""
+    normal = NormalDist()
+    scores = np.array([normal.inv_cdf((i + 0.5) / count) for i in range(count)])
+    found = np.random.default_rng([seed, count]).permutation(scores)
+    found.setflags(write=False)
+    return np.asarray(found)
+
+
+def student_95(freedom: int) -> float:
+    """Return the 95 % point of Student's t (Cornish-Fisher series; exact for 1 and 2)."""
+    if freedom == 1:
+        return 6.3138
+    if freedom == 2:
+        return 2.92
+    z, n = Z95, freedom
+    first = (z**3 + z) / (4 * n)
+    second = (5 * z**5 + 16 * z**3 + 3 * z) / (96 * n**2)
+    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * n**3)
+    return float(z + first + second + third)
 
 
 def weighted_quantiles(

@@ -8,7 +8,7 @@ The table of metrics (tag, header, unit, formula) is traces/metrics.py.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,7 +27,7 @@ from traces.kernel_time import (
     time_by_family,
     top_kernels,
 )
-from traces.manifest import WorkloadFacts
+from traces.manifest import Manifest, WorkloadFacts
 from traces.outcomes import (
     ENDED,
     engine_steps,
@@ -57,9 +57,10 @@ class Run:
     off by the recording's end, `problems_failed` those that ended without a decision.
     `sample_latency_s` is of imported samples, whose latency is known without a clock. Not in the
     JSON: `seconds` (where the wall time went), `notes` (what a reader must know), `workload`,
-    `imported` (the foreign format of imported outcomes, whose engine is known by name only), and
-    the frames behind the numbers: `rows` has one row per problem (traces/outcomes.py),
-    `sample_rows` and `step_rows` the run's samples and its engine's steps (`STEP_TIMES`).
+    `conditions` (the load and the machine, which repeats share), `imported` (the foreign format of
+    imported outcomes, whose engine is known by name only), and the frames behind the numbers:
+    `rows` has one row per problem (traces/outcomes.py), `sample_rows` and `step_rows` the run's
+    samples and its engine's steps (`STEP_TIMES`).
     """
 
     recording: str
@@ -95,6 +96,7 @@ class Run:
     policies: tuple[PolicyOutcome, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict, compare=False)
     workload: WorkloadFacts | None = None
+    conditions: tuple[Hashable, ...] = ()
     imported: str | None = None
     rows: pl.DataFrame | None = field(default=None, repr=False, compare=False)
     sample_rows: pl.DataFrame | None = field(default=None, repr=False, compare=False)
@@ -104,7 +106,8 @@ class Run:
     def to_json(self) -> dict[str, Any]:
         """Return the run's document; estimates are {value, low, high, unit, extrapolated}."""
         frames = {"rows", "sample_rows", "step_rows"}
-        hidden = {"engine", "policy", "seconds", "notes", "workload", "imported", *frames}
+        hidden = {"engine", "policy", "seconds", "notes", "workload", "conditions", "imported"}
+        hidden |= frames
         plain = {name: to_plain(value) for name, value in vars(self).items() if name not in hidden}
         engine = to_plain(self.engine)
         if self.imported is not None:
@@ -158,7 +161,7 @@ def _run(
     judged = rows.filter(pl.col("state") != "in_flight")
     measured = decided.filter(pl.col("latency_s").is_not_null())  # not slowed by the profiler
     latency, tokens = _numbers(decided, "latency_s"), _numbers(decided, "tokens")
-    tpot = _sample_times(decided, samples)
+    times = sample_times(decided, samples)
     window = run_window(rows, samples)
     energy, samples, rows = attribute_energy(
         recording, engine_key, window, alone=runs == 1, steps=steps, samples=samples, rows=rows
@@ -179,8 +182,8 @@ def _run(
         problems_failed=states.get("failed", 0),
         accuracy=proportion(_numbers(judged, "correct")),
         latency_s=spread(latency, "s"),
-        ttft_s=spread(tpot["ttft_s"], "s", tpot["problem"]),
-        tpot_s=spread(tpot["tpot_s"], "s/token", tpot["problem"]),
+        ttft_s=spread(_numbers(times, "ttft_s"), "s", times["problem"].to_numpy()),
+        tpot_s=spread(_numbers(times, "tpot_s"), "s/token", times["problem"].to_numpy()),
         sample_latency_s=_imported_latency(samples),
         tokens_per_problem=mean(tokens, "tokens"),
         flops_per_problem=mean(_told(decided, "flops"), "FLOP"),
@@ -204,12 +207,20 @@ def _run(
         policies=_policies(samples, rows, policy, lost),
         seconds=seconds_by_kind(steps),
         workload=manifest.workload,
+        conditions=conditions(manifest),
         imported=imported,
         rows=rows,
         sample_rows=samples,
         step_rows=steps,
         notes=tuple(_notes(recording, engine_key, policy, samples, rows, lost)),
     )
+
+
+def conditions(manifest: Manifest) -> tuple[Hashable, ...]:
+    """Return the load and the kind of machine of a recording."""
+    told = manifest.provenance
+    machine = tuple(str(told.get(name)) for name in ("cpu", "cpus", "gpu"))
+    return (manifest.concurrency, manifest.rate_per_s, *machine)
 
 
 def _policies(
@@ -254,14 +265,14 @@ def _sum_or_none(column: pl.Series) -> float | None:
     return None if not column.len() or column.null_count() else float(column.sum())
 
 
-def _sample_times(decided: pl.DataFrame, samples: pl.DataFrame) -> dict[str, Any]:
-    """Return TTFT and TPOT per sample of the problems whose times count.
+def sample_times(decided: pl.DataFrame, samples: pl.DataFrame) -> pl.DataFrame:
+    """Return `problem`, `ttft_s` and `tpot_s` per sample of the problems whose times count.
 
     TTFT = first_token - arrival; TPOT = (end - first_token) / (output_tokens - 1), of samples
     with more than one token.
     """
     timed = decided.filter(pl.col("latency_s").is_not_null()).select("problem")
-    frame = (
+    return (
         samples.filter(pl.col("role").fill_null("sample") == "sample")
         .join(timed, on="problem", how="semi")
         .select(
@@ -272,8 +283,6 @@ def _sample_times(decided: pl.DataFrame, samples: pl.DataFrame) -> dict[str, Any
             ),
         )
     )
-    columns: dict[str, Any] = {name: _numbers(frame, name) for name in ("ttft_s", "tpot_s")}
-    return columns | {"problem": frame["problem"].to_numpy()}
 
 
 def _imported_latency(samples: pl.DataFrame) -> Spread:

@@ -10,6 +10,7 @@ from typing import Any
 from advisor.command import policy_request
 from advisor.reasons import OPTIONS
 from traces.schema import Budget, Estimate, Measured, Pick, Present, Recommendation, Turning
+from tui.formats import interval, number
 
 ROWS = {  # estimate -> how it is called, and how its unit is shown
     "accuracy": ("accuracy", ""),
@@ -233,6 +234,9 @@ def estimate_cell(estimate: Estimate | None, unit: str, *, signed: bool = False)
     if estimate is None:
         return "-"
     mark = "?" if estimate.extrapolated else ""
+    if signed and estimate.unit == "1":  # a difference of shares, in points
+        ends = "" if estimate.low == estimate.high else f" {interval(estimate, sign=True)}"
+        return f"{number(estimate.value, '1', sign=True)}{mark}{ends}".rstrip()
     digits = 3
     value = _number(estimate.value, digits, signed=signed)
     text = _with_unit(value, unit) + mark
@@ -343,8 +347,8 @@ def _fits(answer: Recommendation) -> list[str]:
 
 def _listed(title: str, items: Iterable[str], width: int) -> list[str]:
     lines: list[str] = []
-    for number, item in enumerate(items):
-        head = f"{title:<9}" if number == 0 else " " * 9
+    for place, item in enumerate(items):
+        head = f"{title:<9}" if place == 0 else " " * 9
         lines += textwrap.wrap(
             item,
             width,

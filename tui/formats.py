@@ -55,14 +55,29 @@ def digits(value: float) -> str:
 
 
 def number(value: float | None, unit: str, *, sign: bool = False) -> str:
-    """Return a number with its unit, such as `12.3 ms`; shares have three decimals."""
+    """Return a number with its unit, such as `12.3 ms`; shares have three decimals.
+
+    With a sign it is a difference, of shares in percentage points: `+1.2 points`.
+    """
     if value is None or not math.isfinite(value):
         return ABSENT
+    if sign and unit == "1":
+        return f"{_points(value)} points"
     factor, name = scale(value, unit)
     text = _plain(value / factor, unit)
     if sign and value > 0:
         text = f"+{text}"
     return f"{text} {name}".rstrip()
+
+
+def _points(share: float) -> str:
+    """Return a difference of shares in percentage points: +1.2, -0.04, ±0 where there is none."""
+    value = share * 100
+    if abs(value) < 1e-9:  # rounding
+        return "±0"
+    if abs(value) >= 0.095:
+        return f"{value:+.1f}"
+    return f"{value:+.2f}" if abs(value) >= 0.005 else f"{'+' if value > 0 else '-'}<0.01"
 
 
 def _plain(value: float, unit: str) -> str:
@@ -77,6 +92,8 @@ def interval(estimate: Estimate | None, *, sign: bool = False) -> str:
     """Return `[low, high]` in the unit that `number` gives the value; empty without one."""
     if estimate is None or estimate.low is None or estimate.high is None:
         return ""
+    if sign and estimate.unit == "1":
+        return f"[{_points(estimate.low)}, {_points(estimate.high)}]".replace("±", "")
     factor, _ = scale(estimate.value, estimate.unit)
     ends = [_plain(end / factor, estimate.unit) for end in (estimate.low, estimate.high)]
     ends = [text.replace("$", "") for text in ends]

@@ -10,20 +10,23 @@ from tui.formats import interval, number, wrap
 
 
 def limit_lines(judged: Sequence[Judged], *, width: int = 80) -> list[str]:
-    """Return a verdict per limit: FAIL or ok, the difference, and the side of its interval."""
+    """Return a verdict per limit: FAIL, ok or ? (not sure), the difference and its interval."""
     lines = [""] if judged else []
     for each in judged:
-        beyond, within = "beyond the limit", "within the limit"
-        if each.sure:
-            side = f"the whole interval is {beyond if each.broken else within}"
-        elif each.difference.low is None:
-            side = "no interval is known"
-        else:
-            side = f"but the interval reaches {within if each.broken else beyond}"
+        label, side = "ok", "the whole interval is within the limit"
+        if each.broken:
+            label, side = "FAIL", "the whole interval is beyond the limit"
+        elif not each.sure:
+            label = "?"
+            beyond = each.limit.beyond(each.difference.value)
+            here, there = ("beyond", "within") if beyond else ("within", "beyond")
+            side = f"measured {here} the limit, but the interval reaches {there}, so not sure"
             if each.problems_to_settle is not None:
-                side += f"; some {each.problems_to_settle:,} problems would settle it"
+                side += f". Some {each.problems_to_settle:,} problems would settle it"
+            elif each.timed:
+                side += ". More problems would not settle it, as runs differ by as much"
         text = f"{each.limit.text}: {_difference(each)}, {side}"
-        lines += wrap("FAIL" if each.broken else "ok", text, width=width, indent=6)
+        lines += wrap(label, text, width=width, indent=6)
     return lines
 
 

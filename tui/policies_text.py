@@ -15,7 +15,7 @@ from traces.statistics import mean
 from traces.summary import Run
 from traces.votes import PolicyOutcome
 from traces.watched import ONLY_WATCHED, only_watched
-from tui.formats import ABSENT, align, compact, counted, interval, number, percent, value_of, wrap
+from tui.formats import ABSENT, align, compact, counted, interval, percent, value_of, wrap
 
 _SHORT = {"majority": "maj", "pass_at_k": "pass", "best_of_n": "best"}
 _VARIANTS = ("keep", "window", "threshold")  # a policy per value, one below the other
@@ -37,8 +37,8 @@ _LEGEND = (
 def policy_table(found: Counterfactuals, best: Comparison | None, *, width: int = 80) -> list[str]:
     """Return the table in lines of at most 80 columns, with what must be known of it."""
     title = (
-        f"{counted(found.problems, 'problem')} of {counted(found.n, 'sample')}; 90 % intervals for "
-        "other problems, and for a fresh run on these"
+        f"{counted(found.problems, 'problem')} of {counted(found.n, 'sample')}. interval: 90 % for "
+        "the mean over all problems like these. fresh run: 90 % for another run on these"
     )
     lines = wrap("", title, width=width, indent=0)
     rows: list[Sequence[str]] = [("policy", "accuracy", "interval", "tokens", "how", "fresh run")]
@@ -61,17 +61,18 @@ def policy_table(found: Counterfactuals, best: Comparison | None, *, width: int 
 def best_lines(best: Comparison | None, *, width: int = 80) -> list[str]:
     """Return the verdict: the cheapest policy that loses little, and how sure that is."""
     if best is None:
-        text = f"no cheaper policy is shown to lose at most {MARGIN:.3f} against the vote of all"
+        lost = f"{MARGIN * 100:.1f} points of accuracy"
+        text = f"no cheaper policy is shown to lose at most {lost} against the vote of all"
         return wrap("", text, width=width, indent=2)
     share = None if best.tokens_share is None else best.tokens_share.value
+    shown = "" if best.all_equal else f" {interval(best.difference, sign=True)}"
     text = (
         f"{label(best.policy)} takes {percent(share)} of the tokens of {label(best.reference)}; "
-        f"accuracy {number(best.difference.value, '1', sign=True)} "
-        f"{interval(best.difference, sign=True)}, paired, on {best.problems:,} problems that did "
-        "not choose it"
+        f"accuracy {value_of(best.difference, sign=True)}{shown}, paired, on "
+        f"{best.problems:,} problems that did not choose it"
     )
-    if round(best.difference.value, 3) == 0:
-        text += ": no difference"
+    if best.all_equal:
+        text += ": no problem is judged otherwise"
     elif not best.told_apart:
         text += ": cannot be told apart with these problems"
         if best.problems_to_tell is not None:

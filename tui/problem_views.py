@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from traces.summary import Run
-from tui.formats import ABSENT, number, percent, whole, wrap
+from tui.formats import ABSENT, number, percent, value_of, whole, wrap
 
 if TYPE_CHECKING:
     from advisor.stopping import Savings, Stopped
@@ -334,7 +334,7 @@ def stop_lines(
         f"p50 {_change(judged.latency_p50)}",
         f"p95 {_change(judged.latency_p95)}",
         f"tokens {_change(judged.tokens)}",
-        f"accuracy {whole(judged.accuracy, sign=True)}",
+        f"accuracy {_accuracy(judged)}",
     )
     for part in changes:
         joined = f"{lines[-1]}  {part}"
@@ -368,6 +368,13 @@ def _change(estimate: Any) -> str:
     ends = [estimate.value, estimate.low, estimate.high]
     known = [_signed(round(end * 100)) for end in ends if end is not None]
     return f"{known[0]} %" + (f" [{known[1]}, {known[2]}]" if len(known) == 3 else "")
+
+
+def _accuracy(judged: Savings) -> str:
+    """Return the difference of accuracy, and whether any problem is judged otherwise."""
+    if judged.same_answers:
+        return f"{value_of(judged.accuracy, sign=True)} (no problem is judged otherwise)"
+    return whole(judged.accuracy, sign=True)
 
 
 def _signed(value: int) -> str:

@@ -91,6 +91,7 @@ def print_show(
     """
     from traces.comparison import compare
     from traces.limits import judge
+    from traces.repeats import beside
     from traces.summary import summarise
     from traces.watched import watched_engines
     from tui.limits_text import limit_lines
@@ -109,7 +110,9 @@ def print_show(
         for recording in recordings
     ]
     runs = [run for each in of_each for run in each]
-    compared = compare(*runs) if list(map(len, of_each)) == [1, 1] else None
+    compared = None
+    if list(map(len, of_each)) == [1, 1]:
+        compared = compare(runs[0], runs[1], beside(recordings))
     if limits and compared is None:
         held = "no run of problems" if not all(of_each) else "more than one"
         raise UsageError(f"--fail-on compares two runs; a recording here holds {held}")

@@ -66,7 +66,6 @@ def replay_lines(found: Prediction, question: Question, *, width: int = 80) -> I
         estimate = estimate_of(predicted, tag)
         if estimate is None and estimate_of(recorded, tag) is None:
             continue
-        relative = _relative(found, tag)
         rows.append(
             [
                 name,
@@ -74,7 +73,7 @@ def replay_lines(found: Prediction, question: Question, *, width: int = 80) -> I
                 value_of(estimate_of(found.replayed, tag)),
                 value_of(estimate),
                 interval(estimate),
-                ABSENT if relative is None else f"{relative * 100:+.1f} %",
+                _change(found, tag),
             ]
         )
     three = (recorded, found.replayed, predicted)
@@ -152,6 +151,19 @@ def _short(value: Any) -> str:
 
 def _relative(found: Prediction, tag: str) -> float | None:
     return relative(estimate_of(found.replayed, tag), estimate_of(found.predicted, tag))
+
+
+def _change(found: Prediction, tag: str) -> str:
+    """Return predicted against replayed: a share of it, of accuracy a difference in points."""
+    share = _relative(found, tag)
+    if share is None:
+        return ABSENT
+    if tag != "accuracy":
+        return f"{share * 100:+.1f} %"
+    replayed, predicted = estimate_of(found.replayed, tag), estimate_of(found.predicted, tag)
+    assert replayed is not None
+    assert predicted is not None
+    return number(predicted.value - replayed.value, "1", sign=True).replace("points", "pts")
 
 
 def relative(before: Estimate | None, after: Estimate | None) -> float | None:

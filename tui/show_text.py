@@ -9,7 +9,8 @@ import numpy as np
 
 from traces.comparison import Difference
 from traces.energy import NOT_RECORDED
-from traces.metrics import estimate_of
+from traces.metrics import BY_TAG, estimate_of
+from traces.repeats import RUN_TO_RUN
 from traces.schema import EngineConfig, Policy
 from traces.series import series
 from traces.summary import Run
@@ -31,6 +32,7 @@ from tui.kernel_text import kernel_lines
 from tui.speculation_text import acceptance_lines, what_if_lines
 
 INDENT = 10
+UNSTEADY = 1.5 * RUN_TO_RUN
 _ROWS = (
     ("accuracy", "accuracy"),
     ("tokens_per_problem", "tokens per problem"),
@@ -286,18 +288,21 @@ def difference_lines(found: Difference, *, width: int = 80) -> list[str]:
     if found.reason is not None:
         lines = wrap("", found.reason, width=width, indent=0)
     else:
+        shown = dict(_ROWS)
         title = f"2 against 1: the same {found.problems:,} problems, paired, 90 % intervals"
         rows = [
             (
                 f"  {change.metric.header}",
                 value_of(change.difference, sign=True),
                 interval(change.difference, sign=True),
-                change.verdict,
+                "equal in every problem" if change.all_equal else change.verdict,
             )
             for change in found.changes
+            if change.metric.tag in shown
         ]
         lines = [title, *align(rows, right=(1,))]
         lines += [*_of_fewer(found, width), *_how_many_more(found, width)]
+        lines += spread_lines(found, width)
     return lines + config_lines(found, width)
 
 
@@ -319,9 +324,29 @@ def _how_many_more(found: Difference, width: int) -> list[str]:
     for change in found.changes:
         if change.metric.tag == "accuracy" and change.times_as_many:
             many = f"some {change.times_as_many:,} times as many problems would separate"
-            text = f"{many} a true {number(abs(change.difference.value), '1')} of accuracy"
-            return wrap("", text, width=width, indent=2)
+            size = number(abs(change.difference.value), "1", sign=True).removeprefix("+")
+            return wrap("", f"{many} a true {size} of accuracy", width=width, indent=2)
     return []
+
+
+def spread_lines(found: Difference, width: int) -> list[str]:
+    """Return which spread from run to run the intervals of times hold."""
+    spread = found.run_to_run
+    if spread.recordings:
+        told = ", ".join(
+            f"{BY_TAG[tag].header} {percent(spread.measured[tag])}"
+            for tag in ("latency_s.mean", "latency_s.p95")
+            if tag in spread.measured
+        )
+        text = f"measured by {spread.recordings} recordings: {told} (one standard deviation)"
+    else:
+        one, two = (percent(sd) for sd in spread.assumed)
+        sizes = f"{one}" if one == two else f"{one} for 1 and {two} for 2"
+        text = f"assumed, not measured: {sizes} (one standard deviation)"
+        if max(spread.assumed) > UNSTEADY:
+            text += ", because the speed varied that much while they ran"
+        text += ". Record each again into the same folder to measure it"
+    return wrap("", f"run-to-run spread of times, in the intervals: {text}", width=width, indent=2)
 
 
 def config_lines(found: Difference, width: int) -> list[str]:

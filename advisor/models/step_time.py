@@ -22,18 +22,16 @@ from advisor.evidence import StepTable, law_key
 from advisor.models.held_out import inside, left_out_groups
 from advisor.unrecorded import differences, recording_of, what_differs
 from traces.errors import UsageError
+from traces.repeats import PRIOR_REPEATS, RUN_TO_RUN
 from traces.schema import EngineConfig, ModelFacts
+from traces.statistics import LEVEL, Z95, student_95
 
 if TYPE_CHECKING:
     from advisor.models.step_cost import StepCost  # compiled: takes a third of a second to load
 
 Floats = npt.NDArray[np.float64]
 
-RUN_TO_RUN = 0.07  # spread (sd) of the same work done again, as measured on shared machines
-PRIOR_REPEATS = 4  # how many held-out recordings that figure counts for
 ENOUGH_CONFIGURATIONS = 15  # left out, from which their errors' own quantile is taken
-LEVEL = 0.9
-Z95 = 1.6449
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -302,19 +300,6 @@ def non_negative_least_squares(rows: Floats, target: Floats) -> Floats:
     model.fit(factor[:, :-1], factor[:, -1])
     found[used] = np.asarray(model.coef_, dtype=float) / size[used]
     return found
-
-
-def student_95(freedom: int) -> float:
-    """Return the 95 % point of Student's t (Cornish-Fisher series; exact for 1 and 2)."""
-    if freedom == 1:
-        return 6.3138
-    if freedom == 2:
-        return 2.92
-    z, n = Z95, freedom
-    first = (z**3 + z) / (4 * n)
-    second = (5 * z**5 + 16 * z**3 + 3 * z) / (96 * n**2)
-    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * n**3)
-    return float(z + first + second + third)
 
 
 def _starts_differ(tables: Sequence[StepTable]) -> bool:

@@ -3,15 +3,12 @@ import pytest
 
 from advisor.composition import FEATURES, HOST_WORK, INDEX, composition_matrix
 from advisor.evidence import gather
-from advisor.models.step_time import (
-    RUN_TO_RUN,
-    StepTimeModel,
-    non_negative_least_squares,
-    student_95,
-)
+from advisor.models.step_time import StepTimeModel, non_negative_least_squares
 from tests.advisor.synthetic import GREEDY, NGRAM, VOTE16, engine_of, law_of, record
 from traces.errors import UsageError
+from traces.repeats import RUN_TO_RUN
 from traces.schema import Policy
+from traces.statistics import student_95
 
 
 def test_a_known_law_comes_back(tmp_path):

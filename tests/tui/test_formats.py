@@ -114,3 +114,15 @@ def test_axes_leave_room():
     assert with_room([1.0, 2.0]) == pytest.approx((0.9, 2.1))
     low, high = with_room([0.5])
     assert low < 0.5 < high
+
+
+def test_a_difference_of_shares_is_in_points():
+    def told(value, low, high):
+        return whole(Estimate(value=value, low=low, high=high, unit="1"), sign=True)
+
+    assert told(0.012, -0.004, 0.028) == "+1.2 points [-0.4, +2.8]"
+    assert told(0.0, -0.101, 0.0) == "±0 points [-10.1, 0]"
+    assert told(0.0004, -0.00004, 0.5) == "+0.04 points [-<0.01, +50.0]"
+    assert number(-0.519, "1", sign=True) == "-51.9 points"
+    assert number(0.519, "1") == "0.519"
+    assert number(1e-17, "1", sign=True) == "±0 points"  # rounding

@@ -127,6 +127,8 @@ def _against(answer: Recommendation) -> Html:
     ours = pick.estimates.get(name)
     share = f" ({regret.value / ours.value * 100:+.0f} %)" if ours and ours.value else ""
     size = f"{number(abs(regret.value), regret.unit)}{share}"
+    if regret.unit == "1":  # a difference of shares, in points
+        size = number(abs(regret.value), "1", sign=True).removeprefix("+")
     told = figure(abs(regret.value), regret.unit, REGRET, text=size)
     if regret.value > 0:
         return join([*head, ", but has ", told, f" more {noun}."])

@@ -55,6 +55,7 @@ class RecordingsScreen(ModeScreen):
         self._drawn: dict[str, Drawn] = {}
         self._columns: list[tuple[Column, int]] = []
         self._compared: dict[Pair, Difference | None] = {}
+        self._repeats_among = 0
 
     def compose_body(self) -> ComposeResult:
         """Return filter, table and the panel below it."""
@@ -350,6 +351,9 @@ class RecordingsScreen(ModeScreen):
 
     def _compare(self, pair: Pair) -> Difference | None:
         """Return the difference, or compare in a thread, once; the panel is drawn again then."""
+        if not self.ttscope.loading_paths and self._repeats_among != len(self.ttscope.entries):
+            self._compared.clear()  # more recordings may repeat these
+            self._repeats_among = len(self.ttscope.entries)
         if pair not in self._compared:
             self._compared[pair] = None
             self._work_out(pair)
@@ -357,7 +361,8 @@ class RecordingsScreen(ModeScreen):
 
     @work(thread=True, group="compare")
     def _work_out(self, pair: Pair) -> None:
-        found = compare(*pair.runs)
+        repeats = [each.run for each in self.ttscope.entries if each.run is not None]
+        found = compare(*pair.runs, repeats)
         if not get_current_worker().is_cancelled:
             self.post_message(Compared(pair, found))
 
