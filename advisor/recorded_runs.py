@@ -12,9 +12,11 @@ import polars as pl
 
 from advisor.verify_steps import verify_steps
 from traces.errors import RecordingError
+from traces.outcomes import engine_steps
 from traces.recording import Recording
 from traces.schema import EngineConfig, Policy, Speculative
 from traces.survivors import lost_problems
+from traces.window_cost import WindowCost, window_cost
 
 Ints = npt.NDArray[np.int64]
 
@@ -108,6 +110,9 @@ def read_runs(recording: Recording) -> tuple[list[Run], int, list[str]]:
         index = row["sample_index"]
         samples.setdefault(name, {})[index] = _with_forced(row, forced.get((*name, index), ()))
     found: dict[tuple[str, str], dict[str, ProblemRun]] = {}
+    costs: dict[str, WindowCost] = {}
+    if recording.frame("events", ["kind"])["kind"].eq("window").any():
+        costs = {key: window_cost(engine_steps(recording, key)) for key in manifest.engines}
     for row in kept.sort("arrival").iter_rows(named=True):
         policy = manifest.policies.get(row["policy"])
         engine = manifest.engines.get(row["engine"])
@@ -115,6 +120,12 @@ def read_runs(recording: Recording) -> tuple[list[Run], int, list[str]]:
             continue
         own = samples.get((row["engine"], row["policy"], row["problem_id"]), {})
         run = _problem_run(row, list(own.values()), policy.n, engine.speculative, imported=imported)
+        cost = costs.get(row["engine"])
+        if run is not None and cost is not None and np.isfinite(run.latency_s):
+            since = np.array([run.arrival_ns])
+            until = since + round(run.latency_s * 1e9)
+            taken = float(cost.within_s(since, until)[0])  # which the profiler's windows took
+            run = replace(run, latency_s=run.latency_s - taken)
         if run is not None:
             found.setdefault((row["engine"], row["policy"]), {})[run.problem_id] = run
     notes = [] if imported else _check_survivors(recording, found)

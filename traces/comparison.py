@@ -32,7 +32,9 @@ from traces.statistics import (
     student_95,
     wilson,
 )
-from traces.summary import Run, sample_times, to_plain
+from traces.summary import Run, to_plain
+from traces.window_cost import window_cost
+from traces.window_times import WindowTimes
 
 Floats = NDArray[np.float64]
 
@@ -174,11 +176,13 @@ class _Numbers:
 
     @cached_property
     def _samples(self) -> pl.DataFrame:
-        if self._run.sample_rows is None:
+        if self._run.sample_rows is None or self._run.step_rows is None:
             return pl.DataFrame(
                 schema={"place": pl.UInt32, "ttft_s": pl.Float64, "tpot_s": pl.Float64}
             )
-        times = sample_times(self._decided, self._run.sample_rows)
+        known = WindowTimes(rows=self._decided, windows=window_cost(self._run.step_rows))
+        found = known.of_samples(self._run.sample_rows)
+        times = pl.DataFrame({name: found[name] for name in ("problem", "ttft_s", "tpot_s")})
         return times.join(self._decided.select("problem", "problem_id"), on="problem").join(
             self._places, on="problem_id"
         )

@@ -5,11 +5,13 @@ Everything else that a summary says is a mean or a percentile of these rows.
 
 from __future__ import annotations
 
+import numpy as np
 import polars as pl
 
 from traces.recording import Recording
 from traces.schema import ModelFacts
 from traces.shares import never_ran, share_steps
+from traces.window_cost import WindowCost, window_cost
 
 # Of problems and samples: an import that tells no times tells of what has ended.
 ENDED = pl.col("end").is_not_null() | pl.col("arrival").is_null()
@@ -96,21 +98,24 @@ def _all_shares(recording: Recording, samples: pl.DataFrame) -> pl.Series:
     """Return every sample's share of its engine's time: other policies' samples share it too."""
     pieces = [pl.DataFrame(schema={"row": pl.UInt32, "busy_s": pl.Float64})]
     for (engine,), group in samples.group_by("engine"):
-        seconds = share_steps(engine_steps(recording, str(engine)), group).sample_s
+        steps = engine_steps(recording, str(engine))
+        seconds = share_steps(steps, group, window_cost(steps)).sample_s
         piece = group.select("row").with_columns(pl.Series("busy_s", seconds).fill_nan(None))
         pieces.append(piece.select("row", "busy_s"))
     return samples.select("row").join(pl.concat(pieces), on="row", how="left")["busy_s"]
 
 
 def problem_rows(
-    recording: Recording, engine: str, policy: str, samples: pl.DataFrame
+    recording: Recording, engine: str, policy: str, samples: pl.DataFrame, cost: WindowCost
 ) -> pl.DataFrame:
     """Return one row per problem of the run; what is not known is null.
 
     Columns: problem, problem_id, group, state (decided, failed, in_flight), correct (0 or 1),
     latency_s = decided_at - arrival, tokens (generated, every role), flops, busy_s (engine
-    seconds), profiled (whether the profiler slowed it). Problems the profiler slowed have no
-    latency and no seconds.
+    seconds), slowed (whether the profiler slowed it). What the profiler's windows cost is taken
+    out of latency and seconds, and `cost_sd_s` is the standard error of that; a problem that they
+    slowed by what is not known has none of them. `as_measured` says that this is so of every
+    decided problem: then they are as measured.
     """
     manifest = recording.manifest
     # An import tells of what has ended, whether or not it tells when.
@@ -122,8 +127,8 @@ def problem_rows(
         .when(ENDED | imported)
         .then(pl.lit("failed"))
         .otherwise(pl.lit("in_flight")),
-        slowed=_slowed(engine_steps(recording, engine)),
     )
+    rows = _without_cost(rows, cost)
     cached = pl.col("cached_tokens")
     if manifest.engines[engine].enable_prefix_caching is False:
         cached = cached.fill_null(0)
@@ -137,7 +142,7 @@ def problem_rows(
     totals = work.group_by("problem").agg(
         _whole("output_tokens").alias("tokens"), _whole("flops"), _whole("busy_s")
     )
-    measured = ~pl.col("slowed")
+    measured = ~pl.col("cost_unknown") | pl.col("as_measured")
     return (
         rows.join(totals, on="problem", how="left")
         .with_columns(
@@ -145,7 +150,7 @@ def problem_rows(
             .then(0.0)
             .otherwise(pl.col("correct").cast(pl.Float64)),
             latency_s=pl.when(measured & decided).then(
-                (pl.col("decided_at") - pl.col("arrival")) / 1e9
+                (pl.col("decided_at") - pl.col("arrival")) / 1e9 - pl.col("cost_s")
             ),
             busy_s=pl.when(measured).then("busy_s"),
         )
@@ -164,20 +169,20 @@ def _whole(column: str) -> pl.Expr:
     return pl.when(pl.col(column).is_not_null().all()).then(total)
 
 
-def _slowed(steps: pl.DataFrame) -> pl.Expr:
-    """Return whether a problem was in flight while a profiled step ran."""
-    profiled = steps.filter(pl.col("profiled").fill_null(False))
-    until = pl.coalesce("decided_at", "end", pl.lit(2**62))
-    slowed = pl.lit(False)
-    if profiled.height:
-        ends = profiled["end"].sort()
-        starts = (profiled["end"] - profiled["wall_ns"].fill_null(0)).sort()
-        begun = until.map_batches(starts.search_sorted, pl.UInt32)
-        over = pl.col("arrival").map_batches(
-            lambda times: ends.search_sorted(times, side="right"), pl.UInt32
-        )
-        slowed = (begun > over).fill_null(False)
-    return slowed
+def _without_cost(rows: pl.DataFrame, cost: WindowCost) -> pl.DataFrame:
+    """Return problems with what the profiler's windows cost each while it was in flight."""
+    since = rows["arrival"].fill_null(0).to_numpy()
+    until = rows.select(pl.coalesce("decided_at", "end", pl.lit(2**62))).to_series().to_numpy()
+    until = np.where(rows["arrival"].is_null().to_numpy(), 0, until)  # of imports without times
+    found = rows.with_columns(
+        slowed=pl.Series(cost.touched(since, until)),
+        cost_unknown=pl.Series(cost.unknown(since, until)),
+        cost_s=pl.Series(cost.within_s(since, until)),
+        cost_sd_s=pl.Series(cost.sd_within_s(since, until)),
+    )
+    decided = pl.col("state") == "decided"
+    nothing_left = (pl.col("cost_unknown") | ~decided).all() & decided.any()
+    return found.with_columns(as_measured=nothing_left)
 
 
 def _flops_column(recording: Recording) -> pl.Expr:

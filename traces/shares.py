@@ -15,6 +15,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from traces.statistics import Floats
+from traces.window_cost import WindowCost
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ def busy_seconds(steps: pl.DataFrame) -> Floats:
     time = pl.coalesce("interval_ns", "wall_ns").fill_null(0)
     profiled = pl.col("profiled").fill_null(False)
     busy = steps.select(pl.when(profiled).then(0).otherwise(time).cast(pl.Float64) / 1e9)
-    return busy.to_series().to_numpy()
+    return busy.to_series().to_numpy(writable=True)
 
 
 def never_ran() -> pl.Expr:
@@ -48,11 +49,19 @@ def never_ran() -> pl.Expr:
     return cancelled & nothing & ~scheduled & scheduled.any()
 
 
-def share_steps(steps: pl.DataFrame, samples: pl.DataFrame) -> Shares:
-    """Share one engine's busy time among its samples, in the samples' order."""
+def share_steps(
+    steps: pl.DataFrame, samples: pl.DataFrame, cost: WindowCost | None = None
+) -> Shares:
+    """Share one engine's busy time among its samples, in the samples' order.
+
+    With the `cost` of the profiler's windows the profiled steps count with what they would have
+    taken, or where that is not known, with what they took.
+    """
     if not steps["step"].is_sorted():
         steps = steps.sort("step")
     busy = busy_seconds(steps)
+    if cost is not None:
+        busy[cost.places] = np.where(cost.known, cost.usual_ns, cost.ended - cost.begun) / 1e9
     return Shares(share(busy, steps, samples), float(busy.sum()))
 
 

@@ -43,6 +43,8 @@ from traces.statistics import mean, proportion, ratio, spread
 from traces.survivors import MOST_UNTOLD, Lost, lost_problems, unanswered
 from traces.votes import WHOLE, PolicyOutcome, policies_within
 from traces.what_if import NgramWhatIf, ngram_what_if
+from traces.window_cost import window_cost
+from traces.window_times import WindowTimes
 
 Spread = Mapping[str, Estimate | None]
 NOTHING: Spread = {"mean": None, "p50": None, "p95": None}
@@ -151,7 +153,8 @@ def _run(
     votes = policy is not None and policy.method in WHOLE and policy.n > 1
     steps = engine_steps(recording, engine_key)
     samples = samples_with_shares(recording, engine_key, policy_key)
-    rows = problem_rows(recording, engine_key, policy_key, samples)
+    windows = window_cost(steps)
+    rows = problem_rows(recording, engine_key, policy_key, samples, windows)
     devices = engine.num_devices
     device_s = pl.col("busy_s") * devices
     usd = pl.lit(None, pl.Float64) if price is None else device_s * price / 3600
@@ -161,8 +164,9 @@ def _run(
     judged = rows.filter(pl.col("state") != "in_flight")
     measured = decided.filter(pl.col("latency_s").is_not_null())  # not slowed by the profiler
     latency, tokens = _numbers(decided, "latency_s"), _numbers(decided, "tokens")
-    times = sample_times(decided, samples)
     window = run_window(rows, samples)
+    known = WindowTimes(rows=decided, windows=windows)
+    times = known.of_samples(samples)
     energy, samples, rows = attribute_energy(
         recording, engine_key, window, alone=runs == 1, steps=steps, samples=samples, rows=rows
     )
@@ -181,18 +185,20 @@ def _run(
         problems_in_flight=in_flight,
         problems_failed=states.get("failed", 0),
         accuracy=proportion(_numbers(judged, "correct")),
-        latency_s=spread(latency, "s"),
-        ttft_s=spread(_numbers(times, "ttft_s"), "s", times["problem"].to_numpy()),
-        tpot_s=spread(_numbers(times, "tpot_s"), "s/token", times["problem"].to_numpy()),
+        latency_s=known.spread(spread(latency, "s"), _numbers(measured, "cost_sd_s")),
+        ttft_s=known.spread(spread(times["ttft_s"], "s", times["problem"]), times["ttft_sd_s"]),
+        tpot_s=known.spread(
+            spread(times["tpot_s"], "s/token", times["problem"]), times["tpot_sd_s"]
+        ),
         sample_latency_s=_imported_latency(samples),
         tokens_per_problem=mean(tokens, "tokens"),
         flops_per_problem=mean(_told(decided, "flops"), "FLOP"),
-        throughput_tokens_per_s=_throughput(made, window, steps),
-        device_s_per_problem=mean(_told(measured, "device_s"), "device-s"),
+        throughput_tokens_per_s=known.throughput(made, window),
+        device_s_per_problem=known.estimate(mean(_told(measured, "device_s"), "device-s")),
         cost_per_token_device_s=None  # an import does not tell on how many devices
         if imported is not None
-        else ratio(latency * devices, tokens, "device-s/token"),
-        cost_usd_per_problem=mean(_told(measured, "cost_usd"), "USD"),
+        else known.estimate(ratio(latency * devices, tokens, "device-s/token")),
+        cost_usd_per_problem=known.estimate(mean(_told(measured, "cost_usd"), "USD")),
         steps=steps.height or None,
         step_time=step_times(steps),
         time_by_family=time_by_family(kernels),
@@ -212,7 +218,7 @@ def _run(
         rows=rows,
         sample_rows=samples,
         step_rows=steps,
-        notes=tuple(_notes(recording, engine_key, policy, samples, rows, lost)),
+        notes=tuple(_notes(recording, engine_key, policy, samples, rows, lost, known)),
     )
 
 
@@ -265,43 +271,10 @@ def _sum_or_none(column: pl.Series) -> float | None:
     return None if not column.len() or column.null_count() else float(column.sum())
 
 
-def sample_times(decided: pl.DataFrame, samples: pl.DataFrame) -> pl.DataFrame:
-    """Return `problem`, `ttft_s` and `tpot_s` per sample of the problems whose times count.
-
-    TTFT = first_token - arrival; TPOT = (end - first_token) / (output_tokens - 1), of samples
-    with more than one token.
-    """
-    timed = decided.filter(pl.col("latency_s").is_not_null()).select("problem")
-    return (
-        samples.filter(pl.col("role").fill_null("sample") == "sample")
-        .join(timed, on="problem", how="semi")
-        .select(
-            "problem",
-            ttft_s=(pl.col("first_token") - pl.col("arrival")) / 1e9,
-            tpot_s=pl.when(pl.col("output_tokens") > 1).then(
-                (pl.col("end") - pl.col("first_token")) / 1e9 / (pl.col("output_tokens") - 1)
-            ),
-        )
-    )
-
-
 def _imported_latency(samples: pl.DataFrame) -> Spread:
     """Return the latency per sample, as the imported file tells it."""
     told = samples.drop_nulls("latency_ns")
     return spread(_numbers(told, "latency_ns") / 1e9, "s", told["problem"].to_numpy())
-
-
-def _throughput(
-    tokens: float | None, window: tuple[int, int] | None, steps: pl.DataFrame
-) -> Estimate | None:
-    """Return generated tokens over the time from the first arrival to the last end.
-
-    Unknown while problems are in flight (their tokens are), and when the profiler slowed steps.
-    """
-    if tokens is None or window is None or steps["profiled"].fill_null(False).any():
-        return None
-    seconds = (window[1] - window[0]) / 1e9
-    return Estimate(value=tokens / seconds, unit="tokens/s") if seconds > 0 else None
 
 
 KINDS = ("other", "prefill", "decode", "mixed")  # of steps, by `_kind`
@@ -370,6 +343,7 @@ def _notes(
     samples: pl.DataFrame,
     rows: pl.DataFrame,
     lost: Lost | None,
+    known: WindowTimes,
 ) -> list[str]:
     manifest = recording.manifest
     told = recording.frame("events").filter(kind="note", engine=engine)["detail"]
@@ -379,9 +353,8 @@ def _notes(
     for table, count in sorted(manifest.dropped.items()):
         if count:
             notes.append(f"rows of {table} dropped while recording: {count:,}")
-    slowed = int(rows["slowed"].sum())
-    if slowed:
-        notes.append(f"problems slowed by the profiler, their times left out: {slowed:,}")
+    opened = recording.frame("events").filter(kind="window", engine=engine).height
+    notes += known.notes(opened)
     failed = int((rows["state"] == "failed").sum())
     if failed:
         notes.append(f"problems that ended without a decision (timed out or failed): {failed:,}")

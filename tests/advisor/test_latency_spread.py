@@ -9,8 +9,11 @@ from advisor.evidence import gather
 from advisor.latency_spread import BEYOND, latency_spread
 from advisor.models.step_time import StepTimeModel
 from advisor.predict import predict
+from advisor.recorded_runs import read_runs
 from advisor.step_times import Question
 from tests.advisor.synthetic import VOTE16, engine_of, record
+from tests.traces.synthetic import engine_config, simulate, write_recording
+from tests.traces.test_window_cost import stalled
 from traces.summary import summarise
 
 
@@ -75,3 +78,15 @@ def test_intervals_of_quantiles_are_wider_than_that_of_the_throughput(runs):
     total = width(found.throughput_tokens_per_s)
     assert width(found.latency_s["p95"]) > total * 1.001
     assert width(found.latency_s["p95"]) < total * 2
+
+
+def test_what_windows_cost_is_in_no_latency_that_is_learned_from(tmp_path):
+    """The step law leaves profiled steps out: latencies that had their cost would not fit it."""
+    rows = simulate(problems=60, n=4, seed=1)
+    event = {"kind": "window", "engine": engine_config().key(), "detail": "{}"}
+    made = stalled(rows, *range(20, len(rows["steps"]) - 2, 9)) | {"events": [event]}
+    latencies = []
+    for name, each in (("plain", rows), ("windows", made)):
+        (run,), *_ = read_runs(write_recording(tmp_path / name, each))
+        latencies.append([problem.latency_s for problem in run.problems.values()])
+    assert np.mean(latencies[1]) == pytest.approx(np.mean(latencies[0]), rel=0.02)
