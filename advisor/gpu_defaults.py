@@ -99,7 +99,7 @@ def as_on(
     """Return an engine as vLLM would start it on a GPU, and the fields that are its defaults there.
 
     `given` fields stay. So does what was recorded, but for the blocks of another device, what is
-    not told, and limits that were no more than the defaults of the device `recorded` on.
+    None, and limits that were only the defaults of the device that `recorded` ran on.
     """
     recorded = recorded or engine
     elsewhere = recorded.gpu is None or recorded.gpu != device.name
@@ -137,7 +137,7 @@ def assumed_note(device: Device, engine: EngineConfig, assumed: Collection[str])
     )
     return (
         f"not set, so the defaults of vLLM 0.32 hold, of {where} on {device.name or 'a GPU'} with "
-        f"{memory}: {settings}; --set says others"
+        f"{memory}: {settings}. --set says others"
     )
 
 
@@ -206,7 +206,7 @@ def with_blocks(memory: Memory, engine: EngineConfig, facts: ModelFacts) -> Engi
     what = f"{facts.name} with tensor_parallel_size {engine.tensor_parallel_size}"
     on = f"on {memory.device.name or 'this GPU'}"
     block = (engine.block_size or BLOCK) * memory.token
-    mend = "set a larger engine.tensor_parallel_size, or ask about a GPU with more memory"
+    mend = "Set a larger engine.tensor_parallel_size, or ask about a GPU with more memory"
     if engine.num_gpu_blocks is not None:
         if engine.num_gpu_blocks * block + memory.weights > memory.total:
             raise UsageError(
@@ -220,13 +220,13 @@ def with_blocks(memory: Memory, engine: EngineConfig, facts: ModelFacts) -> Engi
     if memory.cache <= 0 or blocks < 2:
         raise UsageError(
             f"{what} does not fit {on}: on each GPU {memory.sum()} leaves nothing for the KV cache "
-            f"({_gb(memory.cache)}); {mend}"
+            f"({_gb(memory.cache)}). {mend}"
         )
     if blocks < needed:
         raise UsageError(
             f"{what} does not fit {on}: on each GPU {memory.sum()} leaves {_gb(memory.cache)} for "
             f"the KV cache, and a sequence of max_model_len {engine.max_model_len:,} needs "
-            f"{_gb(needed * block)}, so vLLM does not start; {mend}, or set a lower "
+            f"{_gb(needed * block)}, so vLLM does not start. {mend}, or set a lower "
             "engine.max_model_len"
         )
     return replace(engine, num_gpu_blocks=blocks)
@@ -236,5 +236,5 @@ def blocks_note(memory: Memory, engine: EngineConfig) -> str:
     """Say where the KV blocks of an engine come from."""
     return (
         f"num_gpu_blocks {engine.num_gpu_blocks:,} by a rule: on each GPU {memory.sum()} leaves "
-        f"{_gb(memory.cache)} for the KV cache; --set engine.num_gpu_blocks says the engine's own"
+        f"{_gb(memory.cache)} for the KV cache. --set engine.num_gpu_blocks says the engine's own"
     )

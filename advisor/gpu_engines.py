@@ -143,13 +143,13 @@ def device_of(tables: PriorTables) -> Device:
 
 
 def memory_on(tables: PriorTables, engine: EngineConfig, facts: ModelFacts) -> Memory | None:
-    """Return what an engine takes of the memory of a system's GPU; None where it is not told."""
+    """Return what an engine takes of the memory of a system's GPU; None where it is not known."""
     reserved = tables.reserved_bytes(engine.tensor_parallel_size)
     return memory_of(device_of(tables), engine, facts, reserved=reserved)
 
 
 def _placed(engine: EngineConfig, facts: ModelFacts, tables: PriorTables) -> EngineConfig:
-    """Return the engine with the KV blocks that its GPU has room for, where its memory is told.
+    """Return the engine with the KV blocks that its GPU has room for, where its memory is known.
 
     Raises UsageError where it does not fit.
     """

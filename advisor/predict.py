@@ -182,7 +182,7 @@ def _placed(
     elif not given:
         lacks = "the GPU's memory" if device.memory_bytes is None else "what the model weighs"
         notes.append(
-            f"KV blocks without limit, as {lacks} is not known; set engine.num_gpu_blocks to the "
+            f"KV blocks without limit, as {lacks} is not known. Set engine.num_gpu_blocks to the "
             "engine's own"
         )
     return replace(question, engine=engine), notes

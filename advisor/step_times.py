@@ -94,14 +94,14 @@ def _layers(question: Question, operators: Operators, facts: ModelFacts | None) 
     whose = "--model-config" if question.model_facts is not None else "the recorded model"
     if given not in (None, facts.num_hidden_layers):
         raise UsageError(
-            f"--num-hidden-layers {given}: {whose} ({facts.name}) has {facts.num_hidden_layers}; "
-            "leave it out, or give the config.json of the tables' model with --model-config"
+            f"--num-hidden-layers {given}: {whose} ({facts.name}) has {facts.num_hidden_layers}. "
+            "Leave it out, or give the config.json of the tables' model with --model-config"
         )
     if not facts.reads_all(question.engine.max_model_len):
         kinds = ", ".join(kind for kind in facts.attention or () if kind != "full_attention")
         raise UsageError(
             f"--operators: {whose} ({facts.name}) has {kinds.replace('_', ' ')}, which is in no "
-            "table; give a model whose layers read the whole context"
+            "table. Give a model whose layers read the whole context"
         )
     operators.check_model(facts, question.engine)
     return facts.num_hidden_layers

@@ -93,7 +93,7 @@ class _Fields:
         """Return a whole number that every config has."""
         found = self.count(*names)
         if found is None:
-            raise UsageError(f"{self.where}: no field {names[0]}; give a model's config.json")
+            raise UsageError(f"{self.where}: no field {names[0]}. Give a model's config.json")
         return found
 
     def flag(self, *names: str, around: bool = False) -> bool | None:
@@ -158,7 +158,7 @@ def facts_from_config(
     """Build the facts from a Hugging Face config: an object with its fields, or a mapping.
 
     `around` are the configs that this one, of the language model, lies in; `quantization` is what
-    the engine was told to do. Parameters are counted in the headers of the safetensors files in
+    the engine was started with. Parameters are counted in the headers of the safetensors files in
     `folder`; without them, or where they are packed by quantisation, in the config's matrices
     where these are known to be all (norms and biases left out). Active parameters leave out experts
     that a token does not visit, what looks at images, and an untied input embedding, which is a
@@ -484,12 +484,12 @@ def _json(file: Path) -> dict[str, Any]:
         found = json.loads(file.read_bytes())
     except OSError as error:
         raise UsageError(
-            f"{file} cannot be read ({error.strerror}); give a model's config.json, or its folder"
+            f"{file} cannot be read ({error.strerror}). Give a model's config.json, or its folder"
         ) from None
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"{file}: is no JSON ({error}); give a model's config.json") from None
+        raise UsageError(f"{file}: is no JSON ({error}). Give a model's config.json") from None
     if not isinstance(found, dict):
-        raise UsageError(f"{file}: holds no JSON object; give a model's config.json")
+        raise UsageError(f"{file}: holds no JSON object. Give a model's config.json")
     return found
 
 

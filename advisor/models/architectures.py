@@ -40,7 +40,7 @@ def refusal(facts: ModelFacts, engine: EngineConfig) -> str | None:
             return None
         return (
             f"{facts.name} ({facts.architecture or 'of unknown architecture'}) has parts whose "
-            "weights or KV cache are not counted; without them the times of its steps cannot be "
+            "weights or KV cache are not counted. Without them the times of its steps cannot be "
             "learned (`ttscope show` tells what was measured)"
         )
     kinds = set(facts.attention or ()) - {"full_attention"}

@@ -74,7 +74,7 @@ class Operators:
         if quantised is not None and self.variant in _SIXTEEN_BITS:
             raise UsageError(
                 f"{self.meta}: the tables are of {self.variant} weights (variant), and those of "
-                f"{facts.name} are quantised ({quantised}); give tables of that precision"
+                f"{facts.name} are quantised ({quantised}). Give tables of that precision"
             )
         for size in self.degrees or (self.tensor_parallel_size,):
             shares = {name: _share(facts, name, size) for name in self.divided}
@@ -88,7 +88,7 @@ class Operators:
         raise UsageError(
             f"{self.meta}: the tables are of {self.model or 'a model'}, whose {name} is "
             f"{value * most:,} ({value:,} for each of {most}), and {facts.name} has "
-            f"{there[name]:,}; give the tables' model with --model-config, or tables of "
+            f"{there[name]:,}. Give the tables' model with --model-config, or tables of "
             f"{facts.name}"
         )
 
@@ -183,14 +183,14 @@ def _meta(folder: Path) -> tuple[Path, dict[str, Any]]:
     It lies beside them or, as LLMServingSim writes it, once above the folders of all sizes.
     """
     if not folder.is_dir():
-        raise TablesError(f"{folder}: no folder of operator times; give the one with dense.csv")
+        raise TablesError(f"{folder}: no folder of operator times. Give the one with dense.csv")
     beside, above = folder / "meta.yaml", folder.resolve().parent / "meta.yaml"
     path = above if not beside.exists() and _named(folder) and above.exists() else beside
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise TablesError(
-            f"{path}: not there, nor above a folder named tp1, tp2, ..; copy it from the tables"
+            f"{path}: not there, nor above a folder named tp1, tp2, ... Copy it from the tables"
         ) from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as cause:
         raise TablesError(f"{path}: cannot be read as YAML; copy it again") from cause
@@ -218,7 +218,7 @@ def _size(folder: Path, meta: Path, degrees: tuple[int, ...]) -> int:
         if degrees and named not in degrees:
             raise TablesError(
                 f"{folder}: the folder's name says tensor-parallel size {named}, and tp_degrees in "
-                f"{meta} says {listed}; correct the one that is wrong"
+                f"{meta} says {listed}. Correct the one that is wrong"
             )
         return named
     if len(degrees) == 1:
@@ -226,7 +226,7 @@ def _size(folder: Path, meta: Path, degrees: tuple[int, ...]) -> int:
     said = f"tp_degrees in {meta} has {listed}" if degrees else f"{meta} has no tp_degrees"
     raise TablesError(
         f"{folder}: {said}, and the folder's name does not say of which tensor-parallel size its "
-        "tables are; end it with tp1, tp2, .. or leave that size alone in tp_degrees"
+        "tables are. End it with tp1, tp2, .. or leave that size alone in tp_degrees"
     )
 
 

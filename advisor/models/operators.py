@@ -180,7 +180,7 @@ def _check(operators: Operators, size: int, collectives: Collectives | None) -> 
     if operators.tensor_parallel_size != size:
         raise TablesError(
             f"{folder}: tables of tensor-parallel size {operators.tensor_parallel_size}, and the "
-            f"engine has {size}; give the folder of that size"
+            f"engine has {size}. Give the folder of that size"
         )
     if size > 1 and collectives is None:
         raise TablesError(

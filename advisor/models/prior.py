@@ -186,11 +186,11 @@ def _check(facts: ModelFacts, engine: EngineConfig) -> None:
         kinds = ", ".join(kind for kind in facts.attention or () if kind != "full_attention")
         raise UsageError(
             f"--gpu: {name} has {kinds.replace('_', ' ')}, which is not priced, as no run has "
-            "checked it; use a model whose layers read the whole context"
+            "checked it. Use a model whose layers read the whole context"
         )
     _check_precision(facts, engine)
     if facts.intermediate_size is None:
-        raise UsageError(f"--gpu: the config of {name} has no intermediate_size; give the whole")
+        raise UsageError(f"--gpu: the config of {name} has no intermediate_size. Give the whole")
     if engine.speculative is not None and engine.speculative.model is not None:
         raise UsageError(
             "--gpu: the draft model's own time is in no table; set engine.speculative=null"
@@ -223,17 +223,17 @@ def _check_precision(facts: ModelFacts, engine: EngineConfig) -> None:
     if facts.quantization is not None:
         raise UsageError(
             f"--gpu: the checkpoint of {name} is quantised ({facts.quantization}); {priced}, as no "
-            "run has checked the products of others; use the bfloat16 model (--model-config)"
+            "run has checked the products of others. Use the bfloat16 model (--model-config)"
         )
     if engine.quantization is not None:
         raise UsageError(
             f"--gpu: engine.quantization={engine.quantization}: {priced}, as no run has checked "
-            "the products of others; set engine.quantization=null to ask about bfloat16"
+            "the products of others. Set engine.quantization=null to ask about bfloat16"
         )
     kv = engine.kv_cache_dtype
     if kv is not None and kv.removeprefix("torch.") not in PRICED_KV:
         raise UsageError(
-            f"--gpu: engine.kv_cache_dtype={kv}: the attention of such a cache is in no table; set "
+            f"--gpu: engine.kv_cache_dtype={kv}: the attention of such a cache is in no table. Set "
             f"one of {', '.join(PRICED_KV)}"
         )
 

@@ -305,12 +305,12 @@ def test_operator_tables_give_the_steps_of_another_gpu(votes, tmp_path):
 def test_layers_that_contradict_one_another_are_refused_by_name(votes, tmp_path):
     folder = write_tables(tmp_path / "gpu")
     with pytest.raises(
-        UsageError, match=r"--num-hidden-layers 8: the recorded model \(small\) has 4; leave it out"
+        UsageError, match=r"--num-hidden-layers 8: the recorded model \(small\) has 4. Leave it out"
     ):
         asked(votes, operators=folder, num_hidden_layers=8)
     other = dataclasses.replace(FACTS["small"], name="other", num_hidden_layers=64)
     with pytest.raises(
-        UsageError, match=r"--num-hidden-layers 32: --model-config \(other\) has 64; leave it out"
+        UsageError, match=r"--num-hidden-layers 32: --model-config \(other\) has 64. Leave it out"
     ):
         asked(votes, operators=folder, num_hidden_layers=32, model_facts=other)
     same = [

@@ -38,6 +38,22 @@ def test_the_steps_of_a_gpu_that_was_not_measured(run, model):
     assert "no interval, all marked *" in " ".join(out.split())
 
 
+def test_what_nobody_set_is_said_to_be_assumed(run, model):
+    asked = ("replay", VOTES, "--gpu", "test_gpu", "--model-config", model)
+    code, out, err = run(*asked)
+    assert code == 0, err
+    told = " ".join(out.split())
+    # Recorded with max_num_seqs 64, and vLLM's default of max_num_batched_tokens on a CPU.
+    assert "engine.max_num_batched_tokens 4096 -> 8192; engine.block_size 128 -> 16" in told
+    assert "enforce_eager false, max_num_batched_tokens 8,192. --set says others" in told
+    assert "max_num_seqs 64," not in told
+    assert "KV blocks without limit, as the GPU's memory is not known" in told
+    code, out, err = run(*asked, "--set", "engine.max_num_batched_tokens=4096")
+    told = " ".join(out.split())
+    assert "engine.max_num_batched_tokens" not in told
+    assert "enforce_eager false. --set says others" in told
+
+
 def test_a_config_of_any_name_is_read(run, model, tmp_path):
     whole = tmp_path / "l8.json"
     whole.write_text(json.dumps(CONFIG))
@@ -92,7 +108,7 @@ def test_the_document_marks_what_is_prior(run, model):
         (
             ("--gpu", "test_gpu", "--model-config", "model"),
             {"num_hidden_layers": None},
-            "config.json: no field num_hidden_layers; give a model's config.json",
+            "config.json: no field num_hidden_layers. Give a model's config.json",
         ),
         (
             ("--gpu", "test_gpu", "--model-config", "model"),
