@@ -341,7 +341,7 @@ def _budget_column(each: BudgetOutcome) -> Column:
 
 
 def _estimates(columns: Sequence[Column]) -> list[PolicyOutcome]:
-    """Return the outcomes with their estimates; the intervals are those of the mean over problems."""
+    """Return the outcomes with their estimates; intervals are of the mean over problems."""
     if not columns:
         return []
     accuracy = column_means(np.stack([each.right for each in columns], axis=1), "1")
