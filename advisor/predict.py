@@ -1,8 +1,8 @@
 """A recorded run under another configuration: what the replay says of it, with intervals.
 
-The samples are those recorded, so lengths and answers are real; what is predicted is when they
+The samples are those recorded, so lengths and answers are real. What is predicted is when they
 would have come. A fresh run differs by how fast the machine happens to be that day (the spread of
-the step-time law) and, where fewer samples are drawn than were recorded, by which.
+the step-time law), and at a temperature above 0 by other draws of its samples, of other lengths.
 """
 
 from __future__ import annotations

@@ -39,7 +39,8 @@ from traces.votes import majority_curve
 
 Floats = npt.NDArray[np.float64]
 
-DRAWS: Final = 8  # of n of the recorded samples, of their order where a rule needs it, of arrivals
+DRAWS: Final = 8  # of n of the recorded samples, of their order where a rule needs it, of arrivals,
+# and of the samples of a fresh run
 T95: Final = 1.895  # of Student's law with DRAWS - 1 degrees of freedom
 VOTES: Final = (*WHOLE, *STOPPING)
 
@@ -108,9 +109,9 @@ class Replays:
         if arrivals is None:
             self.concurrency = question.concurrency or own.concurrency or 1
         told = base.manifest.workload
-        block_tokens = None if told is None else told.prompt_block_tokens
+        self.block_tokens = None if told is None else told.prompt_block_tokens
         self.workloads = [
-            Workload.from_loads(loads, arrivals, prompt_block_tokens=block_tokens)
+            Workload.from_loads(loads, arrivals, prompt_block_tokens=self.block_tokens)
             for loads in self.loads
         ]
         self.first = self.workloads[0].first
@@ -127,6 +128,7 @@ class Replays:
                 "no steps were recorded; give operator tables with --operators, or --gpu"
             )
         rate = None if question.arrivals_sent else question.rate_per_s
+        self.samples_drawn = question.policy.temperature != 0 and not question.arrivals_sent
         self.arrivals_drawn = rate is not None and self.times.sigma is not None
         if rate is not None and self.arrivals_drawn:
             self.workloads = [
@@ -142,6 +144,7 @@ class Replays:
         inside = all(self.times.within(run.peak) for run in self.runs)
         self.outside = extrapolated or not inside
         sigma = 0.0 if self.times.sigma is None else self.times.sigma[int(self.outside)]
+        self.fresh = [self._run(workload, 1.0) for workload in self._redrawn()]
         self.slow, self.fast = (
             [self._run(workload, float(np.exp(sign * Z95 * sigma))) for workload in self.workloads]
             for sign in (1, -1)
@@ -172,6 +175,39 @@ class Replays:
                 drawn.append(replace(load, samples=tuple(load.samples[i] for i in chosen)))
             found.append(drawn)
         return found
+
+    def _redrawn(self) -> list[Workload]:
+        """Return workloads of fresh runs: their samples drawn again, and arrivals where drawn.
+
+        Empty where a fresh run draws nothing otherwise: at temperature 0, where lengths are given,
+        and where no interval is known.
+        """
+        if self.times.sigma is None or not self.samples_drawn:
+            return self.workloads if self.arrivals_drawn else []
+        each = [[self._load(source, name) for name in self.ids] for source in self.sources]
+        found = []
+        for number in range(DRAWS):
+            whole = each[number % len(each)]
+            rng = np.random.default_rng([self.question.seed, number, 1])
+            loads = [self._drawn_again(whole, place, rng) for place in range(len(whole))]
+            arrivals = self.workloads[number % len(self.workloads)].arrivals
+            found.append(
+                Workload.from_loads(loads, arrivals, prompt_block_tokens=self.block_tokens)
+            )
+        return found
+
+    def _drawn_again(self, loads: Sequence[Load], place: int, rng: np.random.Generator) -> Load:
+        """Return a problem with samples of its own, drawn with replacement.
+
+        What one sample would vary by is not known: those of other problems stand for it, which
+        vary by more.
+        """
+        own = loads[place].samples
+        if self.recorded > 1:
+            chosen = [own[i] for i in rng.integers(0, len(own), self.drawn)]
+        else:
+            chosen = [loads[i].samples[0] for i in rng.integers(0, len(loads), self.drawn)]
+        return replace(loads[place], samples=tuple(chosen))
 
     def _load(self, source: Run, name: str) -> Load:
         problem = source.problems[name]
@@ -241,8 +277,9 @@ class Replays:
             path = Path(folder) / f"{self.base.name} (replayed)"
             write_recording(path, self.manifest, self.tables)
             found = summarise(Recording.open(path))[0]
-        middle, slow, fast = (
-            [self._statistics(run) for run in runs] for runs in (self.runs, self.slow, self.fast)
+        middle, fresh, slow, fast = (
+            [self._statistics(run) for run in runs]
+            for runs in (self.runs, self.fresh, self.slow, self.fast)
         )
 
         def estimate(
@@ -252,7 +289,8 @@ class Replays:
             if not np.isfinite(values).all():
                 return None
             value = float(values.mean())
-            spread = float(np.hypot(_fresh_draw(values), Z95 * sigma * value))
+            again = np.array([each[name] for each in fresh])
+            spread = float(np.hypot(self._fresh_draw(values, again), Z95 * sigma * value))
             if self.times.sigma is None:
                 return Estimate(value=value, unit=unit, extrapolated=self.outside)
             ends = [float(np.mean([each[name] for each in side])) for side in (slow, fast)]
@@ -292,6 +330,24 @@ class Replays:
             if price is None or device is None
             else device.scaled(price / 3600, "USD"),
         )
+
+    def _fresh_draw(self, values: Floats, fresh: Floats) -> float:
+        """Return the half-width of the 90 % interval of one draw more around the mean of `values`.
+
+        t s sqrt(1 + 1/k), with t the 95 % quantile of Student's law, k the draws behind the mean,
+        and s the spread of `fresh` runs. The samples recorded are a draw themselves: n of N more
+        where n of N are replayed. Drawn with replacement, N samples vary by (N - 1) / N too little.
+        """
+        again = fresh if fresh.size else values
+        again = again[np.isfinite(again)]
+        if again.size < 2:
+            return 0.0
+        variance = float(again.var(ddof=1))
+        factor = 1 + (1 / values.size if values.size > 1 else 0.0)
+        if fresh.size and self.samples_drawn:
+            factor += self.drawn / self.recorded
+            variance *= self.recorded / max(self.recorded - 1, 1)
+        return float(T95 * np.sqrt(factor * variance))
 
     def _spent(self, run: Replayed) -> tuple[float, float, float]:
         """Return seconds, seconds of steps and request-seconds, over all replicas."""
@@ -336,16 +392,6 @@ def poisson_arrivals(rate_per_s: float, count: int, seed: int, *, draw: int = 0)
     rng = np.random.default_rng([seed, DRAWS + draw])
     gaps: Floats = rng.exponential(1 / rate_per_s, count)
     return np.cumsum(gaps)
-
-
-def _fresh_draw(values: Floats) -> float:
-    """Return the half-width of the 90 % interval, around the mean of draws, of one draw more.
-
-    t s sqrt(1 + 1/k), with t the 95 % quantile of Student's law.
-    """
-    if values.size < 2:
-        return 0.0
-    return float(T95 * np.sqrt(1 + 1 / values.size) * values.std(ddof=1))
 
 
 def _with_blocks(evidence: Evidence, engine: EngineConfig) -> EngineConfig:

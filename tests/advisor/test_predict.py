@@ -382,3 +382,36 @@ def test_tables_of_tensor_parallelism_need_the_all_reduces(votes, tmp_path):
         asked(votes, operators=folder, engine=engine)
     with pytest.raises(UsageError, match="--collectives: one GPU has none"):
         asked(votes, operators=write_tables(tmp_path / "gpu"), collectives=path)
+
+
+FOUR = Policy(method="majority", n=4, temperature=0.8, max_tokens=200)
+
+
+@pytest.mark.parametrize("n", [4, 2])
+def test_the_interval_holds_other_draws_of_the_samples(tmp_path, n):
+    """The same problems recorded again have other lengths; the interval was a point."""
+    fresh = [
+        record(tmp_path / f"fresh{i}", engine_of(), dataclasses.replace(FOUR, n=n), problems=20)
+        for i in range(8)
+    ]
+    tokens = [summarise(each)[0].tokens_per_problem.value for each in fresh]
+    held, wide = 0, []
+    for number in range(3):
+        base = record(tmp_path / f"base{number}", engine_of(), FOUR, problems=20)
+        found = asked(base, policy={"n": n}).predicted.tokens_per_problem
+        held += sum(found.low <= value <= found.high for value in tokens)
+        wide.append(found.high - found.low)
+    assert held >= 20  # of 24
+    assert max(wide) < 8 * 8 * np.sqrt(n / 20)  # samples vary by 8 tokens
+
+
+def test_nothing_is_drawn_again_at_temperature_0_or_with_given_lengths(tmp_path):
+    greedy = asked(record(tmp_path / "g", engine_of(), GREEDY, problems=8)).predicted
+    assert greedy.tokens_per_problem.low == greedy.tokens_per_problem.high
+    votes = record(tmp_path / "v", engine_of(), FOUR, problems=8)
+    sent = asked(votes, arrivals_sent=True).predicted
+    assert sent.tokens_per_problem.low == sent.tokens_per_problem.high
+    one = record(tmp_path / "o", engine_of(), dataclasses.replace(FOUR, n=1), problems=8)
+    alone = asked(one).predicted
+    assert alone.tokens_per_problem.low < alone.tokens_per_problem.high
+    assert alone.latency_s["mean"].low < alone.latency_s["mean"].high
