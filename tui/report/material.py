@@ -102,7 +102,7 @@ def _advice(
     systems: Sequence[str],
 ) -> tuple[Recommendation | None, str | None]:
     from advisor.advise import Advisor
-    from profiler.launch import shown_path
+    from tui.commands import here
 
     if not recordings:
         return None, (
@@ -114,7 +114,7 @@ def _advice(
         advisor = Advisor.fit(recordings, seed=seed, gpus=systems)
     except TtscopeError as error:
         return None, str(error)
-    return advisor.recommend(budget, model_path=shown_path), None
+    return advisor.recommend(budget, **here()), None
 
 
 def _foretold(
