@@ -14,8 +14,9 @@ $(VENV)/.installed: pyproject.toml scripts/install.sh
 	@PYTHON="$(PYTHON)" VENV="$(VENV)" VLLM="$(VLLM)" sh scripts/install.sh
 	@touch $@
 
+# DEMO_ARGS="-o FOLDER" keeps the recordings there; see docs/demo.md.
 demo: install
-	$(BIN)/ttscope demo
+	$(BIN)/ttscope demo $(DEMO_ARGS)
 
 test: install lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder

@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from advisor.answer import Asked, answer
+from advisor.command import CpuBuild
 from advisor.drawn import Drawn
 from advisor.draws import Draws
 from advisor.evidence import Evidence, gather, law_key
@@ -226,14 +227,16 @@ class Advisor:
         budget: Budget,
         *,
         model_path: ModelPath | None = None,
+        cpu_build: CpuBuild | None = None,
         present: tuple[EngineConfig, Policy] | None = None,
         progress: Progress | None = None,
     ) -> Recommendation:
         """Return what to run for a budget; nothing that fits is an answer too.
 
-        `model_path` turns a model's name into what `vllm serve` is given; `present` is what runs
-        today; `progress` hears how many leaders are replayed. Raises UsageError as `ranking` does,
-        and for a present configuration that is no candidate.
+        `model_path` turns a model's name into what vLLM is given, `cpu_build` is vLLM's where the
+        command is to be run, if it is that; `present` is what runs today; `progress` hears how many
+        leaders are replayed. Raises UsageError as `ranking` does, and for a present configuration
+        that is no candidate.
         """
         state = self.under(budget.rate_per_s)
         state.begin()
@@ -260,6 +263,7 @@ class Advisor:
                 rows=tuple(state.rows),
                 present=None if today is None else state.place[today],
                 model_path=model_path or str,
+                cpu_build=cpu_build,
                 at_rate=partial(self._at_rate, budget) if len(self.space) <= FEW else None,
             )
         )

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from advisor.command import serve_command
+from advisor.command import CpuBuild, serve_command
 from advisor.draws import Draws
 from advisor.evidence import Evidence
 from advisor.experiments import experiments
@@ -54,6 +54,7 @@ class Asked:
     rows: tuple[int, ...]
     present: int | None
     model_path: Callable[[str], str]
+    cpu_build: CpuBuild | None
     at_rate: Callable[[float], str | None] | None
 
     @property
@@ -125,6 +126,7 @@ def _pick(asked: Asked, row: int) -> Pick:
     if wanted not in names:
         names.insert(3, wanted)
     engine = candidate.engine
+    facts = asked.evidence.models.get(engine.model)
     draft = None if engine.speculative is None else engine.speculative.model
     return Pick(
         engine=engine,
@@ -134,6 +136,8 @@ def _pick(asked: Asked, row: int) -> Pick:
             model_path=asked.model_path(engine.model),
             draft_path=None if draft is None else asked.model_path(draft),
             policy=candidate.policy,
+            cpu_build=asked.cpu_build,
+            kv_bytes_per_token=None if facts is None else facts.kv_bytes_per_token,
         ),
         estimates={name: question.estimate(name, row) for name in names},
         probability_within_budget=float(question.chance[row]),

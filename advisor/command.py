@@ -1,14 +1,26 @@
-"""What to paste: the `vllm serve` command of an engine and the requests of a policy."""
+"""What to paste: the command that serves an engine, and the requests of a policy."""
 
 from __future__ import annotations
 
 import json
+import math
 import shlex
+from dataclasses import dataclass
 from typing import Any
 
 from traces.schema import EngineConfig, Policy
 
 REASONING = {"reasoning_start_str": "<think>", "reasoning_end_str": "</think>"}
+SERVED_AT = "http://localhost:8000"  # where vLLM listens unless told otherwise
+_GIB = 2**30
+
+
+@dataclass(frozen=True, kw_only=True)
+class CpuBuild:
+    """vLLM's CPU build where a command is to be run: its Python, and OpenMP's threads there."""
+
+    python: str = "python"
+    omp_threads: str = "1"
 
 
 def serve_command(
@@ -17,13 +29,18 @@ def serve_command(
     model_path: str,
     draft_path: str | None = None,
     policy: Policy | None = None,
+    cpu_build: CpuBuild | None = None,
+    kv_bytes_per_token: int | None = None,
 ) -> str:
     """Return the command that serves `engine`; `model_path` is the model's folder or name.
 
     `draft_path` is that of the model that drafts, where one does. What is None is left to vLLM. A
-    policy with a thinking budget needs `--reasoning-config`.
+    policy with a thinking budget needs `--reasoning-config`. An engine that ran on a processor, or
+    that may have and `cpu_build` is here, is started as vLLM's CPU build must be: its `vllm` does
+    not start, and its KV cache has a size only by a variable, which `kv_bytes_per_token` gives.
     """
     flags: list[str | None] = [
+        _flag("served-model-name", engine.model, default=model_path),
         _flag("dtype", engine.dtype, default="auto"),
         _flag("quantization", engine.quantization),
         _flag("kv-cache-dtype", engine.kv_cache_dtype, default="auto"),
@@ -46,8 +63,30 @@ def serve_command(
         flags.append(_flag("speculative-config", json.dumps(settings)))
     if policy is not None and policy.thinking_token_budget is not None:
         flags.append(_flag("reasoning-config", json.dumps(REASONING)))
-    words = ["vllm serve", shlex.quote(model_path), *(flag for flag in flags if flag)]
-    return " ".join(words)
+    words = ["vllm serve", shlex.quote(model_path)]
+    if engine.gpu is None and (engine.mode == "in_process" or cpu_build is not None):
+        words = [
+            *_cpu_variables(engine, cpu_build or CpuBuild(), kv_bytes_per_token),
+            shlex.quote((cpu_build or CpuBuild()).python),
+            "-m vllm.entrypoints.openai.api_server",
+            _flag("model", model_path) or "",
+        ]
+    return " ".join([*words, *(flag for flag in flags if flag)])
+
+
+def _cpu_variables(engine: EngineConfig, build: CpuBuild, kv_bytes: int | None) -> list[str]:
+    """Return what the environment must say: vLLM's CPU build has no flags for it."""
+    variables = {"OMP_NUM_THREADS": build.omp_threads}
+    space_gib = 1 if engine.mode == "in_process" else None  # as `ttscope record` has it
+    if kv_bytes and engine.num_gpu_blocks and engine.block_size:
+        cache = engine.num_gpu_blocks * engine.block_size * kv_bytes
+        space_gib = math.ceil(cache / engine.tensor_parallel_size / _GIB)
+    if space_gib is not None:
+        variables["VLLM_CPU_KVCACHE_SPACE"] = str(space_gib)
+    if engine.tensor_parallel_size > 1:
+        cores = range(engine.tensor_parallel_size)
+        variables["VLLM_CPU_OMP_THREADS_BIND"] = "|".join(map(str, cores))
+    return [f"{name}={shlex.quote(value)}" for name, value in variables.items()]
 
 
 def _plain(value: float | str) -> str:
@@ -106,22 +145,31 @@ def record_command(
     problems: int | None,
     concurrency: int | None,
     seed: int | None = None,
+    verifier: str | None = None,
 ) -> str:
-    """Return the `ttscope record` command that would measure a configuration."""
+    """Return the `ttscope record` command that would measure a configuration.
+
+    What was a server, or has replicas, is recorded at its endpoint.
+    """
+    served = engine.mode == "server" or engine.data_parallel_size > 1
+    own_method = "greedy" if policy.n == 1 else "majority"
     flags = [
+        _flag("endpoint", SERVED_AT if served else None),
         _flag("model", engine.model),
         _flag("workload", workload, default="demo"),
+        _flag("verifier", None if verifier is None or "+" in verifier else verifier),
         _flag("problems", problems),
         _flag("seed", seed, default=0),
         _flag("concurrency", concurrency),
-        _flag("method", policy.method if policy.rule else None),
+        _flag("method", policy.method, default=own_method),
         _flag("n", policy.n, default=1),
         *(_flag(name.replace("_", "-"), _plain(value)) for name, value in policy.rule),
         _flag("thinking-budget", policy.thinking_token_budget),
         _flag("reasoning-effort", policy.reasoning_effort),
         _flag("max-tokens", policy.max_tokens),
-        _flag("temperature", f"{policy.temperature:g}"),
+        _flag("temperature", None if policy.temperature is None else f"{policy.temperature:g}"),
         _flag("top-p", policy.top_p, default=1.0),
+        _flag("dtype", engine.dtype, default="auto"),
         _flag("tensor-parallel-size", engine.tensor_parallel_size, default=1),
         _flag("max-num-seqs", engine.max_num_seqs),
         _flag("max-num-batched-tokens", engine.max_num_batched_tokens),

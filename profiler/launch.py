@@ -69,14 +69,6 @@ def model_path(name: str) -> str:
     return name
 
 
-def shown_path(name: str) -> str:
-    """Return a model's place as a command names it: short where it lies below this folder."""
-    path = Path(model_path(name))
-    if path.is_absolute() and path.is_relative_to(Path.cwd()):
-        return str(path.relative_to(Path.cwd()))
-    return str(path)
-
-
 def start_engine(
     options: EngineOptions, *, thinking_budget: bool, kernels: str | None = None
 ) -> Engine:

@@ -22,6 +22,7 @@ from typing import Any
 
 from profiler.verifiers import final_answer
 from traces.errors import MissingDependencyError, TtscopeError
+from traces.extras import install_command
 
 LIMIT_S = 3.0
 _GRACE_S = 1.0  # what the child's own alarm may be late
@@ -46,7 +47,7 @@ class MathVerifier:
     def __init__(self, *, limit_s: float = LIMIT_S) -> None:
         if importlib.util.find_spec("math_verify") is None:
             raise MissingDependencyError(
-                "--verifier math needs math-verify; pip install 'ttscope[math]'"
+                f"--verifier math needs math-verify: {install_command('math')}"
             )
         self.limit_s = limit_s
         self.too_long = 0

@@ -23,6 +23,7 @@ from typing import Any
 
 from profiler.sweep import LOG, EngineJobs, Listener, Outcome, engine_lines, set_aside
 from traces.errors import EngineError, TtscopeError, UsageError
+from traces.extras import install_command
 
 MOST_LOSSES = 2  # of a worker or node in one job
 MOST_TASKS = 256  # that wait or run at a time
@@ -49,7 +50,7 @@ class RayRunner:
         try:
             import ray
         except ImportError:
-            raise UsageError("--ray needs the extra: pip install 'ttscope[ray]'") from None
+            raise UsageError(f"--ray needs ray: {install_command('ray')}") from None
         self._ray = ray
         if address != "auto":
             _check_answers(address)  # Ray itself waits for minutes

@@ -204,7 +204,7 @@ def run_plan(
         left = []
         for job in group.jobs:
             path = folder / job.name
-            if _finished(path):
+            if finished(path):
                 outcomes.append(Outcome(name=job.name, path=path, error=None, skipped=True))
                 on_line({"job": job.name, "state": "skipped"})
             else:
@@ -221,7 +221,8 @@ def run_plan(
     return outcomes
 
 
-def _finished(path: Path) -> bool:
+def finished(path: Path) -> bool:
+    """Whether a complete recording is there."""
     if not (path / NAME).exists():
         return False
     try:

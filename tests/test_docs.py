@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import typer
 
+from scripts.transcripts import rewritten
+from tests.tui.terminal import ROOT
 from tui.cli import app
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -49,3 +51,15 @@ def test_files_stay_short():
         if (count := len(path.read_text().splitlines())) > 500
     }
     assert not long
+
+
+def test_transcripts_are_of_a_terminal_and_name_no_machine():
+    page = (DOCS / "transcripts.md").read_text()
+    assert "python -m scripts.transcripts" in page
+    assert not re.search(r"/(?:root|home|work|tmp)/", page)
+    once = rewritten(page, "ttscope doctor", 61.0, ["yes", f"at {ROOT}/x"])
+    assert (
+        "## ttscope doctor (1 min 1 s)\n\n```\n$ ttscope doctor\nyes\nat ~/ttscope/x\n```" in once
+    )
+    assert once.count("## ") == page.count("## ")
+    assert rewritten(once, "ttscope doctor", 61.0, ["yes", f"at {ROOT}/x"]) == once

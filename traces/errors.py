@@ -9,6 +9,7 @@
     +-- OutcomesError           a file of samples that is none, or of which nothing can be read
     +-- EngineError             an engine that cannot be started, reached or used
     +-- MissingDependencyError  an optional package that is not installed
+    +-- Interrupted             the user ended it; says what is kept (exit code 130)
 
 Anything else that escapes is a defect of ttscope.
 """
@@ -27,6 +28,12 @@ class UsageError(TtscopeError):
     """The arguments, the budget or the plan are wrong."""
 
     exit_code = 2
+
+
+class Interrupted(TtscopeError):
+    """The user ended what ran; says what of it is kept."""
+
+    exit_code = 130
 
 
 class RecordingError(TtscopeError):

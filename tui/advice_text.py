@@ -10,6 +10,7 @@ from typing import Any
 from advisor.command import policy_request
 from advisor.reasons import OPTIONS
 from traces.schema import Budget, Estimate, Measured, Pick, Present, Recommendation, Turning
+from tui.commands import command_lines, split_command
 from tui.formats import interval, number
 
 ROWS = {  # estimate -> how it is called, and how its unit is shown
@@ -41,7 +42,7 @@ def advice_lines(recommendation: Recommendation, *, width: int = 80) -> list[str
     answer, pick = recommendation, recommendation.system_optimal
     lines = verdict_lines(answer, width)
     if pick is not None:
-        lines += ["", *_command(pick, width), *_policy(pick, width)]
+        lines += ["", *command_lines(pick.command or "", width=width), *_policy(pick, width)]
         lines += ["", *_estimates(answer, width), *_as_run(answer, width)]
     else:
         lines += ["", *near_miss_lines(answer, width)]
@@ -121,31 +122,6 @@ def _with_unit(text: str, unit: str) -> str:
         sign = text[0] if text[0] in "+-" else ""
         return f"{sign}${text.removeprefix(sign)}"
     return f"{text} {unit}" if unit and not unit.startswith("/") else f"{text}{unit}"
-
-
-def _command(pick: Pick, width: int) -> Iterable[str]:
-    """Break the command before its flags, so that it can be pasted."""
-    words = _flags(pick.command or "")
-    line = ""
-    for word in words:
-        if line and len(line) + 1 + len(word) + 2 > width:
-            yield f"{line} \\"
-            line = f"    {word}"
-        else:
-            line = f"{line} {word}" if line else word
-    yield line
-
-
-def _flags(command: str) -> list[str]:
-    """Split a command before each ` --` that is not quoted."""
-    parts, quoted = [""], False
-    for index, letter in enumerate(command):
-        quoted ^= letter == "'"
-        if letter == " " and not quoted and command[index + 1 : index + 3] == "--":
-            parts.append("")
-        else:
-            parts[-1] += letter
-    return parts
 
 
 def _policy(pick: Pick, width: int) -> Iterable[str]:
@@ -349,13 +325,16 @@ def _listed(title: str, items: Iterable[str], width: int) -> list[str]:
     lines: list[str] = []
     for place, item in enumerate(items):
         head = f"{title:<9}" if place == 0 else " " * 9
+        said, command = split_command(item)
         lines += textwrap.wrap(
-            item,
+            said,
             width,
             initial_indent=head,
             subsequent_indent=" " * 11,
             break_on_hyphens=False,
         )
+        if command is not None:
+            lines += command_lines(command, width=width, indent=11)
     return lines
 
 

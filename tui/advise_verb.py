@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -94,9 +95,9 @@ def print_advice(
 ) -> None:
     """Fit the models, choose, and print; `extra` goes into the JSON document."""
     from advisor.advise import Advisor
-    from profiler.launch import shown_path
     from tui.advice_text import advice_json, advice_lines, nearest_line
-    from tui.run_verbs import progress_bar
+    from tui.commands import here, own_name
+    from tui.progress import progress_bar
 
     with progress_bar() as bar:
         task = bar.add_task("learning from the recordings", total=None)
@@ -107,7 +108,7 @@ def print_advice(
         def heard(done: int, total: int) -> None:
             bar.update(task, description="replayed", completed=done, total=total)
 
-        answer = advisor.recommend(budget, model_path=shown_path, present=present, progress=heard)
+        answer = advisor.recommend(budget, **here(), present=present, progress=heard)
     if plan is not None:
         write_plan(plan, answer, advisor.evidence)
     document = advice_json(answer) | dict(extra or {})
@@ -115,7 +116,8 @@ def print_advice(
         for line in advice_lines(answer):
             print(line)
         if plan is not None:
-            print(f"\nplan in {plan}; ttscope sweep {plan} -o runs measures it")
+            print(f"\nplan in {plan}, measured by:")
+            print(f"{own_name()} sweep {shlex.quote(str(plan))} -o runs")
     if verify is not None and answer.system_optimal is not None:
         from tui.verify_verb import verify_picks
 

@@ -163,7 +163,8 @@ def _send(
     """Send the run and keep its recording; return the load in words."""
     from advisor.replays import poisson_arrivals
     from profiler.capture import record
-    from tui.run_verbs import progress_bar
+    from tui.progress import progress_bar
+    from tui.run_verbs import says_what_is_kept
 
     count = len(resent.workload.problems)
     concurrency, arrivals = question.concurrency or base.manifest.concurrency, None
@@ -173,7 +174,7 @@ def _send(
         load = f"arrivals at {question.rate_per_s:g}/s"
     elif concurrency is None:
         arrivals, load = resent.arrivals_s, "at the recorded arrivals"
-    with progress_bar() as bar:
+    with says_what_is_kept(folder), progress_bar() as bar:
         task = bar.add_task(f"sending to {engine.url}", total=count)
         record(
             resent.workload,

@@ -54,21 +54,19 @@ class FittedAdvisor:
 
     def __init__(self, recordings: Sequence[Recording], systems: Sequence[str] = ()) -> None:
         from advisor.advise import Advisor
-        from profiler.launch import shown_path
+        from tui.commands import here
         from tui.read_verbs import distinct
 
         unique, _ = distinct(recordings)
         self._advisor = Advisor.fit(measured(unique), seed=0, gpus=systems)
-        self._model_path = shown_path
+        self._here = here()
 
     def recommend(
         self, budget: Budget, present: tuple[EngineConfig, Policy] | None = None
     ) -> Recommendation:
         """Return what to run for a budget, beside what runs today where that is a candidate."""
         known = present is not None and bool(self._advisor.space.rows_of(*present))
-        return self._advisor.recommend(
-            budget, model_path=self._model_path, present=present if known else None
-        )
+        return self._advisor.recommend(budget, **self._here, present=present if known else None)
 
     def write_plan(self, path: Path, answer: Recommendation) -> None:
         """Write what to measure next for `ttscope sweep`; raises TtscopeError."""

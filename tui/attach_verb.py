@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
 import signal
 import sys
 import threading
@@ -88,22 +90,28 @@ class LiveLine:
 
     def __init__(self) -> None:
         self._terminal = sys.stderr.isatty()
+        self._written = False  # over which the next line goes
 
     def __call__(self, seconds: float, numbers: Mapping[str, Numbers | None]) -> None:
-        """Write it."""
+        """Write it. A terminal that is gone ends no recording."""
         from tui.live_text import live_line
 
         line = live_line(seconds, numbers)
-        if self._terminal:
-            sys.stderr.write(f"\r{line:<80}")
-        else:
-            sys.stderr.write(f"{line}\n")
-        sys.stderr.flush()
+        with contextlib.suppress(OSError):
+            if self._terminal:
+                width = shutil.get_terminal_size().columns - 3  # with room for the ^C of Ctrl-C
+                sys.stderr.write(f"\r{line[:width]:<{width}}")
+                self._written = True
+            else:
+                sys.stderr.write(f"{line}\n")
+            sys.stderr.flush()
 
     def end(self) -> None:
         """Leave the last line where it is."""
-        if self._terminal:
-            sys.stderr.write("\n")
+        if self._written:
+            with contextlib.suppress(OSError):
+                sys.stderr.write("\n")
+                sys.stderr.flush()
 
 
 def _may_open(told: str) -> bool:
@@ -178,22 +186,24 @@ def _pose(
     from profiler.attach import Ticker
     from profiler.capture import record
     from profiler.workload import load_workload
+    from tui.run_verbs import says_what_is_kept
 
-    record(
-        load_workload(**posed.source),
-        policy,
-        engine,
-        folder,
-        concurrency=posed.concurrency,
-        timeout_s=posed.timeout_s,
-        logprobs=posed.logprobs,
-        budget_checkpoints=posed.checkpoints[0],
-        checkpoint_samples=posed.checkpoints[1],
-        record_text=posed.record_text,
-        price_usd_per_device_hour=wanted.price,
-        probes=(deployment.watched, *probes, lambda _: Ticker(deployment, line)),
-        stop_after_s=wanted.duration_s,
-    )
+    with says_what_is_kept(folder):
+        record(
+            load_workload(**posed.source),
+            policy,
+            engine,
+            folder,
+            concurrency=posed.concurrency,
+            timeout_s=posed.timeout_s,
+            logprobs=posed.logprobs,
+            budget_checkpoints=posed.checkpoints[0],
+            checkpoint_samples=posed.checkpoints[1],
+            record_text=posed.record_text,
+            price_usd_per_device_hour=wanted.price,
+            probes=(deployment.watched, *probes, lambda _: Ticker(deployment, line)),
+            stop_after_s=wanted.duration_s,
+        )
 
 
 def _engine_of(deployment: Deployment, model: str | None, posed: Posed, traces: set[str]) -> Engine:

@@ -6,7 +6,9 @@ verb exits 0 on success, 1 on a failure and 2 on wrong usage, either told in one
 
 from __future__ import annotations
 
+import contextlib
 import os
+import select
 import sys
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -33,22 +35,28 @@ def main() -> NoReturn:
     """Run the command line; the one place where errors become exit codes."""
     from traces.errors import TtscopeError
 
+    code: Any = None
     try:
         code = app(standalone_mode=False)
+        sys.stdout.flush()
     except TtscopeError as error:
         fail(str(error), error.exit_code)
     except KeyboardInterrupt:
         fail("interrupted", 130)
     except (typer.Abort, EOFError):
         fail("aborted", 1)
-    except BrokenPipeError:
-        sys.stderr.close()
-        sys.exit(0)
+    except (BrokenPipeError, SystemExit) as error:
+        cause = error.__context__ if isinstance(error, SystemExit) else error  # Typer exits
+        if not isinstance(cause, BrokenPipeError):
+            raise
+        _leave_pipe(code)
     except Exception as error:
         show = getattr(error, "format_message", None)  # click's usage errors
         if show is None:
             raise
         fail(show(), 2)
+    if code == 130:  # Typer's answer to Ctrl-C
+        fail("interrupted", code)
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -59,8 +67,27 @@ app.command()(tui)
 
 def fail(message: str, code: int) -> NoReturn:
     """Say one line on stderr and leave."""
-    print(f"ttscope: {message}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # stderr may be a pipe that closed
+        print(f"ttscope: {message}", file=sys.stderr)
     sys.exit(code)
+
+
+def _leave_pipe(code: Any) -> NoReturn:
+    """Leave without a word when the reader of stdout or stderr has gone, as `head` does.
+
+    Another pipe that broke is a failure.
+    """
+    streams = select.poll()
+    for number in (1, 2):
+        streams.register(number, 0)
+    closed = any(events & select.POLLERR for _, events in streams.poll(0))
+    rich_has_left = os.path.samestat(os.fstat(1), Path(os.devnull).stat())  # as below
+    if not closed and not rich_has_left:
+        fail("a pipe to another process broke; is that process still running?", 1)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for number in (1, 2):  # else Python complains when it flushes them at its end
+        os.dup2(nowhere, number)
+    sys.exit(code if isinstance(code, int) else 0)
 
 
 @app.command()

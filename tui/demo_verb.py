@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -10,7 +11,8 @@ from traces.errors import TtscopeError
 from traces.recording import Recording, find_recordings
 from traces.schema import Budget
 from tui.advise_verb import print_advice
-from tui.run_verbs import progress_bar, stderr, sweep_progress
+from tui.commands import own_name
+from tui.run_verbs import run_shown
 
 DEMO = Path(__file__).parent.parent / "profiler" / "demo"
 SHIPPED = DEMO / "recordings"
@@ -29,19 +31,19 @@ def run_demo(output: Path | None, *, once: bool, shipped: bool, as_json: bool) -
         reason = _measure(folder)
     if reason is not None:
         folder = SHIPPED
-        stderr.print(
-            f"no measurement here ({reason}); going on with the recordings that ttscope ships",
-            highlight=False,
-            soft_wrap=True,
-        )
+        why = f"ttscope: no measurement here ({reason}): going on with the shipped recordings"
+        print(why, file=sys.stderr)
     paths = find_recordings(folder)
     recordings = [each for each in map(Recording.open, paths) if each.complete]
     if not recordings:
         raise TtscopeError(f"{folder}: no complete recording to advise from")
     extra = {"recordings": [str(path) for path in paths]}
-    print_advice(recordings, BUDGET, as_json=as_json, extra=extra)
-    if not as_json:
-        print(f"\nrecordings in {folder}; ttscope tui {folder} opens them")
+    try:
+        print_advice(recordings, BUDGET, as_json=as_json, extra=extra)
+    finally:  # whatever the advice, what was measured is there
+        told = sys.stderr if as_json else sys.stdout
+        print(f"\nrecordings in {folder}, opened by:", file=told)
+        print(f"{own_name()} tui {shlex.quote(str(folder))}", file=told)
     if not once and sys.stdin.isatty() and sys.stdout.isatty():
         from tui.app import TtscopeApp
 
@@ -58,14 +60,13 @@ def _vllm_is_missing() -> str | None:
 
 def _measure(folder: Path) -> str | None:
     """Run the bundled plan; returns why nothing could be measured, None when something was."""
-    from profiler.sweep import load_plan, run_plan
+    from profiler.sweep import load_plan
 
-    plan = load_plan(DEMO / "plan.yaml")
-    with progress_bar() as bar:
-        outcomes = run_plan(plan, folder, on_line=sweep_progress(bar, plan))
+    again = f"{own_name()} demo -o {shlex.quote(str(folder))}"
+    outcomes = run_shown(load_plan(DEMO / "plan.yaml"), folder, again=again)
     failed = [outcome for outcome in outcomes if outcome.error is not None]
     if len(failed) == len(outcomes):
         return failed[0].error
     for outcome in failed:
-        stderr.print(f"{outcome.name} failed: {outcome.error}", highlight=False, soft_wrap=True)
+        print(f"ttscope: {outcome.name} failed: {outcome.error}", file=sys.stderr)
     return None

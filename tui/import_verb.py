@@ -15,8 +15,8 @@ from traces.kineto import TraceTables
 from traces.recording import Recording
 from tui.formats import align, counted, number, wrap
 from tui.library import kind_of
+from tui.progress import progress_bar
 from tui.read_verbs import print_document
-from tui.run_verbs import progress_bar
 
 _COUNTS = ("problems", "samples", "answered", "judged")
 _REQUEST_COUNTS = (
@@ -252,7 +252,9 @@ def run_export(recording: Path, output: Path, *, form: str, as_json: bool) -> No
         print_document({"trace": str(output), "events": counts})
         return
     told = ", ".join(f"{count:,} {name}" for name, count in counts.items() if count)
-    print(f"wrote {told or 'an empty trace'} to {output}; open it in https://ui.perfetto.dev")
+    wrote = f"wrote {told or 'an empty trace'} to {output}; open it in https://ui.perfetto.dev"
+    for line in wrap("", wrote, width=80, indent=0):
+        print(line)
 
 
 def _export_requests(recording: Path, output: Path, *, as_json: bool) -> None:
@@ -269,10 +271,12 @@ def _export_requests(recording: Path, output: Path, *, as_json: bool) -> None:
             }
         )
         return
-    print(
+    wrote = (
         f"wrote {found.requests:,} requests, whose prompts have {found.blocks:,} different blocks, "
         f"to {output}"
     )
+    for line in wrap("", wrote, width=80, indent=0):
+        print(line)
     for note in found.notes:
         for line in wrap("!", note, width=80, indent=2):
             print(line)

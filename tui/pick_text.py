@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from traces.schema import Estimate, Recommendation
 from tui.advice_text import closing_lines, near_miss_lines, present_lines, verdict_lines
+from tui.commands import command_lines
 from tui.formats import percent, whole, wrap
 from tui.show_text import policy_text
 from tui.views import Candidate
@@ -53,7 +54,8 @@ def row_lines(answer: Recommendation, row: Candidate, *, width: int) -> list[str
         text = f"{_numbers(run.estimates)} (in {run.recording}, {run.problems} problems)"
         lines += wrap("measured", text, width=width, indent=INDENT)
     if row.pick.command:
-        lines += wrap("command", row.pick.command, width=width, indent=INDENT)
+        first, *rest = command_lines(row.pick.command, width=width, indent=INDENT)
+        lines += ["command".ljust(INDENT) + first.lstrip(), *rest]
     lines += wrap("policy", policy_text(row.pick.policy), width=width, indent=INDENT)
     if picked != ("+" in row.marks):
         lines += _regret(answer, width)

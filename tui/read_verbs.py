@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from traces.errors import UsageError
 from traces.recording import Recording, find_recordings
+from tui.formats import wrap
 
 if TYPE_CHECKING:
     from traces.limits import Limit
@@ -174,23 +175,32 @@ def run_doctor(
     as_json: bool,
 ) -> None:
     """Print what can be captured on this machine, or of a server."""
+    from tui.progress import progress_bar
+
     if url is None:
         from profiler.doctor import examine
 
         if api_key_env or api_key_file or headers:
             raise UsageError("a key or a header is for a server; name its URL")
-        findings = examine()
+        with progress_bar() as bar:
+            bar.add_task("looking at this machine, and whether vLLM starts", total=None)
+            findings = examine()
     else:
         from profiler.access import Access, read_headers, read_key
         from profiler.doctor_server import examine_server
 
         given = read_headers(read_key(api_key_env, api_key_file), headers)
-        findings = examine_server(Access.of(url, given))
+        access = Access.of(url, given)
+        with progress_bar() as bar:
+            bar.add_task(f"looking at {access.url}", total=None)
+            findings = examine_server(access)
     if as_json:
         print_document({"findings": [finding.to_json() for finding in findings]})
         return
     for finding in findings:
         mark = {True: "yes", False: "no", None: "-"}[finding.present]
-        print(f"{mark:<4}{finding.what:<22}{finding.detail}")
+        lines = wrap(f"{mark:<4}{finding.what}", finding.detail, width=80, indent=26)
         if finding.needs:
-            print(f"    {'':<22}needs: {finding.needs}")
+            lines += wrap("", f"needs: {finding.needs}", width=80, indent=26)
+        for line in lines:
+            print(line)

@@ -8,35 +8,20 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO
-
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from typing import TYPE_CHECKING, Any, TextIO
 
 from profiler.launch import EngineOptions
-from traces.errors import TtscopeError, UsageError
-from traces.manifest import CheckpointCost, read_manifest
+from traces.errors import Interrupted, TtscopeError, UsageError
+from traces.manifest import NAME, CheckpointCost, read_manifest
+from traces.recording import Recording
 from traces.schema import Policy, Speculative
+from tui.formats import counted
+from tui.progress import progress_bar, sweep_progress
 
-stderr = Console(stderr=True)
-_STATES = {"starting": "starting vLLM for", "lost": "its worker was lost:"}  # of a job
-
-
-@contextlib.contextmanager
-def progress_bar() -> Iterator[Progress]:
-    """Show progress on stderr; nothing where stderr is not a terminal."""
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-        TimeElapsedColumn(),
-        console=stderr,
-        transient=True,
-        disable=not sys.stderr.isatty(),
-    ) as bar:
-        yield bar
+if TYPE_CHECKING:
+    from profiler.sweep import EngineJobs, Outcome, Runner
 
 
 @contextlib.contextmanager
@@ -150,22 +135,22 @@ def run_record(
     if (folder / "recording.json").exists():
         raise UsageError(f"-o {folder}: already holds a recording; name another folder")
     with own_stdout() as out, progress_bar() as bar:
-        task = bar.add_task("starting the engine", total=len(loaded.problems))
+        task = bar.add_task("starting the engine", total=None)
         engine = start_engine(
             options,
             thinking_budget=policy.thinking_token_budget is not None,
             kernels=kernels,
         )
         if options.endpoint is not None and options.tensor_parallel_size is None:
-            stderr.print(
-                "the server does not tell its tensor_parallel_size; taken as 1 "
+            print(
+                "ttscope: the server does not tell its tensor_parallel_size; taken as 1 "
                 "(say it with --tensor-parallel-size)",
-                highlight=False,
+                file=sys.stderr,
             )
         for note in getattr(engine, "notes", ()):
-            stderr.print(note, highlight=False)
+            print(f"ttscope: {note}", file=sys.stderr)
         bar.update(task, description=f"{engine.config.model} {policy.label()}")
-        try:
+        with says_what_is_kept(folder), contextlib.closing(engine):
             record(
                 loaded,
                 policy,
@@ -182,14 +167,49 @@ def run_record(
                 power_hz=power_hz,
                 progress=lambda done, total: bar.update(task, completed=done, total=total),
             )
-        finally:
-            engine.close()
         bar.stop()
         print_show([folder], price=None, as_json=as_json, out=out)
         if not as_json:
             for line in checkpoint_lines(read_manifest(folder).checkpoints):
                 print(line, file=out)
             print(f"kept in {folder}", file=out)
+
+
+@contextlib.contextmanager
+def says_what_is_kept(folder: Path) -> Iterator[None]:
+    """Turn Ctrl-C into `Interrupted`, once something of the recording in `folder` is there."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if not (folder / NAME).exists():
+            raise
+        ended = Recording.open(folder).problems["end"].count()
+        kept = counted(ended, "whole problem")
+        raise Interrupted(
+            f"interrupted: {folder} keeps {kept}, as an incomplete recording"
+        ) from None
+
+
+def run_shown(
+    plan: Sequence[EngineJobs], folder: Path, *, again: str, runner: Runner | None = None
+) -> list[Outcome]:
+    """Run a plan into `folder` and show its progress.
+
+    Raises Interrupted on Ctrl-C; `again` is what goes on with the rest.
+    """
+    from profiler.sweep import finished, run_plan
+
+    with progress_bar() as bar:
+        listen = sweep_progress(bar, plan, at_a_time=runner is not None)
+        try:
+            return run_plan(plan, folder, on_line=listen, runner=runner)
+        except KeyboardInterrupt:
+            jobs = [job for group in plan for job in group.jobs]
+            kept = sum(finished(folder / job.name) for job in jobs)
+            raise Interrupted(
+                f"interrupted: {kept} of {len(jobs)} runs are kept in {folder}, and {again} "
+                "measures the rest"
+            ) from None
 
 
 def run_sweep(
@@ -199,7 +219,7 @@ def run_sweep(
 
     `ray` is the address of a Ray cluster to run it on, None this machine.
     """
-    from profiler.sweep import load_plan, run_plan
+    from profiler.sweep import load_plan
 
     jobs = load_plan(plan, power_hz=power_hz)
     with contextlib.ExitStack() as stack:
@@ -209,9 +229,7 @@ def run_sweep(
             from profiler.ray_sweep import RayRunner
 
             runner = stack.enter_context(contextlib.closing(RayRunner(ray)))
-        bar = stack.enter_context(progress_bar())
-        listen = sweep_progress(bar, jobs, at_a_time=runner is not None)
-        outcomes = run_plan(jobs, output, on_line=listen, runner=runner)
+        outcomes = run_shown(jobs, output, again="the same command", runner=runner)
     failed = [outcome for outcome in outcomes if outcome.error is not None]
     if as_json:
         document = [
@@ -227,37 +245,3 @@ def run_sweep(
             f"{len(failed)} of {len(outcomes)} runs failed; the first, {failed[0].name}: "
             f"{failed[0].error}"
         )
-
-
-def sweep_progress(bar: Progress, plan: Any, *, at_a_time: bool = False) -> Any:
-    """Return a listener for `run_plan` that says which run is going on, or runs `at_a_time`."""
-    total = sum(len(group.jobs) for group in plan)
-    whole = bar.add_task("runs", total=total)
-    state = {"done": 0}
-    bars: dict[str, TaskID] = {}
-    current = None if at_a_time else bar.add_task("starting", total=1)
-
-    def shown(job: str) -> TaskID:
-        if current is not None:
-            return current
-        if job not in bars:
-            bars[job] = bar.add_task(job, total=1)
-        return bars[job]
-
-    def listen(line: Mapping[str, Any]) -> None:
-        if "finished" in line or line.get("state") == "skipped":
-            state["done"] += 1
-            bar.update(whole, completed=state["done"])
-            if (done := bars.pop(line.get("finished", ""), None)) is not None:
-                bar.remove_task(done)
-        elif what := _STATES.get(line.get("state", "")):
-            bar.update(shown(line["job"]), description=f"{what} {line['job']}", completed=0)
-        elif "total" in line:
-            bar.update(
-                shown(line["job"]),
-                description=line["job"],
-                completed=line["done"],
-                total=line["total"],
-            )
-
-    return listen

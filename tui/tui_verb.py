@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from traces.errors import MissingDependencyError, UsageError
+from traces.extras import install_command
 
 
 def prepare() -> None:
@@ -81,7 +82,7 @@ def run_web(
         from tui.web import PORT, serve
     except ImportError:
         raise MissingDependencyError(
-            "--web needs textual-serve: pip install 'ttscope[web]'"
+            f"--web needs textual-serve: {install_command('web')}"
         ) from None
     _check(present, systems)
     host, port = ("127.0.0.1", PORT) if listen is None else parse_listen(listen)

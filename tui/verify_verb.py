@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from traces.schema import Estimate, Pick, Recommendation
 from traces.summary import Run, summarise
 from tui.advice_text import COMPARED, comparison_lines
 from tui.advise_verb import experiment_of
-from tui.run_verbs import progress_bar, stderr, sweep_progress
+from tui.run_verbs import run_shown
 
 
 def verify_picks(
@@ -26,7 +27,7 @@ def verify_picks(
 
     from advisor.experiments import sweep_plan
     from advisor.ran import measured_estimates
-    from profiler.sweep import load_plan, run_plan
+    from profiler.sweep import load_plan
 
     named = {"system-optimal": answer.system_optimal, "compute-optimal": answer.compute_optimal}
     picks = {name: pick for name, pick in named.items() if pick is not None}
@@ -46,8 +47,7 @@ def verify_picks(
         yaml.safe_dump(document, file)
         file.flush()
         plan = load_plan(Path(file.name))
-    with progress_bar() as bar:
-        outcomes = run_plan(plan, folder, on_line=sweep_progress(bar, plan))
+    outcomes = run_shown(plan, folder, again="the same command")
     failed = [outcome for outcome in outcomes if outcome.error is not None]
     if failed:
         raise TtscopeError(f"--verify: {failed[0].name} failed: {failed[0].error}")
@@ -73,7 +73,7 @@ def verify_picks(
             for line in comparison_lines(name, pick, measured):
                 print(line)
     if not as_json:
-        stderr.print(f"recordings in {folder}", highlight=False)
+        print(f"ttscope: recordings in {folder}", file=sys.stderr)
     return told
 
 

@@ -21,6 +21,7 @@ import yaml
 
 from advisor.models.grids import fill_beyond, to_grid
 from traces.errors import MissingDependencyError, TablesError, UsageError
+from traces.extras import install_command
 
 Floats = npt.NDArray[np.float64]
 
@@ -40,6 +41,7 @@ COLUMNS: Final = {
     "comm": ("allreduce_dtype", "num_gpus", "message_size", "kernel_source"),
 }  # fmt: skip
 BYTES_PER_ELEMENT: Final = 2
+_AGAIN: Final = "install aiconfigurator-core again (pip install --force-reinstall)"
 
 
 def tables_folder() -> Path:
@@ -50,7 +52,7 @@ def tables_folder() -> Path:
         if (Path(place) / "systems").is_dir():
             return Path(place) / "systems"
     raise MissingDependencyError(
-        "--gpu needs the operator tables of aiconfigurator-core; install ttscope[prior]"
+        f"--gpu needs the operator tables of aiconfigurator-core: {install_command('prior')}"
     )
 
 
@@ -199,12 +201,12 @@ class PriorTables:
             table = pl.read_parquet(path)
         except (OSError, pl.exceptions.PolarsError) as cause:
             raise TablesError(
-                f"{path}: cannot be read ({type(cause).__name__}); install ttscope[prior] again"
+                f"{path}: cannot be read ({type(cause).__name__}); {_AGAIN}"
             ) from None
         if missing := {*COLUMNS[family], "latency"} - set(table.columns):
             raise TablesError(
-                f"{path}: no column {sorted(missing)[0]}; install ttscope[prior], whose version of "
-                "the tables has it"
+                f"{path}: no column {sorted(missing)[0]}, which other versions have: "
+                f"{install_command('prior')}"
             )
         return table.with_columns(seconds=pl.col("latency") / 1e3).filter(pl.col("seconds") > 0)
 
@@ -233,7 +235,7 @@ def read_prior(system: str, folder: Path | None = None) -> PriorTables:
         kernel_s = float(gpu["mem_empirical_constant_latency"])
     except (KeyError, TypeError, ValueError) as cause:
         raise TablesError(
-            f"{folder / system}.yaml: no memory bandwidth ({cause}); install ttscope[prior] again"
+            f"{folder / system}.yaml: no memory bandwidth ({cause}); {_AGAIN}"
         ) from None
     made = PriorTables(
         system=system,
@@ -255,7 +257,7 @@ def _gpu(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
         gpu, misc = found["gpu"], found.get("misc")
     except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError):
-        raise TablesError(f"{path}: cannot be read; install ttscope[prior] again") from None
+        raise TablesError(f"{path}: cannot be read; {_AGAIN}") from None
     return gpu if isinstance(gpu, dict) else {}, misc if isinstance(misc, dict) else {}
 
 

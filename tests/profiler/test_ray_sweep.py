@@ -180,5 +180,5 @@ def test_a_worker_that_is_killed_costs_only_the_job_that_it_ran(cluster, tmp_pat
 
 def test_without_ray_it_names_the_extra(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "ray", None)
-    with pytest.raises(UsageError, match="pip install 'ttscope\\[ray\\]'"):
+    with pytest.raises(UsageError, match="-m pip install 'ray"):
         RayRunner("auto")

@@ -256,7 +256,7 @@ def test_a_worker_that_hangs_in_c_code_is_replaced(monkeypatch):
 
 def test_without_math_verify(monkeypatch):
     monkeypatch.setattr(math_check.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(MissingDependencyError, match=r"pip install 'ttscope\[math\]'"):
+    with pytest.raises(MissingDependencyError, match="-m pip install 'math-verify"):
         verifier("math")
 
 

@@ -151,7 +151,8 @@ def check_advice(document):
         assert {"engine", "policy", "command", "estimates", "probability_within_budget"} <= set(
             pick
         )
-        assert pick["command"].startswith("vllm serve ")
+        assert " -m vllm.entrypoints.openai.api_server --model /" in pick["command"]
+        assert f"--served-model-name {pick['engine']['model']} " in pick["command"]
         assert 0 <= pick["probability_within_budget"] <= 1
         given = {"accuracy", "latency_s", "latency_p95_s", "device_s", "tokens", "flops"}
         assert given <= {key for key, value in pick["estimates"].items() if value is not None}
@@ -181,7 +182,7 @@ def test_shipped_demo_as_text_fits_80_columns(run):
     assert code == 0
     body, _, _ = out.partition("\nrecordings in ")
     assert max(map(len, body.splitlines())) <= 80
-    assert "vllm serve" in body
+    assert "-m vllm.entrypoints.openai.api_server" in body
     assert "compute-optimal" in body
 
 
@@ -280,16 +281,6 @@ def test_shipped_recordings_are_small_and_name_no_machine():
         manifest = json.loads(path.read_text())
         assert manifest["complete"]
         assert all("/" not in model.removeprefix("demo/") for model in manifest["models"])
-
-
-@pytest.mark.vllm
-def test_demo_on_real_vllm(run, tmp_path):
-    code, out, err = run("demo", "--once", "--json", "-o", tmp_path / "runs")
-    assert code == 0, err
-    document = json.loads(out)
-    check_advice(document)
-    assert len(document["recordings"]) == 12
-    assert all(str(tmp_path) in path for path in document["recordings"])
 
 
 def test_help_names_the_extra(run):

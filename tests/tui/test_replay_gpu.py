@@ -160,4 +160,4 @@ def test_without_the_package_the_extra_is_named(run, monkeypatch):
     monkeypatch.setattr(prior_tables, "PACKAGE", "no_such_package_of_tables")
     code, _, err = run("replay", VOTES, "--gpu", "h100_sxm")
     assert code == 1
-    assert "install ttscope[prior]" in err
+    assert "-m pip install 'aiconfigurator-core" in err

@@ -103,7 +103,7 @@ def _advice(
     systems: Sequence[str],
 ) -> tuple[Recommendation | None, str | None]:
     from advisor.advise import Advisor
-    from profiler.launch import shown_path
+    from tui.commands import here
 
     if given and all(map(only_watched, given)):
         return None, ONLY_WATCHED
@@ -117,7 +117,7 @@ def _advice(
         advisor = Advisor.fit(recordings, seed=seed, gpus=systems)
     except TtscopeError as error:
         return None, str(error)
-    return advisor.recommend(budget, model_path=shown_path), None
+    return advisor.recommend(budget, **here()), None
 
 
 def _foretold(

@@ -8,6 +8,7 @@ from typing import Any
 
 from traces.errors import UsageError
 from traces.whole_file import whole_file
+from tui.formats import wrap
 from tui.read_verbs import open_all, print_document
 
 
@@ -22,9 +23,9 @@ def run_report(
 ) -> None:
     """Write the page and say where; `given` and `systems` are as for `ttscope advise`."""
     from tui.advice_text import advice_json, advice_lines
+    from tui.progress import progress_bar
     from tui.report.material import gather_material
     from tui.report.page import page
-    from tui.run_verbs import progress_bar
     from tui.show_text import show_json
 
     if output.suffix not in (".html", ".htm"):
@@ -53,7 +54,9 @@ def run_report(
         )
         return
     verdict = material.no_advice if answer is None else advice_lines(answer, width=10_000)[0]
-    print(f"wrote {output} ({size / 1e3:,.0f} kB): {verdict}")
+    wrote = f"wrote {output} ({size / 1e3:,.0f} kB): {verdict}"
+    for line in wrap("", wrote, width=80, indent=0):
+        print(line)
 
 
 def write(path: Path, text: str) -> int:

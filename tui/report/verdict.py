@@ -8,6 +8,7 @@ from advisor.command import policy_request
 from advisor.limits import latency_name
 from traces.schema import Pick, Recommendation
 from tui.advice_text import goal_words
+from tui.commands import command_lines, split_command
 from tui.formats import number, percent
 from tui.report.markup import Content, Html, chance, empty, figure, join, quantity, table, tag, term
 from tui.report.material import Material
@@ -29,6 +30,7 @@ OBJECTIVES = {  # what is optimised -> the regrets that tell of it, the first kn
     "throughput": ("device_s",),
 }
 OPTIONAL = ("cost_usd", "energy_j")
+COMMAND_WIDTH = 80
 
 
 def verdict(material: Material) -> Html:
@@ -95,7 +97,8 @@ def _answer(answer: Recommendation, *, limited: bool) -> Iterable[Content]:
     yield _numbers(answer)
     if pick.command:
         yield tag("h3", "Start it with")
-        yield tag("pre", tag("code", pick.command), tabindex="0")
+        lines = command_lines(pick.command, width=COMMAND_WIDTH)
+        yield tag("pre", tag("code", "\n".join(lines)), class_="command", tabindex="0")
     yield tag("p", _requests(pick))
 
 
@@ -234,6 +237,15 @@ def _misses(answer: Recommendation) -> Iterable[Content]:
         yield tag("p", f"Compute-optimal, limits aside: {words}; {how}.")
 
 
+def _item(text: str) -> Html:
+    """Return a sentence, and the command that it ends with as lines to be pasted."""
+    said, command = split_command(text)
+    if command is None:
+        return join([said])
+    lines = command_lines(command, width=COMMAND_WIDTH)
+    return join([said, tag("pre", tag("code", "\n".join(lines)), class_="command", tabindex="0")])
+
+
 def _lists(answer: Recommendation, left_out: Sequence[str]) -> Html:
     out = sum(answer.infeasible.values())
     fits = [f"{answer.candidates - out:,} of {answer.candidates:,} candidates fit"]
@@ -247,7 +259,9 @@ def _lists(answer: Recommendation, left_out: Sequence[str]) -> Html:
         ("What to measure next", answer.measure_next),
     )
     why, *rest = [
-        join([tag("h3", title), tag("ul", *(tag("li", item) for item in items))]) if items else None
+        join([tag("h3", title), tag("ul", *(tag("li", _item(item)) for item in items))])
+        if items
+        else None
         for title, items in listed
     ]
     return tag("div", tag("div", why), tag("div", *rest), class_="lists")

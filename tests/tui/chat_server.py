@@ -1,0 +1,72 @@
+"""A server that answers chats after a while, with the /metrics page of a vLLM server."""
+
+import json
+import threading
+import time
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from tests.profiler.metrics_server import Metrics
+
+TOKENS = ("so", "</think>", "12")
+
+
+@contextmanager
+def chat_server(*, token_s=0.002):
+    """Serve on loopback, a token every `token_s`; gives the URL."""
+    metrics = Metrics()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            pages = {
+                "/metrics": metrics.page(),
+                "/v1/models": '{"data": [{"id": "demo-s", "max_model_len": 1024}]}',
+                "/version": '{"version": "0.32.0"}',
+            }
+            text = pages.get(self.path)
+            self._begin(404 if text is None else 200)
+            self._send(text or "{}")
+
+        def do_POST(self):
+            self.rfile.read(int(self.headers["Content-Length"]))
+            if self.path != "/v1/chat/completions":
+                self._begin(404)
+                return
+            self._begin(200)
+            for count, token in enumerate(TOKENS, 1):
+                time.sleep(token_s)
+                last = count == len(TOKENS)
+                choice = {"delta": {"content": token}, "finish_reason": "stop" if last else None}
+                usage = {"prompt_tokens": 9, "completion_tokens": count}
+                self._send(f"data: {json.dumps({'choices': [choice], 'usage': usage})}\n\n")
+            self._send("data: [DONE]\n\n")
+
+        def _begin(self, status):
+            self.send_response(status)
+            self.end_headers()
+
+        def _send(self, text):
+            try:
+                self.wfile.write(text.encode())
+                self.wfile.flush()
+            except OSError:  # the client has left
+                self.close_connection = True
+
+        def log_message(self, *_):
+            pass
+
+    class Server(ThreadingHTTPServer):
+        daemon_threads = True
+
+        def handle_error(self, *_):
+            pass
+
+    server = Server(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

@@ -1,0 +1,201 @@
+"""Every verb at a terminal of 80 columns, with its progress drawn; interrupted; cut off; plain."""
+
+import json
+import shlex
+
+import pytest
+
+from tests.tui.chat_server import chat_server
+from tests.tui.terminal import CTRL_C, ROOT, TTSCOPE, in_terminal, ttscope
+from traces.recording import Recording
+from tui.demo_verb import SHIPPED
+
+RUN = next(SHIPPED.glob("demo-s-*-maj@16-*"))
+OTHER = next(SHIPPED.glob("demo-l-tp1-seqs64-maj@16-*"))
+FOREIGN = ROOT / "tests" / "data" / "foreign"
+BUDGET = ("--min-accuracy", "0.75")
+IMPORT = ("import", FOREIGN / "requests_vllm_bench.json", "-o", "made")
+RECORD = ("--problems", "6", "--n", "2", "--concurrency", "2")
+
+
+def check(seen, code=0, *, paths=()):
+    """No traceback, the right exit code, nothing wider than the terminal but paths."""
+    assert "Traceback" not in seen.text and b"Traceback" not in seen.raw, seen.text
+    assert seen.code == code, seen.text
+    allowed = ("ttscope: ", *map(str, paths))  # an error is one line, and so is a path
+    assert not [line for line in seen.wrapped if not any(each in line for each in allowed)]
+
+
+@pytest.fixture
+def url():
+    with chat_server() as served:
+        yield served
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (("advise", RUN, *BUDGET), 0, "RUN demo/"),
+        (("advise", RUN, "--max-latency", "1ms"), 1, "NOTHING FITS"),
+        (("show", RUN), 0, "accuracy"),
+        (("show", RUN, OTHER), 0, "accuracy"),
+        (("show", RUN, OTHER, "--fail-on", "latency>+5%"), 3, "latency"),
+        (("show", RUN, "--policies"), 0, "maj"),
+        (("replay", RUN, "--set", "engine.max_num_seqs=8"), 0, "predicted"),
+        (("import", FOREIGN / "requests_vllm_bench.json", "-o", "made"), 0, "kept in made"),
+        (("import", FOREIGN / "samples_toy_sums_all.jsonl", "-o", "made"), 0, "kept in made"),
+        (("import", FOREIGN / "README.md", "-o", "made"), 1, "ttscope: "),
+        (("export", RUN, "-o", "trace.json.gz"), 0, "to trace.json.gz"),
+        (("report", RUN, OTHER, *BUDGET, "-o", "page.html"), 0, "wrote page.html"),
+        (("tui", RUN, "--screenshot", "a.svg", "--size", "80x24"), 0, ""),
+        (("nonsense",), 2, "ttscope: No such command"),
+        (("--help",), 0, "record"),
+    ],
+    ids=lambda value: " ".join(map(str, value[:1])) if isinstance(value, tuple) else None,
+)
+def test_a_verb(tmp_path, arguments, code, said):
+    seen = ttscope(*arguments, cwd=tmp_path)
+    check(seen, code, paths=[SHIPPED, FOREIGN])
+    assert said in seen.text
+
+
+@pytest.mark.parametrize("columns", [40, 80])
+def test_progress_stays_in_its_place(tmp_path, columns):
+    seen = ttscope("advise", RUN, *BUDGET, "--json", columns=columns, redirected=True)
+    check(seen)
+    assert (b"learning from" if columns == 80 else b"learn") in seen.raw
+    assert seen.text == ""  # all progress has gone
+    assert json.loads(seen.stdout)["system_optimal"]["command"]
+
+
+def test_the_demo_ends_in_the_app(tmp_path):
+    keys = [("12/12", "q")]
+    seen = ttscope("demo", "--shipped", cwd=tmp_path, keys=keys)
+    check(seen, paths=[SHIPPED])
+    assert f"recordings in {SHIPPED}" in seen.text
+    assert any("maj@16" in line for line in seen.app)
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_the_app(tmp_path, plain):
+    env = {"COLORTERM": "truecolor"} | ({"NO_COLOR": "1"} if plain else {})
+    seen = ttscope("tui", RUN, keys=[("maj@16", "q")], env=env)
+    check(seen)
+    grey = b"\x1b[38;2;"
+    colours = {
+        tuple(part.split(b"m")[0].split(b";")[:3]) for part in seen.raw.split(grey)[1:] if part
+    }
+    assert colours and plain == all(len(set(each)) == 1 for each in colours)
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_record_and_sweep_on_a_server(tmp_path, url, as_json):
+    shape = ("--json",) if as_json else ()
+    options = {"cwd": tmp_path, "redirected": as_json}
+    seen = ttscope("record", "--endpoint", url, *RECORD, "-o", "made", *shape, **options)
+    check(seen)
+    assert b"6/6" in seen.raw or b"0/6" in seen.raw
+    engine = {"model": "demo-s", "endpoint": url, "policies": [{"method": "greedy"}]}
+    plan = {"problems": 4, "engines": [engine]}
+    (tmp_path / "plan.yaml").write_text(json.dumps(plan))
+    swept = ttscope("sweep", "plan.yaml", *shape, **options)
+    check(swept)
+    assert b"1/1" in swept.raw or b"0/1" in swept.raw
+    if as_json:
+        assert json.loads(seen.stdout)["runs"][0]["problems"] == 6
+        assert json.loads(swept.stdout)["outcomes"][0]["error"] is None
+        assert "tensor_parallel_size" in seen.text and swept.text == ""
+    else:
+        assert "kept in made" in seen.text and "kept" in swept.text
+
+
+def test_a_server_is_watched_and_asked(tmp_path, url):
+    seen = ttscope("attach", url, "--duration", "2s", "-o", "live", cwd=tmp_path)
+    check(seen)
+    assert "kept in live" in seen.text
+    ended = ttscope("attach", url, "-o", "cut", cwd=tmp_path, keys=[("0:00:01", CTRL_C)])
+    check(ended)
+    assert "kept in cut" in ended.text and "^C" in ended.text
+    posed = ttscope("attach", url, "--workload", "demo", *RECORD, "-o", "posed", cwd=tmp_path)
+    check(posed)
+    looked = ttscope("doctor", url)
+    check(looked)
+    assert "vLLM 0.32.0" in looked.text
+
+
+@pytest.mark.vllm
+def test_this_machine_is_looked_at():
+    seen = ttscope("doctor")
+    check(seen)
+    assert "vLLM in process" in seen.text
+
+
+def one_line(seen, begin):
+    """Return the line that the command ends with, which the terminal may have wrapped."""
+    words = "".join(seen.lines[-2:])
+    found = words[words.rindex("ttscope: ") :]
+    assert found.startswith(f"ttscope: {begin}"), seen.text
+    return found
+
+
+def test_ctrl_c_keeps_what_was_recorded_and_says_so(tmp_path):
+    with chat_server(token_s=0.05) as url:
+        long = ("--problems", "2000", "--concurrency", "2")
+        keys = [("4/2000", CTRL_C)]
+        seen = ttscope("record", "--endpoint", url, *long, "-o", "made", cwd=tmp_path, keys=keys)
+        check(seen, 130)
+        kept = Recording.open(tmp_path / "made")
+        whole = kept.problems["end"].count()
+        assert not kept.complete and whole >= 4
+        assert f"made keeps {whole} whole problems" in one_line(seen, "interrupted")
+
+        policies = [{"method": "greedy"}, {"method": "majority", "n": 2, "temperature": 0.8}]
+        engine = {"model": "demo-s", "endpoint": url, "policies": policies}
+        plan = {"problems": 12, "engines": [engine]}
+        (tmp_path / "plan.yaml").write_text(json.dumps(plan))
+        keys = [("1/2", CTRL_C)]
+        swept = ttscope("sweep", "plan.yaml", "-o", "runs", cwd=tmp_path, keys=keys)
+        check(swept, 130)
+        assert "1 of 2 runs are kept in runs" in one_line(swept, "interrupted")
+
+        posed = ttscope(
+            "attach", url, "--workload", "demo", *long, "-o", "posed", cwd=tmp_path,
+            keys=[("0:00:01", CTRL_C)],
+        )  # fmt: skip
+        check(posed, 130)
+        assert "posed keeps" in one_line(posed, "interrupted")
+    advised = ttscope("advise", SHIPPED, *BUDGET, keys=[("learning", CTRL_C)])
+    check(advised, 130)
+    assert one_line(advised, "interrupted") == "ttscope: interrupted"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reader"),
+    [
+        (("show", RUN), "head -1"),
+        (("show", RUN, OTHER, "--json"), "head -1"),  # more than fits into the pipe
+        (("show", RUN), "true"),
+        ((*IMPORT, "--json"), "head -c 1"),  # after its progress
+        (("--help",), "true"),
+    ],
+)
+def test_a_pipe_that_closes(tmp_path, arguments, reader):
+    line = shlex.join([*TTSCOPE, *map(str, arguments)])
+    left = "left=${PIPESTATUS[0]}; echo; echo left: $left"
+    seen = in_terminal("bash", "-c", f"{line} | {reader}; {left}", cwd=tmp_path)
+    check(seen, paths=[SHIPPED])
+    assert "left: 0" in seen.lines
+    assert len(seen.lines) <= 3 and "rror" not in seen.text
+
+
+@pytest.mark.parametrize("arguments", [IMPORT, ("--help",), ("nonsense",)])
+def test_no_color(tmp_path, arguments):
+    seen = ttscope(*arguments, env={"NO_COLOR": "1"}, cwd=tmp_path)
+    assert not seen.coloured
+    assert seen.code == (2 if arguments == ("nonsense",) else 0)
+
+
+def test_a_terminal_that_says_nothing_of_itself(tmp_path):
+    seen = ttscope(*IMPORT, env={"TERM": "dumb"}, cwd=tmp_path)
+    check(seen)
+    assert b"\x1b" not in seen.raw
