@@ -180,7 +180,6 @@ def _scored(
     rng = np.random.default_rng([seed, 4])
     each_gets = order_count(len(problems))
     orders = [RandomOrders(problem, rng, each_gets) for problem in problems]
-    table = finish.safe_leads(samples.n)
     for k in several:
         found: list[tuple[str, dict[str, float], list[Any]]] = []
         if has_scores:
@@ -197,7 +196,7 @@ def _scored(
             votes = [o.windows(k, window) for o in orders]
             found.append(("early_stopping", {"window": window}, votes))
         for threshold in THRESHOLDS if k >= FEWEST else ():
-            votes = [o.one_by_one(k, table, threshold) for o in orders]
+            votes = [o.one_by_one(k, threshold) for o in orders]
             found.append(("adaptive", {"threshold": threshold, "in_flight": 1}, votes))
         for method, rule, votes in found:
             spread = float(np.sqrt(sum(vote.variance for vote in votes))) / len(votes)
