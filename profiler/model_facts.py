@@ -8,22 +8,19 @@ is not counted here makes the number None, never a wrong one.
 from __future__ import annotations
 
 import json
-import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from profiler.config_fields import LONGEST, Fields, field_of, shown
+from profiler.stored_weights import Stored, stored_weights
 from traces.errors import UsageError
 from traces.schema import ModelFacts
 
 _DTYPE_BYTES: Final = {
     "float32": 4, "float16": 2, "bfloat16": 2, "half": 2, "float8": 1, "fp8": 1, "int8": 1,
 }  # fmt: skip
-_MAX_HEADER_BYTES: Final = 100 << 20
-_LONGEST: Final = 40  # letters of a field's value that are shown
-_MOST: Final = 2**31 - 1  # of any count in a config
 _TEXT: Final = ("text_config", "llm_config", "language_config", "thinker_config")
 # Models whose parameters are the matrices that `_matrices` counts: every layer has grouped-query
 # attention and an MLP of three matrices, or experts of three and nothing beside them. By
@@ -35,8 +32,6 @@ _COUNTED: Final = frozenset({
     "qwen3_vl_moe_text",
 })  # fmt: skip
 _OTHER_TOWERS: Final = ("vision_config", "audio_config", "visual_config")
-_TOWERS_WEIGHTS: Final = re.compile(r"vis(ion|ual)|audio|image|multi_modal|mm_proj|patch_merge")
-_OUTPUT: Final = re.compile(r"(\w*model\.)*(lm_head|embed_out|output)\.weight")
 # Fields that only layers with a state of their own have.
 _STATES: Final = (
     "state_size", "ssm_state_size", "mamba_d_state", "mamba_d_ssm", "linear_num_value_heads",
@@ -48,100 +43,12 @@ _PATTERNS: Final = ("hybrid_layer_pattern", "sliding_window_pattern", "_sliding_
 _NO_MIXING: Final = ("mlp", "moe", "dense", "sparse")  # layers that look at one token alone
 # Fields that make the keys and values of a token others than a head's in every layer alike.
 _OTHER_KV: Final = ("global_head_dim", "num_global_key_value_heads", "num_kv_shared_layers")
-_PACKED: Final = ("I32", "I16", "U8", "I8")  # several weights in an element, or beside scales
 _FP8_ONLINE: Final = ("fp8", "ptpc_fp8", "fp8_per_tensor", "fp8_per_block")
-
-
-def dtype_bytes(*names: str | None) -> int:
-    """Return the bytes per element of the first name that is a known dtype; 2 where none is."""
-    return next((size for name in names if (size := _bytes_of(name)) is not None), 2)
 
 
 def _bytes_of(name: str | None) -> int | None:
     plain = (name or "").removeprefix("torch.")
     return next((size for kind, size in _DTYPE_BYTES.items() if plain.startswith(kind)), None)
-
-
-class _Fields:
-    """The fields of a config, and of the one around it where a model has several, checked.
-
-    What is asked for and is of another kind raises UsageError with the file and the field.
-    """
-
-    def __init__(self, config: Any, where: str, around: Sequence[Any] = ()) -> None:
-        self.own, self.all, self.where = (config,), (config, *around), where
-
-    def get(self, *names: str, around: bool = False) -> Any:
-        """Return the first of the fields that is there and not null."""
-        for config in self.all if around else self.own:
-            for name in names:
-                value = config.get(name) if isinstance(config, Mapping) else _field(config, name)
-                if value is not None:
-                    return value
-        return None
-
-    def count(self, *names: str, least: int = 1) -> int | None:
-        """Return a whole number, None where no such field is there."""
-        value = self.get(*names)
-        if value is None:
-            return None
-        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= _MOST:
-            raise self.wrong(names, value, f"a whole number from {least} up")
-        return value
-
-    def need(self, *names: str) -> int:
-        """Return a whole number that every config has."""
-        found = self.count(*names)
-        if found is None:
-            raise UsageError(f"{self.where}: no field {names[0]}. Give a model's config.json")
-        return found
-
-    def flag(self, *names: str, around: bool = False) -> bool | None:
-        """Return whether something is so, None where it is not said."""
-        value = self.get(*names, around=around)
-        if value is not None and not isinstance(value, bool):
-            raise self.wrong(names, value, "true or false")
-        return value
-
-    def dtype(self) -> str | None:
-        """Return the dtype of the weights as the config has it."""
-        names = ("dtype", "torch_dtype")
-        value = self.get(*names, around=True)
-        if isinstance(value, bool | int | float | list | tuple | Mapping):
-            raise self.wrong(names, value, "the name of a dtype")
-        return None if value is None else str(value).removeprefix("torch.")
-
-    def words(self, *names: str, around: bool = False) -> list[str]:
-        """Return a list of words, empty where there is none."""
-        value = self.get(*names, around=around)
-        if value is None:
-            return []
-        if not isinstance(value, list | tuple) or not all(isinstance(each, str) for each in value):
-            raise self.wrong(names, value, "a list of words")
-        return list(value)
-
-    def wrong(self, names: Sequence[str], value: Any, wanted: str) -> UsageError:
-        """Return the error of a field that is of another kind."""
-        there = [name for name in names if self.get(name, around=True) is not None]
-        shown = _shown(value)
-        return UsageError(f"{self.where}: {(there or names)[0]} is {shown}, not {wanted}")
-
-
-def _shown(value: Any) -> str:
-    """Return a value in few words; of long ones the kind."""
-    if isinstance(value, list | tuple | Mapping):
-        return "a list" if isinstance(value, list | tuple) else "an object"
-    if isinstance(value, int) and not isinstance(value, bool) and abs(value) > _MOST:
-        return "a number with too many digits"
-    text = json.dumps(value) if isinstance(value, str | float | bool) else str(value)
-    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
-
-
-def _field(config: Any, name: str) -> Any:
-    try:
-        return getattr(config, name, None)
-    except Exception:  # a property of a config whose code came with the model
-        return None
 
 
 def facts_from_config(
@@ -167,7 +74,7 @@ def facts_from_config(
     layers x (kv_lora_rank + qk_rope_head_dim) x bytes (arXiv 2405.04434). What cannot be known so
     is None. Raises UsageError, naming `where` and the field, for a config that is none.
     """
-    fields = _Fields(config, where or f"the config of {name}", around)
+    fields = Fields(config, where or f"the config of {name}", around)
     if fields.get("block_configs") is not None:
         raise UsageError(
             f"{fields.where}: block_configs gives each layer a shape of its own, which the facts of"
@@ -204,7 +111,7 @@ def facts_from_config(
         per_token=per_token,
         embedding=vocabulary * hidden,
     )
-    stored = _stored(folder, layers)
+    stored = stored_weights(folder, layers)
     kind = _quantization(fields) or (None if stored is None else stored.quantized)
     tied = fields.flag("tie_word_embeddings", around=True)
     if tied is None:
@@ -263,24 +170,7 @@ class _Shape:
     embedding: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Stored:
-    """What the headers of a folder's files say, without layers that only draft.
-
-    `parameters` and `experts` are None where they are packed; `towers` are those that look at
-    images, and `output` makes logits; `quantized` says in which form the weights are, None where
-    it is none.
-    """
-
-    parameters: int | None
-    experts: int
-    towers: int
-    size_bytes: int
-    output: int
-    quantized: str | None
-
-
-def _layers(fields: _Fields) -> int:
+def _layers(fields: Fields) -> int:
     """Return the number of layers; configs of hybrids may only list their kinds."""
     listed = fields.words("layers_block_type")
     if listed and fields.get("num_hidden_layers") is None:
@@ -288,7 +178,7 @@ def _layers(fields: _Fields) -> int:
     return fields.need("num_hidden_layers")
 
 
-def _head_dim(fields: _Fields, hidden: int, heads: int) -> int:
+def _head_dim(fields: Fields, hidden: int, heads: int) -> int:
     """Return the width of a head; of latent attention that of its queries and keys."""
     if fields.get("kv_lora_rank"):
         turned = fields.count("qk_rope_head_dim", least=0) or 0
@@ -303,11 +193,11 @@ def _head_dim(fields: _Fields, hidden: int, heads: int) -> int:
 
 
 def _parameters(
-    fields: _Fields,
+    fields: Fields,
     shape: _Shape,
     kinds: tuple[str, ...],
     tied: bool,
-    stored: _Stored | None,
+    stored: Stored | None,
 ) -> tuple[int | None, int | None]:
     """Return all parameters and the active ones."""
     embedding = 0 if tied else shape.embedding
@@ -334,7 +224,7 @@ def _parameters(
     return None if towers else of_text, active
 
 
-def _matrices(fields: _Fields, shape: _Shape, kinds: tuple[str, ...]) -> int | None:
+def _matrices(fields: Fields, shape: _Shape, kinds: tuple[str, ...]) -> int | None:
     """Return the parameters of a config's layers, None where it is not known that these are all."""
     named = {*fields.words("architectures"), str(fields.get("model_type"))}
     shared = ("n_shared_experts", "num_shared_experts", "shared_expert_intermediate_size")
@@ -349,7 +239,7 @@ def _matrices(fields: _Fields, shape: _Shape, kinds: tuple[str, ...]) -> int | N
     return shape.layers * (shape.attention + (shape.experts or 1) * 3 * shape.hidden * width)
 
 
-def _kv_width(fields: _Fields, kinds: tuple[str, ...], kv_heads: int, head_dim: int) -> int | None:
+def _kv_width(fields: Fields, kinds: tuple[str, ...], kv_heads: int, head_dim: int) -> int | None:
     """Return the values that a layer keeps of a token, None where not all layers keep as many."""
     if kinds == ("latent_attention",):
         rank, rope = fields.count("kv_lora_rank"), fields.count("qk_rope_head_dim", least=0)
@@ -361,7 +251,7 @@ def _kv_width(fields: _Fields, kinds: tuple[str, ...], kv_heads: int, head_dim: 
     return 2 * kv_heads * head_dim
 
 
-def _kv_element(fields: _Fields, kv_cache_dtype: str | None, element: int | None) -> int | None:
+def _kv_element(fields: Fields, kv_cache_dtype: str | None, element: int | None) -> int | None:
     """Return the bytes of a value in the cache, None of a form that is not known."""
     if kv_cache_dtype not in (None, "auto"):
         plain = str(kv_cache_dtype).removeprefix("torch.")
@@ -375,11 +265,11 @@ def _kv_element(fields: _Fields, kv_cache_dtype: str | None, element: int | None
     return 1 if bits == 8 or str(bits).upper() == "FP8" else None
 
 
-def _quantised(fields: _Fields) -> dict[str, Any] | None:
+def _quantised(fields: Fields) -> dict[str, Any] | None:
     """Return what a config says of quantisation, in one object; None where it says nothing."""
     names = ("quantization_config", "compression_config")
     found = fields.get(*names, around=True)
-    to_dict = None if isinstance(found, Mapping) else _field(found, "to_dict")
+    to_dict = None if isinstance(found, Mapping) else field_of(found, "to_dict")
     found = to_dict() if callable(to_dict) else found  # an object of transformers'
     if found is None:
         return None
@@ -389,7 +279,7 @@ def _quantised(fields: _Fields) -> dict[str, Any] | None:
     return {**found, **inner} if isinstance(inner, Mapping) else dict(found)
 
 
-def _quantization(fields: _Fields) -> str | None:
+def _quantization(fields: Fields) -> str | None:
     """Return how a checkpoint's weights are quantised, in short; None where they are not."""
     told = _quantised(fields)
     if told is None:
@@ -397,16 +287,16 @@ def _quantization(fields: _Fields) -> str | None:
         return dtype if _bytes_of(dtype) == 1 else None
     algorithm, method, form = (told.get(n) for n in ("quant_algo", "quant_method", "format"))
     if isinstance(algorithm, str) and algorithm:
-        return algorithm.lower()[:_LONGEST]
+        return algorithm.lower()[:LONGEST]
     if not isinstance(method, str) or not method:
         bits = told.get("load_in_4bit") or told.get("load_in_8bit")
         return "bitsandbytes" if bits else "an unknown form" if told else None
     if method == "fp8" and told.get("weight_block_size"):
         return "fp8_block"
-    return (f"{method} {form}" if isinstance(form, str) and form else method)[:_LONGEST]
+    return (f"{method} {form}" if isinstance(form, str) and form else method)[:LONGEST]
 
 
-def _attention(fields: _Fields) -> tuple[str, ...]:
+def _attention(fields: Fields) -> tuple[str, ...]:
     """Return the kinds of layers that mix tokens, sorted (`ModelFacts.attention`)."""
     listed = fields.words("layer_types", "layers_block_type")
     found = {"full_attention" if kind == "attention" else kind for kind in listed}
@@ -465,7 +355,7 @@ def facts_from_file(path: Path, *, name: str | None = None, dtype: str | None = 
     while (part := next((n for n in _TEXT if config.get(n) is not None), None)) is not None:
         inner = config[part]
         if not isinstance(inner, dict):
-            raise UsageError(f"{file}: {part} is {_shown(inner)}, not an object")
+            raise UsageError(f"{file}: {part} is {shown(inner)}, not an object")
         around.insert(0, {key: value for key, value in config.items() if key != part})
         config = inner
     return facts_from_config(
@@ -491,47 +381,3 @@ def _json(file: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise UsageError(f"{file}: holds no JSON object. Give a model's config.json")
     return found
-
-
-def _stored(folder: Path | None, layers: int) -> _Stored | None:
-    """Count what a folder's safetensors hold; None where they cannot be counted."""
-    if folder is None or not folder.is_dir():
-        return None
-    parameters = experts = towers = output = size = 0
-    kinds: set[str] = set()
-    try:
-        entries = [item for path in sorted(folder.glob("*.safetensors")) for item in _header(path)]
-        for key, entry in entries:
-            at = re.search(r"(?:^|\.)layers\.(\d+)\.", key)
-            if key.startswith("mtp.") or (at is not None and int(at[1]) >= layers):
-                continue  # drafts with them alone
-            count = math.prod(entry["shape"])
-            parameters += count
-            experts += count if ".experts." in key else 0
-            towers += count if _TOWERS_WEIGHTS.search(key) else 0
-            size += entry["data_offsets"][1] - entry["data_offsets"][0]
-            kinds.add(str(entry["dtype"]))
-            output += count if _OUTPUT.fullmatch(key) else 0
-    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
-        return None
-    if not entries:
-        return None
-    packed = any(kind in _PACKED for kind in kinds)
-    narrow = sorted(kind for kind in kinds if kind in _PACKED or kind.startswith("F8"))
-    return _Stored(
-        parameters=None if packed else parameters,
-        experts=experts,
-        towers=towers,
-        size_bytes=size,
-        output=output,
-        quantized=f"weights in {', '.join(narrow)}"[:_LONGEST] if narrow else None,
-    )
-
-
-def _header(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if length > _MAX_HEADER_BYTES:
-            raise ValueError("not a safetensors file")
-        header = json.loads(file.read(length))
-    return [(key, entry) for key, entry in header.items() if key != "__metadata__"]

@@ -222,10 +222,8 @@ class ModelFacts(Record):
 
     `attention` names the kinds of its layers that mix tokens, in the words of transformers'
     `layer_types` (full_attention, sliding_attention, linear_attention, ...) and `latent_attention`
-    for MLA; `sliding_window` is in tokens; `quantization` is how the checkpoint's weights are
-    quantised, None where they are not. What is not known is None, in older recordings too:
-    the parameters and bytes of a model with parts that are not counted, and the intermediate size
-    of one without dense layers.
+    for MLA; `sliding_window` is in tokens; `quantization` is that of the checkpoint's weights.
+    None: not known, as in older recordings, or not counted.
     """
 
     name: str
@@ -248,24 +246,14 @@ class ModelFacts(Record):
     quantization: str | None = None
 
     def reads_all(self, max_model_len: int | None) -> bool:
-        """Whether every layer reads the keys and values of the whole context.
-
-        A window in every layer that `max_model_len` never leaves does; what is not known is taken
-        to. No other model's FLOPs of attention are those of `attention_flops`.
-        """
-        if self.attention == ("sliding_attention",) and None not in (
-            max_model_len, self.sliding_window
-        ):  # fmt: skip
-            assert max_model_len is not None
-            assert self.sliding_window is not None
-            return max_model_len <= self.sliding_window
+        """Whether no layer is known to read less than a context of up to `max_model_len`."""
+        window = self.sliding_window
+        if self.attention == ("sliding_attention",) and window and max_model_len:
+            return max_model_len <= window
         return self.attention is None or not set(self.attention) - {"full_attention"}
 
     def matmul_flops(self, tokens: float) -> float:
-        """FLOPs of forwarding `tokens` tokens through the weights: 2 x active parameters each.
-
-        Raises ValueError where the active parameters are not known.
-        """
+        """FLOPs of forwarding tokens through the weights: 2 x active parameters, if known, each."""
         if self.active_parameters is None:
             raise ValueError(f"{self.name}: its active parameters are not known")
         return 2.0 * self.active_parameters * tokens

@@ -1,0 +1,94 @@
+"""The fields of a Hugging Face config: a wrong one is one line with the file and the field."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from traces.errors import UsageError
+
+LONGEST: Final = 40  # letters of a field's value that are shown
+_MOST: Final = 2**31 - 1  # of any count in a config
+
+
+class Fields:
+    """The fields of a config, and of the one around it where a model has several, checked.
+
+    What is asked for and is of another kind raises UsageError with the file and the field.
+    """
+
+    def __init__(self, config: Any, where: str, around: Sequence[Any] = ()) -> None:
+        self.own, self.all, self.where = (config,), (config, *around), where
+
+    def get(self, *names: str, around: bool = False) -> Any:
+        """Return the first of the fields that is there and not null."""
+        for config in self.all if around else self.own:
+            for name in names:
+                value = config.get(name) if isinstance(config, Mapping) else field_of(config, name)
+                if value is not None:
+                    return value
+        return None
+
+    def count(self, *names: str, least: int = 1) -> int | None:
+        """Return a whole number, None where no such field is there."""
+        value = self.get(*names)
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= _MOST:
+            raise self.wrong(names, value, f"a whole number from {least} up")
+        return value
+
+    def need(self, *names: str) -> int:
+        """Return a whole number that every config has."""
+        found = self.count(*names)
+        if found is None:
+            raise UsageError(f"{self.where}: no field {names[0]}. Give a model's config.json")
+        return found
+
+    def flag(self, *names: str, around: bool = False) -> bool | None:
+        """Return whether something is so, None where it is not said."""
+        value = self.get(*names, around=around)
+        if value is not None and not isinstance(value, bool):
+            raise self.wrong(names, value, "true or false")
+        return value
+
+    def dtype(self) -> str | None:
+        """Return the dtype of the weights as the config has it."""
+        names = ("dtype", "torch_dtype")
+        value = self.get(*names, around=True)
+        if isinstance(value, bool | int | float | list | tuple | Mapping):
+            raise self.wrong(names, value, "the name of a dtype")
+        return None if value is None else str(value).removeprefix("torch.")
+
+    def words(self, *names: str, around: bool = False) -> list[str]:
+        """Return a list of words, empty where there is none."""
+        value = self.get(*names, around=around)
+        if value is None:
+            return []
+        if not isinstance(value, list | tuple) or not all(isinstance(each, str) for each in value):
+            raise self.wrong(names, value, "a list of words")
+        return list(value)
+
+    def wrong(self, names: Sequence[str], value: Any, wanted: str) -> UsageError:
+        """Return the error of a field that is of another kind."""
+        there = [name for name in names if self.get(name, around=True) is not None]
+        return UsageError(f"{self.where}: {(there or names)[0]} is {shown(value)}, not {wanted}")
+
+
+def shown(value: Any) -> str:
+    """Return a value in few words; of long ones the kind."""
+    if isinstance(value, list | tuple | Mapping):
+        return "a list" if isinstance(value, list | tuple) else "an object"
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) > _MOST:
+        return "a number with too many digits"
+    text = json.dumps(value) if isinstance(value, str | float | bool) else str(value)
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
+
+
+def field_of(config: Any, name: str) -> Any:
+    """Return an attribute of a config, None where it has none or cannot give it."""
+    try:
+        return getattr(config, name, None)
+    except Exception:  # a property of a config whose code came with the model
+        return None
