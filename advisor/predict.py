@@ -35,6 +35,7 @@ from advisor.waiting import Waited
 from traces.errors import UsageError
 from traces.manifest import Manifest
 from traces.recording import Recording
+from traces.repeats import RUN_TO_RUN
 from traces.summary import Run as Summary
 
 _TTFT: Final = (
@@ -160,6 +161,12 @@ def _time_notes(after: Replays, prior: PriorTimes | None, on_tables: bool) -> li
         notes = ["step times are of operator tables; no run of yours has checked them: no interval"]
     else:
         notes = [f"step times were learned from {runs} recorded run{'s' if runs > 1 else ''}"]
+        if after.times.repeats is not None:
+            left_out = after.times.repeats[int(after.outside)]
+            spread = f"assumed: {RUN_TO_RUN * 100:g} %, and how much the steps of the run vary"
+            if left_out:
+                spread = f"measured by predicting {left_out} recordings from the others"
+            notes.append(f"the run-to-run spread in the intervals is {spread}")
     notes += after.times.notes
     if on_tables and after.engine.num_gpu_blocks is None:
         notes.append("KV blocks without limit; set engine.num_gpu_blocks to the engine's own")
