@@ -52,8 +52,8 @@ class StepTimes:
 
     `sigma` is the spread of a whole run's speed inside and outside what was recorded, None for
     operator tables, which no run of the user's has checked; `runs` taught it, and `repeats` are the
-    recordings left out from which these spreads are measured, 0 where they are assumed. `notes` are what
-    else there is to say of them.
+    recordings left out from which these spreads are measured, 0 where they are assumed. `notes` are
+    what else there is to say of them.
     """
 
     cost: StepCost
