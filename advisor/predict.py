@@ -37,6 +37,7 @@ from advisor.waiting import Waited
 from traces.errors import UsageError
 from traces.manifest import Manifest
 from traces.recording import Recording
+from traces.repeats import RUN_TO_RUN
 from traces.schema import ModelFacts
 from traces.summary import Run as Summary
 
@@ -203,6 +204,12 @@ def _time_notes(after: Replays, prior: PriorTimes | None) -> list[str]:
         notes = ["step times are of operator tables; no run of yours has checked them: no interval"]
     else:
         notes = [f"step times were learned from {runs} recorded run{'s' if runs > 1 else ''}"]
+        if after.times.repeats is not None:
+            left_out = after.times.repeats[int(after.outside)]
+            spread = f"assumed: {RUN_TO_RUN * 100:g} %, and how much the steps of the run vary"
+            if left_out:
+                spread = f"measured by predicting {left_out} recordings from the others"
+            notes.append(f"the run-to-run spread in the intervals is {spread}")
     return [*notes, *after.times.notes]
 
 

@@ -53,8 +53,9 @@ class StepTimes:
     """Where a question's step times come from.
 
     `sigma` is the spread of a whole run's speed inside and outside what was recorded, None for
-    operator tables, which no run of the user's has checked; `runs` taught it. `notes` are what else
-    there is to say of them.
+    operator tables, which no run of the user's has checked; `runs` taught it, and `repeats` are the
+    recordings left out from which these spreads are measured, 0 where they are assumed. `notes` are
+    what else there is to say of them.
     """
 
     cost: StepCost
@@ -62,6 +63,7 @@ class StepTimes:
     runs: int | None
     within: Callable[[Mapping[str, float]], bool]
     notes: tuple[str, ...] = ()
+    repeats: tuple[int, int] | None = None
 
     def at(self, factor: float) -> StepCost:
         """Return the cost of steps that take `factor` times as long."""
@@ -75,6 +77,7 @@ def learned(law: StepLaw) -> StepTimes:
         sigma=(law.sigma, law.sigma_outside),
         runs=law.runs,
         within=law.within,
+        repeats=(law.repeats, law.repeats_outside),
     )
 
 

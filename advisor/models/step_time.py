@@ -276,8 +276,8 @@ class StepTimeModel:
             )
             if len(part)
         ]
-        within = float(np.std(blocks)) / np.sqrt(8)
-        return float(np.hypot(RUN_TO_RUN, within)), 0
+        # A disturbance that lasts for a block may last for a run (traces/repeats.py).
+        return float(np.hypot(RUN_TO_RUN, np.std(blocks))), 0
 
     def _own_law(self, own: Sequence[StepTable]) -> Floats:
         return self._fit_own(own, np.zeros(len(FEATURES)))
