@@ -158,7 +158,8 @@ def _run(
     judged = rows.filter(pl.col("state") != "in_flight")
     measured = decided.filter(pl.col("latency_s").is_not_null())  # not slowed by the profiler
     latency, tokens = _numbers(decided, "latency_s"), _numbers(decided, "tokens")
-    tpot = _sample_times(decided, samples)
+    times = sample_times(rows, samples)
+    owners = times["problem"].to_numpy()
     window = run_window(rows, samples)
     energy, samples, rows = attribute_energy(
         recording, engine_key, window, alone=runs == 1, steps=steps, samples=samples, rows=rows
@@ -179,8 +180,8 @@ def _run(
         problems_failed=states.get("failed", 0),
         accuracy=proportion(_numbers(judged, "correct")),
         latency_s=spread(latency, "s"),
-        ttft_s=spread(tpot["ttft_s"], "s", tpot["problem"]),
-        tpot_s=spread(tpot["tpot_s"], "s/token", tpot["problem"]),
+        ttft_s=spread(_numbers(times, "ttft_s"), "s", owners),
+        tpot_s=spread(_numbers(times, "tpot_s"), "s/token", owners),
         sample_latency_s=_imported_latency(samples),
         tokens_per_problem=mean(tokens, "tokens"),
         flops_per_problem=mean(_told(decided, "flops"), "FLOP"),
@@ -254,26 +255,33 @@ def _sum_or_none(column: pl.Series) -> float | None:
     return None if not column.len() or column.null_count() else float(column.sum())
 
 
-def _sample_times(decided: pl.DataFrame, samples: pl.DataFrame) -> dict[str, Any]:
-    """Return TTFT and TPOT per sample of the problems whose times count.
+def sample_times(rows: pl.DataFrame, samples: pl.DataFrame) -> pl.DataFrame:
+    """Return the times of each sample of the problems whose times count, in seconds.
 
-    TTFT = first_token - arrival; TPOT = (end - first_token) / (output_tokens - 1), of samples
-    with more than one token.
+    `ttft_s` from arrival to first token; `tpot_s` = (end - first_token) / (output_tokens - 1), of
+    samples with more than one token; `prefill_s` from the first scheduling to the first token,
+    `decode_s` from there to the end, `e2e_s` in all.
     """
-    timed = decided.filter(pl.col("latency_s").is_not_null()).select("problem")
-    frame = (
+    timed = rows.filter(pl.col("state") == "decided", pl.col("latency_s").is_not_null())
+
+    def between(begin: str, end: str) -> pl.Expr:
+        return (pl.col(end) - pl.col(begin)) / 1e9
+
+    decode = between("first_token", "end")
+    return (
         samples.filter(pl.col("role").fill_null("sample") == "sample")
-        .join(timed, on="problem", how="semi")
+        .join(timed.select("problem"), on="problem", how="semi", maintain_order="left")
         .select(
             "problem",
-            ttft_s=(pl.col("first_token") - pl.col("arrival")) / 1e9,
+            ttft_s=between("arrival", "first_token"),
             tpot_s=pl.when(pl.col("output_tokens") > 1).then(
-                (pl.col("end") - pl.col("first_token")) / 1e9 / (pl.col("output_tokens") - 1)
+                decode / (pl.col("output_tokens") - 1)
             ),
+            prefill_s=between("scheduled", "first_token"),
+            decode_s=decode,
+            e2e_s=between("arrival", "end"),
         )
     )
-    columns: dict[str, Any] = {name: _numbers(frame, name) for name in ("ttft_s", "tpot_s")}
-    return columns | {"problem": frame["problem"].to_numpy()}
 
 
 def _imported_latency(samples: pl.DataFrame) -> Spread:
