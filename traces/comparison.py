@@ -33,8 +33,7 @@ from traces.statistics import (
     wilson,
 )
 from traces.summary import Run, to_plain
-from traces.window_cost import window_cost
-from traces.window_times import WindowTimes
+from traces.window_times import sample_times
 
 Floats = NDArray[np.float64]
 
@@ -180,9 +179,7 @@ class _Numbers:
             return pl.DataFrame(
                 schema={"place": pl.UInt32, "ttft_s": pl.Float64, "tpot_s": pl.Float64}
             )
-        known = WindowTimes(rows=self._decided, windows=window_cost(self._run.step_rows))
-        found = known.of_samples(self._run.sample_rows)
-        times = pl.DataFrame({name: found[name] for name in ("problem", "ttft_s", "tpot_s")})
+        times = sample_times(self._decided, self._run.sample_rows, self._run.step_rows)
         return times.join(self._decided.select("problem", "problem_id"), on="problem").join(
             self._places, on="problem_id"
         )

@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from traces.schema import Estimate, Record
 
 Key = tuple[str, str]  # name and labels
-Spread = Mapping[str, Estimate | None]
+Floats = NDArray[np.float64]
 QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
+FEW = 16  # observations between two polls, up to which their sum says more of each
 LIVE_S = 10.0  # that a live line looks back
 KV_FULL = 0.95  # a cache with more of its blocks in use cannot take a new prompt of some length
 
@@ -45,7 +46,8 @@ FLOPS, READ_BYTES = (
     "vllm:estimated_read_bytes_per_gpu_total",
 )
 _CUMULATIVE = r"_(?:total|bucket|count|sum)$"
-_HISTOGRAMS = (TTFT, ITL, QUEUE, E2E, PREFILL, DECODE, STEP_TOKENS)
+_TIMES = (TTFT, ITL, QUEUE, E2E, PREFILL, DECODE)
+_HISTOGRAMS = (*_TIMES, STEP_TOKENS)
 USED = (
     *(f"{name}_{part}" for name in _HISTOGRAMS for part in ("bucket", "count", "sum")),
     *(RUNNING, WAITING, KV, PROMPT, GENERATED, FINISHED, PREEMPTED, HIT_TOKENS, ASKED_TOKENS),
@@ -53,13 +55,108 @@ USED = (
 )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Bounds(Record):
+    """Where a number lies that only a histogram tells: above `low`, and at `high` at most.
+
+    `high` is None above the last bound of the histogram.
+    """
+
+    low: float
+    high: float | None
+    unit: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the document of an estimate whose value is not known."""
+        return {"value": None, **super().to_json(), "extrapolated": self.high is None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Times(Record):
+    """A mean, which a histogram's sum and count tell exactly, and the bounds of quantiles."""
+
+    mean: Estimate | None = None
+    p50: Bounds | None = None
+    p95: Bounds | None = None
+    p99: Bounds | None = None
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """What a histogram took in from poll to poll.
+
+    `bounds` are the upper ones of its buckets, `counts` [intervals, buckets] what fell into each,
+    `sums` [intervals] their sum, nan where it was not told.
+    """
+
+    bounds: Floats
+    counts: Floats
+    sums: Floats
+
+    def quantile(self, q: float, unit: str = "s") -> Bounds | None:
+        """Return what is known of a quantile; None where nothing was taken in."""
+        lows, highs, weights = self._observations()
+        total = weights.sum()
+        if total < 1:
+            return None
+        # What stands at a place of the lows (or the highs) in order is below (above) the
+        # observation at that place. By nearest rank and between two ranks: both are usual.
+        ends = []
+        for values, widest in ((lows, min), (highs, max)):
+            rank, share = divmod((total - 1) * q, 1)
+            nearest, under, over = (
+                _at(values, weights, place)
+                for place in (np.ceil(total * q) - 1, rank, rank + (share > 0))
+            )
+            between = under if under == over else under + share * (over - under)
+            ends.append(float(widest(nearest, between)))
+        low, high = ends
+        return Bounds(low=low, high=high if np.isfinite(high) else None, unit=unit)
+
+    def _observations(self) -> tuple[Floats, Floats, Floats]:
+        """Return what each observation lies above, what it is at most, and how many are alike.
+
+        Where few fell between two polls, their sum tells more than their buckets: all that it has
+        beyond the buckets' lower ends may be one observation's, half of it that of each of two.
+        """
+        begins = np.concatenate(([0.0], self.bounds[:-1]))
+        number = self.counts.sum(axis=1)
+        above = self.sums - self.counts @ begins
+        ends = np.where(self.counts > 0, self.bounds, 0.0)
+        below = (self.counts * ends).sum(axis=1) - self.sums
+        near = 1e-6 * np.maximum(np.abs(self.sums), 1.0)
+        # A page may tell an observation's sum and not yet its bucket; the next page mends it.
+        odd = ~((above >= -near) & (below >= -near))
+        odd[1:], odd[:-1] = odd[1:] | odd[:-1], odd[:-1] | odd[1:]
+        few = ~odd & (number <= FEW)
+        interval, bucket = np.nonzero(self.counts * few[:, None])
+        alike = self.counts[interval, bucket].astype(int)
+        interval, bucket = np.repeat(interval, alike), np.repeat(bucket, alike)
+        order = np.arange(interval.size) - np.repeat(np.cumsum(alike) - alike, alike) + 1
+        lows, highs = begins[bucket], self.bounds[bucket]
+        with np.errstate(invalid="ignore"):  # of a last bucket without an end
+            more = highs - np.maximum(below[interval], 0) / order - near[interval]
+            less = lows + np.maximum(above[interval], 0) / order + near[interval]
+        rest = self.counts[~few].sum(axis=0)
+        return (
+            np.concatenate((np.fmax(lows, more), begins)),
+            np.concatenate((np.fmin(highs, less), self.bounds)),
+            np.concatenate((np.ones(interval.size), rest)),
+        )
+
+
+def _at(values: Floats, weights: Floats, place: float) -> float:
+    """Return the value at a place in order, each standing as often as its weight."""
+    order = np.argsort(values)
+    return float(values[order][np.searchsorted(np.cumsum(weights[order]), place, side="right")])
+
+
 @dataclass(frozen=True)
 class Window:
     """Increases of counters and readings of gauges over a stretch of one engine's polls.
 
-    `increase` and `gauges` (one number per poll) are by name and labels; `buckets` has for each
-    histogram its upper bounds and the increase up to each. `seconds` leaves out the intervals of
-    `resets`.
+    `increase` and `gauges` (one number per poll) are by name and labels, `histograms` of times by
+    name. `seconds` leaves out the intervals of `resets`.
     """
 
     start_ns: int
@@ -68,7 +165,7 @@ class Window:
     polls: int
     resets: int
     increase: Mapping[Key, float]
-    buckets: Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]]
+    histograms: Mapping[str, Histogram]
     gauges: Mapping[Key, NDArray[np.float64]]
 
     def total(self, name: str) -> float | None:
@@ -111,9 +208,8 @@ def window_of(scrapes: pl.DataFrame, engine: str) -> Window | None:
     )
     fell = grown.filter(pl.col("grown") < 0, ~pl.col("name").str.ends_with("_sum"))
     resets = fell["time"].unique()
-    sums = (
-        grown.filter(~pl.col("time").is_in(resets.implode())).group_by(series).agg(pl.sum("grown"))
-    )
+    grown = grown.filter(~pl.col("time").is_in(resets.implode()))
+    sums = grown.filter(pl.col("le").is_null()).group_by("name", "labels").agg(pl.sum("grown"))
     lengths = pl.DataFrame({"time": times[1:], "length": times.diff()[1:]})
     kept = lengths.filter(~pl.col("time").is_in(resets.implode()))["length"]
     gauges = rows.filter(~cumulative).sort("time").group_by("name", "labels").agg("value")
@@ -123,10 +219,8 @@ def window_of(scrapes: pl.DataFrame, engine: str) -> Window | None:
         seconds=float(kept.sum()) / 1e9,
         polls=times.len(),
         resets=resets.len(),
-        increase={
-            (name, labels): value for name, labels, le, value in sums.iter_rows() if le is None
-        },
-        buckets=_buckets(sums),
+        increase={(name, labels): value for name, labels, value in sums.iter_rows()},
+        histograms=_histograms(grown, times),
         gauges={
             (name, labels): np.asarray(values, dtype=float)
             for name, labels, values in gauges.iter_rows()
@@ -134,12 +228,22 @@ def window_of(scrapes: pl.DataFrame, engine: str) -> Window | None:
     )
 
 
-def _buckets(sums: pl.DataFrame) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]:
-    found = sums.drop_nulls("le").group_by("name", "le").agg(pl.sum("grown")).sort("name", "le")
-    return {
-        str(name).removesuffix("_bucket"): (part["le"].to_numpy(), part["grown"].to_numpy())
-        for (name,), part in found.group_by("name")
-    }
+def _histograms(grown: pl.DataFrame, times: pl.Series) -> dict[str, Histogram]:
+    polls, found = times.to_numpy(), {}
+    for name in _TIMES:
+        rows = grown.filter(pl.col("name") == f"{name}_bucket").drop_nulls("le")
+        bounds = rows["le"].unique().sort().to_numpy()
+        if not bounds.size:
+            continue
+        counts = np.zeros((polls.size, bounds.size))
+        at = tuple(np.searchsorted(*each) for each in ((polls, rows["time"]), (bounds, rows["le"])))
+        np.add.at(counts, at, rows["grown"].to_numpy())
+        counts = np.diff(np.maximum.accumulate(counts, axis=1), axis=1, prepend=0.0)
+        told = grown.filter(pl.col("name") == f"{name}_sum")
+        sums = np.full(polls.size, 0.0 if told.height else np.nan)
+        np.add.at(sums, np.searchsorted(polls, told["time"].to_numpy()), told["grown"].to_numpy())
+        found[name] = Histogram(bounds, counts, sums)
+    return found
 
 
 def histogram_mean(window: Window, name: str, unit: str = "s") -> Estimate | None:
@@ -148,30 +252,10 @@ def histogram_mean(window: Window, name: str, unit: str = "s") -> Estimate | Non
     return None if not count or total is None else Estimate(value=total / count, unit=unit)
 
 
-def histogram_quantile(window: Window, name: str, q: float, unit: str = "s") -> Estimate | None:
-    """Return a quantile of what a histogram took in over the window.
-
-    A histogram tells the bucket that holds it, which is the interval [low, high]; the value lies
-    in it as if the bucket were evenly filled (Prometheus' histogram_quantile). Above the last
-    finite bound there is no upper end: the value is then that bound, marked `extrapolated`.
-    """
-    bounds, counts = window.buckets.get(name, (np.empty(0), np.empty(0)))
-    if not bounds.size or counts[-1] <= 0:
-        return None
-    counts = np.maximum.accumulate(counts)
-    place = int(np.searchsorted(counts, q * counts[-1]))
-    low = float(bounds[place - 1]) if place else 0.0
-    high = float(bounds[place])
-    if not np.isfinite(high):
-        return Estimate(value=low, low=low, unit=unit, extrapolated=True)
-    before = float(counts[place - 1]) if place else 0.0
-    share = (q * counts[-1] - before) / (counts[place] - before)
-    return Estimate(value=low + float(share) * (high - low), low=low, high=high, unit=unit)
-
-
-def _spread(window: Window, name: str) -> Spread:
-    quantiles = {key: histogram_quantile(window, name, q) for key, q in QUANTILES.items()}
-    return {"mean": histogram_mean(window, name), **quantiles}
+def _times(window: Window, name: str) -> Times:
+    found = window.histograms.get(name)
+    quantiles = {key: None if found is None else found.quantile(q) for key, q in QUANTILES.items()}
+    return Times(mean=histogram_mean(window, name), **quantiles)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,7 +269,7 @@ class Numbers(Record):
     more than `KV_FULL` of the blocks were in use, `waiting_share` that at which requests waited,
     `capped_share`, of the latter, that at which as many ran as ever did. `finished` counts
     requests by reason. Seconds are of requests that finished in the window (`ttft_s` and `itl_s`:
-    of tokens given in it); an interval of theirs is a histogram's bucket. `accepted_per_position`
+    of tokens given in it); of quantiles bounds are known. `accepted_per_position`
     is accepted drafts over drafts made, `acceptance_length` 1 + its sum. FLOPs and bytes read per
     GPU are vLLM's estimates, told only with --enable-mfu-metrics.
     """
@@ -214,12 +298,12 @@ class Numbers(Record):
     kv_full_share: float | None = None
     preemptions: int | None = None
     prefix_hit_share: float | None = None
-    ttft_s: Spread = field(default_factory=dict)
-    itl_s: Spread = field(default_factory=dict)
-    queue_s: Spread = field(default_factory=dict)
-    prefill_s: Spread = field(default_factory=dict)
-    decode_s: Spread = field(default_factory=dict)
-    e2e_s: Spread = field(default_factory=dict)
+    ttft_s: Times = Times()
+    itl_s: Times = Times()
+    queue_s: Times = Times()
+    prefill_s: Times = Times()
+    decode_s: Times = Times()
+    e2e_s: Times = Times()
     drafts: int | None = None
     drafted_tokens: int | None = None
     accepted_per_position: tuple[float, ...] | None = None
@@ -231,9 +315,8 @@ class Numbers(Record):
         """Return the document; estimates without the count of runs they rest on."""
         plain = super().to_json()
         for name in ("ttft_s", "itl_s", "queue_s", "prefill_s", "decode_s", "e2e_s"):
-            for each in plain[name].values():
-                if each is not None:
-                    each.pop("runs")
+            if plain[name]["mean"] is not None:
+                plain[name]["mean"].pop("runs")
         return plain
 
 
@@ -277,12 +360,12 @@ def numbers_of(scrapes: pl.DataFrame, engine: str) -> Numbers | None:
         kv_full_share=_mean(kv > KV_FULL),
         preemptions=None if preempted is None else round(preempted),
         prefix_hit_share=hit / asked if asked and hit is not None else None,
-        ttft_s=_spread(window, TTFT),
-        itl_s=_spread(window, ITL),
-        queue_s=_spread(window, QUEUE),
-        prefill_s=_spread(window, PREFILL),
-        decode_s=_spread(window, DECODE),
-        e2e_s=_spread(window, E2E),
+        ttft_s=_times(window, TTFT),
+        itl_s=_times(window, ITL),
+        queue_s=_times(window, QUEUE),
+        prefill_s=_times(window, PREFILL),
+        decode_s=_times(window, DECODE),
+        e2e_s=_times(window, E2E),
         drafts=None if drafts is None else round(drafts),
         drafted_tokens=None if drafts is None else round(window.total(DRAFTED) or 0),
         accepted_per_position=per_position,

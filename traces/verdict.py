@@ -114,7 +114,7 @@ def _kv(numbers: Numbers, _: Evidence) -> Outcome:
 
 
 def _queue(numbers: Numbers, evidence: Evidence) -> Outcome:
-    waits, queue, ttft = numbers.waiting_share, numbers.queue_s["mean"], numbers.ttft_s["mean"]
+    waits, queue, ttft = numbers.waiting_share, numbers.queue_s.mean, numbers.ttft_s.mean
     if waits is None:
         return Unseen(kind="queueing", needs="vllm:num_requests_waiting")
     if waits < WAITS or isinstance(_kv(numbers, evidence), Finding):
@@ -126,7 +126,10 @@ def _queue(numbers: Numbers, evidence: Evidence) -> Outcome:
     elif queue.value < QUEUED * ttft.value:
         return None
     else:
-        share = f"; {queue.value:.3g} s in the queue, {ttft.value:.3g} s to the first token"
+        share = (
+            f"; {queue.value:.3g} s in the queue, {ttft.value:.3g} s to the first token (means of "
+            "/metrics)"
+        )
     text = f"requests wait at {waits:.0%} of the polls, {numbers.waiting:.1f} on average{share}"
     if numbers.capped_share is not None and numbers.capped_share >= CAPPED:
         text += (

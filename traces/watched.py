@@ -2,23 +2,50 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import polars as pl
 
 from traces.deployment import USED, Numbers, numbers_of
 from traces.kernel_time import collectives, device_time
 from traces.recording import Recording
-from traces.schema import EngineConfig
+from traces.schema import EngineConfig, Record
+from traces.statistics import quantile, spread
+from traces.summary import Run, Spread, to_plain
 from traces.verdict import Evidence, Verdict, judge
+from traces.window_times import sample_times
 
 EVENTS_TOLD = ("restart", "counter_reset", "gap", "reconnect", "killed", "drop")
 
 
 @dataclass(frozen=True, kw_only=True)
+class Requests(Record):
+    """The times of an engine's requests one by one: as its spans told them, or as a client saw.
+
+    Mean, p50, p95 and p99 of each, with intervals for other problems, None where not told.
+    """
+
+    source: Literal["spans", "client"]
+    count: int
+    ttft_s: Spread
+    prefill_s: Spread
+    decode_s: Spread
+    e2e_s: Spread
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the document; estimates without the count of runs they rest on."""
+        return {name: to_plain(value) for name, value in vars(self).items()}
+
+
+@dataclass(frozen=True, kw_only=True)
 class Watched:
-    """One engine of a deployment; `events` counts what happened to it by kind."""
+    """One engine of a deployment; `events` counts what happened to it by kind.
+
+    `requests` are None where no request was seen by itself: only histograms tell of times then.
+    """
 
     recording: str
     complete: bool
@@ -28,6 +55,7 @@ class Watched:
     events: dict[str, int]
     columns: dict[str, str]  # of `steps`: measured, inferred or null; empty without steps
     scrapes: pl.DataFrame
+    requests: Requests | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the document of one engine."""
@@ -36,6 +64,7 @@ class Watched:
             "complete": self.complete,
             "engine": self.engine.to_json(),
             "numbers": None if self.numbers is None else self.numbers.to_json(),
+            "requests": None if self.requests is None else self.requests.to_json(),
             "verdict": self.verdict.to_json(),
             "events": self.events,
             "step_columns": self.columns,
@@ -54,21 +83,28 @@ def only_watched(recording: Recording) -> bool:
     return not manifest.policies and "imported" not in manifest.provenance
 
 
-def watched_engines(recording: Recording) -> list[Watched]:
-    """Return the engines whose /metrics a recording holds, in the manifest's order."""
+def watched_engines(recording: Recording, runs: Sequence[Run] = ()) -> list[Watched]:
+    """Return the engines whose /metrics a recording holds, in the manifest's order.
+
+    `runs` are the recording's, from which the times of single requests are taken.
+    """
     scrapes = recording.table("scrapes").filter(pl.col("name").is_in(USED)).collect()
     if not scrapes.height:
         return []
     told = set(scrapes["engine"].drop_nulls().unique())
     return [
-        _watched(recording, key, engine, scrapes.filter(pl.col("engine") == key))
+        _watched(recording, key, engine, scrapes.filter(pl.col("engine") == key), runs)
         for key, engine in recording.manifest.engines.items()
         if key in told
     ]
 
 
 def _watched(
-    recording: Recording, key: str, engine: EngineConfig, scrapes: pl.DataFrame
+    recording: Recording,
+    key: str,
+    engine: EngineConfig,
+    scrapes: pl.DataFrame,
+    runs: Sequence[Run],
 ) -> Watched:
     events, steps = recording.frame("events"), recording.steps.filter(pl.col("engine") == key)
     kernels = recording.frame("kernels").filter(pl.col("engine") == key)
@@ -90,6 +126,33 @@ def _watched(
         events={kind: counts[kind] for kind in EVENTS_TOLD if counts.get(kind)},
         columns=step_columns(steps),
         scrapes=scrapes,
+        requests=_requests([run for run in runs if run.engine == engine]),
+    )
+
+
+def _requests(runs: Sequence[Run]) -> Requests | None:
+    """Return the times of the requests of an engine's only run; several were told apart."""
+    if len(runs) != 1:
+        return None
+    frames = runs[0].rows, runs[0].sample_rows, runs[0].step_rows
+    if frames[0] is None or frames[1] is None or frames[2] is None:
+        return None
+    times = sample_times(frames[0], frames[1], frames[2])
+    if not times.height:
+        return None
+    problems = times["problem"].to_numpy()
+
+    def of(name: str) -> Spread:
+        values = times[name].cast(pl.Float64).fill_null(float("nan")).to_numpy()
+        known = np.isfinite(values)
+        p99 = quantile(values[known], 0.99, "s", problems=problems[known])
+        return {**spread(values, "s", problems), "p99": p99}
+
+    names = ("ttft_s", "prefill_s", "decode_s", "e2e_s")
+    return Requests(
+        source="spans" if runs[0].policy is None else "client",
+        count=times.height,
+        **{name: of(name) for name in names},
     )
 
 

@@ -15,9 +15,16 @@ from traces.energy import run_window
 from traces.power_curve import Window
 from traces.schema import Estimate
 from traces.statistics import LEVEL, Floats
-from traces.window_cost import WindowCost
+from traces.window_cost import WindowCost, window_cost
 
 _Z = NormalDist().inv_cdf(0.5 + LEVEL / 2)
+
+
+def sample_times(rows: pl.DataFrame, samples: pl.DataFrame, steps: pl.DataFrame) -> pl.DataFrame:
+    """Return `problem` and the times of `WindowTimes.of_samples` for a run's frames."""
+    decided = rows.filter(pl.col("state") == "decided")
+    known = WindowTimes(rows=decided, windows=window_cost(steps))
+    return pl.DataFrame(known.of_samples(samples))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,11 +54,12 @@ class WindowTimes:
         return {name: self.estimate(_wider(each, more)) for name, each in found.items()}
 
     def of_samples(self, samples: pl.DataFrame) -> dict[str, Any]:
-        """Return TTFT and TPOT per sample of decided problems, and their standard errors.
+        """Return the times of each sample of decided problems, seconds, and their standard errors.
 
-        TTFT = first_token - arrival; TPOT = (end - first_token) / (output_tokens - 1), of samples
-        with more than one token. A time that a step touched whose cost is not known is left out,
-        unless all are as measured.
+        `ttft` is from arrival to first token, `tpot` = (end - first_token) / (output_tokens - 1)
+        of samples with more than one token, `prefill` from the first scheduling to the first
+        token, `decode` from there to the end, and `e2e` is all. A time is left out where the cost
+        of a step that it met is not known, unless all are as measured.
         """
         timed = self.rows.filter(pl.col("latency_s").is_not_null() | pl.col("cost_unknown"))
         frame = samples.filter(pl.col("role").fill_null("sample") == "sample").join(
@@ -60,7 +68,13 @@ class WindowTimes:
         more = pl.when(pl.col("output_tokens") > 1).then(pl.col("output_tokens") - 1)
         tokens = _floats(frame, more)
         columns: dict[str, Any] = {"problem": frame["problem"].to_numpy()}
-        parts = (("ttft", "arrival", "first_token", 1.0), ("tpot", "first_token", "end", tokens))
+        parts = (
+            ("ttft", "arrival", "first_token", 1.0),
+            ("tpot", "first_token", "end", tokens),
+            ("prefill", "scheduled", "first_token", 1.0),
+            ("decode", "first_token", "end", 1.0),
+            ("e2e", "arrival", "end", 1.0),
+        )
         for name, begin, end, per in parts:
             since, until = (frame[each].fill_null(0).to_numpy() for each in (begin, end))
             took = _floats(frame, (pl.col(end) - pl.col(begin)) / 1e9)

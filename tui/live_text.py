@@ -7,18 +7,28 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import polars as pl
 
-from traces.deployment import GENERATED, KV, RUNNING, WAITING, Numbers, Spread
+from traces.deployment import (
+    GENERATED,
+    KV,
+    QUANTILES,
+    RUNNING,
+    WAITING,
+    Bounds,
+    Numbers,
+    Times,
+)
 from traces.schema import Estimate
 from traces.verdict import Verdict
-from traces.watched import Watched
+from traces.watched import Requests, Watched
 from tui.formats import (
     ABSENT,
-    OUTSIDE,
     align,
     compact,
-    interval,
+    counted,
+    digits,
     number,
     percent,
+    scale,
     sparkline,
     value_of,
     wrap,
@@ -69,7 +79,7 @@ def _most(known: Sequence[Numbers], name: str) -> float | None:
 
 
 def _worst(known: Sequence[Numbers], name: str) -> Estimate | None:
-    means = [mean for each in known if (mean := getattr(each, name).get("mean")) is not None]
+    means = [mean for each in known if (mean := getattr(each, name).mean) is not None]
     return max(means, key=lambda mean: mean.value, default=None)
 
 
@@ -90,13 +100,13 @@ def watched_lines(found: Watched, *, width: int = 80) -> list[str]:
         told = ", ".join(f"{kind.replace('_', ' ')} {n:,}" for kind, n in found.events.items())
         lines += wrap("!", told, width=width, indent=2)
     if numbers is not None:
-        lines += ["", *_number_lines(numbers, width), "", *_charts(found, width)]
+        lines += ["", *_number_lines(found, numbers, width), "", *_charts(found, width)]
     if found.columns:
         lines += ["", *_column_lines(found.columns, width)]
     return [*lines, "", *verdict_lines(found.verdict, width=width)]
 
 
-def _number_lines(numbers: Numbers, width: int) -> list[str]:
+def _number_lines(found: Watched, numbers: Numbers, width: int) -> list[str]:
     finished = [f"{n} {numbers.finished[n]:,}" for n in _FINISHED if n in numbers.finished]
     lines = wrap(
         "polls",
@@ -126,9 +136,12 @@ def _number_lines(numbers: Numbers, width: int) -> list[str]:
             f"length {numbers.acceptance_length:.2f}"
         )
         lines += wrap("drafts", drafts, width=width, indent=INDENT)
-    rows: list[tuple[str, ...]] = [
-        ("", "mean", "p50", "in the bucket", "p95", "in the bucket", "p99")
-    ]
+    return [*lines, "", *_time_lines(numbers, found.requests, width)]
+
+
+def _time_lines(numbers: Numbers, requests: Requests | None, width: int) -> list[str]:
+    """Return the times of requests: one by one where they are known, else by histograms."""
+    rows = [("", "mean", *QUANTILES, "from")]
     for title, name in (
         ("TTFT", "ttft_s"),
         ("ITL", "itl_s"),
@@ -137,30 +150,38 @@ def _number_lines(numbers: Numbers, width: int) -> list[str]:
         ("decode", "decode_s"),
         ("request", "e2e_s"),
     ):
-        rows.append((title, *_cells(getattr(numbers, name))))
-    lines += ["", *align(rows, right=(1, 2, 4, 6))]
-    if any(OUTSIDE in line for line in lines):
-        lines.append(f"{OUTSIDE} above the last bound of vLLM's histogram")
+        each = getattr(requests, name, None)
+        if requests is not None and each is not None and each["mean"] is not None:
+            cells = [value_of(each[q]) for q in ("mean", *QUANTILES)]
+            rows.append((title, *cells, requests.source))
+            continue
+        times: Times = getattr(numbers, name)
+        cells = [bounds_text(getattr(times, q)) for q in QUANTILES]
+        rows.append((title, value_of(times.mean), *cells, "/metrics"))
+    lines = align(rows, right=(1, 2, 3, 4))
+    used = {row[-1] for row in rows}
+    if requests is not None and requests.source in used:
+        how = "as their spans tell" if requests.source == "spans" else "as the client saw them"
+        text = f"{counted(requests.count, 'request')}, {how}"
+        lines += wrap(requests.source, text, width=width, indent=INDENT)
+    if "/metrics" in used:
+        text = "vLLM's histograms: a mean is exact, a quantile lies between two bounds"
+        lines += wrap("/metrics", text, width=width, indent=INDENT)
     return lines
 
 
-def _cells(spread: Spread) -> tuple[str, ...]:
-    p50, p95 = spread.get("p50"), spread.get("p95")
-    return (
-        value_of(spread.get("mean")),
-        quantile_of(p50),
-        interval(p50),
-        quantile_of(p95),
-        interval(p95),
-        quantile_of(spread.get("p99")),
-    )
-
-
-def quantile_of(estimate: Estimate | None) -> str:
-    """Return a quantile; in the first bucket a histogram only tells what it lies below."""
-    if estimate is not None and estimate.low == 0 and estimate.high is not None:
-        return f"<{number(estimate.high, estimate.unit)}"
-    return value_of(estimate)
+def bounds_text(bounds: Bounds | None) -> str:
+    """Return `5.00 to 10.0 s`, `up to 10.0 ms`, `over 60.0 s`, or one number where they agree."""
+    if bounds is None:
+        return ABSENT
+    if bounds.high is None:
+        return f"over {number(bounds.low, bounds.unit)}"
+    high = number(bounds.high, bounds.unit)
+    factor, unit = scale(bounds.high, bounds.unit)
+    low = digits(bounds.low / factor)
+    if f"{low} {unit}" == high:
+        return high
+    return f"up to {high}" if bounds.low <= 0 else f"{low} to {high}"
 
 
 def _rate(value: float | None) -> str:

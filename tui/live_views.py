@@ -11,17 +11,17 @@ import numpy as np
 import polars as pl
 
 from profiler.doctor import Finding
-from traces.deployment import LIVE_S, QUANTILES, Numbers
-from traces.schema import Estimate
+from traces.deployment import LIVE_S, QUANTILES, Numbers, Times
 from traces.series import Timeline
 from tui.formats import ABSENT, align, clock, number, percent, value_of, wrap
-from tui.live_text import quantile_of, verdict_lines
+from tui.live_text import bounds_text, verdict_lines
 from tui.live_watch import Snapshot
 from tui.run_views import Lane, run_lanes
 
 KEPT = 600  # seconds
 POWER = "power W"
 MAY_LACK = ("accept", "preempt", POWER)  # gauges that are left out where nothing is known
+SHOWN = ("p50", "p95")  # a p99 of some seconds would be of few requests
 _SPREADS = (("TTFT", "ttft_s"), ("ITL", "itl_s"), ("queue", "queue_s"), ("request", "e2e_s"))
 
 
@@ -84,19 +84,19 @@ _GAUGES: tuple[tuple[str, Callable[[Sequence[Numbers]], float]], ...] = (
 def spread_lines(snapshot: Snapshot) -> list[str]:
     """Return the times of requests, and of steps that are seen: those of the slowest engine."""
     known = [each for each in snapshot.numbers.values() if each is not None]
-    rows: list[Sequence[str]] = [(f"last {LIVE_S:.0f} s", "mean", "p50", "p95", "p99")]
+    rows: list[Sequence[str]] = [(f"last {LIVE_S:.0f} s", "mean", *SHOWN)]
     for title, name in _SPREADS:
-        spreads = [getattr(each, name) for each in known]
-        worst = [_worst([s.get(q) for s in spreads]) for q in ("mean", *QUANTILES)]
-        rows.append((title, value_of(worst[0]), *map(quantile_of, worst[1:])))
+        worst = _worst([getattr(each, name) for each in known])
+        cells = (bounds_text(getattr(worst, q)) for q in SHOWN)
+        rows.append((title, value_of(worst.mean), *cells))
     steps = _slowest_steps(snapshot.step_rows)
     if steps is not None:
         rows.append(("step", *(number(each, "s") for each in steps)))
-    return align(rows, right=(1, 2, 3, 4))
+    return align(rows, right=(1, 2, 3))
 
 
 def _slowest_steps(rows: pl.DataFrame | None) -> tuple[float, ...] | None:
-    """Return mean, p50, p95, p99 of an engine's steps in the last seconds that were sent, in s."""
+    """Return mean, p50 and p95 of an engine's steps in the last seconds that were sent, in s."""
     if rows is None:
         return None
     known = rows.drop_nulls("wall_ns")
@@ -104,7 +104,7 @@ def _slowest_steps(rows: pl.DataFrame | None) -> tuple[float, ...] | None:
     if not isinstance(last, int):
         return None
     walls = pl.col("wall_ns") / 1e9
-    quantiles = [walls.quantile(q).alias(name) for name, q in QUANTILES.items()]
+    quantiles = [walls.quantile(QUANTILES[name]).alias(name) for name in SHOWN]
     each = (
         known.filter(pl.col("end") > last - round(LIVE_S * 1e9))
         .group_by("engine")
@@ -140,9 +140,9 @@ def rate_lines(snapshot: Snapshot, *, width: int) -> list[str]:
     return lines
 
 
-def _worst(found: Sequence[Estimate | None]) -> Estimate | None:
-    known = [each for each in found if each is not None]
-    return max(known, key=lambda each: each.value, default=None)
+def _worst(found: Sequence[Times]) -> Times:
+    """Return the times of the engine with the highest mean."""
+    return max(found, key=lambda each: each.mean.value if each.mean else -1.0, default=Times())
 
 
 def sees_line(snapshot: Snapshot | None, findings: Sequence[Finding]) -> str:

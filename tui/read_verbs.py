@@ -101,15 +101,18 @@ def print_show(
 
     _check_price(price)
     recordings = [Recording.open(path) for path in paths]
-    watched = [engine for recording in recordings for engine in watched_engines(recording)]
-    of_each = [
-        [
-            run
-            for run in summarise(recording, price_usd_per_device_hour=price)
-            if not watched or run.problems or run.problems_in_flight or run.time_by_family
-        ]
-        for recording in recordings
-    ]
+    watched, of_each = [], []
+    for recording in recordings:
+        own = summarise(recording, price_usd_per_device_hour=price)
+        servers = watched_engines(recording, own)
+        watched += servers
+        of_each.append(
+            [
+                run
+                for run in own
+                if not servers or run.problems or run.problems_in_flight or run.time_by_family
+            ]
+        )
     runs = [run for each in of_each for run in each]
     compared = None
     if list(map(len, of_each)) == [1, 1]:

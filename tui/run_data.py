@@ -83,7 +83,7 @@ def read_run(recording: Recording | None, run: Run) -> RunData:
         if window is not None:
             found = energy_curve(of_one_kind(recording.frame("power"))[0], window)
             curve = found if isinstance(found, Curve) else None
-    watched = () if run.rows is not None and run.rows.height else watched_engines(recording)
+    watched = () if run.rows is not None and run.rows.height else watched_engines(recording, [run])
     return RunData(
         timeline=timeline, kernels=kernels, curve=curve, window=window, watched=tuple(watched)
     )

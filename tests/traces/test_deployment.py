@@ -2,13 +2,14 @@
 
 import math
 
+import numpy as np
 import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.profiler.metrics_server import Metrics
-from traces.deployment import numbers_of
+from traces.deployment import Bounds, numbers_of
 from traces.exposition import LONGEST_LINE, PageReader, Series
 from traces.kernel_time import Collective, DeviceTime
 from traces.tables import SCRAPES
@@ -80,10 +81,10 @@ def test_recorded_page_gives_the_numbers_that_are_in_it():
         value["vllm:time_to_first_token_seconds_sum"]
         / value["vllm:time_to_first_token_seconds_count"]
     )
-    assert found.ttft_s["mean"].value == pytest.approx(mean)
-    for spread in (found.ttft_s, found.itl_s, found.e2e_s):
-        for each in (spread["p50"], spread["p95"]):
-            assert each.low <= each.value <= each.high
+    assert found.ttft_s.mean.value == pytest.approx(mean)
+    for times in (found.ttft_s, found.itl_s, found.e2e_s):
+        for each in (times.p50, times.p95):
+            assert 0 <= each.low < each.high
     assert found.flops_per_gpu_per_s is None  # vLLM's 0 where nobody asked for estimates
     assert found.acceptance_length is None
     assert found.finished.keys() == {"stop"}
@@ -99,11 +100,59 @@ def test_quantiles_against_counting_by_hand():
         return "\n".join(lines).replace("inf", "+Inf") + "\n"
 
     found = numbers_of(scrapes([(0, page(empty)), (1, page(full))]), "e").itl_s
-    assert (found["p50"].value, found["p50"].low, found["p50"].high) == (0.1, 0.0, 0.1)
-    assert found["p95"].value == 0.2
-    assert found["p95"].high is None
-    assert found["p95"].extrapolated
-    assert found["mean"] is None  # its sum was not told
+    assert found.p50.low == 0.0 and 0.1 < found.p50.high < 0.16  # the 50th and the 51st
+    assert found.p95 == Bounds(low=0.2, high=None, unit="s")
+    told = {"value": None, "low": 0.2, "high": None, "unit": "s", "extrapolated": True}
+    assert found.p95.to_json() == told
+    assert found.mean is None  # its sum was not told
+
+
+E2E = "vllm:e2e_request_latency_seconds"
+TIMES = st.floats(0.001, 30.0)
+
+
+def histogram_pages(intervals, before=(), bounds=(0.3, 0.5, 1.0, 5.0, 10.0, math.inf)):
+    """Pages of a server that had seen `before`, then each interval's times."""
+    seen, pages = list(before), []
+    for second, times in enumerate([(), *intervals]):
+        seen += times
+        counts = {bound: sum(each <= bound for each in seen) for bound in bounds}
+        lines = [f'{E2E}_bucket{{engine="0",le="{le}"}} {n}' for le, n in counts.items()]
+        lines += [
+            f'{E2E}_sum{{engine="0"}} {sum(seen)!r}',
+            f'{E2E}_count{{engine="0"}} {len(seen)}',
+        ]
+        pages.append((second, "\n".join(lines).replace("inf", "+Inf") + "\n"))
+    return pages
+
+
+@given(st.lists(st.lists(TIMES, max_size=25), min_size=1, max_size=6), st.lists(TIMES, max_size=9))
+def test_a_quantile_lies_between_its_bounds(intervals, before):
+    """Whatever was seen, and by any usual definition; what came before the first poll is out."""
+    found = numbers_of(scrapes(histogram_pages(intervals, before)), "e").e2e_s
+    times = [each for interval in intervals for each in interval]
+    if not times:
+        assert (found.p50, found.p95, found.p99) == (None, None, None)
+        return
+    assert found.mean.value == pytest.approx(np.mean(times))
+    for bounds, q in ((found.p50, 0.5), (found.p95, 0.95), (found.p99, 0.99)):
+        for method in ("linear", "inverted_cdf"):
+            true = np.quantile(times, q, method=method)
+            assert bounds.low - 1e-9 <= true
+            assert bounds.high is None or true <= bounds.high + 1e-9
+
+
+def test_a_sum_between_two_polls_tells_more_than_a_bucket():
+    """One slow request of 5.92 s is no p95 of 9.61 s; two that overflow have an end."""
+    found = numbers_of(scrapes(histogram_pages([(0.4, 0.6), (5.92,), ()])), "e").e2e_s
+    assert found.p99.high == pytest.approx(5.92, abs=1e-4)
+    assert found.p50.low >= 0.5 and found.p50.high <= 0.7 + 1e-4
+    found = numbers_of(scrapes(histogram_pages([(12.0, 14.0)])), "e").e2e_s
+    assert (found.p50.low, found.p50.high) == (10.0, pytest.approx(14.5, abs=1e-4))
+    torn = histogram_pages([(0.4,), (8.0,), (0.4,)])
+    page = torn[1][1].replace(f'{E2E}_sum{{engine="0"}} 0.4', f'{E2E}_sum{{engine="0"}} 8.4')
+    found = numbers_of(scrapes([torn[0], (1, page), *torn[2:]]), "e").e2e_s
+    assert 4.9 <= found.p99.low <= 5.0 and 9.9 <= found.p99.high <= 10.0
 
 
 def test_an_interval_with_a_restart_is_left_out():

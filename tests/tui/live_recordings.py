@@ -33,8 +33,13 @@ def page(seconds, requests):
     return "\n".join(lines) + "\n"
 
 
-def write_watched(folder, *, spans, engines=1, polls=20, steps=False, seconds=(0.3, 0.3, 5.9)):
-    """Write what was watched of `engines` servers; with `spans` each request is a sample of one."""
+def write_watched(
+    folder, *, spans, engines=1, polls=20, steps=False, seconds=(0.3, 0.3, 5.9), each=1
+):
+    """Write what was watched of `engines` servers, of which `each` requests end between polls.
+
+    With `spans` each is the sample of a problem.
+    """
     configs = [engine_config(mode="server", other=(("url", f"http://h:{n}"),))
                for n in range(engines)]  # fmt: skip
     facts = Manifest(
@@ -46,7 +51,7 @@ def write_watched(folder, *, spans, engines=1, polls=20, steps=False, seconds=(0
     for config in configs:
         reader = PageReader()
         for poll in range(polls):
-            for series, value in reader.read(page(seconds, poll)).items():
+            for series, value in reader.read(page(seconds, poll * each)).items():
                 row = {"time": BEGIN + poll * S, "engine": config.key(), "name": series.name}
                 writer.append(
                     "scrapes", row | {"labels": series.labels, "le": series.le, "value": value}

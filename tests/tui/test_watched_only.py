@@ -6,7 +6,9 @@ import pytest
 
 from tests.tui.live_recordings import write_watched
 from tests.tui.test_run_screen import settle, text_of
+from traces.deployment import Bounds
 from tui.app import TtscopeApp
+from tui.live_text import bounds_text
 
 DEPTHS = {
     "metrics": {"spans": False},
@@ -107,3 +109,49 @@ async def test_other_screens_with_nothing_else(folder):
         await pilot.press("4")
         await settle(pilot)
         assert "the traffic of others" in " ".join(text_of(app, "#message").split())
+
+
+def test_one_output_has_one_ttft(run, folder):
+    """Spans are preferred, and are what the run above has; else bounds, and no point in them."""
+    _, out, _ = run("show", folder / "spans")
+    table = {line.split()[0]: line for line in out.splitlines() if line.endswith(("spans", "s"))}
+    assert table["TTFT"].endswith("spans") and table["request"].endswith("spans")
+    assert table["ITL"].endswith("/metrics")
+    (above,) = (line for line in out.splitlines() if line.startswith("TTFT p95"))
+    assert " ".join(above.split()[2:4]) in table["TTFT"]
+    assert "19 requests, as their spans tell" in out
+    _, out, _ = run("show", folder / "spans", "--json")
+    document = json.loads(out)
+    (watched,) = document["watched"]
+    for name in ("mean", "p50", "p95"):
+        assert watched["requests"]["ttft_s"][name] == document["runs"][0]["ttft_s"][name]
+    told = watched["numbers"]["ttft_s"]
+    assert told["mean"]["value"] == pytest.approx(sum((0.3, 0.3, 5.9) * 6, 0.3) / 19)
+    assert set(told["p95"]) == {"value", "low", "high", "unit", "extrapolated"}
+    assert told["p95"]["value"] is None
+    assert 5.0 <= told["p95"]["low"] <= 5.9 <= told["p95"]["high"] <= 5.901
+
+
+def test_of_histograms_bounds_are_shown(run, tmp_path):
+    write_watched(tmp_path / "busy", spans=False, seconds=(0.3, 0.3, 5.9), each=20)
+    _, out, _ = run("show", tmp_path / "busy")
+    (line,) = (line for line in out.splitlines() if line.startswith("TTFT"))
+    assert "0.250 to 0.500 s" not in line  # in the unit of the upper bound
+    assert "250 to 500 ms" in line and "5.00 to 10.0 s" in line and line.endswith("/metrics")
+    assert "a quantile lies between two bounds" in " ".join(out.split())
+    assert max(map(len, out.splitlines())) <= 80
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "text"),
+    [
+        (5.0, 10.0, "5.00 to 10.0 s"),
+        (0.0, 0.01, "up to 10.0 ms"),
+        (60.0, None, "over 60.0 s"),
+        (5.919, 5.921, "5.92 s"),
+        (0.75, 1.0, "0.750 to 1.00 s"),
+        (5e-5, 0.3, "0.0500 to 300 ms"),
+    ],
+)
+def test_bounds_in_words(low, high, text):
+    assert bounds_text(Bounds(low=low, high=high, unit="s")) == text

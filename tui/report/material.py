@@ -64,14 +64,17 @@ def gather_material(
         for system in systems:  # a wrong name is an error, not a page without advice
             read_prior(system)
     report = progress or (lambda what, done, whole: None)
-    watched = tuple(engine for each in recordings for engine in watched_engines(each.afresh()))
+    watched: list[Watched] = []
     runs: list[Run] = []
     for number, recording in enumerate(recordings):
         report("reading", number, len(recordings))
+        own = summarise(recording.afresh(), budget.price_usd_per_device_hour)
+        found = watched_engines(recording.afresh(), own)
+        watched += found
         runs += [
             replace(run, rows=None, sample_rows=None, step_rows=None)  # the page shows none
-            for run in summarise(recording.afresh(), budget.price_usd_per_device_hour)
-            if not watched or run.problems or run.problems_in_flight or run.time_by_family
+            for run in own
+            if not found or run.problems or run.problems_in_flight or run.time_by_family
         ]
     posed = {run.recording for run in runs if run.problems}
     complete = [
@@ -84,7 +87,7 @@ def gather_material(
     foretold, not_foretold = _foretold(complete, runs, report)
     return Material(
         runs=tuple(runs),
-        watched=watched,
+        watched=tuple(watched),
         limited=limited,
         advice=advice,
         no_advice=no_advice,

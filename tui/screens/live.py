@@ -229,7 +229,7 @@ class LiveScreen(ModeScreen):
         tall = self.app.size.height >= TALL
         verdict = verdicts_lines(last, width=width, whole=False)
         self.query_one("#verdict", Static).update("\n".join(verdict))
-        room = self.app.size.width - (50 if self.app.size.width >= WIDE else 1)
+        room = self.app.size.width - (56 if self.app.size.width >= WIDE else 1)
         steps = self._history.step_lanes(Lanes.bins(width)) if tall else []
         title = [("engine steps of the last minute", "dim")] if steps else []
         gauges = self._history.lanes(Lanes.bins(room))
