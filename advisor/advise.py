@@ -233,6 +233,7 @@ class Advisor:
     ) -> Recommendation:
         """Return what to run for a budget; nothing that fits is an answer too.
 
+        Where the budget requires nothing, the answer holds the fronts, and no pick.
         `model_path` turns a model's name into what vLLM is given, `cpu_build` is vLLM's where the
         command is to be run, if it is that; `present` is what runs today; `progress` hears how many
         leaders are replayed. Raises UsageError as `ranking` does, and for a present configuration
@@ -242,17 +243,12 @@ class Advisor:
         state.begin()
         ranking = self.ranking(budget)
         today = None if present is None else self._present(*present)
-        state.replay(ranking.leaders(LEADERS), progress)
+        if budget.required:
+            state.replay(ranking.leaders(LEADERS), progress)
         fronts = [*ranking.front(), *ranking.front("flops")]
         state.replay([*fronts, *([] if today is None else [today])])
-        system = self._improve(state, ranking)
-        if system is None:
-            self._look_near(state, ranking, budget)
-        else:
-            state.replay(ranking.twins(state.rows[system])[:TWINS])
-        accuracy = None if system is None else state.measures.values("accuracy")[system]
-        for of in ("flops", "tokens"):
-            state.replay(ranking.fewest(of, accuracy))
+        if budget.required:
+            self._look_for_picks(state, ranking, budget)
         return answer(
             Asked(
                 evidence=self.evidence,
@@ -267,6 +263,17 @@ class Advisor:
                 at_rate=partial(self._at_rate, budget) if len(self.space) <= FEW else None,
             )
         )
+
+    def _look_for_picks(self, state: UnderLoad, ranking: Ranking, budget: Budget) -> None:
+        """Replay what may be a pick, or else comes nearest to one."""
+        system = self._improve(state, ranking)
+        if system is None:
+            self._look_near(state, ranking, budget)
+        else:
+            state.replay(ranking.twins(state.rows[system])[:TWINS])
+        accuracy = None if system is None else state.measures.values("accuracy")[system]
+        for of in ("flops", "tokens"):
+            state.replay(ranking.fewest(of, accuracy))
 
     def _at_rate(self, budget: Budget, rate_per_s: float) -> str | None:
         """Return the closed form's pick at a rate, without its limits; None where nothing fits."""

@@ -67,13 +67,14 @@ class Asked:
 def answer(asked: Asked) -> Recommendation:
     """Return the recommendation."""
     question, measures = asked.question, asked.question.measures
-    system = question.best(question.fits)
+    required = question.budget.required
+    system = question.best(question.fits) if required else None
     compute = question.compute_optimal(system)
     tokens = question.compute_optimal(system, of="tokens")
     regret: Mapping[str, Estimate | None] = {}
     if system is not None and compute is not None:
         regret = question.differences(REGRETS, compute, system)
-    rows = [] if system is not None else question.near_misses()
+    rows = question.near_misses() if required and system is None else []
     misses = tuple(_near_miss(asked, limit, row) for limit, row in rows)
     equals = [] if system is None else question.equals(system)
     infeasible = Counter(asked.space.dropped) + _infeasible(asked)
@@ -94,7 +95,7 @@ def answer(asked: Asked) -> Recommendation:
         stages=stages,
         load=asked.load,
     )
-    if system is None:
+    if required and system is None:
         told = [*why_nothing(question, misses, rows), *told]
     return Recommendation(
         budget=question.budget,
@@ -138,7 +139,9 @@ def _pick(asked: Asked, row: int) -> Pick:
             policy=candidate.policy,
             cpu_build=asked.cpu_build,
             kv_bytes_per_token=None if facts is None else facts.kv_bytes_per_token,
-        ),
+        )
+        if question.budget.required
+        else None,
         estimates={name: question.estimate(name, row) for name in names},
         probability_within_budget=float(question.chance[row]),
         prior=candidate.prior,

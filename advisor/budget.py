@@ -18,7 +18,10 @@ _NUMBER = re.compile(r"([-+]?(?:\d+\.?\d*|\.\d+|nan|inf)(?:e[-+]?\d+)?)\s*(.*)",
 
 
 def is_given(given: Mapping[str, Any]) -> bool:
-    """Whether the options hold a limit or what to optimise."""
+    """Whether the options hold a requirement: a limit, or what to optimise.
+
+    A rate, a price, a percentile or a confidence by itself is none.
+    """
     asked = ("max_latency", "max_cost", "max_energy", "min_accuracy", "gpus", "optimise")
     return any(given.get(name) is not None for name in asked)
 
@@ -46,11 +49,11 @@ def parse_budget(given: Mapping[str, Any]) -> Budget:
     gpus = given.get("gpus")
     if gpus is not None and gpus < 1:
         raise UsageError(f"--gpus {gpus}: wants at least 1")
-    optimise = given.get("optimise") or "latency"
+    optimise = given.get("optimise") or Budget.optimise
     if optimise not in get_args(Objective):
         raise UsageError(f"--optimise {optimise}: wants one of {', '.join(get_args(Objective))}")
     confidence = given.get("confidence")
-    confidence = 0.9 if confidence is None else float(confidence)
+    confidence = Budget.confidence if confidence is None else float(confidence)
     if not 0 < confidence < 1:
         raise UsageError(f"--confidence {confidence:g}: wants a share between 0 and 1, such as 0.9")
     price, prices = parse_prices(given.get("price"))
@@ -72,6 +75,7 @@ def parse_budget(given: Mapping[str, Any]) -> Budget:
         prices=prices,
         optimise=cast(Objective, optimise),
         confidence=confidence,
+        required=is_given(given),
     )
 
 

@@ -22,12 +22,36 @@ LIMITS = {  # field of the budget -> why a candidate that breaks it is not taken
     "max_cost_usd": "too expensive",
     "max_energy_j": "takes too much energy",
 }
+OPTIONS = {
+    "max_latency_s": "--max-latency",
+    "max_device_s": "--max-cost",
+    "max_cost_usd": "--max-cost",
+    "max_energy_j": "--max-energy",
+    "max_gpus": "--gpus",
+    "min_accuracy": "--min-accuracy",
+    "rate": "--rate",
+}
 UNSURE = "not sure enough of all limits at once"
 
 
 def latency_name(percentile: int | None) -> str:
     """Return the name of the latency that a budget speaks of."""
     return "latency_s" if percentile is None else f"latency_p{percentile}_s"
+
+
+def statistic_words(percentile: int | None) -> str:
+    """Return the statistic of latencies that is meant, the mean or a percentile."""
+    return "mean" if percentile is None else f"p{percentile}"
+
+
+def latency_words(percentile: int | None) -> str:
+    """Return which latency is meant, such as `mean latency`."""
+    return f"{statistic_words(percentile)} latency"
+
+
+def which_latency(limit: str, percentile: int | None) -> str:
+    """Return what follows a value of a limit: which latency it is of, such as ` (mean)`."""
+    return f" ({statistic_words(percentile)})" if limit == "max_latency_s" else ""
 
 
 @dataclass(frozen=True, kw_only=True)

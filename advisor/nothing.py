@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from math import ceil, floor, isfinite, log10
 
+from advisor.limits import OPTIONS, which_latency
 from advisor.question import Question
-from advisor.reasons import OPTIONS, interval, quantity
+from advisor.reasons import interval, quantity
 from traces.schema import NearMiss
 
 
@@ -42,7 +43,8 @@ def _would_take(question: Question, miss: NearMiss, limit: str, row: int) -> Ite
             return
         needed, end = question.needed(limit, row), "be sure of it"
     value = quantity(_enough(needed, above=question.limits[limit].above), miss.nearest.unit)
-    yield f"{OPTIONS[limit]} would have to be {value} for {name} to {end}"
+    which = which_latency(limit, question.budget.latency_percentile)
+    yield f"{OPTIONS[limit]} would have to be {value}{which} for {name} to {end}"
 
 
 def _enough(value: float, *, above: bool) -> float:

@@ -35,15 +35,6 @@ NOUNS = {
     "accuracy": "accuracy",
     "throughput_problems_per_s": "throughput",
 }
-OPTIONS = {
-    "max_latency_s": "--max-latency",
-    "max_device_s": "--max-cost",
-    "max_cost_usd": "--max-cost",
-    "max_energy_j": "--max-energy",
-    "max_gpus": "--gpus",
-    "min_accuracy": "--min-accuracy",
-    "rate": "--rate",
-}
 ENOUGH_PROBLEMS = 100
 CLEARLY = 1.1  # times as many steps, or as long ones, that explain why one is worse
 
@@ -106,6 +97,7 @@ def reasons(
         lines.append(_steps(measures.outcomes[system]))
         lines += _against_compute(question, system, compute)
         lines += _fewest_tokens(question, system, compute, least_tokens)
+        lines += _without_accuracy(question, system)
         lines += _equal_ones(question, system, equals)
         lines += _certainty(measures.outcomes[system])
     lines += _how_far(stages)
@@ -264,6 +256,24 @@ def _fewest_tokens(
         f"by tokens the least is {name_of(same[0])}, with {quantity(tokens[least], 'tokens')} "
         f"against {quantity(tokens[compute], 'tokens')} of the compute-optimal one"
     )
+
+
+def _without_accuracy(question: Question, system: int) -> Iterable[str]:
+    """Say what accuracy the pick has where none is required, and which could be had."""
+    budget, measures = question.budget, question.measures
+    if budget.min_accuracy is not None or budget.optimise == "accuracy":
+        return
+    accuracy = measures.values("accuracy")
+    known = question.estimate("accuracy", system)
+    told = "not known" if known is None else interval(known)
+    line = f"no accuracy is required (--min-accuracy): that of the pick is {told}"
+    fitting = np.where(question.fits, accuracy, -np.inf)
+    best = next((int(row) for row in question.order if fitting[row] >= fitting.max()), system)
+    if accuracy[best] > accuracy[system]:
+        name = name_of(measures.outcomes[best].candidate)
+        line += f", and {name} reaches {accuracy[best]:.3f}"
+        line += " within the limits" if budget.limits() else ""
+    yield line
 
 
 def _equal_ones(question: Question, system: int, equals: Sequence[int]) -> Iterable[str]:

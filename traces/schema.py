@@ -295,7 +295,11 @@ class Estimate(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Budget(Record):
-    """What a problem may take; what is None is not limited."""
+    """What a problem may take; what is None is not limited.
+
+    `latency_percentile` is which latency is limited and optimised, None the mean. `required` is
+    False where neither a limit nor what to optimise was given: nothing is recommended then.
+    """
 
     max_latency_s: float | None = None
     latency_percentile: int | None = None
@@ -309,6 +313,7 @@ class Budget(Record):
     prices: tuple[tuple[str, float], ...] = ()  # (type of device, USD per device-hour)
     optimise: Objective = "latency"
     confidence: float = 0.9
+    required: bool = True
 
     def limits(self) -> dict[str, float]:
         """Return the limits that are given, by field name."""
@@ -448,3 +453,9 @@ class Recommendation(Record):
     stages: Stages | None = None
     present: Present | None = None
     experiments: tuple[Experiment, ...] = ()
+
+    @property
+    def missed(self) -> tuple[NearMiss, ...]:
+        """The near misses of limits that are missed; all where each is met, but not all at once."""
+        sure = self.budget.confidence
+        return tuple(each for each in self.near_misses if each.sure < sure) or self.near_misses

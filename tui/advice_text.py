@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from advisor.command import policy_request
-from advisor.reasons import OPTIONS
+from advisor.limits import OPTIONS, latency_name, latency_words, which_latency
+from advisor.reasons import noun
 from traces.schema import Budget, Estimate, Measured, Pick, Present, Recommendation, Turning
 from tui.commands import command_lines, split_command
 from tui.formats import interval, number
@@ -26,6 +27,9 @@ ROWS = {  # estimate -> how it is called, and how its unit is shown
 }
 COMPARED = ("accuracy", "latency_s", "latency_p95_s", "device_s", "energy_j", "tokens")
 OPTIONAL = ("cost_usd", "energy_j")  # not shown when neither pick has it
+SET_ONE = (
+    "Give a limit, such as --min-accuracy 0.75 or --max-latency 5s, or say what to --optimise."
+)
 LIMITS = {
     "max_latency_s": ("latency", "s"),
     "max_device_s": ("device time", "s"),
@@ -44,13 +48,16 @@ def advice_lines(recommendation: Recommendation, *, width: int = 80) -> list[str
     if pick is not None:
         lines += ["", *command_lines(pick.command or "", width=width), *_policy(pick, width)]
         lines += ["", *_estimates(answer, width), *_as_run(answer, width)]
+    elif not answer.budget.required:
+        lines += ["", *_choices(answer, width)]
     else:
         lines += ["", *near_miss_lines(answer, width)]
         if answer.compute_optimal is not None:
             best = answer.compute_optimal
             lines += ["", *_wrap(f"compute-optimal, limits aside: {_name(best)}", width)]
     if answer.present is not None:
-        lines += ["", *present_lines(answer.present, width)]
+        required = answer.budget.required
+        lines += ["", *present_lines(answer.present, width, required=required)]
     return [*lines, "", *closing_lines(answer, width)]
 
 
@@ -62,7 +69,9 @@ def verdict_lines(answer: Recommendation, width: int) -> list[str]:
 def closing_lines(answer: Recommendation, width: int) -> list[str]:
     """Return why, the values at which the answer changes, and what to measure next."""
     lines = _listed("why", answer.reasons, width)
-    lines += _listed("changes", [*_turnings(answer.sensitivity), *_fits(answer)], width)
+    percentile = answer.budget.latency_percentile
+    changes = [*_turnings(answer.sensitivity, percentile), *_fits(answer)]
+    lines += _listed("changes", changes, width)
     return lines + _listed("next", answer.measure_next, width)
 
 
@@ -75,6 +84,8 @@ def _name(pick: Pick) -> str:
 def _verdict(answer: Recommendation) -> str:
     budget, pick = answer.budget, answer.system_optimal
     limits = _limits(budget)
+    if not budget.required:
+        return f"NO LIMIT IS SET, so nothing is recommended. {SET_ONE}"
     if pick is None:
         return f"NOTHING FITS {limits}."
     share = _share(pick.probability_within_budget)
@@ -87,10 +98,27 @@ def _verdict(answer: Recommendation) -> str:
     return f"RUN {_name(pick)}: {goal}, {sure}.{mark}"
 
 
+def _choices(answer: Recommendation, width: int) -> Iterable[str]:
+    """Yield what there is to choose from: the front, the least accurate first."""
+    wanted = latency_name(answer.budget.latency_percentile)
+    names = ("accuracy", "latency_s" if answer.budget.optimise == "accuracy" else wanted)
+    if not answer.pareto:
+        yield "no candidate keeps up with the load"
+        return
+    yield f"the best {noun(names[1])} for each accuracy:"
+    for pick in answer.pareto:
+        told = [
+            f"{noun(name)} {estimate_cell(pick.estimates.get(name), ROWS[name][1])}"
+            for name in names
+            if name in ROWS
+        ]
+        yield from _wrap(f"{_name(pick)}: {', '.join(told)}", width, indent="  ")
+
+
 def goal_words(budget: Budget) -> str:
-    """Return what is optimised, such as `lowest p95 latency`."""
-    if budget.optimise == "latency" and budget.latency_percentile is not None:
-        return f"lowest p{budget.latency_percentile} latency"
+    """Return what is optimised, such as `lowest p95 latency` or `lowest mean latency`."""
+    if budget.optimise == "latency":
+        return f"lowest {latency_words(budget.latency_percentile)}"
     most = budget.optimise in ("accuracy", "throughput")
     return f"{'highest' if most else 'lowest'} {budget.optimise}"
 
@@ -112,8 +140,8 @@ def _limits(budget: Budget) -> str:
 
 
 def _limit_noun(limit: str, budget: Budget) -> str:
-    if limit == "max_latency_s" and budget.latency_percentile is not None:
-        return f"p{budget.latency_percentile} latency"
+    if limit == "max_latency_s":
+        return latency_words(budget.latency_percentile)
     return LIMITS[limit][0]
 
 
@@ -236,8 +264,13 @@ def _number(value: float, digits: int, *, signed: bool = False) -> str:
 
 def near_miss_lines(answer: Recommendation, width: int) -> Iterable[str]:
     """Yield what comes nearest to each limit where nothing meets all."""
-    yield "nearest to each limit, keeping the others where that is possible:"
-    for miss in answer.near_misses:
+    confidence = answer.budget.confidence
+    if all(miss.sure >= confidence for miss in answer.missed):
+        head = f"each limit is met by itself, but not all at once with {confidence:.0%}:"
+    else:
+        head = "nearest to each limit that is missed, keeping the others where possible:"
+    yield from _wrap(head, width)
+    for miss in answer.missed:
         unit = LIMITS[miss.limit][1]
         text = (
             f"{_limit_noun(miss.limit, answer.budget)}: wanted "
@@ -261,9 +294,7 @@ def nearest_line(answer: Recommendation) -> str:
     unit = LIMITS[miss.limit][1]
     value, wanted = miss.nearest.value, miss.wanted
     within = value >= wanted if miss.limit in ("min_accuracy", "rate") else value <= wanted
-    which = ""
-    if miss.limit == "max_latency_s" and budget.latency_percentile is not None:
-        which = f" (p{budget.latency_percentile})"
+    which = which_latency(miss.limit, budget.latency_percentile)
     told = (
         f"nearest to {OPTIONS[miss.limit]} {_with_unit(f'{wanted:g}', unit)}{which} is "
         f"{_with_unit(_number(value, 3), unit)} with {_name(miss.pick)}"
@@ -278,12 +309,15 @@ def _at_least(chance: float) -> str:
     return f"{math.floor(chance * 100 + 1e-9)}%"
 
 
-def present_lines(present: Present, width: int) -> Iterable[str]:
+def present_lines(present: Present, width: int, *, required: bool = True) -> Iterable[str]:
     """Yield what today's configuration has more than the pick, or that it is the best already."""
     name = f"present is {_name(present.pick)}"
     sure = f"{_share(present.pick.probability_within_budget)} sure of the limits"
     if present.best:
         yield from _wrap(f"{name}: already best, {sure}", width)
+        return
+    if not present.difference:  # there is no pick
+        yield from _wrap(f"{name}, {sure}" if required else name, width)
         return
     yield from _wrap(f"{name}, {sure}; against the pick it has:", width)
     for metric, estimate in present.difference.items():
@@ -292,13 +326,13 @@ def present_lines(present: Present, width: int) -> Iterable[str]:
             yield f"  {label} {estimate_cell(estimate, unit, signed=True)}"
 
 
-def _turnings(turnings: Iterable[Turning]) -> list[str]:
+def _turnings(turnings: Iterable[Turning], percentile: int | None) -> list[str]:
     """Say at which values of the limits another pick comes up."""
     lines = []
     for each in turnings:
         name = OPTIONS.get(each.name, each.name)
         unit = "" if each.unit == "1" else {"USD": "$", "device s": "s"}.get(each.unit, each.unit)
-        value = _with_unit(_number(each.value, 3), unit)
+        value = _with_unit(_number(each.value, 3), unit) + which_latency(each.name, percentile)
         if not each.replayed:
             pick = "nothing fits" if each.pick is None else f"the pick is {each.pick}"
             lines.append(f"{name} {each.direction} about {value}: by the closed form {pick}")

@@ -35,8 +35,9 @@ def run_advise(
 
     if not is_given(given):
         raise UsageError(
-            "the budget is empty: give a limit (--max-latency, --max-cost, --max-energy, "
-            "--min-accuracy, --gpus) or what to --optimise"
+            "the budget is empty, so nothing can be recommended: set a limit, for example "
+            "--min-accuracy 0.75 (or --max-latency, --max-cost, --max-energy, --gpus), or say what "
+            "to --optimise"
         )
     budget = parse_budget(given)
     if plan is not None and plan.exists():
@@ -141,7 +142,8 @@ def write_plan(path: Path, answer: Recommendation, evidence: Evidence) -> None:
     if not chosen and answer.system_optimal is not None:
         chosen = (experiment_of(answer.system_optimal, "the pick"),)
     if not chosen:
-        raise TtscopeError("--plan: nothing fits, so there is nothing to measure for it")
+        why = "nothing fits" if answer.budget.required else "no limit is set"
+        raise TtscopeError(f"--plan: {why}, so there is nothing to measure for it")
     workload, (concurrency, _) = evidence.workload, evidence.load
     document = sweep_plan(
         chosen,

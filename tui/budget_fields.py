@@ -32,8 +32,8 @@ def in_fields(text: str) -> str:
 
 
 def price_hint(price: float | None) -> str:
-    """Return what stands in the empty field of prices: an example, or the price of screen 1."""
-    return "2.5" if price is None else f"{price:g} (screen 1)"
+    """Return what stands in the empty field of prices: none, or the price of screen 1."""
+    return "none" if price is None else f"{price:g} (screen 1)"
 
 
 def budget_of(
@@ -55,4 +55,6 @@ def budget_of(
         given.setdefault("price", price)
     if "max_latency" in given or objective == "latency":
         given["percentile"] = percentile
-    return parse_budget({**given, "optimise": objective})
+    if objective != Budget.optimise:  # what the field begins with is nothing that was asked for
+        given["optimise"] = objective
+    return parse_budget(given)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Mapping
 
 from traces.schema import Estimate, Recommendation
@@ -30,15 +31,20 @@ KINDS = {
     "P": "present, as it was recorded",
 }
 INDENT = 9
+NO_LIMIT = (
+    "No limit is set, so nothing is recommended. Set a limit, for example accuracy 0.75. Press b."
+)
 NO_CANDIDATE = (
     "it is none of the candidates, so that no difference is known; mark its recording as well"
 )
 
 
 def answer_lines(answer: Recommendation, row: Candidate | None, *, width: int) -> list[str]:
-    """Return the verdict where nothing fits, and what there is to say of the row."""
+    """Return the verdict where nothing fits or is required, and what there is to say of the row."""
     lines: list[str] = []
-    if answer.system_optimal is None:
+    if not answer.budget.required:
+        lines += [*textwrap.wrap(NO_LIMIT, width), ""]
+    elif answer.system_optimal is None:
         lines += [*verdict_lines(answer, width), *near_miss_lines(answer, width)]
         lines += ["", *closing_lines(answer, width), ""]
     return lines if row is None else [*lines, *row_lines(answer, row, width=width)]
@@ -60,7 +66,7 @@ def row_lines(answer: Recommendation, row: Candidate, *, width: int) -> list[str
     if picked != ("+" in row.marks):
         lines += _regret(answer, width)
     if (picked or row.marks == "P") and answer.present is not None:
-        lines += present_lines(answer.present, width)
+        lines += present_lines(answer.present, width, required=answer.budget.required)
     elif row.marks == "P":
         lines += wrap("present", NO_CANDIDATE, width=width, indent=INDENT)
     return [*lines, *closing_lines(answer, width)] if picked else lines

@@ -270,7 +270,7 @@ def candidates(advice: Recommendation) -> list[Candidate]:
     found: dict[str, Candidate] = {}
     chosen = [("@", advice.system_optimal), ("+", advice.compute_optimal)]
     front = sorted(advice.pareto, key=lambda pick: _estimate(pick, "latency_s"))
-    missed = [("!", miss.pick) for miss in advice.near_misses]
+    missed = [("!", miss.pick) for miss in advice.missed]
     for mark, pick in [chosen[0], *(("o", pick) for pick in front), chosen[1], *missed]:
         if pick is None:
             continue

@@ -96,7 +96,7 @@ def test_limits_that_contradict_are_said_to_with_what_they_would_take(fresh, giv
     assert {miss.limit for miss in answer.near_misses} == wanted
     text = "\n".join(advice_lines(answer))
     assert text.startswith("NOTHING FITS")
-    assert text.count("wanted") == len(answer.near_misses)
+    assert text.count("wanted") == len(answer.missed)
 
 
 def test_a_price_of_a_device_that_was_not_recorded_is_refused(fresh):

@@ -138,7 +138,7 @@ async def test_budget_is_asked_and_mistakes_are_told(folder):
         await pilot.press("b", *"2s", "enter")
         await settle(pilot)
         assert advisor.budgets[-1].max_latency_s == 2.0
-        assert advisor.budgets[-1].latency_percentile == 95
+        assert advisor.budgets[-1].latency_percentile is None  # the mean, as in advise
 
         field = app.screen.query_one("#field_max_latency", Input)
         assert app.screen.focused is app.screen.query_one(DataTable)
@@ -146,7 +146,7 @@ async def test_budget_is_asked_and_mistakes_are_told(folder):
         field.focus()
         await pilot.press("enter")
         await settle(pilot)
-        assert "NOTHING FITS p95 latency <= 0.1 s" in text_of(app, "#detail")
+        assert "NOTHING FITS mean latency <= 0.1 s" in text_of(app, "#detail")
         for name, text, told in (
             ("max_latency", "soon", "latency <= soon"),
             ("gpus", "many", "GPUs <= many: wants a whole number"),

@@ -53,6 +53,6 @@ def test_nothing_fits_names_the_nearest():
     (miss,) = candidates(answer)
     assert miss.marks == "!"
     text = text_of(answer, miss)
-    assert text.startswith("NOTHING FITS latency <= 0.1 s.")
-    assert "latency: wanted 0.1 s, nearest 0.6 s [0.54, 0.66] with small" in text
+    assert text.startswith("NOTHING FITS mean latency <= 0.1 s.")
+    assert "mean latency: wanted 0.1 s, nearest 0.6 s [0.54, 0.66] with small" in text
     assert "near miss: 93 % sure of every limit" in text

@@ -120,6 +120,8 @@ def fronts(material: Material) -> Html:
         legend = tag("p", key("measured", "a recorded run, as measured"), class_="legend")
         return join([empty(why), legend, charts])
     rows = rows_of(answer)
+    if not rows:
+        return empty("No fronts: no candidate keeps up with the load.")
     priced = any(row.pick.estimates.get("cost_usd") is not None for row in rows)
     measures = (LATENCY, COST if priced else DEVICE, ENERGY, TOKENS)
     unpriced = (

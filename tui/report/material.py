@@ -26,14 +26,12 @@ Progress = Callable[[str, int, int], None]
 class Material:
     """All that the page tells; where a part is None or empty, the reason stands beside it.
 
-    `limited` says that a budget was given; without one the most accurate configuration is sought.
     `left_out` are recordings that the advice does not rest on: incomplete, without problems, or
     predicted by a replay.
     """
 
     runs: tuple[Run, ...]
     watched: tuple[Watched, ...] = ()
-    limited: bool = True
     advice: Recommendation | None = None
     no_advice: str | None = None
     foretold: tuple[Foretold, ...] = ()
@@ -54,10 +52,9 @@ def gather_material(
     `given` are the options of `ttscope advise`, `systems` of the prior are offered too. Raises
     UsageError for a budget that is not understood, or that limits what was not measured.
     """
-    from advisor.budget import is_given, parse_budget
+    from advisor.budget import parse_budget
 
-    limited = is_given(given)
-    budget = parse_budget(given if limited else {**given, "optimise": "accuracy"})
+    budget = parse_budget(given)
     if systems:
         from advisor.models.prior_tables import read_prior
 
@@ -88,7 +85,6 @@ def gather_material(
     return Material(
         runs=tuple(runs),
         watched=tuple(watched),
-        limited=limited,
         advice=advice,
         no_advice=no_advice,
         foretold=tuple(foretold),

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from advisor.command import policy_request
 from advisor.limits import latency_name
 from traces.schema import Pick, Recommendation
-from tui.advice_text import goal_words
+from tui.advice_text import SET_ONE, goal_words
 from tui.commands import command_lines, split_command
 from tui.formats import number, percent
 from tui.report.markup import Content, Html, chance, empty, figure, join, quantity, table, tag, term
@@ -39,7 +39,7 @@ def verdict(material: Material) -> Html:
     if answer is None:
         why = material.no_advice or ""
         return join([tag("p", "No advice can be given.", class_="lead"), empty(f"Why: {why}.")])
-    parts = [*_answer(answer, limited=material.limited), _lists(answer, material.left_out)]
+    parts = [*_answer(answer), _lists(answer, material.left_out)]
     return join(parts)
 
 
@@ -58,9 +58,12 @@ def same(one: Pick | None, other: Pick | None) -> bool:
     return (one.engine, one.policy) == (other.engine, other.policy)
 
 
-def _answer(answer: Recommendation, *, limited: bool) -> Iterable[Content]:
+def _answer(answer: Recommendation) -> Iterable[Content]:
     pick, budget = answer.system_optimal, answer.budget
     limits = budget_words(budget)
+    if not budget.required:
+        yield from _choices(answer)
+        return
     if pick is None:
         yield tag("p", tag("strong", "Nothing fits the budget"), f": {limits}.", class_="lead")
         yield from _misses(answer)
@@ -78,13 +81,8 @@ def _answer(answer: Recommendation, *, limited: bool) -> Iterable[Content]:
     if limits:
         told: list[Content] = [f"It has the {goal} of all configurations that meet the budget: "]
         told += [f"{limits}. The probability that it does so is ", sure, "."]
-    elif limited:
-        told = [f"It has the {goal}; no limit was given."]
     else:
-        told = [
-            f"No budget was given, so this is the {goal}; with a limit, such as --max-latency 5s "
-            "or --min-accuracy 0.8, the answer is for that budget."
-        ]
+        told = [f"It has the {goal}; no limit was given."]
     told += [" ", _against(answer)]
     if pick.prior is not None:
         told.append(
@@ -100,6 +98,25 @@ def _answer(answer: Recommendation, *, limited: bool) -> Iterable[Content]:
         lines = command_lines(pick.command, width=COMMAND_WIDTH)
         yield tag("pre", tag("code", "\n".join(lines)), class_="command", tabindex="0")
     yield tag("p", _requests(pick))
+
+
+def _choices(answer: Recommendation) -> Iterable[Content]:
+    """Yield that nothing is recommended without a limit, and between what one chooses."""
+    nothing = ", so that no configuration is recommended."
+    yield tag("p", tag("strong", "No limit was given"), nothing, class_="lead")
+    metrics = ("accuracy", latency_name(answer.budget.latency_percentile))
+    last = len(answer.pareto) - 1
+    for words, place in (("fastest", 0), ("most accurate", last))[: last + 1]:
+        pick = answer.pareto[place]
+        told: list[Content] = [
+            f"The {words} is {model_words(pick.engine.model)} with {policy_words(pick.policy)}"
+        ]
+        for metric in metrics:
+            noun, meaning = meaning_of(metric)
+            key = f"pareto.{place}.estimates.{metric}"
+            told += [f", {noun} ", quantity(pick.estimates.get(metric), meaning, key=key)]
+        yield tag("p", *told, ".")
+    yield tag("p", f"The fronts below show what lies between. {SET_ONE}")
 
 
 def _against(answer: Recommendation) -> Html:
@@ -206,7 +223,8 @@ def _misses(answer: Recommendation) -> Iterable[Content]:
         yield empty("Why: no candidate could be judged.")
         return
     rows: list[list[Content]] = []
-    for index, miss in enumerate(answer.near_misses):
+    for miss in answer.missed:
+        index = answer.near_misses.index(miss)
         rows.append(
             [
                 limit_words(miss.limit, miss.wanted, answer.budget.latency_percentile),
@@ -229,7 +247,7 @@ def _misses(answer: Recommendation) -> Iterable[Content]:
             ]
         )
     heads = ("wanted", "nearest", "with", "sure of this limit", term("sure of all limits", SURE))
-    yield table(heads, rows, caption="What comes nearest to each limit")
+    yield table(heads, rows, caption="What comes nearest to each limit that is missed")
     best = answer.compute_optimal
     if best is not None:
         words = f"{model_words(best.engine.model)} with {policy_words(best.policy)}"

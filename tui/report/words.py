@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from advisor.limits import latency_words
 from traces.schema import Budget, EngineConfig, Policy
 from tui.advice_text import LIMITS
 from tui.formats import number
@@ -106,7 +107,7 @@ def limit_words(name: str, value: float, percentile: int | None = None) -> str:
     """Return a limit, such as `accuracy of at least 0.75`."""
     noun = LIMITS[name][0]
     if name == "max_latency_s":
-        noun = "mean latency" if percentile is None else f"p{percentile} latency"
+        noun = latency_words(percentile)
     least = name in ("min_accuracy", "rate")
     told = f"{value:g}" if name in ("min_accuracy", "max_gpus") else number(value, UNITS[name])
     return f"{noun} of at {'least' if least else 'most'} {told}"

@@ -11,7 +11,7 @@ from textual import on, work
 from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.containers import Horizontal, VerticalScroll
-from textual.events import Resize
+from textual.events import DescendantFocus, Resize
 from textual.widgets import DataTable, Input, Label, Select, Static
 from textual.worker import get_current_worker
 
@@ -33,11 +33,14 @@ from tui.budget_fields import budget_of, in_fields, price_hint
 from tui.library import failure
 from tui.screens.advice_fields import (
     EDGE,
+    EMPTY,
     FIELDS,
     FIRST_ROW,
     MARKS,
+    NOT_LIMITED,
     NUMBERS,
     OBJECTIVES,
+    STATISTIC,
     STATISTICS,
     STYLES,
     TABLE_SHARE,
@@ -76,14 +79,16 @@ class AdviceScreen(ModeScreen):
         """Return the budget, the plot beside the table, and the pick."""
         with Horizontal(classes="fields"):
             statistics = [(name, name) for name, _ in STATISTICS]
-            yield Select(statistics, value="p95", allow_blank=False, compact=True, id="statistic")
+            yield Select(
+                statistics, value=STATISTIC, allow_blank=False, compact=True, id="statistic"
+            )
             yield from self._inputs(FIELDS[:FIRST_ROW])
         with Horizontal(classes="fields"):
             yield from self._inputs(FIELDS[FIRST_ROW:])
             yield Label("for")
             objectives = [(name, name) for name in OBJECTIVES]
             yield Select(
-                objectives, value="latency", allow_blank=False, compact=True, id="objective"
+                objectives, value=Budget.optimise, allow_blank=False, compact=True, id="objective"
             )
         yield Static(id="message", markup=False)
         yield Input(
@@ -98,10 +103,11 @@ class AdviceScreen(ModeScreen):
             yield Static(id="detail", markup=False)
 
     def _inputs(self, fields: tuple[tuple[str, str, str, int], ...]) -> ComposeResult:
-        for name, label, example, columns in fields:
+        for name, label, _, columns in fields:
             yield Label(label)
             start = self.ttscope.limits.get(name, "")
-            field = Input(start, placeholder=example, id=f"field_{name}", compact=True)
+            empty = EMPTY.get(name, NOT_LIMITED)
+            field = Input(start, placeholder=empty, id=f"field_{name}", compact=True)
             field.add_class("budget")
             field.styles.width, field.styles.min_width = f"{columns}fr", columns
             yield field
@@ -134,6 +140,13 @@ class AdviceScreen(ModeScreen):
     @on(Input.Blurred, ".budget")
     def _left(self, event: Input.Blurred) -> None:
         event.input.cursor_position = 0  # what is too long shows its beginning
+        self._changed_what_is_shown()
+
+    def on_descendant_focus(self, event: DescendantFocus) -> None:
+        """Say what a field of the budget may hold."""
+        for name, _, example, _ in FIELDS:
+            if self._asked is not None and event.widget.id == f"field_{name}":
+                self._say(f"for example {example}; enter applies, esc leaves", passing=True)
 
     @on(Input.Changed, ".budget")
     def _typed(self) -> None:
@@ -342,8 +355,9 @@ class AdviceScreen(ModeScreen):
     def action_copy(self) -> None:
         """Copy command and policy of the selected pick."""
         selected = self._selected()
-        if selected is None:
-            self.notify("nothing to copy yet")
+        if selected is None or selected.pick.command is None:
+            limited = self._advice is None or self._advice.budget.required
+            self.notify("nothing to copy yet" if limited else "set a limit first: press b")
             return
         self.app.copy_to_clipboard(paste_text(selected.pick))
         self.notify("command and policy copied")

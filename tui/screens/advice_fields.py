@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-STATISTICS = (("mean", None), ("p50", 50), ("p95", 95), ("p99", 99))
-OBJECTIVES = ("latency", "cost", "accuracy", "energy", "throughput")
+from typing import get_args
+
+from advisor.limits import latency_words
+from traces.schema import Budget, Objective
+
+STATISTICS = tuple((latency_words(percentile), percentile) for percentile in (None, 50, 95, 99))
+STATISTIC = latency_words(Budget.latency_percentile)  # what the command line takes too
+OBJECTIVES = get_args(Objective)
 FIELDS = (  # option of parse_budget, label, example, least columns: one more than most values
-    ("max_latency", "<=", "5s", 8),
-    ("max_cost", "cost <=", "0.5s or $.01", 13),
-    ("max_energy", "energy <=", "800J", 8),
-    ("min_accuracy", "acc >=", "0.8", 6),
-    ("gpus", "GPUs <=", "4", 4),
+    ("max_latency", "<=", "5s or 250ms", 8),
+    ("max_cost", "cost <=", "$0.002, or 0.5s of a device", 9),
+    ("max_energy", "energy <=", "800J", 7),
+    ("min_accuracy", "acc >=", "0.75 or 75%", 6),
+    ("gpus", "GPUs <=", "4", 5),
     ("rate", "rate", "2/s", 8),
-    ("price", "$/h", "2.5", 14),
+    ("price", "$/h", "2.5, or by type H100=2.5", 14),
     ("confidence", "sure", "0.9", 5),
 )
+EMPTY = {"rate": "-", "confidence": f"{Budget.confidence:g}"}  # else it is not limited
+NOT_LIMITED = "none"
 FIRST_ROW = 4
 STYLES = {
     "o": "#56B4E9",
@@ -28,8 +36,8 @@ EDGE = 2  # a scroll bar
 TABLE_SHARE = 0.75  # of the width, at most; as in advice.tcss
 NUMBERS = (  # header, estimate, whether only wide terminals show it
     ("acc", "accuracy", False),
-    ("mean s", "latency_s", True),
-    ("p95 s", "latency_p95_s", False),
+    ("mean s", "latency_s", False),
+    ("p95 s", "latency_p95_s", True),
     ("dev-s", "device_s", True),
     ("$/pb", "cost_usd", True),
     ("tok", "tokens", True),
