@@ -9,7 +9,7 @@ step, is replayed here in a few, and again under load in advisor/outcomes.py.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +18,7 @@ import numpy.typing as npt
 from advisor.composition import FEATURES, INDEX
 from advisor.evidence import Evidence, Run, Sample
 from advisor.load import Limits, Load, Replayed
-from advisor.rule_accuracy import decides_as_vote, expected_right, orders_of
+from advisor.rule_accuracy import decides_as_vote, expected_right
 from advisor.space import Kind, Pool, Space, limits_of
 from advisor.workload import Workload
 from traces.schema import LOOKUPS, ModelFacts, Policy
@@ -59,22 +59,23 @@ class Drawn:
         self._draws: dict[Hashable, list[list[Load]]] = {}
         self._flat: dict[Hashable, list[Workload]] = {}
         self._accuracy: dict[Hashable, Floats] = {}
+        self._decodes: dict[Hashable, list[Floats]] = {}
         self._exact: dict[Hashable, tuple[Floats, Floats]] = {}
         self._alone: dict[Hashable, list[Replayed]] = {}
-        self._rules: dict[Hashable, tuple[Floats, Floats]] = {}
+        self._rules: dict[Hashable, Mapping[Policy, tuple[Floats, Floats]]] = {}
 
     # -- samples -------------------------------------------------------------------------------
 
     def loads(self, pool: Pool, policy: Policy) -> list[list[Load]]:
         """Return the problems with n of their recorded samples each, several times."""
-        name = (pool.key, policy.n, policy.rule)
+        name = _draw_of(pool, policy)
         if name not in self._draws:
             self._draws[name] = self._draw(pool, policy)
         return self._draws[name]
 
     def workloads(self, pool: Pool, policy: Policy) -> list[Workload]:
         """Return `loads` as the replay takes them."""
-        name = (pool.key, policy.n, policy.rule)
+        name = _draw_of(pool, policy)
         if name not in self._flat:
             drawn = self.loads(pool, policy)
             self._flat[name] = [Workload.from_loads(loads) for loads in drawn]
@@ -91,8 +92,8 @@ class Drawn:
             whole = []
             for load in loads:
                 chosen = rng.permutation(len(load.samples))[:n]
-                places = chosen if ordered else np.sort(chosen)
-                samples = tuple(load.samples[i] for i in places)
+                places = (chosen if ordered else np.sort(chosen)).tolist()
+                samples = tuple([load.samples[i] for i in places])
                 whole.append(dataclasses.replace(load, samples=samples))
             drawn.append(whole)
         return drawn
@@ -150,19 +151,12 @@ class Drawn:
         if decides_as_vote(policy):
             exact = self.correctness(kind.pool, policy)
             return exact, exact
-        name = (kind.pool.key, policy.n, policy.rule)
-        if name not in self._rules:  # all rules of n samples look at the same orders
-            rng = np.random.default_rng([self.seed, 4, policy.n])
-            alike = [p for p in kind.pool.policies if p.n == policy.n and p.method not in WHOLE]
-            rules = [p for p in alike if not decides_as_vote(p)]
-            pairs = []  # [problems, rules, 2]
-            for load in self._pool_loads(kind.pool):
-                orders = orders_of(load.samples, rng)
-                pairs.append([expected_right(orders, rule) for rule in rules])
-            columns = np.array(pairs).transpose(1, 2, 0)
-            for rule, (parallel, one) in zip(rules, columns, strict=True):
-                self._rules[kind.pool.key, rule.n, rule.rule] = parallel, one
-        return self._rules[name]
+        pool = kind.pool
+        if pool.key not in self._rules:
+            rules = [p for p in pool.policies if p.method not in WHOLE and not decides_as_vote(p)]
+            problems = [load.samples for load in self._pool_loads(pool)]
+            self._rules[pool.key] = expected_right(problems, rules, [self.seed, 4])
+        return self._rules[pool.key][policy]
 
     # -- work ----------------------------------------------------------------------------------
 
@@ -173,9 +167,12 @@ class Drawn:
         size = limits.block_size if limits.prefix_caching else 0
         name = (kind.pool.key, kind.policy.n, kind.facts, kind.engine.speculative, size)
         if name not in self._exact:
+            loads = self._pool_loads(kind.pool)
+            if kind.pool.key not in self._decodes:
+                self._decodes[kind.pool.key] = [_decodes(load) for load in loads]
             pairs = [
-                _work(load, kind.policy.n, size, kind.facts, drafting)
-                for load in self._pool_loads(kind.pool)
+                _work(load, each, kind.policy.n, size, kind.facts, drafting)
+                for load, each in zip(loads, self._decodes[kind.pool.key], strict=True)
             ]
             tokens, flops = np.array(pairs).T
             self._exact[name] = tokens, flops
@@ -260,8 +257,13 @@ class Drawn:
         return self._alone[name]
 
 
+def _draw_of(pool: Pool, policy: Policy) -> Hashable:
+    """Return what decides which samples are drawn: rules of as many samples look at the same."""
+    return pool.key, policy.n, policy.method in WHOLE
+
+
 def _work(
-    load: Load, n: int, block_size: int, facts: ModelFacts, drafting: float
+    load: Load, decodes: Floats, n: int, block_size: int, facts: ModelFacts, drafting: float
 ) -> tuple[float, float]:
     """Return generated tokens and FLOPs of a problem with n samples like the recorded ones.
 
@@ -271,16 +273,23 @@ def _work(
     prompt = load.prompt_tokens
     first = min(load.cached_tokens, prompt - 1) if block_size else 0
     shared = max(first, (prompt - 1) // block_size * block_size) if block_size else 0
-    starts = np.array([first] + [shared] * (n - 1))
-    tokens = float((prompt - starts).sum())
-    query = float((prompt * (prompt + 1) / 2 - starts * (starts + 1) / 2).sum())
-    decoded = [_decoded(sample, prompt) for sample in load.samples]
-    forwarded, context, drafted = np.mean(decoded, axis=0) * n
+    tokens, query = 0.0, 0.0
+    for start, times in ((first, 1), (shared, n - 1)):
+        tokens += (prompt - start) * times
+        query += (prompt * (prompt + 1) / 2 - start * (start + 1) / 2) * times
+    forwarded, context, drafted, generated = (decodes * n).tolist()
     flops = facts.matmul_flops(tokens + forwarded) + facts.attention_flops(query + context)
     if drafting:
         flops += drafting * (tokens + drafted)
-    generated = n * float(np.mean([sample.output_tokens for sample in load.samples]))
     return generated, flops
+
+
+def _decodes(load: Load) -> Floats:
+    """Return what a sample takes on average: `_decoded`, and the tokens that it generates."""
+    each = [
+        (*_decoded(sample, load.prompt_tokens), sample.output_tokens) for sample in load.samples
+    ]
+    return np.asarray(np.mean(each, axis=0))
 
 
 def _decoded(sample: Sample, prompt: int) -> tuple[float, float, float]:

@@ -54,15 +54,17 @@ class ProblemSamples:
     def rights(self) -> tuple[dict[str, int], Floats]:
         """Return each answer's number, and the share of its samples that were judged right."""
         numbers: dict[str, int] = {}
-        for answer in self.answers:
-            if answer is not None:
-                numbers.setdefault(answer, len(numbers))
-        total, right = np.zeros(len(numbers)), np.zeros(len(numbers))
+        total, right = list[int](), list[int]()
         for answer, flag in zip(self.answers, self.correct, strict=True):
-            if answer is not None:
-                total[numbers[answer]] += 1
-                right[numbers[answer]] += flag
-        return numbers, right / np.maximum(total, 1)
+            if answer is None:
+                continue
+            number = numbers.setdefault(answer, len(total))
+            if number == len(total):
+                total.append(0)
+                right.append(0)
+            total[number] += 1
+            right[number] += flag
+        return numbers, np.array(right, dtype=float) / np.array(total, dtype=float)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -299,15 +299,17 @@ class _Sizes:
     def __init__(self, pool: Pool, names: Sequence[str]) -> None:
         loads = pool.loads(names)
         self.known = loads is not None
-        lengths = [
-            (load.prompt_tokens + sample.output_tokens, sample)
-            for load in loads or ()
-            for sample in load.samples
-        ]
-        self.longest = max((length for length, _ in lengths), default=0)
+        self.longest = max(
+            (
+                load.prompt_tokens + max((each.output_tokens for each in load.samples), default=0)
+                for load in loads or ()
+            ),
+            default=0,
+        )
         drafts = [
             each.scheduled.mean()
-            for _, each in lengths
+            for load in loads or ()
+            for each in load.samples
             if each.scheduled is not None and each.scheduled.size
         ]
         self.held = self.longest + int(np.ceil(max(drafts, default=1.0))) - 1

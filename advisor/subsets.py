@@ -15,7 +15,6 @@ import numpy.typing as npt
 
 from advisor.finish_order import safe_leads
 from advisor.samples import ProblemSamples
-from traces.schema import Policy
 from traces.votes import majority_curve
 
 Floats = npt.NDArray[np.float64]
@@ -76,10 +75,16 @@ class RandomOrders:
     def __init__(self, problem: ProblemSamples, rng: np.random.Generator, orders: int) -> None:
         numbers, self.right = problem.rights()
         self.n = len(problem.answers)
-        self.orders: Ints = rng.permuted(np.tile(np.arange(self.n), (orders, 1)), axis=1)
+        self.count = orders
+        self.draw(rng)
         self.answers: Ints = np.array([numbers.get(a, -1) for a in problem.answers], np.int64)
         self.parsed = self.answers >= 0
         self.tokens = problem.tokens
+
+    def draw(self, rng: np.random.Generator) -> None:
+        """Draw other orders."""
+        every = np.broadcast_to(np.arange(self.n), (self.count, self.n))
+        self.orders: Ints = rng.permuted(every, axis=1)
 
     @cached_property
     def marks(self) -> Floats:
@@ -121,29 +126,27 @@ class RandomOrders:
 
         The plurality of all up to it decides, or of n. Tokens are of the windows drawn.
         """
-        return self.ending(Policy(method="early_stopping", n=n, rule=(("window", window),)), 1)
+        from advisor.simulation.stop_rules import WINDOWS  # numba takes a third of a second to load
+
+        return _over_orders(*self.ended(n, 1, WINDOWS, window))
 
     def one_by_one(self, n: int, threshold: float) -> Expectation:
         """Return the adaptive vote with one sample in flight at a time (ASC)."""
-        rule = (("in_flight", 1), ("threshold", threshold))
-        return self.ending(Policy(method="adaptive", n=n, rule=rule), 1)
+        from advisor.simulation.stop_rules import SAFE
 
-    def ending(self, policy: Policy, in_flight: int) -> Expectation:
-        """Return the vote that a policy ends early, with so many samples running at a time.
+        return _over_orders(*self.ended(n, 1, SAFE, threshold))
 
-        Samples end by their length; the tokens are of those that did.
+    def ended(self, n: int, in_flight: int, stop: int, value: float) -> Floats:
+        """Return [2, orders]: right and tokens of the vote of n that a rule of the replay ends.
+
+        Samples end by their length, so many running at a time; the tokens are of those that did.
         """
-        # numba takes a third of a second to load
-        from advisor.replays import stop_of
         from advisor.simulation.orders import vote_in_orders
 
-        stop = stop_of(policy)
-        safe = safe_leads(policy.n if policy.method == "adaptive" else 0)
-        right, tokens = vote_in_orders(
-            self.orders, self.answers, self.right, self.tokens, policy.n, in_flight, stop.rule,
-            float(stop.value), safe,
+        return vote_in_orders(
+            self.orders, self.answers, self.right, self.tokens, n, in_flight, stop, float(value),
+            safe_leads(n),
         )  # fmt: skip
-        return _over_orders(right, tokens)
 
     def _tally(self, k: int, weights: Floats) -> Floats:
         found = (self.marks * weights[:, None])[self.orders[:, :k]].sum(axis=1)

@@ -10,6 +10,7 @@ samples, the ones that remain are the short ones.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -72,17 +73,16 @@ def majority_curve(answers: Sequence[Hashable], correct: Sequence[bool | None]) 
     An answer that was judged both ways counts by its share of right ones. Raises ValueError when
     the two differ in length.
     """
-    votes: dict[Hashable, list[bool]] = {}
-    for answer, flag in zip(answers, correct, strict=True):
-        if answer is not None:
-            votes.setdefault(answer, []).append(bool(flag))
-    unparsed = len(answers) - sum(map(len, votes.values()))
+    votes = Counter(answers)
+    right = Counter([a for a, flag in zip(answers, correct, strict=True) if flag])
+    unparsed = votes.pop(None, 0)
     curve = np.zeros(len(answers))
-    for answer, flags in votes.items():
-        share = sum(flags) / len(flags)
-        if share:
-            others = sorted(len(each) for name, each in votes.items() if name != answer)
-            curve += share * win_probability(len(flags), tuple(others), unparsed)
+    sizes = sorted(votes.values())
+    for answer, own in votes.items():
+        if right[answer]:
+            others = sizes.copy()
+            others.remove(own)
+            curve += right[answer] / own * win_probability(own, tuple(others), unparsed)
     return curve
 
 
