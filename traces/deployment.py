@@ -20,7 +20,7 @@ from traces.schema import Estimate, Record
 Key = tuple[str, str]  # name and labels
 Floats = NDArray[np.float64]
 QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
-FEW = 16  # observations between two polls, up to which their sum says more of each
+FEW = 16  # observations between two polls, up to which they are looked at one by one
 LIVE_S = 10.0  # that a live line looks back
 KV_FULL = 0.95  # a cache with more of its blocks in use cannot take a new prompt of some length
 
@@ -116,8 +116,9 @@ class Histogram:
     def _observations(self) -> tuple[Floats, Floats, Floats]:
         """Return what each observation lies above, what it is at most, and how many are alike.
 
-        Where few fell between two polls, their sum tells more than their buckets: all that it has
-        beyond the buckets' lower ends may be one observation's, half of it that of each of two.
+        Their sum tells more than their buckets: all that it has beyond the buckets' lower ends may
+        be one observation's, half of it that of each of two. So from poll to poll where few fell
+        in between, and of the others together.
         """
         begins = np.concatenate(([0.0], self.bounds[:-1]))
         number = self.counts.sum(axis=1)
@@ -127,22 +128,30 @@ class Histogram:
         near = 1e-6 * np.maximum(np.abs(self.sums), 1.0)
         # A page may tell an observation's sum and not yet its bucket; the next page mends it.
         odd = ~((above >= -near) & (below >= -near))
+        torn = bool(odd.any())
         odd[1:], odd[:-1] = odd[1:] | odd[:-1], odd[:-1] | odd[1:]
         few = ~odd & (number <= FEW)
         interval, bucket = np.nonzero(self.counts * few[:, None])
         alike = self.counts[interval, bucket].astype(int)
         interval, bucket = np.repeat(interval, alike), np.repeat(bucket, alike)
         order = np.arange(interval.size) - np.repeat(np.cumsum(alike) - alike, alike) + 1
+        parts = [(bucket, order, np.ones(order.size), above[interval], below[interval])]
+        rest = ~few
+        for place, count in enumerate(self.counts[rest].sum(axis=0)):  # together, in groups
+            edges = np.unique(np.geomspace(1, count + 1, 65).round()) if count else np.ones(1)
+            each = np.ones(edges.size - 1)
+            over, under = (np.inf if torn else told[rest].sum() for told in (above, below))
+            parts.append(
+                (each.astype(int) * place, edges[:-1], np.diff(edges), each * over, each * under)
+            )
+        bucket, order, weights, over, under = (
+            np.concatenate(each) for each in zip(*parts, strict=True)
+        )
         lows, highs = begins[bucket], self.bounds[bucket]
         with np.errstate(invalid="ignore"):  # of a last bucket without an end
-            more = highs - np.maximum(below[interval], 0) / order - near[interval]
-            less = lows + np.maximum(above[interval], 0) / order + near[interval]
-        rest = self.counts[~few].sum(axis=0)
-        return (
-            np.concatenate((np.fmax(lows, more), begins)),
-            np.concatenate((np.fmin(highs, less), self.bounds)),
-            np.concatenate((np.ones(interval.size), rest)),
-        )
+            more = highs - np.maximum(under, 0) / order - 1e-6
+            less = lows + np.maximum(over, 0) / order + 1e-6
+        return np.fmax(lows, more), np.fmin(highs, less), weights
 
 
 def _at(values: Floats, weights: Floats, place: float) -> float:

@@ -233,8 +233,8 @@ def _note(problem: Problem, sample: Sample, order: int) -> str:
         return "straggler"
     if sample.role != "sample":
         return sample.role
-    if sample.answer is None:
-        return "no answer"
+    if sample.answer is None:  # it did not parse, unless nobody looked at answers
+        return "" if final is None and problem.row["correct"] is None else "no answer"
     return "differs" if final is not None and sample.answer != final else ""
 
 

@@ -25,9 +25,14 @@ def folder(tmp_path):
 
 
 async def open_named(pilot, name):
-    (entry,) = (each for each in pilot.app.entries if each.path.name == name)
+    entry = next(each for each in pilot.app.entries if each.path.name == name)
     pilot.app.open_run(entry)
-    await settle(pilot)
+    for _ in range(200):
+        await settle(pilot)
+        model = getattr(pilot.app.screen, "model", None)
+        if model is not None and model.entry is entry and model.data and model.judged:
+            return
+    raise AssertionError(f"{name} is not shown")
 
 
 def panels(app):
@@ -162,3 +167,16 @@ async def test_a_comparison_is_of_what_is_loaded_now(folder):
         app.set_price(2.0)
         await settle(pilot)
         assert "cost" in text_of(app, "#detail")
+
+
+async def test_the_row_stays_where_the_terminal_changes_its_size(folder):
+    app = TtscopeApp([folder])
+    async with app.run_test(size=(120, 40)) as pilot:
+        await settle(pilot)
+        await pilot.press("down")
+        key = app.screen._current_key()
+        assert app.screen.query_one(DataTable).cursor_row == 1
+        await pilot.resize_terminal(80, 24)
+        await settle(pilot)
+        assert app.screen._current_key() == key
+        assert app.screen.query_one(DataTable).cursor_row == 1

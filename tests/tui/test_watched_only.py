@@ -6,6 +6,7 @@ import pytest
 
 from tests.tui.live_recordings import write_watched
 from tests.tui.test_run_screen import settle, text_of
+from tests.tui.test_stale_panels import open_named
 from traces.deployment import Bounds
 from tui.app import TtscopeApp
 from tui.live_text import bounds_text
@@ -79,9 +80,7 @@ async def test_every_page_of_the_run_screen(folder, name, size):
     app = TtscopeApp([folder])
     async with app.run_test(size=size) as pilot:
         await settle(pilot)
-        (entry, *_) = (each for each in app.entries if each.path.name == name)
-        app.open_run(entry)
-        await settle(pilot)
+        await open_named(pilot, name)
         found = text_of(app, "#title") + text_of(app, "#text")
         assert ("VERDICT" in found) == (name == "metrics")
         pages = []

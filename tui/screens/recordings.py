@@ -101,8 +101,9 @@ class RecordingsScreen(ModeScreen):
             known = [entry for entry in entries if sort_key(entry, column)[0] < 2]
             entries = known[::-1] + entries[len(known) :]
         self._shown = entries
+        current = self._current_key()
         self._fit_columns()
-        self._fill(entries)
+        self._fill(entries, current)
         arrow = "^" if self._reverse else "v"
         told = status_of(
             shown=len(entries),
@@ -116,7 +117,7 @@ class RecordingsScreen(ModeScreen):
         self.set_status(told)
         self._show_panel()
 
-    def _fill(self, entries: list[Entry]) -> None:
+    def _fill(self, entries: list[Entry], current: str | None) -> None:
         """Change the cells that differ; rows that stay are kept, for new ones are measured."""
         table = self._table
         keys = [entry.key for entry in entries]
@@ -125,7 +126,8 @@ class RecordingsScreen(ModeScreen):
             each.key: (each.cells, each.key in marked, self.app.size.width) for each in entries
         }
         at_top = table.cursor_row <= 0
-        current = keys[0] if at_top and self.ttscope.loading_paths and keys else self._current_key()
+        if at_top and self.ttscope.loading_paths and keys:
+            current = keys[0]
         gone = self._drawn.keys() - set(keys)
         if len(gone) > MOST_GONE or not self._drawn:
             table.clear()
