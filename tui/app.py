@@ -86,6 +86,7 @@ class TtscopeApp(App[None]):
     limits: what the budget fields hold at the start, such as {"min_accuracy": "0.8"}.
     present: a recording of what runs today; read with the others.
     keys: a TOML file of keys that are elsewhere; raises UsageError where it is wrong.
+    screen: the one that is shown first.
 
     """
 
@@ -118,8 +119,10 @@ class TtscopeApp(App[None]):
         present: Path | None = None,
         systems: Sequence[str] = (),
         keys: Path | None = None,
+        screen: str = DEFAULT_MODE,
     ) -> None:
         super().__init__()
+        self._first = screen
         self.stylesheet = ThemedStylesheet()
         self.stylesheet.set_variables(self.get_css_variables())
         if keys is not None:
@@ -143,6 +146,8 @@ class TtscopeApp(App[None]):
         for theme in (DARK, LIGHT):
             self.register_theme(theme)
         self.theme = DARK.name
+        if self._first != self.DEFAULT_MODE:
+            self.switch_mode(self._first)
         self._load(self._paths)
 
     def open_paths(self, paths: Sequence[Path]) -> None:
@@ -330,14 +335,19 @@ def key_ids() -> set[str]:
     return {each for each in found if each}
 
 
+def check_screen(screen: str) -> None:
+    """Raise UsageError where there is no such screen."""
+    if screen not in SCREENS:
+        raise UsageError(f"--screen {screen}: wants one of {', '.join(SCREENS)}")
+
+
 def screenshot(app: TtscopeApp, screen: str, size: tuple[int, int], target: Path) -> None:
     """Write a screen as SVG, once everything it shows has been loaded and worked out.
 
     Raises UsageError when there is no such screen, the size is too small or the file cannot be
     written.
     """
-    if screen not in SCREENS:
-        raise UsageError(f"--screen {screen}: wants one of {', '.join(SCREENS)}")
+    check_screen(screen)
     if size[0] < 40 or size[1] < 12:
         raise UsageError(f"--size {size[0]}x{size[1]}: wants at least 40x12")
     text = asyncio.run(_take(app, screen, size))

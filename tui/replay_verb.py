@@ -176,7 +176,7 @@ def changed(
     is vLLM's default there (`gpu_defaults.as_on`). Raises UsageError for a name or value that
     there is not.
     """
-    from profiler.policies.rules import make_policy
+    from profiler.policies.rules import lowered, make_policy
 
     if recorded.policy is None:
         raise UsageError(
@@ -194,6 +194,8 @@ def changed(
     if "method" in parts["policy"]:  # its parameters are those of the method it had
         rule = {}
     _check_values("policy", Policy, parts["policy"])
+    if rule and isinstance(parts["policy"].get("n"), int):
+        rule = lowered(recorded.policy, parts["policy"]["n"])
     policy = make_policy({**plain, **rule, **parts["policy"]})
     # An import may not tell these, which a policy that is run must have.
     untold: dict[str, Any] = {
@@ -254,11 +256,13 @@ def _check_values(
 
 
 def _engine(engine: EngineConfig, changes: Mapping[str, Any]) -> EngineConfig:
+    from profiler.policies.rules import meant
+
     plain = engine.to_json()
     known = [field.name for field in dataclasses.fields(EngineConfig) if field.name != "other"]
     for name in changes:
         if name not in known:
-            raise UsageError(f"--set engine.{name}: no such field; one of {', '.join(known)}")
+            raise UsageError(f"--set engine.{name}: no such field; {meant(name, known)}")
     _check_values("engine", EngineConfig, changes)
     for name, value in changes.items():
         if isinstance(value, int) and not isinstance(value, bool) and value < 1:

@@ -15,7 +15,9 @@ def tui(
     screenshot: Annotated[
         Path | None, typer.Option(help="Write one screen as SVG and leave.")
     ] = None,
-    screen: Annotated[str, typer.Option(help="recordings, run, live or advice.")] = "recordings",
+    screen: Annotated[
+        str, typer.Option(help="Shown first: recordings, run, live or advice.")
+    ] = "recordings",
     size: Annotated[str, typer.Option(help="Columns x rows of the screenshot.")] = "120x40",
     min_accuracy: Annotated[
         str | None, typer.Option(help="Limit that the advice screen starts with.")
@@ -52,6 +54,7 @@ def tui(
             systems=gpu or (),
             keys=keys,
             screenshot=screenshot,
+            screen=screen,
         )
         return
     run_tui(

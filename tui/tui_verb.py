@@ -37,15 +37,16 @@ def run_tui(
 ) -> None:
     """Open the terminal app, or write one of its screens as SVG; `systems` of the prior."""
     prepare()
-    from tui.app import TtscopeApp
+    from tui.app import TtscopeApp, check_screen
     from tui.app import screenshot as take
 
     _check(present, systems)
+    check_screen(screen)
     limits = {} if min_accuracy is None else {"min_accuracy": min_accuracy}
     start = partial(TtscopeApp, limits=limits, present=present, systems=systems)
     if screenshot is None:
         gc.freeze()  # what is imported stays: looking through it takes 30 ms of a frame
-        app = start(paths, keys=_keys(keys))
+        app = start(paths, keys=_keys(keys), screen=screen)
         app.run()
         if app.return_code:  # it broke, and has said how
             raise SystemExit(app.return_code)
@@ -66,6 +67,7 @@ def run_web(
     systems: Sequence[str] = (),
     keys: Path | None,
     screenshot: Path | None,
+    screen: str = "recordings",
 ) -> None:
     """Serve the app to browsers until Ctrl-C.
 
@@ -91,8 +93,12 @@ def run_web(
         from tui.keys import read_keys
 
         read_keys(keys, key_ids())  # said here, for a page could not say it
+    from tui.app import check_screen
+
+    check_screen(screen)
     named = (("--min-accuracy", min_accuracy), ("--present", present), ("--keys", keys))
-    options = [f"{name}={value}" for name, value in named if value is not None]
+    options = [] if screen == "recordings" else [f"--screen={screen}"]
+    options += [f"{name}={value}" for name, value in named if value is not None]
     options += [f"--gpu={name}" for name in systems]
     serve([*options, "--", *(str(path) for path in paths)], host, port)
 

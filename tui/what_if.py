@@ -25,6 +25,15 @@ ROWS = (
 )
 
 
+def examples(pick: Pick) -> str:
+    """Return changes that can be asked of a pick, as they are typed."""
+    seqs = pick.engine.max_num_seqs
+    found = [f"engine.max_num_seqs={8 if seqs is None or seqs > 8 else max(seqs // 2, 1)}"]
+    if pick.policy.n > 1:
+        found.append(f"policy.n={pick.policy.n // 2}")
+    return " or ".join(found)
+
+
 def what_if(
     entries: Sequence[Entry], pick: Pick, changes: str, budget: Budget | None = None
 ) -> list[str]:

@@ -6,7 +6,8 @@ in the defaults, so that a recording says all of its policy.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 from urllib.parse import urlsplit
@@ -77,6 +78,12 @@ PARAMETERS = (
 _BY_NAME = {parameter.name: parameter for parameter in PARAMETERS}
 
 
+def meant(name: str, known: Sequence[str]) -> str:
+    """Return which of the known names a wrong one may stand for, or else all of them."""
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {near[0]}?" if near else f"one of {', '.join(known)}"
+
+
 def make_policy(given: Mapping[str, Any]) -> Policy:
     """Return a policy from its fields and its parameters by name; None counts as not given.
 
@@ -85,12 +92,30 @@ def make_policy(given: Mapping[str, Any]) -> Policy:
     own = {field.name for field in fields(Policy)}
     said = {name: value for name, value in given.items() if value is not None}
     if unknown := said.keys() - own - _BY_NAME.keys():
-        raise UsageError(
-            f"no Policy field {sorted(unknown)[0]!r}; {', '.join([*sorted(own), *_BY_NAME])}"
-        )
+        name, known = sorted(unknown)[0], [*sorted(own), *_BY_NAME]
+        raise UsageError(f"no Policy field {name!r}; {meant(name, known)}")
     policy = Policy.from_json({name: value for name, value in said.items() if name in own})
     chosen = {name: value for name, value in said.items() if name in _BY_NAME}
     return complete(replace(policy, rule=tuple((dict(policy.rule) | chosen).items())))
+
+
+def lowered(policy: Policy, n: int) -> dict[str, Value]:
+    """Return a policy's parameters for fewer samples.
+
+    What was the default for its own n is that for the new one, and in flight there are at most so
+    many. What else exceeds the new n stays, so that `complete` says what to set.
+    """
+    rule = dict(policy.rule)
+    for name, value in rule.items():
+        parameter = _BY_NAME.get(name)
+        if parameter is None or isinstance(value, str) or n >= policy.n or n < 1:
+            continue
+        if value == _default(parameter, policy.n):
+            new = _default(parameter, n)
+            rule[name] = value if new is None else new
+        elif name == "in_flight":
+            rule[name] = min(value, float(n))
+    return rule
 
 
 def complete(policy: Policy) -> Policy:
@@ -139,7 +164,9 @@ def _check_together(policy: Policy) -> None:
     for name in ("window", "in_flight", "agree", "first", "width"):
         value = number(policy, name)
         if value is not None and value > policy.n:
-            raise UsageError(f"policy: {name} must be at most n = {policy.n}, not {value}")
+            raise UsageError(
+                f"policy: {name} must be at most n = {policy.n}, not {value}; set {name} too"
+            )
     template = text(policy, "revise_prompt")
     if template is not None and "{prompt}" not in template:
         raise UsageError("policy: revise_prompt must contain {prompt}, the question itself")

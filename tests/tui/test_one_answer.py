@@ -80,7 +80,7 @@ async def in_app(budgets):
             for field in app.screen.query(Input):
                 field.value = given.get((field.id or "").removeprefix("field_"), "")
             percentile, goal = given.get("percentile"), given.get("optimise", Budget.optimise)
-            which = "mean latency" if percentile is None else f"p{percentile} latency"
+            which = "mean" if percentile is None else f"p{percentile}"
             app.screen.query_one("#statistic", Select).value = which
             app.screen.query_one("#objective", Select).value = goal
             await settle()

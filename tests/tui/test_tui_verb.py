@@ -26,3 +26,24 @@ def test_names_are_checked_before_the_app_starts(run, tmp_path, picture):
     assert code == 2
     assert "no run.fly" in told
     assert not (tmp_path / "x.svg").exists()
+
+
+def test_the_screen_is_the_first_and_a_wrong_one_is_refused(run, monkeypatch):
+    monkeypatch.setattr("gc.freeze", lambda: None)
+    shown = []
+    monkeypatch.setattr(TtscopeApp, "run", lambda app: shown.append(app._first))
+    assert run("tui", "--screen", "advice")[0] == 0
+    assert run("tui")[0] == 0
+    assert shown == ["advice", "recordings"]
+    code, _, told = run("tui", "--screen", "advise")
+    assert code == 2
+    assert "--screen advise: wants one of recordings, run, live, advice" in told
+
+
+@pytest.mark.parametrize("screen", ["recordings", "run", "live", "advice"])
+async def test_the_app_opens_on_a_screen(tmp_path, screen):
+    app = TtscopeApp([tmp_path], screen=screen)
+    async with app.run_test() as pilot:
+        await app.workers.wait_for_complete()
+        await pilot.pause()
+        assert app.current_mode == screen

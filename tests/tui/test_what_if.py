@@ -11,11 +11,13 @@ from advisor.predict import predict
 from advisor.replay import Replicas
 from advisor.step_times import Question
 from tests.advisor.synthetic import VOTE16, engine_of, record
+from traces.errors import UsageError
 from traces.metrics import estimate_of
 from traces.schema import Pick
 from tui.formats import value_of
+from tui.replay_verb import changed
 from tui.views import load
-from tui.what_if import what_if
+from tui.what_if import examples, what_if
 
 
 @pytest.fixture(scope="module")
@@ -75,3 +77,63 @@ def test_a_pick_at_a_rate_costs_what_the_table_says(entry):
     pick = answer.system_optimal
     lines = what_if([entry], pick, "engine.max_num_seqs=4", budget)
     assert row(lines, "cost")[0] == value_of(pick.estimates["cost_usd"])
+
+
+RULES = [
+    ("agreement", 8, {"agree": 5.0, "in_flight": 8.0}),
+    ("agreement", 16, {"agree": 9.0, "in_flight": 4.0}),
+    ("first_finish", 8, {"first": 4.0}),
+    ("adaptive", 8, {"threshold": 0.95, "in_flight": 4.0}),
+    ("early_stopping", 8, {"window": 4.0}),
+    ("majority", 16, {}),
+    ("majority", 1, {}),
+]
+
+
+def rule_of(method, n, rule):
+    return dataclasses.replace(VOTE16, method=method, n=n, rule=tuple(sorted(rule.items())))
+
+
+@pytest.mark.parametrize(("method", "n", "rule"), RULES)
+def test_the_examples_work_for_the_pick_that_they_stand_beside(entry, method, n, rule):
+    pick = dataclasses.replace(pick_of(entry), policy=rule_of(method, n, rule))
+    for change in examples(pick).split(" or "):
+        lines = what_if([entry], pick, change)
+        assert lines[0].endswith(change)
+        assert row(lines, "latency mean")[1] != "-"
+    assert ("policy.n" in examples(pick)) == (n > 1)
+
+
+@pytest.mark.parametrize(
+    ("n", "rule"),
+    [(4, {"agree": 3.0, "in_flight": 4.0}), (6, {"agree": 4.0, "in_flight": 6.0})],
+)
+def test_fewer_samples_take_the_rule_with_them(entry, n, rule):
+    run = dataclasses.replace(entry.run, policy=rule_of(*RULES[0]))
+    _, policy = changed(run, [f"policy.n={n}"])
+    assert (policy.n, dict(policy.rule)) == (n, rule)
+    _, policy = changed(run, [f"policy.n={n}", "policy.agree=2"])
+    assert dict(policy.rule) == rule | {"agree": 2.0}
+
+
+def test_what_was_asked_for_and_does_not_fit_says_what_to_set(entry):
+    run = dataclasses.replace(
+        entry.run, policy=rule_of("agreement", 8, {"agree": 7.0, "in_flight": 8.0})
+    )
+    with pytest.raises(UsageError, match="agree must be at most n = 4, not 7; set agree too"):
+        changed(run, ["policy.n=4"])
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ("engine.max_num_seq=8", "no such field; did you mean max_num_seqs?"),
+        ("engine.tensor_paralel_size=2", "did you mean tensor_parallel_size?"),
+        ("policy.temprature=0.5", "did you mean temperature?"),
+        ("policy.in_flght=2", "did you mean in_flight?"),
+        ("engine.zzz=2", "one of model, dtype"),
+    ],
+)
+def test_a_name_that_is_nearly_right_is_guessed(entry, change, told):
+    with pytest.raises(UsageError, match=re.escape(told)):
+        changed(entry.run, [change])

@@ -15,7 +15,7 @@ from textual.events import DescendantFocus, Resize
 from textual.widgets import DataTable, Input, Label, Select, Static
 from textual.worker import get_current_worker
 
-from advisor.limits import Prices
+from advisor.limits import Prices, latency_words
 from traces.errors import TtscopeError
 from traces.schema import Budget, Pick, Recommendation
 from tui.advice_views import (
@@ -50,7 +50,7 @@ from tui.screens.advice_keys import KEYS
 from tui.screens.advice_messages import Advised, Question, WhatIf
 from tui.screens.base import ModeScreen
 from tui.views import Candidate, candidates, fitting_ticks, paste_text, ticks, with_room
-from tui.what_if import what_if
+from tui.what_if import examples, what_if
 from tui.widgets.scatter import Scatter
 
 
@@ -78,7 +78,7 @@ class AdviceScreen(ModeScreen):
     def compose_body(self) -> ComposeResult:
         """Return the budget, the plot beside the table, and the pick."""
         with Horizontal(classes="fields"):
-            statistics = [(name, name) for name, _ in STATISTICS]
+            statistics = [(latency_words(each), name) for name, each in STATISTICS]
             yield Select(
                 statistics, value=STATISTIC, allow_blank=False, compact=True, id="statistic"
             )
@@ -92,7 +92,6 @@ class AdviceScreen(ModeScreen):
             )
         yield Static(id="message", markup=False)
         yield Input(
-            placeholder="engine.max_num_seqs=8 or policy.n=4: what it makes of this pick",
             id="change",
             compact=True,
         )
@@ -389,8 +388,11 @@ class AdviceScreen(ModeScreen):
 
     def action_what_if(self) -> None:
         """Ask what to change of the selected pick."""
-        self.query_one("#change").add_class("open")
-        self.query_one("#change").focus()
+        selected, field = self._selected(), self.query_one("#change", Input)
+        if selected is not None:
+            field.placeholder = f"{examples(selected.pick)}: what it makes of this pick"
+        field.add_class("open")
+        field.focus()
 
     @on(Input.Submitted, "#change")
     def _change_given(self, event: Input.Submitted) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import get_args
 
-from advisor.limits import latency_words
+from advisor.limits import statistic_words
 from traces.schema import Budget, Objective
 
-STATISTICS = tuple((latency_words(percentile), percentile) for percentile in (None, 50, 95, 99))
-STATISTIC = latency_words(Budget.latency_percentile)  # what the command line takes too
+STATISTICS = tuple((statistic_words(each), each) for each in (None, 50, 95, 99))
+STATISTIC = statistic_words(Budget.latency_percentile)  # what the command line takes too
 OBJECTIVES = get_args(Objective)
 FIELDS = (  # option of parse_budget, label, example, least columns: one more than most values
     ("max_latency", "<=", "5s or 250ms", 8),
