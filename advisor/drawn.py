@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from advisor.composition import FEATURES, INDEX
-from advisor.evidence import Evidence, Run, Sample
+from advisor.evidence import Evidence, Run
 from advisor.load import Limits, Load, Replayed
 from advisor.rule_accuracy import decides_as_vote, expected_right
 from advisor.space import Kind, Pool, Space, limits_of
@@ -56,6 +56,7 @@ class Drawn:
         self.evidence, self.space, self.seed = evidence, space, seed
         self._votes: dict[int, Floats] = {}
         self._loads: dict[Hashable, list[Load]] = {}
+        self._chosen: dict[Hashable, list[list[list[int]]]] = {}
         self._draws: dict[Hashable, list[list[Load]]] = {}
         self._flat: dict[Hashable, list[Workload]] = {}
         self._accuracy: dict[Hashable, Floats] = {}
@@ -86,17 +87,19 @@ class Drawn:
         ordered = policy.method not in WHOLE
         if not ordered and all(len(load.samples) == n for load in loads):
             return [loads]
-        drawn = []
-        for number in range(REPLAYS):
-            rng = np.random.default_rng([self.seed, 2, n, number])
+        if (pool.key, n) not in self._chosen:
+            drawn = [np.random.default_rng([self.seed, 2, n, i]) for i in range(REPLAYS)]
+            self._chosen[pool.key, n] = [
+                [rng.permutation(len(load.samples))[:n].tolist() for load in loads] for rng in drawn
+            ]
+        found = []
+        for chosen in self._chosen[pool.key, n]:
             whole = []
-            for load in loads:
-                chosen = rng.permutation(len(load.samples))[:n]
-                places = (chosen if ordered else np.sort(chosen)).tolist()
-                samples = tuple([load.samples[i] for i in places])
-                whole.append(dataclasses.replace(load, samples=samples))
-            drawn.append(whole)
-        return drawn
+            for load, places in zip(loads, chosen, strict=True):
+                samples = [load.samples[i] for i in (places if ordered else sorted(places))]
+                whole.append(dataclasses.replace(load, samples=tuple(samples)))
+            found.append(whole)
+        return found
 
     def _pool_loads(self, pool: Pool) -> list[Load]:
         if pool.key not in self._loads:
@@ -285,19 +288,24 @@ def _work(
 
 
 def _decodes(load: Load) -> Floats:
-    """Return what a sample takes on average: `_decoded`, and the tokens that it generates."""
-    each = [
-        (*_decoded(sample, load.prompt_tokens), sample.output_tokens) for sample in load.samples
-    ]
-    return np.asarray(np.mean(each, axis=0))
+    """Return what a sample takes on average: `_drafted`, and the tokens that it generates."""
+    prompt = load.prompt_tokens
+    tokens = np.array([sample.output_tokens for sample in load.samples], dtype=float)
+    count = tokens - 1
+    found = np.array(
+        [count, count * prompt + count * (count + 1) / 2, np.zeros(len(count)), tokens]
+    )
+    for place, sample in enumerate(load.samples):
+        if sample.scheduled is not None and sample.advance is not None:
+            found[:3, place] = _drafted(sample.scheduled, sample.advance, prompt)
+    return np.asarray(found.mean(axis=1))
 
 
-def _decoded(sample: Sample, prompt: int) -> tuple[float, float, float]:
+def _drafted(
+    scheduled: npt.NDArray[np.integer], advance: npt.NDArray[np.integer], prompt: int
+) -> tuple[float, float, float]:
     """Return tokens forwarded after the prompt, the context they attend to, tokens drafted."""
-    if sample.scheduled is None or sample.advance is None:
-        count = sample.output_tokens - 1
-        return count, count * prompt + count * (count + 1) / 2, 0.0
-    scheduled, advance = (each.astype(np.int64) for each in (sample.scheduled, sample.advance))
-    before = prompt + np.cumsum(advance) - advance
+    scheduled, kept = scheduled.astype(np.int64), advance.astype(np.int64)
+    before = prompt + np.cumsum(kept) - kept
     context = scheduled * before + scheduled * (scheduled + 1) / 2
     return float(scheduled.sum()), float(context.sum()), float((scheduled - 1).sum())

@@ -126,6 +126,11 @@ class Space:
         return found
 
     @cached_property
+    def _first(self) -> Ints:
+        """The first candidate of each kind, whose candidates stand together, and their number."""
+        return np.asarray(np.searchsorted(self.kind, np.arange(len(self.kinds) + 1)))
+
+    @cached_property
     def devices(self) -> Ints:
         """Devices of each candidate."""
         each = np.array([kind.engine.num_devices for kind in self.kinds], dtype=np.int64)
@@ -159,13 +164,14 @@ class Space:
     def rows_with(self, engine: EngineConfig) -> list[int]:
         """Return the candidates with an engine and its limits, with any policy."""
         kinds = self._by_engine.get(without_limits(engine), [])
-        rows = np.flatnonzero(
-            np.isin(self.kind, kinds)
-            & (self.max_num_seqs == (engine.max_num_seqs or 0))
-            & (self.max_num_batched_tokens == (engine.max_num_batched_tokens or 0))
-            & (self.replicas == engine.data_parallel_size)
+        parts = [np.arange(self._first[kind], self._first[kind + 1]) for kind in kinds]
+        rows = np.concatenate([np.zeros(0, dtype=np.int64), *parts])
+        like = (
+            (self.max_num_seqs[rows] == (engine.max_num_seqs or 0))
+            & (self.max_num_batched_tokens[rows] == (engine.max_num_batched_tokens or 0))
+            & (self.replicas[rows] == engine.data_parallel_size)
         )
-        return [int(row) for row in rows]
+        return [int(row) for row in rows[like]]
 
 
 def explore(evidence: Evidence, offers: Offers | None = None) -> Space:

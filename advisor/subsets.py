@@ -77,7 +77,8 @@ class RandomOrders:
         self.n = len(problem.answers)
         self.count = orders
         self.draw(rng)
-        self.answers: Ints = np.array([numbers.get(a, -1) for a in problem.answers], np.int64)
+        classes = [-1 if answer is None else numbers[answer] for answer in problem.answers]
+        self.answers: Ints = np.array(classes, dtype=np.int64)
         self.parsed = self.answers >= 0
         self.tokens = problem.tokens
 
@@ -89,7 +90,8 @@ class RandomOrders:
     @cached_property
     def marks(self) -> Floats:
         """[samples, answers]: 1 where a sample gave the answer."""
-        return (self.answers[:, None] == np.arange(max(len(self.right), 1))).astype(float)
+        every = np.arange(max(len(self.right), 1))
+        return np.asarray(self.answers[:, None] == every, dtype=float)
 
     def majority(self, k: int) -> Expectation:
         """Return the vote of k."""

@@ -12,6 +12,7 @@ from advisor.finish_order import (
     generated_by,
     lead_is_safe,
     safe_lead,
+    safe_leads,
     settled,
 )
 from tests.advisor.sampled import samples
@@ -75,6 +76,14 @@ def test_the_posterior_of_a_lead():
     assert lead_is_safe(4, 0) == pytest.approx(1 - 2**-5)
     drawn = np.random.default_rng(0).beta(8, 4, 200_000)
     assert lead_is_safe(7, 3) == pytest.approx((drawn > 0.5).mean(), abs=0.005)
+
+
+def test_the_table_of_posteriors_is_the_binomial_tail():
+    table = safe_leads(40)
+    exact = [[lead_is_safe(first, second) for second in range(41)] for first in range(41)]
+    np.testing.assert_allclose(table, exact, rtol=1e-13)
+    np.testing.assert_array_equal(table[:20, :20], np.array(exact)[:20, :20])
+    assert safe_leads(0).tolist() == [[0.5]]
 
 
 def engine_run(rng, n):
