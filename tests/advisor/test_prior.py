@@ -209,13 +209,13 @@ def test_damage_is_one_line_with_the_mend(tmp_path, damage):
         (tmp_path / "test_gpu.yaml").write_text("gpu: {mem_bw: fast}")
     else:
         pl.read_parquet(table).drop("n").write_parquet(table)
-    with pytest.raises(TablesError, match="install ttscope"):
+    with pytest.raises(TablesError, match="aiconfigurator-core"):
         priced(read_prior("test_gpu", tmp_path))
 
 
 def test_without_the_package_the_extra_is_named(monkeypatch):
     monkeypatch.setattr(prior_tables, "PACKAGE", "no_such_package_of_tables")
-    with pytest.raises(MissingDependencyError, match=r"ttscope\[prior\]"):
+    with pytest.raises(MissingDependencyError, match="needs .* aiconfigurator-core: .* -m pip install"):
         tables_folder()
 
 

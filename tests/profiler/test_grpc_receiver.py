@@ -100,5 +100,5 @@ def test_a_port_that_is_taken(listening):
 
 def test_without_grpcio(listening, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "grpc", None)
-    with pytest.raises(MissingDependencyError, match=r"ttscope\[grpc\]"):
+    with pytest.raises(MissingDependencyError, match="needs grpcio: .* -m pip install"):
         GrpcListener(listening[0], "127.0.0.1", 0)

@@ -110,9 +110,9 @@ def test_the_examples_work_for_the_pick_that_they_stand_beside(entry, method, n,
 )
 def test_fewer_samples_take_the_rule_with_them(entry, n, rule):
     run = dataclasses.replace(entry.run, policy=rule_of(*RULES[0]))
-    _, policy = changed(run, [f"policy.n={n}"])
+    _, policy, _ = changed(run, [f"policy.n={n}"])
     assert (policy.n, dict(policy.rule)) == (n, rule)
-    _, policy = changed(run, [f"policy.n={n}", "policy.agree=2"])
+    _, policy, _ = changed(run, [f"policy.n={n}", "policy.agree=2"])
     assert dict(policy.rule) == rule | {"agree": 2.0}
 
 
