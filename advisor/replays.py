@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 
 from advisor.drawn import WHOLE
 from advisor.evidence import Evidence, Run, Sample, law_key
@@ -22,6 +23,7 @@ from advisor.prior_times import PriorTimes
 from advisor.recorded_runs import STOPPING
 from advisor.replay import Stop, replay
 from advisor.replayed_tables import replayed_tables, write_recording
+from advisor.rule_accuracy import decides_as_vote
 from advisor.simulation import stop_rules
 from advisor.space import limits_of
 from advisor.step_times import Question, learned, tabled
@@ -35,7 +37,7 @@ from traces.schema import EngineConfig, Estimate, Policy
 from traces.statistics import Z95, column_means
 from traces.summary import Run as Summary
 from traces.summary import summarise
-from traces.votes import majority_curve
+from traces.votes import PolicyOutcome, majority_curve, policies_within
 
 Floats = npt.NDArray[np.float64]
 
@@ -282,18 +284,22 @@ class Replays:
             for runs in (self.runs, self.fresh, self.slow, self.fast)
         )
 
+        exact = {"tokens": self._of_any(lambda _, made: made)} if self._whole else {}
+
         def estimate(
             name: str, unit: str, *, sigma: float = 0.0, wider: bool = False
         ) -> Estimate | None:
             values = np.array([each[name] for each in middle])
             if not np.isfinite(values).all():
                 return None
-            value = float(values.mean())
+            value = exact.get(name, float(values.mean()))
+            outside = (self.outside or wider) and name not in exact
             again = np.array([each[name] for each in fresh])
             spread = float(np.hypot(self._fresh_draw(values, again), Z95 * sigma * value))
             if self.times.sigma is None:
-                return Estimate(value=value, unit=unit, extrapolated=self.outside)
-            ends = [float(np.mean([each[name] for each in side])) for side in (slow, fast)]
+                return Estimate(value=value, unit=unit, extrapolated=outside)
+            shift = value - float(values.mean())
+            ends = [float(np.mean([each[name] for each in side])) + shift for side in (slow, fast)]
             low, high = min(ends), max(ends)
             return Estimate(
                 value=value,
@@ -301,7 +307,7 @@ class Replays:
                 high=value + float(np.hypot(high - value, spread)),
                 unit=unit,
                 runs=self.times.runs,
-                extrapolated=self.outside or wider,
+                extrapolated=outside,
             )
 
         def three(name: str, unit: str, beyond: Mapping[str, float]) -> dict[str, Estimate | None]:
@@ -315,14 +321,22 @@ class Replays:
             seen = [self.power.within(*self._spent(run)) for run in self.runs]
             drawn = estimate("joules", "J", sigma=self.power.sigma, wider=not all(seen))
         price = self.manifest.price_usd_per_device_hour
+        latency, tokens = three("latency_s", "s", self.beyond), estimate("tokens", "tokens")
+        per_token = latency["mean"]
+        if per_token is not None and tokens is not None:
+            each = self.engine.num_devices / tokens.value
+            per_token = per_token.scaled(each, "device-s/token")
         return replace(
             found,
             steps=self.runs[0].steps,  # its table may keep none
             accuracy=self._accuracy(),
-            latency_s=three("latency_s", "s", self.beyond),
+            latency_s=latency,
             ttft_s=three("ttft_s", "s", {}),
             tpot_s=three("tpot_s", "s/token", {}),
-            tokens_per_problem=estimate("tokens", "tokens"),
+            tokens_per_problem=tokens,
+            flops_per_problem=self._flops(found.flops_per_problem),
+            cost_per_token_device_s=per_token,
+            policies=self._fewer(found.policies),
             throughput_tokens_per_s=estimate("throughput", "tokens/s"),
             energy_j=found.energy_j if drawn is None else self._energy(drawn),
             device_s_per_problem=device,
@@ -348,6 +362,64 @@ class Replays:
             factor += self.drawn / self.recorded
             variance *= self.recorded / max(self.recorded - 1, 1)
         return float(T95 * np.sqrt(factor * variance))
+
+    @property
+    def _whole(self) -> bool:
+        """Whether every sample ends, so that what is generated does not depend on when."""
+        return self.stop == Stop()
+
+    def _of_any(self, value: Callable[[int, Floats], Floats]) -> float:
+        """Return a problem's mean of n samples' `value`, exact over all choices of n of them.
+
+        `value` takes the tokens of a prompt, and those that its samples generated.
+        """
+        found = [
+            value(
+                problem.prompt_tokens, np.array([float(s.output_tokens) for s in problem.samples])
+            )
+            for problem in (source.problems[name] for source in self.sources for name in self.ids)
+        ]
+        return self.drawn * float(np.mean([each.mean() for each in found]))
+
+    def _flops(self, first: Estimate | None) -> Estimate | None:
+        """Return the first draw's FLOPs, moved to the mean over all draws.
+
+        What samples feed back is exact where all end, what the cache held is the draws' mean.
+        """
+        facts = self.facts.get(self.engine.model)
+        if first is None or facts is None:
+            return first
+
+        def flops(tokens: npt.NDArray[np.floating]) -> Floats:
+            read = tokens * (tokens + 1) / 2
+            return np.asarray(facts.matmul_flops(1) * tokens + facts.attention_flops(1) * read)
+
+        fed, cached = [], []
+        for run, workload in zip(self.runs, self.workloads, strict=True):
+            ran = run.generated_tokens > 0
+            last = workload.prompt_tokens + run.generated_tokens - 1.0
+            fed.append(float(flops(last)[ran].sum()) / len(self.ids))
+            cached.append(float(flops(run.cached_tokens.astype(float))[ran].sum()) / len(self.ids))
+        mean = self._of_any(lambda prompt, made: flops(prompt + made - 1)) if self._whole else None
+        value = (float(np.mean(fed)) if mean is None else mean) - float(np.mean(cached))
+        found = first.scaled(value / (fed[0] - cached[0]), first.unit)
+        return replace(found, extrapolated=self.outside and not self._whole)
+
+    def _fewer(self, first: tuple[PolicyOutcome, ...]) -> tuple[PolicyOutcome, ...]:
+        """Return maj@k and pass@k of all recorded samples, where the replay drew some of them."""
+        if not self._whole or self.drawn == self.recorded or not first:
+            return first
+        problems = [self.sources[0].problems[name] for name in self.ids]
+        rows = [
+            (number, index, each.answer, each.correct, 0, each.output_tokens)
+            for number, problem in enumerate(problems)
+            for index, each in enumerate(problem.samples[: self.recorded])
+        ]
+        whole, text = pl.Int64, pl.String
+        columns = {"problem": whole, "sample_index": whole, "answer": text, "correct": pl.Boolean}
+        columns |= {"end": whole, "output_tokens": whole}
+        frame = pl.DataFrame(rows, schema=columns, orient="row")
+        return policies_within(frame, self.recorded, most=self.drawn)
 
     def _spent(self, run: Replayed) -> tuple[float, float, float]:
         """Return seconds, seconds of steps and request-seconds, over all replicas."""
@@ -375,10 +447,13 @@ class Replays:
         judged = any(s.correct is not None for s in samples)
         if not (known and judged) or self.question.policy.method not in VOTES:
             return None
+        policy = self.question.policy
         right = np.mean([run.right for run in self.runs], axis=0)
-        if self.question.policy.method in WHOLE:  # a vote does not ask who ended first: exactly
+        exact = policy.method in WHOLE or decides_as_vote(policy)
+        if exact:  # it does not ask who ended first
             right = np.array([self._vote(name) for name in self.ids])
-        return column_means(right[:, None], "1")[0]
+        found = column_means(right[:, None], "1")[0]
+        return replace(found, extrapolated=self.outside and not exact)
 
     def _vote(self, name: str) -> float:
         """Return the chance that a vote of as many as asked of a problem's samples is right."""

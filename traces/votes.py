@@ -140,8 +140,10 @@ def _ways_not_above(votes: int, others: tuple[int, ...], unparsed: int, total: i
     return ways
 
 
-def policies_within(samples: pl.DataFrame, n: int) -> tuple[PolicyOutcome, ...]:
-    """Return maj@k and pass@k for k = 1, 2, 4, ..., n from samples with `problem` numbers.
+def policies_within(
+    samples: pl.DataFrame, n: int, *, most: int | None = None
+) -> tuple[PolicyOutcome, ...]:
+    """Return maj@k and pass@k of samples with `problem` numbers, k = 1, 2, 4, .. and `most` or n.
 
     Only problems with n ended samples whose answers were judged count. The tokens are k/n of
     the problem's, which is what a random subset takes on average.
@@ -158,7 +160,7 @@ def policies_within(samples: pl.DataFrame, n: int) -> tuple[PolicyOutcome, ...]:
     )
     if not whole.height:
         return ()
-    counts = sample_counts(n)
+    counts = sample_counts(most or n)
     places = [k - 1 for k in counts]
     voted = np.array(
         [

@@ -104,6 +104,46 @@ def test_the_accuracy_of_fewer_votes_is_exact(votes):
     assert found.value == pytest.approx(known[4].value)
 
 
+def test_fewer_samples_are_as_show_says(votes):
+    """Which of the samples the replay draws changes nothing that is known of all choices."""
+    told = {(each.method, each.n): each for each in summarise(votes)[0].policies}
+    found = [asked(votes, policy={"n": 4}, seed=seed).predicted for seed in (0, 1)]
+    for each in found:
+        tokens = each.tokens_per_problem
+        assert tokens.value == pytest.approx(
+            told["majority", 4].tokens_per_problem.value, rel=1e-12
+        )
+        assert tokens.low < tokens.value < tokens.high
+        for one in each.policies:
+            assert one.n <= 4
+            assert one.accuracy.value == pytest.approx(told[one.method, one.n].accuracy.value)
+    first, second = (each.flops_per_problem.value for each in found)
+    assert first == pytest.approx(second, rel=2e-4)
+    part = first / summarise(votes)[0].flops_per_problem.value
+    assert 4 / 16 < part < 5 / 16  # the prompt is computed once
+
+
+def test_only_what_depends_on_times_is_marked(votes):
+    found = asked(votes, concurrency=40, engine={"max_num_seqs": 512}).predicted
+    assert found.latency_s["mean"].extrapolated
+    assert found.throughput_tokens_per_s.extrapolated
+    for each in (found.tokens_per_problem, found.accuracy, found.flops_per_problem):
+        assert not each.extrapolated
+    policy = {"method": "first_finish", "rule": (("first", 4.0),)}
+    stopped = asked(votes, concurrency=40, engine={"max_num_seqs": 512}, policy=policy).predicted
+    assert stopped.latency_s["mean"].extrapolated
+    assert stopped.tokens_per_problem.extrapolated
+    assert stopped.accuracy.extrapolated
+
+
+def test_agreement_of_more_than_half_decides_as_the_vote(votes):
+    rule = (("agree", 9.0), ("in_flight", 16.0))
+    found = asked(votes, policy={"method": "agreement", "rule": rule}, concurrency=12).predicted
+    told = {each.n: each for each in summarise(votes)[0].policies if each.method == "majority"}
+    assert found.accuracy.value == pytest.approx(told[16].accuracy.value)
+    assert not found.accuracy.extrapolated
+
+
 def test_arrivals_that_outrun_the_engine_are_told(votes):
     def overrun(rate, **changes):
         notes = asked(votes, rate_per_s=rate, **changes).notes
