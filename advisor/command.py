@@ -174,7 +174,6 @@ def record_command(
         _flag("max-num-seqs", engine.max_num_seqs),
         _flag("max-num-batched-tokens", engine.max_num_batched_tokens),
         _flag("max-model-len", engine.max_model_len),
-        _flag("dtype", engine.dtype, default="auto"),
     ]
     if engine.speculative is not None:
         settings = {k: v for k, v in engine.speculative.to_json().items() if v is not None}
