@@ -170,7 +170,7 @@ def _scored(
     has_confidence = _known(confidence, "confidence_min_window", "", [])
     # A mean log-probability ranks as a confidence does, and weighs as its exponential.
     ranks = confidence if has_confidence else scores
-    weights = confidence if has_confidence else [np.exp(score) for score in scores]
+    logs = [_log(each) for each in confidence] if has_confidence else scores
     several = [k for k in counts if k > 1]
     if has_scores:
         curves = np.array([best_of_curve(p, s) for p, s in zip(problems, scores, strict=True)])
@@ -183,13 +183,13 @@ def _scored(
     for k in several:
         found: list[tuple[str, dict[str, float], list[Any]]] = []
         if has_scores:
-            votes = [o.weighted(k, np.exp(s)) for o, s in zip(orders, scores, strict=True)]
+            votes = [o.weighted(k, score) for o, score in zip(orders, scores, strict=True)]
             found.append(("weighted", {}, votes))
         if has_scores or has_confidence:
             for keep in KEEP:
                 votes = [
-                    o.confident(k, rank, weight, keep)
-                    for o, rank, weight in zip(orders, ranks, weights, strict=True)
+                    o.confident(k, rank, log, keep)
+                    for o, rank, log in zip(orders, ranks, logs, strict=True)
                 ]
                 found.append(("confidence", {"keep": keep}, votes))
         for window in WINDOWS if k >= 2 * FEWEST else ():
@@ -209,13 +209,19 @@ def _scored(
             )
 
 
+def _log(weights: Floats) -> Floats:
+    """Return logarithms, -inf of what has no weight; what is not known stays so."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(np.isnan(weights), np.nan, np.log(np.maximum(weights, 0.0)))
+
+
 def _known(numbers: Sequence[Floats], name: str, what: str, notes: list[str]) -> bool:
     """Return whether any sample has the number; tell how many lack it."""
     missing = sum(int((~np.isfinite(each)).sum()) for each in numbers)
     total = sum(map(len, numbers))
     if missing == total:
         if what:
-            notes.append(f"no {name} was recorded, so {what} are not judged")
+            notes.append(f"no {name} is known, so {what} are not judged")
         return False
     if missing and what:
         notes.append(
@@ -286,11 +292,27 @@ def _decide(
     """Return right and tokens of samples launched together: the mean over blocks."""
     found = []
     for part in blocks:
-        weights = np.nan_to_num(np.exp(part.logprob_mean)) if weigh else None
-        decided = finish.decide(part, stop, weights)
+        decided = _weighed(part) if weigh else finish.decide(part, stop)
         found.append((decided.right, decided.tokens))
     right, tokens = np.mean(found, axis=0)
     return float(right), float(tokens)
+
+
+def _weighed(problem: ProblemSamples) -> finish.Decided:
+    """Run the weighted vote that stops when its leader cannot be caught.
+
+    Weights are relative to the largest, and so is 1, the most that one to come may weigh. Where no
+    sample with an answer has a weight, the plurality decides.
+    """
+    parsed = np.array([answer is not None for answer in problem.answers])
+    able = np.isfinite(problem.logprob_mean) & parsed
+    if not able.any():
+        return finish.decide(problem, finish.settled())
+    logs = np.where(able, problem.logprob_mean, -np.inf)
+    most = float(logs.max())
+    with np.errstate(over="ignore"):
+        bound = float(np.exp(-most))
+    return finish.decide(problem, finish.settled(bound), np.exp(logs - most))
 
 
 def _with_fresh_runs(

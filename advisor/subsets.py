@@ -95,18 +95,18 @@ class RandomOrders:
 
     def majority(self, k: int) -> Expectation:
         """Return the vote of k."""
-        return self._fixed(self._tally(k, np.ones(self.n)), k)
+        return self._fixed(self._tally(k), k)
 
-    def weighted(self, k: int, weights: Floats) -> Expectation:
-        """Return the vote of k with one weight per sample; a nan has none.
+    def weighted(self, k: int, logs: Floats) -> Expectation:
+        """Return the vote of k, each weighing by the exponential of its `logs`; a nan has none.
 
         Where no sample with an answer has one, the plurality decides.
         """
-        known = np.isfinite(weights)
-        tally = self._tally(k, np.where(known, weights, 0.0))
-        return self._fixed(self._or_plain(tally, k, known & self.parsed), k)
+        able = np.isfinite(logs) & self.parsed
+        tally = self._weighed(k, np.where(able, logs, -np.inf)[self.orders[:, :k]])
+        return self._fixed(self._or_plain(tally, k, able), k)
 
-    def confident(self, k: int, confidence: Floats, weights: Floats, keep: float) -> Expectation:
+    def confident(self, k: int, confidence: Floats, logs: Floats, keep: float) -> Expectation:
         """Return the weighted vote of the `keep` most confident of k (DeepConf).
 
         Of those that parsed and whose confidence is known, the share `keep` rounded up.
@@ -119,9 +119,8 @@ class RandomOrders:
         np.put_along_axis(place, order, np.arange(k)[None, :], axis=1)
         count = able[chosen].sum(axis=1)
         kept = place < np.ceil(keep * count - 1e-9)[:, None]
-        held = np.where(able, weights, 0.0)[chosen] * kept
-        tally = np.einsum("ok,okc->oc", held, self.marks[chosen])
-        return self._fixed(self._or_plain(tally, k, able), k)
+        held = np.where(kept & able[chosen], logs[chosen], -np.inf)
+        return self._fixed(self._or_plain(self._weighed(k, held), k, able), k)
 
     def windows(self, n: int, window: int) -> Expectation:
         """Return the vote that stops at the first window whose samples all agree (ESC).
@@ -150,13 +149,21 @@ class RandomOrders:
             safe_leads(n),
         )  # fmt: skip
 
-    def _tally(self, k: int, weights: Floats) -> Floats:
-        found = (self.marks * weights[:, None])[self.orders[:, :k]].sum(axis=1)
-        return np.asarray(found)
+    def _tally(self, k: int) -> Floats:
+        return np.asarray(self.marks[self.orders[:, :k]].sum(axis=1))
+
+    def _weighed(self, k: int, logs: Floats) -> Floats:
+        """Return the votes [orders, answers] of the samples' `logs` [orders, k], of any size.
+
+        Weights are relative to the largest of an order, so that they cannot all vanish.
+        """
+        most = logs.max(axis=1, keepdims=True)
+        held = np.exp(logs - np.where(np.isfinite(most), most, 0.0))
+        return np.asarray(np.einsum("ok,okc->oc", held, self.marks[self.orders[:, :k]]))
 
     def _or_plain(self, tally: Floats, k: int, able: npt.NDArray[np.bool_]) -> Floats:
         some = np.asarray(able[self.orders[:, :k]].any(axis=1))
-        plain = tally if some.all() else self._tally(k, np.ones(self.n))
+        plain = tally if some.all() else self._tally(k)
         return np.where(some[:, None], tally, plain)
 
     def _won(self, tally: Floats) -> Floats:

@@ -164,6 +164,10 @@ def _notes(chosen: OutcomeFormat, files: Sequence[ImportedFile], counted: Counte
         )
     for each in files:
         notes += each.remarks()
+    if counted.logprobs is not None:
+        notes.append(
+            f"{counted.logprobs} (first: {files[0].skipped.unit} {counted.logprobs_place:,})"
+        )
     unjudged = counted.samples["correct"].null_count()
     if unjudged:
         notes.append(f"samples not known to be right or wrong: {unjudged:,}")

@@ -10,9 +10,11 @@ import hashlib
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from traces.formats.outcome import Outcome
+from traces.logprobs import means_among
 
 _CHUNK_ROWS = 100_000
 _RIGHT = 0  # the class of right answers: they all equal the expected one
@@ -51,6 +53,8 @@ class Counted:
     fewer: int  # problems with less
     answers_told: bool
     contradicted: int  # answers that one problem has as right and as wrong
+    logprobs: str | None  # why some are left out
+    logprobs_place: int | None  # of the first of them
 
 
 @dataclass
@@ -108,6 +112,7 @@ class OutcomeTable:
         frame = pl.concat(self._chunks, how="diagonal")
         self._chunks.clear()
         frame, doubled, place = _without_doubles(frame)
+        frame, logprobs, logprobs_place = _with_means(frame)
         told = bool(frame["key"].count())
         contradicted = _contradicted(frame)
         if told:
@@ -140,6 +145,8 @@ class OutcomeTable:
             fewer=int((sizes < largest).sum()),
             answers_told=told,
             contradicted=contradicted,
+            logprobs=logprobs,
+            logprobs_place=logprobs_place,
         )
 
     def _identity(self) -> str:
@@ -166,6 +173,18 @@ def _without_doubles(frame: pl.DataFrame) -> tuple[pl.DataFrame, int, int | None
         return frame, 0, None
     doubles = frame.filter(again)
     return frame.filter(~again), doubles.height, int(doubles["place"].min())  # type: ignore[arg-type]
+
+
+def _with_means(frame: pl.DataFrame) -> tuple[pl.DataFrame, str | None, int | None]:
+    """Leave out log-probabilities that are no means; say why, and of which place the first is."""
+    if "logprob_mean" not in frame.columns:
+        return frame, None, None
+    nothing = pl.lit(None, dtype=pl.Float64)
+    tokens = pl.col("output_tokens") if "output_tokens" in frame.columns else nothing
+    columns = frame.select("logprob_mean", tokens=tokens.cast(pl.Float64)).fill_null(np.nan)
+    found = means_among(columns["logprob_mean"].to_numpy(), columns["tokens"].to_numpy())
+    kept = frame.with_columns(logprob_mean=pl.Series(found.values).fill_nan(None))
+    return kept, found.why, None if found.first is None else int(frame["place"][found.first])
 
 
 def _contradicted(frame: pl.DataFrame) -> int:

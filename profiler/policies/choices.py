@@ -42,12 +42,18 @@ def weighted(*, log_probabilities: bool) -> Choice:
     """
 
     def choose(votes: Mapping[int, Vote]) -> str | None:
-        scored = [(vote, vote.score) for vote in _parsed(votes) if _finite(vote.score)]
-        weights = (
-            (vote.answer, exp(score or 0.0) if log_probabilities else max(score or 0.0, 0.0))
-            for vote, score in scored
+        scored = [
+            (vote.answer, vote.score)
+            for vote in _parsed(votes)
+            if vote.score is not None and isfinite(vote.score)
+        ]
+        if not scored:
+            return most_votes(votes)
+        most = max(score for _, score in scored)  # relative to it, weights cannot all vanish
+        return _heaviest(
+            (answer, exp(score - most) if log_probabilities else max(score, 0.0))
+            for answer, score in scored
         )
-        return _heaviest(weights) if scored else most_votes(votes)
 
     return choose
 

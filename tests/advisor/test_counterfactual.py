@@ -193,8 +193,34 @@ def test_scores_that_are_not_numbers_are_told(rows, tmp_path):
     assert any("not a number: 5 of 320" in note for note in found.notes)
     none = [r | {"logprob_mean": None} for r in rows["samples"]]
     found = judge(tmp_path / "none", rows | {"samples": none})
-    assert any("no logprob_mean was recorded" in note for note in found.notes)
+    assert any("no logprob_mean is known" in note for note in found.notes)
     assert not {"best_of_n", "weighted"} & {o.method for o in found.outcomes}
+
+
+@pytest.mark.parametrize("shift", [-5000.0, 750.0])
+def test_weights_of_any_size_decide_as_they_compare(rows, tmp_path, shift):
+    """Weights that vanish or overflow as numbers still compare."""
+    moved = [r | {"logprob_mean": r["logprob_mean"] + shift} for r in rows["samples"]]
+    plain, found = (
+        judge(tmp_path / name, rows | {"samples": samples})
+        for name, samples in (("plain", rows["samples"]), ("moved", moved))
+    )
+    for one, other in zip(plain.outcomes, found.outcomes, strict=True):
+        assert (one.method, one.n, one.rule) == (other.method, other.n, other.rule)
+        if one.method in ("weighted", "confidence", "best_of_n") and "settled" not in one.rule:
+            assert other.accuracy.value == pytest.approx(one.accuracy.value)
+
+
+def test_weights_that_nobody_has_leave_the_plurality(rows, tmp_path):
+    """A problem without any log-probability is decided by its votes, not wrong."""
+    names = {f"p{number}" for number in range(20)}
+    some = [
+        r | {"logprob_mean": None if r["problem_id"] in names else -0.5} for r in rows["samples"]
+    ]
+    found = judge(tmp_path / "r", rows | {"samples": some})
+    vote = {o.n: o.accuracy.value for o in found.outcomes if o.method == "majority"}
+    settled = [o for o in found.outcomes if "settled" in o.rule and o.n == N]
+    assert settled[0].accuracy.value == pytest.approx(vote[N])
 
 
 def test_one_sample_says_so(rows, tmp_path):

@@ -83,9 +83,7 @@ def test_the_order_of_samples_changes_nothing_exact(rows, seed):
 def test_weighted_votes_are_near_the_mean_over_all_subsets(rows, k):
     k = min(k, len(rows))
     problem = problem_of(rows)
-    found = RandomOrders(problem, np.random.default_rng(0), 512).weighted(
-        k, np.exp(problem.logprob_mean)
-    )
+    found = RandomOrders(problem, np.random.default_rng(0), 512).weighted(k, problem.logprob_mean)
     exact = np.mean([weighted_by_hand(subset) for subset in combinations(rows, k)])
     assert found.right == pytest.approx(exact, abs=5 * np.sqrt(found.variance) + 0.02)
     assert found.tokens == 10 * k
@@ -100,7 +98,7 @@ def test_equal_weights_are_the_majority():
     orders = RandomOrders(problem, np.random.default_rng(1), 512)
     exact = majority_curve(problem.answers, problem.correct)
     for k in (1, 3, 8):
-        plain, weighted = orders.majority(k), orders.weighted(k, np.exp(problem.logprob_mean))
+        plain, weighted = orders.majority(k), orders.weighted(k, problem.logprob_mean)
         assert weighted.right == pytest.approx(plain.right)
         assert plain.right == pytest.approx(exact[k - 1], abs=0.08)
 
@@ -108,12 +106,12 @@ def test_equal_weights_are_the_majority():
 def test_the_least_confident_do_not_vote():
     problem = samples(["a", "a", "b", "b", "b"], logprob=[-0.1, -0.2, -1.0, -1.1, -1.2])
     orders = RandomOrders(problem, np.random.default_rng(0), 64)
-    weights = np.exp(problem.logprob_mean)
-    assert orders.confident(5, problem.logprob_mean, weights, 0.4).right == 1.0
-    assert orders.confident(5, problem.logprob_mean, np.ones(5), 1.0).right == 0.0
+    logs = problem.logprob_mean
+    assert orders.confident(5, logs, logs, 0.4).right == 1.0
+    assert orders.confident(5, logs, np.zeros(5), 1.0).right == 0.0
     # A nan neither votes nor counts towards the share that is kept.
     unknown = np.array([-0.1, np.nan, -1.0, -1.1, -1.2])
-    assert orders.confident(5, unknown, np.exp(unknown), 0.25).right == 1.0
+    assert orders.confident(5, unknown, unknown, 0.25).right == 1.0
 
 
 def windows_by_hand(answers, n, window):

@@ -163,6 +163,9 @@ def test_weights_add_up():
     by_probability = weighted(log_probabilities=True)
     assert by_probability(scored(("a", -0.1), ("b", -1.0), ("b", -0.6))) == "b"
     assert by_probability(scored(("a", -0.1), ("b", -3.0), ("b", -3.0))) == "a"
+    # However large the numbers, what counts is how they compare.
+    for shift in (-5000.0, 5000.0):
+        assert by_probability(scored(*((a, shift + s) for a, s in (("a", 0), ("b", 1))))) == "b"
 
 
 def test_the_least_confident_samples_lose_their_vote():

@@ -299,6 +299,15 @@ def test_numbers_that_are_none_count_as_absent(tmp_path):
     assert samples.select("latency_ns", "logprob_mean", "output_tokens").row(0) == (None, None, 7)
 
 
+def test_log_probabilities_that_are_sums_are_told_and_left_out(tmp_path):
+    rows = [{**GOOD, "sample_index": i, "logprob_mean": -5000.0 - i} for i in range(4)]
+    found, recording = read(lines(tmp_path / "o.jsonl", *rows), tmp_path / "r")
+    (told,) = (note for note in found.notes if "logprob_mean" in note)
+    assert told.startswith("4 of 4 values of logprob_mean are below -20")
+    assert told.endswith("(first: line 1)")
+    assert recording.samples["logprob_mean"].null_count() == 4
+
+
 def test_what_is_measured_stays(tmp_path):
     row = {**GOOD, "latency_s": 1.25, "prompt_tokens": 9, "think_tokens": 3, "group": "easy"}
     _, recording = read(lines(tmp_path / "o.jsonl", row), tmp_path / "r")

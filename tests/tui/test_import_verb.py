@@ -287,7 +287,7 @@ def test_plain_outcomes_are_not_judged_anew(run, tmp_path):
 
 
 def test_numbers_that_are_none_are_null_and_counted(run, tmp_path):
-    values = ("1e400", "NaN", "-Infinity", "9" * 400, "0.5")
+    values = ("1e400", "NaN", "-Infinity", "9" * 400, "-0.5")
     rows = [
         f'{{"problem_id": "a", "sample_index": {i}, "correct": true, "answer": "1", '
         f'"logprob_mean": {value}}}'
@@ -304,7 +304,7 @@ def test_numbers_that_are_none_are_null_and_counted(run, tmp_path):
         "values of logprob_mean that are no number": 1,
     }
     found = Recording.open(tmp_path / "r").samples["logprob_mean"].to_list()
-    assert found == [None, None, None, None, 0.5]
+    assert found == [None, None, None, None, -0.5]
 
 
 def test_an_answer_marked_both_ways_is_warned_of(run, tmp_path):
