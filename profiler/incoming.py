@@ -105,10 +105,11 @@ class Incoming:
 
     def _hear_out(self) -> None:
         """Wait until every plugin that still speaks has told the steps until now."""
-        now = time.monotonic()
-        speaking = [name for name, at in self._receiver.heard.copy().items() if now - at < HELLO_S]
+        now, until = time.monotonic(), time.time_ns()
+        heard = self._receiver.heard.copy()
+        speaking = [name for name, (came, _) in heard.items() if now - came < HELLO_S]
         while time.monotonic() < now + HELLO_S:
-            if all(self._receiver.heard[name] > now for name in speaking):
+            if all(self._receiver.heard[name][1] >= until for name in speaking):
                 return
             time.sleep(0.02)
 

@@ -50,7 +50,10 @@ class Receiver:
         self.spans: deque[GenSpan] = deque()
         self.batches: deque[Batch] = deque()
         self.received = self.others = self.refused = self.overflowed = 0
-        self.heard: dict[str, float] = {}  # plugin -> when its last batch came, monotonic
+        # By plugin and engine: when its last batch came, monotonic, and until when it told, unix
+        # ns by our clock. A batch may be on its way for long where the machine is busy.
+        self.heard: dict[tuple[str, int], tuple[float, int]] = {}
+        self._ahead: dict[tuple[str, int], int] = {}  # a sender's clock before ours, ns
         self._next_row: dict[tuple[str, int], int] = {}  # of each engine of a plugin
         self._lock = threading.Lock()
         try:
@@ -112,8 +115,14 @@ class Receiver:
             batch.received = time.time_ns()
             self._leave_out_known(batch)
             self.batches.append(batch)
-            if batch.instance in self.heard or len(self.heard) < MOST_PLUGINS:
-                self.heard[batch.instance] = time.monotonic()
+            key = batch.instance, batch.engine
+            if key in self.heard or len(self.heard) < MOST_PLUGINS:
+                made = batch.received
+                if batch.now is not None:
+                    ahead = batch.now - batch.received  # less what the way took
+                    self._ahead[key] = max(self._ahead.get(key, ahead), ahead)
+                    made = batch.now - self._ahead[key]
+                self.heard[key] = time.monotonic(), made
             return True
 
     def _leave_out_known(self, batch: Batch) -> None:

@@ -105,6 +105,21 @@ def test_the_last_steps_are_waited_for_where_a_plugin_speaks(receiver, tmp_path)
     assert recording.steps.height == 2
 
 
+def test_a_batch_that_was_on_its_way_when_the_watch_ended_is_not_the_last(receiver, tmp_path):
+    step, end = {"running": 1, "generated": 1}, time.time_ns() + 10**10
+
+    def send(_):
+        receiver.put_batch(batch(step | {"end": end}, now=time.time_ns()))
+        made = time.time_ns()
+        time.sleep(1.0)  # the watch has ended, and the way took so long
+        receiver.put_batch(batch(step | {"end": end + 1}, now=made))
+        time.sleep(0.5)
+        receiver.put_batch(batch(step | {"end": end + 2}, now=time.time_ns()))
+
+    recording, _ = watched(tmp_path / "r", receiver, "1.7e+09", during=send)
+    assert recording.steps.height == 3
+
+
 def test_spans_of_our_own_requests_are_left_out(receiver, tmp_path):
     start = (time.time_ns() - T0) / 1e9
     bodies = [
