@@ -107,7 +107,10 @@ async def test_attach_at_every_depth_stop_and_open(server, tmp_path, monkeypatch
 
             def at_every_depth():
                 last = snapshot()
-                return last and last.steps and last.problems_seen and last.families
+                if not (last and last.steps and last.problems_seen and last.families):
+                    return False
+                # A tick may come between the rows of a problem and those of its samples.
+                return SAMPLES in last.problems["samples"].to_list()
 
             await until(at_every_depth)
             await pilot.pause()
