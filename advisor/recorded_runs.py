@@ -295,7 +295,7 @@ def cut_runs(recording: Recording, runs: Sequence[Run]) -> list[Run]:
     for run in runs:
         if run.engine.speculative is not None or run.policy.thinking_token_budget is not None:
             continue
-        own = (run.engine.key(), run.policy.key())
+        own = (recording.engine_key(run.engine), run.policy.key())
         for budget in sorted({key[2] for key in forced if key[:2] == own}):
             found += _cut(
                 run, budget, {k[3]: v for k, v in forced.items() if k[:3] == (*own, budget)}

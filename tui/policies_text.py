@@ -141,7 +141,7 @@ def judged_policies(recording: Recording | None, run: Run) -> Counterfactuals | 
     if run.policy is None:
         watched = recording is None or only_watched(recording)
         return ONLY_WATCHED if watched else "no policy: the recording holds no problems"
-    answers = None if recording is None else own_answers(recording.frame("answers"), run)
+    answers = None if recording is None else own_answers(recording, run)
     order = None if recording is None else replayed_order(recording, run)
     return evaluate(run, answers, order=order)
 
@@ -172,8 +172,9 @@ def sent_lines(run: Run) -> list[str]:
     return [*align(lines, right=(0, 1, 2, 3)), ""]
 
 
-def own_answers(answers: pl.DataFrame, run: Run) -> pl.DataFrame:
+def own_answers(recording: Recording, run: Run) -> pl.DataFrame:
     """Return the forced answers of a run, as several share a recording."""
     assert run.policy is not None
-    mine = (answers["engine"] == run.engine.key()) & (answers["policy"] == run.policy.key())
+    answers, engine = recording.frame("answers"), recording.engine_key(run.engine)
+    mine = (answers["engine"] == engine) & (answers["policy"] == run.policy.key())
     return answers.filter(mine.fill_null(True))

@@ -1,11 +1,14 @@
 import json
+import shutil
 
 import pytest
 
 from advisor.choice import cheapest_as_good
 from advisor.counterfactual import evaluate
+from advisor.recorded_runs import cut_runs, read_runs
 from tests.advisor.test_counterfactual import VOTE, forced, make_rows
 from tests.traces.synthetic import engine_config, simulate, write_recording
+from traces.recording import Recording
 from traces.summary import summarise
 from tui.policies_text import label, policy_table
 
@@ -20,6 +23,26 @@ def recording(tmp_path_factory):
     rows = make_rows(problems=48)
     rows["answers"] = forced(rows, (16, 64), 4)
     return write_recording(tmp_path_factory.mktemp("p") / "vote", rows, policy=VOTE)
+
+
+def test_forced_answers_of_an_engine_that_told_its_configuration_late(run, tmp_path):
+    """Its rows keep the key that it began with (`Recording.engine_key`)."""
+    rows = make_rows(problems=24)
+    rows["answers"] = [row | {"policy": VOTE.key()} for row in forced(rows, (16, 64), 4)]
+    first = write_recording(tmp_path / "first", rows, policy=VOTE)
+    shutil.copytree(first.path, tmp_path / "late")
+    manifest = json.loads((tmp_path / "late" / "recording.json").read_text())
+    (engine,) = manifest["engines"].values()
+    engine["max_num_batched_tokens"] = 4321
+    (tmp_path / "late" / "recording.json").write_text(json.dumps(manifest))
+    told, cut = [], []
+    for recording in (first, Recording.open(tmp_path / "late")):
+        _, out, _ = run("show", recording.path, "--policies", "--json")
+        told.append(json.loads(out)["runs"][0]["policies"])
+        cut.append(len(cut_runs(recording, read_runs(recording)[0])))
+    assert told[0] == told[1]
+    assert any(policy["budget_tokens"] for policy in told[0])
+    assert cut == [2, 2]
 
 
 @pytest.fixture(scope="module")
