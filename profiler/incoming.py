@@ -49,9 +49,7 @@ class Incoming:
         self._engines: dict[Any, str] = {}
         self._rows: dict[str, PluginRows] = {}
         self._dropped: dict[tuple[str, int], int] = {}  # as each plugin's engine told last
-        self._learned: set[tuple[str, int]] = (
-            set()
-        )  # engines of plugins whose configuration we have
+        self._learned: set[tuple[str, int]] = set()  # plugins' engines with a known configuration
         self._ahead: dict[str, int] = {}  # by engine: its host's clock before ours, ns
         self._begun: int | None = None  # when the recording began, by our clock
         self._senders: dict[str, set[str]] = {}  # front ends by engine
@@ -144,9 +142,8 @@ class Incoming:
             self._learned.add(name)
             if self._key_of(batch) == key:
                 self._deployment.adopt(key, EngineConfig.from_json(batch.config))
-        if batch.now is not None and batch.received is not None:
-            ahead = batch.now - batch.received  # less what the way took
-            self._ahead[key] = max(self._ahead.get(key, ahead), ahead)
+        if batch.ahead is not None:
+            self._ahead[key] = max(self._ahead.get(key, batch.ahead), batch.ahead)
         # Steps are dropped from the oldest on: as a rule those from before the recording.
         told, since = self._dropped.get(name), self._since(key)
         if batch.dropped_until is None:  # a plugin that does not tell when they were

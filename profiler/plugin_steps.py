@@ -83,7 +83,8 @@ class Batch(msgspec.Struct):
     `first` is the number of its first row among all that it sends. A batch whose answer came too
     late is sent again, and more with it. `dropped` counts the steps that were never sent, since
     the engine began, and `dropped_until` is the end of the newest of them. `now` is the sender's
-    clock, `received` ours when it came. Times are unix nanoseconds.
+    clock, and `ahead` how far that is before ours, which the receiver says. Times are unix
+    nanoseconds.
     """
 
     v: int
@@ -95,7 +96,7 @@ class Batch(msgspec.Struct):
     dropped: int = 0
     dropped_until: int | None = None
     now: int | None = None
-    received: int | None = None
+    ahead: int | None = None
     on: bool = True
     details: bool | None = None
     process_start_s: float | None = None

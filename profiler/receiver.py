@@ -112,17 +112,15 @@ class Receiver:
             if len(self.batches) >= 1_000:
                 self.overflowed += 1
                 return False
-            batch.received = time.time_ns()
             self._leave_out_known(batch)
-            self.batches.append(batch)
-            key = batch.instance, batch.engine
+            key, made, batch.ahead = (batch.instance, batch.engine), time.time_ns(), None
             if key in self.heard or len(self.heard) < MOST_PLUGINS:
-                made = batch.received
                 if batch.now is not None:
-                    ahead = batch.now - batch.received  # less what the way took
-                    self._ahead[key] = max(self._ahead.get(key, ahead), ahead)
-                    made = batch.now - self._ahead[key]
+                    ahead = batch.now - made  # less what the way took
+                    batch.ahead = self._ahead[key] = max(self._ahead.get(key, ahead), ahead)
+                    made = batch.now - batch.ahead
                 self.heard[key] = time.monotonic(), made
+            self.batches.append(batch)
             return True
 
     def _leave_out_known(self, batch: Batch) -> None:
