@@ -10,7 +10,7 @@ import numpy.typing as npt
 import polars as pl
 
 from traces.errors import RecordingError
-from traces.logprobs import means_among
+from traces.logprobs import with_means
 from traces.outcomes import voting_samples
 from traces.summary import Run
 from traces.survivors import lost_problems
@@ -127,20 +127,11 @@ def read_samples(run: Run) -> SampledRun:
     )
     notes: tuple[str, ...] = ()
     if run.imported is not None:
-        whole, notes = _with_means(whole)
+        whole, means = with_means(whole)
+        notes = () if means.why is None else (means.why,)
     problems = _problems(whole, n, problem_of)
     notes = (*_left_out(run, every, problems, n), *notes)
     return SampledRun(name=name, n=n, problems=problems, notes=notes)
-
-
-def _with_means(rows: pl.DataFrame) -> tuple[pl.DataFrame, tuple[str, ...]]:
-    """Leave out imported log-probabilities that are no means, and say why."""
-    numbers = rows.select(pl.col("logprob_mean", "output_tokens").cast(pl.Float64)).fill_null(
-        np.nan
-    )
-    found = means_among(*(column.to_numpy() for column in numbers))
-    kept = rows.with_columns(logprob_mean=pl.Series(found.values).fill_nan(None))
-    return kept, () if found.why is None else (found.why,)
 
 
 def _check(name: str, samples: pl.DataFrame, problems: pl.DataFrame) -> None:

@@ -12,6 +12,7 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 
 Floats = npt.NDArray[np.float64]
 
@@ -53,6 +54,15 @@ def means_among(values: Floats, tokens: Floats) -> Means:
         return Means(values=clipped, why=f"{what}: these are left out", first=first)
     why = f"{what}: all are left out; {ADVICE}"
     return Means(values=np.full_like(values, np.nan), why=why, first=first)
+
+
+def with_means(rows: pl.DataFrame) -> tuple[pl.DataFrame, Means]:
+    """Return samples without each `logprob_mean` that is no mean. They may lack `output_tokens`."""
+    known = "output_tokens" in rows.columns
+    tokens = pl.col("output_tokens") if known else pl.lit(None).alias("output_tokens")
+    numbers = rows.select(pl.col("logprob_mean").cast(pl.Float64), tokens.cast(pl.Float64))
+    found = means_among(*(column.to_numpy() for column in numbers.fill_null(np.nan)))
+    return rows.with_columns(logprob_mean=pl.Series(found.values).fill_nan(None)), found
 
 
 def _grows(values: Floats, tokens: Floats) -> bool:

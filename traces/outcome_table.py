@@ -10,11 +10,10 @@ import hashlib
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import polars as pl
 
 from traces.formats.outcome import Outcome
-from traces.logprobs import means_among
+from traces.logprobs import with_means
 
 _CHUNK_ROWS = 100_000
 _RIGHT = 0  # the class of right answers: they all equal the expected one
@@ -179,11 +178,7 @@ def _with_means(frame: pl.DataFrame) -> tuple[pl.DataFrame, str | None, int | No
     """Leave out log-probabilities that are no means; say why, and of which place the first is."""
     if "logprob_mean" not in frame.columns:
         return frame, None, None
-    nothing = pl.lit(None, dtype=pl.Float64)
-    tokens = pl.col("output_tokens") if "output_tokens" in frame.columns else nothing
-    columns = frame.select("logprob_mean", tokens=tokens.cast(pl.Float64)).fill_null(np.nan)
-    found = means_among(columns["logprob_mean"].to_numpy(), columns["tokens"].to_numpy())
-    kept = frame.with_columns(logprob_mean=pl.Series(found.values).fill_nan(None))
+    kept, found = with_means(frame)
     return kept, found.why, None if found.first is None else int(frame["place"][found.first])
 
 
