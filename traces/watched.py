@@ -83,6 +83,15 @@ def only_watched(recording: Recording) -> bool:
     return not manifest.policies and "imported" not in manifest.provenance
 
 
+def runs_beside(runs: Sequence[Run], servers: Sequence[Watched]) -> list[Run]:
+    """Return a recording's runs that say something which its watched `servers` do not."""
+    return [
+        run
+        for run in runs
+        if not servers or run.problems or run.problems_in_flight or run.time_by_family
+    ]
+
+
 def watched_engines(recording: Recording, runs: Sequence[Run] = ()) -> list[Watched]:
     """Return the engines whose /metrics a recording holds, in the manifest's order.
 

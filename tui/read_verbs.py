@@ -94,7 +94,7 @@ def print_show(
     from traces.limits import judge
     from traces.repeats import beside
     from traces.summary import summarise
-    from traces.watched import watched_engines
+    from traces.watched import runs_beside, watched_engines
     from tui.limits_text import limit_lines
     from tui.live_text import watched_lines
     from tui.show_text import show_json, show_lines
@@ -106,13 +106,7 @@ def print_show(
         own = summarise(recording, price_usd_per_device_hour=price)
         servers = watched_engines(recording, own)
         watched += servers
-        of_each.append(
-            [
-                run
-                for run in own
-                if not servers or run.problems or run.problems_in_flight or run.time_by_family
-            ]
-        )
+        of_each.append(runs_beside(own, servers))
     runs = [run for each in of_each for run in each]
     compared = None
     if list(map(len, of_each)) == [1, 1]:

@@ -10,7 +10,7 @@ from traces.errors import TtscopeError
 from traces.recording import Recording
 from traces.schema import Recommendation
 from traces.summary import Run, summarise
-from traces.watched import ONLY_WATCHED, Watched, only_watched, watched_engines
+from traces.watched import ONLY_WATCHED, Watched, only_watched, runs_beside, watched_engines
 
 if TYPE_CHECKING:
     from advisor.left_out import Foretold
@@ -65,13 +65,13 @@ def gather_material(
     runs: list[Run] = []
     for number, recording in enumerate(recordings):
         report("reading", number, len(recordings))
-        own = summarise(recording.afresh(), budget.price_usd_per_device_hour)
-        found = watched_engines(recording.afresh(), own)
+        fresh = recording.afresh()  # its tables are read once, and go with it
+        own = summarise(fresh, budget.price_usd_per_device_hour)
+        found = watched_engines(fresh, own)
         watched += found
         runs += [
             replace(run, rows=None, sample_rows=None, step_rows=None)  # the page shows none
-            for run in own
-            if not found or run.problems or run.problems_in_flight or run.time_by_family
+            for run in runs_beside(own, found)
         ]
     posed = {run.recording for run in runs if run.problems}
     complete = [
