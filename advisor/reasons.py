@@ -11,8 +11,7 @@ from advisor.command import record_command
 from advisor.composition import HOST_WORK, INDEX
 from advisor.evidence import Evidence
 from advisor.measures import HIGHER_IS_BETTER, Measures
-from advisor.models.step_time import ENOUGH_CONFIGURATIONS as FEWEST_ALONE
-from advisor.models.step_time import PriorCost, StepLaw
+from advisor.models.step_time import ENOUGH_CONFIGURATIONS, PriorCost, StepLaw
 from advisor.outcomes import Outcome
 from advisor.question import Question
 from advisor.ran import Under
@@ -315,7 +314,8 @@ def _certainty(outcome: Outcome) -> Iterable[str]:
     where = "outside" if outcome.extrapolated else "inside"
     if repeats:
         # So many errors are a spread of their own; fewer are pooled with the assumed one.
-        pooled = f"; {RUN_TO_RUN:.0%} run to run is assumed" if repeats < FEWEST_ALONE else ""
+        few = repeats < ENOUGH_CONFIGURATIONS
+        pooled = f"; {RUN_TO_RUN:.0%} run to run is assumed" if few else ""
         yield (
             f"step times {where} the recorded domain are met within {sigma:.1%} (one standard "
             f"deviation; left out: {repeats}{pooled})"

@@ -101,9 +101,8 @@ def _layers(question: Question, operators: Operators, facts: ModelFacts | None) 
             "Leave it out, or give the config.json of the tables' model with --model-config"
         )
     if not facts.reads_all(question.engine.max_model_len):
-        kinds = ", ".join(kind for kind in facts.attention or () if kind != "full_attention")
         raise UsageError(
-            f"--operators: {whose} ({facts.name}) has {kinds.replace('_', ' ')}, which is in no "
+            f"--operators: {whose} ({facts.name}) has {facts.other_layers()}, which is in no "
             "table. Give a model whose layers read the whole context"
         )
     operators.check_model(facts, question.engine)

@@ -13,10 +13,10 @@ from decimal import ROUND_HALF_EVEN, Decimal, localcontext
 from fractions import Fraction
 from typing import Protocol
 
+from profiler.engines.protocol import THINK_END, THINK_START
 from traces.errors import UsageError
 
 NAMES = ("exact", "numeric", "choice", "math")
-THINK_END = "</think>"
 _BOXED = re.compile(r"\\f?boxed\s*\{")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 DECIMALS = 6
@@ -62,7 +62,7 @@ def verifier(name: str) -> Verifier:
 def after_thinking(text: str) -> str | None:
     """Return what follows the last `</think>`, None where thinking was opened and never closed."""
     tail = text.rpartition(THINK_END)[2]
-    return None if "<think>" in tail else tail
+    return None if THINK_START in tail else tail
 
 
 def last_boxed(text: str) -> str | None:

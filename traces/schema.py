@@ -252,6 +252,11 @@ class ModelFacts(Record):
             return max_model_len <= window
         return self.attention is None or not set(self.attention) - {"full_attention"}
 
+    def other_layers(self) -> str:
+        """Return the kinds of layers that mix tokens by other than full attention, in words."""
+        kinds = (kind for kind in self.attention or () if kind != "full_attention")
+        return ", ".join(kinds).replace("_", " ")
+
     def matmul_flops(self, tokens: float) -> float:
         """FLOPs of forwarding tokens through the weights: 2 x active parameters, if known, each."""
         if self.active_parameters is None:

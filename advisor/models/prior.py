@@ -183,9 +183,8 @@ def _check(facts: ModelFacts, engine: EngineConfig) -> None:
             "attention, no state instead of a cache)"
         )
     if not facts.reads_all(engine.max_model_len):
-        kinds = ", ".join(kind for kind in facts.attention or () if kind != "full_attention")
         raise UsageError(
-            f"--gpu: {name} has {kinds.replace('_', ' ')}, which is not priced, as no run has "
+            f"--gpu: {name} has {facts.other_layers()}, which is not priced, as no run has "
             "checked it. Use a model whose layers read the whole context"
         )
     _check_precision(facts, engine)
