@@ -1,9 +1,9 @@
 """What a server's stream amounts to, however its reasoning parser cuts thought and answer."""
 
+import itertools
 import json
-import threading
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
 import pytest
 
@@ -12,6 +12,7 @@ from profiler.engines.server import ServerEngine
 from profiler.engines.stream import Stream
 from profiler.verifiers import Numeric, final_answer
 from profiler.workload import load_workload
+from tests.loopback import serving
 from traces.recording import Recording
 from traces.schema import Policy
 from traces.summary import summarise
@@ -144,22 +145,22 @@ def test_ids_are_kept_only_where_they_are_wanted():
 @contextmanager
 def chat_server(events_of):
     """An OpenAI-compatible server whose chats are these events, by how many there were before."""
-    asked = []
+    numbers = itertools.count()  # chats are answered by several threads
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
             self.send({"data": [{"id": "m", "max_model_len": 1024}]}, self.path == "/v1/models")
 
         def do_POST(self):
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            self.rfile.read(int(self.headers["Content-Length"]))
             if self.path != "/v1/chat/completions":
                 self.send({}, False)
                 return
-            asked.append(body)
+            number = next(numbers)
             self.send_response(200)
             self.send_header("Content-Type", "text/event-stream")
             self.end_headers()
-            for event in events_of(len(asked) - 1):
+            for event in events_of(number):
                 self.wfile.write(f"data: {json.dumps(event)}\n\n".encode())
             self.wfile.write(b"data: [DONE]\n\n")
 
@@ -170,18 +171,8 @@ def chat_server(events_of):
             self.end_headers()
             self.wfile.write(body)
 
-        def log_message(self, *_):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with serving(Handler) as url:
+        yield url
 
 
 def recorded(tmp_path, events_of, problems=8):

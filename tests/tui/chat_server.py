@@ -1,11 +1,11 @@
 """A server that answers chats after a while, with the /metrics page of a vLLM server."""
 
 import json
-import threading
 import time
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
+from tests.loopback import serving
 from tests.profiler.metrics_server import Metrics
 
 TOKENS = ("so", "</think>", "12")
@@ -52,21 +52,5 @@ def chat_server(*, token_s=0.002):
             except OSError:  # the client has left
                 self.close_connection = True
 
-        def log_message(self, *_):
-            pass
-
-    class Server(ThreadingHTTPServer):
-        daemon_threads = True
-
-        def handle_error(self, *_):
-            pass
-
-    server = Server(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with serving(Handler) as url:
+        yield url
