@@ -152,7 +152,7 @@ def _requests(runs: Sequence[Run]) -> Requests | None:
     problems = times["problem"].to_numpy()
 
     def of(name: str) -> Spread:
-        values = times[name].cast(pl.Float64).fill_null(float("nan")).to_numpy()
+        values = times[name].to_numpy()  # nan where not known
         known = np.isfinite(values)
         p99 = quantile(values[known], 0.99, "s", problems=problems[known])
         return {**spread(values, "s", problems), "p99": p99}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -14,10 +13,8 @@ import polars as pl
 from traces.energy import run_window
 from traces.power_curve import Window
 from traces.schema import Estimate
-from traces.statistics import LEVEL, Floats
+from traces.statistics import Z95, Floats
 from traces.window_cost import WindowCost, window_cost
-
-_Z = NormalDist().inv_cdf(0.5 + LEVEL / 2)
 
 
 def sample_times(rows: pl.DataFrame, samples: pl.DataFrame, steps: pl.DataFrame) -> pl.DataFrame:
@@ -50,7 +47,7 @@ class WindowTimes:
     ) -> dict[str, Estimate | None]:
         """Widen intervals by the standard errors of what was taken out, as if all erred alike."""
         told = sds[np.isfinite(sds)]
-        more = _Z * float(told.mean()) if told.size else 0.0
+        more = Z95 * float(told.mean()) if told.size else 0.0
         return {name: self.estimate(_wider(each, more)) for name, each in found.items()}
 
     def of_samples(self, samples: pl.DataFrame) -> dict[str, Any]:
@@ -110,7 +107,7 @@ class WindowTimes:
         notes = []
         if touched > unknown:
             taken = float(self.windows.within_s(since, until)[0])
-            more = _Z * float(self.windows.sd_within_s(since, until)[0])
+            more = Z95 * float(self.windows.sd_within_s(since, until)[0])
             share = taken / ((window[1] - window[0]) / 1e9)
             notes.append(
                 f"kernel windows touched {touched:,} of {self.rows.height:,} problems; what they "
