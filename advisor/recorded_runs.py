@@ -12,11 +12,11 @@ import polars as pl
 
 from advisor.verify_steps import verify_steps
 from traces.errors import RecordingError
-from traces.outcomes import engine_steps
+from traces.outcomes import engine_windows
 from traces.recording import Recording
 from traces.schema import EngineConfig, Policy, Speculative
 from traces.survivors import lost_problems
-from traces.window_cost import WindowCost, window_cost
+from traces.window_cost import WindowCost
 
 Ints = npt.NDArray[np.int64]
 
@@ -112,7 +112,7 @@ def read_runs(recording: Recording) -> tuple[list[Run], int, list[str]]:
     found: dict[tuple[str, str], dict[str, ProblemRun]] = {}
     costs: dict[str, WindowCost] = {}
     if recording.frame("events", ["kind"])["kind"].eq("window").any():
-        costs = {key: window_cost(engine_steps(recording, key)) for key in manifest.engines}
+        costs = {key: engine_windows(recording, key) for key in manifest.engines}
     for row in kept.sort("arrival").iter_rows(named=True):
         policy = manifest.policies.get(row["policy"])
         engine = manifest.engines.get(row["engine"])

@@ -175,11 +175,11 @@ class _Numbers:
 
     @cached_property
     def _samples(self) -> pl.DataFrame:
-        if self._run.sample_rows is None or self._run.step_rows is None:
+        if self._run.sample_rows is None or self._run.windows is None:
             return pl.DataFrame(
                 schema={"place": pl.UInt32, "ttft_s": pl.Float64, "tpot_s": pl.Float64}
             )
-        times = sample_times(self._decided, self._run.sample_rows, self._run.step_rows)
+        times = sample_times(self._decided, self._run.sample_rows, self._run.windows)
         return times.join(self._decided.select("problem", "problem_id"), on="problem").join(
             self._places, on="problem_id"
         )

@@ -41,6 +41,14 @@ def engine_steps(recording: Recording, engine: str) -> pl.DataFrame:
     return own if own["step"].is_sorted() else own.sort("step")
 
 
+def engine_windows(recording: Recording, engine: str) -> WindowCost:
+    """Return what the profiler's windows cost an engine's steps, reckoned once a recording."""
+    known = recording.window_costs
+    if engine not in known:
+        known[engine] = window_cost(engine_steps(recording, engine))
+    return known[engine]
+
+
 def samples_with_shares(recording: Recording, engine: str, policy: str) -> pl.DataFrame:
     """Return the samples of the run's problems with two columns more.
 
@@ -98,8 +106,8 @@ def _all_shares(recording: Recording, samples: pl.DataFrame) -> pl.Series:
     """Return every sample's share of its engine's time: other policies' samples share it too."""
     pieces = [pl.DataFrame(schema={"row": pl.UInt32, "busy_s": pl.Float64})]
     for (engine,), group in samples.group_by("engine"):
-        steps = engine_steps(recording, str(engine))
-        seconds = share_steps(steps, group, window_cost(steps)).sample_s
+        steps, cost = engine_steps(recording, str(engine)), engine_windows(recording, str(engine))
+        seconds = share_steps(steps, group, cost).sample_s
         piece = group.select("row").with_columns(pl.Series("busy_s", seconds).fill_nan(None))
         pieces.append(piece.select("row", "busy_s"))
     return samples.select("row").join(pl.concat(pieces), on="row", how="left")["busy_s"]

@@ -15,6 +15,7 @@ from traces.manifest import NAME, Manifest, read_manifest
 from traces.parts import Part, check_part, last_rows, list_parts, part_rows, read_part
 from traces.schema import EngineConfig
 from traces.tables import STEP_TIMES, TABLES
+from traces.window_cost import WindowCost
 
 CHECKPOINT = "checkpoint"  # the role of requests that are no part of the timed run
 TOKENS = ("token_ids", "token_logprobs")  # of samples, where text is recorded: most of their bytes
@@ -123,6 +124,11 @@ class Recording:
             return pl.LazyFrame(schema=TABLES[table])
         lazy = pl.scan_parquet(paths, missing_columns="insert", schema=dict(TABLES[table]))
         return last_rows(lazy, table)
+
+    @cached_property
+    def window_costs(self) -> dict[str, WindowCost]:
+        """What windows cost by engine, as far as that was asked for (`outcomes.engine_windows`)."""
+        return {}
 
     @cached_property
     def problems(self) -> pl.DataFrame:

@@ -31,6 +31,7 @@ from traces.manifest import Manifest, WorkloadFacts
 from traces.outcomes import (
     ENDED,
     engine_steps,
+    engine_windows,
     problem_rows,
     run_keys,
     samples_with_shares,
@@ -43,7 +44,7 @@ from traces.statistics import mean, proportion, ratio, spread
 from traces.survivors import MOST_UNTOLD, Lost, lost_problems, unanswered
 from traces.votes import WHOLE, PolicyOutcome, policies_within
 from traces.what_if import NgramWhatIf, ngram_what_if
-from traces.window_cost import window_cost
+from traces.window_cost import WindowCost
 from traces.window_times import WindowTimes
 
 Spread = Mapping[str, Estimate | None]
@@ -62,7 +63,7 @@ class Run:
     `conditions` (the load and the machine, which repeats share), `imported` (the foreign format of
     imported outcomes, whose engine is known by name only), and the frames behind the numbers:
     `rows` has one row per problem (traces/outcomes.py), `sample_rows` and `step_rows` the run's
-    samples and its engine's steps (`STEP_TIMES`).
+    samples and its engine's steps (`STEP_TIMES`), `windows` what the profiler's cost these.
     """
 
     recording: str
@@ -103,11 +104,12 @@ class Run:
     rows: pl.DataFrame | None = field(default=None, repr=False, compare=False)
     sample_rows: pl.DataFrame | None = field(default=None, repr=False, compare=False)
     step_rows: pl.DataFrame | None = field(default=None, repr=False, compare=False)
+    windows: WindowCost | None = field(default=None, repr=False, compare=False)
     notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return the run's document; estimates are {value, low, high, unit, extrapolated}."""
-        frames = {"rows", "sample_rows", "step_rows"}
+        frames = {"rows", "sample_rows", "step_rows", "windows"}
         hidden = {"engine", "policy", "seconds", "notes", "workload", "conditions", "imported"}
         hidden |= frames
         plain = {name: to_plain(value) for name, value in vars(self).items() if name not in hidden}
@@ -153,7 +155,7 @@ def _run(
     votes = policy is not None and policy.method in WHOLE and policy.n > 1
     steps = engine_steps(recording, engine_key)
     samples = samples_with_shares(recording, engine_key, policy_key)
-    windows = window_cost(steps)
+    windows = engine_windows(recording, engine_key)
     rows = problem_rows(recording, engine_key, policy_key, samples, windows)
     devices = engine.num_devices
     device_s = pl.col("busy_s") * devices
@@ -218,6 +220,7 @@ def _run(
         rows=rows,
         sample_rows=samples,
         step_rows=steps,
+        windows=windows,
         notes=tuple(_notes(recording, engine_key, policy, samples, rows, lost, known)),
     )
 

@@ -143,7 +143,7 @@ def _requests(runs: Sequence[Run]) -> Requests | None:
     """Return the times of the requests of an engine's only run; several were told apart."""
     if len(runs) != 1:
         return None
-    frames = runs[0].rows, runs[0].sample_rows, runs[0].step_rows
+    frames = runs[0].rows, runs[0].sample_rows, runs[0].windows
     if frames[0] is None or frames[1] is None or frames[2] is None:
         return None
     times = sample_times(frames[0], frames[1], frames[2])

@@ -14,14 +14,13 @@ from traces.energy import run_window
 from traces.power_curve import Window
 from traces.schema import Estimate
 from traces.statistics import Z95, Floats
-from traces.window_cost import WindowCost, window_cost
+from traces.window_cost import WindowCost
 
 
-def sample_times(rows: pl.DataFrame, samples: pl.DataFrame, steps: pl.DataFrame) -> pl.DataFrame:
+def sample_times(rows: pl.DataFrame, samples: pl.DataFrame, windows: WindowCost) -> pl.DataFrame:
     """Return `problem` and the times of `WindowTimes.of_samples` for a run's frames."""
     decided = rows.filter(pl.col("state") == "decided")
-    known = WindowTimes(rows=decided, windows=window_cost(steps))
-    return pl.DataFrame(known.of_samples(samples))
+    return pl.DataFrame(WindowTimes(rows=decided, windows=windows).of_samples(samples))
 
 
 @dataclass(frozen=True, kw_only=True)
