@@ -140,7 +140,7 @@ class RandomOrders:
     def ended(self, n: int, in_flight: int, stop: int, value: float) -> Floats:
         """Return [2, orders]: right and tokens of the vote of n that a rule of the replay ends.
 
-        Samples end by their length, so many running at a time; the tokens are of those that did.
+        `in_flight` samples run at a time and end by their length. Tokens are of those that ended.
         """
         from advisor.simulation.orders import vote_in_orders
 

@@ -194,7 +194,7 @@ def fell(now: Ratio, kept: Ratio) -> bool:
 def main() -> None:
     """Measure, print the table, and keep it where that is asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--keep", action="store_true", help="write the baseline anew")
+    parser.add_argument("--keep", action="store_true", help="keep this as the baseline")
     given = parser.parse_args()
     kept = {
         name: Ratio(**each)

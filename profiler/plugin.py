@@ -122,7 +122,7 @@ class StepLogger(StatLoggerBase):  # type: ignore[misc]
 
     @property
     def dropped(self) -> int:
-        """Steps that were never sent: the oldest of those that waited too long, or refused ones."""
+        """Steps that were never sent: they waited too long, the oldest first, or were refused."""
         return self._overflowed + self._discarded
 
     def log_engine_initialized(self) -> None:
