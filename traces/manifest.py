@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from traces.errors import NewerSchemaError, RecordingError
+import msgspec
+
+from traces import checksums
+from traces.errors import NewerSchemaError, RecordingError, TtscopeError
 from traces.schema import SCHEMA_VERSION, EngineConfig, ModelFacts, Policy, Record
+from traces.whole_file import sync_folder
 
 NAME = "recording.json"
+PARTIAL = f"{NAME}.partial"
+LEAST_RESERVED = 1 << 16
+MOST_BYTES = 16 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +72,7 @@ class Manifest:
     `engines`, `policies` and `models` map a key to what it stands for (the key of a model is
     its name, as in `EngineConfig.model`). `probe_cost_us` is the median time that the step probe
     took per step, `kernel_windows_cost` the share of the run's time that profiler windows took,
-    `dropped` counts rows per table that did not fit the writer's buffer.
+    `dropped` counts rows per table that were measured but not kept.
     `checkpoints` says what forced answers cost.
     `complete` is False until the run has ended by itself.
     """
@@ -86,6 +95,12 @@ class Manifest:
     dropped: dict[str, int] = field(default_factory=dict)
     complete: bool = False
 
+    @property
+    def losses(self) -> list[str]:
+        """What is missing from the tables, one line a table."""
+        counts = sorted(self.dropped.items())
+        return [f"rows of {table} lost while recording: {n:,}" for table, n in counts if n]
+
     def to_json(self) -> dict[str, Any]:
         """Return the document as plain dicts."""
         plain: dict[str, Any] = dict(vars(self))
@@ -96,19 +111,56 @@ class Manifest:
         return plain
 
     def write(self, folder: Path) -> None:
-        """Write `recording.json` so that it is replaced whole or not at all."""
-        partial = folder / f"{NAME}.partial"
-        with partial.open("w") as file:
-            json.dump(self.to_json(), file, indent=1)
+        """Write `recording.json` so that it is replaced whole or not at all.
+
+        It survives a power failure. Room that `reserve` has kept is used. Raises OSError.
+        """
+        data = json.dumps(self.to_json(), indent=1).encode()
+        partial = folder / PARTIAL
+        partial.touch()
+        with partial.open("r+b") as file:  # in the room that is reserved
+            file.write(data)
+            file.truncate()
             file.flush()
             os.fsync(file.fileno())
+        checksums.add(folder, NAME, data)
         partial.replace(folder / NAME)
+        sync_folder(folder)
+        if self.complete:
+            checksums.compact(folder)
+
+
+def reserve(folder: Path) -> None:
+    """Keep room for the next `recording.json`, twice as large as this one. Raises OSError."""
+    size = max(2 * (folder / NAME).stat().st_size, LEAST_RESERVED)
+    with (folder / PARTIAL).open("wb") as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+        else:
+            file.write(bytes(size))
+
+
+def take_folder(folder: Path) -> None:
+    """Make a folder for a recording, or take an empty one: of two that try, one gets it.
+
+    Raises RecordingError when it holds a recording already or cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(folder / NAME, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+    except FileExistsError:
+        raise RecordingError(
+            f"{folder}: already holds a recording; name another folder with -o, or delete it"
+        ) from None
+    except OSError as error:
+        raise RecordingError(f"{folder}: cannot be written ({error.strerror})") from None
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Read `recording.json`.
+    """Read `recording.json`: at most `MOST_BYTES`, each field of its type.
 
-    Raises RecordingError (NewerSchemaError for one from the future) naming the path and the mend.
+    Raises RecordingError (NewerSchemaError for one from the future) that names the path and says
+    how to go on.
     """
     path = folder / NAME
     if not folder.exists():
@@ -116,28 +168,62 @@ def read_manifest(folder: Path) -> Manifest:
     if not folder.is_dir():
         raise RecordingError(f"{folder}: not a recording (a recording is a folder with {NAME})")
     try:
-        data = json.loads(path.read_bytes())
+        raw = _read(path)
+        data = msgspec.json.decode(raw)
         version = data["schema_version"]
+        _check_numbers(data)
     except FileNotFoundError:
         raise RecordingError(
             f"{folder}: not a recording, it has no {NAME}; "
             "if it was one, restore the file from a copy"
         ) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise RecordingError(
             f"{path}: cannot be read ({type(error).__name__}); restore it from a copy"
         ) from None
-    if not isinstance(version, int) or version > SCHEMA_VERSION:
+    if type(version) is not int or version > SCHEMA_VERSION:
         raise NewerSchemaError(
-            f"{path}: schema version {version} is newer than this ttscope reads "
+            f"{path}: schema version {str(version)[:20]} is newer than this ttscope reads "
             f"({SCHEMA_VERSION}); upgrade ttscope"
         )
     try:
+        msgspec.convert(data, Manifest)
         return _parse(data)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (TtscopeError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise RecordingError(
             f"{path}: malformed ({type(error).__name__}: {error}); restore it from a copy"
         ) from None
+
+
+def _read(path: Path) -> bytes:
+    """Return the bytes of `recording.json` as they were written.
+
+    A writer that is at work replaces it, so what does not match is read again.
+    """
+    for last in (False, False, True):
+        checksums.check_regular(path)
+        if path.stat().st_size > MOST_BYTES:
+            raise RecordingError(f"{path}: is larger than {MOST_BYTES:,} bytes; not of ttscope")
+        raw = path.read_bytes()
+        wanted = checksums.read_checksums(path.parent).get(NAME)
+        if wanted is None or hashlib.sha256(raw).hexdigest() in wanted:
+            return raw
+        if last:
+            raise checksums.changed(path)
+        time.sleep(0.01)
+    raise AssertionError("unreachable")
+
+
+def _check_numbers(value: Any) -> None:
+    """Raise ValueError where a number does not fit the 64 bits of what is computed with it."""
+    if isinstance(value, dict):
+        for each in value.values():
+            _check_numbers(each)
+    elif isinstance(value, list):
+        for each in value:
+            _check_numbers(each)
+    elif isinstance(value, int) and abs(value) >= 1 << 63:
+        raise ValueError("a number that is out of range")
 
 
 def _parse(data: dict[str, Any]) -> Manifest:

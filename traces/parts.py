@@ -1,28 +1,36 @@
 """The files of one table: numbered Parquet parts that merge into ranges.
 
 A part is written to a temporary name, synced and renamed, so a reader or a kill sees it whole or
-not at all. `FAN_IN` parts of one level merge into one whose name carries the range of parts it
-holds (`steps-000000-000063.parquet`), and these merge again, so that a day of one part per second
-stays below 200 files. Sources are deleted after the merged file is in place; readers ignore a
-part that a range covers, so no row is lost or doubled whenever the process is killed.
+not at all, and it survives a power failure. Its checksum is noted before it appears.
+`FAN_IN` parts of one level merge into one whose name carries the range of parts it holds
+(`steps-000000-000063.parquet`), and these merge again, so that a day of one part per second stays
+below 200 files. Sources are deleted after the merged file is in place. Readers ignore a part that a
+range covers, so no row is lost or doubled whenever the process is killed.
 """
 
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
 
+from traces import checksums
+from traces.checksums import Checksums, check_regular, file_digest
 from traces.errors import RecordingError
 from traces.tables import KEYS, TABLES
+from traces.whole_file import sync_folder
 
 FAN_IN = 64
 MERGE_ALL_BYTES = 64 << 20
+MOST_ROWS = 100_000_000  # of a part whose checksum is not known
+LARGEST = 1 << 62  # of its whole numbers: in ns, the year 2116
 _NAME = re.compile(r"^(?P<table>[a-z]+)-(?P<first>\d{6,})(?:-(?P<last>\d{6,}))?\.parquet$")
 _MAGIC = b"PAR1"
 
@@ -67,8 +75,49 @@ def list_parts(folder: Path, table: str) -> list[Part]:
     return kept
 
 
+def own_parts(parts: Sequence[Part], sums: Checksums, *, closed: bool) -> list[Part]:
+    """Leave out files that a recording did not write: copies of its parts under other names.
+
+    Of a `closed` recording each part has a checksum; of others one is left out that equals another.
+    """
+    if closed and sums:
+        return [part for part in parts if part.path.name in sums]
+    sizes = Counter(size for part in parts if (size := _size(part.path)) is not None)
+    seen: set[str] = set()
+    kept = []
+    for part in parts:
+        if sizes[_size(part.path) or 0] > 1:
+            digest = file_digest(part.path)
+            if digest in seen:
+                continue
+            seen.add(digest)
+        kept.append(part)
+    return kept
+
+
+def missing_parts(parts: Sequence[Part], table: str, sums: Checksums) -> list[str]:
+    """Return the files of a table that have a checksum, but neither they nor a range is there."""
+    gone = []
+    for name in sorted(sums):
+        match = _NAME.match(name)
+        if match is None or match["table"] != table:
+            continue
+        first, last = int(match["first"]), int(match["last"] or match["first"])
+        if not any(part.first <= first and last <= part.last for part in parts):
+            gone.append(name)
+    return gone
+
+
+def _size(path: Path) -> int | None:
+    try:
+        return path.lstat().st_size
+    except FileNotFoundError:  # merged by a writer that is still at work
+        return None
+
+
 def check_part(path: Path) -> None:
-    """Raise RecordingError when the file does not begin and end as Parquet does."""
+    """Raise RecordingError when the file is a link, or does not begin and end as Parquet does."""
+    check_regular(path)
     with path.open("rb") as file:
         head = file.read(4)
         file.seek(0, os.SEEK_END)
@@ -93,11 +142,15 @@ def write_part(folder: Path, table: str, frame: pl.DataFrame, first: int, last: 
     target = part_path(folder, table, first, last)
     partial = target.with_suffix(".partial")
     try:
+        data = io.BytesIO()
+        frame.write_parquet(data, compression="zstd", compression_level=3, statistics=False)
         with partial.open("wb") as file:
-            frame.write_parquet(file, compression="zstd", compression_level=3, statistics=False)
+            file.write(data.getbuffer())
             file.flush()
             os.fsync(file.fileno())
+        checksums.add(folder, target.name, data.getbuffer())
         partial.replace(target)
+        sync_folder(folder)
     except BaseException:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
@@ -116,6 +169,7 @@ def merge_full_levels(folder: Path, table: str, fan_in: int = FAN_IN) -> None:
         write_part(folder, table, frame, group[0].first, group[-1].last)
         for part in group:
             part.path.unlink(missing_ok=True)
+        checksums.compact(folder)
 
 
 def merge_all(folder: Path, table: str) -> None:
@@ -167,40 +221,72 @@ def remove_leftovers(folder: Path, table: str) -> None:
             (folder / name).unlink(missing_ok=True)
 
 
-def part_rows(path: Path) -> int:
+def part_rows(path: Path, sums: Checksums) -> int:
     """Return how many rows a part holds, from its footer.
 
     Raises RecordingError naming the file when it is truncated or corrupt.
     """
-    check_part(path)
-    try:
-        return int(pl.scan_parquet(path, hive_partitioning=False).select(pl.len()).collect().item())
-    except FileNotFoundError:  # merged away between listing and reading
-        raise
-    except (Exception, pl.exceptions.PanicException) as error:
-        raise damaged(path) from error
+    with _reading(path, sums):
+        scan = pl.scan_parquet(path, hive_partitioning=False, glob=False)
+        return int(scan.select(pl.len()).collect().item())
 
 
-def read_part(path: Path, table: str, columns: Sequence[str] | None = None) -> pl.DataFrame:
+def read_part(
+    path: Path, table: str, columns: Sequence[str] | None = None, sums: Checksums | None = None
+) -> pl.DataFrame:
     """Read one part with the table's columns, or some; a column that the file lacks is null.
 
-    Raises RecordingError naming the file when it is truncated or corrupt.
+    Raises RecordingError naming the file when it is truncated, corrupt or not as it was written.
     """
-    check_part(path)
     schema = {name: TABLES[table][name] for name in columns or TABLES[table]}
-    try:
-        held = None if columns is None else set(pl.read_parquet_schema(path))
-        wanted = None if held is None else [name for name in schema if name in held]
-        frame = pl.read_parquet(path, columns=wanted, hive_partitioning=False)
+    with _reading(path, sums or {}) as sure:
+        with path.open("rb") as file:
+            held = pl.read_parquet_schema(file)
+        wanted = [name for name in schema if name in held]
+        rows = 0 if sure else part_rows(path, {})
+        if rows > MOST_ROWS:
+            raise damaged(path)
+        frame = pl.read_parquet(path, columns=wanted, hive_partitioning=False, glob=False)
         missing = [
             pl.lit(None, dtype).alias(name)
             for name, dtype in schema.items()
             if name not in frame.columns
         ]
-        return frame.with_columns(missing).select(
+        frame = frame.with_columns(missing).select(
             pl.col(name).cast(dtype) for name, dtype in schema.items()
         )
-    except FileNotFoundError:  # merged away between listing and reading
+        if not sure and not _in_range(frame):
+            raise damaged(path)
+        return frame
+
+
+def checked_part(path: Path, sums: Checksums) -> Path:
+    """Return the path of a part that can be scanned. Raises RecordingError as `read_part`."""
+    with _reading(path, sums) as sure:
+        if not sure:
+            pl.scan_parquet(path, glob=False).collect_schema()
+    return path
+
+
+@contextlib.contextmanager
+def _reading(path: Path, sums: Checksums) -> Iterator[bool]:
+    """Check a part, and say whether its checksum is known. Damage is one kind of error."""
+    try:
+        check_part(path)
+        yield checksums.check(path, sums)
+    except (FileNotFoundError, RecordingError):  # merged away between listing and reading
         raise
     except (Exception, pl.exceptions.PanicException) as error:
         raise damaged(path) from error
+
+
+def _in_range(frame: pl.DataFrame) -> bool:
+    """Whether whole numbers are such that their sums and differences fit 64 bits."""
+    if not frame.height or not frame.select(pl.col(pl.Int64)).width:
+        return True
+    ends = frame.select(
+        low=pl.min_horizontal(pl.col(pl.Int64).min()),
+        high=pl.max_horizontal(pl.col(pl.Int64).max()),
+    )
+    low, high = ends.row(0)
+    return (low is None or low > -LARGEST) and (high is None or high < LARGEST)

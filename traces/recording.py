@@ -10,9 +10,20 @@ from typing import TypeVar
 
 import polars as pl
 
+from traces.checksums import Checksums, read_checksums
 from traces.errors import RecordingError
 from traces.manifest import NAME, Manifest, read_manifest
-from traces.parts import Part, check_part, last_rows, list_parts, part_rows, read_part
+from traces.parts import (
+    Part,
+    check_part,
+    checked_part,
+    last_rows,
+    list_parts,
+    missing_parts,
+    own_parts,
+    part_rows,
+    read_part,
+)
 from traces.schema import EngineConfig
 from traces.tables import STEP_TIMES, TABLES
 from traces.window_cost import WindowCost
@@ -51,6 +62,20 @@ class Recording:
                     continue
         return recording
 
+    @cached_property
+    def _missing(self) -> list[str]:
+        """The files of a complete recording that are gone."""
+        if not self.manifest.complete:
+            return []
+        sums = read_checksums(self.path)
+        return [name for table in TABLES for name in missing_parts(self._parts(table), table, sums)]
+
+    @property
+    def losses(self) -> list[str]:
+        """What is missing from the tables, one line a table or file."""
+        gone = [f"{name} is missing: its rows are lost" for name in self._missing]
+        return [*self.manifest.losses, *gone]
+
     def afresh(self) -> Recording:
         """Return the same recording with nothing of it in memory, to read samples without tokens.
 
@@ -65,8 +90,11 @@ class Recording:
 
     @property
     def complete(self) -> bool:
-        """Whether the run ended by itself; False for one that was killed or is still going."""
-        return self.manifest.complete
+        """Whether the run ended by itself and none of its files is missing.
+
+        False for one that was killed, is still going, or lost rows.
+        """
+        return self.manifest.complete and not self._missing
 
     @property
     def replay_of(self) -> str | None:
@@ -88,7 +116,7 @@ class Recording:
         Rows of problems and samples that were written at their start and again at their end
         stand once. Raises RecordingError naming the file when a part is corrupt.
         """
-        frames = self._of_parts(table, lambda path: read_part(path, table, columns))
+        frames = self._of_parts(table, lambda path, sums: read_part(path, table, columns, sums))
         schema = {name: TABLES[table][name] for name in columns or TABLES[table]}
         whole = pl.concat([pl.DataFrame(schema=schema), *frames])
         return last_rows(whole.lazy(), table).collect()
@@ -100,11 +128,13 @@ class Recording:
         """
         return sum(self._of_parts(table, part_rows))
 
-    def _of_parts(self, table: str, read: Callable[[Path], Found]) -> list[Found]:
+    def _of_parts(self, table: str, read: Callable[[Path, Checksums], Found]) -> list[Found]:
         """Read every part, again where a writer merged some meanwhile."""
         for _ in range(5):
             try:
-                return [read(part.path) for part in self._parts(table)]
+                parts, sums = self._parts(table), read_checksums(self.path)
+                own = own_parts(parts, sums, closed=self.manifest.complete)
+                return [read(part.path, sums) for part in own]
             except FileNotFoundError:
                 continue
         raise RecordingError(f"{self.path}: its files change faster than they can be read")
@@ -118,11 +148,16 @@ class Recording:
             ) from None
 
     def table(self, table: str) -> pl.LazyFrame:
-        """Return a table as a lazy frame, for recordings that do not fit in memory."""
-        paths = [part.path for part in self._parts(table)]
+        """Return a table as a lazy frame, for recordings that do not fit in memory.
+
+        Raises RecordingError as `frame` does, but for rows that turn out damaged when collected.
+        """
+        paths = self._of_parts(table, checked_part)
         if not paths:
             return pl.LazyFrame(schema=TABLES[table])
-        lazy = pl.scan_parquet(paths, missing_columns="insert", schema=dict(TABLES[table]))
+        lazy = pl.scan_parquet(
+            paths, missing_columns="insert", schema=dict(TABLES[table]), glob=False
+        )
         return last_rows(lazy, table)
 
     @cached_property
@@ -161,9 +196,10 @@ class Recording:
         texts = ("engine", "source")
         others = [name for name in STEP_TIMES if name not in texts]
 
-        def read(path: Path) -> pl.DataFrame:
-            few = read_part(path, "steps", texts).with_columns(pl.all().cast(pl.Categorical))
-            return few.hstack(read_part(path, "steps", others)).select(STEP_TIMES)
+        def read(path: Path, sums: Checksums) -> pl.DataFrame:
+            few = read_part(path, "steps", texts, sums)
+            few = few.with_columns(pl.all().cast(pl.Categorical))
+            return few.hstack(read_part(path, "steps", others, sums)).select(STEP_TIMES)
 
         schema = {name: TABLES["steps"][name] for name in STEP_TIMES}
         schema |= dict.fromkeys(texts, pl.Categorical())

@@ -353,9 +353,7 @@ def _notes(
     notes = [str(note) for note in told.drop_nulls().unique(maintain_order=True)]
     if recording.replay_of is not None:
         notes.insert(0, f"predicted by replay of {recording.replay_of}; its times are not measured")
-    for table, count in sorted(manifest.dropped.items()):
-        if count:
-            notes.append(f"rows of {table} dropped while recording: {count:,}")
+    notes += recording.losses
     opened = recording.frame("events").filter(kind="window", engine=engine).height
     notes += known.notes(opened)
     failed = int((rows["state"] == "failed").sum())

@@ -44,7 +44,8 @@ class Requests(Record):
 class Watched:
     """One engine of a deployment; `events` counts what happened to it by kind.
 
-    `requests` are None where no request was seen by itself: only histograms tell of times then.
+    `losses` say what the recording lacks. `requests` are None where no request was seen by itself:
+    only histograms tell of times then.
     """
 
     recording: str
@@ -53,6 +54,7 @@ class Watched:
     numbers: Numbers | None
     verdict: Verdict
     events: dict[str, int]
+    losses: tuple[str, ...]
     columns: dict[str, str]  # of `steps`: measured, inferred or null; empty without steps
     scrapes: pl.DataFrame
     requests: Requests | None = None
@@ -67,6 +69,7 @@ class Watched:
             "requests": None if self.requests is None else self.requests.to_json(),
             "verdict": self.verdict.to_json(),
             "events": self.events,
+            "losses": list(self.losses),
             "step_columns": self.columns,
         }
 
@@ -133,6 +136,7 @@ def _watched(
         numbers=numbers,
         verdict=judge(key, evidence),
         events={kind: counts[kind] for kind in EVENTS_TOLD if counts.get(kind)},
+        losses=tuple(recording.losses),
         columns=step_columns(steps),
         scrapes=scrapes,
         requests=_requests([run for run in runs if run.engine == engine]),

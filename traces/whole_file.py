@@ -22,12 +22,22 @@ def whole_file(path: Path) -> Iterator[Path]:
         with partial.open("rb+") as file:
             os.fsync(file.fileno())
         partial.replace(path)
+        sync_folder(path.parent)
     except OSError as error:
         _forget(partial)
         raise RecordingError(f"{path}: cannot be written ({error.strerror or error})") from None
     except BaseException:
         _forget(partial)
         raise
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the names in a folder survive a power failure. Raises OSError."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _forget(path: Path) -> None:

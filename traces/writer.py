@@ -1,13 +1,15 @@
 """Writing a recording: one thread that owns the files.
 
-Whoever measures appends a row, which costs an append to a list; the thread turns rows into one
-part per table and second. What does not fit the buffer is dropped and counted, and a disk that
-fails never stops the run: rows wait in the buffer for the next second, and `close` says what
-was lost.
+Whoever measures appends a row, which costs an append to a list. The thread turns rows into one
+part per table and second. A disk that fails never stops the run: rows wait in a bounded buffer
+and are written when there is room. Rows that do not fit the buffer are dropped and counted by
+table, and `close` says so. The room of `recording.json` is reserved, so that it can be finished
+on a full disk.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import threading
@@ -19,7 +21,7 @@ from typing import Any, Self
 import polars as pl
 
 from traces.errors import RecordingError
-from traces.manifest import NAME, ClockReading, Manifest
+from traces.manifest import NAME, ClockReading, Manifest, reserve, take_folder
 from traces.parts import list_parts, merge_all, merge_full_levels, remove_leftovers, write_part
 from traces.tables import TABLES
 
@@ -61,7 +63,9 @@ class RecordingWriter:
         self._period_s = period_s
         self._rows: dict[str, list[Row]] = {table: [] for table in TABLES}
         self._frames: dict[str, list[pl.DataFrame]] = {table: [] for table in TABLES}
-        self._dropped = dict.fromkeys(TABLES, 0)
+        self._framed = dict.fromkeys(TABLES, 0)  # rows of `_frames`
+        self._dropped = dict.fromkeys(TABLES, 0)  # by probes and by this writer
+        self._lost = dict.fromkeys(TABLES, 0)  # by this writer alone
         self._sources: list[tuple[str, Callable[[], Drained]]] = []
         self._lock = threading.Lock()
         self._asked: dict[str, Callable[[], Any]] = {}
@@ -77,16 +81,12 @@ class RecordingWriter:
         self._thread.start()
 
     def _create(self) -> None:
+        take_folder(self.path)
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            if (self.path / NAME).exists():
-                raise RecordingError(
-                    f"{self.path}: already holds a recording; name another folder with -o, "
-                    "or delete it"
-                )
             for table in TABLES:
                 remove_leftovers(self.path, table)
             self.manifest.write(self.path)
+            reserve(self.path)
         except OSError as error:
             raise RecordingError(f"{self.path}: cannot be written ({error.strerror})") from None
 
@@ -99,8 +99,8 @@ class RecordingWriter:
         if unknown:
             raise KeyError(f"{table}: no column {', '.join(sorted(unknown))}")
         with self._lock:
-            if len(self._rows[table]) >= self._capacity:
-                self._dropped[table] += 1
+            if self._waiting(table) >= self._capacity:
+                self._lost[table] += 1
             else:
                 self._rows[table].append(row)
 
@@ -123,7 +123,12 @@ class RecordingWriter:
             self.manifest.write(self.path)
             self._manifest_kept = True
         except OSError as error:
-            self._failure, self._manifest_kept = str(error), False
+            self._fail(error)
+            self._manifest_kept = False
+            return
+        if not self._closing.is_set():
+            with contextlib.suppress(OSError):  # a full disk: the next one may find room
+                reserve(self.path)
 
     def at_close(self, **changes: Callable[[], Any]) -> None:
         """Have `close` ask for fields of the manifest that are known when all is drained."""
@@ -135,30 +140,37 @@ class RecordingWriter:
             self._dropped[table] += count
 
     def close(self, *, complete: bool) -> None:
-        """Write what waits and stop; `complete` says that the run ended by itself.
+        """Write what waits and stop. `complete` says that the run ended by itself.
 
-        Raises RecordingError when the disk failed and rows, or the manifest's end, were lost.
+        The recording is not complete when this writer lost a row. Raises RecordingError when it
+        lost rows, or when the end of `recording.json` could not be written.
         """
         if not self._closing.is_set():
             self._closing.set()
             self._thread.join()
-        lost = {table: count for table, count in self._dropped.items() if count}
-        unwritten = {table: count for table in TABLES if (count := self._waiting(table))}
-        for table, count in unwritten.items():
-            lost[table] = lost.get(table, 0) + count
+        for table in TABLES:
+            self._lost[table] += self._waiting(table)
+        lost = sum(self._lost.values())
+        dropped = {table: self._dropped[table] + self._lost[table] for table in TABLES}
         self.update(
-            complete=complete and not unwritten,
+            complete=complete and not lost,
             clock_end=read_clocks(),
-            dropped=lost,
+            dropped={table: count for table, count in dropped.items() if count},
             **{name: ask() for name, ask in self._asked.items()},
         )
-        if self._failure is not None and (unwritten or not self._manifest_kept):
-            rows = (
-                f"{sum(unwritten.values())} rows were lost" if unwritten else "its end is missing"
-            )
-            raise RecordingError(
-                f"{self.path}: the disk failed ({self._failure}); {rows}, free some space"
-            )
+        if lost or not self._manifest_kept:
+            raise RecordingError(f"{self.path}: {self._what_was_lost()}")
+
+    def _what_was_lost(self) -> str:
+        tables = ", ".join(f"{count:,} of {table}" for table, count in self._lost.items() if count)
+        rows = f"{sum(self._lost.values()):,} rows were lost ({tables})"
+        if not self._manifest_kept:
+            rows = f"{rows if tables else 'every row was kept'}, and {NAME} has no end"
+        if self._failure is None:
+            return f"{rows}; they came faster than they could be written"
+        if not self.path.is_dir():
+            return f"{rows}; the folder was deleted or moved while it was written"
+        return f"{rows}; writing failed ({self._failure}); free some space or check permissions"
 
     def __enter__(self) -> Self:
         return self
@@ -172,60 +184,91 @@ class RecordingWriter:
             for table, drain in self._sources:
                 self._drain(table, drain)
             for table in TABLES:
-                self._flush(table)
+                try:
+                    self._flush(table)
+                except Exception as error:  # the other tables are written all the same
+                    self._fail(error)
             if closing:
                 self._compact()
                 return
 
     def _waiting(self, table: str) -> int:
-        return len(self._rows[table]) + sum(frame.height for frame in self._frames[table])
+        return len(self._rows[table]) + self._framed[table]
 
     def _drain(self, table: str, drain: Callable[[], Drained]) -> None:
+        count = 1
         try:
             drained = drain()
-            if not isinstance(drained, pl.DataFrame):
+            count = max(len(drained), 1)
+            if isinstance(drained, pl.DataFrame):
+                self._keep(table, drained)
+            else:
                 for row in drained:
                     self.append(table, row)
-            elif drained.height:
-                room = max(self._capacity - self._waiting(table), 0)
-                self._dropped[table] += max(drained.height - room, 0)
-                self._frames[table].append(drained.head(room))
         except Exception as error:  # a probe's fault must not cost the other tables
             log.warning("rows of %s were lost (%s: %s)", table, type(error).__name__, error)
-            self.dropped(table, 1)
+            self.dropped(table, count)
+
+    def _keep(self, table: str, frame: pl.DataFrame) -> None:
+        """Have a frame of some of the table's columns wait, as far as there is room."""
+        fitting = frame.cast({name: TABLES[table][name] for name in frame.columns})
+        with self._lock:
+            room = max(self._capacity - self._waiting(table), 0)
+            self._lost[table] += max(frame.height - room, 0)
+            self._frames[table].append(fitting.head(room))
+            self._framed[table] += min(frame.height, room)
 
     def _flush(self, table: str) -> None:
+        """Write what waits as one part. Rows stay in memory until their part is on disk."""
         with self._lock:
-            count = len(self._rows[table])
-            rows = self._rows[table][:count]
-        frames = self._frames[table]
-        if not count and not frames:
+            rows, self._rows[table] = self._rows[table], []
+            self._framed[table] += len(rows)
+        if not self._framed[table]:
             return
-        schema = dict(TABLES[table])
+        waiting = [_frame(table, ()), *self._frames[table], _frame(table, rows)]
+        frame = pl.concat(waiting, how="diagonal")
+        self.dropped(table, self._framed[table] - frame.height)  # did not fit the columns
+        self._frames[table], self._framed[table] = [frame], frame.height
         try:
-            made = pl.from_dicts(rows, schema=schema) if rows else pl.DataFrame(schema=schema)
-            frame = pl.concat([made, *frames], how="diagonal")
             number = self._next[table]
             write_part(self.path, table, frame, number, number)
-            self._next[table] = number + 1
-            self._forget(table, count)
+        except (Exception, pl.exceptions.PanicException) as error:
+            self._fail(error)  # the rows wait for the next second
+            return
+        self._frames[table], self._framed[table] = [], 0
+        self._next[table] = number + 1
+        try:
             merge_full_levels(self.path, table)
-        except (OSError, RecordingError) as error:  # the rows wait for the next second
-            self._failure = str(error)
-        except (pl.exceptions.PolarsError, TypeError, ValueError, OverflowError) as error:
-            log.warning("rows of %s do not fit their columns (%s)", table, error)
-            self.dropped(table, self._waiting(table))
-            self._forget(table, count)
+        except (Exception, pl.exceptions.PanicException) as error:
+            self._fail(error)  # its sources stay as they are
+
+    def _fail(self, error: BaseException) -> None:
+        """Keep why a write failed, and warn the first time."""
+        why = str(getattr(error, "strerror", None) or error).splitlines()[0]
+        if self._failure is None:
+            log.warning("%s: writing failed (%s); rows wait in memory", self.path, why)
+        self._failure = why
 
     def _compact(self) -> None:
         """Leave one file per table; a part that cannot be read stays as it is."""
         try:
             for table in TABLES:
                 merge_all(self.path, table)
-        except (OSError, RecordingError) as error:
+        except (Exception, pl.exceptions.PanicException) as error:
             log.warning("%s: its parts were not merged (%s)", self.path, error)
 
-    def _forget(self, table: str, count: int) -> None:
-        self._frames[table].clear()
-        with self._lock:
-            del self._rows[table][:count]
+
+def _frame(table: str, rows: Sequence[Row]) -> pl.DataFrame:
+    """Return rows as a frame of the table, without those that do not fit its columns."""
+    schema = dict(TABLES[table])
+    if not rows:
+        return pl.DataFrame(schema=schema)
+    try:
+        return pl.from_dicts(rows, schema=schema)
+    except (Exception, pl.exceptions.PanicException) as error:
+        if len(rows) == 1:
+            why = str(error).splitlines()[0]
+            log.warning("a row of %s does not fit its columns (%s)", table, why)
+            return pl.DataFrame(schema=schema)
+        half = len(rows) // 2
+        return pl.concat([_frame(table, rows[:half]), _frame(table, rows[half:])])

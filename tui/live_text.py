@@ -96,6 +96,8 @@ def watched_lines(found: Watched, *, width: int = 80) -> list[str]:
         lines += wrap("engine", " ".join(where.values()), width=width, indent=INDENT)
     if not found.complete:
         lines += wrap("!", "incomplete: cut off, or still going", width=width, indent=2)
+    for loss in found.losses:
+        lines += wrap("!", loss, width=width, indent=2)
     if found.events:
         told = ", ".join(f"{kind.replace('_', ' ')} {n:,}" for kind, n in found.events.items())
         lines += wrap("!", told, width=width, indent=2)

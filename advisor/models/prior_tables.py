@@ -198,7 +198,7 @@ class PriorTables:
         """Return a table with its latency in `seconds`. Raises TablesError for a damaged one."""
         path = self.folder / family / FRAMEWORK / self.versions[family] / (name or FILES[family])
         try:
-            table = pl.read_parquet(path)
+            table = pl.read_parquet(path, glob=False)
         except (OSError, pl.exceptions.PolarsError) as cause:
             raise TablesError(
                 f"{path}: cannot be read ({type(cause).__name__}); {_AGAIN}"

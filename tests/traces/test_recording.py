@@ -3,14 +3,16 @@
 import json
 import os
 import shutil
+import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from traces import parts
+from traces import checksums, parts
 from traces.errors import NewerSchemaError, RecordingError
 from traces.manifest import Manifest
 from traces.recording import Recording, find_recordings
@@ -53,6 +55,7 @@ def test_some_columns_are_those_of_all(tmp_path):
     assert recording.step_times.with_columns(texts).equals(whole.select(STEP_TIMES))
     part = parts.list_parts(recording.path, "steps")[0].path
     pl.read_parquet(part).drop("waiting").write_parquet(part)  # as an older ttscope wrote it
+    (recording.path / checksums.NAME).unlink()
     assert recording.frame("steps", ["end", "waiting"])["waiting"].null_count() == whole.height
 
 
@@ -127,6 +130,7 @@ def test_manifest_errors(tmp_path):
     folder = make(tmp_path / "r")
     manifest = folder / "recording.json"
     data = json.loads(manifest.read_text())
+    (folder / checksums.NAME).unlink()
     manifest.write_text(json.dumps(data | {"schema_version": 99}))
     with pytest.raises(NewerSchemaError, match="99 is newer.*upgrade"):
         Recording.open(folder)
@@ -149,10 +153,14 @@ def test_full_buffer_drops_and_counts(tmp_path):
     writer = RecordingWriter(tmp_path / "r", manifest, capacity=10, period_s=60)
     for step in range(25):
         writer.append("steps", {"engine": "e", "step": step})
-    writer.close(complete=True)
+    with pytest.raises(
+        RecordingError, match=r"15 rows were lost \(15 of steps\); they came faster"
+    ):
+        writer.close(complete=True)
     recording = Recording.open(tmp_path / "r")
+    assert not recording.complete
     assert recording.steps.height == 10
-    assert recording.manifest.dropped == {"steps": 15}
+    assert recording.losses == ["rows of steps lost while recording: 15"]
 
 
 def test_a_manifest_that_cannot_be_closed_is_told(tmp_path, monkeypatch):
@@ -162,7 +170,7 @@ def test_a_manifest_that_cannot_be_closed_is_told(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Manifest, "write", full)
-    with pytest.raises(RecordingError, match="No space left.*its end is missing"):
+    with pytest.raises(RecordingError, match="every row was kept, and recording.json has no end"):
         writer.close(complete=True)
     assert not Recording.open(tmp_path / "r").complete
 
@@ -175,21 +183,23 @@ def test_a_failing_disk_does_not_stop_the_run(tmp_path, monkeypatch):
 
     monkeypatch.setattr("traces.writer.write_part", full)
     writer.append("steps", {"engine": "e", "step": 0})
-    with pytest.raises(RecordingError, match="No space left.*1 rows were lost"):
+    with pytest.raises(RecordingError, match=r"1 rows were lost \(1 of steps\).*No space left"):
         writer.close(complete=True)
     assert not Recording.open(tmp_path / "r").complete
 
 
-def test_a_bad_row_costs_only_its_batch(tmp_path):
+def test_a_bad_row_costs_only_itself(tmp_path):
     writer = RecordingWriter(tmp_path / "r", Manifest(clock_start=read_clocks()), period_s=60)
-    writer.append("steps", {"engine": "e", "step": "not a number"})
+    for step in (0, "not a number", 2, 1 << 64, 4):
+        writer.append("steps", {"engine": "e", "step": step})
     writer.append("problems", {"problem_id": "a"})
     with pytest.raises(KeyError, match="no column nonsense"):
         writer.append("steps", {"nonsense": 1})
     writer.close(complete=True)
     recording = Recording.open(tmp_path / "r")
     assert recording.problems.height == 1
-    assert recording.manifest.dropped == {"steps": 1}
+    assert recording.steps["step"].to_list() == [0, 2, 4]
+    assert recording.manifest.dropped == {"steps": 2}
 
 
 def test_find_recordings(tmp_path):
@@ -222,3 +232,197 @@ def test_a_folder_that_is_gone_is_told_apart_from_files_that_change(tmp_path):
     for read in (recording.frame, recording.rows, recording.table):
         with pytest.raises(RecordingError, match="its folder is gone"):
             read("steps")
+
+
+def _fails(command):
+    return subprocess.run(command, capture_output=True, check=False).returncode != 0
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of one megabyte; skipped where none may be mounted."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or _fails(mount):
+        pytest.skip("no disk may be mounted here")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def fill(folder):
+    """Fill a disk, and return the file that does."""
+    ballast = folder / "ballast"
+    with ballast.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space"):
+        while True:
+            file.write(bytes(4096))
+    return ballast
+
+
+def until(true, seconds=10.0):
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_rows_wait_for_room_on_a_full_disk(small_disk, caplog):
+    writer = RecordingWriter(small_disk / "r", Manifest(clock_start=read_clocks()), period_s=0.01)
+    ballast = fill(small_disk)
+    for step in range(500):
+        writer.append("steps", {"engine": "e", "step": step})
+    until(lambda: "rows wait in memory" in caplog.text)
+    ballast.unlink()
+    writer.append("steps", {"engine": "e", "step": 500})
+    writer.close(complete=True)
+    recording = Recording.open(small_disk / "r")
+    assert recording.complete
+    assert recording.steps["step"].to_list() == list(range(501))
+
+
+def test_what_a_full_disk_cost_is_counted_and_the_recording_can_be_read(small_disk):
+    writer = RecordingWriter(small_disk / "r", Manifest(clock_start=read_clocks()), period_s=0.01)
+    writer.append("events", {"kind": "note", "detail": "before"})
+    until(lambda: list((small_disk / "r").glob("events-*.parquet")))
+    fill(small_disk)
+    for step in range(500):
+        writer.append("steps", {"engine": "e", "step": step})
+    lost = r"500 rows were lost \(500 of steps\); writing failed \(No space left on device\)"
+    with pytest.raises(RecordingError, match=lost):
+        writer.close(complete=True)
+    recording = Recording.open(small_disk / "r")
+    assert not recording.complete
+    assert recording.manifest.clock_end is not None  # its room was reserved
+    assert recording.losses == ["rows of steps lost while recording: 500"]
+    assert recording.frame("events").height == 1
+    assert recording.steps.height == 0
+
+
+def test_a_folder_that_vanished_is_said_to_be_gone(tmp_path):
+    writer = RecordingWriter(tmp_path / "r", Manifest(clock_start=read_clocks()), period_s=60)
+    writer.append("steps", {"engine": "e", "step": 0})
+    shutil.rmtree(tmp_path / "r")
+    with pytest.raises(RecordingError, match="1 rows were lost.*deleted or moved while"):
+        writer.close(complete=True)
+
+
+def test_a_table_that_cannot_be_written_costs_no_other(tmp_path, monkeypatch):
+    write = parts.write_part
+
+    def failing(folder, table, *rest):
+        if table == "steps":
+            raise pl.exceptions.ComputeError("No space left on device (os error 28)")
+        return write(folder, table, *rest)
+
+    monkeypatch.setattr("traces.writer.write_part", failing)
+    writer = RecordingWriter(tmp_path / "r", Manifest(clock_start=read_clocks()), period_s=0.01)
+    writer.append("steps", {"engine": "e", "step": 0})
+    writer.append("problems", {"problem_id": "a"})
+    with pytest.raises(RecordingError, match=r"1 rows were lost \(1 of steps\)"):
+        writer.close(complete=True)
+    assert Recording.open(tmp_path / "r").problems.height == 1
+
+
+def test_of_two_writers_one_gets_the_folder(tmp_path):
+    def take(folder):
+        try:
+            return RecordingWriter(folder, Manifest(clock_start=read_clocks()))
+        except RecordingError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(8) as pool:
+        for number in range(20):
+            taken = list(pool.map(take, [tmp_path / str(number)] * 8))
+            (writer,) = [each for each in taken if isinstance(each, RecordingWriter)]
+            assert all("already holds" in each for each in taken if each is not writer)
+            writer.close(complete=True)
+
+
+@pytest.mark.parametrize("name", ["r[1]", "r*", "r?", "r{1,2}", "r\\x", "r 1", "ü%20", "a:b"])
+def test_a_folder_is_read_by_its_name_and_never_as_a_pattern(tmp_path, name):
+    make(tmp_path / "r1", rows=3)
+    recording = Recording.open(make(tmp_path / name, rows=5))
+    assert recording.steps.height == recording.rows("steps") == 5
+    assert recording.table("steps").collect().height == 5
+    assert recording.step_times.height == 5
+
+
+@pytest.mark.parametrize("file", ["steps-000000.parquet", "recording.json"])
+def test_a_changed_byte_is_noticed(tmp_path, file):
+    folder = make(tmp_path / "r", rows=50)
+    data = (folder / file).read_bytes()
+    for at in range(0, len(data), 97):
+        changed = bytearray(data)
+        changed[at] ^= 1
+        (folder / file).write_bytes(changed)
+        with pytest.raises(RecordingError, match=f"{file}: "):
+            Recording.open(folder).frame("steps")
+    (folder / file).write_bytes(data)
+    assert Recording.open(folder).steps.height == 50
+
+
+def test_a_copied_part_counts_once(tmp_path):
+    folder = make(tmp_path / "r")
+    for old in (False, True):
+        if old:
+            (folder / checksums.NAME).unlink()
+        for copy in ("steps-000001.parquet", "steps-000007.parquet"):
+            shutil.copy(folder / "steps-000000.parquet", folder / copy)
+        assert Recording.open(folder).steps.height == 5
+        assert Recording.open(folder).table("steps").collect().height == 5
+
+
+def test_a_part_that_is_missing_is_said(tmp_path):
+    folder = make(tmp_path / "r")
+    (folder / "steps-000000.parquet").unlink()
+    recording = Recording.open(folder)
+    assert not recording.complete
+    assert recording.losses == ["steps-000000.parquet is missing: its rows are lost"]
+
+
+@pytest.mark.parametrize("file", ["steps-000000.parquet", "recording.json", checksums.NAME])
+def test_links_and_special_files_are_refused(tmp_path, file):
+    folder = make(tmp_path / "r")
+    elsewhere = tmp_path / "elsewhere"
+    (folder / file).rename(elsewhere)
+    for make_special in (lambda path: path.symlink_to(elsewhere), os.mkfifo, os.mkdir):
+        make_special(folder / file)
+        with pytest.raises(RecordingError, match=f"{file}: is a link or a special file"):
+            Recording.open(folder).frame("steps")
+        (folder / file).rmdir() if (folder / file).is_dir() else (folder / file).unlink()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 100_000,
+        '{"schema_version": 1e999}',
+        '{"schema_version": true}',
+        '{"schema_version": 1, "clock_start": {"monotonic_ns": 1, "unix_ns": 9e99}}',
+        '{"schema_version": 1, "clock_start": null}',
+        '{"schema_version": 1, "clock_start": {"monotonic_ns": "1", "unix_ns": 1}}',
+        "[]",
+        "",
+        "\\xff",
+    ],
+)
+def test_a_manifest_of_another_shape_is_one_line(tmp_path, text):
+    folder = make(tmp_path / "r")
+    (folder / checksums.NAME).unlink()
+    (folder / "recording.json").write_text(text)
+    with pytest.raises(RecordingError, match="recording.json: "):
+        Recording.open(folder)
+    with (folder / "recording.json").open("wb") as file:
+        file.truncate(1 << 40)  # sparse: it takes no room
+    with pytest.raises(RecordingError, match=r"recording\.json: is larger than"):
+        Recording.open(folder)
+
+
+def test_numbers_that_nothing_can_be_computed_with_are_damage(tmp_path):
+    folder = make(tmp_path / "r")
+    part = folder / "steps-000000.parquet"
+    (folder / checksums.NAME).unlink()
+    huge = pl.lit(9223372036854775807, pl.Int64).alias("end")
+    pl.read_parquet(part).with_columns(huge).write_parquet(part)
+    with pytest.raises(RecordingError, match="steps-000000.parquet: truncated or corrupt"):
+        Recording.open(folder).frame("steps")

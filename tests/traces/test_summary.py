@@ -251,7 +251,7 @@ def test_dropped_rows_make_shares_unknown(rows, tmp_path):
     manifest.dropped["steps"] = 5
     (found,) = summarise(recording)
     assert found.device_s_per_problem is None
-    assert "rows of steps dropped while recording: 5" in found.notes[0]
+    assert "rows of steps lost while recording: 5" in found.notes[0]
 
 
 def test_step_time_by_kind(run, rows):

@@ -1,0 +1,116 @@
+"""The checksums of a recording's files: what was changed since it was written is noticed.
+
+`checksums.sha256` has the form of sha256sum (`sha256sum -c checksums.sha256`). A line is appended
+before its file appears, so a kill leaves no file without its line. A file without a line is read
+as it is: older recordings have none, and a power failure may lose the last lines.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+
+from traces.errors import RecordingError
+
+NAME = "checksums.sha256"
+MOST_BYTES = 16 << 20
+_LINE = re.compile(r"([0-9a-f]{64})  ([\w.-]+)")
+_LOCK = threading.Lock()  # one process writes a recording; its threads take turns
+_MOST_CHECKED = 20_000
+_checked: dict[tuple[str, int, int, int], str] = {}  # digests of files that did not change since
+
+Checksums = Mapping[str, tuple[str, ...]]  # by file: those that it may have, the newest last
+
+
+def add(folder: Path, name: str, data: bytes | memoryview) -> None:
+    """Append the checksum of a file that is about to appear. Raises OSError."""
+    line = f"{hashlib.sha256(data).hexdigest()}  {name}\n".encode()
+    with _LOCK, (folder / NAME).open("ab") as file:
+        file.write(line)
+
+
+def read_checksums(folder: Path) -> Checksums:
+    """Return the checksums that each file may have; empty where none were written.
+
+    Raises RecordingError where the file is not a regular one or too large.
+    """
+    path = folder / NAME
+    try:
+        check_regular(path)
+        if path.stat().st_size > MOST_BYTES:
+            raise RecordingError(f"{path}: is larger than any of ttscope; delete it to go on")
+        text = path.read_bytes().decode("ascii", "replace")
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise RecordingError(f"{path}: cannot be read ({error.strerror})") from None
+    sums: dict[str, list[str]] = {}
+    for line in text.split("\n"):
+        match = _LINE.fullmatch(line)
+        if match is not None:
+            sums.setdefault(match[2], []).append(match[1])
+    return {name: tuple(digests) for name, digests in sums.items()}
+
+
+def compact(folder: Path) -> None:
+    """Keep a line for each file that is there, and the one of its next version. Raises OSError."""
+    with _LOCK:
+        lines = []
+        for name, digests in sorted(read_checksums(folder).items()):
+            with contextlib.suppress(FileNotFoundError):
+                kept = dict.fromkeys((file_digest(folder / name), digests[-1]))
+                lines += [f"{digest}  {name}\n" for digest in kept if digest in digests]
+        partial = folder / f"{NAME}.partial"
+        with partial.open("w") as file:
+            file.writelines(lines)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(folder / NAME)
+
+
+def check(path: Path, sums: Checksums) -> bool:
+    """Whether a file has a checksum. Raises RecordingError where it does not match."""
+    wanted = sums.get(path.name)
+    if wanted is not None and file_digest(path) not in wanted:
+        raise changed(path)
+    return wanted is not None
+
+
+def changed(path: Path) -> RecordingError:
+    """Return the error for a file that is not as it was written."""
+    return RecordingError(
+        f"{path}: was changed or damaged since it was written (its checksum in {NAME} differs); "
+        "restore it from a copy"
+    )
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file, computed once while it stays as it is. Raises OSError."""
+    facts = path.stat()
+    key = str(path), facts.st_ino, facts.st_size, facts.st_mtime_ns
+    known = _checked.get(key)
+    if known is None:
+        with path.open("rb") as file:
+            known = hashlib.file_digest(file, "sha256").hexdigest()
+        if len(_checked) >= _MOST_CHECKED:
+            _checked.clear()
+        _checked[key] = known
+    return known
+
+
+def check_regular(path: Path) -> None:
+    """Raise RecordingError where a path is a link, a pipe or another special file.
+
+    Raises FileNotFoundError where there is none.
+    """
+    facts = path.lstat()
+    if (facts.st_mode & 0o170000) != 0o100000:
+        raise RecordingError(
+            f"{path}: is a link or a special file, which a recording never has; "
+            "put the file itself there"
+        )
