@@ -76,23 +76,27 @@ def list_parts(folder: Path, table: str) -> list[Part]:
 
 
 def own_parts(parts: Sequence[Part], sums: Checksums, *, closed: bool) -> list[Part]:
-    """Leave out files that a recording did not write: copies of its parts under other names.
+    """Leave out copies of a part under other names.
 
-    Of a `closed` recording each part has a checksum; of others one is left out that equals another.
+    Raises RecordingError for a part that a `closed` recording with checksums has none for: it is
+    not of this recording.
     """
-    if closed and sums:
-        return [part for part in parts if part.path.name in sums]
     sizes = Counter(size for part in parts if (size := _size(part.path)) is not None)
     seen: set[str] = set()
     kept = []
-    for part in parts:
+    for part in sorted(parts, key=lambda part: part.path.name not in sums):
         if sizes[_size(part.path) or 0] > 1:
             digest = file_digest(part.path)
             if digest in seen:
                 continue
             seen.add(digest)
+        if closed and sums and part.path.name not in sums:
+            raise RecordingError(
+                f"{part.path}: is not in {checksums.NAME}; move it away if it is not of this "
+                f"recording, or delete {checksums.NAME} to read it"
+            )
         kept.append(part)
-    return kept
+    return sorted(kept)
 
 
 def missing_parts(parts: Sequence[Part], table: str, sums: Checksums) -> list[str]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from traces import checksums
 from traces.errors import RecordingError, TtscopeError, UsageError
 from traces.manifest import NAME
 from traces.recording import find_recordings
@@ -19,9 +20,8 @@ from tui.formats import counted, number
 HIGHEST_PRICE = 1_000_000  # USD per device-hour
 FileKind = Literal["samples", "requests", "traces"]
 
-_OURS = re.compile(
-    rf"(?:{'|'.join(TABLES)})-\d{{6,}}(?:-\d{{6,}})?\.(?:parquet|partial)|{NAME}(?:\.partial)?"
-)
+_PARTS = rf"(?:{'|'.join(TABLES)})-\d{{6,}}(?:-\d{{6,}})?\.(?:parquet|partial)"
+_OURS = re.compile(rf"{_PARTS}|(?:{NAME}|{checksums.NAME})(?:\.partial)?")
 
 
 @dataclass(frozen=True, kw_only=True)
