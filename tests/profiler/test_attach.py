@@ -30,21 +30,35 @@ def server():
         yield state
 
 
-def attach(*servers, folder, seconds=1.2, change=None, headers=None, **options):
-    """Watch for so long at ten polls a second; `change` runs in the middle."""
+def attach(*servers, folder, seconds=None, change=None, headers=None, **options):
+    """Watch at ten polls a second, for twelve polls or for so long; `change` runs in the middle."""
     deployment = Deployment(
         [Access.of(each.url, headers) for each in servers], period_s=0.1, **options
     )
     deployment.connect()
+    before, begun = len(servers[0].asked), time.monotonic()
     ticks, stop = [], threading.Event()
-    timers = [threading.Timer(seconds, stop.set)]
-    if change is not None:
-        timers.append(threading.Timer(seconds / 2, change))
-    for timer in timers:
-        timer.start()
+
+    def wait(share):
+        if seconds is not None:
+            time.sleep(max(begun + share * seconds - time.monotonic(), 0))
+        while seconds is None and len(servers[0].asked) < before + share * 12:
+            assert time.monotonic() < begun + 30
+            time.sleep(0.01)
+
+    def end():
+        try:
+            wait(0.5)
+            if change is not None:
+                change()
+            wait(1)
+        finally:
+            stop.set()
+
+    ending = threading.Thread(target=end)
+    ending.start()
     path = watch(deployment, folder, stop=stop, on_tick=lambda *tick: ticks.append(tick))
-    for timer in timers:
-        timer.join()
+    ending.join()
     return Recording.open(path), ticks
 
 
@@ -71,11 +85,11 @@ def test_what_a_page_says_is_kept_as_read(server, tmp_path):
     assert config.key() == key
     assert set(scrapes["engine"]) == {key}
     polls = scrapes["time"].n_unique()
-    assert 8 <= polls <= 13
+    assert 12 <= polls <= 14
     assert scrapes.filter(name="vllm:num_requests_running")["value"].to_list() == [3.0] * polls
     assert scrapes["le"].is_infinite().any()
     assert not scrapes["name"].str.contains("_created|^python|^http").any()
-    assert len(ticks) == 1
+    assert ticks
     (engine,) = watched_engines(recording)
     assert engine.numbers.polls == polls
     assert engine.numbers.generated_tokens_per_s == 0
