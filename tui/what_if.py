@@ -75,6 +75,9 @@ def what_if(
         )
         for e, p in ((pick.engine, pick.policy), (engine, policy))
     )
+    known = pick.estimates.get("accuracy")
+    if policy == pick.policy and known is not None:  # an engine changes no answer
+        before, after = (dataclasses.replace(run, accuracy=known) for run in (before, after))
     table: list[Sequence[str]] = [("", "pick", "changed", "90 % interval", "change")]
     for tag, title in ROWS:
         one, two = estimate_of(before, tag), estimate_of(after, tag)

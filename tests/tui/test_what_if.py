@@ -79,6 +79,14 @@ def test_a_pick_at_a_rate_costs_what_the_table_says(entry):
     assert row(lines, "cost")[0] == value_of(pick.estimates["cost_usd"])
 
 
+def test_an_engine_changes_no_accuracy_of_the_pick(entry):
+    answer = Advisor.fit([entry.recording], draws=40).recommend(parse_budget({"rate": "2/s"}))
+    picks = [pick for pick in answer.pareto if pick.policy.method in ("adaptive", "early_stopping")]
+    for pick in picks[:2] or answer.pareto[:1]:
+        cells = row(what_if([entry], pick, "engine.max_num_seqs=4"), "accuracy")
+        assert cells[0] == cells[1] == value_of(pick.estimates["accuracy"])
+
+
 RULES = [
     ("agreement", 8, {"agree": 5.0, "in_flight": 8.0}),
     ("agreement", 16, {"agree": 9.0, "in_flight": 4.0}),
