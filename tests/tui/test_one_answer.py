@@ -15,21 +15,14 @@ from tui.demo_verb import BUDGET, SHIPPED
 
 BUDGETS = [
     {"max_latency": "120ms", "min_accuracy": "0.9"},
-    {"min_accuracy": "0.75"},
     {"min_accuracy": "0.9", "max_latency": "20ms"},
     {"max_latency": "80ms", "optimise": "accuracy"},
-    {"max_latency": "80ms"},
-    {"min_accuracy": "70%", "optimise": "cost"},
-    {"max_cost": "0.05s", "min_accuracy": "0.8"},
+    {"max_cost": "0.05s", "min_accuracy": "70%", "optimise": "cost", "confidence": "0.5"},
     {"max_latency": "120ms", "percentile": "95", "min_accuracy": "0.9"},
-    {"rate": "2/s", "min_accuracy": "0.6"},
-    {"gpus": "2", "min_accuracy": "0.6"},
-    {"confidence": "0.5", "min_accuracy": "0.8"},
+    {"rate": "2/s", "min_accuracy": "0.6", "gpus": "2", "optimise": "throughput"},
     {"price": "2.5", "max_cost": "$0.00003", "min_accuracy": "0.6"},
-    {"optimise": "throughput", "min_accuracy": "0.5"},
-    {"optimise": "accuracy"},
 ]
-EMPTY = [{}, {"rate": "2/s"}, {"price": "2.5"}, {"confidence": "0.8"}]
+EMPTY = [{}, {"rate": "2/s", "price": "2.5", "confidence": "0.8"}]
 
 
 @pytest.fixture(autouse=True)

@@ -35,6 +35,7 @@ def test_forced_answers_of_an_engine_that_told_its_configuration_late(run, tmp_p
     (engine,) = manifest["engines"].values()
     engine["max_num_batched_tokens"] = 4321
     (tmp_path / "late" / "recording.json").write_text(json.dumps(manifest))
+    (tmp_path / "late" / "checksums.sha256").unlink()
     told, cut = [], []
     for recording in (first, Recording.open(tmp_path / "late")):
         _, out, _ = run("show", recording.path, "--policies", "--json")

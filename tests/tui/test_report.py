@@ -132,6 +132,7 @@ def test_names_are_escaped(tmp_path):
     folder = tmp_path / "a<b>&'\"x"
     write_recording(folder, simulate(problems=12, n=4))
     manifest = folder / "recording.json"
+    (folder / "checksums.sha256").unlink()
     plain = json.loads(manifest.read_text())
     plain["models"][HOSTILE] = plain["models"].pop("toy") | {"name": HOSTILE}
     for engine in plain["engines"].values():
