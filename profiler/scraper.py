@@ -22,6 +22,7 @@ import httpx
 import polars as pl
 
 from profiler.access import Access
+from traces.clock import now_ns
 from traces.deployment import RUNNING
 from traces.exposition import PageReader, Series
 from traces.tables import SCRAPES
@@ -116,13 +117,13 @@ class Scraper:
     def poll(self) -> Page:
         """Ask once. Raises ScrapeError."""
         begun = time.monotonic()
-        before = time.time_ns()
+        before = now_ns()
         body, ahead_ns = bytearray(), 0
         try:
             with self._client.stream("GET", f"{self.access.url}/metrics") as answer:
                 if answer.status_code != 200:
                     raise ScrapeError(f"HTTP {answer.status_code}")
-                ahead_ns = _ahead_ns(answer.headers.get("date"), time.time_ns())
+                ahead_ns = _ahead_ns(answer.headers.get("date"), now_ns())
                 for piece in answer.iter_bytes():
                     body += piece
                     if len(body) > _MOST_PAGE_BYTES:
@@ -138,7 +139,7 @@ class Scraper:
             raise ScrapeError("no metrics page") from None
         # The server read its counters somewhere between both times.
         took_s = time.monotonic() - begun
-        return Page((before + time.time_ns()) // 2, took_s, values, ahead_ns)
+        return Page((before + now_ns()) // 2, took_s, values, ahead_ns)
 
     def start(self) -> None:
         """Start polling."""

@@ -16,6 +16,7 @@ import numpy as np
 import polars as pl
 
 from traces.acceptance import Acceptance, acceptance
+from traces.clock import KIND
 from traces.energy import Energy, attribute_energy, run_window
 from traces.kernel_time import (
     Collective,
@@ -356,6 +357,7 @@ def _notes(
     for table, count in sorted(manifest.dropped.items()):
         if count:
             notes.append(f"rows of {table} dropped while recording: {count:,}")
+    notes += [str(each) for each in recording.frame("events").filter(kind=KIND)["detail"]]
     opened = recording.frame("events").filter(kind="window", engine=engine).height
     notes += known.notes(opened)
     failed = int((rows["state"] == "failed").sum())

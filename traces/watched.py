@@ -20,7 +20,7 @@ from traces.tables import TABLES
 from traces.verdict import STEPS_JUDGED, Evidence, Verdict, judge
 from traces.window_times import sample_times
 
-EVENTS = ("restart", "counter_reset", "gap", "reconnect", "killed", "drop")
+EVENTS = ("restart", "counter_reset", "gap", "reconnect", "killed", "drop", "clock")
 
 
 @dataclass(frozen=True, kw_only=True)
