@@ -11,6 +11,7 @@ from pathlib import Path
 from profiler.capture import Probe
 from profiler.deployment import Deployment
 from profiler.provenance import provenance
+from traces.clock import ClockWatch
 from traces.deployment import LIVE_S, Numbers
 from traces.manifest import Manifest
 from traces.writer import RecordingWriter, read_clocks
@@ -42,6 +43,7 @@ def watch(
         price_usd_per_device_hour=price_usd_per_device_hour,
     )
     writer = RecordingWriter(folder, manifest)
+    writer.add_source("events", ClockWatch().drain)
     whole = False
     try:
         with ExitStack() as stack:

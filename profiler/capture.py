@@ -25,6 +25,7 @@ from profiler.scorers import Scorer, ScoringThreads, scorer_of
 from profiler.telemetry import Telemetry
 from profiler.what_if import NgramWhatIf
 from profiler.workload import Workload
+from traces.clock import ClockWatch
 from traces.errors import UsageError
 from traces.manifest import Manifest
 from traces.schema import ModelFacts, Policy
@@ -105,6 +106,7 @@ def record(
     )
     report = progress or (lambda done, total: None)
     with RecordingWriter(folder, manifest) as writer:
+        writer.add_source("events", ClockWatch().drain)
         steps = _Steps(engine)
         with watch_power(engine.config, writer, hz=power_hz), _all_of(probes, writer):
             recorder = RecordingSpanProcessor(writer.append)

@@ -24,6 +24,7 @@ from profiler.engines.protocol import (
 )
 from profiler.flight import Flight, Sent
 from profiler.workload import Workload
+from traces.clock import now_ns
 from traces.errors import UsageError
 from traces.manifest import CheckpointCost
 from traces.schema import Policy
@@ -184,7 +185,7 @@ class _Asked:
         """Continue a thought from its cut."""
         flight, most = thought.flight, self.policy.max_tokens
         name = f"checkpoint.{flight.problem.problem_id}.{thought.sample_index}.{budget}"
-        self.open[name] = thought, budget, time.time_ns()
+        self.open[name] = thought, budget, now_ns()
         end = len(self.engine.think_end_ids or (0,))
         self.engine.submit(
             SampleRequest(

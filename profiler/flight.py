@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, field
 
 from opentelemetry.trace import Span
@@ -11,6 +10,7 @@ from profiler.chain import Chain
 from profiler.engines.protocol import SampleResult
 from profiler.policies.seam import Decision, Draw, GoOn, PolicyRun
 from profiler.workload import Problem
+from traces.clock import now_ns
 
 
 @dataclass(eq=False)
@@ -52,7 +52,7 @@ class Flight:
     run: PolicyRun
     span: Span
     extra: int
-    begun: int = field(default_factory=time.time_ns)
+    begun: int = field(default_factory=now_ns)
     open: dict[str, Sent] = field(default_factory=dict)  # by request id, in the engine
     heads: dict[int, Sent] = field(default_factory=dict)  # wait for their forced answers
     scored: dict[int, tuple[Sent, Span]] = field(default_factory=dict)  # wait for their scores

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from profiler.deployment import Deployment, Replica
 from profiler.plugin_steps import Batch, PluginRows
 from profiler.receiver import Receiver
+from traces.clock import now_ns
 from traces.otlp import GenSpan
 from traces.schema import EngineConfig
 from traces.span_groups import Row, SpanGroups
@@ -103,7 +104,7 @@ class Incoming:
 
     def _hear_out(self) -> None:
         """Wait until every plugin that still speaks has told the steps until now."""
-        now, until = time.monotonic(), time.time_ns()
+        now, until = time.monotonic(), now_ns()
         heard = self._receiver.heard.copy()
         speaking = [name for name, (came, _) in heard.items() if now - came < HELLO_S]
         while time.monotonic() < now + HELLO_S:
@@ -129,7 +130,7 @@ class Incoming:
         found: list[Row] = []
         for key, rows in raw.items():
             wait = len(self._senders[key]) > 1 and not self._ending
-            until = time.time_ns() - HOLD_NS if wait else None
+            until = now_ns() - HOLD_NS if wait else None
             ended = self._rows[key].rows(rows, since=self._since(key), until=until)
             found += self._marked(key, ended)
         self.steps += len(found)
@@ -184,7 +185,7 @@ class Incoming:
                 events.append((key, "note", f"{told}; its steps have its own times"))
         if self._groups.before:
             events.append((None, "before", _before(self._groups.before, "spans")))
-        now = time.time_ns()
+        now = now_ns()
         return [
             {"time": now, "engine": engine, "kind": kind, "detail": detail}
             for engine, kind, detail in events

@@ -25,6 +25,7 @@ from typing import Any
 import polars as pl
 
 from profiler.steps import StepProbe
+from traces.clock import now_ns
 from traces.errors import TraceError, UsageError
 from traces.kineto import TraceTables, read_trace
 from traces.tables import KERNELS
@@ -283,9 +284,7 @@ class KernelWindows:
 
     def _say(self, kind: str, detail: str) -> None:
         engine = self.probe.engine_key
-        self._events.append(
-            {"time": time.time_ns(), "engine": engine, "kind": kind, "detail": detail}
-        )
+        self._events.append({"time": now_ns(), "engine": engine, "kind": kind, "detail": detail})
 
     def _give_up(self, error: Exception) -> None:
         self.failure = f"{type(error).__name__}: {error}"

@@ -20,6 +20,7 @@ import time
 import uuid
 from collections import deque
 from pathlib import Path
+from time import monotonic_ns
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -28,6 +29,7 @@ from vllm.v1.metrics.loggers import StatLoggerBase
 
 from profiler.plugin_steps import COLUMNS, STEPS_PATH
 from profiler.process_clock import process_start
+from traces.clock import OFFSET_NS, now_ns
 
 log = logging.getLogger("vllm.ttscope")
 
@@ -190,7 +192,7 @@ class StepLogger(StatLoggerBase):  # type: ignore[misc]
             "rows": self._pending,
             "dropped": self.dropped,
             "dropped_until": self._dropped_until,
-            "now": time.time_ns(),
+            "now": now_ns(),
             "on": self.on,
         }
         return msgspec.json.encode(batch)  # json would hold the GIL ten times as long
@@ -259,7 +261,7 @@ def _row(scheduler: Any, iteration: Any) -> tuple[Any, ...]:
             iteration.num_preempted_reqs,
         )
     return (
-        time.time_ns(),
+        monotonic_ns() + OFFSET_NS,
         *load,
         *made,
         None if spec is None else list(spec.num_draft_tokens_per_pos),

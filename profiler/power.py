@@ -21,6 +21,7 @@ from profiler import rapl
 from profiler.nvml import Gpu, NoDriverError, open_gpus
 from profiler.rapl import open_packages
 from profiler.sensor import Sensor, SensorError, Sensors
+from traces.clock import now_ns
 from traces.errors import UsageError
 from traces.schema import EngineConfig
 from traces.writer import RecordingWriter
@@ -113,7 +114,7 @@ class PowerSampler:
             tick += 1
 
     def _read(self, sensor: Sensor, state: bool) -> bool:
-        before = time.time_ns()
+        before = now_ns()
         try:
             reading = sensor.read(state=state)
         except Exception as error:  # this device only
@@ -128,7 +129,7 @@ class PowerSampler:
             "host": self._host,
             "device": sensor.device,
             "kind": sensor.kind,
-            "time": (before + time.time_ns()) // 2,
+            "time": (before + now_ns()) // 2,
         }
         self._rows.append({**row, **reading})
         return True

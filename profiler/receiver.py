@@ -18,6 +18,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 from profiler.plugin_steps import STEPS_PATH, Batch, read_batch
+from traces.clock import now_ns
 from traces.errors import EngineError, UsageError
 from traces.otlp import GenSpan, Received, read_json, read_protobuf
 
@@ -113,7 +114,7 @@ class Receiver:
                 self.overflowed += 1
                 return False
             self._leave_out_known(batch)
-            key, made, batch.ahead = (batch.instance, batch.engine), time.time_ns(), None
+            key, made, batch.ahead = (batch.instance, batch.engine), now_ns(), None
             if key in self.heard or len(self.heard) < MOST_PLUGINS:
                 if batch.now is not None:
                     ahead = batch.now - made  # less what the way took

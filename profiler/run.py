@@ -36,6 +36,7 @@ from profiler.scorers import Scored, ScoringThreads
 from profiler.telemetry import Telemetry
 from profiler.what_if import NgramWhatIf
 from profiler.workload import Problem, Workload
+from traces.clock import now_ns
 from traces.schema import Policy
 from traces.spans import RecordingSpanProcessor
 
@@ -129,7 +130,7 @@ class Run:
             for sent, scored in self.scoring.ended(wait_s=_SCORER_WAIT_S if idle else 0.0):
                 self._take_score(sent, scored)
         if self.timeout_s is not None:
-            self._expire(time.time_ns() - int(self.timeout_s * 1e9))
+            self._expire(now_ns() - int(self.timeout_s * 1e9))
 
     def _expire(self, begun_before: int) -> None:
         """Answer the problems that have taken too long by the votes there are."""
@@ -140,7 +141,7 @@ class Run:
             self._close_problem(flight, cancelled_by="timeout")
 
     def _begin(self, problem: Problem) -> None:
-        now = time.time_ns()
+        now = now_ns()
         span = self.spans.begin_problem(problem, now)
         extra = most_requests(self.policy)
         flight = Flight(problem, start(self.policy), span, extra=extra, begun=now)
@@ -394,7 +395,7 @@ def _refusal(request_id: str) -> SampleResult:
         request_id=request_id,
         text="",
         finish_reason=None,
-        end=time.time_ns(),
+        end=now_ns(),
         output_tokens=0,
         error="no room",
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 from opentelemetry.trace import Span, Status, StatusCode, set_span_in_context
@@ -13,6 +12,7 @@ from profiler.policies.seam import Draw
 from profiler.telemetry import Telemetry
 from profiler.workload import Problem, Workload
 from traces import attributes as names
+from traces.clock import now_ns
 from traces.schema import EngineConfig, Policy
 from traces.spans import RecordingSpanProcessor
 
@@ -61,7 +61,9 @@ class RunSpans:
         if policy.max_tokens is not None:
             self._request[names.GEN_AI_MAX_TOKENS] = policy.max_tokens
         self._root = self._tracer.start_span(
-            names.SPAN_RUN, attributes=self._run_attributes(workload, policy, run_id)
+            names.SPAN_RUN,
+            attributes=self._run_attributes(workload, policy, run_id),
+            start_time=now_ns(),
         )
 
     def _run_attributes(self, workload: Workload, policy: Policy, run_id: str) -> dict[str, Any]:
@@ -82,7 +84,7 @@ class RunSpans:
 
     def end(self) -> None:
         """End the run's span."""
-        self._root.end()
+        self._root.end(now_ns())
 
     def begin_problem(self, problem: Problem, begun: int) -> Span:
         """Open the span of a problem that begins at `begun`, unix nanoseconds."""
@@ -118,7 +120,10 @@ class RunSpans:
             if value is not None:
                 attributes[f"tts.sample.{name}"] = value
         return self._tracer.start_span(
-            names.SPAN_SAMPLE, context=set_span_in_context(flight.span), attributes=attributes
+            names.SPAN_SAMPLE,
+            context=set_span_in_context(flight.span),
+            attributes=attributes,
+            start_time=now_ns(),
         )
 
     def end_sample(self, sent: Sent, *, cancelled_by: str | None = None) -> bool | None:
@@ -156,7 +161,7 @@ class RunSpans:
         """Write the row of a problem that was decided."""
         decision, problem, span = flight.decision, flight.problem, flight.span
         assert decision is not None
-        now = time.time_ns()
+        now = now_ns()
         answered = decision.answer is not None or timed_out or not flight.failures
         for column, value in (
             ("decided_at", now),
@@ -190,7 +195,7 @@ class RunSpans:
         _set(span, names.GEN_AI_OUTPUT_TOKENS, output_tokens)
         _set(span, names.ERROR_TYPE, error)
         _set(span, "tts.sample.cancelled_by", cancelled_by)
-        span.end()
+        span.end(now_ns())
 
 
 def _think_tokens(sent: Sent, result: SampleResult) -> int | None:

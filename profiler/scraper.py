@@ -3,6 +3,9 @@
 Rendering the page takes time on the server's own event loop. So there is one request at a time,
 with a time-out; a page that is slow is asked for less often, at most a tenth of the time; and a
 server that does not answer is left alone for longer and longer.
+
+Of most pages only what changed is kept, and `RUNNING`, which tells that there was a poll; a null
+says that a series is gone. Once a minute a page is kept whole.
 """
 
 from __future__ import annotations
@@ -19,6 +22,8 @@ import httpx
 import polars as pl
 
 from profiler.access import Access
+from traces.clock import now_ns
+from traces.deployment import RUNNING
 from traces.exposition import PageReader, Series
 from traces.tables import SCRAPES
 
@@ -30,6 +35,7 @@ _MOST_WAITING = 300  # pages that may wait for the writer
 _BUSY_SHARE = 0.1  # of the time, at most, a request of ours is in the server
 _LONGEST_PAUSE_S = 15.0
 _SAME_CLOCK_S = 5.0
+_WHOLE_S = 60.0  # between pages that are kept with what did not change
 _STARTED = "process_start_time_seconds"
 
 
@@ -96,6 +102,9 @@ class Scraper:
         self._period_s, self._reconnect = period_s, reconnect
         self._frames: deque[pl.DataFrame] = deque()
         self._last: Page | None = None
+        self._kept: Page | None = None  # the last one that is kept
+        self._keys: dict[str, str] = {}  # of its engines
+        self._whole_ns = 0  # when a page was last kept whole
         self._gap: tuple[float, int] | None = None  # since when, and polls that failed
         self.polls = self.failures = self.dropped = 0
         self.lost = threading.Event()
@@ -108,13 +117,13 @@ class Scraper:
     def poll(self) -> Page:
         """Ask once. Raises ScrapeError."""
         begun = time.monotonic()
-        before = time.time_ns()
+        before = now_ns()
         body, ahead_ns = bytearray(), 0
         try:
             with self._client.stream("GET", f"{self.access.url}/metrics") as answer:
                 if answer.status_code != 200:
                     raise ScrapeError(f"HTTP {answer.status_code}")
-                ahead_ns = _ahead_ns(answer.headers.get("date"), time.time_ns())
+                ahead_ns = _ahead_ns(answer.headers.get("date"), now_ns())
                 for piece in answer.iter_bytes():
                     body += piece
                     if len(body) > _MOST_PAGE_BYTES:
@@ -130,7 +139,7 @@ class Scraper:
             raise ScrapeError("no metrics page") from None
         # The server read its counters somewhere between both times.
         took_s = time.monotonic() - begun
-        return Page((before + time.time_ns()) // 2, took_s, values, ahead_ns)
+        return Page((before + now_ns()) // 2, took_s, values, ahead_ns)
 
     def start(self) -> None:
         """Start polling."""
@@ -190,12 +199,34 @@ class Scraper:
             self._compare(self._last, page)
         self.polls += 1
         self._last = page
-        rows = self._rows(page)
-        self._on_page(rows)
+        keys = {engine: self._engine_key(engine) for engine in {s.engine for s in page.values}}
+        self._on_page(_rows(page.time_ns, page.values, keys))
+        moved = any(self._keys.get(engine, key) != key for engine, key in keys.items())
+        self._keys |= keys
+        told = self._news(None if moved else self._kept, page)
         if len(self._frames) >= _MOST_WAITING:
-            self.dropped += rows.height
+            self.dropped += len(told)
+            self._kept = None  # so that the next is kept whole
         else:
-            self._frames.append(rows)
+            self._frames.append(_rows(page.time_ns, told, self._keys))
+            self._kept = page
+
+    def _news(self, last: Page | None, page: Page) -> Mapping[Series, float | None]:
+        """Return what is kept of a page: all, or what is not as on the `last` that was kept."""
+        before = {} if last is None else last.values
+        gone = dict.fromkeys(before.keys() - page.values.keys())
+        if last is None or abs(page.time_ns - self._whole_ns) >= _WHOLE_S * 1e9:
+            self._whole_ns = page.time_ns
+            return {**page.values, **gone}
+        polled = {self._keys[series.engine] for series in page.values if series.name == RUNNING}
+        told: dict[Series, float | None] = {
+            series: value
+            for series, value in page.values.items()
+            if value != before.get(series)
+            or series.name == RUNNING
+            or self._keys[series.engine] not in polled
+        }
+        return told | gone
 
     def _compare(self, last: Page, page: Page) -> None:
         """Note a restart: another process, or counters that fell."""
@@ -210,15 +241,17 @@ class Scraper:
         if fell:
             self._on_event("counter_reset", f"{self.access.url}: {fell} counters fell")
 
-    def _rows(self, page: Page) -> pl.DataFrame:
-        """Return a page as rows of `scrapes`."""
-        keys = {engine: self._engine_key(engine) for engine in {s.engine for s in page.values}}
-        columns: dict[str, Any] = {
-            "time": [page.time_ns] * len(page.values),
-            "engine": [keys[series.engine] for series in page.values],
-            "name": [series.name for series in page.values],
-            "labels": [series.labels for series in page.values],
-            "le": [series.le for series in page.values],
-            "value": list(page.values.values()),
-        }
-        return pl.DataFrame(columns, schema=SCRAPES)
+
+def _rows(
+    time_ns: int, values: Mapping[Series, float | None], keys: Mapping[str, str]
+) -> pl.DataFrame:
+    """Return series of a page as rows of `scrapes`."""
+    columns: dict[str, Any] = {
+        "time": [time_ns] * len(values),
+        "engine": [keys[series.engine] for series in values],
+        "name": [series.name for series in values],
+        "labels": [series.labels for series in values],
+        "le": [series.le for series in values],
+        "value": list(values.values()),
+    }
+    return pl.DataFrame(columns, schema=SCRAPES)

@@ -31,6 +31,7 @@ import polars as pl
 
 from profiler.deployment import Deployment, Replica
 from profiler.engines.served import routes
+from traces.clock import now_ns
 from traces.deployment import RUNNING
 from traces.errors import EngineError, TraceError, UsageError
 from traces.kineto import TraceTables, read_trace
@@ -201,7 +202,7 @@ class ServerWindows:
         self._serial += 1
         # vLLM's profiler stops in the step after that many.
         bounds = {"profile_prefix": prefix, "delay_iterations": 0, "max_iterations": max(steps, 1)}
-        span, started = _Span(replica, time.time_ns()), True  # for all that we know
+        span, started = _Span(replica, now_ns()), True  # for all that we know
         self._spans.append(span)
         try:
             answer = client.post(_PATH, json=bounds)
@@ -222,7 +223,7 @@ class ServerWindows:
                 if started:  # it answers when every worker has written its trace
                     client.post("/stop_profile").raise_for_status()
             finally:
-                span.ended = time.time_ns()
+                span.ended = now_ns()
         return self._traces(prefix)
 
     def _traces(self, prefix: str) -> list[Path]:
@@ -244,13 +245,13 @@ class ServerWindows:
                 continue
             self._frames.append(_without_steps(trace))
             detail = {"window": number} | trace.window_detail()
-            detail["open_ns"] = (span.ended or time.time_ns()) - span.begun
+            detail["open_ns"] = (span.ended or now_ns()) - span.begun
             self._say(replica, "window", json.dumps(detail))
         self._delete(paths)
 
     def _say(self, replica: Replica, kind: str, detail: str) -> None:
         row = {"engine": engine_key(replica), "kind": kind, "detail": detail}
-        self._events.append({"time": time.time_ns(), **row})
+        self._events.append({"time": now_ns(), **row})
 
     def _delete(self, paths: list[Path]) -> None:
         """Delete what the server wrote for a window: its traces, and tables of totals."""

@@ -321,10 +321,3 @@ def _kept(drafts: Mapping[str, Sequence[int]], computed: Any) -> Kept | None:
         return list(map(len, real.values())), [got[name] - 1 for name in real]
     except (AttributeError, KeyError, TypeError, ValueError):
         return None
-
-
-def unix_offset_ns(clock: Callable[[], int] = time.monotonic_ns) -> int:
-    """Return what must be added to the monotonic clock to give unix time, in nanoseconds."""
-    before = clock()
-    unix = time.time_ns()
-    return unix - (before + clock()) // 2

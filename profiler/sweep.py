@@ -21,7 +21,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -34,6 +33,7 @@ from profiler.launch import EngineOptions
 from profiler.policies.rules import make_policy
 from profiler.power import HZ, check_hz
 from profiler.verifiers import NAMES as VERIFIERS
+from traces.clock import now_ns
 from traces.errors import TtscopeError, UsageError
 from traces.manifest import NAME, read_manifest
 from traces.schema import Policy, Record
@@ -215,7 +215,7 @@ def run_plan(
     outcomes += (runner or run_here)(missing, folder, on_line) if missing else []
     for outcome in outcomes:
         if outcome.error is not None:
-            line = {"time": time.time_ns(), "job": outcome.name, "error": outcome.error}
+            line = {"time": now_ns(), "job": outcome.name, "error": outcome.error}
             with (folder / "failures.jsonl").open("a") as file:
                 file.write(json.dumps(line) + "\n")
     return outcomes
@@ -282,5 +282,5 @@ def engine_lines(group: EngineJobs, folder: Path) -> Generator[dict[str, Any]]:
 def set_aside(path: Path) -> None:
     """Move an unfinished recording out of the way: nothing of a user's is deleted."""
     if path.exists():
-        target = path.with_name(f"{path.name}.incomplete-{int(time.time())}")
+        target = path.with_name(f"{path.name}.incomplete-{now_ns() // 10**9}")
         path.replace(target)

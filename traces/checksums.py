@@ -27,9 +27,14 @@ _checked: dict[tuple[str, int, int, int], str] = {}  # digests of files that did
 Checksums = Mapping[str, tuple[str, ...]]  # by file: those that it may have, the newest last
 
 
-def add(folder: Path, name: str, data: bytes | memoryview) -> None:
+def digest(data: bytes | memoryview) -> str:
+    """Return the SHA-256 of a file's bytes."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def add(folder: Path, name: str, digest: str) -> None:
     """Append the checksum of a file that is about to appear. Raises OSError."""
-    line = f"{hashlib.sha256(data).hexdigest()}  {name}\n".encode()
+    line = f"{digest}  {name}\n".encode()
     with _LOCK, (folder / NAME).open("ab") as file:
         file.write(line)
 

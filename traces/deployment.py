@@ -7,9 +7,10 @@ of the seconds, so that no rate mixes two lives of a server.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -45,12 +46,13 @@ FLOPS, READ_BYTES = (
     "vllm:estimated_flops_per_gpu_total",
     "vllm:estimated_read_bytes_per_gpu_total",
 )
-_CUMULATIVE = r"_(?:total|bucket|count|sum)$"
+GAUGES = (RUNNING, WAITING, KV)
+_CELLS = 500_000  # of a table of polls and series in memory
 _TIMES = (TTFT, ITL, QUEUE, E2E, PREFILL, DECODE)
 _HISTOGRAMS = (*_TIMES, STEP_TOKENS)
 USED = (
     *(f"{name}_{part}" for name in _HISTOGRAMS for part in ("bucket", "count", "sum")),
-    *(RUNNING, WAITING, KV, PROMPT, GENERATED, FINISHED, PREEMPTED, HIT_TOKENS, ASKED_TOKENS),
+    *(*GAUGES, PROMPT, GENERATED, FINISHED, PREEMPTED, HIT_TOKENS, ASKED_TOKENS),
     *(DRAFTS, DRAFTED, ACCEPTED_AT, FLOPS, READ_BYTES),
 )
 
@@ -90,13 +92,13 @@ class Histogram:
     """
 
     bounds: Floats
-    counts: Floats
+    counts: NDArray[np.float32]
     sums: Floats
 
     def quantile(self, q: float, unit: str = "s") -> Bounds | None:
         """Return what is known of a quantile; None where nothing was taken in."""
-        lows, highs, weights = self._observations()
-        total = weights.sum()
+        lows, highs = self._in_order
+        total = lows.weights[-1] if lows.weights.size else 0
         if total < 1:
             return None
         # What stands at a place of the lows (or the highs) in order is below (above) the
@@ -105,13 +107,18 @@ class Histogram:
         for values, widest in ((lows, min), (highs, max)):
             rank, share = divmod((total - 1) * q, 1)
             nearest, under, over = (
-                _at(values, weights, place)
-                for place in (np.ceil(total * q) - 1, rank, rank + (share > 0))
+                values.at(place) for place in (np.ceil(total * q) - 1, rank, rank + (share > 0))
             )
             between = under if under == over else under + share * (over - under)
             ends.append(float(widest(nearest, between)))
         low, high = ends
         return Bounds(low=low, high=high if np.isfinite(high) else None, unit=unit)
+
+    @cached_property
+    def _in_order(self) -> tuple[_InOrder, _InOrder]:
+        """The lower and the upper ends of the observations."""
+        lows, highs, weights = self._observations()
+        return _InOrder.of(lows, weights), _InOrder.of(highs, weights)
 
     def _observations(self) -> tuple[Floats, Floats, Floats]:
         """Return what each observation lies above, what it is at most, and how many are alike.
@@ -137,7 +144,9 @@ class Histogram:
         order = np.arange(interval.size) - np.repeat(np.cumsum(alike) - alike, alike) + 1
         parts = [(bucket, order, np.ones(order.size), above[interval], below[interval])]
         rest = ~few
-        for place, count in enumerate(self.counts[rest].sum(axis=0)):  # together, in groups
+        for place, count in enumerate(
+            self.counts[rest].sum(axis=0, dtype=float)
+        ):  # together, in groups
             edges = np.unique(np.geomspace(1, count + 1, 65).round()) if count else np.ones(1)
             each = np.ones(edges.size - 1)
             over, under = (np.inf if torn else told[rest].sum() for told in (above, below))
@@ -154,28 +163,39 @@ class Histogram:
         return np.fmax(lows, more), np.fmin(highs, less), weights
 
 
-def _at(values: Floats, weights: Floats, place: float) -> float:
-    """Return the value at a place in order, each standing as often as its weight."""
-    order = np.argsort(values)
-    return float(values[order][np.searchsorted(np.cumsum(weights[order]), place, side="right")])
+class _InOrder(NamedTuple):
+    """Values that ascend, and how many observations there are up to each."""
+
+    values: Floats
+    weights: Floats
+
+    @classmethod
+    def of(cls, values: Floats, weights: Floats) -> _InOrder:
+        """Return values, each of which stands as often as its weight."""
+        order = np.argsort(values)
+        return cls(values[order], np.cumsum(weights[order]))
+
+    def at(self, place: float) -> float:
+        """Return the value at a place in order."""
+        return float(self.values[np.searchsorted(self.weights, place, side="right")])
 
 
 @dataclass(frozen=True)
 class Window:
     """Increases of counters and readings of gauges over a stretch of one engine's polls.
 
-    `increase` and `gauges` (one number per poll) are by name and labels, `histograms` of times by
-    name. `seconds` leaves out the intervals of `resets`.
+    `times` are those of the polls, `increase` is by name and labels, `histograms` of times by
+    name. `gauges` by name and `generated`, the tokens since the poll before, have one number per
+    poll, nan where it was not told. `seconds` leaves out the intervals of `resets`.
     """
 
-    start_ns: int
-    end_ns: int
+    times: NDArray[np.int64]
     seconds: float
-    polls: int
     resets: int
     increase: Mapping[Key, float]
     histograms: Mapping[str, Histogram]
-    gauges: Mapping[Key, NDArray[np.float64]]
+    gauges: Mapping[str, Floats]
+    generated: Floats
 
     def total(self, name: str) -> float | None:
         """Return a counter's increase over all its labels, None where it was not told."""
@@ -191,68 +211,202 @@ class Window:
         total = self.total(name)
         return None if total is None or self.seconds <= 0 else total / self.seconds
 
-    def gauge(self, name: str) -> NDArray[np.float64]:
+    def gauge(self, name: str) -> Floats:
         """Return a gauge's readings, empty where it was not told."""
-        return self.gauges.get((name, ""), np.empty(0))
+        told = self.gauges[name]
+        known: Floats = told[~np.isnan(told)]
+        return known
+
+
+class Polls:
+    """Adds up the polls of one engine's server, page after page, without keeping the pages.
+
+    A row that a poll lacks has the value of the poll before; a null ends a series that the page no
+    longer has. Of each poll the buckets of times, the gauges and the generated tokens stay in
+    memory, 4 bytes a bucket.
+    """
+
+    def __init__(self) -> None:
+        self._places: dict[tuple[str, str, float | None], int] = {}
+        self._last = np.empty(0)  # of each series, nan before the first
+        self._reading: dict[str, float] = {}  # of each gauge, nan where it is gone
+        self._increase = np.empty(0)
+        self._times: list[NDArray[np.int64]] = []
+        self._resets: list[NDArray[np.bool_]] = []
+        self._told: dict[str, list[Floats]] = {name: [] for name in (*GAUGES, GENERATED)}
+        self._grown: dict[str, list[_Grown]] = {name: [] for name in _TIMES}
+        self._held = pl.DataFrame()  # of a poll that may go on in the next rows
+
+    def add(self, rows: pl.DataFrame) -> None:
+        """Add rows of `scrapes` of one engine and of names in `USED`, poll after poll."""
+        if self._held.height:
+            rows = pl.concat([self._held, rows])
+        if not rows.height:
+            return
+        starts = rows["time"].rle_id().to_numpy()
+        whole = int(np.searchsorted(starts, starts[-1]))
+        self._held = rows[whole:]
+        self._take(rows[:whole], starts[:whole])
+
+    def window(self) -> Window | None:
+        """Return what happened between the first and the last poll; None without two."""
+        held, self._held = self._held, pl.DataFrame()
+        self._take(held, np.zeros(held.height, dtype=int))
+        if not self._times or sum(map(len, self._times)) < 2:
+            return None
+        times, resets = np.concatenate(self._times), np.concatenate(self._resets)
+        lengths = np.maximum(np.diff(times), 0)[~resets[1:]]
+        sums = {
+            (name, labels): float(self._increase[place])
+            for (name, labels, le), place in self._places.items()
+            if le is None and name not in GAUGES
+        }
+        told = {name: np.concatenate(each) for name, each in self._told.items()}
+        return Window(
+            times=times,
+            seconds=float(lengths.sum()) / 1e9,
+            resets=int(resets.sum()),
+            increase=sums,
+            histograms={
+                name: found
+                for name, each in self._grown.items()
+                if (found := _histogram(each)) is not None
+            },
+            gauges={name: told[name] for name in GAUGES},
+            generated=told[GENERATED],
+        )
+
+    def _take(self, rows: pl.DataFrame, poll: NDArray[Any]) -> None:
+        """Add whole polls, so many at a time that the table of all series stays small."""
+        if not rows.height:
+            return
+        series = ["name", "labels", "le"]
+        for each in rows.select(series).unique(maintain_order=True).iter_rows():
+            self._places.setdefault(each, len(self._places))
+        known = pl.DataFrame(list(self._places), schema=rows.select(series).schema, orient="row")
+        known = known.with_row_index("place")
+        places = rows.join(known, on=series, how="left", nulls_equal=True, maintain_order="left")
+        new = len(self._places) - self._last.size
+        self._last = np.append(self._last, np.full(new, np.nan))
+        self._increase = np.append(self._increase, np.zeros(new))
+        place, value = places["place"].to_numpy(), rows["value"].to_numpy()
+        time, gone = rows["time"].to_numpy(), rows["value"].is_null().to_numpy()
+        poll = poll - poll[0]
+        starts = np.searchsorted(poll, np.arange(poll[-1] + 1))
+        step = max(_CELLS // len(self._places), 1)
+        for first in range(0, starts.size, step):
+            begin = starts[first]
+            end = starts[first + step] if first + step < starts.size else poll.size
+            part = slice(begin, end)
+            self._add_table(
+                time[starts[first : first + step]],
+                *(poll[part] - first, place[part], value[part], gone[part]),
+            )
+
+    def _add_table(
+        self,
+        times: NDArray[np.int64],
+        poll: NDArray[Any],
+        place: NDArray[Any],
+        value: Floats,
+        gone: NDArray[np.bool_],
+    ) -> None:
+        """Add polls as a table of all series, [polls, series]."""
+        names = [name for name, _, _ in self._places]
+        told = np.full((times.size, len(names)), np.nan)
+        told[poll, place] = value
+        filled = _fill(told, ~np.isnan(told), self._last)
+        before = np.vstack([self._last, filled[:-1]])
+        # A series that appears later began at 0; the first poll's values are where counting begins.
+        new = np.isnan(before) & ~np.isnan(filled)
+        if not self._times:
+            new[0] = False
+        grown = np.nan_to_num(np.where(new, filled, filled - before), nan=0.0)
+        counts = np.array([not name.endswith("_sum") and name not in GAUGES for name in names])
+        resets = (grown[:, counts] < 0).any(axis=1)
+        grown[resets] = 0.0
+        self._increase += grown.sum(axis=0)
+        self._times.append(times)
+        self._resets.append(resets)
+        self._last = filled[-1].copy()
+        for name in GAUGES:
+            self._told[name].append(self._readings(name, told, poll[gone], place[gone]))
+        made = [at for at, name in enumerate(names) if name == GENERATED]
+        generated = grown[:, made].sum(axis=1) if made else np.full(times.size, np.nan)
+        generated[resets] = np.nan
+        self._told[GENERATED].append(generated)
+        for name, kept in self._grown.items():
+            kept.append(self._grown_of(name, grown))
+
+    def _readings(self, name: str, told: Floats, poll: NDArray[Any], gone: NDArray[Any]) -> Floats:
+        """Return a gauge at each poll, nan where the page has none."""
+        place = self._places.get((name, "", None))
+        if place is None:
+            return np.full(len(told), np.nan)
+        values = told[:, [place]]
+        known = ~np.isnan(values)
+        known[poll[gone == place]] = True
+        last = self._reading.get(name, np.nan)
+        found: Floats = _fill(values, known, np.array([last]))[:, 0]
+        self._reading[name] = float(found[-1])
+        return found
+
+    def _grown_of(self, name: str, grown: Floats) -> _Grown:
+        """Return by how much a histogram's buckets and its sum grew at each poll."""
+        buckets = [
+            (le, at)
+            for (each, _, le), at in self._places.items()
+            if le is not None and each == f"{name}_bucket"
+        ]
+        bounds = np.unique([le for le, _ in buckets])
+        counts = np.zeros((len(grown), bounds.size), dtype=np.float32)
+        for le, at in buckets:
+            counts[:, np.searchsorted(bounds, le)] += grown[:, at]
+        sums = [at for (each, *_), at in self._places.items() if each == f"{name}_sum"]
+        total = grown[:, sums].sum(axis=1) if sums else np.full(len(grown), np.nan)
+        return _Grown(bounds, counts, total)
+
+
+def _fill(values: Floats, known: NDArray[np.bool_], last: Floats) -> Floats:
+    """Return a table [polls, series] in which what is not known is as at the poll before."""
+    at = np.where(known, np.arange(len(values))[:, None], -1)
+    np.maximum.accumulate(at, axis=0, out=at)
+    found: Floats = np.where(at < 0, last, np.take_along_axis(values, np.maximum(at, 0), axis=0))
+    return found
+
+
+class _Grown(NamedTuple):
+    """By how much a histogram grew at each poll: its cumulative buckets, by bound, and its sum."""
+
+    bounds: Floats
+    counts: NDArray[np.float32]
+    sums: Floats
+
+
+def _histogram(grown: Sequence[_Grown]) -> Histogram | None:
+    bounds = np.unique(np.concatenate([each.bounds for each in grown]))
+    if not bounds.size:
+        return None
+    counts = np.zeros((sum(len(each.counts) for each in grown), bounds.size), dtype=np.float32)
+    first = 0
+    for each in grown:
+        rows = counts[first : first + len(each.counts)]
+        rows[:, np.searchsorted(bounds, each.bounds)] = each.counts
+        first += len(rows)
+    np.maximum.accumulate(counts, axis=1, out=counts)
+    counts[:, 1:] = np.diff(counts, axis=1)
+    sums = np.concatenate([each.sums for each in grown])
+    return Histogram(bounds, counts, sums if np.isnan(sums).all() else np.nan_to_num(sums))
 
 
 def window_of(scrapes: pl.DataFrame, engine: str) -> Window | None:
-    """Return what happened between the first and the last poll of an engine; None without two."""
-    rows = scrapes.filter(pl.col("engine") == engine, pl.col("name").is_in(USED))
-    times = rows["time"].unique().sort()
-    if times.len() < 2:
-        return None
-    series = ["name", "labels", "le"]
-    cumulative = pl.col("name").str.contains(_CUMULATIVE)
-    # A series that appears later began at 0; the first poll's values are where counting begins.
-    grown = (
-        rows.filter(cumulative)
-        .sort("time")
-        .with_columns(grown=pl.col("value").diff().over(series))
-        .with_columns(
-            grown=pl.when(pl.col("grown").is_null() & (pl.col("time") > times[0]))
-            .then("value")
-            .otherwise(pl.col("grown").fill_null(0.0))
-        )
-    )
-    fell = grown.filter(pl.col("grown") < 0, ~pl.col("name").str.ends_with("_sum"))
-    resets = fell["time"].unique()
-    grown = grown.filter(~pl.col("time").is_in(resets.implode()))
-    sums = grown.filter(pl.col("le").is_null()).group_by("name", "labels").agg(pl.sum("grown"))
-    lengths = pl.DataFrame({"time": times[1:], "length": times.diff()[1:]})
-    kept = lengths.filter(~pl.col("time").is_in(resets.implode()))["length"]
-    gauges = rows.filter(~cumulative).sort("time").group_by("name", "labels").agg("value")
-    return Window(
-        start_ns=int(times[0]),
-        end_ns=int(times[-1]),
-        seconds=float(kept.sum()) / 1e9,
-        polls=times.len(),
-        resets=resets.len(),
-        increase={(name, labels): value for name, labels, value in sums.iter_rows()},
-        histograms=_histograms(grown, times),
-        gauges={
-            (name, labels): np.asarray(values, dtype=float)
-            for name, labels, values in gauges.iter_rows()
-        },
-    )
+    """Return what happened between the first and the last poll of an engine; None without two.
 
-
-def _histograms(grown: pl.DataFrame, times: pl.Series) -> dict[str, Histogram]:
-    polls, found = times.to_numpy(), {}
-    for name in _TIMES:
-        rows = grown.filter(pl.col("name") == f"{name}_bucket").drop_nulls("le")
-        bounds = rows["le"].unique().sort().to_numpy()
-        if not bounds.size:
-            continue
-        counts = np.zeros((polls.size, bounds.size))
-        at = tuple(np.searchsorted(*each) for each in ((polls, rows["time"]), (bounds, rows["le"])))
-        np.add.at(counts, at, rows["grown"].to_numpy())
-        counts = np.diff(np.maximum.accumulate(counts, axis=1), axis=1, prepend=0.0)
-        told = grown.filter(pl.col("name") == f"{name}_sum")
-        sums = np.full(polls.size, 0.0 if told.height else np.nan)
-        np.add.at(sums, np.searchsorted(polls, told["time"].to_numpy()), told["grown"].to_numpy())
-        found[name] = Histogram(bounds, counts, sums)
-    return found
+    The rows are in the order of the polls.
+    """
+    polls = Polls()
+    polls.add(scrapes.filter(pl.col("engine") == engine, pl.col("name").is_in(USED)))
+    return polls.window()
 
 
 def histogram_mean(window: Window, name: str, unit: str = "s") -> Estimate | None:
@@ -332,8 +486,11 @@ class Numbers(Record):
 def numbers_of(scrapes: pl.DataFrame, engine: str) -> Numbers | None:
     """Return an engine's numbers over all polls in `scrapes`; None where there are not two."""
     window = window_of(scrapes, engine)
-    if window is None:
-        return None
+    return None if window is None else numbers_in(window, engine)
+
+
+def numbers_in(window: Window, engine: str) -> Numbers:
+    """Return an engine's numbers over a window."""
     running, waiting, kv = (window.gauge(name) for name in (RUNNING, WAITING, KV))
     steps, tokens = window.total(f"{STEP_TOKENS}_count"), window.total(f"{STEP_TOKENS}_sum")
     finished = {_value(key): round(n) for key, n in window.by_label(FINISHED).items()}
@@ -346,10 +503,10 @@ def numbers_of(scrapes: pl.DataFrame, engine: str) -> Numbers | None:
         capped = _mean(running[waits] >= running.max())
     return Numbers(
         engine=engine,
-        start_ns=window.start_ns,
-        end_ns=window.end_ns,
+        start_ns=int(window.times[0]),
+        end_ns=int(window.times[-1]),
         seconds=window.seconds,
-        polls=window.polls,
+        polls=window.times.size,
         resets=window.resets,
         prompt_tokens_per_s=window.rate(PROMPT),
         generated_tokens_per_s=window.rate(GENERATED),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import time
@@ -123,7 +122,7 @@ class Manifest:
             file.truncate()
             file.flush()
             os.fsync(file.fileno())
-        checksums.add(folder, NAME, data)
+        checksums.add(folder, NAME, checksums.digest(data))
         partial.replace(folder / NAME)
         sync_folder(folder)
         if self.complete:
@@ -206,7 +205,7 @@ def _read(path: Path) -> bytes:
             raise RecordingError(f"{path}: is larger than {MOST_BYTES:,} bytes; not of ttscope")
         raw = path.read_bytes()
         wanted = checksums.read_checksums(path.parent).get(NAME)
-        if wanted is None or hashlib.sha256(raw).hexdigest() in wanted:
+        if wanted is None or checksums.digest(raw) in wanted:
             return raw
         if last:
             raise checksums.changed(path)

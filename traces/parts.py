@@ -15,7 +15,7 @@ import io
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +28,6 @@ from traces.tables import KEYS, TABLES
 from traces.whole_file import sync_folder
 
 FAN_IN = 64
-MERGE_ALL_BYTES = 64 << 20
 MOST_ROWS = 100_000_000  # of a part whose checksum is not known
 LARGEST = 1 << 62  # of its whole numbers: in ns, the year 2116
 _NAME = re.compile(r"^(?P<table>[a-z]+)-(?P<first>\d{6,})(?:-(?P<last>\d{6,}))?\.parquet$")
@@ -152,7 +151,7 @@ def write_part(folder: Path, table: str, frame: pl.DataFrame, first: int, last: 
             file.write(data.getbuffer())
             file.flush()
             os.fsync(file.fileno())
-        checksums.add(folder, target.name, data.getbuffer())
+        checksums.add(folder, target.name, checksums.digest(data.getbuffer()))
         partial.replace(target)
         sync_folder(folder)
     except BaseException:
@@ -162,56 +161,12 @@ def write_part(folder: Path, table: str, frame: pl.DataFrame, first: int, last: 
     return target
 
 
-def merge_full_levels(folder: Path, table: str, fan_in: int = FAN_IN) -> None:
-    """Merge every complete run of `fan_in` neighbouring parts of one level, lowest level first."""
-    while True:
-        parts = list_parts(folder, table)
-        group = _full_group(parts, fan_in)
-        if group is None:
-            return
-        frame = pl.concat([read_part(part.path, table) for part in group])
-        write_part(folder, table, frame, group[0].first, group[-1].last)
-        for part in group:
-            part.path.unlink(missing_ok=True)
-        checksums.compact(folder)
-
-
-def merge_all(folder: Path, table: str) -> None:
-    """Merge a table that will not grow any more into one file, without superseded rows.
-
-    A table of more than `MERGE_ALL_BYTES` keeps its ranges, so that memory stays bounded.
-    """
-    parts = list_parts(folder, table)
-    size = sum(part.path.stat().st_size for part in parts)
-    if len(parts) < 2 or size > MERGE_ALL_BYTES:
-        return
-    frame = pl.concat([read_part(part.path, table) for part in parts])
-    write_part(
-        folder, table, last_rows(frame.lazy(), table).collect(), parts[0].first, parts[-1].last
-    )
-    for part in parts:
-        part.path.unlink(missing_ok=True)
-
-
 def last_rows(frame: pl.LazyFrame, table: str) -> pl.LazyFrame:
     """Keep the last row of each key: a span's row at its end supersedes that of its start."""
     key = KEYS.get(table)
     if key is None:
         return frame
     return frame.unique(subset=list(key), keep="last", maintain_order=True)
-
-
-def _full_group(parts: list[Part], fan_in: int) -> list[Part] | None:
-    for level in (0, 1, 2, 3):
-        width = fan_in**level
-        row: list[Part] = []
-        for part in parts:
-            same = part.last - part.first + 1 == width
-            joins = not row or part.first == row[-1].last + 1
-            row = [*row, part] if same and joins else ([part] if same else [])
-            if len(row) == fan_in:
-                return row
-    return None
 
 
 def remove_leftovers(folder: Path, table: str) -> None:
@@ -235,6 +190,12 @@ def part_rows(path: Path, sums: Checksums) -> int:
         return int(scan.select(pl.len()).collect().item())
 
 
+def part_schema(path: Path) -> Mapping[str, pl.DataType]:
+    """Return the columns of a part; its name is no pattern."""
+    with path.open("rb") as file:
+        return pl.read_parquet_schema(file)
+
+
 def read_part(
     path: Path, table: str, columns: Sequence[str] | None = None, sums: Checksums | None = None
 ) -> pl.DataFrame:
@@ -244,8 +205,7 @@ def read_part(
     """
     schema = {name: TABLES[table][name] for name in columns or TABLES[table]}
     with _reading(path, sums or {}) as sure:
-        with path.open("rb") as file:
-            held = pl.read_parquet_schema(file)
+        held = part_schema(path)
         wanted = [name for name in schema if name in held]
         rows = 0 if sure else part_rows(path, {})
         if rows > MOST_ROWS:

@@ -147,12 +147,19 @@ class Recording:
                 f"{self.path}: its folder is gone; give the path that it has now"
             ) from None
 
+    def paths(self, table: str) -> list[Path]:
+        """Return the table's files, in order, each as it was written.
+
+        Raises RecordingError naming the file when one is corrupt.
+        """
+        return self._of_parts(table, checked_part)
+
     def table(self, table: str) -> pl.LazyFrame:
         """Return a table as a lazy frame, for recordings that do not fit in memory.
 
         Raises RecordingError as `frame` does, but for rows that turn out damaged when collected.
         """
-        paths = self._of_parts(table, checked_part)
+        paths = self.paths(table)
         if not paths:
             return pl.LazyFrame(schema=TABLES[table])
         lazy = pl.scan_parquet(

@@ -16,6 +16,7 @@ import numpy as np
 import polars as pl
 
 from traces.acceptance import Acceptance, acceptance
+from traces.clock import KIND
 from traces.energy import Energy, attribute_energy, run_window
 from traces.kernel_time import (
     Collective,
@@ -354,6 +355,7 @@ def _notes(
     if recording.replay_of is not None:
         notes.insert(0, f"predicted by replay of {recording.replay_of}; its times are not measured")
     notes += recording.losses
+    notes += [str(each) for each in recording.frame("events").filter(kind=KIND)["detail"]]
     opened = recording.frame("events").filter(kind="window", engine=engine).height
     notes += known.notes(opened)
     failed = int((rows["state"] == "failed").sum())

@@ -206,7 +206,8 @@ SCRAPES: Columns = {
 EVENTS: Columns = {
     "time": INT,
     "engine": TEXT,
-    # start, restart, counter_reset, gap, drop, before, preempted, window, reconnect, killed, note
+    # start, restart, counter_reset, gap, drop, before, preempted, window, reconnect, killed, note,
+    # clock
     "kind": TEXT,
     "detail": TEXT,
 }

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import polars as pl
@@ -48,6 +49,11 @@ class Evidence:
     collectives: tuple[Collective, ...] | None = None
     device_time: DeviceTime | None = None
 
+    @cached_property
+    def fixed_share(self) -> float | None:
+        """The share of a step's time that does not follow what is in it."""
+        return fixed_share(self.steps)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Finding(Record):
@@ -79,6 +85,11 @@ class Verdict(Record):
 
 
 Outcome = Finding | Unseen | None
+
+STEPS_JUDGED = (  # the columns of steps that `Evidence` needs
+    *("wall_ns", "interval_ns", "profiled", "prefill_tokens", "decode_requests"),
+    *("decode_tokens", "decode_kv_tokens", "drafted", "accepted"),
+)
 
 
 def judge(engine: str, evidence: Evidence) -> Verdict:
@@ -200,7 +211,7 @@ def _draft(numbers: Numbers, evidence: Evidence) -> Outcome:
 
 
 def _compute(_: Numbers, evidence: Evidence) -> Outcome:
-    fixed = fixed_share(evidence.steps)
+    fixed = evidence.fixed_share
     if fixed is None:
         needs = "steps with their composition (plugin and --enable-logging-iteration-details)"
         if evidence.steps is not None:
@@ -217,7 +228,7 @@ def _compute(_: Numbers, evidence: Evidence) -> Outcome:
 
 
 def _fixed(numbers: Numbers, evidence: Evidence) -> Outcome:
-    fixed = fixed_share(evidence.steps)
+    fixed = evidence.fixed_share
     if fixed is None or fixed < FIXED or isinstance(_launch(numbers, evidence), Finding):
         return None
     return Finding(

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import polars as pl
 
-from traces.deployment import USED, Numbers, numbers_of
+from traces.batches import batches, begin_again
+from traces.deployment import USED, Numbers, Polls, Window, numbers_in
 from traces.kernel_time import collectives, device_time
 from traces.recording import Recording
 from traces.schema import EngineConfig, Record
 from traces.statistics import quantile, spread
 from traces.summary import Run, Spread, to_plain
-from traces.verdict import Evidence, Verdict, judge
+from traces.tables import TABLES
+from traces.verdict import STEPS_JUDGED, Evidence, Verdict, judge
 from traces.window_times import sample_times
 
-EVENTS_TOLD = ("restart", "counter_reset", "gap", "reconnect", "killed", "drop")
+EVENTS = ("restart", "counter_reset", "gap", "reconnect", "killed", "drop", "clock")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +46,9 @@ class Requests(Record):
 class Watched:
     """One engine of a deployment; `events` counts what happened to it by kind.
 
-    `losses` say what the recording lacks. `requests` are None where no request was seen by itself:
-    only histograms tell of times then.
+    `window` holds what its polls say, each by itself, and is None where `numbers` is. `losses` say
+    what the recording lacks. `requests` are None where no request was seen by itself: only
+    histograms tell of times then.
     """
 
     recording: str
@@ -56,7 +59,7 @@ class Watched:
     events: dict[str, int]
     losses: tuple[str, ...]
     columns: dict[str, str]  # of `steps`: measured, inferred or null; empty without steps
-    scrapes: pl.DataFrame
+    window: Window | None
     requests: Requests | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -100,27 +103,35 @@ def watched_engines(recording: Recording, runs: Sequence[Run] = ()) -> list[Watc
 
     `runs` are the recording's, from which the times of single requests are taken.
     """
-    scrapes = recording.table("scrapes").filter(pl.col("name").is_in(USED)).collect()
-    if not scrapes.height:
-        return []
-    told = set(scrapes["engine"].drop_nulls().unique())
+    windows = begin_again(recording, lambda: _windows(recording))
     return [
-        _watched(recording, key, engine, scrapes.filter(pl.col("engine") == key), runs)
+        _watched(recording, key, engine, windows[key], runs)
         for key, engine in recording.manifest.engines.items()
-        if key in told
+        if key in windows
     ]
+
+
+def _windows(recording: Recording) -> dict[str, Window | None]:
+    """Return what the polls of each engine say, of those whose /metrics was read."""
+    polls: dict[str, Polls] = {}
+    columns = ("engine", "time", "name", "labels", "le", "value")
+    for rows in batches(recording, "scrapes", columns, pl.col("name").is_in(USED)):
+        for (key,), own in rows.drop_nulls("engine").group_by("engine", maintain_order=True):
+            polls.setdefault(str(key), Polls()).add(own)
+    return {key: each.window() for key, each in polls.items()}
 
 
 def _watched(
     recording: Recording,
     key: str,
     engine: EngineConfig,
-    scrapes: pl.DataFrame,
+    window: Window | None,
     runs: Sequence[Run],
 ) -> Watched:
-    events, steps = recording.frame("events"), recording.steps.filter(pl.col("engine") == key)
+    events = recording.frame("events")
+    steps, columns = begin_again(recording, lambda: _steps(recording, key))
     kernels = recording.frame("kernels").filter(pl.col("engine") == key)
-    numbers = numbers_of(scrapes, key)
+    numbers = None if window is None else numbers_in(window, key)
     mine = events.filter((pl.col("engine") == key) | pl.col("engine").is_null())
     counts = dict(mine.group_by("kind").len().iter_rows())
     evidence = Evidence(
@@ -135,12 +146,24 @@ def _watched(
         engine=engine,
         numbers=numbers,
         verdict=judge(key, evidence),
-        events={kind: counts[kind] for kind in EVENTS_TOLD if counts.get(kind)},
+        events={kind: counts[kind] for kind in EVENTS if counts.get(kind)},
         losses=tuple(recording.losses),
-        columns=step_columns(steps),
-        scrapes=scrapes,
+        columns=columns,
+        window=window,
         requests=_requests([run for run in runs if run.engine == engine]),
     )
+
+
+def _steps(recording: Recording, key: str) -> tuple[pl.DataFrame, dict[str, str]]:
+    """Return the columns of an engine's steps that a verdict needs, and what each column is."""
+    frames = [pl.DataFrame(schema={name: TABLES["steps"][name] for name in STEPS_JUDGED})]
+    told: set[str] = set()
+    inferred = False
+    for rows in batches(recording, "steps", where=pl.col("engine") == key):
+        told |= {name for name in rows.columns if rows[name].null_count() < rows.height}
+        inferred |= bool((rows["source"] == "inferred").any())
+        frames.append(rows.select(STEPS_JUDGED))
+    return pl.concat(frames), step_columns(told, inferred=inferred)
 
 
 def _requests(runs: Sequence[Run]) -> Requests | None:
@@ -169,16 +192,19 @@ def _requests(runs: Sequence[Run]) -> Requests | None:
     )
 
 
-def step_columns(steps: pl.DataFrame) -> dict[str, str]:
-    """Return of each column of `steps` whether it was measured, inferred, or is null."""
-    if not steps.height:
+def step_columns(told: Collection[str], *, inferred: bool) -> dict[str, str]:
+    """Return of each column of `steps` whether it was measured, inferred, or is null.
+
+    `told` are those that hold something; `inferred` says that the server does not tell what was in
+    its steps.
+    """
+    if not told:
         return {}
-    told = {name for name in steps.columns if steps[name].null_count() < steps.height}
-    inferred = {"decode_kv_tokens"}
-    if "inferred" in set(steps["source"]):  # the server does not tell what was in its steps
-        inferred |= {"prefill_requests", "prefill_tokens", "decode_requests", "decode_tokens"}
+    guessed = {"decode_kv_tokens"}
+    if inferred:
+        guessed |= {"prefill_requests", "prefill_tokens", "decode_requests", "decode_tokens"}
     return {
-        name: "null" if name not in told else "inferred" if name in inferred else "measured"
-        for name in steps.columns
+        name: "null" if name not in told else "inferred" if name in guessed else "measured"
+        for name in TABLES["steps"]
         if name not in {"engine", "source"}
     }

@@ -20,9 +20,11 @@ from typing import Any, Self
 
 import polars as pl
 
+from traces.clock import now_ns
 from traces.errors import RecordingError
 from traces.manifest import NAME, ClockReading, Manifest, reserve, take_folder
-from traces.parts import list_parts, merge_all, merge_full_levels, remove_leftovers, write_part
+from traces.merging import merge_all, merge_full_levels
+from traces.parts import list_parts, remove_leftovers, write_part
 from traces.tables import TABLES
 
 Row = Mapping[str, Any]
@@ -32,7 +34,7 @@ log = logging.getLogger("ttscope.writer")
 
 def read_clocks() -> ClockReading:
     """Read the monotonic and the unix clock together."""
-    return ClockReading(monotonic_ns=time.monotonic_ns(), unix_ns=time.time_ns())
+    return ClockReading(monotonic_ns=time.monotonic_ns(), unix_ns=now_ns())
 
 
 class RecordingWriter:
@@ -106,7 +108,7 @@ class RecordingWriter:
 
     def event(self, kind: str, detail: str, *, engine: str | None = None) -> None:
         """Add a row of `events`, of now."""
-        row = {"time": time.time_ns(), "engine": engine, "kind": kind, "detail": detail}
+        row = {"time": now_ns(), "engine": engine, "kind": kind, "detail": detail}
         self.append("events", row)
 
     def add_source(self, table: str, drain: Callable[[], Drained]) -> None:

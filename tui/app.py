@@ -19,6 +19,7 @@ from textual.worker import get_current_worker
 from traces.errors import UsageError
 from traces.recording import Recording, measured
 from traces.schema import Budget, EngineConfig, Policy, Recommendation
+from tui.index import Indexes, files_of
 from tui.keys import read_keys
 from tui.screens.advice import AdviceScreen
 from tui.screens.help import HelpScreen, shown_key
@@ -26,9 +27,10 @@ from tui.screens.live import LiveScreen
 from tui.screens.recordings import RecordingsScreen
 from tui.screens.run import RunScreen
 from tui.themes import DARK, LIGHT, ThemedStylesheet
-from tui.views import Entry, fit_frames, load, recording_paths
+from tui.views import Entry, fit_frames, listed, load, recording_paths, to_list
 
 SCREENS = ("recordings", "run", "live", "advice")
+LISTED_TOGETHER = 200  # rows that are shown at a time before they are read
 
 
 class Advises(Protocol):
@@ -138,6 +140,8 @@ class TtscopeApp(App[None]):
         self._factory: AdvisorFactory = advisor_factory or partial(FittedAdvisor, systems=systems)
         self._advisor: tuple[tuple[str, ...], Advises] | None = None
         self._current: str | None = None
+        self._opening: Entry | None = None  # to be read next, and shown
+        self._indexes = Indexes()
         self._coming: set[Path] = set()  # whose samples and steps are read again
         self._next_told = 0.0  # when the screens hear of more recordings: a long table is dear
 
@@ -180,12 +184,42 @@ class TtscopeApp(App[None]):
     @work(thread=True, group="library")
     def _load(self, paths: Sequence[Path]) -> None:
         worker = get_current_worker()
-        for path in recording_paths(paths):
+        left = dict.fromkeys(recording_paths(paths))
+        if self.price is None:  # at which the index has its costs
+            self._list(left)
+        while left and not worker.is_cancelled:
+            wanted = None if self._opening is None else self._opening.path
+            path = wanted if wanted in left else next(iter(left))
+            del left[path]
+            files = _files(path)
             found = load(path, self.price)
             if worker.is_cancelled:
                 return
+            rows = [row for row in map(to_list, found) if row is not None]
+            if self.price is None and rows and files is not None:
+                self._indexes.note(path, files, rows)
             self.call_from_thread(self._add, found)
-        self.call_from_thread(self._loaded)
+        self._indexes.write()
+        if not worker.is_cancelled:
+            self.call_from_thread(self._loaded)
+
+    def _list(self, paths: Iterable[Path]) -> None:
+        """Show rows of recordings that were not read yet, some at a time."""
+        known = {entry.path for entry in self.entries}
+        found: list[Entry] = []
+        for path in paths:
+            if path not in known:
+                found += listed(path, self._indexes)
+            if len(found) >= LISTED_TOGETHER:
+                self.call_from_thread(self._add, found)
+                found = []
+        if found:
+            self.call_from_thread(self._add, found)
+
+    def read_now(self, entry: Entry) -> None:
+        """Read a recording before the others, and show it."""
+        self._opening = entry
+        self.notify(f"reading {entry.path.name} ...")
 
     def _add(self, found: list[Entry]) -> None:
         paths = {entry.path for entry in found}
@@ -195,6 +229,13 @@ class TtscopeApp(App[None]):
         at = stale[0] if stale else len(others)
         kept = {entry.key for entry in self._shown()}
         self.entries = fit_frames([*others[:at], *found, *others[at:]], kept)
+        opening = self._opening
+        read = [entry for entry in found if entry.listed is None]
+        if opening is not None and opening.path in {entry.path for entry in read}:
+            self._opening = None
+            able = [entry for entry in read if entry.run is not None]
+            if able:
+                self.open_run(next((e for e in able if e.key == opening.key), able[0]))
         if time.monotonic() > self._next_told:
             self.library_changed.publish(None)
             self._next_told = time.monotonic() + 0.1 + len(self.entries) / 1_000
@@ -326,6 +367,13 @@ class TtscopeApp(App[None]):
         self.push_screen(
             HelpScreen([*rows, ("tab", "next field or panel"), ("ctrl+p", "all commands")])
         )
+
+
+def _files(path: Path) -> str | None:
+    try:
+        return files_of(path)
+    except OSError:
+        return None
 
 
 def key_ids() -> set[str]:

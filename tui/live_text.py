@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import polars as pl
 
 from traces.deployment import (
-    GENERATED,
     KV,
     QUANTILES,
     RUNNING,
     WAITING,
     Bounds,
+    Floats,
     Numbers,
     Times,
 )
@@ -192,35 +191,34 @@ def _rate(value: float | None) -> str:
 
 def _charts(found: Watched, width: int) -> list[str]:
     """Return load over time; a bin of a gauge holds its highest reading."""
-    scrapes, numbers = found.scrapes, found.numbers
-    if numbers is None:
+    window = found.window
+    if window is None:
         return []
-    span = max(numbers.end_ns - numbers.start_ns, 1)
-    bins = min(BINS, width - 26, max(numbers.polls - 1, 1))
-    place = ((pl.col("time") - numbers.start_ns) * bins // (span + 1)).alias("bin")
+    times = window.times
+    span = max(int(times.max() - times.min()), 1)
+    bins = min(BINS, width - 26, max(times.size - 1, 1))
+    place = (times - times.min()) * bins // (span + 1)
     lines = []
     for title, name, factor, unit in (
         ("running", RUNNING, 1.0, ""),
         ("waiting", WAITING, 1.0, ""),
         ("KV cache", KV, 100.0, " %"),
     ):
-        rows = scrapes.filter(pl.col("name") == name).group_by(place).agg(pl.max("value"))
-        lines += _chart(title, rows, bins, factor, unit)
-    grown = (
-        scrapes.filter(pl.col("name") == GENERATED)
-        .sort("time")
-        .with_columns(value=pl.col("value").diff(), s=pl.col("time").diff() / 1e9)
-        .filter(pl.col("value") >= 0)
-        .group_by(place)
-        .agg(pl.sum("value") / pl.sum("s"))
+        highest = np.full(bins, np.nan)
+        np.fmax.at(highest, place, window.gauges[name] * factor)
+        lines += _chart(title, highest, unit)
+    seconds, tokens = np.diff(times) / 1e9, window.generated[1:]
+    known = np.isfinite(tokens) & (seconds > 0)
+    sums = (
+        np.bincount(place[1:][known], weights=each[known], minlength=bins)
+        for each in (tokens, seconds)
     )
-    lines += _chart("tok/s", grown, bins, 1.0, "")
+    with np.errstate(invalid="ignore"):  # of bins without a poll
+        lines += _chart("tok/s", np.divide(*sums), "")
     return lines
 
 
-def _chart(title: str, rows: pl.DataFrame, bins: int, factor: float, unit: str) -> list[str]:
-    values = np.full(bins, np.nan)
-    values[rows["bin"].to_numpy()] = rows["value"].to_numpy() * factor
+def _chart(title: str, values: Floats, unit: str) -> list[str]:
     known = values[np.isfinite(values)]
     if not known.size:
         return []

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import polars as pl
 
+from traces.clock import now_ns
 from traces.deployment import LIVE_S, Numbers
 from traces.errors import TtscopeError, UsageError
 from traces.kernel_time import (
@@ -207,7 +208,7 @@ class LiveWatch:
                 return found
             found |= _problems(recording)
             if steps:
-                since = time.time_ns() - round(SHOWN_S * 1e9)
+                since = now_ns() - round(SHOWN_S * 1e9)
                 rows = recording.table("steps").filter(pl.col("end") > since).collect()
                 found["step_rows"] = rows if rows.height else None
                 engine = recording.manifest.engines.get(rows["engine"][0]) if rows.height else None
@@ -255,7 +256,7 @@ def _problems(recording: Recording) -> dict[str, object]:
 
 def _watts(recording: Recording) -> float | None:
     """Return the mean power of the last seconds, None where a device was not read."""
-    since = time.time_ns() - round(LIVE_S * 1e9)
+    since = now_ns() - round(LIVE_S * 1e9)
     rows = recording.table("power").filter(pl.col("time") > since).collect()
     each = rows.group_by("host", "device").agg(pl.mean("watts"))["watts"]
     return None if not each.len() or each.null_count() else float(each.sum())

@@ -42,6 +42,8 @@ def status_of(
 def entry_lines(entry: Entry, *, marked: int, width: int) -> list[str]:
     """Return what is to know of one recording, and what can be done with it."""
     run = entry.run
+    if run is None and entry.listed is not None:
+        return [f"{entry.path}: still to be read; enter reads it now"]
     if run is None:
         return [f"! {entry.error}"]
     hint = "mark two with space to compare them on the same problems"

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 from traces.errors import TtscopeError
+from traces.manifest import Manifest, read_manifest
 from traces.recording import Recording, find_recordings
 from traces.schema import Estimate, Pick, Recommendation
 from traces.summary import Run, summarise
 from tui.formats import ABSENT, compact, half_width, value_of
+from tui.index import Indexes, Listed, files_of
 from tui.show_text import policy_text
 
 FRAME_BYTES = 128 * 2**20  # of samples and steps of recordings that are not looked at
@@ -23,13 +25,14 @@ class Entry:
     """One row of the Recordings screen: a run, or a path that cannot be read and why.
 
     `frame_bytes` are those of the run's samples and steps, 0 where they were let go (`fit_frames`):
-    `load` brings them back.
+    `load` brings them back. `listed` is what is known of one that is still to be read.
     """
 
     key: str
     path: Path
     recording: Recording | None = None
     run: Run | None = None
+    listed: Listed | None = None
     error: str | None = None
     frame_bytes: int = 0
 
@@ -42,20 +45,29 @@ class Entry:
     def title(self) -> str:
         """Return model, policy and engine in short."""
         if self.run is None:
-            return self.path.name
+            return self.path.name if self.listed is None else self.listed.title
         return "  ".join((model_name(self.run.engine.model), *labels(self.run)))
 
     @cached_property
     def cells(self) -> dict[str, str]:
         """Return the cells of the Recordings table by header, none where there is no run."""
         run = self.run
-        return {} if run is None else {column.header: column.cell(run) for column in COLUMNS}
+        if run is None:
+            return {} if self.listed is None else self.listed.cells
+        return {column.header: column.cell(run) for column in COLUMNS}
+
+    @cached_property
+    def values(self) -> Mapping[str, float | str | None]:
+        """Return what the rows sort by, by header, nothing where nothing is known."""
+        run = self.run
+        if run is None:
+            return {} if self.listed is None else self.listed.values
+        return {column.header: column.sort(run) for column in COLUMNS}
 
     @cached_property
     def told(self) -> frozenset[str]:
         """Return the headers under which there is something known."""
-        run = self.run
-        return frozenset(c.header for c in COLUMNS if run is not None and c.sort(run) is not None)
+        return frozenset(header for header, value in self.values.items() if value is not None)
 
 
 def model_name(model: str) -> str:
@@ -96,6 +108,56 @@ def load(path: Path, price_usd_per_device_hour: float | None = None) -> list[Ent
         )
         for index, run in enumerate(runs)
     ] or [Entry(key=str(path), path=path, recording=recording, error=f"{path}: holds no run")]
+
+
+def listed(path: Path, indexes: Indexes) -> list[Entry]:
+    """Return a recording's rows by the index of its folder, else by its manifest alone.
+
+    One that cannot be read has none: `load` says why.
+    """
+    try:
+        rows = indexes.rows(path, files_of(path))
+        if rows is None:
+            rows = _by_manifest(path.name, read_manifest(path))
+    except (TtscopeError, OSError):
+        return []
+    return [Entry(key=f"{path}#{at}", path=path, listed=each) for at, each in enumerate(rows)]
+
+
+def _by_manifest(name: str, manifest: Manifest) -> list[Listed]:
+    """Return the row of a recording that is not in an index: names without numbers."""
+    engine = next(iter(manifest.engines.values()), None)
+    policy = next(iter(manifest.policies.values()), None)
+    if engine is None:
+        return []
+    told = {
+        "model": model_name(engine.model),
+        "policy": ABSENT if policy is None else policy.label(),
+        "engine": engine.label(),
+        "recording": name,
+    }
+    cells = {column.header: told.get(column.header, "") for column in COLUMNS}
+    values: dict[str, float | str | None] = {c.header: told.get(c.header) for c in COLUMNS}
+    title = "  ".join(told[each] for each in ("model", "policy", "engine"))
+    return [Listed(title=title, cells=cells, values=values, problems=1, complete=True)]
+
+
+def to_list(entry: Entry) -> Listed | None:
+    """Return what an index notes of a run, None of what is none."""
+    run = entry.run
+    if run is None:
+        return None
+    values = {
+        header: value if not isinstance(value, float) or math.isfinite(value) else None
+        for header, value in entry.values.items()
+    }
+    return Listed(
+        title=entry.title,
+        cells=dict(entry.cells),
+        values=values,
+        problems=run.problems,
+        complete=run.complete,
+    )
 
 
 def _frame_bytes(run: Run) -> int:
@@ -200,7 +262,7 @@ def fitting_columns(entries: Sequence[Entry], width: int) -> list[tuple[Column, 
 
     Those without any number come last. In narrow terminals the engine is cut (`cell_text`).
     """
-    runs = [entry for entry in entries if entry.run is not None]
+    runs = [entry for entry in entries if entry.values]
 
     def size(column: Column) -> int:
         cells = (len(cell_text(column, entry, width)) for entry in entries)
@@ -221,7 +283,7 @@ def fitting_columns(entries: Sequence[Entry], width: int) -> list[tuple[Column, 
 
 def cell_text(column: Column, entry: Entry, width: int) -> str:
     """Return a cell, in place of numbers why there are none; a narrow terminal cuts the engine."""
-    run = entry.run
+    run = entry.run or entry.listed
     if run is None:
         told = {"model": entry.path.name, "policy": "cannot be read"}
         return told.get(column.header, "")
@@ -244,9 +306,9 @@ def matches(entry: Entry, words: str) -> bool:
 
 def sort_key(entry: Entry, column: Column) -> tuple[int, float, str]:
     """Return a key that puts numbers before text and what is absent last."""
-    if entry.run is None:
+    if not entry.values:
         return (3, 0.0, entry.path.name)
-    value = column.sort(entry.run)
+    value = entry.values.get(column.header)
     if value is None:
         return (2, 0.0, "")
     return (1, 0.0, value) if isinstance(value, str) else (0, float(value), "")

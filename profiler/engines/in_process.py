@@ -34,7 +34,8 @@ from profiler.engines.protocol import (
 )
 from profiler.engines.vllm_facts import draft_facts, engine_config, model_facts
 from profiler.kernels import KernelWindows, WindowPlan
-from profiler.steps import StepProbe, unix_offset_ns
+from profiler.steps import StepProbe
+from traces.clock import OFFSET_NS
 from traces.errors import EngineError, UsageError
 from traces.schema import ModelFacts, Speculative
 
@@ -104,7 +105,7 @@ class InProcessEngine:
         self.config = engine_config(vllm_config, name or path, speculative)
         self.model: ModelFacts | None = model_facts(vllm_config, name or path)
         self.draft_model = draft_facts(vllm_config, speculative)
-        self._offset = unix_offset_ns()
+        self._offset = OFFSET_NS
         self._live: dict[str, str] = {}  # request id -> vLLM's internal id
         self._windows: dict[str, int | None] = {}  # request id -> window of its confidence
         self._closed = False

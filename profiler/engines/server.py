@@ -12,7 +12,6 @@ import contextlib
 import json
 import queue
 import threading
-import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import Future
 from functools import cached_property
@@ -23,6 +22,7 @@ import httpx
 from profiler.engines.protocol import THINK_END, THINK_START, SampleRequest, SampleResult
 from profiler.engines.served import ask_model, ask_version, cache_settings, describe
 from profiler.engines.stream import Stream
+from traces.clock import now_ns
 from traces.errors import EngineError
 from traces.exposition import PageReader
 from traces.schema import EngineConfig, ModelFacts
@@ -220,7 +220,7 @@ class ServerEngine:
                 data = line.removeprefix("data:").strip()
                 if data == "[DONE]":
                     return
-                yield json.loads(data), time.time_ns()
+                yield json.loads(data), now_ns()
 
     async def _prompt(self, request: SampleRequest) -> str | list[int]:
         """Return what goes into the request: the prompt, or what it continues."""

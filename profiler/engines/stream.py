@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +14,7 @@ from profiler.engines.protocol import (
     find_tokens,
     leaves_open,
 )
+from traces.clock import now_ns
 
 
 @dataclass
@@ -142,7 +142,7 @@ class Stream:
             request_id=request_id,
             text="".join(self.text),
             finish_reason=self.finish_reason,
-            end=time.time_ns(),
+            end=now_ns(),
             prompt_tokens=self.usage.get("prompt_tokens"),
             cached_tokens=details.get("cached_tokens"),
             output_tokens=self.usage.get("completion_tokens"),

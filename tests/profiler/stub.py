@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import polars as pl
 
 from profiler.engines.protocol import SampleResult
+from traces.clock import now_ns
 from traces.schema import EngineConfig, ModelFacts
 from traces.tables import TABLES
 
@@ -116,7 +117,7 @@ class StubEngine:
         row = {
             "engine": self.probe.engine,
             "step": step,
-            "end": time.time_ns(),
+            "end": now_ns(),
             "wall_ns": wall,
             "interval_ns": wall if step else None,
             "decode_requests": batch,
@@ -132,7 +133,7 @@ class StubEngine:
         self.probe.rows.append(row)
         self.probe.step = step + 1
         if self.ledger is not None:
-            os.write(self.ledger, f"{step} {time.time_ns()}\n".encode())
+            os.write(self.ledger, f"{step} {now_ns()}\n".encode())
         ended = []
         for name, made in list(self.live.items()):
             made.tokens += 1
@@ -158,12 +159,12 @@ class StubEngine:
             request_id=request.request_id,
             text="" if error else "".join([*parts, answer if whole else ""]),
             finish_reason=None if error else "stop" if reason == "pause" else reason,
-            end=time.time_ns(),
+            end=now_ns(),
             prompt_tokens=len(prompt),
             cached_tokens=0,
             output_tokens=len(tokens),
             think_tokens=tokens.index(THINK_END) if THINK_END in tokens else None,
-            first_token=time.time_ns(),
+            first_token=now_ns(),
             first_step=made.first_step if tokens else None,
             last_step=self.probe.step - 1 if tokens else None,
             logprob_mean=None if request.top_logprobs is None else -0.1 * made.length,

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import os
 import signal
 import subprocess
@@ -10,15 +11,23 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+import profiler.scraper
 from profiler.access import Access, read_headers, read_key
 from profiler.attach import watch
 from profiler.deployment import Deployment
+from profiler.scraper import Page, Scraper
 from tests.profiler.metrics_server import metrics_server
+from traces.deployment import numbers_in, window_of
 from traces.errors import EngineError, UsageError
+from traces.exposition import Series
 from traces.recording import Recording
+from traces.tables import SCRAPES
 from traces.watched import watched_engines
 
 KEY = "sk-canary-31415926"
@@ -94,6 +103,70 @@ def test_what_a_page_says_is_kept_as_read(server, tmp_path):
     assert engine.numbers.polls == polls
     assert engine.numbers.generated_tokens_per_s == 0
     assert engine.events == {}
+
+
+NAMES = ("vllm:num_requests_running", "vllm:kv_cache_usage_perc", "vllm:generation_tokens_total")
+BUCKETS = [("vllm:e2e_request_latency_seconds_bucket", le) for le in (0.5, 1.0, math.inf)]
+SERIES = [*(Series("0", name) for name in NAMES), *(Series("0", n, "", le) for n, le in BUCKETS)]
+SERIES += [Series("0", "vllm:num_requests_waiting"), Series("", "process_start_time_seconds")]
+PAGES = st.lists(
+    st.tuples(
+        st.integers(1, 40).map(lambda seconds: seconds * 10**9),
+        st.dictionaries(st.sampled_from(SERIES), st.integers(0, 3).map(float)),
+    ),
+    min_size=2,
+    max_size=30,
+)
+
+
+@given(PAGES)
+def test_what_did_not_change_is_not_kept_and_nothing_is_lost(pages):
+    scraper = Scraper(
+        Access.of("http://127.0.0.1:1", {}), lambda label: "e", on_event=lambda *_: None
+    )
+    time_ns, seen, whole = 10**18, set(), []
+    for pause_ns, told in pages:
+        time_ns += pause_ns
+        values = {SERIES[0]: 1.0} | told  # by which vLLM's pages tell an engine
+        scraper._take(Page(time_ns, 0.0, values))
+        seen |= values.keys()
+        for series in seen:
+            row = {"time": time_ns, "engine": "e", "name": series.name, "labels": series.labels}
+            whole.append(row | {"le": series.le, "value": values.get(series)})
+    kept, scraper_kept = pl.DataFrame(whole, schema=SCRAPES), scraper.drain()
+    scraper.close()
+    assert scraper_kept.height <= kept.height
+    windows = [window_of(rows, "e") for rows in (kept, scraper_kept)]
+    assert windows[0].times.tolist() == windows[1].times.tolist()
+    assert numbers_in(windows[0], "e") == numbers_in(windows[1], "e")
+    for name in windows[0].gauges:
+        np.testing.assert_equal(windows[0].gauges[name], windows[1].gauges[name])
+    np.testing.assert_equal(windows[0].generated, windows[1].generated)
+
+
+def test_of_a_page_that_stands_still_little_is_kept(server, tmp_path):
+    recording, _ = attach(server, folder=tmp_path / "r", seconds=2.0)
+    scrapes = recording.frame("scrapes")
+    first = scrapes.filter(pl.col("time") == scrapes["time"].min())
+    assert first.height > 300
+    polls = scrapes["time"].n_unique()
+    assert scrapes.height <= first.height + 2 * polls  # one series a poll, and what moves
+    (watched,) = watched_engines(recording)
+    assert watched.numbers.polls == polls == watched.window.times.size
+
+
+def test_a_page_that_did_not_fit_is_followed_by_a_whole_one(monkeypatch):
+    monkeypatch.setattr(profiler.scraper, "_MOST_WAITING", 1)
+    scraper = Scraper(
+        Access.of("http://127.0.0.1:1", {}), lambda label: "e", on_event=lambda *_: None
+    )
+    values = dict.fromkeys(SERIES, 1.0)
+    for second in range(3):
+        scraper._take(Page(10**18 + second, 0.0, values))
+    assert scraper.drain().height == len(SERIES)
+    scraper._take(Page(10**18 + 3, 0.0, values))
+    assert scraper.drain().height == len(SERIES)
+    scraper.close()
 
 
 def test_a_restart_is_noted_and_the_new_configuration_read(server, tmp_path):
@@ -277,8 +350,10 @@ def test_a_signal_ends_the_verb_well(server, tmp_path, number):
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=root
     )
-    while process.poll() is None and not list(tmp_path.glob("r/scrapes-*.parquet")):
-        time.sleep(0.05)
+    until = time.monotonic() + 60
+    while process.poll() is None and not list(tmp_path.glob("r/scrapes-000001.parquet")):
+        assert time.monotonic() < until
+        time.sleep(0.05)  # for the second part: a line is shown after the first second
     os.kill(process.pid, number)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err

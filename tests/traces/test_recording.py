@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from traces import checksums, parts
+from traces import checksums, merging, parts
 from traces.errors import NewerSchemaError, RecordingError
 from traces.manifest import Manifest
 from traces.recording import Recording, find_recordings
@@ -76,7 +76,7 @@ def test_merging_keeps_every_row_once(tmp_path_factory, count, fan_in):
     for number in range(count):
         frame = pl.DataFrame({"engine": ["e"], "step": [number]})
         parts.write_part(folder, "steps", frame, number, number)
-        parts.merge_full_levels(folder, "steps", fan_in)
+        merging.merge_full_levels(folder, "steps", fan_in)
     listed = parts.list_parts(folder, "steps")
     rows = [step for part in listed for step in parts.read_part(part.path, "steps")["step"]]
     assert rows == list(range(count))

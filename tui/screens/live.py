@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -15,6 +14,7 @@ from textual.message import Message
 from textual.widgets import Input, Static
 
 from profiler.doctor import Finding
+from traces.clock import now_ns
 from traces.errors import UsageError
 from tui.attachment import CAUTION, Attachment, default_folder
 from tui.formats import wrap
@@ -242,7 +242,7 @@ class LiveScreen(ModeScreen):
         self.query_one("#sees", Static).update("\n".join([*told, *([kernels] if kernels else [])]))
         if not self._depth:
             listening = self._target is not None and self._target.listens
-            told = problem_lines(last, now_ns=time.time_ns(), listening=listening)
+            told = problem_lines(last, now_ns=now_ns(), listening=listening)
             text.update("\n".join(told))
 
     def action_url(self) -> None:

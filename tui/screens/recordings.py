@@ -156,9 +156,11 @@ class RecordingsScreen(ModeScreen):
             table.move_cursor(row=keys.index(current))
 
     def _cells(self, entry: Entry, marked: bool) -> list[Text]:
-        mark = "*" if marked else ("" if entry.comparable else "!")
+        able = entry.comparable or entry.listed is not None
+        mark = "*" if marked else ("" if able else "!")
         style = "bold" if marked else ("" if entry.comparable else "dim")
-        numbers = entry.run is not None and entry.run.problems > 0
+        run = entry.run or entry.listed
+        numbers = run is not None and run.problems > 0
         cells = [Text(mark, style="bold")]
         for column, _ in self._columns:
             side: JustifyMethod = "right" if column.right and numbers else "left"
@@ -186,6 +188,9 @@ class RecordingsScreen(ModeScreen):
     @on(DataTable.RowSelected, "#runs")
     def _row_opened(self) -> None:
         entry = self._current()
+        if entry is not None and entry.listed is not None:
+            self.ttscope.read_now(entry)
+            return
         if entry is None or entry.run is None:
             self.notify(entry.error if entry and entry.error else "nothing to open")
             return
@@ -214,6 +219,9 @@ class RecordingsScreen(ModeScreen):
         """Mark or unmark the row and go to the next."""
         entry = self._current()
         if entry is None:
+            return
+        if entry.listed is not None:
+            self.notify("still to be read")
             return
         if not entry.comparable:
             self.notify("not compared: it is incomplete or cannot be read", severity="warning")
@@ -307,7 +315,7 @@ class RecordingsScreen(ModeScreen):
         if entry is not None and not entry.path.exists():
             self._drop(entry.path)
             return
-        if entry is None or entry.recording is None:
+        if entry is None or (entry.recording is None and entry.listed is None):
             self._say("nothing to delete: this is no recording", bad=True)
             return
         path = entry.path

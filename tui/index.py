@@ -1,0 +1,145 @@
+"""A file beside recordings by which the terminal app lists them before it has read them.
+
+It holds the cells of the table and what they sort by, nothing else, and nothing but the list is
+taken from it. A recording whose files have other sizes or times than noted is not in it for us, nor
+is anything where the file is damaged, foreign, too large or of another version. Where the folder
+cannot be written the app works without.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import stat
+import tempfile
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import msgspec
+
+NAME = ".ttscope-index.json"
+VERSION = 1
+MOST_BYTES = 16 << 20
+MOST_RECORDINGS = 10_000
+_LONGEST = 1_000  # characters of a cell
+
+
+class Listed(msgspec.Struct, frozen=True, kw_only=True):
+    """A row of the table: cells and what they sort by, by header."""
+
+    title: str
+    cells: dict[str, str]
+    values: dict[str, float | str | None]
+    problems: int
+    complete: bool
+
+
+class Noted(msgspec.Struct, frozen=True):
+    """The rows of a recording whose files were as `files` says."""
+
+    files: str
+    rows: list[Listed]
+
+
+class _Index(msgspec.Struct):
+    version: int
+    ttscope: str
+    recordings: dict[str, Noted]
+
+
+def files_of(folder: Path) -> str:
+    """Return what changes when a recording does: a hash of its files' names, sizes and times.
+
+    Raises OSError where the folder cannot be read.
+    """
+    with os.scandir(folder) as found:
+        files = sorted((e.name, e.stat().st_size, e.stat().st_mtime_ns) for e in found)
+    return hashlib.blake2b(repr(files).encode(), digest_size=16).hexdigest()
+
+
+def read_index(folder: Path) -> dict[str, Noted]:
+    """Return what is noted of the recordings in a folder, by their names."""
+    try:
+        # A link or a pipe of that name is none of ours.
+        opened = os.open(folder / NAME, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with os.fdopen(opened, "rb") as file:
+            told = os.fstat(file.fileno())
+            if not stat.S_ISREG(told.st_mode) or told.st_size > MOST_BYTES:
+                return {}
+            index = msgspec.json.decode(file.read(MOST_BYTES), type=_Index)
+    except (OSError, ValueError, RecursionError):
+        return {}
+    if (index.version, index.ttscope) != (VERSION, _ours()):
+        return {}
+    if len(index.recordings) > MOST_RECORDINGS:
+        return {}
+    return {name: noted for name, noted in index.recordings.items() if _sound(noted)}
+
+
+def write_index(folder: Path, noted: Mapping[str, Noted]) -> bool:
+    """Write the index of a folder whole or not at all; return whether that could be done."""
+    kept = dict(list(noted.items())[-MOST_RECORDINGS:])
+    data = msgspec.json.encode(_Index(VERSION, _ours(), kept))
+    if len(data) > MOST_BYTES:
+        return False
+    partial: Path | None = None
+    try:
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=f"{NAME}.", delete=False) as file:
+            partial = Path(file.name)
+            file.write(data)
+        partial.replace(folder / NAME)
+    except OSError:
+        if partial is not None:
+            with contextlib.suppress(OSError):
+                partial.unlink()
+        return False
+    return True
+
+
+def _sound(noted: Noted) -> bool:
+    texts: list[str] = []
+    for row in noted.rows:
+        texts += [row.title, *row.cells.values()]
+        texts += [value for value in row.values.values() if isinstance(value, str)]
+    return all(text.isprintable() and len(text) <= _LONGEST for text in texts)
+
+
+def _ours() -> str:
+    try:
+        return version("ttscope")
+    except PackageNotFoundError:
+        return ""
+
+
+class Indexes:
+    """The indexes of the folders that recordings lie in, read when first asked and kept."""
+
+    def __init__(self) -> None:
+        self._known: dict[Path, dict[str, Noted]] = {}
+        self._changed: set[Path] = set()
+
+    def _of(self, folder: Path) -> dict[str, Noted]:
+        if folder not in self._known:
+            self._known[folder] = read_index(folder)
+        return self._known[folder]
+
+    def rows(self, path: Path, files: str) -> Sequence[Listed] | None:
+        """Return the rows of a recording whose files are as noted, else None."""
+        noted = self._of(path.parent).get(path.name)
+        return noted.rows if noted is not None and noted.files == files else None
+
+    def note(self, path: Path, files: str, rows: Sequence[Listed]) -> None:
+        """Note the rows of a recording."""
+        noted = Noted(files, list(rows))
+        if self._of(path.parent).get(path.name) != noted:
+            self._known[path.parent][path.name] = noted
+            self._changed.add(path.parent)
+
+    def write(self) -> None:
+        """Write what was noted, without recordings that are gone."""
+        changed, self._changed = self._changed, set()
+        for folder in changed:
+            there = {n: each for n, each in self._known[folder].items() if (folder / n).is_dir()}
+            write_index(folder, there)
