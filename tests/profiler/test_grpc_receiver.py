@@ -2,13 +2,16 @@
 
 import gzip
 import random
+from functools import partial
+from urllib.parse import quote
 
 import pytest
 
+from profiler import grpc_receiver
 from profiler import receiver as module
 from profiler.grpc_receiver import METHOD, SERVICE, GrpcListener
 from profiler.receiver import Receiver
-from tests.profiler.test_receiver import memory_mb
+from tests.profiler.test_receiver import TOKEN, memory_mb
 from tests.traces.test_otlp import as_protobuf, request, span
 from traces.errors import EngineError, MissingDependencyError
 
@@ -21,7 +24,8 @@ def listening():
     listener = GrpcListener(receiver, "127.0.0.1", 0)
     listener.start()
     with grpc.insecure_channel(f"127.0.0.1:{listener.port}") as channel:
-        yield receiver, channel.unary_unary(f"/{SERVICE}/{METHOD}"), listener
+        call = channel.unary_unary(f"/{SERVICE}/{METHOD}")
+        yield receiver, partial(call, metadata=(("authorization", TOKEN),)), listener
     listener.close()
     receiver.close()
 
@@ -40,12 +44,13 @@ def test_spans_are_taken(listening):
     assert len(receiver.take_spans()) == receiver.received == 4
 
 
-def test_as_an_exporter_of_opentelemetry_sends_them(listening):
+def test_as_an_exporter_of_opentelemetry_sends_them(listening, monkeypatch):
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 
     exporters = pytest.importorskip("opentelemetry.exporter.otlp.proto.grpc.trace_exporter")
     receiver, _, listener = listening
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", f"authorization={quote(TOKEN)}")
     exporter = exporters.OTLPSpanExporter(f"http://127.0.0.1:{listener.port}", insecure=True)
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
@@ -67,7 +72,7 @@ def test_what_is_none_is_refused_and_what_does_not_fit_sent_again(listening, mon
 
 def test_a_body_too_large_is_refused_before_and_after_inflation(listening):
     _, export, _ = listening
-    bomb = b"\x00" * (module.MOST_BODY_BYTES + 1)
+    bomb = b"\x00" * (grpc_receiver.MOST_BYTES + 1)
     assert len(gzip.compress(bomb)) < 10_000
     assert refusal(export, bomb) == "RESOURCE_EXHAUSTED"
     assert refusal(export, bomb, compression=grpc.Compression.Gzip) == "RESOURCE_EXHAUSTED"
@@ -76,7 +81,7 @@ def test_a_body_too_large_is_refused_before_and_after_inflation(listening):
 
 def test_malformed_bodies_leave_it_serving_in_flat_memory(listening):
     receiver, export, _ = listening
-    good, draw = as_protobuf(request(*[span(n) for n in range(20)])), random.Random(1)
+    good, draw = as_protobuf(request(*[span(n) for n in range(1, 21)])), random.Random(1)
     before = None
     for number in range(2_000):
         body = bytearray(good[: draw.randrange(1, len(good))])

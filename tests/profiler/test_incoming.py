@@ -18,6 +18,7 @@ from tests.profiler.test_receiver import raw_steps
 from tests.traces.test_otlp import T0, request, span
 from traces.otlp import read_json
 from traces.recording import Recording
+from traces.schema import EngineConfig
 
 
 @pytest.fixture
@@ -225,7 +226,7 @@ def test_a_configuration_is_taken_over_whenever_it_comes(receiver, tmp_path, lat
         if late:
             receiver.put_batch(batch(STEP | {"end": now, "kv_usage": 0.5}, **more))
             time.sleep(0.1)
-        more["config"] = config
+        more["config"] = EngineConfig.from_json(config)
         receiver.put_batch(batch(STEP | {"end": now + 1, "kv_usage": 0.5}, **more))
 
     recording, _ = watched(tmp_path / "r", receiver, "1.7e+09", during=send)
