@@ -70,7 +70,8 @@ def at(start: str, end: str) -> Sent:
 def steps(*rows: dict, instance: str = "hostile", **more: object) -> Sent:
     """Return a batch of the plugin's."""
     told = [[(ROW | {"end": time.time_ns()} | row)[name] for name in COLUMNS] for row in rows]
-    batch = {"v": 1, "instance": instance, "engine": 0, "columns": COLUMNS, "rows": told} | more
+    batch = {"v": 1, "instance": instance, "engine": 0, "columns": COLUMNS, "rows": told}
+    batch |= {"process_start_s": 1.0} | more  # another server's
     return STEPS_PATH, JSON, json.dumps(batch).encode(), {}
 
 

@@ -10,6 +10,7 @@ send it again. Answers repeat nothing of a body.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import hmac
 import ipaddress
 import json
@@ -41,6 +42,7 @@ HEAD_S, BODY_S, IDLE_S = 10.0, 30.0, 60.0  # for a head, a body, and until the n
 _ANSWER_S = 5.0
 _DRAIN_S = 1.0  # for a body that is refused: unread, the sender would miss the answer
 _PIECE = 1 << 16
+_M_MMAP_THRESHOLD = -3  # of malloc.h
 _PROTOBUF, _JSON = "application/x-protobuf", "application/json"
 NO_TOKEN = (
     "needs the token of ttscope: Authorization: Bearer with what TTSCOPE_TOKEN or the file of "
@@ -91,6 +93,7 @@ class Receiver:
         self._next_row: dict[tuple[str, int], int] = {}  # of each engine of a plugin
         self._lock = threading.Lock()
         self._token = shared_token()
+        _give_large_blocks_back()
         check_open(host, "--listen", spans_without_token)
         try:
             self._server = _Server((host, port), self)
@@ -211,6 +214,15 @@ def _is_local(name: str) -> bool:
         return ipaddress.ip_address(name).is_loopback
     except ValueError:
         return False
+
+
+def _give_large_blocks_back() -> None:
+    """Have the C library give large blocks back at once, where it can be asked to.
+
+    By itself glibc keeps for every thread what that thread's largest body took.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 1 << 18)
 
 
 class _Place:

@@ -84,6 +84,9 @@ def read_protobuf(body: bytes | bytearray) -> Received:
     for told, spans in TraceRequest(body, _NAMES, 4 * LONGEST_TEXT):
         resource = _resource(told)
         for span in spans:
+            if not _is_request(span.name, span.attributes):
+                found.others += 1
+                continue
             _take(
                 found,
                 span.name,
@@ -163,12 +166,16 @@ def read_json(body: bytes | bytearray) -> Received:
         resource = _resource(_json_values(told))
         for scope in part.scope_spans or ():
             for span in scope.spans or ():
+                attributes = list(_json_values(span.attributes))
+                if not _is_request(span.name, attributes):
+                    found.others += 1
+                    continue
                 _take(
                     found,
                     span.name,
                     ids=(_id(span.trace_id, 16), _id(span.span_id, 8), _id(span.parent_span_id, 8)),
                     times=(_time(span.start_time_unix_nano), _time(span.end_time_unix_nano)),
-                    attributes=_json_values(span.attributes),
+                    attributes=attributes,
                     resource=resource,
                     failed=span.status is not None and span.status.code in _STATUS_ERROR,
                 )
@@ -263,25 +270,26 @@ def _values(attributes: Iterable[tuple[str, Value]]) -> dict[str, float | str]:
     return values
 
 
+def _is_request(name: str, attributes: list[tuple[str, Value]]) -> bool:
+    """Whether a span is of a request to a model."""
+    told = (value for key, value in attributes if key == "gen_ai.operation.name")
+    return name == VLLM_SPAN or any(value in _OPERATIONS for value in told)
+
+
 def _take(
     found: Received,
     name: str,
     *,
     ids: tuple[bytes, bytes, bytes],
     times: tuple[int, int],
-    attributes: Iterable[tuple[str, Value]],
+    attributes: list[tuple[str, Value]],
     resource: tuple[tuple[str, str], ...] | None,
     failed: bool,
 ) -> None:
     trace_id, span_id, parent_id = ids
     start, end = times
-    engine = name == VLLM_SPAN
-    known = list(attributes)
-    if not engine and not any(k == "gen_ai.operation.name" and v in _OPERATIONS for k, v in known):
-        found.others += 1
-        return
     try:
-        values = _values(known)
+        values = _values(attributes)
     except _Bad:
         found.bad += 1
         return
@@ -293,5 +301,15 @@ def _take(
         return
     parent = parent_id.hex() if any(parent_id) else ""
     found.spans.append(
-        GenSpan(trace_id.hex(), span_id.hex(), parent, start, end, engine, values, resource, failed)
+        GenSpan(
+            trace_id.hex(),
+            span_id.hex(),
+            parent,
+            start,
+            end,
+            name == VLLM_SPAN,
+            values,
+            resource,
+            failed,
+        )
     )
