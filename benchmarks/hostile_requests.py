@@ -1,4 +1,4 @@
-"""What hostile senders can do to `ttscope attach`: 20,000 of their requests, 1,000 good ones among them.
+"""What hostile senders can do to `ttscope attach`: 20,000 requests, and 1,000 good ones among them.
 
 ``python -m benchmarks.hostile_requests`` starts an attach on a stub of a server, with spans taken
 from everybody, so that nothing is refused for its token alone. Eight hostile senders have the token
@@ -9,7 +9,6 @@ memory of attach's process (VmRSS, read 20 times a second) and how long it took 
 """
 
 import argparse
-import base64
 import gzip
 import http.client
 import json
@@ -24,6 +23,8 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -201,6 +202,7 @@ class Sender:
         return answer.status
 
     def close(self) -> None:
+        """End the connection."""
         if self._connection is not None:
             self._connection.close()
         self._connection = None
@@ -235,37 +237,32 @@ def send_good(port: int, count: int, tries: Counter[int], done: threading.Event)
     done.set()
 
 
-def drip(port: int, stop: threading.Event, opened: Counter[str]) -> None:
-    """Keep sockets open that send a byte a second of a head, or of a body."""
+def drip(port: int, stop: threading.Event, opened: Counter[str]) -> list[socket.socket]:
+    """Keep sockets open that send a byte a second of a head or a body; return those left."""
     head = f"POST /v1/traces HTTP/1.1\r\nHost: localhost\r\nAuthorization: {TOKEN}\r\n"
     body = f"{head}Content-Type: {JSON}\r\nContent-Length: 8000000\r\n\r\n".encode()
     held: list[socket.socket] = []
-    while not stop.wait(1.0):
+    while True:
         for each in held[:]:
             try:
                 each.sendall(b"x")
             except OSError:
                 each.close()
                 held.remove(each)
-                opened["ended"] += 1
+                opened["ended by attach"] += 1
         while len(held) < DRIPPING:
-            made = socket.create_connection(("127.0.0.1", port), timeout=5)
+            made = socket.create_connection(("127.0.0.1", port), timeout=30)
             made.sendall(body if len(held) % 2 else b"POST /v1/tr")
             held.append(made)
             opened["opened"] += 1
-    for each in held:  # attach must end while they are open
-        opened["open at the end"] += 1
-        each.setblocking(False)
-    opened["held"] = len(held)
-    time.sleep(10)
-    for each in held:
-        each.close()
+        if stop.wait(1.0):
+            return held
 
 
 def watch_memory(pid: int, stop: threading.Event, most: list[float]) -> None:
     while not stop.wait(0.05):
-        told = Path(f"/proc/{pid}/status").read_text()
-        most[0] = max(most[0], int(told.split("VmRSS:")[1].split()[0]) / 1024)
+        told = Path(f"/proc/{pid}/statm").read_text()
+        most[0] = max(most[0], int(told.split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6)
 
 
 def main() -> None:
@@ -277,59 +274,68 @@ def main() -> None:
     port, stop, dripped = free_port(), threading.Event(), threading.Event()
     answers: dict[str, Counter[int]] = {name: Counter() for name in KINDS | HEAVY}
     tries, opened, most, good = Counter[int](), Counter[str](), [0.0], threading.Event()
-    with tempfile.TemporaryDirectory() as root, metrics_server() as server:
+    with ExitStack() as stack, metrics_server() as server:
+        root = stack.enter_context(tempfile.TemporaryDirectory())
         folder = Path(root) / "r"
         options = ("--listen", port, "--spans-without-token", "-o", folder, "--json")
         process = verb("attach", server.url, *options)
-        until(lambda: (folder / "recording.json").exists())
+        until((folder / "recording.json").exists)
         sampling = threading.Thread(target=watch_memory, args=(process.pid, stop, most))
         share = asked.hostile // SENDERS
+        stack.callback(process.kill)
         threads = [
             threading.Thread(target=attack, args=(port, share, seed, answers))
             for seed in range(SENDERS)
         ]
         threads.append(threading.Thread(target=send_good, args=(port, asked.good, tries, good)))
-        dripping = threading.Thread(target=drip, args=(port, dripped, opened))
+        pool = stack.enter_context(ThreadPoolExecutor(1))
+        dripping = pool.submit(drip, port, dripped, opened)
         begun = time.monotonic()
-        for each in (sampling, dripping, *threads):
+        for each in (sampling, *threads):
             each.start()
         for each in threads:
             each.join()
         took = time.monotonic() - begun
         dripped.set()
-        until(lambda: opened["held"])
+        held = dripping.result()  # attach has to end while they are open
         stop.set()
         sampling.join()
         ended = time.monotonic()
         process.send_signal(signal.SIGTERM)
         _, said = process.communicate(timeout=120)
         ended = time.monotonic() - ended
-        dripping.join()
-        recording = Recording.open(folder)
-        wanted = {f"{(1 << 62) + number:016x}" for number in range(0, asked.good, 2)}
-        kept = wanted & set(recording.samples["span_id"])
-        owners = {
-            key
-            for key, each in recording.manifest.engines.items()
-            if dict(each.other).get("instance") == "good"
-        }
-        rows = recording.steps.filter(engine=next(iter(owners))) if owners else recording.steps[:0]
-        size = (folder / "recording.json").stat().st_size
-        told = recording.frame("events").filter(kind="drop")["detail"].to_list()
-        counts = f"{recording.samples.height:,} samples, {recording.steps.height:,} steps"
-        engines = len(recording.manifest.engines)
-    print(f"{sum(map(Counter.total, answers.values())):,} hostile requests in {took:.0f} s")
-    for name, statuses in answers.items():
-        if statuses:
-            print(f"    {name}: {', '.join(f'{n:,} x {s}' for s, n in sorted(statuses.items()))}")
-    print(f"good spans kept: {len(kept)} of {len(wanted)}")
-    print(f"good steps kept: {rows.height} of {asked.good // 2}")
-    print(f"answers to the good: {dict(sorted(tries.items()))}")
-    print(f"dripping sockets: {dict(opened)}")
-    print(f"greatest memory of attach: {most[0]:.0f} MB")
-    print(f"recording: {counts}, {engines} engines, recording.json of {size / 1e3:.0f} kB")
-    print(f"ended {ended:.1f} s after SIGTERM with {process.returncode}")
-    for line in [*told, *said.strip().splitlines()[-2:]]:
+        for each in held:
+            each.close()
+        print(f"{sum(map(Counter.total, answers.values())):,} hostile requests in {took:.0f} s")
+        for name, statuses in answers.items():
+            told = ", ".join(f"{count:,} x {each}" for each, count in sorted(statuses.items()))
+            print(f"    {name}: {told}")
+        print(f"answers to the good: {dict(sorted(tries.items()))}")
+        print(f"dripping sockets: {dict(opened)}")
+        print(f"greatest memory of attach: {most[0]:.0f} MB")
+        print(f"ended {ended:.1f} s after SIGTERM with {process.returncode}")
+        print_kept(folder, asked.good)
+    if process.returncode:
+        sys.exit(said)
+
+
+def print_kept(folder: Path, good: int) -> None:
+    """Say what the recording has of the good requests, and of the others."""
+    recording = Recording.open(folder)
+    engines = recording.manifest.engines.items()
+    own = [key for key, each in engines if dict(each.other).get("instance") == "good"]
+    spans_of_good = {f"{(1 << 62) + number:016x}" for number in range(0, good, 2)}
+    kept = spans_of_good & set(recording.samples["span_id"])
+    steps_kept = sum(engine in own for engine in recording.steps["engine"])
+    size = (folder / "recording.json").stat().st_size
+    print(f"good spans kept: {len(kept)} of {len(spans_of_good)}")
+    print(f"good steps kept: {steps_kept} of {good // 2}")
+    print(
+        f"recording: {recording.samples.height:,} samples, {recording.steps.height:,} steps, "
+        f"{len(engines)} engines, recording.json of {size / 1e3:.0f} kB, "
+        f"dropped {recording.manifest.dropped}"
+    )
+    for line in recording.frame("events").filter(kind="drop")["detail"]:
         print(f"    {line}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
@@ -50,6 +51,7 @@ class Incoming:
         self._own_traces = own_traces
         self._receiver, self._deployment, self._profiled = receiver, deployment, profiled
         self._groups = SpanGroups(self._engine_of_span)
+        self._settling = threading.Lock()
         self._engines: dict[Any, str] = {}
         self._rows: dict[str, PluginRows] = {}
         self._dropped: dict[tuple[str, int], int] = {}  # as each plugin's engine told last
@@ -282,11 +284,12 @@ class Incoming:
 
     def _settled(self, *, everything: bool = False) -> tuple[list[Row], list[Row]]:
         keys = list(self._deployment.engines)
-        self._groups.since = self._since(keys[0] if len(keys) == 1 else None)
-        for span in self._receiver.take_spans():
-            if span.trace_id not in self._own_traces:
-                self._groups.add(span)
-        return self._groups.drain(everything=everything)
+        with self._settling:  # the writer's thread goes on while the last ones are written
+            self._groups.since = self._since(keys[0] if len(keys) == 1 else None)
+            for span in self._receiver.take_spans():
+                if span.trace_id not in self._own_traces:
+                    self._groups.add(span)
+            return self._groups.drain(everything=everything)
 
     def _take_spans(self) -> list[Row]:
         problems, samples = self._settled()

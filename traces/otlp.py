@@ -99,14 +99,17 @@ def read_protobuf(body: bytes | bytearray) -> Received:
     return found
 
 
+_ABSENT = msgspec.Raw()
+
+
 class _Value(msgspec.Struct, rename="camel", gc=False):
     string_value: str | None = None
     int_value: str | int | None = None
     double_value: float | str | None = None
-    bool_value: msgspec.Raw | None = None
-    array_value: msgspec.Raw | None = None
-    kvlist_value: msgspec.Raw | None = None
-    bytes_value: msgspec.Raw | None = None
+    bool_value: msgspec.Raw = _ABSENT
+    array_value: msgspec.Raw = _ABSENT
+    kvlist_value: msgspec.Raw = _ABSENT
+    bytes_value: msgspec.Raw = _ABSENT
 
 
 class _Attribute(msgspec.Struct, gc=False):
@@ -202,7 +205,7 @@ def _json_value(value: _Value) -> Value:
     if value.double_value is not None:
         return value.double_value
     others = (value.bool_value, value.array_value, value.kvlist_value, value.bytes_value)
-    return None if others == (None,) * 4 else ODD
+    return None if all(bytes(each) in {b"", b"null"} for each in others) else ODD
 
 
 def _int(value: str | int) -> int | None:
