@@ -19,7 +19,7 @@ from traces.span_groups import Row, SpanGroups
 from traces.writer import RecordingWriter
 
 HELLO_S = 2.5  # a plugin says that it is there every second
-MOST_ENGINES = 256  # named by spans or plugins alone
+MOST_ENGINES = 64  # named by spans or plugins alone
 HOLD_NS = 1_500_000_000  # that steps of several front ends wait for one another
 _SAME_CLOCK_NS = 200_000_000  # below that a difference of clocks may be a batch's way
 _TOLD_CLOCK_S = 1.0
@@ -205,8 +205,10 @@ class Incoming:
                 way = "ahead of" if seconds > 0 else "behind"
                 told = f"the clock of the server's host is {abs(seconds):.1f} s {way} ours"
                 yield key, "note", f"{told}; its steps have its own times"
-        if self._groups.before:
-            yield None, "before", _before(self._groups.before, "spans")
+        with self._settling:
+            before = self._groups.before
+        if before:
+            yield None, "before", _before(before, "spans")
         receiver = self._receiver
         if receiver.refused or receiver.bad:
             yield (
