@@ -122,7 +122,9 @@ class Incoming:
         raw: dict[str, list[Any]] = {key: [] for key in self._rows}
         for batch in [*self._early, *self._taken()]:
             key = self._key_of(batch) or self._own_key(batch)
-            if key is None:
+            if key is None:  # one engine too many
+                if self._writer is not None:
+                    self._writer.dropped("steps", len(batch.rows))
                 continue
             self._note_batch(key, batch)
             config = self._deployment.engines[key]
