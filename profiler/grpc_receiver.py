@@ -10,10 +10,11 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from profiler.receiver import NO_TOKEN, Receiver, answer_of, check_open
+from profiler.http_listener import NO_TOKEN
+from profiler.receiver import Receiver, check_open
 from traces.errors import EngineError, MissingDependencyError
 from traces.extras import install_command
-from traces.otlp import read_protobuf
+from traces.otlp import protobuf_answer, read_protobuf
 
 SERVICE, METHOD = "opentelemetry.proto.collector.trace.v1.TraceService", "Export"
 PORT = 4317
@@ -86,7 +87,7 @@ class GrpcListener:
         if found.bad and not found.spans:
             self._receiver.refuse()
             context.abort(codes.INVALID_ARGUMENT, "spans with numbers out of range or odd names")
-        return answer_of(found)
+        return protobuf_answer(found)
 
 
 def _handlers(grpc: Any, receiver: Receiver, export: Any) -> Any:

@@ -316,3 +316,20 @@ def _take(
             failed,
         )
     )
+
+
+def protobuf_answer(found: Received) -> bytes:
+    """Return an ExportTraceServiceResponse: how many spans were refused, empty where none were."""
+    if not found.bad:
+        return b""
+    count, rejected = found.bad, bytearray(b"\x08")  # partial_success.rejected_spans
+    while count > 127:
+        rejected.append(count & 127 | 128)
+        count >>= 7
+    rejected.append(count)
+    return b"\x0a" + bytes([len(rejected)]) + bytes(rejected)
+
+
+def json_answer(found: Received) -> bytes:
+    """Return the same in JSON."""
+    return b'{"partialSuccess":{"rejectedSpans":"%d"}}' % found.bad if found.bad else b"{}"

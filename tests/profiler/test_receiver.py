@@ -13,13 +13,14 @@ from pathlib import Path
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 
+from profiler import http_listener
 from profiler import receiver as module
 from profiler.plugin_steps import COLUMNS, STEPS_PATH, Batch, PluginRows
-from profiler.receiver import Receiver, answer_of, parse_listen
+from profiler.receiver import Receiver, parse_listen
 from profiler.shared_token import shared_token
 from tests.traces.test_otlp import as_protobuf, request, span
 from traces.errors import EngineError, UsageError
-from traces.otlp import Received
+from traces.otlp import Received, protobuf_answer
 
 TOKEN = f"Bearer {shared_token()}"
 JSON, PROTOBUF = "application/json", "application/x-protobuf"
@@ -83,8 +84,8 @@ def test_what_is_wrong_is_refused(receiver, body, kind, path, headers, status):
 
 
 def test_sizes_are_limited_before_and_after_inflation(receiver, monkeypatch):
-    monkeypatch.setattr(module, "MOST_BODY_BYTES", 100_000)
-    monkeypatch.setattr(module, "MOST_INFLATED_BYTES", 1_000_000)
+    monkeypatch.setattr(http_listener, "MOST_BODY_BYTES", 100_000)
+    monkeypatch.setattr(http_listener, "MOST_INFLATED_BYTES", 1_000_000)
     bomb = gzip.compress(b" " * 50_000_000)
     assert len(bomb) < 100_000
     assert post(receiver, bomb, Content_Encoding="gzip")[0] == 413
@@ -134,10 +135,10 @@ BODY = HEAD + b"Content-Type: application/json\r\nContent-Length: 8000000\r\n\r\
 @pytest.mark.parametrize("sent", [b"", b"POST /v1/tr", HEAD, BODY, BODY + b"{" * 100_000])
 def test_connections_that_keep_it_waiting_give_way(receiver, sent):
     body = json.dumps(request(span(1))).encode()
-    held = [opened(receiver, sent) for _ in range(3 * module.MOST_CONNECTIONS)]
+    held = [opened(receiver, sent) for _ in range(3 * http_listener.MOST_CONNECTIONS)]
     for _ in range(5):
         assert post(receiver, body)[0] == 200
-    for each in held[: 2 * module.MOST_CONNECTIONS]:  # the oldest
+    for each in held[: 2 * http_listener.MOST_CONNECTIONS]:  # the oldest
         ended(each)
     for each in held:
         each.close()
@@ -148,7 +149,7 @@ def test_a_connection_that_has_sent_something_good_stays(receiver):
     connection = http.client.HTTPConnection("127.0.0.1", receiver.port, timeout=10)
     assert post(receiver, body, connection=connection)[0] == 200
     own = connection.sock
-    held = [opened(receiver) for _ in range(2 * module.MOST_CONNECTIONS)]
+    held = [opened(receiver) for _ in range(2 * http_listener.MOST_CONNECTIONS)]
     ended(held[0])
     assert post(receiver, body, connection=connection)[0] == 200
     assert connection.sock is own
@@ -160,7 +161,7 @@ def test_a_connection_that_has_sent_something_good_stays(receiver):
     ("name", "sent"), [("HEAD_S", b""), ("HEAD_S", b"POST /v1/tr"), ("BODY_S", BODY + b"{")]
 )
 def test_a_head_and_a_body_have_their_time_however_they_drip(receiver, monkeypatch, name, sent):
-    monkeypatch.setattr(module, name, 0.5)
+    monkeypatch.setattr(http_listener, name, 0.5)
     connection, begun = opened(receiver, sent), time.monotonic()
     with pytest.raises(OSError):
         while time.monotonic() < begun + 20:
@@ -185,7 +186,7 @@ def test_a_head_is_limited(receiver):
 
 
 def test_bodies_on_their_way_are_limited_together(receiver, monkeypatch):
-    monkeypatch.setattr(module, "MOST_FLYING_BYTES", 1_000_000)
+    monkeypatch.setattr(http_listener, "MOST_FLYING_BYTES", 1_000_000)
     held = [opened(receiver, BODY + b"{" * 300_000) for _ in range(9)]
     assert post(receiver, b"{}" + b" " * 700_000)[0] == 200
     for each in held[:6]:
@@ -280,7 +281,7 @@ def test_good_spans_are_kept_beside_bad_ones_which_are_counted(receiver):
     assert post(receiver, json.dumps(request(bad)).encode())[0] == 400
     assert (receiver.received, receiver.bad, receiver.refused) == (2, 3, 1)
     assert (
-        answer_of(Received(bad=70_000))
+        protobuf_answer(Received(bad=70_000))
         == ExportTraceServiceResponse(
             partial_success={"rejected_spans": 70_000}
         ).SerializeToString()
