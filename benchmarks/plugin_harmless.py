@@ -110,6 +110,7 @@ def condition(name: str, folder: Path, reference: list[str] | None) -> list[str]
             "unreachable receiver": "http://127.0.0.1:1",
             "full disk": here,
             "receiver with a disk": here,
+            "receiver with another token": here,
             "probe that raises": "http://127.0.0.1:1",
             "other field names": "http://127.0.0.1:1",
         }
@@ -121,11 +122,13 @@ def condition(name: str, folder: Path, reference: list[str] | None) -> list[str]
             variables["PYTHONPATH"] = with_probe(folder / "site", RAISES)
         if name == "other field names":
             variables["PYTHONPATH"] = with_probe(folder / "site", CHANGED_FIELDS)
+        if name == "receiver with another token":
+            variables["TTSCOPE_TOKEN"] = "another-token-of-nobody"
         server = stack.enter_context(running(folder / "server", **variables))
         if name == "full disk":
             disk = stack.enter_context(small_disk(folder / "disk"))
             stack.enter_context(attached(disk, server.url, port, told))
-        if name == "receiver with a disk":
+        if name in {"receiver with a disk", "receiver with another token"}:
             stack.enter_context(attached(folder, server.url, port, told))
         texts, seconds = completions(server.url)
         alive = httpx.get(f"{server.url}/health").status_code == 200
@@ -139,7 +142,8 @@ def condition(name: str, folder: Path, reference: list[str] | None) -> list[str]
 
 
 NAMES = (
-    *("without, again", "receiver with a disk", "broken configuration", "unreachable receiver"),
+    *("without, again", "receiver with a disk", "receiver with another token"),
+    *("broken configuration", "unreachable receiver"),
     *("receiver that never answers", "full disk", "probe that raises", "other field names"),
 )
 

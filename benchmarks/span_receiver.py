@@ -14,6 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from profiler.receiver import Receiver
+from profiler.shared_token import shared_token
 from tests.traces.test_otlp import as_protobuf, request, span
 from traces.span_groups import SpanGroups
 
@@ -36,13 +37,17 @@ def send(made: list[bytes], pause_s: float) -> tuple[int, int, float, float, flo
     receiver, groups = Receiver("127.0.0.1", 0), SpanGroups(lambda span: "e")
     receiver.start()
     connection = http.client.HTTPConnection("127.0.0.1", receiver.port)
+    headers = {
+        "Content-Type": "application/x-protobuf",
+        "Authorization": f"Bearer {shared_token()}",
+    }
     wall, cpu, slowest = time.perf_counter(), time.process_time(), 0.0
     due = wall
     for body in made:
         time.sleep(max(due - time.perf_counter(), 0.0))
         begun = time.perf_counter()
         due += pause_s
-        connection.request("POST", "/v1/traces", body, {"Content-Type": "application/x-protobuf"})
+        connection.request("POST", "/v1/traces", body, headers)
         answer = connection.getresponse()
         answer.read()
         assert answer.status == 200

@@ -1,11 +1,13 @@
 """What can be seen of a running server, and the flag or command that each missing part needs.
 
-Four GET requests, nothing else: nothing is started on somebody else's server.
+Four GET requests, nothing else: nothing is started on somebody else's server. The token that
+senders need is made on this machine, since the advice names its file.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 
 import httpx
 
@@ -14,18 +16,20 @@ from profiler.doctor import Finding
 from profiler.engines.served import ask_model, ask_version, routes
 from profiler.scraper import Page, ScrapeError, Scraper
 from profiler.server_windows import SERVER_FLAGS
+from profiler.shared_token import in_a_shell, shared_token
 from traces.deployment import DRAFTS, FLOPS
-from traces.errors import EngineError
+from traces.errors import EngineError, UsageError
 
 SPANS = (
-    "start vLLM with OTEL_EXPORTER_OTLP_TRACES_PROTOCOL=http/protobuf and "
+    "start vLLM with OTEL_EXPORTER_OTLP_TRACES_PROTOCOL=http/protobuf, "
+    'OTEL_EXPORTER_OTLP_HEADERS="authorization=Bearer%20{token}" and '
     "--otlp-traces-endpoint http://127.0.0.1:4318/v1/traces, and ttscope attach URL --listen 4318; "
-    "or without the variable, with http://127.0.0.1:4317 and --listen-grpc 4317"
+    "or without the first variable, with http://127.0.0.1:4317 and --listen-grpc 4317"
 )
 PLUGIN = (
     "pip install CHECKOUT, the folder of ttscope's sources, in vLLM's Python, start vLLM with "
-    "TTSCOPE_PLUGIN=http://127.0.0.1:4318 and --enable-logging-iteration-details, and ttscope "
-    "attach URL --listen 4318"
+    "TTSCOPE_PLUGIN=http://127.0.0.1:4318 and --enable-logging-iteration-details, as the user who "
+    "attaches (else give both the same TTSCOPE_TOKEN), and ttscope attach URL --listen 4318"
 )
 
 
@@ -87,7 +91,10 @@ def _metrics(access: Access) -> Iterator[Finding]:
 
 def _inside(client: httpx.Client) -> Iterator[Finding]:
     outside = "cannot be told from outside"
-    yield Finding(what="spans", present=None, detail=outside, needs=SPANS)
+    needs = SPANS.format(token=in_a_shell())
+    with suppress(UsageError):  # attach says it
+        shared_token()  # so that the file is there
+    yield Finding(what="spans", present=None, detail=outside, needs=needs)
     yield Finding(what="steps (plugin)", present=None, detail=outside, needs=PLUGIN)
     known = routes(client)
     profiler = None if known is None else "/start_profile" in known["paths"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from profiler.deployment import Deployment, Replica
-from profiler.plugin_steps import Batch, PluginRows
+from profiler.plugin_steps import MOST_HELD, Batch, PluginRows
 from profiler.receiver import Receiver
 from traces.clock import now_ns
 from traces.otlp import GenSpan
@@ -19,10 +20,14 @@ from traces.span_groups import Row, SpanGroups
 from traces.writer import RecordingWriter
 
 HELLO_S = 2.5  # a plugin says that it is there every second
-MOST_ENGINES = 256  # named by spans or plugins alone
+MOST_ENGINES = 64  # named by spans or plugins alone
 HOLD_NS = 1_500_000_000  # that steps of several front ends wait for one another
 _SAME_CLOCK_NS = 200_000_000  # below that a difference of clocks may be a batch's way
 _TOLD_CLOCK_S = 1.0
+_STRANGER = (
+    "somebody sends without the token of ttscope and is refused; docs/attach.md says how a sender "
+    "gets it"
+)
 _SAME_START_S = 1.5  # clocks of /proc and of the metrics page are read apart
 
 
@@ -47,6 +52,7 @@ class Incoming:
         self._own_traces = own_traces
         self._receiver, self._deployment, self._profiled = receiver, deployment, profiled
         self._groups = SpanGroups(self._engine_of_span)
+        self._settling = threading.Lock()
         self._engines: dict[Any, str] = {}
         self._rows: dict[str, PluginRows] = {}
         self._dropped: dict[tuple[str, int], int] = {}  # as each plugin's engine told last
@@ -55,7 +61,7 @@ class Incoming:
         self._begun: int | None = None  # when the recording began, by our clock
         self._senders: dict[str, set[str]] = {}  # front ends by engine
         self._found_by_port: set[str] = set()  # addresses of servers
-        self._ending = self._told = False
+        self._ending = self._told = self._warned = False
         self._samples: list[Row] = []
         self._writer: RecordingWriter | None = None
         self._early: list[Batch] = []
@@ -67,15 +73,16 @@ class Incoming:
         Returns how many engines have one. Call it before the deployment is watched; one that comes
         later is taken over then.
         """
-        until = time.monotonic() + wait_s
+        until, rows = time.monotonic() + wait_s, 0
         configs: dict[str, EngineConfig] = {}
         while time.monotonic() < until and len(configs) < len(self._deployment.engines):
             time.sleep(0.05)
-            for batch in self._taken():
+            for batch in self._taken() if rows < MOST_HELD and len(self._early) < 500 else ():
                 self._early.append(batch)
+                rows += len(batch.rows)
                 key = self._key_of(batch)
                 if key is not None and batch.config is not None:
-                    configs[key] = EngineConfig.from_json(batch.config)
+                    configs[key] = batch.config
                     self._learned.add((batch.instance, batch.engine))
         renamed = {key: self._deployment.adopt(key, config) for key, config in configs.items()}
         self._engines.clear()
@@ -116,7 +123,9 @@ class Incoming:
         raw: dict[str, list[Any]] = {key: [] for key in self._rows}
         for batch in [*self._early, *self._taken()]:
             key = self._key_of(batch) or self._own_key(batch)
-            if key is None:
+            if key is None:  # one engine too many
+                if self._writer is not None:
+                    self._writer.dropped("steps", len(batch.rows))
                 continue
             self._note_batch(key, batch)
             config = self._deployment.engines[key]
@@ -128,10 +137,11 @@ class Incoming:
             self._senders.setdefault(key, set()).add(batch.instance)
         self._early = []
         found: list[Row] = []
+        most = MOST_HELD // max(len(raw), 1)
         for key, rows in raw.items():
             wait = len(self._senders[key]) > 1 and not self._ending
             until = now_ns() - HOLD_NS if wait else None
-            ended = self._rows[key].rows(rows, since=self._since(key), until=until)
+            ended = self._rows[key].rows(rows, since=self._since(key), until=until, most=most)
             found += self._marked(key, ended)
         self.steps += len(found)
         return found
@@ -142,7 +152,7 @@ class Incoming:
         if batch.config is not None and name not in self._learned:
             self._learned.add(name)
             if self._key_of(batch) == key:
-                self._deployment.adopt(key, EngineConfig.from_json(batch.config))
+                self._deployment.adopt(key, batch.config)
         if batch.ahead is not None:
             self._ahead[key] = max(self._ahead.get(key, batch.ahead), batch.ahead)
         # Steps are dropped from the oldest on: as a rule those from before the recording.
@@ -170,26 +180,47 @@ class Incoming:
         return self._begun + (ahead if abs(ahead) > _SAME_CLOCK_NS else 0)
 
     def _take_events(self) -> list[Row]:
-        """Return, at the end, how much was left out, and whose clock is another than ours."""
-        if not self._ending or self._told:
-            return []
-        self._told = True
+        """Return that somebody sends without the token, and at the end what was left out.
+
+        Whose clock is another than ours is said then too.
+        """
         events: list[tuple[str | None, str, str]] = []
-        for key, rows in self._rows.items():
-            if rows.before:
-                events.append((key, "before", _before(rows.before, "steps")))
-            seconds = self._ahead.get(key, 0) / 1e9
-            if abs(seconds) >= _TOLD_CLOCK_S:
-                way = "ahead of" if seconds > 0 else "behind"
-                told = f"the clock of the server's host is {abs(seconds):.1f} s {way} ours"
-                events.append((key, "note", f"{told}; its steps have its own times"))
-        if self._groups.before:
-            events.append((None, "before", _before(self._groups.before, "spans")))
+        if self._receiver.strangers and not self._warned:
+            self._warned = True
+            events.append((None, "note", _STRANGER))
+        if self._ending and not self._told:
+            self._told = True
+            events += self._last_events()
         now = now_ns()
         return [
             {"time": now, "engine": engine, "kind": kind, "detail": detail}
             for engine, kind, detail in events
         ]
+
+    def _last_events(self) -> Iterator[tuple[str | None, str, str]]:
+        for key, rows in self._rows.items():
+            if rows.before:
+                yield key, "before", _before(rows.before, "steps")
+            if rows.lost:
+                yield key, "drop", f"what another front end saw of {rows.lost:,} steps"
+            seconds = self._ahead.get(key, 0) / 1e9
+            if abs(seconds) >= _TOLD_CLOCK_S:
+                way = "ahead of" if seconds > 0 else "behind"
+                told = f"the clock of the server's host is {abs(seconds):.1f} s {way} ours"
+                yield key, "note", f"{told}; its steps have its own times"
+        with self._settling:
+            before = self._groups.before
+        if before:
+            yield None, "before", _before(before, "spans")
+        receiver = self._receiver
+        if receiver.refused or receiver.bad:
+            yield (
+                None,
+                "drop",
+                f"refused by the receiver: {receiver.refused:,} requests ({receiver.strangers:,} "
+                f"without the token), and {receiver.bad:,} spans with numbers out of range or odd "
+                "names",
+            )
 
     def _marked(self, key: str, rows: list[Row]) -> list[Row]:
         profiled = self._profiled
@@ -236,7 +267,7 @@ class Incoming:
 
     def _own_key(self, batch: Batch) -> str | None:
         """Register an engine of which only a plugin tells."""
-        config = EngineConfig.from_json(batch.config or {"model": "-", "mode": "server"})
+        config = batch.config or EngineConfig(model="-", mode="server")
         other = (("engine", str(batch.engine)), ("instance", batch.instance))
         return self._registered((batch.instance, batch.engine), replace(config, other=other))
 
@@ -258,11 +289,12 @@ class Incoming:
 
     def _settled(self, *, everything: bool = False) -> tuple[list[Row], list[Row]]:
         keys = list(self._deployment.engines)
-        self._groups.since = self._since(keys[0] if len(keys) == 1 else None)
-        for span in self._receiver.take_spans():
-            if span.trace_id not in self._own_traces:
-                self._groups.add(span)
-        return self._groups.drain(everything=everything)
+        with self._settling:  # the writer's thread goes on while the last ones are written
+            self._groups.since = self._since(keys[0] if len(keys) == 1 else None)
+            for span in self._receiver.take_spans():
+                if span.trace_id not in self._own_traces:
+                    self._groups.add(span)
+            return self._groups.drain(everything=everything)
 
     def _take_spans(self) -> list[Row]:
         problems, samples = self._settled()

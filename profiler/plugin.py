@@ -5,7 +5,9 @@ http://127.0.0.1:4318, where `ttscope attach --listen 4318` receives. On vLLM's 
 numbers and appends one tuple per step to a bounded ring; a thread sends what is there twice a
 second. Whatever goes wrong, the server goes on: a full ring drops its oldest step and counts it, a
 receiver that is not there is tried again, and an exception switches the probe off with one line in
-the log. While nobody listens a try is a connection that is refused, which takes some 0.1 ms.
+the log. While nobody listens a try is a connection that is refused, which takes some 0.1 ms. The
+token of profiler/shared_token.py goes with all that is sent. Where the receiver has another, one
+line in the log says so, and steps wait as they do for one that is away.
 """
 
 from __future__ import annotations
@@ -27,20 +29,22 @@ from urllib.parse import urlsplit
 import msgspec
 from vllm.v1.metrics.loggers import StatLoggerBase
 
-from profiler.plugin_steps import COLUMNS, STEPS_PATH
+from profiler.plugin_steps import COLUMNS, MOST_ROWS, STEPS_PATH
 from profiler.process_clock import process_start
+from profiler.shared_token import shared_token
 from traces.clock import OFFSET_NS, now_ns
+from traces.errors import UsageError
 
 log = logging.getLogger("vllm.ttscope")
 
 VARIABLE = "TTSCOPE_PLUGIN"
 CAPACITY = 20_000  # steps that may wait: some minutes of a receiver that is away
 PERIOD_S = 0.5
-_MOST_ROWS = 5_000  # of a batch
 _NEXT_S = 0.05  # until the next batch, where more than one wait
 _TIMEOUT_S = 2.0
 _LONGEST_PAUSE_S = 2.0  # who attaches waits a little longer (incoming.HELLO_S)
 _MOST_PORTS = 16
+_FIX = "run vLLM as the user who attaches, or give both the same TTSCOPE_TOKEN (16 letters or more)"
 _SCHEDULER = ("num_running_reqs", "num_waiting_reqs", "kv_cache_usage", "spec_decoding_stats")
 _ITERATION = (
     "num_generation_tokens",
@@ -90,6 +94,8 @@ class StepLogger(StatLoggerBase):  # type: ignore[misc]
         self._stopping = threading.Event()
         self._pending: list[tuple[Any, ...]] = []
         self._done = 0  # rows before `_pending`
+        self._token: str | None = None
+        self._refused = self._told = False
         self._thread = threading.Thread(target=self._work, name="ttscope-steps", daemon=True)
         self.on = True
         _SENDING.add(engine_index)
@@ -141,7 +147,7 @@ class StepLogger(StatLoggerBase):  # type: ignore[misc]
                 if quiet and time.monotonic() - last < 1.0 and not ending:
                     continue
                 if self._send():
-                    more = len(self._ring) >= _MOST_ROWS
+                    more = len(self._ring) >= MOST_ROWS
                     pause, last = _NEXT_S if more else PERIOD_S, time.monotonic()
                 else:
                     pause = min(pause * 2, _LONGEST_PAUSE_S)
@@ -163,33 +169,63 @@ class StepLogger(StatLoggerBase):  # type: ignore[misc]
 
     def _send(self) -> bool:
         """Send what waits; False when it could not be delivered and waits on."""
+        if self._token is None and not self._read_token():
+            return self._wait_on()
         connection = http.client.HTTPConnection(*self._address, timeout=_TIMEOUT_S)
+        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self._token}"}
         try:
             connection.connect()  # first, since a batch is dear to make for nobody
-            body = self._batch()
-            connection.request("POST", STEPS_PATH, body, {"Content-Type": "application/json"})
+            connection.request("POST", STEPS_PATH, self._batch(), headers)
             status = connection.getresponse().status
         except (OSError, http.client.HTTPException):
-            self._discard(len(self._pending) + len(self._ring) - CAPACITY)
-            return False
+            return self._wait_on()
         finally:
             connection.close()
+        if status == 401:  # who attaches next may have ours, or there may be another by then
+            self._refused, self._token = True, None
+            self._say(f"the receiver has another token; {_FIX}")
+            return self._wait_on()
+        if self._refused:
+            self._refused = self._told = False
+            return status == 200  # an empty batch
         if status != 200 and 400 <= status < 500:  # what is refused once is refused again
+            self._say(
+                f"the receiver refuses them (HTTP {status}); name it as 127.0.0.1:PORT, and "
+                "install the same ttscope for vLLM and for attach"
+            )
             self._discard(len(self._pending))
         elif status == 200:
             self._done += len(self._pending)
             self._pending = []
         return status == 200
 
+    def _wait_on(self) -> bool:
+        """Keep as many rows as there is room for, the newest."""
+        self._discard(len(self._pending) + len(self._ring) - CAPACITY)
+        return False
+
+    def _read_token(self) -> bool:
+        try:
+            self._token = shared_token()
+        except UsageError as error:
+            self._say(str(error))
+        return self._token is not None
+
+    def _say(self, what: str) -> None:
+        """Say once in vLLM's log why nothing is sent."""
+        if not self._told:
+            self._told = True
+            log.warning("ttscope: steps are not sent: %s", what)
+
     def _batch(self) -> bytes:
         if not self._ring or not self._head["ports"]:
             self._head["ports"] = _listening()
-        while len(self._pending) < _MOST_ROWS and self._ring:
+        while len(self._pending) < MOST_ROWS and self._ring and not self._refused:
             self._pending.append(self._ring.popleft())
         batch = self._head | {
             "columns": COLUMNS,
             "first": self._done,
-            "rows": self._pending,
+            "rows": [] if self._refused else self._pending,
             "dropped": self.dropped,
             "dropped_until": self._dropped_until,
             "now": now_ns(),

@@ -14,12 +14,17 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any, Literal, get_args
 
 import msgspec
+from msgspec import Meta, Struct
+
+from traces.errors import UsageError
+from traces.otlp import LATEST_NS
+from traces.schema import EngineConfig
 
 STEPS_PATH = "/v1/ttscope/steps"
-COLUMNS = (
+_Column = Literal[
     "end",
     "running",
     "waiting",
@@ -43,41 +48,51 @@ COLUMNS = (
     "dummy",
     "flops",
     "read_bytes",
-)
+]
+COLUMNS: tuple[str, ...] = get_args(_Column)
 _COUNTED = COLUMNS[4:13]  # what is counted by request, so by front end
-MOST_ROWS = 20_000
+MOST_ROWS = 5_000  # of a batch
+MOST_BYTES = 4 << 20  # of a batch
+MOST_HELD = 20_000  # rows that wait for those of other front ends, of all engines
+LONGEST_NAME = 1_024  # of a configuration, where a model may be a path
+_MOST_NAMES = 16  # other settings of a configuration
+_MOST_LISTS = 3 * MOST_ROWS + 100  # in a batch
 
-_MaybeInt = int | None
-_MaybeFloat = float | None
-_Places = list[int] | None
+_Time = Annotated[int, Meta(gt=0, le=LATEST_NS)]
+_Count = Annotated[int, Meta(ge=0, le=1 << 40)]
+_MaybeCount = _Count | None
+_MaybeTime = _Time | None
+_Much = Annotated[float, Meta(ge=0, le=1e24)] | None
+_Share = Annotated[float, Meta(ge=0, le=2)] | None
+_Places = Annotated[list[_Count], Meta(max_length=1_024)] | None
 _Row = tuple[  # one item for each of COLUMNS
-    int,
-    _MaybeInt,
-    _MaybeInt,
-    _MaybeFloat,
-    int,
-    int,
-    int,
-    int,
-    int,
-    int,
-    int,
-    int,
-    int,
+    _Time,
+    _MaybeCount,
+    _MaybeCount,
+    _Share,
+    _Count,
+    _Count,
+    _Count,
+    _Count,
+    _Count,
+    _Count,
+    _Count,
+    _Count,
+    _Count,
     _Places,
     _Places,
-    _MaybeInt,
-    _MaybeInt,
-    _MaybeInt,
-    _MaybeInt,
-    _MaybeFloat,
+    _MaybeCount,
+    _MaybeCount,
+    _MaybeCount,
+    _MaybeCount,
+    Annotated[float, Meta(ge=0, le=1e10)] | None,
     bool | None,
-    _MaybeFloat,
-    _MaybeFloat,
+    _Much,
+    _Much,
 ]
 
 
-class Batch(msgspec.Struct):
+class Batch(Struct):
     """What the plugin of one engine of one front-end process sends at a time.
 
     `first` is the number of its first row among all that it sends. A batch whose answer came too
@@ -88,31 +103,61 @@ class Batch(msgspec.Struct):
     """
 
     v: int
-    instance: str
-    engine: int
-    columns: list[str]
+    instance: Annotated[str, Meta(min_length=1, max_length=64)]
+    engine: Annotated[int, Meta(ge=0, lt=1 << 20)]
+    columns: list[_Column]
     rows: list[_Row]
-    first: int | None = None
-    dropped: int = 0
-    dropped_until: int | None = None
-    now: int | None = None
+    first: _MaybeCount = None
+    dropped: _Count = 0
+    dropped_until: _MaybeTime = None
+    now: _MaybeTime = None
     ahead: int | None = None
     on: bool = True
     details: bool | None = None
-    process_start_s: float | None = None
-    ports: list[int] = []  # on which its process listens
-    config: dict[str, Any] | None = None
+    process_start_s: Annotated[float, Meta(ge=0, le=LATEST_NS / 1e9)] | None = None
+    ports: Annotated[list[Annotated[int, Meta(ge=0, lt=65_536)]], Meta(max_length=64)] = []
+    config: EngineConfig | None = None
 
 
-def read_batch(body: bytes) -> Batch:
-    """Read a batch. Raises ValueError where it is none."""
+_DECODER = msgspec.json.Decoder(Batch)
+
+
+def read_batch(body: bytes | bytearray) -> Batch:
+    """Read a batch. Raises ValueError where it is none, or where something in it is out of range.
+
+    What it returns fits the columns of a recording, and its names can be shown.
+    """
+    if len(body) > MOST_BYTES or body.count(b"[") > _MOST_LISTS:
+        raise ValueError("more than a batch has")
     try:
-        batch = msgspec.json.decode(body, type=Batch)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        batch = _DECODER.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, UsageError):
         raise ValueError("not a batch of steps") from None
     if batch.v != 1 or tuple(batch.columns) != COLUMNS or len(batch.rows) > MOST_ROWS:
         raise ValueError("a batch of another version")
+    if not batch.instance.isprintable():
+        raise ValueError("an odd name")
+    for row in batch.rows:
+        if len({each is None for each in row[1:4]}) > 1:
+            raise ValueError("a load of which a part is missing")
+        if len({each is None for each in row[15:20]}) > 1:
+            raise ValueError("details of which a part is missing")
+    if batch.config is not None:
+        _check_config(batch.config)
     return batch
+
+
+def _check_config(config: EngineConfig) -> None:
+    """Raise ValueError where a name is long or odd, or a number out of range."""
+    if len(config.other) > _MOST_NAMES:
+        raise ValueError("a configuration of too many settings")
+    told = config.to_json()
+    values = [*told.values(), *(told["speculative"] or {}).values()]
+    for value in [*values, *(name for pair in config.other for name in pair)]:
+        if isinstance(value, str) and (len(value) > LONGEST_NAME or not value.isprintable()):
+            raise ValueError("a configuration with an odd name")
+        if isinstance(value, int | float) and not 0 <= value <= 1 << 40:
+            raise ValueError("a configuration with a number out of range")
 
 
 @dataclass
@@ -122,13 +167,14 @@ class PluginRows:
     `usable_blocks` is the size of the KV cache in blocks; None leaves `kv_blocks` null.
     `asynchronous` says that vLLM schedules ahead: its elapsed_ms is then no step's time. `before`
     counts the steps that ended before the recording began: they are in no row, but what later ones
-    read rests on them.
+    read rests on them. `lost` counts what other front ends saw of steps that never came.
     """
 
     engine: str
     usable_blocks: int | None = None
     asynchronous: bool | None = None
     before: int = 0
+    lost: int = 0
     _step: int = 0
     _context: int = 0
     _last_end: int | None = None
@@ -137,12 +183,17 @@ class PluginRows:
     _parts: list[dict[str, Any]] = field(default_factory=list)
 
     def rows(
-        self, raw: list[_Row], *, since: int | None = None, until: int | None = None
+        self,
+        raw: list[_Row],
+        *,
+        since: int | None = None,
+        until: int | None = None,
+        most: int = MOST_HELD,
     ) -> list[dict[str, Any]]:
         """Return the rows of steps that computed something and ended after `since`, unix ns.
 
-        Steps that ended after `until` wait for the next call: of several front ends others may
-        still send what belongs before or to them.
+        Steps that ended after `until` wait for the next call, `most` of them: of several front ends
+        others may still send what belongs before or to them.
         """
         told = [dict(zip(COLUMNS, each, strict=True)) for each in raw]
         self._waiting += [each for each in told if each["running"] is not None]
@@ -151,7 +202,10 @@ class PluginRows:
         cut = len(self._waiting)
         if until is not None:
             cut = bisect_right(self._waiting, until, key=lambda each: each["end"])
+        cut = max(cut, len(self._waiting) - most)
         self._add_parts(until)
+        surplus = max(len(self._parts) - most, 0)
+        self._parts, self.lost = self._parts[surplus:], self.lost + surplus
         ready, self._waiting = self._waiting[:cut], self._waiting[cut:]
         return [row for each in ready if (row := self._row(each, since))]
 

@@ -1,35 +1,35 @@
 """Receives spans (OTLP/HTTP) and the plugin's steps on this machine, bounded in every way.
 
-Loopback unless told otherwise. Bodies are limited before and after inflation, connections in
-number and idle time; what cannot be read is answered 4xx, what does not fit now 503, at which
-exporters send it again. Answers repeat nothing of a body.
+Loopback unless another host is named, and only from senders that have the user's token
+(profiler/shared_token.py). Connections, their time and the bytes of their bodies are limited one by
+one and together. Bodies are read one at a time, and what they hold is checked before it is
+acknowledged. What cannot be read is answered 4xx, what does not fit now 503, at which exporters
+send it again. Answers repeat nothing of a body.
 """
 
 from __future__ import annotations
 
-import json
+import contextlib
+import ctypes
+import hmac
+import ipaddress
 import socket
 import threading
 import time
-import zlib
 from collections import deque
-from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, HTTPServer
-from typing import Any
+from urllib.parse import urlsplit
 
-from profiler.plugin_steps import STEPS_PATH, Batch, read_batch
+from profiler.http_listener import HttpListener
+from profiler.plugin_steps import MOST_HELD, Batch
+from profiler.shared_token import shared_token
 from traces.clock import now_ns
 from traces.errors import EngineError, UsageError
-from traces.otlp import GenSpan, Received, read_json, read_protobuf
+from traces.otlp import GenSpan, Received
 
-TRACES = "/v1/traces"
-MOST_BODY_BYTES = 8 << 20
-MOST_INFLATED_BYTES = 32 << 20
-MOST_CONNECTIONS = 64
 MOST_PLUGINS = 1_000
-MOST_WAITING = 100_000  # spans, and rows of steps, that nobody has taken yet
-_IDLE_S = 30.0
-_PROTOBUF, _JSON = "application/x-protobuf", "application/json"
+MOST_WAITING = 20_000  # spans that nobody has taken yet
+MOST_BATCHES = 500  # of steps, likewise
+_M_MMAP_THRESHOLD = -3  # of malloc.h
 
 
 def parse_listen(text: str, option: str = "--listen") -> tuple[str, int]:
@@ -40,31 +40,52 @@ def parse_listen(text: str, option: str = "--listen") -> tuple[str, int]:
     return host.strip("[]") or "127.0.0.1", int(port)
 
 
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches what listens on a host."""
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        return False
+    return all(ipaddress.ip_address(str(each[4][0])).is_loopback for each in found)
+
+
 class Receiver:
     """Listens from `start` to `close`; `spans` and `batches` wait to be taken.
 
-    `received` counts spans of requests to models, `others` the spans that are not kept, `refused`
-    requests answered 4xx, `overflowed` those answered 503.
+    `spans_without_token` lets every user of this machine send spans; steps need the token always.
+    `received` counts spans of requests to models, `others` the spans that are not kept, `bad` those
+    that were refused by themselves, `refused` requests answered 4xx, `strangers` those of them that
+    came without the token, `overflowed` those answered 503. Raises EngineError where it cannot
+    listen, UsageError where there is no token or others could send without one.
     """
 
-    def __init__(self, host: str = "127.0.0.1", port: int = 4318) -> None:
+    def __init__(
+        self, host: str = "127.0.0.1", port: int = 4318, *, spans_without_token: bool = False
+    ) -> None:
         self.spans: deque[GenSpan] = deque()
         self.batches: deque[Batch] = deque()
         self.received = self.others = self.refused = self.overflowed = 0
+        self.bad = self.strangers = 0
         # By plugin and engine: when its last batch came, monotonic, and until when it told, unix
         # ns by our clock. A batch may be on its way for long where the machine is busy.
         self.heard: dict[tuple[str, int], tuple[float, int]] = {}
+        self.spans_without_token = spans_without_token
+        self.decoding = threading.Lock()  # bodies are inflated and read one at a time
         self._ahead: dict[tuple[str, int], int] = {}  # a sender's clock before ours, ns
         self._next_row: dict[tuple[str, int], int] = {}  # of each engine of a plugin
         self._lock = threading.Lock()
+        self._token = shared_token()
+        _give_large_blocks_back()
+        check_open(host, "--listen", spans_without_token)
         try:
-            self._server = _Server((host, port), _Handler, self)
+            self._server = HttpListener((host, port), self)
         except (OSError, OverflowError) as error:
             why = getattr(error, "strerror", None) or error
             raise EngineError(
                 f"--listen {host}:{port}: cannot listen there ({why}); name another port"
             ) from None
         self.host, self.port = host, int(self._server.server_address[1])
+        self._local = is_loopback(str(self._server.server_address[0]))
         self._thread = threading.Thread(
             target=self._server.serve_forever,
             kwargs={"poll_interval": 0.1},
@@ -77,11 +98,35 @@ class Receiver:
         self._thread.start()
 
     def close(self) -> None:
-        """Stop; what has come can still be taken."""
+        """Stop, whatever connections are open; what has come can still be taken."""
         if self._thread.ident is not None:
             self._server.shutdown()
             self._thread.join(5.0)
         self._server.server_close()
+        self._server.end_all()
+
+    def knows(self, authorization: str | None, *, spans: bool) -> bool:
+        """Whether a sender may send: it has the token, or needs none. Others are counted."""
+        if spans and self.spans_without_token:
+            return True
+        scheme, _, token = (authorization or "").partition(" ")
+        told = token.strip().encode("utf-8", "surrogateescape")
+        if scheme.lower() == "bearer" and hmac.compare_digest(told, self._token.encode()):
+            return True
+        with self._lock:
+            self.strangers += 1
+        return False
+
+    def is_called(self, host: str) -> bool:
+        """Whether a sender names us as those on this machine do; a rebound name is another.
+
+        Where others on the network may send, by whatever name, the token alone decides.
+        """
+        try:
+            name = urlsplit(f"//{host}").hostname or ""
+            return not self._local or name in {"localhost", self.host.lower()} or _is_local(name)
+        except ValueError:
+            return False
 
     def refuse(self) -> None:
         """Count a request that was answered 4xx, or as gRPC says it."""
@@ -105,155 +150,58 @@ class Receiver:
             self.spans.extend(found.spans)
             self.received += len(found.spans)
             self.others += found.others
+            self.bad += found.bad
             return True
 
     def put_batch(self, batch: Batch) -> bool:
         """Keep what is new in a batch of steps; False when there is no room."""
+        key = batch.instance, batch.engine
         with self._lock:
-            if len(self.batches) >= 1_000:
+            rows = sum(len(each.rows) for each in self.batches) + len(batch.rows)
+            known = key in self.heard or len(self.heard) < MOST_PLUGINS
+            if len(self.batches) >= MOST_BATCHES or rows > MOST_HELD or not known:
                 self.overflowed += 1
                 return False
             self._leave_out_known(batch)
-            key, made, batch.ahead = (batch.instance, batch.engine), now_ns(), None
-            if key in self.heard or len(self.heard) < MOST_PLUGINS:
-                if batch.now is not None:
-                    ahead = batch.now - made  # less what the way took
-                    batch.ahead = self._ahead[key] = max(self._ahead.get(key, ahead), ahead)
-                    made = batch.now - batch.ahead
-                self.heard[key] = time.monotonic(), made
+            made, batch.ahead = now_ns(), None
+            if batch.now is not None:
+                ahead = batch.now - made  # less what the way took
+                batch.ahead = self._ahead[key] = max(self._ahead.get(key, ahead), ahead)
+                made = batch.now - batch.ahead
+            self.heard[key] = time.monotonic(), made
             self.batches.append(batch)
             return True
 
     def _leave_out_known(self, batch: Batch) -> None:
         """Take from a batch the rows that came before: its sender had no answer in time."""
+        if batch.first is None:
+            return
         key = batch.instance, batch.engine
         known = self._next_row.get(key, 0)
-        if batch.first is None or (not known and len(self._next_row) >= MOST_PLUGINS):
-            return
         self._next_row[key] = max(known, batch.first + len(batch.rows))
         batch.rows = batch.rows[max(known - batch.first, 0) :]
 
 
-class _Server(HTTPServer):
-    """A thread per connection, so many at most; the next ones are closed at once."""
-
-    request_queue_size = 128
-
-    def __init__(self, address: tuple[str, int], handler: Any, receiver: Receiver) -> None:
-        self.receiver = receiver
-        self._free = threading.Semaphore(MOST_CONNECTIONS)
-        if ":" in address[0]:
-            self.address_family = socket.AF_INET6
-        super().__init__(address, handler)
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        if not self._free.acquire(blocking=False):
-            self.shutdown_request(request)
-            return
-        threading.Thread(
-            target=self._serve, args=(request, client_address), name="ttscope-otlp", daemon=True
-        ).start()
-
-    def _serve(self, request: Any, client_address: Any) -> None:
-        try:
-            self.finish_request(request, client_address)
-        except Exception:  # a connection that breaks is its sender's affair
-            pass
-        finally:
-            self.shutdown_request(request)
-            self._free.release()
+def check_open(host: str, option: str, spans_without_token: bool) -> None:
+    """Raise UsageError where others on the network could send spans without the token."""
+    if spans_without_token and not is_loopback(host):
+        raise UsageError(
+            f"{option} {host}: others on the network reach it, so the token is needed; leave out "
+            "--spans-without-token"
+        )
 
 
-class _Refused(Exception):
-    def __init__(self, status: int, why: str) -> None:
-        super().__init__(why)
-        self.status = status
-
-
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    server_version, sys_version = "ttscope", ""
-    timeout = _IDLE_S
-    disable_nagle_algorithm = True  # else a sender that keeps its connection waits 40 ms an answer
-    server: _Server
-
-    def do_POST(self) -> None:
-        receiver = self.server.receiver
-        try:
-            body = self._body()
-            kind = self.headers.get("Content-Type", "").partition(";")[0].strip().lower()
-            if self.path == TRACES:
-                taken = receiver.put_spans(_read(kind, body))
-            elif self.path == STEPS_PATH:
-                taken = receiver.put_batch(_read_steps(kind, body))
-            else:
-                raise _Refused(404, "only /v1/traces is received here")
-            if not taken:
-                raise _Refused(503, "no room now; send it again")
-        except _Refused as error:
-            if error.status != 503:
-                receiver.refuse()
-            self._answer(error.status, json.dumps({"message": str(error)}).encode(), _JSON)
-            return
-        self._answer(200, b"" if kind == _PROTOBUF else b"{}", kind)
-
-    def _body(self) -> bytes:
-        length = self.headers.get("Content-Length", "")
-        if not length.isdecimal():
-            self.close_connection = True
-            raise _Refused(411, "needs a Content-Length")
-        if int(length) > MOST_BODY_BYTES:
-            self.close_connection = True
-            raise _Refused(413, f"more than {MOST_BODY_BYTES:,} bytes")
-        body = self.rfile.read(int(length))
-        if len(body) < int(length):
-            self.close_connection = True
-            raise _Refused(400, "the body ended early")
-        encoding = self.headers.get("Content-Encoding", "identity").strip().lower()
-        if encoding == "identity":
-            return body
-        if encoding != "gzip":
-            raise _Refused(415, "Content-Encoding must be gzip or absent")
-        inflate = zlib.decompressobj(wbits=31)
-        try:
-            body = inflate.decompress(body, MOST_INFLATED_BYTES)
-        except zlib.error:
-            raise _Refused(400, "damaged gzip data") from None
-        if inflate.unconsumed_tail:
-            raise _Refused(413, f"more than {MOST_INFLATED_BYTES:,} bytes inflated")
-        if not inflate.eof:
-            raise _Refused(400, "gzip data end early")
-        return body
-
-    def _answer(self, status: int, body: bytes, kind: str) -> None:
-        self.send_response(status)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(body)))
-        if status == 503:
-            self.send_header("Retry-After", "1")
-        if self.close_connection:
-            self.send_header("Connection", "close")
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: Any) -> None:
-        """Say nothing: a path may hold what it should not."""
-
-
-def _read(kind: str, body: bytes) -> Received:
-    readers: dict[str, Callable[[bytes], Received]] = {_PROTOBUF: read_protobuf, _JSON: read_json}
-    if kind not in readers:
-        raise _Refused(415, f"Content-Type must be {_PROTOBUF} or {_JSON}")
+def _is_local(name: str) -> bool:
     try:
-        return readers[kind](body)
-    except (ValueError, OverflowError):
-        raise _Refused(400, "not an OTLP trace request") from None
-
-
-def _read_steps(kind: str, body: bytes) -> Batch:
-    if kind != _JSON:
-        raise _Refused(415, f"Content-Type must be {_JSON}")
-    try:
-        return read_batch(body)
+        return ipaddress.ip_address(name).is_loopback
     except ValueError:
-        raise _Refused(400, "not a batch of steps") from None
+        return False
+
+
+def _give_large_blocks_back() -> None:
+    """Have the C library give large blocks back at once, where it can be asked to.
+
+    By itself glibc keeps for every thread what that thread's largest body took.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 1 << 18)

@@ -9,6 +9,9 @@ import pytest
 # As the engine sets it: numba refuses another number of threads once it has started some.
 os.environ.setdefault("NUMBA_NUM_THREADS", "1")
 
+# So that receivers, plugins and servers of the tests know each other, and the user's file is left.
+os.environ["TTSCOPE_TOKEN"] = "a-token-of-the-tests-and-of-nobody"
+
 SHARED = Path(__file__).parent.parent.parent / "shared"
 
 

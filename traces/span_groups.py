@@ -19,7 +19,8 @@ from traces.otlp import GenSpan
 
 SETTLE_S = 8.0  # exporters send every 5 s
 MOST_GROUPS = 20_000  # that are open or remembered
-MOST_CLIENTS = 50_000  # client spans that are remembered
+MOST_HELD = 40_000  # spans of them; the oldest groups are given up first
+MOST_CLIENTS = 20_000  # client spans, requests and parents that are remembered
 MOST_KNOWN = 50_000  # spans that are known if an exporter sends them again
 MOST_CHILDREN = 4_096  # of one parent; a parent of more is no question
 Row = dict[str, Any]
@@ -121,14 +122,16 @@ class SpanGroups:
         samples: list[Row] = []
         settled = self._clock() - SETTLE_S
         surplus = len(self._groups) - MOST_GROUPS
+        held = sum(len(group.spans) for group in self._groups.values())
         for index, group in enumerate(list(self._groups.values())):
-            old = index < surplus
+            old = index < surplus or held > MOST_HELD
             if not (everything or old or group.touched <= settled):
                 break  # the others were touched later
             before = self._is_before(group)
             if len(group.spans) > group.written and not before:
                 self._write(group, problems, samples)
             if old:
+                held -= len(group.spans)
                 self._forgotten += len(group.spans) if before else 0
                 del self._groups[group.key]
         return problems, samples

@@ -38,6 +38,13 @@ def attach(
             metavar="[HOST:]PORT", help="Receive spans over gRPC: 4317; needs the extra grpc."
         ),
     ] = None,
+    spans_without_token: Annotated[
+        bool,
+        typer.Option(
+            "--spans-without-token",
+            help="Opens the recording to every user of this machine: spans need no token.",
+        ),
+    ] = False,
     kernels: Annotated[
         Path | None,
         typer.Option(metavar="FOLDER", help="Open profiler windows; the servers' traces lie here."),

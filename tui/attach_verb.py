@@ -67,14 +67,24 @@ def _number(text: str) -> float | int | str:
     return text
 
 
+MOST_SUMMED_UP = 1_000  # problems, after SIGTERM: who sends it waits for the end, not for numbers
+
+
+class Stop(threading.Event):
+    """Set by a signal; `terminated` says that it was SIGTERM."""
+
+    terminated = False
+
+
 @contextmanager
-def ended_by_signal() -> Iterator[threading.Event]:
+def ended_by_signal() -> Iterator[Stop]:
     """Give an event that Ctrl-C or SIGTERM set; a second one ends at once."""
-    stop = threading.Event()
+    stop = Stop()
 
     def end(number: int, _: Any) -> None:
         if stop.is_set():
             raise KeyboardInterrupt
+        stop.terminated = number == signal.SIGTERM
         stop.set()
 
     before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -138,7 +148,7 @@ def run_attach(
     if (folder / "recording.json").exists():
         raise UsageError(f"-o {folder}: already holds a recording; name another folder")
     policy = None if posed is None else posed.make_policy()
-    line, own_traces = LiveLine(), set[str]()
+    line, own_traces, terminated = LiveLine(), set[str](), False
     with ExitStack() as stack:
         stack.callback(line.end)
         attached = attach_to(
@@ -161,11 +171,15 @@ def run_attach(
                 on_tick=line,
                 price_usd_per_device_hour=wanted.price,
             )
+            terminated = stop.terminated
         else:
             engine = _engine_of(deployment, wanted.model, posed, own_traces)
             stack.callback(engine.close)
             _pose(deployment, wanted, posed, policy, engine, folder, line, probes)
-    print_show([folder], price=None, as_json=as_json)
+    if terminated and Recording.open(folder).problems.height > MOST_SUMMED_UP:
+        print(f"ended by SIGTERM: ttscope show {folder} sums it up", file=sys.stderr)
+    else:
+        print_show([folder], price=None, as_json=as_json)
     if not as_json:
         print(f"kept in {folder}")
     if not Recording.open(folder).complete:

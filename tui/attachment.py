@@ -41,6 +41,7 @@ class Attachment:
     reconnect: bool = True
     listen: tuple[str, int] | None = None
     listen_grpc: tuple[str, int] | None = None
+    spans_without_token: bool = False
     kernels: Path | None = None  # where the servers' profiler writes
     plan: ServerPlan | None = None
     yes: bool = False
@@ -81,6 +82,8 @@ def attachment_of(given: Mapping[str, Any]) -> Attachment:
         raise UsageError(f"--on-loss {on_loss}: wait or end")
     if price is not None and not price > 0:
         raise UsageError(f"--price must be above 0, not {price}")
+    if given["spans_without_token"] and listen is None and listen_grpc is None:
+        raise UsageError("--spans-without-token: nobody listens; add --listen or --listen-grpc")
     return Attachment(
         accesses=tuple(Access.of(url, headers) for url in given["urls"]),
         model=given["model"],
@@ -90,6 +93,7 @@ def attachment_of(given: Mapping[str, Any]) -> Attachment:
         reconnect=on_loss == "wait",
         listen=None if listen is None else parse_listen(listen),
         listen_grpc=None if listen_grpc is None else parse_listen(listen_grpc, "--listen-grpc"),
+        spans_without_token=given["spans_without_token"],
         kernels=given["kernels"],
         plan=ServerPlan.parse(given["kernel_windows"]),
         yes=given["yes"],
@@ -177,7 +181,9 @@ def _listening(stack: ExitStack, wanted: Attachment, say: Callable[[str], None])
 
     if not wanted.listens:
         return None
-    receiver = Receiver(*(wanted.listen or ("127.0.0.1", 0)))
+    receiver = Receiver(
+        *(wanted.listen or ("127.0.0.1", 0)), spans_without_token=wanted.spans_without_token
+    )
     stack.callback(receiver.close)
     hosts = [receiver.host]
     if wanted.listen_grpc is not None:
@@ -189,7 +195,7 @@ def _listening(stack: ExitStack, wanted: Attachment, say: Callable[[str], None])
         hosts.append(listener.host)
     receiver.start()
     for host in sorted(set(hosts) - {"127.0.0.1", "::1", "localhost"}):
-        say(f"listening on {host}: others on the network can send here")
+        say(f"listening on {host}: others on the network who have the token can send here")
     return receiver
 
 

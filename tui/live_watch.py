@@ -32,8 +32,18 @@ SHOWN_S = 60.0  # of engine steps
 READ_S = 2.0  # between looks into the recording
 MOST_PROBLEMS = 200
 HERE = (  # options of `ttscope attach` that the screen takes
-    *("listen", "listen_grpc", "kernels", "kernel_windows", "yes", "gpus", "duration", "period"),
-    *("on_loss", "model", "tensor_parallel_size", "api_key_env", "api_key_file", "header", "price"),
+    *("listen", "listen_grpc", "spans_without_token", "kernels", "kernel_windows", "yes", "gpus"),
+    *(
+        "duration",
+        "period",
+        "on_loss",
+        "model",
+        "tensor_parallel_size",
+        "api_key_env",
+        "api_key_file",
+        "header",
+        "price",
+    ),
 )
 
 

@@ -5,10 +5,12 @@ import json
 import math
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +25,7 @@ from profiler.attach import watch
 from profiler.deployment import Deployment
 from profiler.scraper import Page, Scraper
 from tests.profiler.metrics_server import metrics_server
+from tests.profiler.servers import free_port
 from traces.deployment import numbers_in, window_of
 from traces.errors import EngineError, UsageError
 from traces.exposition import Series
@@ -363,6 +366,26 @@ def test_a_signal_ends_the_verb_well(server, tmp_path, number):
     assert "tok/s" in err or "no answer yet" in err
 
 
+def test_sigterm_ends_it_soon_whatever_connections_are_open(server, tmp_path):
+    port = free_port()
+    command = run(server.url, "--listen", str(port), "-o", str(tmp_path / "r"), "--json")
+    root = Path(__file__).parent.parent.parent
+    with ExitStack() as stack:
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=root
+        )
+        while process.poll() is None and not list(tmp_path.glob("r/scrapes-*.parquet")):
+            time.sleep(0.05)
+        for number in range(80):
+            held = stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+            held.sendall(b"POST /v1/traces HTTP/1.1\r\n"[: number % 25])
+        begun = time.monotonic()
+        process.terminate()
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert time.monotonic() - begun < 10  # 3 s; others may use this machine
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "told"),
     [
@@ -372,6 +395,12 @@ def test_a_signal_ends_the_verb_well(server, tmp_path, number):
         (["http://127.0.0.1:1", "--on-loss", "cry"], 2, "wait or end"),
         (["http://127.0.0.1:1", "http://127.0.0.1:1/v1"], 2, "named twice"),
         (["http://127.0.0.1:1", "--workload", "demo", "--passive"], 2, "exclude"),
+        (["http://127.0.0.1:1", "--spans-without-token"], 2, "nobody listens"),
+        (
+            ["http://127.0.0.1:1", "--listen", "0.0.0.0:0", "--spans-without-token"],
+            2,
+            "others on the network reach it",
+        ),
         (["http://127.0.0.1:1", "--workload", "demo", "--rule", "window"], 2, "NAME=VALUE"),
     ],
 )

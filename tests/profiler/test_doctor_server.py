@@ -18,6 +18,7 @@ def test_a_server_with_metrics():
         assert found["speculation"].present is None
         assert found["FLOPs, bytes"].needs == "--enable-mfu-metrics"
         assert "http/protobuf" in found["spans"].needs
+        assert 'HEADERS="authorization=Bearer%20$TTSCOPE_TOKEN"' in found["spans"].needs
         assert "TTSCOPE_PLUGIN" in found["steps (plugin)"].needs
         assert found["profiler"].present is None
         assert {path for path, _, _ in state.asked} == {

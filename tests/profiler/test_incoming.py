@@ -18,6 +18,7 @@ from tests.profiler.test_receiver import raw_steps
 from tests.traces.test_otlp import T0, request, span
 from traces.otlp import read_json
 from traces.recording import Recording
+from traces.schema import EngineConfig
 
 
 @pytest.fixture
@@ -225,7 +226,7 @@ def test_a_configuration_is_taken_over_whenever_it_comes(receiver, tmp_path, lat
         if late:
             receiver.put_batch(batch(STEP | {"end": now, "kv_usage": 0.5}, **more))
             time.sleep(0.1)
-        more["config"] = config
+        more["config"] = EngineConfig.from_json(config)
         receiver.put_batch(batch(STEP | {"end": now + 1, "kv_usage": 0.5}, **more))
 
     recording, _ = watched(tmp_path / "r", receiver, "1.7e+09", during=send)
@@ -235,3 +236,53 @@ def test_a_configuration_is_taken_over_whenever_it_comes(receiver, tmp_path, lat
     assert set(recording.frame("scrapes")["engine"]) == {key}
     assert recording.engine_key(engine) == key
     assert recording.steps["kv_blocks"].to_list()[-1] == 50
+
+
+def test_what_was_refused_is_told_in_the_recording(receiver, tmp_path):
+    def send(_):
+        assert not receiver.knows("Bearer canary", spans=True)
+        receiver.refuse()
+        bad = span(1, gen_ai__usage__prompt_tokens=-1)
+        receiver.put_spans(read_json(json.dumps(request(bad, bad)).encode()))
+
+    recording, _ = watched(tmp_path / "r", receiver, "1.7e+09", during=send)
+    events = recording.frame("events")
+    (note,), (drop,) = (events.filter(kind=kind)["detail"] for kind in ("note", "drop"))
+    assert "without the token" in note
+    assert "1 requests (1 without the token), and 2 spans" in drop
+    assert "canary" not in note + drop
+
+
+def test_engines_named_by_plugins_and_spans_are_limited(receiver, tmp_path, monkeypatch):
+    monkeypatch.setattr("profiler.incoming.MOST_ENGINES", 2)
+
+    def send(_):
+        now, start = time.time_ns() + 10**10, (time.time_ns() - T0) / 1e9
+        for number in range(5):
+            row = STEP | {"end": now + number}
+            receiver.put_batch(batch(row, instance=f"i{number}", process_start_s=1.0))
+        for number in range(1, 6):
+            made = span(number, start=start, gen_ai__request__model=f"m{number}")
+            receiver.put_spans(read_json(json.dumps(request(made, service=f"s{number}")).encode()))
+
+    recording, _ = watched(tmp_path / "r", receiver, "1.7e+09", during=send)
+    assert len(recording.manifest.engines) == 3
+    assert recording.steps.height == 2
+    assert recording.manifest.dropped == {"steps": 3}
+    assert recording.samples.height == 5
+
+
+def test_problems_of_too_many_spans_are_written_before_they_settle():
+    from traces import span_groups
+
+    groups = span_groups.SpanGroups(lambda span: "e", clock=lambda: 0.0)
+    for number in range(1, span_groups.MOST_HELD // 100 + 3):
+        for made in read_json(
+            json.dumps(
+                request(*[span(number * 1000 + n, parent=number) for n in range(100)])
+            ).encode()
+        ).spans:
+            groups.add(made)
+    problems, samples = groups.drain()
+    assert (len(problems), len(samples)) == (2, 200)
+    assert groups.drain() == ([], [])

@@ -142,6 +142,48 @@ def test_what_was_taken_from_a_full_buffer_is_given_up_first(monkeypatch):
         assert made._dropped_until < (made._pending or made._ring)[0][0]
 
 
+def test_a_receiver_with_another_token_is_told_of_in_one_line_and_costs_only_rows(
+    monkeypatch, caplog, receiver
+):
+    """Steps wait; who attaches next with the token that the plugin has gets them."""
+    import profiler.plugin as module
+
+    monkeypatch.setattr(module, "_LONGEST_PAUSE_S", 0.1)
+    monkeypatch.setattr(module, "PERIOD_S", 0.05)
+    monkeypatch.setattr(module, "CAPACITY", 100)
+    monkeypatch.setenv("TTSCOPE_TOKEN", "another-token-of-nobody")
+    with caplog.at_level(logging.WARNING, "vllm.ttscope"):
+        made = logger(monkeypatch, f"http://127.0.0.1:{receiver.port}")
+        seen, deadline = step(), time.monotonic() + 20
+        while receiver.strangers < 5 and time.monotonic() < deadline:
+            made.record(*seen)
+            time.sleep(0.01)
+        for _ in range(500):
+            made.record(*seen)
+        monkeypatch.undo()  # the token is read again before each try
+        rows = [row for each in taken(receiver, 50) for row in each.rows]
+        made.on = False
+    assert len(rows) >= 50
+    (line,) = [each.message for each in caplog.records]
+    assert "another token" in line and "TTSCOPE_TOKEN" in line
+    assert "of-nobody" not in line
+    assert receiver.strangers >= 5
+
+
+def test_without_a_token_it_says_one_line_and_goes_on(monkeypatch, caplog, receiver):
+    monkeypatch.setenv("TTSCOPE_TOKEN", "short")
+    with caplog.at_level(logging.WARNING, "vllm.ttscope"):
+        made = logger(monkeypatch, f"http://127.0.0.1:{receiver.port}")
+        made.record(*step())
+        deadline = time.monotonic() + 10
+        while not caplog.records and time.monotonic() < deadline:
+            time.sleep(0.02)
+    assert made.on
+    made.on = False
+    (line,) = [each.message for each in caplog.records]
+    assert "TTSCOPE_TOKEN: holds no token" in line
+
+
 def test_every_attach_learns_the_configuration(monkeypatch):
     """Twenty of them, one after the other, at any moment between two tries of the plugin."""
     import random

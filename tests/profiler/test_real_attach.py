@@ -22,6 +22,7 @@ from profiler.deployment import Deployment
 from profiler.incoming import Incoming
 from profiler.receiver import Receiver
 from profiler.server_windows import ServerPlan, ServerWindows
+from profiler.shared_token import shared_token
 from tests.profiler.servers import NOTED, ROOT, end, free_port, launch, wait_for, with_probe
 from traces.recording import Recording
 from traces.watched import watched_engines
@@ -44,6 +45,7 @@ class Two:
         variables = {
             "TTSCOPE_PLUGIN": here,
             "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf",
+            "OTEL_EXPORTER_OTLP_HEADERS": f"authorization=Bearer%20{shared_token()}",
             "PYTHONPATH": with_probe(folder / "site", NOTED.format(path=self.noted)),
         }
         flags = [

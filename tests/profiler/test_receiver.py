@@ -11,13 +11,18 @@ import zlib
 from pathlib import Path
 
 import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 
+from profiler import http_listener
 from profiler import receiver as module
 from profiler.plugin_steps import COLUMNS, STEPS_PATH, Batch, PluginRows
 from profiler.receiver import Receiver, parse_listen
+from profiler.shared_token import shared_token
 from tests.traces.test_otlp import as_protobuf, request, span
 from traces.errors import EngineError, UsageError
+from traces.otlp import Received, protobuf_answer
 
+TOKEN = f"Bearer {shared_token()}"
 JSON, PROTOBUF = "application/json", "application/x-protobuf"
 
 
@@ -33,7 +38,7 @@ def post(receiver, body, kind=JSON, path="/v1/traces", connection=None, **header
     own = connection or http.client.HTTPConnection("127.0.0.1", receiver.port, timeout=10)
     try:
         named = {name.replace("_", "-"): value for name, value in headers.items()}
-        own.request("POST", path, body, {"Content-Type": kind, **named})
+        own.request("POST", path, body, {"Content-Type": kind, "Authorization": TOKEN} | named)
         answer = own.getresponse()
         return answer.status, answer.read()
     finally:
@@ -79,8 +84,8 @@ def test_what_is_wrong_is_refused(receiver, body, kind, path, headers, status):
 
 
 def test_sizes_are_limited_before_and_after_inflation(receiver, monkeypatch):
-    monkeypatch.setattr(module, "MOST_BODY_BYTES", 100_000)
-    monkeypatch.setattr(module, "MOST_INFLATED_BYTES", 1_000_000)
+    monkeypatch.setattr(http_listener, "MOST_BODY_BYTES", 100_000)
+    monkeypatch.setattr(http_listener, "MOST_INFLATED_BYTES", 1_000_000)
     bomb = gzip.compress(b" " * 50_000_000)
     assert len(bomb) < 100_000
     assert post(receiver, bomb, Content_Encoding="gzip")[0] == 413
@@ -91,7 +96,7 @@ def test_sizes_are_limited_before_and_after_inflation(receiver, monkeypatch):
 
 def raw(receiver, headers):
     with socket.create_connection(("127.0.0.1", receiver.port), timeout=10) as connection:
-        start = b"POST /v1/traces HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        start = b"POST /v1/traces HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         connection.sendall(start + headers + b"\r\n")
         return connection.recv(1000)
 
@@ -106,22 +111,194 @@ def test_what_does_not_fit_is_sent_again_later(receiver, monkeypatch):
     assert (receiver.overflowed, receiver.refused) == (1, 0)
 
 
-def test_connections_are_limited_and_come_free_again(receiver, monkeypatch):
+def opened(receiver, sent=b""):
+    made = socket.create_connection(("127.0.0.1", receiver.port), timeout=10)
+    made.sendall(sent)
+    return made
+
+
+def ended(connection):
+    """Wait until the other side has ended a connection."""
+    connection.settimeout(10)
+    try:
+        while connection.recv(65536):
+            pass
+    except ConnectionError:
+        pass
+    connection.close()
+
+
+HEAD = b"POST /v1/traces HTTP/1.1\r\nHost: localhost\r\nAuthorization: " + TOKEN.encode() + b"\r\n"
+BODY = HEAD + b"Content-Type: application/json\r\nContent-Length: 8000000\r\n\r\n"
+
+
+@pytest.mark.parametrize("sent", [b"", b"POST /v1/tr", HEAD, BODY, BODY + b"{" * 100_000])
+def test_connections_that_keep_it_waiting_give_way(receiver, sent):
     body = json.dumps(request(span(1))).encode()
-    held = [socket.create_connection(("127.0.0.1", receiver.port)) for _ in range(64)]
-    time.sleep(0.3)
-    with pytest.raises((http.client.HTTPException, OSError)):
-        post(receiver, body)
+    held = [opened(receiver, sent) for _ in range(3 * http_listener.MOST_CONNECTIONS)]
+    for _ in range(5):
+        assert post(receiver, body)[0] == 200
+    for each in held[: 2 * http_listener.MOST_CONNECTIONS]:  # the oldest
+        ended(each)
     for each in held:
         each.close()
-    deadline = time.monotonic() + 5
-    while time.monotonic() < deadline:
-        try:
-            assert post(receiver, body)[0] == 200
-            return
-        except (http.client.HTTPException, OSError):
+
+
+def test_a_connection_that_has_sent_something_good_stays(receiver):
+    body = json.dumps(request(span(1))).encode()
+    connection = http.client.HTTPConnection("127.0.0.1", receiver.port, timeout=10)
+    assert post(receiver, body, connection=connection)[0] == 200
+    own = connection.sock
+    held = [opened(receiver) for _ in range(2 * http_listener.MOST_CONNECTIONS)]
+    ended(held[0])
+    assert post(receiver, body, connection=connection)[0] == 200
+    assert connection.sock is own
+    for each in [connection, *held]:
+        each.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "sent"), [("HEAD_S", b""), ("HEAD_S", b"POST /v1/tr"), ("BODY_S", BODY + b"{")]
+)
+def test_a_head_and_a_body_have_their_time_however_they_drip(receiver, monkeypatch, name, sent):
+    monkeypatch.setattr(http_listener, name, 0.5)
+    connection, begun = opened(receiver, sent), time.monotonic()
+    with pytest.raises(OSError):
+        while time.monotonic() < begun + 20:
+            connection.sendall(b"x")
             time.sleep(0.05)
-    pytest.fail("no connection came free")
+    assert 0.4 < time.monotonic() - begun < 5
+    connection.close()
+
+
+def test_a_head_is_limited(receiver):
+    for sent in (
+        b"POST /" + b"x" * 20_000,
+        HEAD + b"X: " + b"x" * 20_000,
+        HEAD + b"X: y\r\n" * 9_000,
+    ):
+        with opened(receiver) as connection:
+            try:
+                connection.sendall(sent)
+            except ConnectionError:
+                continue
+            assert connection.recv(100)[:12] in {b"", b"HTTP/1.1 431"}
+
+
+def test_bodies_on_their_way_are_limited_together(receiver, monkeypatch):
+    monkeypatch.setattr(http_listener, "MOST_FLYING_BYTES", 1_000_000)
+    held = [opened(receiver, BODY + b"{" * 300_000) for _ in range(9)]
+    assert post(receiver, b"{}" + b" " * 700_000)[0] == 200
+    for each in held[:6]:
+        ended(each)
+    assert post(receiver, b" " * 1_100_000)[0] == 503
+    for each in held:
+        each.close()
+
+
+def test_it_closes_at_once_whatever_is_open(receiver):
+    held = [opened(receiver, sent) for sent in (b"", HEAD, BODY) * 10]
+    begun = time.monotonic()
+    receiver.close()
+    for each in held:
+        ended(each)
+    assert time.monotonic() - begun < 3
+
+
+@pytest.mark.parametrize("path", ["/v1/traces", STEPS_PATH, "/elsewhere"])
+@pytest.mark.parametrize(
+    "told", ["", "Bearer", "Bearer no", "Basic x", TOKEN[:-1], TOKEN + "x", "\xe9"]
+)
+def test_without_the_token_nothing_is_taken(receiver, path, told):
+    status, said = post(receiver, b"{}" * 1_000_000, path=path, Authorization=told)
+    assert (status, receiver.strangers, receiver.refused) == (401, 1, 1)
+    assert b"TTSCOPE_TOKEN" in said
+    assert TOKEN.encode() not in said
+
+
+def test_spans_but_no_steps_are_taken_without_the_token_where_asked():
+    made = Receiver("127.0.0.1", 0, spans_without_token=True)
+    made.start()
+    try:
+        assert post(made, json.dumps(request(span(1))).encode(), Authorization="")[0] == 200
+        assert post(made, b"{}", path=STEPS_PATH, Authorization="")[0] == 401
+    finally:
+        made.close()
+    for host in ("0.0.0.0", "::"):
+        with pytest.raises(UsageError, match="others on the network reach it"):
+            Receiver(host, 0, spans_without_token=True)
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Origin": "https://evil.example"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Host": "evil.example"}, 403),
+        ({"Host": "127.0.0.1.evil.example:4318"}, 403),
+        ({"Host": "192.168.1.1"}, 403),
+        ({"Host": "["}, 403),
+        ({"Host": ""}, 403),
+        ({"Host": "localhost:99"}, 200),
+        ({"Host": "LOCALHOST"}, 200),
+        ({"Host": "[::1]:4318"}, 200),
+        ({"Host": "127.0.0.2"}, 200),
+    ],
+)
+def test_pages_of_a_browser_and_names_that_were_rebound_are_refused(receiver, headers, status):
+    assert post(receiver, b"{}", **headers)[0] == status
+
+
+def test_whoever_reaches_us_by_the_network_needs_the_token_by_whatever_name():
+    made = Receiver("0.0.0.0", 0)
+    made.start()
+    try:
+        assert post(made, b"{}", Host="gpu7:4318")[0] == 200
+        assert post(made, b"{}", Host="gpu7:4318", Authorization="Bearer no")[0] == 401
+    finally:
+        made.close()
+
+
+def test_lengths_that_are_told_twice_or_in_pieces_are_refused(receiver):
+    for more in (
+        b"Content-Length: 2\r\nContent-Length: 9\r\n",
+        b"Transfer-Encoding: chunked\r\nContent-Length: 2\r\n",
+        b"Content-Length: " + b"9" * 5_000 + b"\r\n",
+        b"Content-Length: +2\r\n",
+    ):
+        assert raw(receiver, more).startswith(b"HTTP/1.1 411")
+
+
+def test_good_spans_are_kept_beside_bad_ones_which_are_counted(receiver):
+    bad = span(2, gen_ai__usage__prompt_tokens=-1)
+    partial = {"partialSuccess": {"rejectedSpans": "1"}}
+    document = request(span(1), bad)
+    status, said = post(receiver, json.dumps(document).encode())
+    assert (status, json.loads(said)) == (200, partial)
+    status, said = post(receiver, as_protobuf(document), PROTOBUF)
+    answer = ExportTraceServiceResponse.FromString(said)
+    assert (status, answer.partial_success.rejected_spans) == (200, 1)
+    assert post(receiver, json.dumps(request(bad)).encode())[0] == 400
+    assert (receiver.received, receiver.bad, receiver.refused) == (2, 3, 1)
+    assert (
+        protobuf_answer(Received(bad=70_000))
+        == ExportTraceServiceResponse(
+            partial_success={"rejected_spans": 70_000}
+        ).SerializeToString()
+    )
+
+
+def test_plugins_and_their_rows_are_limited(receiver, monkeypatch):
+    monkeypatch.setattr(module, "MOST_PLUGINS", 2)
+    monkeypatch.setattr(module, "MOST_HELD", 3)
+
+    def put(instance, rows):
+        told = raw_steps(*[{"end": 1, "running": 1}] * rows)
+        return receiver.put_batch(Batch(v=1, instance=instance, engine=0, columns=[], rows=told))
+
+    assert [put("a", 2), put("b", 1), put("b", 1)] == [True, True, False]
+    receiver.take_batches()
+    assert [put("c", 1), put("a", 3)] == [False, True]
 
 
 def memory_mb():
@@ -130,8 +307,8 @@ def memory_mb():
 
 
 def test_ten_thousand_malformed_bodies(receiver):
-    good = json.dumps(request(*[span(n) for n in range(20)])).encode()
-    proto, draw = as_protobuf(request(*[span(n) for n in range(20)])), random.Random(1)
+    good = json.dumps(request(*[span(n) for n in range(1, 21)])).encode()
+    proto, draw = as_protobuf(request(*[span(n) for n in range(1, 21)])), random.Random(1)
     statuses, before = set(), None
     connection = http.client.HTTPConnection("127.0.0.1", receiver.port, timeout=10)
     for number in range(10_000):

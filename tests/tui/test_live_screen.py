@@ -127,7 +127,7 @@ def test_targets(monkeypatch):
         ("a --what", "No such option: --what"),
         ("a --n 8", "--n: not here"),
         ("a -o b", "--output: not here"),
-        ("a --help", "here are --listen, --listen-grpc, --kernels"),
+        ("a --help", "here are --listen, --listen-grpc, --spans-without-token"),
         ("'a", "quotation"),
     ):
         with pytest.raises(UsageError, match=told):
