@@ -35,6 +35,7 @@ def main() -> NoReturn:
     """Run the command line; the one place where errors become exit codes."""
     from traces.errors import TtscopeError
 
+    os.environ["PYTHONSAFEPATH"] = "1"  # no child imports from the folder that the user stands in
     code: Any = None
     try:
         code = app(standalone_mode=False)
