@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,6 +25,7 @@ from traces.errors import UsageError
 from traces.spans import RecordingSpanProcessor
 
 _FLUSH_MS = 5_000
+_LAST_S, _HURRY_S = 15.0, 1.0
 _NS_PER_S = 1e9
 _EXPORT_MS = 10_000  # between exports of metrics, unless OTEL_METRIC_EXPORT_INTERVAL says
 
@@ -144,8 +146,16 @@ class Telemetry:
             for position, count in enumerate(row["accepted"] or ()):
                 self._accepted.add(count, engine | {"position": position})
 
-    def close(self) -> None:
-        """Export what is left, within a few seconds."""
+    def close(self, *, hurry: bool = False) -> None:
+        """Export what is left, within 15 s, or 1 s in a hurry.
+
+        The exporter does not keep to times itself while its endpoint does not answer.
+        """
+        last = threading.Thread(target=self._export_rest, name="ttscope-otlp", daemon=True)
+        last.start()
+        last.join(_HURRY_S if hurry else _LAST_S)
+
+    def _export_rest(self) -> None:
         self._traces.force_flush(_FLUSH_MS)
         self._traces.shutdown()
         if self._metrics is not None:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -176,10 +177,21 @@ def run_record(
 
 
 @contextlib.contextmanager
-def says_what_is_kept(folder: Path) -> Iterator[None]:
-    """Turn Ctrl-C into `Interrupted`, once something of the recording in `folder` is there."""
+def sigterm_as_ctrl_c() -> Iterator[None]:
+    """Have SIGTERM, by which a service or a job is ended, interrupt as Ctrl-C does."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def says_what_is_kept(folder: Path) -> Iterator[None]:
+    """Turn Ctrl-C and SIGTERM into `Interrupted`, once something of the recording is there."""
+    try:
+        with sigterm_as_ctrl_c():
+            yield
     except KeyboardInterrupt:
         if not (folder / NAME).exists():
             raise
@@ -195,14 +207,15 @@ def run_shown(
 ) -> list[Outcome]:
     """Run a plan into `folder` and show its progress.
 
-    Raises Interrupted on Ctrl-C; `again` is what goes on with the rest.
+    Raises Interrupted on Ctrl-C and SIGTERM; `again` is what goes on with the rest.
     """
     from profiler.sweep import finished, run_plan
 
     with progress_bar() as bar:
         listen = sweep_progress(bar, plan, at_a_time=runner is not None)
         try:
-            return run_plan(plan, folder, on_line=listen, runner=runner)
+            with sigterm_as_ctrl_c():
+                return run_plan(plan, folder, on_line=listen, runner=runner)
         except KeyboardInterrupt:
             jobs = [job for group in plan for job in group.jobs]
             kept = sum(finished(folder / job.name) for job in jobs)
