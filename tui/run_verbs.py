@@ -20,6 +20,7 @@ from traces.recording import Recording
 from traces.schema import Policy, Speculative
 from tui.formats import counted
 from tui.progress import progress_bar, sweep_progress
+from tui.terminal_text import say, say_json
 
 if TYPE_CHECKING:
     from profiler.sweep import EngineJobs, Outcome, Runner
@@ -143,13 +144,13 @@ def run_record(
             kernels=kernels,
         )
         if options.endpoint is not None and options.tensor_parallel_size is None:
-            print(
+            say(
                 "ttscope: the server does not tell its tensor_parallel_size; taken as 1 "
                 "(say it with --tensor-parallel-size)",
                 file=sys.stderr,
             )
         for note in getattr(engine, "notes", ()):
-            print(f"ttscope: {note}", file=sys.stderr)
+            say(f"ttscope: {note}", file=sys.stderr)
         bar.update(task, description=f"{engine.config.model} {policy.label()}")
         with says_what_is_kept(folder), contextlib.closing(engine):
             record(
@@ -172,8 +173,8 @@ def run_record(
         print_show([folder], price=None, as_json=as_json, out=out)
         if not as_json:
             for line in checkpoint_lines(read_manifest(folder).checkpoints):
-                print(line, file=out)
-            print(f"kept in {folder}", file=out)
+                say(line, file=out)
+            say(f"kept in {folder}", file=out)
 
 
 @contextlib.contextmanager
@@ -248,11 +249,11 @@ def run_sweep(
         document = [
             {"recording": str(o.path), "error": o.error, "skipped": o.skipped} for o in outcomes
         ]
-        print(json.dumps({"outcomes": document}, indent=1))
+        say_json({"outcomes": document})
     else:
         for outcome in outcomes:
             state = "failed" if outcome.error else "kept before" if outcome.skipped else "kept"
-            print(f"{state:<12}{outcome.path}")
+            say(f"{state:<12}{outcome.path}")
     if failed:
         raise TtscopeError(
             f"{len(failed)} of {len(outcomes)} runs failed; the first, {failed[0].name}: "

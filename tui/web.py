@@ -25,6 +25,7 @@ from aiohttp.typedefs import Handler
 from textual_serve.server import Server
 
 from traces.errors import EngineError
+from tui.terminal_text import say
 
 PORT = 8080
 _END_S = 2.0  # that open pages have to end their apps
@@ -146,5 +147,5 @@ def serve(arguments: Sequence[str], host: str, port: int) -> None:
         sock=listener,
         access_log=None,
         shutdown_timeout=_END_S,
-        print=lambda _: print(f"ttscope on {url}  (Ctrl-C ends it)", flush=True),
+        print=lambda _: say(f"ttscope on {url}  (Ctrl-C ends it)", flush=True),
     )
