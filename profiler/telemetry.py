@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import secrets
 import threading
 from collections.abc import Mapping
@@ -20,6 +21,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.id_generator import IdGenerator
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 
+from profiler.access import without_secrets
 from traces import attributes as names
 from traces.errors import UsageError
 from traces.spans import RecordingSpanProcessor
@@ -63,7 +65,13 @@ def _standard_endpoint(signal: str) -> str | None:
 def check_settings(otlp: str | None) -> None:
     """Raise UsageError for telemetry settings under which no run can be kept."""
     if otlp is not None and not otlp.startswith(("http://", "https://")):
-        raise UsageError(f"--otlp {otlp}: give an OTLP/HTTP URL such as http://localhost:4318")
+        shown = without_secrets(otlp)
+        raise UsageError(f"--otlp {shown}: give an OTLP/HTTP URL such as http://localhost:4318")
+    if otlp is not None and re.search("[@?#]", otlp):
+        raise UsageError(
+            f"--otlp {without_secrets(otlp)}: give no password and no query in it; "
+            "OTEL_EXPORTER_OTLP_HEADERS is for keys"
+        )
     if os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
         raise UsageError(
             "OTEL_SDK_DISABLED=true: recordings are kept through the OpenTelemetry SDK; "
