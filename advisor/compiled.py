@@ -3,6 +3,10 @@
 numba looks only at the file of a cached function itself, not at those of the functions it calls:
 code of an older version could be run. So the folder of the cache is named after the text of all
 files that hold compiled code.
+
+To load a cache is to run what it holds. So it is used only where nobody else can write to it, and
+numba's settings do not come from a file in the working folder. Else functions are compiled in
+memory, in every process.
 """
 
 from __future__ import annotations
@@ -11,7 +15,7 @@ import gc
 import hashlib
 import os
 import shutil
-import tempfile
+import stat
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 import numba
 import numpy as np
 from numba import njit
+from numba.core import config
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import Compiler
 
@@ -35,6 +40,60 @@ else:
 
 UNUSED_S: Final = 30 * 86400  # after which the code of another version is deleted
 _PARTS_TRIED: Final = ((0, 61), (0, 65))  # versions of numba; others compile as numba does
+
+
+def private(folder: Path) -> bool:
+    """Return whether only this user and root can put files into a folder or change where it is.
+
+    A folder above it may be writable by all where its sticky bit keeps what is in it, as in /tmp.
+    """
+    known = {0, os.geteuid()}
+    try:
+        whole = folder.resolve(strict=True)
+        for each in (whole, *whole.parents):
+            found = each.stat()
+            others = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+            kept = each != whole and found.st_mode & stat.S_ISVTX
+            if found.st_uid not in known or (others and not kept):
+                return False
+    except OSError:
+        return False
+    return True
+
+
+def _own_folder() -> Path:
+    """Return where this version's machine code lies; what is long unused there is deleted."""
+    digest = hashlib.sha256(numba.__version__.encode())
+    for source in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(source.read_bytes())
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    base = Path(home) / "ttscope" / "compiled"
+    folder = base / digest.hexdigest()[:16]
+    for each in (base.parent, base, folder):
+        each.mkdir(mode=0o700, parents=True, exist_ok=True)
+    os.utime(folder)
+    for other in base.iterdir():
+        if other != folder and time.time() - other.stat().st_mtime > UNUSED_S:
+            shutil.rmtree(other, ignore_errors=True)
+    return folder
+
+
+def cache_folder() -> Path | None:
+    """Return the folder of the cache, None where none can be written or others can write to it."""
+    given = os.environ.get("NUMBA_CACHE_DIR")
+    try:
+        folder = Path(given) if given else _own_folder()
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError:
+        return None
+    return folder if private(folder) else None
+
+
+config._config_fname = ""  # a file in the working folder, which could name another cache
+config.reload_config()
+CACHE: Final = cache_folder()
+if CACHE is not None:
+    config.CACHE_DIR = str(CACHE)
 
 
 class _Part(JITCodeLibrary):  # type: ignore[misc]
@@ -90,9 +149,9 @@ class _PartCompiler(Compiler):  # type: ignore[misc]
 
 
 def compiled(function: Function) -> Function:
-    """Compile a function by numba at its first call; the machine code is cached on disk."""
+    """Compile a function by numba at its first call; the code is kept on disk where it may be."""
     options = {"pipeline_class": _WholeCompiler, "error_model": "numpy"}
-    return cast(Function, njit(cache=True, **options)(function))
+    return cast(Function, njit(cache=CACHE is not None, **options)(function))
 
 
 def inner_compiler(version: tuple[int, ...]) -> type[Compiler]:
@@ -110,26 +169,3 @@ def inner(function: Function) -> Function:
     options = {"pipeline_class": inner_compiler(numba.version_info.short), "error_model": "numpy"}
     options |= {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, "_nrt": False}
     return cast(Function, njit(**options)(function))
-
-
-def _cache_folder() -> Path:
-    """Return where this version's machine code lies, and delete what is long unused."""
-    digest = hashlib.sha256(numba.__version__.encode())
-    for source in sorted(Path(__file__).parent.rglob("*.py")):
-        digest.update(source.read_bytes())
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    base = Path(home) / "ttscope" / "compiled"
-    folder = base / digest.hexdigest()[:16]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        os.utime(folder)
-        for other in base.iterdir():
-            if other != folder and time.time() - other.stat().st_mtime > UNUSED_S:
-                shutil.rmtree(other, ignore_errors=True)
-    except OSError:  # a read-only home: compiled anew in every process, as numba would
-        return Path(tempfile.mkdtemp(prefix="ttscope-"))
-    return folder
-
-
-if not numba.config.CACHE_DIR:
-    numba.config.CACHE_DIR = str(_cache_folder())

@@ -6,6 +6,7 @@ Keys and header values never get into a recording, a log or an error.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,16 +34,22 @@ class Access:
         except ValueError:
             raise UsageError("URL: its host or port is malformed; write http://HOST:PORT") from None
         if parts.scheme not in {"http", "https"} or not host:
-            shown = url.rpartition("@")[2]
-            raise UsageError(f"URL {shown}: write http://HOST:PORT or https://HOST")
+            raise UsageError(f"URL {without_secrets(url)}: write http://HOST:PORT or https://HOST")
         if parts.username is not None or parts.password is not None:
             raise UsageError(
-                f"URL of {host}: give no user or password in it; use --header or --api-key-file"
+                f"URL of {host}: give no user or password in it; use --api-key-env (or --header)"
             )
         if parts.query or parts.fragment:
             raise UsageError(f"URL of {host}: leave out what follows ? or #; use --header for keys")
         base = url.rstrip("/").removesuffix("/metrics").removesuffix("/v1")
         return Access(url=base, headers=dict(headers or {}))
+
+
+def without_secrets(url: str) -> str:
+    """Return a URL, or what was typed for one, without user, password, query and fragment."""
+    scheme, mark, rest = url.rpartition("://")
+    before = re.split("[?#]", rest, maxsplit=1)[0]
+    return f"{scheme}{mark}{before.rpartition('@')[2]}"
 
 
 def read_key(variable: str | None, file: Path | None) -> str | None:

@@ -7,6 +7,7 @@ answers forced at budgets (profiler/checkpoints.py).
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
@@ -142,7 +143,7 @@ def record(
                 steps.end()
                 if scoring is not None:
                     scoring.close()
-                telemetry.close()
+                telemetry.close(hurry=isinstance(sys.exception(), KeyboardInterrupt))
                 what_if.finish()
                 _note_probe(engine, writer)
                 _note_kernels(engine, writer)

@@ -55,7 +55,11 @@ def _import_error() -> str | None:
 
     code = "from vllm.v1.engine.llm_engine import LLMEngine"
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, "-P", "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
     if done.returncode == 0:
         return None

@@ -97,7 +97,7 @@ class _Worker:
 
     def _start(self) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "profiler.math_worker", str(self._limit_s)],
+            [sys.executable, "-P", "-m", "profiler.math_worker", str(self._limit_s)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

@@ -1,4 +1,4 @@
-"""The step probe inside a vLLM server: an entry point of `vllm.stat_logger_plugins`.
+"""The step probe inside a vLLM server; vLLM loads it through `ttscope_plugin`.
 
 It is off unless the environment variable TTSCOPE_PLUGIN names where to send, such as
 http://127.0.0.1:4318, where `ttscope attach --listen 4318` receives. On vLLM's thread it only reads
@@ -101,7 +101,7 @@ class StepLogger(StatLoggerBase):  # type: ignore[misc]
         _SENDING.add(engine_index)
         self._thread.start()
         atexit.register(self._stopping.set)
-        log.info("ttscope: sending the steps of engine %s to %s", engine_index, target)
+        log.info("ttscope: sending the steps of engine %s to %s:%s", engine_index, *self._address)
 
     def record(
         self,

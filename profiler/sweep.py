@@ -255,11 +255,11 @@ def engine_lines(group: EngineJobs, folder: Path) -> Generator[dict[str, Any]]:
     with (
         log.open("ab") as stderr,
         subprocess.Popen(
-            [sys.executable, "-m", "profiler.engine_process"],
+            [sys.executable, "-P", "-m", "profiler.engine_process"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=stderr,
-            env=os.environ | {"PYTHONUNBUFFERED": "1"},
+            env=os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONSAFEPATH": "1"},
         ) as process,
     ):
         try:

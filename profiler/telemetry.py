@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import secrets
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,11 +21,13 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.id_generator import IdGenerator
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 
+from profiler.access import without_secrets
 from traces import attributes as names
 from traces.errors import UsageError
 from traces.spans import RecordingSpanProcessor
 
 _FLUSH_MS = 5_000
+_LAST_S, _HURRY_S = 15.0, 1.0
 _NS_PER_S = 1e9
 _EXPORT_MS = 10_000  # between exports of metrics, unless OTEL_METRIC_EXPORT_INTERVAL says
 
@@ -61,7 +65,13 @@ def _standard_endpoint(signal: str) -> str | None:
 def check_settings(otlp: str | None) -> None:
     """Raise UsageError for telemetry settings under which no run can be kept."""
     if otlp is not None and not otlp.startswith(("http://", "https://")):
-        raise UsageError(f"--otlp {otlp}: give an OTLP/HTTP URL such as http://localhost:4318")
+        shown = without_secrets(otlp)
+        raise UsageError(f"--otlp {shown}: give an OTLP/HTTP URL such as http://localhost:4318")
+    if otlp is not None and re.search("[@?#]", otlp):
+        raise UsageError(
+            f"--otlp {without_secrets(otlp)}: give no password and no query in it; "
+            "OTEL_EXPORTER_OTLP_HEADERS is for keys"
+        )
     if os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
         raise UsageError(
             "OTEL_SDK_DISABLED=true: recordings are kept through the OpenTelemetry SDK; "
@@ -144,8 +154,16 @@ class Telemetry:
             for position, count in enumerate(row["accepted"] or ()):
                 self._accepted.add(count, engine | {"position": position})
 
-    def close(self) -> None:
-        """Export what is left, within a few seconds."""
+    def close(self, *, hurry: bool = False) -> None:
+        """Export what is left, within 15 s, or 1 s in a hurry.
+
+        The exporter does not keep to times itself while its endpoint does not answer.
+        """
+        last = threading.Thread(target=self._export_rest, name="ttscope-otlp", daemon=True)
+        last.start()
+        last.join(_HURRY_S if hurry else _LAST_S)
+
+    def _export_rest(self) -> None:
         self._traces.force_flush(_FLUSH_MS)
         self._traces.shutdown()
         if self._metrics is not None:

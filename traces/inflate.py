@@ -9,6 +9,21 @@ from pathlib import Path
 from traces.errors import TtscopeError
 
 PIECE_BYTES = 1 << 18
+FREE_BYTES = 64 << 20  # inflated, of any file
+MOST_FOLD = 200  # beyond them; exports of tools inflate up to some 50-fold
+
+
+def swells(inflated: int, read: int) -> bool:
+    """Return whether so many bytes made of those that were read are those of a bomb."""
+    return inflated > max(FREE_BYTES, MOST_FOLD * read)
+
+
+def swollen(path: Path) -> str:
+    """Return what is wrong with such a file, in one line."""
+    return (
+        f"{path}: inflates more than {MOST_FOLD}-fold, as no export does; inflate it first if it "
+        "is what you want to read"
+    )
 
 
 class Inflated:
@@ -16,7 +31,8 @@ class Inflated:
 
     Afterwards `bytes_read` counts the bytes given, and `cut` says in a few words why gzip data
     ended early, None when they did not. While iterating `refuse` is raised, with a message that
-    names the file, when it cannot be opened, is empty, or holds more than `limit_bytes`; `what`
+    names the file, when it cannot be opened, is empty, holds more than `limit_bytes`, or inflates
+    more than 200-fold to more than 64 MiB; `what`
     the bytes are, and what the reader may do about it (`mend`), are told there.
     """
 
@@ -47,6 +63,8 @@ class Inflated:
                 zipped = first.startswith(b"\x1f\x8b")
                 for piece in self._gunzip(first, source) if zipped else self._plain(first, source):
                     self.bytes_read += len(piece)
+                    if zipped and swells(self.bytes_read, file.tell()):
+                        raise self._refuse(swollen(self.path))
                     if self.bytes_read > self._limit_bytes:
                         raise self._refuse(
                             f"{self.path}: holds more than {self._limit_bytes:,} bytes of "

@@ -19,6 +19,7 @@ import msgspec
 
 from traces.errors import TraceError
 from traces.inflate import Inflated
+from traces.json_values import LINE_VALUES, check_values
 
 BATCH_BYTES = 3 << 16  # small enough for the batch and its events to stay in the cache
 LIMIT_BYTES = 16 << 30
@@ -173,8 +174,9 @@ class TraceStream:
 
     def _keep_metadata(self, text: bytes) -> None:
         try:
+            check_values(text, LINE_VALUES)
             found = msgspec.json.decode(text)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        except (msgspec.DecodeError, ValueError, RecursionError):
             return
         if isinstance(found, dict):
             self.metadata.update(found)
@@ -206,6 +208,11 @@ class TraceStream:
         event is then not read.
         """
         rest, used = None, len(text)
+        try:
+            check_values(text, LINE_VALUES)  # of a single event that is larger than a batch
+        except ValueError as error:
+            self.skipped[f"event of {error}"] += 1
+            return [], None, used
         try:
             events: Any = _MANY[self._kind].decode(b"[%b]" % text)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

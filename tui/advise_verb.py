@@ -12,6 +12,7 @@ from traces.errors import RecordingError, TtscopeError, UsageError
 from traces.recording import Recording, measured
 from traces.schema import Budget, EngineConfig, Experiment, Pick, Policy, Recommendation
 from tui.read_verbs import open_all, print_document
+from tui.terminal_text import say
 
 if TYPE_CHECKING:
     from advisor.evidence import Evidence
@@ -50,7 +51,7 @@ def run_advise(
     predicted = [each.name for each in opened if each.replay_of is not None]
     recordings = [each for each in measured(opened) if each.complete]
     if predicted:
-        print(f"ttscope: left out, being predictions: {', '.join(predicted)}", file=sys.stderr)
+        say(f"ttscope: left out, being predictions: {', '.join(predicted)}", file=sys.stderr)
     if not recordings:
         raise RecordingError("none of the recordings is complete; run ttscope record to the end")
     today = None if present is None else configuration_of(present)
@@ -104,7 +105,7 @@ def print_advice(
         task = bar.add_task("learning from the recordings", total=None)
         advisor = Advisor.fit(recordings, seed=seed, saved=models, gpus=systems)
         for note in advisor.evidence.lost:
-            print(f"ttscope: {note}", file=sys.stderr)
+            say(f"ttscope: {note}", file=sys.stderr)
 
         def heard(done: int, total: int) -> None:
             bar.update(task, description="replayed", completed=done, total=total)
@@ -115,10 +116,11 @@ def print_advice(
     document = advice_json(answer) | dict(extra or {})
     if not as_json:
         for line in advice_lines(answer):
-            print(line)
+            say(line)
         if plan is not None:
-            print(f"\nplan in {plan}, measured by:")
-            print(f"{own_name()} sweep {shlex.quote(str(plan))} -o runs")
+            say()
+            say(f"plan in {plan}, measured by:")
+            say(f"{own_name()} sweep {shlex.quote(str(plan))} -o runs")
     if verify is not None and answer.system_optimal is not None:
         from tui.verify_verb import verify_picks
 

@@ -18,6 +18,7 @@ from tui.formats import ABSENT, align, interval, value_of, wrap
 from tui.replay_text import ROWS as REPLAY_ROWS
 from tui.replay_text import relative
 from tui.show_text import engine_text
+from tui.terminal_text import say
 
 if TYPE_CHECKING:
     from advisor.step_times import Question
@@ -101,7 +102,7 @@ def run_against(
         print_document(against_json(found))
         return
     for line in against_lines(found, sending.url):
-        print(line)
+        say(line)
 
 
 def _connect(asked: EngineConfig, sending: Sending) -> ServerEngine:

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Protocol
 from textual import work
 from textual.app import App, SystemCommand
 from textual.binding import Binding, BindingType
+from textual.filter import LineFilter
 from textual.screen import Screen
 from textual.signal import Signal
 from textual.worker import get_current_worker
@@ -19,6 +20,7 @@ from textual.worker import get_current_worker
 from traces.errors import UsageError
 from traces.recording import Recording, measured
 from traces.schema import Budget, EngineConfig, Policy, Recommendation
+from tui.clean_lines import CleanLines
 from tui.index import Indexes, files_of
 from tui.keys import read_keys
 from tui.screens.advice import AdviceScreen
@@ -125,6 +127,7 @@ class TtscopeApp(App[None]):
     ) -> None:
         super().__init__()
         self._first = screen
+        self._clean = CleanLines()
         self.stylesheet = ThemedStylesheet()
         self.stylesheet.set_variables(self.get_css_variables())
         if keys is not None:
@@ -144,6 +147,14 @@ class TtscopeApp(App[None]):
         self._indexes = Indexes()
         self._coming: set[Path] = set()  # whose samples and steps are read again
         self._next_told = 0.0  # when the screens hear of more recordings: a long table is dear
+
+    def get_line_filters(self) -> Sequence[LineFilter]:
+        """Return Textual's filters, and the one that keeps commands from the terminal."""
+        return [*super().get_line_filters(), self._clean]
+
+    def notify(self, message: str, **given: Any) -> None:
+        """Show a message as it is: a name in it may look like Textual's markup."""
+        super().notify(message, **given | {"markup": False})
 
     def on_mount(self) -> None:
         """Start reading the recordings."""

@@ -17,6 +17,7 @@ from traces.deployment import Numbers
 from traces.errors import TtscopeError, UsageError
 from traces.schema import Policy
 from tui.attachment import CAUTION, Attachment, attach_to, default_folder
+from tui.terminal_text import clean, say
 
 if TYPE_CHECKING:
     from profiler.capture import Probe
@@ -110,10 +111,10 @@ class LiveLine:
         with contextlib.suppress(OSError):
             if self._terminal:
                 width = shutil.get_terminal_size().columns - 3  # with room for the ^C of Ctrl-C
-                sys.stderr.write(f"\r{line[:width]:<{width}}")
+                sys.stderr.write(f"\r{clean(line)[:width]:<{width}}")
                 self._written = True
             else:
-                sys.stderr.write(f"{line}\n")
+                sys.stderr.write(f"{clean(line)}\n")
             sys.stderr.flush()
 
     def end(self) -> None:
@@ -128,7 +129,7 @@ def _may_open(told: str) -> bool:
     """Ask whether profiler windows may be opened. Raises UsageError where nobody can answer."""
     if not sys.stdin.isatty():
         raise UsageError(f"--kernels: opens {told}; say that it may with --yes")
-    sys.stderr.write(f"Opens {told}.\n{CAUTION} Open them? [y/N] ")
+    sys.stderr.write(f"Opens {clean(told)}.\n{CAUTION} Open them? [y/N] ")
     sys.stderr.flush()
     return sys.stdin.readline().strip().lower() in {"y", "yes"}
 
@@ -155,7 +156,7 @@ def run_attach(
             stack,
             wanted,
             may_open=_may_open,
-            say=lambda text: print(text, file=sys.stderr),
+            say=lambda text: say(text, file=sys.stderr),
             metrics_needed=posed is None,
             own_traces=own_traces,
         )
@@ -177,11 +178,11 @@ def run_attach(
             stack.callback(engine.close)
             _pose(deployment, wanted, posed, policy, engine, folder, line, probes)
     if terminated and Recording.open(folder).problems.height > MOST_SUMMED_UP:
-        print(f"ended by SIGTERM: ttscope show {folder} sums it up", file=sys.stderr)
+        say(f"ended by SIGTERM: ttscope show {folder} sums it up", file=sys.stderr)
     else:
         print_show([folder], price=None, as_json=as_json)
     if not as_json:
-        print(f"kept in {folder}")
+        say(f"kept in {folder}")
     if not Recording.open(folder).complete:
         raise TtscopeError(f"{folder}: a server was lost; what was recorded until then is kept")
 

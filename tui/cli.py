@@ -18,6 +18,7 @@ import typer
 from tui import budget_options as budget
 from tui.attach_options import attach
 from tui.record_options import record
+from tui.terminal_text import say
 from tui.tui_options import tui
 from tui.workload_options import Json
 
@@ -35,6 +36,7 @@ def main() -> NoReturn:
     """Run the command line; the one place where errors become exit codes."""
     from traces.errors import TtscopeError
 
+    os.environ["PYTHONSAFEPATH"] = "1"  # no child imports from the folder that the user stands in
     code: Any = None
     try:
         code = app(standalone_mode=False)
@@ -68,7 +70,7 @@ app.command()(tui)
 def fail(message: str, code: int) -> NoReturn:
     """Say one line on stderr and leave."""
     with contextlib.suppress(OSError):  # stderr may be a pipe that closed
-        print(f"ttscope: {message}", file=sys.stderr)
+        say(f"ttscope: {message}", file=sys.stderr)
     sys.exit(code)
 
 
@@ -394,7 +396,7 @@ def _version(wanted: bool) -> None:
     if wanted:
         import importlib.metadata
 
-        print(f"ttscope {importlib.metadata.version('ttscope')}")
+        say(f"ttscope {importlib.metadata.version('ttscope')}")
         raise typer.Exit
 
 

@@ -13,6 +13,7 @@ from traces.schema import Budget
 from tui.advise_verb import print_advice
 from tui.commands import own_name
 from tui.run_verbs import run_shown
+from tui.terminal_text import say
 
 DEMO = Path(__file__).parent.parent / "profiler" / "demo"
 SHIPPED = DEMO / "recordings"
@@ -32,7 +33,7 @@ def run_demo(output: Path | None, *, once: bool, shipped: bool, as_json: bool) -
     if reason is not None:
         folder = SHIPPED
         why = f"ttscope: no measurement here ({reason}): going on with the shipped recordings"
-        print(why, file=sys.stderr)
+        say(why, file=sys.stderr)
     paths = find_recordings(folder)
     recordings = [each for each in map(Recording.open, paths) if each.complete]
     if not recordings:
@@ -42,8 +43,9 @@ def run_demo(output: Path | None, *, once: bool, shipped: bool, as_json: bool) -
         print_advice(recordings, BUDGET, as_json=as_json, extra=extra)
     finally:  # whatever the advice, what was measured is there
         told = sys.stderr if as_json else sys.stdout
-        print(f"\nrecordings in {folder}, opened by:", file=told)
-        print(f"{own_name()} tui {shlex.quote(str(folder))}", file=told)
+        say(file=told)
+        say(f"recordings in {folder}, opened by:", file=told)
+        say(f"{own_name()} tui {shlex.quote(str(folder))}", file=told)
     if not once and sys.stdin.isatty() and sys.stdout.isatty():
         from tui.app import TtscopeApp
 
@@ -68,5 +70,5 @@ def _measure(folder: Path) -> str | None:
     if len(failed) == len(outcomes):
         return failed[0].error
     for outcome in failed:
-        print(f"ttscope: {outcome.name} failed: {outcome.error}", file=sys.stderr)
+        say(f"ttscope: {outcome.name} failed: {outcome.error}", file=sys.stderr)
     return None

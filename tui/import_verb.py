@@ -17,6 +17,7 @@ from tui.formats import align, counted, number, wrap
 from tui.library import kind_of
 from tui.progress import progress_bar
 from tui.read_verbs import print_document
+from tui.terminal_text import say
 
 _COUNTS = ("problems", "samples", "answered", "judged")
 _REQUEST_COUNTS = (
@@ -109,13 +110,13 @@ def _import_outcomes(
         print_document(document | {"notes": list(found.notes[1:])})
         return
     samples, problems = counted(found.samples, "sample"), counted(found.problems, "problem")
-    print(f"{found.format}: {samples} of {problems}")
+    say(f"{found.format}: {samples} of {problems}")
     for what, count in (("with an answer", found.answered), ("right or wrong", found.judged)):
-        print(f"  {what:<16}{count:>10,}")
+        say(f"  {what:<16}{count:>10,}")
     for note in found.notes[1:]:
         for line in wrap("!", note, width=80, indent=2):
-            print(line)
-    print(f"kept in {output}; ttscope show {output} tells of it")
+            say(line)
+    say(f"kept in {output}; ttscope show {output} tells of it")
 
 
 def _import_requests(
@@ -151,7 +152,7 @@ def _import_requests(
             }
         )
         return
-    print(f"{found.format}: {counted(found.requests, 'request')} in {number(found.span_s, 's')}")
+    say(f"{found.format}: {counted(found.requests, 'request')} in {number(found.span_s, 's')}")
     rows = [
         ("tokens of prompt", f"{found.prompt_tokens:,}"),
         ("tokens of output", f"{found.output_tokens:,}"),
@@ -159,11 +160,11 @@ def _import_requests(
         ("failed or cut off", f"{found.failed:,}"),
     ]
     for line in align(rows, right=(1,)):
-        print(f"  {line}")
+        say(f"  {line}")
     for note in found.notes[1:]:
         for line in wrap("!", note, width=80, indent=2):
-            print(line)
-    print(f"kept in {output}; ttscope show {output} tells of it")
+            say(line)
+    say(f"kept in {output}; ttscope show {output} tells of it")
 
 
 def _import_traces(paths: Sequence[Path], output: Path, *, limit: int, as_json: bool) -> None:
@@ -204,11 +205,11 @@ def _import_traces(paths: Sequence[Path], output: Path, *, limit: int, as_json: 
             )
         )
     for line in (*align(rows, right=(1, 2, 3, 4, 5)), "", *kernel_lines(run)):
-        print(line)
+        say(line)
     for note in remarks(traces)[1:]:
         for line in wrap("!", note, width=80, indent=2):
-            print(line)
-    print(f"kept in {output}")
+            say(line)
+    say(f"kept in {output}")
 
 
 def _file(trace: TraceTables) -> dict[str, Any]:
@@ -254,7 +255,7 @@ def run_export(recording: Path, output: Path, *, form: str, as_json: bool) -> No
     told = ", ".join(f"{count:,} {name}" for name, count in counts.items() if count)
     wrote = f"wrote {told or 'an empty trace'} to {output}; open it in https://ui.perfetto.dev"
     for line in wrap("", wrote, width=80, indent=0):
-        print(line)
+        say(line)
 
 
 def _export_requests(recording: Path, output: Path, *, as_json: bool) -> None:
@@ -276,7 +277,7 @@ def _export_requests(recording: Path, output: Path, *, as_json: bool) -> None:
         f"to {output}"
     )
     for line in wrap("", wrote, width=80, indent=0):
-        print(line)
+        say(line)
     for note in found.notes:
         for line in wrap("!", note, width=80, indent=2):
-            print(line)
+            say(line)

@@ -17,6 +17,8 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID
 from rich.table import Column
 from rich.text import Text
 
+from tui.terminal_text import clean, say
+
 LINE_EVERY_S = 30.0  # in a log
 DRAW_EVERY_S = 0.1  # on a terminal
 _BAR, _COUNT, _TIME = 16, 13, 7  # columns; the name has the rest
@@ -32,7 +34,7 @@ class _Cell(ProgressColumn):
         self._text, self._width = text, width
 
     def render(self, task: Task) -> Text:
-        return Text(shortened(self._text(task), self._width), no_wrap=True)
+        return Text(shortened(clean(self._text(task)), self._width), no_wrap=True)
 
 
 class Bars(Progress):
@@ -116,7 +118,7 @@ def progress_bar(*, line_every_s: float = LINE_EVERY_S) -> Iterator[Bars]:
                 bars.refresh()
             elif line := bars.line():
                 with contextlib.suppress(OSError, ValueError):  # a log that is full or closed
-                    print(line, file=sys.stderr, flush=True)
+                    say(line, file=sys.stderr, flush=True)
 
     thread = threading.Thread(target=tell, name="ttscope-progress", daemon=True)
     bars.start()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from traces.errors import UsageError
 from traces.recording import Recording, find_recordings
 from tui.formats import wrap
+from tui.terminal_text import say, say_json
 
 if TYPE_CHECKING:
     from traces.limits import Limit
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 def print_document(document: Any, out: TextIO | None = None) -> None:
     """Print one JSON document; null where a number is not finite."""
-    print(json.dumps(document, indent=1, allow_nan=False), file=out or sys.stdout)
+    say_json(document, file=out)
 
 
 def open_all(paths: Sequence[Path]) -> list[Recording]:
@@ -31,7 +32,7 @@ def open_all(paths: Sequence[Path]) -> list[Recording]:
     opened = [Recording.open(each) for path in paths for each in find_recordings(path) or [path]]
     found, copies = distinct(opened)
     for copy, first in copies:
-        print(f"{copy.path}: the same recording as {first.path}; read once", file=sys.stderr)
+        say(f"{copy.path}: the same recording as {first.path}; read once", file=sys.stderr)
     return found
 
 
@@ -129,7 +130,7 @@ def print_show(
         for each in watched:
             lines += [*([""] if lines else []), *watched_lines(each)]
         for line in lines:
-            print(line, file=out or sys.stdout)
+            say(line, file=out)
     return 3 if any(each.broken for each in judged) else 0
 
 
@@ -155,7 +156,7 @@ def print_policies(path: Path, *, price: float | None, as_json: bool) -> None:
         return
     for run, each in zip(runs, found, strict=True):
         for line in (*show_policies_head(run), "", *policies_lines(run, each)):
-            print(line)
+            say(line)
 
 
 def _check_price(price: float | None) -> None:
@@ -200,4 +201,4 @@ def run_doctor(
         if finding.needs:
             lines += wrap("", f"needs: {finding.needs}", width=80, indent=26)
         for line in lines:
-            print(line)
+            say(line)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from traces.errors import UsageError
 from traces.recording import Recording, measured
 from traces.schema import EngineConfig, ModelFacts, Policy
+from tui.terminal_text import say
 
 if TYPE_CHECKING:
     from advisor.gpu_defaults import Device
@@ -105,9 +106,10 @@ def run_replay(
         print_document(replay_json(found))
         return
     for line in replay_lines(found, question):
-        print(line)
+        say(line)
     if output is not None:
-        print(f"\nwritten  {output}")
+        say()
+        say(f"written  {output}")
 
 
 def _check_sources(

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ from traces.recording import Recording
 from traces.schema import Policy, Speculative
 from tui.formats import counted
 from tui.progress import progress_bar, sweep_progress
+from tui.terminal_text import say, say_json
 
 if TYPE_CHECKING:
     from profiler.sweep import EngineJobs, Outcome, Runner
@@ -142,13 +144,13 @@ def run_record(
             kernels=kernels,
         )
         if options.endpoint is not None and options.tensor_parallel_size is None:
-            print(
+            say(
                 "ttscope: the server does not tell its tensor_parallel_size; taken as 1 "
                 "(say it with --tensor-parallel-size)",
                 file=sys.stderr,
             )
         for note in getattr(engine, "notes", ()):
-            print(f"ttscope: {note}", file=sys.stderr)
+            say(f"ttscope: {note}", file=sys.stderr)
         bar.update(task, description=f"{engine.config.model} {policy.label()}")
         with says_what_is_kept(folder), contextlib.closing(engine):
             record(
@@ -171,15 +173,26 @@ def run_record(
         print_show([folder], price=None, as_json=as_json, out=out)
         if not as_json:
             for line in checkpoint_lines(read_manifest(folder).checkpoints):
-                print(line, file=out)
-            print(f"kept in {folder}", file=out)
+                say(line, file=out)
+            say(f"kept in {folder}", file=out)
+
+
+@contextlib.contextmanager
+def sigterm_as_ctrl_c() -> Iterator[None]:
+    """Have SIGTERM, by which a service or a job is ended, interrupt as Ctrl-C does."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager
 def says_what_is_kept(folder: Path) -> Iterator[None]:
-    """Turn Ctrl-C into `Interrupted`, once something of the recording in `folder` is there."""
+    """Turn Ctrl-C and SIGTERM into `Interrupted`, once something of the recording is there."""
     try:
-        yield
+        with sigterm_as_ctrl_c():
+            yield
     except KeyboardInterrupt:
         if not (folder / NAME).exists():
             raise
@@ -195,14 +208,15 @@ def run_shown(
 ) -> list[Outcome]:
     """Run a plan into `folder` and show its progress.
 
-    Raises Interrupted on Ctrl-C; `again` is what goes on with the rest.
+    Raises Interrupted on Ctrl-C and SIGTERM; `again` is what goes on with the rest.
     """
     from profiler.sweep import finished, run_plan
 
     with progress_bar() as bar:
         listen = sweep_progress(bar, plan, at_a_time=runner is not None)
         try:
-            return run_plan(plan, folder, on_line=listen, runner=runner)
+            with sigterm_as_ctrl_c():
+                return run_plan(plan, folder, on_line=listen, runner=runner)
         except KeyboardInterrupt:
             jobs = [job for group in plan for job in group.jobs]
             kept = sum(finished(folder / job.name) for job in jobs)
@@ -235,11 +249,11 @@ def run_sweep(
         document = [
             {"recording": str(o.path), "error": o.error, "skipped": o.skipped} for o in outcomes
         ]
-        print(json.dumps({"outcomes": document}, indent=1))
+        say_json({"outcomes": document})
     else:
         for outcome in outcomes:
             state = "failed" if outcome.error else "kept before" if outcome.skipped else "kept"
-            print(f"{state:<12}{outcome.path}")
+            say(f"{state:<12}{outcome.path}")
     if failed:
         raise TtscopeError(
             f"{len(failed)} of {len(outcomes)} runs failed; the first, {failed[0].name}: "

@@ -14,6 +14,7 @@ from traces.summary import Run, summarise
 from tui.advice_text import COMPARED, comparison_lines
 from tui.advise_verb import experiment_of
 from tui.run_verbs import run_shown
+from tui.terminal_text import say
 
 
 def verify_picks(
@@ -71,9 +72,9 @@ def verify_picks(
         )
         if not as_json:
             for line in comparison_lines(name, pick, measured):
-                print(line)
+                say(line)
     if not as_json:
-        print(f"ttscope: recordings in {folder}", file=sys.stderr)
+        say(f"ttscope: recordings in {folder}", file=sys.stderr)
     return told
 
 

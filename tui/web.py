@@ -1,13 +1,18 @@
 """`ttscope tui --web`: the terminal app in a browser, a process for each page that is open.
 
 textual-serve draws it. Here is what it lacks: nothing is loaded from other hosts, addresses are
-those that the browser asked for (so that ssh -L works), and pages of other sites are refused: the
-app can delete recordings, and any page in the same browser could otherwise have its keys pressed.
+those that the browser asked for (so that ssh -L works), and others are refused. The app can delete
+recordings, and all keys come through its web socket: another user of the machine, or a page of
+another site in the same browser, could otherwise press d and y. So the URL that is printed has a
+token, new at every start. The page keeps it in a cookie that no script reads and that no other site
+sends, and the web socket opens for that cookie from the app's own page alone.
 """
 
 from __future__ import annotations
 
+import hmac
 import ipaddress
+import secrets
 import shlex
 import socket
 import sys
@@ -20,16 +25,18 @@ from aiohttp.typedefs import Handler
 from textual_serve.server import Server
 
 from traces.errors import EngineError
+from tui.terminal_text import say
 
 PORT = 8080
 _END_S = 2.0  # that open pages have to end their apps
 _FOCUS = """<script>
+  history.replaceState(null, "", location.pathname);
   const waiting = setInterval(() => {
     const keys = document.querySelector(".xterm-helper-textarea");
     if (keys) { keys.focus(); clearInterval(waiting); }
   }, 50);
 </script>
-"""  # textual-serve waits for a click before it takes keys
+"""  # the token leaves the address; textual-serve waits for a click before it takes keys
 
 
 def is_loopback(host: str) -> bool:
@@ -47,11 +54,15 @@ def command_of(arguments: Sequence[str]) -> str:
 
 
 class AppServer(Server):
-    """Serves the page and, per web socket, an app; `local` says that only this machine may ask."""
+    """Serves the page and, per web socket, an app; `local` says that only this machine may ask.
 
-    def __init__(self, arguments: Sequence[str], *, local: bool) -> None:
+    `token` is what a browser must have been given.
+    """
+
+    def __init__(self, arguments: Sequence[str], *, local: bool, token: str) -> None:
         super().__init__(command_of(arguments), title="ttscope")
-        self._local = local
+        self._local, self._token = local, token
+        self._cookie = f"ttscope-{secrets.token_hex(4)}"  # another ttscope's page has another
 
     async def make_app(self) -> web.Application:
         """Return the application with its guard in front."""
@@ -72,7 +83,16 @@ class AppServer(Server):
                 text=f"{request.host} is not this machine; ask for localhost, or start it with "
                 "--listen HOST:PORT"
             )
+        kept = self._is_token(request.cookies.get(self._cookie))
+        if request.path == "/ws":
+            if origin is None or not kept:
+                raise web.HTTPForbidden(text="only the app's own page may open this")
+        elif not (kept or (request.path == "/" and self._is_token(request.query.get("token")))):
+            raise web.HTTPForbidden(text="open the whole URL that ttscope printed; it has a token")
         return await handler(request)
+
+    def _is_token(self, given: str | None) -> bool:
+        return given is not None and hmac.compare_digest(given.encode(), self._token.encode())
 
     async def handle_index(self, request: web.Request) -> web.Response:
         """Return the page, which may load from this server alone."""
@@ -92,6 +112,10 @@ class AppServer(Server):
             "default-src 'self' 'unsafe-inline'; img-src 'self' data:; "
             f"connect-src 'self' {socket_url}; frame-ancestors 'none'"
         )
+        page.headers["Referrer-Policy"] = "no-referrer"
+        page.headers["Cross-Origin-Opener-Policy"] = "same-origin"
+        page.headers["Cache-Control"] = "no-store"
+        page.set_cookie(self._cookie, self._token, httponly=True, samesite="Strict")
         return page
 
 
@@ -110,17 +134,18 @@ def serve(arguments: Sequence[str], host: str, port: int) -> None:
             f"--listen {host}:{port}: cannot listen there ({why}); name another port"
         ) from None
     port = listener.getsockname()[1]
-    local = is_loopback(host)
+    local, token = is_loopback(host), secrets.token_urlsafe(24)
     if not local:
         sys.stderr.write(
-            f"listening on {host}: others on the network can use the app as you can, and it can "
-            "delete recordings\n"
+            f"listening on {host}: who reads the token on the network, where it is not encrypted, "
+            "can use the app as you can, and it can delete recordings\n"
         )
     shown = f"[{host}]" if ":" in host else host
+    url = f"http://{shown}:{port}/?token={token}"
     web.run_app(
-        AppServer(arguments, local=local).make_app(),
+        AppServer(arguments, local=local, token=token).make_app(),
         sock=listener,
         access_log=None,
         shutdown_timeout=_END_S,
-        print=lambda _: print(f"ttscope on http://{shown}:{port}/  (Ctrl-C ends it)", flush=True),
+        print=lambda _: say(f"ttscope on {url}  (Ctrl-C ends it)", flush=True),
     )

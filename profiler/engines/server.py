@@ -19,6 +19,7 @@ from typing import Any
 
 import httpx
 
+from profiler.access import Access
 from profiler.engines.protocol import THINK_END, THINK_START, SampleRequest, SampleResult
 from profiler.engines.served import ask_model, ask_version, cache_settings, describe
 from profiler.engines.stream import Stream
@@ -39,7 +40,8 @@ class ServerEngine:
     its first. `declared` are engine settings that the server does not tell, such as its
     tensor_parallel_size; `chat_template` goes with every chat instead of the server's own;
     `headers`, such as a key, go with every request; `poll` waits at most `wait_s`. Raises
-    EngineError when nothing answers there, or it takes no such template.
+    EngineError when nothing answers there, or it takes no such template, UsageError for a URL that
+    is none or holds a password.
     """
 
     def __init__(
@@ -54,7 +56,7 @@ class ServerEngine:
         chat_template: str | None = None,
         wait_s: float = _POLL_S,
     ) -> None:
-        self.url = url.rstrip("/").removesuffix("/v1")
+        self.url = Access.of(url).url  # it stands in messages and recordings
         self._headers = dict(headers or {})
         self._timeout = httpx.Timeout(timeout_s, connect=10.0)
         self._results: queue.Queue[SampleResult] = queue.Queue()

@@ -67,3 +67,64 @@ def test_a_numba_that_was_not_tried_compiles_in_its_own_way(monkeypatch):
     assert third_and_one(np.array([6.0])) == 3
     (made,) = third.overloads.values()
     assert made.library.get_pointer_to_function(made.fndesc.llvm_func_name)
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """The user's folder of caches, nobody else's."""
+    monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    tmp_path.chmod(0o700)
+    (tmp_path / "cache").mkdir(mode=0o700)
+    return tmp_path
+
+
+def test_the_cache_is_a_folder_of_the_users_own(home):
+    folder = module.cache_folder()
+    assert folder.parent == home / "cache" / "ttscope" / "compiled"
+    assert [each.stat().st_mode & 0o777 for each in (folder, *list(folder.parents)[:2])] == [
+        0o700
+    ] * 3
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o775, 0o757, 0o1777])
+@pytest.mark.parametrize("above", [0, 1, 2])
+def test_a_cache_that_others_can_write_to_is_not_loaded(home, mode, above):
+    folder = module.cache_folder()
+    (folder, *folder.parents)[above].chmod(mode)
+    sticky_above = mode == 0o1777 and above  # as /tmp: what is in it stays
+    assert module.cache_folder() == (folder if sticky_above else None)
+
+
+def test_a_cache_of_another_user_is_not_loaded(home, monkeypatch):
+    assert module.cache_folder() is not None
+    monkeypatch.setattr(module.os, "geteuid", lambda: 12_345)
+    if home.stat().st_uid == 0:  # root's folders are trusted
+        with_owner = module.cache_folder()
+        assert with_owner is not None
+        module.os.chown(with_owner.parent, 54_321, -1)
+    assert module.cache_folder() is None
+
+
+def test_a_cache_behind_a_link_is_judged_where_it_lies(home, monkeypatch):
+    elsewhere = home / "elsewhere"
+    elsewhere.mkdir()
+    elsewhere.chmod(0o777)
+    (home / "link").symlink_to(elsewhere)
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(home / "link"))
+    assert module.cache_folder() is None
+    elsewhere.chmod(0o700)
+    assert module.cache_folder() == home / "link"
+
+
+def test_without_a_cache_functions_are_compiled_in_memory(home, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null")
+    assert module.cache_folder() is None
+    monkeypatch.setattr(module, "CACHE", None)
+
+    @module.compiled
+    def twice(value):
+        return value * 2
+
+    assert twice(2) == 4
+    assert twice.stats.cache_path is None

@@ -110,7 +110,7 @@ def entry_point(folder, value=None):
     info.mkdir(parents=True)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: ttscope-plugin\nVersion: 0.0\n")
     text = (ROOT / "pyproject.toml").read_text()
-    line = next(one for one in text.splitlines() if "profiler.plugin:" in one)
+    line = next(one for one in text.splitlines() if "ttscope_plugin:" in one)
     value = value or line.split('"')[1]
     (info / "entry_points.txt").write_text(f"[vllm.stat_logger_plugins]\nlive = {value}\n")
 

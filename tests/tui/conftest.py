@@ -11,6 +11,7 @@ from tui import cli
 def run(monkeypatch, capsys, tmp_path):
     """Run a command in an empty folder; exit code, stdout, stderr."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONSAFEPATH", "1")  # `main` sets it; it ends with the test
 
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["ttscope", *map(str, arguments)])

@@ -139,6 +139,7 @@ class Seen:
     """What came of a command: `lines` stand on the screen, `stdout` is what was redirected.
 
     `app` are the lines of a full-screen program when it ended, `wrapped` those that were too long.
+    `ending_s` is how long it went on after the last of its keys.
     """
 
     code: int
@@ -147,6 +148,7 @@ class Seen:
     wrapped: list
     app: list | None
     stdout: str
+    ending_s: float
 
     @property
     def text(self):
@@ -163,8 +165,8 @@ def in_terminal(
     """Run a command with a terminal of its own as stdin, stdout and stderr.
 
     `keys` are pairs: when the first stands on the screen, the second is typed; CTRL_C interrupts
-    as in any terminal. With `redirected`, stdout is a file. What an inherited environment says
-    of terminals is left out, `env` goes on top.
+    as in any terminal, and a signal is sent to it alone. With `redirected`, stdout is a file. What
+    an inherited environment says of terminals is left out, `env` goes on top.
     """
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
@@ -183,7 +185,7 @@ def in_terminal(
         os.close(theirs)
         screen = Screen(columns, rows)
         try:
-            raw = _watch(process, ours, screen, list(keys), time.monotonic() + timeout_s)
+            raw, ending_s = _watch(process, ours, screen, list(keys), time.monotonic() + timeout_s)
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
@@ -194,12 +196,12 @@ def in_terminal(
     lines = [line.rstrip() for line in screen.lines]
     while lines and not lines[-1]:
         lines.pop()
-    return Seen(process.returncode, raw, lines, screen.wrapped, screen.app, stdout)
+    return Seen(process.returncode, raw, lines, screen.wrapped, screen.app, stdout, ending_s)
 
 
 def _watch(process, ours, screen, keys, deadline):
-    """Return all that the command wrote, once it has ended."""
-    parts = []
+    """Return all that the command wrote, once it has ended, and how long after the last key."""
+    parts, pressed = [], time.monotonic()
     while True:
         ended = process.poll() is not None
         ready, _, _ = select.select([ours], [], [], 0.2)
@@ -208,14 +210,18 @@ def _watch(process, ours, screen, keys, deadline):
                 data = os.read(ours, 65536)
             except OSError:  # nobody holds the terminal any more
                 process.wait(timeout=10)
-                return b"".join(parts)
+                return b"".join(parts), time.monotonic() - pressed
             parts.append(data)
             screen.feed(data)
         elif ended:
-            return b"".join(parts)
+            return b"".join(parts), time.monotonic() - pressed
         shown = "\n".join(screen.shown())
         if keys and keys[0][0] in shown:
-            os.write(ours, keys.pop(0)[1].encode())
+            key, pressed = keys.pop(0)[1], time.monotonic()
+            if isinstance(key, signal.Signals):
+                process.send_signal(key)
+            else:
+                os.write(ours, key.encode())
         waits = f"; waits for {keys[0][0]!r}" if keys else ""
         assert time.monotonic() < deadline, f"it goes on{waits}:\n{shown}"
 

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import signal
 
 import pytest
 
@@ -138,32 +139,37 @@ def one_line(seen, begin):
     return found
 
 
-def test_ctrl_c_keeps_what_was_recorded_and_says_so(tmp_path):
+@pytest.mark.parametrize("end", [CTRL_C, signal.SIGTERM])
+def test_what_was_recorded_until_it_is_ended_is_kept(tmp_path, end):
     with chat_server(token_s=0.05) as url:
         long = ("--problems", "2000", "--concurrency", "2")
-        keys = [("4/2000", CTRL_C)]
+        keys = [("4/2000", end)]
         seen = ttscope("record", "--endpoint", url, *long, "-o", "made", cwd=tmp_path, keys=keys)
         check(seen, 130)
         kept = Recording.open(tmp_path / "made")
         whole = kept.problems["end"].count()
         assert not kept.complete and whole >= 4
         assert f"made keeps {whole} whole problems" in one_line(seen, "interrupted")
+        assert seen.ending_s < 3
 
         policies = [{"method": "greedy"}, {"method": "majority", "n": 2, "temperature": 0.8}]
         engine = {"model": "demo-s", "endpoint": url, "policies": policies}
         plan = {"problems": 12, "engines": [engine]}
         (tmp_path / "plan.yaml").write_text(json.dumps(plan))
-        keys = [("1/2", CTRL_C)]
+        keys = [("1/2", end)]
         swept = ttscope("sweep", "plan.yaml", "-o", "runs", cwd=tmp_path, keys=keys)
         check(swept, 130)
         assert "1 of 2 runs are kept in runs" in one_line(swept, "interrupted")
 
         posed = ttscope(
             "attach", url, "--workload", "demo", *long, "-o", "posed", cwd=tmp_path,
-            keys=[("0:00:01", CTRL_C)],
+            keys=[("0:00:01", end)],
         )  # fmt: skip
         check(posed, 130)
         assert "posed keeps" in one_line(posed, "interrupted")
+
+
+def test_ctrl_c_is_one_line():
     advised = ttscope("advise", SHIPPED, *BUDGET, keys=[("learning", CTRL_C)])
     check(advised, 130)
     assert one_line(advised, "interrupted") == "ttscope: interrupted"

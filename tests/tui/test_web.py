@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
@@ -46,36 +47,72 @@ def served(*arguments):
     try:
         line = process.stdout.readline()
         assert line.startswith("ttscope on http://"), process.stderr.read()
-        yield line.split()[2].rstrip("/"), process
+        url, _, token = line.split()[2].partition("/?token=")
+        yield url, token, process
     finally:
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=20)
 
 
+@dataclass
+class App:
+    """A served app: its address and token, and what a browser has that opened it."""
+
+    url: str
+    token: str
+    cookies: httpx.Cookies
+    page: httpx.Response
+
+    @property
+    def cookie(self):
+        ((name, value),) = self.cookies.items()
+        return {name: value}
+
+
 @pytest.fixture(scope="module")
 def app(folder):
-    with served("--listen", "0", folder) as (url, _):
-        yield url
+    with served("--listen", "0", folder) as (url, token, _), httpx.Client(base_url=url) as client:
+        page = client.get("/", params={"token": token})
+        assert page.status_code == 200
+        yield App(url, token, client.cookies, page)
 
 
 def test_the_page_and_what_it_loads_come_from_here(app):
-    page = httpx.get(app)
-    assert page.status_code == 200
-    assert f'data-session-websocket-url="{app.replace("http", "ws")}/ws"' in page.text
+    page = app.page
+    assert f'data-session-websocket-url="{app.url.replace("http", "ws")}/ws"' in page.text
     policy = page.headers["Content-Security-Policy"]
     assert policy.startswith("default-src 'self' 'unsafe-inline';")
     assert "google" not in policy
     assert ".xterm-helper-textarea" in page.text  # keys are taken without a click
-    assert httpx.get(f"{app}/static/js/textual.js").status_code == 200
-    assert httpx.get(f"{app}?fontsize=x%22").text.count('data-font-size="16"') == 1
+    with httpx.Client(base_url=app.url, cookies=app.cookies) as again:
+        assert again.get("/static/js/textual.js").status_code == 200
+        assert again.get("/?fontsize=x%22").text.count('data-font-size="16"') == 1
 
 
 def test_addresses_are_those_that_were_asked_for(app):
     """As through ssh -L 9000:localhost:8080."""
-    page = httpx.get(app, headers={"Host": "localhost:9000"})
+    asked = {"Cookie": "; ".join("=".join(each) for each in app.cookies.items())}
+    page = httpx.get(app.url, headers=asked | {"Host": "localhost:9000"})
     assert 'data-session-websocket-url="ws://localhost:9000/ws"' in page.text
-    proxied = {"Host": "localhost", "X-Forwarded-Proto": "https"}
-    assert '"wss://localhost/ws"' in httpx.get(app, headers=proxied).text
+    proxied = asked | {"Host": "localhost", "X-Forwarded-Proto": "https"}
+    assert '"wss://localhost/ws"' in httpx.get(app.url, headers=proxied).text
+
+
+def test_the_token_is_kept_where_no_script_and_no_other_site_has_it(app):
+    kept = app.page.headers["Set-Cookie"].split("; ")
+    assert kept[0].endswith(app.token) and len(app.token) >= 32
+    assert {"HttpOnly", "SameSite=Strict"} <= set(kept)
+    assert app.page.headers["Referrer-Policy"] == "no-referrer"
+    assert app.page.headers["Cross-Origin-Opener-Policy"] == "same-origin"
+    assert "frame-ancestors 'none'" in app.page.headers["Content-Security-Policy"]
+
+
+UPGRADE = {
+    "Connection": "Upgrade",
+    "Upgrade": "websocket",
+    "Sec-WebSocket-Version": "13",
+    "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
+}
 
 
 @pytest.mark.parametrize(
@@ -87,16 +124,45 @@ def test_addresses_are_those_that_were_asked_for(app):
 )
 @pytest.mark.parametrize("path", ["/", "/ws"])
 def test_pages_of_others_are_refused(app, path, headers, told):
-    upgrade = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
-    key = {"Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ=="}
-    answer = httpx.get(f"{app}{path}", headers=headers | upgrade | key)
+    answer = httpx.get(f"{app.url}{path}", headers=headers | UPGRADE, params={"token": app.token})
     assert answer.status_code == 403
     assert told in answer.text
 
 
+@pytest.mark.parametrize("path", ["/", "/static/js/textual.js", "/static/", "/download/x", "/ws"])
+@pytest.mark.parametrize("token", [None, "", "wrong", "\u00fc", "known, at another path"])
+def test_nobody_without_the_token_is_answered(app, path, token):
+    if token == "known, at another path":
+        if path == "/":
+            return
+        token = app.token
+    asked = {} if token is None else {"token": token}
+    answer = httpx.get(f"{app.url}{path}", params=asked, headers=UPGRADE | {"Origin": app.url})
+    assert answer.status_code == 403
+    assert app.token not in answer.text
+
+
+async def test_the_socket_opens_for_the_apps_own_page_alone(app):
+    url = f"{app.url.replace('http', 'ws')}/ws"
+    wrong = dict.fromkeys(app.cookie, "wrong")
+    for cookies, origin in (
+        (app.cookie, None), ({}, app.url), (wrong, app.url),
+        (app.cookie, "http://localhost:1"), (app.cookie, "null"),
+    ):  # fmt: skip
+        jar = aiohttp.CookieJar(unsafe=True)
+        async with aiohttp.ClientSession(cookies=cookies, cookie_jar=jar) as session:
+            with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+                await session.ws_connect(url, **({"origin": origin} if origin else {}))
+            assert refused.value.status == 403
+
+
 async def test_the_app_answers_behind_the_socket(app):
-    url = f"{app.replace('http', 'ws')}/ws?width=100&height=30"
-    async with aiohttp.ClientSession() as session, session.ws_connect(url, origin=app) as ws:
+    url = f"{app.url.replace('http', 'ws')}/ws?width=100&height=30"
+    jar = aiohttp.CookieJar(unsafe=True)
+    async with (
+        aiohttp.ClientSession(cookies=app.cookie, cookie_jar=jar) as session,
+        session.ws_connect(url, origin=app.url) as ws,
+    ):
         seen = await until(ws, b"acc +-90%")
         assert b"Recordings" in seen
         await ws.send_json(["stdin", "2"])
@@ -117,7 +183,7 @@ async def until(ws, text):
 
 
 def test_it_ends_while_a_page_is_open(folder):
-    with served("--listen", "127.0.0.1:0", folder) as (url, process):
+    with served("--listen", "127.0.0.1:0", folder) as (url, _, process):
         host, port = url.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port))):
             process.send_signal(signal.SIGTERM)

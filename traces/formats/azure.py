@@ -51,10 +51,11 @@ class AzureTrace:
 
     def _stretches(self) -> Iterator[tuple[int, list[str]]]:
         """Yield the number of the first line and the lines of each stretch."""
-        number, buffer = 1, b""
+        number, buffer, end = 1, bytearray(), -1
         for piece in self._pieces:
+            last = piece.rfind(b"\n")
+            end = end if last < 0 else len(buffer) + last
             buffer += piece
-            end = buffer.rfind(b"\n")
             if end < 0 and len(buffer) > LINE_BYTES:
                 raise OutcomesError(
                     f"{self._path}: line {number} has more than {LINE_BYTES >> 20} MiB; it is no "
@@ -63,7 +64,7 @@ class AzureTrace:
             if len(buffer) >= _STRETCH_BYTES and end >= 0:
                 lines = buffer[:end].decode(errors="replace").split("\n")
                 yield number, lines
-                number, buffer = number + len(lines), buffer[end + 1 :]
+                number, buffer, end = number + len(lines), buffer[end + 1 :], -1
         if buffer:
             yield number, buffer.removesuffix(b"\n").decode(errors="replace").split("\n")
 

@@ -69,7 +69,6 @@ class _Config(msgspec.Struct):
 class _Benchmark(msgspec.Struct):
     requests: _Requests
     config: _Config | None = None
-    scheduler_state: dict[str, Any] | None = None
 
 
 class GuidellmReport:

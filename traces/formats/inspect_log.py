@@ -21,10 +21,12 @@ from traces.formats.outcome import (
     OutcomeFormat,
     Skipped,
     finite,
+    some,
     truth,
     whole_number,
 )
-from traces.formats.source import ENTRY_BYTES, ZipSource, decode
+from traces.formats.source import ENTRY_BYTES, ZipSource, decode, decode_read
+from traces.json_values import LINE_VALUES
 
 _JSON = re.compile(rb'\A\s*\{\s*"version"\s*:\s*\d+\s*,\s*"status"\s*:')
 _RIGHT, _WRONG = ("C", "CORRECT"), ("I", "INCORRECT", "N")  # N: no answer was given
@@ -98,9 +100,11 @@ class InspectLog:
         seen: set[str] = set()
         for number, raw in self._zipped() if zipped else self._document():
             try:
-                sample = decode(raw, _Sample)
-            except ValueError:
-                self.skipped.add("samples that are not as inspect_ai writes them", number)
+                sample = decode_read(raw, _Sample, LINE_VALUES)
+            except ValueError as error:
+                many = str(error).startswith("more than")
+                why = f"of {error}" if many else "that are not as inspect_ai writes them"
+                self.skipped.add(f"samples {why}", number)
                 continue
             outcome = self._outcome(sample, number)
             if outcome is not None:
@@ -246,10 +250,10 @@ class InspectLog:
         if self._choices.score is not None and self._others and not self._scored:
             raise UsageError(
                 f"--score {self._choices.score}: {self._path} has no such scorer; one of "
-                f"{', '.join(self._others)}"
+                f"{some(self._others)}"
             )
         if self._scorer is not None and self._choices.judge is None:
-            others = ", ".join(self._others)
+            others = some(self._others)
             more = f"; other scorers, left out: {others}" if others else ""
             self.facts.notes.append(f"judged by {self._scorer}{more}")
         if isinstance(self._ids, list):

@@ -13,6 +13,7 @@ from traces.formats.source import ENTRY_BYTES, open_pieces
 _SKIP = re.compile(rb'(?:[^"{}\[\]]++|"(?:[^"\\]++|\\.)*+")*+', re.DOTALL)
 _STRING = re.compile(rb'(?:[^"\\]++|\\.)*+', re.DOTALL)
 _OUTSIDE_BYTES = 64 << 20  # of the document beside the array
+_MOST_BRACKETS = 4_000_000  # of one element, or beside them; each is looked at
 
 
 class ArrayStream:
@@ -24,8 +25,8 @@ class ArrayStream:
     not. Brackets and strings alone are looked at; whether what is between them is JSON, a decoder
     says.
 
-    Raises OutcomesError while iterating as `Inflated` does, and where more than 64 MiB stand
-    beside the array.
+    Raises OutcomesError while iterating as `Inflated` does, where more than 64 MiB stand beside
+    the array, and where an element has more than 4 million brackets.
     """
 
     def __init__(self, path: Path, limit_bytes: int, key: bytes) -> None:
@@ -37,6 +38,7 @@ class ArrayStream:
         self._buffer = bytearray()
         self._kept = 0  # where in the buffer begins what was neither given nor put outside
         self._depth = 0
+        self._brackets = 0  # since the last element
         self._inside = False  # the array
         self._too_large = False  # the element that is being read
 
@@ -71,6 +73,12 @@ class ArrayStream:
     def _bracket(self, end: int) -> Iterator[bytes | None]:
         """Take the bracket that stands before `end`; yield the element that it completes."""
         opens = self._buffer[end - 1] in b"[{"
+        self._brackets += 1
+        if self._brackets > _MOST_BRACKETS:
+            raise OutcomesError(
+                f"{self._path}: more than {_MOST_BRACKETS:,} values in one of its elements; export "
+                "fewer at a time"
+            )
         if opens:
             self._depth += 1
             if self._inside:
@@ -85,7 +93,7 @@ class ArrayStream:
         self._depth -= 1
         if self._inside and self._depth == 2:
             yield None if self._too_large else bytes(self._buffer[self._kept : end])
-            self._kept, self._too_large = end, False
+            self._kept, self._too_large, self._brackets = end, False, 0
         elif self._inside and self._depth == 1:
             yield from self._between(end - 1)
             self._inside = False

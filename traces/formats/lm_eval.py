@@ -19,6 +19,7 @@ from traces.formats.outcome import (
     OutcomeFormat,
     Skipped,
     finite,
+    some,
     truth,
     whole_number,
 )
@@ -207,18 +208,16 @@ class LmEvalSamples:
             raise self._no_such("metric", metric, self._metrics)
         if not self._metric and self._metrics:
             raise OutcomesError(
-                f"{self._path}: no metric of right or wrong ({', '.join(self._metrics)}); give "
+                f"{self._path}: no metric of right or wrong ({some(self._metrics)}); give "
                 "--verifier to judge its responses"
             )
         if self._metric and self._documents:
-            others = ", ".join(self._others)
+            others = some(self._others)
             more = f"; other filters, left out: {others}" if others else ""
             self.facts.notes.append(f"judged by {self._metric},{self._filter}{more}")
 
     def _no_such(self, what: str, name: str, others: Mapping[str, None]) -> UsageError:
-        return UsageError(
-            f"--score: {self._path} has no {what} {name!r}; one of {', '.join(others)}"
-        )
+        return UsageError(f"--score: {self._path} has no {what} {name!r}; one of {some(others)}")
 
 
 def _is_judgement(value: Any) -> bool:

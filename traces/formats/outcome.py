@@ -7,7 +7,7 @@ is the battery that each must pass.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -130,6 +130,13 @@ class OutcomeFormat:
     recognises: Callable[[bytes], bool]
     open: Callable[[Path, Choices], OutcomeReader]
     completions: bool = True
+
+
+def some(names: Iterable[str]) -> str:
+    """Return names of a file in a line, however many and long they are."""
+    known = list(names)
+    told = ", ".join(name if len(name) <= 60 else f"{name[:59]}…" for name in known[:12])
+    return told if len(known) <= 12 else f"{told} and {len(known) - 12:,} more"
 
 
 def whole_number(value: Any) -> int | None:

@@ -15,7 +15,8 @@ import msgspec
 
 from traces.errors import OutcomesError
 from traces.formats.outcome import Skipped
-from traces.inflate import Inflated
+from traces.inflate import Inflated, swells, swollen
+from traces.json_values import DOCUMENT_VALUES, LINE_VALUES, check_values
 
 HEAD_BYTES = 1 << 16
 LINE_BYTES = 64 << 20
@@ -54,16 +55,35 @@ def open_pieces(path: Path, limit_bytes: int) -> Inflated:
     )
 
 
-def decode(text: bytes, kind: type[T]) -> T:
+def decode(text: bytes, kind: type[T], most: int | None = DOCUMENT_VALUES) -> T:
     """Return the JSON of `text`; NaN, Infinity and numbers beyond a float's as null.
 
-    Raises ValueError where it is no JSON or not of this kind.
+    `most` is how many values it may hold, None where `kind` has nothing but raw text.
+    Raises ValueError where it is no JSON, not of this kind or holds more.
     """
-    return _decoded(text, kind)[0]
+    return _decoded(text, kind, most)[0]
 
 
-def _decoded(text: bytes, kind: type[T]) -> tuple[T, int]:
+def decode_read(text: bytes, kind: type[T], most: int) -> T:
+    """Return the JSON object of `text` as a struct; only its fields count as values.
+
+    What else it holds may be of any size. Raises ValueError as `decode` does.
+    """
+    names = [each.encode_name for each in msgspec.structs.fields(kind)]  # type: ignore[arg-type]
+    fields = [
+        (f"f{at}", msgspec.Raw, msgspec.field(default=msgspec.Raw(b""), name=name))
+        for at, name in enumerate(names)
+    ]
+    kept = decode(text, msgspec.defstruct("Kept", fields), None)
+    told = zip(names, msgspec.structs.astuple(kept), strict=True)
+    body = b",".join(b'"%b":%b' % (name.encode(), bytes(raw)) for name, raw in told if raw)
+    return decode(b"{%b}" % body, kind, most)
+
+
+def _decoded(text: bytes, kind: type[T], most: int | None) -> tuple[T, int]:
     """Return what `decode` does, and how many numbers became null."""
+    if most is not None:
+        check_values(text, most)
     try:
         return msgspec.json.decode(text, type=kind), 0
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
@@ -101,10 +121,11 @@ def objects(
             skipped.add(f"lines of more than {LINE_BYTES >> 20} MiB", number)
         elif line.strip():
             try:
-                row, nulled = _decoded(line, dict[str, Any])
+                row, nulled = _decoded(line, dict[str, Any], LINE_VALUES)
             except ValueError as error:
                 kind = "no JSON object" if "Expected `object`" in str(error) else "not JSON"
-                skipped.add(f"lines that are {kind}", number)
+                many = str(error).startswith("more than")
+                skipped.add(f"lines of {error}" if many else f"lines that are {kind}", number)
                 continue
             before = _left_out(skipped) if nulled else 0
             yield number, row
@@ -146,8 +167,10 @@ class ZipSource:
     def __init__(self, path: Path, limit_bytes: int) -> None:
         self.path = path
         self._left = self._limit = limit_bytes
+        self._size = 0
         try:
             self._file = path.open("rb")
+            self._size = path.stat().st_size
         except OSError as error:
             raise OutcomesError(f"{path}: cannot be read ({error.strerror})") from None
         try:
@@ -180,6 +203,8 @@ class ZipSource:
                 while size <= ENTRY_BYTES and (piece := stream.read(1 << 18)):
                     size += len(piece)
                     self._left -= len(piece)
+                    if swells(self._limit - self._left, self._size):
+                        raise OutcomesError(swollen(self.path))
                     if self._left < 0:
                         raise OutcomesError(
                             f"{self.path}: holds more than {self._limit:,} bytes of text; "

@@ -6,7 +6,9 @@ so that the first request is taken to arrive at 0. Generated texts and error tex
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +29,17 @@ from traces.formats.request import (
     nanoseconds,
     token_count,
 )
-from traces.formats.source import ENTRY_BYTES, decode, open_pieces
+from traces.formats.source import ENTRY_BYTES, decode, decode_read, open_pieces
+from traces.json_values import DOCUMENT_VALUES
 
 _S = 1_000_000_000
+_ROW = re.compile(rb"\[[^][]*\]")
+_MOST_LINES = 1_000_000  # a document each, else one over many lines
 _LISTS = ("input_lens", "output_lens", "ttfts", "start_times")
 
 
 class _Result(msgspec.Struct):
-    """What is read of a result; `itls` stays raw until a result without latencies needs it."""
+    """What is read of a result."""
 
     model_id: Any = None
     request_rate: Any = None
@@ -45,6 +50,11 @@ class _Result(msgspec.Struct):
     start_times: list[Any] | None = None
     latencies: list[Any] | None = None
     errors: list[Any] | None = None
+
+
+class _Gaps(msgspec.Struct):
+    """The times between tokens, read where a result has no latencies."""
+
     itls: msgspec.Raw = msgspec.Raw(b"null")
 
 
@@ -55,6 +65,7 @@ class VllmBench:
         self.facts = RequestFacts()
         self.skipped = Skipped(unit="request")
         self._path, self._run = path, choices.run
+        self._gaps = msgspec.Raw(b"")
         self._pieces = open_pieces(path, choices.limit_bytes)
 
     def __iter__(self) -> Iterator[pl.DataFrame]:
@@ -73,7 +84,8 @@ class VllmBench:
             raise UsageError(f"--run {self._run}: {self._path} holds {len(documents)} results")
         chosen = documents[(self._run or 1) - 1]
         try:
-            result = decode(chosen, _Result)
+            result = decode_read(chosen, _Result, DOCUMENT_VALUES)
+            self._gaps = decode(chosen, _Gaps, None).itls
         except ValueError as error:
             raise OutcomesError(
                 f"{self._path}: not the whole JSON of a result ({error}); benchmark again"
@@ -100,8 +112,9 @@ class VllmBench:
                     f"{self._path}: more than {ENTRY_BYTES >> 20} MiB in one file of results; "
                     "benchmark fewer requests at a time"
                 )
-        lines = [line for line in bytes(text).split(b"\n") if line.strip()]
-        return [bytes(text)] if lines[:1] and lines[0].strip() == b"{" else lines
+        if text.count(b"\n") > _MOST_LINES or text.lstrip().partition(b"\n")[0].strip() == b"{":
+            return [bytes(text)]
+        return [line for line in bytes(text).split(b"\n") if line.strip()]
 
     def _read_load(self, result: _Result) -> None:
         if isinstance(result.model_id, str):
@@ -151,15 +164,16 @@ class VllmBench:
     def _latencies(self, result: _Result) -> list[Any]:
         """Return latencies as older versions tell them: the ttft and what came between tokens."""
         count = len(result.ttfts or ())
+        rows = islice(_ROW.finditer(bytes(self._gaps)), count + 1)
         try:
-            gaps = msgspec.json.decode(result.itls, type=list[list[float]] | None)
-        except msgspec.MsgspecError:
-            gaps = None
-        if gaps is None or len(gaps) != count:
+            gaps = [sum(decode(row[0], list[float])) for row in rows]
+        except ValueError:
+            gaps = []
+        if len(gaps) != count:
             return [None] * count
         return [
-            ttft + sum(each) if isinstance(ttft, int | float) else None
-            for ttft, each in zip(result.ttfts or (), gaps, strict=True)
+            ttft + gap if isinstance(ttft, int | float) else None
+            for ttft, gap in zip(result.ttfts or (), gaps, strict=True)
         ]
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 from traces.schema import Estimate
 from tui.formats import ABSENT, interval, number, percent, value_of
+from tui.terminal_text import clean
 
 NOT_MEASURED = "Not measured in these recordings."
 BEYOND = "Marked *: it lies outside what was measured, so trust it less than its interval says."
@@ -42,14 +43,14 @@ def tag(name: str, *children: Content, **attributes: str | float | bool | None) 
             told += f" {label}"
             continue
         text = f"{value:.6g}" if isinstance(value, float) else str(value)
-        told += f' {label}="{html.escape(text)}"'
+        told += f' {label}="{html.escape(clean(text))}"'
     if name in VOID and not children:
         return Html(f"<{name}{told}>" if name in ("meta", "br") else f"<{name}{told}/>")
     return Html(f"<{name}{told}>{join(children)}</{name}>")
 
 
 def _escaped(part: str) -> str:
-    return part if isinstance(part, Html) else html.escape(part)
+    return part if isinstance(part, Html) else html.escape(clean(part))
 
 
 def quantity(

@@ -21,6 +21,7 @@ from tui.report.meanings import GLOSSARY
 from tui.report.measured import kernels, recorded_runs, speculation, time_breakdown
 from tui.report.verdict import verdict
 from tui.report.words import model_words
+from tui.terminal_text import clean
 
 Section = tuple[str, str, Callable[[Material], Html]]
 
@@ -55,7 +56,7 @@ def page(material: Material) -> str:
     parts: Mapping[str, str] = {
         "hash": digest,
         "version": html.escape(version),
-        "title": html.escape(_title(material)),
+        "title": html.escape(clean(_title(material))),
         "style": _resource("page.css"),
         "header": _header(material),
         "contents": join(links),

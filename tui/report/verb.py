@@ -10,6 +10,7 @@ from traces.errors import UsageError
 from traces.whole_file import whole_file
 from tui.formats import wrap
 from tui.read_verbs import open_all, print_document
+from tui.terminal_text import say
 
 
 def run_report(
@@ -56,7 +57,7 @@ def run_report(
     verdict = material.no_advice if answer is None else advice_lines(answer, width=10_000)[0]
     wrote = f"wrote {output} ({size / 1e3:,.0f} kB): {verdict}"
     for line in wrap("", wrote, width=80, indent=0):
-        print(line)
+        say(line)
 
 
 def write(path: Path, text: str) -> int:
