@@ -41,18 +41,6 @@ def test_links_lead_somewhere():
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
-def test_files_stay_short():
-    root = DOCS.parent
-    folders = ("traces", "profiler", "advisor", "tui")
-    long = {
-        str(path): count
-        for folder in folders
-        for path in (root / folder).rglob("*.py")
-        if (count := len(path.read_text().splitlines())) > 500
-    }
-    assert not long
-
-
 def test_transcripts_are_of_a_terminal_and_name_no_machine():
     page = (DOCS / "transcripts.md").read_text()
     assert "python -m scripts.transcripts" in page

@@ -1,5 +1,6 @@
 """The receiver: what it takes, what it refuses, and that nothing sent to it makes it grow."""
 
+import contextlib
 import gzip
 import http.client
 import json
@@ -185,13 +186,22 @@ def test_a_head_is_limited(receiver):
             assert connection.recv(100)[:12] in {b"", b"HTTP/1.1 431"}
 
 
+def sent_until_answered(receiver, body):
+    """As exporters do: a connection that gave way to another is tried again."""
+    for _ in range(20):
+        with contextlib.suppress(ConnectionError, http.client.RemoteDisconnected):
+            return post(receiver, body)[0]
+        time.sleep(0.05)
+    raise AssertionError("never answered")
+
+
 def test_bodies_on_their_way_are_limited_together(receiver, monkeypatch):
     monkeypatch.setattr(http_listener, "MOST_FLYING_BYTES", 1_000_000)
     held = [opened(receiver, BODY + b"{" * 300_000) for _ in range(9)]
-    assert post(receiver, b"{}" + b" " * 700_000)[0] == 200
+    assert sent_until_answered(receiver, b"{}" + b" " * 700_000) == 200
     for each in held[:6]:
         ended(each)
-    assert post(receiver, b" " * 1_100_000)[0] == 503
+    assert sent_until_answered(receiver, b" " * 1_100_000) == 503
     for each in held:
         each.close()
 
