@@ -23,6 +23,7 @@ NAME = ".ttscope-index.json"
 VERSION = 1
 MOST_BYTES = 16 << 20
 MOST_RECORDINGS = 10_000
+FEWEST = 50  # recordings in a folder: fewer are read soon enough
 _LONGEST = 1_000  # characters of a cell
 
 
@@ -142,4 +143,5 @@ class Indexes:
         changed, self._changed = self._changed, set()
         for folder in changed:
             there = {n: each for n, each in self._known[folder].items() if (folder / n).is_dir()}
-            write_index(folder, there)
+            if len(there) >= FEWEST:
+                write_index(folder, there)

@@ -13,7 +13,8 @@ from tui.views import listed, load, to_list
 
 
 @pytest.fixture
-def folder(tmp_path):
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setattr("tui.index.FEWEST", 1)
     for name in ("one", "two"):
         write_recording(tmp_path / name, simulate(problems=4, n=2))
     return tmp_path
@@ -91,7 +92,13 @@ def test_a_folder_that_cannot_be_written_has_no_index(tmp_path):
     assert not write_index(tmp_path / "file", {})
 
 
-async def test_the_app_lists_leaves_an_index_and_lists_by_it(folder, monkeypatch):
+def test_a_folder_of_few_recordings_gets_no_index(folder, monkeypatch):
+    monkeypatch.setattr("tui.index.FEWEST", 3)
+    note(folder, "one")
+    assert not (folder / NAME).exists()
+
+
+async def test_the_app_lists_leaves_an_index_and_lists_by_it(folder):
     async for app, _ in opened(folder):
         assert app.query_one("#runs", DataTable).row_count == 2
         assert all(entry.run is not None for entry in app.entries)

@@ -56,6 +56,7 @@ class RecordingsScreen(ModeScreen):
         self._columns: list[tuple[Column, int]] = []
         self._compared: dict[Pair, Difference | None] = {}
         self._repeats_among = 0
+        self._loading = True  # when the table was last filled
 
     def compose_body(self) -> ComposeResult:
         """Return filter, table and the panel below it."""
@@ -126,8 +127,9 @@ class RecordingsScreen(ModeScreen):
             each.key: (each.cells, each.key in marked, self.app.size.width) for each in entries
         }
         at_top = table.cursor_row <= 0
-        if at_top and self.ttscope.loading_paths and keys:
+        if at_top and self._loading and keys:  # when the last numbers come, too
             current = keys[0]
+        self._loading = self.ttscope.loading_paths
         gone = self._drawn.keys() - set(keys)
         if len(gone) > MOST_GONE or not self._drawn:
             table.clear()
