@@ -167,12 +167,14 @@ class Scraper:
                 begun = time.monotonic()
                 try:
                     page = self.poll()
-                except ScrapeError as error:
-                    due = time.monotonic() + self._failed(str(error))
+                    self._take(page)
+                except Exception as error:  # one page that cannot be taken does not end the watch
+                    known = isinstance(error, ScrapeError)
+                    why = str(error) if known else f"{type(error).__name__} while it was read"
+                    due = time.monotonic() + self._failed(why)
                     if self.lost.is_set():
                         return
                 else:
-                    self._take(page)
                     pause = min(page.took_s / _BUSY_SHARE, _LONGEST_PAUSE_S)
                     due = max(due + self._period_s, begun + pause)
         finally:
