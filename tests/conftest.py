@@ -15,8 +15,17 @@ os.environ["TTSCOPE_TOKEN"] = "a-token-of-the-tests-and-of-nobody"
 SHARED = Path(__file__).parent.parent.parent / "shared"
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items):
-    """Skip real-engine tests where vLLM is missing; in CI they fail instead."""
+    """Have one process run all real engines, and skip their tests where vLLM is missing.
+
+    An engine takes both cores of a small machine: two at a time are slower than one after the
+    other. Files of other tests stay together. In CI tests without vLLM fail instead.
+    """
+    items.sort(key=lambda item: "vllm" not in item.keywords)  # the longest work begins first
+    for item in items:
+        group = "vllm" if "vllm" in item.keywords else item.nodeid.partition("::")[0]
+        item.add_marker(pytest.mark.xdist_group(group))
     if importlib.util.find_spec("vllm") is not None or os.environ.get("CI") == "true":
         return
     skip = pytest.mark.skip(reason="vLLM is not installed (make install)")
