@@ -19,7 +19,7 @@ demo: install
 	$(BIN)/ttscope demo $(DEMO_ARGS)
 
 test: install lint
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 lint: install
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

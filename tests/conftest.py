@@ -1,5 +1,6 @@
 """What all tests share: the rule for tests that need vLLM, and where foreign data lies."""
 
+import functools
 import importlib.util
 import os
 from pathlib import Path
@@ -15,22 +16,37 @@ os.environ["TTSCOPE_TOKEN"] = "a-token-of-the-tests-and-of-nobody"
 SHARED = Path(__file__).parent.parent.parent / "shared"
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items):
-    """Have one process run all real engines, and skip their tests where vLLM is missing.
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Have one process run all real engines, and files of other tests stay together.
 
     An engine takes both cores of a small machine: two at a time are slower than one after the
-    other. Files of other tests stay together. In CI tests without vLLM fail instead.
+    other.
     """
-    items.sort(key=lambda item: "vllm" not in item.keywords)  # the longest work begins first
-    for item in items:
-        group = "vllm" if "vllm" in item.keywords else item.nodeid.partition("::")[0]
-        item.add_marker(pytest.mark.xdist_group(group))
+    from xdist.scheduler import LoadScopeScheduling
+
+    @functools.cache
+    def group(file):
+        return "vllm" if "mark.vllm" in (config.rootpath / file).read_text() else file
+
+    class OneEngine(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            return group(nodeid.partition("::")[0])
+
+    return OneEngine(config, log)
+
+
+def pytest_collection_modifyitems(items):
+    """Begin with real engines, which take longest, and skip them where vLLM is missing.
+
+    In CI they fail instead.
+    """
+    items.sort(key=lambda item: item.get_closest_marker("vllm") is None)
     if importlib.util.find_spec("vllm") is not None or os.environ.get("CI") == "true":
         return
     skip = pytest.mark.skip(reason="vLLM is not installed (make install)")
     for item in items:
-        if "vllm" in item.keywords:
+        if item.get_closest_marker("vllm") is not None:
             item.add_marker(skip)
 
 
