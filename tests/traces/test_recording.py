@@ -426,3 +426,12 @@ def test_numbers_that_nothing_can_be_computed_with_are_damage(tmp_path):
     pl.read_parquet(part).with_columns(huge).write_parquet(part)
     with pytest.raises(RecordingError, match="steps-000000.parquet: truncated or corrupt"):
         Recording.open(folder).frame("steps")
+
+
+def test_a_column_that_cannot_be_of_its_type_is_damage(tmp_path):
+    folder = make(tmp_path / "r")
+    part = folder / "steps-000000.parquet"
+    (folder / checksums.NAME).unlink()
+    pl.read_parquet(part).with_columns(end=pl.struct("end")).write_parquet(part)
+    with pytest.raises(RecordingError, match="steps-000000.parquet: truncated or corrupt"):
+        Recording.open(folder).frame("steps")
