@@ -11,9 +11,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import logging
+import os
 import threading
 import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -75,6 +78,8 @@ class RecordingWriter:
         self._failure: str | None = None
         self._manifest_kept = True
         self._create()
+        self._handle = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)  # the folder that we made
+        weakref.finalize(self, os.close, self._handle)
         self._next = {
             table: max((part.last + 1 for part in list_parts(self.path, table)), default=0)
             for table in TABLES
@@ -122,6 +127,7 @@ class RecordingWriter:
         """Change fields of the manifest and write it."""
         self.manifest = dataclasses.replace(self.manifest, **changes)
         try:
+            self._check_folder()
             self.manifest.write(self.path)
             self._manifest_kept = True
         except OSError as error:
@@ -170,7 +176,7 @@ class RecordingWriter:
             rows = f"{rows if tables else 'every row was kept'}, and {NAME} has no end"
         if self._failure is None:
             return f"{rows}; they came faster than they could be written"
-        if not self.path.is_dir():
+        if not self._is_own():
             return f"{rows}; the folder was deleted or moved while it was written"
         return f"{rows}; writing failed ({self._failure}); free some space or check permissions"
 
@@ -232,6 +238,7 @@ class RecordingWriter:
         self.dropped(table, self._framed[table] - frame.height)  # did not fit the columns
         self._frames[table], self._framed[table] = [frame], frame.height
         try:
+            self._check_folder()
             number = self._next[table]
             write_part(self.path, table, frame, number, number)
         except (Exception, pl.exceptions.PanicException) as error:
@@ -251,9 +258,23 @@ class RecordingWriter:
             log.warning("%s: writing failed (%s); rows wait in memory", self.path, why)
         self._failure = why
 
+    def _is_own(self) -> bool:
+        """Whether our folder is still where it was made, and no other one in its place."""
+        try:
+            return os.path.samestat(os.fstat(self._handle), self.path.stat())
+        except OSError:
+            return False
+
+    def _check_folder(self) -> None:
+        """Raise OSError where our folder is gone, so that nothing is written into another."""
+        self.path.stat()
+        if not self._is_own():
+            raise OSError(errno.ESTALE, "another folder is in its place")
+
     def _compact(self) -> None:
         """Leave one file per table; a part that cannot be read stays as it is."""
         try:
+            self._check_folder()
             for table in TABLES:
                 merge_all(self.path, table)
         except (Exception, pl.exceptions.PanicException) as error:
