@@ -71,6 +71,7 @@ class RecordingWriter:
         self._framed = dict.fromkeys(TABLES, 0)  # rows of `_frames`
         self._dropped = dict.fromkeys(TABLES, 0)  # by probes and by this writer
         self._lost = dict.fromkeys(TABLES, 0)  # by this writer alone
+        self._gone: list[str] = []  # tables of which others deleted parts
         self._sources: list[tuple[str, Callable[[], Drained]]] = []
         self._lock = threading.Lock()
         self._asked: dict[str, Callable[[], Any]] = {}
@@ -84,6 +85,7 @@ class RecordingWriter:
             table: max((part.last + 1 for part in list_parts(self.path, table)), default=0)
             for table in TABLES
         }
+        self._first = dict(self._next)
         self._thread = threading.Thread(target=self._work, name="ttscope-writer", daemon=True)
         self._thread.start()
 
@@ -161,13 +163,18 @@ class RecordingWriter:
         lost = sum(self._lost.values())
         dropped = {table: self._dropped[table] + self._lost[table] for table in TABLES}
         self.update(
-            complete=complete and not lost,
+            complete=complete and not lost and not self._gone,
             clock_end=read_clocks(),
             dropped={table: count for table, count in dropped.items() if count},
             **{name: ask() for name, ask in self._asked.items()},
         )
         if lost or not self._manifest_kept:
             raise RecordingError(f"{self.path}: {self._what_was_lost()}")
+        if self._gone:
+            raise RecordingError(
+                f"{self.path}: parts of {', '.join(self._gone)} were deleted while it was written; "
+                "their rows are lost"
+            )
 
     def _what_was_lost(self) -> str:
         tables = ", ".join(f"{count:,} of {table}" for table, count in self._lost.items() if count)
@@ -276,6 +283,9 @@ class RecordingWriter:
         try:
             self._check_folder()
             for table in TABLES:
+                held = sum(part.last + 1 - part.first for part in list_parts(self.path, table))
+                if held < self._next[table] - self._first[table]:
+                    self._gone.append(table)
                 merge_all(self.path, table)
         except (Exception, pl.exceptions.PanicException) as error:
             log.warning("%s: its parts were not merged (%s)", self.path, error)

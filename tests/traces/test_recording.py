@@ -314,6 +314,18 @@ def test_nothing_is_written_into_a_folder_in_the_place_of_ours(tmp_path, linked)
     assert {path.name: path.read_bytes() for path in other.iterdir()} == before
 
 
+@pytest.mark.parametrize("part", [0, 1, 2])
+def test_a_part_that_was_deleted_in_between_is_said_to_be(tmp_path, part):
+    writer = RecordingWriter(tmp_path / "r", Manifest(clock_start=read_clocks()), period_s=0.01)
+    for step in range(3):
+        writer.append("steps", {"engine": "e", "step": step})
+        until((tmp_path / f"r/steps-00000{step}.parquet").exists)
+    (tmp_path / f"r/steps-00000{part}.parquet").unlink()
+    with pytest.raises(RecordingError, match="parts of steps were deleted while it was written"):
+        writer.close(complete=True)
+    assert not Recording.open(tmp_path / "r").complete
+
+
 def test_a_recording_can_be_made_in_a_linked_folder(tmp_path):
     (tmp_path / "real").mkdir()
     (tmp_path / "r").symlink_to(tmp_path / "real")
