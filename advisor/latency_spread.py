@@ -71,17 +71,22 @@ def replay_recorded(run: Run, seconds: np.ndarray) -> Replayed:
 def _beyond(run: Run, own: Sequence[StepTable], law: StepLaw) -> np.ndarray | None:
     """Return log(recorded / replayed) of mean, p50 and p95, less that of the total time.
 
-    None for what cannot be replayed as it was: ranks, and drafts that are not told.
+    None for what cannot be replayed as it was: ranks, drafts that are not told, and samples that
+    the cache has no room for.
     """
     problems = run.problems.values()
     told = all(each.advance is not None for problem in problems for each in problem.samples)
     if run.engine.data_parallel_size > 1 or (run.engine.speculative is not None and not told):
         return None
     recorded = _statistics(np.array([each.latency_s for each in problems]))
-    found = replay_recorded(run, law.seconds)
+    try:
+        found = replay_recorded(run, law.seconds)
+    except ValueError:
+        return None
     took = sum(float(table.seconds.sum()) for table in own)
     should = sum(float(law.predict(table.composition).sum()) for table in own)
-    return np.asarray(np.log(recorded / _statistics(found.latency_s)) - np.log(took / should))
+    with np.errstate(divide="ignore", invalid="ignore"):  # an end before its start
+        return np.asarray(np.log(recorded / _statistics(found.latency_s)) - np.log(took / should))
 
 
 def _statistics(latency_s: np.ndarray) -> np.ndarray:

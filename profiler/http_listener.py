@@ -310,7 +310,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _inflated(body: bytearray) -> bytearray:
-    """Gunzip a body. Refuses what is damaged, ends early or becomes too large."""
+    """Gunzip a body. Refuses what is damaged, ends early, goes on behind it or is too large."""
     inflate, found = zlib.decompressobj(wbits=31), bytearray()
     rest: bytes | bytearray = body
     try:
@@ -324,4 +324,6 @@ def _inflated(body: bytearray) -> bytearray:
                 raise _Refused(400, "gzip data end early")
     except zlib.error:
         raise _Refused(400, "damaged gzip data") from None
+    if inflate.unused_data:
+        raise _Refused(400, "something follows the gzip data")
     return found

@@ -100,6 +100,8 @@ def _own(path: Path) -> str:
 def _check_owner(path: Path, found: os.stat_result) -> None:
     if found.st_uid != os.geteuid():
         raise UsageError(f"{path}: belongs to another user; move it away, or set {VARIABLE}")
+    if stat.S_ISLNK(found.st_mode):
+        raise UsageError(f"{path}: is a link; put a folder there, or set {VARIABLE}")
     if found.st_mode & 0o077:
         mode = "700" if stat.S_ISDIR(found.st_mode) else "600"
         raise UsageError(f"{path}: others can open it; run chmod {mode} {shlex.quote(str(path))}")

@@ -140,7 +140,8 @@ def problem_rows(
     cached = pl.col("cached_tokens")
     if manifest.engines[engine].enable_prefix_caching is False:
         cached = cached.fill_null(0)
-    work = samples.with_columns(cached.alias("cached_tokens"), flops=_flops_column(recording))
+    flops = _flops_column(recording, samples)
+    work = samples.with_columns(cached.alias("cached_tokens"), flops=flops)
     work = work.with_columns(
         flops=pl.when(never_ran())
         .then(0.0)
@@ -193,15 +194,16 @@ def _without_cost(rows: pl.DataFrame, cost: WindowCost) -> pl.DataFrame:
     return found.with_columns(as_measured=nothing_left)
 
 
-def _flops_column(recording: Recording) -> pl.Expr:
-    """Return FLOPs of a sample by its engine's model; null when the model's facts are not kept.
+def _flops_column(recording: Recording, samples: pl.DataFrame) -> pl.Expr:
+    """Return FLOPs of each of `samples` by its engine's model; null when its facts are not kept.
 
     Null too where they do not tell the active parameters, or attention reads less than the context;
     and with speculation: what was drafted and rejected is work, and no sample's row has it.
     """
     column = pl.lit(None, dtype=pl.Float64)
+    used = set(samples["engine"])  # a manifest can name thousands
     for key, engine in recording.manifest.engines.items():
-        facts = recording.manifest.models.get(engine.model)
+        facts = recording.manifest.models.get(engine.model) if key in used else None
         if facts is None or facts.active_parameters is None or engine.speculative is not None:
             continue
         if facts.reads_all(engine.max_model_len):

@@ -219,7 +219,7 @@ def read_part(
         frame = frame.with_columns(missing).select(
             pl.col(name).cast(dtype) for name, dtype in schema.items()
         )
-        if not sure and not _in_range(frame):
+        if frame.schema != schema or not (sure or _in_range(frame)):  # a struct stays one
             raise damaged(path)
         return frame
 

@@ -11,9 +11,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import logging
+import os
 import threading
 import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -68,6 +71,7 @@ class RecordingWriter:
         self._framed = dict.fromkeys(TABLES, 0)  # rows of `_frames`
         self._dropped = dict.fromkeys(TABLES, 0)  # by probes and by this writer
         self._lost = dict.fromkeys(TABLES, 0)  # by this writer alone
+        self._gone: list[str] = []  # tables of which others deleted parts
         self._sources: list[tuple[str, Callable[[], Drained]]] = []
         self._lock = threading.Lock()
         self._asked: dict[str, Callable[[], Any]] = {}
@@ -75,10 +79,13 @@ class RecordingWriter:
         self._failure: str | None = None
         self._manifest_kept = True
         self._create()
+        self._handle = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)  # the folder that we made
+        weakref.finalize(self, os.close, self._handle)
         self._next = {
             table: max((part.last + 1 for part in list_parts(self.path, table)), default=0)
             for table in TABLES
         }
+        self._first = dict(self._next)
         self._thread = threading.Thread(target=self._work, name="ttscope-writer", daemon=True)
         self._thread.start()
 
@@ -122,6 +129,7 @@ class RecordingWriter:
         """Change fields of the manifest and write it."""
         self.manifest = dataclasses.replace(self.manifest, **changes)
         try:
+            self._check_folder()
             self.manifest.write(self.path)
             self._manifest_kept = True
         except OSError as error:
@@ -155,13 +163,18 @@ class RecordingWriter:
         lost = sum(self._lost.values())
         dropped = {table: self._dropped[table] + self._lost[table] for table in TABLES}
         self.update(
-            complete=complete and not lost,
+            complete=complete and not lost and not self._gone,
             clock_end=read_clocks(),
             dropped={table: count for table, count in dropped.items() if count},
             **{name: ask() for name, ask in self._asked.items()},
         )
         if lost or not self._manifest_kept:
             raise RecordingError(f"{self.path}: {self._what_was_lost()}")
+        if self._gone:
+            raise RecordingError(
+                f"{self.path}: parts of {', '.join(self._gone)} were deleted while it was written; "
+                "their rows are lost"
+            )
 
     def _what_was_lost(self) -> str:
         tables = ", ".join(f"{count:,} of {table}" for table, count in self._lost.items() if count)
@@ -170,7 +183,7 @@ class RecordingWriter:
             rows = f"{rows if tables else 'every row was kept'}, and {NAME} has no end"
         if self._failure is None:
             return f"{rows}; they came faster than they could be written"
-        if not self.path.is_dir():
+        if not self._is_own():
             return f"{rows}; the folder was deleted or moved while it was written"
         return f"{rows}; writing failed ({self._failure}); free some space or check permissions"
 
@@ -232,6 +245,7 @@ class RecordingWriter:
         self.dropped(table, self._framed[table] - frame.height)  # did not fit the columns
         self._frames[table], self._framed[table] = [frame], frame.height
         try:
+            self._check_folder()
             number = self._next[table]
             write_part(self.path, table, frame, number, number)
         except (Exception, pl.exceptions.PanicException) as error:
@@ -251,10 +265,27 @@ class RecordingWriter:
             log.warning("%s: writing failed (%s); rows wait in memory", self.path, why)
         self._failure = why
 
+    def _is_own(self) -> bool:
+        """Whether our folder is still where it was made, and no other one in its place."""
+        try:
+            return os.path.samestat(os.fstat(self._handle), self.path.stat())
+        except OSError:
+            return False
+
+    def _check_folder(self) -> None:
+        """Raise OSError where our folder is gone, so that nothing is written into another."""
+        self.path.stat()
+        if not self._is_own():
+            raise OSError(errno.ESTALE, "another folder is in its place")
+
     def _compact(self) -> None:
         """Leave one file per table; a part that cannot be read stays as it is."""
         try:
+            self._check_folder()
             for table in TABLES:
+                held = sum(part.last + 1 - part.first for part in list_parts(self.path, table))
+                if held < self._next[table] - self._first[table]:
+                    self._gone.append(table)
                 merge_all(self.path, table)
         except (Exception, pl.exceptions.PanicException) as error:
             log.warning("%s: its parts were not merged (%s)", self.path, error)

@@ -25,7 +25,7 @@ from aiohttp.typedefs import Handler
 from textual_serve.server import Server
 
 from traces.errors import EngineError
-from tui.terminal_text import say
+from tui.terminal_text import clean, say
 
 PORT = 8080
 _END_S = 2.0  # that open pages have to end their apps
@@ -45,6 +45,14 @@ def is_loopback(host: str) -> bool:
         return host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return False
+
+
+def _name_in(host: str) -> str:
+    """Return the name in a Host header; empty where it is none."""
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""
 
 
 def command_of(arguments: Sequence[str]) -> str:
@@ -76,12 +84,12 @@ class AppServer(Server):
     @web.middleware
     async def _own_pages_only(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         origin = request.headers.get("Origin")
-        if origin is not None and urlsplit(origin).netloc != request.host:
-            raise web.HTTPForbidden(text=f"a page of {origin} asks; only the app's own may")
-        if self._local and not is_loopback(urlsplit(f"//{request.host}").hostname or ""):
+        if origin is not None and origin.partition("://")[2] != request.host:
+            raise web.HTTPForbidden(text=f"a page of {clean(origin)} asks; only the app's own may")
+        if self._local and not is_loopback(_name_in(request.host)):
             raise web.HTTPForbidden(
-                text=f"{request.host} is not this machine; ask for localhost, or start it with "
-                "--listen HOST:PORT"
+                text=f"{clean(request.host)} is not this machine; ask for localhost, or start it "
+                "with --listen HOST:PORT"
             )
         kept = self._is_token(request.cookies.get(self._cookie))
         if request.path == "/ws":
@@ -92,7 +100,9 @@ class AppServer(Server):
         return await handler(request)
 
     def _is_token(self, given: str | None) -> bool:
-        return given is not None and hmac.compare_digest(given.encode(), self._token.encode())
+        return given is not None and hmac.compare_digest(
+            given.encode(errors="replace"), self._token.encode()
+        )
 
     async def handle_index(self, request: web.Request) -> web.Response:
         """Return the page, which may load from this server alone."""
@@ -101,7 +111,7 @@ class AppServer(Server):
         scheme = "wss" if shown_as == "https" else "ws"
         socket_url = f"{scheme}://{request.host}"
         context = {
-            "font_size": int(wanted) if wanted.isdecimal() else 16,
+            "font_size": int(wanted) if wanted.isdecimal() and len(wanted) < 4 else 16,
             "app_websocket_url": f"{socket_url}/ws",
             "config": {"static": {"url": "/static/"}},
             "application": {"name": self.title},

@@ -90,3 +90,21 @@ def test_what_windows_cost_is_in_no_latency_that_is_learned_from(tmp_path):
         (run,), *_ = read_runs(write_recording(tmp_path / name, each))
         latencies.append([problem.latency_s for problem in run.problems.values()])
     assert np.mean(latencies[1]) == pytest.approx(np.mean(latencies[0]), rel=0.02)
+
+
+def test_a_run_that_the_cache_has_no_room_for_is_left_out(runs):
+    evidence = gather(runs)
+    model = StepTimeModel().fit(evidence.steps)
+
+    def small(each):
+        return dataclasses.replace(
+            each, engine=dataclasses.replace(each.engine, num_gpu_blocks=1, block_size=1)
+        )
+
+    found, steps = map(small, evidence.runs), map(small, evidence.steps)
+    assert latency_spread(list(found), list(steps), model) == pytest.approx(BEYOND)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_run_that_ended_before_it_began_is_left_out(runs):
+    assert spread_of(runs, lambda _, latency: -latency) == pytest.approx(BEYOND)

@@ -95,6 +95,15 @@ def test_a_link_and_a_file_of_another_are_refused(home, monkeypatch):
         shared_token()
 
 
+def test_a_folder_that_is_a_link_is_refused_as_one(home, tmp_path):
+    path = token_path()
+    path.parent.parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / "elsewhere").mkdir(mode=0o700)
+    path.parent.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UsageError, match=r"ttscope: is a link; put a folder there"):
+        shared_token()
+
+
 def test_where_no_file_can_be_made(home, monkeypatch):
     (home / "state of mine").write_text("a file")
     with pytest.raises(UsageError, match=f"set {VARIABLE} instead"):

@@ -298,6 +298,42 @@ def test_what_a_full_disk_cost_is_counted_and_the_recording_can_be_read(small_di
     assert recording.steps.height == 0
 
 
+@pytest.mark.parametrize("linked", [False, True])
+def test_nothing_is_written_into_a_folder_in_the_place_of_ours(tmp_path, linked):
+    folder, other = tmp_path / "r", make(tmp_path / "other")
+    writer = RecordingWriter(folder, Manifest(clock_start=read_clocks()), period_s=60)
+    writer.append("steps", {"engine": "e", "step": 0})
+    folder.rename(tmp_path / "moved")
+    if linked:
+        folder.symlink_to(other)
+    else:
+        other = other.rename(folder)
+    before = {path.name: path.read_bytes() for path in other.iterdir()}
+    with pytest.raises(RecordingError, match=r"1 rows were lost.*deleted or moved while"):
+        writer.close(complete=True)
+    assert {path.name: path.read_bytes() for path in other.iterdir()} == before
+
+
+@pytest.mark.parametrize("part", [0, 1, 2])
+def test_a_part_that_was_deleted_in_between_is_said_to_be(tmp_path, part):
+    writer = RecordingWriter(tmp_path / "r", Manifest(clock_start=read_clocks()), period_s=0.01)
+    for step in range(3):
+        writer.append("steps", {"engine": "e", "step": step})
+        until((tmp_path / f"r/steps-00000{step}.parquet").exists)
+    (tmp_path / f"r/steps-00000{part}.parquet").unlink()
+    with pytest.raises(RecordingError, match="parts of steps were deleted while it was written"):
+        writer.close(complete=True)
+    assert not Recording.open(tmp_path / "r").complete
+
+
+def test_a_recording_can_be_made_in_a_linked_folder(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "r").symlink_to(tmp_path / "real")
+    with RecordingWriter(tmp_path / "r", Manifest(clock_start=read_clocks())) as writer:
+        writer.append("steps", {"engine": "e", "step": 0})
+    assert Recording.open(tmp_path / "real").steps.height == 1
+
+
 def test_a_folder_that_vanished_is_said_to_be_gone(tmp_path):
     writer = RecordingWriter(tmp_path / "r", Manifest(clock_start=read_clocks()), period_s=60)
     writer.append("steps", {"engine": "e", "step": 0})
@@ -424,5 +460,14 @@ def test_numbers_that_nothing_can_be_computed_with_are_damage(tmp_path):
     (folder / checksums.NAME).unlink()
     huge = pl.lit(9223372036854775807, pl.Int64).alias("end")
     pl.read_parquet(part).with_columns(huge).write_parquet(part)
+    with pytest.raises(RecordingError, match="steps-000000.parquet: truncated or corrupt"):
+        Recording.open(folder).frame("steps")
+
+
+def test_a_column_that_cannot_be_of_its_type_is_damage(tmp_path):
+    folder = make(tmp_path / "r")
+    part = folder / "steps-000000.parquet"
+    (folder / checksums.NAME).unlink()
+    pl.read_parquet(part).with_columns(end=pl.struct("end")).write_parquet(part)
     with pytest.raises(RecordingError, match="steps-000000.parquet: truncated or corrupt"):
         Recording.open(folder).frame("steps")

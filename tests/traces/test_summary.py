@@ -17,6 +17,7 @@ from tests.traces.synthetic import (
 from traces.comparison import compare
 from traces.kernel_time import bus_bandwidth
 from traces.metrics import METRICS
+from traces.outcomes import _flops_column
 from traces.recording import Recording
 from traces.schema import Policy
 from traces.series import series
@@ -433,3 +434,13 @@ def test_a_run_needs_no_more_than_its_configuration():
     run = Run(recording="x", complete=True, engine=engine_config(), policy=Policy())
     assert asdict(run.energy_j)["total"] is None
     assert json.loads(json.dumps(run.to_json()))["latency_s"]["p95"] is None
+
+
+def test_engines_that_ran_nothing_cost_no_memory(tmp_path):
+    recording = write_recording(tmp_path / "r", simulate(problems=6, n=2))
+    facts = recording.manifest
+    ((_, engine),) = facts.engines.items()
+    few = len(_flops_column(recording, recording.samples).meta.serialize())
+    many = facts.engines | {f"unused-{number}": engine for number in range(300)}
+    recording = replace(recording, manifest=replace(facts, engines=many))
+    assert len(_flops_column(recording, recording.samples).meta.serialize()) == few

@@ -86,7 +86,8 @@ def test_the_page_and_what_it_loads_come_from_here(app):
     assert ".xterm-helper-textarea" in page.text  # keys are taken without a click
     with httpx.Client(base_url=app.url, cookies=app.cookies) as again:
         assert again.get("/static/js/textual.js").status_code == 200
-        assert again.get("/?fontsize=x%22").text.count('data-font-size="16"') == 1
+        for odd in ("x%22", "9" * 5_000):
+            assert again.get(f"/?fontsize={odd}").text.count('data-font-size="16"') == 1
 
 
 def test_addresses_are_those_that_were_asked_for(app):
@@ -127,6 +128,19 @@ def test_pages_of_others_are_refused(app, path, headers, told):
     answer = httpx.get(f"{app.url}{path}", headers=headers | UPGRADE, params={"token": app.token})
     assert answer.status_code == 403
     assert told in answer.text
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        *({"Origin": b"http://["}, {"Origin": b"http://\xff"}),
+        *({"Host": b"["}, {"Host": b"[::1"}, {"Host": b"\xff"}, {"Cookie": b"NAME=\xff"}),
+    ],
+)
+def test_headers_that_are_none_are_refused_too(app, headers):
+    (name,) = app.cookie
+    headers = {key: told.replace(b"NAME", name.encode()) for key, told in headers.items()}
+    assert httpx.get(app.url, headers=headers).status_code == 403
 
 
 @pytest.mark.parametrize("path", ["/", "/static/js/textual.js", "/static/", "/download/x", "/ws"])
