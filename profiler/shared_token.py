@@ -32,6 +32,8 @@ def shared_token() -> str:
         return _checked(os.environ[VARIABLE], VARIABLE)
     named = os.environ.get(FILE_VARIABLE)
     if named:
+        if Path(named).exists() and not Path(named).is_file():  # a pipe would be waited for
+            raise UsageError(f"{FILE_VARIABLE}: {named} is no file; name a file with the token")
         try:
             with Path(named).open("rb") as file:
                 return _checked(_text(file.read(_MOST_BYTES + 1)), f"{FILE_VARIABLE}: {named}")

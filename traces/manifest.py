@@ -20,6 +20,7 @@ NAME = "recording.json"
 PARTIAL = f"{NAME}.partial"
 LEAST_RESERVED = 1 << 16
 MOST_BYTES = 16 << 20
+MOST_ENGINES = 4_096  # and policies, and models
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,6 +188,10 @@ def read_manifest(folder: Path) -> Manifest:
         )
     try:
         msgspec.convert(data, Manifest)
+        if version < 1 or any(
+            len(data.get(name, ())) > MOST_ENGINES for name in ("engines", "policies", "models")
+        ):
+            raise ValueError(f"its version is below 1, or it has over {MOST_ENGINES:,} engines")
         return _parse(data)
     except (TtscopeError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise RecordingError(

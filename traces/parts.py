@@ -28,7 +28,8 @@ from traces.tables import KEYS, TABLES
 from traces.whole_file import sync_folder
 
 FAN_IN = 64
-MOST_ROWS = 100_000_000  # of a part whose checksum is not known
+MOST_ROWS = 100_000_000  # of a part
+MOST_ROWS_PER_BYTE = 8  # of a part of over a million rows: ours have less than one
 LARGEST = 1 << 62  # of its whole numbers: in ns, the year 2116
 _NAME = re.compile(r"^(?P<table>[a-z]+)-(?P<first>\d{6,})(?:-(?P<last>\d{6,}))?\.parquet$")
 _MAGIC = b"PAR1"
@@ -207,9 +208,7 @@ def read_part(
     with _reading(path, sums or {}) as sure:
         held = part_schema(path)
         wanted = [name for name in schema if name in held]
-        rows = 0 if sure else part_rows(path, {})
-        if rows > MOST_ROWS:
-            raise damaged(path)
+        _check_rows(path)
         frame = pl.read_parquet(path, columns=wanted, hive_partitioning=False, glob=False)
         missing = [
             pl.lit(None, dtype).alias(name)
@@ -227,9 +226,21 @@ def read_part(
 def checked_part(path: Path, sums: Checksums) -> Path:
     """Return the path of a part that can be scanned. Raises RecordingError as `read_part`."""
     with _reading(path, sums) as sure:
+        _check_rows(path)
         if not sure:
             pl.scan_parquet(path, glob=False).collect_schema()
     return path
+
+
+def _check_rows(path: Path) -> None:
+    """Raise RecordingError for a small file that would fill the memory."""
+    rows = part_rows(path, {})
+    most = max(MOST_ROWS_PER_BYTE * path.stat().st_size, 1_000_000)
+    if rows > min(most, MOST_ROWS):
+        raise RecordingError(
+            f"{path}: claims {rows:,} rows in {path.stat().st_size:,} bytes, which ttscope never "
+            "writes; delete it to open the recording without its rows"
+        )
 
 
 @contextlib.contextmanager

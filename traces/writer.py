@@ -25,7 +25,7 @@ import polars as pl
 
 from traces.clock import now_ns
 from traces.errors import RecordingError
-from traces.manifest import NAME, ClockReading, Manifest, reserve, take_folder
+from traces.manifest import NAME, PARTIAL, ClockReading, Manifest, reserve, take_folder
 from traces.merging import merge_all, merge_full_levels
 from traces.parts import list_parts, remove_leftovers, write_part
 from traces.tables import TABLES
@@ -97,6 +97,9 @@ class RecordingWriter:
             self.manifest.write(self.path)
             reserve(self.path)
         except OSError as error:
+            with contextlib.suppress(OSError):  # the folder can be taken again
+                (self.path / PARTIAL).unlink(missing_ok=True)
+                (self.path / NAME).unlink()
             raise RecordingError(f"{self.path}: cannot be written ({error.strerror})") from None
 
     def append(self, table: str, row: Row) -> None:

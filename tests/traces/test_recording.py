@@ -471,3 +471,28 @@ def test_a_column_that_cannot_be_of_its_type_is_damage(tmp_path):
     pl.read_parquet(part).with_columns(end=pl.struct("end")).write_parquet(part)
     with pytest.raises(RecordingError, match="steps-000000.parquet: truncated or corrupt"):
         Recording.open(folder).frame("steps")
+
+
+def test_a_small_file_of_many_rows_is_refused(tmp_path):
+    folder = make(tmp_path / "r")
+    part = folder / "steps-000000.parquet"
+    pl.read_parquet(part)[:1].select(pl.all().repeat_by(2_000_000).explode()).write_parquet(part)
+    (folder / checksums.NAME).unlink()
+    for read in (Recording.open(folder).frame, Recording.open(folder).table):
+        with pytest.raises(RecordingError, match="claims 2,000,000 rows in"):
+            read("steps")
+
+
+def test_a_folder_that_could_not_be_written_can_be_taken_again(small_disk):
+    ballast = fill(small_disk)
+    with pytest.raises(RecordingError, match="cannot be written"):
+        RecordingWriter(small_disk / "r", Manifest(clock_start=read_clocks()))
+    ballast.unlink()
+    assert Recording.open(make(small_disk / "r")).complete
+
+
+def test_a_manifest_of_a_thousand_engines_is_read_and_of_too_many_refused(tmp_path):
+    engines = {f"e{i}": EngineConfig(model=f"m{i}") for i in range(4_097)}
+    folder = make(tmp_path / "r", engines=engines)
+    with pytest.raises(RecordingError, match="over 4,096 engines"):
+        Recording.open(folder)
