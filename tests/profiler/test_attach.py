@@ -199,7 +199,7 @@ def test_a_lost_server_ends_the_watch_where_asked(server, tmp_path):
     recording, _ = attach(
         server,
         folder=tmp_path / "r",
-        seconds=4,
+        seconds=8,
         change=lambda: setattr(server, "gone", True),
         reconnect=False,
     )

@@ -12,6 +12,7 @@ import polars as pl
 import pytest
 from textual.widgets import Static
 
+from profiler.shared_token import shared_token
 from tests.profiler.servers import ROOT, entry_point, free_port, running
 from tests.tui.test_live_screen import attach_to, text_of, wait_for
 from traces.recording import Recording
@@ -44,6 +45,7 @@ def server(tmp_path_factory):
         "--enable-logging-iteration-details",
         TTSCOPE_PLUGIN=here,
         OTEL_EXPORTER_OTLP_TRACES_PROTOCOL="http/protobuf",
+        OTEL_EXPORTER_OTLP_HEADERS=f"authorization=Bearer%20{shared_token()}",
         OTEL_BSP_SCHEDULE_DELAY="1000",
         NUMBA_NUM_THREADS="1",  # lookups in more threads end vLLM's worker
         PYTHONPATH=f"{ROOT}:{folder / 'site'}",
