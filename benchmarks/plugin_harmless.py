@@ -3,7 +3,7 @@
 ``python -m benchmarks.plugin_harmless`` starts one vLLM server per condition (CPU, the small
 reasoner), has each answer the same 200 prompts at temperature 0, eight at a time, and compares the
 texts with those of a server without the plugin: first of a second such server, as control. The full
-disk is a file system of 64 kB that `ttscope attach` writes to (needs root, else it is left out).
+disk is a file system of 256 kB that `ttscope attach` writes to (needs root, else it is left out).
 """
 
 import argparse
@@ -68,9 +68,9 @@ def silent_listener() -> Iterator[str]:
 
 @contextmanager
 def small_disk(folder: Path) -> Iterator[Path]:
-    """Mount a file system of 64 kB."""
+    """Mount a file system of 256 kB."""
     folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)], check=True)
     try:
         yield folder
     finally:
