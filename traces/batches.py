@@ -9,7 +9,7 @@ from typing import TypeVar
 import polars as pl
 
 from traces.errors import RecordingError
-from traces.parts import damaged, part_rows, part_schema
+from traces.parts import damaged, part_rows, scan_part
 from traces.recording import Recording
 from traces.tables import TABLES
 
@@ -56,16 +56,11 @@ def begin_again(recording: Recording, read: Callable[[], Found]) -> Found:
 
 def _of_part(path: Path, table: str, columns: Sequence[str]) -> Iterator[pl.LazyFrame]:
     try:
-        count, held = part_rows(path, {}), part_schema(path)
+        count, lazy = part_rows(path, {}), scan_part(path, table, columns)
     except FileNotFoundError:
         raise Merged from None
-    lazy = pl.scan_parquet(path, glob=False, hive_partitioning=False)
-    chosen = [
-        (pl.col(name) if name in held else pl.lit(None).alias(name)).cast(TABLES[table][name])
-        for name in columns
-    ]
     for first in range(0, count, ROWS):
-        yield lazy.slice(first, ROWS).select(chosen)
+        yield lazy.slice(first, ROWS)
 
 
 def _collected(lazy: pl.LazyFrame, path: Path) -> pl.DataFrame:

@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import os
 import re
+import stat
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -113,8 +114,7 @@ def check_regular(path: Path) -> None:
 
     Raises FileNotFoundError where there is none.
     """
-    facts = path.lstat()
-    if (facts.st_mode & 0o170000) != 0o100000:
+    if not stat.S_ISREG(path.lstat().st_mode):
         raise RecordingError(
             f"{path}: is a link or a special file, which a recording never has; "
             "put the file itself there"

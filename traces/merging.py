@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from polars.io.plugins import register_io_source
 
 from traces import checksums
-from traces.parts import FAN_IN, Part, damaged, list_parts, part_path, part_rows, part_schema
+from traces.parts import FAN_IN, Part, damaged, list_parts, part_path, part_rows, scan_part
 from traces.tables import KEYS, TABLES
 from traces.whole_file import sync_folder
 
@@ -121,16 +121,10 @@ def _source(paths: Sequence[Path], table: str, kept: Kept | None) -> pl.LazyFram
 def _pieces(path: Path, table: str, columns: Sequence[str] | None = None) -> Iterator[pl.DataFrame]:
     """Give the rows of a part, about `_BYTES` at a time."""
     count, first, size = part_rows(path, {}), 0, _FIRST_ROWS
-    names = columns or list(TABLES[table])
     try:
-        held = part_schema(path)
-        lazy = pl.scan_parquet(path, glob=False, hive_partitioning=False)
-        chosen = [
-            (pl.col(name) if name in held else pl.lit(None).alias(name)).cast(TABLES[table][name])
-            for name in names
-        ]
+        lazy = scan_part(path, table, columns or list(TABLES[table]))
         while first < count:
-            rows = lazy.slice(first, size).select(chosen).collect()
+            rows = lazy.slice(first, size).collect()
             first += rows.height
             size = _fitting(rows)
             yield rows

@@ -187,8 +187,24 @@ def part_rows(path: Path, sums: Checksums) -> int:
     Raises RecordingError naming the file when it is truncated or corrupt.
     """
     with _reading(path, sums):
-        scan = pl.scan_parquet(path, hive_partitioning=False, glob=False)
-        return int(scan.select(pl.len()).collect().item())
+        return _count_rows(path)
+
+
+def _count_rows(path: Path) -> int:
+    scan = pl.scan_parquet(path, hive_partitioning=False, glob=False)
+    return int(scan.select(pl.len()).collect().item())
+
+
+def scan_part(path: Path, table: str, columns: Sequence[str]) -> pl.LazyFrame:
+    """Return some of a table's columns of a part, lazily; one that the file lacks is null.
+
+    Nothing is checked (`checked_part`), and nothing but the columns' names is read.
+    """
+    held = part_schema(path)
+    return pl.scan_parquet(path, hive_partitioning=False, glob=False).select(
+        (pl.col(name) if name in held else pl.lit(None).alias(name)).cast(TABLES[table][name])
+        for name in columns
+    )
 
 
 def part_schema(path: Path) -> Mapping[str, pl.DataType]:
@@ -234,7 +250,7 @@ def checked_part(path: Path, sums: Checksums) -> Path:
 
 def _check_rows(path: Path) -> None:
     """Raise RecordingError for a small file that would fill the memory."""
-    rows = part_rows(path, {})
+    rows = _count_rows(path)
     most = max(MOST_ROWS_PER_BYTE * path.stat().st_size, 1_000_000)
     if rows > min(most, MOST_ROWS):
         raise RecordingError(

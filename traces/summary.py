@@ -350,13 +350,14 @@ def _notes(
     known: WindowTimes,
 ) -> list[str]:
     manifest = recording.manifest
-    told = recording.frame("events").filter(kind="note", engine=engine)["detail"]
+    events = recording.frame("events")
+    told = events.filter(kind="note", engine=engine)["detail"]
     notes = [str(note) for note in told.drop_nulls().unique(maintain_order=True)]
     if recording.replay_of is not None:
         notes.insert(0, f"predicted by replay of {recording.replay_of}; its times are not measured")
     notes += recording.losses
-    notes += [str(each) for each in recording.frame("events").filter(kind=KIND)["detail"]]
-    opened = recording.frame("events").filter(kind="window", engine=engine).height
+    notes += [str(each) for each in events.filter(kind=KIND)["detail"]]
+    opened = events.filter(kind="window", engine=engine).height
     notes += known.notes(opened)
     failed = int((rows["state"] == "failed").sum())
     if failed:
