@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -13,9 +11,17 @@ from numpy.typing import NDArray
 from polars.io.plugins import register_io_source
 
 from traces import checksums
-from traces.parts import FAN_IN, Part, damaged, list_parts, part_path, part_rows, scan_part
+from traces.parts import (
+    FAN_IN,
+    Part,
+    damaged,
+    list_parts,
+    part_path,
+    part_rows,
+    scan_part,
+    whole_part,
+)
 from traces.tables import KEYS, TABLES
-from traces.whole_file import sync_folder
 
 MERGE_ALL_BYTES = 64 << 20
 ROWS = 200_000  # of a row group, at most
@@ -77,26 +83,15 @@ def merge(paths: Sequence[Path], target: Path, table: str, *, last_only: bool = 
     is corrupt, OSError when the disk fails.
     """
     kept = _last_of_keys(paths, table) if last_only and table in KEYS else None
-    partial = target.with_suffix(".partial")
-    try:
-        with partial.open("wb") as file:
-            _source(paths, table, kept).sink_parquet(
-                file,
-                compression="zstd",
-                compression_level=3,
-                statistics=False,
-                row_group_size=_group_rows(paths, table),
-                engine="streaming",
-            )
-            file.flush()
-            os.fsync(file.fileno())
-        checksums.add(target.parent, target.name, checksums.file_digest(partial))
-        partial.replace(target)
-        sync_folder(target.parent)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
-        raise
+    with whole_part(target) as file:
+        _source(paths, table, kept).sink_parquet(
+            file,
+            compression="zstd",
+            compression_level=3,
+            statistics=False,
+            row_group_size=_group_rows(paths, table),
+            engine="streaming",
+        )
 
 
 def _source(paths: Sequence[Path], table: str, kept: Kept | None) -> pl.LazyFrame:

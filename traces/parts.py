@@ -11,6 +11,7 @@ range covers, so no row is lost or doubled whenever the process is killed.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import os
 import re
@@ -18,6 +19,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import polars as pl
 
@@ -144,22 +146,34 @@ def damaged(path: Path) -> RecordingError:
 def write_part(folder: Path, table: str, frame: pl.DataFrame, first: int, last: int) -> Path:
     """Write a part so that it appears whole or not at all; returns its path."""
     target = part_path(folder, table, first, last)
+    data = io.BytesIO()
+    frame.write_parquet(data, compression="zstd", compression_level=3, statistics=False)
+    with whole_part(target) as file:
+        file.write(data.getbuffer())
+    return target
+
+
+@contextlib.contextmanager
+def whole_part(target: Path) -> Iterator[BinaryIO]:
+    """Give a file that becomes the part `target`, synced and with its checksum, after the block.
+
+    Nothing is left of it where the block or the disk fails. Raises OSError.
+    """
     partial = target.with_suffix(".partial")
     try:
-        data = io.BytesIO()
-        frame.write_parquet(data, compression="zstd", compression_level=3, statistics=False)
-        with partial.open("wb") as file:
-            file.write(data.getbuffer())
+        with partial.open("w+b") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
-        checksums.add(folder, target.name, checksums.digest(data.getbuffer()))
+            file.seek(0)
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        checksums.add(target.parent, target.name, digest)
         partial.replace(target)
-        sync_folder(folder)
+        sync_folder(target.parent)
     except BaseException:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
         raise
-    return target
 
 
 def last_rows(frame: pl.LazyFrame, table: str) -> pl.LazyFrame:
