@@ -16,7 +16,7 @@ SEEDS = range(2)
 @pytest.fixture(scope="module")
 def scores():
     """Log score and coverage by (family, seed), forecaster and vote."""
-    return {(name, seed): score_family(name, seed, 300) for name in FAMILIES for seed in SEEDS}
+    return {(name, seed): score_family(name, seed, 200) for name in FAMILIES for seed in SEEDS}
 
 
 def mean_score(scores, family, rival, vote):

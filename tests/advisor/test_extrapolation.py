@@ -77,7 +77,7 @@ def test_more_samples_are_marked_and_their_interval_holds_the_truth():
         model = AnswerModel(draws=100, seed=seed).fit(
             [count_answers(a, c) for a, c in zip(answers, correct, strict=True)]
         )
-        truth = curves(*judged(family("beta", 4000, rng), 64, rng), [64])
+        truth = curves(*judged(family("beta", 1000, rng), 64, rng), [64])
         for outcome in extrapolate(model, [64], np.full(200, 50.0)):
             assert outcome.accuracy.extrapolated
             assert outcome.basis == "model"

@@ -2,7 +2,10 @@
 
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+
+from tests.profiler.warm import Warm
 
 ROOT = Path(__file__).parents[2]
 
@@ -18,3 +21,16 @@ def ttscope(*arguments, **rest):
         check=False,
         **rest,
     )
+
+
+def warm_ttscope(*arguments):
+    """Run the command in a process that has vLLM imported."""
+    with tempfile.TemporaryDirectory() as folder:
+        out, err = Path(folder) / "out", Path(folder) / "err"
+        process = Warm(arguments, stdout=out, stderr=err, cwd=ROOT)
+        try:
+            code = process.wait(timeout=300)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
+        return subprocess.CompletedProcess(arguments, code, out.read_text(), err.read_text())

@@ -4,8 +4,6 @@ import contextlib
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +12,7 @@ from pathlib import Path
 import httpx
 
 from profiler.launch import model_path
+from tests.profiler.warm import Warm
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -23,7 +22,7 @@ class Server:
     """A server that runs; `log` is what it has said."""
 
     url: str
-    process: subprocess.Popen
+    process: Warm
     log: Path
 
     def signal(self, number):
@@ -49,17 +48,15 @@ def launch(folder, *arguments, port=None, **variables):
         "HF_HUB_OFFLINE": "1",
     }
     environment.pop("VLLM_ENABLE_V1_MULTIPROCESSING", None)
-    command = ["-m", "vllm.entrypoints.openai.api_server", "--model", model_path("demo/s")]
-    command += ["--port", str(port), "--host", "127.0.0.1", "--enforce-eager"]
-    command += ["--max-num-seqs", "16", "--enable-prompt-tokens-details", *arguments]
-    with log.open("ab") as output:
-        process = subprocess.Popen(
-            [sys.executable, *command],
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env=environment | variables,
-            start_new_session=True,
-        )
+    options = ["--model", model_path("demo/s"), "--port", port, "--host", "127.0.0.1"]
+    options += ["--enforce-eager", "--max-num-seqs", "16", "--enable-prompt-tokens-details"]
+    process = Warm(
+        [*options, *arguments],
+        module="vllm.entrypoints.openai.api_server",
+        stdout=log,
+        stderr=log,
+        env=environment | variables,
+    )
     return Server(f"http://127.0.0.1:{port}", process, log)
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from profiler.capture import record
 from profiler.workload import load_workload
-from tests.profiler.command import ttscope
+from tests.profiler.command import warm_ttscope
 from tests.profiler.stub import StubEngine
 from traces.errors import UsageError
 from traces.recording import Recording
@@ -52,6 +52,6 @@ def test_high_effort_thinks_longer_on_the_bundled_reasoners(tmp_path):
     thoughts = {}
     for effort in ("low", "high"):
         options = ("--problems", "16", "--reasoning-effort", effort, "--json")
-        ttscope("record", "--model", "demo/s", *options, "-o", tmp_path / effort)
+        warm_ttscope("record", "--model", "demo/s", *options, "-o", tmp_path / effort)
         thoughts[effort] = Recording.open(tmp_path / effort).samples["think_tokens"].mean()
     assert thoughts["high"] > 1.5 * thoughts["low"]

@@ -9,7 +9,7 @@ from profiler.engines.protocol import SampleRequest
 from profiler.engines.server import ServerEngine
 from profiler.policies.rules import make_policy
 from profiler.workload import load_workload
-from tests.profiler.command import ttscope
+from tests.profiler.command import warm_ttscope
 from tests.profiler.stub import StubEngine
 from traces.errors import UsageError
 from traces.recording import Recording
@@ -138,7 +138,7 @@ def test_repeats_do_the_same_work_and_what_does_not_fit_is_refused(tmp_path):
     common = ("record", "--model", "demo/s", "--dtype", "float32", "--max-num-seqs", "4", "--json")
     tables = []
     for name in ("first", "second"):
-        done = ttscope(
+        done = warm_ttscope(
             *(*common, "--workload", path, "--n", "4", "--concurrency", "2"),
             *("-o", tmp_path / name),
         )
@@ -156,7 +156,7 @@ def test_repeats_do_the_same_work_and_what_does_not_fit_is_refused(tmp_path):
         )
     assert tables[0] == tables[1]
     path = written(tmp_path / "long.jsonl", 500, prompt="a" * 600)
-    done = ttscope(*common, "--workload", path, "-o", tmp_path / "long")
+    done = warm_ttscope(*common, "--workload", path, "-o", tmp_path / "long")
     assert done.returncode == 2
     assert "500 output_tokens behind a prompt of 603 exceed max_model_len 1,024" in done.stderr
     assert "Traceback" not in done.stderr

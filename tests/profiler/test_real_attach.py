@@ -97,7 +97,7 @@ def asking(url, **more):
     body = {"prompt": CANARY, "max_tokens": 200, "ignore_eos": True} | more
 
     def ask():
-        with httpx.Client(timeout=60) as client:
+        with httpx.Client(timeout=10) as client:
             while not stop.is_set():
                 with suppress(httpx.HTTPError):
                     client.post(f"{url}/v1/completions", json=body)

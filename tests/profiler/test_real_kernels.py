@@ -6,7 +6,7 @@ import os
 import polars as pl
 import pytest
 
-from tests.profiler.command import ttscope
+from tests.profiler.command import warm_ttscope
 from traces.recording import Recording
 
 pytestmark = pytest.mark.vllm
@@ -24,7 +24,7 @@ def test_a_run_too_short_for_a_window_says_so(tmp_path):
 
 
 def record(folder, *arguments):
-    done = ttscope("record", *arguments, "--dtype", "float32", "--json", "-o", folder)
+    done = warm_ttscope("record", *arguments, "--dtype", "float32", "--json", "-o", folder)
     assert done.returncode == 0, done.stderr[-3000:]
     (run,) = json.loads(done.stdout)["runs"]
     return run, Recording.open(folder)

@@ -5,7 +5,7 @@ import pytest
 from profiler.capture import record
 from profiler.engines.server import ServerEngine
 from profiler.workload import load_workload
-from tests.profiler.command import ttscope
+from tests.profiler.command import warm_ttscope
 from tests.profiler.servers import running
 from traces.recording import Recording
 from traces.schema import Policy
@@ -20,7 +20,7 @@ PROBLEMS, LONG, SHORT = 24, 300, 24  # max_tokens that cut none, and about half
 def in_process(tmp_path_factory):
     folder = tmp_path_factory.mktemp("in-process")
     for most in (LONG, SHORT):
-        done = ttscope(
+        done = warm_ttscope(
             *("record", "--model", "demo/s", "--dtype", "float32", "--seed", "5", "--json"),
             *("--problems", PROBLEMS, "--max-tokens", most, "-o", folder / str(most)),
         )

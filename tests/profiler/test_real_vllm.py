@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 import time
 from itertools import pairwise
 
@@ -16,8 +14,9 @@ from profiler.engines.protocol import SampleRequest
 from profiler.engines.server import ServerEngine
 from profiler.launch import model_path
 from profiler.workload import load_workload
-from tests.profiler.command import ROOT, ttscope
+from tests.profiler.command import ROOT, warm_ttscope
 from tests.profiler.servers import free_port, vllm_server
+from tests.profiler.warm import Warm
 from traces.errors import EngineError
 from traces.recording import Recording
 from traces.schema import Policy
@@ -32,9 +31,9 @@ def in_process(tmp_path_factory):
     """A greedy and a voting recording with a thinking budget, made by `ttscope record`."""
     folder = tmp_path_factory.mktemp("in-process")
     common = ("record", "--model", "demo/s", "--problems", "24", "--seed", "5", "--json")
-    done = ttscope(*common, "--max-tokens", "300", "-o", folder / "greedy")
+    done = warm_ttscope(*common, "--max-tokens", "300", "-o", folder / "greedy")
     assert done.returncode == 0, done.stderr[-3000:]
-    vote = ttscope(
+    vote = warm_ttscope(
         *common,
         "--n",
         "4",
@@ -158,7 +157,7 @@ def test_jsonl_of_prompts_and_chats_under_a_verifier(tmp_path):
     path = tmp_path / "w.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
     asked = ("record", "--model", "demo/s", "--workload", path, "--max-tokens", "300")
-    done = ttscope(*asked, "--verifier", "numeric", "--n", "4", "--json", "-o", tmp_path / "r")
+    done = warm_ttscope(*asked, "--verifier", "numeric", "--n", "4", "--json", "-o", tmp_path / "r")
     assert done.returncode == 0, done.stderr[-2000:]
     (run,) = json.loads(done.stdout)["runs"]
     assert run["problems"] == 8
@@ -170,7 +169,7 @@ def test_jsonl_of_prompts_and_chats_under_a_verifier(tmp_path):
 
 
 def test_impossible_engine_is_one_line(tmp_path):
-    done = ttscope("record", "--model", tmp_path / "absent", "-o", tmp_path / "r")
+    done = warm_ttscope("record", "--model", tmp_path / "absent", "-o", tmp_path / "r")
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("ttscope: vLLM cannot start")
@@ -179,27 +178,9 @@ def test_impossible_engine_is_one_line(tmp_path):
 
 
 def test_real_record_killed(tmp_path):
-    child = subprocess.Popen(
-        [
-            sys.executable,
-            "-c",
-            "from tui.cli import main; main()",
-            "record",
-            "--model",
-            "demo/s",
-            "--problems",
-            "5000",
-            "--n",
-            "8",
-            "--concurrency",
-            "4",
-            "-o",
-            tmp_path / "r",
-        ],
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    options = ("--problems", "5000", "--n", "8", "--concurrency", "4", "-o", tmp_path / "r")
+    said = tmp_path / "said"
+    child = Warm(("record", "--model", "demo/s", *options), stdout=said, stderr=said, cwd=ROOT)
     deadline = time.monotonic() + 180
     while not list(tmp_path.glob("r/steps-*")):
         assert child.poll() is None and time.monotonic() < deadline
@@ -216,7 +197,7 @@ def test_real_record_killed(tmp_path):
     problems = recording.problems
     assert problems["problem_id"].is_unique().all()
     assert 1 <= problems["end"].null_count() <= 8
-    shown = ttscope("show", tmp_path / "r")
+    shown = warm_ttscope("show", tmp_path / "r")
     assert shown.returncode == 0 and "incomplete" in shown.stdout
 
 
@@ -270,7 +251,7 @@ def test_a_server_keeps_given_lengths(server, tmp_path):
 def test_a_recorded_run_is_sent_to_a_server(server, in_process, tmp_path):
     """Its prompts, its lengths and its load; predicted from its own steps, and measured."""
     recorded = in_process[0] / "vote"
-    done = ttscope(
+    done = warm_ttscope(
         *("replay", recorded, "--against", server, "--json", "-o", tmp_path / "m"),
         *("--set", "engine.max_num_seqs=16", "--set", "engine.max_num_batched_tokens=2048"),
     )
@@ -301,7 +282,7 @@ def test_server_settings_are_read(server):
 
 
 def test_sweep_like_record_over_the_endpoint(server, tmp_path):
-    done = ttscope(
+    done = warm_ttscope(
         "record", "--endpoint", server, "--n", "3", "--problems", "6", "-o", tmp_path / "r"
     )
     assert done.returncode == 0, done.stderr[-2000:]

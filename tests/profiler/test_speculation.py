@@ -10,7 +10,7 @@ from profiler.engines.draft_steps import accounts_for
 from profiler.engines.protocol import SampleRequest
 from profiler.launch import EngineOptions, start_engine
 from profiler.workload import load_workload
-from tests.profiler.command import ttscope
+from tests.profiler.command import warm_ttscope
 from traces.ngram import KnownTokens, PromptLookup
 from traces.recording import Recording
 from traces.schema import Speculative
@@ -129,7 +129,7 @@ def test_record_with_a_draft_model(tmp_path):
     draft = {"method": "draft_model", "model": "demo/s", "num_speculative_tokens": 3}
     command = ["record", "--model", "demo/l", "--problems", "6", "--dtype", "float32", "--json"]
     command += ["--max-tokens", "120", "--speculative", json.dumps(draft), "-o", tmp_path / "r"]
-    done = ttscope(*command)
+    done = warm_ttscope(*command)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "mended in this process" in " ".join(done.stderr.split())
     (run,) = json.loads(done.stdout)["runs"]
