@@ -1,0 +1,390 @@
+"""What each verb prints of the shipped recordings and of small fixtures, kept in tests/golden.
+
+    python -m tests.golden_outputs [CASE ..]    names the outputs that differ, with the difference
+    python -m tests.golden_outputs --keep       keeps the outputs of now
+
+Numbers in JSON are kept to 12 digits. Folders of this machine and times of day are left out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import hashlib
+import io
+import json
+import math
+import os
+import re
+import shlex
+import sys
+import tempfile
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from advisor.models import prior_tables
+from tests.advisor import operator_tables, prior_files
+from tests.advisor import synthetic as advised
+from tests.traces import made_traces, synthetic
+from tests.tui.live_recordings import write_watched
+from tui import cli
+
+ROOT = Path(__file__).parents[1]
+KEPT = Path(__file__).parent / "golden"
+SHIPPED = ROOT / "profiler" / "demo" / "recordings"
+FOREIGN = ROOT / "tests" / "data" / "foreign"
+VERBS = (
+    "sweep", "show", "replay", "import", "export", "advise", "report", "demo", "doctor", "record",
+    "attach", "tui",
+)  # fmt: skip
+FLOAT = re.compile(r"-?\d+\.\d+(?:[eE][-+]?\d+)?|-?\d+[eE][-+]?\d+")
+NOT_KEPT = (  # what differs from one run to the next
+    (re.compile(r"recordings, \d+(\.\d+)? m?s\b"), "recordings, TIME"),
+    (re.compile(r"terminal-\d+-|rich-terminal-\d+|clip-\d+|\d{9,}-"), "N-"),
+    (re.compile(r"\b20[2-9]\d-\d\d-\d\d[ T]\d\d:\d\d(:\d\d(\.\d+)?)?(Z|\+\d\d:\d\d)?"), "TIME"),
+)
+AZURE = "TIMESTAMP,ContextTokens,GeneratedTokens\n" + "".join(
+    f"2023-11-16 18:17:{at:02d}.9799600,{100 + at},{20 + at % 7}\n" for at in range(1, 30)
+)
+MOONCAKE = "".join(
+    json.dumps({"timestamp": 400 * at, "input_length": 900 + 7 * at, "output_length": 20 + at,
+                "hash_ids": [1, at]}) + "\n"
+    for at in range(30)
+)  # fmt: skip
+PLAIN = "".join(
+    json.dumps({"problem_id": f"p{at // 4}", "sample_index": at % 4, "answer": str(at % 3),
+                "correct": at % 3 == 0, "output_tokens": 30 + at}) + "\n"
+    for at in range(40)
+)  # fmt: skip
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 512,
+    "intermediate_size": 1024,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "num_hidden_layers": 4,
+    "vocab_size": 1000,
+}
+
+
+class Fixtures:
+    """The inputs of the cases, written on first use."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __getitem__(self, name: str) -> str:
+        return str(getattr(self, name))
+
+    shipped = SHIPPED
+    foreign = FOREIGN
+    votes = SHIPPED / "demo-s-tp1-seqs64-maj@16-t0.8-a1b9005e"
+    large = SHIPPED / "demo-l-tp1-seqs64-maj@16-t0.8-09e0005e"
+    narrow = SHIPPED / "demo-l-tp1-seqs8-maj@16-t0.8-39b7005e"
+    drafts = SHIPPED / "demo-l-tp1-seqs64-draft-model-k3-greedy-t0-863e7ae0"
+    greedy = SHIPPED / "demo-l-tp1-seqs64-greedy-t0-09e07ae0"
+
+    @property
+    def out(self) -> Path:
+        return self.folder / "out"
+
+    @cached_property
+    def made(self) -> Path:
+        """Recordings of two models, TP 1 and 2, with and without n-gram lookup."""
+        plan = (
+            ("small", {}, advised.GREEDY, 0.02),
+            ("small", {}, advised.VOTE16, -0.02),
+            ("small", {"speculative": advised.NGRAM}, advised.VOTE16, 0.01),
+            ("large", {}, advised.VOTE16, 0.03),
+            ("large", {"tensor_parallel_size": 2}, advised.VOTE16, 0.0),
+        )
+        for number, (model, changes, policy, drift) in enumerate(plan):
+            folder = self.folder / "made" / f"run{number}"
+            advised.record(folder, advised.engine_of(model, **changes), policy, drift=drift)
+        return self.folder / "made"
+
+    @cached_property
+    def tp2(self) -> Path:
+        return self.made / "run4"
+
+    @cached_property
+    def ngram(self) -> Path:
+        return self.made / "run2"
+
+    @cached_property
+    def tiny(self) -> Path:
+        rows = synthetic.simulate(problems=12, n=5)
+        return synthetic.write_recording(self.folder / "tiny", rows).path
+
+    @cached_property
+    def cut_off(self) -> Path:
+        rows = synthetic.simulate(problems=6, n=3)
+        return synthetic.write_recording(self.folder / "cut_off", rows, complete=False).path
+
+    @cached_property
+    def watched(self) -> Path:
+        return write_watched(self.folder / "watched", spans=True, engines=2, steps=True).path
+
+    @cached_property
+    def scraped(self) -> Path:
+        return write_watched(self.folder / "scraped", spans=False).path
+
+    @cached_property
+    def tables(self) -> Path:
+        operator_tables.write_tables(self.folder / "tables")
+        return self.folder / "tables"
+
+    @cached_property
+    def config(self) -> Path:
+        path = self.folder / "model" / "config.json"
+        path.parent.mkdir()
+        path.write_text(json.dumps(CONFIG))
+        return path
+
+    @cached_property
+    def prior(self) -> Path:
+        return prior_files.write_prior(self.folder / "systems")
+
+    def written(self, name: str, text: str) -> Path:
+        path = self.folder / name
+        path.write_text(text)
+        return path
+
+    @cached_property
+    def azure(self) -> Path:
+        return self.written("azure.csv", AZURE)
+
+    @cached_property
+    def mooncake(self) -> Path:
+        return self.written("mooncake.jsonl", MOONCAKE)
+
+    @cached_property
+    def plain(self) -> Path:
+        return self.written("plain.jsonl", PLAIN)
+
+    @cached_property
+    def gpu_trace(self) -> Path:
+        return made_traces.write(
+            self.folder / "gpu.json", made_traces.document(made_traces.device_events())
+        )
+
+    @cached_property
+    def cpu_trace(self) -> Path:
+        return made_traces.write(
+            self.folder / "cpu.json", made_traces.document(made_traces.cpu_events())
+        )
+
+
+def cases() -> dict[str, str]:
+    """Return the command of each case; `{name}` is a fixture, `{out}` where it may write."""
+    found = {"help": "--help"} | {f"help-{verb}": f"{verb} --help" for verb in VERBS}
+
+    def both(name: str, command: str) -> None:
+        found[name] = command
+        found[f"{name}-json"] = f"{command} --json"
+
+    recordings = ("votes", "large", "narrow", "drafts", "greedy", "tp2", "ngram", "tiny",
+                  "cut_off", "watched", "scraped")  # fmt: skip
+    for name in recordings:
+        both(f"show-{name}", f"show {{{name}}} --price 2.5")
+    for name in ("votes", "narrow", "tiny", "tp2", "scraped"):
+        both(f"show-policies-{name}", f"show {{{name}}} --policies")
+    both("compare-engines", "show {large} {narrow} --fail-on p95>+5% --fail-on accuracy<-1%")
+    both("compare-models", "show {votes} {large}")
+    both("compare-watched", "show {watched} {scraped}")
+    changes = {
+        "seqs": "{large} --set engine.max_num_seqs=8",
+        "fewer": "{large} --set policy.n=4",
+        "agree": "{votes} --set policy.method=agreement --set policy.agree=3",
+        "adaptive": "{votes} --set policy.method=adaptive --set policy.in_flight=4",
+        "first": "{votes} --set policy.method=first_finish --set policy.first=3",
+        "esc": "{votes} --set policy.method=early_stopping --set policy.window=4",
+        "rate": "{large} --rate 4/s",
+        "replicas": "{large} --concurrency 8 --replicas 2 --routing least-outstanding --together",
+        "drafts": "{drafts} --with {greedy} --set engine.speculative=null",
+        "drafting": "{greedy} --with {drafts} --set engine.max_num_seqs=16",
+        "lookup": "{made}/run1 --with {ngram} --set engine.max_num_seqs=4",
+        "tp": "{made}/run3 --with {tp2} --set engine.tensor_parallel_size=2",
+        "tables": "{tiny} --operators {tables} --num-hidden-layers 2",
+        "gpu": "{votes} --gpu test_gpu --model-config {config}",
+        "no-field": "{votes} --set engine.nothing=2",
+        "no-value": "{votes} --set engine.max_num_seqs=many",
+        "scraped": "{scraped}",
+        "policy-words": "{votes} --set policy.method=nothing",
+    }
+    for name, command in changes.items():
+        both(f"replay-{name}", f"replay {command}")
+    found["replay-kept"] = "replay {votes} --set engine.max_num_seqs=16 -o {out}/kept"
+    both("show-kept", "show {out}/kept")
+    budgets = {
+        "accuracy": "--min-accuracy 0.75",
+        "latency": "--max-latency 250ms --percentile 95",
+        "cost": "--max-cost 0.05s --optimise accuracy --price 2.5",
+        "energy": "--min-accuracy 0.6 --optimise energy",
+        "rate": "--rate 3/s --min-accuracy 0.7 --optimise cost",
+        "throughput": "--optimise throughput",
+        "nothing": "--min-accuracy 0.999",
+        "nearly": "--min-accuracy 0.9 --max-latency 20ms",
+        "sure": "--min-accuracy 0.7 --confidence 0.5 --gpus 1",
+        "empty": "",
+        "bad": "--min-accuracy 3",
+        "present": "--min-accuracy 0.75 --present {narrow} --plan {out}/plan.yaml",
+    }
+    for name, options in budgets.items():
+        command = f"advise {{shipped}} {options}"
+        if name in ("throughput", "present", "rate", "sure"):
+            found[f"advise-{name}"] = command
+        else:
+            both(f"advise-{name}", command)
+    both("advise-made", "advise {made} --min-accuracy 0.6 --optimise latency")
+    both("advise-made-cost", "advise {made} --max-latency 2s --optimise cost --price 2.5")
+    both("advise-tiny", "advise {tiny} --optimise latency")
+    both("advise-cut-off", "advise {cut_off} --optimise latency")
+    found["report"] = "report {shipped} --min-accuracy 0.75 -o {out}/report.html"
+    found["report-made"] = "report {made} --max-latency 2s -o {out}/made.html"
+    imports = {
+        "lm-eval": "{foreign}/samples_toy_sums_all.jsonl",
+        "lm-eval-choice": "{foreign}/samples_toy_choice.jsonl",
+        "lm-eval-self": "{foreign}/samples_toy_sums_self.jsonl --verifier numeric",
+        "inspect": "{foreign}/inspect_sums.eval",
+        "inspect-json": "{foreign}/inspect_sums.json",
+        "aiperf": "{foreign}/requests_aiperf.jsonl",
+        "guidellm": "{foreign}/requests_guidellm.json",
+        "vllm-bench": "{foreign}/requests_vllm_bench.json",
+        "azure": "{azure}",
+        "mooncake": "{mooncake}",
+        "plain": "{plain}",
+        "gpu-trace": "{gpu_trace}",
+        "cpu-trace": "{cpu_trace}",
+    }
+    for name, path in imports.items():
+        found[f"import-{name}"] = f"import {path} -o {{out}}/{name}"
+        found[f"import-{name}-json"] = f"import {path} -o {{out}}/{name}-json --json"
+        found[f"import-{name}-shown"] = f"show {{out}}/{name} --json"
+    found["export-perfetto"] = "export {tiny} -o {out}/trace.json"
+    both("export-mooncake", "export {tiny} -o {out}/trace.jsonl --format mooncake")
+    for screen in ("recordings", "run", "advice", "live"):
+        name = "watched" if screen == "live" else "votes" if screen == "run" else "shipped"
+        options = f"{{{name}}} --screen {screen} --screenshot {{out}}/{screen}.svg"
+        found[f"tui-{screen}"] = f"tui {options} --min-accuracy 0.75 --size 100x40"
+    return found
+
+
+def output_of(command: str, fixtures: Fixtures) -> str:
+    """Run one command in this process; return its exit code and what it printed and wrote."""
+    filled = re.sub(r"\{(\w+)\}", lambda name: fixtures[name[1]], command)
+    arguments = shlex.split(filled)
+    written = [Path(each) for each in arguments if each.startswith(f"{fixtures.out}/")]
+    for path in written:
+        if path.is_file():
+            path.unlink()
+    out, err = io.StringIO(), io.StringIO()
+    code: Any = 0
+    with (
+        mock.patch.object(sys, "argv", ["ttscope", *arguments]),
+        mock.patch.object(prior_tables, "tables_folder", lambda: fixtures.prior),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        try:
+            cli.main()
+        except SystemExit as left:
+            code = left.code or 0
+    parts = [f"$ ttscope {command}", f"exit {code}", _printed(out.getvalue())]
+    if err.getvalue():
+        parts += ["-- stderr", err.getvalue()]
+    parts += [f"-- {path.name}\n{_file(path)}" for path in written if path.is_file()]
+    text = "\n".join(part.rstrip() for part in parts) + "\n"
+    for folder, name in ((fixtures.folder, "FOLDER"), (ROOT, "ROOT")):
+        text = text.replace(str(folder), name)
+    for pattern, instead in NOT_KEPT:
+        text = pattern.sub(instead, text)
+    return text
+
+
+def _printed(text: str) -> str:
+    """Return JSON with a line a value and its numbers to 12 digits, other text as it is."""
+    with contextlib.suppress(ValueError):
+        return json.dumps(_rounded(json.loads(text)), indent=1)
+    return text
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _rounded(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_rounded(each) for each in value]
+    return float(f"{value:.12g}") if isinstance(value, float) else value
+
+
+def _file(path: Path) -> str:
+    text = path.read_text()
+    if path.suffix == ".svg":  # what stands on the screen, without the drawing
+        text = "\n".join(re.findall(r">([^<>]+)</text>", text)).replace("&#160;", " ")
+    if path.suffix == ".html":
+        text = re.sub(r"<(style|script).*?</\1>", "", text, flags=re.DOTALL)
+        text = re.sub(r"\s*<[^>]*>\s*", "\n", text)
+        return re.sub(r"\n\n+", "\n", text)
+    text = _printed(text)
+    if len(text) > 50_000:  # that nothing changed is enough to know
+        return f"{text.count(chr(10)):,} lines, SHA-256 {hashlib.sha256(text.encode()).hexdigest()}"
+    return text
+
+
+def outputs(names: list[str], folder: Path) -> Iterator[tuple[str, str]]:
+    """Yield the name and the output of each case, in order: some read what others wrote."""
+    fixtures = Fixtures(folder)
+    fixtures.out.mkdir()
+    for name, command in cases().items():
+        if not names or name in names:
+            yield name, output_of(command, fixtures)
+
+
+def same(kept: str, new: str) -> bool:
+    """Whether two outputs are equal, their numbers with fractions to a part in a thousand million.
+
+    Another processor adds in another order, which changes last digits.
+    """
+    if kept == new:
+        return True
+    if FLOAT.split(kept) != FLOAT.split(new):
+        return False
+    pairs = zip(FLOAT.findall(kept), FLOAT.findall(new), strict=True)
+    return all(math.isclose(float(a), float(b), rel_tol=1e-9, abs_tol=1e-12) for a, b in pairs)
+
+
+def differences(names: list[str], folder: Path) -> Iterator[str]:
+    """Yield a unified difference for each case whose output is not the kept one."""
+    for name, new in outputs(names, folder):
+        path = KEPT / f"{name}.txt"
+        kept = path.read_text() if path.exists() else ""
+        if not same(kept, new):
+            lines = difflib.unified_diff(
+                kept.splitlines(), new.splitlines(), name, "now", lineterm="", n=2
+            )
+            yield "\n".join(lines)
+
+
+def main() -> int:
+    """Keep the outputs or compare them; 1 where one differs."""
+    os.environ["NUMBA_NUM_THREADS"] = "1"
+    names = [each for each in sys.argv[1:] if each != "--keep"]
+    with tempfile.TemporaryDirectory() as folder:
+        if "--keep" not in sys.argv:
+            found = list(differences(names, Path(folder)))
+            print("\n".join(found) or "all outputs are the kept ones")
+            return 1 if found else 0
+        KEPT.mkdir(exist_ok=True)
+        if not names:
+            for path in KEPT.glob("*.txt"):
+                path.unlink()
+        for name, text in outputs(names, Path(folder)):
+            (KEPT / f"{name}.txt").write_text(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
