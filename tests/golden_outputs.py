@@ -25,12 +25,13 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from advisor.command import CpuBuild
 from advisor.models import prior_tables
 from tests.advisor import operator_tables, prior_files
 from tests.advisor import synthetic as advised
 from tests.traces import made_traces, synthetic
 from tests.tui.live_recordings import write_watched
-from tui import cli
+from tui import cli, commands
 
 ROOT = Path(__file__).parents[1]
 KEPT = Path(__file__).parent / "golden"
@@ -41,6 +42,8 @@ VERBS = (
     "attach", "tui",
 )  # fmt: skip
 FLOAT = re.compile(r"-?\d+\.\d+(?:[eE][-+]?\d+)?|-?\d+[eE][-+]?\d+")
+PROGRESS = re.compile(r", \d:\d\d:\d\d$")
+CPU_BUILD = CpuBuild(python="/venv/bin/python", omp_threads="1")
 NOT_KEPT = (  # what differs from one run to the next
     (re.compile(r"recordings, \d+(\.\d+)? m?s\b"), "recordings, TIME"),
     (re.compile(r"terminal-\d+-|rich-terminal-\d+|clip-\d+|\d{9,}-"), "N-"),
@@ -77,15 +80,38 @@ class Fixtures:
         self.folder = folder
 
     def __getitem__(self, name: str) -> str:
-        return str(getattr(self, name))
+        """Return a path relative to the folder: the width of no line depends on where that is."""
+        return os.path.relpath(getattr(self, name), self.folder)
 
-    shipped = SHIPPED
-    foreign = FOREIGN
-    votes = SHIPPED / "demo-s-tp1-seqs64-maj@16-t0.8-a1b9005e"
-    large = SHIPPED / "demo-l-tp1-seqs64-maj@16-t0.8-09e0005e"
-    narrow = SHIPPED / "demo-l-tp1-seqs8-maj@16-t0.8-39b7005e"
-    drafts = SHIPPED / "demo-l-tp1-seqs64-draft-model-k3-greedy-t0-863e7ae0"
-    greedy = SHIPPED / "demo-l-tp1-seqs64-greedy-t0-09e07ae0"
+    @cached_property
+    def shipped(self) -> Path:
+        (self.folder / "shipped").symlink_to(SHIPPED)
+        return self.folder / "shipped"
+
+    @cached_property
+    def foreign(self) -> Path:
+        (self.folder / "foreign").symlink_to(FOREIGN)
+        return self.folder / "foreign"
+
+    @cached_property
+    def votes(self) -> Path:
+        return self.shipped / "demo-s-tp1-seqs64-maj@16-t0.8-a1b9005e"
+
+    @cached_property
+    def large(self) -> Path:
+        return self.shipped / "demo-l-tp1-seqs64-maj@16-t0.8-09e0005e"
+
+    @cached_property
+    def narrow(self) -> Path:
+        return self.shipped / "demo-l-tp1-seqs8-maj@16-t0.8-39b7005e"
+
+    @cached_property
+    def drafts(self) -> Path:
+        return self.shipped / "demo-l-tp1-seqs64-draft-model-k3-greedy-t0-863e7ae0"
+
+    @cached_property
+    def greedy(self) -> Path:
+        return self.shipped / "demo-l-tp1-seqs64-greedy-t0-09e07ae0"
 
     @property
     def out(self) -> Path:
@@ -277,15 +303,18 @@ def output_of(command: str, fixtures: Fixtures) -> str:
     """Run one command in this process; return its exit code and what it printed and wrote."""
     filled = re.sub(r"\{(\w+)\}", lambda name: fixtures[name[1]], command)
     arguments = shlex.split(filled)
-    written = [Path(each) for each in arguments if each.startswith(f"{fixtures.out}/")]
+    written = [Path(each) for each in arguments if each.startswith("out/")]
     for path in written:
-        if path.is_file():
-            path.unlink()
+        if (fixtures.folder / path).is_file():
+            (fixtures.folder / path).unlink()
     out, err = io.StringIO(), io.StringIO()
     code: Any = 0
     with (
         mock.patch.object(sys, "argv", ["ttscope", *arguments]),
         mock.patch.object(prior_tables, "tables_folder", lambda: fixtures.prior),
+        mock.patch.object(commands, "served_path", "/models/{}".format),
+        mock.patch.object(commands, "cpu_build_here", lambda: CPU_BUILD),
+        contextlib.chdir(fixtures.folder),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
     ):
@@ -294,8 +323,10 @@ def output_of(command: str, fixtures: Fixtures) -> str:
         except SystemExit as left:
             code = left.code or 0
     parts = [f"$ ttscope {command}", f"exit {code}", _printed(out.getvalue())]
-    if err.getvalue():
-        parts += ["-- stderr", err.getvalue()]
+    told = "".join(line for line in err.getvalue().splitlines(True) if not PROGRESS.search(line))
+    if told:
+        parts += ["-- stderr", told]
+    written = [fixtures.folder / path for path in written]
     parts += [f"-- {path.name}\n{_file(path)}" for path in written if path.is_file()]
     text = "\n".join(part.rstrip() for part in parts) + "\n"
     for folder, name in ((fixtures.folder, "FOLDER"), (ROOT, "ROOT")):
