@@ -312,6 +312,9 @@ def output_of(command: str, fixtures: Fixtures) -> str:
     with (
         mock.patch.object(sys, "argv", ["ttscope", *arguments]),
         mock.patch.object(prior_tables, "tables_folder", lambda: fixtures.prior),
+        mock.patch.object(
+            sys.modules["__main__"], "__package__", None
+        ),  # usage begins with its name
         mock.patch.object(commands, "served_path", "/models/{}".format),
         mock.patch.object(commands, "cpu_build_here", lambda: CPU_BUILD),
         contextlib.chdir(fixtures.folder),
