@@ -1,4 +1,4 @@
-"""What vLLM loads of ttscope: the step probe of `profiler.plugin`, or nothing.
+"""What vLLM loads of ttscope: the step probe of `profiler.plugin.step_logger`, or nothing.
 
 The folder that a server is started in may hold a `profiler` or `traces` of its own, and
 `python -m vllm...` looks there first. So this module has a name that is ttscope's alone, imports
@@ -41,12 +41,14 @@ def _check_ours(name: str) -> None:
 
 
 def _chosen() -> type[StatLoggerBase]:
-    if not os.environ.get("TTSCOPE_PLUGIN"):  # `profiler.plugin.VARIABLE`, not imported yet
+    if not os.environ.get(
+        "TTSCOPE_PLUGIN"
+    ):  # `profiler.plugin.step_logger.VARIABLE`, not imported yet
         return Nothing
     try:
         for name in ("profiler", "traces"):
             _check_ours(name)
-        from profiler.plugin import StepLogger as Probe
+        from profiler.plugin.step_logger import StepLogger as Probe
     except (Exception, SystemExit) as error:  # whatever a file of that name does
         why = " ".join(str(error).split())[:200]
         log.warning("ttscope: the step probe is off (%s: %s)", type(error).__name__, why)

@@ -22,13 +22,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from advisor.advise import Advisor
-from advisor.draws import Draws
-from advisor.evidence import Evidence, gather, law_key
-from advisor.models.step_time import StepTimeModel
-from advisor.space import explore
-from traces.recording import Recording, find_recordings
-from traces.schema import Budget, EngineConfig
+from advisor.advice.advisor import Advisor
+from advisor.evidence.gather import Evidence, gather
+from advisor.evidence.keys import law_key
+from advisor.search.resampling import Draws
+from advisor.search.space import explore
+from advisor.step_time.fit import StepTimeModel
+from traces.recording.reader import Recording, find_recordings
+from traces.schema.advice import Budget
+from traces.schema.engine import EngineConfig
 
 SHIPPED = Path(__file__).parent.parent / "profiler" / "demo" / "recordings"
 DEVICES = ("A100", "H100", "H200", "B200")

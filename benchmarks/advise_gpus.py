@@ -13,9 +13,9 @@ from pathlib import Path
 from many_recordings import PROBLEMS, write
 from tensor_parallel_prior import MODELS
 
-from advisor.advise import Advisor
-from traces.recording import Recording
-from traces.schema import Budget
+from advisor.advice.advisor import Advisor
+from traces.recording.reader import Recording
+from traces.schema.advice import Budget
 
 TOKENS = 4096
 

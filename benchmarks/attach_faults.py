@@ -20,6 +20,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from tests.profiler.attach.test_real_attach import asking, until, verb
 from tests.profiler.servers import (
     NOTED,
     Server,
@@ -29,8 +30,7 @@ from tests.profiler.servers import (
     wait_for,
     with_probe,
 )
-from tests.profiler.test_real_attach import asking, until, verb
-from traces.recording import Recording
+from traces.recording.reader import Recording
 
 TIMES = 3
 

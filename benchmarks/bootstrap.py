@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from profiler.provenance import cpu_name, installed
+from profiler.runs.provenance import cpu_name, installed
 from traces.statistics import bootstrap_means
 
 

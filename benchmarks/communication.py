@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from advisor.models.communication import Communication, Kind, read_collectives
+from advisor.step_time.operators.communication import Communication, Kind, read_collectives
 
 EDGES = (0.0, 2.0**20, 2.0**22, 2.0**24, np.inf)
 

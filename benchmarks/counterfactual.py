@@ -20,14 +20,14 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from advisor.counterfactual import evaluate
-from advisor.samples import SampledRun, read_samples
+from advisor.accuracy.counterfactual import evaluate
+from advisor.accuracy.samples import SampledRun, read_samples
 from benchmarks.votes_ahead import RIVALS, Scores, Task, make_task, score, table
-from traces.recording import Recording, find_recordings
-from traces.schema import Estimate
+from traces.recording.reader import Recording, find_recordings
+from traces.schema.estimate import Estimate
 from traces.statistics import new_problems, paired, proportion
-from traces.summary import Run, summarise
-from traces.votes import PolicyOutcome, majority_curve
+from traces.summary.run import Run, summarise
+from traces.summary.votes import PolicyOutcome, majority_curve
 
 SEEN = 8
 

@@ -23,15 +23,15 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.traces import importer_contract as made
 from tests.traces import made_traces
+from tests.traces.foreign import importer_contract as made
 from traces.errors import TtscopeError
-from traces.formats.outcome import Choices
-from traces.formats.request import RequestChoices
-from traces.outcome_import import import_outcomes
-from traces.request_import import import_requests
-from traces.trace_import import import_traces
-from tui.library import kind_of
+from traces.foreign.evaluations.importer import import_outcomes
+from traces.foreign.evaluations.reader import Choices
+from traces.foreign.kinds import kind_of
+from traces.foreign.profiler_traces import import_traces
+from traces.foreign.requests.importer import import_requests
+from traces.foreign.requests.reader import RequestChoices
 
 SLOW_S = 5.0
 LIMIT_BYTES = 16_000_000_000  # as of the command

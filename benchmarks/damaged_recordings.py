@@ -26,12 +26,12 @@ import typer
 os.environ["NUMBA_NUM_THREADS"] = "1"
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from traces import checksums
-from traces.manifest import Manifest
-from traces.recording import Recording
-from traces.writer import RecordingWriter, read_clocks
+from traces.recording import checksums
+from traces.recording.manifest import Manifest
+from traces.recording.reader import Recording
+from traces.recording.writer import RecordingWriter, read_clocks
 from tui import cli
-from tui.views import load
+from tui.screens.entries import load
 
 SHIPPED = Path(__file__).parent.parent / "profiler/demo/recordings"
 LONGEST_S = 5.0

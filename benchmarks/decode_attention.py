@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from advisor.models.attention import DecodeAttention
-from advisor.models.grids import fill_between, fill_beyond, to_grid
-from advisor.models.operator_files import read_operators
-from advisor.models.step_time import non_negative_least_squares
-from profiler.provenance import installed
+from advisor.step_time.law import non_negative_least_squares
+from advisor.step_time.operators.attention import DecodeAttention
+from advisor.step_time.operators.files import read_operators
+from advisor.step_time.operators.grids import fill_between, fill_beyond, to_grid
+from profiler.runs.provenance import installed
 
 Floats = npt.NDArray[np.float64]
 Predict = Callable[[Floats, Floats], Floats]

@@ -1,6 +1,6 @@
 """Facts of dense models with heads of 128, from the numbers in their config.json."""
 
-from traces.schema import ModelFacts
+from traces.schema.engine import ModelFacts
 
 
 def dense(

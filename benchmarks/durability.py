@@ -24,13 +24,13 @@ import polars as pl
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from tests.profiler.test_kill import check, kill_once
+from tests.profiler.runs.test_kill import check, kill_once
 from traces.errors import RecordingError
-from traces.manifest import Manifest
-from traces.parts import write_part
-from traces.recording import Recording
-from traces.tables import TABLES
-from traces.writer import RecordingWriter, read_clocks
+from traces.recording.manifest import Manifest
+from traces.recording.parts import write_part
+from traces.recording.reader import Recording
+from traces.recording.tables import TABLES
+from traces.recording.writer import RecordingWriter, read_clocks
 
 AT_ONCE = 3
 ROWS = 4_000

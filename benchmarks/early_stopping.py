@@ -22,15 +22,16 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.step_probe import machine
-from profiler.capture import record
-from profiler.engines.protocol import Engine
-from profiler.launch import EngineOptions, start_engine
-from profiler.policies.rules import make_policy
-from profiler.workload import Workload, load_workload
-from traces.recording import Recording
-from traces.schema import Estimate, Policy
+from profiler.engines.interface import Engine
+from profiler.engines.start import EngineOptions, start_engine
+from profiler.runs.record import record
+from profiler.workload.problems import Workload, load_workload
+from traces.recording.reader import Recording
+from traces.schema.estimate import Estimate
+from traces.schema.parameters import make_policy
+from traces.schema.policy import Policy
 from traces.statistics import paired, paired_change
-from traces.summary import summarise
+from traces.summary.run import summarise
 
 RULES: tuple[Mapping[str, float | str], ...] = (
     {"method": "majority"},

@@ -18,11 +18,12 @@ from pathlib import Path
 
 import numpy as np
 
-from advisor.evidence import Evidence, gather, law_key
-from advisor.latency_spread import latency_spread, replay_recorded
-from advisor.load import Replayed
-from advisor.models.step_time import StepTimeModel
-from traces.recording import Recording
+from advisor.evidence.gather import Evidence, gather
+from advisor.evidence.keys import law_key
+from advisor.replay.result import Replayed
+from advisor.step_time.fit import StepTimeModel
+from advisor.what_if.latency_spread import latency_spread, replay_recorded
+from traces.recording.reader import Recording
 from traces.statistics import Z95, wilson
 
 Errors = Mapping[str, np.ndarray]

@@ -35,11 +35,13 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from profiler.demo import task
-from profiler.launch import EngineOptions
-from profiler.sweep import EngineJobs, Job, run_plan
-from traces.manifest import NAME, read_manifest
-from traces.recording import Recording
-from traces.schema import Policy, Record, Speculative
+from profiler.engines.start import EngineOptions
+from profiler.sweep.plan import EngineJobs, Job, run_plan
+from traces.recording.manifest import NAME, read_manifest
+from traces.recording.reader import Recording
+from traces.schema.engine import Speculative
+from traces.schema.policy import Policy
+from traces.schema.record import Record
 
 SIZES, SEQS, CONCURRENCIES, NS = ("s", "m", "l"), (8, 16, 64), (1, 4, 16), (1, 4, 16)
 DRAFT_MODEL = Speculative(method="draft_model", model="demo/s", num_speculative_tokens=3)

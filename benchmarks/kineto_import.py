@@ -47,7 +47,7 @@ def read_once(reader: str, path: str) -> dict[str, Any]:
     """Read one trace in this process; seconds and memory."""
     if reader == "ttscope":
         sys.path.insert(0, str(ROOT))
-        from traces.kineto import read_trace as read
+        from traces.kineto.read import read_trace as read
 
         version = importlib.metadata.version("msgspec")
     else:
@@ -162,7 +162,7 @@ def report(files: list[Path], readers: dict[str, str], repeats: int) -> None:
         )
         print(lines[-1], file=sys.stderr)
     sys.path.insert(0, str(ROOT))
-    from profiler.provenance import cpu_name
+    from profiler.runs.provenance import cpu_name
 
     print(
         f"{cpu_name()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, {platform.system()}"

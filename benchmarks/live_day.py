@@ -20,16 +20,15 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from profiler.access import Access
-from profiler.plugin_steps import COLUMNS, PluginRows
-from profiler.scraper import Page, Scraper
-from traces.exposition import PageReader
-from traces.manifest import ClockReading, Manifest
-from traces.merging import merge_full_levels
-from traces.parts import FAN_IN, write_part
-from traces.schema import EngineConfig
-from traces.tables import TABLES
-from traces.writer import RecordingWriter, read_clocks
+from profiler.attach.scraper import Page, Scraper
+from profiler.engines.server.access import Access
+from profiler.plugin.batches import COLUMNS, PluginRows
+from traces.live.metrics_page import PageReader
+from traces.recording.manifest import ClockReading, Manifest
+from traces.recording.parts import FAN_IN, write_part
+from traces.recording.tables import TABLES
+from traces.recording.writer import RecordingWriter, merge_full_levels, read_clocks
+from traces.schema.engine import EngineConfig
 
 PAGE = Path(__file__).parent.parent / "tests" / "data" / "live" / "metrics.txt"
 START, S = 1_700_000_000 * 10**9, 10**9

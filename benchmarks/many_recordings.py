@@ -23,10 +23,11 @@ import numpy as np
 import polars as pl
 from dense_models import dense
 
-from traces.manifest import ClockReading, Manifest, WorkloadFacts
-from traces.parts import write_part
-from traces.schema import EngineConfig, ModelFacts, Policy, Speculative
-from traces.tables import TABLES
+from traces.recording.manifest import ClockReading, Manifest, WorkloadFacts
+from traces.recording.parts import write_part
+from traces.recording.tables import TABLES
+from traces.schema.engine import EngineConfig, ModelFacts, Speculative
+from traces.schema.policy import Policy
 
 START = 1_700_000_000_000_000_000
 PROBLEMS, PROMPT, NOISE, TAKES = 25, 150, 0.05, 3
@@ -191,7 +192,7 @@ async def fill(folder: Path) -> None:
     """Open the app on a folder and print when its table had rows."""
     from textual.widgets import DataTable
 
-    from tui.app import TtscopeApp
+    from tui.app.app import TtscopeApp
 
     begun = time.perf_counter()
     app = TtscopeApp([folder])

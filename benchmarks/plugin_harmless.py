@@ -23,7 +23,7 @@ import httpx
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from profiler.workload import load_workload
+from profiler.workload.problems import load_workload
 from tests.profiler.servers import ROOT, free_port, running, with_probe
 
 COMPLETIONS, AT_A_TIME, TOKENS = 200, 8, 48

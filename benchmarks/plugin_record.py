@@ -7,7 +7,7 @@ import os
 import time
 from types import SimpleNamespace
 
-from profiler.receiver import Receiver
+from profiler.attach.receiver.receiver import Receiver
 
 STEPS = 20_000
 
@@ -16,7 +16,7 @@ def main() -> None:
     """Print median and p99 in nanoseconds, the two clock readings included."""
     from vllm.v1.metrics.stats import IterationStats, SchedulerIterationDetails, SchedulerStats
 
-    from profiler.plugin import VARIABLE, StepLogger
+    from profiler.plugin.step_logger import VARIABLE, StepLogger
 
     receiver = Receiver("127.0.0.1", 0)
     receiver.start()

@@ -23,11 +23,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from profiler import rapl
-from profiler.nvml import open_gpus
-from profiler.power import HZ, PowerSampler
-from profiler.provenance import cpu_name, usable_cpus
-from tests.profiler.fake_nvml import FakeNvml, build
+from profiler.probes import rapl
+from profiler.probes.nvml import open_gpus
+from profiler.probes.power import HZ, PowerSampler
+from profiler.runs.provenance import cpu_name, usable_cpus
+from tests.profiler.probes.fake_nvml import FakeNvml, build
 
 
 def times_us(read: Callable[[], object], count: int) -> list[float]:

@@ -19,17 +19,17 @@ import polars as pl
 from dense_models import dense
 from real_runs import errors, read_run
 
-from advisor.load import Limits
-from advisor.models.communication import read_collectives
-from advisor.models.operator_files import read_operators
-from advisor.models.operators import default_capture_sizes, interpolated
-from advisor.models.prior import Prior, prior_of
-from advisor.models.prior_tables import read_prior, tables_folder
-from advisor.models.step_cost import table_cost
-from advisor.prior_times import spread_of
-from advisor.replay import replay
-from advisor.workload import Workload
-from traces.schema import EngineConfig, ModelFacts
+from advisor.replay.limits import Limits
+from advisor.replay.replay import replay
+from advisor.replay.workload import Workload
+from advisor.step_time.cost import table_cost
+from advisor.step_time.operators.communication import read_collectives
+from advisor.step_time.operators.files import read_operators
+from advisor.step_time.operators.tables import default_capture_sizes, interpolated
+from advisor.step_time.prior.prior import Prior, prior_of
+from advisor.step_time.prior.recalibration import spread_of
+from advisor.step_time.prior.tables import read_prior, tables_folder
+from traces.schema.engine import EngineConfig, ModelFacts
 from traces.statistics import Z95
 
 Floats = npt.NDArray[np.float64]

@@ -31,29 +31,29 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from tui.tui_verb import prepare
+from tui.verbs.terminal import prepare
 
 prepare()  # as `ttscope tui` does, before numpy is imported
 
-import numpy as np  # noqa: E402
-from textual.app import App  # noqa: E402
+import numpy as np
+from textual.app import App
 
-from advisor.advise import Advisor  # noqa: E402
-from advisor.draws import Draws  # noqa: E402
-from advisor.evidence import Sample, gather  # noqa: E402
-from advisor.load import Load  # noqa: E402
-from advisor.models.step_cost import linear_cost  # noqa: E402
-from advisor.models.step_time import StepTimeModel  # noqa: E402
-from advisor.replay import replay  # noqa: E402
-from advisor.space import explore  # noqa: E402
-from advisor.workload import Workload  # noqa: E402
-from benchmarks import advice_speed, step_probe  # noqa: E402
-from benchmarks.replay_speed import LAW, LIMITS  # noqa: E402
-from profiler.steps import StepProbe  # noqa: E402
-from tests.advisor.replay_twin import naive_replay  # noqa: E402
-from traces.kineto import read_trace  # noqa: E402
-from traces.recording import Recording, find_recordings  # noqa: E402
-from tui.app import TtscopeApp  # noqa: E402
+from advisor.advice.advisor import Advisor
+from advisor.evidence.gather import gather
+from advisor.evidence.runs import Load, Sample
+from advisor.replay.replay import replay
+from advisor.replay.workload import Workload
+from advisor.search.resampling import Draws
+from advisor.search.space import explore
+from advisor.step_time.cost import linear_cost
+from advisor.step_time.fit import StepTimeModel
+from benchmarks import advice_speed, step_probe
+from benchmarks.replay_speed import LAW, LIMITS
+from profiler.probes.steps import StepProbe
+from tests.advisor.replay.replay_twin import naive_replay
+from traces.kineto.read import read_trace
+from traces.recording.reader import Recording, find_recordings
+from tui.app.app import TtscopeApp
 
 KEPT = Path(__file__).parent / "quick_baseline.json"
 PAIRS = 7

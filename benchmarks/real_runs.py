@@ -18,12 +18,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from advisor.load import Limits, Replayed
-from advisor.models.operator_files import Operators, read_operators
-from advisor.models.operators import default_capture_sizes, step_tables
-from advisor.models.step_cost import StepCost, table_cost
-from advisor.replay import replay
-from advisor.workload import Workload
+from advisor.replay.limits import Limits
+from advisor.replay.replay import replay
+from advisor.replay.result import Replayed
+from advisor.replay.workload import Workload
+from advisor.step_time.cost import StepCost, table_cost
+from advisor.step_time.operators.files import Operators, read_operators
+from advisor.step_time.operators.tables import default_capture_sizes, step_tables
 
 Floats = npt.NDArray[np.float64]
 MEASURES = ("TTFT", "TPOT", "end to end")

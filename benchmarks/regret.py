@@ -25,16 +25,18 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from advisor.advise import Advisor
-from advisor.draws import Draws
-from advisor.evidence import gather
-from advisor.models.step_time import StepTimeModel
-from advisor.space import Space, explore
+from advisor.advice.advisor import Advisor
+from advisor.evidence.gather import gather
+from advisor.search.resampling import Draws
+from advisor.search.space import Space, explore
+from advisor.step_time.fit import StepTimeModel
 from traces.errors import TtscopeError
-from traces.recording import Recording, find_recordings
-from traces.schema import Budget, EngineConfig, Pick, Policy
+from traces.recording.reader import Recording, find_recordings
+from traces.schema.advice import Budget, Pick
+from traces.schema.engine import EngineConfig
+from traces.schema.policy import Policy
 from traces.statistics import wilson
-from traces.summary import summarise
+from traces.summary.run import summarise
 
 PLAN = """\
 workload: demo

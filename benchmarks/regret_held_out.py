@@ -27,14 +27,15 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from advisor.evidence import Run, StepTable, gather, law_key
-from advisor.load import Load
-from advisor.models.step_cost import linear_cost
-from advisor.models.step_time import StepTimeModel
-from advisor.replay import replay
-from advisor.space import limits_of
-from advisor.workload import Workload
-from traces.recording import Recording
+from advisor.evidence.gather import StepTable, gather
+from advisor.evidence.keys import law_key
+from advisor.evidence.runs import Load, Run
+from advisor.replay.limits import limits_of
+from advisor.replay.replay import replay
+from advisor.replay.workload import Workload
+from advisor.step_time.cost import linear_cost
+from advisor.step_time.fit import StepTimeModel
+from traces.recording.reader import Recording
 from traces.statistics import wilson
 
 CONFIDENCE = 0.9

@@ -13,10 +13,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from profiler.receiver import Receiver
-from profiler.shared_token import shared_token
-from tests.traces.test_otlp import as_protobuf, request, span
-from traces.span_groups import SpanGroups
+from profiler.attach.receiver.receiver import Receiver
+from profiler.plugin.shared_token import shared_token
+from tests.traces.live.test_otlp import as_protobuf, request, span
+from traces.live.span_groups import SpanGroups
 
 REQUESTS, SPANS = 100, 200
 RATE, SECONDS = 5_000, 30.0

@@ -26,8 +26,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from profiler.provenance import cpu_name, installed
-from profiler.steps import StepProbe
+from profiler.probes.steps import StepProbe
+from profiler.runs.provenance import cpu_name, installed
 
 BATCH = 64
 STEPS = 40_000
@@ -192,8 +192,8 @@ def throughput(wanted: int) -> None:
     """Print the difference in step time with the probe, with its 95 % interval."""
     from vllm import SamplingParams
 
-    from profiler.engines.in_process import InProcessEngine
-    from profiler.launch import model_path
+    from profiler.engines.start import model_path
+    from profiler.engines.vllm.in_process import InProcessEngine
 
     watched = InProcessEngine(model_path("demo/s"), dtype="float32", max_num_seqs=BATCH)
     engine, probe = watched._engine, watched.probe

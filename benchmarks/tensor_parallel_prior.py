@@ -13,16 +13,16 @@ import argparse
 import numpy as np
 from dense_models import dense
 
-from advisor.composition import FEATURES, INDEX
-from advisor.load import Limits
-from advisor.models.operators import default_capture_sizes
-from advisor.models.prior import FAMILIES, Prior, prior_of
-from advisor.models.prior_tables import read_prior
-from advisor.models.step_cost import table_cost
-from advisor.replay import replay
-from advisor.workload import Workload
+from advisor.evidence.features import FEATURES, INDEX
+from advisor.replay.limits import Limits
+from advisor.replay.replay import replay
+from advisor.replay.workload import Workload
+from advisor.step_time.cost import table_cost
+from advisor.step_time.operators.tables import default_capture_sizes
+from advisor.step_time.prior.prior import FAMILIES, Prior, prior_of
+from advisor.step_time.prior.tables import read_prior
 from traces.errors import UsageError
-from traces.schema import EngineConfig
+from traces.schema.engine import EngineConfig
 
 MODELS = (  # from their config.json
     dense("Qwen2.5-1.5B", "Qwen2ForCausalLM", (28, 1536, 12, 2, 8960, 151936), tied=True),

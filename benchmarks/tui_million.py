@@ -6,7 +6,6 @@ recording, how late the event loop is while the cursor moves, zooms and plays, a
 Processor times stand beside wall times, for machines that are shared.
 """
 
-# ruff: noqa: E402
 import argparse
 import asyncio
 import gc
@@ -17,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tui.tui_verb import prepare
+from tui.verbs.terminal import prepare
 
 prepare()  # as `ttscope tui` does, before numpy is imported
 
@@ -25,11 +24,11 @@ import numpy as np
 import polars as pl
 
 import profiler.demo
-from traces.parts import write_part
-from traces.recording import Recording
-from traces.tables import TABLES
-from tui.app import TtscopeApp
-from tui.screens.run import RunScreen
+from traces.recording.parts import write_part
+from traces.recording.reader import Recording
+from traces.recording.tables import TABLES
+from tui.app.app import TtscopeApp
+from tui.screens.run.screen import RunScreen
 
 SHIPPED = Path(profiler.demo.__file__).parent / "recordings"
 PROBLEMS, SAMPLES, TOGETHER = 500, 16, 4

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from advisor.models.answers import AnswerModel, count_answers
-from traces.votes import majority_curve
+from advisor.accuracy.models.answers import AnswerModel, count_answers
+from traces.summary.votes import majority_curve
 
 Floats = npt.NDArray[np.float64]
 Answers = Sequence[str | None]

@@ -25,13 +25,15 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from advisor.command import CpuBuild
-from advisor.models import prior_tables
-from tests.advisor import operator_tables, prior_files
+from advisor.advice.command import CpuBuild
+from advisor.step_time.prior import tables as prior_tables
 from tests.advisor import synthetic as advised
+from tests.advisor.step_time.operators import operator_tables
+from tests.advisor.step_time.prior import prior_files
 from tests.traces import made_traces, synthetic
 from tests.tui.live_recordings import write_watched
-from tui import cli, commands
+from tui import cli
+from tui.text import commands
 
 ROOT = Path(__file__).parents[1]
 KEPT = Path(__file__).parent / "golden"

@@ -19,10 +19,10 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
-from profiler.telemetry import Telemetry
-from traces import attributes
-from traces.spans import RecordingSpanProcessor
-from traces.tables import TABLES
+from profiler.runs.telemetry import Telemetry
+from traces.recording import spans as attributes
+from traces.recording.spans import RecordingSpanProcessor
+from traces.recording.tables import TABLES
 
 DASHBOARD = Path(__file__).parent.parent / "docs" / "grafana" / "ttscope.json"
 

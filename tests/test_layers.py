@@ -19,17 +19,20 @@ def loaded_by(statement):
     ("statement", "absent"),
     [
         ("import traces", {*HEAVY, "polars", "numpy", "opentelemetry"}),
-        ("import traces.recording, traces.writer", {*HEAVY, "profiler", "advisor", "tui"}),
-        ("import traces.summary", {*HEAVY, "profiler", "advisor", "tui"}),
-        ("import advisor.advise", {*HEAVY, "profiler", "tui"}),
         (
-            "import profiler.capture",
+            "import traces.recording.reader, traces.recording.writer",
+            {*HEAVY, "profiler", "advisor", "tui"},
+        ),
+        ("import traces.summary.run", {*HEAVY, "profiler", "advisor", "tui"}),
+        ("import advisor.advice.advisor", {*HEAVY, "profiler", "tui"}),
+        (
+            "import profiler.runs.record",
             {"torch", "vllm", "sklearn", "textual", "pynvml", "advisor", "tui"},
         ),
         ("import profiler.demo.task", {*HEAVY, "numpy", "polars"}),
         ("import tui.cli", {*HEAVY[:-1], "polars", "numpy", "opentelemetry"}),
-        ("import tui.app", {*HEAVY, "numba", "opentelemetry"} - {"textual", "rich"}),
-        ("import tui.views, tui.show_text", {"textual", "sklearn", "torch"}),
+        ("import tui.app.app", {*HEAVY, "numba", "opentelemetry"} - {"textual", "rich"}),
+        ("import tui.screens.entries, tui.text.show", {"textual", "sklearn", "torch"}),
     ],
 )
 def test_imports_stay_light(statement, absent):

@@ -14,6 +14,8 @@
 Anything else that escapes is a defect of ttscope.
 """
 
+from __future__ import annotations
+
 
 class TtscopeError(Exception):
     """A failure told in one line: what happened, where, and what mends it."""
@@ -62,3 +64,24 @@ class EngineError(TtscopeError):
 
 class MissingDependencyError(TtscopeError):
     """An optional package is not installed."""
+
+
+def install_command(extra: str) -> str:
+    """Return the command that gives this Python the packages of an extra of ttscope.
+
+    ttscope itself is on no package index, so its packages are named one by one.
+    """
+    import importlib.metadata
+    import re
+    import shlex
+    import sys
+
+    asked = re.compile(rf"""extra == ["']{extra}["']""")
+    try:
+        listed = importlib.metadata.requires("ttscope") or []
+    except importlib.metadata.PackageNotFoundError:  # run from its sources
+        listed = []
+    packages = [each.partition(";")[0].strip() for each in listed if asked.search(each)]
+    if not packages:
+        return f"pip install -e '.[{extra}]' in a checkout of ttscope"
+    return shlex.join([sys.executable, "-m", "pip", "install", *packages])

@@ -15,7 +15,7 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from traces.schema import Estimate
+from traces.schema.estimate import Estimate
 
 LEVEL = 0.9
 Z95 = 1.6449  # of the normal law; 90 % lie between it and its negative

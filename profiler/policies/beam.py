@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from math import isfinite
 
-from profiler.policies.seam import Decision, Draw, GoOn, Move, Vote
+from profiler.policies.interface import Decision, Draw, GoOn, Move, Vote
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from math import ceil, exp, isfinite
 
-from profiler.policies.seam import Vote
+from profiler.policies.interface import Vote
 
 Choice = Callable[[Mapping[int, Vote]], str | None]
 

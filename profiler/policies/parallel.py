@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from math import comb
 
 from profiler.policies.choices import Choice, most_votes
-from profiler.policies.seam import Decision, Move, Vote, fresh
+from profiler.policies.interface import Decision, Move, Vote, fresh
 
 
 @dataclass

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from profiler.policies.choices import most_votes
-from profiler.policies.seam import Decision, Draw, GoOn, Move, Revise, Vote, fresh
+from profiler.policies.interface import Decision, Draw, GoOn, Move, Revise, Vote, fresh
 
 _LEAST_ROOM = 8  # tokens; below that a thought is not reopened
 

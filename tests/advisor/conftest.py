@@ -1,6 +1,6 @@
 import pytest
 
-from advisor.advise import Advisor
+from advisor.advice.advisor import Advisor
 from tests.advisor.synthetic import GREEDY, NGRAM, VOTE16, engine_of, record
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from advisor.samples import ProblemSamples
+from advisor.accuracy.samples import ProblemSamples
 
 
 def samples(answers, *, right="a", tokens=None, finish=None, logprob=None, **columns):

@@ -6,16 +6,16 @@ from pathlib import Path
 
 import numpy as np
 
-from advisor.composition import FEATURES, HOST_WORK, INDEX
-from advisor.evidence import Sample
-from advisor.load import Limits, Load
-from advisor.verify_steps import verify_steps
-from tests.advisor.replay_twin import naive_replay
-from traces.manifest import ClockReading, Manifest, WorkloadFacts
-from traces.ngram import PromptLookup, draft_counts
-from traces.recording import Recording
-from traces.schema import EngineConfig, ModelFacts, Policy, Speculative
-from traces.writer import RecordingWriter
+from advisor.evidence.features import FEATURES, HOST_WORK, INDEX
+from advisor.evidence.runs import Load, Sample, verify_steps
+from advisor.replay.limits import Limits
+from tests.advisor.replay.replay_twin import naive_replay
+from traces.recording.manifest import ClockReading, Manifest, WorkloadFacts
+from traces.recording.reader import Recording
+from traces.recording.writer import RecordingWriter
+from traces.schema.engine import EngineConfig, ModelFacts, Speculative
+from traces.schema.policy import Policy
+from traces.speculation.ngram import PromptLookup, draft_counts
 
 START = 1_700_000_000_000_000_000
 FACTS = {

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from advisor.models.operator_files import read_operators
-from advisor.replay import replay
+from advisor.replay.replay import replay
+from advisor.step_time.operators.files import read_operators
 
 PROGRAM = Path(__file__).parent.parent.parent / "benchmarks" / "real_runs.py"
 

@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-from tests.profiler import fake_nvml
-from tests.profiler.fake_nvml import FakeNvml
+from tests.profiler.probes import fake_nvml
+from tests.profiler.probes.fake_nvml import FakeNvml
 
 
 @pytest.fixture(scope="session")

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 
 import polars as pl
 
-from profiler.engines.protocol import SampleResult
+from profiler.engines.interface import SampleResult
 from traces.clock import now_ns
-from traces.schema import EngineConfig, ModelFacts
-from traces.tables import TABLES
+from traces.recording.tables import TABLES
+from traces.schema.engine import EngineConfig, ModelFacts
 
 MODEL = ModelFacts(
     name="stub",
@@ -55,7 +55,7 @@ THINK_END = 4  # its token id
 
 
 class StubEngine:
-    """See `profiler.engines.protocol.Engine`.
+    """See `profiler.engines.interface.Engine`.
 
     `answers(request_id)` gives a sample's completion text, thought and answer; a request that
     goes on from a closed thought gives the answer alone. A token of thought is an id from 100 on,

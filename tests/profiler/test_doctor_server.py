@@ -1,7 +1,7 @@
 """The doctor looks at a server from outside and starts nothing on it."""
 
-from profiler.access import Access
-from profiler.doctor_server import examine_server
+from profiler.doctor import examine_server
+from profiler.engines.server.access import Access
 from tests.profiler.metrics_server import metrics_server
 
 

@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from profiler.access import Access, without_secrets
-from profiler.engines.server import ServerEngine
-from profiler.sweep import load_plan, run_plan
-from profiler.telemetry import check_settings
+from profiler.engines.server.access import Access, without_secrets
+from profiler.engines.server.server import ServerEngine
+from profiler.runs.telemetry import check_settings
+from profiler.sweep.plan import load_plan, run_plan
 from traces.errors import UsageError
 
 URLS = (

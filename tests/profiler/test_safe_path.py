@@ -65,7 +65,7 @@ def test_a_sweep_imports_nothing_from_there(folder):
 @pytest.mark.parametrize(
     "code",
     [
-        "from profiler.math_check import MathVerifier as V; assert V().matches('1', '1')",
+        "from profiler.workload.math_check import MathVerifier as V; assert V().matches('1', '1')",
         "import os, multiprocessing as m; os.environ['PYTHONSAFEPATH'] = '1';"
         "p = m.get_context('spawn').Process(target=print); p.start(); p.join()",
     ],
@@ -113,7 +113,7 @@ LOADED = """
 import logging, sys
 logging.basicConfig(format="%(message)s", stream=sys.stdout)
 import ttscope_plugin
-print("on" if ttscope_plugin.StepLogger.__module__ == "profiler.plugin" else "off")
+print("on" if ttscope_plugin.StepLogger.__module__ == "profiler.plugin.step_logger" else "off")
 logger = ttscope_plugin.StepLogger(None, 0)
 logger.record(None, None)
 logger.log_engine_initialized()

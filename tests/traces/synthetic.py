@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from traces.manifest import Manifest, WorkloadFacts
-from traces.recording import Recording
-from traces.schema import EngineConfig, ModelFacts, Policy, Speculative
-from traces.writer import RecordingWriter, read_clocks
+from traces.recording.manifest import Manifest, WorkloadFacts
+from traces.recording.reader import Recording
+from traces.recording.writer import RecordingWriter, read_clocks
+from traces.schema.engine import EngineConfig, ModelFacts, Speculative
+from traces.schema.policy import Policy
 
 START = 1_700_000_000_000_000_000
 MODEL = ModelFacts(

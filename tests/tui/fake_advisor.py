@@ -4,16 +4,9 @@ from __future__ import annotations
 
 from tests.traces.synthetic import engine_config
 from traces.errors import TtscopeError, UsageError
-from traces.schema import (
-    Budget,
-    Estimate,
-    NearMiss,
-    Pick,
-    Policy,
-    Present,
-    Recommendation,
-    Turning,
-)
+from traces.schema.advice import Budget, NearMiss, Pick, Present, Recommendation, Turning
+from traces.schema.estimate import Estimate
+from traces.schema.policy import Policy
 
 
 def estimate(value: float, unit: str, *, extrapolated: bool = False) -> Estimate:

@@ -1,10 +1,10 @@
 """Recordings of live servers that were only watched, as `ttscope attach` writes them."""
 
 from tests.traces.synthetic import MODEL, engine_config
-from traces.exposition import PageReader
-from traces.manifest import Manifest
-from traces.recording import Recording
-from traces.writer import RecordingWriter, read_clocks
+from traces.live.metrics_page import PageReader
+from traces.recording.manifest import Manifest
+from traces.recording.reader import Recording
+from traces.recording.writer import RecordingWriter, read_clocks
 
 S = 10**9
 BEGIN = 1_700_000_000 * S

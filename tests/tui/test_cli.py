@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from advisor.predict import predict
-from advisor.step_times import Question
-from traces.recording import Recording
-from traces.summary import summarise
-from tui.demo_verb import SHIPPED
+from advisor.what_if.predict import predict
+from advisor.what_if.question import Question
+from traces.recording.reader import Recording
+from traces.summary.run import summarise
+from tui.verbs.demo import SHIPPED
 
 RUN = next(SHIPPED.glob("demo-s-*-maj@16-*"))
 ESTIMATE = {"value", "low", "high", "unit", "extrapolated"}
@@ -187,7 +187,7 @@ def test_shipped_demo_as_text_fits_80_columns(run):
 
 
 def test_demo_without_vllm_says_why_and_goes_on(run, monkeypatch):
-    monkeypatch.setattr("tui.demo_verb._vllm_is_missing", lambda: "vLLM is not installed")
+    monkeypatch.setattr("tui.verbs.demo._vllm_is_missing", lambda: "vLLM is not installed")
     code, out, err = run("demo", "--once", "--json")
     assert code == 0
     assert "vLLM is not installed" in " ".join(err.split())

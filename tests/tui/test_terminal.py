@@ -8,8 +8,8 @@ import pytest
 
 from tests.tui.chat_server import chat_server
 from tests.tui.terminal import CTRL_C, ROOT, TTSCOPE, in_terminal, ttscope
-from traces.recording import Recording
-from tui.demo_verb import SHIPPED
+from traces.recording.reader import Recording
+from tui.verbs.demo import SHIPPED
 
 RUN = next(SHIPPED.glob("demo-s-*-maj@16-*"))
 OTHER = next(SHIPPED.glob("demo-l-tp1-seqs64-maj@16-*"))

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from traces.schema import Estimate
-from tui.formats import scale
+from traces.schema.estimate import Estimate
 from tui.report.markup import Html, tag
-from tui.views import ticks, with_room
+from tui.text.formats import scale, ticks, with_room
 
 WIDTH, HEIGHT = 460.0, 300.0
 LEFT, RIGHT, TOP, BOTTOM = 52.0, 14.0, 12.0, 46.0

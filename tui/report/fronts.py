@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from traces.schema import Budget, Estimate, Pick, Recommendation
-from traces.summary import Run
-from tui.advice_text import goal_words
-from tui.formats import whole
+from traces.schema.advice import Budget, Pick, Recommendation
+from traces.schema.estimate import Estimate
+from traces.summary.run import Run
 from tui.report.charts import Point, Shape, key, limit_key, scatter
 from tui.report.markup import Content, Html, chance, empty, join, quantity, table, tag, term
 from tui.report.material import Material
-from tui.report.meanings import SURE
 from tui.report.measured import MOST_RUNS
 from tui.report.verdict import meaning_of, same
-from tui.report.words import budget_words, configuration, plain
+from tui.report.words import SURE, budget_words, configuration, plain
+from tui.text.advice import goal_words
+from tui.text.formats import whole
 
 MOST_ROWS = 60  # of the table; the charts have all
 

@@ -6,9 +6,9 @@ import html
 import math
 from collections.abc import Iterable
 
-from traces.schema import Estimate
-from tui.formats import ABSENT, interval, number, percent, value_of
-from tui.terminal_text import clean
+from traces.schema.estimate import Estimate
+from tui.text.formats import ABSENT, interval, number, percent, value_of
+from tui.text.terminal import clean
 
 NOT_MEASURED = "Not measured in these recordings."
 BEYOND = "Marked *: it lies outside what was measured, so trust it less than its interval says."

@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from traces.errors import TtscopeError
-from traces.recording import Recording
-from traces.schema import Recommendation
-from traces.summary import Run, summarise
-from traces.watched import ONLY_WATCHED, Watched, only_watched, runs_beside, watched_engines
+from traces.live.watched import ONLY_WATCHED, Watched, only_watched, runs_beside, watched_engines
+from traces.recording.reader import Recording
+from traces.schema.advice import Recommendation
+from traces.summary.run import Run, summarise
 
 if TYPE_CHECKING:
-    from advisor.left_out import Foretold
+    from advisor.what_if.left_out import Foretold
 
 MOST_FORETOLD = 40  # recordings: each takes a fit and three replays
 NO_STEPS = (
@@ -52,11 +52,11 @@ def gather_material(
     `given` are the options of `ttscope advise`, `systems` of the prior are offered too. Raises
     UsageError for a budget that is not understood, or that limits what was not measured.
     """
-    from advisor.budget import parse_budget
+    from advisor.search.budget import parse_budget
 
     budget = parse_budget(given)
     if systems:
-        from advisor.models.prior_tables import read_prior
+        from advisor.step_time.prior.tables import read_prior
 
         for system in systems:  # a wrong name is an error, not a page without advice
             read_prior(system)
@@ -101,8 +101,8 @@ def _advice(
     seed: int,
     systems: Sequence[str],
 ) -> tuple[Recommendation | None, str | None]:
-    from advisor.advise import Advisor
-    from tui.commands import here
+    from advisor.advice.advisor import Advisor
+    from tui.text.commands import here
 
     if given and all(map(only_watched, given)):
         return None, ONLY_WATCHED
@@ -122,7 +122,7 @@ def _advice(
 def _foretold(
     recordings: Sequence[Recording], runs: Sequence[Run], report: Progress
 ) -> tuple[list[Foretold], str | None]:
-    from advisor.left_out import foretell
+    from advisor.what_if.left_out import foretell
 
     if len(recordings) < 2:
         return [], "it takes at least two complete recordings: each is foretold from the others"

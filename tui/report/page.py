@@ -10,18 +10,22 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
 from string import Template
 
-from traces.schema import EngineConfig
-from traces.summary import Run
-from tui.live_text import watched_lines
-from tui.report.checked import predicted_against_measured
+from traces.schema.engine import EngineConfig
+from traces.summary.run import Run
 from tui.report.fronts import fronts
 from tui.report.markup import Html, join, tag
 from tui.report.material import Material
-from tui.report.meanings import GLOSSARY
-from tui.report.measured import kernels, recorded_runs, speculation, time_breakdown
+from tui.report.measured import (
+    kernels,
+    predicted_against_measured,
+    recorded_runs,
+    speculation,
+    time_breakdown,
+)
 from tui.report.verdict import verdict
-from tui.report.words import model_words
-from tui.terminal_text import clean
+from tui.report.words import GLOSSARY, model_words
+from tui.text.live import watched_lines
+from tui.text.terminal import clean
 
 Section = tuple[str, str, Callable[[Material], Html]]
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from advisor.command import policy_request
-from advisor.limits import latency_name
-from traces.schema import Pick, Recommendation
-from tui.advice_text import SET_ONE, goal_words
-from tui.commands import command_lines, split_command
-from tui.formats import number, percent
+from advisor.advice.command import policy_request
+from advisor.search.budget import latency_name
+from traces.schema.advice import Pick, Recommendation
 from tui.report.markup import Content, Html, chance, empty, figure, join, quantity, table, tag, term
 from tui.report.material import Material
-from tui.report.meanings import OF_PICK, REGRET, SURE
 from tui.report.words import (
+    OF_PICK,
+    REGRET,
+    SURE,
     budget_words,
     configuration,
     engine_words,
@@ -21,6 +20,9 @@ from tui.report.words import (
     model_words,
     policy_words,
 )
+from tui.text.advice import SET_ONE, goal_words
+from tui.text.commands import command_lines, split_command
+from tui.text.formats import number, percent
 
 OBJECTIVES = {  # what is optimised -> the regrets that tell of it, the first known one counts
     "accuracy": ("latency_s",),

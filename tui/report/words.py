@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from advisor.limits import latency_words
-from traces.schema import Budget, EngineConfig, Policy
-from tui.advice_text import LIMITS
-from tui.formats import number
+from collections.abc import Mapping
+
+from advisor.search.budget import latency_words
+from traces.schema.advice import Budget
+from traces.schema.engine import EngineConfig
+from traces.schema.policy import Policy
 from tui.report.markup import Html, join, tag
+from tui.text.advice import LIMITS
+from tui.text.formats import number
 
 UNITS = {
     "max_latency_s": "s",
@@ -121,3 +125,156 @@ def budget_words(budget: Budget) -> str:
     return ", ".join(
         limit_words(name, value, budget.latency_percentile) for name, value in limits.items()
     )
+
+
+# What the page's numbers mean, in words for a reader who never saw the tool.
+
+
+# Of a pick, by the name of the estimate: what heads it, and what it means.
+OF_PICK: Mapping[str, tuple[str, str]] = {
+    "accuracy": ("accuracy", "Share of the workload's problems whose final answer is right."),
+    "latency_s": (
+        "mean latency",
+        "Seconds from a problem's arrival to its answer, all of its samples included; the mean.",
+    ),
+    "latency_p95_s": (
+        "p95 latency",
+        "Seconds from arrival to answer that 95 of 100 problems stay below.",
+    ),
+    "cost_usd": (
+        "cost",
+        "Device time of a problem times the price of a device-hour.",
+    ),
+    "device_s": (
+        "device time",
+        "Seconds of a device (GPU, or the machine where there is none) that a problem takes up: "
+        "its share of every step that it was in, times the devices; dev-ms: device-milliseconds.",
+    ),
+    "energy_j": ("energy", "Joules that the devices draw for a problem, idle time included."),
+    "tokens": ("tokens", "Tokens generated for a problem, over all of its samples."),
+    "flops": (
+        "FLOPs",
+        "Arithmetic operations for a problem: 2 x active parameters x tokens forwarded, plus "
+        "attention.",
+    ),
+    "throughput_problems_per_s": (
+        "throughput",
+        "Problems a second that the engine answers when it is kept busy.",
+    ),
+}
+
+# Of a recorded run, by the metric's tag.
+OF_RUN: Mapping[str, tuple[str, str]] = {
+    "accuracy": OF_PICK["accuracy"],
+    "latency_s.mean": OF_PICK["latency_s"],
+    "latency_s.p95": OF_PICK["latency_p95_s"],
+    "ttft_s.p50": (
+        "TTFT p50",
+        "Time to first token: from a sample's arrival to its first token; the median.",
+    ),
+    "tpot_s.p50": (
+        "TPOT p50",
+        "Time per output token after the first, per sample; the median.",
+    ),
+    "tokens_per_problem": OF_PICK["tokens"],
+    "device_s_per_problem": OF_PICK["device_s"],
+    "cost_usd_per_problem": OF_PICK["cost_usd"],
+    "energy_j.per_problem": OF_PICK["energy_j"],
+    "flops_per_problem": OF_PICK["flops"],
+}
+
+REGRET = "Of the compute-optimal configuration minus of the system-optimal one, problem by problem."
+SURE = (
+    "Share of 400 resamplings of the problems and of the models' errors in which every limit of "
+    "the budget is met."
+)
+
+# Kind of step -> what it is.
+KINDS: Mapping[str, str] = {
+    "prefill": "Steps that only read prompts.",
+    "decode": "Steps that only generate, a token (or a draft's worth) for each running sample.",
+    "mixed": "Steps that read prompts and generate at once.",
+    "idle": "Time in which the engine ran no step.",
+}
+
+GLOSSARY: tuple[tuple[str, str], ...] = (
+    (
+        "workload, problem",
+        "The questions that were posed in every run; one of them, whose answer can be checked.",
+    ),
+    (
+        "sample",
+        "One attempt of the model at a problem: its thought and its answer. A policy of several "
+        "samples lets them vote.",
+    ),
+    (
+        "policy",
+        "How many samples a problem gets, how they are drawn, and how the answer is chosen: "
+        "greedy (one, always the likeliest token), maj@8 (the most frequent answer of 8).",
+    ),
+    (
+        "temperature, effort",
+        "How much chance there is in the choice of each token, 0 being none; how long the model is "
+        "asked to think.",
+    ),
+    (
+        "engine",
+        "The vLLM server and how it was started: tp2 spreads the model over two devices "
+        "(--tensor-parallel-size); seqs64 runs at most 64 samples at once (--max-num-seqs).",
+    ),
+    (
+        "step",
+        "One pass of the engine through the model, for all samples that are running: each gains "
+        "a token, or reads a part of its prompt.",
+    ),
+    (
+        "in flight",
+        "Posed and not yet answered. The more samples run at once, the cheaper is each step for "
+        "each of them.",
+    ),
+    (
+        "candidate",
+        "A configuration whose accuracy and time can be worked out from the recordings: recorded "
+        "models and settings, fewer samples, other limits.",
+    ),
+    (
+        "prior",
+        "Where no run was recorded on a GPU: how long a step takes there by operator times that "
+        "others measured, for the recorded samples. Its intervals are those of its known errors.",
+    ),
+    (
+        "system-optimal",
+        "Best in what is paid for and waited for (latency, cost, energy or throughput, as was "
+        "asked) among the configurations that meet every limit.",
+    ),
+    (
+        "compute-optimal",
+        "The configuration that is accurate enough with the fewest FLOPs: the usual measure in "
+        "papers, which does not see how the hardware is used.",
+    ),
+    (
+        "front",
+        "The configurations that no other beats in both accuracy and the other measure; what lies "
+        "off it is never the best choice.",
+    ),
+    ("regret", "What it would cost to take the compute-optimal one instead."),
+    *OF_PICK.values(),
+    OF_RUN["ttft_s.p50"],
+    OF_RUN["tpot_s.p50"],
+    *((f"{kind} time", told) for kind, told in KINDS.items()),
+    (
+        "kernel, collective",
+        "A program on the device, counted by family (attention, matrix products ...); an exchange "
+        "of data between devices.",
+    ),
+    (
+        "acceptance",
+        "Speculative decoding lets a cheap draft guess the next tokens; the model keeps the "
+        "leading ones that it would have written. Position 1 is the first guess.",
+    ),
+    (
+        "interval",
+        "In brackets: 90 of 100 such intervals hold the true value. It covers the choice of "
+        "problems; for predictions also the error of the models.",
+    ),
+)

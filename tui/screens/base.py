@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import ClassVar, cast
 
 from textual.app import ComposeResult
-from textual.screen import Screen
-from textual.widgets import Footer
+from textual.binding import Binding, BindingType
+from textual.containers import Vertical, VerticalScroll
+from textual.screen import ModalScreen, Screen
+from textual.widgets import Footer, Static
 
+from tui.screens.library_app import LibraryApp
+from tui.text.formats import align
 from tui.widgets.navbar import NavBar
-
-if TYPE_CHECKING:
-    from tui.app import TtscopeApp
 
 
 class ModeScreen(Screen[None]):
@@ -20,9 +21,9 @@ class ModeScreen(Screen[None]):
     MODE: ClassVar[str]
 
     @property
-    def ttscope(self) -> TtscopeApp:
+    def ttscope(self) -> LibraryApp:
         """Return the app, which holds the recordings and the marks."""
-        return cast("TtscopeApp", self.app)
+        return cast(LibraryApp, self.app)
 
     def compose(self) -> ComposeResult:
         """Return the bar, the screen's own widgets and the keys."""
@@ -53,3 +54,59 @@ class ModeScreen(Screen[None]):
     def set_status(self, text: str) -> None:
         """Write into the right of the bar."""
         self.query_one(NavBar).status = text
+
+
+# The keys of the screen below, with what they do.
+
+
+NAMES = {"slash": "/", "question_mark": "?", "left_square_bracket": "[", "space": "space"}
+NAMES |= {"right_square_bracket": "]", "less_than_sign": "<", "greater_than_sign": ">"}
+NAMES |= {"comma": ",", "full_stop": ".", "plus": "+", "equals_sign": "=", "minus": "-"}
+NAMES |= {"dollar_sign": "$"}
+
+
+def shown_key(key: str) -> str:
+    """Return a key as it stands on the keyboard."""
+    return NAMES.get(key, key)
+
+
+class HelpScreen(ModalScreen[None]):
+    """A list of keys; any of escape, ? and q closes it."""
+
+    CSS_PATH = "help.tcss"
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape,question_mark,q", "dismiss", "close", show=False),
+    ]
+
+    def __init__(self, bindings: list[tuple[str, str]]) -> None:
+        super().__init__()
+        self._bindings_shown = bindings
+
+    def compose(self) -> ComposeResult:
+        """Return the list."""
+        rows = [(shown_key(key), what) for key, what in self._bindings_shown]
+        text = ["keys", "", *align(rows, gap=3), "", "- not measured   * outside what was measured"]
+        with VerticalScroll():
+            yield Static("\n".join(text), markup=False)
+
+
+# A question before something that cannot be undone.
+
+
+class ConfirmScreen(ModalScreen[bool]):
+    """Answers True for y; n, escape and q are no."""
+
+    CSS_PATH = "confirm.tcss"
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("y", "dismiss(True)", "yes"),
+        Binding("n,escape,q", "dismiss(False)", "no"),
+    ]
+
+    def __init__(self, question: str) -> None:
+        super().__init__()
+        self._question = question
+
+    def compose(self) -> ComposeResult:
+        """Return the question."""
+        with Vertical():
+            yield Static(f"{self._question}\n\ny  yes    n  no", markup=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from typing import ClassVar
 
@@ -10,8 +11,6 @@ from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
 from textual.content import Content
 from textual.widgets import Static
-
-from tui.problem_views import SampleRow
 
 STYLES = {
     ".": "dim",
@@ -70,3 +69,17 @@ def _line(row: SampleRow, mark: str) -> Content:
     if mark:
         parts.append((f" {mark}", "bold $text-accent"))
     return Content.assemble(*parts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleRow:
+    """A sample's line: cells on the left, right or wrong, its bar, and what is special about it.
+
+    The bar's columns from `saved_from` on are after the stop of the rule; None without one.
+    """
+
+    left: str
+    correct: bool | None
+    bar: str
+    note: str
+    saved_from: int | None = None

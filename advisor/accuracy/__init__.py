@@ -1,0 +1,1 @@
+"""What other policies would have answered, from the recorded samples."""

@@ -1,0 +1,458 @@
+"""The accuracy and tokens of policies that were never run, from the samples of one run that was.
+
+Fixed votes are exact expectations over subsets; weights, filters and windows are means over random
+orders; rules that fire on what has finished follow the recorded ends, for fewer samples those of a
+replay; budgets of thought rest on forced answers or are bounds; more samples than were recorded are
+extrapolated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from advisor.accuracy import finish_order as finish
+from advisor.accuracy.extrapolation import FARTHEST, extrapolate, fresh_runs
+from advisor.accuracy.finish_order import ReplayedOrder
+from advisor.accuracy.models.answers import AnswerCounts, AnswerModel, count_answers
+from advisor.accuracy.samples import FEWEST, ProblemSamples, SampledRun, read_samples
+from advisor.accuracy.subsets import RandomOrders, best_of_curve, order_count
+from advisor.accuracy.thinking import BudgetOutcome, at_checkpoints, between, lower_bounds
+from traces.errors import RecordingError, UsageError
+from traces.schema.estimate import Estimate
+from traces.statistics import column_means, paired, problems_to_tell, ratio
+from traces.summary.run import Run
+from traces.summary.votes import PolicyOutcome, majority_curve, pass_curve, sample_counts
+
+Floats = npt.NDArray[np.float64]
+
+WINDOWS = (3, 4)
+THRESHOLDS = (0.88, 0.95)  # three votes to none or four to one suffice; four to none
+KEEP = (0.5, 0.9)
+
+
+@dataclass(frozen=True)
+class Column:
+    """A policy with its right share and tokens per problem: [problems] each."""
+
+    outcome: PolicyOutcome
+    right: Floats
+    tokens: Floats
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counterfactuals:
+    """All policies that a run can say something of, and `notes` on what it cannot.
+
+    `columns` are those judged on the same problems, one by one, for paired comparisons.
+    """
+
+    n: int
+    problems: int
+    outcomes: tuple[PolicyOutcome, ...]
+    columns: tuple[Column, ...]
+    notes: tuple[str, ...]
+
+
+def evaluate(
+    run: Run,
+    answers: pl.DataFrame | None = None,
+    *,
+    order: ReplayedOrder | None = None,
+    counts: Sequence[int] | None = None,
+    seed: int = 0,
+) -> Counterfactuals:
+    """Return what other policies would have given on a run's problems.
+
+    `answers` is the recording's table of forced answers. `order` says when fewer samples would
+    have ended; without it the recorded ends are taken. `counts` are numbers of samples, else
+    1, 2, 4, ... to those recorded, and twice and four times as many. Raises RecordingError when
+    the run cannot say (samples.py), UsageError for counts below 1 or above four times those
+    recorded.
+    """
+    samples = read_samples(run)
+    if not samples.problems:
+        raise RecordingError(
+            f"{samples.name}: no problem has {samples.n:,} judged samples that ended; record again"
+        )
+    inside, beyond = _split(samples, counts)
+    notes = list(samples.notes)
+    columns = list(_fixed(samples, inside))
+    if samples.n == 1:
+        notes.append("one sample per problem: votes need more; record with --n 8 or so")
+    elif samples.answers_told:
+        columns += _scored(samples, inside, seed, notes)
+        columns += _finishing(samples, inside, order, notes)
+    else:
+        notes.append(
+            "right samples come without their answers, so no vote of several samples is known; "
+            "maj@1 is the share of right samples"
+        )
+    outcomes = _estimates(columns)
+    if samples.n > 1:
+        model = AnswerModel(seed=seed).fit(
+            [
+                count_answers(p.answers, p.correct)
+                if samples.answers_told
+                else AnswerCounts(right=(sum(p.correct),), unparsed=samples.n - sum(p.correct))
+                for p in samples.problems
+            ]
+        )
+        fixed = ("majority", "pass_at_k")
+        outcomes = _with_fresh_runs(model, outcomes, fixed)
+        tokens = np.array([float(p.tokens.mean()) for p in samples.problems])
+        reached = float(np.mean([any(p.correct) for p in samples.problems]))
+        outcomes += [
+            each
+            for each in extrapolate(model, beyond, tokens, reached=reached)
+            if samples.answers_told or each.method == "pass_at_k"
+        ]
+    if samples.answers_told:
+        outcomes += _budgets(samples, answers, seed, notes)
+    return Counterfactuals(
+        n=samples.n,
+        problems=len(samples.problems),
+        outcomes=tuple(outcomes),
+        columns=tuple(columns),
+        notes=tuple(notes),
+    )
+
+
+def _split(samples: SampledRun, counts: Sequence[int] | None) -> tuple[list[int], list[int]]:
+    most = FARTHEST * samples.n
+    if counts is None:
+        return sample_counts(samples.n), [2 * samples.n, most]
+    for count in counts:
+        if not 1 <= count <= most:
+            raise UsageError(
+                f"k = {count:,}: {samples.name} has {samples.n:,} samples per problem, which can "
+                f"say something of 1 to {most:,}; record more"
+            )
+    wanted = sorted(set(counts))
+    return [k for k in wanted if k <= samples.n], [k for k in wanted if k > samples.n]
+
+
+def _fixed(samples: SampledRun, counts: Sequence[int]) -> Iterator[Column]:
+    """Return maj@k and pass@k, exactly; without the answers a vote of one sample alone."""
+    places = [k - 1 for k in counts]
+    problems = samples.problems
+    voted = np.array([majority_curve(p.answers, p.correct)[places] for p in problems])
+    passed = np.array([pass_curve(samples.n, sum(p.correct))[places] for p in problems])
+    each = np.array([float(p.tokens.mean()) for p in problems])
+    for method, table in (("majority", voted), ("pass_at_k", passed)):
+        for place, k in enumerate(counts):
+            if method == "majority" and not samples.answers_told:
+                if k == 1:
+                    yield Column(_outcome(method, k), passed[:, place], each)
+                continue
+            yield Column(_outcome(method, k), table[:, place], each * k)
+
+
+def _outcome(method: str, n: int, **fields: Any) -> PolicyOutcome:
+    return PolicyOutcome(
+        method=method, n=n, budget_tokens=None, accuracy=None, tokens_per_problem=None, **fields
+    )
+
+
+def _scored(
+    samples: SampledRun, counts: Sequence[int], seed: int, notes: list[str]
+) -> Iterator[Column]:
+    """Return best-of-k, weighted and filtered votes, windows and adaptive votes one by one."""
+    problems = samples.problems
+    scores = [p.logprob_mean for p in problems]
+    confidence = [p.confidence for p in problems]
+    has_scores = _known(scores, "logprob_mean", "best_of_n and weighted votes", notes)
+    has_confidence = _known(confidence, "confidence_min_window", "", [])
+    # A mean log-probability ranks as a confidence does, and weighs as its exponential.
+    ranks = confidence if has_confidence else scores
+    logs = [_log(each) for each in confidence] if has_confidence else scores
+    several = [k for k in counts if k > 1]
+    if has_scores:
+        curves = np.array([best_of_curve(p, s) for p, s in zip(problems, scores, strict=True)])
+        each = np.array([float(p.tokens.mean()) for p in problems])
+        for k in several:
+            yield Column(_outcome("best_of_n", k), curves[:, k - 1], each * k)
+    rng = np.random.default_rng([seed, 4])
+    each_gets = order_count(len(problems))
+    orders = [RandomOrders(problem, rng, each_gets) for problem in problems]
+    for k in several:
+        found: list[tuple[str, dict[str, float], list[Any]]] = []
+        if has_scores:
+            votes = [o.weighted(k, score) for o, score in zip(orders, scores, strict=True)]
+            found.append(("weighted", {}, votes))
+        if has_scores or has_confidence:
+            for keep in KEEP:
+                votes = [
+                    o.confident(k, rank, log, keep)
+                    for o, rank, log in zip(orders, ranks, logs, strict=True)
+                ]
+                found.append(("confidence", {"keep": keep}, votes))
+        for window in WINDOWS if k >= 2 * FEWEST else ():
+            votes = [o.windows(k, window) for o in orders]
+            found.append(("early_stopping", {"window": window}, votes))
+        for threshold in THRESHOLDS if k >= FEWEST else ():
+            votes = [o.one_by_one(k, threshold) for o in orders]
+            found.append(("adaptive", {"threshold": threshold, "in_flight": 1}, votes))
+        for method, rule, votes in found:
+            spread = float(np.sqrt(sum(vote.variance for vote in votes))) / len(votes)
+            whole = k == samples.n and method in ("weighted", "confidence")  # one subset
+            basis, error = ("subsets", None) if whole else ("monte_carlo", spread)
+            yield Column(
+                _outcome(method, k, rule=rule, basis=basis, error=error),
+                np.array([vote.right for vote in votes]),
+                np.array([vote.tokens for vote in votes]),
+            )
+
+
+def _log(weights: Floats) -> Floats:
+    """Return logarithms, -inf of what has no weight; what is not known stays so."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(np.isnan(weights), np.nan, np.log(np.maximum(weights, 0.0)))
+
+
+def _known(numbers: Sequence[Floats], name: str, what: str, notes: list[str]) -> bool:
+    """Return whether any sample has the number; tell how many lack it."""
+    missing = sum(int((~np.isfinite(each)).sum()) for each in numbers)
+    total = sum(map(len, numbers))
+    if missing == total:
+        if what:
+            notes.append(f"no {name} is known, so {what} are not judged")
+        return False
+    if missing and what:
+        notes.append(
+            f"samples whose {name} is missing or not a number: {missing:,} of {total:,}; they "
+            f"cannot win or weigh in {what}"
+        )
+    return True
+
+
+def _finishing(
+    samples: SampledRun, counts: Sequence[int], order: ReplayedOrder | None, notes: list[str]
+) -> Iterator[Column]:
+    """Return the rules that fire on what has finished: as recorded, fewer samples as replayed."""
+    problems = samples.problems
+    known = all(np.isfinite(p.finish_s).all() for p in problems)
+    if not known or max(p.finish_s.max() for p in problems) <= 0:
+        notes.append("finish times are not recorded, so rules that stop early are not judged")
+        return
+    has_scores = any(np.isfinite(p.logprob_mean).any() for p in problems)
+    for n in (k for k in counts if k >= FEWEST):
+        blocks, basis = _blocks(problems, n, None if n == samples.n else order)
+        rules: list[tuple[str, dict[str, float], finish.Stop, bool]] = [
+            ("adaptive", {"threshold": level, "in_flight": n}, finish.safe_lead(level), False)
+            for level in THRESHOLDS
+        ]
+        rules += [
+            ("agreement", {"agree": agree, "in_flight": n}, finish.agreeing(agree), False)
+            for agree in (n // 4 + 1, n // 2 + 1)
+        ]
+        rules.append(("first_finish", {"first": n // 2}, finish.first_answers(n // 2), False))
+        if has_scores:
+            rules.append(("weighted", {"settled": 1}, finish.settled(), True))
+        for method, rule, stop, weigh in rules:
+            decided = [_decide(own, stop, weigh) for own in blocks]
+            right = np.array([right for right, _ in decided])
+            if 2 * rule.get("agree", 0) > n:  # decides as the vote of n does, in every order
+                right = np.array([majority_curve(p.answers, p.correct)[n - 1] for p in problems])
+            yield Column(
+                _outcome(method, n, rule=rule, basis=basis, tokens_estimated=True),
+                right,
+                np.array([tokens for _, tokens in decided]),
+            )
+
+
+def _blocks(
+    problems: Sequence[ProblemSamples], n: int, order: ReplayedOrder | None
+) -> tuple[list[list[ProblemSamples]], str]:
+    """Return each problem's blocks of n samples by index, and whose ends they have.
+
+    Which samples are launched says nothing of their length; which of them end first does.
+    """
+    starts = range(0, len(problems[0].answers) // n * n, n)
+    recorded = [[each.take(slice(at, at + n)) for at in starts] for each in problems]
+    if order is None:
+        return recorded, "finish_order"
+    replayed: list[list[ProblemSamples]] = []
+    for each in problems:
+        own = [part for at in starts if (part := order.of(each, at, n)) is not None]
+        if len(own) < len(starts):
+            return recorded, "finish_order"
+        replayed.append(own)
+    return replayed, "replayed_order"
+
+
+def _decide(
+    blocks: Sequence[ProblemSamples], stop: finish.Stop, weigh: bool
+) -> tuple[float, float]:
+    """Return right and tokens of samples launched together: the mean over blocks."""
+    found = []
+    for part in blocks:
+        decided = _weighed(part) if weigh else finish.decide(part, stop)
+        found.append((decided.right, decided.tokens))
+    right, tokens = np.mean(found, axis=0)
+    return float(right), float(tokens)
+
+
+def _weighed(problem: ProblemSamples) -> finish.Decided:
+    """Run the weighted vote that stops when its leader cannot be caught.
+
+    Weights are relative to the largest, and so is 1, the most that one to come may weigh. Where no
+    sample with an answer has a weight, the plurality decides.
+    """
+    parsed = np.array([answer is not None for answer in problem.answers])
+    able = np.isfinite(problem.logprob_mean) & parsed
+    if not able.any():
+        return finish.decide(problem, finish.settled())
+    logs = np.where(able, problem.logprob_mean, -np.inf)
+    most = float(logs.max())
+    with np.errstate(over="ignore"):
+        bound = float(np.exp(-most))
+    return finish.decide(problem, finish.settled(bound), np.exp(logs - most))
+
+
+def _with_fresh_runs(
+    model: AnswerModel, outcomes: Sequence[PolicyOutcome], methods: Sequence[str]
+) -> list[PolicyOutcome]:
+    found = fresh_runs(model, outcomes, methods=methods)
+    return [replace(each, fresh_run=fresh) for each, fresh in found]
+
+
+def _budgets(
+    samples: SampledRun, answers: pl.DataFrame | None, seed: int, notes: list[str]
+) -> list[PolicyOutcome]:
+    """Return votes at budgets of thought; those at checkpoints with the interval of a fresh run."""
+    cut = [] if answers is None else at_checkpoints(samples, answers)
+    if not cut:
+        bounds = lower_bounds(samples)
+        if bounds:
+            notes.append(
+                "thinking budgets are lower bounds (finished in time and right); record with "
+                "--budget-checkpoints to know them"
+            )
+        return _estimates([_budget_column(each) for each in bounds])
+    cuts = sorted({each.budget_tokens for each in cut})
+    halves = [(low + high) // 2 for low, high in pairwise(cuts)]
+    outcomes: list[PolicyOutcome] = []
+    for budget in cuts:
+        here = [each for each in cut if each.budget_tokens == budget]
+        found = _estimates([_budget_column(each) for each in here])
+        if max(each.n for each in here) > 1:
+            model = AnswerModel(seed=seed).fit(here[0].counts)
+            found = _with_fresh_runs(model, found, ("majority",))
+        outcomes += found
+    for n in sorted({each.n for each in cut}):
+        between_ = [between(cut, half, n) for half in halves if half not in cuts]
+        outcomes += _estimates([_budget_column(each) for each in between_ if each is not None])
+    return sorted(outcomes, key=lambda each: (each.n, each.budget_tokens or 0))
+
+
+def _budget_column(each: BudgetOutcome) -> Column:
+    outcome = replace(
+        _outcome("majority", each.n, basis="subsets" if each.bound == "lower" else "checkpoints"),
+        budget_tokens=each.budget_tokens,
+        bound=each.bound,
+        tokens_estimated=each.estimated,
+    )
+    return Column(outcome, each.right, each.tokens)
+
+
+def _estimates(columns: Sequence[Column]) -> list[PolicyOutcome]:
+    """Return the outcomes with their estimates; intervals are of the mean over problems."""
+    if not columns:
+        return []
+    accuracy = column_means(np.stack([each.right for each in columns], axis=1), "1")
+    tokens = column_means(np.stack([each.tokens for each in columns], axis=1), "tokens")
+    return [
+        replace(
+            each.outcome,
+            accuracy=share,
+            tokens_per_problem=count if np.isfinite(count.value) else None,
+        )
+        for each, share, count in zip(columns, accuracy, tokens, strict=True)
+    ]
+
+
+# Which policy to prefer among those judged on the same problems.
+
+
+MARGIN = 0.02  # of accuracy; a policy that may lose more is not called as good
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """A policy against another on the same problems: accuracy lost or won, and tokens as a share.
+
+    `problems_to_tell` is how many problems would tell a true difference of this size from none;
+    None where there is no difference or no interval. `all_equal` says that no problem is right more
+    or less often under one of them.
+    """
+
+    policy: PolicyOutcome
+    reference: PolicyOutcome
+    problems: int
+    difference: Estimate
+    tokens_share: Estimate | None
+    problems_to_tell: int | None
+    all_equal: bool
+
+    @property
+    def told_apart(self) -> bool:
+        """Whether the 90 % interval of the difference leaves out 0."""
+        return self.problems_to_tell == self.problems
+
+
+def compare_policies(column: Column, reference: Column) -> Comparison:
+    """Return the paired comparison of two policies judged on the same problems."""
+    found = paired(reference.right, column.right, "1")
+    if found is None:
+        raise ValueError("compare_policies: needs at least one problem")
+    return Comparison(
+        policy=column.outcome,
+        reference=reference.outcome,
+        problems=len(column.right),
+        difference=found,
+        tokens_share=ratio(column.tokens, reference.tokens, "1"),
+        problems_to_tell=problems_to_tell(found, len(column.right)),
+        all_equal=bool(np.array_equal(reference.right, column.right)),
+    )
+
+
+def cheapest_as_good(found: Counterfactuals, *, seed: int = 0) -> Comparison | None:
+    """Return the policy of fewest tokens that loses at most MARGIN against the vote of all.
+
+    Chosen on one half of the problems and stated on the other, since the best of many by the same
+    numbers looks better than it is. None without such a policy, or below 20 problems.
+    """
+    if found.problems < 20:
+        return None
+    shuffled = np.random.default_rng([seed, 5]).permutation(found.problems)
+    choosing, stating = shuffled[::2], shuffled[1::2]
+    by_key = {(each.outcome.method, each.outcome.n): each for each in found.columns}
+    whole = by_key.get(("majority", found.n))
+    if whole is None:
+        return None
+    reference = _part(whole, choosing)
+    able: list[tuple[float, int, Column]] = []
+    for column in found.columns:
+        if column.outcome.method == "pass_at_k" or not np.isfinite(column.tokens).all():
+            continue
+        part = _part(column, choosing)
+        difference = paired(reference.right, part.right, "1")
+        if difference is not None and (difference.low or 0.0) >= -MARGIN:
+            able.append((float(part.tokens.mean()), len(able), column))
+    if not able:
+        return None
+    best = min(able)[2]
+    if best is whole:
+        return None
+    return compare_policies(_part(best, stating), _part(whole, stating))
+
+
+def _part(column: Column, places: np.ndarray) -> Column:
+    return Column(column.outcome, column.right[places], column.tokens[places])

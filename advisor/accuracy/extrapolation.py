@@ -1,0 +1,109 @@
+"""Accuracy of more samples than were recorded, and of a fresh run on the same problems."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from advisor.accuracy.models.answers import AnswerModel, Votes
+from traces.schema.estimate import Estimate
+from traces.statistics import LEVEL, column_means, with_jeffreys
+from traces.summary.votes import PolicyOutcome
+
+Floats = npt.NDArray[np.float64]
+
+FARTHEST = 4  # times the recorded samples
+REPEATS = 4  # runs per draw whose mean stands for the expectation
+_BETAS = 20_000  # draws for the quantiles of a beta law
+
+
+def extrapolate(
+    model: AnswerModel, counts: Sequence[int], tokens_per_sample: Floats, *, reached: float = 0.0
+) -> list[PolicyOutcome]:
+    """Return maj@k and pass@k for more samples than the model was fitted on, marked so.
+
+    The interval holds both the choice of problems and what the samples leave open about the laws
+    and about every problem. `tokens_per_sample` are [problems]; `reached` is the pass@n of the
+    recorded samples, below which more of them cannot fall.
+    """
+    if not counts:
+        return []
+    runs = model.simulate(counts, repeats=REPEATS)
+    rng = np.random.default_rng([model.seed, 3])
+    found = []
+    for method, name in (("majority", "majority"), ("pass_at_k", "any_right")):
+        for k in counts:
+            votes: Floats = getattr(runs[k], name)
+            shares = votes.mean(axis=0)
+            value = float(shares.mean())
+            value = max(value, reached) if method == "pass_at_k" else value
+            others = with_jeffreys((model.importance_ * shares).sum(axis=1), shares.shape[1], rng)
+            tokens = column_means(k * tokens_per_sample[:, None], "tokens")[0]
+            found.append(
+                PolicyOutcome(
+                    method=method,
+                    n=k,
+                    budget_tokens=None,
+                    accuracy=_between(value, others),
+                    tokens_per_problem=tokens,
+                    basis="model",
+                    fresh_run=fresh_interval(value, votes, extrapolated=True),
+                )
+            )
+    return found
+
+
+def _between(value: float, draws: Floats) -> Estimate:
+    low, high = np.quantile(draws, (0.5 - LEVEL / 2, 0.5 + LEVEL / 2))
+    return Estimate(
+        value=value,
+        low=min(float(low), value),
+        high=max(float(high), value),
+        unit="1",
+        extrapolated=True,
+    )
+
+
+def fresh_runs(
+    model: AnswerModel, outcomes: Sequence[PolicyOutcome], *, methods: Sequence[str]
+) -> Iterator[tuple[PolicyOutcome, Estimate | None]]:
+    """Yield each outcome with the interval in which a fresh run on the same problems falls.
+
+    Only for fixed votes of samples like those that the model was fitted on.
+    """
+    counts = sorted({each.n for each in outcomes if each.method in methods})
+    votes: dict[int, Votes] = model.simulate(counts) if counts else {}
+    for each in outcomes:
+        if each.method not in methods or each.accuracy is None:
+            yield each, None
+            continue
+        vote = votes[each.n]
+        runs = vote.majority if each.method == "majority" else vote.any_right
+        yield each, fresh_interval(each.accuracy.value, runs)
+
+
+def fresh_interval(value: float, runs: Floats, *, extrapolated: bool = False) -> Estimate:
+    """Return the interval of a fresh run's accuracy; `runs` [repeats, draws, problems] are drawn.
+
+    The accuracy is a sum of one answer per problem, each right with the posterior chance m that
+    such a vote is. m (1 - m) is the variance of the fresh answer plus that of the chance as the
+    samples leave it, so that both runs are in it; what the draws of the laws have in common may add
+    to that. A beta law of this variance and one problem more, half right (Jeffreys), is cut at
+    numbers of problems: where all are right, that does not say that all will be.
+    """
+    size = runs.shape[-1]
+    chance = runs.mean(axis=(0, 1))
+    spread = max(float((chance * (1 - chance)).sum()) / size**2, float(runs.mean(axis=2).var()))
+    mean = (size * value + 0.5) / (size + 1)
+    worth = mean * (1 - mean) / (spread + 0.5 / size**2)
+    draws = np.random.default_rng([size, 8]).beta(worth * mean, worth * (1 - mean), _BETAS)
+    ends = np.quantile(draws, (0.5 - LEVEL / 2, 0.5 + LEVEL / 2)) * size
+    return Estimate(
+        value=value,
+        low=min(float(np.floor(ends[0])) / size, value),
+        high=max(float(np.ceil(ends[1])) / size, value),
+        unit="1",
+        extrapolated=extrapolated,
+    )

@@ -1,0 +1,236 @@
+"""The samples of one run, problem by problem, as other policies would have seen them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from traces.errors import RecordingError
+from traces.schema.logprobs import with_means
+from traces.summary.problems import lost_problems, voting_samples
+from traces.summary.run import Run
+from traces.summary.votes import WHOLE
+
+Floats = npt.NDArray[np.float64]
+
+FEWEST = 4  # samples from which rules that stop early are judged
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProblemSamples:
+    """One problem's samples in order of their index; numbers that were not recorded are nan.
+
+    `answers` are None where none parsed. `tokens` have those of an answer forced at a budget.
+    `finish_s` runs from the problem's arrival, or the sample's own, to its end, `first_token_s` to
+    its first token; of imported samples it is their latency, as if all had begun together.
+    `censored` ones were cut by max_tokens.
+    """
+
+    problem_id: str
+    indices: tuple[int, ...]
+    answers: tuple[str | None, ...]
+    correct: tuple[bool, ...]
+    tokens: Floats
+    think_tokens: Floats
+    censored: npt.NDArray[np.bool_]
+    logprob_mean: Floats
+    confidence: Floats
+    first_token_s: Floats
+    finish_s: Floats
+
+    def take(self, places: slice) -> ProblemSamples:
+        """Return the samples at some places."""
+        return ProblemSamples(
+            **{
+                name: value if name == "problem_id" else value[places]
+                for name, value in vars(self).items()
+            }
+        )
+
+    def rights(self) -> tuple[dict[str, int], Floats]:
+        """Return each answer's number, and the share of its samples that were judged right."""
+        numbers: dict[str, int] = {}
+        total, right = list[int](), list[int]()
+        for answer, flag in zip(self.answers, self.correct, strict=True):
+            if answer is None:
+                continue
+            number = numbers.setdefault(answer, len(total))
+            if number == len(total):
+                total.append(0)
+                right.append(0)
+            total[number] += 1
+            right[number] += flag
+        return numbers, np.array(right, dtype=float) / np.array(total, dtype=float)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampledRun:
+    """The problems of a run that have all their `n` samples; `notes` say what was left out.
+
+    `answers_told` is False where samples are marked right whose answers nobody told (some imports),
+    so that no vote of several samples is known. An answer that did not parse is a known one.
+    """
+
+    name: str
+    n: int
+    problems: tuple[ProblemSamples, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def answers_told(self) -> bool:
+        """Whether every right sample has its answer."""
+        return not any(
+            right and answer is None
+            for problem in self.problems
+            for answer, right in zip(problem.answers, problem.correct, strict=True)
+        )
+
+
+def read_samples(run: Run) -> SampledRun:
+    """Return the samples that votes may be taken of.
+
+    Raises RecordingError when they cannot say what another policy would have done: a rule
+    cancelled or never drew some, samples stand twice, none was judged or none parsed.
+    """
+    name, policy, rows = run.recording, run.policy, run.sample_rows
+    if policy is None or rows is None or run.rows is None:
+        raise RecordingError(f"{name}: holds no samples; policies are judged from samples")
+    if policy.method not in (*WHOLE, "greedy"):
+        raise RecordingError(
+            f"{name}: was run as {policy.label()}, which stops at what it saw, so its samples are "
+            "no fair draw for another policy; record with majority and judge that"
+        )
+    samples = voting_samples(rows)
+    lost = lost_problems(run.rows)
+    if lost.timed_out and lost.too_many:
+        raise RecordingError(f"{name}: {lost.why_not}")
+    timed_out = run.rows.filter("timed_out").select("problem")
+    every, samples = samples, samples.join(timed_out, on="problem", how="anti")
+    _check(name, samples, run.rows)
+    problem_of = dict(run.rows.select("problem", "problem_id").iter_rows())
+    # Imported outcomes have no times at all; what was in flight at a kill has an arrival.
+    over = pl.col("end").is_not_null() | pl.col("arrival").is_null()
+    ended = samples.filter(over, pl.col("error").is_null())
+    sizes = ended.group_by("problem").len()["len"]
+    n = policy.n if (sizes >= policy.n).any() else max(sizes.mode().to_list(), default=0)
+    judged = pl.col("correct").is_not_null().any().over("problem")
+    whole = (
+        ended.filter(judged)
+        .sort("problem", "sample_index")
+        .filter(pl.len().over("problem") >= n)
+        .filter(pl.int_range(pl.len()).over("problem") < n)
+    )
+    notes: tuple[str, ...] = ()
+    if run.imported is not None:
+        whole, means = with_means(whole)
+        notes = () if means.why is None else (means.why,)
+    problems = _problems(whole, n, problem_of)
+    notes = (*_left_out(run, every, problems, n), *notes)
+    return SampledRun(name=name, n=n, problems=problems, notes=notes)
+
+
+def _check(name: str, samples: pl.DataFrame, problems: pl.DataFrame) -> None:
+    if not samples.height:
+        raise RecordingError(f"{name}: its {problems.height:,} problems have no samples")
+    cancelled = samples.filter(pl.col("cancelled_by").is_not_null())
+    if cancelled.height:
+        raise RecordingError(
+            f"{name}: {cancelled.height:,} samples were cancelled before their end, and those that "
+            "remain are the short ones; record with majority, which lets every sample end"
+        )
+    twice = samples.filter(pl.struct("problem", "sample_index").is_duplicated())
+    if twice.height:
+        row = twice.row(0, named=True)
+        raise RecordingError(
+            f"{name}: sample {row['sample_index']} of problem {row['problem_id']} is there "
+            f"more than once ({twice.height:,} such rows); keep one of each"
+        )
+    if not samples["correct"].is_not_null().any():
+        raise RecordingError(f"{name}: no sample is marked right or wrong; record with answers")
+    if not (samples["answer"].is_not_null().any() or samples["correct"].any()):
+        raise RecordingError(
+            f"{name}: no answer of {samples.height:,} samples could be parsed, so nothing can be "
+            "voted on; check how the workload's answers are read"
+        )
+
+
+def _left_out(
+    run: Run, samples: pl.DataFrame, problems: tuple[ProblemSamples, ...], n: int
+) -> tuple[str, ...]:
+    assert run.rows is not None
+    every = run.rows.height
+    empty = every - samples["problem"].n_unique()
+    fewer = every - empty - len(problems)
+    notes = []
+    if empty:
+        notes.append(f"problems without samples, left out: {empty:,} of {every:,}")
+    if fewer:
+        notes.append(f"problems without {n:,} judged samples, left out: {fewer:,} of {every:,}")
+    if samples["end"].is_null().all() and samples["latency_ns"].is_not_null().all():
+        notes.append(
+            "the order in which samples ended is that of their own latencies, as if all samples of "
+            "a problem had begun together"
+        )
+    cut = sum(int(problem.censored.sum()) for problem in problems)
+    if cut:
+        notes.append(
+            f"samples cut by max_tokens: {cut:,}; they count as they ended, and no more is known "
+            "of them at a larger budget"
+        )
+    return tuple(notes)
+
+
+_NUMBERS = {
+    "tokens": pl.col("output_tokens"),
+    "think_tokens": pl.col("think_tokens"),
+    "logprob_mean": pl.col("logprob_mean"),
+    "confidence": pl.col("confidence_min_window"),
+    "first_token_s": (pl.col("first_token") - pl.col("arrival").min().over("problem")) / 1e9,
+    "finish_s": pl.coalesce(
+        (pl.col("end") - pl.col("arrival").min().over("problem")) / 1e9, pl.col("latency_ns") / 1e9
+    ),
+}
+
+
+def _problems(
+    rows: pl.DataFrame, n: int, problem_of: Mapping[int, str]
+) -> tuple[ProblemSamples, ...]:
+    """Return problems of rows that are sorted by problem, `n` of each."""
+    numbers = {
+        name: found.to_numpy()
+        for name, found in rows.select(
+            **{name: column.cast(pl.Float64).fill_null(np.nan) for name, column in _NUMBERS.items()}
+        )
+        .to_dict()
+        .items()
+    }
+    by_reason = pl.col("finish_reason").fill_null("") == "length"
+    told = rows.select(
+        "problem",
+        "sample_index",
+        "answer",
+        pl.col("correct").fill_null(False),
+        pl.coalesce("censored", by_reason),
+    )
+    names, indices, answers, correct = (tuple(told[name]) for name in told.columns[:4])
+    censored = told["censored"].to_numpy()
+    return tuple(
+        ProblemSamples(
+            problem_id=problem_of[names[at]],
+            indices=indices[at : at + n],
+            answers=answers[at : at + n],
+            correct=correct[at : at + n],
+            censored=censored[at : at + n],
+            **{name: column[at : at + n] for name, column in numbers.items()},
+        )
+        for at in range(0, rows.height, max(n, 1))
+    )
+
+
+def by_id(run: SampledRun) -> Mapping[str, ProblemSamples]:
+    """Return the problems by their id; of one posed several times the last."""
+    return {problem.problem_id: problem for problem in run.problems}

@@ -1,0 +1,148 @@
+"""Where a stopping rule would have ended each problem of a run, and what that saves over all.
+
+The samples' recorded finish times are kept: a rule that ends a problem early would also free the
+engine for others, which is not in these numbers, so that the time saved is at least this.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from advisor.accuracy import finish_order as finish
+from advisor.accuracy.samples import ProblemSamples, read_samples
+from traces.errors import RecordingError
+from traces.schema.estimate import Estimate
+from traces.statistics import paired, paired_change
+from traces.summary.run import Run
+
+# numpy's short calls let a thread that waits for the interpreter starve: every so many problems a
+# pause lets in the one that draws the screen.
+TURN = 20
+PAUSE_S = 1e-4
+
+
+@dataclass(frozen=True)
+class StopRule:
+    """A rule by its label; `stop` makes it for n samples that were launched together."""
+
+    label: str
+    stop: Callable[[int], finish.Stop]
+
+
+RULES: tuple[StopRule, ...] = (
+    StopRule("ASC .90", lambda n: finish.safe_lead(0.90)),
+    StopRule("ASC .95", lambda n: finish.safe_lead(0.95)),
+    StopRule("ASC .99", lambda n: finish.safe_lead(0.99)),
+    StopRule("half agree", lambda n: finish.agreeing(n // 2 + 1)),
+    StopRule("a quarter agree", lambda n: finish.agreeing(n // 4 + 1)),
+    StopRule("half have answered", lambda n: finish.first_answers(n // 2)),
+    StopRule("lead cannot be lost", lambda n: finish.settled()),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stopped:
+    """A problem under a rule: when it decides, in seconds from the arrival, and what it cost.
+
+    `ended` samples were counted by then, of which `lead` voted for the answer in front and
+    `second` for the next; `right` is the right share of the answers in front. `early` says
+    whether any sample was still running.
+    """
+
+    seconds: float
+    ended: int
+    lead: int
+    second: int
+    right: float
+    tokens: float
+    early: bool
+
+    @property
+    def certainty(self) -> float:
+        """Return the posterior that the lead lasts (`finish_order.lead_is_safe`)."""
+        return finish.lead_is_safe(self.lead, self.second)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Savings:
+    """A rule on all problems of a run, against waiting for every sample, paired by problem.
+
+    Changes of latency and tokens are shares of what the run took; accuracy is a difference.
+    `same_answers` says that no problem is right more or less often under the rule. `stopped` maps a
+    problem's id to where the rule ends it.
+    """
+
+    rule: str
+    problems: int
+    early: int
+    latency_p50: Estimate | None
+    latency_p95: Estimate | None
+    tokens: Estimate | None
+    accuracy: Estimate | None
+    same_answers: bool
+    stopped: Mapping[str, Stopped]
+
+
+def stop_problem(problem: ProblemSamples, rule: StopRule) -> Stopped:
+    """Run a rule over one problem's samples as they finished."""
+    stop = rule.stop(len(problem.answers))
+    ended, lead, second = 0, 0, 0
+
+    def watched(tally: finish.Tally) -> bool:
+        nonlocal ended, lead, second
+        ended, lead, second = ended + 1, int(tally.first), int(tally.second)
+        return stop(tally)
+
+    decided = finish.decide(problem, watched)
+    return Stopped(
+        seconds=decided.seconds,
+        ended=ended,
+        lead=lead,
+        second=second,
+        right=decided.right,
+        tokens=decided.tokens,
+        early=bool((problem.finish_s > decided.seconds).any()),
+    )
+
+
+def savings(run: Run, rule: StopRule) -> Savings:
+    """Return what a rule would have saved.
+
+    Raises RecordingError when the run cannot say: its samples were cut off by a rule already
+    (advisor/accuracy/samples.py), there is one per problem, or it is not known when they ended.
+    """
+    samples = read_samples(run)
+    if samples.n < 2 or not samples.problems:
+        raise RecordingError(f"{samples.name}: one sample per problem leaves nothing to stop")
+    if not all(np.isfinite(each.finish_s).all() for each in samples.problems):
+        raise RecordingError(f"{samples.name}: it is not recorded when its samples ended")
+    wait = StopRule("all", lambda _: lambda __: False)
+    found, whole = [], []
+    for place, each in enumerate(samples.problems):
+        found.append(stop_problem(each, rule))
+        whole.append(stop_problem(each, wait))
+        if place % TURN == 0:
+            time.sleep(PAUSE_S)
+
+    def column(rows: list[Stopped], name: str) -> np.ndarray:
+        return np.array([getattr(each, name) for each in rows], dtype=float)
+
+    times = column(whole, "seconds"), column(found, "seconds")
+    rights = column(whole, "right"), column(found, "right")
+    return Savings(
+        rule=rule.label,
+        problems=len(found),
+        early=sum(each.early for each in found),
+        latency_p50=paired_change(*times, q=0.5),
+        latency_p95=paired_change(*times, q=0.95),
+        tokens=paired_change(column(whole, "tokens"), column(found, "tokens")),
+        accuracy=paired(*rights, "1"),
+        same_answers=bool(np.array_equal(*rights)),
+        stopped={
+            problem.problem_id: each for problem, each in zip(samples.problems, found, strict=True)
+        },
+    )

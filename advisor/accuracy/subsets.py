@@ -1,0 +1,264 @@
+"""Votes that weigh, filter or stop by windows, over the subsets of the recorded samples.
+
+Samples of a fixed number, or of whole windows, are a fair draw: which of them end first decides
+nothing. The expectation is exact where the best score wins; elsewhere it is the mean over random
+orders of the samples, the same for all rules, with its standard error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from advisor.accuracy.finish_order import safe_leads
+from advisor.accuracy.samples import ProblemSamples
+from advisor.evidence.runs import Sample
+from traces.schema.policy import Policy
+from traces.summary.votes import majority_curve
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+FEWEST_ORDERS, MOST_ORDERS, ALL_ORDERS = 64, 512, 20_000
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """Over random orders: the mean of right and of tokens, and the variance of the mean right."""
+
+    right: float
+    tokens: float
+    variance: float = 0.0
+
+
+def best_of_curve(problem: ProblemSamples, scores: Floats) -> Floats:
+    """Return the chance that the best scored of k samples is right, for k = 1 .. n, exactly.
+
+    Only samples with an answer and a finite score can win, equal scores share, and where none can
+    the plurality decides. With h eligible samples above a group of equals and s in it, the best of
+    k is of the group with chance (C(n - h, k) - C(n - h - s, k)) / C(n, k).
+    """
+    n = len(problem.answers)
+    parsed = np.array([answer is not None for answer in problem.answers])
+    able = parsed & np.isfinite(scores)
+    right = np.array(problem.correct, dtype=float)
+    curve, higher = np.zeros(n), 0
+    for score in sorted(set(scores[able].tolist()), reverse=True):
+        group = able & (scores == score)
+        size = int(group.sum())
+        chance = _none_of(n, higher) - _none_of(n, higher + size)
+        curve += chance * right[group].mean()
+        higher += size
+    left = n - higher
+    if left and (parsed & ~able).any():
+        rest = [i for i in range(n) if not able[i]]
+        votes = majority_curve([problem.answers[i] for i in rest], [bool(right[i]) for i in rest])
+        curve[:left] += _none_of(n, higher)[:left] * votes
+    return curve
+
+
+def _none_of(n: int, marked: int) -> Floats:
+    """Return C(n - marked, k) / C(n, k), the chance that k of n have no marked one, k = 1 .. n."""
+    drawn = np.arange(n)
+    return np.asarray(np.cumprod(np.maximum(n - marked - drawn, 0) / (n - drawn)))
+
+
+def order_count(problems: int) -> int:
+    """Return how many random orders each problem gets: more where there are few problems."""
+    return min(max(ALL_ORDERS // problems, FEWEST_ORDERS), MOST_ORDERS)
+
+
+class RandomOrders:
+    """One problem's samples in random orders; `answers` are numbers, -1 where none parsed."""
+
+    def __init__(self, problem: ProblemSamples, rng: np.random.Generator, orders: int) -> None:
+        numbers, self.right = problem.rights()
+        self.n = len(problem.answers)
+        self.count = orders
+        self.draw(rng)
+        classes = [-1 if answer is None else numbers[answer] for answer in problem.answers]
+        self.answers: Ints = np.array(classes, dtype=np.int64)
+        self.parsed = self.answers >= 0
+        self.tokens = problem.tokens
+
+    def draw(self, rng: np.random.Generator) -> None:
+        """Draw other orders."""
+        every = np.broadcast_to(np.arange(self.n), (self.count, self.n))
+        self.orders: Ints = rng.permuted(every, axis=1)
+
+    @cached_property
+    def marks(self) -> Floats:
+        """[samples, answers]: 1 where a sample gave the answer."""
+        every = np.arange(max(len(self.right), 1))
+        return np.asarray(self.answers[:, None] == every, dtype=float)
+
+    def majority(self, k: int) -> Expectation:
+        """Return the vote of k."""
+        return self._fixed(self._tally(k), k)
+
+    def weighted(self, k: int, logs: Floats) -> Expectation:
+        """Return the vote of k, each weighing by the exponential of its `logs`; a nan has none.
+
+        Where no sample with an answer has one, the plurality decides.
+        """
+        able = np.isfinite(logs) & self.parsed
+        tally = self._weighed(k, np.where(able, logs, -np.inf)[self.orders[:, :k]])
+        return self._fixed(self._or_plain(tally, k, able), k)
+
+    def confident(self, k: int, confidence: Floats, logs: Floats, keep: float) -> Expectation:
+        """Return the weighted vote of the `keep` most confident of k (DeepConf).
+
+        Of those that parsed and whose confidence is known, the share `keep` rounded up.
+        """
+        able = np.isfinite(confidence) & self.parsed
+        chosen = self.orders[:, :k]
+        ranked = np.where(able, confidence, -np.inf)[chosen]
+        order = np.argsort(-ranked, axis=1, kind="stable")
+        place = np.empty_like(order)
+        np.put_along_axis(place, order, np.arange(k)[None, :], axis=1)
+        count = able[chosen].sum(axis=1)
+        kept = place < np.ceil(keep * count - 1e-9)[:, None]
+        held = np.where(kept & able[chosen], logs[chosen], -np.inf)
+        return self._fixed(self._or_plain(self._weighed(k, held), k, able), k)
+
+    def windows(self, n: int, window: int) -> Expectation:
+        """Return the vote that stops at the first window whose samples all agree (ESC).
+
+        The plurality of all up to it decides, or of n. Tokens are of the windows drawn.
+        """
+        from advisor.replay.simulation.stop_rules import (
+            WINDOWS,  # numba takes a third of a second to load
+        )
+
+        return _over_orders(*self.ended(n, 1, WINDOWS, window))
+
+    def one_by_one(self, n: int, threshold: float) -> Expectation:
+        """Return the adaptive vote with one sample in flight at a time (ASC)."""
+        from advisor.replay.simulation.stop_rules import SAFE
+
+        return _over_orders(*self.ended(n, 1, SAFE, threshold))
+
+    def ended(self, n: int, in_flight: int, stop: int, value: float) -> Floats:
+        """Return [2, orders]: right and tokens of the vote of n that a rule of the replay ends.
+
+        `in_flight` samples run at a time and end by their length. Tokens are of those that ended.
+        """
+        from advisor.accuracy.orders import vote_in_orders
+
+        return vote_in_orders(
+            self.orders, self.answers, self.right, self.tokens, n, in_flight, stop, float(value),
+            safe_leads(n),
+        )  # fmt: skip
+
+    def _tally(self, k: int) -> Floats:
+        return np.asarray(self.marks[self.orders[:, :k]].sum(axis=1))
+
+    def _weighed(self, k: int, logs: Floats) -> Floats:
+        """Return the votes [orders, answers] of the samples' `logs` [orders, k], of any size.
+
+        Weights are relative to the largest of an order, so that they cannot all vanish.
+        """
+        most = logs.max(axis=1, keepdims=True)
+        held = np.exp(logs - np.where(np.isfinite(most), most, 0.0))
+        return np.asarray(np.einsum("ok,okc->oc", held, self.marks[self.orders[:, :k]]))
+
+    def _or_plain(self, tally: Floats, k: int, able: npt.NDArray[np.bool_]) -> Floats:
+        some = np.asarray(able[self.orders[:, :k]].any(axis=1))
+        plain = tally if some.all() else self._tally(k)
+        return np.where(some[:, None], tally, plain)
+
+    def _won(self, tally: Floats) -> Floats:
+        """Return the right share of the answers that lead; sums that differ by rounding tie."""
+        most = tally.max(axis=1, keepdims=True)
+        leads = (tally >= most * (1 - 1e-12)) & (most > 0)
+        if not self.right.size:
+            return np.zeros(len(tally))
+        won = (leads * self.right).sum(axis=1)
+        leading = leads.sum(axis=1)
+        share = np.divide(won, leading, out=np.zeros(len(tally)), where=leading > 0)
+        return np.asarray(share, dtype=float)
+
+    def _fixed(self, tally: Floats, k: int) -> Expectation:
+        """Return the mean over orders; all of the samples have but one subset."""
+        found = _over_orders(self._won(tally), np.zeros(len(tally)))
+        whole = k == self.n
+        return Expectation(
+            found.right, float(self.tokens.mean()) * k, 0.0 if whole else found.variance
+        )
+
+
+def _over_orders(right: Floats, tokens: Floats) -> Expectation:
+    return Expectation(
+        float(right.mean()), float(tokens.mean()), float(right.var() / max(len(right) - 1, 1))
+    )
+
+
+# How often rules that stop early are right, expected over random orders of a problem's samples.
+#
+# A few replays of a rule leave its accuracy to the luck of their orders, and a choice among many
+# candidates takes the luckiest. Agreement of more than half decides as the vote of all does, in
+# every order. For other rules many orders are drawn here, for an engine that a problem has to
+# itself: samples end by their length, as many at a time as are in flight.
+
+
+ORDERS = 128  # of each problem's samples
+
+
+def decides_as_vote(policy: Policy) -> bool:
+    """Return whether a policy answers as the vote of all n samples does, in every order."""
+    return policy.method == "agreement" and 2 * int(dict(policy.rule)["agree"]) > policy.n
+
+
+def expected_right(
+    problems: Sequence[Sequence[Sample]], policies: Sequence[Policy], seed: Sequence[int]
+) -> Mapping[Policy, tuple[Floats, Floats]]:
+    """Return how often each rule is right [problems], and with samples one after the other.
+
+    `problems` have all samples that were recorded; a rule sees n of them at random, those of as
+    many the same ones.
+    """
+    from advisor.replay.replay import stop_of  # numba takes a third of a second to load
+
+    rules = [(policy, stop_of(policy)) for policy in policies]
+    numbers = {policy.n: np.random.default_rng([*seed, policy.n]) for policy in policies}
+    found = {policy: np.empty((2, len(problems))) for policy in policies}
+    for place, samples in enumerate(problems):
+        orders: RandomOrders | None = None
+        for n, rng in numbers.items():
+            if orders is None:
+                orders = RandomOrders(_problem(samples), rng, ORDERS)
+            else:
+                orders.draw(rng)
+            for policy, stop in rules:
+                if policy.n != n:
+                    continue
+                in_flight = stop.drawn_first or n
+                if policy.method == "early_stopping":  # windows go by the order of launch
+                    in_flight = 1
+                one = orders.ended(n, 1, stop.rule, stop.value)[0].mean()
+                many = one
+                if in_flight > 1:
+                    many = orders.ended(n, in_flight, stop.rule, stop.value)[0].mean()
+                found[policy][:, place] = many, one
+    return {policy: (many, one) for policy, (many, one) in found.items()}
+
+
+def _problem(samples: Sequence[Sample]) -> ProblemSamples:
+    unknown = np.full(len(samples), np.nan)
+    return ProblemSamples(
+        problem_id="",
+        indices=tuple(range(len(samples))),
+        answers=tuple([each.answer for each in samples]),
+        correct=tuple([bool(each.correct) for each in samples]),
+        tokens=np.array([each.output_tokens for each in samples], dtype=float),
+        think_tokens=unknown,
+        censored=np.zeros(len(samples), dtype=bool),
+        logprob_mean=unknown,
+        confidence=unknown,
+        first_token_s=unknown,
+        finish_s=unknown,
+    )

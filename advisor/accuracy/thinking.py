@@ -1,0 +1,162 @@
+"""Accuracy at budgets of thought, from answers that were forced at them, or bounds without."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from advisor.accuracy.models.answers import AnswerCounts, count_answers
+from advisor.accuracy.samples import ProblemSamples, SampledRun, by_id
+from traces.summary.votes import majority_curve, sample_counts
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BudgetOutcome:
+    """A vote of n samples at a budget of thought: right [problems], tokens [problems].
+
+    `bound` is None at a checkpoint, `interpolated` between two, `lower` where only what finished
+    is known. `estimated` says that the tokens of answers never forced are those of the others.
+    At a checkpoint `counts` has what each problem's samples answered there, all of them.
+    """
+
+    budget_tokens: int
+    n: int
+    right: Floats
+    tokens: Floats
+    bound: str | None = None
+    estimated: bool = False
+    counts: tuple[AnswerCounts, ...] = ()
+
+
+def at_checkpoints(run: SampledRun, answers: pl.DataFrame) -> list[BudgetOutcome]:
+    """Return the votes at every recorded budget, for 1, 2, 4, ... of the samples cut there.
+
+    `answers` is the recording's table. Every problem counts with as many samples as most problems
+    have at all budgets; those that have fewer are left out.
+    """
+    table = _by_problem(run, answers)
+    if not table:
+        return []
+    budgets = sorted({budget for cuts in table.values() for budget in cuts})
+    held = {
+        problem_id: min(len(cuts.get(budget, ())) for budget in budgets)
+        for problem_id, cuts in table.items()
+    }
+    sizes = np.bincount(list(held.values()))
+    size = int(np.argmax(sizes[1:]) + 1) if sizes[1:].any() else 0
+    chosen = [table[problem_id] for problem_id, count in held.items() if count >= size > 0]
+    found = []
+    for budget in budgets if chosen else ():
+        curves = np.array(
+            [
+                majority_curve([row[0] for row in rows], [row[1] for row in rows])
+                for rows in (cuts[budget][:size] for cuts in chosen)
+            ]
+        )
+        tokens = np.array([np.mean([row[2] for row in cuts[budget][:size]]) for cuts in chosen])
+        counts = tuple(
+            count_answers([row[0] for row in rows], [row[1] for row in rows])
+            for rows in (cuts[budget][:size] for cuts in chosen)
+        )
+        found += [
+            BudgetOutcome(
+                budget_tokens=budget,
+                n=n,
+                right=curves[:, n - 1],
+                tokens=tokens * n,
+                counts=counts,
+            )
+            for n in sample_counts(size)
+        ]
+    return found
+
+
+_Cuts = Mapping[int, Sequence[tuple[str | None, bool, float]]]
+
+
+def _by_problem(run: SampledRun, answers: pl.DataFrame) -> dict[str, _Cuts]:
+    """Return by problem and budget the answers, whether right, and tokens, in order of samples."""
+    problems = by_id(run)
+    whole = {
+        (problem_id, index): float(tokens)
+        for problem_id, problem in problems.items()
+        for index, tokens in zip(problem.indices, problem.tokens, strict=True)
+    }
+    table: dict[str, dict[int, list[tuple[str | None, bool, float]]]] = {}
+    rows = answers.drop_nulls(["problem_id", "sample_index", "budget_tokens"])
+    rows = rows.unique(["problem_id", "sample_index", "budget_tokens"], keep="last")
+    for row in rows.sort("problem_id", "budget_tokens", "sample_index").iter_rows(named=True):
+        own = whole.get((row["problem_id"], row["sample_index"]))
+        if own is None:
+            continue
+        if row["forced"]:
+            # An answer whose length is not known adds nothing rather than its problem to nothing.
+            own = row["budget_tokens"] + float(row["answer_tokens"] or 0)
+        cuts = table.setdefault(row["problem_id"], {})
+        cuts.setdefault(row["budget_tokens"], []).append((row["answer"], bool(row["correct"]), own))
+    return dict(table)
+
+
+def between(outcomes: Sequence[BudgetOutcome], budget_tokens: int, n: int) -> BudgetOutcome | None:
+    """Return a vote at a budget between two checkpoints, linear per problem, labelled so.
+
+    At a checkpoint it is that one; outside of them None.
+    """
+    mine = sorted((o for o in outcomes if o.n == n), key=lambda o: o.budget_tokens)
+    for low, high in pairwise(mine):
+        if low.budget_tokens < budget_tokens < high.budget_tokens:
+            part = (budget_tokens - low.budget_tokens) / (high.budget_tokens - low.budget_tokens)
+            return BudgetOutcome(
+                budget_tokens=budget_tokens,
+                n=n,
+                right=(1 - part) * low.right + part * high.right,
+                tokens=(1 - part) * low.tokens + part * high.tokens,
+                bound="interpolated",
+            )
+    return next((o for o in mine if o.budget_tokens == budget_tokens), None)
+
+
+def lower_bounds(run: SampledRun) -> list[BudgetOutcome]:
+    """Return what one sample gets right at least at 1, 2, 4, ... tokens of thought.
+
+    Right at least are the samples that had thought no longer and are right: the others would be
+    cut, and what they would answer is not known. Nothing where no length of thought was recorded.
+    """
+    thought = np.concatenate([np.zeros(0), *(p.think_tokens for p in run.problems)])
+    known = thought[np.isfinite(thought)]
+    if not known.size:
+        return []
+    budgets = [2**power for power in range(1, 31) if known.min() <= 2**power < known.max()]
+    return [
+        BudgetOutcome(
+            budget_tokens=budget,
+            n=1,
+            right=np.array([_finished_right(problem, budget) for problem in run.problems]),
+            tokens=np.array([_cut_tokens(problem, budget) for problem in run.problems]),
+            bound="lower",
+            estimated=True,
+        )
+        for budget in budgets
+    ]
+
+
+def _finished_right(problem: ProblemSamples, budget: int) -> float:
+    finished = problem.think_tokens <= budget  # a sample cut while it thought has nan: not so
+    return float((finished & np.array(problem.correct)).mean())
+
+
+def _cut_tokens(problem: ProblemSamples, budget: int) -> float:
+    """Return tokens per sample; a forced answer is taken to be as long as the others."""
+    thought = problem.think_tokens
+    after = problem.tokens - thought
+    answer = float(np.nanmean(after)) if np.isfinite(after).any() else 0.0
+    # One cut by max_tokens while it thought has no length of thought, and thought all its tokens.
+    whole = np.where(np.isfinite(thought), thought, problem.tokens) <= budget
+    return float(np.where(whole, problem.tokens, budget + answer).mean())

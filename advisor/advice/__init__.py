@@ -1,0 +1,1 @@
+"""From a budget to a recommendation, its reasons and its command."""

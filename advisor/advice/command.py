@@ -1,0 +1,182 @@
+"""What to paste: the command that serves an engine, and the requests of a policy."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+from dataclasses import dataclass
+from typing import Any
+
+from traces.schema.engine import EngineConfig
+from traces.schema.policy import Policy
+
+REASONING = {"reasoning_start_str": "<think>", "reasoning_end_str": "</think>"}
+SERVED_AT = "http://localhost:8000"  # where vLLM listens unless told otherwise
+_GIB = 2**30
+
+
+@dataclass(frozen=True, kw_only=True)
+class CpuBuild:
+    """vLLM's CPU build where a command is to be run: its Python, and OpenMP's threads there."""
+
+    python: str = "python"
+    omp_threads: str = "1"
+
+
+def serve_command(
+    engine: EngineConfig,
+    *,
+    model_path: str,
+    draft_path: str | None = None,
+    policy: Policy | None = None,
+    cpu_build: CpuBuild | None = None,
+    kv_bytes_per_token: int | None = None,
+) -> str:
+    """Return the command that serves `engine`; `model_path` is the model's folder or name.
+
+    `draft_path` is that of the model that drafts, where one does. What is None is left to vLLM. A
+    policy with a thinking budget needs `--reasoning-config`. An engine that ran on a processor, or
+    that may have and `cpu_build` is here, is started as vLLM's CPU build must be: its `vllm` does
+    not start, and its KV cache has a size only by a variable, which `kv_bytes_per_token` gives.
+    """
+    flags: list[str | None] = [
+        _flag("served-model-name", engine.model, default=model_path),
+        _flag("dtype", engine.dtype, default="auto"),
+        _flag("quantization", engine.quantization),
+        _flag("kv-cache-dtype", engine.kv_cache_dtype, default="auto"),
+        _flag("max-model-len", engine.max_model_len),
+        _flag("tensor-parallel-size", engine.tensor_parallel_size, default=1),
+        _flag("pipeline-parallel-size", engine.pipeline_parallel_size, default=1),
+        _flag("data-parallel-size", engine.data_parallel_size, default=1),
+        _flag("max-num-seqs", engine.max_num_seqs),
+        _flag("max-num-batched-tokens", engine.max_num_batched_tokens),
+        _flag("block-size", engine.block_size),
+        _flag("gpu-memory-utilization", engine.gpu_memory_utilization),
+        _switch("enable-prefix-caching", engine.enable_prefix_caching),
+        "--enforce-eager" if engine.enforce_eager else None,
+        _switch("async-scheduling", engine.async_scheduling),
+    ]
+    if engine.speculative is not None:
+        settings = {k: v for k, v in engine.speculative.to_json().items() if v is not None}
+        if draft_path is not None:
+            settings["model"] = draft_path
+        flags.append(_flag("speculative-config", json.dumps(settings)))
+    if policy is not None and policy.thinking_token_budget is not None:
+        flags.append(_flag("reasoning-config", json.dumps(REASONING)))
+    words = ["vllm serve", shlex.quote(model_path)]
+    if engine.gpu is None and (engine.mode == "in_process" or cpu_build is not None):
+        words = [
+            *_cpu_variables(engine, cpu_build or CpuBuild(), kv_bytes_per_token),
+            shlex.quote((cpu_build or CpuBuild()).python),
+            "-m vllm.entrypoints.openai.api_server",
+            _flag("model", model_path) or "",
+        ]
+    return " ".join([*words, *(flag for flag in flags if flag)])
+
+
+def _cpu_variables(engine: EngineConfig, build: CpuBuild, kv_bytes: int | None) -> list[str]:
+    """Return what the environment must say: vLLM's CPU build has no flags for it."""
+    variables = {"OMP_NUM_THREADS": build.omp_threads}
+    space_gib = 1 if engine.mode == "in_process" else None  # as `ttscope record` has it
+    if kv_bytes and engine.num_gpu_blocks and engine.block_size:
+        cache = engine.num_gpu_blocks * engine.block_size * kv_bytes
+        space_gib = math.ceil(cache / engine.tensor_parallel_size / _GIB)
+    if space_gib is not None:
+        variables["VLLM_CPU_KVCACHE_SPACE"] = str(space_gib)
+    if engine.tensor_parallel_size > 1:
+        cores = range(engine.tensor_parallel_size)
+        variables["VLLM_CPU_OMP_THREADS_BIND"] = "|".join(map(str, cores))
+    return [f"{name}={shlex.quote(value)}" for name, value in variables.items()]
+
+
+def _plain(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:g}"
+
+
+def _flag(name: str, value: object, *, default: object = None) -> str | None:
+    if value is None or value == default:
+        return None
+    return f"--{name} {shlex.quote(str(value))}"
+
+
+def _switch(name: str, value: bool | None) -> str | None:
+    if value is None:
+        return None
+    return f"--{name}" if value else f"--no-{name}"
+
+
+def policy_request(policy: Policy) -> dict[str, Any]:
+    """Return how to ask for one problem: `requests` requests with the fields of `body` each.
+
+    N samples are N requests of n = 1, so that each can be cancelled and traced by itself. At most
+    `at_a_time` are in flight; `answer` says which answer is returned, and when.
+    """
+    body = {
+        "n": 1,
+        "temperature": policy.temperature,
+        "top_p": policy.top_p,
+        "max_tokens": policy.max_tokens,
+        "thinking_token_budget": policy.thinking_token_budget,
+        "reasoning_effort": policy.reasoning_effort,
+    }
+    rule = {name: f"{value:g}" for name, value in policy.rule if not isinstance(value, str)}
+    frequent = "the most frequent answer"
+    answers = {
+        "agreement": f"the answer that {rule.get('agree')} give first, or else the most frequent,",
+        "first_finish": f"{frequent} of the first {rule.get('first')} that end",
+        "adaptive": f"{frequent} as soon as it is {rule.get('threshold')} sure to stay so",
+        "early_stopping": f"{frequent} as soon as {rule.get('window')} in a row agree",
+    }
+    at_a_time = rule.get("in_flight", rule.get("window"))
+    return {
+        "requests": policy.n,
+        "at_a_time": policy.n if at_a_time is None else int(float(at_a_time)),
+        "body": {name: value for name, value in body.items() if value is not None},
+        "answer": answers.get(policy.method, frequent if policy.n > 1 else "the only answer"),
+        "cancel_the_rest": policy.method in answers,
+    }
+
+
+def record_command(
+    engine: EngineConfig,
+    policy: Policy,
+    *,
+    workload: str | None,
+    problems: int | None,
+    concurrency: int | None,
+    seed: int | None = None,
+    verifier: str | None = None,
+) -> str:
+    """Return the `ttscope record` command that would measure a configuration.
+
+    What was a server, or has replicas, is recorded at its endpoint.
+    """
+    served = engine.mode == "server" or engine.data_parallel_size > 1
+    own_method = "greedy" if policy.n == 1 else "majority"
+    flags = [
+        _flag("endpoint", SERVED_AT if served else None),
+        _flag("model", engine.model),
+        _flag("workload", workload, default="demo"),
+        _flag("verifier", None if verifier is None or "+" in verifier else verifier),
+        _flag("problems", problems),
+        _flag("seed", seed, default=0),
+        _flag("concurrency", concurrency),
+        _flag("method", policy.method, default=own_method),
+        _flag("n", policy.n, default=1),
+        *(_flag(name.replace("_", "-"), _plain(value)) for name, value in policy.rule),
+        _flag("thinking-budget", policy.thinking_token_budget),
+        _flag("reasoning-effort", policy.reasoning_effort),
+        _flag("max-tokens", policy.max_tokens),
+        _flag("temperature", None if policy.temperature is None else f"{policy.temperature:g}"),
+        _flag("top-p", policy.top_p, default=1.0),
+        _flag("dtype", engine.dtype, default="auto"),
+        _flag("tensor-parallel-size", engine.tensor_parallel_size, default=1),
+        _flag("max-num-seqs", engine.max_num_seqs),
+        _flag("max-num-batched-tokens", engine.max_num_batched_tokens),
+        _flag("max-model-len", engine.max_model_len),
+    ]
+    if engine.speculative is not None:
+        settings = {k: v for k, v in engine.speculative.to_json().items() if v is not None}
+        flags.append(_flag("speculative", json.dumps(settings)))
+    return " ".join(["ttscope record", *(flag for flag in flags if flag)])

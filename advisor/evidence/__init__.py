@@ -1,0 +1,1 @@
+"""What the recordings hold that the laws and the replay are learned from."""

@@ -1,0 +1,268 @@
+"""Recordings -> what the models learn from: step tables, and samples by problem.
+
+Only what ended is evidence: problems in flight, problems with an error or a missing sample, steps
+that were profiled and samples that are not answers (scorers, drafts) are left out. Recordings of
+the same configuration are repeats of one another; recordings of different workloads are refused,
+because their problems cannot be paired.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from advisor.evidence.features import composition_matrix
+from advisor.evidence.keys import law_key
+from advisor.evidence.measured import Made, RunsMade, runs_in
+from advisor.evidence.runs import ProblemRun, Run, Sample, cut_runs, read_runs
+from advisor.evidence.steps import MOST_STEPS, most_of_each, places, with_host_work
+from advisor.evidence.unrecorded import refusal
+from traces.errors import RecordingError, UsageError
+from traces.live.watched import ONLY_WATCHED, only_watched
+from traces.recording.manifest import WorkloadFacts
+from traces.recording.reader import Recording
+from traces.recording.tables import COMPOSITION
+from traces.schema.engine import EngineConfig, ModelFacts
+from traces.schema.policy import FIXED_N, STOPPING
+from traces.summary.energy import mean_power_w
+
+Floats = npt.NDArray[np.float64]
+
+USED = ("engine", "step", "end", "interval_ns", "wall_ns", "profiled", *COMPOSITION)  # of steps
+
+__all__ = ["Evidence", "ProblemRun", "Run", "Sample", "StepTable", "gather", "law_key"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepTable:
+    """The steps of one engine in one recording: `composition` [steps, features] and seconds.
+
+    `configuration` names what was run there (engines, policies, load): recordings of the same are
+    repeats. Where there were too many steps to keep, some stand for all (steps.py), and
+    `bounds` [2, features] are the least and the most of all of them.
+    """
+
+    recording: str
+    configuration: str
+    engine: EngineConfig
+    facts: ModelFacts
+    composition: Floats
+    seconds: Floats
+    bounds: Floats | None = None
+
+    @property
+    def low_high(self) -> Floats:
+        """The least and the most of each feature in the engine's steps, [2, features]."""
+        if self.bounds is not None:
+            return self.bounds
+        return np.array([self.composition.min(axis=0), self.composition.max(axis=0)])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """All that the advisor knows, from all recordings."""
+
+    recordings: tuple[str, ...]
+    workload: WorkloadFacts | None
+    models: Mapping[str, ModelFacts]
+    steps: tuple[StepTable, ...]
+    runs: tuple[Run, ...]
+    problem_ids: tuple[str, ...]
+    watts: Mapping[EngineConfig, float]
+    price_usd_per_device_hour: float | None
+    left_out: int
+    cut: tuple[Run, ...] = ()  # runs as they would have been with less thought
+    lost: tuple[str, ...] = ()  # what a timeout or an error cut off, in words
+    made: RunsMade = field(default_factory=RunsMade, compare=False)  # by any method
+
+    @property
+    def gpus(self) -> frozenset[str | None]:
+        """The GPUs that the runs were on, None for a processor."""
+        return frozenset(run.engine.gpu for run in self.runs)
+
+    @property
+    def load(self) -> tuple[int | None, float | None]:
+        """The load most recorded: (problems in flight, None) or (None, problems per second)."""
+        loads = Counter((run.concurrency, run.rate_per_s) for run in self.runs)
+        top = max(loads.values())
+        in_flight, rate = max(
+            (load for load, count in loads.items() if count == top),
+            key=lambda load: (load[0] or 0, load[1] or 0.0),
+        )
+        if in_flight is None and rate is None:
+            return 1, None
+        return (None, rate) if rate is not None else (in_flight, None)
+
+
+def gather(
+    recordings: Sequence[Recording],
+    *,
+    judged: bool = True,
+    timed: bool = True,
+    others: Sequence[Recording] = (),
+) -> Evidence:
+    """Read what the recordings hold, and the steps of `others`, which are of other problems.
+
+    `judged` says that samples must be right or wrong, `timed` that there must be steps.
+
+    Raises UsageError when there are none or they answer different workloads, and RecordingError
+    when there is nothing to learn from or a model is of a kind that no replay was checked for.
+    """
+    if not recordings:
+        raise UsageError("advise: name at least one recording")
+    if all(map(only_watched, recordings)):
+        names = ", ".join(recording.name for recording in recordings)
+        raise RecordingError(f"{names}: {ONLY_WATCHED}")
+    workload = _same_workload(recordings)
+    steps: list[StepTable] = []
+    runs: list[Run] = []
+    cut: list[Run] = []
+    models: dict[str, ModelFacts] = {}
+    watts: dict[EngineConfig, list[float]] = {}
+    left_out, lost = 0, []
+    made: list[Made] = []
+    most = most_of_each([each.rows("steps") for each in (*recordings, *others)], MOST_STEPS)
+    for each in recordings:
+        recording = each.afresh()  # its tables go once the next is read
+        models.update(recording.manifest.models)
+        for key, engine in recording.manifest.engines.items():
+            steps.extend(_steps(recording, key, engine, most))
+            power = mean_power_w(recording, key)
+            if power is not None:
+                watts.setdefault(law_key(engine), []).append(power)
+        found, dropped, told = read_runs(recording)
+        runs.extend(found)
+        made.extend(runs_in(recording))
+        cut.extend(cut_runs(recording, found))
+        left_out += dropped
+        lost += told
+    for each in others:
+        recording = each.afresh()
+        for key, engine in recording.manifest.engines.items():
+            steps.extend(_steps(recording, key, engine, most))
+    names = ", ".join(recording.name for recording in recordings)
+    if timed and not steps:
+        tables = "" if judged else ", or give operator tables to replay on (--operators)"
+        raise RecordingError(
+            f"{names}: no engine step to learn from; record with the step probe{tables}"
+        )
+    if not runs:
+        raise RecordingError(_no_run(recordings, names))
+    if judged and not any(s.correct is not None for run in runs for s in _samples(run)):
+        raise RecordingError(f"{names}: no sample is marked right or wrong; record with answers")
+    prices = [r.manifest.price_usd_per_device_hour for r in recordings]
+    given = {price for price in prices if price is not None}
+    return Evidence(
+        recordings=tuple(recording.name for recording in recordings),
+        workload=workload,
+        models=models,
+        steps=tuple(steps),
+        runs=tuple(runs),
+        cut=tuple(cut),
+        problem_ids=tuple(sorted({name for run in runs for name in run.problems})),
+        watts={key: float(np.mean(values)) for key, values in watts.items()},
+        price_usd_per_device_hour=given.pop() if len(given) == 1 else None,
+        left_out=left_out,
+        lost=tuple(lost),
+        made=RunsMade(made),
+    )
+
+
+def _samples(run: Run) -> Iterable[Sample]:
+    return (sample for problem in run.problems.values() for sample in problem.samples)
+
+
+def _same_workload(recordings: Sequence[Recording]) -> WorkloadFacts | None:
+    first = recordings[0]
+    for other in recordings[1:]:
+        ours, theirs = first.manifest.workload, other.manifest.workload
+        if (ours and ours.hash) != (theirs and theirs.hash):
+            raise UsageError(
+                f"{first.name} and {other.name} answer different problems "
+                f"({_told(ours, theirs)} and {_told(theirs, ours)}); advise on recordings of one "
+                "workload"
+            )
+    return first.manifest.workload
+
+
+def _told(workload: WorkloadFacts | None, other: WorkloadFacts | None) -> str:
+    """Return a workload's name, and what tells it from another of the same name."""
+    if workload is None:
+        return "unknown"
+    if other is None or workload.name != other.name:
+        return workload.name
+    text = f"{workload.problems:,} problems of {workload.name}"
+    if workload.seed != other.seed:
+        text += f" with seed {'unknown' if workload.seed is None else workload.seed}"
+    same = (workload.problems, workload.seed) == (other.problems, other.seed)
+    return f"{text}, hash {workload.hash}" if same else text
+
+
+def _no_run(recordings: Sequence[Recording], names: str) -> str:
+    """Say why there is no run with all samples of a problem."""
+    policies = {policy for each in recordings for policy in each.manifest.policies.values()}
+    labels = ", ".join(sorted(policy.label() for policy in policies))
+    methods = {policy.method for policy in policies}
+    if methods and methods <= set(STOPPING):
+        return (
+            f"{names}: run as {labels}, which stops early, so that the samples that ended are no "
+            "fair draw; record with majority, which can be replayed under that rule"
+        )
+    if methods and not methods & set(FIXED_N):
+        return f"{names}: run as {labels}, whose samples no replay can draw; record with majority"
+    return f"{names}: no finished problem with all its samples; record again"
+
+
+def _steps(
+    recording: Recording, key: str, engine: EngineConfig, most: int | None
+) -> list[StepTable]:
+    """Return the steps of one engine, its share of the `most` that a recording keeps."""
+    facts = recording.manifest.models.get(engine.model)
+    refused = None if facts is None else refusal(facts, engine)
+    if refused is not None:
+        raise RecordingError(f"{recording.name}: {refused}")
+    read = recording.frame("steps", USED)
+    steps = read.filter(pl.col("engine") == key)
+    frame = (
+        with_host_work(steps, recording, key, engine)
+        .filter(~pl.col("profiled").fill_null(False))
+        .drop_nulls(["seconds", *COMPOSITION])
+        .filter(pl.col("seconds") > 0, pl.col("prefill_requests") + pl.col("decode_requests") > 0)
+    )
+    if frame.is_empty():
+        return []
+    if facts is None:
+        raise RecordingError(f"{recording.name}: holds no facts of the model {engine.model}")
+    composition = composition_matrix(frame, speculative=engine.speculative is not None)
+    table = StepTable(
+        recording=recording.name,
+        configuration=_configuration(recording),
+        engine=engine,
+        facts=facts,
+        composition=composition,
+        seconds=frame["seconds"].to_numpy().astype(float),
+    )
+    if most is None or read.height <= most:
+        return [table]
+    kept = places(len(frame), round(len(frame) * most / read.height), recording.name)
+    return [
+        dataclasses.replace(
+            table,
+            composition=composition[kept],
+            seconds=table.seconds[kept],
+            bounds=table.low_high,
+        )
+    ]
+
+
+def _configuration(recording: Recording) -> str:
+    manifest = recording.manifest
+    parts = [*sorted(manifest.engines), *sorted(manifest.policies)]
+    workload = None if manifest.workload is None else manifest.workload.hash
+    return " ".join(map(str, [*parts, manifest.concurrency, manifest.rate_per_s, workload]))

@@ -1,0 +1,87 @@
+"""What identifies runs that may be learned from together: engines, decoders, sampling."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Final
+
+from traces.schema.engine import EngineConfig, Speculative
+from traces.schema.policy import Policy
+
+
+@lru_cache(maxsize=4096)
+def law_key(engine: EngineConfig) -> EngineConfig:
+    """Return what the time of a step depends on beside its composition.
+
+    The limits of the scheduler and of the cache decide which steps are made, not how long one of
+    a given composition takes; they are cleared.
+    """
+    return dataclasses.replace(
+        engine,
+        max_model_len=None,
+        max_num_seqs=None,
+        max_num_batched_tokens=None,
+        data_parallel_size=1,
+        num_gpus=_own_gpus(engine),
+        num_gpu_blocks=None,
+        gpu_memory_utilization=None,
+        enable_prefix_caching=None,
+    )
+
+
+def _own_gpus(engine: EngineConfig) -> int | None:
+    """Return the GPUs of one of the engine's replicas."""
+    if engine.num_gpus is None or engine.num_gpus % engine.data_parallel_size:
+        return engine.num_gpus
+    return engine.num_gpus // engine.data_parallel_size
+
+
+Decoder = tuple[str, str | None, str | None, str | None, Speculative | None]
+SampleKey = tuple[Decoder, Policy]
+
+
+def decoder_of(engine: EngineConfig) -> Decoder:
+    """Return what decides the answers beside the sampling.
+
+    Speculation should not, but that is a claim about an implementation: engines with and without
+    it are each judged by their own samples.
+    """
+    return (
+        engine.model,
+        engine.dtype,
+        engine.quantization,
+        engine.kv_cache_dtype,
+        engine.speculative,
+    )
+
+
+def sampling_of(policy: Policy) -> Policy:
+    """Return what of a policy decides its single samples."""
+    return dataclasses.replace(policy, method="majority", n=1, rule=())
+
+
+def without_limits(engine: EngineConfig) -> EngineConfig:
+    """Return the engine as one replica whose limits are not said."""
+    return dataclasses.replace(engine.one_replica(), max_num_seqs=None, max_num_batched_tokens=None)
+
+
+def powers(values: Sequence[int | None], fewest: int) -> list[int]:
+    """Return the values that are known and the powers of two from `fewest` to the largest."""
+    known = {value for value in values if value is not None}
+    most = max(known, default=0)
+    return sorted(known | {2**i for i in range(most.bit_length()) if fewest <= 2**i <= most})
+
+
+DEFAULT_BLOCK: Final = 16
+
+
+def tokens_a_request(engine: EngineConfig) -> int:
+    """Return the tokens that a decoding request has in a step: its own and the drafted."""
+    return 1 if engine.speculative is None else 1 + engine.speculative.num_speculative_tokens
+
+
+def blocks_of(engine: EngineConfig, tokens: int) -> int:
+    """Return the blocks of the KV cache that a sequence of so many tokens takes."""
+    return -(-tokens // (engine.block_size or DEFAULT_BLOCK))

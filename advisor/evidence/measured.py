@@ -1,0 +1,188 @@
+"""Which configurations were run, and what was measured of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import polars as pl
+
+from advisor.evidence.keys import DEFAULT_BLOCK
+from traces.errors import TtscopeError
+from traces.recording.reader import Recording
+from traces.schema.advice import Measured
+from traces.schema.engine import Config, EngineConfig
+from traces.schema.estimate import Estimate
+from traces.schema.policy import Policy
+from traces.summary.run import Run, summarise
+
+
+@lru_cache(maxsize=4096)
+def run_key(engine: EngineConfig, policy: Policy) -> Config:
+    """Return what all runs of a configuration share, however its settings were written.
+
+    Cleared is what the machine's memory decides (blocks, the context allowed), as it changes no
+    step. A setting that is not known counts as vLLM's default. One sample is chosen by any method.
+    """
+    drafts = engine.speculative
+    if drafts is not None and drafts.model is not None:
+        drafts = dataclasses.replace(drafts, model=_place(drafts.model))
+    same = dataclasses.replace(
+        engine,
+        model=_place(engine.model),
+        dtype=engine.dtype or "auto",
+        kv_cache_dtype=engine.kv_cache_dtype or "auto",
+        max_model_len=None,
+        block_size=engine.block_size or DEFAULT_BLOCK,
+        num_gpu_blocks=None,
+        gpu_memory_utilization=None,
+        enable_prefix_caching=engine.enable_prefix_caching is not False,
+        enforce_eager=engine.enforce_eager is True,
+        speculative=drafts,
+        num_gpus=engine.num_devices,
+    )
+    if policy.n == 1 and policy.method in ("greedy", "majority"):
+        policy = dataclasses.replace(policy, method="greedy")
+    return Config(engine=same, policy=dataclasses.replace(policy, rule=tuple(sorted(policy.rule))))
+
+
+def _without_limits(key: Config) -> Config:
+    engine = dataclasses.replace(
+        key.engine,
+        max_num_seqs=None,
+        max_num_batched_tokens=None,
+        data_parallel_size=1,
+        num_gpus=None,
+    )
+    return dataclasses.replace(key, engine=engine)
+
+
+def _place(model: str) -> str:
+    """Return a model's folder in one spelling; a name stays as it is."""
+    return str(Path(model).resolve()) if Path(model).is_dir() else model.rstrip("/")
+
+
+Under = tuple[int | None, float | None]  # a load: problems in flight, or problems per second
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """One engine and one policy with which a recording decided problems."""
+
+    recording: Recording
+    engine: EngineConfig
+    policy: Policy
+
+
+def runs_in(recording: Recording) -> list[Made]:
+    """Return the configurations with which a recording decided problems."""
+    manifest = recording.manifest
+    decided = pl.col("decided_at").is_not_null() | pl.lit("imported" in manifest.provenance)
+    problems = recording.problems.filter(decided, pl.col("error").is_null())
+    keys = problems.select("engine", "policy").unique(maintain_order=True).iter_rows()
+    return [
+        Made(
+            recording=recording.afresh(),
+            engine=manifest.engines[engine],
+            policy=manifest.policies[policy],
+        )
+        for engine, policy in keys
+        if engine in manifest.engines and policy in manifest.policies
+    ]
+
+
+class RunsMade:
+    """All that was run, by any method, also by those whose samples no replay can draw."""
+
+    def __init__(self, made: Sequence[Made] = ()) -> None:
+        self.engines = frozenset(each.engine for each in made)
+        self._made: dict[Config, list[Made]] = {}
+        for each in made:
+            self._made.setdefault(run_key(each.engine, each.policy), []).append(each)
+        self._whatever_limits = {_without_limits(key) for key in self._made}
+        self._measured: dict[tuple[Path, EngineConfig, Policy], Measured | None] = {}
+
+    def has(self, engine: EngineConfig, policy: Policy) -> bool:
+        """Return whether a configuration was run, at whatever load."""
+        return run_key(engine, policy) in self._made
+
+    def has_sibling(self, engine: EngineConfig, policy: Policy) -> bool:
+        """Return whether it was run with any limits of the scheduler, by any number of replicas."""
+        return _without_limits(run_key(engine, policy)) in self._whatever_limits
+
+    def has_under(self, engine: EngineConfig, policy: Policy, load: Under) -> bool:
+        """Return whether a run of a configuration would tell nothing new.
+
+        At a rate any run counts, as `ttscope record` sends problems in flight.
+        """
+        if load[1] is not None:
+            return self.has(engine, policy)
+        made = self._made.get(run_key(engine, policy), ())
+        return any(_load(each.recording) == load for each in made)
+
+    def measured(self, engine: EngineConfig, policy: Policy, load: Under) -> Measured | None:
+        """Return what the newest run of a configuration measured, one at the load if there is any.
+
+        None where it was not run, or its recording cannot be read any more.
+        """
+        made = self._made.get(run_key(engine, policy), [])
+        at_load = [each for each in made if _load(each.recording) == load]
+        for each in sorted(at_load or made, key=_begun, reverse=True):
+            found = self._read(each)
+            if found is not None:
+                return dataclasses.replace(found, at_load=bool(at_load), runs=len(at_load or made))
+        return None
+
+    def _read(self, made: Made) -> Measured | None:
+        name = (made.recording.path, made.engine, made.policy)
+        if name not in self._measured:
+            self._measured[name] = _measured(made)
+        return self._measured[name]
+
+
+def _begun(made: Made) -> int:
+    return made.recording.manifest.clock_start.unix_ns
+
+
+def _load(recording: Recording) -> Under:
+    """Return problems in flight (one where that is not told), or problems per second."""
+    manifest = recording.manifest
+    if manifest.rate_per_s is not None:
+        return None, manifest.rate_per_s
+    return manifest.concurrency or 1, None
+
+
+def _measured(made: Made) -> Measured | None:
+    try:
+        runs = summarise(made.recording.afresh())
+    except TtscopeError:
+        return None
+    pair = (made.engine, made.policy)
+    run = next((each for each in runs if (each.engine, each.policy) == pair), None)
+    if run is None or not run.problems:
+        return None
+    in_flight, rate = _load(made.recording)
+    return Measured(
+        recording=run.recording,
+        problems=run.problems,
+        concurrency=in_flight,
+        rate_per_s=rate,
+        estimates=measured_estimates(run),
+    )
+
+
+def measured_estimates(run: Run) -> Mapping[str, Estimate | None]:
+    """Return what was measured of a run under the names of a pick's estimates."""
+    return {
+        "accuracy": run.accuracy,
+        "latency_s": run.latency_s["mean"],
+        "latency_p95_s": run.latency_s["p95"],
+        "cost_usd": run.cost_usd_per_problem,
+        "device_s": run.device_s_per_problem,
+        "energy_j": run.energy_j.per_problem,
+        "tokens": run.tokens_per_problem,
+        "flops": run.flops_per_problem,
+    }

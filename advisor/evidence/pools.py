@@ -1,0 +1,105 @@
+"""Samples that can be judged together, and the policies that they can answer for."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from advisor.evidence.gather import Evidence
+from advisor.evidence.keys import SampleKey, decoder_of, sampling_of
+from advisor.evidence.runs import Load, ProblemRun, Run, Sample
+from traces.schema.policy import Method, Policy
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pool:
+    """The samples of one model with one way of sampling, from every run of it."""
+
+    key: SampleKey
+    runs: tuple[Run, ...]
+    policies: tuple[Policy, ...]  # that its samples can answer
+    problem_ids: frozenset[str]
+
+    def loads(self, problem_ids: Sequence[str]) -> list[Load] | None:
+        """Return per problem a Load with all samples, or None when one has none to replay.
+
+        A speculative engine needs samples that say how their drafts went.
+        """
+        drafting = self.key[0][-1] is not None
+        found = []
+        for name in problem_ids:
+            own = [run.problems[name] for run in self.runs if name in run.problems]
+            samples = [
+                sample
+                for problem in own
+                for sample in problem.samples
+                if not drafting or sample.advance is not None
+            ]
+            if not samples:
+                return None
+            found.append(_load(own, samples))
+        return found
+
+
+def _load(own: Sequence[ProblemRun], samples: Sequence[Sample]) -> Load:
+    cached = sorted(problem.cached_tokens for problem in own)
+    return Load(
+        prompt_tokens=own[0].prompt_tokens,
+        cached_tokens=cached[len(cached) // 2],
+        samples=tuple(samples),
+    )
+
+
+def find_pools(evidence: Evidence) -> list[Pool]:
+    """Return the samples by model and way of sampling, those cut at budgets included."""
+    groups: dict[SampleKey, list[Run]] = {}
+    for run in (*evidence.runs, *evidence.cut):
+        groups.setdefault((decoder_of(run.engine), sampling_of(run.policy)), []).append(run)
+    pools = []
+    for key, runs in groups.items():
+        whole = [run for run in runs if run.policy.method != "greedy"]
+        policies = [dataclasses.replace(key[1], method="greedy")] if len(whole) < len(runs) else []
+        most = max((run.policy.n for run in whole), default=0)
+        counts = {run.policy.n for run in whole} | {2**i for i in range(most.bit_length())}
+        if most:
+            policies += [dataclasses.replace(key[1], n=n) for n in sorted(counts)]
+            policies += [rule for n in sorted(counts) for rule in _stopping(key[1], n)]
+        ids = {n for run in runs for n in run.problems if len(run.problems[n].samples) >= 1}
+        judged = {n for n in ids if all(_judged(run, n) for run in runs)}
+        complete = {n for n in judged if not most or _most_samples(whole, n) >= most}
+        if complete:
+            pools.append(
+                Pool(
+                    key=key,
+                    runs=tuple(runs),
+                    policies=tuple(policies),
+                    problem_ids=frozenset(complete),
+                )
+            )
+    return pools
+
+
+def _judged(run: Run, name: str) -> bool:
+    problem = run.problems.get(name)
+    return problem is None or all(
+        s.correct is not None or s.answer is None for s in problem.samples
+    )
+
+
+def _most_samples(runs: Sequence[Run], name: str) -> int:
+    return max((len(r.problems[name].samples) for r in runs if name in r.problems), default=0)
+
+
+def _stopping(sampling: Policy, n: int) -> Iterator[Policy]:
+    """Yield the policies that stop a vote of n early, in the parameters of profiler/policies."""
+    rules: list[tuple[Method, int, dict[str, float]]] = [
+        ("agreement", 4, {"agree": n // 2 + 1, "in_flight": n}),
+        ("first_finish", 4, {"first": (n + 1) // 2}),
+        ("adaptive", 8, {"threshold": 0.95, "in_flight": 4}),
+        ("early_stopping", 8, {"window": 4}),
+    ]
+    for method, fewest, rule in rules:
+        if n >= fewest:
+            pairs = tuple(sorted((name, float(value)) for name, value in rule.items()))
+            yield dataclasses.replace(sampling, method=method, n=n, rule=pairs)

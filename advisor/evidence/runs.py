@@ -1,0 +1,397 @@
+"""The runs in a recording: problems that ended, with their samples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from sys import intern
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from traces.errors import RecordingError
+from traces.recording.reader import Recording
+from traces.recording.window_cost import WindowCost
+from traces.schema.engine import EngineConfig, Speculative
+from traces.schema.policy import FIXED_N, Policy
+from traces.summary.problems import engine_windows, lost_problems
+
+Ints = npt.NDArray[np.int64]
+
+_USED = (
+    "engine", "policy", "problem_id", "sample_index", "prompt_tokens", "cached_tokens",
+    "output_tokens", "think_tokens", "end", "error", "cancelled_by", "answer", "correct",
+    "finish_reason", "drafted_per_step", "accepted_per_step",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sample:
+    """A recorded sample: its length, its vote, and how speculation went.
+
+    `scheduled` and `advance` are per verify step after the prompt: tokens forwarded (one plus the
+    drafted) and tokens kept (one plus the accepted, summing to `output_tokens` - 1), in bytes where
+    they fit, so widen them before adding up; None without speculation. `by_length`: it ended as it
+    was as long as allowed. `think_tokens` end with the mark that closes thinking, None where there
+    is none.
+    """
+
+    output_tokens: int
+    answer: str | None
+    correct: bool | None
+    scheduled: npt.NDArray[np.integer] | None = None
+    advance: npt.NDArray[np.integer] | None = None
+    by_length: bool = False
+    think_tokens: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ProblemRun:
+    """One problem as one run answered it; `latency_s` is from arrival to decision.
+
+    `cached_tokens` of its prompt came from the prefix cache for the sample that had the fewest,
+    which is what it shares with other problems; `prompt_blocks` name its blocks where an import
+    tells them. `arrival_ns` is unix time. `latency_s` is nan where an import does not tell it.
+    `indices` are the samples' own.
+    """
+
+    problem_id: str
+    arrival_ns: int
+    prompt_tokens: int
+    cached_tokens: int
+    latency_s: float
+    samples: tuple[Sample, ...]
+    indices: tuple[int, ...]
+    prompt_blocks: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """One problem: its prompt, what of it other problems have in the cache, its samples.
+
+    `prompt_blocks` name the prompt's blocks where they are told: equal names are equal prefixes.
+    """
+
+    prompt_tokens: int
+    cached_tokens: int
+    samples: Sequence[Sample]
+    prompt_blocks: Sequence[int] = ()
+
+    @classmethod
+    def of(cls, problem: ProblemRun, samples: Sequence[Sample]) -> Load:
+        """Return a recorded problem with some of its samples."""
+        return cls(
+            prompt_tokens=problem.prompt_tokens,
+            cached_tokens=problem.cached_tokens,
+            samples=samples,
+            prompt_blocks=problem.prompt_blocks,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """The problems of one (engine, policy) in one recording."""
+
+    recording: str
+    engine: EngineConfig
+    policy: Policy
+    problems: Mapping[str, ProblemRun]
+    concurrency: int | None
+    rate_per_s: float | None
+
+    def arrivals_s(self, problem_ids: Iterable[str]) -> npt.NDArray[np.float64]:
+        """Return when problems arrived, in seconds since the first of them."""
+        times = np.array([self.problems[name].arrival_ns for name in problem_ids])
+        return np.asarray((times - times.min()) / 1e9)
+
+
+def read_runs(recording: Recording) -> tuple[list[Run], int, list[str]]:
+    """Return the runs of a recording, how many problems were left out, and what of them to tell.
+
+    Raises RecordingError for a run of which a timeout or errors cut off more than a few problems.
+    """
+    manifest = recording.manifest
+    imported = "imported" in manifest.provenance  # tells of what has ended, perhaps not when
+    ended = (
+        (pl.col("end").is_not_null() | pl.lit(imported))
+        & pl.col("error").is_null()
+        & ~pl.col("timed_out").fill_null(False)
+    )
+    problems = recording.problems
+    kept = problems.filter(ended)
+    answers = recording.samples.filter(pl.col("role").fill_null("sample") == "sample")
+    forced = _forced(recording.samples)
+    # A problem is written once per run; the last attempt stands.
+    kept = kept.unique(subset=["engine", "policy", "problem_id"], keep="last", maintain_order=True)
+    samples: dict[tuple[str, str, str], dict[int, dict[str, object]]] = {}
+    for row in answers.select(_USED).iter_rows(named=True):
+        name = (row["engine"], row["policy"], row["problem_id"])
+        index = row["sample_index"]
+        samples.setdefault(name, {})[index] = _with_forced(row, forced.get((*name, index), ()))
+    found: dict[tuple[str, str], dict[str, ProblemRun]] = {}
+    costs: dict[str, WindowCost] = {}
+    if recording.frame("events", ["kind"])["kind"].eq("window").any():
+        costs = {key: engine_windows(recording, key) for key in manifest.engines}
+    for row in kept.sort("arrival").iter_rows(named=True):
+        policy = manifest.policies.get(row["policy"])
+        engine = manifest.engines.get(row["engine"])
+        if policy is None or engine is None or policy.method not in FIXED_N:
+            continue
+        own = samples.get((row["engine"], row["policy"], row["problem_id"]), {})
+        run = _problem_run(row, list(own.values()), policy.n, engine.speculative, imported=imported)
+        cost = costs.get(row["engine"])
+        if run is not None and cost is not None and np.isfinite(run.latency_s):
+            since = np.array([run.arrival_ns])
+            until = since + round(run.latency_s * 1e9)
+            taken = float(cost.within_s(since, until)[0])  # which the profiler's windows took
+            run = replace(run, latency_s=run.latency_s - taken)
+        if run is not None:
+            found.setdefault((row["engine"], row["policy"]), {})[run.problem_id] = run
+    notes = [] if imported else _check_survivors(recording, found)
+    runs = [
+        Run(
+            recording=recording.name,
+            engine=manifest.engines[engine_key],
+            policy=manifest.policies[policy_key],
+            problems=group,
+            concurrency=manifest.concurrency,
+            rate_per_s=manifest.rate_per_s,
+        )
+        for (engine_key, policy_key), group in found.items()
+    ]
+    total = problems.select("engine", "policy", "problem_id").n_unique() if len(problems) else 0
+    return runs, total - sum(len(run.problems) for run in runs), notes
+
+
+def _check_survivors(
+    recording: Recording, found: Mapping[tuple[str, str], Mapping[str, ProblemRun]]
+) -> list[str]:
+    """Return which runs lack problems that a timeout or an error cut off, and how many.
+
+    Raises RecordingError where those that are left of a run's problems are no fair draw.
+    """
+    manifest = recording.manifest
+    names = ["engine", "policy", "problem_id"]
+    failed = recording.samples.filter(pl.col("error").is_not_null()).select(names, lost="error")
+    ended = (
+        recording.problems.filter(pl.col("end").is_not_null())
+        .unique(subset=names, keep="last")
+        .join(failed.unique(subset=names), on=names, how="left")
+        .with_columns(error=pl.coalesce("error", "lost"))
+    )
+    notes = []
+    for (engine, policy), rows in ended.group_by("engine", "policy"):
+        own = manifest.policies.get(str(policy))
+        if own is None or own.method not in FIXED_N:
+            continue
+        kept = pl.col("problem_id").is_in(list(found.get((str(engine), str(policy)), {})))
+        lost = lost_problems(
+            rows.with_columns(
+                error=pl.when(~kept).then("error"), timed_out=pl.col("timed_out") & ~kept
+            )
+        )
+        if lost.too_many:
+            raise RecordingError(f"{recording.name}, {own.label()}: {lost.why_not}")
+        if lost.count:
+            notes.append(f"left out of {recording.name}, {own.label()}: {lost.text}")
+    return sorted(notes)
+
+
+def _forced(samples: pl.DataFrame) -> dict[tuple[str, str, str, int], list[dict[str, object]]]:
+    """Return by sample the rows that go on from it where its thought was closed at a budget."""
+    rows = samples.filter(pl.col("role") == "forced").unique(
+        ["engine", "policy", "problem_id", "sample_index"], keep="last", maintain_order=True
+    )
+    found: dict[tuple[str, str, str, int], list[dict[str, object]]] = {}
+    for row in rows.sort("sample_index").iter_rows(named=True):
+        key = (row["engine"], row["policy"], row["problem_id"], row["parent_sample"])
+        found.setdefault(key, []).append(row)
+    return found
+
+
+def _with_forced(
+    row: dict[str, object], forced: Sequence[Mapping[str, object]]
+) -> dict[str, object]:
+    """Return a sample's row with the tokens and the drafts of its forced answer behind its own.
+
+    The tokens of both are generated one after the other; what it takes to read the thought again,
+    which the prefix cache holds, is not in it.
+    """
+    if not forced or _int(row["output_tokens"]) is None:
+        return row
+    whole = dict(row)
+    whole["output_tokens"] = sum(_int(each["output_tokens"]) or 0 for each in (row, *forced))
+    for name in ("drafted_per_step", "accepted_per_step"):
+        lists = [each[name] for each in (row, *forced)]
+        known = [each for each in lists if isinstance(each, list)]
+        whole[name] = [n for each in known for n in each] if len(known) == len(lists) else None
+    return whole
+
+
+def _problem_run(
+    row: Mapping[str, object],
+    samples: list[dict[str, object]],
+    n: int,
+    speculative: Speculative | None,
+    *,
+    imported: bool,
+) -> ProblemRun | None:
+    whole = [
+        s
+        for s in samples
+        if (s["end"] is not None or imported)
+        and s["error"] is None
+        and s["cancelled_by"] is None
+        and (_int(s["output_tokens"]) or 0) > 0
+    ]
+    decided = next((t for t in (row["decided_at"], row["end"]) if t is not None), None)
+    arrival = next((t for t in (row["arrival"], row["start"]) if t is not None), None)
+    prompt = _int(row["prompt_tokens"]) or max(
+        (_int(s["prompt_tokens"]) or 0 for s in whole), default=0
+    )
+    if len(whole) != n or not prompt or arrival is None or (decided is None and not imported):
+        return None
+    arrived, latency = _int(arrival) or 0, float("nan")
+    if decided is not None:
+        latency = ((_int(decided) or 0) - arrived) / 1e9
+    blocks = row["prompt_blocks"]
+    whole.sort(key=lambda s: _int(s["sample_index"]) or 0)
+    return ProblemRun(
+        problem_id=str(row["problem_id"]),
+        arrival_ns=arrived,
+        prompt_tokens=prompt,
+        cached_tokens=min(_int(s["cached_tokens"]) or 0 for s in whole),
+        latency_s=latency,
+        samples=tuple(_sample(s, speculative) for s in whole),
+        prompt_blocks=tuple(blocks) if isinstance(blocks, list) else (),
+        indices=tuple(_int(s["sample_index"]) or 0 for s in whole),
+    )
+
+
+def _int(value: object) -> int | None:
+    return value if isinstance(value, int) else None
+
+
+def _sample(row: Mapping[str, object], speculative: Speculative | None) -> Sample:
+    tokens = _int(row["output_tokens"]) or 0
+    answer, correct = row["answer"], row["correct"]
+    scheduled = advance = None
+    if speculative is not None:
+        scheduled, advance = verify_steps(tokens, row["drafted_per_step"], row["accepted_per_step"])
+    return Sample(
+        output_tokens=tokens,
+        answer=None if answer is None else intern(str(answer)),
+        correct=correct if isinstance(correct, bool) else None,
+        scheduled=_in_bytes(scheduled),
+        advance=_in_bytes(advance),
+        by_length=row["finish_reason"] == "length",
+        think_tokens=_int(row["think_tokens"]),
+    )
+
+
+def _in_bytes(steps: Ints | None) -> npt.NDArray[np.integer] | None:
+    """Return steps in an eighth of the memory where their counts are below 256."""
+    if steps is None or steps.max(initial=0) > np.iinfo(np.uint8).max:
+        return steps
+    return steps.astype(np.uint8)
+
+
+def cut_runs(recording: Recording, runs: Sequence[Run]) -> list[Run]:
+    """Return what runs would have been with less thought, where answers were forced.
+
+    One run for each budget of the recording's `answers`; its samples are those that were cut, and
+    a thought that ended within the budget is as it was. Speculation was not recorded there.
+    """
+    answers = recording.frame("answers")
+    if answers.is_empty():
+        return []
+    forced: dict[tuple[str, str, int, str], dict[int, dict[str, object]]] = {}
+    known = answers.drop_nulls(["problem_id", "sample_index", "budget_tokens"])
+    for row in known.iter_rows(named=True):
+        key = (row["engine"], row["policy"], row["budget_tokens"], row["problem_id"])
+        forced.setdefault(key, {})[row["sample_index"]] = row
+    found = []
+    for run in runs:
+        if run.engine.speculative is not None or run.policy.thinking_token_budget is not None:
+            continue
+        own = (recording.engine_key(run.engine), run.policy.key())
+        for budget in sorted({key[2] for key in forced if key[:2] == own}):
+            found += _cut(
+                run, budget, {k[3]: v for k, v in forced.items() if k[:3] == (*own, budget)}
+            )
+    return found
+
+
+def _cut(
+    run: Run, budget: int, rows: Mapping[str, Mapping[int, Mapping[str, object]]]
+) -> list[Run]:
+    problems = {}
+    for name, problem in run.problems.items():
+        places = {index: place for place, index in enumerate(problem.indices)}
+        forced = {i: row for i, row in sorted(rows.get(name, {}).items()) if i in places}
+        samples = [_cut_sample(problem.samples[places[i]], budget, forced[i]) for i in forced]
+        if samples:
+            problems[name] = replace(problem, samples=tuple(samples), indices=tuple(forced))
+    if not problems:
+        return []
+    n = min(len(problem.samples) for problem in problems.values())
+    policy = replace(run.policy, n=n, thinking_token_budget=budget, rule=())
+    if n > 1 and policy.method == "greedy":
+        return []
+    whole = {
+        name: replace(problem, samples=problem.samples[:n], indices=problem.indices[:n])
+        for name, problem in problems.items()
+    }
+    return [replace(run, policy=policy, problems=whole)]
+
+
+def _cut_sample(sample: Sample, budget: int, row: Mapping[str, object]) -> Sample:
+    if not row["forced"]:
+        return sample
+    answer, correct = row["answer"], row["correct"]
+    return Sample(
+        output_tokens=budget + (_int(row["answer_tokens"]) or 0),
+        answer=None if answer is None else str(answer),
+        correct=correct if isinstance(correct, bool) else None,
+        by_length=sample.by_length,
+    )
+
+
+# The decode steps of a sample that was drafted for: tokens forwarded and kept in each.
+
+
+def verify_steps(
+    output_tokens: int, drafted: object, accepted: object
+) -> tuple[Ints | None, Ints | None]:
+    """Return tokens forwarded and kept per step after the prompt, or None when not recorded.
+
+    The first token comes from the prompt's own step. Steps in which nothing was drafted are not
+    recorded: they keep one token each and are spread evenly among the others, the first of them
+    ahead. The last step is cut where the sample ended.
+    """
+    if output_tokens <= 1:
+        return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
+    if not isinstance(accepted, list):
+        return None, None
+    kept = np.asarray(accepted, dtype=np.int64) + 1
+    forwarded = (
+        np.asarray(drafted, dtype=np.int64) + 1 if isinstance(drafted, list) else kept.copy()
+    )
+    if len(kept) != len(forwarded):
+        return None, None
+    wanted = output_tokens - 1
+    total = int(kept.sum())
+    if total < wanted:
+        plain = np.ones(wanted - total, dtype=np.int64)
+        place = np.concatenate(
+            [(np.arange(len(kept)) + 0.5) / max(len(kept), 1), np.arange(len(plain)) / len(plain)]
+        )
+        order = np.argsort(place, kind="stable")
+        return np.concatenate([forwarded, plain])[order], np.concatenate([kept, plain])[order]
+    ends = np.cumsum(kept)
+    count = int(np.searchsorted(ends, wanted)) + 1 if wanted else 0
+    kept, forwarded = kept[:count].copy(), forwarded[:count].copy()
+    if count:
+        kept[-1] -= int(ends[count - 1]) - wanted
+    return forwarded, kept

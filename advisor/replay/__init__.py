@@ -1,0 +1,1 @@
+"""A recorded load on an engine that was never run."""

@@ -1,0 +1,209 @@
+"""A replay as the tables of a recording, so that whatever reads recordings reads it too."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from advisor.compiled import compiled
+from advisor.evidence.runs import Load
+from advisor.replay.result import Replayed
+from advisor.replay.simulation.state import LOG_COLUMNS
+from advisor.step_time.cost import StepCost, leap_seconds
+from traces.errors import RecordingError
+from traces.recording.manifest import Manifest
+from traces.recording.parts import write_part
+from traces.recording.tables import TABLES
+
+Floats = npt.NDArray[np.float64]
+
+MOST_STEPS: Final = 5_000_000  # rows of the steps table; a leap of the replay holds many
+_AT: Final = {name: place for place, name in enumerate(LOG_COLUMNS)}
+
+
+def replayed_tables(
+    replayed: Replayed,
+    loads: Sequence[Load],
+    problem_ids: Sequence[str],
+    cost: StepCost,
+    *,
+    keys: tuple[str, str],
+    start_ns: int,
+    speculative: bool,
+) -> dict[str, pl.DataFrame]:
+    """Return the problems, samples and steps of a replay with a log, from `start_ns` on.
+
+    `keys` are those of engine and policy. What a replay does not know is null. Replicas have
+    engines of their own: the key, `#` and a number from 1 on. Of more steps than MOST_STEPS none
+    is kept.
+    """
+    engine, policy = keys
+    counts = [len(load.samples) for load in loads]
+    ids = [name for name, count in zip(problem_ids, counts, strict=True) for _ in range(count)]
+    flat = [sample for load in loads for sample in load.samples]
+    arrival = np.repeat(replayed.arrival_s, counts)
+    ended = np.isfinite(replayed.end_s)
+    samples = pl.DataFrame(
+        {
+            "problem_id": ids,
+            "sample_index": [i for count in counts for i in range(count)],
+            "engine": engine,
+            "policy": policy,
+            "role": "sample",
+            "prompt_tokens": [load.prompt_tokens for load in loads for _ in load.samples],
+            "cached_tokens": replayed.cached_tokens,
+            "output_tokens": replayed.generated_tokens,
+            "arrival": _ns(np.where(ended, arrival, np.nan), start_ns),
+            "queued": _ns(replayed.queued_s, start_ns),
+            "scheduled": _ns(replayed.scheduled_s, start_ns),
+            "first_token": _ns(replayed.first_token_s, start_ns),
+            "end": _ns(replayed.end_s, start_ns),
+            "preemptions": replayed.preempted,
+            "finish_reason": [
+                None if cancelled else "length" if sample.by_length else "stop"
+                for sample, cancelled in zip(flat, replayed.cancelled, strict=True)
+            ],
+            "cancelled_by": ["decision" if each else None for each in replayed.cancelled],
+            "answer": [
+                None if cancelled else sample.answer
+                for sample, cancelled in zip(flat, replayed.cancelled, strict=True)
+            ],
+            "correct": [
+                None if cancelled else sample.correct
+                for sample, cancelled in zip(flat, replayed.cancelled, strict=True)
+            ],
+        },
+        strict=False,
+    ).filter(pl.Series(ended))
+    decided = _ns(replayed.arrival_s + replayed.latency_s, start_ns)
+    judged = np.array([any(s.correct is not None for s in load.samples) for load in loads])
+    problems = pl.DataFrame(
+        {
+            "problem_id": list(problem_ids),
+            "engine": engine,
+            "policy": policy,
+            "prompt_tokens": [load.prompt_tokens for load in loads],
+            "arrival": _ns(replayed.arrival_s, start_ns),
+            "start": _ns(replayed.arrival_s, start_ns),
+            "end": decided,
+            "decided_at": decided,
+            "decided_by_sample": replayed.decided_by,
+            # A tie between right and wrong answers is shared, which no row can say.
+            "correct": [
+                None if not known or 0 < share < 1 else bool(share)
+                for share, known in zip(replayed.right, judged, strict=True)
+            ],
+            "timed_out": False,
+        },
+        strict=False,
+    )
+    steps = pl.DataFrame(schema=TABLES["steps"])
+    if replayed.steps <= MOST_STEPS:
+        steps = _steps(replayed, cost, engine, start_ns, speculative=speculative)
+    return {
+        name: _whole(name, frame)
+        for name, frame in (("problems", problems), ("samples", samples), ("steps", steps))
+    }
+
+
+def write_recording(folder: Path, manifest: Manifest, tables: Mapping[str, pl.DataFrame]) -> None:
+    """Write tables as a complete recording. Raises RecordingError where one exists."""
+    if (folder / "recording.json").exists():
+        raise RecordingError(f"{folder}: already holds a recording; name another folder with -o")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, frame in tables.items():
+            if frame.height:
+                write_part(folder, name, frame, 0, 0)
+        manifest.write(folder)
+    except OSError as error:
+        raise RecordingError(f"{folder}: cannot be written ({error.strerror})") from None
+
+
+def _whole(table: str, frame: pl.DataFrame) -> pl.DataFrame:
+    return frame.select(
+        (pl.col(name) if name in frame.columns else pl.lit(None).alias(name)).cast(kind)
+        for name, kind in TABLES[table].items()
+    )
+
+
+def _ns(seconds: Floats, start_ns: int) -> pl.Series:
+    whole = pl.Series(np.rint(np.nan_to_num(seconds) * 1e9).astype(np.int64) + start_ns)
+    return pl.select(pl.when(pl.Series(np.isfinite(seconds))).then(whole)).to_series()
+
+
+def _steps(
+    replayed: Replayed, cost: StepCost, engine: str, start_ns: int, *, speculative: bool
+) -> pl.DataFrame:
+    log = replayed.log
+    if log is None:
+        raise ValueError("the replay kept no log")
+    count = log[:, _AT["steps"]].astype(np.int64)
+    ends = _step_ends(cost, log, count, speculative)
+    row = np.repeat(np.arange(len(log)), count)
+    place = np.arange(len(row)) - np.repeat(np.cumsum(count) - count, count)
+
+    def column(name: str) -> Floats:
+        return np.asarray(log[row, _AT[name]])
+
+    order = np.lexsort((ends, column("engine")))
+    replicas = int(log[:, _AT["engine"]].max(initial=0)) + 1
+    end = np.rint(ends * 1e9).astype(np.int64) + start_ns
+    begun = np.rint(column("begun") * 1e9).astype(np.int64) + start_ns
+    before = np.where(place > 0, np.roll(end, 1), begun)
+    last = np.full(replicas, -1, dtype=np.int64)
+    interval = np.full(len(row), -1, dtype=np.int64)
+    for leap, (first, many) in enumerate(zip(np.cumsum(count) - count, count, strict=True)):
+        number = int(log[leap, _AT["engine"]])
+        interval[first : first + many] = end[first : first + many] - before[first : first + many]
+        if abs(before[first] - last[number]) > 1:  # it was idle before
+            interval[first] = -1
+        last[number] = end[first + many - 1]
+    context = column("decode_kv_tokens") + place * column("growth")
+    names = [engine if replicas == 1 else f"{engine}#{i + 1}" for i in range(replicas)]
+    frame: dict[str, Any] = {
+        "engine": [names[int(i)] for i in column("engine")],
+        "step": np.arange(len(row)),
+        "end": end,
+        "interval_ns": pl.select(
+            pl.when(pl.Series(interval >= 0)).then(pl.Series(interval))
+        ).to_series(),
+        "wall_ns": end - before,
+        "decode_requests": column("decode_requests"),
+        "decode_tokens": np.rint(column("decode_tokens")),
+        "decode_kv_tokens": np.rint(context),
+        "running": column("running"),
+        "waiting": column("waiting"),
+        "kv_blocks": column("kv_blocks"),
+        "profiled": False,
+        "source": "replayed",
+    }
+    for name in ("prefill_requests", "prefill_tokens", "prefill_kv_tokens"):
+        frame[name] = column(name)
+    frame["prefill_query_context"] = np.rint(column("prefill_query_context"))
+    whole: pl.DataFrame = pl.DataFrame(frame, strict=False)[order]
+    return whole.with_columns(step=pl.int_range(pl.len()))
+
+
+@compiled
+def _step_ends(cost: StepCost, log: Floats, count: npt.NDArray[np.int64], drafting: bool) -> Floats:
+    """Return when each step ended, in seconds; a leap's steps end where its time says."""
+    ends = np.empty(count.sum())
+    place = 0
+    for row in range(len(log)):
+        begun, seconds, steps = log[row, 1], log[row, 2], count[row]
+        for i in range(1, steps + 1):
+            if i == steps:
+                ends[place] = begun + seconds
+            else:
+                ends[place] = begun + log[row, 18] + leap_seconds(
+                    cost, i, int(log[row, 9]), log[row, 10], log[row, 11], log[row, 12],
+                    log[row, 13], 1.0, drafting,
+                )  # fmt: skip
+            place += 1
+    return ends

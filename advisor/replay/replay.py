@@ -1,0 +1,224 @@
+"""A replay of continuous batching, as vLLM V1 schedules it, in simulated time.
+
+It leaps from event to event: while only decoding happens, the time of many steps is a closed form.
+A leap ends at a sample's end, at an arrival that may get in, when blocks run short, and when a stop
+rule decides. The work per step does not depend on how many requests run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from advisor.evidence.features import FEATURES
+from advisor.replay.limits import Limits
+from advisor.replay.result import Replayed
+from advisor.replay.simulation import stop_rules
+from advisor.replay.simulation.loop import LEAST_OUTSTANDING, ROUND_ROBIN, run
+from advisor.replay.simulation.room import UNLIMITED
+from advisor.replay.simulation.state import (
+    ANSWER,
+    CANCELLED,
+    ENGINE,
+    LOG_COLUMNS,
+    NODE,
+    NONE,
+    PROBLEM,
+    SAMPLE,
+    SLOT,
+    Rules,
+    World,
+)
+from advisor.replay.workload import Workload
+from advisor.step_time.cost import StepCost, needs_longest
+from traces.errors import UsageError
+from traces.schema.policy import Policy
+
+ROUTINGS: Final = {"round-robin": ROUND_ROBIN, "least-outstanding": LEAST_OUTSTANDING}
+MOST_SLOTS: Final = 1 << 30
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stop:
+    """When a problem is decided: a rule of `stop_rules` with its value.
+
+    `drawn_first` samples are drawn at arrival and one more for each that ends; 0 draws all.
+    """
+
+    rule: int = stop_rules.ALL
+    value: float = 0.0
+    drawn_first: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replicas:
+    """How many engines serve, and which of them a request goes to.
+
+    With `together` the samples of a problem go to the same engine.
+    """
+
+    count: int = 1
+    routing: str = "round-robin"
+    together: bool = False
+
+
+def replay(
+    workload: Workload,
+    cost: StepCost,
+    limits: Limits,
+    *,
+    concurrency: int | None = None,
+    stop: Stop | None = None,
+    replicas: Replicas | None = None,
+    log: bool = False,
+) -> Replayed:
+    """Replay a workload on engines whose steps take what `cost` says.
+
+    With `concurrency`, so many problems are in flight and the next arrives when one is decided;
+    without, they come at their arrivals. Raises ValueError when a sample cannot fit in the cache.
+    """
+    stop, replicas = stop or Stop(), replicas or Replicas()
+    if concurrency is not None and concurrency < 1:
+        raise ValueError("concurrency must be at least 1")
+    if (concurrency is None) == (workload.arrivals is None):
+        raise ValueError("give either concurrency or a workload with arrivals")
+    count = len(workload.prompt_tokens)
+    size = limits.block_size
+    blocks = UNLIMITED if limits.num_blocks is None else limits.num_blocks
+    needs = -(-workload.longest // size)
+    if needs > blocks:
+        raise ValueError(f"a sample needs {needs:,} blocks of the cache's {blocks:,}")
+    slots = max(min(limits.max_num_seqs or count, count), 1)
+    rules = Rules(
+        max_seqs=limits.max_num_seqs or MOST_SLOTS,
+        max_tokens=limits.max_num_batched_tokens or MOST_SLOTS,
+        block_size=size,
+        caching=limits.prefix_caching,
+        asynchronous=limits.async_scheduling,
+        speculative=limits.speculative,
+        stop=stop.rule,
+        stop_value=stop.value,
+        drawn_first=stop.drawn_first,
+        routing=ROUTINGS[replicas.routing],
+        together=replicas.together,
+        keep_longest=needs_longest(cost),
+    )
+    world = _world(workload, limits, replicas.count, slots, blocks)
+    rows = np.zeros((0, len(LOG_COLUMNS)))
+    makespan, leaps = run(world, rules, cost, blocks, concurrency or 0, rows)
+    if log:  # now that its length is known
+        world = _world(workload, limits, replicas.count, slots, blocks)
+        rows = np.zeros((leaps, len(LOG_COLUMNS)))
+        run(world, rules, cost, blocks, concurrency or 0, rows)
+    if np.isnan(world.problems["decided"]).any():
+        raise ValueError("a problem was never decided: a fault of the replay, please report it")
+    return _replayed(world, makespan, rows if log else None)
+
+
+def _world(workload: Workload, limits: Limits, engines: int, slots: int, blocks: int) -> World:
+    samples, problems = np.zeros(len(workload.prompt_tokens), SAMPLE), _problems(workload)
+    samples["problem"] = np.repeat(np.arange(len(problems)), problems["samples"])
+    samples["prompt"], samples["output"] = workload.prompt_tokens, workload.output_tokens
+    samples["verify"], samples["by_length"] = workload.verify_steps, workload.by_length
+    samples["forward"] = 1.0 if workload.forwarded is None else workload.forwarded
+    samples["answer"] = NONE if workload.answer is None else workload.answer
+    samples["weight"] = 1.0
+    for name in ("continues", "place", "rank", "before", "after", "doomed"):
+        samples[name] = NONE
+    for name in ("queued", "scheduled", "first", "end"):
+        samples[name] = np.nan
+    if not limits.prefix_caching:
+        problems["segments"] = 0
+    segments = workload.segment_blocks(limits.block_size)
+    nodes = np.zeros(engines * len(segments) + len(samples), NODE)
+    nodes["whole"][: engines * len(segments)] = np.tile(segments, engines)
+    answers = np.zeros(len(workload.right), ANSWER)
+    answers["right"] = workload.right
+    states = np.zeros(engines, ENGINE)
+    for name in (
+        "waiting_first", "waiting_last", "running_first", "running_last", "partial", "doomed",
+        "free_first", "free_last",
+    ):  # fmt: skip
+        states[name] = NONE
+    states["idle"], states["empty"], states["due"], states["virgin"] = 1, 1, np.inf, blocks
+    states["segments"] = len(segments)
+    return World(
+        samples=samples,
+        problems=problems,
+        engines=states,
+        nodes=nodes,
+        path=workload.path,
+        answers=answers,
+        slots=np.zeros((engines, slots), SLOT),
+        phases=np.zeros((engines, limits.block_size), np.int32),
+        totals=np.zeros(len(FEATURES) + 3),
+    )
+
+
+def _problems(workload: Workload) -> npt.NDArray[np.void]:
+    problems = np.zeros(len(workload.first) - 1, PROBLEM)
+    problems["sample"], problems["samples"] = workload.first[:-1], np.diff(workload.first)
+    problems["path"] = workload.first_segment[:-1]
+    problems["segments"] = np.diff(workload.first_segment)
+    problems["answer"] = workload.first_answer[:-1]
+    problems["answers"] = np.diff(workload.first_answer)
+    problems["decided"], problems["decided_by"], problems["window_answer"] = np.nan, NONE, NONE
+    if workload.arrivals is not None:
+        problems["arrival"] = workload.arrivals
+    return problems
+
+
+def _replayed(world: World, makespan: float, log: npt.NDArray[np.float64] | None) -> Replayed:
+    samples, problems = world.samples, world.problems
+    arrival = problems["arrival"][samples["problem"]]
+    return Replayed(
+        latency_s=problems["decided"] - problems["arrival"],
+        busy_share_s=problems["busy"],
+        ttft_s=samples["first"] - arrival,
+        makespan_s=makespan,
+        busy_s=float(world.engines["busy"].sum()),
+        steps=int(world.engines["all_steps"].sum()),
+        preemptions=int(world.engines["preemptions"].sum()),
+        totals=world.totals[: len(FEATURES)],
+        peak=dict(
+            zip(("requests", "tokens", "kv_tokens"), map(float, world.totals[-3:]), strict=True)
+        ),
+        arrival_s=problems["arrival"],
+        right=problems["right"],
+        decided_by=problems["decided_by"],
+        engine=samples["engine"],
+        queued_s=samples["queued"],
+        scheduled_s=samples["scheduled"],
+        first_token_s=samples["first"],
+        end_s=samples["end"],
+        cached_tokens=samples["cached"],
+        generated_tokens=samples["generated"],
+        preempted=samples["preemptions"],
+        cancelled=samples["state"] == CANCELLED,
+        log=log,
+    )
+
+
+def stop_of(policy: Policy) -> Stop:
+    """Return when a policy decides. Raises UsageError for one that cannot be replayed."""
+    rule = {name: float(value) for name, value in policy.rule if not isinstance(value, str)}
+    if policy.method in ("greedy", "majority", "best_of_n", "weighted", "confidence"):
+        return Stop()
+    if policy.method == "first_finish":
+        return Stop(rule=stop_rules.FIRST, value=rule["first"])
+    if policy.method == "agreement":
+        return Stop(rule=stop_rules.AGREE, value=rule["agree"], drawn_first=int(rule["in_flight"]))
+    if policy.method == "adaptive":
+        return Stop(
+            rule=stop_rules.SAFE, value=rule["threshold"], drawn_first=int(rule["in_flight"])
+        )
+    if policy.method == "early_stopping":
+        window = int(rule["window"])
+        return Stop(rule=stop_rules.WINDOWS, value=window, drawn_first=window)
+    raise UsageError(
+        f"{policy.label()}: what its requests say depends on the answers before them, so it "
+        "cannot be replayed from other samples; record it"
+    )

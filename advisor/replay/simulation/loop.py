@@ -1,0 +1,235 @@
+"""The replay's clock: arrivals, engines' steps, ends of samples, decisions, in order of time."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from advisor.compiled import compiled, inner, wide
+from advisor.replay.simulation.queues import longest, stop_waiting, wait
+from advisor.replay.simulation.requests import end, generated
+from advisor.replay.simulation.scheduling import cut_short, owed, pass_steps, plan
+from advisor.replay.simulation.state import (
+    CANCELLED,
+    DECODE,
+    DRAWN_LATER,
+    NONE,
+    WAITING,
+    Rules,
+    World,
+)
+from advisor.replay.simulation.stop_rules import (
+    ALL,
+    DECIDE,
+    DRAW,
+    GO_ON,
+    WINDOWS,
+    count_vote,
+    right_share,
+    verdict,
+)
+from advisor.step_time.cost import StepCost
+
+ROUND_ROBIN: Final = 0
+LEAST_OUTSTANDING: Final = 1
+
+
+@compiled
+def run(  # noqa: PLR0912, PLR0915 - one loop, compiled once
+    world: World,
+    rules: Rules,
+    cost: StepCost,
+    blocks: int,
+    in_flight: int,
+    log: npt.NDArray[np.float64],
+) -> tuple[float, int]:
+    """Replay all problems; return when the last was decided, and the number of leaps.
+
+    Problems arrive at their `arrival`, ascending, or, with `in_flight`, so many at a time. One
+    thread does what is to do between steps, in order: a problem is decided, and the next one
+    arrives, when what was before them is done. The first leaps are written into `log` [rows,
+    LOG_COLUMNS], as many as it has rows. Nothing is allocated, which is quicker to compile.
+    """
+    leaps = 0
+    now = 0.0
+    arrived = turn = at = wide(0)  # problems; the engine in turn; the one whose step ended last
+    due_in = min(in_flight, len(world.problems))  # problems that arrive now
+    first_draw, last_draw = 0, 0  # in the ring of problems that have samples to be drawn
+    while True:
+        while due_in > 0 or first_draw < last_draw:
+            if first_draw == last_draw:
+                p = world.problems[arrived]
+                p.arrival = now + owed(world, cost, at) if in_flight else now
+                first = rules.drawn_first or p.samples
+                p.wanted = min(first, p.samples)
+                world.problems[last_draw % len(world.problems)].draw = arrived
+                last_draw += 1
+                arrived += 1
+                due_in -= 1
+            drawing = wide(world.problems[first_draw % len(world.problems)].draw)
+            turn = _draw(world, rules, cost, drawing, now, turn)
+            first_draw += 1
+        e = _next_engine(world)
+        due = world.engines[e].due
+        upcoming = np.inf
+        if in_flight == 0 and arrived < len(world.problems):
+            upcoming = world.problems[arrived].arrival
+        if upcoming <= due and upcoming < np.inf:
+            now = max(now, upcoming)
+            due_in = 1
+            continue
+        if due == np.inf:
+            break
+        now, at = due, e
+        engine = world.engines[e]
+        if engine.steps:
+            if leaps < len(log):
+                _note(world, rules, e, log[leaps])
+            leaps += 1
+            pass_steps(world, rules, cost, e)
+            engine.steps = 0
+            while True:
+                cancelled = False
+                if engine.heap and world.samples[world.slots[e, 0].heap].ends <= engine.clock:
+                    s = world.slots[e, 0].heap
+                elif engine.doomed != NONE:
+                    s = engine.doomed
+                    engine.doomed = world.samples[s].doomed
+                    if world.samples[s].state == WAITING:  # preempted meanwhile
+                        _cancel_waiting(world, e, s, now)
+                        continue
+                    if world.samples[s].state > DECODE:  # it ended in the same step
+                        continue
+                    cancelled = True
+                else:
+                    break
+                end(world, rules, e, s, now, cancelled)
+                if not cancelled:
+                    drawing = wide(world.samples[s].problem)
+                    stands = world.problems[drawing].wanted > world.problems[drawing].drawn
+                    answer = _count_ended(world, rules, cost, s, now, e)
+                    if answer == DRAW and not stands:  # once: the ring has a place a problem
+                        world.problems[last_draw % len(world.problems)].draw = drawing
+                        last_draw += 1
+                    elif answer == DECIDE and in_flight and arrived + due_in < len(world.problems):
+                        due_in += 1
+            if due_in or first_draw < last_draw:  # they come before the next step is planned
+                engine.due = now
+                continue
+        plan(world, rules, cost, blocks, e, now)
+    return now, leaps
+
+
+@inner
+def _next_engine(world: World) -> int:
+    """Return the engine whose planned steps end first; of several, one that has none planned."""
+    e = wide(0)
+    for other in range(1, len(world.engines)):
+        one, best = world.engines[other], world.engines[e]
+        if one.due < best.due or (one.due == best.due and one.steps == 0 < best.steps):
+            e = other
+    return e
+
+
+@inner
+def _note(world: World, rules: Rules, e: int, row: npt.NDArray[np.float64]) -> None:
+    engine = world.engines[e]
+    row[0], row[1], row[2], row[3] = e, engine.begun, engine.due - engine.begun, engine.steps
+    row[4], row[5], row[6] = engine.prompts, engine.prompt_tokens, engine.prompt_read
+    row[7], row[8] = engine.prompt_query, engine.chunks
+    row[9] = engine.decodes + engine.drain_decodes
+    row[10] = engine.tokens + engine.drain_tokens
+    row[11] = engine.context + engine.drain_context
+    row[12] = engine.growth
+    row[13] = longest(world, e, rules.keep_longest)
+    row[14], row[15], row[16], row[17] = (
+        engine.running, engine.waiting, engine.used, engine.preemptions,
+    )  # fmt: skip
+    row[18] = engine.host
+
+
+@inner
+def _draw(world: World, rules: Rules, cost: StepCost, p: int, now: float, turn: int) -> int:
+    """Send a problem's wanted samples to engines; return whose turn is next."""
+    problem = world.problems[p]
+    while problem.drawn < problem.wanted:
+        s = problem.sample + problem.drawn
+        problem.drawn += 1
+        if rules.together and s > problem.sample:
+            e = wide(world.samples[problem.sample].engine)
+        else:
+            e = wide(turn)
+            if rules.routing == LEAST_OUTSTANDING:
+                for other in range(len(world.engines)):
+                    if world.engines[other].outstanding < world.engines[e].outstanding:
+                        e = other
+            turn = (turn + 1) % len(world.engines)
+        engine, sample = world.engines[e], world.samples[s]
+        engine.problem_starts += s == problem.sample
+        engine.sample_starts += 1
+        if engine.idle and engine.due > now:
+            engine.due = now  # to be planned
+        elif engine.steps > 1 and owed(world, cost, e) > 0.0:  # the next step is the later for it
+            cut_short(world, rules, cost, e, now, wide(0))
+        elif engine.waiting == 0 and engine.running < rules.max_seqs and engine.steps > 1:
+            # The step after the one under way is planned already, if scheduling is asynchronous.
+            cut_short(world, rules, cost, e, now, wide(rules.asynchronous))
+        sample.engine, sample.state, sample.known = e, WAITING, sample.prompt
+        sample.queued = now + owed(world, cost, e)
+        wait(world, e, s, wide(0))
+        engine.outstanding += 1
+    return turn
+
+
+@inner
+def _count_ended(world: World, rules: Rules, cost: StepCost, s: int, now: float, at: int) -> int:
+    """Count an ended sample's vote; return what the rule says."""
+    p = wide(world.samples[s].problem)
+    problem = world.problems[p]
+    if problem.decided == problem.decided:  # it ended in the step in which it was cancelled
+        return GO_ON
+    world.engines[at].sample_ends += 1
+    count_vote(world, p, s, rules.stop, rules.stop_value)
+    answer = verdict(world, p, rules.stop, rules.stop_value)
+    if answer == DRAW:
+        more = int(rules.stop_value) if rules.stop == WINDOWS else 1
+        problem.wanted = min(problem.wanted + more, problem.samples)
+    elif answer == DECIDE:
+        problem.decided_by, problem.right = s - problem.sample, right_share(world, p, rules.stop)
+        problem.wanted = problem.drawn  # what this step's ends asked for is not sent
+        if rules.stop != ALL:
+            _cancel_rest(world, rules, cost, p, now, at)
+        problem.decided = now + owed(world, cost, at)
+    return answer
+
+
+@inner
+def _cancel_rest(world: World, rules: Rules, cost: StepCost, p: int, now: float, at: int) -> None:
+    """Cancel the samples of a decided problem: at once, or at the end of the step they are in."""
+    problem = world.problems[p]
+    for s in range(problem.sample, problem.sample + problem.samples):
+        sample = world.samples[s]
+        e = wide(sample.engine)
+        if sample.state == DRAWN_LATER:
+            sample.state = CANCELLED
+        elif sample.state == WAITING:
+            world.engines[at].sample_ends += 1
+            _cancel_waiting(world, e, s, now)
+        elif sample.state <= DECODE:  # it runs
+            if e != at:
+                cut_short(world, rules, cost, e, now, wide(0))
+            world.engines[at].sample_ends += 1
+            sample.doomed = world.engines[e].doomed
+            world.engines[e].doomed = s
+
+
+@inner
+def _cancel_waiting(world: World, e: int, s: int, now: float) -> None:
+    sample = world.samples[s]
+    stop_waiting(world, e, s)
+    world.engines[e].outstanding -= 1
+    if world.engines[e].outstanding == 0:
+        world.engines[e].empty = 1
+    sample.state, sample.end, sample.generated = CANCELLED, now, generated(world, s)

@@ -1,0 +1,115 @@
+"""The life of a request on a replayed engine: it begins to decode, stops, ends, frees its slot."""
+
+from __future__ import annotations
+
+from advisor.compiled import inner, wide
+from advisor.replay.simulation.kv_cache import release
+from advisor.replay.simulation.queues import leave, push, remove
+from advisor.replay.simulation.state import CANCELLED, DECODE, DRAINING, ENDED, NONE, Rules, World
+
+
+@inner
+def begin_decoding(world: World, rules: Rules, e: int, s: int) -> None:
+    """Take the token that a whole prompt gave; decoding begins with the next, if any."""
+    engine, sample = world.engines[e], world.samples[s]
+    sample.state = DECODE
+    if sample.preemptions == 0 or sample.first != sample.first:
+        sample.first = engine.due
+    else:
+        sample.passed += 1  # it stands for the decode step that the preemption cost
+    sample.since, sample.entry = engine.clock, engine.per_token
+    sample.held = (sample.known + rules.block_size - 1) // rules.block_size
+    left = sample.verify - sample.passed
+    sample.ends = engine.clock + max(left, 0)
+    if left > 0:
+        engine.decodes += 1
+        engine.tokens += sample.forward
+        engine.context += sample.known + sample.forward
+        engine.growth += (sample.output - 1) / sample.verify
+        if not rules.speculative:
+            sample.held = 0
+            world.phases[e, (sample.known - engine.clock) % rules.block_size] += 1
+    push(world, e, s, rules.keep_longest)
+
+
+@inner
+def stop_decoding(world: World, rules: Rules, e: int, s: int) -> int:
+    """Take a sample out of the decoding ones; return the tokens it has slots for."""
+    engine, sample = world.engines[e], world.samples[s]
+    remove(world, e, s, rules.keep_longest)
+    done = engine.clock - sample.since
+    if sample.verify > sample.passed:  # else the prompt's own token was its last
+        rate = (sample.output - 1) / sample.verify
+        engine.decodes -= 1
+        engine.tokens -= sample.forward
+        engine.growth -= rate
+        engine.context -= sample.known + sample.forward + done * rate
+        if engine.decodes == 0:
+            engine.tokens = engine.context = engine.growth = 0.0
+        if not rules.speculative:
+            world.phases[e, (sample.known - sample.since) % rules.block_size] -= 1
+        world.problems[sample.problem].busy += (engine.per_token - sample.entry) * sample.forward
+    sample.passed += done
+    return sample.known + done * (sample.output - 1) // max(sample.verify, 1)
+
+
+@inner
+def generated(world: World, s: int) -> int:
+    """Return the tokens that a sample has generated, once it has stopped decoding."""
+    sample = world.samples[s]
+    if sample.first != sample.first:
+        return 0
+    return 1 + sample.passed * (sample.output - 1) // max(sample.verify, 1)
+
+
+@inner
+def end(world: World, rules: Rules, e: int, s: int, now: float, cancelled: bool) -> None:
+    """End a sample that runs on the engine, at a step's end."""
+    engine, sample = world.engines[e], world.samples[s]
+    slots = wide(sample.known)
+    if sample.state == DECODE:
+        context = sample.known + sample.forward
+        decoded = sample.verify > sample.passed
+        slots = stop_decoding(world, rules, e, s)
+        sample.generated = generated(world, s)
+        if rules.asynchronous and (cancelled or not sample.by_length):
+            sample.by_length = False
+            engine.drain_decodes += 1
+            engine.drain_tokens += sample.forward
+            engine.drain_context += context + (slots - sample.known if decoded else 0)
+    else:
+        sample.generated = generated(world, s)
+        sample.by_length = True
+        if engine.partial == s:
+            engine.partial = NONE
+    leave(world, e, s)
+    engine.outstanding -= 1
+    if engine.outstanding == 0:
+        engine.empty = 1
+    sample.end = now
+    sample.known = slots
+    if rules.asynchronous:
+        sample.state = DRAINING
+        world.slots[e, engine.draining].drain = s
+        engine.draining += 1
+    else:
+        engine.running -= 1
+        release(world, rules, e, s, slots, slots)
+        sample.state = ENDED
+    if cancelled:
+        sample.state = CANCELLED
+
+
+@inner
+def drain(world: World, rules: Rules, e: int) -> None:
+    """Free the slots and blocks of samples that ended a step ago."""
+    engine = world.engines[e]
+    for i in range(engine.draining):
+        s = world.slots[e, i].drain
+        sample = world.samples[s]
+        release(world, rules, e, s, wide(sample.known), wide(sample.known))
+        if sample.state == DRAINING:
+            sample.state = ENDED
+    engine.running -= engine.draining
+    engine.draining = engine.drain_decodes = 0
+    engine.drain_tokens = engine.drain_context = 0.0

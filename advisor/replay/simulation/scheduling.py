@@ -1,0 +1,239 @@
+"""Continuous batching as vLLM V1 does it: what an engine's next step computes, and what it leaves.
+
+Running requests go first; prompts are cut into chunks of `max_num_batched_tokens`; at most
+`max_num_seqs` run; who waits is served first come, first served. When blocks run out the last
+request is preempted and computes everything again. With asynchronous scheduling a step is planned
+while the one before it runs: who arrives during a step is in the next but one, and a slot falls
+free one step after its request ended.
+
+What the process does between two steps for samples and problems that begin or end there delays the
+next step. It is part of that step's time, unless the engine had no request meanwhile: then it was
+idle.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from advisor.compiled import inner, wide
+from advisor.replay.simulation.kv_cache import (
+    admit,
+    draft_growth,
+    growth_of,
+    most_steps,
+    reach,
+    take,
+)
+from advisor.replay.simulation.queues import longest, start, stop_waiting
+from advisor.replay.simulation.requests import begin_decoding, drain
+from advisor.replay.simulation.room import blocks_are_kept, drafted_steps, make_room
+from advisor.replay.simulation.state import NONE, PREFILL, Rules, World
+from advisor.step_time.cost import StepCost, chunk_seconds, host_seconds, leap_seconds, step_seconds
+
+
+@inner
+def plan(world: World, rules: Rules, cost: StepCost, blocks: int, e: int, now: float) -> None:
+    """Decide what the engine does from `now` on and when that ends; `due` is infinite if idle."""
+    engine = world.engines[e]
+    engine.prompts = 0
+    engine.prompt_tokens = 0
+    engine.prompt_read = engine.prompt_query = engine.chunks = 0.0
+    host = owed(world, cost, e)
+    while True:
+        seen = now + host if engine.idle or not rules.asynchronous else engine.last_begun
+        preempted = make_room(world, rules, blocks, e)
+        if not preempted:
+            _admit(world, rules, cost, blocks, e, now + host, seen)
+        decodes = engine.decodes + engine.drain_decodes
+        if engine.prompts or decodes:
+            break
+        if engine.draining:  # nothing to compute: their slots are free at once
+            drain(world, rules, e)
+        elif engine.waiting and not engine.idle:  # nothing runs, so nothing was planned ahead
+            engine.idle = 1
+        else:
+            engine.idle, engine.due, engine.steps = 1, np.inf, 0
+            return
+    engine.idle = 0
+    engine.begun, engine.host = (now + host, 0.0) if engine.empty else (now, host)
+    _begin_host_work(world, e)
+    engine.steps = 1
+    if engine.prompts == 0 and engine.draining == 0 and engine.decodes and not preempted:
+        unseen = engine.waiting > 0 and world.samples[engine.waiting_first].queued > seen
+        if not unseen or engine.running >= rules.max_seqs:
+            steps = world.samples[world.slots[e, 0].heap].ends - engine.clock
+            if steps > 1 and rules.speculative:
+                steps = drafted_steps(world, rules, blocks, e, steps)
+            elif steps > 1:
+                steps = most_steps(world, rules, e, steps, blocks - engine.used)
+            engine.steps = steps
+    engine.due = engine.begun + seconds_of(world, rules, cost, e, engine.steps)
+
+
+@inner
+def owed(world: World, cost: StepCost, e: int) -> float:
+    """Return the seconds of what has to be done before the engine's next step."""
+    engine = world.engines[e]
+    return host_seconds(cost, engine.problem_starts, engine.sample_starts, engine.sample_ends)
+
+
+@inner
+def _begin_host_work(world: World, e: int) -> None:
+    """Count the work before a step, if it is part of its time; none is left to do."""
+    engine, totals = world.engines[e], world.totals
+    if not engine.empty:
+        totals[9] += engine.problem_starts
+        totals[10] += engine.sample_starts
+        totals[11] += engine.sample_ends
+    engine.problem_starts = engine.sample_starts = engine.sample_ends = engine.empty = 0
+
+
+@inner
+def seconds_of(world: World, rules: Rules, cost: StepCost, e: int, steps: int) -> float:
+    """Return the time of the planned step, or of that many steps in which only decoding happens.
+
+    The work before the first of them is in it.
+    """
+    engine = world.engines[e]
+    decodes = engine.decodes + engine.drain_decodes
+    tokens = engine.tokens + engine.drain_tokens
+    context = engine.context + engine.drain_context
+    most = longest(world, e, rules.keep_longest)
+    if engine.prompts == 0:
+        return engine.host + leap_seconds(
+            cost, steps, decodes, tokens, context, engine.growth, most, 1.0, rules.speculative
+        )
+    return engine.host + step_seconds(
+        cost,
+        engine.prompts,
+        engine.prompt_tokens,
+        engine.prompt_read,
+        engine.prompt_query,
+        engine.chunks,
+        decodes,
+        tokens,
+        context,
+        most,
+        rules.speculative,
+    )
+
+
+@inner
+def cut_short(world: World, rules: Rules, cost: StepCost, e: int, time: float, more: int) -> None:
+    """End the steps under way `more` steps after the one in which `time` lies."""
+    engine = world.engines[e]
+    if engine.steps == 1:
+        return
+    low, high = 1, engine.steps  # the first step that ends at `time` or later
+    wanted = time - engine.begun
+    while low < high:
+        middle = (low + high) // 2
+        if seconds_of(world, rules, cost, e, middle) >= wanted:
+            high = middle
+        else:
+            low = middle + 1
+    low += more
+    if low < engine.steps:
+        engine.steps = low
+        engine.due = engine.begun + seconds_of(world, rules, cost, e, low)
+
+
+@inner
+def pass_steps(world: World, rules: Rules, cost: StepCost, e: int) -> None:
+    """Let the planned steps pass: time, tokens, blocks. Ends of samples are left to the caller."""
+    engine = world.engines[e]
+    steps, decodes = engine.steps, engine.decodes + engine.drain_decodes
+    tokens, context = engine.tokens + engine.drain_tokens, engine.context + engine.drain_context
+    seconds = engine.due - engine.begun
+    engine.last_begun = engine.begun
+    if rules.asynchronous and steps > 1:
+        engine.last_begun += seconds_of(world, rules, cost, e, steps - 1)
+    if steps > 1 and not rules.speculative:
+        take(world, e, growth_of(world, rules, e, steps - 1, wide(1)))
+    _count(world, rules, e, steps, decodes, tokens, context)
+    each = seconds / (steps * tokens + engine.prompt_tokens)
+    engine.busy += seconds
+    engine.all_steps += steps
+    if decodes:
+        engine.clock += steps
+        engine.per_token += each * steps
+        engine.context += engine.growth * steps
+    if steps > 1 and rules.speculative and blocks_are_kept(world, e):
+        take(world, e, draft_growth(world, rules, e, wide(1), wide(1)))
+    drained = engine.draining
+    for i in range(engine.draining):
+        sample = world.samples[world.slots[e, i].drain]
+        if not sample.by_length:
+            world.problems[sample.problem].busy += each * sample.forward
+    if drained:
+        drain(world, rules, e)
+    for i in range(engine.prompts):
+        s, chunk = world.slots[e, i].prompt, world.slots[e, i].chunk
+        sample = world.samples[s]
+        world.problems[sample.problem].busy += each * chunk
+        sample.computed += chunk
+        if sample.computed < sample.known:
+            engine.partial = s
+        else:
+            begin_decoding(world, rules, e, s)
+
+
+@inner
+def _count(
+    world: World, rules: Rules, e: int, steps: int, decodes: int, tokens: float, context: float
+) -> None:
+    """Add the steps to the totals of what all steps consisted of, and to the peaks."""
+    engine, totals = world.engines[e], world.totals
+    read = steps * context + engine.growth * (steps * (steps - 1) / 2)
+    totals[0] += steps
+    if engine.prompts:
+        totals[1] += 1
+        totals[4] += engine.prompts
+    if rules.speculative and decodes:
+        totals[2] += steps
+        totals[5] += steps * decodes
+    totals[3] += engine.prompts + steps * decodes
+    totals[6] += engine.prompt_tokens + steps * tokens
+    totals[7] += engine.prompt_read + read
+    totals[8] += engine.prompt_query + (read * tokens / decodes if decodes else 0.0)
+    totals[12] = max(totals[12], engine.prompts + decodes)
+    totals[13] = max(totals[13], engine.prompt_tokens + tokens)
+    last = context + engine.growth * (steps - 1)
+    totals[14] = max(totals[14], engine.prompt_read + last)
+
+
+@inner
+def _admit(
+    world: World, rules: Rules, cost: StepCost, blocks: int, e: int, now: float, seen: float
+) -> None:
+    """Choose the prompts that the step computes, in chunks."""
+    engine = world.engines[e]
+    budget = rules.max_tokens - int(engine.tokens + engine.drain_tokens)
+    while budget > 0:
+        s = engine.partial
+        if s != NONE:
+            engine.partial = NONE
+        else:
+            s = engine.waiting_first
+            if s == NONE or engine.running >= rules.max_seqs or world.samples[s].queued > seen:
+                break
+            computed = admit(world, rules, e, s, blocks - engine.used)
+            if computed == NONE:
+                break
+            stop_waiting(world, e, s)
+            start(world, e, s)
+            sample = world.samples[s]
+            sample.state, sample.computed = PREFILL, computed
+            if sample.preemptions == 0:
+                sample.scheduled, sample.cached = now, computed
+        sample = world.samples[s]
+        chunk = min(sample.known - sample.computed, budget)
+        budget -= chunk
+        slot = world.slots[e, engine.prompts]
+        slot.prompt, slot.chunk = s, chunk
+        engine.prompts += 1
+        engine.prompt_tokens += chunk
+        engine.prompt_read += sample.computed + chunk
+        engine.prompt_query += chunk * sample.computed + chunk * (chunk + 1) / 2
+        engine.chunks += chunk_seconds(cost, chunk, sample.computed)
+        reach(world, rules, e, s, sample.computed + chunk)

@@ -1,0 +1,292 @@
+"""What is replayed: problems, their samples, and which prompts begin alike, in flat arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from advisor.evidence.runs import Load, Sample
+from advisor.replay.simulation.state import NONE
+
+Bools = npt.NDArray[np.bool_]
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Workload:
+    """Problems in the order of their arrival, with their samples.
+
+    Per sample: tokens of its prompt and output; `verify_steps`, the decode steps that make all of
+    the output but its first token; `forwarded`, the tokens computed in each of these (None: 1);
+    `answer`, its place in `right` (None: no answers); whether it ended `by_length`.
+    Per problem: its first sample in `first` [problems + 1], its first place of `right` in
+    `first_answer` [problems + 1], its arrival in seconds, and the segments that its prompt begins
+    with, `path`[first_segment[p] : first_segment[p + 1]], each from token `segment_start` to
+    `segment_end`; prompts that share a segment are equal up to its end.
+    """
+
+    first: Ints
+    prompt_tokens: Ints
+    output_tokens: Ints
+    verify_steps: Ints
+    forwarded: Floats | None
+    answer: Ints | None
+    by_length: Bools
+    first_answer: Ints
+    right: Bools
+    arrivals: Floats | None
+    first_segment: Ints
+    path: npt.NDArray[np.int32]
+    segment_start: Ints
+    segment_end: Ints
+
+    @classmethod
+    def from_loads(
+        cls,
+        loads: Sequence[Load],
+        arrivals: Sequence[float] | Floats | None = None,
+        *,
+        prompt_block_tokens: int | None = None,
+    ) -> Workload:
+        """Build from recorded problems.
+
+        A problem's samples share its prompt but for the last token. With `prompt_block_tokens`,
+        the size of the loads' `prompt_blocks`, problems share what these say. Without, what a
+        problem found in the cache it shares with all problems (the first found nothing: the engine
+        was fresh).
+        """
+        flat = [(load, sample) for load in loads for sample in load.samples]
+        counts = np.array([len(load.samples) for load in loads], dtype=np.int64)
+        output = np.array([sample.output_tokens for _, sample in flat], dtype=np.int64)
+        verify, forwarded = _verify_steps([sample for _, sample in flat])
+        first_answer, answer, right = _answers(loads)
+        if prompt_block_tokens is None:
+            first_segment, path, starts, ends = _levels(loads)
+        else:
+            first_segment, path, starts, ends = _segments(
+                [load.prompt_blocks for load in loads],
+                prompt_block_tokens,
+                [load.prompt_tokens for load in loads],
+                counts.tolist(),
+            )
+        return cls(
+            first=np.concatenate([[0], np.cumsum(counts)]),
+            prompt_tokens=np.array([load.prompt_tokens for load, _ in flat], dtype=np.int64),
+            output_tokens=output,
+            verify_steps=verify,
+            forwarded=forwarded,
+            answer=answer,
+            by_length=np.array([sample.by_length for _, sample in flat], dtype=bool),
+            first_answer=first_answer,
+            right=right,
+            arrivals=None if arrivals is None else ascending(arrivals),
+            first_segment=first_segment,
+            path=path,
+            segment_start=starts,
+            segment_end=ends,
+        )
+
+    @classmethod
+    def from_requests(
+        cls,
+        prompt_tokens: Ints,
+        output_tokens: Ints,
+        *,
+        arrivals: Sequence[float] | Floats | None = None,
+        prefix_blocks: Sequence[Sequence[int]] | None = None,
+        prefix_block_tokens: int = 16,
+    ) -> Workload:
+        """Build from requests, each a problem with one sample whose length is its end.
+
+        `prefix_blocks` [requests] name the blocks of `prefix_block_tokens` of each prompt, the last
+        of which may be cut; equal names are equal prefixes. Raises ValueError for tokens below 1
+        and arrivals that fall.
+        """
+        count = len(prompt_tokens)
+        if np.min(prompt_tokens, initial=1) < 1 or np.min(output_tokens, initial=1) < 1:
+            raise ValueError("requests need at least one token of prompt and of output")
+        first_segment, path, starts, ends = _segments(
+            prefix_blocks or [()] * count,
+            prefix_block_tokens,
+            np.asarray(prompt_tokens).tolist(),
+            [1] * count,
+        )
+        output = np.asarray(output_tokens, dtype=np.int64)
+        return cls(
+            first=np.arange(count + 1),
+            prompt_tokens=np.asarray(prompt_tokens, dtype=np.int64),
+            output_tokens=output,
+            verify_steps=output - 1,
+            forwarded=None,
+            answer=None,
+            by_length=np.ones(count, dtype=bool),
+            first_answer=np.zeros(count + 1, dtype=np.int64),
+            right=np.zeros(0, dtype=bool),
+            arrivals=None if arrivals is None else ascending(arrivals),
+            first_segment=first_segment,
+            path=path,
+            segment_start=starts,
+            segment_end=ends,
+        )
+
+    def segment_blocks(self, block_size: int) -> Ints:
+        """Return how many whole blocks each segment has."""
+        return self.segment_end // block_size - self.segment_start // block_size
+
+    @cached_property
+    def longest(self) -> int:
+        """The most tokens that a sample comes to hold, drafts among them."""
+        each = self.prompt_tokens + self.output_tokens
+        if self.forwarded is not None:
+            each = each + np.ceil(self.forwarded).astype(np.int64) - 1
+        return int(np.max(each, initial=1))
+
+
+def ascending(arrivals: Sequence[float] | Floats) -> Floats:
+    """Return arrivals as an array. Raises ValueError when they fall or are no numbers."""
+    times = np.asarray(arrivals, dtype=np.float64)
+    if not np.isfinite(times).all() or np.any(np.diff(times) < 0):
+        raise ValueError("arrivals must be finite and ascend")
+    return times
+
+
+def _verify_steps(samples: Sequence[Sample]) -> tuple[Ints, Floats | None]:
+    verify = np.array([sample.output_tokens - 1 for sample in samples], dtype=np.int64)
+    drafted = [s for s, sample in enumerate(samples) if sample.scheduled is not None]
+    if not drafted:
+        return verify, None
+    forwarded = np.ones(len(samples))
+    for s in drafted:
+        scheduled = samples[s].scheduled
+        assert scheduled is not None
+        verify[s] = len(scheduled)
+        forwarded[s] = scheduled.mean() if len(scheduled) else 1.0
+    return verify, forwarded
+
+
+def _answers(loads: Sequence[Load]) -> tuple[Ints, Ints, Bools]:
+    """Return each problem's first answer, each sample's answer, and which answers are right."""
+    right: list[bool] = []
+    first, answer = [0], list[int]()
+    for load in loads:
+        places: dict[str, int] = {}
+        for sample in load.samples:
+            if sample.answer is not None and sample.answer not in places:
+                places[sample.answer] = len(right)
+                right.append(bool(sample.correct))
+            answer.append(NONE if sample.answer is None else places[sample.answer])
+        first.append(len(right))
+    return np.array(first), np.array(answer, dtype=np.int64), np.array(right, dtype=bool)
+
+
+def _median(values: Sequence[int]) -> int:
+    return sorted(values)[len(values) // 2] if values else 0
+
+
+Segments = tuple[Ints, npt.NDArray[np.int32], Ints, Ints]
+
+
+def _levels(loads: Sequence[Load]) -> Segments:
+    """Return the segments of prompts of which is known how much the cache held."""
+    levels = sorted({load.cached_tokens for load in loads} - {0})
+    usual = _median([load.cached_tokens for load in loads if load.cached_tokens])
+    path: list[int] = []
+    first, starts, ends = [0], [0, *levels[:-1]][: len(levels)], list(levels)
+    for load in loads:
+        common = load.cached_tokens or min(usual, load.prompt_tokens - 1)
+        chain = [i for i, level in enumerate(levels) if level <= common]
+        path += [*chain, len(ends)]
+        starts.append(levels[chain[-1]] if chain else 0)
+        ends.append(load.prompt_tokens - 1)
+        first.append(len(path))
+    return _arrays(first, path, starts, ends)
+
+
+def _segments(
+    prefix_blocks: Sequence[Sequence[int]],
+    tokens: int,
+    prompt_tokens: Sequence[int],
+    samples: Sequence[int],
+) -> Segments:
+    """Cut the prompts into the longest runs of blocks that are only ever met together.
+
+    A run ends where some request ends or the next block differs. Blocks that one request alone has
+    are no segment: nobody else can find them. Returns the first place of each prompt in the path,
+    the path, and where segments start and end.
+    """
+    chains = _chains(prefix_blocks, tokens, prompt_tokens, samples)
+    uses: dict[int, int] = {}
+    follower: dict[int, int] = {}
+    cut: set[int] = set()
+    for chain, count in zip(chains, samples, strict=True):
+        following = [name for name, _ in chain[1:]] + [NONE]
+        for (name, _), after in zip(chain, following, strict=False):
+            uses[name] = uses.get(name, 0) + count
+            if follower.setdefault(name, after) != after:
+                cut.add(name)
+    path: list[int] = []
+    numbers: dict[int, int] = {}
+    first: list[int] = [0]
+    starts: list[int] = []
+    ends: list[int] = []
+    for chain in chains:
+        start = 0
+        for place, (name, end) in enumerate(chain):
+            if uses[name] < 2:
+                break
+            last = place + 1 == len(chain) or uses[chain[place + 1][0]] < 2
+            if name in cut or last:
+                if name not in numbers:
+                    numbers[name] = len(ends)
+                    starts.append(start)
+                    ends.append(end)
+                path.append(numbers[name])
+                start = end
+        first.append(len(path))
+    return _arrays(first, path, starts, ends)
+
+
+def _chains(
+    prefix_blocks: Sequence[Sequence[int]],
+    tokens: int,
+    prompt_tokens: Sequence[int],
+    samples: Sequence[int],
+) -> list[list[tuple[int, int]]]:
+    """Name each prompt's blocks by all of the prompt up to their end, and say where they end.
+
+    The last token of a prompt is always computed, so that a block that ends with one has it apart.
+    What has no name, the samples of a problem alone have in common.
+    """
+    whole = {prompt for prompt in prompt_tokens if prompt % tokens == 0}
+    known: dict[tuple[int, int | None, int], int] = {}
+    chains = []
+    for problem, (names, prompt) in enumerate(zip(prefix_blocks, prompt_tokens, strict=True)):
+        chain: list[tuple[int, int]] = []
+        before, end = NONE, 0
+        for name in names[: -(-prompt // tokens)]:
+            end = min(end + tokens, prompt)
+            before = known.setdefault((before, name, end), len(known))
+            if end == prompt or end in whole:
+                chain.append((before, end - 1))
+                before = known.setdefault((before, None, end), len(known))
+            if end < prompt:
+                chain.append((before, end))
+        if end < prompt and samples[problem] > 1:
+            own = known.setdefault((NONE - 1 - problem, None, prompt), len(known))
+            chain.append((own, prompt - 1))
+        chains.append(chain)
+    return chains
+
+
+def _arrays(first: list[int], path: list[int], starts: list[int], ends: list[int]) -> Segments:
+    return (
+        np.array(first, dtype=np.int64),
+        np.array(path, dtype=np.int32),
+        np.array(starts, dtype=np.int64),
+        np.array(ends, dtype=np.int64),
+    )

@@ -1,0 +1,1 @@
+"""All candidates for a budget: their work, their metrics and the few that are replayed."""

@@ -1,0 +1,221 @@
+"""What candidates would give by the replay: latency and device time, and what a stop rule saw."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from advisor.replay.result import Replayed
+from advisor.replay.workload import Workload
+from advisor.search.policy_work import Drawn
+from advisor.search.space import Candidate, Space
+from advisor.step_time.fit import StepTimeModel
+from advisor.step_time.law import StepLaw
+from traces.schema.policy import WHOLE
+from traces.statistics import Z95
+
+if TYPE_CHECKING:
+    from advisor.step_time.cost import StepCost
+
+Floats = npt.NDArray[np.float64]
+
+PASSES = 2  # over the problems that arrive at a rate, each with its own draw
+LEAD, TAIL = 0.5, 0.25  # of a pass, before and after, so that the load is steady in between
+OVERLOAD = 1.25  # beyond this much of its capacity an engine is not replayed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """One candidate, per problem: [problems], or [speeds, replays, problems] for what is replayed.
+
+    `speeds` are the factors on step time at which it was replayed; with a number of problems in
+    flight there is one, since all times scale with it. `device_s` is of the busy time.
+    `capacity_per_s` is how many problems per second it can serve; without `keeps_up` it was not
+    replayed at the rate, and its latency is that of all problems at once.
+    """
+
+    candidate: Candidate
+    law: StepLaw
+    accuracy: Floats
+    tokens: Floats
+    flops: Floats
+    speeds: Floats
+    latency_s: Floats
+    device_s: Floats
+    capacity_per_s: float
+    keeps_up: bool
+    extrapolated: bool
+    totals: Floats
+    requests_per_step: float
+
+    @property
+    def unmeasured(self) -> bool:
+        """Whether its times lie outside what was recorded, or are of a prior."""
+        return self.extrapolated or self.law.prior is not None
+
+
+class Outcomes:
+    """Replays candidates under a load; replays that cannot differ are made once."""
+
+    def __init__(self, space: Space, model: StepTimeModel, drawn: Drawn) -> None:
+        self.space, self.model, self.drawn = space, model, drawn
+        self._replays: dict[Hashable, list[tuple[int, int, list[Replayed]]]] = {}
+
+    def outcome(self, row: int, *, concurrency: int | None, rate_per_s: float | None) -> Outcome:
+        """Return the outcome of a candidate of the space at a load."""
+        candidate = self.space.candidate(row)
+        kind = self.space.kinds[self.space.kind[row]]
+        law = self.model.law(candidate.engine)
+        replicas = candidate.engine.data_parallel_size
+        devices = candidate.engine.num_devices / replicas  # of the engine that a step runs on
+        count = len(self.space.problem_ids)
+        speeds = np.ones(1)
+        keeps_up = True
+        if rate_per_s is None:
+            runs = [self._closed(candidate, law, concurrency or 1)]
+            capacity = count * replicas / float(np.mean([r.busy_s for r in runs[0]]))
+        else:
+            full = self._closed(candidate, law, count)
+            capacity = count * replicas / float(np.mean([r.busy_s for r in full]))
+            keeps_up = rate_per_s <= OVERLOAD * capacity
+            if keeps_up:
+                speeds = np.array([1.0, np.exp(law.sigma * Z95)])
+                runs = [self._open(candidate, law, rate_per_s, float(s)) for s in speeds]
+            else:
+                runs = [full]
+        first = runs[0]
+        peaks = {name: max(r.peak[name] for r in first) for name in first[0].peak}
+        if kind.policy.method in WHOLE:
+            accuracy = self.drawn.correctness(kind.pool, kind.policy)
+            tokens, flops = self.drawn.tokens_and_flops(kind)
+        else:
+            seen = self._closed(candidate, law, concurrency or 1) if rate_per_s else first
+            accuracy, tokens, flops = self.drawn.stopped(kind, seen)
+            if rate_per_s is not None and keeps_up:
+                accuracy = self.drawn.right_in(kind, [r.right for r in first])
+        totals = np.mean([r.totals for r in first], axis=0)
+        return Outcome(
+            candidate=candidate,
+            law=law,
+            accuracy=accuracy,
+            tokens=tokens,
+            flops=flops,
+            speeds=speeds,
+            latency_s=np.array([[r.latency_s for r in each] for each in runs]),
+            device_s=np.array([[r.busy_share_s * devices for r in each] for each in runs]),
+            capacity_per_s=capacity,
+            keeps_up=keeps_up,
+            extrapolated=not law.within(peaks),
+            totals=totals,
+            requests_per_step=float(totals[3] / totals[0]),
+        )
+
+    def _closed(self, candidate: Candidate, law: StepLaw, in_flight: int) -> list[Replayed]:
+        """Replay with a number of problems in flight."""
+
+        def run() -> list[Replayed]:
+            return [
+                _replay(workload, _cost(law, candidate), candidate, concurrency=in_flight)
+                for workload in self.drawn.workloads(candidate.pool, candidate.policy)
+            ]
+
+        return self._once(candidate, ("closed", in_flight), run)
+
+    def _once(
+        self, candidate: Candidate, load: Hashable, run: Callable[[], list[Replayed]]
+    ) -> list[Replayed]:
+        """Replay unless limits that were never reached, or higher ones, gave what these would."""
+        engine = dataclasses.replace(
+            candidate.engine, max_num_seqs=None, max_num_batched_tokens=None
+        )
+        policy = candidate.policy
+        if candidate.prior is not None:  # its graphs are captured up to its own limits
+            engine = candidate.engine
+        name = (candidate.pool.key, policy.method, policy.n, policy.rule, engine, load)
+        known = self._replays.setdefault(name, [])
+        seqs = candidate.engine.max_num_seqs or sys.maxsize
+        batched = candidate.engine.max_num_batched_tokens or sys.maxsize
+        for most_seqs, most_batched, results in known:
+            requests = max(each.peak["requests"] for each in results)
+            tokens = max(each.peak["tokens"] for each in results)
+            if _same(seqs, most_seqs, requests) and _same(batched, most_batched, tokens):
+                return results
+        known.append((seqs, batched, run()))
+        return known[-1][2]
+
+    def _open(
+        self, candidate: Candidate, law: StepLaw, rate_per_s: float, speed: float
+    ) -> list[Replayed]:
+        """Replay with problems arriving at random, at the same times for all candidates."""
+        return self._once(
+            candidate,
+            ("open", rate_per_s, speed),
+            lambda: self._replay_open(candidate, law, rate_per_s, speed),
+        )
+
+    def _replay_open(
+        self, candidate: Candidate, law: StepLaw, rate_per_s: float, speed: float
+    ) -> list[Replayed]:
+        count = len(self.space.problem_ids)
+        lead, tail = int(np.ceil(LEAD * count)), int(np.ceil(TAIL * count))
+        rng = np.random.default_rng([self.drawn.seed, 3])
+        passes = [rng.permutation(count) for _ in range(PASSES)]
+        order = np.concatenate([rng.permutation(count)[:lead], *passes, passes[0][:tail]])
+        arrivals = np.cumsum(rng.exponential(1 / rate_per_s, len(order)))
+        drawn = self.drawn.loads(candidate.pool, candidate.policy)
+        loads = [drawn[max(i - lead, 0) // count % len(drawn)][p] for i, p in enumerate(order)]
+        cost = _cost(law, candidate, speed)
+        whole = _replay(Workload.from_loads(loads, arrivals), cost, candidate)
+        return [
+            _pass(whole, problems, lead + number * count) for number, problems in enumerate(passes)
+        ]
+
+
+def _same(limit: int, known: int, peak: float) -> bool:
+    """Whether a replay under the limit `known`, whose peak is known, is that under `limit`."""
+    return limit == known or (peak <= limit and (limit <= known or peak < known))
+
+
+def _cost(law: StepLaw, candidate: Candidate, speed: float = 1.0) -> StepCost:
+    """Return what the steps of a candidate cost that take `speed` times as long."""
+    from advisor.step_time.cost import linear_cost, scaled_cost
+
+    if law.prior is None:
+        return linear_cost(law.seconds * speed)
+    return scaled_cost(law.prior.cost(candidate.engine), speed)
+
+
+def _replay(
+    workload: Workload, cost: StepCost, candidate: Candidate, *, concurrency: int | None = None
+) -> Replayed:
+    from advisor.replay.replay import (  # numba takes a third of a second to load
+        Replicas,
+        replay,
+        stop_of,
+    )
+
+    count = candidate.engine.data_parallel_size
+    return replay(
+        workload,
+        cost,
+        candidate.limits(),
+        concurrency=concurrency,
+        stop=stop_of(candidate.policy),
+        replicas=Replicas(count=count, routing="least-outstanding" if count > 1 else "round-robin"),
+    )
+
+
+def _pass(whole: Replayed, problems: npt.NDArray[np.int64], start: int) -> Replayed:
+    """Return one pass over the problems, in their own order."""
+    mine = slice(start, start + len(problems))
+    latency, share, right = (np.empty(len(problems)) for _ in range(3))
+    latency[problems] = whole.latency_s[mine]
+    share[problems] = whole.busy_share_s[mine]
+    right[problems] = whole.right[mine]
+    return dataclasses.replace(whole, latency_s=latency, busy_share_s=share, right=right)

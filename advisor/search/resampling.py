@@ -1,0 +1,119 @@
+"""The joint draws: one resampling of the problems and of the models' errors for all candidates.
+
+Draw b takes the same problems, and the same error of a step-time law, for every candidate, so that
+differences between candidates are paired. Laws of different engines err independently.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from advisor.evidence.keys import law_key
+from advisor.step_time.law import StepLaw
+from traces.schema.engine import EngineConfig
+from traces.schema.estimate import Estimate
+from traces.statistics import weighted_quantiles
+
+Floats = npt.NDArray[np.float64]
+Ints32 = npt.NDArray[np.int32]
+
+LOW, HIGH = 0.05, 0.95
+
+
+class Draws:
+    """`count` draws over `problems` problems; the odd ones state what the even ones chose."""
+
+    def __init__(self, problems: int, *, count: int = 400, seed: int = 0) -> None:
+        rng = np.random.default_rng([seed, 0])
+        self.seed, self.count = seed, count
+        self.weights: Ints32 = rng.multinomial(
+            problems, np.full(problems, 1 / problems), size=count
+        ).astype(np.int32)
+        # Half a right and half a wrong answer (Jeffreys): no answer is ever certain.
+        self.unseen = rng.gamma(0.5, size=(2, count))
+        self.choosing = np.arange(count) % 2 == 0
+        self._scores: dict[EngineConfig, Floats] = {}
+
+    def factor(self, engine: EngineConfig, law: StepLaw, *, outside: bool) -> Floats:
+        """Return the factor on an engine's step time per draw, log-normal with mean 1.
+
+        `outside` says that the candidate lies outside the law's recorded domain.
+        """
+        key = law_key(engine)
+        if key not in self._scores:
+            name = zlib.crc32(repr(key).encode())
+            rng = np.random.default_rng([self.seed, 1, name])
+            z = np.empty(self.count)
+            for half in (self.choosing, ~self.choosing):
+                size = int(half.sum())
+                z[half] = rng.permutation(_normal_scores(size))
+            self._scores[key] = z
+        sigma = law.sigma_outside if outside else law.sigma
+        return np.exp(sigma * self._scores[key] - sigma**2 / 2)
+
+    def mean(self, values: Floats) -> Floats:
+        """Return the mean over problems per draw of [problems] or [replays, problems] values.
+
+        With several replays, draws take them in turn.
+        """
+        rows = np.atleast_2d(values)
+        means = self.weights @ rows.T / rows.shape[1]
+        return np.asarray(means[np.arange(self.count), self._turn(len(rows))])
+
+    def quantile(self, values: Floats, q: float) -> Floats:
+        """Return the quantile over problems per draw, values as for `mean`."""
+        rows = np.atleast_2d(values)
+        turn = self._turn(len(rows))
+        found = np.empty(self.count)
+        for number, row in enumerate(rows):
+            order = np.argsort(row, kind="stable")
+            mine = turn == number
+            found[mine] = weighted_quantiles(row[order], order, self.weights[mine], q)
+        return found
+
+    def accuracy(self, values: Floats) -> Floats:
+        """Return the mean of expected correctness [problems] per draw."""
+        right, wrong = self.unseen
+        total = values.size + right + wrong
+        return np.asarray((self.weights @ values + right) / total)
+
+    def estimate(
+        self, value: float, draws: Floats, unit: str, *, runs: int | None, extrapolated: bool
+    ) -> Estimate:
+        """Return the value with the 5 and 95 % quantiles of the draws that choose nothing."""
+        low, high = np.quantile(draws[~self.choosing], (LOW, HIGH))
+        return Estimate(
+            value=float(value),
+            low=float(min(low, value)),
+            high=float(max(high, value)),
+            unit=unit,
+            runs=runs,
+            extrapolated=extrapolated,
+        )
+
+    def _turn(self, replays: int) -> npt.NDArray[np.int64]:
+        return np.arange(self.count) // 2 % replays
+
+
+def _normal_scores(count: int) -> Floats:
+    """Return `count` standard normal numbers that are evenly spread, ascending."""
+    from statistics import NormalDist
+
+    normal = NormalDist()
+    scores = np.array([normal.inv_cdf((i + 0.5) / count) for i in range(count)])
+    return np.asarray(scores / np.sqrt(np.mean(np.square(scores))))
+
+
+def point_mean(values: Floats) -> float:
+    """Return the mean over replays and problems."""
+    return float(np.mean(values))
+
+
+def point_quantile(values: Floats, q: float) -> float:
+    """Return the quantile over problems, averaged over replays."""
+    rows: Sequence[Floats] = list(np.atleast_2d(values))
+    return float(np.mean([np.quantile(row, q) for row in rows]))

@@ -1,0 +1,321 @@
+"""The candidates: recorded engines with other limits, and policies that the samples can answer.
+
+Nothing is proposed whose step time or samples were never recorded: models, tensor-parallel sizes
+and speculative settings are those of the recordings, but for engines of a prior that was asked for
+(advisor/step_time/prior/offers.py). `max_num_seqs` and `max_num_batched_tokens`
+take powers of two up to the largest recorded, n those up to the samples recorded, and an engine
+may stand several times.
+
+Candidates are rows of arrays, as there may be a hundred thousand; `Space.candidate` makes one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from advisor.evidence.gather import Evidence
+from advisor.evidence.keys import (
+    blocks_of,
+    decoder_of,
+    law_key,
+    powers,
+    sampling_of,
+    tokens_a_request,
+    without_limits,
+)
+from advisor.evidence.measured import RunsMade
+from advisor.evidence.pools import Pool, find_pools
+from advisor.replay.limits import Limits, limits_of
+from traces.schema.engine import EngineConfig, ModelFacts
+from traces.schema.policy import Policy
+
+if TYPE_CHECKING:
+    from advisor.step_time.prior.offers import Offers
+
+
+Ints = npt.NDArray[np.int64]
+
+__all__ = [
+    "Candidate",
+    "Kind",
+    "Pool",
+    "Space",
+    "decoder_of",
+    "explore",
+    "limits_of",
+    "sampling_of",
+]
+
+UNRECORDED: Final = "speculation was not recorded with this sampling"
+ENOUGH_PROBLEMS: Final = 0.5  # of those of the fullest pool; a pool with fewer is left out
+FEWEST_BATCHED: Final = 256  # tokens a step that are proposed
+REPLICAS: Final = (1, 2, 4, 8)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A configuration that could be run; `recorded` says that it was.
+
+    `prior` is the system of whose tables its step times are, None where they were recorded.
+    """
+
+    engine: EngineConfig
+    policy: Policy
+    pool: Pool
+    facts: ModelFacts
+    recorded: bool
+    prior: str | None = None
+
+    def limits(self) -> Limits:
+        """Return what the replay needs of the engine."""
+        return limits_of(self.engine)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """What candidates share that differ in limits and replicas alone: engine, samples, policy.
+
+    The engine is without `max_num_seqs` and `max_num_batched_tokens`; it was recorded, or is one of
+    a `prior`.
+    """
+
+    engine: EngineConfig
+    pool: Pool
+    policy: Policy
+    facts: ModelFacts
+    prior: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Space:
+    """The candidates as arrays [candidates], how many were dropped and why, the common problems.
+
+    `kind` is the place in `kinds`; `max_num_seqs` and `max_num_batched_tokens` are 0 where they are
+    not known; `replicas` is how many engines serve.
+    """
+
+    kinds: tuple[Kind, ...]
+    kind: Ints
+    max_num_seqs: Ints
+    max_num_batched_tokens: Ints
+    replicas: Ints
+    dropped: Mapping[str, int]
+    problem_ids: tuple[str, ...]
+    made: RunsMade
+
+    def __len__(self) -> int:
+        return len(self.kind)
+
+    @cached_property
+    def _by_engine(self) -> dict[EngineConfig, list[int]]:
+        found: dict[EngineConfig, list[int]] = {}
+        for number, kind in enumerate(self.kinds):
+            found.setdefault(kind.engine, []).append(number)
+        return found
+
+    @cached_property
+    def _first(self) -> Ints:
+        """The first candidate of each kind, whose candidates stand together, and their number."""
+        return np.asarray(np.searchsorted(self.kind, np.arange(len(self.kinds) + 1)))
+
+    @cached_property
+    def devices(self) -> Ints:
+        """Devices of each candidate."""
+        each = np.array([kind.engine.num_devices for kind in self.kinds], dtype=np.int64)
+        return np.asarray(each[self.kind] * self.replicas)
+
+    def candidate(self, row: int) -> Candidate:
+        """Return a candidate."""
+        kind = self.kinds[self.kind[row]]
+        replicas, gpus = int(self.replicas[row]), kind.engine.num_gpus
+        engine = dataclasses.replace(
+            kind.engine,
+            max_num_seqs=int(self.max_num_seqs[row]) or None,
+            max_num_batched_tokens=int(self.max_num_batched_tokens[row]) or None,
+            data_parallel_size=replicas,
+            num_gpus=None if gpus is None else gpus * replicas,
+        )
+        return Candidate(
+            engine=engine,
+            policy=kind.policy,
+            pool=kind.pool,
+            facts=kind.facts,
+            recorded=self.made.has(engine, kind.policy),
+            prior=kind.prior,
+        )
+
+    def rows_of(self, engine: EngineConfig, policy: Policy) -> list[int]:
+        """Return the candidates with an engine and a policy: one, or none."""
+        rows = self.rows_with(engine)
+        return [row for row in rows if self.kinds[self.kind[row]].policy == policy]
+
+    def rows_with(self, engine: EngineConfig) -> list[int]:
+        """Return the candidates with an engine and its limits, with any policy."""
+        kinds = self._by_engine.get(without_limits(engine), [])
+        parts = [np.arange(self._first[kind], self._first[kind + 1]) for kind in kinds]
+        rows = np.concatenate([np.zeros(0, dtype=np.int64), *parts])
+        like = (
+            (self.max_num_seqs[rows] == (engine.max_num_seqs or 0))
+            & (self.max_num_batched_tokens[rows] == (engine.max_num_batched_tokens or 0))
+            & (self.replicas[rows] == engine.data_parallel_size)
+        )
+        return [int(row) for row in rows[like]]
+
+
+def explore(evidence: Evidence, offers: Offers | None = None) -> Space:
+    """Return every candidate that the evidence can judge, and those that a prior offers."""
+    pools = find_pools(evidence)
+    fullest = max((len(pool.problem_ids) for pool in pools), default=0)
+    dropped: Counter[str] = Counter()
+    kept = []
+    for pool in pools:
+        if len(pool.problem_ids) < ENOUGH_PROBLEMS * fullest:
+            dropped["recorded on too few of the problems"] += len(pool.policies)
+        else:
+            kept.append(pool)
+    names, kept = _common(evidence, kept)
+    engines: dict[EngineConfig, tuple[str | None, Sequence[tuple[int, int]]]] = {
+        engine: (None, choices) for engine, choices in _engines(evidence).items()
+    }
+    if offers is not None:
+        engines |= offers.engines
+        for each in offers.refused:
+            own_pools = [pool for pool in kept if pool.key[0] == decoder_of(each.engine)]
+            dropped[each.why] += each.choices * sum(len(pool.policies) for pool in own_pools)
+    sizes = {pool.key: _Sizes(pool, names) for pool in kept}
+    kinds: list[Kind] = []
+    columns: list[Ints] = []
+    for engine, (prior, choices) in engines.items():
+        own = {pool.key[1] for pool in kept if pool.key[0] == decoder_of(engine)}
+        for pool in kept:
+            if pool.key[0] != decoder_of(engine):
+                like = pool.key[0][:-1] == decoder_of(engine)[:-1]
+                if engine.speculative is not None and like and pool.key[1] not in own:
+                    dropped[UNRECORDED] += len(pool.policies) * len(choices)
+                continue
+            reason = _unfit(engine, sizes[pool.key])
+            if reason is not None:
+                dropped[reason] += len(pool.policies) * len(choices)
+                continue
+            fitting = _fitting(engine, choices, dropped, len(pool.policies))
+            for policy in pool.policies if fitting else ():
+                facts = evidence.models[engine.model]
+                kinds.append(
+                    Kind(engine=engine, pool=pool, policy=policy, facts=facts, prior=prior)
+                )
+                columns.append(_rows(len(kinds) - 1, fitting, engine))
+    rows = np.concatenate([np.zeros((0, 4), dtype=np.int64), *columns])
+    return Space(
+        kinds=tuple(kinds),
+        kind=rows[:, 0],
+        max_num_seqs=rows[:, 1],
+        max_num_batched_tokens=rows[:, 2],
+        replicas=rows[:, 3],
+        dropped=dict(dropped),
+        problem_ids=names,
+        made=evidence.made,
+    )
+
+
+def _common(evidence: Evidence, pools: list[Pool]) -> tuple[tuple[str, ...], list[Pool]]:
+    """Return the problems that all pools have, or else the fullest pool's, in order of arrival."""
+    common = frozenset.intersection(*(pool.problem_ids for pool in pools)) if pools else frozenset()
+    if pools and not common:
+        pools = [max(pools, key=lambda pool: len(pool.problem_ids))]
+        common = pools[0].problem_ids
+    order = dict.fromkeys(name for run in evidence.runs for name in run.problems)
+    return tuple(name for name in order if name in common), pools
+
+
+def _rows(kind: int, choices: Sequence[tuple[int, int]], engine: EngineConfig) -> Ints:
+    """Return [rows, 4]: the kind, both limits and the replicas."""
+    replicas = REPLICAS if engine.data_parallel_size == 1 else (engine.data_parallel_size,)
+    limits = np.repeat(np.array(choices, dtype=np.int64), len(replicas), axis=0)
+    return np.column_stack(
+        [np.full(len(limits), kind), limits, np.tile(replicas, len(choices))]
+    ).astype(np.int64)
+
+
+def _engines(evidence: Evidence) -> dict[EngineConfig, list[tuple[int, int]]]:
+    """Return recorded engines without limits, and their (max_num_seqs, max_num_batched_tokens).
+
+    Both take the recorded values and the powers of two up to the largest recorded of their law.
+    """
+    recorded = list(
+        dict.fromkeys([t.engine for t in evidence.steps] + [r.engine for r in evidence.runs])
+    )
+    taught = {law_key(table.engine) for table in evidence.steps}
+    by_law: dict[EngineConfig, list[EngineConfig]] = {}
+    for engine in recorded:
+        by_law.setdefault(law_key(engine), []).append(engine)
+    found: dict[EngineConfig, list[tuple[int, int]]] = {}
+    for engine in recorded:
+        like = by_law[law_key(engine)]
+        if law_key(engine) not in taught:
+            continue
+        seqs = powers([each.max_num_seqs for each in like], 1)
+        batched = powers([each.max_num_batched_tokens for each in like], FEWEST_BATCHED)
+        known = found.setdefault(without_limits(engine), [])
+        own_seqs = seqs if engine.max_num_seqs is not None else [0]
+        own_batched = batched if engine.max_num_batched_tokens is not None else [0]
+        known += [(s, b) for s in own_seqs for b in own_batched if (s, b) not in known]
+    return found
+
+
+def _fitting(
+    engine: EngineConfig, choices: Sequence[tuple[int, int]], dropped: Counter[str], policies: int
+) -> list[tuple[int, int]]:
+    """Return the choices of limits that vLLM would start with; the others are counted."""
+    width = tokens_a_request(engine)
+    found = [(seqs, tokens) for seqs, tokens in choices if not 0 < tokens < seqs * width]
+    if len(found) < len(choices):
+        what = "max_num_seqs" if width == 1 else "the drafts"
+        reason = f"max_num_batched_tokens is too few for {what}"
+        dropped[reason] += (len(choices) - len(found)) * policies
+    return found
+
+
+class _Sizes:
+    """What of a pool decides whether an engine can run it, looked up once."""
+
+    def __init__(self, pool: Pool, names: Sequence[str]) -> None:
+        loads = pool.loads(names)
+        self.known = loads is not None
+        self.longest = max(
+            (
+                load.prompt_tokens + max((each.output_tokens for each in load.samples), default=0)
+                for load in loads or ()
+            ),
+            default=0,
+        )
+        drafts = [
+            each.scheduled.mean()
+            for load in loads or ()
+            for each in load.samples
+            if each.scheduled is not None and each.scheduled.size
+        ]
+        self.held = self.longest + int(np.ceil(max(drafts, default=1.0))) - 1
+        self.samples = min((len(load.samples) for load in loads or ()), default=0)
+        self.most = max((policy.n for policy in pool.policies), default=1)
+
+
+def _unfit(engine: EngineConfig, pool: _Sizes) -> str | None:
+    """Return why an engine cannot be judged with a pool's samples, or None."""
+    if not pool.known:
+        return UNRECORDED
+    if engine.speculative is not None and pool.samples < pool.most:
+        return UNRECORDED
+    blocks = engine.num_gpu_blocks
+    if blocks is not None and blocks_of(engine, pool.held) > blocks - 1:
+        return "the KV cache is too small for one sequence"
+    if engine.max_model_len is not None and pool.longest > engine.max_model_len:
+        return "the recorded sequences are longer than max_model_len"
+    return None

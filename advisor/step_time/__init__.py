@@ -1,0 +1,1 @@
+"""What a step takes: laws fitted to recordings, and their cost."""

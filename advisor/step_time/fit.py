@@ -1,0 +1,317 @@
+"""The time of an engine step, from what it computes.
+
+Two fits, both non-negative and linear. First one of the physical features over every engine of a
+kind (same device, software and precision), which says what a layer, a byte and a FLOP cost there.
+Then one law per engine, held towards the first where its own steps do not tell: no law is made
+for an engine that was never recorded.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Sequence
+from functools import lru_cache
+
+import numpy as np
+
+from advisor.evidence.features import FEATURES, HOST_WORK, INDEX
+from advisor.evidence.gather import StepTable
+from advisor.evidence.keys import law_key
+from advisor.evidence.unrecorded import differences, recording_of, what_differs
+from advisor.step_time.held_out import inside, left_out_groups
+from advisor.step_time.law import Floats, StepLaw, non_negative_least_squares
+from traces.errors import UsageError
+from traces.schema.engine import EngineConfig, ModelFacts
+from traces.statistics import LEVEL, Z95, student_95
+from traces.summary.comparison import PRIOR_REPEATS, RUN_TO_RUN
+
+ENOUGH_CONFIGURATIONS = 15  # left out, from which their errors' own quantile is taken
+
+
+class StepTimeModel:
+    """Step time as a non-negative linear function of what a step computes.
+
+    Parameters
+    ----------
+    prior_steps: weight, in steps, of the law of the engine's kind in an engine's own fit.
+    huber: residuals beyond this many robust standard deviations lose weight.
+    iterations: of reweighting.
+    stall: a step beyond this many times its prediction counts as that many times.
+
+    Attributes
+    ----------
+    laws_: StepLaw by `law_key(engine)`.
+    errors_: log(recorded / predicted total time), by (recording, law key), of recordings that
+        were predicted from those of other configurations (of repeats of the same, where no other
+        teaches the law).
+    inside_: whether such a recording lay inside the domain of the others of its law.
+
+    Notes
+    -----
+    Physical features of a step: one launch per tensor-parallel size; layers; weight_bytes / TP;
+    KV bytes read / TP; FLOPs / TP, 2 x active parameters a token + attention; requests and
+    prompts (host work and sampling); tokens; whether it holds a prompt; problems and samples that
+    began and samples that ended since the step before (the recorder's own work); per speculative
+    setting a launch and a cost per request. With t the measured and p the predicted time, weighted
+    least squares of (t - p) / p, reweighted, with Huber's weights; then all seconds of a law are
+    scaled so that the recorded totals come out, so that stalls have their mean share; of the
+    repeats of a configuration the median counts, as a run may be disturbed as a whole.
+
+    """
+
+    def __init__(
+        self,
+        *,
+        prior_steps: float = 300.0,
+        huber: float = 2.0,
+        iterations: int = 6,
+        stall: float = 10.0,
+    ) -> None:
+        self.prior_steps = prior_steps
+        self.huber = huber
+        self.iterations = iterations
+        self.stall = stall
+
+    def fit(self, tables: Sequence[StepTable]) -> StepTimeModel:
+        """Learn from the steps of recorded engines."""
+        tables = [table for table in tables if len(table.seconds)]
+        fitted = self.fit_laws(tables)
+        self.errors_: dict[tuple[str, EngineConfig], float] = {}
+        self.inside_: dict[tuple[str, EngineConfig], bool] = {}
+        for group in left_out_groups(tables):
+            names = {table.recording for table in group}
+            others = [table for table in tables if table.recording not in names]
+            known = {law_key(table.engine) for table in others}
+            held = [table for table in group if law_key(table.engine) in known]
+            kinds = {_kind(table.engine) for table in held}
+            wanted = {law_key(table.engine) for table in held}
+            laws = self.fit_laws([t for t in others if _kind(t.engine) in kinds], of=wanted)
+            for name, key in dict.fromkeys((t.recording, law_key(t.engine)) for t in held):
+                own = [t for t in held if t.recording == name and law_key(t.engine) == key]
+                recorded = sum(self._total(t, laws[key]) for t in own)
+                predicted = sum(float(t.composition.sum(axis=0) @ laws[key]) for t in own)
+                self.errors_[name, key] = float(np.log(recorded / predicted))
+                rest = [t for t in others if law_key(t.engine) == key]
+                self.inside_[name, key] = inside(own, rest)
+        configurations = {table.recording: table.configuration for table in tables}
+        self.configurations_ = {found: configurations[found[0]] for found in self.errors_}
+        self.laws_: dict[EngineConfig, StepLaw] = {}
+        for key, seconds in fitted.items():
+            own = [table for table in tables if law_key(table.engine) == key]
+            bounds = np.array([table.low_high for table in own])
+            sigma, repeats = self._spread(key, own, outside=False)
+            sigma_outside, repeats_outside = self._spread(key, own, outside=True)
+            self.laws_[key] = StepLaw(
+                seconds=seconds,
+                low=bounds[:, 0].min(axis=0),
+                high=bounds[:, 1].max(axis=0),
+                sigma=sigma,
+                sigma_outside=max(sigma, sigma_outside),
+                runs=len({table.recording for table in own}),
+                repeats=repeats,
+                repeats_outside=repeats_outside,
+            )
+        return self
+
+    def law(self, engine: EngineConfig) -> StepLaw:
+        """Return the law of an engine. Raises UsageError when no such engine was recorded."""
+        try:
+            return self.laws_[law_key(engine)]
+        except KeyError:
+            fields = differences(law_key(engine), self.laws_)
+            raise UsageError(
+                f"{engine.label()} of {engine.model} was never recorded with "
+                f"{what_differs(fields)}; a few problems teach its steps: "
+                f"{recording_of(engine, fields)}, then give that recording too"
+            ) from None
+
+    def fit_laws(
+        self, tables: Sequence[StepTable], *, of: Collection[EngineConfig] | None = None
+    ) -> dict[EngineConfig, Floats]:
+        """Return the seconds per feature of each law, by `law_key`, without their spreads.
+
+        With `of`, of these laws alone.
+        """
+        laws: dict[EngineConfig, Floats] = {}
+        for kind in dict.fromkeys(_kind(table.engine) for table in tables):
+            group = [table for table in tables if _kind(table.engine) == kind]
+            if not _starts_differ(group):
+                group = [_without_host_work(table) for table in group]
+            shared = self._fit_shared(group)
+            for key in dict.fromkeys(law_key(table.engine) for table in group):
+                if of is not None and key not in of:
+                    continue
+                own = [table for table in group if law_key(table.engine) == key]
+                facts = own[0].facts
+                prior = _physics(facts, key, _columns(group)).T @ shared
+                laws[key] = self._fit_own(own, prior)
+        return laws
+
+    def _fit_shared(self, tables: Sequence[StepTable]) -> Floats:
+        """Return the seconds per physical feature of one kind of engine."""
+        columns = _columns(tables)
+        rows = np.concatenate(
+            [t.composition @ _physics(t.facts, t.engine, columns).T for t in tables]
+        )
+        return self._solve(rows, np.concatenate([t.seconds for t in tables]), prior=None)
+
+    def _fit_own(self, own: Sequence[StepTable], prior: Floats) -> Floats:
+        composition = np.concatenate([table.composition for table in own])
+        seconds = np.concatenate([table.seconds for table in own])
+        found = self._solve(composition, seconds, prior=prior)
+        recorded = predicted = 0.0
+        for name in dict.fromkeys(table.configuration for table in own):
+            repeats = [table for table in own if table.configuration == name]
+            totals = np.array([float(t.composition.sum(axis=0) @ found) for t in repeats])
+            ratios = np.array([self._total(t, found) for t in repeats]) / totals
+            predicted += float(totals.sum())
+            recorded += float(totals.sum() * np.median(ratios))
+        return np.asarray(found * (recorded / predicted), dtype=float)
+
+    def _solve(self, rows: Floats, seconds: Floats, *, prior: Floats | None) -> Floats:
+        """Return the non-negative coefficients of `rows` for `seconds`, robustly."""
+        predicted = seconds.copy()
+        weights = np.ones_like(seconds)
+        found = np.zeros(rows.shape[1])
+        for _ in range(self.iterations):
+            scaled = rows * (weights / predicted)[:, None]
+            target = seconds * weights / predicted
+            if prior is not None:
+                size = np.sqrt(np.mean(np.square(scaled), axis=0) * self.prior_steps)
+                scaled = np.concatenate([scaled, np.diag(size)])
+                target = np.concatenate([target, size * prior])
+            found = non_negative_least_squares(scaled, target)
+            predicted = np.maximum(rows @ found, 1e-3 * seconds)
+            residual = (seconds - predicted) / predicted
+            spread = 1.4826 * float(np.median(np.abs(residual)))
+            bound = self.huber * max(spread, 0.01)
+            weights = np.sqrt(np.minimum(1.0, bound / np.maximum(np.abs(residual), 1e-12)))
+        return found
+
+    def _total(self, table: StepTable, law: Floats) -> float:
+        return float(np.minimum(table.seconds, self.stall * (table.composition @ law)).sum())
+
+    def _spread(
+        self, key: EngineConfig, own: Sequence[StepTable], *, outside: bool
+    ) -> tuple[float, int]:
+        """Return the spread of a law's log error for a fresh run, and the repeats it rests on.
+
+        Errors of all held-out recordings of the same kind of engine are pooled with `RUN_TO_RUN`,
+        which counts for `PRIOR_REPEATS` of them; few widen the spread as Student's t does. With
+        errors from `ENOUGH_CONFIGURATIONS` and more it is their own 90 % quantile that is met, with
+        the correction of conformal prediction for so many configurations. Without any it is
+        `RUN_TO_RUN` and the spread within the run.
+        """
+        found = [
+            (name, other)
+            for name, other in self.errors_
+            if _kind(other) == _kind(key) and (outside or self.inside_[name, other])
+        ]
+        errors = [self.errors_[each] for each in found]
+        groups = len({self.configurations_[each] for each in found})
+        if groups >= ENOUGH_CONFIGURATIONS:
+            level = min(LEVEL * (1 + 1 / groups), 1.0)
+            return float(np.quantile(np.abs(errors), level)) / Z95, len(errors)
+        if errors:
+            freedom = PRIOR_REPEATS + len(errors)
+            squares = PRIOR_REPEATS * RUN_TO_RUN**2 + float(np.sum(np.square(errors)))
+            return float(np.sqrt(squares / freedom)) * student_95(freedom) / Z95, len(errors)
+        blocks = [
+            float(np.log(part.sum() / whole.sum()))
+            for table in own
+            for part, whole in zip(
+                np.array_split(table.seconds, 8),
+                np.array_split(table.composition @ self._own_law(own), 8),
+                strict=True,
+            )
+            if len(part)
+        ]
+        # A disturbance that lasts for a block may last for a run (traces/summary/comparison.py).
+        return float(np.hypot(RUN_TO_RUN, np.std(blocks))), 0
+
+    def _own_law(self, own: Sequence[StepTable]) -> Floats:
+        return self._fit_own(own, np.zeros(len(FEATURES)))
+
+
+def _starts_differ(tables: Sequence[StepTable]) -> bool:
+    """Whether recordings had different numbers of samples a problem.
+
+    Else what a problem and what a sample costs the recorder cannot be told apart, and any split of
+    it would be wrong for another number.
+    """
+    starts = [INDEX[name] for name in ("problem_starts", "sample_starts")]
+    totals = [table.composition[:, starts].sum(axis=0) for table in tables]
+    ratios = {round(samples / problems) for problems, samples in totals if problems > 0}
+    return len(ratios) > 1
+
+
+def _without_host_work(table: StepTable) -> StepTable:
+    composition = table.composition.copy()
+    composition[:, [INDEX[name] for name in HOST_WORK]] = 0.0
+    return dataclasses.replace(table, composition=composition)
+
+
+@lru_cache(maxsize=4096)
+def _kind(engine: EngineConfig) -> EngineConfig:
+    """Return what decides the speed of layers, bytes and FLOPs: device, software, precision."""
+    return dataclasses.replace(
+        law_key(engine),
+        model="",
+        tensor_parallel_size=1,
+        pipeline_parallel_size=1,
+        data_parallel_size=1,
+        num_gpus=None,
+        block_size=None,
+        speculative=None,
+    )
+
+
+def _columns(tables: Sequence[StepTable]) -> list[str]:
+    """Name the physical features of a kind of engine, in order."""
+    sizes = sorted({table.engine.tensor_parallel_size for table in tables})
+    settings = sorted({_setting(table.engine) for table in tables} - {""})
+    return [
+        *(f"launch tp{size}" for size in sizes),
+        "layers",
+        "weight_bytes",
+        "prefill_step",
+        "requests",
+        "prefill_requests",
+        "tokens",
+        "kv_bytes",
+        "flops",
+        *HOST_WORK,
+        *(f"draft {setting}" for setting in settings),
+        *(f"draft request {setting}" for setting in settings),
+    ]
+
+
+def _setting(engine: EngineConfig) -> str:
+    return "" if engine.speculative is None else str(engine.speculative)
+
+
+def _physics(facts: ModelFacts, engine: EngineConfig, columns: Sequence[str]) -> Floats:
+    """Return [physical features, FEATURES]: how much of each a unit of a step's feature is."""
+    tp = engine.tensor_parallel_size
+    assert facts.weight_bytes is not None  # else its steps are refused (`unrecorded.refusal`)
+    assert facts.kv_bytes_per_token is not None
+    amounts: dict[tuple[str, str], float] = {
+        (f"launch tp{tp}", "step"): 1.0,
+        ("layers", "step"): facts.num_hidden_layers,
+        ("weight_bytes", "step"): facts.weight_bytes / tp,
+        ("prefill_step", "prefill_step"): 1.0,
+        ("requests", "requests"): 1.0,
+        ("prefill_requests", "prefill_requests"): 1.0,
+        ("tokens", "tokens"): 1.0,
+        ("kv_bytes", "kv_tokens"): facts.kv_bytes_per_token / tp,
+        ("flops", "tokens"): facts.matmul_flops(1) / tp,
+        ("flops", "query_context"): facts.attention_flops(1) / tp,
+        (f"draft {_setting(engine)}", "draft_step"): 1.0,
+        (f"draft request {_setting(engine)}", "draft_requests"): 1.0,
+        **{(name, name): 1.0 for name in HOST_WORK},
+    }
+    matrix = np.zeros((len(columns), len(FEATURES)))
+    for (name, feature), amount in amounts.items():
+        if name in columns:
+            matrix[columns.index(name), INDEX[feature]] = amount
+    return matrix

@@ -1,0 +1,52 @@
+"""Which recorded steps to leave out of a fit, to see how well the others foretell them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+
+from advisor.evidence.features import INDEX
+from advisor.evidence.gather import StepTable
+from advisor.evidence.keys import law_key
+from traces.schema.engine import EngineConfig
+
+MOST_LEFT_OUT: Final = 60  # groups: each takes a fit of the others
+
+
+def left_out_groups(tables: Sequence[StepTable]) -> list[list[StepTable]]:
+    """Return the groups of tables to predict from the rest: whole configurations.
+
+    Where nothing else would teach a configuration's laws, each of its recordings alone. Of more
+    than `MOST_LEFT_OUT` groups so many, evenly spaced.
+    """
+    groups: dict[str, list[StepTable]] = {}
+    teachers: dict[EngineConfig, set[str]] = {}
+    for table in tables:
+        groups.setdefault(table.configuration, []).append(table)
+        teachers.setdefault(law_key(table.engine), set()).add(table.configuration)
+    found = []
+    for group in groups.values():
+        if any(len(teachers[law_key(table.engine)]) > 1 for table in group):
+            found.append(group)
+            continue
+        alone: dict[str, list[StepTable]] = {}
+        for table in group:
+            alone.setdefault(table.recording, []).append(table)
+        found += alone.values()
+    if len(found) > MOST_LEFT_OUT:
+        kept = np.linspace(0, len(found) - 1, MOST_LEFT_OUT).round().astype(int)
+        found = [found[place] for place in kept]
+    return found
+
+
+def inside(held: Sequence[StepTable], rest: Sequence[StepTable]) -> bool:
+    """Whether steps lie, but for a few, within the batches and contexts of the others."""
+    found = True
+    for name in ("requests", "kv_tokens"):
+        mine = np.concatenate([table.composition[:, INDEX[name]] for table in held])
+        known = np.concatenate([table.composition[:, INDEX[name]] for table in rest])
+        low, high = np.quantile(known, 0.05), max(t.low_high[1, INDEX[name]] for t in rest)
+        found &= bool(np.median(mine) >= low and np.quantile(mine, 0.95) <= 1.1 * high)
+    return found

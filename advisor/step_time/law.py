@@ -1,0 +1,106 @@
+"""The law of step times, and its prior."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from advisor.evidence.features import INDEX
+from traces.schema.engine import EngineConfig
+
+if TYPE_CHECKING:
+    from advisor.step_time.cost import StepCost
+
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PriorCost:
+    """Step times of a GPU that was not measured: the cost of an engine there, by its limits.
+
+    `system` names the tables, `label` with their version; `recordings` recalibrated them.
+    """
+
+    system: str
+    label: str
+    recordings: tuple[str, ...]
+    cost: Callable[[EngineConfig], StepCost]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepLaw:
+    """Seconds of a step of one engine: `seconds` [FEATURES] times its composition.
+
+    `low` and `high` bound each feature in the recorded steps. `sigma` is the spread of the log of
+    (recorded / predicted) total time in a run that was not learned from, inside the recorded
+    domain; `sigma_outside` the same with runs that lay outside what was left to learn from.
+    `runs` are the recordings it was learned from, `repeats` and `repeats_outside` how many were
+    held out to find the spreads (0: `RUN_TO_RUN` is assumed). With a `prior` nothing was recorded:
+    `seconds` come near to its tables, from which replays take their times.
+    """
+
+    seconds: Floats
+    low: Floats
+    high: Floats
+    sigma: float
+    sigma_outside: float
+    runs: int
+    repeats: int
+    repeats_outside: int
+    prior: PriorCost | None = None
+
+    def predict(self, composition: Floats) -> Floats:
+        """Return the seconds of steps, [steps] for a composition [steps, FEATURES]."""
+        return np.asarray(composition @ self.seconds, dtype=float)
+
+    def within(self, peaks: Mapping[str, float], *, slack: float = 1.1) -> bool:
+        """Whether the largest values of the named features lie in the recorded domain."""
+        return all(value <= slack * self.high[INDEX[name]] for name, value in peaks.items())
+
+
+def non_negative_least_squares(rows: Floats, target: Floats) -> Floats:
+    """Return x >= 0 that minimises |rows x - target|; columns may differ widely in size."""
+    from sklearn.linear_model import LinearRegression
+
+    size = np.sqrt(np.square(rows).sum(axis=0))
+    used = size > 0
+    found = np.zeros(rows.shape[1])
+    if not used.any():
+        return found
+    # A square root of the Gram matrix has the same normal equations and few rows.
+    stacked = np.column_stack([rows[:, used] / size[used], target])
+    values, vectors = np.linalg.eigh(stacked.T @ stacked)
+    factor = np.sqrt(np.maximum(values, 0.0))[:, None] * vectors.T
+    model = LinearRegression(positive=True, fit_intercept=False)
+    model.fit(factor[:, :-1], factor[:, -1])
+    found[used] = np.asarray(model.coef_, dtype=float) / size[used]
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepTimes:
+    """Where a question's step times come from.
+
+    `sigma` is the spread of a whole run's speed inside and outside what was recorded, None for
+    operator tables, which no run of the user's has checked; `runs` taught it, and `repeats` are the
+    recordings left out from which these spreads are measured, 0 where they are assumed. `notes` are
+    what else there is to say of them.
+    """
+
+    cost: StepCost
+    sigma: tuple[float, float] | None
+    runs: int | None
+    within: Callable[[Mapping[str, float]], bool]
+    notes: tuple[str, ...] = ()
+    repeats: tuple[int, int] | None = None
+
+    def at(self, factor: float) -> StepCost:
+        """Return the cost of steps that take `factor` times as long."""
+        from advisor.step_time.cost import scaled_cost  # numba takes a third of a second to load
+
+        return self.cost if factor == 1.0 else scaled_cost(self.cost, factor)

@@ -1,0 +1,1 @@
+"""Tables of measured operator times, and the steps they add up to."""

@@ -1,0 +1,259 @@
+"""Operator times of one device and model as the seconds of an engine's steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from advisor.step_time.operators.attention import DecodeAttention
+from advisor.step_time.operators.files import Operators
+from advisor.step_time.operators.grids import fill_between, fill_beyond, to_grid
+from advisor.step_time.operators.skew import decode_skew, mixed_skew
+from advisor.step_time.table_cost import StepTables
+from traces.errors import TablesError
+
+Floats = npt.NDArray[np.float64]
+Collectives = Callable[[Floats], Floats]  # tokens of steps -> their seconds of communication
+
+# How often a layer runs: in a step, and in each decoder layer. Llama's order: norm, qkv, rotary,
+# attention, o, norm, gate and up, activation, down; Qwen3 norms queries and keys besides.
+CALLS: Final = {
+    "embedding": (1, 0),
+    "final_layernorm": (1, 0),
+    "layernorm": (0, 2),
+    "qkv_proj": (0, 1),
+    "qk_norm": (0, 2),
+    "rotary_emb": (0, 1),
+    "o_proj": (0, 1),
+    "gate_up_proj": (0, 1),
+    "act_fn": (0, 1),
+    "down_proj": (0, 1),
+}
+OPTIONAL: Final = ("qk_norm",)
+PER_SEQUENCE: Final = ("lm_head", "sampler")
+LONGEST: Final = 1 << 20  # tokens of context that decode attention is continued to
+
+
+@dataclass(frozen=True, kw_only=True)
+class Domain:
+    """The largest values that were measured; what lies beyond is extrapolated.
+
+    `tokens` of a step, `chunk` of them in a prompt chunk with `before` tokens before it; `batch`
+    decoding requests, `mixed_batch` beside a chunk, of `context` tokens; `sequences` rows of
+    logits.
+    """
+
+    tokens: int
+    sequences: int
+    chunk: int
+    before: int
+    batch: int
+    mixed_batch: int
+    context: int
+
+    def beyond(self, peaks: Mapping[str, float]) -> list[str]:
+        """Return the names of this domain's fields that a replay's largest values exceed."""
+        return [name for name, value in peaks.items() if value > getattr(self, name)]
+
+
+def domain(operators: Operators) -> Domain:
+    """Return what a folder's tables cover."""
+    chunk, before, batch, context, _ = operators.attention.T
+    return Domain(
+        tokens=int(min(rows[-1, 0] for rows in operators.dense.values())),
+        sequences=int(min(rows[-1, 0] for rows in operators.per_sequence.values())),
+        chunk=int(chunk.max()),
+        before=int(before.max()),
+        batch=int(batch[chunk == 0].max(initial=0)),
+        mixed_batch=int(batch[chunk > 0].max(initial=0)),
+        context=int(context.max()),
+    )
+
+
+def step_tables(
+    operators: Operators,
+    *,
+    num_hidden_layers: int,
+    max_num_batched_tokens: int,
+    max_num_seqs: int,
+    capture_sizes: Sequence[int] = (),
+    tensor_parallel_size: int = 1,
+    collectives: Collectives | None = None,
+    skew: bool = True,
+) -> StepTables:
+    """Return the seconds of an engine's steps.
+
+    `capture_sizes` are the numbers of tokens that CUDA graphs were captured for, none with
+    enforce_eager: up to the largest, a step computes as many tokens as the next of them.
+    `collectives` are the seconds that tensor parallelism adds. Raises TablesError when a layer is
+    missing or not known, or the tables are those of another tensor-parallel size.
+    """
+    _check(operators, tensor_parallel_size, collectives)
+    most = max(max_num_batched_tokens + max_num_seqs, domain(operators).tokens)
+    tokens = np.arange(most + 1, dtype=float)
+    computed = _padded(tokens, capture_sizes)
+    layers = np.zeros(most + 1)
+    for layer, rows in operators.dense.items():
+        once, each = CALLS[layer]
+        layers += (once + each * num_hidden_layers) * interpolated(rows, computed)
+    if collectives is not None:
+        layers += collectives(computed)
+    sequences = np.arange(max(max_num_seqs, domain(operators).sequences) + 1, dtype=float)
+    logits = sum(interpolated(rows, sequences) for rows in operators.per_sequence.values())
+    decode_batch, decode_kv, decode = _decode(operators.attention, max_num_seqs)
+    (chunk, before, mixed_batch, mixed_kv), mixed = _mixed(
+        operators.attention, max_num_batched_tokens, max_num_seqs
+    )
+    unequal = operators.skew if skew else None
+    return StepTables(
+        tokens=layers,
+        sequences=np.asarray(logits, dtype=float),
+        decode_batch=decode_batch,
+        decode_kv=decode_kv,
+        decode=decode * num_hidden_layers,
+        decode_skew=decode_skew(unequal, decode_batch),
+        chunk=chunk,
+        before=before,
+        mixed_batch=mixed_batch,
+        mixed_kv=mixed_kv,
+        mixed=mixed * num_hidden_layers,
+        mixed_skew=mixed_skew(unequal, before, mixed_batch, mixed_kv),
+        launch=mixed[:1, 0, 0, 0] * num_hidden_layers,
+    )
+
+
+def default_capture_sizes(max_num_seqs: int) -> list[int]:
+    """Return the numbers of tokens that vLLM captures CUDA graphs for unless it is told others.
+
+    As `VllmConfig._set_cudagraph_sizes` of vLLM 0.19 has them: up to twice max_num_seqs, at most
+    512.
+    """
+    most = min(2 * max_num_seqs, 512)
+    sizes = [1, 2, 4, *range(8, 256, 8), *range(256, 513, 16)]
+    return [size for size in sizes if size <= most]
+
+
+def interpolated(rows: Floats, counts: Floats) -> Floats:
+    """Return seconds at counts, linear between measured ones.
+
+    Before the first they are held; beyond the last they go on with the slope of the upper half.
+    """
+    known, seconds = rows.T
+    middle = int(np.searchsorted(known, known[-1] / 2))
+    gap = known[-1] - known[middle]
+    slope = max((seconds[-1] - seconds[middle]) / gap, 0.0) if gap else 0.0
+    beyond = np.maximum(counts - known[-1], 0.0)
+    return np.asarray(np.interp(counts, known, seconds) + slope * beyond, dtype=float)
+
+
+def _check(operators: Operators, size: int, collectives: Collectives | None) -> None:
+    folder = operators.folder
+    for layer in operators.dense:
+        if layer not in CALLS:
+            raise TablesError(
+                f"{folder / 'dense.csv'}: layer {layer:.40} is not known, so neither is how often"
+                f" a step runs it; known are {', '.join(CALLS)}"
+            )
+    missing = [name for name in CALLS if name not in operators.dense and name not in OPTIONAL]
+    if missing:
+        raise TablesError(
+            f"{folder / 'dense.csv'}: no rows of {', '.join(missing)}; profile the whole model"
+        )
+    names = set(operators.per_sequence)
+    if names != set(PER_SEQUENCE):
+        raise TablesError(
+            f"{folder / 'per_sequence.csv'}: layers {', '.join(sorted(names))}; expected are"
+            f" {' and '.join(PER_SEQUENCE)}"
+        )
+    chunk, _, batch, _, _ = operators.attention.T
+    for what, there in (
+        ("a chunk alone", (batch == 0).any()),
+        ("decoding requests alone", (chunk == 0).any()),
+        ("a chunk beside decoding requests", ((chunk > 0) & (batch > 0)).any()),
+    ):
+        if not there:
+            raise TablesError(f"{folder / 'attention.csv'}: no rows with {what}; profile them")
+    if operators.tensor_parallel_size != size:
+        raise TablesError(
+            f"{folder}: tables of tensor-parallel size {operators.tensor_parallel_size}, and the "
+            f"engine has {size}. Give the folder of that size"
+        )
+    if size > 1 and collectives is None:
+        raise TablesError(
+            f"{folder}: operator tables leave out the collectives of tensor-parallel size {size};"
+            " give their times with --collectives"
+        )
+
+
+def _padded(tokens: Floats, capture_sizes: Sequence[int]) -> Floats:
+    """Return how many tokens a step computes: those of the next captured size, if there is one."""
+    sizes = np.array(sorted(capture_sizes), dtype=float)
+    if not len(sizes):
+        return tokens
+    at = np.searchsorted(sizes, tokens)
+    return np.where(at < len(sizes), sizes[np.minimum(at, len(sizes) - 1)], tokens)
+
+
+def _decode(attention: Floats, max_num_seqs: int) -> tuple[Floats, Floats, Floats]:
+    """Return knots of batch and of context, and the seconds of a layer that only decodes."""
+    rows = attention[attention[:, 0] == 0]
+    batch, context, seconds = rows[:, 2], rows[:, 3], rows[:, 4]
+    law = DecodeAttention().fit(batch, context, seconds)
+    (batches, contexts), grid = to_grid(rows[:, 2:4], seconds)
+    fill_between(grid, (batches, contexts), (1, 0))
+    more_batches = _doubled(batches, max_num_seqs)
+    more_contexts = _doubled(contexts, LONGEST)
+    whole = np.full((len(more_batches), len(more_contexts)), np.nan)
+    whole[: len(batches), : len(contexts)] = grid
+    at = np.meshgrid(more_batches, more_contexts, indexing="ij")
+    guess = law.predict(at[0].ravel(), at[1].ravel()).reshape(whole.shape)
+    return more_batches, more_contexts, np.where(np.isnan(whole), guess, whole)
+
+
+def _mixed(
+    attention: Floats, max_num_batched_tokens: int, max_num_seqs: int
+) -> tuple[list[Floats], Floats]:
+    """Return knots of chunk, before, batch and context, and the seconds of a layer.
+
+    Beyond what was measured: twice the requests add as much again; a chunk of twice the tokens is
+    one and then another with the first before it.
+    """
+    rows = attention[(attention[:, 0] > 0) & (attention[:, 2] > 0)]
+    knots, grid = to_grid(rows[:, :4], rows[:, 4])
+    only = attention[(attention[:, 0] > 0) & (attention[:, 2] == 0)]
+    alone = np.full(grid.shape[:2], np.nan)
+    places = [np.searchsorted(knots[axis], only[:, axis]) for axis in (0, 1)]
+    for axis, place in enumerate(places):
+        there = place < len(knots[axis])
+        there &= knots[axis][np.minimum(place, len(knots[axis]) - 1)] == only[:, axis]
+        only, places = only[there], [other[there] for other in places]
+    alone[tuple(places)] = only[:, 4]
+    for table, order in ((alone, (1, 0)), (grid, (3, 1, 0, 2))):
+        fill_between(table, knots, order)
+        fill_beyond(table, knots, order, hold=False)
+    chunk, before, batch, _ = knots
+    batch = np.append(0.0, batch)
+    grid = np.concatenate([np.repeat(alone[:, :, None, None], grid.shape[3], axis=3), grid], axis=2)
+    launch = float(alone[0, 0])
+    while batch[-1] < max_num_seqs - 1:
+        batch = np.append(batch, 2 * batch[-1])
+        grid = np.concatenate([grid, 2 * grid[:, :, -1:] - grid[:, :, :1]], axis=2)
+    while chunk[-1] < max_num_batched_tokens:
+        last = grid[-1, :, 0, 0]
+        rows_beyond = np.column_stack([before, last])
+        second = interpolated(rows_beyond, before + chunk[-1]) - launch
+        grid = np.concatenate([grid, grid[-1:] + second[:, None, None]], axis=0)
+        chunk = np.append(chunk, 2 * chunk[-1])
+    return [chunk, before, batch, knots[3]], grid
+
+
+def _doubled(knots: Floats, until: float) -> Floats:
+    """Return knots continued by twice the last until one reaches `until`."""
+    more = list(knots)
+    while more[-1] < until:
+        more.append(2 * more[-1])
+    return np.array(more)

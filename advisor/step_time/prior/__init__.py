@@ -1,0 +1,1 @@
+"""Step times of GPUs that were never measured, from published tables."""

@@ -1,0 +1,240 @@
+"""What vLLM does on a GPU where nothing was said: its limits, and the KV blocks it has room for.
+
+Limits are those of vLLM 0.32 (EngineArgs.get_batch_defaults): by the GPU's memory, and by whether a
+server or the class LLM starts the engine. Blocks are a rule, as what a run sets aside for
+activations and CUDA graphs is only known when it has started.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from advisor.evidence.keys import blocks_of
+from traces.errors import UsageError
+from traces.schema.engine import EngineConfig, ModelFacts
+
+GIB: Final = float(1 << 30)
+UTILISATION: Final = 0.92  # of the memory, vLLM's default
+BLOCK: Final = 16  # vLLM's default on a GPU
+RESERVED: Final = (
+    3.5 * GIB
+)  # for activations, graphs and the context, as the prior's authors have it
+VALUE_BYTES: Final = 2  # of weights and cache in bfloat16
+LIMITS: Final = ("max_num_seqs", "max_num_batched_tokens")
+# vLLM's defaults on a GPU for what a CPU's engine was given otherwise.
+GPU_DEFAULTS: Mapping[str, Any] = {
+    "block_size": BLOCK,
+    "async_scheduling": True,
+    "enforce_eager": False,
+}
+# Memory in GiB as NVIDIA's driver tells it, by part of the device's name: the first that fits.
+_MEMORY_GIB: Final = (
+    ("RTX PRO 6000", 95.6), ("RTX 6000 Ada", 48.0), ("RTX A6000", 48.0), ("RTX 5090", 31.8),
+    ("RTX 4090", 24.0), ("RTX 3090", 24.0), ("GH200 480GB", 95.6), ("H200", 140.4),
+    ("H100 NVL", 93.6), ("H100 PCIe", 79.6), ("H100", 79.6), ("B200", 179.1), ("L40S", 45.0),
+    ("L40", 45.0), ("L4", 22.5), ("A10G", 22.5), ("A10", 22.5), ("T4", 15.0),
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Device:
+    """A GPU that an engine is asked about: its name and memory, None where they are not known."""
+
+    name: str | None
+    memory_bytes: float | None
+
+    @classmethod
+    def named(cls, name: str | None) -> Device:
+        """Return the GPU of a name that a driver gives: `NVIDIA H100 80GB HBM3`."""
+        if name is None or "MIG" in name:  # a part of a GPU has a part of its memory
+            return cls(name=name, memory_bytes=None)
+        for part, size in _MEMORY_GIB:
+            if re.search(rf"\b{part}\b", name):
+                return cls(name=name, memory_bytes=size * GIB)
+        told = re.search(r"\b(\d{1,3}) ?GB\b", name)
+        return cls(name=name, memory_bytes=float(told[1]) * GIB if told else None)
+
+    def limits(self, mode: str) -> tuple[int, int]:
+        """Return vLLM's max_num_seqs and max_num_batched_tokens of an engine's mode."""
+        memory, offline = self.memory_bytes or 0.0, mode == "in_process"
+        if memory >= 160 * GIB:
+            return 1024, 16384
+        if memory >= 70 * GIB and "a100" not in (self.name or "").lower():
+            return 1024, 16384 if offline else 8192
+        return 256, 8192 if offline else 2048
+
+
+def _fitted(engine: EngineConfig, limits: tuple[int, int], given: Collection[str]) -> list[int]:
+    """Return both limits as vLLM fits them to each other and to the longest sequence.
+
+    `given` ones are the engine's own.
+    """
+    seqs, batched = limits
+    if "max_num_seqs" in given and engine.max_num_seqs is not None:
+        seqs = engine.max_num_seqs
+    if "max_num_batched_tokens" in given and engine.max_num_batched_tokens is not None:
+        batched = engine.max_num_batched_tokens
+    elif engine.max_model_len is not None:
+        batched = min(batched, seqs * engine.max_model_len)
+    return [seqs if "max_num_seqs" in given else min(seqs, batched), batched]
+
+
+def _own_defaults(engine: EngineConfig) -> list[int]:
+    """Return vLLM's limits on the device that an engine was recorded on."""
+    size = engine.pipeline_parallel_size * engine.tensor_parallel_size
+    on_cpu = (128 * size, 2048 * size) if engine.mode == "server" else (256 * size, 4096 * size)
+    there = on_cpu if engine.gpu is None else Device.named(engine.gpu).limits(engine.mode)
+    return _fitted(engine, there, ())
+
+
+def as_on(
+    device: Device,
+    engine: EngineConfig,
+    recorded: EngineConfig | None = None,
+    given: Collection[str] = (),
+) -> tuple[EngineConfig, tuple[str, ...]]:
+    """Return an engine as vLLM would start it on a GPU, and the fields that are its defaults there.
+
+    `given` fields stay. So does what was recorded, but for the blocks of another device, what is
+    None, and limits that were only the defaults of the device that `recorded` ran on.
+    """
+    recorded = recorded or engine
+    elsewhere = recorded.gpu is None or recorded.gpu != device.name
+    wanted: dict[str, Any] = dict(GPU_DEFAULTS) if recorded.gpu is None else {}
+    if engine.enable_prefix_caching is None:
+        wanted["enable_prefix_caching"] = True
+    own = _own_defaults(recorded) if elsewhere else [None, None]
+    open_limits = [
+        name
+        for name, value in zip(LIMITS, own, strict=True)
+        if name not in given and getattr(engine, name) in (None, value)
+    ]
+    fitted = _fitted(engine, device.limits(engine.mode), set(LIMITS) - set(open_limits))
+    wanted |= {
+        name: value for name, value in zip(LIMITS, fitted, strict=True) if name in open_limits
+    }
+    wanted = {name: value for name, value in wanted.items() if name not in given}
+    if elsewhere and "num_gpu_blocks" not in given:
+        engine = replace(engine, num_gpu_blocks=None)
+    return replace(engine, **wanted), tuple(wanted)
+
+
+def assumed_note(device: Device, engine: EngineConfig, assumed: Collection[str]) -> str:
+    """Say which settings of an engine are vLLM's defaults on a GPU."""
+    settings = ", ".join(
+        f"{name} {value:,}" if type(value) is int else f"{name} {str(value).lower()}"
+        for name in assumed
+        if (value := getattr(engine, name)) is not None
+    )
+    where = "a server" if engine.mode == "server" else "vLLM's class LLM"
+    memory = (
+        f"{device.memory_bytes / GIB:.0f} GiB"
+        if device.memory_bytes is not None
+        else "a memory that is not known, taken as under 70 GiB"
+    )
+    return (
+        f"not set, so the defaults of vLLM 0.32 hold, of {where} on {device.name or 'a GPU'} with "
+        f"{memory}: {settings}. --set says others"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """What of a GPU's memory an engine of a model takes, in bytes on each GPU.
+
+    `usable` is vLLM's share of the memory, `reserved` what weights and KV cache do not get.
+    """
+
+    device: Device
+    total: float
+    share: float
+    weights: float
+    reserved: float
+    token: float
+
+    @property
+    def cache(self) -> float:
+        """The bytes that are left for the KV cache, below 0 where nothing is."""
+        return self.share * self.total - self.weights - self.reserved
+
+    def sum(self) -> str:
+        """Return the sum in words, in GB on each GPU."""
+        return (
+            f"{self.share:g} x {_gb(self.total)} of memory less weights of {_gb(self.weights)} and "
+            f"{_gb(self.reserved)} for activations and graphs"
+        )
+
+
+def _gb(count: float) -> str:
+    return f"{count / 1e9:.1f} GB"
+
+
+def memory_of(
+    device: Device, engine: EngineConfig, facts: ModelFacts, *, reserved: float = RESERVED
+) -> Memory | None:
+    """Return what an engine in bfloat16 takes of a GPU; None where memory or model is not known.
+
+    KV heads that are fewer than the GPUs are kept by several of them.
+    """
+    size = engine.tensor_parallel_size
+    weights = facts.weight_bytes
+    if facts.quantization is None and engine.quantization is None:
+        weights = None if facts.total_parameters is None else VALUE_BYTES * facts.total_parameters
+    if device.memory_bytes is None or weights is None or not facts.reads_all(None):
+        return None
+    kv_heads = max(facts.num_key_value_heads / size, 1.0)
+    value = 1 if (engine.kv_cache_dtype or "").startswith("fp8") else VALUE_BYTES
+    return Memory(
+        device=device,
+        total=device.memory_bytes,
+        share=engine.gpu_memory_utilization or UTILISATION,
+        weights=weights / (size * engine.pipeline_parallel_size),
+        reserved=reserved,
+        token=2 * facts.num_hidden_layers * kv_heads * facts.head_dim * value,
+    )
+
+
+def with_blocks(memory: Memory, engine: EngineConfig, facts: ModelFacts) -> EngineConfig:
+    """Return an engine with the KV blocks that a GPU has room for, where they are not given.
+
+    Raises UsageError, with the sum, where weights or a sequence of `max_model_len` do not fit, or
+    more blocks were given than the whole memory holds.
+    """
+    what = f"{facts.name} with tensor_parallel_size {engine.tensor_parallel_size}"
+    on = f"on {memory.device.name or 'this GPU'}"
+    block = (engine.block_size or BLOCK) * memory.token
+    mend = "Set a larger engine.tensor_parallel_size, or ask about a GPU with more memory"
+    if engine.num_gpu_blocks is not None:
+        if engine.num_gpu_blocks * block + memory.weights > memory.total:
+            raise UsageError(
+                f"{what} does not fit {on}: on each GPU weights of {_gb(memory.weights)} and "
+                f"engine.num_gpu_blocks={engine.num_gpu_blocks:,} of {block / 1e6:.1f} MB each are "
+                f"{_gb(engine.num_gpu_blocks * block + memory.weights)} of {_gb(memory.total)}"
+            )
+        return engine
+    blocks = int(memory.cache // block)
+    needed = 2 if engine.max_model_len is None else blocks_of(engine, engine.max_model_len) + 1
+    if memory.cache <= 0 or blocks < 2:
+        raise UsageError(
+            f"{what} does not fit {on}: on each GPU {memory.sum()} leaves nothing for the KV cache "
+            f"({_gb(memory.cache)}). {mend}"
+        )
+    if blocks < needed:
+        raise UsageError(
+            f"{what} does not fit {on}: on each GPU {memory.sum()} leaves {_gb(memory.cache)} for "
+            f"the KV cache, and a sequence of max_model_len {engine.max_model_len:,} needs "
+            f"{_gb(needed * block)}, so vLLM does not start. {mend}, or set a lower "
+            "engine.max_model_len"
+        )
+    return replace(engine, num_gpu_blocks=blocks)
+
+
+def blocks_note(memory: Memory, engine: EngineConfig) -> str:
+    """Say where the KV blocks of an engine come from."""
+    return (
+        f"num_gpu_blocks {engine.num_gpu_blocks:,} by a rule: on each GPU {memory.sum()} leaves "
+        f"{_gb(memory.cache)} for the KV cache. --set engine.num_gpu_blocks says the engine's own"
+    )

@@ -1,0 +1,256 @@
+"""Engines on GPUs that were not measured: candidates whose step times are of the prior.
+
+A recorded model is offered on each tensor-parallel size that its shape, the GPU's memory and the
+tables allow. Its samples are the recorded ones, so that lengths and answers are real; how long a
+step takes is the prior's, as wide as the prior was wrong in the runs that docs/prior.md tells of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from advisor.evidence.features import FEATURES, INDEX, composition_matrix
+from advisor.evidence.gather import Evidence
+from advisor.evidence.keys import decoder_of, law_key, powers, without_limits
+from advisor.step_time.cost import StepCost
+from advisor.step_time.law import PriorCost, StepLaw, non_negative_least_squares
+from advisor.step_time.operators.tables import domain
+from advisor.step_time.prior.defaults import BLOCK, Device, Memory, as_on, memory_of, with_blocks
+from advisor.step_time.prior.recalibration import (
+    PriorTimes,
+    Recalibration,
+    cost_of,
+    predicted_steps,
+    recalibrate,
+)
+from advisor.step_time.prior.tables import PriorTables, read_prior
+from traces.errors import TablesError, UsageError
+from traces.recording.reader import Recording
+from traces.recording.tables import COMPOSITION, TABLES
+from traces.schema.engine import EngineConfig, ModelFacts
+from traces.statistics import Z95
+
+Floats = npt.NDArray[np.float64]
+Choices = Sequence[tuple[int, int]]  # (max_num_seqs, max_num_batched_tokens)
+
+SIZES: Final = (1, 2, 4, 8)  # of tensor parallelism
+# How far off the prior was in the published runs of docs/prior.md, by the log of time: steps took
+# up to 1 / 0.68 of what it has, and recalibrated at another tensor-parallel size up to 1.18.
+UNCHECKED: Final = -float(np.log(0.68))
+OTHER_SIZE: Final = float(np.log(1.18))
+PRICED: Final = (None, "auto", "bfloat16", "float16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refused:
+    """An engine that is not offered, how many limits it would have been offered with, and why."""
+
+    engine: EngineConfig
+    choices: int
+    why: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Offers:
+    """Engines without limits by the system of their tables and their limits, and their laws.
+
+    `laws` are by `law_key`.
+    """
+
+    engines: Mapping[EngineConfig, tuple[str, Choices]]
+    laws: Mapping[EngineConfig, StepLaw]
+    refused: Sequence[Refused]
+
+
+def offer(evidence: Evidence, recordings: Sequence[Recording], systems: Sequence[str]) -> Offers:
+    """Return what the recorded models could be served on of the named systems of the prior.
+
+    Recordings of such a GPU recalibrate it; what they measured themselves is not offered again.
+    Raises UsageError for a system without tables and for one on which nothing can be offered,
+    MissingDependencyError where the tables are not installed, TablesError for damage.
+    """
+    engines: dict[EngineConfig, tuple[str, Choices]] = {}
+    laws: dict[EngineConfig, StepLaw] = {}
+    refused: list[Refused] = []
+    for system in dict.fromkeys(systems):
+        tables = read_prior(system)
+        found = recalibrate(tables, recordings)
+        measured = {_shape(table.engine) for table in evidence.steps}
+        offered, why = 0, "no recording without speculation tells of a model"
+        for base, choices in _bases(evidence, tables):
+            facts = evidence.models.get(base.model)
+            for size in SIZES if facts is not None else ():
+                assert facts is not None
+                engine = replace(base, gpu=tables.device, tensor_parallel_size=size)
+                if _shape(engine) in measured:
+                    offered += 1
+                    continue
+                try:
+                    engine = _placed(engine, facts, tables)
+                    law = _law(evidence, engine, choices, PriorTimes(
+                        tables=tables, facts=facts, found=found
+                    ))  # fmt: skip
+                except (UsageError, TablesError) as error:
+                    why = str(error).removeprefix("--gpu: ")
+                    refused.append(Refused(engine=engine, choices=len(choices), why=why))
+                    continue
+                engines[engine] = (system, choices)
+                laws[law_key(engine)] = law
+                offered += 1
+        if not offered:
+            raise UsageError(f"--gpu {system}: nothing can be offered there: {why}")
+    return Offers(engines=engines, laws=laws, refused=tuple(refused))
+
+
+def _shape(engine: EngineConfig) -> tuple[object, ...]:
+    """Return what of an engine a measurement on a GPU is of."""
+    return (engine.gpu, engine.tensor_parallel_size, *decoder_of(engine))
+
+
+def _bases(evidence: Evidence, tables: PriorTables) -> Iterator[tuple[EngineConfig, Choices]]:
+    """Yield an engine without limits for each recorded way of decoding, and its limits.
+
+    These are the recorded ones, those that a server on the GPU has by default, and the powers of
+    two up to the largest.
+    """
+    groups: dict[object, list[EngineConfig]] = {}
+    device = device_of(tables)
+    usual = device.limits("server")
+    for run in evidence.runs:
+        if run.engine.speculative is None:
+            there, _ = as_on(device, run.engine)
+            groups.setdefault(decoder_of(run.engine), []).append(there)
+    for engines in groups.values():
+        first = engines[0]
+        base = replace(
+            without_limits(first),
+            pipeline_parallel_size=1,
+            num_gpus=None,
+            num_gpu_blocks=None,
+            block_size=BLOCK,
+            gpu_memory_utilization=None if first.gpu is None else first.gpu_memory_utilization,
+        )
+        seqs = powers([usual[0], *(each.max_num_seqs for each in engines)], 1)
+        batched = powers([usual[1], *(each.max_num_batched_tokens for each in engines)], 256)
+        yield base, [(s, b) for s in seqs for b in batched]
+
+
+def device_of(tables: PriorTables) -> Device:
+    """Return the GPU of a system of the prior."""
+    return Device(name=tables.device, memory_bytes=tables.memory_bytes)
+
+
+def memory_on(tables: PriorTables, engine: EngineConfig, facts: ModelFacts) -> Memory | None:
+    """Return what an engine takes of the memory of a system's GPU; None where it is not known."""
+    reserved = tables.reserved_bytes(engine.tensor_parallel_size)
+    return memory_of(device_of(tables), engine, facts, reserved=reserved)
+
+
+def _placed(engine: EngineConfig, facts: ModelFacts, tables: PriorTables) -> EngineConfig:
+    """Return the engine with the KV blocks that its GPU has room for, where its memory is known.
+
+    Raises UsageError where it does not fit.
+    """
+    if engine.dtype not in PRICED:
+        raise UsageError(f"{facts.name} was recorded in {engine.dtype}; the tables are bfloat16's")
+    memory = memory_on(tables, engine, facts)
+    return engine if memory is None else with_blocks(memory, engine, facts)
+
+
+def _law(evidence: Evidence, engine: EngineConfig, choices: Choices, times: PriorTimes) -> StepLaw:
+    """Return the law of an engine: a linear one for the closed form, the tables for the replay.
+
+    Raises UsageError for an engine that cannot be priced, TablesError for shapes that were not
+    measured.
+    """
+    prior = times.prior(engine)
+    most = replace(
+        engine,
+        max_num_seqs=max(seqs for seqs, _ in choices),
+        max_num_batched_tokens=max(tokens for _, tokens in choices),
+    )
+
+    @lru_cache(maxsize=64)
+    def cost(seqs: int | None, tokens: int | None) -> StepCost:
+        return cost_of(prior, replace(engine, max_num_seqs=seqs, max_num_batched_tokens=tokens))
+
+    def of(asked: EngineConfig) -> StepCost:
+        return cost(asked.max_num_seqs, asked.max_num_batched_tokens)
+
+    measured = domain(prior.operators)
+    high = np.full(len(FEATURES), np.inf)
+    high[INDEX["requests"]] = measured.batch
+    high[INDEX["tokens"]] = measured.tokens
+    sigma = _sigma(times.found)
+    return StepLaw(
+        seconds=_linear(of, most, evidence),
+        low=np.zeros(len(FEATURES)),
+        high=high,
+        sigma=sigma,
+        sigma_outside=2 * sigma,
+        runs=0 if times.found is None else len(times.found.recordings),
+        repeats=0,
+        repeats_outside=0,
+        prior=PriorCost(
+            system=times.tables.system,
+            label=times.tables.label,
+            recordings=() if times.found is None else times.found.recordings,
+            cost=of,
+        ),
+    )
+
+
+def _sigma(found: Recalibration | None) -> float:
+    """Return the spread (sd) of the log of a run's time about the prior."""
+    if found is None:
+        return _reaching(UNCHECKED)
+    return float(np.hypot(found.sigma, _reaching(OTHER_SIZE)))
+
+
+def _reaching(log: float) -> float:
+    """Return the spread of a log-normal factor with mean 1 whose 95 % quantile is exp(log)."""
+    return float(Z95 - np.sqrt(Z95**2 - 2 * log))
+
+
+def _linear(
+    cost: Callable[[EngineConfig], StepCost], engine: EngineConfig, evidence: Evidence
+) -> Floats:
+    """Return seconds per feature that come nearest to the tables, for steps as will be made.
+
+    Steps of all batches up to `max_num_seqs`, at contexts up to the longest recorded, and with
+    prompts of the usual length; each step's relative error counts alike.
+    """
+    samples = [
+        (problem.prompt_tokens, sample.output_tokens)
+        for run in evidence.runs
+        if run.engine.model == engine.model
+        for problem in run.problems.values()
+        for sample in problem.samples
+    ]
+    prompt, longest = int(np.median([p for p, _ in samples])), max(p + o for p, o in samples)
+    seqs = engine.max_num_seqs or 1
+    batches = powers([seqs], 1)
+    rows = [
+        {"decode_requests": batch, "decode_tokens": batch, "decode_kv_tokens": batch * context}
+        for batch in batches
+        for context in np.linspace(prompt, longest, 5).astype(int).tolist()
+    ]
+    whole = {
+        "prefill_requests": 1,
+        "prefill_tokens": prompt,
+        "prefill_kv_tokens": prompt,
+        "prefill_query_context": prompt * (prompt + 1) // 2,
+    }
+    rows += [whole, *({**whole, **row} for row in rows[2::5])]
+    plain = {name: TABLES["steps"][name] for name in COMPOSITION}
+    steps = pl.DataFrame([dict.fromkeys(plain, 0) | row for row in rows], schema=plain)
+    seconds = predicted_steps(cost(engine), steps)
+    composition = composition_matrix(steps, speculative=False)
+    return non_negative_least_squares(composition / seconds[:, None], np.ones(len(seconds)))

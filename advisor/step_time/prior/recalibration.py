@@ -1,0 +1,321 @@
+"""Step times of a GPU from the prior, recalibrated by recordings of that GPU where there are any.
+
+A recording says how much longer its kernels took than the prior has them, by family, where kernels
+were profiled, and how much longer its steps took than the kernels of the prior so scaled: what the
+tables lack (the host's work, gaps between kernels) is in that last factor. The factors go with the
+GPU, so a recording of one model and tensor-parallel size speaks for others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from advisor.compiled import compiled
+from advisor.step_time.cost import StepCost, chunk_seconds, step_seconds, table_cost
+from advisor.step_time.law import StepTimes
+from advisor.step_time.operators.tables import default_capture_sizes, domain
+from advisor.step_time.prior.prior import FAMILIES, PRIOR_MISSING, PRIOR_RULES, Prior, prior_of
+from advisor.step_time.prior.tables import PriorTables
+from traces.errors import TablesError, UsageError
+from traces.recording.reader import Recording
+from traces.recording.tables import COMPOSITION
+from traces.schema.engine import EngineConfig, ModelFacts
+from traces.statistics import Z95, student_95
+from traces.summary.comparison import PRIOR_REPEATS, RUN_TO_RUN
+
+Floats = npt.NDArray[np.float64]
+
+MOST_STEPS: Final = 2000  # of a recording, evenly spaced, that are priced
+STALL: Final = 10.0  # steps beyond so many times the usual count as that many times
+FAMILY_OF_KERNELS: Final = {
+    "gemm": "gemm",
+    "attention": "attention",
+    "kv-cache": "attention",
+    "communication": "communication",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recalibration:
+    """What recordings of the GPU say of the prior.
+
+    `families` are factors by family, of those whose kernels were profiled; `step` is the factor of
+    all that is left. `sigma` is the spread (sd) of the log of a run's time about the prediction;
+    `checked` are the models (nameless) and tensor-parallel sizes that ran: a factor learned at one
+    size is off at another (docs/prior.md), so an interval is claimed for these alone. `recordings`
+    taught it.
+    """
+
+    families: Mapping[str, float]
+    step: float
+    sigma: float
+    checked: frozenset[tuple[ModelFacts, int]]
+    recordings: tuple[str, ...]
+
+    def has(self, facts: ModelFacts, tensor_parallel_size: int) -> bool:
+        """Whether this model ran at this tensor-parallel size."""
+        return _shape(facts, tensor_parallel_size) in self.checked
+
+
+@dataclass(frozen=True, kw_only=True)
+class PriorTimes:
+    """The prior of one GPU and model; `found` is what recordings said of it, None without any."""
+
+    tables: PriorTables
+    facts: ModelFacts
+    found: Recalibration | None
+
+    def prior(self, engine: EngineConfig) -> Prior:
+        """Return the operator times of an engine, as the recordings scale them.
+
+        Raises UsageError for an engine that cannot be priced, TablesError for shapes that were not
+        measured.
+        """
+        prior = prior_of(self.tables, self.facts, engine)
+        return prior if self.found is None else _recalibrated(prior, self.found)
+
+    def times(self, engine: EngineConfig, longest: int) -> StepTimes:
+        """Return the step times of an engine; `longest` is the longest context to come.
+
+        Raises UsageError for an engine that cannot be priced, TablesError for shapes that were not
+        measured.
+        """
+        prior = self.prior(engine)
+        measured = domain(prior.operators)
+        checked = self.found is not None and self.found.has(self.facts, engine.tensor_parallel_size)
+
+        def within(peaks: Mapping[str, float]) -> bool:
+            if not checked:
+                return False
+            most = {"tokens": peaks["tokens"], "batch": peaks["requests"], "context": longest}
+            return not measured.beyond(most)
+
+        sigma = None
+        if checked and self.found is not None:
+            sigma = (self.found.sigma, 2 * self.found.sigma)
+        runs = None if self.found is None else len(self.found.recordings)
+        return StepTimes(cost=cost_of(prior, engine), sigma=sigma, runs=runs, within=within)
+
+    def notes(self, tensor_parallel_size: int) -> list[str]:
+        """Return what of the step times is prior, what is missing, and what was checked."""
+        told = [
+            f"prior: step times of {self.facts.name} on {self.tables.device} are from operator"
+            f" tables of others (aiconfigurator-core: {self.tables.label})",
+            "by a rule, as no table has it: " + "; ".join(PRIOR_RULES),
+            "in no table and left out: " + ", ".join(PRIOR_MISSING),
+        ]
+        if self.found is None:
+            return [*told, "no run of this GPU has checked it: no interval, all marked *"]
+        scales = ", ".join(f"{name} x{scale:.2f}" for name, scale in self.found.families.items())
+        scales = f"{scales}; " if scales else "no kernels were profiled: one scale, "
+        names = ", ".join(self.found.recordings)
+        told = [
+            *told[:2],
+            f"recalibrated by {names}: {scales}steps x{self.found.step:.2f}, which stands for what "
+            f"no table has ({', '.join(PRIOR_MISSING)}); the rest is prior",
+        ]
+        if not self.found.has(self.facts, tensor_parallel_size):
+            told.append(
+                f"no run of this GPU had {self.facts.name} at tensor_parallel_size "
+                f"{tensor_parallel_size}: no interval, all marked *"
+            )
+        return told
+
+
+def _shape(facts: ModelFacts, tensor_parallel_size: int) -> tuple[ModelFacts, int]:
+    return replace(facts, name=""), tensor_parallel_size
+
+
+def recalibrate(tables: PriorTables, recordings: Sequence[Recording]) -> Recalibration | None:
+    """Compare the prior with recordings of that GPU; None where there are none.
+
+    Recordings of models or engines that cannot be priced do not count.
+    """
+    ran = [each for recording in recordings for each in _ran(tables, recording.afresh())]
+    if not ran:
+        return None
+    families = _families(ran)
+    logs, raw = _logs(ran, families), _logs(ran, {})
+    return Recalibration(
+        families=families,
+        step=float(np.exp(logs.mean())),
+        sigma=spread_of(logs, float(raw.mean())),
+        checked=frozenset(
+            _shape(each.prior.facts, each.engine.tensor_parallel_size) for each in ran
+        ),
+        recordings=tuple(dict.fromkeys(each.recording for each in ran)),
+    )
+
+
+def _logs(ran: Sequence[_Ran], families: Mapping[str, float]) -> Floats:
+    """Return the log of recorded over predicted time, by configuration."""
+    found: dict[str, list[float]] = {}
+    for each in ran:
+        predicted = each.seconds(each.steps, families)
+        recorded = each.steps["seconds"].to_numpy()
+        usual = float(np.median(recorded / predicted))
+        total = float(np.minimum(recorded, STALL * usual * predicted).sum())
+        found.setdefault(each.configuration, []).append(np.log(total / predicted.sum()))
+    return np.array([np.mean(group) for group in found.values()])
+
+
+def spread_of(logs: Floats, raw: float) -> float:
+    """Return the spread of the log of time in a run that was not learned from.
+
+    Of several configurations each is predicted from the others; these errors are pooled with
+    `RUN_TO_RUN`, which counts for `PRIOR_REPEATS` of them, and few widen the spread as Student's t
+    does. One configuration cannot be left out: what the prior as it came was wrong by there (`raw`,
+    a log), it may be wrong by elsewhere.
+    """
+    count = len(logs)
+    if count < 2:
+        return float(np.hypot(RUN_TO_RUN, raw))
+    errors = (logs - logs.mean()) * count / (count - 1)
+    freedom = PRIOR_REPEATS + count
+    squares = PRIOR_REPEATS * RUN_TO_RUN**2 + float(np.sum(np.square(errors)))
+    return float(np.sqrt(squares / freedom)) * student_95(freedom) / Z95
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Ran:
+    """An engine of a recording that the prior can price, with its steps and profiled kernels."""
+
+    recording: str
+    configuration: str
+    engine: EngineConfig
+    prior: Prior
+    steps: pl.DataFrame
+    profiled: pl.DataFrame
+    kernels: pl.DataFrame
+
+    def seconds(self, steps: pl.DataFrame, families: Mapping[str, float]) -> Floats:
+        """Return the prior's seconds of steps, its families scaled."""
+        return predicted_steps(cost_of(self.prior.scaled(families), self.engine), steps)
+
+
+def _ran(tables: PriorTables, recording: Recording) -> list[_Ran]:
+    found = []
+    for key, engine in recording.manifest.engines.items():
+        facts = recording.manifest.models.get(engine.model)
+        if facts is None or engine.gpu != tables.device:
+            continue
+        try:
+            prior = prior_of(tables, facts, engine)
+        except (UsageError, TablesError):
+            continue
+        steps = (
+            recording.steps.filter(
+                pl.col("engine") == key, pl.col("source").fill_null("measured") != "replayed"
+            )
+            .with_columns(
+                seconds=pl.coalesce("interval_ns", "wall_ns") / 1e9,
+                profiled=pl.col("profiled").fill_null(False),
+            )
+            .drop_nulls(["seconds", *COMPOSITION])
+            .filter(
+                pl.col("seconds") > 0, pl.col("prefill_requests") + pl.col("decode_requests") > 0
+            )
+        )
+        usual = steps.filter(~pl.col("profiled"))
+        if usual.is_empty():
+            continue
+        found.append(
+            _Ran(
+                recording=recording.name,
+                configuration=f"{engine.key()} {recording.manifest.concurrency}",
+                engine=engine,
+                prior=prior,
+                steps=usual.gather_every(-(-len(usual) // MOST_STEPS)),
+                profiled=steps.filter(pl.col("profiled")),
+                kernels=recording.frame("kernels").filter(pl.col("engine") == key),
+            )
+        )
+    return found
+
+
+def _families(ran: Sequence[_Ran]) -> dict[str, float]:
+    """Return by family how many times the prior's the profiled kernels took."""
+    recorded, predicted = dict.fromkeys(FAMILIES, 0.0), dict.fromkeys(FAMILIES, 0.0)
+    for each in ran:
+        spent = _by_family(each.kernels, each.profiled)
+        if not spent:
+            continue
+        usual = each.seconds(each.profiled, {}).sum()
+        for family in FAMILIES:
+            recorded[family] += spent.get(family, 0.0)
+            predicted[family] += float(each.seconds(each.profiled, {family: 2.0}).sum() - usual)
+    return {
+        family: recorded[family] / predicted[family]
+        for family in FAMILIES
+        if recorded[family] > 0 and predicted[family] > 0
+    }
+
+
+def _by_family(kernels: pl.DataFrame, profiled: pl.DataFrame) -> dict[str, float]:
+    """Return a rank's seconds of kernels by family, in profiled steps; empty without any.
+
+    Of collectives the rank that took least counts: the others waited for the last.
+    """
+    known = kernels.join(profiled.select("step"), on="step", how="semi").with_columns(
+        own=pl.coalesce("self_time", "time") / 1e9,
+        family=pl.col("family").replace_strict(FAMILY_OF_KERNELS, default="other"),
+    )
+    by_rank = known.group_by("family", "rank").agg(pl.col("own").sum())
+    sums = by_rank.group_by("family").agg(mean=pl.col("own").mean(), least=pl.col("own").min())
+    return {
+        family: least if family == "communication" else mean
+        for family, mean, least in sums.iter_rows()
+    }
+
+
+def _recalibrated(prior: Prior, found: Recalibration) -> Prior:
+    step = dict.fromkeys(FAMILIES, found.step)
+    return prior.scaled(found.families).scaled(step)
+
+
+def cost_of(prior: Prior, engine: EngineConfig) -> StepCost:
+    """Return the cost of an engine's steps. Raises UsageError where it does not tell its limits."""
+    if engine.max_num_seqs is None or engine.max_num_batched_tokens is None:
+        raise UsageError(
+            "--gpu: set engine.max_num_seqs and engine.max_num_batched_tokens, "
+            "which this recording does not tell"
+        )
+    captured = [] if engine.enforce_eager else default_capture_sizes(engine.max_num_seqs)
+    return table_cost(
+        prior.step_tables(
+            max_num_batched_tokens=engine.max_num_batched_tokens,
+            max_num_seqs=engine.max_num_seqs,
+            capture_sizes=captured,
+        )
+    )
+
+
+def predicted_steps(cost: StepCost, steps: pl.DataFrame) -> Floats:
+    """Return the seconds [steps] of rows that have all of COMPOSITION.
+
+    The chunks of a step, of which the row has sums, are taken as equal.
+    """
+    return _predicted(cost, steps.select(COMPOSITION).to_numpy().astype(float))
+
+
+@compiled
+def _predicted(cost: StepCost, rows: Floats) -> Floats:
+    """Return the seconds [steps] of rows [steps, COMPOSITION]."""
+    found = np.empty(len(rows))
+    for number in range(len(rows)):
+        row = rows[number]
+        prompts, tokens, decodes = int(row[0]), int(row[1]), int(row[2])
+        chunks = 0.0
+        if prompts:
+            before = max(int(row[4]) - tokens, 0) // prompts
+            chunks = prompts * chunk_seconds(cost, max(tokens // prompts, 1), before)
+        found[number] = step_seconds(
+            cost, prompts, tokens, row[4], row[6], chunks, decodes, row[3], row[5], 0.0, False,
+        )  # fmt: skip
+    return found

@@ -1,0 +1,1 @@
+"""One run under another configuration, with intervals."""

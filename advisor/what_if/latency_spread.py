@@ -1,0 +1,96 @@
+"""How far the mean and quantiles of problem latency lie off where the time of all steps does not.
+
+The spread of a law (`StepLaw.sigma`) is that of a run's total time. The median problem has met
+fewer steps than the run has, and a quantile of few problems moves with each of them, so that these
+lie further off, each run in its own way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from advisor.evidence.gather import StepTable
+from advisor.evidence.keys import law_key
+from advisor.evidence.runs import Load, Run
+from advisor.replay.limits import limits_of
+from advisor.replay.replay import replay
+from advisor.replay.result import Replayed
+from advisor.replay.workload import Workload
+from advisor.step_time.cost import linear_cost
+from advisor.step_time.fit import StepTimeModel
+from advisor.step_time.law import StepLaw
+from traces.summary.comparison import PRIOR_REPEATS
+
+BEYOND = {"mean": 0.01, "p50": 0.02, "p95": 0.025}  # sd of the log, as measured (docs/replay.md)
+MOST_RUNS = 24  # that are replayed to see it
+
+
+def latency_spread(
+    runs: Sequence[Run], tables: Sequence[StepTable], model: StepTimeModel | None
+) -> dict[str, float]:
+    """Return the spread (sd of the log) of the mean, p50 and p95 beyond that of the total time.
+
+    Recorded runs are replayed by the law that their steps, the `tables`, helped to teach; `BEYOND`
+    counts for `PRIOR_REPEATS` of them, and is all there is without a model.
+    """
+    if model is None:
+        return dict(BEYOND)
+    whole = [run for run in runs if run.problems]
+    if len(whole) > MOST_RUNS:
+        places = np.linspace(0, len(whole) - 1, MOST_RUNS).round().astype(int)
+        whole = [whole[place] for place in places]
+    off = []
+    for run in whole:
+        own = [t for t in tables if (t.recording, t.engine) == (run.recording, run.engine)]
+        law = model.laws_.get(law_key(run.engine))
+        found = None if law is None or not own else _beyond(run, own, law)
+        if found is not None and np.isfinite(found).all():
+            off.append(found)
+    return {
+        name: float(
+            np.sqrt(
+                (PRIOR_REPEATS * known**2 + sum(each[place] ** 2 for each in off))
+                / (PRIOR_REPEATS + len(off))
+            )
+        )
+        for place, (name, known) in enumerate(BEYOND.items())
+    }
+
+
+def replay_recorded(run: Run, seconds: np.ndarray) -> Replayed:
+    """Return a recorded run under its own load as a law of `seconds` [FEATURES] has it."""
+    arrivals = None if run.concurrency is not None else run.arrivals_s(run.problems)
+    loads = [Load.of(each, each.samples) for each in run.problems.values()]
+    return replay(
+        Workload.from_loads(loads, arrivals),
+        linear_cost(seconds),
+        limits_of(run.engine),
+        concurrency=run.concurrency,
+    )
+
+
+def _beyond(run: Run, own: Sequence[StepTable], law: StepLaw) -> np.ndarray | None:
+    """Return log(recorded / replayed) of mean, p50 and p95, less that of the total time.
+
+    None for what cannot be replayed as it was: ranks, drafts that are not told, and samples that
+    the cache has no room for.
+    """
+    problems = run.problems.values()
+    told = all(each.advance is not None for problem in problems for each in problem.samples)
+    if run.engine.data_parallel_size > 1 or (run.engine.speculative is not None and not told):
+        return None
+    recorded = _statistics(np.array([each.latency_s for each in problems]))
+    try:
+        found = replay_recorded(run, law.seconds)
+    except ValueError:
+        return None
+    took = sum(float(table.seconds.sum()) for table in own)
+    should = sum(float(law.predict(table.composition).sum()) for table in own)
+    with np.errstate(divide="ignore", invalid="ignore"):  # an end before its start
+        return np.asarray(np.log(recorded / _statistics(found.latency_s)) - np.log(took / should))
+
+
+def _statistics(latency_s: np.ndarray) -> np.ndarray:
+    return np.array([latency_s.mean(), *np.quantile(latency_s, (0.5, 0.95))])

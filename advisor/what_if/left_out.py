@@ -1,0 +1,100 @@
+"""Each recorded run foretold from the other recordings alone, to hold against what was measured.
+
+The samples are the run's own, so lengths and answers are real; the time of a step is learned from
+recordings of other configurations, and where none of them has this engine, from repeats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from advisor.evidence.gather import Evidence, StepTable, gather
+from advisor.evidence.keys import law_key
+from advisor.evidence.runs import Run
+from advisor.step_time.fit import StepTimeModel
+from advisor.what_if.question import Question
+from advisor.what_if.replayed import Replays
+from traces.errors import TtscopeError, UsageError
+from traces.recording.reader import Recording
+from traces.schema.engine import EngineConfig
+from traces.schema.policy import Policy
+from traces.summary.run import Run as Summary
+
+
+@dataclass(frozen=True, kw_only=True)
+class Foretold:
+    """A recorded run and what the other recordings say of it; None, and why, where they cannot."""
+
+    recording: str
+    engine: EngineConfig
+    policy: Policy
+    predicted: Summary | None = None
+    why_not: str | None = None
+
+
+def foretell(
+    recordings: Sequence[Recording], on_run: Callable[[int, int], None] | None = None
+) -> list[Foretold]:
+    """Foretell every run whose samples all ran to their end, each from the other recordings.
+
+    `on_run` is told how many runs are done, and of how many. Raises RecordingError when the
+    recordings hold nothing to learn from, and UsageError when they answer different workloads.
+    """
+    evidence = gather(recordings, judged=False)
+    model = StepTimeModel().fit(evidence.steps)
+    by_name = {recording.name: recording for recording in recordings}
+    found = []
+    for number, run in enumerate(evidence.runs):
+        try:
+            predicted = _foretold(by_name[run.recording], evidence, model, run)
+            told = Foretold(
+                recording=run.recording, engine=run.engine, policy=run.policy, predicted=predicted
+            )
+        except TtscopeError as error:
+            told = Foretold(
+                recording=run.recording, engine=run.engine, policy=run.policy, why_not=str(error)
+            )
+        found.append(told)
+        if on_run is not None:
+            on_run(number + 1, len(evidence.runs))
+    return found
+
+
+def _foretold(base: Recording, evidence: Evidence, model: StepTimeModel, run: Run) -> Summary:
+    key = law_key(run.engine)
+    others = _others(evidence.steps, run)
+    own = [table for table in others if law_key(table.engine) == key]
+    bounds = np.array([table.low_high for table in own])
+    left = StepTimeModel()
+    left.laws_ = {
+        key: replace(
+            model.law(run.engine),
+            seconds=left.fit_laws(others, of=(key,))[key],
+            low=bounds[:, 0].min(axis=0),
+            high=bounds[:, 1].max(axis=0),
+            runs=len({table.recording for table in own}),
+        )
+    }
+    question = Question(engine=run.engine, policy=run.policy)
+    return Replays(base, evidence, left, run, (run,), question).summary()
+
+
+def _others(tables: Sequence[StepTable], run: Run) -> list[StepTable]:
+    """Return the steps to learn from: of other configurations, or else of repeats.
+
+    Raises UsageError when no other recording has steps of the run's engine.
+    """
+    same = {table.configuration for table in tables if table.recording == run.recording}
+
+    def teaches(found: Iterable[StepTable]) -> bool:
+        return any(law_key(table.engine) == law_key(run.engine) for table in found)
+
+    others = [table for table in tables if table.configuration not in same]
+    if not teaches(others):
+        others = [table for table in tables if table.recording != run.recording]
+    if not teaches(others):
+        raise UsageError("no other recording has steps of this engine to learn from")
+    return others

@@ -1,0 +1,381 @@
+"""A recorded run under another configuration: what the replay says of it, with intervals.
+
+The samples are those recorded, so lengths and answers are real. What is predicted is when they
+would have come. A fresh run differs by how fast the machine happens to be that day (the spread of
+the step-time law), and at a temperature above 0 by other draws of its samples, of other lengths.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+import polars as pl
+
+from advisor.evidence.gather import Evidence, gather
+from advisor.evidence.keys import decoder_of, law_key, sampling_of
+from advisor.evidence.runs import Run
+from advisor.evidence.unrecorded import DECODING, differences, recording_of, what_differs
+from advisor.replay.limits import check_startable
+from advisor.replay.recording import write_recording
+from advisor.replay.replay import Replicas
+from advisor.replay.waiting import Waited
+from advisor.step_time.draft_law import draft_law
+from advisor.step_time.fit import StepTimeModel
+from advisor.step_time.operators.files import Operators, read_operators
+from advisor.step_time.prior.defaults import (
+    Device,
+    Memory,
+    assumed_note,
+    blocks_note,
+    memory_of,
+    with_blocks,
+)
+from advisor.step_time.prior.offers import PRICED, device_of, memory_on
+from advisor.step_time.prior.recalibration import PriorTimes, recalibrate
+from advisor.step_time.prior.tables import read_prior
+from advisor.what_if.latency_spread import latency_spread
+from advisor.what_if.power import power_law
+from advisor.what_if.question import Question
+from advisor.what_if.redrafting import Redrafted, redraft
+from advisor.what_if.replayed import Replays
+from traces.errors import UsageError
+from traces.recording.manifest import Manifest
+from traces.recording.reader import Recording
+from traces.schema.engine import ModelFacts
+from traces.summary.comparison import RUN_TO_RUN
+from traces.summary.run import Run as Summary
+
+_TTFT: Final = (
+    "TTFT was recorded from when a sample was handed to the engine in this process; the replay "
+    "counts from its draw, so that the work between (tokenising, vLLM's input processing) is in it"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """A run as recorded, as replayed, and as predicted under the question's configuration.
+
+    `replayed` is None where no step was recorded, as in imports. `waits` are the predicted run's
+    problems that queued longest. `tables` and `manifest` are the predicted run as a recording.
+    """
+
+    recorded: Summary
+    replayed: Summary | None
+    predicted: Summary
+    waits: tuple[Waited, ...]
+    notes: tuple[str, ...]
+    tables: Mapping[str, pl.DataFrame]
+    manifest: Manifest
+
+    def write(self, folder: Path) -> None:
+        """Write the predicted run as a recording. Raises RecordingError where one exists."""
+        write_recording(folder, self.manifest, self.tables)
+
+
+def predict(
+    base: Recording, recorded: Summary, question: Question, others: Sequence[Recording] = ()
+) -> Prediction:
+    """Replay a recorded run as it was and as asked.
+
+    `recorded` is one of the base's runs; `others` are recordings that teach step times and, where
+    they are of the same problems, samples of another model. Raises UsageError for what the
+    recordings cannot answer, and RecordingError when they hold nothing to replay.
+    """
+    question = _by_replica(question)
+    prior = None if question.gpu is None else _prior(base, others, question)
+    if prior is not None:
+        engine = replace(question.engine, gpu=prior.tables.device)
+        question = replace(question, engine=engine)
+    operators = None if question.operators is None else read_operators(question.operators)
+    on_tables = prior is not None or operators is not None
+    alike = [base, *(each for each in others if _hash(each) == _hash(base))]
+    rest = [] if on_tables else [each for each in others if each not in alike]
+    evidence = gather(alike, judged=False, timed=not on_tables, others=rest)
+    question, placed = _placed(question, prior, operators, evidence)
+    recordings = [base, *others]
+    model = StepTimeModel().fit(evidence.steps) if evidence.steps else None
+    own = _own_run(evidence, base, recorded)
+    redrafted = None
+    if question.engine.speculative != own.engine.speculative:
+        redrafted = _redrafted(evidence, alike, question)
+    sources = (_source(evidence, own, question),) if redrafted is None else redrafted.runs
+    check_startable(question.engine, own.engine.one_replica(), sources, on_tables=on_tables)
+    law, told = None, None
+    if redrafted is not None and model is not None and not on_tables:
+        law, told = draft_law(model, recordings, question.engine)
+    same = replace(question, engine=own.engine, policy=own.policy)
+    same = replace(same, rate_per_s=None, concurrency=None, replicas=Replicas())
+    same = _by_replica(replace(same, operators=None, collectives=None, gpu=None))
+    beyond = latency_spread(evidence.runs, evidence.steps, model)
+    power = power_law(recordings, same.engine)
+    before = None
+    if model is not None:
+        before = Replays(base, evidence, model, own, (own,), same, power=power, beyond=beyond)
+    longer = redrafted is not None and redrafted.extrapolated
+    after = before
+    if after is None or same != question:
+        if question.engine != same.engine:
+            power = power_law(recordings, question.engine)
+        after = Replays(
+            base,
+            evidence,
+            model,
+            own,
+            sources,
+            question,
+            prior,
+            operators=operators,
+            law=law,
+            extrapolated=longer,
+            power=None if on_tables else power,
+            beyond=beyond,
+        )
+    notes = [*_time_notes(after, prior), *placed, *_prefixes(base), *evidence.lost]
+    if before is None:
+        notes.append("no step was recorded, so that the run cannot be replayed as it was")
+    if own.engine.mode == "in_process":
+        notes.append(_TTFT)
+    notes += [] if redrafted is None else [redrafted.note]
+    notes += [] if told is None else [told]
+    notes += _outside(after, prior, longer, question)
+    if after.tables["steps"].is_empty():
+        notes.append(
+            f"{after.runs[0].steps:,} steps are more than a recording keeps: with -o it has the "
+            "problems and samples alone"
+        )
+    replayed = None if before is None else before.summary()
+    notes += _ties(recorded, replayed)
+    return Prediction(
+        recorded=recorded,
+        replayed=replayed,
+        predicted=after.summary(),
+        waits=tuple(after.waits()),
+        notes=tuple(notes),
+        tables=after.tables,
+        manifest=after.manifest,
+    )
+
+
+def _placed(
+    question: Question,
+    prior: PriorTimes | None,
+    operators: Operators | None,
+    evidence: Evidence,
+) -> tuple[Question, list[str]]:
+    """Return the question with the KV blocks of its GPU, and what to say of them and of defaults.
+
+    Raises UsageError where the model does not fit in the memory.
+    """
+    engine = question.engine
+    device: Device | None = None
+    facts: ModelFacts | None = None
+    memory: Memory | None = None
+    if prior is not None:
+        device, facts = device_of(prior.tables), prior.facts
+        memory = memory_on(prior.tables, engine, prior.facts)
+    elif operators is not None:
+        device = Device.named(operators.gpu)
+        facts = question.model_facts or evidence.models.get(engine.model)
+        memory = None if facts is None else memory_of(device, engine, facts)
+    if device is None:
+        return question, []
+    notes = [] if not question.assumed else [assumed_note(device, engine, question.assumed)]
+    given = engine.num_gpu_blocks is not None
+    if memory is not None and facts is not None:
+        engine = with_blocks(memory, engine, facts)
+        notes += [] if given else [blocks_note(memory, engine)]
+    elif not given:
+        lacks = "the GPU's memory" if device.memory_bytes is None else "what the model weighs"
+        notes.append(
+            f"KV blocks without limit, as {lacks} is not known. Set engine.num_gpu_blocks to the "
+            "engine's own"
+        )
+    return replace(question, engine=engine), notes
+
+
+def _time_notes(after: Replays, prior: PriorTimes | None) -> list[str]:
+    """Say where step times come from."""
+    runs = after.times.runs
+    if prior is not None:
+        notes = prior.notes(after.engine.tensor_parallel_size)
+        if after.engine.dtype not in PRICED:
+            notes.insert(
+                0,
+                f"the samples were recorded in {after.engine.dtype}; the steps are priced in "
+                "bfloat16, the only dtype of the tables: a server in bfloat16 may answer otherwise",
+            )
+    elif runs is None:
+        notes = ["step times are of operator tables; no run of yours has checked them: no interval"]
+    else:
+        notes = [f"step times were learned from {runs} recorded run{'s' if runs > 1 else ''}"]
+        if after.times.repeats is not None:
+            left_out = after.times.repeats[int(after.outside)]
+            spread = f"assumed: {RUN_TO_RUN * 100:g} %, and how much the steps of the run vary"
+            if left_out:
+                spread = f"measured by predicting {left_out} recordings from the others"
+            notes.append(f"the run-to-run spread in the intervals is {spread}")
+    return [*notes, *after.times.notes]
+
+
+def _outside(
+    after: Replays, prior: PriorTimes | None, longer: bool, question: Question
+) -> list[str]:
+    """Say what lies outside what was recorded, and what was drawn of it."""
+    notes = []
+    if longer:
+        notes.append("outside what was recorded: drafts are longer; marked *")
+    elif after.outside and (prior is None or after.times.sigma is not None):
+        notes.append("outside what was recorded: batches or contexts are larger; marked *")
+    if after.drawn < after.recorded:
+        notes.append(f"{after.drawn} of the recorded samples drawn, {len(after.runs)} times")
+    rate = question.rate_per_s
+    if rate is not None and rate > (capacity := after.capacity_per_s()):
+        served = float(f"{capacity:.3g}")
+        notes.append(
+            f"cannot keep up: {rate:,g} problems/s arrive and some {served:,g} can be served, "
+            "so that the queue grows with every problem: latencies hold for this number alone"
+        )
+    if after.arrivals_drawn:
+        notes.append(
+            f"arrivals drawn {len(after.runs)} times: the interval is that of one draw more"
+        )
+    elif rate is not None and not question.arrivals_sent:
+        notes.append("arrivals are one draw; another --seed gives others")
+    return notes
+
+
+def _ties(recorded: Summary, replayed: Summary | None) -> list[str]:
+    """Say why the accuracy of the same samples differs: it is no error of the replay."""
+    was, found = recorded.accuracy, None if replayed is None else replayed.accuracy
+    plain = recorded.policy is not None and recorded.policy.method == "majority"
+    if not plain or was is None or found is None or abs(was.value - found.value) < 0.0005:
+        return []
+    return [
+        f"accuracy {was.value:.3f} recorded and {found.value:.3f} replayed are of the same "
+        "samples: the run gave a tied vote to the answer whose sample came first, the replay "
+        "shares it equally among those that lead"
+    ]
+
+
+def _by_replica(question: Question) -> Question:
+    """Return the question with a replica for each data-parallel rank, as in advice.
+
+    vLLM hands a request to the rank with the fewest, `ttscope attach` whole problems to its servers
+    in turn. Ranks that wait for one another, as those of mixtures of experts do, are not replayed.
+    """
+    engine, replicas = question.engine, question.replicas
+    if engine.data_parallel_size == 1:
+        return question
+    if replicas.count == 1:
+        in_turn = "urls" in dict(engine.other)
+        routing = "round-robin" if in_turn else "least-outstanding"
+        replicas = replace(replicas, routing=routing, together=in_turn or replicas.together)
+    replicas = replace(replicas, count=engine.data_parallel_size * replicas.count)
+    return replace(question, engine=engine.one_replica(), replicas=replicas)
+
+
+def _prefixes(base: Recording) -> list[str]:
+    """Say what a replay of imported requests shares."""
+    workload = base.manifest.workload
+    if workload is not None and workload.prompt_block_tokens is not None:
+        size = workload.prompt_block_tokens
+        return [f"prompts share what their blocks of {size:,} tokens have in common"]
+    if "imported" in base.manifest.provenance and not base.samples["cached_tokens"].count():
+        return ["which prompts begin alike is not told: no prefix is shared"]
+    return []
+
+
+def _prior(base: Recording, others: Sequence[Recording], question: Question) -> PriorTimes:
+    """Open the prior of the question's GPU, and what recordings of that GPU say of it."""
+    assert question.gpu is not None
+    tables = read_prior(question.gpu)
+    facts = question.model_facts or base.manifest.models.get(question.engine.model)
+    for other in others:
+        facts = facts or other.manifest.models.get(question.engine.model)
+    if facts is None:
+        raise UsageError(
+            f"--gpu: no recording holds facts of the model {question.engine.model}; give its "
+            "config.json with --model-config"
+        )
+    found = recalibrate(tables, [base, *others])
+    return PriorTimes(tables=tables, facts=facts, found=found)
+
+
+def _hash(recording: Recording) -> str | None:
+    workload = recording.manifest.workload
+    return None if workload is None else workload.hash
+
+
+def _own_run(evidence: Evidence, base: Recording, recorded: Summary) -> Run:
+    for run in evidence.runs:
+        same = run.engine == recorded.engine and run.policy == recorded.policy
+        if run.recording == base.name and same:
+            return run
+    method = None if recorded.policy is None else recorded.policy.label()
+    raise UsageError(
+        f"{base.name}: the samples of {method or 'a run without a policy'} cannot be replayed; "
+        "they must all have run to their end, as with majority, best_of_n or greedy"
+    )
+
+
+def _redrafted(
+    evidence: Evidence, recordings: Sequence[Recording], question: Question
+) -> Redrafted | None:
+    """Return samples with the asked drafts where none were recorded with them."""
+    wanted = (decoder_of(question.engine), sampling_of(question.policy))
+    if any((decoder_of(run.engine), sampling_of(run.policy)) == wanted for run in evidence.runs):
+        return None
+    found = redraft(evidence, recordings, question.engine, question.policy)
+    if found is None or found.runs[0].policy.n < question.policy.n:
+        return None
+    return found
+
+
+def _source(evidence: Evidence, own: Run, question: Question) -> Run:
+    """Return the run whose samples answer the question: the own one if it can."""
+    wanted = (decoder_of(question.engine), sampling_of(question.policy))
+    fitting = [
+        run
+        for run in [own, *evidence.runs]
+        if (decoder_of(run.engine), sampling_of(run.policy)) == wanted
+    ]
+    if not fitting:
+        raise UsageError(_unanswered(evidence, own, question))
+    enough = own in fitting and own.policy.n >= question.policy.n
+    source = own if enough else max(fitting, key=lambda run: run.policy.n)
+    if source.policy.n < question.policy.n:
+        raise UsageError(
+            f"policy.n={question.policy.n}: {source.policy.n} samples per problem were recorded; "
+            "record more, or ask for fewer"
+        )
+    common = set(own.problems) & set(source.problems)
+    if not common:
+        raise UsageError(f"{source.recording}: has no problem in common with {own.recording}")
+    return source
+
+
+def _unanswered(evidence: Evidence, own: Run, question: Question) -> str:
+    engine, policy = question.engine, question.policy
+    models = {run.engine.model for run in evidence.runs}
+    if engine.model not in models:
+        return f"no samples of {engine.model} were recorded; add a recording of it with --with"
+    if decoder_of(engine) not in {decoder_of(run.engine) for run in evidence.runs}:
+        whole = differences(law_key(engine), [law_key(run.engine) for run in evidence.runs])
+        fields = {name: values for name, values in whole.items() if name in DECODING}
+        return (
+            f"no samples of {engine.model} were recorded with {what_differs(fields)}, which may "
+            f"change answers or drafts; of the same problems: {recording_of(engine, whole)}, then "
+            "add that recording with --with"
+        )
+    changed = [
+        field.name
+        for field in dataclasses.fields(policy)
+        if field.name not in ("method", "n", "rule")
+        and getattr(policy, field.name) != getattr(own.policy, field.name)
+    ]
+    what = ", ".join(f"policy.{name}={getattr(policy, name)}" for name in changed)
+    return f"no samples with {what} were recorded; lengths and answers would differ, record them"

@@ -1,0 +1,330 @@
+"""What a replay is asked, and where its step times come from: recordings, or operator tables."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from advisor.replay.replay import Replicas
+from advisor.step_time.cost import linear_cost, table_cost
+from advisor.step_time.law import StepLaw, StepTimes
+from advisor.step_time.operators.files import Operators
+from traces.errors import UsageError
+from traces.schema.engine import EngineConfig, ModelFacts
+from traces.schema.policy import Policy
+
+if TYPE_CHECKING:
+    from advisor.step_time.prior.defaults import Device
+    from traces.summary.run import Run
+
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """What is asked: an engine, a policy and a load.
+
+    Without a load the recorded one is meant: so many problems in flight, or the recorded arrivals.
+    Arrivals at `rate_per_s` are drawn several times, with `arrivals_sent` only those of the seed.
+    With `operators`, a folder of operator tables of a GPU, step times are theirs, for a model of
+    `num_hidden_layers` (that of `model_facts`, or of the recorded model, if not given), and the
+    all-reduces, which tables leave out, are those of `collectives`
+    (`communication.measured_messages`). With `gpu`, the name of a system of the prior
+    (prior/tables.py), they are that system's, for a model of `model_facts` (the recorded one
+    if not given). `assumed` are fields of the engine that nobody set, which have vLLM's defaults.
+    """
+
+    engine: EngineConfig
+    policy: Policy
+    concurrency: int | None = None
+    rate_per_s: float | None = None
+    arrivals_sent: bool = False
+    replicas: Replicas = field(default_factory=Replicas)
+    seed: int = 0
+    operators: Path | None = None
+    num_hidden_layers: int | None = None
+    collectives: Path | None = None
+    gpu: str | None = None
+    model_facts: ModelFacts | None = None
+    assumed: tuple[str, ...] = ()
+
+
+def learned(law: StepLaw) -> StepTimes:
+    """Return the step times of recorded steps."""
+    return StepTimes(
+        cost=linear_cost(law.seconds),
+        sigma=(law.sigma, law.sigma_outside),
+        runs=law.runs,
+        within=law.within,
+        repeats=(law.repeats, law.repeats_outside),
+    )
+
+
+def _layers(question: Question, operators: Operators, facts: ModelFacts | None) -> int:
+    """Return how many layers the model of the tables has.
+
+    Raises UsageError where nothing says it, or what says it contradicts itself.
+    """
+    given = question.num_hidden_layers
+    if facts is None:
+        if given is None or given < 1:
+            raise UsageError(
+                "--operators: say how many layers the model has, --num-hidden-layers 32, or give "
+                "its config.json with --model-config"
+            )
+        return given
+    whose = "--model-config" if question.model_facts is not None else "the recorded model"
+    if given not in (None, facts.num_hidden_layers):
+        raise UsageError(
+            f"--num-hidden-layers {given}: {whose} ({facts.name}) has {facts.num_hidden_layers}. "
+            "Leave it out, or give the config.json of the tables' model with --model-config"
+        )
+    if not facts.reads_all(question.engine.max_model_len):
+        raise UsageError(
+            f"--operators: {whose} ({facts.name}) has {facts.other_layers()}, which is in no "
+            "table. Give a model whose layers read the whole context"
+        )
+    operators.check_model(facts, question.engine)
+    return facts.num_hidden_layers
+
+
+def tabled(
+    question: Question, operators: Operators, facts: ModelFacts | None, longest: int
+) -> StepTimes:
+    """Return the step times of operator tables.
+
+    Raises UsageError when the number of layers is not known or the model is not the tables',
+    TablesError for tables of tensor parallelism without collectives.
+    """
+    from advisor.step_time.operators.tables import default_capture_sizes, domain, step_tables
+
+    engine, facts = question.engine, question.model_facts or facts
+    layers = _layers(question, operators, facts)
+    if engine.max_num_seqs is None or engine.max_num_batched_tokens is None:
+        raise UsageError(
+            "--operators: set engine.max_num_seqs and engine.max_num_batched_tokens, "
+            "which this recording does not tell"
+        )
+    measured = domain(operators)
+    captured = [] if engine.enforce_eager else default_capture_sizes(engine.max_num_seqs)
+    together = _all_reduces(question, facts, layers, captured)
+    tables = step_tables(
+        operators,
+        num_hidden_layers=layers,
+        max_num_batched_tokens=engine.max_num_batched_tokens,
+        max_num_seqs=engine.max_num_seqs,
+        capture_sizes=captured,
+        tensor_parallel_size=engine.tensor_parallel_size,
+        collectives=None if together is None else together.seconds,
+    )
+
+    def within(peaks: Mapping[str, float]) -> bool:
+        most = {"tokens": peaks["tokens"], "batch": peaks["requests"], "context": longest}
+        known = together is None or peaks["tokens"] <= together.most_tokens
+        return known and not measured.beyond(most)
+
+    return StepTimes(
+        cost=table_cost(tables),
+        sigma=None,
+        runs=None,
+        within=within,
+        notes=(operators.source, *(() if together is None else (together.note,))),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _AllReduces:
+    """Seconds of a step's all-reduces by its tokens, of which so many at most were measured."""
+
+    seconds: Callable[[Floats], Floats]
+    most_tokens: float
+    note: str
+
+
+def _all_reduces(
+    question: Question, facts: ModelFacts | None, layers: int, captured: Sequence[int]
+) -> _AllReduces | None:
+    """Return what the question's collectives say of its engine and model, None without any."""
+    path, size = question.collectives, question.engine.tensor_parallel_size
+    if path is None:
+        return None
+    if size == 1:
+        raise UsageError("--collectives: one GPU has none; set engine.tensor_parallel_size")
+    if facts is None:
+        raise UsageError(
+            "--collectives: a message is as large as the model's hidden size says, which this "
+            "recording does not tell; give the model's config.json with --model-config"
+        )
+    from advisor.step_time.operators.communication import (
+        Communication,
+        all_reduces,
+        measured_messages,
+    )
+
+    found = Communication().fit(measured_messages(path))
+    eager, graph = (found.law("all_reduce", size, graph=each) for each in (False, True))
+    note = (
+        f"all-reduces of {size} are those of {path.name}: {eager.sizes:,} sizes up to "
+        f"{eager.high_bytes:,.0f} bytes"
+    )
+    if eager.left_out_error is not None:
+        note += f", known to {eager.left_out_error:.1%} where they were left out"
+    if captured and graph is eager:
+        note += "; launched one by one, also where the engine runs in CUDA graphs"
+    return _AllReduces(
+        seconds=all_reduces(
+            replace(facts, num_hidden_layers=layers),
+            eager=eager.seconds,
+            graph=graph.seconds,
+            captured=max(captured, default=0),
+        ),
+        most_tokens=eager.high_bytes / (2 * facts.hidden_size),
+        note=f"{note}; the gathering of logits is left out",
+    )
+
+
+# What else decides how many KV blocks a GPU has room for.
+RESIZING = {"block_size", "dtype", "gpu_memory_utilization", "kv_cache_dtype", "quantization"}
+
+
+def device_asked(operators: Path | None, gpu: str | None) -> Device | None:
+    """Return the GPU that step times are asked for, None where they are of recordings."""
+    if gpu is not None:
+        from advisor.step_time.prior.offers import device_of
+        from advisor.step_time.prior.tables import read_prior
+
+        return device_of(read_prior(gpu))
+    if operators is not None:
+        from advisor.step_time.operators.files import gpu_of
+        from advisor.step_time.prior.defaults import Device
+
+        return Device.named(gpu_of(operators))
+    return None
+
+
+def changed(
+    recorded: Run, changes: Sequence[str], *, device: Device | None = None
+) -> tuple[EngineConfig, Policy, tuple[str, ...]]:
+    """Return the engine and the policy with what `--set` changes, and the fields that are defaults.
+
+    With operator tables or a prior the steps will be those of a GPU, the device: what nobody set
+    is vLLM's default there (`defaults.as_on`). Raises UsageError for a name or value that
+    there is not.
+    """
+    from traces.schema.parameters import lowered, make_policy
+
+    if recorded.policy is None:
+        raise UsageError(
+            f"{recorded.recording}: has no policy, so there is nothing to replay; record a workload"
+        )
+    parts: dict[str, dict[str, Any]] = {"engine": {}, "policy": {}}
+    for text in changes:
+        name, mark, value = text.partition("=")
+        part, dot, field = name.strip().partition(".")
+        if not (mark and dot and field and part in parts):
+            raise UsageError(f"--set {text}: give engine.FIELD=VALUE or policy.FIELD=VALUE")
+        parts[part][field] = _value(text, value)
+    plain = recorded.policy.to_json()
+    rule = dict(plain.pop("rule"))
+    if "method" in parts["policy"]:  # its parameters are those of the method it had
+        rule = {}
+    _check_values("policy", Policy, parts["policy"])
+    if rule and isinstance(parts["policy"].get("n"), int):
+        rule = lowered(recorded.policy, parts["policy"]["n"])
+    policy = make_policy({**plain, **rule, **parts["policy"]})
+    # An import may not tell these, which a policy that is run must have.
+    untold: dict[str, Any] = {
+        name: None
+        for name in ("temperature", "top_p")
+        if plain[name] is None and name not in parts["policy"]
+    }
+    policy = dataclasses.replace(policy, **untold)
+    engine = _engine(recorded.engine, parts["engine"])
+    if device is None:
+        return engine, policy, ()
+    from advisor.step_time.prior.defaults import as_on
+
+    if parts["engine"].keys() & RESIZING and "num_gpu_blocks" not in parts["engine"]:
+        engine = dataclasses.replace(engine, num_gpu_blocks=None)
+    engine, assumed = as_on(device, engine, recorded.engine, parts["engine"])
+    if engine.num_gpus is not None and "num_gpus" not in parts["engine"]:
+        engine = dataclasses.replace(engine, num_gpus=None)
+    return engine, policy, assumed
+
+
+def _value(text: str, value: str) -> Any:
+    import yaml
+
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise UsageError(f"--set {text}: the value cannot be read") from None
+
+
+_KINDS: dict[str, tuple[type | tuple[type, ...], str]] = {
+    "int": (int, "a whole number"),
+    "float": ((int, float), "a number"),
+    "bool": (bool, "true or false"),
+    "str": (str, "a text"),
+}
+
+
+def _check_values(
+    part: str, config: type[EngineConfig | Policy], changes: Mapping[str, Any]
+) -> None:
+    """Raise UsageError where `--set` gives a field of a kind that it is not.
+
+    What is no field is left to the caller, as the parameters of a policy are none.
+    """
+    known = {field.name: str(field.type) for field in dataclasses.fields(config)}
+    for name, value in changes.items():
+        option = f"--set {part}.{name}={value}"
+        if name == "rule":
+            raise UsageError(f"{option}: give its parameters by name, as policy.window=4")
+        kind, _, absent = known.get(name, "").partition(" | ")
+        if kind not in _KINDS or (value is None and absent):
+            continue
+        types, words = _KINDS[kind]
+        fits = isinstance(value, types) and (kind == "bool" or not isinstance(value, bool))
+        if not fits or (kind == "float" and not math.isfinite(value)):
+            raise UsageError(f"{option}: give {words}")
+
+
+def _engine(engine: EngineConfig, changes: Mapping[str, Any]) -> EngineConfig:
+    from traces.schema.parameters import meant
+
+    plain = engine.to_json()
+    known = [field.name for field in dataclasses.fields(EngineConfig) if field.name != "other"]
+    for name in changes:
+        if name not in known:
+            raise UsageError(f"--set engine.{name}: no such field; {meant(name, known)}")
+    _check_values("engine", EngineConfig, changes)
+    for name, value in changes.items():
+        if isinstance(value, int) and not isinstance(value, bool) and value < 1:
+            raise UsageError(f"--set engine.{name}={value}: must be at least 1")
+        plain[name] = value
+    try:
+        changed = EngineConfig.from_json(plain)
+        if changed.speculative is not None:
+            operator.index(changed.speculative.num_speculative_tokens)
+    except (TypeError, AttributeError, ValueError):
+        raise UsageError(
+            "--set engine.speculative: give null or a mapping such as "
+            "'{method: ngram, num_speculative_tokens: 3}'"
+        ) from None
+    if "tensor_parallel_size" in changes and "num_gpus" not in changes:
+        changed = dataclasses.replace(changed, num_gpus=None)  # as many as are then needed
+        if engine.num_gpus is not None:  # as the recorded ones of that size tell
+            changed = dataclasses.replace(changed, num_gpus=changed.num_devices)
+    if changes.keys() & {"model", "tensor_parallel_size"} and "num_gpu_blocks" not in changes:
+        changed = dataclasses.replace(changed, num_gpu_blocks=None)  # that of the recorded engine
+    return changed

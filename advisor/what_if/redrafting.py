@@ -1,0 +1,340 @@
+"""A run's samples as they would have been drafted for: with another k, or by lookup that never ran.
+
+What a draft proposes depends on the tokens before it alone, so a token that a draft got right, or
+wrong, is right or wrong in a draft of another length too. Open is only the token after a draft that
+was kept whole: nobody proposed it. It is drawn, by the acceptance of its position.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from advisor.evidence.gather import Evidence
+from advisor.evidence.keys import decoder_of, sampling_of
+from advisor.evidence.runs import ProblemRun, Run, Sample
+from advisor.what_if.draft_acceptance import AcceptanceModel, Chances, Kept
+from traces.recording.reader import Recording
+from traces.schema.engine import EngineConfig, Speculative
+from traces.schema.policy import Policy
+from traces.speculation.acceptance import PHASES
+from traces.speculation.ngram import PromptLookup, lookup_of
+
+Ints = npt.NDArray[np.int64]
+
+DRAWS: Final = 8  # of what is open
+WRONG, RIGHT, OPEN, NO_DRAFT = 0, 1, -1, -2  # what is known of a token
+
+
+@dataclass(frozen=True, kw_only=True)
+class Redrafted:
+    """Runs with drawn drafts, one per draw, and what to say of them.
+
+    `extrapolated`: the drafts are longer than any recorded.
+    """
+
+    runs: tuple[Run, ...]
+    note: str
+    extrapolated: bool
+
+
+def redraft(
+    evidence: Evidence, recordings: Sequence[Recording], engine: EngineConfig, policy: Policy
+) -> Redrafted | None:
+    """Return the engine's samples from a run with other drafts; None where none can tell them.
+
+    That is a run of the same model and sampling with drafts of the same kind and another k or,
+    for n-gram lookup, any run whose recording counted what lookup with this window would have done;
+    first those with drafts as long as the asked ones.
+    """
+    wanted = engine.speculative
+    if wanted is None:
+        return None
+    alike = [
+        run
+        for run in evidence.runs
+        if decoder_of(run.engine)[:-1] == decoder_of(engine)[:-1]
+        and sampling_of(run.policy) == sampling_of(policy)
+    ]
+    alike.sort(key=lambda run: -run.policy.n)
+    longer = None
+    for found in _told(evidence, recordings, engine, alike):
+        if not found.extrapolated:
+            return found
+        longer = longer or found
+    return longer
+
+
+def _told(
+    evidence: Evidence, recordings: Sequence[Recording], engine: EngineConfig, alike: Sequence[Run]
+) -> Iterator[Redrafted]:
+    """Yield what runs tell: those that ran with such drafts, then those that counted lookup."""
+    wanted = engine.speculative
+    assert wanted is not None
+    for run in alike:
+        if run.engine.speculative is not None and same_drafter(run.engine.speculative, wanted):
+            found = _from_steps(evidence, run, engine)
+            if found is not None:
+                yield found
+    lookup = lookup_of(wanted)
+    for run in alike if lookup is not None else ():
+        recording = next(each for each in recordings if each.name == run.recording)
+        assert lookup is not None
+        found = _from_counts(run, recording, engine, lookup)
+        if found is not None:
+            yield found
+
+
+def same_drafter(one: Speculative, other: Speculative) -> bool:
+    """Whether two settings propose the same tokens, but for how many."""
+    ours, theirs = (dataclasses.replace(s, num_speculative_tokens=1) for s in (one, other))
+    if lookup_of(ours) is not None:
+        return lookup_of(ours) == lookup_of(theirs)
+    return ours == theirs
+
+
+# -- from the recorded steps of samples ------------------------------------------------------------
+
+
+def _from_steps(evidence: Evidence, run: Run, engine: EngineConfig) -> Redrafted | None:
+    setting, before = engine.speculative, run.engine.speculative
+    assert setting is not None
+    assert before is not None
+    if any(s.advance is None for p in run.problems.values() for s in p.samples):
+        return None
+    k, recorded = setting.num_speculative_tokens, before.num_speculative_tokens
+    counts: list[Kept] = []
+    for other in evidence.runs:
+        drafter = other.engine.speculative
+        if drafter is not None and same_drafter(drafter, before):
+            counts += _counts_of(other)
+    try:
+        model = AcceptanceModel().fit(counts)
+    except ValueError:
+        return None
+    drawn = tokens = 0
+    runs = []
+    for number in range(DRAWS):
+        rng = np.random.default_rng([7, number])
+        chances = model.draw(rng)
+        problems = {}
+        for name, problem in run.problems.items():
+            samples = []
+            for sample in problem.samples:
+                made, some = _redrafted(sample, k, chances, run.policy.temperature, rng)
+                samples.append(made)
+                drawn, tokens = drawn + some, tokens + sample.output_tokens
+            problems[name] = dataclasses.replace(problem, samples=tuple(samples))
+        runs.append(dataclasses.replace(run, engine=engine, problems=problems))
+    note = (
+        f"drafts of {k} are made of the recorded ones of {recorded}, token by token; "
+        f"{drawn / max(tokens, 1):.0%} of the tokens followed a whole kept draft and were drawn"
+    )
+    return Redrafted(runs=tuple(runs), note=note, extrapolated=k > recorded)
+
+
+def known_tokens(sample: Sample) -> Ints:
+    """Return of each output token what the recorded drafts say of it; the first is OPEN."""
+    assert sample.scheduled is not None
+    assert sample.advance is not None
+    known = np.full(sample.output_tokens + 1, OPEN, dtype=np.int64)
+    start = 1
+    for forwarded, kept in zip(sample.scheduled.tolist(), sample.advance.tolist(), strict=True):
+        if forwarded == 1:
+            known[start] = NO_DRAFT
+        else:
+            known[start : start + kept - 1] = RIGHT
+            known[start + kept - 1] = WRONG if kept < forwarded else OPEN
+        start += kept
+    return known[: sample.output_tokens]
+
+
+def _redrafted(
+    sample: Sample,
+    k: int,
+    chances: Chances,
+    temperature: float | None,
+    rng: np.random.Generator,
+) -> tuple[Sample, int]:
+    """Return the sample with drafts of `k`, and how many tokens had to be drawn."""
+    known = known_tokens(sample)
+    scheduled, advance = [], []
+    place, drawn, end = 1, 0, sample.output_tokens
+    while place < end:
+        if known[place] == NO_DRAFT:
+            scheduled.append(1)
+            advance.append(1)
+            place += 1
+            continue
+        kept = 0
+        while kept < k and place + kept < end:
+            right = known[place + kept]
+            if right < 0:
+                cell = (temperature, phase_of(sample, place + kept))
+                right = rng.random() < chances.at(cell, kept)
+                drawn += 1
+            if not right:
+                break
+            kept += 1
+        emitted = min(kept + 1, end - place)
+        scheduled.append(k + 1)
+        advance.append(emitted)
+        place += emitted
+    made = dataclasses.replace(
+        sample,
+        scheduled=np.array(scheduled, dtype=np.int64),
+        advance=np.array(advance, dtype=np.int64),
+    )
+    return made, drawn
+
+
+def phase_of(sample: Sample, place: int) -> str | None:
+    """Return the phase of an output token; the mark that ends thinking belongs to thinking."""
+    if sample.think_tokens is None:
+        return None
+    return PHASES[0] if place <= sample.think_tokens else PHASES[1]
+
+
+def _counts_of(run: Run) -> Iterable[Kept]:
+    assert run.engine.speculative is not None
+    k = run.engine.speculative.num_speculative_tokens
+    for name, problem in run.problems.items():
+        found: dict[str | None, Ints] = {}
+        for sample in problem.samples:
+            if sample.scheduled is None or sample.advance is None:
+                continue
+            start = 1
+            steps = zip(sample.scheduled.tolist(), sample.advance.tolist(), strict=True)
+            for forwarded, kept in steps:
+                tally = found.setdefault(phase_of(sample, start), np.zeros(k + 1, dtype=np.int64))
+                if forwarded > 1 and start + kept < sample.output_tokens:  # the last step is cut
+                    tally[:kept] += 1
+                start += kept
+        for phase, tally in found.items():
+            yield Kept(
+                problem=name,
+                temperature=run.policy.temperature,
+                phase=phase,
+                drafts=int(tally[0]),
+                kept=tuple(tally[1:].tolist()),
+            )
+
+
+# -- from counts of lookup that was not run --------------------------------------------------------
+
+
+def _from_counts(
+    run: Run, recording: Recording, engine: EngineConfig, lookup: PromptLookup
+) -> Redrafted | None:
+    rows = recording.frame("drafts").filter(
+        pl.col("method") == "ngram",
+        pl.col("engine") == recording.engine_key(run.engine),
+        pl.col("policy") == run.policy.key(),
+        pl.col("prompt_lookup_min") == lookup.prompt_lookup_min,
+        pl.col("prompt_lookup_max") == lookup.prompt_lookup_max,
+    )
+    sizes = rows["num_speculative_tokens"].unique().sort().to_list()
+    if not sizes:
+        return None
+    k = lookup.num_speculative_tokens
+    recorded = k if k in sizes else next((s for s in sizes if s > k), sizes[-1])
+    rows = rows.filter(pl.col("num_speculative_tokens") == recorded)
+    by_sample: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    counts = []
+    for row in rows.iter_rows(named=True):
+        by_sample.setdefault((row["problem_id"], row["sample_index"]), []).append(row)
+        counts.append(
+            Kept(
+                problem=row["problem_id"],
+                temperature=run.policy.temperature,
+                phase=row["phase"],
+                drafts=row["drafted"][0],
+                kept=tuple(row["accepted"]),
+            )
+        )
+    chances: list[Chances | None] = [None]
+    if k > recorded:
+        try:
+            model = AcceptanceModel().fit(counts)
+        except ValueError:
+            return None
+        chances = [model.draw(np.random.default_rng([7, number])) for number in range(DRAWS)]
+    runs = []
+    for chance in chances:
+        problems: dict[str, ProblemRun] = {}
+        for name, problem in run.problems.items():
+            made = _counted(name, problem, by_sample, k, chance, run.policy.temperature)
+            if made is not None:
+                problems[name] = made
+        runs.append(dataclasses.replace(run, engine=engine, problems=problems))
+    if not runs[0].problems:
+        return None
+    how = "counted" if k == recorded else f"estimated from those counted for drafts of {recorded}"
+    note = f"lookup never ran: each sample's verify steps are {how}"
+    return Redrafted(runs=tuple(runs), note=note, extrapolated=k > recorded)
+
+
+def _counted(
+    name: str,
+    problem: ProblemRun,
+    by_sample: Mapping[tuple[str, int], Sequence[Mapping[str, Any]]],
+    k: int,
+    chances: Chances | None,
+    temperature: float | None,
+) -> ProblemRun | None:
+    samples = []
+    for index, sample in zip(problem.indices, problem.samples, strict=True):
+        rows = by_sample.get((name, index), ())
+        tokens = sample.output_tokens - 1
+        if tokens == 0:
+            steps, drafted = 0, 0
+        elif sum(row["tokens"] for row in rows) != tokens:
+            return None
+        else:
+            steps, drafted = steps_with(rows, k, chances, temperature)
+        scheduled = spread(steps + drafted, steps)
+        samples.append(
+            dataclasses.replace(sample, scheduled=scheduled, advance=spread(tokens, steps))
+        )
+    return dataclasses.replace(problem, samples=tuple(samples))
+
+
+def steps_with(
+    rows: Sequence[Mapping[str, Any]], k: int, chances: Chances | None, temperature: float | None
+) -> tuple[int, int]:
+    """Return the decode steps of a sample and the tokens drafted in them, with drafts of `k`.
+
+    Rows are those of the `drafts` table for its phases. Exact where they are of drafts of `k`;
+    else its tokens by what a step gives: one, and for each position up to k the share of its steps
+    that kept that one. Positions that were not counted go on with the chances.
+    """
+    steps = sum(row["steps"] for row in rows)
+    if all(len(row["drafted"]) == k for row in rows):
+        return steps, sum(sum(row["drafted"]) for row in rows)
+    tokens = sum(row["tokens"] for row in rows)
+    kept = drafted = 0.0
+    for row in rows:
+        recorded = len(row["drafted"])
+        kept += sum(row["accepted"][:k])
+        drafted += sum(row["drafted"][:k])
+        last = row["accepted"][-1]
+        for position in range(recorded, k):
+            assert chances is not None
+            last *= chances.at((temperature, row["phase"]), position)
+            kept += last
+            drafted += row["drafted"][-1]
+    fewest = -(-tokens // (k + 1))
+    found = min(max(round(tokens / (1 + kept / steps)), fewest, 1), tokens)
+    return found, round(drafted / steps * found)
+
+
+def spread(total: int, parts: int) -> Ints:
+    """Return `parts` whole numbers that are as equal as can be and sum to `total`."""
+    ends = np.arange(1, parts + 1) * total // max(parts, 1)
+    return np.diff(ends, prepend=0).astype(np.int64)

@@ -1,0 +1,476 @@
+"""One question to the replay: its samples drawn, replayed at the usual, a slow and a fast speed."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from advisor.accuracy.subsets import decides_as_vote
+from advisor.evidence.gather import Evidence
+from advisor.evidence.keys import law_key
+from advisor.evidence.runs import Load, Run, Sample
+from advisor.replay.limits import limits_of
+from advisor.replay.recording import replayed_tables, write_recording
+from advisor.replay.replay import Stop, replay, stop_of
+from advisor.replay.result import Replayed
+from advisor.replay.waiting import Waited, longest_waits
+from advisor.replay.workload import Workload
+from advisor.step_time.fit import StepTimeModel
+from advisor.step_time.law import StepLaw
+from advisor.step_time.operators.files import Operators
+from advisor.step_time.prior.recalibration import PriorTimes
+from advisor.what_if.latency_spread import BEYOND
+from advisor.what_if.power import PowerLaw
+from advisor.what_if.question import Question, learned, tabled
+from traces.errors import UsageError
+from traces.recording.manifest import Manifest
+from traces.recording.reader import Recording
+from traces.schema.engine import EngineConfig
+from traces.schema.estimate import Estimate
+from traces.schema.policy import STOPPING, WHOLE
+from traces.statistics import Z95, column_means
+from traces.summary.energy import Energy
+from traces.summary.run import Run as Summary
+from traces.summary.run import summarise
+from traces.summary.votes import PolicyOutcome, majority_curve, policies_within
+
+Floats = npt.NDArray[np.float64]
+
+DRAWS: Final = 8  # of n of the recorded samples, of their order where a rule needs it, of arrivals,
+# and of the samples of a fresh run
+T95: Final = 1.895  # of Student's law with DRAWS - 1 degrees of freedom
+VOTES: Final = (*WHOLE, *STOPPING)
+
+
+class Replays:
+    """The draws of one question, replayed at the law's usual, its fast and its slow speed.
+
+    `sources` are the runs that the samples are of: one, or one for each draw of what is not known
+    of them. A question of operator tables needs no model of recorded steps. `law` stands where no
+    run has taught the engine's own; `extrapolated` says that the question lies outside what was
+    recorded; without `power` no energy is foretold. `beyond` is what intervals of problem latency
+    are wider by (`latency_spread`).
+    """
+
+    def __init__(
+        self,
+        base: Recording,
+        evidence: Evidence,
+        model: StepTimeModel | None,
+        own: Run,
+        sources: Sequence[Run],
+        question: Question,
+        prior: PriorTimes | None = None,
+        *,
+        operators: Operators | None = None,
+        law: StepLaw | None = None,
+        extrapolated: bool = False,
+        power: PowerLaw | None = None,
+        beyond: Mapping[str, float] | None = None,
+    ) -> None:
+        self.base, self.sources, self.question, self.power = base, sources, question, power
+        self.beyond = beyond or BEYOND
+        source = sources[0]
+        on_tables = question.gpu is not None or operators is not None
+        self.engine = question.engine if on_tables else _with_blocks(evidence, question.engine)
+        self.limits = limits_of(self.engine)
+        self.facts = evidence.models
+        self.ids = [name for name in own.problems if name in source.problems]
+        self.stop, self.drawn = stop_of(question.policy), question.policy.n
+        self.recorded = min(len(source.problems[name].samples) for name in self.ids)
+        self.loads = self._draws()
+        arrivals = self._arrivals(own)
+        self.concurrency = None
+        if arrivals is None:
+            self.concurrency = question.concurrency or own.concurrency or 1
+        told = base.manifest.workload
+        self.block_tokens = None if told is None else told.prompt_block_tokens
+        self.workloads = [
+            Workload.from_loads(loads, arrivals, prompt_block_tokens=self.block_tokens)
+            for loads in self.loads
+        ]
+        self.first = self.workloads[0].first
+        longest = max(workload.longest for workload in self.workloads)
+        if question.gpu is not None and prior is not None:
+            self.times = prior.times(self.engine, longest)
+        elif operators is not None:
+            facts = evidence.models.get(self.engine.model)
+            self.times = tabled(question, operators, facts, longest)
+        elif model is not None:
+            self.times = learned(law or model.law(self.engine))
+        else:
+            raise UsageError(
+                "no steps were recorded; give operator tables with --operators, or --gpu"
+            )
+        rate = None if question.arrivals_sent else question.rate_per_s
+        self.samples_drawn = question.policy.temperature != 0 and not question.arrivals_sent
+        self.arrivals_drawn = rate is not None and self.times.sigma is not None
+        if rate is not None and self.arrivals_drawn:
+            self.workloads = [
+                replace(
+                    self.workloads[draw % len(self.workloads)],
+                    arrivals=poisson_arrivals(rate, len(self.ids), question.seed, draw=draw),
+                )
+                for draw in range(DRAWS)
+            ]
+        self.runs = [
+            self._run(workload, 1.0, log=i == 0) for i, workload in enumerate(self.workloads)
+        ]
+        inside = all(self.times.within(run.peak) for run in self.runs)
+        self.outside = extrapolated or not inside
+        sigma = 0.0 if self.times.sigma is None else self.times.sigma[int(self.outside)]
+        self.fresh = [self._run(workload, 1.0) for workload in self._redrawn()]
+        self.slow, self.fast = (
+            [self._run(workload, float(np.exp(sign * Z95 * sigma))) for workload in self.workloads]
+            for sign in (1, -1)
+        )
+        key = (self.engine.key(), question.policy.key())
+        self.manifest = self._manifest(key)
+        self.tables = replayed_tables(
+            self.runs[0],
+            self.loads[0],
+            self.ids,
+            self.times.cost,
+            keys=key,
+            start_ns=base.manifest.clock_start.unix_ns,
+            speculative=self.limits.speculative,
+        )
+
+    def _draws(self) -> list[list[Load]]:
+        each = [[self._load(source, name) for name in self.ids] for source in self.sources]
+        if self.stop == Stop() and all(len(load.samples) == self.drawn for load in each[0]):
+            return each
+        found = []
+        for number in range(DRAWS):
+            whole = each[number % len(each)]
+            rng = np.random.default_rng([self.question.seed, number])
+            drawn = []
+            for load in whole:
+                chosen = rng.permutation(len(load.samples))[: self.drawn]
+                drawn.append(replace(load, samples=tuple(load.samples[i] for i in chosen)))
+            found.append(drawn)
+        return found
+
+    def _redrawn(self) -> list[Workload]:
+        """Return workloads of fresh runs: their samples drawn again, and arrivals where drawn.
+
+        Empty where a fresh run draws nothing otherwise: at temperature 0, where lengths are given,
+        and where no interval is known.
+        """
+        if self.times.sigma is None or not self.samples_drawn:
+            return self.workloads if self.arrivals_drawn else []
+        each = [[self._load(source, name) for name in self.ids] for source in self.sources]
+        found = []
+        for number in range(DRAWS):
+            whole = each[number % len(each)]
+            rng = np.random.default_rng([self.question.seed, number, 1])
+            loads = [self._drawn_again(whole, place, rng) for place in range(len(whole))]
+            arrivals = self.workloads[number % len(self.workloads)].arrivals
+            found.append(
+                Workload.from_loads(loads, arrivals, prompt_block_tokens=self.block_tokens)
+            )
+        return found
+
+    def _drawn_again(self, loads: Sequence[Load], place: int, rng: np.random.Generator) -> Load:
+        """Return a problem with samples of its own, drawn with replacement.
+
+        What one sample would vary by is not known: those of other problems stand for it, which
+        vary by more.
+        """
+        own = loads[place].samples
+        if self.recorded > 1:
+            chosen = [own[i] for i in rng.integers(0, len(own), self.drawn)]
+        else:
+            chosen = [loads[i].samples[0] for i in rng.integers(0, len(loads), self.drawn)]
+        return replace(loads[place], samples=tuple(chosen))
+
+    def _load(self, source: Run, name: str) -> Load:
+        problem = source.problems[name]
+        samples: tuple[Sample, ...] = problem.samples
+        if self.limits.speculative and any(sample.advance is None for sample in samples):
+            raise UsageError(
+                f"{source.recording}: does not say how drafts went per sample; record again"
+            )
+        return Load.of(problem, samples)
+
+    def _arrivals(self, own: Run) -> Floats | None:
+        rate = self.question.rate_per_s
+        if rate is not None:
+            return poisson_arrivals(rate, len(self.ids), self.question.seed)
+        if self.question.concurrency is None and own.concurrency is None:
+            return own.arrivals_s(self.ids)
+        return None
+
+    def _run(
+        self, workload: Workload, factor: float, *, log: bool = False, in_flight: int | None = None
+    ) -> Replayed:
+        try:
+            return replay(
+                workload,
+                self.times.at(factor),
+                self.limits,
+                concurrency=in_flight or self.concurrency,
+                stop=self.stop,
+                replicas=self.question.replicas,
+                log=log,
+            )
+        except ValueError as error:
+            raise UsageError(f"{self.engine.label()}: {error}") from None
+
+    def _manifest(self, key: tuple[str, str]) -> Manifest:
+        manifest = self.base.manifest
+        engines = {key[0]: self.engine}
+        count = self.question.replicas.count
+        if count > 1:
+            engines = {f"{key[0]}#{i + 1}": self.engine for i in range(count)}
+        return Manifest(
+            clock_start=manifest.clock_start,
+            engines=engines,
+            policies={key[1]: self.question.policy},
+            models={name: self.facts[name] for name in self.facts},
+            workload=manifest.workload,
+            concurrency=self.concurrency,
+            rate_per_s=self.question.rate_per_s,
+            price_usd_per_device_hour=manifest.price_usd_per_device_hour,
+            provenance={"replayed": {"recording": self.base.name, "seed": self.question.seed}},
+            complete=True,
+        )
+
+    def capacity_per_s(self) -> float:
+        """Return how many problems a second are served with all of them in flight at once."""
+        count = len(self.ids)
+        whole = self._run(replace(self.workloads[0], arrivals=None), 1.0, in_flight=count)
+        return count * self.question.replicas.count / whole.busy_s
+
+    def waits(self) -> list[Waited]:
+        """Return the problems of the first draw that queued longest."""
+        return longest_waits(self.runs[0], self.first.tolist(), self.ids)
+
+    def summary(self) -> Summary:
+        """Return the first draw's summary with the estimates of all draws and speeds."""
+        with tempfile.TemporaryDirectory(prefix="ttscope-") as folder:
+            path = Path(folder) / f"{self.base.name} (replayed)"
+            write_recording(path, self.manifest, self.tables)
+            found = summarise(Recording.open(path))[0]
+        middle, fresh, slow, fast = (
+            [self._statistics(run) for run in runs]
+            for runs in (self.runs, self.fresh, self.slow, self.fast)
+        )
+
+        exact = {"tokens": self._of_any(lambda _, made: made)} if self._whole else {}
+
+        def estimate(
+            name: str, unit: str, *, sigma: float = 0.0, wider: bool = False
+        ) -> Estimate | None:
+            values = np.array([each[name] for each in middle])
+            if not np.isfinite(values).all():
+                return None
+            value = exact.get(name, float(values.mean()))
+            outside = (self.outside or wider) and name not in exact
+            again = np.array([each[name] for each in fresh])
+            spread = float(np.hypot(self._fresh_draw(values, again), Z95 * sigma * value))
+            if self.times.sigma is None:
+                return Estimate(value=value, unit=unit, extrapolated=outside)
+            shift = value - float(values.mean())
+            ends = [float(np.mean([each[name] for each in side])) + shift for side in (slow, fast)]
+            low, high = min(ends), max(ends)
+            return Estimate(
+                value=value,
+                low=max(value - float(np.hypot(value - low, spread)), 0.0),
+                high=value + float(np.hypot(high - value, spread)),
+                unit=unit,
+                runs=self.times.runs,
+                extrapolated=outside,
+            )
+
+        def three(name: str, unit: str, beyond: Mapping[str, float]) -> dict[str, Estimate | None]:
+            return {
+                which: estimate(f"{name}.{which}", unit, sigma=beyond.get(which, 0.0))
+                for which in ("mean", "p50", "p95")
+            }
+
+        device, drawn = estimate("device_s", "device-s"), None
+        if self.power is not None:
+            seen = [self.power.within(*self._spent(run)) for run in self.runs]
+            drawn = estimate("joules", "J", sigma=self.power.sigma, wider=not all(seen))
+        price = self.manifest.price_usd_per_device_hour
+        latency, tokens = three("latency_s", "s", self.beyond), estimate("tokens", "tokens")
+        per_token = latency["mean"]
+        if per_token is not None and tokens is not None:
+            each = self.engine.num_devices / tokens.value
+            per_token = per_token.scaled(each, "device-s/token")
+        return replace(
+            found,
+            steps=self.runs[0].steps,  # its table may keep none
+            accuracy=self._accuracy(),
+            latency_s=latency,
+            ttft_s=three("ttft_s", "s", {}),
+            tpot_s=three("tpot_s", "s/token", {}),
+            tokens_per_problem=tokens,
+            flops_per_problem=self._flops(found.flops_per_problem),
+            cost_per_token_device_s=per_token,
+            policies=self._fewer(found.policies),
+            throughput_tokens_per_s=estimate("throughput", "tokens/s"),
+            energy_j=found.energy_j if drawn is None else self._energy(drawn),
+            device_s_per_problem=device,
+            cost_usd_per_problem=None
+            if price is None or device is None
+            else device.scaled(price / 3600, "USD"),
+        )
+
+    def _fresh_draw(self, values: Floats, fresh: Floats) -> float:
+        """Return the half-width of the 90 % interval of one draw more around the mean of `values`.
+
+        t s sqrt(1 + 1/k), with t the 95 % quantile of Student's law, k the draws behind the mean,
+        and s the spread of `fresh` runs. The samples recorded are a draw themselves: n of N more
+        where n of N are replayed. Drawn with replacement, N samples vary by (N - 1) / N too little.
+        """
+        again = fresh if fresh.size else values
+        again = again[np.isfinite(again)]
+        if again.size < 2:
+            return 0.0
+        variance = float(again.var(ddof=1))
+        factor = 1 + (1 / values.size if values.size > 1 else 0.0)
+        if fresh.size and self.samples_drawn:
+            factor += self.drawn / self.recorded
+            variance *= self.recorded / max(self.recorded - 1, 1)
+        return float(T95 * np.sqrt(factor * variance))
+
+    @property
+    def _whole(self) -> bool:
+        """Whether every sample ends, so that what is generated does not depend on when."""
+        return self.stop == Stop()
+
+    def _of_any(self, value: Callable[[int, Floats], Floats]) -> float:
+        """Return a problem's mean of n samples' `value`, exact over all choices of n of them.
+
+        `value` takes the tokens of a prompt, and those that its samples generated.
+        """
+        found = [
+            value(
+                problem.prompt_tokens, np.array([float(s.output_tokens) for s in problem.samples])
+            )
+            for problem in (source.problems[name] for source in self.sources for name in self.ids)
+        ]
+        return self.drawn * float(np.mean([each.mean() for each in found]))
+
+    def _flops(self, first: Estimate | None) -> Estimate | None:
+        """Return the first draw's FLOPs, moved to the mean over all draws.
+
+        What samples feed back is exact where all end, what the cache held is the draws' mean.
+        """
+        facts = self.facts.get(self.engine.model)
+        if first is None or facts is None:
+            return first
+
+        def flops(tokens: npt.NDArray[np.floating]) -> Floats:
+            read = tokens * (tokens + 1) / 2
+            return np.asarray(facts.matmul_flops(1) * tokens + facts.attention_flops(1) * read)
+
+        fed, cached = [], []
+        for run, workload in zip(self.runs, self.workloads, strict=True):
+            ran = run.generated_tokens > 0
+            last = workload.prompt_tokens + run.generated_tokens - 1.0
+            fed.append(float(flops(last)[ran].sum()) / len(self.ids))
+            cached.append(float(flops(run.cached_tokens.astype(float))[ran].sum()) / len(self.ids))
+        mean = self._of_any(lambda prompt, made: flops(prompt + made - 1)) if self._whole else None
+        value = (float(np.mean(fed)) if mean is None else mean) - float(np.mean(cached))
+        found = first.scaled(value / (fed[0] - cached[0]), first.unit)
+        return replace(found, extrapolated=self.outside and not self._whole)
+
+    def _fewer(self, first: tuple[PolicyOutcome, ...]) -> tuple[PolicyOutcome, ...]:
+        """Return maj@k and pass@k of all recorded samples, where the replay drew some of them."""
+        if not self._whole or self.drawn == self.recorded or not first:
+            return first
+        problems = [self.sources[0].problems[name] for name in self.ids]
+        rows = [
+            (number, index, each.answer, each.correct, 0, each.output_tokens)
+            for number, problem in enumerate(problems)
+            for index, each in enumerate(problem.samples[: self.recorded])
+        ]
+        whole, text = pl.Int64, pl.String
+        columns = {"problem": whole, "sample_index": whole, "answer": text, "correct": pl.Boolean}
+        columns |= {"end": whole, "output_tokens": whole}
+        frame = pl.DataFrame(rows, schema=columns, orient="row")
+        return policies_within(frame, self.recorded, most=self.drawn)
+
+    def _spent(self, run: Replayed) -> tuple[float, float, float]:
+        """Return seconds, seconds of steps and request-seconds, over all replicas."""
+        whole = run.makespan_s - float(run.arrival_s.min())
+        held = float(np.nansum(run.end_s - run.scheduled_s))
+        return whole * self.question.replicas.count, run.busy_s, held
+
+    def _statistics(self, run: Replayed) -> dict[str, float]:
+        found = _statistics(run, len(self.ids), self.engine)
+        if self.power is not None:
+            found["joules"] = self.power.joules(*self._spent(run))
+        return found
+
+    def _energy(self, drawn: Estimate) -> Energy:
+        """Return the energy of the run and of a problem, by the power law."""
+        return Energy(
+            total=drawn,
+            per_problem=drawn.scaled(1 / len(self.ids), "J"),
+            method="law",
+        )
+
+    def _accuracy(self) -> Estimate | None:
+        samples = [s for load in self.loads[0] for s in load.samples]
+        known = all(s.correct is not None or s.answer is None for s in samples)
+        judged = any(s.correct is not None for s in samples)
+        if not (known and judged) or self.question.policy.method not in VOTES:
+            return None
+        policy = self.question.policy
+        right = np.mean([run.right for run in self.runs], axis=0)
+        exact = policy.method in WHOLE or decides_as_vote(policy)
+        if exact:  # it does not ask who ended first
+            right = np.array([self._vote(name) for name in self.ids])
+        found = column_means(right[:, None], "1")[0]
+        return replace(found, extrapolated=self.outside and not exact)
+
+    def _vote(self, name: str) -> float:
+        """Return the chance that a vote of as many as asked of a problem's samples is right."""
+        samples = self.sources[0].problems[name].samples
+        curve = majority_curve([s.answer for s in samples], [s.correct for s in samples])
+        return float(curve[self.drawn - 1])
+
+
+def poisson_arrivals(rate_per_s: float, count: int, seed: int, *, draw: int = 0) -> Floats:
+    """Return the seconds at which problems arrive, ascending."""
+    rng = np.random.default_rng([seed, DRAWS + draw])
+    gaps: Floats = rng.exponential(1 / rate_per_s, count)
+    return np.cumsum(gaps)
+
+
+def _with_blocks(evidence: Evidence, engine: EngineConfig) -> EngineConfig:
+    """Return the engine with the KV blocks that a recorded one of its kind was given."""
+    if engine.num_gpu_blocks is not None and any(t.engine == engine for t in evidence.steps):
+        return engine
+    for table in evidence.steps:
+        if law_key(table.engine) == law_key(engine) and engine.num_gpu_blocks is None:
+            return replace(engine, num_gpu_blocks=table.engine.num_gpu_blocks)
+    return engine
+
+
+def _statistics(run: Replayed, problems: int, engine: EngineConfig) -> dict[str, float]:
+    found: dict[str, float] = {}
+    ttft = run.first_token_s - run.queued_s
+    more = (run.generated_tokens > 1) & ~run.cancelled
+    tpot = (run.end_s - run.first_token_s)[more] / (run.generated_tokens[more] - 1)
+    for name, values in (("latency_s", run.latency_s), ("ttft_s", ttft), ("tpot_s", tpot)):
+        numbers = values[np.isfinite(values)]
+        found[f"{name}.mean"] = float(numbers.mean()) if numbers.size else np.nan
+        for q in (50, 95):
+            found[f"{name}.p{q}"] = float(np.quantile(numbers, q / 100)) if numbers.size else np.nan
+    tokens = float(run.generated_tokens.sum())
+    found["tokens"] = tokens / problems
+    found["throughput"] = tokens / (run.makespan_s - float(run.arrival_s.min()))
+    found["device_s"] = float(run.busy_share_s.mean()) * engine.num_devices
+    return found

@@ -1,0 +1,129 @@
+"""What more votes would give, from published averages: no answer of any single problem is known."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import NormalDist
+
+import numpy as np
+import numpy.typing as npt
+
+from advisor.accuracy.models.mistakes import LAWS, draw_mistakes
+from traces.schema.estimate import Estimate
+from traces.statistics import LEVEL
+
+Floats = npt.NDArray[np.float64]
+
+LAWS_TRIED = 1500
+PROBLEMS = 300  # drawn from each law
+_Z = NormalDist().inv_cdf(0.5 + LEVEL / 2)
+
+
+class VoteCurve:
+    """Maj@n of problems whose answers follow one of many laws, weighted by published averages.
+
+    Parameters
+    ----------
+    problems: how many problems the averages are over.
+    seed: of the random numbers.
+
+    Notes
+    -----
+    A law has problems never and always solved, a beta for the others' chance to be right, and
+    shares of Pitman-Yor laws of mistakes; laws are drawn from a wide prior, more of them where the
+    first average lies, which their weights allow for. Under a law the averages of one
+    growing set of samples are nearly jointly normal, with the means and covariances of the votes
+    of drawn problems. A law's weight is the likelihood of the averages given; a prediction is the
+    mixture of the conditional normals.
+
+    """
+
+    def __init__(self, *, problems: int, seed: int = 0) -> None:
+        self.problems, self.seed = problems, seed
+
+    def fit(self, accuracy: Mapping[int, float], farthest: Sequence[int]) -> VoteCurve:
+        """Learn from accuracy by number of samples, to predict at `farthest` numbers.
+
+        Raises ValueError without an average.
+        """
+        if not accuracy:
+            raise ValueError("no average to learn from")
+        seen = sorted(accuracy)
+        self.counts_ = sorted({*seen, *farthest})
+        values = np.array([accuracy[count] for count in seen])
+        places = np.searchsorted(self.counts_, seen)
+        rng = np.random.default_rng([self.seed, 6])
+        logs, means, spreads = [], [], []
+        aim, width = values[0], 2 * np.sqrt(0.25 / self.problems)
+        for _ in range(LAWS_TRIED):
+            single = rng.normal(aim, width)
+            votes = self._votes(single, rng)
+            if votes is None:
+                continue
+            mean = votes.mean(axis=0)
+            # Half a problem's worth of noise keeps a law under which all agree from certainty.
+            cover = np.cov(votes.T) / self.problems + np.eye(len(mean)) * 0.25 / self.problems**2
+            own = cover[np.ix_(places, places)]
+            gain = np.linalg.solve(own, cover[places]).T
+            off = values - mean[places]
+            fit = -0.5 * (off @ np.linalg.solve(own, off) + np.linalg.slogdet(own)[1])
+            logs.append(fit + 0.5 * ((single - aim) / width) ** 2)
+            means.append(mean + gain @ off)
+            spreads.append(cover - gain @ cover[places])
+        weights = np.exp(np.array(logs) - max(logs))
+        self.weights_: Floats = weights / weights.sum()
+        self.means_, self.covariances_ = np.array(means), np.array(spreads)
+        return self
+
+    def predict(self, count: int) -> Estimate:
+        """Return the average to expect of the same problems with so many samples."""
+        return self._mixture(np.eye(len(self.counts_))[self.counts_.index(count)], low=0, high=1)
+
+    def change(self, first: int, second: int) -> Estimate:
+        """Return the change to expect between two numbers of samples; noise lies inside it."""
+        every = np.eye(len(self.counts_))
+        return self._mixture(
+            every[self.counts_.index(second)] - every[self.counts_.index(first)], low=-1, high=1
+        )
+
+    def _mixture(self, direction: Floats, *, low: float, high: float) -> Estimate:
+        rng = np.random.default_rng([self.seed, 7])
+        chosen = rng.choice(len(self.weights_), size=4000, p=self.weights_)
+        centre = self.means_ @ direction
+        spread = np.sqrt(np.maximum(self.covariances_ @ direction @ direction, 0.0))
+        draws = np.clip(centre[chosen] + spread[chosen] * rng.normal(size=4000), low, high)
+        ends = np.quantile(draws, (0.5 - LEVEL / 2, 0.5 + LEVEL / 2))
+        return Estimate(
+            value=float(np.clip(self.weights_ @ centre, low, high)),
+            low=float(ends[0]),
+            high=float(ends[1]),
+            unit="1",
+            extrapolated=True,
+        )
+
+    def _votes(self, single: float, rng: np.random.Generator) -> Floats | None:
+        """Return [PROBLEMS, counts], the right share of votes of a growing set of samples.
+
+        `single` is the accuracy of one sample; None where the law drawn cannot have it.
+        """
+        never, always, other = rng.dirichlet((0.5, 0.5, 2.0))
+        total, mean = np.exp(rng.normal(1.0, 1.2)), (single - always) / other
+        if not 0.02 < mean < 0.98:
+            return None
+        hit = rng.beta(mean * total, (1 - mean) * total, PROBLEMS)
+        kind = rng.random(PROBLEMS)
+        hit = np.where(kind < never, 0.0, np.where(kind < never + always, 1.0, hit))
+        shares = rng.dirichlet(np.full(len(LAWS), 0.1))
+        law = rng.choice(len(LAWS), PROBLEMS, p=shares / shares.sum())
+        mistakes = draw_mistakes(np.zeros((PROBLEMS, 0), dtype=np.int64), law, rng)
+        chances = np.concatenate([hit[:, None], (1 - hit)[:, None] * mistakes], axis=1)
+        chances /= chances.sum(axis=1, keepdims=True)
+        tally = np.zeros(chances.shape, dtype=np.int64)
+        found, before = [], 0
+        for count in self.counts_:
+            tally += rng.multinomial(count - before, chances)
+            before = count
+            most = tally.max(axis=1, keepdims=True)
+            leads = tally == most
+            found.append(leads[:, 0] / leads.sum(axis=1))
+        return np.stack(found, axis=1)

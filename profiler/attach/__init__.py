@@ -1,0 +1,1 @@
+"""A running server is watched from outside: its pages, spans, steps and GPUs."""

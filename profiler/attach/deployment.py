@@ -1,0 +1,281 @@
+"""A live deployment: its replicas, the engines behind them, and the pollers that watch them."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+import polars as pl
+
+from profiler.attach.scraper import PERIOD_S, Page, ScrapeError, Scraper
+from profiler.engines.server.access import Access
+from profiler.engines.server.served import ask_model, ask_version, cache_settings, describe
+from traces.errors import EngineError, TtscopeError, UsageError
+from traces.live.numbers import Numbers, numbers_of
+from traces.recording.tables import SCRAPES
+from traces.recording.writer import RecordingWriter
+from traces.schema.engine import EngineConfig, ModelFacts
+
+_LIVE_PAGES = 61  # kept of each replica for the live line
+_ADOPTED = (  # of what a plugin tells
+    *("dtype", "quantization", "kv_cache_dtype", "max_model_len", "tensor_parallel_size"),
+    *("pipeline_parallel_size", "max_num_seqs", "max_num_batched_tokens", "block_size"),
+    *("num_gpu_blocks", "gpu_memory_utilization", "enable_prefix_caching", "enforce_eager"),
+    *("async_scheduling", "gpu", "num_gpus", "vllm_version"),
+)
+_NO_METRICS = (
+    "/metrics has nothing of vLLM: name vLLM's own host and port, and start it without "
+    "--disable-log-stats"
+)
+
+
+@dataclass(eq=False)
+class Replica:
+    """One server of a deployment: `config` is the server's, `keys` those of its engines."""
+
+    access: Access
+    config: EngineConfig
+    facts: ModelFacts | None
+    scraper: Scraper
+    keys: dict[str, str] = field(default_factory=dict)
+    started: float | None = None  # when its process began, unix seconds
+    described: EngineConfig | None = None  # as it tells itself, without what a plugin told
+    ahead_ns: int = 0  # its host's clock, where that is off by seconds
+    pages: deque[pl.DataFrame] = field(default_factory=lambda: deque(maxlen=_LIVE_PAGES))
+
+
+class Deployment:
+    """The servers at `accesses`, after `connect`.
+
+    Parameters
+    ----------
+    model: which of the models a server serves; the first by default.
+    declared: engine settings that servers do not tell, such as tensor_parallel_size.
+    period_s: seconds between polls.
+    reconnect: wait for a server that is gone; else `lost` says that one is.
+
+    """
+
+    def __init__(
+        self,
+        accesses: Sequence[Access],
+        *,
+        model: str | None = None,
+        declared: Mapping[str, Any] | None = None,
+        period_s: float = PERIOD_S,
+        reconnect: bool = True,
+    ) -> None:
+        if not 0.1 <= period_s <= 3600:
+            raise UsageError(f"--period must be 0.1 s to an hour, not {period_s:g} s")
+        if len({access.url for access in accesses}) != len(accesses):
+            raise UsageError("the same URL is named twice")
+        self._accesses, self._model, self._declared = list(accesses), model, dict(declared or {})
+        self._period_s, self._reconnect = period_s, reconnect
+        self._lock = threading.Lock()
+        self._writer: RecordingWriter | None = None
+        self._scrapers: list[Scraper] = []
+        self.replicas: list[Replica] = []
+        self.engines: dict[str, EngineConfig] = {}
+        self.shown: dict[str, str] = {}  # engine key -> what a person calls it
+        self.models: dict[str, ModelFacts] = {}
+
+    def connect(self, *, metrics_needed: bool = True) -> None:
+        """Ask every server what it serves. Raises EngineError where one does not answer."""
+        try:
+            for access in self._accesses:
+                self.replicas.append(self._look(access, metrics_needed))
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Close the connections of what was connected and never watched."""
+        for scraper in self._scrapers:
+            scraper.close()
+
+    @property
+    def lost(self) -> bool:
+        """Whether a server is gone for good."""
+        return any(replica.scraper.lost.is_set() for replica in self.replicas)
+
+    def _look(self, access: Access, metrics_needed: bool) -> Replica:
+        replica: Replica | None = None
+
+        def note(kind: str, detail: str) -> None:
+            self._event(kind, detail, None if replica is None else replica.config.key())
+
+        scraper = Scraper(
+            access,
+            lambda label: self._key(replica, label),
+            on_event=note,
+            on_page=lambda page: self._keep(replica, page),
+            on_restart=lambda started: self._again(replica, started),
+            period_s=self._period_s,
+            reconnect=self._reconnect,
+        )
+        self._scrapers.append(scraper)
+        try:
+            page: Page | None = scraper.poll()
+        except ScrapeError as error:
+            page = None
+            if metrics_needed:
+                with httpx.Client(
+                    base_url=access.url, headers=dict(access.headers), timeout=10.0
+                ) as client:
+                    ask_model(client, access.url, self._model)  # says it better, if it fails too
+                raise EngineError(f"{access.url}: /metrics cannot be read ({error})") from None
+        told = page is not None and any(s.name.startswith("vllm:") for s in page.values)
+        if metrics_needed and not told:
+            raise EngineError(f"{access.url}: {_NO_METRICS}")
+        config, facts = self._describe(access, scraper)
+        replica = Replica(access=access, config=config, facts=facts, scraper=scraper)
+        replica.described = config
+        replica.started = None if page is None else page.started
+        replica.ahead_ns = 0 if page is None else page.ahead_ns
+        self._register(replica, sorted({s.engine for s in page.values} if page else ()))
+        return replica
+
+    def _describe(self, access: Access, scraper: Scraper) -> tuple[EngineConfig, ModelFacts | None]:
+        with httpx.Client(
+            base_url=access.url, headers=dict(access.headers), timeout=10.0
+        ) as client:
+            card = ask_model(client, access.url, self._model)
+            version = ask_version(client)
+        caches = scraper.reader.cache_config
+        settings = cache_settings(next(iter(caches.values()), {})) | self._declared
+        if len(self._accesses) > 1:
+            settings["other"] = (("url", access.url),)
+        engines = len(set(caches) - {""})
+        if engines > 1:
+            settings["data_parallel_size"] = engines
+        return describe(card, version, name=None, settings=settings)
+
+    def _register(self, replica: Replica, labels: Sequence[str]) -> None:
+        """Give each engine label of a server the key of its configuration."""
+        several = len([label for label in labels if label]) > 1
+        where = replica.access.url if len(self._accesses) > 1 else ""
+        with self._lock:
+            replica.keys.clear()
+            for label in ["", *labels]:
+                config = replica.config
+                if label and several:
+                    extra = (*config.other, ("engine", label))
+                    config = dataclasses.replace(
+                        config, data_parallel_size=1, other=tuple(sorted(extra))
+                    )
+                key = replica.keys[label] = config.key()
+                self.engines[key] = config
+                self.shown[key] = " ".join(p for p in (where, label if several else "") if p)
+            if replica.facts is not None:
+                self.models[replica.facts.name] = replica.facts
+        if self._writer is not None:
+            self._writer.update(engines=dict(self.engines), models=dict(self.models))
+
+    def adopt(self, key: str, told: EngineConfig) -> str:
+        """Take over what an engine's own process tells of its configuration; return its key.
+
+        That is a new one before the deployment is watched. Afterwards it stays, so that an engine
+        has one key in a recording, and the manifest has the configuration under it.
+        """
+        for replica in self.replicas:
+            labels = sorted(label for label, own in replica.keys.items() if own == key)
+            if not labels:
+                continue
+            names = {field: getattr(told, field) for field in _ADOPTED}
+            names |= {name: value for name, value in self._declared.items() if value is not None}
+            replica.config = dataclasses.replace(replica.config, **names)
+            if self._writer is None:
+                for own in set(replica.keys.values()):
+                    self.engines.pop(own, None)
+                self._register(replica, sorted(set(replica.keys) - {""}))
+                return replica.keys[labels[-1]]
+            with self._lock:
+                for own in set(replica.keys.values()):
+                    self.engines[own] = dataclasses.replace(self.engines[own], **names)
+            known = self._writer.manifest.engines
+            self._writer.update(engines={**known, **self.engines})
+            return key
+        return key
+
+    def add(self, config: EngineConfig) -> str:
+        """Add an engine that no server of ours tells of; return its key."""
+        key = config.key()
+        with self._lock:
+            self.engines[key] = config
+        if self._writer is not None:
+            self._writer.update(engines=dict(self.engines))
+        return key
+
+    def _key(self, replica: Replica | None, label: str) -> str:
+        assert replica is not None
+        if label not in replica.keys:  # an engine that was added while we watch
+            self._register(replica, sorted({*replica.keys, label} - {""}))
+        return replica.keys[label]
+
+    def _again(self, replica: Replica | None, started: float | None) -> None:
+        """Ask a server that was restarted what it serves now."""
+        if replica is None:
+            return
+        replica.started = started
+        try:
+            config, facts = self._describe(replica.access, replica.scraper)
+        except TtscopeError:
+            return
+        if config != replica.described:
+            replica.config, replica.described, replica.facts = config, config, facts
+            self._register(replica, sorted(set(replica.keys) - {""}))
+            self._event("note", f"{replica.access.url}: another configuration", config.key())
+
+    @staticmethod
+    def _keep(replica: Replica | None, page: pl.DataFrame) -> None:
+        if replica is not None:
+            replica.pages.append(page)
+
+    def _event(self, kind: str, detail: str, engine: str | None) -> None:
+        if self._writer is not None:
+            self._writer.event(kind, detail, engine=engine)
+
+    @contextmanager
+    def watched(self, writer: RecordingWriter) -> Iterator[None]:
+        """Poll the servers into a recording while the block runs."""
+        self._writer = writer
+        writer.update(
+            engines={**writer.manifest.engines, **self.engines},
+            models={**writer.manifest.models, **self.models},
+        )
+        for replica in self.replicas:
+            writer.add_source("scrapes", replica.scraper.drain)
+            replica.scraper.start()
+        try:
+            yield
+        finally:
+            for replica in self.replicas:
+                replica.scraper.stop()
+                if replica.scraper.dropped:
+                    writer.dropped("scrapes", replica.scraper.dropped)
+                if replica.scraper.reader.left_out:
+                    count = replica.scraper.reader.left_out
+                    writer.event("drop", f"{replica.access.url}: {count} lines of /metrics")
+            self._writer = None
+
+    def numbers(self, seconds: float) -> dict[str, Numbers | None]:
+        """Return each engine's numbers over about the last so many seconds, by key."""
+        found: dict[str, Numbers | None] = {}
+        for replica in self.replicas:
+            pages = list(replica.pages)
+            since = pages[-1]["time"][0] - round((seconds + 0.5) * 1e9) if pages else 0
+            recent = [page for page in pages if page["time"][0] >= since]
+            frames = recent if len(recent) > 1 else pages[-2:]
+            scrapes = pl.concat([pl.DataFrame(schema=SCRAPES), *frames])
+            with self._lock:
+                keys = dict(replica.keys)
+            for label in sorted(keys):
+                if label or len(keys) == 1:
+                    found[keys[label]] = numbers_of(scrapes, keys[label])
+        return found

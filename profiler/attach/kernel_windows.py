@@ -1,0 +1,279 @@
+"""Windows of the torch profiler on servers that others use, through /start_profile.
+
+A server is asked for a window of a few steps by `max_iterations`, so that it ends by itself even
+where we are killed; there is one at a time over all servers, and together they are open at most
+`BUDGET` of the time. Traces are read where the server writes them, in a folder that both see, and
+only files with our own prefix are touched.
+
+Before the first window one without a step is opened and closed at once: it takes the profiler's
+dear first start, shows that the folder is the right one, and that the server's front end, which no
+number of steps bounds, is not profiled too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import threading
+import time
+import uuid
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import polars as pl
+
+from profiler.attach.deployment import Deployment, Replica
+from profiler.engines.server.served import routes
+from traces.clock import now_ns
+from traces.errors import EngineError, TraceError, UsageError
+from traces.kineto.read import TraceTables, read_trace
+from traces.live.numbers import RUNNING
+from traces.recording.tables import KERNELS
+from traces.recording.writer import RecordingWriter
+
+BUDGET = 0.03  # of the time, for all windows together
+STEPS, EVERY_S = 4, 60.0
+MOST_STEPS = 100
+FIRST_S = 3.0  # after the start
+OPEN_S = 10.0  # that a window may stay open, where a server has not so many steps
+_ANSWER_S = 60.0  # an export takes seconds on a large engine
+_PATH = "/start_profile"
+_FRONT_END = "async_llm"  # in the names of the front end's traces
+_FORM = re.compile(r"([1-9]\d{0,2})/(\d+(?:\.\d+)?)s", re.ASCII)
+SERVER_FLAGS = (
+    '--profiler-config \'{"profiler": "torch", "torch_profiler_dir": "/DIR", "ignore_frontend": '
+    'true, "torch_profiler_with_stack": false}\''
+)
+
+
+@dataclass(frozen=True)
+class ServerPlan:
+    """Windows of `steps` steps, `every_s` seconds apart or more (see `BUDGET`)."""
+
+    steps: int = STEPS
+    every_s: float = EVERY_S
+
+    @staticmethod
+    def parse(text: str) -> ServerPlan:
+        """Read ``4/60s``. Raises UsageError."""
+        match = _FORM.fullmatch(text)
+        if match is None or int(match[1]) > MOST_STEPS or not 1 <= float(match[2]) <= 86_400:
+            raise UsageError(
+                f"--kernel-windows {text}: write STEPS/SECONDS, such as 4/60s for 4 steps every "
+                f"minute; at most {MOST_STEPS} steps, and a second between windows"
+            )
+        return ServerPlan(int(match[1]), float(match[2]))
+
+
+@dataclass
+class _Span:
+    """When a window was open, unix ns."""
+
+    replica: Replica
+    begun: int
+    ended: int | None = None
+
+
+class ServerWindows:
+    """Opens windows on the servers of `deployment` in turn; their traces come to `folder`.
+
+    Call `look`, which only looks, then `rehearse`, then have `watched` open them.
+    """
+
+    def __init__(self, deployment: Deployment, folder: Path, plan: ServerPlan) -> None:
+        self._deployment, self._folder, self._plan = deployment, folder, plan
+        self._mark = f"ttscope-{uuid.uuid4().hex[:8]}"
+        self._serial = self._count = 0
+        self._usable: list[Replica] = []
+        self._spans: deque[_Span] = deque(maxlen=64)
+        self._frames: deque[pl.DataFrame] = deque()
+        self._events: deque[dict[str, Any]] = deque()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="ttscope-windows", daemon=True)
+
+    def profiled(self, engine: str, begun: int, ended: int) -> bool:
+        """Tell whether a window was open in a step of an engine that took these times, unix ns."""
+        return any(
+            span.begun <= ended and (span.ended is None or begun <= span.ended)
+            for span in list(self._spans)
+            if engine in span.replica.keys.values()
+        )
+
+    def look(self) -> None:
+        """Ask whether windows can be had. Raises UsageError or EngineError in one line."""
+        if not self._folder.is_dir() or not os.access(self._folder, os.R_OK | os.X_OK):
+            raise UsageError(
+                f"--kernels {self._folder}: no folder that can be read here; name the servers' "
+                "torch_profiler_dir"
+            )
+        for replica in self._deployment.replicas:
+            with self._client(replica) as client:
+                self._check_route(client, replica)
+
+    def rehearse(self) -> None:
+        """Open and close a window without steps on each server (see the module).
+
+        Raises EngineError in one line where a server's windows are not to be used.
+        """
+        for replica in self._deployment.replicas:
+            try:
+                with self._client(replica) as client:
+                    found = self._window(client, replica, steps=0)
+            except httpx.HTTPError as error:
+                raise EngineError(
+                    f"{replica.access.url}: {_PATH}: {type(error).__name__}"
+                ) from None
+            self._delete(found)
+            if not found:
+                raise EngineError(
+                    f"--kernels {self._folder}: a trace of {replica.access.url} did not come "
+                    "there; name its torch_profiler_dir"
+                )
+            if any(_FRONT_END in path.name for path in found):
+                raise EngineError(
+                    f"{replica.access.url}: its front end is profiled too, which no number of "
+                    f'steps bounds; start it with "ignore_frontend": true in --profiler-config'
+                )
+            self._usable.append(replica)
+
+    def _check_route(self, client: httpx.Client, replica: Replica) -> None:
+        url, known = replica.access.url, routes(client)
+        if known is None or _PATH not in known["paths"]:
+            raise EngineError(
+                f"{url}: has no profiler (POST {_PATH}); start vLLM with {SERVER_FLAGS}"
+            )
+        if "max_iterations" not in json.dumps(known.get("components", {})):
+            raise EngineError(
+                f"{url}: its {_PATH} knows no max_iterations, without which a window could stay "
+                "open for ever; it takes vLLM 0.32"
+            )
+
+    @contextmanager
+    def watched(self, writer: RecordingWriter) -> Iterator[None]:
+        """Open windows while the block runs, into a recording; a probe."""
+        writer.add_source("kernels", self._drain)
+        writer.add_source("events", self._drain_events)
+        self._thread.start()
+        try:
+            yield
+        finally:
+            self._stopping.set()
+            self._thread.join(_ANSWER_S)
+
+    def _drain(self) -> pl.DataFrame:
+        frames = [self._frames.popleft() for _ in range(len(self._frames))]
+        return pl.concat([pl.DataFrame(schema=KERNELS), *frames])
+
+    def _drain_events(self) -> list[dict[str, Any]]:
+        return [self._events.popleft() for _ in range(len(self._events))]
+
+    def _work(self) -> None:
+        due, turn = time.monotonic() + FIRST_S, 0
+        while not self._stopping.wait(max(due - time.monotonic(), 0.25)) and self._usable:
+            replica = self._usable[turn % len(self._usable)]
+            turn += 1
+            if not _busy(replica):
+                continue
+            begun = time.monotonic()
+            try:
+                with self._client(replica) as client:
+                    self._read(replica, self._window(client, replica, steps=self._plan.steps))
+            except (EngineError, httpx.HTTPError) as error:
+                why = str(error) if isinstance(error, EngineError) else type(error).__name__
+                self._say(replica, "drop", f"no more kernel windows: {why}")
+                self._usable.remove(replica)
+            took = time.monotonic() - begun
+            due = begun + max(self._plan.every_s, took / BUDGET)
+
+    def _client(self, replica: Replica) -> httpx.Client:
+        access = replica.access
+        return httpx.Client(base_url=access.url, headers=dict(access.headers), timeout=_ANSWER_S)
+
+    def _window(self, client: httpx.Client, replica: Replica, *, steps: int) -> list[Path]:
+        """Open a window, wait until it has ended, and return its traces."""
+        url, prefix = replica.access.url, f"{self._mark}-{self._serial}"
+        self._serial += 1
+        # vLLM's profiler stops in the step after that many.
+        bounds = {"profile_prefix": prefix, "delay_iterations": 0, "max_iterations": max(steps, 1)}
+        span, started = _Span(replica, now_ns()), True  # for all that we know
+        self._spans.append(span)
+        try:
+            answer = client.post(_PATH, json=bounds)
+            started = answer.status_code == 200
+            if answer.status_code == 409:
+                raise EngineError(
+                    f"{url}: somebody's profile is open there; POST /stop_profile ends it"
+                )
+            if not started:
+                raise EngineError(f"{url}: POST {_PATH} answers HTTP {answer.status_code}")
+            until = time.monotonic() + (OPEN_S if steps else 0.0)
+            while time.monotonic() < until and not self._stopping.is_set():
+                if self._traces(prefix):
+                    break
+                time.sleep(0.05)
+        finally:
+            try:
+                if started:  # it answers when every worker has written its trace
+                    client.post("/stop_profile").raise_for_status()
+            finally:
+                span.ended = now_ns()
+        return self._traces(prefix)
+
+    def _traces(self, prefix: str) -> list[Path]:
+        return sorted(self._folder.glob(f"{prefix}_*.json*"))
+
+    def _read(self, replica: Replica, paths: list[Path]) -> None:
+        number, self._count = self._count, self._count + 1
+        key = engine_key(replica)
+        span = self._spans[-1]
+        for path in paths:
+            if _FRONT_END in path.name:
+                continue
+            try:
+                trace = read_trace(path, engine=key, window_id=number)
+            except TraceError as error:
+                # The path is the server's own; what is wrong with the file is enough.
+                why = str(error).removeprefix(f"{path}: ")
+                self._say(replica, "window", json.dumps({"window": number, "error": why}))
+                continue
+            self._frames.append(_without_steps(trace))
+            detail = {"window": number} | trace.window_detail()
+            detail["open_ns"] = (span.ended or now_ns()) - span.begun
+            self._say(replica, "window", json.dumps(detail))
+        self._delete(paths)
+
+    def _say(self, replica: Replica, kind: str, detail: str) -> None:
+        row = {"engine": engine_key(replica), "kind": kind, "detail": detail}
+        self._events.append({"time": now_ns(), **row})
+
+    def _delete(self, paths: list[Path]) -> None:
+        """Delete what the server wrote for a window: its traces, and tables of totals."""
+        prefixes = {path.name.partition("_")[0] for path in paths}
+        for path in [each for prefix in prefixes for each in self._folder.glob(f"{prefix}_*")]:
+            with contextlib.suppress(OSError):  # readable is enough
+                path.unlink()
+
+
+def engine_key(replica: Replica) -> str:
+    """Return the key of a server's only engine, or of the server where it has several."""
+    labels = [label for label in replica.keys if label]
+    return replica.keys[labels[0]] if len(labels) == 1 else replica.keys[""]
+
+
+def _busy(replica: Replica) -> bool:
+    """Tell whether requests ran at the last poll: a window of an idle server shows nothing."""
+    page = replica.pages[-1] if replica.pages else None
+    return page is not None and page.filter(pl.col("name") == RUNNING)["value"].sum() > 0
+
+
+def _without_steps(trace: TraceTables) -> pl.DataFrame:
+    """Return a trace's rows; which of the recorded steps are in it is not known."""
+    rows = trace.kernels.with_columns(step=pl.lit(None, pl.Int64))
+    return rows.select(pl.col(name).cast(kind) for name, kind in KERNELS.items())

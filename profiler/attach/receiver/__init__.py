@@ -1,0 +1,1 @@
+"""What servers send here: spans and steps, over HTTP and gRPC."""

@@ -1,0 +1,347 @@
+"""OTLP/HTTP and the plugin's steps, as a receiver takes them: connections, their time and bodies.
+
+A thread per connection. Whoever has no token is refused by the head of a request alone. Bodies are
+inflated and read one at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import threading
+import time
+import zlib
+from http.client import LineTooLong
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import Any, Protocol
+
+from profiler.plugin.batches import STEPS_PATH, Batch, read_batch
+from traces.live.otlp import Received, json_answer, protobuf_answer, read_json, read_protobuf
+
+TRACES = "/v1/traces"
+MOST_BODY_BYTES = 8 << 20
+MOST_INFLATED_BYTES = 16 << 20
+MOST_FLYING_BYTES = 16 << 20  # of all bodies that are on their way
+MOST_HEAD_BYTES = 16 << 10  # of a request's first line and headers
+MOST_CONNECTIONS = 64
+HEAD_S, BODY_S, IDLE_S = 10.0, 30.0, 60.0  # for a head, a body, and until the next request
+_ANSWER_S = 5.0
+_DRAIN_S = 1.0  # for a body that is refused: unread, the sender would miss the answer
+_PIECE = 1 << 16
+_PROTOBUF, _JSON = "application/x-protobuf", "application/json"
+NO_TOKEN = (
+    "needs the token of ttscope: Authorization: Bearer with what TTSCOPE_TOKEN or the file of "
+    "ttscope attach holds (docs/attach.md)"
+)
+
+
+class Keeper(Protocol):
+    """What takes the bodies: it knows who may send, and keeps what they hold (`Receiver`)."""
+
+    decoding: threading.Lock
+
+    def knows(self, authorization: str | None, *, spans: bool) -> bool:
+        """Whether a sender may send."""
+
+    def is_called(self, host: str) -> bool:
+        """Whether a sender names us as those on this machine do."""
+
+    def refuse(self) -> None:
+        """Count a request that was refused."""
+
+    def put_spans(self, found: Received) -> bool:
+        """Keep spans; False when there is no room."""
+
+    def put_batch(self, batch: Batch) -> bool:
+        """Keep what is new in a batch of steps; False when there is no room."""
+
+
+class _Place:
+    """One connection: until when it may keep us waiting, None while we work for it."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.connection = connection
+        self.since = time.monotonic()  # since when it waits for the next request
+        self.until: float | None = self.since + HEAD_S
+        self.served = False  # a request of it was taken
+        self.held = 0  # bytes of its body
+
+    def wait(self, seconds: float) -> None:
+        self.until = time.monotonic() + seconds
+
+    def end(self) -> None:
+        with contextlib.suppress(OSError):  # the other side was first
+            self.connection.shutdown(socket.SHUT_RDWR)
+
+
+class HttpListener(HTTPServer):
+    """A thread per connection, so many at most.
+
+    When all places are taken, the connection that has kept us waiting longest gives way to a new
+    one: of those that have sent nothing good yet, else of the others.
+    """
+
+    request_queue_size = 128
+
+    def __init__(self, address: tuple[str, int], receiver: Keeper) -> None:
+        self.receiver = receiver
+        self._places: list[_Place] = []
+        self._changed = threading.Condition()
+        self._threads = threading.Semaphore(2 * MOST_CONNECTIONS)  # some may be about to end
+        if ":" in address[0]:
+            self.address_family = socket.AF_INET6
+        super().__init__(address, _Handler)
+
+    def server_bind(self) -> None:
+        """Bind without asking the resolver for our name, which may take long."""
+        super(HTTPServer, self).server_bind()
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Serve a connection on a thread of its own, or end it where there is no place."""
+        place = _Place(request)
+        if not self._admit(place):
+            self.shutdown_request(request)
+            return
+        threading.Thread(
+            target=self._serve, args=(place, client_address), name="ttscope-otlp", daemon=True
+        ).start()
+
+    def _admit(self, place: _Place) -> bool:
+        """Give a new connection a place; it may have to wait for a moment in which we work."""
+        with self._changed:
+            if len(self._places) >= MOST_CONNECTIONS and not self._give_way():
+                self._changed.wait_for(lambda: len(self._places) < MOST_CONNECTIONS, 1.0)
+            if len(self._places) >= MOST_CONNECTIONS:
+                return False
+        if not self._threads.acquire(timeout=1.0):
+            return False
+        with self._changed:
+            self._places.append(place)
+        return True
+
+    def _give_way(self, but: _Place | None = None) -> bool:
+        """End the connection that has kept us waiting longest, of those with a body for `but`."""
+        found = [each for each in self._places if each.until is not None and each is not but]
+        if but is not None:
+            found = [each for each in found if each.held]
+        if not found:
+            return False
+        place = min(found, key=lambda each: (each.served, each.since))
+        self._places.remove(place)
+        place.end()
+        return True
+
+    def hold(self, place: _Place, count: int) -> bool:
+        """Note so many more bytes of a body; False when there is no room for them."""
+        with self._changed:
+            place.held += count
+            while sum(each.held for each in self._places) > MOST_FLYING_BYTES:
+                if not self._give_way(but=place):
+                    return False
+        return True
+
+    def service_actions(self) -> None:
+        """End the connections whose time is over."""
+        now = time.monotonic()
+        with self._changed:
+            for place in self._places:
+                if place.until is not None and now > place.until:
+                    place.end()
+
+    def end_all(self) -> None:
+        """End every connection."""
+        with self._changed:
+            for place in self._places:
+                place.end()
+
+    def _serve(self, place: _Place, client_address: Any) -> None:
+        try:
+            _Handler(place, client_address, self)
+        except Exception:  # a connection that breaks is its sender's affair
+            pass
+        finally:
+            self.shutdown_request(place.connection)
+            with self._changed:
+                if place in self._places:
+                    self._places.remove(place)
+                self._changed.notify()
+            self._threads.release()
+
+
+class _Stream:
+    """What a connection sends; of a request's head so many bytes at most."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream, self.left = stream, 0
+        self.read1, self.close = stream.read1, stream.close
+
+    def readline(self, most: int = -1) -> bytes:
+        line: bytes = self._stream.readline(self.left + 1)
+        self.left -= len(line)
+        if self.left < 0:
+            raise LineTooLong("head")
+        return line
+
+
+class _Refused(Exception):
+    def __init__(self, status: int, why: str) -> None:
+        super().__init__(why)
+        self.status = status
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server_version, sys_version = "ttscope", ""
+    timeout = IDLE_S  # of a single read or write; the server ends what takes longer in all
+    disable_nagle_algorithm = True  # else a sender that keeps its connection waits 40 ms an answer
+    server: HttpListener
+
+    def __init__(self, place: _Place, client_address: Any, server: HttpListener) -> None:
+        self._place, self._unread = place, 0
+        super().__init__(place.connection, client_address, server)
+
+    def setup(self) -> None:
+        super().setup()
+        self._stream = _Stream(self.rfile)
+        self.rfile = self._stream  # type: ignore[assignment]
+
+    def handle_one_request(self) -> None:
+        self._stream.left, self._unread = MOST_HEAD_BYTES, 0
+        super().handle_one_request()
+        self._place.held, self._place.since = 0, time.monotonic()
+        self._place.wait(IDLE_S)
+
+    def do_POST(self) -> None:
+        try:
+            kind = self.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+            taken = self._taken(kind)
+        except _Refused as error:
+            self._refuse(error.status, str(error))
+            return
+        self._place.served = True
+        self._answer(200, taken, kind)
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """Refuse what is no request that can be read, without repeating it."""
+        self.close_connection = True
+        self._refuse(code, "not a request that is received here")
+
+    def _refuse(self, status: int, why: str) -> None:
+        if status != 503:
+            self.server.receiver.refuse()
+        if self._unread:
+            self.close_connection = True
+        self._answer(status, json.dumps({"message": why}).encode(), _JSON)
+        if self._unread:
+            self._drain()
+
+    def _taken(self, kind: str) -> bytes:
+        """Take what a request brings; returns the answer."""
+        receiver, spans = self.server.receiver, self.path == TRACES
+        length = self._length()
+        if "Origin" in self.headers:
+            raise _Refused(403, "not for web pages")
+        hosts = self.headers.get_all("Host", [])
+        if len(hosts) != 1 or not receiver.is_called(hosts[0]):
+            raise _Refused(403, "Host is not this receiver; send to 127.0.0.1")
+        if not receiver.knows(self.headers.get("Authorization"), spans=spans):
+            raise _Refused(401, NO_TOKEN)
+        if self.path not in {TRACES, STEPS_PATH}:
+            raise _Refused(404, "only /v1/traces is received here")
+        if kind != _JSON and (kind != _PROTOBUF or not spans):
+            raise _Refused(415, f"Content-Type must be {_PROTOBUF} (spans) or {_JSON}")
+        encoding = self.headers.get("Content-Encoding", "identity").strip().lower()
+        if encoding not in {"gzip", "identity"}:
+            raise _Refused(415, "Content-Encoding must be gzip or absent")
+        body = self._body(length)
+        with receiver.decoding:
+            if encoding == "gzip":
+                body = _inflated(body)
+            try:
+                if not spans:
+                    if not receiver.put_batch(read_batch(body)):
+                        raise _Refused(503, "no room now; send it again")
+                    return b"{}"
+                found = read_protobuf(body) if kind == _PROTOBUF else read_json(body)
+            except (ValueError, OverflowError):
+                what = "an OTLP trace request" if spans else "a batch of steps"
+                raise _Refused(400, f"not {what}") from None
+        if not receiver.put_spans(found):
+            raise _Refused(503, "no room now; send it again")
+        if found.bad and not found.spans:
+            raise _Refused(400, f"{found.bad} spans with numbers out of range or odd names")
+        return protobuf_answer(found) if kind == _PROTOBUF else json_answer(found)
+
+    def _length(self) -> int:
+        """Return the length of the body. Refuses what tells none, or more than one."""
+        told = self.headers.get_all("Content-Length", [])
+        length = told[0].strip() if len(told) == 1 else ""
+        known = length.isascii() and length.isdecimal() and len(length) < 12
+        if not known or "Transfer-Encoding" in self.headers:
+            self.close_connection = True
+            raise _Refused(411, "needs a Content-Length")
+        self._unread = int(length)
+        if self._unread > MOST_BODY_BYTES:
+            raise _Refused(413, f"more than {MOST_BODY_BYTES:,} bytes")
+        return self._unread
+
+    def _body(self, length: int) -> bytearray:
+        body = bytearray()
+        self._place.wait(BODY_S)
+        while len(body) < length:
+            piece = self.rfile.read1(min(length - len(body), _PIECE))
+            self._unread -= len(piece)
+            if not piece:
+                self._unread, self.close_connection = 0, True
+                raise _Refused(400, "the body ended early")
+            if not self.server.hold(self._place, len(piece)):
+                raise _Refused(503, "no room now; send it again")
+            body += piece
+        self._place.until = None
+        return body
+
+    def _drain(self) -> None:
+        """Read on for a moment, so that the sender sees the answer before the connection ends."""
+        with contextlib.suppress(OSError):
+            self.connection.shutdown(socket.SHUT_WR)
+            self._place.wait(_DRAIN_S)
+            while self._unread > 0 and (piece := self.rfile.read1(_PIECE)):
+                self._unread -= len(piece)
+
+    def _answer(self, status: int, body: bytes, kind: str) -> None:
+        self._place.wait(_ANSWER_S)
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        if status == 401:
+            self.send_header("WWW-Authenticate", "Bearer")
+        if status == 503:
+            self.send_header("Retry-After", "1")
+        if self.close_connection:
+            self.send_header("Connection", "close")
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None:
+        """Say nothing: a path may hold what it should not."""
+
+
+def _inflated(body: bytearray) -> bytearray:
+    """Gunzip a body. Refuses what is damaged, ends early, goes on behind it or is too large."""
+    inflate, found = zlib.decompressobj(wbits=31), bytearray()
+    rest: bytes | bytearray = body
+    try:
+        while not inflate.eof:
+            piece = inflate.decompress(rest, _PIECE * 16)
+            rest = inflate.unconsumed_tail
+            found += piece
+            if len(found) > MOST_INFLATED_BYTES:
+                raise _Refused(413, f"more than {MOST_INFLATED_BYTES:,} bytes inflated")
+            if not piece and not rest and not inflate.eof:
+                raise _Refused(400, "gzip data end early")
+    except zlib.error:
+        raise _Refused(400, "damaged gzip data") from None
+    if inflate.unused_data:
+        raise _Refused(400, "something follows the gzip data")
+    return found

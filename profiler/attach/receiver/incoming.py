@@ -1,0 +1,315 @@
+"""What a receiver takes in, as rows of a recording: spans become problems, batches steps."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+from urllib.parse import urlsplit
+
+from profiler.attach.deployment import Deployment, Replica
+from profiler.attach.receiver.receiver import Receiver
+from profiler.plugin.batches import MOST_HELD, Batch, PluginRows
+from traces.clock import now_ns
+from traces.live.otlp import GenSpan
+from traces.live.span_groups import Row, SpanGroups
+from traces.recording.writer import RecordingWriter
+from traces.schema.engine import EngineConfig
+
+HELLO_S = 2.5  # a plugin says that it is there every second
+MOST_ENGINES = 64  # named by spans or plugins alone
+HOLD_NS = 1_500_000_000  # that steps of several front ends wait for one another
+_SAME_CLOCK_NS = 200_000_000  # below that a difference of clocks may be a batch's way
+_TOLD_CLOCK_S = 1.0
+_STRANGER = (
+    "somebody sends without the token of ttscope and is refused; docs/attach.md says how a sender "
+    "gets it"
+)
+_SAME_START_S = 1.5  # clocks of /proc and of the metrics page are read apart
+
+
+class Incoming:
+    """Feeds a recording from a receiver; `steps` counts those that came.
+
+    What ended before the recording began is left out, and an event `before` counts it: a plugin
+    and an exporter deliver what they had kept for a receiver.
+
+    `profiled` tells of an engine, begin and end of a step whether a profiler's window touched it.
+    Spans in one of `own_traces` are left out: they are of requests that we send ourselves, of which
+    the recording has the client's rows.
+    """
+
+    def __init__(
+        self,
+        receiver: Receiver,
+        deployment: Deployment,
+        profiled: Callable[[str, int, int], bool] | None = None,
+        own_traces: Collection[str] = (),
+    ) -> None:
+        self._own_traces = own_traces
+        self._receiver, self._deployment, self._profiled = receiver, deployment, profiled
+        self._groups = SpanGroups(self._engine_of_span)
+        self._settling = threading.Lock()
+        self._engines: dict[Any, str] = {}
+        self._rows: dict[str, PluginRows] = {}
+        self._dropped: dict[tuple[str, int], int] = {}  # as each plugin's engine told last
+        self._learned: set[tuple[str, int]] = set()  # plugins' engines with a known configuration
+        self._ahead: dict[str, int] = {}  # by engine: its host's clock before ours, ns
+        self._begun: int | None = None  # when the recording began, by our clock
+        self._senders: dict[str, set[str]] = {}  # front ends by engine
+        self._found_by_port: set[str] = set()  # addresses of servers
+        self._ending = self._told = self._warned = False
+        self._samples: list[Row] = []
+        self._writer: RecordingWriter | None = None
+        self._early: list[Batch] = []
+        self.steps = 0
+
+    def adopt(self, wait_s: float = HELLO_S) -> int:
+        """Wait for plugins to say that they are there, and take their configurations over.
+
+        Returns how many engines have one. Call it before the deployment is watched; one that comes
+        later is taken over then.
+        """
+        until, rows = time.monotonic() + wait_s, 0
+        configs: dict[str, EngineConfig] = {}
+        while time.monotonic() < until and len(configs) < len(self._deployment.engines):
+            time.sleep(0.05)
+            for batch in self._taken() if rows < MOST_HELD and len(self._early) < 500 else ():
+                self._early.append(batch)
+                rows += len(batch.rows)
+                key = self._key_of(batch)
+                if key is not None and batch.config is not None:
+                    configs[key] = batch.config
+                    self._learned.add((batch.instance, batch.engine))
+        renamed = {key: self._deployment.adopt(key, config) for key, config in configs.items()}
+        self._engines.clear()
+        return len(renamed)
+
+    @contextmanager
+    def watched(self, writer: RecordingWriter) -> Iterator[None]:
+        """Write into a recording while the block runs; a probe."""
+        self._writer, self._begun = writer, writer.manifest.clock_start.unix_ns
+        writer.add_source("steps", self._take_steps)
+        writer.add_source("problems", self._take_spans)
+        writer.add_source("samples", self._take_samples)
+        writer.add_source("events", self._take_events)
+        try:
+            yield
+        finally:
+            self._hear_out()
+            self._ending = True
+            for table, rows in zip(
+                ("problems", "samples"), self._settled(everything=True), strict=True
+            ):
+                for row in rows:
+                    writer.append(table, row)
+            if self._groups.dropped:
+                writer.dropped("samples", self._groups.dropped)
+
+    def _hear_out(self) -> None:
+        """Wait until every plugin that still speaks has told the steps until now."""
+        now, until = time.monotonic(), now_ns()
+        heard = self._receiver.heard.copy()
+        speaking = [name for name, (came, _) in heard.items() if now - came < HELLO_S]
+        while time.monotonic() < now + HELLO_S:
+            if all(self._receiver.heard[name][1] >= until for name in speaking):
+                return
+            time.sleep(0.02)
+
+    def _take_steps(self) -> list[Row]:
+        raw: dict[str, list[Any]] = {key: [] for key in self._rows}
+        for batch in [*self._early, *self._taken()]:
+            key = self._key_of(batch) or self._own_key(batch)
+            if key is None:  # one engine too many
+                if self._writer is not None:
+                    self._writer.dropped("steps", len(batch.rows))
+                continue
+            self._note_batch(key, batch)
+            config = self._deployment.engines[key]
+            made = self._rows.setdefault(key, PluginRows(engine=key))
+            blocks = config.num_gpu_blocks
+            made.usable_blocks = None if blocks is None else blocks - 1
+            made.asynchronous = config.async_scheduling
+            raw.setdefault(key, []).extend(batch.rows)
+            self._senders.setdefault(key, set()).add(batch.instance)
+        self._early = []
+        found: list[Row] = []
+        most = MOST_HELD // max(len(raw), 1)
+        for key, rows in raw.items():
+            wait = len(self._senders[key]) > 1 and not self._ending
+            until = now_ns() - HOLD_NS if wait else None
+            ended = self._rows[key].rows(rows, since=self._since(key), until=until, most=most)
+            found += self._marked(key, ended)
+        self.steps += len(found)
+        return found
+
+    def _note_batch(self, key: str, batch: Batch) -> None:
+        """Take from a batch what it tells beside its steps: configuration, clock, and drops."""
+        name = batch.instance, batch.engine
+        if batch.config is not None and name not in self._learned:
+            self._learned.add(name)
+            if self._key_of(batch) == key:
+                self._deployment.adopt(key, batch.config)
+        if batch.ahead is not None:
+            self._ahead[key] = max(self._ahead.get(key, batch.ahead), batch.ahead)
+        # Steps are dropped from the oldest on: as a rule those from before the recording.
+        told, since = self._dropped.get(name), self._since(key)
+        if batch.dropped_until is None:  # a plugin that does not tell when they were
+            count = 0 if told is None else batch.dropped - told
+        else:
+            count = batch.dropped - (told or 0) if batch.dropped_until > (since or 0) else 0
+        self._dropped[name] = batch.dropped
+        if count > 0 and self._writer is not None:
+            self._writer.dropped("steps", count)
+
+    def _since(self, key: str | None) -> int | None:
+        """Return when the recording began by the clock of an engine's host, unix ns."""
+        if self._begun is None:
+            return None
+        ahead = self._ahead.get(key or "")
+        if ahead is None:
+            offsets = [
+                replica.ahead_ns
+                for replica in self._deployment.replicas
+                if key is None or key in replica.keys.values()
+            ]
+            ahead = min(offsets, key=abs, default=0)
+        return self._begun + (ahead if abs(ahead) > _SAME_CLOCK_NS else 0)
+
+    def _take_events(self) -> list[Row]:
+        """Return that somebody sends without the token, and at the end what was left out.
+
+        Whose clock is another than ours is said then too.
+        """
+        events: list[tuple[str | None, str, str]] = []
+        if self._receiver.strangers and not self._warned:
+            self._warned = True
+            events.append((None, "note", _STRANGER))
+        if self._ending and not self._told:
+            self._told = True
+            events += self._last_events()
+        now = now_ns()
+        return [
+            {"time": now, "engine": engine, "kind": kind, "detail": detail}
+            for engine, kind, detail in events
+        ]
+
+    def _last_events(self) -> Iterator[tuple[str | None, str, str]]:
+        for key, rows in self._rows.items():
+            if rows.before:
+                yield key, "before", _before(rows.before, "steps")
+            if rows.lost:
+                yield key, "drop", f"what another front end saw of {rows.lost:,} steps"
+            seconds = self._ahead.get(key, 0) / 1e9
+            if abs(seconds) >= _TOLD_CLOCK_S:
+                way = "ahead of" if seconds > 0 else "behind"
+                told = f"the clock of the server's host is {abs(seconds):.1f} s {way} ours"
+                yield key, "note", f"{told}; its steps have its own times"
+        with self._settling:
+            before = self._groups.before
+        if before:
+            yield None, "before", _before(before, "spans")
+        receiver = self._receiver
+        if receiver.refused or receiver.bad:
+            yield (
+                None,
+                "drop",
+                f"refused by the receiver: {receiver.refused:,} requests ({receiver.strangers:,} "
+                f"without the token), and {receiver.bad:,} spans with numbers out of range or odd "
+                "names",
+            )
+
+    def _marked(self, key: str, rows: list[Row]) -> list[Row]:
+        profiled = self._profiled
+        if profiled is None:
+            return rows
+        for row in rows:
+            begun = row["end"] - (row["interval_ns"] or 0)
+            row["profiled"] = profiled(key, begun, row["end"])
+        return rows
+
+    def _key_of(self, batch: Batch) -> str | None:
+        """Return the engine that a plugin belongs to: by its port, its start, or the only one.
+
+        Servers that were started together begin at the same time, so that a start tells only of
+        one whose port no plugin has named, as behind a forwarded port.
+        """
+        replicas = self._deployment.replicas
+        fitting = self._on_port(batch)
+        if len(fitting) != 1:
+            fitting = [
+                replica
+                for replica in replicas
+                if replica.access.url not in self._found_by_port
+                and batch.process_start_s is not None
+                and replica.started is not None
+                and abs(replica.started - batch.process_start_s) < _SAME_START_S
+            ]
+        if len(fitting) != 1 and len(replicas) == 1:
+            # The only one, unless it is known to be another's, or both tell when they began.
+            told = batch.process_start_s is not None and replicas[0].started is not None
+            fitting = [] if told or replicas[0].access.url in self._found_by_port else replicas
+        return fitting[0].keys.get(str(batch.engine)) if len(fitting) == 1 else None
+
+    def _on_port(self, batch: Batch) -> list[Replica]:
+        return [r for r in self._deployment.replicas if _port(r.access.url) in batch.ports]
+
+    def _taken(self) -> list[Batch]:
+        """Return the batches that came, after noting which servers are known by their ports."""
+        batches = self._receiver.take_batches()
+        for batch in batches:
+            if len(fitting := self._on_port(batch)) == 1:
+                self._found_by_port.add(fitting[0].access.url)
+        return batches
+
+    def _own_key(self, batch: Batch) -> str | None:
+        """Register an engine of which only a plugin tells."""
+        config = batch.config or EngineConfig(model="-", mode="server")
+        other = (("engine", str(batch.engine)), ("instance", batch.instance))
+        return self._registered((batch.instance, batch.engine), replace(config, other=other))
+
+    def _engine_of_span(self, span: GenSpan) -> str:
+        known = self._deployment.engines
+        if len(known) == 1:
+            return next(iter(known))
+        resource = dict(span.resource)
+        model = str(span.values.get("gen_ai.request.model") or resource.get("service.name") or "-")
+        config = EngineConfig(model=model, mode="server", other=span.resource)
+        return self._registered((model, span.resource), config) or next(iter(known))
+
+    def _registered(self, name: Any, config: EngineConfig) -> str | None:
+        if name not in self._engines:
+            if len(self._engines) >= MOST_ENGINES:
+                return None
+            self._engines[name] = self._deployment.add(config)
+        return self._engines[name]
+
+    def _settled(self, *, everything: bool = False) -> tuple[list[Row], list[Row]]:
+        keys = list(self._deployment.engines)
+        with self._settling:  # the writer's thread goes on while the last ones are written
+            self._groups.since = self._since(keys[0] if len(keys) == 1 else None)
+            for span in self._receiver.take_spans():
+                if span.trace_id not in self._own_traces:
+                    self._groups.add(span)
+            return self._groups.drain(everything=everything)
+
+    def _take_spans(self) -> list[Row]:
+        problems, samples = self._settled()
+        self._samples += samples
+        return problems
+
+    def _take_samples(self) -> list[Row]:
+        taken, self._samples = self._samples, []
+        return taken
+
+
+def _before(count: int, what: str) -> str:
+    return f"{count:,} {what} that ended before the recording began were left out"
+
+
+def _port(url: str) -> int:
+    parts = urlsplit(url)
+    return parts.port or (443 if parts.scheme == "https" else 80)

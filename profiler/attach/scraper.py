@@ -1,0 +1,259 @@
+"""Polls one server's /metrics into rows of `scrapes`, without ever being a burden to it.
+
+Rendering the page takes time on the server's own event loop. So there is one request at a time,
+with a time-out; a page that is slow is asked for less often, at most a tenth of the time; and a
+server that does not answer is left alone for longer and longer.
+
+Of most pages only what changed is kept, and `RUNNING`, which tells that there was a poll; a null
+says that a series is gone. Once a minute a page is kept whole.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import httpx
+import polars as pl
+
+from profiler.engines.server.access import Access
+from traces.clock import now_ns
+from traces.live.metrics_page import PageReader, Series
+from traces.live.numbers import RUNNING
+from traces.recording.tables import SCRAPES
+
+PERIOD_S = 1.0
+_TIMEOUT = httpx.Timeout(5.0, connect=3.0)
+_LONGEST_PAGE_S = 10.0
+_MOST_PAGE_BYTES = 16 << 20
+_MOST_WAITING = 300  # pages that may wait for the writer
+_BUSY_SHARE = 0.1  # of the time, at most, a request of ours is in the server
+_LONGEST_PAUSE_S = 15.0
+_SAME_CLOCK_S = 5.0
+_WHOLE_S = 60.0  # between pages that are kept with what did not change
+_STARTED = "process_start_time_seconds"
+
+
+@dataclass(frozen=True)
+class Page:
+    """What one poll brought."""
+
+    time_ns: int
+    took_s: float
+    values: Mapping[Series, float]
+    ahead_ns: int = 0  # the server's clock, as its answer's date tells; 0 within that date's second
+
+    @property
+    def started(self) -> float | None:
+        """When the server's process began, unix seconds."""
+        return self.values.get(Series("", _STARTED))
+
+
+def _ahead_ns(date: str | None, now: int) -> int:
+    """Return how far a server's clock is ahead, from its answer's date, a whole second.
+
+    0 where that is less than `_SAME_CLOCK_S`, which a slow answer may make.
+    """
+    try:
+        told = 0 if date is None else round(parsedate_to_datetime(date).timestamp() * 1e9)
+    except (ValueError, OverflowError):
+        return 0
+    ahead = told + 500_000_000 - now
+    return ahead if told and abs(ahead) > _SAME_CLOCK_S * 1e9 else 0
+
+
+class ScrapeError(Exception):
+    """A poll that brought nothing, in words that hold nothing of the answer."""
+
+
+class Scraper:
+    """Polls `access.url`/metrics every `period_s` from `start` to `stop`.
+
+    Parameters
+    ----------
+    engine_key: the key of an engine by vLLM's label `engine`; "" is the server itself.
+    on_event: called with a kind and a detail of `events`: gap, reconnect, restart, counter_reset.
+    on_page: called with the rows of every page read.
+    on_restart: called with when a restarted server began, before its first page is kept.
+
+    `lost` is set when the server is gone and `reconnect` is False.
+
+    """
+
+    def __init__(
+        self,
+        access: Access,
+        engine_key: Callable[[str], str],
+        *,
+        on_event: Callable[[str, str], None],
+        on_page: Callable[[pl.DataFrame], None] = lambda rows: None,
+        on_restart: Callable[[float | None], None] = lambda started: None,
+        period_s: float = PERIOD_S,
+        reconnect: bool = True,
+    ) -> None:
+        self.access, self.reader = access, PageReader()
+        self._engine_key, self._on_event = engine_key, on_event
+        self._on_page, self._on_restart = on_page, on_restart
+        self._period_s, self._reconnect = period_s, reconnect
+        self._frames: deque[pl.DataFrame] = deque()
+        self._last: Page | None = None
+        self._kept: Page | None = None  # the last one that is kept
+        self._keys: dict[str, str] = {}  # of its engines
+        self._whole_ns = 0  # when a page was last kept whole
+        self._gap: tuple[float, int] | None = None  # since when, and polls that failed
+        self.polls = self.failures = self.dropped = 0
+        self.lost = threading.Event()
+        self._stopping = threading.Event()
+        self._client = httpx.Client(
+            headers={**access.headers, "Accept": "text/plain"}, timeout=_TIMEOUT
+        )
+        self._thread = threading.Thread(target=self._work, name="ttscope-scrape", daemon=True)
+
+    def poll(self) -> Page:
+        """Ask once. Raises ScrapeError."""
+        begun = time.monotonic()
+        before = now_ns()
+        body, ahead_ns = bytearray(), 0
+        try:
+            with self._client.stream("GET", f"{self.access.url}/metrics") as answer:
+                if answer.status_code != 200:
+                    raise ScrapeError(f"HTTP {answer.status_code}")
+                ahead_ns = _ahead_ns(answer.headers.get("date"), now_ns())
+                for piece in answer.iter_bytes():
+                    body += piece
+                    if len(body) > _MOST_PAGE_BYTES:
+                        raise ScrapeError(f"a page of more than {_MOST_PAGE_BYTES >> 20} MB")
+                    if time.monotonic() - begun > _LONGEST_PAGE_S:  # it drips
+                        raise ScrapeError("no whole page in time")
+            values = self.reader.read(body.decode("utf-8", "replace"))
+        except httpx.TimeoutException:
+            raise ScrapeError("no answer in time") from None
+        except httpx.HTTPError as error:
+            raise ScrapeError(type(error).__name__) from None
+        except ValueError:
+            raise ScrapeError("no metrics page") from None
+        # The server read its counters somewhere between both times.
+        took_s = time.monotonic() - begun
+        return Page((before + now_ns()) // 2, took_s, values, ahead_ns)
+
+    def start(self) -> None:
+        """Start polling."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Poll no more, and leave a request that hangs behind."""
+        self._stopping.set()
+        self._thread.join(1.0)
+
+    def close(self) -> None:
+        """Close the connection of a scraper that was not started."""
+        if self._thread.ident is None:
+            self._client.close()
+
+    def drain(self) -> pl.DataFrame:
+        """Return rows of `scrapes` read since the last call."""
+        frames = [self._frames.popleft() for _ in range(len(self._frames))]
+        return pl.concat([pl.DataFrame(schema=SCRAPES), *frames])
+
+    def _work(self) -> None:
+        try:
+            due = time.monotonic()
+            while not self._stopping.wait(max(due - time.monotonic(), 0.0)):
+                begun = time.monotonic()
+                try:
+                    page = self.poll()
+                    self._take(page)
+                except Exception as error:  # one page that cannot be taken does not end the watch
+                    known = isinstance(error, ScrapeError)
+                    why = str(error) if known else f"{type(error).__name__} while it was read"
+                    due = time.monotonic() + self._failed(why)
+                    if self.lost.is_set():
+                        return
+                else:
+                    pause = min(page.took_s / _BUSY_SHARE, _LONGEST_PAUSE_S)
+                    due = max(due + self._period_s, begun + pause)
+        finally:
+            self._client.close()
+
+    def _failed(self, why: str) -> float:
+        """Note that a poll failed; return how long to wait for the next."""
+        self.failures += 1
+        if self._gap is None:
+            self._gap = time.monotonic(), 1
+            self._on_event("gap", f"{self.access.url}: /metrics: {why}")
+        else:
+            self._gap = self._gap[0], self._gap[1] + 1
+        if not self._reconnect and self._gap[1] >= 3:
+            self.lost.set()
+        return float(min(self._period_s * 2 ** min(self._gap[1] - 1, 10), _LONGEST_PAUSE_S))
+
+    def _take(self, page: Page) -> None:
+        if self._gap is not None:
+            seconds = time.monotonic() - self._gap[0]
+            self._gap = None
+            self._on_event("reconnect", f"{self.access.url}: after {seconds:.1f} s")
+        if self._last is not None:
+            self._compare(self._last, page)
+        self.polls += 1
+        self._last = page
+        keys = {engine: self._engine_key(engine) for engine in {s.engine for s in page.values}}
+        self._on_page(_rows(page.time_ns, page.values, keys))
+        moved = any(self._keys.get(engine, key) != key for engine, key in keys.items())
+        self._keys |= keys
+        told = self._news(None if moved else self._kept, page)
+        if len(self._frames) >= _MOST_WAITING:
+            self.dropped += len(told)
+            self._kept = None  # so that the next is kept whole
+        else:
+            self._frames.append(_rows(page.time_ns, told, self._keys))
+            self._kept = page
+
+    def _news(self, last: Page | None, page: Page) -> Mapping[Series, float | None]:
+        """Return what is kept of a page: all, or what is not as on the `last` that was kept."""
+        before = {} if last is None else last.values
+        gone = dict.fromkeys(before.keys() - page.values.keys())
+        if last is None or abs(page.time_ns - self._whole_ns) >= _WHOLE_S * 1e9:
+            self._whole_ns = page.time_ns
+            return {**page.values, **gone}
+        polled = {self._keys[series.engine] for series in page.values if series.name == RUNNING}
+        told: dict[Series, float | None] = {
+            series: value
+            for series, value in page.values.items()
+            if value != before.get(series)
+            or series.name == RUNNING
+            or self._keys[series.engine] not in polled
+        }
+        return told | gone
+
+    def _compare(self, last: Page, page: Page) -> None:
+        """Note a restart: another process, or counters that fell."""
+        if last.started is not None and page.started not in (None, last.started):
+            self._on_event("restart", f"{self.access.url}: another process answers")
+            self._on_restart(page.started)
+        fell = sum(
+            value < last.values.get(series, value)
+            for series, value in page.values.items()
+            if series.name.endswith(("_total", "_count", "_bucket"))
+        )
+        if fell:
+            self._on_event("counter_reset", f"{self.access.url}: {fell} counters fell")
+
+
+def _rows(
+    time_ns: int, values: Mapping[Series, float | None], keys: Mapping[str, str]
+) -> pl.DataFrame:
+    """Return series of a page as rows of `scrapes`."""
+    columns: dict[str, Any] = {
+        "time": [time_ns] * len(values),
+        "engine": [keys[series.engine] for series in values],
+        "name": [series.name for series in values],
+        "labels": [series.labels for series in values],
+        "le": [series.le for series in values],
+        "value": list(values.values()),
+    }
+    return pl.DataFrame(columns, schema=SCRAPES)

@@ -1,0 +1,88 @@
+"""Several servers of one model as one engine: problems go to them in turn.
+
+The samples of a problem go to one server, so that they share their prompt in its prefix cache.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+
+from profiler.engines.interface import SampleRequest, SampleResult
+from profiler.engines.server.server import ServerEngine
+from traces.errors import UsageError
+from traces.schema.engine import EngineConfig, ModelFacts
+
+_LOOK_S = 0.002
+
+
+def together(configs: Sequence[EngineConfig], urls: Sequence[str]) -> EngineConfig:
+    """Return the replicas as one engine: the first one's settings, all devices.
+
+    Raises UsageError where they do not serve the same model.
+    """
+    models = sorted({config.model for config in configs})
+    if len(models) > 1:
+        raise UsageError(
+            f"--workload: the servers serve different models ({', '.join(models)}); "
+            "name one that all have with --model"
+        )
+    gpus = [config.num_gpus for config in configs if config.num_gpus is not None]
+    return dataclasses.replace(
+        configs[0],
+        data_parallel_size=sum(config.data_parallel_size for config in configs),
+        num_gpus=sum(gpus) if len(gpus) == len(configs) else None,
+        other=(("urls", " ".join(urls)),),
+    )
+
+
+class Replicas:
+    """An `Engine` over the engines of several servers (see the module)."""
+
+    def __init__(self, engines: Sequence[ServerEngine], config: EngineConfig) -> None:
+        self._engines = list(engines)
+        self._of_problem: dict[str, int] = {}
+        self._of_request: dict[str, int] = {}
+        self.config = config
+        self.model: ModelFacts | None = engines[0].model
+        self.chat_template = engines[0].chat_template
+        self.think_end_ids = engines[0].think_end_ids
+
+    @property
+    def thinking_budget(self) -> bool:
+        """Whether all of them keep thinking budgets."""
+        return all(engine.thinking_budget for engine in self._engines)
+
+    def submit(self, request: SampleRequest) -> None:
+        """Send a sample to its problem's server (see `Engine`)."""
+        problem = request.request_id.rpartition(".")[0]
+        place = self._of_problem.setdefault(problem, len(self._of_problem) % len(self._engines))
+        self._of_request[request.request_id] = place
+        self._engines[place].submit(request)
+
+    def cancel(self, request_ids: Sequence[str]) -> list[SampleResult]:
+        """Stop samples wherever they run (see `Engine`)."""
+        results: list[SampleResult] = []
+        for place, engine in enumerate(self._engines):
+            mine = [each for each in request_ids if self._of_request.get(each) == place]
+            if mine:
+                results += self._ended(engine.cancel(mine))
+        return results
+
+    def poll(self) -> list[SampleResult]:
+        """Look at all of them, and wait a moment where nothing has ended (see `Engine`)."""
+        ended = [result for engine in self._engines for result in engine.poll(wait_s=0.0)]
+        if not ended:
+            time.sleep(_LOOK_S)
+        return self._ended(ended)
+
+    def _ended(self, results: list[SampleResult]) -> list[SampleResult]:
+        for result in results:
+            self._of_request.pop(result.request_id, None)
+        return results
+
+    def close(self) -> None:
+        """Close all of them (see `Engine`)."""
+        for engine in self._engines:
+            engine.close()

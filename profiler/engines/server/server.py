@@ -1,0 +1,308 @@
+"""An OpenAI-compatible server over HTTP: streaming completions, one request of n = 1 per sample.
+
+Requests run on an asyncio loop in a thread of its own, so that a policy drives a server as it
+drives an engine in this process. Nothing of a response body but its tokens, usage and finish
+reason is kept, and no error repeats what the server said, which may hold a prompt.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import queue
+import threading
+from collections.abc import AsyncIterator, Mapping, Sequence
+from concurrent.futures import Future
+from functools import cached_property
+from typing import Any
+
+import httpx
+
+from profiler.engines.interface import THINK_END, THINK_START, SampleRequest, SampleResult
+from profiler.engines.server.access import Access
+from profiler.engines.server.served import ask_model, ask_version, cache_settings, describe
+from profiler.engines.server.stream import Stream
+from traces.clock import now_ns
+from traces.errors import EngineError
+from traces.live.metrics_page import PageReader
+from traces.schema.engine import EngineConfig, ModelFacts
+
+_POLL_S = 0.05
+_NO_IDS = "no token ids"  # a chat cannot be continued without them
+_GIVE_UP_AFTER = 8  # requests in a row that found no server
+
+
+class ServerEngine:
+    """An OpenAI-compatible server (see `Engine`).
+
+    `url` is its base, with or without `/v1`; `model` names one of those it serves, by default
+    its first. `declared` are engine settings that the server does not tell, such as its
+    tensor_parallel_size; `chat_template` goes with every chat instead of the server's own;
+    `headers`, such as a key, go with every request; `poll` waits at most `wait_s`. Raises
+    EngineError when nothing answers there, or it takes no such template, UsageError for a URL that
+    is none or holds a password.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        model: str | None = None,
+        name: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        timeout_s: float = 600.0,
+        declared: dict[str, Any] | None = None,
+        chat_template: str | None = None,
+        wait_s: float = _POLL_S,
+    ) -> None:
+        self.url = Access.of(url).url  # it stands in messages and recordings
+        self._headers = dict(headers or {})
+        self._timeout = httpx.Timeout(timeout_s, connect=10.0)
+        self._results: queue.Queue[SampleResult] = queue.Queue()
+        self._live: dict[str, tuple[Future[None], Stream]] = {}
+        self._encoded: dict[str, list[int]] = {}
+        self._unreachable, self._wait_s = 0, wait_s
+        self.traces: set[str] = set()  # ids of the traces that requests were sent in
+        self.chat_template = chat_template  # the server's own is not told
+        self._served, self.config, self.model = self._look(model, name, declared or {})
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(
+            target=self._loop.run_forever, name="ttscope-http", daemon=True
+        )
+        self._thread.start()
+        self._client = httpx.AsyncClient(
+            base_url=self.url,
+            headers=self._headers,
+            timeout=self._timeout,
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=256),
+        )
+
+    def _look(
+        self, model: str | None, name: str | None, declared: dict[str, Any]
+    ) -> tuple[str, EngineConfig, ModelFacts | None]:
+        """Ask the server what it serves."""
+        with httpx.Client(base_url=self.url, headers=self._headers, timeout=10.0) as client:
+            card = ask_model(client, self.url, model)
+            version = ask_version(client)
+            cache = self._cache_config(client) if version else {}
+            if self.chat_template is not None:
+                self._try_template(client, str(card["id"]))
+            self._is_vllm = version is not None
+            self._think_start_ids, self.think_end_ids = (
+                self._mark_ids(client, str(card["id"]), mark) if version else None
+                for mark in (THINK_START, THINK_END)
+            )
+        config, facts = describe(card, version, name=name, settings=cache | declared)
+        return str(card["id"]), config, facts
+
+    def _try_template(self, client: httpx.Client, model: str) -> None:
+        """Raise EngineError where the server takes no template with a request, as by default."""
+        body = {
+            "model": model,
+            "messages": [{"role": "user", "content": "?"}],
+            "chat_template": self.chat_template,
+        }
+        with contextlib.suppress(httpx.HTTPError):
+            if client.post("/tokenize", json=body).status_code == 200:
+                return
+        raise EngineError(
+            f"{self.url}: refuses --chat-template; start vLLM with --chat-template FILE instead, "
+            "or with --trust-request-chat-template"
+        )
+
+    @staticmethod
+    def _mark_ids(client: httpx.Client, served: str, mark: str) -> tuple[int, ...] | None:
+        body = {"model": served, "prompt": mark, "add_special_tokens": False}
+        with contextlib.suppress(httpx.HTTPError, ValueError, KeyError, TypeError):
+            return tuple(client.post("/tokenize", json=body).json()["tokens"])
+        return None
+
+    @cached_property
+    def thinking_budget(self) -> bool:
+        """Whether the server keeps thinking budgets; a request of one token finds out."""
+        if not self._is_vllm:
+            return False
+        body = {"model": self._served, "prompt": [0], "max_tokens": 1, "thinking_token_budget": 1}
+        with (
+            contextlib.suppress(httpx.HTTPError),
+            httpx.Client(base_url=self.url, headers=self._headers, timeout=60.0) as client,
+        ):
+            return client.post("/v1/completions", json=body).status_code == 200
+        return False
+
+    @staticmethod
+    def _cache_config(client: httpx.Client) -> dict[str, Any]:
+        """Read block size, blocks and prefix caching from vLLM's metrics."""
+        reader = PageReader()
+        with contextlib.suppress(httpx.HTTPError, ValueError):
+            reader.read(client.get("/metrics").text)
+        return cache_settings(next(iter(reader.cache_config.values()), {}))
+
+    def submit(self, request: SampleRequest) -> None:
+        """Send a sample (see `Engine`)."""
+        if request.traceparent is not None:
+            self.traces.add(request.traceparent.split("-")[1])
+        stream = Stream(
+            window=request.confidence_window,
+            top=request.top_logprobs,
+            think_start_ids=self._think_start_ids,
+            think_end_ids=self.think_end_ids,
+            want_ids=request.want_token_ids,
+        )
+        future = asyncio.run_coroutine_threadsafe(self._run(request, stream), self._loop)
+        self._live[request.request_id] = (future, stream)
+
+    def cancel(self, request_ids: Sequence[str]) -> list[SampleResult]:
+        """Close the streams, at which the server aborts them (see `Engine`).
+
+        One that has ended meanwhile is not cancelled: `poll` returns it.
+        """
+        results = []
+        for request_id in request_ids:
+            future, stream = self._live.get(request_id, (None, None))
+            if future is not None and stream is not None and future.cancel():
+                del self._live[request_id]
+                stream.finish_reason = "abort"
+                if not stream.chunks:
+                    stream.usage = {"completion_tokens": 0} | stream.usage
+                results.append(stream.result(request_id, None))
+        return results
+
+    def poll(self, wait_s: float | None = None) -> list[SampleResult]:
+        """Wait a moment for samples to end (see `Engine`).
+
+        Raises EngineError when the server has not been reached many times in a row.
+        """
+        if not self._live:
+            return []
+        ended = []
+        with contextlib.suppress(queue.Empty):
+            wait_s = self._wait_s if wait_s is None else wait_s
+            ended.append(self._results.get(block=wait_s > 0, timeout=wait_s or None))
+            while True:
+                ended.append(self._results.get_nowait())
+        kept = [result for result in ended if self._live.pop(result.request_id, None)]
+        for result in kept:
+            lost = result.error is not None and not result.error.startswith(("HTTP", _NO_IDS))
+            self._unreachable = self._unreachable + 1 if lost else 0
+        if self._unreachable >= _GIVE_UP_AFTER:
+            raise EngineError(
+                f"{self.url}: {self._unreachable} requests in a row failed ({kept[-1].error}); "
+                "the server seems to be gone"
+            )
+        return kept
+
+    async def _run(self, request: SampleRequest, stream: Stream) -> None:
+        error, earlier = None, request.continues
+        if earlier is not None and earlier.token_ids is None and request.chat:
+            self._results.put(stream.result(request.request_id, _NO_IDS))
+            return
+        try:
+            async for event, now in self._events(request):
+                stream.take(event, now)
+        except httpx.HTTPStatusError as failure:
+            error = f"HTTP {failure.response.status_code}"
+        except (httpx.HTTPError, ValueError, KeyError, TypeError) as failure:
+            error = type(failure).__name__
+        self._results.put(stream.result(request.request_id, error))
+
+    async def _events(self, request: SampleRequest) -> AsyncIterator[tuple[dict[str, Any], int]]:
+        headers = {"X-Request-Id": request.request_id}
+        if request.traceparent is not None:
+            headers["traceparent"] = request.traceparent
+        chat = request.chat and request.continues is None
+        body = self._body(request, chat, await self._prompt(request))
+        path = "/v1/chat/completions" if chat else "/v1/completions"
+        async with self._client.stream("POST", path, json=body, headers=headers) as response:
+            response.raise_for_status()
+            async for line in response.aiter_lines():
+                if not line.startswith("data:"):
+                    continue
+                data = line.removeprefix("data:").strip()
+                if data == "[DONE]":
+                    return
+                yield json.loads(data), now_ns()
+
+    async def _prompt(self, request: SampleRequest) -> str | list[int]:
+        """Return what goes into the request: the prompt, or what it continues."""
+        earlier = request.continues
+        if earlier is None:
+            return request.prompt if isinstance(request.prompt, str) else ""  # a chat: messages
+        if earlier.token_ids is not None:
+            return [*earlier.token_ids, *await self._token_ids(earlier.append)]
+        assert isinstance(request.prompt, str)  # chats without ids are refused before
+        return request.prompt + earlier.text + earlier.append
+
+    async def _token_ids(self, text: str) -> list[int]:
+        """Return vLLM's token ids of a text, which is asked for once."""
+        if text and text not in self._encoded:
+            body = {"model": self._served, "prompt": text, "add_special_tokens": False}
+            answer = await self._client.post("/tokenize", json=body)
+            answer.raise_for_status()
+            self._encoded[text] = answer.json()["tokens"]
+        return self._encoded.get(text, [])
+
+    def _body(self, request: SampleRequest, chat: bool, prompt: str | list[int]) -> dict[str, Any]:
+        body: dict[str, Any] = {
+            "model": self._served,
+            "n": 1,
+            "temperature": request.temperature,
+            "top_p": request.top_p,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+        if chat:
+            body["messages"] = request.messages()
+            if self.chat_template is not None:
+                body["chat_template"] = self.chat_template
+            if request.reasoning_effort is not None:
+                body["reasoning_effort"] = request.reasoning_effort
+        else:
+            body["prompt"] = prompt
+        if request.max_tokens is not None:
+            body["max_tokens"] = request.max_tokens
+        elif not chat and self.config.max_model_len is not None:
+            # completions stop at 16 tokens unless told otherwise; vLLM caps what does not fit
+            body["max_tokens"] = max(1, self.config.max_model_len - len(prompt))
+        if request.top_logprobs is not None and chat:
+            body |= {"logprobs": True, "top_logprobs": request.top_logprobs}
+        elif request.top_logprobs is not None:
+            body["logprobs"] = request.top_logprobs
+        body |= _ends(request)
+        if request.thinking_token_budget is not None:
+            body["thinking_token_budget"] = request.thinking_token_budget
+        if self._is_vllm:
+            body["stream_options"]["continuous_usage_stats"] = True
+            if request.want_token_ids or chat:  # a chat's tell where its thought ends
+                body["return_token_ids"] = True
+        return body
+
+    def close(self) -> None:
+        """Close the connections and stop the thread (see `Engine`)."""
+        if not self._loop.is_running():
+            return
+        for future, _ in self._live.values():
+            future.cancel()
+        asyncio.run_coroutine_threadsafe(self._finish(), self._loop).result(timeout=10)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(timeout=10)
+        self._loop.close()
+
+    async def _finish(self) -> None:
+        mine = asyncio.current_task()
+        others = [task for task in asyncio.all_tasks() if task is not mine]
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        await self._client.aclose()
+
+
+def _ends(request: SampleRequest) -> dict[str, Any]:
+    """Return where a generation ends, apart from max_tokens."""
+    ends: dict[str, Any] = {}
+    if request.fixed_length:
+        ends |= {"min_tokens": request.max_tokens, "ignore_eos": True}
+    if request.stop:
+        ends |= {"stop": list(request.stop), "include_stop_str_in_output": True}
+    return ends

@@ -1,0 +1,184 @@
+"""What one streamed completion of an OpenAI-compatible server has brought so far."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from profiler.engines.confidence import finite, lowest_group, token_confidences
+from profiler.engines.interface import (
+    THINK_END,
+    THINK_START,
+    SampleResult,
+    find_tokens,
+    leaves_open,
+)
+from traces.clock import now_ns
+
+
+@dataclass
+class Stream:
+    """Takes the events of one response; `result` says what they amount to.
+
+    A server's reasoning parser takes the marks of a thought out and sends thought and answer in
+    fields of their own, often both in one delta. The marks are put back here, so that a text reads
+    the same wherever it was parsed.
+
+    `top` and `window` are the log-probabilities and the confidence that were asked for.
+    `think_start_ids` and `think_end_ids` are the marks' tokens, None where they are not known;
+    `want_ids` says that the result needs the token ids.
+    """
+
+    top: int | None = None
+    window: int | None = None
+    think_start_ids: Sequence[int] | None = None
+    think_end_ids: Sequence[int] | None = None
+    want_ids: bool = True
+    text: list[str] = field(default_factory=list)
+    chunks: int = 0
+    first_token: int | None = None
+    think_end: int | None = None
+    think_tokens: int | None = None
+    opened: bool = False  # by a thought that came without its mark
+    parsed: bool = False  # by the server: a delta had a thought of its own
+    in_reasoning: bool = False
+    usage: dict[str, Any] = field(default_factory=dict)
+    finish_reason: str | None = None
+    stopped: bool = False
+    prompt_token_ids: tuple[int, ...] | None = None
+    token_ids: list[int] | None = None
+    logprobs: list[float] = field(default_factory=list)
+    confidences: list[float] = field(default_factory=list)
+    _searched: int = 0  # tokens in which the end of a thought was looked for
+
+    def take(self, event: Mapping[str, Any], now: int) -> None:
+        """Add one event, received at `now` (unix nanoseconds)."""
+        before = self.usage.get("completion_tokens") or 0
+        if event.get("usage"):
+            self.usage = event["usage"]
+        self._take_prompt_ids(event)
+        for choice in event.get("choices") or ():
+            self.finish_reason = choice.get("finish_reason") or self.finish_reason
+            self.stopped = self.stopped or isinstance(choice.get("stop_reason"), str)
+            self._take_prompt_ids(choice)
+            if self.top is not None:
+                self._take_logprobs(choice.get("logprobs") or {})
+            self._take_choice(choice, now)
+            if self.think_end == now and self.think_tokens is None and not self.parsed:
+                # exact where the mark came alone; a chunk may carry more tokens than one
+                after = self.usage.get("completion_tokens")
+                self.think_tokens = before if after == before + 1 else None
+
+    def _take_choice(self, choice: Mapping[str, Any], now: int) -> None:
+        """Add a choice's text, the marks of its thought put back."""
+        delta = choice.get("delta") or {}
+        reasoning = delta.get("reasoning_content") or delta.get("reasoning") or ""
+        content = choice.get("text") or delta.get("content") or ""
+        called = bool(delta.get("tool_calls") or delta.get("function_call"))
+        ids = choice.get("token_ids")
+        if ids is not None:
+            self.token_ids = self.token_ids or []
+            self.token_ids += ids
+        if not (reasoning or content or called or ids):
+            return
+        self.chunks += 1
+        self.first_token = self.first_token or now
+        if reasoning:
+            self._think(reasoning)
+        marked = self._mark_came()
+        if self.in_reasoning:
+            if content or called or marked:
+                self._close_thought(now)
+        elif marked and THINK_END not in "".join([*self.text[-8:], content]):
+            self._close_thought(now)  # a thought without a token, or a mark that is not sent
+        if content:
+            self.text.append(content)
+            if self.think_end is None and THINK_END in "".join(self.text[-8:]):
+                self.think_end = now
+
+    def _think(self, reasoning: str) -> None:
+        self.parsed = True
+        if not self.in_reasoning:
+            self.in_reasoning = True
+            if "".join(self.text):
+                self.text.append(THINK_START)  # it thinks again
+            else:
+                self.opened = True
+        self.text.append(reasoning)
+
+    def _close_thought(self, now: int) -> None:
+        self.in_reasoning = False
+        self.text.append(THINK_END)
+        self.think_end = self.think_end or now
+
+    def _mark_came(self) -> bool:
+        """Tell whether the tokens that came since the last call complete the end of a thought."""
+        if self.token_ids is None or not self.think_end_ids:
+            return False
+        place = find_tokens(self.token_ids, self.think_end_ids, self._searched)
+        width = len(self.think_end_ids)
+        last = len(self.token_ids) - width + 1 if place is None else place + width
+        self._searched = max(self._searched, last)
+        return place is not None
+
+    def _take_prompt_ids(self, part: Mapping[str, Any]) -> None:
+        if part.get("prompt_token_ids") is not None:
+            self.prompt_token_ids = tuple(part["prompt_token_ids"])
+
+    def _take_logprobs(self, told: Mapping[str, Any]) -> None:
+        for own, others in _places(told):
+            self.logprobs.append(own)
+            if self.window is not None:
+                self.confidences += token_confidences([others], self.top or 0)
+
+    def result(self, request_id: str, error: str | None) -> SampleResult:
+        """Return the sample as it is now."""
+        details = self.usage.get("prompt_tokens_details") or {}
+        prompt, ids = self.prompt_token_ids, self.token_ids
+        mean = sum(self.logprobs) / len(self.logprobs) if self.logprobs else None
+        lowest = None if self.window is None else lowest_group(self.confidences, self.window)
+        return SampleResult(
+            request_id=request_id,
+            text="".join(self.text),
+            finish_reason=self.finish_reason,
+            end=now_ns(),
+            prompt_tokens=self.usage.get("prompt_tokens"),
+            cached_tokens=details.get("cached_tokens"),
+            output_tokens=self.usage.get("completion_tokens"),
+            think_tokens=self._thought(),
+            first_token=self.first_token,
+            think_end=self.think_end,
+            logprob_mean=finite(mean),
+            confidence_min_window=finite(lowest),
+            stopped=self.stopped,
+            opened=self.opened or leaves_open(prompt, self.think_start_ids, self.think_end_ids),
+            prompt_token_ids=prompt if self.want_ids else None,
+            token_ids=tuple(ids) if self.want_ids and ids is not None else None,
+            error=error,
+        )
+
+    def _thought(self) -> int | None:
+        """Return the tokens before the end of the thought, None where they cannot be told."""
+        if self.token_ids is not None and self.think_end_ids:
+            place = find_tokens(self.token_ids, self.think_end_ids)
+            if place is not None or not self.parsed:
+                return place
+        if self.parsed and self.think_end is not None:  # another mark: the server may count them
+            told = self.usage.get("completion_tokens_details") or {}
+            return told.get("reasoning_tokens") or None
+        return self.think_tokens
+
+
+def _places(told: Mapping[str, Any]) -> Iterator[tuple[float, Sequence[float]]]:
+    """Return each token's log-probability and those of the most probable ones at its place.
+
+    Chat answers have a list of tokens under `content`, completions parallel lists.
+    """
+    for token in told.get("content") or ():
+        yield token["logprob"], [other["logprob"] for other in token.get("top_logprobs") or ()]
+    own = told.get("token_logprobs") or ()
+    tops = told.get("top_logprobs") or [None] * len(own)
+    for logprob, top in zip(own, tops, strict=False):
+        if logprob is not None:
+            yield logprob, list((top or {}).values())

@@ -1,0 +1,409 @@
+"""vLLM in this process, driven by its own loop: add_request, step, abort_request.
+
+Everything that is particular to a vLLM release is in this file: it reads vLLM's classes by name
+and says which release it was written for when one is missing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from profiler.engines.confidence import log_probabilities
+from profiler.engines.interface import (
+    THINK_END,
+    THINK_START,
+    SampleRequest,
+    SampleResult,
+    find_tokens,
+    leaves_open,
+)
+from profiler.engines.vllm.cpu_sampler import mend_cpu_sampler
+from profiler.engines.vllm.draft_steps import Steps, draft_steps, steps_after_first
+from profiler.engines.vllm.draft_timer import install_draft_timer
+from profiler.engines.vllm.environment import (
+    first_line,
+    import_vllm,
+    let_modules_be_scanned,
+    on_cpu,
+    prepare_environment,
+)
+from profiler.engines.vllm.facts import draft_facts, engine_config, model_facts
+from profiler.probes.kernel_windows import KernelWindows, WindowPlan
+from profiler.probes.steps import StepProbe
+from traces.clock import OFFSET_NS
+from traces.errors import EngineError, UsageError
+from traces.schema.engine import ModelFacts, Speculative
+
+WRITTEN_FOR = "0.32"
+
+
+class InProcessEngine:
+    """A vLLM engine in this process (see `Engine`), with a step probe in its scheduler.
+
+    `path` is a Hugging Face folder or hub name, `name` what recordings call it, and `draft_path`
+    where the draft model named in `speculative` lies; `kernels` asks for windows of the torch
+    profiler; `chat_template` replaces the model's own. Options of None are left to vLLM.
+    Raises MissingDependencyError without vLLM, EngineError when it cannot start.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        *,
+        name: str | None = None,
+        dtype: str | None = None,
+        max_model_len: int | None = None,
+        tensor_parallel_size: int = 1,
+        max_num_seqs: int | None = None,
+        max_num_batched_tokens: int | None = None,
+        block_size: int | None = None,
+        gpu_memory_utilization: float | None = None,
+        enforce_eager: bool | None = None,
+        speculative: Speculative | None = None,
+        draft_path: str | None = None,
+        thinking_budget: bool = False,
+        kernels: WindowPlan | None = None,
+        chat_template: str | None = None,
+    ) -> None:
+        prepare_environment(tensor_parallel_size)
+        arguments: dict[str, Any] = {
+            "model": path,
+            "dtype": dtype,
+            "max_model_len": max_model_len,
+            "tensor_parallel_size": tensor_parallel_size,
+            "max_num_seqs": max_num_seqs,
+            "max_num_batched_tokens": max_num_batched_tokens,
+            "block_size": block_size,
+            "gpu_memory_utilization": gpu_memory_utilization,
+            "use_tqdm_on_load": False,
+            "enforce_eager": True if enforce_eager is None and on_cpu() else enforce_eager,
+            "speculative_config": speculative and _speculative(speculative, draft_path),
+        }
+        if speculative is not None:
+            arguments["per_request_spec_decode_metrics"] = "detailed"
+        # Deleted with the engine, or where it cannot start.
+        self._traces = None if kernels is None else TemporaryDirectory(prefix="ttscope-kernels-")
+        if self._traces is not None:
+            arguments["profiler_config"] = KernelWindows.profiler_config(
+                Path(self._traces.name), shapes=on_cpu() and tensor_parallel_size > 1
+            )
+        self.thinking_budget = thinking_budget
+        self._vllm = import_vllm()
+        self._engine = self._start(arguments)
+        vllm_config = self._engine.vllm_config
+        self._tokenizer = self._engine.get_tokenizer()
+        self.think_end_ids: tuple[int, ...] | None = self._token_ids(THINK_END)
+        self._think_start_ids = self._token_ids(THINK_START)
+        self._given_template = chat_template
+        own: str | None = getattr(self._tokenizer, "chat_template", None)
+        self.chat_template = own if chat_template is None else chat_template
+        self.config = engine_config(vllm_config, name or path, speculative)
+        self.model: ModelFacts | None = model_facts(vllm_config, name or path)
+        self.draft_model = draft_facts(vllm_config, speculative)
+        self._offset = OFFSET_NS
+        self._live: dict[str, str] = {}  # request id -> vLLM's internal id
+        self._windows: dict[str, int | None] = {}  # request id -> window of its confidence
+        self._closed = False
+        mended = mend_cpu_sampler() if speculative is not None and on_cpu() else None
+        self.notes = () if mended is None else (mended,)  # what a reader of results must know
+        self.probe = StepProbe(self._scheduler(), self.config.key(), self._offset)
+        self.probe.draft_timer = install_draft_timer(self._engine)
+        self.windows: KernelWindows | None = None
+        if kernels is not None and self._traces is not None:
+            folder = Path(self._traces.name)
+            self.windows = KernelWindows(self._engine, self.probe, kernels, folder)
+        self._warm_up()
+        if self.windows is not None:
+            self.windows.rehearse(self._run_steps)
+            self._run_out()
+        self.probe.install()
+
+    def _start(self, arguments: dict[str, Any]) -> Any:
+        chosen = {key: value for key, value in arguments.items() if value is not None}
+        if self.thinking_budget:
+            from vllm.config.reasoning import ReasoningConfig
+
+            chosen["reasoning_config"] = ReasoningConfig(
+                reasoning_start_str=THINK_START, reasoning_end_str=THINK_END
+            )
+        try:
+            from vllm.engine.arg_utils import EngineArgs
+            from vllm.usage.usage_lib import UsageContext
+            from vllm.v1.engine.llm_engine import LLMEngine
+
+            let_modules_be_scanned()
+            engine = LLMEngine.from_engine_args(
+                EngineArgs(**chosen, disable_log_stats=False),
+                usage_context=UsageContext.LLM_CLASS,
+            )
+        except Exception as error:
+            raise EngineError(
+                f"vLLM cannot start {arguments['model']}: {first_line(error)}"
+            ) from error
+        if engine.logger_manager is not None:
+            engine.logger_manager.stat_loggers.clear()  # nobody scrapes this process
+        return engine
+
+    def _scheduler(self) -> Any:
+        try:
+            return self._engine.engine_core.engine_core.scheduler
+        except AttributeError as error:
+            raise EngineError(
+                f"this vLLM ({self._vllm.__version__}) keeps its scheduler elsewhere than "
+                f"{WRITTEN_FOR} did; install vLLM {WRITTEN_FOR}, or record with --endpoint"
+            ) from error
+
+    def _token_ids(self, text: str) -> tuple[int, ...]:
+        return tuple(self._tokenizer.encode(text, add_special_tokens=False))
+
+    def prepare(self, *, top_logprobs: int | None) -> None:
+        """Have vLLM compile what such log-probabilities need, before a problem pays for it."""
+        if top_logprobs is not None:
+            for requests in (1, 8):
+                self._warm_up(requests, top_logprobs)
+
+    def _warm_up(self, requests: int = 8, top_logprobs: int | None = None) -> None:
+        """Run a few tokens, so that the first problem does not pay for lazy initialisation."""
+        self._queue_idle(requests, top_logprobs)
+        self._run_out()
+
+    def _run_out(self) -> None:
+        while self._live:
+            self.poll()
+
+    def _run_steps(self, count: int) -> None:
+        """Do so many steps for requests of no meaning."""
+        for _ in range(count):
+            if not self._live:
+                self._queue_idle(8)
+            self.poll()
+
+    def _queue_idle(self, requests: int, top_logprobs: int | None = None) -> None:
+        for index in range(requests):
+            request = SampleRequest(
+                request_id=f"warm-up-{index}",
+                prompt="",
+                chat=False,
+                temperature=1.0,
+                top_p=1.0,
+                max_tokens=8,
+                top_logprobs=top_logprobs,
+            )
+            self._queue(request, [0] * (index + 1))
+
+    def submit(self, request: SampleRequest) -> None:
+        """Queue a sample (see `Engine`). Raises EngineError when vLLM refuses the request."""
+        self._queue(request, self._encode(request))
+
+    def _queue(self, request: SampleRequest, prompt: list[int]) -> None:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        budget = request.thinking_token_budget
+        if budget is not None and not self.thinking_budget:
+            raise UsageError("the engine was started without a reasoning config for budgets")
+        longest = (self.config.max_model_len or 0) - len(prompt)
+        fixed = request.max_tokens if request.fixed_length else None
+        if fixed is not None and fixed > longest:
+            raise UsageError(
+                f"request {request.request_id}: {fixed:,} output_tokens behind a prompt of "
+                f"{len(prompt):,} exceed max_model_len {self.config.max_model_len:,}"
+            )
+        try:
+            self._live[request.request_id] = self._engine.add_request(
+                request.request_id,
+                {"prompt_token_ids": prompt},
+                SamplingParams(
+                    n=1,
+                    temperature=request.temperature,
+                    top_p=request.top_p,
+                    max_tokens=min(request.max_tokens or longest, longest),
+                    min_tokens=fixed or 0,
+                    ignore_eos=fixed is not None,
+                    thinking_token_budget=budget,
+                    logprobs=request.top_logprobs,
+                    flat_logprobs=request.top_logprobs is not None,
+                    stop=list(request.stop) or None,
+                    include_stop_str_in_output=True,
+                    output_kind=RequestOutputKind.FINAL_ONLY,
+                    detokenize=bool(request.stop),
+                ),
+            )
+        except Exception as error:
+            raise EngineError(
+                f"vLLM refuses request {request.request_id}: {first_line(error)}"
+            ) from error
+        self._windows[request.request_id] = request.confidence_window
+
+    def _encode(self, request: SampleRequest) -> list[int]:
+        earlier = request.continues
+        if earlier is not None and earlier.token_ids is not None:
+            return [*earlier.token_ids, *self._token_ids(earlier.append)]
+        if isinstance(request.prompt, str) and not (request.chat and self.chat_template):
+            return list(self._tokenizer.encode(request.prompt))
+        effort, asked = request.reasoning_effort, {}
+        if effort is not None:  # as vLLM's server does
+            asked = {"reasoning_effort": effort, "enable_thinking": effort != "none"}
+        try:
+            ids = self._tokenizer.apply_chat_template(
+                request.messages(),
+                chat_template=self._given_template,
+                add_generation_prompt=True,
+                tokenize=True,
+                return_dict=False,
+                **asked,
+            )
+        except Exception as error:  # Jinja's errors may quote the prompt
+            raise EngineError(
+                f"the chat template cannot be applied ({type(error).__name__}); give one that "
+                "takes these messages with --chat-template FILE"
+            ) from error
+        return list(ids)
+
+    def cancel(self, request_ids: Sequence[str]) -> list[SampleResult]:
+        """Stop samples that are still running (see `Engine`)."""
+        results = []
+        for request_id in request_ids:
+            internal = self._live.pop(request_id, None)
+            if internal is None:
+                continue
+            self._windows.pop(request_id, None)
+            state = self._engine.output_processor.request_states.get(internal)
+            tokens = tuple(state.detokenizer.output_token_ids) if state is not None else ()
+            prompt = None if state is None else state.prompt_token_ids
+            request = self._scheduler().requests.get(internal)
+            drafts = self._drafts(
+                getattr(request, "spec_decode_metrics", None),
+                prompt or (),
+                tokens,
+                getattr(request, "num_cached_tokens", None),
+            )
+            self._engine.abort_request([internal], internal=True)
+            now = time.monotonic_ns() + self._offset
+            results.append(
+                SampleResult(
+                    request_id=request_id,
+                    text="",
+                    finish_reason="abort",
+                    end=now,
+                    prompt_tokens=None if state is None else state.prompt_len,
+                    # One that ended in this very step has left the scheduler already.
+                    cached_tokens=_known(getattr(request or state, "num_cached_tokens", None)),
+                    output_tokens=len(tokens),
+                    **self._times(internal, state and state.stats, tokens, drafts),
+                    prompt_token_ids=None if prompt is None else tuple(prompt),
+                    token_ids=tokens,
+                )
+            )
+        return results
+
+    def poll(self) -> list[SampleResult]:
+        """Run one engine step; returns the samples that ended in it (see `Engine`)."""
+        if not self._live:
+            return []
+        try:
+            outputs = self._engine.step()
+        except Exception as error:
+            raise EngineError(f"vLLM failed in a step: {first_line(error)}") from error
+        results = [self._result(output) for output in outputs if output.finished]
+        if self.windows is not None:
+            self.windows.between_steps()
+        return results
+
+    def _result(self, output: Any) -> SampleResult:
+        internal = self._live.pop(output.request_id)
+        completion = output.outputs[0]
+        tokens = tuple(completion.token_ids)
+        prompt, cached = tuple(output.prompt_token_ids), output.num_cached_tokens
+        metrics = getattr(completion, "spec_decode_metrics", None)
+        drafts = self._drafts(metrics, prompt, tokens, cached)
+        mean, lowest = log_probabilities(completion, self._windows.pop(output.request_id, None))
+        return SampleResult(
+            request_id=output.request_id,
+            stopped=isinstance(completion.stop_reason, str),
+            opened=leaves_open(prompt, self._think_start_ids, self.think_end_ids),
+            logprob_mean=mean,
+            confidence_min_window=lowest,
+            text=self._tokenizer.decode(tokens, skip_special_tokens=True),
+            finish_reason=completion.finish_reason,
+            end=self._last_end(),
+            prompt_tokens=len(prompt),
+            cached_tokens=cached,
+            output_tokens=len(tokens),
+            **self._times(internal, output.metrics, tokens, drafts),
+            prompt_token_ids=prompt,
+            token_ids=tokens,
+        )
+
+    def _drafts(
+        self, metrics: Any, prompt: Sequence[int], tokens: Sequence[int], cached: int | None
+    ) -> Steps | None:
+        """Return tokens drafted and accepted per decode step, None when vLLM does not tell."""
+        if metrics is None or self.config.speculative is None:
+            return None
+        return draft_steps(
+            metrics.per_step_drafted,
+            metrics.per_step_accepted,
+            speculative=self.config.speculative,
+            prompt=prompt,
+            output=tokens,
+            cached_tokens=cached,
+            max_model_len=self.config.max_model_len,
+        )
+
+    def _last_end(self) -> int:
+        return self.probe.end_of(self.probe.step - 1) or time.monotonic_ns() + self._offset
+
+    def _times(
+        self, internal: str, stats: Any, tokens: Sequence[int], drafts: Steps | None
+    ) -> dict[str, Any]:
+        """When each phase of a sample began and ended, in which steps, with which drafts."""
+        first_step = self.probe.first_step.pop(internal, None)
+        think = find_tokens(tokens, self.think_end_ids)
+        times: dict[str, Any] = {
+            "first_step": first_step,
+            "last_step": None if first_step is None else self.probe.step - 1,
+            "think_tokens": think,
+            "drafted_per_step": drafts and drafts[0],
+            "accepted_per_step": drafts and drafts[1],
+        }
+        if stats is None:
+            return times
+        times["preemptions"] = stats.num_preemptions
+        for name, seconds in (
+            ("queued", stats.queued_ts),
+            ("scheduled", stats.scheduled_ts),
+        ):
+            times[name] = int(seconds * 1e9) + self._offset if seconds else None
+        if stats.first_token_ts and self.probe.step:
+            # vLLM stamps a token just before the end of its step.
+            step = self.probe.step_at(int(stats.first_token_ts * 1e9) + self._offset)
+            times["first_token"] = self.probe.end_of(step)
+            later = steps_after_first(think, drafts and drafts[1], len(tokens))
+            if later is not None and not stats.num_preemptions:
+                times["think_end"] = self.probe.end_of(step + later)
+        return times
+
+    def close(self) -> None:
+        """Free the engine (see `Engine`)."""
+        if not self._closed:
+            self._closed = True
+            if self._traces is not None:
+                self._traces.cleanup()
+            with contextlib.suppress(Exception):
+                self._engine.engine_core.shutdown()
+
+
+def _known(cached: int | None) -> int | None:
+    """The cached tokens of a request that was scheduled; vLLM says -1 before."""
+    return None if cached is None or cached < 0 else cached
+
+
+def _speculative(speculative: Speculative, draft_path: str | None) -> dict[str, Any]:
+    given = {key: value for key, value in speculative.to_json().items() if value is not None}
+    return given | ({"model": draft_path} if draft_path else {})

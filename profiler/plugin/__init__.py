@@ -1,0 +1,1 @@
+"""The part that runs inside a vLLM server and sends its steps."""

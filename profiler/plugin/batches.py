@@ -1,0 +1,280 @@
+"""What the plugin sends, and what rows of `steps` it amounts to.
+
+A stat logger sits in the server's front end: it sees that a step ended, how many requests run and
+wait, the blocks in use, what was generated, accepted, finished and preempted. With
+--enable-logging-iteration-details it is told the composition and the time of the step too. It never
+sees when a step began, which requests were in it, or what was aborted. The context that a step
+reads is inferred from running sums of prompt and generated tokens, set to 0 when nothing runs.
+
+Of several front ends one gets the scheduler's part of a step, and each what its own requests got.
+What came without it (`running` is null) is added to the step whose end is nearest.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, get_args
+
+import msgspec
+from msgspec import Meta, Struct
+
+from traces.errors import UsageError
+from traces.live.otlp import LATEST_NS
+from traces.schema.engine import EngineConfig
+
+STEPS_PATH = "/v1/ttscope/steps"
+_Column = Literal[
+    "end",
+    "running",
+    "waiting",
+    "kv_usage",
+    "first_tokens",  # requests whose prefill ended in the step
+    "computed",  # their prompt tokens that were computed
+    "cached",  # and those from the cache
+    "prompts",  # all of them
+    "continued",  # requests that got a further token
+    "generated",
+    "finished",
+    "finished_context",  # tokens of the finished requests
+    "preempted",
+    "drafted",
+    "accepted",
+    "ctx_requests",
+    "ctx_tokens",
+    "gen_requests",
+    "gen_tokens",
+    "elapsed_ms",
+    "dummy",
+    "flops",
+    "read_bytes",
+]
+COLUMNS: tuple[str, ...] = get_args(_Column)
+_COUNTED = COLUMNS[4:13]  # what is counted by request, so by front end
+MOST_ROWS = 5_000  # of a batch
+MOST_BYTES = 4 << 20  # of a batch
+MOST_HELD = 20_000  # rows that wait for those of other front ends, of all engines
+LONGEST_NAME = 1_024  # of a configuration, where a model may be a path
+_MOST_NAMES = 16  # other settings of a configuration
+_MOST_LISTS = 3 * MOST_ROWS + 100  # in a batch
+
+_Time = Annotated[int, Meta(gt=0, le=LATEST_NS)]
+_Count = Annotated[int, Meta(ge=0, le=1 << 40)]
+_MaybeCount = _Count | None
+_MaybeTime = _Time | None
+_Much = Annotated[float, Meta(ge=0, le=1e24)] | None
+_Share = Annotated[float, Meta(ge=0, le=2)] | None
+_Places = Annotated[list[_Count], Meta(max_length=1_024)] | None
+_Row = tuple[  # one item for each of COLUMNS
+    _Time,
+    _MaybeCount,
+    _MaybeCount,
+    _Share,
+    _Count,
+    _Count,
+    _Count,
+    _Count,
+    _Count,
+    _Count,
+    _Count,
+    _Count,
+    _Count,
+    _Places,
+    _Places,
+    _MaybeCount,
+    _MaybeCount,
+    _MaybeCount,
+    _MaybeCount,
+    Annotated[float, Meta(ge=0, le=1e10)] | None,
+    bool | None,
+    _Much,
+    _Much,
+]
+
+
+class Batch(Struct):
+    """What the plugin of one engine of one front-end process sends at a time.
+
+    `first` is the number of its first row among all that it sends. A batch whose answer came too
+    late is sent again, and more with it. `dropped` counts the steps that were never sent, since
+    the engine began, and `dropped_until` is the end of the newest of them. `now` is the sender's
+    clock, and `ahead` how far that is before ours, which the receiver says. Times are unix
+    nanoseconds.
+    """
+
+    v: int
+    instance: Annotated[str, Meta(min_length=1, max_length=64)]
+    engine: Annotated[int, Meta(ge=0, lt=1 << 20)]
+    columns: list[_Column]
+    rows: list[_Row]
+    first: _MaybeCount = None
+    dropped: _Count = 0
+    dropped_until: _MaybeTime = None
+    now: _MaybeTime = None
+    ahead: int | None = None
+    on: bool = True
+    details: bool | None = None
+    process_start_s: Annotated[float, Meta(ge=0, le=LATEST_NS / 1e9)] | None = None
+    ports: Annotated[list[Annotated[int, Meta(ge=0, lt=65_536)]], Meta(max_length=64)] = []
+    config: EngineConfig | None = None
+
+
+_DECODER = msgspec.json.Decoder(Batch)
+
+
+def read_batch(body: bytes | bytearray) -> Batch:
+    """Read a batch. Raises ValueError where it is none, or where something in it is out of range.
+
+    What it returns fits the columns of a recording, and its names can be shown.
+    """
+    if len(body) > MOST_BYTES or body.count(b"[") > _MOST_LISTS:
+        raise ValueError("more than a batch has")
+    try:
+        batch = _DECODER.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, UsageError):
+        raise ValueError("not a batch of steps") from None
+    if batch.v != 1 or tuple(batch.columns) != COLUMNS or len(batch.rows) > MOST_ROWS:
+        raise ValueError("a batch of another version")
+    if not batch.instance.isprintable():
+        raise ValueError("an odd name")
+    for row in batch.rows:
+        if len({each is None for each in row[1:4]}) > 1:
+            raise ValueError("a load of which a part is missing")
+        if len({each is None for each in row[15:20]}) > 1:
+            raise ValueError("details of which a part is missing")
+    if batch.config is not None:
+        _check_config(batch.config)
+    return batch
+
+
+def _check_config(config: EngineConfig) -> None:
+    """Raise ValueError where a name is long or odd, or a number out of range."""
+    if len(config.other) > _MOST_NAMES:
+        raise ValueError("a configuration of too many settings")
+    told = config.to_json()
+    values = [*told.values(), *(told["speculative"] or {}).values()]
+    for value in [*values, *(name for pair in config.other for name in pair)]:
+        if isinstance(value, str) and (len(value) > LONGEST_NAME or not value.isprintable()):
+            raise ValueError("a configuration with an odd name")
+        if isinstance(value, int | float) and not 0 <= value <= 1 << 40:
+            raise ValueError("a configuration with a number out of range")
+
+
+@dataclass
+class PluginRows:
+    """Turns what the plugin of one engine sent into rows of `steps`, in the order of their ends.
+
+    `usable_blocks` is the size of the KV cache in blocks; None leaves `kv_blocks` null.
+    `asynchronous` says that vLLM schedules ahead: its elapsed_ms is then no step's time. `before`
+    counts the steps that ended before the recording began: they are in no row, but what later ones
+    read rests on them. `lost` counts what other front ends saw of steps that never came.
+    """
+
+    engine: str
+    usable_blocks: int | None = None
+    asynchronous: bool | None = None
+    before: int = 0
+    lost: int = 0
+    _step: int = 0
+    _context: int = 0
+    _last_end: int | None = None
+    _ran: bool = False
+    _waiting: list[dict[str, Any]] = field(default_factory=list)
+    _parts: list[dict[str, Any]] = field(default_factory=list)
+
+    def rows(
+        self,
+        raw: list[_Row],
+        *,
+        since: int | None = None,
+        until: int | None = None,
+        most: int = MOST_HELD,
+    ) -> list[dict[str, Any]]:
+        """Return the rows of steps that computed something and ended after `since`, unix ns.
+
+        Steps that ended after `until` wait for the next call, `most` of them: of several front ends
+        others may still send what belongs before or to them.
+        """
+        told = [dict(zip(COLUMNS, each, strict=True)) for each in raw]
+        self._waiting += [each for each in told if each["running"] is not None]
+        self._parts += [each for each in told if each["running"] is None]
+        self._waiting.sort(key=lambda each: each["end"])
+        cut = len(self._waiting)
+        if until is not None:
+            cut = bisect_right(self._waiting, until, key=lambda each: each["end"])
+        cut = max(cut, len(self._waiting) - most)
+        self._add_parts(until)
+        surplus = max(len(self._parts) - most, 0)
+        self._parts, self.lost = self._parts[surplus:], self.lost + surplus
+        ready, self._waiting = self._waiting[:cut], self._waiting[cut:]
+        return [row for each in ready if (row := self._row(each, since))]
+
+    def _add_parts(self, until: int | None) -> None:
+        """Add what other front ends saw to the step whose end is nearest."""
+        if not self._waiting:
+            return
+        ends, later = [each["end"] for each in self._waiting], []
+        for part in self._parts:
+            if until is not None and part["end"] > until:
+                later.append(part)
+                continue
+            place = bisect_left(ends, part["end"])
+            near = [each for each in (place - 1, place) if 0 <= each < len(ends)]
+            step = self._waiting[min(near, key=lambda each: abs(ends[each] - part["end"]))]
+            for name in _COUNTED:
+                step[name] += part[name]
+        self._parts = later
+
+    def _row(self, told: dict[str, Any], since: int | None) -> dict[str, Any] | None:
+        worked = told["generated"] or told["computed"] or told["ctx_tokens"] or told["running"]
+        if told["dummy"] or not worked:
+            self._last_end, self._ran, self._context = told["end"], False, 0
+            return None
+        detailed = told["gen_requests"] is not None
+        drafted = sum(told["drafted"] or ())
+        decodes = told["gen_requests"] if detailed else told["continued"]
+        decode_tokens = told["gen_tokens"] if detailed else told["continued"] + drafted
+        read = self._context + decode_tokens
+        interval = None
+        if self._ran and self._last_end is not None:
+            interval = max(told["end"] - self._last_end, 0)
+        wall = None
+        if detailed and self.asynchronous is False:
+            wall = round(told["elapsed_ms"] * 1e6)
+        row = {
+            "engine": self.engine,
+            "step": self._step,
+            "end": told["end"],
+            "interval_ns": interval,
+            "wall_ns": wall,
+            "prefill_requests": told["ctx_requests"] if detailed else told["first_tokens"],
+            "prefill_tokens": told["ctx_tokens"] if detailed else told["computed"],
+            "decode_requests": decodes,
+            "decode_tokens": decode_tokens,
+            "running": told["running"],
+            "waiting": told["waiting"],
+            "decode_kv_tokens": read if decodes else 0,
+            "kv_blocks": self._blocks(told["kv_usage"]),
+            "cached_prompt_tokens": told["cached"],
+            "drafted": told["drafted"],
+            "accepted": told["accepted"],
+            "finished": told["finished"],
+            "preempted": told["preempted"],
+            "flops": told["flops"] or None,
+            "read_bytes": told["read_bytes"] or None,
+            "source": "measured" if detailed else "inferred",
+        }
+        before = since is not None and told["end"] <= since
+        # No time from before the recording is in it, so that its first step has no interval.
+        self._last_end, self._ran = told["end"], told["running"] > 0 and not before
+        if before:
+            self.before += 1
+        else:
+            self._step += 1
+        self._context += told["prompts"] + told["generated"] - told["finished_context"]
+        if not told["running"] or self._context < 0:
+            self._context = 0
+        return None if before else row
+
+    def _blocks(self, usage: float) -> int | None:
+        return None if self.usable_blocks is None else round(usage * self.usable_blocks)

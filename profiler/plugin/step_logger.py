@@ -1,0 +1,325 @@
+"""The step probe inside a vLLM server; vLLM loads it through `ttscope_plugin`.
+
+It is off unless the environment variable TTSCOPE_PLUGIN names where to send, such as
+http://127.0.0.1:4318, where `ttscope attach --listen 4318` receives. On vLLM's thread it only reads
+numbers and appends one tuple per step to a bounded ring; a thread sends what is there twice a
+second. Whatever goes wrong, the server goes on: a full ring drops its oldest step and counts it, a
+receiver that is not there is tried again, and an exception switches the probe off with one line in
+the log. While nobody listens a try is a connection that is refused, which takes some 0.1 ms. The
+token of shared_token.py goes with all that is sent. Where the receiver has another, one line in the
+log says so, and steps wait as they do for one that is away.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import http.client
+import logging
+import os
+import threading
+import time
+import uuid
+from collections import deque
+from pathlib import Path
+from time import monotonic_ns
+from typing import Any
+from urllib.parse import urlsplit
+
+import msgspec
+from vllm.v1.metrics.loggers import StatLoggerBase
+
+from profiler.plugin.batches import COLUMNS, MOST_ROWS, STEPS_PATH
+from profiler.plugin.process_clock import process_start
+from profiler.plugin.shared_token import shared_token
+from traces.clock import OFFSET_NS, now_ns
+from traces.errors import UsageError
+
+log = logging.getLogger("vllm.ttscope")
+
+VARIABLE = "TTSCOPE_PLUGIN"
+CAPACITY = 20_000  # steps that may wait: some minutes of a receiver that is away
+PERIOD_S = 0.5
+_NEXT_S = 0.05  # until the next batch, where more than one wait
+_TIMEOUT_S = 2.0
+_LONGEST_PAUSE_S = 2.0  # who attaches waits a little longer (incoming.HELLO_S)
+_MOST_PORTS = 16
+_FIX = "run vLLM as the user who attaches, or give both the same TTSCOPE_TOKEN (16 letters or more)"
+_SCHEDULER = ("num_running_reqs", "num_waiting_reqs", "kv_cache_usage", "spec_decoding_stats")
+_ITERATION = (
+    "num_generation_tokens",
+    "prompt_token_stats",
+    "num_preempted_reqs",
+    "finished_requests",
+    "time_to_first_tokens_iter",
+    "inter_token_latencies_iter",
+)
+
+
+_SENDING: set[int] = set()  # engines of this process whose steps are sent
+
+
+class StepLogger(StatLoggerBase):  # type: ignore[misc]
+    """One per engine; vLLM calls `record` after every step, and nothing here may raise."""
+
+    def __init__(self, vllm_config: Any, engine_index: int = 0) -> None:
+        self._overflowed = 0  # by vLLM's thread
+        self._discarded = 0  # by ours
+        self._dropped_until: int | None = None  # the end of the newest step that was dropped
+        self.on = False
+        self._ring: deque[tuple[Any, ...]] = deque()
+        try:
+            target = os.environ.get(VARIABLE)
+            if not target or engine_index in _SENDING:  # announced twice, each step counts once
+                return
+            self._start(target, vllm_config, engine_index)
+        except Exception as error:
+            log.warning("ttscope: the step probe is off (%s: %s)", type(error).__name__, error)
+
+    def _start(self, target: str, vllm_config: Any, engine_index: int) -> None:
+        _check_fields()
+        parts = urlsplit(target)
+        if parts.scheme != "http" or not parts.hostname:
+            raise ValueError(f"{VARIABLE} must be http://HOST:PORT")
+        self._address = parts.hostname, parts.port or 4318
+        self._vllm_config = vllm_config
+        self._head = {
+            "v": 1,
+            "instance": uuid.uuid4().hex[:16],
+            "engine": int(engine_index),
+            "process_start_s": process_start(),
+            "config": None,
+            "ports": [],
+        }
+        self._stopping = threading.Event()
+        self._pending: list[tuple[Any, ...]] = []
+        self._done = 0  # rows before `_pending`
+        self._token: str | None = None
+        self._refused = self._told = False
+        self._thread = threading.Thread(target=self._work, name="ttscope-steps", daemon=True)
+        self.on = True
+        _SENDING.add(engine_index)
+        self._thread.start()
+        atexit.register(self._stopping.set)
+        log.info("ttscope: sending the steps of engine %s to %s:%s", engine_index, *self._address)
+
+    def record(
+        self,
+        scheduler_stats: Any,
+        iteration_stats: Any,
+        mm_cache_stats: Any = None,
+        engine_idx: int = 0,
+    ) -> None:
+        """Keep what a step's statistics say; vLLM's thread, so as little as can be.
+
+        Of several front ends one gets the scheduler's, each what its own requests got.
+        """
+        if not self.on or (scheduler_stats is None and iteration_stats is None):
+            return
+        try:
+            if len(self._ring) >= CAPACITY:
+                with contextlib.suppress(IndexError):  # sent at this very moment
+                    self._dropped_until = self._ring.popleft()[0]
+                    self._overflowed += 1
+            self._ring.append(_row(scheduler_stats, iteration_stats))
+        except Exception as error:
+            self.on = False
+            log.warning(
+                "ttscope: the step probe switched itself off (%s: %s)", type(error).__name__, error
+            )
+
+    @property
+    def dropped(self) -> int:
+        """Steps that were never sent: they waited too long, the oldest first, or were refused."""
+        return self._overflowed + self._discarded
+
+    def log_engine_initialized(self) -> None:
+        """Nothing to say: the constructor did."""
+
+    def _work(self) -> None:
+        """Send twice a second, less often while nobody receives."""
+        pause, last = PERIOD_S, 0.0
+        try:
+            self._describe()
+            while True:
+                ending = self._stopping.wait(pause)
+                quiet = not self._pending and not self._ring
+                if quiet and time.monotonic() - last < 1.0 and not ending:
+                    continue
+                if self._send():
+                    more = len(self._ring) >= MOST_ROWS
+                    pause, last = _NEXT_S if more else PERIOD_S, time.monotonic()
+                else:
+                    pause = min(pause * 2, _LONGEST_PAUSE_S)
+                if ending or not (self.on or self._pending or self._ring):
+                    return
+        except Exception as error:
+            self.on = False
+            log.warning("ttscope: the step probe stopped (%s: %s)", type(error).__name__, error)
+
+    def _describe(self) -> None:
+        with contextlib.suppress(Exception):  # steps without a configuration are worth having
+            from profiler.engines.vllm.facts import engine_config
+
+            name = self._vllm_config.model_config.served_model_name
+            told = engine_config(self._vllm_config, str(name), None).to_json()
+            details = self._vllm_config.observability_config
+            self._head["config"] = told | {"mode": "server"}
+            self._head["details"] = bool(details.enable_logging_iteration_details)
+
+    def _send(self) -> bool:
+        """Send what waits; False when it could not be delivered and waits on."""
+        if self._token is None and not self._read_token():
+            return self._wait_on()
+        connection = http.client.HTTPConnection(*self._address, timeout=_TIMEOUT_S)
+        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self._token}"}
+        try:
+            connection.connect()  # first, since a batch is dear to make for nobody
+            connection.request("POST", STEPS_PATH, self._batch(), headers)
+            status = connection.getresponse().status
+        except (OSError, http.client.HTTPException):
+            return self._wait_on()
+        finally:
+            connection.close()
+        if status == 401:  # who attaches next may have ours, or there may be another by then
+            self._refused, self._token = True, None
+            self._say(f"the receiver has another token; {_FIX}")
+            return self._wait_on()
+        if self._refused:
+            self._refused = self._told = False
+            return status == 200  # an empty batch
+        if status != 200 and 400 <= status < 500:  # what is refused once is refused again
+            self._say(
+                f"the receiver refuses them (HTTP {status}); name it as 127.0.0.1:PORT, and "
+                "install the same ttscope for vLLM and for attach"
+            )
+            self._discard(len(self._pending))
+        elif status == 200:
+            self._done += len(self._pending)
+            self._pending = []
+        return status == 200
+
+    def _wait_on(self) -> bool:
+        """Keep as many rows as there is room for, the newest."""
+        self._discard(len(self._pending) + len(self._ring) - CAPACITY)
+        return False
+
+    def _read_token(self) -> bool:
+        try:
+            self._token = shared_token()
+        except UsageError as error:
+            self._say(str(error))
+        return self._token is not None
+
+    def _say(self, what: str) -> None:
+        """Say once in vLLM's log why nothing is sent."""
+        if not self._told:
+            self._told = True
+            log.warning("ttscope: steps are not sent: %s", what)
+
+    def _batch(self) -> bytes:
+        if not self._ring or not self._head["ports"]:
+            self._head["ports"] = _listening()
+        while len(self._pending) < MOST_ROWS and self._ring and not self._refused:
+            self._pending.append(self._ring.popleft())
+        batch = self._head | {
+            "columns": COLUMNS,
+            "first": self._done,
+            "rows": [] if self._refused else self._pending,
+            "dropped": self.dropped,
+            "dropped_until": self._dropped_until,
+            "now": now_ns(),
+            "on": self.on,
+        }
+        return msgspec.json.encode(batch)  # json would hold the GIL ten times as long
+
+    def _discard(self, count: int) -> None:
+        """Give up so many of the rows that were taken from the ring, the oldest ones."""
+        given_up = self._pending[: max(count, 0)]
+        if given_up:
+            self._dropped_until = max(self._dropped_until or 0, given_up[-1][0])
+            self._pending = self._pending[len(given_up) :]
+            self._discarded += len(given_up)
+            self._done += len(given_up)  # numbers are not given twice
+
+
+def _check_fields() -> None:
+    """Raise where this vLLM's statistics have other names than are read here."""
+    from vllm.v1.metrics.stats import IterationStats, SchedulerStats
+
+    scheduler, iteration = SchedulerStats(), IterationStats()
+    for stats, names in ((scheduler, _SCHEDULER), (iteration, _ITERATION)):
+        for name in names:
+            getattr(stats, name)
+    _row(scheduler, iteration)
+
+
+def _row(scheduler: Any, iteration: Any) -> tuple[Any, ...]:
+    """Return a step as COLUMNS has it; a step without outputs has no iteration statistics."""
+    load: tuple[Any, ...] = (None, None, None)
+    spec = details = perf = None
+    if scheduler is not None:
+        load = (
+            scheduler.num_running_reqs,
+            scheduler.num_waiting_reqs,
+            scheduler.kv_cache_usage,
+        )
+        spec = scheduler.spec_decoding_stats
+        details = getattr(scheduler, "iteration_details", None)
+        perf = getattr(scheduler, "perf_stats", None)
+    told = (
+        (None,) * 6
+        if details is None
+        else (
+            details.num_ctx_requests,
+            details.num_ctx_tokens,
+            details.num_generation_requests,
+            details.num_generation_tokens,
+            details.elapsed_ms,
+            details.is_dummy,
+        )
+    )
+    if iteration is None:
+        made: tuple[Any, ...] = (0, 0, 0, 0, 0, 0, 0, 0, 0)
+    else:
+        prompt, ended = iteration.prompt_token_stats, iteration.finished_requests
+        made = (
+            len(iteration.time_to_first_tokens_iter),
+            prompt.computed,
+            prompt.cached_tokens,
+            prompt.total,
+            len(iteration.inter_token_latencies_iter),
+            iteration.num_generation_tokens,
+            len(ended),
+            sum(each.num_prompt_tokens + each.num_generation_tokens for each in ended)
+            if ended
+            else 0,
+            iteration.num_preempted_reqs,
+        )
+    return (
+        monotonic_ns() + OFFSET_NS,
+        *load,
+        *made,
+        None if spec is None else list(spec.num_draft_tokens_per_pos),
+        None if spec is None else list(spec.num_accepted_tokens_per_pos),
+        *told,
+        None if perf is None else perf.num_flops_per_gpu,
+        None if perf is None else perf.num_read_bytes_per_gpu,
+    )
+
+
+def _listening() -> list[int]:
+    """Return the TCP ports on which this process listens, by which attach finds the server."""
+    sockets, ports = set(), set()
+    try:
+        for each in Path("/proc/self/fd").iterdir():
+            with contextlib.suppress(OSError):  # closed meanwhile
+                sockets.add(str(each.readlink()))
+        for table in ("/proc/self/net/tcp", "/proc/self/net/tcp6"):
+            for line in Path(table).read_text().splitlines()[1:]:
+                fields = line.split()
+                if fields[3] == "0A" and f"socket:[{fields[9]}]" in sockets:  # it listens
+                    ports.add(int(fields[1].rpartition(":")[2], 16))
+    except (OSError, ValueError, IndexError):
+        pass
+    return sorted(ports)[:_MOST_PORTS]

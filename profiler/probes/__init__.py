@@ -1,0 +1,1 @@
+"""What is read while an engine runs: steps, kernels, power."""

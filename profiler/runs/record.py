@@ -1,0 +1,277 @@
+"""Run a workload under a policy on an engine, watched, and keep what happened as a recording.
+
+`record` checks what is asked for, starts the probes and the OpenTelemetry providers, has the run
+go (profiler/runs/loop.py), drains the engine's step probe into the recording, and afterwards has
+answers forced at budgets (profiler/runs/checkpoints.py).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+
+from profiler.runs.checkpoints import Checkpoints, check_budgets
+from profiler.engines.interface import Engine
+from profiler.workload.lengths import check_lengths
+from profiler.probes.power import HZ, check_hz, watch_power
+from profiler.runs.provenance import provenance
+from profiler.runs.loop import Run
+from profiler.workload.scorers import Scorer, ScoringThreads, scorer_of
+from profiler.runs.telemetry import Telemetry
+from profiler.runs.lookup import NgramWhatIf
+from profiler.workload.problems import Workload
+from traces.clock import ClockWatch
+from traces.errors import UsageError
+from traces.recording.manifest import Manifest
+from traces.recording.spans import RecordingSpanProcessor
+from traces.recording.writer import RecordingWriter, read_clocks
+from traces.schema.engine import ModelFacts
+from traces.schema.parameters import complete, needs_of
+from traces.schema.policy import Policy
+
+Progress = Callable[[int, int], None]
+Probe = Callable[[RecordingWriter], AbstractContextManager[None]]
+
+
+def record(
+    workload: Workload,
+    policy: Policy,
+    engine: Engine,
+    folder: str | Path,
+    *,
+    concurrency: int = 8,
+    timeout_s: float | None = None,
+    scorer: Scorer | None = None,
+    logprobs: bool = False,
+    budget_checkpoints: tuple[int, ...] = (),
+    checkpoint_samples: int = 8,
+    otlp: str | None = None,
+    record_text: bool = False,
+    price_usd_per_device_hour: float | None = None,
+    power_hz: float = HZ,
+    progress: Progress | None = None,
+    probes: Sequence[Probe] = (),
+    stop_after_s: float | None = None,
+    arrivals_s: Sequence[float] | None = None,
+) -> Path:
+    """Run all problems, `concurrency` at a time, and return the recording's folder.
+
+    With `arrivals_s` [problems], ascending, they come at these times instead.
+
+    A problem that takes longer than `timeout_s` is answered by the votes there are. `scorer` is
+    what the policy's parameter `scorer` names, where that is no URL. `logprobs` measures every
+    sample's mean log-probability and confidence, whatever the policy. `budget_checkpoints` are
+    tokens of thought at which, after the run, the first `checkpoint_samples` samples of each
+    problem are made to answer.
+    Texts and token ids are kept for generated workloads or with `record_text`. When the engine
+    fails or the user interrupts, the recording is closed as incomplete and the error goes on.
+    `power_hz` is how often the devices' power is read a second, 10 to 50. `probes` write into the
+    recording too, while the run goes on. No problem begins after `stop_after_s`.
+    Raises UsageError for a policy that cannot be run, RecordingError when `folder` is taken.
+    """
+    # Refuse before anything is written.
+    _check_limits(policy, concurrency, timeout_s, len(workload.problems), arrivals_s)
+    check_hz(power_hz)
+    policy = complete(policy)
+    _check_effort(policy, workload, engine)
+    needs, checkpoints = needs_of(policy, logprobs=logprobs), None
+    check_lengths(
+        workload.given_lengths(),
+        policy,
+        checkpoints=bool(budget_checkpoints),
+        max_model_len=engine.config.max_model_len,
+    )
+    if budget_checkpoints:
+        check_budgets(budget_checkpoints, checkpoint_samples, policy)
+        checkpoints = Checkpoints(
+            budgets=tuple(sorted(budget_checkpoints)),
+            samples=min(checkpoint_samples, policy.n),
+            logprobs=needs.top_logprobs is not None,
+        )
+    chosen = scorer_of(policy, scorer)
+    keep_text = record_text or workload.generated
+    manifest = Manifest(
+        provenance=provenance(engine.config),
+        clock_start=read_clocks(),
+        engines={engine.config.key(): engine.config},
+        policies={policy.key(): policy},
+        models=_models(engine),
+        workload=workload.facts(engine.chat_template if workload.chat else None),
+        concurrency=concurrency if arrivals_s is None else None,
+        text_recorded=keep_text,
+        price_usd_per_device_hour=price_usd_per_device_hour,
+    )
+    report = progress or (lambda done, total: None)
+    with RecordingWriter(folder, manifest) as writer:
+        writer.add_source("events", ClockWatch().drain)
+        steps = _Steps(engine)
+        with watch_power(engine.config, writer, hz=power_hz), _all_of(probes, writer):
+            recorder = RecordingSpanProcessor(writer.append)
+            resource = {"tts.model": engine.config.model}
+            telemetry = Telemetry(recorder, resource=resource, otlp=otlp)
+            what_if = NgramWhatIf(engine.config, policy.key())
+            writer.add_source("drafts", what_if.drain)
+            scoring = None if chosen is None else ScoringThreads(chosen)
+            try:
+                prepare = getattr(engine, "prepare", None)
+                if prepare is not None:
+                    prepare(top_logprobs=needs.top_logprobs)
+                if policy.thinking_token_budget is not None:
+                    _ = engine.thinking_budget  # a server is asked by a request
+                steps.watch(writer, telemetry)
+                _watch_kernels(engine, writer)
+                Run(
+                    workload=workload,
+                    policy=policy,
+                    engine=engine,
+                    telemetry=telemetry,
+                    recorder=recorder,
+                    what_if=what_if,
+                    needs=needs,
+                    keep_text=keep_text,
+                    timeout_s=timeout_s,
+                    scoring=scoring,
+                    checkpoints=checkpoints,
+                    stop_after_s=stop_after_s,
+                    arrivals_s=arrivals_s,
+                ).go(concurrency, report)
+            finally:
+                steps.end()
+                if scoring is not None:
+                    scoring.close()
+                telemetry.close(hurry=isinstance(sys.exception(), KeyboardInterrupt))
+                what_if.finish()
+                _note_probe(engine, writer)
+                _note_kernels(engine, writer)
+                _note_engine(engine, writer)
+        if checkpoints is not None:
+            cost = checkpoints.run(
+                engine, workload, policy, writer.append, keep_text=keep_text, progress=report
+            )
+            writer.update(checkpoints=cost)
+            if checkpoints.skipped:
+                told = f"samples whose token ids the engine does not tell: {checkpoints.skipped:,}"
+                writer.event("note", f"no forced answers: {told}", engine=engine.config.key())
+        for note in workload.notes():
+            writer.event("note", note, engine=engine.config.key())
+        return writer.path
+
+
+def _models(engine: Engine) -> dict[str, ModelFacts]:
+    """Return the facts of the model and of the one that drafts, where they are known."""
+    models = {engine.config.model: engine.model} if engine.model is not None else {}
+    draft: ModelFacts | None = getattr(engine, "draft_model", None)
+    return models if draft is None else models | {draft.name: draft}
+
+
+@contextmanager
+def _all_of(probes: Sequence[Probe], writer: RecordingWriter) -> Iterator[None]:
+    with ExitStack() as stack:
+        for probe in probes:
+            stack.enter_context(probe(writer))
+        yield
+
+
+def _check_limits(
+    policy: Policy,
+    concurrency: int,
+    timeout_s: float | None,
+    problems: int,
+    arrivals_s: Sequence[float] | None,
+) -> None:
+    if arrivals_s is not None and len(arrivals_s) != problems:
+        raise UsageError(f"{len(arrivals_s):,} arrivals for {problems:,} problems")
+    if concurrency < 1:
+        raise UsageError(f"--concurrency must be at least 1, not {concurrency}")
+    if timeout_s is not None and not timeout_s > 0:
+        raise UsageError(f"--timeout must be above 0, not {timeout_s}")
+    if policy.temperature is None or policy.top_p is None:
+        raise UsageError("policy: temperature and top_p must be numbers")
+
+
+def _check_effort(policy: Policy, workload: Workload, engine: Engine) -> None:
+    """Refuse an effort that would change nothing: it acts through the chat template alone."""
+    if policy.reasoning_effort is None:
+        return
+    if not workload.chat:
+        raise UsageError("reasoning_effort needs the chat template; leave out --raw-prompts")
+    template = engine.chat_template
+    reads = ["reasoning_effort"]
+    if policy.reasoning_effort == "none":
+        reads.append("enable_thinking")
+    if template is not None and not any(name in template for name in reads):
+        raise UsageError(
+            f"{engine.config.model}: its chat template has no {' or '.join(reads)}, so "
+            f"reasoning_effort {policy.reasoning_effort} would change nothing; leave it out"
+        )
+
+
+@dataclass
+class _Steps:
+    """Drains the engine's step probe, if it has one, into the recording and the metrics.
+
+    What runs after `end` is no part of the timed run, and its steps are not kept.
+    """
+
+    engine: Engine
+    kept: int | None = None  # steps, once the run has ended
+
+    def watch(self, writer: RecordingWriter, telemetry: Telemetry) -> None:
+        probe = getattr(self.engine, "probe", None)
+        if probe is None:
+            return
+        probe.reset(self.engine.config.key())
+
+        def drain() -> pl.DataFrame:
+            steps: pl.DataFrame = probe.drain()
+            if self.kept is not None:
+                steps = steps.filter(pl.col("step") < self.kept)
+            telemetry.observe_steps(steps)
+            return steps
+
+        writer.add_source("steps", drain)
+
+    def end(self) -> None:
+        probe = getattr(self.engine, "probe", None)
+        self.kept = None if probe is None else probe.step
+
+
+def _note_probe(engine: Engine, writer: RecordingWriter) -> None:
+    probe = getattr(engine, "probe", None)
+    if probe is None:
+        return
+    writer.update(probe_cost_us=probe.cost_us)
+    if probe.dropped:
+        writer.dropped("steps", probe.dropped)
+    if probe.failure:
+        writer.event("drop", probe.failure)
+
+
+def _note_engine(engine: Engine, writer: RecordingWriter) -> None:
+    """Keep what a reader must know of the engine, such as a fault of it that was mended."""
+    for note in getattr(engine, "notes", ()):
+        writer.event("note", note, engine=engine.config.key())
+
+
+def _watch_kernels(engine: Engine, writer: RecordingWriter) -> None:
+    """Have profiler windows, if the engine was started for them, read into the recording."""
+    windows = getattr(engine, "windows", None)
+    if windows is not None:
+        windows.reset()
+        writer.add_source("kernels", windows.drain)
+        writer.add_source("events", windows.events)
+
+
+def _note_kernels(engine: Engine, writer: RecordingWriter) -> None:
+    windows = getattr(engine, "windows", None)
+    if windows is None:
+        return
+    windows.finish()
+    writer.at_close(kernel_windows_cost=lambda: windows.cost_share)
+    if windows.failure:
+        writer.event("drop", windows.failure)

@@ -1,0 +1,218 @@
+"""The spans of a run: run > problem > sample, of which the recording is made."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from opentelemetry.trace import Span, Status, StatusCode, set_span_in_context
+
+from profiler.engines.interface import THINK_END, SampleResult
+from profiler.runs.flight import Flight, Sent
+from profiler.policies.interface import Draw
+from profiler.runs.telemetry import Telemetry
+from profiler.workload.problems import Problem, Workload
+from traces.clock import now_ns
+from traces.recording import spans as names
+from traces.recording.spans import RecordingSpanProcessor
+from traces.schema.engine import EngineConfig
+from traces.schema.policy import Policy
+
+_MEASURED = (
+    "cached_tokens",
+    "queued",
+    "scheduled",
+    "first_token",
+    "think_end",
+    "first_step",
+    "last_step",
+    "preemptions",
+    "finish_reason",
+    "logprob_mean",
+    "confidence_min_window",
+    "drafted_per_step",
+    "accepted_per_step",
+)
+
+
+class RunSpans:
+    """Opens and ends the spans; answers and token ids go beside them to the recorder alone."""
+
+    def __init__(
+        self,
+        telemetry: Telemetry,
+        recorder: RecordingSpanProcessor,
+        *,
+        workload: Workload,
+        policy: Policy,
+        engine: EngineConfig,
+        run_id: str,
+        keep_text: bool,
+    ) -> None:
+        self._tracer, self._recorder, self._keep_text = telemetry.tracer, recorder, keep_text
+        self._workload = workload
+        self._engine_key, self._policy_key = engine.key(), policy.key()
+        self._keys = {names.ENGINE_KEY: self._engine_key, names.POLICY_KEY: self._policy_key}
+        self._request: dict[str, Any] = {
+            names.GEN_AI_OPERATION: "chat" if workload.chat else "text_completion",
+            names.GEN_AI_PROVIDER: "vllm",
+            names.GEN_AI_MODEL: engine.model,
+            names.GEN_AI_TEMPERATURE: policy.temperature,
+            names.GEN_AI_TOP_P: policy.top_p,
+        }
+        if policy.max_tokens is not None:
+            self._request[names.GEN_AI_MAX_TOKENS] = policy.max_tokens
+        self._root = self._tracer.start_span(
+            names.SPAN_RUN,
+            attributes=self._run_attributes(workload, policy, run_id),
+            start_time=now_ns(),
+        )
+
+    def _run_attributes(self, workload: Workload, policy: Policy, run_id: str) -> dict[str, Any]:
+        facts = workload.facts(None)
+        attributes: dict[str, Any] = {
+            names.RUN_ID: run_id,
+            names.WORKLOAD_NAME: facts.name,
+            names.WORKLOAD_HASH: facts.hash,
+            names.POLICY_METHOD: policy.method,
+            names.POLICY_N: policy.n,
+            **self._keys,
+        }
+        if policy.thinking_token_budget is not None:
+            attributes[names.POLICY_BUDGET] = policy.thinking_token_budget
+        if policy.reasoning_effort is not None:
+            attributes[names.POLICY_EFFORT] = policy.reasoning_effort
+        return attributes
+
+    def end(self) -> None:
+        """End the run's span."""
+        self._root.end(now_ns())
+
+    def begin_problem(self, problem: Problem, begun: int) -> Span:
+        """Open the span of a problem that begins at `begun`, unix nanoseconds."""
+        attributes: dict[str, Any] = {
+            **self._keys,
+            "tts.problem.id": problem.problem_id,
+            "tts.problem.start": begun,
+        }
+        if problem.group is not None:
+            attributes["tts.problem.group"] = problem.group
+        return self._tracer.start_span(
+            names.SPAN_PROBLEM,
+            context=set_span_in_context(self._root),
+            attributes=attributes,
+            start_time=begun,
+        )
+
+    def begin_sample(self, flight: Flight, draw: Draw, request_id: str) -> Span:
+        """Open the span of a request; a scorer's is not of the run's engine."""
+        scorer = draw.role == "scorer"
+        attributes: dict[str, Any] = {
+            **({names.POLICY_KEY: self._policy_key} if scorer else self._keys | self._request),
+            names.GEN_AI_RESPONSE_ID: request_id,
+            "tts.problem.id": flight.problem.problem_id,
+            "tts.sample.sample_index": draw.index,
+            "tts.sample.role": draw.role,
+        }
+        for name, value in (
+            ("parent_sample", draw.parent),
+            ("round", draw.round),
+            ("depth", draw.depth),
+        ):
+            if value is not None:
+                attributes[f"tts.sample.{name}"] = value
+        return self._tracer.start_span(
+            names.SPAN_SAMPLE,
+            context=set_span_in_context(flight.span),
+            attributes=attributes,
+            start_time=now_ns(),
+        )
+
+    def end_sample(self, sent: Sent, *, cancelled_by: str | None = None) -> bool | None:
+        """Write the row of a request that ended or was cancelled; returns whether it is right."""
+        flight, result, span = sent.flight, sent.result, sent.span
+        assert result is not None
+        whole = result.error is None and cancelled_by is None
+        answer = sent.chain.answer if whole and sent.chain is not None else None
+        correct = self._workload.is_correct(flight.problem, answer) if whole else None
+        flight.count(result)
+        _set(span, names.GEN_AI_INPUT_TOKENS, result.prompt_tokens)
+        _set(span, names.GEN_AI_OUTPUT_TOKENS, result.output_tokens)
+        _set(span, names.ERROR_TYPE, result.error)
+        think, output = _think_tokens(sent, result), result.output_tokens
+        for column, value in (
+            ("think_tokens", think),
+            ("answer_tokens", None if think is None or output is None else output - think),
+            ("censored", _censored(sent, result)),
+            ("cancelled_by", cancelled_by),
+            ("correct", correct),
+            ("score", sent.score),
+            *((column, getattr(result, column)) for column in _MEASURED),
+        ):
+            _set(span, f"tts.sample.{column}", value)
+        if result.error is not None:
+            span.set_status(Status(StatusCode.ERROR))
+        private: dict[str, Any] = {"answer": flight.shown(answer, keep_text=self._keep_text)}
+        if self._keep_text and result.token_ids is not None:
+            private["token_ids"] = list(result.token_ids)
+        self._recorder.attach(span, **private)
+        span.end(result.end)
+        return correct
+
+    def end_problem(self, flight: Flight, *, timed_out: bool) -> None:
+        """Write the row of a problem that was decided."""
+        decision, problem, span = flight.decision, flight.problem, flight.span
+        assert decision is not None
+        now = now_ns()
+        answered = decision.answer is not None or timed_out or not flight.failures
+        for column, value in (
+            ("decided_at", now),
+            ("decided_by_sample", decision.by_sample),
+            ("timed_out", timed_out or None),
+            ("correct", self._workload.is_correct(problem, decision.answer) if answered else None),
+            ("prompt_tokens", flight.prompt_tokens),
+            ("cached_prompt_tokens", flight.cached_tokens),
+        ):
+            _set(span, f"tts.problem.{column}", value)
+        self._recorder.attach(
+            span,
+            answer=flight.shown(decision.answer, keep_text=self._keep_text),
+            expected=problem.expected if self._keep_text else None,
+        )
+        if flight.failures:
+            _set(span, names.ERROR_TYPE, f"{flight.failures} samples failed")
+        span.end(now)
+
+    @staticmethod
+    def end_scorer(
+        span: Span,
+        *,
+        prompt_tokens: int | None = None,
+        output_tokens: int | None = None,
+        error: str | None = None,
+        cancelled_by: str | None = None,
+    ) -> None:
+        """Write the row of a scorer's call."""
+        _set(span, names.GEN_AI_INPUT_TOKENS, prompt_tokens)
+        _set(span, names.GEN_AI_OUTPUT_TOKENS, output_tokens)
+        _set(span, names.ERROR_TYPE, error)
+        _set(span, "tts.sample.cancelled_by", cancelled_by)
+        span.end(now_ns())
+
+
+def _think_tokens(sent: Sent, result: SampleResult) -> int | None:
+    """Tokens of thought that a request generated; 0 where its thought was closed before."""
+    closed = sent.base.thought_ended or THINK_END in sent.append
+    return 0 if result.think_tokens is None and closed else result.think_tokens
+
+
+def _censored(sent: Sent, result: SampleResult) -> bool | None:
+    """Whether max_tokens cut a sample; one that was given its length was not."""
+    if result.finish_reason is None:
+        return None
+    return result.finish_reason == "length" and sent.fixed_tokens is None
+
+
+def _set(span: Span, name: str, value: Any) -> None:
+    """Set an attribute unless the value is absent: OpenTelemetry knows no null."""
+    if value is not None:
+        span.set_attribute(name, value)

@@ -1,0 +1,287 @@
+"""A plan of configurations, run one engine process at a time, resumable.
+
+A plan is YAML: what holds for all, and a list of engines with their policies. A list anywhere in
+an engine or a policy makes a grid.
+
+    workload: demo
+    problems: 48
+    concurrency: 8
+    engines:
+      - model: [demo/s, demo/l]
+        max_num_seqs: 64
+        policies:
+          - {method: majority, n: 16, temperature: 0.8, max_tokens: 300}
+          - {method: greedy, max_tokens: 300}
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from profiler.engines.start import EngineOptions
+from profiler.probes.power import HZ, check_hz
+from profiler.workload.verifiers import NAMES as VERIFIERS
+from traces.clock import now_ns
+from traces.errors import TtscopeError, UsageError
+from traces.recording.manifest import NAME, read_manifest
+from traces.schema.parameters import make_policy
+from traces.schema.policy import Policy
+from traces.schema.record import Record
+
+RUN_FIELDS = (
+    "workload",
+    "problems",
+    "seed",
+    "concurrency",
+    "record_text",
+    "power_hz",
+    "logprobs",
+    "timeout_s",
+    "budget_checkpoints",
+    "checkpoint_samples",
+    "verifier",
+    "system_prompt",
+)
+LOG = "engine.log"  # what vLLM printed, in the folder of the recordings
+_DEFAULTS = {"workload": "demo", "problems": None, "seed": 0, "concurrency": 8}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job(Record):
+    """One policy on one engine: what becomes one recording, in the folder `name`."""
+
+    name: str
+    policy: Policy
+    workload: str
+    problems: int | None
+    seed: int
+    concurrency: int
+    record_text: bool = False
+    power_hz: float = HZ
+    logprobs: bool = False
+    timeout_s: float | None = None
+    budget_checkpoints: tuple[int, ...] = ()
+    checkpoint_samples: int = 8
+    repeat: int = 0
+    verifier: str | None = None
+    system_prompt: str | None = None
+
+    def __post_init__(self) -> None:
+        check_hz(self.power_hz)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineJobs(Record):
+    """An engine configuration with all that runs inside its process."""
+
+    engine: EngineOptions
+    jobs: tuple[Job, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What became of a job; `error` is None when its recording is complete."""
+
+    name: str
+    path: Path
+    error: str | None
+    skipped: bool = False
+
+
+def load_plan(path: Path, *, power_hz: float | None = None) -> list[EngineJobs]:
+    """Read a plan; `power_hz` stands instead of its own. Raises UsageError naming the field."""
+    try:
+        data = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
+    except yaml.YAMLError as error:
+        raise UsageError(f"{path}: not YAML ({str(error).splitlines()[0]})") from None
+    if not isinstance(data, dict) or not data.get("engines"):
+        raise UsageError(f"{path}: needs a list named engines (see docs/sweep.md)")
+    known = {*RUN_FIELDS, "repeats", "engines", "policies"}
+    if unknown := data.keys() - known:
+        raise UsageError(f"{path}: no field {sorted(unknown)[0]!r}; {', '.join(sorted(known))}")
+    return list(_engines(data if power_hz is None else data | {"power_hz": power_hz}, path))
+
+
+def _engines(data: Mapping[str, Any], path: Path) -> Iterator[EngineJobs]:
+    run = _DEFAULTS | {name: data[name] for name in RUN_FIELDS if name in data}
+    budgets = run.get("budget_checkpoints", [])
+    if not isinstance(budgets, list) or not all(isinstance(budget, int) for budget in budgets):
+        raise UsageError(f"{path}: budget_checkpoints must be a list of token counts")
+    run["budget_checkpoints"] = tuple(budgets)
+    if run.get("verifier") not in (None, *VERIFIERS):
+        raise UsageError(f"{path}: no verifier {run['verifier']!r}; one of {', '.join(VERIFIERS)}")
+    repeats = int(data.get("repeats", 1))
+    for number, entry in enumerate(data["engines"], 1):
+        where = f"{path}, engine {number}"
+        if not isinstance(entry, Mapping) or "model" not in entry:
+            raise UsageError(f"{where}: needs a model")
+        policies = entry.get("policies", data.get("policies"))
+        if not policies:
+            raise UsageError(f"{where}: needs policies, here or for the whole plan")
+        settings = {name: value for name, value in entry.items() if name != "policies"}
+        for one in _grid(settings):
+            engine = _build(EngineOptions, one, where)
+            chosen = [_policy(p, where) for raw in policies for p in _grid(raw)]
+            jobs = [
+                Job(name=_job_name(engine, policy, repeat), policy=policy, repeat=repeat, **run)
+                for repeat in range(repeats)
+                for policy in chosen
+            ]
+            names = [job.name for job in jobs]
+            if doubled := {name for name in names if names.count(name) > 1}:
+                raise UsageError(f"{where}: the plan holds {sorted(doubled)[0]} twice")
+            yield EngineJobs(engine=engine, jobs=tuple(jobs))
+
+
+def _grid(settings: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    lists = {name: value for name, value in settings.items() if isinstance(value, list)}
+    for choice in product(*lists.values()):
+        yield {**settings, **dict(zip(lists, choice, strict=True))}
+
+
+def _build(kind: type[Any], fields: Mapping[str, Any], where: str) -> Any:
+    names = kind.__dataclass_fields__
+    if unknown := fields.keys() - names.keys():
+        raise UsageError(
+            f"{where}: no {kind.__name__} field {sorted(unknown)[0]!r}; {', '.join(names)}"
+        )
+    try:
+        return kind.from_json(fields)
+    except UsageError as error:
+        raise UsageError(f"{where}: {error}") from None
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{where}: {error}") from None
+
+
+def _policy(fields: Mapping[str, Any], where: str) -> Policy:
+    try:
+        return make_policy(fields)
+    except (UsageError, TypeError, ValueError) as error:
+        raise UsageError(f"{where}: {error}") from None
+
+
+def _job_name(engine: EngineOptions, policy: Policy, repeat: int) -> str:
+    """A folder name that a person can read, with a hash that tells look-alikes apart."""
+    label = f"{engine.label()} {policy.label()} t{policy.temperature:g}"
+    plain = "".join(c if c.isalnum() or c in ".-@" else "-" for c in label)
+    suffix = f"-r{repeat}" if repeat else ""
+    return f"{plain}-{engine.key()[2:6]}{policy.key()[2:6]}{suffix}"
+
+
+Listener = Callable[[Mapping[str, Any]], None]
+Runner = Callable[[Sequence[EngineJobs], Path, Listener], list[Outcome]]
+
+
+def run_plan(
+    plan: Sequence[EngineJobs],
+    folder: Path,
+    *,
+    on_line: Listener = lambda line: None,
+    runner: Runner | None = None,
+) -> list[Outcome]:
+    """Run what is not finished yet; returns an outcome per job.
+
+    `on_line` hears of progress: {"job", "done", "total"} and {"job", "state"}. A job that fails
+    leaves its error in `<folder>/failures.jsonl` and the rest goes on. `runner` runs engines
+    elsewhere than in processes of this machine, one at a time.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    outcomes: list[Outcome] = []
+    missing: list[EngineJobs] = []
+    for group in plan:
+        left = []
+        for job in group.jobs:
+            path = folder / job.name
+            if finished(path):
+                outcomes.append(Outcome(name=job.name, path=path, error=None, skipped=True))
+                on_line({"job": job.name, "state": "skipped"})
+            else:
+                set_aside(path)
+                left.append(job)
+        if left:
+            missing.append(EngineJobs(engine=group.engine, jobs=tuple(left)))
+    outcomes += (runner or run_here)(missing, folder, on_line) if missing else []
+    for outcome in outcomes:
+        if outcome.error is not None:
+            line = {"time": now_ns(), "job": outcome.name, "error": outcome.error}
+            with (folder / "failures.jsonl").open("a") as file:
+                file.write(json.dumps(line) + "\n")
+    return outcomes
+
+
+def finished(path: Path) -> bool:
+    """Whether a complete recording is there."""
+    if not (path / NAME).exists():
+        return False
+    try:
+        return read_manifest(path).complete
+    except TtscopeError:
+        return False
+
+
+def run_here(plan: Sequence[EngineJobs], folder: Path, on_line: Listener) -> list[Outcome]:
+    """Run engines on this machine, one after the other; a `Runner`."""
+    outcomes = []
+    for group in plan:
+        on_line({"job": group.jobs[0].name, "state": "starting"})
+        with contextlib.closing(engine_lines(group, folder)) as lines:
+            for line in lines:
+                on_line(line)
+                if name := line.get("finished"):
+                    outcomes.append(Outcome(name=name, path=folder / name, error=line["error"]))
+    return outcomes
+
+
+def engine_lines(group: EngineJobs, folder: Path) -> Generator[dict[str, Any]]:
+    """Run jobs in a process of their own; gives what it says, with one `finished` for each job.
+
+    Closing the iterator ends the process.
+    """
+    order = {"folder": str(folder), **group.to_json()}
+    left = [job.name for job in group.jobs]
+    log = folder / LOG
+    with (
+        log.open("ab") as stderr,
+        subprocess.Popen(
+            [sys.executable, "-P", "-m", "profiler.sweep.engine_process"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            env=os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONSAFEPATH": "1"},
+        ) as process,
+    ):
+        try:
+            assert process.stdin is not None and process.stdout is not None
+            with contextlib.suppress(BrokenPipeError):  # it died at once; its log says why
+                process.stdin.write(json.dumps(order).encode())
+                process.stdin.close()
+            for raw in process.stdout:
+                line = json.loads(raw)
+                if line.get("finished") in left:
+                    left.remove(line["finished"])
+                yield line
+        except BaseException:
+            process.terminate()
+            raise
+    died = f"the engine process ended with exit code {process.returncode}; see {log}"
+    yield from ({"finished": name, "error": died} for name in left)
+
+
+def set_aside(path: Path) -> None:
+    """Move an unfinished recording out of the way: nothing of a user's is deleted."""
+    if path.exists():
+        target = path.with_name(f"{path.name}.incomplete-{now_ns() // 10**9}")
+        path.replace(target)

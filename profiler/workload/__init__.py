@@ -1,0 +1,1 @@
+"""Problems, their answers, and what judges them."""

@@ -1,0 +1,156 @@
+"""The child process of `profiler.workload.math_check`: mathematics that may take forever.
+
+Questions come as JSON lines on stdin, {"canonical": answer} or {"equal": [answer, expected]};
+answers go to stdout, one JSON value a line. An alarm stops what takes too long while Python code
+runs; the parent kills what the alarm cannot reach. Memory is limited, as an answer may be 9^(9^9).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import re
+import resource
+import signal
+import sys
+import warnings
+from collections.abc import Iterator
+from fractions import Fraction
+from typing import Any
+
+from profiler.workload.verifiers import rounded
+
+_MEMORY_BYTES = 2 << 30
+_REPEATING = re.compile(r"([0-9]{0,30})\.([0-9]{0,30})\\(?:overline|bar)\{([0-9]{1,30})\}")
+_MOST_CHARACTERS = 500  # of a canonical form; longer ones do not come from answers
+
+
+class _TooLong(BaseException):
+    """The alarm; no `except Exception` of a library may stop it."""
+
+
+@contextlib.contextmanager
+def _limit(seconds: float) -> Iterator[None]:
+    def ring(*_: Any) -> None:
+        raise _TooLong
+
+    signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _repeating(match: re.Match[str]) -> str:
+    r"""Return a repeating decimal as a fraction: math-verify reads 0.\overline{3} as 0."""
+    whole, fixed, period = match.groups()
+    value = Fraction(int(fixed or 0)) + Fraction(int(period), 10 ** len(period) - 1)
+    value = int(whole or 0) + value / 10 ** len(fixed)
+    return f"\\frac{{{value.numerator}}}{{{value.denominator}}}"
+
+
+def _parsed(text: str) -> list[Any]:
+    from math_verify import parse
+
+    text = _REPEATING.sub(_repeating, text)
+    marked = any(mark in text for mark in ("$", "\\(", "\\[", "boxed"))
+    if not marked and "\n" not in text and len(text) < _MOST_CHARACTERS:
+        found = parse(f"\\boxed{{{text}}}", parsing_timeout=None)
+        if found and not isinstance(found[0], str):
+            return list(found)
+    return list(parse(text, parsing_timeout=None))
+
+
+def _equal(expected: list[Any], answer: list[Any]) -> bool:
+    from math_verify import verify
+
+    return bool(verify(expected, answer, timeout_seconds=None))
+
+
+def canonical(text: str) -> str | None:
+    """Return the name of an answer's class; None where mathematics cannot be read from it."""
+    from sympy import FiniteSet, Tuple
+
+    found = _parsed(text)
+    if not found:
+        return None
+    first = found[0]
+    if isinstance(first, str):
+        return " ".join(first.split()) or None
+    if isinstance(first, FiniteSet | Tuple):
+        parts = [_number(each) for each in first.args]
+        if all(part is not None for part in parts):
+            joined = ", ".join(str(part) for part in parts)
+            return f"({joined})" if isinstance(first, Tuple) else f"{{{_ordered(parts)}}}"
+    number = _number(first)
+    return number if number is not None else _form(text, found)
+
+
+def _ordered(parts: list[str | None]) -> str:
+    return ", ".join(sorted({str(part) for part in parts}, key=Fraction))
+
+
+def _number(expression: Any) -> str | None:
+    """Return a real number rounded as the numeric verifier does, None for anything else."""
+    from math_verify.grader import is_assignment_relation, take_last_relation
+    from sympy import Rational
+
+    with contextlib.suppress(Exception):
+        if is_assignment_relation(expression):
+            expression = take_last_relation(expression).rhs
+        expression = expression.doit()
+        if expression.free_symbols or not expression.is_real:
+            return None
+        exact = expression if expression.is_Rational else Rational(str(expression.evalf(40)))
+        return rounded(Fraction(int(exact.p), int(exact.q)))
+    return None
+
+
+def _form(text: str, found: list[Any]) -> str:
+    """Return a simplified form that reads as the same; the answer as written where none does."""
+    from sympy import expand, latex, simplify
+
+    written = " ".join(text.split())
+    try:
+        form = str(latex(expand(simplify(found[0]))))
+        if len(form) <= _MOST_CHARACTERS and _equal(_parsed(f"${form}$"), found):
+            return form
+    except Exception:
+        return written
+    return written
+
+
+def equal(answer: str, expected: str) -> bool:
+    """Return whether math-verify takes an answer for the expected one."""
+    return _equal(_parsed(expected), _parsed(answer))
+
+
+def main(seconds: float) -> None:
+    """Answer questions until stdin ends; null is a question that could not be answered in time."""
+    warnings.simplefilter("ignore")
+    logging.disable(logging.CRITICAL)
+    out = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
+    sys.setrecursionlimit(4000)
+    canonical("1")  # the imports
+    out.write("true\n")
+    for line in sys.stdin:
+        question = json.loads(line)
+        reply: Any = None
+        try:
+            with _limit(seconds):
+                if "canonical" in question:
+                    reply = [canonical(question["canonical"])]
+                else:
+                    reply = [equal(*question["equal"])]
+        except (_TooLong, Exception):
+            reply = None
+        out.write(json.dumps(reply) + "\n")
+
+
+if __name__ == "__main__":
+    main(float(sys.argv[1]))

@@ -1,0 +1,271 @@
+r"""Which answer a completion gives, which answers are the same one, and which are right.
+
+Votes count classes: `canonical` names the class of an answer, the same text for every way to write
+it. An answer is judged by its class alone, so that a class is never both right and wrong.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from decimal import ROUND_HALF_EVEN, Decimal, localcontext
+from fractions import Fraction
+from typing import Protocol
+
+from profiler.workload.answers import after_thinking, final_answer, last_boxed
+from traces.errors import UsageError
+
+NAMES = ("exact", "numeric", "choice", "math")
+DECIMALS = 6
+_MOST_DIGITS = 400  # of a number, and of its power of ten
+
+
+class Verifier(Protocol):
+    """How answers are read, counted and judged; one object for all problems of a run."""
+
+    @property
+    def name(self) -> str:
+        """What options and recordings call it."""
+
+    def answer_of(self, text: str) -> str | None:
+        """Return the answer that a completion gives, as it is written; None where it has none."""
+
+    def canonical(self, answer: str) -> str | None:
+        """Return the name of the answer's class; None where it is no answer of this kind."""
+
+    def matches(self, canonical: str, expected: str) -> bool:
+        """Return whether the class is the one that was expected."""
+
+
+def verifier(name: str) -> Verifier:
+    """Return the verifier of a name in `NAMES`.
+
+    Raises UsageError for another name, MissingDependencyError for `math` without math-verify.
+    """
+    if name == "math":
+        from profiler.workload.math_check import MathVerifier
+
+        return MathVerifier()
+    made: dict[str, Callable[[], Verifier]] = {
+        "exact": ByText,
+        "numeric": Numeric,
+        "choice": Choice,
+    }
+    if name not in made:
+        raise UsageError(f"no verifier {name!r}; one of {', '.join(NAMES)}")
+    return made[name]()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ByText:
+    """Answers that `answer_of` reads out of a completion, the same when their texts are."""
+
+    answer_of: Callable[[str], str | None] = final_answer
+    name: str = "exact"
+
+    def canonical(self, answer: str) -> str | None:
+        """Return the text without outer white space."""
+        return answer.strip() or None
+
+    def matches(self, canonical: str, expected: str) -> bool:
+        """Compare the texts."""
+        return canonical == expected.strip()
+
+
+_INTEGER = r"(?:[0-9]{1,3}(?:(?:,|\{,\}|\\[,!;:]\s?)[0-9]{3})+(?![0-9])|[0-9]+)"
+_PLAIN = rf"(?:{_INTEGER}(?:\.[0-9]*)?|\.[0-9]+)"
+_POWER = r"(?:[eE][+-]?[0-9]+|\s?(?:\\times|\\cdot|×|\*|x)\s?10\s?(?:\^|\*\*)\s?\{?[+-]?[0-9]+\}?)"
+_SIGN = r"[+\-−]?\s?"
+_BRACED = r"\{\s?[+\-−]?[0-9]+\s?\}"
+_FRAC = rf"\\[dt]?frac\s?(?:{_BRACED}\s?{_BRACED}|[0-9][0-9]|[0-9]\{{[0-9]+\}})"
+_NUMBER = (
+    rf"(?P<sign>{_SIGN})\\?\$?(?:"
+    rf"(?:(?P<whole>[0-9]+)\s?)?(?P<latex>{_FRAC})"
+    rf"|(?:(?P<mixed>[0-9]+)\s)?(?P<above>[0-9]+)\s?/\s?(?P<below>[0-9]+)(?![0-9./])"
+    rf"|(?P<bare>10)\s?\^\s?\{{?(?P<exponent>[+-]?[0-9]+)\}}?"
+    rf"|(?P<plain>{_PLAIN})(?P<power>{_POWER})?"
+    rf")(?P<percent>\s?(?:\\?%|percent\b))?"
+)
+_WHOLE = re.compile(_NUMBER)
+# Not a part of a word, an index, a power, a longer number, or a list without spaces.
+_IN_TEXT = re.compile(
+    rf"(?<![\w.^\\{{}}/])(?<![0-9],)(?<!\\[,!;:])(?<!\*\*){_NUMBER}"
+    r"(?!\.?[0-9]|,[0-9]|\s?(?:\^|\*\*)|\s?/\s?[0-9]|_|[a-zA-Z](?![a-zA-Z])"
+    r"|\.?\s?\\(?!text|mathrm|mathbf|quad)[a-zA-Z]|\s?(?:hundred|thousand|[mbtr]+illion)\b)"
+)
+_TERM_BEFORE = re.compile(r"[\w)}]\s*[+*/×·−-]\s*\Z")
+_TERM_AFTER = re.compile(r"\s*(?:[+*×·/]|\\times|\\cdot|[−-]\s*(?=[0-9(\\]))\s*[\w(\\]")
+_LEAD = re.compile(r"\A(?:\\\(|\\\[|\$+)?\s*(?:[a-zA-Z](?:_\w)?\s*=\s*)?")
+_TRAIL = re.compile(
+    r"(?:\\text\{[^{}]*\}|\\mathrm\{[^{}]*\}|\^\{?\\circ\}?|°|\\\)|\\\]|\$|\.|\s)*\Z"
+)
+
+
+def number_in(text: str) -> Fraction | None:
+    r"""Return the number that a text is, or the last number in it; None where there is none.
+
+    Read are thousands separators (1,234 or 1\,234), decimals, fractions (3/4, \frac{3}{4}, 1 3/4),
+    per cent (of one), powers of ten (1e-3, 2 \times 10^5), and a dollar sign. A number that is part
+    of a formula (2^10, 3\sqrt{2}) is none, and so is 1,5. Words around a number, units among them,
+    are left out: units are not converted. Numbers in words (5 million) are none.
+    """
+    text = text[-4000:].strip()
+    lead = _LEAD.match(text)
+    start = 0 if lead is None else lead.end()
+    whole = _WHOLE.match(text, start)
+    if whole is not None and _TRAIL.match(text, whole.end()):
+        return _value(whole)
+    last = None
+    for match in _IN_TEXT.finditer(text):
+        last = match
+    return None if last is None or _is_term(text, last) else _value(last)
+
+
+def _is_term(text: str, match: re.Match[str]) -> bool:
+    """Tell whether a number is a term or factor of a formula that was not worked out."""
+    until = match.start() + len(match["sign"])
+    if match["sign"].strip() and not match["sign"].endswith(" "):
+        until = match.start()  # a sign that clings to its number
+    return bool(
+        _TERM_BEFORE.search(text[max(until - 12, 0) : until])
+        or _TERM_AFTER.match(text, match.end())
+    )
+
+
+def _value(match: re.Match[str]) -> Fraction | None:
+    if len(match[0]) > _MOST_DIGITS:
+        return None
+    part = match.groupdict()
+    try:
+        if part["latex"]:
+            inside = part["latex"].partition("frac")[2]
+            above, below = (
+                re.findall(r"\{([^{}]*)\}", inside)
+                if inside.count("{") == 2
+                else [inside.strip()[0], inside.strip()[1:].strip("{}")]
+            )
+            value = _whole_number(above) / _whole_number(below) + int(part["whole"] or 0)
+        elif part["above"]:
+            value = Fraction(int(part["above"]), int(part["below"])) + int(part["mixed"] or 0)
+        elif part["bare"]:
+            value = _ten_to(int(part["exponent"]))
+        else:
+            value = Fraction(re.sub(r"[^0-9.]", "", part["plain"]))
+            if part["power"]:
+                value *= _ten_to(int(_exponent(part["power"])))
+    except (ZeroDivisionError, ValueError, OverflowError):
+        return None
+    if part["percent"]:
+        value /= 100
+    return -value if part["sign"].strip() in ("-", "−") else value
+
+
+def _whole_number(text: str) -> Fraction:
+    return Fraction(int(text.replace("−", "-")))
+
+
+def _exponent(power: str) -> str:
+    if power[0] in "eE":
+        return power[1:]
+    return re.sub(r"[^0-9+-]", "", power.replace("**", "^").partition("^")[2])
+
+
+def _ten_to(exponent: int) -> Fraction:
+    if abs(exponent) > _MOST_DIGITS:
+        raise OverflowError
+    return Fraction(10) ** exponent
+
+
+def rounded(value: Fraction) -> str:
+    """Return a number to 6 decimals, or below 1 to 6 significant digits, without zeros behind.
+
+    This names classes of numbers: whole numbers stay exact, 1/3 and 0.333333 are one.
+    """
+    with localcontext() as context:
+        context.prec = 2 * _MOST_DIGITS + DECIMALS
+        exact = Decimal(value.numerator) / Decimal(value.denominator)
+        if not exact:
+            return "0"
+        last = -DECIMALS if abs(exact) >= 1 else exact.adjusted() + 1 - DECIMALS
+        short = exact.quantize(Decimal(1).scaleb(last), rounding=ROUND_HALF_EVEN).normalize()
+        return f"{short:f}" if short.adjusted() > -DECIMALS - 1 else f"{short:E}"
+
+
+class Numeric:
+    """The last number of the final answer; equal to 6 decimals, or 6 significant digits below 1.
+
+    An answer is right within one unit of that last digit of the expected number: that is the
+    tolerance, so that rounding up or down does not decide. Whole numbers, and 0, must be equal.
+    """
+
+    name = "numeric"
+
+    def answer_of(self, text: str) -> str | None:
+        """Return the final answer when a number can be read from it."""
+        answer = final_answer(text)
+        return None if answer is None or number_in(answer) is None else answer
+
+    def canonical(self, answer: str) -> str | None:
+        """Return the rounded number."""
+        number = number_in(answer)
+        return None if number is None else rounded(number)
+
+    def matches(self, canonical: str, expected: str) -> bool:
+        """Compare the numbers; False when no number was expected."""
+        wanted = number_in(expected)
+        if wanted is None:
+            return False
+        if canonical == rounded(wanted) or not wanted:
+            return canonical == rounded(wanted)
+        unit = Fraction(1, 10**DECIMALS)
+        if abs(wanted) < 1:
+            unit = Fraction(Decimal(1).scaleb(Decimal(rounded(wanted)).adjusted() + 1 - DECIMALS))
+        return abs(Fraction(canonical) - wanted) <= unit
+
+
+_ALONE_CHARACTERS = 80
+_LETTER_ALONE = re.compile(
+    r"\A[\s*_($\[]*(?:\\(?:text|mathrm|mathbf|textbf)\{)?[\s(*]*([A-Ea-e])[\s)*}]*"
+    r"(?:[.:)\]*_$\s]*\Z|[.:)]+\s)"
+)
+_SAID = re.compile(
+    r"(?i:\b(?:answer|choice|option)\b(?:\s+(?:choice|option))?(?:\s+is)?)\s*:?\s*(?:(?i:is|option|choice)\s+)*"
+    r"[\s*_$]*(?:\\boxed\{)?(?:\\(?:text|mathrm|mathbf|textbf)\{)?"
+    r"(?:\(([A-Ea-e])\)|([A-E])(?![A-Za-z'’]))"
+)
+_BRACKETED = re.compile(r"\(([A-E])\)")
+_LINE = re.compile(r"^[\s*_]*([A-E])(?:[\s*_]*$|[.:)]\s)", re.MULTILINE)
+
+
+class Choice:
+    r"""A letter A to E, as models write it: (B), B., **B**, "The answer is B", \boxed{B}.
+
+    The last `\boxed{...}` says it, else the last "answer is ..." (or choice, option), else a
+    letter that stands alone, else the last letter in brackets or at the head of a line.
+    """
+
+    name = "choice"
+
+    def answer_of(self, text: str) -> str | None:
+        """Return the letter of the final answer."""
+        tail = after_thinking(text)
+        if tail is None:
+            return None
+        boxed = last_boxed(tail)
+        return self.canonical(tail if boxed is None else boxed)
+
+    def canonical(self, answer: str) -> str | None:
+        """Return the letter as a capital."""
+        answer = answer[-4000:]
+        if alone := _LETTER_ALONE.match(answer.strip()[:_ALONE_CHARACTERS]):
+            return alone[1].upper()
+        for pattern in (_SAID, _BRACKETED, _LINE):
+            if found := pattern.findall(answer):
+                last = found[-1]
+                return (last if isinstance(last, str) else "".join(last)).upper()
+        return None
+
+    def matches(self, canonical: str, expected: str) -> bool:
+        """Compare the letters; False when no letter was expected."""
+        return canonical == self.canonical(expected)

@@ -1,0 +1,1 @@
+"""Trains and evaluates the bundled models; not a part of the package."""

@@ -1,0 +1,336 @@
+import numpy as np
+import pytest
+
+from advisor.accuracy.counterfactual import MARGIN, cheapest_as_good, compare_policies, evaluate
+from tests.traces.synthetic import START, write_recording
+from traces.errors import RecordingError, UsageError
+from traces.schema.policy import Policy
+from traces.summary.run import summarise
+
+N = 8
+VOTE = Policy(method="majority", n=N, temperature=0.8)
+
+
+def make_rows(problems=40, n=N, seed=0):
+    """Return problems and samples: right ones are short and likely, some thought is cut."""
+    rng = np.random.default_rng(seed)
+    rows = {"problems": [], "samples": []}
+    for number, chance in enumerate(rng.beta(1.2, 0.8, problems)):
+        name, arrival = f"p{number}", START + number * 10**9
+        for index in range(n):
+            right = bool(rng.random() < chance)
+            tokens = int(rng.integers(20, 60) if right else rng.integers(30, 120))
+            rows["samples"].append(
+                {
+                    "problem_id": name,
+                    "sample_index": index,
+                    "role": "sample",
+                    "prompt_tokens": 10,
+                    "cached_tokens": 0,
+                    "output_tokens": tokens,
+                    "think_tokens": tokens - 5,
+                    "arrival": arrival,
+                    "first_token": arrival + 10**6,
+                    "end": arrival + tokens * 10**6,
+                    "answer": "0" if right else str(int(rng.integers(1, 4))),
+                    "correct": right,
+                    "logprob_mean": float(-0.2 * rng.random() - 0.2 * (not right)),
+                }
+            )
+        end = max(row["end"] for row in rows["samples"][-n:])
+        rows["problems"].append(
+            {
+                "problem_id": name,
+                "prompt_tokens": 10,
+                "arrival": arrival,
+                "start": arrival,
+                "end": end,
+                "decided_at": end,
+                "correct": True,
+            }
+        )
+    return rows
+
+
+def test_a_timeout_is_named_and_few_are_left_out(tmp_path):
+    def cut(number):
+        rows = make_rows(problems=40)
+        for row in rows["problems"][:number]:
+            row["timed_out"] = True
+        late = {row["problem_id"] for row in rows["problems"][:number]}
+        for row in rows["samples"]:
+            if row["problem_id"] in late and row["sample_index"]:
+                row["cancelled_by"] = "timeout"
+        return judge(tmp_path / str(number), rows)
+
+    assert cut(2).problems == 38
+    with pytest.raises(RecordingError, match="3 cut off by the timeout, .* record without --timeo"):
+        cut(3)
+
+
+def judge(folder, rows, *, policy=VOTE, **options):
+    recording = write_recording(folder, rows, policy=policy)
+    (run,) = summarise(recording)
+    return evaluate(run, recording.frame("answers"), **options)
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return make_rows()
+
+
+@pytest.fixture(scope="module")
+def found(rows, tmp_path_factory):
+    return judge(tmp_path_factory.mktemp("c") / "r", rows)
+
+
+def by_key(found):
+    return {(o.method, o.n, o.budget_tokens, *sorted(o.rule.items())): o for o in found.outcomes}
+
+
+def test_every_kind_of_policy_is_there(found):
+    kinds = {(o.method, o.basis) for o in found.outcomes}
+    assert kinds >= {
+        ("majority", "subsets"),
+        ("pass_at_k", "subsets"),
+        ("best_of_n", "subsets"),
+        ("weighted", "monte_carlo"),
+        ("confidence", "monte_carlo"),
+        ("early_stopping", "monte_carlo"),
+        ("adaptive", "finish_order"),
+        ("first_finish", "finish_order"),
+        ("majority", "model"),
+        ("pass_at_k", "model"),
+    }
+    assert (found.n, found.problems) == (N, 40)
+
+
+def test_estimates_hang_together(found):
+    table = by_key(found)
+    one = table["majority", 1, None].accuracy
+    assert one.value == pytest.approx(table["pass_at_k", 1, None].accuracy.value)
+    passed = [table["pass_at_k", k, None].accuracy.value for k in (1, 2, 4, 8, 16, 32)]
+    assert passed == sorted(passed)
+    for outcome in found.outcomes:
+        estimate = outcome.accuracy
+        assert 0 <= estimate.low <= estimate.value <= estimate.high <= 1, outcome
+        assert estimate.extrapolated == (outcome.basis == "model")
+        assert outcome.tokens_per_problem.value > 0
+        if outcome.fresh_run is not None:
+            assert outcome.fresh_run.low <= estimate.value <= outcome.fresh_run.high
+    # As fewer tokens are spent, the sooner a rule stops.
+    whole = table["majority", 8, None].tokens_per_problem.value
+    early = table["early_stopping", 8, None, ("window", 4)].tokens_per_problem.value
+    first = table["first_finish", 8, None, ("first", 4)].tokens_per_problem.value
+    assert early < whole
+    assert first < whole
+    assert table["majority", 2 * N, None].tokens_per_problem.value == pytest.approx(2 * whole)
+
+
+def test_the_order_of_rows_changes_nothing(rows, found, tmp_path):
+    order = np.random.default_rng(3).permutation(len(rows["samples"]))
+    shuffled = rows | {"samples": [rows["samples"][i] for i in order]}
+    again = judge(tmp_path / "r", shuffled)
+    assert again.outcomes == found.outcomes
+
+
+def test_other_roles_have_no_vote(rows, found, tmp_path):
+    more = [
+        row | {"role": role, "sample_index": row["sample_index"] + 100, "correct": True}
+        for row in rows["samples"]
+        for role in ("scorer", "draft", "checkpoint", "revision")[:1]
+    ]
+    assert judge(tmp_path / "r", rows | {"samples": [*rows["samples"], *more]}).outcomes == (
+        found.outcomes
+    )
+
+
+def test_all_right_and_all_wrong(rows, tmp_path):
+    for right in (True, False):
+        same = [row | {"answer": "7", "correct": right} for row in rows["samples"]]
+        found = judge(tmp_path / str(right), rows | {"samples": same})
+        exact = [o for o in found.outcomes if o.basis != "model" and o.budget_tokens is None]
+        assert [o.accuracy.value for o in exact] == pytest.approx([float(right)] * len(exact))
+        # 40 problems that agree do not say that all do.
+        assert all(o.accuracy.high - o.accuracy.low > 0.02 for o in exact)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: [*s, s[3] | {"span_id": "z"}], "sample 3 of problem p0 is there more than once"),
+        (lambda s: [], "its 40 problems have no samples"),
+        (lambda s: [r | {"answer": None, "correct": False} for r in s], "could be parsed"),
+        (lambda s: [r | {"correct": None} for r in s], "marked right or wrong"),
+        (lambda s: [s[0] | {"cancelled_by": "first_finish"}, *s[1:]], "1 samples were cancelled"),
+    ],
+)
+def test_samples_that_cannot_say(rows, tmp_path, change, message):
+    with pytest.raises(RecordingError, match=message) as caught:
+        judge(tmp_path / "r", rows | {"samples": change(rows["samples"])})
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_rule_that_stops_is_refused(rows, tmp_path):
+    stopped = Policy(method="early_stopping", n=N, temperature=0.8)
+    with pytest.raises(RecordingError, match="no fair draw"):
+        judge(tmp_path / "r", rows, policy=stopped)
+
+
+def test_problems_without_all_their_samples_are_left_out_and_told(rows, tmp_path):
+    kept = [r for r in rows["samples"] if r["problem_id"] != "p1"]
+    kept = [r for r in kept if (r["problem_id"], r["sample_index"]) != ("p2", 0)]
+    found = judge(tmp_path / "r", rows | {"samples": kept})
+    assert found.problems == 38
+    assert "problems without samples, left out: 1 of 40" in found.notes
+    assert "problems without 8 judged samples, left out: 1 of 40" in found.notes
+
+
+def test_scores_that_are_not_numbers_are_told(rows, tmp_path):
+    some = [r | {"logprob_mean": float("nan")} for r in rows["samples"][:5]]
+    found = judge(tmp_path / "some", rows | {"samples": [*some, *rows["samples"][5:]]})
+    assert any("not a number: 5 of 320" in note for note in found.notes)
+    none = [r | {"logprob_mean": None} for r in rows["samples"]]
+    found = judge(tmp_path / "none", rows | {"samples": none})
+    assert any("no logprob_mean is known" in note for note in found.notes)
+    assert not {"best_of_n", "weighted"} & {o.method for o in found.outcomes}
+
+
+@pytest.mark.parametrize("shift", [-5000.0, 750.0])
+def test_weights_of_any_size_decide_as_they_compare(rows, tmp_path, shift):
+    """Weights that vanish or overflow as numbers still compare."""
+    moved = [r | {"logprob_mean": r["logprob_mean"] + shift} for r in rows["samples"]]
+    plain, found = (
+        judge(tmp_path / name, rows | {"samples": samples})
+        for name, samples in (("plain", rows["samples"]), ("moved", moved))
+    )
+    for one, other in zip(plain.outcomes, found.outcomes, strict=True):
+        assert (one.method, one.n, one.rule) == (other.method, other.n, other.rule)
+        if one.method in ("weighted", "confidence", "best_of_n") and "settled" not in one.rule:
+            assert other.accuracy.value == pytest.approx(one.accuracy.value)
+
+
+def test_weights_that_nobody_has_leave_the_plurality(rows, tmp_path):
+    """A problem without any log-probability is decided by its votes, not wrong."""
+    names = {f"p{number}" for number in range(20)}
+    some = [
+        r | {"logprob_mean": None if r["problem_id"] in names else -0.5} for r in rows["samples"]
+    ]
+    found = judge(tmp_path / "r", rows | {"samples": some})
+    vote = {o.n: o.accuracy.value for o in found.outcomes if o.method == "majority"}
+    settled = [o for o in found.outcomes if "settled" in o.rule and o.n == N]
+    assert settled[0].accuracy.value == pytest.approx(vote[N])
+
+
+def test_one_sample_says_so(rows, tmp_path):
+    single = [r for r in rows["samples"] if r["sample_index"] == 0]
+    found = judge(tmp_path / "r", rows | {"samples": single}, policy=Policy(method="greedy", n=1))
+    assert any("one sample per problem" in note for note in found.notes)
+    assert {o.n for o in found.outcomes} == {1}
+
+
+def test_more_than_four_times_the_samples_is_refused(rows, tmp_path):
+    with pytest.raises(UsageError, match="k = 64: r has 8 samples per problem.* 1 to 32"):
+        judge(tmp_path / "r", rows, counts=[4, 64])
+    found = judge(tmp_path / "s", rows, counts=[3, 20])
+    assert {(o.n, o.basis) for o in found.outcomes if o.method == "pass_at_k"} == {
+        (3, "subsets"),
+        (20, "model"),
+    }
+
+
+def test_no_times_no_rules_that_stop(rows, tmp_path):
+    """Imported outcomes have neither times nor ends."""
+    times = ("arrival", "first_token", "end")
+    bare = [{k: v for k, v in r.items() if k not in times} for r in rows["samples"]]
+    found = judge(tmp_path / "r", rows | {"samples": bare})
+    assert found.problems == 40
+    assert any("finish times are not recorded" in note for note in found.notes)
+    assert "finish_order" not in {o.basis for o in found.outcomes}
+
+
+# -- budgets of thought ------------------------------------------------------------------------
+
+
+def forced(rows, budgets, samples):
+    """Answers forced at budgets: right where the sample is and has thought half the budget."""
+    return [
+        {
+            "problem_id": row["problem_id"],
+            "sample_index": row["sample_index"],
+            "budget_tokens": budget,
+            "forced": row["think_tokens"] > budget,
+            "answer": row["answer"] if row["think_tokens"] < 2 * budget else "9",
+            "correct": row["correct"] and row["think_tokens"] < 2 * budget,
+            "answer_tokens": 5,
+        }
+        for row in rows["samples"]
+        if row["sample_index"] < samples
+        for budget in budgets
+    ]
+
+
+def test_checkpoints_are_exact_and_between_them_is_said_to_be(rows, tmp_path):
+    answers = forced(rows, (16, 64), 4)
+    table = by_key(judge(tmp_path / "r", rows | {"answers": answers}))
+    for budget in (16, 64):
+        exact = np.mean([row["correct"] for row in answers if row["budget_tokens"] == budget])
+        outcome = table["majority", 1, budget]
+        assert outcome.accuracy.value == pytest.approx(exact)
+        assert (outcome.bound, outcome.basis) == (None, "checkpoints")
+    assert table["majority", 4, 64].accuracy.value > table["majority", 1, 64].accuracy.value
+    low, half, high = (table["majority", 1, budget] for budget in (16, 40, 64))
+    assert half.bound == "interpolated"
+    assert half.accuracy.value == pytest.approx((low.accuracy.value + high.accuracy.value) / 2)
+    assert low.tokens_per_problem.value < half.tokens_per_problem.value
+
+
+def test_without_checkpoints_what_finished_is_a_lower_bound(rows, found, tmp_path):
+    table = by_key(found)
+    bound = table["majority", 1, 32]
+    wanted = np.mean([r["correct"] and r["think_tokens"] <= 32 for r in rows["samples"]])
+    assert (bound.bound, bound.accuracy.value) == ("lower", pytest.approx(wanted))
+    assert bound.tokens_estimated
+    exact = by_key(judge(tmp_path / "r", rows | {"answers": forced(rows, (32,), N)}))
+    assert bound.accuracy.value <= exact["majority", 1, 32].accuracy.value
+
+
+def test_samples_cut_by_max_tokens_are_told(rows, tmp_path):
+    cut = [
+        r | {"censored": True, "think_tokens": None, "answer": None, "correct": False}
+        for r in rows["samples"][:3]
+    ]
+    found = judge(tmp_path / "r", rows | {"samples": [*cut, *rows["samples"][3:]]})
+    assert any("samples cut by max_tokens: 3" in note for note in found.notes)
+
+
+def test_samples_that_were_given_their_length_are_not_cut(rows, tmp_path):
+    given = [r | {"censored": False, "finish_reason": "length"} for r in rows["samples"]]
+    found = judge(tmp_path / "r", rows | {"samples": given})
+    assert not any("cut by max_tokens" in note for note in found.notes)
+    imported = [r | {"censored": None} for r in given]
+    found = judge(tmp_path / "i", rows | {"samples": imported})
+    assert any(f"cut by max_tokens: {len(given):,}" in note for note in found.notes)
+
+
+# -- choosing ----------------------------------------------------------------------------------
+
+
+def test_the_cheapest_is_stated_on_problems_that_did_not_choose_it(tmp_path):
+    found = judge(tmp_path / "r", make_rows(problems=200))
+    best = cheapest_as_good(found)
+    assert best.problems == 100
+    assert best.tokens_share.value < 1
+    assert best.difference.value > -2 * MARGIN
+    assert best.policy.method != "pass_at_k"
+
+
+def test_compared_in_pairs(found):
+    columns = {(c.outcome.method, c.outcome.n): c for c in found.columns}
+    whole, single = columns["majority", 8], columns["majority", 1]
+    lost = compare_policies(single, whole)
+    assert lost.difference.value == pytest.approx(np.mean(single.right - whole.right))
+    assert lost.told_apart == (not lost.difference.low <= 0 <= lost.difference.high)
+    same = compare_policies(whole, whole)
+    assert not same.told_apart
+    assert same.problems_to_tell is None

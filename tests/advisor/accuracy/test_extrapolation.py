@@ -1,0 +1,96 @@
+"""A fresh run on the same problems falls in its interval; more samples are marked."""
+
+import numpy as np
+import pytest
+
+from advisor.accuracy.extrapolation import extrapolate, fresh_runs
+from advisor.accuracy.models.answers import AnswerModel, count_answers
+from benchmarks.votes_ahead import RIGHT, draw, family
+from traces.statistics import column_means
+from traces.summary.votes import PolicyOutcome, majority_curve, pass_curve
+
+COUNTS = (1, 2, 4, 8, 16, 32)
+
+
+def judged(laws, n, rng):
+    answers = draw(laws, n, rng)
+    return answers, [[answer == RIGHT for answer in row] for row in answers]
+
+
+def curves(answers, correct, counts):
+    places = [k - 1 for k in counts]
+    voted = [majority_curve(a, c)[places] for a, c in zip(answers, correct, strict=True)]
+    passed = [pass_curve(len(c), sum(c))[places] for c in correct]
+    return {"majority": np.array(voted), "pass_at_k": np.array(passed)}
+
+
+def outcomes_of(found, counts):
+    return [
+        PolicyOutcome(
+            method=method,
+            n=k,
+            budget_tokens=None,
+            accuracy=column_means(table[:, [place]], "1")[0],
+            tokens_per_problem=None,
+        )
+        for method, table in found.items()
+        for place, k in enumerate(counts)
+    ]
+
+
+@pytest.fixture(scope="module")
+def held():
+    """Whether fresh runs of k fell in the interval that a run of 64 gave: by family, method, k."""
+    found = {}
+    for seed in range(3):
+        for name in ("beta", "bimodal", "popular mistake", "easy"):
+            rng = np.random.default_rng([seed, 3])
+            laws = family(name, 200, rng)
+            answers, correct = judged(laws, 64, rng)
+            model = AnswerModel(draws=100, seed=seed).fit(
+                [count_answers(a, c) for a, c in zip(answers, correct, strict=True)]
+            )
+            said = outcomes_of(curves(answers, correct, COUNTS), COUNTS)
+            for outcome, fresh in fresh_runs(model, said, methods=("majority", "pass_at_k")):
+                again = curves(*judged(laws, outcome.n, rng), [outcome.n])[outcome.method].mean()
+                inside = fresh.low - 1e-9 <= again <= fresh.high + 1e-9
+                found[name, seed, outcome.method, outcome.n] = inside
+    return found
+
+
+def test_a_fresh_run_falls_in_its_interval_nine_times_in_ten(held):
+    assert len(held) == 144
+    assert 0.86 <= np.mean(list(held.values())) <= 0.97
+
+
+@pytest.mark.parametrize("method", ["majority", "pass_at_k"])
+def test_for_votes_and_for_pass(held, method):
+    assert np.mean([inside for key, inside in held.items() if key[2] == method]) >= 0.83
+
+
+def test_more_samples_are_marked_and_their_interval_holds_the_truth():
+    hits = 0
+    for seed in range(8):
+        rng = np.random.default_rng([seed, 4])
+        laws = family("beta", 200, rng)
+        answers, correct = judged(laws, 16, rng)
+        model = AnswerModel(draws=100, seed=seed).fit(
+            [count_answers(a, c) for a, c in zip(answers, correct, strict=True)]
+        )
+        truth = curves(*judged(family("beta", 1000, rng), 64, rng), [64])
+        for outcome in extrapolate(model, [64], np.full(200, 50.0)):
+            assert outcome.accuracy.extrapolated
+            assert outcome.basis == "model"
+            assert outcome.tokens_per_problem.value == 3200
+            assert outcome.accuracy.low <= outcome.accuracy.value <= outcome.accuracy.high
+            hits += outcome.accuracy.low <= truth[outcome.method].mean() <= outcome.accuracy.high
+    assert hits >= 12  # of 16
+
+
+def test_other_policies_have_no_such_interval():
+    model = AnswerModel(draws=20).fit([count_answers(["a", "b"], [True, False])] * 4)
+    other = PolicyOutcome(
+        method="best_of_n", n=2, budget_tokens=None, accuracy=None, tokens_per_problem=None
+    )
+    assert list(fresh_runs(model, [other], methods=("majority",))) == [(other, None)]
+    assert extrapolate(model, [], np.zeros(4)) == []

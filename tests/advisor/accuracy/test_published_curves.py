@@ -1,0 +1,54 @@
+"""Votes of R1-Distill-Qwen-7B as published by others: only averages over problems are known."""
+
+import json
+
+import pytest
+
+from benchmarks.vote_curve import VoteCurve
+
+SETS = {"MATH500": 500, "AIME24": 30}
+
+
+@pytest.fixture(scope="module", params=sorted(SETS))
+def published(request, shared):
+    path = shared / "data" / "accuracy" / "optscale" / f"{request.param}_majority_vote.json"
+    if not path.is_file():
+        pytest.skip(f"{path.name} is absent")
+    curve = [row["accuracy"] for row in json.loads(path.read_text())]
+    return SETS[request.param], dict(enumerate(curve, start=1))
+
+
+def fit(problems, curve, upto, *farthest):
+    seen = {n: value for n, value in curve.items() if n in (1, 2, 4, 8, 16) and n <= upto}
+    return VoteCurve(problems=problems).fit(seen, farthest)
+
+
+def test_up_to_8_samples_foretell_64(published):
+    problems, curve = published
+    found = fit(problems, curve, 8, 64).predict(64)
+    assert found.extrapolated
+    assert found.low <= curve[64] <= found.high
+    # And it says something: no wider than four standard errors of an average of so many problems.
+    assert found.high - found.low < 4 * (0.25 / problems) ** 0.5
+
+
+def test_the_fall_on_aime_is_noise(published):
+    problems, curve = published
+    if problems != SETS["AIME24"]:
+        pytest.skip("the fall from .667 to .600 is on AIME24")
+    assert round(curve[16] - curve[64], 3) == 0.067
+    found = fit(problems, curve, 16, 64).change(16, 64)
+    assert found.low <= curve[64] - curve[16] <= found.high
+    assert found.low < 0 < found.high
+
+
+def test_a_real_rise_is_told():
+    """Half the problems have p = .6 against scattered mistakes: votes solve nearly all of them."""
+    curve = {1: 0.60, 2: 0.60, 4: 0.78, 8: 0.92}
+    found = VoteCurve(problems=2000).fit(curve, [1, 64]).change(1, 64)
+    assert found.low > 0.25
+
+
+def test_nothing_to_learn_from():
+    with pytest.raises(ValueError, match="no average"):
+        VoteCurve(problems=30).fit({}, [64])

@@ -1,0 +1,166 @@
+from itertools import combinations, permutations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from advisor.accuracy.finish_order import lead_is_safe
+from advisor.accuracy.subsets import RandomOrders, best_of_curve, order_count
+from tests.advisor.sampled import samples
+from traces.summary.votes import majority_curve
+
+ROWS = st.lists(
+    st.tuples(
+        st.sampled_from([None, "a", "b", "c"]), st.sampled_from([-0.1, -0.5, -0.9, float("nan")])
+    ),
+    min_size=1,
+    max_size=7,
+)
+
+
+def leaders(totals):
+    """The right share of the answers with the largest total."""
+    if not totals or max(totals.values()) <= 0:
+        return 0.0
+    lead = [a for a, total in totals.items() if total > max(totals.values()) - 1e-12]
+    return lead.count("a") / len(lead)
+
+
+def vote(rows, weight):
+    totals = {}
+    for answer, score in rows:
+        if answer is not None:
+            totals[answer] = totals.get(answer, 0.0) + weight(score)
+    return leaders(totals)
+
+
+def plurality(rows):
+    return vote(rows, lambda score: 1.0)
+
+
+def best_by_hand(rows):
+    able = [row for row in rows if row[0] is not None and np.isfinite(row[1])]
+    if not able:
+        return plurality(rows)
+    top = [answer for answer, score in able if score == max(s for _, s in able)]
+    return top.count("a") / len(top)
+
+
+def weighted_by_hand(rows):
+    able = [row for row in rows if row[0] is not None and np.isfinite(row[1])]
+    return vote(able, np.exp) if able else plurality(rows)
+
+
+def problem_of(rows):
+    return samples([answer for answer, _ in rows], logprob=[score for _, score in rows])
+
+
+@settings(max_examples=150, deadline=None)
+@given(rows=ROWS)
+def test_best_of_k_is_the_mean_over_all_subsets(rows):
+    problem = problem_of(rows)
+    curve = best_of_curve(problem, problem.logprob_mean)
+    for k in range(1, len(rows) + 1):
+        exact = np.mean([best_by_hand(subset) for subset in combinations(rows, k)])
+        assert curve[k - 1] == pytest.approx(exact, abs=1e-12)
+
+
+@settings(max_examples=60, deadline=None)
+@given(rows=ROWS, seed=st.integers(0, 99))
+def test_the_order_of_samples_changes_nothing_exact(rows, seed):
+    order = np.random.default_rng(seed).permutation(len(rows))
+    first, second = problem_of(rows), problem_of([rows[i] for i in order])
+    np.testing.assert_allclose(
+        best_of_curve(first, first.logprob_mean),
+        best_of_curve(second, second.logprob_mean),
+        atol=1e-12,
+    )
+
+
+@settings(max_examples=40, deadline=None)
+@given(rows=ROWS, k=st.integers(1, 7))
+def test_weighted_votes_are_near_the_mean_over_all_subsets(rows, k):
+    k = min(k, len(rows))
+    problem = problem_of(rows)
+    found = RandomOrders(problem, np.random.default_rng(0), 512).weighted(k, problem.logprob_mean)
+    exact = np.mean([weighted_by_hand(subset) for subset in combinations(rows, k)])
+    assert found.right == pytest.approx(exact, abs=5 * np.sqrt(found.variance) + 0.02)
+    assert found.tokens == 10 * k
+    if k == len(rows):
+        assert found.right == pytest.approx(exact)
+        assert found.variance == 0.0
+
+
+def test_equal_weights_are_the_majority():
+    answers = ["a", "b", "a", "c", None, "b", "a", "b"]
+    problem = samples(answers, logprob=[-0.3] * 8)
+    orders = RandomOrders(problem, np.random.default_rng(1), 512)
+    exact = majority_curve(problem.answers, problem.correct)
+    for k in (1, 3, 8):
+        plain, weighted = orders.majority(k), orders.weighted(k, problem.logprob_mean)
+        assert weighted.right == pytest.approx(plain.right)
+        assert plain.right == pytest.approx(exact[k - 1], abs=0.08)
+
+
+def test_the_least_confident_do_not_vote():
+    problem = samples(["a", "a", "b", "b", "b"], logprob=[-0.1, -0.2, -1.0, -1.1, -1.2])
+    orders = RandomOrders(problem, np.random.default_rng(0), 64)
+    logs = problem.logprob_mean
+    assert orders.confident(5, logs, logs, 0.4).right == 1.0
+    assert orders.confident(5, logs, np.zeros(5), 1.0).right == 0.0
+    # A nan neither votes nor counts towards the share that is kept.
+    unknown = np.array([-0.1, np.nan, -1.0, -1.1, -1.2])
+    assert orders.confident(5, unknown, unknown, 0.25).right == 1.0
+
+
+def windows_by_hand(answers, n, window):
+    """ESC in one order: the right share and the samples drawn."""
+    for start in range(0, n, window):
+        end = min(start + window, n)
+        piece = answers[start:end]
+        if (piece[0] is not None and len(set(piece)) == 1) or end == n:
+            return plurality([(a, 0.0) for a in answers[:end]]), end
+    raise AssertionError
+
+
+@pytest.mark.parametrize("answers", [["a", "a", "b", "a", "a", "a"], ["a", None, "b", "b", "a"]])
+def test_windows_are_the_mean_over_all_orders(answers):
+    problem = samples(answers)
+    found = RandomOrders(problem, np.random.default_rng(0), 4000).windows(len(answers), 2)
+    exact = np.mean([windows_by_hand(o, len(o), 2) for o in permutations(answers)], axis=0)
+    assert found.right == pytest.approx(exact[0], abs=0.03)
+    assert found.tokens == pytest.approx(10 * exact[1], abs=0.6)
+
+
+def one_by_one_by_hand(answers, threshold):
+    for end in range(1, len(answers) + 1):
+        counts = sorted((answers[:end].count(a) for a in {*answers} - {None}), reverse=True)
+        first, second = [*counts, 0, 0][:2]
+        if lead_is_safe(first, second) >= threshold or end == len(answers):
+            return plurality([(a, 0.0) for a in answers[:end]]), end
+    raise AssertionError
+
+
+def test_one_by_one_is_the_mean_over_all_orders():
+    answers = ["a", "a", "b", "a", "a", None]
+    problem = samples(answers)
+    found = RandomOrders(problem, np.random.default_rng(0), 4000).one_by_one(6, 0.85)
+    exact = np.mean([one_by_one_by_hand(list(o), 0.85) for o in permutations(answers)], axis=0)
+    assert found.right == pytest.approx(exact[0], abs=0.03)
+    assert found.tokens == pytest.approx(10 * exact[1], abs=0.8)
+    assert found.tokens < 60
+
+
+def test_a_problem_without_answers_is_wrong():
+    problem = samples([None, None, None])
+    orders = RandomOrders(problem, np.random.default_rng(0), 16)
+    assert best_of_curve(problem, problem.logprob_mean).tolist() == [0.0, 0.0, 0.0]
+    assert orders.weighted(2, problem.logprob_mean).right == 0.0
+    assert orders.windows(3, 2).right == 0.0
+
+
+def test_fewer_problems_get_more_orders():
+    assert order_count(10) == 512
+    assert order_count(100) == 200
+    assert order_count(5000) == 64

@@ -1,0 +1,197 @@
+import dataclasses
+import json
+import shlex
+
+import pytest
+import yaml
+
+from advisor.advice.experiments import experiment_of, sweep_plan
+from advisor.advice.reasons import name_without_limits
+from advisor.advice.sensitivity import turnings
+from advisor.search.budget import is_given, parse_budget
+from profiler.sweep.plan import load_plan
+from tests.advisor.synthetic import VOTE16, engine_of
+from traces.errors import UsageError
+from tui.text.advice import advice_json, advice_lines
+
+BUDGETS = [
+    {},
+    {"min_accuracy": "0.75"},
+    {"min_accuracy": "0.75", "optimise": "cost", "price": 3.0},
+    {"max_latency": "100ms", "percentile": 90, "optimise": "accuracy"},
+    {"max_latency": "1us", "min_accuracy": "99%", "gpus": 1},
+    {"rate": "2/s", "min_accuracy": "0.5"},
+    {"rate": "100000/s"},
+]
+
+
+@pytest.mark.parametrize("given", BUDGETS)
+@pytest.mark.parametrize("width", [80, 120])
+def test_lines_fit_the_width(advisor, given, width):
+    lines = advice_lines(advisor.recommend(parse_budget(given)), width=width)
+    assert max(map(len, lines)) <= width
+    heads = ("RUN ", "NOTHING FITS ") if is_given(given) else "NO LIMIT IS SET"
+    assert lines[0].startswith(heads)
+
+
+def test_the_command_can_be_pasted(advisor):
+    answer = advisor.recommend(parse_budget({"min_accuracy": "0.75"}))
+    lines = advice_lines(answer)
+    start = lines.index("") + 1
+    stop = next(i for i in range(start, len(lines)) if not lines[i].endswith("\\"))
+    pasted = "\n".join(lines[start : stop + 1]).replace("\\\n", " ")
+    assert shlex.split(pasted) == shlex.split(answer.system_optimal.command)
+
+
+def test_the_document_is_the_contract(advisor):
+    answer = advisor.recommend(parse_budget({"min_accuracy": "0.75", "max_latency": "1s"}))
+    document = json.loads(json.dumps(advice_json(answer), allow_nan=False))
+    assert list(document) == [
+        "budget",
+        "system_optimal",
+        "compute_optimal",
+        "regret",
+        "pareto",
+        "compute_pareto",
+        "reasons",
+        "near_misses",
+        "measure_next",
+        "candidates",
+        "infeasible",
+        "equals",
+        "sensitivity",
+        "stages",
+        "present",
+        "experiments",
+    ]
+    pick = document["system_optimal"]
+    known = {
+        "engine",
+        "policy",
+        "command",
+        "estimates",
+        "probability_within_budget",
+        "prior",
+        "measured",
+    }
+    assert set(pick) == known
+    assert pick["prior"] is None
+    assert set(pick["estimates"]["accuracy"]) == {"value", "low", "high", "unit", "extrapolated"}
+    assert pick["estimates"]["energy_j"] is None
+    assert document["budget"]["max_latency_s"] == 1.0
+
+
+def test_nothing_fits_names_the_nearest(advisor):
+    answer = advisor.recommend(parse_budget({"max_latency": "1us", "min_accuracy": "0.5"}))
+    text = "\n".join(advice_lines(answer))
+    assert text.startswith("NOTHING FITS mean latency <= 1e-06 s, accuracy >= 0.5.")
+    assert "mean latency: wanted 1e-06 s, nearest" in text
+    assert advice_json(answer)["system_optimal"] is None
+
+
+def test_what_would_change_the_answer_is_said(fresh):
+    """Beyond the value at which the pick is said to drop out it does, and just before it does not.
+
+    What is better at a looser value is better there, and something is by then.
+    """
+    budget = parse_budget({"min_accuracy": "0.75"})
+    answer = fresh.recommend(budget)
+    assert {each.direction for each in answer.sensitivity} == {"above", "below"}
+    text = "\n".join(advice_lines(answer))
+    for each in answer.sensitivity:
+        assert f"--min-accuracy {each.direction} " in text
+        step = 1e-6 if each.direction == "above" else -1e-6
+        beyond = fresh.recommend(dataclasses.replace(budget, min_accuracy=each.value + step))
+        within = fresh.recommend(dataclasses.replace(budget, min_accuracy=each.value - step))
+        assert each.exact == (each.direction == "above")
+        assert f"{each.pick} {'comes next' if each.exact else 'is better'}" in " ".join(
+            text.split()
+        )
+        assert name_of_pick(beyond) == each.pick
+        if each.exact:
+            assert name_of_pick(within) == name_of_pick(answer)
+
+
+def test_rates_that_change_the_pick_start_from_it_and_name_another(fresh):
+    """The closed form tells of rates only where its pick is the one that is printed."""
+    budget = parse_budget({"min_accuracy": "0.5", "rate": "2/s"})
+    answer = fresh.recommend(budget)
+    question = fresh._question(fresh.under(2.0), budget)
+    system = question.best(question.fits)
+    mine = name_without_limits(question.measures.outcomes[system].candidate)
+
+    def rates(at_rate):
+        return [each for each in turnings(question, system, at_rate) if each.name == "rate"]
+
+    (above,) = rates(lambda rate: mine if rate < 5 else "another")
+    assert above.direction == "above" and above.value == pytest.approx(5, rel=0.05)
+    assert above.pick == "another" and not above.exact and not above.replayed
+    assert not rates(lambda rate: "another" if rate < 5 else mine)
+    told = dataclasses.replace(answer, sensitivity=(above,))
+    text = " ".join(" ".join(advice_lines(told)).split())
+    assert f"--rate above about {above.value:.3g}/s: by the closed form the pick is another" in text
+
+
+def name_of_pick(answer):
+    pick = answer.system_optimal
+    return f"{pick.engine.model} {pick.engine.label()}, {pick.policy.label_with_temperature()}"
+
+
+def test_the_present_configuration_is_compared_or_already_best(fresh):
+    budget = parse_budget({"min_accuracy": "0.75"})
+    pick = fresh.recommend(budget).system_optimal
+    best = fresh.recommend(budget, present=(pick.engine, pick.policy))
+    assert best.present.best and "already best" in "\n".join(advice_lines(best))
+    today = fresh.recommend(budget, present=(engine_of("large"), VOTE16)).present
+    assert not today.best
+    worse = today.pick.estimates["latency_s"].value - pick.estimates["latency_s"].value
+    assert today.difference["latency_s"].value == pytest.approx(worse)
+    with pytest.raises(UsageError, match="--present"):
+        fresh.recommend(budget, present=(engine_of("absent"), VOTE16))
+
+
+def test_what_to_measure_next_is_a_plan_that_the_sweep_reads(fresh, tmp_path):
+    answer = fresh.recommend(parse_budget({"min_accuracy": "0.75"}))
+    for each in answer.experiments:
+        assert 0 <= each.regret_after < each.regret <= 1
+    chosen = answer.experiments or (experiment_of(answer.system_optimal, "the pick"),)
+    document = sweep_plan(chosen, workload="demo", problems=40, seed=0, concurrency=4)
+    path = tmp_path / "plan.yaml"
+    path.write_text(yaml.safe_dump(document))
+    jobs = [(g.engine, job.policy) for g in load_plan(path) for job in g.jobs]
+    assert [policy for _, policy in jobs] == [each.policy for each in chosen]
+    for (options, _), each in zip(jobs, chosen, strict=True):
+        assert options.model == each.engine.model
+        assert options.max_num_seqs == each.engine.max_num_seqs
+
+
+def test_replicas_stand_only_within_the_devices_that_are_given(fresh):
+    alone = fresh.recommend(parse_budget({"min_accuracy": "0.75"}))
+    several = fresh.recommend(parse_budget({"min_accuracy": "0.75", "gpus": 4}))
+    assert alone.system_optimal.engine.data_parallel_size == 1
+    assert several.candidates > alone.candidates
+    engines = [pick.engine for pick in (several.system_optimal, *several.pareto)]
+    assert all(engine.num_devices <= 4 for engine in engines)
+    assert any(engine.data_parallel_size > 1 for engine in engines)
+    assert "--data-parallel-size" in "".join(pick.command for pick in several.pareto)
+
+
+@pytest.mark.parametrize(
+    ("given", "goal"),
+    [
+        ({"min_accuracy": "0.5"}, "lowest mean latency"),
+        ({"min_accuracy": "0.5", "max_latency": "9s", "percentile": 95}, "lowest p95 latency"),
+        ({"optimise": "accuracy", "max_latency": "9s", "percentile": 95}, "highest accuracy"),
+    ],
+)
+def test_the_verdict_names_the_latency_that_is_lowest(fresh, given, goal):
+    answer = fresh.recommend(parse_budget(given))
+    assert f": {goal}, " in " ".join(advice_lines(answer)[:2])
+
+
+def test_a_price_shows_dollars_and_none_does_not(advisor):
+    goal = {"optimise": "latency"}
+    plain = "\n".join(advice_lines(advisor.recommend(parse_budget(goal))))
+    priced = "\n".join(advice_lines(advisor.recommend(parse_budget({**goal, "price": 3.0}))))
+    assert "$" not in plain
+    assert "cost a problem" in priced and "$" in priced

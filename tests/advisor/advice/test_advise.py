@@ -1,0 +1,354 @@
+import dataclasses
+import subprocess
+import sys
+import time
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from advisor.advice.advisor import Advisor
+from advisor.search.metrics import Measures
+from tests.advisor.synthetic import GREEDY, VOTE16, engine_of, law_of, record
+from traces.errors import UsageError
+from traces.schema.advice import Budget
+from traces.schema.estimate import Estimate
+from traces.summary.run import summarise
+
+QUICK = settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+LATENCIES = st.floats(0.005, 1.0)
+ACCURACIES = st.floats(0.1, 0.99)
+OBJECTIVES = st.sampled_from(["latency", "cost", "accuracy", "throughput"])
+
+
+def row_of(measures: Measures, engine, policy) -> int:
+    (row,) = [
+        i
+        for i, outcome in enumerate(measures.outcomes)
+        if (outcome.candidate.engine, outcome.candidate.policy) == (engine, policy)
+    ]
+    return row
+
+
+def badness(recommendation) -> float:
+    """What is optimised, less being better; infinite when nothing fits."""
+    pick, optimise = recommendation.system_optimal, recommendation.budget.optimise
+    if pick is None:
+        return np.inf
+    percentile = recommendation.budget.latency_percentile
+    name, sign = {
+        "latency": ("latency_s" if percentile is None else f"latency_p{percentile}_s", 1),
+        "cost": ("device_s", 1),
+        "accuracy": ("accuracy", -1),
+        "throughput": ("throughput_problems_per_s", -1),
+    }[optimise]
+    return sign * pick.estimates[name].value
+
+
+def test_recorded_latency_is_predicted(recordings, advisor):
+    """Runs were slowed by up to 3 % each; the law is their mean."""
+    measures = advisor.measures(None)
+    for recording in recordings:
+        (engine,) = recording.manifest.engines.values()
+        (policy,) = recording.manifest.policies.values()
+        problems = recording.problems
+        recorded = ((problems["decided_at"] - problems["arrival"]) / 1e9).to_numpy()
+        row = row_of(measures, engine, policy)
+        assert measures.values("latency_s")[row] == pytest.approx(recorded.mean(), rel=0.08)
+        p95 = float(np.quantile(recorded, 0.95))
+        assert measures.values("latency_p95_s")[row] == pytest.approx(p95, rel=0.12)
+
+
+def test_an_engine_setting_never_run_is_predicted(tmp_path, advisor):
+    """A replay at max_num_seqs 8 meets a fresh run of it, of fresh samples."""
+    engine = engine_of("large", max_num_seqs=8)
+    fresh = record(tmp_path / "fresh", engine, VOTE16)
+    measures = advisor.measures(None)
+    row = row_of(measures, engine, VOTE16)
+    assert not measures.outcomes[row].candidate.recorded
+    recorded = ((fresh.problems["decided_at"] - fresh.problems["arrival"]) / 1e9).to_numpy()
+    estimate = measures.estimate("latency_s", row, price=None)
+    assert estimate.value == pytest.approx(recorded.mean(), rel=0.06)
+    assert estimate.low < recorded.mean() < estimate.high
+
+
+@QUICK
+@given(latency=LATENCIES, accuracy=ACCURACIES, optimise=OBJECTIVES, confidence=st.floats(0.5, 0.99))
+def test_the_pick_meets_its_budget(advisor, latency, accuracy, optimise, confidence):
+    budget = Budget(
+        max_latency_s=latency, min_accuracy=accuracy, optimise=optimise, confidence=confidence
+    )
+    answer = advisor.recommend(budget)
+    pick = answer.system_optimal
+    if pick is None:
+        assert {miss.limit for miss in answer.near_misses} == {"max_latency_s", "min_accuracy"}
+        return
+    assert pick.probability_within_budget >= confidence
+    measures = advisor.measures(None)
+    row = row_of(measures, pick.engine, pick.policy)
+    for half in (advisor.draws.choosing, ~advisor.draws.choosing):
+        met = (measures.draws("latency_s")[row] <= latency) & (
+            measures.draws("accuracy")[row] >= accuracy
+        )
+        assert met[half].mean() >= confidence
+    assert pick.estimates["latency_s"].value <= latency or confidence < 0.6
+
+
+@QUICK
+@given(
+    latency=LATENCIES,
+    accuracy=ACCURACIES,
+    looser=st.floats(1.0, 5.0),
+    optimise=OBJECTIVES,
+    percentile=st.sampled_from([None, 50, 95]),
+)
+def test_a_looser_budget_is_never_worse(advisor, latency, accuracy, looser, optimise, percentile):
+    tight = Budget(
+        max_latency_s=latency,
+        min_accuracy=accuracy,
+        optimise=optimise,
+        latency_percentile=percentile,
+    )
+    loose = dataclasses.replace(
+        tight, max_latency_s=latency * looser, min_accuracy=accuracy / looser
+    )
+    worse, better = advisor.recommend(tight), advisor.recommend(loose)
+    assert badness(better) <= badness(worse) * (1 + 1e-9 * np.sign(badness(worse)))
+    assert sum(better.infeasible.values()) <= sum(worse.infeasible.values())
+
+
+def estimates_in(recommendation) -> list[Estimate]:
+    picks = [recommendation.system_optimal, recommendation.compute_optimal, *recommendation.pareto]
+    found = [e for pick in picks if pick is not None for e in pick.estimates.values()]
+    found += [*recommendation.regret.values(), *(m.nearest for m in recommendation.near_misses)]
+    return [estimate for estimate in found if estimate is not None]
+
+
+@pytest.mark.parametrize(
+    "budget",
+    [
+        Budget(),
+        Budget(min_accuracy=0.75),
+        Budget(max_latency_s=0.1, latency_percentile=90, optimise="accuracy"),
+        Budget(optimise="cost", price_usd_per_device_hour=3.0, min_accuracy=0.6),
+        Budget(max_latency_s=1e-6, min_accuracy=0.99, max_gpus=1),
+        Budget(rate_per_s=2.0, min_accuracy=0.5),
+    ],
+)
+def test_estimates_are_intervals(advisor, budget):
+    found = estimates_in(advisor.recommend(budget))
+    assert found
+    for estimate in found:
+        assert np.isfinite(estimate.value)
+        if estimate.low is not None:
+            assert estimate.low <= estimate.value <= estimate.high
+
+
+def test_the_wanted_accuracy_decides_the_model(advisor):
+    fast = advisor.recommend(Budget())
+    assert fast.system_optimal.engine.model == "small"
+    accurate = advisor.recommend(Budget(min_accuracy=0.8))
+    assert accurate.system_optimal.engine.model == "large"
+    best = advisor.recommend(Budget(optimise="accuracy"))
+    assert best.system_optimal.policy.n == 16
+
+
+def test_the_right_pick_comes_out_of_the_truth(advisor):
+    """By the true law: which recorded engine serves 16 votes of the large model fastest."""
+    answer = advisor.recommend(Budget(min_accuracy=0.8, optimise="cost"))
+    assert answer.system_optimal.engine.tensor_parallel_size == 1  # two devices, not twice as fast
+    one, two = law_of(engine_of("large")), law_of(engine_of("large", tensor_parallel_size=2))
+    assert 2 * two[0] > one[0]
+
+
+def test_compute_optimal_needs_the_fewest_flops(advisor):
+    answer = advisor.recommend(Budget(min_accuracy=0.6))
+    measures = advisor.measures(None)
+    compute = answer.compute_optimal
+    accurate = (measures.draws("accuracy") >= 0.6).mean(axis=1) >= 0.95
+    fewest = measures.values("flops")[accurate].min()
+    assert compute.estimates["flops"].value <= fewest * (1 + 1e-9)
+    for name, regret in answer.regret.items():
+        if regret is not None:
+            mine = answer.system_optimal.estimates[name].value
+            assert regret.value == pytest.approx(compute.estimates[name].value - mine)
+    assert answer.regret["latency_s"].value >= 0  # the same limits bind both
+
+
+def test_flops_are_those_of_the_definition(tmp_path):
+    """2 x parameters x tokens forwarded, and attention, for one greedy sample."""
+    recording = record(tmp_path / "r", engine_of(), GREEDY, problems=10)
+    measures = Advisor.fit([recording], draws=20).measures(None)
+    (facts,) = recording.manifest.models.values()
+    (steps,) = [recording.steps]
+    tokens = steps["prefill_tokens"].sum() + steps["decode_tokens"].sum()
+    context = steps["prefill_query_context"].sum() + steps["decode_kv_tokens"].sum()
+    total = facts.matmul_flops(tokens) + facts.attention_flops(context)
+    row = row_of(measures, engine_of(), GREEDY)
+    assert measures.values("flops")[row] * 10 == pytest.approx(total, rel=1e-9)
+
+
+def test_nothing_fits_is_an_answer_with_near_misses(advisor):
+    answer = advisor.recommend(Budget(max_latency_s=1e-6, min_accuracy=0.5))
+    assert answer.system_optimal is None
+    assert answer.candidates == sum(answer.infeasible.values())
+    misses = {miss.limit: miss for miss in answer.near_misses}
+    assert misses["max_latency_s"].wanted == 1e-6
+    assert misses["max_latency_s"].nearest.value > 1e-6
+    assert any("--max-latency would have to be" in reason for reason in answer.reasons)
+
+
+def test_a_limit_on_what_was_not_measured_is_refused(advisor):
+    with pytest.raises(UsageError, match="no recording holds power"):
+        advisor.recommend(Budget(max_energy_j=5.0))
+    with pytest.raises(UsageError, match="no recording holds power"):
+        advisor.recommend(Budget(optimise="energy"))
+    with pytest.raises(UsageError, match="needs --price"):
+        advisor.recommend(Budget(max_cost_usd=0.01))
+    answer = advisor.recommend(Budget(max_device_s=1.0))
+    assert answer.system_optimal.estimates["cost_usd"] is None
+    assert answer.system_optimal.estimates["energy_j"] is None
+
+
+def test_devices_are_limited(advisor):
+    answer = advisor.recommend(Budget(max_gpus=1))
+    assert all(pick.engine.num_devices == 1 for pick in answer.pareto)
+    assert answer.infeasible["needs more devices than allowed"] > 0
+
+
+def test_cost_is_device_seconds_at_the_price(advisor):
+    answer = advisor.recommend(Budget(price_usd_per_device_hour=3.6))
+    estimates = answer.system_optimal.estimates
+    assert estimates["cost_usd"].value == pytest.approx(estimates["device_s"].value * 0.001)
+
+
+def test_shares_of_device_time_sum_to_the_busy_time(advisor):
+    for outcome in advisor.measures(None).outcomes:
+        busy = float(outcome.totals @ outcome.law.seconds)
+        engine = outcome.candidate.engine
+        shared = outcome.device_s.sum(axis=-1).mean() / engine.num_devices
+        shared *= engine.data_parallel_size  # the replicas' steps are not of one engine
+        assert shared == pytest.approx(busy, rel=1e-9)
+
+
+def test_the_front_trades_accuracy_for_latency(advisor):
+    front = advisor.recommend(Budget()).pareto
+    latency = [pick.estimates["latency_s"].value for pick in front]
+    accuracy = [pick.estimates["accuracy"].value for pick in front]
+    assert len(front) > 2
+    assert latency == sorted(latency)
+    assert all(later > earlier for earlier, later in pairwise(accuracy))
+
+
+def test_a_rate_beyond_every_engine_fits_none(advisor):
+    answer = advisor.recommend(Budget(rate_per_s=1e5))
+    assert answer.system_optimal is None
+    assert [miss.limit for miss in answer.near_misses] == ["rate"]
+    assert answer.infeasible["cannot keep up with the rate"] > 0
+
+
+def test_latency_grows_with_the_rate(advisor):
+    slow, quick = (advisor.measures(rate) for rate in (2.0, 8.0))
+    row = row_of(slow, engine_of("large"), VOTE16)
+    assert slow.values("latency_s")[row] < quick.values("latency_s")[row]
+    answer = advisor.recommend(Budget(rate_per_s=2.0))
+    # An engine is paid for while it waits.
+    assert answer.system_optimal.estimates["device_s"].value == pytest.approx(0.5, rel=1e-6)
+
+
+def test_an_edit_of_the_budget_only_filters(fresh):
+    fresh.recommend(Budget(max_latency_s=0.2, latency_percentile=95, min_accuracy=0.6))
+    spent = []
+    for number in range(5):
+        begun = time.process_time()
+        fresh.recommend(
+            Budget(max_latency_s=0.1 + number / 20, latency_percentile=95, min_accuracy=0.7)
+        )
+        spent.append(time.process_time() - begun)
+    assert min(spent) < 0.05
+
+
+def test_energy_is_the_power_over_the_device_time(tmp_path):
+    engine = engine_of("large", tensor_parallel_size=2)
+    recording = record(tmp_path / "r", engine, GREEDY, problems=8, watts=300.0)
+    advisor = Advisor.fit([recording], draws=40)
+    answer = advisor.recommend(Budget(optimise="energy", max_energy_j=1e6))
+    estimates = answer.system_optimal.estimates
+    assert estimates["energy_j"].value == pytest.approx(300 * estimates["device_s"].value)
+    assert advisor.recommend(Budget(max_energy_j=1e-9)).system_optimal is None
+
+
+@pytest.mark.parametrize("kind", ["nvml", "rapl"])
+def test_energy_by_a_counter_reaches_the_advice(tmp_path, kind):
+    recording = record(
+        tmp_path / "r", engine_of("large"), GREEDY, problems=8, watts=75.0, power=(kind, "energy_j")
+    )
+    advisor = Advisor.fit([recording], draws=40)
+    estimates = advisor.recommend(Budget(optimise="energy")).system_optimal.estimates
+    assert estimates["energy_j"].value == pytest.approx(75 * estimates["device_s"].value)
+    (run,) = summarise(recording)
+    assert run.energy_j.method == "counter" and run.energy_j.kind == kind
+    assert list(advisor.evidence.watts.values()) == [pytest.approx(run.energy_j.mean_w.value)]
+
+
+def test_a_recorded_rate_is_the_load(tmp_path):
+    recording = record(
+        tmp_path / "r", engine_of(), GREEDY, problems=8, concurrency=2, rate_per_s=3.0
+    )
+    answer = Advisor.fit([recording], draws=40).recommend(Budget())
+    assert any("at random at 3/s" in reason for reason in answer.reasons)
+
+
+def test_one_problem_is_enough_to_answer(tmp_path):
+    recording = record(tmp_path / "r", engine_of(max_num_seqs=None), VOTE16, problems=1)
+    answer = Advisor.fit([recording], draws=40).recommend(Budget(min_accuracy=0.01))
+    assert answer.system_optimal.estimates["accuracy"].high < 1
+    assert answer.system_optimal.engine.max_num_seqs is None
+
+
+@pytest.mark.parametrize(
+    "budget",
+    [
+        Budget(min_accuracy=0.7),
+        Budget(max_latency_s=0.08, latency_percentile=95, optimise="accuracy"),
+        Budget(min_accuracy=0.6, optimise="cost"),
+        Budget(min_accuracy=0.9999, max_latency_s=1e-5),
+    ],
+)
+def test_the_leaders_answer_as_all_candidates_do(advisor, fresh, budget):
+    """The two stages find what replaying every candidate finds."""
+    advisor.measures(None)
+    told = [each.recommend(budget).to_json() for each in (fresh, advisor)]
+    assert told[0]["stages"]["replayed"] < told[0]["stages"]["screened"] / 2
+    assert told[0]["system_optimal"] == told[1]["system_optimal"]
+    assert told[0]["regret"] == told[1]["regret"]
+    nearest = [[miss["nearest"] for miss in each["near_misses"]] for each in told]
+    assert nearest[0] == nearest[1]
+
+
+def test_intervals_hold_fresh_accuracy(tmp_path):
+    """A fresh run of the same problems lies in the interval of nearly all predictions."""
+    hits = 0
+    for seed in range(8):
+        one = record(tmp_path / f"a{seed}", engine_of(), VOTE16, problems=25, seed=seed)
+        measures = Advisor.fit([one], draws=200).measures(None)
+        estimate = measures.estimate("accuracy", row_of(measures, engine_of(), VOTE16), price=None)
+        fresh = record(tmp_path / f"b{seed}", engine_of(), VOTE16, problems=25, seed=100 + seed)
+        truth = Advisor.fit([fresh], draws=20).measures(None)
+        value = truth.values("accuracy")[row_of(truth, engine_of(), VOTE16)]
+        hits += estimate.low <= value <= estimate.high
+    assert hits >= 7
+
+
+def test_importing_the_advisor_loads_no_model_library():
+    code = (
+        "import sys, advisor.advice.advisor\n"
+        "heavy = {'sklearn', 'scipy', 'vllm', 'torch', 'textual'} & set(sys.modules)\n"
+        "sys.exit(','.join(heavy) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,122 @@
+import json
+import shlex
+from dataclasses import replace
+
+from advisor.advice.advisor import Advisor
+from advisor.advice.command import CpuBuild, policy_request, record_command, serve_command
+from tests.advisor.synthetic import GREEDY, VOTE16, engine_of, record
+from traces.schema.advice import Budget
+from traces.schema.engine import EngineConfig, Speculative
+from traces.schema.policy import Policy
+
+DRAFT = Speculative(method="draft_model", num_speculative_tokens=3, model="it's small")
+
+
+def test_the_command_parses_back():
+    engine = engine_of(
+        "large", tensor_parallel_size=2, speculative=DRAFT, async_scheduling=False, gpu="H100"
+    )
+    words = shlex.split(serve_command(engine, model_path="/models/my large one"))
+    assert words[:3] == ["vllm", "serve", "/models/my large one"]
+    flags = dict(zip(words[3::2], words[4::2], strict=False))
+    assert flags["--served-model-name"] == "large"
+    assert flags["--tensor-parallel-size"] == "2"
+    assert flags["--max-num-seqs"] == "32"
+    assert json.loads(flags["--speculative-config"]) == {
+        "method": "draft_model",
+        "num_speculative_tokens": 3,
+        "model": "it's small",
+    }
+
+
+def test_the_model_that_drafts_is_named_by_its_folder_too():
+    engine = engine_of("large", speculative=DRAFT)
+    words = shlex.split(serve_command(engine, model_path="/models/l", draft_path="/models/s"))
+    settings = json.loads(words[words.index("--speculative-config") + 1])
+    assert settings == {
+        "method": "draft_model",
+        "num_speculative_tokens": 3,
+        "model": "/models/s",
+    }
+
+
+def test_a_recommended_command_resolves_both_models(tmp_path):
+    engine = engine_of("large", speculative=DRAFT)
+    advisor = Advisor.fit([record(tmp_path / "r", engine, GREEDY, problems=8)], draws=20)
+    pick = advisor.recommend(Budget(), model_path="/models/{}".format).system_optimal
+    words = shlex.split(pick.command)
+    assert words[words.index("--model") + 1] == "/models/large"
+    settings = json.loads(words[words.index("--speculative-config") + 1])
+    assert settings["model"] == "/models/it's small"
+    assert pick.engine.speculative.model == "it's small"
+
+
+def test_what_is_not_known_is_left_to_vllm():
+    engine = EngineConfig(model="m", mode="server")
+    assert serve_command(engine, model_path="m") == "vllm serve m"
+    assert serve_command(replace(engine, gpu="H100"), model_path="m") == "vllm serve m"
+
+
+def test_what_ran_on_a_processor_starts_as_the_cpu_build_must():
+    engine = EngineConfig(
+        model="m", tensor_parallel_size=2, num_gpu_blocks=4096, block_size=128, dtype="float32"
+    )
+    own = CpuBuild(python="/my env/bin/python", omp_threads="4")
+    words = shlex.split(
+        serve_command(engine, model_path="/m", cpu_build=own, kv_bytes_per_token=3000)
+    )
+    assert words[:7] == [
+        "OMP_NUM_THREADS=4",
+        "VLLM_CPU_KVCACHE_SPACE=1",  # of each rank: 4096 * 128 * 3000 / 2 bytes
+        "VLLM_CPU_OMP_THREADS_BIND=0|1",
+        "/my env/bin/python", "-m", "vllm.entrypoints.openai.api_server", "--model",
+    ]  # fmt: skip
+    assert words[7:10] == ["/m", "--served-model-name", "m"]
+    elsewhere = serve_command(EngineConfig(model="m"), model_path="m")
+    assert elsewhere.startswith("OMP_NUM_THREADS=1 VLLM_CPU_KVCACHE_SPACE=1 python -m vllm.")
+
+
+def test_a_server_may_have_run_in_the_cpu_build_that_is_here():
+    engine = EngineConfig(model="m", mode="server")
+    command = serve_command(engine, model_path="m", cpu_build=CpuBuild(python="/p"))
+    assert command == "OMP_NUM_THREADS=1 /p -m vllm.entrypoints.openai.api_server --model m"
+    on_gpu = replace(engine, gpu="H100")
+    assert serve_command(on_gpu, model_path="m", cpu_build=CpuBuild()) == "vllm serve m"
+
+
+def test_a_run_to_record_has_all_that_makes_it_that_run():
+    engine = engine_of(dtype="float32")
+    policy = Policy(method="majority", n=1, temperature=0.8)
+    words = shlex.split(
+        record_command(
+            engine, policy, workload="own.jsonl", problems=None, concurrency=1, verifier="numeric"
+        )
+    )
+    given = dict(zip(words[2::2], words[3::2], strict=True))
+    assert given["--dtype"] == "float32"
+    assert (given["--method"], given["--verifier"]) == ("majority", "numeric")
+    for served in (replace(engine, mode="server"), replace(engine, data_parallel_size=2)):
+        command = record_command(served, policy, workload=None, problems=None, concurrency=1)
+        assert command.startswith("ttscope record --endpoint http://localhost:8000 --model small")
+
+
+def test_a_thinking_budget_needs_the_reasoning_config():
+    policy = Policy(method="greedy", thinking_token_budget=64, max_tokens=96)
+    words = shlex.split(serve_command(EngineConfig(model="m"), model_path="m", policy=policy))
+    assert json.loads(words[-1])["reasoning_end_str"] == "</think>"
+    assert policy_request(policy)["body"]["thinking_token_budget"] == 64
+
+
+def test_samples_are_requests_of_one():
+    request = policy_request(VOTE16)
+    assert request["requests"] == 16
+    assert request["body"]["n"] == 1
+    assert "thinking_token_budget" not in request["body"]
+
+
+def test_what_to_record_next_is_a_command():
+    command = record_command(
+        engine_of(), VOTE16, workload="sums", problems=40, concurrency=4, seed=0
+    )
+    assert command.startswith("ttscope record --model small --workload sums --problems 40")
+    assert "--n 16" in command and "--temperature 0.8" in command

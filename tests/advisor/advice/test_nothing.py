@@ -1,0 +1,85 @@
+"""Nothing fits: the limit that is missed is named as an option, with what it would take."""
+
+import dataclasses
+import re
+
+import pytest
+
+from advisor.advice.reasons import _enough
+from advisor.search.budget import parse_budget
+from tui.text.advice import advice_lines, nearest_line
+
+FIELDS = {
+    "--max-latency": "max_latency_s",
+    "--max-cost": "max_device_s",
+    "--min-accuracy": "min_accuracy",
+}
+BUDGETS = [
+    {"max_latency": "1us", "min_accuracy": "50%"},
+    {"max_latency": "35ms", "min_accuracy": "0.8"},
+    {"max_latency": "1s", "min_accuracy": "0.999", "max_cost": "1ms"},
+    {"max_latency": "1us", "max_cost": "9s", "min_accuracy": "0.999"},
+    {"max_latency": "30ms", "percentile": 95, "min_accuracy": "0.6"},
+]
+
+
+@pytest.mark.parametrize("given", BUDGETS)
+def test_what_a_limit_would_have_to_be_is_looser_and_enough(fresh, given):
+    """A budget with the value that is said has an answer, where the candidate would then fit."""
+    budget = parse_budget(given)
+    answer = fresh.recommend(budget)
+    assert answer.system_optimal is None
+    said = re.findall(
+        r"(--[a-z-]+) would have to be ([\d.]+)[^;]*? to (fit|be sure of it)",
+        "\n".join(answer.reasons),
+    )
+    assert said
+    for option, told, end in said:
+        name = FIELDS[option]
+        wanted, value = getattr(budget, name), float(told)
+        assert value < wanted if name == "min_accuracy" else value > wanted
+        loose = dataclasses.replace(budget, **{name: value})
+        if end == "fit":
+            assert fresh.recommend(loose).system_optimal is not None
+        alone = {each: None for each in budget.limits() if each not in (name, "latency_percentile")}
+        assert fresh.recommend(dataclasses.replace(loose, **alone)).system_optimal is not None
+
+
+@pytest.mark.parametrize("given", BUDGETS)
+def test_a_limit_that_is_met_is_not_named_as_missed(fresh, given):
+    answer = fresh.recommend(parse_budget(given))
+    line = nearest_line(answer)
+    missed = {miss.limit for miss in answer.near_misses if miss.sure < 0.9}
+    (option,) = re.findall(r"--[a-z-]+", line)
+    assert FIELDS[option] in missed
+    for miss in answer.near_misses:
+        assert 0 <= miss.pick.probability_within_budget <= miss.sure <= 1
+
+
+def test_the_line_names_the_option_and_the_unit(fresh):
+    """The accuracy is met by some, the latency by none, so that it is the latency that is told."""
+    answer = fresh.recommend(parse_budget({"max_latency": "1us", "min_accuracy": "0.5"}))
+    assert re.match(
+        r"nearest to --max-latency 1e-06 s \(mean\) is 0\.0\d+ s with \w+ tp", nearest_line(answer)
+    )
+    sure = {miss.limit: miss.sure for miss in answer.near_misses}
+    assert sure["min_accuracy"] >= 0.9 > sure["max_latency_s"]
+    text = " ".join(" ".join(advice_lines(answer)).split())
+    assert "--min-accuracy would have to be" not in text
+    assert "100% sure of it" not in text  # what is met is not listed as missed
+    assert "nearest to each limit that is missed" in text
+    assert text.count("wanted") == 1
+
+
+def test_a_value_within_the_limit_that_is_not_sure_enough_says_so(fresh):
+    fastest = fresh.recommend(parse_budget({"optimise": "latency"})).system_optimal
+    wanted = fastest.estimates["latency_s"].value * 1.001
+    line = nearest_line(fresh.recommend(parse_budget({"max_latency": f"{wanted}s"})))
+    assert re.search(r"but that is only [1-8]\d% sure, not 90%$", line), line
+
+
+def test_a_value_is_rounded_to_where_it_is_enough():
+    assert _enough(0.080012, above=False) == 0.0801
+    assert _enough(0.08, above=False) == 0.08
+    assert _enough(1234.5, above=False) == 1240
+    assert _enough(0.98699, above=True) == 0.986

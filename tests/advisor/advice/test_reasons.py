@@ -1,0 +1,89 @@
+"""Sentences of an answer: each only where it is true and tells something."""
+
+import re
+
+import pytest
+
+from advisor.advice.reasons import name_without_limits
+from traces.schema.advice import Budget
+
+BUDGETS = [
+    Budget(),
+    Budget(min_accuracy=0.5),
+    Budget(min_accuracy=0.6, optimise="cost"),
+    Budget(min_accuracy=0.7, optimise="throughput"),
+    Budget(min_accuracy=0.75, latency_percentile=95, max_latency_s=1.0),
+    Budget(max_latency_s=0.08, optimise="accuracy"),
+    Budget(min_accuracy=0.5, rate_per_s=2.0, optimise="cost", max_gpus=2),
+    Budget(min_accuracy=0.5, rate_per_s=8.0),
+]
+
+
+def same(one, other):
+    return (one.engine, one.policy) == (other.engine, other.policy)
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_a_twin_of_the_pick_is_not_called_another(fresh, budget):
+    answer = fresh.recommend(budget)
+    apart = [line for line in answer.reasons if line.startswith("cannot be told apart")]
+    outcomes = fresh.under(budget.rate_per_s).measures.outcomes
+    (mine,) = (o.candidate for o in outcomes if same(o.candidate, answer.system_optimal))
+    for line in apart:
+        named = line.partition(": ")[2].split("; ")
+        assert name_without_limits(mine) not in [re.sub(" and [0-9]+ more$", "", n) for n in named]
+
+
+def row_of(measures, pick):
+    (row,) = (n for n, o in enumerate(measures.outcomes) if same(o.candidate, pick))
+    return row
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_the_compute_optimal_one_is_said_to_be_worse_only_where_it_surely_is(fresh, budget):
+    answer = fresh.recommend(budget)
+    ours, theirs = answer.system_optimal, answer.compute_optimal
+    lines = [line for line in answer.reasons if line.startswith("compute-optimal is ")]
+    if same(ours, theirs):
+        assert not lines
+        return
+    (line,) = lines
+    measures = fresh.under(budget.rate_per_s).measures
+    metric = {"cost": "device_s", "throughput": "throughput_problems_per_s"}.get(
+        budget.optimise, "latency_p95_s" if budget.latency_percentile else "latency_s"
+    )
+    rows = row_of(measures, theirs), row_of(measures, ours)
+    found = measures.difference(metric, *rows, prices=[None] * len(measures.outcomes))
+    if found.low <= 0 <= found.high:
+        assert "cannot be told apart" in line and " has " not in line
+        return
+    assert (" more " in line) == (found.value > 0)
+    assert (" yet " in line) == ((found.value > 0) != (metric == "throughput_problems_per_s"))
+    for told, against in re.findall(r"(?:lasts|takes) ([\d.]+) steps against ([\d.]+)", line):
+        assert float(told) > float(against)
+    for told, against in re.findall(r"of ([\d.]+) samples each against ([\d.]+)", line):
+        assert float(told) * 1.09 < float(against)
+    for told, against in re.findall(r"its steps take ([\d.]+) ms against ([\d.]+) ms", line):
+        assert float(told) > float(against)
+
+
+def test_steps_times_their_length_are_the_latency(fresh):
+    answer = fresh.recommend(Budget(min_accuracy=0.5))
+    measures = fresh.under(None).measures
+    (line,) = (line for line in answer.reasons if "a problem lasts" in line)
+    told = [
+        float(each) for each in re.search(r"lasts ([\d.]+) steps against ([\d.]+)", line).groups()
+    ]
+    for steps, pick in zip(told, (answer.compute_optimal, answer.system_optimal), strict=True):
+        outcome = measures.outcomes[row_of(measures, pick)]
+        step_s = outcome.totals @ outcome.law.seconds / outcome.totals[0]
+        assert steps * step_s == pytest.approx(outcome.latency_s.mean(), rel=0.01)
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_the_fewest_tokens_are_fewer(fresh, budget):
+    answer = fresh.recommend(budget)
+    for line in answer.reasons:
+        if line.startswith("by tokens"):
+            few, many = (float(n) for n in re.findall(r"([\d.,]+) tokens", line.replace(",", "")))
+            assert few < many

@@ -1,0 +1,60 @@
+"""Which models a replay is refused for: those of a kind that no run has checked it with."""
+
+import dataclasses
+import re
+
+import pytest
+
+from advisor.evidence.gather import gather
+from advisor.evidence.unrecorded import refusal
+from tests.advisor.synthetic import FACTS, GREEDY, engine_of, record
+from traces.errors import RecordingError
+
+FULL = dataclasses.replace(FACTS["small"], attention=("full_attention",))
+ENGINE = engine_of()  # max_model_len 1024
+
+
+def of(*kinds, window=None):
+    return dataclasses.replace(FULL, attention=kinds, sliding_window=window)
+
+
+def test_full_attention_experts_and_older_recordings_are_replayed():
+    assert refusal(FULL, ENGINE) is None
+    assert refusal(FACTS["small"], ENGINE) is None  # attention is not known
+    assert refusal(dataclasses.replace(FULL, num_experts=8, experts_per_token=2), ENGINE) is None
+
+
+@pytest.mark.parametrize(
+    ("kinds", "reason"),
+    [
+        (("latent_attention",), "latent attention"),
+        (("full_attention", "sliding_attention"), "a sliding window"),
+        (("full_attention", "linear_attention"), "a state instead of a KV cache"),
+        (("latent_attention", "linear_attention"), "MLA.* and layers with a state"),
+        (("full_attention", "something_new"), "layers of the kind something_new"),
+    ],
+)
+def test_others_are_refused_with_the_reason(kinds, reason):
+    assert re.search(reason, refusal(of(*kinds), ENGINE))
+
+
+@pytest.mark.parametrize("name", ["active_parameters", "weight_bytes", "kv_bytes_per_token"])
+def test_what_is_not_counted_is_refused(name):
+    why = refusal(dataclasses.replace(FULL, **{name: None}), ENGINE)
+    assert "has parts whose weights or KV cache are not counted" in why
+
+
+def test_a_window_that_is_never_left_is_full_attention():
+    assert refusal(of("sliding_attention", window=1024), ENGINE) is None
+    assert refusal(of("sliding_attention", window=1023), ENGINE) is not None
+    assert refusal(of("sliding_attention", window=None), ENGINE) is not None
+    mixed = of("full_attention", "sliding_attention", window=4096)
+    assert refusal(mixed, ENGINE) is not None  # blocks of two kinds
+
+
+def test_a_recording_of_such_a_model_is_refused_in_one_line(tmp_path, monkeypatch):
+    monkeypatch.setitem(FACTS, "small", of("latent_attention"))
+    recording = record(tmp_path / "mla", ENGINE, GREEDY, problems=4)
+    with pytest.raises(RecordingError, match=r"^mla: small has latent attention") as e:
+        gather([recording])
+    assert "\n" not in str(e.value)

@@ -1,0 +1,446 @@
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from advisor.evidence.runs import Load, Sample, verify_steps
+from advisor.replay.limits import Limits
+from advisor.replay.replay import Replicas, Stop, replay
+from advisor.replay.simulation.stop_rules import AGREE, FIRST, SAFE, WINDOWS
+from advisor.replay.workload import Workload
+from advisor.step_time.cost import linear_cost
+from profiler.policies.parallel import Adaptive, Agreement, EarlyStopping, FirstFinish
+from tests.advisor.replay.replay_twin import naive_replay
+
+COST = np.array([3e-3, 1e-3, 7e-4, 2e-5, 1e-4, 5e-5, 4e-6, 3e-8, 2e-9, 4e-4, 2e-4, 1e-4])
+
+
+def plain(tokens: int) -> Sample:
+    return Sample(output_tokens=tokens, answer="1", correct=True)
+
+
+def drafted(tokens: int, k: int, rng: np.random.Generator, *, even: bool = False) -> Sample:
+    accepted = []
+    while even and 2 * len(accepted) < tokens - 1:
+        accepted.append(1)
+    while sum(accepted) + len(accepted) < tokens - 1:
+        accepted.append(int(rng.integers(0, k + 1)))
+    scheduled, advance = verify_steps(tokens, [k] * len(accepted), accepted)
+    return Sample(
+        output_tokens=tokens, answer="1", correct=True, scheduled=scheduled, advance=advance
+    )
+
+
+def loads_of(
+    seed: int, problems: int, n: int, k: int = 0, *, longest: int = 40, even: bool = False
+) -> list[Load]:
+    rng = np.random.default_rng(seed)
+    found = []
+    for _ in range(problems):
+        prompt = int(rng.integers(1, 60))
+        lengths = [int(length) for length in rng.integers(1, longest, n)]
+        if even:
+            lengths = [2 * (length // 2) + 1 for length in lengths]
+        samples = tuple(drafted(t, k, rng, even=even) if k else plain(t) for t in lengths)
+        samples = tuple(
+            dataclasses.replace(
+                sample,
+                answer=None if rng.random() < 0.1 else str(rng.integers(3)),
+                by_length=bool(rng.integers(2)),
+            )
+            for sample in samples
+        )
+        cached = min(int(rng.integers(0, 3)) * 8, (prompt - 1) // 8 * 8)
+        found.append(Load(prompt_tokens=prompt, cached_tokens=cached, samples=samples))
+    return found
+
+
+def lockstep_loads(seed: int, problems: int, n: int) -> list[Load]:
+    """Return problems whose samples end together: one length, one of two, or one a problem."""
+    rng = np.random.default_rng(seed)
+    found = []
+    length, prompt = int(rng.choice([1, 2, 3, 12, 17])), int(rng.integers(1, 60))
+    kind, silent, by_length = rng.integers(3), rng.choice([0, 0.2, 1]), rng.choice([0, 0.5, 1])
+    for _ in range(problems):
+        if kind == 1:
+            length, prompt = int(rng.choice([1, 2, 12, 17])), int(rng.integers(1, 60))
+        lengths = rng.choice([length, 2 * length], n) if kind == 2 else [length] * n
+        samples = tuple(
+            dataclasses.replace(
+                plain(int(tokens)),
+                answer=None if rng.random() < silent else str(rng.integers(2)),
+                by_length=bool(rng.random() < by_length),
+            )
+            for tokens in lengths
+        )
+        cached = min(int(rng.integers(0, 3)) * 8, (prompt - 1) // 8 * 8)
+        found.append(Load(prompt_tokens=prompt, cached_tokens=cached, samples=samples))
+    return found
+
+
+def named_loads(seed: int, problems: int, n: int, tokens: int) -> list[Load]:
+    """Return problems whose prompts grow on one tree of blocks, as chats with a common start do."""
+    rng = np.random.default_rng(seed)
+    found: list[Load] = []
+    for load in loads_of(seed, problems, n):
+        before = found[int(rng.integers(len(found)))].prompt_blocks if found else ()
+        kept = before[: int(rng.integers(0, len(before) + 1))]
+        count = -(-load.prompt_tokens // tokens)
+        fresh = rng.integers(0, 3, count).tolist()  # the same name elsewhere is another prefix
+        names = (*kept, *fresh)[: count if rng.random() < 0.8 else count // 2]
+        found.append(dataclasses.replace(load, cached_tokens=0, prompt_blocks=names))
+    return found
+
+
+def keys_of_names(loads, tokens: int, size: int):
+    """Name each whole block of the cache by all names of the prompt up to its end."""
+    found = []
+    for p, load in enumerate(loads):
+        ends = [min((i + 1) * tokens, load.prompt_tokens) for i in range(len(load.prompt_blocks))]
+        named = list(zip(load.prompt_blocks, ends, strict=True))
+        keys = []
+        for b in range((load.prompt_tokens - 1) // size):  # the last token is always computed
+            end = (b + 1) * size
+            told = bool(ends) and end <= ends[-1]
+            keys.append((b, *named[: -(-end // tokens)]) if told else ("problem", p, b))
+        found.append(keys)
+    return found
+
+
+def assert_twins(
+    loads, limits, *, arrivals=None, concurrency=None, stop=None, policy=None, tokens=None, **how
+):
+    """Compare with the naive twin; `tokens` is the size of the blocks that the loads name."""
+    replicas = Replicas(**how) if how else None
+    keys = None if tokens is None else keys_of_names(loads, tokens, limits.block_size)
+    twin = {("replicas" if name == "count" else name): value for name, value in how.items()}
+    ours = replay(
+        Workload.from_loads(loads, arrivals, prompt_block_tokens=tokens),
+        linear_cost(COST),
+        limits,
+        concurrency=concurrency,
+        stop=stop,
+        replicas=replicas,
+        log=True,
+    )
+    naive = naive_replay(
+        loads,
+        COST,
+        limits,
+        arrivals=arrivals,
+        concurrency=concurrency,
+        policy=policy,
+        keys=keys,
+        **twin,
+    )
+    assert ours.steps == naive["steps"]
+    assert ours.preemptions == naive["preemptions"]
+    near = {"rtol": 1e-9, "atol": 1e-9}
+    np.testing.assert_allclose(ours.latency_s, naive["latency"], **near)
+    np.testing.assert_allclose(ours.ttft_s, naive["ttft"], **near)
+    np.testing.assert_allclose(ours.end_s, naive["ends"], **near)
+    np.testing.assert_allclose(ours.busy_share_s, naive["share"], **near)
+    np.testing.assert_allclose(ours.makespan_s, naive["makespan"], **near)
+    np.testing.assert_allclose(ours.busy_share_s.sum(), ours.busy_s, rtol=1e-9)
+    np.testing.assert_allclose(ours.totals @ COST, ours.busy_s, rtol=1e-9)
+    np.testing.assert_array_equal(ours.generated_tokens, naive["generated"])
+    np.testing.assert_array_equal(ours.cached_tokens, naive["cached"])
+    np.testing.assert_allclose(ours.log[:, 2].sum(), ours.busy_s, rtol=1e-9)
+    return ours
+
+
+LIMITS = {
+    "max_num_seqs": st.sampled_from([None, 1, 2, 5]),
+    "max_num_batched_tokens": st.sampled_from([None, 24, 64]),
+    "num_blocks": st.sampled_from([None, 14, 30]),
+    "prefix_caching": st.booleans(),
+    "async_scheduling": st.booleans(),
+}
+REPLICAS = st.sampled_from(
+    [
+        {},
+        {"count": 2},
+        {"count": 2, "together": True},
+        {"count": 3, "routing": "least-outstanding"},
+        {"count": 2, "routing": "least-outstanding", "together": True},
+    ]
+)
+STOPS = {
+    "none": lambda n: (None, None),
+    "first": lambda n: (
+        Stop(rule=FIRST, value=(n + 1) // 2),
+        lambda m: FirstFinish(m, (m + 1) // 2),
+    ),
+    "asc": lambda n: (
+        Stop(rule=SAFE, value=0.8, drawn_first=min(2, n)),
+        lambda m: Adaptive(m, 0.8, min(2, m)),
+    ),
+    "asc, all at once": lambda n: (Stop(rule=SAFE, value=0.7), lambda m: Adaptive(m, 0.7, m)),
+    "agree": lambda n: (
+        Stop(rule=AGREE, value=min(2, n), drawn_first=min(3, n)),
+        lambda m: Agreement(m, min(2, m), min(3, m)),
+    ),
+    "esc": lambda n: (
+        Stop(rule=WINDOWS, value=2, drawn_first=2),
+        lambda m: EarlyStopping(m, 2),
+    ),
+}
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    problems=st.integers(1, 8),
+    n=st.integers(1, 6),
+    limits=st.fixed_dictionaries(LIMITS),
+    stop=st.sampled_from(list(STOPS)),
+    how=REPLICAS,
+    concurrency=st.integers(1, 4),
+    rate=st.sampled_from([None, 3.0, 50.0]),
+)
+def test_the_replay_equals_its_naive_twin(seed, problems, n, limits, stop, how, concurrency, rate):
+    loads = loads_of(seed, problems, n)
+    if how and (rate is None or not how.get("together")):
+        # Engines in lock-step end steps at the same time; then either order is right, so here they
+        # must not touch each other.
+        stop, rate = "none", rate or 3.0
+    rule, policy = STOPS[stop](n)
+    arrivals = None
+    if rate is not None:
+        gaps = np.random.default_rng(seed).exponential(1 / rate, problems)
+        arrivals, concurrency = np.cumsum(gaps), None
+    assert_twins(
+        loads,
+        Limits(block_size=8, **limits),
+        arrivals=arrivals,
+        concurrency=concurrency,
+        stop=rule,
+        policy=policy,
+        **how,
+    )
+
+
+def rule_of(name: str, value: int, in_flight: int):
+    """Return a rule of `STOPS` with its value, and how many samples it begins with."""
+    certain = (0.6, 0.8, 0.95)[value % 3]
+    return {
+        "none": (None, None),
+        "first": (Stop(rule=FIRST, value=value), lambda m: FirstFinish(m, value)),
+        "asc": (
+            Stop(rule=SAFE, value=certain, drawn_first=in_flight),
+            lambda m: Adaptive(m, certain, in_flight),
+        ),
+        "agree": (
+            Stop(rule=AGREE, value=value, drawn_first=in_flight),
+            lambda m: Agreement(m, value, in_flight),
+        ),
+        "esc": (
+            Stop(rule=WINDOWS, value=value, drawn_first=value),
+            lambda m: EarlyStopping(m, value),
+        ),
+    }[name]
+
+
+LOCKSTEP = {
+    "seed": st.integers(0, 10_000),
+    "problems": st.integers(1, 12),
+    "n": st.integers(1, 8),
+    "limits": st.fixed_dictionaries(LIMITS),
+    "name": st.sampled_from(["none", "first", "asc", "agree", "esc"]),
+    "value": st.integers(1, 8),
+    "in_flight": st.integers(1, 9),
+    "concurrency": st.sampled_from([1, 2, 4, 12, None]),
+    "bursts": st.integers(1, 3),
+}
+
+
+def arrivals_of(problems: int, concurrency: int | None, bursts: int):
+    """Return arrivals that coincide, where the number in flight does not say when."""
+    return None if concurrency else np.sort(np.arange(problems) % bursts / 64)
+
+
+@settings(max_examples=500, deadline=None)
+@given(**LOCKSTEP)
+def test_samples_that_end_together_equal_the_naive_twin(
+    seed, problems, n, limits, name, value, in_flight, concurrency, bursts
+):
+    rule, policy = rule_of(name, value, in_flight)
+    assert_twins(
+        lockstep_loads(seed, problems, n),
+        Limits(block_size=8, **limits),
+        arrivals=arrivals_of(problems, concurrency, bursts),
+        concurrency=concurrency,
+        stop=rule,
+        policy=policy,
+    )
+
+
+@settings(max_examples=200, deadline=None)
+@given(how=REPLICAS, **LOCKSTEP)
+def test_engines_in_lockstep_decide_every_problem(
+    seed, problems, n, limits, name, value, in_flight, concurrency, bursts, how
+):
+    # Which of two engines comes first is open, so that there may be two right answers.
+    loads = lockstep_loads(seed, problems, n)
+    workload = Workload.from_loads(loads, arrivals_of(problems, concurrency, bursts))
+    got = replay(
+        workload,
+        linear_cost(COST),
+        Limits(block_size=8, **limits),
+        concurrency=concurrency,
+        stop=rule_of(name, value, in_flight)[0],
+        replicas=Replicas(**how) if how else None,
+    )
+    assert np.isfinite(got.latency_s).all()
+    sent = np.isfinite(got.queued_s)
+    assert np.isfinite(got.end_s[sent]).all()
+    whole = sent & ~got.cancelled
+    np.testing.assert_array_equal(got.generated_tokens[whole], workload.output_tokens[whole])
+    assert not got.generated_tokens[~sent].any()
+    np.testing.assert_allclose(got.busy_share_s.sum(), got.busy_s, rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["none", "first", "asc", "agree", "esc"])
+@pytest.mark.parametrize("in_flight", [1, 2, 4, 8])
+@pytest.mark.parametrize("concurrency", [1, 4, 12])
+def test_equal_lengths_under_every_rule(name, in_flight, concurrency):
+    # Four problems with four samples in flight that end in one step ask for 16 more of 12 problems.
+    answers = (None, "1", None, "2", None, "1", None, "2")
+    samples = tuple(dataclasses.replace(plain(12), answer=each) for each in answers)
+    loads = [Load(prompt_tokens=10, cached_tokens=0, samples=samples)] * 12
+    rule, policy = rule_of(name, 2, in_flight)
+    limits = Limits(block_size=8)
+    assert_twins(loads, limits, concurrency=concurrency, stop=rule, policy=policy)
+
+
+def test_a_draw_is_not_sent_once_its_problem_is_decided():
+    # Both end in one step: the first asks for a third sample, the second agrees with it.
+    loads = [Load(prompt_tokens=10, cached_tokens=0, samples=(plain(5),) * 4)]
+    rule, policy = rule_of("agree", 2, 2)
+    got = assert_twins(loads, Limits(block_size=8), concurrency=1, stop=rule, policy=policy)
+    assert got.generated_tokens.tolist() == [5, 5, 0, 0]
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    problems=st.integers(1, 10),
+    n=st.integers(1, 3),
+    tokens=st.sampled_from([8, 12, 16, 24]),
+    limits=st.fixed_dictionaries(LIMITS),
+    rate=st.sampled_from([3.0, 50.0]),
+)
+def test_named_prefixes_are_shared_as_by_the_naive_twin(seed, problems, n, tokens, limits, rate):
+    loads = named_loads(seed, problems, n, tokens)
+    arrivals = np.cumsum(np.random.default_rng(seed).exponential(1 / rate, problems))
+    assert_twins(loads, Limits(block_size=8, **limits), arrivals=arrivals, tokens=tokens)
+
+
+def test_a_prompt_that_others_begin_with_is_found():
+    names = [(7, 8, 9), (7, 8, 9), (7, 8, 4), (5, 8, 9)]
+    loads = [
+        Load(prompt_tokens=40, cached_tokens=0, samples=(plain(4),), prompt_blocks=each)
+        for each in names
+    ]
+    limits = Limits(block_size=8)
+    arrivals = [0.0, 10.0, 20.0, 30.0]
+    found = assert_twins(loads, limits, arrivals=arrivals, tokens=16)
+    # The third block has 8 of its 16 tokens, and the last token of a prompt is always computed.
+    assert found.cached_tokens.tolist() == [0, 32, 32, 0]
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    limits=st.fixed_dictionaries(LIMITS),
+    concurrency=st.integers(1, 4),
+)
+def test_drafts_that_are_kept_evenly_replay_exactly(seed, limits, concurrency):
+    loads = loads_of(seed, 6, 4, 3, even=True)
+    limits = Limits(block_size=8, speculative=True, **limits)
+    assert_twins(loads, limits, concurrency=concurrency)
+
+
+def test_drafts_replay_in_distribution():
+    ratios = []
+    for seed in range(12):
+        loads = loads_of(seed, 12, 4, 3, longest=80)
+        limits = Limits(block_size=8, num_blocks=60, max_num_seqs=12, speculative=True)
+        ours = replay(Workload.from_loads(loads), linear_cost(COST), limits, concurrency=4)
+        naive = naive_replay(loads, COST, limits, concurrency=4)
+        ratios.append(
+            [
+                ours.latency_s.mean() / naive["latency"].mean(),
+                ours.makespan_s / naive["makespan"],
+                ours.steps / naive["steps"],
+            ]
+        )
+    assert np.abs(np.mean(ratios, axis=0) - 1).max() < 0.01
+    assert np.abs(np.array(ratios) - 1).max() < 0.08
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_preemption_happens_and_is_the_same(asynchronous):
+    limits = Limits(block_size=8, num_blocks=20, async_scheduling=asynchronous)
+    assert assert_twins(loads_of(3, 6, 4), limits, concurrency=4).preemptions > 0
+
+
+def test_a_sample_that_cannot_fit_is_refused():
+    loads = [Load(prompt_tokens=50, cached_tokens=0, samples=(plain(60),))]
+    with pytest.raises(ValueError, match="14 blocks"):
+        replay(
+            Workload.from_loads(loads),
+            linear_cost(COST),
+            Limits(block_size=8, num_blocks=10),
+            concurrency=1,
+        )
+
+
+def test_siblings_share_whole_blocks_of_the_prompt():
+    # 136-token prompt, block size 32, 8 samples: 136 + 7 * (136 - 128) = 192 tokens computed.
+    loads = [Load(prompt_tokens=136, cached_tokens=0, samples=(plain(1),) * 8)]
+    got = replay(
+        Workload.from_loads(loads),
+        linear_cost(COST),
+        Limits(block_size=32, max_num_batched_tokens=512),
+        concurrency=1,
+    )
+    assert got.totals[6] == 192
+    assert got.steps == 1
+
+
+def test_one_sample_by_hand():
+    loads = [Load(prompt_tokens=10, cached_tokens=0, samples=(plain(3),))]
+    got = replay(
+        Workload.from_loads(loads), linear_cost(COST), Limits(block_size=16), concurrency=1
+    )
+    step, prompt, _, request, first, _, token, kv, query, *host = COST
+    start = host[0] + host[1]
+    expected = (
+        start
+        + host[2]
+        + 3 * (step + request)
+        + prompt
+        + first
+        + token * 12
+        + kv * (10 + 11 + 12)
+        + query * (55 + 11 + 12)
+    )
+    assert got.latency_s[0] == pytest.approx(expected, rel=1e-12)
+    assert got.ttft_s[0] == pytest.approx(
+        start + step + request + prompt + first + 10 * token + 10 * kv + 55 * query, rel=1e-12
+    )
+
+
+def test_verify_steps_keep_what_the_sample_kept():
+    scheduled, advance = verify_steps(8, [3, 3, 3], [3, 0, 3])
+    assert advance.tolist() == [4, 1, 2]
+    assert scheduled.tolist() == [4, 4, 4]
+    scheduled, advance = verify_steps(8, [2, 2], [2, 1])
+    # Two steps drafted nothing; where they were is not recorded.
+    assert advance.tolist() == [1, 3, 1, 2]
+    assert scheduled.tolist() == [1, 3, 1, 3]
+    assert [steps.tolist() for steps in verify_steps(3, [], [])] == [[1, 1], [1, 1]]
+    assert verify_steps(8, None, None) == (None, None)

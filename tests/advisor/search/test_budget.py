@@ -1,0 +1,94 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from advisor.search.budget import parse_budget
+from traces.errors import UsageError
+
+
+def test_units_people_write():
+    budget = parse_budget(
+        {
+            "max_latency": "250ms",
+            "percentile": 95,
+            "max_cost": "$0.002",
+            "max_energy": "2kJ",
+            "gpus": 4,
+            "min_accuracy": "80%",
+            "rate": "30/min",
+            "price": 2.5,
+            "optimise": "cost",
+            "confidence": 0.8,
+        }
+    )
+    assert budget.max_latency_s == pytest.approx(0.25)
+    assert budget.max_cost_usd == pytest.approx(0.002)
+    assert budget.max_energy_j == 2000
+    assert budget.min_accuracy == pytest.approx(0.8)
+    assert budget.rate_per_s == pytest.approx(0.5)
+    assert (budget.latency_percentile, budget.max_gpus) == (95, 4)
+    assert (budget.optimise, budget.confidence) == ("cost", 0.8)
+
+
+@pytest.mark.parametrize(
+    ("option", "text", "seconds"),
+    [
+        ("max_latency", "5s", 5),
+        ("max_latency", "2min", 120),
+        ("max_latency", "1.5", 1.5),
+        ("max_latency", "1e3 ms", 1),
+        ("max_cost", "0.5s", 0.5),
+    ],
+)
+def test_times(option, text, seconds):
+    budget = parse_budget({option: text})
+    assert (budget.max_latency_s or budget.max_device_s) == pytest.approx(seconds)
+
+
+def test_nothing_given_is_no_limit():
+    assert parse_budget({}).limits() == {}
+    assert parse_budget({"max_cost": "0.002usd"}).max_cost_usd == pytest.approx(0.002)
+
+
+@pytest.mark.parametrize(
+    ("given_", "message"),
+    [
+        ({"max_latency": "banana"}, "--max-latency banana: is not understood"),
+        ({"max_latency": "nan"}, "must be above 0 and finite"),
+        ({"max_latency": "inf"}, "must be above 0 and finite"),
+        ({"max_latency": "-5s"}, "must be above 0"),
+        ({"max_latency": "0"}, "must be above 0"),
+        ({"max_latency": "1e999"}, "must be above 0 and finite"),
+        ({"max_latency": "5 parsecs"}, "for example 5s, 250ms or 2min"),
+        ({"max_latency": ""}, "is not understood"),
+        ({"max_cost": "0.002"}, r"write for example \$0.002 or 0.5s"),
+        ({"max_energy": "5s"}, "--max-energy 5s"),
+        ({"min_accuracy": "1.2"}, "above 1"),
+        ({"min_accuracy": "150%"}, "above 1"),
+        ({"rate": "2"}, None),
+        ({"rate": "fast"}, "--rate fast"),
+        ({"percentile": 100, "max_latency": "1s"}, "50 to 99"),
+        ({"gpus": 0}, "at least 1"),
+        ({"price": float("nan")}, "--price"),
+        ({"price": -1}, "--price"),
+        ({"optimise": "speed"}, "one of accuracy, latency"),
+        ({"confidence": 1.0}, "between 0 and 1"),
+        ({"confidence": float("nan")}, "between 0 and 1"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(given_, message):
+    if message is None:
+        parse_budget(given_)
+        return
+    with pytest.raises(UsageError, match=message) as caught:
+        parse_budget(given_)
+    assert "\n" not in str(caught.value)
+
+
+@given(st.text(max_size=12), st.sampled_from(["max_latency", "max_cost", "min_accuracy", "rate"]))
+def test_any_text_is_parsed_or_refused(text, option):
+    try:
+        budget = parse_budget({option: text})
+    except UsageError:
+        return
+    assert all(0 < value < float("inf") for value in budget.limits().values())

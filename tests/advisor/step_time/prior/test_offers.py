@@ -1,0 +1,260 @@
+"""GPUs that were not measured in the advice: what is offered, how sure, and what it is called."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import yaml
+
+from advisor.advice.advisor import Advisor
+from advisor.step_time.prior import tables as prior_tables
+from advisor.step_time.prior.offers import OTHER_SIZE, UNCHECKED
+from advisor.what_if.predict import predict
+from advisor.what_if.question import Question
+from tests.advisor.step_time.prior.prior_files import DEVICE, TINY, write_prior
+from tests.advisor.step_time.prior.test_recalibration import measured
+from tests.advisor.synthetic import GREEDY, NGRAM, VOTE16, engine_of, record
+from traces.errors import RecordingError, UsageError
+from traces.recording.reader import Recording
+from traces.schema.advice import Budget
+from traces.summary.run import summarise
+
+# Of products that tensor parallelism is worth its all-reduces for.
+WIDE = dataclasses.replace(
+    TINY, name="small", hidden_size=4096, intermediate_size=16384, total_parameters=1_000_000_000
+)
+NARROW = dataclasses.replace(TINY, name="small")
+PRICES = (("Test 1", 2.0), ("CPU", 0.1))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_prior(tmp_path_factory.mktemp("systems"))
+
+
+@pytest.fixture(autouse=True)
+def tables(folder, monkeypatch):
+    monkeypatch.setattr(prior_tables, "tables_folder", lambda: folder)
+
+
+def of_model(folder, facts, *, engine=None, policy=VOTE16, **changes):
+    """A recording of a model with these facts, on a processor."""
+    made = record(
+        folder, engine or engine_of(), policy, **{"problems": 12, "concurrency": 1} | changes
+    )
+    dataclasses.replace(made.manifest, models={"small": facts}).write(made.path)
+    return Recording.open(made.path)
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory):
+    return of_model(tmp_path_factory.mktemp("wide") / "wide", WIDE)
+
+
+@pytest.fixture(scope="module")
+def advisor(wide, folder, tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prior_tables, "tables_folder", lambda: folder)
+        return Advisor.fit([wide], gpus=["test_gpu"])
+
+
+def offered(advisor):
+    return [kind for kind in advisor.space.kinds if kind.prior is not None]
+
+
+def test_every_size_that_can_be_priced_is_offered_beside_what_was_recorded(advisor):
+    kinds = offered(advisor)
+    assert {kind.engine.tensor_parallel_size for kind in kinds} == {1, 2, 4}
+    assert {kind.prior for kind in kinds} == {"test_gpu"}
+    assert {kind.engine.gpu for kind in kinds} == {DEVICE}
+    recorded = [kind for kind in advisor.space.kinds if kind.prior is None]
+    assert {kind.policy for kind in kinds} == {kind.policy for kind in recorded}
+    # Eight GPUs: no all-reduce of so many is in the tables.
+    (why,) = (w for w in advisor.space.dropped if "no all-reduce of 8 GPUs" in w)
+    assert advisor.space.dropped[why] == len({k.policy for k in kinds}) * 36
+    # 36 limits: up to vLLM's own on a GPU of this memory, which is not told.
+    limits = {(c.engine.max_num_seqs, c.engine.max_num_batched_tokens) for c in (
+        advisor.space.candidate(row) for row in range(len(advisor.space))
+    ) if c.prior is not None}  # fmt: skip
+    assert max(limits) == (256, 2048)
+
+
+def test_latency_asks_for_more_gpus_and_cost_for_one(advisor):
+    budgets = [Budget(optimise=name, max_gpus=8, prices=PRICES[:1]) for name in ("latency", "cost")]
+    fast, cheap = (advisor.recommend(each).system_optimal for each in budgets)
+    assert (fast.engine.tensor_parallel_size, cheap.engine.tensor_parallel_size) == (4, 1)
+    assert fast.prior == cheap.prior == "test_gpu"
+    assert "--tensor-parallel-size 4" in fast.command
+    for name in ("latency_s", "device_s", "cost_usd", "throughput_problems_per_s"):
+        assert fast.estimates[name].extrapolated
+    assert not fast.estimates["tokens"].extrapolated
+    assert fast.estimates["energy_j"] is None
+
+
+def test_a_recorded_price_is_not_that_of_another_gpu(tmp_path):
+    priced = of_model(tmp_path / "priced", WIDE, price_usd_per_device_hour=0.5)
+    advisor = Advisor.fit([priced], gpus=["test_gpu"])
+    fast, cheap = (
+        advisor.recommend(Budget(optimise=name, max_gpus=8)).system_optimal
+        for name in ("latency", "cost")
+    )
+    assert fast.prior == "test_gpu"
+    assert fast.estimates["cost_usd"] is None
+    assert cheap.prior is None
+    assert cheap.estimates["cost_usd"].value > 0
+    given = Budget(optimise="latency", max_gpus=8, price_usd_per_device_hour=2.0)
+    assert advisor.recommend(given).system_optimal.estimates["cost_usd"].value > 0
+
+
+def test_a_small_model_gains_nothing_from_more_gpus(tmp_path):
+    advisor = Advisor.fit([of_model(tmp_path / "narrow", NARROW)], gpus=["test_gpu"])
+    found = advisor.recommend(Budget(optimise="latency", max_gpus=8)).system_optimal
+    assert (found.prior, found.engine.tensor_parallel_size) == ("test_gpu", 1)
+
+
+def test_the_answer_says_what_is_prior_and_how_wrong_it_may_be(advisor):
+    answer = advisor.recommend(Budget(optimise="latency", max_gpus=8))
+    told = " ".join(answer.reasons)
+    assert "not measured: they are of the prior (test_gpu, vLLM 0.9.0)" in told
+    assert "no run of this GPU has checked" in told
+    assert "on test_gpu (prior)" in " ".join(each.pick or "" for each in answer.sensitivity) + told
+    latency = answer.system_optimal.estimates["latency_s"]
+    # The interval holds what published runs took: up to 1 / 0.68 of the prior.
+    assert latency.high / latency.value > 0.95 * np.exp(UNCHECKED)
+    assert latency.low / latency.value < np.exp(-UNCHECKED)
+
+
+def test_recorded_and_prior_are_never_one_law(advisor):
+    laws = {id(advisor.model.law(kind.engine)): kind.prior for kind in advisor.space.kinds}
+    assert sorted(map(str, laws.values())) == ["None", "test_gpu", "test_gpu", "test_gpu"]
+    recorded = [k for k in advisor.space.kinds if k.prior is None]
+    law = advisor.model.law(recorded[0].engine)
+    assert law.prior is None
+    assert 2 * law.sigma < UNCHECKED
+
+
+@pytest.mark.parametrize("size", [1, 4])
+def test_times_are_those_that_a_replay_on_the_gpu_gives(advisor, wide, size):
+    rows = [
+        row
+        for row in range(len(advisor.space))
+        if (c := advisor.space.candidate(row)).prior is not None
+        and c.engine.tensor_parallel_size == size
+        and c.policy == VOTE16
+        and (c.engine.max_num_seqs, c.engine.max_num_batched_tokens) == (32, 512)
+        and c.engine.data_parallel_size == 1
+    ]
+    (row,) = rows
+    mine = advisor.outcomes.outcome(row, concurrency=1, rate_per_s=None)
+    run = summarise(wide)[0]
+    engine = dataclasses.replace(advisor.space.candidate(row).engine, max_model_len=1024)
+    found = predict(wide, run, Question(engine=engine, policy=VOTE16, gpu="test_gpu"))
+    told = found.predicted.latency_s["mean"]
+    assert mine.latency_s.mean() == pytest.approx(told.value, rel=1e-3)
+    screen = advisor.under(None).screen
+    assert screen.latency_s[row] == pytest.approx(told.value, rel=0.15)
+
+
+def test_memory_rules_out_what_does_not_fit(wide, folder, tmp_path, monkeypatch):
+    write_prior(tmp_path)
+    file = tmp_path / "test_gpu.yaml"
+    plain = yaml.safe_load(file.read_text())
+    misc = {"other_mem": 200e6, "nccl_mem": {2: 50e6, 4: 50e6}}
+    # 0.92 of it less 0.2 GB: room for half of the weights and some of the cache.
+    plain = {"gpu": plain["gpu"] | {"mem_capacity": 2e9}, "misc": misc}
+    file.write_text(yaml.safe_dump(plain))
+    monkeypatch.setattr(prior_tables, "tables_folder", lambda: tmp_path)
+    advisor = Advisor.fit([wide], gpus=["test_gpu"])
+    assert {k.engine.tensor_parallel_size for k in offered(advisor)} == {2, 4}
+    assert any("tensor_parallel_size 1 does not fit" in why for why in advisor.space.dropped)
+    blocks = {k.engine.tensor_parallel_size: k.engine.num_gpu_blocks for k in offered(advisor)}
+    per_block = 16 * WIDE.kv_bytes_per_token
+    assert blocks[2] == int((1.84e9 - 250e6 - 1e9) // (per_block / 2))
+    assert blocks[4] == int((1.84e9 - 250e6 - 0.5e9) // (per_block / 4))
+    # A replay there has the same blocks, and says the sum where it does not fit.
+    run = summarise(wide)[0]
+    for size in (2, 4):
+        engine = dataclasses.replace(
+            run.engine, tensor_parallel_size=size, num_gpu_blocks=None, block_size=16
+        )
+        question = Question(engine=engine, policy=run.policy, gpu="test_gpu")
+        found = predict(wide, run, question)
+        assert found.predicted.engine.num_gpu_blocks == blocks[size]
+        (note,) = (note for note in found.notes if note.startswith("num_gpu_blocks"))
+        assert f"num_gpu_blocks {blocks[size]:,} by a rule: on each GPU 0.92 x 2.0 GB" in note
+    engine = dataclasses.replace(engine, tensor_parallel_size=1)
+    whole = r"0\.92 x 2\.0 GB of memory less weights of 2\.0 GB and 0\.2 GB .* \(-0\.4 GB\)"
+    with pytest.raises(UsageError, match=whole):
+        predict(wide, run, dataclasses.replace(question, engine=engine))
+    longer = dataclasses.replace(engine, tensor_parallel_size=2, max_model_len=400_000)
+    with pytest.raises(UsageError, match="a sequence of max_model_len 400,000 needs 0.8 GB"):
+        predict(wide, run, dataclasses.replace(question, engine=longer))
+    many = dataclasses.replace(engine, tensor_parallel_size=2, num_gpu_blocks=31_000)
+    with pytest.raises(UsageError, match=r"num_gpu_blocks=31,000 .* are 2\.0 GB of 2\.0 GB"):
+        predict(wide, run, dataclasses.replace(question, engine=many))
+
+
+def test_what_was_measured_there_is_not_offered_and_recalibrates_the_rest(wide, tmp_path):
+    run = summarise(wide)[0]
+    engine = dataclasses.replace(run.engine, enforce_eager=False, async_scheduling=True)
+    question = Question(engine=engine, policy=run.policy, gpu="test_gpu")
+    prior = predict(wide, run, question)
+    there = measured(prior, tmp_path / "there", 1.3)
+    (engine,) = there.manifest.engines.values()
+    facts = {engine.model: WIDE}
+    dataclasses.replace(there.manifest, models=facts, concurrency=1).write(there.path)
+    there = Recording.open(there.path)
+    both = Advisor.fit([wide, there], gpus=["test_gpu"])
+    kinds = offered(both)
+    assert {kind.engine.tensor_parallel_size for kind in kinds} == {2, 4}
+    law = both.model.law(kinds[0].engine)
+    assert law.prior.recordings == ("there",)
+    alone = Advisor.fit([wide], gpus=["test_gpu"])
+    size = kinds[0].engine.tensor_parallel_size
+    (same,) = {
+        id(alone.model.law(k.engine)): k for k in offered(alone)
+        if k.engine.tensor_parallel_size == size
+    }.values()  # fmt: skip
+    assert law.seconds.sum() == pytest.approx(
+        1.3 * alone.model.law(same.engine).seconds.sum(), rel=0.1
+    )
+    wrong = np.hypot(0.07, np.log(1.3))
+    assert law.sigma == pytest.approx(np.hypot(wrong, OTHER_SIZE / 1.6), rel=0.1)
+    answer = both.recommend(Budget(optimise="latency", max_gpus=8))
+    assert answer.system_optimal.prior == "test_gpu"
+    assert "recalibrated by there" in " ".join(answer.reasons)
+
+
+def test_saved_laws_hold_no_prior(wide, tmp_path):
+    kept = tmp_path / "laws.json"
+    Advisor.fit([wide], gpus=["test_gpu"], saved=kept)
+    assert "test_gpu" not in kept.read_text()
+    assert DEVICE not in kept.read_text()
+    again = Advisor.fit([wide], gpus=["test_gpu"], saved=kept)
+    assert len(offered(again)) > 0
+
+
+def test_what_cannot_be_offered_is_said(tmp_path, wide):
+    with pytest.raises(UsageError, match="--gpu h100: no operator tables; one of test_gpu"):
+        Advisor.fit([wide], gpus=["h100"])
+    unknown = of_model(
+        tmp_path / "unknown", dataclasses.replace(WIDE, architecture="OtherForCausalLM")
+    )
+    with pytest.raises(
+        UsageError, match=r"--gpu test_gpu: nothing can be offered.*OtherForCausalLM"
+    ):
+        Advisor.fit([unknown], gpus=["test_gpu"])
+    whole = of_model(tmp_path / "whole", WIDE, engine=engine_of(dtype="float32"))
+    with pytest.raises(UsageError, match="recorded in float32; the tables are bfloat16's"):
+        Advisor.fit([whole], gpus=["test_gpu"])
+    drafts = of_model(tmp_path / "drafts", WIDE, engine=engine_of(speculative=NGRAM))
+    with pytest.raises((UsageError, RecordingError), match="no recording without speculation"):
+        Advisor.fit([drafts], gpus=["test_gpu"])
+
+
+def test_a_rate_is_served_by_replicas_of_the_gpu(tmp_path):
+    advisor = Advisor.fit([of_model(tmp_path / "greedy", WIDE, policy=GREEDY)], gpus=["test_gpu"])
+    found = advisor.recommend(Budget(optimise="cost", max_gpus=8, rate_per_s=2.0))
+    pick = found.system_optimal
+    assert pick is not None
+    assert pick.estimates["device_s"].value >= pick.engine.num_devices / 2.0 * 0.999

@@ -1,0 +1,162 @@
+import numpy as np
+import pytest
+
+from advisor.evidence.features import FEATURES, HOST_WORK, INDEX, composition_matrix
+from advisor.evidence.gather import gather
+from advisor.step_time.fit import StepTimeModel
+from advisor.step_time.law import non_negative_least_squares
+from tests.advisor.synthetic import GREEDY, NGRAM, VOTE16, engine_of, law_of, record
+from traces.errors import UsageError
+from traces.schema.policy import Policy
+from traces.statistics import student_95
+from traces.summary.comparison import RUN_TO_RUN
+
+
+def test_a_known_law_comes_back(tmp_path):
+    engines = [engine_of(), engine_of("large"), engine_of("large", tensor_parallel_size=2)]
+    recordings = [
+        record(tmp_path / f"{number}{policy.method}", engine, policy, noise=0.02)
+        for number, engine in enumerate(engines)
+        for policy in (GREEDY, VOTE16)
+    ]
+    evidence = gather(recordings)
+    model = StepTimeModel().fit(evidence.steps)
+    for table in evidence.steps:
+        predicted = model.law(table.engine).predict(table.composition)
+        truth = table.composition @ law_of(table.engine)
+        assert predicted.sum() == pytest.approx(truth.sum(), rel=0.01)
+        assert np.median(np.abs(predicted / truth - 1)) < 0.03
+
+
+def test_the_recorders_own_work_is_told_from_the_steps(tmp_path):
+    host = (8e-4, 3e-4, 1e-4)  # a problem begins, a sample begins, a sample ends
+    recordings = [
+        record(tmp_path / f"{n}-{c}", engine_of(), votes(n), concurrency=c, noise=0.02, host=host)
+        for n in (1, 4, 16)
+        for c in (1, 8)
+    ]
+    law = StepTimeModel().fit(gather(recordings).steps).law(engine_of())
+    for name, seconds in zip(HOST_WORK, host, strict=True):
+        assert law.seconds[INDEX[name]] == pytest.approx(seconds, rel=0.15)
+    truth = law_of(engine_of(), host)
+    assert law.seconds[INDEX["step"]] == pytest.approx(truth[INDEX["step"]], rel=0.05)
+
+
+def test_without_a_join_there_is_no_such_work(tmp_path):
+    steps = gather([record(tmp_path / "a", engine_of(), GREEDY, problems=8)]).steps
+    assert steps[0].composition[:, -3:].sum() == 0
+    served = engine_of(mode="server")  # another process's engine does not wait for the recorder
+    steps = gather([record(tmp_path / "b", served, GREEDY, problems=8, host=(0, 0, 0))]).steps
+    assert steps[0].composition[:, -3:].sum() == 0
+
+
+def test_a_pause_between_problems_is_in_the_step_after_it(tmp_path):
+    host = (8e-4, 3e-4, 1e-4)
+    recording = record(
+        tmp_path / "a", engine_of(), votes(4), problems=8, concurrency=1, noise=0.0, host=host
+    )
+    (table,) = gather([recording]).steps
+    # The first problem began before any step; the seven others and their samples after one.
+    assert table.composition[:, -3:].sum(axis=0).tolist() == [7, 28, 31]
+    predicted = table.composition @ law_of(engine_of(), host)
+    np.testing.assert_allclose(table.seconds, predicted, rtol=1e-5)
+
+
+def votes(n: int) -> Policy:
+    return Policy(method="majority", n=n, temperature=0.8, max_tokens=200)
+
+
+def test_a_stall_does_not_bend_the_law(tmp_path):
+    engine = engine_of()
+    (table,) = gather([record(tmp_path / "a", engine, VOTE16, noise=0.0)]).steps
+    seconds = table.seconds.copy()
+    seconds[::50] *= 8
+    stalled = type(table)(**{**vars(table), "seconds": seconds})
+    law = StepTimeModel().fit([stalled]).law(engine)
+    predicted = law.predict(table.composition)
+    # The total keeps the stalls' share; the shape is that of the undisturbed steps.
+    assert predicted.sum() == pytest.approx(seconds.sum(), rel=1e-6)
+    shape = predicted / table.seconds
+    assert np.quantile(shape, 0.95) / np.quantile(shape, 0.05) < 1.1
+
+
+def test_the_spread_is_that_of_runs_left_out(tmp_path):
+    engine = engine_of()
+    drifts = (0.1, -0.1, 0.1, -0.1)
+    recordings = [
+        record(tmp_path / f"r{i}", engine, VOTE16, drift=drift, problems=12)
+        for i, drift in enumerate(drifts)
+    ]
+    law = StepTimeModel().fit(gather(recordings).steps).law(engine)
+    assert law.repeats == 4
+    assert law.runs == 4
+    assert 0.08 < law.sigma < 0.25
+
+
+def test_one_recording_has_an_assumed_spread_and_says_so(tmp_path):
+    engine = engine_of()
+    law = StepTimeModel().fit(gather([record(tmp_path / "a", engine, GREEDY)]).steps).law(engine)
+    assert law.repeats == 0
+    assert law.sigma >= RUN_TO_RUN
+
+
+def test_what_was_never_recorded_is_refused(tmp_path):
+    recordings = [record(tmp_path / "a", engine_of(), GREEDY, problems=8)]
+    model = StepTimeModel().fit(gather(recordings).steps)
+    with pytest.raises(UsageError, match="ngram k3 of small was never recorded"):
+        model.law(engine_of(speculative=NGRAM))
+    # Limits of the scheduler do not change the law.
+    assert model.law(engine_of(max_num_seqs=1)) is model.law(engine_of())
+
+
+def test_larger_steps_than_any_recorded_are_outside(tmp_path):
+    engine = engine_of()
+    recordings = [record(tmp_path / "a", engine, GREEDY, problems=8)]
+    law = StepTimeModel().fit(gather(recordings).steps).law(engine)
+    most = law.high[INDEX["requests"]]
+    assert law.within({"requests": most})
+    assert not law.within({"requests": 2 * most})
+
+
+def test_coefficients_are_never_negative():
+    rng = np.random.default_rng(0)
+    rows = rng.random((200, 3)) * np.array([1.0, 1e6, 1e-6])
+    target = rows @ np.array([2.0, 3e-6, -1e5])
+    found = non_negative_least_squares(rows, target)
+    assert (found >= 0).all()
+    assert found[2] == 0
+    exact = non_negative_least_squares(rows, rows @ np.array([2.0, 3e-6, 1e5]))
+    np.testing.assert_allclose(exact, [2.0, 3e-6, 1e5], rtol=1e-6)
+
+
+def test_widening_of_few_repeats_is_students():
+    known = {1: 6.314, 2: 2.920, 3: 2.353, 5: 2.015, 10: 1.812, 30: 1.697}
+    for freedom, point in known.items():
+        assert student_95(freedom) == pytest.approx(point, rel=5e-3)
+
+
+def test_the_composition_counts_drafts_and_context():
+    import polars as pl
+
+    row = {
+        "prefill_requests": 1,
+        "prefill_tokens": 10,
+        "decode_requests": 2,
+        "decode_tokens": 8,
+        "prefill_kv_tokens": 10,
+        "decode_kv_tokens": 100,
+        "prefill_query_context": 55,
+    }
+    (got,) = composition_matrix(pl.DataFrame([row]), speculative=True)
+    assert dict(zip(FEATURES, got.tolist(), strict=True)) == {
+        "step": 1,
+        "prefill_step": 1,
+        "draft_step": 1,
+        "requests": 3,
+        "prefill_requests": 1,
+        "draft_requests": 2,
+        "tokens": 18,
+        "kv_tokens": 110,
+        "query_context": 55 + 400,
+        **dict.fromkeys(HOST_WORK, 0),
+    }

@@ -1,0 +1,69 @@
+"""FLOPs of engines whose drafts a model makes: with its share, or not known at all."""
+
+import dataclasses
+
+import pytest
+
+from advisor.advice.advisor import Advisor
+from tests.advisor.synthetic import FACTS, GREEDY, engine_of, record
+from traces.schema.advice import Budget
+from traces.schema.engine import Speculative
+
+DRAFT = Speculative(method="draft_model", model="small", num_speculative_tokens=3)
+
+
+@pytest.fixture(scope="module")
+def drafted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("drafted")
+    return record(folder / "drafted", engine_of("large", speculative=DRAFT), GREEDY)
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    return record(tmp_path_factory.mktemp("plain") / "plain", engine_of("large"), GREEDY)
+
+
+def flops_of(answer):
+    picks = [answer.system_optimal, *answer.pareto, *answer.equals]
+    return [
+        None if (found := pick.estimates["flops"]) is None else found.value
+        for pick in picks
+        if pick.engine.speculative is not None
+    ]
+
+
+def test_flops_are_not_told_where_no_recording_has_the_drafting_model(plain, drafted):
+    answer = Advisor.fit([plain, drafted], draws=40).recommend(Budget())
+    assert answer.system_optimal.engine.speculative == DRAFT  # or nothing would be shown
+    assert set(flops_of(answer)) == {None}
+    assert answer.compute_optimal.engine.speculative is None
+    assert all(pick.engine.speculative is None for pick in answer.compute_pareto)
+    (line,) = (line for line in answer.reasons if line.startswith("compute-optimal is "))
+    assert "no recording has the facts of its draft model" in line
+    assert "inf" not in line
+
+
+def test_alone_there_is_no_compute_optimal_one(drafted):
+    answer = Advisor.fit([drafted], draws=40).recommend(Budget())
+    assert answer.compute_optimal is None
+    assert answer.compute_pareto == ()
+    assert any("FLOPs are not known" in line for line in answer.reasons)
+
+
+def test_they_hold_what_the_drafting_model_forwards(plain, drafted):
+    models = dict(drafted.manifest.models) | {"small": FACTS["small"]}
+    dataclasses.replace(drafted.manifest, models=models).write(drafted.path)
+    known = dataclasses.replace(
+        drafted, manifest=dataclasses.replace(drafted.manifest, models=models)
+    )
+    answer = Advisor.fit([plain, known], draws=40).recommend(Budget())
+    (flops,) = set(flops_of(answer))
+    steps = drafted.steps
+    tokens = steps["prefill_tokens"].sum() + steps["decode_tokens"].sum()
+    context = steps["prefill_query_context"].sum() + steps["decode_kv_tokens"].sum()
+    problems = drafted.problems.height
+    large, small = FACTS["large"], FACTS["small"]
+    least = (large.matmul_flops(tokens) + large.attention_flops(context)) / problems
+    assert flops > least
+    # Drafted are the prompt and at most three tokens for each one that is kept.
+    assert flops < least + small.matmul_flops(4 * tokens) / problems

@@ -1,0 +1,138 @@
+"""The power law, on recordings whose devices draw what a known law says; no real device."""
+
+import dataclasses
+
+import numpy as np
+import polars as pl
+import pytest
+
+from advisor.what_if.power import PowerTable, fit_power, power_law, power_table
+from tests.advisor.synthetic import START, VOTE16, engine_of, record
+from tests.advisor.what_if.test_predict import asked
+from traces.recording.reader import Recording
+from traces.recording.writer import RecordingWriter
+from traces.summary.run import summarise
+
+IDLE, BUSY, BATCH = 60.0, 90.0, 3.0
+
+
+def powered(folder, *, engine=None, noise=0.0, idle=0.0, **how):
+    """A recording whose GPU draws idle + busy + batch x requests, by its counter every 50 ms.
+
+    `idle` seconds pass after each 100 steps.
+    """
+    made = record(folder / "plain" / "run", engine or engine_of(), VOTE16, noise=0.0, **how)
+    steps = made.steps.sort("end")
+    requests = (steps["prefill_requests"] + steps["decode_requests"]).to_numpy()
+    pause = np.arange(steps.height) // 100 * int(idle * 1e9)
+    ended = steps["end"].to_numpy() + pause
+    begun = ended - steps["wall_ns"].to_numpy()
+    edges = np.column_stack([begun, ended]).ravel()
+    spent = (ended - begun) / 1e9 * (BUSY + BATCH * requests)
+    level = np.column_stack([np.cumsum(spent) - spent, np.cumsum(spent)]).ravel()
+    manifest = dataclasses.replace(made.manifest, complete=False)
+    writer = RecordingWriter(folder / "run", manifest, period_s=60)
+    rng = np.random.default_rng(0)
+    late = dict(zip(steps["end"].to_list(), pause.tolist(), strict=True))
+    for name in ("problems", "samples", "steps"):
+        times = [c for c in ("arrival", "start", "end", "decided_at") if c in made.frame(name)]
+        for row in made.frame(name).iter_rows(named=True):
+            moved = {c: row[c] + moved_by(late, row[c]) for c in times if row[c] is not None}
+            writer.append(name, row | moved)
+    for time in np.arange(START, ended[-1] + 10**8, 50_000_000):
+        seconds = (time - START) / 1e9
+        joules = IDLE * seconds + float(np.interp(time, edges, level)) + rng.normal(0, noise)
+        reading = {"host": "h", "device": "0", "kind": "nvml", "time": int(time)}
+        writer.append("power", reading | {"energy_j": 1e6 + joules, "watts": 100.0})
+    writer.close(complete=True)
+    return Recording.open(folder / "run")
+
+
+def moved_by(late, time):
+    ends = [end for end in late if end <= time]
+    return late[max(ends)] if ends else 0
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    return powered(tmp_path_factory.mktemp("power"), idle=0.4, problems=40, noise=0.02)
+
+
+@pytest.fixture(scope="module")
+def narrow(tmp_path_factory):
+    """Batches of another size, without which their part cannot be told."""
+    folder = tmp_path_factory.mktemp("narrow")
+    return powered(folder, idle=0.4, problems=40, engine=engine_of(max_num_seqs=4))
+
+
+def test_a_known_law_comes_back(drawn, narrow):
+    law = power_law([drawn, narrow], engine_of())
+    assert law.watts == pytest.approx([IDLE, BUSY, BATCH], rel=0.05)
+    assert law.sigma < 0.02
+    assert law.runs == 2
+
+
+def test_stretches_hold_all_time_steps_and_joules(drawn):
+    table = power_table(drawn, engine_of().key())
+    steps = drawn.steps
+    requests = (steps["prefill_requests"] + steps["decode_requests"]).to_numpy()
+    seconds = steps["wall_ns"].to_numpy() / 1e9
+    assert table.amounts[:, 1].sum() == pytest.approx(seconds.sum(), rel=1e-3)
+    assert table.amounts[:, 2].sum() == pytest.approx((seconds * requests).sum(), rel=1e-3)
+    run = summarise(drawn)[0]
+    assert table.joules.sum() == pytest.approx(run.energy_j.total.value, rel=1e-3)
+
+
+def test_energy_of_the_run_and_of_smaller_batches_is_foretold(drawn, narrow):
+    found = asked(drawn, [narrow], engine={"max_num_seqs": 8})
+    assert not found.predicted.energy_j.total.extrapolated
+    alone = asked(drawn, engine={"max_num_seqs": 8})  # such batches were not seen
+    assert alone.predicted.energy_j.total.extrapolated
+    run = found.predicted
+    steps = found.tables["steps"]
+    seconds = steps["wall_ns"].to_numpy() / 1e9
+    requests = (steps["prefill_requests"] + steps["decode_requests"]).to_numpy()
+    whole = (steps["end"].max() - START) / 1e9
+    expected = IDLE * whole + float((seconds * (BUSY + BATCH * requests)).sum())
+    assert run.energy_j.total.value == pytest.approx(expected, rel=0.05)
+    assert run.energy_j.per_problem.low < expected / run.problems < run.energy_j.per_problem.high
+    assert run.energy_j.method == "law"
+
+
+def test_idle_replicas_draw_too(drawn):
+    from advisor.replay.replay import Replicas
+    from advisor.what_if.replayed import DRAWS, poisson_arrivals
+
+    one = asked(drawn, rate_per_s=1.0)
+    two = asked(drawn, rate_per_s=1.0, replicas=Replicas(count=2))
+    more = two.predicted.energy_j.total.value - one.predicted.energy_j.total.value
+    # Both see the same draws of arrivals; what is served afterwards takes some seconds.
+    draws = [poisson_arrivals(1.0, 40, 0, draw=draw) for draw in range(DRAWS)]
+    lasted = np.mean([each[-1] - each[0] for each in draws])
+    problems = one.tables["problems"]
+    served = problems.select((pl.col("end").max() - pl.col("arrival").max()) / 1e9).item()
+    assert more == pytest.approx(IDLE * (lasted + served), rel=0.1)
+
+
+def test_a_load_that_leaves_more_idle_than_was_seen_is_marked(tmp_path):
+    busy = powered(tmp_path, problems=20)
+    assert power_law([busy], engine_of()).least_busy > 0.9
+    assert not asked(busy).predicted.energy_j.total.extrapolated
+    assert asked(busy, rate_per_s=0.5).predicted.energy_j.total.extrapolated
+
+
+def test_without_power_there_is_no_energy(tmp_path):
+    plain = record(tmp_path / "plain", engine_of(), VOTE16, problems=8)
+    assert power_law([plain], engine_of()) is None
+    found = asked(plain, engine={"max_num_seqs": 8})
+    assert found.predicted.energy_j.total is None
+    assert found.predicted.energy_j.per_problem is None
+
+
+def test_watts_are_never_negative_and_few_stretches_teach_nothing():
+    rng = np.random.default_rng(0)
+    amounts = np.column_stack([np.ones(40), rng.random(40), 8 * rng.random(40)])
+    table = PowerTable(amounts=amounts, joules=amounts @ [50.0, 30.0, -1.0] + 1)
+    assert (fit_power([table]).watts >= 0).all()
+    few = PowerTable(amounts=amounts[:4], joules=np.ones(4))
+    assert fit_power([few]) is None

@@ -1,0 +1,463 @@
+import dataclasses
+import re
+
+import numpy as np
+import polars as pl
+import pytest
+
+from advisor.replay import recording as replayed_tables
+from advisor.replay.replay import Replicas
+from advisor.what_if.predict import predict
+from advisor.what_if.question import Question
+from tests.advisor.step_time.operators.operator_tables import (
+    LAYERS,
+    META,
+    attention_us,
+    dense_us,
+    write_tables,
+)
+from tests.advisor.synthetic import FACTS, GREEDY, engine_of, record
+from traces.errors import RecordingError, TablesError, UsageError
+from traces.recording.reader import Recording
+from traces.schema.policy import Policy
+from traces.summary.metrics import estimate_of
+from traces.summary.run import summarise
+
+
+def asked(recording, others=(), **changes):
+    run = summarise(recording)[0]
+    engine, policy = dict(changes.pop("engine", {})), dict(changes.pop("policy", {}))
+    question = Question(
+        engine=dataclasses.replace(run.engine, **engine),
+        policy=dataclasses.replace(run.policy, **policy),
+        **changes,
+    )
+    return predict(recording, run, question, others)
+
+
+@pytest.fixture(scope="module")
+def votes(recordings):
+    return recordings[1]
+
+
+def test_a_run_is_replayed_as_it_was_recorded(votes):
+    found = asked(votes)
+    recorded, replayed = found.recorded, found.replayed
+    assert found.predicted == replayed
+    assert replayed.steps == recorded.steps
+    for name in ("mean", "p50", "p95"):
+        ours, theirs = replayed.latency_s[name], recorded.latency_s[name]
+        assert ours.value == pytest.approx(theirs.value, rel=0.03)
+        assert ours.low < theirs.value < ours.high
+    assert replayed.tokens_per_problem.value == recorded.tokens_per_problem.value
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"engine": {"max_num_seqs": 8}}, {"concurrency": 1}, {"concurrency": 12}],
+    ids=["fewer slots", "alone", "crowded"],
+)
+def test_a_changed_run_is_foretold(votes, tmp_path, changes):
+    found = asked(votes, **changes)
+    run = summarise(votes)[0]
+    engine = dataclasses.replace(run.engine, **changes.get("engine", {}))
+    truth = record(
+        tmp_path / votes.name,  # the name seeds the samples, so that they are the recorded ones
+        engine,
+        run.policy,
+        concurrency=changes.get("concurrency", 4),
+        noise=0.0,
+    )
+    real = summarise(truth)[0]
+    for name in ("mean", "p50", "p95"):
+        expected = real.latency_s[name].value
+        assert found.predicted.latency_s[name].value == pytest.approx(expected, rel=0.06)
+        assert found.predicted.latency_s[name].low < expected < found.predicted.latency_s[name].high
+    assert found.predicted.steps == real.steps
+
+
+def test_fewer_samples_are_drawn_several_times(votes):
+    found = asked(votes, policy={"n": 4})
+    assert found.predicted.tokens_per_problem.value == pytest.approx(
+        found.recorded.tokens_per_problem.value / 4, rel=0.02
+    )
+    assert found.predicted.accuracy.value < found.replayed.accuracy.value
+    assert found.predicted.latency_s["mean"].value < found.replayed.latency_s["mean"].value
+    assert any("4 of the recorded samples drawn, 8 times" in note for note in found.notes)
+
+
+def test_a_stop_rule_cancels_and_saves(votes):
+    rule = (("in_flight", 4.0), ("threshold", 0.9))
+    found = asked(votes, policy={"method": "adaptive", "rule": rule})
+    assert found.predicted.tokens_per_problem.value < found.recorded.tokens_per_problem.value
+    samples = found.tables["samples"]
+    assert samples["cancelled_by"].drop_nulls().unique().to_list() == ["decision"]
+    assert samples.filter(samples["cancelled_by"].is_not_null())["answer"].null_count() > 0
+
+
+def test_replicas_share_an_open_load(votes):
+    one = asked(votes, rate_per_s=20.0)
+    two = asked(votes, rate_per_s=20.0, replicas=Replicas(count=2, routing="least-outstanding"))
+    assert two.predicted.latency_s["p95"].value < one.predicted.latency_s["p95"].value
+    assert sorted(two.tables["steps"]["engine"].unique()) == sorted(two.manifest.engines)
+
+
+def test_the_accuracy_of_fewer_votes_is_exact(votes):
+    found = asked(votes, policy={"n": 4}).predicted.accuracy
+    known = {
+        each.n: each.accuracy for each in summarise(votes)[0].policies if each.method == "majority"
+    }
+    assert found.value == pytest.approx(known[4].value)
+
+
+def test_fewer_samples_are_as_show_says(votes):
+    """Which of the samples the replay draws changes nothing that is known of all choices."""
+    told = {(each.method, each.n): each for each in summarise(votes)[0].policies}
+    found = [asked(votes, policy={"n": 4}, seed=seed).predicted for seed in (0, 1)]
+    for each in found:
+        tokens = each.tokens_per_problem
+        assert tokens.value == pytest.approx(
+            told["majority", 4].tokens_per_problem.value, rel=1e-12
+        )
+        assert tokens.low < tokens.value < tokens.high
+        for one in each.policies:
+            assert one.n <= 4
+            assert one.accuracy.value == pytest.approx(told[one.method, one.n].accuracy.value)
+    first, second = (each.flops_per_problem.value for each in found)
+    assert first == pytest.approx(second, rel=2e-4)
+    part = first / summarise(votes)[0].flops_per_problem.value
+    assert 4 / 16 < part < 5 / 16  # the prompt is computed once
+
+
+def test_only_what_depends_on_times_is_marked(votes):
+    found = asked(votes, concurrency=40, engine={"max_num_seqs": 512}).predicted
+    assert found.latency_s["mean"].extrapolated
+    assert found.throughput_tokens_per_s.extrapolated
+    for each in (found.tokens_per_problem, found.accuracy, found.flops_per_problem):
+        assert not each.extrapolated
+    policy = {"method": "first_finish", "rule": (("first", 4.0),)}
+    stopped = asked(votes, concurrency=40, engine={"max_num_seqs": 512}, policy=policy).predicted
+    assert stopped.latency_s["mean"].extrapolated
+    assert stopped.tokens_per_problem.extrapolated
+    assert stopped.accuracy.extrapolated
+
+
+def test_agreement_of_more_than_half_decides_as_the_vote(votes):
+    rule = (("agree", 9.0), ("in_flight", 16.0))
+    found = asked(votes, policy={"method": "agreement", "rule": rule}, concurrency=12).predicted
+    told = {each.n: each for each in summarise(votes)[0].policies if each.method == "majority"}
+    assert found.accuracy.value == pytest.approx(told[16].accuracy.value)
+    assert not found.accuracy.extrapolated
+
+
+def test_arrivals_that_outrun_the_engine_are_told(votes):
+    def overrun(rate, **changes):
+        notes = asked(votes, rate_per_s=rate, **changes).notes
+        return next((note for note in notes if note.startswith("cannot keep up")), None)
+
+    note = overrun(1000.0)
+    capacity = float(re.search(r"1,000 problems/s arrive and some (\S+) can be served", note)[1])
+    assert overrun(0.9 * capacity) is None
+    assert overrun(1.1 * capacity) is not None
+    two = Replicas(count=2, routing="least-outstanding")
+    assert overrun(1.1 * capacity, replicas=two) is None
+    assert overrun(2.5 * capacity, replicas=two) is not None
+
+
+def test_data_parallel_ranks_are_replicas(votes):
+    ranks = asked(votes, rate_per_s=20.0, engine={"data_parallel_size": 2})
+    two = asked(votes, rate_per_s=20.0, replicas=Replicas(count=2, routing="least-outstanding"))
+    for tag in ("latency_s.p95", "device_s_per_problem", "throughput_tokens_per_s"):
+        assert estimate_of(ranks.predicted, tag) == estimate_of(two.predicted, tag)
+    four = asked(
+        votes, rate_per_s=20.0, engine={"data_parallel_size": 2}, replicas=Replicas(count=2)
+    )
+    assert len(four.manifest.engines) == 4
+
+
+def test_the_interval_holds_other_arrivals(votes):
+    found = asked(votes, rate_per_s=2.0).predicted
+    tags = ("throughput_tokens_per_s", "latency_s.p95", "device_s_per_problem")
+    inside = dict.fromkeys(tags, 0)
+    for seed in range(20, 30):
+        one = asked(votes, rate_per_s=2.0, arrivals_sent=True, seed=seed).predicted
+        narrow = one.throughput_tokens_per_s
+        assert narrow.high - narrow.low < 0.01 * narrow.value  # it is idle most of the time
+        for tag in tags:
+            whole = estimate_of(found, tag)
+            inside[tag] += whole.low <= estimate_of(one, tag).value <= whole.high
+    assert min(inside.values()) >= 7, inside
+    whole = found.throughput_tokens_per_s
+    assert whole.high - whole.low < 0.8 * whole.value
+
+
+def test_the_prediction_is_a_recording_that_sums_up(votes, tmp_path):
+    found = asked(votes, engine={"max_num_seqs": 8})
+    found.write(tmp_path / "kept")
+    kept = Recording.open(tmp_path / "kept")
+    run = summarise(kept)[0]
+    assert kept.manifest.provenance["replayed"]["recording"] == votes.name
+    assert run.latency_s["mean"].value == pytest.approx(
+        found.predicted.latency_s["mean"].value, rel=1e-6
+    )
+    steps, samples = kept.steps, kept.samples
+    assert set(steps["source"]) == {"replayed"}
+    assert steps["decode_tokens"].sum() == (samples["output_tokens"] - 1).sum()
+    assert (
+        steps["prefill_tokens"].sum() == (samples["prompt_tokens"] - samples["cached_tokens"]).sum()
+    )
+    busy = steps["wall_ns"].sum() / 1e9
+    assert busy == pytest.approx(run.device_s_per_problem.value * run.problems, rel=1e-3)
+    with pytest.raises(Exception, match="already holds a recording"):
+        found.write(tmp_path / "kept")
+
+
+def test_who_waited_for_whom(votes):
+    found = asked(votes, engine={"max_num_seqs": 8})
+    assert found.waits
+    longest = found.waits[0]
+    assert longest.queued_s == max(each.queued_s for each in found.waits) > 0
+    parts = longest.before_s + longest.queued_s + longest.prefill_s + longest.decode_s
+    assert parts == pytest.approx(longest.latency_s, rel=1e-9)
+    # Eight slots of which others held some: they cannot have held more than eight.
+    assert 0 < sum(seconds for _, seconds in longest.behind) <= 8 * longest.queued_s * (1 + 1e-9)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"policy": {"n": 17}}, "16 samples per problem were recorded"),
+        ({"policy": {"temperature": 0.2}}, "no samples with policy.temperature=0.2"),
+        ({"engine": {"model": "other"}}, "no samples of other were recorded"),
+        (
+            {"engine": {"tensor_parallel_size": 4}},
+            r"never recorded with tensor_parallel_size 4 \(recorded: 1\); a few problems teach its "
+            "steps: ttscope record --model small --tensor-parallel-size 4 --dtype bfloat16, then",
+        ),
+        (
+            {"engine": {"block_size": 32, "enforce_eager": True}},
+            r"with block_size 32 \(recorded: 16\), enforce_eager True \(recorded: none\); "
+            "a few problems teach its steps: record such an engine, then give",
+        ),
+        (
+            {"engine": {"dtype": "float16"}},
+            r"no samples of small were recorded with dtype float16 \(recorded: bfloat16\), .* "
+            "ttscope record --model small --dtype float16, then add",
+        ),
+        (
+            {"engine": {"kv_cache_dtype": "fp8", "block_size": 32}},
+            r"kv_cache_dtype fp8 \(recorded: none\), .* problems: record such an engine, then add",
+        ),
+        ({"policy": {"method": "sequential"}}, "cannot be replayed from other samples"),
+        ({"engine": {"num_gpu_blocks": 3, "max_model_len": None}}, "blocks of the cache's 2"),
+        ({"engine": {"num_gpu_blocks": 63}}, "1,008 tokens .* max_model_len 1,024, .* set 64 blo"),
+        ({"engine": {"max_model_len": 40}}, "have up to .* tokens, which vLLM would cut"),
+        ({"engine": {"max_num_batched_tokens": 8}}, "=8: vLLM needs a token for each .* 32, 32 in"),
+        ({"engine": {"max_num_seqs": 1024}}, "max_num_batched_tokens=512: vLLM needs a token for"),
+        ({"engine": {"gpu_memory_utilization": 0.5}}, "=0.5: .*; set engine.num_gpu_blocks"),
+    ],
+)
+def test_what_the_recordings_cannot_answer_is_refused(votes, changes, message):
+    with pytest.raises(UsageError, match=message):
+        asked(votes, **changes)
+
+
+def test_a_recorded_engine_is_taken_as_it_is(tmp_path):
+    odd = engine_of(max_num_batched_tokens=16, num_gpu_blocks=20)  # of 32 sequences, 1,024 long
+    found = asked(record(tmp_path / "odd", odd, GREEDY, problems=8), concurrency=2)
+    assert found.predicted.problems == 8
+
+
+def test_of_more_steps_than_a_recording_keeps_the_rest_is_kept(votes, tmp_path, monkeypatch):
+    whole = asked(votes, engine={"max_num_seqs": 8})
+    monkeypatch.setattr(replayed_tables, "MOST_STEPS", whole.predicted.steps - 1)
+    found = asked(votes, engine={"max_num_seqs": 8})
+    for name in ("latency_s", "ttft_s", "device_s_per_problem", "steps"):
+        assert getattr(found.predicted, name) == getattr(whole.predicted, name)
+    assert f"{whole.predicted.steps:,} steps are more than a recording keeps" in found.notes[-1]
+    assert "more than a recording keeps" not in whole.notes[-1]
+    found.write(tmp_path / "kept")
+    kept = Recording.open(tmp_path / "kept")
+    assert kept.steps.is_empty() and kept.samples.equals(whole.tables["samples"])
+    latency = summarise(kept)[0].latency_s["mean"].value
+    assert latency == pytest.approx(whole.predicted.latency_s["mean"].value, rel=1e-6)
+
+
+def test_another_recording_teaches_another_model(votes, recordings):
+    found = asked(votes, others=[recordings[4]], engine={"model": "large"})
+    assert found.predicted.latency_s["mean"].value > found.replayed.latency_s["mean"].value
+    assert found.predicted.accuracy.value > found.replayed.accuracy.value
+
+
+def test_a_few_other_problems_teach_the_steps_of_another_size(votes, tmp_path):
+    """Tensor parallelism: the recorded samples, at the step times of a short run of others."""
+    engine = dataclasses.replace(summarise(votes)[0].engine, tensor_parallel_size=2)
+    policy = summarise(votes)[0].policy
+    few = record(tmp_path / "few", engine, policy, problems=6, workload="others")
+    found = asked(votes, others=[few], engine={"tensor_parallel_size": 2})
+    truth = record(tmp_path / votes.name, engine, policy, noise=0.0)
+    latency = summarise(truth)[0].latency_s["mean"].value
+    assert found.predicted.latency_s["mean"].value == pytest.approx(latency, rel=0.05)
+    assert found.predicted.problems == found.recorded.problems  # those of the base, not the few
+    with pytest.raises(UsageError, match="no samples of large were recorded"):
+        other = record(tmp_path / "large", engine_of("large"), policy, workload="others")
+        asked(votes, others=[other], engine={"model": "large"})
+
+
+def test_a_run_that_stopped_early_has_no_samples_to_replay(tmp_path):
+    policy = Policy(method="first_finish", n=4, temperature=0.8, rule=(("first", 2.0),))
+    recording = record(tmp_path / "early", engine_of(), policy, problems=6)
+    with pytest.raises(
+        RecordingError, match="early: run as first 2/4, which stops early, .* majority"
+    ):
+        asked(recording)
+
+
+def test_problems_that_timed_out_are_told(tmp_path, monkeypatch):
+    recording = record(tmp_path / "r", engine_of(), GREEDY, problems=40)
+    late = pl.when(pl.col("problem_id") == "p3").then(True)
+    rows = recording.problems.with_columns(timed_out=late)
+    monkeypatch.setattr(Recording, "problems", rows)
+    found = asked(recording)
+    assert "left out of r, greedy: of 40 problems 1 cut off by the timeout" in found.notes
+
+
+def test_a_greedy_run_replays(tmp_path):
+    recording = record(tmp_path / "greedy", engine_of(), GREEDY, problems=12)
+    found = asked(recording, concurrency=2)
+    assert np.isfinite(found.predicted.latency_s["mean"].value)
+
+
+def test_operator_tables_give_the_steps_of_another_gpu(votes, tmp_path):
+    write_tables(tmp_path / "gpu")
+    fast = asked(votes, operators=tmp_path / "gpu", engine={"enforce_eager": True})
+    slow = asked(
+        votes,
+        operators=tmp_path / "gpu",
+        engine={"enforce_eager": True},
+        model_facts=dataclasses.replace(FACTS["small"], num_hidden_layers=400),
+    )
+    estimate = fast.predicted.latency_s["mean"]
+    assert estimate.low is None
+    assert estimate.high is None
+    assert estimate.extrapolated  # the tables end at 8 decoding requests
+    assert slow.predicted.latency_s["mean"].value > 50 * estimate.value
+    assert fast.predicted.tokens_per_problem.value == fast.recorded.tokens_per_problem.value
+    assert any("no interval" in note for note in fast.notes)
+    step, expected = alone_on_tables(votes, tmp_path / "gpu")
+    np.testing.assert_allclose(step, expected, rtol=2e-4)
+
+
+def test_layers_that_contradict_one_another_are_refused_by_name(votes, tmp_path):
+    folder = write_tables(tmp_path / "gpu")
+    with pytest.raises(
+        UsageError, match=r"--num-hidden-layers 8: the recorded model \(small\) has 4. Leave it out"
+    ):
+        asked(votes, operators=folder, num_hidden_layers=8)
+    other = dataclasses.replace(FACTS["small"], name="other", num_hidden_layers=64)
+    with pytest.raises(
+        UsageError, match=r"--num-hidden-layers 32: --model-config \(other\) has 64. Leave it out"
+    ):
+        asked(votes, operators=folder, num_hidden_layers=32, model_facts=other)
+    same = [
+        asked(votes, operators=folder, model_facts=other, **given).predicted.latency_s["mean"]
+        for given in ({}, {"num_hidden_layers": 64})
+    ]
+    assert same[0] == same[1]
+    sliding = dataclasses.replace(other, attention=("sliding_attention",), sliding_window=16)
+    with pytest.raises(UsageError, match="sliding attention, which is in no table"):
+        asked(votes, operators=folder, model_facts=sliding)
+
+
+def test_tables_of_a_known_gpu_limit_the_cache_by_its_memory(votes, tmp_path):
+    folder = write_tables(tmp_path / "gpu", meta=META.replace("NVIDIA Test", "NVIDIA L4"))
+    engine = {"num_gpu_blocks": None}
+    facts = dataclasses.replace(FACTS["small"], total_parameters=8_000_000_000)
+    found = asked(votes, operators=folder, engine=engine, model_facts=facts)
+    blocks = found.predicted.engine.num_gpu_blocks
+    room = 0.92 * 22.5 * 2**30 - 16e9 - 3.5 * 2**30
+    assert blocks == int(room // (16 * facts.kv_bytes_per_token))
+    assert any(f"num_gpu_blocks {blocks:,} by a rule" in note for note in found.notes)
+    large = dataclasses.replace(facts, total_parameters=12_000_000_000)
+    with pytest.raises(UsageError, match="on NVIDIA L4: on each GPU 0.92 x 24.2 GB of memory less"):
+        asked(votes, operators=folder, engine=engine, model_facts=large)
+    unknown = asked(votes, operators=write_tables(tmp_path / "x"), engine=engine)
+    assert unknown.predicted.engine.num_gpu_blocks is None
+    assert any("without limit, as the GPU's memory is not known" in n for n in unknown.notes)
+
+
+def alone_on_tables(votes, folder, size=1, **changes):
+    """Microseconds of decode steps of one request alone, replayed and written down as a sum."""
+    alone = asked(
+        votes,
+        operators=folder,
+        policy={"n": 1},
+        concurrency=1,
+        engine={"enforce_eager": True, "tensor_parallel_size": size},
+        **changes,
+    )
+    step = alone.tables["steps"].filter(alone.tables["steps"]["decode_requests"] == 1)
+    contexts, layers = step["decode_kv_tokens"].to_numpy() - 1, 4
+    dense = sum(
+        {"embedding": 1, "final_layernorm": 1}.get(name, (1 + (name == "layernorm")) * layers)
+        * dense_us(name, 1)
+        for name in LAYERS
+    )
+    expected = dense + 11 + 5 + layers * attention_us(0, 0, 1, contexts)
+    known = contexts >= 16
+    return step["wall_ns"].to_numpy()[known] / 1e3, expected[known]
+
+
+def test_tables_of_tensor_parallelism_need_the_all_reduces(votes, tmp_path):
+    folder = write_tables(tmp_path / "model_tp2", meta=META.replace("[1]", "[2]"))
+    path = tmp_path / "all_reduce.csv"
+    rows = [f"{0.005 + size * 1e-6},2,{size},all_reduce" for size in (256, 512, 1024, 2048)]
+    path.write_text("\n".join(["time_stats.all_reduce.median,num_workers,size,collective", *rows]))
+    step, expected = alone_on_tables(votes, folder, size=2, collectives=path)
+    calls, message = 2 * 4 + 1, 2 * 256  # layers and hidden size of the recorded model
+    np.testing.assert_allclose(step, expected + calls * (5 + message * 1e-3), rtol=2e-4)
+    engine = {"tensor_parallel_size": 2, "enforce_eager": True}
+    found = asked(votes, operators=folder, collectives=path, engine=engine)
+    assert found.predicted.latency_s["mean"].low is None
+    assert found.predicted.latency_s["mean"].extrapolated  # prompts' messages are larger
+    (note,) = [note for note in found.notes if note.startswith("all-reduces of 2")]
+    assert "all_reduce.csv: 4 sizes up to 2,048 bytes" in note and "in CUDA graphs" not in note
+    graphs = asked(votes, operators=folder, collectives=path, engine={"tensor_parallel_size": 2})
+    assert any("also where the engine runs in CUDA graphs" in note for note in graphs.notes)
+    with pytest.raises(TablesError, match="give their times with --collectives"):
+        asked(votes, operators=folder, engine=engine)
+    with pytest.raises(UsageError, match="--collectives: one GPU has none"):
+        asked(votes, operators=write_tables(tmp_path / "gpu"), collectives=path)
+
+
+FOUR = Policy(method="majority", n=4, temperature=0.8, max_tokens=200)
+
+
+@pytest.mark.parametrize("n", [4, 2])
+def test_the_interval_holds_other_draws_of_the_samples(tmp_path, n):
+    """The same problems recorded again have other lengths; the interval was a point."""
+    fresh = [
+        record(tmp_path / f"fresh{i}", engine_of(), dataclasses.replace(FOUR, n=n), problems=20)
+        for i in range(8)
+    ]
+    tokens = [summarise(each)[0].tokens_per_problem.value for each in fresh]
+    held, wide = 0, []
+    for number in range(3):
+        base = record(tmp_path / f"base{number}", engine_of(), FOUR, problems=20)
+        found = asked(base, policy={"n": n}).predicted.tokens_per_problem
+        held += sum(found.low <= value <= found.high for value in tokens)
+        wide.append(found.high - found.low)
+    assert held >= 20  # of 24
+    assert max(wide) < 8 * 8 * np.sqrt(n / 20)  # samples vary by 8 tokens
+
+
+def test_nothing_is_drawn_again_at_temperature_0_or_with_given_lengths(tmp_path):
+    greedy = asked(record(tmp_path / "g", engine_of(), GREEDY, problems=8)).predicted
+    assert greedy.tokens_per_problem.low == greedy.tokens_per_problem.high
+    votes = record(tmp_path / "v", engine_of(), FOUR, problems=8)
+    sent = asked(votes, arrivals_sent=True).predicted
+    assert sent.tokens_per_problem.low == sent.tokens_per_problem.high
+    one = record(tmp_path / "o", engine_of(), dataclasses.replace(FOUR, n=1), problems=8)
+    alone = asked(one).predicted
+    assert alone.tokens_per_problem.low < alone.tokens_per_problem.high
+    assert alone.latency_s["mean"].low < alone.latency_s["mean"].high

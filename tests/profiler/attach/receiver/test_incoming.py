@@ -1,0 +1,288 @@
+"""What a receiver takes in becomes rows of the right engine, and all of it."""
+
+import json
+import threading
+import time
+from contextlib import ExitStack
+
+import pytest
+
+from profiler.attach.deployment import Deployment
+from profiler.attach.receiver.incoming import Incoming
+from profiler.attach.receiver.receiver import Receiver
+from profiler.attach.watch import watch
+from profiler.engines.server.access import Access
+from profiler.plugin.batches import Batch
+from tests.profiler.attach.receiver.test_receiver import raw_steps
+from tests.profiler.metrics_server import metrics_server
+from tests.traces.live.test_otlp import T0, request, span
+from traces.live.otlp import read_json
+from traces.recording.reader import Recording
+from traces.schema.engine import EngineConfig
+
+
+@pytest.fixture
+def receiver():
+    made = Receiver("127.0.0.1", 0)
+    made.start()
+    yield made
+    made.close()
+
+
+def batch(*rows, instance="i", **more):
+    return Batch(v=1, instance=instance, engine=0, columns=[], rows=raw_steps(*rows), **more)
+
+
+def watched(folder, receiver, *starts, during, **options):
+    """Watch servers that began at `starts` for a second; `during` gets their URLs."""
+    with ExitStack() as stack:
+        servers = [stack.enter_context(metrics_server()) for _ in starts]
+        for server, start in zip(servers, starts, strict=True):
+            server.started = start
+        deployment = Deployment([Access.of(each.url) for each in servers], period_s=0.2)
+        deployment.connect()
+        incoming, stop = Incoming(receiver, deployment, **options), threading.Event()
+        threading.Timer(0.5, during, [[each.url for each in servers]]).start()
+        threading.Timer(1.0, stop.set).start()
+        path = watch(deployment, folder, stop=stop, probes=[incoming.watched])
+    recording = Recording.open(path)
+    engines = recording.manifest.engines
+    return recording, {dict(each.other).get("url"): key for key, each in engines.items()}
+
+
+def test_a_plugin_belongs_to_the_server_that_began_with_it_or_listens_there(receiver, tmp_path):
+    step, now = {"running": 1, "generated": 1}, time.time_ns() + 10**10
+
+    def send(urls):
+        ports = [int(url.rpartition(":")[2]) for url in urls]
+        receiver.put_batch(batch(step | {"end": now}, instance="a", process_start_s=1.7e9))
+        # Two front ends, which do not tell when they began; the second saw other requests.
+        other = step | {"end": now + 1, "finished": 2}
+        receiver.put_batch(batch(other, instance="b", ports=[1, ports[1]]))
+        part = {"end": now + 2, "generated": 3, "finished": 1}
+        part |= {"running": None, "waiting": None, "kv_usage": None}
+        receiver.put_batch(batch(part, instance="c", ports=[ports[1]]))
+        receiver.put_batch(batch(step | {"end": now + 9}, instance="d"))  # of neither
+
+    recording, by_url = watched(tmp_path / "r", receiver, "1.7e+09", "nan", during=send)
+    rows = {row["end"]: row for row in recording.steps.to_dicts()}
+    keys = [each for url, each in by_url.items() if url is not None]
+    assert rows[now]["engine"] in keys
+    assert rows[now + 1]["engine"] in keys
+    assert rows[now]["engine"] != rows[now + 1]["engine"]
+    assert rows[now + 1]["finished"] == 3
+    assert rows[now + 9]["engine"] not in keys
+    assert len(rows) == 3
+
+
+@pytest.mark.parametrize("start", [1.7e9, 1.7e9 + 0.01, None])
+def test_a_plugin_of_a_server_that_was_started_at_the_same_moment_is_not_taken_in(
+    receiver, tmp_path, start
+):
+    step, now = {"running": 1, "generated": 1}, time.time_ns() + 10**10
+
+    def send(urls):
+        port = int(urls[0].rpartition(":")[2])
+        other = batch(step | {"end": now - 10**9}, instance="b", process_start_s=start, ports=[1])
+        own = batch(step | {"end": now}, instance="a", process_start_s=1.7e9, ports=[port])
+        receiver.batches.extend([other, own])  # at once, the other's first
+
+    recording, _ = watched(tmp_path / "r", receiver, "1.7e+09", during=send)
+    engines = recording.manifest.engines.items()
+    (own,) = (key for key, each in engines if "instance" not in dict(each.other))
+    assert recording.steps.filter(engine=own)["end"].to_list() == [now]
+    assert recording.steps.height == 2
+
+
+def test_the_last_steps_are_waited_for_where_a_plugin_speaks(receiver, tmp_path):
+    step, end = {"running": 1, "generated": 1}, time.time_ns() + 10**10
+
+    def send(_):
+        receiver.put_batch(batch(step | {"end": end}))
+        time.sleep(1.2)  # the watch has ended
+        receiver.put_batch(batch(step | {"end": end + 1}))
+
+    recording, _ = watched(tmp_path / "r", receiver, "1.7e+09", during=send)
+    assert recording.steps.height == 2
+
+
+def test_a_batch_that_was_on_its_way_when_the_watch_ended_is_not_the_last(receiver, tmp_path):
+    step, end = {"running": 1, "generated": 1}, time.time_ns() + 10**10
+
+    def send(_):
+        receiver.put_batch(batch(step | {"end": end}, now=time.time_ns()))
+        made = time.time_ns()
+        time.sleep(1.0)  # the watch has ended, and the way took so long
+        receiver.put_batch(batch(step | {"end": end + 1}, now=made))
+        time.sleep(0.5)
+        receiver.put_batch(batch(step | {"end": end + 2}, now=time.time_ns()))
+
+    recording, _ = watched(tmp_path / "r", receiver, "1.7e+09", during=send)
+    assert recording.steps.height == 3
+
+
+def test_spans_of_our_own_requests_are_left_out(receiver, tmp_path):
+    start = (time.time_ns() - T0) / 1e9
+    bodies = [
+        json.dumps(request(span(n, trace=trace, start=start)))
+        for n, trace in ((1, "aa"), (2, "bb"))
+    ]
+
+    def send(_):
+        for body in bodies:
+            receiver.put_spans(read_json(body.encode()))
+
+    recording, _ = watched(tmp_path / "r", receiver, "1.7e+09", during=send, own_traces={"aa" * 16})
+    assert recording.problems["trace_id"].to_list() == ["bb" * 16]
+    assert recording.samples.height == 1
+
+
+STEP = {"running": 1, "generated": 1, "computed": 0}
+S = 10**9
+
+
+def told_before(recording):
+    return recording.frame("events").filter(kind="before").sort("detail")["detail"].to_list()
+
+
+@pytest.mark.parametrize("ahead_s", [0, 3600, -3600, None])
+def test_steps_from_before_the_recording_are_counted_and_left_out(receiver, tmp_path, ahead_s):
+    """By the clock of the server's host; a plugin that does not tell its clock has ours."""
+    ahead = (ahead_s or 0) * S
+
+    def send(_):
+        now = time.time_ns() + ahead
+        old = [STEP | {"end": now - each * S} for each in range(70, 5, -5)]
+        new = [STEP | {"end": now + each * 1000} for each in range(4)]
+        told = {} if ahead_s is None else {"now": now}
+        receiver.put_batch(batch(*old, *new, **told))
+
+    recording, _ = watched(tmp_path / "r", receiver, "1.7e+09", during=send)
+    steps = recording.steps
+    assert steps["step"].to_list() == [0, 1, 2, 3]
+    assert steps["interval_ns"].to_list() == [None, 1000, 1000, 1000]
+    assert steps["decode_kv_tokens"].null_count() == 0
+    assert told_before(recording) == [
+        "13 steps that ended before the recording began were left out"
+    ]
+    notes = recording.frame("events").filter(kind="note")["detail"].to_list()
+    assert len(notes) == (1 if ahead else 0)
+    assert not recording.manifest.dropped
+
+
+def test_what_later_steps_read_rests_on_those_from_before(receiver, tmp_path):
+    def send(_):
+        now = time.time_ns()
+        begun = STEP | {"end": now - 9 * S, "prompts": 100, "first_tokens": 1}
+        receiver.put_batch(batch(begun, STEP | {"end": now, "continued": 1}))
+
+    recording, _ = watched(tmp_path / "r", receiver, "1.7e+09", during=send)
+    assert recording.steps["decode_kv_tokens"].to_list() == [102]
+
+
+def test_problems_that_ended_before_the_recording_are_counted_and_left_out(receiver, tmp_path):
+    """A phantom run of old spans; a problem that ended meanwhile is there as a whole."""
+
+    def send(_):
+        start = (time.time_ns() - T0) / 1e9
+        spans = [span(n, trace="aa", start=start - 60 - n) for n in range(1, 6)]
+        spans += [span(6, trace="bb", parent=99, start=start - 30)]
+        spans += [span(7, trace="bb", parent=99, start=start - 1)]
+        receiver.put_spans(read_json(json.dumps(request(*spans)).encode()))
+
+    recording, _ = watched(tmp_path / "r", receiver, "1.7e+09", during=send)
+    assert recording.problems["trace_id"].to_list() == ["bb" * 16]
+    assert recording.samples.height == 2
+    assert told_before(recording) == ["5 spans that ended before the recording began were left out"]
+
+
+@pytest.mark.parametrize(
+    ("told", "lost"),
+    [
+        ([(900, -60)], 0),  # while nobody listened
+        ([(900, -60), (950, -50)], 0),  # the rest of what waited
+        ([(900, -60), (907, 1)], 7),
+        ([(900, None), (907, None)], 7),  # a plugin that does not tell when
+    ],
+)
+def test_only_drops_during_the_recording_are_its_own(receiver, tmp_path, told, lost):
+    def send(_):
+        now = time.time_ns()
+        for count, seconds in told:
+            until = None if seconds is None else now + seconds * S
+            receiver.put_batch(batch(STEP | {"end": now}, dropped=count, dropped_until=until))
+
+    recording, _ = watched(tmp_path / "r", receiver, "1.7e+09", during=send)
+    assert recording.manifest.dropped.get("steps", 0) == lost
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_configuration_is_taken_over_whenever_it_comes(receiver, tmp_path, late):
+    """Rows keep the key that the engine had, and the manifest says what it is."""
+    config = {"model": "m", "mode": "server", "max_num_seqs": 17, "num_gpu_blocks": 101}
+
+    def send(_):
+        now, more = time.time_ns(), {"process_start_s": 1.7e9}
+        if late:
+            receiver.put_batch(batch(STEP | {"end": now, "kv_usage": 0.5}, **more))
+            time.sleep(0.1)
+        more["config"] = EngineConfig.from_json(config)
+        receiver.put_batch(batch(STEP | {"end": now + 1, "kv_usage": 0.5}, **more))
+
+    recording, _ = watched(tmp_path / "r", receiver, "1.7e+09", during=send)
+    ((key, engine),) = recording.manifest.engines.items()
+    assert (engine.max_num_seqs, engine.num_gpu_blocks) == (17, 101)
+    assert set(recording.steps["engine"]) == {key}
+    assert set(recording.frame("scrapes")["engine"]) == {key}
+    assert recording.engine_key(engine) == key
+    assert recording.steps["kv_blocks"].to_list()[-1] == 50
+
+
+def test_what_was_refused_is_told_in_the_recording(receiver, tmp_path):
+    def send(_):
+        assert not receiver.knows("Bearer canary", spans=True)
+        receiver.refuse()
+        bad = span(1, gen_ai__usage__prompt_tokens=-1)
+        receiver.put_spans(read_json(json.dumps(request(bad, bad)).encode()))
+
+    recording, _ = watched(tmp_path / "r", receiver, "1.7e+09", during=send)
+    events = recording.frame("events")
+    (note,), (drop,) = (events.filter(kind=kind)["detail"] for kind in ("note", "drop"))
+    assert "without the token" in note
+    assert "1 requests (1 without the token), and 2 spans" in drop
+    assert "canary" not in note + drop
+
+
+def test_engines_named_by_plugins_and_spans_are_limited(receiver, tmp_path, monkeypatch):
+    monkeypatch.setattr("profiler.attach.receiver.incoming.MOST_ENGINES", 2)
+
+    def send(_):
+        now, start = time.time_ns() + 10**10, (time.time_ns() - T0) / 1e9
+        for number in range(5):
+            row = STEP | {"end": now + number}
+            receiver.put_batch(batch(row, instance=f"i{number}", process_start_s=1.0))
+        for number in range(1, 6):
+            made = span(number, start=start, gen_ai__request__model=f"m{number}")
+            receiver.put_spans(read_json(json.dumps(request(made, service=f"s{number}")).encode()))
+
+    recording, _ = watched(tmp_path / "r", receiver, "1.7e+09", during=send)
+    assert len(recording.manifest.engines) == 3
+    assert recording.steps.height == 2
+    assert recording.manifest.dropped == {"steps": 3}
+    assert recording.samples.height == 5
+
+
+def test_problems_of_too_many_spans_are_written_before_they_settle():
+    from traces.live import span_groups
+
+    groups = span_groups.SpanGroups(lambda span: "e", clock=lambda: 0.0)
+    for number in range(1, span_groups.MOST_HELD // 100 + 3):
+        for made in read_json(
+            json.dumps(
+                request(*[span(number * 1000 + n, parent=number) for n in range(100)])
+            ).encode()
+        ).spans:
+            groups.add(made)
+    problems, samples = groups.drain()
+    assert (len(problems), len(samples)) == (2, 200)
+    assert groups.drain() == ([], [])

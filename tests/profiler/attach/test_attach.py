@@ -1,0 +1,417 @@
+"""Attaching over HTTP to a stub of vLLM's edges: what is kept, and that it does no harm."""
+
+import itertools
+import json
+import math
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import profiler.attach.scraper
+from profiler.attach.deployment import Deployment
+from profiler.attach.scraper import Page, Scraper
+from profiler.attach.watch import watch
+from profiler.engines.server.access import Access, read_headers, read_key
+from tests.profiler.metrics_server import metrics_server
+from tests.profiler.servers import free_port
+from traces.errors import EngineError, UsageError
+from traces.live.metrics_page import Series
+from traces.live.numbers import numbers_in, window_of
+from traces.live.watched import watched_engines
+from traces.recording.reader import Recording
+from traces.recording.tables import SCRAPES
+
+KEY = "sk-canary-31415926"
+
+
+@pytest.fixture
+def server():
+    with metrics_server() as state:
+        yield state
+
+
+def attach(*servers, folder, seconds=None, change=None, headers=None, **options):
+    """Watch at ten polls a second, for twelve polls or for so long; `change` runs in the middle."""
+    deployment = Deployment(
+        [Access.of(each.url, headers) for each in servers], period_s=0.1, **options
+    )
+    deployment.connect()
+    before, begun = len(servers[0].asked), time.monotonic()
+    ticks, stop = [], threading.Event()
+
+    def wait(share):
+        if seconds is not None:
+            time.sleep(max(begun + share * seconds - time.monotonic(), 0))
+        while seconds is None and len(servers[0].asked) < before + share * 12:
+            assert time.monotonic() < begun + 30
+            time.sleep(0.01)
+
+    def end():
+        try:
+            wait(0.5)
+            if change is not None:
+                change()
+            wait(1)
+        finally:
+            stop.set()
+
+    ending = threading.Thread(target=end)
+    ending.start()
+    path = watch(deployment, folder, stop=stop, on_tick=lambda *tick: ticks.append(tick))
+    ending.join()
+    return Recording.open(path), ticks
+
+
+def kinds(recording):
+    return recording.frame("events")["kind"].to_list()
+
+
+def everything_in(folder):
+    """All bytes of a recording, its tables as text."""
+    text = (folder / "recording.json").read_text()
+    for part in folder.glob("*.parquet"):
+        text += pl.read_parquet(part).write_ndjson()
+    return text
+
+
+def test_what_a_page_says_is_kept_as_read(server, tmp_path):
+    server.gauges = {"vllm:num_requests_running": 3}
+    recording, ticks = attach(server, folder=tmp_path / "r")
+    scrapes = recording.frame("scrapes")
+    assert recording.complete
+    (key,) = recording.manifest.engines
+    config = recording.manifest.engines[key]
+    assert (config.model, config.mode, config.block_size) == ("demo-s", "server", 128)
+    assert config.key() == key
+    assert set(scrapes["engine"]) == {key}
+    polls = scrapes["time"].n_unique()
+    assert 12 <= polls <= 14
+    assert scrapes.filter(name="vllm:num_requests_running")["value"].to_list() == [3.0] * polls
+    assert scrapes["le"].is_infinite().any()
+    assert not scrapes["name"].str.contains("_created|^python|^http").any()
+    assert ticks
+    (engine,) = watched_engines(recording)
+    assert engine.numbers.polls == polls
+    assert engine.numbers.generated_tokens_per_s == 0
+    assert engine.events == {}
+
+
+NAMES = ("vllm:num_requests_running", "vllm:kv_cache_usage_perc", "vllm:generation_tokens_total")
+BUCKETS = [("vllm:e2e_request_latency_seconds_bucket", le) for le in (0.5, 1.0, math.inf)]
+SERIES = [*(Series("0", name) for name in NAMES), *(Series("0", n, "", le) for n, le in BUCKETS)]
+SERIES += [Series("0", "vllm:num_requests_waiting"), Series("", "process_start_time_seconds")]
+PAGES = st.lists(
+    st.tuples(
+        st.integers(1, 40).map(lambda seconds: seconds * 10**9),
+        st.dictionaries(st.sampled_from(SERIES), st.integers(0, 3).map(float)),
+    ),
+    min_size=2,
+    max_size=30,
+)
+
+
+@given(PAGES)
+def test_what_did_not_change_is_not_kept_and_nothing_is_lost(pages):
+    scraper = Scraper(
+        Access.of("http://127.0.0.1:1", {}), lambda label: "e", on_event=lambda *_: None
+    )
+    time_ns, seen, whole = 10**18, set(), []
+    for pause_ns, told in pages:
+        time_ns += pause_ns
+        values = {SERIES[0]: 1.0} | told  # by which vLLM's pages tell an engine
+        scraper._take(Page(time_ns, 0.0, values))
+        seen |= values.keys()
+        for series in seen:
+            row = {"time": time_ns, "engine": "e", "name": series.name, "labels": series.labels}
+            whole.append(row | {"le": series.le, "value": values.get(series)})
+    kept, scraper_kept = pl.DataFrame(whole, schema=SCRAPES), scraper.drain()
+    scraper.close()
+    assert scraper_kept.height <= kept.height
+    windows = [window_of(rows, "e") for rows in (kept, scraper_kept)]
+    assert windows[0].times.tolist() == windows[1].times.tolist()
+    assert numbers_in(windows[0], "e") == numbers_in(windows[1], "e")
+    for name in windows[0].gauges:
+        np.testing.assert_equal(windows[0].gauges[name], windows[1].gauges[name])
+    np.testing.assert_equal(windows[0].generated, windows[1].generated)
+
+
+def test_of_a_page_that_stands_still_little_is_kept(server, tmp_path):
+    recording, _ = attach(server, folder=tmp_path / "r", seconds=2.0)
+    scrapes = recording.frame("scrapes")
+    first = scrapes.filter(pl.col("time") == scrapes["time"].min())
+    assert first.height > 300
+    polls = scrapes["time"].n_unique()
+    assert scrapes.height <= first.height + 2 * polls  # one series a poll, and what moves
+    (watched,) = watched_engines(recording)
+    assert watched.numbers.polls == polls == watched.window.times.size
+
+
+def test_a_page_that_did_not_fit_is_followed_by_a_whole_one(monkeypatch):
+    monkeypatch.setattr(profiler.attach.scraper, "_MOST_WAITING", 1)
+    scraper = Scraper(
+        Access.of("http://127.0.0.1:1", {}), lambda label: "e", on_event=lambda *_: None
+    )
+    values = dict.fromkeys(SERIES, 1.0)
+    for second in range(3):
+        scraper._take(Page(10**18 + second, 0.0, values))
+    assert scraper.drain().height == len(SERIES)
+    scraper._take(Page(10**18 + 3, 0.0, values))
+    assert scraper.drain().height == len(SERIES)
+    scraper.close()
+
+
+def test_a_restart_is_noted_and_the_new_configuration_read(server, tmp_path):
+    def restart():
+        server.started, server.scale, server.model = "1.8e+09", 0.1, "demo-m"
+
+    recording, _ = attach(server, folder=tmp_path / "r", change=restart)
+    assert {"restart", "counter_reset", "note"} <= set(kinds(recording))
+    assert {each.model for each in recording.manifest.engines.values()} == {"demo-s", "demo-m"}
+    assert recording.frame("scrapes")["engine"].n_unique() == 2
+    assert all(each.numbers.generated_tokens_per_s == 0 for each in watched_engines(recording))
+
+
+def test_errors_and_hangs_are_gaps_that_end(server, tmp_path):
+    def breaks():
+        server.status = 500
+        threading.Timer(0.4, setattr, (server, "status", 200)).start()
+
+    recording, _ = attach(server, folder=tmp_path / "r", seconds=2, change=breaks)
+    told = recording.frame("events")
+    assert told["kind"].to_list() == ["gap", "reconnect"]
+    assert told["detail"][0].endswith("/metrics: HTTP 500")
+    assert recording.complete
+
+
+def test_a_lost_server_ends_the_watch_where_asked(server, tmp_path):
+    recording, _ = attach(
+        server,
+        folder=tmp_path / "r",
+        seconds=8,
+        change=lambda: setattr(server, "gone", True),
+        reconnect=False,
+    )
+    assert not recording.complete
+    assert kinds(recording) == ["gap", "killed"]
+    assert recording.frame("scrapes").height
+
+
+def test_a_server_that_fails_is_left_alone_for_longer_and_longer(server, tmp_path):
+    server_broken_at = []
+
+    def breaks():
+        server_broken_at.append(len(server.asked))
+        server.status = 503
+
+    attach(server, folder=tmp_path / "r", seconds=4, change=breaks)
+    asked = [at for path, _, at in server.asked[server_broken_at[0] :] if path == "/metrics"]
+    pauses = [b - a for a, b in itertools.pairwise(asked)]
+    assert len(asked) <= 6  # of 20 at the usual pace
+    assert pauses == sorted(pauses)
+
+
+def test_a_slow_page_is_asked_for_a_tenth_of_the_time(server, tmp_path):
+    server.hang_s = 0.1
+    attach(server, folder=tmp_path / "r", seconds=3)
+    asked = [at for path, _, at in server.asked if path == "/metrics"]
+    assert len(asked) <= 5
+
+
+def test_two_replicas_with_one_configuration_are_two_engines(server, tmp_path):
+    with metrics_server() as other:
+        other.gauges = {"vllm:num_requests_running": 7}
+        recording, _ = attach(server, other, folder=tmp_path / "r")
+    running = recording.frame("scrapes").filter(name="vllm:num_requests_running")
+    by_url = {dict(e.other)["url"]: key for key, e in recording.manifest.engines.items()}
+    assert set(by_url) == {server.url, other.url}
+    assert set(running.filter(engine=by_url[other.url])["value"]) == {7.0}
+    assert len(watched_engines(recording)) == 2
+
+
+def test_engines_by_label(server, tmp_path):
+    server.engines = ("0", "1")
+    recording, _ = attach(server, folder=tmp_path / "r")
+    engines = recording.manifest.engines.values()
+    assert sorted(dict(e.other).get("engine", "") for e in engines) == ["", "0", "1"]
+    watched = watched_engines(recording)
+    assert [dict(each.engine.other)["engine"] for each in watched] == ["0", "1"]
+
+
+def test_the_key_goes_to_the_server_and_nowhere_else(server, tmp_path, capfd, caplog):
+    caplog.set_level("DEBUG")
+    server.key = KEY
+    with pytest.raises(EngineError, match="wants a key") as told:
+        attach(server, folder=tmp_path / "a", headers={"Authorization": "Bearer wrong-canary"})
+    headers = read_headers(KEY, ["X-Org: org-canary"])
+    recording, _ = attach(server, folder=tmp_path / "r", headers=headers)
+    assert server.asked[-1][1]["X-Org"] == "org-canary"
+    kept = everything_in(recording.path) + "".join(capfd.readouterr()) + caplog.text
+    assert "canary" not in kept + str(told.value) + repr(Access.of(server.url, headers))
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        ("<html>login</html>", "nothing of vLLM"),
+        ("python_info 1\n", "nothing of vLLM"),
+        ("", "no metrics page"),
+    ],
+)
+def test_what_is_no_metrics_page_of_vllm(server, tmp_path, body, told):
+    server.body = body
+    with pytest.raises(EngineError, match=told):
+        attach(server, folder=tmp_path / "r")
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_page_without_end_is_refused(server, tmp_path, monkeypatch):
+    monkeypatch.setattr("profiler.attach.scraper._MOST_PAGE_BYTES", 10_000)
+    with pytest.raises(EngineError, match="a page of more than"):
+        attach(server, folder=tmp_path / "r")
+
+
+def test_a_disk_that_fails_does_not_end_the_watch(server, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("traces.recording.writer.write_part", full)
+    with pytest.raises(Exception, match="writing failed .No space left on device."):
+        attach(server, folder=tmp_path / "r")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "localhost:8000",
+        "ftp://h",
+        "http://",
+        "http://user:pw-canary@h:1",
+        "http://h:99999",
+        "http://h?token=canary",
+        "http://[::1",
+    ],
+)
+def test_urls_that_are_none(url):
+    with pytest.raises(UsageError) as told:
+        Access.of(url)
+    assert "canary" not in str(told.value)
+
+
+def test_urls_as_people_write_them():
+    for url in ("http://h:8000", "http://h:8000/", "http://h:8000/v1/", "http://h:8000/metrics"):
+        assert Access.of(url).url == "http://h:8000"
+    assert Access.of("https://h/team/v1").url == "https://h/team"
+
+
+def test_keys_and_headers(tmp_path, monkeypatch):
+    file = tmp_path / "key"
+    file.write_text(f"{KEY}\n")
+    monkeypatch.setenv("SECRET", "from-env")
+    assert read_key(None, file) == KEY
+    assert read_key("SECRET", None) == "from-env"
+    assert read_key(None, None) is None
+    assert read_headers(KEY, ["X-A: $SECRET"])["X-A"] == "from-env"
+    assert "Authorization" not in read_headers(KEY, ["authorization: Basic x"])
+    file.write_text("two canary\nlines canary\n")
+    bad = [
+        lambda: read_key(None, file),
+        lambda: read_key(None, tmp_path / "absent"),
+        lambda: read_key("ABSENT_VARIABLE", None),
+        lambda: read_key("SECRET", file),
+        lambda: read_headers(None, ["no colon canary"]),
+        lambda: read_headers(None, ["X-A: canary\r\nX-B: canary"]),
+        lambda: read_headers(None, ["Host: canary"]),
+        lambda: read_headers(None, ["X-A: $ABSENT_VARIABLE"]),
+    ]
+    for wrong in bad:
+        with pytest.raises(UsageError) as told:
+            wrong()
+        assert "canary" not in str(told.value)
+
+
+def run(*arguments):
+    code = "from tui.cli import main; main()"
+    return [sys.executable, "-c", code, "attach", *arguments]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_verb_well(server, tmp_path, number):
+    command = run(server.url, "--period", "200ms", "-o", str(tmp_path / "r"), "--json")
+    root = Path(__file__).parents[3]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=root
+    )
+    until = time.monotonic() + 60
+    while process.poll() is None and not list(tmp_path.glob("r/scrapes-000001.parquet")):
+        assert time.monotonic() < until
+        time.sleep(0.05)  # for the second part: a line is shown after the first second
+    os.kill(process.pid, number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    (watched,) = json.loads(out)["watched"]
+    assert watched["complete"]
+    assert watched["numbers"]["polls"] >= 2
+    assert "tok/s" in err or "no answer yet" in err
+
+
+def test_sigterm_ends_it_soon_whatever_connections_are_open(server, tmp_path):
+    port = free_port()
+    command = run(server.url, "--listen", str(port), "-o", str(tmp_path / "r"), "--json")
+    root = Path(__file__).parents[3]
+    with ExitStack() as stack:
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=root
+        )
+        while process.poll() is None and not list(tmp_path.glob("r/scrapes-*.parquet")):
+            time.sleep(0.05)
+        for number in range(80):
+            held = stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+            held.sendall(b"POST /v1/traces HTTP/1.1\r\n"[: number % 25])
+        begun = time.monotonic()
+        process.terminate()
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert time.monotonic() - begun < 10  # 3 s; others may use this machine
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "told"),
+    [
+        (["http://127.0.0.1:1"], 1, "no server answers"),
+        (["nonsense"], 2, "write http://HOST:PORT"),
+        (["http://127.0.0.1:1", "--duration", "soon"], 2, "90s, 10m or 2h"),
+        (["http://127.0.0.1:1", "--on-loss", "cry"], 2, "wait or end"),
+        (["http://127.0.0.1:1", "http://127.0.0.1:1/v1"], 2, "named twice"),
+        (["http://127.0.0.1:1", "--workload", "demo", "--passive"], 2, "exclude"),
+        (["http://127.0.0.1:1", "--spans-without-token"], 2, "nobody listens"),
+        (
+            ["http://127.0.0.1:1", "--listen", "0.0.0.0:0", "--spans-without-token"],
+            2,
+            "others on the network reach it",
+        ),
+        (["http://127.0.0.1:1", "--workload", "demo", "--rule", "window"], 2, "NAME=VALUE"),
+    ],
+)
+def test_bad_input_is_one_line(tmp_path, arguments, code, told):
+    done = subprocess.run(
+        run(*arguments, "-o", str(tmp_path / "r")),
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parents[3],
+    )
+    assert (done.returncode, done.stdout) == (code, "")
+    assert told in done.stderr
+    assert done.stderr.count("\n") == 1

@@ -1,0 +1,221 @@
+"""What a server's stream amounts to, however its reasoning parser cuts thought and answer."""
+
+import itertools
+import json
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler
+
+import pytest
+
+from profiler.engines.server.server import ServerEngine
+from profiler.engines.server.stream import Stream
+from profiler.runs.record import record
+from profiler.workload.answers import final_answer
+from profiler.workload.problems import load_workload
+from profiler.workload.verifiers import Numeric
+from tests.loopback import serving
+from traces.recording.reader import Recording
+from traces.schema.policy import Policy
+from traces.summary.run import summarise
+
+START, END = (3,), (4,)  # the tokens of the marks
+
+
+def delta(*, finish=None, ids=None, tokens=None, **fields):
+    choice = {"index": 0, "delta": fields, "finish_reason": finish}
+    event = {"choices": [choice if ids is None else choice | {"token_ids": ids}]}
+    return event if tokens is None else event | {"usage": {"completion_tokens": tokens}}
+
+
+def result_of(*events, prompt=None, **more):
+    stream = Stream(think_start_ids=START, think_end_ids=END, **more)
+    if prompt is not None:
+        stream.take({"prompt_token_ids": prompt, "choices": []}, 1)
+    for now, event in enumerate(events, 2):
+        stream.take(event, now)
+    return stream.result("r", None)
+
+
+def read(result):
+    """The text as answers are read from it."""
+    return ("<think>" if result.opened else "") + result.text
+
+
+@pytest.mark.parametrize("field", ["reasoning", "reasoning_content"])
+@pytest.mark.parametrize(
+    ("deltas", "answer"),
+    [
+        ([("1 + 1", ""), ("", "2")], "2"),
+        ([("1 + ", ""), ("1", "2")], "2"),  # both at once
+        ([("1 + 1", "2")], "2"),  # all at once
+        ([("1 + ", ""), ("1", "1"), ("", "2")], "12"),
+        ([("", "2")], "2"),  # no thought
+        ([("", "Well. "), ("1 + 1", ""), ("", "2")], "2"),  # content, then a thought
+        ([("1", ""), ("", "7"), ("1 + 1", ""), ("", "2")], "2"),  # it thinks twice
+        ([("1", "7"), ("1 + 1", "2")], "2"),
+        ([("1 + 1", "")], None),  # cut in its thought
+        ([("1", ""), ("", "7"), ("1 + 1", "")], None),  # and in its second one
+        ([("1 + 1 = 2\n", ""), ("", "\n\n")], None),
+    ],
+)
+def test_thought_and_answer_are_parted(field, deltas, answer):
+    events = [
+        delta(**{name: part for name, part in ((field, thought), ("content", said)) if part})
+        for thought, said in deltas
+    ]
+    assert final_answer(read(result_of(delta(role="assistant", content=""), *events))) == answer
+
+
+def test_both_in_one_delta_end_the_thought_there():
+    found = result_of(
+        delta(role="assistant", content="", tokens=0),
+        delta(reasoning="ab", ids=[10, 11], tokens=2),
+        delta(reasoning="c", content="J", ids=[12, 4, 20], tokens=5),
+        delta(ids=[2], tokens=6, finish="stop"),
+        {"choices": [], "usage": {"completion_tokens": 6, "prompt_tokens": 9}},
+    )
+    assert found.text == "abc</think>J"
+    assert (found.first_token, found.think_end) == (3, 4)
+    assert (found.think_tokens, found.output_tokens) == (3, 6)
+
+
+def test_a_mark_that_is_not_sent_ends_the_thought_when_it_comes():
+    found = result_of(
+        delta(reasoning="ab", ids=[10, 11]),
+        delta(ids=[4]),
+        delta(content="J", ids=[20]),
+        delta(finish="stop", ids=[2]),
+    )
+    assert (found.text, found.think_end, found.think_tokens) == ("ab</think>J", 3, 2)
+
+
+def test_an_empty_thought_that_the_prompt_opened():
+    found = result_of(delta(ids=[4]), delta(content="J", ids=[20]), prompt=[1, 9, 3])
+    assert (read(found), found.think_tokens) == ("<think></think>J", 0)
+    assert final_answer(read(found)) == "J"
+
+
+def test_a_thought_that_the_prompt_opened_and_nobody_closed_has_no_answer():
+    """A server without a parser, and the engine in this process, give the text alone."""
+    found = result_of(delta(content="1 + 1 = 2", ids=[10, 11], finish="length"), prompt=[1, 9, 3])
+    assert Numeric().answer_of(found.text) is not None
+    assert Numeric().answer_of(read(found)) is None
+    closed = result_of(delta(content="2", ids=[10]), prompt=[1, 3, 4])  # thinking is switched off
+    assert final_answer(read(closed)) == "2"
+
+
+def test_marks_in_the_text_are_left_as_they_are():
+    found = result_of(
+        delta(content="<think>", ids=[3], tokens=1),
+        delta(content="ab", ids=[10, 11], tokens=3),
+        delta(content="</think>", ids=[4], tokens=4),
+        delta(content="J", ids=[20], tokens=5),
+    )
+    assert (found.text, found.think_tokens, found.think_end) == ("<think>ab</think>J", 3, 4)
+    assert not found.opened
+
+
+def test_without_ids_the_thought_is_counted_only_where_that_is_exact():
+    text = (
+        delta(content="ab", tokens=2),
+        delta(content="</think>", tokens=3),
+        delta(content="J", tokens=4),
+    )
+    assert result_of(*text).think_tokens == 2
+    parsed = (delta(reasoning="ab", tokens=2), delta(content="J", tokens=3))
+    assert result_of(*parsed).think_tokens is None  # 3 may count the mark or not
+    told = {"completion_tokens": 9, "completion_tokens_details": {"reasoning_tokens": 6}}
+    assert result_of(*parsed, {"choices": [], "usage": told}).think_tokens == 6
+
+
+def test_several_choices_and_calls_of_tools():
+    parts = [*delta(reasoning="ab")["choices"], *delta(content="J")["choices"]]
+    assert result_of({"choices": parts}).text == "ab</think>J"
+    call = [{"index": 0, "function": {"name": "f", "arguments": "{}"}}]
+    found = result_of(delta(reasoning="ab"), delta(tool_calls=call, finish="tool_calls"))
+    assert (found.think_end, final_answer(read(found))) == (3, None)
+
+
+def test_ids_are_kept_only_where_they_are_wanted():
+    events = (delta(reasoning="ab", ids=[10, 11]), delta(content="J", ids=[4, 20]))
+    kept, not_kept = (result_of(*events, prompt=[1], want_ids=w) for w in (True, False))
+    assert (kept.token_ids, kept.prompt_token_ids) == ((10, 11, 4, 20), (1,))
+    assert (not_kept.token_ids, not_kept.prompt_token_ids, not_kept.think_tokens) == (None, None, 2)
+
+
+@contextmanager
+def chat_server(events_of):
+    """An OpenAI-compatible server whose chats are these events, by how many there were before."""
+    numbers = itertools.count()  # chats are answered by several threads
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send({"data": [{"id": "m", "max_model_len": 1024}]}, self.path == "/v1/models")
+
+        def do_POST(self):
+            self.rfile.read(int(self.headers["Content-Length"]))
+            if self.path != "/v1/chat/completions":
+                self.send({}, False)
+                return
+            number = next(numbers)
+            self.send_response(200)
+            self.send_header("Content-Type", "text/event-stream")
+            self.end_headers()
+            for event in events_of(number):
+                self.wfile.write(f"data: {json.dumps(event)}\n\n".encode())
+            self.wfile.write(b"data: [DONE]\n\n")
+
+        def send(self, document, good):
+            body = json.dumps(document).encode()
+            self.send_response(200 if good else 404)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+    with serving(Handler) as url:
+        yield url
+
+
+def recorded(tmp_path, events_of, problems=8):
+    rows = [{"id": n, "prompt": f"{n}", "answer": "7"} for n in range(problems)]
+    file = tmp_path / "w.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with chat_server(events_of) as url:
+        engine = ServerEngine(url)
+        try:
+            record(load_workload(str(file)), Policy(max_tokens=9), engine, tmp_path / "r")
+        finally:
+            engine.close()
+    return Recording.open(tmp_path / "r")
+
+
+def test_answers_of_a_server_whose_deltas_have_both(tmp_path):
+    def events(number):
+        split = [delta(reasoning="1 + 6"), delta(content="7", finish="stop")]
+        return split if number % 2 else [delta(reasoning="1 + 6", content="7", finish="stop")]
+
+    recording = recorded(tmp_path, events)
+    assert recording.samples["correct"].to_list() == [True] * 8
+    assert recording.samples["think_end"].null_count() == 0
+    assert not [note for note in summarise(recording)[0].notes if "no answer" in note]
+
+
+def test_samples_without_an_answer_are_told(tmp_path):
+    def events(number):
+        if number < 2:
+            return [delta(reasoning="1 +", finish="length")]
+        return (
+            [delta(reasoning="1 + 6 = 7", finish="stop")]
+            if number == 2
+            else [
+                delta(reasoning="1 + 6"),
+                delta(content="7", finish="stop"),
+            ]
+        )
+
+    recording = recorded(tmp_path, events)
+    assert recording.samples["answer"].null_count() == 3
+    assert recording.samples["censored"].sum() == 2
+    (note,) = [note for note in summarise(recording)[0].notes if "no answer" in note]
+    assert note.startswith("3 of 8 samples have no answer: 2 were cut at max_tokens")
+    assert "1 ended by themselves; check the verifier" in note

@@ -1,0 +1,335 @@
+"""The plugin in vLLM's own classes: it is off, it sends, and it never raises."""
+
+import logging
+import time
+from types import SimpleNamespace
+
+import pytest
+
+from profiler.attach.receiver.receiver import Receiver
+
+# vLLM's import brings its libraries' warnings.
+pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]
+
+
+@pytest.fixture
+def receiver():
+    made = Receiver("127.0.0.1", 0)
+    made.start()
+    yield made
+    made.close()
+
+
+def logger(monkeypatch, target, engine=3):
+    from profiler.plugin.step_logger import _SENDING, VARIABLE, StepLogger
+
+    if target is None:
+        monkeypatch.delenv(VARIABLE, raising=False)
+    else:
+        monkeypatch.setenv(VARIABLE, target)
+    _SENDING.clear()
+    return StepLogger(SimpleNamespace(), engine)
+
+
+def step(running=2, tokens=2):
+    from vllm.v1.metrics.stats import IterationStats, SchedulerStats
+
+    iteration = IterationStats()
+    iteration.num_generation_tokens = tokens
+    iteration.inter_token_latencies_iter = [0.01] * tokens
+    return SchedulerStats(num_running_reqs=running, kv_cache_usage=0.25), iteration
+
+
+def taken(receiver, rows):
+    batches, deadline = [], time.monotonic() + 10
+    while sum(len(b.rows) for b in batches) < rows and time.monotonic() < deadline:
+        batches += receiver.take_batches()
+        time.sleep(0.02)
+    return batches
+
+
+def test_it_is_what_vllm_takes():
+    from vllm.v1.metrics.loggers import StatLoggerBase
+
+    from profiler.plugin.step_logger import StepLogger
+
+    assert issubclass(StepLogger, StatLoggerBase)
+
+
+def test_off_unless_told(monkeypatch):
+    made = logger(monkeypatch, None)
+    made.record(*step())
+    assert (made.on, len(made._ring)) == (False, 0)
+
+
+def test_steps_arrive_with_what_was_seen(monkeypatch, receiver):
+    made = logger(monkeypatch, f"http://127.0.0.1:{receiver.port}")
+    for _ in range(50):
+        made.record(*step())
+    made.record(None, None)
+    made.record(None, step()[1])  # another front end has the scheduler's part of this step
+    batches = taken(receiver, 51)
+    rows = [row for batch in batches for row in batch.rows]
+    assert len(rows) == 51
+    assert rows[-1][1:4] == (None, None, None)
+    assert rows[-1][9] == rows[0][9] == 2
+    assert receiver.port in batches[-1].ports  # this process listens there
+    assert {batch.engine for batch in batches} == {3}
+    assert rows[0][1:4] == (2, 0, 0.25)
+    assert [row[0] for row in rows] == sorted(row[0] for row in rows)
+    made.on = False
+
+
+def test_a_receiver_that_is_away_costs_only_rows(monkeypatch, receiver):
+    import profiler.plugin.step_logger as module
+
+    monkeypatch.setattr(module, "CAPACITY", 100)
+    target = f"http://127.0.0.1:{receiver.port}"
+    receiver.close()
+    made = logger(monkeypatch, target)
+    begun = time.monotonic()
+    seen = step()
+    for _ in range(10_000):
+        made.record(*seen)
+    assert time.monotonic() - begun < 5
+    assert made.on
+    assert made.dropped > 1000
+    assert len(made._ring) <= 100
+    made.on = False
+
+
+def test_a_full_buffer_keeps_the_newest_steps(monkeypatch, receiver):
+    import profiler.plugin.step_logger as module
+
+    monkeypatch.setattr(module, "CAPACITY", 100)
+    port = receiver.port
+    receiver.close()
+    made = logger(monkeypatch, f"http://127.0.0.1:{port}")
+    seen, ends = step(), []
+    for _ in range(1_000):
+        made.record(*seen)
+        ends.append(made._ring[-1][0])
+    time.sleep(1.2)  # it has tried in vain
+    assert (made.dropped, made._dropped_until) == (900, ends[899])
+    late = Receiver("127.0.0.1", port)
+    late.start()
+    try:
+        batches = taken(late, 100)
+    finally:
+        made.on = False
+        late.close()
+    assert [row[0] for each in batches for row in each.rows] == ends[900:]
+    assert {(each.dropped, each.dropped_until) for each in batches} == {(900, ends[899])}
+
+
+def test_what_was_taken_from_a_full_buffer_is_given_up_first(monkeypatch):
+    """A receiver takes connections and never answers: its batch is the oldest there is."""
+    import socket
+
+    import profiler.plugin.step_logger as module
+
+    monkeypatch.setattr(module, "CAPACITY", 100)
+    monkeypatch.setattr(module, "_TIMEOUT_S", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        made = logger(monkeypatch, f"http://127.0.0.1:{silent.getsockname()[1]}")
+        seen, deadline = step(), time.monotonic() + 20
+        while not made._discarded and time.monotonic() < deadline:
+            made.record(*seen)
+            time.sleep(0.001)
+        made.on = False
+        assert made._discarded > 0
+        assert len(made._pending) + len(made._ring) <= 101
+        assert made._dropped_until < (made._pending or made._ring)[0][0]
+
+
+def test_a_receiver_with_another_token_is_told_of_in_one_line_and_costs_only_rows(
+    monkeypatch, caplog, receiver
+):
+    """Steps wait; who attaches next with the token that the plugin has gets them."""
+    import profiler.plugin.step_logger as module
+
+    monkeypatch.setattr(module, "_LONGEST_PAUSE_S", 0.1)
+    monkeypatch.setattr(module, "PERIOD_S", 0.05)
+    monkeypatch.setattr(module, "CAPACITY", 100)
+    monkeypatch.setenv("TTSCOPE_TOKEN", "another-token-of-nobody")
+    with caplog.at_level(logging.WARNING, "vllm.ttscope"):
+        made = logger(monkeypatch, f"http://127.0.0.1:{receiver.port}")
+        seen, deadline = step(), time.monotonic() + 20
+        while receiver.strangers < 5 and time.monotonic() < deadline:
+            made.record(*seen)
+            time.sleep(0.01)
+        for _ in range(500):
+            made.record(*seen)
+        monkeypatch.undo()  # the token is read again before each try
+        rows = [row for each in taken(receiver, 50) for row in each.rows]
+        made.on = False
+    assert len(rows) >= 50
+    (line,) = [each.message for each in caplog.records]
+    assert "another token" in line and "TTSCOPE_TOKEN" in line
+    assert "of-nobody" not in line
+    assert receiver.strangers >= 5
+
+
+def test_without_a_token_it_says_one_line_and_goes_on(monkeypatch, caplog, receiver):
+    monkeypatch.setenv("TTSCOPE_TOKEN", "short")
+    with caplog.at_level(logging.WARNING, "vllm.ttscope"):
+        made = logger(monkeypatch, f"http://127.0.0.1:{receiver.port}")
+        made.record(*step())
+        deadline = time.monotonic() + 10
+        while not caplog.records and time.monotonic() < deadline:
+            time.sleep(0.02)
+    assert made.on
+    made.on = False
+    (line,) = [each.message for each in caplog.records]
+    assert "TTSCOPE_TOKEN: holds no token" in line
+
+
+def test_every_attach_learns_the_configuration(monkeypatch):
+    """Eight of them, one after the other, at any moment between two tries of the plugin."""
+    import random
+
+    from profiler.attach.deployment import Deployment
+    from profiler.attach.receiver.incoming import Incoming
+    from profiler.engines.server.access import Access
+    from tests.profiler.metrics_server import metrics_server
+    from tests.profiler.servers import free_port
+
+    port, draw, learned = free_port(), random.Random(1), 0
+    made = logger(monkeypatch, f"http://127.0.0.1:{port}", engine=0)
+    with metrics_server() as server:
+        made._head |= {"config": {"model": "m", "mode": "server", "max_num_seqs": 17}}
+        made._head |= {"process_start_s": 1.7e9}
+        server.started = "1.7e+09"
+        for _ in range(8):
+            time.sleep(draw.uniform(0, 2.5))
+            receiver = Receiver("127.0.0.1", port)
+            receiver.start()
+            deployment = Deployment([Access.of(server.url)])
+            deployment.connect()
+            learned += Incoming(receiver, deployment).adopt()
+            assert [each.max_num_seqs for each in deployment.engines.values()] == [17]
+            deployment.close()
+            receiver.close()
+    made.on = False
+    assert learned == 8
+
+
+def test_a_batch_whose_answer_came_too_late_counts_once(monkeypatch, receiver):
+    import profiler.plugin.step_logger as module
+
+    kept, put = [], receiver.put_batch
+
+    def late(batch):
+        kept.append(len(batch.rows))
+        done = put(batch)
+        if len(kept) == 1:
+            time.sleep(0.5)
+        return done
+
+    monkeypatch.setattr(module, "_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(receiver, "put_batch", late)
+    made = logger(monkeypatch, f"http://127.0.0.1:{receiver.port}")
+    seen = step()
+    for _ in range(40):
+        made.record(*seen)
+        time.sleep(0.05)
+    batches = taken(receiver, 40)
+    made.on = False
+    ends = [row[0] for each in batches for row in each.rows]
+    assert sum(kept) > 40  # some came twice
+    assert len(ends) == 40 and ends == sorted(set(ends))
+    assert made.dropped == 0
+
+
+@pytest.mark.parametrize(
+    "target", ["nonsense", "https://x", "http://", "http://h:99999", "http://[::1"]
+)
+def test_a_broken_configuration_is_one_line(monkeypatch, caplog, target):
+    with caplog.at_level(logging.WARNING, "vllm.ttscope"):
+        made = logger(monkeypatch, target)
+    made.record(*step())
+    assert not made.on
+    assert len(caplog.records) == 1
+
+
+def test_a_probe_that_raises_switches_itself_off(monkeypatch, caplog, receiver):
+    made = logger(monkeypatch, f"http://127.0.0.1:{receiver.port}")
+    logging.getLogger("vllm.ttscope").propagate = True
+    with caplog.at_level(logging.WARNING, "vllm.ttscope"):
+        for _ in range(3):
+            made.record(SimpleNamespace(), SimpleNamespace())
+    assert not made.on
+    assert sum("switched itself off" in r.message for r in caplog.records) <= 1
+
+
+def test_other_field_names_are_noticed_before_the_first_step(monkeypatch):
+    import profiler.plugin.step_logger as module
+
+    monkeypatch.setattr(module, "_SCHEDULER", (*module._SCHEDULER, "renamed"))
+    assert not logger(monkeypatch, "http://127.0.0.1:1").on
+
+
+def test_announced_twice_each_step_counts_once(monkeypatch, receiver):
+    from profiler.plugin.step_logger import StepLogger
+
+    first = logger(monkeypatch, f"http://127.0.0.1:{receiver.port}")
+    second = StepLogger(SimpleNamespace(), 3)
+    assert (first.on, second.on) == (True, False)
+    for each in (first, second):
+        each.record(*step())
+    assert len(taken(receiver, 1)) == 1
+
+
+@pytest.fixture(scope="module")
+def completions():
+    """Twenty completions at temperature 0 of an engine here that has other loggers too."""
+    from profiler.engines.start import model_path
+    from profiler.engines.vllm.in_process import InProcessEngine
+    from profiler.workload.problems import load_workload
+
+    made = InProcessEngine(model_path("demo/s"), max_num_seqs=8)
+    prompts = [str(each.prompt) for each in load_workload("demo", problems=20).problems]
+
+    def run(*loggers):
+        from vllm import SamplingParams
+        from vllm.v1.metrics.loggers import StatLoggerManager
+
+        engine, texts = made._engine, {}
+        manager = StatLoggerManager(engine.vllm_config, [0])
+        manager.stat_loggers = list(loggers)
+        engine.logger_manager, engine.log_stats, before = manager, True, engine.log_stats
+        engine.output_processor.log_stats = True
+        engine.engine_core.engine_core.scheduler.log_stats = True
+        for number, prompt in enumerate(prompts):
+            engine.add_request(str(number), prompt, SamplingParams(temperature=0, max_tokens=16))
+        while engine.has_unfinished_requests():
+            for output in engine.step():
+                if output.finished:
+                    texts[output.request_id] = output.outputs[0].text
+        engine.logger_manager, engine.log_stats = None, before
+        return [texts[str(number)] for number in range(len(prompts))]
+
+    yield run
+    made.close()
+
+
+def test_completions_are_the_same_whatever_is_wrong_with_it(completions, monkeypatch, receiver):
+    """The same by servers and with 200 completions: benchmarks/plugin_harmless.py."""
+    import profiler.plugin.step_logger as module
+
+    plain = completions()
+    assert completions() == plain
+    assert len(set(plain)) > 10
+    here, row = f"http://127.0.0.1:{receiver.port}", module._row
+    seen = logger(monkeypatch, here)
+    assert completions(seen) == plain
+    assert len([each for batch in taken(receiver, 20) for each in batch.rows]) >= 20
+    seen.on = False
+    for target in ("nonsense://", "http://127.0.0.1:1"):
+        broken = logger(monkeypatch, target)
+        assert completions(broken) == plain
+        broken.on = False
+    raising = logger(monkeypatch, here)
+    monkeypatch.setattr(module, "_row", lambda *_: row(*_) and 1 / 0)
+    assert completions(raising) == plain
+    assert not raising.on

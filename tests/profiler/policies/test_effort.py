@@ -1,0 +1,57 @@
+"""`reasoning_effort` goes to the chat template, and is refused where it would change nothing."""
+
+from dataclasses import replace
+
+import pytest
+
+from profiler.runs.record import record
+from profiler.workload.problems import load_workload
+from tests.profiler.command import warm_ttscope
+from tests.profiler.stub import StubEngine
+from traces.errors import UsageError
+from traces.recording.reader import Recording
+from traces.schema.policy import Policy
+
+HIGH = Policy(reasoning_effort="high", max_tokens=200)
+
+
+def test_effort_reaches_the_engine_and_the_recording(tmp_path):
+    engine = StubEngine()
+    engine.chat_template = "{{ reasoning_effort }}"
+    path = record(load_workload("demo", problems=2), HIGH, engine, tmp_path / "r")
+    assert {request.reasoning_effort for request in engine.submitted} == {"high"}
+    (kept,) = Recording.open(path).manifest.policies.values()
+    assert kept.reasoning_effort == "high" and kept.label() == "greedy high"
+
+
+@pytest.mark.parametrize(
+    ("template", "effort", "chat", "message"),
+    [
+        ("{{ content }}", "high", True, "has no reasoning_effort"),
+        ("{{ enable_thinking }}", "low", True, "has no reasoning_effort"),
+        ("{{ content }}", "none", True, "no reasoning_effort or enable_thinking"),
+        ("{{ reasoning_effort }}", "high", False, "leave out --raw-prompts"),
+    ],
+)
+def test_an_effort_that_would_change_nothing_is_refused(tmp_path, template, effort, chat, message):
+    engine = StubEngine()
+    engine.chat_template = template
+    workload = replace(load_workload("demo", problems=2), chat=chat)
+    with pytest.raises(UsageError, match=message):
+        record(workload, replace(HIGH, reasoning_effort=effort), engine, tmp_path / "r")
+    assert not (tmp_path / "r").exists()
+
+
+def test_an_unknown_effort_is_refused():
+    with pytest.raises(UsageError, match="no reasoning_effort 'huge'"):
+        Policy(reasoning_effort="huge")
+
+
+@pytest.mark.vllm
+def test_high_effort_thinks_longer_on_the_bundled_reasoners(tmp_path):
+    thoughts = {}
+    for effort in ("low", "high"):
+        options = ("--problems", "16", "--reasoning-effort", effort, "--json")
+        warm_ttscope("record", "--model", "demo/s", *options, "-o", tmp_path / effort)
+        thoughts[effort] = Recording.open(tmp_path / effort).samples["think_tokens"].mean()
+    assert thoughts["high"] > 1.5 * thoughts["low"]

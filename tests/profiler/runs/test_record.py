@@ -1,0 +1,237 @@
+"""A run from workload to recording, on an engine without a model."""
+
+import gzip
+import http.server
+import json
+import threading
+from typing import ClassVar
+
+import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+from profiler.runs.record import record
+from profiler.workload.problems import Problem, Workload, load_workload
+from profiler.workload.verifiers import ByText, verifier
+from tests.profiler.stub import StubEngine
+from traces.errors import EngineError, UsageError
+from traces.recording.reader import Recording
+from traces.schema.policy import Policy
+
+CANARY = "canary-7f3a"
+
+
+def private_workload(count=3):
+    problems = [
+        Problem(problem_id=f"p{i}", prompt=f"{CANARY} prompt {i}", expected=f"{CANARY}-right")
+        for i in range(count)
+    ]
+    return Workload(
+        name="private",
+        problems=problems,
+        verifier=ByText(answer_of=lambda text: text.rpartition("</think>")[2] or None),
+    )
+
+
+def voting(*answers):
+    """An answer function: sample i of each problem answers answers[i]; None does not parse."""
+
+    def text(request_id):
+        answer = answers[int(request_id.rpartition(".")[2])]
+        return f"{CANARY} thought</think>{answer or ''}"
+
+    return text
+
+
+def everything_in(folder):
+    """All bytes of a recording's files, Parquet values as text."""
+    recording = Recording.open(folder)
+    tables = [
+        json.dumps(recording.frame(t).to_dicts(), default=str)
+        for t in ("problems", "samples", "steps", "events", "answers")
+    ]
+    raw = b"".join(path.read_bytes() for path in folder.iterdir())
+    return "".join(tables) + raw.decode("latin-1")
+
+
+def test_majority_vote_is_recorded(tmp_path):
+    right, wrong = f"{CANARY}-right", f"{CANARY}-wrong"
+    engine = StubEngine(answers=voting(wrong, right, right, None))
+    policy = Policy(method="majority", n=4, temperature=0.8, max_tokens=50)
+    path = record(private_workload(), policy, engine, tmp_path / "r", concurrency=2)
+    recording = Recording.open(path)
+    assert recording.complete
+    problems, samples = recording.problems, recording.samples
+    assert problems["correct"].to_list() == [True] * 3
+    assert problems["end"].null_count() == problems["decided_at"].null_count() == 0
+    assert (problems["decided_at"] >= problems["arrival"]).all()
+    assert samples.height == 12
+    assert samples["correct"].to_list().count(True) == 6
+    for _, group in samples.group_by("problem_id"):
+        ordered = group.sort("sample_index")
+        assert ordered["sample_index"].to_list() == [0, 1, 2, 3]
+        first, second, third, fourth = ordered["answer"].to_list()
+        assert second == third != first
+        assert fourth is None
+    assert problems["expected"].null_count() == 3
+    assert recording.steps["step"].to_list() == list(range(recording.steps.height))
+    assert recording.manifest.probe_cost_us == 0.5
+    assert recording.manifest.workload.problems == 3
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_text_is_kept_only_when_asked_for(tmp_path, keep):
+    engine = StubEngine(answers=voting(f"{CANARY}-right"))
+    record(private_workload(), Policy(), engine, tmp_path / "r", record_text=keep)
+    assert (CANARY in everything_in(tmp_path / "r")) is keep
+    samples = Recording.open(tmp_path / "r").samples
+    assert samples["token_ids"].null_count() == (0 if keep else samples.height)
+
+
+def test_no_answer_at_all_is_wrong_and_failures_are_told(tmp_path):
+    engine = StubEngine(answers=voting(None, None), fail={"p0.0", "p0.1", "p1.0"})
+    policy = Policy(method="majority", n=2, temperature=0.8)
+    record(private_workload(), policy, engine, tmp_path / "r")
+    rows = {row["problem_id"]: row for row in Recording.open(tmp_path / "r").problems.to_dicts()}
+    assert rows["p0"]["correct"] is None
+    assert rows["p0"]["error"] == "2 samples failed"
+    assert rows["p2"]["correct"] is False
+    samples = Recording.open(tmp_path / "r").samples
+    assert samples["error"].drop_nulls().to_list() == ["HTTP 500"] * 3
+
+
+def test_engine_failure_leaves_an_incomplete_recording(tmp_path):
+    engine = StubEngine()
+    poll, calls = engine.poll, iter(range(100))
+
+    def failing():
+        if next(calls) > 4:
+            raise EngineError("gone")
+        return poll()
+
+    engine.poll = failing
+    workload = load_workload("demo", problems=30)
+    with pytest.raises(EngineError, match="gone"):
+        record(workload, Policy(), engine, tmp_path / "r", concurrency=3)
+    recording = Recording.open(tmp_path / "r")
+    assert not recording.complete
+    in_flight = recording.problems.filter(recording.problems["end"].is_null())
+    assert in_flight.height == 3
+    assert in_flight["arrival"].null_count() == 0
+    assert len(engine.cancelled) == 3
+
+
+def test_policies_that_cannot_run_leave_nothing_behind(tmp_path):
+    with pytest.raises(UsageError, match="window must be at most n = 4"):
+        record(
+            load_workload("demo", problems=1),
+            Policy(method="early_stopping", n=4, rule=(("window", 9.0),)),
+            StubEngine(),
+            tmp_path / "r",
+        )
+    assert not (tmp_path / "r").exists()
+
+
+class Receiver(http.server.BaseHTTPRequestHandler):
+    """Keeps the spans of every OTLP/HTTP request."""
+
+    spans: ClassVar[list] = []
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["content-length"]))
+        if self.headers.get("content-encoding") == "gzip":
+            body = gzip.decompress(body)
+        if self.path == "/v1/traces":
+            request = ExportTraceServiceRequest.FromString(body)
+            for resource in request.resource_spans:
+                for scope in resource.scope_spans:
+                    self.spans.extend(scope.spans)
+        self.send_response(200)
+        self.send_header("content-type", "application/x-protobuf")
+        self.end_headers()
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def receiver():
+    Receiver.spans.clear()
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Receiver)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.mark.parametrize("how", ["flag", "environment"])
+def test_otlp_receiver_sees_parent_links(tmp_path, receiver, monkeypatch, how):
+    if how == "environment":
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver)
+    policy = Policy(method="majority", n=3, temperature=0.8)
+    engine = StubEngine(answers=voting(f"{CANARY}-a", f"{CANARY}-b", f"{CANARY}-a"))
+    otlp = receiver if how == "flag" else None
+    record(private_workload(), policy, engine, tmp_path / "r", otlp=otlp)
+    spans = {span.span_id: span for span in Receiver.spans}
+    names = [span.name for span in spans.values()]
+    assert names.count("tts.run") == 1
+    assert names.count("tts.problem") == 3
+    assert names.count("tts.sample") == 9
+    for span in spans.values():
+        parent = spans.get(span.parent_span_id)
+        wanted = {"tts.run": None, "tts.problem": "tts.run", "tts.sample": "tts.problem"}
+        assert (parent and parent.name) == wanted[span.name]
+        assert CANARY not in str(span)
+    assert len({span.trace_id for span in spans.values()}) == 1
+    recorded = Recording.open(tmp_path / "r").samples["span_id"].to_list()
+    sent = [span.span_id.hex() for span in spans.values() if span.name == "tts.sample"]
+    assert sorted(recorded) == sorted(sent)
+
+
+def test_a_dead_otlp_endpoint_costs_the_run_nothing(tmp_path):
+    policy = Policy()
+    record(private_workload(), policy, StubEngine(), tmp_path / "r", otlp="http://127.0.0.1:9")
+    assert Recording.open(tmp_path / "r").complete
+
+
+def test_bad_telemetry_settings_are_refused(tmp_path, monkeypatch):
+    with pytest.raises(UsageError, match="OTLP/HTTP URL"):
+        record(private_workload(), Policy(), StubEngine(), tmp_path / "a", otlp="nonsense")
+    monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
+    with pytest.raises(UsageError, match="unset it"):
+        record(private_workload(), Policy(), StubEngine(), tmp_path / "b")
+
+
+def test_two_runs_have_different_trace_ids_under_a_seeded_random(tmp_path):
+    import random
+
+    ids = []
+    for name in ("a", "b"):
+        random.seed(0)
+        record(private_workload(), Policy(), StubEngine(), tmp_path / name)
+        ids.append(Recording.open(tmp_path / name).problems["trace_id"][0])
+    assert ids[0] != ids[1]
+
+
+def test_votes_count_classes_of_the_verifier(tmp_path):
+    said = ["0.5", "3", "1/2", "the answer is 50%"]
+    engine = StubEngine(answers=lambda name: f"hm</think>{said[int(name.rpartition('.')[2])]}")
+    problems = [Problem(problem_id="a", prompt="?", expected="0.50")]
+    workload = Workload(name="own", problems=problems, verifier=verifier("numeric"))
+    policy = Policy(method="majority", n=4, temperature=0.8)
+    record(workload, policy, engine, tmp_path / "r")
+    recording = Recording.open(tmp_path / "r")
+    by_index = dict(recording.samples.select("sample_index", "answer").iter_rows())
+    assert by_index[0] == by_index[2] == by_index[3] != by_index[1]
+    right = dict(recording.samples.select("sample_index", "correct").iter_rows())
+    assert right == {0: True, 1: False, 2: True, 3: True}
+    assert recording.problems["correct"].to_list() == [True]
+    assert recording.manifest.workload.verifier == "numeric"
+
+
+def test_a_policy_of_an_import_cannot_be_run(tmp_path):
+    policy = Policy(method="majority", n=2, temperature=None)
+    with pytest.raises(UsageError, match="temperature and top_p must be numbers"):
+        record(load_workload("demo", problems=1), policy, StubEngine(), tmp_path / "r")
+    assert not (tmp_path / "r").exists()

@@ -1,0 +1,177 @@
+"""A sweep on Ray: what a task asks for, what comes back, and workers that are lost."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from profiler.engines.start import EngineOptions
+from profiler.sweep.plan import EngineJobs, load_plan, run_plan
+from profiler.sweep.ray import RayRunner, bring_in, demanded, keep_piece, pieces_of, run_on_node
+from traces.errors import EngineError, UsageError
+from traces.recording.reader import Recording
+from traces.summary.run import summarise
+
+PLAN = """
+workload: demo
+problems: 16
+concurrency: 2
+engines:
+  - model: demo/s
+    max_num_seqs: [4, 8]
+    enforce_eager: true
+    policies: [{method: majority, n: [2, 4], temperature: 0.8, max_tokens: 300}]
+"""
+
+
+def node(alive=True, **resources):
+    return {"Alive": alive, "Resources": {"CPU": 8.0, **resources}}
+
+
+def group(**options):
+    return EngineJobs(engine=EngineOptions(**{"model": "m"} | options), jobs=())
+
+
+def test_a_task_asks_for_a_gpu_for_each_rank():
+    nodes = [node(), node(GPU=4.0)]
+    assert demanded(group(), nodes) == {"num_cpus": 1, "num_gpus": 1}
+    assert demanded(group(tensor_parallel_size=4), nodes) == {"num_cpus": 1, "num_gpus": 4}
+    assert demanded(group(endpoint="http://x"), nodes) == {"num_cpus": 1}
+    with pytest.raises(EngineError, match="8 needs as many GPUs on one node; the largest has 4"):
+        demanded(group(tensor_parallel_size=8), nodes)
+    with pytest.raises(EngineError, match="the largest has 4"):
+        demanded(group(tensor_parallel_size=8), [*nodes, node(alive=False, GPU=8.0)])
+
+
+def test_an_engine_on_cpus_is_alone_on_its_node():
+    assert demanded(group(), [node(), node()]) == {"num_cpus": 8}
+
+
+def test_files_come_whole_and_under_their_name(tmp_path, monkeypatch):
+    monkeypatch.setattr("profiler.sweep.ray._PIECE", 5)
+    there, here = tmp_path / "there", tmp_path / "here"
+    files = {"recording.json": b"0123456789ab", "sub/steps-0.parquet": b"xyz"}
+    for name, data in files.items():
+        (there / "run" / name).parent.mkdir(parents=True, exist_ok=True)
+        (there / "run" / name).write_bytes(data)
+    (here / "run").mkdir(parents=True)  # of an attempt before
+    for piece in pieces_of(there, "run"):
+        assert len(piece["data"]) <= 5
+        keep_piece(here, piece)
+    bring_in(here, "run")
+    found = {
+        p.relative_to(here / "run").as_posix(): p.read_bytes() for p in here.glob("run/**/*.*")
+    }
+    assert found == files
+    assert not list(here.glob(".gathering-*"))
+
+
+@pytest.mark.parametrize(
+    ("job", "file"), [("..", "x"), ("a/b", "x"), ("a", "../x"), ("a", "/etc/x"), ("", "x")]
+)
+def test_no_file_leaves_the_folder(tmp_path, job, file):
+    with pytest.raises(EngineError, match="a node sent a file named"):
+        keep_piece(tmp_path, {"job": job, "file": file, "data": b"x"})
+
+
+def test_another_version_on_a_node():
+    with pytest.raises(EngineError, match=r"a node has ttscope .*, this machine 0\.0\.7; install"):
+        next(run_on_node({}, "0.0.7"))
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Two nodes of one CPU each, both on this machine."""
+    pytest.importorskip("ray", reason="the extra ray is not installed")
+    from ray.cluster_utils import Cluster
+
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    size = {"num_cpus": 1, "object_store_memory": 100 << 20}
+    made = Cluster(initialize_head=True, head_node_args={"include_dashboard": False, **size})
+    try:
+        made.add_node(**size)
+        yield made.address
+    finally:
+        made.shutdown()
+
+
+def test_no_cluster_there():
+    pytest.importorskip("ray", reason="the extra ray is not installed")
+    with pytest.raises(EngineError, match="--ray 127.0.0.1:1: no cluster there"):
+        RayRunner("127.0.0.1:1")
+
+
+@pytest.mark.parametrize(
+    ("address", "why"),
+    [
+        ("ray://head:10001", "not through Ray Client; make this machine a node"),
+        ("head", "write auto, or HOST:PORT"),
+        ("local", "write auto, or HOST:PORT"),
+        ("head:99999", "write auto, or HOST:PORT"),
+    ],
+)
+def test_addresses_that_are_refused(address, why):
+    pytest.importorskip("ray", reason="the extra ray is not installed")
+    with pytest.raises(UsageError, match=why):
+        RayRunner(address)
+
+
+def processes():
+    """The parent and the command line of each process."""
+    found = {}
+    for each in Path("/proc").iterdir():
+        if each.name.isdecimal():
+            try:
+                parent = int((each / "stat").read_text().rpartition(")")[2].split()[1])
+                found[int(each.name)] = parent, (each / "cmdline").read_bytes()
+            except OSError:
+                continue
+    return found
+
+
+def workers():
+    """Processes in which a task of ours runs."""
+    return [pid for pid, (_, line) in processes().items() if b"ray::run_on_node" in line]
+
+
+def engines_of(pid):
+    found = processes().items()
+    return [own for own, (parent, line) in found if parent == pid and b"engine_process" in line]
+
+
+@pytest.mark.vllm
+def test_a_worker_that_is_killed_costs_only_the_job_that_it_ran(cluster, tmp_path):
+    (tmp_path / "plan.yaml").write_text(PLAN)
+    plan = load_plan(tmp_path / "plan.yaml")
+    lines, killed, engines, together = [], [], [], []
+
+    def listen(line):
+        lines.append(line)
+        together.append(len(workers()))
+        if "done" in line and line["done"] >= 2 and not killed:
+            killed.append(workers()[0])
+            engines.extend(engines_of(killed[0]))
+            os.kill(killed[0], signal.SIGKILL)
+
+    runner = RayRunner(cluster)
+    try:
+        outcomes = run_plan(plan, tmp_path / "runs", on_line=listen, runner=runner)
+    finally:
+        runner.close()
+    assert killed and max(together) >= 2
+    assert engines and not any(Path(f"/proc/{each}").exists() for each in engines)
+    assert [line for line in lines if line.get("state") == "lost"]
+    assert len(outcomes) == 4
+    assert [outcome.error for outcome in outcomes] == [None] * 4
+    for outcome in outcomes:
+        (run,) = summarise(Recording.open(outcome.path))
+        assert run.problems == 16
+    assert all(outcome.skipped for outcome in run_plan(plan, tmp_path / "runs"))
+    assert (tmp_path / "runs" / "engine.log").stat().st_size > 0
+
+
+def test_without_ray_it_names_the_extra(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "ray", None)
+    with pytest.raises(UsageError, match="-m pip install 'ray"):
+        RayRunner("auto")

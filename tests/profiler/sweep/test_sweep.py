@@ -1,0 +1,140 @@
+"""Plans: grids, resuming, failures; engines are replaced by a child that needs none."""
+
+import json
+import sys
+
+import pytest
+
+from profiler.sweep import plan as sweep
+from traces.errors import UsageError
+from traces.recording.manifest import Manifest
+from traces.recording.writer import RecordingWriter, read_clocks
+
+PLAN = """
+workload: demo
+problems: 4
+engines:
+  - model: [demo/s, demo/l]
+    max_num_seqs: [8, 16]
+    policies:
+      - {method: majority, n: [2, 4], temperature: 0.8}
+      - {method: greedy}
+"""
+
+
+@pytest.fixture
+def plan(tmp_path):
+    path = tmp_path / "plan.yaml"
+    path.write_text(PLAN)
+    return sweep.load_plan(path)
+
+
+def test_grid(plan):
+    assert len(plan) == 4
+    assert all(len(group.jobs) == 3 for group in plan)
+    names = [job.name for group in plan for job in group.jobs]
+    assert len(set(names)) == 12
+    assert sweep.EngineJobs.from_json(json.loads(json.dumps(plan[0].to_json()))) == plan[0]
+
+
+def test_a_grid_of_policy_parameters(tmp_path):
+    path = tmp_path / "plan.yaml"
+    path.write_text(
+        "budget_checkpoints: [8, 16]\nengines: [{model: a, policies: "
+        "[{method: early_stopping, n: 16, window: [2, 4], temperature: 0.8}]}]"
+    )
+    (group,) = sweep.load_plan(path)
+    assert [job.policy.label() for job in group.jobs] == ["esc 2/16", "esc 4/16"]
+    assert all(job.budget_checkpoints == (8, 16) for job in group.jobs)
+    assert sweep.EngineJobs.from_json(json.loads(json.dumps(group.to_json()))) == group
+
+
+def test_the_demo_plan_loads():
+    from tui.verbs.demo import DEMO
+
+    assert len(sweep.load_plan(DEMO / "plan.yaml")) <= 5
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("engines: [", "not YAML"),
+        ("problems: 3", "list named engines"),
+        ("engines: [{model: demo/s}]", "needs policies"),
+        ("engines: [{policies: [{}]}]", "needs a model"),
+        ("nonsense: 1\nengines: [{model: a, policies: [{}]}]", "no field 'nonsense'"),
+        ("engines: [{model: a, seqs: 3, policies: [{}]}]", "no EngineOptions field 'seqs'"),
+        ("engines: [{model: a, policies: [{n: 0}]}]", "n must be at least 1"),
+        ("engines: [{model: a, max_num_seqs: 0, policies: [{}]}]", "at least 1"),
+        ("engines: [{model: a, policies: [{}, {}]}]", "twice"),
+        (
+            "engines: [{model: a, policies: [{method: adaptive, n: 4, window: 2}]}]",
+            "window is for early_stopping",
+        ),
+        ("engines: [{model: a, policies: [{rounds: 2}]}]", "no Policy field 'rounds'"),
+        ("budget_checkpoints: 8\nengines: [{model: a, policies: [{}]}]", "list of token counts"),
+        ("verifier: guess\nengines: [{model: a, policies: [{}]}]", "no verifier 'guess'"),
+    ],
+)
+def test_bad_plans_are_told(tmp_path, text, message):
+    path = tmp_path / "plan.yaml"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=message):
+        sweep.load_plan(path)
+
+
+def test_how_often_power_is_read(tmp_path):
+    path = tmp_path / "plan.yaml"
+    text = "engines: [{model: demo/s}]\npolicies: [{method: greedy}]\n"
+
+    def rates(**options):
+        return {job.power_hz for group in sweep.load_plan(path, **options) for job in group.jobs}
+
+    path.write_text(text)
+    assert rates() == {20.0}
+    path.write_text(text + "power_hz: 50\n")
+    assert rates() == {50} and rates(power_hz=10.0) == {10.0}
+    (job,) = sweep.load_plan(path)[0].jobs
+    assert sweep.Job.from_json(job.to_json()) == job
+    path.write_text(text + "power_hz: often\n")
+    with pytest.raises(UsageError, match="10 to 50 readings a second, not often"):
+        sweep.load_plan(path)
+
+
+def test_finished_jobs_are_skipped_and_failures_recorded(plan, tmp_path, monkeypatch):
+    folder = tmp_path / "runs"
+    group = plan[0]
+    done, half, bad = group.jobs
+    with RecordingWriter(folder / done.name, Manifest(clock_start=read_clocks())):
+        pass
+    RecordingWriter(folder / half.name, Manifest(clock_start=read_clocks())).close(complete=False)
+    child = tmp_path / "child.py"
+    child.write_text(
+        "import json, sys\n"
+        "order = json.load(sys.stdin)\n"
+        "for job in order['jobs']:\n"
+        f"    error = 'broken' if job['name'] == {bad.name!r} else None\n"
+        "    print(json.dumps({'finished': job['name'], 'error': error}))\n"
+    )
+    real = sweep.subprocess.Popen
+    monkeypatch.setattr(
+        sweep.subprocess, "Popen", lambda _, **rest: real([sys.executable, str(child)], **rest)
+    )
+    outcomes = {o.name: o for o in sweep.run_plan([group], folder)}
+    assert outcomes[done.name].skipped
+    assert outcomes[half.name].error is None
+    assert outcomes[bad.name].error == "broken"
+    assert "broken" in (folder / "failures.jsonl").read_text()
+    aside = [path.name for path in folder.iterdir() if ".incomplete-" in path.name]
+    assert len(aside) == 1
+
+
+def test_a_child_that_dies_fails_its_jobs(plan, tmp_path, monkeypatch):
+    real = sweep.subprocess.Popen
+    monkeypatch.setattr(
+        sweep.subprocess,
+        "Popen",
+        lambda _, **rest: real([sys.executable, "-c", "import sys; sys.exit(9)"], **rest),
+    )
+    outcomes = sweep.run_plan(plan[:1], tmp_path / "runs")
+    assert all("exit code 9" in outcome.error for outcome in outcomes)

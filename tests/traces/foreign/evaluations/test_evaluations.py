@@ -1,0 +1,637 @@
+"""Importers of outcomes: the battery for all, then what is particular to each format."""
+
+import gzip
+import json
+import os
+import random
+import zipfile
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from advisor.accuracy.counterfactual import evaluate
+from tests.traces.foreign.importer_contract import (
+    CASES,
+    HEADER,
+    inspect_samples,
+    inspect_zip,
+    plain,
+)
+from tests.traces.kineto.test_kineto_damage import mutate
+from traces.errors import OutcomesError, TtscopeError, UsageError
+from traces.foreign import source
+from traces.foreign.evaluations.importer import FORMATS, import_outcomes
+from traces.foreign.evaluations.reader import Choices
+from traces.recording.reader import Recording
+from traces.summary.run import summarise
+from tui.text.show import show_json, show_lines
+
+DATA = Path(__file__).parents[3] / "data" / "foreign"
+ROUNDS = int(os.environ.get("TTSCOPE_FUZZ", "300"))
+SAMPLES = [
+    ("p", 0, "42", True),
+    ("p", 1, "7", False),
+    ("p", 2, "42", True),
+    ("q", 0, "8", False),
+    ("q", 1, "9", False),
+    ("q", 2, "9", False),
+    ("r", 0, None, False),
+    ("r", 1, None, False),
+    ("r", 2, "42", True),
+]
+
+
+@pytest.fixture(params=CASES, ids=lambda case: case.file)
+def case(request):
+    return request.param
+
+
+def read(path, folder, **options):
+    found = import_outcomes([path], folder, **options)
+    return found, Recording.open(folder)
+
+
+def refused(path, folder, **options):
+    with pytest.raises(OutcomesError) as error:
+        import_outcomes([path], folder, **options)
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
+    assert not (folder / "recording.json").exists()
+    return str(error.value)
+
+
+def test_counts_go_round(case, tmp_path):
+    path = case.write(tmp_path / case.file, SAMPLES)
+    found, recording = read(path, tmp_path / "r")
+    assert found.format == case.name
+    assert (found.problems, found.samples, found.judged, found.answered) == (3, 9, 9, 7)
+    assert [each.skipped.counts for each in found.files] == [{}]
+    assert recording.complete and not recording.manifest.text_recorded
+    samples = recording.samples
+    assert samples["correct"].to_list() == [right for *_, right in SAMPLES]
+    assert samples["answer"].to_list() == ["0", "1", "0", "0", "1", "1", None, None, "0"]
+    assert samples["sample_index"].to_list() == [0, 1, 2] * 3
+    for column in ("arrival", "end", "first_token", "token_ids"):
+        assert samples[column].null_count() == 9
+    problems = recording.problems
+    assert problems["answer"].to_list() == ["0", "1", "0"]
+    assert problems["correct"].to_list() == [True, False, True]
+    assert problems["expected"].null_count() == 3
+    assert recording.steps.height == 0
+
+
+def test_it_can_be_shown(case, tmp_path):
+    path = case.write(tmp_path / case.file, SAMPLES)
+    (run,) = summarise(read(path, tmp_path / "r")[1])
+    assert (run.problems, run.problems_in_flight, run.problems_failed) == (3, 0, 0)
+    assert run.accuracy.value == pytest.approx(2 / 3)
+    by_key = {(each.method, each.n): each.accuracy.value for each in run.policies}
+    assert by_key["majority", 3] == by_key["pass_at_k", 3] == pytest.approx(2 / 3)
+    assert by_key["pass_at_k", 1] == pytest.approx(1 / 3)
+    assert run.steps is None
+    text = show_lines([run])
+    assert all(len(line) <= 80 for line in text)
+    for name in ("latency mean", "TTFT p50", "throughput", "device-s per problem"):
+        assert any(line.split() == [*name.split(), "-"] for line in text), name
+    assert not any("tp1" in line for line in text)
+    document = show_json([run])["runs"][0]
+    json.dumps(document, allow_nan=False)
+    assert document["latency_s"] == {"mean": None, "p50": None, "p95": None}
+    assert document["config"]["engine"]["tensor_parallel_size"] is None
+    assert document["steps"] is document["throughput_tokens_per_s"] is None
+
+
+def test_texts_are_kept_only_when_asked(case, tmp_path):
+    secret = [(p, i, a and f"secret {a}", r) for p, i, a, r in SAMPLES]
+    path = case.write(tmp_path / case.file, secret)
+    read(path, tmp_path / "r")
+    for file in (tmp_path / "r").iterdir():
+        assert b"secret" not in file.read_bytes() and b"question" not in file.read_bytes()
+    recording = Recording.open(tmp_path / "r")
+    assert (
+        not recording.problems.select(pl.any_horizontal(pl.col("answer") == "secret 9"))
+        .sum()
+        .item()
+    )
+    _, recording = read(case.write(tmp_path / case.file, SAMPLES), tmp_path / "t", record_text=True)
+    assert recording.manifest.text_recorded
+    assert recording.samples["answer"].to_list() == [answer for _, _, answer, _ in SAMPLES]
+    assert recording.problems["answer"].to_list() == ["42", "9", "42"]
+    assert set(recording.problems["expected"]) == {"42"}
+
+
+def test_the_same_file_gives_the_same(case, tmp_path):
+    path = case.write(tmp_path / case.file, SAMPLES)
+    _, first = read(path, tmp_path / "a")
+    _, second = read(path, tmp_path / "b")
+    for table in ("problems", "samples", "events"):
+        assert first.frame(table).equals(second.frame(table)), table
+    assert first.manifest.workload == second.manifest.workload
+    other = case.write(tmp_path / case.file, [("other" + p, *rest) for p, *rest in SAMPLES])
+    assert read(other, tmp_path / "c")[1].manifest.workload.hash != first.manifest.workload.hash
+
+
+def test_empty_files_are_refused(case, tmp_path):
+    path = tmp_path / case.file
+    path.write_bytes(b"")
+    assert "the file is empty" in refused(path, tmp_path / "r")
+    case.write(path, [])
+    refused(path, tmp_path / "r")
+
+
+def test_a_file_that_is_cut_off(case, tmp_path):
+    whole = case.write(tmp_path / case.file, SAMPLES).read_bytes()
+    path = tmp_path / case.file
+    path.write_bytes(whole[: int(len(whole) * 0.8)])
+    if not case.rows:
+        refused(path, tmp_path / "r")
+        return
+    found, _ = read(path, tmp_path / "r")
+    assert 0 < found.samples < 9
+    assert found.files[0].skipped.counts == {"lines that are not JSON": 1}
+    path.write_bytes(gzip.compress(whole)[:-30])
+    found, recording = read(path, tmp_path / "g")
+    assert 0 < found.samples <= 9
+    assert "the file is cut off (its gzip data end early)" in found.files[0].facts.notes
+    (run,) = summarise(recording)
+    assert any("gzip data end early" in note for note in run.notes)
+
+
+def test_doubled_samples_are_counted_once(case, tmp_path):
+    if case.name != "outcomes JSONL" and not case.rows:
+        pytest.skip("a zip or a document holds each sample once")
+    path = case.write(tmp_path / case.file, SAMPLES)
+    path.write_bytes(path.read_bytes() * 2)
+    found, recording = read(path, tmp_path / "r")
+    assert found.samples == recording.samples.height == 9
+    assert any("samples that were there before, left out: 9" in note for note in found.notes)
+
+
+def test_limits_stop_bombs(case, tmp_path):
+    many = [(f"{p}{copy}", *rest) for copy in range(50) for p, *rest in SAMPLES]
+    path = case.write(tmp_path / case.file, many)
+    with pytest.raises(OutcomesError, match=r"holds more than 2,000 bytes of text; raise --limit"):
+        import_outcomes([path], tmp_path / "r", choices=Choices(limit_bytes=2000))
+
+
+def test_a_judge_reads_the_completions(case, tmp_path):
+    if case.file == "outcomes.jsonl":
+        pytest.skip("plain outcomes hold no completions")
+
+    def judge(text, expected):
+        answer = text.rpartition(" ")[2]
+        return (answer, answer != expected) if answer.isdigit() else (None, False)
+
+    path = case.write(tmp_path / case.file, SAMPLES)
+    choices = Choices(judge=judge, verifier="contrary")
+    found, recording = read(path, tmp_path / "r", choices=choices)
+    wrong = [answer is not None and not right for *_, answer, right in SAMPLES]
+    assert recording.samples["correct"].to_list() == wrong
+    assert recording.manifest.workload.verifier == "contrary"
+    assert any("judged anew by the verifier contrary" in note for note in found.notes)
+
+
+def test_fuzz(tmp_path):
+    """By hand 20,000 mutations: TTSCOPE_FUZZ=20000 pytest -k fuzz and this file"""
+    rng = random.Random(11)
+    bases = [case.write(tmp_path / case.file, SAMPLES).read_bytes() for case in CASES]
+    bases += [path.read_bytes() for path in sorted(DATA.glob("*.jsonl"))]
+    bases.append((DATA / "inspect_sums.eval").read_bytes())
+    outcomes = dict.fromkeys(("refused", "told", "read"), 0)
+    for number in range(ROUNDS):
+        raw = mutate(rng.choice(bases), rng)
+        if rng.random() < 0.2:
+            raw = mutate(gzip.compress(raw, 1, mtime=0), rng)
+        path = tmp_path / "mutated"
+        path.write_bytes(raw)
+        folder = tmp_path / f"r{number}"
+        judge = (
+            (lambda text, expected: (text[-2:], text[-2:] == expected)) if number % 4 == 0 else None
+        )
+        try:
+            choices = Choices(limit_bytes=1 << 22, judge=judge)
+            found = import_outcomes([path], folder, choices=choices, record_text=number % 3 == 0)
+        except TtscopeError as error:
+            assert "\n" not in str(error) and not isinstance(error, RecursionError)
+            outcomes["refused"] += 1
+            continue
+        except Exception:
+            kept = tmp_path / "failing"
+            kept.write_bytes(raw)
+            print(f"the file that failed is {kept}")
+            raise
+        outcomes["told" if any(each.skipped.counts for each in found.files) else "read"] += 1
+        recording = Recording.open(folder)
+        assert recording.samples.height == found.samples > 0
+        assert recording.samples.select(
+            pl.struct("problem_id", "sample_index").is_unique().all()
+        ).item()
+        if number % 10 == 0:
+            json.dumps(show_json(summarise(recording)), allow_nan=False)
+    print(outcomes)
+    assert min(outcomes.values()) > ROUNDS // 30
+
+
+# What is particular to each format.
+
+
+def lines(path, *rows):
+    path.write_text(
+        "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows)
+    )
+    return path
+
+
+GOOD = {"problem_id": "p", "sample_index": 0, "correct": True}
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ("{broken", "lines that are not JSON"),
+        ("[1, 2]", "lines that are no JSON object"),
+        ("7", "lines that are no JSON object"),
+        ("[" * 100_000, "lines that are"),
+        ({**GOOD, "problem_id": None}, "lines whose problem_id is neither"),
+        ({**GOOD, "problem_id": True}, "lines whose problem_id is neither"),
+        ({**GOOD, "sample_index": -1}, "lines whose sample_index is no whole number"),
+        ({**GOOD, "sample_index": 1.5}, "lines whose sample_index is no whole number"),
+        ({**GOOD, "sample_index": float("nan")}, "lines whose sample_index is no whole number"),
+        ({**GOOD, "sample_index": 10**40}, "lines whose sample_index is no whole number"),
+        ({**GOOD, "correct": "yes"}, "lines whose correct is neither"),
+        ({"problem_id": "p", "sample_index": 0}, "lines without correct"),
+        ({"sample_index": 0, "correct": True}, "lines without problem_id"),
+        ({"problem_id": "p", "correct": True}, "lines without sample_index"),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_lines_that_are_no_samples(tmp_path, row, reason):
+    path = lines(
+        tmp_path / "o.jsonl", {**GOOD, "sample_index": 3}, row, {**GOOD, "sample_index": 4}
+    )
+    found, _ = read(path, tmp_path / "r")
+    assert found.samples == 2
+    (told,) = found.files[0].skipped.counts
+    assert told.startswith(reason)
+    assert "(first: line 2)" in found.files[0].remarks()[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("output_tokens", "12", "output_tokens that are no whole number"),
+        ("output_tokens", -3, "output_tokens that are no whole number"),
+        ("output_tokens", True, "output_tokens that are no whole number"),
+        ("latency_s", -1, "latency_s that are no time"),
+        ("latency_s", "1s", "latency_s that are no time"),
+        ("latency_s", 1e300, "latency_s that are no time"),
+        ("logprob_mean", [], "logprob_mean that are no number"),
+        ("answer", {"a": 1}, "answer that are neither text nor number"),
+    ],
+)
+def test_values_that_cannot_be_read_are_null(tmp_path, name, value, reason):
+    path = lines(tmp_path / "o.jsonl", {**GOOD, name: value})
+    found, recording = read(path, tmp_path / "r")
+    assert list(found.files[0].skipped.counts) == [f"values of {reason}"]
+    column = {"latency_s": "latency_ns"}.get(name, name)
+    assert recording.samples[column].to_list() == [None]
+
+
+def test_numbers_that_are_none_count_as_absent(tmp_path):
+    row = {**GOOD, "latency_s": float("nan"), "logprob_mean": float("-inf"), "output_tokens": 7.0}
+    found, recording = read(lines(tmp_path / "o.jsonl", row), tmp_path / "r")
+    assert found.samples == 1
+    samples = recording.samples
+    assert samples.select("latency_ns", "logprob_mean", "output_tokens").row(0) == (None, None, 7)
+
+
+def test_log_probabilities_that_are_sums_are_told_and_left_out(tmp_path):
+    rows = [{**GOOD, "sample_index": i, "logprob_mean": -5000.0 - i} for i in range(4)]
+    found, recording = read(lines(tmp_path / "o.jsonl", *rows), tmp_path / "r")
+    (told,) = (note for note in found.notes if "logprob_mean" in note)
+    assert told.startswith("4 of 4 values of logprob_mean are below -20")
+    assert told.endswith("(first: line 1)")
+    assert recording.samples["logprob_mean"].null_count() == 4
+
+
+def test_what_is_measured_stays(tmp_path):
+    row = {**GOOD, "latency_s": 1.25, "prompt_tokens": 9, "think_tokens": 3, "group": "easy"}
+    _, recording = read(lines(tmp_path / "o.jsonl", row), tmp_path / "r")
+    kept = recording.samples.select("latency_ns", "prompt_tokens", "think_tokens").row(0)
+    assert kept == (1_250_000_000, 9, 3)
+    assert recording.problems["group"].to_list() == ["easy"]
+
+
+def test_latencies_are_shown_and_give_the_order_of_ends(tmp_path):
+    times = [3.0, 1.0, 2.0, 4.0]
+    rows = [
+        {
+            **GOOD,
+            "problem_id": problem,
+            "sample_index": index,
+            "latency_s": seconds,
+            "output_tokens": 10 * index + 10,
+            "answer": str(index // 3),
+            "correct": index < 3,
+        }
+        for problem in ("p", "q")
+        for index, seconds in enumerate(times)
+    ]
+    _, recording = read(lines(tmp_path / "o.jsonl", *rows), tmp_path / "r")
+    (run,) = summarise(recording)
+    assert run.sample_latency_s["mean"].value == 2.5
+    assert run.sample_latency_s["p50"].value == 2.5
+    assert run.latency_s["mean"] is None
+    assert sum("sample latency" in line for line in show_lines([run])) == 2
+    found = evaluate(run)
+    assert any("that of their own latencies" in note for note in found.notes)
+    (first,) = (o for o in found.outcomes if (o.method, o.n) == ("first_finish", 4))
+    # Samples 1 and 2 end first, at 2 s: then 0 has made 2/3 of its 10 tokens, 3 half of its 40.
+    assert first.tokens_per_problem.value == pytest.approx(20 + 30 + 10 * 2 / 3 + 40 / 2)
+    partly = lines(tmp_path / "b.jsonl", *rows[:-1], {**rows[-1], "latency_s": None})
+    _, recording = read(partly, tmp_path / "s")
+    found = evaluate(summarise(recording)[0])
+    assert any("finish times are not recorded" in note for note in found.notes)
+
+
+def test_without_answers_nothing_is_voted(tmp_path):
+    rows = [{**GOOD, "sample_index": i, "correct": i == 0} for i in range(3)]
+    found, recording = read(lines(tmp_path / "o.jsonl", *rows), tmp_path / "r")
+    assert any("cannot vote" in note for note in found.notes)
+    (run,) = summarise(recording)
+    assert run.accuracy is None
+    assert run.tokens_per_problem is None
+    known = {(each.method, each.n): each.accuracy.value for each in run.policies}
+    assert {key for key in known if key[0] != "pass_at_k"} == {("majority", 1)}
+    assert known["majority", 1] == known["pass_at_k", 1] == pytest.approx(1 / 3)
+    assert all(each.tokens_per_problem is None for each in run.policies)
+    assert run.policies[0].accuracy.value == pytest.approx(1 / 3)
+
+
+def test_a_single_sample_speaks_for_itself(tmp_path):
+    rows = [{**GOOD, "problem_id": str(i), "correct": i < 3} for i in range(4)]
+    (run,) = summarise(read(lines(tmp_path / "o.jsonl", *rows), tmp_path / "r")[1])
+    assert run.accuracy.value == 0.75
+    assert run.policy.n == 1 and run.policy.temperature is None
+
+
+def test_unjudged_samples_have_no_accuracy(tmp_path):
+    rows = [{**GOOD, "sample_index": i, "correct": None, "answer": "a"} for i in range(2)]
+    found, recording = read(lines(tmp_path / "o.jsonl", *rows), tmp_path / "r")
+    assert any("not known to be right or wrong: 2" in note for note in found.notes)
+    (run,) = summarise(recording)
+    assert run.accuracy is None and run.policies == ()
+
+
+def test_problems_with_fewer_samples_are_told(tmp_path):
+    found, _ = read(plain(tmp_path / "o.jsonl", SAMPLES[:-1]), tmp_path / "r")
+    assert "problems with fewer than 3 samples: 1" in found.notes
+
+
+def test_two_imports_of_the_same_problems_are_paired(tmp_path):
+    from traces.summary.comparison import compare
+
+    better = [(p, i, "42", True) for p, i, *_ in SAMPLES]
+    runs = [
+        summarise(read(plain(tmp_path / f"{name}.jsonl", samples), tmp_path / name)[1])[0]
+        for name, samples in (("a", SAMPLES), ("b", better))
+    ]
+    found = compare(*runs)
+    assert found.problems == 3
+    (accuracy,) = [c for c in found.changes if c.metric.tag == "accuracy"]
+    assert accuracy.difference.value == pytest.approx(1 / 3)
+
+
+def test_long_lines_are_left_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(source, "LINE_BYTES", 1 << 20)
+    bomb = json.dumps({**GOOD, "answer": "x" * (5 << 20)})
+    rows = [{**GOOD, "sample_index": 1}, bomb, {**GOOD, "sample_index": 2}]
+    found, _ = read(lines(tmp_path / "o.jsonl", *rows), tmp_path / "r")
+    assert found.samples == 2
+    assert found.files[0].skipped.counts == {"lines of more than 1 MiB": 1}
+    assert found.files[0].skipped.first == {"lines of more than 1 MiB": 2}
+
+
+def test_files_that_are_nothing(tmp_path):
+    for content in (b"hello", b"{}", b"\0" * 1000, b"[]", b'{"a": 1}\n{"a": 2}\n'):
+        path = tmp_path / "x"
+        path.write_bytes(content)
+        assert "holds no outcomes that can be read" in refused(path, tmp_path / "r")
+    assert "No such file" in refused(tmp_path / "absent", tmp_path / "r")
+    assert "Is a directory" in refused(tmp_path, tmp_path / "r")
+
+
+def test_several_files(tmp_path):
+    one, two = (plain(tmp_path / f"{name}.jsonl", SAMPLES) for name in ("one", "two"))
+    found = import_outcomes([one, two], tmp_path / "r")
+    assert (found.problems, found.samples) == (6, 18)
+    problems = Recording.open(tmp_path / "r").problems
+    assert problems["problem_id"].to_list()[:4] == ["one/p", "one/q", "one/r", "two/p"]
+    assert set(problems["group"]) == {"one", "two"}
+    with pytest.raises(UsageError, match="same name"):
+        import_outcomes([one, one], tmp_path / "s")
+    other = inspect_zip(tmp_path / "log.eval", SAMPLES)
+    with pytest.raises(UsageError, match="different formats"):
+        import_outcomes([one, other], tmp_path / "s")
+    with pytest.raises(UsageError, match="already holds a recording"):
+        import_outcomes([one], tmp_path / "r")
+
+
+def test_formats_do_not_claim_each_other(tmp_path):
+    for case in CASES:
+        head = case.write(tmp_path / case.file, SAMPLES).read_bytes()[: source.HEAD_BYTES]
+        assert [each.name for each in FORMATS if each.recognises(head)] == [case.name]
+
+
+# lm-evaluation-harness
+
+
+def test_real_lm_eval_files(tmp_path):
+    found, recording = read(DATA / "samples_toy_sums_all.jsonl", tmp_path / "all")
+    (run,) = summarise(recording)
+    assert (found.problems, found.samples) == (5, 20)
+    assert run.workload.name == "toy_sums_all"
+    assert (run.policy.temperature, run.policy.max_tokens) == (0.7, 64)
+    # what lm-eval reports: the mean over samples 0.6, and maj@4 by its other filter 0.6
+    assert run.policies[0].accuracy.value == pytest.approx(0.6)
+    assert run.accuracy.value == pytest.approx(0.6)
+    found, recording = read(DATA / "samples_toy_choice.jsonl", tmp_path / "mc")
+    (run,) = summarise(recording)
+    assert run.accuracy.value == pytest.approx(0.6)
+    found, recording = read(DATA / "samples_toy_sums_one.jsonl", tmp_path / "one")
+    assert summarise(recording)[0].accuracy.value == 0
+
+
+def test_one_answer_made_of_many_responses_is_no_sample(tmp_path):
+    path = DATA / "samples_toy_sums_self.jsonl"
+    with pytest.raises(
+        UsageError, match=r"'score-first' made one answer of 4 responses; give --ver"
+    ):
+        import_outcomes([path], tmp_path / "r")
+
+    def judge(text, expected):
+        answer = text.rpartition(" ")[2]
+        return answer, answer == expected
+
+    found, recording = read(path, tmp_path / "r", choices=Choices(judge=judge, verifier="last"))
+    assert (found.problems, found.samples) == (5, 20)
+    again = read(DATA / "samples_toy_sums_all.jsonl", tmp_path / "all")[1]
+    kept = ("problem_id", "sample_index", "answer", "correct")
+    assert recording.samples.select(kept).equals(again.samples.select(kept))
+
+
+def test_lm_eval_choices(tmp_path):
+    path = DATA / "samples_toy_choice.jsonl"
+    found, recording = read(path, tmp_path / "r", choices=Choices(score="acc_norm"))
+    assert found.files[0].facts.notes == ["judged by acc_norm,none"]
+    assert recording.samples["answer"].null_count() == 5
+    with pytest.raises(UsageError, match="has no metric 'f1'; one of acc, acc_norm"):
+        import_outcomes([path], tmp_path / "s", choices=Choices(score="f1"))
+    with pytest.raises(UsageError, match="has no filter 'x'; one of none"):
+        import_outcomes([path], tmp_path / "s", choices=Choices(score="acc,x"))
+
+
+def lm_eval_row(**changes):
+    row = json.loads((DATA / "samples_toy_sums_all.jsonl").read_text().splitlines()[0])
+    return row | changes
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"doc_id": "x"}, "documents whose doc_id is no whole number"),
+        ({"exact_match": 0.33}, "documents whose exact_match is not told for each response"),
+        ({"exact_match": None}, "documents whose exact_match is not told for each response"),
+        ({"filtered_resps": None}, "documents without filtered_resps"),
+        ({"filtered_resps": ["a", "b"]}, "documents of several requests"),
+    ],
+)
+def test_lm_eval_documents_that_cannot_be_read(tmp_path, changes, reason):
+    path = lines(tmp_path / "s.jsonl", lm_eval_row(), lm_eval_row(**{"doc_id": 1} | changes))
+    found, _ = read(path, tmp_path / "r")
+    assert found.files[0].skipped.counts == {reason: 1}
+    assert found.judged == 4
+
+
+def test_lm_eval_without_a_metric_of_right_or_wrong(tmp_path):
+    row = lm_eval_row(metrics=["word_perplexity"], word_perplexity=[-31.2, 4])
+    del row["exact_match"]
+    row["word_perplexity"] = 12.5
+    message = refused(lines(tmp_path / "s.jsonl", row), tmp_path / "r")
+    assert "no metric of right or wrong (word_perplexity)" in message
+
+
+# inspect_ai
+
+
+@pytest.mark.parametrize("name", ["inspect_sums.eval", "inspect_sums.json"])
+def test_real_inspect_logs(tmp_path, name):
+    found, recording = read(DATA / name, tmp_path / "r")
+    (run,) = summarise(recording)
+    assert (found.problems, found.samples, found.judged) == (3, 9, 9)
+    assert (run.engine.model, run.policy.temperature) == ("mockllm/model", 0.7)
+    assert run.workload.name == "sums"
+    # inspect_ai's own accuracy, the mean over epochs and samples
+    assert run.policies[0].accuracy.value == pytest.approx(2 / 3)
+    assert recording.samples["output_tokens"].to_list() == [20, 23, 26, 21, 24, 27, 22, 25, 28]
+    assert found.files[0].facts.notes == ["judged by match; other scorers, left out: includes"]
+    with pytest.raises(UsageError, match="has no such scorer; one of match, includes"):
+        import_outcomes([DATA / name], tmp_path / "s", choices=Choices(score="f1"))
+
+
+def inspect_log(path, *changes, header=None):
+    samples = inspect_samples(SAMPLES)
+    changed = [sample | change for sample, change in zip(samples, changes, strict=False)]
+    samples[: len(changed)] = changed
+    path.write_text(json.dumps(HEADER | (header or {}) | {"samples": samples}))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"id": None}, "samples without id or epoch"),
+        ({"epoch": 0}, "samples without id or epoch"),
+        ({"scores": None}, "samples without a score, left unjudged"),
+        ({"scores": {"x": {"value": 1}, "y": 3}}, None),
+        ({"scores": {"match": {"value": "P"}}}, "scores that are neither right nor wrong, left un"),
+        ({"scores": {"match": {"value": float("nan")}}}, "scores that are neither right nor wrong"),
+        ({"scores": {"match": {"value": {"a": 1}}}}, "scores that are neither right nor wrong"),
+        ({"model_usage": 5}, "samples that are not as inspect_ai writes them"),
+    ],
+    ids=str,
+)
+def test_inspect_samples_that_cannot_be_read(tmp_path, change, reason):
+    path = inspect_log(tmp_path / "l.json", {}, change)
+    found, _ = read(path, tmp_path / "r")
+    told = list(found.files[0].skipped.counts)
+    if reason is None:
+        assert told == ["samples without a score of match, left unjudged"]
+    else:
+        assert len(told) == 1 and told[0].startswith(reason)
+    assert found.judged == 8
+
+
+def test_inspect_values_of_right_and_wrong(tmp_path):
+    values = ["C", "I", "N", True, False, 1, 0, 1.0, "correct"]
+    changes = [{"scores": {"match": {"value": value, "answer": "a"}}} for value in values]
+    _, recording = read(inspect_log(tmp_path / "l.json", *changes), tmp_path / "r")
+    right = [True, False, False, True, False, True, False, True, True]
+    assert recording.samples["correct"].to_list() == right
+
+
+def test_inspect_failures_and_absent_problems(tmp_path):
+    failed = {"error": {"message": "secret"}, "scores": None}
+    header = {"status": "error", "eval": {"model": "m", "dataset": {"sample_ids": ["p", "z"]}}}
+    path = inspect_log(tmp_path / "l.json", failed, failed, failed, header=header)
+    found, recording = read(path, tmp_path / "r")
+    assert "the evaluation's status is 'error'" in found.files[0].facts.notes
+    assert "problems without any sample: 1" in found.files[0].facts.notes
+    (run,) = summarise(recording)
+    assert (run.problems, run.problems_failed) == (2, 1)
+    assert recording.samples["error"].to_list()[:3] == ["the sample failed"] * 3
+
+
+def test_an_evaluation_that_is_still_going(tmp_path):
+    path = tmp_path / "log.eval"
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("_journal/start.json", json.dumps(HEADER | {"status": "started"}))
+        file.writestr("samples/p_epoch_1.json", json.dumps(inspect_samples(SAMPLES)[0]))
+    found, _ = read(path, tmp_path / "r")
+    assert found.samples == 1
+    assert found.files[0].facts.notes[0] == "the evaluation's status is 'started'"
+
+
+def test_zips_that_are_no_logs(tmp_path):
+    path = tmp_path / "x.zip"
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("notes.txt", "hello")
+    assert "no inspect_ai log: it has no header.json" in refused(path, tmp_path / "r")
+    whole = inspect_zip(path, SAMPLES).read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    assert "its zip directory cannot be read" in refused(path, tmp_path / "r")
+
+
+def test_damaged_entries_cost_themselves(tmp_path):
+    raw = bytearray((DATA / "inspect_sums.eval").read_bytes())
+    place = raw.index(b"samples/2_epoch_1.json") + 60
+    raw[place : place + 40] = b"\xff" * 40
+    path = tmp_path / "log.eval"
+    path.write_bytes(raw)
+    found, _ = read(path, tmp_path / "r")
+    assert found.samples == 8
+    assert found.files[0].skipped.counts == {"entries with damaged data": 1}
+
+
+def test_a_zip_bomb_meets_the_limits(tmp_path, monkeypatch):
+    path = tmp_path / "log.eval"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("header.json", json.dumps(HEADER))
+        file.writestr("samples/p_epoch_1.json", json.dumps(inspect_samples(SAMPLES)[0]))
+        file.writestr("samples/q_epoch_1.json", b" " * (20 << 20))
+    assert path.stat().st_size < 100_000
+    with pytest.raises(OutcomesError, match="holds more than 4,194,304 bytes"):
+        import_outcomes([path], tmp_path / "r", choices=Choices(limit_bytes=1 << 22))
+    monkeypatch.setattr(source, "ENTRY_BYTES", 1 << 20)
+    found, _ = read(path, tmp_path / "r")
+    assert found.files[0].skipped.counts == {"entries of more than 1 MiB": 1}

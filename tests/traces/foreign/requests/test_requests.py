@@ -1,0 +1,579 @@
+"""Importers of requests: the battery for all, then what is particular to each format."""
+
+import gzip
+import json
+import os
+import random
+from pathlib import Path
+
+import pytest
+
+from tests.traces.foreign.evaluations.test_evaluations import SAMPLES
+from tests.traces.foreign.importer_contract import (
+    CASES,
+    REQUEST_CASES,
+    aiperf,
+    azure,
+    guidellm,
+    guidellm_report,
+    mooncake,
+    vllm_bench,
+)
+from tests.traces.kineto.test_kineto_damage import mutate
+from traces.errors import OutcomesError, TtscopeError, UsageError
+from traces.foreign import source
+from traces.foreign.evaluations import importer as outcome_import
+from traces.foreign.requests import importer as request_import
+from traces.foreign.requests.importer import FORMATS, import_requests
+from traces.foreign.requests.reader import RequestChoices
+from traces.recording.reader import Recording
+from traces.summary.run import summarise
+from tui.text.show import show_json, show_lines
+
+DATA = Path(__file__).parents[3] / "data" / "foreign"
+WORKLOADS = Path(__file__).parents[5] / "shared" / "data" / "workloads"
+ROUNDS = int(os.environ.get("TTSCOPE_FUZZ", "300"))
+SENT = [  # arrival, tokens of prompt and output, ttft, latency
+    (0.0, 700, 44, 0.05, 0.5),
+    (0.25, 1024, 9, 0.06, 0.2),
+    (0.25, 700, 1, 0.07, 0.07),
+    (3.5, 91, 300, 0.05, 4.0),
+]
+NAN = float("nan")
+
+
+@pytest.fixture(params=REQUEST_CASES, ids=lambda case: case.file)
+def case(request):
+    return request.param
+
+
+def read(path, folder, **choices):
+    found = import_requests(path, folder, choices=RequestChoices(**choices))
+    return found, Recording.open(folder)
+
+
+def refused(path, folder, **choices):
+    with pytest.raises(OutcomesError) as error:
+        import_requests(path, folder, choices=RequestChoices(**choices))
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
+    assert not folder.exists() or not list(folder.iterdir())
+    return str(error.value)
+
+
+def since_first(column):
+    return [None if value is None else value - column[0] for value in column]
+
+
+def test_requests_go_round(case, tmp_path):
+    found, recording = read(case.write(tmp_path / case.file, SENT), tmp_path / "r")
+    assert (found.format, found.requests, found.failed) == (case.name, 4, 0)
+    assert (found.prompt_tokens, found.output_tokens, found.span_s) == (2515, 354, 3.5)
+    assert found.skipped.counts == {}
+    assert recording.complete and recording.steps.height == 0
+    samples, problems = recording.samples, recording.problems
+    assert samples["prompt_tokens"].to_list() == problems["prompt_tokens"].to_list()
+    assert samples["prompt_tokens"].to_list() == [700, 1024, 700, 91]
+    assert samples["output_tokens"].to_list() == [44, 9, 1, 300]
+    arrival = samples["arrival"].to_list()
+    close = {"abs": 300}  # nanoseconds: clients have unix seconds in floating point
+    assert since_first(arrival) == pytest.approx([each[0] * 1e9 for each in SENT], **close)
+    assert problems["arrival"].to_list() == arrival
+    assert problems["problem_id"].to_list() == [str(case.first + i) for i in range(4)]
+    if not case.measured:
+        assert found.measured == 0
+        for column in ("first_token", "end", "latency_ns"):
+            assert samples[column].null_count() == 4
+        assert problems["end"].null_count() == problems["decided_at"].null_count() == 4
+        return
+    assert found.measured == 4
+    for column, place in (("first_token", 3), ("end", 4)):
+        real = [value - at for value, at in zip(samples[column], arrival, strict=True)]
+        assert real == pytest.approx([round(each[place] * 1e9) for each in SENT], **close)
+    assert problems["decided_at"].to_list() == problems["end"].to_list()
+    assert problems["end"].to_list() == samples["end"].to_list()
+
+
+def test_it_can_be_shown(case, tmp_path):
+    _, recording = read(case.write(tmp_path / case.file, SENT), tmp_path / "r")
+    (run,) = summarise(recording)
+    assert (run.problems, run.problems_in_flight, run.problems_failed) == (4, 0, 0)
+    assert run.tokens_per_problem.value == 354 / 4
+    assert run.accuracy is run.steps is run.flops_per_problem is None
+    text = show_lines([run])
+    assert all(len(line) <= 80 for line in text)
+    unknown = ["accuracy", "device-s per problem", "energy per problem", "dev x latency/token"]
+    if case.measured:
+        assert run.latency_s["mean"].value == pytest.approx(4.77 / 4)
+        assert run.ttft_s["p50"].value == pytest.approx(0.055)
+        assert run.throughput_tokens_per_s.value == pytest.approx(354 / 7.5)
+    else:
+        unknown += ["latency mean", "TTFT p50", "TPOT p95", "throughput"]
+    for name in unknown:
+        assert any(line.split() == [*name.split(), "-"] for line in text), name
+    assert any(line.endswith(", else -") for line in text)
+    assert not any("in flight" in line or "never ended" in line for line in text)
+    json.dumps(show_json([run]), allow_nan=False)
+
+
+def test_the_same_file_gives_the_same(case, tmp_path):
+    path = case.write(tmp_path / case.file, SENT)
+    _, first = read(path, tmp_path / "a")
+    _, second = read(path, tmp_path / "b")
+    for table in ("problems", "samples", "events"):
+        assert first.frame(table).equals(second.frame(table)), table
+    assert first.manifest.workload == second.manifest.workload
+    path = case.write(tmp_path / case.file, [(a, p + 1, *rest) for a, p, *rest in SENT])
+    assert read(path, tmp_path / "c")[1].manifest.workload.hash != first.manifest.workload.hash
+
+
+def test_no_text_is_kept(case, tmp_path):
+    read(case.write(tmp_path / case.file, SENT), tmp_path / "r")
+    for file in (tmp_path / "r").iterdir():
+        assert b"secret" not in file.read_bytes()
+
+
+def test_empty_files_are_refused(case, tmp_path):
+    path = tmp_path / case.file
+    path.write_bytes(b"")
+    assert "the file is empty" in refused(path, tmp_path / "r")
+    case.write(path, [])
+    if path.stat().st_size:
+        refused(path, tmp_path / "r")
+
+
+BAD = [
+    ({"prompt": -5}, "whole number"),
+    ({"output": -1}, "whole number"),
+    ({"prompt": 0}, "whole number"),
+    ({"prompt": 10**30}, "whole number"),
+    ({"output": 200_000_000}, "whole number"),
+    ({"output": 1.5}, "whole number"),
+    ({"output": NAN}, "NaN"),
+    ({"prompt": "many"}, "whole number"),
+    ({"arrival": NAN}, "NaN"),
+    ({"arrival": "noon"}, "time"),
+    ({"arrival": -3}, "time"),
+    ({"arrival": 1e300}, "time"),
+    ({"arrival": ...}, "absent"),
+]
+
+
+@pytest.mark.parametrize(("change", "kind"), BAD, ids=lambda value: str(value)[:40])
+def test_a_bad_request_is_left_out_and_told(case, tmp_path, change, kind):
+    path = case.write(tmp_path / case.file, SENT, {1: change})
+    found, recording = read(path, tmp_path / "r")
+    assert recording.samples["prompt_tokens"].to_list() == [700, 700, 91]
+    ((reason, count),) = found.skipped.counts.items()
+    assert count == 1 and found.skipped.unit == case.unit
+    assert found.skipped.first[reason] == case.first + 1
+    (note,) = [note for note in found.notes if "skipped" in note]
+    assert note.startswith(f"{case.file}: skipped: 1 ")
+    assert f"(first: {case.unit} {case.first + 1})" in note
+    assert note in summarise(recording)[0].notes
+
+
+def test_nothing_but_bad_requests(case, tmp_path):
+    path = case.write(tmp_path / case.file, SENT, {i: {"prompt": -1} for i in range(4)})
+    message = refused(path, tmp_path / "r")
+    assert f"no request in it can be read as {case.name} (4 " in message
+    assert f"(first: {case.unit} {case.first})" in message
+
+
+def test_a_file_that_is_cut_off(case, tmp_path):
+    whole = case.write(tmp_path / case.file, SENT).read_bytes()
+    path = tmp_path / case.file
+    path.write_bytes(whole[: int(len(whole) * 0.8)])
+    if not case.rows:
+        refused(path, tmp_path / "r")
+    else:
+        found, _ = read(path, tmp_path / "r")
+        assert 0 < found.requests < 4
+    path.write_bytes(gzip.compress(whole * 1)[:-30])
+    if not case.rows:
+        refused(path, tmp_path / "g")
+    else:
+        found, _ = read(path, tmp_path / "g")
+        assert any("the file is cut off (its gzip data end early)" in each for each in found.notes)
+
+
+def test_limits_stop_bombs(case, tmp_path):
+    path = case.write(tmp_path / case.file, SENT * 50)
+    with pytest.raises(OutcomesError, match=r"holds more than 2,000 bytes of text; raise --limit"):
+        read(path, tmp_path / "r", limit_bytes=2000)
+    assert not (tmp_path / "r").exists() or not list((tmp_path / "r").iterdir())
+
+
+def test_the_order_of_arrivals_need_not_be_that_of_the_file(case, tmp_path):
+    found, recording = read(case.write(tmp_path / case.file, SENT[::-1]), tmp_path / "r")
+    assert found.span_s == 3.5
+    told = [note for note in found.notes if "arrive before the one above them" in note]
+    if case.measured:  # clients write requests as they end
+        assert not told
+    else:
+        assert (
+            len(told) == 1
+            and f"before the one above them: 2 (first: line {case.first + 1})" in told[0]
+        )
+    (run,) = summarise(recording)
+    assert run.rows["tokens"].to_list()[-1] == 300
+
+
+def test_formats_do_not_claim_each_other(tmp_path):
+    def claims(path):
+        head = path.read_bytes()[: source.HEAD_BYTES]
+        every = [*outcome_import.FORMATS, *FORMATS]
+        return [each.name for each in every if each.recognises(head)]
+
+    for case in REQUEST_CASES:
+        assert claims(case.write(tmp_path / case.file, SENT)) == [case.name]
+    for case in CASES:
+        assert claims(case.write(tmp_path / case.file, SAMPLES)) == [case.name]
+    bailian = {"chat_id": 1, "timestamp": 61.1, "input_length": 5, "output_length": 2}
+    (tmp_path / "b.jsonl").write_text(json.dumps(bailian))
+    assert claims(tmp_path / "b.jsonl") == []  # seconds, and blocks of 16: not read as Mooncake's
+
+
+def test_a_folder_that_holds_a_recording_is_kept(case, tmp_path):
+    path = case.write(tmp_path / case.file, SENT)
+    read(path, tmp_path / "r")
+    with pytest.raises(UsageError, match="already holds a recording"):
+        read(path, tmp_path / "r")
+
+
+def test_fuzz(tmp_path):
+    """By hand: TTSCOPE_FUZZ=20000 pytest tests/traces/foreign/requests/test_requests.py -k fuzz"""
+    rng = random.Random(5)
+    bases = [case.write(tmp_path / case.file, SENT).read_bytes() for case in REQUEST_CASES]
+    bases += [path.read_bytes() for path in sorted(DATA.glob("requests_*"))]
+    outcomes = dict.fromkeys(("refused", "told", "read"), 0)
+    for number in range(ROUNDS):
+        raw = mutate(rng.choice(bases), rng)
+        if rng.random() < 0.2:
+            raw = mutate(gzip.compress(raw, 1, mtime=0), rng)
+        path = tmp_path / "mutated"
+        path.write_bytes(raw)
+        folder = tmp_path / f"r{number}"
+        try:
+            found, recording = read(path, folder, limit_bytes=1 << 22)
+        except TtscopeError as error:
+            assert "\n" not in str(error)
+            outcomes["refused"] += 1
+            continue
+        except Exception:
+            kept = tmp_path / "failing"
+            kept.write_bytes(raw)
+            print(f"the file that failed is {kept}")
+            raise
+        outcomes["told" if found.skipped.counts else "read"] += 1
+        assert recording.samples.height == found.requests > 0
+        if number % 10 == 0:
+            json.dumps(show_json(summarise(recording)), allow_nan=False)
+    print(outcomes)
+    assert min(outcomes.values()) > ROUNDS // 30
+
+
+# Azure
+
+
+def test_the_whole_azure_trace(tmp_path):
+    path = WORKLOADS / "azure_2023_conv.csv"
+    if not path.exists():
+        pytest.skip(f"{path.name} is not in ../shared/data/workloads")
+    found, recording = read(path, tmp_path / "r")
+    assert (found.requests, found.skipped.counts) == (19_366, {})
+    assert (found.prompt_tokens, found.output_tokens) == (22_361_870, 4_088_665)
+    first = recording.samples.row(0, named=True)
+    assert first["arrival"] == 1_700_158_546_680_590_000  # 2023-11-16 18:15:46.6805900 UTC
+    assert (first["prompt_tokens"], first["output_tokens"]) == (374, 44)
+    assert found.span_s == pytest.approx(3501.721937)
+
+
+@pytest.mark.parametrize(
+    ("time", "nanoseconds"),
+    [
+        ("2023-11-16 18:15:46.6805901", 1_700_158_546_680_590_100),
+        ("2023-11-16 18:15:46", 1_700_158_546_000_000_000),
+        ("2024-05-10 00:00:00.009930+00:00", 1_715_299_200_009_930_000),
+        ("2024-05-10 02:00:00.009930+02:00", 1_715_299_200_009_930_000),
+        ("2024-05-10T00:00:00.00993", 1_715_299_200_009_930_000),
+        ("9999-01-01 00:00:00", None),
+        ("1969-01-01 00:00:00", None),
+        ("1700158546", None),
+        ("", None),
+    ],
+)
+def test_azure_times(tmp_path, time, nanoseconds):
+    path = azure(tmp_path / "t.csv", SENT, {0: {"arrival": time}})
+    found, recording = read(path, tmp_path / "r")
+    arrivals = recording.samples["arrival"].to_list()
+    if nanoseconds is None:
+        (reason,) = found.skipped.counts
+        assert "TIMESTAMP" in reason and len(arrivals) == 3
+    else:
+        assert arrivals[0] == nanoseconds
+
+
+def test_azure_columns_in_another_order(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text(
+        'region,"GeneratedTokens",ContextTokens,TIMESTAMP\n'
+        "\n"
+        'eu, 44 ,"374",2023-11-16 18:15:46.68\n'
+        "eu,1\n"
+    )
+    found, recording = read(path, tmp_path / "r")
+    row = recording.samples.select("prompt_tokens", "output_tokens", "problem_id").row(0)
+    assert row == (374, 44, "3")
+    assert found.skipped.counts == {"lines that have too few columns": 1}
+    assert found.skipped.first == {"lines that have too few columns": 4}
+
+
+def test_azure_line_numbers_over_many_stretches(tmp_path, monkeypatch):
+    from traces.foreign.requests import azure as reader
+
+    monkeypatch.setattr(reader, "_STRETCH_BYTES", 100)
+    monkeypatch.setattr("traces.files.PIECE_BYTES", 64)
+    sent = [(float(i), 10 + i, 5, 0, 0) for i in range(40)]
+    path = azure(tmp_path / "t.csv", sent, {17: {"prompt": -1}, 38: {"output": "x"}})
+    found, recording = read(path, tmp_path / "r")
+    assert sorted(found.skipped.first.values()) == [19, 40]
+    assert recording.samples["prompt_tokens"].to_list() == [
+        10 + i for i in range(40) if i not in (17, 38)
+    ]
+    assert recording.problems["problem_id"].to_list()[-1] == "41"
+
+
+def test_a_line_without_end_is_refused(tmp_path, monkeypatch):
+    from traces.foreign.requests import azure as reader
+
+    monkeypatch.setattr(reader, "LINE_BYTES", 1 << 19)
+    path = tmp_path / "t.csv"
+    path.write_bytes(b"TIMESTAMP,ContextTokens,GeneratedTokens" + b"," * (1 << 20))
+    assert "line 1 has more than 0 MiB" in refused(path, tmp_path / "r")
+
+
+# Mooncake
+
+
+def test_the_mooncake_trace(tmp_path):
+    path = WORKLOADS / "mooncake_conversation_3000.jsonl"
+    if not path.exists():
+        pytest.skip(f"{path.name} is not in ../shared/data/workloads")
+    found, recording = read(path, tmp_path / "r")
+    assert (found.requests, found.skipped.counts, found.span_s) == (3000, {}, 987.0)
+    assert recording.manifest.workload.prompt_block_tokens == 512
+    problems = recording.problems
+    assert problems["arrival"].to_list()[0] == 0
+    assert problems["prompt_blocks"].to_list()[1] == [0, *range(14, 28)]
+    assert problems["prompt_blocks"].null_count() == 0
+
+
+@pytest.mark.parametrize(
+    ("ids", "reason"),
+    [
+        ([1, 2, 3], "not one per 512 tokens of prompt"),
+        ([1, "2"], "no list of whole numbers"),
+        ([1, 2.5], "no list of whole numbers"),
+        ([1, 1 << 70], "no list of whole numbers"),
+        ("1 2", "no list of whole numbers"),
+        ([], None),
+        (None, None),
+    ],
+)
+def test_hash_ids_that_cannot_be_read(tmp_path, ids, reason):
+    path = mooncake(tmp_path / "t.jsonl", SENT)
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows[0]["hash_ids"] = ids
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found, recording = read(path, tmp_path / "r")
+    assert found.requests == 4  # what cannot be read are the ids, not the request
+    assert recording.problems["prompt_blocks"].null_count() == 1
+    assert any("prompts share nothing: 1" in note for note in found.notes)
+    told = list(found.skipped.counts)
+    assert len(told) == (reason is not None) and all(reason in each for each in told)
+
+
+def test_blocks_of_another_size(tmp_path):
+    path = tmp_path / "t.jsonl"
+    row = {"timestamp": 0, "input_length": 40, "output_length": 3, "hash_ids": [1 << 63, 5, 6]}
+    path.write_text(json.dumps(row))
+    found, recording = read(path, tmp_path / "r")
+    assert recording.manifest.workload.prompt_block_tokens is None
+    assert any("--block-tokens" in note for note in found.notes)
+    found, recording = read(path, tmp_path / "s", block_tokens=16)
+    assert recording.manifest.workload.prompt_block_tokens == 16
+    assert recording.problems["prompt_blocks"].to_list() == [[-(1 << 63), 5, 6]]
+
+
+# vllm bench serve
+
+
+def test_the_load_of_a_benchmark(tmp_path):
+    def load(**head):
+        path = vllm_bench(tmp_path / "b.json", SENT, **head)
+        (tmp_path / "r" / "recording.json").unlink(missing_ok=True)
+        found, recording = read(path, tmp_path / "r")
+        manifest = recording.manifest
+        late = any("were sent later than the rate says" in note for note in found.notes)
+        return manifest.concurrency, manifest.rate_per_s, late
+
+    assert load() == (None, None, False)
+    assert load(max_concurrency=3) == (3, None, False)
+    assert load(request_rate=2.5) == (None, 2.5, False)
+    assert load(request_rate=2.5, max_concurrency=3) == (None, 2.5, True)
+
+
+def test_failed_requests_are_no_measurement(tmp_path):
+    failed = {"ttft": 0.0, "latency": 0.0, "output": 0, "error": "Traceback: secret"}
+    found, recording = read(vllm_bench(tmp_path / "b.json", SENT, {2: failed}), tmp_path / "r")
+    assert (found.requests, found.measured, found.failed) == (4, 3, 1)
+    assert "requests that failed or were cut off: 1" in found.notes
+    (run,) = summarise(recording)
+    assert (run.problems, run.problems_failed, run.problems_in_flight) == (3, 1, 0)
+    assert recording.samples["error"].to_list()[2] == "the request failed"
+    never = failed | {"arrival": 0.0}
+    found, _ = read(vllm_bench(tmp_path / "c.json", SENT, {2: never}), tmp_path / "s")
+    assert found.skipped.counts == {"requests without a start time": 1}
+
+
+def test_a_result_of_an_older_version_has_no_latencies(tmp_path):
+    path = vllm_bench(tmp_path / "b.json", SENT)
+    document = json.loads(path.read_text())
+    del document["latencies"]
+    document["itls"] = [[0.25, 0.2], [0.1, 0.04], [], [3.95]]
+    path.write_text(json.dumps(document))
+    _, recording = read(path, tmp_path / "r")
+    ends = [e - a for e, a in recording.samples.select("end", "arrival").iter_rows()]
+    assert ends == pytest.approx([each[4] * 1e9 for each in SENT], abs=2)
+    document["itls"] = None
+    path.write_text(json.dumps(document))
+    assert "whose ttft and latency are no ascending times" in refused(path, tmp_path / "s")
+
+
+def test_results_that_cannot_be_read(tmp_path):
+    path = vllm_bench(tmp_path / "b.json", SENT)
+    whole = json.loads(path.read_text())
+    plain = {name: value for name, value in whole.items() if not isinstance(value, list)}
+    path.write_text(json.dumps(plain))
+    assert "run vllm bench serve with --save-result --save-detailed" in refused(
+        path, tmp_path / "r"
+    )
+    path.write_text(json.dumps(whole | {"ttfts": [0.1]}))
+    message = "its lists differ in length (4 input_lens, 4 output_lens, 1 ttfts, 4 start_times)"
+    assert message in refused(path, tmp_path / "r")
+    path.write_text(json.dumps(whole | {"ttfts": 3}))
+    assert "not the whole JSON of a result" in refused(path, tmp_path / "r")
+    back = {1: {"latency": 0.01}, 2: {"ttft": -1.0}}
+    found, _ = read(vllm_bench(path, SENT, back), tmp_path / "t")
+    assert found.skipped.counts == {"requests whose ttft and latency are no ascending times": 2}
+
+
+def test_one_of_several_results_is_chosen(tmp_path):
+    path = vllm_bench(tmp_path / "b.json", SENT)
+    one = path.read_text()
+    two = vllm_bench(path, SENT[:2]).read_text()
+    path.write_text(f"{one}\n{two}")
+    with pytest.raises(UsageError, match=r"holds 2 results; choose one with --run N"):
+        read(path, tmp_path / "r")
+    assert read(path, tmp_path / "r", run=2)[0].requests == 2
+    with pytest.raises(UsageError, match=r"--run 3: .* holds 2 results"):
+        read(path, tmp_path / "s", run=3)
+    path.write_text(json.dumps(json.loads(one), indent=2))
+    assert read(path, tmp_path / "p")[0].requests == 4
+
+
+# aiperf and guidellm
+
+
+def test_the_warm_up_and_failures_of_aiperf(tmp_path):
+    spoil = {0: {"phase": "warmup"}, 1: {"error": {"message": "secret"}}}
+    found, recording = read(aiperf(tmp_path / "a.jsonl", SENT, spoil), tmp_path / "r")
+    assert found.skipped.counts == {"requests of the warm-up": 1}
+    assert (found.requests, found.measured, found.failed) == (3, 2, 1)
+    assert recording.samples["error"].to_list() == ["the request failed", None, None]
+
+
+def test_the_load_of_guidellm(tmp_path):
+    def load(strategy):
+        path = guidellm(tmp_path / "g.json", SENT, strategy=strategy)
+        (tmp_path / "r" / "recording.json").unlink(missing_ok=True)
+        manifest = read(path, tmp_path / "r")[1].manifest
+        return manifest.concurrency, manifest.rate_per_s
+
+    assert load({"type_": "synchronous"}) == (1, None)
+    assert load({"type_": "concurrent", "streams": 4}) == (4, None)
+    assert load({"type_": "throughput", "max_concurrency": None}) == (None, None)
+    assert load({"type_": "poisson", "rate": 2.5}) == (None, 2.5)
+
+
+def test_one_of_several_benchmarks_is_chosen(tmp_path):
+    path = tmp_path / "g.json"
+    path.write_text(json.dumps(guidellm_report([(SENT, None, None), (SENT[:1], None, None)])))
+    with pytest.raises(UsageError, match=r"holds 2 benchmarks; choose one with --run N"):
+        read(path, tmp_path / "r")
+    assert read(path, tmp_path / "r", run=2)[0].requests == 1
+    with pytest.raises(UsageError, match=r"--run 3: .* holds 2 benchmarks"):
+        read(path, tmp_path / "s", run=3)
+
+
+def test_what_guidellm_cut_off(tmp_path):
+    spoil = {1: {"group": "incomplete"}, 2: {"group": "errored"}}
+    found, recording = read(guidellm(tmp_path / "g.json", SENT, spoil), tmp_path / "r")
+    assert (found.requests, found.measured, found.failed) == (4, 2, 2)
+    errors = recording.samples["error"].to_list()
+    assert errors == [None, None, "the request failed", "cut off by the end of the benchmark"]
+
+
+def test_files_that_are_nothing(tmp_path):
+    for content in (b"hello", b"{}", b"\0" * 1000, b"[]", b"a,b,c\n1,2,3\n"):
+        path = tmp_path / "x"
+        path.write_bytes(content)
+        assert request_import.format_of(path) is None
+        assert "holds no requests that can be read" in refused(path, tmp_path / "r")
+
+
+# What the load generators themselves wrote (tests/data/foreign/README.md).
+
+
+def test_a_real_report_of_guidellm(tmp_path):
+    path = DATA / "requests_guidellm.json"
+    found, recording = read(path, tmp_path / "r")
+    assert (found.requests, found.measured, found.skipped.counts) == (20, 20, {})
+    assert recording.manifest.concurrency == 2
+    (run,) = summarise(recording)
+    assert run.engine.model == "demo/s"
+    (benchmark,) = json.loads(path.read_text())["benchmarks"]
+    stats = benchmark["requests"]["successful"]
+    latency = sum(each["request_latency"] for each in stats) / 20
+    assert run.latency_s["mean"].value == pytest.approx(latency, abs=1e-6)
+    ttft = sorted(each["time_to_first_token_ms"] / 1e3 for each in stats)
+    assert run.ttft_s["p50"].value == pytest.approx((ttft[9] + ttft[10]) / 2, abs=1e-6)
+    tokens = sum(each["output_metrics"]["text_tokens"] for each in stats)
+    assert found.output_tokens == tokens
+    assert recording.samples["cached_tokens"].to_list() == [0] * 20
+
+
+def test_a_real_result_of_vllm(tmp_path):
+    path = DATA / "requests_vllm_bench.json"
+    told = json.loads(path.read_text())
+    found, recording = read(path, tmp_path / "r")
+    assert (found.requests, found.measured, found.skipped.counts) == (20, 20, {})
+    assert found.prompt_tokens == told["total_input_tokens"]
+    assert found.output_tokens == told["total_output_tokens"]
+    assert (recording.manifest.concurrency, recording.manifest.rate_per_s) == (None, 8.0)
+    (run,) = summarise(recording)
+    for spread, name in ((run.ttft_s, "ttft"), (run.tpot_s, "tpot")):
+        assert spread["mean"].value == pytest.approx(told[f"mean_{name}_ms"] / 1e3, rel=1e-6)
+        assert spread["p50"].value == pytest.approx(told[f"median_{name}_ms"] / 1e3, rel=1e-6)
+
+
+def test_real_records_of_aiperf(tmp_path):
+    found, recording = read(DATA / "requests_aiperf.jsonl", tmp_path / "r")
+    assert (found.requests, found.measured) == (20, 20)
+    assert found.skipped.counts == {"requests of the warm-up": 2}
+    assert (found.prompt_tokens, found.output_tokens) == (244, 600)
+    (run,) = summarise(recording)
+    # what aiperf's own summary of the run says (profile_export_aiperf.json)
+    assert run.latency_s["mean"].value == pytest.approx(1.7088481095, abs=1e-6)
+    assert run.ttft_s["mean"].value == pytest.approx(0.24441026905, abs=1e-6)
+    assert run.ttft_s["p50"].value == pytest.approx(0.226030561, abs=1e-6)

@@ -1,0 +1,309 @@
+"""Pages become rates and quantiles; restarts are left out; verdicts follow from the numbers."""
+
+import math
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.profiler.metrics_server import Metrics
+from traces.live.metrics_page import LONGEST_LINE, PageReader, Series
+from traces.live.numbers import Bounds, numbers_of
+from traces.live.verdict import Evidence, draft_gain, fixed_share, judge
+from traces.recording.tables import SCRAPES
+from traces.summary.kernels import Collective, DeviceTime
+
+S = 10**9
+
+
+def scrapes(pages):
+    """Rows of `scrapes` from (seconds, text of a page)."""
+    reader, rows = PageReader(), []
+    for seconds, page in pages:
+        for series, value in reader.read(page).items():
+            rows.append((int(seconds * S), "e", *series[1:], value))
+    return pl.DataFrame(rows, schema=SCRAPES, orient="row")
+
+
+def text(**values):
+    names = {"gen": "vllm:generation_tokens_total", "run": "vllm:num_requests_running"}
+    return "".join(f'{names[k]}{{engine="0",model_name="m"}} {v}\n' for k, v in values.items())
+
+
+def test_a_line_is_a_series_and_others_are_left_out():
+    reader = PageReader()
+    page = (
+        "# HELP vllm:x text\n"
+        'vllm:x_bucket{engine="1",le="+Inf",model_name="a b} c",z="q\\"u\\\\o\\n"} 3 1700000000\n'
+        'vllm:x_created{engine="1"} 1.7e9\n'
+        'vllm:y{engine="1"} NaN\n'
+        "vllm:z broken\n"
+        "python_info 1\n"
+        "process_start_time_seconds 1.5e9\n"
+        f'vllm:long{{a="{"x" * LONGEST_LINE}"}} 1\n'
+    )
+    expected = {
+        Series("1", "vllm:x_bucket", 'z="q"u\\o\n"', math.inf): 3.0,
+        Series("", "process_start_time_seconds"): 1.5e9,
+    }
+    assert reader.read(page) == expected == reader.read(page)
+    assert reader.model_names == {"a b} c"}
+    assert reader.left_out == 2  # the long line, twice
+    with pytest.raises(ValueError, match="no metrics"):
+        reader.read("")
+
+
+@given(st.text(max_size=300))
+def test_any_text_is_read_or_refused(page):
+    reader = PageReader()
+    try:
+        values = reader.read(page)
+    except ValueError:
+        return
+    assert all(math.isfinite(v) or math.isinf(v) for v in values.values())
+
+
+def test_recorded_page_gives_the_numbers_that_are_in_it():
+    recorded = Metrics()
+    pages = []
+    for second, scale in enumerate((1.0, 1.5, 2.0)):
+        recorded.scale = scale
+        pages.append((second, recorded.page()))
+    found = numbers_of(scrapes(pages), "e")
+    told = PageReader().read(pages[0][1])
+    value = {series.name: v for series, v in told.items() if not series.labels}
+    assert found.seconds == 2.0
+    assert found.polls == 3
+    assert found.generated_tokens_per_s == pytest.approx(value["vllm:generation_tokens_total"] / 2)
+    mean = (
+        value["vllm:time_to_first_token_seconds_sum"]
+        / value["vllm:time_to_first_token_seconds_count"]
+    )
+    assert found.ttft_s.mean.value == pytest.approx(mean)
+    for times in (found.ttft_s, found.itl_s, found.e2e_s):
+        for each in (times.p50, times.p95):
+            assert 0 <= each.low < each.high
+    assert found.flops_per_gpu_per_s is None  # vLLM's 0 where nobody asked for estimates
+    assert found.acceptance_length is None
+    assert found.finished.keys() == {"stop"}
+
+
+def test_quantiles_against_counting_by_hand():
+    name = "vllm:inter_token_latency_seconds"
+    empty = {0.1: 0, 0.2: 0, math.inf: 0}
+    full = {0.1: 50, 0.2: 90, math.inf: 100}
+
+    def page(counts):
+        lines = [f'{name}_bucket{{engine="0",le="{le}"}} {n}' for le, n in counts.items()]
+        return "\n".join(lines).replace("inf", "+Inf") + "\n"
+
+    found = numbers_of(scrapes([(0, page(empty)), (1, page(full))]), "e").itl_s
+    assert found.p50.low == 0.0 and 0.1 < found.p50.high < 0.16  # the 50th and the 51st
+    assert found.p95 == Bounds(low=0.2, high=None, unit="s")
+    told = {"value": None, "low": 0.2, "high": None, "unit": "s", "extrapolated": True}
+    assert found.p95.to_json() == told
+    assert found.mean is None  # its sum was not told
+
+
+E2E = "vllm:e2e_request_latency_seconds"
+TIMES = st.floats(0.001, 30.0)
+
+
+def histogram_pages(intervals, before=(), bounds=(0.3, 0.5, 1.0, 5.0, 10.0, math.inf)):
+    """Pages of a server that had seen `before`, then each interval's times."""
+    seen, pages = list(before), []
+    for second, times in enumerate([(), *intervals]):
+        seen += times
+        counts = {bound: sum(each <= bound for each in seen) for bound in bounds}
+        lines = [f'{E2E}_bucket{{engine="0",le="{le}"}} {n}' for le, n in counts.items()]
+        lines += [
+            f'{E2E}_sum{{engine="0"}} {sum(seen)!r}',
+            f'{E2E}_count{{engine="0"}} {len(seen)}',
+        ]
+        pages.append((second, "\n".join(lines).replace("inf", "+Inf") + "\n"))
+    return pages
+
+
+@settings(deadline=None)
+@given(st.lists(st.lists(TIMES, max_size=25), min_size=1, max_size=6), st.lists(TIMES, max_size=9))
+def test_a_quantile_lies_between_its_bounds(intervals, before):
+    """Whatever was seen, and by any usual definition; what came before the first poll is out."""
+    found = numbers_of(scrapes(histogram_pages(intervals, before)), "e").e2e_s
+    times = [each for interval in intervals for each in interval]
+    if not times:
+        assert (found.p50, found.p95, found.p99) == (None, None, None)
+        return
+    assert found.mean.value == pytest.approx(np.mean(times))
+    for bounds, q in ((found.p50, 0.5), (found.p95, 0.95), (found.p99, 0.99)):
+        for method in ("linear", "inverted_cdf"):
+            true = np.quantile(times, q, method=method)
+            assert bounds.low - 1e-9 <= true
+            assert bounds.high is None or true <= bounds.high + 1e-9
+
+
+def test_a_sum_between_two_polls_tells_more_than_a_bucket():
+    """One slow request of 5.92 s is no p95 of 9.61 s; two that overflow have an end."""
+    found = numbers_of(scrapes(histogram_pages([(0.4, 0.6), (5.92,), ()])), "e").e2e_s
+    assert found.p99.high == pytest.approx(5.92, abs=1e-4)
+    assert found.p50.low >= 0.5 and found.p50.high <= 0.7 + 1e-4
+    found = numbers_of(scrapes(histogram_pages([(12.0, 14.0)])), "e").e2e_s
+    assert (found.p50.low, found.p50.high) == (10.0, pytest.approx(14.5, abs=1e-4))
+    torn = histogram_pages([(0.4,), (8.0,), (0.4,)])
+    page = torn[1][1].replace(f'{E2E}_sum{{engine="0"}} 0.4', f'{E2E}_sum{{engine="0"}} 8.4')
+    found = numbers_of(scrapes([torn[0], (1, page), *torn[2:]]), "e").e2e_s
+    assert 4.9 <= found.p99.low <= 5.0 and 9.9 <= found.p99.high <= 10.0
+
+
+def test_an_interval_with_a_restart_is_left_out():
+    pages = [(0, text(gen=100)), (1, text(gen=200)), (3, text(gen=40)), (4, text(gen=140))]
+    found = numbers_of(scrapes(pages), "e")
+    assert (found.resets, found.seconds) == (1, 2.0)
+    assert found.generated_tokens_per_s == 100.0
+
+
+def test_a_gap_counts_where_the_server_lived_on():
+    pages = [(0, text(gen=0)), (1, text(gen=10)), (11, text(gen=110))]
+    found = numbers_of(scrapes(pages), "e")
+    assert found.generated_tokens_per_s == 10.0
+
+
+def test_one_poll_is_no_window():
+    assert numbers_of(scrapes([(0, text(gen=1))]), "e") is None
+    assert numbers_of(scrapes([(0, text(gen=1)), (1, text(gen=2))]), "other") is None
+
+
+def watched(polls=20, **gauges):
+    """Numbers of an engine that polls like this: gauge name to its values, counters to rates."""
+    pages = []
+    for second in range(polls):
+        lines = []
+        for name, value in gauges.items():
+            told = value[second] if isinstance(value, list) else value
+            if name.endswith(("_total", "_sum", "_count")):
+                told *= second
+            lines.append(f'vllm:{name}{{engine="0"}} {told}')
+        pages.append((second, "\n".join(lines) + "\n"))
+    return numbers_of(scrapes(pages), "e")
+
+
+LOADED = {"num_requests_running": 16, "num_requests_waiting": 0, "kv_cache_usage_perc": 0.3}
+
+
+def kinds(numbers, **evidence):
+    verdict = judge("e", Evidence(numbers=numbers, **evidence))
+    return [each.kind for each in verdict.found], {each.kind for each in verdict.unseen}
+
+
+def test_nothing_is_said_of_a_short_or_an_idle_watch():
+    assert "too short" in judge("e", Evidence(numbers=watched(polls=9, **LOADED))).reason
+    idle = watched(**LOADED | {"num_requests_running": 0})
+    assert "no load" in judge("e", Evidence(numbers=idle)).reason
+    assert judge("e", Evidence(numbers=None)).reason
+
+
+def test_nothing_stands_out_is_an_answer_and_says_what_it_could_not_see():
+    found, unseen = kinds(watched(**LOADED))
+    assert found == []
+    assert unseen == {"communication-bound", "launch-bound", "compute-bound"}
+
+
+def test_kv_bound_by_a_full_cache_and_preemptions():
+    full = LOADED | {"kv_cache_usage_perc": 0.97, "num_preemptions_total": 1}
+    verdict = judge("e", Evidence(numbers=watched(**full, num_requests_waiting_x=0)))
+    assert verdict.found[0].kind == "KV-bound"
+    assert "19 preemptions" in verdict.found[0].evidence
+    # A full cache that keeps nobody out is only well used: prefix caching fills it.
+    assert kinds(watched(**LOADED | {"kv_cache_usage_perc": 0.97}))[0] == []
+
+
+def test_queueing_is_not_said_where_the_cache_is_the_cause():
+    slow = {
+        "request_queue_time_seconds_sum": 6,
+        "request_queue_time_seconds_count": 2,
+        "time_to_first_token_seconds_sum": 7,
+        "time_to_first_token_seconds_count": 2,
+    }
+    waiting = LOADED | slow | {"num_requests_waiting": 5}
+    verdict = judge("e", Evidence(numbers=watched(**waiting)))
+    assert [each.kind for each in verdict.found] == ["queueing"]
+    assert "max_num_seqs" in verdict.found[0].evidence
+    assert "3 s in the queue, 3.5 s" in verdict.found[0].evidence
+    assert kinds(watched(**waiting | {"kv_cache_usage_perc": 0.99}))[0] == ["KV-bound"]
+    short = waiting | {"request_queue_time_seconds_sum": 1}
+    assert kinds(watched(**short))[0] == []
+
+
+def drafting(accepted):
+    lines = LOADED | {"spec_decode_num_drafts_total": 100}
+    numbers = watched(**lines, spec_decode_num_draft_tokens_total=300)
+    pages = [
+        (
+            s,
+            f'vllm:spec_decode_num_accepted_tokens_per_pos_total{{engine="0",position="0"}} '
+            f'{accepted * s}\nvllm:spec_decode_num_drafts_total{{engine="0"}} {100 * s}\n',
+        )
+        for s in range(20)
+    ]
+    length = numbers_of(scrapes(pages), "e").acceptance_length
+    return type(numbers)(**vars(numbers) | {"acceptance_length": length})
+
+
+def test_a_draft_that_is_hardly_accepted_and_one_that_may_pay():
+    assert kinds(drafting(5))[0] == ["draft not paying"]
+    found, unseen = kinds(drafting(60))
+    assert found == []
+    assert "draft not paying" in unseen
+
+
+def test_windows_tell_communication_and_launches():
+    device = DeviceTime(busy_s=5.0, idle_s=5.0, idle_share=0.5, windows=1, steps=20, ranks=2)
+    together = Collective(name="all_reduce", group_size=2, calls=9, bytes=1, s=2.0, exposed_s=1.5)
+    found, unseen = kinds(watched(**LOADED), device_time=device, collectives=(together,))
+    assert found == ["communication-bound", "launch-bound"]
+    assert unseen == {"compute-bound"}
+    sometimes = watched(**LOADED | {"num_requests_running": [0, 3] * 10})
+    assert "launch-bound" not in kinds(sometimes, device_time=device, collectives=())[0]
+
+
+INTS = pl.List(pl.Int64)
+OVERRIDES = {"interval_ns": pl.Int64, "drafted": INTS, "accepted": INTS}
+
+
+def steps(fixed_ms, per_token_ms, sizes=range(1, 33), count=300, draft=None):
+    rows = []
+    for index in range(count):
+        size = list(sizes)[index % len(sizes)]
+        with_draft = draft is not None and index % 2
+        longer = draft[0] if with_draft else 1.0
+        rows.append(
+            {
+                "prefill_tokens": 0,
+                "decode_requests": size,
+                "decode_tokens": size,
+                "decode_kv_tokens": 100 * size,
+                "wall_ns": int((fixed_ms + per_token_ms * size) * longer * 1e6),
+                "interval_ns": None,
+                "profiled": False,
+                "drafted": [size] if with_draft else None,
+                "accepted": [int(draft[1] * size)] if with_draft else None,
+            }
+        )
+    return pl.DataFrame(rows, schema_overrides=OVERRIDES)
+
+
+def test_the_fixed_part_of_a_step():
+    assert fixed_share(steps(10, 1, sizes=[8])) is None  # nothing that varies to explain
+    assert fixed_share(steps(10, 0.1)) == pytest.approx(10 / 11.65, rel=0.02)
+    assert fixed_share(steps(1, 1)) == pytest.approx(1 / 17.5, rel=0.05)
+    assert fixed_share(steps(1, 1, count=100)) is None
+    assert kinds(watched(**LOADED), steps=steps(10, 0.1))[0] == ["fixed cost of steps"]
+    assert kinds(watched(**LOADED), steps=steps(1, 1))[0] == ["compute-bound"]
+
+
+def test_what_a_draft_gains_is_measured_at_the_same_batch():
+    times, ratio = draft_gain(steps(10, 0, sizes=[4, 8, 16], draft=(1.5, 0.25)))
+    assert ratio == pytest.approx(1.5)
+    assert times == pytest.approx(1.25 / 1.5)
+    assert draft_gain(steps(10, 0.1)) is None

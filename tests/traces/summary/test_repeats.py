@@ -1,0 +1,182 @@
+"""The spread from run to run in comparisons: its coverage on made-up runs whose truth is known."""
+
+import numpy as np
+import polars as pl
+import pytest
+
+from tests.traces.synthetic import engine_config, simulate, write_recording
+from traces.recording.manifest import WorkloadFacts
+from traces.schema.estimate import Estimate
+from traces.schema.policy import Policy
+from traces.summary import comparison
+from traces.summary.comparison import RUN_TO_RUN, beside, compare, judge, parse_limit, within
+from traces.summary.metrics import BY_TAG
+from traces.summary.run import Run, summarise
+
+PROBLEMS = 48
+WORKLOAD = WorkloadFacts(name="made up", hash="h", problems=PROBLEMS)
+TAGS = ("latency_s.mean",)
+
+
+def made_run(rng, hard, *, spread, times=1.0, draws=0.1, seqs=8):
+    """Return a run: each problem's own time, other draws of its samples, one factor for all."""
+    factor = times * np.exp(spread * rng.standard_normal())
+    latency = hard * np.exp(draws * rng.standard_normal(hard.size)) * factor
+    none = pl.lit(None, pl.Float64)
+    rows = pl.DataFrame({"problem_id": [str(i) for i in range(hard.size)], "latency_s": latency})
+    rows = rows.with_columns(
+        state=pl.lit("decided"),
+        correct=pl.lit(1.0),
+        tokens=pl.lit(10.0),
+        flops=none,
+        device_s=pl.col("latency_s") / 2,
+        cost_usd=none,
+        energy_j=none,
+    )
+    return Run(
+        recording="made",
+        complete=True,
+        engine=engine_config(max_num_seqs=seqs),
+        policy=Policy(method="majority", n=4, temperature=0.8),
+        problems=hard.size,
+        latency_s={
+            "mean": Estimate(value=float(latency.mean()), unit="s"),
+            "p50": None,
+            "p95": Estimate(value=float(latency.max()), unit="s"),
+        },
+        workload=WORKLOAD,
+        rows=rows,
+    )
+
+
+def covered(monkeypatch, *, spread, repeats, trials, draws=0.1, times=1.0):
+    """Return by metric how often the interval of the relative difference holds the truth."""
+    monkeypatch.setattr(comparison, "METRICS", [BY_TAG[tag] for tag in TAGS])
+    rng = np.random.default_rng(7)
+    held = dict.fromkeys(TAGS, 0)
+    seqs = 8 if times == 1 else 4
+    for _ in range(trials):
+        hard = rng.lognormal(0, 0.5, PROBLEMS)
+        one = made_run(rng, hard, spread=spread, draws=draws)
+        two = made_run(rng, hard, spread=spread, draws=draws, times=times, seqs=seqs)
+        others = [made_run(rng, hard, spread=spread, draws=draws) for _ in range(repeats)]
+        found = compare(one, two, others)
+        assert found.run_to_run.recordings == (repeats + (times != 1) if repeats else 0)
+        for change in found.changes:
+            if change.metric.tag in held:
+                held[change.metric.tag] += change.relative.low <= times - 1 <= change.relative.high
+    return {tag: count / trials for tag, count in held.items()}
+
+
+@pytest.mark.parametrize(
+    ("spread", "repeats", "times"),
+    [(RUN_TO_RUN, 0, 1.0), (0.2, 5, 1.0), (0.1, 4, 1.5)],
+)
+def test_the_interval_of_two_runs_holds_the_truth(monkeypatch, spread, repeats, times):
+    found = covered(monkeypatch, spread=spread, repeats=repeats, trials=120, times=times)
+    for share in found.values():
+        assert 0.85 <= share <= 0.97
+
+
+def test_the_same_twice_seldom_breaks_a_limit(monkeypatch):
+    monkeypatch.setattr(comparison, "METRICS", [BY_TAG[tag] for tag in (*TAGS, "latency_s.p95")])
+    rng = np.random.default_rng(3)
+    limits = [parse_limit(f"{name}>+5%") for name in ("p95", "latency")]
+    broken = np.zeros(2)
+    for _ in range(60):
+        hard = rng.lognormal(0, 0.5, PROBLEMS)
+        one, two = (made_run(rng, hard, spread=RUN_TO_RUN, draws=0.02) for _ in range(2))
+        broken += [each.broken for each in judge(limits, compare(one, two))]
+    assert broken.max() <= 3
+
+
+def test_a_real_difference_is_still_told():
+    rng = np.random.default_rng(4)
+    hard = rng.lognormal(0, 0.5, PROBLEMS)
+    one = made_run(rng, hard, spread=RUN_TO_RUN)
+    two = made_run(rng, hard, spread=RUN_TO_RUN, times=1.6, seqs=2)
+    found = compare(one, two)
+    assert {c.metric.tag: c.verdict for c in found.changes}["latency_s.mean"] == "worse"
+    (judged,) = judge([parse_limit("latency>+5%")], found)
+    assert (judged.broken, judged.sure) == (True, True)
+
+
+def test_more_problems_do_not_settle_what_the_machine_hides():
+    rng = np.random.default_rng(5)
+    hard = rng.lognormal(0, 0.5, PROBLEMS)
+    one = made_run(rng, hard, spread=0, draws=0.001)
+    two = made_run(rng, hard, spread=0, draws=0.001, times=1.08)
+    found = compare(one, two)
+    change = {c.metric.tag: c for c in found.changes}["latency_s.mean"]
+    assert change.relative.low < 0 < change.relative.high
+    assert change.of_problems < 0.01
+    assert change.times_as_many is None
+    (judged,) = judge([parse_limit("latency>+5%")], found)
+    assert (judged.broken, judged.sure, judged.problems_to_settle) == (False, False, None)
+
+
+def test_what_is_no_repeat():
+    rng = np.random.default_rng(6)
+    hard = rng.lognormal(0, 0.5, PROBLEMS)
+    one, two, three = (made_run(rng, hard, spread=0.1) for _ in range(3))
+    other = made_run(rng, hard, spread=0.1, seqs=2)
+    # What two runs of one configuration differ by is the question, so a third is needed twice.
+    for repeats in ((one, two), (three,), (three, three), (other, three)):
+        assert compare(one, two, repeats).run_to_run.recordings == 0
+    found = compare(one, other, (two, three)).run_to_run
+    assert found.recordings == 3
+    assert set(found.measured) >= set(TAGS)
+    assert "tokens_per_problem" not in found.measured
+    assert found.to_json()["assumed"] is False
+
+
+def scaled(rows, factor):
+    problems = [
+        row | {"decided_at": int(row["arrival"] + factor * (row["decided_at"] - row["arrival"]))}
+        for row in rows["problems"]
+    ]
+    return rows | {"problems": problems}
+
+
+def test_recordings_beside_those_compared_are_its_repeats(tmp_path):
+    rows = simulate(problems=12, n=4)
+    given = [
+        write_recording(tmp_path / "a", rows),
+        write_recording(tmp_path / "b", scaled(rows, 1.1)),
+    ]
+    for number, factor in enumerate((0.9, 1.2, 1.05)):
+        write_recording(tmp_path / f"r{number}", scaled(rows, factor))
+    write_recording(tmp_path / "cut", scaled(rows, 1.3), complete=False)
+    write_recording(tmp_path / "few", rows, engine=engine_config(max_num_seqs=3))
+    write_recording(tmp_path / "others", rows, workload="others")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "recording.json").write_text("{")
+    found = beside(given)
+    assert sorted(run.recording for run in found) == ["r0", "r1", "r2"]
+    spread = compare(*(summarise(each)[0] for each in given), found).run_to_run
+    assert spread.recordings == 3
+    logs = np.log([0.9, 1.2, 1.05])
+    assert spread.measured["latency_s.mean"] == pytest.approx(logs.std(ddof=1), rel=1e-3)
+
+
+def test_a_disturbed_run_is_taken_for_a_disturbed_machine():
+    rng = np.random.default_rng(8)
+    requests = np.repeat([1, 8, 4, 2], 100)
+    time = 1e6 * (5 + requests)
+    calm = time * np.exp(0.02 * rng.standard_normal(400))
+    slow = np.where(np.arange(400) < 200, 2.0, 1.0) * calm
+
+    def of(walls):
+        return pl.DataFrame(
+            {
+                "interval_ns": walls.astype(int),
+                "wall_ns": walls.astype(int),
+                "decode_requests": requests,
+                "prefill_tokens": 0,
+                "profiled": False,
+            }
+        )
+
+    assert within(of(calm)) < 0.01
+    assert 0.2 < within(of(slow)) < 0.6
+    assert within(None) == within(of(calm).head(20)) == 0

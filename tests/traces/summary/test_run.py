@@ -1,0 +1,446 @@
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+
+from tests.traces.synthetic import (
+    MODEL,
+    START,
+    engine_config,
+    simulate,
+    speculative_engine,
+    write_recording,
+)
+from traces.recording.reader import Recording
+from traces.schema.policy import Policy
+from traces.statistics import wilson
+from traces.summary.comparison import compare
+from traces.summary.kernels import bus_bandwidth
+from traces.summary.metrics import METRICS
+from traces.summary.problems import _flops_column
+from traces.summary.run import Run, summarise
+from traces.summary.series import series
+
+CONTRACT = [
+    *("recording", "replay_of", "complete", "config"),
+    *("problems", "problems_in_flight", "problems_failed"),
+    *("accuracy", "latency_s", "ttft_s", "tpot_s", "sample_latency_s"),
+    *("tokens_per_problem", "flops_per_problem"),
+    *("throughput_tokens_per_s", "device_s_per_problem", "cost_per_token_device_s"),
+    *("cost_usd_per_problem", "steps", "step_time", "time_by_family", "collectives"),
+    *("top_kernels", "device_time", "acceptance", "ngram_what_if", "energy_j", "policies"),
+]
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return simulate(problems=24, n=4, seed=1)
+
+
+@pytest.fixture(scope="module")
+def run(rows, tmp_path_factory):
+    (found,) = summarise(write_recording(tmp_path_factory.mktemp("r") / "one", rows))
+    return found
+
+
+def test_the_document_is_the_contract(run):
+    document = json.loads(json.dumps(run.to_json(), allow_nan=False))
+    assert list(document) == CONTRACT
+    assert set(document["config"]) == {"engine", "policy"}
+    assert set(document["accuracy"]) == {"value", "low", "high", "unit", "extrapolated"}
+    assert set(document["latency_s"]) == {"mean", "p50", "p95"}
+    assert set(document["policies"][0]) == {
+        *("method", "n", "budget_tokens", "accuracy", "tokens_per_problem", "bound"),
+        *("rule", "basis", "error", "tokens_estimated", "fresh_run"),
+    }
+    energy = document["energy_j"]
+    assert energy.pop("reason") == "no power was recorded"
+    assert energy == dict.fromkeys(
+        (
+            "total",
+            "per_token",
+            "per_problem",
+            "per_correct",
+            "idle",
+            "idle_share",
+            "mean_w",
+            "max_w",
+            "kind",
+            "method",
+        )
+    )
+    for name in ("cost_usd_per_problem", "time_by_family", "collectives", "acceptance"):
+        assert document[name] is None, name
+
+
+def test_numbers_by_hand(run, rows):
+    problems, samples = rows["problems"], rows["samples"]
+    right = sum(row["correct"] for row in problems)
+    assert run.accuracy.value == right / 24
+    assert (run.accuracy.low, run.accuracy.high) == pytest.approx(wilson(right, 24))
+    latency = [(row["decided_at"] - row["arrival"]) / 1e9 for row in problems]
+    assert run.latency_s["mean"].value == pytest.approx(np.mean(latency))
+    assert run.latency_s["p95"].value == pytest.approx(np.quantile(latency, 0.95))
+    ttft = [(row["first_token"] - row["arrival"]) / 1e9 for row in samples]
+    assert run.ttft_s["p50"].value == pytest.approx(np.median(ttft))
+    tpot = [
+        (row["end"] - row["first_token"]) / 1e9 / (row["output_tokens"] - 1)
+        for row in samples
+        if row["output_tokens"] > 1
+    ]
+    assert run.tpot_s["mean"].value == pytest.approx(np.mean(tpot))
+    tokens = sum(row["output_tokens"] for row in samples)
+    assert run.tokens_per_problem.value == pytest.approx(tokens / 24)
+    assert run.cost_per_token_device_s.value == pytest.approx(sum(latency) / tokens)
+    end = max(row["end"] for row in samples)
+    assert run.throughput_tokens_per_s.value == pytest.approx(tokens / ((end - START) / 1e9))
+    assert (run.problems, run.problems_in_flight, run.steps) == (24, 0, len(rows["steps"]))
+
+
+def test_flops_by_hand(run, rows):
+    total = 0.0
+    for row in rows["samples"]:
+        length = 10 + row["output_tokens"] - 1  # the last token is never fed back
+        total += MODEL.matmul_flops(length) + MODEL.attention_flops(sum(range(1, length + 1)))
+    assert run.flops_per_problem.value == pytest.approx(total / 24)
+
+
+def test_flops_of_a_run_with_drafts_are_not_known(rows, tmp_path):
+    engine = speculative_engine()
+    samples = [{**row, "engine": engine.key()} for row in rows["samples"]]
+    (found,) = summarise(
+        write_recording(tmp_path / "a", {**rows, "samples": samples}, engine=engine)
+    )
+    assert found.tokens_per_problem is not None and found.flops_per_problem is None
+
+
+@pytest.mark.parametrize(
+    ("facts", "max_model_len"),
+    [
+        ({"active_parameters": None}, 4096),
+        ({"attention": ("latent_attention",)}, 4096),
+        ({"attention": ("full_attention", "linear_attention")}, 4096),
+        ({"attention": ("sliding_attention",), "sliding_window": 4095}, 4096),
+        ({"attention": ("sliding_attention",), "sliding_window": 4096}, None),
+    ],
+)
+def test_flops_of_a_model_that_is_not_counted_are_not_known(rows, tmp_path, facts, max_model_len):
+    recording = write_recording(
+        tmp_path / "a", rows, engine=engine_config(max_model_len=max_model_len)
+    )
+    models = {MODEL.name: replace(MODEL, **facts)}
+    replace(recording.manifest, models=models).write(recording.path)
+    (found,) = summarise(Recording.open(recording.path))
+    assert found.tokens_per_problem is not None and found.flops_per_problem is None
+
+
+def test_cached_tokens_are_not_forwarded(rows, tmp_path):
+    cached = [{**row, "cached_tokens": 6} for row in rows["samples"]]
+    (found,) = summarise(write_recording(tmp_path / "a", {**rows, "samples": cached}))
+    total = 0.0
+    for row in cached:
+        length = 10 + row["output_tokens"] - 1  # the last token is never fed back
+        total += MODEL.matmul_flops(length - 6) + MODEL.attention_flops(sum(range(7, length + 1)))
+    assert found.flops_per_problem.value == pytest.approx(total / 24)
+
+
+def test_what_is_not_known_stays_absent(rows, tmp_path):
+    unknown = [{**row, "cached_tokens": None} for row in rows["samples"]]
+    engine = engine_config(enable_prefix_caching=None)
+    blind = {"problems": rows["problems"], "samples": unknown}
+    (found,) = summarise(write_recording(tmp_path / "a", blind, engine=engine))
+    assert found.flops_per_problem is None
+    assert found.device_s_per_problem is None
+    assert found.steps is None
+    assert found.step_time == {"prefill_s": None, "decode_s": None, "mixed_s": None}
+    assert found.tokens_per_problem is not None
+
+
+def test_device_seconds_sum_to_the_busy_time(run, rows, tmp_path):
+    busy = sum((row["interval_ns"] or row["wall_ns"]) for row in rows["steps"]) / 1e9
+    assert run.device_s_per_problem.value * 24 == pytest.approx(busy)
+    engine = engine_config(tensor_parallel_size=2)
+    (two,) = summarise(write_recording(tmp_path / "tp2", rows, engine=engine), 3.6)
+    assert two.device_s_per_problem.value * 24 == pytest.approx(2 * busy)
+    assert two.cost_usd_per_problem.value == pytest.approx(two.device_s_per_problem.value / 1000)
+    assert two.cost_usd_per_problem.unit == "USD"
+
+
+def test_a_killed_run_leaves_out_what_was_in_flight(rows, tmp_path):
+    problems = [dict(row) for row in rows["problems"]]
+    for name in ("end", "decided_at", "answer", "correct"):
+        problems[-1][name] = None
+    samples = [dict(row) for row in rows["samples"]]
+    samples[-1] |= {"end": None, "output_tokens": None, "last_step": None, "correct": None}
+    cut = {**rows, "problems": problems, "samples": samples}
+    (found,) = summarise(write_recording(tmp_path / "cut", cut, complete=False))
+    assert (found.complete, found.problems, found.problems_in_flight) == (False, 23, 1)
+    assert found.throughput_tokens_per_s is None
+    assert found.latency_s["mean"] is not None
+
+
+def test_nothing_yet(tmp_path):
+    (found,) = summarise(write_recording(tmp_path / "empty", {}, complete=False))
+    assert found.problems == 0
+    assert found.accuracy is None
+    assert found.policies == ()
+    json.dumps(found.to_json(), allow_nan=False)
+
+
+def test_timed_out_is_wrong_and_has_no_latency(rows, tmp_path):
+    problems = [dict(row) for row in rows["problems"]]
+    problems[0] |= {"decided_at": None, "answer": None, "correct": None, "timed_out": True}
+    (found,) = summarise(write_recording(tmp_path / "late", {**rows, "problems": problems}))
+    right = sum(bool(row["correct"]) for row in problems)
+    assert found.accuracy.value == right / 24
+    assert (found.problems, found.problems_failed) == (23, 1)
+    assert "without a decision" in found.notes[0]
+
+
+def test_votes_of_what_survived_a_timeout_are_left_out(tmp_path):
+    rows = simulate(problems=40, n=4, seed=2)
+    few = {"timed_out": True}
+    for number, late in ((2, few), (3, few), (0, {})):
+        problems = [
+            {**row, **(late if place < number else {})}
+            for place, row in enumerate(rows["problems"])
+        ]
+        (found,) = summarise(
+            write_recording(tmp_path / str(number), {**rows, "problems": problems})
+        )
+        assert bool(found.policies) == (number < 3)
+        if number == 2:
+            told = "left out of maj@k and pass@k: of 40 problems 2 cut off by the timeout"
+            assert found.notes == (told,)
+            whole = rows["samples"]
+            kept = [row for row in whole if row["problem_id"] not in ("p0", "p1")]
+            passed = next(each for each in found.policies if each.method == "pass_at_k")
+            assert passed.accuracy.value == pytest.approx(np.mean([r["correct"] for r in kept]))
+        elif number:
+            assert found.notes[0].startswith("no table of maj@k and pass@k: of 40 problems 3 cut")
+            assert found.notes[0].endswith("record without --timeout, or with a longer one")
+        else:
+            assert found.notes == ()
+
+
+def test_profiled_steps_stay_out(rows, tmp_path):
+    middle = len(rows["steps"]) // 2
+    steps = [{**row, "profiled": row["step"] == middle} for row in rows["steps"]]
+    (found,) = summarise(write_recording(tmp_path / "p", {**rows, "steps": steps}))
+    at = steps[middle]
+    slowed = [
+        row
+        for row in rows["problems"]
+        if row["arrival"] < at["end"] and row["decided_at"] > at["end"] - at["wall_ns"]
+    ]
+    assert 0 < len(slowed) < 24
+    assert found.rows["slowed"].sum() == len(slowed)
+    (note,) = found.notes  # it took as long as steps alike: nothing is left out
+    assert note.startswith(f"kernel windows touched {len(slowed)} of 24 problems")
+    assert found.latency_s["mean"].value == pytest.approx(
+        summarise(write_recording(tmp_path / "q", rows))[0].latency_s["mean"].value, rel=0.01
+    )
+    assert found.accuracy.value == sum(row["correct"] for row in rows["problems"]) / 24
+
+
+def test_dropped_rows_make_shares_unknown(rows, tmp_path):
+    recording = write_recording(tmp_path / "d", rows)
+    manifest = recording.manifest
+    manifest.dropped["steps"] = 5
+    (found,) = summarise(recording)
+    assert found.device_s_per_problem is None
+    assert "rows of steps lost while recording: 5" in found.notes[0]
+
+
+def test_step_time_by_kind(run, rows):
+    for kind, wanted in {
+        "decode": [row for row in rows["steps"] if not row["prefill_tokens"]],
+        "mixed": [row for row in rows["steps"] if row["prefill_tokens"] and row["decode_tokens"]],
+    }.items():
+        mean = np.mean([row["wall_ns"] for row in wanted]) / 1e9
+        assert run.step_time[f"{kind}_s"].value == pytest.approx(mean)
+    begin = rows["steps"][0]["end"] - rows["steps"][0]["wall_ns"]
+    assert sum(run.seconds.values()) == pytest.approx((rows["steps"][-1]["end"] - begin) / 1e9)
+
+
+def test_acceptance_from_samples_and_from_steps(rows, tmp_path):
+    drafted, accepted = [3, 3, 0, 2], [3, 1, 0, 0]
+    samples = [
+        {**row, "drafted_per_step": drafted, "accepted_per_step": accepted}
+        for row in rows["samples"]
+    ]
+    engine = speculative_engine()
+    (found,) = summarise(
+        write_recording(tmp_path / "s", {**rows, "samples": samples}, engine=engine)
+    )
+    shares = [each.value for each in found.acceptance.accepted_per_position]
+    assert shares == pytest.approx([2 / 3, 1 / 3, 1 / 3])
+    assert found.acceptance.length.value == pytest.approx(1 + 4 / 3)
+    assert found.acceptance.drafted == 8 * len(samples)
+    steps = [{**row, "drafted": [3, 3, 2], "accepted": [2, 1, 1]} for row in rows["steps"]]
+    (summed,) = summarise(write_recording(tmp_path / "t", {**rows, "steps": steps}, engine=engine))
+    assert [e.value for e in summed.acceptance.accepted_per_position] == pytest.approx(shares)
+    assert summed.acceptance.length.value == pytest.approx(found.acceptance.length.value)
+
+
+@pytest.mark.parametrize("counter", [True, False])
+def test_energy_is_what_the_device_drew(rows, tmp_path, counter):
+    end = max(row["end"] for row in rows["samples"])
+    times = np.linspace(START - 1e9, end + 1e9, 50).astype(np.int64)
+    power = [
+        {
+            "host": "h",
+            "device": "0",
+            "kind": "nvml",
+            "time": int(time),
+            "watts": 200.0,
+            "energy_j": (int(time) - START) / 1e9 * 200 if counter else None,
+        }
+        for time in times
+    ]
+    (found,) = summarise(write_recording(tmp_path / "e", {**rows, "power": power}))
+    joules = 200 * (end - START) / 1e9
+    assert found.energy_j.total.value == pytest.approx(joules, rel=1e-3)
+    assert found.energy_j.per_problem.value == pytest.approx(joules / 24, rel=1e-3)
+
+
+def test_energy_that_misses_the_end_is_not_known(rows, tmp_path):
+    power = [
+        {"host": "h", "device": "0", "kind": "nvml", "time": START - n * 10**10, "watts": 200.0}
+        for n in (3, 4)
+    ]
+    (found,) = summarise(write_recording(tmp_path / "e", {**rows, "power": power}))
+    assert found.energy_j.total is None
+    assert "before the run's end" in found.energy_j.reason
+
+
+def test_kernels_by_family_and_collectives(rows, tmp_path):
+    kernels = [
+        {"rank": rank, "family": family, "name": family, "self_time": time, "time": time}
+        | ({"collective": "all_reduce", "group_size": 2, "count": 4, "bytes": 64} if comm else {})
+        for rank in (0, 1)
+        for family, time, comm in (("gemm", 3_000_000, False), ("comm", 1_000_000, True))
+    ]
+    (found,) = summarise(write_recording(tmp_path / "k", {**rows, "kernels": kernels}))
+    assert [(f.family, f.s, f.share) for f in found.time_by_family] == [
+        ("gemm", 0.003, 0.75),
+        ("comm", 0.001, 0.25),
+    ]
+    (call,) = found.collectives
+    assert (call.calls, call.bytes, call.s, call.exposed_s) == (4, 64, 0.001, None)
+    assert call.busbw_bytes_per_s == 64 / 0.001  # two ranks: 2 (n - 1) / n is 1
+    assert [(k.name, k.calls, k.s) for k in found.top_kernels] == [
+        ("gemm", 1, 0.003),
+        ("comm", 4, 0.001),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "ranks", "factor"),
+    [("all_reduce", 4, 1.5), ("all_gather", 4, 0.75), ("broadcast", 4, 1.0), ("barrier", 4, None)],
+)
+def test_bus_bandwidth_is_that_of_nccl_tests(name, ranks, factor):
+    found = bus_bandwidth(name, 8e9, 2.0, ranks)
+    assert found == (None if factor is None else 4e9 * factor)
+    assert bus_bandwidth(name, None, 2.0, ranks) is None
+    assert bus_bandwidth(name, 8e9, 2.0, None) is None
+
+
+def test_a_problem_posed_twice_keeps_its_samples_apart(rows, tmp_path):
+    again = {
+        "problems": [
+            *rows["problems"],
+            *({**row, **shifted(row)} for row in rows["problems"]),
+        ],
+        "samples": [
+            *({**row, "span_id": "a"} for row in rows["samples"]),
+            *({**row, **shifted(row), "span_id": "b"} for row in rows["samples"]),
+        ],
+    }
+    (found,) = summarise(write_recording(tmp_path / "again", again))
+    assert found.problems == 48
+    assert found.sample_rows.height == 2 * len(rows["samples"])
+    assert set(found.sample_rows.group_by("problem").len()["len"]) == {4}
+
+
+def shifted(row):
+    times = ("arrival", "start", "end", "decided_at", "queued", "scheduled", "first_token")
+    return {name: row[name] + 10**13 for name in times if row.get(name) is not None}
+
+
+def test_two_policies_in_one_recording(rows, tmp_path):
+    recording = write_recording(tmp_path / "two", rows)
+    other = Policy(method="majority", n=8, temperature=0.8)
+    recording.manifest.policies[other.key()] = other
+    assert len(summarise(recording)) == 1  # only the policy that ran
+
+
+def test_runs_pair_on_the_same_problems(run, tmp_path):
+    slower = simulate(problems=24, n=4, seed=1, seqs=3)
+    engine = engine_config(max_num_seqs=3)
+    (other,) = summarise(write_recording(tmp_path / "slow", slower, engine=engine))
+    found = compare(run, other)
+    assert found.problems == 24
+    by_tag = {change.metric.tag: change for change in found.changes}
+    before, after = run.latency_s["mean"].value, other.latency_s["mean"].value
+    assert by_tag["latency_s.mean"].difference.value == pytest.approx(after - before)
+    assert by_tag["latency_s.mean"].verdict == "worse"
+    assert by_tag["latency_s.p95"].difference.value == pytest.approx(
+        other.latency_s["p95"].value - run.latency_s["p95"].value
+    )
+    assert by_tag["tokens_per_problem"].verdict == "cannot be told apart"
+    assert found.config == {"engine.max_num_seqs": (8, 3)}
+    json.dumps(found.to_json(), allow_nan=False)
+    again = {change.metric.tag: change for change in compare(other, run).changes}
+    assert again["latency_s.mean"].verdict == "better"
+
+
+def test_other_problems_are_not_paired(run, rows, tmp_path):
+    (other,) = summarise(write_recording(tmp_path / "x", rows, workload="other"))
+    found = compare(run, other)
+    assert (found.problems, found.changes) == (0, ())
+    assert "same problems" in found.reason
+
+
+def test_series_take_the_highest_of_a_bin(run, rows):
+    found = series(run.step_rows, 101, 7)
+    assert found.bins == 7
+    batch = [row["running"] for row in rows["steps"]]
+    assert np.nanmax(found.batch) == max(batch)
+    assert np.nanmax(found.kv_share) == max(row["kv_blocks"] for row in rows["steps"]) / 100
+    width = (found.edges_ns[-1] - found.edges_ns[0]) / 7 / 1e9
+    total = sum(row["decode_requests"] for row in rows["steps"])
+    assert np.nansum(found.tokens_per_s) * width == pytest.approx(total, rel=1e-6)
+    assert found.first_step[0] == 0
+    assert np.isnan(series(run.step_rows, None, 7).kv_share).all()
+    assert series(run.step_rows.clear(), 101, 7) is None
+
+
+def test_metrics_are_a_table(run):
+    tags = [metric.tag for metric in METRICS]
+    assert len(tags) == len(set(tags))
+    for metric in METRICS:
+        assert metric.formula
+        found = metric.get(run)
+        assert found is None or found.unit == metric.unit, metric.tag
+        if metric.column is not None:
+            assert metric.column in run.rows.columns
+
+
+def test_a_run_needs_no_more_than_its_configuration():
+    run = Run(recording="x", complete=True, engine=engine_config(), policy=Policy())
+    assert asdict(run.energy_j)["total"] is None
+    assert json.loads(json.dumps(run.to_json()))["latency_s"]["p95"] is None
+
+
+def test_engines_that_ran_nothing_cost_no_memory(tmp_path):
+    recording = write_recording(tmp_path / "r", simulate(problems=6, n=2))
+    facts = recording.manifest
+    ((_, engine),) = facts.engines.items()
+    few = len(_flops_column(recording, recording.samples).meta.serialize())
+    many = facts.engines | {f"unused-{number}": engine for number in range(300)}
+    recording = replace(recording, manifest=replace(facts, engines=many))
+    assert len(_flops_column(recording, recording.samples).meta.serialize()) == few

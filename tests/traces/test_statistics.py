@@ -1,0 +1,213 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from traces.schema.estimate import Estimate
+from traces.statistics import (
+    bootstrap_means,
+    column_means,
+    mean,
+    new_problems,
+    paired,
+    paired_change,
+    paired_quantile,
+    problems_to_tell,
+    proportion,
+    quantile,
+    ratio,
+    spread,
+    weighted_quantiles,
+    wilson,
+)
+
+
+@pytest.mark.parametrize(("right", "total"), [(59, 64), (5, 10), (1, 3), (0, 10), (10, 10)])
+def test_wilson_ends_are_where_the_score_test_just_rejects(right, total):
+    share = right / total
+    for end in wilson(right, total):
+        if end not in (0.0, 1.0):
+            score = abs(share - end) / np.sqrt(end * (1 - end) / total)
+            assert score == pytest.approx(1.6448536, abs=1e-6)
+    low, high = wilson(right, total)
+    assert 0 <= low <= share <= high <= 1
+
+
+def test_wilson_of_nothing():
+    with pytest.raises(ValueError, match="at least one"):
+        wilson(0, 0)
+
+
+def test_proportion_of_ties_is_not_wilson():
+    whole, ties = proportion([0, 1, 1, 0]), proportion([0, 1, 0.5, 0.5])
+    assert whole.value == ties.value == 0.5
+    assert (whole.low, whole.high) == pytest.approx(wilson(2, 4))
+    assert ties.high - ties.low < whole.high - whole.low
+    assert proportion([]) is None
+    assert proportion([np.nan]) is None
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=12),
+    st.floats(0, 1),
+    st.integers(0, 2**16),
+)
+def test_weighted_quantile_is_numpys_of_the_repeated_values(values, q, seed):
+    ordered = np.sort(np.array(values))
+    owners = np.arange(ordered.size)
+    weights = np.random.default_rng(seed).integers(0, 4, (3, ordered.size)).astype(np.int32)
+    found = weighted_quantiles(ordered, owners, weights, q)
+    for row, result in zip(weights, found, strict=True):
+        if row.sum() == 0:
+            assert np.isnan(result)
+        else:
+            assert result == pytest.approx(np.quantile(np.repeat(ordered, row), q), abs=1e-6)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.floats(0, 1e6), min_size=2, max_size=30))
+def test_intervals_hold_their_value(values):
+    for estimate in (mean(values, "s"), quantile(values, 0.95, "s"), *spread(values, "s").values()):
+        assert estimate.low <= estimate.value <= estimate.high
+
+
+def test_one_problem_has_no_interval():
+    estimate = mean([3.0], "s")
+    assert (estimate.value, estimate.low, estimate.high) == (3.0, None, None)
+    pooled = quantile([1.0, 2.0, 3.0], 0.5, "s", problems=[7, 7, 7])
+    assert (pooled.value, pooled.low) == (2.0, None)
+
+
+def test_problems_are_drawn_and_not_samples():
+    rng = np.random.default_rng(3)
+    by_problem = rng.normal(10, 1, 40)
+    values, problems = np.repeat(by_problem, 50), np.repeat(np.arange(40), 50)
+    clustered = spread(values, "s", problems)["mean"]
+    naive = spread(values, "s")["mean"]
+    assert clustered.value == pytest.approx(naive.value)
+    assert clustered.high - clustered.low > 5 * (naive.high - naive.low)
+
+
+def test_bootstrap_covers_the_mean_about_nine_times_in_ten():
+    rng = np.random.default_rng(0)
+    hits = 0
+    for _ in range(200):
+        estimate = mean(rng.exponential(1.0, 60), "s")
+        hits += estimate.low <= 1.0 <= estimate.high
+    assert 0.82 <= hits / 200 <= 0.95
+
+
+def test_absent_numbers_are_left_out():
+    assert mean([1.0, np.nan, 3.0], "s").value == 2.0
+    assert ratio([1.0, np.nan], [2.0, 1.0], "x").value == 0.5
+    assert ratio([1.0], [0.0], "x") is None
+    assert quantile([np.nan], 0.5, "s") is None
+
+
+def test_paired_is_narrower_than_unpaired_and_signed():
+    rng = np.random.default_rng(1)
+    hard = rng.exponential(10, 100)
+    before, after = hard + rng.normal(0, 0.1, 100), hard - 0.5 + rng.normal(0, 0.1, 100)
+    found = paired(before, after, "s")
+    assert found.value == pytest.approx(-0.5, abs=0.05)
+    assert found.high < 0
+    assert found.high - found.low < 0.1
+    tail = paired_quantile(before, after, 0.95, "s")
+    assert tail.low <= tail.value <= tail.high < 0.2
+
+
+def test_same_input_gives_the_same_interval():
+    assert mean([1.0, 5.0, 9.0], "s") == mean([1.0, 5.0, 9.0], "s")
+
+
+def test_bootstrap_means_are_what_a_loop_over_replicates_gives():
+    rng = np.random.default_rng(0)
+    values = rng.random((80, 3))
+    found = bootstrap_means(values, replicates=4000)
+    loop = np.array([values[rng.integers(0, 80, 80)].mean(axis=0) for _ in range(4000)])
+    assert found.mean(axis=0) == pytest.approx(loop.mean(axis=0), abs=0.005)
+    assert found.std(axis=0) == pytest.approx(loop.std(axis=0), rel=0.06)
+    # The same problems are drawn for every column.
+    twice = bootstrap_means(np.stack([values[:, 0], values[:, 0] + 1], axis=1), replicates=50)
+    assert twice[:, 1] - twice[:, 0] == pytest.approx(np.ones(50))
+
+
+def test_problems_that_agree_do_not_say_that_all_do():
+    (estimate,) = column_means(np.full((40, 1), 0.999), "1")
+    assert estimate.low < 0.97
+    assert column_means(np.ones((40, 1)), "1")[0].low == pytest.approx(wilson(40, 40)[0])
+    with pytest.raises(ValueError, match="at least one problem"):
+        column_means(np.zeros((0, 2)), "1")
+
+
+@pytest.fixture(scope="module")
+def halves():
+    """1,000 problems' expected accuracy of a vote, split in halves 100 times."""
+    rng = np.random.default_rng(5)
+    values = np.clip(rng.beta(0.5, 0.4, 1000), 0, 1)
+    return [np.split(values[rng.permutation(1000)], 2) for _ in range(100)]
+
+
+def share_held(halves, estimate):
+    held = [e.low <= other.mean() <= e.high for mine, other in halves for e in [estimate(mine)]]
+    return float(np.mean(held))
+
+
+def test_the_interval_for_new_problems_holds_the_other_half(halves):
+    assert 0.85 <= share_held(halves, lambda v: new_problems(v, "1", 500)) <= 0.95
+
+
+def test_that_of_the_mean_alone_holds_it_too_seldom(halves):
+    """By theory 75.5 %: 2 Phi(1.645 / sqrt 2) - 1."""
+    assert 0.66 <= share_held(halves, proportion) <= 0.83
+
+
+def test_the_interval_of_the_mean_holds_the_truth():
+    rng = np.random.default_rng(6)
+    held = 0
+    for _ in range(150):
+        found = proportion(rng.beta(0.5, 0.4, 200))
+        held += found.low <= 0.5 / 0.9 <= found.high
+    assert 0.85 <= held / 150 <= 0.95
+
+
+def test_how_many_problems_would_tell():
+    unsure = Estimate(value=0.02, low=-0.02, high=0.06, unit="1")
+    assert problems_to_tell(unsure, 100) == 400
+    assert problems_to_tell(Estimate(value=0.1, low=0.05, high=0.15, unit="1"), 100) == 100
+    assert problems_to_tell(Estimate(value=0.0, low=-0.1, high=0.1, unit="1"), 100) is None
+    assert problems_to_tell(Estimate(value=0.1, unit="1"), 100) is None
+
+
+def test_changes_as_a_share_of_the_first():
+    rng = np.random.default_rng(2)
+    before = rng.exponential(10, 200)
+    for q in (None, 0.95):
+        found = paired_change(before, before * 1.1, q)
+        assert found.value == pytest.approx(0.1)
+        assert found.high - found.low < 1e-9
+    assert paired_change([0.0, 0.0], [1.0, 1.0]) is None
+    assert paired_change([np.nan], [1.0]) is None
+
+
+@pytest.mark.parametrize("size", [7, 500, 2_500])  # weights as floats, and as whole numbers
+def test_a_mean_is_a_ratio_to_ones(size):
+    values = np.random.default_rng(size).gamma(2.0, size=size)
+    values[3] = np.nan
+    known = values[np.isfinite(values)]
+    assert mean(values, "s") == ratio(known, np.ones_like(known), "s")
+    assert mean(values[3:4], "s") is None
+
+
+def test_shares_that_are_right_or_wrong_draw_nothing(monkeypatch):
+    answers = (np.arange(40) % 3 > 0).astype(float)
+    both = column_means(np.stack([answers, answers * 0.5], axis=1), "1")
+
+    def drawn(*_, **__):
+        raise AssertionError("drawn in vain")
+
+    monkeypatch.setattr("traces.statistics.bootstrap_means", drawn)
+    assert column_means(answers[:, None], "1") == [both[0]]

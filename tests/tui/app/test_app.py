@@ -1,0 +1,308 @@
+from __future__ import annotations
+
+import pytest
+from textual.widgets import DataTable, Input, Static
+
+from tests.traces.synthetic import engine_config, simulate, write_recording
+from tests.tui.fake_advisor import FakeAdvisor
+from traces.errors import UsageError
+from tui.app.app import SCREENS, TtscopeApp, screenshot
+from tui.screens.advice.screen import AdviceScreen, Advised, WhatIf
+from tui.screens.base import HelpScreen
+from tui.screens.recordings.screen import RecordingsScreen
+from tui.screens.run.screen import RunScreen
+from tui.widgets.scatter import Scatter
+
+SIZES = [(80, 24), (120, 40)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    write_recording(folder / "one", simulate(problems=10, n=4))
+    engine = engine_config(max_num_seqs=3)
+    write_recording(folder / "two", simulate(problems=10, n=4, seqs=3), engine=engine)
+    rows = simulate(problems=4, n=1)
+    rows["problems"][-1] |= {"end": None, "decided_at": None, "answer": None, "correct": None}
+    write_recording(folder / "zcut", rows, complete=False)
+    return folder
+
+
+class Advisors:
+    """Keeps the advisors that were made, to see how often and of what."""
+
+    def __init__(self):
+        self.made = []
+
+    def __call__(self, recordings):
+        self.made.append(FakeAdvisor(recordings))
+        return self.made[-1]
+
+
+async def settle(pilot):
+    await pilot.app.workers.wait_for_complete()
+    await pilot.pause()
+    await pilot.pause()
+
+
+def text_of(app, selector):
+    return str(app.screen.query_one(selector, Static).render())
+
+
+@pytest.mark.parametrize("size", SIZES)
+async def test_open_mark_compare_advise_quit(folder, size):
+    advisors = Advisors()
+    app = TtscopeApp([folder], advisors)
+    async with app.run_test(size=size) as pilot:
+        await settle(pilot)
+        assert isinstance(app.screen, RecordingsScreen)
+        assert app.screen.query_one(DataTable).row_count == 3
+        await pilot.press("s", "ctrl+home", "space")  # by p95; the first is incomplete
+        assert app.marked == []
+        await pilot.press("down", "space", "space")
+        await settle(pilot)
+        assert len(app.marked) == 2
+        panel = text_of(app, "#detail")
+        assert "the same 10 problems, paired, 90 % intervals" in panel
+        assert "engine.max_num_seqs" in panel
+
+        await pilot.press("ctrl+home", "down", "enter")
+        await settle(pilot)
+        assert isinstance(app.screen, RunScreen)
+        assert "problem 1 of" in text_of(app, "#title")
+        await pilot.press("right_square_bracket", "right", "right", "full_stop", "w")
+        await settle(pilot)
+
+        await pilot.press("4")
+        await settle(pilot)
+        assert isinstance(app.screen, AdviceScreen)
+        assert len(advisors.made) == 1
+        assert len(advisors.made[0].recordings) == 2
+        assert "vllm serve large" in text_of(app, "#detail")
+        await pilot.press("c")
+        assert app.clipboard.startswith("vllm serve large")
+        await pilot.press("q")
+    assert app.return_code == 0
+
+
+async def test_filter_sort_and_errors_in_place(folder, tmp_path):
+    app = TtscopeApp([folder, tmp_path / "missing"])
+    async with app.run_test(size=(120, 40)) as pilot:
+        await settle(pilot)
+        table = app.screen.query_one(DataTable)
+        assert table.row_count == 4
+        await pilot.press("slash", *"seqs3", "enter")
+        await settle(pilot)
+        assert table.row_count == 1
+        await pilot.press("slash", *["backspace"] * 5, "enter")
+        await settle(pilot)
+        assert table.row_count == 4
+        await pilot.press("ctrl+end")
+        await settle(pilot)
+        assert "no such recording" in text_of(app, "#detail")
+        await pilot.press("space", "r", "s", "u")
+        await settle(pilot)
+        assert app.marked == []
+
+
+async def test_two_columns_appear_and_leave_with_the_width(folder):
+    app = TtscopeApp([folder])
+    async with app.run_test(size=(80, 24)) as pilot:
+        await settle(pilot)
+        table = app.screen.query_one(DataTable)
+        narrow = len(table.columns)
+        await pilot.resize_terminal(140, 40)
+        await settle(pilot)
+        assert len(table.columns) > narrow
+        assert table.row_count == 3
+
+
+async def test_an_incomplete_run_says_so(folder):
+    app = TtscopeApp([folder / "zcut"])
+    async with app.run_test(size=(80, 24)) as pilot:
+        await settle(pilot)
+        await pilot.press("2")
+        await settle(pilot)
+        assert "incomplete" in text_of(app, "#head")
+
+
+async def test_budget_is_asked_and_mistakes_are_told(folder):
+    advisors = Advisors()
+    app = TtscopeApp([folder], advisors)
+    async with app.run_test(size=(120, 40)) as pilot:
+        await settle(pilot)
+        await pilot.press("4")
+        await settle(pilot)
+        (advisor,) = advisors.made
+        assert len(advisor.recordings) == 2  # the complete ones
+        await pilot.press("b", *"2s", "enter")
+        await settle(pilot)
+        assert advisor.budgets[-1].max_latency_s == 2.0
+        assert advisor.budgets[-1].latency_percentile is None  # the mean, as in advise
+
+        field = app.screen.query_one("#field_max_latency", Input)
+        assert app.screen.focused is app.screen.query_one(DataTable)
+        field.value = "0.1s"
+        field.focus()
+        await pilot.press("enter")
+        await settle(pilot)
+        assert "NOTHING FITS mean latency <= 0.1 s" in text_of(app, "#detail")
+        for name, text, told in (
+            ("max_latency", "soon", "latency <= soon"),
+            ("gpus", "many", "GPUs <= many: wants a whole number"),
+            ("gpus", "7", "ZeroDivisionError"),
+            ("max_energy", "5J", "was not measured"),
+        ):
+            field = app.screen.query_one(f"#field_{name}", Input)
+            field.value = text
+            field.focus()
+            await pilot.press("enter")
+            await settle(pilot)
+            message = app.screen.query_one("#message", Static)
+            assert told in str(message.render()), name
+            assert message.has_class("bad")
+            field.value = ""
+        assert len(advisors.made) == 1  # fitted once
+
+
+async def test_axis_what_if_and_answers_while_typing(folder):
+    advisors, seen = Advisors(), []
+    app = TtscopeApp([folder], advisors)
+    async with app.run_test(size=(120, 40), message_hook=seen.append) as pilot:
+        await settle(pilot)
+        await pilot.press("ctrl+home", "down", "enter")  # what runs today
+        await settle(pilot)
+        await pilot.press("4")
+        await settle(pilot)
+        assert any(isinstance(each, Advised) for each in seen)
+        table = app.screen.query_one(DataTable)
+        assert str(table.get_row_at(table.row_count - 1)[0]) == "P"
+        (today,) = advisors.made[0].presents
+        assert today == (app.present_entry().run.engine, app.present_entry().run.policy)
+        assert "against the pick it has:" in text_of(app, "#detail")
+        await pilot.press("enter")  # all of it, where it scrolls
+        await settle(pilot)
+        assert not app.screen.query_one("#middle").display
+        assert app.screen.focused is app.screen.query_one("#pick")
+        await pilot.press("escape")
+        await settle(pilot)
+        assert app.screen.query_one("#middle").display
+        assert app.screen.focused is table
+        plot = app.screen.query_one(Scatter)
+        assert plot._x_label == "latency mean s"
+        await pilot.press("x")
+        await settle(pilot)
+        assert plot._x_label == "latency p95 s"
+
+        asked = len(advisors.made[0].budgets)
+        await pilot.press("b", "full_stop")
+        await settle(pilot)
+        assert len(advisors.made[0].budgets) == asked  # half a number
+        await pilot.press("7", "s")
+        await settle(pilot)
+        assert advisors.made[0].budgets[-1].max_latency_s == 0.7
+        await pilot.press("escape", "w")
+        app.screen.query_one("#change", Input).value = "engine.max_num_seqs=4"
+        await pilot.press("enter")
+        await settle(pilot)
+        told = [each for each in seen if isinstance(each, WhatIf)]
+        assert "no recording of large" in told[-1].error
+        assert "no recording of large" in text_of(app, "#message")
+
+
+async def test_what_to_measure_next_becomes_a_plan(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    app = TtscopeApp([folder], Advisors())
+    async with app.run_test(size=(120, 40)) as pilot:
+        await settle(pilot)
+        await pilot.press("4")
+        await settle(pilot)
+        for name in ("measure-next.yaml", "measure-next2.yaml"):
+            await pilot.press("m")
+            assert f"ttscope sweep {name} -o runs" in text_of(app, "#message")
+            assert (tmp_path / name).exists()
+        await pilot.press("b", *"1ms", "enter")
+        await settle(pilot)
+        await pilot.press("m")
+        assert "nothing fits" in text_of(app, "#message")
+        assert app.screen.query_one("#message").has_class("bad")
+
+
+async def test_what_runs_today_may_be_named(folder):
+    advisors = Advisors()
+    app = TtscopeApp([folder / "one"], advisors, present=folder / "two")
+    async with app.run_test(size=(80, 24)) as pilot:
+        await settle(pilot)
+        await pilot.press("ctrl+home", "enter")  # opening another does not change it
+        await settle(pilot)
+        await pilot.press("4")
+        await settle(pilot)
+        assert app.present_entry().path == folder / "two"
+        assert [each.path.name for each in advisors.made[0].recordings] == ["one", "two"]
+        assert advisors.made[0].presents == [
+            (app.present_entry().run.engine, app.present_entry().run.policy)
+        ]
+
+
+async def test_no_recordings_at_all(tmp_path):
+    app = TtscopeApp([tmp_path])
+    async with app.run_test(size=(80, 24)) as pilot:
+        await settle(pilot)
+        for key in "1234":
+            await pilot.press(key)
+            await settle(pilot)
+        assert "no complete recording" in text_of(app, "#message")
+        await pilot.press("3")
+        await pilot.pause()
+        assert any("ttscope attach" in str(each.render()) for each in app.screen.query("#text"))
+
+
+async def test_help_names_the_keys_and_closes(folder):
+    app = TtscopeApp([folder])
+    async with app.run_test(size=(80, 24)) as pilot:
+        await settle(pilot)
+        await pilot.press("question_mark")
+        await pilot.pause()
+        assert isinstance(app.screen, HelpScreen)
+        shown = "\n".join(str(each.render()) for each in app.screen.query(Static))
+        for wanted in ("1 2 3 4", "space", "mark", "filter", "quit"):
+            assert wanted in shown, wanted
+        await pilot.press("escape")
+        await pilot.pause()
+        assert isinstance(app.screen, RecordingsScreen)
+
+
+async def test_the_palette_offers_the_keys_of_the_screen(folder):
+    app = TtscopeApp([folder])
+    async with app.run_test(size=(80, 24)) as pilot:
+        await settle(pilot)
+        offered = {command.title: command for command in app.get_system_commands(app.screen)}
+        assert {"Mark", "Filter", "Delete", "Quit", "Light or dark"} <= set(offered)
+        assert offered["Filter"].help == "the key /"
+        offered["Light or dark"].callback()
+        await settle(pilot)
+        assert app.theme == "ttscope-light"
+        await pilot.press("t")
+        assert app.theme == "ttscope-dark"
+        offered["Sort"].callback()
+        await settle(pilot)
+        assert "sort p95 s" in app.screen.query_one("NavBar").status
+
+
+@pytest.mark.parametrize("screen", SCREENS)
+def test_screenshot(folder, tmp_path, screen):
+    target = tmp_path / "x.svg"
+    screenshot(TtscopeApp([folder], Advisors()), screen, (80, 24), target)
+    text = target.read_text()
+    assert text.startswith("<svg")
+    wanted = {"recordings": "maj@4", "run": "seqs8", "live": "attach", "advice": "large"}
+    assert wanted[screen] in text.replace("&#160;", " ")
+
+
+def test_screenshot_refuses_what_is_not_there(folder, tmp_path):
+    with pytest.raises(UsageError, match="wants one of"):
+        screenshot(TtscopeApp([folder]), "nowhere", (80, 24), tmp_path / "x.svg")
+    with pytest.raises(UsageError, match="cannot be written"):
+        screenshot(TtscopeApp([folder]), "live", (80, 24), tmp_path / "none" / "x.svg")
+    with pytest.raises(UsageError, match="at least"):
+        screenshot(TtscopeApp([folder]), "run", (10, 5), tmp_path / "x.svg")

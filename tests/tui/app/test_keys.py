@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import pytest
+
+from traces.errors import UsageError
+from tui.app.app import TtscopeApp, key_ids
+from tui.app.keys import default_file, read_keys
+
+
+async def test_a_key_is_where_the_file_puts_it(tmp_path):
+    path = tmp_path / "keys.toml"
+    path.write_text('[app]\nlive = "f3,3"\nadvice = "f4"\n')
+    app = TtscopeApp([tmp_path], keys=path)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await app.workers.wait_for_complete()
+        await pilot.press("4")
+        assert app.current_mode == "recordings"
+        for key, mode in (("f3", "live"), ("f4", "advice")):
+            await pilot.press(key)
+            await pilot.pause()
+            assert app.current_mode == mode
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("[run", "is not TOML"),
+        ("[run]\nplaay = 'p'", "no run.plaay; there are .*run.play"),
+        ("[nowhere]\nx = 'p'", "there are others"),
+        ("play = 'p'", "a table per screen"),
+        ("[run]\nplay = 3", "give a key as text"),
+    ],
+)
+def test_mistakes_are_told(tmp_path, text, told):
+    path = tmp_path / "keys.toml"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=told):
+        read_keys(path, key_ids())
+    with pytest.raises(UsageError, match="cannot be read"):
+        read_keys(tmp_path / "none", key_ids())
+
+
+def test_where_the_file_is(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    assert default_file() == tmp_path / "ttscope" / "keys.toml"

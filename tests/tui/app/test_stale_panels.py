@@ -1,0 +1,190 @@
+"""Opening one recording after another: nothing of the first is left on any screen."""
+
+import pytest
+from textual.widgets import DataTable, Input
+
+from tests.profiler.metrics_server import metrics_server
+from tests.traces.synthetic import simulate, write_recording
+from tests.tui.fake_advisor import FakeAdvisor
+from tests.tui.live_recordings import write_watched
+from tests.tui.screens.live.test_live_screen import attach_to, wait_for
+from tests.tui.screens.run.test_run_screen import settle, text_of
+from traces.errors import UsageError
+from tui.app.app import TtscopeApp
+from tui.screens.live.screen import LiveScreen
+
+PANELS = ("#lanes", "#step", "#title", "#bars", "#other", "#text", "#vote", "#message")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write_recording(tmp_path / "voted", simulate(problems=6, n=4))
+    write_watched(tmp_path / "metrics", spans=False)
+    write_watched(tmp_path / "spans", spans=True)
+    return tmp_path
+
+
+async def open_named(pilot, name):
+    entry = next(each for each in pilot.app.entries if each.path.name == name)
+    pilot.app.open_run(entry)
+    for _ in range(200):
+        await settle(pilot)
+        model = getattr(pilot.app.screen, "model", None)
+        if model is not None and model.entry is entry and model.data and model.judged:
+            return
+    raise AssertionError(f"{name} is not shown")
+
+
+def panels(app):
+    return {each: text_of(app, each) for each in PANELS}
+
+
+@pytest.mark.parametrize(
+    ("second", "pages", "size"),
+    [
+        ("metrics", 0, (160, 40)),
+        ("metrics", 1, (80, 24)),
+        ("metrics", 2, (80, 24)),
+        ("metrics", 3, (160, 40)),
+        ("spans", 0, (80, 24)),
+        ("spans", 2, (160, 40)),
+    ],
+)
+async def test_the_run_screen_after_another_recording(folder, second, pages, size):
+    """What the screen shows of the second recording is what it shows without the first."""
+
+    async def shown(*names):
+        app = TtscopeApp([folder])
+        async with app.run_test(size=size) as pilot:
+            await settle(pilot)
+            for name in names:
+                await open_named(pilot, name)
+                if name == "voted":
+                    assert "A" in text_of(app, "#bars")
+                    await pilot.press("v")
+                    app.screen.query_one("#ask", Input).value = "policy.n=2"
+                    await pilot.press("enter")
+                    await settle(pilot)
+                    await pilot.press(*"k" * pages, *("greater_than_sign", "plus", "right"))
+                    await settle(pilot)
+                    assert text_of(app, "#vote") or pages
+                    await pilot.press("v", *"half")
+                    app.switch_mode("recordings")
+                    await settle(pilot)
+            field = app.screen.query_one("#ask", Input)
+            bar = app.screen.query_one("NavBar").status
+            return panels(app), bar, field.value, field.has_class("open")
+
+    assert await shown("voted", second) == await shown(second)
+
+
+async def test_the_run_screen_when_its_recording_is_forgotten(folder):
+    app = TtscopeApp([folder / "voted"])
+    async with app.run_test(size=(80, 24)) as pilot:
+        await settle(pilot)
+        await pilot.press("2")
+        await settle(pilot)
+        assert "problem 1 of 6" in text_of(app, "#title")
+        app.forget(folder / "voted")
+        await settle(pilot)
+        found = panels(app)
+        assert "no run to show" in found.pop("#message")
+        assert text_of(app, "#head") == ""
+        assert set(found.values()) == {""}
+
+
+async def test_what_failed_for_another_recording_is_not_said_here(folder):
+    app = TtscopeApp([folder])
+    async with app.run_test(size=(80, 24)) as pilot:
+        await settle(pilot)
+        await open_named(pilot, "spans")
+        await pilot.press("v")
+        app.screen.query_one("#ask", Input).value = ""
+        await pilot.press("enter")
+        model = app.screen.model
+        app.switch_mode("recordings")
+        await open_named(pilot, "voted")
+        assert app.screen.model is not model
+        assert text_of(app, "#message") == ""
+
+
+class OfVotes(FakeAdvisor):
+    """Cannot learn from recordings without a policy."""
+
+    def recommend(self, budget, present=None):
+        if any(not each.manifest.policies for each in self.recordings):
+            raise UsageError("spans: no policy")
+        return super().recommend(budget, present)
+
+
+async def test_advice_that_fails_leaves_no_picks_of_others(folder):
+    app = TtscopeApp([folder], OfVotes)
+    async with app.run_test(size=(120, 40)) as pilot:
+        await settle(pilot)
+        (voted,) = (each for each in app.entries if each.path.name == "voted")
+        (spans,) = (each for each in app.entries if each.path.name == "spans")
+        app.toggle_mark(voted.key)
+        await pilot.press("4")
+        await settle(pilot)
+        assert app.screen.query_one(DataTable).row_count
+        assert app.screen.has_class("answered")
+        await pilot.press("1")
+        app.toggle_mark(voted.key)
+        app.toggle_mark(spans.key)
+        await pilot.press("4")
+        await settle(pilot)
+        assert "spans" in text_of(app, "#message")
+        assert not app.screen.query_one(DataTable).row_count
+        assert not app.screen.has_class("answered")
+        assert text_of(app, "#detail") == ""
+        assert app.screen.query_one("NavBar").status == ""
+
+
+async def test_the_live_screen_shows_nothing_of_the_server_before(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    seen = []
+    app = TtscopeApp([folder / "voted"])
+    with metrics_server() as server:
+        async with app.run_test(size=(120, 40), message_hook=seen.append) as pilot:
+            await pilot.press("3")
+            server.gauges = {"vllm:num_requests_running": 7}
+            await attach_to(pilot, server.url)
+            await wait_for(pilot, seen, LiveScreen.Ticked, 2)
+            assert "7.00" in text_of(app, "#gauges")
+            await pilot.press("s")
+            await wait_for(pilot, seen, LiveScreen.Ended)
+            server.status = 500
+            await attach_to(pilot, server.url)
+            await wait_for(pilot, seen, LiveScreen.Ended, 2)
+            assert "/metrics cannot be read" in text_of(app, "#message")
+            for name in ("#verdict", "#gauges", "#spreads", "#steps", "#sees"):
+                assert text_of(app, name) == "", name
+            assert "u asks for the URL" in text_of(app, "#text")
+
+
+async def test_a_comparison_is_of_what_is_loaded_now(folder):
+    write_recording(folder / "again", simulate(problems=6, n=4, seed=1))
+    app = TtscopeApp([folder])
+    async with app.run_test(size=(120, 40)) as pilot:
+        await settle(pilot)
+        for name in ("voted", "again"):
+            (entry,) = (each for each in app.entries if each.path.name == name)
+            app.toggle_mark(entry.key)
+        await settle(pilot)
+        assert "cost" not in text_of(app, "#detail")
+        app.set_price(2.0)
+        await settle(pilot)
+        assert "cost" in text_of(app, "#detail")
+
+
+async def test_the_row_stays_where_the_terminal_changes_its_size(folder):
+    app = TtscopeApp([folder])
+    async with app.run_test(size=(120, 40)) as pilot:
+        await settle(pilot)
+        await pilot.press("down")
+        key = app.screen._current_key()
+        assert app.screen.query_one(DataTable).cursor_row == 1
+        await pilot.resize_terminal(80, 24)
+        await settle(pilot)
+        assert app.screen._current_key() == key
+        assert app.screen.query_one(DataTable).cursor_row == 1

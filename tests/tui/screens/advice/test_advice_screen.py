@@ -1,0 +1,192 @@
+"""The Advice screen: what it does where something is missing, wrong or late."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+
+import pytest
+from textual.widgets import DataTable, Input, Static
+
+from tests.traces.synthetic import simulate, write_recording
+from tests.tui.fake_advisor import FakeAdvisor
+from tui.app.app import TtscopeApp
+from tui.screens.advice.screen import Advised
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("one", "two"):
+        write_recording(tmp_path / "runs" / name, simulate(problems=10, n=4))
+    return tmp_path / "runs"
+
+
+async def settle(pilot):
+    await pilot.app.workers.wait_for_complete()
+    await pilot.pause()
+    await pilot.pause()
+
+
+def said(app):
+    return str(app.screen.query_one("#message", Static).render())
+
+
+class Opened:
+    """The app on its Advice screen, with the advisors that were made."""
+
+    def __init__(self, folder, size=(80, 24), advisor=FakeAdvisor):
+        self.made = []
+
+        def factory(recordings):
+            self.made.append(advisor(recordings))
+            return self.made[-1]
+
+        self.app = TtscopeApp([folder], factory)
+        self.run = self.app.run_test(size=size)
+
+    async def __aenter__(self):
+        self.pilot = await self.run.__aenter__()
+        await settle(self.pilot)
+        await self.pilot.press("4")
+        await settle(self.pilot)
+        return self
+
+    async def __aexit__(self, *error):
+        await self.run.__aexit__(*error)
+
+    async def give(self, name, text):
+        field = self.app.screen.query_one(f"#field_{name}", Input)
+        field.value = text
+        field.focus()
+        await self.pilot.press("enter")
+        await settle(self.pilot)
+        return field
+
+    @property
+    def budget(self):
+        return self.made[-1].budgets[-1]
+
+
+async def test_the_rest_still_advises_where_a_folder_is_gone(folder):
+    async with Opened(folder) as opened:
+        app, pilot = opened.app, opened.pilot
+        assert len(opened.made[-1].recordings) == 2
+        await pilot.press("1")
+        shutil.rmtree(folder / "one")
+        await pilot.press("4")
+        await settle(pilot)
+        assert [each.path.name for each in opened.made[-1].recordings] == ["two"]
+        assert "no longer there, so left out: one" in said(app)
+        assert "candidates" in said(app)
+        await pilot.press("1")
+        await settle(pilot)
+        assert app.screen.query_one(DataTable).row_count == 1
+        shutil.rmtree(folder / "two")
+        await pilot.press("4")
+        await settle(pilot)
+        assert "no complete recording to learn from" in said(app)
+        assert "left out: two" in said(app)
+        assert app.entries == []
+
+
+async def test_the_late_answer_of_an_earlier_question_leaves_an_error_standing(folder):
+    async with Opened(folder) as opened:
+        app = opened.app
+        earlier = app.screen._asked
+        await opened.give("max_latency", "soon")
+        assert "latency <= soon" in said(app)
+        app.screen.post_message(Advised(earlier, None, "too late", 2, 0.1))
+        await settle(opened.pilot)
+        assert "latency <= soon" in said(app)
+        await opened.give("max_latency", "2s")
+        assert "candidates" in said(app)
+
+
+async def test_the_price_of_screen_1_is_that_of_the_budget(folder):
+    async with Opened(folder) as opened:
+        assert opened.budget.price_usd_per_device_hour is None
+        opened.app.set_price(3.0)
+        await settle(opened.pilot)
+        assert opened.budget.price_usd_per_device_hour == 3.0
+        field = opened.app.screen.query_one("#field_price", Input)
+        assert field.placeholder == "3 (screen 1)"
+        assert field.render_line(0).text.strip() == field.placeholder
+        opened.app.set_price(None)
+        await settle(opened.pilot)
+        assert field.placeholder == "none"
+        await opened.give("price", "H100=2.5")
+        assert opened.budget.price_usd_per_device_hour is None
+        assert opened.budget.prices == (("H100", 2.5),)
+
+
+async def test_fields_show_what_was_given_at_80_columns(folder):
+    async with Opened(folder) as opened:
+        for name, text in (
+            ("max_latency", "250ms"), ("max_cost", "$0.002"), ("max_energy", "0.5kJ"),
+            ("min_accuracy", "0.75"), ("gpus", "16"), ("rate", "10/min"), ("price", "H100=2.5"),
+            ("confidence", "0.95"),
+        ):  # fmt: skip
+            field = await opened.give(name, text)
+            assert field.render_line(0).text.strip() == text
+            assert field.region.right <= 80
+        field = await opened.give("price", "H100=2.5,A100=1.25,H200=3.75")
+        assert field.render_line(0).text.startswith("H100=2.5,A1")
+        await opened.pilot.resize_terminal(160, 40)
+        await settle(opened.pilot)
+        assert field.render_line(0).text.strip() == field.value
+
+
+class Long(FakeAdvisor):
+    """Names models at length, and is sure."""
+
+    def recommend(self, budget, present=None):
+        advice = super().recommend(budget, present)
+        pick = advice.system_optimal
+        engine = dataclasses.replace(pick.engine, model="m" * 60)
+        sure = dataclasses.replace(pick, engine=engine, probability_within_budget=1.0)
+        return dataclasses.replace(advice, system_optimal=sure)
+
+
+@pytest.mark.parametrize("size", [(80, 24), (110, 30), (160, 40)])
+async def test_numbers_stay_whole_where_a_configuration_is_long(folder, size):
+    async with Opened(folder, size, Long) as opened:
+        table = opened.app.screen.query_one(DataTable)
+        assert table.max_scroll_x == 0
+        assert any("100 %" in line.text for line in map(table.render_line, range(6)))
+        title = str(table.get_row_at(0)[1])
+        assert title.startswith("mmm")
+        assert title.endswith("maj@4")
+
+
+async def test_the_marks_are_told_again_when_the_row_changes(folder):
+    async with Opened(folder) as opened:
+        app, pilot = opened.app, opened.pilot
+        await pilot.press("m")
+        assert "ttscope sweep" in said(app)
+        await pilot.press("down")
+        await settle(pilot)
+        assert "12 candidates" in said(app)
+        for text, told in (
+            ("policy.n='4", "No closing quotation"),
+            ("policy.n=4", "no recording of small"),
+        ):
+            await pilot.press("w")
+            app.screen.query_one("#change", Input).value = text
+            await pilot.press("enter")
+            await settle(pilot)
+            assert told in said(app)
+            assert "Error" not in said(app)
+            await pilot.press("up" if told.startswith("no") else "x")
+            await settle(pilot)
+            assert "12 candidates" in said(app)
+
+
+async def test_a_word_about_the_plan_gives_way_to_what_is_wrong_with_the_budget(folder):
+    async with Opened(folder) as opened:
+        await opened.give("max_latency", "soon")
+        await opened.pilot.press("escape", "m")
+        assert "ttscope sweep" in said(opened.app)
+        await opened.pilot.press("down")
+        await settle(opened.pilot)
+        assert "latency <= soon" in said(opened.app)

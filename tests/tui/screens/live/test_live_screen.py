@@ -1,0 +1,249 @@
+"""Attach to a server that speaks as vLLM does, see it, stop, and open what was kept."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+
+import polars as pl
+import pytest
+from textual.widgets import Input, Static
+
+from tests.profiler.attach.test_kernel_windows import Profiler
+from tests.profiler.conftest import library, nvml  # noqa: F401
+from tests.profiler.metrics_server import metrics_server
+from traces.errors import UsageError
+from traces.recording.reader import Recording
+from tui.app.app import TtscopeApp
+from tui.screens.live.screen import LiveScreen
+from tui.screens.live.views import History, problem_lines, sees_line, unread_lines
+from tui.screens.live.watch import LiveWatch, Snapshot, parse_target
+
+
+@pytest.fixture
+def server():
+    with metrics_server() as state:
+        yield state
+
+
+def text_of(app, selector):
+    return str(app.screen.query_one(selector, Static).render())
+
+
+async def wait_for(pilot, seen, kind, count=1):
+    for _ in range(400):
+        if len({id(each) for each in seen if isinstance(each, kind)}) >= count:
+            await pilot.pause()
+            return
+        await asyncio.sleep(0.05)
+    raise AssertionError(f"no {kind.__name__} came")
+
+
+async def attach_to(pilot, text):
+    await pilot.press("u")
+    pilot.app.screen.query_one("#url", Input).value = text
+    await pilot.press("enter")
+
+
+async def test_attach_watch_stop_and_open(server, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    seen = []
+    app = TtscopeApp([tmp_path])
+    async with app.run_test(size=(80, 24), message_hook=seen.append) as pilot:
+        await pilot.press("3")
+        await pilot.pause()
+        assert "u asks for the URL" in text_of(app, "#text")
+        server.gauges = {"vllm:num_requests_running": 7}
+        await attach_to(pilot, server.url)
+        await wait_for(pilot, seen, LiveScreen.Ticked)
+        server.scale = 1.5
+        await wait_for(pilot, seen, LiveScreen.Ticked, 3)
+        assert any(isinstance(each, LiveScreen.Examined) for each in seen)
+        assert "tok/s" in text_of(app, "#gauges")
+        assert "7.00" in text_of(app, "#gauges")
+        assert "VERDICT" in text_of(app, "#verdict")
+        assert "metrics yes" in text_of(app, "#sees")
+        assert "--listen 4318" in text_of(app, "#text")
+        await pilot.press("d")
+        assert "needs:" in text_of(app, "#text")
+        assert "--otlp-traces-endpoint" in text_of(app, "#text")
+        await pilot.press("s")
+        await wait_for(pilot, seen, LiveScreen.Ended)
+        assert "it is on screen 1 now" in text_of(app, "#message")
+        assert app.screen.query_one("NavBar").status == "not connected"
+        await app.workers.wait_for_complete()
+        await pilot.pause()
+        (entry,) = (each for each in app.entries if each.path != tmp_path)
+        assert entry.path.name.startswith("live-127.0.0.1")
+        assert Recording.open(entry.path).complete
+        assert Recording.open(entry.path).frame("scrapes").height
+
+
+async def test_what_cannot_be_attached_to_is_told_in_place(server, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    seen = []
+    app = TtscopeApp([tmp_path])
+    async with app.run_test(size=(120, 40), message_hook=seen.append) as pilot:
+        await pilot.press("3")
+        await attach_to(pilot, "--listen 4318")
+        assert "name a server" in text_of(app, "#message")
+        server.status = 500
+        await attach_to(pilot, server.url)
+        await wait_for(pilot, seen, LiveScreen.Ended)
+        assert "/metrics cannot be read" in text_of(app, "#message")
+        message, bar = app.screen.query_one("#message"), app.screen.query_one("NavBar")
+        assert message.has_class("bad")
+        assert bar.status == "not connected"
+        await pilot.press("escape")
+        assert not message.display
+        await attach_to(pilot, "--what")
+        assert message.display
+        assert bar.status == "not connected"
+        await pilot.press("escape")
+        assert not message.display
+        assert not list(tmp_path.iterdir())
+
+
+def test_targets(monkeypatch):
+    target = parse_target("gpu7:8000 https://gpu8 --listen 0.0.0.0:4318")
+    assert [each.url for each in target.accesses] == ["http://gpu7:8000", "https://gpu8"]
+    assert target.listen == ("0.0.0.0", 4318)
+    assert target.listens
+    assert target.gpus == -1  # auto, as attach
+    target = parse_target("gpu7 --listen-grpc 4317 --gpus none --kernels /t --kernel-windows 2/9s")
+    assert target.listen_grpc == ("127.0.0.1", 4317)
+    assert target.listens
+    assert (target.gpus, str(target.kernels), target.plan.every_s) == (None, "/t", 9.0)
+    assert not parse_target("gpu7").listens
+    monkeypatch.setitem(os.environ, "KEY", "secret")
+    (access,) = parse_target("gpu7:8000 --api-key-env KEY").accesses
+    assert access.headers["Authorization"].endswith("secret")
+    for text, told in (
+        ("", "name a server"),
+        ("a --listen", "requires an argument"),
+        ("a --listen-grpc x", "--listen-grpc x: write a port"),
+        ("a --gpus all", "--gpus all"),
+        ("a --kernel-windows 4", "4/60s"),
+        ("a --what", "--what: not here"),
+        ("a --n 8", "--n: not here"),
+        ("a -o b", "-o: not here"),
+        ("a --help", "here are .*--listen, --listen-grpc, --spans-without-token"),
+        ("'a", "quotation"),
+    ):
+        with pytest.raises(UsageError, match=told):
+            parse_target(text)
+
+
+def test_a_listener_sees_spans_and_steps(server, tmp_path):
+    """The recording that grows is looked into, and what it holds is told."""
+    found = []
+    target = parse_target(f"{server.url} --listen 127.0.0.1:0")
+    watch = LiveWatch(target, tmp_path / "live", on_snapshot=found.append)
+
+    def take(snapshot):
+        found.append(snapshot)
+        watch.stop()
+
+    watch._on_snapshot = take
+    watch.run()
+    assert found[0].steps == 0
+    assert found[0].problems_seen == 0
+    assert "spans none yet" in sees_line(found[0], [])
+    assert "none yet" in problem_lines(found[0], now_ns=0, listening=True)[0]
+
+
+def snapshots(target, folder, enough):
+    """Watch until a snapshot is enough; returns it."""
+    found = []
+
+    def take(snapshot):
+        found.append(snapshot)
+        if enough(snapshot) or snapshot.seconds > 20:
+            watch.stop()
+
+    watch = LiveWatch(target, folder, take)
+    watch.run()
+    return found[-1]
+
+
+def test_spans_over_grpc(server, tmp_path):
+    pytest.importorskip("grpc")
+    target = parse_target(f"{server.url} --listen-grpc 127.0.0.1:0")
+    last = snapshots(target, tmp_path / "live", lambda each: True)
+    assert (last.steps, last.problems_seen) == (0, 0)
+
+
+def test_power_is_read_or_it_is_said_why_not(server, nvml, tmp_path):  # noqa: F811
+    target = parse_target(f"{server.url} --gpus 2")
+    last = snapshots(target, tmp_path / "a", lambda each: each.watts is not None)
+    each = (
+        pl.read_parquet(tmp_path / "a" / "power-*.parquet").group_by("device").agg(pl.mean("watts"))
+    )
+    assert last.watts == pytest.approx(each["watts"].sum(), rel=0.05)
+    assert f"power {last.watts:,.0f} W" in sees_line(last, [])
+    history = History()
+    history.add(last)
+    assert "power W" in {lane.name for lane in history.lanes(20)}
+
+    last = snapshots(parse_target(server.url), tmp_path / "b", lambda each: True)
+    assert "power no" in sees_line(last, [])
+    told = "\n".join(unread_lines(last, width=78))
+    assert "the servers do not run on this machine" in told
+    assert "--gpus N" in told
+    assert "needs: --kernels FOLDER" in told
+    history = History()
+    history.add(last)
+    assert "power W" not in {lane.name for lane in history.lanes(20)}
+
+
+async def test_profiler_windows_are_confirmed_and_shown(server, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("profiler.attach.kernel_windows.FIRST_S", 0.1)
+    monkeypatch.setattr("profiler.attach.kernel_windows.BUDGET", 1.0)
+    (tmp_path / "traces").mkdir()
+    server.profiler = Profiler(tmp_path / "traces")
+    server.gauges = {"vllm:num_requests_running": 3}
+    seen = []
+    app = TtscopeApp([tmp_path])
+    async with app.run_test(size=(120, 40), message_hook=seen.append) as pilot:
+        await pilot.press("3")
+        asked = f"{server.url} --kernels traces --kernel-windows 4/1s"
+        await attach_to(pilot, asked)
+        await pilot.pause()
+        question = str(app.screen.query_one(Static).render())
+        assert f"profiler windows of 4 steps on {server.url}, at most one in 1 s" in question
+        await pilot.press("n")
+        await pilot.pause()
+        assert "--kernels: not opened" in text_of(app, "#message")
+        assert not server.profiler.starts
+        await attach_to(pilot, asked)
+        await pilot.pause()
+        await pilot.press("y")
+        for _ in range(400):
+            if "window" in text_of(app, "#sees") and "kernels gemm" in text_of(app, "#sees"):
+                break
+            await asyncio.sleep(0.05)
+        assert "windows" in text_of(app, "#sees")
+        assert text_of(app, "#sees").splitlines()[-1].startswith("kernels gemm")
+        await pilot.press("s")
+        await wait_for(pilot, seen, LiveScreen.Ended)
+    assert server.profiler.open == 0
+
+
+def test_problems_and_history():
+    problems = pl.DataFrame(
+        {
+            "problem_id": ["abc"], "arrival": [0], "end": [2 * 10**9],
+            "samples": [4], "tokens": [400], "longest": [250], "errors": [0],
+        }
+    )  # fmt: skip
+    history = History()
+    snapshot = Snapshot(
+        seconds=3.0, numbers={}, names={}, verdicts=(), steps=9, problems_seen=1, problems=problems
+    )
+    history.add(snapshot)
+    assert {lane.values.size for lane in history.lanes(20)} == {20}
+    assert history.step_lanes(20) == []
+    title, _, row = problem_lines(snapshot, now_ns=5 * 10**9, listening=True)
+    assert title.startswith("1 problems")
+    assert row.split() == ["abc", "4", "2.00", "s", "400", "250", "3.00", "s"]

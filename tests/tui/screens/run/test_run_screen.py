@@ -1,0 +1,222 @@
+"""The Run screen: messages first, then what is drawn."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from textual.widgets import Input, Static
+
+import profiler.demo
+from tests.traces.synthetic import simulate, write_recording
+from tui.app.app import TtscopeApp
+from tui.screens.library import delete_recording
+from tui.screens.run.screen import RunScreen
+
+SHIPPED = Path(profiler.demo.__file__).parent / "recordings"
+RECORDED = next(SHIPPED.glob("demo-s-*maj@16*"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    write_recording(folder / "one", simulate(problems=10, n=4))
+    return folder
+
+
+async def settle(pilot):
+    await pilot.app.workers.wait_for_complete()
+    await pilot.pause()
+    await pilot.pause()
+
+
+def text_of(app, selector):
+    return str(app.screen.query_one(selector, Static).render())
+
+
+async def go(pilot, text):
+    await pilot.press("g")
+    pilot.app.screen.query_one("#ask", Input).value = text
+    await pilot.press("enter")
+
+
+class Opened:
+    """The app on its Run screen, with the names of the messages that its workers posted."""
+
+    def __init__(self, path, size=(80, 24)):
+        self.messages, self._known = [], []
+        self.app = TtscopeApp([path])
+        self.run = self.app.run_test(size=size, message_hook=self._seen)
+
+    def _seen(self, message):
+        if type(message).__module__ == "tui.screens.run.screen" and message not in self._known:
+            self._known.append(message)
+            self.messages.append(type(message).__name__)
+
+    async def __aenter__(self):
+        self.pilot = await self.run.__aenter__()
+        await settle(self.pilot)
+        await self.pilot.press("2")
+        await settle(self.pilot)
+        return self
+
+    async def __aexit__(self, *error):
+        await self.run.__aexit__(*error)
+
+
+async def test_steps_and_problems(folder):
+    async with Opened(folder / "one") as opened:
+        app, pilot = opened.app, opened.pilot
+        assert {"Read", "Judged", "PageRead"} <= set(opened.messages)
+        assert "step 0 |" in text_of(app, "#step")
+        assert "reads 80 KV tok" in text_of(app, "#step")
+        await pilot.press("full_stop")
+        assert "step 1 |" in text_of(app, "#step")
+        before = text_of(app, "#lanes")
+        await pilot.press("right")
+        assert text_of(app, "#lanes") != before
+        await pilot.press("right_square_bracket")
+        assert "problem 2 of 10" in text_of(app, "#title")
+        await pilot.press("left_square_bracket", "left_square_bracket")
+        assert "problem 10 of 10" in text_of(app, "#title")
+        await pilot.press("w")
+        assert "problem" in text_of(app, "#title")
+        for _ in range(3):
+            await pilot.press("k")
+            await settle(pilot)
+            if app.screen.model.page == "policies":
+                assert opened.messages[-1] == "Told"
+                assert "maj@4" in text_of(app, "#text")
+        assert "v replays" in text_of(app, "#text")
+        await pilot.press("k")
+        assert "problem" in text_of(app, "#title")
+
+
+async def test_seek_by_number_step_and_time(folder):
+    async with Opened(folder / "one") as opened:
+        app, pilot = opened.app, opened.pilot
+        model = app.screen.model
+        for text, told in (("4", "problem 4 of 10"), ("10", "problem 10 of 10")):
+            await go(pilot, text)
+            assert told in text_of(app, "#title")
+        await go(pilot, "s20")
+        assert "step 20 |" in text_of(app, "#step")
+        seconds = (model.play.end - model.play.start) / 1e9
+        await go(pilot, f"{seconds / 2:.4f}s")
+        assert abs(model.play.now - model.play.start - seconds / 2 * 1e9) < 1e6
+        for text, told in (("99", "there are 10"), ("s9999", "was not recorded"), ("x", "give a")):
+            await go(pilot, text)
+            assert told in text_of(app, "#message"), text
+        now = model.play.now
+        for text, told in (
+            ("1:99", "end at 59"),
+            ("99999s", "the run ends at"),
+            ("3:32", "3:32.0"),
+        ):
+            await go(pilot, text)
+            assert told in text_of(app, "#message"), text
+        assert model.play.now == now
+        await go(pilot, f"{seconds:.1f}s")
+        assert text_of(app, "#message") == ""
+        await pilot.press("end")
+        assert model.play.now == model.play.end
+        await pilot.press("z")
+        assert model.play.start < model.play.left
+        await pilot.press("0", "home")
+        assert (model.play.left, model.play.now) == (model.play.start, model.play.start)
+
+
+async def test_play_pause_and_speed(folder):
+    async with Opened(folder / "one") as opened:
+        app, pilot = opened.app, opened.pilot
+        model, screen = app.screen.model, app.screen
+        await pilot.press("space")
+        assert model.play.playing
+        assert "playing" in screen.query_one("NavBar").status
+        screen._last -= (model.play.end - model.play.start) / 2e9 / model.play.speed
+        screen._tick()
+        assert model.play.start < model.play.now < model.play.end
+        row = model.problem.row
+        assert row["arrival"] <= model.play.now
+        assert "as at" in text_of(app, "#title")
+        speed = model.play.speed
+        await pilot.press("greater_than_sign", "greater_than_sign", "less_than_sign")
+        assert model.play.speed == 2 * speed
+        await pilot.press("space")
+        assert not model.play.playing
+        now = model.play.now
+        screen._tick()
+        assert model.play.now == now
+        await pilot.press("escape")
+        assert "as at" not in text_of(app, "#title")
+
+
+async def test_rules_are_judged_one_by_one(folder):
+    async with Opened(folder / "one", (120, 40)) as opened:
+        app, pilot = opened.app, opened.pilot
+        assert "ASC .90" in text_of(app, "#vote")
+        judged = opened.messages.count("Judged")
+        await pilot.press("r")
+        await settle(pilot)
+        assert opened.messages.count("Judged") == judged + 1
+        assert "ASC .95" in text_of(app, "#vote")
+        assert "all 10: " in text_of(app, "#vote")
+
+
+async def test_a_recording_that_goes_away_is_told_in_place(tmp_path):
+    path = write_recording(tmp_path / "gone", simulate(problems=4, n=2)).path
+    app = TtscopeApp([path])
+    async with app.run_test(size=(80, 24)) as pilot:
+        await settle(pilot)
+        delete_recording(path)
+        await pilot.press("2")
+        await settle(pilot)
+        assert "its folder is gone" in text_of(app, "#message")
+        assert "the steps cannot be read" in text_of(app, "#lanes")
+        assert "problem 1 of 4" in text_of(app, "#title")
+        await pilot.press("k", "k")
+        await settle(pilot)
+        assert app.is_running
+
+
+async def test_a_replay_on_disk_is_shown_beside_its_recording(folder, tmp_path):
+    shutil.copytree(folder / "one", tmp_path / "one")
+    rows = simulate(problems=10, n=4, seqs=4)
+    for row in rows["steps"]:
+        row["source"] = "replayed"
+    made_from = {"replayed": {"recording": "one", "seed": 0}}
+    write_recording(tmp_path / "two", rows, provenance=made_from)
+    async with Opened(tmp_path, (120, 40)) as opened:
+        app, pilot = opened.app, opened.pilot
+        app.open_run(next(entry for entry in app.entries if entry.path.name == "two"))
+        app.screen.show_library()
+        await settle(pilot)
+        assert app.screen.model.beside.word == "recorded"
+        assert "  record" in text_of(app, "#lanes")
+        assert "replayed" in text_of(app, "#step")
+        assert "one, which this replays" in text_of(app, "#other")
+
+
+async def test_a_replay_is_shown_beside_its_recording():
+    async with Opened(RECORDED, (160, 50)) as opened:
+        app, pilot = opened.app, opened.pilot
+        await pilot.press("v")
+        field = app.screen.query_one("#ask", Input)
+        field.value = "engine.max_num_seqs=4"
+        await pilot.press("enter")
+        await settle(pilot)
+        assert opened.messages[-1] == "Replayed"
+        assert app.screen.model.beside.run.step_rows["source"][0] == "replayed"
+        assert isinstance(app.screen, RunScreen)
+        assert "replay" in text_of(app, "#lanes")
+        assert "engine.max_num_seqs=4" in text_of(app, "#other")
+        assert app.screen.query_one("#both").has_class("beside", "wide")
+        await pilot.press("k", "k", "k")
+        assert "predicted" in text_of(app, "#text")
+        await pilot.press("v")
+        field.value = "engine.nothing=4"
+        await pilot.press("enter")
+        await settle(pilot)
+        assert "Failed" in opened.messages
+        assert "no such field" in text_of(app, "#message")

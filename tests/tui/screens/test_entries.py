@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import pytest
+
+from tests.traces.synthetic import simulate, write_recording
+from tests.tui.fake_advisor import LARGE, SMALL, FakeAdvisor
+from traces.schema.advice import Budget
+from tui.screens.advice.rows import candidates, paste_text
+from tui.screens.entries import COLUMNS, load, matches, recording_paths, sort_key
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("views")
+    write_recording(folder / "a", simulate(problems=8, n=4))
+    write_recording(folder / "b", simulate(problems=8, n=1), complete=False)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(folder):
+    return load(folder / "a")[0].run
+
+
+def test_a_folder_a_recording_and_nothing(folder, tmp_path):
+    assert recording_paths([folder, folder / "a"]) == [folder / "a", folder / "b"]
+    missing = tmp_path / "none"
+    (entry,) = load(missing)
+    assert entry.run is None
+    assert "no such recording" in entry.error
+    assert not entry.comparable
+
+
+def test_a_damaged_recording_is_an_entry(folder, tmp_path):
+    write_recording(tmp_path / "x", simulate(problems=2, n=1))
+    part = next((tmp_path / "x").glob("samples-*.parquet"))
+    part.write_bytes(part.read_bytes()[:50])
+    (entry,) = load(tmp_path / "x")
+    assert "truncated" in entry.error
+
+
+def test_filter_and_sort(folder):
+    good, cut = load(folder / "a")[0], load(folder / "b")[0]
+    assert matches(good, "toy maj|greedy")
+    assert matches(good, "")
+    assert not matches(good, "toy greedy")
+    assert not cut.comparable
+    p50 = next(column for column in COLUMNS if column.header == "p50 s")
+    energy = next(column for column in COLUMNS if column.header == "J/pb")
+    assert sort_key(cut, p50) < sort_key(good, p50)
+    assert sort_key(good, energy)[0] == 2
+
+
+def test_every_cell_is_text(run):
+    for column in COLUMNS:
+        assert isinstance(column.cell(run), str)
+    cells = {column.header: column.cell(run) for column in COLUMNS}
+    assert cells["J/pb"] == cells["$/pb"] == "-"
+
+
+def test_candidates_are_marked_once():
+    advice = FakeAdvisor([]).recommend(Budget())
+    rows = candidates(advice)
+    assert [(row.marks, row.pick) for row in rows] == [("@o", LARGE), ("o+", SMALL)]
+    assert paste_text(LARGE).splitlines() == [
+        "vllm serve large --max-num-seqs 8",
+        "# policy: maj@4, temperature 0.8",
+    ]

@@ -1,0 +1,89 @@
+"""What is printed to be pasted: broken into lines, whole paths, and a server that starts."""
+
+import shlex
+import subprocess
+import sys
+
+import httpx
+import pytest
+
+from tests.profiler.servers import Server, end, free_port, wait_for
+from tests.tui.terminal import TTSCOPE
+from tui.text import commands
+from tui.text.commands import command_lines, own_name, served_path, split_command
+from tui.verbs.demo import SHIPPED
+
+LONG = (
+    "OMP_NUM_THREADS=1 '/my env/bin/python' -m vllm.entrypoints.openai.api_server --model "
+    """'/models/it'"'"'s large' --enforce-eager --max-num-seqs 64 --speculative-config """
+    """'{"method": "ngram -- x", "num_speculative_tokens": 3}' --no-async-scheduling"""
+)
+LONGEST = len("""'{"method": "ngram -- x", "num_speculative_tokens": 3}'""")
+
+
+@pytest.mark.parametrize("width", [1, 30, 60, 80, 200])
+@pytest.mark.parametrize("indent", [0, 11])
+def test_a_broken_command_is_the_same_to_a_shell(width, indent):
+    lines = command_lines(LONG, width=width, indent=indent)
+    shell = ["bash", "-c", "printf '%s\\n' " + "\n".join(lines).lstrip()]
+    done = subprocess.run(shell, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == shlex.split(LONG)
+    if width >= 80:
+        assert max(map(len, lines)) <= max(width, indent + 4 + 2 + LONGEST)
+
+
+def test_a_run_to_record_stands_by_itself():
+    said, command = split_command("the pick was never run; run it: ttscope record --model m --n 4")
+    assert (said, command) == ("the pick was never run; run it:", "ttscope record --model m --n 4")
+    assert split_command("more problems") == ("more problems", None)
+
+
+def test_ttscope_is_called_as_it_was(monkeypatch, tmp_path):
+    script = tmp_path / "my bin" / "ttscope"
+    script.parent.mkdir()
+    script.touch(mode=0o755)
+    monkeypatch.setattr(sys, "argv", [str(script)])
+    monkeypatch.setenv("PATH", "/usr/bin")
+    assert own_name() == f"'{script}'"
+    monkeypatch.setenv("PATH", str(script.parent))
+    assert own_name() == "ttscope"
+
+
+def test_models_are_whole_paths_or_hub_names(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models" / "mine").mkdir(parents=True)
+    assert served_path("models/mine") == str(tmp_path / "models" / "mine")
+    assert served_path("Qwen/Qwen3-8B") == "Qwen/Qwen3-8B"
+    assert served_path("demo/s").startswith("/") and served_path("demo/none") == "demo/none"
+
+
+def test_only_the_cpu_build_is_named(monkeypatch):
+    monkeypatch.setattr("profiler.engines.vllm.environment.on_cpu", lambda: False)
+    assert commands.cpu_build_here() is None
+    monkeypatch.setattr("profiler.engines.vllm.environment.on_cpu", lambda: True)
+    assert commands.cpu_build_here().python == sys.executable
+
+
+@pytest.mark.vllm
+def test_the_printed_server_starts_and_answers_by_its_name(tmp_path):
+    """The lines of `ttscope advise` as they stand, pasted into a shell in another folder."""
+    run = next(SHIPPED.glob("demo-s-*-maj@16-*"))
+    advise = [*TTSCOPE, "advise", run, "--min-accuracy", "0.75"]
+    out = subprocess.run(advise, capture_output=True, text=True, check=True).stdout
+    lines = out.split("\n\n")[1].splitlines()
+    last = next(number for number, line in enumerate(lines) if not line.endswith("\\"))
+    port, log = free_port(), tmp_path / "log"
+    pasted = "\n".join(lines[: last + 1]) + f" --host 127.0.0.1 --port {port}"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            ["bash", "-c", pasted], stdout=output, stderr=output, cwd=tmp_path,
+            start_new_session=True,
+        )  # fmt: skip
+    server = Server(f"http://127.0.0.1:{port}", process, log)
+    try:
+        wait_for(server)
+        body = {"model": "demo/s", "messages": [{"role": "user", "content": "3+4=?"}]}
+        answer = httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=60)
+        assert answer.status_code == 200 and answer.json()["model"] == "demo/s"
+    finally:
+        end(server)

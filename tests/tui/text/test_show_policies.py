@@ -1,0 +1,122 @@
+import json
+import shutil
+
+import pytest
+
+from advisor.accuracy.counterfactual import cheapest_as_good, evaluate
+from advisor.evidence.runs import cut_runs, read_runs
+from tests.advisor.accuracy.test_counterfactual import VOTE, forced, make_rows
+from tests.traces.synthetic import engine_config, simulate, write_recording
+from traces.recording.reader import Recording
+from traces.summary.run import summarise
+from tui.text.show import label, policy_table
+
+KEYS = {
+    *("method", "n", "budget_tokens", "accuracy", "tokens_per_problem", "bound"),
+    *("rule", "basis", "error", "tokens_estimated", "fresh_run"),
+}
+
+
+@pytest.fixture(scope="module")
+def recording(tmp_path_factory):
+    rows = make_rows(problems=48)
+    rows["answers"] = forced(rows, (16, 64), 4)
+    return write_recording(tmp_path_factory.mktemp("p") / "vote", rows, policy=VOTE)
+
+
+def test_forced_answers_of_an_engine_that_told_its_configuration_late(run, tmp_path):
+    """Its rows keep the key that it began with (`Recording.engine_key`)."""
+    rows = make_rows(problems=24)
+    rows["answers"] = [row | {"policy": VOTE.key()} for row in forced(rows, (16, 64), 4)]
+    first = write_recording(tmp_path / "first", rows, policy=VOTE)
+    shutil.copytree(first.path, tmp_path / "late")
+    manifest = json.loads((tmp_path / "late" / "recording.json").read_text())
+    (engine,) = manifest["engines"].values()
+    engine["max_num_batched_tokens"] = 4321
+    (tmp_path / "late" / "recording.json").write_text(json.dumps(manifest))
+    (tmp_path / "late" / "checksums.sha256").unlink()
+    told, cut = [], []
+    for recording in (first, Recording.open(tmp_path / "late")):
+        _, out, _ = run("show", recording.path, "--policies", "--json")
+        told.append(json.loads(out)["runs"][0]["policies"])
+        cut.append(len(cut_runs(recording, read_runs(recording)[0])))
+    assert told[0] == told[1]
+    assert any(policy["budget_tokens"] for policy in told[0])
+    assert cut == [2, 2]
+
+
+@pytest.fixture(scope="module")
+def slow(tmp_path_factory):
+    engine = engine_config(max_num_seqs=3)
+    folder = tmp_path_factory.mktemp("slow")
+    return [
+        write_recording(folder / name, simulate(problems=30, n=4, seqs=seqs), engine=engine)
+        for name, seqs in (("fast", 8), ("slow", 3))
+    ]
+
+
+def test_the_table_fits_80_columns_and_says_how_each_is_known(recording):
+    (run,) = summarise(recording)
+    found = evaluate(run, recording.frame("answers"))
+    lines = policy_table(found, cheapest_as_good(found))
+    assert max(map(len, lines)) <= 80
+    text = "\n".join(lines)
+    votes = ("maj@8 ", "pass@8", "best@4", "conf 0.5@8")
+    for wanted in (*votes, "esc 4/8", "asc .95 8/8", "agree 5/8", "first 4/8"):
+        assert wanted in text, wanted
+    for how in ("exact", "+-.", "ended", "forced", "between", "model", "think 64"):
+        assert how in text, how
+    assert "of the tokens of maj@8" in " ".join(text.split())
+    labels = [label(outcome) for outcome in found.outcomes]
+    assert len(set(labels)) == len(labels)
+
+
+def test_the_verb(run, recording):
+    code, out, err = run("show", recording.path, "--policies")
+    assert (code, err) == (0, "")
+    assert max(map(len, out.splitlines())) <= 80
+    code, out, _ = run("show", recording.path, "--policies", "--json")
+    assert code == 0
+    (document,) = json.loads(out)["runs"]
+    assert {frozenset(policy) for policy in document["policies"]} == {frozenset(KEYS)}
+    assert document["policy_notes"] == []
+    assert {p["method"] for p in document["policies"]} >= {"majority", "pass_at_k", "best_of_n"}
+
+
+def test_limits_decide_the_exit_code(run, slow):
+    paths = [each.path for each in slow]
+    code, out, err = run("show", *paths, "--fail-on", "p95>+5%", "--fail-on", "tokens>+1%")
+    assert (code, err) == (3, "")
+    assert max(map(len, out.splitlines())) <= 80
+    verdicts = [line for line in out.splitlines() if line.startswith(("FAIL", "ok"))]
+    assert [line.split()[0] for line in verdicts] == ["FAIL", "ok"]
+    assert "the whole interval is beyond the limit" in " ".join(out.split())
+    code, out, _ = run("show", *paths, "--fail-on", "p95>+900%", "--json")
+    assert code == 0
+    (judged,) = json.loads(out)["fail_on"]
+    assert (judged["failed"], judged["sure"]) == (False, True)
+    assert run("show", *paths, "--fail-on", "p95>+5%", "--json")[0] == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--fail-on", "p95>5%"], 2, "give its sign"),
+        (["--fail-on", "nonsense"], 2, "is not understood"),
+        (["--fail-on", "energy>+1J"], 2, "is not understood"),
+        (["--fail-on", "energy>+1"], 1, "was not measured in both fast and slow"),
+        (["--fail-on", "cost>+5%"], 1, "cannot be judged: give --price"),
+        (["--policies"], 2, "--policies judges one recording"),
+    ],
+)
+def test_wrong_usage_is_one_line(run, slow, arguments, code, message):
+    got, out, err = run("show", *[each.path for each in slow], *arguments)
+    assert (got, out) == (code, "")
+    (line,) = err.strip().splitlines()
+    assert message in line
+
+
+def test_a_limit_needs_two_recordings(run, slow):
+    code, _, err = run("show", slow[0].path, "--fail-on", "p95>+5%")
+    assert code == 2
+    assert "give two recordings" in err

@@ -1,0 +1,80 @@
+"""`ttscope advise`: what it refuses before it learns, and predicted beside measured."""
+
+import dataclasses
+from types import SimpleNamespace
+
+import pytest
+
+from tests.tui.fake_advisor import LARGE, SMALL, FakeAdvisor, estimate
+from traces.errors import UsageError
+from traces.schema.advice import Budget
+from tui.text.advice import comparison_lines
+from tui.verbs.advise import verify_picks
+from tui.verbs.demo import SHIPPED
+
+GIVEN = ("--min-accuracy", "0.75")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--plan", "there.yaml"], "is there already; name another file"),
+        (["-o", "runs"], "-o is where --verify keeps its recordings"),
+        (["--price", "H100"], "wants USD per device-hour above 0"),
+        (["--price", "2", "--price", "3"], "another price for all devices"),
+        (["--percentile", "100"], "50 to 99"),
+    ],
+)
+def test_wrong_use_is_one_line_before_anything_is_learned(run, tmp_path, arguments, message):
+    (tmp_path / "there.yaml").write_text("")
+    code, out, err = run("advise", SHIPPED, *GIVEN, *arguments)
+    assert (code, out) == (2, "")
+    (line,) = err.strip().splitlines()
+    assert message in line
+
+
+def test_a_present_folder_that_is_no_recording_is_refused(run, tmp_path):
+    code, _, err = run("advise", SHIPPED, *GIVEN, "--present", tmp_path / "absent")
+    assert code == 1
+    assert "absent" in err
+
+
+EVIDENCE = SimpleNamespace(workload=None, load=(2, None))
+
+
+@pytest.mark.parametrize(
+    ("changes", "evidence", "message"),
+    [
+        ({"mode": "server"}, EVIDENCE, "record it with --endpoint"),
+        ({"data_parallel_size": 2}, EVIDENCE, "has 2 replicas"),
+        ({}, SimpleNamespace(workload=None, load=(None, 3.0)), "sends none at a --rate"),
+    ],
+)
+def test_what_cannot_be_run_here_is_not_verified(tmp_path, changes, evidence, message):
+    engine = dataclasses.replace(LARGE.engine, mode="in_process")
+    pick = dataclasses.replace(LARGE, engine=dataclasses.replace(engine, **changes))
+    other = dataclasses.replace(SMALL, engine=dataclasses.replace(SMALL.engine, mode="in_process"))
+    answer = dataclasses.replace(
+        FakeAdvisor([]).recommend(Budget()), system_optimal=pick, compute_optimal=other
+    )
+    with pytest.raises(UsageError, match=message):
+        verify_picks(answer, evidence, tmp_path, as_json=True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_measured_stands_beside_predicted():
+    measured = {
+        "accuracy": estimate(0.9, "1"),
+        "latency_s": estimate(9.0, "s"),
+        "latency_p95_s": None,
+        "device_s": estimate(0.8, "device s"),
+        "energy_j": None,
+        "tokens": None,
+    }
+    lines = comparison_lines("system-optimal", LARGE, measured)
+    told = {line.split("  ")[0]: line.split()[-1] for line in lines[2:]}
+    assert told == {
+        "accuracy": "yes", "mean latency": "no", "p95 latency": "-", "device time": "yes",
+        "tokens": "-",
+    }  # fmt: skip
+    assert max(map(len, lines)) <= 80

@@ -1,0 +1,140 @@
+"""`ttscope advise --gpu`: GPUs that were not measured, in the text, the document and the page."""
+
+import dataclasses
+import json
+
+import pytest
+from textual.widgets import DataTable, Input, Static
+
+from advisor.step_time.prior import tables as prior_tables
+from tests.advisor.step_time.prior.prior_files import DEVICE, TINY, write_prior
+from tests.advisor.synthetic import VOTE16, engine_of, record
+from tui.app.app import TtscopeApp
+from tui.screens.advice.rows import pick_title
+
+GIVEN = ("--gpu", "test_gpu", "--gpus", "8", "--price", "Test=2.5", "--price", "cpu=0.05")
+
+
+@pytest.fixture
+def recording(tmp_path, monkeypatch):
+    folder = write_prior(tmp_path / "systems")
+    monkeypatch.setattr(prior_tables, "tables_folder", lambda: folder)
+    made = record(tmp_path / "runs" / "one", engine_of(), VOTE16, problems=12, concurrency=1)
+    facts = dataclasses.replace(TINY, name="small", hidden_size=4096, intermediate_size=16384)
+    dataclasses.replace(made.manifest, models={"small": facts}).write(made.path)
+    return made.path
+
+
+def test_the_pick_is_said_to_be_of_the_prior(run, recording):
+    code, out, err = run("advise", recording, *GIVEN, "--optimise", "latency")
+    assert code == 0, err
+    assert max(map(len, out.splitlines())) <= 80
+    told = " ".join(out.split())
+    assert "small tp4 " in told
+    assert "on test_gpu (prior)" in told.partition(":")[0]
+    assert "By the prior, not measured." in told
+    assert "?" in out
+    assert "published runs on H100 took 1.04 to 1.47 times as long" in told
+
+
+def test_the_document_names_the_prior_of_each_pick(run, recording):
+    found = {}
+    for goal in ("latency", "cost"):
+        code, out, err = run("advise", recording, *GIVEN, "--optimise", goal, "--json")
+        assert code == 0, err
+        found[goal] = json.loads(out)
+    fast, cheap = (found[goal]["system_optimal"] for goal in ("latency", "cost"))
+    assert fast["prior"] == "test_gpu"
+    assert fast["engine"]["gpu"] == DEVICE
+    assert fast["engine"]["tensor_parallel_size"] == 4
+    assert fast["estimates"]["latency_s"]["extrapolated"]
+    assert cheap["engine"]["tensor_parallel_size"] == 1
+    assert {pick["prior"] for pick in found["latency"]["pareto"]} <= {None, "test_gpu"}
+    assert any("no all-reduce of 8 GPUs" in why for why in found["latency"]["infeasible"])
+
+
+def test_the_page_says_so_too(run, recording, tmp_path):
+    page = tmp_path / "page.html"
+    code, _, err = run("report", recording, *GIVEN, "--optimise", "latency", "-o", page)
+    assert code == 0, err
+    text = page.read_text()
+    assert "its times are of the prior of test_gpu" in text
+    assert "times by the prior of test_gpu, not measured" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ("--gpu", "h100", "--optimise", "cost"),
+            "--gpu h100: no operator tables; one of test_gpu",
+        ),
+        (("--gpu", "test_gpu", "--optimise", "cost", "--verify"), "not on a --gpu; give one"),
+        (("--gpu", "test_gpu", "--optimise", "energy"), "no recording holds power"),
+    ],
+)
+def test_what_cannot_be_answered_is_one_line(run, recording, arguments, message):
+    code, out, err = run("advise", recording, *arguments)
+    assert code == 2
+    assert not out
+    assert message in err.strip().splitlines()[-1]
+
+
+def test_a_wrong_system_makes_no_page(run, recording, tmp_path):
+    code, _, err = run("report", recording, "--gpu", "h100", "-o", tmp_path / "page.html")
+    assert code == 2
+    assert "no operator tables" in err
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_a_plan_says_where_its_runs_belong(run, recording, tmp_path):
+    plan = tmp_path / "next.yaml"
+    code, out, err = run("advise", recording, *GIVEN, "--optimise", "latency", "--plan", plan)
+    assert code == 0, err
+    assert DEVICE in plan.read_text().splitlines()[0]
+    assert f"on {DEVICE}" in " ".join(out.split())
+
+
+async def advised(app, pilot):
+    """Go to the advice screen and wait for its answer."""
+    await app.workers.wait_for_complete()
+    await pilot.press("4")
+    await pilot.pause()
+    await app.workers.wait_for_complete()
+    await pilot.pause()
+
+
+async def test_the_advice_screen_offers_it(recording):
+    app = TtscopeApp([recording], systems=["test_gpu"], limits={"gpus": "8"})
+    async with app.run_test(size=(120, 40)) as pilot:
+        await advised(app, pilot)
+        price = app.screen.query_one("#field_price", Input)
+        price.value = "Test=2.5,cpu=0.05"
+        await app.workers.wait_for_complete()
+        await pilot.pause()
+        rows = [each.pick for each in app.screen._rows]
+        assert rows[0].prior == "test_gpu"
+        assert "small tp4 " in pick_title(rows[0])
+        assert " test_gpu " in pick_title(rows[0])
+        assert rows[0].estimates["cost_usd"].value == pytest.approx(
+            rows[0].estimates["device_s"].value * 2.5 / 3600
+        )
+        assert "By the prior, not measured." in " ".join(
+            str(app.screen.query_one("#detail", Static).render()).split()
+        )
+        table = app.screen.query_one("#picks", DataTable)
+        table.move_cursor(row=0)
+        await pilot.press("w")
+        app.screen.query_one("#change", Input).value = "policy.n=4"
+        await pilot.press("enter")
+        await app.workers.wait_for_complete()
+        await pilot.pause()
+        assert app.screen._what_if[0].endswith("policy.n=4")
+
+
+async def test_a_system_that_is_not_there_is_told_in_place(recording):
+    app = TtscopeApp([recording], systems=["h100"])
+    async with app.run_test(size=(120, 40)) as pilot:
+        await advised(app, pilot)
+        told = str(app.screen.query_one("#message", Static).render())
+        assert "--gpu h100: no operator tables" in told

@@ -1,0 +1,163 @@
+"""`ttscope replay --gpu`: what is said, and what is refused in one line."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from advisor.step_time.prior import tables as prior_tables
+from tests.advisor.step_time.prior.prior_files import DEVICE, write_prior
+
+RECORDINGS = Path(__file__).parents[3] / "profiler" / "demo" / "recordings"
+VOTES = RECORDINGS / "demo-s-tp1-seqs64-maj@16-t0.8-a1b9005e"
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 512,
+    "intermediate_size": 1024,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "num_hidden_layers": 4,
+    "vocab_size": 1000,
+}
+
+
+@pytest.fixture
+def model(tmp_path, monkeypatch):
+    folder = write_prior(tmp_path / "systems")
+    monkeypatch.setattr(prior_tables, "tables_folder", lambda: folder)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text(json.dumps(CONFIG))
+    return tmp_path / "model"
+
+
+def test_the_steps_of_a_gpu_that_was_not_measured(run, model):
+    code, out, err = run("replay", VOTES, "--gpu", "test_gpu", "--model-config", model)
+    assert code == 0, err
+    assert max(map(len, out.splitlines())) <= 80
+    assert "steps of the prior of test_gpu, model" in " ".join(out.split())
+    assert "no interval, all marked *" in " ".join(out.split())
+
+
+def test_what_nobody_set_is_said_to_be_assumed(run, model):
+    asked = ("replay", VOTES, "--gpu", "test_gpu", "--model-config", model)
+    code, out, err = run(*asked)
+    assert code == 0, err
+    told = " ".join(out.split())
+    # Recorded with max_num_seqs 64, and vLLM's default of max_num_batched_tokens on a CPU.
+    assert "engine.max_num_batched_tokens 4096 -> 8192; engine.block_size 128 -> 16" in told
+    assert "enforce_eager false, max_num_batched_tokens 8,192. --set says others" in told
+    assert "max_num_seqs 64," not in told
+    assert "KV blocks without limit, as the GPU's memory is not known" in told
+    code, out, err = run(*asked, "--set", "engine.max_num_batched_tokens=4096")
+    told = " ".join(out.split())
+    assert "engine.max_num_batched_tokens" not in told
+    assert "enforce_eager false. --set says others" in told
+
+
+def test_a_config_of_any_name_is_read(run, model, tmp_path):
+    whole = tmp_path / "l8.json"
+    whole.write_text(json.dumps(CONFIG))
+    arguments = ("replay", VOTES, "--gpu", "test_gpu", "--json", "--model-config")
+    documents = [json.loads(run(*arguments, path)[1]) for path in (whole, model)]
+    one, two = (each["predicted"]["latency_s"] for each in documents)
+    assert one == two
+    (note,) = [note for note in documents[0]["notes"] if note.startswith("prior: ")]
+    assert "step times of l8 on" in note
+    assert any("recorded in float32; the steps are priced" in n for n in documents[0]["notes"])
+    for text, reason in (
+        (json.dumps({k: v for k, v in CONFIG.items() if k != "hidden_size"}), "no field hidden_si"),
+        ("[1]", "holds no JSON object"),
+        ("{", "is no JSON"),
+    ):
+        whole.write_text(text)
+        code, out, err = run(*arguments, whole)
+        assert (code, out) == (2, "")
+        assert reason in err
+
+
+def test_the_document_marks_what_is_prior(run, model):
+    code, out, err = run(
+        "replay", VOTES, "--gpu", "test_gpu", "--model-config", model / "config.json", "--json",
+        "--set", "engine.tensor_parallel_size=2",
+    )  # fmt: skip
+    assert code == 0, err
+    found = json.loads(out)
+    latency = found["predicted"]["latency_s"]["mean"]
+    assert latency["extrapolated"] and latency["low"] is None
+    engine = found["predicted"]["config"]["engine"]
+    assert (engine["gpu"], engine["tensor_parallel_size"]) == (DEVICE, 2)
+    assert engine["block_size"] == 16  # what a CPU's engine was given is vLLM's default
+    assert any(note.startswith("prior: ") for note in found["notes"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "change", "message"),
+    [
+        (("--gpu", "h100"), {}, "--gpu h100: no operator tables; one of test_gpu"),
+        (("--gpu", "test_gpu"), {}, "no generation attention"),
+        (("--gpu", "test_gpu", "--operators", "x"), {}, "--gpu excludes --operators"),
+        (("--gpu", "test_gpu", "--num-hidden-layers", "2"), {}, "--gpu excludes"),
+        (("--model-config", "model"), {}, "--model-config goes with --gpu"),
+        (("--collectives", "x"), {}, "--collectives goes with --operators"),
+        (("--gpu", "test_gpu", "--gpu", "h100"), {}, "a replay is of one; give one at a time"),
+        (
+            ("--gpu", "test_gpu", "--model-config", "nowhere"),
+            {},
+            "nowhere cannot be read (No such file or directory)",
+        ),
+        (
+            ("--gpu", "test_gpu", "--model-config", "model"),
+            {"num_hidden_layers": None},
+            "config.json: no field num_hidden_layers. Give a model's config.json",
+        ),
+        (
+            ("--gpu", "test_gpu", "--model-config", "model"),
+            {"sliding_window": 16},
+            "sliding attention, which is not priced",
+        ),
+        (
+            ("--gpu", "test_gpu", "--model-config", "model"),
+            {"architectures": ["DeepseekV3ForCausalLM"]},
+            "no latent attention",
+        ),
+        (
+            ("--gpu", "test_gpu", "--model-config", "model"),
+            {"hidden_size": [512]},
+            "config.json: hidden_size is a list, not a whole number from 1 up",
+        ),
+        *(
+            (
+                ("--gpu", "test_gpu", "--model-config", "model"),
+                {"quantization_config": form},
+                f"is quantised ({kind}); only bfloat16 weights are priced",
+            )
+            for kind, form in (
+                ("fp8", {"quant_method": "fp8"}),
+                ("fp8_block", {"quant_method": "fp8", "weight_block_size": [128, 128]}),
+                ("nvfp4", {"quant_method": "modelopt", "quant_algo": "NVFP4"}),
+                ("awq", {"quant_method": "awq"}),
+                ("mxfp4", {"quant_method": "mxfp4"}),
+                ("bitsandbytes", {"load_in_4bit": True}),
+            )
+        ),
+        (
+            ("--gpu", "test_gpu", "--model-config", "model"),
+            {"num_experts": 8, "num_experts_per_tok": 2},
+            "mixture of experts",
+        ),
+    ],
+)
+def test_what_is_not_priced_is_one_line(run, model, arguments, change, message):
+    (model / "config.json").write_text(json.dumps(CONFIG | change))
+    code, out, err = run("replay", VOTES, *arguments)
+    assert code in (1, 2)
+    assert len(err.strip().splitlines()) == 1
+    assert message in err
+    assert not out
+
+
+def test_without_the_package_the_extra_is_named(run, monkeypatch):
+    monkeypatch.setattr(prior_tables, "PACKAGE", "no_such_package_of_tables")
+    code, _, err = run("replay", VOTES, "--gpu", "h100_sxm")
+    assert code == 1
+    assert "-m pip install 'aiconfigurator-core" in err

@@ -1,0 +1,1 @@
+"""Samples of evaluations: lm-eval, Inspect, plain JSON Lines."""

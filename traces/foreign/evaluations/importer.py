@@ -1,0 +1,268 @@
+"""From outcomes that others measured to a recording of problems and samples.
+
+There are no steps, no times and no engine but its name: such a recording is good for accuracy
+against tokens, and everything else in it is null. `answer` of a problem is the vote of all its
+samples, a tie going to the answer whose first sample has the lowest number. Right answers are one
+class, as they all equal the expected one; wrong ones are one where their texts are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from traces.errors import OutcomesError, RecordingError, UsageError
+from traces.foreign.evaluations import inspect_log, lm_eval
+from traces.foreign.evaluations import plain as plain_outcomes
+from traces.foreign.evaluations.reader import Choices, FileFacts, OutcomeFormat
+from traces.foreign.evaluations.table import Counted, OutcomeTable
+from traces.foreign.source import head_of
+from traces.foreign.values import UNKNOWN_MODEL, Skipped
+from traces.recording.manifest import NAME, Manifest, WorkloadFacts
+from traces.recording.parts import write_part
+from traces.recording.tables import TABLES
+from traces.recording.writer import read_clocks
+from traces.schema.engine import EngineConfig
+from traces.schema.policy import Policy
+
+FORMATS = (lm_eval.FORMAT, inspect_log.FORMAT, plain_outcomes.FORMAT)
+_SLICE_ROWS = 200_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportedFile:
+    """One file that was read: how many samples it gave, what was left out, what it says."""
+
+    path: Path
+    samples: int
+    skipped: Skipped
+    facts: FileFacts
+
+    def remarks(self) -> list[str]:
+        """Return what a reader of the results must know of it."""
+        told = list(self.facts.notes)
+        if self.skipped.counts:
+            told.append(f"skipped: {self.skipped.text()}")
+        return [f"{self.path.name}: {each}" for each in told]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Imported:
+    """What an import found; `judged` counts the samples known to be right or wrong."""
+
+    format: str
+    files: tuple[ImportedFile, ...]
+    problems: int
+    samples: int
+    judged: int
+    answered: int
+    notes: tuple[str, ...]
+
+
+def format_of(path: Path) -> OutcomeFormat | None:
+    """Return the format of a file by its first bytes, None for one that holds no outcomes.
+
+    Raises OutcomesError when it cannot be read or is empty.
+    """
+    head = head_of(path)
+    return next((each for each in FORMATS if each.recognises(head)), None)
+
+
+def import_outcomes(
+    paths: Sequence[Path],
+    folder: Path,
+    *,
+    choices: Choices | None = None,
+    record_text: bool = False,
+    on_file: Callable[[Path], None] | None = None,
+) -> Imported:
+    """Read files of one format into the recording `folder`; return what was found.
+
+    With several files the problems of each are named after it. Answers are kept as class numbers
+    unless `record_text`. Raises OutcomesError for a file of which nothing can be read, UsageError
+    for files that do not belong together, RecordingError when the folder cannot be written.
+    """
+    if (folder / NAME).exists():
+        raise UsageError(f"-o {folder}: already holds a recording; name another folder")
+    chosen = _same_format(paths)
+    choices = choices or Choices()
+    if choices.judge is not None and not chosen.completions:
+        raise UsageError(
+            f"--verifier reads answers out of completions, and {chosen.name} has none; leave it out"
+        )
+    table, files = OutcomeTable(keep_text=record_text), []
+    labels = _labels(paths)
+    for path in paths:
+        if on_file is not None:
+            on_file(path)
+        reader = chosen.open(path, choices)
+        count = 0
+        for outcome in reader:
+            table.add(outcome, prefix=labels[path], group=labels[path].rstrip("/") or None)
+            count += 1
+        if not count:
+            why = reader.skipped.text()
+            raise OutcomesError(
+                f"{path}: no sample in it can be read ({why or 'it has none'}); see docs/import.md "
+                f"for what {chosen.name} must hold"
+            )
+        files.append(
+            ImportedFile(path=path, samples=count, skipped=reader.skipped, facts=reader.facts)
+        )
+    counted = table.count()
+    notes = _notes(chosen, files, counted)
+    if choices.judge is not None:
+        notes.insert(1, f"answers read and judged anew by the verifier {choices.verifier}")
+    _write(folder, chosen, files, counted, notes, record_text, choices.verifier)
+    samples = counted.samples
+    return Imported(
+        format=chosen.name,
+        files=tuple(files),
+        problems=counted.problems.height,
+        samples=samples.height,
+        judged=samples["correct"].count(),
+        answered=samples["answer"].count(),
+        notes=tuple(notes),
+    )
+
+
+def _same_format(paths: Sequence[Path]) -> OutcomeFormat:
+    found = {path: format_of(path) for path in paths}
+    for path, each in found.items():
+        if each is None:
+            raise OutcomesError(
+                f"{path}: holds no outcomes that can be read; give plain outcomes, samples of "
+                "lm-evaluation-harness or a log of inspect_ai (see docs/import.md)"
+            )
+    names = {each.name: each for each in found.values() if each is not None}
+    if len(names) > 1:
+        raise UsageError(f"the files are of different formats ({', '.join(names)}); import each")
+    return next(iter(names.values()))
+
+
+def _labels(paths: Sequence[Path]) -> dict[Path, str]:
+    """Return what goes before the names of a file's problems: nothing for a single file."""
+    if len(paths) == 1:
+        return {paths[0]: ""}
+    labels = {path: f"{path.name.partition('.')[0]}/" for path in paths}
+    if len(set(labels.values())) < len(paths):
+        raise UsageError("two of the files have the same name; import each by itself")
+    return labels
+
+
+def _notes(chosen: OutcomeFormat, files: Sequence[ImportedFile], counted: Counted) -> list[str]:
+    names = ", ".join(each.path.name for each in files[:4])
+    more = f" and {len(files) - 4} more" if len(files) > 4 else ""
+    notes = [f"imported from {chosen.name}: {names}{more}; times and engine are not known"]
+    if counted.doubled:
+        unit = files[0].skipped.unit
+        notes.append(
+            f"samples that were there before, left out: {counted.doubled:,} (first: {unit} "
+            f"{counted.doubled_place:,})"
+        )
+    for each in files:
+        notes += each.remarks()
+    if counted.logprobs is not None:
+        notes.append(
+            f"{counted.logprobs} (first: {files[0].skipped.unit} {counted.logprobs_place:,})"
+        )
+    unjudged = counted.samples["correct"].null_count()
+    if unjudged:
+        notes.append(f"samples not known to be right or wrong: {unjudged:,}")
+    if counted.contradicted:
+        notes.append(
+            "answers marked both right and wrong within one problem: "
+            f"{counted.contradicted:,}; each sample counts as it is marked"
+        )
+    if counted.largest > 1 and not counted.answers_told:
+        notes.append("the answers are not told, so that samples cannot vote")
+    if counted.fewer:
+        notes.append(f"problems with fewer than {counted.largest} samples: {counted.fewer:,}")
+    return notes
+
+
+def _one(files: Sequence[ImportedFile], name: str) -> Any:
+    """Return what all files say of a setting, None where they differ or do not say."""
+    values = {getattr(each.facts, name) for each in files}
+    return values.pop() if len(values) == 1 else None
+
+
+def _write(
+    folder: Path,
+    chosen: OutcomeFormat,
+    files: Sequence[ImportedFile],
+    counted: Counted,
+    notes: Sequence[str],
+    record_text: bool,
+    verifier: str | None,
+) -> None:
+    models = {each.facts.model for each in files} - {None}
+    if len(models) > 1:
+        raise UsageError(f"the files are of different models ({', '.join(map(str, models))})")
+    temperature = _one(files, "temperature")
+    greedy = counted.largest == 1 and temperature == 0
+    policy = Policy(
+        method="greedy" if greedy else "majority",
+        n=counted.largest,
+        max_tokens=_one(files, "max_tokens") or None,
+        temperature=temperature,
+        top_p=_one(files, "top_p"),
+    )
+    engine = EngineConfig(model=next(iter(models), None) or UNKNOWN_MODEL)
+    clock = read_clocks()
+    manifest = Manifest(
+        clock_start=clock,
+        engines={engine.key(): engine},
+        policies={policy.key(): policy},
+        workload=WorkloadFacts(
+            name=_one(files, "task") or files[0].path.name.partition(".")[0],
+            hash=counted.identity,
+            problems=counted.problems.height,
+            verifier=verifier,
+        ),
+        text_recorded=record_text,
+        provenance={
+            "imported": {
+                "format": chosen.name,
+                "files": [
+                    {
+                        "name": each.path.name,
+                        "samples": each.samples,
+                        "skipped": each.skipped.counts,
+                        "notes": each.facts.notes,
+                    }
+                    for each in files
+                ],
+            }
+        },
+    )
+    keys = {"engine": engine.key(), "policy": policy.key()}
+    told = pl.DataFrame({"detail": list(notes)}).with_columns(
+        engine=pl.lit(engine.key()), kind=pl.lit("note")
+    )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        manifest.write(folder)
+        _write_table(folder, "problems", counted.problems, keys)
+        _write_table(folder, "samples", counted.samples, keys | {"role": "sample"})
+        _write_table(folder, "events", told, {})
+        manifest = Manifest(**vars(manifest) | {"clock_end": read_clocks(), "complete": True})
+        manifest.write(folder)
+    except OSError as error:
+        raise RecordingError(f"{folder}: cannot be written ({error.strerror})") from None
+
+
+def _write_table(folder: Path, table: str, frame: pl.DataFrame, same: dict[str, str]) -> None:
+    """Write rows in parts of bounded size, with the columns of the table."""
+    schema = TABLES[table]
+    for number, rows in enumerate(frame.iter_slices(_SLICE_ROWS)):
+        known = rows.with_columns(**{name: pl.lit(value) for name, value in same.items()})
+        whole = known.select(
+            (pl.col(name) if name in known.columns else pl.lit(None)).cast(kind).alias(name)
+            for name, kind in schema.items()
+        )
+        write_part(folder, table, whole, number, number)

@@ -1,0 +1,289 @@
+"""inspect_ai: evaluation logs, the zip file `.eval` and the document `.json`.
+
+A sample of the log is one epoch of one question; the epochs of a question are its samples.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from traces.errors import OutcomesError, UsageError
+from traces.files import LINE_VALUES
+from traces.foreign.evaluations.reader import Choices, FileFacts, Outcome, OutcomeFormat, some
+from traces.foreign.source import ENTRY_BYTES, ArrayStream, ZipSource, decode, decode_read
+from traces.foreign.values import Skipped, finite, truth, whole_number
+
+_JSON = re.compile(rb'\A\s*\{\s*"version"\s*:\s*\d+\s*,\s*"status"\s*:')
+_RIGHT, _WRONG = ("C", "CORRECT"), ("I", "INCORRECT", "N")  # N: no answer was given
+_SAMPLE = "samples/"
+
+
+class _Usage(msgspec.Struct):
+    input_tokens: Any = None
+    output_tokens: Any = None
+    reasoning_tokens: Any = None
+
+
+class _Output(msgspec.Struct):
+    choices: Any = None
+    usage: _Usage | None = None
+
+
+class _Sample(msgspec.Struct):
+    id: Any = None
+    epoch: Any = None
+    input: msgspec.Raw = msgspec.Raw(b"")
+    target: Any = None
+    scores: Any = None
+    output: _Output | None = None
+    model_usage: dict[str, _Usage] | None = None
+    error: Any = None
+
+
+class _Dataset(msgspec.Struct):
+    sample_ids: Any = None
+
+
+class _Config(msgspec.Struct):
+    temperature: Any = None
+    top_p: Any = None
+    max_tokens: Any = None
+
+
+class _Evaluation(msgspec.Struct):
+    task: Any = None
+    model: Any = None
+    dataset: _Dataset | None = None
+    model_generate_config: _Config | None = None
+
+
+class _Plan(msgspec.Struct):
+    config: _Config | None = None
+
+
+class _Header(msgspec.Struct):
+    status: Any = None
+    eval: _Evaluation | None = None
+    plan: _Plan | None = None
+
+
+class InspectLog:
+    """Reads a log (see `OutcomeReader`). The `score` chosen is a scorer's name."""
+
+    def __init__(self, path: Path, choices: Choices) -> None:
+        self.facts = FileFacts()
+        self.skipped = Skipped(unit="sample")
+        self._path, self._choices = path, choices
+        self._scorer = choices.score
+        self._others: dict[str, None] = {}
+        self._scored = False
+        self._ids: Any = None
+
+    def __iter__(self) -> Iterator[Outcome]:
+        with self._path.open("rb") as file:
+            zipped = file.read(2) == b"PK"
+        seen: set[str] = set()
+        for number, raw in self._zipped() if zipped else self._document():
+            try:
+                sample = decode_read(raw, _Sample, LINE_VALUES)
+            except ValueError as error:
+                many = str(error).startswith("more than")
+                why = f"of {error}" if many else "that are not as inspect_ai writes them"
+                self.skipped.add(f"samples {why}", number)
+                continue
+            outcome = self._outcome(sample, number)
+            if outcome is not None:
+                seen.add(outcome.problem_id)
+                yield outcome
+        self._told(seen)
+
+    def _zipped(self) -> Iterator[tuple[int, bytes]]:
+        source = ZipSource(self._path, self._choices.limit_bytes)
+        try:
+            names = source.names
+            head = next((n for n in ("header.json", "_journal/start.json") if n in names), None)
+            if head is None:
+                raise OutcomesError(
+                    f"{self._path}: a zip file, but no inspect_ai log: it has no header.json"
+                )
+            try:
+                self._keep_header(decode(source.read(head), _Header))
+            except ValueError:
+                self.facts.notes.append(f"its {head} cannot be read")
+            inside = [n for n in names if n.startswith(_SAMPLE) and n.endswith(".json")]
+            for number, name in enumerate(inside, 1):
+                try:
+                    raw = source.read(name)
+                except ValueError as error:
+                    self.skipped.add(str(error), number)
+                    continue
+                yield number, raw
+        finally:
+            source.close()
+
+    def _document(self) -> Iterator[tuple[int, bytes]]:
+        stream = ArrayStream(self._path, self._choices.limit_bytes, b"samples")
+        number = 0
+        for number, raw in enumerate(stream, 1):
+            if number == 1:  # what says how the samples are to be read stands before them
+                self._keep_header(self._decoded(bytes(stream.outside) + b"]}", stream))
+            if raw is None:
+                self.skipped.add(f"samples of more than {ENTRY_BYTES >> 20} MiB", number)
+            else:
+                yield number, raw
+        whole = self._decoded(bytes(stream.outside), stream)
+        if not number:
+            self._keep_header(whole)
+
+    def _decoded(self, text: bytes, stream: ArrayStream) -> _Header:
+        """Return the log without its samples. Raises OutcomesError where it is cut or no JSON."""
+        try:
+            if stream.cut is not None:
+                raise ValueError(stream.cut)
+            return decode(text, _Header)
+        except ValueError as error:
+            raise OutcomesError(
+                f"{self._path}: an inspect_ai log that cannot be read ({error}); export it again, "
+                "or give the .eval file"
+            ) from None
+
+    def _keep_header(self, header: _Header) -> None:
+        if isinstance(header.status, str) and header.status != "success":
+            self.facts.notes.append(f"the evaluation's status is {header.status[:20]!r}")
+        told = header.eval or _Evaluation()
+        self.facts.task = told.task if isinstance(told.task, str) else None
+        self.facts.model = told.model if isinstance(told.model, str) else None
+        self._ids = told.dataset.sample_ids if told.dataset is not None else None
+        plan = header.plan.config if header.plan is not None else None
+        for config in (told.model_generate_config, plan):  # the plan's settings win
+            if config is None:
+                continue
+            temperature, top_p = finite(config.temperature), finite(config.top_p)
+            if temperature is not None and temperature >= 0:
+                self.facts.temperature = temperature
+            if top_p is not None and 0 < top_p <= 1:
+                self.facts.top_p = top_p
+            self.facts.max_tokens = whole_number(config.max_tokens) or self.facts.max_tokens
+
+    def _outcome(self, sample: _Sample, number: int) -> Outcome | None:
+        name, epoch = sample.id, whole_number(sample.epoch)
+        if isinstance(name, bool) or not isinstance(name, str | int) or not epoch:
+            self.skipped.add("samples without id or epoch", number)
+            return None
+        target = sample.target
+        expected = target if isinstance(target, str) else None
+        if isinstance(target, list) and len(target) == 1 and isinstance(target[0], str):
+            expected = target[0]
+        answer, correct = self._judged(sample, expected, number)
+        failed = sample.error is not None
+        usage = self._usage(sample)
+        return Outcome(
+            problem_id=str(name),
+            sample_index=epoch - 1,
+            place=number,
+            identity=bytes(sample.input) + msgspec.json.encode(target),
+            answer=None if failed else answer,
+            expected=expected,
+            correct=None if failed else correct,
+            prompt_tokens=whole_number(usage.input_tokens),
+            output_tokens=whole_number(usage.output_tokens),
+            think_tokens=whole_number(usage.reasoning_tokens),
+            finish_reason=_finish_reason(sample.output),
+            error="the sample failed" if failed else None,
+        )
+
+    def _usage(self, sample: _Sample) -> _Usage:
+        """Return the tokens of the evaluated model over all its calls, of the last one else."""
+        calls = sample.model_usage or {}
+        if self.facts.model in calls:
+            return calls[self.facts.model]
+        if len(calls) == 1:
+            return next(iter(calls.values()))
+        last = sample.output.usage if sample.output is not None else None
+        return last or _Usage()
+
+    def _judged(
+        self, sample: _Sample, expected: str | None, number: int
+    ) -> tuple[str | None, bool | None]:
+        if self._choices.judge is not None:
+            text = _completion(sample.output)
+            if text is None:
+                self.skipped.add("samples without a completion to judge", number)
+                return None, None
+            return self._choices.judge(text, expected)
+        scores = sample.scores
+        if not isinstance(scores, dict) or not scores:
+            if sample.error is None:
+                self.skipped.add("samples without a score, left unjudged", number)
+            return None, None
+        if self._scorer is None:
+            self._scorer = str(next(iter(scores)))
+        self._others |= dict.fromkeys(str(each) for each in scores if each != self._scorer)
+        score = scores.get(self._scorer)
+        if not isinstance(score, dict):
+            self.skipped.add(f"samples without a score of {self._scorer}, left unjudged", number)
+            return None, None
+        self._scored = True
+        answer = score.get("answer")
+        right = _right(score.get("value"))
+        if right is None:
+            self.skipped.add("scores that are neither right nor wrong, left unjudged", number)
+        return (answer.strip() or None) if isinstance(answer, str) else None, right
+
+    def _told(self, seen: set[str]) -> None:
+        """Say what was chosen and what is missing, once the file is read."""
+        if self._choices.score is not None and self._others and not self._scored:
+            raise UsageError(
+                f"--score {self._choices.score}: {self._path} has no such scorer; one of "
+                f"{some(self._others)}"
+            )
+        if self._scorer is not None and self._choices.judge is None:
+            others = some(self._others)
+            more = f"; other scorers, left out: {others}" if others else ""
+            self.facts.notes.append(f"judged by {self._scorer}{more}")
+        if isinstance(self._ids, list):
+            absent = len({str(each) for each in self._ids} - seen)
+            if absent:
+                self.facts.notes.append(f"problems without any sample: {absent:,}")
+
+
+def _right(value: Any) -> bool | None:
+    if isinstance(value, str):
+        word = value.strip().upper()
+        return True if word in _RIGHT else False if word in _WRONG else None
+    return truth(value)
+
+
+def _completion(output: _Output | None) -> str | None:
+    choice = _first_choice(output)
+    message = choice.get("message")
+    content = message.get("content") if isinstance(message, dict) else None
+    if isinstance(content, list):
+        texts = [part.get("text") for part in content if isinstance(part, dict)]
+        return "".join(text for text in texts if isinstance(text, str))
+    return content if isinstance(content, str) else None
+
+
+def _finish_reason(output: _Output | None) -> str | None:
+    reason = _first_choice(output).get("stop_reason")
+    if not isinstance(reason, str):
+        return None
+    return {"max_tokens": "length", "model_length": "length"}.get(reason, reason[:40])
+
+
+def _first_choice(output: _Output | None) -> dict[str, Any]:
+    choices = output.choices if output is not None else None
+    first = choices[0] if isinstance(choices, list) and choices else None
+    return first if isinstance(first, dict) else {}
+
+
+def _recognises(head: bytes) -> bool:
+    return head.startswith((b"PK\x03\x04", b"PK\x05\x06")) or _JSON.match(head) is not None
+
+
+FORMAT = OutcomeFormat(name="inspect_ai log", recognises=_recognises, open=InspectLog)

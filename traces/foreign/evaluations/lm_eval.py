@@ -1,0 +1,241 @@
+"""lm-evaluation-harness: the samples_TASK_DATE.jsonl that `--log_samples` writes.
+
+A line is a document under one filter: its responses (`resps`, as many as the task's `repeats`),
+what the filter made of them (`filtered_resps`), and a value for each metric.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from traces.errors import OutcomesError, UsageError
+from traces.foreign.evaluations.reader import Choices, FileFacts, Outcome, OutcomeFormat, some
+from traces.foreign.source import objects
+from traces.foreign.values import Skipped, finite, truth, whole_number
+
+_PREFERRED = ("exact_match", "acc", "math_verify", "pass@1")
+_OWN_KEYS = {
+    "doc_id",
+    "doc",
+    "target",
+    "arguments",
+    "resps",
+    "filtered_resps",
+    "filter",
+    "metrics",
+    "doc_hash",
+    "prompt_hash",
+    "target_hash",
+}
+_NAME = re.compile(r"samples_(.+?)(?:_\d{4}-\d\d-\d\dT[\d.:-]+)?\.jsonl(?:\.gz)?\Z")
+_Found = tuple[str | None, bool | None]
+
+
+class LmEvalSamples:
+    """Reads a samples file (see `OutcomeReader`).
+
+    The answers are those of one filter and judged by one metric, chosen as lm-eval names them:
+    "metric", or "metric,filter".
+    """
+
+    def __init__(self, path: Path, choices: Choices) -> None:
+        match = _NAME.fullmatch(path.name)
+        self.facts = FileFacts(task=match[1] if match else None)
+        self.skipped = Skipped(unit="line")
+        self._path, self._choices = path, choices
+        self._metric, _, chosen = (choices.score or "").partition(",")
+        self._filter: str | None = chosen or None
+        self._others: dict[str, None] = {}
+        self._metrics: dict[str, None] = {}
+        self._documents = 0
+
+    def __iter__(self) -> Iterator[Outcome]:
+        limit, notes = self._choices.limit_bytes, self.facts.notes
+        for number, row in objects(self._path, limit, self.skipped, notes):
+            name = str(row.get("filter") or "none")
+            if self._filter is None:
+                self._filter = name
+            if name != self._filter:
+                self._others[name] = None
+                continue
+            yield from self._document(row, number)
+        self._told()
+
+    def _document(self, row: Mapping[str, Any], number: int) -> Iterator[Outcome]:
+        self._documents += 1
+        document = whole_number(row.get("doc_id"))
+        if document is None:
+            self.skipped.add("documents whose doc_id is no whole number", number)
+            return
+        if not self._choose_metric(row, number):
+            return
+        target = row.get("target")
+        expected = None if target is None else str(target).strip()
+        found = self._answers(row, expected, number)
+        self._keep_arguments(row.get("arguments"))
+        name = row.get("doc_hash") or row.get("prompt_hash") or expected or ""
+        for index, (answer, correct) in enumerate(found):
+            yield Outcome(
+                problem_id=str(document),
+                sample_index=index,
+                place=number,
+                identity=str(name).encode("utf-8", "replace"),
+                answer=answer,
+                expected=expected,
+                correct=correct,
+            )
+
+    def _choose_metric(self, row: Mapping[str, Any], number: int) -> bool:
+        """Settle the metric at the first document that has one; say whether this one does."""
+        if self._choices.judge is not None:
+            return True
+        listed = row.get("metrics")
+        names = listed if isinstance(listed, list) else [n for n in row if n not in _OWN_KEYS]
+        here = [str(name) for name in names if str(name) in row]
+        self._metrics |= dict.fromkeys(here)
+        if not self._metric:
+            judged = [name for name in here if _is_judgement(row[name])]
+            first = [name for name in _PREFERRED if name in judged]
+            self._metric = next(iter([*first, *judged]), "")
+        if not self._metric or self._metric not in row:
+            self.skipped.add(f"documents without {self._metric or 'a metric'}", number)
+            return False
+        return True
+
+    def _answers(
+        self, row: Mapping[str, Any], expected: str | None, number: int
+    ) -> Sequence[_Found]:
+        raw, kept = row.get("resps"), row.get("filtered_resps")
+        texts = raw[0] if isinstance(raw, list) and raw and isinstance(raw[0], list) else []
+        value = row.get(self._metric)
+        found: Sequence[_Found] = ()
+        if self._choices.judge is not None:
+            if texts and all(isinstance(text, str) for text in texts):
+                found = [self._choices.judge(text, expected) for text in texts]
+            else:
+                self.skipped.add("documents without texts to judge", number)
+        elif not isinstance(kept, list) or not kept:
+            self.skipped.add("documents without filtered_resps", number)
+        elif all(_is_likelihood(each) for each in kept):
+            found = [(self._likeliest(kept), self._judged(value, number))]
+        elif isinstance(kept[0], list):
+            found = self._each(kept[0], value, expected, number)
+        elif len(kept) > 1:
+            self.skipped.add("documents of several requests", number)
+        elif len(texts) > 1:
+            raise UsageError(
+                f"{self._path}, line {number}: the filter {self._filter!r} made one answer of "
+                f"{len(texts)} responses; give --verifier numeric (exact, choice, math) to read "
+                "each response"
+            )
+        else:
+            answer = kept[0] if isinstance(kept[0], str) else None
+            found = [(_unless_invalid(answer), self._judged(value, number))]
+        return found
+
+    def _likeliest(self, kept: list[Any]) -> str | None:
+        """Return the number of the choice by which `acc` judges; other metrics weigh otherwise."""
+        if self._metric != "acc" or len(kept) < 2:
+            return None
+        chances = [float(each[0]) for each in kept]
+        return str(chances.index(max(chances)))
+
+    def _judged(self, value: Any, number: int) -> bool | None:
+        right = truth(value)
+        if right is None:
+            self.skipped.add(f"values of {self._metric} that are neither 0 nor 1", number)
+        return right
+
+    def _each(
+        self, kept: list[Any], value: Any, expected: str | None, number: int
+    ) -> Sequence[_Found]:
+        """Return several answers, each right or wrong where the metric tells it.
+
+        lm-eval gives one number for all of them, as a rule their mean: it is explained where
+        comparing each with the target gives the same number.
+        """
+        answers = [answer if isinstance(answer, str) else None for answer in kept]
+        if isinstance(value, list) and len(value) == len(answers):
+            judged = [truth(each) for each in value]
+        else:
+            judged = [answer is not None and answer.strip() == expected for answer in answers]
+            mean = finite(value)
+            if mean is None or abs(sum(map(bool, judged)) / len(judged or [0]) - mean) > 1e-6:
+                judged = [None] * len(answers)
+        if None in judged:
+            self.skipped.add(
+                f"documents whose {self._metric} is not told for each response", number
+            )
+        return [(_unless_invalid(a), right) for a, right in zip(answers, judged, strict=True)]
+
+    def _keep_arguments(self, arguments: Any) -> None:
+        """Take the sampling settings from the first document that tells them."""
+        try:
+            settings = arguments["gen_args_0"]["arg_1"]
+        except (TypeError, KeyError, IndexError):
+            return
+        if not isinstance(settings, dict) or self.facts.max_tokens is not None:
+            return
+        self.facts.max_tokens = whole_number(settings.get("max_gen_toks"))
+        temperature = finite(settings.get("temperature"))
+        if settings.get("do_sample") is False:
+            temperature = 0.0
+        if temperature is not None and temperature >= 0:
+            self.facts.temperature = temperature
+        top_p = finite(settings.get("top_p"))
+        self.facts.top_p = top_p if top_p is not None and 0 < top_p <= 1 else None
+
+    def _told(self) -> None:
+        """Say what was chosen, once the file is read."""
+        metric, _, chosen = (self._choices.score or "").partition(",")
+        if chosen and not self._documents and self._others:
+            raise self._no_such("filter", chosen, self._others)
+        if self._choices.judge is not None:
+            return
+        if metric and metric not in self._metrics and self._metrics:
+            raise self._no_such("metric", metric, self._metrics)
+        if not self._metric and self._metrics:
+            raise OutcomesError(
+                f"{self._path}: no metric of right or wrong ({some(self._metrics)}); give "
+                "--verifier to judge its responses"
+            )
+        if self._metric and self._documents:
+            others = some(self._others)
+            more = f"; other filters, left out: {others}" if others else ""
+            self.facts.notes.append(f"judged by {self._metric},{self._filter}{more}")
+
+    def _no_such(self, what: str, name: str, others: Mapping[str, None]) -> UsageError:
+        return UsageError(f"--score: {self._path} has no {what} {name!r}; one of {some(others)}")
+
+
+def _is_judgement(value: Any) -> bool:
+    number = finite(value)
+    return isinstance(value, list) or (number is not None and 0 <= number <= 1)
+
+
+def _is_likelihood(value: Any) -> bool:
+    """Tell a [log-probability, greedy] pair, whose parts lm-eval writes as texts."""
+    if not isinstance(value, list) or len(value) != 2 or str(value[1]) not in ("True", "False"):
+        return False
+    try:
+        float(value[0])
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _unless_invalid(answer: str | None) -> str | None:
+    """Return the answer; lm-eval's filters write [invalid] where they found none."""
+    return None if answer is None or answer.strip() in ("", "[invalid]") else answer.strip()
+
+
+def _recognises(head: bytes) -> bool:
+    return b'"doc_id"' in head and (b'"resps"' in head or b'"arguments"' in head)
+
+
+FORMAT = OutcomeFormat(
+    name="lm-evaluation-harness samples", recognises=_recognises, open=LmEvalSamples
+)

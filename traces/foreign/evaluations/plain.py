@@ -1,0 +1,103 @@
+"""Plain outcomes: a line of JSON per sample.
+
+    {"problem_id": "p1", "sample_index": 0, "output_tokens": 812, "answer": "42", "correct": true}
+
+Needed are problem_id, sample_index and correct (null where it was not judged). May be there:
+answer, expected, output_tokens, prompt_tokens, think_tokens, latency_s, logprob_mean, group,
+finish_reason.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from traces.foreign.evaluations.reader import Choices, FileFacts, Outcome, OutcomeFormat
+from traces.foreign.source import objects
+from traces.foreign.values import LARGEST, Skipped, finite, truth, whole_number
+
+_KEYS = re.compile(rb'"(?:sample_index|correct)"\s*:')
+_TOKENS = ("output_tokens", "prompt_tokens", "think_tokens")
+_TEXTS = ("group", "finish_reason")
+
+
+class PlainOutcomes:
+    """Reads a file of plain outcomes (see `OutcomeReader`)."""
+
+    def __init__(self, path: Path, choices: Choices) -> None:
+        self.facts = FileFacts()
+        self.skipped = Skipped(unit="line")
+        self._path, self._limit = path, choices.limit_bytes
+
+    def __iter__(self) -> Iterator[Outcome]:
+        for number, row in objects(self._path, self._limit, self.skipped, self.facts.notes):
+            reason = _fault(row)
+            if reason is not None:
+                self.skipped.add(f"lines {reason}", number)
+                continue
+            yield Outcome(
+                problem_id=str(row["problem_id"]),
+                sample_index=int(row["sample_index"]),
+                place=number,
+                answer=self._text(row, "answer", number),
+                expected=self._text(row, "expected", number),
+                correct=None if row["correct"] is None else truth(row["correct"]),
+                **self._optional(row, number),
+            )
+
+    def _optional(self, row: dict[str, Any], number: int) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for name in _TOKENS:
+            if (value := row.get(name)) is not None:
+                found[name] = whole_number(value)
+                if found[name] is None:
+                    self.skipped.add(f"values of {name} that are no whole number", number)
+        if (value := row.get("latency_s")) is not None:
+            seconds = finite(value)
+            found["latency_s"] = None if seconds is None or seconds < 0 else seconds
+            if found["latency_s"] is None:
+                self.skipped.add("values of latency_s that are no time", number)
+        if (value := row.get("logprob_mean")) is not None:
+            found["logprob_mean"] = finite(value)
+            if found["logprob_mean"] is None:
+                self.skipped.add("values of logprob_mean that are no number", number)
+        for name in _TEXTS:
+            if name in row:
+                found[name] = self._text(row, name, number)
+        return found
+
+    def _text(self, row: dict[str, Any], name: str, number: int) -> str | None:
+        value = row.get(name)
+        if value is None or isinstance(value, str):
+            return value
+        if isinstance(value, int | float):  # 2.0 is 2
+            whole = isinstance(value, float) and abs(value) < LARGEST and value == int(value)
+            return str(int(value)) if whole else str(value)
+        self.skipped.add(f"values of {name} that are neither text nor number", number)
+        return None
+
+
+def _fault(row: dict[str, Any]) -> str | None:
+    """Return why a line is no sample, None when it is one."""
+    for name in ("problem_id", "sample_index", "correct"):
+        if name not in row:
+            return f"without {name}"
+    problem = row["problem_id"]
+    if isinstance(problem, bool) or not isinstance(problem, str | int):
+        return "whose problem_id is neither text nor whole number"
+    if whole_number(row["sample_index"]) is None:
+        return "whose sample_index is no whole number"
+    if row["correct"] is not None and truth(row["correct"]) is None:
+        return "whose correct is neither true, false nor null"
+    return None
+
+
+def _recognises(head: bytes) -> bool:
+    return b'"problem_id"' in head and _KEYS.search(head) is not None
+
+
+FORMAT = OutcomeFormat(
+    name="outcomes JSONL", recognises=_recognises, open=PlainOutcomes, completions=False
+)

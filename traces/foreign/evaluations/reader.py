@@ -1,0 +1,105 @@
+"""What every reader of outcomes gives: samples with their answers, and what it had to leave out.
+
+A format is a name, a look at the first bytes, and a reader. Each must pass the
+tests of tests/traces/foreign/importer_contract.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from traces.foreign.values import LIMIT_BYTES, Skipped
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """One sample of one problem; what a file does not tell is None.
+
+    `answer` is a text that is the same for the same answer, `identity` any bytes that tell one
+    problem from another of the same name (its prompt); neither is kept unless text is recorded.
+    `place` is where the sample stands: the number of its line or entry.
+    """
+
+    problem_id: str
+    sample_index: int
+    place: int
+    identity: bytes | None = None
+    group: str | None = None
+    answer: str | None = None
+    expected: str | None = None
+    correct: bool | None = None
+    prompt_tokens: int | None = None
+    output_tokens: int | None = None
+    think_tokens: int | None = None
+    latency_s: float | None = None
+    logprob_mean: float | None = None
+    finish_reason: str | None = None
+    error: str | None = None
+
+
+@dataclass(kw_only=True)
+class FileFacts:
+    """What a file says of the whole evaluation; `notes` is what a reader of results must know."""
+
+    task: str | None = None
+    model: str | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    max_tokens: int | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+Judge = Callable[[str, str | None], tuple[str | None, bool | None]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choices:
+    """What the user chose: `score` names a metric, filter or scorer, None the file's first.
+
+    `judge` reads a completion itself, given the expected answer, and returns the class of its
+    answer and whether it is right (`verifier` names it); None takes the file's own answers and
+    scores.
+    """
+
+    score: str | None = None
+    judge: Judge | None = None
+    verifier: str | None = None
+    limit_bytes: int = LIMIT_BYTES
+
+
+class OutcomeReader(Protocol):
+    """One file, iterated once; `facts` and `skipped` are whole afterwards.
+
+    Raises OutcomesError while iterating when the file cannot be read as its format,
+    UsageError for a choice that it does not have.
+    """
+
+    facts: FileFacts
+    skipped: Skipped
+
+    def __iter__(self) -> Iterator[Outcome]:
+        """Yield the samples in the file's order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutcomeFormat:
+    """A foreign format: `recognises` looks at the first bytes of a file, inflated.
+
+    `completions` says whether it holds the texts that a verifier reads answers from.
+    """
+
+    name: str
+    recognises: Callable[[bytes], bool]
+    open: Callable[[Path, Choices], OutcomeReader]
+    completions: bool = True
+
+
+def some(names: Iterable[str]) -> str:
+    """Return names of a file in a line, however many and long they are."""
+    known = list(names)
+    told = ", ".join(name if len(name) <= 60 else f"{name[:59]}…" for name in known[:12])
+    return told if len(known) <= 12 else f"{told} and {len(known) - 12:,} more"

@@ -1,0 +1,28 @@
+"""NEW MODULE."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from traces.errors import UsageError
+
+FileKind = Literal["samples", "requests", "traces"]
+
+
+def kind_of(paths: Sequence[Path]) -> FileKind:
+    """Return what files of others hold, by the first bytes of the first.
+
+    Raises OutcomesError where it cannot be read, UsageError for several files of requests.
+    """
+    from traces.foreign.evaluations import importer as outcome_import
+    from traces.foreign.requests import importer as request_import
+
+    if outcome_import.format_of(paths[0]) is not None:
+        return "samples"
+    if request_import.format_of(paths[0]) is None:
+        return "traces"
+    if len(paths) > 1:
+        raise UsageError("give one file of requests at a time; each is a load of its own")
+    return "requests"

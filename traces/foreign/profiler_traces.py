@@ -1,0 +1,176 @@
+"""From profiler traces of others to a recording: one file per rank.
+
+The recording has kernels, the steps that the annotations mark (as profiled ones, so that nothing
+is fitted on them), a window per rank in `events`, and no problems, samples or policies. The
+manifest says so under `provenance`: `imported` has the files' names, ranks and what was skipped.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from traces.errors import UsageError
+from traces.kineto.read import TraceTables, read_trace, skipped_text
+from traces.kineto.stream import LIMIT_BYTES
+from traces.recording.manifest import NAME, Manifest
+from traces.recording.writer import RecordingWriter, read_clocks
+from traces.schema.engine import EngineConfig
+
+UNKNOWN_MODEL = "imported"
+
+
+def import_traces(
+    paths: Sequence[Path],
+    folder: Path,
+    *,
+    limit_bytes: int = LIMIT_BYTES,
+    on_file: Callable[[Path], None] | None = None,
+) -> list[TraceTables]:
+    """Read traces into the recording `folder`; return what was read, by rank.
+
+    A rank comes from the trace, else from the file's place among those given. `limit_bytes`
+    holds for each file, `on_file` is told each before it is read. Raises TraceError for a file
+    of which nothing can be read, UsageError when two files have the same rank or belong to worlds
+    of different sizes, RecordingError when the folder cannot be written.
+    """
+    if (folder / NAME).exists():
+        raise UsageError(f"-o {folder}: already holds a recording; name another folder")
+    read = []
+    for path in paths:
+        if on_file is not None:
+            on_file(path)
+        read.append(read_trace(path, limit_bytes=limit_bytes))
+    traces = _with_ranks(read)
+    engine = _engine(traces)
+    manifest = Manifest(
+        clock_start=read_clocks(),
+        engines={engine.key(): engine},
+        provenance={
+            "imported": {
+                "format": "PyTorch profiler",
+                "files": [_provenance(trace) for trace in traces],
+            }
+        },
+    )
+    with RecordingWriter(folder, manifest, capacity=10_000_000) as writer:
+        kernels = pl.concat([trace.kernels for trace in traces])
+        waiting = [kernels.with_columns(engine=pl.lit(engine.key()))]
+        writer.add_source("kernels", lambda: waiting.pop() if waiting else kernels.clear())
+        for trace in traces:
+            writer.append("events", _window_row(trace, engine.key()))
+        for row in step_rows(max(traces, key=lambda trace: len(trace.steps)), engine.key()):
+            writer.append("steps", row)
+        for note in remarks(traces):
+            writer.append("events", {"engine": engine.key(), "kind": "note", "detail": note})
+    return traces
+
+
+def remarks(traces: Sequence[TraceTables]) -> list[str]:
+    """Return in one line each what a reader must know: skipped events, cuts, unlike ranks."""
+    names = ", ".join(trace.path.name for trace in traces[:4])
+    more = f" and {len(traces) - 4} more" if len(traces) > 4 else ""
+    lines = [f"imported from profiler traces: {names}{more}"]
+    for trace in traces:
+        told = [*trace.notes]
+        if trace.skipped:
+            told.append(f"skipped: {skipped_text(trace.skipped)}")
+        if told:
+            lines.append(f"{trace.path.name}: {'; '.join(told)}")
+    counts = Counter(len(trace.steps) for trace in traces)
+    if len(counts) > 1:
+        each = ", ".join(f"rank {trace.rank} {len(trace.steps):,}" for trace in traces[:8])
+        lines.append(f"the ranks have different numbers of steps ({each})")
+    if len({trace.on_device for trace in traces}) > 1:
+        lines.append("some traces have device events and some only the CPU's")
+    return lines
+
+
+def step_rows(trace: TraceTables, engine: str) -> list[dict[str, Any]]:
+    """Return rows of the steps table; a step lasts until its last kernel has ended.
+
+    `end` is null where the trace does not tell the date.
+    """
+    rows = []
+    for step in trace.steps:
+        end = max(step.end_ns, step.last_kernel_ns or step.end_ns)
+        told = {name: value for name, value in vars(step.mark).items() if name != "number"}
+        rows.append(
+            {
+                "engine": engine,
+                "step": step.number,
+                "end": _unix(trace, end),
+                "wall_ns": end - step.start_ns,
+                "profiled": True,
+                "source": "measured",
+                **told,
+            }
+        )
+    return rows
+
+
+def _unix(trace: TraceTables, time_ns: int) -> int | None:
+    return None if trace.unix_offset_ns is None else time_ns + trace.unix_offset_ns
+
+
+def _window_row(trace: TraceTables, engine: str) -> Mapping[str, Any]:
+    return {
+        "time": _unix(trace, trace.window.start_ns),
+        "engine": engine,
+        "kind": "window",
+        "detail": json.dumps({"window": 0} | trace.window_detail()),
+    }
+
+
+def _with_ranks(traces: Sequence[TraceTables]) -> list[TraceTables]:
+    """Give every trace a rank, and sort by it."""
+    worlds = {trace.world_size for trace in traces if trace.world_size is not None}
+    if len(worlds) > 1:
+        sizes = ", ".join(f"{trace.path.name} of {trace.world_size}" for trace in traces[:4])
+        raise UsageError(f"the traces are of different jobs ({sizes}); import each job by itself")
+    known: dict[int, Path] = {}
+    for trace in traces:
+        if trace.rank is not None and trace.rank in known:
+            raise UsageError(
+                f"{known[trace.rank]} and {trace.path} both say rank {trace.rank}; give one file "
+                "per rank"
+            )
+        if trace.rank is not None:
+            known[trace.rank] = trace.path
+    free = iter(rank for rank in range(2 * len(traces)) if rank not in known)
+    placed = []
+    for trace in traces:
+        rank = next(free) if trace.rank is None else trace.rank
+        kernels = trace.kernels.with_columns(rank=pl.lit(rank, pl.Int64))
+        placed.append(replace(trace, rank=rank, kernels=kernels))
+    return sorted(placed, key=lambda trace: trace.rank or 0)
+
+
+def _engine(traces: Sequence[TraceTables]) -> EngineConfig:
+    """Return what the traces tell of the engine; they do not name its model."""
+    first = traces[0]
+    devices = sum(trace.window.devices for trace in traces if trace.on_device)
+    return EngineConfig(
+        model=UNKNOWN_MODEL,
+        gpu=first.device_name,
+        num_gpus=devices or None,
+        vllm_version=first.vllm_version,
+    )
+
+
+def _provenance(trace: TraceTables) -> dict[str, Any]:
+    return {
+        "name": trace.path.name,
+        "rank": trace.rank,
+        "world_size": trace.world_size,
+        "events": trace.events,
+        "json_bytes": trace.bytes_read,
+        "skipped": dict(trace.skipped),
+        "notes": list(trace.notes),
+    }

@@ -1,0 +1,1 @@
+"""Traces of requests: Azure, Mooncake, vLLM bench, AIPerf, GuideLLM."""

@@ -1,0 +1,105 @@
+"""Records of aiperf: `profile_export.jsonl`, a line of JSON per request.
+
+A line has `metadata` (phase, wall-clock start and end in nanoseconds), `metrics` (each a value with
+its unit) and `error`. Token counts are the server's where it told them, else aiperf's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from traces.foreign.requests.reader import (
+    FAILED,
+    MOST_TOKENS,
+    Request,
+    RequestChoices,
+    RequestFacts,
+    RequestFormat,
+    ascend,
+    frames,
+    nanoseconds,
+    token_count,
+)
+from traces.foreign.source import objects
+from traces.foreign.values import Skipped
+
+_UNITS_NS = {"ns": 1, "us": 1_000, "ms": 1_000_000, "sec": 1_000_000_000, "s": 1_000_000_000}
+_PROMPT = ("usage_prompt_tokens", "input_sequence_length")
+_OUTPUT = ("usage_completion_tokens", "output_sequence_length")
+_CACHED = "usage_prompt_cache_read_tokens"
+
+
+class AiperfRecords:
+    """Reads a file of records (see `RequestReader`)."""
+
+    def __init__(self, path: Path, choices: RequestChoices) -> None:
+        self.facts = RequestFacts()
+        self.skipped = Skipped(unit="line")
+        self._path, self._limit = path, choices.limit_bytes
+
+    def __iter__(self) -> Iterator[pl.DataFrame]:
+        return frames(self._requests())
+
+    def _requests(self) -> Iterator[Request]:
+        for number, row in objects(self._path, self._limit, self.skipped, self.facts.notes):
+            metadata, metrics = row.get("metadata"), row.get("metrics")
+            if not isinstance(metadata, dict) or not isinstance(metrics, dict):
+                self.skipped.add("lines without metadata or metrics", number)
+            elif metadata.get("benchmark_phase") == "warmup":
+                self.skipped.add("requests of the warm-up", number)
+            else:
+                found = _request(number, row, metadata, metrics)
+                if isinstance(found, Request):
+                    yield found
+                else:
+                    self.skipped.add(f"lines {found}", number)
+
+
+def _request(
+    number: int, row: dict[str, Any], metadata: dict[str, Any], metrics: dict[str, Any]
+) -> Request | str:
+    """Return a line's request, or why it is none."""
+    arrival = nanoseconds(metadata.get("request_start_ns"), 1)
+    end = nanoseconds(metadata.get("request_end_ns"), 1)
+    prompt, output = _tokens(metrics, _PROMPT), _tokens(metrics, _OUTPUT)
+    cancelled = metadata.get("was_cancelled") is True
+    if arrival is None:
+        return "without request_start_ns"
+    if cancelled or row.get("error") is not None:
+        error = "the request was cancelled" if cancelled else FAILED
+        return Request(number, prompt, output, arrival, error=error)
+    if prompt is None or output is None:
+        return f"without {_PROMPT[1]} and {_OUTPUT[1]} from 1 to {MOST_TOKENS:,}"
+    ttft = _time(metrics.get("time_to_first_token"))
+    first = None if ttft is None else arrival + ttft
+    if end is None or not ascend(arrival, first, end):
+        return "whose times run backwards or have no end"
+    cached = token_count(_value(metrics.get(_CACHED)), least=0)
+    return Request(number, prompt, output, arrival, first, end, cached)
+
+
+def _value(metric: Any) -> Any:
+    return metric.get("value") if isinstance(metric, dict) else None
+
+
+def _tokens(metrics: dict[str, Any], names: tuple[str, ...]) -> int | None:
+    found = (token_count(_value(metrics.get(name))) for name in names)
+    return next((count for count in found if count is not None), None)
+
+
+def _time(metric: Any) -> int | None:
+    unit = _UNITS_NS.get(str(metric.get("unit"))) if isinstance(metric, dict) else None
+    return None if unit is None else nanoseconds(_value(metric), unit)
+
+
+def _recognises(head: bytes) -> bool:
+    return b'"metadata"' in head and b'"benchmark_phase"' in head and b'"metrics"' in head
+
+
+FORMAT = RequestFormat(
+    name="aiperf records", measured=True, recognises=_recognises, open=AiperfRecords
+)

@@ -1,0 +1,151 @@
+"""Azure's traces of LLM inference: `TIMESTAMP,ContextTokens,GeneratedTokens`, a line per request.
+
+Those of 2023 have times without a zone (UTC) to 100 ns, those of 2024 with one. Lines are read in
+stretches of 8 MiB, so that a week of them is never held whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import polars as pl
+
+from traces.errors import OutcomesError
+from traces.foreign.requests.reader import (
+    LATEST_NS,
+    MOST_TOKENS,
+    REQUESTS,
+    RequestChoices,
+    RequestFacts,
+    RequestFormat,
+)
+from traces.foreign.source import LINE_BYTES, open_pieces
+from traces.foreign.values import Skipped
+
+_COLUMNS = {"timestamp": "arrival", "contexttokens": "prompt", "generatedtokens": "output"}
+_NAMES = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
+_STRETCH_BYTES = 8 << 20
+
+
+class AzureTrace:
+    """Reads a trace (see `RequestReader`)."""
+
+    def __init__(self, path: Path, choices: RequestChoices) -> None:
+        self.facts = RequestFacts()
+        self.skipped = Skipped(unit="line")
+        self._path = path
+        self._pieces = open_pieces(path, choices.limit_bytes)
+
+    def __iter__(self) -> Iterator[pl.DataFrame]:
+        places: list[int] | None = None
+        for first, lines in self._stretches():
+            head = 0 if places else 1  # the line of the columns' names
+            places = places or _places(lines[0])
+            frame = self._frame(first + head, lines[head:], places)
+            if frame.height:
+                yield frame
+        if self._pieces.cut is not None:
+            self.facts.notes.append(f"the file is cut off ({self._pieces.cut})")
+
+    def _stretches(self) -> Iterator[tuple[int, list[str]]]:
+        """Yield the number of the first line and the lines of each stretch."""
+        number, buffer, end = 1, bytearray(), -1
+        for piece in self._pieces:
+            last = piece.rfind(b"\n")
+            end = end if last < 0 else len(buffer) + last
+            buffer += piece
+            if end < 0 and len(buffer) > LINE_BYTES:
+                raise OutcomesError(
+                    f"{self._path}: line {number} has more than {LINE_BYTES >> 20} MiB; it is no "
+                    "trace of requests"
+                )
+            if len(buffer) >= _STRETCH_BYTES and end >= 0:
+                lines = buffer[:end].decode(errors="replace").split("\n")
+                yield number, lines
+                number, buffer, end = number + len(lines), buffer[end + 1 :], -1
+        if buffer:
+            yield number, buffer.removesuffix(b"\n").decode(errors="replace").split("\n")
+
+    def _frame(self, first: int, lines: list[str], places: list[int]) -> pl.DataFrame:
+        """Return the requests of some lines; what is wrong with the others is counted."""
+        cells = pl.col("line").str.split(",")
+        rows = (
+            pl.DataFrame({"line": lines}, schema={"line": pl.Utf8})
+            .with_row_index("place", offset=first)
+            .with_columns(pl.col("line").str.strip_chars())
+            .filter(pl.col("line") != "")
+            .with_columns(cells.alias("cells"), wide=cells.list.len() > max(places))
+            .with_columns(
+                pl.col("cells").list.get(place, null_on_oob=True).str.strip_chars(' "').alias(name)
+                for place, name in zip(places, _COLUMNS.values(), strict=True)
+            )
+        )
+        parsed = rows.select(
+            pl.col("place").cast(pl.Int64),
+            "wide",
+            prompt_tokens=_tokens("prompt"),
+            output_tokens=_tokens("output"),
+            arrival=_nanoseconds(),
+            dated=pl.col("arrival") != "",
+        )
+        faults = {
+            "that have too few columns": ~pl.col("wide"),
+            "without a TIMESTAMP": ~pl.col("dated"),
+            "whose TIMESTAMP is no time such as 2023-11-16 18:15:46.68": pl.col(
+                "arrival"
+            ).is_null(),
+        }
+        for column, name in (("prompt_tokens", _NAMES[1]), ("output_tokens", _NAMES[2])):
+            told = f"whose {name} is no whole number from 1 to {MOST_TOKENS:,}"
+            faults[told] = pl.col(column).is_null()
+        first_fault = pl.coalesce(
+            pl.when(holds).then(pl.lit(reason)) for reason, holds in faults.items()
+        )
+        judged = parsed.with_columns(fault=first_fault)
+        bad = judged.drop_nulls("fault").group_by("fault").agg(pl.min("place"), count=pl.len())
+        for reason, place, count in bad.sort("place").iter_rows():
+            self.skipped.add(f"lines {reason}", place, count)
+        absent = (
+            pl.lit(None, kind).alias(name)
+            for name, kind in REQUESTS.items()
+            if name not in judged.columns
+        )
+        return judged.filter(pl.col("fault").is_null()).with_columns(absent).select(list(REQUESTS))
+
+
+def _tokens(name: str) -> pl.Expr:
+    count = pl.col(name).cast(pl.Int64, strict=False)
+    return pl.when(count.is_between(1, MOST_TOKENS)).then(count)
+
+
+def _nanoseconds() -> pl.Expr:
+    """Return unix nanoseconds; microseconds guard against years that do not fit in them."""
+
+    def read(pattern: str, unit: Literal["us", "ns"]) -> pl.Expr:
+        text = pl.col("arrival").str.replace("T", " ", literal=True)
+        time = text.str.to_datetime(pattern, time_unit=unit, strict=False)
+        if "z" not in pattern:
+            return time
+        return time.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
+
+    patterns = ("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M:%S%.f%:z")
+    near = pl.coalesce(read(each, "us") for each in patterns).dt.epoch("us")
+    exact = pl.coalesce(read(each, "ns") for each in patterns).dt.epoch("ns")
+    return pl.when(near.is_between(0, LATEST_NS // 1000)).then(exact)
+
+
+def _places(header: str) -> list[int]:
+    names = [name.strip(' "\r').lower() for name in header.split(",")]
+    return [names.index(name) for name in _COLUMNS]
+
+
+def _recognises(head: bytes) -> bool:
+    first = head.partition(b"\n")[0].decode(errors="replace")
+    return set(_COLUMNS) <= {name.strip(' "\r').lower() for name in first.split(",")}
+
+
+FORMAT = RequestFormat(
+    name="Azure LLM inference trace", measured=False, recognises=_recognises, open=AzureTrace
+)

@@ -1,0 +1,173 @@
+"""Reports of guidellm: `benchmarks.json`, one document with a list of benchmarks.
+
+Each benchmark has its requests by how they ended (successful, incomplete, errored) with their times
+in unix seconds. Prompts and outputs are skipped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import polars as pl
+
+from traces.errors import OutcomesError, UsageError
+from traces.foreign.requests.reader import (
+    FAILED,
+    MOST_TOKENS,
+    Request,
+    RequestChoices,
+    RequestFacts,
+    RequestFormat,
+    ascend,
+    frames,
+    nanoseconds,
+    token_count,
+)
+from traces.foreign.source import ArrayStream, decode
+from traces.foreign.values import Skipped
+
+_S = 1_000_000_000
+_CUT = "cut off by the end of the benchmark"
+
+
+class _Usage(msgspec.Struct):
+    text_tokens: Any = None
+    cached_tokens: Any = None
+
+
+class _Timings(msgspec.Struct):
+    first_token_iteration: Any = None
+
+
+class _Info(msgspec.Struct):
+    timings: _Timings | None = None
+
+
+class _Stats(msgspec.Struct):
+    request_start_time: Any = None
+    request_end_time: Any = None
+    info: _Info | None = None
+    input_metrics: _Usage | None = None
+    output_metrics: _Usage | None = None
+
+
+class _Requests(msgspec.Struct):
+    successful: list[_Stats] | None = None
+    incomplete: list[_Stats] | None = None
+    errored: list[_Stats] | None = None
+
+
+class _Config(msgspec.Struct):
+    strategy: dict[str, Any] | None = None
+    backend: dict[str, Any] | None = None
+
+
+class _Benchmark(msgspec.Struct):
+    requests: _Requests
+    config: _Config | None = None
+
+
+class GuidellmReport:
+    """Reads a report (see `RequestReader`)."""
+
+    def __init__(self, path: Path, choices: RequestChoices) -> None:
+        self.facts = RequestFacts()
+        self.skipped = Skipped(unit="request")
+        self._path, self._run = path, choices.run
+        self._stream = ArrayStream(path, choices.limit_bytes, b"benchmarks")
+
+    def __iter__(self) -> Iterator[pl.DataFrame]:
+        chosen = self._chosen()
+        self._read_load(chosen.config or _Config())
+        return frames(self._requests(chosen.requests))
+
+    def _chosen(self) -> _Benchmark:
+        """Return the chosen benchmark. Raises OutcomesError and UsageError as a reader does."""
+        chosen: bytes | None = None
+        count = 0
+        for raw in self._stream:
+            count += 1
+            if raw is None:
+                raise OutcomesError(
+                    f"{self._path}: benchmark {count} is too large to be held; "
+                    "save it with fewer requests"
+                )
+            chosen = raw if count == (self._run or 1) else chosen
+        if self._stream.cut is not None:
+            raise OutcomesError(f"{self._path}: {self._stream.cut}; export it again")
+        if self._run is None and count > 1:
+            raise UsageError(f"{self._path}: holds {count} benchmarks; choose one with --run N")
+        if chosen is None and self._run is not None:
+            raise UsageError(f"--run {self._run}: {self._path} holds {count} benchmarks")
+        if chosen is None:
+            raise OutcomesError(f"{self._path}: holds no benchmark; was it stopped early?")
+        try:
+            return decode(chosen, _Benchmark)
+        except ValueError as error:
+            raise OutcomesError(
+                f"{self._path}: benchmark {self._run or 1} is not as guidellm writes it ({error})"
+            ) from None
+
+    def _read_load(self, config: _Config) -> None:
+        strategy = config.strategy or {}
+        model = (config.backend or {}).get("model")
+        self.facts.model = model if isinstance(model, str) else None
+        kind = strategy.get("type_")
+        rate = strategy.get("rate")
+        if kind == "synchronous":
+            self.facts.concurrency = 1
+        elif kind == "concurrent":
+            self.facts.concurrency = token_count(strategy.get("streams"))
+        elif kind == "throughput":
+            self.facts.concurrency = token_count(strategy.get("max_concurrency"))
+        elif isinstance(rate, int | float) and rate > 0:
+            self.facts.rate_per_s = float(rate)
+
+    def _requests(self, requests: _Requests) -> Iterator[Request]:
+        groups = (
+            (requests.successful, None),
+            (requests.errored, FAILED),
+            (requests.incomplete, _CUT),
+        )
+        place = 0
+        for stats, error in groups:
+            for each in stats or ():
+                place += 1
+                found = _request(place, each, error)
+                if isinstance(found, Request):
+                    yield found
+                else:
+                    self.skipped.add(f"requests {found}", place)
+
+
+def _request(place: int, stats: _Stats, error: str | None) -> Request | str:
+    """Return a request, or why it is none."""
+    usage = stats.input_metrics or _Usage()
+    prompt = token_count(usage.text_tokens)
+    output = token_count((stats.output_metrics or _Usage()).text_tokens)
+    arrival = nanoseconds(stats.request_start_time, _S)
+    if arrival is None:
+        return "without request_start_time"
+    if error is not None:
+        return Request(place, prompt, output, arrival, error=error)
+    if prompt is None or output is None:
+        return f"without text_tokens of prompt and output from 1 to {MOST_TOKENS:,}"
+    timings = None if stats.info is None else stats.info.timings
+    first = None if timings is None else nanoseconds(timings.first_token_iteration, _S)
+    end = nanoseconds(stats.request_end_time, _S)
+    if end is None or not ascend(arrival, first, end):
+        return "whose times run backwards or have no end"
+    cached = token_count(usage.cached_tokens, least=0)
+    return Request(place, prompt, output, arrival, first, end, cached)
+
+
+def _recognises(head: bytes) -> bool:
+    return b'"guidellm_version"' in head
+
+
+FORMAT = RequestFormat(
+    name="guidellm report", measured=True, recognises=_recognises, open=GuidellmReport
+)

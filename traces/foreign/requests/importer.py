@@ -1,0 +1,288 @@
+"""From requests that others traced or measured to a recording of problems, one sample each.
+
+A recording of requests has no steps. Where a client measured them it has their real times, else
+arrivals and lengths alone; the rest is null. Rows are written as they are read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from traces.errors import OutcomesError, RecordingError, UsageError
+from traces.foreign.requests import aiperf, azure, guidellm, mooncake, vllm_bench
+from traces.foreign.requests.reader import (
+    RequestChoices,
+    RequestFacts,
+    RequestFormat,
+    RequestReader,
+)
+from traces.foreign.source import head_of
+from traces.foreign.values import UNKNOWN_MODEL, Skipped
+from traces.recording.manifest import NAME, Manifest, WorkloadFacts
+from traces.recording.parts import write_part
+from traces.recording.tables import TABLES
+from traces.recording.writer import read_clocks
+from traces.schema.engine import EngineConfig
+from traces.schema.policy import Policy
+
+FORMATS = (azure.FORMAT, mooncake.FORMAT, vllm_bench.FORMAT, aiperf.FORMAT, guidellm.FORMAT)
+_PART_ROWS = 500_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportedRequests:
+    """What an import found; `span_s` is from the first arrival to the last.
+
+    `measured` counts the requests with an end, `failed` those with an error.
+    """
+
+    format: str
+    requests: int
+    measured: int
+    failed: int
+    span_s: float
+    prompt_tokens: int
+    output_tokens: int
+    skipped: Skipped
+    notes: tuple[str, ...]
+
+
+def format_of(path: Path) -> RequestFormat | None:
+    """Return the format of a file by its first bytes, None for one that holds no requests.
+
+    Raises OutcomesError when it cannot be read or is empty.
+    """
+    head = head_of(path)
+    return next((each for each in FORMATS if each.recognises(head)), None)
+
+
+def import_requests(
+    path: Path,
+    folder: Path,
+    *,
+    choices: RequestChoices | None = None,
+    on_rows: Callable[[int], None] | None = None,
+) -> ImportedRequests:
+    """Read a file of requests into the recording `folder`; return what was found.
+
+    `on_rows` is called with the number of requests read so far. Raises OutcomesError for a file of
+    which nothing can be read, UsageError for a choice that it does not have, RecordingError when
+    the folder cannot be written.
+    """
+    if (folder / NAME).exists():
+        raise UsageError(f"-o {folder}: already holds a recording; name another folder")
+    chosen = format_of(path)
+    if chosen is None:
+        raise OutcomesError(f"{path}: holds no requests that can be read (see docs/import.md)")
+    reader = chosen.open(path, choices or RequestChoices())
+    written = _Written(folder)
+    try:
+        for frame in _parts(reader):
+            written.add(frame, reader.facts)
+            if on_rows is not None:
+                on_rows(written.requests)
+        if not written.requests:
+            why = reader.skipped.text()
+            raise OutcomesError(
+                f"{path}: no request in it can be read as {chosen.name} ({why or 'it has none'}); "
+                "docs/import.md says what must be there"
+            )
+        notes = _notes(path, chosen, reader, written)
+        _finish(path, folder, chosen, reader, written, notes)
+    except OSError as error:
+        written.undo()
+        raise RecordingError(f"{folder}: cannot be written ({error.strerror})") from None
+    except BaseException:
+        written.undo()
+        raise
+    return ImportedRequests(
+        format=chosen.name,
+        requests=written.requests,
+        measured=written.measured,
+        failed=written.failed,
+        span_s=(written.last - written.first) / 1e9,
+        prompt_tokens=written.prompt_tokens,
+        output_tokens=written.output_tokens,
+        skipped=reader.skipped,
+        notes=tuple(notes),
+    )
+
+
+def _parts(reader: RequestReader) -> Iterator[pl.DataFrame]:
+    """Yield the reader's frames, joined until a part is worth a file."""
+    waiting: list[pl.DataFrame] = []
+    for frame in reader:
+        waiting.append(frame)
+        if sum(each.height for each in waiting) >= _PART_ROWS:
+            yield pl.concat(waiting)
+            waiting = []
+    if waiting:
+        yield pl.concat(waiting)
+
+
+@dataclass
+class _Written:
+    """The parts written so far, and what they hold."""
+
+    folder: Path
+    requests: int = 0
+    measured: int = 0
+    failed: int = 0
+    blocks: int = 0  # requests whose prompt's blocks are told
+    cached: int = 0  # requests of which is told what the cache held
+    earlier: int = 0  # requests that arrive before the one above them
+    earlier_place: int | None = None
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    first: int = 1 << 62
+    last: int = 0
+    keys: dict[str, Any] = field(default_factory=dict)
+    _before: int = 0
+    _files: list[Path] = field(default_factory=list)
+    _digest: Any = field(default_factory=hashlib.sha256)
+
+    def add(self, frame: pl.DataFrame, facts: RequestFacts) -> None:
+        """Write a part of each table. Raises OSError where the folder cannot be written."""
+        if not self.keys:
+            engine = EngineConfig(model=facts.model or UNKNOWN_MODEL, mode="server")
+            policy = Policy(method="majority", n=1, temperature=None, top_p=None)
+            self.keys = {"engine": engine, "policy": policy}
+            self.folder.mkdir(parents=True, exist_ok=True)
+        self._count(frame)
+        same = {name: pl.lit(value.key()) for name, value in self.keys.items()}
+        known = frame.with_columns(problem_id=pl.col("place").cast(pl.Utf8), **same)
+        ended = pl.when(pl.col("end").is_not_null())
+        problems = known.with_columns(
+            cached_prompt_tokens="cached_tokens",
+            start="arrival",
+            decided_at="end",
+            decided_by_sample=ended.then(0),
+        )
+        samples = known.with_columns(sample_index=pl.lit(0), role=pl.lit("sample"))
+        for table, rows in (("problems", problems), ("samples", samples)):
+            self._write(table, rows, len(self._files) // 2)
+
+    def _write(self, table: str, rows: pl.DataFrame, number: int) -> None:
+        whole = rows.select(
+            (pl.col(name) if name in rows.columns else pl.lit(None)).cast(kind).alias(name)
+            for name, kind in TABLES[table].items()
+        )
+        self._files.append(write_part(self.folder, table, whole, number, number))
+
+    def note(self, notes: Sequence[str]) -> None:
+        """Write the notes as events of the engine."""
+        rows = pl.DataFrame({"detail": list(notes)}).with_columns(
+            engine=pl.lit(self.keys["engine"].key()), kind=pl.lit("note")
+        )
+        self._write("events", rows, 0)
+
+    def undo(self) -> None:
+        """Remove what was written, so that the folder holds no half of a recording."""
+        for path in self._files:
+            path.unlink(missing_ok=True)
+
+    @property
+    def identity(self) -> str:
+        """The same for the same prompts in the same order."""
+        return str(self._digest.hexdigest()[:16])
+
+    def _count(self, frame: pl.DataFrame) -> None:
+        arrivals = frame["arrival"]
+        before = arrivals.shift(1, fill_value=self._before)
+        earlier = frame.filter(arrivals < before)["place"]
+        if earlier.len() and self.earlier_place is None:
+            self.earlier_place = int(earlier[0])
+        self.earlier += earlier.len()
+        self._before = int(arrivals[-1])
+        self.first = min(self.first, int(arrivals.min()))  # type: ignore[arg-type]
+        self.last = max(self.last, int(arrivals.max()))  # type: ignore[arg-type]
+        self.requests += frame.height
+        self.measured += frame["end"].count()
+        self.failed += frame["error"].count()
+        self.blocks += frame["prompt_blocks"].count()
+        self.cached += frame["cached_tokens"].count()
+        self.prompt_tokens += int(frame["prompt_tokens"].sum())
+        self.output_tokens += int(frame["output_tokens"].sum())
+        told = frame.select(pl.col("prompt_tokens").fill_null(0))
+        self._digest.update(told.to_series().to_numpy().tobytes())
+        names = frame["prompt_blocks"].explode().drop_nulls()
+        self._digest.update(names.to_numpy().tobytes())
+
+
+def _notes(
+    path: Path, chosen: RequestFormat, reader: RequestReader, written: _Written
+) -> list[str]:
+    known = (
+        "times are the client's, the engine is not known"
+        if chosen.measured
+        else "arrivals and lengths alone, the engine and the other times are not known"
+    )
+    notes = [f"imported from {chosen.name}: {path.name}; {known}"]
+    notes += [f"{path.name}: {each}" for each in reader.facts.notes]
+    if reader.skipped.counts:
+        notes.append(f"{path.name}: skipped: {reader.skipped.text()}")
+    if written.earlier and not chosen.measured:
+        notes.append(
+            f"requests that arrive before the one above them: {written.earlier:,} (first: line "
+            f"{written.earlier_place:,}); they are taken in the order of their arrivals"
+        )
+    if written.failed:
+        notes.append(f"requests that failed or were cut off: {written.failed:,}")
+    if not written.blocks and not written.cached:
+        notes.append("which prompts begin alike is not told, so that a replay shares none of them")
+    elif 0 < written.blocks < written.requests:
+        notes.append(
+            f"requests whose prompts share nothing: {written.requests - written.blocks:,}, as "
+            "their blocks are not told"
+        )
+    return notes
+
+
+def _finish(
+    path: Path,
+    folder: Path,
+    chosen: RequestFormat,
+    reader: RequestReader,
+    written: _Written,
+    notes: Sequence[str],
+) -> None:
+    """Write the notes and the manifest, which makes the folder a recording."""
+    written.note(notes)
+    facts = reader.facts
+    engine, policy = written.keys["engine"], written.keys["policy"]
+    clock = read_clocks()
+    manifest = Manifest(
+        clock_start=clock,
+        clock_end=clock,
+        engines={engine.key(): engine},
+        policies={policy.key(): policy},
+        workload=WorkloadFacts(
+            name=path.name.partition(".")[0],
+            hash=written.identity,
+            problems=written.requests,
+            prompt_block_tokens=facts.block_tokens if written.blocks else None,
+        ),
+        concurrency=facts.concurrency,
+        rate_per_s=facts.rate_per_s,
+        provenance={
+            "imported": {
+                "format": chosen.name,
+                "files": [
+                    {
+                        "name": path.name,
+                        "requests": written.requests,
+                        "skipped": reader.skipped.counts,
+                        "notes": facts.notes,
+                    }
+                ],
+            }
+        },
+        complete=True,
+    )
+    manifest.write(folder)

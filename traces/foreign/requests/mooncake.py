@@ -1,0 +1,101 @@
+"""Mooncake's traces: a line of JSON per request.
+
+    {"timestamp": 27482, "input_length": 6955, "output_length": 52, "hash_ids": [46, 47, 48]}
+
+`timestamp` is in milliseconds. `hash_ids` name the blocks of the prompt, each of 512 tokens but the
+last; equal ids are equal prefixes (Qin et al., "Mooncake", FAST 2025).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from traces.foreign.requests.reader import (
+    MOST_TOKENS,
+    Request,
+    RequestChoices,
+    RequestFacts,
+    RequestFormat,
+    frames,
+    nanoseconds,
+    token_count,
+)
+from traces.foreign.source import objects
+from traces.foreign.values import Skipped
+
+_MS = 1_000_000
+_TOKENS = ("input_length", "output_length")
+
+
+class MooncakeTrace:
+    """Reads a trace (see `RequestReader`)."""
+
+    def __init__(self, path: Path, choices: RequestChoices) -> None:
+        self.facts = RequestFacts(block_tokens=choices.block_tokens)
+        self.skipped = Skipped(unit="line")
+        self._path, self._limit, self._block = path, choices.limit_bytes, choices.block_tokens
+
+    def __iter__(self) -> Iterator[pl.DataFrame]:
+        return frames(self._requests())
+
+    def _requests(self) -> Iterator[Request]:
+        for number, row in objects(self._path, self._limit, self.skipped, self.facts.notes):
+            prompt, output = (token_count(row.get(name)) for name in _TOKENS)
+            arrival = nanoseconds(row.get("timestamp"), _MS)
+            if arrival is None or prompt is None or output is None:
+                self.skipped.add(f"lines {_fault(row)}", number)
+                continue
+            yield Request(
+                place=number,
+                prompt_tokens=prompt,
+                output_tokens=output,
+                arrival=arrival,
+                prompt_blocks=self._blocks(row, prompt, number),
+            )
+
+    def _blocks(self, row: dict[str, Any], prompt_tokens: int, number: int) -> list[int] | None:
+        """Return the names of the prompt's blocks, None where they are not told."""
+        ids = row.get("hash_ids")
+        if ids is None or ids == []:
+            return None
+        whole = isinstance(ids, list) and all(
+            isinstance(each, int) and not isinstance(each, bool) and -(1 << 63) <= each < 1 << 64
+            for each in ids
+        )
+        if not whole:
+            self.skipped.add("values of hash_ids that are no list of whole numbers", number)
+            return None
+        if len(ids) != -(-prompt_tokens // self._block):
+            self.skipped.add(
+                f"values of hash_ids that are not one per {self._block} tokens of prompt "
+                "(--block-tokens says how many)",
+                number,
+            )
+            return None
+        return [each - (1 << 64) if each >> 63 > 0 else each for each in ids]
+
+
+def _fault(row: dict[str, Any]) -> str:
+    """Return why a line is no request."""
+    for name in ("timestamp", *_TOKENS):
+        if row.get(name) is None:
+            return f"without {name}"
+    if nanoseconds(row["timestamp"], _MS) is None:
+        return "whose timestamp is no time in milliseconds"
+    bad = next(name for name in _TOKENS if token_count(row[name]) is None)
+    return f"whose {bad} is no whole number from 1 to {MOST_TOKENS:,}"
+
+
+def _recognises(head: bytes) -> bool:
+    # Bailian's traces look alike, but their times are seconds and their blocks 16 tokens.
+    keys = b'"input_length"' in head and b'"output_length"' in head
+    return keys and b'"chat_id"' not in head
+
+
+FORMAT = RequestFormat(
+    name="Mooncake trace", measured=False, recognises=_recognises, open=MooncakeTrace
+)

@@ -1,0 +1,139 @@
+"""What every reader of requests gives: arrivals and lengths, and times that a client measured.
+
+A format is a name, a look at the first bytes, and a reader. Requests come in frames of bounded
+size, so that a trace of millions is never held whole.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import polars as pl
+
+from traces.foreign.values import BLOCK_TOKENS, LIMIT_BYTES, Skipped, finite, whole_number
+
+MOST_TOKENS = 100_000_000
+LATEST_NS = 1 << 62
+FAILED = "the request failed"
+_FRAME_ROWS = 50_000
+
+REQUESTS: dict[str, pl.DataType] = {
+    "place": pl.Int64(),
+    "prompt_tokens": pl.Int64(),
+    "output_tokens": pl.Int64(),
+    "arrival": pl.Int64(),
+    "first_token": pl.Int64(),
+    "end": pl.Int64(),
+    "cached_tokens": pl.Int64(),
+    "finish_reason": pl.Utf8(),
+    "error": pl.Utf8(),
+    "prompt_blocks": pl.List(pl.Int64),
+}
+
+
+class Request(NamedTuple):
+    """A row of a frame of requests; times are nanoseconds, None is what the file does not tell.
+
+    `place` is the number of its line, or of its place in a list. Equal `prompt_blocks` are equal
+    stretches of prompt. With an `error` it has neither end nor, perhaps, output.
+    """
+
+    place: int
+    prompt_tokens: int | None
+    output_tokens: int | None
+    arrival: int
+    first_token: int | None = None
+    end: int | None = None
+    cached_tokens: int | None = None
+    finish_reason: str | None = None
+    error: str | None = None
+    prompt_blocks: list[int] | None = None
+
+
+@dataclass(kw_only=True)
+class RequestFacts:
+    """What a file says of all its requests; `notes` is what a reader must know.
+
+    `concurrency` is given where a request was sent when another had ended, else they were sent at
+    their arrivals. `block_tokens` is how much of a prompt each of its blocks names.
+    """
+
+    model: str | None = None
+    concurrency: int | None = None
+    rate_per_s: float | None = None
+    block_tokens: int | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RequestChoices:
+    """What the user chose: which of a file's benchmarks, counted from 1, and its limit.
+
+    `block_tokens` is how many tokens of prompt a hash id of a Mooncake trace stands for.
+    """
+
+    run: int | None = None
+    block_tokens: int = BLOCK_TOKENS
+    limit_bytes: int = LIMIT_BYTES
+
+
+class RequestReader(Protocol):
+    """One file, iterated once; `facts` and `skipped` are whole afterwards.
+
+    Raises OutcomesError while iterating when the file cannot be read as its format,
+    UsageError for a choice that it does not have.
+    """
+
+    facts: RequestFacts
+    skipped: Skipped
+
+    def __iter__(self) -> Iterator[pl.DataFrame]:
+        """Yield frames with the columns of `REQUESTS`, in the file's order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RequestFormat:
+    """A foreign format: `recognises` looks at the first bytes of a file, inflated.
+
+    `measured` says that a client measured the requests, else only their arrivals are known.
+    """
+
+    name: str
+    measured: bool
+    recognises: Callable[[bytes], bool]
+    open: Callable[[Path, RequestChoices], RequestReader]
+
+
+def frames(requests: Iterable[Request]) -> Iterator[pl.DataFrame]:
+    """Yield the requests in frames of at most 50,000 rows."""
+    source = iter(requests)
+    while rows := list(islice(source, _FRAME_ROWS)):
+        yield pl.DataFrame(rows, schema=REQUESTS, orient="row")
+
+
+def token_count(value: Any, *, least: int = 1) -> int | None:
+    """Return a whole number of tokens from `least` to 100 million, None where it is none."""
+    count = whole_number(value)
+    return count if count is not None and least <= count <= MOST_TOKENS else None
+
+
+def nanoseconds(value: Any, unit_ns: int) -> int | None:
+    """Return a time of 0 or more in units of `unit_ns`, None where it is none."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value * unit_ns if 0 <= value * unit_ns < LATEST_NS else None
+    number = finite(value)
+    if number is None or number < 0 or number * unit_ns >= LATEST_NS:
+        return None
+    whole = math.floor(number)
+    return whole * unit_ns + round((number - whole) * unit_ns)
+
+
+def ascend(*times: int | None) -> bool:
+    """Return whether the known times do not run backwards."""
+    known = [time for time in times if time is not None]
+    return known == sorted(known)

@@ -1,0 +1,190 @@
+"""Results of `vllm bench serve --save-result --save-detailed`: one JSON document per benchmark.
+
+With `--append-result` a file has one document a line. `start_times` count from an arbitrary moment,
+so that the first request is taken to arrive at 0. Generated texts and error texts are not kept.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import polars as pl
+
+from traces.errors import OutcomesError, UsageError
+from traces.files import DOCUMENT_VALUES
+from traces.foreign.requests.reader import (
+    FAILED,
+    MOST_TOKENS,
+    Request,
+    RequestChoices,
+    RequestFacts,
+    RequestFormat,
+    ascend,
+    frames,
+    nanoseconds,
+    token_count,
+)
+from traces.foreign.source import ENTRY_BYTES, decode, decode_read, open_pieces
+from traces.foreign.values import Skipped
+
+_S = 1_000_000_000
+_ROW = re.compile(rb"\[[^][]*\]")
+_MOST_LINES = 1_000_000  # a document each, else one over many lines
+_LISTS = ("input_lens", "output_lens", "ttfts", "start_times")
+
+
+class _Result(msgspec.Struct):
+    """What is read of a result."""
+
+    model_id: Any = None
+    request_rate: Any = None
+    max_concurrency: Any = None
+    input_lens: list[Any] | None = None
+    output_lens: list[Any] | None = None
+    ttfts: list[Any] | None = None
+    start_times: list[Any] | None = None
+    latencies: list[Any] | None = None
+    errors: list[Any] | None = None
+
+
+class _Gaps(msgspec.Struct):
+    """The times between tokens, read where a result has no latencies."""
+
+    itls: msgspec.Raw = msgspec.Raw(b"null")
+
+
+class VllmBench:
+    """Reads a result (see `RequestReader`)."""
+
+    def __init__(self, path: Path, choices: RequestChoices) -> None:
+        self.facts = RequestFacts()
+        self.skipped = Skipped(unit="request")
+        self._path, self._run = path, choices.run
+        self._gaps = msgspec.Raw(b"")
+        self._pieces = open_pieces(path, choices.limit_bytes)
+
+    def __iter__(self) -> Iterator[pl.DataFrame]:
+        result = self._result()
+        self._read_load(result)
+        return frames(self._requests(result))
+
+    def _result(self) -> _Result:
+        """Return the chosen document. Raises OutcomesError and UsageError as a reader does."""
+        documents = self._documents()
+        if self._run is None and len(documents) > 1:
+            raise UsageError(
+                f"{self._path}: holds {len(documents)} results; choose one with --run N"
+            )
+        if not 1 <= (self._run or 1) <= len(documents):
+            raise UsageError(f"--run {self._run}: {self._path} holds {len(documents)} results")
+        chosen = documents[(self._run or 1) - 1]
+        try:
+            result = decode_read(chosen, _Result, DOCUMENT_VALUES)
+            self._gaps = decode(chosen, _Gaps, None).itls
+        except ValueError as error:
+            raise OutcomesError(
+                f"{self._path}: not the whole JSON of a result ({error}); benchmark again"
+            ) from None
+        absent = [name for name in _LISTS if getattr(result, name) is None]
+        if absent:
+            raise OutcomesError(
+                f"{self._path}: has no {', '.join(absent)}; run vllm bench serve with "
+                "--save-result --save-detailed"
+            )
+        lengths = {name: len(getattr(result, name)) for name in _LISTS}
+        if len(set(lengths.values())) > 1:
+            told = ", ".join(f"{count} {name}" for name, count in lengths.items())
+            raise OutcomesError(f"{self._path}: its lists differ in length ({told})")
+        return result
+
+    def _documents(self) -> list[bytes]:
+        """Return the file's documents: one a line, or a single one over many lines."""
+        text = bytearray()
+        for piece in self._pieces:
+            text += piece
+            if len(text) > ENTRY_BYTES:
+                raise OutcomesError(
+                    f"{self._path}: more than {ENTRY_BYTES >> 20} MiB in one file of results; "
+                    "benchmark fewer requests at a time"
+                )
+        if text.count(b"\n") > _MOST_LINES or text.lstrip().partition(b"\n")[0].strip() == b"{":
+            return [bytes(text)]
+        return [line for line in bytes(text).split(b"\n") if line.strip()]
+
+    def _read_load(self, result: _Result) -> None:
+        if isinstance(result.model_id, str):
+            self.facts.model = result.model_id
+        most = token_count(result.max_concurrency)
+        rate = result.request_rate
+        if isinstance(rate, int | float) and not isinstance(rate, bool) and rate > 0:
+            self.facts.rate_per_s = float(rate)
+            if most is not None:
+                self.facts.notes.append(
+                    f"at most {most:,} requests were in flight, so that some were sent later than "
+                    "the rate says; a replay sends them when they were sent"
+                )
+        else:
+            self.facts.concurrency = most
+
+    def _requests(self, result: _Result) -> Iterator[Request]:
+        starts = [nanoseconds(each, _S) for each in result.start_times or ()]
+        begun = min((start for start in starts if start), default=0)
+        count = len(starts)
+        columns: list[list[Any]] = [
+            result.input_lens or [],
+            result.output_lens or [],
+            result.ttfts or [],
+            _full(result.latencies, count) or self._latencies(result),
+            _full(result.errors, count) or [None] * count,
+        ]
+        for place, (start, *row) in enumerate(zip(starts, *columns, strict=True), 1):
+            prompt, output, ttft, latency, error = row
+            failed = bool(error) or output == 0
+            told = token_count(prompt), token_count(output)
+            first, length = nanoseconds(ttft, _S), nanoseconds(latency, _S)
+            if not start:  # one that was never sent has 0
+                self.skipped.add("requests without a start time", place)
+            elif told[0] is None or (told[1] is None and not failed):
+                self.skipped.add(
+                    f"requests whose tokens are no whole numbers from 1 to {MOST_TOKENS:,}", place
+                )
+            elif failed:
+                yield Request(place, told[0], told[1], start - begun, error=FAILED)
+            elif not first or not length or not ascend(first, length):
+                self.skipped.add("requests whose ttft and latency are no ascending times", place)
+            else:
+                arrival = start - begun
+                yield Request(place, told[0], told[1], arrival, arrival + first, arrival + length)
+
+    def _latencies(self, result: _Result) -> list[Any]:
+        """Return latencies as older versions tell them: the ttft and what came between tokens."""
+        count = len(result.ttfts or ())
+        rows = islice(_ROW.finditer(bytes(self._gaps)), count + 1)
+        try:
+            gaps = [sum(decode(row[0], list[float])) for row in rows]
+        except ValueError:
+            gaps = []
+        if len(gaps) != count:
+            return [None] * count
+        return [
+            ttft + gap if isinstance(ttft, int | float) else None
+            for ttft, gap in zip(result.ttfts or (), gaps, strict=True)
+        ]
+
+
+def _full(values: list[Any] | None, count: int) -> list[Any] | None:
+    return values if values is not None and len(values) == count else None
+
+
+def _recognises(head: bytes) -> bool:
+    return b'"endpoint_type"' in head and b'"tokenizer_id"' in head and b'"num_prompts"' in head
+
+
+FORMAT = RequestFormat(
+    name="vllm bench serve result", measured=True, recognises=_recognises, open=VllmBench
+)

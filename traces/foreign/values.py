@@ -1,0 +1,69 @@
+"""Single values of foreign files, checked, and a count of what was skipped."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+LIMIT_BYTES = 16 << 30
+LARGEST = 2**53
+
+
+@dataclass(kw_only=True)
+class Skipped:
+    """What could not be read, counted by reason, with the first place of each."""
+
+    unit: str
+    counts: dict[str, int] = field(default_factory=dict)
+    first: dict[str, int] = field(default_factory=dict)
+
+    def add(self, reason: str, place: int, count: int = 1) -> None:
+        """Count `count` things of a kind at a place."""
+        self.counts[reason] = self.counts.get(reason, 0) + count
+        self.first[reason] = min(self.first.get(reason, place), place)
+
+    def text(self) -> str:
+        """Return it in one line, the most frequent reason first; empty when nothing was."""
+        most = sorted(self.counts.items(), key=lambda item: (-item[1], item[0]))
+        return ", ".join(
+            f"{count:,} {_one(reason) if count == 1 else reason} "
+            f"(first: {self.unit} {self.first[reason]:,})"
+            for reason, count in most
+        )
+
+
+def _one(reason: str) -> str:
+    """Return a reason for one: `lines that are not JSON` as `line that is not JSON`."""
+    what, _, rest = reason.partition(" ")
+    what = "entry" if what == "entries" else what.removesuffix("s")
+    for many, one in ((" that are ", " that is "), (" that have ", " that has ")):
+        rest = f" {rest}".replace(many, one)[1:]
+    return f"{what} {rest}"
+
+
+def whole_number(value: Any) -> int | None:
+    """Return a value that is a whole number from 0 to 2^53, None where it is none."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    if not 0 <= value <= LARGEST or value != int(value):  # NaN too is outside
+        return None
+    return int(value)
+
+
+def finite(value: Any) -> float | None:
+    """Return a value that is a finite number, None where it is none."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > LARGEST:
+        return None
+    return float(value) if math.isfinite(value) else None
+
+
+def truth(value: Any) -> bool | None:
+    """Return whether true, 1, false or 0 stand there, None for anything else."""
+    if isinstance(value, bool):
+        return value
+    return bool(value) if isinstance(value, int | float) and value in (0, 1) else None
+
+
+UNKNOWN_MODEL = "imported"
+BLOCK_TOKENS = 512

@@ -1,0 +1,563 @@
+"""What a live deployment did while it was watched, from what its /metrics said.
+
+Counters and histograms are read as they are; here they become increases over a stretch of time.
+An interval in which a counter fell (the server was restarted) is left out of the increases and
+of the seconds, so that no rate mixes two lives of a server.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from traces.schema.estimate import Estimate
+from traces.schema.record import Record
+
+Key = tuple[str, str]  # name and labels
+Floats = NDArray[np.float64]
+QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
+FEW = 16  # observations between two polls, up to which they are looked at one by one
+LIVE_S = 10.0  # that a live line looks back
+KV_FULL = 0.95  # a cache with more of its blocks in use cannot take a new prompt of some length
+
+TTFT = "vllm:time_to_first_token_seconds"
+ITL = "vllm:inter_token_latency_seconds"
+QUEUE = "vllm:request_queue_time_seconds"
+E2E = "vllm:e2e_request_latency_seconds"
+PREFILL = "vllm:request_prefill_time_seconds"
+DECODE = "vllm:request_decode_time_seconds"
+STEP_TOKENS = "vllm:iteration_tokens_total"
+RUNNING, WAITING = "vllm:num_requests_running", "vllm:num_requests_waiting"
+KV = "vllm:kv_cache_usage_perc"
+PROMPT, GENERATED = "vllm:prompt_tokens_total", "vllm:generation_tokens_total"
+FINISHED, PREEMPTED = "vllm:request_success_total", "vllm:num_preemptions_total"
+HIT_TOKENS, ASKED_TOKENS = "vllm:prefix_cache_hits_total", "vllm:prefix_cache_queries_total"
+DRAFTS, DRAFTED = (
+    "vllm:spec_decode_num_drafts_total",
+    "vllm:spec_decode_num_draft_tokens_total",
+)
+ACCEPTED_AT = "vllm:spec_decode_num_accepted_tokens_per_pos_total"
+FLOPS, READ_BYTES = (
+    "vllm:estimated_flops_per_gpu_total",
+    "vllm:estimated_read_bytes_per_gpu_total",
+)
+GAUGES = (RUNNING, WAITING, KV)
+_CELLS = 500_000  # of a table of polls and series in memory
+_TIMES = (TTFT, ITL, QUEUE, E2E, PREFILL, DECODE)
+_HISTOGRAMS = (*_TIMES, STEP_TOKENS)
+USED = (
+    *(f"{name}_{part}" for name in _HISTOGRAMS for part in ("bucket", "count", "sum")),
+    *(*GAUGES, PROMPT, GENERATED, FINISHED, PREEMPTED, HIT_TOKENS, ASKED_TOKENS),
+    *(DRAFTS, DRAFTED, ACCEPTED_AT, FLOPS, READ_BYTES),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bounds(Record):
+    """Where a number lies that only a histogram tells: above `low`, and at `high` at most.
+
+    `high` is None above the last bound of the histogram.
+    """
+
+    low: float
+    high: float | None
+    unit: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the document of an estimate whose value is not known."""
+        return {"value": None, **super().to_json(), "extrapolated": self.high is None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Times(Record):
+    """A mean, which a histogram's sum and count tell exactly, and the bounds of quantiles."""
+
+    mean: Estimate | None = None
+    p50: Bounds | None = None
+    p95: Bounds | None = None
+    p99: Bounds | None = None
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """What a histogram took in from poll to poll.
+
+    `bounds` are the upper ones of its buckets, `counts` [intervals, buckets] what fell into each,
+    `sums` [intervals] their sum, nan where it was not told.
+    """
+
+    bounds: Floats
+    counts: NDArray[np.float32]
+    sums: Floats
+
+    def quantile(self, q: float, unit: str = "s") -> Bounds | None:
+        """Return what is known of a quantile; None where nothing was taken in."""
+        lows, highs = self._in_order
+        total = lows.weights[-1] if lows.weights.size else 0
+        if total < 1:
+            return None
+        # What stands at a place of the lows (or the highs) in order is below (above) the
+        # observation at that place. By nearest rank and between two ranks: both are usual.
+        ends = []
+        for values, widest in ((lows, min), (highs, max)):
+            rank, share = divmod((total - 1) * q, 1)
+            nearest, under, over = (
+                values.at(place) for place in (np.ceil(total * q) - 1, rank, rank + (share > 0))
+            )
+            between = under if under == over else under + share * (over - under)
+            ends.append(float(widest(nearest, between)))
+        low, high = ends
+        return Bounds(low=low, high=high if np.isfinite(high) else None, unit=unit)
+
+    @cached_property
+    def _in_order(self) -> tuple[_InOrder, _InOrder]:
+        """The lower and the upper ends of the observations."""
+        lows, highs, weights = self._observations()
+        return _InOrder.of(lows, weights), _InOrder.of(highs, weights)
+
+    def _observations(self) -> tuple[Floats, Floats, Floats]:
+        """Return what each observation lies above, what it is at most, and how many are alike.
+
+        Their sum tells more than their buckets: all that it has beyond the buckets' lower ends may
+        be one observation's, half of it that of each of two. So from poll to poll where few fell
+        in between, and of the others together.
+        """
+        begins = np.concatenate(([0.0], self.bounds[:-1]))
+        number = self.counts.sum(axis=1)
+        above = self.sums - self.counts @ begins
+        ends = np.where(self.counts > 0, self.bounds, 0.0)
+        below = (self.counts * ends).sum(axis=1) - self.sums
+        near = 1e-6 * np.maximum(np.abs(self.sums), 1.0)
+        # A page may tell an observation's sum and not yet its bucket; the next page mends it.
+        odd = ~((above >= -near) & (below >= -near))
+        torn = bool(odd.any())
+        odd[1:], odd[:-1] = odd[1:] | odd[:-1], odd[:-1] | odd[1:]
+        few = ~odd & (number <= FEW)
+        interval, bucket = np.nonzero(self.counts * few[:, None])
+        alike = self.counts[interval, bucket].astype(int)
+        interval, bucket = np.repeat(interval, alike), np.repeat(bucket, alike)
+        order = np.arange(interval.size) - np.repeat(np.cumsum(alike) - alike, alike) + 1
+        parts = [(bucket, order, np.ones(order.size), above[interval], below[interval])]
+        rest = ~few
+        for place, count in enumerate(
+            self.counts[rest].sum(axis=0, dtype=float)
+        ):  # together, in groups
+            edges = np.unique(np.geomspace(1, count + 1, 65).round()) if count else np.ones(1)
+            each = np.ones(edges.size - 1)
+            over, under = (np.inf if torn else told[rest].sum() for told in (above, below))
+            parts.append(
+                (each.astype(int) * place, edges[:-1], np.diff(edges), each * over, each * under)
+            )
+        bucket, order, weights, over, under = (
+            np.concatenate(each) for each in zip(*parts, strict=True)
+        )
+        lows, highs = begins[bucket], self.bounds[bucket]
+        with np.errstate(invalid="ignore"):  # of a last bucket without an end
+            more = highs - np.maximum(under, 0) / order - 1e-6
+            less = lows + np.maximum(over, 0) / order + 1e-6
+        return np.fmax(lows, more), np.fmin(highs, less), weights
+
+
+class _InOrder(NamedTuple):
+    """Values that ascend, and how many observations there are up to each."""
+
+    values: Floats
+    weights: Floats
+
+    @classmethod
+    def of(cls, values: Floats, weights: Floats) -> _InOrder:
+        """Return values, each of which stands as often as its weight."""
+        order = np.argsort(values)
+        return cls(values[order], np.cumsum(weights[order]))
+
+    def at(self, place: float) -> float:
+        """Return the value at a place in order."""
+        return float(self.values[np.searchsorted(self.weights, place, side="right")])
+
+
+@dataclass(frozen=True)
+class Window:
+    """Increases of counters and readings of gauges over a stretch of one engine's polls.
+
+    `times` are those of the polls, `increase` is by name and labels, `histograms` of times by
+    name. `gauges` by name and `generated`, the tokens since the poll before, have one number per
+    poll, nan where it was not told. `seconds` leaves out the intervals of `resets`.
+    """
+
+    times: NDArray[np.int64]
+    seconds: float
+    resets: int
+    increase: Mapping[Key, float]
+    histograms: Mapping[str, Histogram]
+    gauges: Mapping[str, Floats]
+    generated: Floats
+
+    def total(self, name: str) -> float | None:
+        """Return a counter's increase over all its labels, None where it was not told."""
+        found = [value for key, value in self.increase.items() if key[0] == name]
+        return sum(found) if found else None
+
+    def by_label(self, name: str) -> dict[str, float]:
+        """Return a counter's increase by the text of its labels."""
+        return {key[1]: value for key, value in self.increase.items() if key[0] == name}
+
+    def rate(self, name: str) -> float | None:
+        """Return a counter's increase per second."""
+        total = self.total(name)
+        return None if total is None or self.seconds <= 0 else total / self.seconds
+
+    def gauge(self, name: str) -> Floats:
+        """Return a gauge's readings, empty where it was not told."""
+        told = self.gauges[name]
+        known: Floats = told[~np.isnan(told)]
+        return known
+
+
+class Polls:
+    """Adds up the polls of one engine's server, page after page, without keeping the pages.
+
+    A row that a poll lacks has the value of the poll before; a null ends a series that the page no
+    longer has. Of each poll the buckets of times, the gauges and the generated tokens stay in
+    memory, 4 bytes a bucket.
+    """
+
+    def __init__(self) -> None:
+        self._places: dict[tuple[str, str, float | None], int] = {}
+        self._last = np.empty(0)  # of each series, nan before the first
+        self._reading: dict[str, float] = {}  # of each gauge, nan where it is gone
+        self._increase = np.empty(0)
+        self._times: list[NDArray[np.int64]] = []
+        self._resets: list[NDArray[np.bool_]] = []
+        self._told: dict[str, list[Floats]] = {name: [] for name in (*GAUGES, GENERATED)}
+        self._grown: dict[str, list[_Grown]] = {name: [] for name in _TIMES}
+        self._held = pl.DataFrame()  # of a poll that may go on in the next rows
+
+    def add(self, rows: pl.DataFrame) -> None:
+        """Add rows of `scrapes` of one engine and of names in `USED`, poll after poll."""
+        if self._held.height:
+            rows = pl.concat([self._held, rows])
+        if not rows.height:
+            return
+        starts = rows["time"].rle_id().to_numpy()
+        whole = int(np.searchsorted(starts, starts[-1]))
+        self._held = rows[whole:]
+        self._take(rows[:whole], starts[:whole])
+
+    def window(self) -> Window | None:
+        """Return what happened between the first and the last poll; None without two."""
+        held, self._held = self._held, pl.DataFrame()
+        self._take(held, np.zeros(held.height, dtype=int))
+        if not self._times or sum(map(len, self._times)) < 2:
+            return None
+        times, resets = np.concatenate(self._times), np.concatenate(self._resets)
+        lengths = np.maximum(np.diff(times), 0)[~resets[1:]]
+        sums = {
+            (name, labels): float(self._increase[place])
+            for (name, labels, le), place in self._places.items()
+            if le is None and name not in GAUGES
+        }
+        told = {name: np.concatenate(each) for name, each in self._told.items()}
+        return Window(
+            times=times,
+            seconds=float(lengths.sum()) / 1e9,
+            resets=int(resets.sum()),
+            increase=sums,
+            histograms={
+                name: found
+                for name, each in self._grown.items()
+                if (found := _histogram(each)) is not None
+            },
+            gauges={name: told[name] for name in GAUGES},
+            generated=told[GENERATED],
+        )
+
+    def _take(self, rows: pl.DataFrame, poll: NDArray[Any]) -> None:
+        """Add whole polls, so many at a time that the table of all series stays small."""
+        if not rows.height:
+            return
+        series = ["name", "labels", "le"]
+        for each in rows.select(series).unique(maintain_order=True).iter_rows():
+            self._places.setdefault(each, len(self._places))
+        known = pl.DataFrame(list(self._places), schema=rows.select(series).schema, orient="row")
+        known = known.with_row_index("place")
+        places = rows.join(known, on=series, how="left", nulls_equal=True, maintain_order="left")
+        new = len(self._places) - self._last.size
+        self._last = np.append(self._last, np.full(new, np.nan))
+        self._increase = np.append(self._increase, np.zeros(new))
+        place, value = places["place"].to_numpy(), rows["value"].to_numpy()
+        time, gone = rows["time"].to_numpy(), rows["value"].is_null().to_numpy()
+        poll = poll - poll[0]
+        starts = np.searchsorted(poll, np.arange(poll[-1] + 1))
+        step = max(_CELLS // len(self._places), 1)
+        for first in range(0, starts.size, step):
+            begin = starts[first]
+            end = starts[first + step] if first + step < starts.size else poll.size
+            part = slice(begin, end)
+            self._add_table(
+                time[starts[first : first + step]],
+                *(poll[part] - first, place[part], value[part], gone[part]),
+            )
+
+    def _add_table(
+        self,
+        times: NDArray[np.int64],
+        poll: NDArray[Any],
+        place: NDArray[Any],
+        value: Floats,
+        gone: NDArray[np.bool_],
+    ) -> None:
+        """Add polls as a table of all series, [polls, series]."""
+        names = [name for name, _, _ in self._places]
+        told = np.full((times.size, len(names)), np.nan)
+        told[poll, place] = value
+        filled = _fill(told, ~np.isnan(told), self._last)
+        before = np.vstack([self._last, filled[:-1]])
+        # A series that appears later began at 0; the first poll's values are where counting begins.
+        new = np.isnan(before) & ~np.isnan(filled)
+        if not self._times:
+            new[0] = False
+        grown = np.nan_to_num(np.where(new, filled, filled - before), nan=0.0)
+        counts = np.array([not name.endswith("_sum") and name not in GAUGES for name in names])
+        resets = (grown[:, counts] < 0).any(axis=1)
+        grown[resets] = 0.0
+        self._increase += grown.sum(axis=0)
+        self._times.append(times)
+        self._resets.append(resets)
+        self._last = filled[-1].copy()
+        for name in GAUGES:
+            self._told[name].append(self._readings(name, told, poll[gone], place[gone]))
+        made = [at for at, name in enumerate(names) if name == GENERATED]
+        generated = grown[:, made].sum(axis=1) if made else np.full(times.size, np.nan)
+        generated[resets] = np.nan
+        self._told[GENERATED].append(generated)
+        for name, kept in self._grown.items():
+            kept.append(self._grown_of(name, grown))
+
+    def _readings(self, name: str, told: Floats, poll: NDArray[Any], gone: NDArray[Any]) -> Floats:
+        """Return a gauge at each poll, nan where the page has none."""
+        place = self._places.get((name, "", None))
+        if place is None:
+            return np.full(len(told), np.nan)
+        values = told[:, [place]]
+        known = ~np.isnan(values)
+        known[poll[gone == place]] = True
+        last = self._reading.get(name, np.nan)
+        found: Floats = _fill(values, known, np.array([last]))[:, 0]
+        self._reading[name] = float(found[-1])
+        return found
+
+    def _grown_of(self, name: str, grown: Floats) -> _Grown:
+        """Return by how much a histogram's buckets and its sum grew at each poll."""
+        buckets = [
+            (le, at)
+            for (each, _, le), at in self._places.items()
+            if le is not None and each == f"{name}_bucket"
+        ]
+        bounds = np.unique([le for le, _ in buckets])
+        counts = np.zeros((len(grown), bounds.size), dtype=np.float32)
+        for le, at in buckets:
+            counts[:, np.searchsorted(bounds, le)] += grown[:, at]
+        sums = [at for (each, *_), at in self._places.items() if each == f"{name}_sum"]
+        total = grown[:, sums].sum(axis=1) if sums else np.full(len(grown), np.nan)
+        return _Grown(bounds, counts, total)
+
+
+def _fill(values: Floats, known: NDArray[np.bool_], last: Floats) -> Floats:
+    """Return a table [polls, series] in which what is not known is as at the poll before."""
+    at = np.where(known, np.arange(len(values))[:, None], -1)
+    np.maximum.accumulate(at, axis=0, out=at)
+    found: Floats = np.where(at < 0, last, np.take_along_axis(values, np.maximum(at, 0), axis=0))
+    return found
+
+
+class _Grown(NamedTuple):
+    """By how much a histogram grew at each poll: its cumulative buckets, by bound, and its sum."""
+
+    bounds: Floats
+    counts: NDArray[np.float32]
+    sums: Floats
+
+
+def _histogram(grown: Sequence[_Grown]) -> Histogram | None:
+    bounds = np.unique(np.concatenate([each.bounds for each in grown]))
+    if not bounds.size:
+        return None
+    counts = np.zeros((sum(len(each.counts) for each in grown), bounds.size), dtype=np.float32)
+    first = 0
+    for each in grown:
+        rows = counts[first : first + len(each.counts)]
+        rows[:, np.searchsorted(bounds, each.bounds)] = each.counts
+        first += len(rows)
+    np.maximum.accumulate(counts, axis=1, out=counts)
+    counts[:, 1:] = np.diff(counts, axis=1)
+    sums = np.concatenate([each.sums for each in grown])
+    return Histogram(bounds, counts, sums if np.isnan(sums).all() else np.nan_to_num(sums))
+
+
+def window_of(scrapes: pl.DataFrame, engine: str) -> Window | None:
+    """Return what happened between the first and the last poll of an engine; None without two.
+
+    The rows are in the order of the polls.
+    """
+    polls = Polls()
+    polls.add(scrapes.filter(pl.col("engine") == engine, pl.col("name").is_in(USED)))
+    return polls.window()
+
+
+def histogram_mean(window: Window, name: str, unit: str = "s") -> Estimate | None:
+    """Return a histogram's mean over the window, exactly: its sum over its count."""
+    count, total = window.total(f"{name}_count"), window.total(f"{name}_sum")
+    return None if not count or total is None else Estimate(value=total / count, unit=unit)
+
+
+def _times(window: Window, name: str) -> Times:
+    found = window.histograms.get(name)
+    quantiles = {key: None if found is None else found.quantile(q) for key, q in QUANTILES.items()}
+    return Times(mean=histogram_mean(window, name), **quantiles)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Numbers(Record):
+    """An engine over a window; None is what its server does not tell. `to_json` is a contract.
+
+    `polls` were answered, `resets` are restarts among them. Tokens and requests are per second;
+    `steps_per_s` counts engine steps that gave an output, `tokens_per_step` prompt and generated
+    tokens of one. `running`, `waiting` and `kv_share` (of the cache's blocks) are means over the
+    polls, `busy_share` the share of polls at which requests ran, `kv_full_share` that at which
+    more than `KV_FULL` of the blocks were in use, `waiting_share` that at which requests waited,
+    `capped_share`, of the latter, that at which as many ran as ever did. `finished` counts
+    requests by reason. Seconds are of requests that finished in the window (`ttft_s` and `itl_s`:
+    of tokens given in it); of quantiles bounds are known. `accepted_per_position`
+    is accepted drafts over drafts made, `acceptance_length` 1 + its sum. FLOPs and bytes read per
+    GPU are vLLM's estimates, told only with --enable-mfu-metrics.
+    """
+
+    engine: str
+    start_ns: int
+    end_ns: int
+    seconds: float
+    polls: int
+    resets: int
+    prompt_tokens_per_s: float | None = None
+    generated_tokens_per_s: float | None = None
+    requests_per_s: float | None = None
+    finished: Mapping[str, int] = field(default_factory=dict)
+    steps_per_s: float | None = None
+    tokens_per_step: float | None = None
+    running: float | None = None
+    running_max: float | None = None
+    waiting: float | None = None
+    waiting_max: float | None = None
+    busy_share: float | None = None
+    waiting_share: float | None = None
+    capped_share: float | None = None
+    kv_share: float | None = None
+    kv_share_max: float | None = None
+    kv_full_share: float | None = None
+    preemptions: int | None = None
+    prefix_hit_share: float | None = None
+    ttft_s: Times = Times()
+    itl_s: Times = Times()
+    queue_s: Times = Times()
+    prefill_s: Times = Times()
+    decode_s: Times = Times()
+    e2e_s: Times = Times()
+    drafts: int | None = None
+    drafted_tokens: int | None = None
+    accepted_per_position: tuple[float, ...] | None = None
+    acceptance_length: float | None = None
+    flops_per_gpu_per_s: float | None = None
+    read_bytes_per_gpu_per_s: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the document; estimates without the count of runs they rest on."""
+        plain = super().to_json()
+        for name in ("ttft_s", "itl_s", "queue_s", "prefill_s", "decode_s", "e2e_s"):
+            if plain[name]["mean"] is not None:
+                plain[name]["mean"].pop("runs")
+        return plain
+
+
+def numbers_of(scrapes: pl.DataFrame, engine: str) -> Numbers | None:
+    """Return an engine's numbers over all polls in `scrapes`; None where there are not two."""
+    window = window_of(scrapes, engine)
+    return None if window is None else numbers_in(window, engine)
+
+
+def numbers_in(window: Window, engine: str) -> Numbers:
+    """Return an engine's numbers over a window."""
+    running, waiting, kv = (window.gauge(name) for name in (RUNNING, WAITING, KV))
+    steps, tokens = window.total(f"{STEP_TOKENS}_count"), window.total(f"{STEP_TOKENS}_sum")
+    finished = {_value(key): round(n) for key, n in window.by_label(FINISHED).items()}
+    asked, hit = window.total(ASKED_TOKENS), window.total(HIT_TOKENS)
+    preempted, drafts = window.total(PREEMPTED), window.total(DRAFTS)
+    per_position = _per_position(window, drafts)
+    waits = waiting > 0
+    capped = None
+    if waits.any() and running.size == waiting.size:
+        capped = _mean(running[waits] >= running.max())
+    return Numbers(
+        engine=engine,
+        start_ns=int(window.times[0]),
+        end_ns=int(window.times[-1]),
+        seconds=window.seconds,
+        polls=window.times.size,
+        resets=window.resets,
+        prompt_tokens_per_s=window.rate(PROMPT),
+        generated_tokens_per_s=window.rate(GENERATED),
+        requests_per_s=window.rate(FINISHED),
+        finished={reason: count for reason, count in finished.items() if count},
+        steps_per_s=window.rate(f"{STEP_TOKENS}_count"),
+        tokens_per_step=tokens / steps if steps and tokens is not None else None,
+        running=_mean(running),
+        running_max=_max(running),
+        waiting=_mean(waiting),
+        waiting_max=_max(waiting),
+        busy_share=_mean(running > 0),
+        waiting_share=_mean(waits),
+        capped_share=capped,
+        kv_share=_mean(kv),
+        kv_share_max=_max(kv),
+        kv_full_share=_mean(kv > KV_FULL),
+        preemptions=None if preempted is None else round(preempted),
+        prefix_hit_share=hit / asked if asked and hit is not None else None,
+        ttft_s=_times(window, TTFT),
+        itl_s=_times(window, ITL),
+        queue_s=_times(window, QUEUE),
+        prefill_s=_times(window, PREFILL),
+        decode_s=_times(window, DECODE),
+        e2e_s=_times(window, E2E),
+        drafts=None if drafts is None else round(drafts),
+        drafted_tokens=None if drafts is None else round(window.total(DRAFTED) or 0),
+        accepted_per_position=per_position,
+        acceptance_length=None if per_position is None else 1.0 + sum(per_position),
+        # vLLM has these families always, and leaves them at 0 unless told to estimate.
+        flops_per_gpu_per_s=window.rate(FLOPS) or None,
+        read_bytes_per_gpu_per_s=window.rate(READ_BYTES) or None,
+    )
+
+
+def _value(labels: str) -> str:
+    """Return `stop` of `finished_reason="stop"`."""
+    return labels.partition('"')[2].rstrip('"')
+
+
+def _per_position(window: Window, drafts: float | None) -> tuple[float, ...] | None:
+    if not drafts:
+        return None
+    counts = {int(_value(key)): n for key, n in window.by_label(ACCEPTED_AT).items()}
+    return tuple(counts[position] / drafts for position in sorted(counts))
+
+
+def _mean(values: NDArray[Any]) -> float | None:
+    return float(values.mean()) if values.size else None
+
+
+def _max(values: NDArray[np.float64]) -> float | None:
+    return float(values.max()) if values.size else None

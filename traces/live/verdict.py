@@ -1,0 +1,319 @@
+"""Where a live deployment's time goes: the bottleneck in words, with the numbers it follows from.
+
+Each check says what it found, that it found nothing, or that this depth of watching cannot see
+it. The verdict is the first finding in the order of `CHECKS`: what keeps requests out comes before
+what makes steps slow, because no faster step helps a request that is not in one. The thresholds
+are stated here and in docs/attach.md; none of them was fitted to anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import polars as pl
+
+from traces.live.numbers import KV_FULL, Numbers
+from traces.schema.record import Record
+from traces.summary.kernels import Collective, DeviceTime
+
+FEWEST_POLLS = 10
+BUSY = 0.1  # share of the polls at which requests ran, below which there is nothing to judge
+FULL = 0.2  # share of the polls at which the KV cache is full
+WAITS = 0.2  # share of the polls at which requests wait
+QUEUED = 0.5  # of the time to first token, spent in the queue
+CAPPED = 0.8  # share of the polls with a queue at which as many ran as ever did
+EXPOSED = 0.2  # of the profiled time, in collectives that nothing hides
+IDLE = 0.4  # of the profiled time, without work on the devices
+ALWAYS_BUSY = 0.9  # of the polls: else a device idles for want of requests
+HARDLY = 1.1  # tokens that a drafted step gives: a draft gives at most a tenth
+GROWS = 0.6  # of a step's time that follows its tokens
+FIXED = 0.8  # of a step's time that does not
+FEWEST_STEPS = 200
+FEWEST_PAIRED = 20  # steps of one batch size, with and without a draft
+EXPLAINED = 0.5  # of the variance of step times, for a fit to be told
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """What is known of one engine over the time that it was watched.
+
+    `steps` are rows of the table, `collectives` and `device_time` of profiler windows
+    (traces/summary/kernels.py); None where that depth was not there.
+    """
+
+    numbers: Numbers | None
+    steps: pl.DataFrame | None = None
+    collectives: tuple[Collective, ...] | None = None
+    device_time: DeviceTime | None = None
+
+    @cached_property
+    def fixed_share(self) -> float | None:
+        """The share of a step's time that does not follow what is in it."""
+        return fixed_share(self.steps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding(Record):
+    """A bottleneck: its kind, and the measured numbers that say so."""
+
+    kind: str
+    evidence: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unseen(Record):
+    """A bottleneck that cannot be told at this depth, and what would tell it."""
+
+    kind: str
+    needs: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict(Record):
+    """`found` in order, the first being the verdict; empty is "nothing stands out".
+
+    `reason` says why there is no verdict at all (too short, no load), None where there is one.
+    """
+
+    engine: str
+    found: tuple[Finding, ...] = ()
+    unseen: tuple[Unseen, ...] = ()
+    reason: str | None = None
+
+
+Outcome = Finding | Unseen | None
+
+STEPS_JUDGED = (  # the columns of steps that `Evidence` needs
+    *("wall_ns", "interval_ns", "profiled", "prefill_tokens", "decode_requests"),
+    *("decode_tokens", "decode_kv_tokens", "drafted", "accepted"),
+)
+
+
+def judge(engine: str, evidence: Evidence) -> Verdict:
+    """Return the verdict on one engine."""
+    numbers = evidence.numbers
+    if numbers is None or numbers.polls < FEWEST_POLLS:
+        polls = 0 if numbers is None else numbers.polls
+        return Verdict(engine=engine, reason=f"too short: {polls} polls, {FEWEST_POLLS} are needed")
+    if numbers.busy_share is not None and numbers.busy_share < BUSY:
+        share = f"{numbers.busy_share:.0%}"
+        return Verdict(engine=engine, reason=f"no load: requests ran at {share} of the polls")
+    outcomes = [check(numbers, evidence) for check in CHECKS]
+    return Verdict(
+        engine=engine,
+        found=tuple(each for each in outcomes if isinstance(each, Finding)),
+        unseen=tuple(each for each in outcomes if isinstance(each, Unseen)),
+    )
+
+
+def _kv(numbers: Numbers, _: Evidence) -> Outcome:
+    full, waits = numbers.kv_full_share, numbers.waiting_share
+    if full is None or waits is None:
+        return Unseen(kind="KV-bound", needs="vllm:kv_cache_usage_perc")
+    preempted = numbers.preemptions or 0
+    if full < FULL or not (waits >= WAITS or preempted):
+        return None
+    parts = [f"KV cache above {KV_FULL:.0%} at {full:.0%} of the polls"]
+    if preempted:
+        parts.append(f"{preempted:,} preemptions, whose tokens are computed again")
+    if waits:
+        parts.append(f"requests wait at {waits:.0%} of the polls, {numbers.waiting:.1f} on average")
+    return Finding(kind="KV-bound", evidence="; ".join(parts))
+
+
+def _queue(numbers: Numbers, evidence: Evidence) -> Outcome:
+    waits, queue, ttft = numbers.waiting_share, numbers.queue_s.mean, numbers.ttft_s.mean
+    if waits is None:
+        return Unseen(kind="queueing", needs="vllm:num_requests_waiting")
+    if waits < WAITS or isinstance(_kv(numbers, evidence), Finding):
+        return None
+    if queue is None or ttft is None:  # no request has finished yet
+        if waits < QUEUED:
+            return None
+        share = ""
+    elif queue.value < QUEUED * ttft.value:
+        return None
+    else:
+        share = (
+            f"; {queue.value:.3g} s in the queue, {ttft.value:.3g} s to the first token (means of "
+            "/metrics)"
+        )
+    text = f"requests wait at {waits:.0%} of the polls, {numbers.waiting:.1f} on average{share}"
+    if numbers.capped_share is not None and numbers.capped_share >= CAPPED:
+        text += (
+            f"; while they wait {numbers.running_max:.0f} run and never more, with the KV cache at "
+            f"most {numbers.kv_share_max or 0:.0%} full: max_num_seqs may be the limit"
+        )
+    return Finding(kind="queueing", evidence=text)
+
+
+def _communication(_: Numbers, evidence: Evidence) -> Outcome:
+    found, device = evidence.collectives, evidence.device_time
+    if found is None or device is None:
+        return Unseen(kind="communication-bound", needs="kernel windows")
+    exposed = [each.exposed_s for each in found]
+    known = [seconds for seconds in exposed if seconds is not None]
+    if len(known) < len(exposed):
+        return Unseen(kind="communication-bound", needs="exposed times of the collectives")
+    whole = (device.busy_s + device.idle_s) / max(device.ranks, 1)
+    share = sum(known) / whole
+    if share < EXPOSED:
+        return None
+    return Finding(
+        kind="communication-bound",
+        evidence=f"collectives that nothing hides take {share:.0%} of the profiled time, "
+        f"{found[0].name} the most",
+    )
+
+
+def _launch(numbers: Numbers, evidence: Evidence) -> Outcome:
+    device = evidence.device_time
+    if device is None:
+        return Unseen(kind="launch-bound", needs="kernel windows")
+    if (numbers.busy_share or 0) < ALWAYS_BUSY or device.idle_share < IDLE:
+        return None
+    return Finding(
+        kind="launch-bound",
+        evidence=f"the devices had no work for {device.idle_share:.0%} of the profiled time "
+        f"({device.steps} steps), while requests ran at {numbers.busy_share:.0%} of the polls",
+    )
+
+
+def _draft(numbers: Numbers, evidence: Evidence) -> Outcome:
+    length = numbers.acceptance_length
+    if length is None:
+        return None
+    gain = draft_gain(evidence.steps)
+    if gain is not None:
+        times, ratio = gain
+        if times >= 1:
+            return None
+        return Finding(
+            kind="draft not paying",
+            evidence=f"a step with a draft takes {ratio:.2f} times as long as one without at the "
+            f"same batch, and gives {times * ratio:.2f} times the tokens",
+        )
+    if length <= HARDLY:
+        drafts, drafted = numbers.drafts, numbers.drafted_tokens
+        per = f" of {drafted / drafts:.1f} drafted" if drafts and drafted else ""
+        return Finding(
+            kind="draft not paying",
+            evidence=f"{length - 1:.2f} tokens{per} are accepted per draft: it pays only where "
+            f"drafting and checking lengthen a step by less than {length - 1:.0%}",
+        )
+    return Unseen(
+        kind="draft not paying",
+        needs=f"steps with and without a draft ({length:.2f} tokens a drafted step)",
+    )
+
+
+def _compute(_: Numbers, evidence: Evidence) -> Outcome:
+    fixed = evidence.fixed_share
+    if fixed is None:
+        needs = "steps with their composition (plugin and --enable-logging-iteration-details)"
+        if evidence.steps is not None:
+            needs = (
+                f"{FEWEST_STEPS} or more steps whose composition is told and explains their time"
+            )
+        return Unseen(kind="compute-bound", needs=needs)
+    if 1 - fixed >= GROWS:
+        return Finding(
+            kind="compute-bound",
+            evidence=f"{1 - fixed:.0%} of a step's time follows the tokens and context in it",
+        )
+    return None
+
+
+def _fixed(numbers: Numbers, evidence: Evidence) -> Outcome:
+    fixed = evidence.fixed_share
+    if fixed is None or fixed < FIXED or isinstance(_launch(numbers, evidence), Finding):
+        return None
+    return Finding(
+        kind="fixed cost of steps",
+        evidence=f"{fixed:.0%} of a step's time is there whatever is in it (launches, reading the "
+        "weights; kernel windows tell which): larger batches are nearly free",
+    )
+
+
+CHECKS: tuple[Callable[[Numbers, Evidence], Outcome], ...] = (
+    _kv,
+    _queue,
+    _communication,
+    _launch,
+    _draft,
+    _compute,
+    _fixed,
+)
+
+
+def _timed(steps: pl.DataFrame | None) -> pl.DataFrame:
+    """Return the steps whose time is known and not slowed by the profiler, with `time`."""
+    if steps is None:
+        return pl.DataFrame({"time": []})
+    return (
+        steps.filter(~pl.col("profiled").fill_null(False))
+        .with_columns(time=pl.coalesce("wall_ns", "interval_ns") / 1e9)
+        .drop_nulls("time")
+    )
+
+
+def fixed_share(steps: pl.DataFrame | None) -> float | None:
+    """Return the share of the mean step time that does not follow what is in the step.
+
+    The intercept of a least-squares fit of the step's time to its prefill tokens, decode tokens
+    and context read, over its mean. None where steps, their composition or its variation are too
+    few, or the fit explains less than half of the variance.
+    """
+    features = ["prefill_tokens", "decode_tokens", "decode_kv_tokens"]
+    timed = _timed(steps)
+    if timed.height < FEWEST_STEPS:
+        return None
+    known = [name for name in features if timed[name].null_count() < timed.height // 2]
+    if not {"prefill_tokens", "decode_tokens"} <= set(known):
+        return None
+    timed = timed.drop_nulls(known)
+    # Start-up and stalls are not what a step costs.
+    timed = timed.filter(pl.col("time") <= pl.col("time").quantile(0.99))
+    columns = [timed[name].to_numpy().astype(float) for name in known]
+    columns = [each / each.max() for each in columns if each.std() > 0 and each.max() > 0]
+    if timed.height < FEWEST_STEPS or not columns:
+        return None
+    design = np.column_stack([np.ones(timed.height), *columns])
+    time = timed["time"].to_numpy()
+    weights, *_ = np.linalg.lstsq(design, time, rcond=None)
+    left = time - design @ weights
+    spread = float(((time - time.mean()) ** 2).sum())
+    if spread <= 0 or 1 - float((left**2).sum()) / spread < EXPLAINED:
+        return None
+    return float(np.clip(weights[0] / time.mean(), 0.0, 1.0))
+
+
+def draft_gain(steps: pl.DataFrame | None) -> tuple[float, float] | None:
+    """Return how many times the tokens per second a draft gives, and how much longer a step takes.
+
+    Steps that only decode are compared at the same number of requests, medians of times, weighted
+    by the drafted steps. None without enough of both kinds at one size.
+    """
+    timed = _timed(steps)
+    if timed.height < 2 * FEWEST_PAIRED:
+        return None
+    drafted = pl.col("drafted").list.sum().fill_null(0) > 0
+    plain = timed.filter(pl.col("prefill_tokens") == 0, pl.col("decode_requests") > 0)
+    sizes = plain.group_by("decode_requests").agg(
+        with_draft=pl.col("time").filter(drafted).median(),
+        without=pl.col("time").filter(~drafted).median(),
+        steps=drafted.sum(),
+        others=(~drafted).sum(),
+        accepted=pl.col("accepted").list.sum().filter(drafted).mean(),
+    )
+    both = sizes.filter(pl.col("steps") >= FEWEST_PAIRED, pl.col("others") >= FEWEST_PAIRED)
+    if not both.height:
+        return None
+    weight = both["steps"].to_numpy().astype(float)
+    longer = (both["with_draft"] / both["without"]).to_numpy()
+    tokens = (1 + both["accepted"].fill_null(0.0) / both["decode_requests"]).to_numpy()
+    ratio = float(np.average(longer, weights=weight))
+    return float(np.average(tokens / longer, weights=weight)), ratio

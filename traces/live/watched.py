@@ -1,0 +1,209 @@
+"""What a recording of a live deployment amounts to: each engine's numbers and verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import polars as pl
+
+from traces.live.numbers import USED, Numbers, Polls, Window, numbers_in
+from traces.live.verdict import STEPS_JUDGED, Evidence, Verdict, judge
+from traces.recording.reader import Recording, batches, begin_again
+from traces.recording.tables import TABLES
+from traces.schema.engine import EngineConfig
+from traces.schema.record import Record
+from traces.statistics import quantile, spread
+from traces.summary.kernels import collectives, device_time, sample_times
+from traces.summary.run import Run, Spread, to_plain
+
+EVENTS = ("restart", "counter_reset", "gap", "reconnect", "killed", "drop", "clock")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Requests(Record):
+    """The times of an engine's requests one by one: as its spans told them, or as a client saw.
+
+    Mean, p50, p95 and p99 of each, with intervals for other problems, None where not told.
+    """
+
+    source: Literal["spans", "client"]
+    count: int
+    ttft_s: Spread
+    prefill_s: Spread
+    decode_s: Spread
+    e2e_s: Spread
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the document; estimates without the count of runs they rest on."""
+        return {name: to_plain(value) for name, value in vars(self).items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Watched:
+    """One engine of a deployment; `events` counts what happened to it by kind.
+
+    `window` holds what its polls say, each by itself, and is None where `numbers` is. `losses` say
+    what the recording lacks. `requests` are None where no request was seen by itself: only
+    histograms tell of times then.
+    """
+
+    recording: str
+    complete: bool
+    engine: EngineConfig
+    numbers: Numbers | None
+    verdict: Verdict
+    events: dict[str, int]
+    losses: tuple[str, ...]
+    columns: dict[str, str]  # of `steps`: measured, inferred or null; empty without steps
+    window: Window | None
+    requests: Requests | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the document of one engine."""
+        return {
+            "recording": self.recording,
+            "complete": self.complete,
+            "engine": self.engine.to_json(),
+            "numbers": None if self.numbers is None else self.numbers.to_json(),
+            "requests": None if self.requests is None else self.requests.to_json(),
+            "verdict": self.verdict.to_json(),
+            "events": self.events,
+            "losses": list(self.losses),
+            "step_columns": self.columns,
+        }
+
+
+ONLY_WATCHED = (
+    "the traffic of others, of which neither the policy nor the right answers are known; pose "
+    "problems to the server with ttscope attach URL --workload FILE"
+)
+
+
+def only_watched(recording: Recording) -> bool:
+    """Whether a recording holds nothing but the traffic of others on servers."""
+    manifest = recording.manifest
+    return not manifest.policies and "imported" not in manifest.provenance
+
+
+def runs_beside(runs: Sequence[Run], servers: Sequence[Watched]) -> list[Run]:
+    """Return a recording's runs that say something which its watched `servers` do not."""
+    return [
+        run
+        for run in runs
+        if not servers or run.problems or run.problems_in_flight or run.time_by_family
+    ]
+
+
+def watched_engines(recording: Recording, runs: Sequence[Run] = ()) -> list[Watched]:
+    """Return the engines whose /metrics a recording holds, in the manifest's order.
+
+    `runs` are the recording's, from which the times of single requests are taken.
+    """
+    windows = begin_again(recording, lambda: _windows(recording))
+    return [
+        _watched(recording, key, engine, windows[key], runs)
+        for key, engine in recording.manifest.engines.items()
+        if key in windows
+    ]
+
+
+def _windows(recording: Recording) -> dict[str, Window | None]:
+    """Return what the polls of each engine say, of those whose /metrics was read."""
+    polls: dict[str, Polls] = {}
+    columns = ("engine", "time", "name", "labels", "le", "value")
+    for rows in batches(recording, "scrapes", columns, pl.col("name").is_in(USED)):
+        for (key,), own in rows.drop_nulls("engine").group_by("engine", maintain_order=True):
+            polls.setdefault(str(key), Polls()).add(own)
+    return {key: each.window() for key, each in polls.items()}
+
+
+def _watched(
+    recording: Recording,
+    key: str,
+    engine: EngineConfig,
+    window: Window | None,
+    runs: Sequence[Run],
+) -> Watched:
+    events = recording.frame("events")
+    steps, columns = begin_again(recording, lambda: _steps(recording, key))
+    kernels = recording.frame("kernels").filter(pl.col("engine") == key)
+    numbers = None if window is None else numbers_in(window, key)
+    mine = events.filter((pl.col("engine") == key) | pl.col("engine").is_null())
+    counts = dict(mine.group_by("kind").len().iter_rows())
+    evidence = Evidence(
+        numbers=numbers,
+        steps=steps if steps.height else None,
+        collectives=collectives(kernels),
+        device_time=device_time(events, key),
+    )
+    return Watched(
+        recording=recording.name,
+        complete=recording.complete,
+        engine=engine,
+        numbers=numbers,
+        verdict=judge(key, evidence),
+        events={kind: counts[kind] for kind in EVENTS if counts.get(kind)},
+        losses=tuple(recording.losses),
+        columns=columns,
+        window=window,
+        requests=_requests([run for run in runs if run.engine == engine]),
+    )
+
+
+def _steps(recording: Recording, key: str) -> tuple[pl.DataFrame, dict[str, str]]:
+    """Return the columns of an engine's steps that a verdict needs, and what each column is."""
+    frames = [pl.DataFrame(schema={name: TABLES["steps"][name] for name in STEPS_JUDGED})]
+    told: set[str] = set()
+    inferred = False
+    for rows in batches(recording, "steps", where=pl.col("engine") == key):
+        told |= {name for name in rows.columns if rows[name].null_count() < rows.height}
+        inferred |= bool((rows["source"] == "inferred").any())
+        frames.append(rows.select(STEPS_JUDGED))
+    return pl.concat(frames), step_columns(told, inferred=inferred)
+
+
+def _requests(runs: Sequence[Run]) -> Requests | None:
+    """Return the times of the requests of an engine's only run; several were told apart."""
+    if len(runs) != 1:
+        return None
+    frames = runs[0].rows, runs[0].sample_rows, runs[0].windows
+    if frames[0] is None or frames[1] is None or frames[2] is None:
+        return None
+    times = sample_times(frames[0], frames[1], frames[2])
+    if not times.height:
+        return None
+    problems = times["problem"].to_numpy()
+
+    def of(name: str) -> Spread:
+        values = times[name].to_numpy()  # nan where not known
+        known = np.isfinite(values)
+        p99 = quantile(values[known], 0.99, "s", problems=problems[known])
+        return {**spread(values, "s", problems), "p99": p99}
+
+    names = ("ttft_s", "prefill_s", "decode_s", "e2e_s")
+    return Requests(
+        source="spans" if runs[0].policy is None else "client",
+        count=times.height,
+        **{name: of(name) for name in names},
+    )
+
+
+def step_columns(told: Collection[str], *, inferred: bool) -> dict[str, str]:
+    """Return of each column of `steps` whether it was measured, inferred, or is null.
+
+    `told` are those that hold something; `inferred` says that the server does not tell what was in
+    its steps.
+    """
+    if not told:
+        return {}
+    guessed = {"decode_kv_tokens"}
+    if inferred:
+        guessed |= {"prefill_requests", "prefill_tokens", "decode_requests", "decode_tokens"}
+    return {
+        name: "null" if name not in told else "inferred" if name in guessed else "measured"
+        for name in TABLES["steps"]
+        if name not in {"engine", "source"}
+    }

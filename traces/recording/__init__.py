@@ -1,0 +1,1 @@
+"""The folder on disk: its tables, manifest, parts, writer and reader."""

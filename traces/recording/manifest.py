@@ -1,0 +1,246 @@
+"""`recording.json`: what a recording is, beside its tables."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from traces.errors import NewerSchemaError, RecordingError, TtscopeError
+from traces.files import sync_folder
+from traces.recording import checksums
+from traces.schema.engine import SCHEMA_VERSION, EngineConfig, ModelFacts
+from traces.schema.policy import Policy
+from traces.schema.record import Record
+
+NAME = "recording.json"
+PARTIAL = f"{NAME}.partial"
+LEAST_RESERVED = 1 << 16
+MOST_BYTES = 16 << 20
+MOST_ENGINES = 4_096  # and policies, and models
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkloadFacts(Record):
+    """Which problems were posed: enough to tell whether two recordings share them.
+
+    `verifier` names how answers were judged (several joined by "+"), None where not told.
+    `prompt_block_tokens` is how much of a prompt each of its `prompt_blocks` names.
+    """
+
+    name: str
+    hash: str
+    problems: int
+    seed: int | None = None
+    template_hash: str | None = None
+    verifier: str | None = None
+    prompt_block_tokens: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClockReading(Record):
+    """The monotonic and the unix clock, read together."""
+
+    monotonic_ns: int
+    unix_ns: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointCost(Record):
+    """What it took to force answers at budgets, after the timed run and in none of its numbers.
+
+    `samples` of each problem were cut at `budgets`; `prompt_tokens` were forwarded, those from the
+    prefix cache apart. Tokens are None where the engine does not tell them.
+    """
+
+    budgets: tuple[int, ...]
+    samples: int
+    requests: int
+    failed: int
+    seconds: float
+    prompt_tokens: int | None
+    output_tokens: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """The contents of `recording.json`.
+
+    `engines`, `policies` and `models` map a key to what it stands for (the key of a model is
+    its name, as in `EngineConfig.model`). `probe_cost_us` is the median time that the step probe
+    took per step, `kernel_windows_cost` the share of the run's time that profiler windows took,
+    `dropped` counts rows per table that were measured but not kept.
+    `checkpoints` says what forced answers cost.
+    `complete` is False until the run has ended by itself.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    provenance: dict[str, Any] = field(default_factory=dict)
+    clock_start: ClockReading
+    clock_end: ClockReading | None = None
+    engines: dict[str, EngineConfig] = field(default_factory=dict)
+    policies: dict[str, Policy] = field(default_factory=dict)
+    models: dict[str, ModelFacts] = field(default_factory=dict)
+    workload: WorkloadFacts | None = None
+    concurrency: int | None = None
+    rate_per_s: float | None = None
+    text_recorded: bool = False
+    price_usd_per_device_hour: float | None = None
+    probe_cost_us: float | None = None
+    kernel_windows_cost: float | None = None
+    checkpoints: CheckpointCost | None = None
+    dropped: dict[str, int] = field(default_factory=dict)
+    complete: bool = False
+
+    @property
+    def losses(self) -> list[str]:
+        """What is missing from the tables, one line a table."""
+        counts = sorted(self.dropped.items())
+        return [f"rows of {table} lost while recording: {n:,}" for table, n in counts if n]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the document as plain dicts."""
+        plain: dict[str, Any] = dict(vars(self))
+        for name in ("engines", "policies", "models"):
+            plain[name] = {key: value.to_json() for key, value in plain[name].items()}
+        for name in ("clock_start", "clock_end", "workload", "checkpoints"):
+            plain[name] = None if plain[name] is None else plain[name].to_json()
+        return plain
+
+    def write(self, folder: Path) -> None:
+        """Write `recording.json` so that it is replaced whole or not at all.
+
+        It survives a power failure. Room that `reserve` has kept is used. Raises OSError.
+        """
+        data = json.dumps(self.to_json(), indent=1).encode()
+        partial = folder / PARTIAL
+        partial.touch()
+        with partial.open("r+b") as file:  # in the room that is reserved
+            file.write(data)
+            file.truncate()
+            file.flush()
+            os.fsync(file.fileno())
+        checksums.add(folder, NAME, checksums.digest(data))
+        partial.replace(folder / NAME)
+        sync_folder(folder)
+        if self.complete:
+            checksums.compact(folder)
+
+
+def reserve(folder: Path) -> None:
+    """Keep room for the next `recording.json`, twice as large as this one. Raises OSError."""
+    size = max(2 * (folder / NAME).stat().st_size, LEAST_RESERVED)
+    with (folder / PARTIAL).open("wb") as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+        else:
+            file.write(bytes(size))
+
+
+def take_folder(folder: Path) -> None:
+    """Make a folder for a recording, or take an empty one: of two that try, one gets it.
+
+    Raises RecordingError when it holds a recording already or cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(folder / NAME, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+    except FileExistsError:
+        raise RecordingError(
+            f"{folder}: already holds a recording; name another folder with -o, or delete it"
+        ) from None
+    except OSError as error:
+        raise RecordingError(f"{folder}: cannot be written ({error.strerror})") from None
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read `recording.json`: at most `MOST_BYTES`, each field of its type.
+
+    Raises RecordingError (NewerSchemaError for one from the future) that names the path and says
+    how to go on.
+    """
+    path = folder / NAME
+    if not folder.exists():
+        raise RecordingError(f"{folder}: no such recording")
+    if not folder.is_dir():
+        raise RecordingError(f"{folder}: not a recording (a recording is a folder with {NAME})")
+    try:
+        raw = _read(path)
+        data = msgspec.json.decode(raw)
+        version = data["schema_version"]
+        _check_numbers(data)
+    except FileNotFoundError:
+        raise RecordingError(
+            f"{folder}: not a recording, it has no {NAME}; "
+            "if it was one, restore the file from a copy"
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise RecordingError(
+            f"{path}: cannot be read ({type(error).__name__}); restore it from a copy"
+        ) from None
+    if type(version) is not int or version > SCHEMA_VERSION:
+        raise NewerSchemaError(
+            f"{path}: schema version {str(version)[:20]} is newer than this ttscope reads "
+            f"({SCHEMA_VERSION}); upgrade ttscope"
+        )
+    try:
+        msgspec.convert(data, Manifest)
+        if version < 1 or any(
+            len(data.get(name, ())) > MOST_ENGINES for name in ("engines", "policies", "models")
+        ):
+            raise ValueError(f"its version is below 1, or it has over {MOST_ENGINES:,} engines")
+        return _parse(data)
+    except (TtscopeError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise RecordingError(
+            f"{path}: malformed ({type(error).__name__}: {error}); restore it from a copy"
+        ) from None
+
+
+def _read(path: Path) -> bytes:
+    """Return the bytes of `recording.json` as they were written.
+
+    A writer that is at work replaces it, so what does not match is read again.
+    """
+    for last in (False, False, True):
+        checksums.check_regular(path)
+        if path.stat().st_size > MOST_BYTES:
+            raise RecordingError(f"{path}: is larger than {MOST_BYTES:,} bytes; not of ttscope")
+        raw = path.read_bytes()
+        wanted = checksums.read_checksums(path.parent).get(NAME)
+        if wanted is None or checksums.digest(raw) in wanted:
+            return raw
+        if last:
+            raise checksums.changed(path)
+        time.sleep(0.01)
+    raise AssertionError("unreachable")
+
+
+def _check_numbers(value: Any) -> None:
+    """Raise ValueError where a number does not fit the 64 bits of what is computed with it."""
+    if isinstance(value, dict):
+        for each in value.values():
+            _check_numbers(each)
+    elif isinstance(value, list):
+        for each in value:
+            _check_numbers(each)
+    elif isinstance(value, int) and abs(value) >= 1 << 63:
+        raise ValueError("a number that is out of range")
+
+
+def _parse(data: dict[str, Any]) -> Manifest:
+    def one(kind: type[Record], value: Any) -> Any:
+        return None if value is None else kind.from_json(value)
+
+    known = {name: data[name] for name in Manifest.__dataclass_fields__ if name in data}
+    for name, kind in (("engines", EngineConfig), ("policies", Policy), ("models", ModelFacts)):
+        known[name] = {key: kind.from_json(value) for key, value in data.get(name, {}).items()}
+    known["clock_start"] = ClockReading.from_json(data["clock_start"])
+    known["clock_end"] = one(ClockReading, data.get("clock_end"))
+    known["workload"] = one(WorkloadFacts, data.get("workload"))
+    known["checkpoints"] = one(CheckpointCost, data.get("checkpoints"))
+    return Manifest(**known)

@@ -1,0 +1,297 @@
+"""The files of one table: numbered Parquet parts that merge into ranges.
+
+A part is written to a temporary name, synced and renamed, so a reader or a kill sees it whole or
+not at all, and it survives a power failure. Its checksum is noted before it appears.
+`FAN_IN` parts of one level merge into one whose name carries the range of parts it holds
+(`steps-000000-000063.parquet`), and these merge again, so that a day of one part per second stays
+below 200 files. Sources are deleted after the merged file is in place. Readers ignore a part that a
+range covers, so no row is lost or doubled whenever the process is killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import polars as pl
+
+from traces.errors import RecordingError
+from traces.files import sync_folder
+from traces.recording import checksums
+from traces.recording.checksums import Checksums, check_regular, file_digest
+from traces.recording.tables import KEYS, TABLES
+
+FAN_IN = 64
+MOST_ROWS = 100_000_000  # of a part
+MOST_ROWS_PER_BYTE = 8  # of a part of over a million rows: ours have less than one
+LARGEST = 1 << 62  # of its whole numbers: in ns, the year 2116
+_NAME = re.compile(r"^(?P<table>[a-z]+)-(?P<first>\d{6,})(?:-(?P<last>\d{6,}))?\.parquet$")
+_MAGIC = b"PAR1"
+
+
+@dataclass(frozen=True, order=True)
+class Part:
+    """One file holding the parts `first` to `last`."""
+
+    first: int
+    last: int
+    path: Path
+
+    @property
+    def level(self) -> int:
+        """How often its rows were merged: 0 for a fresh part."""
+        size, level = self.last - self.first + 1, 0
+        while size > 1:
+            size, level = size // FAN_IN, level + 1
+        return level
+
+
+def part_path(folder: Path, table: str, first: int, last: int) -> Path:
+    """Return the file name of a part or of a merged range."""
+    span = f"{first:06d}" if first == last else f"{first:06d}-{last:06d}"
+    return folder / f"{table}-{span}.parquet"
+
+
+def list_parts(folder: Path, table: str) -> list[Part]:
+    """Return the table's parts in order, without those that a range covers."""
+    found = []
+    for name in os.listdir(folder):
+        match = _NAME.match(name)
+        if match is None or match["table"] != table:
+            continue
+        first = int(match["first"])
+        found.append(Part(first, int(match["last"] or first), folder / name))
+    found.sort(key=lambda part: (part.first, -part.last))
+    kept: list[Part] = []
+    for part in found:
+        if not kept or part.last > kept[-1].last:
+            kept.append(part)
+    return kept
+
+
+def own_parts(parts: Sequence[Part], sums: Checksums, *, closed: bool) -> list[Part]:
+    """Leave out copies of a part under other names.
+
+    Raises RecordingError for a part that a `closed` recording with checksums has none for: it is
+    not of this recording.
+    """
+    sizes = Counter(size for part in parts if (size := _size(part.path)) is not None)
+    seen: set[str] = set()
+    kept = []
+    for part in sorted(parts, key=lambda part: part.path.name not in sums):
+        if sizes[_size(part.path) or 0] > 1:
+            digest = file_digest(part.path)
+            if digest in seen:
+                continue
+            seen.add(digest)
+        if closed and sums and part.path.name not in sums:
+            raise RecordingError(
+                f"{part.path}: is not in {checksums.NAME}; move it away if it is not of this "
+                f"recording, or delete {checksums.NAME} to read it"
+            )
+        kept.append(part)
+    return sorted(kept)
+
+
+def missing_parts(parts: Sequence[Part], table: str, sums: Checksums) -> list[str]:
+    """Return the files of a table that have a checksum, but neither they nor a range is there."""
+    gone = []
+    for name in sorted(sums):
+        match = _NAME.match(name)
+        if match is None or match["table"] != table:
+            continue
+        first, last = int(match["first"]), int(match["last"] or match["first"])
+        if not any(part.first <= first and last <= part.last for part in parts):
+            gone.append(name)
+    return gone
+
+
+def _size(path: Path) -> int | None:
+    try:
+        return path.lstat().st_size
+    except FileNotFoundError:  # merged by a writer that is still at work
+        return None
+
+
+def check_part(path: Path) -> None:
+    """Raise RecordingError when the file is a link, or does not begin and end as Parquet does."""
+    check_regular(path)
+    with path.open("rb") as file:
+        head = file.read(4)
+        file.seek(0, os.SEEK_END)
+        size = file.tell()
+        file.seek(max(size - 8, 0))
+        tail = file.read(8)
+    footer = int.from_bytes(tail[:4], "little") if len(tail) == 8 else 0
+    if head != _MAGIC or tail[4:] != _MAGIC or not 0 < footer <= size - 12:
+        raise damaged(path)
+
+
+def damaged(path: Path) -> RecordingError:
+    """Return the error for a part that cannot be read."""
+    return RecordingError(
+        f"{path}: truncated or corrupt ({path.stat().st_size if path.exists() else 0} bytes); "
+        "restore it from a copy, or delete it to open the recording without its rows"
+    )
+
+
+def write_part(folder: Path, table: str, frame: pl.DataFrame, first: int, last: int) -> Path:
+    """Write a part so that it appears whole or not at all; returns its path."""
+    target = part_path(folder, table, first, last)
+    data = io.BytesIO()
+    frame.write_parquet(data, compression="zstd", compression_level=3, statistics=False)
+    with whole_part(target) as file:
+        file.write(data.getbuffer())
+    return target
+
+
+@contextlib.contextmanager
+def whole_part(target: Path) -> Iterator[BinaryIO]:
+    """Give a file that becomes the part `target`, synced and with its checksum, after the block.
+
+    Nothing is left of it where the block or the disk fails. Raises OSError.
+    """
+    partial = target.with_suffix(".partial")
+    try:
+        with partial.open("w+b") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            file.seek(0)
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        checksums.add(target.parent, target.name, digest)
+        partial.replace(target)
+        sync_folder(target.parent)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise
+
+
+def last_rows(frame: pl.LazyFrame, table: str) -> pl.LazyFrame:
+    """Keep the last row of each key: a span's row at its end supersedes that of its start."""
+    key = KEYS.get(table)
+    if key is None:
+        return frame
+    return frame.unique(subset=list(key), keep="last", maintain_order=True)
+
+
+def remove_leftovers(folder: Path, table: str) -> None:
+    """Delete what a kill left behind: half-written files, and parts that a range covers."""
+    kept = {part.path.name for part in list_parts(folder, table)}
+    for name in os.listdir(folder):
+        match = _NAME.match(name)
+        covered = match is not None and match["table"] == table and name not in kept
+        half = name.startswith(f"{table}-") and name.endswith(".partial")
+        if covered or half:
+            (folder / name).unlink(missing_ok=True)
+
+
+def part_rows(path: Path, sums: Checksums) -> int:
+    """Return how many rows a part holds, from its footer.
+
+    Raises RecordingError naming the file when it is truncated or corrupt.
+    """
+    with _reading(path, sums):
+        return _count_rows(path)
+
+
+def _count_rows(path: Path) -> int:
+    scan = pl.scan_parquet(path, hive_partitioning=False, glob=False)
+    return int(scan.select(pl.len()).collect().item())
+
+
+def scan_part(path: Path, table: str, columns: Sequence[str]) -> pl.LazyFrame:
+    """Return some of a table's columns of a part, lazily; one that the file lacks is null.
+
+    Nothing is checked (`checked_part`), and nothing but the columns' names is read.
+    """
+    held = part_schema(path)
+    return pl.scan_parquet(path, hive_partitioning=False, glob=False).select(
+        (pl.col(name) if name in held else pl.lit(None).alias(name)).cast(TABLES[table][name])
+        for name in columns
+    )
+
+
+def part_schema(path: Path) -> Mapping[str, pl.DataType]:
+    """Return the columns of a part; its name is no pattern."""
+    with path.open("rb") as file:
+        return pl.read_parquet_schema(file)
+
+
+def read_part(
+    path: Path, table: str, columns: Sequence[str] | None = None, sums: Checksums | None = None
+) -> pl.DataFrame:
+    """Read one part with the table's columns, or some; a column that the file lacks is null.
+
+    Raises RecordingError naming the file when it is truncated, corrupt or not as it was written.
+    """
+    schema = {name: TABLES[table][name] for name in columns or TABLES[table]}
+    with _reading(path, sums or {}) as sure:
+        held = part_schema(path)
+        wanted = [name for name in schema if name in held]
+        _check_rows(path)
+        frame = pl.read_parquet(path, columns=wanted, hive_partitioning=False, glob=False)
+        missing = [
+            pl.lit(None, dtype).alias(name)
+            for name, dtype in schema.items()
+            if name not in frame.columns
+        ]
+        frame = frame.with_columns(missing).select(
+            pl.col(name).cast(dtype) for name, dtype in schema.items()
+        )
+        if frame.schema != schema or not (sure or _in_range(frame)):  # a struct stays one
+            raise damaged(path)
+        return frame
+
+
+def checked_part(path: Path, sums: Checksums) -> Path:
+    """Return the path of a part that can be scanned. Raises RecordingError as `read_part`."""
+    with _reading(path, sums) as sure:
+        _check_rows(path)
+        if not sure:
+            pl.scan_parquet(path, glob=False).collect_schema()
+    return path
+
+
+def _check_rows(path: Path) -> None:
+    """Raise RecordingError for a small file that would fill the memory."""
+    rows = _count_rows(path)
+    most = max(MOST_ROWS_PER_BYTE * path.stat().st_size, 1_000_000)
+    if rows > min(most, MOST_ROWS):
+        raise RecordingError(
+            f"{path}: claims {rows:,} rows in {path.stat().st_size:,} bytes, which ttscope never "
+            "writes; delete it to open the recording without its rows"
+        )
+
+
+@contextlib.contextmanager
+def _reading(path: Path, sums: Checksums) -> Iterator[bool]:
+    """Check a part, and say whether its checksum is known. Damage is one kind of error."""
+    try:
+        check_part(path)
+        yield checksums.check(path, sums)
+    except (FileNotFoundError, RecordingError):  # merged away between listing and reading
+        raise
+    except (Exception, pl.exceptions.PanicException) as error:
+        raise damaged(path) from error
+
+
+def _in_range(frame: pl.DataFrame) -> bool:
+    """Whether whole numbers are such that their sums and differences fit 64 bits."""
+    if not frame.height or not frame.select(pl.col(pl.Int64)).width:
+        return True
+    ends = frame.select(
+        low=pl.min_horizontal(pl.col(pl.Int64).min()),
+        high=pl.max_horizontal(pl.col(pl.Int64).max()),
+    )
+    low, high = ends.row(0)
+    return (low is None or low > -LARGEST) and (high is None or high < LARGEST)

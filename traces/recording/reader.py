@@ -1,0 +1,321 @@
+"""Reading a recording: a folder with `recording.json` and the tables' Parquet parts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TypeVar
+
+import polars as pl
+
+from traces.errors import RecordingError
+from traces.recording.checksums import Checksums, read_checksums
+from traces.recording.manifest import NAME, Manifest, read_manifest
+from traces.recording.parts import (
+    Part,
+    check_part,
+    checked_part,
+    damaged,
+    last_rows,
+    list_parts,
+    missing_parts,
+    own_parts,
+    part_rows,
+    read_part,
+    scan_part,
+)
+from traces.recording.tables import STEP_TIMES, TABLES
+from traces.recording.window_cost import WindowCost
+from traces.schema.engine import EngineConfig
+
+CHECKPOINT = "checkpoint"  # the role of requests that are no part of the timed run
+TOKENS = ("token_ids", "token_logprobs")  # of samples, where text is recorded: most of their bytes
+
+Found = TypeVar("Found")
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A recording on disk; `open` it, then read its tables as polars frames.
+
+    Its properties stay in memory once read. `samples` lack the columns `unread`.
+    """
+
+    path: Path
+    manifest: Manifest
+    unread: tuple[str, ...] = ()
+
+    @classmethod
+    def open(cls, path: str | Path) -> Recording:
+        """Open the recording in the folder `path`.
+
+        Raises RecordingError when it is no recording, lacks its manifest or has a truncated
+        part, and NewerSchemaError when a newer ttscope wrote it.
+        """
+        folder = Path(path)
+        recording = cls(folder, read_manifest(folder))
+        for table in TABLES:
+            for part in list_parts(folder, table):
+                try:
+                    check_part(part.path)
+                except FileNotFoundError:  # merged by a writer that is still at work
+                    continue
+        return recording
+
+    @cached_property
+    def _missing(self) -> list[str]:
+        """The files of a complete recording that are gone."""
+        if not self.manifest.complete:
+            return []
+        sums = read_checksums(self.path)
+        return [name for table in TABLES for name in missing_parts(self._parts(table), table, sums)]
+
+    @property
+    def losses(self) -> list[str]:
+        """What is missing from the tables, one line a table or file."""
+        gone = [f"{name} is missing: its rows are lost" for name in self._missing]
+        return [*self.manifest.losses, *gone]
+
+    def afresh(self) -> Recording:
+        """Return the same recording with nothing of it in memory, to read samples without tokens.
+
+        For readers of many recordings: what one read goes with it.
+        """
+        return replace(self, unread=TOKENS)
+
+    @property
+    def name(self) -> str:
+        """The folder's name, which the user chose."""
+        return self.path.name
+
+    @property
+    def complete(self) -> bool:
+        """Whether the run ended by itself and none of its files is missing.
+
+        False for one that was killed, is still going, or lost rows.
+        """
+        return self.manifest.complete and not self._missing
+
+    @property
+    def replay_of(self) -> str | None:
+        """The recording that a replay predicted this one from; None for what was measured."""
+        told = self.manifest.provenance.get("replayed")
+        return str(told.get("recording")) if isinstance(told, dict) else None
+
+    def engine_key(self, engine: EngineConfig) -> str:
+        """Return the key that an engine's rows have.
+
+        A live engine whose plugin told of it late keeps the key that it began with.
+        """
+        known = self.manifest.engines.items()
+        return next((key for key, each in known if each == engine), engine.key())
+
+    def frame(self, table: str, columns: Sequence[str] | None = None) -> pl.DataFrame:
+        """Return a table in memory, with every column of `traces.recording.tables` or with some.
+
+        Rows of problems and samples that were written at their start and again at their end
+        stand once. Raises RecordingError naming the file when a part is corrupt.
+        """
+        frames = self._of_parts(table, lambda path, sums: read_part(path, table, columns, sums))
+        schema = {name: TABLES[table][name] for name in columns or TABLES[table]}
+        whole = pl.concat([pl.DataFrame(schema=schema), *frames])
+        return last_rows(whole.lazy(), table).collect()
+
+    def rows(self, table: str) -> int:
+        """Return how many rows a table's files hold, superseded ones too, without reading them.
+
+        Raises RecordingError naming the file when a part is corrupt.
+        """
+        return sum(self._of_parts(table, part_rows))
+
+    def _of_parts(self, table: str, read: Callable[[Path, Checksums], Found]) -> list[Found]:
+        """Read every part, again where a writer merged some meanwhile."""
+        for _ in range(5):
+            try:
+                parts, sums = self._parts(table), read_checksums(self.path)
+                own = own_parts(parts, sums, closed=self.manifest.complete)
+                return [read(part.path, sums) for part in own]
+            except FileNotFoundError:
+                continue
+        raise RecordingError(f"{self.path}: its files change faster than they can be read")
+
+    def _parts(self, table: str) -> list[Part]:
+        try:
+            return list_parts(self.path, table)
+        except FileNotFoundError:
+            raise RecordingError(
+                f"{self.path}: its folder is gone; give the path that it has now"
+            ) from None
+
+    def paths(self, table: str) -> list[Path]:
+        """Return the table's files, in order, each as it was written.
+
+        Raises RecordingError naming the file when one is corrupt.
+        """
+        return self._of_parts(table, checked_part)
+
+    def table(self, table: str) -> pl.LazyFrame:
+        """Return a table as a lazy frame, for recordings that do not fit in memory.
+
+        Raises RecordingError as `frame` does, but for rows that turn out damaged when collected.
+        """
+        paths = self.paths(table)
+        if not paths:
+            return pl.LazyFrame(schema=TABLES[table])
+        lazy = pl.scan_parquet(
+            paths, missing_columns="insert", schema=dict(TABLES[table]), glob=False
+        )
+        return last_rows(lazy, table)
+
+    @cached_property
+    def window_costs(self) -> dict[str, WindowCost]:
+        """What windows cost by engine, as far as that was asked for (`problems.engine_windows`)."""
+        return {}
+
+    @cached_property
+    def problems(self) -> pl.DataFrame:
+        """The problems, one row each."""
+        return self.frame("problems")
+
+    @cached_property
+    def samples(self) -> pl.DataFrame:
+        """The requests of the timed run, one row each, in every role but "checkpoint"."""
+        columns = [name for name in TABLES["samples"] if name not in self.unread]
+        samples = self.frame("samples", columns)
+        return samples.filter(pl.col("role").fill_null("sample") != CHECKPOINT)
+
+    @cached_property
+    def checkpoints(self) -> pl.DataFrame:
+        """The requests that forced answers at budgets, after the timed run."""
+        return self.frame("samples").filter(pl.col("role") == CHECKPOINT)
+
+    @cached_property
+    def steps(self) -> pl.DataFrame:
+        """The engine steps, in order."""
+        return self.frame("steps")
+
+    @cached_property
+    def step_times(self) -> pl.DataFrame:
+        """The columns `STEP_TIMES` of the steps: what a summary and a timeline need.
+
+        Texts are categorical, and read before the others: of a million steps they take 32 MB.
+        """
+        texts = ("engine", "source")
+        others = [name for name in STEP_TIMES if name not in texts]
+
+        def read(path: Path, sums: Checksums) -> pl.DataFrame:
+            few = read_part(path, "steps", texts, sums)
+            few = few.with_columns(pl.all().cast(pl.Categorical))
+            return few.hstack(read_part(path, "steps", others, sums)).select(STEP_TIMES)
+
+        schema = {name: TABLES["steps"][name] for name in STEP_TIMES}
+        schema |= dict.fromkeys(texts, pl.Categorical())
+        return pl.concat([pl.DataFrame(schema=schema), *self._of_parts("steps", read)])
+
+
+def measured(recordings: Sequence[Recording]) -> list[Recording]:
+    """Return the recordings that no replay predicted: nothing is learned from a prediction.
+
+    Raises RecordingError where only predictions are given.
+    """
+    found = [each for each in recordings if each.replay_of is None]
+    if recordings and not found:
+        first = recordings[0]
+        raise RecordingError(
+            f"{first.name} is a prediction; give the recording that it was replayed from "
+            f"({first.replay_of})"
+        )
+    return found
+
+
+def find_recordings(folder: Path) -> list[Path]:
+    """Return the recordings in a folder, or the folder itself when it is one, by name."""
+    if (folder / NAME).exists():
+        return [folder]
+    if not folder.is_dir():
+        return []
+    return sorted(child for child in folder.iterdir() if (child / NAME).exists())
+
+
+# A table of a recording a piece at a time, for what does not fit in memory at once.
+
+
+ROWS = 200_000  # at a time
+
+Read = TypeVar("Read")
+
+
+class Merged(Exception):
+    """A writer that is still at work merged the parts while they were read: begin again."""
+
+
+def batches(
+    recording: Recording,
+    table: str,
+    columns: Sequence[str] | None = None,
+    where: pl.Expr | None = None,
+) -> Iterator[pl.DataFrame]:
+    """Give the rows of a table in their order, `ROWS` at a time before `where` chooses among them.
+
+    A column that a file lacks is null. Tables whose rows supersede others are not for this. Raises
+    RecordingError naming the file when a part is corrupt, `Merged` when the parts change meanwhile.
+    """
+    schema = {name: TABLES[table][name] for name in columns or TABLES[table]}
+    needed = sorted(set(schema).union(() if where is None else where.meta.root_names()))
+    for part in recording.paths(table):
+        for lazy in _of_part(part, table, needed):
+            chosen = lazy if where is None else lazy.filter(where)
+            yield _collected(chosen.select(list(schema)), part)
+
+
+def begin_again(recording: Recording, read: Callable[[], Read]) -> Read:
+    """Return what `read` makes of batches, from the start where parts were merged meanwhile.
+
+    Raises RecordingError where that happens over and over.
+    """
+    for _ in range(5):
+        try:
+            return read()
+        except Merged:
+            continue
+    raise RecordingError(f"{recording.path}: its files change faster than they can be read")
+
+
+def _of_part(path: Path, table: str, columns: Sequence[str]) -> Iterator[pl.LazyFrame]:
+    try:
+        count, lazy = part_rows(path, {}), scan_part(path, table, columns)
+    except FileNotFoundError:
+        raise Merged from None
+    for first in range(0, count, ROWS):
+        yield lazy.slice(first, ROWS)
+
+
+def _collected(lazy: pl.LazyFrame, path: Path) -> pl.DataFrame:
+    try:
+        return lazy.collect()
+    except FileNotFoundError:
+        raise Merged from None
+    except (Exception, pl.exceptions.PanicException) as error:
+        raise damaged(path) from error
+
+
+def distinct(
+    recordings: Sequence[Recording],
+) -> tuple[list[Recording], list[tuple[Recording, Recording]]]:
+    """Return the recordings without copies of one, and each copy with what it is one of."""
+    first: dict[Hashable, Recording] = {}
+    copies = []
+    for each in recordings:
+        known = first.setdefault(_identity(each), each)
+        if known is not each:
+            copies.append((each, known))
+    return list(first.values()), copies
+
+
+def _identity(recording: Recording) -> Hashable:
+    """Return what two copies of a recording share, and no two runs: clocks, contents and sizes."""
+    files = sorted((each.name, each.stat().st_size) for each in recording.path.iterdir())
+    return json.dumps(recording.manifest.to_json(), sort_keys=True), tuple(files)

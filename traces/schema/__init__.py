@@ -1,0 +1,1 @@
+"""The words that all parts speak: engine, policy, budget, advice, estimate."""

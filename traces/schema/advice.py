@@ -1,0 +1,182 @@
+"""A budget, and the recommendation that answers it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from traces.schema.engine import EngineConfig
+from traces.schema.estimate import Estimate
+from traces.schema.policy import Policy
+from traces.schema.record import Record
+
+Objective = Literal["accuracy", "latency", "cost", "energy", "throughput"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget(Record):
+    """What a problem may take; what is None is not limited.
+
+    `latency_percentile` is which latency is limited and optimised, None the mean. `required` is
+    False where neither a limit nor what to optimise was given: nothing is recommended then.
+    """
+
+    max_latency_s: float | None = None
+    latency_percentile: int | None = None
+    max_device_s: float | None = None
+    max_cost_usd: float | None = None
+    max_energy_j: float | None = None
+    max_gpus: int | None = None
+    min_accuracy: float | None = None
+    rate_per_s: float | None = None
+    price_usd_per_device_hour: float | None = None
+    prices: tuple[tuple[str, float], ...] = ()  # (type of device, USD per device-hour)
+    optimise: Objective = "latency"
+    confidence: float = 0.9
+    required: bool = True
+
+    def limits(self) -> dict[str, float]:
+        """Return the limits that are given, by field name."""
+        names = ("max_latency_s", "max_device_s", "max_cost_usd", "max_energy_j", "max_gpus")
+        given = {name: getattr(self, name) for name in (*names, "min_accuracy")}
+        return {name: value for name, value in given.items() if value is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured(Record):
+    """What a run of a configuration measured, under the names of a pick's estimates.
+
+    `at_load` says that it ran under the load of the answer, and not under another one, which is
+    `concurrency` problems in flight or `rate_per_s`. `runs` counts the runs under that load.
+    """
+
+    recording: str
+    problems: int
+    concurrency: int | None
+    rate_per_s: float | None
+    estimates: Mapping[str, Estimate | None]
+    at_load: bool = True
+    runs: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pick(Record):
+    """A candidate with what is expected of it.
+
+    `prior` is the system of whose tables its step times are; None where they were recorded.
+    `measured` is what a run of it gave, None where it was not run.
+    """
+
+    engine: EngineConfig
+    policy: Policy
+    command: str | None = None
+    estimates: Mapping[str, Estimate | None]
+    probability_within_budget: float
+    prior: str | None = None
+    measured: Measured | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class NearMiss(Record):
+    """The candidate that comes closest to a limit of those that nothing meets together.
+
+    `sure` is the probability that it meets this limit, which may be met where the others are not.
+    """
+
+    limit: str
+    wanted: float
+    nearest: Estimate
+    sure: float
+    pick: Pick
+
+
+@dataclass(frozen=True, kw_only=True)
+class Turning(Record):
+    """The value of a limit, rate or price at which the answer changes, and to what.
+
+    `direction` is "above" or "below" the value; without `pick` nothing known fits there. `exact`:
+    the pick drops out there; else another is better there, and one not looked at may be earlier.
+    `replayed` says that the value is of replayed candidates, not of the closed form.
+    """
+
+    name: str
+    value: float
+    unit: str
+    direction: Literal["above", "below"]
+    pick: str | None
+    exact: bool = True
+    replayed: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stages(Record):
+    """How the answer came about: candidates by closed form, and those that were replayed.
+
+    `spread` is what nine tenths of the replays lay within of the closed form, a share. `first` is
+    the closed form's pick where the replay changed it.
+    """
+
+    screened: int
+    replayed: int
+    spread: float | None
+    first: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Present(Record):
+    """The configuration that runs today, and what it has more than the pick: `difference`.
+
+    `best` says that it is the pick, or cannot be told apart from it on what is optimised.
+    """
+
+    pick: Pick
+    best: bool
+    difference: Mapping[str, Estimate | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment(Record):
+    """A run that would make the answer surer.
+
+    `regret` is what the pick is expected to lose against the best, as a share of what is optimised,
+    and `regret_after` the same once this run is known.
+    """
+
+    engine: EngineConfig
+    policy: Policy
+    reason: str
+    regret: float
+    regret_after: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recommendation(Record):
+    """What to run for a budget; picks are None when nothing fits.
+
+    `pareto` is the front of accuracy against what is optimised (against latency where that is
+    accuracy), `compute_pareto` against FLOPs.
+    """
+
+    budget: Budget
+    system_optimal: Pick | None
+    compute_optimal: Pick | None
+    regret: Mapping[str, Estimate | None]
+    pareto: tuple[Pick, ...]
+    reasons: tuple[str, ...]
+    near_misses: tuple[NearMiss, ...]
+    measure_next: tuple[str, ...]
+    candidates: int
+    infeasible: Mapping[str, int]
+    compute_pareto: tuple[Pick, ...] = ()
+    equals: tuple[Pick, ...] = ()
+    sensitivity: tuple[Turning, ...] = ()
+    stages: Stages | None = None
+    present: Present | None = None
+    experiments: tuple[Experiment, ...] = ()
+
+    @property
+    def missed(self) -> tuple[NearMiss, ...]:
+        """The near misses of limits that are missed; all where each is met, but not all at once."""
+        sure = self.budget.confidence
+        return tuple(each for each in self.near_misses if each.sure < sure) or self.near_misses

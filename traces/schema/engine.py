@@ -1,0 +1,150 @@
+"""What is run: an engine's configuration, a model's facts, and both with a policy.
+
+A `Config` (engine and policy) identifies a run everywhere. It is hashable, and `key()` is its
+short, stable name in a recording. Units are in the fields' names.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from traces.errors import UsageError
+from traces.schema.policy import Policy
+from traces.schema.record import Record
+
+SCHEMA_VERSION = 1
+
+
+LOOKUPS = ("ngram", "ngram_gpu", "suffix")  # methods of speculation without a model that drafts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speculative(Record):
+    """Speculative decoding, in the names of vLLM's `--speculative-config`."""
+
+    method: str
+    num_speculative_tokens: int
+    model: str | None = None
+    prompt_lookup_min: int | None = None
+    prompt_lookup_max: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.num_speculative_tokens < 1:
+            raise UsageError("speculative: num_speculative_tokens must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig(Record):
+    """What an engine was started with, in vLLM's own names; None where it is not known."""
+
+    model: str
+    dtype: str | None = None
+    quantization: str | None = None
+    kv_cache_dtype: str | None = None
+    max_model_len: int | None = None
+    tensor_parallel_size: int = 1
+    pipeline_parallel_size: int = 1
+    data_parallel_size: int = 1
+    max_num_seqs: int | None = None
+    max_num_batched_tokens: int | None = None
+    block_size: int | None = None
+    num_gpu_blocks: int | None = None
+    gpu_memory_utilization: float | None = None
+    enable_prefix_caching: bool | None = None
+    enforce_eager: bool | None = None
+    async_scheduling: bool | None = None
+    speculative: Speculative | None = None
+    gpu: str | None = None
+    num_gpus: int | None = None
+    mode: Literal["in_process", "server"] = "in_process"
+    vllm_version: str | None = None
+    other: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def num_devices(self) -> int:
+        """Devices that the engine occupies: GPUs, or worker processes where there is none."""
+        if self.num_gpus is not None:
+            return self.num_gpus
+        return self.tensor_parallel_size * self.pipeline_parallel_size * self.data_parallel_size
+
+    def one_replica(self) -> EngineConfig:
+        """Return the engine of one data-parallel rank: with its limits, blocks and devices."""
+        count = self.data_parallel_size
+        gpus = None if self.num_gpus is None else max(self.num_gpus // count, 1)
+        return self if count == 1 else replace(self, data_parallel_size=1, num_gpus=gpus)
+
+    def label(self) -> str:
+        """Return the short form shown in tables, such as `tp2 seqs64 ngram k3`."""
+        parts = [f"tp{self.tensor_parallel_size}"]
+        if self.data_parallel_size > 1:
+            parts.append(f"dp{self.data_parallel_size}")
+        if self.max_num_seqs is not None:
+            parts.append(f"seqs{self.max_num_seqs}")
+        if self.speculative is not None:
+            parts.append(f"{self.speculative.method} k{self.speculative.num_speculative_tokens}")
+        return " ".join(parts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(Record):
+    """An engine configuration and a policy: what is run, replayed and recommended."""
+
+    engine: EngineConfig
+    policy: Policy
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFacts(Record):
+    """What the cost of a model depends on, so that a recording replays without the model.
+
+    `attention` names the kinds of its layers that mix tokens, in the words of transformers'
+    `layer_types` (full_attention, sliding_attention, linear_attention, ...) and `latent_attention`
+    for MLA; `sliding_window` is in tokens; `quantization` is that of the checkpoint's weights.
+    None: not known, as in older recordings, or not counted.
+    """
+
+    name: str
+    architecture: str | None = None
+    num_hidden_layers: int
+    hidden_size: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    intermediate_size: int | None
+    vocab_size: int
+    num_experts: int | None = None
+    experts_per_token: int | None = None
+    total_parameters: int | None
+    active_parameters: int | None
+    weight_bytes: int | None
+    kv_bytes_per_token: int | None
+    attention: tuple[str, ...] | None = None
+    sliding_window: int | None = None
+    quantization: str | None = None
+
+    def reads_all(self, max_model_len: int | None) -> bool:
+        """Whether no layer is known to read less than a context of up to `max_model_len`."""
+        window = self.sliding_window
+        if self.attention == ("sliding_attention",) and window and max_model_len:
+            return max_model_len <= window
+        return self.attention is None or not set(self.attention) - {"full_attention"}
+
+    def other_layers(self) -> str:
+        """Return the kinds of layers that mix tokens by other than full attention, in words."""
+        kinds = (kind for kind in self.attention or () if kind != "full_attention")
+        return ", ".join(kinds).replace("_", " ")
+
+    def matmul_flops(self, tokens: float) -> float:
+        """FLOPs of forwarding tokens through the weights: 2 x active parameters, if known, each."""
+        if self.active_parameters is None:
+            raise ValueError(f"{self.name}: its active parameters are not known")
+        return 2.0 * self.active_parameters * tokens
+
+    def attention_flops(self, query_context: float) -> float:
+        """FLOPs of attention, `query_context` being the sum over tokens of the context read.
+
+        QK^T and AV are 2 x heads x head_dim multiply-adds each per token of context and layer.
+        """
+        width = self.num_attention_heads * self.head_dim
+        return 4.0 * self.num_hidden_layers * width * query_context

@@ -1,0 +1,1 @@
+"""What speculative decoding accepted, and what prompt lookup would have drafted."""

@@ -1,0 +1,84 @@
+"""Prompt lookup that was not run: what it would have kept, from the counts taken at capture."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import polars as pl
+
+from traces.schema.estimate import Estimate
+from traces.schema.record import Record
+from traces.speculation.acceptance import (
+    PHASES,
+    PhaseAcceptance,
+    kept,
+    position_sums,
+    tokens_per_step,
+)
+from traces.statistics import ratio
+
+_SETTING = ("num_speculative_tokens", "prompt_lookup_min", "prompt_lookup_max")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NgramWhatIf(Record):
+    """What vLLM's method "ngram" would have given the recorded samples (see ngram.py).
+
+    The fields mean what they mean in `Acceptance`; `tokens_per_step` bounds what it can gain:
+    decode steps become fewer by this factor, and each of them dearer. `drafted_steps` is the
+    share of decode steps that would have had a draft.
+    """
+
+    num_speculative_tokens: int
+    prompt_lookup_min: int
+    prompt_lookup_max: int
+    drafted: int
+    drafted_steps: Estimate | None
+    accepted_per_position: tuple[Estimate | None, ...]
+    length: Estimate | None
+    tokens_per_step: Estimate | None
+    by_phase: tuple[PhaseAcceptance, ...]
+
+
+def ngram_what_if(drafts: pl.DataFrame) -> tuple[NgramWhatIf, ...] | None:
+    """Return a result per setting from rows of the `drafts` table; None without any.
+
+    Settings are in the order of their numbers. Intervals are over problems.
+    """
+    if not drafts.height:
+        return None
+    found = []
+    for setting, rows in drafts.sort(*_SETTING).group_by(*_SETTING, maintain_order=True):
+        values = [int(value) for value in setting]
+        sums = _sums(rows, values[0])
+        phases = [(name, _sums(rows.filter(phase=name), values[0])) for name in PHASES]
+        found.append(
+            NgramWhatIf(
+                num_speculative_tokens=values[0],
+                prompt_lookup_min=values[1],
+                prompt_lookup_max=values[2],
+                **kept(sums),
+                drafted_steps=_drafted_steps(sums),
+                tokens_per_step=tokens_per_step(sums),
+                by_phase=tuple(
+                    PhaseAcceptance(phase=name, **kept(each), tokens_per_step=tokens_per_step(each))
+                    for name, each in phases
+                    if each.height
+                ),
+            )
+        )
+    return tuple(found)
+
+
+def _sums(rows: pl.DataFrame, positions: int) -> pl.DataFrame:
+    """Return sums per problem in the columns that `kept` reads."""
+    return (
+        rows.group_by("problem_id")
+        .agg(pl.col("steps").sum(), pl.col("tokens").sum(), *position_sums(positions))
+        .sort("problem_id")
+    )
+
+
+def _drafted_steps(sums: pl.DataFrame) -> Estimate | None:
+    drafts, steps = (sums[name].cast(pl.Float64).to_numpy() for name in ("drafts", "steps"))
+    return ratio(drafts, steps, "1")

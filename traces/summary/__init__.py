@@ -1,0 +1,1 @@
+"""From a recording to numbers: problems, energy, kernels, votes, comparison."""

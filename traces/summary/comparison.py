@@ -1,0 +1,688 @@
+"""Two runs of the same problems: paired differences, and what differs in the configuration."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property, reduce
+from itertools import pairwise
+from math import ceil
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from traces.errors import RecordingError, TtscopeError, UsageError
+from traces.recording.manifest import WorkloadFacts
+from traces.recording.reader import Recording, find_recordings
+from traces.schema.engine import EngineConfig
+from traces.schema.estimate import Estimate
+from traces.schema.policy import Policy
+from traces.schema.record import Record
+from traces.statistics import (
+    Z95,
+    Drawn,
+    change,
+    difference,
+    drawn,
+    normal_scores,
+    problems_to_reach,
+    problems_to_tell,
+    student_95,
+    wilson,
+)
+from traces.summary.kernels import sample_times
+from traces.summary.metrics import METRICS, Metric
+from traces.summary.run import Run, conditions, summarise, to_plain
+
+# How far apart two runs of the same configuration lie: the spread from run to run.
+#
+# The state of a machine is one factor on all times of a run: other work, clocks, placement. More
+# problems do not average it out, so that it stands beside the spread over problems wherever times
+# of two runs are compared. It is measured where recordings of the same configuration lie beside
+# those that are compared, else assumed.
+
+
+RUN_TO_RUN = 0.07  # spread (sd) of the same work done again, as measured on shared machines
+PRIOR_REPEATS = 4  # how many held-out recordings that figure counts for in a law's error
+MOST_BESIDE = 24  # repeats that are read
+_STRETCHES = 8  # of neighbouring steps, for the spread within a run
+_FEWEST_STEPS = 10 * _STRETCHES
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSpread:
+    """The spread from run to run of each time of two runs, as the sd of its log.
+
+    `recordings` are the repeats that it was measured from, 0 where it is assumed; `measured` maps
+    a metric's tag to it. The assumed one of the first and of the second run is `assumed`:
+    `RUN_TO_RUN` and how much the speed of each run's own steps varied.
+    """
+
+    recordings: int = 0
+    measured: Mapping[str, float] = field(default_factory=dict)
+    assumed: tuple[float, float] = (RUN_TO_RUN, RUN_TO_RUN)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the document."""
+        return {
+            "assumed": not self.recordings,
+            "recordings": self.recordings,
+            "sd": dict(self.measured) if self.recordings else list(self.assumed),
+        }
+
+
+def assumed(runs: Sequence[Run]) -> tuple[float, float]:
+    """Return the spread of two runs where no repeat tells it."""
+    first, second = (float(np.hypot(RUN_TO_RUN, within(run.step_rows))) for run in runs)
+    return first, second
+
+
+def within(steps: pl.DataFrame | None) -> float:
+    """Return how much the speed of a run varies among eight stretches of its steps, as an sd.
+
+    A disturbance that lasts for a stretch may last for a run, so that runs differ by as much as
+    stretches do. Steps are held against what as many requests and prompt tokens take in the run.
+    """
+    if steps is None:
+        return 0.0
+    timed = steps.filter(~pl.col("profiled").fill_null(False)).select(
+        pl.coalesce("interval_ns", "wall_ns").alias("time"),
+        pl.col("decode_requests", "prefill_tokens").cast(pl.Float64).fill_null(0.0),
+    )
+    timed = timed.drop_nulls("time").filter(pl.col("time") > 0)
+    if timed.height < _FEWEST_STEPS:
+        return 0.0
+    time = timed["time"].to_numpy().astype(float)
+    design = np.column_stack([np.ones(time.size), *timed.select(pl.exclude("time")).to_numpy().T])
+    calm = time <= 10 * np.median(time)  # a stall is no step's own time
+    weights, *_ = np.linalg.lstsq(design[calm], time[calm], rcond=None)
+    expected = np.maximum(design @ weights, 0.1 * np.median(time))
+    stretches = zip(*(np.array_split(each, _STRETCHES) for each in (time, expected)), strict=True)
+    return float(np.std([np.log(took.sum() / usual.sum()) for took, usual in stretches], ddof=1))
+
+
+def configuration(run: Run) -> Hashable:
+    """Return what two runs share of which one repeats the other, None where that is not known."""
+    return _configuration(run.engine, run.policy, run.workload, run.conditions)
+
+
+def _configuration(
+    engine: EngineConfig,
+    policy: Policy | None,
+    workload: WorkloadFacts | None,
+    conditions: Hashable,
+) -> Hashable:
+    if policy is None or workload is None:
+        return None
+    # vLLM gives the cache what memory is left, which differs a little from start to start.
+    return replace(engine, num_gpu_blocks=None), policy, workload.hash, conditions
+
+
+def is_repeat(run: Run) -> bool:
+    """Whether a run can tell the spread: it was measured, and not cut off."""
+    return run.complete and run.replay_of is None and configuration(run) is not None
+
+
+def beside(recordings: Sequence[Recording]) -> list[Run]:
+    """Return the runs that repeat those of the given recordings and lie in the same folders.
+
+    What cannot be read, was cut off or is a prediction is left out.
+    """
+    given = {each.path.resolve() for each in recordings}
+    wanted = {name for each in recordings for name in _configurations(each)} - {None}
+    found: list[Run] = []
+    for folder in sorted({path.parent for path in given}):
+        for path in find_recordings(folder):
+            if path.resolve() in given or len(found) >= MOST_BESIDE:
+                continue
+            try:
+                recording = Recording.open(path)
+                if wanted.isdisjoint(_configurations(recording)):
+                    continue
+                runs = summarise(recording)
+            except RecordingError:
+                continue
+            found += [each for each in runs if is_repeat(each) and configuration(each) in wanted]
+    return found
+
+
+def _configurations(recording: Recording) -> Iterable[Hashable]:
+    manifest = recording.manifest
+    return [
+        _configuration(engine, policy, manifest.workload, conditions(manifest))
+        for engine in manifest.engines.values()
+        for policy in manifest.policies.values()
+    ]
+
+
+Floats = NDArray[np.float64]
+
+SAME = "cannot be told apart"
+THROUGHPUT = "throughput_tokens_per_s"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """One metric of the second run minus the first.
+
+    `verdict` is better, worse or "cannot be told apart" (the 90 % interval contains 0);
+    `times_as_many` how many times the problems would separate a true difference of this size, None
+    where no number would, because the spread from run to run stays. `relative` is the difference
+    as a share of the first run's number, None where that is 0. `problems` have the number in both
+    runs, which may be fewer than both decided: a prediction does not say whether a tied vote is
+    right. `of_problems` is the share of the interval's squared width that is the problems' own, and
+    narrows with their number; `all_equal` says that every problem has the same number in both.
+    """
+
+    metric: Metric
+    difference: Estimate
+    relative: Estimate | None
+    verdict: str
+    problems: int
+    times_as_many: int | None = None
+    of_problems: float = 1.0
+    all_equal: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """The second run against the first; `reason` says why there are no paired numbers.
+
+    `not_told` is what of "engine" and "policy" a recording does not tell, or not entirely: that
+    `config` names no difference there does not say that there is none.
+    `run_to_run` is the spread from run to run that the times' intervals hold.
+    """
+
+    first: str
+    second: str
+    problems: int
+    changes: tuple[Change, ...] = ()
+    run_to_run: RunSpread = field(default_factory=RunSpread)
+    config: Mapping[str, tuple[Any, Any]]
+    not_told: tuple[str, ...] = ()
+    reason: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the document: estimates by metric tag with their verdicts, and the fields."""
+        return {
+            "first": self.first,
+            "second": self.second,
+            "problems": self.problems,
+            "metrics": {
+                change.metric.tag: {
+                    "difference": to_plain(change.difference),
+                    "relative": to_plain(change.relative),
+                    "verdict": change.verdict,
+                    "problems": change.problems,
+                    "times_as_many_problems": change.times_as_many,
+                }
+                for change in self.changes
+            },
+            "config": {name: to_plain(list(values)) for name, values in self.config.items()},
+            "not_told": list(self.not_told),
+            "reason": self.reason,
+            "run_to_run": self.run_to_run.to_json() if self.changes else None,
+        }
+
+
+def compare(first: Run, second: Run, repeats: Sequence[Run] = ()) -> Difference:
+    """Return what the second run changes, over the problems that both decided.
+
+    Intervals hold the problems and, of times, the spread from run to run: as `repeats` of the two
+    have it (others are not looked at), else as is assumed.
+    """
+    ids = _paired_problems(first, second)
+    if isinstance(ids, str):
+        return Difference(
+            first=first.recording,
+            second=second.recording,
+            problems=0,
+            config=config_changes(first, second),
+            not_told=_not_told(first, second),
+            reason=ids,
+        )
+    one, two = _Numbers(first, ids), _Numbers(second, ids)
+    spread, beyond = _run_to_run((first, second), (one, two), repeats)
+    found = (_change(metric, one, two, beyond(metric)) for metric in METRICS)
+    return Difference(
+        first=first.recording,
+        second=second.recording,
+        problems=ids.len(),
+        changes=tuple(each for each in found if each is not None),
+        run_to_run=spread,
+        config=config_changes(first, second),
+        not_told=_not_told(first, second),
+    )
+
+
+def _paired_problems(first: Run, second: Run) -> pl.Series | str:
+    """Return the problems that both decided, or why there are none."""
+    if first.rows is None or second.rows is None:
+        return "there is no row per problem to pair"
+    hashes = [None if run.workload is None else run.workload.hash for run in (first, second)]
+    if hashes[0] is None or hashes[0] != hashes[1]:
+        return "the recordings are not known to pose the same problems, so nothing is paired"
+    decided = [
+        run.rows.filter(pl.col("state") == "decided")["problem_id"].drop_nulls().unique()
+        for run in (first, second)
+        if run.rows is not None
+    ]
+    both = decided[0].filter(decided[0].is_in(decided[1].implode())).sort()
+    return both if both.len() else "no problem was decided in both"
+
+
+class _Numbers:
+    """A run's numbers of some problems: one per problem and column, or one per sample."""
+
+    def __init__(self, run: Run, ids: pl.Series) -> None:
+        assert run.rows is not None
+        self.ids, self._run = ids, run
+        self._places = ids.to_frame("problem_id").with_row_index("place")
+        self._decided = run.rows.filter(pl.col("state") == "decided")
+        names = [metric.column for metric in METRICS if metric.column is not None]
+        # A problem posed several times counts once, by its mean.
+        means = self._decided.group_by("problem_id").agg(
+            pl.col(list(dict.fromkeys(names))).cast(pl.Float64).mean().fill_null(float("nan"))
+        )
+        rows = self._places.join(means, on="problem_id", how="inner").sort("place")
+        self.complete = rows.height == ids.len()
+        self._alone = means.height == ids.len()
+        self._columns = {name: rows[name].to_numpy() for name in names}
+
+    def per_problem(self, column: str) -> Floats:
+        """Return a number for each of the problems, nan where it is not known."""
+        return self._columns[column]
+
+    @cached_property
+    def _samples(self) -> pl.DataFrame:
+        if self._run.sample_rows is None or self._run.windows is None:
+            return pl.DataFrame(
+                schema={"place": pl.UInt32, "ttft_s": pl.Float64, "tpot_s": pl.Float64}
+            )
+        times = sample_times(self._decided, self._run.sample_rows, self._run.windows)
+        return times.join(self._decided.select("problem", "problem_id"), on="problem").join(
+            self._places, on="problem_id"
+        )
+
+    def per_sample(self, column: str) -> tuple[Floats, NDArray[np.intp]]:
+        """Return the samples' numbers that are known, and the place of each one's problem."""
+        known = self._samples.select("place", column).drop_nulls().drop_nans()
+        return known[column].to_numpy(), known["place"].to_numpy().astype(np.intp)
+
+    def throughput(self) -> float | None:
+        """Return the throughput where it is that of these very problems."""
+        found = self._run.throughput_tokens_per_s
+        return found.value if found is not None and self._alone else None
+
+
+def _statistics(metric: Metric, runs: Sequence[_Numbers]) -> list[Drawn] | None:
+    """Return a metric of runs over the problems that have it in all of them, drawn together."""
+    if metric.tag == THROUGHPUT:
+        return _throughputs(runs)
+    if metric.column is not None:
+        columns = [run.per_problem(metric.column) for run in runs]
+        known = np.isfinite(columns).all(axis=0)
+        return [drawn(each[known], metric.q) for each in columns] if known.any() else None
+    if metric.sample_column is None:
+        return None
+    samples = [run.per_sample(metric.sample_column) for run in runs]
+    common = reduce(np.intersect1d, (places for _, places in samples))
+    if not common.size:
+        return None
+    found = []
+    for values, places in samples:
+        kept = np.isin(places, common)
+        problems = np.searchsorted(common, places[kept])
+        found.append(drawn(values[kept], metric.q, problems=problems))
+    return found
+
+
+def _throughputs(runs: Sequence[_Numbers]) -> list[Drawn] | None:
+    """Return throughputs; draws of the problems move them as tokens over latency (Little's law)."""
+    found = []
+    for run in runs:
+        value = run.throughput()
+        tokens, latency = run.per_problem("tokens"), run.per_problem("latency_s")
+        if value is None or not np.isfinite([tokens, latency]).all():
+            return None
+        per_s = drawn(tokens).draws / drawn(latency).draws
+        draws = value * per_s * (latency.mean() / tokens.mean())
+        found.append(Drawn(value=value, draws=draws, problems=tokens.size))
+    return found
+
+
+def _run_to_run(
+    runs: tuple[Run, Run], numbers: tuple[_Numbers, _Numbers], repeats: Sequence[Run]
+) -> tuple[RunSpread, Callable[[Metric], tuple[float, float]]]:
+    """Return the spread from run to run, and what a metric of each run has of it as an sd.
+
+    Repeats are grouped by configuration. The two runs belong to their groups, but where they have
+    the same configuration: what they differ by is the question then, and no answer to it. What
+    repeats differ by holds other draws of their samples too, which the draws of the problems hold
+    already: that part is taken off.
+    """
+    names = [configuration(run) for run in runs]
+    groups: dict[Hashable, list[_Numbers]] = {name: [] for name in names if name is not None}
+    seen = {_fingerprint(run) for run in runs}
+    if names[0] != names[1]:
+        for name, run, own in zip(names, runs, numbers, strict=True):
+            if name is not None and is_repeat(run):
+                groups[name].append(own)
+    ids = numbers[0].ids
+    for each in repeats:
+        name = configuration(each)
+        if name not in groups or not is_repeat(each) or _fingerprint(each) in seen:
+            continue
+        seen.add(_fingerprint(each))  # a copy is no repeat
+        own = _Numbers(each, ids)
+        if own.complete:
+            groups[name].append(own)
+    told = [group for group in groups.values() if len(group) > 1]
+    freedom = sum(len(group) - 1 for group in told)
+    by_assumption = assumed(runs)
+    if not freedom:
+        return RunSpread(assumed=by_assumption), lambda metric: by_assumption
+    measured: dict[str, float] = {}
+    beyond: dict[str, float] = {}
+    for metric in METRICS:
+        found = _measured(metric, told) if metric.timed else None
+        if found is not None:
+            measured[metric.tag], beyond[metric.tag] = found
+    spread = RunSpread(recordings=sum(map(len, told)), measured=measured, assumed=by_assumption)
+
+    def of(metric: Metric) -> tuple[float, float]:
+        sd = beyond.get(metric.tag)
+        return by_assumption if sd is None else (sd, sd)
+
+    return spread, of
+
+
+def _fingerprint(run: Run) -> tuple[float | None, ...]:
+    """Return numbers that no two runs share."""
+    mean, p95 = run.latency_s["mean"], run.latency_s["p95"]
+    return tuple(None if each is None else each.value for each in (mean, p95))
+
+
+def _measured(metric: Metric, groups: Sequence[Sequence[_Numbers]]) -> tuple[float, float] | None:
+    """Return the sd of a metric's log among repeats, and what of it comes beside the problems.
+
+    The second is widened as Student's t is, for a 90 % interval of the difference of two runs.
+    """
+    squares, freedom, halves = 0.0, 0, []
+    for group in groups:
+        found = _statistics(metric, group)
+        if found is None or min(each.value for each in found) <= 0:
+            return None
+        logs = np.log([each.value for each in found])
+        squares += float(np.square(logs - logs.mean()).sum())
+        freedom += len(group) - 1
+        for one, two in pairwise(found):
+            share = change(one, two)
+            if share is not None and share.low is not None and share.high is not None:
+                halves.append(float(np.log((1 + share.high) / (1 + share.low))) / 2)
+    sd = float(np.sqrt(squares / freedom))
+    bound = 2 * (student_95(freedom) * sd) ** 2
+    left = max(bound - float(np.mean(np.square(halves))) if halves else bound, 0.0)
+    return sd, float(np.sqrt(left / 2)) / Z95
+
+
+def _change(
+    metric: Metric, first: _Numbers, second: _Numbers, spread: tuple[float, float]
+) -> Change | None:
+    found = _statistics(metric, (first, second))
+    if found is None:
+        return None
+    one, two = found
+    size = one.problems
+    same = bool(np.array_equal(one.draws, two.draws)) and _equal(metric, first, second)
+    narrow = difference(one, two, metric.unit)
+    if metric.timed and size > 1:
+        one, two = (
+            each.times(np.exp(sd * normal_scores(each.draws.size, seed)))
+            for seed, (each, sd) in enumerate(zip(found, spread, strict=True))
+        )
+    absolute, relative = difference(one, two, metric.unit), change(one, two)
+    if metric.column == "correct" and same:
+        right = first.per_problem("correct")
+        absolute, relative = _all_agree(absolute, relative, right[np.isfinite(right)])
+    of_problems = 1.0
+    if metric.timed and _width(absolute):
+        of_problems = min((_width(narrow) / _width(absolute)) ** 2, 1.0)
+    verdict, times = _verdict(absolute, metric, size, of_problems)
+    return Change(
+        metric=metric,
+        difference=absolute,
+        relative=relative,
+        verdict=verdict,
+        problems=size,
+        times_as_many=times,
+        of_problems=of_problems,
+        all_equal=same,
+    )
+
+
+def _equal(metric: Metric, first: _Numbers, second: _Numbers) -> bool:
+    """Whether every problem has the same number in both runs."""
+    if metric.column is None:
+        return False
+    before, after = first.per_problem(metric.column), second.per_problem(metric.column)
+    known = np.isfinite(before) & np.isfinite(after)
+    return bool((before[known] == after[known]).all())
+
+
+def _width(found: Estimate) -> float:
+    return 0.0 if found.low is None or found.high is None else found.high - found.low
+
+
+def _all_agree(
+    found: Estimate, relative: Estimate | None, right: Floats
+) -> tuple[Estimate, Estimate | None]:
+    """Return the difference, 0, and its share with the interval of what other problems may show.
+
+    That no problem was won or lost of so many does not prove that none would be: either may be as
+    frequent as Wilson's upper end for none of them.
+    """
+    most = wilson(0, right.size)[1]
+    wide = replace(found, low=-most, high=most)
+    if relative is None:
+        return wide, None
+    share = most / float(right.mean())
+    return wide, replace(relative, low=-share, high=share)
+
+
+def _verdict(
+    found: Estimate, metric: Metric, problems: int, of_problems: float
+) -> tuple[str, int | None]:
+    """Return what a difference says, and how many times the problems would tell it from none."""
+    if found.low is None or found.high is None:
+        return SAME, None
+    if found.low <= 0 <= found.high:
+        many = problems_to_tell(found, problems, of_problems=of_problems)
+        return SAME, None if many is None else max(ceil(many / problems), 2)
+    better = (found.value > 0) == (metric.better == "higher")
+    return "better" if better else "worse", None
+
+
+def config_changes(first: Run, second: Run) -> dict[str, tuple[Any, Any]]:
+    """Return `engine.field` and `policy.field` that differ, with both values."""
+    changes: dict[str, tuple[Any, Any]] = {}
+    for part in ("engine", "policy"):
+        one, two = (_fields(getattr(run, part)) for run in (first, second))
+        for name in one | two:
+            if one.get(name) != two.get(name):
+                changes[f"{part}.{name}"] = (one.get(name), two.get(name))
+    return changes
+
+
+def _not_told(first: Run, second: Run) -> tuple[str, ...]:
+    """Return which parts of the configurations a recording does not tell, or not entirely.
+
+    An import has the engine's name at most, a server does not tell all of its settings (unless
+    its plugin or the user does), and nobody tells how the traffic of others is sampled.
+    """
+    runs = (first, second)
+    engine = any(
+        run.imported is not None
+        or (run.engine.mode == "server" and None in (run.engine.dtype, run.engine.max_num_seqs))
+        for run in runs
+    )
+    policy = any(run.policy is None or run.policy.temperature is None for run in runs)
+    return tuple(name for name, unknown in (("engine", engine), ("policy", policy)) if unknown)
+
+
+def _fields(record: Record | None) -> dict[str, Any]:
+    return {} if record is None else record.to_json()
+
+
+# Limits on what a run may change against another, as people write them for CI: `p95>+5%`.
+#
+# A limit is broken when the whole 90 % interval of the difference lies beyond it. So the same
+# configuration run twice breaks a limit no more often than an interval misses. Where the interval
+# holds the limit nothing is sure, and how many problems would settle it is said.
+
+
+# What people write -> the metric's tag, and the unit of a limit that is no share.
+NAMES: dict[str, str] = {
+    "accuracy": "accuracy",
+    "latency": "latency_s.mean",
+    "mean": "latency_s.mean",
+    "p50": "latency_s.p50",
+    "p95": "latency_s.p95",
+    "tokens": "tokens_per_problem",
+    "flops": "flops_per_problem",
+    "ttft_p50": "ttft_s.p50",
+    "ttft_p95": "ttft_s.p95",
+    "tpot_p50": "tpot_s.p50",
+    "tpot_p95": "tpot_s.p95",
+    "throughput": "throughput_tokens_per_s",
+    "device_s": "device_s_per_problem",
+    "cost": "cost_usd_per_problem",
+    "energy": "energy_j.per_problem",
+}
+EXAMPLE = "p95>+5%, accuracy<-.02 or tokens>+100"
+_LIMIT = re.compile(r"\s*([a-z0-9_]+)\s*([<>])\s*([+-]?(?:\d+\.?\d*|\.\d+))\s*(%?)\s*", re.ASCII)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limit:
+    """How far the second run may go above (or below) the first in one metric.
+
+    `amount` is in the metric's unit, or a share of the first run's number where `relative`.
+    """
+
+    text: str
+    tag: str
+    above: bool
+    amount: float
+    relative: bool
+
+    def beyond(self, value: float) -> bool:
+        """Whether a difference lies beyond the limit; one that equals it does not."""
+        return value > self.amount if self.above else value < self.amount
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """A limit with the difference it was held against, in the limit's own terms.
+
+    `timed`: the number differs from run to run.
+
+    `broken`: the whole 90 % interval lies beyond the limit. `sure`: it lies on one side, beyond or
+    within. `problems_to_settle` is how many problems would put it on one side if the difference
+    stayed as it is, None where it lies there or no number would.
+    """
+
+    limit: Limit
+    difference: Estimate
+    broken: bool
+    sure: bool
+    problems_to_settle: int | None
+    timed: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the document."""
+        return {
+            "limit": self.limit.text,
+            "metric": self.limit.tag,
+            "relative": self.limit.relative,
+            "difference": to_plain(self.difference),
+            "failed": self.broken,
+            "sure": self.sure,
+            "problems_to_settle": self.problems_to_settle,
+        }
+
+
+def parse_limit(text: str) -> Limit:
+    """Return the limit of `p95>+5%`: a metric, > or <, and by how much the second may differ.
+
+    A plus or minus sign is needed, as the number is a difference. Raises UsageError.
+    """
+    found = _LIMIT.fullmatch(text)
+    if found is None:
+        raise UsageError(f"--fail-on {text!r}: is not understood; write for example {EXAMPLE}")
+    name, side, amount, percent = found.groups()
+    if name not in NAMES:
+        raise UsageError(f"--fail-on {text!r}: no metric {name}; one of {', '.join(NAMES)}")
+    if amount[0] not in "+-" and float(amount):
+        raise UsageError(
+            f"--fail-on {text!r}: the number is a difference, so give its sign; for example "
+            f"{name}{side}+{amount}{percent}"
+        )
+    return Limit(
+        text=text.strip(),
+        tag=NAMES[name],
+        above=side == ">",
+        amount=float(amount) * (0.01 if percent else 1.0),
+        relative=bool(percent),
+    )
+
+
+def judge(limits: Sequence[Limit], compared: Difference) -> tuple[Judged, ...]:
+    """Hold limits against the paired differences of two runs.
+
+    Raises TtscopeError where one cannot be held: a gate that nothing was measured for must not
+    pass.
+    """
+    if compared.reason is not None:
+        raise TtscopeError(f"--fail-on cannot be judged: {compared.reason}")
+    changes = {change.metric.tag: change for change in compared.changes}
+    return tuple(_judge(limit, changes.get(limit.tag), compared) for limit in limits)
+
+
+def _judge(limit: Limit, change: Change | None, compared: Difference) -> Judged:
+    found = None if change is None else change.relative if limit.relative else change.difference
+    if found is None and limit.tag == NAMES["cost"] and change is None:
+        raise TtscopeError(f"--fail-on {limit.text!r} cannot be judged: give --price")
+    if found is None:
+        raise TtscopeError(
+            f"--fail-on {limit.text!r} cannot be judged: {limit.tag} was not measured in both "
+            f"{compared.first} and {compared.second}"
+            + (", or is 0 in the first" if change is not None else "")
+        )
+    if found.low is None or found.high is None:
+        raise TtscopeError(
+            f"--fail-on {limit.text!r} cannot be judged: one problem has no interval; record more"
+        )
+    assert change is not None
+    low, high = limit.beyond(found.low), limit.beyond(found.high)
+    needed = None
+    if low != high:
+        needed = problems_to_reach(
+            abs(found.value - limit.amount),
+            (found.high - found.low) / 2,
+            change.problems,
+            of_problems=change.of_problems,
+            # Where no problem was won or lost the interval narrows with their number itself.
+            power=1 if limit.tag == "accuracy" and change.all_equal else 2,
+        )
+    return Judged(
+        limit=limit,
+        difference=found,
+        broken=low and high,
+        sure=low == high,
+        problems_to_settle=needed,
+        timed=change.metric.timed,
+    )

@@ -1,0 +1,461 @@
+"""What became of each problem: one row with its latency, tokens, FLOPs and device-seconds.
+
+Everything else that a summary says is a mean or a percentile of these rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from traces.recording.reader import Recording
+from traces.recording.window_cost import WindowCost, window_cost
+from traces.schema.engine import ModelFacts
+from traces.statistics import Floats
+
+# Of problems and samples: an import that tells no times tells of what has ended.
+ENDED = pl.col("end").is_not_null() | pl.col("arrival").is_null()
+
+
+def run_keys(recording: Recording) -> list[tuple[str, str]]:
+    """Return the (engine, policy) pairs that problems ran under, in the manifest's order.
+
+    A recording without problems has the pair that it was made for; an imported trace has no
+    policy, nor has traffic that was only watched, and an empty key stands for it.
+    """
+    manifest = recording.manifest
+    seen = set(recording.problems.select("engine", "policy").drop_nulls().unique().iter_rows())
+    policies = list(manifest.policies) or [""]
+    if any(policy == "" for _, policy in seen):
+        policies = [*manifest.policies, ""]
+    pairs = [(engine, policy) for engine in manifest.engines for policy in policies]
+    known = [pair for pair in pairs if pair in seen]
+    return known or pairs[:1]
+
+
+def engine_steps(recording: Recording, engine: str) -> pl.DataFrame:
+    """Return the steps of one engine in order, with the columns `STEP_TIMES`."""
+    steps = recording.step_times
+    mine = steps["engine"] == engine
+    own = steps if mine.all() else steps.filter(mine)
+    return own if own["step"].is_sorted() else own.sort("step")
+
+
+def engine_windows(recording: Recording, engine: str) -> WindowCost:
+    """Return what the profiler's windows cost an engine's steps, reckoned once a recording."""
+    known = recording.window_costs
+    if engine not in known:
+        known[engine] = window_cost(engine_steps(recording, engine))
+    return known[engine]
+
+
+def samples_with_shares(recording: Recording, engine: str, policy: str) -> pl.DataFrame:
+    """Return the samples of the run's problems with two columns more.
+
+    `problem` is the number of the problem's row in `problem_rows`; `busy_s` the sample's share
+    of its engine's busy time in seconds, null where it is not known. Samples of other roles
+    count wherever they ran.
+    """
+    problems = _numbered(recording, engine, policy).select("problem", "problem_id", "arrival")
+    samples = recording.samples.with_row_index("row")
+    if recording.manifest.dropped.get("steps") or recording.manifest.dropped.get("samples"):
+        shares = pl.Series("busy_s", [None] * samples.height, dtype=pl.Float64)
+    else:
+        shares = _all_shares(recording, samples)
+    own = (pl.col("engine") == engine) & (pl.col("policy") == policy)
+    helper = pl.col("role").fill_null("sample") != "sample"
+    chosen = (
+        samples.with_columns(shares)
+        .filter(own | (helper & pl.col("policy").fill_null(policy).eq(policy)))
+        .drop("row")
+    )
+    if problems["problem_id"].is_unique().all():
+        return chosen.join(problems.drop("arrival"), on="problem_id", how="inner")
+    # The same problem posed several times: a sample belongs to the latest posing before it.
+    return (
+        chosen.sort("arrival")
+        .join_asof(
+            problems.sort("arrival").rename({"arrival": "posed"}),
+            left_on="arrival",
+            right_on="posed",
+            by="problem_id",
+            check_sortedness=False,
+        )
+        .drop("posed")
+        .drop_nulls("problem")
+    )
+
+
+def voting_samples(samples: pl.DataFrame) -> pl.DataFrame:
+    """Return the samples of role "sample", each with the tokens of its forced answer added."""
+    keys = ["engine", "policy", "problem", "sample_index"]
+    forced = (
+        samples.filter(pl.col("role") == "forced")
+        .group_by("engine", "policy", "problem", sample_index="parent_sample")
+        .agg(more=pl.col("output_tokens").sum())
+    )
+    own = samples.filter(pl.col("role").fill_null("sample") == "sample")
+    return (
+        own.join(forced, on=keys, how="left", maintain_order="left")
+        .with_columns(output_tokens=pl.col("output_tokens") + pl.col("more").fill_null(0))
+        .drop("more")
+    )
+
+
+def _all_shares(recording: Recording, samples: pl.DataFrame) -> pl.Series:
+    """Return every sample's share of its engine's time: other policies' samples share it too."""
+    pieces = [pl.DataFrame(schema={"row": pl.UInt32, "busy_s": pl.Float64})]
+    for (engine,), group in samples.group_by("engine"):
+        steps, cost = engine_steps(recording, str(engine)), engine_windows(recording, str(engine))
+        seconds = share_steps(steps, group, cost).sample_s
+        piece = group.select("row").with_columns(pl.Series("busy_s", seconds).fill_nan(None))
+        pieces.append(piece.select("row", "busy_s"))
+    return samples.select("row").join(pl.concat(pieces), on="row", how="left")["busy_s"]
+
+
+def problem_rows(
+    recording: Recording, engine: str, policy: str, samples: pl.DataFrame, cost: WindowCost
+) -> pl.DataFrame:
+    """Return one row per problem of the run; what is not known is null.
+
+    Columns: problem, problem_id, group, state (decided, failed, in_flight), correct (0 or 1),
+    latency_s = decided_at - arrival, tokens (generated, every role), flops, busy_s (engine
+    seconds), slowed (whether the profiler slowed it). What the profiler's windows cost is taken
+    out of latency and seconds, and `cost_sd_s` is the standard error of that; a problem that they
+    slowed by what is not known has none of them. `as_measured` says that this is so of every
+    decided problem: then they are as measured.
+    """
+    manifest = recording.manifest
+    # An import tells of what has ended, whether or not it tells when.
+    imported = pl.col("arrival").is_null() | pl.lit("imported" in manifest.provenance)
+    decided = pl.col("decided_at").is_not_null() | (imported & pl.col("error").is_null())
+    rows = _numbered(recording, engine, policy).with_columns(
+        state=pl.when(decided)
+        .then(pl.lit("decided"))
+        .when(ENDED | imported)
+        .then(pl.lit("failed"))
+        .otherwise(pl.lit("in_flight")),
+    )
+    rows = _without_cost(rows, cost)
+    cached = pl.col("cached_tokens")
+    if manifest.engines[engine].enable_prefix_caching is False:
+        cached = cached.fill_null(0)
+    flops = _flops_column(recording, samples)
+    work = samples.with_columns(cached.alias("cached_tokens"), flops=flops)
+    work = work.with_columns(
+        flops=pl.when(never_ran())
+        .then(0.0)
+        .when(pl.col("cached_tokens").is_not_null())
+        .then("flops")
+    )
+    totals = work.group_by("problem").agg(
+        _whole("output_tokens").alias("tokens"), _whole("flops"), _whole("busy_s")
+    )
+    measured = ~pl.col("cost_unknown") | pl.col("as_measured")
+    return (
+        rows.join(totals, on="problem", how="left")
+        .with_columns(
+            correct=pl.when(pl.col("timed_out").fill_null(False) & pl.col("correct").is_null())
+            .then(0.0)
+            .otherwise(pl.col("correct").cast(pl.Float64)),
+            latency_s=pl.when(measured & decided).then(
+                (pl.col("decided_at") - pl.col("arrival")) / 1e9 - pl.col("cost_s")
+            ),
+            busy_s=pl.when(measured).then("busy_s"),
+        )
+        .sort("problem")
+    )
+
+
+def _numbered(recording: Recording, engine: str, policy: str) -> pl.DataFrame:
+    mine = recording.problems.filter(pl.col("engine") == engine, pl.col("policy") == policy)
+    return mine.sort("arrival", nulls_last=True, maintain_order=True).with_row_index("problem")
+
+
+def _whole(column: str) -> pl.Expr:
+    """Return the sum, null when any part of it is."""
+    total = pl.col(column).sum()
+    return pl.when(pl.col(column).is_not_null().all()).then(total)
+
+
+def _without_cost(rows: pl.DataFrame, cost: WindowCost) -> pl.DataFrame:
+    """Return problems with what the profiler's windows cost each while it was in flight."""
+    since = rows["arrival"].fill_null(0).to_numpy()
+    until = rows.select(pl.coalesce("decided_at", "end", pl.lit(2**62))).to_series().to_numpy()
+    until = np.where(rows["arrival"].is_null().to_numpy(), 0, until)  # of imports without times
+    found = rows.with_columns(
+        slowed=pl.Series(cost.touched(since, until)),
+        cost_unknown=pl.Series(cost.unknown(since, until)),
+        cost_s=pl.Series(cost.within_s(since, until)),
+        cost_sd_s=pl.Series(cost.sd_within_s(since, until)),
+    )
+    decided = pl.col("state") == "decided"
+    nothing_left = (pl.col("cost_unknown") | ~decided).all() & decided.any()
+    return found.with_columns(as_measured=nothing_left)
+
+
+def _flops_column(recording: Recording, samples: pl.DataFrame) -> pl.Expr:
+    """Return FLOPs of each of `samples` by its engine's model; null when its facts are not kept.
+
+    Null too where they do not tell the active parameters, or attention reads less than the context;
+    and with speculation: what was drafted and rejected is work, and no sample's row has it.
+    """
+    column = pl.lit(None, dtype=pl.Float64)
+    used = set(samples["engine"])  # a manifest can name thousands
+    for key, engine in recording.manifest.engines.items():
+        facts = recording.manifest.models.get(engine.model) if key in used else None
+        if facts is None or facts.active_parameters is None or engine.speculative is not None:
+            continue
+        if facts.reads_all(engine.max_model_len):
+            column = pl.when(pl.col("engine") == key).then(sample_flops(facts)).otherwise(column)
+    return column
+
+
+def sample_flops(facts: ModelFacts) -> pl.Expr:
+    """Return FLOPs of a sample: weights for every forwarded token, attention for its context.
+
+    With prompt P of which C came from the cache and T generated tokens, the positions C+1 .. P+T-1
+    are forwarded (the last token is never fed back), each reading as much context as its position:
+    sum = L(L+1)/2 - C(C+1)/2 with L = P+T-1.
+    """
+    fed_back = (pl.col("output_tokens") - 1).clip(lower_bound=0)
+    last = (pl.col("prompt_tokens") + fed_back).cast(pl.Float64)
+    cached = pl.col("cached_tokens").cast(pl.Float64)
+    context = last * (last + 1) / 2 - cached * (cached + 1) / 2
+    return facts.matmul_flops(1.0) * (last - cached) + facts.attention_flops(1.0) * context
+
+
+# Problems that a timeout or an error cut off, and samples that gave no answer.
+#
+# What remains of cut problems is no fair draw of all.
+#
+# A timeout cuts the long ones, so that what is left is short, and as a rule easier.
+
+
+MOST_UNTOLD = 0.05  # share of the problems without a number at which a mean is still given
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lost:
+    """How many of the problems that a run posed were cut off by its timeout, or failed."""
+
+    timed_out: int
+    failed: int
+    problems: int
+
+    @property
+    def count(self) -> int:
+        """How many there are of both."""
+        return self.timed_out + self.failed
+
+    @property
+    def too_many(self) -> bool:
+        """Whether those that remain say nothing of all."""
+        return self.count > MOST_UNTOLD * self.problems
+
+    @property
+    def text(self) -> str:
+        """How many problems are lost, and to what."""
+        kinds = ((self.timed_out, "cut off by the timeout"), (self.failed, "failed"))
+        parts = ", ".join(f"{count:,} {what}" for count, what in kinds if count)
+        return f"of {self.problems:,} problems {parts}"
+
+    @property
+    def why_not(self) -> str:
+        """Why nothing is said from those that remain, and what to do, where they are too few."""
+        if not self.timed_out:
+            return f"{self.text}, and the others may be unlike them; record again"
+        return (
+            f"{self.text}, and those that remain are the short ones; record without --timeout, or "
+            "with a longer one"
+        )
+
+
+def lost_problems(problems: pl.DataFrame) -> Lost:
+    """Return what was lost of the problems of one run, one row each."""
+    timed_out = pl.col("timed_out").fill_null(False)
+    failed = pl.col("error").is_not_null() & ~timed_out
+    found = problems.select(timed_out.sum().alias("timed_out"), failed.sum().alias("failed"))
+    counts = found.row(0, named=True)
+    return Lost(timed_out=counts["timed_out"], failed=counts["failed"], problems=problems.height)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unanswered:
+    """How many samples ended by themselves or at a limit without an answer, of so many."""
+
+    count: int
+    cut: int  # of them, at max_tokens or the model's length
+    samples: int
+
+    @property
+    def text(self) -> str | None:
+        """What a reader must know; None where nearly all have an answer."""
+        if self.count <= MOST_UNTOLD * self.samples:
+            return None
+        ended = self.count - self.cut
+        parts = [f"{self.cut:,} were cut at max_tokens or the model's length"] if self.cut else []
+        parts += [f"{ended:,} ended by themselves"] if ended else []
+        advice = "" if not ended else "; check the verifier, and a server's --reasoning-parser"
+        told = f"{self.count:,} of {self.samples:,} samples have no answer"
+        return f"{told}: {' and '.join(parts)}{advice}"
+
+
+def unanswered(samples: pl.DataFrame) -> Unanswered:
+    """Return how many of a run's own samples have no answer.
+
+    Left out are those that failed, were cancelled, or were given their length.
+    """
+    cut = pl.col("finish_reason") == "length"
+    ended = samples.filter(
+        pl.col("role").fill_null("sample") == "sample",
+        pl.col("finish_reason").is_not_null(),
+        pl.col("error").is_null() & pl.col("cancelled_by").is_null(),
+        ~(cut & ~pl.col("censored").fill_null(False)),
+    )
+    none = ended.filter(pl.col("answer").is_null())
+    return Unanswered(count=none.height, cut=none.filter(cut).height, samples=ended.height)
+
+
+# Who occupied the engine: each step's time, shared among the samples it computed.
+#
+# A step's time is shared by the tokens that were scheduled in it. Which tokens of a sample ran in
+# which step is known from its first and its last step: its uncached prompt in the first, its output
+# evenly over the steps after it. Samples that were cut into several prefills or preempted are
+# therefore shared approximately, but nothing is lost: the shares sum to the busy time.
+
+
+@dataclass(frozen=True)
+class Shares:
+    """Seconds of each sample, nan where its steps are not known, and the engine's busy seconds."""
+
+    sample_s: Floats
+    busy_s: float
+
+
+def busy_seconds(steps: pl.DataFrame) -> Floats:
+    """Return the busy time of each step in seconds; 0 for steps slowed by the profiler.
+
+    That is the time since the end of the step before, or the step's own wall time where the
+    engine had been idle.
+    """
+    time = pl.coalesce("interval_ns", "wall_ns").fill_null(0)
+    profiled = pl.col("profiled").fill_null(False)
+    busy = steps.select(pl.when(profiled).then(0).otherwise(time).cast(pl.Float64) / 1e9)
+    return busy.to_series().to_numpy(writable=True)
+
+
+def never_ran() -> pl.Expr:
+    """Return whether a sample was cancelled before it was scheduled, so that it cost nothing.
+
+    False for all where the engine does not tell when samples are scheduled, as a server does not.
+    """
+    scheduled = pl.col("scheduled").is_not_null() | pl.col("first_step").is_not_null()
+    cancelled = pl.col("cancelled_by").is_not_null()
+    nothing = pl.col("output_tokens").eq(0).fill_null(False)
+    return cancelled & nothing & ~scheduled & scheduled.any()
+
+
+def share_steps(
+    steps: pl.DataFrame, samples: pl.DataFrame, cost: WindowCost | None = None
+) -> Shares:
+    """Share one engine's busy time among its samples, in the samples' order.
+
+    With the `cost` of the profiler's windows the profiled steps count with what they would have
+    taken, or where that is not known, with what they took.
+    """
+    if not steps["step"].is_sorted():
+        steps = steps.sort("step")
+    busy = busy_seconds(steps)
+    if cost is not None:
+        busy[cost.places] = np.where(cost.known, cost.usual_ns, cost.ended - cost.begun) / 1e9
+    return Shares(share(busy, steps, samples), float(busy.sum()))
+
+
+def share(amounts: Floats, steps: pl.DataFrame, samples: pl.DataFrame) -> Floats:
+    """Share an amount of each step (seconds, joules; `steps` in order) among samples by tokens.
+
+    Returns one number per sample, nan where its steps are not known, 0 where it never ran. The
+    amounts of steps in which no sample of the recording ran (a warm-up, another client) are spread
+    over all in proportion, so that the shares sum to the amounts. A sample in flight counts up to
+    the last step.
+    """
+    numbers = steps["step"].to_numpy()
+    unknown = np.full(samples.height, np.nan)
+    if not steps.height or not samples.height:
+        return unknown
+    first, last = _step_range(numbers, steps["end"], samples)
+    known = first >= 0
+    if not known.any():
+        return unknown
+    first, last = first[known], np.maximum(last[known], first[known])
+    prompt = _uncached(samples)[known]
+    decoded = np.maximum(_floats(samples, "output_tokens")[known], 1.0) - 1.0
+    span = last - first
+    # A prompt served wholly from the cache still runs its last token, and a sample that ends in
+    # its first step has nothing after it.
+    opening = np.maximum(prompt, 1.0) + np.where(span == 0, decoded, 0.0)
+    pace = np.where(span > 0, np.maximum(decoded, span) / np.maximum(span, 1), 0.0)
+    tokens = _tokens_by_step(first, last, opening, pace, steps.height)
+    # Of a million steps each array takes 8 MB: they are made in one another's place.
+    rate = np.divide(amounts, tokens, out=tokens, where=tokens > 0)
+    opened = opening * rate[first]
+    total = np.cumsum(rate, out=rate)
+    shares = opened + pace * (total[last] - total[first])
+    attributed, whole = shares.sum(), amounts.sum()
+    if attributed <= 0 < whole:  # it all went where none of them ran
+        return unknown
+    if attributed > 0:
+        shares = shares * (whole / attributed)
+    unknown[known] = shares
+    unknown[samples.select(never_ran()).to_series().to_numpy()] = 0.0
+    return unknown
+
+
+def _tokens_by_step(
+    first: NDArray[np.intp], last: NDArray[np.intp], opening: Floats, pace: Floats, steps: int
+) -> Floats:
+    change = np.zeros(steps + 1)
+    np.add.at(change, first + 1, pace)
+    np.add.at(change, last + 1, -pace)
+    later = np.cumsum(change, out=change)[:steps]
+    running = np.zeros(steps + 1, dtype=np.int32)
+    np.add.at(running, first + 1, 1)
+    np.add.at(running, last + 1, -1)
+    later[np.cumsum(running, out=running)[:steps] == 0] = 0.0  # dust of rounding: nobody runs
+    np.add.at(later, first, opening)
+    return later
+
+
+def _step_range(
+    numbers: NDArray[np.int64], ends: pl.Series, samples: pl.DataFrame
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Return positions of the first and last step of each sample, -1 where it never ran.
+
+    Where the numbers were not recorded, the times say it: the first step is the one that ended
+    next after the sample was scheduled, the last the one that had ended when the sample did.
+    """
+    highest = numbers.size - 1
+    end_times = ends.fill_null(0).to_numpy()
+
+    def find(number: str, time: str, ended: int) -> NDArray[np.intp]:
+        by_number = np.searchsorted(numbers, samples[number].fill_null(0).to_numpy())
+        times = samples[time].fill_null(0).to_numpy()
+        by_time = np.maximum(np.searchsorted(end_times, times, side="right") - ended, 0)
+        counted, timed = samples[number].is_not_null(), samples[time].is_not_null()
+        position = np.where(counted.to_numpy(), by_number, by_time)
+        return np.where((counted | timed).to_numpy(), np.minimum(position, highest), -1)
+
+    first, last = find("first_step", "scheduled", 0), find("last_step", "end", 1)
+    return first, np.where((last < 0) & (first >= 0), highest, last)
+
+
+def _floats(frame: pl.DataFrame, column: str) -> Floats:
+    return frame[column].cast(pl.Float64).fill_null(0.0).to_numpy()
+
+
+def _uncached(samples: pl.DataFrame) -> Floats:
+    return _floats(samples, "prompt_tokens") - _floats(samples, "cached_tokens")

@@ -1,0 +1,379 @@
+"""What happened in a recording: every number, its unit and its formula.
+
+`summarise` recomputes everything from the raw tables. What was not measured is None. Intervals
+hold 90 %: Wilson for accuracy, the bootstrap over problems for the rest (traces/statistics.py).
+The table of metrics (tag, header, unit, formula) is traces/summary/metrics.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from traces.clock import KIND
+from traces.recording.manifest import Manifest, WorkloadFacts
+from traces.recording.reader import Recording
+from traces.recording.window_cost import WindowCost
+from traces.schema.engine import EngineConfig
+from traces.schema.estimate import Estimate
+from traces.schema.policy import Policy
+from traces.schema.record import Record
+from traces.speculation.acceptance import Acceptance, acceptance
+from traces.speculation.lookup import NgramWhatIf, ngram_what_if
+from traces.statistics import mean, proportion, ratio, spread
+from traces.summary.energy import Energy, attribute_energy, run_window
+from traces.summary.kernels import (
+    Collective,
+    DeviceTime,
+    FamilyTime,
+    KernelTime,
+    WindowTimes,
+    collectives,
+    device_time,
+    time_by_family,
+    top_kernels,
+)
+from traces.summary.problems import (
+    ENDED,
+    MOST_UNTOLD,
+    Lost,
+    busy_seconds,
+    engine_steps,
+    engine_windows,
+    lost_problems,
+    problem_rows,
+    run_keys,
+    samples_with_shares,
+    unanswered,
+    voting_samples,
+)
+from traces.summary.votes import WHOLE, PolicyOutcome, policies_within
+
+Spread = Mapping[str, Estimate | None]
+NOTHING: Spread = {"mean": None, "p50": None, "p95": None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One engine and one policy of a recording; `to_json` is the documented contract.
+
+    `replay_of` names the recording that a replay predicted the run from, None for measured ones.
+    `problems` counts the decided ones, on which every mean rests; `problems_in_flight` those cut
+    off by the recording's end, `problems_failed` those that ended without a decision.
+    `sample_latency_s` is of imported samples, whose latency is known without a clock. Not in the
+    JSON: `seconds` (where the wall time went), `notes` (what a reader must know), `workload`,
+    `conditions` (the load and the machine, which repeats share), `imported` (the foreign format of
+    imported outcomes, whose engine is known by name only), and the frames behind the numbers:
+    `rows` has one row per problem (problems.py), `sample_rows` and `step_rows` the run's
+    samples and its engine's steps (`STEP_TIMES`), `windows` what the profiler's cost these.
+    """
+
+    recording: str
+    replay_of: str | None = None
+    complete: bool
+    engine: EngineConfig
+    policy: Policy | None
+    problems: int = 0
+    problems_in_flight: int = 0
+    problems_failed: int = 0
+    accuracy: Estimate | None = None
+    latency_s: Spread = field(default_factory=lambda: NOTHING)
+    ttft_s: Spread = field(default_factory=lambda: NOTHING)
+    tpot_s: Spread = field(default_factory=lambda: NOTHING)
+    sample_latency_s: Spread = field(default_factory=lambda: NOTHING)
+    tokens_per_problem: Estimate | None = None
+    flops_per_problem: Estimate | None = None
+    throughput_tokens_per_s: Estimate | None = None
+    device_s_per_problem: Estimate | None = None
+    cost_per_token_device_s: Estimate | None = None
+    cost_usd_per_problem: Estimate | None = None
+    steps: int | None = None
+    step_time: Mapping[str, Estimate | None] = field(
+        default_factory=lambda: {"prefill_s": None, "decode_s": None, "mixed_s": None}
+    )
+    time_by_family: tuple[FamilyTime, ...] | None = None
+    collectives: tuple[Collective, ...] | None = None
+    top_kernels: tuple[KernelTime, ...] | None = None
+    device_time: DeviceTime | None = None
+    acceptance: Acceptance | None = None
+    ngram_what_if: tuple[NgramWhatIf, ...] | None = None
+    energy_j: Energy = field(default_factory=Energy)
+    policies: tuple[PolicyOutcome, ...] = ()
+    seconds: Mapping[str, float] = field(default_factory=dict, compare=False)
+    workload: WorkloadFacts | None = None
+    conditions: tuple[Hashable, ...] = ()
+    imported: str | None = None
+    rows: pl.DataFrame | None = field(default=None, repr=False, compare=False)
+    sample_rows: pl.DataFrame | None = field(default=None, repr=False, compare=False)
+    step_rows: pl.DataFrame | None = field(default=None, repr=False, compare=False)
+    windows: WindowCost | None = field(default=None, repr=False, compare=False)
+    notes: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the run's document; estimates are {value, low, high, unit, extrapolated}."""
+        frames = {"rows", "sample_rows", "step_rows", "windows"}
+        hidden = {"engine", "policy", "seconds", "notes", "workload", "conditions", "imported"}
+        hidden |= frames
+        plain = {name: to_plain(value) for name, value in vars(self).items() if name not in hidden}
+        engine = to_plain(self.engine)
+        if self.imported is not None:
+            engine = dict.fromkeys(engine) | {"model": self.engine.model}
+        config = {"engine": engine, "policy": to_plain(self.policy)}
+        head = {name: plain.pop(name) for name in ("recording", "replay_of", "complete")}
+        return {**head, "config": config, **plain}
+
+
+def to_plain(value: Any) -> Any:
+    """Return JSON's own types; an estimate without the count of runs it rests on."""
+    if isinstance(value, Estimate):
+        return {name: item for name, item in value.to_json().items() if name != "runs"}
+    if isinstance(value, Record):
+        return {name: to_plain(item) for name, item in vars(value).items()}
+    if isinstance(value, Mapping):
+        return {str(name): to_plain(item) for name, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [to_plain(item) for item in value]
+    return value
+
+
+def summarise(recording: Recording, price_usd_per_device_hour: float | None = None) -> list[Run]:
+    """Return a run per engine and policy found, usually one.
+
+    The price overrides the recording's own. Raises RecordingError when a part is corrupt.
+    """
+    price = price_usd_per_device_hour
+    if price is None:
+        price = recording.manifest.price_usd_per_device_hour
+    pairs = run_keys(recording)
+    return [_run(recording, engine, policy, price, len(pairs)) for engine, policy in pairs]
+
+
+def _run(
+    recording: Recording, engine_key: str, policy_key: str, price: float | None, runs: int
+) -> Run:
+    manifest = recording.manifest
+    engine, policy = manifest.engines[engine_key], manifest.policies.get(policy_key)
+    imported = None if policy is None else manifest.provenance.get("imported", {}).get("format")
+    votes = policy is not None and policy.method in WHOLE and policy.n > 1
+    steps = engine_steps(recording, engine_key)
+    samples = samples_with_shares(recording, engine_key, policy_key)
+    windows = engine_windows(recording, engine_key)
+    rows = problem_rows(recording, engine_key, policy_key, samples, windows)
+    devices = engine.num_devices
+    device_s = pl.col("busy_s") * devices
+    usd = pl.lit(None, pl.Float64) if price is None else device_s * price / 3600
+    rows = rows.with_columns(device_s=device_s, cost_usd=usd)
+    decided = rows.filter(pl.col("state") == "decided")
+    states = dict(rows["state"].value_counts().iter_rows())
+    judged = rows.filter(pl.col("state") != "in_flight")
+    measured = decided.filter(pl.col("latency_s").is_not_null())  # not slowed by the profiler
+    latency, tokens = _numbers(decided, "latency_s"), _numbers(decided, "tokens")
+    window = run_window(rows, samples)
+    known = WindowTimes(rows=decided, windows=windows)
+    times = known.of_samples(samples)
+    energy, samples, rows = attribute_energy(
+        recording, engine_key, window, alone=runs == 1, steps=steps, samples=samples, rows=rows
+    )
+    in_flight = states.get("in_flight", 0)
+    made = None if in_flight else _sum_or_none(samples["output_tokens"])
+    lost = lost_problems(rows) if votes else None
+    kernels = recording.frame("kernels").filter(pl.col("engine") == engine_key)
+    kernels = kernels.clear() if runs > 1 else kernels  # windows do not say of which run they are
+    return Run(
+        recording=recording.name,
+        replay_of=recording.replay_of,
+        complete=recording.complete,
+        engine=engine,
+        policy=policy,
+        problems=decided.height,
+        problems_in_flight=in_flight,
+        problems_failed=states.get("failed", 0),
+        accuracy=proportion(_numbers(judged, "correct")),
+        latency_s=known.spread(spread(latency, "s"), _numbers(measured, "cost_sd_s")),
+        ttft_s=known.spread(spread(times["ttft_s"], "s", times["problem"]), times["ttft_sd_s"]),
+        tpot_s=known.spread(
+            spread(times["tpot_s"], "s/token", times["problem"]), times["tpot_sd_s"]
+        ),
+        sample_latency_s=_imported_latency(samples),
+        tokens_per_problem=mean(tokens, "tokens"),
+        flops_per_problem=mean(_told(decided, "flops"), "FLOP"),
+        throughput_tokens_per_s=known.throughput(made, window),
+        device_s_per_problem=known.estimate(mean(_told(measured, "device_s"), "device-s")),
+        cost_per_token_device_s=None  # an import does not tell on how many devices
+        if imported is not None
+        else known.estimate(ratio(latency * devices, tokens, "device-s/token")),
+        cost_usd_per_problem=known.estimate(mean(_told(measured, "cost_usd"), "USD")),
+        steps=steps.height or None,
+        step_time=step_times(steps),
+        time_by_family=time_by_family(kernels),
+        collectives=collectives(kernels),
+        top_kernels=top_kernels(kernels),
+        device_time=None
+        if runs > 1
+        else device_time(recording.frame("events"), engine_key, manifest.kernel_windows_cost),
+        acceptance=acceptance(engine, steps, samples),
+        ngram_what_if=ngram_what_if(_drafts(recording, engine_key, policy_key)),
+        energy_j=energy,
+        policies=_policies(samples, rows, policy, lost),
+        seconds=seconds_by_kind(steps),
+        workload=manifest.workload,
+        conditions=conditions(manifest),
+        imported=imported,
+        rows=rows,
+        sample_rows=samples,
+        step_rows=steps,
+        windows=windows,
+        notes=tuple(_notes(recording, engine_key, policy, samples, rows, lost, known)),
+    )
+
+
+def conditions(manifest: Manifest) -> tuple[Hashable, ...]:
+    """Return the load and the kind of machine of a recording."""
+    told = manifest.provenance
+    machine = tuple(str(told.get(name)) for name in ("cpu", "cpus", "gpu"))
+    return (manifest.concurrency, manifest.rate_per_s, *machine)
+
+
+def _policies(
+    samples: pl.DataFrame, rows: pl.DataFrame, policy: Policy | None, lost: Lost | None
+) -> tuple[PolicyOutcome, ...]:
+    """Return maj@k and pass@k of what was recorded, nothing where too many problems are `lost`.
+
+    In imports right samples may come without answers, then the only vote known is that of one
+    sample, which is pass@1, and samples without tokens, then these are not known.
+    """
+    if policy is None or lost is None or lost.too_many:
+        return ()
+    own = voting_samples(samples.join(rows.filter("timed_out"), on="problem", how="anti"))
+    ended = own.with_columns(end=pl.when(ENDED).then(pl.coalesce("end", 0)))
+    found = policies_within(ended, policy.n)
+    untold = own.filter(pl.col("correct"), pl.col("answer").is_null()).height
+    if own["output_tokens"].null_count():
+        found = tuple(dataclasses.replace(each, tokens_per_problem=None) for each in found)
+    if not untold:
+        return found
+    passed = tuple(each for each in found if each.method == "pass_at_k")
+    alone = tuple(dataclasses.replace(each, method="majority") for each in passed if each.n == 1)
+    return (*alone, *passed)
+
+
+def _numbers(frame: pl.DataFrame, column: str) -> np.ndarray[Any, np.dtype[np.float64]]:
+    return frame[column].cast(pl.Float64).fill_null(float("nan")).to_numpy()
+
+
+def _told(frame: pl.DataFrame, column: str) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Return the numbers, or none at all where too many problems have none.
+
+    Those that have one are then others than the rest: a stopping rule cancels samples of easy
+    problems.
+    """
+    numbers = _numbers(frame, column)
+    untold = np.isnan(numbers).sum()
+    return numbers if untold <= MOST_UNTOLD * numbers.size else numbers[:0]
+
+
+def _sum_or_none(column: pl.Series) -> float | None:
+    return None if not column.len() or column.null_count() else float(column.sum())
+
+
+def _imported_latency(samples: pl.DataFrame) -> Spread:
+    """Return the latency per sample, as the imported file tells it."""
+    told = samples.drop_nulls("latency_ns")
+    return spread(_numbers(told, "latency_ns") / 1e9, "s", told["problem"].to_numpy())
+
+
+KINDS = ("other", "prefill", "decode", "mixed")  # of steps, by `_kind`
+
+
+def _kind() -> pl.Expr:
+    """Return the place in `KINDS`: a million texts would be dear."""
+    prefill, decode = (
+        (pl.col(f"{name}_tokens") > 0).fill_null(False).cast(pl.UInt8)
+        for name in ("prefill", "decode")
+    )
+    return prefill + 2 * decode
+
+
+def step_times(steps: pl.DataFrame) -> dict[str, Estimate | None]:
+    """Return the mean wall time of steps with only prefill tokens, only decode tokens, or both.
+
+    The interval draws 40 stretches of neighbouring steps, because neighbours are alike.
+    """
+    usual = ~pl.col("profiled").fill_null(False) & pl.col("wall_ns").is_not_null()
+    timed = steps.lazy().filter(usual).select("wall_ns", kind=_kind()).collect()
+    walls, kinds = timed["wall_ns"].to_numpy(), timed["kind"].to_numpy()
+    found: dict[str, Estimate | None] = {}
+    for kind in ("prefill", "decode", "mixed"):
+        wall = walls[kinds == KINDS.index(kind)] / 1e9
+        stretches = np.array_split(wall, min(40, max(wall.size, 1)))
+        sums, counts = [part.sum() for part in stretches], [part.size for part in stretches]
+        found[f"{kind}_s"] = ratio(sums, counts, "s")
+    return found
+
+
+def seconds_by_kind(steps: pl.DataFrame) -> dict[str, float]:
+    """Return the busy seconds of prefill, decode and mixed steps, and the idle ones between.
+
+    Idle is the time from the first step's start to the last one's end that no step accounts for;
+    profiled steps are in none of them.
+    """
+    needed = ("end", "interval_ns", "wall_ns", "profiled", "prefill_tokens", "decode_tokens")
+    known = steps.select(needed).drop_nulls("end")
+    if not known.height:
+        return {}
+    kinds = known.select(kind=_kind())["kind"].to_numpy()
+    sums = np.bincount(kinds, weights=busy_seconds(known), minlength=len(KINDS))
+    spent = {
+        kind: float(sums[KINDS.index(kind)]) for kind in ("prefill", "decode", "mixed", "other")
+    }
+    span = (int(known["end"][-1]) - int(known["end"][0]) + int(known["wall_ns"][0] or 0)) / 1e9
+    profiled = known.filter(pl.col("profiled").fill_null(False))
+    aside = float(profiled.select(pl.coalesce("interval_ns", "wall_ns").sum()).item() or 0) / 1e9
+    idle = span - aside - sum(spent.values())
+    spent["idle"] = idle if idle > 1e-6 * span else 0.0  # below that it is rounding
+    if not spent["other"]:
+        del spent["other"]
+    return spent
+
+
+def _drafts(recording: Recording, engine: str, policy: str) -> pl.DataFrame:
+    own = (pl.col("engine") == engine) & (pl.col("policy") == policy)
+    return recording.frame("drafts").filter(own)
+
+
+def _notes(
+    recording: Recording,
+    engine: str,
+    policy: Policy | None,
+    samples: pl.DataFrame,
+    rows: pl.DataFrame,
+    lost: Lost | None,
+    known: WindowTimes,
+) -> list[str]:
+    manifest = recording.manifest
+    events = recording.frame("events")
+    told = events.filter(kind="note", engine=engine)["detail"]
+    notes = [str(note) for note in told.drop_nulls().unique(maintain_order=True)]
+    if recording.replay_of is not None:
+        notes.insert(0, f"predicted by replay of {recording.replay_of}; its times are not measured")
+    notes += recording.losses
+    notes += [str(each) for each in events.filter(kind=KIND)["detail"]]
+    opened = events.filter(kind="window", engine=engine).height
+    notes += known.notes(opened)
+    failed = int((rows["state"] == "failed").sum())
+    if failed:
+        notes.append(f"problems that ended without a decision (timed out or failed): {failed:,}")
+    # Others' traffic is not read for answers, and a step of beam search has none.
+    asked = policy is not None and policy.method != "beam" and "imported" not in manifest.provenance
+    if asked and (text := unanswered(samples).text) is not None:
+        notes.append(text)
+    if lost is not None and lost.too_many:
+        notes.append(f"no table of maj@k and pass@k: {lost.why_not}")
+    elif lost is not None and lost.count:
+        notes.append(f"left out of maj@k and pass@k: {lost.text}")
+    return notes

@@ -1,0 +1,188 @@
+"""What fewer samples would have answered: maj@k and pass@k from the samples of a recording.
+
+Both are exact expectations over the subsets of k of the n recorded samples. A vote is a plurality:
+answers that do not parse have no vote, a tie is shared equally among the answers that lead, and
+where nothing was answered the problem is wrong.
+
+Only recordings whose samples all ran to their end say this without bias: where a rule cancelled
+samples, the ones that remain are the short ones.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import numpy as np
+import polars as pl
+
+from traces.schema.estimate import Estimate
+from traces.schema.record import Record
+from traces.statistics import Floats, column_means, mean
+
+WHOLE = ("majority", "best_of_n", "weighted", "confidence")  # they let every sample end
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyOutcome(Record):
+    """What a policy would have given, from the samples that this recording contains.
+
+    `method` is a `Policy`'s, or `pass_at_k`; `rule` its parameters. `bound` is None where the
+    accuracy is what it would have been, `lower` where it would have been at least that, and
+    `interpolated` between two budgets at which it is known. `basis` says what it rests on:
+    `subsets` (exact), `monte_carlo` (random subsets, `error` being the standard error that this
+    adds), `finish_order` (as recorded), `replayed_order`, `checkpoints` or `model`.
+    `tokens_estimated` says that the tokens of cancelled samples were taken from their pace.
+    `fresh_run` has the interval in which the accuracy of a fresh run on the same problems falls.
+    """
+
+    method: str
+    n: int
+    budget_tokens: int | None
+    accuracy: Estimate | None
+    tokens_per_problem: Estimate | None
+    bound: str | None = None
+    rule: Mapping[str, float] = field(default_factory=dict)
+    basis: str = "subsets"
+    error: float | None = None
+    tokens_estimated: bool = False
+    fresh_run: Estimate | None = None
+
+
+def sample_counts(n: int) -> list[int]:
+    """Return 1, 2, 4, ... and n itself."""
+    counts = [1]
+    while counts[-1] * 2 <= n:
+        counts.append(counts[-1] * 2)
+    return counts if counts[-1] == n else [*counts, n]
+
+
+def pass_curve(n: int, right: int) -> Floats:
+    """Return the chance that any of k of n samples is right, for k = 1 .. n.
+
+    1 - C(n - right, k) / C(n, k), which is without bias (Chen et al. 2021).
+    """
+    drawn = np.arange(n)
+    return np.asarray(1.0 - np.cumprod(np.maximum(n - right - drawn, 0) / (n - drawn)))
+
+
+def majority_curve(answers: Sequence[Hashable], correct: Sequence[bool | None]) -> Floats:
+    """Return the chance that a vote of k of the samples is right, for k = 1 .. n.
+
+    An answer that was judged both ways counts by its share of right ones. Raises ValueError when
+    the two differ in length.
+    """
+    votes = Counter(answers)
+    right = Counter([a for a, flag in zip(answers, correct, strict=True) if flag])
+    unparsed = votes.pop(None, 0)
+    curve = np.zeros(len(answers))
+    sizes = sorted(votes.values())
+    for answer, own in votes.items():
+        if right[answer]:
+            others = sizes.copy()
+            others.remove(own)
+            curve += right[answer] / own * win_probability(own, tuple(others), unparsed)
+    return curve
+
+
+@lru_cache(maxsize=4096)
+def win_probability(own: int, others: tuple[int, ...], unparsed: int) -> Floats:
+    """Return the share of wins of an answer in votes over k of all samples, for k = 1 .. all.
+
+    The answer has `own` of the samples, the other answers have `others`, and `unparsed` have no
+    vote. A tie among t answers counts 1 / t. With v votes for the answer the other answers' votes
+    are counted by a multivariate hypergeometric recursion, together with how many of them also
+    have v.
+    """
+    total = own + sum(others) + unparsed
+    wins = np.zeros(total + 1)
+    own_ways = _binomials(own)
+    for votes in range(1, own + 1):
+        ways = _ways_not_above(votes, others, unparsed, total)
+        shared = ways @ (1.0 / np.arange(1, ways.shape[1] + 1))
+        wins[votes:] += own_ways[votes] * shared[: total + 1 - votes]
+    found = np.minimum(wins[1:] / _binomials(total)[1:], 1.0)
+    found.setflags(write=False)
+    return np.asarray(found)
+
+
+@lru_cache(maxsize=1024)
+def _binomials(n: int) -> Floats:
+    """Return C(n, 0 .. n) as floats, exact to rounding up to n = 1000."""
+    row = np.ones(n + 1)
+    for k in range(1, n + 1):
+        row[k] = row[k - 1] * (n - k + 1) / k
+    return row
+
+
+def _ways_not_above(votes: int, others: tuple[int, ...], unparsed: int, total: int) -> Floats:
+    """Return [samples, ties]: ways to draw so many samples with no other answer above `votes`.
+
+    `ties` is how many of the other answers have exactly `votes`.
+    """
+    able = sum(size >= votes for size in others)
+    ways = np.zeros((total + 1, able + 1))
+    free = _binomials(unparsed)
+    ways[: unparsed + 1, 0] = free
+    reach = unparsed
+    for size in others:
+        choose = _binomials(size)
+        grown = np.zeros_like(ways)
+        for drawn in range(min(size, votes) + 1):
+            span = slice(drawn, drawn + reach + 1)
+            if drawn < votes:
+                grown[span] += choose[drawn] * ways[: reach + 1]
+            else:
+                grown[span, 1:] += choose[drawn] * ways[: reach + 1, :-1]
+        reach += min(size, votes)
+        ways = grown
+    return ways
+
+
+def policies_within(
+    samples: pl.DataFrame, n: int, *, most: int | None = None
+) -> tuple[PolicyOutcome, ...]:
+    """Return maj@k and pass@k of samples with `problem` numbers, k = 1, 2, 4, .. and `most` or n.
+
+    Only problems with n ended samples whose answers were judged count. The tokens are k/n of
+    the problem's, which is what a random subset takes on average.
+    """
+    whole = (
+        samples.sort("problem", "sample_index")
+        .group_by("problem", maintain_order=True)
+        .agg("answer", "correct", "end", tokens=pl.col("output_tokens").sum(), rows=pl.len())
+        .filter(
+            pl.col("rows") == n,
+            pl.col("end").list.eval(pl.element().is_not_null()).list.all(),
+            pl.col("correct").list.eval(pl.element().is_not_null()).list.any(),
+        )
+    )
+    if not whole.height:
+        return ()
+    counts = sample_counts(most or n)
+    places = [k - 1 for k in counts]
+    voted = np.array(
+        [
+            majority_curve(row["answer"], row["correct"])[places]
+            for row in whole.iter_rows(named=True)
+        ]
+    )
+    hits = whole["correct"].list.eval(pl.element().fill_null(False)).list.sum().to_list()
+    passed = np.array([pass_curve(n, right)[places] for right in hits])
+    tokens = whole["tokens"].to_numpy().astype(float) / n
+    taken = {k: mean(tokens * k, "tokens") for k in counts}
+    policies = [(method, k) for method in ("majority", "pass_at_k") for k in counts]
+    return tuple(
+        PolicyOutcome(
+            method=method,
+            n=k,
+            budget_tokens=None,
+            accuracy=accuracy,
+            tokens_per_problem=taken[k],
+        )
+        for (method, k), accuracy in zip(
+            policies, column_means(np.hstack([voted, passed]), "1"), strict=True
+        )
+    )

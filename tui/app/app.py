@@ -1,0 +1,182 @@
+"""The terminal app: four screens over one library of recordings."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+from rich.segment import Segment
+from textual.app import SystemCommand
+from textual.binding import Binding, BindingType
+from textual.color import Color
+from textual.filter import LineFilter
+from textual.screen import Screen
+
+from traces.errors import UsageError
+from tui.app.keys import read_keys
+from tui.app.themes import DARK, LIGHT, ThemedStylesheet
+from tui.screens.advice.screen import AdviceScreen
+from tui.screens.base import HelpScreen, shown_key
+from tui.screens.library_app import AdvisorFactory, FittedAdvisor, LibraryApp
+from tui.screens.live.screen import LiveScreen
+from tui.screens.recordings.screen import RecordingsScreen
+from tui.screens.run.screen import RunScreen
+from tui.text.terminal import COMMANDS
+
+SCREENS = ("recordings", "run", "live", "advice")
+
+
+class CleanLines(LineFilter):
+    """Takes out the characters of `COMMANDS`, all without a width; Textual's own pass by."""
+
+    def apply(self, segments: list[Segment], background: Color) -> list[Segment]:
+        """Return the segments without them."""
+        if not any(COMMANDS.search(segment.text) for segment in segments):
+            return segments
+        return [
+            segment if segment.control else segment._replace(text=COMMANDS.sub("", segment.text))
+            for segment in segments
+        ]
+
+
+class TtscopeApp(LibraryApp):
+    """Shows recordings, one run, and advice.
+
+    Parameters
+    ----------
+    paths: recordings, or folders that hold them; they are read in a thread.
+    advisor_factory: fits an advisor to recordings; None takes the real one.
+    systems: of the prior, offered in advice too.
+    limits: what the budget fields hold at the start, such as {"min_accuracy": "0.8"}.
+    present: a recording of what runs today; read with the others.
+    keys: a TOML file of keys that are elsewhere; raises UsageError where it is wrong.
+    screen: the one that is shown first.
+
+    """
+
+    TITLE = "ttscope"
+    CSS_PATH = "app.tcss"
+    ENABLE_COMMAND_PALETTE = True
+    MODES: ClassVar[dict[str, Any]] = {
+        "recordings": RecordingsScreen,
+        "run": RunScreen,
+        "live": LiveScreen,
+        "advice": AdviceScreen,
+    }
+    DEFAULT_MODE = "recordings"
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("1", "switch_mode('recordings')", "Recordings", id="app.recordings", show=False),
+        Binding("2", "switch_mode('run')", "Run", id="app.run", show=False),
+        Binding("3", "switch_mode('live')", "Live", id="app.live", show=False),
+        Binding("4", "switch_mode('advice')", "Advice", id="app.advice", show=False),
+        Binding("t", "light", "light or dark", id="app.theme", show=False),
+        Binding("question_mark", "help", "help", id="app.help"),
+        Binding("q", "quit", "quit", id="app.quit"),
+    ]
+
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        advisor_factory: AdvisorFactory | None = None,
+        *,
+        limits: Mapping[str, str] | None = None,
+        present: Path | None = None,
+        systems: Sequence[str] = (),
+        keys: Path | None = None,
+        screen: str = DEFAULT_MODE,
+    ) -> None:
+        super().__init__(paths, advisor_factory or partial(FittedAdvisor, systems=systems), present)
+        self._first = screen
+        self._clean = CleanLines()
+        self.stylesheet = ThemedStylesheet()
+        self.stylesheet.set_variables(self.get_css_variables())
+        if keys is not None:
+            self.set_keymap(read_keys(keys, key_ids()))
+        self.limits = dict(limits or {})
+
+    def get_line_filters(self) -> Sequence[LineFilter]:
+        """Return Textual's filters, and the one that keeps commands from the terminal."""
+        return [*super().get_line_filters(), self._clean]
+
+    def notify(self, message: str, **given: Any) -> None:
+        """Show a message as it is: a name in it may look like Textual's markup."""
+        super().notify(message, **given | {"markup": False})
+
+    def on_mount(self) -> None:
+        """Start reading the recordings."""
+        for theme in (DARK, LIGHT):
+            self.register_theme(theme)
+        self.theme = DARK.name
+        if self._first != self.DEFAULT_MODE:
+            self.switch_mode(self._first)
+        self.open_paths(self.first_paths)
+
+    def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
+        """Offer every key of the screen that is shown in the palette, beside Textual's own."""
+        yield from super().get_system_commands(screen)
+        for active in screen.active_bindings.values():
+            binding, node = active.binding, active.node
+            if binding.id is not None:
+                run = partial(self.call_later, self.run_action, binding.action, node)
+                about = binding.tooltip or f"the key {shown_key(binding.key)}"
+                yield SystemCommand(binding.description.capitalize(), about, run)
+
+    def action_light(self) -> None:
+        """Change between dark and light."""
+        self.theme = LIGHT.name if self.theme == DARK.name else DARK.name
+
+    def action_help(self) -> None:
+        """Show the keys of this screen."""
+        rows = [("1 2 3 4", "Recordings, Run, Live, Advice")]
+        for key, active in self.screen.active_bindings.items():
+            binding = active.binding
+            ours = binding.id is not None
+            if ours and not (binding.id or "").startswith(("app.rec", "app.run", "app.l", "app.a")):
+                rows.append((key, binding.description))
+        self.push_screen(
+            HelpScreen([*rows, ("tab", "next field or panel"), ("ctrl+p", "all commands")])
+        )
+
+
+def key_ids() -> set[str]:
+    """Return the ids of everything that has a key."""
+    owners = (TtscopeApp, *TtscopeApp.MODES.values())
+    found = {getattr(binding, "id", None) for owner in owners for binding in owner.BINDINGS}
+    return {each for each in found if each}
+
+
+def check_screen(screen: str) -> None:
+    """Raise UsageError where there is no such screen."""
+    if screen not in SCREENS:
+        raise UsageError(f"--screen {screen}: wants one of {', '.join(SCREENS)}")
+
+
+def screenshot(app: TtscopeApp, screen: str, size: tuple[int, int], target: Path) -> None:
+    """Write a screen as SVG, once everything it shows has been loaded and worked out.
+
+    Raises UsageError when there is no such screen, the size is too small or the file cannot be
+    written.
+    """
+    check_screen(screen)
+    if size[0] < 40 or size[1] < 12:
+        raise UsageError(f"--size {size[0]}x{size[1]}: wants at least 40x12")
+    text = asyncio.run(_take(app, screen, size))
+    try:
+        target.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{target}: cannot be written ({error.strerror})") from None
+
+
+async def _take(app: TtscopeApp, screen: str, size: tuple[int, int]) -> str:
+    async with app.run_test(size=size) as pilot:
+        await app.workers.wait_for_complete()
+        if screen != "recordings":
+            await app.switch_mode(screen)
+            await pilot.pause()
+            await app.workers.wait_for_complete()
+        await pilot.pause()
+        await pilot.pause()
+        return app.export_screenshot(title="ttscope")

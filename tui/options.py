@@ -1,0 +1,250 @@
+"""Options of verbs, each declared once: as a type, or as a dataclass with the options of a verb."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields, make_dataclass
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_type_hints
+
+import typer
+
+from traces.errors import UsageError
+from traces.schema.parameters import PARAMETERS, make_policy
+from traces.schema.policy import Policy
+
+Group = TypeVar("Group")
+
+Problems = Annotated[int | None, typer.Option(help="Take the first so many.")]
+Seed = Annotated[int, typer.Option(help="Seed of the demo's problems.")]
+Concurrency = Annotated[int, typer.Option(help="Problems in flight at a time.")]
+Method = Annotated[
+    str | None, typer.Option(help="See docs/policies.md; greedy, or majority at n > 1.")
+]
+NumSamples = Annotated[int, typer.Option("--n", help="Samples per problem; above 1 they vote.")]
+ThinkingBudget = Annotated[
+    int | None, typer.Option(help="Tokens of thought per sample, then the answer is forced.")
+]
+ReasoningEffort = Annotated[
+    str | None, typer.Option(help="vLLM's: low, high, .. where the chat template knows it.")
+]
+MaxTokens = Annotated[int | None, typer.Option(help="Tokens per sample.")]
+Temperature = Annotated[
+    float | None, typer.Option(help="0 for one sample, else 0.8, unless given.")
+]
+TopP = Annotated[float, typer.Option(help="Nucleus sampling.")]
+Timeout = Annotated[
+    float | None, typer.Option(help="Seconds per problem, then the votes there are decide.")
+]
+BudgetCheckpoints = Annotated[
+    str | None,
+    typer.Option(metavar="64,128,..", help="Force answers at these tokens, after the run."),
+]
+CheckpointSamples = Annotated[
+    int, typer.Option(help="Samples of each problem that --budget-checkpoints cut.")
+]
+Logprobs = Annotated[
+    bool, typer.Option(help="Measure log-probabilities and confidence of every sample.")
+]
+RawPrompts = Annotated[
+    bool, typer.Option(help="Send prompts as they are, without a chat template.")
+]
+SystemPrompt = Annotated[
+    str | None, typer.Option(help="Said before every chat of a JSONL workload.")
+]
+Verifier = Annotated[
+    str | None, typer.Option(help="exact, numeric, choice or math; for a JSONL workload.")
+]
+RecordText = Annotated[bool, typer.Option(help="Keep answers and token ids of your own workload.")]
+Price = Annotated[float | None, typer.Option(help="USD per device-hour.")]
+Output = Annotated[Path | None, typer.Option("-o", "--output", help="The recording's folder.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+
+BudgetSeed = Annotated[int, typer.Option(help="Seed of the resampling.")]
+Recordings = Annotated[list[Path], typer.Argument(help="Recordings, or folders of recordings.")]
+
+RuleOptions = make_dataclass(
+    "RuleOptions",
+    [
+        (each.name, Annotated[each.kind | None, typer.Option(help=each.help)], None)
+        for each in PARAMETERS
+    ],
+    frozen=True,
+    kw_only=True,
+)  # the parameters of policies
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How many samples a problem gets and how they are drawn: of `record` and `attach`."""
+
+    method: Method = None
+    n: NumSamples = 1
+    thinking_budget: ThinkingBudget = None
+    reasoning_effort: ReasoningEffort = None
+    max_tokens: MaxTokens = None
+    temperature: Temperature = None
+    top_p: TopP = 1.0
+
+    def policy(self, rule: Mapping[str, Any]) -> Policy:
+        """Return the policy with its parameters by name. Raises UsageError."""
+        several = self.n > 1 or self.method not in {None, "greedy"}
+        temperature = 0.8 if several else 0.0
+        return make_policy(
+            {
+                "method": self.method or ("majority" if several else "greedy"),
+                "n": self.n,
+                "thinking_token_budget": self.thinking_budget,
+                "reasoning_effort": self.reasoning_effort,
+                "max_tokens": self.max_tokens,
+                "temperature": temperature if self.temperature is None else self.temperature,
+                "top_p": self.top_p,
+                **rule,
+            }
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BudgetOptions:
+    """What a problem may take and must reach: of `advise` and `report`."""
+
+    max_latency: Annotated[
+        str | None, typer.Option(help="Per problem: 5s, 250ms (mean, or --percentile).")
+    ] = None
+    percentile: Annotated[
+        int | None, typer.Option(help="Which percentile --max-latency limits.")
+    ] = None
+    max_cost: Annotated[
+        str | None, typer.Option(help="Per problem: $0.002, or device-seconds as 0.5s.")
+    ] = None
+    max_energy: Annotated[str | None, typer.Option(help="Per problem: 800J, 2kJ.")] = None
+    gpus: Annotated[int | None, typer.Option(help="Devices at most.")] = None
+    gpu: Annotated[
+        list[str] | None,
+        typer.Option("--gpu", help="Offer this GPU, not measured, by the prior: h100_sxm."),
+    ] = None
+    min_accuracy: Annotated[str | None, typer.Option(help="0.8 or 80%.")] = None
+    rate: Annotated[str | None, typer.Option(help="Problems arriving: 2/s, 30/min.")] = None
+    price: Annotated[
+        list[str] | None, typer.Option(help="USD per device-hour: 2.5, or by type H100=2.5.")
+    ] = None
+    optimise: Annotated[
+        str | None, typer.Option(help="accuracy, latency, cost, energy or throughput.")
+    ] = None
+    confidence: Annotated[float, typer.Option(help="How sure every limit must be met.")] = 0.9
+
+    def given(self) -> dict[str, Any]:
+        """Return what was given, for `advisor.search.budget.parse_budget`."""
+        return {name: value for name, value in vars(self).items() if name != "gpu"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Watch:
+    """What is watched and how: of `ttscope attach`, and what is typed on the Live screen."""
+
+    urls: Annotated[list[str], typer.Argument(help="vLLM servers: http://HOST:PORT, replicas too.")]
+    duration: Annotated[
+        str | None, typer.Option(help="End after 90s, 10m or 2h; else at Ctrl-C.")
+    ] = None
+    period: Annotated[str, typer.Option(help="Between polls of /metrics.")] = "1s"
+    on_loss: Annotated[str, typer.Option(help="When a server is gone: wait for it, or end.")] = (
+        "wait"
+    )
+    listen: Annotated[
+        str | None,
+        typer.Option(metavar="[HOST:]PORT", help="Receive spans and the plugin's steps: 4318."),
+    ] = None
+    listen_grpc: Annotated[
+        str | None,
+        typer.Option(
+            metavar="[HOST:]PORT", help="Receive spans over gRPC: 4317; needs the extra grpc."
+        ),
+    ] = None
+    spans_without_token: Annotated[
+        bool,
+        typer.Option(
+            "--spans-without-token",
+            help="Opens the recording to every user of this machine: spans need no token.",
+        ),
+    ] = False
+    kernels: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Open profiler windows; the servers' traces lie here."),
+    ] = None
+    kernel_windows: Annotated[
+        str, typer.Option(metavar="N/Ts", help="N steps each, every T seconds or less often.")
+    ] = "4/60s"
+    yes: Annotated[bool, typer.Option("--yes", help="Open windows without asking.")] = False
+    gpus: Annotated[
+        str,
+        typer.Option(metavar="auto|none|N", help="Read the power of the servers' GPUs, if here."),
+    ] = "auto"
+    model: Annotated[str | None, typer.Option(help="Which of the served models.")] = None
+    tensor_parallel_size: Annotated[
+        int | None, typer.Option(help="As the servers', which do not tell it.")
+    ] = None
+    api_key_env: Annotated[
+        str | None, typer.Option(help="Environment variable that holds the servers' key.")
+    ] = None
+    api_key_file: Annotated[Path | None, typer.Option(help="File that holds it.")] = None
+    header: Annotated[
+        list[str] | None,
+        typer.Option(metavar="'NAME: VALUE'", help="Goes with every request; $VAR is read."),
+    ] = None
+    price: Price = None
+
+
+def takes(
+    *groups: type[Any],
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a verb the fields of dataclasses as options; it is called with one of each."""
+
+    def decorate(verb: Callable[..., Any]) -> Callable[..., Any]:
+        def command(**given: Any) -> Any:
+            return verb(*(group(**{f.name: given[f.name] for f in fields(group)})
+                          for group in groups))  # fmt: skip
+
+        parameters = [
+            inspect.Parameter(
+                field.name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=inspect.Parameter.empty if field.default is MISSING else field.default,
+                annotation=hints[field.name],
+            )
+            for group in groups
+            for hints in (get_type_hints(group, include_extras=True),)
+            for field in fields(group)
+        ]
+        command.__name__, command.__doc__ = verb.__name__, verb.__doc__
+        command.__annotations__ = {each.name: each.annotation for each in parameters}
+        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        return command
+
+    return decorate
+
+
+def read_words(group: type[Group], words: Sequence[str], *, nothing: str) -> Group:
+    """Return a dataclass of options as it was typed.
+
+    Raises UsageError; `nothing` is what it says where an argument is missing.
+    """
+    app = typer.Typer(add_completion=False)
+    app.command()(takes(group)(lambda read: read))
+    try:
+        return group(**typer.main.get_command(app).make_context("", list(words)).params)
+    except Exception as error:  # click's errors of usage
+        show = getattr(error, "format_message", None)
+        if show is None:
+            raise
+        option = getattr(error, "option_name", None)
+        if type(error).__name__ == "NoSuchOption" and option:
+            raise UsageError(f"{option}: not here; here are {option_names(group)}") from None
+        missing = type(error).__name__ == "MissingParameter"
+        raise UsageError(nothing if missing else show()) from None
+
+
+def option_names(group: type[Any]) -> str:
+    """Return the names of a dataclass's options as they are typed."""
+    names = (f"--{field.name.replace('_', '-')}" for field in fields(group))
+    return ", ".join(name for name in names if name != "--urls")

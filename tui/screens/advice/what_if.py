@@ -1,0 +1,117 @@
+"""One setting of a pick changed: both replayed from the recordings, and the difference."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from advisor.search.budget import Prices
+from traces.errors import UsageError
+from traces.schema.advice import Budget, Pick
+from traces.schema.engine import EngineConfig
+from traces.summary.metrics import estimate_of
+from traces.summary.run import Run
+from tui.screens.advice.rows import pick_title
+from tui.screens.entries import Entry, load
+from tui.screens.library import words_of
+from tui.text.formats import ABSENT, align, interval, value_of
+
+ROWS = (
+    ("accuracy", "accuracy"),
+    ("tokens_per_problem", "tokens"),
+    ("latency_s.mean", "latency mean"),
+    ("latency_s.p95", "latency p95"),
+    ("throughput_tokens_per_s", "throughput"),
+    ("device_s_per_problem", "device-s"),
+    ("cost_usd_per_problem", "cost"),
+)
+
+
+def examples(pick: Pick) -> str:
+    """Return changes that can be asked of a pick, as they are typed."""
+    seqs = pick.engine.max_num_seqs
+    found = [f"engine.max_num_seqs={8 if seqs is None or seqs > 8 else max(seqs // 2, 1)}"]
+    if pick.policy.n > 1:
+        found.append(f"policy.n={pick.policy.n // 2}")
+    return " or ".join(found)
+
+
+def what_if(
+    entries: Sequence[Entry], pick: Pick, changes: str, budget: Budget | None = None
+) -> list[str]:
+    """Return what a change such as `engine.max_num_seqs=8` makes of a pick, at a budget's rate.
+
+    Costs are at the budget's prices, else the recorded one. Raises UsageError for what cannot be
+    asked or answered from the recordings, and RecordingError when they hold nothing to replay.
+    """
+    from advisor.what_if.predict import predict
+    from advisor.what_if.question import Question, changed, device_asked
+
+    words = words_of(changes)
+    base = _base(entries, pick)
+    if base.run is not None and base.run.sample_rows is None:  # let go (views.fit_frames)
+        base = next((each for each in load(base.path) if each.key == base.key), base)
+    if base.recording is None or base.run is None or base.run.sample_rows is None:
+        raise UsageError("what-if: none of the recordings can be replayed")
+    as_pick = dataclasses.replace(base.run, engine=pick.engine, policy=pick.policy)
+    engine, policy, _ = changed(as_pick, words, device=device_asked(None, pick.prior))
+    others = [
+        each.recording for each in entries if each.recording and each.recording != base.recording
+    ]
+    budget = budget or Budget()
+    rate = budget.rate_per_s
+    recorded = base.recording.manifest.price_usd_per_device_hour
+    prices = Prices(budget, recorded, frozenset({base.run.engine.gpu}))
+    before, after = (
+        _at_price(
+            predict(
+                base.recording,
+                base.run,
+                Question(engine=e, policy=p, gpu=pick.prior, rate_per_s=rate),
+                others,
+            ).predicted,
+            e,
+            rate,
+            prices,
+        )
+        for e, p in ((pick.engine, pick.policy), (engine, policy))
+    )
+    known = pick.estimates.get("accuracy")
+    if policy == pick.policy and known is not None:  # an engine changes no answer
+        before, after = (dataclasses.replace(run, accuracy=known) for run in (before, after))
+    table: list[Sequence[str]] = [("", "pick", "changed", "90 % interval", "change")]
+    for tag, title in ROWS:
+        one, two = estimate_of(before, tag), estimate_of(after, tag)
+        if one is None and two is None:
+            continue
+        change = ABSENT
+        if one is not None and two is not None and one.value:
+            change = f"{(two.value / one.value - 1) * 100:+.1f} %"
+        table.append((title, value_of(one), value_of(two), interval(two), change))
+    load_told = "" if rate is None else f", at {rate:g} problems/s"
+    return [f"{pick_title(pick)}, {changes.strip()}{load_told}", *align(table, right=(1, 2, 4))]
+
+
+def _at_price(run: Run, engine: EngineConfig, rate: float | None, prices: Prices) -> Run:
+    """Return a prediction whose device time holds the idle one at a rate, and whose cost is its."""
+    device = run.device_s_per_problem
+    if device is not None and rate is not None:
+        device = device.at_least(engine.num_devices / rate)
+    price = prices.of(engine)
+    cost = None if device is None or price is None else device.scaled(price / 3600, "USD")
+    return dataclasses.replace(run, device_s_per_problem=device, cost_usd_per_problem=cost)
+
+
+def _base(entries: Sequence[Entry], pick: Pick) -> Entry:
+    """Return the recording nearest to a pick: the same, else of its model with most samples."""
+    able = [each for each in entries if each.run is not None and each.run.policy is not None]
+    same = [
+        each
+        for each in able
+        if each.run and each.run.engine == pick.engine and each.run.policy == pick.policy
+    ]
+    model = [each for each in able if each.run and each.run.engine.model == pick.engine.model]
+    model.sort(key=lambda each: -(each.run.policy.n if each.run and each.run.policy else 0))
+    if not (same or model):
+        raise UsageError(f"what-if: no recording of {pick.engine.model}")
+    return [*same, *model][0]

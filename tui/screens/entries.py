@@ -1,0 +1,303 @@
+"""View models of the terminal app: recordings and advice as rows and lines, without Textual."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+from traces.errors import TtscopeError
+from traces.recording.manifest import Manifest, read_manifest
+from traces.recording.reader import Recording, find_recordings
+from traces.schema.estimate import Estimate
+from traces.summary.run import Run, summarise
+from tui.screens.index import Indexes, Listed, files_of
+from tui.text.formats import ABSENT, compact, half_width, labels, model_name, value_of
+
+FRAME_BYTES = 128 * 2**20  # of samples and steps of recordings that are not looked at
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One row of the Recordings screen: a run, or a path that cannot be read and why.
+
+    `frame_bytes` are those of the run's samples and steps, 0 where they were let go (`fit_frames`):
+    `load` brings them back. `listed` is what is known of one that is still to be read.
+    """
+
+    key: str
+    path: Path
+    recording: Recording | None = None
+    run: Run | None = None
+    listed: Listed | None = None
+    error: str | None = None
+    frame_bytes: int = 0
+
+    @property
+    def comparable(self) -> bool:
+        """Whether the run ended by itself and decided something."""
+        return self.run is not None and self.run.complete and self.run.problems > 0
+
+    @cached_property
+    def title(self) -> str:
+        """Return model, policy and engine in short."""
+        if self.run is None:
+            return self.path.name if self.listed is None else self.listed.title
+        return "  ".join((model_name(self.run.engine.model), *labels(self.run)))
+
+    @cached_property
+    def cells(self) -> dict[str, str]:
+        """Return the cells of the Recordings table by header, none where there is no run."""
+        run = self.run
+        if run is None:
+            return {} if self.listed is None else self.listed.cells
+        return {column.header: column.cell(run) for column in COLUMNS}
+
+    @cached_property
+    def values(self) -> Mapping[str, float | str | None]:
+        """Return what the rows sort by, by header, nothing where nothing is known."""
+        run = self.run
+        if run is None:
+            return {} if self.listed is None else self.listed.values
+        return {column.header: column.sort(run) for column in COLUMNS}
+
+    @cached_property
+    def told(self) -> frozenset[str]:
+        """Return the headers under which there is something known."""
+        return frozenset(header for header, value in self.values.items() if value is not None)
+
+
+def recording_paths(paths: Sequence[Path]) -> list[Path]:
+    """Return the recordings in the paths; a path that holds none stands for itself."""
+    found: list[Path] = []
+    for path in paths:
+        found += find_recordings(path) or [path]
+    return list(dict.fromkeys(found))
+
+
+def load(path: Path, price_usd_per_device_hour: float | None = None) -> list[Entry]:
+    """Open and summarise one recording; a failure is an entry that says why."""
+    try:
+        recording = Recording.open(path)
+        runs = summarise(recording.afresh(), price_usd_per_device_hour)  # which keep their rows
+    except TtscopeError as error:
+        return [Entry(key=str(path), path=path, error=str(error))]
+    except Exception as error:  # one bad recording must not end the app
+        text = f"{path}: cannot be summarised ({type(error).__name__}: {error})"
+        return [Entry(key=str(path), path=path, error=text)]
+    return [
+        Entry(
+            key=f"{path}#{index}",
+            path=path,
+            recording=recording,
+            run=run,
+            frame_bytes=_frame_bytes(run),
+        )
+        for index, run in enumerate(runs)
+    ] or [Entry(key=str(path), path=path, recording=recording, error=f"{path}: holds no run")]
+
+
+def listed(path: Path, indexes: Indexes) -> list[Entry]:
+    """Return a recording's rows by the index of its folder, else by its manifest alone.
+
+    One that cannot be read has none: `load` says why.
+    """
+    try:
+        rows = indexes.rows(path, files_of(path))
+        if rows is None:
+            rows = _by_manifest(path.name, read_manifest(path))
+    except (TtscopeError, OSError):
+        return []
+    return [Entry(key=f"{path}#{at}", path=path, listed=each) for at, each in enumerate(rows)]
+
+
+def _by_manifest(name: str, manifest: Manifest) -> list[Listed]:
+    """Return the row of a recording that is not in an index: names without numbers."""
+    engine = next(iter(manifest.engines.values()), None)
+    policy = next(iter(manifest.policies.values()), None)
+    if engine is None:
+        return []
+    told = {
+        "model": model_name(engine.model),
+        "policy": ABSENT if policy is None else policy.label(),
+        "engine": engine.label(),
+        "recording": name,
+    }
+    cells = {column.header: told.get(column.header, "") for column in COLUMNS}
+    values: dict[str, float | str | None] = {c.header: told.get(c.header) for c in COLUMNS}
+    title = "  ".join(told[each] for each in ("model", "policy", "engine"))
+    return [Listed(title=title, cells=cells, values=values, problems=1, complete=True)]
+
+
+def to_list(entry: Entry) -> Listed | None:
+    """Return what an index notes of a run, None of what is none."""
+    run = entry.run
+    if run is None:
+        return None
+    values = {
+        header: value if not isinstance(value, float) or math.isfinite(value) else None
+        for header, value in entry.values.items()
+    }
+    return Listed(
+        title=entry.title,
+        cells=dict(entry.cells),
+        values=values,
+        problems=run.problems,
+        complete=run.complete,
+    )
+
+
+def _frame_bytes(run: Run) -> int:
+    return sum(int(f.estimated_size()) for f in (run.sample_rows, run.step_rows) if f is not None)
+
+
+def fit_frames(
+    entries: Sequence[Entry], keep: Collection[str], most_bytes: int = FRAME_BYTES
+) -> list[Entry]:
+    """Return the entries with as many samples and steps in memory as fit, the largest let go first.
+
+    Entries whose key is in `keep` stay whole.
+    """
+    left = sum(entry.frame_bytes for entry in entries)
+    gone = set()
+    for entry in sorted(entries, key=lambda each: -each.frame_bytes):
+        if left <= most_bytes:
+            break
+        if entry.key not in keep and entry.frame_bytes:
+            left -= entry.frame_bytes
+            gone.add(entry.key)
+    return [_without_frames(entry) if entry.key in gone else entry for entry in entries]
+
+
+def _without_frames(entry: Entry) -> Entry:
+    run = None if entry.run is None else replace(entry.run, sample_rows=None, step_rows=None)
+    return replace(entry, run=run, frame_bytes=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """A column of the Recordings table: header, cell, what it sorts by, flushed right or not.
+
+    `from_width` is the terminal's width from which it is shown.
+    """
+
+    header: str
+    cell: Callable[[Run], str]
+    sort: Callable[[Run], float | str | None]
+    right: bool = True
+    from_width: int = 0
+
+
+def _value(estimate: Estimate | None) -> float | None:
+    return None if estimate is None else estimate.value
+
+
+def _share(estimate: Estimate | None) -> str:
+    if estimate is None:
+        return ABSENT
+    return f"{value_of(estimate)} {half_width(estimate)}".removeprefix("0")
+
+
+def _numeric(
+    header: str,
+    get: Callable[[Run], Estimate | None],
+    *,
+    factor: float = 1.0,
+    from_width: int = 0,
+) -> Column:
+    def value(run: Run) -> float | None:
+        found = _value(get(run))
+        return None if found is None else found * factor
+
+    return Column(
+        header=header, cell=lambda run: compact(value(run)), sort=value, from_width=from_width
+    )
+
+
+def _text(header: str, get: Callable[[Run], str], *, from_width: int = 0) -> Column:
+    return Column(header=header, cell=get, sort=get, right=False, from_width=from_width)
+
+
+COLUMNS: tuple[Column, ...] = (
+    _text("model", lambda run: model_name(run.engine.model)),
+    _text("policy", lambda run: labels(run)[0]),
+    _text("engine", lambda run: labels(run)[1]),
+    Column(
+        header="acc +-90%",
+        cell=lambda run: _share(run.accuracy),
+        sort=lambda run: _value(run.accuracy),
+    ),
+    _numeric("p50 s", lambda run: run.latency_s["p50"]),
+    _numeric("p95 s", lambda run: run.latency_s["p95"]),
+    _numeric("tok/pb", lambda run: run.tokens_per_problem),
+    _numeric("dev-s", lambda run: run.device_s_per_problem),
+    _numeric("J/pb", lambda run: run.energy_j.per_problem),
+    _numeric("$/pb", lambda run: run.cost_usd_per_problem, from_width=100),
+    _numeric("TTFT ms", lambda run: run.ttft_s["p50"], factor=1e3, from_width=120),
+    _numeric("TPOT ms", lambda run: run.tpot_s["p50"], factor=1e3, from_width=120),
+    _numeric("tok/s", lambda run: run.throughput_tokens_per_s, from_width=120),
+    _numeric("FLOP/pb", lambda run: run.flops_per_problem, from_width=120),
+    _text("recording", lambda run: run.recording, from_width=165),
+)
+
+
+NARROW, ENGINE = 110, 13
+
+
+def fitting_columns(entries: Sequence[Entry], width: int) -> list[tuple[Column, int]]:
+    """Return the columns that fit into a terminal's width, and how wide they are.
+
+    Those without any number come last. In narrow terminals the engine is cut (`cell_text`).
+    """
+    runs = [entry for entry in entries if entry.values]
+
+    def size(column: Column) -> int:
+        cells = (len(cell_text(column, entry, width)) for entry in entries)
+        return max([len(column.header), *cells])
+
+    able = [column for column in COLUMNS if column.from_width <= width]
+    some = frozenset[str]().union(*(entry.told for entry in runs))
+    told = [column for column in able if not runs or column.header in some]
+    chosen: dict[str, int] = {}
+    left = width - 5  # the marks, and a scroll bar
+    for column in [*told, *(column for column in able if column not in told)]:
+        wide = size(column)
+        left -= wide + 2
+        if left >= 0 or len(chosen) < 4:
+            chosen[column.header] = wide
+    return [(column, chosen[column.header]) for column in COLUMNS if column.header in chosen]
+
+
+def cell_text(column: Column, entry: Entry, width: int) -> str:
+    """Return a cell, in place of numbers why there are none; a narrow terminal cuts the engine."""
+    run = entry.run or entry.listed
+    if run is None:
+        told = {"model": entry.path.name, "policy": "cannot be read"}
+        return told.get(column.header, "")
+    if column.right and not run.problems:
+        note = "no problem" if run.complete else "incomplete"
+        return note if column.header.startswith("acc") else ""
+    text = entry.cells[column.header]
+    if column.header == "engine" and width < NARROW and len(text) > ENGINE:
+        return f"{text[: ENGINE - 1]}…"
+    return text
+
+
+def matches(entry: Entry, words: str) -> bool:
+    """Return whether every word is found in the entry; `a|b` means either."""
+    text = f"{entry.title} {entry.path}".lower()
+    return all(
+        any(part in text for part in word.split("|")) for word in words.lower().split() if word
+    )
+
+
+def sort_key(entry: Entry, column: Column) -> tuple[int, float, str]:
+    """Return a key that puts numbers before text and what is absent last."""
+    if not entry.values:
+        return (3, 0.0, entry.path.name)
+    value = entry.values.get(column.header)
+    if value is None:
+        return (2, 0.0, "")
+    return (1, 0.0, value) if isinstance(value, str) else (0, float(value), "")

@@ -1,0 +1,286 @@
+"""The app as its screens know it: the recordings, what is marked, and who advises."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Iterable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from textual import work
+from textual.app import App
+from textual.signal import Signal
+from textual.worker import get_current_worker
+
+from traces.errors import UsageError
+from traces.recording.reader import Recording, measured
+from traces.schema.advice import Budget, Recommendation
+from traces.schema.engine import EngineConfig
+from traces.schema.policy import Policy
+from tui.screens.entries import Entry, fit_frames, listed, load, recording_paths, to_list
+from tui.screens.index import Indexes, files_of
+
+LISTED_TOGETHER = 200  # rows that are shown at a time before they are read
+
+
+class Advises(Protocol):
+    """What the Advice screen needs of an advisor."""
+
+    def recommend(
+        self, budget: Budget, present: tuple[EngineConfig, Policy] | None = None
+    ) -> Recommendation:
+        """Return what to run for a budget, beside what runs today where that is a candidate."""
+
+    def write_plan(self, path: Path, answer: Recommendation) -> None:
+        """Write what to measure next for `ttscope sweep`."""
+
+
+AdvisorFactory = Callable[[Sequence[Recording]], Advises]
+
+
+class FittedAdvisor:
+    """The advisor's models fitted to recordings; imported when first asked, for it is heavy.
+
+    `systems` of the prior are offered too.
+    """
+
+    def __init__(self, recordings: Sequence[Recording], systems: Sequence[str] = ()) -> None:
+        from advisor.advice.advisor import Advisor
+        from traces.recording.reader import distinct
+        from tui.text.commands import here
+
+        unique, _ = distinct(recordings)
+        self._advisor = Advisor.fit(measured(unique), seed=0, gpus=systems)
+        self._here = here()
+
+    def recommend(
+        self, budget: Budget, present: tuple[EngineConfig, Policy] | None = None
+    ) -> Recommendation:
+        """Return what to run for a budget, beside what runs today where that is a candidate."""
+        known = present is not None and bool(self._advisor.space.rows_of(*present))
+        return self._advisor.recommend(budget, **self._here, present=present if known else None)
+
+    def write_plan(self, path: Path, answer: Recommendation) -> None:
+        """Write what to measure next for `ttscope sweep`; raises TtscopeError."""
+        from advisor.advice.experiments import write_plan
+
+        write_plan(path, answer, self._advisor.evidence)
+
+
+class LibraryApp(App[None]):
+    """Recordings that are read in a thread, and the marks and the price that go with them."""
+
+    def __init__(
+        self, paths: Sequence[Path], advisor_factory: AdvisorFactory, present: Path | None
+    ) -> None:
+        super().__init__()
+        self.limits: dict[str, str] = {}  # what the budget's fields hold at the start
+        self.entries: list[Entry] = []
+        self.marked: list[str] = []
+        self.loading_paths = True
+        self.price: float | None = None  # USD per device-hour, over what recordings say
+        self.library_changed: Signal[None] = Signal(self, "library")
+        self.first_paths = [*map(Path, paths), *([] if present is None else [present])]
+        self._present = None if present is None else present.resolve()
+        self._factory = advisor_factory
+        self._advisor: tuple[tuple[str, ...], Advises] | None = None
+        self._current: str | None = None
+        self._opening: Entry | None = None  # to be read next, and shown
+        self._indexes = Indexes()
+        self._coming: set[Path] = set()  # whose samples and steps are read again
+        self._next_told = 0.0  # when the screens hear of more recordings: a long table is dear
+
+    def open_paths(self, paths: Sequence[Path]) -> None:
+        """Read more recordings; those that are there already are read again."""
+        self.loading_paths = True
+        self._load(paths)
+
+    def set_price(self, usd_per_device_hour: float | None) -> None:
+        """Work out what everything costs at a price; None takes the recordings' own."""
+        self.price = usd_per_device_hour
+        self.open_paths(list(dict.fromkeys(entry.path for entry in self.entries)))
+
+    def forget(self, *paths: Path) -> None:
+        """Take recordings out of the list."""
+        self._take_out(paths)
+        self.library_changed.publish(None)
+
+    def _take_out(self, paths: Collection[Path]) -> None:
+        gone = {entry.key for entry in self.entries if entry.path in paths}
+        self.entries = [entry for entry in self.entries if entry.key not in gone]
+        self.marked = [key for key in self.marked if key not in gone]
+
+    def forget_gone(self) -> list[Path]:
+        """Take the recordings whose folder is gone out of the list, untold; return which."""
+        paths = dict.fromkeys(entry.path for entry in self.entries if entry.recording is not None)
+        gone = [path for path in paths if not path.is_dir()]
+        self._take_out(gone)
+        return gone
+
+    @work(thread=True, group="library")
+    def _load(self, paths: Sequence[Path]) -> None:
+        worker = get_current_worker()
+        left = dict.fromkeys(recording_paths(paths))
+        if self.price is None:  # at which the index has its costs
+            self._list(left)
+        while left and not worker.is_cancelled:
+            wanted = None if self._opening is None else self._opening.path
+            path = wanted if wanted in left else next(iter(left))
+            del left[path]
+            files = _files(path)
+            found = load(path, self.price)
+            if worker.is_cancelled:
+                return
+            rows = [row for row in map(to_list, found) if row is not None]
+            if self.price is None and rows and files is not None:
+                self._indexes.note(path, files, rows)
+            self.call_from_thread(self._add, found)
+        self._indexes.write()
+        if not worker.is_cancelled:
+            self.call_from_thread(self._loaded)
+
+    def _list(self, paths: Iterable[Path]) -> None:
+        """Show rows of recordings that were not read yet, some at a time."""
+        known = {entry.path for entry in self.entries}
+        found: list[Entry] = []
+        for path in paths:
+            if path not in known:
+                found += listed(path, self._indexes)
+            if len(found) >= LISTED_TOGETHER:
+                self.call_from_thread(self._add, found)
+                found = []
+        if found:
+            self.call_from_thread(self._add, found)
+
+    def read_now(self, entry: Entry) -> None:
+        """Read a recording before the others, and show it."""
+        self._opening = entry
+        self.notify(f"reading {entry.path.name} ...")
+
+    def _add(self, found: list[Entry]) -> None:
+        paths = {entry.path for entry in found}
+        self._coming -= paths
+        stale = [at for at, entry in enumerate(self.entries) if entry.path in paths]
+        others = [entry for entry in self.entries if entry.path not in paths]
+        at = stale[0] if stale else len(others)
+        kept = {entry.key for entry in self._shown()}
+        self.entries = fit_frames([*others[:at], *found, *others[at:]], kept)
+        opening = self._opening
+        read = [entry for entry in found if entry.listed is None]
+        if opening is not None and opening.path in {entry.path for entry in read}:
+            self._opening = None
+            able = [entry for entry in read if entry.run is not None]
+            if able:
+                self.open_run(next((e for e in able if e.key == opening.key), able[0]))
+        if time.monotonic() > self._next_told:
+            self.library_changed.publish(None)
+            self._next_told = time.monotonic() + 0.1 + len(self.entries) / 1_000
+
+    def _shown(self) -> list[Entry]:
+        """Return the run of screen 2, and the one that it was replayed from."""
+        entry = self.current_entry()
+        source = None if entry is None or entry.run is None else entry.run.replay_of
+        return [each for each in (entry, source and self.entry_named(source)) if each]
+
+    def bring_back(self) -> bool:
+        """Read the samples and steps of what screen 2 shows again where they were let go.
+
+        Returns whether they are being read.
+        """
+        gone = {each.path for each in self._shown() if each.run and each.run.sample_rows is None}
+        if gone - self._coming:
+            self._load([*gone - self._coming])
+        self._coming |= gone
+        return bool(gone)
+
+    def _loaded(self) -> None:
+        self.loading_paths = False
+        self.library_changed.publish(None)
+
+    def toggle_mark(self, key: str) -> None:
+        """Mark a run, or unmark it."""
+        if key in self.marked:
+            self.marked.remove(key)
+        else:
+            self.marked.append(key)
+        self.library_changed.publish(None)
+
+    def clear_marks(self) -> None:
+        """Unmark every run."""
+        self.marked.clear()
+        self.library_changed.publish(None)
+
+    def marked_entries(self) -> list[Entry]:
+        """Return the marked runs in the order in which they were marked."""
+        by_key = {entry.key: entry for entry in self.entries}
+        return [by_key[key] for key in self.marked if key in by_key]
+
+    def advisable(self) -> list[Entry]:
+        """Return the runs that advice rests on: the marked ones, or every complete one."""
+        marked = self.marked_entries()
+        return marked or [entry for entry in self.entries if entry.comparable]
+
+    def advisor_for(self, recordings: Sequence[Recording]) -> Advises:
+        """Return the advisor fitted to the recordings; the last one is kept. Call in a thread."""
+        key = tuple(dict.fromkeys(str(each.path) for each in recordings))
+        if self._advisor is None or self._advisor[0] != key:
+            unique = {str(each.path): each for each in recordings}
+            self._advisor = (key, self._factory(list(unique.values())))
+        return self._advisor[1]
+
+    def write_plan(self, answer: Recommendation) -> Path:
+        """Write what to measure next into a new file of this folder; return its path.
+
+        Raises TtscopeError where nothing fits, or the file cannot be written.
+        """
+        names = (Path(f"measure-next{number}.yaml") for number in ("", *range(2, 1000)))
+        path = next(each for each in names if not each.exists())
+        if self._advisor is None:
+            raise UsageError("nothing has been advised yet")
+        self._advisor[1].write_plan(path, answer)
+        return path
+
+    def open_run(self, entry: Entry) -> None:
+        """Show a run on screen 2."""
+        self._current = entry.key
+        self.switch_mode("run")
+
+    def entry_named(self, name: str) -> Entry | None:
+        """Return the recording of a name that holds a run, None when it is not loaded."""
+        named = [entry for entry in self.entries if entry.path.name == name]
+        return next((entry for entry in named if entry.run is not None), None)
+
+    def present_entry(self) -> Entry | None:
+        """Return what runs today, to set beside advice: `present`, else the run that was opened."""
+
+        def is_meant(entry: Entry) -> bool:
+            if self._present is None:
+                return entry.key == self._current
+            return entry.path.resolve() == self._present
+
+        able = (e for e in self.entries if e.comparable and e.run and e.run.policy)
+        return next(filter(is_meant, able), None)
+
+    def runs_today(self) -> tuple[EngineConfig, Policy] | None:
+        """Return the configuration of what runs today, None where it is not known."""
+        entry = self.present_entry()
+        if entry is None or entry.run is None or entry.run.policy is None:
+            return None
+        return entry.run.engine, entry.run.policy
+
+    def current_entry(self) -> Entry | None:
+        """Return the run that was opened, or the first that can be shown."""
+        shown = [entry for entry in self.entries if entry.run is not None]
+        opened = [entry for entry in shown if entry.key == self._current]
+        if not opened and self.loading_paths:
+            return None
+        complete = [entry for entry in shown if entry.comparable]
+        votes = [entry for entry in complete if entry.run and entry.run.policies]
+        return next(iter([*opened, *votes, *complete, *shown]), None)
+
+
+def _files(path: Path) -> str | None:
+    try:
+        return files_of(path)
+    except OSError:
+        return None

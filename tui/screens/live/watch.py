@@ -1,0 +1,238 @@
+"""Watching a deployment for the Live screen: attach, and a snapshot a second. No Textual here."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import polars as pl
+
+from profiler.attach.attachment import Attached, Attachment, attach_to, attachment_of
+from traces.clock import now_ns
+from traces.errors import TtscopeError, UsageError
+from traces.live.numbers import LIVE_S, Numbers
+from traces.live.verdict import Evidence, Verdict, judge
+from traces.recording.reader import Recording
+from traces.summary.kernels import (
+    Collective,
+    DeviceTime,
+    FamilyTime,
+    collectives,
+    device_time,
+    time_by_family,
+)
+from tui.options import Watch, option_names, read_words
+from tui.screens.library import size_bytes, words_of
+
+VERDICT_S = 60.0  # that a verdict rests on
+SHOWN_S = 60.0  # of engine steps
+READ_S = 2.0  # between looks into the recording
+MOST_PROBLEMS = 200
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """A deployment at one second.
+
+    `numbers` are of the last seconds by engine, `verdicts` of the last minute. `steps` counts
+    those that plugins sent, None where nobody listens; `step_rows` are the newest of one engine,
+    `problems` the newest that spans tell of: problem_id, samples, arrival, end (ns), tokens,
+    longest (tokens of one sample), errors. `watts` is the mean of the last seconds of all GPUs
+    together, `unpowered` why they are not read; `families` are the kernels of the newest profiler
+    window, `windows` counts these, None where none are opened. `kept_bytes` is the recording.
+    """
+
+    seconds: float
+    numbers: Mapping[str, Numbers | None]
+    names: Mapping[str, str]
+    verdicts: tuple[Verdict, ...]
+    steps: int | None = None
+    problems_seen: int | None = None
+    problems: pl.DataFrame | None = None
+    step_rows: pl.DataFrame | None = None
+    blocks: int | None = None
+    watts: float | None = None
+    unpowered: str | None = None
+    windows: int | None = None
+    families: tuple[FamilyTime, ...] | None = None
+    events: Mapping[str, int] = field(default_factory=dict)
+    kept_bytes: int | None = None
+
+
+def parse_target(text: str) -> Attachment:
+    """Return what was typed: URLs, and the options of `ttscope attach` that watch.
+
+    Raises UsageError for what cannot be read.
+    """
+    words = words_of(text)
+    if "--help" in words:
+        raise UsageError(f"here are {option_names(Watch)}")
+    watch = read_words(Watch, words, nothing="name a server: http://HOST:8000")
+    urls = [url if "://" in url else f"http://{url}" for url in watch.urls]
+    return attachment_of(vars(watch) | {"urls": urls})
+
+
+class LiveWatch:
+    """Watches a target into a recording until `stop`; `run` blocks, in a thread of its own."""
+
+    def __init__(
+        self, target: Attachment, folder: Path, on_snapshot: Callable[[Snapshot], None]
+    ) -> None:
+        self.folder, self._target, self._on_snapshot = folder, target, on_snapshot
+        self.said: list[str] = []  # what a user must see
+        self._stop = threading.Event()
+        self._read = 0.0
+        self._inside: dict[str, object] = {}
+        self._came = -1  # rows of windows that were read
+        self._profiled: dict[str, tuple[tuple[Collective, ...] | None, DeviceTime | None]] = {}
+        self.lost = False
+
+    def stop(self) -> None:
+        """End it; the recording is then complete."""
+        self._stop.set()
+
+    def run(self) -> None:
+        """Attach and watch; profiler windows are opened only where `target.yes` says so.
+
+        Raises TtscopeError for a server that does not answer, and for what cannot be had of it.
+        """
+        from profiler.attach.watch import watch
+
+        with ExitStack() as stack:
+            attached = attach_to(
+                stack, self._target, may_open=lambda told: False, say=self.said.append
+            )
+            deployment = attached.deployment
+
+            def tick(seconds: float, numbers: Mapping[str, Numbers | None]) -> None:
+                whole = deployment.numbers(VERDICT_S)
+                self._tick(seconds, numbers, whole, dict(deployment.shown), attached)
+
+            watch(
+                deployment,
+                self.folder,
+                stop=self._stop,
+                duration_s=self._target.duration_s,
+                probes=attached.probes,
+                on_tick=tick,
+                price_usd_per_device_hour=self._target.price,
+            )
+            self.lost = deployment.lost
+
+    def _tick(
+        self,
+        seconds: float,
+        numbers: Mapping[str, Numbers | None],
+        minute: Mapping[str, Numbers | None],
+        names: Mapping[str, str],
+        attached: Attached,
+    ) -> None:
+        steps = None if attached.incoming is None else attached.incoming.steps
+        if time.monotonic() - self._read > READ_S:
+            self._read = time.monotonic()
+            self._inside = self._look_inside(steps)
+        rows = self._inside.get("step_rows")
+        known = rows if isinstance(rows, pl.DataFrame) else None
+        verdicts = [
+            judge(
+                key,
+                Evidence(
+                    numbers=each,
+                    steps=_of_engine(known, key),
+                    collectives=self._profiled.get(key, (None, None))[0],
+                    device_time=self._profiled.get(key, (None, None))[1],
+                ),
+            )
+            for key, each in minute.items()
+        ]
+        inside = {name: value for name, value in self._inside.items() if value is not None}
+        self._on_snapshot(
+            Snapshot(
+                seconds=seconds,
+                numbers=numbers,
+                names=names,
+                verdicts=tuple(verdicts),
+                steps=steps,
+                unpowered=attached.unpowered,
+                **inside,  # type: ignore[arg-type]
+            )
+        )
+
+    def _look_inside(self, steps: int | None) -> dict[str, object]:
+        """Return what the recording holds so far of problems, steps and events."""
+        try:
+            recording = Recording.open(self.folder)
+            events = recording.frame("events")
+            kinds = dict(events.group_by("kind").len().iter_rows())
+            found: dict[str, object] = {
+                "events": kinds,
+                "watts": _watts(recording),
+                "kept_bytes": size_bytes(self.folder),
+            }
+            if self._target.kernels is not None:
+                found |= self._look_at_windows(recording, events)
+            if steps is None:
+                return found
+            found |= _problems(recording)
+            if steps:
+                since = now_ns() - round(SHOWN_S * 1e9)
+                rows = recording.table("steps").filter(pl.col("end") > since).collect()
+                found["step_rows"] = rows if rows.height else None
+                engine = recording.manifest.engines.get(rows["engine"][0]) if rows.height else None
+                found["blocks"] = None if engine is None else engine.num_gpu_blocks
+            return found
+        except TtscopeError:  # it is being written: the next look will do
+            return dict(self._inside)
+
+    def _look_at_windows(self, recording: Recording, events: pl.DataFrame) -> dict[str, object]:
+        """Return how many windows there were and the newest one's kernels; read when one came."""
+        came = events.filter(pl.col("kind") == "window").height
+        if came == self._came:
+            return {name: self._inside.get(name) for name in ("windows", "families")}
+        rows = recording.frame("kernels")
+        keys = rows["engine"].drop_nulls().unique()
+        own = {key: rows.filter(pl.col("engine") == key) for key in keys}
+        self._profiled = {
+            key: (collectives(each), device_time(events, key)) for key, each in own.items()
+        }
+        self._came = came
+        newest = rows.filter(pl.col("window_id") == pl.col("window_id").max())
+        return {"windows": rows["window_id"].n_unique(), "families": time_by_family(newest)}
+
+
+def _problems(recording: Recording) -> dict[str, object]:
+    problems = recording.table("problems").select("problem_id", "arrival", "end").collect()
+    newest = problems.sort("arrival", descending=True).head(MOST_PROBLEMS)
+    samples = (
+        recording.table("samples")
+        .filter(pl.col("problem_id").is_in(newest["problem_id"].implode()))
+        .group_by("problem_id")
+        .agg(
+            samples=pl.len(),
+            tokens=pl.col("output_tokens").sum(),
+            longest=pl.col("output_tokens").max(),
+            errors=pl.col("error").is_not_null().sum(),
+        )
+        .collect()
+    )
+    return {
+        "problems_seen": problems.height,
+        "problems": newest.join(samples, on="problem_id", how="left", maintain_order="left"),
+    }
+
+
+def _watts(recording: Recording) -> float | None:
+    """Return the mean power of the last seconds, None where a device was not read."""
+    since = now_ns() - round(LIVE_S * 1e9)
+    rows = recording.table("power").filter(pl.col("time") > since).collect()
+    each = rows.group_by("host", "device").agg(pl.mean("watts"))["watts"]
+    return None if not each.len() or each.null_count() else float(each.sum())
+
+
+def _of_engine(rows: pl.DataFrame | None, key: str) -> pl.DataFrame | None:
+    mine = None if rows is None else rows.filter(pl.col("engine") == key)
+    return mine if mine is not None and mine.height else None

@@ -1,0 +1,500 @@
+"""Screen 2: one run over time, the step under the cursor, and one problem's samples."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import ClassVar
+
+from textual import on, work
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Container
+from textual.events import Resize
+from textual.message import Message
+from textual.timer import Timer
+from textual.widgets import Input, Static
+from textual.worker import get_current_worker
+
+from advisor.accuracy.stopping import RULES, Savings, StopRule, savings
+from traces.errors import UsageError
+from tui.screens.base import ModeScreen
+from tui.screens.library import failure
+from tui.screens.run.beside import Beside, replay_beside, told_here
+from tui.screens.run.data import RunData, read_run
+from tui.screens.run.model import PAGES, WIDE, RunModel
+from tui.screens.run.playback import parse_goto
+from tui.widgets.lanes import Lanes
+from tui.widgets.sample_bars import SampleBars, Samples
+
+# What the workers of the Run screen tell it.
+
+
+@dataclass
+class Read(Message):
+    """The recording's steps, kernels and power were read."""
+
+    model: RunModel
+    data: RunData
+
+
+@dataclass
+class Judged(Message):
+    """A stopping rule was judged on all problems; a text says why it cannot be."""
+
+    model: RunModel
+    rule: str
+    found: Savings | str
+
+
+@dataclass
+class Replayed(Message):
+    """The run was replayed."""
+
+    model: RunModel
+    beside: Beside
+
+
+@dataclass
+class Told(Message):
+    """Policies that were not run, as lines."""
+
+    model: RunModel
+    lines: list[str]
+
+
+@dataclass
+class Failed(Message):
+    """Something that was asked for of a run cannot be done; `unread`: its steps cannot be read."""
+
+    model: RunModel
+    text: str
+    unread: bool = False
+
+
+class PageRead(Message):
+    """Whole rows of more steps are there."""
+
+
+# The keys of the Run screen, and what it asks for.
+
+
+QUESTIONS = {
+    "goto": "a problem as 137, a step as s48213, a time as 3:32 or 12.5s",
+    "replay": "changes: engine.max_num_seqs=8 policy.n=4; empty replays it as recorded",
+}
+KEYS: list[BindingType] = [
+    Binding("space", "play", "play", id="run.play"),
+    Binding("left", "move(-1)", "time", key_display="← →", id="run.earlier"),
+    Binding("right", "move(1)", "later", id="run.later", show=False),
+    Binding("shift+left", "move(-10)", "ten columns earlier", id="run.much_earlier", show=False),
+    Binding("shift+right", "move(10)", "ten columns later", id="run.much_later", show=False),
+    Binding("home", "move(-1000000)", "start", id="run.start", show=False),
+    Binding("end", "move(1000000)", "end", id="run.end", show=False),
+    Binding("comma", "step(-1)", "a step back", id="run.back", show=False),
+    Binding("full_stop", "step(1)", "a step on", id="run.on", show=False),
+    Binding("less_than_sign", "speed(0.5)", "slower", id="run.slower", show=False),
+    Binding("greater_than_sign", "speed(2)", "faster", id="run.faster", show=False),
+    Binding("plus,equals_sign", "zoom(0.5)", "zoom in", id="run.zoom_in", show=False),
+    Binding("minus", "zoom(2)", "zoom out", id="run.zoom_out", show=False),
+    Binding("z", "zoom_to('problem')", "zoom to the problem", id="run.zoom_problem", show=False),
+    Binding("0", "zoom_to('whole')", "the whole run", id="run.zoom_whole", show=False),
+    Binding("left_square_bracket", "problem(-1)", "problem", key_display="[ ]", id="run.previous"),
+    Binding("right_square_bracket", "problem(1)", "next problem", id="run.next", show=False),
+    Binding("g", "ask('goto')", "go to", id="run.goto"),
+    Binding("w", "worst", "slowest problem", id="run.slowest", show=False),
+    Binding("r", "rule", "rule", id="run.rule"),
+    Binding("k", "page", "more", id="run.page", tooltip="kernels, policies, the replay"),
+    Binding("v", "ask('replay')", "replay", id="run.replay"),
+    Binding("escape", "leave", "leave the field", show=False),
+]
+
+FRAME_S = 1 / 15
+TALL = 32
+
+
+class RunScreen(ModeScreen):
+    """The run that was opened on screen 1, or the first that is complete."""
+
+    MODE = "run"
+    CSS_PATH = "run.tcss"
+    AUTO_FOCUS = "#page"
+    BINDINGS: ClassVar[list[BindingType]] = KEYS
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model: RunModel | None = None
+        self._asking = "goto"
+        self._timer: Timer | None = None
+        self._last = 0.0
+
+    def compose_body(self) -> ComposeResult:
+        """Return the charts, the step, the problem and its samples."""
+        yield Static(id="head", markup=False)
+        yield Lanes(id="lanes")
+        yield Static(id="step", markup=False)
+        yield Static(id="message", markup=False)
+        yield Input(id="ask", compact=True)
+        yield Static(id="title", markup=False)
+        with Samples(id="page"):
+            with Container(id="both"):
+                yield SampleBars(id="bars")
+                yield SampleBars(id="other")
+            yield Static(id="text", markup=False)
+        yield Static(id="vote", markup=False)
+
+    def on_mount(self) -> None:
+        """Make the clock of the play, which stands."""
+        self._timer = self.set_interval(FRAME_S, self._tick, pause=True)
+        super().on_mount()
+
+    def show_library(self) -> None:
+        """Show the open run; nothing changes when it is shown already."""
+        entry = self.ttscope.current_entry()
+        if entry is None or entry.run is None:
+            waits = self.ttscope.loading_paths
+            self._show(None)
+            self._say("loading ..." if waits else "no run to show: open one on screen 1", waits)
+            return
+        if self.ttscope.bring_back():
+            if self.model is not None and self.model.entry.key != entry.key:
+                self._show(None)
+            self._say("loading ...", waiting=True)
+        elif self.model is None or entry.run is not self.model.run:
+            self._show(RunModel(entry, [rule.label for rule in RULES]))
+            self._say("")
+
+    def _show(self, model: RunModel | None) -> None:
+        """Show another run, or none; nothing that was asked of the one before is left."""
+        for group in ("run", "policies", "replay", "steps"):
+            self.workers.cancel_group(self, group)
+        self.action_leave()
+        self._pause()
+        self.model = model
+        self.query_one("#page").scroll_home(animate=False)
+        self.draw()
+        if model is not None:
+            self._read(model)
+
+    @work(thread=True, group="run")
+    def _read(self, model: RunModel) -> None:
+        worker = get_current_worker()
+        try:
+            data = read_run(model.recording, model.run)
+        except Exception as error:  # shown in place, the app goes on
+            self.post_message(Failed(model, failure(error), unread=True))
+            return
+        if not worker.is_cancelled:
+            self.post_message(Read(model, data))
+
+    @work(thread=True, group="run")
+    def _judge(self, model: RunModel, rule: StopRule) -> None:
+        worker = get_current_worker()
+        found: Savings | str
+        try:
+            found = savings(model.run, rule)
+        except Exception as error:
+            found = failure(error)
+        if not worker.is_cancelled:
+            self.post_message(Judged(model, rule.label, found))
+
+    @work(thread=True, group="policies", exclusive=True)
+    def _tell_policies(self, model: RunModel) -> None:
+        from tui.text.show import judged_policies, policies_lines
+
+        worker = get_current_worker()
+        try:
+            found = judged_policies(model.recording, model.run)
+            lines = policies_lines(model.run, found, width=self._width)
+        except Exception as error:
+            lines = [failure(error)]
+        if not worker.is_cancelled:
+            self.post_message(Told(model, lines))
+
+    @work(thread=True, group="replay", exclusive=True)
+    def _replay(self, model: RunModel, changes: str) -> None:
+        worker = get_current_worker()
+        if model.recording is None:
+            return
+        try:
+            found = replay_beside(model.recording, model.run, changes, width=self._width)
+        except Exception as error:
+            self.post_message(Failed(model, failure(error)))
+            return
+        if not worker.is_cancelled:
+            self.post_message(Replayed(model, found))
+
+    @work(thread=True, group="steps", exclusive=True)
+    def _read_page(self, model: RunModel, position: int) -> None:
+        try:
+            read = model.pages.read(position)
+        except Exception as error:  # it was deleted meanwhile, or is damaged
+            self.post_message(Failed(model, failure(error)))
+            return
+        if read and not get_current_worker().is_cancelled:
+            self.post_message(PageRead())
+
+    @on(Read)
+    def _data_read(self, event: Read) -> None:
+        if event.model is not self.model:
+            return
+        self.model.show_data(event.data)
+        source = self.model.run.replay_of
+        entry = None if source is None else self.ttscope.entry_named(source)
+        if entry is not None and entry.run is not None:
+            name = f"{source}, which this replays"
+            self.model.show_beside(Beside(run=entry.run, word="recorded", asked=name))
+        self.draw()
+        self._judge(self.model, RULES[0])
+
+    @on(Judged)
+    def _rule_judged(self, event: Judged) -> None:
+        event.model.judged[event.rule] = event.found
+        if event.model is self.model:
+            self._draw_problem()
+
+    @on(Told)
+    def _policies_told(self, event: Told) -> None:
+        event.model.policies = event.lines
+        if event.model is self.model:
+            self._draw_problem()
+
+    @on(Replayed)
+    def _beside_made(self, event: Replayed) -> None:
+        if event.model is self.model:
+            self._say("")
+            self.model.show_beside(event.beside)
+            self.draw()
+
+    @on(Failed)
+    def _failed(self, event: Failed) -> None:
+        if event.model is not self.model:
+            return
+        self._say(told_here(event.text))
+        if event.unread:
+            self.model.unread = True
+            self._draw_time()
+
+    @on(Resize)
+    def _fit(self) -> None:
+        self.draw()
+
+    @property
+    def _width(self) -> int:
+        return max(self.app.size.width - 1, 60)
+
+    @property
+    def _bins(self) -> int:
+        return Lanes.bins(self._width)
+
+    @property
+    def _tall(self) -> bool:
+        return self.app.size.height >= TALL
+
+    def _say(self, text: str, waiting: bool = False) -> None:
+        message = self.query_one("#message", Static)
+        message.update(text)
+        message.set_class(bool(text), "said").set_class(waiting, "waiting")
+
+    def draw(self) -> None:
+        """Draw all of the run, or nothing where none is shown."""
+        if not self.is_mounted:
+            return
+        head = [] if self.model is None else self.model.head(self._width)
+        self.query_one("#head", Static).update("\n".join(head))
+        self._draw_time()
+        self._draw_problem()
+
+    def _draw_time(self) -> None:
+        model = self.model
+        if model is None:
+            self.set_status("")
+            self.query_one(Lanes).show([], None)
+            self.query_one("#step", Static).update("")
+            return
+        self.set_status(model.status())
+        lanes, cursor, below = model.charts(self._bins, tall=self._tall)
+        rows = min(max((self.app.size.height - TALL) // 8, 1), 3)
+        self.query_one(Lanes).show(lanes, cursor, below, rows=rows)
+        self._draw_step()
+        if model.position >= 0:
+            self._read_page(model, model.position)
+
+    @on(PageRead)
+    def _draw_step(self) -> None:
+        if self.model is not None:
+            lines = self.model.step(self._bins, self._width)
+            self.query_one("#step", Static).update("\n".join(lines))
+
+    def _draw_problem(self) -> None:
+        if not self.is_mounted:
+            return
+        model, width = self.model, self._width
+        title = "" if model is None else model.title(width)
+        vote = [] if model is None else model.vote(width, tall=self._tall)
+        text = [] if model is None else model.text(width)
+        own, other = (None, None) if model is None or text else model.bars(width)
+        self.query_one("#title", Static).update(title)
+        self.query_one("#vote", Static).update("\n".join(vote))
+        self.query_one("#page").set_class(bool(text), "text")
+        self.query_one("#text", Static).update("\n".join(text))
+        both = self.query_one("#both")
+        both.set_class(other is not None, "beside")
+        both.set_class(self._width >= WIDE, "wide")
+        for name, found in (("#bars", own), ("#other", other)):
+            bars = self.query_one(name, SampleBars)
+            if found is None:
+                bars.update("")
+            else:
+                bars.show(found.header, found.rows, title=found.title, after=found.after)
+
+    # -- keys ----------------------------------------------------------------------------------
+
+    def _pause(self) -> None:
+        if self.model is not None and self.model.play is not None and self.model.play.playing:
+            self.model.play = self.model.play.toggle()
+        if self._timer is not None:
+            self._timer.pause()
+
+    def action_play(self) -> None:
+        """Play the recording from the cursor on, or pause."""
+        model = self.model
+        if model is None or model.play is None or self._timer is None:
+            return
+        model.play = model.play.toggle()
+        model.cut, model.page = True, "problem"
+        self._last = time.monotonic()
+        if model.play.playing:
+            self._timer.resume()
+        else:
+            self._timer.pause()
+        self.draw()
+
+    def _tick(self) -> None:
+        model, now = self.model, time.monotonic()
+        if model is None or model.play is None:
+            return
+        model.tick(now - self._last)
+        self._last = now
+        if not model.play.playing and self._timer is not None:
+            self._timer.pause()
+        self._draw_time()
+        self._draw_problem()
+
+    def action_speed(self, factor: float) -> None:
+        """Play slower or faster."""
+        if self.model is not None and self.model.play is not None:
+            self.model.play = self.model.play.faster(factor)
+            self.set_status(self.model.status())
+
+    def action_move(self, columns: int) -> None:
+        """Move the cursor by columns of the charts."""
+        if self.model is not None:
+            self.model.move(columns, self._bins)
+            self._moved()
+
+    def action_step(self, steps: int) -> None:
+        """Move by single engine steps."""
+        if self.model is not None:
+            self.model.step_by(steps)
+            self._moved()
+
+    def _moved(self) -> None:
+        self._draw_time()
+        if self.model is not None and self.model.cut:
+            self.model.tick(0.0)
+            self._draw_problem()
+
+    def action_zoom(self, factor: float) -> None:
+        """Show less of the time, or more."""
+        if self.model is not None and self.model.play is not None:
+            self.model.play = self.model.play.zoom(factor)
+            self._draw_time()
+
+    def action_zoom_to(self, what: str) -> None:
+        """Show the time of the problem, or all of it."""
+        if self.model is not None:
+            self.model.show_time(what)
+            self._draw_time()
+
+    def action_problem(self, count: int) -> None:
+        """Go to the next or the previous problem."""
+        if self.model is not None:
+            at = -1 if self.model.problem is None else self.model.problem.number
+            self._go_to_problem(at + count)
+
+    def _go_to_problem(self, at: int) -> None:
+        if self.model is not None:
+            self._pause()
+            self.model.go_to_problem(at)
+            self.draw()
+            self.query_one("#page").scroll_home(animate=False)
+
+    def action_worst(self) -> None:
+        """Go to the problem that took longest."""
+        slowest = None if self.model is None else self.model.slowest()
+        if slowest is not None:
+            self._go_to_problem(slowest)
+
+    def action_rule(self) -> None:
+        """Judge the next stopping rule."""
+        model = self.model
+        if model is None:
+            return
+        model.rule = (model.rule + 1) % len(RULES)
+        rule = RULES[model.rule]
+        if rule.label not in model.judged:
+            self._judge(model, rule)
+        self._draw_problem()
+
+    def action_page(self) -> None:
+        """Show kernels, policies that were not run, the replay's numbers, and the problem again."""
+        model = self.model
+        if model is None:
+            return
+        model.page = PAGES[(PAGES.index(model.page) + 1) % len(PAGES)]
+        if model.page == "policies" and model.policies is None:
+            self._tell_policies(model)
+        self._draw_problem()
+        self.query_one("#page").scroll_home(animate=False)
+
+    def action_ask(self, what: str) -> None:
+        """Ask where to go, or what to change in a replay."""
+        field = self.query_one("#ask", Input)
+        self._asking, field.placeholder = what, QUESTIONS[what]
+        field.add_class("open")
+        field.focus()
+
+    @on(Input.Submitted, "#ask")
+    def _answered(self, event: Input.Submitted) -> None:
+        text, model = event.value, self.model
+        self.action_leave()
+        if model is None:
+            return
+        self._say("")
+        if self._asking == "replay":
+            self._say("replaying (the first replay compiles for some seconds) ...", waiting=True)
+            self._replay(model, text)
+            return
+        try:
+            told = model.go_to(parse_goto(text)) if text.strip() else None
+        except UsageError as error:
+            told = str(error)
+        self._say(told or "")
+        self.draw()
+
+    def action_leave(self) -> None:
+        """Close the field, and show the problem as a whole again."""
+        field = self.query_one("#ask", Input)
+        field.value = ""
+        field.remove_class("open")
+        self.query_one("#page").focus()
+        if self.model is not None and self.model.cut:
+            self._pause()
+            self.model.cut = False
+            self.draw()
+
+    @on(Lanes.Seek)
+    def _clicked(self, event: Lanes.Seek) -> None:
+        if self.model is not None and self.model.play is not None:
+            self.action_move(event.column - self.model.play.column(self._bins))

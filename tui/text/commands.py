@@ -1,0 +1,82 @@
+"""Commands that are printed to be pasted: how they begin on this machine, and how they break."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from advisor.advice.command import CpuBuild
+from profiler.engines.start import model_path
+from traces.errors import UsageError
+
+_OWN = re.compile(r"\bttscope (?:record|sweep) .*")
+_WORD = re.compile(r"""(?:'[^']*'|"[^"]*"|\\.|[^\s'"\\])+""")
+
+
+def served_path(name: str) -> str:
+    """Return what vLLM is given for a model: its folder, whole, or its name on the hub."""
+    try:
+        path = Path(model_path(name))
+    except UsageError:  # a server's own name that looks like one of ours
+        return name
+    return str(path.resolve()) if path.is_dir() else str(path)
+
+
+def cpu_build_here() -> CpuBuild | None:
+    """Return vLLM's CPU build in this Python, None where it is not installed."""
+    from profiler.engines.vllm.environment import on_cpu
+
+    if not on_cpu():
+        return None
+    return CpuBuild(python=sys.executable, omp_threads=os.environ.get("OMP_NUM_THREADS", "1"))
+
+
+def here() -> dict[str, Any]:
+    """Return what `Advisor.recommend` is to know of where its commands are run."""
+    return {"model_path": served_path, "cpu_build": cpu_build_here()}
+
+
+def own_name() -> str:
+    """Return what calls this ttscope in a shell: its name where that finds it, else its path."""
+    script = Path(sys.argv[0])
+    if script.name != "ttscope" or not script.is_file():
+        return "ttscope"
+    found = shutil.which("ttscope")
+    return "ttscope" if found and script.samefile(found) else shlex.quote(str(script))
+
+
+def split_command(text: str) -> tuple[str, str | None]:
+    """Part a sentence from the ttscope command that it ends with, where there is one."""
+    found = _OWN.search(text)
+    if found is None:
+        return text, None
+    return text[: found.start()].rstrip(), own_name() + found[0].removeprefix("ttscope")
+
+
+def command_lines(command: str, *, width: int, indent: int = 0) -> list[str]:
+    r"""Break a command into lines that end in \, so that they can be pasted together.
+
+    An option keeps its value where both fit on a line, and only a word that is longer than a line
+    is wider than `width`.
+    """
+    parts: list[str] = []
+    room = width - indent - 4 - 2
+    for word in _WORD.findall(command):
+        option = parts and re.fullmatch(r"--?[a-z][\w.-]*", parts[-1])
+        if option and not word.startswith("-") and len(parts[-1]) + 1 + len(word) <= room:
+            parts[-1] += f" {word}"
+        else:
+            parts.append(word)
+    lines, line = [], " " * indent
+    for part in parts:
+        if line.strip() and len(line) + 1 + len(part) + 2 > width:
+            lines.append(f"{line} \\")
+            line = " " * (indent + 4) + part
+        else:
+            line += f" {part}" if line.strip() else part
+    return [*lines, line]

@@ -1,0 +1,598 @@
+"""`ttscope show`: what happened in a recording, as plain lines of at most 80 columns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from advisor.accuracy.counterfactual import (
+    MARGIN,
+    Comparison,
+    Counterfactuals,
+    cheapest_as_good,
+    evaluate,
+)
+from advisor.accuracy.finish_order import replayed_order
+from traces.live.watched import ONLY_WATCHED, only_watched
+from traces.recording.reader import Recording
+from traces.schema.engine import EngineConfig
+from traces.schema.estimate import Estimate
+from traces.schema.policy import Policy
+from traces.statistics import mean
+from traces.summary.comparison import RUN_TO_RUN, Difference, Judged
+from traces.summary.energy import NOT_RECORDED
+from traces.summary.metrics import BY_TAG, estimate_of
+from traces.summary.run import Run
+from traces.summary.series import series
+from traces.summary.votes import PolicyOutcome
+from tui.text.formats import (
+    ABSENT,
+    OUTSIDE,
+    align,
+    clock,
+    compact,
+    counted,
+    interval,
+    number,
+    percent,
+    sparkline,
+    value_of,
+    whole,
+    wrap,
+)
+from tui.text.kernels import acceptance_lines, kernel_lines, what_if_lines
+
+INDENT = 10
+UNSTEADY = 1.5 * RUN_TO_RUN
+_ROWS = (
+    ("accuracy", "accuracy"),
+    ("tokens_per_problem", "tokens per problem"),
+    ("flops_per_problem", "FLOPs per problem"),
+    ("latency_s.mean", "latency mean"),
+    ("latency_s.p50", "latency p50"),
+    ("latency_s.p95", "latency p95"),
+    ("sample_latency_s.p50", "sample latency p50"),
+    ("sample_latency_s.p95", "sample latency p95"),
+    ("ttft_s.p50", "TTFT p50"),
+    ("ttft_s.p95", "TTFT p95"),
+    ("tpot_s.p50", "TPOT p50"),
+    ("tpot_s.p95", "TPOT p95"),
+    ("throughput_tokens_per_s", "throughput"),
+    ("device_s_per_problem", "device-s per problem"),
+    ("cost_usd_per_problem", "cost per problem"),
+    ("energy_j.per_problem", "energy per problem"),
+    ("cost_per_token_device_s", "dev x latency/token"),
+)
+
+
+def show_json(runs: Sequence[Run], compared: Difference | None = None) -> dict[str, Any]:
+    """Return the document of `ttscope show --json`."""
+    document: dict[str, Any] = {"runs": [run.to_json() for run in runs]}
+    return document if compared is None else document | {"difference": compared.to_json()}
+
+
+def show_lines(
+    runs: Sequence[Run], compared: Difference | None = None, *, width: int = 80
+) -> list[str]:
+    """Return what happened in one run, or in several side by side with what differs."""
+    if len(runs) == 1:
+        return _one_run(runs[0], width)
+    if all(run.policy is None and not run.problems for run in runs):  # imported traces
+        return [line for run in runs for line in (*_one_run(run, width), "")][:-1]
+    lines: list[str] = []
+    for index, run in enumerate(runs, 1):
+        lines += wrap(f"{index}", run.recording, width=width, indent=3)
+        lines += [f"   {line}" for line in _head(run, width - 3)]
+    lines += ["", *_side_by_side(runs, width)]
+    if compared is not None:
+        lines += ["", *difference_lines(compared, width=width)]
+    return lines
+
+
+def engine_text(engine: EngineConfig) -> str:
+    """Return the engine in a few words: model, label, what is on, version, device."""
+    parts = [engine.model, engine.label()]
+    parts += [text for text in (engine.dtype, engine.quantization) if text]
+    if engine.enforce_eager:
+        parts.append("eager")
+    if engine.enable_prefix_caching:
+        parts.append("prefix caching")
+    if engine.vllm_version:
+        parts.append(f"vLLM {engine.vllm_version}")
+    if engine.gpu:
+        parts.append(f"{engine.num_devices} x {engine.gpu}")
+    return ", ".join(parts)
+
+
+def imported_text(run: Run) -> str:
+    """Return what an import tells of the engine: the model's name at most."""
+    return f"{run.engine.model}, else -"
+
+
+def policy_text(policy: Policy | None) -> str:
+    """Return the policy in a few words."""
+    if policy is None:
+        return "-"
+    temperature = ABSENT if policy.temperature is None else f"{policy.temperature:g}"
+    label = policy.label()
+    parts = [label, *([] if " T=" in label else [f"temperature {temperature}"])]
+    if policy.top_p is not None and policy.top_p < 1:
+        parts.append(f"top_p {policy.top_p:g}")
+    if policy.thinking_token_budget is not None:
+        parts.append(f"thinking budget {policy.thinking_token_budget:,}")
+    if policy.max_tokens is not None:
+        parts.append(f"max_tokens {policy.max_tokens:,}")
+    for name, value in policy.rule:
+        parts.append(f"{name} {value!r}" if isinstance(value, str) else f"{name} {value:g}")
+    return ", ".join(parts)
+
+
+def _head(run: Run, width: int) -> list[str]:
+    if run.policy is None and not run.problems and run.engine.mode != "server":
+        device = f"{run.engine.num_devices} x {run.engine.gpu}" if run.engine.gpu else ABSENT
+        return wrap("device", device, width=width, indent=INDENT) + warnings(run, width)
+    engine = engine_text(run.engine) if run.imported is None else imported_text(run)
+    lines = wrap("engine", engine, width=width, indent=INDENT)
+    if run.policy is None and run.engine.other:  # which of several servers it is
+        where = " ".join(value for _, value in run.engine.other)
+        lines += wrap("server", where, width=width, indent=INDENT)
+    policy = "- (traffic of others)" if run.policy is None else policy_text(run.policy)
+    lines += wrap("policy", policy, width=width, indent=INDENT)
+    decided = f"{run.problems:,} decided"
+    if run.workload is not None:
+        decided += f" of {run.workload.problems:,}, workload {run.workload.name}"
+    lines += wrap("problems", decided, width=width, indent=INDENT)
+    return lines + warnings(run, width)
+
+
+def warnings(run: Run, width: int = 80) -> list[str]:
+    """Return what a reader must know before the numbers."""
+    lines = []
+    if not run.complete:
+        cut = f"problems in flight, left out: {run.problems_in_flight:,}"
+        text = f"incomplete: the run was cut off or is still going; {cut}"
+        lines += wrap("!", text, width=width, indent=2)
+    elif run.problems_in_flight:
+        text = f"problems that never ended, left out: {run.problems_in_flight:,}"
+        lines += wrap("!", text, width=width, indent=2)
+    for note in run.notes:
+        lines += wrap("!", note, width=width, indent=2)
+    return lines
+
+
+def show_policies_head(run: Run, *, width: int = 80) -> list[str]:
+    """Return what stands over a table of policies: the recording, its engine and its policy."""
+    return [run.recording[:width], *_head(run, width)]
+
+
+def _one_run(run: Run, width: int) -> list[str]:
+    lines = [run.recording[:width], *_head(run, width)]
+    if run.policy is None and not run.problems:  # an imported trace: nothing is known of problems
+        return [*lines, "", *(kernel_lines(run) or ["no kernels"])]
+    lines += ["", *_metrics(run)]
+    parts = (_charts(run, width), time_lines(run, width), energy_lines(run, width))
+    drafts = (acceptance_lines(run.acceptance), what_if_lines(run.ngram_what_if))
+    for part in (*parts, *drafts, kernel_lines(run)):
+        lines += ["", *part] if part else []
+    table = policy_lines(run)
+    lines += ["", *table] if table else []
+    if any(OUTSIDE in line for line in lines):
+        lines.append(f"{OUTSIDE} outside what was measured")
+    return lines
+
+
+def _metrics(run: Run) -> list[str]:
+    rows = [("", "value", "90 % interval")]
+    for tag, title in _ROWS:
+        estimate = estimate_of(run, tag)
+        if estimate is not None or not tag.startswith("sample_latency_s"):  # of imports alone
+            rows.append((title, value_of(estimate), interval(estimate)))
+    return align(rows, right=(1,))
+
+
+def _charts(run: Run, width: int) -> list[str]:
+    if run.step_rows is None:
+        return []
+    found = series(run.step_rows, run.engine.num_gpu_blocks, width - 26)
+    if found is None:
+        return []
+    seconds = (found.edges_ns[-1] - found.edges_ns[0]) / 1e9
+    rows = (
+        ("batch", found.batch, ""),
+        ("waiting", found.waiting, ""),
+        ("KV cache", found.kv_share * 100, " %"),
+        ("tok/s", found.tokens_per_s, ""),
+    )
+    lines = []
+    for name, values, unit in rows:
+        known = values[np.isfinite(values)]
+        if known.size:
+            top = f"{compact(float(known.max()))}{unit}"
+            lines.append(f"{name:<{INDENT}}{top:>8} |{sparkline(values.tolist())}|")
+    scale = f"{'':<{INDENT}}{'highest':>8} 0:00{'-' * (width - 35)} {clock(seconds)}"
+    return [*lines, scale[:width]]
+
+
+def time_lines(run: Run, width: int) -> list[str]:
+    """Return how long steps take, and which share of the time each kind takes."""
+    steps = run.step_time
+    text = ", ".join(
+        f"{kind} {whole(steps[f'{kind}_s'])}"
+        for kind in ("prefill", "decode", "mixed")
+        if steps.get(f"{kind}_s") is not None
+    )
+    if not text:
+        return []
+    count = f"{run.steps:,} steps: {text}"
+    lines = wrap("step time", count, width=width, indent=INDENT)
+    total = sum(run.seconds.values())
+    if total:
+        shares = [f"{name} {percent(part / total)}" for name, part in run.seconds.items()]
+        where = f"{number(total, 's')} = {', '.join(shares)}"
+        lines += wrap("time", where, width=width, indent=INDENT)
+    return lines
+
+
+def energy_lines(run: Run, width: int) -> list[str]:
+    """Return what the devices drew in all, or why it is not known; empty where nothing is."""
+    found = run.energy_j
+    if found.total is None:
+        reason = found.reason if found.reason and found.reason != NOT_RECORDED else None
+        return wrap("energy", f"- {reason}", width=width, indent=INDENT) if reason else []
+    source = {"nvml": "GPUs", "rapl": "processor packages"}.get(found.kind or "", "devices")
+    share = None if found.idle_share is None else found.idle_share.value
+    text = (
+        f"{value_of(found.total)} of the {source}, by {found.method}: idle {percent(share)}, "
+        f"mean {value_of(found.mean_w)}, highest {value_of(found.max_w)}"
+    )
+    lines = wrap("energy", text, width=width, indent=INDENT)
+    if found.per_token is not None:
+        per = f"per token {whole(found.per_token)}, per right answer {whole(found.per_correct)}"
+        lines += wrap("", per, width=width, indent=INDENT)
+    return lines
+
+
+def policy_lines(run: Run) -> list[str]:
+    """Return the table of maj@k and pass@k that the recorded samples contain."""
+    if not run.policies:
+        return []
+    counts = sorted({outcome.n for outcome in run.policies})
+    by_key = {(outcome.method, outcome.n): outcome for outcome in run.policies}
+    rows = [("k", "maj@k", "90 % interval", "pass@k", "90 % interval", "tokens")]
+    for k in counts:
+        majority, passed = by_key.get(("majority", k)), by_key.get(("pass_at_k", k))
+        cells = [str(k)]
+        for outcome in (majority, passed):
+            accuracy = None if outcome is None else outcome.accuracy
+            cells += [value_of(accuracy), interval(accuracy)]
+        tokens = majority or passed
+        rows.append(
+            (*cells, value_of(None if tokens is None else tokens.tokens_per_problem))  # type: ignore[arg-type]
+        )
+    return [*align(rows, right=(0, 1, 3, 5)), "maj@k of random subsets, ties shared equally"]
+
+
+def _side_by_side(runs: Sequence[Run], width: int) -> list[str]:
+    for columns in (len(runs), 3, 2, 1):
+        lines: list[str] = []
+        for start in range(0, len(runs), columns):
+            some = runs[start : start + columns]
+            header = [""]
+            for index in range(start + 1, start + len(some) + 1):
+                header += [str(index), ""]
+            rows = [header]
+            for tag, title in _ROWS:
+                estimates = [estimate_of(run, tag) for run in some]
+                if any(estimate is not None for estimate in estimates):
+                    cells = [
+                        text for each in estimates for text in (value_of(each), interval(each))
+                    ]
+                    rows.append([title, *cells])
+            lines += ([""] if lines else []) + align(rows, right=range(1, 2 * len(some), 2))
+        if max(map(len, lines)) <= width:
+            break
+    return lines
+
+
+def difference_lines(found: Difference, *, width: int = 80) -> list[str]:
+    """Return the paired differences, and what differs in the configuration."""
+    if found.reason is not None:
+        lines = wrap("", found.reason, width=width, indent=0)
+    else:
+        shown = dict(_ROWS)
+        title = f"2 against 1: the same {found.problems:,} problems, paired, 90 % intervals"
+        rows = [
+            (
+                f"  {change.metric.header}",
+                value_of(change.difference, sign=True),
+                interval(change.difference, sign=True),
+                "equal in every problem" if change.all_equal else change.verdict,
+            )
+            for change in found.changes
+            if change.metric.tag in shown
+        ]
+        lines = [title, *align(rows, right=(1,))]
+        lines += [*_of_fewer(found, width), *_how_many_more(found, width)]
+        lines += spread_lines(found, width)
+    return lines + config_lines(found, width)
+
+
+def _of_fewer(found: Difference, width: int) -> list[str]:
+    """Return which differences are of fewer problems than both runs decided."""
+    by_count: dict[int, list[str]] = {}
+    for change in found.changes:
+        if change.problems < found.problems:
+            by_count.setdefault(change.problems, []).append(change.metric.header)
+    lines = []
+    for count, names in by_count.items():
+        text = f"{', '.join(names)}: of the {count:,} of them that have it in both"
+        lines += wrap("", text, width=width, indent=2)
+    return lines
+
+
+def _how_many_more(found: Difference, width: int) -> list[str]:
+    """Return how many problems would settle the accuracy, the number that needs most."""
+    for change in found.changes:
+        if change.metric.tag == "accuracy" and change.times_as_many:
+            many = f"some {change.times_as_many:,} times as many problems would separate"
+            size = number(abs(change.difference.value), "1", sign=True).removeprefix("+")
+            return wrap("", f"{many} a true {size} of accuracy", width=width, indent=2)
+    return []
+
+
+def spread_lines(found: Difference, width: int) -> list[str]:
+    """Return which spread from run to run the intervals of times hold."""
+    spread = found.run_to_run
+    if spread.recordings:
+        told = ", ".join(
+            f"{BY_TAG[tag].header} {percent(spread.measured[tag])}"
+            for tag in ("latency_s.mean", "latency_s.p95")
+            if tag in spread.measured
+        )
+        text = f"measured by {spread.recordings} recordings: {told} (one standard deviation)"
+    else:
+        one, two = (percent(sd) for sd in spread.assumed)
+        sizes = f"{one}" if one == two else f"{one} for 1 and {two} for 2"
+        text = f"assumed, not measured: {sizes} (one standard deviation)"
+        if max(spread.assumed) > UNSTEADY:
+            text += ", because the speed varied that much while they ran"
+        text += ". Record each again into the same folder to measure it"
+    return wrap("", f"run-to-run spread of times, in the intervals: {text}", width=width, indent=2)
+
+
+def config_lines(found: Difference, width: int) -> list[str]:
+    """Return the fields that differ, with both values, and what is not known to be the same."""
+    parts = [f"{name} {_short(a)} -> {_short(b)}" for name, (a, b) in found.config.items()]
+    lines = wrap("differ in", ";  ".join(parts), width=width, indent=INDENT) if parts else []
+    same = [name for name in ("engine", "policy") if name not in found.not_told]
+    if same and not parts:
+        lines.append(f"same {' and '.join(same)}")
+    if found.not_told:
+        names, several = " and ".join(found.not_told), len(found.not_told) > 1
+        asked = f"whether {names} {'are' if several else 'is'} the same"
+        if parts:
+            asked = f"what else differs in {names}"
+        text = (
+            f"not known: {asked} (the recordings do not tell all of {'them' if several else 'it'})"
+        )
+        lines += wrap("", text, width=width, indent=2)
+    return lines
+
+
+def _short(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, dict):
+        return ",".join(f"{name}={item}" for name, item in value.items() if item is not None)
+    return str(value)
+
+
+# `ttscope show A B --fail-on`: which limits were broken, and how sure that is.
+
+
+def limit_lines(judged: Sequence[Judged], *, width: int = 80) -> list[str]:
+    """Return a verdict per limit: FAIL, ok or ? (not sure), the difference and its interval."""
+    lines = [""] if judged else []
+    for each in judged:
+        label, side = "ok", "the whole interval is within the limit"
+        if each.broken:
+            label, side = "FAIL", "the whole interval is beyond the limit"
+        elif not each.sure:
+            label = "?"
+            beyond = each.limit.beyond(each.difference.value)
+            here, there = ("beyond", "within") if beyond else ("within", "beyond")
+            side = f"measured {here} the limit, but the interval reaches {there}, so not sure"
+            if each.problems_to_settle is not None:
+                side += f". Some {each.problems_to_settle:,} problems would settle it"
+            elif each.timed:
+                side += ". More problems would not settle it, as runs differ by as much"
+        text = f"{each.limit.text}: {_difference(each)}, {side}"
+        lines += wrap(label, text, width=width, indent=6)
+    return lines
+
+
+def _difference(each: Judged) -> str:
+    found = each.difference
+    if not each.limit.relative:
+        return f"{number(found.value, found.unit, sign=True)} {interval(found, sign=True)}".rstrip()
+    return f"{_percent(found.value)} % {_percent_interval(found)}".rstrip()
+
+
+def _percent(share: float) -> str:
+    return f"{share * 100:+.1f}"
+
+
+def _percent_interval(found: Estimate) -> str:
+    if found.low is None or found.high is None:
+        return ""
+    return f"[{_percent(found.low)}, {_percent(found.high)}]"
+
+
+# `ttscope show --policies`: accuracy against tokens of policies that were never run.
+
+
+_SHORT = {"majority": "maj", "pass_at_k": "pass", "best_of_n": "best"}
+_VARIANTS = ("keep", "window", "threshold")  # a policy per value, one below the other
+_HOW = {
+    "finish_order": "ended",
+    "replayed_order": "replayed",
+    "checkpoints": "forced",
+    "model": "model",
+}
+_LEGEND = (
+    ("+-.", "mean over random orders of the samples; this is its standard error"),
+    ("ended", "in the order in which the samples ended; tokens of cancelled ones by their pace"),
+    ("replayed", "the same, in the order in which so few would have ended, by replay"),
+    ("forced", "answers forced at a budget of thought; `between` two budgets; `at least` a bound"),
+    ("model", "more samples than were recorded, extrapolated"),
+)
+
+
+def policy_table(found: Counterfactuals, best: Comparison | None, *, width: int = 80) -> list[str]:
+    """Return the table in lines of at most 80 columns, with what must be known of it."""
+    title = (
+        f"{counted(found.problems, 'problem')} of {counted(found.n, 'sample')}. interval: 90 % for "
+        "the mean over all problems like these. fresh run: 90 % for another run on these"
+    )
+    lines = wrap("", title, width=width, indent=0)
+    rows: list[Sequence[str]] = [("policy", "accuracy", "interval", "tokens", "how", "fresh run")]
+    order = sorted(found.outcomes, key=_place)
+    for _, group in groupby(order, key=lambda each: (each.method, each.budget_tokens is None)):
+        rows += [_row(each) for each in group]
+    lines += ["", *align(rows, right=(1, 3))]
+    shown = {row[4] for row in rows}
+    for mark, text in _LEGEND:
+        if any(cell.startswith(mark) for cell in shown) or (
+            mark == "forced" and shown & {"between", "at least"}
+        ):
+            lines += wrap(mark.rstrip("."), text, width=width, indent=8)
+    lines += ["", *best_lines(best, width=width)]
+    for note in found.notes:
+        lines += wrap("!", note, width=width, indent=2)
+    return lines
+
+
+def best_lines(best: Comparison | None, *, width: int = 80) -> list[str]:
+    """Return the verdict: the cheapest policy that loses little, and how sure that is."""
+    if best is None:
+        lost = f"{MARGIN * 100:.1f} points of accuracy"
+        text = f"no cheaper policy is shown to lose at most {lost} against the vote of all"
+        return wrap("", text, width=width, indent=2)
+    share = None if best.tokens_share is None else best.tokens_share.value
+    shown = "" if best.all_equal else f" {interval(best.difference, sign=True)}"
+    text = (
+        f"{label(best.policy)} takes {percent(share)} of the tokens of {label(best.reference)}; "
+        f"accuracy {value_of(best.difference, sign=True)}{shown}, paired, on "
+        f"{best.problems:,} problems that did not choose it"
+    )
+    if best.all_equal:
+        text += ": no problem is judged otherwise"
+    elif not best.told_apart:
+        text += ": cannot be told apart with these problems"
+        if best.problems_to_tell is not None:
+            text += f", about {best.problems_to_tell - best.problems:,} more would do"
+    return wrap("", text, width=width, indent=2)
+
+
+def label(outcome: PolicyOutcome) -> str:
+    """Return a policy in a few characters: maj@16, conf .5@16, esc 4/16, asc .95 1/16."""
+    n, rule = outcome.n, outcome.rule
+    if outcome.method == "early_stopping":
+        return f"esc {rule['window']:g}/{n}"
+    if outcome.method == "adaptive":
+        return f"asc {rule['threshold']:g} {rule['in_flight']:g}/{n}".replace("0.", ".")
+    if outcome.method == "confidence":
+        return f"conf {rule['keep']:g}@{n}"
+    if outcome.method in ("agreement", "first_finish", "weighted") and rule:
+        name, value = next(iter(rule.items()))
+        return f"weighted@{n} settled" if name == "settled" else f"{name} {value:g}/{n}"
+    name = f"{_SHORT.get(outcome.method, outcome.method)}@{n}"
+    return name if outcome.budget_tokens is None else f"{name} think {outcome.budget_tokens}"
+
+
+def _place(outcome: PolicyOutcome) -> tuple[bool, int, tuple[tuple[str, bool], ...], int, int]:
+    methods = ("majority", "pass_at_k", "best_of_n", "weighted", "confidence")
+    known = methods.index(outcome.method) if outcome.method in methods else len(methods)
+    rule = tuple(
+        (f"{name} {value:g}" if name in _VARIANTS else name, value == 1)
+        for name, value in outcome.rule.items()
+    )
+    return (
+        outcome.budget_tokens is not None,
+        known,
+        ((outcome.method, False), *rule),
+        outcome.n,
+        outcome.budget_tokens or 0,
+    )
+
+
+def _row(outcome: PolicyOutcome) -> tuple[str, ...]:
+    tokens = outcome.tokens_per_problem
+    cells: Sequence[str] = (
+        label(outcome),
+        value_of(outcome.accuracy),
+        interval(outcome.accuracy),
+        ABSENT if tokens is None else compact(tokens.value),
+        _how(outcome),
+        interval(outcome.fresh_run),
+    )
+    return tuple(cells)
+
+
+def _how(outcome: PolicyOutcome) -> str:
+    if outcome.bound is not None:
+        return "at least" if outcome.bound == "lower" else "between"
+    if outcome.error is not None:
+        return f"+-{outcome.error:.4f}".replace("0.", ".")
+    return _HOW.get(outcome.basis, "exact")
+
+
+def judged_policies(recording: Recording | None, run: Run) -> Counterfactuals | str:
+    """Return a run's policies, or of the traffic of others why there are none.
+
+    Raises RecordingError when the run cannot say.
+    """
+    if run.policy is None:
+        watched = recording is None or only_watched(recording)
+        return ONLY_WATCHED if watched else "no policy: the recording holds no problems"
+    answers = None if recording is None else own_answers(recording, run)
+    order = None if recording is None else replayed_order(recording, run)
+    return evaluate(run, answers, order=order)
+
+
+def policies_lines(run: Run, found: Counterfactuals | str, *, width: int = 80) -> list[str]:
+    """Return the table of a run's policies, or what was sent and why there is none."""
+    if not isinstance(found, str):
+        return policy_table(found, cheapest_as_good(found), width=width)
+    return [*sent_lines(run), *wrap("!", f"no policies: {found}", width=width, indent=2)]
+
+
+def sent_lines(run: Run) -> list[str]:
+    """Return how many samples problems had as sent, and their tokens; none without samples."""
+    rows, samples = run.rows, run.sample_rows
+    if rows is None or samples is None or not samples.height:
+        return []
+    own = samples.filter(pl.col("role").fill_null("sample") == "sample")
+    sizes = own.group_by("problem").len("samples")
+    decided = rows.filter(pl.col("state") == "decided").join(
+        sizes, on="problem", maintain_order="left"
+    )
+    lines: list[Sequence[str]] = [("samples as sent", "problems", "accuracy", "tokens", "interval")]
+    for count in decided["samples"].unique().sort():
+        each = decided.filter(pl.col("samples") == count)
+        tokens = mean(each["tokens"].cast(pl.Float64).fill_null(float("nan")).to_numpy(), "tokens")
+        cells = (f"{each.height:,}", ABSENT, value_of(tokens), interval(tokens))
+        lines.append((f"{count:,}", *cells))
+    return [*align(lines, right=(0, 1, 2, 3)), ""]
+
+
+def own_answers(recording: Recording, run: Run) -> pl.DataFrame:
+    """Return the forced answers of a run, as several share a recording."""
+    assert run.policy is not None
+    answers, engine = recording.frame("answers"), recording.engine_key(run.engine)
+    mine = (answers["engine"] == engine) & (answers["policy"] == run.policy.key())
+    return answers.filter(mine.fill_null(True))

@@ -1,0 +1,236 @@
+"""`ttscope advise`: a budget in, a recommendation out; on request checked by real runs."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from advisor.advice.experiments import experiment_of, write_plan
+from traces.errors import RecordingError, TtscopeError, UsageError
+from traces.recording.reader import Recording, measured
+from traces.schema.advice import Budget, Pick, Recommendation
+from traces.schema.engine import EngineConfig
+from traces.schema.estimate import Estimate
+from traces.schema.policy import Policy
+from traces.summary.run import Run, summarise
+from tui.options import BudgetOptions, BudgetSeed, Json, Recordings, takes
+from tui.text.advice import COMPARED, comparison_lines
+from tui.text.terminal import say, say_json
+from tui.verbs.open_all import open_all
+from tui.verbs.sweep import run_shown
+
+
+@dataclass(frozen=True, kw_only=True)
+class Advise:
+    """Recordings, and what to do with the answer."""
+
+    recordings: Recordings
+    present: Annotated[
+        Path | None, typer.Option(help="A recording of what runs today, to compare with.")
+    ] = None
+    plan: Annotated[
+        Path | None, typer.Option(help="Write what to measure next, for ttscope sweep.")
+    ] = None
+    models: Annotated[
+        Path | None, typer.Option(help="Keep what was learned here, for the same recordings.")
+    ] = None
+    verify: Annotated[bool, typer.Option("--verify", help="Run both picks for real.")] = False
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Folder of --verify's recordings.")
+    ] = None
+    seed: BudgetSeed = 0
+    as_json: Json = False
+
+
+@takes(BudgetOptions, Advise)
+def advise(options: BudgetOptions, asked: Advise) -> None:
+    """Recommend the system-optimal configuration for a budget."""
+    from advisor.search.budget import is_given, parse_budget
+
+    given, systems = options.given(), options.gpu or ()
+    if not is_given(given):
+        raise UsageError(
+            "the budget is empty, so nothing can be recommended: set a limit, for example "
+            "--min-accuracy 0.75 (or --max-latency, --max-cost, --max-energy, --gpus), or say what "
+            "to --optimise"
+        )
+    budget = parse_budget(given)
+    if asked.plan is not None and asked.plan.exists():
+        raise UsageError(f"--plan {asked.plan}: is there already; name another file")
+    if asked.output is not None and not asked.verify:
+        raise UsageError("-o is where --verify keeps its recordings; give both")
+    if asked.verify and systems:
+        raise UsageError("--verify runs the picks on this machine, not on a --gpu; give one")
+    opened = open_all(asked.recordings)
+    predicted = [each.name for each in opened if each.replay_of is not None]
+    recordings = [each for each in measured(opened) if each.complete]
+    if predicted:
+        say(f"ttscope: left out, being predictions: {', '.join(predicted)}", file=sys.stderr)
+    if not recordings:
+        raise RecordingError("none of the recordings is complete; run ttscope record to the end")
+    today = None if asked.present is None else configuration_of(asked.present)
+    print_advice(
+        recordings,
+        budget,
+        seed=asked.seed,
+        present=today,
+        plan=asked.plan,
+        models=asked.models,
+        verify=(asked.output or Path("runs") / "verify") if asked.verify else None,
+        systems=systems,
+        as_json=asked.as_json,
+    )
+
+
+def configuration_of(path: Path) -> tuple[EngineConfig, Policy]:
+    """Return the engine and policy of what `--present` names.
+
+    Raises RecordingError where that is no recording, UsageError where it holds not one of each.
+    """
+    manifest = Recording.open(path).manifest
+    if len(manifest.engines) != 1 or len(manifest.policies) != 1:
+        raise UsageError(
+            f"--present {path}: holds several configurations; name one of a single run"
+        )
+    (engine,), (policy,) = manifest.engines.values(), manifest.policies.values()
+    return engine, policy
+
+
+def print_advice(
+    recordings: Sequence[Recording],
+    budget: Budget,
+    *,
+    seed: int = 0,
+    present: tuple[EngineConfig, Policy] | None = None,
+    plan: Path | None = None,
+    models: Path | None = None,
+    verify: Path | None = None,
+    systems: Sequence[str] = (),
+    as_json: bool = False,
+    extra: Mapping[str, Any] | None = None,
+) -> None:
+    """Fit the models, choose, and print; `extra` goes into the JSON document."""
+    from advisor.advice.advisor import Advisor
+    from tui.text.advice import advice_json, advice_lines, nearest_line
+    from tui.text.commands import here, own_name
+    from tui.verbs.progress import progress_bar
+
+    with progress_bar() as bar:
+        task = bar.add_task("learning from the recordings", total=None)
+        advisor = Advisor.fit(recordings, seed=seed, saved=models, gpus=systems)
+        for note in advisor.evidence.lost:
+            say(f"ttscope: {note}", file=sys.stderr)
+
+        def heard(done: int, total: int) -> None:
+            bar.update(task, description="replayed", completed=done, total=total)
+
+        answer = advisor.recommend(budget, **here(), present=present, progress=heard)
+    if plan is not None:
+        write_plan(plan, answer, advisor.evidence)
+    document = advice_json(answer) | dict(extra or {})
+    if not as_json:
+        for line in advice_lines(answer):
+            say(line)
+        if plan is not None:
+            say()
+            say(f"plan in {plan}, measured by:")
+            say(f"{own_name()} sweep {shlex.quote(str(plan))} -o runs")
+    if verify is not None and answer.system_optimal is not None:
+        document["verified"] = verify_picks(answer, advisor.evidence, verify, as_json=as_json)
+    if as_json:
+        say_json(document)
+    if answer.system_optimal is None:
+        raise TtscopeError(f"nothing fits the budget; {nearest_line(answer)}")
+
+
+# `ttscope advise --verify`: the picks run for real, predicted beside measured.
+
+
+def verify_picks(
+    answer: Recommendation, evidence: Any, folder: Path, *, as_json: bool
+) -> list[dict[str, Any]]:
+    """Run the system-optimal and the compute-optimal pick, print and return the comparison.
+
+    Raises UsageError for picks that cannot be run here, TtscopeError when a run fails.
+    """
+    import yaml
+
+    from advisor.advice.experiments import sweep_plan
+    from advisor.evidence.measured import measured_estimates
+    from profiler.sweep.plan import load_plan
+
+    named = {"system-optimal": answer.system_optimal, "compute-optimal": answer.compute_optimal}
+    picks = {name: pick for name, pick in named.items() if pick is not None}
+    for name, pick in picks.items():
+        _check(name, pick)
+    workload, (concurrency, rate) = evidence.workload, evidence.load
+    if rate is not None or answer.budget.rate_per_s is not None:
+        raise UsageError("--verify runs so many problems in flight; it sends none at a --rate")
+    document = sweep_plan(
+        [experiment_of(pick, name) for name, pick in picks.items()],
+        workload=None if workload is None else workload.name,
+        problems=None if workload is None else workload.problems,
+        seed=None if workload is None else workload.seed,
+        concurrency=concurrency,
+    )
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+        yaml.safe_dump(document, file)
+        file.flush()
+        plan = load_plan(Path(file.name))
+    outcomes = run_shown(plan, folder, again="the same command")
+    failed = [outcome for outcome in outcomes if outcome.error is not None]
+    if failed:
+        raise TtscopeError(f"--verify: {failed[0].name} failed: {failed[0].error}")
+    runs = [run for outcome in outcomes for run in summarise(Recording.open(outcome.path))]
+    told = []
+    for name, pick in picks.items():
+        run = next(run for run in runs if run.policy == pick.policy and _same_engine(run, pick))
+        measured = measured_estimates(run)
+        told.append(
+            {
+                "pick": name,
+                "recording": run.recording,
+                "metrics": {
+                    metric: {
+                        "predicted": _json(pick.estimates.get(metric)),
+                        "measured": _json(measured[metric]),
+                    }
+                    for metric in COMPARED
+                },
+            }
+        )
+        if not as_json:
+            for line in comparison_lines(name, pick, measured):
+                say(line)
+    if not as_json:
+        say(f"ttscope: recordings in {folder}", file=sys.stderr)
+    return told
+
+
+def _check(name: str, pick: Pick) -> None:
+    if pick.engine.mode == "server":
+        raise UsageError(
+            f"--verify: the {name} engine was a server; start it as the command says and "
+            "record it with --endpoint"
+        )
+    if pick.engine.data_parallel_size > 1:
+        raise UsageError(
+            f"--verify: the {name} pick has {pick.engine.data_parallel_size} replicas, which are "
+            "not run here; serve it and record it with --endpoint"
+        )
+
+
+def _same_engine(run: Run, pick: Pick) -> bool:
+    names = ("model", "max_num_seqs", "tensor_parallel_size", "speculative")
+    return all(getattr(run.engine, name) == getattr(pick.engine, name) for name in names)
+
+
+def _json(estimate: Estimate | None) -> dict[str, Any] | None:
+    return None if estimate is None else estimate.to_json()

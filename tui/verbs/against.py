@@ -1,0 +1,280 @@
+"""`ttscope replay --against URL`: a recorded run sent to a server, beside its prediction."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from traces.errors import RecordingError, TablesError, UsageError
+from traces.recording.reader import Recording
+from traces.schema.engine import EngineConfig
+from traces.schema.estimate import Estimate
+from traces.summary.metrics import estimate_of
+from traces.summary.run import Run, summarise, to_plain
+from tui.text.formats import ABSENT, align, interval, value_of, wrap
+from tui.text.replay import ROWS as REPLAY_ROWS
+from tui.text.replay import relative
+from tui.text.show import engine_text
+from tui.text.terminal import say
+
+if TYPE_CHECKING:
+    from advisor.what_if.question import Question
+    from profiler.engines.server.server import ServerEngine
+    from profiler.workload.resend import Resent
+
+_UNKNOWN = ("accuracy", "device_s_per_problem", "cost_usd_per_problem", "energy_j.per_problem")
+ROWS = tuple(row for row in REPLAY_ROWS if row[0] not in _UNKNOWN)
+_WAIT_S = 0.002  # how late a problem may begin because results are waited for
+_LIMITS = ("max_num_seqs", "max_num_batched_tokens")  # a server does not tell them
+_TOLD = ("max_model_len", "num_gpu_blocks", "enable_prefix_caching")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sending:
+    """Where a run is sent, and where its prompts come from; `given` are the names in `--set`."""
+
+    url: str
+    workload: str | None
+    raw_prompts: bool
+    api_key_env: str | None
+    given: frozenset[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answered:
+    """A run as recorded, as predicted for the server (None where it cannot be) and as measured."""
+
+    recorded: Run
+    predicted: Run | None
+    measured: Run
+    folder: Path
+    load: str
+    notes: tuple[str, ...]
+
+
+def run_against(
+    base: Recording,
+    recorded: Run,
+    question: Question,
+    others: Sequence[Recording],
+    sending: Sending,
+    *,
+    output: Path | None,
+    as_json: bool,
+) -> None:
+    """Predict the run on the server, send it, and print both; keep what was measured."""
+    from profiler.workload.resend import pose_again
+    from tui.text.terminal import say_json
+
+    folder = output or Path("runs") / f"{base.name}-against-{time.strftime('%Y%m%d-%H%M%S')}"
+    if (folder / "recording.json").exists():
+        raise UsageError(f"-o {folder}: already holds a recording; name another folder")
+    assert recorded.policy is not None
+    resent = pose_again(
+        base,
+        recorded.engine,
+        recorded.policy,
+        question.policy,
+        source=sending.workload,
+        chat=not sending.raw_prompts,
+    )
+    engine = _connect(question.engine, sending)
+    try:
+        question = dataclasses.replace(
+            question, engine=_as_served(question.engine, engine.config, sending.given)
+        )
+        predicted, notes = _predicted(base, recorded, question, others)
+        load = _send(base, resent, question, engine, folder)
+    finally:
+        engine.close()
+    found = Answered(
+        recorded=recorded,
+        predicted=predicted,
+        measured=summarise(Recording.open(folder))[0],
+        folder=folder,
+        load=load,
+        notes=(*notes, *_notes(base, folder, resent, sending.given)),
+    )
+    if as_json:
+        say_json(against_json(found))
+        return
+    for line in against_lines(found, sending.url):
+        say(line)
+
+
+def _connect(asked: EngineConfig, sending: Sending) -> ServerEngine:
+    from profiler.engines.server.access import read_headers, read_key
+    from profiler.engines.server.server import ServerEngine
+    from profiler.engines.start import model_path
+
+    return ServerEngine(
+        sending.url,
+        model=model_path(asked.model),
+        name=asked.model,
+        headers=read_headers(read_key(sending.api_key_env, None), ()),
+        declared={
+            "tensor_parallel_size": asked.tensor_parallel_size,
+            "dtype": asked.dtype,
+            "speculative": asked.speculative,
+            **{name: getattr(asked, name) for name in _LIMITS},
+        },
+        wait_s=_WAIT_S,
+    )
+
+
+def _as_served(asked: EngineConfig, served: EngineConfig, given: frozenset[str]) -> EngineConfig:
+    """Return the engine that is predicted, with what the server tells of its own limits."""
+    told = {
+        name: getattr(served, name)
+        for name in _TOLD
+        if getattr(served, name) is not None and f"engine.{name}" not in given
+    }
+    return dataclasses.replace(asked, **told)
+
+
+def _predicted(
+    base: Recording, recorded: Run, question: Question, others: Sequence[Recording]
+) -> tuple[Run | None, list[str]]:
+    from advisor.what_if.predict import predict
+
+    question = dataclasses.replace(question, arrivals_sent=True)  # by `_send`
+    known = {name for each in (base, *others) for name in each.manifest.models}
+    if question.engine.model not in known:  # the server's own name of it
+        engine = dataclasses.replace(question.engine, model=recorded.engine.model)
+        question = dataclasses.replace(question, engine=engine)
+    try:
+        found = predict(base, recorded, question, others)
+    except (UsageError, RecordingError, TablesError) as error:
+        return None, [f"not predicted: {error}"]
+    notes = list(found.notes)
+    if recorded.engine.mode == "in_process" and question.gpu is None and question.operators is None:
+        notes.append(
+            "steps were recorded in one process; a server's HTTP and front end come on top, and "
+            "weigh where steps are short"
+        )
+    return found.predicted, notes
+
+
+def _send(
+    base: Recording, resent: Resent, question: Question, engine: ServerEngine, folder: Path
+) -> str:
+    """Send the run and keep its recording; return the load in words."""
+    from advisor.what_if.replayed import poisson_arrivals
+    from profiler.runs.record import record
+    from tui.verbs.interrupted import says_what_is_kept
+    from tui.verbs.progress import progress_bar
+
+    count = len(resent.workload.problems)
+    concurrency, arrivals = question.concurrency or base.manifest.concurrency, None
+    load = f"{concurrency} problems in flight"
+    if question.rate_per_s is not None:
+        arrivals = tuple(poisson_arrivals(question.rate_per_s, count, question.seed).tolist())
+        load = f"arrivals at {question.rate_per_s:g}/s"
+    elif concurrency is None:
+        arrivals, load = resent.arrivals_s, "at the recorded arrivals"
+    with says_what_is_kept(folder), progress_bar() as bar:
+        task = bar.add_task(f"sending to {engine.url}", total=count)
+        record(
+            resent.workload,
+            resent.policy,
+            engine,
+            folder,
+            concurrency=concurrency or count,
+            arrivals_s=arrivals,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    return f"{count:,} problems, {load}, every sample as long as recorded"
+
+
+def _notes(base: Recording, folder: Path, resent: Resent, given: frozenset[str]) -> Iterator[str]:
+    measured = Recording.open(folder)
+    unknown = [name for name in _LIMITS if f"engine.{name}" not in given]
+    if unknown:
+        yield (
+            f"the server does not tell its {' and '.join(unknown)}; taken as recorded, say others "
+            "with --set engine.FIELD=VALUE"
+        )
+    if resent.left_out:
+        yield f"problems without all their samples, left out: {resent.left_out:,}"
+    failed = measured.samples["error"].drop_nulls()
+    if len(failed):
+        yield f"samples that failed: {len(failed):,} of {measured.samples.height:,} ({failed[0]})"
+    ids = measured.problems["problem_id"]
+    pairs = measured.problems.join(base.problems, on="problem_id").select(
+        "prompt_tokens", "prompt_tokens_right"
+    )
+    other = pairs.drop_nulls().filter(pairs["prompt_tokens"] != pairs["prompt_tokens_right"])
+    if len(other):
+        yield (
+            f"prompts with another number of tokens than recorded: {len(other):,} of {len(ids):,};"
+            " the server has another chat template or tokenizer (or try --raw-prompts)"
+        )
+    yield "answers of samples that are made to have a length are not judged: no accuracy"
+    yield "prompts and lengths are as recorded, the tokens are not: no server replays them"
+
+
+def against_json(found: Answered) -> dict[str, Any]:
+    """Return the document of `ttscope replay --against --json`."""
+    return {
+        "recorded": found.recorded.to_json(),
+        "predicted": None if found.predicted is None else found.predicted.to_json(),
+        "measured": found.measured.to_json(),
+        "changes": {tag: _change(found, tag) for tag, _ in ROWS},
+        "recording": str(found.folder),
+        "notes": list(found.notes),
+    }
+
+
+def _change(found: Answered, tag: str) -> Mapping[str, Any]:
+    predicted, measured = estimate_of(found.predicted, tag), estimate_of(found.measured, tag)
+    return {
+        "recorded": to_plain(estimate_of(found.recorded, tag)),
+        "predicted": to_plain(predicted),
+        "measured": to_plain(measured),
+        "relative": relative(predicted, measured),
+        "inside": _inside(predicted, measured),
+    }
+
+
+def against_lines(found: Answered, url: str, *, width: int = 80) -> Iterator[str]:
+    """Return the lines of a run that was sent."""
+    yield found.recorded.recording
+    yield from wrap("recorded", engine_text(found.recorded.engine), width=width, indent=10)
+    yield from wrap("sent to", url, width=width, indent=10)
+    yield from wrap("", engine_text(found.measured.engine), width=width, indent=10)
+    yield from wrap("sent", found.load, width=width, indent=10)
+    yield ""
+    rows = [["", "recorded", "predicted", "90 % interval", "measured", "off by", ""]]
+    before = found.recorded if found.predicted is None else found.predicted
+    for tag, name in ROWS:
+        predicted, measured = estimate_of(found.predicted, tag), estimate_of(found.measured, tag)
+        share = relative(estimate_of(before, tag), measured)
+        inside = _inside(predicted, measured)
+        rows.append(
+            [
+                name,
+                value_of(estimate_of(found.recorded, tag)),
+                value_of(predicted),
+                interval(predicted),
+                value_of(measured),
+                ABSENT if share is None else f"{share * 100:+.1f} %",
+                "" if inside is None else "inside" if inside else "outside",
+            ]
+        )
+    yield from align(rows, right=(1, 2, 4, 5), gap=1)
+    yield ""
+    yield f"off by: measured against {'recorded' if found.predicted is None else 'predicted'}"
+    for note in found.notes:
+        yield from wrap("note", note, width=width, indent=10)
+    yield ""
+    yield f"kept in {found.folder}"
+
+
+def _inside(predicted: Estimate | None, measured: Estimate | None) -> bool | None:
+    if predicted is None or measured is None or predicted.low is None or predicted.high is None:
+        return None
+    return predicted.low <= measured.value <= predicted.high

@@ -1,0 +1,301 @@
+"""`ttscope attach`: watch a live deployment, and on request pose a workload to it."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from profiler.attach.attachment import (
+    CAUTION,
+    Attachment,
+    attach_to,
+    attachment_of,
+    default_folder,
+)
+from traces.errors import TtscopeError, UsageError
+from traces.live.numbers import Numbers
+from traces.schema.policy import Policy
+from tui.options import (
+    BudgetCheckpoints,
+    CheckpointSamples,
+    Concurrency,
+    Json,
+    Logprobs,
+    Output,
+    Problems,
+    RawPrompts,
+    RecordText,
+    Sampling,
+    Seed,
+    SystemPrompt,
+    Timeout,
+    Verifier,
+    Watch,
+    takes,
+)  # fmt: skip
+from tui.text.terminal import clean, say
+
+if TYPE_CHECKING:
+    from profiler.attach.deployment import Deployment
+    from profiler.engines.interface import Engine
+    from profiler.runs.record import Probe
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pose:
+    """A workload that is posed to the servers."""
+
+    workload: Annotated[
+        str | None,
+        typer.Option(help="Pose this, URLs in turn: demo, demo:preamble, or a JSONL file."),
+    ] = None
+    passive: Annotated[
+        bool, typer.Option("--passive", help="Only watch its own traffic (the default).")
+    ] = False
+    problems: Problems = None
+    seed: Seed = 0
+    concurrency: Concurrency = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Keep:
+    """How the workload is judged, and where the recording goes."""
+
+    rule: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="Parameters of the method: window=4."),
+    ] = None
+    timeout: Timeout = None
+    budget_checkpoints: BudgetCheckpoints = None
+    checkpoint_samples: CheckpointSamples = 8
+    logprobs: Logprobs = False
+    raw_prompts: RawPrompts = False
+    chat_template: Annotated[
+        str | None, typer.Option(metavar="FILE", help="A Jinja template instead of the servers'.")
+    ] = None
+    system_prompt: SystemPrompt = None
+    verifier: Verifier = None
+    record_text: RecordText = False
+    output: Output = None
+    as_json: Json = False
+
+    def parameters(self, sampling: Sampling) -> dict[str, float | int | str]:
+        """Return the parameters of `--rule` by name. Raises UsageError."""
+        found: dict[str, float | int | str] = {}
+        for text in self.rule or ():
+            name, sign, value = text.partition("=")
+            taken = {*found, *(field.name for field in fields(Policy))}
+            if not sign or not name.isidentifier() or name in taken:
+                raise UsageError(f"--rule {text}: write NAME=VALUE, such as window=4")
+            found[name] = _number(value)
+        return found
+
+
+@takes(Watch, Pose, Sampling, Keep)
+def attach(watched: Watch, pose: Pose, sampling: Sampling, asked: Keep) -> None:
+    """Profile a live deployment: its own traffic, or with a workload of yours."""
+    # Exits 1 when a server was lost and was not to be waited for.
+    from profiler.attach.watch import watch
+    from traces.recording.reader import Recording
+    from tui.verbs.show import print_show
+
+    if pose.workload is not None and pose.passive:
+        raise UsageError("--workload and --passive exclude each other")
+    wanted = attachment_of(vars(watched))
+    policy = None if pose.workload is None else sampling.policy(asked.parameters(sampling))
+    folder = asked.output or default_folder(wanted.accesses[0])
+    if (folder / "recording.json").exists():
+        raise UsageError(f"-o {folder}: already holds a recording; name another folder")
+    line, own_traces, terminated = LiveLine(), set[str](), False
+    with ExitStack() as stack:
+        stack.callback(line.end)
+        attached = attach_to(
+            stack,
+            wanted,
+            may_open=_may_open,
+            say=lambda text: say(text, file=sys.stderr),
+            metrics_needed=policy is None,
+            own_traces=own_traces,
+        )
+        deployment, probes = attached.deployment, attached.probes
+        if policy is None:
+            stop = stack.enter_context(ended_by_signal())
+            watch(
+                deployment,
+                folder,
+                stop=stop,
+                duration_s=wanted.duration_s,
+                probes=probes,
+                on_tick=line,
+                price_usd_per_device_hour=wanted.price,
+            )
+            terminated = stop.terminated
+        else:
+            engine = _engine_of(deployment, wanted.model, asked.chat_template, own_traces)
+            stack.callback(engine.close)
+            _pose(deployment, wanted, pose, policy, asked, engine, folder, line, probes)
+    if terminated and Recording.open(folder).problems.height > MOST_SUMMED_UP:
+        say(f"ended by SIGTERM: ttscope show {folder} sums it up", file=sys.stderr)
+    else:
+        print_show([folder], price=None, as_json=asked.as_json)
+    if not asked.as_json:
+        say(f"kept in {folder}")
+    if not Recording.open(folder).complete:
+        raise TtscopeError(f"{folder}: a server was lost; what was recorded until then is kept")
+
+
+def _number(text: str) -> float | int | str:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+MOST_SUMMED_UP = 1_000  # problems, after SIGTERM: who sends it waits for the end, not for numbers
+
+
+class Stop(threading.Event):
+    """Set by a signal; `terminated` says that it was SIGTERM."""
+
+    terminated = False
+
+
+@contextmanager
+def ended_by_signal() -> Iterator[Stop]:
+    """Give an event that Ctrl-C or SIGTERM set; a second one ends at once."""
+    stop = Stop()
+
+    def end(number: int, _: Any) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.terminated = number == signal.SIGTERM
+        stop.set()
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class LiveLine:
+    """Writes a line per second to stderr, over the last one where that is a terminal."""
+
+    def __init__(self) -> None:
+        self._terminal = sys.stderr.isatty()
+        self._written = False  # over which the next line goes
+
+    def __call__(self, seconds: float, numbers: Mapping[str, Numbers | None]) -> None:
+        """Write it. A terminal that is gone ends no recording."""
+        from tui.text.live import live_line
+
+        line = live_line(seconds, numbers)
+        with contextlib.suppress(OSError):
+            if self._terminal:
+                width = shutil.get_terminal_size().columns - 3  # with room for the ^C of Ctrl-C
+                sys.stderr.write(f"\r{clean(line)[:width]:<{width}}")
+                self._written = True
+            else:
+                sys.stderr.write(f"{clean(line)}\n")
+            sys.stderr.flush()
+
+    def end(self) -> None:
+        """Leave the last line where it is."""
+        if self._written:
+            with contextlib.suppress(OSError):
+                sys.stderr.write("\n")
+                sys.stderr.flush()
+
+
+def _may_open(told: str) -> bool:
+    """Ask whether profiler windows may be opened. Raises UsageError where nobody can answer."""
+    if not sys.stdin.isatty():
+        raise UsageError(f"--kernels: opens {told}; say that it may with --yes")
+    sys.stderr.write(f"Opens {clean(told)}.\n{CAUTION} Open them? [y/N] ")
+    sys.stderr.flush()
+    return sys.stdin.readline().strip().lower() in {"y", "yes"}
+
+
+def _pose(
+    deployment: Deployment,
+    wanted: Attachment,
+    pose: Pose,
+    policy: Policy,
+    asked: Keep,
+    engine: Engine,
+    folder: Path,
+    line: LiveLine,
+    probes: Sequence[Probe],
+) -> None:
+    """Run the workload against the servers while all of them are watched."""
+    from profiler.attach.watch import Ticker
+    from profiler.runs.record import record
+    from profiler.workload.problems import load_workload
+    from tui.verbs.interrupted import says_what_is_kept
+    from tui.verbs.record import parse_budgets
+
+    assert pose.workload is not None
+    with says_what_is_kept(folder):
+        record(
+            load_workload(
+                source=pose.workload,
+                problems=pose.problems,
+                seed=pose.seed,
+                chat=not asked.raw_prompts,
+                verifier=asked.verifier,
+                system_prompt=asked.system_prompt,
+            ),
+            policy,
+            engine,
+            folder,
+            concurrency=pose.concurrency,
+            timeout_s=asked.timeout,
+            logprobs=asked.logprobs,
+            budget_checkpoints=parse_budgets(asked.budget_checkpoints),
+            checkpoint_samples=asked.checkpoint_samples,
+            record_text=asked.record_text,
+            price_usd_per_device_hour=wanted.price,
+            probes=(deployment.watched, *probes, lambda _: Ticker(deployment, line)),
+            stop_after_s=wanted.duration_s,
+        )
+
+
+def _engine_of(
+    deployment: Deployment, model: str | None, template: str | None, traces: set[str]
+) -> Engine:
+    """Return the deployment as an engine; one key for what the client and /metrics tell."""
+    from profiler.engines.server.replicas import Replicas, together
+    from profiler.engines.server.server import ServerEngine
+    from profiler.engines.start import read_template
+
+    replicas, chat_template = deployment.replicas, read_template(template)
+    configs = [replica.config for replica in replicas]
+    whole = together(configs, [replica.access.url for replica in replicas])
+    engines: list[ServerEngine] = []
+    try:
+        for replica in replicas:
+            access = replica.access
+            engines.append(
+                ServerEngine(
+                    access.url, model=model, headers=access.headers, chat_template=chat_template
+                )
+            )
+            engines[-1].config, engines[-1].traces = replica.config, traces
+    except BaseException:
+        for engine in engines:
+            engine.close()
+        raise
+    return engines[0] if len(engines) == 1 else Replicas(engines, whole)

@@ -1,0 +1,93 @@
+"""`ttscope demo`: the whole loop on the bundled reasoners."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from traces.errors import TtscopeError
+from traces.recording.reader import Recording, find_recordings
+from traces.schema.advice import Budget
+from tui.options import Json, takes
+from tui.text.commands import own_name
+from tui.text.terminal import say
+from tui.verbs.advise import print_advice
+from tui.verbs.sweep import run_shown
+
+DEMO = Path(__file__).parents[2] / "profiler" / "demo"
+SHIPPED = DEMO / "recordings"
+BUDGET = Budget(min_accuracy=0.75, optimise="latency")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demo:
+    """Where to, and how far."""
+
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Where to keep the recordings.")
+    ] = None
+    once: Annotated[bool, typer.Option(help="Do not open the terminal app at the end.")] = False
+    shipped: Annotated[
+        bool, typer.Option(help="Use the shipped recordings, as where vLLM is absent.")
+    ] = False
+    as_json: Json = False
+
+
+@takes(Demo)
+def demo(asked: Demo) -> None:
+    """Run the whole loop on the bundled reasoners with real vLLM on this machine."""
+    # Measure, fit, recommend, then open the app. Where vLLM cannot run, the shipped recordings
+    # stand in and one line says why.
+    reason = "--shipped was given" if asked.shipped else _vllm_is_missing()
+    folder = SHIPPED
+    if reason is None:
+        folder = asked.output or Path("runs") / f"demo-{time.strftime('%Y%m%d-%H%M%S')}"
+        reason = _measure(folder)
+    if reason is not None:
+        folder = SHIPPED
+        why = f"ttscope: no measurement here ({reason}): going on with the shipped recordings"
+        say(why, file=sys.stderr)
+    paths = find_recordings(folder)
+    recordings = [each for each in map(Recording.open, paths) if each.complete]
+    if not recordings:
+        raise TtscopeError(f"{folder}: no complete recording to advise from")
+    extra = {"recordings": [str(path) for path in paths]}
+    try:
+        print_advice(recordings, BUDGET, as_json=asked.as_json, extra=extra)
+    finally:  # whatever the advice, what was measured is there
+        told = sys.stderr if asked.as_json else sys.stdout
+        say(file=told)
+        say(f"recordings in {folder}, opened by:", file=told)
+        say(f"{own_name()} tui {shlex.quote(str(folder))}", file=told)
+    if not (asked.once or asked.as_json) and sys.stdin.isatty() and sys.stdout.isatty():
+        from tui.app.app import TtscopeApp
+
+        TtscopeApp([folder], limits={"min_accuracy": str(BUDGET.min_accuracy)}).run()
+
+
+def _vllm_is_missing() -> str | None:
+    import importlib.util
+
+    if importlib.util.find_spec("vllm") is None:
+        return "vLLM is not installed"
+    return None
+
+
+def _measure(folder: Path) -> str | None:
+    """Run the bundled plan; returns why nothing could be measured, None when something was."""
+    from profiler.sweep.plan import load_plan
+
+    again = f"{own_name()} demo -o {shlex.quote(str(folder))}"
+    outcomes = run_shown(load_plan(DEMO / "plan.yaml"), folder, again=again)
+    failed = [outcome for outcome in outcomes if outcome.error is not None]
+    if len(failed) == len(outcomes):
+        return failed[0].error
+    for outcome in failed:
+        say(f"ttscope: {outcome.name} failed: {outcome.error}", file=sys.stderr)
+    return None

@@ -1,0 +1,240 @@
+"""`ttscope record`: run a workload on vLLM and keep a recording."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from profiler.engines.start import EngineOptions
+from traces.errors import UsageError
+from traces.recording.manifest import CheckpointCost, read_manifest
+from traces.schema.engine import Speculative
+from traces.schema.policy import Policy
+from tui.options import (
+    BudgetCheckpoints,
+    CheckpointSamples,
+    Concurrency,
+    Json,
+    Logprobs,
+    Output,
+    Price,
+    Problems,
+    RawPrompts,
+    RecordText,
+    RuleOptions,
+    Sampling,
+    Seed,
+    SystemPrompt,
+    Timeout,
+    Verifier,
+    takes,
+)  # fmt: skip
+from tui.text.terminal import say
+from tui.verbs.interrupted import says_what_is_kept
+from tui.verbs.progress import own_stdout, progress_bar
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ask:
+    """What is asked, and of whom."""
+
+    model: Annotated[
+        str | None, typer.Option(help="Hugging Face folder or name, or demo/s, demo/m, demo/l.")
+    ] = None
+    endpoint: Annotated[
+        str | None, typer.Option(help="A running OpenAI-compatible server instead.")
+    ] = None
+    workload: Annotated[str, typer.Option(help="demo, demo:preamble, or a JSONL file.")] = "demo"
+    problems: Problems = None
+    seed: Seed = 0
+    concurrency: Concurrency = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Keep:
+    """What is measured and kept, and the engine's own options."""
+
+    timeout: Timeout = None
+    budget_checkpoints: BudgetCheckpoints = None
+    checkpoint_samples: CheckpointSamples = 8
+    logprobs: Logprobs = False
+    tensor_parallel_size: Annotated[int | None, typer.Option(help="As vLLM's.")] = None
+    max_num_seqs: Annotated[int | None, typer.Option(help="As vLLM's.")] = None
+    max_num_batched_tokens: Annotated[int | None, typer.Option(help="As vLLM's.")] = None
+    max_model_len: Annotated[int | None, typer.Option(help="As vLLM's.")] = None
+    dtype: Annotated[str | None, typer.Option(help="As vLLM's.")] = None
+    speculative: Annotated[
+        str | None, typer.Option(help="vLLM's --speculative-config, as JSON.")
+    ] = None
+    raw_prompts: RawPrompts = False
+    chat_template: Annotated[
+        str | None, typer.Option(metavar="FILE", help="A Jinja template instead of the model's.")
+    ] = None
+    system_prompt: SystemPrompt = None
+    verifier: Verifier = None
+    record_text: RecordText = False
+    kernels: Annotated[
+        str | None,
+        typer.Option(metavar="M/N", help="Profile the kernels of M steps every N."),
+    ] = None
+    api_key_env: Annotated[
+        str | None, typer.Option(help="Environment variable that holds the server's key.")
+    ] = None
+    otlp: Annotated[
+        str | None, typer.Option(help="Also send spans and metrics to this OTLP/HTTP URL.")
+    ] = None
+    power_hz: Annotated[
+        float, typer.Option(help="Readings of the devices' power a second, 10 to 50.")
+    ] = 20.0
+    price: Price = None
+    output: Output = None
+    as_json: Json = False
+
+
+@takes(Ask, Sampling, RuleOptions, Keep)
+def record(ask: Ask, sampling: Sampling, rule: Any, asked: Keep) -> None:
+    """Run a test-time-scaling workload on vLLM and keep a recording."""
+    from profiler.engines.start import start_engine
+    from profiler.probes.power import check_hz
+    from profiler.runs.checkpoints import check_budgets
+    from profiler.runs.record import record as run_and_keep
+    from profiler.runs.telemetry import check_settings
+    from profiler.workload.problems import load_workload
+    from profiler.workload.scorers import scorer_of
+    from tui.verbs.show import print_show
+
+    policy = sampling.policy(vars(rule))
+    options = EngineOptions(
+        model=ask.model,
+        endpoint=ask.endpoint,
+        api_key_env=asked.api_key_env,
+        dtype=asked.dtype,
+        max_model_len=asked.max_model_len,
+        tensor_parallel_size=asked.tensor_parallel_size,
+        max_num_seqs=asked.max_num_seqs,
+        max_num_batched_tokens=asked.max_num_batched_tokens,
+        speculative=parse_speculative(asked.speculative),
+        chat_template=asked.chat_template,
+    )
+    if asked.price is not None and not asked.price > 0:
+        raise UsageError(f"--price must be above 0, not {asked.price}")
+    check_hz(asked.power_hz)
+    check_settings(asked.otlp)
+    if ask.concurrency < 1:
+        raise UsageError(f"--concurrency must be at least 1, not {ask.concurrency}")
+    if asked.timeout is not None and not asked.timeout > 0:
+        raise UsageError(f"--timeout must be above 0, not {asked.timeout}")
+    scorer_of(policy, None)
+    budgets = parse_budgets(asked.budget_checkpoints)
+    if budgets:
+        check_budgets(budgets, asked.checkpoint_samples, policy)
+    if options.chat_template is not None and asked.raw_prompts:
+        raise UsageError("--chat-template and --raw-prompts exclude each other")
+    loaded = load_workload(
+        source=ask.workload,
+        problems=ask.problems,
+        seed=ask.seed,
+        chat=not asked.raw_prompts,
+        verifier=asked.verifier,
+        system_prompt=asked.system_prompt,
+    )
+    folder = asked.output or default_output(options, policy)
+    if (folder / "recording.json").exists():
+        raise UsageError(f"-o {folder}: already holds a recording; name another folder")
+    with own_stdout() as out, progress_bar() as bar:
+        task = bar.add_task("starting the engine", total=None)
+        engine = start_engine(
+            options,
+            thinking_budget=policy.thinking_token_budget is not None,
+            kernels=asked.kernels,
+        )
+        if options.endpoint is not None and options.tensor_parallel_size is None:
+            say(
+                "ttscope: the server does not tell its tensor_parallel_size; taken as 1 "
+                "(say it with --tensor-parallel-size)",
+                file=sys.stderr,
+            )
+        for note in getattr(engine, "notes", ()):
+            say(f"ttscope: {note}", file=sys.stderr)
+        bar.update(task, description=f"{engine.config.model} {policy.label()}")
+        with says_what_is_kept(folder), contextlib.closing(engine):
+            run_and_keep(
+                loaded,
+                policy,
+                engine,
+                folder,
+                concurrency=ask.concurrency,
+                timeout_s=asked.timeout,
+                logprobs=asked.logprobs,
+                budget_checkpoints=budgets,
+                checkpoint_samples=asked.checkpoint_samples,
+                otlp=asked.otlp,
+                record_text=asked.record_text,
+                price_usd_per_device_hour=asked.price,
+                power_hz=asked.power_hz,
+                progress=lambda done, total: bar.update(task, completed=done, total=total),
+            )
+        bar.stop()
+        print_show([folder], price=None, as_json=asked.as_json, out=out)
+        if not asked.as_json:
+            for line in checkpoint_lines(read_manifest(folder).checkpoints):
+                say(line, file=out)
+            say(f"kept in {folder}", file=out)
+
+
+def parse_speculative(text: str | None) -> Speculative | None:
+    """Read vLLM's --speculative-config. Raises UsageError when it is not such JSON."""
+    if text is None:
+        return None
+    example = '\'{"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 4}\''
+    try:
+        data = json.loads(text)
+    except ValueError:
+        raise UsageError(f"--speculative: not JSON; give for example {example}") from None
+    known = Speculative.__dataclass_fields__
+    if not isinstance(data, dict) or not {"method", "num_speculative_tokens"} <= data.keys():
+        raise UsageError(f"--speculative: needs method and num_speculative_tokens, as {example}")
+    if unknown := data.keys() - known.keys():
+        raise UsageError(f"--speculative: no field {sorted(unknown)[0]!r}; {', '.join(known)}")
+    if not isinstance(data["num_speculative_tokens"], int):
+        raise UsageError("--speculative: num_speculative_tokens must be a whole number")
+    return Speculative.from_json(data)
+
+
+def parse_budgets(text: str | None) -> tuple[int, ...]:
+    """Read --budget-checkpoints. Raises UsageError when it is no list of whole numbers."""
+    parts = [] if text is None else text.split(",")
+    if not all(part.strip().isdecimal() for part in parts):
+        raise UsageError(f"--budget-checkpoints {text}: give token counts, such as 64,128,256")
+    return tuple(int(part) for part in parts)
+
+
+def checkpoint_lines(cost: CheckpointCost | None) -> list[str]:
+    """Return what forced answers took, which is in none of the run's numbers."""
+    if cost is None:
+        return []
+    budgets = ", ".join(f"{budget:,}" for budget in cost.budgets)
+    tokens = [
+        "-" if count is None else f"{count:,}" for count in (cost.prompt_tokens, cost.output_tokens)
+    ]
+    lines = [
+        f"checkpoints at {budgets} tokens of thought, {cost.samples:,} samples per problem: "
+        f"{cost.requests:,} answers",
+        f"forced after the run in {cost.seconds:.1f} s; {tokens[0]} prompt tokens, "
+        f"{tokens[1]} generated, in no number above",
+    ]
+    return [*lines, *([f"of these failed: {cost.failed:,}"] if cost.failed else [])]
+
+
+def default_output(options: EngineOptions, policy: Policy) -> Path:
+    """Name a new folder in ./runs after what is run and when."""
+    label = re.sub(r"[^A-Za-z0-9.@-]+", "-", f"{options.label()} {policy.label()}")
+    return Path("runs") / f"{label}-{time.strftime('%Y%m%d-%H%M%S')}"

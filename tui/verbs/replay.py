@@ -1,0 +1,192 @@
+"""`ttscope replay`: a recorded run under a configuration that was never run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from advisor.what_if.question import changed, device_asked
+from traces.errors import UsageError
+from traces.recording.reader import Recording, measured
+from traces.schema.engine import ModelFacts
+from tui.options import Json, takes
+from tui.text.terminal import say
+
+if TYPE_CHECKING:
+    from traces.summary.run import Run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replay:
+    """Which run, what changes, and where step times come from."""
+
+    recording: Annotated[Path, typer.Argument(help="A recording.")]
+    change: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="engine.FIELD or policy.FIELD; repeat."),
+    ] = None
+    learn: Annotated[
+        list[Path] | None,
+        typer.Option("--with", help="Recordings that teach other engines' steps; repeat."),
+    ] = None
+    rate: Annotated[str | None, typer.Option(help="Problems arriving: 2/s, 30/min.")] = None
+    concurrency: Annotated[int | None, typer.Option(help="Problems in flight.")] = None
+    replicas: Annotated[int, typer.Option(help="Engines that share the load.")] = 1
+    routing: Annotated[str, typer.Option(help="round-robin or least-outstanding.")] = "round-robin"
+    together: Annotated[bool, typer.Option(help="A problem's samples to one engine.")] = False
+    run: Annotated[int, typer.Option(help="Which of the recording's runs, from 1.")] = 0
+    seed: Annotated[int, typer.Option(help="Seed of what is drawn.")] = 0
+    operators: Annotated[
+        Path | None, typer.Option(help="Operator tables of a GPU to take step times from.")
+    ] = None
+    num_hidden_layers: Annotated[
+        int | None, typer.Option(help="Of the model whose tables these are.")
+    ] = None
+    collectives: Annotated[
+        Path | None, typer.Option(help="--operators: all-reduce times; a CSV or a recording.")
+    ] = None
+    gpu: Annotated[
+        list[str] | None, typer.Option(help="Step times of a GPU from the prior: h100_sxm, ..")
+    ] = None
+    model_config: Annotated[
+        Path | None, typer.Option(help="config.json of the model on that GPU, if not the recorded.")
+    ] = None
+    against: Annotated[
+        str | None, typer.Option(metavar="URL", help="Send the run to a server, for real.")
+    ] = None
+    workload: Annotated[
+        str | None, typer.Option(help="--against: the file that the prompts came from.")
+    ] = None
+    raw_prompts: Annotated[
+        bool, typer.Option(help="--against: without a chat template, if recorded so.")
+    ] = False
+    api_key_env: Annotated[
+        str | None, typer.Option(help="--against: variable that holds the server's key.")
+    ] = None
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="Keep the predicted run; with --against the measured."),
+    ] = None
+    as_json: Json = False
+
+
+@takes(Replay)
+def replay(asked: Replay) -> None:
+    """Predict a recorded run under a configuration that was never run."""
+    from advisor.replay.replay import ROUTINGS, Replicas
+    from advisor.search.budget import parse_rate
+    from advisor.what_if.predict import predict
+    from advisor.what_if.question import Question
+    from traces.summary.run import summarise
+    from tui.text.replay import replay_json, replay_lines
+    from tui.text.terminal import say_json
+    from tui.verbs.open_all import open_all
+
+    changes, gpus = asked.change or (), asked.gpu or ()
+    if asked.concurrency is not None and asked.rate is not None:
+        raise UsageError("--concurrency and --rate: give one, problems in flight or arriving")
+    for name, value in (("--concurrency", asked.concurrency), ("--replicas", asked.replicas)):
+        if value is not None and value < 1:
+            raise UsageError(f"{name} must be at least 1, not {value}")
+    if asked.routing not in ROUTINGS:
+        raise UsageError(f"--routing {asked.routing}: one of {', '.join(ROUTINGS)}")
+    if len(gpus) > 1:
+        raise UsageError(f"--gpu {', '.join(gpus)}: a replay is of one; give one at a time")
+    gpu = next(iter(gpus), None)
+    _check_sources(
+        asked.operators, asked.num_hidden_layers, asked.collectives, gpu, asked.model_config
+    )
+    if asked.against is None and (
+        asked.workload is not None or asked.raw_prompts or asked.api_key_env is not None
+    ):
+        raise UsageError("--workload, --raw-prompts and --api-key-env go with --against URL")
+    base = Recording.open(asked.recording)
+    measured([base])
+    others = measured(open_all(asked.learn or ()))
+    recorded = _chosen(summarise(base), asked.run, base.name)
+    engine, policy, assumed = changed(recorded, changes, device=device_asked(asked.operators, gpu))
+    question = Question(
+        engine=engine,
+        policy=policy,
+        assumed=assumed,
+        concurrency=asked.concurrency,
+        rate_per_s=None if asked.rate is None else parse_rate(asked.rate),
+        replicas=Replicas(count=asked.replicas, routing=asked.routing, together=asked.together),
+        seed=asked.seed,
+        operators=asked.operators,
+        num_hidden_layers=asked.num_hidden_layers,
+        collectives=asked.collectives,
+        gpu=gpu,
+        model_facts=None if asked.model_config is None else _facts(asked.model_config),
+    )
+    if asked.against is not None:
+        from tui.verbs.against import Sending, run_against
+
+        sending = Sending(
+            url=asked.against,
+            workload=asked.workload,
+            raw_prompts=asked.raw_prompts,
+            api_key_env=asked.api_key_env,
+            given=frozenset(text.partition("=")[0].strip() for text in changes),
+        )
+        run_against(
+            base, recorded, question, others, sending, output=asked.output, as_json=asked.as_json
+        )
+        return
+    found = predict(base, recorded, question, others)
+    if asked.output is not None:
+        found.write(asked.output)
+    if asked.as_json:
+        say_json(replay_json(found))
+        return
+    for line in replay_lines(found, question):
+        say(line)
+    if asked.output is not None:
+        say()
+        say(f"written  {asked.output}")
+
+
+def _check_sources(
+    operators: Path | None,
+    num_hidden_layers: int | None,
+    collectives: Path | None,
+    gpu: str | None,
+    model_config: Path | None,
+) -> None:
+    """Raise UsageError where options that say where step times come from do not go together."""
+    if gpu is not None and (operators is not None or num_hidden_layers is not None):
+        raise UsageError("--gpu excludes --operators and --num-hidden-layers: the prior's or yours")
+    if model_config is not None and gpu is None and operators is None:
+        raise UsageError("--model-config goes with --gpu or --operators, whose times are a model's")
+    if collectives is not None and operators is None:
+        raise UsageError("--collectives goes with --operators, whose tables leave them out")
+
+
+def _facts(path: Path) -> ModelFacts:
+    """Return a model's facts from its config. Raises UsageError for one that is none."""
+    from profiler.engines.model_facts import facts_from_file
+
+    try:
+        return facts_from_file(path)
+    except UsageError as error:
+        raise UsageError(f"--model-config {error}") from None
+
+
+def _chosen(runs: Sequence[Run], number: int, name: str) -> Run:
+    if not runs:
+        raise UsageError(f"{name}: holds no run to replay")
+    if number == 0 and all(run.policy is None for run in runs):
+        return runs[0]  # which says that none has a policy
+    if number == 0 and len(runs) > 1:
+        labels = ", ".join(
+            f"{i} {run.engine.label()} {run.policy.label() if run.policy else '-'}"
+            for i, run in enumerate(runs, 1)
+        )
+        raise UsageError(f"{name}: holds {len(runs)} runs, choose one with --run: {labels}")
+    if number > len(runs):
+        raise UsageError(f"--run {number}: {name} holds {len(runs)}")
+    return runs[max(number, 1) - 1]

@@ -1,0 +1,87 @@
+"""`ttscope report`: recordings and the advice for a budget, as one HTML file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from traces.errors import UsageError
+from traces.files import whole_file
+from tui.options import BudgetOptions, BudgetSeed, Json, Recordings, takes
+from tui.text.formats import wrap
+from tui.text.terminal import say, say_json
+from tui.verbs.open_all import open_all
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Recordings, and the page."""
+
+    recordings: Recordings
+    output: Annotated[Path, typer.Option("-o", "--output", help="The page: report.html.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Printed:
+    """How it is worked out and said."""
+
+    seed: BudgetSeed = 0
+    as_json: Json = False
+
+
+@takes(Report, BudgetOptions, Printed)
+def report(asked: Report, budget: BudgetOptions, printed: Printed) -> None:
+    """Write one HTML page that tells what was measured and what to run for a budget."""
+    from tui.report.material import gather_material
+    from tui.report.page import page
+    from tui.text.advice import advice_json, advice_lines
+    from tui.text.show import show_json
+    from tui.verbs.progress import progress_bar
+
+    if asked.output.suffix not in (".html", ".htm"):
+        raise UsageError(f"-o {asked.output}: name a .html file")
+    with progress_bar() as bar:
+        task = bar.add_task("reading", total=1)
+
+        def progress(what: str, done: int, whole: int) -> None:
+            bar.update(task, description=what, completed=done, total=whole)
+
+        material = gather_material(
+            open_all(asked.recordings),
+            budget.given(),
+            seed=printed.seed,
+            systems=budget.gpu or (),
+            progress=progress,
+        )
+        text = page(material)
+    size = write(asked.output, text)
+    answer = material.advice
+    if printed.as_json:
+        say_json(
+            {
+                "report": str(asked.output),
+                "bytes": size,
+                "advice": None if answer is None else advice_json(answer),
+                "no_advice": material.no_advice,
+                **show_json(material.runs),
+            }
+        )
+        return
+    verdict = material.no_advice if answer is None else advice_lines(answer, width=10_000)[0]
+    wrote = f"wrote {asked.output} ({size / 1e3:,.0f} kB): {verdict}"
+    for line in wrap("", wrote, width=80, indent=0):
+        say(line)
+
+
+def write(path: Path, text: str) -> int:
+    """Write a file whole or not at all; return its bytes.
+
+    Raises RecordingError when it cannot be written.
+    """
+    data = text.encode()
+    with whole_file(path) as partial:
+        partial.write_bytes(data)
+    return len(data)

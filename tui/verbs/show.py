@@ -1,0 +1,133 @@
+"""`ttscope show`: what happened in a recording, or what differs between two."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TextIO
+
+import typer
+
+from traces.errors import UsageError
+from traces.recording.reader import Recording
+from tui.options import Json, takes
+from tui.text.terminal import say, say_json
+
+if TYPE_CHECKING:
+    from traces.summary.comparison import Limit
+
+
+@dataclass(frozen=True, kw_only=True)
+class Show:
+    """One recording, or two to compare."""
+
+    recording: Annotated[Path, typer.Argument(help="A recording.")]
+    other: Annotated[Path | None, typer.Argument(help="Another, to compare with.")] = None
+    policies: Annotated[
+        bool, typer.Option("--policies", help="Accuracy and tokens of policies never run.")
+    ] = False
+    fail_on: Annotated[
+        list[str] | None,
+        typer.Option(metavar="LIMIT", help="Exit 3 when OTHER is beyond it: p95>+5%."),
+    ] = None
+    price: Annotated[float | None, typer.Option(help="USD per device-hour.")] = None
+    as_json: Json = False
+
+
+@takes(Show)
+def show(asked: Show) -> int:
+    """Tell what happened in a recording, or what differs between two."""
+    from traces.summary.comparison import parse_limit
+
+    limits = [parse_limit(text) for text in asked.fail_on or ()]
+    if asked.policies:
+        if asked.other is not None or limits:
+            raise UsageError("--policies judges one recording; give it alone")
+        print_policies(asked.recording, price=asked.price, as_json=asked.as_json)
+        return 0
+    if limits and asked.other is None:
+        raise UsageError("--fail-on compares: give two recordings, the one to judge last")
+    paths = [asked.recording] if asked.other is None else [asked.recording, asked.other]
+    return print_show(paths, price=asked.price, limits=limits, as_json=asked.as_json)
+
+
+def print_show(
+    paths: Sequence[Path],
+    *,
+    price: float | None,
+    as_json: bool,
+    limits: Sequence[Limit] = (),
+    out: TextIO | None = None,
+) -> int:
+    """Print the summary of recordings, side by side when there are two.
+
+    Returns the exit code: 3 when a limit on the difference is broken.
+    """
+    from traces.live.watched import runs_beside, watched_engines
+    from traces.summary.comparison import beside, compare, judge
+    from traces.summary.run import summarise
+    from tui.text.live import watched_lines
+    from tui.text.show import limit_lines, show_json, show_lines
+
+    _check_price(price)
+    recordings = [Recording.open(path) for path in paths]
+    watched, of_each = [], []
+    for recording in recordings:
+        own = summarise(recording, price_usd_per_device_hour=price)
+        servers = watched_engines(recording, own)
+        watched += servers
+        of_each.append(runs_beside(own, servers))
+    runs = [run for each in of_each for run in each]
+    compared = None
+    if list(map(len, of_each)) == [1, 1]:
+        compared = compare(runs[0], runs[1], beside(recordings))
+    if limits and compared is None:
+        held = "no run of problems" if not all(of_each) else "more than one"
+        raise UsageError(f"--fail-on compares two runs; a recording here holds {held}")
+    judged = judge(limits, compared) if compared is not None and limits else ()
+    if as_json:
+        document = show_json(runs, compared)
+        for plain, run in zip(document["runs"], runs, strict=True):
+            plain["notes"] = list(run.notes)
+        if limits:
+            document["fail_on"] = [each.to_json() for each in judged]
+        if watched:
+            document["watched"] = [each.to_json() for each in watched]
+        say_json(document, file=out)
+    else:
+        lines = [*show_lines(runs, compared), *limit_lines(judged)] if runs else []
+        for each in watched:
+            lines += [*([""] if lines else []), *watched_lines(each)]
+        for line in lines:
+            say(line, file=out)
+    return 3 if any(each.broken for each in judged) else 0
+
+
+def print_policies(path: Path, *, price: float | None, as_json: bool) -> None:
+    """Print the accuracy and tokens of policies that a recording's samples contain."""
+    from traces.summary.run import summarise
+    from tui.text.show import judged_policies, policies_lines, show_json, show_policies_head
+
+    _check_price(price)
+    recording = Recording.open(path)
+    runs = summarise(recording, price_usd_per_device_hour=price)
+    found = [judged_policies(recording, run) for run in runs]
+    if as_json:
+        whole = [
+            replace(run, policies=() if isinstance(each, str) else each.outcomes)
+            for run, each in zip(runs, found, strict=True)
+        ]
+        document = show_json(whole)
+        for plain, each in zip(document["runs"], found, strict=True):
+            plain["policy_notes"] = [each] if isinstance(each, str) else list(each.notes)
+        say_json(document)
+        return
+    for run, each in zip(runs, found, strict=True):
+        for line in (*show_policies_head(run), "", *policies_lines(run, each)):
+            say(line)
+
+
+def _check_price(price: float | None) -> None:
+    if price is not None and not price > 0:
+        raise UsageError(f"--price must be above 0, not {price}")

@@ -1,0 +1,150 @@
+"""`ttscope tui`: the app in this terminal, as a picture, or in browsers."""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from traces.errors import MissingDependencyError, UsageError, install_command
+from tui.options import takes
+
+
+def prepare() -> None:
+    """Set what holds for a process with a screen; call it before numpy is imported.
+
+    OpenBLAS' threads spin while they wait, so that small products take twice the processor time,
+    of cores on which the screen is to be drawn. polars' take their share of them too: on two cores
+    a million steps are read sooner by one.
+    """
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    os.environ.setdefault("POLARS_MAX_THREADS", str(max((cores or 1) // 2, 1)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Terminal:
+    """What the app opens with, or what it writes."""
+
+    recordings: Annotated[
+        list[Path] | None, typer.Argument(help="Recordings, or folders; ./runs by default.")
+    ] = None
+    screenshot: Annotated[Path | None, typer.Option(help="Write one screen as SVG and leave.")] = (
+        None
+    )
+    screen: Annotated[str, typer.Option(help="Shown first: recordings, run, live or advice.")] = (
+        "recordings"
+    )
+    size: Annotated[str, typer.Option(help="Columns x rows of the screenshot.")] = "120x40"
+    min_accuracy: Annotated[
+        str | None, typer.Option(help="Limit that the advice screen starts with.")
+    ] = None
+    present: Annotated[
+        Path | None, typer.Option(help="A recording of what runs today, for the advice screen.")
+    ] = None
+    gpu: Annotated[
+        list[str] | None,
+        typer.Option(help="Offer this GPU of the prior on the advice screen: h100_sxm."),
+    ] = None
+    keys: Annotated[
+        Path | None, typer.Option(help="TOML of keys elsewhere; ~/.config/ttscope/keys.toml.")
+    ] = None
+    web: Annotated[
+        bool, typer.Option("--web", help="Serve the app to browsers; needs the extra web.")
+    ] = False
+    listen: Annotated[
+        str | None,
+        typer.Option(metavar="[HOST:]PORT", help="Where --web serves (127.0.0.1:8080)."),
+    ] = None
+
+
+@takes(Terminal)
+def tui(asked: Terminal) -> None:
+    """Open the terminal app."""
+    paths, systems = asked.recordings or [Path("runs")], asked.gpu or ()
+    if asked.web or asked.listen is not None:
+        _serve(asked, paths, systems)
+        return
+    prepare()
+    from tui.app.app import TtscopeApp, check_screen
+    from tui.app.app import screenshot as take
+
+    _check(asked.present, systems)
+    check_screen(asked.screen)
+    limits = {} if asked.min_accuracy is None else {"min_accuracy": asked.min_accuracy}
+    start = partial(TtscopeApp, limits=limits, present=asked.present, systems=systems)
+    if asked.screenshot is None:
+        gc.freeze()  # what is imported stays: looking through it takes 30 ms of a frame
+        app = start(paths, keys=_keys(asked.keys), screen=asked.screen)
+        app.run()
+        if app.return_code:  # it broke, and has said how
+            raise SystemExit(app.return_code)
+        return
+    columns, mark, rows = asked.size.partition("x")
+    if not (mark and columns.isdigit() and rows.isdigit()):
+        raise UsageError(f"--size {asked.size}: give columns x rows, such as 120x40")
+    take(start(paths, keys=asked.keys), asked.screen, (int(columns), int(rows)), asked.screenshot)
+
+
+def _serve(asked: Terminal, paths: Sequence[Path], systems: Sequence[str]) -> None:
+    """Serve the app to browsers until Ctrl-C.
+
+    Raises UsageError for options that do not go together, MissingDependencyError without
+    textual-serve, EngineError where it cannot listen.
+    """
+    from profiler.attach.receiver.receiver import parse_listen
+
+    if not asked.web:
+        raise UsageError("--listen: says where --web serves; give both")
+    if asked.screenshot is not None:
+        raise UsageError("--web and --screenshot exclude each other")
+    try:
+        from tui.app.web import PORT, serve
+    except ImportError:
+        raise MissingDependencyError(
+            f"--web needs textual-serve: {install_command('asked.web')}"
+        ) from None
+    _check(asked.present, systems)
+    host, port = ("127.0.0.1", PORT) if asked.listen is None else parse_listen(asked.listen)
+    if asked.keys is not None:
+        from tui.app.app import key_ids
+        from tui.app.keys import read_keys
+
+        read_keys(asked.keys, key_ids())  # said here, for a page could not say it
+    from tui.app.app import check_screen
+
+    check_screen(asked.screen)
+    named = (
+        ("--min-accuracy", asked.min_accuracy),
+        ("--present", asked.present),
+        ("--keys", asked.keys),
+    )
+    options = [] if asked.screen == "recordings" else [f"--screen={asked.screen}"]
+    options += [f"{name}={value}" for name, value in named if value is not None]
+    options += [f"--gpu={name}" for name in systems]
+    serve([*options, "--", *(str(path) for path in paths)], host, port)
+
+
+def _check(present: Path | None, systems: Sequence[str]) -> None:
+    """Raise UsageError now for what the advice screen would tell only when it is asked."""
+    if present is not None:
+        from tui.verbs.advise import configuration_of
+
+        configuration_of(present)
+    if systems:
+        from advisor.step_time.prior.tables import read_prior
+
+        for system in systems:
+            read_prior(system)
+
+
+def _keys(given: Path | None) -> Path | None:
+    from tui.app.keys import default_file
+
+    return default_file() if given is None and default_file().exists() else given
