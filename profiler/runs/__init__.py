@@ -1,0 +1,1 @@
+"""One recorded run: its loop, samples in flight, spans and provenance."""
