@@ -14,7 +14,14 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from profiler.engines.interface import (THINK_END, Continuation, Engine, SampleRequest, SampleResult, find_tokens)
+from profiler.engines.interface import (
+    THINK_END,
+    Continuation,
+    Engine,
+    SampleRequest,
+    SampleResult,
+    find_tokens,
+)
 from profiler.runs.flight import Flight, Sent
 from profiler.workload.problems import Workload
 from traces.clock import now_ns

@@ -19,7 +19,6 @@ from profiler.workload.problems import Problem
 from traces.clock import now_ns
 
 
-
 @dataclass(frozen=True, kw_only=True)
 class Chain:
     """A prompt and what was generated for it, through all requests that went on from each other.
@@ -157,9 +156,7 @@ class Flight:
 # What a request of a problem has led to: everything after the problem's prompt.
 
 
-
 # The prompt of a revision: a template with the first prompt, the thought and the answer so far.
-
 
 
 def revised_prompt(template: str, prompt: Prompt, earlier: Chain) -> Prompt:

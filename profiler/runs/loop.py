@@ -15,19 +15,24 @@ from dataclasses import dataclass, replace
 
 from opentelemetry.trace import Span
 
-from profiler.runs.flight import Chain
-from profiler.runs.checkpoints import Checkpoints
-from profiler.engines.interface import (THINK_END, THINK_START, Engine, Prompt, SampleRequest, SampleResult)
-from profiler.runs.flight import Flight, Sent
-from profiler.workload.lengths import length_of
-from profiler.policies.registry import start
+from profiler.engines.interface import (
+    THINK_END,
+    THINK_START,
+    Engine,
+    Prompt,
+    SampleRequest,
+    SampleResult,
+)
 from profiler.policies.interface import Decision, Draw, GoOn, Move, Revise, Vote
-from profiler.runs.flight import revised_prompt
-from profiler.runs.spans import RunSpans
-from profiler.workload.scorers import Scored, ScoringThreads
-from profiler.runs.telemetry import Telemetry
+from profiler.policies.registry import start
+from profiler.runs.checkpoints import Checkpoints
+from profiler.runs.flight import Chain, Flight, Sent, revised_prompt
 from profiler.runs.lookup import NgramWhatIf
+from profiler.runs.spans import RunSpans
+from profiler.runs.telemetry import Telemetry
+from profiler.workload.lengths import length_of
 from profiler.workload.problems import Problem, Workload
+from profiler.workload.scorers import Scored, ScoringThreads
 from traces.clock import now_ns
 from traces.recording.spans import RecordingSpanProcessor
 from traces.schema.parameters import Needs, most_requests

@@ -15,16 +15,16 @@ from pathlib import Path
 
 import polars as pl
 
-from profiler.runs.checkpoints import Checkpoints, check_budgets
 from profiler.engines.interface import Engine
-from profiler.workload.lengths import check_lengths
 from profiler.probes.power import HZ, check_hz, watch_power
-from profiler.runs.provenance import provenance
-from profiler.runs.loop import Run
-from profiler.workload.scorers import Scorer, ScoringThreads, scorer_of
-from profiler.runs.telemetry import Telemetry
+from profiler.runs.checkpoints import Checkpoints, check_budgets
 from profiler.runs.lookup import NgramWhatIf
+from profiler.runs.loop import Run
+from profiler.runs.provenance import provenance
+from profiler.runs.telemetry import Telemetry
+from profiler.workload.lengths import check_lengths
 from profiler.workload.problems import Workload
+from profiler.workload.scorers import Scorer, ScoringThreads, scorer_of
 from traces.clock import ClockWatch
 from traces.errors import UsageError
 from traces.recording.manifest import Manifest

@@ -7,8 +7,8 @@ from typing import Any
 from opentelemetry.trace import Span, Status, StatusCode, set_span_in_context
 
 from profiler.engines.interface import THINK_END, SampleResult
-from profiler.runs.flight import Flight, Sent
 from profiler.policies.interface import Draw
+from profiler.runs.flight import Flight, Sent
 from profiler.runs.telemetry import Telemetry
 from profiler.workload.problems import Problem, Workload
 from traces.clock import now_ns
