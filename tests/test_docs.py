@@ -4,14 +4,13 @@ import re
 from pathlib import Path
 
 import pytest
-import typer
 
 from scripts.transcripts import rewritten
 from tests.tui.terminal import ROOT
-from tui.cli import app
+from tui.cli import VERBS, loaded
 
 DOCS = Path(__file__).parent.parent / "docs"
-COMMANDS = typer.main.get_command(app).commands
+COMMANDS = {verb: loaded(verb) for verb in VERBS}
 UNDOCUMENTED = {"--help", "--output"}
 
 
@@ -23,6 +22,12 @@ def test_every_verb_has_a_page_that_names_its_options(verb):
         for option in parameter.opts:
             if option.startswith("-") and option not in UNDOCUMENTED:
                 assert option in page, option
+
+
+def test_the_list_of_verbs_says_what_each_says_itself():
+    assert {verb: told for verb, (_, told) in VERBS.items()} == {
+        verb: command.help for verb, command in COMMANDS.items()
+    }
 
 
 def test_docs_name_no_option_that_is_not_there():

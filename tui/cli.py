@@ -73,10 +73,11 @@ class Verbs(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Return the verb that is called, and the rest of the arguments."""
         name, command, rest = super().resolve_command(ctx, args)
-        return name, command and _loaded(str(name)), rest
+        return name, command and loaded(str(name)), rest
 
 
-def _loaded(name: str) -> Any:
+def loaded(name: str) -> Any:
+    """Return a verb as a command, its module imported."""
     if name == "import":  # numpy's OpenBLAS would start threads, each of which spins for 50 ms
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     module, _, function = VERBS[name][0].partition(".")

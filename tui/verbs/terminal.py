@@ -108,7 +108,7 @@ def _serve(asked: Terminal, paths: Sequence[Path], systems: Sequence[str]) -> No
         from tui.app.web import PORT, serve
     except ImportError:
         raise MissingDependencyError(
-            f"--web needs textual-serve: {install_command('asked.web')}"
+            f"--web needs textual-serve: {install_command('web')}"
         ) from None
     _check(asked.present, systems)
     host, port = ("127.0.0.1", PORT) if asked.listen is None else parse_listen(asked.listen)

@@ -15,7 +15,7 @@ from tests.tui.report.report_page import Page, looked_up
 from tests.tui.verbs.test_import_export import FOREIGN
 from traces.foreign.profiler_traces import import_traces
 from traces.recording.reader import Recording
-from tui.cli import app
+from tui.cli import loaded
 from tui.report.charts import Axis, money
 from tui.report.markup import join, tag
 from tui.report.material import gather_material
@@ -293,11 +293,8 @@ def test_errors_are_one_line(run, arguments, code, message):
 
 
 def test_report_takes_the_budget_of_advise():
-    import typer
-
-    verbs = typer.main.get_command(app).commands
     options = {
-        verb: {option for parameter in verbs[verb].params for option in parameter.opts}
+        verb: {option for parameter in loaded(verb).params for option in parameter.opts}
         for verb in ("advise", "report")
     }
     assert options["advise"] - options["report"] == {"--present", "--plan", "--models", "--verify"}
