@@ -18,6 +18,7 @@ from profiler.engines.stored_weights import Stored, stored_weights
 from traces.errors import UsageError
 from traces.schema.engine import ModelFacts
 
+_MOST_CONFIG_BYTES: Final = 16 << 20
 _DTYPE_BYTES: Final = {
     "float32": 4, "float16": 2, "bfloat16": 2, "half": 2, "float8": 1, "fp8": 1, "int8": 1,
 }  # fmt: skip
@@ -330,7 +331,7 @@ def facts_from_folder(folder: Path, *, name: str, dtype: str | None = None) -> M
     """Read the facts from a Hugging Face folder; None where it is not one or is not readable."""
     try:
         return facts_from_file(folder / "config.json", name=name, dtype=dtype)
-    except UsageError:
+    except (UsageError, OSError, ValueError):  # a name that can be no path
         return None
 
 
@@ -371,6 +372,8 @@ def facts_from_file(path: Path, *, name: str | None = None, dtype: str | None = 
 def _json(file: Path) -> dict[str, Any]:
     """Return the object in a file. Raises UsageError where there is none."""
     try:
+        if file.exists() and not (file.is_file() and file.stat().st_size <= _MOST_CONFIG_BYTES):
+            raise UsageError(f"{file}: is no file of at most {_MOST_CONFIG_BYTES >> 20} MB")
         found = json.loads(file.read_bytes())
     except OSError as error:
         raise UsageError(

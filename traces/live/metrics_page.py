@@ -6,7 +6,6 @@ the first time it is seen. Format: prometheus.io/docs/instrumenting/exposition_f
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -17,6 +16,8 @@ _LABEL = re.compile(r'([a-zA-Z_][a-zA-Z0-9_]*)="((?:[^"\\]|\\.)*)"')
 _ESCAPED = re.compile(r"\\(.)")
 MOST_SERIES = 50_000  # distinct lines of a server; more than that are counted and left out
 LONGEST_LINE = 8192
+MOST_ENGINES = 256  # of one server; the series of more are left out
+MOST_VALUE = 1e30
 
 
 class Series(NamedTuple):
@@ -38,6 +39,7 @@ class PageReader:
     left_out: int = 0
     model_names: set[str] = field(default_factory=set)
     cache_config: dict[str, dict[str, str]] = field(default_factory=dict)  # by engine
+    _engines: set[str] = field(default_factory=set)
     _known: dict[str, Series | None] = field(default_factory=dict)
 
     def read(self, page: str) -> dict[Series, float]:
@@ -69,7 +71,7 @@ class PageReader:
                 value = float(line[cut:].split()[0])
             except (ValueError, IndexError):
                 continue
-            if not math.isnan(value):
+            if 0.0 <= value <= MOST_VALUE:  # as all of vLLM's are
                 values[series] = value
         if not lines:
             raise ValueError("no metrics")
@@ -82,6 +84,10 @@ class PageReader:
         name, _, rest = head.partition("{")
         labels = {key: _ESCAPED.sub(_unescape, text) for key, text in _LABEL.findall(rest)}
         engine = labels.pop("engine", "")
+        self._engines.add(engine)
+        if len(self._engines) > MOST_ENGINES:
+            self._engines.discard(engine)
+            return None
         model = labels.pop("model_name", None)
         if model is not None:
             self.model_names.add(model)

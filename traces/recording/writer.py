@@ -184,6 +184,7 @@ def _last_of_keys(paths: Sequence[Path], table: str) -> Kept:
 Row = Mapping[str, Any]
 Drained = Sequence[Row] | pl.DataFrame
 log = logging.getLogger("ttscope.writer")
+_FAULTS = (Exception, pl.exceptions.PanicException)  # a panic of polars is no Exception
 
 
 def read_clocks() -> ClockReading:
@@ -222,6 +223,7 @@ class RecordingWriter:
         self._framed = dict.fromkeys(TABLES, 0)  # rows of `_frames`
         self._dropped = dict.fromkeys(TABLES, 0)  # by probes and by this writer
         self._lost = dict.fromkeys(TABLES, 0)  # by this writer alone
+        self._unfit = 0  # rows of any table that were no rows of it
         self._gone: list[str] = []  # tables of which others deleted parts
         self._sources: list[tuple[str, Callable[[], Drained]]] = []
         self._lock = threading.Lock()
@@ -306,8 +308,9 @@ class RecordingWriter:
     def close(self, *, complete: bool) -> None:
         """Write what waits and stop. `complete` says that the run ended by itself.
 
-        The recording is not complete when this writer lost a row. Raises RecordingError when it
-        lost rows, or when the end of `recording.json` could not be written.
+        The recording is not complete when this writer lost a row, or one did not fit its table.
+        Raises RecordingError when it lost rows, or when the end of `recording.json` could not be
+        written.
         """
         if not self._closing.is_set():
             self._closing.set()
@@ -317,7 +320,7 @@ class RecordingWriter:
         lost = sum(self._lost.values())
         dropped = {table: self._dropped[table] + self._lost[table] for table in TABLES}
         self.update(
-            complete=complete and not lost and not self._gone,
+            complete=complete and not lost and not self._unfit and not self._gone,
             clock_end=read_clocks(),
             dropped={table: count for table, count in dropped.items() if count},
             **{name: ask() for name, ask in self._asked.items()},
@@ -355,7 +358,7 @@ class RecordingWriter:
             for table in TABLES:
                 try:
                     self._flush(table)
-                except Exception as error:  # the other tables are written all the same
+                except _FAULTS as error:  # the other tables are written all the same
                     self._fail(error)
             if closing:
                 self._compact()
@@ -374,9 +377,10 @@ class RecordingWriter:
             else:
                 for row in drained:
                     self.append(table, row)
-        except Exception as error:  # a probe's fault must not cost the other tables
+        except _FAULTS as error:  # a probe's fault must not cost the other tables
             log.warning("rows of %s were lost (%s: %s)", table, type(error).__name__, error)
             self.dropped(table, count)
+            self._unfit += count
 
     def _keep(self, table: str, frame: pl.DataFrame) -> None:
         """Have a frame of some of the table's columns wait, as far as there is room."""
@@ -396,20 +400,22 @@ class RecordingWriter:
             return
         waiting = [_frame(table, ()), *self._frames[table], _frame(table, rows)]
         frame = pl.concat(waiting, how="diagonal")
-        self.dropped(table, self._framed[table] - frame.height)  # did not fit the columns
+        unfit = self._framed[table] - frame.height  # did not fit the columns
+        self.dropped(table, unfit)
+        self._unfit += unfit
         self._frames[table], self._framed[table] = [frame], frame.height
         try:
             self._check_folder()
             number = self._next[table]
             write_part(self.path, table, frame, number, number)
-        except (Exception, pl.exceptions.PanicException) as error:
+        except _FAULTS as error:
             self._fail(error)  # the rows wait for the next second
             return
         self._frames[table], self._framed[table] = [], 0
         self._next[table] = number + 1
         try:
             merge_full_levels(self.path, table)
-        except (Exception, pl.exceptions.PanicException) as error:
+        except _FAULTS as error:
             self._fail(error)  # its sources stay as they are
 
     def _fail(self, error: BaseException) -> None:
@@ -441,7 +447,7 @@ class RecordingWriter:
                 if held < self._next[table] - self._first[table]:
                     self._gone.append(table)
                 merge_all(self.path, table)
-        except (Exception, pl.exceptions.PanicException) as error:
+        except _FAULTS as error:
             log.warning("%s: its parts were not merged (%s)", self.path, error)
 
 
@@ -452,7 +458,7 @@ def _frame(table: str, rows: Sequence[Row]) -> pl.DataFrame:
         return pl.DataFrame(schema=schema)
     try:
         return pl.from_dicts(rows, schema=schema)
-    except (Exception, pl.exceptions.PanicException) as error:
+    except _FAULTS as error:
         if len(rows) == 1:
             why = str(error).splitlines()[0]
             log.warning("a row of %s does not fit its columns (%s)", table, why)

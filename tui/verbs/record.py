@@ -236,5 +236,5 @@ def checkpoint_lines(cost: CheckpointCost | None) -> list[str]:
 
 def default_output(options: EngineOptions, policy: Policy) -> Path:
     """Name a new folder in ./runs after what is run and when."""
-    label = re.sub(r"[^A-Za-z0-9.@-]+", "-", f"{options.label()} {policy.label()}")
+    label = re.sub(r"[^A-Za-z0-9.@-]+", "-", f"{options.label()} {policy.label()}")[:100]
     return Path("runs") / f"{label}-{time.strftime('%Y%m%d-%H%M%S')}"

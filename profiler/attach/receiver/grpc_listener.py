@@ -7,6 +7,8 @@ are refused by gRPC itself, which also ends connections that grow old: senders o
 
 from __future__ import annotations
 
+import contextlib
+import resource
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -39,6 +41,7 @@ class GrpcListener:
                 f"--listen-grpc needs grpcio: {install_command('grpc')}"
             ) from None
         check_open(host, "--listen-grpc", receiver.spans_without_token)
+        _allow_files()
         self._grpc, self._receiver = grpc, receiver
         self._server = grpc.server(
             ThreadPoolExecutor(_WORKERS, thread_name_prefix="ttscope-grpc"),
@@ -87,6 +90,13 @@ class GrpcListener:
             self._receiver.refuse()
             context.abort(codes.INVALID_ARGUMENT, "spans with numbers out of range or odd names")
         return protobuf_answer(found)
+
+
+def _allow_files() -> None:
+    """Have this process open as many files as it may: gRPC does not limit its connections."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _handlers(grpc: Any, receiver: Receiver, export: Any) -> Any:

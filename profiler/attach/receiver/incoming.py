@@ -100,6 +100,7 @@ class Incoming:
             yield
         finally:
             self._hear_out()
+            self._receiver.end_taking()
             self._ending = True
             for table, rows in zip(
                 ("problems", "samples"), self._settled(everything=True), strict=True

@@ -70,6 +70,7 @@ class Receiver:
         # ns by our clock. A batch may be on its way for long where the machine is busy.
         self.heard: dict[tuple[str, int], tuple[float, int]] = {}
         self.spans_without_token = spans_without_token
+        self.shut = False  # nothing more is taken, so nothing is acknowledged
         self.decoding = threading.Lock()  # bodies are inflated and read one at a time
         self._ahead: dict[tuple[str, int], int] = {}  # a sender's clock before ours, ns
         self._next_row: dict[tuple[str, int], int] = {}  # of each engine of a plugin
@@ -133,6 +134,11 @@ class Receiver:
         with self._lock:
             self.refused += 1
 
+    def end_taking(self) -> None:
+        """Acknowledge nothing from now on; what was acknowledged can still be taken, once more."""
+        with self._lock:
+            self.shut = True
+
     def take_spans(self) -> list[GenSpan]:
         """Return the spans that came since the last call."""
         return [self.spans.popleft() for _ in range(len(self.spans))]
@@ -144,7 +150,7 @@ class Receiver:
     def put_spans(self, found: Received) -> bool:
         """Keep spans; False when there is no room."""
         with self._lock:
-            if len(self.spans) + len(found.spans) > MOST_WAITING:
+            if self.shut or len(self.spans) + len(found.spans) > MOST_WAITING:
                 self.overflowed += 1
                 return False
             self.spans.extend(found.spans)
@@ -159,7 +165,8 @@ class Receiver:
         with self._lock:
             rows = sum(len(each.rows) for each in self.batches) + len(batch.rows)
             known = key in self.heard or len(self.heard) < MOST_PLUGINS
-            if len(self.batches) >= MOST_BATCHES or rows > MOST_HELD or not known:
+            full = len(self.batches) >= MOST_BATCHES or rows > MOST_HELD
+            if self.shut or full or not known:
                 self.overflowed += 1
                 return False
             self._leave_out_known(batch)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import queue
+import threading
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,11 @@ from profiler.engines.model_facts import facts_from_folder
 from traces.errors import EngineError
 from traces.schema.engine import EngineConfig, ModelFacts
 
-_MOST_SCHEMA_BYTES = 8 << 20
+MOST_ANSWER_BYTES = 8 << 20  # of what is asked of a server once
+LONGEST_ANSWER_S = 15.0  # the same
+LONGEST_NAME = 256  # characters of a model's name and of a version
+MOST_TOKENS = 1 << 40  # that a server may say it has room for or has counted
+PLAIN = {"Accept-Encoding": "identity"}  # so that no answer can swell
 _CACHE: dict[str, Callable[[str], Any]] = {
     "block_size": int,
     "num_gpu_blocks": int,
@@ -28,10 +35,8 @@ def ask_model(client: httpx.Client, url: str, model: str | None) -> dict[str, An
     Raises EngineError, which repeats nothing of an answer but names of models.
     """
     try:
-        answer = client.get("/v1/models")
-        answer.raise_for_status()
-        cards = answer.json()["data"]
-        served = [str(card["id"]) for card in cards]
+        cards = json.loads(asked(client, "/v1/models"))["data"]
+        served = [_name(card["id"]) for card in cards]
     except httpx.HTTPStatusError as error:
         status = error.response.status_code
         hint = "; it wants a key, see --api-key-env" if status in {401, 403} else ""
@@ -43,7 +48,7 @@ def ask_model(client: httpx.Client, url: str, model: str | None) -> dict[str, An
         raise EngineError(
             f"{url}: no server answers ({why}); start one, or correct the URL"
         ) from None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise EngineError(f"{url}: /v1/models is not an OpenAI-compatible answer") from None
     found: dict[str, Any] | None = next((c for c in cards if model in {None, c["id"]}), None)
     if found is None:
@@ -53,9 +58,70 @@ def ask_model(client: httpx.Client, url: str, model: str | None) -> dict[str, An
 
 def ask_version(client: httpx.Client) -> str | None:
     """Return vLLM's version, None for another server."""
-    with contextlib.suppress(httpx.HTTPError, ValueError, KeyError, TypeError):
-        return str(client.get("/version").json()["version"])
+    with contextlib.suppress(httpx.HTTPError, ValueError, KeyError, TypeError, RecursionError):
+        return _name(json.loads(asked(client, "/version"))["version"])
     return None
+
+
+def _name(told: Any) -> str:
+    """Return a name that a server tells. Raises ValueError for what is none."""
+    if not isinstance(told, str) or not 0 < len(told) <= LONGEST_NAME:
+        raise ValueError("no name, or one that is too long")
+    told.encode()  # halves of characters cannot be written
+    return told
+
+
+def count(told: Any) -> int | None:
+    """Return a number of tokens that a server tells, None for what is none."""
+    if isinstance(told, float) and told.is_integer():
+        told = int(told)
+    if type(told) is not int or not 0 <= told < MOST_TOKENS:
+        return None
+    return told
+
+
+def asked(client: httpx.Client, path: str) -> bytes:
+    """Return the body of a GET that is answered 200.
+
+    Raises httpx.HTTPError, also where the whole answer takes longer than `LONGEST_ANSWER_S`, and
+    ValueError where it is larger than `MOST_ANSWER_BYTES` or compressed.
+    """
+    answers: queue.Queue[bytes | Exception] = queue.Queue()
+
+    def ask() -> None:
+        try:
+            answers.put(_body(client, path))
+        except Exception as error:  # raised below
+            answers.put(error)
+
+    threading.Thread(target=ask, name="ttscope-ask", daemon=True).start()
+    try:
+        answer = answers.get(timeout=LONGEST_ANSWER_S)
+    except queue.Empty:  # a head that never ends; the thread is left behind
+        raise httpx.ReadTimeout("no whole answer in time") from None
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
+
+
+def _body(client: httpx.Client, path: str) -> bytes:
+    until, body = time.monotonic() + LONGEST_ANSWER_S, bytearray()
+    with client.stream("GET", path, headers=PLAIN) as answer:
+        answer.raise_for_status()
+        check_plain(answer)
+        for piece in answer.iter_raw(1 << 16):
+            body += piece
+            if len(body) > MOST_ANSWER_BYTES:
+                raise ValueError("an answer that is too large")
+            if time.monotonic() > until:
+                raise httpx.ReadTimeout("no whole answer in time")
+    return bytes(body)
+
+
+def check_plain(answer: httpx.Response) -> None:
+    """Raise ValueError where an answer is compressed although none was asked for."""
+    if answer.headers.get("content-encoding", "identity").lower() not in ("", "identity"):
+        raise ValueError("a compressed answer")
 
 
 def routes(client: httpx.Client) -> dict[str, Any] | None:
@@ -63,16 +129,8 @@ def routes(client: httpx.Client) -> dict[str, Any] | None:
 
     Asking a route itself might start what it is for.
     """
-    with contextlib.suppress(httpx.HTTPError, ValueError):
-        body = bytearray()
-        with client.stream("GET", "/openapi.json") as answer:
-            if answer.status_code != 200:
-                return None
-            for piece in answer.iter_bytes():
-                body += piece
-                if len(body) > _MOST_SCHEMA_BYTES:
-                    return None
-        document = json.loads(body)
+    with contextlib.suppress(httpx.HTTPError, ValueError, RecursionError):
+        document = json.loads(asked(client, "/openapi.json"))
         if isinstance(document, dict) and isinstance(document.get("paths"), dict):
             return document
     return None
@@ -92,13 +150,14 @@ def describe(
     card: Mapping[str, Any], version: str | None, *, name: str | None, settings: Mapping[str, Any]
 ) -> tuple[EngineConfig, ModelFacts | None]:
     """Return the engine as far as it is known, and the model's facts where its folder is here."""
-    label = name or str(card["id"])
+    label = name or _name(card["id"])
     config = EngineConfig(
         model=label,
-        max_model_len=card.get("max_model_len"),
+        max_model_len=count(card.get("max_model_len")),
         mode="server",
         vllm_version=version,
         **{key: value for key, value in settings.items() if value is not None},
     )
-    root = Path(str(card.get("root") or card["id"]))
-    return config, facts_from_folder(root, name=label, dtype=config.dtype)
+    root = card.get("root") or card["id"]
+    folder = Path(root if isinstance(root, str) else card["id"])
+    return config, facts_from_folder(folder, name=label, dtype=config.dtype)

@@ -21,14 +21,23 @@ import httpx
 
 from profiler.engines.interface import THINK_END, THINK_START, SampleRequest, SampleResult
 from profiler.engines.server.access import Access
-from profiler.engines.server.served import ask_model, ask_version, cache_settings, describe
-from profiler.engines.server.stream import Stream
+from profiler.engines.server.served import (
+    PLAIN,
+    ask_model,
+    ask_version,
+    asked,
+    cache_settings,
+    check_plain,
+    describe,
+)
+from profiler.engines.server.stream import BadAnswer, Stream
 from traces.clock import now_ns
 from traces.errors import EngineError
 from traces.live.metrics_page import PageReader
 from traces.schema.engine import EngineConfig, ModelFacts
 
 _POLL_S = 0.05
+_LONGEST_LINE = 8 << 20  # of a stream
 _NO_IDS = "no token ids"  # a chat cannot be continued without them
 _GIVE_UP_AFTER = 8  # requests in a row that found no server
 
@@ -136,7 +145,7 @@ class ServerEngine:
         """Read block size, blocks and prefix caching from vLLM's metrics."""
         reader = PageReader()
         with contextlib.suppress(httpx.HTTPError, ValueError):
-            reader.read(client.get("/metrics").text)
+            reader.read(asked(client, "/metrics").decode("utf-8", "replace"))
         return cache_settings(next(iter(reader.cache_config.values()), {}))
 
     def submit(self, request: SampleRequest) -> None:
@@ -199,16 +208,35 @@ class ServerEngine:
             self._results.put(stream.result(request.request_id, _NO_IDS))
             return
         try:
-            async for event, now in self._events(request):
+            async for event, now in self._events(request, stream):
                 stream.take(event, now)
+            if stream.finish_reason is None and not stream.chunks:
+                raise BadAnswer("no answer")
+            if stream.finish_reason is None and not stream.done:
+                raise BadAnswer("an answer that was cut off")
         except httpx.HTTPStatusError as failure:
             error = f"HTTP {failure.response.status_code}"
-        except (httpx.HTTPError, ValueError, KeyError, TypeError) as failure:
+        except BadAnswer as failure:
+            error = f"HTTP 200, {failure}"
+        except Exception as failure:  # whatever a server answers, the sample ends
             error = type(failure).__name__
-        self._results.put(stream.result(request.request_id, error))
+        try:
+            result = stream.result(request.request_id, error)
+        except Exception as failure:  # what it kept cannot be summed up
+            kept = "".join(each for each in stream.text if isinstance(each, str))
+            result = SampleResult(
+                request_id=request.request_id,
+                text=kept,
+                finish_reason=None,
+                end=now_ns(),
+                error=error or type(failure).__name__,
+            )
+        self._results.put(result)
 
-    async def _events(self, request: SampleRequest) -> AsyncIterator[tuple[dict[str, Any], int]]:
-        headers = {"X-Request-Id": request.request_id}
+    async def _events(
+        self, request: SampleRequest, stream: Stream
+    ) -> AsyncIterator[tuple[dict[str, Any], int]]:
+        headers = PLAIN | {"X-Request-Id": request.request_id}
         if request.traceparent is not None:
             headers["traceparent"] = request.traceparent
         chat = request.chat and request.continues is None
@@ -216,13 +244,20 @@ class ServerEngine:
         path = "/v1/chat/completions" if chat else "/v1/completions"
         async with self._client.stream("POST", path, json=body, headers=headers) as response:
             response.raise_for_status()
-            async for line in response.aiter_lines():
-                if not line.startswith("data:"):
+            check_plain(response)
+            async for line in _lines(response):
+                if not line.startswith(b"data:"):
                     continue
-                data = line.removeprefix("data:").strip()
-                if data == "[DONE]":
+                data = line.removeprefix(b"data:").strip()
+                if data == b"[DONE]":
+                    stream.done = True
                     return
-                yield json.loads(data), now_ns()
+                event = json.loads(data)
+                if not isinstance(event, dict):
+                    raise BadAnswer("an event that is no object")
+                if event.get("error"):
+                    raise BadAnswer("an error in the stream")
+                yield event, now_ns()
 
     async def _prompt(self, request: SampleRequest) -> str | list[int]:
         """Return what goes into the request: the prompt, or what it continues."""
@@ -296,6 +331,19 @@ class ServerEngine:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
         await self._client.aclose()
+
+
+async def _lines(response: httpx.Response) -> AsyncIterator[bytes]:
+    """Give the lines of an answer. Raises BadAnswer for one that is too long."""
+    rest = b""
+    async for piece in response.aiter_raw():
+        *lines, rest = (rest + piece).split(b"\n") if b"\n" in piece else (rest + piece,)
+        for line in lines:
+            yield line
+        if len(rest) > _LONGEST_LINE:
+            raise BadAnswer("a line that is too long")
+    if rest:
+        yield rest
 
 
 def _ends(request: SampleRequest) -> dict[str, Any]:

@@ -14,7 +14,16 @@ from profiler.engines.interface import (
     find_tokens,
     leaves_open,
 )
+from profiler.engines.server.served import count
 from traces.clock import now_ns
+
+MOST_TEXT = 16 << 20  # characters of one answer
+MOST_KEPT = 4 << 20  # token ids and log-probabilities of one answer
+_LONGEST_REASON = 64  # characters
+
+
+class BadAnswer(Exception):
+    """What a server answered is no answer; says why, and repeats nothing of it."""
 
 
 @dataclass
@@ -45,21 +54,25 @@ class Stream:
     in_reasoning: bool = False
     usage: dict[str, Any] = field(default_factory=dict)
     finish_reason: str | None = None
+    done: bool = False  # the server said that this is all
     stopped: bool = False
     prompt_token_ids: tuple[int, ...] | None = None
     token_ids: list[int] | None = None
     logprobs: list[float] = field(default_factory=list)
     confidences: list[float] = field(default_factory=list)
+    _length: int = 0  # of the text
     _searched: int = 0  # tokens in which the end of a thought was looked for
 
     def take(self, event: Mapping[str, Any], now: int) -> None:
         """Add one event, received at `now` (unix nanoseconds)."""
-        before = self.usage.get("completion_tokens") or 0
-        if event.get("usage"):
+        before = self._tokens() or 0
+        if isinstance(event.get("usage"), dict):
             self.usage = event["usage"]
         self._take_prompt_ids(event)
         for choice in event.get("choices") or ():
-            self.finish_reason = choice.get("finish_reason") or self.finish_reason
+            reason = choice.get("finish_reason")
+            if isinstance(reason, str) and reason:
+                self.finish_reason = reason[:_LONGEST_REASON]
             self.stopped = self.stopped or isinstance(choice.get("stop_reason"), str)
             self._take_prompt_ids(choice)
             if self.top is not None:
@@ -67,7 +80,7 @@ class Stream:
             self._take_choice(choice, now)
             if self.think_end == now and self.think_tokens is None and not self.parsed:
                 # exact where the mark came alone; a chunk may carry more tokens than one
-                after = self.usage.get("completion_tokens")
+                after = self._tokens()
                 self.think_tokens = before if after == before + 1 else None
 
     def _take_choice(self, choice: Mapping[str, Any], now: int) -> None:
@@ -75,6 +88,10 @@ class Stream:
         delta = choice.get("delta") or {}
         reasoning = delta.get("reasoning_content") or delta.get("reasoning") or ""
         content = choice.get("text") or delta.get("content") or ""
+        self._length += len(reasoning) + len(content)
+        kept = len(self.token_ids or ()) + len(self.logprobs) + len(self.confidences)
+        if self._length > MOST_TEXT or kept > MOST_KEPT:
+            raise BadAnswer("an answer that is too long")
         called = bool(delta.get("tool_calls") or delta.get("function_call"))
         ids = choice.get("token_ids")
         if ids is not None:
@@ -134,7 +151,8 @@ class Stream:
 
     def result(self, request_id: str, error: str | None) -> SampleResult:
         """Return the sample as it is now."""
-        details = self.usage.get("prompt_tokens_details") or {}
+        details = self.usage.get("prompt_tokens_details")
+        cached = count(details.get("cached_tokens")) if isinstance(details, dict) else None
         prompt, ids = self.prompt_token_ids, self.token_ids
         mean = sum(self.logprobs) / len(self.logprobs) if self.logprobs else None
         lowest = None if self.window is None else lowest_group(self.confidences, self.window)
@@ -143,9 +161,9 @@ class Stream:
             text="".join(self.text),
             finish_reason=self.finish_reason,
             end=now_ns(),
-            prompt_tokens=self.usage.get("prompt_tokens"),
-            cached_tokens=details.get("cached_tokens"),
-            output_tokens=self.usage.get("completion_tokens"),
+            prompt_tokens=count(self.usage.get("prompt_tokens")),
+            cached_tokens=cached,
+            output_tokens=self._tokens(),
             think_tokens=self._thought(),
             first_token=self.first_token,
             think_end=self.think_end,
@@ -158,6 +176,9 @@ class Stream:
             error=error,
         )
 
+    def _tokens(self) -> int | None:
+        return count(self.usage.get("completion_tokens"))
+
     def _thought(self) -> int | None:
         """Return the tokens before the end of the thought, None where they cannot be told."""
         if self.token_ids is not None and self.think_end_ids:
@@ -165,8 +186,8 @@ class Stream:
             if place is not None or not self.parsed:
                 return place
         if self.parsed and self.think_end is not None:  # another mark: the server may count them
-            told = self.usage.get("completion_tokens_details") or {}
-            return told.get("reasoning_tokens") or None
+            told = self.usage.get("completion_tokens_details")
+            return (count(told.get("reasoning_tokens")) if isinstance(told, dict) else None) or None
         return self.think_tokens
 
 

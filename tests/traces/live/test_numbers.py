@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.profiler.metrics_server import Metrics
-from traces.live.metrics_page import LONGEST_LINE, PageReader, Series
+from traces.live.metrics_page import LONGEST_LINE, MOST_ENGINES, PageReader, Series
 from traces.live.numbers import Bounds, numbers_of
 from traces.live.verdict import Evidence, draft_gain, fixed_share, judge
 from traces.recording.tables import SCRAPES
@@ -30,6 +30,20 @@ def scrapes(pages):
 def text(**values):
     names = {"gen": "vllm:generation_tokens_total", "run": "vllm:num_requests_running"}
     return "".join(f'{names[k]}{{engine="0",model_name="m"}} {v}\n' for k, v in values.items())
+
+
+def test_numbers_that_vllm_never_tells_are_left_out():
+    page = "".join(f'vllm:x{{engine="{value}"}} {value}\n' for value in ("NaN", "-Inf", "+Inf"))
+    page += 'vllm:x{engine="0"} -5\nvllm:x{engine="1"} 1e300\nvllm:x{engine="2"} 7\n'
+    assert PageReader().read(page) == {Series("2", "vllm:x"): 7.0}
+
+
+def test_a_page_of_too_many_engines_is_read_in_part():
+    page = "".join(f'vllm:x{{engine="{number}"}} 1\n' for number in range(5_000))
+    reader = PageReader()
+    assert len(reader.read(page)) == len(reader.read(page)) == MOST_ENGINES
+    other = "".join(f'vllm:x{{engine="n{number}"}} 1\n' for number in range(5_000))
+    assert reader.read(other) == {}
 
 
 def test_a_line_is_a_series_and_others_are_left_out():

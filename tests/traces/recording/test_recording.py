@@ -202,6 +202,7 @@ def test_a_bad_row_costs_only_itself(tmp_path):
     assert recording.problems.height == 1
     assert recording.steps["step"].to_list() == [0, 2, 4]
     assert recording.manifest.dropped == {"steps": 2}
+    assert not recording.complete
 
 
 def test_find_recordings(tmp_path):

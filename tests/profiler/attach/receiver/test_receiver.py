@@ -113,6 +113,15 @@ def test_what_does_not_fit_is_sent_again_later(receiver, monkeypatch):
     assert (receiver.overflowed, receiver.refused) == (1, 0)
 
 
+def test_nothing_is_acknowledged_after_the_last_was_taken(receiver):
+    body = json.dumps(request(span(1), span(2))).encode()
+    assert post(receiver, body)[0] == 200
+    receiver.end_taking()
+    assert post(receiver, body)[0] == 503
+    assert len(receiver.take_spans()) == 2
+    assert receiver.take_spans() == []
+
+
 def opened(receiver, sent=b""):
     made = socket.create_connection(("127.0.0.1", receiver.port), timeout=10)
     made.sendall(sent)

@@ -1,0 +1,198 @@
+"""A server that answers badly, endlessly or not at all: samples fail, recordings can be read."""
+
+import gzip
+import json
+import threading
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from profiler.engines.server import served
+from profiler.engines.server.server import ServerEngine
+from profiler.runs.record import record
+from profiler.workload.problems import load_workload
+from traces.errors import EngineError
+from traces.recording.reader import Recording
+from traces.schema.policy import Policy
+
+CARD = {"id": "m", "object": "model", "max_model_len": 1024}
+GOOD = [
+    {"choices": [{"index": 0, "text": "12", "finish_reason": None}]},
+    {"choices": [{"index": 0, "text": "", "finish_reason": "stop"}]},
+    {"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 2}},
+]
+
+
+def events(*told, done=True):
+    lines = [each if isinstance(each, str) else json.dumps(each) for each in told]
+    return "".join(f"data: {line}\n\n" for line in [*lines, *(["[DONE]"] if done else [])]).encode()
+
+
+@contextmanager
+def server(*, card=CARD, stream=None, version=None, models=None, headers=()):
+    """Serve one model; `stream` is the body of every completion, `models` writes that answer."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            if self.path == "/v1/models" and models is not None:
+                models(self)
+            elif self.path == "/v1/models":
+                self._answer(json.dumps({"data": [card]}).encode(), "application/json")
+            elif self.path == "/version" and version is not None:
+                self._answer(version, "application/json")
+            else:
+                self.send_error(404)
+
+        def do_POST(self):
+            self.rfile.read(int(self.headers["Content-Length"]))
+            if self.path.endswith("completions"):
+                self._answer(stream or events(*GOOD), "text/event-stream")
+            else:
+                self.send_error(404)
+
+        def _answer(self, body, kind):
+            self.send_response(200)
+            self.send_header("Content-Type", kind)
+            for name, value in headers:
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as made:
+        made.daemon_threads = True
+        thread = threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{made.server_port}"
+        finally:
+            made.shutdown()
+            thread.join()
+
+
+def recorded(tmp_path, url, **options):
+    workload = load_workload(_problems(tmp_path), chat=False)
+    engine = ServerEngine(url)
+    try:
+        path = record(workload, Policy(), engine, tmp_path / "r", **options)
+    finally:
+        engine.close()
+    return Recording.open(path)
+
+
+def _problems(tmp_path):
+    rows = [{"id": at, "prompt": "6 + 6?", "answer": "12"} for at in range(2)]
+    path = tmp_path / "w.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("stream", "error"),
+    [
+        (events([]), "no object"),
+        (events(1), "no object"),
+        (events({"choices": [None]}), "AttributeError"),
+        (events({"choices": [{"text": 5}]}), "TypeError"),
+        (events("[" * 100_000), "RecursionError"),
+        (events({"error": {"message": "canary"}}), "an error in the stream"),
+        (events(GOOD[0], done=False), "cut off"),
+        (events(), "no answer"),
+        (b"<html>canary</html>", "no answer"),
+        (json.dumps({"choices": [{"text": "12"}]}).encode(), "no answer"),
+        (b"data: " + b"x" * (9 << 20), "a line that is too long"),
+    ],
+)
+def test_an_answer_that_is_none_is_a_failed_sample(tmp_path, stream, error):
+    with server(stream=stream) as url:
+        recording = recorded(tmp_path, url)
+    rows = recording.samples.to_dicts()
+    assert [error in row["error"] for row in rows] == [True, True]
+    assert {row["correct"] for row in rows} == {None}
+    assert recording.problems["error"].null_count() == 0
+    assert "canary" not in json.dumps(rows, default=str)
+
+
+@pytest.mark.parametrize("usage", [-5, 2**63, 1e300, float("nan"), "a", [1], None, 2.5])
+def test_counts_that_are_none_are_not_known(tmp_path, usage):
+    told = {"prompt_tokens": usage, "completion_tokens": usage}
+    told |= {"prompt_tokens_details": {"cached_tokens": usage}}
+    with server(stream=events(*GOOD[:2], {"choices": [], "usage": told})) as url:
+        recording = recorded(tmp_path, url)
+    assert recording.complete and not recording.manifest.dropped
+    for column in ("prompt_tokens", "cached_tokens", "output_tokens"):
+        assert recording.samples[column].to_list() == [None, None]
+    assert recording.samples["correct"].to_list() == [True, True]
+
+
+@pytest.mark.parametrize("length", [-1.5, "xxx", [1], 1e400, 1e300, True])
+def test_a_card_with_a_length_that_is_none_is_read(tmp_path, length):
+    with server(card=CARD | {"max_model_len": length}) as url:
+        recording = recorded(tmp_path, url)
+    assert [each.max_model_len for each in recording.manifest.engines.values()] == [None]
+
+
+@pytest.mark.parametrize("name", ["", 5, "\ud800", "m" * 300, None])
+def test_a_name_that_is_none_is_one_line(name):
+    with server(card=CARD | {"id": name}) as url, pytest.raises(EngineError, match="OpenAI-comp"):
+        ServerEngine(url)
+
+
+VERSIONS = [b'"0.32"', b'{"version": 5}', b'{"version": "\\ud800"}', b"[" * 100_000]
+
+
+@pytest.mark.parametrize("version", [*VERSIONS, b'{"version": "%s"}' % (b"9" * 300)])
+def test_a_version_that_is_none_is_not_known(tmp_path, version):
+    with server(version=version) as url:
+        recording = recorded(tmp_path, url)
+    assert [each.vllm_version for each in recording.manifest.engines.values()] == [None]
+
+
+def endless(handler):
+    handler.send_response(200)
+    handler.end_headers()
+    piece = b" " * (1 << 20)
+    try:
+        while True:
+            handler.wfile.write(piece)
+    except OSError:
+        pass
+
+
+def bomb(handler):
+    handler.send_response(200)
+    handler.send_header("Content-Encoding", "gzip")
+    handler.end_headers()
+    handler.wfile.write(gzip.compress(b" " * (32 << 20)))
+
+
+def dripping(handler):
+    try:
+        for _ in range(100):
+            handler.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            if handler.server.socket.fileno() < 0:
+                return
+            threading.Event().wait(0.05)
+    except OSError:
+        pass
+
+
+@pytest.mark.parametrize("models", [endless, bomb, dripping])
+def test_an_answer_without_end_is_one_line(monkeypatch, models):
+    monkeypatch.setattr(served, "LONGEST_ANSWER_S", 1.0)
+    with server(models=models) as url, pytest.raises(EngineError):
+        ServerEngine(url)
+
+
+def test_a_folder_that_a_server_names_is_read_only_where_it_holds_a_file(tmp_path):
+    import os
+
+    (tmp_path / "model").mkdir()
+    os.mkfifo(tmp_path / "model" / "config.json")
+    with server(card=CARD | {"root": str(tmp_path / "model")}) as url:
+        engine = ServerEngine(url)
+        engine.close()
+    assert engine.model is None
