@@ -1,4 +1,4 @@
-"""NEW MODULE."""
+"""Which kind of file somebody gives: samples, requests or profiler traces."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""PACKAGE."""
+"""Lines of text for terminals: formats, show, replay, advice, live."""

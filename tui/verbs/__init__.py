@@ -1,1 +1,1 @@
-"""PACKAGE."""
+"""The verbs of the command line, one file each."""

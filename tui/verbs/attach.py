@@ -89,13 +89,13 @@ class Keep:
     output: Output = None
     as_json: Json = False
 
-    def parameters(self, sampling: Sampling) -> dict[str, float | int | str]:
+    def parameters(self) -> dict[str, float | int | str]:
         """Return the parameters of `--rule` by name. Raises UsageError."""
         found: dict[str, float | int | str] = {}
+        own = {field.name for field in fields(Policy)}
         for text in self.rule or ():
             name, sign, value = text.partition("=")
-            taken = {*found, *(field.name for field in fields(Policy))}
-            if not sign or not name.isidentifier() or name in taken:
+            if not sign or not name.isidentifier() or name in own or name in found:
                 raise UsageError(f"--rule {text}: write NAME=VALUE, such as window=4")
             found[name] = _number(value)
         return found
@@ -112,7 +112,7 @@ def attach(watched: Watch, pose: Pose, sampling: Sampling, asked: Keep) -> None:
     if pose.workload is not None and pose.passive:
         raise UsageError("--workload and --passive exclude each other")
     wanted = attachment_of(vars(watched))
-    policy = None if pose.workload is None else sampling.policy(asked.parameters(sampling))
+    policy = None if pose.workload is None else sampling.policy(asked.parameters())
     folder = asked.output or default_folder(wanted.accesses[0])
     if (folder / "recording.json").exists():
         raise UsageError(f"-o {folder}: already holds a recording; name another folder")
@@ -150,8 +150,10 @@ def attach(watched: Watch, pose: Pose, sampling: Sampling, asked: Keep) -> None:
         print_show([folder], price=None, as_json=asked.as_json)
     if not asked.as_json:
         say(f"kept in {folder}")
-    if not Recording.open(folder).complete:
-        raise TtscopeError(f"{folder}: a server was lost; what was recorded until then is kept")
+    recording = Recording.open(folder)
+    if not recording.complete:
+        other = ", or rows did not fit their tables" if recording.manifest.dropped else ""
+        raise TtscopeError(f"{folder}: a server was lost{other}; what was recorded is kept")
 
 
 def _number(text: str) -> float | int | str:

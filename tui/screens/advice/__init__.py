@@ -1,1 +1,1 @@
-"""PACKAGE."""
+"""Screen 4: advice for a budget."""

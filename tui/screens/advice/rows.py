@@ -1,4 +1,4 @@
-"""NEW MODULE."""
+"""The candidates of an answer as rows of the screen."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""PACKAGE."""
+"""Screen 3: a server, watched."""

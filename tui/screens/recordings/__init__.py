@@ -1,1 +1,1 @@
-"""PACKAGE."""
+"""Screen 1: the recordings."""

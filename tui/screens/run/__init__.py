@@ -1,1 +1,1 @@
-"""PACKAGE."""
+"""Screen 2: one run in time."""
