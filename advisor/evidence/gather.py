@@ -19,12 +19,15 @@ import polars as pl
 
 from advisor.evidence.features import composition_matrix
 from advisor.evidence.keys import law_key
+from advisor.evidence.live.front_end import NEEDED, with_prompt_context
+from advisor.evidence.live.histograms import drawn_traffic, mean_steps
 from advisor.evidence.measured import Made, RunsMade, runs_in
 from advisor.evidence.runs import ProblemRun, Run, Sample, cut_runs, read_runs
 from advisor.evidence.steps import MOST_STEPS, most_of_each, places, with_host_work
 from advisor.evidence.unrecorded import refusal
 from traces.errors import RecordingError, UsageError
-from traces.live.watched import ONLY_WATCHED, only_watched
+from traces.live.numbers import FINISHED
+from traces.live.watched import ONLY_WATCHED, only_watched, windows_of
 from traces.recording.manifest import WorkloadFacts
 from traces.recording.reader import Recording
 from traces.recording.tables import COMPOSITION
@@ -34,7 +37,12 @@ from traces.summary.energy import mean_power_w
 
 Floats = npt.NDArray[np.float64]
 
-USED = ("engine", "step", "end", "interval_ns", "wall_ns", "profiled", *COMPOSITION)  # of steps
+MOST_SEEN = 0.9  # of the requests that ended, of which spans must tell to stand for all
+USED = (  # of steps
+    *("engine", "step", "end", "interval_ns", "wall_ns", "profiled"),
+    *COMPOSITION,
+    *NEEDED,
+)
 
 __all__ = ["Evidence", "ProblemRun", "Run", "Sample", "StepTable", "gather", "law_key"]
 
@@ -45,16 +53,18 @@ class StepTable:
 
     `configuration` names what was run there (engines, policies, load): recordings of the same are
     repeats. Where there were too many steps to keep, some stand for all (steps.py), and
-    `bounds` [2, features] are the least and the most of all of them.
+    `bounds` [2, features] are the least and the most of all of them. `facts` are None where a
+    server's model is not known here. `coarse` says that each step is the mean of many.
     """
 
     recording: str
     configuration: str
     engine: EngineConfig
-    facts: ModelFacts
+    facts: ModelFacts | None
     composition: Floats
     seconds: Floats
     bounds: Floats | None = None
+    coarse: bool = False
 
     @property
     def low_high(self) -> Floats:
@@ -116,7 +126,7 @@ def gather(
     """
     if not recordings:
         raise UsageError("advise: name at least one recording")
-    if all(map(only_watched, recordings)):
+    if judged and all(map(only_watched, recordings)):
         names = ", ".join(recording.name for recording in recordings)
         raise RecordingError(f"{names}: {ONLY_WATCHED}")
     workload = _same_workload(recordings)
@@ -137,6 +147,10 @@ def gather(
             if power is not None:
                 watts.setdefault(law_key(engine), []).append(power)
         found, dropped, told = read_runs(recording)
+        if only_watched(recording):
+            found, more = _with_drawn(recording, found)
+            told += more
+            steps.extend(_mean_steps(recording, steps))
         runs.extend(found)
         made.extend(runs_in(recording))
         cut.extend(cut_runs(recording, found))
@@ -224,11 +238,14 @@ def _steps(
 ) -> list[StepTable]:
     """Return the steps of one engine, its share of the `most` that a recording keeps."""
     facts = recording.manifest.models.get(engine.model)
+    server = engine.mode == "server"
     refused = None if facts is None else refusal(facts, engine)
     if refused is not None:
         raise RecordingError(f"{recording.name}: {refused}")
     read = recording.frame("steps", USED)
     steps = read.filter(pl.col("engine") == key)
+    if server:
+        steps = with_prompt_context(steps.sort("step"), engine.max_num_batched_tokens)
     frame = (
         with_host_work(steps, recording, key, engine)
         .filter(~pl.col("profiled").fill_null(False))
@@ -237,7 +254,7 @@ def _steps(
     )
     if frame.is_empty():
         return []
-    if facts is None:
+    if facts is None and not server:
         raise RecordingError(f"{recording.name}: holds no facts of the model {engine.model}")
     composition = composition_matrix(frame, speculative=engine.speculative is not None)
     table = StepTable(
@@ -259,6 +276,50 @@ def _steps(
             bounds=table.low_high,
         )
     ]
+
+
+def _mean_steps(recording: Recording, known: Sequence[StepTable]) -> list[StepTable]:
+    """Return what /metrics alone teaches of the engines whose steps did not come."""
+    taught = {table.engine for table in known if table.recording == recording.name}
+    tables = []
+    for key, window in windows_of(recording).items():
+        engine = recording.manifest.engines[key]
+        found = None if window is None or engine in taught else mean_steps(window, engine)
+        if found is not None:
+            tables.append(
+                StepTable(
+                    recording=recording.name,
+                    configuration=_configuration(recording),
+                    engine=engine,
+                    facts=recording.manifest.models.get(engine.model),
+                    composition=found.composition,
+                    seconds=found.seconds,
+                    bounds=found.bounds,
+                    coarse=True,
+                )
+            )
+    return tables
+
+
+def _with_drawn(recording: Recording, runs: list[Run]) -> tuple[list[Run], list[str]]:
+    """Return runs of watched servers, those of which spans tell too little drawn; and why."""
+    notes = []
+    for key, window in windows_of(recording).items():
+        engine = recording.manifest.engines[key]
+        seen = [run for run in runs if run.engine == engine]
+        requests = sum(len(each.samples) for run in seen for each in run.problems.values())
+        ended = 0.0 if window is None else window.total(FINISHED) or 0.0
+        if window is None or requests >= MOST_SEEN * ended:
+            continue
+        drawn = drawn_traffic(window, engine, recording.name, key)
+        if drawn:
+            runs = [run for run in runs if run.engine != engine] + drawn
+            if requests:
+                notes.append(
+                    f"{recording.name}: spans tell of {requests:,} of {ended:,.0f} requests that "
+                    "ended, so that lengths and arrivals are those of /metrics"
+                )
+    return runs, notes
 
 
 def _configuration(recording: Recording) -> str:

@@ -11,10 +11,11 @@ import numpy.typing as npt
 import polars as pl
 
 from traces.errors import RecordingError
+from traces.live.watched import only_watched
 from traces.recording.reader import Recording
 from traces.recording.window_cost import WindowCost
 from traces.schema.engine import EngineConfig, Speculative
-from traces.schema.policy import FIXED_N, Policy
+from traces.schema.policy import AS_SENT, FIXED_N, Policy
 from traces.summary.problems import engine_windows, lost_problems
 
 Ints = npt.NDArray[np.int64]
@@ -91,7 +92,10 @@ class Load:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """The problems of one (engine, policy) in one recording."""
+    """The problems of one (engine, policy) in one recording.
+
+    `drawn` says that they are drawn from what a server's histograms tell, one of several draws.
+    """
 
     recording: str
     engine: EngineConfig
@@ -99,6 +103,7 @@ class Run:
     problems: Mapping[str, ProblemRun]
     concurrency: int | None
     rate_per_s: float | None
+    drawn: bool = False
 
     def arrivals_s(self, problem_ids: Iterable[str]) -> npt.NDArray[np.float64]:
         """Return when problems arrived, in seconds since the first of them."""
@@ -111,7 +116,7 @@ def read_runs(recording: Recording) -> tuple[list[Run], int, list[str]]:
 
     Raises RecordingError for a run of which a timeout or errors cut off more than a few problems.
     """
-    manifest = recording.manifest
+    manifest, watched = recording.manifest, only_watched(recording)
     imported = "imported" in manifest.provenance  # tells of what has ended, perhaps not when
     ended = (
         (pl.col("end").is_not_null() | pl.lit(imported))
@@ -134,12 +139,13 @@ def read_runs(recording: Recording) -> tuple[list[Run], int, list[str]]:
     if recording.frame("events", ["kind"])["kind"].eq("window").any():
         costs = {key: engine_windows(recording, key) for key in manifest.engines}
     for row in kept.sort("arrival").iter_rows(named=True):
-        policy = manifest.policies.get(row["policy"])
+        policy = AS_SENT if watched else manifest.policies.get(row["policy"])
         engine = manifest.engines.get(row["engine"])
         if policy is None or engine is None or policy.method not in FIXED_N:
             continue
         own = samples.get((row["engine"], row["policy"], row["problem_id"]), {})
-        run = _problem_run(row, list(own.values()), policy.n, engine.speculative, imported=imported)
+        n = len(own) if watched else policy.n
+        run = _problem_run(row, list(own.values()), n, engine.speculative, imported=imported)
         cost = costs.get(row["engine"])
         if run is not None and cost is not None and np.isfinite(run.latency_s):
             since = np.array([run.arrival_ns])
@@ -153,7 +159,7 @@ def read_runs(recording: Recording) -> tuple[list[Run], int, list[str]]:
         Run(
             recording=recording.name,
             engine=manifest.engines[engine_key],
-            policy=manifest.policies[policy_key],
+            policy=AS_SENT if watched else manifest.policies[policy_key],
             problems=group,
             concurrency=manifest.concurrency,
             rate_per_s=manifest.rate_per_s,
@@ -250,7 +256,13 @@ def _problem_run(
     prompt = _int(row["prompt_tokens"]) or max(
         (_int(s["prompt_tokens"]) or 0 for s in whole), default=0
     )
-    if len(whole) != n or not prompt or arrival is None or (decided is None and not imported):
+    if (
+        not whole
+        or len(whole) != n
+        or not prompt
+        or arrival is None
+        or (decided is None and not imported)
+    ):
         return None
     arrived, latency = _int(arrival) or 0, float("nan")
     if decided is not None:

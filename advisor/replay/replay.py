@@ -205,7 +205,9 @@ def _replayed(world: World, makespan: float, log: npt.NDArray[np.float64] | None
 def stop_of(policy: Policy) -> Stop:
     """Return when a policy decides. Raises UsageError for one that cannot be replayed."""
     rule = {name: float(value) for name, value in policy.rule if not isinstance(value, str)}
-    if policy.method in ("greedy", "majority", "best_of_n", "weighted", "confidence"):
+    if policy.method in (
+        "greedy", "majority", "best_of_n", "weighted", "confidence", "as_sent"
+    ):  # fmt: skip
         return Stop()
     if policy.method == "first_finish":
         return Stop(rule=stop_rules.FIRST, value=rule["first"])

@@ -17,6 +17,7 @@ import numpy as np
 from advisor.evidence.features import FEATURES, HOST_WORK, INDEX
 from advisor.evidence.gather import StepTable
 from advisor.evidence.keys import law_key
+from advisor.evidence.live.histograms import SPREAD
 from advisor.evidence.unrecorded import differences, recording_of, what_differs
 from advisor.step_time.held_out import inside, left_out_groups
 from advisor.step_time.law import Floats, StepLaw, non_negative_least_squares
@@ -101,6 +102,10 @@ class StepTimeModel:
             bounds = np.array([table.low_high for table in own])
             sigma, repeats = self._spread(key, own, outside=False)
             sigma_outside, repeats_outside = self._spread(key, own, outside=True)
+            if any(table.coarse for table in own):
+                sigma, sigma_outside = (
+                    float(np.hypot(each, SPREAD)) for each in (sigma, sigma_outside)
+                )
             self.laws_[key] = StepLaw(
                 seconds=seconds,
                 low=bounds[:, 0].min(axis=0),
@@ -137,13 +142,16 @@ class StepTimeModel:
             group = [table for table in tables if _kind(table.engine) == kind]
             if not _starts_differ(group):
                 group = [_without_host_work(table) for table in group]
-            shared = self._fit_shared(group)
+            known = [table for table in group if table.facts is not None]
+            shared = self._fit_shared(known) if known else None
             for key in dict.fromkeys(law_key(table.engine) for table in group):
                 if of is not None and key not in of:
                     continue
                 own = [table for table in group if law_key(table.engine) == key]
                 facts = own[0].facts
-                prior = _physics(facts, key, _columns(group)).T @ shared
+                prior = None
+                if facts is not None and shared is not None:
+                    prior = _physics(facts, key, _columns(known)).T @ shared
                 laws[key] = self._fit_own(own, prior)
         return laws
 
@@ -151,11 +159,15 @@ class StepTimeModel:
         """Return the seconds per physical feature of one kind of engine."""
         columns = _columns(tables)
         rows = np.concatenate(
-            [t.composition @ _physics(t.facts, t.engine, columns).T for t in tables]
+            [
+                t.composition @ _physics(t.facts, t.engine, columns).T
+                for t in tables
+                if t.facts is not None
+            ]
         )
         return self._solve(rows, np.concatenate([t.seconds for t in tables]), prior=None)
 
-    def _fit_own(self, own: Sequence[StepTable], prior: Floats) -> Floats:
+    def _fit_own(self, own: Sequence[StepTable], prior: Floats | None) -> Floats:
         composition = np.concatenate([table.composition for table in own])
         seconds = np.concatenate([table.seconds for table in own])
         found = self._solve(composition, seconds, prior=prior)

@@ -43,9 +43,13 @@ from advisor.what_if.question import Question
 from advisor.what_if.redrafting import Redrafted, redraft
 from advisor.what_if.replayed import Replays
 from traces.errors import UsageError
+from traces.live.numbers import numbers_in
+from traces.live.watched import windows_of
 from traces.recording.manifest import Manifest
 from traces.recording.reader import Recording
 from traces.schema.engine import ModelFacts
+from traces.schema.estimate import Estimate
+from traces.schema.policy import AS_SENT
 from traces.summary.comparison import RUN_TO_RUN
 from traces.summary.run import Run as Summary
 
@@ -99,10 +103,13 @@ def predict(
     recordings = [base, *others]
     model = StepTimeModel().fit(evidence.steps) if evidence.steps else None
     own = _own_run(evidence, base, recorded)
+    drawn = tuple(run for run in evidence.runs if run.drawn and run.engine == own.engine)
     redrafted = None
     if question.engine.speculative != own.engine.speculative:
         redrafted = _redrafted(evidence, alike, question)
     sources = (_source(evidence, own, question),) if redrafted is None else redrafted.runs
+    if drawn:
+        sources, recorded = drawn, _as_metrics_say(base, recorded)
     check_startable(question.engine, own.engine.one_replica(), sources, on_tables=on_tables)
     law, told = None, None
     if redrafted is not None and model is not None and not on_tables:
@@ -114,7 +121,8 @@ def predict(
     power = power_law(recordings, same.engine)
     before = None
     if model is not None:
-        before = Replays(base, evidence, model, own, (own,), same, power=power, beyond=beyond)
+        asked = drawn or (own,)
+        before = Replays(base, evidence, model, own, asked, same, power=power, beyond=beyond)
     longer = redrafted is not None and redrafted.extrapolated
     after = before
     if after is None or same != question:
@@ -137,16 +145,10 @@ def predict(
     notes = [*_time_notes(after, prior), *placed, *_prefixes(base), *evidence.lost]
     if before is None:
         notes.append("no step was recorded, so that the run cannot be replayed as it was")
-    if own.engine.mode == "in_process":
-        notes.append(_TTFT)
+    notes += _measured_notes(evidence, own, on_tables=on_tables)
     notes += [] if redrafted is None else [redrafted.note]
     notes += [] if told is None else [told]
     notes += _outside(after, prior, longer, question)
-    if after.tables["steps"].is_empty():
-        notes.append(
-            f"{after.runs[0].steps:,} steps are more than a recording keeps: with -o it has the "
-            "problems and samples alone"
-        )
     replayed = None if before is None else before.summary()
     notes += _ties(recorded, replayed)
     return Prediction(
@@ -239,6 +241,11 @@ def _outside(
             f"cannot keep up: {rate:,g} problems/s arrive and some {served:,g} can be served, "
             "so that the queue grows with every problem: latencies hold for this number alone"
         )
+    if after.tables["steps"].is_empty():
+        notes.append(
+            f"{after.runs[0].steps:,} steps are more than a recording keeps: with -o it has the "
+            "problems and samples alone"
+        )
     if after.arrivals_drawn:
         notes.append(
             f"arrivals drawn {len(after.runs)} times: the interval is that of one draw more"
@@ -259,6 +266,56 @@ def _ties(recorded: Summary, replayed: Summary | None) -> list[str]:
         "samples: the run gave a tied vote to the answer whose sample came first, the replay "
         "shares it equally among those that lead"
     ]
+
+
+def _measured_notes(evidence: Evidence, own: Run, *, on_tables: bool) -> list[str]:
+    """Say what the recorded times of an engine are, and what is not measured of a server."""
+    if own.engine.mode == "in_process":
+        return [_TTFT]
+    if on_tables:
+        return []
+    tables = [table for table in evidence.steps if table.engine == own.engine]
+    notes = [
+        "a server's latency has what its front end takes (HTTP, tokenising); the replay has the "
+        "engine's part alone"
+    ]
+    if any(table.coarse for table in tables):
+        notes.append(
+            "steps are means between two polls of /metrics, so that the law is coarse; the plugin "
+            "tells every step (docs/attach.md)"
+        )
+    elif tables:
+        notes.append("what prompts a step held is inferred from what the front end saw")
+    if own.drawn:
+        notes.append(
+            "no request was seen by itself: lengths are drawn from the histograms of /metrics, "
+            "arrivals from its counters; spans tell them (docs/attach.md)"
+        )
+    if any(table.facts is None for table in tables):
+        notes.append(
+            f"what {own.engine.model} costs a token is not known here, so that its steps are "
+            "taken for those of a dense model and of this size alone"
+        )
+    return notes
+
+
+def _as_metrics_say(base: Recording, recorded: Summary) -> Summary:
+    """Return a run of which only /metrics tells, with the means that its histograms give."""
+    window = windows_of(base).get(base.engine_key(recorded.engine))
+    if window is None:
+        return recorded
+    numbers = numbers_in(window, "")
+
+    def spread_of(mean: Estimate | None) -> dict[str, Estimate | None]:
+        return {"mean": mean, "p50": None, "p95": None}
+
+    made = numbers.generated_tokens_per_s
+    return replace(
+        recorded,
+        latency_s=spread_of(numbers.e2e_s.mean),
+        ttft_s=spread_of(numbers.ttft_s.mean),
+        throughput_tokens_per_s=None if made is None else Estimate(value=made, unit="tokens/s"),
+    )
 
 
 def _by_replica(question: Question) -> Question:
@@ -312,7 +369,7 @@ def _hash(recording: Recording) -> str | None:
 
 def _own_run(evidence: Evidence, base: Recording, recorded: Summary) -> Run:
     for run in evidence.runs:
-        same = run.engine == recorded.engine and run.policy == recorded.policy
+        same = run.engine == recorded.engine and run.policy == (recorded.policy or AS_SENT)
         if run.recording == base.name and same:
             return run
     method = None if recorded.policy is None else recorded.policy.label()

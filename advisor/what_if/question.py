@@ -19,7 +19,7 @@ from advisor.step_time.law import StepLaw, StepTimes
 from advisor.step_time.operators.files import Operators
 from traces.errors import UsageError
 from traces.schema.engine import EngineConfig, ModelFacts
-from traces.schema.policy import Policy
+from traces.schema.policy import AS_SENT, Policy
 
 if TYPE_CHECKING:
     from advisor.step_time.prior.defaults import Device
@@ -222,7 +222,9 @@ def changed(
     """
     from traces.schema.parameters import lowered, make_policy
 
-    if recorded.policy is None:
+    watched = recorded.policy is None and recorded.engine.mode == "server"
+    sent = AS_SENT if watched else recorded.policy
+    if sent is None:
         raise UsageError(
             f"{recorded.recording}: has no policy, so there is nothing to replay; record a workload"
         )
@@ -233,13 +235,18 @@ def changed(
         if not (mark and dot and field and part in parts):
             raise UsageError(f"--set {text}: give engine.FIELD=VALUE or policy.FIELD=VALUE")
         parts[part][field] = _value(text, value)
-    plain = recorded.policy.to_json()
+    if watched and parts["policy"]:
+        raise UsageError(
+            f"--set policy.{next(iter(parts['policy']))}: the traffic of others is replayed as it "
+            "was sent; pose problems to the server with ttscope attach URL --workload FILE"
+        )
+    plain = sent.to_json()
     rule = dict(plain.pop("rule"))
     if "method" in parts["policy"]:  # its parameters are those of the method it had
         rule = {}
     _check_values("policy", Policy, parts["policy"])
     if rule and isinstance(parts["policy"].get("n"), int):
-        rule = lowered(recorded.policy, parts["policy"]["n"])
+        rule = lowered(sent, parts["policy"]["n"])
     policy = make_policy({**plain, **rule, **parts["policy"]})
     # An import may not tell these, which a policy that is run must have.
     untold: dict[str, Any] = {

@@ -34,7 +34,7 @@ from traces.recording.manifest import Manifest
 from traces.recording.reader import Recording
 from traces.schema.engine import EngineConfig
 from traces.schema.estimate import Estimate
-from traces.schema.policy import STOPPING, WHOLE
+from traces.schema.policy import AS_SENT, STOPPING, WHOLE
 from traces.statistics import Z95, column_means
 from traces.summary.energy import Energy
 from traces.summary.run import Run as Summary
@@ -84,6 +84,7 @@ class Replays:
         self.facts = evidence.models
         self.ids = [name for name in own.problems if name in source.problems]
         self.stop, self.drawn = stop_of(question.policy), question.policy.n
+        self.as_sent = question.policy == AS_SENT
         self.recorded = min(len(source.problems[name].samples) for name in self.ids)
         self.loads = self._draws()
         arrivals = self._arrivals(own)
@@ -110,7 +111,8 @@ class Replays:
                 "no steps were recorded; give operator tables with --operators, or --gpu"
             )
         rate = None if question.arrivals_sent else question.rate_per_s
-        self.samples_drawn = question.policy.temperature != 0 and not question.arrivals_sent
+        drawn_again = question.policy.temperature != 0 and not self.as_sent
+        self.samples_drawn = drawn_again and not question.arrivals_sent
         self.arrivals_drawn = rate is not None and self.times.sigma is not None
         if rate is not None and self.arrivals_drawn:
             self.workloads = [
@@ -145,7 +147,8 @@ class Replays:
 
     def _draws(self) -> list[list[Load]]:
         each = [[self._load(source, name) for name in self.ids] for source in self.sources]
-        if self.stop == Stop() and all(len(load.samples) == self.drawn for load in each[0]):
+        whole_draw = all(len(load.samples) == self.drawn for load in each[0])
+        if self.as_sent or (self.stop == Stop() and whole_draw):
             return each
         found = []
         for number in range(DRAWS):
@@ -359,6 +362,8 @@ class Replays:
             )
             for problem in (source.problems[name] for source in self.sources for name in self.ids)
         ]
+        if self.as_sent:
+            return float(np.mean([each.sum() for each in found]))
         return self.drawn * float(np.mean([each.mean() for each in found]))
 
     def _flops(self, first: Estimate | None) -> Estimate | None:

@@ -36,6 +36,9 @@ STEP_TOKENS = "vllm:iteration_tokens_total"
 RUNNING, WAITING = "vllm:num_requests_running", "vllm:num_requests_waiting"
 KV = "vllm:kv_cache_usage_perc"
 PROMPT, GENERATED = "vllm:prompt_tokens_total", "vllm:generation_tokens_total"
+CACHED = "vllm:prompt_tokens_cached_total"
+PROMPT_LENGTH = "vllm:request_prompt_tokens"
+OUTPUT_LENGTH = "vllm:request_generation_tokens"
 FINISHED, PREEMPTED = "vllm:request_success_total", "vllm:num_preemptions_total"
 HIT_TOKENS, ASKED_TOKENS = "vllm:prefix_cache_hits_total", "vllm:prefix_cache_queries_total"
 DRAFTS, DRAFTED = (
@@ -50,10 +53,12 @@ FLOPS, READ_BYTES = (
 GAUGES = (RUNNING, WAITING, KV)
 _CELLS = 500_000  # of a table of polls and series in memory
 _TIMES = (TTFT, ITL, QUEUE, E2E, PREFILL, DECODE)
-_HISTOGRAMS = (*_TIMES, STEP_TOKENS)
+_BY_POLL = (*_TIMES, PROMPT_LENGTH, OUTPUT_LENGTH)  # histograms kept from poll to poll
+_HISTOGRAMS = (*_BY_POLL, STEP_TOKENS)
+COUNTED = (GENERATED, PROMPT, CACHED, f"{STEP_TOKENS}_count")  # counters kept from poll to poll
 USED = (
     *(f"{name}_{part}" for name in _HISTOGRAMS for part in ("bucket", "count", "sum")),
-    *(*GAUGES, PROMPT, GENERATED, FINISHED, PREEMPTED, HIT_TOKENS, ASKED_TOKENS),
+    *(*GAUGES, PROMPT, GENERATED, CACHED, FINISHED, PREEMPTED, HIT_TOKENS, ASKED_TOKENS),
     *(DRAFTS, DRAFTED, ACCEPTED_AT, FLOPS, READ_BYTES),
 )
 
@@ -186,8 +191,8 @@ class Window:
     """Increases of counters and readings of gauges over a stretch of one engine's polls.
 
     `times` are those of the polls, `increase` is by name and labels, `histograms` of times by
-    name. `gauges` by name and `generated`, the tokens since the poll before, have one number per
-    poll, nan where it was not told. `seconds` leaves out the intervals of `resets`.
+    name. `gauges` by name and `counted`, what counters gained since the poll before, have one
+    number per poll, nan where it was not told. `seconds` leaves out the intervals of `resets`.
     """
 
     times: NDArray[np.int64]
@@ -196,7 +201,7 @@ class Window:
     increase: Mapping[Key, float]
     histograms: Mapping[str, Histogram]
     gauges: Mapping[str, Floats]
-    generated: Floats
+    counted: Mapping[str, Floats]
 
     def total(self, name: str) -> float | None:
         """Return a counter's increase over all its labels, None where it was not told."""
@@ -234,8 +239,8 @@ class Polls:
         self._increase = np.empty(0)
         self._times: list[NDArray[np.int64]] = []
         self._resets: list[NDArray[np.bool_]] = []
-        self._told: dict[str, list[Floats]] = {name: [] for name in (*GAUGES, GENERATED)}
-        self._grown: dict[str, list[_Grown]] = {name: [] for name in _TIMES}
+        self._told: dict[str, list[Floats]] = {name: [] for name in (*GAUGES, *COUNTED)}
+        self._grown: dict[str, list[_Grown]] = {name: [] for name in _BY_POLL}
         self._held = pl.DataFrame()  # of a poll that may go on in the next rows
 
     def add(self, rows: pl.DataFrame) -> None:
@@ -274,7 +279,7 @@ class Polls:
                 if (found := _histogram(each)) is not None
             },
             gauges={name: told[name] for name in GAUGES},
-            generated=told[GENERATED],
+            counted={name: told[name] for name in COUNTED},
         )
 
     def _take(self, rows: pl.DataFrame, poll: NDArray[Any]) -> None:
@@ -332,10 +337,11 @@ class Polls:
         self._last = filled[-1].copy()
         for name in GAUGES:
             self._told[name].append(self._readings(name, told, poll[gone], place[gone]))
-        made = [at for at, name in enumerate(names) if name == GENERATED]
-        generated = grown[:, made].sum(axis=1) if made else np.full(times.size, np.nan)
-        generated[resets] = np.nan
-        self._told[GENERATED].append(generated)
+        for counter in COUNTED:
+            own = [at for at, name in enumerate(names) if name == counter]
+            gained = grown[:, own].sum(axis=1) if own else np.full(times.size, np.nan)
+            gained[resets] = np.nan
+            self._told[counter].append(gained)
         for name, kept in self._grown.items():
             kept.append(self._grown_of(name, grown))
 

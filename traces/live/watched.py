@@ -102,7 +102,7 @@ def watched_engines(recording: Recording, runs: Sequence[Run] = ()) -> list[Watc
 
     `runs` are the recording's, from which the times of single requests are taken.
     """
-    windows = begin_again(recording, lambda: _windows(recording))
+    windows = windows_of(recording)
     return [
         _watched(recording, key, engine, windows[key], runs)
         for key, engine in recording.manifest.engines.items()
@@ -110,8 +110,12 @@ def watched_engines(recording: Recording, runs: Sequence[Run] = ()) -> list[Watc
     ]
 
 
-def _windows(recording: Recording) -> dict[str, Window | None]:
+def windows_of(recording: Recording) -> dict[str, Window | None]:
     """Return what the polls of each engine say, of those whose /metrics was read."""
+    return begin_again(recording, lambda: _windows(recording))
+
+
+def _windows(recording: Recording) -> dict[str, Window | None]:
     polls: dict[str, Polls] = {}
     columns = ("engine", "time", "name", "labels", "le", "value")
     for rows in batches(recording, "scrapes", columns, pl.col("name").is_in(USED)):

@@ -21,6 +21,7 @@ Method = Literal[
     "budget_forcing",
     "sequential",
     "beam",
+    "as_sent",
 ]
 
 
@@ -89,7 +90,9 @@ class Policy(Record):
         """
         name, decisive = _SHORT.get(self.method, (self.method, None))
         given = dict(self.rule).get(decisive or "")
-        if self.method == "greedy":
+        if self.method == "as_sent":
+            label = "as sent"
+        elif self.method == "greedy":
             drawn = "1 sample" if self.temperature is None else f"1 sample T={self.temperature:g}"
             label = name if self.temperature == 0 else drawn
         elif given is None or isinstance(given, str):
@@ -109,4 +112,13 @@ class Policy(Record):
 
 WHOLE = ("greedy", "majority")  # every sample ends
 STOPPING = ("early_stopping", "adaptive", "agreement", "first_finish")
-FIXED_N = ("greedy", "majority", "best_of_n")  # every sample runs to its end: nothing is selected
+FIXED_N = (
+    "greedy",
+    "majority",
+    "best_of_n",
+    "as_sent",
+)  # every sample runs to its end: nothing is selected
+
+# What others sent to a server that was only watched: each problem has the samples that it had, and
+# neither how they were drawn nor how an answer was chosen is known.
+AS_SENT = Policy(method="as_sent", temperature=None, top_p=None)

@@ -6,7 +6,17 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from traces.live.numbers import KV, QUANTILES, RUNNING, WAITING, Bounds, Floats, Numbers, Times
+from traces.live.numbers import (
+    GENERATED,
+    KV,
+    QUANTILES,
+    RUNNING,
+    WAITING,
+    Bounds,
+    Floats,
+    Numbers,
+    Times,
+)
 from traces.live.verdict import Verdict
 from traces.live.watched import Requests, Watched
 from traces.schema.estimate import Estimate
@@ -198,7 +208,7 @@ def _charts(found: Watched, width: int) -> list[str]:
         highest = np.full(bins, np.nan)
         np.fmax.at(highest, place, window.gauges[name] * factor)
         lines += _chart(title, highest, unit)
-    seconds, tokens = np.diff(times) / 1e9, window.generated[1:]
+    seconds, tokens = np.diff(times) / 1e9, window.counted[GENERATED][1:]
     known = np.isfinite(tokens) & (seconds > 0)
     sums = (
         np.bincount(place[1:][known], weights=each[known], minlength=bins)

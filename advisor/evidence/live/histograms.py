@@ -1,0 +1,221 @@
+"""A server of which only /metrics was read: a coarse law of its steps, and its traffic drawn again.
+
+Between two polls the counters tell how many steps ran, how many tokens they had, and the mean time
+between tokens, which is the mean time of a step where decoding requests are as many in each of
+them. So each interval between polls stands as one mean step. A law that is linear in what a step
+has takes means as well as single steps, and knows as little as their spread between intervals.
+
+Requests are not seen one by one: their lengths are drawn from the histograms, prompt and output
+each for itself, and their arrivals from what the counters say of each interval.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from advisor.evidence.features import FEATURES, INDEX
+from advisor.evidence.runs import ProblemRun, Run, Sample
+from traces.live.numbers import (
+    CACHED,
+    ITL,
+    KV,
+    OUTPUT_LENGTH,
+    PROMPT,
+    PROMPT_LENGTH,
+    RUNNING,
+    STEP_TOKENS,
+    TTFT,
+    WAITING,
+    Histogram,
+    Window,
+)
+from traces.schema.engine import EngineConfig
+from traces.schema.policy import AS_SENT
+
+Floats = npt.NDArray[np.float64]
+
+FEWEST_INTERVALS = 10  # between polls at which requests ran, below which no law is learned
+SPREAD = 0.15  # sd of the log of a run's time beside that of a law of single steps
+DRAWS = 8  # of the traffic
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeanSteps:
+    """Mean steps: `composition` [intervals, FEATURES], `seconds` [intervals]; bounds of both.
+
+    `bounds` [2, FEATURES] are the least and the most of single steps, as far as gauges tell.
+    """
+
+    composition: Floats
+    seconds: Floats
+    bounds: Floats
+
+
+def mean_steps(window: Window, engine: EngineConfig) -> MeanSteps | None:
+    """Return the mean step of each interval in which requests ran; None for too few of them."""
+    steps = _counted(window, f"{STEP_TOKENS}_count")
+    gaps, firsts = window.histograms.get(ITL), window.histograms.get(TTFT)
+    if steps is None or gaps is None or firsts is None or np.isnan(gaps.sums).all():
+        return None
+    decoded, ended = gaps.counts.sum(axis=1).astype(float), firsts.counts.sum(axis=1).astype(float)
+    computed = _counted(window, PROMPT)
+    computed = np.zeros_like(steps) if computed is None else computed
+    cached = _counted(window, CACHED)
+    computed = np.maximum(computed - (0.0 if cached is None else cached), 0.0)
+    usable = np.isfinite(steps) & (steps >= 1) & (decoded >= 1) & (gaps.sums > 0)
+    usable &= np.isfinite(window.gauges[RUNNING]) & (window.gauges[RUNNING] > 0)
+    usable[0] = False
+    if usable.sum() < FEWEST_INTERVALS:
+        return None
+    each = [column[usable] / steps[usable] for column in (decoded, ended, computed)]
+    decodes, prompts, prompt_tokens = each
+    context = _context(window, engine, usable, decodes)
+    composition = np.zeros((int(usable.sum()), len(FEATURES)))
+    composition[:, INDEX["step"]] = 1.0
+    composition[:, INDEX["prefill_step"]] = np.minimum(prompts, 1.0)
+    composition[:, INDEX["requests"]] = decodes + prompts
+    composition[:, INDEX["prefill_requests"]] = prompts
+    composition[:, INDEX["tokens"]] = decodes + prompt_tokens
+    composition[:, INDEX["kv_tokens"]] = context + prompt_tokens
+    length = prompt_tokens / np.maximum(prompts, 1e-9)
+    composition[:, INDEX["query_context"]] = context + prompt_tokens * (length + 1) / 2
+    if engine.speculative is not None:
+        composition[:, INDEX["draft_step"]] = 1.0
+        composition[:, INDEX["draft_requests"]] = decodes
+    bounds = np.array([composition.min(axis=0), composition.max(axis=0)])
+    most = float(np.nanmax(window.gauges[RUNNING]))
+    for name in ("requests", "prefill_requests"):
+        bounds[1, INDEX[name]] = max(bounds[1, INDEX[name]], most)
+    bounds[1, INDEX["prefill_step"]] = 1.0
+    longest = float(_means(window.histograms.get(PROMPT_LENGTH), 0.0)[1])
+    bounds[1, INDEX["tokens"]] = max(bounds[1, INDEX["tokens"]], most + longest)
+    return MeanSteps(
+        composition=composition,
+        seconds=(gaps.sums[usable] / decoded[usable]),
+        bounds=bounds,
+    )
+
+
+def _counted(window: Window, name: str) -> Floats | None:
+    told = window.counted.get(name)
+    return None if told is None or np.isnan(told).all() else told
+
+
+def _context(
+    window: Window, engine: EngineConfig, usable: npt.NDArray[np.bool_], decodes: Floats
+) -> Floats:
+    """Return the context that the decoding requests of a mean step read, in tokens.
+
+    What the cache holds: a prompt that requests share is in it once. Where the size of the cache is
+    not told, each request has the mean prompt and half of the mean output.
+    """
+    blocks, usage = engine.num_gpu_blocks, window.gauges[KV]
+    if blocks is not None and engine.block_size is not None and np.isfinite(usage).any():
+        held = np.nan_to_num((usage + np.append(usage[:1], usage[:-1])) / 2)
+        return np.asarray(held[usable] * (blocks - 1) * engine.block_size)
+    prompt = _means(window.histograms.get(PROMPT_LENGTH), 0.0)[0]
+    output = _means(window.histograms.get(OUTPUT_LENGTH), 0.0)[0]
+    return decodes * (prompt + output / 2)
+
+
+def _means(histogram: Histogram | None, default: float) -> tuple[float, float]:
+    """Return the mean of what a histogram took in, and a bound of its largest."""
+    if histogram is None:
+        return default, default
+    count = float(histogram.counts.sum())
+    total = float(np.nansum(histogram.sums))
+    if not count:
+        return default, default
+    most = histogram.quantile(1.0, "tokens")
+    last = default if most is None else most.low if most.high is None else most.high
+    return total / count, float(last)
+
+
+def drawn_traffic(window: Window, engine: EngineConfig, recording: str, key: str) -> list[Run]:
+    """Return the traffic of a server drawn `DRAWS` times, the same problems in each.
+
+    Empty where /metrics does not tell lengths or nothing finished. Problems have no answers, no
+    latency and one sample each.
+    """
+    prompts, outputs = (window.histograms.get(name) for name in (PROMPT_LENGTH, OUTPUT_LENGTH))
+    firsts = window.histograms.get(TTFT)
+    if prompts is None or outputs is None or firsts is None:
+        return []
+    arrivals = _arrivals(window, firsts)
+    if not len(arrivals) or not prompts.counts.sum() or not outputs.counts.sum():
+        return []
+    cached, computed = window.total(CACHED) or 0.0, window.total(PROMPT) or 0.0
+    share = min(cached / computed, 1.0) if computed else 0.0
+    runs = []
+    for draw in range(DRAWS):
+        rng = np.random.default_rng([draw, len(arrivals)])
+        prompt = _lengths(prompts, len(arrivals), rng)
+        output = _lengths(outputs, len(arrivals), rng)
+        problems = {}
+        for place, (arrival, asked, made) in enumerate(zip(arrivals, prompt, output, strict=True)):
+            name = f"{recording}.{key}.{place}"
+            problems[name] = ProblemRun(
+                problem_id=name,
+                arrival_ns=int(arrival),
+                prompt_tokens=int(asked),
+                cached_tokens=min(int(share * asked), int(asked) - 1),
+                latency_s=float("nan"),
+                samples=(Sample(output_tokens=int(made), answer=None, correct=None),),
+                indices=(0,),
+            )
+        runs.append(
+            Run(
+                recording=recording,
+                engine=engine,
+                policy=AS_SENT,
+                problems=problems,
+                concurrency=None,
+                rate_per_s=None,
+                drawn=True,
+            )
+        )
+    return runs
+
+
+def _arrivals(window: Window, firsts: Histogram) -> npt.NDArray[np.int64]:
+    """Return when requests came, unix ns, evenly within each interval between polls.
+
+    Those that came got their first token or wait: the first tokens and how many more wait.
+    """
+    waiting = np.nan_to_num(window.gauges[WAITING])
+    came = firsts.counts.sum(axis=1).astype(float)
+    came[1:] += np.diff(waiting)
+    came[0] = 0.0
+    # A queue that shrinks gives its requests to the intervals before, in which they came.
+    total = np.maximum.accumulate(np.maximum(np.cumsum(came), 0.0))
+    upto = np.floor(total + 1e-9).astype(np.int64)
+    counts = np.diff(upto, prepend=0)
+    times = []
+    for place in np.flatnonzero(counts):
+        begin, end = window.times[max(place - 1, 0)], window.times[place]
+        parts = (np.arange(counts[place]) + 0.5) / counts[place]
+        times.append(begin + np.rint(parts * (end - begin)).astype(np.int64))
+    return np.concatenate(times) if times else np.zeros(0, dtype=np.int64)
+
+
+def _lengths(histogram: Histogram, count: int, rng: np.random.Generator) -> Floats:
+    """Return so many lengths in tokens, at least 1, in random order, with the histogram's mean.
+
+    They are even within a bucket; the one without an end is as wide as the one before.
+    """
+    counts = histogram.counts.sum(axis=0, dtype=float)
+    begins = np.concatenate(([0.0], histogram.bounds[:-1]))
+    ends = np.where(np.isfinite(histogram.bounds), histogram.bounds, 2 * begins)
+    upto = np.cumsum(counts) / counts.sum()
+    places = (np.arange(count) + rng.random()) / count
+    bucket = np.minimum(np.searchsorted(upto, places, side="right"), len(counts) - 1)
+    below = np.concatenate(([0.0], upto[:-1]))[bucket]
+    share = (places - below) / np.maximum(upto[bucket] - below, 1e-12)
+    lengths = begins[bucket] + share * (ends - begins)[bucket]
+    mean = float(np.nansum(histogram.sums)) / counts.sum()
+    if mean > 0 and lengths.mean() > 0:
+        lengths = lengths * (mean / lengths.mean())
+    return np.asarray(np.maximum(np.rint(rng.permutation(lengths)), 1.0))
