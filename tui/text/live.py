@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -20,12 +22,14 @@ from traces.live.numbers import (
 from traces.live.verdict import Verdict
 from traces.live.watched import Requests, Watched
 from traces.schema.estimate import Estimate
+from traces.summary.metrics import estimate_of
 from tui.text.formats import (
     ABSENT,
     align,
     compact,
     counted,
     digits,
+    interval,
     number,
     percent,
     scale,
@@ -33,6 +37,9 @@ from tui.text.formats import (
     value_of,
     wrap,
 )
+
+if TYPE_CHECKING:
+    from advisor.what_if.suggest import Suggestion
 
 INDENT = 10
 BINS = 54
@@ -251,3 +258,24 @@ def verdict_lines(verdict: Verdict, *, width: int = 80) -> list[str]:
             "unseen", f"{missing.kind}: needs {missing.needs}", width=width, indent=INDENT
         )
     return lines
+
+
+_EFFECTS = (("latency_s.mean", "latency mean"), ("latency_s.p95", "latency p95"),
+            ("throughput_tokens_per_s", "throughput"))  # fmt: skip
+
+
+def next_lines(path: str, found: Suggestion | str, *, width: int = 80) -> list[str]:
+    """Return the replay to run next and what it predicts, or why there is none."""
+    if isinstance(found, str):
+        return wrap("NEXT", f"no replay: {found}", width=width, indent=INDENT)
+    command = shlex.join(["ttscope", "replay", path, *found.arguments])
+    lines = [f"{'NEXT':<{INDENT}}{command}"]
+    effects = []
+    for tag, name in _EFFECTS:
+        after = estimate_of(found.prediction.predicted, tag)
+        if after is None:
+            continue
+        before = value_of(estimate_of(found.prediction.replayed, tag))
+        effects.append(f"{name} {before} -> {value_of(after)} {interval(after)}")
+    told = f"{found.why}. Predicted: {', '.join(effects)}"
+    return lines + wrap("", told, width=width, indent=INDENT)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from traces.schema.estimate import Estimate
+from traces.schema.policy import AS_SENT
 from traces.summary.metrics import estimate_of
 from traces.summary.run import Run, to_plain
 from tui.text.formats import ABSENT, align, interval, number, value_of, wrap
@@ -57,7 +58,7 @@ def replay_lines(found: Prediction, question: Question, *, width: int = 80) -> I
     yield recorded.recording
     engine = engine_text(recorded.engine) if recorded.imported is None else imported_text(recorded)
     yield from wrap("recorded", engine, width=width, indent=10)
-    yield from wrap("", policy_text(recorded.policy), width=width, indent=10)
+    yield from wrap("", policy_text(recorded.policy or AS_SENT), width=width, indent=10)
     changed = _changes(recorded, question, predicted)
     yield from wrap("asked", "; ".join(changed) or "as recorded", width=width, indent=10)
     yield ""
@@ -94,7 +95,7 @@ def replay_lines(found: Prediction, question: Question, *, width: int = 80) -> I
 def _waits(found: Prediction) -> Iterator[str]:
     rows = [["who waited", "latency", "queued", "prefill", "decoded", "most behind (slot-s)"]]
     for each in found.waits:
-        behind = ", ".join(f"{name} {number(sec, 's')}" for name, sec in each.behind[:1])
+        behind = ", ".join(f"{name[:12]} {number(sec, 's')}" for name, sec in each.behind[:1])
         rows.append(
             [
                 each.problem_id[:12],
@@ -110,7 +111,7 @@ def _changes(recorded: Run, question: Question, predicted: Run) -> list[str]:
     before = {"engine": recorded.engine.to_json()}
     after = {"engine": question.engine.to_json(), "policy": question.policy.to_json()}
     after["engine"]["num_gpu_blocks"] = predicted.engine.num_gpu_blocks  # as the GPU has room
-    before["policy"] = {} if recorded.policy is None else recorded.policy.to_json()
+    before["policy"] = (recorded.policy or AS_SENT).to_json()
     found = [
         f"{part}.{name} {_short(before[part].get(name))} -> {_short(value)}"
         for part, fields in after.items()

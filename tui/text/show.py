@@ -21,7 +21,7 @@ from traces.live.watched import ONLY_WATCHED, only_watched
 from traces.recording.reader import Recording
 from traces.schema.engine import EngineConfig
 from traces.schema.estimate import Estimate
-from traces.schema.policy import Policy
+from traces.schema.policy import AS_SENT, Policy
 from traces.statistics import mean
 from traces.summary.comparison import RUN_TO_RUN, Difference, Judged
 from traces.summary.energy import NOT_RECORDED
@@ -117,6 +117,8 @@ def policy_text(policy: Policy | None) -> str:
     """Return the policy in a few words."""
     if policy is None:
         return "-"
+    if policy == AS_SENT:
+        return "as sent (traffic of others)"
     temperature = ABSENT if policy.temperature is None else f"{policy.temperature:g}"
     label = policy.label()
     parts = [label, *([] if " T=" in label else [f"temperature {temperature}"])]

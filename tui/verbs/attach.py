@@ -105,8 +105,10 @@ class Keep:
 def attach(watched: Watch, pose: Pose, sampling: Sampling, asked: Keep) -> None:
     """Profile a live deployment: its own traffic, or with a workload of yours."""
     # Exits 1 when a server was lost and was not to be waited for.
+    from advisor.what_if.suggest import suggest
     from profiler.attach.watch import watch
     from traces.recording.reader import Recording
+    from tui.text.live import next_lines
     from tui.verbs.show import print_show
 
     if pose.workload is not None and pose.passive:
@@ -148,6 +150,10 @@ def attach(watched: Watch, pose: Pose, sampling: Sampling, asked: Keep) -> None:
         say(f"ended by SIGTERM: ttscope show {folder} sums it up", file=sys.stderr)
     else:
         print_show([folder], price=None, as_json=asked.as_json)
+        if not asked.as_json:
+            say()
+            for text in next_lines(str(folder), suggest(Recording.open(folder))):
+                say(text)
     if not asked.as_json:
         say(f"kept in {folder}")
     recording = Recording.open(folder)
