@@ -9,8 +9,6 @@ measured, and their context alone is inferred.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import numpy.typing as npt
 import polars as pl
@@ -18,15 +16,6 @@ import polars as pl
 Floats = npt.NDArray[np.float64]
 
 NEEDED = ("running", "cached_prompt_tokens", "finished", "source")  # beside COMPOSITION
-
-
-@dataclass
-class _Prompts:
-    """Prompts of one step that are not placed yet: tokens to compute, and where they end."""
-
-    tokens: float
-    end: float  # the context that the last of these tokens attends to, the mean of the prompts
-    count: float  # prompts
 
 
 def with_prompt_context(steps: pl.DataFrame, max_num_batched_tokens: int | None) -> pl.DataFrame:
@@ -62,46 +51,62 @@ def with_prompt_context(steps: pl.DataFrame, max_num_batched_tokens: int | None)
 def _placed(
     tokens: Floats, prompts: Floats, cached: Floats, room: Floats, follows: npt.NDArray[np.bool_]
 ) -> dict[str, Floats]:
-    """Return columns of prompts [steps], chunks in the steps in which they had room."""
+    """Return columns of prompts [steps], chunks in the steps in which they had room.
+
+    Prompts that end in the same step have all of their tokens in it, but for the first of them.
+    """
+    count = np.maximum(prompts, 1.0)
+    alike = _siblings(tokens, count, cached)
     made = {
         "prefill_requests": prompts.copy(),
-        "prefill_tokens": np.zeros_like(tokens),
-        "prefill_kv_tokens": np.zeros_like(tokens),
-        "prefill_query_context": np.zeros_like(tokens),
+        "prefill_tokens": tokens.copy(),
+        "prefill_kv_tokens": np.where(prompts > 0, cached + tokens, 0.0),
+        "prefill_query_context": _query_context(tokens, count, cached),
     }
-    waiting: list[_Prompts] = []
-    for step in range(len(tokens) - 1, -1, -1):
-        if tokens[step] <= 0 and prompts[step] <= 0 and not waiting:
+    begins = np.flatnonzero((tokens > room) & follows)
+    for last in begins[::-1]:
+        over = room[last] * np.ceil((tokens[last] - room[last]) / max(room[last], 1.0))
+        if over <= 0 or over >= tokens[last]:
             continue
-        free, first = room[step], step == 0 or not follows[step]
-        if prompts[step] > 0:
-            count = prompts[step]
-            own = _Prompts(tokens[step], (cached[step] + tokens[step]) / count, count)
-            share = own.tokens
-            if share > free > 0 and not first:  # its last chunk is what full steps left
-                share -= free * np.ceil((share - free) / free)
-            free -= _take(made, step, own, share)
-            if own.tokens > 0:
-                waiting.append(own)
-        while waiting and (free > 0 or first):
-            last = waiting[-1]
-            if prompts[step] <= 0 or last.count > prompts[step]:
-                made["prefill_requests"][step] += last.count
-            free -= _take(made, step, last, last.tokens if first else min(free, last.tokens))
-            if last.tokens <= 0:
-                waiting.pop()
+        begun = 0.0 if alike[last] else cached[last] / count[last]
+        rest, end = over, begun + over
+        chunks = []
+        step = last - 1
+        while rest > 0:
+            first = step == 0 or not follows[step]
+            free = max(room[step] - made["prefill_tokens"][step], 0.0)
+            chunk = rest if first else min(rest, free)
+            if chunk > 0:
+                chunks.append((step, chunk, end))
+                rest, end = rest - chunk, end - chunk
+            step -= 1
+        for place, chunk, upto in chunks:
+            attended = chunk * (upto - chunk) + chunk * (chunk + 1) / 2
+            made["prefill_requests"][place] += 1
+            made["prefill_tokens"][place] += chunk
+            made["prefill_kv_tokens"][place] += upto
+            made["prefill_query_context"][place] += attended
+            made["prefill_query_context"][last] -= attended
+        made["prefill_tokens"][last] -= over
+    np.maximum(made["prefill_query_context"], 0.0, out=made["prefill_query_context"])
     return made
 
 
-def _take(made: dict[str, Floats], step: int, prompts: _Prompts, tokens: float) -> float:
-    """Put the last so many tokens of prompts into a step, and return how many."""
-    each = tokens / prompts.count
-    made["prefill_tokens"][step] += tokens
-    made["prefill_kv_tokens"][step] += prompts.end * prompts.count
-    made["prefill_query_context"][step] += tokens * (prompts.end - each + (each + 1) / 2)
-    prompts.tokens -= tokens
-    prompts.end -= each
-    return tokens
+def _siblings(tokens: Floats, count: Floats, cached: Floats) -> npt.NDArray[np.bool_]:
+    """Return where the prompts of a step are one prompt, computed once: [steps].
+
+    So much was computed as one of them has, and more came from the cache.
+    """
+    return (count > 1) & (cached > 0) & (tokens >= (tokens + cached) / count)
+
+
+def _query_context(tokens: Floats, count: Floats, cached: Floats) -> Floats:
+    """Return the sum over computed tokens of the context that each attends to, [steps]."""
+    mean, each = (tokens + cached) / count, tokens / count
+    equal = tokens * ((mean - each) + (each + 1) / 2)
+    more = np.where(count > 1, (tokens - mean) / np.maximum(count - 1, 1.0), 0.0)
+    siblings = mean * (mean + 1) / 2 + (count - 1) * (more * (mean - more) + more * (more + 1) / 2)
+    return np.where(_siblings(tokens, count, cached), siblings, equal)
 
 
 def _measured_chunks(

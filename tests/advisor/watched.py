@@ -1,0 +1,138 @@
+"""Recordings of a server that was only watched, made of an engine's run whose truth is known."""
+
+import dataclasses
+
+import numpy as np
+import polars as pl
+
+from advisor.replay.recording import write_recording
+from traces.recording.reader import Recording
+from traces.recording.tables import TABLES
+
+_SUCCESS, _STEPS = "vllm:request_success_total", "vllm:iteration_tokens_total"
+BOUNDS = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0, np.inf)
+SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, np.inf)
+
+
+def watched(truth, folder, *, spans=True, steps=True, metrics=True, period_s=0.25, polled=None):
+    """Write what a watch at some depth would have kept of a `Prediction` taken for the truth.
+
+    /metrics is that of `polled` where it is given.
+    """
+    tables = {name: frame.clone() for name, frame in truth.tables.items()}
+    (key,) = truth.manifest.engines
+    engine = truth.manifest.engines[key]
+    if not steps:
+        limits = dict.fromkeys(("max_num_seqs", "max_num_batched_tokens", "max_model_len"))
+        engine = dataclasses.replace(engine, **limits)
+    engine = dataclasses.replace(engine, mode="server")
+    own = engine.key()
+    kept = {}
+    if spans:
+        for name in ("problems", "samples"):
+            kept[name] = tables[name].with_columns(
+                engine=pl.lit(own), policy=pl.lit(""), answer=pl.lit(None, pl.Utf8),
+                correct=pl.lit(None, pl.Boolean),
+            )  # fmt: skip
+        kept["samples"] = kept["samples"].drop("queued", "finish_reason")
+        kept["samples"] = _whole("samples", kept["samples"])
+    if steps:
+        kept["steps"] = _whole("steps", front_end(tables["steps"], tables["samples"], own))
+    if metrics:
+        kept["scrapes"] = scrapes((polled or truth).tables, own, engine.num_gpu_blocks, period_s)
+    manifest = dataclasses.replace(
+        truth.manifest, engines={own: engine}, policies={}, workload=None, concurrency=None,
+        rate_per_s=None, provenance={},
+    )  # fmt: skip
+    write_recording(folder, manifest, kept)
+    return Recording.open(folder)
+
+
+def front_end(steps, samples, key):
+    """Return steps as the plugin tells them: a prompt counts in the step of its first token."""
+    computed = pl.col("prompt_tokens") - pl.col("cached_tokens")
+    prompts = samples.group_by(end=pl.col("first_token")).agg(
+        prefill_requests=pl.len(),
+        prefill_tokens=computed.sum(),
+        cached_prompt_tokens=pl.col("cached_tokens").sum(),
+    )
+    finished = samples.group_by("end").agg(finished=pl.len())
+    names = ("prefill_requests", "prefill_tokens", "cached_prompt_tokens", "finished")
+    unseen = ("prefill_kv_tokens", "prefill_query_context", "wall_ns")
+    return (
+        steps.drop(*names, *unseen)
+        .join(prompts, on="end", how="left", maintain_order="left")
+        .join(finished, on="end", how="left", maintain_order="left")
+        .with_columns(
+            pl.col(names).fill_null(0),
+            *(pl.lit(None, pl.Int64).alias(name) for name in unseen),
+            engine=pl.lit(key),
+            source=pl.lit("inferred"),
+        )
+    )
+
+
+def _whole(table, frame):
+    return frame.select(
+        (pl.col(name) if name in frame.columns else pl.lit(None)).cast(kind).alias(name)
+        for name, kind in TABLES[table].items()
+    )
+
+
+def scrapes(tables, key, blocks, period_s):
+    """Return the rows of /metrics as they would have been polled."""
+    steps, samples = tables["steps"], tables["samples"]
+    first, last = int(samples["arrival"].min()), int(steps["end"].max())
+    times = np.arange(first, last + 2 * period_s * 1e9, period_s * 1e9).astype(np.int64)
+    rows = []
+
+    def add(name, values, le=None):
+        rows.extend(
+            {"time": int(t), "engine": key, "name": name, "labels": "", "le": le, "value": float(v)}
+            for t, v in zip(times, values, strict=True)
+        )
+
+    def counter(name, at, amount):
+        order = np.argsort(at, kind="stable")
+        total = np.concatenate([[0.0], np.cumsum(np.asarray(amount, dtype=float)[order])])
+        add(name, total[np.searchsorted(np.asarray(at)[order], times, side="right")])
+
+    def histogram(name, at, values, bounds):
+        values = np.asarray(values, dtype=float)
+        for bound in bounds:
+            counter_le = (values <= bound).astype(float)
+            order = np.argsort(at, kind="stable")
+            total = np.concatenate([[0.0], np.cumsum(counter_le[order])])
+            add(f"{name}_bucket", total[np.searchsorted(at[order], times, side="right")], bound)
+        counter(f"{name}_count", at, np.ones(len(values)))
+        counter(f"{name}_sum", at, values)
+
+    ends = steps["end"].to_numpy()
+    decodes = steps["decode_requests"].to_numpy()
+    tokens = (steps["decode_tokens"] + steps["prefill_tokens"]).to_numpy()
+    counter(f"{_STEPS}_count", ends, np.ones(len(ends)))
+    counter(f"{_STEPS}_sum", ends, tokens)
+    arrived, given, ended = (samples[n].to_numpy() for n in ("arrival", "first_token", "end"))
+    counter("vllm:prompt_tokens_total", given, samples["prompt_tokens"].to_numpy())
+    counter("vllm:prompt_tokens_cached_total", given, samples["cached_tokens"].to_numpy())
+    counter("vllm:generation_tokens_total", ended, samples["output_tokens"].to_numpy())
+    counter(_SUCCESS, ended, np.ones(len(ended)))
+    histogram("vllm:time_to_first_token_seconds", given, (given - arrived) / 1e9, SECONDS)
+    histogram("vllm:e2e_request_latency_seconds", ended, (ended - arrived) / 1e9, SECONDS)
+    histogram("vllm:request_prompt_tokens", ended, samples["prompt_tokens"].to_numpy(), BOUNDS)
+    histogram("vllm:request_generation_tokens", ended, samples["output_tokens"].to_numpy(), BOUNDS)
+    seconds = steps["interval_ns"].fill_null(strategy="zero").to_numpy() / 1e9
+    histogram(
+        "vllm:inter_token_latency_seconds",
+        np.repeat(ends, decodes), np.repeat(seconds, decodes), SECONDS,
+    )  # fmt: skip
+    scheduled = samples["scheduled"].to_numpy()
+    running = [int(((scheduled <= t) & (ended > t)).sum()) for t in times]
+    waiting = [int(((arrived <= t) & (scheduled > t)).sum()) for t in times]
+    place = np.maximum(np.searchsorted(ends, times, side="right") - 1, 0)
+    add("vllm:num_requests_running", running)
+    add("vllm:num_requests_waiting", waiting)
+    used = np.where(np.array(running) > 0, steps["kv_blocks"].to_numpy()[place], 0)
+    add("vllm:kv_cache_usage_perc", used / (blocks - 1))
+    frame = pl.DataFrame(rows, schema=TABLES["scrapes"])
+    return frame.sort("time", maintain_order=True)
