@@ -12,10 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from advisor.accuracy import finish_order as finish
+from advisor.accuracy.finish_order import decide
 from advisor.accuracy.samples import ProblemSamples, read_samples
 from traces.errors import RecordingError
 from traces.schema.estimate import Estimate
+from traces.schema.stop_rules import AGREE, ALL, FIRST, SAFE, SETTLED, Stop, lead_is_safe
 from traces.statistics import paired, paired_change
 from traces.summary.run import Run
 
@@ -27,21 +28,27 @@ PAUSE_S = 1e-4
 
 @dataclass(frozen=True)
 class StopRule:
-    """A rule by its label; `stop` makes it for n samples that were launched together."""
+    """A rule by its label; `value` is that of the rule for n samples drawn at once."""
 
     label: str
-    stop: Callable[[int], finish.Stop]
+    rule: int
+    value: Callable[[int], float]
+
+    def stop(self, n: int) -> Stop:
+        """Return the rule for n samples."""
+        return Stop(rule=self.rule, value=self.value(n))
 
 
 RULES: tuple[StopRule, ...] = (
-    StopRule("ASC .90", lambda n: finish.safe_lead(0.90)),
-    StopRule("ASC .95", lambda n: finish.safe_lead(0.95)),
-    StopRule("ASC .99", lambda n: finish.safe_lead(0.99)),
-    StopRule("half agree", lambda n: finish.agreeing(n // 2 + 1)),
-    StopRule("a quarter agree", lambda n: finish.agreeing(n // 4 + 1)),
-    StopRule("half have answered", lambda n: finish.first_answers(n // 2)),
-    StopRule("lead cannot be lost", lambda n: finish.settled()),
+    StopRule("ASC .90", SAFE, lambda n: 0.90),
+    StopRule("ASC .95", SAFE, lambda n: 0.95),
+    StopRule("ASC .99", SAFE, lambda n: 0.99),
+    StopRule("half agree", AGREE, lambda n: n // 2 + 1),
+    StopRule("a quarter agree", AGREE, lambda n: n // 4 + 1),
+    StopRule("half have answered", FIRST, lambda n: n // 2),
+    StopRule("lead cannot be lost", SETTLED, lambda n: 1),
 )
+ALL_END = StopRule("all", ALL, lambda n: 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +70,8 @@ class Stopped:
 
     @property
     def certainty(self) -> float:
-        """Return the posterior that the lead lasts (`finish_order.lead_is_safe`)."""
-        return finish.lead_is_safe(self.lead, self.second)
+        """The posterior that the lead lasts."""
+        return lead_is_safe(self.lead, self.second)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,20 +96,12 @@ class Savings:
 
 def stop_problem(problem: ProblemSamples, rule: StopRule) -> Stopped:
     """Run a rule over one problem's samples as they finished."""
-    stop = rule.stop(len(problem.answers))
-    ended, lead, second = 0, 0, 0
-
-    def watched(tally: finish.Tally) -> bool:
-        nonlocal ended, lead, second
-        ended, lead, second = ended + 1, int(tally.first), int(tally.second)
-        return stop(tally)
-
-    decided = finish.decide(problem, watched)
+    decided = decide(problem, rule.stop(len(problem.answers)))
     return Stopped(
         seconds=decided.seconds,
-        ended=ended,
-        lead=lead,
-        second=second,
+        ended=decided.votes.ended,
+        lead=int(decided.votes.first),
+        second=int(decided.votes.second),
         right=decided.right,
         tokens=decided.tokens,
         early=bool((problem.finish_s > decided.seconds).any()),
@@ -120,11 +119,10 @@ def savings(run: Run, rule: StopRule) -> Savings:
         raise RecordingError(f"{samples.name}: one sample per problem leaves nothing to stop")
     if not all(np.isfinite(each.finish_s).all() for each in samples.problems):
         raise RecordingError(f"{samples.name}: it is not recorded when its samples ended")
-    wait = StopRule("all", lambda _: lambda __: False)
     found, whole = [], []
     for place, each in enumerate(samples.problems):
         found.append(stop_problem(each, rule))
-        whole.append(stop_problem(each, wait))
+        whole.append(stop_problem(each, ALL_END))
         if place % TURN == 0:
             time.sleep(PAUSE_S)
 

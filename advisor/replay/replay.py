@@ -16,7 +16,6 @@ import numpy.typing as npt
 from advisor.evidence.features import FEATURES
 from advisor.replay.limits import Limits
 from advisor.replay.result import Replayed
-from advisor.replay.simulation import stop_rules
 from advisor.replay.simulation.loop import LEAST_OUTSTANDING, ROUND_ROBIN, run
 from advisor.replay.simulation.room import UNLIMITED
 from advisor.replay.simulation.state import (
@@ -36,21 +35,10 @@ from advisor.replay.workload import Workload
 from advisor.step_time.cost import StepCost, needs_longest
 from traces.errors import UsageError
 from traces.schema.policy import Policy
+from traces.schema.stop_rules import Stop
 
 ROUTINGS: Final = {"round-robin": ROUND_ROBIN, "least-outstanding": LEAST_OUTSTANDING}
 MOST_SLOTS: Final = 1 << 30
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stop:
-    """When a problem is decided: a rule of `stop_rules` with its value.
-
-    `drawn_first` samples are drawn at arrival and one more for each that ends; 0 draws all.
-    """
-
-    rule: int = stop_rules.ALL
-    value: float = 0.0
-    drawn_first: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +113,6 @@ def _world(workload: Workload, limits: Limits, engines: int, slots: int, blocks:
     samples["verify"], samples["by_length"] = workload.verify_steps, workload.by_length
     samples["forward"] = 1.0 if workload.forwarded is None else workload.forwarded
     samples["answer"] = NONE if workload.answer is None else workload.answer
-    samples["weight"] = 1.0
     for name in ("continues", "place", "rank", "before", "after", "doomed"):
         samples[name] = NONE
     for name in ("queued", "scheduled", "first", "end"):
@@ -165,7 +152,7 @@ def _problems(workload: Workload) -> npt.NDArray[np.void]:
     problems["segments"] = np.diff(workload.first_segment)
     problems["answer"] = workload.first_answer[:-1]
     problems["answers"] = np.diff(workload.first_answer)
-    problems["decided"], problems["decided_by"], problems["window_answer"] = np.nan, NONE, NONE
+    problems["decided"], problems["decided_by"] = np.nan, NONE
     if workload.arrivals is not None:
         problems["arrival"] = workload.arrivals
     return problems
@@ -204,20 +191,8 @@ def _replayed(world: World, makespan: float, log: npt.NDArray[np.float64] | None
 
 def stop_of(policy: Policy) -> Stop:
     """Return when a policy decides. Raises UsageError for one that cannot be replayed."""
-    rule = {name: float(value) for name, value in policy.rule if not isinstance(value, str)}
-    if policy.method in ("greedy", "majority", "best_of_n", "weighted", "confidence"):
-        return Stop()
-    if policy.method == "first_finish":
-        return Stop(rule=stop_rules.FIRST, value=rule["first"])
-    if policy.method == "agreement":
-        return Stop(rule=stop_rules.AGREE, value=rule["agree"], drawn_first=int(rule["in_flight"]))
-    if policy.method == "adaptive":
-        return Stop(
-            rule=stop_rules.SAFE, value=rule["threshold"], drawn_first=int(rule["in_flight"])
-        )
-    if policy.method == "early_stopping":
-        window = int(rule["window"])
-        return Stop(rule=stop_rules.WINDOWS, value=window, drawn_first=window)
+    if policy.stop is not None:
+        return policy.stop
     raise UsageError(
         f"{policy.label()}: what its requests say depends on the answers before them, so it "
         "cannot be replayed from other samples; record it"

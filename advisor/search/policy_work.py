@@ -25,7 +25,7 @@ from advisor.replay.result import Replayed
 from advisor.replay.workload import Workload
 from advisor.search.space import Kind, Space
 from traces.schema.engine import LOOKUPS, ModelFacts
-from traces.schema.policy import WHOLE, Policy
+from traces.schema.policy import Policy
 from traces.summary.votes import majority_curve
 
 Floats = npt.NDArray[np.float64]
@@ -87,7 +87,7 @@ class Drawn:
 
     def _draw(self, pool: Pool, policy: Policy) -> list[list[Load]]:
         loads, n = self._pool_loads(pool), policy.n
-        ordered = policy.method not in WHOLE
+        ordered = not policy.all_samples_end
         if not ordered and all(len(load.samples) == n for load in loads):
             return [loads]
         if (pool.key, n) not in self._chosen:
@@ -154,12 +154,12 @@ class Drawn:
     def _expected(self, kind: Kind) -> tuple[Floats, Floats]:
         """Return how often a rule is right alone on an engine, and one sample after the other."""
         policy = kind.policy
-        if decides_as_vote(policy):
+        if decides_as_vote(policy.stop, policy.n):
             exact = self.correctness(kind.pool, policy)
             return exact, exact
         pool = kind.pool
         if pool.key not in self._rules:
-            rules = [p for p in pool.policies if p.method not in WHOLE and not decides_as_vote(p)]
+            rules = [p for p in pool.policies if not decides_as_vote(p.stop, p.n)]
             problems = [load.samples for load in self._pool_loads(pool)]
             self._rules[pool.key] = expected_right(problems, rules, [self.seed, 4])
         return self._rules[pool.key][policy]
@@ -215,7 +215,7 @@ class Drawn:
     def work(self, kind: Kind) -> Work:
         """Return what a problem of this kind takes of an engine alone."""
         runs = self._run_alone(kind, None)
-        whole = kind.policy.method in WHOLE
+        whole = kind.policy.all_samples_end
         one = runs if whole else self._run_alone(kind, 1)
         if whole:
             right = self.correctness(kind.pool, kind.policy)
@@ -267,7 +267,7 @@ class Drawn:
 
 def _draw_of(pool: Pool, policy: Policy) -> Hashable:
     """Return what decides which samples are drawn: rules of as many samples look at the same."""
-    return pool.key, policy.n, policy.method in WHOLE
+    return pool.key, policy.n, policy.all_samples_end
 
 
 def _work(

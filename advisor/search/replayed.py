@@ -17,7 +17,6 @@ from advisor.search.policy_work import Drawn
 from advisor.search.space import Candidate, Space
 from advisor.step_time.fit import StepTimeModel
 from advisor.step_time.law import StepLaw
-from traces.schema.policy import WHOLE
 from traces.statistics import Z95
 
 if TYPE_CHECKING:
@@ -91,7 +90,7 @@ class Outcomes:
                 runs = [full]
         first = runs[0]
         peaks = {name: max(r.peak[name] for r in first) for name in first[0].peak}
-        if kind.policy.method in WHOLE:
+        if kind.policy.all_samples_end:
             accuracy = self.drawn.correctness(kind.pool, kind.policy)
             tokens, flops = self.drawn.tokens_and_flops(kind)
         else:

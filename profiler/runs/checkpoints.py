@@ -44,7 +44,7 @@ def check_budgets(budgets: tuple[int, ...], samples: int, policy: Policy) -> Non
         raise UsageError(f"--budget-checkpoints must lie below the thinking budget, {own}")
     if policy.max_tokens is not None and max(budgets) >= policy.max_tokens:
         raise UsageError(f"--budget-checkpoints must lie below max_tokens, {policy.max_tokens}")
-    if policy.method == "beam":
+    if policy.spec.in_steps:
         raise UsageError("--budget-checkpoints need whole samples; beam draws steps of them")
 
 

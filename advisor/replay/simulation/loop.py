@@ -20,17 +20,8 @@ from advisor.replay.simulation.state import (
     Rules,
     World,
 )
-from advisor.replay.simulation.stop_rules import (
-    ALL,
-    DECIDE,
-    DRAW,
-    GO_ON,
-    WINDOWS,
-    count_vote,
-    right_share,
-    verdict,
-)
 from advisor.step_time.cost import StepCost
+from traces.schema.stop_rules import ALL, DECIDE, DRAW, GO_ON, begin, take
 
 ROUND_ROBIN: Final = 0
 LEAST_OUTSTANDING: Final = 1
@@ -62,8 +53,7 @@ def run(  # noqa: PLR0912, PLR0915 - one loop, compiled once
             if first_draw == last_draw:
                 p = world.problems[arrived]
                 p.arrival = now + owed(world, cost, at) if in_flight else now
-                first = rules.drawn_first or p.samples
-                p.wanted = min(first, p.samples)
+                begin(p, rules.drawn_first)
                 world.problems[last_draw % len(world.problems)].draw = arrived
                 last_draw += 1
                 arrived += 1
@@ -191,18 +181,30 @@ def _count_ended(world: World, rules: Rules, cost: StepCost, s: int, now: float,
     if problem.decided == problem.decided:  # it ended in the step in which it was cancelled
         return GO_ON
     world.engines[at].sample_ends += 1
-    count_vote(world, p, s, rules.stop, rules.stop_value)
-    answer = verdict(world, p, rules.stop, rules.stop_value)
-    if answer == DRAW:
-        more = int(rules.stop_value) if rules.stop == WINDOWS else 1
-        problem.wanted = min(problem.wanted + more, problem.samples)
-    elif answer == DECIDE:
-        problem.decided_by, problem.right = s - problem.sample, right_share(world, p, rules.stop)
+    answer, tally = world.samples[s].answer, 0
+    if answer != NONE:
+        world.answers[answer].tally += 1
+        tally = world.answers[answer].tally
+    verdict = take(problem, rules.stop, rules.stop_value, s - problem.sample, answer, tally)
+    if verdict == DECIDE:
+        problem.decided_by, problem.right = s - problem.sample, _right_share(world, p)
         problem.wanted = problem.drawn  # what this step's ends asked for is not sent
         if rules.stop != ALL:
             _cancel_rest(world, rules, cost, p, now, at)
         problem.decided = now + owed(world, cost, at)
-    return answer
+    return verdict
+
+
+@inner
+def _right_share(world: World, p: int) -> float:
+    """Return the share of right answers among those that lead; 0 without any answer."""
+    problem = world.problems[p]
+    leaders = right = 0
+    for place in range(problem.answer, problem.answer + problem.answers):
+        if world.answers[place].tally == problem.first > 0:
+            leaders += 1
+            right += world.answers[place].right
+    return right / leaders if leaders else 0.0
 
 
 @inner

@@ -12,6 +12,8 @@ from typing import Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from traces.schema.stop_rules import FIELDS
+
 # States of a sample.
 DRAWN_LATER: Final = 0
 WAITING: Final = 1
@@ -33,7 +35,6 @@ SAMPLE = np.dtype(
         ("forward", "f8"),  # tokens forwarded in each of these
         ("continues", "i4"),  # the sample whose blocks its prompt begins with, or NONE
         ("answer", "i4"),  # its place in `answers`, or NONE
-        ("weight", "f8"),  # of its vote
         ("by_length", "?"),  # its end is known ahead, so no step is spent on finding it
         # Where it is.
         ("engine", "i4"),
@@ -65,19 +66,12 @@ SAMPLE = np.dtype(
 PROBLEM = np.dtype(
     [
         ("sample", "i4"),  # its first
-        ("samples", "i4"),
+        *FIELDS,  # of the votes on it
         ("path", "i4"),  # its first segment in `path`
         ("segments", "i4"),
         ("answer", "i4"),  # its first place in `answers`
         ("answers", "i4"),
         ("drawn", "i4"),
-        ("wanted", "i4"),  # samples that are to be drawn by now
-        ("ended", "i4"),
-        ("votes", "i4"),
-        ("window_answer", "i4"),
-        ("window_ended", "i4"),
-        ("agreed", "i4"),
-        ("streak", "i4"),
         ("draw", "i4"),  # of a ring: the problem that stands here, with samples to be drawn
         ("decided_by", "i4"),
         ("arrival", "f8"),
@@ -155,7 +149,7 @@ NODE = np.dtype(
     align=True,
 )
 
-ANSWER = np.dtype([("tally", "f8"), ("right", "?")], align=True)
+ANSWER = np.dtype([("tally", "i4"), ("right", "?")], align=True)
 
 SLOT = np.dtype(
     [
