@@ -217,9 +217,8 @@ def expected_right(
     """
     from advisor.replay.replay import stop_of  # numba takes a third of a second to load
 
-    rules = [(policy, stop_of(policy)) for policy in policies]
+    right = {policy: np.empty((2, len(problems))) for policy in policies}
     numbers = {policy.n: np.random.default_rng([*seed, policy.n]) for policy in policies}
-    found = {policy: np.empty((2, len(problems))) for policy in policies}
     for place, samples in enumerate(problems):
         orders: RandomOrders | None = None
         for n, rng in numbers.items():
@@ -227,14 +226,14 @@ def expected_right(
                 orders = RandomOrders(_problem(samples), rng, ORDERS)
             else:
                 orders.draw(rng)
-            for policy, stop in rules:
-                if policy.n != n:
-                    continue
-                many = one = orders.ended(n, 1, stop)[0].mean()
-                if stop.drawn_first != 1:
-                    many = orders.ended(n, stop.drawn_first or n, stop)[0].mean()
-                found[policy][:, place] = many, one
-    return {policy: (many, one) for policy, (many, one) in found.items()}
+            for policy in policies:
+                if policy.n == n:
+                    stop = stop_of(policy)
+                    many = one = orders.ended(n, 1, stop)[0].mean()
+                    if not by_launch(stop):
+                        many = orders.ended(n, stop.drawn_first or n, stop)[0].mean()
+                    right[policy][:, place] = many, one
+    return {policy: (many, one) for policy, (many, one) in right.items()}
 
 
 def _problem(samples: Sequence[Sample]) -> ProblemSamples:

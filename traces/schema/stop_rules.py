@@ -79,6 +79,7 @@ def take(votes: Votes, rule: int, value: float, place: int, answer: int, tally: 
             votes.second, votes.first, votes.leader = votes.first, tally, answer
         else:
             votes.second = max(votes.second, tally)
+    led = answer == votes.leader != NO_ANSWER  # no other vote makes a lead safer
     if rule == WINDOWS:
         return take_in_window(votes, int(value), place, answer)
     left = votes.samples - votes.ended
@@ -87,7 +88,7 @@ def take(votes: Votes, rule: int, value: float, place: int, answer: int, tally: 
         or (rule == FIRST and votes.answered >= value)
         or (rule == AGREE and votes.first >= value)
         or (rule == SETTLED and votes.first - votes.second > left * value)
-        or (rule == SAFE and lead_is_safe(int(votes.first), int(votes.second)) >= value)
+        or (rule == SAFE and led and lead_is_safe(int(votes.first), int(votes.second)) >= value)
     ):
         return DECIDE
     if votes.wanted == votes.samples:
