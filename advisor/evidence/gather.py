@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from advisor.evidence.features import composition_matrix
+from advisor.evidence.features import feature_matrix
 from advisor.evidence.keys import law_key
 from advisor.evidence.measured import Made, RunsMade, runs_in
 from advisor.evidence.runs import ProblemRun, Run, Sample, cut_runs, read_runs
@@ -237,7 +237,7 @@ def _steps(
         return []
     if facts is None:
         raise RecordingError(f"{recording.name}: holds no facts of the model {engine.model}")
-    composition = composition_matrix(frame, speculative=engine.speculative is not None)
+    composition = feature_matrix(frame, speculative=engine.speculative is not None)
     table = StepTable(
         recording=recording.name,
         configuration=_configuration(recording),

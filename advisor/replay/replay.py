@@ -22,9 +22,10 @@ from advisor.replay.simulation.state import (
     ANSWER,
     CANCELLED,
     ENGINE,
-    LOG_COLUMNS,
+    LEAP,
     NODE,
     NONE,
+    PEAK,
     PROBLEM,
     SAMPLE,
     SLOT,
@@ -95,15 +96,15 @@ def replay(
         keep_longest=needs_longest(cost),
     )
     world = _world(workload, limits, replicas.count, slots, blocks)
-    rows = np.zeros((0, len(LOG_COLUMNS)))
-    makespan, leaps = run(world, rules, cost, blocks, concurrency or 0, rows)
+    noted = np.zeros(0, LEAP)
+    makespan, leaps = run(world, rules, cost, blocks, concurrency or 0, noted)
     if log:  # now that its length is known
         world = _world(workload, limits, replicas.count, slots, blocks)
-        rows = np.zeros((leaps, len(LOG_COLUMNS)))
-        run(world, rules, cost, blocks, concurrency or 0, rows)
+        noted = np.zeros(leaps, LEAP)
+        run(world, rules, cost, blocks, concurrency or 0, noted)
     if np.isnan(world.problems["decided"]).any():
         raise ValueError("a problem was never decided: a fault of the replay, please report it")
-    return _replayed(world, makespan, rows if log else None)
+    return _replayed(world, makespan, noted if log else None)
 
 
 def _world(workload: Workload, limits: Limits, engines: int, slots: int, blocks: int) -> World:
@@ -141,7 +142,8 @@ def _world(workload: Workload, limits: Limits, engines: int, slots: int, blocks:
         answers=answers,
         slots=np.zeros((engines, slots), SLOT),
         phases=np.zeros((engines, limits.block_size), np.int32),
-        totals=np.zeros(len(FEATURES) + 3),
+        totals=np.zeros(len(FEATURES)),
+        peak=np.zeros(1, PEAK),
     )
 
 
@@ -158,7 +160,7 @@ def _problems(workload: Workload) -> npt.NDArray[np.void]:
     return problems
 
 
-def _replayed(world: World, makespan: float, log: npt.NDArray[np.float64] | None) -> Replayed:
+def _replayed(world: World, makespan: float, log: npt.NDArray[np.void] | None) -> Replayed:
     samples, problems = world.samples, world.problems
     arrival = problems["arrival"][samples["problem"]]
     return Replayed(
@@ -169,10 +171,8 @@ def _replayed(world: World, makespan: float, log: npt.NDArray[np.float64] | None
         busy_s=float(world.engines["busy"].sum()),
         steps=int(world.engines["all_steps"].sum()),
         preemptions=int(world.engines["preemptions"].sum()),
-        totals=world.totals[: len(FEATURES)],
-        peak=dict(
-            zip(("requests", "tokens", "kv_tokens"), map(float, world.totals[-3:]), strict=True)
-        ),
+        totals=world.totals,
+        peak={name: float(world.peak[name][0]) for name in PEAK.names or ()},
         arrival_s=problems["arrival"],
         right=problems["right"],
         decided_by=problems["decided_by"],

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from advisor.accuracy.subsets import decides_as_vote, expected_right
-from advisor.evidence.features import FEATURES, INDEX
+from advisor.evidence.features import ZERO, Features
 from advisor.evidence.gather import Evidence
 from advisor.evidence.pools import Pool
 from advisor.evidence.runs import Load, Run
@@ -203,13 +203,13 @@ class Drawn:
         tokens = np.mean(
             [np.add.reduceat(run.generated_tokens, first[:-1]) for run in runs], axis=0
         ).astype(float)
-        totals = np.mean([run.totals for run in runs], axis=0)
-        flops = kind.facts.matmul_flops(totals[INDEX["tokens"]])
-        flops += kind.facts.attention_flops(totals[INDEX["query_context"]])
+        totals = Features(*np.mean([run.totals for run in runs], axis=0).tolist())
+        flops = kind.facts.matmul_flops(totals.tokens)
+        flops += kind.facts.attention_flops(totals.query_context)
         drafting = self.drafting(kind)
         if np.isinf(drafting):
             return right, tokens, np.full_like(tokens, np.inf)
-        flops += drafting * totals[INDEX["tokens"]]
+        flops += drafting * totals.tokens
         return right, tokens, tokens * (flops / tokens.sum())
 
     def work(self, kind: Kind) -> Work:
@@ -254,8 +254,7 @@ class Drawn:
         )
         name = (kind.pool.key, kind.policy.n, kind.policy.rule, limits)
         if name not in self._alone:
-            unit = np.zeros(len(FEATURES))
-            unit[INDEX["step"]] = 1.0
+            unit = np.array(ZERO._replace(step=1.0))
             self._alone[name] = [
                 replay(
                     workload, linear_cost(unit), limits, concurrency=1, stop=stop_of(kind.policy)

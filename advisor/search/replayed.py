@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from advisor.evidence.features import Features
 from advisor.replay.result import Replayed
 from advisor.replay.workload import Workload
 from advisor.search.policy_work import Drawn
@@ -50,8 +51,12 @@ class Outcome:
     capacity_per_s: float
     keeps_up: bool
     extrapolated: bool
-    totals: Floats
-    requests_per_step: float
+    totals: Features[float]
+
+    @property
+    def requests_per_step(self) -> float:
+        """Requests that a step computes, on average."""
+        return self.totals.requests / self.totals.step
 
     @property
     def unmeasured(self) -> bool:
@@ -98,7 +103,7 @@ class Outcomes:
             accuracy, tokens, flops = self.drawn.stopped(kind, seen)
             if rate_per_s is not None and keeps_up:
                 accuracy = self.drawn.right_in(kind, [r.right for r in first])
-        totals = np.mean([r.totals for r in first], axis=0)
+        totals = Features(*np.mean([r.totals for r in first], axis=0).tolist())
         return Outcome(
             candidate=candidate,
             law=law,
@@ -112,7 +117,6 @@ class Outcomes:
             keeps_up=keeps_up,
             extrapolated=not law.within(peaks),
             totals=totals,
-            requests_per_step=float(totals[3] / totals[0]),
         )
 
     def _closed(self, candidate: Candidate, law: StepLaw, in_flight: int) -> list[Replayed]:

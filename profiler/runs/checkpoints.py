@@ -194,7 +194,7 @@ class _Asked:
                 chat=self.workload.chat,
                 temperature=self.policy.temperature,
                 top_p=self.policy.top_p,
-                # The tokens that close the thought count, as they do for vLLM.
+                # The tokens that close the thought count, as they do for an engine's budget.
                 max_tokens=None if most is None else max(most - budget - end, 1),
                 continues=Continuation(
                     token_ids=(*thought.prompt, *thought.output[:budget]),

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from advisor.compiled import compiled, inner, wide
 from advisor.replay.simulation.queues import longest, stop_waiting, wait
-from advisor.replay.simulation.requests import end, generated
+from advisor.replay.simulation.requests import end, generated, work_of
 from advisor.replay.simulation.scheduling import cut_short, owed, pass_steps, plan
 from advisor.replay.simulation.state import (
     CANCELLED,
@@ -34,14 +34,14 @@ def run(  # noqa: PLR0912, PLR0915 - one loop, compiled once
     cost: StepCost,
     blocks: int,
     in_flight: int,
-    log: npt.NDArray[np.float64],
+    log: npt.NDArray[np.void],
 ) -> tuple[float, int]:
     """Replay all problems; return when the last was decided, and the number of leaps.
 
     Problems arrive at their `arrival`, ascending, or, with `in_flight`, so many at a time. One
     thread does what is to do between steps, in order: a problem is decided, and the next one
-    arrives, when what was before them is done. The first leaps are written into `log` [rows,
-    LOG_COLUMNS], as many as it has rows. Nothing is allocated, which is quicker to compile.
+    arrives, when what was before them is done. The first leaps are written into `log`, as
+    many as it has room for. Nothing is allocated, which is quicker to compile.
     """
     leaps = 0
     now = 0.0
@@ -124,20 +124,14 @@ def _next_engine(world: World) -> int:
 
 
 @inner
-def _note(world: World, rules: Rules, e: int, row: npt.NDArray[np.float64]) -> None:
+def _note(world: World, rules: Rules, e: int, leap: Any) -> None:
     engine = world.engines[e]
-    row[0], row[1], row[2], row[3] = e, engine.begun, engine.due - engine.begun, engine.steps
-    row[4], row[5], row[6] = engine.prompts, engine.prompt_tokens, engine.prompt_read
-    row[7], row[8] = engine.prompt_query, engine.chunks
-    row[9] = engine.decodes + engine.drain_decodes
-    row[10] = engine.tokens + engine.drain_tokens
-    row[11] = engine.context + engine.drain_context
-    row[12] = engine.growth
-    row[13] = longest(world, e, rules.keep_longest)
-    row[14], row[15], row[16], row[17] = (
-        engine.running, engine.waiting, engine.used, engine.preemptions,
-    )  # fmt: skip
-    row[18] = engine.host
+    leap.engine, leap.begun, leap.steps = e, engine.begun, engine.steps
+    leap.seconds, leap.host = engine.due - engine.begun, engine.host
+    for place, value in enumerate(work_of(world, e)):
+        leap.work[place] = value
+    leap.growth, leap.longest = engine.growth, longest(world, e, rules.keep_longest)
+    leap.running, leap.waiting, leap.kv_blocks = engine.running, engine.waiting, engine.used
 
 
 @inner

@@ -12,6 +12,7 @@ from typing import Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from advisor.evidence.features import Work
 from traces.schema.stop_rules import FIELDS
 
 # States of a sample.
@@ -162,26 +163,25 @@ SLOT = np.dtype(
     align=True,
 )
 
-LOG_COLUMNS: Final = (
-    "engine",
-    "begun",
-    "seconds",
-    "steps",
-    "prefill_requests",
-    "prefill_tokens",
-    "prefill_kv_tokens",
-    "prefill_query_context",
-    "chunks",
-    "decode_requests",
-    "decode_tokens",
-    "decode_kv_tokens",
-    "growth",
-    "longest",
-    "running",
-    "waiting",
-    "kv_blocks",
-    "preempted",
-    "host",
+# The most that any step has.
+PEAK = np.dtype([("requests", "f8"), ("tokens", "f8"), ("kv_tokens", "f8")])
+
+# One leap: a step, or steps in which only decoding happens.
+LEAP = np.dtype(
+    [
+        ("engine", "i8"),
+        ("begun", "f8"),
+        ("seconds", "f8"),
+        ("steps", "i8"),
+        ("work", "f8", (len(Work._fields),)),  # of the first
+        ("growth", "f8"),
+        ("longest", "f8"),
+        ("running", "i8"),
+        ("waiting", "i8"),
+        ("kv_blocks", "i8"),
+        ("host", "f8"),
+    ],
+    align=True,
 )
 
 
@@ -196,7 +196,8 @@ class World(NamedTuple):
     answers: npt.NDArray[np.void]
     slots: npt.NDArray[np.void]  # [engines, slots]
     phases: npt.NDArray[np.int32]  # [engines, block_size] decoding samples by when they need one
-    totals: npt.NDArray[np.float64]  # [FEATURES + 3] sums over steps, then peaks
+    totals: npt.NDArray[np.float64]  # [FEATURES] summed over all steps
+    peak: npt.NDArray[np.void]  # [1]
 
 
 class Rules(NamedTuple):

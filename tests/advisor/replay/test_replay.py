@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from advisor.evidence.features import Features
 from advisor.evidence.runs import Load, Sample, verify_steps
 from advisor.replay.limits import Limits
 from advisor.replay.replay import Replicas, replay
@@ -146,7 +147,7 @@ def assert_twins(loads, limits, *, arrivals=None, concurrency=None, stop=None, t
     np.testing.assert_allclose(ours.totals @ COST, ours.busy_s, rtol=1e-9)
     np.testing.assert_array_equal(ours.generated_tokens, naive["generated"])
     np.testing.assert_array_equal(ours.cached_tokens, naive["cached"])
-    np.testing.assert_allclose(ours.log[:, 2].sum(), ours.busy_s, rtol=1e-9)
+    np.testing.assert_allclose(ours.log["seconds"].sum(), ours.busy_s, rtol=1e-9)
     return ours
 
 
@@ -383,7 +384,7 @@ def test_siblings_share_whole_blocks_of_the_prompt():
         Limits(block_size=32, max_num_batched_tokens=512),
         concurrency=1,
     )
-    assert got.totals[6] == 192
+    assert Features(*got.totals).tokens == 192
     assert got.steps == 1
 
 
