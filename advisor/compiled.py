@@ -27,6 +27,9 @@ from numba import njit
 from numba.core import config
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import Compiler
+from numba.extending import register_jitable
+
+from traces.schema import stop_rules
 
 Function = TypeVar("Function", bound=Callable[..., object])
 
@@ -64,7 +67,7 @@ def private(folder: Path) -> bool:
 def _own_folder() -> Path:
     """Return where this version's machine code lies; what is long unused there is deleted."""
     digest = hashlib.sha256(numba.__version__.encode())
-    for source in sorted(Path(__file__).parent.rglob("*.py")):
+    for source in (*sorted(Path(__file__).parent.rglob("*.py")), Path(stop_rules.__file__)):
         digest.update(source.read_bytes())
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     base = Path(home) / "ttscope" / "compiled"
@@ -166,6 +169,18 @@ def inner(function: Function) -> Function:
     Without numba's run time (`_nrt`) arrays are not counted as references, which is atomic and
     done for every array of a tuple at every call: it took half of a replay's time.
     """
+    return cast(Function, njit(**_inner_options())(function))
+
+
+def shared(function: Function) -> None:
+    """Let compiled functions call a plain one, which is compiled as part of them."""
+    register_jitable(**_inner_options())(function)
+
+
+def _inner_options() -> dict[str, Any]:
     options = {"pipeline_class": inner_compiler(numba.version_info.short), "error_model": "numpy"}
-    options |= {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, "_nrt": False}
-    return cast(Function, njit(**options)(function))
+    return options | {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, "_nrt": False}
+
+
+for _rule in stop_rules.SHARED:
+    shared(_rule)

@@ -23,7 +23,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.step_probe import machine
 from profiler.engines.interface import Engine
-from profiler.engines.start import EngineOptions, start_engine
+from profiler.engines.options import EngineOptions
+from profiler.engines.start import start_engine
 from profiler.runs.record import record
 from profiler.workload.problems import Workload, load_workload
 from traces.recording.reader import Recording

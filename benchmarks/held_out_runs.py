@@ -35,7 +35,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from profiler.demo import task
-from profiler.engines.start import EngineOptions
+from profiler.engines.options import EngineOptions
 from profiler.sweep.plan import EngineJobs, Job, run_plan
 from traces.recording.manifest import NAME, read_manifest
 from traces.recording.reader import Recording

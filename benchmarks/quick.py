@@ -49,7 +49,7 @@ from advisor.step_time.cost import linear_cost
 from advisor.step_time.fit import StepTimeModel
 from benchmarks import advice_speed, step_probe
 from benchmarks.replay_speed import LAW, LIMITS
-from profiler.probes.steps import StepProbe
+from profiler.engines.vllm.probes.steps import StepProbe
 from tests.advisor.replay.replay_twin import naive_replay
 from traces.kineto.read import read_trace
 from traces.recording.reader import Recording, find_recordings

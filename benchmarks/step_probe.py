@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from profiler.probes.steps import StepProbe
+from profiler.engines.vllm.probes.steps import StepProbe
 from profiler.runs.provenance import cpu_name, installed
 
 BATCH = 64
@@ -192,7 +192,7 @@ def throughput(wanted: int) -> None:
     """Print the difference in step time with the probe, with its 95 % interval."""
     from vllm import SamplingParams
 
-    from profiler.engines.start import model_path
+    from profiler.engines.options import model_path
     from profiler.engines.vllm.in_process import InProcessEngine
 
     watched = InProcessEngine(model_path("demo/s"), dtype="float32", max_num_seqs=BATCH)

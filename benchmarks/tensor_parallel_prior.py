@@ -13,7 +13,7 @@ import argparse
 import numpy as np
 from dense_models import dense
 
-from advisor.evidence.features import FEATURES, INDEX
+from advisor.evidence.features import ZERO
 from advisor.replay.limits import Limits
 from advisor.replay.replay import replay
 from advisor.replay.workload import Workload
@@ -39,8 +39,7 @@ def latency_s(prior: Prior, output: int, *, batch: int = 1, host_s: float = 0.0)
     tables = prior.step_tables(
         max_num_batched_tokens=BATCHED, max_num_seqs=SEQS, capture_sizes=sizes
     )
-    law = np.zeros(len(FEATURES))
-    law[INDEX["step"]] = host_s
+    law = np.array(ZERO._replace(step=host_s))
     work = Workload.from_requests(np.full(batch, 150), np.full(batch, output))
     limits = Limits(max_num_seqs=SEQS, max_num_batched_tokens=BATCHED, async_scheduling=True)
     done = replay(work, table_cost(tables, law), limits, concurrency=batch)

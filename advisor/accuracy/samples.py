@@ -13,7 +13,6 @@ from traces.errors import RecordingError
 from traces.schema.logprobs import with_means
 from traces.summary.problems import lost_problems, voting_samples
 from traces.summary.run import Run
-from traces.summary.votes import WHOLE
 
 Floats = npt.NDArray[np.float64]
 
@@ -99,7 +98,7 @@ def read_samples(run: Run) -> SampledRun:
     name, policy, rows = run.recording, run.policy, run.sample_rows
     if policy is None or rows is None or run.rows is None:
         raise RecordingError(f"{name}: holds no samples; policies are judged from samples")
-    if policy.method not in (*WHOLE, "greedy"):
+    if not policy.all_samples_end:
         raise RecordingError(
             f"{name}: was run as {policy.label()}, which stops at what it saw, so its samples are "
             "no fair draw for another policy; record with majority and judge that"

@@ -1,7 +1,7 @@
-"""Where a stopping rule would have ended each problem of a run, and what that saves over all.
+"""Where a stopping rule would have ended each problem of a run, and what that saves.
 
-The samples' recorded finish times are kept: a rule that ends a problem early would also free the
-engine for others, which is not in these numbers, so that the time saved is at least this.
+Finish times are those recorded. A rule that ends a problem early would also free the engine for
+others, so the time saved is at least this.
 """
 
 from __future__ import annotations
@@ -12,45 +12,51 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from advisor.accuracy import finish_order as finish
+from advisor.accuracy.finish_order import decide
 from advisor.accuracy.samples import ProblemSamples, read_samples
 from traces.errors import RecordingError
 from traces.schema.estimate import Estimate
+from traces.schema.stop_rules import AGREE, ALL, FIRST, SAFE, SETTLED, Stop, lead_is_safe
 from traces.statistics import paired, paired_change
 from traces.summary.run import Run
 
-# numpy's short calls let a thread that waits for the interpreter starve: every so many problems a
-# pause lets in the one that draws the screen.
+# numpy's short calls starve other threads. A pause after so many problems lets the screen be drawn.
 TURN = 20
 PAUSE_S = 1e-4
 
 
 @dataclass(frozen=True)
 class StopRule:
-    """A rule by its label; `stop` makes it for n samples that were launched together."""
+    """A rule by its label; `value` is that of the rule for n samples drawn at once."""
 
     label: str
-    stop: Callable[[int], finish.Stop]
+    rule: int
+    value: Callable[[int], float]
+
+    def stop(self, n: int) -> Stop:
+        """Return the rule for n samples."""
+        return Stop(rule=self.rule, value=self.value(n))
 
 
 RULES: tuple[StopRule, ...] = (
-    StopRule("ASC .90", lambda n: finish.safe_lead(0.90)),
-    StopRule("ASC .95", lambda n: finish.safe_lead(0.95)),
-    StopRule("ASC .99", lambda n: finish.safe_lead(0.99)),
-    StopRule("half agree", lambda n: finish.agreeing(n // 2 + 1)),
-    StopRule("a quarter agree", lambda n: finish.agreeing(n // 4 + 1)),
-    StopRule("half have answered", lambda n: finish.first_answers(n // 2)),
-    StopRule("lead cannot be lost", lambda n: finish.settled()),
+    StopRule("ASC .90", SAFE, lambda n: 0.90),
+    StopRule("ASC .95", SAFE, lambda n: 0.95),
+    StopRule("ASC .99", SAFE, lambda n: 0.99),
+    StopRule("half agree", AGREE, lambda n: n // 2 + 1),
+    StopRule("a quarter agree", AGREE, lambda n: n // 4 + 1),
+    StopRule("half have answered", FIRST, lambda n: n // 2),
+    StopRule("lead cannot be lost", SETTLED, lambda n: 1),
 )
+ALL_END = StopRule("all", ALL, lambda n: 0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stopped:
-    """A problem under a rule: when it decides, in seconds from the arrival, and what it cost.
+    """A problem under a rule, which decides after `seconds` from the arrival.
 
-    `ended` samples were counted by then, of which `lead` voted for the answer in front and
-    `second` for the next; `right` is the right share of the answers in front. `early` says
-    whether any sample was still running.
+    `ended` samples were counted by then: `lead` votes for the answer in front and `second` for the
+    next. `right` is the share of right samples among those of the answers in front. `early` says
+    that some sample was still running.
     """
 
     seconds: float
@@ -63,8 +69,8 @@ class Stopped:
 
     @property
     def certainty(self) -> float:
-        """Return the posterior that the lead lasts (`finish_order.lead_is_safe`)."""
-        return finish.lead_is_safe(self.lead, self.second)
+        """The posterior that the lead lasts."""
+        return lead_is_safe(self.lead, self.second)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,20 +95,12 @@ class Savings:
 
 def stop_problem(problem: ProblemSamples, rule: StopRule) -> Stopped:
     """Run a rule over one problem's samples as they finished."""
-    stop = rule.stop(len(problem.answers))
-    ended, lead, second = 0, 0, 0
-
-    def watched(tally: finish.Tally) -> bool:
-        nonlocal ended, lead, second
-        ended, lead, second = ended + 1, int(tally.first), int(tally.second)
-        return stop(tally)
-
-    decided = finish.decide(problem, watched)
+    decided = decide(problem, rule.stop(len(problem.answers)))
     return Stopped(
         seconds=decided.seconds,
-        ended=ended,
-        lead=lead,
-        second=second,
+        ended=decided.votes.ended,
+        lead=int(decided.votes.first),
+        second=int(decided.votes.second),
         right=decided.right,
         tokens=decided.tokens,
         early=bool((problem.finish_s > decided.seconds).any()),
@@ -120,29 +118,30 @@ def savings(run: Run, rule: StopRule) -> Savings:
         raise RecordingError(f"{samples.name}: one sample per problem leaves nothing to stop")
     if not all(np.isfinite(each.finish_s).all() for each in samples.problems):
         raise RecordingError(f"{samples.name}: it is not recorded when its samples ended")
-    wait = StopRule("all", lambda _: lambda __: False)
-    found, whole = [], []
-    for place, each in enumerate(samples.problems):
-        found.append(stop_problem(each, rule))
-        whole.append(stop_problem(each, wait))
+    stopped, waited = list[Stopped](), list[Stopped]()
+    for place, problem in enumerate(samples.problems):
+        stopped.append(stop_problem(problem, rule))
+        waited.append(stop_problem(problem, ALL_END))
         if place % TURN == 0:
             time.sleep(PAUSE_S)
 
-    def column(rows: list[Stopped], name: str) -> np.ndarray:
-        return np.array([getattr(each, name) for each in rows], dtype=float)
+    def columns(name: str) -> tuple[np.ndarray, np.ndarray]:
+        rows = (waited, stopped)
+        before, after = (np.array([getattr(e, name) for e in r], dtype=float) for r in rows)
+        return before, after
 
-    times = column(whole, "seconds"), column(found, "seconds")
-    rights = column(whole, "right"), column(found, "right")
+    times, rights = columns("seconds"), columns("right")
     return Savings(
         rule=rule.label,
-        problems=len(found),
-        early=sum(each.early for each in found),
+        problems=len(stopped),
+        early=sum(each.early for each in stopped),
         latency_p50=paired_change(*times, q=0.5),
         latency_p95=paired_change(*times, q=0.95),
-        tokens=paired_change(column(whole, "tokens"), column(found, "tokens")),
+        tokens=paired_change(*columns("tokens")),
         accuracy=paired(*rights, "1"),
         same_answers=bool(np.array_equal(*rights)),
         stopped={
-            problem.problem_id: each for problem, each in zip(samples.problems, found, strict=True)
+            problem.problem_id: each
+            for problem, each in zip(samples.problems, stopped, strict=True)
         },
     )

@@ -14,10 +14,10 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from advisor.accuracy.finish_order import safe_leads
 from advisor.accuracy.samples import ProblemSamples
 from advisor.evidence.runs import Sample
 from traces.schema.policy import Policy
+from traces.schema.stop_rules import AGREE, ALL, FIELDS, WINDOWS, Stop
 from traces.summary.votes import majority_curve
 
 Floats = npt.NDArray[np.float64]
@@ -125,33 +125,22 @@ class RandomOrders:
         held = np.where(kept & able[chosen], logs[chosen], -np.inf)
         return self._fixed(self._or_plain(self._weighed(k, held), k, able), k)
 
-    def windows(self, n: int, window: int) -> Expectation:
-        """Return the vote that stops at the first window whose samples all agree (ESC).
+    def until(self, n: int, stop: Stop) -> Expectation:
+        """Return the vote of n that a rule ends, its samples drawn one after the other."""
+        return _over_orders(*self.ended(n, 1, stop))
 
-        The plurality of all up to it decides, or of n. Tokens are of the windows drawn.
-        """
-        from advisor.replay.simulation.stop_rules import (
-            WINDOWS,  # numba takes a third of a second to load
-        )
-
-        return _over_orders(*self.ended(n, 1, WINDOWS, window))
-
-    def one_by_one(self, n: int, threshold: float) -> Expectation:
-        """Return the adaptive vote with one sample in flight at a time (ASC)."""
-        from advisor.replay.simulation.stop_rules import SAFE
-
-        return _over_orders(*self.ended(n, 1, SAFE, threshold))
-
-    def ended(self, n: int, in_flight: int, stop: int, value: float) -> Floats:
-        """Return [2, orders]: right and tokens of the vote of n that a rule of the replay ends.
+    def ended(self, n: int, in_flight: int, stop: Stop) -> Floats:
+        """Return [2, orders]: right and tokens of the vote of n that a rule ends.
 
         `in_flight` samples run at a time and end by their length. Tokens are of those that ended.
         """
-        from advisor.accuracy.orders import vote_in_orders
+        from advisor.accuracy.orders import vote_in_orders  # numba takes a third of a second
 
+        states = np.zeros(1, np.dtype(FIELDS))
+        states["samples"] = n
         return vote_in_orders(
-            self.orders, self.answers, self.right, self.tokens, n, in_flight, stop, float(value),
-            safe_leads(n),
+            self.orders, self.answers, self.right, self.tokens, states, in_flight, stop.rule,
+            float(stop.value), stop.drawn_first,
         )  # fmt: skip
 
     def _tally(self, k: int) -> Floats:
@@ -208,9 +197,14 @@ def _over_orders(right: Floats, tokens: Floats) -> Expectation:
 ORDERS = 128  # of each problem's samples
 
 
-def decides_as_vote(policy: Policy) -> bool:
-    """Return whether a policy answers as the vote of all n samples does, in every order."""
-    return policy.method == "agreement" and 2 * int(dict(policy.rule)["agree"]) > policy.n
+def decides_as_vote(stop: Stop | None, n: int) -> bool:
+    """Return whether a rule decides as the vote of all n samples does, in every order of ends."""
+    return stop is not None and (stop.rule == ALL or (stop.rule == AGREE and 2 * stop.value > n))
+
+
+def by_launch(stop: Stop) -> bool:
+    """Return whether a rule looks at samples in the order of drawing, whichever ends first."""
+    return stop.rule == WINDOWS or stop.drawn_first == 1
 
 
 def expected_right(
@@ -223,9 +217,8 @@ def expected_right(
     """
     from advisor.replay.replay import stop_of  # numba takes a third of a second to load
 
-    rules = [(policy, stop_of(policy)) for policy in policies]
+    right = {policy: np.empty((2, len(problems))) for policy in policies}
     numbers = {policy.n: np.random.default_rng([*seed, policy.n]) for policy in policies}
-    found = {policy: np.empty((2, len(problems))) for policy in policies}
     for place, samples in enumerate(problems):
         orders: RandomOrders | None = None
         for n, rng in numbers.items():
@@ -233,18 +226,14 @@ def expected_right(
                 orders = RandomOrders(_problem(samples), rng, ORDERS)
             else:
                 orders.draw(rng)
-            for policy, stop in rules:
-                if policy.n != n:
-                    continue
-                in_flight = stop.drawn_first or n
-                if policy.method == "early_stopping":  # windows go by the order of launch
-                    in_flight = 1
-                one = orders.ended(n, 1, stop.rule, stop.value)[0].mean()
-                many = one
-                if in_flight > 1:
-                    many = orders.ended(n, in_flight, stop.rule, stop.value)[0].mean()
-                found[policy][:, place] = many, one
-    return {policy: (many, one) for policy, (many, one) in found.items()}
+            for policy in policies:
+                if policy.n == n:
+                    stop = stop_of(policy)
+                    many = one = orders.ended(n, 1, stop)[0].mean()
+                    if not by_launch(stop):
+                        many = orders.ended(n, stop.drawn_first or n, stop)[0].mean()
+                    right[policy][:, place] = many, one
+    return {policy: (many, one) for policy, (many, one) in right.items()}
 
 
 def _problem(samples: Sequence[Sample]) -> ProblemSamples:

@@ -120,21 +120,14 @@ def policy_request(policy: Policy) -> dict[str, Any]:
         "thinking_token_budget": policy.thinking_token_budget,
         "reasoning_effort": policy.reasoning_effort,
     }
-    rule = {name: f"{value:g}" for name, value in policy.rule if not isinstance(value, str)}
-    frequent = "the most frequent answer"
-    answers = {
-        "agreement": f"the answer that {rule.get('agree')} give first, or else the most frequent,",
-        "first_finish": f"{frequent} of the first {rule.get('first')} that end",
-        "adaptive": f"{frequent} as soon as it is {rule.get('threshold')} sure to stay so",
-        "early_stopping": f"{frequent} as soon as {rule.get('window')} in a row agree",
-    }
-    at_a_time = rule.get("in_flight", rule.get("window"))
+    answer = policy.spec.describe(policy.spec.answer, policy.n, dict(policy.rule))
+    at_a_time = 0 if policy.stop is None else policy.stop.drawn_first
     return {
         "requests": policy.n,
-        "at_a_time": policy.n if at_a_time is None else int(float(at_a_time)),
+        "at_a_time": at_a_time or policy.n,
         "body": {name: value for name, value in body.items() if value is not None},
-        "answer": answers.get(policy.method, frequent if policy.n > 1 else "the only answer"),
-        "cancel_the_rest": policy.method in answers,
+        "answer": answer if policy.n > 1 else "the only answer",
+        "cancel_the_rest": policy.stops_early,
     }
 
 

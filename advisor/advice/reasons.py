@@ -10,7 +10,7 @@ import numpy as np
 
 from advisor.advice.command import record_command
 from advisor.advice.feasible import Question
-from advisor.evidence.features import HOST_WORK, INDEX
+from advisor.evidence.features import PARTS, Features
 from advisor.evidence.gather import Evidence
 from advisor.evidence.measured import Under
 from advisor.search.budget import OPTIONS, which_latency
@@ -18,7 +18,7 @@ from advisor.search.metrics import HIGHER_IS_BETTER, Measures
 from advisor.search.replayed import Outcome
 from advisor.search.space import Candidate, Space
 from advisor.step_time.fit import ENOUGH_CONFIGURATIONS
-from advisor.step_time.law import PriorCost, StepLaw
+from advisor.step_time.law import PriorCost
 from traces.schema.advice import Experiment, Measured, NearMiss, Stages
 from traces.schema.engine import EngineConfig
 from traces.schema.estimate import Estimate
@@ -26,14 +26,6 @@ from traces.schema.policy import Policy
 from traces.statistics import Z95
 from traces.summary.comparison import RUN_TO_RUN
 
-PARTS = {  # what a step's time goes to; launch and weights cannot be told apart in one model
-    "a fixed part (launches and reading the weights)": ("step", "prefill_step"),
-    "drafting": ("draft_step", "draft_requests"),
-    "work per request": ("requests", "prefill_requests"),
-    "work per token": ("tokens",),
-    "reading and attending to the context": ("kv_tokens", "query_context"),
-    "the recorder's own work": HOST_WORK,
-}
 NOUNS = {
     "latency_s": "mean latency",
     "device_s": "device time",
@@ -140,27 +132,20 @@ def load_words(measured: Measured) -> str:
 
 
 def _steps(outcome: Outcome) -> str:
-    law, totals = outcome.law, outcome.totals
-    if law.prior is not None:
-        taken = float(totals @ law.seconds / totals[0])
-        return (
-            f"a step takes about {taken * 1e3:.3g} ms for {outcome.requests_per_step:.3g} samples"
-        )
-    share = shares(law, totals)
-    parts = sorted(share.items(), key=lambda item: -item[1])
-    told = ", ".join(f"{part:.0%} {name}" for name, part in parts if part >= 0.05)
-    mean = float(totals @ law.seconds / totals[0])
-    return f"a step takes {mean * 1e3:.3g} ms for {outcome.requests_per_step:.3g} samples: {told}"
+    size = f"{_step_s(outcome) * 1e3:.3g} ms for {outcome.requests_per_step:.3g} samples"
+    if outcome.law.prior is not None:
+        return f"a step takes about {size}"
+    spent = Features(*outcome.law.seconds * outcome.totals)._asdict()
+    parts = {part: sum(spent[name] for name in names) for part, names in PARTS.items()}
+    shares = {part: seconds / sum(spent.values()) for part, seconds in parts.items()}
+    largest = sorted(shares.items(), key=lambda item: -item[1])
+    words = ", ".join(f"{share:.0%} {part}" for part, share in largest if share >= 0.05)
+    return f"a step takes {size}: {words}"
 
 
-def shares(law: StepLaw, totals: np.ndarray) -> dict[str, float]:
-    """Return the share of each of PARTS in the time of the steps."""
-    spent = law.seconds * totals
-    whole = float(spent.sum())
-    return {
-        name: sum(float(spent[INDEX[feature]]) for feature in features) / whole
-        for name, features in PARTS.items()
-    }
+def _step_s(outcome: Outcome) -> float:
+    """Return the mean seconds of a step."""
+    return float(outcome.law.seconds @ outcome.totals / outcome.totals.step)
 
 
 def _against_compute(question: Question, system: int, compute: int | None) -> Iterable[str]:
@@ -220,7 +205,7 @@ def _why_worse(theirs: Outcome, ours: Outcome, metric: str) -> str:
     count, each = [], []
     for outcome in (theirs, ours):
         engine = outcome.candidate.engine
-        step_s = float(outcome.totals @ outcome.law.seconds / outcome.totals[0])
+        step_s = _step_s(outcome)
         devices = engine.num_devices / engine.data_parallel_size
         spent = outcome.latency_s[0] if latency else outcome.device_s[0] / devices
         count.append(float(spent.mean()) / step_s)

@@ -1,64 +1,155 @@
-"""What a step of the engine consists of: the features that its time is linear in.
+"""The features of a step: what its time is linear in.
 
-The context read is `kv_tokens`: the sum over requests of the context each reads, a shared prompt
-once per sample. `query_context` is the sum over tokens of the context each attends to; for
-decoding requests that verify drafts it is taken as the mean number of tokens a request times the
-context. What the process does between two steps for samples and problems that begin or end there
-(steps.py) is counted in the step that comes after it.
+All there is to say of a feature stands here: its name and place, how it follows from a step's work,
+what a unit of it asks of the hardware, and the words for it. To add one, give it a field of
+`Features` and a line in `features_of`, in `demands` and in `PARTS`. Where it needs a sum over
+requests that `Work` lacks, `Work` gets a field of the name of its column in the steps table, and
+the replay keeps that sum (advisor/replay/simulation/requests.py).
 """
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from traces.recording.tables import COMPOSITION
+from traces.schema.engine import EngineConfig, ModelFacts
 
-FEATURES: Final = (
-    "step",  # 1
-    "prefill_step",  # 1 when any request is in its prompt
-    "draft_step",  # 1 when drafts are verified
-    "requests",
-    "prefill_requests",
-    "draft_requests",  # decoding requests of a speculative engine
-    "tokens",
-    "kv_tokens",
-    "query_context",
-    "problem_starts",  # since the step before, as the next two
-    "sample_starts",
-    "sample_ends",
-)
-HOST_WORK: Final = FEATURES[-3:]
-INDEX: Final = {name: number for number, name in enumerate(FEATURES)}
+Value = TypeVar("Value")
 
 
-def composition_matrix(steps: pl.DataFrame, *, speculative: bool) -> npt.NDArray[np.float64]:
+class Work(NamedTuple, Generic[Value]):
+    """What a step computes, summed over its requests: numbers, or arrays [steps].
+
+    The fields are columns of the steps table (`COMPOSITION` in traces/recording/tables.py).
+    """
+
+    prefill_requests: Value
+    prefill_tokens: Value
+    decode_requests: Value
+    decode_tokens: Value
+    prefill_kv_tokens: Value  # the context that each reads; a shared prompt counts once per sample
+    decode_kv_tokens: Value
+    prefill_query_context: Value  # sum over tokens of the context that each attends to
+
+
+class Features(NamedTuple, Generic[Value]):
+    """One value per feature: of a step, of many steps (a sum or a matrix's columns), or of a law.
+
+    The last three are the work of the process between two steps (steps.py). It counts in the step
+    that comes after it.
+    """
+
+    step: Value  # 1
+    prefill_step: Value  # 1 where any request is in its prompt
+    draft_step: Value  # 1 where drafts are verified
+    requests: Value
+    prefill_requests: Value
+    draft_requests: Value  # decoding requests of a speculative engine
+    tokens: Value
+    kv_tokens: Value  # context read
+    query_context: Value  # sum over tokens of the context that each attends to
+    problem_starts: Value  # since the step before, as the next two
+    sample_starts: Value
+    sample_ends: Value
+
+
+FEATURES: Final = Features._fields
+HOST_WORK: Final = ("problem_starts", "sample_starts", "sample_ends")
+ZERO: Final = Features(*np.zeros(len(FEATURES)).tolist())
+PARTS: Final = {  # what a step's time goes to; one model cannot tell launches from weights
+    "a fixed part (launches and reading the weights)": ("step", "prefill_step"),
+    "drafting": ("draft_step", "draft_requests"),
+    "work per request": ("requests", "prefill_requests"),
+    "work per token": ("tokens",),
+    "reading and attending to the context": ("kv_tokens", "query_context"),
+    "the recorder's own work": HOST_WORK,
+}
+
+
+def features_of(work: Work[Any], speculative: bool) -> Features[Any]:
+    """Return the features of a step, or of steps [steps], without HOST_WORK.
+
+    The replay compiles this function too. Requests that verify drafts are taken to have the same
+    number of tokens each, so that their `query_context` is that number times their context.
+    """
+    decodes = work.decode_requests
+    per_request = work.decode_tokens / (decodes + (decodes == 0))
+    drafting = decodes * speculative
+    return Features(
+        step=1.0,
+        prefill_step=(work.prefill_requests > 0) * 1.0,
+        draft_step=(drafting > 0) * 1.0,
+        requests=work.prefill_requests + decodes,
+        prefill_requests=work.prefill_requests,
+        draft_requests=drafting,
+        tokens=work.prefill_tokens + work.decode_tokens,
+        kv_tokens=work.prefill_kv_tokens + work.decode_kv_tokens,
+        query_context=work.prefill_query_context + work.decode_kv_tokens * per_request,
+        problem_starts=0.0,
+        sample_starts=0.0,
+        sample_ends=0.0,
+    )
+
+
+def mean_of(work: Work[float], steps: int, growth: float) -> Work[float]:
+    """Return the mean of decoding steps, the first with this work, whose context read grows so.
+
+    Compiled for the replay, as the next function.
+    """
+    return Work(
+        work.prefill_requests,
+        work.prefill_tokens,
+        work.decode_requests,
+        work.decode_tokens,
+        work.prefill_kv_tokens,
+        work.decode_kv_tokens + (steps - 1) / 2 * growth,
+        work.prefill_query_context,
+    )
+
+
+def work_in(row: npt.NDArray[np.float64]) -> Work[float]:
+    """Return an array of the fields of `Work` by name."""
+    return Work(row[0], row[1], row[2], row[3], row[4], row[5], row[6])
+
+
+def feature_matrix(steps: pl.DataFrame, *, speculative: bool) -> npt.NDArray[np.float64]:
     """Return [steps, FEATURES] of rows of the steps table that have all of COMPOSITION.
 
     Columns of HOST_WORK that they lack are 0.
     """
-    column = {name: steps[name].to_numpy().astype(float) for name in COMPOSITION}
-    prefills, decodes = column["prefill_requests"], column["decode_requests"]
-    drafting = decodes if speculative else np.zeros_like(decodes)
-    host = [
-        steps[name].to_numpy().astype(float) if name in steps.columns else np.zeros_like(decodes)
-        for name in HOST_WORK
-    ]
-    per_request = column["decode_tokens"] / np.maximum(decodes, 1)
-    return np.column_stack(
-        [
-            np.ones_like(prefills),
-            (prefills > 0).astype(float),
-            (drafting > 0).astype(float),
-            prefills + decodes,
-            prefills,
-            drafting,
-            column["prefill_tokens"] + column["decode_tokens"],
-            column["prefill_kv_tokens"] + column["decode_kv_tokens"],
-            column["prefill_query_context"] + column["decode_kv_tokens"] * per_request,
-            *host,
-        ]
-    )
+    work = Work(*(steps[name].to_numpy().astype(float) for name in Work._fields))
+    host = {name: steps[name].to_numpy() for name in HOST_WORK if name in steps.columns}
+    features = features_of(work, speculative)._replace(**host)
+    return np.column_stack(np.broadcast_arrays(*features)).astype(float)
+
+
+def demands(facts: ModelFacts, engine: EngineConfig) -> dict[str, Features[float]]:
+    """Return what a unit of each feature asks of the hardware, by the model's facts.
+
+    An engine's launches, layers, weight and KV bytes, FLOPs and host work are what engines of one
+    kind have in common (fit.py). Bytes and FLOPs are those of one of its tensor-parallel ranks.
+    """
+    tp, drafts = engine.tensor_parallel_size, engine.speculative
+    assert facts.weight_bytes is not None  # else its steps are refused (`unrecorded.refusal`)
+    assert facts.kv_bytes_per_token is not None
+    asked = {
+        f"launch tp{tp}": ZERO._replace(step=1.0),
+        "layers": ZERO._replace(step=facts.num_hidden_layers),
+        "weight_bytes": ZERO._replace(step=facts.weight_bytes / tp),
+        "prefill_step": ZERO._replace(prefill_step=1.0),
+        "requests": ZERO._replace(requests=1.0),
+        "prefill_requests": ZERO._replace(prefill_requests=1.0),
+        "tokens": ZERO._replace(tokens=1.0),
+        "kv_bytes": ZERO._replace(kv_tokens=facts.kv_bytes_per_token / tp),
+        "flops": ZERO._replace(
+            tokens=facts.matmul_flops(1) / tp, query_context=facts.attention_flops(1) / tp
+        ),
+        **{name: ZERO._replace(**{name: 1.0}) for name in HOST_WORK},
+    }
+    if drafts is not None:
+        asked[f"draft {drafts}"] = ZERO._replace(draft_step=1.0)
+        asked[f"draft request {drafts}"] = ZERO._replace(draft_requests=1.0)
+    return asked

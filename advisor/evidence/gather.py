@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from advisor.evidence.features import composition_matrix
+from advisor.evidence.features import feature_matrix
 from advisor.evidence.keys import law_key
 from advisor.evidence.live.front_end import NEEDED, with_prompt_context
 from advisor.evidence.live.histograms import drawn_traffic, mean_steps
@@ -32,7 +32,6 @@ from traces.recording.manifest import WorkloadFacts
 from traces.recording.reader import Recording
 from traces.recording.tables import COMPOSITION
 from traces.schema.engine import EngineConfig, ModelFacts
-from traces.schema.policy import FIXED_N, STOPPING
 from traces.summary.energy import mean_power_w
 
 Floats = npt.NDArray[np.float64]
@@ -222,13 +221,12 @@ def _no_run(recordings: Sequence[Recording], names: str) -> str:
     """Say why there is no run with all samples of a problem."""
     policies = {policy for each in recordings for policy in each.manifest.policies.values()}
     labels = ", ".join(sorted(policy.label() for policy in policies))
-    methods = {policy.method for policy in policies}
-    if methods and methods <= set(STOPPING):
+    if policies and all(policy.stops_early for policy in policies):
         return (
             f"{names}: run as {labels}, which stops early, so that the samples that ended are no "
             "fair draw; record with majority, which can be replayed under that rule"
         )
-    if methods and not methods & set(FIXED_N):
+    if policies and not any(policy.all_samples_end for policy in policies):
         return f"{names}: run as {labels}, whose samples no replay can draw; record with majority"
     return f"{names}: no finished problem with all its samples; record again"
 
@@ -256,7 +254,7 @@ def _steps(
         return []
     if facts is None and not server:
         raise RecordingError(f"{recording.name}: holds no facts of the model {engine.model}")
-    composition = composition_matrix(frame, speculative=engine.speculative is not None)
+    composition = feature_matrix(frame, speculative=engine.speculative is not None)
     table = StepTable(
         recording=recording.name,
         configuration=_configuration(recording),

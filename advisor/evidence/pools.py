@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from advisor.evidence.gather import Evidence
 from advisor.evidence.keys import SampleKey, decoder_of, sampling_of
 from advisor.evidence.runs import Load, ProblemRun, Run, Sample
-from traces.schema.policy import Method, Policy
+from traces.schema.methods import METHODS
+from traces.schema.parameters import complete
+from traces.schema.policy import Policy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,14 +94,8 @@ def _most_samples(runs: Sequence[Run], name: str) -> int:
 
 
 def _stopping(sampling: Policy, n: int) -> Iterator[Policy]:
-    """Yield the policies that stop a vote of n early, in the parameters of profiler/policies."""
-    rules: list[tuple[Method, int, dict[str, float]]] = [
-        ("agreement", 4, {"agree": n // 2 + 1, "in_flight": n}),
-        ("first_finish", 4, {"first": (n + 1) // 2}),
-        ("adaptive", 8, {"threshold": 0.95, "in_flight": 4}),
-        ("early_stopping", 8, {"window": 4}),
-    ]
-    for method, fewest, rule in rules:
-        if n >= fewest:
-            pairs = tuple(sorted((name, float(value)) for name, value in rule.items()))
-            yield dataclasses.replace(sampling, method=method, n=n, rule=pairs)
+    """Yield the policies of traces/schema/methods.py that stop a vote of n early."""
+    for method in METHODS.values():
+        if method.proposed_from is not None and n >= method.proposed_from:
+            rule = tuple(method.proposed.items())
+            yield complete(dataclasses.replace(sampling, method=method.name, n=n, rule=rule))

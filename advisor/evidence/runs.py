@@ -15,7 +15,7 @@ from traces.live.watched import only_watched
 from traces.recording.reader import Recording
 from traces.recording.window_cost import WindowCost
 from traces.schema.engine import EngineConfig, Speculative
-from traces.schema.policy import AS_SENT, FIXED_N, Policy
+from traces.schema.policy import AS_SENT, Policy
 from traces.summary.problems import engine_windows, lost_problems
 
 Ints = npt.NDArray[np.int64]
@@ -141,7 +141,7 @@ def read_runs(recording: Recording) -> tuple[list[Run], int, list[str]]:
     for row in kept.sort("arrival").iter_rows(named=True):
         policy = AS_SENT if watched else manifest.policies.get(row["policy"])
         engine = manifest.engines.get(row["engine"])
-        if policy is None or engine is None or policy.method not in FIXED_N:
+        if policy is None or engine is None or not policy.all_samples_end:
             continue
         own = samples.get((row["engine"], row["policy"], row["problem_id"]), {})
         n = len(own) if watched else policy.n
@@ -189,7 +189,7 @@ def _check_survivors(
     notes = []
     for (engine, policy), rows in ended.group_by("engine", "policy"):
         own = manifest.policies.get(str(policy))
-        if own is None or own.method not in FIXED_N:
+        if own is None or not own.all_samples_end:
             continue
         kept = pl.col("problem_id").is_in(list(found.get((str(engine), str(policy)), {})))
         lost = lost_problems(

@@ -11,10 +11,10 @@ import numpy.typing as npt
 import polars as pl
 
 from advisor.compiled import compiled
+from advisor.evidence.features import Work
 from advisor.evidence.runs import Load
 from advisor.replay.result import Replayed
-from advisor.replay.simulation.state import LOG_COLUMNS
-from advisor.step_time.cost import StepCost, leap_seconds
+from advisor.step_time.cost import StepCost, steps_seconds, work_at
 from traces.errors import RecordingError
 from traces.recording.manifest import Manifest
 from traces.recording.parts import write_part
@@ -23,7 +23,6 @@ from traces.recording.tables import TABLES
 Floats = npt.NDArray[np.float64]
 
 MOST_STEPS: Final = 5_000_000  # rows of the steps table; a leap of the replay holds many
-_AT: Final = {name: place for place, name in enumerate(LOG_COLUMNS)}
 
 
 def replayed_tables(
@@ -143,28 +142,29 @@ def _steps(
     log = replayed.log
     if log is None:
         raise ValueError("the replay kept no log")
-    count = log[:, _AT["steps"]].astype(np.int64)
-    ends = _step_ends(cost, log, count, speculative)
+    count = log["steps"]
+    ends = _step_ends(cost, log, speculative)
     row = np.repeat(np.arange(len(log)), count)
     place = np.arange(len(row)) - np.repeat(np.cumsum(count) - count, count)
 
     def column(name: str) -> Floats:
-        return np.asarray(log[row, _AT[name]])
+        return np.asarray(log[name][row])
 
     order = np.lexsort((ends, column("engine")))
-    replicas = int(log[:, _AT["engine"]].max(initial=0)) + 1
+    replicas = int(log["engine"].max(initial=0)) + 1
     end = np.rint(ends * 1e9).astype(np.int64) + start_ns
     begun = np.rint(column("begun") * 1e9).astype(np.int64) + start_ns
     before = np.where(place > 0, np.roll(end, 1), begun)
     last = np.full(replicas, -1, dtype=np.int64)
     interval = np.full(len(row), -1, dtype=np.int64)
     for leap, (first, many) in enumerate(zip(np.cumsum(count) - count, count, strict=True)):
-        number = int(log[leap, _AT["engine"]])
+        number = log["engine"][leap]
         interval[first : first + many] = end[first : first + many] - before[first : first + many]
         if abs(before[first] - last[number]) > 1:  # it was idle before
             interval[first] = -1
         last[number] = end[first + many - 1]
-    context = column("decode_kv_tokens") + place * column("growth")
+    work = Work(*log["work"][row].T)
+    work = work._replace(decode_kv_tokens=work.decode_kv_tokens + place * column("growth"))
     names = [engine if replicas == 1 else f"{engine}#{i + 1}" for i in range(replicas)]
     frame: dict[str, Any] = {
         "engine": [names[int(i)] for i in column("engine")],
@@ -174,36 +174,30 @@ def _steps(
             pl.when(pl.Series(interval >= 0)).then(pl.Series(interval))
         ).to_series(),
         "wall_ns": end - before,
-        "decode_requests": column("decode_requests"),
-        "decode_tokens": np.rint(column("decode_tokens")),
-        "decode_kv_tokens": np.rint(context),
+        **{name: np.rint(values) for name, values in work._asdict().items()},
         "running": column("running"),
         "waiting": column("waiting"),
         "kv_blocks": column("kv_blocks"),
         "profiled": False,
         "source": "replayed",
     }
-    for name in ("prefill_requests", "prefill_tokens", "prefill_kv_tokens"):
-        frame[name] = column(name)
-    frame["prefill_query_context"] = np.rint(column("prefill_query_context"))
-    whole: pl.DataFrame = pl.DataFrame(frame, strict=False)[order]
-    return whole.with_columns(step=pl.int_range(pl.len()))
+    steps: pl.DataFrame = pl.DataFrame(frame, strict=False)[order]
+    return steps.with_columns(step=pl.int_range(pl.len()))
 
 
 @compiled
-def _step_ends(cost: StepCost, log: Floats, count: npt.NDArray[np.int64], drafting: bool) -> Floats:
+def _step_ends(cost: StepCost, log: npt.NDArray[np.void], speculative: bool) -> Floats:
     """Return when each step ended, in seconds; a leap's steps end where its time says."""
-    ends = np.empty(count.sum())
+    ends = np.empty(log["steps"].sum())
     place = 0
-    for row in range(len(log)):
-        begun, seconds, steps = log[row, 1], log[row, 2], count[row]
-        for i in range(1, steps + 1):
-            if i == steps:
-                ends[place] = begun + seconds
-            else:
-                ends[place] = begun + log[row, 18] + leap_seconds(
-                    cost, i, int(log[row, 9]), log[row, 10], log[row, 11], log[row, 12],
-                    log[row, 13], 1.0, drafting,
+    for number in range(len(log)):
+        leap = log[number]
+        work = work_at(leap.work)
+        for steps in range(1, leap.steps + 1):
+            ends[place] = leap.begun + leap.seconds
+            if steps < leap.steps:
+                ends[place] = leap.begun + leap.host + steps_seconds(
+                    cost, work, steps, leap.growth, leap.longest, 1.0, 0.0, speculative
                 )  # fmt: skip
             place += 1
     return ends

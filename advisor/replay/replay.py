@@ -16,16 +16,16 @@ import numpy.typing as npt
 from advisor.evidence.features import FEATURES
 from advisor.replay.limits import Limits
 from advisor.replay.result import Replayed
-from advisor.replay.simulation import stop_rules
 from advisor.replay.simulation.loop import LEAST_OUTSTANDING, ROUND_ROBIN, run
 from advisor.replay.simulation.room import UNLIMITED
 from advisor.replay.simulation.state import (
     ANSWER,
     CANCELLED,
     ENGINE,
-    LOG_COLUMNS,
+    LEAP,
     NODE,
     NONE,
+    PEAK,
     PROBLEM,
     SAMPLE,
     SLOT,
@@ -36,21 +36,10 @@ from advisor.replay.workload import Workload
 from advisor.step_time.cost import StepCost, needs_longest
 from traces.errors import UsageError
 from traces.schema.policy import Policy
+from traces.schema.stop_rules import Stop
 
 ROUTINGS: Final = {"round-robin": ROUND_ROBIN, "least-outstanding": LEAST_OUTSTANDING}
 MOST_SLOTS: Final = 1 << 30
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stop:
-    """When a problem is decided: a rule of `stop_rules` with its value.
-
-    `drawn_first` samples are drawn at arrival and one more for each that ends; 0 draws all.
-    """
-
-    rule: int = stop_rules.ALL
-    value: float = 0.0
-    drawn_first: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,15 +96,15 @@ def replay(
         keep_longest=needs_longest(cost),
     )
     world = _world(workload, limits, replicas.count, slots, blocks)
-    rows = np.zeros((0, len(LOG_COLUMNS)))
-    makespan, leaps = run(world, rules, cost, blocks, concurrency or 0, rows)
+    noted = np.zeros(0, LEAP)
+    makespan, leaps = run(world, rules, cost, blocks, concurrency or 0, noted)
     if log:  # now that its length is known
         world = _world(workload, limits, replicas.count, slots, blocks)
-        rows = np.zeros((leaps, len(LOG_COLUMNS)))
-        run(world, rules, cost, blocks, concurrency or 0, rows)
+        noted = np.zeros(leaps, LEAP)
+        run(world, rules, cost, blocks, concurrency or 0, noted)
     if np.isnan(world.problems["decided"]).any():
         raise ValueError("a problem was never decided: a fault of the replay, please report it")
-    return _replayed(world, makespan, rows if log else None)
+    return _replayed(world, makespan, noted if log else None)
 
 
 def _world(workload: Workload, limits: Limits, engines: int, slots: int, blocks: int) -> World:
@@ -125,7 +114,6 @@ def _world(workload: Workload, limits: Limits, engines: int, slots: int, blocks:
     samples["verify"], samples["by_length"] = workload.verify_steps, workload.by_length
     samples["forward"] = 1.0 if workload.forwarded is None else workload.forwarded
     samples["answer"] = NONE if workload.answer is None else workload.answer
-    samples["weight"] = 1.0
     for name in ("continues", "place", "rank", "before", "after", "doomed"):
         samples[name] = NONE
     for name in ("queued", "scheduled", "first", "end"):
@@ -154,7 +142,8 @@ def _world(workload: Workload, limits: Limits, engines: int, slots: int, blocks:
         answers=answers,
         slots=np.zeros((engines, slots), SLOT),
         phases=np.zeros((engines, limits.block_size), np.int32),
-        totals=np.zeros(len(FEATURES) + 3),
+        totals=np.zeros(len(FEATURES)),
+        peak=np.zeros(1, PEAK),
     )
 
 
@@ -165,13 +154,13 @@ def _problems(workload: Workload) -> npt.NDArray[np.void]:
     problems["segments"] = np.diff(workload.first_segment)
     problems["answer"] = workload.first_answer[:-1]
     problems["answers"] = np.diff(workload.first_answer)
-    problems["decided"], problems["decided_by"], problems["window_answer"] = np.nan, NONE, NONE
+    problems["decided"], problems["decided_by"] = np.nan, NONE
     if workload.arrivals is not None:
         problems["arrival"] = workload.arrivals
     return problems
 
 
-def _replayed(world: World, makespan: float, log: npt.NDArray[np.float64] | None) -> Replayed:
+def _replayed(world: World, makespan: float, log: npt.NDArray[np.void] | None) -> Replayed:
     samples, problems = world.samples, world.problems
     arrival = problems["arrival"][samples["problem"]]
     return Replayed(
@@ -182,10 +171,8 @@ def _replayed(world: World, makespan: float, log: npt.NDArray[np.float64] | None
         busy_s=float(world.engines["busy"].sum()),
         steps=int(world.engines["all_steps"].sum()),
         preemptions=int(world.engines["preemptions"].sum()),
-        totals=world.totals[: len(FEATURES)],
-        peak=dict(
-            zip(("requests", "tokens", "kv_tokens"), map(float, world.totals[-3:]), strict=True)
-        ),
+        totals=world.totals,
+        peak={name: float(world.peak[name][0]) for name in PEAK.names or ()},
         arrival_s=problems["arrival"],
         right=problems["right"],
         decided_by=problems["decided_by"],
@@ -204,22 +191,8 @@ def _replayed(world: World, makespan: float, log: npt.NDArray[np.float64] | None
 
 def stop_of(policy: Policy) -> Stop:
     """Return when a policy decides. Raises UsageError for one that cannot be replayed."""
-    rule = {name: float(value) for name, value in policy.rule if not isinstance(value, str)}
-    if policy.method in (
-        "greedy", "majority", "best_of_n", "weighted", "confidence", "as_sent"
-    ):  # fmt: skip
-        return Stop()
-    if policy.method == "first_finish":
-        return Stop(rule=stop_rules.FIRST, value=rule["first"])
-    if policy.method == "agreement":
-        return Stop(rule=stop_rules.AGREE, value=rule["agree"], drawn_first=int(rule["in_flight"]))
-    if policy.method == "adaptive":
-        return Stop(
-            rule=stop_rules.SAFE, value=rule["threshold"], drawn_first=int(rule["in_flight"])
-        )
-    if policy.method == "early_stopping":
-        window = int(rule["window"])
-        return Stop(rule=stop_rules.WINDOWS, value=window, drawn_first=window)
+    if policy.stop is not None:
+        return policy.stop
     raise UsageError(
         f"{policy.label()}: what its requests say depends on the answers before them, so it "
         "cannot be replayed from other samples; record it"

@@ -20,7 +20,7 @@ class Replayed:
     was decided, by the sample with index `decided_by`. Per sample, in the order of the problems:
     `ttft_s` from the problem's arrival, and when it was queued, first scheduled, gave its first
     token and ended, with NaN for what did not happen. `totals` [FEATURES] over all steps; `peak`
-    the most requests, tokens and context of a step. `log` [leaps, LOG_COLUMNS] if it was kept.
+    the most requests, tokens and context of a step. `log` [leaps] has records of LEAP, if kept.
     """
 
     latency_s: Floats
@@ -44,4 +44,4 @@ class Replayed:
     generated_tokens: Ints
     preempted: Ints
     cancelled: npt.NDArray[np.bool_]
-    log: Floats | None
+    log: npt.NDArray[np.void] | None

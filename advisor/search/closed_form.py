@@ -17,7 +17,7 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from advisor.evidence.features import FEATURES, INDEX
+from advisor.evidence.features import FEATURES, Features
 from advisor.evidence.keys import DEFAULT_BLOCK, law_key
 from advisor.search.policy_work import Drawn, Work
 from advisor.search.resampling import Draws
@@ -138,28 +138,27 @@ class Screen:
     def _gather(self) -> None:
         profile, space = self.profile, self.space
         kind, work = space.kind, profile.work[space.kind]
-        shared = [INDEX[name] for name in STEPS]
-        alone = [i for i in range(len(FEATURES)) if i not in shared]
-        seconds = profile.seconds
+        alone = ~np.isin(FEATURES, STEPS)
         additive, additive_one = (
-            (seconds[:, alone] * totals[profile.work][:, alone]).sum(axis=1)
+            (profile.seconds[:, alone] * totals[profile.work][:, alone]).sum(axis=1)
             for totals in (profile.totals, profile.totals_one)
         )
+        seconds, totals = Features(*profile.seconds.T), Features(*profile.totals[work].T)
         drafting = np.array([k.engine.speculative is not None for k in space.kinds])
         self.a, self.a_one = additive[kind], additive_one[kind]
-        self.per_step = (seconds[:, shared[0]] + drafting * seconds[:, shared[2]])[kind]
-        self.per_prompt = seconds[:, shared[1]][kind]
+        self.per_step = (seconds.step + drafting * seconds.draft_step)[kind]
+        self.per_prompt = seconds.prefill_step[kind]
         self.d = profile.steps[work]
-        self.v = profile.totals[work, INDEX["requests"]]
-        self.v_one = profile.totals_one[work, INDEX["requests"]]
-        self.prompts_alone = profile.totals[work, INDEX["prefill_step"]]
-        self.n = profile.totals[work, INDEX["prefill_requests"]]
+        self.v = totals.requests
+        self.v_one = Features(*profile.totals_one[work].T).requests
+        self.prompts_alone = totals.prefill_step
+        self.n = totals.prefill_requests
         self.prompt_tokens = profile.prompt_tokens[work]
         per_step = np.maximum(self.v, 1e-9)
-        self.context = profile.totals[work, INDEX["kv_tokens"]] / per_step
+        self.context = totals.kv_tokens / per_step
         batched = space.max_num_batched_tokens.astype(float)
         self.batched = np.where(batched > 0, batched, np.inf)
-        self.tokens = profile.totals[work, INDEX["tokens"]]
+        self.tokens = totals.tokens
         room = [
             np.inf
             if k.engine.num_gpu_blocks is None
@@ -210,12 +209,12 @@ class Screen:
 
     def _outside(self, in_flight: Floats) -> npt.NDArray[np.bool_]:
         """Return whether batches or contexts go beyond those recorded, as far as can be told."""
-        high = self.profile.high[self.space.kind]
+        high = Features(*self.profile.high[self.space.kind].T)
         requests = np.minimum(self.room, np.ceil(in_flight * self.n / self.space.replicas))
         if self.rate_per_s is not None:
             requests = np.minimum(self.room, 2 * requests)
-        beyond = requests > 1.1 * high[:, INDEX["requests"]]
-        return np.asarray(beyond | (requests * self.context > 1.1 * high[:, INDEX["kv_tokens"]]))
+        beyond = requests > 1.1 * high.requests
+        return np.asarray(beyond | (requests * self.context > 1.1 * high.kv_tokens))
 
     # -- metrics -------------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from advisor.accuracy.subsets import decides_as_vote, expected_right
-from advisor.evidence.features import FEATURES, INDEX
+from advisor.evidence.features import ZERO, Features
 from advisor.evidence.gather import Evidence
 from advisor.evidence.pools import Pool
 from advisor.evidence.runs import Load, Run
@@ -25,7 +25,7 @@ from advisor.replay.result import Replayed
 from advisor.replay.workload import Workload
 from advisor.search.space import Kind, Space
 from traces.schema.engine import LOOKUPS, ModelFacts
-from traces.schema.policy import WHOLE, Policy
+from traces.schema.policy import Policy
 from traces.summary.votes import majority_curve
 
 Floats = npt.NDArray[np.float64]
@@ -87,7 +87,7 @@ class Drawn:
 
     def _draw(self, pool: Pool, policy: Policy) -> list[list[Load]]:
         loads, n = self._pool_loads(pool), policy.n
-        ordered = policy.method not in WHOLE
+        ordered = not policy.all_samples_end
         if not ordered and all(len(load.samples) == n for load in loads):
             return [loads]
         if (pool.key, n) not in self._chosen:
@@ -154,12 +154,12 @@ class Drawn:
     def _expected(self, kind: Kind) -> tuple[Floats, Floats]:
         """Return how often a rule is right alone on an engine, and one sample after the other."""
         policy = kind.policy
-        if decides_as_vote(policy):
+        if decides_as_vote(policy.stop, policy.n):
             exact = self.correctness(kind.pool, policy)
             return exact, exact
         pool = kind.pool
         if pool.key not in self._rules:
-            rules = [p for p in pool.policies if p.method not in WHOLE and not decides_as_vote(p)]
+            rules = [p for p in pool.policies if not decides_as_vote(p.stop, p.n)]
             problems = [load.samples for load in self._pool_loads(pool)]
             self._rules[pool.key] = expected_right(problems, rules, [self.seed, 4])
         return self._rules[pool.key][policy]
@@ -203,19 +203,19 @@ class Drawn:
         tokens = np.mean(
             [np.add.reduceat(run.generated_tokens, first[:-1]) for run in runs], axis=0
         ).astype(float)
-        totals = np.mean([run.totals for run in runs], axis=0)
-        flops = kind.facts.matmul_flops(totals[INDEX["tokens"]])
-        flops += kind.facts.attention_flops(totals[INDEX["query_context"]])
+        totals = Features(*np.mean([run.totals for run in runs], axis=0).tolist())
+        flops = kind.facts.matmul_flops(totals.tokens)
+        flops += kind.facts.attention_flops(totals.query_context)
         drafting = self.drafting(kind)
         if np.isinf(drafting):
             return right, tokens, np.full_like(tokens, np.inf)
-        flops += drafting * totals[INDEX["tokens"]]
+        flops += drafting * totals.tokens
         return right, tokens, tokens * (flops / tokens.sum())
 
     def work(self, kind: Kind) -> Work:
         """Return what a problem of this kind takes of an engine alone."""
         runs = self._run_alone(kind, None)
-        whole = kind.policy.method in WHOLE
+        whole = kind.policy.all_samples_end
         one = runs if whole else self._run_alone(kind, 1)
         if whole:
             right = self.correctness(kind.pool, kind.policy)
@@ -254,8 +254,7 @@ class Drawn:
         )
         name = (kind.pool.key, kind.policy.n, kind.policy.rule, limits)
         if name not in self._alone:
-            unit = np.zeros(len(FEATURES))
-            unit[INDEX["step"]] = 1.0
+            unit = np.array(ZERO._replace(step=1.0))
             self._alone[name] = [
                 replay(
                     workload, linear_cost(unit), limits, concurrency=1, stop=stop_of(kind.policy)
@@ -267,7 +266,7 @@ class Drawn:
 
 def _draw_of(pool: Pool, policy: Policy) -> Hashable:
     """Return what decides which samples are drawn: rules of as many samples look at the same."""
-    return pool.key, policy.n, policy.method in WHOLE
+    return pool.key, policy.n, policy.all_samples_end
 
 
 def _work(

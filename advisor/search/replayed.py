@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from advisor.evidence.features import Features
 from advisor.replay.result import Replayed
 from advisor.replay.workload import Workload
 from advisor.search.policy_work import Drawn
 from advisor.search.space import Candidate, Space
 from advisor.step_time.fit import StepTimeModel
 from advisor.step_time.law import StepLaw
-from traces.schema.policy import WHOLE
 from traces.statistics import Z95
 
 if TYPE_CHECKING:
@@ -51,8 +51,12 @@ class Outcome:
     capacity_per_s: float
     keeps_up: bool
     extrapolated: bool
-    totals: Floats
-    requests_per_step: float
+    totals: Features[float]
+
+    @property
+    def requests_per_step(self) -> float:
+        """Requests that a step computes, on average."""
+        return self.totals.requests / self.totals.step
 
     @property
     def unmeasured(self) -> bool:
@@ -91,7 +95,7 @@ class Outcomes:
                 runs = [full]
         first = runs[0]
         peaks = {name: max(r.peak[name] for r in first) for name in first[0].peak}
-        if kind.policy.method in WHOLE:
+        if kind.policy.all_samples_end:
             accuracy = self.drawn.correctness(kind.pool, kind.policy)
             tokens, flops = self.drawn.tokens_and_flops(kind)
         else:
@@ -99,7 +103,7 @@ class Outcomes:
             accuracy, tokens, flops = self.drawn.stopped(kind, seen)
             if rate_per_s is not None and keeps_up:
                 accuracy = self.drawn.right_in(kind, [r.right for r in first])
-        totals = np.mean([r.totals for r in first], axis=0)
+        totals = Features(*np.mean([r.totals for r in first], axis=0).tolist())
         return Outcome(
             candidate=candidate,
             law=law,
@@ -113,7 +117,6 @@ class Outcomes:
             keeps_up=keeps_up,
             extrapolated=not law.within(peaks),
             totals=totals,
-            requests_per_step=float(totals[3] / totals[0]),
         )
 
     def _closed(self, candidate: Candidate, law: StepLaw, in_flight: int) -> list[Replayed]:

@@ -7,13 +7,13 @@ tables are the source, the layers that work on tokens, those that work on sequen
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from advisor.compiled import inner, wide
-from advisor.evidence.features import FEATURES
+from advisor.compiled import inner
+from advisor.evidence.features import FEATURES, Work, features_of, mean_of, work_in
 from advisor.step_time.table_cost import (
     NO_TABLES,
     PARTS,
@@ -29,11 +29,15 @@ from advisor.step_time.table_cost import (
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
+PROBLEM_STARTS: Final = FEATURES.index("problem_starts")
+SAMPLE_STARTS: Final = FEATURES.index("sample_starts")
+SAMPLE_ENDS: Final = FEATURES.index("sample_ends")
+
 
 class StepCost(NamedTuple):
     """Seconds of a step. `linear` [FEATURES] times the composition of the step, and tables.
 
-    Of the law, the work between steps is apart: `host_seconds`, the rest is `step_seconds`.
+    Of the law, the work between steps is apart: `host_seconds`, the rest is `steps_seconds`.
 
     `values` are all tables one after another, each beginning where `starts` says: few arrays, as
     every call of a compiled function copies the fields.
@@ -73,18 +77,25 @@ def needs_longest(cost: StepCost) -> bool:
     return has_skew(cost.values, cost.starts)
 
 
+step_features, mean_work, work_at = inner(features_of), inner(mean_of), inner(work_in)
+
+
 @inner
 def host_seconds(
     cost: StepCost, problem_starts: int, sample_starts: int, sample_ends: int
 ) -> float:
     """Return what the process does before a step for what began or ended since the one before."""
-    law = cost.linear
-    return law[9] * problem_starts + law[10] * sample_starts + law[11] * sample_ends  # type: ignore[no-any-return]
+    seconds: float = (
+        cost.linear[PROBLEM_STARTS] * problem_starts
+        + cost.linear[SAMPLE_STARTS] * sample_starts
+        + cost.linear[SAMPLE_ENDS] * sample_ends
+    )
+    return seconds
 
 
 @inner
 def chunk_seconds(cost: StepCost, tokens: int, before: int) -> float:
-    """Return what a step pays for one prompt chunk apart from the sums in `step_seconds`.
+    """Return what a step pays for one prompt chunk apart from the sums in `steps_seconds`.
 
     `tokens` are computed now, `before` were computed earlier or came from the cache.
     """
@@ -94,87 +105,45 @@ def chunk_seconds(cost: StepCost, tokens: int, before: int) -> float:
 
 
 @inner
-def step_seconds(
+def steps_seconds(
     cost: StepCost,
-    prompts: int,
-    prompt_tokens: int,
-    prompt_read: float,
-    prompt_query: float,
-    chunks: float,
-    decodes: int,
-    decode_tokens: float,
-    decode_context: float,
-    longest: float,
-    drafting: bool,
-) -> float:
-    """Return the seconds of one step.
-
-    `prompts` requests compute `prompt_tokens` of their prompts, read `prompt_read` tokens of
-    context (each chunk with what was before it) and attend to `prompt_query` (sum over tokens of
-    the context of each); `chunks` is the sum of their `chunk_seconds`. `decodes` requests forward
-    `decode_tokens` and read `decode_context` tokens, the longest of them `longest`; with `drafting`
-    they verify drafts.
-    """
-    law = cost.linear
-    pace = decode_tokens / decodes if decodes else 0.0
-    seconds: float = (
-        law[0] + law[3] * (prompts + decodes) + law[6] * (prompt_tokens + decode_tokens)
-    )
-    seconds += law[7] * (prompt_read + decode_context)
-    seconds += law[8] * (prompt_query + decode_context * pace)
-    if prompts:
-        seconds += law[1] + law[4] * prompts
-    if drafting and decodes:
-        seconds += law[2] + law[5] * decodes
-    if len(cost.values) == 0:
-        return seconds
-    values, starts = cost.values, cost.starts
-    seconds += layer_seconds(values, starts, prompt_tokens + decode_tokens, prompts + decode_tokens)
-    context = decode_context / decodes - pace if decodes else 0.0
-    if prompts:
-        seconds += mixed_attention(
-            values, starts, prompts, prompt_tokens, prompt_query, chunks, decodes, context,
-            longest - pace,
-        )  # fmt: skip
-    elif decodes:
-        seconds += decode_attention(
-            values, starts, wide(1), decodes, context, 0.0, longest - pace, 0.0
-        )
-    return seconds
-
-
-@inner
-def leap_seconds(
-    cost: StepCost,
+    work: Work[float],
     steps: int,
-    decodes: int,
-    decode_tokens: float,
-    decode_context: float,
     growth: float,
     longest: float,
     longest_growth: float,
-    drafting: bool,
+    chunks: float,
+    speculative: bool,
 ) -> float:
-    """Return the seconds of `steps` steps in which only decoding happens.
+    """Return the seconds of a step, or of `steps` of them in which only decoding happens.
 
-    In the i-th, i from 0, the context read is `decode_context` + i x `growth` and the longest
-    `longest` + i x `longest_growth`; the sum is in closed form.
+    `work` is that of the first. `chunks` is the sum of its `chunk_seconds`, `longest` the longest
+    context that a decoding request reads. In each further step the context read grows by `growth`
+    and the longest by `longest_growth`; the sum is in closed form.
     """
-    law = cost.linear
-    middle = decode_context + (steps - 1) / 2 * growth
-    pace = decode_tokens / decodes if decodes else 0.0
-    once: float = law[0] + law[3] * decodes + law[6] * decode_tokens
-    once += law[7] * middle + law[8] * middle * pace
-    if drafting and decodes:
-        once += law[2] + law[5] * decodes
+    once = 0.0
+    for place, value in enumerate(step_features(mean_work(work, steps, growth), speculative)):
+        once += cost.linear[place] * value
     if len(cost.values) == 0:
         return steps * once
-    values, starts = cost.values, cost.starts
-    once += layer_seconds(values, starts, decode_tokens, decode_tokens)
+    values, starts, decodes = cost.values, cost.starts, work.decode_requests
+    once += layer_seconds(
+        values,
+        starts,
+        work.prefill_tokens + work.decode_tokens,
+        work.prefill_requests + work.decode_tokens,
+    )
     seconds = steps * once
-    if decodes:
+    per_request = work.decode_tokens / decodes if decodes else 0.0
+    context = work.decode_kv_tokens / decodes - per_request if decodes else 0.0
+    if work.prefill_requests:
+        seconds += mixed_attention(
+            values, starts, work.prefill_requests, work.prefill_tokens, work.prefill_query_context,
+            chunks, decodes, context, longest - per_request,
+        )  # fmt: skip
+    elif decodes:
         seconds += decode_attention(
-            values, starts, steps, decodes, decode_context / decodes - pace, growth / decodes,
-            longest - pace, longest_growth,
+            values, starts, steps, decodes, context, growth / decodes, longest - per_request,
+            longest_growth,
         )  # fmt: skip
     return seconds

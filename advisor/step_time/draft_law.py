@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 import polars as pl
 
-from advisor.evidence.features import INDEX
+from advisor.evidence.features import Features
 from advisor.evidence.keys import law_key
 from advisor.step_time.fit import StepTimeModel
 from advisor.step_time.law import StepLaw, non_negative_least_squares
@@ -61,15 +61,14 @@ def draft_law(
     law = model.laws_[nearest]
     if wanted.method not in ONE_BY_ONE:
         return law, f"steps take what those with drafts of {before} took, and their tokens"
-    seconds = law.seconds.copy()
-    launch, each = _drafting(recordings, nearest) or (
-        seconds[INDEX["draft_step"]],
-        seconds[INDEX["draft_requests"]],
+    seconds = Features(*law.seconds)
+    launch, each = _drafting(recordings, nearest) or (seconds.draft_step, seconds.draft_requests)
+    seconds = seconds._replace(
+        draft_step=seconds.draft_step + (k / before - 1) * launch,
+        draft_requests=seconds.draft_requests + (k / before - 1) * each,
     )
-    seconds[INDEX["draft_step"]] += (k / before - 1) * launch
-    seconds[INDEX["draft_requests"]] += (k / before - 1) * each
     return (
-        dataclasses.replace(law, seconds=seconds),
+        dataclasses.replace(law, seconds=np.array(seconds)),
         f"drafting takes {k}/{before} of the time that it took with drafts of {before}",
     )
 

@@ -14,7 +14,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from advisor.evidence.features import FEATURES, HOST_WORK, INDEX
+from advisor.evidence.features import FEATURES, HOST_WORK, ZERO, Features, demands
 from advisor.evidence.gather import StepTable
 from advisor.evidence.keys import law_key
 from advisor.evidence.live.histograms import SPREAD
@@ -22,7 +22,7 @@ from advisor.evidence.unrecorded import differences, recording_of, what_differs
 from advisor.step_time.held_out import inside, left_out_groups
 from advisor.step_time.law import Floats, StepLaw, non_negative_least_squares
 from traces.errors import UsageError
-from traces.schema.engine import EngineConfig, ModelFacts
+from traces.schema.engine import EngineConfig
 from traces.statistics import LEVEL, Z95, student_95
 from traces.summary.comparison import PRIOR_REPEATS, RUN_TO_RUN
 
@@ -142,29 +142,22 @@ class StepTimeModel:
             group = [table for table in tables if _kind(table.engine) == kind]
             if not _starts_differ(group):
                 group = [_without_host_work(table) for table in group]
-            known = [table for table in group if table.facts is not None]
-            shared = self._fit_shared(known) if known else None
+            known = [(t, demands(t.facts, t.engine)) for t in group if t.facts is not None]
+            names = list(dict.fromkeys(name for _, asked in known for name in asked))
+            shared = self._fit_shared([table for table, _ in known], names) if known else None
             for key in dict.fromkeys(law_key(table.engine) for table in group):
                 if of is not None and key not in of:
                     continue
                 own = [table for table in group if law_key(table.engine) == key]
-                facts = own[0].facts
                 prior = None
-                if facts is not None and shared is not None:
-                    prior = _physics(facts, key, _columns(known)).T @ shared
+                if shared is not None and own[0].facts is not None:
+                    prior = _demanded(own[0], names).T @ shared
                 laws[key] = self._fit_own(own, prior)
         return laws
 
-    def _fit_shared(self, tables: Sequence[StepTable]) -> Floats:
-        """Return the seconds per physical feature of one kind of engine."""
-        columns = _columns(tables)
-        rows = np.concatenate(
-            [
-                t.composition @ _physics(t.facts, t.engine, columns).T
-                for t in tables
-                if t.facts is not None
-            ]
-        )
+    def _fit_shared(self, tables: Sequence[StepTable], names: Sequence[str]) -> Floats:
+        """Return the seconds per unit of each demand that one kind of engine makes."""
+        rows = np.concatenate([table.composition @ _demanded(table, names).T for table in tables])
         return self._solve(rows, np.concatenate([t.seconds for t in tables]), prior=None)
 
     def _fit_own(self, own: Sequence[StepTable], prior: Floats | None) -> Floats:
@@ -251,15 +244,13 @@ def _starts_differ(tables: Sequence[StepTable]) -> bool:
     Else what a problem and what a sample costs the recorder cannot be told apart, and any split of
     it would be wrong for another number.
     """
-    starts = [INDEX[name] for name in ("problem_starts", "sample_starts")]
-    totals = [table.composition[:, starts].sum(axis=0) for table in tables]
-    ratios = {round(samples / problems) for problems, samples in totals if problems > 0}
+    totals = [Features(*table.composition.sum(axis=0)) for table in tables]
+    ratios = {round(t.sample_starts / t.problem_starts) for t in totals if t.problem_starts > 0}
     return len(ratios) > 1
 
 
 def _without_host_work(table: StepTable) -> StepTable:
-    composition = table.composition.copy()
-    composition[:, [INDEX[name] for name in HOST_WORK]] = 0.0
+    composition = np.where(np.isin(FEATURES, HOST_WORK), 0.0, table.composition)
     return dataclasses.replace(table, composition=composition)
 
 
@@ -278,52 +269,7 @@ def _kind(engine: EngineConfig) -> EngineConfig:
     )
 
 
-def _columns(tables: Sequence[StepTable]) -> list[str]:
-    """Name the physical features of a kind of engine, in order."""
-    sizes = sorted({table.engine.tensor_parallel_size for table in tables})
-    settings = sorted({_setting(table.engine) for table in tables} - {""})
-    return [
-        *(f"launch tp{size}" for size in sizes),
-        "layers",
-        "weight_bytes",
-        "prefill_step",
-        "requests",
-        "prefill_requests",
-        "tokens",
-        "kv_bytes",
-        "flops",
-        *HOST_WORK,
-        *(f"draft {setting}" for setting in settings),
-        *(f"draft request {setting}" for setting in settings),
-    ]
-
-
-def _setting(engine: EngineConfig) -> str:
-    return "" if engine.speculative is None else str(engine.speculative)
-
-
-def _physics(facts: ModelFacts, engine: EngineConfig, columns: Sequence[str]) -> Floats:
-    """Return [physical features, FEATURES]: how much of each a unit of a step's feature is."""
-    tp = engine.tensor_parallel_size
-    assert facts.weight_bytes is not None  # else its steps are refused (`unrecorded.refusal`)
-    assert facts.kv_bytes_per_token is not None
-    amounts: dict[tuple[str, str], float] = {
-        (f"launch tp{tp}", "step"): 1.0,
-        ("layers", "step"): facts.num_hidden_layers,
-        ("weight_bytes", "step"): facts.weight_bytes / tp,
-        ("prefill_step", "prefill_step"): 1.0,
-        ("requests", "requests"): 1.0,
-        ("prefill_requests", "prefill_requests"): 1.0,
-        ("tokens", "tokens"): 1.0,
-        ("kv_bytes", "kv_tokens"): facts.kv_bytes_per_token / tp,
-        ("flops", "tokens"): facts.matmul_flops(1) / tp,
-        ("flops", "query_context"): facts.attention_flops(1) / tp,
-        (f"draft {_setting(engine)}", "draft_step"): 1.0,
-        (f"draft request {_setting(engine)}", "draft_requests"): 1.0,
-        **{(name, name): 1.0 for name in HOST_WORK},
-    }
-    matrix = np.zeros((len(columns), len(FEATURES)))
-    for (name, feature), amount in amounts.items():
-        if name in columns:
-            matrix[columns.index(name), INDEX[feature]] = amount
-    return matrix
+def _demanded(table: StepTable, names: Sequence[str]) -> Floats:
+    """Return [names, FEATURES]: how much of each demand a unit of a step's feature makes."""
+    asked = {} if table.facts is None else demands(table.facts, table.engine)
+    return np.array([asked.get(name, ZERO) for name in names])

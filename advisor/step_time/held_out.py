@@ -7,7 +7,7 @@ from typing import Final
 
 import numpy as np
 
-from advisor.evidence.features import INDEX
+from advisor.evidence.features import FEATURES
 from advisor.evidence.gather import StepTable
 from advisor.evidence.keys import law_key
 from traces.schema.engine import EngineConfig
@@ -43,10 +43,10 @@ def left_out_groups(tables: Sequence[StepTable]) -> list[list[StepTable]]:
 
 def inside(held: Sequence[StepTable], rest: Sequence[StepTable]) -> bool:
     """Whether steps lie, but for a few, within the batches and contexts of the others."""
-    found = True
-    for name in ("requests", "kv_tokens"):
-        mine = np.concatenate([table.composition[:, INDEX[name]] for table in held])
-        known = np.concatenate([table.composition[:, INDEX[name]] for table in rest])
-        low, high = np.quantile(known, 0.05), max(t.low_high[1, INDEX[name]] for t in rest)
-        found &= bool(np.median(mine) >= low and np.quantile(mine, 0.95) <= 1.1 * high)
-    return found
+    for place in (FEATURES.index("requests"), FEATURES.index("kv_tokens")):
+        values = np.concatenate([table.composition[:, place] for table in held])
+        others = np.concatenate([table.composition[:, place] for table in rest])
+        low, high = np.quantile(others, 0.05), max(t.low_high[1, place] for t in rest)
+        if np.median(values) < low or np.quantile(values, 0.95) > 1.1 * high:
+            return False
+    return True

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from advisor.evidence.features import INDEX
+from advisor.evidence.features import FEATURES
 from traces.schema.engine import EngineConfig
 
 if TYPE_CHECKING:
@@ -60,7 +60,8 @@ class StepLaw:
 
     def within(self, peaks: Mapping[str, float], *, slack: float = 1.1) -> bool:
         """Whether the largest values of the named features lie in the recorded domain."""
-        return all(value <= slack * self.high[INDEX[name]] for name, value in peaks.items())
+        high = dict(zip(FEATURES, self.high, strict=True))
+        return all(value <= slack * high[name] for name, value in peaks.items())
 
 
 def non_negative_least_squares(rows: Floats, target: Floats) -> Floats:

@@ -150,7 +150,7 @@ def decode_attention(
     values: Floats,
     starts: Ints,
     steps: int,
-    decodes: int,
+    decodes: float,
     context: float,
     growth: float,
     longest: float,
@@ -164,9 +164,8 @@ def decode_attention(
     first, last = starts[_DECODE_BATCH], starts[_DECODE_BATCH + 1] - 1
     if last < first:
         return 0.0
-    batch = float(decodes)
-    knot = _segment(values, first, last, batch)
-    place = _place(values, knot, last, batch)
+    knot = _segment(values, first, last, decodes)
+    place = _place(values, knot, last, decodes)
     at = starts[_DECODE_SKEW] + knot - first
     skew = values[at]
     if place != 0.0:  # beyond the largest batch its skew is held
@@ -236,11 +235,11 @@ def chunk_attention(values: Floats, starts: Ints, tokens: int, before: int) -> f
 def mixed_attention(
     values: Floats,
     starts: Ints,
-    prompts: int,
-    prompt_tokens: int,
+    prompts: float,
+    prompt_tokens: float,
     prompt_query: float,
     chunks: float,
-    decodes: int,
+    decodes: float,
     context: float,
     longest: float,
 ) -> float:
@@ -254,15 +253,14 @@ def mixed_attention(
     if starts[_CHUNK + 1] == starts[_CHUNK]:
         return 0.0
     before = max(prompt_query / prompt_tokens - (prompt_tokens + 1) / 2, 0.0)
-    chunk, batch = float(prompt_tokens), float(decodes)
-    seconds = _mixed_at(values, starts, chunk, before, batch, context)
+    seconds = _mixed_at(values, starts, prompt_tokens, before, decodes, context)
     if decodes and longest > context:
-        skew = _mixed_skew(values, starts, before, batch, longest)
+        skew = _mixed_skew(values, starts, before, decodes, longest)
         if skew != 0.0:
-            other = _mixed_at(values, starts, chunk, before, batch, longest)
+            other = _mixed_at(values, starts, prompt_tokens, before, decodes, longest)
             seconds += skew * (other - seconds)
     if prompts > 1:
-        alone = _mixed_at(values, starts, chunk, before, 0.0, 0.0)
+        alone = _mixed_at(values, starts, prompt_tokens, before, 0.0, 0.0)
         seconds -= max(alone - (values[starts[_LAUNCH]] + chunks), 0.0)
     return seconds
 

@@ -18,7 +18,7 @@ from advisor.evidence.keys import law_key
 from advisor.evidence.runs import Load, Run, Sample
 from advisor.replay.limits import limits_of
 from advisor.replay.recording import replayed_tables, write_recording
-from advisor.replay.replay import Stop, replay, stop_of
+from advisor.replay.replay import replay, stop_of
 from advisor.replay.result import Replayed
 from advisor.replay.waiting import Waited, longest_waits
 from advisor.replay.workload import Workload
@@ -34,7 +34,8 @@ from traces.recording.manifest import Manifest
 from traces.recording.reader import Recording
 from traces.schema.engine import EngineConfig
 from traces.schema.estimate import Estimate
-from traces.schema.policy import AS_SENT, STOPPING, WHOLE
+from traces.schema.policy import AS_SENT
+from traces.schema.stop_rules import Stop
 from traces.statistics import Z95, column_means
 from traces.summary.energy import Energy
 from traces.summary.run import Run as Summary
@@ -46,7 +47,6 @@ Floats = npt.NDArray[np.float64]
 DRAWS: Final = 8  # of n of the recorded samples, of their order where a rule needs it, of arrivals,
 # and of the samples of a fresh run
 T95: Final = 1.895  # of Student's law with DRAWS - 1 degrees of freedom
-VOTES: Final = (*WHOLE, *STOPPING)
 
 
 class Replays:
@@ -430,11 +430,11 @@ class Replays:
         samples = [s for load in self.loads[0] for s in load.samples]
         known = all(s.correct is not None or s.answer is None for s in samples)
         judged = any(s.correct is not None for s in samples)
-        if not (known and judged) or self.question.policy.method not in VOTES:
+        if not (known and judged) or not self.question.policy.spec.plurality:
             return None
         policy = self.question.policy
         right = np.mean([run.right for run in self.runs], axis=0)
-        exact = policy.method in WHOLE or decides_as_vote(policy)
+        exact = decides_as_vote(policy.stop, policy.n)
         if exact:  # it does not ask who ended first
             right = np.array([self._vote(name) for name in self.ids])
         found = column_means(right[:, None], "1")[0]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from math import isfinite
-from typing import Any
 
 import numpy as np
 
@@ -35,22 +34,3 @@ def lowest_group(confidences: Sequence[float], window: int) -> float | None:
 def finite(number: float | None) -> float | None:
     """Return the number, None where it is infinite or none: nothing was measured then."""
     return number if number is not None and isfinite(number) else None
-
-
-def log_probabilities(completion: Any, window: int | None) -> tuple[float | None, float | None]:
-    """Return the mean log-probability of a vLLM CompletionOutput's tokens and its confidence.
-
-    The confidence is the lowest over windows of `window` tokens. Both are None where flat
-    log-probabilities were not asked for.
-    """
-    flat = completion.logprobs
-    if flat is None or not completion.token_ids:
-        return None, None
-    mean = finite(completion.cumulative_logprob / len(completion.token_ids))
-    if window is None:
-        return mean, None
-    # At each place the sampled token comes first, then the most probable ones.
-    bounds = zip(flat.start_indices, flat.end_indices, strict=True)
-    top = [flat.logprobs[start + 1 : end] for start, end in bounds]
-    confidences = token_confidences(top, max(map(len, top)))
-    return mean, finite(lowest_group(confidences, window))

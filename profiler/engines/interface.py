@@ -1,12 +1,17 @@
-"""The seam between a policy and whatever computes its samples."""
+"""What a run asks of an engine, and what it gets back."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
+import polars as pl
+
+from profiler.engines.options import EngineOptions
 from traces.schema.engine import EngineConfig, ModelFacts
+from traces.schema.record import Record
 
 THINK_START, THINK_END = "<think>", "</think>"
 _PROMPT_TAIL = 8  # tokens of a prompt among which a template opens a thought
@@ -33,7 +38,7 @@ class SampleRequest:
     `top_logprobs` asks for log-probabilities: 0 for the mean of the sampled tokens', k for a
     confidence over windows of `confidence_window` tokens too. `want_token_ids` says that the ids
     are needed, since the sample may be continued. Generation ends behind a `stop` string; with
-    `fixed_length` at `max_tokens` and nowhere else (vLLM's min_tokens and ignore_eos).
+    `fixed_length` at `max_tokens` and nowhere else.
     """
 
     request_id: str
@@ -64,11 +69,11 @@ class SampleResult:
     """A sample that ended: what came back and when; what was not seen is None.
 
     Token ids never leave the process unless text is recorded, those of prompts never. The drafts
-    have one entry per decode step where it is known which steps drafted nothing
-    (vllm/draft_steps.py). `first_step` and `last_step` are the engine's step numbers. A sample
-    that failed has `error`, one that was cancelled has finish_reason "abort" and the tokens it had
-    by then. `stopped` says that a stop string ended it, `opened` that its text begins inside a
-    thought, which the prompt opened or the server's reasoning parser took the mark from.
+    have one entry per decode step where it is known which steps drafted nothing. `first_step` and
+    `last_step` are the engine's step numbers. A sample that failed has `error`. One that was
+    cancelled has finish_reason "abort" and the tokens it had by then. `stopped` says that a stop
+    string ended it, `opened` that its text begins inside a thought, which the prompt opened or the
+    server's reasoning parser took the mark from.
     """
 
     request_id: str
@@ -97,32 +102,115 @@ class SampleResult:
     error: str | None = None
 
 
-class Engine(Protocol):
-    """What a policy needs of an engine; the same for one in this process and for a server.
+class StepSource(Protocol):
+    """The steps of an engine: `dropped` were lost, `failure` says why none are watched any more."""
 
-    `think_end_ids` are the tokens that close a thought, None where they are not known.
+    dropped: int
+    failure: str | None
+
+    @property
+    def step(self) -> int:
+        """The number of the next step."""
+
+    @property
+    def cost_us(self) -> float | None:
+        """Median microseconds that watching a step takes."""
+
+    def reset(self, engine_key: str) -> None:
+        """Number the steps from 0 again, for a new recording."""
+
+    def drain(self) -> pl.DataFrame:
+        """Return the rows of the `steps` table since the last call."""
+
+
+class KernelSource(Protocol):
+    """Windows of a profiler on an engine's steps."""
+
+    failure: str | None
+
+    @property
+    def cost_share(self) -> float | None:
+        """The share of the run's time that the windows took."""
+
+    def reset(self) -> None:
+        """Begin a new recording."""
+
+    def drain(self) -> pl.DataFrame:
+        """Return the rows of the `kernels` table since the last call."""
+
+    def events(self) -> list[dict[str, Any]]:
+        """Return the rows of the `events` table since the last call."""
+
+    def finish(self) -> None:
+        """Open no more windows; what is closed can still be drained."""
+
+
+class Engine(ABC):
+    """All that a run takes of an engine, in this process or behind a server.
+
+    An engine sets `config` and gives the four methods without a default. The rest it overrides
+    where it has something to give. `think_end_ids` are the tokens that close a thought, and `notes`
+    go into the recording.
     """
 
     config: EngineConfig
-    model: ModelFacts | None
-    chat_template: str | None
-    think_end_ids: tuple[int, ...] | None
+    provider: str = "unknown"  # as OpenTelemetry's `gen_ai.provider.name` has it
+    model: ModelFacts | None = None
+    draft_model: ModelFacts | None = None
+    chat_template: str | None = None
+    think_end_ids: tuple[int, ...] | None = None
+    notes: tuple[str, ...] = ()
+    steps: StepSource | None = None
+    kernels: KernelSource | None = None
 
     @property
     def thinking_budget(self) -> bool:
         """Whether it keeps a `thinking_token_budget` by itself."""
+        return False
 
+    def prepare(self, *, top_logprobs: int | None, thinking_budget: bool) -> None:  # noqa: B027
+        """Get ready for such requests, so that no problem pays for it."""
+
+    @abstractmethod
     def submit(self, request: SampleRequest) -> None:
         """Queue a sample; returns at once. Its result comes from `poll`."""
 
+    @abstractmethod
     def cancel(self, request_ids: Sequence[str]) -> list[SampleResult]:
         """Stop samples that are still running; returns what they had by then."""
 
+    @abstractmethod
     def poll(self) -> list[SampleResult]:
         """Advance the engine, or wait a moment for it; returns the samples that ended."""
 
+    @abstractmethod
     def close(self) -> None:
         """Free the engine. May be called twice."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding(Record):
+    """Something that can be captured: `present` is None where it makes no sense here."""
+
+    what: str
+    present: bool | None
+    detail: str
+    needs: str | None = None
+
+
+class EngineKind(Protocol):
+    """The module `start` of an engine's folder."""
+
+    def takes(self, options: EngineOptions) -> bool:
+        """Whether these options are for engines of this kind."""
+
+    def start(
+        self, options: EngineOptions, *, thinking_budget: bool, kernels: str | None
+    ) -> Engine:
+        """Start an engine, or connect to one (see `start_engine`)."""
+
+    def examine(self) -> list[Finding]:
+        """Return what of this kind can be captured on this machine."""
 
 
 def find_tokens(tokens: Sequence[int], wanted: Sequence[int] | None, start: int = 0) -> int | None:

@@ -1,139 +1,35 @@
-"""From options that a person gives to an engine that runs."""
+"""From options to an engine that runs: each kind of engine is a folder with a module `start`."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
+from importlib import import_module
+from typing import Final, cast
 
-from profiler.demo import task
-from profiler.engines.interface import Engine
-from profiler.engines.server.access import read_headers, read_key
-from traces.errors import UsageError
-from traces.schema.engine import Speculative
-from traces.schema.record import Record
+from profiler.engines.interface import Engine, EngineKind, Finding
+from profiler.engines.options import EngineOptions
 
-DEMO_PREFIX = "demo/"
-
-
-@dataclass(frozen=True, kw_only=True)
-class EngineOptions(Record):
-    """What an engine is started with, in vLLM's names; None leaves a setting to vLLM.
-
-    `model` is a Hugging Face folder or name, or one of the bundled reasoners: demo/s, demo/m,
-    demo/l. With `endpoint` the engine is a running OpenAI-compatible server. `chat_template` is
-    a file with a Jinja template.
-    """
-
-    model: str | None = None
-    endpoint: str | None = None
-    api_key_env: str | None = None
-    dtype: str | None = None
-    max_model_len: int | None = None
-    tensor_parallel_size: int | None = None
-    max_num_seqs: int | None = None
-    max_num_batched_tokens: int | None = None
-    block_size: int | None = None
-    gpu_memory_utilization: float | None = None
-    enforce_eager: bool | None = None
-    speculative: Speculative | None = None
-    chat_template: str | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("tensor_parallel_size", "max_num_seqs", "max_num_batched_tokens"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageError(f"{name} must be at least 1, not {value}")
-        if self.model is None and self.endpoint is None:
-            raise UsageError("needs --model, or --endpoint for a running server")
-
-    def label(self) -> str:
-        """Return the short form that names recordings."""
-        parts = [Path(self.model or "server").name if self.model else "server"]
-        if self.model and self.model.startswith(DEMO_PREFIX):
-            parts = ["demo-" + self.model.removeprefix(DEMO_PREFIX)]
-        parts.append(f"tp{self.tensor_parallel_size or 1}")
-        if self.max_num_seqs is not None:
-            parts.append(f"seqs{self.max_num_seqs}")
-        if self.speculative is not None:
-            parts.append(f"{self.speculative.method}-k{self.speculative.num_speculative_tokens}")
-        return " ".join(parts)
+ENGINES: Final = (  # the first that takes the options starts
+    "server",
+    "vllm",
+)
 
 
-def model_path(name: str) -> str:
-    """Return where a model lies: the bundled folder for demo/s, demo/m and demo/l."""
-    if name.startswith(DEMO_PREFIX):
-        try:
-            return str(task.model_path(name.removeprefix(DEMO_PREFIX)))
-        except ValueError:
-            known = ", ".join(DEMO_PREFIX + size for size in task.MODELS)
-            raise UsageError(f"no bundled model {name}; one of {known}") from None
-    return name
+def _kinds() -> list[EngineKind]:
+    return [cast(EngineKind, import_module(f"profiler.engines.{name}.start")) for name in ENGINES]
 
 
 def start_engine(
     options: EngineOptions, *, thinking_budget: bool, kernels: str | None = None
 ) -> Engine:
-    """Start vLLM in this process, or connect to the server that `options.endpoint` names.
+    """Start an engine in this process, or connect to the server that `options.endpoint` names.
 
     `kernels` is M/N: profile M steps every N. Raises UsageError where that cannot be, EngineError
     or MissingDependencyError in one line when the engine cannot be had.
     """
-    if options.endpoint is not None:
-        if kernels is not None:
-            raise UsageError("--kernels needs the engine in this process; leave out --endpoint")
-        from profiler.engines.server.server import ServerEngine
-
-        return ServerEngine(
-            options.endpoint,
-            model=None if options.model is None else model_path(options.model),
-            name=options.model,
-            headers=read_headers(read_key(options.api_key_env, None), ()),
-            declared={
-                "tensor_parallel_size": options.tensor_parallel_size,
-                "max_num_seqs": options.max_num_seqs,
-                "max_num_batched_tokens": options.max_num_batched_tokens,
-                "dtype": options.dtype,
-                "speculative": options.speculative,
-            },
-            chat_template=read_template(options.chat_template),
-        )
-    from profiler.engines.vllm.in_process import InProcessEngine
-    from profiler.probes.kernel_windows import WindowPlan
-
-    model = options.model or ""
-    draft = options.speculative.model if options.speculative is not None else None
-    return InProcessEngine(
-        model_path(model),
-        name=model,
-        dtype=options.dtype,
-        max_model_len=options.max_model_len,
-        tensor_parallel_size=options.tensor_parallel_size or 1,
-        max_num_seqs=options.max_num_seqs,
-        max_num_batched_tokens=options.max_num_batched_tokens,
-        block_size=options.block_size,
-        gpu_memory_utilization=options.gpu_memory_utilization,
-        enforce_eager=options.enforce_eager,
-        speculative=options.speculative,
-        draft_path=draft and model_path(draft),
-        thinking_budget=thinking_budget,
-        kernels=None if kernels is None else WindowPlan.parse(kernels),
-        chat_template=read_template(options.chat_template),
-    )
+    kind = next(kind for kind in _kinds() if kind.takes(options))
+    return kind.start(options, thinking_budget=thinking_budget, kernels=kernels)
 
 
-def read_template(name: str | None) -> str | None:
-    """Read a chat template and look whether it is Jinja. Raises UsageError."""
-    if name is None:
-        return None
-    import jinja2
-
-    try:
-        text = Path(name).read_text()
-        jinja2.Environment(extensions=["jinja2.ext.loopcontrols"]).parse(text)
-    except OSError as error:
-        raise UsageError(f"--chat-template {name}: cannot be read ({error.strerror})") from None
-    except (UnicodeDecodeError, jinja2.TemplateError) as error:
-        raise UsageError(
-            f"--chat-template {name}: not a Jinja template ({type(error).__name__}: {error})"
-        ) from None
-    return text
+def examine_engines() -> list[Finding]:
+    """Return what can be captured of the engines on this machine."""
+    return [finding for kind in _kinds() for finding in kind.examine()]

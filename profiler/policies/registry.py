@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from profiler.policies.beam import BeamSearch
-from profiler.policies.choices import best_scored, most_confident, weighted
+from profiler.policies.choices import Choice, best_scored, most_confident, most_votes, weighted
 from profiler.policies.interface import PolicyRun
-from profiler.policies.parallel import Adaptive, Agreement, EarlyStopping, FirstFinish, FixedVote
+from profiler.policies.parallel import ParallelVote
 from profiler.policies.sequential import BudgetForcing, Revision
+from traces.errors import UsageError
 from traces.schema.parameters import complete, number, text
 from traces.schema.policy import Policy
 
@@ -29,16 +30,12 @@ def _text(policy: Policy, name: str) -> str:
     return text(policy, name) or ""
 
 
-_RUNS: dict[str, Callable[[Policy], PolicyRun]] = {
-    "greedy": lambda p: FixedVote(p.n),
-    "majority": lambda p: FixedVote(p.n),
-    "best_of_n": lambda p: FixedVote(p.n, best_scored),
-    "weighted": lambda p: FixedVote(p.n, weighted(log_probabilities=_built_in(p))),
-    "confidence": lambda p: FixedVote(p.n, most_confident(_real(p, "keep"))),
-    "early_stopping": lambda p: EarlyStopping(p.n, _whole(p, "window")),
-    "adaptive": lambda p: Adaptive(p.n, _real(p, "threshold"), _whole(p, "in_flight")),
-    "agreement": lambda p: Agreement(p.n, _whole(p, "agree"), _whole(p, "in_flight")),
-    "first_finish": lambda p: FirstFinish(p.n, _whole(p, "first")),
+_CHOICES: dict[str, Callable[[Policy], Choice]] = {
+    "best_of_n": lambda p: best_scored,
+    "weighted": lambda p: weighted(log_probabilities=_built_in(p)),
+    "confidence": lambda p: most_confident(_real(p, "keep")),
+}
+_CONTINUED: dict[str, Callable[[Policy], PolicyRun]] = {
     "budget_forcing": lambda p: BudgetForcing(p.n, _whole(p, "extend"), _text(p, "word")),
     "sequential": lambda p: Revision(p.n, _whole(p, "stable"), _text(p, "revise_prompt")),
     "beam": lambda p: BeamSearch(
@@ -55,4 +52,9 @@ _RUNS: dict[str, Callable[[Policy], PolicyRun]] = {
 def start(policy: Policy) -> PolicyRun:
     """Return the policy's state for one problem. Raises UsageError for impossible parameters."""
     whole = complete(policy)
-    return _RUNS[whole.method](whole)
+    if whole.spec.of_others:
+        raise UsageError(f"policy: {whole.method} is what others sent; choose another method")
+    if whole.stop is None:
+        return _CONTINUED[whole.method](whole)
+    choose = _CHOICES[whole.method](whole) if whole.method in _CHOICES else most_votes
+    return ParallelVote(whole.n, whole.stop, choose)

@@ -1,1 +1,1 @@
-"""What is read while an engine runs: steps, kernels, power."""
+"""What is read of the machine while an engine runs: power."""

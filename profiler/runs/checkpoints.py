@@ -44,7 +44,7 @@ def check_budgets(budgets: tuple[int, ...], samples: int, policy: Policy) -> Non
         raise UsageError(f"--budget-checkpoints must lie below the thinking budget, {own}")
     if policy.max_tokens is not None and max(budgets) >= policy.max_tokens:
         raise UsageError(f"--budget-checkpoints must lie below max_tokens, {policy.max_tokens}")
-    if policy.method == "beam":
+    if policy.spec.in_steps:
         raise UsageError("--budget-checkpoints need whole samples; beam draws steps of them")
 
 
@@ -194,7 +194,7 @@ class _Asked:
                 chat=self.workload.chat,
                 temperature=self.policy.temperature,
                 top_p=self.policy.top_p,
-                # The tokens that close the thought count, as they do for vLLM.
+                # The tokens that close the thought count, as they do for an engine's budget.
                 max_tokens=None if most is None else max(most - budget - end, 1),
                 continues=Continuation(
                     token_ids=(*thought.prompt, *thought.output[:budget]),

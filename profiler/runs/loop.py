@@ -81,7 +81,7 @@ class Run:
             self.recorder,
             workload=self.workload,
             policy=self.policy,
-            engine=self.engine.config,
+            engine=self.engine,
             run_id=self.run_id,
             keep_text=self.keep_text,
         )
@@ -199,7 +199,7 @@ class Run:
     def _room(self, base: Chain, append: str) -> int | None:
         """Return how many tokens may follow by max_tokens and the model's length."""
         most, longest = self.policy.max_tokens, self.engine.config.max_model_len
-        # The tokens that close a thought count, as they do where vLLM forces them.
+        # The tokens that close a thought count, as they do where the engine forces them.
         closing = len(self.engine.think_end_ids or (0,)) if append == THINK_END else 0
         limits = [None if most is None else most - base.spent - closing]
         if longest is not None and base.prompt is not None and base.tokens is not None:

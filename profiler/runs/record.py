@@ -15,7 +15,7 @@ from pathlib import Path
 
 import polars as pl
 
-from profiler.engines.interface import Engine
+from profiler.engines.interface import Engine, KernelSource, StepSource
 from profiler.probes.power import HZ, check_hz, watch_power
 from profiler.runs.checkpoints import Checkpoints, check_budgets
 from profiler.runs.lookup import NgramWhatIf
@@ -109,7 +109,7 @@ def record(
     report = progress or (lambda done, total: None)
     with RecordingWriter(folder, manifest) as writer:
         writer.add_source("events", ClockWatch().drain)
-        steps = _Steps(engine)
+        steps = _Steps(engine.steps)
         with watch_power(engine.config, writer, hz=power_hz), _all_of(probes, writer):
             recorder = RecordingSpanProcessor(writer.append)
             resource = {"tts.model": engine.config.model}
@@ -118,13 +118,12 @@ def record(
             writer.add_source("drafts", what_if.drain)
             scoring = None if chosen is None else ScoringThreads(chosen)
             try:
-                prepare = getattr(engine, "prepare", None)
-                if prepare is not None:
-                    prepare(top_logprobs=needs.top_logprobs)
-                if policy.thinking_token_budget is not None:
-                    _ = engine.thinking_budget  # a server is asked by a request
-                steps.watch(writer, telemetry)
-                _watch_kernels(engine, writer)
+                engine.prepare(
+                    top_logprobs=needs.top_logprobs,
+                    thinking_budget=policy.thinking_token_budget is not None,
+                )
+                steps.watch(engine.config.key(), writer, telemetry)
+                _watch_kernels(engine.kernels, writer)
                 Run(
                     workload=workload,
                     policy=policy,
@@ -146,9 +145,10 @@ def record(
                     scoring.close()
                 telemetry.close(hurry=isinstance(sys.exception(), KeyboardInterrupt))
                 what_if.finish()
-                _note_probe(engine, writer)
-                _note_kernels(engine, writer)
-                _note_engine(engine, writer)
+                _note_steps(engine.steps, writer)
+                _note_kernels(engine.kernels, writer)
+                for note in engine.notes:
+                    writer.event("note", note, engine=engine.config.key())
         if checkpoints is not None:
             cost = checkpoints.run(
                 engine, workload, policy, writer.append, keep_text=keep_text, progress=report
@@ -164,8 +164,8 @@ def record(
 
 def _models(engine: Engine) -> dict[str, ModelFacts]:
     """Return the facts of the model and of the one that drafts, where they are known."""
-    models = {engine.config.model: engine.model} if engine.model is not None else {}
-    draft: ModelFacts | None = getattr(engine, "draft_model", None)
+    models = {} if engine.model is None else {engine.config.model: engine.model}
+    draft = engine.draft_model
     return models if draft is None else models | {draft.name: draft}
 
 
@@ -213,22 +213,22 @@ def _check_effort(policy: Policy, workload: Workload, engine: Engine) -> None:
 
 @dataclass
 class _Steps:
-    """Drains the engine's step probe, if it has one, into the recording and the metrics.
+    """Drains an engine's steps into the recording and the metrics.
 
     What runs after `end` is no part of the timed run, and its steps are not kept.
     """
 
-    engine: Engine
+    source: StepSource | None
     kept: int | None = None  # steps, once the run has ended
 
-    def watch(self, writer: RecordingWriter, telemetry: Telemetry) -> None:
-        probe = getattr(self.engine, "probe", None)
-        if probe is None:
+    def watch(self, engine_key: str, writer: RecordingWriter, telemetry: Telemetry) -> None:
+        source = self.source
+        if source is None:
             return
-        probe.reset(self.engine.config.key())
+        source.reset(engine_key)
 
         def drain() -> pl.DataFrame:
-            steps: pl.DataFrame = probe.drain()
+            steps = source.drain()
             if self.kept is not None:
                 steps = steps.filter(pl.col("step") < self.kept)
             telemetry.observe_steps(steps)
@@ -237,41 +237,31 @@ class _Steps:
         writer.add_source("steps", drain)
 
     def end(self) -> None:
-        probe = getattr(self.engine, "probe", None)
-        self.kept = None if probe is None else probe.step
+        self.kept = None if self.source is None else self.source.step
 
 
-def _note_probe(engine: Engine, writer: RecordingWriter) -> None:
-    probe = getattr(engine, "probe", None)
-    if probe is None:
+def _note_steps(source: StepSource | None, writer: RecordingWriter) -> None:
+    if source is None:
         return
-    writer.update(probe_cost_us=probe.cost_us)
-    if probe.dropped:
-        writer.dropped("steps", probe.dropped)
-    if probe.failure:
-        writer.event("drop", probe.failure)
+    writer.update(probe_cost_us=source.cost_us)
+    if source.dropped:
+        writer.dropped("steps", source.dropped)
+    if source.failure:
+        writer.event("drop", source.failure)
 
 
-def _note_engine(engine: Engine, writer: RecordingWriter) -> None:
-    """Keep what a reader must know of the engine, such as a fault of it that was mended."""
-    for note in getattr(engine, "notes", ()):
-        writer.event("note", note, engine=engine.config.key())
-
-
-def _watch_kernels(engine: Engine, writer: RecordingWriter) -> None:
+def _watch_kernels(source: KernelSource | None, writer: RecordingWriter) -> None:
     """Have profiler windows, if the engine was started for them, read into the recording."""
-    windows = getattr(engine, "windows", None)
-    if windows is not None:
-        windows.reset()
-        writer.add_source("kernels", windows.drain)
-        writer.add_source("events", windows.events)
+    if source is not None:
+        source.reset()
+        writer.add_source("kernels", source.drain)
+        writer.add_source("events", source.events)
 
 
-def _note_kernels(engine: Engine, writer: RecordingWriter) -> None:
-    windows = getattr(engine, "windows", None)
-    if windows is None:
+def _note_kernels(source: KernelSource | None, writer: RecordingWriter) -> None:
+    if source is None:
         return
-    windows.finish()
-    writer.at_close(kernel_windows_cost=lambda: windows.cost_share)
-    if windows.failure:
-        writer.event("drop", windows.failure)
+    source.finish()
+    writer.at_close(kernel_windows_cost=lambda: source.cost_share)
+    if source.failure:
+        writer.event("drop", source.failure)

@@ -6,7 +6,7 @@ from typing import Any
 
 from opentelemetry.trace import Span, Status, StatusCode, set_span_in_context
 
-from profiler.engines.interface import THINK_END, SampleResult
+from profiler.engines.interface import THINK_END, Engine, SampleResult
 from profiler.policies.interface import Draw
 from profiler.runs.flight import Flight, Sent
 from profiler.runs.telemetry import Telemetry
@@ -14,7 +14,6 @@ from profiler.workload.problems import Problem, Workload
 from traces.clock import now_ns
 from traces.recording import spans as names
 from traces.recording.spans import RecordingSpanProcessor
-from traces.schema.engine import EngineConfig
 from traces.schema.policy import Policy
 
 _MEASURED = (
@@ -44,18 +43,18 @@ class RunSpans:
         *,
         workload: Workload,
         policy: Policy,
-        engine: EngineConfig,
+        engine: Engine,
         run_id: str,
         keep_text: bool,
     ) -> None:
         self._tracer, self._recorder, self._keep_text = telemetry.tracer, recorder, keep_text
         self._workload = workload
-        self._engine_key, self._policy_key = engine.key(), policy.key()
+        self._engine_key, self._policy_key = engine.config.key(), policy.key()
         self._keys = {names.ENGINE_KEY: self._engine_key, names.POLICY_KEY: self._policy_key}
         self._request: dict[str, Any] = {
             names.GEN_AI_OPERATION: "chat" if workload.chat else "text_completion",
-            names.GEN_AI_PROVIDER: "vllm",
-            names.GEN_AI_MODEL: engine.model,
+            names.GEN_AI_PROVIDER: engine.provider,
+            names.GEN_AI_MODEL: engine.config.model,
             names.GEN_AI_TEMPERATURE: policy.temperature,
             names.GEN_AI_TOP_P: policy.top_p,
         }

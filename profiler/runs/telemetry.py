@@ -45,7 +45,8 @@ BATCH_BOUNDS = (
 class _UnseededIds(IdGenerator):
     """Ids from the system's entropy.
 
-    vLLM seeds `random`, which the SDK's own generator reads: every run would have the same ids.
+    An engine may seed `random`, from which the SDK's own generator draws: every run would have the
+    same ids.
     """
 
     def generate_span_id(self) -> int:

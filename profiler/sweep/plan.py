@@ -29,7 +29,7 @@ from typing import Any
 
 import yaml
 
-from profiler.engines.start import EngineOptions
+from profiler.engines.options import EngineOptions
 from profiler.probes.power import HZ, check_hz
 from profiler.workload.verifiers import NAMES as VERIFIERS
 from traces.clock import now_ns

@@ -12,9 +12,6 @@ from typing import Any
 from traces.errors import UsageError
 from traces.schema.policy import Policy
 
-# Their requests go on from earlier ones, so that an index says nothing about a length.
-_CONTINUED = ("budget_forcing", "sequential", "beam")
-
 Lengths = int | tuple[int, ...]
 
 
@@ -52,7 +49,7 @@ def check_lengths(
     """
     for problem_id, lengths in given:
         where = f"problem {problem_id}: output_tokens"
-        if policy.method in _CONTINUED:
+        if policy.stop is None:
             raise UsageError(
                 f"{where} cannot be kept by {policy.method}, whose requests go on from earlier "
                 "ones; use another --method"

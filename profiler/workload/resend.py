@@ -20,8 +20,6 @@ from traces.recording.reader import Recording
 from traces.schema.engine import EngineConfig
 from traces.schema.policy import Policy
 
-METHODS = ("greedy", "majority", "best_of_n", "weighted", "confidence")
-
 
 @dataclass(frozen=True, kw_only=True)
 class Resent:
@@ -52,7 +50,7 @@ def pose_again(
     the prompts cannot be had or are others, and for policies whose requests depend on answers,
     which samples of a given length do not have.
     """
-    if policy.method not in METHODS:
+    if not policy.all_samples_end:
         raise UsageError(
             f"--against: {policy.method} decides by answers, and samples of the recorded lengths "
             "have others; set policy.method=majority"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from advisor.evidence.features import FEATURES, HOST_WORK, INDEX
+from advisor.evidence.features import HOST_WORK, ZERO, Features
 from advisor.evidence.runs import Load, Sample, verify_steps
 from advisor.replay.limits import Limits
 from tests.advisor.replay.replay_twin import naive_replay
@@ -61,19 +61,20 @@ def engine_of(model: str = "small", **changes) -> EngineConfig:
 def law_of(engine: EngineConfig, host=None) -> np.ndarray:
     """Seconds per feature: 1 ms and the weights, 20 us a request, 2 TFLOP/s, 40 GB/s of KV."""
     facts, tp = FACTS[engine.model], engine.tensor_parallel_size
-    law = dict.fromkeys(FEATURES, 0.0)
-    law["step"] = 1e-3 * tp**0.5 + facts.weight_bytes / 40e9 / tp
-    law["prefill_step"] = 5e-4
-    law["requests"] = 2e-5
-    law["tokens"] = 1e-6 + facts.matmul_flops(1) / 2e12 / tp
-    law["kv_tokens"] = facts.kv_bytes_per_token / 40e9 / tp
-    law["query_context"] = facts.attention_flops(1) / 2e12 / tp
+    law = ZERO._replace(
+        step=1e-3 * tp**0.5 + facts.weight_bytes / 40e9 / tp,
+        prefill_step=5e-4,
+        requests=2e-5,
+        tokens=1e-6 + facts.matmul_flops(1) / 2e12 / tp,
+        kv_tokens=facts.kv_bytes_per_token / 40e9 / tp,
+        query_context=facts.attention_flops(1) / 2e12 / tp,
+        **dict(zip(HOST_WORK, host or (), strict=False)),
+    )
     if engine.speculative is not None:
         k = engine.speculative.num_speculative_tokens
         pace = k / 3 if engine.speculative.method == "draft_model" else 1.0
-        law["draft_step"], law["draft_requests"] = 4e-4 * pace, 1e-5 * pace
-    law.update(zip(HOST_WORK, host or (), strict=False))
-    return np.array([law[name] for name in FEATURES])
+        law = law._replace(draft_step=4e-4 * pace, draft_requests=1e-5 * pace)
+    return np.array(law)
 
 
 def record(
@@ -211,8 +212,8 @@ def _counted(tokens: int, seed: int) -> list[dict]:
 def _draft_ns(engine: EngineConfig, decodes: int) -> int | None:
     if engine.speculative is None or not decodes:
         return None
-    law = law_of(engine)
-    return _ns(law[INDEX["draft_step"]] + decodes * law[INDEX["draft_requests"]])
+    law = Features(*law_of(engine))
+    return _ns(law.draft_step + decodes * law.draft_requests)
 
 
 def _ns(seconds: float) -> int:

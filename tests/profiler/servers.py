@@ -11,7 +11,7 @@ from pathlib import Path
 
 import httpx
 
-from profiler.engines.start import model_path
+from profiler.engines.options import model_path
 from tests.profiler.warm import Warm
 
 ROOT = Path(__file__).parent.parent.parent

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import polars as pl
 
-from profiler.engines.interface import SampleResult
+from profiler.engines.interface import Engine, SampleResult
 from traces.clock import now_ns
 from traces.recording.tables import TABLES
 from traces.schema.engine import EngineConfig, ModelFacts
@@ -54,7 +54,7 @@ class StubProbe:
 THINK_END = 4  # its token id
 
 
-class StubEngine:
+class StubEngine(Engine):
     """See `profiler.engines.interface.Engine`.
 
     `answers(request_id)` gives a sample's completion text, thought and answer; a request that
@@ -63,6 +63,8 @@ class StubEngine:
     `ledger`, a file descriptor, each step is written there at once: step number and time. Unless
     it `keeps_lengths`, a fixed length is ignored, as by a server that does not know ignore_eos.
     """
+
+    provider = "stub"
 
     def __init__(
         self,
@@ -79,8 +81,8 @@ class StubEngine:
         self.model = MODEL
         self.chat_template = None
         self.think_end_ids = (THINK_END,)
-        self.thinking_budget = native
-        self.probe = StubProbe()
+        self.native = native
+        self.steps = self.probe = StubProbe()
         self.step_s, self.ledger, self.fail = step_s, ledger, fail
         self.answers = answers or (lambda request_id: "thought</think>12")
         self.lengths, self.keeps_lengths = lengths, keeps_lengths
@@ -88,9 +90,13 @@ class StubEngine:
         self.cancelled = []
         self.submitted = []
         self.tokens_made = 0
-        self.steps = itertools.count()
+        self.numbers = itertools.count()
         self.random = random.Random(0)
         self.closed = False
+
+    @property
+    def thinking_budget(self):
+        return self.native
 
     def submit(self, request):
         assert request.request_id not in self.live
@@ -112,7 +118,7 @@ class StubEngine:
         begun = time.monotonic_ns()
         if self.step_s:
             time.sleep(self.step_s)
-        step, batch = next(self.steps), len(self.live)
+        step, batch = next(self.numbers), len(self.live)
         wall = time.monotonic_ns() - begun
         row = {
             "engine": self.probe.engine,

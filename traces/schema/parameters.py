@@ -1,7 +1,7 @@
-"""The parameters of policies: names, defaults and limits; what a policy needs of its engine.
+"""Policies made from what was given, and what they need of an engine.
 
-They travel in `Policy.rule` as sorted pairs of name and value. `make_policy` checks them and fills
-in the defaults, so that a recording says all of its policy.
+Parameters are kept in `Policy.rule` as sorted pairs of name and value. `make_policy` checks them
+and fills in the defaults, so that a recording says all of its policy.
 """
 
 from __future__ import annotations
@@ -13,171 +13,15 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from traces.errors import UsageError
+from traces.schema.methods import (
+    CONFIDENCE_TOP,
+    CONFIDENCE_WINDOW,
+    METHODS,
+    PARAMETER,
+    PARAMETERS,
+    Value,
+)
 from traces.schema.policy import Policy
-
-Value = float | str
-CONFIDENCE_TOP = 20  # log-probabilities per token that a confidence is made of; vLLM's limit
-CONFIDENCE_WINDOW = 2048
-REVISE = (
-    "{prompt}\n\nAn earlier attempt ended with the answer: {answer}\n"
-    "Check it, correct it where it is wrong, and give the final answer."
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Parameter:
-    """A parameter of methods; numbers lie in [low, high], and `help` describes its option."""
-
-    name: str
-    methods: tuple[str, ...]
-    default: Value | None
-    help: str
-    whole: bool = False
-    low: float = 1
-    high: float = float("inf")
-
-    @property
-    def kind(self) -> type:
-        """The type of its values as they are given."""
-        if isinstance(self.default, str) or self.name == "scorer":
-            return str
-        return int if self.whole else float
-
-    def check(self, value: Any) -> Value:
-        """Return the value in its type. Raises UsageError in one line."""
-        if self.kind is str:
-            if not isinstance(value, str) or not value:
-                raise UsageError(f"policy: {self.name} must be a text that is not empty")
-            return value
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or not self.low <= value <= self.high or (self.whole and value % 1):
-            kind = "a whole number" if self.whole else "a number"
-            most = "" if self.high == float("inf") else f" and at most {self.high:g}"
-            raise UsageError(
-                f"policy: {self.name} must be {kind} of at least {self.low:g}{most}, not {value!r}"
-            )
-        return float(value)
-
-
-_SCORED = ("best_of_n", "weighted", "beam")
-PARAMETERS = (
-    Parameter(
-        name="window",
-        help="early_stopping: samples of a window (4).",
-        methods=("early_stopping",),
-        default=4.0,
-        whole=True,
-        low=2,
-    ),
-    Parameter(
-        name="threshold",
-        help="adaptive: how sure the majority must be (0.95).",
-        methods=("adaptive",),
-        default=0.95,
-        low=0.5,
-        high=1.0,
-    ),
-    Parameter(
-        name="in_flight",
-        help="adaptive, agreement: samples of a problem at a time (n).",
-        methods=("adaptive", "agreement"),
-        default=None,
-        whole=True,
-    ),
-    Parameter(
-        name="agree",
-        help="agreement: equal answers that decide (over half of n).",
-        methods=("agreement",),
-        default=None,
-        whole=True,
-    ),
-    Parameter(
-        name="first",
-        help="first_finish: how many answers decide (half of n).",
-        methods=("first_finish",),
-        default=None,
-        whole=True,
-    ),
-    Parameter(
-        name="keep",
-        help="confidence: share of the samples that votes (0.9).",
-        methods=("confidence",),
-        default=0.9,
-        low=0.01,
-        high=1.0,
-    ),
-    Parameter(
-        name="confidence_window",
-        help="confidence: tokens of the sliding window (2048).",
-        methods=("confidence",),
-        default=float(CONFIDENCE_WINDOW),
-        whole=True,
-    ),
-    Parameter(
-        name="scorer",
-        help="best_of_n, weighted, beam: URL of a reward model (log-probability).",
-        methods=_SCORED,
-        default=None,
-    ),
-    Parameter(
-        name="extend",
-        help="budget_forcing: how often thought is reopened (1).",
-        methods=("budget_forcing",),
-        default=1.0,
-        whole=True,
-        high=64,
-    ),
-    Parameter(
-        name="word",
-        help="budget_forcing: what reopens a thought (Wait).",
-        methods=("budget_forcing",),
-        default="Wait",
-    ),
-    Parameter(
-        name="stable",
-        help="sequential: equal answers that end it, 0: never (2).",
-        methods=("sequential",),
-        default=2.0,
-        whole=True,
-        low=0,
-    ),
-    Parameter(
-        name="revise_prompt",
-        help="sequential: with {prompt}, {answer} and {thought}.",
-        methods=("sequential",),
-        default=REVISE,
-    ),
-    Parameter(
-        name="width",
-        help="beam: thoughts kept at each step (root of n).",
-        methods=("beam",),
-        default=None,
-        whole=True,
-    ),
-    Parameter(
-        name="depth",
-        help="beam: steps at most (8).",
-        methods=("beam",),
-        default=8.0,
-        whole=True,
-        low=2,
-        high=1000,
-    ),
-    Parameter(
-        name="step_stop",
-        help="beam: text that ends a step (an empty line).",
-        methods=("beam",),
-        default="\n\n",
-    ),
-    Parameter(
-        name="step_tokens",
-        help="beam: tokens of a step at most (256).",
-        methods=("beam",),
-        default=256.0,
-        whole=True,
-    ),
-)
-_BY_NAME = {parameter.name: parameter for parameter in PARAMETERS}
 
 
 def meant(name: str, known: Sequence[str]) -> str:
@@ -193,11 +37,11 @@ def make_policy(given: Mapping[str, Any]) -> Policy:
     """
     own = {field.name for field in fields(Policy)}
     said = {name: value for name, value in given.items() if value is not None}
-    if unknown := said.keys() - own - _BY_NAME.keys():
-        name, known = sorted(unknown)[0], [*sorted(own), *_BY_NAME]
+    if unknown := said.keys() - own - PARAMETER.keys():
+        name, known = sorted(unknown)[0], [*sorted(own), *PARAMETER]
         raise UsageError(f"no Policy field {name!r}; {meant(name, known)}")
     policy = Policy.from_json({name: value for name, value in said.items() if name in own})
-    chosen = {name: value for name, value in said.items() if name in _BY_NAME}
+    chosen = {name: value for name, value in said.items() if name in PARAMETER}
     return complete(replace(policy, rule=tuple((dict(policy.rule) | chosen).items())))
 
 
@@ -209,11 +53,11 @@ def lowered(policy: Policy, n: int) -> dict[str, Value]:
     """
     rule = dict(policy.rule)
     for name, value in rule.items():
-        parameter = _BY_NAME.get(name)
+        parameter = PARAMETER.get(name)
         if parameter is None or isinstance(value, str) or n >= policy.n or n < 1:
             continue
-        if value == _default(parameter, policy.n):
-            new = _default(parameter, n)
+        if value == parameter.default_at(policy.n):
+            new = parameter.default_at(n)
             rule[name] = value if new is None else new
         elif name == "in_flight":
             rule[name] = min(value, float(n))
@@ -226,44 +70,26 @@ def complete(policy: Policy) -> Policy:
     Raises UsageError in one line.
     """
     given = dict(policy.rule)
+    names = policy.spec.parameters
     for name in given:
-        parameter = _BY_NAME.get(name)
-        if parameter is None:
-            raise UsageError(f"policy: no parameter {name!r}; one of {', '.join(_BY_NAME)}")
-        if policy.method not in parameter.methods:
-            raise UsageError(
-                f"policy: {name} is for {', '.join(parameter.methods)}, not {policy.method}"
-            )
-    rule = {
-        parameter.name: parameter.check(given.get(parameter.name, default))
-        for parameter in PARAMETERS
-        if (
-            policy.method in parameter.methods
-            and (default := _default(parameter, policy.n)) is not None
-        )
-        or parameter.name in given
-    }
+        if name not in PARAMETER:
+            raise UsageError(f"policy: no parameter {name!r}; one of {', '.join(PARAMETER)}")
+        if name not in names:
+            takers = ", ".join(each.name for each in METHODS.values() if name in each.parameters)
+            raise UsageError(f"policy: {name} is for {takers}, not {policy.method}")
+    rule: dict[str, Value] = {}
+    for parameter in PARAMETERS:
+        if parameter.name in names:
+            value = given.get(parameter.name, parameter.default_at(policy.n))
+            if value is not None:
+                rule[parameter.name] = parameter.check(value)
     made = replace(policy, rule=tuple(sorted(rule.items())))
     _check_together(made)
     return made
 
 
-def _default(parameter: Parameter, n: int) -> Value | None:
-    """Return the default, of some parameters a matter of n."""
-    by_n = {
-        "in_flight": n,
-        "agree": n // 2 + 1,
-        "first": (n + 1) // 2,
-        "width": round(n**0.5),
-        "window": min(4, n),
-    }
-    if parameter.name in by_n:
-        return float(by_n[parameter.name])
-    return parameter.default
-
-
 def _check_together(policy: Policy) -> None:
-    for name in ("window", "in_flight", "agree", "first", "width"):
+    for name in (each.name for each in PARAMETERS if each.at_most_n):
         value = number(policy, name)
         if value is not None and value > policy.n:
             raise UsageError(
@@ -272,9 +98,10 @@ def _check_together(policy: Policy) -> None:
     template = text(policy, "revise_prompt")
     if template is not None and "{prompt}" not in template:
         raise UsageError("policy: revise_prompt must contain {prompt}, the question itself")
-    if policy.method == "beam" and policy.thinking_token_budget is not None:
+    if policy.spec.in_steps and policy.thinking_token_budget is not None:
         raise UsageError(
-            "policy: beam bounds its thoughts by depth and step_tokens; leave out the budget"
+            f"policy: {policy.method} bounds its thoughts by depth and step_tokens; "
+            "leave out the budget"
         )
     scorer = text(policy, "scorer")
     if scorer is not None and "://" in scorer:
@@ -304,9 +131,7 @@ def text(policy: Policy, name: str) -> str | None:
 
 def most_requests(policy: Policy) -> int:
     """Return how many requests a policy makes for a problem at most, forced answers apart."""
-    if policy.method == "budget_forcing":
-        return policy.n * (1 + (number(policy, "extend") or 0))
-    return policy.n * (number(policy, "depth") or 1)
+    return policy.n * (1 + (number(policy, "extend") or 0)) * (number(policy, "depth") or 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -325,11 +150,11 @@ class Needs:
 def needs_of(policy: Policy, *, logprobs: bool = False) -> Needs:
     """Return what to ask of the engine; `logprobs` asks for log-probabilities of any policy."""
     window = number(policy, "confidence_window") or (CONFIDENCE_WINDOW if logprobs else None)
-    scored = policy.method in _SCORED
+    scored = "scorer" in policy.spec.parameters
     built_in = scored and text(policy, "scorer") is None
     return Needs(
         top_logprobs=CONFIDENCE_TOP if window is not None else 0 if built_in else None,
         confidence_window=window,
-        token_ids=policy.method in {"budget_forcing", "beam"},
+        token_ids=policy.spec.continues,
         scores=scored,
     )

@@ -3,55 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 from traces.errors import UsageError
+from traces.schema.methods import METHODS, Method
 from traces.schema.record import Record
-
-Method = Literal[
-    "greedy",
-    "majority",
-    "best_of_n",
-    "weighted",
-    "confidence",
-    "early_stopping",
-    "adaptive",
-    "agreement",
-    "first_finish",
-    "budget_forcing",
-    "sequential",
-    "beam",
-    "as_sent",
-]
-
+from traces.schema.stop_rules import Stop
 
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
-
-# Method -> its short name, and the parameter that its label shows before n.
-_SHORT: dict[str, tuple[str, str | None]] = {
-    "majority": ("maj", None),
-    "best_of_n": ("best", None),
-    "confidence": ("conf", "keep"),
-    "early_stopping": ("esc", "window"),
-    "adaptive": ("asc", "threshold"),
-    "agreement": ("agree", "agree"),
-    "first_finish": ("first", "first"),
-    "budget_forcing": ("wait", "extend"),
-    "sequential": ("revise", None),
-    "beam": ("beam", "width"),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Policy(Record):
     """How many samples a problem gets, how they are drawn, and how the answer is chosen.
 
-    `rule` has the parameters of the method, by name; they are in traces/schema/parameters.py.
+    `method` and the names in `rule`, its parameters, are those of traces/schema/methods.py.
     `reasoning_effort` is vLLM's: the chat template makes of it what the model was trained on.
     `temperature` and `top_p` are None only in recordings made by others, which may not tell.
     """
 
-    method: Method = "greedy"
+    method: str = "greedy"
     n: int = 1
     thinking_token_budget: int | None = None
     reasoning_effort: str | None = None
@@ -61,10 +31,9 @@ class Policy(Record):
     rule: tuple[tuple[str, float | str], ...] = ()
 
     def __post_init__(self) -> None:
-        if self.method not in get_args(Method):
-            raise UsageError(
-                f"policy: no method {self.method!r}; one of {', '.join(get_args(Method))}"
-            )
+        if self.method not in METHODS:
+            known = ", ".join(name for name, each in METHODS.items() if not each.of_others)
+            raise UsageError(f"policy: no method {self.method!r}; one of {known}")
         if self.n < 1:
             raise UsageError(f"policy: n must be at least 1, not {self.n}")
         if self.method == "greedy" and self.n != 1:
@@ -83,15 +52,41 @@ class Policy(Record):
             if value is not None and value < 1:
                 raise UsageError(f"policy: {name} must be at least 1, not {value}")
 
+    @property
+    def spec(self) -> Method:
+        """What is known of its method."""
+        return METHODS[self.method]
+
+    @property
+    def all_samples_end(self) -> bool:
+        """Whether it waits for every sample, which makes the recorded ones a fair draw."""
+        return self.spec.all_samples_end
+
+    @property
+    def stops_early(self) -> bool:
+        """Whether it decides by a rule before every sample has ended."""
+        return self.spec.stops_early
+
+    @property
+    def stop(self) -> Stop | None:
+        """When a problem is decided, None where requests go on from earlier answers."""
+        if self.spec.rule is None:
+            return None
+        given = {name: value for name, value in self.rule if not isinstance(value, str)}
+        return Stop(
+            rule=self.spec.rule,
+            value=given[self.spec.decisive] if self.stops_early else 0.0,
+            drawn_first=int(given[self.spec.at_a_time]) if self.spec.at_a_time else 0,
+        )
+
     def label(self) -> str:
         """Return the short form shown in tables, such as `maj@16 128` or `esc 4/16 high`.
 
         One sample is called greedy where each of its tokens is the likeliest: at temperature 0.
         """
-        name, decisive = _SHORT.get(self.method, (self.method, None))
-        given = dict(self.rule).get(decisive or "")
-        if self.method == "as_sent":
-            label = "as sent"
+        name, given = self.spec.short, dict(self.rule).get(self.spec.decisive)
+        if self == AS_SENT:
+            label = name
         elif self.method == "greedy":
             drawn = "1 sample" if self.temperature is None else f"1 sample T={self.temperature:g}"
             label = name if self.temperature == 0 else drawn
@@ -109,15 +104,6 @@ class Policy(Record):
             f"{label} T={self.temperature:g}" if self.temperature and " T=" not in label else label
         )
 
-
-WHOLE = ("greedy", "majority")  # every sample ends
-STOPPING = ("early_stopping", "adaptive", "agreement", "first_finish")
-FIXED_N = (
-    "greedy",
-    "majority",
-    "best_of_n",
-    "as_sent",
-)  # every sample runs to its end: nothing is selected
 
 # What others sent to a server that was only watched: each problem has the samples that it had, and
 # neither how they were drawn nor how an answer was chosen is known.

@@ -52,7 +52,7 @@ from traces.summary.problems import (
     unanswered,
     voting_samples,
 )
-from traces.summary.votes import WHOLE, PolicyOutcome, policies_within
+from traces.summary.votes import PolicyOutcome, policies_within
 
 Spread = Mapping[str, Estimate | None]
 NOTHING: Spread = {"mean": None, "p50": None, "p95": None}
@@ -159,7 +159,7 @@ def _run(
     manifest = recording.manifest
     engine, policy = manifest.engines[engine_key], manifest.policies.get(policy_key)
     imported = None if policy is None else manifest.provenance.get("imported", {}).get("format")
-    votes = policy is not None and policy.method in WHOLE and policy.n > 1
+    votes = policy is not None and policy.all_samples_end and policy.n > 1
     steps = engine_steps(recording, engine_key)
     samples = samples_with_shares(recording, engine_key, policy_key)
     windows = engine_windows(recording, engine_key)
@@ -369,7 +369,8 @@ def _notes(
     if failed:
         notes.append(f"problems that ended without a decision (timed out or failed): {failed:,}")
     # Others' traffic is not read for answers, and a step of beam search has none.
-    asked = policy is not None and policy.method != "beam" and "imported" not in manifest.provenance
+    whole = policy is not None and not policy.spec.in_steps
+    asked = whole and "imported" not in manifest.provenance
     if asked and (text := unanswered(samples).text) is not None:
         notes.append(text)
     if lost is not None and lost.too_many:

@@ -22,8 +22,6 @@ from traces.schema.estimate import Estimate
 from traces.schema.record import Record
 from traces.statistics import Floats, column_means, mean
 
-WHOLE = ("majority", "best_of_n", "weighted", "confidence")  # they let every sample end
-
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyOutcome(Record):

@@ -36,14 +36,12 @@ def policy_words(policy: Policy | None) -> str:
         return "policy not known"
     if policy.method == "greedy":
         words = "one sample, greedy" if policy.temperature == 0 else "one sample"
-    elif policy.method == "majority":
-        words = "one sample" if policy.n == 1 else f"{policy.n} samples, majority vote"
-    elif policy.method == "agreement":
-        agree = dict(policy.rule).get("agree")
-        enough = f"{agree:g}" if isinstance(agree, int | float) else "enough"
-        words = f"up to {policy.n} samples until {enough} agree"
+    elif policy.n == 1 and policy.method == "majority":
+        words = "one sample"
     else:
-        words = f"up to {policy.n} samples, {policy.method.replace('_', ' ')}"
+        spec = policy.spec
+        template = spec.words or f"up to {{n}} samples, {policy.method.replace('_', ' ')}"
+        words = spec.describe(template, policy.n, dict(policy.rule))
     if policy.reasoning_effort is not None:
         words += f", {policy.reasoning_effort} reasoning effort"
     if policy.thinking_token_budget is not None:

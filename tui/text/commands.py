@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from advisor.advice.command import CpuBuild
-from profiler.engines.start import model_path
+from profiler.engines.options import model_path
 from traces.errors import UsageError
 
 _OWN = re.compile(r"\bttscope (?:record|sweep) .*")

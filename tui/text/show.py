@@ -21,6 +21,7 @@ from traces.live.watched import ONLY_WATCHED, only_watched
 from traces.recording.reader import Recording
 from traces.schema.engine import EngineConfig
 from traces.schema.estimate import Estimate
+from traces.schema.methods import METHODS
 from traces.schema.policy import AS_SENT, Policy
 from traces.statistics import mean
 from traces.summary.comparison import RUN_TO_RUN, Difference, Judged
@@ -437,7 +438,6 @@ def _percent_interval(found: Estimate) -> str:
 # `ttscope show --policies`: accuracy against tokens of policies that were never run.
 
 
-_SHORT = {"majority": "maj", "pass_at_k": "pass", "best_of_n": "best"}
 _VARIANTS = ("keep", "window", "threshold")  # a policy per value, one below the other
 _HOW = {
     "finish_order": "ended",
@@ -503,16 +503,17 @@ def best_lines(best: Comparison | None, *, width: int = 80) -> list[str]:
 def label(outcome: PolicyOutcome) -> str:
     """Return a policy in a few characters: maj@16, conf .5@16, esc 4/16, asc .95 1/16."""
     n, rule = outcome.n, outcome.rule
-    if outcome.method == "early_stopping":
-        return f"esc {rule['window']:g}/{n}"
-    if outcome.method == "adaptive":
-        return f"asc {rule['threshold']:g} {rule['in_flight']:g}/{n}".replace("0.", ".")
-    if outcome.method == "confidence":
-        return f"conf {rule['keep']:g}@{n}"
-    if outcome.method in ("agreement", "first_finish", "weighted") and rule:
-        name, value = next(iter(rule.items()))
-        return f"weighted@{n} settled" if name == "settled" else f"{name} {value:g}/{n}"
-    name = f"{_SHORT.get(outcome.method, outcome.method)}@{n}"
+    if outcome.method == "pass_at_k":
+        return f"pass@{n}"
+    spec = METHODS[outcome.method]
+    if "settled" in rule:
+        return f"{spec.short}@{n} settled"
+    if "threshold" in rule:  # judged with one sample in flight, and with all
+        return f"{spec.short} {rule['threshold']:g} {rule['in_flight']:g}/{n}".replace("0.", ".")
+    if spec.decisive in rule:
+        mark = "@" if spec.all_samples_end else "/"
+        return f"{spec.short} {rule[spec.decisive]:g}{mark}{n}"
+    name = f"{spec.short}@{n}"
     return name if outcome.budget_tokens is None else f"{name} think {outcome.budget_tokens}"
 
 

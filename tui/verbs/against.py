@@ -107,9 +107,9 @@ def run_against(
 
 
 def _connect(asked: EngineConfig, sending: Sending) -> ServerEngine:
+    from profiler.engines.options import model_path
     from profiler.engines.server.access import read_headers, read_key
     from profiler.engines.server.server import ServerEngine
-    from profiler.engines.start import model_path
 
     return ServerEngine(
         sending.url,

@@ -285,9 +285,9 @@ def _engine_of(
     deployment: Deployment, model: str | None, template: str | None, traces: set[str]
 ) -> Engine:
     """Return the deployment as an engine; one key for what the client and /metrics tell."""
+    from profiler.engines.options import read_template
     from profiler.engines.server.replicas import Replicas, together
     from profiler.engines.server.server import ServerEngine
-    from profiler.engines.start import read_template
 
     replicas, chat_template = deployment.replicas, read_template(template)
     configs = [replica.config for replica in replicas]

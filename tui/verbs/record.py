@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from profiler.engines.start import EngineOptions
+from profiler.engines.options import EngineOptions
 from traces.errors import UsageError
 from traces.recording.manifest import CheckpointCost, read_manifest
 from traces.schema.engine import Speculative

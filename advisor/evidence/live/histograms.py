@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from advisor.evidence.features import FEATURES, INDEX
+from advisor.evidence.features import ZERO, Features
 from advisor.evidence.runs import ProblemRun, Run, Sample
 from traces.live.numbers import (
     CACHED,
@@ -73,25 +73,30 @@ def mean_steps(window: Window, engine: EngineConfig) -> MeanSteps | None:
     each = [column[usable] / steps[usable] for column in (decoded, ended, computed)]
     decodes, prompts, prompt_tokens = each
     context = _context(window, engine, usable, decodes)
-    composition = np.zeros((int(usable.sum()), len(FEATURES)))
-    composition[:, INDEX["step"]] = 1.0
-    composition[:, INDEX["prefill_step"]] = np.minimum(prompts, 1.0)
-    composition[:, INDEX["requests"]] = decodes + prompts
-    composition[:, INDEX["prefill_requests"]] = prompts
-    composition[:, INDEX["tokens"]] = decodes + prompt_tokens
-    composition[:, INDEX["kv_tokens"]] = context + prompt_tokens
     length = prompt_tokens / np.maximum(prompts, 1e-9)
-    composition[:, INDEX["query_context"]] = context + prompt_tokens * (length + 1) / 2
-    if engine.speculative is not None:
-        composition[:, INDEX["draft_step"]] = 1.0
-        composition[:, INDEX["draft_requests"]] = decodes
-    bounds = np.array([composition.min(axis=0), composition.max(axis=0)])
+    drafting = float(engine.speculative is not None)
+    features = ZERO._replace(
+        step=1.0,
+        prefill_step=np.minimum(prompts, 1.0),
+        draft_step=drafting,
+        requests=decodes + prompts,
+        prefill_requests=prompts,
+        draft_requests=decodes * drafting,
+        tokens=decodes + prompt_tokens,
+        kv_tokens=context + prompt_tokens,
+        query_context=context + prompt_tokens * (length + 1) / 2,
+    )
+    composition = np.column_stack(np.broadcast_arrays(*features)).astype(float)
     most = float(np.nanmax(window.gauges[RUNNING]))
-    for name in ("requests", "prefill_requests"):
-        bounds[1, INDEX[name]] = max(bounds[1, INDEX[name]], most)
-    bounds[1, INDEX["prefill_step"]] = 1.0
-    longest = float(_means(window.histograms.get(PROMPT_LENGTH), 0.0)[1])
-    bounds[1, INDEX["tokens"]] = max(bounds[1, INDEX["tokens"]], most + longest)
+    longest = _mean_and_most(window.histograms.get(PROMPT_LENGTH))[1]
+    high = Features(*composition.max(axis=0))
+    high = high._replace(
+        prefill_step=1.0,
+        requests=max(high.requests, most),
+        prefill_requests=max(high.prefill_requests, most),
+        tokens=max(high.tokens, most + longest),
+    )
+    bounds = np.array([composition.min(axis=0), high])
     return MeanSteps(
         composition=composition,
         seconds=(gaps.sums[usable] / decoded[usable]),
@@ -116,22 +121,20 @@ def _context(
     if blocks is not None and engine.block_size is not None and np.isfinite(usage).any():
         held = np.nan_to_num((usage + np.append(usage[:1], usage[:-1])) / 2)
         return np.asarray(held[usable] * (blocks - 1) * engine.block_size)
-    prompt = _means(window.histograms.get(PROMPT_LENGTH), 0.0)[0]
-    output = _means(window.histograms.get(OUTPUT_LENGTH), 0.0)[0]
+    prompt = _mean_and_most(window.histograms.get(PROMPT_LENGTH))[0]
+    output = _mean_and_most(window.histograms.get(OUTPUT_LENGTH))[0]
     return decodes * (prompt + output / 2)
 
 
-def _means(histogram: Histogram | None, default: float) -> tuple[float, float]:
-    """Return the mean of what a histogram took in, and a bound of its largest."""
-    if histogram is None:
-        return default, default
-    count = float(histogram.counts.sum())
-    total = float(np.nansum(histogram.sums))
-    if not count:
-        return default, default
-    most = histogram.quantile(1.0, "tokens")
-    last = default if most is None else most.low if most.high is None else most.high
-    return total / count, float(last)
+def _mean_and_most(histogram: Histogram | None) -> tuple[float, float]:
+    """Return the mean of what a histogram took in and a bound of its largest; 0 for nothing."""
+    count = 0.0 if histogram is None else float(histogram.counts.sum())
+    if histogram is None or not count:
+        return 0.0, 0.0
+    largest = histogram.quantile(1.0, "tokens")
+    assert largest is not None
+    most = largest.low if largest.high is None else largest.high
+    return float(np.nansum(histogram.sums)) / count, float(most)
 
 
 def drawn_traffic(window: Window, engine: EngineConfig, recording: str, key: str) -> list[Run]:

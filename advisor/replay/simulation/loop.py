@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from advisor.compiled import compiled, inner, wide
 from advisor.replay.simulation.queues import longest, stop_waiting, wait
-from advisor.replay.simulation.requests import end, generated
+from advisor.replay.simulation.requests import end, generated, work_of
 from advisor.replay.simulation.scheduling import cut_short, owed, pass_steps, plan
 from advisor.replay.simulation.state import (
     CANCELLED,
@@ -20,17 +20,8 @@ from advisor.replay.simulation.state import (
     Rules,
     World,
 )
-from advisor.replay.simulation.stop_rules import (
-    ALL,
-    DECIDE,
-    DRAW,
-    GO_ON,
-    WINDOWS,
-    count_vote,
-    right_share,
-    verdict,
-)
 from advisor.step_time.cost import StepCost
+from traces.schema.stop_rules import ALL, DECIDE, DRAW, GO_ON, begin, take
 
 ROUND_ROBIN: Final = 0
 LEAST_OUTSTANDING: Final = 1
@@ -43,14 +34,14 @@ def run(  # noqa: PLR0912, PLR0915 - one loop, compiled once
     cost: StepCost,
     blocks: int,
     in_flight: int,
-    log: npt.NDArray[np.float64],
+    log: npt.NDArray[np.void],
 ) -> tuple[float, int]:
     """Replay all problems; return when the last was decided, and the number of leaps.
 
     Problems arrive at their `arrival`, ascending, or, with `in_flight`, so many at a time. One
     thread does what is to do between steps, in order: a problem is decided, and the next one
-    arrives, when what was before them is done. The first leaps are written into `log` [rows,
-    LOG_COLUMNS], as many as it has rows. Nothing is allocated, which is quicker to compile.
+    arrives, when what was before them is done. The first leaps are written into `log`, as
+    many as it has room for. Nothing is allocated, which is quicker to compile.
     """
     leaps = 0
     now = 0.0
@@ -62,8 +53,7 @@ def run(  # noqa: PLR0912, PLR0915 - one loop, compiled once
             if first_draw == last_draw:
                 p = world.problems[arrived]
                 p.arrival = now + owed(world, cost, at) if in_flight else now
-                first = rules.drawn_first or p.samples
-                p.wanted = min(first, p.samples)
+                begin(p, rules.drawn_first)
                 world.problems[last_draw % len(world.problems)].draw = arrived
                 last_draw += 1
                 arrived += 1
@@ -134,20 +124,14 @@ def _next_engine(world: World) -> int:
 
 
 @inner
-def _note(world: World, rules: Rules, e: int, row: npt.NDArray[np.float64]) -> None:
+def _note(world: World, rules: Rules, e: int, leap: Any) -> None:
     engine = world.engines[e]
-    row[0], row[1], row[2], row[3] = e, engine.begun, engine.due - engine.begun, engine.steps
-    row[4], row[5], row[6] = engine.prompts, engine.prompt_tokens, engine.prompt_read
-    row[7], row[8] = engine.prompt_query, engine.chunks
-    row[9] = engine.decodes + engine.drain_decodes
-    row[10] = engine.tokens + engine.drain_tokens
-    row[11] = engine.context + engine.drain_context
-    row[12] = engine.growth
-    row[13] = longest(world, e, rules.keep_longest)
-    row[14], row[15], row[16], row[17] = (
-        engine.running, engine.waiting, engine.used, engine.preemptions,
-    )  # fmt: skip
-    row[18] = engine.host
+    leap.engine, leap.begun, leap.steps = e, engine.begun, engine.steps
+    leap.seconds, leap.host = engine.due - engine.begun, engine.host
+    for place, value in enumerate(work_of(world, e)):
+        leap.work[place] = value
+    leap.growth, leap.longest = engine.growth, longest(world, e, rules.keep_longest)
+    leap.running, leap.waiting, leap.kv_blocks = engine.running, engine.waiting, engine.used
 
 
 @inner
@@ -191,18 +175,30 @@ def _count_ended(world: World, rules: Rules, cost: StepCost, s: int, now: float,
     if problem.decided == problem.decided:  # it ended in the step in which it was cancelled
         return GO_ON
     world.engines[at].sample_ends += 1
-    count_vote(world, p, s, rules.stop, rules.stop_value)
-    answer = verdict(world, p, rules.stop, rules.stop_value)
-    if answer == DRAW:
-        more = int(rules.stop_value) if rules.stop == WINDOWS else 1
-        problem.wanted = min(problem.wanted + more, problem.samples)
-    elif answer == DECIDE:
-        problem.decided_by, problem.right = s - problem.sample, right_share(world, p, rules.stop)
+    answer, tally = world.samples[s].answer, 0
+    if answer != NONE:
+        world.answers[answer].tally += 1
+        tally = world.answers[answer].tally
+    verdict = take(problem, rules.stop, rules.stop_value, s - problem.sample, answer, tally)
+    if verdict == DECIDE:
+        problem.decided_by, problem.right = s - problem.sample, _right_share(world, p)
         problem.wanted = problem.drawn  # what this step's ends asked for is not sent
         if rules.stop != ALL:
             _cancel_rest(world, rules, cost, p, now, at)
         problem.decided = now + owed(world, cost, at)
-    return answer
+    return verdict
+
+
+@inner
+def _right_share(world: World, p: int) -> float:
+    """Return the share of right answers among those that lead; 0 without any answer."""
+    problem = world.problems[p]
+    leaders = right = 0
+    for place in range(problem.answer, problem.answer + problem.answers):
+        if world.answers[place].tally == problem.first > 0:
+            leaders += 1
+            right += world.answers[place].right
+    return right / leaders if leaders else 0.0
 
 
 @inner

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from advisor.compiled import inner, wide
+from advisor.evidence.features import Work
 from advisor.replay.simulation.kv_cache import release
 from advisor.replay.simulation.queues import leave, push, remove
 from advisor.replay.simulation.state import CANCELLED, DECODE, DRAINING, ENDED, NONE, Rules, World
@@ -51,6 +52,21 @@ def stop_decoding(world: World, rules: Rules, e: int, s: int) -> int:
         world.problems[sample.problem].busy += (engine.per_token - sample.entry) * sample.forward
     sample.passed += done
     return sample.known + done * (sample.output - 1) // max(sample.verify, 1)
+
+
+@inner
+def work_of(world: World, e: int) -> Work[float]:
+    """Return what the engine's planned step computes, or the first of its steps."""
+    engine = world.engines[e]
+    return Work(
+        float(engine.prompts),
+        float(engine.prompt_tokens),
+        float(engine.decodes + engine.drain_decodes),
+        engine.tokens + engine.drain_tokens,
+        engine.prompt_read,
+        engine.context + engine.drain_context,
+        engine.prompt_query,
+    )
 
 
 @inner

@@ -16,6 +16,7 @@ from __future__ import annotations
 import numpy as np
 
 from advisor.compiled import inner, wide
+from advisor.evidence.features import Work
 from advisor.replay.simulation.kv_cache import (
     admit,
     draft_growth,
@@ -25,10 +26,20 @@ from advisor.replay.simulation.kv_cache import (
     take,
 )
 from advisor.replay.simulation.queues import longest, start, stop_waiting
-from advisor.replay.simulation.requests import begin_decoding, drain
+from advisor.replay.simulation.requests import begin_decoding, drain, work_of
 from advisor.replay.simulation.room import blocks_are_kept, drafted_steps, make_room
 from advisor.replay.simulation.state import NONE, PREFILL, Rules, World
-from advisor.step_time.cost import StepCost, chunk_seconds, host_seconds, leap_seconds, step_seconds
+from advisor.step_time.cost import (
+    PROBLEM_STARTS,
+    SAMPLE_ENDS,
+    SAMPLE_STARTS,
+    StepCost,
+    chunk_seconds,
+    host_seconds,
+    mean_work,
+    step_features,
+    steps_seconds,
+)
 
 
 @inner
@@ -82,9 +93,9 @@ def _begin_host_work(world: World, e: int) -> None:
     """Count the work before a step, if it is part of its time; none is left to do."""
     engine, totals = world.engines[e], world.totals
     if not engine.empty:
-        totals[9] += engine.problem_starts
-        totals[10] += engine.sample_starts
-        totals[11] += engine.sample_ends
+        totals[PROBLEM_STARTS] += engine.problem_starts
+        totals[SAMPLE_STARTS] += engine.sample_starts
+        totals[SAMPLE_ENDS] += engine.sample_ends
     engine.problem_starts = engine.sample_starts = engine.sample_ends = engine.empty = 0
 
 
@@ -95,26 +106,9 @@ def seconds_of(world: World, rules: Rules, cost: StepCost, e: int, steps: int) -
     The work before the first of them is in it.
     """
     engine = world.engines[e]
-    decodes = engine.decodes + engine.drain_decodes
-    tokens = engine.tokens + engine.drain_tokens
-    context = engine.context + engine.drain_context
     most = longest(world, e, rules.keep_longest)
-    if engine.prompts == 0:
-        return engine.host + leap_seconds(
-            cost, steps, decodes, tokens, context, engine.growth, most, 1.0, rules.speculative
-        )
-    return engine.host + step_seconds(
-        cost,
-        engine.prompts,
-        engine.prompt_tokens,
-        engine.prompt_read,
-        engine.prompt_query,
-        engine.chunks,
-        decodes,
-        tokens,
-        context,
-        most,
-        rules.speculative,
+    return engine.host + steps_seconds(
+        cost, work_of(world, e), steps, engine.growth, most, 1.0, engine.chunks, rules.speculative
     )
 
 
@@ -142,19 +136,18 @@ def cut_short(world: World, rules: Rules, cost: StepCost, e: int, time: float, m
 def pass_steps(world: World, rules: Rules, cost: StepCost, e: int) -> None:
     """Let the planned steps pass: time, tokens, blocks. Ends of samples are left to the caller."""
     engine = world.engines[e]
-    steps, decodes = engine.steps, engine.decodes + engine.drain_decodes
-    tokens, context = engine.tokens + engine.drain_tokens, engine.context + engine.drain_context
+    steps, work = engine.steps, work_of(world, e)
     seconds = engine.due - engine.begun
     engine.last_begun = engine.begun
     if rules.asynchronous and steps > 1:
         engine.last_begun += seconds_of(world, rules, cost, e, steps - 1)
     if steps > 1 and not rules.speculative:
         take(world, e, growth_of(world, rules, e, steps - 1, wide(1)))
-    _count(world, rules, e, steps, decodes, tokens, context)
-    each = seconds / (steps * tokens + engine.prompt_tokens)
+    _count(world, rules, work, steps, engine.growth)
+    each = seconds / (steps * work.decode_tokens + work.prefill_tokens)
     engine.busy += seconds
     engine.all_steps += steps
-    if decodes:
+    if work.decode_requests:
         engine.clock += steps
         engine.per_token += each * steps
         engine.context += engine.growth * steps
@@ -179,27 +172,16 @@ def pass_steps(world: World, rules: Rules, cost: StepCost, e: int) -> None:
 
 
 @inner
-def _count(
-    world: World, rules: Rules, e: int, steps: int, decodes: int, tokens: float, context: float
-) -> None:
-    """Add the steps to the totals of what all steps consisted of, and to the peaks."""
-    engine, totals = world.engines[e], world.totals
-    read = steps * context + engine.growth * (steps * (steps - 1) / 2)
-    totals[0] += steps
-    if engine.prompts:
-        totals[1] += 1
-        totals[4] += engine.prompts
-    if rules.speculative and decodes:
-        totals[2] += steps
-        totals[5] += steps * decodes
-    totals[3] += engine.prompts + steps * decodes
-    totals[6] += engine.prompt_tokens + steps * tokens
-    totals[7] += engine.prompt_read + read
-    totals[8] += engine.prompt_query + (read * tokens / decodes if decodes else 0.0)
-    totals[12] = max(totals[12], engine.prompts + decodes)
-    totals[13] = max(totals[13], engine.prompt_tokens + tokens)
-    last = context + engine.growth * (steps - 1)
-    totals[14] = max(totals[14], engine.prompt_read + last)
+def _count(world: World, rules: Rules, work: Work[float], steps: int, growth: float) -> None:
+    """Add steps, of which the first has this work, to the totals of all steps and to the peaks."""
+    features = step_features(mean_work(work, steps, growth), rules.speculative)
+    for place, value in enumerate(features):
+        world.totals[place] += steps * value
+    peak = world.peak[0]
+    peak.requests = max(peak.requests, features.requests)
+    peak.tokens = max(peak.tokens, features.tokens)
+    last = work.prefill_kv_tokens + work.decode_kv_tokens + growth * (steps - 1)
+    peak.kv_tokens = max(peak.kv_tokens, last)
 
 
 @inner

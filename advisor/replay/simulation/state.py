@@ -12,6 +12,9 @@ from typing import Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from advisor.evidence.features import Work
+from traces.schema.stop_rules import FIELDS
+
 # States of a sample.
 DRAWN_LATER: Final = 0
 WAITING: Final = 1
@@ -33,7 +36,6 @@ SAMPLE = np.dtype(
         ("forward", "f8"),  # tokens forwarded in each of these
         ("continues", "i4"),  # the sample whose blocks its prompt begins with, or NONE
         ("answer", "i4"),  # its place in `answers`, or NONE
-        ("weight", "f8"),  # of its vote
         ("by_length", "?"),  # its end is known ahead, so no step is spent on finding it
         # Where it is.
         ("engine", "i4"),
@@ -65,19 +67,12 @@ SAMPLE = np.dtype(
 PROBLEM = np.dtype(
     [
         ("sample", "i4"),  # its first
-        ("samples", "i4"),
+        *FIELDS,  # of the votes on it
         ("path", "i4"),  # its first segment in `path`
         ("segments", "i4"),
         ("answer", "i4"),  # its first place in `answers`
         ("answers", "i4"),
         ("drawn", "i4"),
-        ("wanted", "i4"),  # samples that are to be drawn by now
-        ("ended", "i4"),
-        ("votes", "i4"),
-        ("window_answer", "i4"),
-        ("window_ended", "i4"),
-        ("agreed", "i4"),
-        ("streak", "i4"),
         ("draw", "i4"),  # of a ring: the problem that stands here, with samples to be drawn
         ("decided_by", "i4"),
         ("arrival", "f8"),
@@ -155,7 +150,7 @@ NODE = np.dtype(
     align=True,
 )
 
-ANSWER = np.dtype([("tally", "f8"), ("right", "?")], align=True)
+ANSWER = np.dtype([("tally", "i4"), ("right", "?")], align=True)
 
 SLOT = np.dtype(
     [
@@ -168,26 +163,25 @@ SLOT = np.dtype(
     align=True,
 )
 
-LOG_COLUMNS: Final = (
-    "engine",
-    "begun",
-    "seconds",
-    "steps",
-    "prefill_requests",
-    "prefill_tokens",
-    "prefill_kv_tokens",
-    "prefill_query_context",
-    "chunks",
-    "decode_requests",
-    "decode_tokens",
-    "decode_kv_tokens",
-    "growth",
-    "longest",
-    "running",
-    "waiting",
-    "kv_blocks",
-    "preempted",
-    "host",
+# The most that any step has.
+PEAK = np.dtype([("requests", "f8"), ("tokens", "f8"), ("kv_tokens", "f8")])
+
+# One leap: a step, or steps in which only decoding happens.
+LEAP = np.dtype(
+    [
+        ("engine", "i8"),
+        ("begun", "f8"),
+        ("seconds", "f8"),
+        ("steps", "i8"),
+        ("work", "f8", (len(Work._fields),)),  # of the first
+        ("growth", "f8"),
+        ("longest", "f8"),
+        ("running", "i8"),
+        ("waiting", "i8"),
+        ("kv_blocks", "i8"),
+        ("host", "f8"),
+    ],
+    align=True,
 )
 
 
@@ -202,7 +196,8 @@ class World(NamedTuple):
     answers: npt.NDArray[np.void]
     slots: npt.NDArray[np.void]  # [engines, slots]
     phases: npt.NDArray[np.int32]  # [engines, block_size] decoding samples by when they need one
-    totals: npt.NDArray[np.float64]  # [FEATURES + 3] sums over steps, then peaks
+    totals: npt.NDArray[np.float64]  # [FEATURES] summed over all steps
+    peak: npt.NDArray[np.void]  # [1]
 
 
 class Rules(NamedTuple):

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from advisor.evidence.features import FEATURES, INDEX, composition_matrix
+from advisor.evidence.features import FEATURES, Features, feature_matrix
 from advisor.evidence.gather import Evidence
 from advisor.evidence.keys import decoder_of, law_key, powers, without_limits
 from advisor.step_time.cost import StepCost
@@ -185,14 +185,14 @@ def _law(evidence: Evidence, engine: EngineConfig, choices: Choices, times: Prio
         return cost(asked.max_num_seqs, asked.max_num_batched_tokens)
 
     measured = domain(prior.operators)
-    high = np.full(len(FEATURES), np.inf)
-    high[INDEX["requests"]] = measured.batch
-    high[INDEX["tokens"]] = measured.tokens
+    high = Features(*[np.inf] * len(FEATURES))._replace(
+        requests=measured.batch, tokens=measured.tokens
+    )
     sigma = _sigma(times.found)
     return StepLaw(
         seconds=_linear(of, most, evidence),
         low=np.zeros(len(FEATURES)),
-        high=high,
+        high=np.array(high),
         sigma=sigma,
         sigma_outside=2 * sigma,
         runs=0 if times.found is None else len(times.found.recordings),
@@ -252,5 +252,5 @@ def _linear(
     plain = {name: TABLES["steps"][name] for name in COMPOSITION}
     steps = pl.DataFrame([dict.fromkeys(plain, 0) | row for row in rows], schema=plain)
     seconds = predicted_steps(cost(engine), steps)
-    composition = composition_matrix(steps, speculative=False)
+    composition = feature_matrix(steps, speculative=False)
     return non_negative_least_squares(composition / seconds[:, None], np.ones(len(seconds)))

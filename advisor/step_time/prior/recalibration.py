@@ -16,8 +16,15 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from advisor.compiled import compiled
-from advisor.step_time.cost import StepCost, chunk_seconds, step_seconds, table_cost
+from advisor.compiled import compiled, wide
+from advisor.evidence.features import Work
+from advisor.step_time.cost import (
+    StepCost,
+    chunk_seconds,
+    steps_seconds,
+    table_cost,
+    work_at,
+)
 from advisor.step_time.law import StepTimes
 from advisor.step_time.operators.tables import default_capture_sizes, domain
 from advisor.step_time.prior.prior import FAMILIES, PRIOR_MISSING, PRIOR_RULES, Prior, prior_of
@@ -301,21 +308,19 @@ def predicted_steps(cost: StepCost, steps: pl.DataFrame) -> Floats:
 
     The chunks of a step, of which the row has sums, are taken as equal.
     """
-    return _predicted(cost, steps.select(COMPOSITION).to_numpy().astype(float))
+    return _predicted(cost, steps.select(Work._fields).to_numpy().astype(float))
 
 
 @compiled
 def _predicted(cost: StepCost, rows: Floats) -> Floats:
-    """Return the seconds [steps] of rows [steps, COMPOSITION]."""
-    found = np.empty(len(rows))
-    for number in range(len(rows)):
-        row = rows[number]
-        prompts, tokens, decodes = int(row[0]), int(row[1]), int(row[2])
+    """Return the seconds [steps] of rows [steps, fields of `Work`]."""
+    seconds = np.empty(len(rows))
+    for place in range(len(rows)):
+        work = work_at(rows[place])
+        prompts, tokens = int(work.prefill_requests), int(work.prefill_tokens)
         chunks = 0.0
         if prompts:
-            before = max(int(row[4]) - tokens, 0) // prompts
+            before = max(int(work.prefill_kv_tokens) - tokens, 0) // prompts
             chunks = prompts * chunk_seconds(cost, max(tokens // prompts, 1), before)
-        found[number] = step_seconds(
-            cost, prompts, tokens, row[4], row[6], chunks, decodes, row[3], row[5], 0.0, False,
-        )  # fmt: skip
-    return found
+        seconds[place] = steps_seconds(cost, work, wide(1), 0.0, 0.0, 0.0, chunks, False)
+    return seconds

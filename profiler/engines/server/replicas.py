@@ -9,10 +9,10 @@ import dataclasses
 import time
 from collections.abc import Sequence
 
-from profiler.engines.interface import SampleRequest, SampleResult
+from profiler.engines.interface import Engine, SampleRequest, SampleResult
 from profiler.engines.server.server import ServerEngine
 from traces.errors import UsageError
-from traces.schema.engine import EngineConfig, ModelFacts
+from traces.schema.engine import EngineConfig
 
 _LOOK_S = 0.002
 
@@ -37,7 +37,7 @@ def together(configs: Sequence[EngineConfig], urls: Sequence[str]) -> EngineConf
     )
 
 
-class Replicas:
+class Replicas(Engine):
     """An `Engine` over the engines of several servers (see the module)."""
 
     def __init__(self, engines: Sequence[ServerEngine], config: EngineConfig) -> None:
@@ -45,7 +45,8 @@ class Replicas:
         self._of_problem: dict[str, int] = {}
         self._of_request: dict[str, int] = {}
         self.config = config
-        self.model: ModelFacts | None = engines[0].model
+        self.provider = engines[0].provider
+        self.model = engines[0].model
         self.chat_template = engines[0].chat_template
         self.think_end_ids = engines[0].think_end_ids
 
@@ -53,6 +54,11 @@ class Replicas:
     def thinking_budget(self) -> bool:
         """Whether all of them keep thinking budgets."""
         return all(engine.thinking_budget for engine in self._engines)
+
+    def prepare(self, *, top_logprobs: int | None, thinking_budget: bool) -> None:
+        """Prepare all of them (see `Engine`)."""
+        for engine in self._engines:
+            engine.prepare(top_logprobs=top_logprobs, thinking_budget=thinking_budget)
 
     def submit(self, request: SampleRequest) -> None:
         """Send a sample to its problem's server (see `Engine`)."""

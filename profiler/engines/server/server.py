@@ -19,7 +19,13 @@ from typing import Any
 
 import httpx
 
-from profiler.engines.interface import THINK_END, THINK_START, SampleRequest, SampleResult
+from profiler.engines.interface import (
+    THINK_END,
+    THINK_START,
+    Engine,
+    SampleRequest,
+    SampleResult,
+)
 from profiler.engines.server.access import Access
 from profiler.engines.server.served import (
     PLAIN,
@@ -42,7 +48,7 @@ _NO_IDS = "no token ids"  # a chat cannot be continued without them
 _GIVE_UP_AFTER = 8  # requests in a row that found no server
 
 
-class ServerEngine:
+class ServerEngine(Engine):
     """An OpenAI-compatible server (see `Engine`).
 
     `url` is its base, with or without `/v1`; `model` names one of those it serves, by default
@@ -52,6 +58,8 @@ class ServerEngine:
     EngineError when nothing answers there, or it takes no such template, UsageError for a URL that
     is none or holds a password.
     """
+
+    provider = "vllm"
 
     def __init__(
         self,
@@ -139,6 +147,11 @@ class ServerEngine:
         ):
             return client.post("/v1/completions", json=body).status_code == 200
         return False
+
+    def prepare(self, *, top_logprobs: int | None, thinking_budget: bool) -> None:
+        """Find out whether the server keeps thinking budgets, where they are wanted."""
+        if thinking_budget:
+            _ = self.thinking_budget
 
     @staticmethod
     def _cache_config(client: httpx.Client) -> dict[str, Any]:

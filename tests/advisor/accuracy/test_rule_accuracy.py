@@ -6,11 +6,11 @@ from itertools import permutations
 import numpy as np
 import pytest
 
-from advisor.accuracy.finish_order import lead_is_safe
 from advisor.accuracy.subsets import decides_as_vote, expected_right
 from advisor.evidence.runs import Sample
 from advisor.search.policy_work import Drawn
-from traces.schema.policy import WHOLE, Policy
+from traces.schema.policy import Policy
+from traces.schema.stop_rules import lead_is_safe
 from traces.summary.votes import majority_curve
 
 
@@ -109,9 +109,9 @@ def test_windows_go_by_the_order_of_launch(monkeypatch):
 
 
 def test_more_than_half_decide_as_the_vote():
-    assert decides_as_vote(policy("agreement", 4, agree=3, in_flight=4))
-    assert not decides_as_vote(policy("agreement", 4, agree=2, in_flight=4))
-    assert not decides_as_vote(policy("first_finish", 4, first=3))
+    assert decides_as_vote(policy("agreement", 4, agree=3, in_flight=4).stop, 4)
+    assert not decides_as_vote(policy("agreement", 4, agree=2, in_flight=4).stop, 4)
+    assert not decides_as_vote(policy("first_finish", 4, first=3).stop, 4)
     rng = np.random.default_rng(3)
     for _ in range(20):
         answers = [str(rng.integers(3)) for _ in range(6)]
@@ -130,16 +130,12 @@ def test_nothing_that_parsed_is_never_right():
 def test_advice_takes_the_expectation_whatever_the_load_and_the_seed(advisor):
     """A rule that decides as the vote has the vote's accuracy, and no luck of its draws."""
     drawn, space = advisor.drawn, advisor.space
-    told = [kind for kind in space.kinds if decides_as_vote(kind.policy)]
+    told = [k for k in space.kinds if decides_as_vote(k.policy.stop, k.policy.n)]
     assert told
     for kind in told:
         vote = drawn.correctness(kind.pool, kind.policy)
         assert drawn.work(kind).right == pytest.approx(vote)
-    rows = [
-        row
-        for row in range(len(space.kind))
-        if decides_as_vote(space.kinds[space.kind[row]].policy)
-    ]
+    rows = [row for row in range(len(space.kind)) if space.kinds[space.kind[row]] in told]
     for row in rows[:: max(len(rows) // 4, 1)]:
         kind = space.kinds[space.kind[row]]
         vote = drawn.correctness(kind.pool, kind.policy)
@@ -151,7 +147,7 @@ def test_advice_takes_the_expectation_whatever_the_load_and_the_seed(advisor):
     others = {
         (k.pool.key, k.policy.n, k.policy.rule): k
         for k in space.kinds
-        if k.policy.method not in WHOLE and not decides_as_vote(k.policy)
+        if not decides_as_vote(k.policy.stop, k.policy.n)
     }
     assert others
     for kind in others.values():

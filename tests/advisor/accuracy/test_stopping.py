@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from advisor.accuracy.samples import read_samples
-from advisor.accuracy.stopping import RULES, StopRule, savings, stop_problem
+from advisor.accuracy.stopping import ALL_END, RULES, savings, stop_problem
 from tests.traces.synthetic import simulate, write_recording
 from traces.errors import RecordingError
 from traces.summary.run import summarise
@@ -29,7 +29,7 @@ def test_a_rule_ends_a_problem_when_it_says(run):
         assert found.lead + found.second <= found.ended
         assert found.certainty >= 0.9 or not found.early
         assert found.tokens <= problem.tokens.sum()
-        everything = stop_problem(problem, StopRule("never", lambda n: lambda tally: False))
+        everything = stop_problem(problem, ALL_END)
         assert everything.seconds == problem.finish_s.max()
         assert everything.tokens == pytest.approx(problem.tokens.sum())
         assert not everything.early

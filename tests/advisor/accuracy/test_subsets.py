@@ -5,10 +5,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from advisor.accuracy.finish_order import lead_is_safe
 from advisor.accuracy.subsets import RandomOrders, best_of_curve, order_count
 from tests.advisor.sampled import samples
+from traces.schema.stop_rules import SAFE, WINDOWS, Stop, lead_is_safe
 from traces.summary.votes import majority_curve
+
+PAIRS = Stop(rule=WINDOWS, value=2, drawn_first=2)
 
 ROWS = st.lists(
     st.tuples(
@@ -127,7 +129,7 @@ def windows_by_hand(answers, n, window):
 @pytest.mark.parametrize("answers", [["a", "a", "b", "a", "a", "a"], ["a", None, "b", "b", "a"]])
 def test_windows_are_the_mean_over_all_orders(answers):
     problem = samples(answers)
-    found = RandomOrders(problem, np.random.default_rng(0), 4000).windows(len(answers), 2)
+    found = RandomOrders(problem, np.random.default_rng(0), 4000).until(len(answers), PAIRS)
     exact = np.mean([windows_by_hand(o, len(o), 2) for o in permutations(answers)], axis=0)
     assert found.right == pytest.approx(exact[0], abs=0.03)
     assert found.tokens == pytest.approx(10 * exact[1], abs=0.6)
@@ -145,7 +147,9 @@ def one_by_one_by_hand(answers, threshold):
 def test_one_by_one_is_the_mean_over_all_orders():
     answers = ["a", "a", "b", "a", "a", None]
     problem = samples(answers)
-    found = RandomOrders(problem, np.random.default_rng(0), 4000).one_by_one(6, 0.85)
+    found = RandomOrders(problem, np.random.default_rng(0), 4000).until(
+        6, Stop(rule=SAFE, value=0.85, drawn_first=1)
+    )
     exact = np.mean([one_by_one_by_hand(list(o), 0.85) for o in permutations(answers)], axis=0)
     assert found.right == pytest.approx(exact[0], abs=0.03)
     assert found.tokens == pytest.approx(10 * exact[1], abs=0.8)
@@ -157,7 +161,7 @@ def test_a_problem_without_answers_is_wrong():
     orders = RandomOrders(problem, np.random.default_rng(0), 16)
     assert best_of_curve(problem, problem.logprob_mean).tolist() == [0.0, 0.0, 0.0]
     assert orders.weighted(2, problem.logprob_mean).right == 0.0
-    assert orders.windows(3, 2).right == 0.0
+    assert orders.until(3, PAIRS).right == 0.0
 
 
 def test_fewer_problems_get_more_orders():

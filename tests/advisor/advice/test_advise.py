@@ -228,7 +228,7 @@ def test_cost_is_device_seconds_at_the_price(advisor):
 
 def test_shares_of_device_time_sum_to_the_busy_time(advisor):
     for outcome in advisor.measures(None).outcomes:
-        busy = float(outcome.totals @ outcome.law.seconds)
+        busy = float(outcome.law.seconds @ outcome.totals)
         engine = outcome.candidate.engine
         shared = outcome.device_s.sum(axis=-1).mean() / engine.num_devices
         shared *= engine.data_parallel_size  # the replicas' steps are not of one engine

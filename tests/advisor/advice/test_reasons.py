@@ -76,7 +76,7 @@ def test_steps_times_their_length_are_the_latency(fresh):
     ]
     for steps, pick in zip(told, (answer.compute_optimal, answer.system_optimal), strict=True):
         outcome = measures.outcomes[row_of(measures, pick)]
-        step_s = outcome.totals @ outcome.law.seconds / outcome.totals[0]
+        step_s = outcome.law.seconds @ outcome.totals / outcome.totals.step
         assert steps * step_s == pytest.approx(outcome.latency_s.mean(), rel=0.01)
 
 

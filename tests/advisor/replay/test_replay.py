@@ -1,18 +1,20 @@
 import dataclasses
+from functools import partial
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from advisor.evidence.features import Features
 from advisor.evidence.runs import Load, Sample, verify_steps
 from advisor.replay.limits import Limits
-from advisor.replay.replay import Replicas, Stop, replay
-from advisor.replay.simulation.stop_rules import AGREE, FIRST, SAFE, WINDOWS
+from advisor.replay.replay import Replicas, replay
 from advisor.replay.workload import Workload
 from advisor.step_time.cost import linear_cost
-from profiler.policies.parallel import Adaptive, Agreement, EarlyStopping, FirstFinish
+from profiler.policies.parallel import ParallelVote
 from tests.advisor.replay.replay_twin import naive_replay
+from traces.schema.stop_rules import AGREE, FIRST, SAFE, WINDOWS, Stop
 
 COST = np.array([3e-3, 1e-3, 7e-4, 2e-5, 1e-4, 5e-5, 4e-6, 3e-8, 2e-9, 4e-4, 2e-4, 1e-4])
 
@@ -109,9 +111,7 @@ def keys_of_names(loads, tokens: int, size: int):
     return found
 
 
-def assert_twins(
-    loads, limits, *, arrivals=None, concurrency=None, stop=None, policy=None, tokens=None, **how
-):
+def assert_twins(loads, limits, *, arrivals=None, concurrency=None, stop=None, tokens=None, **how):
     """Compare with the naive twin; `tokens` is the size of the blocks that the loads name."""
     replicas = Replicas(**how) if how else None
     keys = None if tokens is None else keys_of_names(loads, tokens, limits.block_size)
@@ -131,7 +131,7 @@ def assert_twins(
         limits,
         arrivals=arrivals,
         concurrency=concurrency,
-        policy=policy,
+        policy=None if stop is None else partial(ParallelVote, stop=stop),
         keys=keys,
         **twin,
     )
@@ -147,7 +147,7 @@ def assert_twins(
     np.testing.assert_allclose(ours.totals @ COST, ours.busy_s, rtol=1e-9)
     np.testing.assert_array_equal(ours.generated_tokens, naive["generated"])
     np.testing.assert_array_equal(ours.cached_tokens, naive["cached"])
-    np.testing.assert_allclose(ours.log[:, 2].sum(), ours.busy_s, rtol=1e-9)
+    np.testing.assert_allclose(ours.log["seconds"].sum(), ours.busy_s, rtol=1e-9)
     return ours
 
 
@@ -168,24 +168,12 @@ REPLICAS = st.sampled_from(
     ]
 )
 STOPS = {
-    "none": lambda n: (None, None),
-    "first": lambda n: (
-        Stop(rule=FIRST, value=(n + 1) // 2),
-        lambda m: FirstFinish(m, (m + 1) // 2),
-    ),
-    "asc": lambda n: (
-        Stop(rule=SAFE, value=0.8, drawn_first=min(2, n)),
-        lambda m: Adaptive(m, 0.8, min(2, m)),
-    ),
-    "asc, all at once": lambda n: (Stop(rule=SAFE, value=0.7), lambda m: Adaptive(m, 0.7, m)),
-    "agree": lambda n: (
-        Stop(rule=AGREE, value=min(2, n), drawn_first=min(3, n)),
-        lambda m: Agreement(m, min(2, m), min(3, m)),
-    ),
-    "esc": lambda n: (
-        Stop(rule=WINDOWS, value=2, drawn_first=2),
-        lambda m: EarlyStopping(m, 2),
-    ),
+    "none": lambda n: None,
+    "first": lambda n: Stop(rule=FIRST, value=(n + 1) // 2),
+    "asc": lambda n: Stop(rule=SAFE, value=0.8, drawn_first=min(2, n)),
+    "asc, all at once": lambda n: Stop(rule=SAFE, value=0.7),
+    "agree": lambda n: Stop(rule=AGREE, value=min(2, n), drawn_first=min(3, n)),
+    "esc": lambda n: Stop(rule=WINDOWS, value=2, drawn_first=2),
 }
 
 
@@ -206,7 +194,7 @@ def test_the_replay_equals_its_naive_twin(seed, problems, n, limits, stop, how, 
         # Engines in lock-step end steps at the same time; then either order is right, so here they
         # must not touch each other.
         stop, rate = "none", rate or 3.0
-    rule, policy = STOPS[stop](n)
+    rule = STOPS[stop](n)
     arrivals = None
     if rate is not None:
         gaps = np.random.default_rng(seed).exponential(1 / rate, problems)
@@ -217,29 +205,19 @@ def test_the_replay_equals_its_naive_twin(seed, problems, n, limits, stop, how, 
         arrivals=arrivals,
         concurrency=concurrency,
         stop=rule,
-        policy=policy,
         **how,
     )
 
 
 def rule_of(name: str, value: int, in_flight: int):
-    """Return a rule of `STOPS` with its value, and how many samples it begins with."""
+    """Return a rule of `STOPS` with its value."""
     certain = (0.6, 0.8, 0.95)[value % 3]
     return {
-        "none": (None, None),
-        "first": (Stop(rule=FIRST, value=value), lambda m: FirstFinish(m, value)),
-        "asc": (
-            Stop(rule=SAFE, value=certain, drawn_first=in_flight),
-            lambda m: Adaptive(m, certain, in_flight),
-        ),
-        "agree": (
-            Stop(rule=AGREE, value=value, drawn_first=in_flight),
-            lambda m: Agreement(m, value, in_flight),
-        ),
-        "esc": (
-            Stop(rule=WINDOWS, value=value, drawn_first=value),
-            lambda m: EarlyStopping(m, value),
-        ),
+        "none": None,
+        "first": Stop(rule=FIRST, value=value),
+        "asc": Stop(rule=SAFE, value=certain, drawn_first=in_flight),
+        "agree": Stop(rule=AGREE, value=value, drawn_first=in_flight),
+        "esc": Stop(rule=WINDOWS, value=value, drawn_first=value),
     }[name]
 
 
@@ -266,14 +244,13 @@ def arrivals_of(problems: int, concurrency: int | None, bursts: int):
 def test_samples_that_end_together_equal_the_naive_twin(
     seed, problems, n, limits, name, value, in_flight, concurrency, bursts
 ):
-    rule, policy = rule_of(name, value, in_flight)
+    rule = rule_of(name, value, in_flight)
     assert_twins(
         lockstep_loads(seed, problems, n),
         Limits(block_size=8, **limits),
         arrivals=arrivals_of(problems, concurrency, bursts),
         concurrency=concurrency,
         stop=rule,
-        policy=policy,
     )
 
 
@@ -290,7 +267,7 @@ def test_engines_in_lockstep_decide_every_problem(
         linear_cost(COST),
         Limits(block_size=8, **limits),
         concurrency=concurrency,
-        stop=rule_of(name, value, in_flight)[0],
+        stop=rule_of(name, value, in_flight),
         replicas=Replicas(**how) if how else None,
     )
     assert np.isfinite(got.latency_s).all()
@@ -310,16 +287,16 @@ def test_equal_lengths_under_every_rule(name, in_flight, concurrency):
     answers = (None, "1", None, "2", None, "1", None, "2")
     samples = tuple(dataclasses.replace(plain(12), answer=each) for each in answers)
     loads = [Load(prompt_tokens=10, cached_tokens=0, samples=samples)] * 12
-    rule, policy = rule_of(name, 2, in_flight)
+    rule = rule_of(name, 2, in_flight)
     limits = Limits(block_size=8)
-    assert_twins(loads, limits, concurrency=concurrency, stop=rule, policy=policy)
+    assert_twins(loads, limits, concurrency=concurrency, stop=rule)
 
 
 def test_a_draw_is_not_sent_once_its_problem_is_decided():
     # Both end in one step: the first asks for a third sample, the second agrees with it.
     loads = [Load(prompt_tokens=10, cached_tokens=0, samples=(plain(5),) * 4)]
-    rule, policy = rule_of("agree", 2, 2)
-    got = assert_twins(loads, Limits(block_size=8), concurrency=1, stop=rule, policy=policy)
+    rule = rule_of("agree", 2, 2)
+    got = assert_twins(loads, Limits(block_size=8), concurrency=1, stop=rule)
     assert got.generated_tokens.tolist() == [5, 5, 0, 0]
 
 
@@ -407,7 +384,7 @@ def test_siblings_share_whole_blocks_of_the_prompt():
         Limits(block_size=32, max_num_batched_tokens=512),
         concurrency=1,
     )
-    assert got.totals[6] == 192
+    assert Features(*got.totals).tokens == 192
     assert got.steps == 1
 
 

@@ -1,6 +1,7 @@
 """What a step costs, for tests to call: functions that only compiled ones can call."""
 
 from advisor.compiled import compiled
+from advisor.evidence.features import Work
 from advisor.step_time import cost as step_cost
 
 
@@ -15,21 +16,30 @@ def chunk_seconds(cost, tokens, before):
 
 
 @compiled
+def _steps_seconds(cost, work, steps, growth, longest, longest_growth, chunks, speculative):
+    return step_cost.steps_seconds(
+        cost, work, steps, growth, longest, longest_growth, chunks, speculative
+    )
+
+
 def step_seconds(
     cost, prompts, prompt_tokens, prompt_read, prompt_query, chunks,
     decodes, decode_tokens, decode_context, longest, drafting,
 ):  # fmt: skip
-    return step_cost.step_seconds(
-        cost, prompts, prompt_tokens, prompt_read, prompt_query, chunks,
-        decodes, decode_tokens, decode_context, longest, drafting,
-    )  # fmt: skip
+    work = Work(
+        prefill_requests=float(prompts),
+        prefill_tokens=float(prompt_tokens),
+        decode_requests=float(decodes),
+        decode_tokens=float(decode_tokens),
+        prefill_kv_tokens=float(prompt_read),
+        decode_kv_tokens=float(decode_context),
+        prefill_query_context=float(prompt_query),
+    )
+    return _steps_seconds(cost, work, 1, 0.0, float(longest), 0.0, float(chunks), drafting)
 
 
-@compiled
 def leap_seconds(
     cost, steps, decodes, decode_tokens, decode_context, growth, longest, longest_growth, drafting
 ):
-    return step_cost.leap_seconds(
-        cost, steps, decodes, decode_tokens, decode_context, growth,
-        longest, longest_growth, drafting,
-    )  # fmt: skip
+    decoding = Work(0.0, 0.0, float(decodes), decode_tokens, 0.0, decode_context, 0.0)
+    return _steps_seconds(cost, decoding, steps, growth, longest, longest_growth, 0.0, drafting)

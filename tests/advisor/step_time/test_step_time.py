@@ -1,12 +1,21 @@
 import numpy as np
 import pytest
 
-from advisor.evidence.features import FEATURES, HOST_WORK, INDEX, composition_matrix
+from advisor.evidence.features import (
+    FEATURES,
+    HOST_WORK,
+    PARTS,
+    Features,
+    Work,
+    demands,
+    feature_matrix,
+)
 from advisor.evidence.gather import gather
 from advisor.step_time.fit import StepTimeModel
 from advisor.step_time.law import non_negative_least_squares
-from tests.advisor.synthetic import GREEDY, NGRAM, VOTE16, engine_of, law_of, record
+from tests.advisor.synthetic import FACTS, GREEDY, NGRAM, VOTE16, engine_of, law_of, record
 from traces.errors import UsageError
+from traces.recording.tables import COMPOSITION
 from traces.schema.policy import Policy
 from traces.statistics import student_95
 from traces.summary.comparison import RUN_TO_RUN
@@ -36,10 +45,10 @@ def test_the_recorders_own_work_is_told_from_the_steps(tmp_path):
         for c in (1, 8)
     ]
     law = StepTimeModel().fit(gather(recordings).steps).law(engine_of())
+    learned, truth = Features(*law.seconds), Features(*law_of(engine_of(), host))
     for name, seconds in zip(HOST_WORK, host, strict=True):
-        assert law.seconds[INDEX[name]] == pytest.approx(seconds, rel=0.15)
-    truth = law_of(engine_of(), host)
-    assert law.seconds[INDEX["step"]] == pytest.approx(truth[INDEX["step"]], rel=0.05)
+        assert learned._asdict()[name] == pytest.approx(seconds, rel=0.15)
+    assert learned.step == pytest.approx(truth.step, rel=0.05)
 
 
 def test_without_a_join_there_is_no_such_work(tmp_path):
@@ -113,7 +122,7 @@ def test_larger_steps_than_any_recorded_are_outside(tmp_path):
     engine = engine_of()
     recordings = [record(tmp_path / "a", engine, GREEDY, problems=8)]
     law = StepTimeModel().fit(gather(recordings).steps).law(engine)
-    most = law.high[INDEX["requests"]]
+    most = Features(*law.high).requests
     assert law.within({"requests": most})
     assert not law.within({"requests": 2 * most})
 
@@ -135,6 +144,13 @@ def test_widening_of_few_repeats_is_students():
         assert student_95(freedom) == pytest.approx(point, rel=5e-3)
 
 
+def test_every_feature_asks_for_something_and_has_its_words():
+    asked = demands(FACTS["small"], engine_of(speculative=NGRAM))
+    assert (np.array(list(asked.values())).sum(axis=0) > 0).all()
+    assert sorted(name for part in PARTS.values() for name in part) == sorted(FEATURES)
+    assert set(Work._fields) == set(COMPOSITION)
+
+
 def test_the_composition_counts_drafts_and_context():
     import polars as pl
 
@@ -147,7 +163,7 @@ def test_the_composition_counts_drafts_and_context():
         "decode_kv_tokens": 100,
         "prefill_query_context": 55,
     }
-    (got,) = composition_matrix(pl.DataFrame([row]), speculative=True)
+    (got,) = feature_matrix(pl.DataFrame([row]), speculative=True)
     assert dict(zip(FEATURES, got.tolist(), strict=True)) == {
         "step": 1,
         "prefill_step": 1,

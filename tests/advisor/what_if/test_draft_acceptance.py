@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from advisor.evidence.features import INDEX
+from advisor.evidence.features import Features
 from advisor.evidence.gather import gather
 from advisor.evidence.runs import Sample
 from advisor.step_time.draft_law import draft_law
@@ -177,9 +177,9 @@ def test_the_time_of_drafting_goes_with_k_and_of_lookup_does_not(runs):
     model = StepTimeModel().fit(gather([runs[3]]).steps)
     law, _ = draft_law(model, [runs[3]], engine_of(speculative=with_k(1)))
     before = model.law(engine_of(speculative=with_k(3)))
-    less = before.seconds - law.seconds
-    assert less[INDEX["draft_step"]] == pytest.approx(4e-4 * 2 / 3, rel=0.01)
-    assert less[INDEX["draft_requests"]] == pytest.approx(1e-5 * 2 / 3, rel=0.05)
+    less = Features(*(before.seconds - law.seconds))
+    assert less.draft_step == pytest.approx(4e-4 * 2 / 3, rel=0.01)
+    assert less.draft_requests == pytest.approx(1e-5 * 2 / 3, rel=0.05)
 
 
 # -- lookup that was not run -----------------------------------------------------------------------

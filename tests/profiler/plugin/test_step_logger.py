@@ -283,7 +283,7 @@ def test_announced_twice_each_step_counts_once(monkeypatch, receiver):
 @pytest.fixture(scope="module")
 def completions():
     """Twenty completions at temperature 0 of an engine here that has other loggers too."""
-    from profiler.engines.start import model_path
+    from profiler.engines.options import model_path
     from profiler.engines.vllm.in_process import InProcessEngine
     from profiler.workload.problems import load_workload
 

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from profiler.engines.confidence import lowest_group, token_confidences
 from profiler.policies.choices import best_scored, most_confident, plurality, weighted
 from profiler.policies.interface import Vote
-from profiler.policies.parallel import lead_is_safe
 from profiler.policies.registry import start
 from traces.errors import UsageError
 from traces.schema.parameters import make_policy
 from traces.schema.policy import Policy
+from traces.schema.stop_rules import lead_is_safe
 
 ANSWERS = st.lists(st.sampled_from(["a", "b", "c", None]), min_size=1, max_size=9)
 
@@ -97,15 +97,6 @@ def test_adaptive_stops_as_soon_as_the_lead_is_safe(answers, order):
     assert answer == plurality(seen)
     # One vote earlier it was not safe: the last vote went to the leader.
     assert lead_is_safe(first - 1, second) < 0.95
-
-
-@pytest.mark.parametrize(("first", "second"), [(1, 0), (4, 0), (5, 1), (9, 7), (3, 3)])
-def test_the_posterior_is_the_integral_of_the_beta_density(first, second):
-    places = 200_000
-    grid = [(i + 0.5) / places for i in range(places)]
-    density = [p**first * (1 - p) ** second for p in grid]
-    wanted = sum(d for p, d in zip(grid, density, strict=True) if p > 0.5) / sum(density)
-    assert lead_is_safe(first, second) == pytest.approx(wanted, abs=1e-6)
 
 
 @given(answers=st.lists(st.sampled_from(["a", None]), min_size=6, max_size=6), order=st.randoms())

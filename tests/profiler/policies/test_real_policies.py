@@ -8,8 +8,9 @@ import httpx
 import polars as pl
 import pytest
 
+from profiler.engines.options import EngineOptions
 from profiler.engines.server.server import ServerEngine
-from profiler.engines.start import EngineOptions, start_engine
+from profiler.engines.start import start_engine
 from profiler.runs.record import record
 from profiler.workload.problems import load_workload
 from tests.profiler.policies.policy_contract import POLICIES, check, policy_of

@@ -6,7 +6,7 @@ import polars as pl
 
 from profiler.engines.interface import SampleResult
 from profiler.engines.vllm.draft_steps import accounts_for, draft_steps
-from profiler.engines.vllm.draft_timer import DraftTimer, install_draft_timer
+from profiler.engines.vllm.probes.draft_timer import DraftTimer, install_draft_timer
 from profiler.runs import lookup as what_if
 from profiler.runs.lookup import NgramWhatIf
 from profiler.runs.record import record

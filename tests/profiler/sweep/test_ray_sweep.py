@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from profiler.engines.start import EngineOptions
+from profiler.engines.options import EngineOptions
 from profiler.sweep.plan import EngineJobs, load_plan, run_plan
 from profiler.sweep.ray import RayRunner, bring_in, demanded, keep_piece, pieces_of, run_on_node
 from traces.errors import EngineError, UsageError

@@ -14,7 +14,7 @@ from textual.message import Message
 from textual.widgets import Input, Static
 
 from profiler.attach.attachment import CAUTION, Attachment, default_folder
-from profiler.doctor import Finding
+from profiler.engines.interface import Finding
 from traces.clock import now_ns
 from traces.errors import UsageError
 from tui.screens.base import ConfirmScreen, ModeScreen

@@ -10,7 +10,7 @@ from functools import partial
 import numpy as np
 import polars as pl
 
-from profiler.doctor import Finding
+from profiler.engines.interface import Finding
 from traces.live.numbers import LIVE_S, QUANTILES, Numbers, Times
 from traces.summary.series import Timeline
 from tui.screens.live.watch import Snapshot

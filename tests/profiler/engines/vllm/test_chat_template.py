@@ -3,7 +3,8 @@
 import pytest
 
 from profiler.engines.interface import SampleRequest
-from profiler.engines.start import EngineOptions, start_engine
+from profiler.engines.options import EngineOptions
+from profiler.engines.start import start_engine
 from traces.errors import UsageError
 
 

@@ -8,8 +8,8 @@ from itertools import pairwise
 import pytest
 
 from profiler.engines.interface import SampleRequest
+from profiler.engines.options import model_path
 from profiler.engines.server.server import ServerEngine
-from profiler.engines.start import model_path
 from profiler.engines.vllm.environment import prepare_environment
 from profiler.engines.vllm.in_process import InProcessEngine
 from profiler.runs.record import record

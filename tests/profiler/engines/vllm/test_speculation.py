@@ -6,7 +6,8 @@ import pytest
 
 from profiler.demo.task import PREAMBLE
 from profiler.engines.interface import SampleRequest
-from profiler.engines.start import EngineOptions, start_engine
+from profiler.engines.options import EngineOptions
+from profiler.engines.start import start_engine
 from profiler.engines.vllm.cpu_sampler import mend_cpu_sampler
 from profiler.engines.vllm.draft_steps import accounts_for
 from profiler.workload.problems import load_workload

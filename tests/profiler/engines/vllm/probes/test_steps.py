@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from profiler.probes.step_rows import composition
-from profiler.probes.steps import CPU_EVERY, StepProbe
+from profiler.engines.vllm.probes.step_rows import composition
+from profiler.engines.vllm.probes.steps import CPU_EVERY, StepProbe
 from tests.profiler.scheduler import Cached, FakeScheduler, Output, Simulated, decoding, new
 from traces.recording.tables import TABLES
 
@@ -252,7 +252,7 @@ def test_columns_fit_the_table_and_an_empty_drain_is_an_empty_frame():
 
 
 def test_a_full_ring_drops_and_counts(monkeypatch):
-    monkeypatch.setattr("profiler.probes.steps.RING_CAPACITY", 3)
+    monkeypatch.setattr("profiler.engines.vllm.probes.steps.RING_CAPACITY", 3)
     scheduler, probe = watched([decoding([context]) for context in range(4, 14)])
     scheduler.running = ["r0"]
     for _ in range(5):
@@ -283,7 +283,7 @@ def test_the_steps_during_which_a_profiler_is_on_are_marked():
 
 
 def test_ends_of_long_ago_are_forgotten(monkeypatch):
-    monkeypatch.setattr("profiler.probes.steps.ENDS_KEPT", 10)
+    monkeypatch.setattr("profiler.engines.vllm.probes.steps.ENDS_KEPT", 10)
     scheduler, probe = watched([decoding([4]) for _ in range(25)])
     for _ in range(25):
         step(scheduler)

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from profiler.probes.kernel_windows import BUDGET, KernelWindows, WindowPlan
-from profiler.probes.steps import StepProbe
+from profiler.engines.vllm.probes.kernel_windows import BUDGET, KernelWindows, WindowPlan
+from profiler.engines.vllm.probes.steps import StepProbe
 from tests.profiler.scheduler import FakeScheduler, decoding
 from traces.errors import UsageError
 

