@@ -177,11 +177,12 @@ class Deployment:
         if self._writer is not None:
             self._writer.update(engines=dict(self.engines), models=dict(self.models))
 
-    def adopt(self, key: str, told: EngineConfig) -> str:
+    def adopt(self, key: str, told: EngineConfig, model: ModelFacts | None = None) -> str:
         """Take over what an engine's own process tells of its configuration; return its key.
 
         That is a new one before the deployment is watched. Afterwards it stays, so that an engine
-        has one key in a recording, and the manifest has the configuration under it.
+        has one key in a recording, and the manifest has the configuration under it. `model` is what
+        its model costs.
         """
         for replica in self.replicas:
             labels = sorted(label for label, own in replica.keys.items() if own == key)
@@ -190,6 +191,9 @@ class Deployment:
             names = {field: getattr(told, field) for field in _ADOPTED}
             names |= {name: value for name, value in self._declared.items() if value is not None}
             replica.config = dataclasses.replace(replica.config, **names)
+            if model is not None:
+                replica.facts = dataclasses.replace(model, name=replica.config.model)
+                self.models[replica.facts.name] = replica.facts
             if self._writer is None:
                 for own in set(replica.keys.values()):
                     self.engines.pop(own, None)
@@ -199,7 +203,8 @@ class Deployment:
                 for own in set(replica.keys.values()):
                     self.engines[own] = dataclasses.replace(self.engines[own], **names)
             known = self._writer.manifest.engines
-            self._writer.update(engines={**known, **self.engines})
+            models = {**self._writer.manifest.models, **self.models}
+            self._writer.update(engines={**known, **self.engines}, models=models)
             return key
         return key
 

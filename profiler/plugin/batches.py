@@ -21,7 +21,7 @@ from msgspec import Meta, Struct
 
 from traces.errors import UsageError
 from traces.live.otlp import LATEST_NS
-from traces.schema.engine import EngineConfig
+from traces.schema.engine import EngineConfig, ModelFacts
 
 STEPS_PATH = "/v1/ttscope/steps"
 _Column = Literal[
@@ -54,6 +54,7 @@ _COUNTED = COLUMNS[4:13]  # what is counted by request, so by front end
 MOST_ROWS = 5_000  # of a batch
 MOST_BYTES = 4 << 20  # of a batch
 MOST_HELD = 20_000  # rows that wait for those of other front ends, of all engines
+MOST_VALUE = 1 << 50  # of a configuration, such as bytes of weights
 LONGEST_NAME = 1_024  # of a configuration, where a model may be a path
 _MOST_NAMES = 16  # other settings of a configuration
 _MOST_LISTS = 3 * MOST_ROWS + 100  # in a batch
@@ -99,7 +100,7 @@ class Batch(Struct):
     late is sent again, and more with it. `dropped` counts the steps that were never sent, since
     the engine began, and `dropped_until` is the end of the newest of them. `now` is the sender's
     clock, and `ahead` how far that is before ours, which the receiver says. Times are unix
-    nanoseconds.
+    nanoseconds. `model` is what the served model costs.
     """
 
     v: int
@@ -117,6 +118,7 @@ class Batch(Struct):
     process_start_s: Annotated[float, Meta(ge=0, le=LATEST_NS / 1e9)] | None = None
     ports: Annotated[list[Annotated[int, Meta(ge=0, lt=65_536)]], Meta(max_length=64)] = []
     config: EngineConfig | None = None
+    model: ModelFacts | None = None
 
 
 _DECODER = msgspec.json.Decoder(Batch)
@@ -143,21 +145,26 @@ def read_batch(body: bytes | bytearray) -> Batch:
         if len({each is None for each in row[15:20]}) > 1:
             raise ValueError("details of which a part is missing")
     if batch.config is not None:
-        _check_config(batch.config)
+        if len(batch.config.other) > _MOST_NAMES:
+            raise ValueError("a configuration of too many settings")
+        _check_values(batch.config.to_json())
+    if batch.model is not None:
+        _check_values(batch.model.to_json())
     return batch
 
 
-def _check_config(config: EngineConfig) -> None:
-    """Raise ValueError where a name is long or odd, or a number out of range."""
-    if len(config.other) > _MOST_NAMES:
-        raise ValueError("a configuration of too many settings")
-    told = config.to_json()
-    values = [*told.values(), *(told["speculative"] or {}).values()]
-    for value in [*values, *(name for pair in config.other for name in pair)]:
-        if isinstance(value, str) and (len(value) > LONGEST_NAME or not value.isprintable()):
+def _check_values(told: Any) -> None:
+    """Raise ValueError where a name is long or odd, or a number out of range, however deep."""
+    if isinstance(told, dict):
+        _check_values([*told, *told.values()])
+    elif isinstance(told, list | tuple):
+        for each in told:
+            _check_values(each)
+    elif isinstance(told, str):
+        if len(told) > LONGEST_NAME or not told.isprintable():
             raise ValueError("a configuration with an odd name")
-        if isinstance(value, int | float) and not 0 <= value <= 1 << 40:
-            raise ValueError("a configuration with a number out of range")
+    elif told is not None and not 0 <= told <= MOST_VALUE:
+        raise ValueError("a configuration with a number out of range")
 
 
 @dataclass

@@ -159,13 +159,15 @@ class StepLogger(StatLoggerBase):  # type: ignore[misc]
 
     def _describe(self) -> None:
         with contextlib.suppress(Exception):  # steps without a configuration are worth having
-            from profiler.engines.vllm.facts import engine_config
+            from profiler.engines.vllm.facts import engine_config, model_facts
 
             name = self._vllm_config.model_config.served_model_name
             told = engine_config(self._vllm_config, str(name), None).to_json()
             details = self._vllm_config.observability_config
             self._head["config"] = told | {"mode": "server"}
             self._head["details"] = bool(details.enable_logging_iteration_details)
+            facts = model_facts(self._vllm_config, str(name))
+            self._head["model"] = None if facts is None else facts.to_json()
 
     def _send(self) -> bool:
         """Send what waits; False when it could not be delivered and waits on."""

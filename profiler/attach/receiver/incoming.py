@@ -17,7 +17,7 @@ from traces.clock import now_ns
 from traces.live.otlp import GenSpan
 from traces.live.span_groups import Row, SpanGroups
 from traces.recording.writer import RecordingWriter
-from traces.schema.engine import EngineConfig
+from traces.schema.engine import EngineConfig, ModelFacts
 
 HELLO_S = 2.5  # a plugin says that it is there every second
 MOST_ENGINES = 64  # named by spans or plugins alone
@@ -74,17 +74,17 @@ class Incoming:
         later is taken over then.
         """
         until, rows = time.monotonic() + wait_s, 0
-        configs: dict[str, EngineConfig] = {}
-        while time.monotonic() < until and len(configs) < len(self._deployment.engines):
+        told: dict[str, tuple[EngineConfig, ModelFacts | None]] = {}
+        while time.monotonic() < until and len(told) < len(self._deployment.engines):
             time.sleep(0.05)
             for batch in self._taken() if rows < MOST_HELD and len(self._early) < 500 else ():
                 self._early.append(batch)
                 rows += len(batch.rows)
                 key = self._key_of(batch)
                 if key is not None and batch.config is not None:
-                    configs[key] = batch.config
+                    told[key] = batch.config, batch.model
                     self._learned.add((batch.instance, batch.engine))
-        renamed = {key: self._deployment.adopt(key, config) for key, config in configs.items()}
+        renamed = {key: self._deployment.adopt(key, *each) for key, each in told.items()}
         self._engines.clear()
         return len(renamed)
 
@@ -153,7 +153,7 @@ class Incoming:
         if batch.config is not None and name not in self._learned:
             self._learned.add(name)
             if self._key_of(batch) == key:
-                self._deployment.adopt(key, batch.config)
+                self._deployment.adopt(key, batch.config, batch.model)
         if batch.ahead is not None:
             self._ahead[key] = max(self._ahead.get(key, batch.ahead), batch.ahead)
         # Steps are dropped from the oldest on: as a rule those from before the recording.

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import queue
+import re
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -22,6 +24,7 @@ LONGEST_ANSWER_S = 15.0  # the same
 LONGEST_NAME = 256  # characters of a model's name and of a version
 MOST_TOKENS = 1 << 40  # that a server may say it has room for or has counted
 PLAIN = {"Accept-Encoding": "identity"}  # so that no answer can swell
+_HUB_NAME = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)
 _CACHE: dict[str, Callable[[str], Any]] = {
     "block_size": int,
     "num_gpu_blocks": int,
@@ -159,5 +162,17 @@ def describe(
         **{key: value for key, value in settings.items() if value is not None},
     )
     root = card.get("root") or card["id"]
-    folder = Path(root if isinstance(root, str) else card["id"])
+    folder = _folder(root if isinstance(root, str) else card["id"])
     return config, facts_from_folder(folder, name=label, dtype=config.dtype)
+
+
+def _folder(model: str) -> Path:
+    """Return where a model's files lie if they are here: its folder, or one of the hub's cache."""
+    if _HUB_NAME.fullmatch(model) is None or Path(model).is_dir():
+        return Path(model)
+    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
+    cache = Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
+    known = cache / f"models--{model.replace('/', '--')}"
+    with contextlib.suppress(OSError, ValueError):
+        return known / "snapshots" / (known / "refs" / "main").read_text()[:64].strip()
+    return Path(model)

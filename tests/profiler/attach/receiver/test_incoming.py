@@ -13,6 +13,7 @@ from profiler.attach.receiver.receiver import Receiver
 from profiler.attach.watch import watch
 from profiler.engines.server.access import Access
 from profiler.plugin.batches import Batch
+from tests.advisor.synthetic import FACTS
 from tests.profiler.attach.receiver.test_receiver import raw_steps
 from tests.profiler.metrics_server import metrics_server
 from tests.traces.live.test_otlp import T0, request, span
@@ -73,6 +74,20 @@ def test_a_plugin_belongs_to_the_server_that_began_with_it_or_listens_there(rece
     assert rows[now + 1]["finished"] == 3
     assert rows[now + 9]["engine"] not in keys
     assert len(rows) == 3
+
+
+def test_a_plugin_tells_what_its_model_costs(receiver, tmp_path):
+    config, facts = EngineConfig(model="other", max_num_seqs=8), FACTS["small"]
+
+    def send(urls):
+        ports = [int(url.rpartition(":")[2]) for url in urls]
+        told = batch(instance="a", ports=ports, config=config, model=facts)
+        receiver.put_batch(told)
+
+    recording, _ = watched(tmp_path / "r", receiver, "1.7e+09", during=send)
+    (engine,) = recording.manifest.engines.values()
+    assert engine.max_num_seqs == 8
+    assert recording.manifest.models[engine.model].weight_bytes == facts.weight_bytes
 
 
 @pytest.mark.parametrize("start", [1.7e9, 1.7e9 + 0.01, None])

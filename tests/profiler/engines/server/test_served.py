@@ -1,0 +1,33 @@
+"""Where a served model's files are looked for."""
+
+import json
+
+from profiler.engines.server.served import describe
+
+CONFIG = {
+    "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "num_hidden_layers": 2,
+    "hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "intermediate_size": 128, "vocab_size": 100, "tie_word_embeddings": True,
+    "torch_dtype": "bfloat16",
+}  # fmt: skip
+
+
+def test_a_hub_model_has_its_facts_from_the_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    known = tmp_path / "models--org--toy-1.5b"
+    (known / "snapshots" / "abc").mkdir(parents=True)
+    (known / "refs").mkdir()
+    (known / "refs" / "main").write_text("abc")
+    (known / "snapshots" / "abc" / "config.json").write_text(json.dumps(CONFIG))
+    card = {"id": "toy", "root": "org/toy-1.5b"}
+    _, facts = describe(card, None, name=None, settings={})
+    assert facts is not None
+    assert (facts.name, facts.num_hidden_layers) == ("toy", 2)
+
+
+def test_a_model_that_is_not_here_has_none(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    for root in ("org/absent", "../../etc", "a" * 5_000, 7):
+        config, facts = describe({"id": "toy", "root": root}, None, name=None, settings={})
+        assert config.model == "toy"
+        assert facts is None
