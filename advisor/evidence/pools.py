@@ -95,7 +95,8 @@ def _most_samples(runs: Sequence[Run], name: str) -> int:
 
 def _stopping(sampling: Policy, n: int) -> Iterator[Policy]:
     """Yield the policies of traces/schema/methods.py that stop a vote of n early."""
-    for method in METHODS.values():
-        if method.proposed_from is not None and n >= method.proposed_from:
-            rule = tuple(method.proposed.items())
-            yield complete(dataclasses.replace(sampling, method=method.name, n=n, rule=rule))
+    able = [(each.proposed_from, each.name) for each in METHODS.values() if each.proposed_from]
+    for fewest, name in sorted(able):
+        if n >= fewest:
+            rule = tuple(METHODS[name].proposed.items())
+            yield complete(dataclasses.replace(sampling, method=name, n=n, rule=rule))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from profiler.policies.beam import BeamSearch
 from profiler.policies.choices import Choice, best_scored, most_confident, most_votes, weighted
@@ -10,43 +11,25 @@ from profiler.policies.interface import PolicyRun
 from profiler.policies.parallel import ParallelVote
 from profiler.policies.sequential import BudgetForcing, Revision
 from traces.errors import UsageError
-from traces.schema.parameters import complete, number, text
+from traces.schema.parameters import complete
 from traces.schema.policy import Policy
 
 
-def _built_in(policy: Policy) -> bool:
-    return text(policy, "scorer") is None
+Rule = dict[str, Any]  # the parameters by name
 
-
-def _real(policy: Policy, name: str) -> float:
-    return float(dict(policy.rule)[name])
-
-
-def _whole(policy: Policy, name: str) -> int:
-    return number(policy, name) or 0
-
-
-def _text(policy: Policy, name: str) -> str:
-    return text(policy, name) or ""
-
-
-_CHOICES: dict[str, Callable[[Policy], Choice]] = {
+_CHOICES: dict[str, Callable[[Rule], Choice]] = {
     "best_of_n": lambda p: best_scored,
-    "weighted": lambda p: weighted(log_probabilities=_built_in(p)),
-    "confidence": lambda p: most_confident(_real(p, "keep")),
+    "weighted": lambda p: weighted(log_probabilities="scorer" not in p),
+    "confidence": lambda p: most_confident(p["keep"]),
 }
-_CONTINUED: dict[str, Callable[[Policy], PolicyRun]] = {
-    "budget_forcing": lambda p: BudgetForcing(p.n, _whole(p, "extend"), _text(p, "word")),
-    "sequential": lambda p: Revision(p.n, _whole(p, "stable"), _text(p, "revise_prompt")),
-    "beam": lambda p: BeamSearch(
-        p.n,
-        _whole(p, "width"),
-        _whole(p, "depth"),
-        _text(p, "step_stop"),
-        _whole(p, "step_tokens"),
-        _built_in(p),
+_CONTINUED: dict[str, Callable[[int, Rule], PolicyRun]] = {
+    "budget_forcing": lambda n, p: BudgetForcing(n, int(p["extend"]), p["word"]),
+    "sequential": lambda n, p: Revision(n, int(p["stable"]), p["revise_prompt"]),
+    "beam": lambda n, p: BeamSearch(
+        n, int(p["width"]), int(p["depth"]), p["step_stop"], int(p["step_tokens"]),
+        log_probabilities="scorer" not in p,
     ),
-}
+}  # fmt: skip
 
 
 def start(policy: Policy) -> PolicyRun:
@@ -54,7 +37,8 @@ def start(policy: Policy) -> PolicyRun:
     whole = complete(policy)
     if whole.spec.of_others:
         raise UsageError(f"policy: {whole.method} is what others sent; choose another method")
+    rule = dict(whole.rule)
     if whole.stop is None:
-        return _CONTINUED[whole.method](whole)
-    choose = _CHOICES[whole.method](whole) if whole.method in _CHOICES else most_votes
+        return _CONTINUED[whole.method](whole.n, rule)
+    choose = _CHOICES[whole.method](rule) if whole.method in _CHOICES else most_votes
     return ParallelVote(whole.n, whole.stop, choose)
