@@ -25,6 +25,7 @@ import polars as pl
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from advisor.evidence.features import ZERO
 from advisor.evidence.runs import Load, Sample
 from advisor.replay.limits import Limits
 from advisor.replay.replay import replay
@@ -33,15 +34,16 @@ from advisor.step_time.cost import linear_cost
 from tests.advisor.replay.replay_twin import naive_replay
 
 VIDUR = 620.0  # requests/s
-LAW = np.array([5.886e-3, 0, 0, 0, 0, 0, 2.10e-5, 3.93e-8, 0.0, 0, 0, 0])
+LAW = np.array(ZERO._replace(step=5.886e-3, tokens=2.10e-5, kv_tokens=3.93e-8))
 LIMITS = Limits(block_size=16, max_num_seqs=256, max_num_batched_tokens=8192, num_blocks=30_000)
 FIRST = (
     "import time; begun = time.perf_counter(); import numpy as np\n"
+    "from advisor.evidence.features import FEATURES\n"
     "from advisor.replay.limits import Limits\nfrom advisor.step_time.cost import linear_cost\n"
     "from advisor.replay.replay import replay\nfrom advisor.replay.workload import Workload\n"
     "loaded = time.perf_counter()\n"
     "w = Workload.from_requests([10], [3], arrivals=[0.0])\n"
-    "replay(w, linear_cost(np.ones(12)), Limits())\n"
+    "replay(w, linear_cost(np.ones(len(FEATURES))), Limits())\n"
     "print(loaded - begun, time.perf_counter() - loaded)"
 )
 

@@ -25,7 +25,7 @@ from advisor.replay.simulation.state import (
     LEAP,
     NODE,
     NONE,
-    PEAK,
+    PEAKS,
     PROBLEM,
     SAMPLE,
     SLOT,
@@ -143,7 +143,6 @@ def _world(workload: Workload, limits: Limits, engines: int, slots: int, blocks:
         slots=np.zeros((engines, slots), SLOT),
         phases=np.zeros((engines, limits.block_size), np.int32),
         totals=np.zeros(len(FEATURES)),
-        peak=np.zeros(1, PEAK),
     )
 
 
@@ -172,7 +171,7 @@ def _replayed(world: World, makespan: float, log: npt.NDArray[np.void] | None) -
         steps=int(world.engines["all_steps"].sum()),
         preemptions=int(world.engines["preemptions"].sum()),
         totals=world.totals,
-        peak={name: float(world.peak[name][0]) for name in PEAK.names or ()},
+        peak={name: float(world.engines[f"peak_{name}"].max()) for name in PEAKS},
         arrival_s=problems["arrival"],
         right=problems["right"],
         decided_by=problems["decided_by"],

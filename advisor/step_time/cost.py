@@ -122,7 +122,8 @@ def steps_seconds(
     and the longest by `longest_growth`; the sum is in closed form.
     """
     once = 0.0
-    for place, value in enumerate(step_features(mean_work(work, steps, growth), speculative)):
+    features = step_features(mean_work(work, steps, growth), speculative)
+    for place, value in enumerate(features[:PROBLEM_STARTS]):
         once += cost.linear[place] * value
     if len(cost.values) == 0:
         return steps * once

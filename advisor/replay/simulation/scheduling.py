@@ -143,7 +143,7 @@ def pass_steps(world: World, rules: Rules, cost: StepCost, e: int) -> None:
         engine.last_begun += seconds_of(world, rules, cost, e, steps - 1)
     if steps > 1 and not rules.speculative:
         take(world, e, growth_of(world, rules, e, steps - 1, wide(1)))
-    _count(world, rules, work, steps, engine.growth)
+    _count(world, rules, e, work, steps)
     each = seconds / (steps * work.decode_tokens + work.prefill_tokens)
     engine.busy += seconds
     engine.all_steps += steps
@@ -172,16 +172,16 @@ def pass_steps(world: World, rules: Rules, cost: StepCost, e: int) -> None:
 
 
 @inner
-def _count(world: World, rules: Rules, work: Work[float], steps: int, growth: float) -> None:
-    """Add steps, of which the first has this work, to the totals of all steps and to the peaks."""
-    features = step_features(mean_work(work, steps, growth), rules.speculative)
-    for place, value in enumerate(features):
+def _count(world: World, rules: Rules, e: int, work: Work[float], steps: int) -> None:
+    """Add the planned steps, the first of them with this work, to the totals and the peaks."""
+    engine = world.engines[e]
+    features = step_features(mean_work(work, steps, engine.growth), rules.speculative)
+    for place, value in enumerate(features[:PROBLEM_STARTS]):
         world.totals[place] += steps * value
-    peak = world.peak[0]
-    peak.requests = max(peak.requests, features.requests)
-    peak.tokens = max(peak.tokens, features.tokens)
-    last = work.prefill_kv_tokens + work.decode_kv_tokens + growth * (steps - 1)
-    peak.kv_tokens = max(peak.kv_tokens, last)
+    engine.peak_requests = max(engine.peak_requests, features.requests)
+    engine.peak_tokens = max(engine.peak_tokens, features.tokens)
+    last = work.prefill_kv_tokens + work.decode_kv_tokens + engine.growth * (steps - 1)
+    engine.peak_kv_tokens = max(engine.peak_kv_tokens, last)
 
 
 @inner

@@ -26,6 +26,8 @@ CANCELLED: Final = 6
 
 NONE: Final = -1
 
+PEAKS: Final = ("requests", "tokens", "kv_tokens")
+
 SAMPLE = np.dtype(
     [
         # What it is.
@@ -128,6 +130,8 @@ ENGINE = np.dtype(
         ("busy", "f8"),
         ("all_steps", "i8"),
         ("preemptions", "i8"),
+        # The most that any step had.
+        *((f"peak_{name}", "f8") for name in PEAKS),
         # The KV cache.
         ("used", "i8"),
         ("virgin", "i8"),  # free blocks that hold nothing
@@ -163,9 +167,6 @@ SLOT = np.dtype(
     align=True,
 )
 
-# The most that any step has.
-PEAK = np.dtype([("requests", "f8"), ("tokens", "f8"), ("kv_tokens", "f8")])
-
 # One leap: a step, or steps in which only decoding happens.
 LEAP = np.dtype(
     [
@@ -197,7 +198,6 @@ class World(NamedTuple):
     slots: npt.NDArray[np.void]  # [engines, slots]
     phases: npt.NDArray[np.int32]  # [engines, block_size] decoding samples by when they need one
     totals: npt.NDArray[np.float64]  # [FEATURES] summed over all steps
-    peak: npt.NDArray[np.void]  # [1]
 
 
 class Rules(NamedTuple):

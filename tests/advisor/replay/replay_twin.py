@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from advisor.evidence.features import FEATURES, HOST_WORK, Features
 from advisor.replay.limits import Limits
 from profiler.policies.interface import Vote
 from tests.advisor.replay.twin_blocks import Blocks, keys_of_loads
@@ -64,6 +65,7 @@ def naive_replay(
     together=False,
 ):
     size, k = limits.block_size, int(limits.speculative)
+    host_seconds = seconds[[FEATURES.index(name) for name in HOST_WORK]]
     keys = keys_of_loads(loads, size) if keys is None else keys
     max_seqs = limits.max_num_seqs or math.inf
     max_tokens = limits.max_num_batched_tokens or math.inf
@@ -94,7 +96,7 @@ def naive_replay(
                 count["turn"] = (count["turn"] + 1) % replicas
             prompt, number = loads[p].prompt_tokens, first[p] + index
             at.chores.append(np.array([float(number == first[p]), 1.0, 0.0]))
-            queued = now + float(at.owed() @ seconds[-3:])
+            queued = now + float(at.owed() @ host_seconds)
             slot = Slot(p, number, loads[p].samples[index], prompt, prompt, queued, at.number)
             slots[number] = slot
             at.waiting.append(slot)
@@ -102,7 +104,7 @@ def naive_replay(
     def arrive(now, owing=None):
         p = count["next"]
         count["next"] += 1
-        arrival[p] = now if owing is None else now + float(owing.owed() @ seconds[-3:])
+        arrival[p] = now if owing is None else now + float(owing.owed() @ host_seconds)
         if policy is None:
             choose(p, now, range(len(loads[p].samples)))
         else:
@@ -118,7 +120,7 @@ def naive_replay(
 
     def plan(engine, now):
         engine.step = None
-        host = float(engine.owed() @ seconds[-3:])
+        host = float(engine.owed() @ host_seconds)
         while True:
             ahead = limits.async_scheduling and engine.busy_before
             step = compose(engine, now, engine.last_begun if ahead else now + host, host)
@@ -205,28 +207,26 @@ def naive_replay(
         query = context * tokens / n if n else 0.0
         for slot, chunk in prompts:
             query += sum(slot.computed + j for j in range(1, chunk + 1))
-        composition = np.array(
-            [
-                1.0,
-                float(bool(prompts)),
-                float(bool(k and n)),
-                n + len(prompts),
-                len(prompts),
-                k * n,
-                tokens + sum(chunk for _, chunk in prompts),
-                context + sum(slot.computed + chunk for slot, chunk in prompts),
-                query,
-                *(np.zeros(3) if engine.empty else engine.owed()),
-            ]
+        features = Features(
+            step=1.0,
+            prefill_step=float(bool(prompts)),
+            draft_step=float(bool(k and n)),
+            requests=n + len(prompts),
+            prefill_requests=len(prompts),
+            draft_requests=k * n,
+            tokens=tokens + sum(chunk for _, chunk in prompts),
+            kv_tokens=context + sum(slot.computed + chunk for slot, chunk in prompts),
+            query_context=query,
+            **dict(zip(HOST_WORK, np.zeros(3) if engine.empty else engine.owed(), strict=True)),
         )
-        time = float(composition @ seconds) * (1.0 if noise is None else noise())
+        time = float(np.array(features) @ seconds) * (1.0 if noise is None else noise())
         if log is not None:
             note(engine, prompts, n, tokens, context, time, now + host if engine.empty else now)
         return {
             "work": work,
             "prompts": prompts,
             "lost": lost,
-            "tokens": composition[6],
+            "tokens": features.tokens,
             "seconds": time,
         }
 
@@ -300,7 +300,7 @@ def naive_replay(
             waiting_draws.append((p, [draw.index for draw in move.draw]))
 
     def decided(engine, p, now):
-        latency[p] = now + float(engine.owed() @ seconds[-3:]) - arrival[p]
+        latency[p] = now + float(engine.owed() @ host_seconds) - arrival[p]
         if concurrency is not None and count["next"] + len(new_problems) < len(loads):
             new_problems.append(now)
 

@@ -16,7 +16,22 @@ from profiler.policies.parallel import ParallelVote
 from tests.advisor.replay.replay_twin import naive_replay
 from traces.schema.stop_rules import AGREE, FIRST, SAFE, WINDOWS, Stop
 
-COST = np.array([3e-3, 1e-3, 7e-4, 2e-5, 1e-4, 5e-5, 4e-6, 3e-8, 2e-9, 4e-4, 2e-4, 1e-4])
+COST = np.array(
+    Features(
+        step=3e-3,
+        prefill_step=1e-3,
+        draft_step=7e-4,
+        requests=2e-5,
+        prefill_requests=1e-4,
+        draft_requests=5e-5,
+        tokens=4e-6,
+        kv_tokens=3e-8,
+        query_context=2e-9,
+        problem_starts=4e-4,
+        sample_starts=2e-4,
+        sample_ends=1e-4,
+    )
+)
 
 
 def plain(tokens: int) -> Sample:
@@ -393,22 +408,14 @@ def test_one_sample_by_hand():
     got = replay(
         Workload.from_loads(loads), linear_cost(COST), Limits(block_size=16), concurrency=1
     )
-    step, prompt, _, request, first, _, token, kv, query, *host = COST
-    start = host[0] + host[1]
-    expected = (
-        start
-        + host[2]
-        + 3 * (step + request)
-        + prompt
-        + first
-        + token * 12
-        + kv * (10 + 11 + 12)
-        + query * (55 + 11 + 12)
-    )
-    assert got.latency_s[0] == pytest.approx(expected, rel=1e-12)
-    assert got.ttft_s[0] == pytest.approx(
-        start + step + request + prompt + first + 10 * token + 10 * kv + 55 * query, rel=1e-12
-    )
+    cost = Features(*COST)
+    start = cost.problem_starts + cost.sample_starts
+    first = cost.step + cost.requests + cost.prefill_step + cost.prefill_requests
+    first += cost.tokens * 10 + cost.kv_tokens * 10 + cost.query_context * 55
+    later = 2 * (cost.step + cost.requests + cost.tokens)
+    later += (cost.kv_tokens + cost.query_context) * (11 + 12)
+    assert got.ttft_s[0] == pytest.approx(start + first, rel=1e-12)
+    assert got.latency_s[0] == pytest.approx(start + first + later + cost.sample_ends, rel=1e-12)
 
 
 def test_verify_steps_keep_what_the_sample_kept():

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from advisor.evidence.features import FEATURES
+from advisor.evidence.features import FEATURES, ZERO, Features
 from advisor.step_time.cost import linear_cost, needs_longest, table_cost
 from advisor.step_time.table_cost import NO_TABLES, StepTables
 from tests.advisor.step_time.step_costs import (
@@ -13,7 +13,22 @@ from tests.advisor.step_time.step_costs import (
     step_seconds,
 )
 
-LAW = np.array([3e-3, 1e-3, 7e-4, 2e-5, 1e-4, 5e-5, 4e-6, 3e-8, 2e-9, 5e-4, 3e-4, 2e-4])
+LAW = np.array(
+    Features(
+        step=3e-3,
+        prefill_step=1e-3,
+        draft_step=7e-4,
+        requests=2e-5,
+        prefill_requests=1e-4,
+        draft_requests=5e-5,
+        tokens=4e-6,
+        kv_tokens=3e-8,
+        query_context=2e-9,
+        problem_starts=5e-4,
+        sample_starts=3e-4,
+        sample_ends=2e-4,
+    )
+)
 
 
 def step(tables, *, chunks=(), decodes=0, tokens=None, context=0.0, longest=0.0, drafting=False):
@@ -51,9 +66,20 @@ def tables(**parts) -> StepTables:
 def test_an_empty_cost_is_nothing_and_a_law_is_its_product():
     assert step(NO_TABLES, chunks=[(10, 0)], decodes=3, context=30) == 0.0
     got = step(linear_cost(LAW), chunks=[(10, 4)], decodes=2, tokens=8, context=50, drafting=True)
-    composition = [1, 1, 1, 3, 1, 2, 18, 14 + 50, 4 * 10 + 55 + 50 * 4]
-    assert got == pytest.approx(LAW[:9] @ composition, rel=1e-14)
-    assert host_seconds(linear_cost(LAW), 1, 4, 2) == pytest.approx(LAW[9:] @ [1, 4, 2], rel=1e-14)
+    features = ZERO._replace(
+        step=1,
+        prefill_step=1,
+        draft_step=1,
+        requests=3,
+        prefill_requests=1,
+        draft_requests=2,
+        tokens=18,
+        kv_tokens=14 + 50,
+        query_context=4 * 10 + 55 + 50 * 4,
+    )
+    assert got == pytest.approx(LAW @ features, rel=1e-14)
+    host = ZERO._replace(problem_starts=1, sample_starts=4, sample_ends=2)
+    assert host_seconds(linear_cost(LAW), 1, 4, 2) == pytest.approx(LAW @ host, rel=1e-14)
     with pytest.raises(ValueError, match=str(len(FEATURES))):
         linear_cost(LAW[:3])
 
