@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from advisor.advice.feasible import Question
+from advisor.advice.feasible import ReplayedCheck
 from advisor.evidence.measured import Under
 from advisor.search.space import Candidate
 from traces.errors import TtscopeError, UsageError
@@ -38,24 +38,24 @@ MOST = 3  # runs proposed
 WORTH = 0.05  # share of the regret that a run must save
 
 
-def experiments(question: Question, system: int, *, load: Under, seed: int) -> list[Experiment]:
+def experiments(check: ReplayedCheck, system: int, *, load: Under, seed: int) -> list[Experiment]:
     """Return the runs that save most of the expected regret, the best first; none may be worth it.
 
     Candidates of the same engine kind and samples tell the same; the one nearest to the pick is
     proposed. What was run under the `load` of the answer is no news, nor
     is it with other limits where its steps are like those recorded.
     """
-    rows, regret = _regrets(question, system)
+    rows, regret = _regrets(check, system)
     if not len(rows):
         return []
-    choosing = question.draws.choosing
+    choosing = check.metrics.choosing
     mine = int(np.flatnonzero(rows == system)[0])
     before = float(regret[mine, ~choosing].mean())
     # With nothing learned the best of the choosing half is not always the pick.
     still = _after(regret, np.zeros(regret.shape[1], dtype=np.int64), choosing)
     found = []
-    for place, groups in _learned(question, rows[:TRIED], seed):
-        if _is_known(question, place, load):
+    for place, groups in _learned(check, rows[:TRIED], seed):
+        if _is_known(check, place, load):
             continue
         saved = max(still - _after(regret, groups, choosing), 0.0)
         if saved > WORTH * before:
@@ -63,8 +63,8 @@ def experiments(question: Question, system: int, *, load: Under, seed: int) -> l
     found.sort()
     chosen, seen = [], set[object]()
     for after, row in found:
-        candidate = question.measures.outcomes[row].candidate
-        name = (question.measures.outcomes[row].law, candidate.pool.key)
+        candidate = check.metrics.replayed[row].candidate
+        name = (check.metrics.replayed[row].law, candidate.pool.key)
         if id(name[0]) in seen and candidate.pool.key in seen:
             continue
         seen |= {id(name[0]), candidate.pool.key}
@@ -80,13 +80,13 @@ def experiments(question: Question, system: int, *, load: Under, seed: int) -> l
     return chosen[:MOST]
 
 
-def _is_known(question: Question, row: int, load: Under) -> bool:
+def _is_known(check: ReplayedCheck, row: int, load: Under) -> bool:
     """Return whether a run of a candidate would tell nothing that runs have not told."""
-    outcome = question.measures.outcomes[row]
+    outcome = check.metrics.replayed[row]
     engine, policy = outcome.candidate.engine, outcome.candidate.policy
-    if not outcome.extrapolated and question.made.has_sibling(engine, policy):
+    if not outcome.extrapolated and check.metrics.space.made.has_sibling(engine, policy):
         return True
-    return question.made.has_under(engine, policy, load)
+    return check.metrics.space.made.has_under(engine, policy, load)
 
 
 def _reason(candidate: Candidate, *, pick: bool) -> str:
@@ -95,13 +95,13 @@ def _reason(candidate: Candidate, *, pick: bool) -> str:
     return "the pick was run under another load" if candidate.recorded else "the pick was never run"
 
 
-def _regrets(question: Question, system: int) -> tuple[Ints, Floats]:
+def _regrets(check: ReplayedCheck, system: int) -> tuple[Ints, Floats]:
     """Return the candidates that may be best, the pick first, and [them, draws] their regrets."""
-    cost = question.cost_draws()
+    cost = check.cost_draws()
     joint = np.ones(cost.shape, dtype=bool)
-    for met in question.met.values():
+    for met in check.met.values():
         joint &= met
-    joint &= question.asked[:, None] & np.isfinite(cost)
+    joint &= check.asked[:, None] & np.isfinite(cost)
     able = np.where(joint, cost, np.inf)
     best = able.min(axis=0)
     known = np.isfinite(best)
@@ -112,7 +112,7 @@ def _regrets(question: Question, system: int) -> tuple[Ints, Floats]:
     # Best somewhere in the draws, each once: equal rows tell the same.
     wins = (able <= best + 1e-9 * scale) & known
     rows, seen = [system], {regret[system].tobytes()}
-    for row in np.lexsort((question.sequence, regret.mean(axis=1))):
+    for row in np.lexsort((check.sequence, regret.mean(axis=1))):
         name = regret[row].tobytes()
         if name not in seen and wins[row].any():
             rows.append(int(row))
@@ -121,13 +121,15 @@ def _regrets(question: Question, system: int) -> tuple[Ints, Floats]:
     return chosen, regret[chosen]
 
 
-def _learned(question: Question, rows: Ints, seed: int) -> list[tuple[int, Ints]]:
+def _learned(check: ReplayedCheck, rows: Ints, seed: int) -> list[tuple[int, Ints]]:
     """Return by candidate the group of each draw that a run of it would tell apart."""
-    measures, found = question.measures, []
+    metrics, found = check.metrics, []
     for row in rows:
-        rng = np.random.default_rng([seed, 6, int(question.sequence[row])])
-        speed = np.log(measures.factors[row]) + rng.normal(0, RUN_TO_RUN, question.draws.count)
-        right = measures.draws("accuracy")[row]
+        rng = np.random.default_rng([seed, 6, int(check.sequence[row])])
+        speed = np.log(metrics.factors[row]) + rng.normal(
+            0, RUN_TO_RUN, len(check.metrics.choosing)
+        )
+        right = metrics.draws("accuracy")[row]
         right = right + rng.normal(0, right.std() + 1e-12, len(right))
         groups = _bins(speed) * BINS + _bins(right)
         found.append((int(row), groups))
@@ -202,8 +204,6 @@ def write_plan(path: Path, answer: Recommendation, evidence: Evidence) -> None:
     Raises TtscopeError where nothing fits, UsageError where the file cannot be written.
     """
     import yaml
-
-    pass  # SELFIMPORT
 
     chosen = answer.experiments
     if not chosen and answer.system_optimal is not None:

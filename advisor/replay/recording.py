@@ -11,7 +11,7 @@ import numpy.typing as npt
 import polars as pl
 
 from advisor.compiled import compiled
-from advisor.evidence.runs import Load
+from advisor.evidence.runs import RecordedProblem
 from advisor.replay.result import Replayed
 from advisor.replay.simulation.state import LOG_COLUMNS
 from advisor.step_time.cost import StepCost, leap_seconds
@@ -28,7 +28,7 @@ _AT: Final = {name: place for place, name in enumerate(LOG_COLUMNS)}
 
 def replayed_tables(
     replayed: Replayed,
-    loads: Sequence[Load],
+    loads: Sequence[RecordedProblem],
     problem_ids: Sequence[str],
     cost: StepCost,
     *,

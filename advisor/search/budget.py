@@ -1,4 +1,4 @@
-"""A budget as limits on metrics: what must be at least or at most what, candidate by candidate."""
+"""A budget as limits on metrics and a goal, and as people write it: `5s`, `$0.002`, `80%`."""
 
 from __future__ import annotations
 
@@ -14,58 +14,20 @@ import numpy.typing as npt
 from traces.errors import UsageError
 from traces.schema.advice import Budget, Objective
 from traces.schema.engine import EngineConfig
+from traces.schema.quantities import LIMITS, limited, objective
 
 Floats = npt.NDArray[np.float64]
 
-LIMITS = {  # field of the budget -> why a candidate that breaks it is not taken
-    "max_gpus": "needs more devices than allowed",
-    "rate": "cannot keep up with the rate",
-    "min_accuracy": "not accurate enough",
-    "max_latency_s": "too slow",
-    "max_device_s": "takes too many device-seconds",
-    "max_cost_usd": "too expensive",
-    "max_energy_j": "takes too much energy",
-}
-OPTIONS = {
-    "max_latency_s": "--max-latency",
-    "max_device_s": "--max-cost",
-    "max_cost_usd": "--max-cost",
-    "max_energy_j": "--max-energy",
-    "max_gpus": "--gpus",
-    "min_accuracy": "--min-accuracy",
-    "rate": "--rate",
-}
-UNSURE = "not sure enough of all limits at once"
-
-
-def latency_name(percentile: int | None) -> str:
-    """Return the name of the latency that a budget speaks of."""
-    return "latency_s" if percentile is None else f"latency_p{percentile}_s"
-
-
-def statistic_words(percentile: int | None) -> str:
-    """Return the statistic of latencies that is meant, the mean or a percentile."""
-    return "mean" if percentile is None else f"p{percentile}"
-
-
-def latency_words(percentile: int | None) -> str:
-    """Return which latency is meant, such as `mean latency`."""
-    return f"{statistic_words(percentile)} latency"
-
-
-def which_latency(limit: str, percentile: int | None) -> str:
-    """Return what follows a value of a limit: which latency it is of, such as ` (mean)`."""
-    return f" ({statistic_words(percentile)})" if limit == "max_latency_s" else ""
+RATIOS = ("cost_usd", "energy_j")  # to device-seconds, by candidate
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limit:
     """A limit on a metric: `bound` [candidates], at least that where `above`, else at most.
 
-    `name` is the budget's field. Limits on cost and energy are bounds on device-seconds.
+    Limits on cost and energy are bounds on device-seconds.
     """
 
-    name: str
     metric: str
     bound: Floats
     above: bool = False
@@ -117,67 +79,58 @@ class Prices:
                 )
 
 
-def limits_of_budget(budget: Budget, *, prices: Floats, joules: Floats) -> list[Limit]:
-    """Return the limits on what must be bought, in LIMITS' order without devices and the rate.
+def limits_of_budget(
+    budget: Budget, *, prices: Floats, joules: Floats, capacity_per_s: Floats | None = None
+) -> dict[str, Limit]:
+    """Return the limits of a budget by its field, in the order of `LIMITS`.
 
     `prices` and `joules` [candidates] are USD and joules per device-second, NaN where not known.
-    Raises UsageError where no candidate's is.
+    `capacity_per_s` is what can be served, where problems arrive at a rate. Raises UsageError for a
+    limit on cost or energy where that is not known of any candidate.
     """
-    count = len(prices)
-    found = []
-    if budget.min_accuracy is not None:
-        bound = np.full(count, budget.min_accuracy)
-        found.append(Limit(name="min_accuracy", metric="accuracy", bound=bound, above=True))
-    if budget.max_latency_s is not None:
-        name = latency_name(budget.latency_percentile)
-        bound = np.full(count, budget.max_latency_s)
-        found.append(Limit(name="max_latency_s", metric=name, bound=bound))
-    if budget.max_device_s is not None:
-        bound = np.full(count, budget.max_device_s)
-        found.append(Limit(name="max_device_s", metric="device_s", bound=bound))
-    if budget.max_cost_usd is not None:
-        if not np.isfinite(prices).any():
+    wanted = budget.limits()
+    limits = {}
+    for field in LIMITS:
+        if field == "rate" and capacity_per_s is not None:
+            limits[field] = Limit(metric="load_per_s", bound=capacity_per_s)
+        if field not in wanted:
+            continue
+        metric, bound = (
+            limited(field, budget.latency_percentile),
+            np.full(len(prices), wanted[field]),
+        )
+        if metric.name not in RATIOS:
+            limits[field] = Limit(metric=metric.name, bound=bound, above=metric.higher_is_better)
+            continue
+        per_second = prices if metric.name == "cost_usd" else joules
+        known = np.isfinite(per_second)
+        if not known.any():
             raise UsageError(
-                "--max-cost in USD needs --price, such as --price 2.5 per device-hour; "
+                "--max-energy: no recording holds power; record on a GPU"
+                if metric.name == "energy_j"
+                else "--max-cost in USD needs --price, such as --price 2.5 per device-hour; "
                 "or give device-seconds, such as --max-cost 0.5s"
             )
-        bound = _known(budget.max_cost_usd / prices)
-        found.append(Limit(name="max_cost_usd", metric="device_s", bound=bound))
-    if budget.max_energy_j is not None:
-        if not np.isfinite(joules).any():
-            raise UsageError("--max-energy: no recording holds power; record on a GPU")
-        bound = _known(budget.max_energy_j / joules)
-        found.append(Limit(name="max_energy_j", metric="device_s", bound=bound))
-    return found
+        # A candidate whose price or power is not known cannot meet the limit.
+        bound = np.where(known, bound / per_second, -np.inf)
+        limits[field] = Limit(metric="device_s", bound=bound)
+    return limits
 
 
 def goal_of(budget: Budget, *, prices: Floats, joules: Floats) -> Goal:
     """Return what a budget optimises. Raises UsageError for energy where none was recorded."""
-    ones = np.ones(len(prices))
-    if budget.optimise == "accuracy":
-        return Goal(metric="accuracy", scale=ones, higher=True)
-    if budget.optimise == "throughput":
-        return Goal(metric="throughput_problems_per_s", scale=ones, higher=True)
-    if budget.optimise == "cost":
-        known = prices[np.isfinite(prices)]
-        # A type without a price may cost anything, so it is never the cheapest.
-        same = not len(known) or (len(known) == len(prices) and (known == known[0]).all())
-        scale = ones if same else np.where(np.isfinite(prices), prices, np.inf)
-        return Goal(metric="device_s", scale=scale, higher=False)
-    if budget.optimise == "energy":
-        if not np.isfinite(joules).any():
-            raise UsageError("--optimise energy: no recording holds power; record on a GPU")
-        scale = np.where(np.isfinite(joules), joules, np.inf)
-        return Goal(metric="device_s", scale=scale, higher=False)
-    return Goal(metric=latency_name(budget.latency_percentile), scale=ones, higher=False)
-
-
-def _known(bound: Floats) -> Floats:
-    """Return bounds of which those that are not known cannot be met."""
-    return np.where(np.isfinite(bound), bound, -np.inf)
-
-
-# A budget as people write it: `5s`, `$0.002`, `800J`, `80%`, `2/s`.
+    metric = objective(budget.optimise, budget.latency_percentile)
+    if metric.name not in RATIOS:
+        return Goal(metric=metric.name, scale=np.ones(len(prices)), higher=metric.higher_is_better)
+    per_second = prices if metric.name == "cost_usd" else joules
+    known = np.isfinite(per_second)
+    if metric.name == "energy_j" and not known.any():
+        raise UsageError("--optimise energy: no recording holds power; record on a GPU")
+    # A type without a price may cost anything, so it is never the cheapest.
+    scale = np.where(known, per_second, np.inf)
+    if metric.name == "cost_usd" and (not known.any() or (scale == scale[0]).all()):
+        scale = np.ones(len(scale))
+    return Goal(metric="device_s", scale=scale, higher=False)
 
 
 _TIME = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "sec": 1.0, "min": 60.0, "m": 60.0, "h": 3600.0}

@@ -19,7 +19,7 @@ from advisor.accuracy.subsets import decides_as_vote, expected_right
 from advisor.evidence.features import FEATURES, INDEX
 from advisor.evidence.gather import Evidence
 from advisor.evidence.pools import Pool
-from advisor.evidence.runs import Load, Run
+from advisor.evidence.runs import RecordedProblem, Run
 from advisor.replay.limits import Limits, limits_of
 from advisor.replay.result import Replayed
 from advisor.replay.workload import Workload
@@ -52,15 +52,15 @@ class Work:
     flops: Floats
 
 
-class Drawn:
+class PolicyWork:
     """The samples of a space's kinds, drawn once and kept."""
 
     def __init__(self, evidence: Evidence, space: Space, seed: int) -> None:
         self.evidence, self.space, self.seed = evidence, space, seed
         self._votes: dict[int, Floats] = {}
-        self._loads: dict[Hashable, list[Load]] = {}
+        self._loads: dict[Hashable, list[RecordedProblem]] = {}
         self._chosen: dict[Hashable, list[list[list[int]]]] = {}
-        self._draws: dict[Hashable, list[list[Load]]] = {}
+        self._draws: dict[Hashable, list[list[RecordedProblem]]] = {}
         self._flat: dict[Hashable, list[Workload]] = {}
         self._accuracy: dict[Hashable, Floats] = {}
         self._decodes: dict[Hashable, list[Floats]] = {}
@@ -70,7 +70,7 @@ class Drawn:
 
     # -- samples -------------------------------------------------------------------------------
 
-    def loads(self, pool: Pool, policy: Policy) -> list[list[Load]]:
+    def problems(self, pool: Pool, policy: Policy) -> list[list[RecordedProblem]]:
         """Return the problems with n of their recorded samples each, several times."""
         name = _draw_of(pool, policy)
         if name not in self._draws:
@@ -78,14 +78,14 @@ class Drawn:
         return self._draws[name]
 
     def workloads(self, pool: Pool, policy: Policy) -> list[Workload]:
-        """Return `loads` as the replay takes them."""
+        """Return `problems` as the replay takes them."""
         name = _draw_of(pool, policy)
         if name not in self._flat:
-            drawn = self.loads(pool, policy)
+            drawn = self.problems(pool, policy)
             self._flat[name] = [Workload.from_loads(loads) for loads in drawn]
         return self._flat[name]
 
-    def _draw(self, pool: Pool, policy: Policy) -> list[list[Load]]:
+    def _draw(self, pool: Pool, policy: Policy) -> list[list[RecordedProblem]]:
         loads, n = self._pool_loads(pool), policy.n
         ordered = policy.method not in WHOLE
         if not ordered and all(len(load.samples) == n for load in loads):
@@ -104,7 +104,7 @@ class Drawn:
             found.append(whole)
         return found
 
-    def _pool_loads(self, pool: Pool) -> list[Load]:
+    def _pool_loads(self, pool: Pool) -> list[RecordedProblem]:
         if pool.key not in self._loads:
             loads = pool.loads(self.space.problem_ids)
             assert loads is not None  # space drops such a candidate
@@ -271,7 +271,12 @@ def _draw_of(pool: Pool, policy: Policy) -> Hashable:
 
 
 def _work(
-    load: Load, decodes: Floats, n: int, block_size: int, facts: ModelFacts, drafting: float
+    load: RecordedProblem,
+    decodes: Floats,
+    n: int,
+    block_size: int,
+    facts: ModelFacts,
+    drafting: float,
 ) -> tuple[float, float]:
     """Return generated tokens and FLOPs of a problem with n samples like the recorded ones.
 
@@ -292,7 +297,7 @@ def _work(
     return generated, flops
 
 
-def _decodes(load: Load) -> Floats:
+def _decodes(load: RecordedProblem) -> Floats:
     """Return what a sample takes on average: `_drafted`, and the tokens that it generates."""
     prompt = load.prompt_tokens
     tokens = np.array([sample.output_tokens for sample in load.samples], dtype=float)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
@@ -27,7 +27,6 @@ from advisor.evidence.keys import (
     decoder_of,
     law_key,
     powers,
-    sampling_of,
     tokens_a_request,
     without_limits,
 )
@@ -40,19 +39,8 @@ from traces.schema.policy import Policy
 if TYPE_CHECKING:
     from advisor.step_time.prior.offers import Offers
 
-
+Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
-
-__all__ = [
-    "Candidate",
-    "Kind",
-    "Pool",
-    "Space",
-    "decoder_of",
-    "explore",
-    "limits_of",
-    "sampling_of",
-]
 
 UNRECORDED: Final = "speculation was not recorded with this sampling"
 ENOUGH_PROBLEMS: Final = 0.5  # of those of the fullest pool; a pool with fewer is left out
@@ -99,7 +87,7 @@ class Space:
     """The candidates as arrays [candidates], how many were dropped and why, the common problems.
 
     `kind` is the place in `kinds`; `max_num_seqs` and `max_num_batched_tokens` are 0 where they are
-    not known; `replicas` is how many engines serve.
+    not known; `replicas` is how many engines serve. `watts` are those of recorded engines, by law.
     """
 
     kinds: tuple[Kind, ...]
@@ -110,6 +98,7 @@ class Space:
     dropped: Mapping[str, int]
     problem_ids: tuple[str, ...]
     made: RunsMade
+    watts: Mapping[EngineConfig, float] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.kind)
@@ -129,8 +118,27 @@ class Space:
     @cached_property
     def devices(self) -> Ints:
         """Devices of each candidate."""
-        each = np.array([kind.engine.num_devices for kind in self.kinds], dtype=np.int64)
-        return np.asarray(each[self.kind] * self.replicas)
+        by_kind = np.array([kind.engine.num_devices for kind in self.kinds], dtype=np.int64)
+        return np.asarray(by_kind[self.kind] * self.replicas)
+
+    @cached_property
+    def joules(self) -> Floats:
+        """Joules per device-second of each candidate, NaN where no power was recorded."""
+        by_kind = [
+            self.watts.get(law_key(kind.engine), np.nan) / kind.engine.num_devices
+            for kind in self.kinds
+        ]
+        return np.asarray(np.array(by_kind)[self.kind])
+
+    @cached_property
+    def preferred(self) -> Ints:
+        """What decides between equals, less being better: a run of it, one of its engine, size."""
+        runs = np.full(len(self), 2, dtype=np.int64)
+        for engine in self.made.engines:
+            for row in self.rows_with(engine):
+                ran = self.made.has(engine, self.kinds[self.kind[row]].policy)
+                runs[row] = min(runs[row], 0 if ran else 1)
+        return np.asarray(runs * 64 + np.log2(self.replicas).astype(np.int64))
 
     def candidate(self, row: int) -> Candidate:
         """Return a candidate."""
@@ -222,6 +230,7 @@ def explore(evidence: Evidence, offers: Offers | None = None) -> Space:
         dropped=dict(dropped),
         problem_ids=names,
         made=evidence.made,
+        watts=evidence.watts,
     )
 
 
