@@ -134,9 +134,13 @@ def goal_of(budget: Budget, *, prices: Floats, joules: Floats) -> Goal:
 
 
 _TIME = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "sec": 1.0, "min": 60.0, "m": 60.0, "h": 3600.0}
-_ENERGY = {"mj": 1e-3, "j": 1.0, "kj": 1e3, "wh": 3600.0, "kwh": 3.6e6}
-_RATE = {"/s": 1.0, "/sec": 1.0, "/min": 1 / 60, "/h": 1 / 3600}
-_MONEY = {"$": 1.0, "usd": 1.0}
+_UNITS = {  # of an option's value, and how it is written; without a unit it is 1
+    "--max-latency": (_TIME, "5s, 250ms or 2min"),
+    "--max-energy": ({"mj": 1e-3, "j": 1.0, "kj": 1e3, "wh": 3600.0, "kwh": 3.6e6}, "800J or 2kJ"),
+    "--rate": ({"/s": 1.0, "/sec": 1.0, "/min": 1 / 60, "/h": 1 / 3600}, "2/s or 30/min"),
+    "--min-accuracy": ({"%": 0.01}, "0.8 or 80%"),
+    "--confidence": ({"%": 0.01}, "0.8 or 80%"),
+}
 _NUMBER = re.compile(r"([-+]?(?:\d+\.?\d*|\.\d+|nan|inf)(?:e[-+]?\d+)?)\s*(.*)", re.IGNORECASE)
 
 
@@ -145,8 +149,8 @@ def is_given(given: Mapping[str, Any]) -> bool:
 
     A rate, a price, a percentile or a confidence by itself is none.
     """
-    asked = ("max_latency", "max_cost", "max_energy", "min_accuracy", "gpus", "optimise")
-    return any(given.get(name) is not None for name in asked)
+    required = ("max_latency", "max_cost", "max_energy", "min_accuracy", "gpus", "optimise")
+    return any(given.get(name) is not None for name in required)
 
 
 def parse_budget(given: Mapping[str, Any]) -> Budget:
@@ -154,22 +158,13 @@ def parse_budget(given: Mapping[str, Any]) -> Budget:
 
     Raises UsageError naming the option, its value and an example.
     """
-    max_device_s = max_cost_usd = None
-    cost = given.get("max_cost")
-    if cost is not None:
-        text = str(cost).strip()
-        if text.lower().startswith("$") or text.lower().endswith("usd"):
-            max_cost_usd = parse_money(text, "--max-cost")
-        else:
-            units = {name: size for name, size in _TIME.items() if name != "m"}
-            max_device_s = _parse(text, units, "--max-cost", "$0.002 or 0.5s", need_unit=True)
-    percentile = given.get("percentile")
+    max_device_s, max_cost_usd = _cost(given.get("max_cost"))
+    percentile, gpus = given.get("percentile"), given.get("gpus")
     if percentile is not None:
         if isinstance(percentile, bool) or percentile not in range(50, 100):
             raise UsageError(f"--percentile {percentile}: wants 50 to 99, such as 95")
         if given.get("max_latency") is None and given.get("optimise") not in (None, "latency"):
             raise UsageError("--percentile: says which percentile --max-latency limits; give both")
-    gpus = given.get("gpus")
     if gpus is not None and gpus < 1:
         raise UsageError(f"--gpus {gpus}: wants at least 1")
     optimise = given.get("optimise") or Budget.optimise
@@ -179,21 +174,21 @@ def parse_budget(given: Mapping[str, Any]) -> Budget:
     confidence = Budget.confidence if confidence is None else float(confidence)
     if not 0 < confidence < 1:
         raise UsageError(f"--confidence {confidence:g}: wants a share between 0 and 1, such as 0.9")
-    price, prices = parse_prices(given.get("price"))
+    price, prices = _prices(given.get("price"))
 
-    def optional(name: str, parse: Any) -> float | None:
+    def optional(name: str) -> float | None:
         value = given.get(name)
-        return None if value is None else parse(str(value), f"--{name.replace('_', '-')}")
+        return None if value is None else parse_value(str(value), f"--{name.replace('_', '-')}")
 
     return Budget(
-        max_latency_s=optional("max_latency", parse_seconds),
+        max_latency_s=optional("max_latency"),
         latency_percentile=percentile,
         max_device_s=max_device_s,
         max_cost_usd=max_cost_usd,
-        max_energy_j=optional("max_energy", parse_energy),
+        max_energy_j=optional("max_energy"),
         max_gpus=gpus,
-        min_accuracy=optional("min_accuracy", parse_share),
-        rate_per_s=optional("rate", parse_rate),
+        min_accuracy=optional("min_accuracy"),
+        rate_per_s=optional("rate"),
         price_usd_per_device_hour=price,
         prices=prices,
         optimise=cast(Objective, optimise),
@@ -202,7 +197,18 @@ def parse_budget(given: Mapping[str, Any]) -> Budget:
     )
 
 
-def parse_prices(given: Any) -> tuple[float | None, tuple[tuple[str, float], ...]]:
+def _cost(given: Any) -> tuple[float | None, float | None]:
+    """Return device-seconds and USD of `--max-cost`: `0.5s`, `$0.002` or `0.002usd`."""
+    if given is None:
+        return None, None
+    text = str(given).strip()
+    if text.lower().startswith("$") or text.lower().endswith("usd"):
+        return None, _number(text.removeprefix("$"), {"usd": 1.0}, "--max-cost", "$0.002")
+    units = {name: size for name, size in _TIME.items() if name != "m"}
+    return _number(text, units, "--max-cost", "$0.002 or 0.5s", need_unit=True), None
+
+
+def _prices(given: Any) -> tuple[float | None, tuple[tuple[str, float], ...]]:
     """Return USD per device-hour for all devices, and by type of device.
 
     `given` is a number, or one or more texts as `2.5`, `$2.5`, `H100=2.5`, `H100=2.5,A100=1.2`.
@@ -210,12 +216,19 @@ def parse_prices(given: Any) -> tuple[float | None, tuple[tuple[str, float], ...
     """
     if given is None:
         return None, ()
-    texts = [str(each) for each in given] if isinstance(given, list | tuple) else [str(given)]
+    texts = given if isinstance(given, list | tuple) else [given]
     plain: list[float] = []
     types: dict[str, float] = {}
-    for part in (part for text in texts for part in text.split(",")):
+    for part in (part for text in texts for part in str(text).split(",")):
         name, equals, amount = part.rpartition("=")
-        value = _price(amount, part)
+        try:
+            value = float(amount.strip().removeprefix("$"))
+        except ValueError:
+            value = math.nan
+        if not 0 < value < math.inf:
+            raise UsageError(
+                f"--price {part}: wants USD per device-hour above 0, such as 2.5 or H100=2.5"
+            )
         if not equals:
             plain.append(value)
         elif not name.strip():
@@ -229,55 +242,26 @@ def parse_prices(given: Any) -> tuple[float | None, tuple[tuple[str, float], ...
     return (plain[0] if plain else None), tuple(types.items())
 
 
-def _price(text: str, whole: str) -> float:
-    try:
-        value = float(text.strip().removeprefix("$"))
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise UsageError(
-            f"--price {whole}: wants USD per device-hour above 0, such as 2.5 or H100=2.5"
-        )
+def parse_value(text: str, option: str) -> float:
+    """Return the value of an option of a budget: seconds, joules, problems/s, or a share up to 1.
+
+    Raises UsageError for what is no number with a unit of it, and for 0 and less.
+    """
+    units, example = _UNITS[option]
+    value = _number(text, units, option, example)
+    if "%" in units and value > 1:
+        raise UsageError(f"{option} {text}: is above 1; wants a share such as {example}")
     return value
 
 
-def parse_seconds(text: str, option: str = "--max-latency") -> float:
-    """Return seconds of `5s`, `250ms`, `2min`; a bare number is seconds."""
-    return _parse(text, _TIME, option, "5s, 250ms or 2min")
-
-
-def parse_energy(text: str, option: str = "--max-energy") -> float:
-    """Return joules of `800J`, `2kJ`, `1Wh`; a bare number is joules."""
-    return _parse(text, _ENERGY, option, "800J or 2kJ")
-
-
-def parse_rate(text: str, option: str = "--rate") -> float:
-    """Return problems per second of `2/s`, `30/min`; a bare number is per second."""
-    return _parse(text, _RATE, option, "2/s or 30/min")
-
-
-def parse_money(text: str, option: str = "--max-cost") -> float:
-    """Return USD of `$0.002`, `0.002usd`; a bare number is USD."""
-    plain = text.strip()
-    return _parse(plain[1:] if plain.startswith("$") else plain, _MONEY, option, "$0.002")
-
-
-def parse_share(text: str, option: str = "--min-accuracy") -> float:
-    """Return the share of `0.8` or `80%`, above 0 and at most 1."""
-    value = _parse(text, {"%": 0.01}, option, "0.8 or 80%")
-    if value > 1:
-        raise UsageError(f"{option} {text}: is above 1; wants a share such as 0.8 or 80%")
-    return value
-
-
-def _parse(
+def _number(
     text: str, units: Mapping[str, float], option: str, example: str, *, need_unit: bool = False
 ) -> float:
-    found = _NUMBER.fullmatch(text.strip())
-    unit = found.group(2).strip().lower() if found else ""
-    if found is None or (unit not in units and (unit or need_unit)):
+    match = _NUMBER.fullmatch(text.strip())
+    unit = match.group(2).strip().lower() if match else ""
+    if match is None or (unit not in units and (unit or need_unit)):
         raise UsageError(f"{option} {text}: is not understood; write for example {example}")
-    value = float(found.group(1)) * units.get(unit, 1.0)
+    value = float(match.group(1)) * units.get(unit, 1.0)
     if not 0 < value < math.inf:
         raise UsageError(f"{option} {text}: must be above 0 and finite; for example {example}")
     return value

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from advisor.evidence.features import INDEX
+from advisor.replay.limits import limits_of
 from advisor.replay.result import Replayed
 from advisor.replay.workload import Workload
 from advisor.search.policy_work import PolicyWork
@@ -214,7 +215,7 @@ def _replay(
     return replay(
         workload,
         cost,
-        candidate.limits(),
+        limits_of(candidate.engine),
         concurrency=concurrency,
         stop=stop_of(candidate.policy),
         replicas=Replicas(count=count, routing="least-outstanding" if count > 1 else "round-robin"),

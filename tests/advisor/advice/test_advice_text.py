@@ -155,7 +155,7 @@ def test_what_to_measure_next_is_a_plan_that_the_sweep_reads(fresh, tmp_path):
     for each in answer.experiments:
         assert 0 <= each.regret_after < each.regret <= 1
     chosen = answer.experiments or (experiment_of(answer.system_optimal, "the pick"),)
-    document = sweep_plan(chosen, workload="demo", problems=40, seed=0, concurrency=4)
+    document = sweep_plan(chosen, fresh.evidence)
     path = tmp_path / "plan.yaml"
     path.write_text(yaml.safe_dump(document))
     jobs = [(g.engine, job.policy) for g in load_plan(path) for job in g.jobs]
