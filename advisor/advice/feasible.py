@@ -111,10 +111,13 @@ class BudgetCheck(Generic[M]):
         """Return `chance` and `broken` where limits are eased by `far` spreads."""
         count, wanted = len(self.price), self.budget.confidence
         broken = np.full(count, -1, dtype=np.int64)
-        chance = self.asked.astype(float)
-        rows = np.flatnonzero(self.asked)
+        broken[self.asked & ~self.allowed] = 0  # of limits, the first
+        chance = self.allowed.astype(float)
+        rows = np.flatnonzero(self.allowed)
         joint: Bools | None = None
-        for place, limit in enumerate(self.limits.values()):
+        for place, (field, limit) in enumerate(self.limits.items()):
+            if field == "max_gpus":
+                continue
             never, always = self._certain(limit, rows, far)
             fails = rows[never]
             chance[fails] = 0.0

@@ -88,16 +88,20 @@ class PolicyWork:
         ordered = policy.method not in WHOLE
         if not ordered and all(len(problem.samples) == n for problem in problems):
             return [problems]
-        draws = []
-        for number in range(REPLAYS):
-            rng = np.random.default_rng([self.seed, 2, n, number])
-            draw = []
-            for problem in problems:
-                places = rng.permutation(len(problem.samples))[:n].tolist()
-                samples = [problem.samples[i] for i in (places if ordered else sorted(places))]
-                draw.append(dataclasses.replace(problem, samples=tuple(samples)))
-            draws.append(draw)
-        return draws
+        rngs = [np.random.default_rng([self.seed, 2, n, number]) for number in range(REPLAYS)]
+        draws = self._once(
+            ("places", pool.key, n),
+            lambda: [
+                [rng.permutation(len(problem.samples))[:n].tolist() for problem in problems]
+                for rng in rngs
+            ],
+        )
+
+        def some(problem: RecordedProblem, places: list[int]) -> RecordedProblem:
+            samples = [problem.samples[i] for i in (places if ordered else sorted(places))]
+            return dataclasses.replace(problem, samples=tuple(samples))
+
+        return [list(map(some, problems, draw)) for draw in draws]
 
     def _problems(self, pool: Pool) -> list[RecordedProblem]:
         problems = self._once(("all", pool.key), lambda: pool.loads(self.space.problem_ids))

@@ -296,10 +296,15 @@ class _Sizes:
     def __init__(self, pool: Pool, names: Sequence[str]) -> None:
         problems = pool.loads(names)
         self.known = problems is not None
-        samples = [(p.prompt_tokens, sample) for p in problems or () for sample in p.samples]
-        self.longest = max((prompt + s.output_tokens for prompt, s in samples), default=0)
+        self.longest = max(
+            (p.prompt_tokens + s.output_tokens for p in problems or () for s in p.samples),
+            default=0,
+        )
         drafts = [
-            s.scheduled.mean() for _, s in samples if s.scheduled is not None and s.scheduled.size
+            s.scheduled.mean()
+            for problem in problems or ()
+            for s in problem.samples
+            if s.scheduled is not None and s.scheduled.size
         ]
         self.held = self.longest + int(np.ceil(max(drafts, default=1.0))) - 1
         self.samples = min((len(problem.samples) for problem in problems or ()), default=0)
