@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from advisor.advice.advisor import Advisor
 from advisor.evidence.gather import Evidence, gather
 from advisor.evidence.keys import law_key
-from advisor.search.resampling import Draws
+from advisor.search.resampling import Resampling
 from advisor.search.space import explore
 from advisor.step_time.fit import StepTimeModel
 from traces.recording.reader import Recording, find_recordings
@@ -94,7 +94,7 @@ def main() -> None:
 
     def fresh(_: int = 0) -> Advisor:
         space = explore(evidence)
-        advisor = Advisor(evidence, space, model, Draws(len(space.problem_ids)))
+        advisor = Advisor(evidence, space, model, Resampling(len(space.problem_ids)))
         advisor.under(None)
         return advisor
 
@@ -106,7 +106,7 @@ def main() -> None:
     limits = {"min_accuracy": 0.8, "max_gpus": 8, "latency_percentile": 95}
 
     def edit(number: int) -> object:
-        return advisor.ranking(Budget(max_latency_s=0.1 + number / 50, **limits)).leaders(24)
+        return advisor.shortlist(Budget(max_latency_s=0.1 + number / 50, **limits)).leaders(24)
 
     edit(0)
     timed("a limit edited: filtered and sorted", edit, given.repeats)
@@ -114,12 +114,12 @@ def main() -> None:
     def price(number: int) -> object:
         changed = {"prices": tuple((name, 1.0 + i + number) for i, name in enumerate(DEVICES))}
         wanted = Budget(min_accuracy=0.8, max_gpus=8, optimise="cost", **changed)
-        return advisor.ranking(wanted).leaders(24)
+        return advisor.shortlist(wanted).leaders(24)
 
     timed("another price, optimising cost", price, given.repeats)
 
     def rate(number: int) -> object:
-        return advisor.ranking(Budget(rate_per_s=2.0 + number, **limits)).leaders(24)
+        return advisor.shortlist(Budget(rate_per_s=2.0 + number, **limits)).leaders(24)
 
     timed("another rate", rate, given.repeats)
 

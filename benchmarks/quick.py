@@ -40,10 +40,10 @@ from textual.app import App
 
 from advisor.advice.advisor import Advisor
 from advisor.evidence.gather import gather
-from advisor.evidence.runs import Load, Sample
+from advisor.evidence.runs import RecordedProblem, Sample
 from advisor.replay.replay import replay
 from advisor.replay.workload import Workload
-from advisor.search.resampling import Draws
+from advisor.search.resampling import Resampling
 from advisor.search.space import explore
 from advisor.step_time.cost import linear_cost
 from advisor.step_time.fit import StepTimeModel
@@ -86,7 +86,7 @@ def advice() -> tuple[Work, Work]:
 
     def candidates() -> None:
         space = explore(evidence)
-        Advisor(evidence, space, model, Draws(len(space.problem_ids))).under(None)
+        Advisor(evidence, space, model, Resampling(len(space.problem_ids))).under(None)
 
     return candidates, numpy_loop
 
@@ -98,7 +98,7 @@ def requests() -> tuple[Work, Work]:
     arrivals = np.cumsum(rng.exponential(0.2, 1_024))
     what, cost = Workload.from_requests(prompts, outputs, arrivals=arrivals), linear_cost(LAW)
     few = [
-        Load(
+        RecordedProblem(
             prompt_tokens=int(prompt),
             cached_tokens=0,
             samples=(Sample(output_tokens=int(output), answer=None, correct=None, by_length=True),),

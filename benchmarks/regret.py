@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from advisor.advice.advisor import Advisor
 from advisor.evidence.gather import gather
-from advisor.search.resampling import Draws
+from advisor.search.resampling import Resampling
 from advisor.search.space import Space, explore
 from advisor.step_time.fit import StepTimeModel
 from traces.errors import TtscopeError
@@ -199,7 +199,7 @@ def main() -> None:
         evidence = gather([rounds[seen_round][name].recording for name in seen])
         model = StepTimeModel().fit(evidence.steps)
         space = only(explore(evidence), set(names))
-        advisor = Advisor(evidence, space, model, Draws(len(space.problem_ids), seed=split))
+        advisor = Advisor(evidence, space, model, Resampling(len(space.problem_ids), seed=split))
         truth = {name: mean_of(others, name) for name in names}
         candidates = [space.candidate(row) for row in range(len(space))]
         known = {(_bare(each.engine), each.policy) for each in candidates}

@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from advisor.evidence.gather import StepTable, gather
 from advisor.evidence.keys import law_key
-from advisor.evidence.runs import Load, Run
+from advisor.evidence.runs import RecordedProblem, Run
 from advisor.replay.limits import limits_of
 from advisor.replay.replay import replay
 from advisor.replay.workload import Workload
@@ -78,7 +78,9 @@ def predicted(one: Measured, model: StepTimeModel) -> tuple[Point, float] | None
         return None
     law = model.law(run.engine)
     loads = [
-        Load(prompt_tokens=p.prompt_tokens, cached_tokens=p.cached_tokens, samples=p.samples)
+        RecordedProblem(
+            prompt_tokens=p.prompt_tokens, cached_tokens=p.cached_tokens, samples=p.samples
+        )
         for p in run.problems.values()
     ]
     done = replay(

@@ -26,7 +26,7 @@ import polars as pl
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from advisor.evidence.features import ZERO
-from advisor.evidence.runs import Load, Sample
+from advisor.evidence.runs import RecordedProblem, Sample
 from advisor.replay.limits import Limits
 from advisor.replay.replay import replay
 from advisor.replay.workload import Workload
@@ -110,7 +110,7 @@ def main() -> None:
             f"{found.steps:,} steps, {found.preemptions:,} preemptions"
         )
     small = [
-        Load(
+        RecordedProblem(
             prompt_tokens=int(p), cached_tokens=0,
             samples=(Sample(output_tokens=int(o), answer=None, correct=None, by_length=True),),
         )

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from advisor.accuracy.samples import FEWEST, ProblemSamples
-from advisor.evidence.runs import Load, Run
+from advisor.evidence.runs import RecordedProblem, Run
 from traces.errors import TtscopeError
 from traces.recording.reader import Recording
 from traces.schema.stop_rules import DECIDE, NO_ANSWER, Stop, Votes, begin, take
@@ -123,7 +123,9 @@ class ReplayedOrder:
 
         assert self.run is not None
         run, problems = self.run, self.run.problems
-        loads = [Load.of(each, each.samples[start : start + n]) for each in problems.values()]
+        loads = [
+            RecordedProblem.of(each, each.samples[start : start + n]) for each in problems.values()
+        ]
         arrivals = run.arrivals_s(problems) if run.concurrency is None else None
         found = replay(
             Workload.from_loads(loads, arrivals),

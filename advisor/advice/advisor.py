@@ -4,9 +4,9 @@ The system-optimal candidate is the best on what is optimised among those that m
 with the wanted probability. The compute-optimal one needs the fewest FLOPs for the same accuracy;
 the difference of the two is the regret of having taken FLOPs as the measure.
 
-Two stages. All candidates' metrics are worked out once in closed form (search/closed_form.py). The
-replay then looks at those that may be the answer (search/shortlist.py), and the answer is among
-what was replayed. Both are kept: another budget filters and sorts, and replays what is new.
+There are two stages. All candidates' metrics are worked out once in closed form
+(search/closed_form.py). Those that may be the answer are replayed, and the answer is among them.
+Both are kept: another budget filters and sorts, and replays what is new.
 """
 
 from __future__ import annotations
@@ -18,21 +18,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
-from advisor.advice.answer import Asked, answer
+from advisor.advice.answer import Answering, answer
 from advisor.advice.command import CpuBuild
-from advisor.advice.feasible import Question
+from advisor.advice.feasible import ReplayedCheck, Shortlist
 from advisor.advice.reasons import name_without_limits
 from advisor.evidence.gather import Evidence, gather
-from advisor.evidence.keys import law_key
 from advisor.search.budget import Prices
-from advisor.search.closed_form import Profile, Screen
-from advisor.search.metrics import Measures
-from advisor.search.policy_work import Drawn
-from advisor.search.replayed import Outcomes
-from advisor.search.resampling import Draws
-from advisor.search.shortlist import Costs, Ranking
+from advisor.search.closed_form import ClosedForm, Demands
+from advisor.search.metrics import CandidateMetrics
+from advisor.search.policy_work import PolicyWork
+from advisor.search.replayed import CandidateReplays
+from advisor.search.resampling import Resampling
 from advisor.search.space import Space, explore
 from advisor.step_time.fit import StepTimeModel
 from advisor.step_time.saved import load_laws, save_laws
@@ -45,7 +42,6 @@ from traces.schema.policy import Policy
 if TYPE_CHECKING:
     from advisor.step_time.prior.offers import Offers
 
-Ints = npt.NDArray[np.int64]
 ModelPath = Callable[[str], str]
 Progress = Callable[[int, int], None]
 
@@ -69,87 +65,60 @@ class UnderLoad:
     """All candidates under one load: in closed form, and replayed as far as that was asked for."""
 
     def __init__(self, advisor: Advisor, rate_per_s: float | None) -> None:
-        self._advisor, self.rate_per_s = advisor, rate_per_s
-        self._concurrency = advisor.evidence.load[0]
-        self.screen = Screen(
-            advisor.profile,
-            concurrency=self._concurrency,
-            rate_per_s=rate_per_s,
-            most=len(advisor.space.problem_ids),
+        in_flight = advisor.evidence.load[0]
+        self.closed_form = ClosedForm(advisor.demands, concurrency=in_flight, rate_per_s=rate_per_s)
+        self.metrics = CandidateMetrics(
+            advisor.space, advisor.resampling, concurrency=in_flight, rate_per_s=rate_per_s
         )
-        self.rows: list[int] = []
-        self.place: dict[int, int] = {}
-        self.measures = Measures(
-            [],
-            advisor.draws,
-            rate_per_s=rate_per_s,
-            concurrency=self._concurrency,
-            watts=advisor.evidence.watts,
-            law_key=law_key,
-        )
+        self._replay = partial(advisor.replays.of, concurrency=in_flight, rate_per_s=rate_per_s)
         self._probes: list[int] | None = None
-        self.looked_at: dict[int, None] = {}  # places in `rows`, for the budget asked, in order
+        self.looked_at: dict[int, None] = {}  # places in `metrics`, for the budget asked, in order
 
     def begin(self) -> None:
         """Forget what was looked at for another budget; its replays stay."""
-        self.looked_at = {self.place[row]: None for row in self._probe()}
+        self.looked_at = {self.metrics.place[row]: None for row in self._probe()}
 
     def replay(self, rows: Sequence[int], progress: Progress | None = None) -> None:
         """Look at candidates, replaying those that were not yet."""
-        new = [row for row in dict.fromkeys(rows) if row not in self.place]
-        outcomes = []
+        place = self.metrics.place
+        new = [row for row in dict.fromkeys(rows) if row not in place]
         for number, row in enumerate(new, 1):
-            outcomes.append(
-                self._advisor.outcomes.outcome(
-                    row, concurrency=self._concurrency, rate_per_s=self.rate_per_s
-                )
-            )
+            self.metrics.add(row, self._replay(row))
             if progress is not None:
                 progress(number, len(new))
-        for row in new:
-            self.place[row] = len(self.rows)
-            self.rows.append(row)
-        self.measures.add(outcomes)
-        self.looked_at |= {self.place[row]: None for row in rows}
+        self.looked_at |= {place[row]: None for row in rows}
 
     def _probe(self) -> list[int]:
         """Replay some candidates at random, once, and learn how far the closed form lies off."""
         if self._probes is not None:
             return self._probes
-        rng = np.random.default_rng([self._advisor.draws.seed, 4])
-        count = len(self._advisor.space)
-        rows = [int(r) for r in rng.choice(count, min(PROBES, count), replace=False)]
-        self._probes = rows
-        self.replay(rows)
-        told = [r for r in rows if self.measures.outcomes[self.place[r]].keeps_up]
-        mine = [self.measures.outcomes[self.place[row]] for row in told]
-        self.screen.learn(
-            told,
+        metrics = self.metrics
+        rng = np.random.default_rng([metrics.resampling.seed, 4])
+        count = len(metrics.space)
+        self._probes = [int(r) for r in rng.choice(count, min(PROBES, count), replace=False)]
+        self.replay(self._probes)
+        replayed = {row: metrics.replayed[metrics.place[row]] for row in self._probes}
+        kept_up = {row: each for row, each in replayed.items() if each.keeps_up}
+        self.closed_form.learn(
+            list(kept_up),
             {
-                "latency_s": np.array([each.latency_s[0].mean() for each in mine]),
-                "device_s": np.array([each.device_s[0].mean() for each in mine]),
+                "latency_s": np.array([each.latency_s[0].mean() for each in kept_up.values()]),
+                "device_s": np.array([each.device_s[0].mean() for each in kept_up.values()]),
             },
         )
-        return rows
+        return self._probes
 
 
 class Advisor:
     """Answers budgets from recordings; `fit` learns, `recommend` filters, sorts and replays."""
 
     def __init__(
-        self, evidence: Evidence, space: Space, model: StepTimeModel, draws: Draws
+        self, evidence: Evidence, space: Space, model: StepTimeModel, resampling: Resampling
     ) -> None:
-        self.evidence, self.space, self.model, self.draws = evidence, space, model, draws
-        self.drawn = Drawn(evidence, space, draws.seed)
-        self.outcomes = Outcomes(space, model, self.drawn)
-        self.profile = Profile(space, self.drawn, model, draws)
-        watts = {
-            number: evidence.watts[law_key(kind.engine)]
-            for number, kind in enumerate(space.kinds)
-            if law_key(kind.engine) in evidence.watts
-        }
-        self.costs = Costs(evidence, space, watts)
-        self._preferred = _preferred(space)
+        self.evidence, self.space, self.model, self.resampling = evidence, space, model, resampling
+        self.policy_work = PolicyWork(evidence, space, resampling.seed)
+        self.replays = CandidateReplays(space, model, self.policy_work)
+        self.demands = Demands(space, self.policy_work, model, resampling)
         self._loads: dict[float | None, UnderLoad] = {}
 
     @classmethod
@@ -198,7 +167,9 @@ class Advisor:
         if not len(space):
             why = "; ".join(space.dropped) or "their engines have no recorded steps"
             raise RecordingError(f"{', '.join(evidence.recordings)}: no candidate to judge: {why}")
-        return cls(evidence, space, model, Draws(len(space.problem_ids), count=draws, seed=seed))
+        return cls(
+            evidence, space, model, Resampling(len(space.problem_ids), count=draws, seed=seed)
+        )
 
     def under(self, rate_per_s: float | None) -> UnderLoad:
         """Return all candidates at an arrival rate (None: the recorded load)."""
@@ -209,21 +180,25 @@ class Advisor:
             self._loads[rate] = UnderLoad(self, rate)
         return self._loads[rate]
 
-    def measures(self, rate_per_s: float | None) -> Measures:
+    def metrics(self, rate_per_s: float | None) -> CandidateMetrics:
         """Replay every candidate of one replica, and return the metrics of all replayed."""
         state = self.under(rate_per_s)
         state.replay([int(row) for row in np.flatnonzero(self.space.replicas == 1)])
-        return state.measures
+        return state.metrics
 
-    def ranking(self, budget: Budget) -> Ranking:
+    def shortlist(self, budget: Budget) -> Shortlist:
         """Return the first stage: the budget asked of all candidates in closed form.
 
         Raises UsageError when the budget limits what was not measured (energy) or has no price.
         """
         prices = self._prices(budget)
         prices.check([kind.engine for kind in self.space.kinds])
-        screen = self.under(budget.rate_per_s).screen
-        return Ranking(screen, self.costs, budget, prices, self._preferred)
+        return Shortlist(self.under(budget.rate_per_s).closed_form, budget, prices)
+
+    def check(self, budget: Budget) -> ReplayedCheck:
+        """Return the second stage: the budget asked of the candidates replayed for it so far."""
+        state = self.under(budget.rate_per_s)
+        return ReplayedCheck(state.metrics, budget, self._prices(budget), [*state.looked_at])
 
     def recommend(
         self,
@@ -239,92 +214,75 @@ class Advisor:
         Where the budget requires nothing, the answer holds the fronts, and no pick.
         `model_path` turns a model's name into what vLLM is given, `cpu_build` is vLLM's where the
         command is to be run, if it is that; `present` is what runs today; `progress` hears how many
-        leaders are replayed. Raises UsageError as `ranking` does, and for a present configuration
+        leaders are replayed. Raises UsageError as `shortlist` does, and for a present configuration
         that is no candidate.
         """
         state = self.under(budget.rate_per_s)
         state.begin()
-        ranking = self.ranking(budget)
-        today = None if present is None else self._present(*present)
+        shortlist = self.shortlist(budget)
+        today = [] if present is None else [self._present(*present)]
         if budget.required:
-            state.replay(ranking.leaders(LEADERS), progress)
-        fronts = [*ranking.front(), *ranking.front("flops")]
-        state.replay([*fronts, *([] if today is None else [today])])
+            state.replay(shortlist.leaders(LEADERS), progress)
+        state.replay([*shortlist.front(), *shortlist.front("flops"), *today])
         if budget.required:
-            self._look_for_picks(state, ranking, budget)
+            self._look_for_picks(state, shortlist)
         return answer(
-            Asked(
+            Answering(
                 evidence=self.evidence,
-                space=self.space,
-                draws=self.draws,
-                ranking=ranking,
-                question=self._question(state, budget),
-                rows=tuple(state.rows),
-                present=None if today is None else state.place[today],
+                shortlist=shortlist,
+                check=self.check(budget),
+                present=state.metrics.place[today[0]] if today else None,
                 model_path=model_path or str,
                 cpu_build=cpu_build,
                 at_rate=partial(self._at_rate, budget) if len(self.space) <= FEW else None,
             )
         )
 
-    def _look_for_picks(self, state: UnderLoad, ranking: Ranking, budget: Budget) -> None:
+    def _look_for_picks(self, state: UnderLoad, shortlist: Shortlist) -> None:
         """Replay what may be a pick, or else comes nearest to one."""
-        system = self._improve(state, ranking)
+        system = self._improve(state, shortlist)
+        accuracy = None
         if system is None:
-            self._look_near(state, ranking, budget)
+            self._look_near(state, shortlist)
         else:
-            state.replay(ranking.twins(state.rows[system])[:TWINS])
-        accuracy = None if system is None else state.measures.values("accuracy")[system]
+            state.replay(shortlist.twins(state.metrics.rows[system])[:TWINS])
+            accuracy = float(state.metrics.values("accuracy")[system])
         for of in ("flops", "tokens"):
-            state.replay(ranking.fewest(of, accuracy))
+            state.replay(shortlist.fewest(of, accuracy))
 
     def _at_rate(self, budget: Budget, rate_per_s: float) -> str | None:
         """Return the closed form's pick at a rate, without its limits; None where nothing fits."""
-        screen = Screen(
-            self.profile,
-            concurrency=None,
-            rate_per_s=rate_per_s,
-            most=len(self.space.problem_ids),
-        )
-        prices = self._prices(budget)
-        row = Ranking(screen, self.costs, budget, prices, self._preferred).best()
+        closed_form = ClosedForm(self.demands, concurrency=None, rate_per_s=rate_per_s)
+        row = Shortlist(closed_form, budget, self._prices(budget)).best()
         return None if row is None else name_without_limits(self.space.candidate(row))
 
     def _prices(self, budget: Budget) -> Prices:
         evidence = self.evidence
         return Prices(budget, evidence.price_usd_per_device_hour, evidence.gpus)
 
-    def _question(self, state: UnderLoad, budget: Budget) -> Question:
-        prices = self._prices(budget)
-        return Question(
-            state.measures, self.draws, budget, prices, self.space.made, among=[*state.looked_at]
-        )
-
-    def _improve(self, state: UnderLoad, ranking: Ranking) -> int | None:
+    def _improve(self, state: UnderLoad, shortlist: Shortlist) -> int | None:
         """Replay on while one not looked at may be better than the pick; return the pick."""
-        question = self._question(state, ranking.budget)
-        system = question.best(question.fits)
-        seen = state.looked_at
-        waiting = [row for row in ranking.leaders(MOST) if state.place.get(row) not in seen]
+        check = self.check(shortlist.budget)
+        place, seen = state.metrics.place, state.looked_at
+        waiting = [row for row in shortlist.leaders(MOST) if place.get(row) not in seen]
         while waiting:
             batch, waiting = waiting[:AT_ONCE], waiting[AT_ONCE:]
-            if system is not None and ranking.least[batch[0]] >= question.cost()[system]:
+            system = check.best()
+            if system is not None and shortlist.least[batch[0]] >= check.cost[system]:
                 break
             state.replay(batch)
-            question = self._question(state, ranking.budget)
-            system = question.best(question.fits)
-        return system
+            check = self.check(shortlist.budget)
+        return check.best()
 
-    def _look_near(self, state: UnderLoad, ranking: Ranking, budget: Budget) -> None:
+    def _look_near(self, state: UnderLoad, shortlist: Shortlist) -> None:
         """Replay those nearest to each limit: the best on it under the others."""
-        state.replay(ranking.nearest())
-        for name, optimise in RELAXED.items():
-            if getattr(budget, name) is None:
-                continue
-            changes: dict[str, Any] = {name: None, "optimise": optimise}
-            others = self.ranking(replace(budget, **changes))
-            state.replay(others.leaders(LEADERS))
-            self._improve(state, others)
+        state.replay(shortlist.nearest())
+        for field, optimise in RELAXED.items():
+            if field in shortlist.limits:
+                changes: dict[str, Any] = {field: None, "optimise": optimise}
+                others = self.shortlist(replace(shortlist.budget, **changes))
+                state.replay(others.leaders(LEADERS))
+                self._improve(state, others)
 
     def _present(self, engine: EngineConfig, policy: Policy) -> int:
         rows = self.space.rows_of(engine, policy)
@@ -334,13 +292,3 @@ class Advisor:
                 "name a recording that is among those to advise on"
             )
         return rows[0]
-
-
-def _preferred(space: Space) -> Ints:
-    """Return [candidates], less being preferred among equals: what was run, then its engine."""
-    found = np.full(len(space), 2, dtype=np.int64)
-    for engine in space.made.engines:
-        for row in space.rows_with(engine):
-            ran = space.made.has(engine, space.kinds[space.kind[row]].policy)
-            found[row] = min(found[row], 0 if ran else 1)
-    return np.asarray(found * 64 + np.log2(space.replicas).astype(np.int64))

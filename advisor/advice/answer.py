@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from advisor.advice.command import CpuBuild, serve_command
 from advisor.advice.experiments import experiments
-from advisor.advice.feasible import Question
+from advisor.advice.feasible import ReplayedCheck, Shortlist
 from advisor.advice.reasons import measure_next, name_of, reasons, why_nothing
 from advisor.advice.sensitivity import turnings
 from advisor.evidence.gather import Evidence
 from advisor.evidence.measured import Under
-from advisor.search.budget import LIMITS, UNSURE, latency_name
-from advisor.search.resampling import Draws
-from advisor.search.shortlist import Ranking
-from advisor.search.space import Space
 from traces.schema.advice import Experiment, NearMiss, Pick, Present, Recommendation, Stages
 from traces.schema.estimate import Estimate
+from traces.schema.quantities import LIMITS, latency, limited
 
 METRICS = (
     "accuracy",
@@ -36,22 +33,20 @@ METRICS = (
 )
 REGRETS = ("latency_s", "latency_p95_s", "device_s", "cost_usd", "energy_j")
 EQUALS = 8  # candidates listed that cannot be told from the pick
+UNSURE = "not sure enough of all limits at once"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
-    """A budget with all that answers it; `rows` are the candidates of the question in the space.
+class Answering:
+    """A budget with all that answers it: read against the closed form, and against the replays.
 
-    `present` is the place of the present configuration among them, `at_rate` tells the closed
-    form's pick at another rate.
+    `present` is the place of the present configuration among the replayed, `at_rate` gives the
+    closed form's pick at another rate.
     """
 
     evidence: Evidence
-    space: Space
-    draws: Draws
-    ranking: Ranking
-    question: Question
-    rows: tuple[int, ...]
+    shortlist: Shortlist
+    check: ReplayedCheck
     present: int | None
     model_path: Callable[[str], str]
     cpu_build: CpuBuild | None
@@ -60,176 +55,166 @@ class Asked:
     @property
     def load(self) -> Under:
         """The load of the answer: (problems in flight, None) or (None, problems per second)."""
-        rate = self.question.measures.rate_per_s
+        rate = self.check.metrics.rate_per_s
         return (self.evidence.load[0], None) if rate is None else (None, rate)
 
 
-def answer(asked: Asked) -> Recommendation:
+def answer(answering: Answering) -> Recommendation:
     """Return the recommendation."""
-    question, measures = asked.question, asked.question.measures
-    required = question.budget.required
-    system = question.best(question.fits) if required else None
-    compute = question.compute_optimal(system)
-    tokens = question.compute_optimal(system, of="tokens")
-    regret: Mapping[str, Estimate | None] = {}
-    if system is not None and compute is not None:
-        regret = question.differences(REGRETS, compute, system)
-    rows = question.near_misses() if required and system is None else []
-    misses = tuple(_near_miss(asked, limit, row) for limit, row in rows)
-    equals = [] if system is None else question.equals(system)
-    infeasible = Counter(asked.space.dropped) + _infeasible(asked)
-    stages = _stages(asked, system)
-    present = _present(asked, system, equals)
+    check, evidence, load = answering.check, answering.evidence, answering.load
+    space, required = check.metrics.space, check.budget.required
+    system = check.best() if required else None
+    compute = check.compute_optimal(system)
+    tokens = check.compute_optimal(system, of="tokens")
+    rows = check.near_misses() if required and system is None else []
+    misses = tuple(_near_miss(answering, field, row) for field, row in rows)
+    equals = [] if system is None else check.equals(system)
+    stages = _stages(answering, system)
     proposed: list[Experiment] = []
     if system is not None:
-        proposed = experiments(question, system, load=asked.load, seed=asked.draws.seed)
-    changes = () if system is None else tuple(turnings(question, system, asked.at_rate))
-    told = reasons(
-        asked.evidence,
-        asked.space,
-        question,
+        proposed = experiments(check, system, load=load, seed=check.metrics.resampling.seed)
+    why = reasons(
+        evidence,
+        check,
         system=system,
         compute=compute,
         least_tokens=tokens,
         equals=equals,
         stages=stages,
-        load=asked.load,
+        load=load,
     )
     if required and system is None:
-        told = [*why_nothing(question, misses, rows), *told]
+        why = [*why_nothing(check, misses, rows), *why]
     return Recommendation(
-        budget=question.budget,
-        system_optimal=None if system is None else _as_run(asked, system),
-        compute_optimal=None if compute is None else _as_run(asked, compute),
-        regret=regret,
-        pareto=tuple(_pick(asked, row) for row in question.front()),
-        compute_pareto=tuple(_pick(asked, row) for row in question.front("flops")),
-        reasons=tuple(told),
+        budget=check.budget,
+        system_optimal=None if system is None else _as_run(answering, system),
+        compute_optimal=None if compute is None else _as_run(answering, compute),
+        regret=_difference(answering, REGRETS, compute, system),
+        pareto=tuple(_pick(answering, row) for row in check.front()),
+        compute_pareto=tuple(_pick(answering, row) for row in check.front("flops")),
+        reasons=tuple(why),
         near_misses=misses,
-        measure_next=tuple(
-            measure_next(asked.evidence, asked.space, measures, system, proposed, load=asked.load)
-        ),
-        candidates=int(asked.ranking.asked.sum()) + sum(asked.space.dropped.values()),
-        infeasible=dict(infeasible),
-        equals=tuple(_pick(asked, row) for row in equals[:EQUALS]),
-        sensitivity=changes,
+        measure_next=tuple(measure_next(evidence, check.metrics, system, proposed, load=load)),
+        candidates=int(answering.shortlist.asked.sum()) + sum(space.dropped.values()),
+        infeasible=dict(Counter(space.dropped) + _infeasible(answering)),
+        equals=tuple(_pick(answering, row) for row in equals[:EQUALS]),
+        sensitivity=() if system is None else tuple(turnings(check, system, answering.at_rate)),
         stages=stages,
-        present=present,
+        present=_present(answering, system, equals),
         experiments=tuple(proposed),
     )
 
 
-def _pick(asked: Asked, row: int) -> Pick:
-    question = asked.question
-    candidate = question.measures.outcomes[row].candidate
+def _difference(
+    answering: Answering, names: tuple[str, ...], row: int | None, system: int | None
+) -> dict[str, Estimate | None]:
+    """Return by name what a candidate has more than the pick; nothing where either is missing."""
+    if row is None or system is None:
+        return {}
+    return {name: answering.check.difference(name, row, system) for name in names}
+
+
+def _pick(answering: Answering, row: int) -> Pick:
+    check = answering.check
+    candidate = check.metrics.replayed[row].candidate
+    engine = candidate.engine
     names = list(METRICS)
-    wanted = latency_name(question.budget.latency_percentile)
+    wanted = latency(check.budget.latency_percentile).name
     if wanted not in names:
         names.insert(3, wanted)
-    engine = candidate.engine
-    facts = asked.evidence.models.get(engine.model)
-    draft = None if engine.speculative is None else engine.speculative.model
+    command = None
+    if check.budget.required:
+        facts = answering.evidence.models.get(engine.model)
+        draft = None if engine.speculative is None else engine.speculative.model
+        command = serve_command(
+            engine,
+            model_path=answering.model_path(engine.model),
+            draft_path=None if draft is None else answering.model_path(draft),
+            policy=candidate.policy,
+            cpu_build=answering.cpu_build,
+            kv_bytes_per_token=None if facts is None else facts.kv_bytes_per_token,
+        )
     return Pick(
         engine=engine,
         policy=candidate.policy,
-        command=serve_command(
-            engine,
-            model_path=asked.model_path(engine.model),
-            draft_path=None if draft is None else asked.model_path(draft),
-            policy=candidate.policy,
-            cpu_build=asked.cpu_build,
-            kv_bytes_per_token=None if facts is None else facts.kv_bytes_per_token,
-        )
-        if question.budget.required
-        else None,
-        estimates={name: question.estimate(name, row) for name in names},
-        probability_within_budget=float(question.chance[row]),
+        command=command,
+        estimates={name: check.estimate(name, row) for name in names},
+        probability_within_budget=float(check.chance[row]),
         prior=candidate.prior,
     )
 
 
-def _as_run(asked: Asked, row: int) -> Pick:
+def _as_run(answering: Answering, row: int) -> Pick:
     """Return a pick with what a run of it measured."""
-    pick = _pick(asked, row)
-    measured = asked.evidence.made.measured(pick.engine, pick.policy, asked.load)
+    pick = _pick(answering, row)
+    measured = answering.evidence.made.measured(pick.engine, pick.policy, answering.load)
     return dataclasses.replace(pick, measured=measured)
 
 
-def _infeasible(asked: Asked) -> Counter[str]:
+def _infeasible(answering: Answering) -> Counter[str]:
     """Return how many candidates each limit rules out, each counted once.
 
     By the closed form, and by the replay where it was made.
     """
-    ranking = asked.ranking
-    why = [LIMITS.get(name, UNSURE) for name in ranking.names]
-    broken = ranking.broken.copy()
-    places = {name: place for place, name in enumerate(ranking.names)}
-    for place, name in enumerate(asked.question.broken()):
-        row = asked.rows[place]
-        if asked.question.asked[place]:
-            broken[row] = -1 if name is None else places[name]
-    counts = np.bincount(broken[ranking.asked] + 1, minlength=len(why) + 1)[1:]
+    shortlist, check = answering.shortlist, answering.check
+    why = [*(LIMITS[field].why for field in shortlist.limits), UNSURE]
+    broken = shortlist.broken.copy()
+    rows = np.array(check.metrics.rows, dtype=np.int64)
+    broken[rows[check.asked]] = check.broken[check.asked]
+    counts = np.bincount(broken[shortlist.asked] + 1, minlength=len(why) + 1)[1:]
     return Counter({name: int(count) for name, count in zip(why, counts, strict=True) if count})
 
 
-def _stages(asked: Asked, system: int | None) -> Stages:
-    ranking, screen = asked.ranking, asked.ranking.screen
-    first = ranking.best()
+def _stages(answering: Answering, system: int | None) -> Stages:
+    shortlist, check = answering.shortlist, answering.check
+    closed_form, first = shortlist.metrics, shortlist.best()
     changed = None
-    if first is not None and system is not None:
-        twins = set(ranking.twins(first))
-        if asked.rows[system] not in twins:
-            changed = name_of(asked.space.candidate(first))
+    if (
+        first is not None
+        and system is not None
+        and check.metrics.rows[system] not in shortlist.twins(first)
+    ):
+        changed = name_of(closed_form.space.candidate(first))
     return Stages(
-        screened=int(ranking.asked.sum()),
-        replayed=int(asked.question.asked.sum()),
-        spread=screen.spread["latency_s"] if screen.compared else None,
+        screened=int(shortlist.asked.sum()),
+        replayed=int(check.asked.sum()),
+        spread=closed_form.spreads["latency_s"] if closed_form.compared else None,
         first=changed,
     )
 
 
-def _present(asked: Asked, system: int | None, equals: list[int]) -> Present | None:
-    row = asked.present
+def _present(answering: Answering, system: int | None, equals: list[int]) -> Present | None:
+    row = answering.present
     if row is None:
         return None
-    same = system is not None and (row == system or row in equals)
     return Present(
-        pick=_as_run(asked, row),
-        best=same,
-        difference=(
-            {}
-            if system is None
-            else asked.question.differences(("accuracy", *REGRETS), row, system)
-        ),
+        pick=_as_run(answering, row),
+        best=system is not None and (row == system or row in equals),
+        difference=_difference(answering, ("accuracy", *REGRETS), row, system),
     )
 
 
-def _near_miss(asked: Asked, limit: str, row: int) -> NearMiss:
-    question = asked.question
-    measures = question.measures
-    outcome = measures.outcomes[row]
-    if limit == "max_gpus":
-        wanted = float(question.budget.max_gpus or 0)
-        nearest = Estimate(value=float(measures.devices[row]), unit="devices")
-    elif limit == "rate":
-        wanted = measures.rate_per_s or 0.0
-        nearest = asked.draws.estimate(
-            outcome.capacity_per_s,
-            outcome.capacity_per_s / measures.factors[row],
+def _near_miss(answering: Answering, field: str, row: int) -> NearMiss:
+    check, metrics = answering.check, answering.check.metrics
+    replayed = metrics.replayed[row]
+    wanted, nearest = check.budget.limits().get(field, metrics.rate_per_s or 0.0), None
+    if field == "max_gpus":
+        nearest = Estimate(value=float(metrics.devices[row]), unit="devices")
+    elif field == "rate":
+        nearest = metrics.resampling.estimate(
+            replayed.capacity_per_s,
+            replayed.capacity_per_s / metrics.factors[row],
             "problems/s",
-            runs=outcome.law.runs,
-            extrapolated=outcome.unmeasured,
+            runs=replayed.law.runs,
+            extrapolated=replayed.unmeasured,
         )
     else:
-        wanted = float(getattr(question.budget, limit))
-        named = {"max_cost_usd": "cost_usd", "max_energy_j": "energy_j"}
-        found = question.estimate(named.get(limit, question.limits[limit].metric), row)
-        assert found is not None  # a limit on what is not known was refused
-        nearest = found
+        nearest = check.estimate(limited(field, check.budget.latency_percentile).name, row)
+        assert nearest is not None  # a limit on what is not known was refused
     return NearMiss(
-        limit=limit,
-        wanted=wanted,
+        limit=field,
+        wanted=float(wanted),
         nearest=nearest,
-        sure=float(question.chances(question.met[limit])[row]),
-        pick=_pick(asked, row),
+        sure=float(metrics.chance(check.met[field])[row]),
+        pick=_pick(answering, row),
     )

@@ -1,25 +1,25 @@
 """What to measure next: the runs after which the pick is expected to lose least.
 
 In a joint draw the best candidate is known; what the pick loses against it is its regret there, as
-a share of what is optimised (all of it where the pick breaks a limit). A run of a candidate tells
+a share of what is optimised (all of it where the pick breaks a limit). A run of a candidate shows
 its engine's step time but for the run-to-run spread, and its accuracy as well as its samples do
-now. Draws in which both come out alike are put together, and among each of these groups the best
-candidate is chosen anew: what it then loses is the regret after the run (the expected value of
-sample information; Raiffa and Schlaifer 1961). Half of the draws choose, the others state.
+now. Draws in which both come out alike are put together, and the best candidate is chosen in each
+of these groups. What it then loses is the regret after the run (the expected value of sample
+information; Raiffa and Schlaifer 1961). Half of the draws choose, the others state.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from advisor.advice.feasible import Question
+from advisor.advice.feasible import ReplayedCheck
 from advisor.evidence.measured import Under
-from advisor.search.space import Candidate
+from advisor.search.replayed import ReplayedCandidate
 from traces.errors import TtscopeError, UsageError
 from traces.schema.advice import Experiment, Pick, Recommendation
 from traces.summary.comparison import RUN_TO_RUN
@@ -36,43 +36,47 @@ TRIED = 16  # candidates that a run of is considered
 BINS = 3  # groups of draws by step time, and by accuracy
 MOST = 3  # runs proposed
 WORTH = 0.05  # share of the regret that a run must save
+PLANNED = (  # fields of an engine in a plan
+    "model", "dtype", "max_model_len", "tensor_parallel_size", "max_num_seqs",
+    "max_num_batched_tokens", "block_size", "gpu_memory_utilization", "enforce_eager",
+)  # fmt: skip
 
 
-def experiments(question: Question, system: int, *, load: Under, seed: int) -> list[Experiment]:
+def experiments(check: ReplayedCheck, system: int, *, load: Under, seed: int) -> list[Experiment]:
     """Return the runs that save most of the expected regret, the best first; none may be worth it.
 
-    Candidates of the same engine kind and samples tell the same; the one nearest to the pick is
-    proposed. What was run under the `load` of the answer is no news, nor
-    is it with other limits where its steps are like those recorded.
+    Runs of the same law or of the same samples show the same; the best of them is proposed. What
+    was run under the `load` of the answer is no news, nor is it with other limits where its steps
+    are like those recorded.
     """
-    rows, regret = _regrets(question, system)
-    if not len(rows):
-        return []
-    choosing = question.draws.choosing
-    mine = int(np.flatnonzero(rows == system)[0])
-    before = float(regret[mine, ~choosing].mean())
+    rows, regret = _regrets(check, system)
+    choosing = check.metrics.choosing
+    before = float(regret[0, ~choosing].mean())
     # With nothing learned the best of the choosing half is not always the pick.
     still = _after(regret, np.zeros(regret.shape[1], dtype=np.int64), choosing)
-    found = []
-    for place, groups in _learned(question, rows[:TRIED], seed):
-        if _is_known(question, place, load):
+    worth = []
+    for row in rows[:TRIED]:
+        if _is_known(check, check.metrics.replayed[row], load):
             continue
-        saved = max(still - _after(regret, groups, choosing), 0.0)
+        saved = max(still - _after(regret, _learned(check, row, seed), choosing), 0.0)
         if saved > WORTH * before:
-            found.append((before - min(saved, before), place))
-    found.sort()
+            worth.append((before - min(saved, before), int(row)))
     chosen, seen = [], set[object]()
-    for after, row in found:
-        candidate = question.measures.outcomes[row].candidate
-        name = (question.measures.outcomes[row].law, candidate.pool.key)
-        if id(name[0]) in seen and candidate.pool.key in seen:
+    for after, row in sorted(worth):
+        replayed = check.metrics.replayed[row]
+        candidate, names = replayed.candidate, {id(replayed.law), replayed.candidate.pool.key}
+        if names <= seen:
             continue
-        seen |= {id(name[0]), candidate.pool.key}
+        seen |= names
+        reason = "it may be better"
+        if row == system:
+            ran = candidate.recorded
+            reason = "the pick was run under another load" if ran else "the pick was never run"
         chosen.append(
             Experiment(
                 engine=candidate.engine,
                 policy=candidate.policy,
-                reason=_reason(candidate, pick=row == system),
+                reason=reason,
                 regret=before,
                 regret_after=after,
             )
@@ -80,28 +84,18 @@ def experiments(question: Question, system: int, *, load: Under, seed: int) -> l
     return chosen[:MOST]
 
 
-def _is_known(question: Question, row: int, load: Under) -> bool:
-    """Return whether a run of a candidate would tell nothing that runs have not told."""
-    outcome = question.measures.outcomes[row]
-    engine, policy = outcome.candidate.engine, outcome.candidate.policy
-    if not outcome.extrapolated and question.made.has_sibling(engine, policy):
+def _is_known(check: ReplayedCheck, replayed: ReplayedCandidate, load: Under) -> bool:
+    """Return whether a run of a candidate would show nothing that runs have not shown."""
+    made, candidate = check.metrics.space.made, replayed.candidate
+    if not replayed.extrapolated and made.has_sibling(candidate.engine, candidate.policy):
         return True
-    return question.made.has_under(engine, policy, load)
+    return made.has_under(candidate.engine, candidate.policy, load)
 
 
-def _reason(candidate: Candidate, *, pick: bool) -> str:
-    if not pick:
-        return "it may be better"
-    return "the pick was run under another load" if candidate.recorded else "the pick was never run"
-
-
-def _regrets(question: Question, system: int) -> tuple[Ints, Floats]:
+def _regrets(check: ReplayedCheck, system: int) -> tuple[Ints, Floats]:
     """Return the candidates that may be best, the pick first, and [them, draws] their regrets."""
-    cost = question.cost_draws()
-    joint = np.ones(cost.shape, dtype=bool)
-    for met in question.met.values():
-        joint &= met
-    joint &= question.asked[:, None] & np.isfinite(cost)
+    cost = check.cost_draws()
+    joint = np.all([*check.met.values(), np.isfinite(cost)], axis=0) & check.asked[:, None]
     able = np.where(joint, cost, np.inf)
     best = able.min(axis=0)
     known = np.isfinite(best)
@@ -109,10 +103,10 @@ def _regrets(question: Question, system: int) -> tuple[Ints, Floats]:
     with np.errstate(invalid="ignore"):
         regret = np.where(joint, (cost - best) / scale, 1.0)
     regret = np.where(known, np.minimum(regret, 1.0), 0.0)
-    # Best somewhere in the draws, each once: equal rows tell the same.
+    # Best somewhere in the draws, each once: equal rows show the same.
     wins = (able <= best + 1e-9 * scale) & known
     rows, seen = [system], {regret[system].tobytes()}
-    for row in np.lexsort((question.sequence, regret.mean(axis=1))):
+    for row in np.lexsort((check.sequence, regret.mean(axis=1))):
         name = regret[row].tobytes()
         if name not in seen and wins[row].any():
             rows.append(int(row))
@@ -121,17 +115,14 @@ def _regrets(question: Question, system: int) -> tuple[Ints, Floats]:
     return chosen, regret[chosen]
 
 
-def _learned(question: Question, rows: Ints, seed: int) -> list[tuple[int, Ints]]:
-    """Return by candidate the group of each draw that a run of it would tell apart."""
-    measures, found = question.measures, []
-    for row in rows:
-        rng = np.random.default_rng([seed, 6, int(question.sequence[row])])
-        speed = np.log(measures.factors[row]) + rng.normal(0, RUN_TO_RUN, question.draws.count)
-        right = measures.draws("accuracy")[row]
-        right = right + rng.normal(0, right.std() + 1e-12, len(right))
-        groups = _bins(speed) * BINS + _bins(right)
-        found.append((int(row), groups))
-    return found
+def _learned(check: ReplayedCheck, row: int, seed: int) -> Ints:
+    """Return the group of each draw that a run of a candidate would tell apart."""
+    rng = np.random.default_rng([seed, 6, int(check.sequence[row])])
+    speed = np.log(check.metrics.factors[row])
+    speed = speed + rng.normal(0, RUN_TO_RUN, len(speed))
+    right = check.metrics.draws("accuracy")[row]
+    right = right + rng.normal(0, right.std() + 1e-12, len(right))
+    return _bins(speed) * BINS + _bins(right)
 
 
 def _bins(values: Floats) -> Ints:
@@ -152,48 +143,30 @@ def _after(regret: Floats, groups: Ints, choosing: Bools) -> float:
     return total / max(count, 1)
 
 
-def sweep_plan(
-    chosen: Sequence[Experiment],
-    *,
-    workload: str | None,
-    problems: int | None,
-    seed: int | None,
-    concurrency: int | None,
-    repeats: int = 1,
-) -> dict[str, object]:
-    """Return runs as the document of a plan that `ttscope sweep` executes."""
-    document: dict[str, object] = {"workload": workload or "demo"}
-    if problems is not None:
-        document["problems"] = problems
-    if seed is not None:
-        document["seed"] = seed
-    document["concurrency"] = concurrency or 1
-    if repeats > 1:
-        document["repeats"] = repeats
-    engines: dict[str, dict[str, object]] = {}
-    for each in chosen:
-        settings = {
-            name: getattr(each.engine, name)
-            for name in (
-                "model", "dtype", "max_model_len", "tensor_parallel_size", "max_num_seqs",
-                "max_num_batched_tokens", "block_size", "gpu_memory_utilization", "enforce_eager",
-            )
-        }  # fmt: skip
-        speculative = each.engine.speculative
-        settings["speculative"] = None if speculative is None else speculative.to_json()
-        given = {name: value for name, value in settings.items() if value is not None}
-        if speculative is not None:
-            drafts = speculative.to_json().items()
-            given["speculative"] = {name: value for name, value in drafts if value is not None}
-        policy = {k: v for k, v in each.policy.to_json().items() if v is not None and k != "rule"}
-        policy |= dict(each.policy.rule)
-        entry = engines.setdefault(repr(sorted(given.items(), key=str)), given | {"policies": []})
-        listed = entry["policies"]
-        assert isinstance(listed, list)
-        if policy not in listed:
-            listed.append(policy)
-    document["engines"] = list(engines.values())
-    return document
+def sweep_plan(chosen: Sequence[Experiment], evidence: Evidence) -> dict[str, Any]:
+    """Return runs under the recorded load as the document of a plan for `ttscope sweep`."""
+    workload = evidence.workload
+    document = {
+        "workload": "demo" if workload is None else workload.name,
+        "problems": None if workload is None else workload.problems,
+        "seed": None if workload is None else workload.seed,
+        "concurrency": evidence.load[0] or 1,
+    }
+    engines: dict[str, dict[str, Any]] = {}
+    for run in chosen:
+        settings = _given({name: getattr(run.engine, name) for name in PLANNED})
+        if run.engine.speculative is not None:
+            settings["speculative"] = _given(run.engine.speculative.to_json())
+        policy = _given(run.policy.to_json() | {"rule": None}) | dict(run.policy.rule)
+        name = repr(sorted(settings.items(), key=str))
+        policies = engines.setdefault(name, settings | {"policies": []})["policies"]
+        if policy not in policies:
+            policies.append(policy)
+    return _given(document) | {"engines": list(engines.values())}
+
+
+def _given(settings: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if value is not None}
 
 
 def write_plan(path: Path, answer: Recommendation, evidence: Evidence) -> None:
@@ -203,27 +176,17 @@ def write_plan(path: Path, answer: Recommendation, evidence: Evidence) -> None:
     """
     import yaml
 
-    pass  # SELFIMPORT
-
     chosen = answer.experiments
     if not chosen and answer.system_optimal is not None:
         chosen = (experiment_of(answer.system_optimal, "the pick"),)
     if not chosen:
         why = "nothing fits" if answer.budget.required else "no limit is set"
         raise TtscopeError(f"--plan: {why}, so there is nothing to measure for it")
-    workload, (concurrency, _) = evidence.workload, evidence.load
-    document = sweep_plan(
-        chosen,
-        workload=None if workload is None else workload.name,
-        problems=None if workload is None else workload.problems,
-        seed=None if workload is None else workload.seed,
-        concurrency=concurrency,
-    )
-    known = evidence.gpus
+    document = sweep_plan(chosen, evidence)
     elsewhere = [
-        f"# on {engine.gpu}: {engine.model} {engine.label()}, {each.policy.label()}\n"
-        for each in chosen
-        if (engine := each.engine).gpu not in known
+        f"# on {engine.gpu}: {engine.model} {engine.label()}, {run.policy.label()}\n"
+        for run in chosen
+        if (engine := run.engine).gpu not in evidence.gpus
     ]
     try:
         path.write_text("".join(elsewhere) + yaml.safe_dump(document, sort_keys=False))

@@ -1,170 +1,202 @@
-"""One budget, asked of candidates that were replayed: which meet it, which is best, what is near.
+"""A budget read against the metrics of candidates: which meet it, which is best, what is near.
 
-A candidate is feasible when the wanted share of the joint draws meets all limits at once, in the
-half of the draws that chooses and again in the half that states. Values are those of the data
-themselves (all problems once, no model error), which is what the mean of the draws tends to, so
-that a looser budget never gives a worse objective.
+A candidate is feasible when the wanted share of the joint draws meets all limits at once. Values
+are those of the data themselves (all problems once, no model error), which is what the mean of the
+draws tends to, so that a looser budget never gives a worse objective.
+
+`Shortlist` reads the budget against the closed form, and says which candidates to replay. One may
+meet a limit when it would with its metric lowered by twice the distance that nine tenths of the
+replays keep within. Candidates whose limits never bind are one and the same; one of them stands for
+all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from advisor.evidence.measured import RunsMade
-from advisor.search.budget import Prices, goal_of, limits_of_budget
-from advisor.search.metrics import Measures
-from advisor.search.resampling import HIGH, LOW, Draws
+from advisor.search.budget import Limit, Prices, goal_of, limits_of_budget
+from advisor.search.closed_form import ClosedForm
+from advisor.search.metrics import CandidateMetrics, Metrics, nine_digits
+from advisor.search.resampling import HIGH, LOW
 from traces.schema.advice import Budget
 from traces.schema.estimate import Estimate
 
-Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+M = TypeVar("M", bound=Metrics)
 
 SAME = 0.01  # share by which FLOPs may differ and count as the same
+SLACK = 0.1  # of probability that the few draws of the closed form may be short of
+FAR = 2.0  # times the spread of the closed form that a candidate may turn out better
+FRONT = 12  # candidates of the front that are replayed
+NEAR = 3  # candidates nearest to a limit that are replayed
+TWIN = 0.05  # of the closed form's logarithm; the replay tells whether a limit was reached
+ALIKE = 0.1  # share by which FLOPs may differ and either may turn out the fewer
+CHEAP = 12  # kinds of fewest FLOPs of which two candidates are replayed
 
 
-class Question:
-    """The limits of a budget on the candidates of `measures`, and how they rank.
+class BudgetCheck(Generic[M]):
+    """A budget read against `metrics`: its limits, its goal, and what meets them.
 
-    It is asked of the places `among` them, else of all: what was replayed for another budget must
-    not change the answer to this one.
+    With `looked_at`, places of candidates, only these are asked about: what was replayed for
+    another budget must not change the answer to this one. Arrays are [candidates].
 
     Attributes
     ----------
-    met: [candidates, draws] by the name of a limit, in LIMITS' order.
-    chance: [candidates] of meeting all at once, 0 for candidates that are not asked about.
-    fits: whether that is enough.
-    sequence: [candidates], the order in which they were looked at, which decides between equals.
-    order: the candidates from best to worst.
+    asked: whether a candidate is asked about; several replicas only with `--gpus`.
+    allowed: whether it also takes no more devices than `--gpus`.
+    limits: by the budget's field, in the order in which they are counted.
+    price: USD per device-hour, NaN where not known; `joules` per device-second likewise.
+    sequence: the order in which candidates were looked at, which decides between equals.
+    cost: what is optimised, less being better.
+    chance: of meeting all limits at once, 0 for candidates that are not asked about.
+    broken: place in `limits` of the first that is not met surely enough (in closed form the last
+        that was looked at), -1 where all are; their number where each is, but not all at once.
+    fits: whether a candidate meets all limits surely enough.
 
     """
 
+    counts_last = False
+
     def __init__(
-        self,
-        measures: Measures,
-        draws: Draws,
-        budget: Budget,
-        prices: Prices,
-        made: RunsMade,
-        among: Sequence[int] | None = None,
+        self, metrics: M, budget: Budget, prices: Prices, looked_at: Sequence[int] | None = None
     ) -> None:
-        self.measures, self.draws, self.budget, self.prices = measures, draws, budget, prices
-        self.made = made
-        engines = [outcome.candidate.engine for outcome in measures.outcomes]
-        self.price = [prices.of(engine) for engine in engines]
-        self.per_second = np.array([np.nan if p is None else p / 3600 for p in self.price])
-        self.joules = np.array(
-            [
-                np.nan if watts is None else watts / devices
-                for watts, devices in zip(measures.watts, measures.devices, strict=True)
-            ]
-        )
+        self.metrics, self.budget, self.prices = metrics, budget, prices
+        by_kind = [prices.of(kind.engine) for kind in metrics.space.kinds]
+        self.price: Floats = np.array(by_kind, dtype=float)[metrics.kind]
+        self.per_second, self.joules = self.price / 3600, metrics.joules
         known = {"prices": self.per_second, "joules": self.joules}
-        self.limits = {each.name: each for each in limits_of_budget(budget, **known)}
+        capacity = None if metrics.rate_per_s is None else metrics.capacity_per_s
+        self.limits = limits_of_budget(budget, **known, capacity_per_s=capacity)
         self.goal = goal_of(budget, **known)
-        self.asked = np.array(
-            [budget.max_gpus is not None or e.data_parallel_size == 1 for e in engines], dtype=bool
-        )
-        self.sequence = np.arange(len(engines))
-        if among is not None:
-            self.sequence = np.full(len(engines), len(engines))
-            self.sequence[list(among)] = np.arange(len(among))
-            self.asked &= self.sequence < len(engines)
-        self.met = self._met()
-        joint = np.ones((len(engines), draws.count), dtype=bool)
-        for met in self.met.values():
-            joint &= met
-        self.chance = self.chances(joint) * self.asked
-        self.fits = self.chance >= budget.confidence
-        self.order = self._order()
-
-    def _met(self) -> dict[str, Bools]:
-        budget, measures = self.budget, self.measures
-        met: dict[str, Bools] = {}
+        count = len(self.price)
+        self.asked: Bools = np.ones(count, dtype=bool)
+        if budget.max_gpus is None:
+            self.asked = metrics.space.replicas[metrics.rows] == 1
+        self.sequence = np.arange(count)
+        if looked_at is not None:
+            self.sequence = np.full(count, count)
+            self.sequence[list(looked_at)] = np.arange(len(looked_at))
+            self.asked = self.asked & (self.sequence < count)
+        self.allowed = self.asked
         if budget.max_gpus is not None:
-            allowed = measures.devices <= budget.max_gpus
-            met["max_gpus"] = np.repeat(allowed[:, None], self.draws.count, axis=1)
-        if measures.rate_per_s is not None:
-            met["rate"] = measures.keeps_up
-        for name, limit in self.limits.items():
-            drawn, bound = measures.draws(limit.metric), limit.bound[:, None]
-            met[name] = drawn >= bound if limit.above else drawn <= bound
-        return met
+            self.allowed = self.asked & (metrics.devices <= budget.max_gpus)
+        self.cost = self._cost(0.0)
+        self.chance, self.broken = self._judge(0.0)
+        self.fits: Bools = self.allowed & (self.chance >= budget.confidence)
 
-    def chances(self, met: Bools) -> Floats:
-        """Return the share of draws that are met: the lower of the two halves."""
-        choosing = self.draws.choosing
-        halves = met[..., choosing].mean(axis=-1), met[..., ~choosing].mean(axis=-1)
-        return np.asarray(np.minimum(*halves))
-
-    def broken(self) -> list[str | None]:
-        """Return the first limit that each candidate does not meet surely enough, or None.
-
-        Candidates that meet each but not all at once have "".
-        """
-        found: list[str | None] = [None] * len(self.chance)
-        left = np.ones(len(found), dtype=bool)
-        for name, met in self.met.items():
-            fails = left & (self.chances(met) < self.budget.confidence)
-            for row in np.flatnonzero(fails):
-                found[row] = name
-            left &= ~fails
-        for row in np.flatnonzero(left & (self.chance < self.budget.confidence)):
-            found[row] = ""
-        return found
-
-    # -- ranking -------------------------------------------------------------------------------
-
-    def cost(self) -> Floats:
-        """Return what is optimised so that less is better, infinite where it is not known."""
-        values = self.measures.values(self.goal.metric) * self.goal.scale
-        return -values if self.goal.higher else np.asarray(values)
+    def _cost(self, far: float) -> Floats:
+        """Return what is optimised so that less is better, lowered by `far` spreads."""
+        values = self.metrics.values(self.goal.metric) * self.goal.scale
+        cost = -values if self.goal.higher else values
+        if far == 0:
+            return np.asarray(cost)
+        lower = np.exp(-far * self.metrics.spread(self.goal.metric))
+        return np.asarray(cost / lower if self.goal.higher else cost * lower)
 
     def cost_draws(self) -> Floats:
         """Return [candidates, draws] of `cost`."""
-        values = self.measures.draws(self.goal.metric) * self.goal.scale[:, None]
+        values = self.metrics.draws(self.goal.metric) * self.goal.scale[:, None]
         return -values if self.goal.higher else np.asarray(values)
 
-    def _order(self) -> npt.NDArray[np.int64]:
-        """Return the candidates from best to worst; among equals, what was run, then its engine."""
-        measures = self.measures
-        picks = [outcome.candidate for outcome in measures.outcomes]
-        ran = self.made.engines
-        ranked = [
-            self.cost(),
-            -measures.values("accuracy"),
-            measures.values("latency_s"),
-            measures.values("device_s"),
-        ]
-        rounded = [np.array([float(f"{value:.9g}") for value in key]) for key in ranked]
-        keys: list[Floats] = [
-            self.sequence.astype(float),
-            np.array([-(each.engine.max_num_batched_tokens or 0) for each in picks], dtype=float),
-            np.array([each.engine.max_num_seqs or 0 for each in picks], dtype=float),
-            np.array([2 - each.recorded - (each.engine in ran) for each in picks], dtype=float),
-            np.array([each.engine.data_parallel_size for each in picks], dtype=float),
-            *rounded[::-1],
-        ]
-        return np.asarray(np.lexsort(keys), dtype=np.int64)
+    # -- limits --------------------------------------------------------------------------------
 
-    def best(self, allowed: Bools) -> int | None:
-        """Return the best of some candidates."""
-        cost = self.cost()
-        for row in self.order:
-            if allowed[row] and self.asked[row] and np.isfinite(cost[row]):
-                return int(row)
-        return None
+    def _judge(self, far: float) -> tuple[Floats, Ints]:
+        """Return `chance` and `broken` where limits are eased by `far` spreads."""
+        count, wanted = len(self.price), self.budget.confidence
+        broken = np.full(count, -1, dtype=np.int64)
+        broken[self.asked & ~self.allowed] = 0  # of limits, the first
+        chance = self.allowed.astype(float)
+        rows = np.flatnonzero(self.allowed)
+        joint: Bools | None = None
+        for place, (field, limit) in enumerate(self.limits.items()):
+            if field == "max_gpus":
+                continue
+            never, always = self._certain(limit, rows, far)
+            fails = rows[never]
+            chance[fails] = 0.0
+            kept = ~never
+            rows = rows[kept]
+            joint = None if joint is None else joint[kept]
+            unsure = np.flatnonzero(~always[kept])
+            if len(unsure):
+                met = self._met(limit, rows[unsure], far)
+                if joint is None:
+                    joint = np.ones((len(rows), met.shape[1]), dtype=bool)
+                joint[unsure] &= met
+                fails = np.concatenate([fails, rows[unsure[self.metrics.chance(met) < wanted]]])
+            broken[fails if self.counts_last else fails[broken[fails] < 0]] = place
+        if joint is not None:
+            chance[rows] = self.metrics.chance(joint)
+            broken[rows[(chance[rows] < wanted) & (broken[rows] < 0)]] = len(self.limits)
+        return chance, broken
 
-    def within(self, *names: str) -> Bools:
-        """Return whether candidates are asked about and meet the named limits surely enough."""
-        allowed = self.asked.copy()
-        for name in names:
-            if name in self.met:
-                allowed &= self.chances(self.met[name]) >= self.budget.confidence
-        return allowed
+    def _bound(self, limit: Limit, rows: Ints, far: float) -> Floats:
+        bound = limit.bound[rows]
+        if limit.above or far == 0:
+            return bound
+        return np.asarray(bound * np.exp(far * self.metrics.spread(limit.metric)[rows]))
+
+    def _certain(self, limit: Limit, rows: Ints, far: float) -> tuple[Bools, Bools]:
+        """Return which candidates meet a limit in no draw, and which in all."""
+        low, high = self.metrics.extremes(limit.metric, rows)
+        bound = self._bound(limit, rows, far)
+        if limit.above:
+            return high < bound, low >= bound
+        return low > bound, high <= bound
+
+    def _met(self, limit: Limit, rows: Ints, far: float = 0.0) -> Bools:
+        draws = self.metrics.draws(limit.metric, rows)
+        bound = self._bound(limit, rows, far)[:, None]
+        return np.asarray(draws >= bound if limit.above else draws <= bound)
+
+    @cached_property
+    def met(self) -> Mapping[str, Bools]:
+        """Whether each limit is met: [candidates, draws] by the budget's field."""
+        rows = np.arange(len(self.price))
+        return {field: self._met(limit, rows) for field, limit in self.limits.items()}
+
+    def within(self, *fields: str) -> Bools:
+        """Return whether candidates are asked about and meet limits surely enough, if given."""
+        within = self.asked.copy()
+        for field in fields:
+            if field in self.limits:
+                within &= self.metrics.chance(self.met[field]) >= self.budget.confidence
+        return within
+
+    # -- order ---------------------------------------------------------------------------------
+
+    @cached_property
+    def order(self) -> Ints:
+        """The candidates from best to worst."""
+        keys = [nine_digits(self.cost), *self.metrics.ties(), self.sequence.astype(float)]
+        return np.asarray(np.lexsort(keys[::-1]), dtype=np.int64)
+
+    def best(self, allowed: Bools | None = None) -> int | None:
+        """Return the best of some candidates, of those that fit unless others are `allowed`."""
+        wanted = (self.fits if allowed is None else allowed & self.asked) & np.isfinite(self.cost)
+        rows = self.order[wanted[self.order]]
+        return int(rows[0]) if len(rows) else None
+
+    def front(self, metric: str | None = None) -> list[int]:
+        """Return the Pareto front of accuracy against a metric, the objective's, best first."""
+        return self._front(metric, self.within("max_gpus", "rate"))
+
+    def _front(self, metric: str | None, allowed: Bools) -> list[int]:
+        accuracy = self.metrics.values("accuracy")
+        if metric is None and self.goal.metric == "accuracy":
+            metric = "latency_s"
+        cost = self.cost if metric is None else self.metrics.values(metric)
+        rows = self.order[(allowed & np.isfinite(cost))[self.order]]
+        rows = rows[np.lexsort((-accuracy[rows], cost[rows]))]
+        reached = np.maximum.accumulate(np.concatenate([[-np.inf], accuracy[rows]]))[:-1]
+        return [int(row) for row in rows[accuracy[rows] > reached + 1e-12]]
 
     def compute_optimal(self, system: int | None, *, of: str = "flops") -> int | None:
         """Return the candidate of fewest FLOPs, or tokens, that is as accurate as is asked for.
@@ -174,14 +206,12 @@ class Question:
         objective, so that regret is no artefact.
         """
         enough = self.within("max_gpus", "rate", "min_accuracy")
-        if "min_accuracy" not in self.met:
+        if "min_accuracy" not in self.limits:
             if system is None:
                 return None
-            values = self.measures.values("accuracy")
-            enough &= values >= values[system] - 1e-12
-        if not enough.any():
-            return None
-        least = self.measures.values(of)
+            accuracy = self.metrics.values("accuracy")
+            enough &= accuracy >= accuracy[system] - 1e-12
+        least = self.metrics.values(of)
         enough &= np.isfinite(least)
         if not enough.any():
             return None
@@ -189,107 +219,192 @@ class Question:
 
     def equals(self, system: int) -> list[int]:
         """Return other feasible candidates whose objective cannot be told from the pick's."""
-        drawn = self.cost_draws()
-        stating, known = ~self.draws.choosing, np.isfinite(self.cost())
-        found = []
-        for row in self.order:
-            if row == system or not self.fits[row] or not known[row]:
-                continue
-            low, high = np.quantile((drawn[row] - drawn[system])[stating], (LOW, HIGH))
-            if low <= 0 <= high:
-                found.append(int(row))
-        return found
-
-    def front(self, metric: str | None = None) -> list[int]:
-        """Return the Pareto front of accuracy against a metric, the objective's, best first."""
-        measures = self.measures
-        accuracy = measures.values("accuracy")
-        on_accuracy = self.goal.metric == "accuracy"
-        cost = measures.values("latency_s") if on_accuracy else self.cost()
-        if metric is not None:
-            cost = measures.values(metric)
-        allowed = self.within("max_gpus", "rate")
-        place = np.empty(len(cost), dtype=np.int64)
-        place[self.order] = np.arange(len(cost))
-        front, best = list[int](), -np.inf
-        for row in np.lexsort((place, -accuracy, cost)):
-            if allowed[row] and np.isfinite(cost[row]) and accuracy[row] > best + 1e-12:
-                front.append(int(row))
-                best = accuracy[row]
-        return front
+        draws, stating = self.cost_draws(), ~self.metrics.choosing
+        equals = []
+        for row in self.order[(self.fits & np.isfinite(self.cost))[self.order]]:
+            if row != system:
+                low, high = np.quantile((draws[row] - draws[system])[stating], (LOW, HIGH))
+                equals += [int(row)] if low <= 0 <= high else []
+        return equals
 
     # -- what a limit would have to be ---------------------------------------------------------
 
-    def needed(self, name: str, row: int, *, alone: bool = True) -> float:
+    def needed(self, field: str, row: int, *, alone: bool = True) -> float:
         """Return the limit that a candidate would meet with the wanted probability.
 
         `alone`: whatever the other limits are; else together with them, and infinite (-infinite for
         the accuracy) where these are not met surely enough themselves.
         """
-        limit = self.limits[name]
+        limit = self.limits[field]
         sign = -1.0 if limit.above else 1.0
-        drawn = sign * self.measures.draws(limit.metric)[row] * self.unit(name, row)
-        others = np.ones(self.draws.count, dtype=bool)
-        for other, met in self.met.items():
-            if other != name and not alone:
-                others &= met[row]
+        draws = sign * self.metrics.draws(limit.metric)[row]
+        if field in PER_SECOND:
+            draws = draws * getattr(self, PER_SECOND[field])[row]
+        if not alone:
+            others = [met[row] for other, met in self.met.items() if other != field]
+            draws = np.where(np.all(others, axis=0), draws, np.inf) if others else draws
         worst = -np.inf
-        for half in (self.draws.choosing, ~self.draws.choosing):
-            values = np.sort(np.where(others[half], drawn[half], np.inf))
+        for half in (self.metrics.choosing, ~self.metrics.choosing):
+            values = np.sort(draws[half])
             count = int(np.ceil(self.budget.confidence * len(values) - 1e-9))
             worst = max(worst, float(values[max(count, 1) - 1]))
         return sign * worst
 
-    def unit(self, name: str, row: int) -> float:
-        """Return what a limit's metric is multiplied by to be in the unit of the budget."""
-        if name == "max_cost_usd":
-            return float(self.per_second[row])
-        if name == "max_energy_j":
-            return float(self.joules[row])
-        return 1.0
-
     def near_misses(self) -> list[tuple[str, int]]:
         """Return, for each limit, the candidate nearest to it, meeting the others if any does."""
-        found = []
-        for limit in self.met:
-            others = np.ones_like(self.met[limit])
-            for name, met in self.met.items():
-                if name != limit:
-                    others &= met
-            allowed = self.asked & (self.chances(others) >= self.budget.confidence)
+        misses = []
+        for field in self.limits:
+            others = [met for other, met in self.met.items() if other != field]
+            allowed = self.asked
+            if others:
+                chance = self.metrics.chance(np.all(others, axis=0))
+                allowed = self.asked & (chance >= self.budget.confidence)
             alone = not allowed.any()
-            row = self._nearest(limit, self.asked if alone else allowed, alone=alone)
+            row = self._nearest(field, self.asked if alone else allowed, alone=alone)
             if row is not None:
-                found.append((limit, row))
-        return found
+                misses.append((field, row))
+        return misses
 
-    def _nearest(self, limit: str, allowed: Bools, *, alone: bool) -> int | None:
-        measures = self.measures
-        rows = np.flatnonzero(allowed)
-        rows = rows[np.argsort(self.sequence[rows])]
-        if limit == "max_gpus":
-            short = measures.devices[rows].astype(float)
-        elif limit == "rate":
-            short = -np.array([measures.outcomes[row].capacity_per_s for row in rows])
+    def _nearest(self, field: str, allowed: Bools, *, alone: bool) -> int | None:
+        rows = self.order[allowed[self.order]]
+        if field == "max_gpus":
+            short = self.metrics.devices[rows].astype(float)
+        elif field == "rate":
+            short = -self.metrics.capacity_per_s[rows]
         else:
-            short = np.array([self.needed(limit, row, alone=alone) for row in rows])
-            short = -short if limit == "min_accuracy" else short
-        if not len(rows) or not np.isfinite(short).any():
-            return None
+            short = np.array([self.needed(field, row, alone=alone) for row in rows])
+            short = -short if self.limits[field].above else short
         finite = short[np.isfinite(short)]
-        nearest = rows[short <= finite.min() + 1e-12 * abs(finite.min())]
-        return next(int(row) for row in self.order if row in nearest)
+        if not len(finite):
+            return None
+        return int(rows[short <= finite.min() + 1e-12 * abs(finite.min())][0])
 
-    # -- estimates -----------------------------------------------------------------------------
+    # -- estimates of what was replayed --------------------------------------------------------
 
-    def estimate(self, name: str, row: int) -> Estimate | None:
+    def estimate(self: ReplayedCheck, name: str, row: int) -> Estimate | None:
         """Return a candidate's metric with its interval, None where it is not known."""
-        return self.measures.estimate(name, row, price=self.price[row])
+        return self.metrics.estimate(name, row, price=self.price_of(row))
 
-    def differences(
-        self, names: Sequence[str], first: int, second: int
-    ) -> dict[str, Estimate | None]:
-        """Return by name what the first candidate has more than the second, drawn together."""
-        return {
-            name: self.measures.difference(name, first, second, prices=self.price) for name in names
-        }
+    def difference(self: ReplayedCheck, name: str, first: int, second: int) -> Estimate | None:
+        """Return what the first candidate has more than the second, drawn together."""
+        prices = self.price_of(first), self.price_of(second)
+        return self.metrics.difference(name, first, second, prices=prices)
+
+    def price_of(self, row: int) -> float | None:
+        """Return USD per device-hour of a candidate, None where it is not known."""
+        return None if np.isnan(self.price[row]) else float(self.price[row])
+
+
+ReplayedCheck = BudgetCheck[CandidateMetrics]
+PER_SECOND = {"max_cost_usd": "per_second", "max_energy_j": "joules"}
+
+
+class Shortlist(BudgetCheck[ClosedForm]):
+    """A budget read against the closed form of all candidates: which of them to replay."""
+
+    counts_last = True
+
+    @cached_property
+    def least(self) -> Floats:
+        """What `cost` may turn out to be."""
+        return self._cost(FAR)
+
+    @cached_property
+    def possible(self) -> Bools:
+        """Whether a candidate may fit."""
+        chance, _ = self._judge(FAR)
+        return self.allowed & (chance >= self.budget.confidence - SLACK)
+
+    @cached_property
+    def order(self) -> Ints:
+        """The candidates from best to worst."""
+        keys = (*self.metrics.ties(), self.cost)
+        return np.asarray(np.lexsort(keys), dtype=np.int64)
+
+    def _distinct(self, rows: Ints, key: Floats) -> Ints:
+        """Return rows in the order of `key` [candidates], one for each that differ in closed form.
+
+        It is the one that was run, if any was.
+        """
+        space, metrics = self.metrics.space, self.metrics
+        rows = rows[np.isfinite(key[rows])]
+        order = rows[np.lexsort((space.preferred[rows], key[rows]))]
+        names = np.column_stack(
+            [
+                space.kind[order],
+                space.replicas[order],
+                np.round(np.log(np.maximum(metrics.latency_s[order], 1e-12)) * 1e4),
+                np.round(np.log(np.maximum(metrics.device_s[order], 1e-12)) * 1e4),
+            ]
+        ).astype(np.int64)
+        _, first = np.unique(names, axis=0, return_index=True)
+        return np.asarray(order[np.sort(first)])
+
+    def _cheapest(self, rows: Ints, key: Floats, count: int) -> list[int]:
+        """Return rows of the least keys that differ from one another, at most `count`."""
+        if len(rows) > 40 * count:
+            rows = rows[np.argpartition(key[rows], 40 * count)[: 40 * count]]
+        return [int(row) for row in self._distinct(rows, key)[:count]]
+
+    def leaders(self, most: int) -> list[int]:
+        """Return the candidates that may be best, at most so many, the most promising first."""
+        return self._cheapest(np.flatnonzero(self.possible), self.least, most)
+
+    def fewest(self, of: str, accuracy: float | None) -> list[int]:
+        """Return the candidates of fewest FLOPs or tokens that are accurate enough.
+
+        That is the budget's accuracy, or else at least `accuracy`.
+        """
+        metrics, space = self.metrics, self.metrics.space
+        enough = self.allowed.copy()
+        if metrics.rate_per_s is not None:
+            enough &= metrics.rate_per_s < metrics.capacity_per_s
+        if "min_accuracy" in self.limits:
+            rows = np.flatnonzero(enough)
+            chance = metrics.chance(self._met(self.limits["min_accuracy"], rows))
+            enough[rows[chance < self.budget.confidence - SLACK / 2]] = False
+        elif accuracy is not None:
+            enough &= metrics.values("accuracy") >= accuracy - 0.02
+        least = metrics.values(of)
+        rows = np.flatnonzero(enough)
+        # Of each kind the row of fewest, and the best of those that may be as few.
+        order = rows[np.lexsort((space.preferred[rows], least[rows]))]
+        kinds, first = np.unique(space.kind[order], return_index=True)
+        fewest: list[int] = []
+        for place in np.argsort(first, kind="stable")[:CHEAP]:
+            of_kind = order[space.kind[order] == kinds[place]]
+            alike = of_kind[least[of_kind] <= (1 + ALIKE) * least[of_kind[0]]]
+            fewest += [int(of_kind[0]), *map(int, self._distinct(alike, self.cost)[:1])]
+        return fewest
+
+    def front(self, metric: str | None = None) -> list[int]:
+        """Return candidates all along the front, the most accurate first, at whatever rate."""
+        front = self._front(metric, self.allowed)[::-1]
+        if len(front) > FRONT:
+            places = np.unique(np.linspace(0, len(front) - 1, FRONT).round().astype(int))
+            front = [front[place] for place in places]
+        return front
+
+    def nearest(self) -> list[int]:
+        """Return the candidates nearest to each limit, where the others are met if they can be."""
+        shortfalls = {}
+        for field, limit in self.limits.items():
+            values = self.metrics.values(limit.metric)
+            ratio = limit.bound / values if limit.above else values / limit.bound
+            shortfalls[field] = np.where(ratio > 0, ratio, np.inf)
+        nearest: list[int] = []
+        rows = np.flatnonzero(self.asked)
+        for field, short in shortfalls.items():
+            others = [ratio <= 1.0 for other, ratio in shortfalls.items() if other != field]
+            meets = rows[np.all(others, axis=0)[rows]] if others else rows
+            nearest += self._cheapest(meets if len(meets) else rows, short, NEAR)
+        return nearest
+
+    def twins(self, row: int) -> list[int]:
+        """Return the candidates that differ from one in limits that hardly bind, if at all."""
+        space, metrics = self.metrics.space, self.metrics
+        same = (space.kind == space.kind[row]) & (space.replicas == space.replicas[row])
+        for values in (metrics.latency_s, metrics.device_s):
+            same &= np.abs(np.log(values / values[row])) < TWIN
+        rows = np.flatnonzero(same)
+        return [int(each) for each in rows[np.argsort(space.preferred[rows], kind="stable")]]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from advisor.evidence.gather import Evidence
 from advisor.evidence.keys import SampleKey, decoder_of, sampling_of
-from advisor.evidence.runs import Load, ProblemRun, Run, Sample
+from advisor.evidence.runs import ProblemRun, RecordedProblem, Run, Sample
 from traces.schema.methods import METHODS
 from traces.schema.parameters import complete
 from traces.schema.policy import Policy
@@ -23,8 +23,8 @@ class Pool:
     policies: tuple[Policy, ...]  # that its samples can answer
     problem_ids: frozenset[str]
 
-    def loads(self, problem_ids: Sequence[str]) -> list[Load] | None:
-        """Return per problem a Load with all samples, or None when one has none to replay.
+    def loads(self, problem_ids: Sequence[str]) -> list[RecordedProblem] | None:
+        """Return each problem with all samples, or None when one has none to replay.
 
         A speculative engine needs samples that say how their drafts went.
         """
@@ -44,9 +44,9 @@ class Pool:
         return found
 
 
-def _load(own: Sequence[ProblemRun], samples: Sequence[Sample]) -> Load:
+def _load(own: Sequence[ProblemRun], samples: Sequence[Sample]) -> RecordedProblem:
     cached = sorted(problem.cached_tokens for problem in own)
-    return Load(
+    return RecordedProblem(
         prompt_tokens=own[0].prompt_tokens,
         cached_tokens=cached[len(cached) // 2],
         samples=tuple(samples),

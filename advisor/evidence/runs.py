@@ -68,7 +68,7 @@ class ProblemRun:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Load:
+class RecordedProblem:
     """One problem: its prompt, what of it other problems have in the cache, its samples.
 
     `prompt_blocks` name the prompt's blocks where they are told: equal names are equal prefixes.
@@ -80,7 +80,7 @@ class Load:
     prompt_blocks: Sequence[int] = ()
 
     @classmethod
-    def of(cls, problem: ProblemRun, samples: Sequence[Sample]) -> Load:
+    def of(cls, problem: ProblemRun, samples: Sequence[Sample]) -> RecordedProblem:
         """Return a recorded problem with some of its samples."""
         return cls(
             prompt_tokens=problem.prompt_tokens,

@@ -12,7 +12,7 @@ import polars as pl
 
 from advisor.compiled import compiled
 from advisor.evidence.features import Work
-from advisor.evidence.runs import Load
+from advisor.evidence.runs import RecordedProblem
 from advisor.replay.result import Replayed
 from advisor.step_time.cost import StepCost, steps_seconds, work_at
 from traces.errors import RecordingError
@@ -27,7 +27,7 @@ MOST_STEPS: Final = 5_000_000  # rows of the steps table; a leap of the replay h
 
 def replayed_tables(
     replayed: Replayed,
-    loads: Sequence[Load],
+    loads: Sequence[RecordedProblem],
     problem_ids: Sequence[str],
     cost: StepCost,
     *,

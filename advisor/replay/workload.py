@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from advisor.evidence.runs import Load, Sample
+from advisor.evidence.runs import RecordedProblem, Sample
 from advisor.replay.simulation.state import NONE
 
 Bools = npt.NDArray[np.bool_]
@@ -48,7 +48,7 @@ class Workload:
     @classmethod
     def from_loads(
         cls,
-        loads: Sequence[Load],
+        loads: Sequence[RecordedProblem],
         arrivals: Sequence[float] | Floats | None = None,
         *,
         prompt_block_tokens: int | None = None,
@@ -169,7 +169,7 @@ def _verify_steps(samples: Sequence[Sample]) -> tuple[Ints, Floats | None]:
     return verify, forwarded
 
 
-def _answers(loads: Sequence[Load]) -> tuple[Ints, Ints, Bools]:
+def _answers(loads: Sequence[RecordedProblem]) -> tuple[Ints, Ints, Bools]:
     """Return each problem's first answer, each sample's answer, and which answers are right."""
     right: list[bool] = []
     first, answer = [0], list[int]()
@@ -191,7 +191,7 @@ def _median(values: Sequence[int]) -> int:
 Segments = tuple[Ints, npt.NDArray[np.int32], Ints, Ints]
 
 
-def _levels(loads: Sequence[Load]) -> Segments:
+def _levels(loads: Sequence[RecordedProblem]) -> Segments:
     """Return the segments of prompts of which is known how much the cache held."""
     levels = sorted({load.cached_tokens for load in loads} - {0})
     usual = _median([load.cached_tokens for load in loads if load.cached_tokens])

@@ -3,11 +3,12 @@
 With c problems in flight the engine makes N steps for each problem that leaves. A problem stays c N
 steps, and by Little's law its latency is c times the busy time that one problem takes. What a
 problem takes is known but for the number of steps: requests, tokens and context are those of its
-samples, whatever they share a step with (`drawn.Work.totals`). Steps are shared by the c problems,
-N = D / c with D the steps that a problem needs alone, until a limit binds: at most `max_num_seqs`
-requests, so many as the KV blocks hold, and `max_num_batched_tokens`. Where problems arrive at a
-rate, one meets as many others as are there on average (arrivals see time averages), which is a
-fixed point. How far this lies from the replay is measured where both are known (`Screen.learn`).
+samples, whatever they share a step with (`policy_work.Work.totals`). Steps are shared by the c
+problems, N = D / c with D the steps that a problem needs alone, until a limit binds: at most
+`max_num_seqs` requests, so many as the KV blocks hold, and `max_num_batched_tokens`. Where problems
+arrive at a rate, one meets as many others as are there on average (arrivals see time averages),
+which is a fixed point. How far this lies from the replay is measured where both are known
+(`ClosedForm.learn`).
 """
 
 from __future__ import annotations
@@ -18,13 +19,15 @@ import numpy as np
 import numpy.typing as npt
 
 from advisor.evidence.features import FEATURES, Features
-from advisor.evidence.keys import DEFAULT_BLOCK, law_key
-from advisor.search.policy_work import Drawn, Work
-from advisor.search.resampling import Draws
+from advisor.evidence.keys import DEFAULT_BLOCK
+from advisor.search.metrics import ALL, EXACT, Metrics, Rows, quantile_of
+from advisor.search.policy_work import PolicyWork, Work
+from advisor.search.resampling import Resampling
 from advisor.search.space import Space
 from advisor.step_time.fit import StepTimeModel
 from traces.statistics import weighted_quantiles
 
+Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
@@ -34,15 +37,18 @@ ROUNDS = 14  # of the fixed point
 STEPS = ("step", "prefill_step", "draft_step")  # shared by the problems in flight
 
 
-class Profile:
+class Demands:
     """What candidates take, whatever the load: arrays over candidates, works and kinds.
 
     `works` are those that differ; `work` [kinds] is the place of a kind's. Relative draws
     `latency`, `device` [works, DRAWS] are what resampling the problems does to a mean.
     """
 
-    def __init__(self, space: Space, drawn: Drawn, model: StepTimeModel, draws: Draws) -> None:
-        self.space, self.weights = space, draws.weights[:DRAWS]
+    def __init__(
+        self, space: Space, policy_work: PolicyWork, model: StepTimeModel, resampling: Resampling
+    ) -> None:
+        self.space, self.weights = space, resampling.weights[:DRAWS]
+        self.choosing = resampling.choosing[:DRAWS]
         works: list[Work] = []
         places: dict[Hashable, int] = {}
         work, prompts = [], []
@@ -52,38 +58,34 @@ class Profile:
             name = (kind.pool.key, kind.policy, kind.facts, *limits)
             if name not in places:
                 places[name] = len(works)
-                works.append(drawn.work(kind))
-                first = drawn.loads(kind.pool, kind.policy)[0]
+                works.append(policy_work.work(kind))
+                first = policy_work.problems(kind.pool, kind.policy)[0]
                 prompts.append(np.mean([p.prompt_tokens - p.cached_tokens for p in first]))
             work.append(places[name])
         self.works, self.work = works, np.array(work, dtype=np.int64)
         self.prompt_tokens = np.array(prompts)
-        self.totals = np.array([each.totals for each in works])
-        self.totals_one = np.array([each.totals_one for each in works])
-        self.steps = np.array([each.steps.mean() for each in works])
-        self.right = np.array([each.right.mean() for each in works])
-        self.right_one = np.array([each.right_one.mean() for each in works])
-        self.tokens = np.array([each.tokens.mean() for each in works])
-        self.flops = np.array([each.flops.mean() for each in works])
-        self.accuracy, self.accuracy_one = (
-            np.array([draws.accuracy(right)[:DRAWS] for right in rights])
-            for rights in ([w.right for w in works], [w.right_one for w in works])
+        self.totals = np.array([work.totals for work in works])
+        self.totals_one = np.array([work.totals_one for work in works])
+        self.steps, self.right, self.right_one, self.tokens, self.flops = (
+            np.array([getattr(work, name).mean() for work in works])
+            for name in ("steps", "right", "right_one", "tokens", "flops")
+        )
+        self.accuracy = np.array([resampling.accuracy(work.right)[:DRAWS] for work in works])
+        self.accuracy_one = np.array(
+            [resampling.accuracy(work.right_one)[:DRAWS] for work in works]
         )
         self.varies = (self.accuracy != self.accuracy_one).any(axis=1)
-        self.latency = np.array([self._relative(each.steps.mean(axis=0)) for each in works])
-        self.device = np.array([self._relative(each.tokens) for each in works])
+        self.latency = np.array([self._relative(work.steps.mean(axis=0)) for work in works])
+        self.device = np.array([self._relative(work.tokens) for work in works])
         laws = [model.law(kind.engine) for kind in space.kinds]
         self.seconds = np.array([law.seconds for law in laws])
         self.high = np.array([law.high for law in laws])
-        kinds = list(zip(space.kinds, laws, strict=True))
         self.factors = np.array(  # [kinds, inside or outside, DRAWS]
             [
-                [draws.factor(kind.engine, law, outside=out)[:DRAWS] for out in (False, True)]
-                for kind, law in kinds
+                [resampling.factor(kind.engine, law, outside=out)[:DRAWS] for out in (False, True)]
+                for kind, law in zip(space.kinds, laws, strict=True)
             ]
         )
-        keys = list(dict.fromkeys(law_key(kind.engine) for kind in space.kinds))
-        self.law = np.array([keys.index(law_key(kind.engine)) for kind in space.kinds])
         self._quantiles: dict[float, tuple[Floats, Floats]] = {}
 
     def _relative(self, values: Floats) -> Floats:
@@ -92,25 +94,33 @@ class Profile:
     def quantile(self, q: float) -> tuple[Floats, Floats]:
         """Return a quantile of the steps over problems: [works], and relative draws of it."""
         if q not in self._quantiles:
-            values, drawn = [], []
-            for each in self.works:
-                flat = each.steps.ravel()
+            values, draws = [], []
+            for work in self.works:
+                flat = work.steps.ravel()
                 order = np.argsort(flat, kind="stable")
-                weights = np.tile(self.weights, len(each.steps))
-                found = weighted_quantiles(flat[order], order, weights, q)
-                values.append(float(np.mean([np.quantile(row, q) for row in each.steps])))
-                drawn.append(found / max(values[-1], 1e-12))
-            self._quantiles[q] = np.array(values), np.array(drawn)
+                weights = np.tile(self.weights, len(work.steps))
+                values.append(float(np.mean([np.quantile(row, q) for row in work.steps])))
+                quantiles = weighted_quantiles(flat[order], order, weights, q)
+                draws.append(quantiles / max(values[-1], 1e-12))
+            self._quantiles[q] = np.array(values), np.array(draws)
         return self._quantiles[q]
 
 
-class Screen:
-    """Metrics of all candidates [candidates] under one load, and their joint draws."""
+class ClosedForm(Metrics):
+    """Metrics of all candidates of a space under one load.
+
+    `compared` is how many replays it was compared with, and `spreads` by how much, as a logarithm,
+    nine in ten of them lie off at most.
+    """
+
+    rows = ALL
 
     def __init__(
-        self, profile: Profile, *, concurrency: int | None, rate_per_s: float | None, most: int
+        self, demands: Demands, *, concurrency: int | None, rate_per_s: float | None
     ) -> None:
-        self.profile, self.space, self.rate_per_s = profile, profile.space, rate_per_s
+        self.demands, self.space, self.rate_per_s = demands, demands.space, rate_per_s
+        self.choosing = demands.choosing
+        most = len(self.space.problem_ids)  # problems in flight
         self._in_flight = concurrency or 1
         self._gather()
         replicas = self.space.replicas
@@ -124,36 +134,36 @@ class Screen:
         self.part = part
         self.run = part + (1 - part) * self.v_one / self.v  # of the work where all run at once
         full, _ = self._busy(np.full(len(self.space), float(most)))
-        self.capacity_per_s = 1 / full
+        self._capacity_per_s = 1 / full
         self.latency_s = in_flight * busy
         self.step_s = busy / steps
         self.waited = np.maximum(in_flight * steps - self.d, 0.0)
         serving = np.minimum(replicas, np.maximum(in_flight * self.n, 1.0))
         self.device_s = busy * serving * self.space.devices / replicas
         self.outside = self._outside(in_flight)
-        self.bias = {"latency_s": 0.0, "device_s": 0.0}
-        self.spread = {"latency_s": 0.25, "device_s": 0.25}
+        self._bias = {"latency_s": 0.0, "device_s": 0.0}
+        self.spreads = {"latency_s": 0.25, "device_s": 0.25}
         self.compared = 0
 
     def _gather(self) -> None:
-        profile, space = self.profile, self.space
-        kind, work = space.kind, profile.work[space.kind]
+        demands, space = self.demands, self.space
+        kind, work = space.kind, demands.work[space.kind]
         alone = ~np.isin(FEATURES, STEPS)
         additive, additive_one = (
-            (profile.seconds[:, alone] * totals[profile.work][:, alone]).sum(axis=1)
-            for totals in (profile.totals, profile.totals_one)
+            (demands.seconds[:, alone] * totals[demands.work][:, alone]).sum(axis=1)
+            for totals in (demands.totals, demands.totals_one)
         )
-        seconds, totals = Features(*profile.seconds.T), Features(*profile.totals[work].T)
+        seconds, totals = Features(*demands.seconds.T), Features(*demands.totals[work].T)
         drafting = np.array([k.engine.speculative is not None for k in space.kinds])
         self.a, self.a_one = additive[kind], additive_one[kind]
         self.per_step = (seconds.step + drafting * seconds.draft_step)[kind]
         self.per_prompt = seconds.prefill_step[kind]
-        self.d = profile.steps[work]
+        self.d = demands.steps[work]
         self.v = totals.requests
-        self.v_one = Features(*profile.totals_one[work].T).requests
+        self.v_one = Features(*demands.totals_one[work].T).requests
         self.prompts_alone = totals.prefill_step
         self.n = totals.prefill_requests
-        self.prompt_tokens = profile.prompt_tokens[work]
+        self.prompt_tokens = demands.prompt_tokens[work]
         per_step = np.maximum(self.v, 1e-9)
         self.context = totals.kv_tokens / per_step
         batched = space.max_num_batched_tokens.astype(float)
@@ -209,7 +219,7 @@ class Screen:
 
     def _outside(self, in_flight: Floats) -> npt.NDArray[np.bool_]:
         """Return whether batches or contexts go beyond those recorded, as far as can be told."""
-        high = Features(*self.profile.high[self.space.kind].T)
+        high = Features(*self.demands.high[self.space.kind].T)
         requests = np.minimum(self.room, np.ceil(in_flight * self.n / self.space.replicas))
         if self.rate_per_s is not None:
             requests = np.minimum(self.room, 2 * requests)
@@ -218,107 +228,132 @@ class Screen:
 
     # -- metrics -------------------------------------------------------------------------------
 
+    @property
+    def capacity_per_s(self) -> Floats:
+        """Problems that each candidate can serve per second."""
+        return self._capacity_per_s
+
     def values(self, name: str) -> Floats:
-        """Return a metric of `Measures` for all candidates, where a closed form is known."""
-        profile = self.profile
-        if name in ("accuracy", "tokens", "flops"):
-            if name == "accuracy":
-                one = profile.right_one[self.work]
-                return np.asarray(one + self.part * (profile.right[self.work] - one))
-            found = (profile.tokens if name == "tokens" else profile.flops)[self.work]
-            return np.asarray(found * self.run)
-        if name in ("device_s", "throughput_problems_per_s"):
-            device = self._paid()
+        """Return the metric of every candidate."""
+        demands = self.demands
+        if name == "accuracy":
+            one = demands.right_one[self.work]
+            values = one + self.part * (demands.right[self.work] - one)
+        elif name in ("tokens", "flops"):
+            per_work = demands.tokens if name == "tokens" else demands.flops
+            values = per_work[self.work] * self.run
+        elif name in ("device_s", "throughput_problems_per_s"):
+            values = self._paid()
             if self.rate_per_s is not None:
-                device = np.maximum(device, self.space.devices / self.rate_per_s)
-            return np.asarray(device if name == "device_s" else self.space.devices / device)
-        if name == "load_per_s":  # what arrives, against the capacity
-            return np.full(len(self.space), self.rate_per_s or 0.0)
-        correct = np.exp(self.bias["latency_s"])
-        if name == "latency_s":
-            return np.asarray(self.latency_s * correct)
-        steps = profile.quantile(_share(name))[0][self.work]
-        return np.asarray(self.step_s * (steps + self.waited) * correct)
+                values = np.maximum(values, self.space.devices / self.rate_per_s)
+            if name != "device_s":
+                values = self.space.devices / values
+        elif name == "devices":
+            values = self.space.devices.astype(float)
+        elif name == "load_per_s":
+            values = np.full(len(self.space), self.rate_per_s or 0.0)
+        else:
+            values = self.latency_s
+            if name != "latency_s":
+                steps = demands.quantile(quantile_of(name))[0][self.work]
+                values = self.step_s * (steps + self.waited)
+            values = values * np.exp(self._bias["latency_s"])
+        return np.asarray(values)
 
     def _paid(self) -> Floats:
-        """Return device-seconds of a problem, idle ones with them (`Measures`).
+        """Return device-seconds of a problem, idle ones with them, as `CandidateMetrics` does.
 
         At a rate they are those at the capacity, the fewest that there can be.
         """
-        busy = np.exp(self.bias["device_s"])
+        busy = np.exp(self._bias["device_s"])
         if self.rate_per_s is not None:
-            return np.asarray(self.space.devices / self.capacity_per_s * busy)
+            return np.asarray(self.space.devices / self._capacity_per_s * busy)
         shared = self.space.devices * self.latency_s / self._in_flight
-        shared = shared * np.exp(self.bias["latency_s"])
+        shared = shared * np.exp(self._bias["latency_s"])
         return np.asarray(np.where(self.space.replicas > 1, shared, self.device_s * busy))
 
-    def draws(self, name: str, rows: Ints) -> Floats:
-        """Return [rows, DRAWS] of a metric."""
-        profile, work = self.profile, self.work[rows]
+    def draws(self, name: str, rows: Rows = ALL) -> Floats:
+        """Return [rows, DRAWS] of the metric."""
+        demands, work = self.demands, self.work[rows]
         if name == "accuracy":
-            found = profile.accuracy[work]
+            accuracy = demands.accuracy[work]
             # Only a rule's accuracy depends on how many samples run at a time.
-            some = np.flatnonzero(profile.varies[work] & (self.part[rows] < 1))
+            some = np.flatnonzero(demands.varies[work] & (self.part[rows] < 1))
             if len(some):
-                one, part = profile.accuracy_one[work[some]], self.part[rows[some]][:, None]
-                found[some] = one + part * (found[some] - one)
-            return np.asarray(found)
-        factor = profile.factors[self.space.kind[rows], self.outside[rows].astype(np.int64)]
+                one, part = demands.accuracy_one[work[some]], self.part[rows][some][:, None]
+                accuracy[some] = one + part * (accuracy[some] - one)
+            return np.asarray(accuracy)
         values = self.values(name)[rows][:, None]
+        if name in EXACT:
+            return np.broadcast_to(values, (len(values), DRAWS))
+        factor = demands.factors[self.kind[rows], self.outside[rows].astype(np.int64)]
         if name == "load_per_s":
             return np.asarray(values * factor)
         if name == "device_s":
-            found = self._paid()[rows][:, None] * factor * profile.device[work]
+            device = self._paid()[rows][:, None] * factor * demands.device[work]
             if self.rate_per_s is not None:
-                found = np.maximum(found, (self.space.devices[rows] / self.rate_per_s)[:, None])
-            return np.asarray(found)
+                device = np.maximum(device, (self.space.devices[rows] / self.rate_per_s)[:, None])
+            return np.asarray(device)
         if name == "latency_s":
-            relative = profile.latency[work]
+            relative = demands.latency[work]
         else:
-            relative = profile.quantile(_share(name))[1][work]
+            relative = demands.quantile(quantile_of(name))[1][work]
         slowed = factor if self.rate_per_s is None else factor ** self.slowing[rows][:, None]
         return np.asarray(values * slowed * relative)
 
     def extremes(self, name: str, rows: Ints) -> tuple[Floats, Floats]:
-        """Return bounds [rows] of what a metric is in the draws."""
-        profile, work = self.profile, self.work[rows]
+        """Return bounds [rows] of what the metric is in the draws, without the draws."""
+        demands, work = self.demands, self.work[rows]
         if name == "accuracy":
-            both = np.concatenate([profile.accuracy, profile.accuracy_one], axis=1)
+            both = np.concatenate([demands.accuracy, demands.accuracy_one], axis=1)
             return np.asarray(both.min(axis=1)[work]), np.asarray(both.max(axis=1)[work])
-        kind, outside = self.space.kind[rows], self.outside[rows].astype(np.int64)
         values = self.values(name)[rows]
-        relative = profile.device if name == "device_s" else profile.latency
+        if name in EXACT:
+            return values, values
+        kind, outside = self.kind[rows], self.outside[rows].astype(np.int64)
+        relative = demands.device if name == "device_s" else demands.latency
         if name.startswith("latency_p"):
-            relative = profile.quantile(_share(name))[1]
-        found = []
+            relative = demands.quantile(quantile_of(name))[1]
+        bounds = []
         for pick in (np.min, np.max):
-            factor = pick(profile.factors, axis=2)[kind, outside]
+            factor = pick(demands.factors, axis=2)[kind, outside]
             if name == "load_per_s":
-                found.append(values * factor)
+                bounds.append(values * factor)
                 continue
             if name != "device_s":
                 factor = factor ** self.slowing[rows]
-            found.append(values * factor * pick(relative, axis=1)[work])
+            bounds.append(values * factor * pick(relative, axis=1)[work])
         if name == "device_s" and self.rate_per_s is not None:
-            found[1] = np.maximum(found[1], self.space.devices[rows] / self.rate_per_s)
-        return found[0], found[1]
+            bounds[1] = np.maximum(bounds[1], self.space.devices[rows] / self.rate_per_s)
+        return bounds[0], bounds[1]
+
+    def chance(self, met: Bools) -> Floats:
+        """Return the share of draws that are met."""
+        return np.asarray(met.mean(axis=-1))
+
+    def ties(self) -> list[Floats]:
+        """Return what was run, then its engine, then fewer replicas."""
+        return [self.space.preferred.astype(float)]
+
+    def spread(self, name: str) -> Floats:
+        """Return by how much, as a logarithm, nine in ten replays lie off the value at most."""
+        if name in EXACT:
+            return np.zeros(len(self.space))
+        if name.startswith("latency"):
+            return np.minimum(self.spreads["latency_s"] * self.slowing, 2.0)
+        return np.full(len(self.space), min(self.spreads["device_s"], 2.0))
 
     def learn(self, rows: Sequence[int], replayed: dict[str, Floats]) -> None:
         """Compare with the replay: its median log ratio is the bias, the rest the spread."""
-        mine = np.array(rows, dtype=np.int64)
+        compared = np.array(rows, dtype=np.int64)
         for name, values in replayed.items():
-            known = {"latency_s": self.latency_s, "device_s": self.device_s}[name]
-            errors = np.log(values / known[mine])
+            closed = self.latency_s if name == "latency_s" else self.device_s
+            errors = np.log(values / closed[compared])
             if name == "latency_s":
-                errors = errors / self.slowing[mine]
+                errors = errors / self.slowing[compared]
             errors = errors[np.isfinite(errors)]
             if len(errors):
-                self.bias[name] = float(np.median(errors))
-                rest = np.abs(errors - self.bias[name])
-                self.spread[name] = float(np.quantile(rest, 0.9))
-        self.compared = len(mine)
-
-
-def _share(name: str) -> float:
-    """Return the quantile that `latency_p95_s` names."""
-    return int(name.removeprefix("latency_p").removesuffix("_s")) / 100
+                self._bias[name] = float(np.median(errors))
+                rest = np.abs(errors - self._bias[name])
+                self.spreads[name] = float(np.quantile(rest, 0.9))
+        self.compared = len(compared)

@@ -1,213 +1,296 @@
-"""Every candidate's metrics, as values and joint draws, for one load: arrays to filter and sort."""
+"""What candidates give under one load: metrics as values and joint draws, to filter and sort.
+
+`Metrics` is what a budget is read against. The closed form gives it for all candidates of a space
+(closed_form.py), the replay for those that were replayed (`CandidateMetrics`, here).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from advisor.search.replayed import Outcome
-from advisor.search.resampling import Draws, point_mean, point_quantile
-from traces.schema.engine import EngineConfig
+from advisor.search.replayed import ReplayedCandidate
+from advisor.search.resampling import Resampling, point_mean, point_quantile
+from advisor.search.space import Space
 from traces.schema.estimate import Estimate
+from traces.schema.quantities import quantity
 
+Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+Rows = Ints | slice
 
-UNITS: Mapping[str, str] = {
-    "accuracy": "1",
-    "latency_s": "s",
-    "latency_p95_s": "s",
-    "cost_usd": "USD",
-    "device_s": "device s",
-    "energy_j": "J",
-    "tokens": "tokens",
-    "flops": "FLOP",
-    "throughput_problems_per_s": "problems/s",
-}
-HIGHER_IS_BETTER = ("accuracy", "throughput_problems_per_s")
+ALL = slice(None)
+EXACT = ("accuracy", "tokens", "flops", "devices")  # do not depend on the time of a step
 
 
-class Measures:
-    """Metrics of candidates, per problem: `values(name)` [candidates], `draws(name)` [.., draws].
+class Metrics(ABC):
+    """Metrics per problem of the candidates `rows` of a space under one load.
 
-    Names are those of UNITS, `latency_p50_s` to `latency_p99_s`, and with a price `cost_usd`.
+    Names are those of `traces.schema.quantities`, and `load_per_s`: the problems that arrive per
+    second, each step being as slow as it is in the draw. At most `capacity_per_s` can be served.
     """
+
+    space: Space
+    rows: Sequence[int] | slice
+    rate_per_s: float | None
+    choosing: Bools  # [draws]: those that choose; the others state what was chosen
+
+    @property
+    @abstractmethod
+    def capacity_per_s(self) -> Floats:
+        """Problems that each candidate can serve per second."""
+
+    @abstractmethod
+    def values(self, name: str) -> Floats:
+        """Return the metric of every candidate, infinite where it is not known."""
+
+    @abstractmethod
+    def draws(self, name: str, rows: Rows = ALL) -> Floats:
+        """Return [rows, draws] of the metric."""
+
+    @abstractmethod
+    def chance(self, met: Bools) -> Floats:
+        """Return the probability of what is met [.., draws]."""
+
+    @abstractmethod
+    def ties(self) -> list[Floats]:
+        """Return what decides between equals [candidates], less being better, best known first."""
+
+    def extremes(self, name: str, rows: Ints) -> tuple[Floats, Floats]:
+        """Return bounds [rows] of what the metric is in the draws."""
+        draws = self.draws(name, rows)
+        return draws.min(axis=1), draws.max(axis=1)
+
+    def spread(self, name: str) -> Floats:
+        """Return by how much, as a logarithm, nine in ten replays lie off the value at most."""
+        return np.zeros(len(self.kind))
+
+    @property
+    def kind(self) -> Ints:
+        """Place of each candidate's kind in the space."""
+        return self.space.kind[self.rows]
+
+    @property
+    def devices(self) -> Ints:
+        """Devices of each candidate."""
+        return self.space.devices[self.rows]
+
+    @property
+    def joules(self) -> Floats:
+        """Joules per device-second, NaN where no power was recorded."""
+        return self.space.joules[self.rows]
+
+
+class CandidateMetrics(Metrics):
+    """Metrics of candidates that were replayed; further ones are added behind them."""
 
     def __init__(
         self,
-        outcomes: Sequence[Outcome],
-        draws: Draws,
+        space: Space,
+        resampling: Resampling,
         *,
         rate_per_s: float | None,
-        concurrency: int | None = None,
-        watts: Mapping[EngineConfig, float],
-        law_key: Callable[[EngineConfig], EngineConfig],
+        concurrency: int | None,
     ) -> None:
-        self._draws, self.rate_per_s = draws, rate_per_s
+        self.space, self.resampling, self.rate_per_s = space, resampling, rate_per_s
+        self.choosing = resampling.choosing
         self._in_flight = concurrency or 1
-        self._by_law, self._law_key = watts, law_key
-        self.outcomes: list[Outcome] = []
+        self.rows: list[int] = []
+        self.place: dict[int, int] = {}  # of a row of the space
+        self.replayed: list[ReplayedCandidate] = []
         self.factors: list[Floats] = []
-        self._known: dict[str, list[tuple[float, Floats]]] = {}
+        self._by_row: dict[str, list[tuple[float, Floats]]] = {}
         self._arrays: dict[str, tuple[Floats, Floats]] = {}
         self._estimates: dict[tuple[str, int, float | None], Estimate | None] = {}
-        self._rows: dict[tuple[str, int, int, int], tuple[float, Floats]] = {}
-        self.add(outcomes)
+        self._times: dict[tuple[str, int, int, int], tuple[float, Floats]] = {}
 
-    def add(self, outcomes: Sequence[Outcome]) -> None:
-        """Take in further candidates, behind those that are there."""
-        if self.outcomes and not outcomes:
-            return
-        draws = self._draws
-        self.outcomes += outcomes
-        self.factors += [
-            draws.factor(o.candidate.engine, o.law, outside=o.extrapolated) for o in outcomes
-        ]
-        engines = [outcome.candidate.engine for outcome in self.outcomes]
-        self.devices = np.array([engine.num_devices for engine in engines], dtype=np.int64)
-        # A replica draws what the engine that was recorded did.
-        self.watts = [
-            None
-            if (each := self._by_law.get(self._law_key(engine))) is None
-            else each * engine.data_parallel_size
-            for engine in engines
-        ]
-        if self.rate_per_s is None:
-            self.keeps_up = np.ones((len(self.outcomes), draws.count), dtype=bool)
-        else:
-            capacity = np.array([o.capacity_per_s for o in self.outcomes])
-            up = np.array([o.keeps_up for o in self.outcomes], dtype=bool)
-            slowed = self.rate_per_s * np.array(self.factors).reshape(len(up), draws.count)
-            self.keeps_up = (slowed < capacity[:, None]) & up[:, None]
+    def add(self, row: int, replayed: ReplayedCandidate) -> None:
+        """Add a candidate of the space."""
+        engine = replayed.candidate.engine
+        self.place[row] = len(self.rows)
+        self.rows.append(row)
+        self.replayed.append(replayed)
+        self.factors.append(
+            self.resampling.factor(engine, replayed.law, outside=replayed.extrapolated)
+        )
+
+    @property
+    def capacity_per_s(self) -> Floats:
+        """Problems that each candidate can serve per second."""
+        return np.array([each.capacity_per_s for each in self.replayed])
 
     def values(self, name: str) -> Floats:
-        """Return the metric of every candidate."""
+        """Return the metric of every candidate, infinite where it is not known."""
         return self._get(name)[0]
 
-    def draws(self, name: str) -> Floats:
-        """Return [candidates, draws] of the metric."""
-        return self._get(name)[1]
+    def draws(self, name: str, rows: Rows = ALL) -> Floats:
+        """Return [rows, draws] of the metric."""
+        return self._get(name)[1][rows]
+
+    def chance(self, met: Bools) -> Floats:
+        """Return the share of draws that are met: the lower of the two halves."""
+        halves = met[..., self.choosing].mean(axis=-1), met[..., ~self.choosing].mean(axis=-1)
+        return np.asarray(np.minimum(*halves))
+
+    def ties(self) -> list[Floats]:
+        """Return better metrics, then what was run and its engine, then lower limits."""
+        candidates = [each.candidate for each in self.replayed]
+        engines, ran = [each.engine for each in candidates], self.space.made.engines
+        keys = [
+            [each.data_parallel_size for each in engines],
+            [2 - each.recorded - (each.engine in ran) for each in candidates],
+            [each.max_num_seqs or 0 for each in engines],
+            [-(each.max_num_batched_tokens or 0) for each in engines],
+        ]
+        return [
+            nine_digits(-self.values("accuracy")),
+            nine_digits(self.values("latency_s")),
+            nine_digits(self.values("device_s")),
+            *(np.array(key, dtype=float) for key in keys),
+        ]
 
     def estimate(self, name: str, row: int, *, price: float | None) -> Estimate | None:
-        """Return a candidate's metric with its interval, None where it is not known."""
+        """Return a candidate's metric with its interval, None where it is not known.
+
+        `price` is USD per device-hour.
+        """
         key = (name, row, price)
         if key not in self._estimates:
             self._estimates[key] = self._estimate(name, row, price)
         return self._estimates[key]
 
     def _estimate(self, name: str, row: int, price: float | None) -> Estimate | None:
-        scale = 1.0
-        source = name
-        if name == "cost_usd":
-            if price is None:
-                return None
-            source, scale = "device_s", price / 3600
-        if name == "energy_j" and self.watts[row] is None:
+        if name == "cost_usd" and price is None:
             return None
-        if name == "flops" and not np.isfinite(self.values(name)[row]):
+        source, scale = _at_price(name, price)
+        value = self.values(source)[row]
+        if not np.isfinite(value):
             return None
-        outcome = self.outcomes[row]
-        steps = name not in ("accuracy", "tokens", "flops")
-        return self._draws.estimate(
-            self.values(source)[row] * scale,
+        replayed = self.replayed[row]
+        exact = name in EXACT
+        return self.resampling.estimate(
+            value * scale,
             self.draws(source)[row] * scale,
-            UNITS.get(name, "s"),
-            runs=outcome.law.runs if steps else len(outcome.candidate.pool.runs),
-            extrapolated=steps and outcome.unmeasured,
+            quantity(name).unit.replace("-", " "),
+            runs=len(replayed.candidate.pool.runs) if exact else replayed.law.runs,
+            extrapolated=not exact and replayed.unmeasured,
         )
 
     def difference(
-        self, name: str, first: int, second: int, *, prices: Sequence[float | None]
+        self, name: str, first: int, second: int, *, prices: tuple[float | None, float | None]
     ) -> Estimate | None:
         """Return the metric of `first` minus that of `second`, drawn together.
 
-        `prices` are USD per device-hour of each candidate.
+        `prices` are USD per device-hour of the two.
         """
-        one = self.estimate(name, first, price=prices[first])
-        other = self.estimate(name, second, price=prices[second])
+        one = self.estimate(name, first, price=prices[0])
+        other = self.estimate(name, second, price=prices[1])
         if one is None or other is None:
             return None
-        source, scales = name, (1.0, 1.0)
-        if name == "cost_usd":
-            source = "device_s"
-            scales = ((prices[first] or 0.0) / 3600, (prices[second] or 0.0) / 3600)
-        draws = self.draws(source)
-        return self._draws.estimate(
+        draws = []
+        for row, price in zip((first, second), prices, strict=True):
+            source, scale = _at_price(name, price)
+            draws.append(self.draws(source)[row] * scale)
+        return self.resampling.estimate(
             one.value - other.value,
-            draws[first] * scales[0] - draws[second] * scales[1],
+            draws[0] - draws[1],
             one.unit,
             runs=one.runs,
             extrapolated=one.extrapolated or other.extrapolated,
         )
 
     def _get(self, name: str) -> tuple[Floats, Floats]:
-        rows = self._known.setdefault(name, [])
-        rows += [self._row(name, row) for row in range(len(rows), len(self.outcomes))]
-        if name not in self._arrays or len(self._arrays[name][0]) < len(rows):
+        rows = self._by_row.setdefault(name, [])
+        if name not in self._arrays or len(rows) < len(self.rows):
+            rows += [self._row(name, row) for row in range(len(rows), len(self.rows))]
             self._arrays[name] = (
                 np.array([value for value, _ in rows]),
-                np.array([drawn for _, drawn in rows]),
+                np.array([draws for _, draws in rows]).reshape(-1, self.resampling.count),
             )
         return self._arrays[name]
 
     def _row(self, name: str, row: int) -> tuple[float, Floats]:
-        outcome = self.outcomes[row]
-        draws, factor = self._draws, self.factors[row]
+        replayed, resampling = self.replayed[row], self.resampling
         if name == "accuracy":
-            return point_mean(outcome.accuracy), draws.accuracy(outcome.accuracy)
+            return point_mean(replayed.accuracy), resampling.accuracy(replayed.accuracy)
         if name in ("tokens", "flops"):
-            values: Floats = getattr(outcome, name)
-            if not np.isfinite(values).all():
-                return np.inf, np.full(draws.count, np.inf)
-            return point_mean(values), draws.mean(values)
-        # Candidates whose replays are one and the same are drawn once.
-        ranks = outcome.candidate.engine.data_parallel_size
-        key = (name, ranks, id(outcome.law), hash(outcome.latency_s.tobytes()))
-        if key not in self._rows:
-            self._rows[key] = self._time_row(name, outcome, factor)
-        value, drawn = self._rows[key]
+            values: Floats = getattr(replayed, name)
+            known = np.isfinite(values).all()
+            return point_mean(values), (
+                resampling.mean(values) if known else np.full(resampling.count, np.inf)
+            )
+        if name == "devices":
+            value = float(replayed.candidate.engine.num_devices)
+            return value, np.full(resampling.count, value)
+        if name == "load_per_s":  # too much of it was not replayed
+            value = (self.rate_per_s or 0.0) if replayed.keeps_up else np.inf
+            return value, value * self.factors[row]
         if name == "energy_j":
-            watts = self.watts[row]
-            scale = np.inf if watts is None else watts / self.devices[row]
-            value, drawn = self._row("device_s", row)
-            return value * scale, drawn * scale
-        return value, drawn
+            value, draws = self._row("device_s", row)
+            scale = np.nan_to_num(self.space.joules[self.rows[row]], nan=np.inf)
+            return value * scale, draws * scale
+        # Candidates whose replays are one and the same are drawn once.
+        replicas = replayed.candidate.engine.data_parallel_size
+        key = (name, replicas, id(replayed.law), hash(replayed.latency_s.tobytes()))
+        if key not in self._times:
+            self._times[key] = self._time_row(name, replayed, self.factors[row])
+        return self._times[key]
 
-    def _time_row(self, name: str, outcome: Outcome, factor: Floats) -> tuple[float, Floats]:
-        draws = self._draws
-        if name in ("device_s", "energy_j"):
-            return self._device_row(outcome, factor)
+    def _time_row(
+        self, name: str, replayed: ReplayedCandidate, factor: Floats
+    ) -> tuple[float, Floats]:
+        if name == "device_s":
+            return self._device_row(replayed, factor)
         if name == "throughput_problems_per_s":
-            devices = outcome.candidate.engine.num_devices
-            value, drawn = self._device_row(outcome, factor)
-            return devices / value, devices / drawn
-        middle = outcome.latency_s[0]
+            devices = replayed.candidate.engine.num_devices
+            value, draws = self._device_row(replayed, factor)
+            return devices / value, devices / draws
+        resampling, recorded_speed = self.resampling, replayed.latency_s[0]
         if name == "latency_s":
-            by_speed = [draws.mean(each) for each in outcome.latency_s]
-            return point_mean(middle), _at_speed(factor, outcome.speeds, by_speed)
-        q = int(name.removeprefix("latency_p").removesuffix("_s")) / 100
-        by_speed = [draws.quantile(each, q) for each in outcome.latency_s]
-        return point_quantile(middle, q), _at_speed(factor, outcome.speeds, by_speed)
+            by_speed = [resampling.mean(latency) for latency in replayed.latency_s]
+            return point_mean(recorded_speed), _at_speed(factor, replayed.speeds, by_speed)
+        q = quantile_of(name)
+        by_speed = [resampling.quantile(latency, q) for latency in replayed.latency_s]
+        return point_quantile(recorded_speed, q), _at_speed(factor, replayed.speeds, by_speed)
 
-    def _device_row(self, outcome: Outcome, factor: Floats) -> tuple[float, Floats]:
+    def _device_row(self, replayed: ReplayedCandidate, factor: Floats) -> tuple[float, Floats]:
         """Return device-seconds of a problem: devices over problems served a second.
 
         Devices are paid for while they idle. At a rate those that arrive share all the time that
-        there is; of replicas some may idle with few problems in flight, of which latency tells how
-        many are served (Little's law). One engine that is never idle is told by its own busy time.
+        there is. Of several replicas some may idle with few problems in flight, and latency tells
+        how many problems are served (Little's law). One engine that is never idle takes its busy
+        time.
         """
-        engine, draws = outcome.candidate.engine, self._draws
+        engine = replayed.candidate.engine
         if self.rate_per_s is not None:
-            whole = engine.num_devices / self.rate_per_s
-            least = engine.num_devices / outcome.capacity_per_s
-            return max(whole, least), np.maximum(whole, least * factor)
+            paid = engine.num_devices / self.rate_per_s
+            least = engine.num_devices / replayed.capacity_per_s
+            return max(paid, least), np.maximum(paid, least * factor)
         if engine.data_parallel_size > 1:
-            value, drawn = self._time_row("latency_s", outcome, factor)
+            value, draws = self._time_row("latency_s", replayed, factor)
             share = engine.num_devices / self._in_flight
-            return value * share, drawn * share
-        by_speed = [draws.mean(each) for each in outcome.device_s]
-        return point_mean(outcome.device_s[0]), _at_speed(factor, outcome.speeds, by_speed)
+            return value * share, draws * share
+        by_speed = [self.resampling.mean(busy) for busy in replayed.device_s]
+        return point_mean(replayed.device_s[0]), _at_speed(factor, replayed.speeds, by_speed)
+
+
+def quantile_of(name: str) -> float:
+    """Return the quantile that `latency_p95_s` names."""
+    return int(name.removeprefix("latency_p").removesuffix("_s")) / 100
+
+
+def nine_digits(values: Floats) -> Floats:
+    """Return values rounded so that those that differ by rounding alone are equal."""
+    return np.array([float(f"{value:.9g}") for value in values])
+
+
+def _at_price(name: str, price: float | None) -> tuple[str, float]:
+    """Return the metric that a metric is a multiple of, and the factor."""
+    return ("device_s", (price or 0.0) / 3600) if name == "cost_usd" else (name, 1.0)
 
 
 def _at_speed(factor: Floats, speeds: Floats, by_speed: Sequence[Floats]) -> Floats:

@@ -9,8 +9,9 @@ step, is replayed here in a few, and again under load in advisor/search/replayed
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +20,7 @@ from advisor.accuracy.subsets import decides_as_vote, expected_right
 from advisor.evidence.features import ZERO, Features
 from advisor.evidence.gather import Evidence
 from advisor.evidence.pools import Pool
-from advisor.evidence.runs import Load, Run
+from advisor.evidence.runs import RecordedProblem, Run
 from advisor.replay.limits import Limits, limits_of
 from advisor.replay.result import Replayed
 from advisor.replay.workload import Workload
@@ -29,6 +30,7 @@ from traces.schema.policy import Policy
 from traces.summary.votes import majority_curve
 
 Floats = npt.NDArray[np.float64]
+T = TypeVar("T")
 
 REPLAYS = 3  # draws of n of the N recorded samples, or of their order where a rule looks at it
 
@@ -52,95 +54,87 @@ class Work:
     flops: Floats
 
 
-class Drawn:
-    """The samples of a space's kinds, drawn once and kept."""
+class PolicyWork:
+    """The samples of a space's kinds, drawn once, and what follows from them; all of it is kept."""
 
     def __init__(self, evidence: Evidence, space: Space, seed: int) -> None:
         self.evidence, self.space, self.seed = evidence, space, seed
-        self._votes: dict[int, Floats] = {}
-        self._loads: dict[Hashable, list[Load]] = {}
-        self._chosen: dict[Hashable, list[list[list[int]]]] = {}
-        self._draws: dict[Hashable, list[list[Load]]] = {}
-        self._flat: dict[Hashable, list[Workload]] = {}
-        self._accuracy: dict[Hashable, Floats] = {}
-        self._decodes: dict[Hashable, list[Floats]] = {}
-        self._exact: dict[Hashable, tuple[Floats, Floats]] = {}
-        self._alone: dict[Hashable, list[Replayed]] = {}
-        self._rules: dict[Hashable, Mapping[Policy, tuple[Floats, Floats]]] = {}
+        self._kept: dict[Hashable, Any] = {}
+
+    def _once(self, name: Hashable, make: Callable[[], T]) -> T:
+        """Return what is kept under a name, made the first time."""
+        if name not in self._kept:
+            self._kept[name] = make()
+        kept: T = self._kept[name]
+        return kept
 
     # -- samples -------------------------------------------------------------------------------
 
-    def loads(self, pool: Pool, policy: Policy) -> list[list[Load]]:
+    def problems(self, pool: Pool, policy: Policy) -> list[list[RecordedProblem]]:
         """Return the problems with n of their recorded samples each, several times."""
-        name = _draw_of(pool, policy)
-        if name not in self._draws:
-            self._draws[name] = self._draw(pool, policy)
-        return self._draws[name]
+        name = ("problems", pool.key, policy.n, policy.all_samples_end)
+        return self._once(name, lambda: self._draw(pool, policy))
 
     def workloads(self, pool: Pool, policy: Policy) -> list[Workload]:
-        """Return `loads` as the replay takes them."""
-        name = _draw_of(pool, policy)
-        if name not in self._flat:
-            drawn = self.loads(pool, policy)
-            self._flat[name] = [Workload.from_loads(loads) for loads in drawn]
-        return self._flat[name]
+        """Return `problems` as the replay takes them."""
+        name = ("workloads", pool.key, policy.n, policy.all_samples_end)
+        return self._once(
+            name, lambda: [Workload.from_loads(each) for each in self.problems(pool, policy)]
+        )
 
-    def _draw(self, pool: Pool, policy: Policy) -> list[list[Load]]:
-        loads, n = self._pool_loads(pool), policy.n
+    def _draw(self, pool: Pool, policy: Policy) -> list[list[RecordedProblem]]:
+        """Draw n samples; a rule looks at them in the order of the draw."""
+        problems, n = self._problems(pool), policy.n
         ordered = not policy.all_samples_end
-        if not ordered and all(len(load.samples) == n for load in loads):
-            return [loads]
-        if (pool.key, n) not in self._chosen:
-            drawn = [np.random.default_rng([self.seed, 2, n, i]) for i in range(REPLAYS)]
-            self._chosen[pool.key, n] = [
-                [rng.permutation(len(load.samples))[:n].tolist() for load in loads] for rng in drawn
-            ]
-        found = []
-        for chosen in self._chosen[pool.key, n]:
-            whole = []
-            for load, places in zip(loads, chosen, strict=True):
-                samples = [load.samples[i] for i in (places if ordered else sorted(places))]
-                whole.append(dataclasses.replace(load, samples=tuple(samples)))
-            found.append(whole)
-        return found
+        if not ordered and all(len(problem.samples) == n for problem in problems):
+            return [problems]
+        rngs = [np.random.default_rng([self.seed, 2, n, number]) for number in range(REPLAYS)]
+        draws = self._once(
+            ("places", pool.key, n),
+            lambda: [
+                [rng.permutation(len(problem.samples))[:n].tolist() for problem in problems]
+                for rng in rngs
+            ],
+        )
 
-    def _pool_loads(self, pool: Pool) -> list[Load]:
-        if pool.key not in self._loads:
-            loads = pool.loads(self.space.problem_ids)
-            assert loads is not None  # space drops such a candidate
-            self._loads[pool.key] = loads
-        return self._loads[pool.key]
+        def some(problem: RecordedProblem, places: list[int]) -> RecordedProblem:
+            samples = [problem.samples[i] for i in (places if ordered else sorted(places))]
+            return dataclasses.replace(problem, samples=tuple(samples))
+
+        return [list(map(some, problems, draw)) for draw in draws]
+
+    def _problems(self, pool: Pool) -> list[RecordedProblem]:
+        problems = self._once(("all", pool.key), lambda: pool.loads(self.space.problem_ids))
+        assert problems is not None  # space drops such a candidate
+        return problems
 
     # -- accuracy ------------------------------------------------------------------------------
 
     def correctness(self, pool: Pool, policy: Policy) -> Floats:
         """Return each problem's expected correctness of a whole vote."""
-        name = (pool.key, policy.n)
-        if name not in self._accuracy:
-            total = np.zeros(len(self.space.problem_ids))
-            count = np.zeros_like(total)
-            for run in pool.runs:
-                if run.policy.n < policy.n:
-                    continue
-                curve = self._curve(run)[:, policy.n - 1]
-                known = np.isfinite(curve)
-                total[known] += curve[known]
-                count[known] += 1
-            self._accuracy[name] = total / count
-        return self._accuracy[name]
+
+        def mean() -> Floats:
+            curves = [self._curve(run) for run in pool.runs if run.policy.n >= policy.n]
+            right = np.array([curve[:, policy.n - 1] for curve in curves])
+            known = np.isfinite(right)
+            return np.asarray(np.where(known, right, 0.0).sum(axis=0) / known.sum(axis=0))
+
+        return self._once(("right", pool.key, policy.n), mean)
 
     def _curve(self, run: Run) -> Floats:
         """Return [problems, n], NaN for a problem that the run lacks."""
-        if id(run) not in self._votes:
-            found = np.full((len(self.space.problem_ids), run.policy.n), np.nan)
+
+        def curve() -> Floats:
+            right = np.full((len(self.space.problem_ids), run.policy.n), np.nan)
             for row, name in enumerate(self.space.problem_ids):
                 if name in run.problems:
                     samples = run.problems[name].samples
-                    found[row] = majority_curve(
+                    right[row] = majority_curve(
                         [s.answer for s in samples], [s.correct for s in samples]
                     )
-            self._votes[id(run)] = found
-        return self._votes[id(run)]
+            return right
+
+        return self._once(("curve", id(run)), curve)
 
     def right_in(self, kind: Kind, replayed: Sequence[Floats]) -> Floats:
         """Return how often a rule is right in replays of its drawn samples, in their order.
@@ -153,36 +147,40 @@ class Drawn:
 
     def _expected(self, kind: Kind) -> tuple[Floats, Floats]:
         """Return how often a rule is right alone on an engine, and one sample after the other."""
-        policy = kind.policy
+        pool, policy = kind.pool, kind.policy
         if decides_as_vote(policy.stop, policy.n):
-            exact = self.correctness(kind.pool, policy)
+            exact = self.correctness(pool, policy)
             return exact, exact
-        pool = kind.pool
-        if pool.key not in self._rules:
+
+        def by_rule() -> Mapping[Policy, tuple[Floats, Floats]]:
             rules = [p for p in pool.policies if not decides_as_vote(p.stop, p.n)]
-            problems = [load.samples for load in self._pool_loads(pool)]
-            self._rules[pool.key] = expected_right(problems, rules, [self.seed, 4])
-        return self._rules[pool.key][policy]
+            samples = [problem.samples for problem in self._problems(pool)]
+            return expected_right(samples, rules, [self.seed, 4])
+
+        return self._once(("rules", pool.key), by_rule)[policy]
 
     # -- work ----------------------------------------------------------------------------------
 
     def tokens_and_flops(self, kind: Kind) -> tuple[Floats, Floats]:
         """Return generated tokens and FLOPs of each problem of a whole vote, expected."""
-        limits = limits_of(kind.engine)
+        limits, pool, n = limits_of(kind.engine), kind.pool, kind.policy.n
         drafting = self.drafting(kind)
         size = limits.block_size if limits.prefix_caching else 0
-        name = (kind.pool.key, kind.policy.n, kind.facts, kind.engine.speculative, size)
-        if name not in self._exact:
-            loads = self._pool_loads(kind.pool)
-            if kind.pool.key not in self._decodes:
-                self._decodes[kind.pool.key] = [_decodes(load) for load in loads]
+
+        def by_problem() -> tuple[Floats, Floats]:
+            problems = self._problems(pool)
+            decodes = self._once(
+                ("decodes", pool.key), lambda: [_decodes(problem) for problem in problems]
+            )
             pairs = [
-                _work(load, each, kind.policy.n, size, kind.facts, drafting)
-                for load, each in zip(loads, self._decodes[kind.pool.key], strict=True)
+                _work(problem, decode, n, size, kind.facts, drafting)
+                for problem, decode in zip(problems, decodes, strict=True)
             ]
             tokens, flops = np.array(pairs).T
-            self._exact[name] = tokens, flops
-        return self._exact[name]
+            return tokens, flops
+
+        name = ("exact", pool.key, n, kind.facts, kind.engine.speculative, size)
+        return self._once(name, by_problem)
 
     def drafting(self, kind: Kind) -> float:
         """Return the FLOPs of drafting a token, infinite where the model that does is not known."""
@@ -252,25 +250,25 @@ class Drawn:
             async_scheduling=own.async_scheduling,
             speculative=own.speculative,
         )
-        name = (kind.pool.key, kind.policy.n, kind.policy.rule, limits)
-        if name not in self._alone:
-            unit = np.array(ZERO._replace(step=1.0))
-            self._alone[name] = [
-                replay(
-                    workload, linear_cost(unit), limits, concurrency=1, stop=stop_of(kind.policy)
-                )
+
+        def alone() -> list[Replayed]:
+            cost = linear_cost(np.array(ZERO._replace(step=1.0)))
+            stop = stop_of(kind.policy)
+            return [
+                replay(workload, cost, limits, concurrency=1, stop=stop)
                 for workload in self.workloads(kind.pool, kind.policy)
             ]
-        return self._alone[name]
 
-
-def _draw_of(pool: Pool, policy: Policy) -> Hashable:
-    """Return what decides which samples are drawn: rules of as many samples look at the same."""
-    return pool.key, policy.n, policy.all_samples_end
+        return self._once(("alone", kind.pool.key, kind.policy.n, kind.policy.rule, limits), alone)
 
 
 def _work(
-    load: Load, decodes: Floats, n: int, block_size: int, facts: ModelFacts, drafting: float
+    load: RecordedProblem,
+    decodes: Floats,
+    n: int,
+    block_size: int,
+    facts: ModelFacts,
+    drafting: float,
 ) -> tuple[float, float]:
     """Return generated tokens and FLOPs of a problem with n samples like the recorded ones.
 
@@ -291,7 +289,7 @@ def _work(
     return generated, flops
 
 
-def _decodes(load: Load) -> Floats:
+def _decodes(load: RecordedProblem) -> Floats:
     """Return what a sample takes on average: `_drafted`, and the tokens that it generates."""
     prompt = load.prompt_tokens
     tokens = np.array([sample.output_tokens for sample in load.samples], dtype=float)

@@ -6,15 +6,16 @@ import dataclasses
 import sys
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from advisor.evidence.features import Features
+from advisor.replay.limits import limits_of
 from advisor.replay.result import Replayed
 from advisor.replay.workload import Workload
-from advisor.search.policy_work import Drawn
+from advisor.search.policy_work import PolicyWork
 from advisor.search.space import Candidate, Space
 from advisor.step_time.fit import StepTimeModel
 from advisor.step_time.law import StepLaw
@@ -31,7 +32,7 @@ OVERLOAD = 1.25  # beyond this much of its capacity an engine is not replayed
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class ReplayedCandidate:
     """One candidate, per problem: [problems], or [speeds, replays, problems] for what is replayed.
 
     `speeds` are the factors on step time at which it was replayed; with a number of problems in
@@ -54,8 +55,13 @@ class Outcome:
     totals: Features[float]
 
     @property
+    def step_s(self) -> float:
+        """Mean seconds of a step."""
+        return float(self.law.seconds @ np.array(self.totals) / self.totals.step)
+
+    @property
     def requests_per_step(self) -> float:
-        """Requests that a step computes, on average."""
+        """Mean requests of a step."""
         return self.totals.requests / self.totals.step
 
     @property
@@ -64,15 +70,17 @@ class Outcome:
         return self.extrapolated or self.law.prior is not None
 
 
-class Outcomes:
+class CandidateReplays:
     """Replays candidates under a load; replays that cannot differ are made once."""
 
-    def __init__(self, space: Space, model: StepTimeModel, drawn: Drawn) -> None:
-        self.space, self.model, self.drawn = space, model, drawn
+    def __init__(self, space: Space, model: StepTimeModel, policy_work: PolicyWork) -> None:
+        self.space, self.model, self.policy_work = space, model, policy_work
         self._replays: dict[Hashable, list[tuple[int, int, list[Replayed]]]] = {}
 
-    def outcome(self, row: int, *, concurrency: int | None, rate_per_s: float | None) -> Outcome:
-        """Return the outcome of a candidate of the space at a load."""
+    def of(
+        self, row: int, *, concurrency: int | None, rate_per_s: float | None
+    ) -> ReplayedCandidate:
+        """Return a candidate of the space, replayed at a load."""
         candidate = self.space.candidate(row)
         kind = self.space.kinds[self.space.kind[row]]
         law = self.model.law(candidate.engine)
@@ -96,15 +104,15 @@ class Outcomes:
         first = runs[0]
         peaks = {name: max(r.peak[name] for r in first) for name in first[0].peak}
         if kind.policy.all_samples_end:
-            accuracy = self.drawn.correctness(kind.pool, kind.policy)
-            tokens, flops = self.drawn.tokens_and_flops(kind)
+            accuracy = self.policy_work.correctness(kind.pool, kind.policy)
+            tokens, flops = self.policy_work.tokens_and_flops(kind)
         else:
             seen = self._closed(candidate, law, concurrency or 1) if rate_per_s else first
-            accuracy, tokens, flops = self.drawn.stopped(kind, seen)
+            accuracy, tokens, flops = self.policy_work.stopped(kind, seen)
             if rate_per_s is not None and keeps_up:
-                accuracy = self.drawn.right_in(kind, [r.right for r in first])
+                accuracy = self.policy_work.right_in(kind, [r.right for r in first])
         totals = Features(*np.mean([r.totals for r in first], axis=0).tolist())
-        return Outcome(
+        return ReplayedCandidate(
             candidate=candidate,
             law=law,
             accuracy=accuracy,
@@ -125,7 +133,7 @@ class Outcomes:
         def run() -> list[Replayed]:
             return [
                 _replay(workload, _cost(law, candidate), candidate, concurrency=in_flight)
-                for workload in self.drawn.workloads(candidate.pool, candidate.policy)
+                for workload in self.policy_work.workloads(candidate.pool, candidate.policy)
             ]
 
         return self._once(candidate, ("closed", in_flight), run)
@@ -141,16 +149,16 @@ class Outcomes:
         if candidate.prior is not None:  # its graphs are captured up to its own limits
             engine = candidate.engine
         name = (candidate.pool.key, policy.method, policy.n, policy.rule, engine, load)
-        known = self._replays.setdefault(name, [])
+        made = self._replays.setdefault(name, [])
         seqs = candidate.engine.max_num_seqs or sys.maxsize
         batched = candidate.engine.max_num_batched_tokens or sys.maxsize
-        for most_seqs, most_batched, results in known:
+        for most_seqs, most_batched, results in made:
             requests = max(each.peak["requests"] for each in results)
             tokens = max(each.peak["tokens"] for each in results)
             if _same(seqs, most_seqs, requests) and _same(batched, most_batched, tokens):
                 return results
-        known.append((seqs, batched, run()))
-        return known[-1][2]
+        made.append((seqs, batched, run()))
+        return made[-1][2]
 
     def _open(
         self, candidate: Candidate, law: StepLaw, rate_per_s: float, speed: float
@@ -167,16 +175,16 @@ class Outcomes:
     ) -> list[Replayed]:
         count = len(self.space.problem_ids)
         lead, tail = int(np.ceil(LEAD * count)), int(np.ceil(TAIL * count))
-        rng = np.random.default_rng([self.drawn.seed, 3])
+        rng = np.random.default_rng([self.policy_work.seed, 3])
         passes = [rng.permutation(count) for _ in range(PASSES)]
         order = np.concatenate([rng.permutation(count)[:lead], *passes, passes[0][:tail]])
         arrivals = np.cumsum(rng.exponential(1 / rate_per_s, len(order)))
-        drawn = self.drawn.loads(candidate.pool, candidate.policy)
-        loads = [drawn[max(i - lead, 0) // count % len(drawn)][p] for i, p in enumerate(order)]
+        draws = self.policy_work.problems(candidate.pool, candidate.policy)
+        problems = [draws[max(i - lead, 0) // count % len(draws)][p] for i, p in enumerate(order)]
         cost = _cost(law, candidate, speed)
-        whole = _replay(Workload.from_loads(loads, arrivals), cost, candidate)
+        replayed = _replay(Workload.from_loads(problems, arrivals), cost, candidate)
         return [
-            _pass(whole, problems, lead + number * count) for number, problems in enumerate(passes)
+            _pass(replayed, places, lead + number * count) for number, places in enumerate(passes)
         ]
 
 
@@ -207,18 +215,18 @@ def _replay(
     return replay(
         workload,
         cost,
-        candidate.limits(),
+        limits_of(candidate.engine),
         concurrency=concurrency,
         stop=stop_of(candidate.policy),
         replicas=Replicas(count=count, routing="least-outstanding" if count > 1 else "round-robin"),
     )
 
 
-def _pass(whole: Replayed, problems: npt.NDArray[np.int64], start: int) -> Replayed:
+def _pass(replayed: Replayed, problems: npt.NDArray[np.int64], start: int) -> Replayed:
     """Return one pass over the problems, in their own order."""
-    mine = slice(start, start + len(problems))
-    latency, share, right = (np.empty(len(problems)) for _ in range(3))
-    latency[problems] = whole.latency_s[mine]
-    share[problems] = whole.busy_share_s[mine]
-    right[problems] = whole.right[mine]
-    return dataclasses.replace(whole, latency_s=latency, busy_share_s=share, right=right)
+    in_order: dict[str, Any] = {}
+    for name in ("latency_s", "busy_share_s", "right"):
+        values = np.empty(len(problems))
+        values[problems] = getattr(replayed, name)[start : start + len(problems)]
+        in_order[name] = values
+    return dataclasses.replace(replayed, **in_order)

@@ -24,7 +24,7 @@ Ints32 = npt.NDArray[np.int32]
 LOW, HIGH = 0.05, 0.95
 
 
-class Draws:
+class Resampling:
     """`count` draws over `problems` problems; the odd ones state what the even ones chose."""
 
     def __init__(self, problems: int, *, count: int = 400, seed: int = 0) -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
@@ -27,32 +27,19 @@ from advisor.evidence.keys import (
     decoder_of,
     law_key,
     powers,
-    sampling_of,
     tokens_a_request,
     without_limits,
 )
 from advisor.evidence.measured import RunsMade
 from advisor.evidence.pools import Pool, find_pools
-from advisor.replay.limits import Limits, limits_of
 from traces.schema.engine import EngineConfig, ModelFacts
 from traces.schema.policy import Policy
 
 if TYPE_CHECKING:
     from advisor.step_time.prior.offers import Offers
 
-
+Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
-
-__all__ = [
-    "Candidate",
-    "Kind",
-    "Pool",
-    "Space",
-    "decoder_of",
-    "explore",
-    "limits_of",
-    "sampling_of",
-]
 
 UNRECORDED: Final = "speculation was not recorded with this sampling"
 ENOUGH_PROBLEMS: Final = 0.5  # of those of the fullest pool; a pool with fewer is left out
@@ -73,10 +60,6 @@ class Candidate:
     facts: ModelFacts
     recorded: bool
     prior: str | None = None
-
-    def limits(self) -> Limits:
-        """Return what the replay needs of the engine."""
-        return limits_of(self.engine)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +82,7 @@ class Space:
     """The candidates as arrays [candidates], how many were dropped and why, the common problems.
 
     `kind` is the place in `kinds`; `max_num_seqs` and `max_num_batched_tokens` are 0 where they are
-    not known; `replicas` is how many engines serve.
+    not known; `replicas` is how many engines serve. `watts` are those of recorded engines, by law.
     """
 
     kinds: tuple[Kind, ...]
@@ -110,16 +93,17 @@ class Space:
     dropped: Mapping[str, int]
     problem_ids: tuple[str, ...]
     made: RunsMade
+    watts: Mapping[EngineConfig, float] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.kind)
 
     @cached_property
     def _by_engine(self) -> dict[EngineConfig, list[int]]:
-        found: dict[EngineConfig, list[int]] = {}
+        by_engine: dict[EngineConfig, list[int]] = {}
         for number, kind in enumerate(self.kinds):
-            found.setdefault(kind.engine, []).append(number)
-        return found
+            by_engine.setdefault(kind.engine, []).append(number)
+        return by_engine
 
     @cached_property
     def _first(self) -> Ints:
@@ -129,8 +113,27 @@ class Space:
     @cached_property
     def devices(self) -> Ints:
         """Devices of each candidate."""
-        each = np.array([kind.engine.num_devices for kind in self.kinds], dtype=np.int64)
-        return np.asarray(each[self.kind] * self.replicas)
+        by_kind = np.array([kind.engine.num_devices for kind in self.kinds], dtype=np.int64)
+        return np.asarray(by_kind[self.kind] * self.replicas)
+
+    @cached_property
+    def joules(self) -> Floats:
+        """Joules per device-second of each candidate, NaN where no power was recorded."""
+        by_kind = [
+            self.watts.get(law_key(kind.engine), np.nan) / kind.engine.num_devices
+            for kind in self.kinds
+        ]
+        return np.asarray(np.array(by_kind)[self.kind])
+
+    @cached_property
+    def preferred(self) -> Ints:
+        """What decides between equals, less being better: a run of it, one of its engine, size."""
+        runs = np.full(len(self), 2, dtype=np.int64)
+        for engine in self.made.engines:
+            for row in self.rows_with(engine):
+                ran = self.made.has(engine, self.kinds[self.kind[row]].policy)
+                runs[row] = min(runs[row], 0 if ran else 1)
+        return np.asarray(runs * 64 + np.log2(self.replicas).astype(np.int64))
 
     def candidate(self, row: int) -> Candidate:
         """Return a candidate."""
@@ -162,12 +165,12 @@ class Space:
         kinds = self._by_engine.get(without_limits(engine), [])
         parts = [np.arange(self._first[kind], self._first[kind + 1]) for kind in kinds]
         rows = np.concatenate([np.zeros(0, dtype=np.int64), *parts])
-        like = (
+        same_limits = (
             (self.max_num_seqs[rows] == (engine.max_num_seqs or 0))
             & (self.max_num_batched_tokens[rows] == (engine.max_num_batched_tokens or 0))
             & (self.replicas[rows] == engine.data_parallel_size)
         )
-        return [int(row) for row in rows[like]]
+        return [int(row) for row in rows[same_limits]]
 
 
 def explore(evidence: Evidence, offers: Offers | None = None) -> Space:
@@ -187,18 +190,20 @@ def explore(evidence: Evidence, offers: Offers | None = None) -> Space:
     }
     if offers is not None:
         engines |= offers.engines
-        for each in offers.refused:
-            own_pools = [pool for pool in kept if pool.key[0] == decoder_of(each.engine)]
-            dropped[each.why] += each.choices * sum(len(pool.policies) for pool in own_pools)
+        for refused in offers.refused:
+            decoder = decoder_of(refused.engine)
+            policies = sum(len(pool.policies) for pool in kept if pool.key[0] == decoder)
+            dropped[refused.why] += refused.choices * policies
     sizes = {pool.key: _Sizes(pool, names) for pool in kept}
     kinds: list[Kind] = []
     columns: list[Ints] = []
     for engine, (prior, choices) in engines.items():
-        own = {pool.key[1] for pool in kept if pool.key[0] == decoder_of(engine)}
+        decoder = decoder_of(engine)
+        sampled = {pool.key[1] for pool in kept if pool.key[0] == decoder}
         for pool in kept:
-            if pool.key[0] != decoder_of(engine):
-                like = pool.key[0][:-1] == decoder_of(engine)[:-1]
-                if engine.speculative is not None and like and pool.key[1] not in own:
+            if pool.key[0] != decoder:
+                undrafted = engine.speculative is not None and pool.key[0][:-1] == decoder[:-1]
+                if undrafted and pool.key[1] not in sampled:
                     dropped[UNRECORDED] += len(pool.policies) * len(choices)
                 continue
             reason = _unfit(engine, sizes[pool.key])
@@ -222,6 +227,7 @@ def explore(evidence: Evidence, offers: Offers | None = None) -> Space:
         dropped=dict(dropped),
         problem_ids=names,
         made=evidence.made,
+        watts=evidence.watts,
     )
 
 
@@ -256,18 +262,19 @@ def _engines(evidence: Evidence) -> dict[EngineConfig, list[tuple[int, int]]]:
     by_law: dict[EngineConfig, list[EngineConfig]] = {}
     for engine in recorded:
         by_law.setdefault(law_key(engine), []).append(engine)
-    found: dict[EngineConfig, list[tuple[int, int]]] = {}
+    engines: dict[EngineConfig, list[tuple[int, int]]] = {}
     for engine in recorded:
-        like = by_law[law_key(engine)]
         if law_key(engine) not in taught:
             continue
-        seqs = powers([each.max_num_seqs for each in like], 1)
-        batched = powers([each.max_num_batched_tokens for each in like], FEWEST_BATCHED)
-        known = found.setdefault(without_limits(engine), [])
-        own_seqs = seqs if engine.max_num_seqs is not None else [0]
-        own_batched = batched if engine.max_num_batched_tokens is not None else [0]
-        known += [(s, b) for s in own_seqs for b in own_batched if (s, b) not in known]
-    return found
+        same_law = by_law[law_key(engine)]
+        seqs, batched = [0], [0]  # not known
+        if engine.max_num_seqs is not None:
+            seqs = powers([other.max_num_seqs for other in same_law], 1)
+        if engine.max_num_batched_tokens is not None:
+            batched = powers([other.max_num_batched_tokens for other in same_law], FEWEST_BATCHED)
+        choices = engines.setdefault(without_limits(engine), [])
+        choices += [(s, b) for s in seqs for b in batched if (s, b) not in choices]
+    return engines
 
 
 def _fitting(
@@ -275,35 +282,32 @@ def _fitting(
 ) -> list[tuple[int, int]]:
     """Return the choices of limits that vLLM would start with; the others are counted."""
     width = tokens_a_request(engine)
-    found = [(seqs, tokens) for seqs, tokens in choices if not 0 < tokens < seqs * width]
-    if len(found) < len(choices):
+    fitting = [(seqs, tokens) for seqs, tokens in choices if not 0 < tokens < seqs * width]
+    if len(fitting) < len(choices):
         what = "max_num_seqs" if width == 1 else "the drafts"
         reason = f"max_num_batched_tokens is too few for {what}"
-        dropped[reason] += (len(choices) - len(found)) * policies
-    return found
+        dropped[reason] += (len(choices) - len(fitting)) * policies
+    return fitting
 
 
 class _Sizes:
     """What of a pool decides whether an engine can run it, looked up once."""
 
     def __init__(self, pool: Pool, names: Sequence[str]) -> None:
-        loads = pool.loads(names)
-        self.known = loads is not None
+        problems = pool.loads(names)
+        self.known = problems is not None
         self.longest = max(
-            (
-                load.prompt_tokens + max((each.output_tokens for each in load.samples), default=0)
-                for load in loads or ()
-            ),
+            (p.prompt_tokens + s.output_tokens for p in problems or () for s in p.samples),
             default=0,
         )
         drafts = [
-            each.scheduled.mean()
-            for load in loads or ()
-            for each in load.samples
-            if each.scheduled is not None and each.scheduled.size
+            s.scheduled.mean()
+            for problem in problems or ()
+            for s in problem.samples
+            if s.scheduled is not None and s.scheduled.size
         ]
         self.held = self.longest + int(np.ceil(max(drafts, default=1.0))) - 1
-        self.samples = min((len(load.samples) for load in loads or ()), default=0)
+        self.samples = min((len(problem.samples) for problem in problems or ()), default=0)
         self.most = max((policy.n for policy in pool.policies), default=1)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from advisor.evidence.gather import StepTable
 from advisor.evidence.keys import law_key
-from advisor.evidence.runs import Load, Run
+from advisor.evidence.runs import RecordedProblem, Run
 from advisor.replay.limits import limits_of
 from advisor.replay.replay import replay
 from advisor.replay.result import Replayed
@@ -62,7 +62,7 @@ def latency_spread(
 def replay_recorded(run: Run, seconds: np.ndarray) -> Replayed:
     """Return a recorded run under its own load as a law of `seconds` [FEATURES] has it."""
     arrivals = None if run.concurrency is not None else run.arrivals_s(run.problems)
-    loads = [Load.of(each, each.samples) for each in run.problems.values()]
+    loads = [RecordedProblem.of(each, each.samples) for each in run.problems.values()]
     return replay(
         Workload.from_loads(loads, arrivals),
         linear_cost(seconds),

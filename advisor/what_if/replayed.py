@@ -15,7 +15,7 @@ import polars as pl
 from advisor.accuracy.subsets import decides_as_vote
 from advisor.evidence.gather import Evidence
 from advisor.evidence.keys import law_key
-from advisor.evidence.runs import Load, Run, Sample
+from advisor.evidence.runs import RecordedProblem, Run, Sample
 from advisor.replay.limits import limits_of
 from advisor.replay.recording import replayed_tables, write_recording
 from advisor.replay.replay import replay, stop_of
@@ -145,7 +145,7 @@ class Replays:
             speculative=self.limits.speculative,
         )
 
-    def _draws(self) -> list[list[Load]]:
+    def _draws(self) -> list[list[RecordedProblem]]:
         each = [[self._load(source, name) for name in self.ids] for source in self.sources]
         whole_draw = all(len(load.samples) == self.drawn for load in each[0])
         if self.as_sent or (self.stop == Stop() and whole_draw):
@@ -181,7 +181,9 @@ class Replays:
             )
         return found
 
-    def _drawn_again(self, loads: Sequence[Load], place: int, rng: np.random.Generator) -> Load:
+    def _drawn_again(
+        self, loads: Sequence[RecordedProblem], place: int, rng: np.random.Generator
+    ) -> RecordedProblem:
         """Return a problem with samples of its own, drawn with replacement.
 
         What one sample would vary by is not known: those of other problems stand for it, which
@@ -194,14 +196,14 @@ class Replays:
             chosen = [loads[i].samples[0] for i in rng.integers(0, len(loads), self.drawn)]
         return replace(loads[place], samples=tuple(chosen))
 
-    def _load(self, source: Run, name: str) -> Load:
+    def _load(self, source: Run, name: str) -> RecordedProblem:
         problem = source.problems[name]
         samples: tuple[Sample, ...] = problem.samples
         if self.limits.speculative and any(sample.advance is None for sample in samples):
             raise UsageError(
                 f"{source.recording}: does not say how drafts went per sample; record again"
             )
-        return Load.of(problem, samples)
+        return RecordedProblem.of(problem, samples)
 
     def _arrivals(self, own: Run) -> Floats | None:
         rate = self.question.rate_per_s

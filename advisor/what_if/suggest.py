@@ -92,8 +92,6 @@ def _rate(server: Watched, run: Run) -> float:
 
 
 def _predicted(recording: Recording, run: Run, arguments: Sequence[str]) -> Prediction:
-    from advisor.search.budget import parse_rate
-
     name, value = arguments
     changes = [value] if name == "--set" else []
     engine, policy, _ = changed(run, changes)
@@ -103,7 +101,7 @@ def _predicted(recording: Recording, run: Run, arguments: Sequence[str]) -> Pred
     question = Question(
         engine=engine,
         policy=policy,
-        rate_per_s=parse_rate(value) if name == "--rate" else None,
+        rate_per_s=float(value.removesuffix("/s")) if name == "--rate" else None,
         replicas=replicas,
     )
     return predict(recording, run, question)

@@ -14,7 +14,6 @@ from traces.errors import UsageError
 from traces.schema.parameters import complete
 from traces.schema.policy import Policy
 
-
 Rule = dict[str, Any]  # the parameters by name
 
 _CHOICES: dict[str, Callable[[Rule], Choice]] = {

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from advisor.evidence.features import HOST_WORK, ZERO, Features
-from advisor.evidence.runs import Load, Sample, verify_steps
+from advisor.evidence.runs import RecordedProblem, Sample, verify_steps
 from advisor.replay.limits import Limits
 from tests.advisor.replay.replay_twin import naive_replay
 from traces.recording.manifest import ClockReading, Manifest, WorkloadFacts
@@ -243,7 +243,7 @@ def _workload(rng, engine, policy, problems):
             correct = bool(rng.random() < right)
             answer = "0" if correct else str(int(rng.integers(1, 6)))
             samples.append(_sample(rng, engine, tokens, answer, correct))
-        loads.append(Load(prompt_tokens=prompt, cached_tokens=0, samples=tuple(samples)))
+        loads.append(RecordedProblem(prompt_tokens=prompt, cached_tokens=0, samples=tuple(samples)))
     return loads
 
 

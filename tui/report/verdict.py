@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from advisor.advice.command import policy_request
-from advisor.search.budget import latency_name
 from traces.schema.advice import Pick, Recommendation
+from traces.schema.quantities import latency
 from tui.report.markup import Content, Html, chance, empty, figure, join, quantity, table, tag, term
 from tui.report.material import Material
 from tui.report.words import (
@@ -106,7 +106,7 @@ def _choices(answer: Recommendation) -> Iterable[Content]:
     """Yield that nothing is recommended without a limit, and between what one chooses."""
     nothing = ", so that no configuration is recommended."
     yield tag("p", tag("strong", "No limit was given"), nothing, class_="lead")
-    metrics = ("accuracy", latency_name(answer.budget.latency_percentile))
+    metrics = ("accuracy", latency(answer.budget.latency_percentile).name)
     last = len(answer.pareto) - 1
     for words, place in (("fastest", 0), ("most accurate", last))[: last + 1]:
         pick = answer.pareto[place]
@@ -131,7 +131,7 @@ def _against(answer: Recommendation) -> Html:
     known = {name: each for name, each in answer.regret.items() if each is not None}
     wanted = [*OBJECTIVES[answer.budget.optimise], *known]
     if answer.budget.optimise == "latency" and answer.budget.latency_percentile is not None:
-        wanted.insert(0, latency_name(answer.budget.latency_percentile))
+        wanted.insert(0, latency(answer.budget.latency_percentile).name)
     name = next((each for each in wanted if each in known), None)
     regret = None if name is None else known[name]
     words = f"{model_words(other.engine.model)} with {policy_words(other.policy)}"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from advisor.search.budget import latency_words
 from traces.schema.advice import Budget
 from traces.schema.engine import EngineConfig
 from traces.schema.policy import Policy
+from traces.schema.quantities import latency
 from tui.report.markup import Html, join, tag
 from tui.text.advice import LIMITS
 from tui.text.formats import number
@@ -109,7 +109,7 @@ def limit_words(name: str, value: float, percentile: int | None = None) -> str:
     """Return a limit, such as `accuracy of at least 0.75`."""
     noun = LIMITS[name][0]
     if name == "max_latency_s":
-        noun = latency_words(percentile)
+        noun = latency(percentile).noun
     least = name in ("min_accuracy", "rate")
     told = f"{value:g}" if name in ("min_accuracy", "max_gpus") else number(value, UNITS[name])
     return f"{noun} of at {'least' if least else 'most'} {told}"

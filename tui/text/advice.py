@@ -9,7 +9,7 @@ from typing import Any
 
 from advisor.advice.command import policy_request
 from advisor.advice.reasons import noun
-from advisor.search.budget import OPTIONS, latency_name, latency_words, which_latency
+from traces.schema import quantities
 from traces.schema.advice import Budget, Measured, Pick, Present, Recommendation, Turning
 from traces.schema.estimate import Estimate
 from tui.text.commands import command_lines, split_command
@@ -101,7 +101,7 @@ def _verdict(answer: Recommendation) -> str:
 
 def _choices(answer: Recommendation, width: int) -> Iterable[str]:
     """Yield what there is to choose from: the front, the least accurate first."""
-    wanted = latency_name(answer.budget.latency_percentile)
+    wanted = quantities.latency(answer.budget.latency_percentile).name
     names = ("accuracy", "latency_s" if answer.budget.optimise == "accuracy" else wanted)
     if not answer.pareto:
         yield "no candidate keeps up with the load"
@@ -119,7 +119,7 @@ def _choices(answer: Recommendation, width: int) -> Iterable[str]:
 def goal_words(budget: Budget) -> str:
     """Return what is optimised, such as `lowest p95 latency` or `lowest mean latency`."""
     if budget.optimise == "latency":
-        return f"lowest {latency_words(budget.latency_percentile)}"
+        return f"lowest {quantities.latency(budget.latency_percentile).noun}"
     most = budget.optimise in ("accuracy", "throughput")
     return f"{'highest' if most else 'lowest'} {budget.optimise}"
 
@@ -142,7 +142,7 @@ def _limits(budget: Budget) -> str:
 
 def _limit_noun(limit: str, budget: Budget) -> str:
     if limit == "max_latency_s":
-        return latency_words(budget.latency_percentile)
+        return quantities.latency(budget.latency_percentile).noun
     return LIMITS[limit][0]
 
 
@@ -295,9 +295,10 @@ def nearest_line(answer: Recommendation) -> str:
     unit = LIMITS[miss.limit][1]
     value, wanted = miss.nearest.value, miss.wanted
     within = value >= wanted if miss.limit in ("min_accuracy", "rate") else value <= wanted
-    which = which_latency(miss.limit, budget.latency_percentile)
+    which = quantities.which_latency(miss.limit, budget.latency_percentile)
+    option = quantities.LIMITS[miss.limit].option
     told = (
-        f"nearest to {OPTIONS[miss.limit]} {_with_unit(f'{wanted:g}', unit)}{which} is "
+        f"nearest to {option} {_with_unit(f'{wanted:g}', unit)}{which} is "
         f"{_with_unit(_number(value, 3), unit)} with {_name(miss.pick)}"
     )
     if not within:
@@ -331,9 +332,12 @@ def _turnings(turnings: Iterable[Turning], percentile: int | None) -> list[str]:
     """Say at which values of the limits another pick comes up."""
     lines = []
     for each in turnings:
-        name = OPTIONS.get(each.name, each.name)
+        limit = quantities.LIMITS.get(each.name)
+        name = each.name if limit is None else limit.option
         unit = "" if each.unit == "1" else {"USD": "$", "device s": "s"}.get(each.unit, each.unit)
-        value = _with_unit(_number(each.value, 3), unit) + which_latency(each.name, percentile)
+        value = _with_unit(_number(each.value, 3), unit) + quantities.which_latency(
+            each.name, percentile
+        )
         if not each.replayed:
             pick = "nothing fits" if each.pick is None else f"the pick is {each.pick}"
             lines.append(f"{name} {each.direction} about {value}: by the closed form {pick}")

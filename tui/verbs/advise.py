@@ -170,16 +170,9 @@ def verify_picks(
     picks = {name: pick for name, pick in named.items() if pick is not None}
     for name, pick in picks.items():
         _check(name, pick)
-    workload, (concurrency, rate) = evidence.workload, evidence.load
-    if rate is not None or answer.budget.rate_per_s is not None:
+    if evidence.load[1] is not None or answer.budget.rate_per_s is not None:
         raise UsageError("--verify runs so many problems in flight; it sends none at a --rate")
-    document = sweep_plan(
-        [experiment_of(pick, name) for name, pick in picks.items()],
-        workload=None if workload is None else workload.name,
-        problems=None if workload is None else workload.problems,
-        seed=None if workload is None else workload.seed,
-        concurrency=concurrency,
-    )
+    document = sweep_plan([experiment_of(pick, name) for name, pick in picks.items()], evidence)
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
         yaml.safe_dump(document, file)
         file.flush()

@@ -78,7 +78,7 @@ class Replay:
 def replay(asked: Replay) -> None:
     """Predict a recorded run under a configuration that was never run."""
     from advisor.replay.replay import ROUTINGS, Replicas
-    from advisor.search.budget import parse_rate
+    from advisor.search.budget import parse_value
     from advisor.what_if.predict import predict
     from advisor.what_if.question import Question
     from traces.summary.run import summarise
@@ -114,7 +114,7 @@ def replay(asked: Replay) -> None:
         policy=policy,
         assumed=assumed,
         concurrency=asked.concurrency,
-        rate_per_s=None if asked.rate is None else parse_rate(asked.rate),
+        rate_per_s=None if asked.rate is None else parse_value(asked.rate, "--rate"),
         replicas=Replicas(count=asked.replicas, routing=asked.routing, together=asked.together),
         seed=asked.seed,
         operators=asked.operators,

@@ -9,7 +9,7 @@ from advisor.accuracy.counterfactual import evaluate
 from advisor.accuracy.finish_order import ReplayedOrder, replayed_order
 from advisor.accuracy.samples import read_samples
 from advisor.evidence.gather import gather
-from advisor.evidence.runs import Load
+from advisor.evidence.runs import RecordedProblem
 from advisor.replay.limits import Limits
 from tests.advisor.replay.replay_twin import naive_replay
 from tests.advisor.synthetic import VOTE16, engine_of, law_of, record
@@ -38,7 +38,7 @@ def test_the_order_is_that_of_a_run_of_so_few(recording, run):
     (own,) = gather([recording], judged=False).runs
     at = 8  # recorded only when the first eight had left their slots
     loads = [
-        Load(
+        RecordedProblem(
             prompt_tokens=problem.prompt_tokens,
             cached_tokens=problem.cached_tokens,
             samples=problem.samples[at : at + BLOCK],

@@ -8,7 +8,7 @@ import pytest
 
 from advisor.accuracy.subsets import decides_as_vote, expected_right
 from advisor.evidence.runs import Sample
-from advisor.search.policy_work import Drawn
+from advisor.search.policy_work import PolicyWork
 from traces.schema.policy import Policy
 from traces.schema.stop_rules import lead_is_safe
 from traces.summary.votes import majority_curve
@@ -129,7 +129,7 @@ def test_nothing_that_parsed_is_never_right():
 
 def test_advice_takes_the_expectation_whatever_the_load_and_the_seed(advisor):
     """A rule that decides as the vote has the vote's accuracy, and no luck of its draws."""
-    drawn, space = advisor.drawn, advisor.space
+    drawn, space = advisor.policy_work, advisor.space
     told = [k for k in space.kinds if decides_as_vote(k.policy.stop, k.policy.n)]
     assert told
     for kind in told:
@@ -143,7 +143,7 @@ def test_advice_takes_the_expectation_whatever_the_load_and_the_seed(advisor):
             {"concurrency": 3, "rate_per_s": None},
             {"concurrency": None, "rate_per_s": 0.2},
         ):
-            assert advisor.outcomes.outcome(row, **load).accuracy == pytest.approx(vote)
+            assert advisor.replays.of(row, **load).accuracy == pytest.approx(vote)
     others = {
         (k.pool.key, k.policy.n, k.policy.rule): k
         for k in space.kinds
@@ -151,6 +151,6 @@ def test_advice_takes_the_expectation_whatever_the_load_and_the_seed(advisor):
     }
     assert others
     for kind in others.values():
-        again = Drawn(advisor.evidence, space, drawn.seed + 1).work(kind).right
+        again = PolicyWork(advisor.evidence, space, drawn.seed + 1).work(kind).right
         assert drawn.work(kind).right == pytest.approx(again, abs=0.25)
         assert np.mean(drawn.work(kind).right) == pytest.approx(np.mean(again), abs=0.03)

@@ -116,12 +116,12 @@ def test_rates_that_change_the_pick_start_from_it_and_name_another(fresh):
     """The closed form tells of rates only where its pick is the one that is printed."""
     budget = parse_budget({"min_accuracy": "0.5", "rate": "2/s"})
     answer = fresh.recommend(budget)
-    question = fresh._question(fresh.under(2.0), budget)
-    system = question.best(question.fits)
-    mine = name_without_limits(question.measures.outcomes[system].candidate)
+    check = fresh.check(budget)
+    system = check.best()
+    mine = name_without_limits(check.metrics.replayed[system].candidate)
 
     def rates(at_rate):
-        return [each for each in turnings(question, system, at_rate) if each.name == "rate"]
+        return [each for each in turnings(check, system, at_rate) if each.name == "rate"]
 
     (above,) = rates(lambda rate: mine if rate < 5 else "another")
     assert above.direction == "above" and above.value == pytest.approx(5, rel=0.05)
@@ -155,7 +155,7 @@ def test_what_to_measure_next_is_a_plan_that_the_sweep_reads(fresh, tmp_path):
     for each in answer.experiments:
         assert 0 <= each.regret_after < each.regret <= 1
     chosen = answer.experiments or (experiment_of(answer.system_optimal, "the pick"),)
-    document = sweep_plan(chosen, workload="demo", problems=40, seed=0, concurrency=4)
+    document = sweep_plan(chosen, fresh.evidence)
     path = tmp_path / "plan.yaml"
     path.write_text(yaml.safe_dump(document))
     jobs = [(g.engine, job.policy) for g in load_plan(path) for job in g.jobs]

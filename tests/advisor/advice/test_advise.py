@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from advisor.advice.advisor import Advisor
-from advisor.search.metrics import Measures
+from advisor.search.metrics import CandidateMetrics
 from tests.advisor.synthetic import GREEDY, VOTE16, engine_of, law_of, record
 from traces.errors import UsageError
 from traces.schema.advice import Budget
@@ -25,10 +25,10 @@ ACCURACIES = st.floats(0.1, 0.99)
 OBJECTIVES = st.sampled_from(["latency", "cost", "accuracy", "throughput"])
 
 
-def row_of(measures: Measures, engine, policy) -> int:
+def row_of(metrics: CandidateMetrics, engine, policy) -> int:
     (row,) = [
         i
-        for i, outcome in enumerate(measures.outcomes)
+        for i, outcome in enumerate(metrics.replayed)
         if (outcome.candidate.engine, outcome.candidate.policy) == (engine, policy)
     ]
     return row
@@ -51,27 +51,27 @@ def badness(recommendation) -> float:
 
 def test_recorded_latency_is_predicted(recordings, advisor):
     """Runs were slowed by up to 3 % each; the law is their mean."""
-    measures = advisor.measures(None)
+    metrics = advisor.metrics(None)
     for recording in recordings:
         (engine,) = recording.manifest.engines.values()
         (policy,) = recording.manifest.policies.values()
         problems = recording.problems
         recorded = ((problems["decided_at"] - problems["arrival"]) / 1e9).to_numpy()
-        row = row_of(measures, engine, policy)
-        assert measures.values("latency_s")[row] == pytest.approx(recorded.mean(), rel=0.08)
+        row = row_of(metrics, engine, policy)
+        assert metrics.values("latency_s")[row] == pytest.approx(recorded.mean(), rel=0.08)
         p95 = float(np.quantile(recorded, 0.95))
-        assert measures.values("latency_p95_s")[row] == pytest.approx(p95, rel=0.12)
+        assert metrics.values("latency_p95_s")[row] == pytest.approx(p95, rel=0.12)
 
 
 def test_an_engine_setting_never_run_is_predicted(tmp_path, advisor):
     """A replay at max_num_seqs 8 meets a fresh run of it, of fresh samples."""
     engine = engine_of("large", max_num_seqs=8)
     fresh = record(tmp_path / "fresh", engine, VOTE16)
-    measures = advisor.measures(None)
-    row = row_of(measures, engine, VOTE16)
-    assert not measures.outcomes[row].candidate.recorded
+    metrics = advisor.metrics(None)
+    row = row_of(metrics, engine, VOTE16)
+    assert not metrics.replayed[row].candidate.recorded
     recorded = ((fresh.problems["decided_at"] - fresh.problems["arrival"]) / 1e9).to_numpy()
-    estimate = measures.estimate("latency_s", row, price=None)
+    estimate = metrics.estimate("latency_s", row, price=None)
     assert estimate.value == pytest.approx(recorded.mean(), rel=0.06)
     assert estimate.low < recorded.mean() < estimate.high
 
@@ -88,11 +88,11 @@ def test_the_pick_meets_its_budget(advisor, latency, accuracy, optimise, confide
         assert {miss.limit for miss in answer.near_misses} == {"max_latency_s", "min_accuracy"}
         return
     assert pick.probability_within_budget >= confidence
-    measures = advisor.measures(None)
-    row = row_of(measures, pick.engine, pick.policy)
-    for half in (advisor.draws.choosing, ~advisor.draws.choosing):
-        met = (measures.draws("latency_s")[row] <= latency) & (
-            measures.draws("accuracy")[row] >= accuracy
+    metrics = advisor.metrics(None)
+    row = row_of(metrics, pick.engine, pick.policy)
+    for half in (advisor.resampling.choosing, ~advisor.resampling.choosing):
+        met = (metrics.draws("latency_s")[row] <= latency) & (
+            metrics.draws("accuracy")[row] >= accuracy
         )
         assert met[half].mean() >= confidence
     assert pick.estimates["latency_s"].value <= latency or confidence < 0.6
@@ -167,10 +167,10 @@ def test_the_right_pick_comes_out_of_the_truth(advisor):
 
 def test_compute_optimal_needs_the_fewest_flops(advisor):
     answer = advisor.recommend(Budget(min_accuracy=0.6))
-    measures = advisor.measures(None)
+    metrics = advisor.metrics(None)
     compute = answer.compute_optimal
-    accurate = (measures.draws("accuracy") >= 0.6).mean(axis=1) >= 0.95
-    fewest = measures.values("flops")[accurate].min()
+    accurate = (metrics.draws("accuracy") >= 0.6).mean(axis=1) >= 0.95
+    fewest = metrics.values("flops")[accurate].min()
     assert compute.estimates["flops"].value <= fewest * (1 + 1e-9)
     for name, regret in answer.regret.items():
         if regret is not None:
@@ -182,14 +182,14 @@ def test_compute_optimal_needs_the_fewest_flops(advisor):
 def test_flops_are_those_of_the_definition(tmp_path):
     """2 x parameters x tokens forwarded, and attention, for one greedy sample."""
     recording = record(tmp_path / "r", engine_of(), GREEDY, problems=10)
-    measures = Advisor.fit([recording], draws=20).measures(None)
+    metrics = Advisor.fit([recording], draws=20).metrics(None)
     (facts,) = recording.manifest.models.values()
     (steps,) = [recording.steps]
     tokens = steps["prefill_tokens"].sum() + steps["decode_tokens"].sum()
     context = steps["prefill_query_context"].sum() + steps["decode_kv_tokens"].sum()
     total = facts.matmul_flops(tokens) + facts.attention_flops(context)
-    row = row_of(measures, engine_of(), GREEDY)
-    assert measures.values("flops")[row] * 10 == pytest.approx(total, rel=1e-9)
+    row = row_of(metrics, engine_of(), GREEDY)
+    assert metrics.values("flops")[row] * 10 == pytest.approx(total, rel=1e-9)
 
 
 def test_nothing_fits_is_an_answer_with_near_misses(advisor):
@@ -227,8 +227,8 @@ def test_cost_is_device_seconds_at_the_price(advisor):
 
 
 def test_shares_of_device_time_sum_to_the_busy_time(advisor):
-    for outcome in advisor.measures(None).outcomes:
-        busy = float(outcome.law.seconds @ outcome.totals)
+    for outcome in advisor.metrics(None).replayed:
+        busy = float(outcome.law.seconds @ np.array(outcome.totals))
         engine = outcome.candidate.engine
         shared = outcome.device_s.sum(axis=-1).mean() / engine.num_devices
         shared *= engine.data_parallel_size  # the replicas' steps are not of one engine
@@ -252,7 +252,7 @@ def test_a_rate_beyond_every_engine_fits_none(advisor):
 
 
 def test_latency_grows_with_the_rate(advisor):
-    slow, quick = (advisor.measures(rate) for rate in (2.0, 8.0))
+    slow, quick = (advisor.metrics(rate) for rate in (2.0, 8.0))
     row = row_of(slow, engine_of("large"), VOTE16)
     assert slow.values("latency_s")[row] < quick.values("latency_s")[row]
     answer = advisor.recommend(Budget(rate_per_s=2.0))
@@ -321,7 +321,7 @@ def test_one_problem_is_enough_to_answer(tmp_path):
 )
 def test_the_leaders_answer_as_all_candidates_do(advisor, fresh, budget):
     """The two stages find what replaying every candidate finds."""
-    advisor.measures(None)
+    advisor.metrics(None)
     told = [each.recommend(budget).to_json() for each in (fresh, advisor)]
     assert told[0]["stages"]["replayed"] < told[0]["stages"]["screened"] / 2
     assert told[0]["system_optimal"] == told[1]["system_optimal"]
@@ -335,10 +335,10 @@ def test_intervals_hold_fresh_accuracy(tmp_path):
     hits = 0
     for seed in range(8):
         one = record(tmp_path / f"a{seed}", engine_of(), VOTE16, problems=25, seed=seed)
-        measures = Advisor.fit([one], draws=200).measures(None)
-        estimate = measures.estimate("accuracy", row_of(measures, engine_of(), VOTE16), price=None)
+        metrics = Advisor.fit([one], draws=200).metrics(None)
+        estimate = metrics.estimate("accuracy", row_of(metrics, engine_of(), VOTE16), price=None)
         fresh = record(tmp_path / f"b{seed}", engine_of(), VOTE16, problems=25, seed=100 + seed)
-        truth = Advisor.fit([fresh], draws=20).measures(None)
+        truth = Advisor.fit([fresh], draws=20).metrics(None)
         value = truth.values("accuracy")[row_of(truth, engine_of(), VOTE16)]
         hits += estimate.low <= value <= estimate.high
     assert hits >= 7

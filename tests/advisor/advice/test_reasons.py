@@ -27,15 +27,15 @@ def same(one, other):
 def test_a_twin_of_the_pick_is_not_called_another(fresh, budget):
     answer = fresh.recommend(budget)
     apart = [line for line in answer.reasons if line.startswith("cannot be told apart")]
-    outcomes = fresh.under(budget.rate_per_s).measures.outcomes
+    outcomes = fresh.under(budget.rate_per_s).metrics.replayed
     (mine,) = (o.candidate for o in outcomes if same(o.candidate, answer.system_optimal))
     for line in apart:
         named = line.partition(": ")[2].split("; ")
         assert name_without_limits(mine) not in [re.sub(" and [0-9]+ more$", "", n) for n in named]
 
 
-def row_of(measures, pick):
-    (row,) = (n for n, o in enumerate(measures.outcomes) if same(o.candidate, pick))
+def row_of(metrics, pick):
+    (row,) = (n for n, o in enumerate(metrics.replayed) if same(o.candidate, pick))
     return row
 
 
@@ -48,12 +48,12 @@ def test_the_compute_optimal_one_is_said_to_be_worse_only_where_it_surely_is(fre
         assert not lines
         return
     (line,) = lines
-    measures = fresh.under(budget.rate_per_s).measures
+    metrics = fresh.under(budget.rate_per_s).metrics
     metric = {"cost": "device_s", "throughput": "throughput_problems_per_s"}.get(
         budget.optimise, "latency_p95_s" if budget.latency_percentile else "latency_s"
     )
-    rows = row_of(measures, theirs), row_of(measures, ours)
-    found = measures.difference(metric, *rows, prices=[None] * len(measures.outcomes))
+    rows = row_of(metrics, theirs), row_of(metrics, ours)
+    found = metrics.difference(metric, *rows, prices=(None, None))
     if found.low <= 0 <= found.high:
         assert "cannot be told apart" in line and " has " not in line
         return
@@ -69,14 +69,14 @@ def test_the_compute_optimal_one_is_said_to_be_worse_only_where_it_surely_is(fre
 
 def test_steps_times_their_length_are_the_latency(fresh):
     answer = fresh.recommend(Budget(min_accuracy=0.5))
-    measures = fresh.under(None).measures
+    metrics = fresh.under(None).metrics
     (line,) = (line for line in answer.reasons if "a problem lasts" in line)
     told = [
         float(each) for each in re.search(r"lasts ([\d.]+) steps against ([\d.]+)", line).groups()
     ]
     for steps, pick in zip(told, (answer.compute_optimal, answer.system_optimal), strict=True):
-        outcome = measures.outcomes[row_of(measures, pick)]
-        step_s = outcome.law.seconds @ outcome.totals / outcome.totals.step
+        outcome = metrics.replayed[row_of(metrics, pick)]
+        step_s = outcome.step_s
         assert steps * step_s == pytest.approx(outcome.latency_s.mean(), rel=0.01)
 
 

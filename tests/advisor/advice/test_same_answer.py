@@ -70,7 +70,7 @@ def test_more_devices_are_never_said_to_serve_fewer(seasoned):
 
 def test_at_a_rate_that_is_kept_up_with_it_is_the_throughput(seasoned):
     advisor = seasoned
-    capacity = max(outcome.capacity_per_s for outcome in advisor.measures(None).outcomes)
+    capacity = max(outcome.capacity_per_s for outcome in advisor.metrics(None).replayed)
     rate = 0.8 * capacity
     answer = advisor.recommend(Budget(rate_per_s=rate, optimise="cost"))
     pick = answer.system_optimal

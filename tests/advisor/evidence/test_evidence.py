@@ -221,9 +221,9 @@ def test_answers_of_different_runs_are_never_pooled(tmp_path):
 
     def accuracy(recordings):
         advisor = Advisor.fit(recordings, draws=40)
-        measures = advisor.measures(None)
-        rows = [i for i, o in enumerate(measures.outcomes) if o.candidate.policy.n == 16]
-        return measures.values("accuracy")[rows[0]]
+        metrics = advisor.metrics(None)
+        rows = [i for i, o in enumerate(metrics.replayed) if o.candidate.policy.n == 16]
+        return metrics.values("accuracy")[rows[0]]
 
     assert accuracy([one, two]) == pytest.approx((accuracy([one]) + accuracy([two])) / 2)
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from advisor.evidence.features import Features
-from advisor.evidence.runs import Load, Sample, verify_steps
+from advisor.evidence.runs import RecordedProblem, Sample, verify_steps
 from advisor.replay.limits import Limits
 from advisor.replay.replay import Replicas, replay
 from advisor.replay.workload import Workload
@@ -52,7 +52,7 @@ def drafted(tokens: int, k: int, rng: np.random.Generator, *, even: bool = False
 
 def loads_of(
     seed: int, problems: int, n: int, k: int = 0, *, longest: int = 40, even: bool = False
-) -> list[Load]:
+) -> list[RecordedProblem]:
     rng = np.random.default_rng(seed)
     found = []
     for _ in range(problems):
@@ -70,11 +70,11 @@ def loads_of(
             for sample in samples
         )
         cached = min(int(rng.integers(0, 3)) * 8, (prompt - 1) // 8 * 8)
-        found.append(Load(prompt_tokens=prompt, cached_tokens=cached, samples=samples))
+        found.append(RecordedProblem(prompt_tokens=prompt, cached_tokens=cached, samples=samples))
     return found
 
 
-def lockstep_loads(seed: int, problems: int, n: int) -> list[Load]:
+def lockstep_loads(seed: int, problems: int, n: int) -> list[RecordedProblem]:
     """Return problems whose samples end together: one length, one of two, or one a problem."""
     rng = np.random.default_rng(seed)
     found = []
@@ -93,14 +93,14 @@ def lockstep_loads(seed: int, problems: int, n: int) -> list[Load]:
             for tokens in lengths
         )
         cached = min(int(rng.integers(0, 3)) * 8, (prompt - 1) // 8 * 8)
-        found.append(Load(prompt_tokens=prompt, cached_tokens=cached, samples=samples))
+        found.append(RecordedProblem(prompt_tokens=prompt, cached_tokens=cached, samples=samples))
     return found
 
 
-def named_loads(seed: int, problems: int, n: int, tokens: int) -> list[Load]:
+def named_loads(seed: int, problems: int, n: int, tokens: int) -> list[RecordedProblem]:
     """Return problems whose prompts grow on one tree of blocks, as chats with a common start do."""
     rng = np.random.default_rng(seed)
-    found: list[Load] = []
+    found: list[RecordedProblem] = []
     for load in loads_of(seed, problems, n):
         before = found[int(rng.integers(len(found)))].prompt_blocks if found else ()
         kept = before[: int(rng.integers(0, len(before) + 1))]
@@ -301,7 +301,7 @@ def test_equal_lengths_under_every_rule(name, in_flight, concurrency):
     # Four problems with four samples in flight that end in one step ask for 16 more of 12 problems.
     answers = (None, "1", None, "2", None, "1", None, "2")
     samples = tuple(dataclasses.replace(plain(12), answer=each) for each in answers)
-    loads = [Load(prompt_tokens=10, cached_tokens=0, samples=samples)] * 12
+    loads = [RecordedProblem(prompt_tokens=10, cached_tokens=0, samples=samples)] * 12
     rule = rule_of(name, 2, in_flight)
     limits = Limits(block_size=8)
     assert_twins(loads, limits, concurrency=concurrency, stop=rule)
@@ -309,7 +309,7 @@ def test_equal_lengths_under_every_rule(name, in_flight, concurrency):
 
 def test_a_draw_is_not_sent_once_its_problem_is_decided():
     # Both end in one step: the first asks for a third sample, the second agrees with it.
-    loads = [Load(prompt_tokens=10, cached_tokens=0, samples=(plain(5),) * 4)]
+    loads = [RecordedProblem(prompt_tokens=10, cached_tokens=0, samples=(plain(5),) * 4)]
     rule = rule_of("agree", 2, 2)
     got = assert_twins(loads, Limits(block_size=8), concurrency=1, stop=rule)
     assert got.generated_tokens.tolist() == [5, 5, 0, 0]
@@ -333,7 +333,7 @@ def test_named_prefixes_are_shared_as_by_the_naive_twin(seed, problems, n, token
 def test_a_prompt_that_others_begin_with_is_found():
     names = [(7, 8, 9), (7, 8, 9), (7, 8, 4), (5, 8, 9)]
     loads = [
-        Load(prompt_tokens=40, cached_tokens=0, samples=(plain(4),), prompt_blocks=each)
+        RecordedProblem(prompt_tokens=40, cached_tokens=0, samples=(plain(4),), prompt_blocks=each)
         for each in names
     ]
     limits = Limits(block_size=8)
@@ -380,7 +380,7 @@ def test_preemption_happens_and_is_the_same(asynchronous):
 
 
 def test_a_sample_that_cannot_fit_is_refused():
-    loads = [Load(prompt_tokens=50, cached_tokens=0, samples=(plain(60),))]
+    loads = [RecordedProblem(prompt_tokens=50, cached_tokens=0, samples=(plain(60),))]
     with pytest.raises(ValueError, match="14 blocks"):
         replay(
             Workload.from_loads(loads),
@@ -392,7 +392,7 @@ def test_a_sample_that_cannot_fit_is_refused():
 
 def test_siblings_share_whole_blocks_of_the_prompt():
     # 136-token prompt, block size 32, 8 samples: 136 + 7 * (136 - 128) = 192 tokens computed.
-    loads = [Load(prompt_tokens=136, cached_tokens=0, samples=(plain(1),) * 8)]
+    loads = [RecordedProblem(prompt_tokens=136, cached_tokens=0, samples=(plain(1),) * 8)]
     got = replay(
         Workload.from_loads(loads),
         linear_cost(COST),
@@ -404,7 +404,7 @@ def test_siblings_share_whole_blocks_of_the_prompt():
 
 
 def test_one_sample_by_hand():
-    loads = [Load(prompt_tokens=10, cached_tokens=0, samples=(plain(3),))]
+    loads = [RecordedProblem(prompt_tokens=10, cached_tokens=0, samples=(plain(3),))]
     got = replay(
         Workload.from_loads(loads), linear_cost(COST), Limits(block_size=16), concurrency=1
     )

@@ -19,9 +19,9 @@ def test_the_closed_form_lies_near_the_replay(fresh, rate):
         if space.kinds[space.kind[row]].policy.method in ("greedy", "majority")
     ][:60]
     state.replay([int(row) for row in whole])
-    screen, errors = state.screen, []
+    screen, errors = state.closed_form, []
     for row in whole:
-        outcome = state.measures.outcomes[state.place[int(row)]]
+        outcome = state.metrics.replayed[state.metrics.place[int(row)]]
         if rate is None or screen.slowing[row] < 2:
             found = np.log(outcome.latency_s[0].mean() / screen.latency_s[row])
             errors.append(abs(found))
@@ -34,18 +34,18 @@ def test_what_is_known_exactly_is_exact(fresh):
     """FLOPs, tokens and accuracy of whole votes do not depend on the load."""
     state = fresh.under(None)
     state.begin()
-    for row in state.rows:
-        outcome = state.measures.outcomes[state.place[row]]
+    for row in state.metrics.rows:
+        outcome = state.metrics.replayed[state.metrics.place[row]]
         if outcome.candidate.policy.method in ("greedy", "majority"):
             for name in ("accuracy", "tokens", "flops"):
-                closed = state.screen.values(name)[row]
+                closed = state.closed_form.values(name)[row]
                 assert closed == pytest.approx(float(getattr(outcome, name).mean()))
 
 
 def test_a_tighter_limit_leaves_fewer_candidates(fresh):
     counts = []
     for latency in (1.0, 0.1, 0.05, 0.02):
-        ranking = fresh.ranking(Budget(max_latency_s=latency, min_accuracy=0.5))
+        ranking = fresh.shortlist(Budget(max_latency_s=latency, min_accuracy=0.5))
         assert not (ranking.fits & ~ranking.possible).any()
         counts.append(int(ranking.possible.sum()))
     assert counts == sorted(counts, reverse=True)
@@ -53,7 +53,7 @@ def test_a_tighter_limit_leaves_fewer_candidates(fresh):
 
 
 def test_leaders_are_distinct_and_ordered(fresh):
-    ranking = fresh.ranking(Budget(min_accuracy=0.5))
+    ranking = fresh.shortlist(Budget(min_accuracy=0.5))
     leaders = ranking.leaders(24)
     assert 1 < len(leaders) <= 24
     least = ranking.least[leaders]
@@ -77,7 +77,7 @@ def test_replicas_share_the_load(fresh):
         and space.max_num_batched_tokens[r] == space.max_num_batched_tokens[row]
     )  # fmt: skip
     state.replay([row, two])
-    one, both = (state.measures.outcomes[state.place[r]] for r in (row, two))
+    one, both = (state.metrics.replayed[state.metrics.place[r]] for r in (row, two))
     assert both.candidate.engine.num_devices == 2 * one.candidate.engine.num_devices
     assert both.capacity_per_s > 1.1 * one.capacity_per_s
     assert both.latency_s.mean() < 1.02 * one.latency_s.mean()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from advisor.search.budget import parse_budget, parse_share
+from advisor.search.budget import parse_budget, parse_value
 from traces.errors import UsageError
 from traces.schema.advice import Budget
 
@@ -50,7 +50,7 @@ def budget_of(
         except ValueError:
             raise UsageError(f"--gpus {given['gpus']}: wants a whole number, such as 4") from None
     if "confidence" in given:
-        given["confidence"] = parse_share(str(given["confidence"]), "--confidence")
+        given["confidence"] = parse_value(str(given["confidence"]), "--confidence")
     if price is not None:
         given.setdefault("price", price)
     if "max_latency" in given or objective == "latency":

@@ -17,9 +17,10 @@ from textual.message import Message
 from textual.widgets import DataTable, Input, Label, Select, Static
 from textual.worker import get_current_worker
 
-from advisor.search.budget import Prices, latency_words, statistic_words
+from advisor.search.budget import Prices
 from traces.errors import TtscopeError
 from traces.schema.advice import Budget, Objective, Pick, Recommendation
+from traces.schema.quantities import latency
 from tui.screens.advice.budget import budget_of, in_fields, price_hint
 from tui.screens.advice.plot import (
     AXES,
@@ -81,8 +82,8 @@ KEYS: list[BindingType] = [
 # The Advice screen's budget fields, columns and marks.
 
 
-STATISTICS = tuple((statistic_words(each), each) for each in (None, 50, 95, 99))
-STATISTIC = statistic_words(Budget.latency_percentile)  # what the command line takes too
+STATISTICS = tuple((latency(each).noun.split()[0], each) for each in (None, 50, 95, 99))
+STATISTIC = STATISTICS[0][0]  # what the command line takes too
 OBJECTIVES = get_args(Objective)
 FIELDS = (  # option of parse_budget, label, example, least columns: one more than most values
     ("max_latency", "<=", "5s or 250ms", 8),
@@ -142,7 +143,7 @@ class AdviceScreen(ModeScreen):
     def compose_body(self) -> ComposeResult:
         """Return the budget, the plot beside the table, and the pick."""
         with Horizontal(classes="fields"):
-            statistics = [(latency_words(each), name) for name, each in STATISTICS]
+            statistics = [(latency(each).noun, name) for name, each in STATISTICS]
             yield Select(
                 statistics, value=STATISTIC, allow_blank=False, compact=True, id="statistic"
             )

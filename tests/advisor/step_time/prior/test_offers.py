@@ -145,13 +145,13 @@ def test_times_are_those_that_a_replay_on_the_gpu_gives(advisor, wide, size):
         and c.engine.data_parallel_size == 1
     ]
     (row,) = rows
-    mine = advisor.outcomes.outcome(row, concurrency=1, rate_per_s=None)
+    mine = advisor.replays.of(row, concurrency=1, rate_per_s=None)
     run = summarise(wide)[0]
     engine = dataclasses.replace(advisor.space.candidate(row).engine, max_model_len=1024)
     found = predict(wide, run, Question(engine=engine, policy=VOTE16, gpu="test_gpu"))
     told = found.predicted.latency_s["mean"]
     assert mine.latency_s.mean() == pytest.approx(told.value, rel=1e-3)
-    screen = advisor.under(None).screen
+    screen = advisor.under(None).closed_form
     assert screen.latency_s[row] == pytest.approx(told.value, rel=0.15)
 
 
