@@ -19,7 +19,7 @@ from traces.schema.advice import Turning
 UNITS = {
     "min_accuracy": "1",
     "max_latency_s": "s",
-    "max_device_s": "device s",
+    "max_device_s": "device-s",
     "max_cost_usd": "USD",
     "max_energy_j": "J",
 }

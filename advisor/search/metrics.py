@@ -19,7 +19,7 @@ UNITS: Mapping[str, str] = {
     "latency_s": "s",
     "latency_p95_s": "s",
     "cost_usd": "USD",
-    "device_s": "device s",
+    "device_s": "device-s",
     "energy_j": "J",
     "tokens": "tokens",
     "flops": "FLOP",
