@@ -11,8 +11,8 @@ class Quantity:
 
     `name` is its key in the JSON of `advise`, `tag` its key in that of `show` and `replay`. A
     quantity that only one of them has goes by that key in both fields. `noun` stands in a
-    sentence, `title` heads a row or column, `meaning` explains it to a reader who is new to
-    ttscope. `gates` are its names in `--fail-on`.
+    sentence, `title` in a table of runs, `meaning` explains it to a reader who is new to ttscope.
+    `gates` are its names in `--fail-on`.
     """
 
     name: str

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from advisor.advice.command import policy_request
-from traces.schema.advice import Budget, Measured, Pick, Present, Recommendation, Turning
+from traces.schema.advice import Budget, Pick, Present, Recommendation, Turning
 from traces.schema.estimate import Estimate
 from traces.schema.formats import ABSENT, OUTSIDE, chance, number, percent, with_interval, written
 from traces.schema.quantities import (
@@ -19,6 +19,7 @@ from traces.schema.quantities import (
     quantity,
     which_latency,
 )
+from traces.summary.run import to_plain
 from tui.text.commands import command_lines, split_command
 from tui.text.layout import align
 
@@ -332,74 +333,5 @@ def _wrap(text: str, width: int, *, indent: str = "") -> list[str]:
 
 def advice_json(recommendation: Recommendation) -> dict[str, Any]:
     """Return the document of `advise --json`: see the contract in docs."""
-    answer = recommendation
-    return {
-        "budget": answer.budget.to_json(),
-        "system_optimal": _pick_json(answer.system_optimal),
-        "compute_optimal": _pick_json(answer.compute_optimal),
-        "regret": _estimates_json(answer.regret),
-        "pareto": [_pick_json(pick) for pick in answer.pareto],
-        "compute_pareto": [_pick_json(pick) for pick in answer.compute_pareto],
-        "reasons": list(answer.reasons),
-        "near_misses": [
-            {
-                "limit": miss.limit,
-                "wanted": miss.wanted,
-                "nearest": _estimate_json(miss.nearest),
-                "sure": miss.sure,
-                "pick": _pick_json(miss.pick),
-            }
-            for miss in answer.near_misses
-        ],
-        "measure_next": list(answer.measure_next),
-        "candidates": answer.candidates,
-        "infeasible": dict(answer.infeasible),
-        "equals": [_pick_json(pick) for pick in answer.equals],
-        "sensitivity": [each.to_json() for each in answer.sensitivity],
-        "stages": None if answer.stages is None else answer.stages.to_json(),
-        "present": _present_json(answer.present),
-        "experiments": [each.to_json() for each in answer.experiments],
-    }
-
-
-def _present_json(present: Present | None) -> dict[str, Any] | None:
-    if present is None:
-        return None
-    return {
-        "pick": _pick_json(present.pick),
-        "best": present.best,
-        "difference": _estimates_json(present.difference),
-    }
-
-
-def _pick_json(pick: Pick | None) -> dict[str, Any] | None:
-    if pick is None:
-        return None
-    return {
-        "engine": pick.engine.to_json(),
-        "policy": pick.policy.to_json(),
-        "command": pick.command,
-        "estimates": _estimates_json(pick.estimates),
-        "probability_within_budget": pick.probability_within_budget,
-        "prior": pick.prior,
-        "measured": _measured_json(pick.measured),
-    }
-
-
-def _measured_json(measured: Measured | None) -> dict[str, Any] | None:
-    if measured is None:
-        return None
-    return measured.to_json() | {"estimates": _estimates_json(measured.estimates)}
-
-
-def _estimates_json(
-    estimates: Mapping[str, Estimate | None],
-) -> dict[str, dict[str, Any] | None]:
-    return {name: _estimate_json(estimate) for name, estimate in estimates.items()}
-
-
-def _estimate_json(estimate: Estimate | None) -> dict[str, Any] | None:
-    if estimate is None:
-        return None
-    names = ("value", "low", "high", "unit", "extrapolated")
-    return {name: getattr(estimate, name) for name in names}
+    document: dict[str, Any] = to_plain(recommendation)
+    return document
