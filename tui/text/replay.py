@@ -41,18 +41,25 @@ def replay_json(prediction: Prediction) -> dict[str, Any]:
         "recorded": prediction.recorded.to_json(),
         "replayed": None if prediction.replayed is None else prediction.replayed.to_json(),
         "predicted": prediction.predicted.to_json(),
-        "changes": {
-            tag: {
-                "recorded": to_plain(estimate_of(prediction.recorded, tag)),
-                "replayed": to_plain(estimate_of(prediction.replayed, tag)),
-                "predicted": to_plain(estimate_of(prediction.predicted, tag)),
-                "relative": _relative(prediction, tag),
-            }
-            for tag in TAGS
-        },
+        "changes": {tag: _change_json(prediction, tag) for tag in TAGS},
         "waits": [to_plain(each) for each in prediction.waits],
         "notes": list(prediction.notes),
     }
+
+
+def _change_json(prediction: Prediction, tag: str) -> dict[str, Any]:
+    recorded, replayed, predicted = _three(prediction, tag)
+    return {
+        "recorded": to_plain(recorded),
+        "replayed": to_plain(replayed),
+        "predicted": to_plain(predicted),
+        "relative": relative(replayed, predicted),
+    }
+
+
+def _three(prediction: Prediction, tag: str) -> list[Estimate | None]:
+    runs = (prediction.recorded, prediction.replayed, prediction.predicted)
+    return [estimate_of(run, tag) for run in runs]
 
 
 def replay_lines(prediction: Prediction, question: Question, *, width: int = 80) -> Iterator[str]:
@@ -67,19 +74,11 @@ def replay_lines(prediction: Prediction, question: Question, *, width: int = 80)
     yield ""
     rows = [["", "recorded", "replayed", "predicted", "90 % interval", "change"]]
     for tag in TAGS:
-        estimate = estimate_of(predicted, tag)
-        if estimate is None and estimate_of(recorded, tag) is None:
+        before, replayed, after = _three(prediction, tag)
+        if before is None and after is None:
             continue
-        rows.append(
-            [
-                quantity(tag).title,
-                value_of(estimate_of(recorded, tag)),
-                value_of(estimate_of(prediction.replayed, tag)),
-                value_of(estimate),
-                interval(estimate),
-                _change(prediction, tag),
-            ]
-        )
+        values = map(value_of, (before, replayed, after))
+        rows.append([quantity(tag).title, *values, interval(after), _change(tag, replayed, after)])
     three = (recorded, prediction.replayed, predicted)
     steps = [ABSENT if run is None or not run.steps else f"{run.steps:,}" for run in three]
     rows.append(["steps", *steps, "", ""])
@@ -137,21 +136,10 @@ def _changes(recorded: Run, question: Question, predicted: Run) -> list[str]:
     return parts
 
 
-def _relative(prediction: Prediction, tag: str) -> float | None:
-    return relative(estimate_of(prediction.replayed, tag), estimate_of(prediction.predicted, tag))
-
-
-def _change(prediction: Prediction, tag: str) -> str:
+def _change(tag: str, replayed: Estimate | None, predicted: Estimate | None) -> str:
     """Return predicted against replayed: a share of it, of accuracy a difference in points."""
-    share = _relative(prediction, tag)
-    if share is None or tag != "accuracy":
-        return percent_change(share)
-    replayed, predicted = (
-        estimate_of(prediction.replayed, tag),
-        estimate_of(prediction.predicted, tag),
-    )
-    assert replayed is not None
-    assert predicted is not None
+    if tag != "accuracy" or replayed is None or predicted is None:
+        return percent_change(relative(replayed, predicted))
     return number(predicted.value - replayed.value, "1", sign=True).replace("points", "pts")
 
 
