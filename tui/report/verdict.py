@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from advisor.advice.command import policy_request
 from traces.schema.advice import Pick, Recommendation
 from traces.schema.formats import number, percent, percent_change
 from traces.schema.quantities import latency, quantity
@@ -31,7 +30,7 @@ from tui.report.words import (
     model_words,
     policy_words,
 )
-from tui.text.advice import OPTIONAL, SET_ONE, goal_words, same
+from tui.text.advice import OPTIONAL, SET_ONE, goal_words, request_words, same
 from tui.text.commands import command_lines, split_command
 
 OBJECTIVES = {  # what is optimised -> the regrets that tell of it, the first known one counts
@@ -91,8 +90,7 @@ def _answer(answer: Recommendation) -> Iterable[Content]:
     yield _numbers(answer)
     if pick.command:
         yield tag("h3", "Start it with")
-        lines = command_lines(pick.command, width=COMMAND_WIDTH)
-        yield tag("pre", tag("code", "\n".join(lines)), class_="command", tabindex="0")
+        yield _command(pick.command)
     yield tag("p", _requests(pick))
 
 
@@ -208,12 +206,13 @@ def _head(letter: str, name: str, pick: Pick, note: str) -> Html:
 
 
 def _requests(pick: Pick) -> Html:
-    request = policy_request(pick.policy)
-    body = ", ".join(f"{name} {value}" for name, value in request["body"].items())
-    count = request["requests"]
-    many = "one request" if count == 1 else f"{count} requests"
-    end = "" if count == 1 else f"; {request['answer']} wins"
-    return join(["and send ", many, " a problem, each with ", tag("code", body), f"{end}."])
+    many, body, wins = request_words(pick.policy)
+    return join(["and send ", many, " a problem, each with ", tag("code", body), f"{wins}."])
+
+
+def _command(command: str) -> Html:
+    lines = command_lines(command, width=COMMAND_WIDTH)
+    return tag("pre", tag("code", "\n".join(lines)), class_="command", tabindex="0")
 
 
 def _misses(answer: Recommendation) -> Iterable[Content]:
@@ -256,10 +255,7 @@ def _misses(answer: Recommendation) -> Iterable[Content]:
 def _item(text: str) -> Html:
     """Return a sentence, and the command that it ends with as lines to be pasted."""
     said, command = split_command(text)
-    if command is None:
-        return join([said])
-    lines = command_lines(command, width=COMMAND_WIDTH)
-    return join([said, tag("pre", tag("code", "\n".join(lines)), class_="command", tabindex="0")])
+    return join([said, None if command is None else _command(command)])
 
 
 def _lists(answer: Recommendation, left_out: Sequence[str]) -> Html:

@@ -9,7 +9,17 @@ from typing import Any
 from advisor.advice.command import policy_request
 from traces.schema.advice import Budget, Pick, Present, Recommendation, Turning
 from traces.schema.estimate import Estimate
-from traces.schema.formats import ABSENT, OUTSIDE, chance, number, percent, with_interval, written
+from traces.schema.formats import (
+    ABSENT,
+    OUTSIDE,
+    chance,
+    counted,
+    number,
+    percent,
+    with_interval,
+    written,
+)
+from traces.schema.policy import Policy
 from traces.schema.quantities import (
     LIMITS,
     Quantity,
@@ -139,17 +149,20 @@ def _limits(budget: Budget) -> str:
     return ", ".join(words)
 
 
-def _policy(pick: Pick, width: int) -> Iterable[str]:
-    request = policy_request(pick.policy)
+def request_words(policy: Policy) -> tuple[str, str, str]:
+    """Return how many requests a policy sends a problem, what each holds, and which answer wins."""
+    request = policy_request(policy)
+    count, at_a_time = request["requests"], request["at_a_time"]
+    many = counted(count, "request") + (f", {at_a_time} at a time," if at_a_time < count else "")
     body = ", ".join(f"{name} {value}" for name, value in request["body"].items())
-    count = request["requests"]
-    many = "1 request" if count == 1 else f"{count} requests"
-    if request["at_a_time"] < count:
-        many += f", {request['at_a_time']} at a time,"
-    text = f"policy: {many} a problem, each {body}; {request['answer']} wins"
-    if request["cancel_the_rest"]:
-        text += "; cancel the rest then"
-    return _wrap(text if count > 1 else text.removesuffix("; the only answer wins"), width)
+    wins = "" if request["answer"] == "the only answer" else f"; {request['answer']} wins"
+    cancel = "; cancel the rest then" if request["cancel_the_rest"] else ""
+    return many, body, wins + cancel
+
+
+def _policy(pick: Pick, width: int) -> Iterable[str]:
+    many, body, wins = request_words(pick.policy)
+    return _wrap(f"policy: {many} a problem, each {body}{wins}", width)
 
 
 def _estimates(answer: Recommendation, width: int) -> Iterable[str]:
