@@ -163,7 +163,11 @@ def chance(share: float | None) -> str:
 
 def percent_change(share: float | None) -> str:
     """Return by what share a number is above another: `+1.2 %`."""
-    return ABSENT if share is None else f"{share * 100:+.1f} %"
+    return ABSENT if share is None else f"{_signed(share)} %"
+
+
+def _signed(share: float) -> str:
+    return f"{share * 100:+.1f}" if share else "0"
 
 
 def relative_change(share: Estimate | None) -> str:
@@ -173,7 +177,7 @@ def relative_change(share: Estimate | None) -> str:
     text = percent_change(share.value)
     if share.low is None or share.high is None:
         return text
-    return f"{text} [{share.low * 100:+.1f}, {share.high * 100:+.1f}]"
+    return f"{text} [{_signed(share.low)}, {_signed(share.high)}]"
 
 
 def compact(value: float | None) -> str:

@@ -13,6 +13,7 @@ from traces.schema.formats import (
     number,
     percent,
     percent_change,
+    relative_change,
     with_interval,
     written,
 )
@@ -78,7 +79,10 @@ def test_what_somebody_chose_has_no_zeros_at_its_end():
 
 
 def test_a_change_is_in_per_cent():
-    assert [percent_change(each) for each in (0.0123, -0.5, None)] == ["+1.2 %", "-50.0 %", "-"]
+    shares = (0.0123, -0.5, 0.0, None)
+    assert [percent_change(each) for each in shares] == ["+1.2 %", "-50.0 %", "0 %", "-"]
+    interval = Estimate(value=-0.04, low=-0.1, high=0.0, unit="1")
+    assert relative_change(interval) == "-4.0 % [-10.0, 0]"
 
 
 def test_small_things():
