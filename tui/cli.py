@@ -67,8 +67,8 @@ class Verbs(TyperGroup):
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """Return a stand-in that has a verb's help, None where there is no such verb."""
-        known = VERBS.get(cmd_name)
-        return None if known is None else TyperCommand(cmd_name, help=known[1])
+        place = VERBS.get(cmd_name)
+        return None if place is None else TyperCommand(cmd_name, help=place[1])
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Return the verb that is called, and the rest of the arguments."""
@@ -81,9 +81,9 @@ def loaded(name: str) -> Any:
     if name == "import":  # numpy's OpenBLAS would start threads, each of which spins for 50 ms
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     module, _, function = VERBS[name][0].partition(".")
-    found = getattr(importlib.import_module(f"tui.verbs.{module}"), function)
+    verb = getattr(importlib.import_module(f"tui.verbs.{module}"), function)
     own = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    own.command(name)(found)
+    own.command(name)(verb)
     return typer.main.get_command(own)
 
 

@@ -25,7 +25,7 @@ def pick(model: str, n: int, accuracy: float, latency: float, flops: float) -> P
             "accuracy": estimate(accuracy, "1"),
             "latency_s": estimate(latency, "s"),
             "latency_p95_s": estimate(latency * 2, "s", extrapolated=n > 1),
-            "device_s": estimate(latency / 2, "device s"),
+            "device_s": estimate(latency / 2, "device-s"),
             "cost_usd": None,
             "tokens": estimate(100.0 * n, "tokens"),
             "flops": estimate(flops, "FLOP"),

@@ -163,12 +163,12 @@ class Recommendation(Record):
     compute_optimal: Pick | None
     regret: Mapping[str, Estimate | None]
     pareto: tuple[Pick, ...]
+    compute_pareto: tuple[Pick, ...] = ()
     reasons: tuple[str, ...]
     near_misses: tuple[NearMiss, ...]
     measure_next: tuple[str, ...]
     candidates: int
     infeasible: Mapping[str, int]
-    compute_pareto: tuple[Pick, ...] = ()
     equals: tuple[Pick, ...] = ()
     sensitivity: tuple[Turning, ...] = ()
     stages: Stages | None = None

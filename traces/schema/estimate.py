@@ -22,6 +22,12 @@ class Estimate(Record):
     runs: int | None = None
     extrapolated: bool = False
 
+    def holds(self, value: float) -> bool | None:
+        """Whether a value lies in the interval, None without one."""
+        if self.low is None or self.high is None:
+            return None
+        return self.low <= value <= self.high
+
     def scaled(self, factor: float, unit: str) -> Estimate:
         """Return the number and its interval times a factor above 0, in another unit."""
         low, high = (None if end is None else end * factor for end in (self.low, self.high))

@@ -11,8 +11,8 @@ class Quantity:
 
     `name` is its key in the JSON of `advise`, `tag` its key in that of `show` and `replay`. A
     quantity that only one of them has goes by that key in both fields. `noun` stands in a
-    sentence, `title` heads a row or column, `meaning` explains it to a reader who is new to
-    ttscope. `gates` are its names in `--fail-on`.
+    sentence, `title` in a table of runs, `meaning` explains it to a reader who is new to ttscope.
+    `gates` are its names in `--fail-on`.
     """
 
     name: str
@@ -61,9 +61,14 @@ def _spread(
     ]
 
 
+def statistic(percentile: int | None) -> str:
+    """Return what is taken of latencies: `mean`, or a percentile such as `p95`."""
+    return "mean" if percentile is None else f"p{percentile}"
+
+
 def latency(percentile: int | None = None) -> Quantity:
     """Latency of a problem: its mean, or a percentile."""
-    part = "mean" if percentile is None else f"p{percentile}"
+    part = statistic(percentile)
     meaning = f"Seconds from arrival to answer that {percentile} of 100 problems stay below."
     if percentile is None:
         meaning = (
@@ -257,6 +262,4 @@ def limited(field: str, percentile: int | None = None) -> Quantity:
 
 def which_latency(field: str, percentile: int | None) -> str:
     """Return what follows the value of a limit on latency, such as ` (mean)`; else nothing."""
-    if field != "max_latency_s":
-        return ""
-    return f" ({'mean' if percentile is None else f'p{percentile}'})"
+    return f" ({statistic(percentile)})" if field == "max_latency_s" else ""

@@ -20,6 +20,7 @@ from traces.recording.reader import Recording, find_recordings
 from traces.schema.engine import EngineConfig
 from traces.schema.estimate import Estimate
 from traces.schema.policy import Policy
+from traces.schema.quantities import GATES
 from traces.schema.record import Record
 from traces.statistics import (
     Z95,
@@ -133,10 +134,10 @@ def beside(recordings: Sequence[Recording]) -> list[Run]:
     """
     given = {each.path.resolve() for each in recordings}
     wanted = {name for each in recordings for name in _configurations(each)} - {None}
-    found: list[Run] = []
+    repeats: list[Run] = []
     for folder in sorted({path.parent for path in given}):
         for path in find_recordings(folder):
-            if path.resolve() in given or len(found) >= MOST_BESIDE:
+            if path.resolve() in given or len(repeats) >= MOST_BESIDE:
                 continue
             try:
                 recording = Recording.open(path)
@@ -145,8 +146,8 @@ def beside(recordings: Sequence[Recording]) -> list[Run]:
                 runs = summarise(recording)
             except RecordingError:
                 continue
-            found += [each for each in runs if is_repeat(each) and configuration(each) in wanted]
-    return found
+            repeats += [each for each in runs if is_repeat(each) and configuration(each) in wanted]
+    return repeats
 
 
 def _configurations(recording: Recording) -> Iterable[Hashable]:
@@ -246,12 +247,12 @@ def compare(first: Run, second: Run, repeats: Sequence[Run] = ()) -> Difference:
         )
     one, two = _Numbers(first, ids), _Numbers(second, ids)
     spread, beyond = _run_to_run((first, second), (one, two), repeats)
-    found = (_change(metric, one, two, beyond(metric)) for metric in METRICS)
+    changes = (_change(metric, one, two, beyond(metric)) for metric in METRICS)
     return Difference(
         first=first.recording,
         second=second.recording,
         problems=ids.len(),
-        changes=tuple(each for each in found if each is not None),
+        changes=tuple(each for each in changes if each is not None),
         run_to_run=spread,
         config=config_changes(first, second),
         not_told=_not_told(first, second),
@@ -309,13 +310,13 @@ class _Numbers:
 
     def per_sample(self, column: str) -> tuple[Floats, NDArray[np.intp]]:
         """Return the samples' numbers that are known, and the place of each one's problem."""
-        known = self._samples.select("place", column).drop_nulls().drop_nans()
-        return known[column].to_numpy(), known["place"].to_numpy().astype(np.intp)
+        values = self._samples.select("place", column).drop_nulls().drop_nans()
+        return values[column].to_numpy(), values["place"].to_numpy().astype(np.intp)
 
     def throughput(self) -> float | None:
         """Return the throughput where it is that of these very problems."""
-        found = self._run.throughput_tokens_per_s
-        return found.value if found is not None and self._alone else None
+        estimate = self._run.throughput_tokens_per_s
+        return estimate.value if estimate is not None and self._alone else None
 
 
 def _statistics(metric: Metric, runs: Sequence[_Numbers]) -> list[Drawn] | None:
@@ -324,25 +325,25 @@ def _statistics(metric: Metric, runs: Sequence[_Numbers]) -> list[Drawn] | None:
         return _throughputs(runs)
     if metric.column is not None:
         columns = [run.per_problem(metric.column) for run in runs]
-        known = np.isfinite(columns).all(axis=0)
-        return [drawn(each[known], metric.q) for each in columns] if known.any() else None
+        finite = np.isfinite(columns).all(axis=0)
+        return [drawn(each[finite], metric.q) for each in columns] if finite.any() else None
     if metric.sample_column is None:
         return None
     samples = [run.per_sample(metric.sample_column) for run in runs]
     common = reduce(np.intersect1d, (places for _, places in samples))
     if not common.size:
         return None
-    found = []
+    draws = []
     for values, places in samples:
         kept = np.isin(places, common)
         problems = np.searchsorted(common, places[kept])
-        found.append(drawn(values[kept], metric.q, problems=problems))
-    return found
+        draws.append(drawn(values[kept], metric.q, problems=problems))
+    return draws
 
 
 def _throughputs(runs: Sequence[_Numbers]) -> list[Drawn] | None:
     """Return throughputs; draws of the problems move them as tokens over latency (Little's law)."""
-    found = []
+    draws_by_run = []
     for run in runs:
         value = run.throughput()
         tokens, latency = run.per_problem("tokens"), run.per_problem("latency_s")
@@ -350,8 +351,8 @@ def _throughputs(runs: Sequence[_Numbers]) -> list[Drawn] | None:
             return None
         per_s = drawn(tokens).draws / drawn(latency).draws
         draws = value * per_s * (latency.mean() / tokens.mean())
-        found.append(Drawn(value=value, draws=draws, problems=tokens.size))
-    return found
+        draws_by_run.append(Drawn(value=value, draws=draws, problems=tokens.size))
+    return draws_by_run
 
 
 def _run_to_run(
@@ -368,30 +369,30 @@ def _run_to_run(
     groups: dict[Hashable, list[_Numbers]] = {name: [] for name in names if name is not None}
     seen = {_fingerprint(run) for run in runs}
     if names[0] != names[1]:
-        for name, run, own in zip(names, runs, numbers, strict=True):
+        for name, run, of_ids in zip(names, runs, numbers, strict=True):
             if name is not None and is_repeat(run):
-                groups[name].append(own)
+                groups[name].append(of_ids)
     ids = numbers[0].ids
     for each in repeats:
         name = configuration(each)
         if name not in groups or not is_repeat(each) or _fingerprint(each) in seen:
             continue
         seen.add(_fingerprint(each))  # a copy is no repeat
-        own = _Numbers(each, ids)
-        if own.complete:
-            groups[name].append(own)
-    told = [group for group in groups.values() if len(group) > 1]
-    freedom = sum(len(group) - 1 for group in told)
+        of_ids = _Numbers(each, ids)
+        if of_ids.complete:
+            groups[name].append(of_ids)
+    repeated = [group for group in groups.values() if len(group) > 1]
+    freedom = sum(len(group) - 1 for group in repeated)
     by_assumption = assumed(runs)
     if not freedom:
         return RunSpread(assumed=by_assumption), lambda metric: by_assumption
     measured: dict[str, float] = {}
     beyond: dict[str, float] = {}
     for metric in METRICS:
-        found = _measured(metric, told) if metric.timed else None
-        if found is not None:
-            measured[metric.tag], beyond[metric.tag] = found
-    spread = RunSpread(recordings=sum(map(len, told)), measured=measured, assumed=by_assumption)
+        spreads = _measured(metric, repeated) if metric.timed else None
+        if spreads is not None:
+            measured[metric.tag], beyond[metric.tag] = spreads
+    spread = RunSpread(recordings=sum(map(len, repeated)), measured=measured, assumed=by_assumption)
 
     def of(metric: Metric) -> tuple[float, float]:
         sd = beyond.get(metric.tag)
@@ -413,13 +414,13 @@ def _measured(metric: Metric, groups: Sequence[Sequence[_Numbers]]) -> tuple[flo
     """
     squares, freedom, halves = 0.0, 0, []
     for group in groups:
-        found = _statistics(metric, group)
-        if found is None or min(each.value for each in found) <= 0:
+        statistics = _statistics(metric, group)
+        if statistics is None or min(each.value for each in statistics) <= 0:
             return None
-        logs = np.log([each.value for each in found])
+        logs = np.log([each.value for each in statistics])
         squares += float(np.square(logs - logs.mean()).sum())
         freedom += len(group) - 1
-        for one, two in pairwise(found):
+        for one, two in pairwise(statistics):
             share = change(one, two)
             if share is not None and share.low is not None and share.high is not None:
                 halves.append(float(np.log((1 + share.high) / (1 + share.low))) / 2)
@@ -432,19 +433,19 @@ def _measured(metric: Metric, groups: Sequence[Sequence[_Numbers]]) -> tuple[flo
 def _change(
     metric: Metric, first: _Numbers, second: _Numbers, spread: tuple[float, float]
 ) -> Change | None:
-    found = _statistics(metric, (first, second))
-    if found is None:
+    statistics = _statistics(metric, (first, second))
+    if statistics is None:
         return None
-    one, two = found
+    one, two = statistics
     size = one.problems
     same = bool(np.array_equal(one.draws, two.draws)) and _equal(metric, first, second)
-    narrow = difference(one, two, metric.unit)
+    narrow = difference(one, two, metric.quantity.unit)
     if metric.timed and size > 1:
         one, two = (
             each.times(np.exp(sd * normal_scores(each.draws.size, seed)))
-            for seed, (each, sd) in enumerate(zip(found, spread, strict=True))
+            for seed, (each, sd) in enumerate(zip(statistics, spread, strict=True))
         )
-    absolute, relative = difference(one, two, metric.unit), change(one, two)
+    absolute, relative = difference(one, two, metric.quantity.unit), change(one, two)
     if metric.column == "correct" and same:
         right = first.per_problem("correct")
         absolute, relative = _all_agree(absolute, relative, right[np.isfinite(right)])
@@ -469,16 +470,16 @@ def _equal(metric: Metric, first: _Numbers, second: _Numbers) -> bool:
     if metric.column is None:
         return False
     before, after = first.per_problem(metric.column), second.per_problem(metric.column)
-    known = np.isfinite(before) & np.isfinite(after)
-    return bool((before[known] == after[known]).all())
+    finite = np.isfinite(before) & np.isfinite(after)
+    return bool((before[finite] == after[finite]).all())
 
 
-def _width(found: Estimate) -> float:
-    return 0.0 if found.low is None or found.high is None else found.high - found.low
+def _width(estimate: Estimate) -> float:
+    return 0.0 if estimate.low is None or estimate.high is None else estimate.high - estimate.low
 
 
 def _all_agree(
-    found: Estimate, relative: Estimate | None, right: Floats
+    absolute: Estimate, relative: Estimate | None, right: Floats
 ) -> tuple[Estimate, Estimate | None]:
     """Return the difference, 0, and its share with the interval of what other problems may show.
 
@@ -486,7 +487,7 @@ def _all_agree(
     frequent as Wilson's upper end for none of them.
     """
     most = wilson(0, right.size)[1]
-    wide = replace(found, low=-most, high=most)
+    wide = replace(absolute, low=-most, high=most)
     if relative is None:
         return wide, None
     share = most / float(right.mean())
@@ -494,15 +495,15 @@ def _all_agree(
 
 
 def _verdict(
-    found: Estimate, metric: Metric, problems: int, of_problems: float
+    absolute: Estimate, metric: Metric, problems: int, of_problems: float
 ) -> tuple[str, int | None]:
     """Return what a difference says, and how many times the problems would tell it from none."""
-    if found.low is None or found.high is None:
+    if absolute.low is None or absolute.high is None:
         return SAME, None
-    if found.low <= 0 <= found.high:
-        many = problems_to_tell(found, problems, of_problems=of_problems)
+    if absolute.low <= 0 <= absolute.high:
+        many = problems_to_tell(absolute, problems, of_problems=of_problems)
         return SAME, None if many is None else max(ceil(many / problems), 2)
-    better = (found.value > 0) == (metric.better == "higher")
+    better = (absolute.value > 0) == metric.quantity.higher_is_better
     return "better" if better else "worse", None
 
 
@@ -544,24 +545,6 @@ def _fields(record: Record | None) -> dict[str, Any]:
 # holds the limit nothing is sure, and how many problems would settle it is said.
 
 
-# What people write -> the metric's tag, and the unit of a limit that is no share.
-NAMES: dict[str, str] = {
-    "accuracy": "accuracy",
-    "latency": "latency_s.mean",
-    "mean": "latency_s.mean",
-    "p50": "latency_s.p50",
-    "p95": "latency_s.p95",
-    "tokens": "tokens_per_problem",
-    "flops": "flops_per_problem",
-    "ttft_p50": "ttft_s.p50",
-    "ttft_p95": "ttft_s.p95",
-    "tpot_p50": "tpot_s.p50",
-    "tpot_p95": "tpot_s.p95",
-    "throughput": "throughput_tokens_per_s",
-    "device_s": "device_s_per_problem",
-    "cost": "cost_usd_per_problem",
-    "energy": "energy_j.per_problem",
-}
 EXAMPLE = "p95>+5%, accuracy<-.02 or tokens>+100"
 _LIMIT = re.compile(r"\s*([a-z0-9_]+)\s*([<>])\s*([+-]?(?:\d+\.?\d*|\.\d+))\s*(%?)\s*", re.ASCII)
 
@@ -620,12 +603,12 @@ def parse_limit(text: str) -> Limit:
 
     A plus or minus sign is needed, as the number is a difference. Raises UsageError.
     """
-    found = _LIMIT.fullmatch(text)
-    if found is None:
+    match = _LIMIT.fullmatch(text)
+    if match is None:
         raise UsageError(f"--fail-on {text!r}: is not understood; write for example {EXAMPLE}")
-    name, side, amount, percent = found.groups()
-    if name not in NAMES:
-        raise UsageError(f"--fail-on {text!r}: no metric {name}; one of {', '.join(NAMES)}")
+    name, side, amount, percent = match.groups()
+    if name not in GATES:
+        raise UsageError(f"--fail-on {text!r}: no metric {name}; one of {', '.join(GATES)}")
     if amount[0] not in "+-" and float(amount):
         raise UsageError(
             f"--fail-on {text!r}: the number is a difference, so give its sign; for example "
@@ -633,7 +616,7 @@ def parse_limit(text: str) -> Limit:
         )
     return Limit(
         text=text.strip(),
-        tag=NAMES[name],
+        tag=GATES[name].tag,
         above=side == ">",
         amount=float(amount) * (0.01 if percent else 1.0),
         relative=bool(percent),
@@ -653,26 +636,26 @@ def judge(limits: Sequence[Limit], compared: Difference) -> tuple[Judged, ...]:
 
 
 def _judge(limit: Limit, change: Change | None, compared: Difference) -> Judged:
-    found = None if change is None else change.relative if limit.relative else change.difference
-    if found is None and limit.tag == NAMES["cost"] and change is None:
+    beyond = None if change is None else change.relative if limit.relative else change.difference
+    if beyond is None and limit.tag == GATES["cost"].tag and change is None:
         raise TtscopeError(f"--fail-on {limit.text!r} cannot be judged: give --price")
-    if found is None:
+    if beyond is None:
         raise TtscopeError(
             f"--fail-on {limit.text!r} cannot be judged: {limit.tag} was not measured in both "
             f"{compared.first} and {compared.second}"
             + (", or is 0 in the first" if change is not None else "")
         )
-    if found.low is None or found.high is None:
+    if beyond.low is None or beyond.high is None:
         raise TtscopeError(
             f"--fail-on {limit.text!r} cannot be judged: one problem has no interval; record more"
         )
     assert change is not None
-    low, high = limit.beyond(found.low), limit.beyond(found.high)
+    low, high = limit.beyond(beyond.low), limit.beyond(beyond.high)
     needed = None
     if low != high:
         needed = problems_to_reach(
-            abs(found.value - limit.amount),
-            (found.high - found.low) / 2,
+            abs(beyond.value - limit.amount),
+            (beyond.high - beyond.low) / 2,
             change.problems,
             of_problems=change.of_problems,
             # Where no problem was won or lost the interval narrows with their number itself.
@@ -680,7 +663,7 @@ def _judge(limit: Limit, change: Change | None, compared: Difference) -> Judged:
         )
     return Judged(
         limit=limit,
-        difference=found,
+        difference=beyond,
         broken=low and high,
         sure=low == high,
         problems_to_settle=needed,

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from traces.schema.estimate import Estimate
+from traces.schema.formats import scale
 from tui.report.markup import Html, tag
-from tui.text.formats import scale, ticks, with_room
+from tui.text.ticks import ticks, with_room
 
 WIDTH, HEIGHT = 460.0, 300.0
 LEFT, RIGHT, TOP, BOTTOM = 52.0, 14.0, 12.0, 46.0
@@ -52,7 +53,7 @@ class Axis:
         if not self.log:
             return ticks(self.low, self.high, 6)
         for steps in ((1, 2, 5), (1, 3), (1,)):
-            found = [
+            numbers = [
                 step * 10.0**power
                 for power in range(
                     math.floor(self._of(self.low)), math.floor(self._of(self.high)) + 1
@@ -60,9 +61,9 @@ class Axis:
                 for step in steps
                 if self.low <= step * 10.0**power <= self.high
             ]
-            if len(found) <= 8:
-                return found
-        return found
+            if len(numbers) <= 8:
+                return numbers
+        return numbers
 
 
 def _ends(estimate: Estimate) -> list[float]:

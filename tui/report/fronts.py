@@ -2,57 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from traces.schema.advice import Budget, Pick, Recommendation
 from traces.schema.estimate import Estimate
+from traces.schema.formats import with_interval
+from traces.schema.quantities import Quantity, quantity
+from traces.summary.metrics import estimate_of
 from traces.summary.run import Run
 from tui.report.charts import Point, Shape, key, limit_key, scatter
-from tui.report.markup import Content, Html, chance, empty, join, quantity, table, tag, term
+from tui.report.markup import Content, Html, empty, estimated, join, probability, table, tag, term
 from tui.report.material import Material
 from tui.report.measured import MOST_RUNS
-from tui.report.verdict import meaning_of, same
 from tui.report.words import SURE, budget_words, configuration, plain
-from tui.text.advice import goal_words
-from tui.text.formats import whole
+from tui.text.advice import goal_words, limit_on, same
 
 MOST_ROWS = 60  # of the table; the charts have all
 
 
-@dataclass(frozen=True, kw_only=True)
-class Measure:
-    """What a chart holds accuracy against: its name in a pick, in a run, and in the budget."""
-
-    name: str
-    of_run: Callable[[Run], Estimate | None]
-    limit: Callable[[Budget], float | None] = lambda budget: None
-    why_not: str = ""
-
-
-def _latency_limit(budget: Budget) -> float | None:
-    return budget.max_latency_s if budget.latency_percentile is None else None
-
-
-LATENCY = Measure(name="latency_s", of_run=lambda r: r.latency_s["mean"], limit=_latency_limit)
-COST = Measure(
-    name="cost_usd",
-    of_run=lambda run: run.cost_usd_per_problem,
-    limit=lambda budget: budget.max_cost_usd,
+NO_ENERGY = (
+    "No energy: none of the recordings holds readings of power. They are read where the machine "
+    "gives them (NVML on NVIDIA GPUs, RAPL on processors)."
 )
-DEVICE = Measure(
-    name="device_s",
-    of_run=lambda run: run.device_s_per_problem,
-    limit=lambda budget: budget.max_device_s,
-)
-ENERGY = Measure(
-    name="energy_j",
-    of_run=lambda run: run.energy_j.per_problem,
-    limit=lambda budget: budget.max_energy_j,
-    why_not="No energy: none of the recordings holds readings of power. They are read where the "
-    "machine gives them (NVML on NVIDIA GPUs, RAPL on processors).",
-)
-TOKENS = Measure(name="tokens", of_run=lambda run: run.tokens_per_problem)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +50,7 @@ def rows_of(answer: Recommendation) -> list[Row]:
 
     `where` is its place in the JSON document of `advise`.
     """
-    found: list[tuple[Pick, str]] = []
+    unique: list[tuple[Pick, str]] = []
     listed = [
         *((pick, f"pareto.{i}") for i, pick in enumerate(answer.pareto)),
         *((pick, f"compute_pareto.{i}") for i, pick in enumerate(answer.compute_pareto)),
@@ -86,8 +58,8 @@ def rows_of(answer: Recommendation) -> list[Row]:
         (answer.compute_optimal, "compute_optimal"),
     ]
     for pick, where in listed:
-        if pick is not None and not any(same(pick, other) for other, _ in found):
-            found.append((pick, where))
+        if pick is not None and not any(same(pick, other) for other, _ in unique):
+            unique.append((pick, where))
     rows = [
         Row(
             pick=pick,
@@ -98,7 +70,7 @@ def rows_of(answer: Recommendation) -> list[Row]:
             if same(pick, answer.system_optimal)
             else ("B" if same(pick, answer.compute_optimal) else ""),
         )
-        for pick, where in found
+        for pick, where in unique
     ]
     return sorted(rows, key=lambda row: _value(row.pick.estimates.get("accuracy")))
 
@@ -113,7 +85,7 @@ def fronts(material: Material) -> Html:
     if answer is None:
         runs = [run for run in material.runs if run.accuracy is not None]
         why = "No fronts: they come with the advice, and there is none (see above)."
-        charts = _charts((LATENCY, DEVICE, ENERGY, TOKENS), [], runs, None)
+        charts = _charts(("latency_s", "device_s", "energy_j", "tokens"), [], runs, None)
         if "<svg" not in charts:
             less = " No run holds an accuracy together with a latency, device time or tokens."
             return empty(why + less)
@@ -123,7 +95,7 @@ def fronts(material: Material) -> Html:
     if not rows:
         return empty("No fronts: no candidate keeps up with the load.")
     priced = any(row.pick.estimates.get("cost_usd") is not None for row in rows)
-    measures = (LATENCY, COST if priced else DEVICE, ENERGY, TOKENS)
+    names = ("latency_s", "cost_usd" if priced else "device_s", "energy_j", "tokens")
     unpriced = (
         "No price was given, so cost is shown as device time; --price 2.50 (USD per device-hour) "
         "turns it into dollars."
@@ -132,7 +104,7 @@ def fronts(material: Material) -> Html:
         [
             tag("p", _how_to_read(answer)),
             _legend(answer, rows),
-            _charts(measures, rows, material.runs, answer.budget),
+            _charts(names, rows, material.runs, answer.budget),
             None if priced else tag("p", unpriced, class_="note"),
             _table(rows, limited=bool(budget_words(answer.budget))),
         ]
@@ -177,34 +149,33 @@ def _legend(answer: Recommendation, rows: Sequence[Row]) -> Html:
 
 
 def _charts(
-    measures: Sequence[Measure], rows: Sequence[Row], runs: Sequence[Run], budget: Budget | None
+    names: Sequence[str], rows: Sequence[Row], runs: Sequence[Run], budget: Budget | None
 ) -> Html:
-    """Return the charts, and below them why a measure has none."""
-    drawn = [_chart(measure, rows, runs, budget) for measure in measures]
-    whole = [chart for chart in drawn if "<svg" in chart]
-    class_ = "charts three" if len(whole) == 3 else "charts"
-    rest = [chart for chart in drawn if "<svg" not in chart]
-    return join([tag("div", *whole, class_=class_) if whole else None, *rest])
+    """Return the charts, and below them why a quantity has none."""
+    parts = [_chart(quantity(name), rows, runs, budget) for name in names]
+    drawn = [part for part in parts if "<svg" in part]
+    class_ = "charts three" if len(drawn) == 3 else "charts"
+    reasons = [part for part in parts if "<svg" not in part]
+    return join([tag("div", *drawn, class_=class_) if drawn else None, *reasons])
 
 
 def _chart(
-    measure: Measure, rows: Sequence[Row], runs: Sequence[Run], budget: Budget | None
+    across: Quantity, rows: Sequence[Row], runs: Sequence[Run], budget: Budget | None
 ) -> Html:
-    label, meaning = meaning_of(measure.name)
+    noun = across.noun
     points: list[Point] = []
     for run in runs[:MOST_RUNS]:
-        x, y = measure.of_run(run), run.accuracy
+        x, y = estimate_of(run, across.tag), run.accuracy
         if x is not None and y is not None and run.complete:
             name = plain(run.engine, run.policy, imported=run.imported is not None)
-            tip = f"Measured: {name}. {_told(label, x, y)}"
+            tip = f"Measured: {name}. {_numbers(noun, x, y)}"
             points.append(Point(x=x, y=y, shape="measured", tip=tip))
     for row in rows:
-        x, y = (row.pick.estimates.get(name) for name in (measure.name, "accuracy"))
+        x, y = (row.pick.estimates.get(name) for name in (across.name, "accuracy"))
         if x is None or y is None:
             continue
-        tip = (
-            f"{plain(row.pick.engine, row.pick.policy, prior=row.pick.prior)}. {_told(label, x, y)}"
-        )
+        name = plain(row.pick.engine, row.pick.policy, prior=row.pick.prior)
+        tip = f"{name}. {_numbers(noun, x, y)}"
         if row.on_system or row.on_compute:
             points.append(Point(x=x, y=y, shape=row.shape, tip=tip))
         if row.letter:
@@ -212,28 +183,29 @@ def _chart(
             shape: Shape = "pick" if row.letter == "A" else "rival"
             points.append(Point(x=x, y=y, shape=shape, tip=f"{who}: {tip}"))
     if not points:
-        return empty(measure.why_not or f"No {label}: it was not measured in these recordings.")
-    title = tag("figcaption", term(f"Accuracy against {label}", meaning))
+        why = f"No {noun}: it was not measured in these recordings."
+        return empty(NO_ENERGY if across.name == "energy_j" else why)
+    title = tag("figcaption", term(f"Accuracy against {noun}", across.meaning))
     chart = scatter(
         points,
-        label=f"{label} of a problem",
+        label=f"{noun} of a problem",
         unit=points[-1].x.unit,
-        x_limit=None if budget is None else measure.limit(budget),
+        x_limit=None if budget is None else limit_on(budget, across),
         y_limit=None if budget is None else budget.min_accuracy,
     )
     return tag("figure", title, chart)
 
 
-def _told(label: str, x: Estimate, y: Estimate) -> str:
+def _numbers(noun: str, x: Estimate, y: Estimate) -> str:
     mark = " (* outside what was measured)" if x.extrapolated or y.extrapolated else ""
-    return f"{label} {whole(x)}, accuracy {whole(y)}{mark}"
+    return f"{noun} {with_interval(x)}, accuracy {with_interval(y)}{mark}"
 
 
 def _table(rows: Sequence[Row], *, limited: bool) -> Html:
     names = [name for name in rows[0].pick.estimates if name != "throughput_problems_per_s"]
     names = [n for n in names if any(row.pick.estimates.get(n) is not None for row in rows)]
     heads: list[Content] = ["configuration", "front"]
-    heads += [term(*meaning_of(name)) for name in names]
+    heads += [term(each.noun, each.meaning) for each in map(quantity, names)]
     heads += [term("within budget", SURE)] if limited else []
     body = []
     for row in rows[:MOST_ROWS]:
@@ -244,12 +216,12 @@ def _table(rows: Sequence[Row], *, limited: bool) -> Html:
             " + ".join(on) or "-",
         ]
         for name in names:
-            meaning = meaning_of(name)[1]
             where = f"{row.where}.estimates.{name}"
-            cells.append(quantity(row.pick.estimates.get(name), meaning, key=where))
+            estimate = row.pick.estimates.get(name)
+            cells.append(estimated(estimate, quantity(name).meaning, key=where))
         sure = row.pick.probability_within_budget
         where = f"{row.where}.probability_within_budget"
-        cells += [chance(sure, SURE, key=where)] if limited else []
+        cells += [probability(sure, SURE, key=where)] if limited else []
         body.append(cells)
     caption = "The configurations on the fronts, as predicted, per problem"
     left = len(rows) - MOST_ROWS

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable
 
 from traces.schema.estimate import Estimate
-from tui.text.formats import ABSENT, interval, number, percent, value_of
+from traces.schema.formats import ABSENT, chance, interval, number, value_of
 from tui.text.terminal import clean
 
 NOT_MEASURED = "Not measured in these recordings."
@@ -34,26 +34,26 @@ def tag(name: str, *children: Content, **attributes: str | float | bool | None) 
 
     An attribute that is None or False is left out; one that is True has no value.
     """
-    told = ""
+    written = ""
     for given, value in attributes.items():
         if value is None or value is False:
             continue
         label = given.rstrip("_").replace("_", "-")
         if value is True:
-            told += f" {label}"
+            written += f" {label}"
             continue
         text = f"{value:.6g}" if isinstance(value, float) else str(value)
-        told += f' {label}="{html.escape(clean(text))}"'
+        written += f' {label}="{html.escape(clean(text))}"'
     if name in VOID and not children:
-        return Html(f"<{name}{told}>" if name in ("meta", "br") else f"<{name}{told}/>")
-    return Html(f"<{name}{told}>{join(children)}</{name}>")
+        return Html(f"<{name}{written}>" if name in ("meta", "br") else f"<{name}{written}/>")
+    return Html(f"<{name}{written}>{join(children)}</{name}>")
 
 
 def _escaped(part: str) -> str:
     return part if isinstance(part, Html) else html.escape(clean(part))
 
 
-def quantity(
+def estimated(
     estimate: Estimate | None, meaning: str, *, key: str | None = None, sign: bool = False
 ) -> Html:
     """Return an estimate as `value [low, high]`, its meaning shown on hover and on focus.
@@ -63,18 +63,18 @@ def quantity(
     """
     if estimate is None or not math.isfinite(estimate.value):
         return absent(meaning, key=key)
-    told = interval(estimate, sign=sign)
+    ends = interval(estimate, sign=sign)
     tip = [meaning]
-    if told:
-        low, high = told.strip("[]").split(", ")
+    if ends:
+        low, high = ends.strip("[]").split(", ")
         tip.append(f"90 % interval: {low} to {high}.")
     if estimate.extrapolated:
         tip.append(BEYOND)
     return tag(
         "span",
         tag("b", value_of(estimate, sign=sign)),
-        Html(" ") if told else None,
-        tag("small", told) if told else None,
+        Html(" ") if ends else None,
+        tag("small", ends) if ends else None,
         class_="n beyond" if estimate.extrapolated else "n",
         tabindex="0",
         data_tip=" ".join(tip),
@@ -100,10 +100,9 @@ def figure(
     )
 
 
-def chance(share: float, meaning: str, *, key: str | None = None) -> Html:
-    """Return a probability that was counted over draws: never quite 0 or 1."""
-    text = ">99 %" if share > 0.99 else ("<1 %" if share < 0.005 else percent(share))
-    return figure(share, "1", meaning, key=key, text=text)
+def probability(share: float, meaning: str, *, key: str | None = None) -> Html:
+    """Return a probability that was counted over draws."""
+    return figure(share, "1", meaning, key=key, text=chance(share))
 
 
 def absent(meaning: str, *, key: str | None = None) -> Html:

@@ -66,12 +66,12 @@ def gather_material(
     for number, recording in enumerate(recordings):
         report("reading", number, len(recordings))
         fresh = recording.afresh()  # its tables are read once, and go with it
-        own = summarise(fresh, budget.price_usd_per_device_hour)
-        found = watched_engines(fresh, own)
-        watched += found
+        of_recording = summarise(fresh, budget.price_usd_per_device_hour)
+        servers = watched_engines(fresh, of_recording)
+        watched += servers
         runs += [
             replace(run, rows=None, sample_rows=None, step_rows=None)  # the page shows none
-            for run in runs_beside(own, found)
+            for run in runs_beside(of_recording, servers)
         ]
     posed = {run.recording for run in runs if run.problems}
     complete = [
@@ -129,10 +129,10 @@ def _foretold(
     if not any(run.steps for run in runs):
         return [], NO_STEPS
     try:
-        found = foretell(
+        predictions = foretell(
             recordings[:MOST_FORETOLD],
             on_run=lambda done, whole: report("foretelling each run from the others", done, whole),
         )
     except TtscopeError as error:
         return [], str(error)
-    return found, None
+    return predictions, None

@@ -6,15 +6,27 @@ import math
 from collections.abc import Sequence
 
 from traces.schema.estimate import Estimate
-from traces.summary.metrics import BY_TAG, estimate_of
+from traces.schema.formats import integer, number, percent, percent_change
+from traces.schema.quantities import quantity
+from traces.summary.metrics import estimate_of
 from traces.summary.run import Run
-from tui.report.markup import Content, Html, absent, empty, figure, join, quantity, table, tag, term
+from tui.report.markup import (
+    Content,
+    Html,
+    empty,
+    estimated,
+    figure,
+    join,
+    table,
+    tag,
+    term,
+)
 from tui.report.material import Material
 from tui.report.words import KINDS, OF_RUN, configuration
-from tui.text.formats import compact, number, percent
+from tui.text.show import warnings_of
 
 MOST_RUNS = 100  # rows of a table; the page stays small
-SAMPLES_OF_IMPORTS = ("sample_latency_s.p50", "Latency of a sample as the imported file has it.")
+OF_IMPORTS = "sample_latency_s.p50"
 
 
 def name_of(run: Run, index: int) -> Html:
@@ -24,8 +36,7 @@ def name_of(run: Run, index: int) -> Html:
 
 
 def _count(value: float | None, meaning: str, *, key: str | None = None) -> Html:
-    text = None if value is None else f"{value:,.6g}"
-    return figure(value, "tokens", meaning, key=key, text=text)
+    return figure(value, "", meaning, key=key, text=integer(value))
 
 
 def _cut(runs: Sequence[Run]) -> Html | None:
@@ -40,14 +51,12 @@ def recorded_runs(runs: Sequence[Run]) -> Html:
     """Return the table of runs with their numbers, and what a reader must know of them."""
     if not runs:
         return empty("No run: the recordings hold no problem that was posed.")
-    tags = [t for t in OF_RUN if t != "cost_usd_per_problem" or _any(runs, BY_TAG[t].get)]
-    told = dict(OF_RUN)
-    if _any(runs, BY_TAG["sample_latency_s.p50"].get):
-        tags.append("sample_latency_s.p50")
-        told["sample_latency_s.p50"] = ("sample latency p50", SAMPLES_OF_IMPORTS[1])
+    tags = [t for t in OF_RUN if t != "cost_usd_per_problem" or _any(runs, t)]
+    tags += [OF_IMPORTS] if _any(runs, OF_IMPORTS) else []
+    columns = [quantity(name) for name in tags]
     decided = "Problems that got an answer; every mean rests on these."
     heads: list[Content] = ["run", term("problems", decided)]
-    heads += [term(*told[name]) for name in tags]
+    heads += [term(each.noun, each.meaning) for each in columns]
     rows = []
     for index, run in enumerate(runs[:MOST_RUNS]):
         where = f"runs.{index}"
@@ -55,37 +64,29 @@ def recorded_runs(runs: Sequence[Run]) -> Html:
             join([name_of(run, index), tag("span", run.recording, class_="recording")]),
             _count(run.problems, decided, key=f"{where}.problems"),
         ]
-        for name in tags:
-            estimate = estimate_of(run, name)
-            cells.append(quantity(estimate, told[name][1], key=f"{where}.{name}"))
+        for each in columns:
+            estimate = estimate_of(run, each.tag)
+            cells.append(estimated(estimate, each.meaning, key=f"{where}.{each.tag}"))
         rows.append(cells)
     caption = "Recorded runs, per problem, with 90 % intervals"
-    whole = table(heads, rows, caption=caption, class_="runs")
-    return join([whole, _cut(runs), _warnings(runs)])
+    numbers = table(heads, rows, caption=caption, class_="runs")
+    return join([numbers, _cut(runs), _warnings(runs)])
 
 
-def _any(runs: Sequence[Run], get: object) -> bool:
-    return callable(get) and any(get(run) is not None for run in runs)
+def _any(runs: Sequence[Run], name: str) -> bool:
+    return any(estimate_of(run, name) is not None for run in runs)
 
 
 def _warnings(runs: Sequence[Run]) -> Html | None:
-    found: dict[str, list[str]] = {}
+    recordings: dict[str, list[str]] = {}
     for run in runs:
-        notes = list(run.notes)
-        if not run.complete:
-            notes.append(
-                "incomplete: it was cut off or is still going; problems in flight, left out: "
-                f"{run.problems_in_flight:,}"
-            )
-        elif run.problems_in_flight:
-            notes.append(f"problems that never ended, left out: {run.problems_in_flight:,}")
-        for note in notes:
-            found.setdefault(note, []).append(run.recording)
-    if not found:
+        for warning in warnings_of(run):
+            recordings.setdefault(warning, []).append(run.recording)
+    if not recordings:
         return None
     items = [
         tag("li", note, " ", tag("span", f"({', '.join(dict.fromkeys(names))})", class_="how"))
-        for note, names in found.items()
+        for note, names in recordings.items()
     ]
     return join([tag("h3", "To know before the numbers"), tag("ul", *items)])
 
@@ -107,17 +108,17 @@ def time_breakdown(runs: Sequence[Run]) -> Html:
     ]
     rows = []
     for index, run in timed[:MOST_RUNS]:
-        whole = sum(run.seconds.values())
-        shares = {kind: run.seconds.get(kind, 0.0) / whole for kind in KINDS}
+        total = sum(run.seconds.values())
+        shares = {kind: run.seconds.get(kind, 0.0) / total for kind in KINDS}
         cells: list[Content] = [name_of(run, index), _stack(shares)]
         for kind, told in KINDS.items():
             spent = run.seconds.get(kind, 0.0)
-            meaning = f"{told} {number(spent, 's')} of {number(whole, 's')}."
+            meaning = f"{told} {number(spent, 's')} of {number(total, 's')}."
             cells.append(figure(shares[kind], "1", meaning, text=percent(shares[kind])))
-        cells.append(figure(whole, "s", "From the first step to the last."))
+        cells.append(figure(total, "s", "From the first step to the last."))
         for kind in ("prefill", "decode", "mixed"):
             where = f"runs.{index}.step_time.{kind}_s"
-            cells.append(quantity(run.step_time.get(f"{kind}_s"), length, key=where))
+            cells.append(estimated(run.step_time.get(f"{kind}_s"), length, key=where))
         rows.append(cells)
     keys = [tag("span", tag("i", class_=f"swatch {kind}"), kind, class_="key") for kind in KINDS]
     none = len(runs) - len(timed)
@@ -190,20 +191,20 @@ def _families(run: Run, index: int) -> Html:
 
 
 def _idle(run: Run) -> Html:
-    found = run.device_time
-    if found is None:
+    device = run.device_time
+    if device is None:
         return tag("p", "How long the devices were idle was not recorded.", class_="note")
     busy = "Device time in the profiled windows in which something ran, over all ranks."
     idle = "Device time in the profiled windows in which nothing ran, over all ranks."
-    many = "window" if found.windows == 1 else "windows"
+    many = "window" if device.windows == 1 else "windows"
     return tag(
         "p",
-        f"In {found.windows:,} {many}: busy ",
-        figure(found.busy_s, "s", busy),
+        f"In {device.windows:,} {many}: busy ",
+        figure(device.busy_s, "s", busy),
         ", idle ",
-        figure(found.idle_s, "s", idle),
+        figure(device.idle_s, "s", idle),
         " (",
-        figure(found.idle_share, "1", idle, text=percent(found.idle_share)),
+        figure(device.idle_share, "1", idle, text=percent(device.idle_share)),
         ").",
     )
 
@@ -228,26 +229,20 @@ def _collectives(run: Run) -> Html:
                 each.name,
                 _count(each.group_size, meanings["ranks"]),
                 _count(each.calls, meanings["calls"]),
-                _bytes(each.bytes, meanings["bytes"], "B"),
+                figure(each.bytes, "B", meanings["bytes"]),
                 figure(each.s, "s", meanings["time"]),
                 figure(each.exposed_s, "s", meanings["exposed"]),
-                _bytes(bandwidth, meanings["bus"], "B/s"),
+                figure(bandwidth, "B/s", meanings["bus"]),
             ]
         )
-    heads = ["collective", *(term(name, told) for name, told in meanings.items())]
+    heads = ["collective", *(term(name, meaning) for name, meaning in meanings.items())]
     return table(heads, rows, caption="Collectives: the devices talking to one another")
-
-
-def _bytes(size: float | None, meaning: str, unit: str) -> Html:
-    if size is None:
-        return absent(meaning)
-    return figure(size, "B", meaning, text=f"{compact(size)}{unit}")
 
 
 def speculation(runs: Sequence[Run]) -> Html:
     """Return which drafted tokens were accepted, by position, of the runs that speculated."""
-    found = [(i, run) for i, run in enumerate(runs) if run.acceptance is not None]
-    if not found:
+    speculated = [(i, run) for i, run in enumerate(runs) if run.acceptance is not None]
+    if not speculated:
         return empty(
             "No acceptance: no run used speculative decoding. ttscope record --speculative "
             "records one that does."
@@ -261,7 +256,7 @@ def speculation(runs: Sequence[Run]) -> Html:
             "speculation pays; the line on a bar is its 90 % interval.",
         )
     ]
-    drawn = [_accepted(run, index, meaning) for index, run in found[:MOST_RUNS]]
+    drawn = [_accepted(run, index, meaning) for index, run in speculated[:MOST_RUNS]]
     return join([*parts, tag("div", *drawn, class_="charts")])
 
 
@@ -275,7 +270,7 @@ def _accepted(run: Run, index: int, meaning: str) -> Html:
     heads = ("position", "", term("share kept", meaning))
     gained = [
         "In a step with a draft a sample gains ",
-        quantity(run.acceptance.length, length, key=f"{where}.length"),
+        estimated(run.acceptance.length, length, key=f"{where}.length"),
         " tokens; without a draft it gains 1.",
     ]
     return tag(
@@ -290,7 +285,7 @@ def _position(place: int, share: Estimate | None, meaning: str, where: str) -> l
     drawn = None
     if share is not None:
         drawn = _bar(share.value, f"position {place + 1}: {share.value:.3f}", share.low, share.high)
-    return [str(place + 1), drawn or "", quantity(share, meaning, key=where)]
+    return [str(place + 1), drawn or "", estimated(share, meaning, key=where)]
 
 
 # Predicted against measured: each run as the other recordings foretell it.
@@ -322,15 +317,15 @@ def predicted_against_measured(material: Material) -> Html:
             why = each.why_not or "its latency was not measured"
             refused.setdefault(why, []).append(each.recording)
             continue
-        ratio, holds = predicted.value / measured.value, _holds(predicted, measured)
+        ratio, holds = predicted.value / measured.value, predicted.holds(measured.value)
         ratios.append((ratio, holds))
         rows.append(
             [
                 name_of(run, index),
-                quantity(measured, MEASURED, key=f"runs.{index}.latency_s.mean"),
-                quantity(predicted, PREDICTED),
+                estimated(measured, MEASURED, key=f"runs.{index}.latency_s.mean"),
+                estimated(predicted, PREDICTED),
                 _plot(predicted, measured),
-                figure(ratio - 1, "1", OFF, text=f"{(ratio - 1) * 100:+.1f} %"),
+                figure(ratio - 1, "1", OFF, text=percent_change(ratio - 1)),
                 "-" if holds is None else ("yes" if holds else "no"),
             ]
         )
@@ -358,17 +353,11 @@ def predicted_against_measured(material: Material) -> Html:
     )
 
 
-def _holds(predicted: Estimate, measured: Estimate) -> bool | None:
-    if predicted.low is None or predicted.high is None:
-        return None
-    return predicted.low <= measured.value <= predicted.high
-
-
 def _summary(ratios: Sequence[tuple[float, bool | None]]) -> Html:
     errors = [abs(ratio - 1) for ratio, _ in ratios]
     error = sum(errors) / len(errors)
     judged = [holds for _, holds in ratios if holds is not None]
-    told: list[Content] = [
+    parts: list[Content] = [
         "How far to trust the advice: each run was predicted as if it had never been made, from "
         "the other recordings alone, and is held against what was measured. The mean error is ",
         figure(
@@ -379,8 +368,8 @@ def _summary(ratios: Sequence[tuple[float, bool | None]]) -> Html:
         ),
     ]
     if judged:
-        told.append(f"; {sum(judged)} of {len(judged)} intervals hold what was measured")
-    return join([*told, ". A * marks runs with larger batches or contexts than the others had."])
+        parts.append(f"; {sum(judged)} of {len(judged)} intervals hold what was measured")
+    return join([*parts, ". A * marks runs with larger batches or contexts than the others had."])
 
 
 def _plot(predicted: Estimate, measured: Estimate) -> Html:

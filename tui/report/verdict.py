@@ -4,13 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from advisor.advice.command import policy_request
 from traces.schema.advice import Pick, Recommendation
-from traces.schema.quantities import latency
-from tui.report.markup import Content, Html, chance, empty, figure, join, quantity, table, tag, term
+from traces.schema.formats import number, percent, percent_change
+from traces.schema.quantities import latency, quantity
+from tui.report.markup import (
+    Content,
+    Html,
+    empty,
+    estimated,
+    figure,
+    join,
+    probability,
+    table,
+    tag,
+    term,
+)
 from tui.report.material import Material
 from tui.report.words import (
-    OF_PICK,
     REGRET,
     SURE,
     budget_words,
@@ -20,9 +30,8 @@ from tui.report.words import (
     model_words,
     policy_words,
 )
-from tui.text.advice import SET_ONE, goal_words
+from tui.text.advice import OPTIONAL, SET_ONE, goal_words, request_words, same
 from tui.text.commands import command_lines, split_command
-from tui.text.formats import number, percent
 
 OBJECTIVES = {  # what is optimised -> the regrets that tell of it, the first known one counts
     "accuracy": ("latency_s",),
@@ -31,7 +40,6 @@ OBJECTIVES = {  # what is optimised -> the regrets that tell of it, the first kn
     "energy": ("energy_j",),
     "throughput": ("device_s",),
 }
-OPTIONAL = ("cost_usd", "energy_j")
 COMMAND_WIDTH = 80
 
 
@@ -43,21 +51,6 @@ def verdict(material: Material) -> Html:
         return join([tag("p", "No advice can be given.", class_="lead"), empty(f"Why: {why}.")])
     parts = [*_answer(answer), _lists(answer, material.left_out)]
     return join(parts)
-
-
-def meaning_of(name: str) -> tuple[str, str]:
-    """Return what heads an estimate of a pick, and what it means; any percentile of latency."""
-    if name not in OF_PICK and name.startswith("latency_p"):
-        part = name.removeprefix("latency_p").removesuffix("_s")
-        return f"p{part} latency", f"Seconds that {part} of 100 problems stay below."
-    return OF_PICK[name]
-
-
-def same(one: Pick | None, other: Pick | None) -> bool:
-    """Whether two picks are one configuration."""
-    if one is None or other is None:
-        return False
-    return (one.engine, one.policy) == (other.engine, other.policy)
 
 
 def _answer(answer: Recommendation) -> Iterable[Content]:
@@ -78,27 +71,26 @@ def _answer(answer: Recommendation) -> Iterable[Content]:
         class_="lead",
     )
     where = "system_optimal.probability_within_budget"
-    sure = chance(pick.probability_within_budget, SURE, key=where)
+    sure = probability(pick.probability_within_budget, SURE, key=where)
     goal = goal_words(budget)
     if limits:
-        told: list[Content] = [f"It has the {goal} of all configurations that meet the budget: "]
-        told += [f"{limits}. The probability that it does so is ", sure, "."]
+        parts: list[Content] = [f"It has the {goal} of all configurations that meet the budget: "]
+        parts += [f"{limits}. The probability that it does so is ", sure, "."]
     else:
-        told = [f"It has the {goal}; no limit was given."]
-    told += [" ", _against(answer)]
+        parts = [f"It has the {goal}; no limit was given."]
+    parts += [" ", _against(answer)]
     if pick.prior is not None:
-        told.append(
+        parts.append(
             f" The pick was not measured on its GPU: its times are of the prior of {pick.prior} "
             "(operator tables of others), marked *."
         )
     elif any(each is not None and each.extrapolated for each in pick.estimates.values()):
-        told.append(" Its numbers marked * lie outside what was measured.")
-    yield tag("p", *told)
+        parts.append(" Its numbers marked * lie outside what was measured.")
+    yield tag("p", *parts)
     yield _numbers(answer)
     if pick.command:
         yield tag("h3", "Start it with")
-        lines = command_lines(pick.command, width=COMMAND_WIDTH)
-        yield tag("pre", tag("code", "\n".join(lines)), class_="command", tabindex="0")
+        yield _command(pick.command)
     yield tag("p", _requests(pick))
 
 
@@ -106,18 +98,20 @@ def _choices(answer: Recommendation) -> Iterable[Content]:
     """Yield that nothing is recommended without a limit, and between what one chooses."""
     nothing = ", so that no configuration is recommended."
     yield tag("p", tag("strong", "No limit was given"), nothing, class_="lead")
-    metrics = ("accuracy", latency(answer.budget.latency_percentile).name)
+    shown = (quantity("accuracy"), latency(answer.budget.latency_percentile))
     last = len(answer.pareto) - 1
     for words, place in (("fastest", 0), ("most accurate", last))[: last + 1]:
         pick = answer.pareto[place]
-        told: list[Content] = [
+        parts: list[Content] = [
             f"The {words} is {model_words(pick.engine.model)} with {policy_words(pick.policy)}"
         ]
-        for metric in metrics:
-            noun, meaning = meaning_of(metric)
-            key = f"pareto.{place}.estimates.{metric}"
-            told += [f", {noun} ", quantity(pick.estimates.get(metric), meaning, key=key)]
-        yield tag("p", *told, ".")
+        for each in shown:
+            key = f"pareto.{place}.estimates.{each.name}"
+            parts += [
+                f", {each.noun} ",
+                estimated(pick.estimates.get(each.name), each.meaning, key=key),
+            ]
+        yield tag("p", *parts, ".")
     yield tag("p", f"The fronts below show what lies between. {SET_ONE}")
 
 
@@ -128,12 +122,12 @@ def _against(answer: Recommendation) -> Html:
         return join(["No configuration is known to be as accurate with fewer FLOPs."])
     if same(other, answer.system_optimal):
         return join(["It also needs the fewest FLOPs, so that compute-optimal is the same here."])
-    known = {name: each for name, each in answer.regret.items() if each is not None}
-    wanted = [*OBJECTIVES[answer.budget.optimise], *known]
+    regrets = {name: each for name, each in answer.regret.items() if each is not None}
+    wanted = [*OBJECTIVES[answer.budget.optimise], *regrets]
     if answer.budget.optimise == "latency" and answer.budget.latency_percentile is not None:
         wanted.insert(0, latency(answer.budget.latency_percentile).name)
-    name = next((each for each in wanted if each in known), None)
-    regret = None if name is None else known[name]
+    name = next((each for each in wanted if each in regrets), None)
+    regret = None if name is None else regrets[name]
     words = f"{model_words(other.engine.model)} with {policy_words(other.policy)}"
     head = [f"Counting arithmetic (FLOPs) alone, one would choose {words} instead"]
     pick = answer.system_optimal
@@ -143,20 +137,20 @@ def _against(answer: Recommendation) -> Html:
         head.append(f": it needs {percent(least.value / flops.value)} of the arithmetic")
     if regret is None or name is None:
         return join([*head, "."])
-    noun = meaning_of(name)[0]
-    if regret.low is not None and regret.high is not None and regret.low <= 0 <= regret.high:
+    noun = quantity(name).noun
+    if regret.holds(0.0):
         return join([*head, f"; in {noun} the two cannot be told apart."])
     ours = pick.estimates.get(name)
-    share = f" ({regret.value / ours.value * 100:+.0f} %)" if ours and ours.value else ""
+    share = f" ({percent_change(regret.value / ours.value)})" if ours and ours.value else ""
     size = f"{number(abs(regret.value), regret.unit)}{share}"
     if regret.unit == "1":  # a difference of shares, in points
         size = number(abs(regret.value), "1", sign=True).removeprefix("+")
-    told = figure(abs(regret.value), regret.unit, REGRET, text=size)
+    size_of = figure(abs(regret.value), regret.unit, REGRET, text=size)
     if regret.value > 0:
-        return join([*head, ", but has ", told, f" more {noun}."])
+        return join([*head, ", but has ", size_of, f" more {noun}."])
     enough = other.probability_within_budget >= answer.budget.confidence
     kept = "" if enough else ", yet it does not meet the budget surely enough"
-    return join([*head, ", and has ", told, f" less {noun}{kept}."])
+    return join([*head, ", and has ", size_of, f" less {noun}{kept}."])
 
 
 def _numbers(answer: Recommendation) -> Html:
@@ -179,21 +173,21 @@ def _numbers(answer: Recommendation) -> Html:
         heads.insert(2, join(["as it was run", tag("span", note, class_="how")]))
     rows = []
     for name in pick.estimates:
-        found = [each.estimates.get(name) for _, each in columns]
-        if name in OPTIONAL and not any(found):
+        estimates = [each.estimates.get(name) for _, each in columns]
+        if name in OPTIONAL and not any(estimates):
             continue
-        label, meaning = meaning_of(name)
-        row: list[Content] = [term(label, meaning)]
-        for (who, _), estimate in zip(columns, found, strict=True):
-            row.append(quantity(estimate, meaning, key=f"{who}.estimates.{name}"))
+        meaning = quantity(name).meaning
+        row: list[Content] = [term(quantity(name).noun, meaning)]
+        for (who, _), estimate in zip(columns, estimates, strict=True):
+            row.append(estimated(estimate, meaning, key=f"{who}.estimates.{name}"))
             if run is not None and who == "system_optimal":
                 key = f"{who}.measured.estimates.{name}"
-                known = name in run.estimates
-                row.append(quantity(run.estimates[name], meaning, key=key) if known else "-")
+                measured = name in run.estimates
+                row.append(estimated(run.estimates[name], meaning, key=key) if measured else "-")
         if apart:
             if name in answer.regret:
                 regret = answer.regret[name]
-                row.append(quantity(regret, REGRET, key=f"regret.{name}", sign=True))
+                row.append(estimated(regret, REGRET, key=f"regret.{name}", sign=True))
             else:
                 row.append("")
         rows.append(row)
@@ -212,12 +206,13 @@ def _head(letter: str, name: str, pick: Pick, note: str) -> Html:
 
 
 def _requests(pick: Pick) -> Html:
-    request = policy_request(pick.policy)
-    body = ", ".join(f"{name} {value}" for name, value in request["body"].items())
-    count = request["requests"]
-    many = "one request" if count == 1 else f"{count} requests"
-    end = "" if count == 1 else f"; {request['answer']} wins"
-    return join(["and send ", many, " a problem, each with ", tag("code", body), f"{end}."])
+    many, body, wins = request_words(pick.policy)
+    return join(["and send ", many, " a problem, each with ", tag("code", body), f"{wins}."])
+
+
+def _command(command: str) -> Html:
+    lines = command_lines(command, width=COMMAND_WIDTH)
+    return tag("pre", tag("code", "\n".join(lines)), class_="command", tabindex="0")
 
 
 def _misses(answer: Recommendation) -> Iterable[Content]:
@@ -230,18 +225,18 @@ def _misses(answer: Recommendation) -> Iterable[Content]:
         rows.append(
             [
                 limit_words(miss.limit, miss.wanted, answer.budget.latency_percentile),
-                quantity(
+                estimated(
                     miss.nearest,
                     "What comes nearest to this limit, keeping the others where that is possible.",
                     key=f"near_misses.{index}.nearest",
                 ),
                 configuration(miss.pick.engine, miss.pick.policy, prior=miss.pick.prior),
-                chance(
+                probability(
                     miss.sure,
                     "The probability that this limit is met, whatever the others.",
                     key=f"near_misses.{index}.sure",
                 ),
-                chance(
+                probability(
                     miss.pick.probability_within_budget,
                     SURE,
                     key=f"near_misses.{index}.pick.probability_within_budget",
@@ -260,10 +255,7 @@ def _misses(answer: Recommendation) -> Iterable[Content]:
 def _item(text: str) -> Html:
     """Return a sentence, and the command that it ends with as lines to be pasted."""
     said, command = split_command(text)
-    if command is None:
-        return join([said])
-    lines = command_lines(command, width=COMMAND_WIDTH)
-    return join([said, tag("pre", tag("code", "\n".join(lines)), class_="command", tabindex="0")])
+    return join([said, None if command is None else _command(command)])
 
 
 def _lists(answer: Recommendation, left_out: Sequence[str]) -> Html:

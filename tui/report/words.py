@@ -6,21 +6,11 @@ from collections.abc import Mapping
 
 from traces.schema.advice import Budget
 from traces.schema.engine import EngineConfig
+from traces.schema.formats import written
 from traces.schema.policy import Policy
-from traces.schema.quantities import latency
+from traces.schema.quantities import LIMITS, limited, quantity
 from tui.report.markup import Html, join, tag
-from tui.text.advice import LIMITS
-from tui.text.formats import number
-
-UNITS = {
-    "max_latency_s": "s",
-    "max_device_s": "device-s",
-    "max_cost_usd": "USD",
-    "max_energy_j": "J",
-    "min_accuracy": "1",
-    "max_gpus": "",
-    "rate": "problems/s",
-}
+from tui.text.advice import given_limits
 
 
 def model_words(model: str) -> str:
@@ -105,81 +95,48 @@ def plain(
     return f"{model_words(engine.model)}: {policy_words(policy)}; {how}"
 
 
-def limit_words(name: str, value: float, percentile: int | None = None) -> str:
+def limit_words(field: str, value: float, percentile: int | None = None) -> str:
     """Return a limit, such as `accuracy of at least 0.75`."""
-    noun = LIMITS[name][0]
-    if name == "max_latency_s":
-        noun = latency(percentile).noun
-    least = name in ("min_accuracy", "rate")
-    told = f"{value:g}" if name in ("min_accuracy", "max_gpus") else number(value, UNITS[name])
-    return f"{noun} of at {'least' if least else 'most'} {told}"
+    subject = limited(field, percentile)
+    bound = "least" if LIMITS[field].at_least else "most"
+    return f"{subject.noun} of at {bound} {written(value, subject.unit)}"
 
 
 def budget_words(budget: Budget) -> str:
     """Return every limit of a budget; empty without one."""
-    limits = dict(budget.limits())
-    if budget.rate_per_s is not None:
-        limits["rate"] = budget.rate_per_s
     return ", ".join(
-        limit_words(name, value, budget.latency_percentile) for name, value in limits.items()
+        limit_words(field, value, budget.latency_percentile)
+        for field, value in given_limits(budget).items()
     )
 
 
 # What the page's numbers mean, in words for a reader who never saw the tool.
 
-
-# Of a pick, by the name of the estimate: what heads it, and what it means.
-OF_PICK: Mapping[str, tuple[str, str]] = {
-    "accuracy": ("accuracy", "Share of the workload's problems whose final answer is right."),
-    "latency_s": (
-        "mean latency",
-        "Seconds from a problem's arrival to its answer, all of its samples included; the mean.",
-    ),
-    "latency_p95_s": (
-        "p95 latency",
-        "Seconds from arrival to answer that 95 of 100 problems stay below.",
-    ),
-    "cost_usd": (
-        "cost",
-        "Device time of a problem times the price of a device-hour.",
-    ),
-    "device_s": (
-        "device time",
-        "Seconds of a device (GPU, or the machine where there is none) that a problem takes up: "
-        "its share of every step that it was in, times the devices; dev-ms: device-milliseconds.",
-    ),
-    "energy_j": ("energy", "Joules that the devices draw for a problem, idle time included."),
-    "tokens": ("tokens", "Tokens generated for a problem, over all of its samples."),
-    "flops": (
-        "FLOPs",
-        "Arithmetic operations for a problem: 2 x active parameters x tokens forwarded, plus "
-        "attention.",
-    ),
-    "throughput_problems_per_s": (
-        "throughput",
-        "Problems a second that the engine answers when it is kept busy.",
-    ),
-}
-
-# Of a recorded run, by the metric's tag.
-OF_RUN: Mapping[str, tuple[str, str]] = {
-    "accuracy": OF_PICK["accuracy"],
-    "latency_s.mean": OF_PICK["latency_s"],
-    "latency_s.p95": OF_PICK["latency_p95_s"],
-    "ttft_s.p50": (
-        "TTFT p50",
-        "Time to first token: from a sample's arrival to its first token; the median.",
-    ),
-    "tpot_s.p50": (
-        "TPOT p50",
-        "Time per output token after the first, per sample; the median.",
-    ),
-    "tokens_per_problem": OF_PICK["tokens"],
-    "device_s_per_problem": OF_PICK["device_s"],
-    "cost_usd_per_problem": OF_PICK["cost_usd"],
-    "energy_j.per_problem": OF_PICK["energy_j"],
-    "flops_per_problem": OF_PICK["flops"],
-}
+OF_RUN = (  # the columns of the recorded runs
+    "accuracy",
+    "latency_s.mean",
+    "latency_s.p95",
+    "ttft_s.p50",
+    "tpot_s.p50",
+    "tokens_per_problem",
+    "device_s_per_problem",
+    "cost_usd_per_problem",
+    "energy_j.per_problem",
+    "flops_per_problem",
+)
+_EXPLAINED = (
+    "accuracy",
+    "latency_s",
+    "latency_p95_s",
+    "cost_usd",
+    "device_s",
+    "energy_j",
+    "tokens",
+    "flops",
+    "throughput_problems_per_s",
+    "ttft_s.p50",
+    "tpot_s.p50",
+)
 
 REGRET = "Of the compute-optimal configuration minus of the system-optimal one, problem by problem."
 SURE = (
@@ -256,10 +213,8 @@ GLOSSARY: tuple[tuple[str, str], ...] = (
         "off it is never the best choice.",
     ),
     ("regret", "What it would cost to take the compute-optimal one instead."),
-    *OF_PICK.values(),
-    OF_RUN["ttft_s.p50"],
-    OF_RUN["tpot_s.p50"],
-    *((f"{kind} time", told) for kind, told in KINDS.items()),
+    *((each.noun, each.meaning) for each in map(quantity, _EXPLAINED)),
+    *((f"{kind} time", meaning) for kind, meaning in KINDS.items()),
     (
         "kernel, collective",
         "A program on the device, counted by family (attention, matrix products ...); an exchange "

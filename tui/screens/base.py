@@ -11,7 +11,7 @@ from textual.screen import ModalScreen, Screen
 from textual.widgets import Footer, Static
 
 from tui.screens.library_app import LibraryApp
-from tui.text.formats import align
+from tui.text.layout import align
 from tui.widgets.navbar import NavBar
 
 

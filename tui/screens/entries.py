@@ -12,9 +12,11 @@ from traces.errors import TtscopeError
 from traces.recording.manifest import Manifest, read_manifest
 from traces.recording.reader import Recording, find_recordings
 from traces.schema.estimate import Estimate
+from traces.schema.formats import ABSENT, compact, half_width, value_of
+from traces.summary.metrics import estimate_of
 from traces.summary.run import Run, summarise
 from tui.screens.index import Indexes, Listed, files_of
-from tui.text.formats import ABSENT, compact, half_width, labels, model_name, value_of
+from tui.text.layout import labels, model_name
 
 FRAME_BYTES = 128 * 2**20  # of samples and steps of recordings that are not looked at
 
@@ -71,10 +73,10 @@ class Entry:
 
 def recording_paths(paths: Sequence[Path]) -> list[Path]:
     """Return the recordings in the paths; a path that holds none stands for itself."""
-    found: list[Path] = []
+    recordings: list[Path] = []
     for path in paths:
-        found += find_recordings(path) or [path]
-    return list(dict.fromkeys(found))
+        recordings += find_recordings(path) or [path]
+    return list(dict.fromkeys(recordings))
 
 
 def load(path: Path, price_usd_per_device_hour: float | None = None) -> list[Entry]:
@@ -119,15 +121,15 @@ def _by_manifest(name: str, manifest: Manifest) -> list[Listed]:
     policy = next(iter(manifest.policies.values()), None)
     if engine is None:
         return []
-    told = {
+    names = {
         "model": model_name(engine.model),
         "policy": ABSENT if policy is None else policy.label(),
         "engine": engine.label(),
         "recording": name,
     }
-    cells = {column.header: told.get(column.header, "") for column in COLUMNS}
-    values: dict[str, float | str | None] = {c.header: told.get(c.header) for c in COLUMNS}
-    title = "  ".join(told[each] for each in ("model", "policy", "engine"))
+    cells = {column.header: names.get(column.header, "") for column in COLUMNS}
+    values: dict[str, float | str | None] = {c.header: names.get(c.header) for c in COLUMNS}
+    title = "  ".join(names[each] for each in ("model", "policy", "engine"))
     return [Listed(title=title, cells=cells, values=values, problems=1, complete=True)]
 
 
@@ -200,16 +202,10 @@ def _share(estimate: Estimate | None) -> str:
     return f"{value_of(estimate)} {half_width(estimate)}".removeprefix("0")
 
 
-def _numeric(
-    header: str,
-    get: Callable[[Run], Estimate | None],
-    *,
-    factor: float = 1.0,
-    from_width: int = 0,
-) -> Column:
+def _numeric(header: str, tag: str, *, factor: float = 1.0, from_width: int = 0) -> Column:
     def value(run: Run) -> float | None:
-        found = _value(get(run))
-        return None if found is None else found * factor
+        number = _value(estimate_of(run, tag))
+        return None if number is None else number * factor
 
     return Column(
         header=header, cell=lambda run: compact(value(run)), sort=value, from_width=from_width
@@ -229,16 +225,16 @@ COLUMNS: tuple[Column, ...] = (
         cell=lambda run: _share(run.accuracy),
         sort=lambda run: _value(run.accuracy),
     ),
-    _numeric("p50 s", lambda run: run.latency_s["p50"]),
-    _numeric("p95 s", lambda run: run.latency_s["p95"]),
-    _numeric("tok/pb", lambda run: run.tokens_per_problem),
-    _numeric("dev-s", lambda run: run.device_s_per_problem),
-    _numeric("J/pb", lambda run: run.energy_j.per_problem),
-    _numeric("$/pb", lambda run: run.cost_usd_per_problem, from_width=100),
-    _numeric("TTFT ms", lambda run: run.ttft_s["p50"], factor=1e3, from_width=120),
-    _numeric("TPOT ms", lambda run: run.tpot_s["p50"], factor=1e3, from_width=120),
-    _numeric("tok/s", lambda run: run.throughput_tokens_per_s, from_width=120),
-    _numeric("FLOP/pb", lambda run: run.flops_per_problem, from_width=120),
+    _numeric("p50 s", "latency_s.p50"),
+    _numeric("p95 s", "latency_s.p95"),
+    _numeric("tok/pb", "tokens_per_problem"),
+    _numeric("dev-s", "device_s_per_problem"),
+    _numeric("J/pb", "energy_j.per_problem"),
+    _numeric("$/pb", "cost_usd_per_problem", from_width=100),
+    _numeric("TTFT ms", "ttft_s.p50", factor=1e3, from_width=120),
+    _numeric("TPOT ms", "tpot_s.p50", factor=1e3, from_width=120),
+    _numeric("tok/s", "throughput_tokens_per_s", from_width=120),
+    _numeric("FLOP/pb", "flops_per_problem", from_width=120),
     _text("recording", lambda run: run.recording, from_width=165),
 )
 
@@ -259,10 +255,10 @@ def fitting_columns(entries: Sequence[Entry], width: int) -> list[tuple[Column, 
 
     able = [column for column in COLUMNS if column.from_width <= width]
     some = frozenset[str]().union(*(entry.told for entry in runs))
-    told = [column for column in able if not runs or column.header in some]
+    filled = [column for column in able if not runs or column.header in some]
     chosen: dict[str, int] = {}
     left = width - 5  # the marks, and a scroll bar
-    for column in [*told, *(column for column in able if column not in told)]:
+    for column in [*filled, *(column for column in able if column not in filled)]:
         wide = size(column)
         left -= wide + 2
         if left >= 0 or len(chosen) < 4:
@@ -274,8 +270,8 @@ def cell_text(column: Column, entry: Entry, width: int) -> str:
     """Return a cell, in place of numbers why there are none; a narrow terminal cuts the engine."""
     run = entry.run or entry.listed
     if run is None:
-        told = {"model": entry.path.name, "policy": "cannot be read"}
-        return told.get(column.header, "")
+        texts = {"model": entry.path.name, "policy": "cannot be read"}
+        return texts.get(column.header, "")
     if column.right and not run.problems:
         note = "no problem" if run.complete else "incomplete"
         return note if column.header.startswith("acc") else ""

@@ -55,8 +55,8 @@ def files_of(folder: Path) -> str:
 
     Raises OSError where the folder cannot be read.
     """
-    with os.scandir(folder) as found:
-        files = sorted((e.name, e.stat().st_size, e.stat().st_mtime_ns) for e in found)
+    with os.scandir(folder) as entries:
+        files = sorted((e.name, e.stat().st_size, e.stat().st_mtime_ns) for e in entries)
     return hashlib.blake2b(repr(files).encode(), digest_size=16).hexdigest()
 
 
@@ -66,8 +66,8 @@ def read_index(folder: Path) -> dict[str, Noted]:
         # A link or a pipe of that name is none of ours.
         opened = os.open(folder / NAME, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         with os.fdopen(opened, "rb") as file:
-            told = os.fstat(file.fileno())
-            if not stat.S_ISREG(told.st_mode) or told.st_size > MOST_BYTES:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode) or status.st_size > MOST_BYTES:
                 return {}
             index = msgspec.json.decode(file.read(MOST_BYTES), type=_Index)
     except (OSError, ValueError, RecursionError):

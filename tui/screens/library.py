@@ -15,7 +15,7 @@ from traces.recording import checksums
 from traces.recording.manifest import NAME
 from traces.recording.reader import find_recordings
 from traces.recording.tables import TABLES
-from tui.text.formats import counted, number
+from traces.schema.formats import counted, number
 
 HIGHEST_PRICE = 1_000_000  # USD per device-hour
 
@@ -46,7 +46,7 @@ def paths_of(text: str) -> list[Path]:
     Raises UsageError for quotes that are not closed, and for a path that is not there.
     """
     words = words_of(text)
-    found: list[Path] = []
+    paths: list[Path] = []
     for word in words:
         path = Path(word).expanduser()
         wild = any(mark in word for mark in "*?[") and not path.exists()
@@ -54,19 +54,19 @@ def paths_of(text: str) -> list[Path]:
         missing = not matches or not matches[0].exists()
         if missing:
             raise UsageError(f"{word}: there is no such file or folder")
-        found += matches
-    return found
+        paths += matches
+    return paths
 
 
 def recordings_at(text: str) -> list[Path]:
     """Return the recordings in the paths that were typed. Raises UsageError where there is none."""
-    found: list[Path] = []
+    recordings: list[Path] = []
     for path in paths_of(text):
         inside = find_recordings(path)
         if not inside:
             raise UsageError(f"{path}: holds no recording (a recording is a folder with {NAME})")
-        found += inside
-    return found
+        recordings += inside
+    return recordings
 
 
 def price_of(text: str) -> float | None:
@@ -113,8 +113,10 @@ def import_into(text: str, folder: Path) -> ImportMade:
         target, count = folder / f"{name}-{count}", count + 1
     if kind == "requests":
         load = import_requests(paths[0], target)
-        told = f"{load.format}: {counted(load.requests, 'request')} in {number(load.span_s, 's')}"
-        return ImportMade(folder=target, told=told, notes=tuple(load.notes[1:]))
+        summary = (
+            f"{load.format}: {counted(load.requests, 'request')} in {number(load.span_s, 's')}"
+        )
+        return ImportMade(folder=target, told=summary, notes=tuple(load.notes[1:]))
     if kind == "traces":
         traces = import_traces(paths, target)
         return ImportMade(
@@ -122,18 +124,18 @@ def import_into(text: str, folder: Path) -> ImportMade:
             told=f"PyTorch profiler: {len(traces)} files",
             notes=tuple(remarks(traces)[1:]),
         )
-    found = import_outcomes(paths, target, choices=Choices())
-    told = f"{found.format}: {found.samples:,} samples of {found.problems:,} problems"
-    return ImportMade(folder=target, told=told, notes=tuple(found.notes[1:]))
+    imported = import_outcomes(paths, target, choices=Choices())
+    summary = f"{imported.format}: {imported.samples:,} samples of {imported.problems:,} problems"
+    return ImportMade(folder=target, told=summary, notes=tuple(imported.notes[1:]))
 
 
 def size_bytes(folder: Path) -> int:
     """Return the bytes of a recording's own files. Raises RecordingError where it is gone."""
-    found = 0
+    total = 0
     for path in _own_files(folder):
         with contextlib.suppress(FileNotFoundError):  # merged by a writer that is still at work
-            found += path.stat().st_size
-    return found
+            total += path.stat().st_size
+    return total
 
 
 def delete_recording(folder: Path) -> Sequence[Path]:

@@ -57,8 +57,10 @@ class FittedAdvisor:
         self, budget: Budget, present: tuple[EngineConfig, Policy] | None = None
     ) -> Recommendation:
         """Return what to run for a budget, beside what runs today where that is a candidate."""
-        known = present is not None and bool(self._advisor.space.rows_of(*present))
-        return self._advisor.recommend(budget, **self._here, present=present if known else None)
+        is_candidate = present is not None and bool(self._advisor.space.rows_of(*present))
+        return self._advisor.recommend(
+            budget, **self._here, present=present if is_candidate else None
+        )
 
     def write_plan(self, path: Path, answer: Recommendation) -> None:
         """Write what to measure next for `ttscope sweep`; raises TtscopeError."""
@@ -128,13 +130,13 @@ class LibraryApp(App[None]):
             path = wanted if wanted in left else next(iter(left))
             del left[path]
             files = _files(path)
-            found = load(path, self.price)
+            entries = load(path, self.price)
             if worker.is_cancelled:
                 return
-            rows = [row for row in map(to_list, found) if row is not None]
+            rows = [row for row in map(to_list, entries) if row is not None]
             if self.price is None and rows and files is not None:
                 self._indexes.note(path, files, rows)
-            self.call_from_thread(self._add, found)
+            self.call_from_thread(self._add, entries)
         self._indexes.write()
         if not worker.is_cancelled:
             self.call_from_thread(self._loaded)
@@ -157,16 +159,16 @@ class LibraryApp(App[None]):
         self._opening = entry
         self.notify(f"reading {entry.path.name} ...")
 
-    def _add(self, found: list[Entry]) -> None:
-        paths = {entry.path for entry in found}
+    def _add(self, entries: list[Entry]) -> None:
+        paths = {entry.path for entry in entries}
         self._coming -= paths
         stale = [at for at, entry in enumerate(self.entries) if entry.path in paths]
         others = [entry for entry in self.entries if entry.path not in paths]
         at = stale[0] if stale else len(others)
         kept = {entry.key for entry in self._shown()}
-        self.entries = fit_frames([*others[:at], *found, *others[at:]], kept)
+        self.entries = fit_frames([*others[:at], *entries, *others[at:]], kept)
         opening = self._opening
-        read = [entry for entry in found if entry.listed is None]
+        read = [entry for entry in entries if entry.listed is None]
         if opening is not None and opening.path in {entry.path for entry in read}:
             self._opening = None
             able = [entry for entry in read if entry.run is not None]

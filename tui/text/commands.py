@@ -46,16 +46,16 @@ def own_name() -> str:
     script = Path(sys.argv[0])
     if script.name != "ttscope" or not script.is_file():
         return "ttscope"
-    found = shutil.which("ttscope")
-    return "ttscope" if found and script.samefile(found) else shlex.quote(str(script))
+    on_path = shutil.which("ttscope")
+    return "ttscope" if on_path and script.samefile(on_path) else shlex.quote(str(script))
 
 
 def split_command(text: str) -> tuple[str, str | None]:
     """Part a sentence from the ttscope command that it ends with, where there is one."""
-    found = _OWN.search(text)
-    if found is None:
+    match = _OWN.search(text)
+    if match is None:
         return text, None
-    return text[: found.start()].rstrip(), own_name() + found[0].removeprefix("ttscope")
+    return text[: match.start()].rstrip(), own_name() + match[0].removeprefix("ttscope")
 
 
 def command_lines(command: str, *, width: int, indent: int = 0) -> list[str]:

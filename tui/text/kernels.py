@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from traces.schema.estimate import Estimate
+from traces.schema.formats import integer, number, percent, value_of, with_interval
 from traces.speculation.acceptance import Acceptance
 from traces.speculation.lookup import NgramWhatIf
 from traces.summary.kernels import Collective
 from traces.summary.run import Run
-from tui.text.formats import ABSENT, align, compact, number, percent, value_of, whole
+from tui.text.layout import align
 
 NAME = 22
 
@@ -24,20 +25,20 @@ def kernel_lines(run: Run) -> list[str]:
     ]
     lines = ["kernel time in the profiled steps, per rank", *align(rows, right=(1, 2))]
     if run.device_time is not None:
-        found = run.device_time
-        spans = f"busy {number(found.busy_s, 's')}, idle {number(found.idle_s, 's')}"
-        windows = f"{found.windows} window{'s' if found.windows > 1 else ''}"
-        of_steps = f", {found.steps:,} steps" if found.steps else ""
-        lines.append(f"in {windows}{of_steps}: {spans} ({percent(found.idle_share)})")
-        if found.ranks > 1:
-            lines[-1] += f" over {found.ranks} ranks"
+        device = run.device_time
+        spans = f"busy {number(device.busy_s, 's')}, idle {number(device.idle_s, 's')}"
+        windows = f"{device.windows} window{'s' if device.windows > 1 else ''}"
+        of_steps = f", {device.steps:,} steps" if device.steps else ""
+        lines.append(f"in {windows}{of_steps}: {spans} ({percent(device.idle_share)})")
+        if device.ranks > 1:
+            lines[-1] += f" over {device.ranks} ranks"
         cost = [
-            *([f"steps took {found.slowdown:.2f} times as long"] if found.slowdown else ()),
-            *([f"windows cost {found.cost_share:.1%} of the run"] if found.cost_share else ()),
+            *([f"steps took {device.slowdown:.2f} times as long"] if device.slowdown else ()),
+            *([f"windows cost {device.cost_share:.1%} of the run"] if device.cost_share else ()),
         ]
         lines += [f"  profiled, {'; '.join(cost)}"] if cost else []
     tops = [
-        (f"  {shortened(each.name, 44)}", f"{each.calls:,.6g}", number(each.s, "s"))
+        (f"  {shortened(each.name, 44)}", integer(each.calls), number(each.s, "s"))
         for each in run.top_kernels or ()
     ]
     header = ("most expensive", "calls", "time")
@@ -50,28 +51,24 @@ def shortened(name: str, width: int) -> str:
     return name if len(name) <= width else f"{name[:half]}…{name[-half:]}"
 
 
-def collective_lines(found: tuple[Collective, ...]) -> list[str]:
+def collective_lines(collectives: tuple[Collective, ...]) -> list[str]:
     """Return the table of collectives; `exposed` is what no other stream hid."""
-    if not found:
+    if not collectives:
         return []
     rows = [("collective", "ranks", "calls", "bytes", "time", "exposed", "bus")]
-    for each in found:
+    for each in collectives:
         rows.append(
             (
                 f"  {each.name}"[:NAME],
-                ABSENT if each.group_size is None else str(each.group_size),
-                f"{each.calls:,.6g}",
-                ABSENT if each.bytes is None else f"{compact(each.bytes)}B",
+                integer(each.group_size),
+                integer(each.calls),
+                number(each.bytes, "B"),
                 number(each.s, "s"),
-                ABSENT if each.exposed_s is None else number(each.exposed_s, "s"),
-                _bandwidth(each.busbw_bytes_per_s),
+                number(each.exposed_s, "s"),
+                number(each.busbw_bytes_per_s, "B/s"),
             )
         )
     return align(rows, right=(1, 2, 3, 4, 5, 6))
-
-
-def _bandwidth(bytes_per_s: float | None) -> str:
-    return ABSENT if bytes_per_s is None else f"{compact(bytes_per_s)}B/s"
 
 
 # Speculative decoding in plain lines of at most 80 columns: what was kept, and what would be.
@@ -80,44 +77,46 @@ def _bandwidth(bytes_per_s: float | None) -> str:
 _SHARE, _WIDE = 20, 7  # width of a bar; positions that fit side by side
 
 
-def acceptance_lines(found: Acceptance | None) -> list[str]:
+def acceptance_lines(acceptance: Acceptance | None) -> list[str]:
     """Return what was accepted: by position, phase and batch size."""
-    if found is None:
+    if acceptance is None:
         return []
-    lines = [f"{found.method}: length {whole(found.length)} tokens, kept by position"]
+    lines = [
+        f"{acceptance.method}: length {with_interval(acceptance.length)} tokens, kept by position"
+    ]
     rows = [
-        (f"  {place}", whole(share), "#" * round(_SHARE * share.value))
-        for place, share in enumerate(found.accepted_per_position, 1)
+        (f"  {place}", with_interval(share), "#" * round(_SHARE * share.value))
+        for place, share in enumerate(acceptance.accepted_per_position, 1)
         if share is not None
     ]
     lines += align(rows)
-    if found.tokens_per_step is not None:
-        lines.append(f"  {whole(found.tokens_per_step)} tokens per decode step")
-    if found.draft_s is not None:
-        lines.append(f"  {whole(found.draft_s)} of a step is drafting")
+    if acceptance.tokens_per_step is not None:
+        lines.append(f"  {with_interval(acceptance.tokens_per_step)} tokens per decode step")
+    if acceptance.draft_s is not None:
+        lines.append(f"  {with_interval(acceptance.draft_s)} of a step is drafting")
     table: list[tuple[str, ...]] = [("  phase", "length", "", "kept by position")]
-    for phase in found.by_phase:
+    for phase in acceptance.by_phase:
         table.append((f"  {phase.phase}", *_row(phase.length, phase.accepted_per_position)))
-    lines += align(table, right=(1,)) if found.by_phase else []
+    lines += align(table, right=(1,)) if acceptance.by_phase else []
     table = [("  batch", "steps", "length", "", "kept by position")]
-    for batch in found.by_batch:
+    for batch in acceptance.by_batch:
         low, high = batch.batch_low, batch.batch_high
         size = f"  {low}" if low == high else f"  {low}-{high}"
         table.append((size, f"{batch.steps:,}", *_row(batch.length, batch.accepted_per_position)))
-    return lines + (align(table, right=(1, 2)) if len(found.by_batch) > 1 else [])
+    return lines + (align(table, right=(1, 2)) if len(acceptance.by_batch) > 1 else [])
 
 
-def what_if_lines(found: Sequence[NgramWhatIf] | None) -> list[str]:
+def what_if_lines(settings: Sequence[NgramWhatIf] | None) -> list[str]:
     """Return what prompt lookup would have kept, a line per setting."""
-    if not found:
+    if not settings:
         return []
     rows = [("  k  window", "tokens per decode step", "with a draft", "kept by position")]
-    for each in found:
+    for each in settings:
         window = f"{each.prompt_lookup_min}-{each.prompt_lookup_max}"
         rows.append(
             (
                 f"  {each.num_speculative_tokens}  {window}",
-                whole(each.tokens_per_step),
+                with_interval(each.tokens_per_step),
                 value_of(each.drafted_steps),
                 _positions(each.accepted_per_position),
             )
@@ -126,7 +125,7 @@ def what_if_lines(found: Sequence[NgramWhatIf] | None) -> list[str]:
 
 
 def _row(length: Estimate | None, shares: Sequence[Estimate | None]) -> tuple[str, str, str]:
-    value, _, interval = whole(length).partition(" ")
+    value, _, interval = with_interval(length).partition(" ")
     return value, interval, _positions(shares)
 
 

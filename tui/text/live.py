@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -15,17 +16,14 @@ from traces.live.numbers import (
     RUNNING,
     WAITING,
     Bounds,
-    Floats,
     Numbers,
     Times,
 )
 from traces.live.verdict import Verdict
 from traces.live.watched import Requests, Watched
 from traces.schema.estimate import Estimate
-from traces.summary.metrics import estimate_of
-from tui.text.formats import (
+from traces.schema.formats import (
     ABSENT,
-    align,
     compact,
     counted,
     digits,
@@ -33,10 +31,10 @@ from tui.text.formats import (
     number,
     percent,
     scale,
-    sparkline,
     value_of,
-    wrap,
 )
+from traces.summary.metrics import estimate_of
+from tui.text.layout import align, chart_line, wrap
 
 if TYPE_CHECKING:
     from advisor.what_if.suggest import Suggestion
@@ -50,25 +48,25 @@ def live_line(seconds: float, numbers: Mapping[str, Numbers | None]) -> str:
     """Return one line of at most 80 columns: all engines together over the last seconds."""
     hours, rest = divmod(int(seconds), 3600)
     head = f"{hours}:{rest // 60:02}:{rest % 60:02}"
-    known = [each for each in numbers.values() if each is not None]
-    if not known:
+    engines = [each for each in numbers.values() if each is not None]
+    if not engines:
         return f"{head}  no answer yet"
     parts = [
-        f"tok/s {compact(_sum(known, 'generated_tokens_per_s'))}",
-        f"run {compact(_sum(known, 'running'))}",
-        f"wait {compact(_sum(known, 'waiting'))}",
-        f"KV {percent(_most(known, 'kv_share'))}",
-        f"ITL {_short(_worst(known, 'itl_s'))}",
-        f"TTFT {_short(_worst(known, 'ttft_s'))}",
+        f"tok/s {compact(total(engines, 'generated_tokens_per_s'))}",
+        f"run {compact(total(engines, 'running'))}",
+        f"wait {compact(total(engines, 'waiting'))}",
+        f"KV {percent(highest(engines, 'kv_share'))}",
+        f"ITL {_short(slowest(engines, 'itl_s').mean)}",
+        f"TTFT {_short(slowest(engines, 'ttft_s').mean)}",
     ]
-    preempted = _sum(known, "preemptions")
-    if preempted:
+    preempted = total(engines, "preemptions")
+    if preempted > 0:
         parts.append(f"preempted {preempted:.0f}")
-    lengths = [each.acceptance_length for each in known if each.acceptance_length is not None]
+    lengths = [each.acceptance_length for each in engines if each.acceptance_length is not None]
     if lengths:
         parts.append(f"accept {min(lengths):.2f}")
     if len(numbers) > 1:
-        parts.append(f"{len(known)}/{len(numbers)} engines")
+        parts.append(f"{len(engines)}/{len(numbers)} engines")
     line = head
     for part in parts:
         if len(line) + 2 + len(part) <= 80:
@@ -76,46 +74,49 @@ def live_line(seconds: float, numbers: Mapping[str, Numbers | None]) -> str:
     return line
 
 
-def _sum(known: Sequence[Numbers], name: str) -> float | None:
-    values = [value for each in known if (value := getattr(each, name)) is not None]
-    return sum(values) if values else None
+def total(engines: Sequence[Numbers], name: str) -> float:
+    """Return a number summed over the engines that have it; nan where none has."""
+    values = [value for each in engines if (value := getattr(each, name)) is not None]
+    return sum(values) if values else math.nan
 
 
-def _most(known: Sequence[Numbers], name: str) -> float | None:
-    return max((v for each in known if (v := getattr(each, name)) is not None), default=None)
+def highest(engines: Sequence[Numbers], name: str) -> float:
+    """Return a number of the engine where it is highest; nan where none has it."""
+    return max((v for each in engines if (v := getattr(each, name)) is not None), default=math.nan)
 
 
-def _worst(known: Sequence[Numbers], name: str) -> Estimate | None:
-    means = [mean for each in known if (mean := getattr(each, name).mean) is not None]
-    return max(means, key=lambda mean: mean.value, default=None)
+def slowest(engines: Sequence[Numbers], name: str) -> Times:
+    """Return the times of the engine with the highest mean."""
+    times = [getattr(each, name) for each in engines]
+    return max(times, key=lambda each: each.mean.value if each.mean else -1.0, default=Times())
 
 
 def _short(estimate: Estimate | None) -> str:
     return value_of(estimate).replace(" ", "")
 
 
-def watched_lines(found: Watched, *, width: int = 80) -> list[str]:
+def watched_lines(watched: Watched, *, width: int = 80) -> list[str]:
     """Return an engine's numbers and the verdict on it."""
-    numbers = found.numbers
-    lines = [f"{found.recording}: {found.engine.model}, watched"[:width]]
-    where = dict(found.engine.other)
+    numbers = watched.numbers
+    lines = [f"{watched.recording}: {watched.engine.model}, watched"[:width]]
+    where = dict(watched.engine.other)
     if where:
         lines += wrap("engine", " ".join(where.values()), width=width, indent=INDENT)
-    if not found.complete:
+    if not watched.complete:
         lines += wrap("!", "incomplete: cut off, or still going", width=width, indent=2)
-    for loss in found.losses:
+    for loss in watched.losses:
         lines += wrap("!", loss, width=width, indent=2)
-    if found.events:
-        told = ", ".join(f"{kind.replace('_', ' ')} {n:,}" for kind, n in found.events.items())
-        lines += wrap("!", told, width=width, indent=2)
+    if watched.events:
+        events = ", ".join(f"{kind.replace('_', ' ')} {n:,}" for kind, n in watched.events.items())
+        lines += wrap("!", events, width=width, indent=2)
     if numbers is not None:
-        lines += ["", *_number_lines(found, numbers, width), "", *_charts(found, width)]
-    if found.columns:
-        lines += ["", *_column_lines(found.columns, width)]
-    return [*lines, "", *verdict_lines(found.verdict, width=width)]
+        lines += ["", *_number_lines(watched, numbers, width), "", *_charts(watched, width)]
+    if watched.columns:
+        lines += ["", *_column_lines(watched.columns, width)]
+    return [*lines, "", *verdict_lines(watched.verdict, width=width)]
 
 
-def _number_lines(found: Watched, numbers: Numbers, width: int) -> list[str]:
+def _number_lines(watched: Watched, numbers: Numbers, width: int) -> list[str]:
     finished = [f"{n} {numbers.finished[n]:,}" for n in _FINISHED if n in numbers.finished]
     lines = wrap(
         "polls",
@@ -145,7 +146,7 @@ def _number_lines(found: Watched, numbers: Numbers, width: int) -> list[str]:
             f"length {numbers.acceptance_length:.2f}"
         )
         lines += wrap("drafts", drafts, width=width, indent=INDENT)
-    return [*lines, "", *_time_lines(numbers, found.requests, width)]
+    return [*lines, "", *_time_lines(numbers, watched.requests, width)]
 
 
 def _time_lines(numbers: Numbers, requests: Requests | None, width: int) -> list[str]:
@@ -197,9 +198,9 @@ def _rate(value: float | None) -> str:
     return number(value, "tokens")
 
 
-def _charts(found: Watched, width: int) -> list[str]:
+def _charts(watched: Watched, width: int) -> list[str]:
     """Return load over time; a bin of a gauge holds its highest reading."""
-    window = found.window
+    window = watched.window
     if window is None:
         return []
     times = window.times
@@ -212,32 +213,24 @@ def _charts(found: Watched, width: int) -> list[str]:
         ("waiting", WAITING, 1.0, ""),
         ("KV cache", KV, 100.0, " %"),
     ):
-        highest = np.full(bins, np.nan)
-        np.fmax.at(highest, place, window.gauges[name] * factor)
-        lines += _chart(title, highest, unit)
+        peaks = np.full(bins, np.nan)
+        np.fmax.at(peaks, place, window.gauges[name] * factor)
+        lines += chart_line(title, peaks.tolist(), unit)
     seconds, tokens = np.diff(times) / 1e9, window.counted[GENERATED][1:]
-    known = np.isfinite(tokens) & (seconds > 0)
+    finite = np.isfinite(tokens) & (seconds > 0)
     sums = (
-        np.bincount(place[1:][known], weights=each[known], minlength=bins)
+        np.bincount(place[1:][finite], weights=each[finite], minlength=bins)
         for each in (tokens, seconds)
     )
     with np.errstate(invalid="ignore"):  # of bins without a poll
-        lines += _chart("tok/s", np.divide(*sums), "")
+        lines += chart_line("tok/s", np.divide(*sums).tolist())
     return lines
-
-
-def _chart(title: str, values: Floats, unit: str) -> list[str]:
-    known = values[np.isfinite(values)]
-    if not known.size:
-        return []
-    top = f"{compact(float(known.max()))}{unit}"
-    return [f"{title:<{INDENT}}{top:>8} |{sparkline(values.tolist())}|"]
 
 
 def _column_lines(columns: Mapping[str, str], width: int) -> list[str]:
     lines = ["engine steps"]
     for kind in ("measured", "inferred", "null"):
-        names = ", ".join(name for name, told in columns.items() if told == kind)
+        names = ", ".join(name for name, source in columns.items() if source == kind)
         lines += wrap(f"  {kind}", names or "none", width=width, indent=12)
     return lines
 

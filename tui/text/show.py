@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
-import numpy as np
 import polars as pl
 
 from advisor.accuracy.counterfactual import (
@@ -20,53 +19,51 @@ from advisor.accuracy.finish_order import replayed_order
 from traces.live.watched import ONLY_WATCHED, only_watched
 from traces.recording.reader import Recording
 from traces.schema.engine import EngineConfig
-from traces.schema.estimate import Estimate
-from traces.schema.methods import METHODS
-from traces.schema.policy import AS_SENT, Policy
-from traces.statistics import mean
-from traces.summary.comparison import RUN_TO_RUN, Difference, Judged
-from traces.summary.energy import NOT_RECORDED
-from traces.summary.metrics import BY_TAG, estimate_of
-from traces.summary.run import Run
-from traces.summary.series import series
-from traces.summary.votes import PolicyOutcome
-from tui.text.formats import (
+from traces.schema.formats import (
     ABSENT,
     OUTSIDE,
-    align,
-    clock,
     compact,
     counted,
     interval,
     number,
     percent,
-    sparkline,
+    relative_change,
     value_of,
-    whole,
-    wrap,
+    with_interval,
 )
+from traces.schema.methods import METHODS
+from traces.schema.policy import AS_SENT, Policy
+from traces.schema.quantities import quantity
+from traces.statistics import mean
+from traces.summary.comparison import RUN_TO_RUN, Difference, Judged
+from traces.summary.energy import NOT_RECORDED
+from traces.summary.metrics import estimate_of
+from traces.summary.run import Run
+from traces.summary.series import series
+from traces.summary.votes import PolicyOutcome
 from tui.text.kernels import acceptance_lines, kernel_lines, what_if_lines
+from tui.text.layout import align, chart_line, clock, wrap
 
 INDENT = 10
 UNSTEADY = 1.5 * RUN_TO_RUN
-_ROWS = (
-    ("accuracy", "accuracy"),
-    ("tokens_per_problem", "tokens per problem"),
-    ("flops_per_problem", "FLOPs per problem"),
-    ("latency_s.mean", "latency mean"),
-    ("latency_s.p50", "latency p50"),
-    ("latency_s.p95", "latency p95"),
-    ("sample_latency_s.p50", "sample latency p50"),
-    ("sample_latency_s.p95", "sample latency p95"),
-    ("ttft_s.p50", "TTFT p50"),
-    ("ttft_s.p95", "TTFT p95"),
-    ("tpot_s.p50", "TPOT p50"),
-    ("tpot_s.p95", "TPOT p95"),
-    ("throughput_tokens_per_s", "throughput"),
-    ("device_s_per_problem", "device-s per problem"),
-    ("cost_usd_per_problem", "cost per problem"),
-    ("energy_j.per_problem", "energy per problem"),
-    ("cost_per_token_device_s", "dev x latency/token"),
+_TAGS = (
+    "accuracy",
+    "tokens_per_problem",
+    "flops_per_problem",
+    "latency_s.mean",
+    "latency_s.p50",
+    "latency_s.p95",
+    "sample_latency_s.p50",
+    "sample_latency_s.p95",
+    "ttft_s.p50",
+    "ttft_s.p95",
+    "tpot_s.p50",
+    "tpot_s.p95",
+    "throughput_tokens_per_s",
+    "device_s_per_problem",
+    "cost_usd_per_problem",
+    "energy_j.per_problem",
+    "cost_per_token_device_s",
 )
 
 
@@ -137,7 +134,7 @@ def policy_text(policy: Policy | None) -> str:
 def _head(run: Run, width: int) -> list[str]:
     if run.policy is None and not run.problems and run.engine.mode != "server":
         device = f"{run.engine.num_devices} x {run.engine.gpu}" if run.engine.gpu else ABSENT
-        return wrap("device", device, width=width, indent=INDENT) + warnings(run, width)
+        return wrap("device", device, width=width, indent=INDENT) + warning_lines(run, width)
     engine = engine_text(run.engine) if run.imported is None else imported_text(run)
     lines = wrap("engine", engine, width=width, indent=INDENT)
     if run.policy is None and run.engine.other:  # which of several servers it is
@@ -149,22 +146,23 @@ def _head(run: Run, width: int) -> list[str]:
     if run.workload is not None:
         decided += f" of {run.workload.problems:,}, workload {run.workload.name}"
     lines += wrap("problems", decided, width=width, indent=INDENT)
-    return lines + warnings(run, width)
+    return lines + warning_lines(run, width)
 
 
-def warnings(run: Run, width: int = 80) -> list[str]:
+def warnings_of(run: Run) -> list[str]:
     """Return what a reader must know before the numbers."""
-    lines = []
+    lost = f"left out: {run.problems_in_flight:,}"
     if not run.complete:
-        cut = f"problems in flight, left out: {run.problems_in_flight:,}"
-        text = f"incomplete: the run was cut off or is still going; {cut}"
-        lines += wrap("!", text, width=width, indent=2)
-    elif run.problems_in_flight:
-        text = f"problems that never ended, left out: {run.problems_in_flight:,}"
-        lines += wrap("!", text, width=width, indent=2)
-    for note in run.notes:
-        lines += wrap("!", note, width=width, indent=2)
-    return lines
+        cut = f"incomplete: the run was cut off or is still going; problems in flight, {lost}"
+        return [cut, *run.notes]
+    if run.problems_in_flight:
+        return [f"problems that never ended, {lost}", *run.notes]
+    return list(run.notes)
+
+
+def warning_lines(run: Run, width: int = 80) -> list[str]:
+    """Return the warnings in lines marked `!`."""
+    return [line for text in warnings_of(run) for line in wrap("!", text, width=width, indent=2)]
 
 
 def show_policies_head(run: Run, *, width: int = 80) -> list[str]:
@@ -190,32 +188,29 @@ def _one_run(run: Run, width: int) -> list[str]:
 
 def _metrics(run: Run) -> list[str]:
     rows = [("", "value", "90 % interval")]
-    for tag, title in _ROWS:
+    for tag in _TAGS:
         estimate = estimate_of(run, tag)
         if estimate is not None or not tag.startswith("sample_latency_s"):  # of imports alone
-            rows.append((title, value_of(estimate), interval(estimate)))
+            rows.append((quantity(tag).title, value_of(estimate), interval(estimate)))
     return align(rows, right=(1,))
 
 
 def _charts(run: Run, width: int) -> list[str]:
     if run.step_rows is None:
         return []
-    found = series(run.step_rows, run.engine.num_gpu_blocks, width - 26)
-    if found is None:
+    bins = series(run.step_rows, run.engine.num_gpu_blocks, width - 26)
+    if bins is None:
         return []
-    seconds = (found.edges_ns[-1] - found.edges_ns[0]) / 1e9
+    seconds = (bins.edges_ns[-1] - bins.edges_ns[0]) / 1e9
     rows = (
-        ("batch", found.batch, ""),
-        ("waiting", found.waiting, ""),
-        ("KV cache", found.kv_share * 100, " %"),
-        ("tok/s", found.tokens_per_s, ""),
+        ("batch", bins.batch, ""),
+        ("waiting", bins.waiting, ""),
+        ("KV cache", bins.kv_share * 100, " %"),
+        ("tok/s", bins.tokens_per_s, ""),
     )
     lines = []
     for name, values, unit in rows:
-        known = values[np.isfinite(values)]
-        if known.size:
-            top = f"{compact(float(known.max()))}{unit}"
-            lines.append(f"{name:<{INDENT}}{top:>8} |{sparkline(values.tolist())}|")
+        lines += chart_line(name, values.tolist(), unit)
     scale = f"{'':<{INDENT}}{'highest':>8} 0:00{'-' * (width - 35)} {clock(seconds)}"
     return [*lines, scale[:width]]
 
@@ -224,7 +219,7 @@ def time_lines(run: Run, width: int) -> list[str]:
     """Return how long steps take, and which share of the time each kind takes."""
     steps = run.step_time
     text = ", ".join(
-        f"{kind} {whole(steps[f'{kind}_s'])}"
+        f"{kind} {with_interval(steps[f'{kind}_s'])}"
         for kind in ("prefill", "decode", "mixed")
         if steps.get(f"{kind}_s") is not None
     )
@@ -242,19 +237,20 @@ def time_lines(run: Run, width: int) -> list[str]:
 
 def energy_lines(run: Run, width: int) -> list[str]:
     """Return what the devices drew in all, or why it is not known; empty where nothing is."""
-    found = run.energy_j
-    if found.total is None:
-        reason = found.reason if found.reason and found.reason != NOT_RECORDED else None
+    energy = run.energy_j
+    if energy.total is None:
+        reason = energy.reason if energy.reason and energy.reason != NOT_RECORDED else None
         return wrap("energy", f"- {reason}", width=width, indent=INDENT) if reason else []
-    source = {"nvml": "GPUs", "rapl": "processor packages"}.get(found.kind or "", "devices")
-    share = None if found.idle_share is None else found.idle_share.value
+    source = {"nvml": "GPUs", "rapl": "processor packages"}.get(energy.kind or "", "devices")
+    share = None if energy.idle_share is None else energy.idle_share.value
     text = (
-        f"{value_of(found.total)} of the {source}, by {found.method}: idle {percent(share)}, "
-        f"mean {value_of(found.mean_w)}, highest {value_of(found.max_w)}"
+        f"{value_of(energy.total)} of the {source}, by {energy.method}: idle {percent(share)}, "
+        f"mean {value_of(energy.mean_w)}, highest {value_of(energy.max_w)}"
     )
     lines = wrap("energy", text, width=width, indent=INDENT)
-    if found.per_token is not None:
-        per = f"per token {whole(found.per_token)}, per right answer {whole(found.per_correct)}"
+    if energy.per_token is not None:
+        right = with_interval(energy.per_correct)
+        per = f"per token {with_interval(energy.per_token)}, per right answer {right}"
         lines += wrap("", per, width=width, indent=INDENT)
     return lines
 
@@ -288,48 +284,47 @@ def _side_by_side(runs: Sequence[Run], width: int) -> list[str]:
             for index in range(start + 1, start + len(some) + 1):
                 header += [str(index), ""]
             rows = [header]
-            for tag, title in _ROWS:
+            for tag in _TAGS:
                 estimates = [estimate_of(run, tag) for run in some]
                 if any(estimate is not None for estimate in estimates):
                     cells = [
                         text for each in estimates for text in (value_of(each), interval(each))
                     ]
-                    rows.append([title, *cells])
+                    rows.append([quantity(tag).title, *cells])
             lines += ([""] if lines else []) + align(rows, right=range(1, 2 * len(some), 2))
         if max(map(len, lines)) <= width:
             break
     return lines
 
 
-def difference_lines(found: Difference, *, width: int = 80) -> list[str]:
+def difference_lines(compared: Difference, *, width: int = 80) -> list[str]:
     """Return the paired differences, and what differs in the configuration."""
-    if found.reason is not None:
-        lines = wrap("", found.reason, width=width, indent=0)
+    if compared.reason is not None:
+        lines = wrap("", compared.reason, width=width, indent=0)
     else:
-        shown = dict(_ROWS)
-        title = f"2 against 1: the same {found.problems:,} problems, paired, 90 % intervals"
+        title = f"2 against 1: the same {compared.problems:,} problems, paired, 90 % intervals"
         rows = [
             (
-                f"  {change.metric.header}",
+                f"  {change.metric.quantity.title}",
                 value_of(change.difference, sign=True),
                 interval(change.difference, sign=True),
                 "equal in every problem" if change.all_equal else change.verdict,
             )
-            for change in found.changes
-            if change.metric.tag in shown
+            for change in compared.changes
+            if change.metric.tag in _TAGS
         ]
         lines = [title, *align(rows, right=(1,))]
-        lines += [*_of_fewer(found, width), *_how_many_more(found, width)]
-        lines += spread_lines(found, width)
-    return lines + config_lines(found, width)
+        lines += [*_of_fewer(compared, width), *_how_many_more(compared, width)]
+        lines += spread_lines(compared, width)
+    return lines + config_lines(compared, width)
 
 
-def _of_fewer(found: Difference, width: int) -> list[str]:
+def _of_fewer(compared: Difference, width: int) -> list[str]:
     """Return which differences are of fewer problems than both runs decided."""
     by_count: dict[int, list[str]] = {}
-    for change in found.changes:
-        if change.problems < found.problems:
-            by_count.setdefault(change.problems, []).append(change.metric.header)
+    for change in compared.changes:
+        if change.problems < compared.problems:
+            by_count.setdefault(change.problems, []).append(change.metric.quantity.noun)
     lines = []
     for count, names in by_count.items():
         text = f"{', '.join(names)}: of the {count:,} of them that have it in both"
@@ -337,9 +332,9 @@ def _of_fewer(found: Difference, width: int) -> list[str]:
     return lines
 
 
-def _how_many_more(found: Difference, width: int) -> list[str]:
+def _how_many_more(compared: Difference, width: int) -> list[str]:
     """Return how many problems would settle the accuracy, the number that needs most."""
-    for change in found.changes:
+    for change in compared.changes:
         if change.metric.tag == "accuracy" and change.times_as_many:
             many = f"some {change.times_as_many:,} times as many problems would separate"
             size = number(abs(change.difference.value), "1", sign=True).removeprefix("+")
@@ -347,12 +342,12 @@ def _how_many_more(found: Difference, width: int) -> list[str]:
     return []
 
 
-def spread_lines(found: Difference, width: int) -> list[str]:
+def spread_lines(compared: Difference, width: int) -> list[str]:
     """Return which spread from run to run the intervals of times hold."""
-    spread = found.run_to_run
+    spread = compared.run_to_run
     if spread.recordings:
         told = ", ".join(
-            f"{BY_TAG[tag].header} {percent(spread.measured[tag])}"
+            f"{quantity(tag).noun} {percent(spread.measured[tag])}"
             for tag in ("latency_s.mean", "latency_s.p95")
             if tag in spread.measured
         )
@@ -367,15 +362,15 @@ def spread_lines(found: Difference, width: int) -> list[str]:
     return wrap("", f"run-to-run spread of times, in the intervals: {text}", width=width, indent=2)
 
 
-def config_lines(found: Difference, width: int) -> list[str]:
+def config_lines(compared: Difference, width: int) -> list[str]:
     """Return the fields that differ, with both values, and what is not known to be the same."""
-    parts = [f"{name} {_short(a)} -> {_short(b)}" for name, (a, b) in found.config.items()]
+    parts = changed_fields(compared.config)
     lines = wrap("differ in", ";  ".join(parts), width=width, indent=INDENT) if parts else []
-    same = [name for name in ("engine", "policy") if name not in found.not_told]
+    same = [name for name in ("engine", "policy") if name not in compared.not_told]
     if same and not parts:
         lines.append(f"same {' and '.join(same)}")
-    if found.not_told:
-        names, several = " and ".join(found.not_told), len(found.not_told) > 1
+    if compared.not_told:
+        names, several = " and ".join(compared.not_told), len(compared.not_told) > 1
         asked = f"whether {names} {'are' if several else 'is'} the same"
         if parts:
             asked = f"what else differs in {names}"
@@ -386,11 +381,19 @@ def config_lines(found: Difference, width: int) -> list[str]:
     return lines
 
 
-def _short(value: Any) -> str:
+def changed_fields(config: Mapping[str, tuple[Any, Any]]) -> list[str]:
+    """Return fields that differ with both values: `engine.max_num_seqs 64 -> 8`."""
+    return [f"{name} {_setting(a)} -> {_setting(b)}" for name, (a, b) in config.items()]
+
+
+def _setting(value: Any) -> str:
     if value is None:
-        return "-"
+        return ABSENT
+    if isinstance(value, list):  # of pairs
+        return _setting(dict(value))
     if isinstance(value, dict):
-        return ",".join(f"{name}={item}" for name, item in value.items() if item is not None)
+        items = [f"{name}={item}" for name, item in value.items() if item is not None]
+        return ",".join(items) or ABSENT
     return str(value)
 
 
@@ -419,20 +422,9 @@ def limit_lines(judged: Sequence[Judged], *, width: int = 80) -> list[str]:
 
 
 def _difference(each: Judged) -> str:
-    found = each.difference
     if not each.limit.relative:
-        return f"{number(found.value, found.unit, sign=True)} {interval(found, sign=True)}".rstrip()
-    return f"{_percent(found.value)} % {_percent_interval(found)}".rstrip()
-
-
-def _percent(share: float) -> str:
-    return f"{share * 100:+.1f}"
-
-
-def _percent_interval(found: Estimate) -> str:
-    if found.low is None or found.high is None:
-        return ""
-    return f"[{_percent(found.low)}, {_percent(found.high)}]"
+        return with_interval(each.difference, sign=True)
+    return relative_change(each.difference)
 
 
 # `ttscope show --policies`: accuracy against tokens of policies that were never run.
@@ -454,15 +446,15 @@ _LEGEND = (
 )
 
 
-def policy_table(found: Counterfactuals, best: Comparison | None, *, width: int = 80) -> list[str]:
+def policy_table(judged: Counterfactuals, best: Comparison | None, *, width: int = 80) -> list[str]:
     """Return the table in lines of at most 80 columns, with what must be known of it."""
     title = (
-        f"{counted(found.problems, 'problem')} of {counted(found.n, 'sample')}. interval: 90 % for "
-        "the mean over all problems like these. fresh run: 90 % for another run on these"
+        f"{counted(judged.problems, 'problem')} of {counted(judged.n, 'sample')}. interval: 90 % "
+        "for the mean over all problems like these. fresh run: 90 % for another run on these"
     )
     lines = wrap("", title, width=width, indent=0)
     rows: list[Sequence[str]] = [("policy", "accuracy", "interval", "tokens", "how", "fresh run")]
-    order = sorted(found.outcomes, key=_place)
+    order = sorted(judged.outcomes, key=_place)
     for _, group in groupby(order, key=lambda each: (each.method, each.budget_tokens is None)):
         rows += [_row(each) for each in group]
     lines += ["", *align(rows, right=(1, 3))]
@@ -473,7 +465,7 @@ def policy_table(found: Counterfactuals, best: Comparison | None, *, width: int 
         ):
             lines += wrap(mark.rstrip("."), text, width=width, indent=8)
     lines += ["", *best_lines(best, width=width)]
-    for note in found.notes:
+    for note in judged.notes:
         lines += wrap("!", note, width=width, indent=2)
     return lines
 
@@ -519,14 +511,14 @@ def label(outcome: PolicyOutcome) -> str:
 
 def _place(outcome: PolicyOutcome) -> tuple[bool, int, tuple[tuple[str, bool], ...], int, int]:
     methods = ("majority", "pass_at_k", "best_of_n", "weighted", "confidence")
-    known = methods.index(outcome.method) if outcome.method in methods else len(methods)
+    rank = methods.index(outcome.method) if outcome.method in methods else len(methods)
     rule = tuple(
         (f"{name} {value:g}" if name in _VARIANTS else name, value == 1)
         for name, value in outcome.rule.items()
     )
     return (
         outcome.budget_tokens is not None,
-        known,
+        rank,
         ((outcome.method, False), *rule),
         outcome.n,
         outcome.budget_tokens or 0,
@@ -539,7 +531,7 @@ def _row(outcome: PolicyOutcome) -> tuple[str, ...]:
         label(outcome),
         value_of(outcome.accuracy),
         interval(outcome.accuracy),
-        ABSENT if tokens is None else compact(tokens.value),
+        compact(None if tokens is None else tokens.value),
         _how(outcome),
         interval(outcome.fresh_run),
     )
@@ -567,11 +559,11 @@ def judged_policies(recording: Recording | None, run: Run) -> Counterfactuals | 
     return evaluate(run, answers, order=order)
 
 
-def policies_lines(run: Run, found: Counterfactuals | str, *, width: int = 80) -> list[str]:
+def policies_lines(run: Run, judged: Counterfactuals | str, *, width: int = 80) -> list[str]:
     """Return the table of a run's policies, or what was sent and why there is none."""
-    if not isinstance(found, str):
-        return policy_table(found, cheapest_as_good(found), width=width)
-    return [*sent_lines(run), *wrap("!", f"no policies: {found}", width=width, indent=2)]
+    if not isinstance(judged, str):
+        return policy_table(judged, cheapest_as_good(judged), width=width)
+    return [*sent_lines(run), *wrap("!", f"no policies: {judged}", width=width, indent=2)]
 
 
 def sent_lines(run: Run) -> list[str]:
@@ -579,8 +571,8 @@ def sent_lines(run: Run) -> list[str]:
     rows, samples = run.rows, run.sample_rows
     if rows is None or samples is None or not samples.height:
         return []
-    own = samples.filter(pl.col("role").fill_null("sample") == "sample")
-    sizes = own.group_by("problem").len("samples")
+    answering = samples.filter(pl.col("role").fill_null("sample") == "sample")
+    sizes = answering.group_by("problem").len("samples")
     decided = rows.filter(pl.col("state") == "decided").join(
         sizes, on="problem", maintain_order="left"
     )

@@ -23,8 +23,8 @@ def clean(text: str) -> str:
     return COMMANDS.sub(_written, text)
 
 
-def _written(found: re.Match[str]) -> str:
-    return ascii(found[0])[1:-1]
+def _written(match: re.Match[str]) -> str:
+    return ascii(match[0])[1:-1]
 
 
 def say(line: str = "", *, file: TextIO | None = None, flush: bool = False) -> None:

@@ -182,11 +182,11 @@ def verify_picks(
     if failed:
         raise TtscopeError(f"--verify: {failed[0].name} failed: {failed[0].error}")
     runs = [run for outcome in outcomes for run in summarise(Recording.open(outcome.path))]
-    told = []
+    documents = []
     for name, pick in picks.items():
         run = next(run for run in runs if run.policy == pick.policy and _same_engine(run, pick))
         measured = measured_estimates(run)
-        told.append(
+        documents.append(
             {
                 "pick": name,
                 "recording": run.recording,
@@ -204,7 +204,7 @@ def verify_picks(
                 say(line)
     if not as_json:
         say(f"ttscope: recordings in {folder}", file=sys.stderr)
-    return told
+    return documents
 
 
 def _check(name: str, pick: Pick) -> None:

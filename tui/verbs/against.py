@@ -13,10 +13,12 @@ from traces.errors import RecordingError, TablesError, UsageError
 from traces.recording.reader import Recording
 from traces.schema.engine import EngineConfig
 from traces.schema.estimate import Estimate
+from traces.schema.formats import interval, percent_change, value_of
+from traces.schema.quantities import quantity
 from traces.summary.metrics import estimate_of
 from traces.summary.run import Run, summarise, to_plain
-from tui.text.formats import ABSENT, align, interval, value_of, wrap
-from tui.text.replay import ROWS as REPLAY_ROWS
+from tui.text.layout import align, wrap
+from tui.text.replay import TAGS as REPLAYED
 from tui.text.replay import relative
 from tui.text.show import engine_text
 from tui.text.terminal import say
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     from profiler.workload.resend import Resent
 
 _UNKNOWN = ("accuracy", "device_s_per_problem", "cost_usd_per_problem", "energy_j.per_problem")
-ROWS = tuple(row for row in REPLAY_ROWS if row[0] not in _UNKNOWN)
+TAGS = tuple(tag for tag in REPLAYED if tag not in _UNKNOWN)
 _WAIT_S = 0.002  # how late a problem may begin because results are waited for
 _LIMITS = ("max_num_seqs", "max_num_batched_tokens")  # a server does not tell them
 _TOLD = ("max_model_len", "num_gpu_blocks", "enable_prefix_caching")
@@ -91,7 +93,7 @@ def run_against(
         load = _send(base, resent, question, engine, folder)
     finally:
         engine.close()
-    found = Answered(
+    answered = Answered(
         recorded=recorded,
         predicted=predicted,
         measured=summarise(Recording.open(folder))[0],
@@ -100,9 +102,9 @@ def run_against(
         notes=(*notes, *_notes(base, folder, resent, sending.given)),
     )
     if as_json:
-        say_json(against_json(found))
+        say_json(against_json(answered))
         return
-    for line in against_lines(found, sending.url):
+    for line in against_lines(answered, sending.url):
         say(line)
 
 
@@ -128,12 +130,12 @@ def _connect(asked: EngineConfig, sending: Sending) -> ServerEngine:
 
 def _as_served(asked: EngineConfig, served: EngineConfig, given: frozenset[str]) -> EngineConfig:
     """Return the engine that is predicted, with what the server tells of its own limits."""
-    told = {
+    limits = {
         name: getattr(served, name)
         for name in _TOLD
         if getattr(served, name) is not None and f"engine.{name}" not in given
     }
-    return dataclasses.replace(asked, **told)
+    return dataclasses.replace(asked, **limits)
 
 
 def _predicted(
@@ -142,21 +144,21 @@ def _predicted(
     from advisor.what_if.predict import predict
 
     question = dataclasses.replace(question, arrivals_sent=True)  # by `_send`
-    known = {name for each in (base, *others) for name in each.manifest.models}
-    if question.engine.model not in known:  # the server's own name of it
+    models = {name for each in (base, *others) for name in each.manifest.models}
+    if question.engine.model not in models:  # the server's own name of it
         engine = dataclasses.replace(question.engine, model=recorded.engine.model)
         question = dataclasses.replace(question, engine=engine)
     try:
-        found = predict(base, recorded, question, others)
+        prediction = predict(base, recorded, question, others)
     except (UsageError, RecordingError, TablesError) as error:
         return None, [f"not predicted: {error}"]
-    notes = list(found.notes)
+    notes = list(prediction.notes)
     if recorded.engine.mode == "in_process" and question.gpu is None and question.operators is None:
         notes.append(
             "steps were recorded in one process; a server's HTTP and front end come on top, and "
             "weigh where steps are short"
         )
-    return found.predicted, notes
+    return prediction.predicted, notes
 
 
 def _send(
@@ -217,22 +219,22 @@ def _notes(base: Recording, folder: Path, resent: Resent, given: frozenset[str])
     yield "prompts and lengths are as recorded, the tokens are not: no server replays them"
 
 
-def against_json(found: Answered) -> dict[str, Any]:
+def against_json(answered: Answered) -> dict[str, Any]:
     """Return the document of `ttscope replay --against --json`."""
     return {
-        "recorded": found.recorded.to_json(),
-        "predicted": None if found.predicted is None else found.predicted.to_json(),
-        "measured": found.measured.to_json(),
-        "changes": {tag: _change(found, tag) for tag, _ in ROWS},
-        "recording": str(found.folder),
-        "notes": list(found.notes),
+        "recorded": answered.recorded.to_json(),
+        "predicted": None if answered.predicted is None else answered.predicted.to_json(),
+        "measured": answered.measured.to_json(),
+        "changes": {tag: _change(answered, tag) for tag in TAGS},
+        "recording": str(answered.folder),
+        "notes": list(answered.notes),
     }
 
 
-def _change(found: Answered, tag: str) -> Mapping[str, Any]:
-    predicted, measured = estimate_of(found.predicted, tag), estimate_of(found.measured, tag)
+def _change(answered: Answered, tag: str) -> Mapping[str, Any]:
+    predicted, measured = estimate_of(answered.predicted, tag), estimate_of(answered.measured, tag)
     return {
-        "recorded": to_plain(estimate_of(found.recorded, tag)),
+        "recorded": to_plain(estimate_of(answered.recorded, tag)),
         "predicted": to_plain(predicted),
         "measured": to_plain(measured),
         "relative": relative(predicted, measured),
@@ -240,41 +242,42 @@ def _change(found: Answered, tag: str) -> Mapping[str, Any]:
     }
 
 
-def against_lines(found: Answered, url: str, *, width: int = 80) -> Iterator[str]:
+def against_lines(answered: Answered, url: str, *, width: int = 80) -> Iterator[str]:
     """Return the lines of a run that was sent."""
-    yield found.recorded.recording
-    yield from wrap("recorded", engine_text(found.recorded.engine), width=width, indent=10)
+    yield answered.recorded.recording
+    yield from wrap("recorded", engine_text(answered.recorded.engine), width=width, indent=10)
     yield from wrap("sent to", url, width=width, indent=10)
-    yield from wrap("", engine_text(found.measured.engine), width=width, indent=10)
-    yield from wrap("sent", found.load, width=width, indent=10)
+    yield from wrap("", engine_text(answered.measured.engine), width=width, indent=10)
+    yield from wrap("sent", answered.load, width=width, indent=10)
     yield ""
     rows = [["", "recorded", "predicted", "90 % interval", "measured", "off by", ""]]
-    before = found.recorded if found.predicted is None else found.predicted
-    for tag, name in ROWS:
-        predicted, measured = estimate_of(found.predicted, tag), estimate_of(found.measured, tag)
+    before = answered.recorded if answered.predicted is None else answered.predicted
+    for tag in TAGS:
+        predicted, measured = (
+            estimate_of(answered.predicted, tag),
+            estimate_of(answered.measured, tag),
+        )
         share = relative(estimate_of(before, tag), measured)
         inside = _inside(predicted, measured)
         rows.append(
             [
-                name,
-                value_of(estimate_of(found.recorded, tag)),
+                quantity(tag).title,
+                value_of(estimate_of(answered.recorded, tag)),
                 value_of(predicted),
                 interval(predicted),
                 value_of(measured),
-                ABSENT if share is None else f"{share * 100:+.1f} %",
+                percent_change(share),
                 "" if inside is None else "inside" if inside else "outside",
             ]
         )
     yield from align(rows, right=(1, 2, 4, 5), gap=1)
     yield ""
-    yield f"off by: measured against {'recorded' if found.predicted is None else 'predicted'}"
-    for note in found.notes:
+    yield f"off by: measured against {'recorded' if answered.predicted is None else 'predicted'}"
+    for note in answered.notes:
         yield from wrap("note", note, width=width, indent=10)
     yield ""
-    yield f"kept in {found.folder}"
+    yield f"kept in {answered.folder}"
 
 
 def _inside(predicted: Estimate | None, measured: Estimate | None) -> bool | None:
-    if predicted is None or measured is None or predicted.low is None or predicted.high is None:
-        return None
-    return predicted.low <= measured.value <= predicted.high
+    return None if predicted is None or measured is None else predicted.holds(measured.value)

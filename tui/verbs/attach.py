@@ -91,14 +91,14 @@ class Keep:
 
     def parameters(self) -> dict[str, float | int | str]:
         """Return the parameters of `--rule` by name. Raises UsageError."""
-        found: dict[str, float | int | str] = {}
-        own = {field.name for field in fields(Policy)}
+        values: dict[str, float | int | str] = {}
+        fields_of_policy = {field.name for field in fields(Policy)}
         for text in self.rule or ():
             name, sign, value = text.partition("=")
-            if not sign or not name.isidentifier() or name in own or name in found:
+            if not sign or not name.isidentifier() or name in fields_of_policy or name in values:
                 raise UsageError(f"--rule {text}: write NAME=VALUE, such as window=4")
-            found[name] = _number(value)
-        return found
+            values[name] = _number(value)
+        return values
 
 
 @takes(Watch, Pose, Sampling, Keep)

@@ -61,10 +61,10 @@ def demo(asked: Demo) -> None:
     try:
         print_advice(recordings, BUDGET, as_json=asked.as_json, extra=extra)
     finally:  # whatever the advice, what was measured is there
-        told = sys.stderr if asked.as_json else sys.stdout
-        say(file=told)
-        say(f"recordings in {folder}, opened by:", file=told)
-        say(f"{own_name()} tui {shlex.quote(str(folder))}", file=told)
+        stream = sys.stderr if asked.as_json else sys.stdout
+        say(file=stream)
+        say(f"recordings in {folder}, opened by:", file=stream)
+        say(f"{own_name()} tui {shlex.quote(str(folder))}", file=stream)
     if not (asked.once or asked.as_json) and sys.stdin.isatty() and sys.stdout.isatty():
         from tui.app.app import TtscopeApp
 

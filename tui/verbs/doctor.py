@@ -10,7 +10,7 @@ import typer
 
 from traces.errors import UsageError
 from tui.options import Json, takes
-from tui.text.formats import wrap
+from tui.text.layout import wrap
 from tui.text.terminal import say, say_json
 
 

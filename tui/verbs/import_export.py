@@ -17,8 +17,9 @@ from traces.foreign.evaluations.reader import Choices, Judge
 from traces.foreign.kinds import kind_of
 from traces.kineto.read import TraceTables
 from traces.recording.reader import Recording
+from traces.schema.formats import counted, number
 from tui.options import Json, takes
-from tui.text.formats import align, counted, number, wrap
+from tui.text.layout import align, wrap
 from tui.text.terminal import say, say_json
 from tui.verbs.progress import progress_bar
 
@@ -125,7 +126,7 @@ def _import_outcomes(
         def on_file(path: Path) -> None:
             bar.update(task, description=path.name, completed=paths.index(path))
 
-        found = import_outcomes(
+        imported = import_outcomes(
             paths, output, choices=choices, record_text=record_text, on_file=on_file
         )
     if as_json:
@@ -136,17 +137,17 @@ def _import_outcomes(
                 "skipped": each.skipped.counts,
                 "notes": each.facts.notes,
             }
-            for each in found.files
+            for each in imported.files
         ]
-        counts = {name: getattr(found, name) for name in _COUNTS}
-        document = {"recording": str(output), "format": found.format, "files": files, **counts}
-        say_json(document | {"notes": list(found.notes[1:])})
+        counts = {name: getattr(imported, name) for name in _COUNTS}
+        document = {"recording": str(output), "format": imported.format, "files": files, **counts}
+        say_json(document | {"notes": list(imported.notes[1:])})
         return
-    samples, problems = counted(found.samples, "sample"), counted(found.problems, "problem")
-    say(f"{found.format}: {samples} of {problems}")
-    for what, count in (("with an answer", found.answered), ("right or wrong", found.judged)):
+    samples, problems = counted(imported.samples, "sample"), counted(imported.problems, "problem")
+    say(f"{imported.format}: {samples} of {problems}")
+    for what, count in (("with an answer", imported.answered), ("right or wrong", imported.judged)):
         say(f"  {what:<16}{count:>10,}")
-    for note in found.notes[1:]:
+    for note in imported.notes[1:]:
         for line in wrap("!", note, width=80, indent=2):
             say(line)
     say(f"kept in {output}; ttscope show {output} tells of it")
@@ -172,30 +173,31 @@ def _import_requests(
         def on_rows(count: int) -> None:
             bar.update(task, description=f"{count:,} requests")
 
-        found = import_requests(paths[0], output, choices=choices, on_rows=on_rows)
+        imported = import_requests(paths[0], output, choices=choices, on_rows=on_rows)
     if as_json:
-        counts = {name: getattr(found, name) for name in _REQUEST_COUNTS}
+        counts = {name: getattr(imported, name) for name in _REQUEST_COUNTS}
         say_json(
             {
                 "recording": str(output),
-                "format": found.format,
+                "format": imported.format,
                 "file": paths[0].name,
                 **counts,
-                "skipped": found.skipped.counts,
-                "notes": list(found.notes),
+                "skipped": imported.skipped.counts,
+                "notes": list(imported.notes),
             }
         )
         return
-    say(f"{found.format}: {counted(found.requests, 'request')} in {number(found.span_s, 's')}")
+    span = number(imported.span_s, "s")
+    say(f"{imported.format}: {counted(imported.requests, 'request')} in {span}")
     rows = [
-        ("tokens of prompt", f"{found.prompt_tokens:,}"),
-        ("tokens of output", f"{found.output_tokens:,}"),
-        ("with measured times", f"{found.measured:,}"),
-        ("failed or cut off", f"{found.failed:,}"),
+        ("tokens of prompt", f"{imported.prompt_tokens:,}"),
+        ("tokens of output", f"{imported.output_tokens:,}"),
+        ("with measured times", f"{imported.measured:,}"),
+        ("failed or cut off", f"{imported.failed:,}"),
     ]
     for line in align(rows, right=(1,)):
         say(f"  {line}")
-    for note in found.notes[1:]:
+    for note in imported.notes[1:]:
         for line in wrap("!", note, width=80, indent=2):
             say(line)
     say(f"kept in {output}; ttscope show {output} tells of it")
@@ -301,9 +303,9 @@ def export(asked: Export) -> None:
     if asked.as_json:
         say_json({"trace": str(asked.output), "events": counts})
         return
-    told = ", ".join(f"{count:,} {name}" for name, count in counts.items() if count)
+    written = ", ".join(f"{count:,} {name}" for name, count in counts.items() if count)
     wrote = (
-        f"wrote {told or 'an empty trace'} to {asked.output}; open it in https://ui.perfetto.dev"
+        f"wrote {written or 'an empty trace'} to {asked.output}; open it in https://ui.perfetto.dev"
     )
     for line in wrap("", wrote, width=80, indent=0):
         say(line)
@@ -312,23 +314,23 @@ def export(asked: Export) -> None:
 def _export_requests(recording: Path, output: Path, *, as_json: bool) -> None:
     from traces.foreign.mooncake import export_requests
 
-    found = export_requests(Recording.open(recording), output)
+    exported = export_requests(Recording.open(recording), output)
     if as_json:
         say_json(
             {
                 "trace": str(output),
-                "requests": found.requests,
-                "blocks": found.blocks,
-                "notes": list(found.notes),
+                "requests": exported.requests,
+                "blocks": exported.blocks,
+                "notes": list(exported.notes),
             }
         )
         return
     wrote = (
-        f"wrote {found.requests:,} requests, whose prompts have {found.blocks:,} different blocks, "
-        f"to {output}"
+        f"wrote {exported.requests:,} requests, whose prompts have {exported.blocks:,} different "
+        f"blocks, to {output}"
     )
     for line in wrap("", wrote, width=80, indent=0):
         say(line)
-    for note in found.notes:
+    for note in exported.notes:
         for line in wrap("!", note, width=80, indent=2):
             say(line)

@@ -10,7 +10,7 @@ from pathlib import Path
 from traces.errors import Interrupted
 from traces.recording.manifest import NAME
 from traces.recording.reader import Recording
-from tui.text.formats import counted
+from traces.schema.formats import counted
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ def open_all(paths: Sequence[Path]) -> list[Recording]:
     cannot be read.
     """
     opened = [Recording.open(each) for path in paths for each in find_recordings(path) or [path]]
-    found, copies = distinct(opened)
+    unique, copies = distinct(opened)
     for copy, first in copies:
         say(f"{copy.path}: the same recording as {first.path}; read once", file=sys.stderr)
-    return found
+    return unique

@@ -199,11 +199,11 @@ def parse_speculative(text: str | None) -> Speculative | None:
         data = json.loads(text)
     except ValueError:
         raise UsageError(f"--speculative: not JSON; give for example {example}") from None
-    known = Speculative.__dataclass_fields__
+    names = Speculative.__dataclass_fields__
     if not isinstance(data, dict) or not {"method", "num_speculative_tokens"} <= data.keys():
         raise UsageError(f"--speculative: needs method and num_speculative_tokens, as {example}")
-    if unknown := data.keys() - known.keys():
-        raise UsageError(f"--speculative: no field {sorted(unknown)[0]!r}; {', '.join(known)}")
+    if unknown := data.keys() - names.keys():
+        raise UsageError(f"--speculative: no field {sorted(unknown)[0]!r}; {', '.join(names)}")
     if not isinstance(data["num_speculative_tokens"], int):
         raise UsageError("--speculative: num_speculative_tokens must be a whole number")
     return Speculative.from_json(data)

@@ -137,13 +137,13 @@ def replay(asked: Replay) -> None:
             base, recorded, question, others, sending, output=asked.output, as_json=asked.as_json
         )
         return
-    found = predict(base, recorded, question, others)
+    prediction = predict(base, recorded, question, others)
     if asked.output is not None:
-        found.write(asked.output)
+        prediction.write(asked.output)
     if asked.as_json:
-        say_json(replay_json(found))
+        say_json(replay_json(prediction))
         return
-    for line in replay_lines(found, question):
+    for line in replay_lines(prediction, question):
         say(line)
     if asked.output is not None:
         say()

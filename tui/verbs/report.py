@@ -10,8 +10,9 @@ import typer
 
 from traces.errors import UsageError
 from traces.files import whole_file
+from traces.schema.formats import number
 from tui.options import BudgetOptions, BudgetSeed, Json, Recordings, takes
-from tui.text.formats import wrap
+from tui.text.layout import wrap
 from tui.text.terminal import say, say_json
 from tui.verbs.open_all import open_all
 
@@ -71,7 +72,7 @@ def report(asked: Report, budget: BudgetOptions, printed: Printed) -> None:
         )
         return
     verdict = material.no_advice if answer is None else advice_lines(answer, width=10_000)[0]
-    wrote = f"wrote {asked.output} ({size / 1e3:,.0f} kB): {verdict}"
+    wrote = f"wrote {asked.output} ({number(size, 'B')}): {verdict}"
     for line in wrap("", wrote, width=80, indent=0):
         say(line)
 

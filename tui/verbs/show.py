@@ -74,10 +74,10 @@ def print_show(
     recordings = [Recording.open(path) for path in paths]
     watched, of_each = [], []
     for recording in recordings:
-        own = summarise(recording, price_usd_per_device_hour=price)
-        servers = watched_engines(recording, own)
+        runs_of_one = summarise(recording, price_usd_per_device_hour=price)
+        servers = watched_engines(recording, runs_of_one)
         watched += servers
-        of_each.append(runs_beside(own, servers))
+        of_each.append(runs_beside(runs_of_one, servers))
     runs = [run for each in of_each for run in each]
     compared = None
     if list(map(len, of_each)) == [1, 1]:
@@ -112,18 +112,18 @@ def print_policies(path: Path, *, price: float | None, as_json: bool) -> None:
     _check_price(price)
     recording = Recording.open(path)
     runs = summarise(recording, price_usd_per_device_hour=price)
-    found = [judged_policies(recording, run) for run in runs]
+    judged = [judged_policies(recording, run) for run in runs]
     if as_json:
         whole = [
             replace(run, policies=() if isinstance(each, str) else each.outcomes)
-            for run, each in zip(runs, found, strict=True)
+            for run, each in zip(runs, judged, strict=True)
         ]
         document = show_json(whole)
-        for plain, each in zip(document["runs"], found, strict=True):
+        for plain, each in zip(document["runs"], judged, strict=True):
             plain["policy_notes"] = [each] if isinstance(each, str) else list(each.notes)
         say_json(document)
         return
-    for run, each in zip(runs, found, strict=True):
+    for run, each in zip(runs, judged, strict=True):
         for line in (*show_policies_head(run), "", *policies_lines(run, each)):
             say(line)
 

@@ -11,13 +11,9 @@ from textual.events import Click
 from textual.message import Message
 from textual.widgets import Static
 
+from traces.schema.formats import ABSENT, compact
 from traces.statistics import Floats
-from tui.text.formats import (
-    ABSENT,
-    BLOCKS,
-    compact,
-    sparkline,
-)
+from tui.text.layout import BLOCKS, sparkline
 
 
 class Lanes(Static):
@@ -89,8 +85,8 @@ def lane_lines(lane: Lane, cursor: int, rows: int) -> list[str]:
 
     Without a cursor (-1) the newest number stands at the right.
     """
-    known = lane.values[np.isfinite(lane.values)]
-    highest = float(known.max()) if known.size else None
+    finite = lane.values[np.isfinite(lane.values)]
+    highest = float(finite.max()) if finite.size else None
     here = compact(float(lane.values[cursor])) if cursor < lane.values.size else ABSENT
     head = f"{lane.name:<8}{compact(highest)[:5]:>{LEFT - 9}}|"
     if rows == 1:

@@ -84,8 +84,8 @@ def test_the_document_is_the_contract(advisor):
 def test_nothing_fits_names_the_nearest(advisor):
     answer = advisor.recommend(parse_budget({"max_latency": "1us", "min_accuracy": "0.5"}))
     text = "\n".join(advice_lines(answer))
-    assert text.startswith("NOTHING FITS mean latency <= 1e-06 s, accuracy >= 0.5.")
-    assert "mean latency: wanted 1e-06 s, nearest" in text
+    assert text.startswith("NOTHING FITS mean latency <= 1 us, accuracy >= 0.5.")
+    assert "mean latency: wanted 1 us, nearest" in text
     assert advice_json(answer)["system_optimal"] is None
 
 
@@ -129,7 +129,10 @@ def test_rates_that_change_the_pick_start_from_it_and_name_another(fresh):
     assert not rates(lambda rate: "another" if rate < 5 else mine)
     told = dataclasses.replace(answer, sensitivity=(above,))
     text = " ".join(" ".join(advice_lines(told)).split())
-    assert f"--rate above about {above.value:.3g}/s: by the closed form the pick is another" in text
+    assert (
+        f"--rate above about {above.value:.2f} problems/s: by the closed form the pick is another"
+        in text
+    )
 
 
 def name_of_pick(answer):
@@ -194,4 +197,4 @@ def test_a_price_shows_dollars_and_none_does_not(advisor):
     plain = "\n".join(advice_lines(advisor.recommend(parse_budget(goal))))
     priced = "\n".join(advice_lines(advisor.recommend(parse_budget({**goal, "price": 3.0}))))
     assert "$" not in plain
-    assert "cost a problem" in priced and "$" in priced
+    assert "cost " in priced and "$" in priced

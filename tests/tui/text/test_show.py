@@ -34,12 +34,12 @@ def test_one_run_in_80_columns(recordings):
     assert max(map(len, lines)) <= 80
     for wanted in (
         *("toy, tp1 seqs8", "maj@4", "12 decided of 12", "accuracy", "TTFT p50", "TPOT p95"),
-        *("device-s per problem", "$", "dev x latency/token", "batch", "KV cache", "tok/s"),
+        *("device-s/problem", "$", "dev x latency/token", "batch", "KV cache", "tok/s"),
         *("step time", "decode", "mixed", "maj@k", "pass@k"),
     ):
         assert wanted in text, wanted
     energy = next(line for line in lines if line.startswith("energy"))
-    assert energy.split() == ["energy", "per", "problem", "-"]
+    assert energy.split() == ["energy/problem", "-"]
 
 
 def test_energy_is_shown_with_its_source(tmp_path):

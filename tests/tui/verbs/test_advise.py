@@ -67,7 +67,7 @@ def test_measured_stands_beside_predicted():
         "accuracy": estimate(0.9, "1"),
         "latency_s": estimate(9.0, "s"),
         "latency_p95_s": None,
-        "device_s": estimate(0.8, "device s"),
+        "device_s": estimate(0.8, "device-s"),
         "energy_j": None,
         "tokens": None,
     }

@@ -7,21 +7,23 @@ from collections.abc import Iterator, Mapping
 
 from traces.schema.advice import Recommendation
 from traces.schema.estimate import Estimate
+from traces.schema.formats import chance, with_interval
+from traces.schema.quantities import quantity
 from tui.screens.advice.rows import Candidate
 from tui.text.advice import closing_lines, near_miss_lines, present_lines, verdict_lines
 from tui.text.commands import command_lines
-from tui.text.formats import percent, whole, wrap
+from tui.text.layout import wrap
 from tui.text.show import policy_text
 
 ESTIMATES = (
-    ("accuracy", "accuracy"),
-    ("latency_s", "latency mean"),
-    ("latency_p95_s", "latency p95"),
-    ("device_s", "device-seconds"),
-    ("cost_usd", "cost"),
-    ("energy_j", "energy"),
-    ("tokens", "tokens"),
-    ("flops", "FLOPs"),
+    "accuracy",
+    "latency_s",
+    "latency_p95_s",
+    "device_s",
+    "cost_usd",
+    "energy_j",
+    "tokens",
+    "flops",
 )
 KINDS = {
     "@": "system-optimal",
@@ -75,8 +77,8 @@ def row_lines(answer: Recommendation, row: Candidate, *, width: int) -> list[str
 
 def _numbers(estimates: Mapping[str, Estimate | None]) -> str:
     return "; ".join(
-        f"{title} {whole(value)}"
-        for name, title in ESTIMATES
+        f"{quantity(name).noun} {with_interval(value)}"
+        for name in ESTIMATES
         if (value := estimates.get(name)) is not None
     )
 
@@ -87,16 +89,15 @@ def _kind(answer: Recommendation, row: Candidate) -> str:
         return kinds
     if not answer.budget.limits() and answer.budget.rate_per_s is None:
         return f"{kinds}: no limit is given"
-    return f"{kinds}: {percent(row.pick.probability_within_budget)} sure of every limit"
+    return f"{kinds}: {chance(row.pick.probability_within_budget)} sure of every limit"
 
 
 def _regret(answer: Recommendation, width: int) -> Iterator[str]:
-    names = dict(ESTIMATES)
-    told = [
-        f"{names.get(name, name)} {whole(value, sign=True)}"
+    differences = [
+        f"{quantity(name).noun} {with_interval(value, sign=True)}"
         for name, value in answer.regret.items()
         if value is not None
     ]
-    if told:
-        text = f"of compute-optimal (+): {'; '.join(told)}"
+    if differences:
+        text = f"of compute-optimal (+): {'; '.join(differences)}"
         yield from wrap("regret", text, width=width, indent=INDENT)

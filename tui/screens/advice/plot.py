@@ -6,31 +6,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from traces.schema.advice import Budget, Pick
+from traces.schema.advice import Pick
 from traces.schema.estimate import Estimate
+from traces.schema.formats import ABSENT, OUTSIDE, chance, compact, value_of
+from traces.schema.quantities import Quantity, quantity
 from traces.summary.run import Run
 from tui.screens.advice.rows import Candidate, pick_title
-from tui.text.formats import ABSENT, OUTSIDE, compact, percent, value_of
 
-
-@dataclass(frozen=True, kw_only=True)
-class Axis:
-    """What the plot's x axis shows: an estimate's name, its title, and the budget's limit on it."""
-
-    name: str
-    title: str
-    limit: str | None = None
-
-
-AXES = (
-    Axis(name="latency_s", title="latency mean s", limit="max_latency_s"),
-    Axis(name="latency_p95_s", title="latency p95 s", limit="max_latency_s"),
-    Axis(name="cost_usd", title="cost $ per problem", limit="max_cost_usd"),
-    Axis(name="device_s", title="device-s per problem", limit="max_device_s"),
-    Axis(name="energy_j", title="J per problem", limit="max_energy_j"),
-    Axis(name="tokens", title="tokens per problem"),
-    Axis(name="flops", title="FLOPs per problem"),
+AXES = tuple(
+    map(
+        quantity,
+        ("latency_s", "latency_p95_s", "cost_usd", "device_s", "energy_j", "tokens", "flops"),
+    )
 )
+
+
+def axis_title(axis: Quantity) -> str:
+    """Return what stands at the axis: what it shows, and in which unit."""
+    return axis.noun if axis.name in ("tokens", "flops") else f"{axis.noun} ({axis.unit})"
 
 
 def next_axis(rows: Sequence[Candidate], current: int) -> int:
@@ -44,22 +37,23 @@ def next_axis(rows: Sequence[Candidate], current: int) -> int:
 
 def with_fronts(rows: Sequence[Candidate]) -> list[Candidate]:
     """Mark with `f` which of the candidates need the fewest FLOPs for their accuracy."""
-    known = {
+    places = {
         row.key: (flops.value, accuracy.value)
         for row in rows
         if (flops := row.pick.estimates.get("flops")) is not None
         and (accuracy := row.pick.estimates.get("accuracy")) is not None
     }
-    found = []
+    marked = []
     for row in rows:
-        own = known.get(row.key)
-        best = own is not None and not any(
-            (flops < own[0] and accuracy >= own[1]) or (flops <= own[0] and accuracy > own[1])
-            for flops, accuracy in known.values()
+        place = places.get(row.key)
+        best = place is not None and not any(
+            (flops < place[0] and accuracy >= place[1])
+            or (flops <= place[0] and accuracy > place[1])
+            for flops, accuracy in places.values()
         )
         mark = "f" if best and row.marks != "!" else ""
-        found.append(Candidate(marks=row.marks + mark, pick=row.pick))
-    return found
+        marked.append(Candidate(marks=row.marks + mark, pick=row.pick))
+    return marked
 
 
 def present_candidate(run: Run, price_usd_per_device_hour: float | None = None) -> Candidate:
@@ -92,19 +86,21 @@ class Bar:
     y_half: float
 
 
-def points(rows: Sequence[Candidate], axis: Axis) -> Mapping[str, tuple[list[float], list[float]]]:
+def points(
+    rows: Sequence[Candidate], axis: Quantity
+) -> Mapping[str, tuple[list[float], list[float]]]:
     """Return an axis' number and the accuracy of the rows by their first mark."""
-    found: dict[str, tuple[list[float], list[float]]] = {}
+    by_mark: dict[str, tuple[list[float], list[float]]] = {}
     for row in rows:
         x, y = row.pick.estimates.get(axis.name), row.pick.estimates.get("accuracy")
         if x is not None and y is not None:
-            xs, ys = found.setdefault(row.marks[0], ([], []))
+            xs, ys = by_mark.setdefault(row.marks[0], ([], []))
             xs.append(x.value)
             ys.append(y.value)
-    return found
+    return by_mark
 
 
-def error_bar(row: Candidate, axis: Axis) -> Bar | None:
+def error_bar(row: Candidate, axis: Quantity) -> Bar | None:
     """Return a candidate's error bar, None where an end of it is not known."""
     x, y = row.pick.estimates.get(axis.name), row.pick.estimates.get("accuracy")
     if x is None or y is None or x.low is None or x.high is None:
@@ -114,24 +110,13 @@ def error_bar(row: Candidate, axis: Axis) -> Bar | None:
     return Bar(x=x.value, y=y.value, x_half=(x.high - x.low) / 2, y_half=(y.high - y.low) / 2)
 
 
-def limit_on(budget: Budget, axis: Axis) -> float | None:
-    """Return the budget's limit where it is on what the axis shows."""
-    if axis.limit is None:
-        return None
-    if axis.limit == "max_latency_s":
-        wanted = {"latency_s": None, "latency_p95_s": 95}[axis.name]
-        return budget.max_latency_s if budget.latency_percentile == wanted else None
-    value = getattr(budget, axis.limit)
-    return None if value is None else float(value)
-
-
 def gone_lines(paths: Sequence[Path], width: int) -> list[str]:
     """Return a line that names the recordings whose folders are gone, none where none is."""
     if not paths:
         return []
     names = ", ".join(path.name for path in paths)
-    told = f"no longer there, so left out: {names}"
-    return [told if len(told) <= width else f"{told[: width - 1]}…"]
+    text = f"no longer there, so left out: {names}"
+    return [text if len(text) <= width else f"{text[: width - 1]}…"]
 
 
 def pick_rows(
@@ -148,7 +133,7 @@ def pick_rows(
             row.marks,
             pick_title(row.pick),
             *(cell(row.pick.estimates.get(name)) for _, name in numbers),
-            percent(row.pick.probability_within_budget),
+            chance(row.pick.probability_within_budget),
         ]
         for row in rows
     ]

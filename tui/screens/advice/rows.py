@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from traces.schema.advice import Pick, Recommendation
-from tui.text.formats import model_name
+from tui.text.layout import model_name
 from tui.text.show import policy_text
 
 
@@ -24,7 +24,7 @@ class Candidate:
 
 def candidates(advice: Recommendation) -> list[Candidate]:
     """Return the system-optimal pick, then the front by latency, then the compute-optimal."""
-    found: dict[str, Candidate] = {}
+    rows: dict[str, Candidate] = {}
     chosen = [("@", advice.system_optimal), ("+", advice.compute_optimal)]
     front = sorted(advice.pareto, key=lambda pick: _estimate(pick, "latency_s"))
     missed = [("!", miss.pick) for miss in advice.missed]
@@ -32,13 +32,13 @@ def candidates(advice: Recommendation) -> list[Candidate]:
         if pick is None:
             continue
         row = Candidate(marks=mark, pick=pick)
-        earlier = found.get(row.key)
+        earlier = rows.get(row.key)
         marks = mark if earlier is None else earlier.marks + mark
-        told = pick  # the fronts' copies do not say what was run
+        chosen_pick = pick  # the fronts' copies do not say what was run
         if earlier is not None and pick.measured is None:
-            told = earlier.pick
-        found[row.key] = Candidate(marks="".join(dict.fromkeys(marks)), pick=told)
-    return list(found.values())
+            chosen_pick = earlier.pick
+        rows[row.key] = Candidate(marks="".join(dict.fromkeys(marks)), pick=chosen_pick)
+    return list(rows.values())
 
 
 def _estimate(pick: Pick, name: str) -> float:

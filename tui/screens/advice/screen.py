@@ -20,13 +20,13 @@ from textual.worker import get_current_worker
 from advisor.search.budget import Prices
 from traces.errors import TtscopeError
 from traces.schema.advice import Budget, Objective, Pick, Recommendation
-from traces.schema.quantities import latency
+from traces.schema.quantities import latency, statistic
 from tui.screens.advice.budget import budget_of, in_fields, price_hint
 from tui.screens.advice.plot import (
     AXES,
+    axis_title,
     error_bar,
     gone_lines,
-    limit_on,
     next_axis,
     pick_rows,
     points,
@@ -37,7 +37,8 @@ from tui.screens.advice.rows import Candidate, candidates, paste_text
 from tui.screens.advice.what_if import examples, what_if
 from tui.screens.base import ModeScreen
 from tui.screens.library import failure
-from tui.text.formats import fitting_ticks, ticks, with_room
+from tui.text.advice import limit_on
+from tui.text.ticks import fitting_ticks, ticks, with_room
 from tui.widgets.scatter import Scatter
 
 # What the workers of the Advice screen tell it.
@@ -82,8 +83,8 @@ KEYS: list[BindingType] = [
 # The Advice screen's budget fields, columns and marks.
 
 
-STATISTICS = tuple((latency(each).noun.split()[0], each) for each in (None, 50, 95, 99))
-STATISTIC = STATISTICS[0][0]  # what the command line takes too
+STATISTICS = tuple((statistic(each), each) for each in (None, 50, 95, 99))
+STATISTIC = statistic(Budget.latency_percentile)  # what the command line takes too
 OBJECTIVES = get_args(Objective)
 FIELDS = (  # option of parse_budget, label, example, least columns: one more than most values
     ("max_latency", "<=", "5s or 250ms", 8),
@@ -251,8 +252,8 @@ class AdviceScreen(ModeScreen):
             self._clear()
         self._asked, self._gone = question, gone
         if not entries:
-            told = "no complete recording to learn from: make one with ttscope record"
-            self._say("\n".join([told, *self._gone_lines()]), bad=True)
+            why = "no complete recording to learn from: make one with ttscope record"
+            self._say("\n".join([why, *self._gone_lines()]), bad=True)
             return
         self._say(f"learning from {len(entries)} recordings and replaying candidates ...")
         self._work_out(budget, question)
@@ -330,8 +331,8 @@ class AdviceScreen(ModeScreen):
         if self._advice is None:
             return
         left_out = sum(self._advice.infeasible.values())
-        told = f"{self._advice.candidates:,} candidates, {left_out:,} out  {MARKS}"
-        self._say("\n".join([told, *self._gone_lines()]))
+        legend = f"{self._advice.candidates:,} candidates, {left_out:,} out  {MARKS}"
+        self._say("\n".join([legend, *self._gone_lines()]))
 
     def _gone_lines(self) -> list[str]:
         return gone_lines(self._gone, self.app.size.width - 2)
@@ -369,20 +370,20 @@ class AdviceScreen(ModeScreen):
             return
         plot, axis = self.query_one(Scatter), AXES[self._axis]
         plot.clear()
-        plot.set_xlabel(axis.title)
+        plot.set_xlabel(axis_title(axis))
         plot.set_ylabel("accuracy")
-        found = points(self._rows, axis)
+        by_mark = points(self._rows, axis)
         selected = self._selected()
         bar = None if selected is None else error_bar(selected, axis)
         if bar is not None:
             plot.errorbar([bar.x], [bar.y], [bar.x_half], [bar.y_half], marker_style="dim")
         for mark in ("!", "o", "P", "+", "@"):
-            if mark in found:
-                xs, ys = found[mark]
+            if mark in by_mark:
+                xs, ys = by_mark[mark]
                 plot.scatter(xs, ys, marker=mark, marker_style=STYLES[mark])
         rows = plot.size.height - 5
-        if found:
-            xs, ys = ([v for pair in found.values() for v in pair[axis_]] for axis_ in (0, 1))
+        if by_mark:
+            xs, ys = ([v for pair in by_mark.values() for v in pair[axis_]] for axis_ in (0, 1))
             if bar is not None:
                 xs, ys = [*xs, bar.x - bar.x_half, bar.x + bar.x_half], [*ys, bar.y - bar.y_half]
             left, right = with_room(xs)
@@ -472,11 +473,11 @@ class AdviceScreen(ModeScreen):
     def _work_out_change(self, pick: Pick, changes: str, budget: Budget | None) -> None:
         worker = get_current_worker()
         try:
-            found = WhatIf(what_if(self.ttscope.advisable(), pick, changes, budget))
+            message = WhatIf(what_if(self.ttscope.advisable(), pick, changes, budget))
         except Exception as problem:  # shown in place, the app goes on
-            found = WhatIf([], failure(problem))
+            message = WhatIf([], failure(problem))
         if not worker.is_cancelled:
-            self.post_message(found)
+            self.post_message(message)
 
     @on(WhatIf)
     def _change_told(self, event: WhatIf) -> None:

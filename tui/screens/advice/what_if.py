@@ -9,31 +9,34 @@ from advisor.search.budget import Prices
 from traces.errors import UsageError
 from traces.schema.advice import Budget, Pick
 from traces.schema.engine import EngineConfig
+from traces.schema.formats import interval, percent_change, value_of
+from traces.schema.quantities import quantity
 from traces.summary.metrics import estimate_of
 from traces.summary.run import Run
 from tui.screens.advice.rows import pick_title
 from tui.screens.entries import Entry, load
 from tui.screens.library import words_of
-from tui.text.formats import ABSENT, align, interval, value_of
+from tui.text.layout import align
+from tui.text.replay import relative
 
-ROWS = (
-    ("accuracy", "accuracy"),
-    ("tokens_per_problem", "tokens"),
-    ("latency_s.mean", "latency mean"),
-    ("latency_s.p95", "latency p95"),
-    ("throughput_tokens_per_s", "throughput"),
-    ("device_s_per_problem", "device-s"),
-    ("cost_usd_per_problem", "cost"),
+TAGS = (
+    "accuracy",
+    "tokens_per_problem",
+    "latency_s.mean",
+    "latency_s.p95",
+    "throughput_tokens_per_s",
+    "device_s_per_problem",
+    "cost_usd_per_problem",
 )
 
 
 def examples(pick: Pick) -> str:
     """Return changes that can be asked of a pick, as they are typed."""
     seqs = pick.engine.max_num_seqs
-    found = [f"engine.max_num_seqs={8 if seqs is None or seqs > 8 else max(seqs // 2, 1)}"]
+    changes = [f"engine.max_num_seqs={8 if seqs is None or seqs > 8 else max(seqs // 2, 1)}"]
     if pick.policy.n > 1:
-        found.append(f"policy.n={pick.policy.n // 2}")
-    return " or ".join(found)
+        changes.append(f"policy.n={pick.policy.n // 2}")
+    return " or ".join(changes)
 
 
 def what_if(
@@ -76,18 +79,23 @@ def what_if(
         )
         for e, p in ((pick.engine, pick.policy), (engine, policy))
     )
-    known = pick.estimates.get("accuracy")
-    if policy == pick.policy and known is not None:  # an engine changes no answer
-        before, after = (dataclasses.replace(run, accuracy=known) for run in (before, after))
+    accuracy = pick.estimates.get("accuracy")
+    if policy == pick.policy and accuracy is not None:  # an engine changes no answer
+        before, after = (dataclasses.replace(run, accuracy=accuracy) for run in (before, after))
     table: list[Sequence[str]] = [("", "pick", "changed", "90 % interval", "change")]
-    for tag, title in ROWS:
+    for tag in TAGS:
         one, two = estimate_of(before, tag), estimate_of(after, tag)
         if one is None and two is None:
             continue
-        change = ABSENT
-        if one is not None and two is not None and one.value:
-            change = f"{(two.value / one.value - 1) * 100:+.1f} %"
-        table.append((title, value_of(one), value_of(two), interval(two), change))
+        table.append(
+            (
+                quantity(tag).title,
+                value_of(one),
+                value_of(two),
+                interval(two),
+                percent_change(relative(one, two)),
+            )
+        )
     load_told = "" if rate is None else f", at {rate:g} problems/s"
     return [f"{pick_title(pick)}, {changes.strip()}{load_told}", *align(table, right=(1, 2, 4))]
 

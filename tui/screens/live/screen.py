@@ -32,7 +32,7 @@ from tui.screens.live.views import (
 )
 from tui.screens.live.watch import LiveWatch, Snapshot, parse_target
 from tui.screens.run.charts import family_line
-from tui.text.formats import wrap
+from tui.text.layout import wrap
 from tui.widgets.lanes import Lanes
 
 WIDE = 120
@@ -212,12 +212,12 @@ class LiveScreen(ModeScreen):
         width = max(self.app.size.width - 2, 60)
         text = self.query_one("#text", Static)
         if self._depth:
-            told = finding_lines(self._findings, last, width=width) or ["attach first, with u"]
+            rates = finding_lines(self._findings, last, width=width) or ["attach first, with u"]
             unseen = []
             if last is not None:
-                told += unread_lines(last, width=width)
+                rates += unread_lines(last, width=width)
                 unseen = verdicts_lines(last, width=width, whole=True)
-            text.update("\n".join([*told, "", *unseen]))
+            text.update("\n".join([*rates, "", *unseen]))
         if last is None:
             if not self._depth:
                 text.update(HOW)
@@ -235,14 +235,14 @@ class LiveScreen(ModeScreen):
         self.query_one("#gauges", Lanes).show(gauges, None, title)
         self.query_one("#steps", Lanes).show(steps, None)
         self.query_one("#spreads", Static).update("\n".join(spread_lines(last)))
-        told = rate_lines(last, width=width) if tall else []
-        told += wrap("sees", sees_line(last, self._findings), width=width, indent=6)
+        rates = rate_lines(last, width=width) if tall else []
+        rates += wrap("sees", sees_line(last, self._findings), width=width, indent=6)
         kernels = family_line(last.families, width)
-        self.query_one("#sees", Static).update("\n".join([*told, *([kernels] if kernels else [])]))
+        self.query_one("#sees", Static).update("\n".join([*rates, *([kernels] if kernels else [])]))
         if not self._depth:
             listening = self._target is not None and self._target.listens
-            told = problem_lines(last, now_ns=now_ns(), listening=listening)
-            text.update("\n".join(told))
+            rates = problem_lines(last, now_ns=now_ns(), listening=listening)
+            text.update("\n".join(rates))
 
     def action_url(self) -> None:
         """Go to the URL."""

@@ -11,12 +11,13 @@ import numpy as np
 import polars as pl
 
 from profiler.engines.interface import Finding
-from traces.live.numbers import LIVE_S, QUANTILES, Numbers, Times
+from traces.live.numbers import LIVE_S, QUANTILES, Numbers
+from traces.schema.formats import ABSENT, number, percent, value_of
 from traces.summary.series import Timeline
 from tui.screens.live.watch import Snapshot
 from tui.screens.run.charts import run_lanes
-from tui.text.formats import ABSENT, align, clock, number, percent, value_of, wrap
-from tui.text.live import bounds_text, verdict_lines
+from tui.text.layout import align, clock, wrap
+from tui.text.live import bounds_text, highest, slowest, total, verdict_lines
 from tui.widgets.lanes import Lane
 
 KEPT = 600  # seconds
@@ -35,10 +36,10 @@ class History:
 
     def add(self, snapshot: Snapshot) -> None:
         """Take a second's snapshot."""
-        known = [each for each in snapshot.numbers.values() if each is not None]
+        engines = [each for each in snapshot.numbers.values() if each is not None]
         self.last = snapshot
         watts = np.nan if snapshot.watts is None else snapshot.watts
-        self._rows.append((*(float(get(known)) for _, get in _GAUGES), watts))
+        self._rows.append((*(float(get(engines)) for _, get in _GAUGES), watts))
 
     def lanes(self, bins: int) -> list[Lane]:
         """Return the gauges over the last seconds, one bin each, the newest at the right."""
@@ -59,35 +60,26 @@ class History:
             return []
         engine = last.step_rows["engine"][0]
         mine = last.step_rows.filter(pl.col("engine") == engine).sort("step")
-        found = Timeline.of(mine, last.blocks)
-        return [] if found is None else run_lanes(found.bins(bins), tall=False)
-
-
-def _sum(known: Sequence[Numbers], name: str) -> float:
-    values = [value for each in known if (value := getattr(each, name)) is not None]
-    return sum(values) if values else np.nan
-
-
-def _most(known: Sequence[Numbers], name: str) -> float:
-    return max((v for each in known if (v := getattr(each, name)) is not None), default=np.nan)
+        timeline = Timeline.of(mine, last.blocks)
+        return [] if timeline is None else run_lanes(timeline.bins(bins), tall=False)
 
 
 _GAUGES: tuple[tuple[str, Callable[[Sequence[Numbers]], float]], ...] = (
-    ("tok/s", lambda known: _sum(known, "generated_tokens_per_s")),
-    ("running", lambda known: _sum(known, "running")),
-    ("waiting", lambda known: _sum(known, "waiting")),
-    ("KV %", lambda known: _most(known, "kv_share") * 100),
-    ("preempt", lambda known: _sum(known, "preemptions") or np.nan),
-    ("accept", lambda known: _most(known, "acceptance_length")),
+    ("tok/s", lambda known: total(known, "generated_tokens_per_s")),
+    ("running", lambda known: total(known, "running")),
+    ("waiting", lambda known: total(known, "waiting")),
+    ("KV %", lambda known: highest(known, "kv_share") * 100),
+    ("preempt", lambda known: total(known, "preemptions") or np.nan),
+    ("accept", lambda known: highest(known, "acceptance_length")),
 )
 
 
 def spread_lines(snapshot: Snapshot) -> list[str]:
     """Return the times of requests, and of steps that are seen: those of the slowest engine."""
-    known = [each for each in snapshot.numbers.values() if each is not None]
+    engines = [each for each in snapshot.numbers.values() if each is not None]
     rows: list[Sequence[str]] = [(f"last {LIVE_S:.0f} s", "mean", *SHOWN)]
     for title, name in _SPREADS:
-        worst = _worst([getattr(each, name) for each in known])
+        worst = slowest(engines, name)
         cells = (bounds_text(getattr(worst, q)) for q in SHOWN)
         rows.append((title, value_of(worst.mean), *cells))
     steps = _slowest_steps(snapshot.step_rows)
@@ -100,14 +92,14 @@ def _slowest_steps(rows: pl.DataFrame | None) -> tuple[float, ...] | None:
     """Return mean, p50 and p95 of an engine's steps in the last seconds that were sent, in s."""
     if rows is None:
         return None
-    known = rows.drop_nulls("wall_ns")
-    last = known["end"].max()
+    timed = rows.drop_nulls("wall_ns")
+    last = timed["end"].max()
     if not isinstance(last, int):
         return None
     walls = pl.col("wall_ns") / 1e9
     quantiles = [walls.quantile(QUANTILES[name]).alias(name) for name in SHOWN]
     each = (
-        known.filter(pl.col("end") > last - round(LIVE_S * 1e9))
+        timed.filter(pl.col("end") > last - round(LIVE_S * 1e9))
         .group_by("engine")
         .agg(walls.mean().alias("mean"), *quantiles)
     )
@@ -116,22 +108,22 @@ def _slowest_steps(rows: pl.DataFrame | None) -> tuple[float, ...] | None:
 
 def rate_lines(snapshot: Snapshot, *, width: int) -> list[str]:
     """Return what else is counted: requests, prefix cache, energy, and drafts by position."""
-    known = [each for each in snapshot.numbers.values() if each is not None]
+    engines = [each for each in snapshot.numbers.values() if each is not None]
     rates = [
-        f"{number(_sum(known, name), 'tokens')} {what}"
+        f"{number(total(engines, name), 'tokens')} {what}"
         for name, what in (
             ("requests_per_s", "requests/s"),
             ("prompt_tokens_per_s", "prompt tok/s"),
             ("steps_per_s", "steps/s"),
         )
     ]
-    hits = [percent(each.prefix_hit_share) for each in known]
+    hits = [percent(each.prefix_hit_share) for each in engines]
     rates.append(f"prefix cache {', '.join(hits) or ABSENT}")
-    made = _sum(known, "generated_tokens_per_s")
+    made = total(engines, "generated_tokens_per_s")
     if snapshot.watts is not None and made > 0:
         rates.append(f"{number(snapshot.watts / made, 'J')} a generated token")
     lines = wrap("rates", " | ".join(rates), width=width, indent=6)
-    for each in known:
+    for each in engines:
         if each.accepted_per_position is not None:
             shares = "  ".join(
                 f"{share:.2f} {'#' * round(10 * share)}" for share in each.accepted_per_position
@@ -139,11 +131,6 @@ def rate_lines(snapshot: Snapshot, *, width: int) -> list[str]:
             length = f"length {each.acceptance_length:.2f}"
             lines += wrap("drafts", f"kept by position {shares}  {length}", width=width, indent=7)
     return lines
-
-
-def _worst(found: Sequence[Times]) -> Times:
-    """Return the times of the engine with the highest mean."""
-    return max(found, key=lambda each: each.mean.value if each.mean else -1.0, default=Times())
 
 
 def sees_line(snapshot: Snapshot | None, findings: Sequence[Finding]) -> str:
@@ -168,7 +155,7 @@ def sees_line(snapshot: Snapshot | None, findings: Sequence[Finding]) -> str:
         parts.append("power no")
     else:
         parts.append(
-            f"power {'none yet' if snapshot.watts is None else f'{snapshot.watts:,.0f} W'}"
+            f"power {'none yet' if snapshot.watts is None else number(snapshot.watts, 'W')}"
         )
     parts.append("speculation yes" if names.get("speculation") else "speculation no")
     events = {kind: n for kind, n in snapshot.events.items() if n and kind != "window"}
@@ -212,8 +199,8 @@ def unread_lines(snapshot: Snapshot, *, width: int) -> list[str]:
         needs = "needs: ttscope where the servers run, or --gpus N: they use N GPUs of this machine"
         lines += wrap("", needs, width=width, indent=20)
     elif snapshot.watts is None:
-        told = "no reading in the last seconds: is there an NVIDIA driver on this machine?"
-        lines += wrap(f"{'no':<4}{'power':<16}", told, width=width, indent=20)
+        why = "no reading in the last seconds: is there an NVIDIA driver on this machine?"
+        lines += wrap(f"{'no':<4}{'power':<16}", why, width=width, indent=20)
     if snapshot.windows is None:
         lines += wrap(f"{'no':<4}{'kernels':<16}", "no windows are opened", width=width, indent=20)
         needs = "needs: --kernels FOLDER, the servers' torch_profiler_dir (see profiler)"
@@ -241,11 +228,11 @@ def problem_lines(snapshot: Snapshot, *, now_ns: int, listening: bool) -> list[s
             "problems: not seen, for nobody listens for spans; attach with --listen 4318 or",
             "--listen-grpc 4317, and start vLLM as d tells",
         ]
-    found = snapshot.problems
-    if found is None or not found.height:
+    problems = snapshot.problems
+    if problems is None or not problems.height:
         return ["problems: none yet; vLLM tells of a request when it has ended"]
     rows: list[Sequence[str]] = [("problem", "samples", "took", "tokens", "longest", "ended ago")]
-    for row in found.iter_rows(named=True):
+    for row in problems.iter_rows(named=True):
         took = None if row["end"] is None else (row["end"] - row["arrival"]) / 1e9
         ago = None if row["end"] is None else (now_ns - row["end"]) / 1e9
         rows.append(

@@ -136,13 +136,13 @@ class LiveWatch:
             self._read = time.monotonic()
             self._inside = self._look_inside(steps)
         rows = self._inside.get("step_rows")
-        known = rows if isinstance(rows, pl.DataFrame) else None
+        step_rows = rows if isinstance(rows, pl.DataFrame) else None
         verdicts = [
             judge(
                 key,
                 Evidence(
                     numbers=each,
-                    steps=_of_engine(known, key),
+                    steps=_of_engine(step_rows, key),
                     collectives=self._profiled.get(key, (None, None))[0],
                     device_time=self._profiled.get(key, (None, None))[1],
                 ),
@@ -168,23 +168,23 @@ class LiveWatch:
             recording = Recording.open(self.folder)
             events = recording.frame("events")
             kinds = dict(events.group_by("kind").len().iter_rows())
-            found: dict[str, object] = {
+            seen: dict[str, object] = {
                 "events": kinds,
                 "watts": _watts(recording),
                 "kept_bytes": size_bytes(self.folder),
             }
             if self._target.kernels is not None:
-                found |= self._look_at_windows(recording, events)
+                seen |= self._look_at_windows(recording, events)
             if steps is None:
-                return found
-            found |= _problems(recording)
+                return seen
+            seen |= _problems(recording)
             if steps:
                 since = now_ns() - round(SHOWN_S * 1e9)
                 rows = recording.table("steps").filter(pl.col("end") > since).collect()
-                found["step_rows"] = rows if rows.height else None
+                seen["step_rows"] = rows if rows.height else None
                 engine = recording.manifest.engines.get(rows["engine"][0]) if rows.height else None
-                found["blocks"] = None if engine is None else engine.num_gpu_blocks
-            return found
+                seen["blocks"] = None if engine is None else engine.num_gpu_blocks
+            return seen
         except TtscopeError:  # it is being written: the next look will do
             return dict(self._inside)
 
@@ -195,9 +195,9 @@ class LiveWatch:
             return {name: self._inside.get(name) for name in ("windows", "families")}
         rows = recording.frame("kernels")
         keys = rows["engine"].drop_nulls().unique()
-        own = {key: rows.filter(pl.col("engine") == key) for key in keys}
+        by_engine = {key: rows.filter(pl.col("engine") == key) for key in keys}
         self._profiled = {
-            key: (collectives(each), device_time(events, key)) for key, each in own.items()
+            key: (collectives(each), device_time(events, key)) for key, each in by_engine.items()
         }
         self._came = came
         newest = rows.filter(pl.col("window_id") == pl.col("window_id").max())

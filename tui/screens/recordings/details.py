@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from traces.schema.formats import counted, digits
 from traces.summary.comparison import Difference
 from tui.screens.entries import Entry
-from tui.text.formats import counted, digits
-from tui.text.show import difference_lines, energy_lines, time_lines, warnings
+from tui.text.show import difference_lines, energy_lines, time_lines, warning_lines
 
 EMPTY = (
     "no recordings here: make one with `ttscope demo` or `ttscope record`; o opens others by "
@@ -51,20 +51,20 @@ def entry_lines(entry: Entry, *, marked: int, width: int) -> list[str]:
         f"{run.recording}: {counted(run.problems, 'problem')} decided",
         *time_lines(run, width),
         *energy_lines(run, width),
-        *warnings(run, width),
+        *warning_lines(run, width),
         "mark another to compare with it" if marked == 1 else hint,
         "enter opens it.  - not measured   ! not compared   a share's +- is half its interval",
     ]
 
 
 def compared_lines(
-    marked: Sequence[Entry], found: Sequence[Difference | None], *, width: int
+    marked: Sequence[Entry], differences: Sequence[Difference | None], *, width: int
 ) -> list[str]:
     """Return the marked recordings against the first, paired; None is still worked out."""
     lines: list[str] = []
-    for other, each in zip(marked[1:], found, strict=True):
+    for other, each in zip(marked[1:], differences, strict=True):
         lines += [f"1 {marked[0].title}  ({marked[0].path.name})"[:width]]
         lines += [f"2 {other.title}  ({other.path.name})"[:width]]
-        told = ["comparing ..."] if each is None else difference_lines(each, width=width)
-        lines += [*told, ""]
+        shown = ["comparing ..."] if each is None else difference_lines(each, width=width)
+        lines += [*shown, ""]
     return lines[:-1]

@@ -18,6 +18,7 @@ from textual.widgets.data_table import CellDoesNotExist
 from textual.worker import get_current_worker
 
 from traces.errors import TtscopeError
+from traces.schema.formats import number
 from traces.summary.comparison import Difference, compare
 from traces.summary.run import Run
 from tui.screens.base import ConfirmScreen, ModeScreen
@@ -40,7 +41,6 @@ from tui.screens.library import (
     size_bytes,
 )
 from tui.screens.recordings.details import EMPTY, compared_lines, entry_lines, price_told, status_of
-from tui.text.formats import compact
 
 # What the workers of the Recordings screen tell it.
 
@@ -170,14 +170,14 @@ class RecordingsScreen(ModeScreen):
         entries = [entry for entry in self.ttscope.entries if matches(entry, words)]
         entries.sort(key=lambda entry: sort_key(entry, column))
         if self._reverse:
-            known = [entry for entry in entries if sort_key(entry, column)[0] < 2]
-            entries = known[::-1] + entries[len(known) :]
+            sortable = [entry for entry in entries if sort_key(entry, column)[0] < 2]
+            entries = sortable[::-1] + entries[len(sortable) :]
         self._shown = entries
         current = self._current_key()
         self._fit_columns()
         self._fill(entries, current)
         arrow = "^" if self._reverse else "v"
-        told = status_of(
+        status = status_of(
             shown=len(entries),
             total=len(self.ttscope.entries),
             marked=len(self.ttscope.marked),
@@ -186,7 +186,7 @@ class RecordingsScreen(ModeScreen):
             price=self.ttscope.price,
             wide=self.app.size.width >= WIDE,
         )
-        self.set_status(told)
+        self.set_status(status)
         self._show_panel()
 
     def _fill(self, entries: list[Entry], current: str | None) -> None:
@@ -393,11 +393,11 @@ class RecordingsScreen(ModeScreen):
             return
         path = entry.path
         try:
-            size = compact(size_bytes(path))
+            size = number(size_bytes(path), "B")
         except TtscopeError as error:
             self._not_deleted(path, error)
             return
-        question = f"Delete the recording {path} ({size}B)? It cannot be undone."
+        question = f"Delete the recording {path} ({size})? It cannot be undone."
         self.app.push_screen(ConfirmScreen(question), lambda yes: self._delete(path, bool(yes)))
 
     def _delete(self, path: Path, yes: bool) -> None:
@@ -445,9 +445,9 @@ class RecordingsScreen(ModeScreen):
     @work(thread=True, group="compare")
     def _work_out(self, pair: Pair) -> None:
         repeats = [each.run for each in self.ttscope.entries if each.run is not None]
-        found = compare(*pair.runs, repeats)
+        difference = compare(*pair.runs, repeats)
         if not get_current_worker().is_cancelled:
-            self.post_message(Compared(pair, found))
+            self.post_message(Compared(pair, difference))
 
     @on(Compared)
     def _show_difference(self, event: Compared) -> None:
@@ -458,8 +458,8 @@ class RecordingsScreen(ModeScreen):
         marked = self.ttscope.marked_entries()
         if len(marked) >= 2:
             first, *others = [each.run for each in marked if each.run is not None]
-            found = [self._compare(Pair(first, other)) for other in others]
-            return compared_lines(marked, found, width=width)
+            differences = [self._compare(Pair(first, other)) for other in others]
+            return compared_lines(marked, differences, width=width)
         if not self.ttscope.entries:
             return ["loading ..." if self.ttscope.loading_paths else EMPTY]
         entry = self._current()

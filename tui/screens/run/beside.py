@@ -39,14 +39,14 @@ def replay_beside(recording: Recording, run: Run, changes: str, *, width: int) -
     measured([recording])
     engine, policy, _ = changed(run, words_of(changes))
     question = Question(engine=engine, policy=policy)
-    found = predict(recording, run, question)
+    prediction = predict(recording, run, question)
     with tempfile.TemporaryDirectory(prefix="ttscope-") as folder:
         path = Path(folder) / f"{recording.name} (replayed)"
-        found.write(path)
+        prediction.write(path)
         replayed = summarise(Recording.open(path))[0]
     return Beside(
         run=replayed,
         word="replay",
         asked=changes.strip() or "as recorded",
-        lines=tuple(replay_lines(found, question, width=width)),
+        lines=tuple(replay_lines(prediction, question, width=width)),
     )

@@ -7,44 +7,37 @@ from typing import Any
 
 import numpy as np
 
+from traces.schema.formats import ABSENT, integer, number, percent, value_of
 from traces.statistics import Floats
 from traces.summary.kernels import Collective, FamilyTime
 from traces.summary.run import Run
 from traces.summary.series import Series
-from tui.text.formats import (
-    ABSENT,
-    clock,
-    clock_decimals,
-    number,
-    percent,
-    value_of,
-    wrap,
-)
+from tui.text.layout import clock, clock_decimals, wrap
 from tui.widgets.lanes import LEFT, RIGHT, Lane
 
 
-def run_lanes(found: Series, power_w: Floats | None = None, *, tall: bool) -> list[Lane]:
+def run_lanes(series: Series, power_w: Floats | None = None, *, tall: bool) -> list[Lane]:
     """Return batch, KV and tokens per second, and what else there is where there is room."""
-    waits = Lane(name="waiting", values=found.waiting)
-    some = bool((np.nan_to_num(found.waiting) > 0).any())
-    lanes = [Lane(name="batch", values=found.batch)]
+    waits = Lane(name="waiting", values=series.waiting)
+    some = bool((np.nan_to_num(series.waiting) > 0).any())
+    lanes = [Lane(name="batch", values=series.batch)]
     lanes += [waits] if some or tall else []
     lanes += [
-        Lane(name="KV %", values=found.kv_share * 100),
-        Lane(name="tok/s", values=found.tokens_per_s),
+        Lane(name="KV %", values=series.kv_share * 100),
+        Lane(name="tok/s", values=series.tokens_per_s),
     ]
     if power_w is not None:
         lanes.append(Lane(name="power W", values=power_w))
     return lanes
 
 
-def beside_lanes(found: Series, other: Series, word: str) -> list[Lane]:
+def beside_lanes(series: Series, other: Series, word: str) -> list[Lane]:
     """Return a run's batch and tokens per second with another's below them on the same scale."""
     lanes = []
     for name in ("batch", "tokens_per_s"):
-        both = [getattr(found, name), getattr(other, name)]
-        known = np.concatenate([each[np.isfinite(each)] for each in both])
-        top = float(known.max()) if known.size else None
+        both = [getattr(series, name), getattr(other, name)]
+        finite = np.concatenate([each[np.isfinite(each)] for each in both])
+        top = float(finite.max()) if finite.size else None
         title = {"batch": "batch", "tokens_per_s": "tok/s"}[name]
         lanes += [
             Lane(name=title, values=both[0], top=top),
@@ -107,13 +100,13 @@ def step_lines(row: Mapping[str, Any] | None, *, width: int, joules: float | Non
     for kind in ("prefill", "decode"):
         if row.get(f"{kind}_tokens"):
             requests, tokens = (
-                _count(row.get(f"{kind}_{name}")) for name in ("requests", "tokens")
+                integer(row.get(f"{kind}_{name}")) for name in ("requests", "tokens")
             )
             parts.append(f"{kind} {requests} req, {tokens} tok")
     if "prefill_kv_tokens" in row:
         context = _total(row["prefill_kv_tokens"], row["decode_kv_tokens"])
-        parts.append(f"reads {_count(context)} KV tok")
-    parts.append(f"{_count(row.get('kv_blocks'))} KV blocks")
+        parts.append(f"reads {integer(context)} KV tok")
+    parts.append(f"{integer(row.get('kv_blocks'))} KV blocks")
     if row.get("waiting"):
         parts.append(f"{row['waiting']:,} wait")
     if row.get("gap_ns") is not None:
@@ -121,16 +114,16 @@ def step_lines(row: Mapping[str, Any] | None, *, width: int, joules: float | Non
     if row.get("preempted"):
         parts.append(f"preempted {row['preempted']:,}")
     if joules is not None:
-        watts = "" if not wall else f", {joules / wall:,.0f} W"
+        watts = "" if not wall else f", {number(joules / wall, 'W')}"
         parts.append(f"{number(joules, 'J')}{watts}")
     return wrap("", " | ".join(parts), width=width, indent=2)
 
 
 def draft_line(row: Mapping[str, Any] | None, run: Run) -> str | None:
     """Return what became of a step's drafts by position, and of all of the run's; None without."""
-    found = run.acceptance
+    acceptance = run.acceptance
     drafted, accepted = (None if row is None else row.get(name) for name in ("drafted", "accepted"))
-    if found is None and not drafted:
+    if acceptance is None and not drafted:
         return None
     parts = []
     if drafted:
@@ -139,11 +132,11 @@ def draft_line(row: Mapping[str, Any] | None, run: Run) -> str | None:
         parts.append(f"drafts kept by position {shares}")
     elif row is not None:
         parts.append("nothing drafted")
-    if found is not None:
+    if acceptance is not None:
         each = " ".join(
-            ABSENT if e is None else f"{e.value:.2f}"[-3:] for e in found.accepted_per_position
+            ABSENT if e is None else f"{e.value:.2f}"[-3:] for e in acceptance.accepted_per_position
         )
-        parts.append(f"whole run {each}, length {value_of(found.length)}")
+        parts.append(f"whole run {each}, length {value_of(acceptance.length)}")
     return "  ".join(parts)
 
 
@@ -160,20 +153,16 @@ def family_line(families: Sequence[FamilyTime] | None, width: int) -> str | None
     return line
 
 
-def collective_line(found: Sequence[Collective] | None, width: int) -> str | None:
+def collective_line(collectives: Sequence[Collective] | None, width: int) -> str | None:
     """Return the collectives in short; None where there are none."""
-    if not found:
+    if not collectives:
         return None
     parts = [
-        f"{each.name} x{each.calls:,.0f} {number(each.s, 's')}"
+        f"{each.name} x{integer(each.calls)} {number(each.s, 's')}"
         + ("" if each.exposed_s is None else f" ({number(each.exposed_s, 's')} exposed)")
-        for each in found
+        for each in collectives
     ]
     return f"collectives {'; '.join(parts)}"[:width]
-
-
-def _count(value: float | None) -> str:
-    return ABSENT if value is None else f"{value:,.0f}"
 
 
 def _total(*values: int | None) -> int | None:

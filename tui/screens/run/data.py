@@ -62,8 +62,8 @@ class RunData:
         """Return families and collectives of one step; None where it was not profiled."""
         if step is None or not self.kernels.height:
             return None, None
-        own = self.kernels.filter(pl.col("step") == step)
-        return time_by_family(own), collectives(own)
+        of_step = self.kernels.filter(pl.col("step") == step)
+        return time_by_family(of_step), collectives(of_step)
 
 
 def read_run(recording: Recording | None, run: Run) -> RunData:
@@ -80,8 +80,8 @@ def read_run(recording: Recording | None, run: Run) -> RunData:
     if run.rows is not None and run.sample_rows is not None and run.energy_j.total is not None:
         window = run_window(run.rows, run.sample_rows)
         if window is not None:
-            found = energy_curve(of_one_kind(recording.frame("power"))[0], window)
-            curve = found if isinstance(found, Curve) else None
+            reading = energy_curve(of_one_kind(recording.frame("power"))[0], window)
+            curve = reading if isinstance(reading, Curve) else None
     watched = () if run.rows is not None and run.rows.height else watched_engines(recording, [run])
     return RunData(
         timeline=timeline, kernels=kernels, curve=curve, window=window, watched=tuple(watched)

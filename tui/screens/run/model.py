@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from traces.schema.formats import number
 from traces.summary.run import Run
 from traces.summary.series import Timeline
 from tui.screens.entries import Entry
@@ -34,10 +35,10 @@ from tui.screens.run.problem import (
     stop_lines,
     vote_lines,
 )
-from tui.text.formats import clock, number
 from tui.text.kernels import acceptance_lines, kernel_lines, what_if_lines
+from tui.text.layout import clock
 from tui.text.live import watched_lines
-from tui.text.show import energy_lines, policy_lines, warnings
+from tui.text.show import energy_lines, policy_lines, warning_lines
 from tui.widgets.lanes import Lane
 from tui.widgets.sample_bars import SampleRow
 
@@ -129,9 +130,9 @@ class RunModel:
         now = self.play.now
         ended = row is None or (row["decided_at"] or row["end"] or 2**62) < now
         if ended or (row is not None and (row["arrival"] or 0) > now):
-            found = problem_in_flight(self.run, now)
-            if found is not None:
-                self.problem = problem_at(self.run, found)
+            newest = problem_in_flight(self.run, now)
+            if newest is not None:
+                self.problem = problem_at(self.run, newest)
 
     def go_to_problem(self, at: int) -> None:
         """Show the problem in a row of the run, as a whole; rows are counted round."""
@@ -192,12 +193,12 @@ class RunModel:
 
     def head(self, width: int) -> list[str]:
         """Return what the run amounts to in a line, and the first of its warnings in another."""
-        told = warnings(self.run, 10_000)
-        more = f"  ({len(told)} notes: k)" if len(told) > 1 else ""
+        notes = warning_lines(self.run, 10_000)
+        more = f"  ({len(notes)} notes: k)" if len(notes) > 1 else ""
         lines = [f"{self.entry.title}  {run_title(self.run)}"[:width]]
-        if told:
+        if notes:
             room = width - len(more)
-            text = told[0] if len(told[0]) <= room else f"{told[0][: room - 5]} …(k)"
+            text = notes[0] if len(notes[0]) <= room else f"{notes[0][: room - 5]} …(k)"
             lines.append(text + more)
         return lines
 
@@ -214,18 +215,18 @@ class RunModel:
             why = ": the server was seen from outside" if outside else ""
             return [], None, [(f"no engine steps were recorded{why}", "")]
         play = self.play
-        found = timeline.bins(bins, play.left, play.right)
+        bins_of_run = timeline.bins(bins, play.left, play.right)
         cursor = play.column(bins)
-        lanes = run_lanes(found, self.data.watts(found.edges_ns), tall=tall)
+        lanes = run_lanes(bins_of_run, self.data.watts(bins_of_run.edges_ns), tall=tall)
         if self._other is not None and self.beside is not None:
             theirs, later = self._other
             other = theirs.bins(bins, play.left + later, play.right + later)
-            lanes = beside_lanes(found, other, self.beside.word)
+            lanes = beside_lanes(bins_of_run, other, self.beside.word)
         row = None if self.problem is None else self.problem.row
         extent = None
         if row is not None and row["arrival"] is not None:
             extent = row["arrival"], row["decided_at"] or row["end"]
-        axis = axis_line(play.start, found.edges_ns, cursor, play.now, extent)
+        axis = axis_line(play.start, bins_of_run.edges_ns, cursor, play.now, extent)
         return lanes, cursor, [(axis, "$text-accent")]
 
     def step_row(self, bins: int) -> Mapping[str, Any] | None:
@@ -257,8 +258,10 @@ class RunModel:
             pages = "  ".join(f"[{each}]" if each == self.page else each for each in PAGES)
             return f"{pages}   k goes on"[:width]
         if self.problem is None:
-            told = self.data is not None and self.data.watched
-            return "no problem was recorded" + (": what /metrics told stands below" if told else "")
+            is_watched = self.data is not None and self.data.watched
+            return "no problem was recorded" + (
+                ": what /metrics told stands below" if is_watched else ""
+            )
         text = problem_title(self.problem)
         until = self._until()
         return f"{text}  as at {number(until, 's')}" if until is not None else text
@@ -321,7 +324,7 @@ class RunModel:
             return self._watched_lines(width) if self.problem is None else []
         if self.page == "kernels":
             parts = (
-                warnings(self.run, width),
+                warning_lines(self.run, width),
                 kernel_lines(self.run) or ["no kernels were profiled: record with --kernels M/N"],
                 acceptance_lines(self.run.acceptance),
                 what_if_lines(self.run.ngram_what_if),
@@ -335,13 +338,13 @@ class RunModel:
 
     def _watched_lines(self, width: int) -> list[str]:
         """Return what /metrics told of the servers that were watched."""
-        found = () if self.data is None else self.data.watched
-        return [line for each in found for line in (*watched_lines(each, width=width), "")][:-1]
+        watched = () if self.data is None else self.data.watched
+        return [line for each in watched for line in (*watched_lines(each, width=width), "")][:-1]
 
 
 def _first_arrival(run: Run) -> int | None:
-    found = None if run.rows is None else run.rows["arrival"].min()
-    return found if isinstance(found, int) else None
+    first = None if run.rows is None else run.rows["arrival"].min()
+    return first if isinstance(first, int) else None
 
 
 def _word_for(word: str) -> str:

@@ -10,8 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from traces.schema.formats import (
+    ABSENT,
+    integer,
+    number,
+    percent,
+    relative_change,
+    value_of,
+    with_interval,
+)
 from traces.summary.run import Run
-from tui.text.formats import ABSENT, number, percent, value_of, whole, wrap
+from tui.text.layout import wrap
 from tui.widgets.sample_bars import SampleRow
 
 if TYPE_CHECKING:
@@ -58,11 +67,11 @@ def problem_at(run: Run, number: int) -> Problem | None:
     if run.rows is None or run.sample_rows is None or not 0 <= number < run.rows.height:
         return None
     row = run.rows.row(number, named=True)
-    own = run.sample_rows.filter(pl.col("problem") == row["problem"])
+    of_problem = run.sample_rows.filter(pl.col("problem") == row["problem"])
     start = row["arrival"]
     if start is None:
         return Problem(number=number, count=run.rows.height, row=row, samples=(), span_s=0.0)
-    samples = [_sample(each, start) for each in own.iter_rows(named=True)]
+    samples = [_sample(each, start) for each in of_problem.iter_rows(named=True)]
     samples.sort(key=lambda each: (each.end is None, each.end or 0.0, each.index))
     ends = [each.end for each in samples if each.end is not None]
     stop = row["end"] or row["decided_at"]
@@ -79,10 +88,8 @@ def same_problem(problem: Problem, other: Run) -> Problem | None:
     """Return the problem of the same id in another run, None when it has none."""
     if other.rows is None:
         return None
-    found = other.rows.with_row_index("at").filter(
-        pl.col("problem_id") == problem.row["problem_id"]
-    )
-    return None if not found.height else problem_at(other, int(found["at"][0]))
+    rows = other.rows.with_row_index("at").filter(pl.col("problem_id") == problem.row["problem_id"])
+    return None if not rows.height else problem_at(other, int(rows["at"][0]))
 
 
 def problem_in_flight(run: Run, time_ns: int) -> int | None:
@@ -91,8 +98,8 @@ def problem_in_flight(run: Run, time_ns: int) -> int | None:
         return None
     begun = pl.col("arrival") <= time_ns
     going = pl.coalesce("decided_at", "end", pl.lit(2**62)) > time_ns
-    found = run.rows.with_row_index("at").filter(begun & going)
-    return None if not found.height else int(found.sort("arrival")["at"][-1])
+    in_flight = run.rows.with_row_index("at").filter(begun & going)
+    return None if not in_flight.height else int(in_flight.sort("arrival")["at"][-1])
 
 
 def _sample(row: dict[str, Any], start: int) -> Sample:
@@ -199,7 +206,7 @@ def sample_rows(
             line = line[:saved] + line[saved:].translate(_LATER)
         rows.append(
             SampleRow(
-                left=f"{each.index:>4} {mark} {answer[:size]:<{size}} {_count(each.tokens):>6} ",
+                left=f"{each.index:>4} {mark} {answer[:size]:<{size}} {integer(each.tokens):>6} ",
                 correct=each.correct,
                 bar=line,
                 note=_note(problem, each, order),
@@ -319,9 +326,9 @@ def stop_lines(
     lines = wrap("rule", f"{judged.rule} {here}", width=width, indent=6)
     changes = (
         f"all {judged.problems:,}: {judged.early:,} stop early",
-        f"p50 {_change(judged.latency_p50)}",
-        f"p95 {_change(judged.latency_p95)}",
-        f"tokens {_change(judged.tokens)}",
+        f"p50 {relative_change(judged.latency_p50)}",
+        f"p95 {relative_change(judged.latency_p95)}",
+        f"tokens {relative_change(judged.tokens)}",
         f"accuracy {_accuracy(judged)}",
     )
     for part in changes:
@@ -349,28 +356,11 @@ def _without_saving(problem: Problem, stop: Stopped) -> str:
     return f"waits for the last sample here {sure}"
 
 
-def _change(estimate: Any) -> str:
-    """Return a relative change with its interval in per cent."""
-    if estimate is None:
-        return ABSENT
-    ends = [estimate.value, estimate.low, estimate.high]
-    known = [_signed(round(end * 100)) for end in ends if end is not None]
-    return f"{known[0]} %" + (f" [{known[1]}, {known[2]}]" if len(known) == 3 else "")
-
-
 def _accuracy(judged: Savings) -> str:
     """Return the difference of accuracy, and whether any problem is judged otherwise."""
     if judged.same_answers:
         return f"{value_of(judged.accuracy, sign=True)} (no problem is judged otherwise)"
-    return whole(judged.accuracy, sign=True)
-
-
-def _signed(value: int) -> str:
-    return f"{value:+d}" if value else "0"
-
-
-def _count(value: float | None) -> str:
-    return ABSENT if value is None else f"{value:,.0f}"
+    return with_interval(judged.accuracy, sign=True)
 
 
 def _middle(steps: Sequence[str], width: int) -> str:

@@ -190,13 +190,13 @@ class RunScreen(ModeScreen):
     @work(thread=True, group="run")
     def _judge(self, model: RunModel, rule: StopRule) -> None:
         worker = get_current_worker()
-        found: Savings | str
+        judged: Savings | str
         try:
-            found = savings(model.run, rule)
+            judged = savings(model.run, rule)
         except Exception as error:
-            found = failure(error)
+            judged = failure(error)
         if not worker.is_cancelled:
-            self.post_message(Judged(model, rule.label, found))
+            self.post_message(Judged(model, rule.label, judged))
 
     @work(thread=True, group="policies", exclusive=True)
     def _tell_policies(self, model: RunModel) -> None:
@@ -204,8 +204,8 @@ class RunScreen(ModeScreen):
 
         worker = get_current_worker()
         try:
-            found = judged_policies(model.recording, model.run)
-            lines = policies_lines(model.run, found, width=self._width)
+            policies = judged_policies(model.recording, model.run)
+            lines = policies_lines(model.run, policies, width=self._width)
         except Exception as error:
             lines = [failure(error)]
         if not worker.is_cancelled:
@@ -217,12 +217,12 @@ class RunScreen(ModeScreen):
         if model.recording is None:
             return
         try:
-            found = replay_beside(model.recording, model.run, changes, width=self._width)
+            beside = replay_beside(model.recording, model.run, changes, width=self._width)
         except Exception as error:
             self.post_message(Failed(model, failure(error)))
             return
         if not worker.is_cancelled:
-            self.post_message(Replayed(model, found))
+            self.post_message(Replayed(model, beside))
 
     @work(thread=True, group="steps", exclusive=True)
     def _read_page(self, model: RunModel, position: int) -> None:
@@ -341,12 +341,12 @@ class RunScreen(ModeScreen):
         both = self.query_one("#both")
         both.set_class(other is not None, "beside")
         both.set_class(self._width >= WIDE, "wide")
-        for name, found in (("#bars", own), ("#other", other)):
+        for name, drawn in (("#bars", own), ("#other", other)):
             bars = self.query_one(name, SampleBars)
-            if found is None:
+            if drawn is None:
                 bars.update("")
             else:
-                bars.show(found.header, found.rows, title=found.title, after=found.after)
+                bars.show(drawn.header, drawn.rows, title=drawn.title, after=drawn.after)
 
     # -- keys ----------------------------------------------------------------------------------
 

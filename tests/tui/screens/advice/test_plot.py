@@ -9,7 +9,6 @@ from traces.schema.advice import Budget
 from tui.screens.advice.plot import (
     AXES,
     error_bar,
-    limit_on,
     next_axis,
     points,
     present_candidate,
@@ -18,6 +17,7 @@ from tui.screens.advice.plot import (
 from tui.screens.advice.rows import candidates
 from tui.screens.advice.what_if import what_if
 from tui.screens.entries import load
+from tui.text.advice import limit_on
 
 
 @pytest.fixture(scope="module")

@@ -13,10 +13,10 @@ from advisor.what_if.question import Question, changed
 from tests.advisor.synthetic import VOTE16, engine_of, record
 from traces.errors import UsageError
 from traces.schema.advice import Pick
+from traces.schema.formats import value_of
 from traces.summary.metrics import estimate_of
 from tui.screens.advice.what_if import examples, what_if
 from tui.screens.entries import load
-from tui.text.formats import value_of
 
 
 @pytest.fixture(scope="module")

@@ -140,7 +140,7 @@ def test_kernels_and_power_of_a_step(tmp_path):
     pages = StepPages(entry.recording, entry.run)
     wall_s = pages.known(3)["wall_ns"] / 1e9
     assert data.joules(pages.known(3)) == pytest.approx(50.0 * wall_s, rel=0.01)
-    assert "50 W" in " ".join(step_lines(pages.known(3), width=78, joules=50.0 * wall_s))
+    assert "50.0 W" in " ".join(step_lines(pages.known(3), width=78, joules=50.0 * wall_s))
     watts = data.watts(data.timeline.bins(10).edges_ns)
     assert np.nanmedian(watts) == pytest.approx(50.0, rel=0.01)
     families, moved = data.kernels_of(3)

@@ -1,0 +1,25 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from tui.text.layout import align, clock, clock_decimals, sparkline, wrap
+
+
+def test_small_things():
+    assert sparkline([0, 1, math.nan, 2]) == "▁▅ █"
+    assert sparkline([0, 0]) == "▁▁"
+    assert clock(125.25) == "2:05.2"
+    assert clock(59.96) == "1:00.0"
+    assert clock(4.90123, 4) == "0:04.9012"
+    assert align([("a", "1"), ("bb", "22")], right=(1,)) == ["a    1", "bb  22"]
+    assert wrap("x", "one two three", width=10, indent=3) == ["x  one two", "   three"]
+
+
+@pytest.mark.parametrize(
+    ("span_s", "decimals"),
+    [(7200, 1), (10, 1), (9.9, 2), (1, 2), (0.99, 3), (0.1, 3), (0.099, 4), (1e-3, 5), (0, 11)],
+)
+def test_a_shorter_stretch_has_times_of_more_decimals(span_s, decimals):
+    assert clock_decimals(span_s) == decimals

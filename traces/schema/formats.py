@@ -1,0 +1,190 @@
+"""How numbers look: three digits, a unit that fits, "-" for what was not measured."""
+
+from __future__ import annotations
+
+import math
+
+from traces.schema.estimate import Estimate
+
+ABSENT = "-"
+OUTSIDE = "*"  # after a number that lies outside what was measured
+_TIMES = ((1.0, ""), (1e-3, "m"), (1e-6, "u"), (1e-9, "n"))
+_THOUSANDS = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
+_SHORT = {
+    "s/token": "s",
+    "device-s": "dev-s",
+    "device-s/token": "dev-s",
+    "tokens": "",
+    "tokens/s": "tok/s",
+    "J/token": "J",
+    "1": "",
+    "USD": "",
+}
+_UNSCALED = ("1", "USD", "tokens", "tokens/s", "problems/s", "devices")
+
+
+def scale(value: float, unit: str) -> tuple[float, str]:
+    """Return what to divide a number by and the unit to write after it."""
+    name = _SHORT.get(unit, unit)
+    size = abs(value)
+    if unit in _UNSCALED or not math.isfinite(size) or not size:
+        return 1.0, name
+    small = name.rpartition("-")[2] == "s" or (unit.startswith("J") and size < 1)
+    table = _TIMES if small else _THOUSANDS
+    factor, prefix = next(((f, p) for f, p in table if size >= f), table[-1])
+    head, mark, tail = name.rpartition("-")
+    return factor, f"{head}{mark}{prefix}{tail}"
+
+
+def digits(value: float) -> str:
+    """Return three significant digits: 0.0123, 1.23, 12.3, 1,234; below 0.0001 as 1.23e-05."""
+    size = abs(value)
+    if not math.isfinite(value):
+        return ABSENT
+    if size >= 100 or value == 0:
+        return f"{value:,.0f}"
+    if size < 1e-4:
+        return f"{value:.2e}"
+    return f"{value:.{2 - math.floor(math.log10(size))}f}"
+
+
+def number(value: float | None, unit: str, *, sign: bool = False) -> str:
+    """Return a number with its unit, such as `12.3 ms`; shares have three decimals.
+
+    With a sign it is a difference, of shares in percentage points: `+1.2 points`.
+    """
+    if value is None or not math.isfinite(value):
+        return ABSENT
+    if sign and unit == "1":
+        return f"{_points(value)} points"
+    factor, name = scale(value, unit)
+    text = _plain(value / factor, unit)
+    if sign and value > 0:
+        text = f"+{text}"
+    return f"{text} {name}".rstrip()
+
+
+def _points(share: float) -> str:
+    """Return a difference of shares in percentage points: +1.2, -0.04, ±0 where there is none."""
+    value = share * 100
+    if abs(value) < 1e-9:  # rounding
+        return "±0"
+    if abs(value) >= 0.095:
+        return f"{value:+.1f}"
+    return f"{value:+.2f}" if abs(value) >= 0.005 else f"{'+' if value > 0 else '-'}<0.01"
+
+
+def _plain(value: float, unit: str) -> str:
+    if unit == "1":
+        return f"{value:.3f}"
+    if unit == "USD":
+        return _dollars(value, digits(abs(value)))
+    return f"{value:,.0f}" if unit == "devices" else digits(value)
+
+
+def _dollars(value: float, size: str) -> str:
+    return f"{'-' if value < 0 else ''}${size}"
+
+
+def written(value: float, unit: str) -> str:
+    """Return a number that somebody chose, such as a limit, without zeros at its end: `50 ms`."""
+    factor, name = scale(value, unit)
+    text = f"{value / factor:g}"
+    return f"{_dollars(value, text) if unit == 'USD' else text} {name}".rstrip()
+
+
+def interval(estimate: Estimate | None, *, sign: bool = False) -> str:
+    """Return `[low, high]` in the unit that `number` gives the value; empty without one."""
+    if estimate is None or estimate.low is None or estimate.high is None:
+        return ""
+    if sign and estimate.unit == "1":
+        return f"[{_points(estimate.low)}, {_points(estimate.high)}]".replace("±", "")
+    factor, _ = scale(estimate.value, estimate.unit)
+    ends = [_plain(end / factor, estimate.unit) for end in (estimate.low, estimate.high)]
+    ends = [text.replace("$", "") for text in ends]
+    if sign:
+        pairs = zip(ends, (estimate.low, estimate.high), strict=True)
+        ends = [f"+{text}" if end > 0 else text for text, end in pairs]
+    return f"[{', '.join(ends)}]"
+
+
+def value_of(estimate: Estimate | None, *, sign: bool = False) -> str:
+    """Return the value alone, marked when it lies outside what was measured."""
+    if estimate is None:
+        return ABSENT
+    mark = OUTSIDE if estimate.extrapolated else ""
+    return number(estimate.value, estimate.unit, sign=sign) + mark
+
+
+def with_interval(estimate: Estimate | None, *, sign: bool = False) -> str:
+    """Return value and interval."""
+    return f"{value_of(estimate, sign=sign)} {interval(estimate, sign=sign)}".rstrip()
+
+
+def half_width(estimate: Estimate | None) -> str:
+    """Return half the interval's width of a share, such as `.022`."""
+    if estimate is None or estimate.low is None or estimate.high is None:
+        return ""
+    return f"{(estimate.high - estimate.low) / 2:.3f}".removeprefix("0")
+
+
+def integer(value: float | None) -> str:
+    """Return a count with its thousands set apart: `1,024`."""
+    return ABSENT if value is None else f"{value:,.0f}"
+
+
+def counted(count: int, word: str) -> str:
+    """Return `1 sample`, `1,024 samples`."""
+    return f"{count:,} {word}{'' if count == 1 else 's'}"
+
+
+def percent(share: float | None) -> str:
+    """Return a share as whole per cent; `<1 %` for what is above nothing."""
+    if share is None or not math.isfinite(share):
+        return ABSENT
+    if 0 < share < 0.005:
+        return "<1 %"
+    if 0.995 <= share < 1:
+        return ">99 %"
+    return f"{share * 100:.0f} %"
+
+
+def chance(share: float | None) -> str:
+    """Return a probability that was counted over draws, as whole per cent that it does reach.
+
+    It is never quite 0 or 1, and 89.9 % is not 90 %.
+    """
+    if share is None or not math.isfinite(share):
+        return ABSENT
+    if share < 0.01:
+        return "<1 %"
+    return ">99 %" if share > 0.99 else f"{math.floor(share * 100 + 1e-9)} %"
+
+
+def percent_change(share: float | None) -> str:
+    """Return by what share a number is above another: `+1.2 %`."""
+    return ABSENT if share is None else f"{_signed(share)} %"
+
+
+def _signed(share: float) -> str:
+    return f"{share * 100:+.1f}" if share else "0"
+
+
+def relative_change(share: Estimate | None) -> str:
+    """Return by what share a number is above another, with its interval: `+1.2 % [-0.4, +2.8]`."""
+    if share is None:
+        return ABSENT
+    text = percent_change(share.value)
+    if share.low is None or share.high is None:
+        return text
+    return f"{text} [{_signed(share.low)}, {_signed(share.high)}]"
+
+
+def compact(value: float | None) -> str:
+    """Return a number in at most five characters: 834, 2.57k, 22.1k, 1.2M."""
+    if value is None or not math.isfinite(value):
+        return ABSENT
+    for factor, mark in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= factor:
+            return f"{digits(value / factor)}{mark}"
+    return digits(value)
