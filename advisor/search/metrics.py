@@ -175,7 +175,7 @@ class CandidateMetrics(Metrics):
         return self.resampling.estimate(
             value * scale,
             self.draws(source)[row] * scale,
-            quantity(name).unit.replace("-", " "),
+            quantity(name).unit,
             runs=len(replayed.candidate.pool.runs) if exact else replayed.law.runs,
             extrapolated=not exact and replayed.unmeasured,
         )
