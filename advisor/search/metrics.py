@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from advisor.search.replayed import ReplayedCandidate
 from advisor.search.resampling import Resampling, point_mean, point_quantile
-from advisor.search.space import Space
+from advisor.search.space import Candidate, Space
 from traces.schema.estimate import Estimate
 from traces.schema.quantities import quantity
 
@@ -117,6 +117,10 @@ class CandidateMetrics(Metrics):
         self.factors.append(
             self.resampling.factor(engine, replayed.law, outside=replayed.extrapolated)
         )
+
+    def candidate(self, row: int) -> Candidate:
+        """Return a candidate that was replayed."""
+        return self.replayed[row].candidate
 
     @property
     def capacity_per_s(self) -> Floats:
