@@ -116,7 +116,7 @@ def _difference(
 
 def _pick(answering: Answering, row: int) -> Pick:
     check = answering.check
-    candidate = check.metrics.replayed[row].candidate
+    candidate = check.metrics.candidate(row)
     engine = candidate.engine
     names = list(METRICS)
     wanted = latency(check.budget.latency_percentile).name

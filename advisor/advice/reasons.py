@@ -134,37 +134,36 @@ def _steps(pick: ReplayedCandidate) -> str:
 
 
 def _against_compute(check: ReplayedCheck, system: int, compute: int | None) -> Iterable[str]:
-    if compute is None and not np.isfinite(check.metrics.values("flops")).any():
-        yield "FLOPs are not known, for no recording has the facts of a draft model"
-        return
+    """Say what the compute-optimal candidate has more or less than the pick, and why."""
+    metrics, flops = check.metrics, check.metrics.values("flops")
     if compute is None:
-        yield "no candidate is accurate enough with the wanted probability by FLOPs alone"
+        yield (
+            "no candidate is accurate enough with the wanted probability by FLOPs alone"
+            if np.isfinite(flops).any()
+            else "FLOPs are not known, for no recording has the facts of a draft model"
+        )
         return
     if compute == system:
         yield "compute-optimal and system-optimal agree: the pick also needs the fewest FLOPs"
         return
-    metrics, objective = check.metrics, check.goal.metric
-    ours, theirs = metrics.replayed[system], metrics.replayed[compute]
-    flops = metrics.values("flops")
     more = flops[system] / flops[compute]
     than = f"the pick takes {more:.3g} times its FLOPs"
     if not np.isfinite(more):
         than = "those of the pick are not known, for no recording has the facts of its draft model"
-    metric = "latency_s" if objective == "accuracy" else objective
+    head = f"compute-optimal is {name_of(metrics.candidate(compute))}: {than}"
+    metric = "latency_s" if check.goal.metric == "accuracy" else check.goal.metric
     difference = check.difference(metric, compute, system)
-    name = name_of(theirs.candidate)
-    head = f"compute-optimal is {name}: {than}"
     if difference is None:
         yield head
     elif (
         difference.low is None or difference.high is None or difference.low <= 0 <= difference.high
     ):
         yield f"{head}; the two cannot be told apart in {noun(metric)}"
-    elif (difference.value > 0) == (quantity(metric).higher_is_better):
+    elif (difference.value > 0) == quantity(metric).higher_is_better:
         breaks = "" if check.fits[compute] else " but breaks limits that the pick meets"
         yield f"{head}, and the compute-optimal one has {_more(metric, difference)}{breaks}"
     else:
-        why = _why_worse(theirs, ours, metric)
+        why = _why_worse(metrics.replayed[compute], metrics.replayed[system], metric)
         yield f"{head}, yet the compute-optimal one has {_more(metric, difference)}{why}"
 
 
@@ -213,7 +212,7 @@ def _fewest_tokens(
     """Say which candidate needs the fewest tokens, where FLOPs do not tell the same."""
     if least is None or compute is None or least in (system, compute):
         return
-    few, many = (check.metrics.replayed[row].candidate for row in (least, compute))
+    few, many = (check.metrics.candidate(row) for row in (least, compute))
     tokens = check.metrics.values("tokens")
     if (few.policy, few.engine.model) == (many.policy, many.engine.model):
         return
@@ -228,48 +227,44 @@ def _fewest_tokens(
 
 def _without_accuracy(check: ReplayedCheck, system: int) -> Iterable[str]:
     """Say what accuracy the pick has where none is required, and which could be had."""
-    budget, metrics = check.budget, check.metrics
+    budget, accuracy = check.budget, check.metrics.values("accuracy")
     if budget.min_accuracy is not None or budget.optimise == "accuracy":
         return
-    accuracy = metrics.values("accuracy")
     known = check.estimate("accuracy", system)
     value = "not known" if known is None else interval(known)
     line = f"no accuracy is required (--min-accuracy): that of the pick is {value}"
-    fitting = np.where(check.fits, accuracy, -np.inf)
-    best = next((int(row) for row in check.order if fitting[row] >= fitting.max()), system)
+    best = max((row for row in check.order if check.fits[row]), key=accuracy.__getitem__)
     if accuracy[best] > accuracy[system]:
-        name = name_of(metrics.replayed[best].candidate)
-        line += f", and {name} reaches {accuracy[best]:.3f}"
+        line += f", and {name_of(check.metrics.candidate(best))} reaches {accuracy[best]:.3f}"
         line += " within the limits" if budget.limits() else ""
     yield line
 
 
 def _equal_ones(check: ReplayedCheck, system: int, equals: Sequence[int]) -> Iterable[str]:
-    metrics, objective = check.metrics, check.goal.metric
-    pick = metrics.replayed[system].candidate
-    same = [
-        row
+    """Say which limits would do the same as the pick's, and what else is as good."""
+    metrics, pick = check.metrics, check.metrics.candidate(system)
+    latency, goal = metrics.replayed[system].latency_s, metrics.values(check.goal.metric)
+    engines = [
+        metrics.candidate(row).engine
         for row in equals
-        if metrics.replayed[row].candidate.policy == pick.policy
-        and metrics.values(objective)[row] == metrics.values(objective)[system]
-        and np.array_equal(metrics.replayed[row].latency_s, metrics.replayed[system].latency_s)
+        if metrics.candidate(row).policy == pick.policy
+        and goal[row] == goal[system]
+        and np.array_equal(metrics.replayed[row].latency_s, latency)
     ]
-    if same:
-        engines = [metrics.replayed[row].candidate.engine for row in same]
-        for name, what in (
-            ("max_num_seqs", "samples are in flight"),
-            ("max_num_batched_tokens", "tokens come in a step"),
-        ):
-            values = sorted({getattr(e, name) or 0 for e in engines} - {getattr(pick.engine, name)})
-            if values:
-                listed = ", ".join(map(str, values))
-                yield f"{name} {listed} would do the same: no more {what}"
-    others = (name_without_limits(metrics.replayed[row].candidate) for row in equals)
-    names = [each for each in dict.fromkeys(others) if each != name_without_limits(pick)]
+    for name, what in (
+        ("max_num_seqs", "samples are in flight"),
+        ("max_num_batched_tokens", "tokens come in a step"),
+    ):
+        values = sorted({getattr(e, name) or 0 for e in engines} - {getattr(pick.engine, name)})
+        if values:
+            listed = ", ".join(map(str, values))
+            yield f"{name} {listed} would do the same: no more {what}"
+    others = dict.fromkeys(name_without_limits(metrics.candidate(row)) for row in equals)
+    names = [name for name in others if name != name_without_limits(pick)]
     if names:
         named = "; ".join(names[:3])
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        yield f"cannot be told apart from the pick in {noun(objective)}: {named}{more}"
+        yield f"cannot be told apart from the pick in {noun(check.goal.metric)}: {named}{more}"
 
 
 def _certainty(pick: ReplayedCandidate) -> Iterable[str]:
@@ -300,17 +295,14 @@ def _certainty(pick: ReplayedCandidate) -> Iterable[str]:
 def _of_prior(prior: PriorCost, sigma: float, *, beyond: bool) -> Iterable[str]:
     low, high = (float(np.exp(z * sigma - sigma**2 / 2)) for z in (-Z95, Z95))
     interval = f"its 90 % interval is {low:.2f} to {high:.2f} times that"
-    told = f"the pick's step times are not measured: they are of the prior ({prior.label})"
-    if prior.recordings:
-        yield (
-            f"{told}, recalibrated by {', '.join(prior.recordings)}, of another size or model; "
-            f"{interval}"
-        )
-    else:
-        yield (
-            f"{told}, which no run of this GPU has checked; published runs on H100 took 1.04 to "
-            f"1.47 times as long, and {interval}"
-        )
+    head = f"the pick's step times are not measured: they are of the prior ({prior.label})"
+    names = ", ".join(prior.recordings)
+    yield (
+        f"{head}, recalibrated by {names}, of another size or model; {interval}"
+        if prior.recordings
+        else f"{head}, which no run of this GPU has checked; published runs on H100 took 1.04 to "
+        f"1.47 times as long, and {interval}"
+    )
     if beyond:
         yield "extrapolated: the pick makes larger steps than the tables hold"
 
@@ -349,26 +341,24 @@ def measure_next(
     load: Under,
 ) -> list[str]:
     """Return what would make the answer surer, as commands where there is one."""
-    lines: list[str] = []
-    for each in proposed:
-        command = _record(evidence, each.engine, each.policy)
-        lines.append(
-            f"{each.reason}; run it, and what the pick is expected to lose falls from "
-            f"{each.regret:.1%} to {each.regret_after:.1%}: {command}"
-        )
-    if system is not None:
-        outcome = metrics.replayed[system]
-        engine, policy = outcome.candidate.engine, outcome.candidate.policy
-        named = any((each.engine, each.policy) == (engine, policy) for each in proposed)
-        command = _record(evidence, engine, policy)
-        if not outcome.candidate.recorded and not named:
-            lines.append(f"the pick was never run; run it: {command}")
-        elif not evidence.made.has_under(engine, policy, load) and not named:
-            lines.append(f"the pick was run under another load; run it under this one: {command}")
-        elif not named and (not outcome.law.repeats or outcome.law.runs < 2):
-            lines.append(f"run the pick again to learn the run-to-run spread: {command}")
-    problems = len(metrics.space.problem_ids)
-    if system is not None and problems < ENOUGH_PROBLEMS:
+    lines = [
+        f"{run.reason}; run it, and what the pick is expected to lose falls from "
+        f"{run.regret:.1%} to {run.regret_after:.1%}: {_record(evidence, run.engine, run.policy)}"
+        for run in proposed
+    ]
+    if system is None:
+        return lines
+    pick, problems, why = metrics.replayed[system], len(metrics.space.problem_ids), None
+    engine, policy = pick.candidate.engine, pick.candidate.policy
+    if not pick.candidate.recorded:
+        why = "the pick was never run; run it"
+    elif not evidence.made.has_under(engine, policy, load):
+        why = "the pick was run under another load; run it under this one"
+    elif not pick.law.repeats or pick.law.runs < 2:
+        why = "run the pick again to learn the run-to-run spread"
+    if why is not None and (engine, policy) not in [(run.engine, run.policy) for run in proposed]:
+        lines.append(f"{why}: {_record(evidence, engine, policy)}")
+    if problems < ENOUGH_PROBLEMS:
         low, high = np.quantile(metrics.draws("accuracy")[system], (LOW, HIGH))
         lines.append(
             f"more problems: with {problems} the accuracy is known to "

@@ -33,7 +33,7 @@ def turnings(
     yield from _prices(check, system)
     rate = check.metrics.rate_per_s
     if rate is not None and at_rate is not None:
-        pick = name_without_limits(check.metrics.replayed[system].candidate)
+        pick = name_without_limits(check.metrics.candidate(system))
         if at_rate(rate) == pick:
             yield from _rates(rate, pick, at_rate)
 
@@ -84,7 +84,7 @@ def _limit(check: ReplayedCheck, field: str, system: int) -> Iterator[Turning]:
             value=sign * own,
             unit=unit,
             direction="above" if limit.above else "below",
-            pick=_named(check, fitting[0]) if fitting else None,
+            pick=name_of(check.metrics.candidate(fitting[0])) if fitting else None,
         )
     wanted = sign * check.budget.limits()[field]
     better = [
@@ -99,13 +99,9 @@ def _limit(check: ReplayedCheck, field: str, system: int) -> Iterator[Turning]:
             value=sign * needed[row],
             unit=unit,
             direction="below" if limit.above else "above",
-            pick=_named(check, row),
+            pick=name_of(check.metrics.candidate(row)),
             exact=False,
         )
-
-
-def _named(check: ReplayedCheck, row: int) -> str:
-    return name_of(check.metrics.replayed[row].candidate)
 
 
 def _prices(check: ReplayedCheck, system: int) -> Iterator[Turning]:
@@ -124,7 +120,7 @@ def _prices(check: ReplayedCheck, system: int) -> Iterator[Turning]:
             value=float(price * device[row] / device[system]),
             unit=f"USD per device-hour of {gpu or 'CPU'}",
             direction="above",
-            pick=_named(check, int(row)),
+            pick=name_of(check.metrics.candidate(row)),
             exact=False,
         )
         return

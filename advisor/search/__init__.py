@@ -1,1 +1,1 @@
-"""All candidates for a budget: their work, their metrics and the few that are replayed."""
+"""All candidates, what they take, and their metrics: in closed form, and replayed."""

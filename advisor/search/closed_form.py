@@ -233,8 +233,7 @@ class ClosedForm(Metrics):
         """Problems that each candidate can serve per second."""
         return self._capacity_per_s
 
-    def values(self, name: str) -> Floats:
-        """Return the metric of every candidate."""
+    def _values(self, name: str) -> Floats:
         demands = self.demands
         if name == "accuracy":
             one = demands.right_one[self.work]
@@ -242,14 +241,10 @@ class ClosedForm(Metrics):
         elif name in ("tokens", "flops"):
             per_work = demands.tokens if name == "tokens" else demands.flops
             values = per_work[self.work] * self.run
-        elif name in ("device_s", "throughput_problems_per_s"):
+        elif name == "device_s":
             values = self._paid()
             if self.rate_per_s is not None:
                 values = np.maximum(values, self.space.devices / self.rate_per_s)
-            if name != "device_s":
-                values = self.space.devices / values
-        elif name == "devices":
-            values = self.space.devices.astype(float)
         elif name == "load_per_s":
             values = np.full(len(self.space), self.rate_per_s or 0.0)
         else:
@@ -272,8 +267,7 @@ class ClosedForm(Metrics):
         shared = shared * np.exp(self._bias["latency_s"])
         return np.asarray(np.where(self.space.replicas > 1, shared, self.device_s * busy))
 
-    def draws(self, name: str, rows: Rows = ALL) -> Floats:
-        """Return [rows, DRAWS] of the metric."""
+    def _draws(self, name: str, rows: Rows) -> Floats:
         demands, work = self.demands, self.work[rows]
         if name == "accuracy":
             accuracy = demands.accuracy[work]
@@ -283,7 +277,7 @@ class ClosedForm(Metrics):
                 one, part = demands.accuracy_one[work[some]], self.part[rows][some][:, None]
                 accuracy[some] = one + part * (accuracy[some] - one)
             return np.asarray(accuracy)
-        values = self.values(name)[rows][:, None]
+        values = self._values(name)[rows][:, None]
         if name in EXACT:
             return np.broadcast_to(values, (len(values), DRAWS))
         factor = demands.factors[self.kind[rows], self.outside[rows].astype(np.int64)]

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from advisor.search.replayed import ReplayedCandidate
 from advisor.search.resampling import Resampling, point_mean, point_quantile
-from advisor.search.space import Space
+from advisor.search.space import Candidate, Space
 from traces.schema.estimate import Estimate
 from traces.schema.quantities import quantity
 
@@ -45,12 +45,12 @@ class Metrics(ABC):
         """Problems that each candidate can serve per second."""
 
     @abstractmethod
-    def values(self, name: str) -> Floats:
-        """Return the metric of every candidate, infinite where it is not known."""
+    def _values(self, name: str) -> Floats:
+        """Return a metric that does not follow from device time, as `values` does."""
 
     @abstractmethod
-    def draws(self, name: str, rows: Rows = ALL) -> Floats:
-        """Return [rows, draws] of the metric."""
+    def _draws(self, name: str, rows: Rows) -> Floats:
+        """Return a metric that does not follow from device time, as `draws` does."""
 
     @abstractmethod
     def chance(self, met: Bools) -> Floats:
@@ -59,6 +59,28 @@ class Metrics(ABC):
     @abstractmethod
     def ties(self) -> list[Floats]:
         """Return what decides between equals [candidates], less being better, best known first."""
+
+    def values(self, name: str) -> Floats:
+        """Return the metric of every candidate, infinite where it is not known."""
+        if name == "devices":
+            return self.devices.astype(float)
+        if name == "throughput_problems_per_s":
+            return np.asarray(self.devices / self._values("device_s"))
+        if name == "energy_j":
+            return np.asarray(self._values("device_s") * np.nan_to_num(self.joules, nan=np.inf))
+        return self._values(name)
+
+    def draws(self, name: str, rows: Rows = ALL) -> Floats:
+        """Return [rows, draws] of the metric."""
+        if name == "devices":
+            devices = self.devices[rows][:, None]
+            return np.broadcast_to(devices, (len(devices), len(self.choosing)))
+        if name == "throughput_problems_per_s":
+            return np.asarray(self.devices[rows][:, None] / self._draws("device_s", rows))
+        if name == "energy_j":
+            joules = np.nan_to_num(self.joules[rows], nan=np.inf)[:, None]
+            return np.asarray(self._draws("device_s", rows) * joules)
+        return self._draws(name, rows)
 
     def extremes(self, name: str, rows: Ints) -> tuple[Floats, Floats]:
         """Return bounds [rows] of what the metric is in the draws."""
@@ -118,17 +140,19 @@ class CandidateMetrics(Metrics):
             self.resampling.factor(engine, replayed.law, outside=replayed.extrapolated)
         )
 
+    def candidate(self, row: int) -> Candidate:
+        """Return a candidate that was replayed."""
+        return self.replayed[row].candidate
+
     @property
     def capacity_per_s(self) -> Floats:
         """Problems that each candidate can serve per second."""
         return np.array([each.capacity_per_s for each in self.replayed])
 
-    def values(self, name: str) -> Floats:
-        """Return the metric of every candidate, infinite where it is not known."""
+    def _values(self, name: str) -> Floats:
         return self._get(name)[0]
 
-    def draws(self, name: str, rows: Rows = ALL) -> Floats:
-        """Return [rows, draws] of the metric."""
+    def _draws(self, name: str, rows: Rows) -> Floats:
         return self._get(name)[1][rows]
 
     def chance(self, met: Bools) -> Floats:
@@ -174,7 +198,7 @@ class CandidateMetrics(Metrics):
         exact = name in EXACT
         return self.resampling.estimate(
             value * scale,
-            self.draws(source)[row] * scale,
+            self.draws(source, np.array([row]))[0] * scale,
             quantity(name).unit,
             runs=len(replayed.candidate.pool.runs) if exact else replayed.law.runs,
             extrapolated=not exact and replayed.unmeasured,
@@ -194,7 +218,7 @@ class CandidateMetrics(Metrics):
         draws = []
         for row, price in zip((first, second), prices, strict=True):
             source, scale = _at_price(name, price)
-            draws.append(self.draws(source)[row] * scale)
+            draws.append(self.draws(source, np.array([row]))[0] * scale)
         return self.resampling.estimate(
             one.value - other.value,
             draws[0] - draws[1],
@@ -223,16 +247,9 @@ class CandidateMetrics(Metrics):
             return point_mean(values), (
                 resampling.mean(values) if known else np.full(resampling.count, np.inf)
             )
-        if name == "devices":
-            value = float(replayed.candidate.engine.num_devices)
-            return value, np.full(resampling.count, value)
         if name == "load_per_s":  # too much of it was not replayed
             value = (self.rate_per_s or 0.0) if replayed.keeps_up else np.inf
             return value, value * self.factors[row]
-        if name == "energy_j":
-            value, draws = self._row("device_s", row)
-            scale = np.nan_to_num(self.space.joules[self.rows[row]], nan=np.inf)
-            return value * scale, draws * scale
         # Candidates whose replays are one and the same are drawn once.
         replicas = replayed.candidate.engine.data_parallel_size
         key = (name, replicas, id(replayed.law), hash(replayed.latency_s.tobytes()))
@@ -245,10 +262,6 @@ class CandidateMetrics(Metrics):
     ) -> tuple[float, Floats]:
         if name == "device_s":
             return self._device_row(replayed, factor)
-        if name == "throughput_problems_per_s":
-            devices = replayed.candidate.engine.num_devices
-            value, draws = self._device_row(replayed, factor)
-            return devices / value, devices / draws
         resampling, recorded_speed = self.resampling, replayed.latency_s[0]
         if name == "latency_s":
             by_speed = [resampling.mean(latency) for latency in replayed.latency_s]

@@ -7,7 +7,7 @@ differences between candidates are paired. Laws of different engines err indepen
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from statistics import NormalDist
 
 import numpy as np
 import numpy.typing as npt
@@ -49,8 +49,7 @@ class Resampling:
             rng = np.random.default_rng([self.seed, 1, name])
             z = np.empty(self.count)
             for half in (self.choosing, ~self.choosing):
-                size = int(half.sum())
-                z[half] = rng.permutation(_normal_scores(size))
+                z[half] = rng.permutation(_normal_scores(int(half.sum())))
             self._scores[key] = z
         sigma = law.sigma_outside if outside else law.sigma
         return np.exp(sigma * self._scores[key] - sigma**2 / 2)
@@ -68,12 +67,12 @@ class Resampling:
         """Return the quantile over problems per draw, values as for `mean`."""
         rows = np.atleast_2d(values)
         turn = self._turn(len(rows))
-        found = np.empty(self.count)
+        quantiles = np.empty(self.count)
         for number, row in enumerate(rows):
             order = np.argsort(row, kind="stable")
-            mine = turn == number
-            found[mine] = weighted_quantiles(row[order], order, self.weights[mine], q)
-        return found
+            of_row = turn == number
+            quantiles[of_row] = weighted_quantiles(row[order], order, self.weights[of_row], q)
+        return quantiles
 
     def accuracy(self, values: Floats) -> Floats:
         """Return the mean of expected correctness [problems] per draw."""
@@ -101,10 +100,8 @@ class Resampling:
 
 def _normal_scores(count: int) -> Floats:
     """Return `count` standard normal numbers that are evenly spread, ascending."""
-    from statistics import NormalDist
-
-    normal = NormalDist()
-    scores = np.array([normal.inv_cdf((i + 0.5) / count) for i in range(count)])
+    inverse = NormalDist().inv_cdf
+    scores = np.array([inverse((i + 0.5) / count) for i in range(count)])
     return np.asarray(scores / np.sqrt(np.mean(np.square(scores))))
 
 
@@ -115,5 +112,4 @@ def point_mean(values: Floats) -> float:
 
 def point_quantile(values: Floats, q: float) -> float:
     """Return the quantile over problems, averaged over replays."""
-    rows: Sequence[Floats] = list(np.atleast_2d(values))
-    return float(np.mean([np.quantile(row, q) for row in rows]))
+    return float(np.mean(np.quantile(np.atleast_2d(values), q, axis=1)))

@@ -19,11 +19,11 @@ def test_the_closed_form_lies_near_the_replay(fresh, rate):
         if space.kinds[space.kind[row]].policy.method in ("greedy", "majority")
     ][:60]
     state.replay([int(row) for row in whole])
-    screen, errors = state.closed_form, []
+    closed_form, errors = state.closed_form, []
     for row in whole:
         outcome = state.metrics.replayed[state.metrics.place[int(row)]]
-        if rate is None or screen.slowing[row] < 2:
-            found = np.log(outcome.latency_s[0].mean() / screen.latency_s[row])
+        if rate is None or closed_form.slowing[row] < 2:
+            found = np.log(outcome.latency_s[0].mean() / closed_form.latency_s[row])
             errors.append(abs(found))
     assert len(errors) > 20
     assert np.median(errors) < 0.08
@@ -42,21 +42,39 @@ def test_what_is_known_exactly_is_exact(fresh):
                 assert closed == pytest.approx(float(getattr(outcome, name).mean()))
 
 
+@pytest.mark.parametrize("rate", [None, 4.0])
+def test_both_stages_give_the_same_metrics_and_bounds_of_their_draws(fresh, rate):
+    state = fresh.under(rate)
+    state.begin()
+    rows = np.arange(8)
+    names = ("accuracy", "latency_s", "latency_p95_s", "device_s", "devices", "load_per_s")
+    for metrics in (state.closed_form, state.metrics):
+        assert metrics.rate_per_s == rate
+        for name in (*names, "throughput_problems_per_s", "energy_j"):
+            draws = metrics.draws(name, rows)
+            assert draws.shape == (8, len(metrics.choosing))
+            assert len(metrics.values(name)) == len(metrics.kind)
+            if name in names:
+                low, high = metrics.extremes(name, rows)
+                assert (low <= draws.min(axis=1) * (1 + 1e-9)).all()
+                assert (high >= draws.max(axis=1) * (1 - 1e-9)).all()
+
+
 def test_a_tighter_limit_leaves_fewer_candidates(fresh):
     counts = []
     for latency in (1.0, 0.1, 0.05, 0.02):
-        ranking = fresh.shortlist(Budget(max_latency_s=latency, min_accuracy=0.5))
-        assert not (ranking.fits & ~ranking.possible).any()
-        counts.append(int(ranking.possible.sum()))
+        shortlist = fresh.shortlist(Budget(max_latency_s=latency, min_accuracy=0.5))
+        assert not (shortlist.fits & ~shortlist.possible).any()
+        counts.append(int(shortlist.possible.sum()))
     assert counts == sorted(counts, reverse=True)
     assert counts[0] > counts[-1]
 
 
 def test_leaders_are_distinct_and_ordered(fresh):
-    ranking = fresh.shortlist(Budget(min_accuracy=0.5))
-    leaders = ranking.leaders(24)
+    shortlist = fresh.shortlist(Budget(min_accuracy=0.5))
+    leaders = shortlist.leaders(24)
     assert 1 < len(leaders) <= 24
-    least = ranking.least[leaders]
+    least = shortlist.least[leaders]
     assert (np.diff(least) >= 0).all()
     space = fresh.space
     assert (space.replicas[leaders] == 1).all()  # no --gpus, no replicas

@@ -151,8 +151,8 @@ def test_times_are_those_that_a_replay_on_the_gpu_gives(advisor, wide, size):
     found = predict(wide, run, Question(engine=engine, policy=VOTE16, gpu="test_gpu"))
     told = found.predicted.latency_s["mean"]
     assert mine.latency_s.mean() == pytest.approx(told.value, rel=1e-3)
-    screen = advisor.under(None).closed_form
-    assert screen.latency_s[row] == pytest.approx(told.value, rel=0.15)
+    closed_form = advisor.under(None).closed_form
+    assert closed_form.latency_s[row] == pytest.approx(told.value, rel=0.15)
 
 
 def test_memory_rules_out_what_does_not_fit(wide, folder, tmp_path, monkeypatch):
