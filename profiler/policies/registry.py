@@ -13,7 +13,6 @@ from profiler.policies.sequential import BudgetForcing, Revision
 from traces.schema.parameters import complete
 from traces.schema.policy import Policy
 
-
 Rule = dict[str, Any]  # the parameters by name
 
 _CHOICES: dict[str, Callable[[Rule], Choice]] = {
