@@ -1,9 +1,10 @@
 """The accuracy and tokens of policies that were never run, from the samples of one run that was.
 
-Fixed votes are exact expectations over subsets; weights, filters and windows are means over random
-orders; rules that fire on what has finished follow the recorded ends, for fewer samples those of a
-replay; budgets of thought rest on forced answers or are bounds; more samples than were recorded are
-extrapolated.
+- Fixed votes are exact expectations over subsets.
+- Weights, filters, windows and votes one by one are means over random orders.
+- Other rules that stop early follow the recorded ends, for fewer samples those of a replay.
+- Budgets of thought rest on forced answers or are bounds.
+- More samples than were recorded are extrapolated.
 """
 
 from __future__ import annotations
@@ -52,9 +53,9 @@ class Column:
 
 @dataclass(frozen=True, kw_only=True)
 class Counterfactuals:
-    """All policies that a run can say something of, and `notes` on what it cannot.
+    """The policies that a run can judge, and `notes` on what it cannot.
 
-    `columns` are those judged on the same problems, one by one, for paired comparisons.
+    `columns` are judged on the same problems, for paired comparisons.
     """
 
     n: int
@@ -186,24 +187,24 @@ def _scored(
     each_gets = order_count(len(problems))
     orders = [RandomOrders(problem, rng, each_gets) for problem in problems]
     for k in several:
-        found: list[tuple[str, Mapping[str, float], list[Any]]] = []
+        rows: list[tuple[str, Mapping[str, float], list[Any]]] = []
         if has_scores:
             votes = [o.weighted(k, score) for o, score in zip(orders, scores, strict=True)]
-            found.append(("weighted", {}, votes))
+            rows.append(("weighted", {}, votes))
         if has_scores or has_confidence:
             for rule in METHODS["confidence"].judged(k):
                 votes = [
                     o.confident(k, rank, log, rule["keep"])
                     for o, rank, log in zip(orders, ranks, logs, strict=True)
                 ]
-                found.append(("confidence", rule, votes))
+                rows.append(("confidence", rule, votes))
         for method, rule, stop in _stopping(k):
             if by_launch(stop):
-                found.append((method, rule, [o.until(k, stop) for o in orders]))
-        for method, rule, votes in found:
+                rows.append((method, rule, [o.until(k, stop) for o in orders]))
+        for method, rule, votes in rows:
             spread = float(np.sqrt(sum(vote.variance for vote in votes))) / len(votes)
-            whole = k == samples.n and method in ("weighted", "confidence")  # one subset
-            basis, error = ("subsets", None) if whole else ("monte_carlo", spread)
+            one_subset = k == samples.n and METHODS[method].all_samples_end
+            basis, error = ("subsets", None) if one_subset else ("monte_carlo", spread)
             yield Column(
                 _outcome(method, k, rule=rule, basis=basis, error=error),
                 np.array([vote.right for vote in votes]),
@@ -245,7 +246,7 @@ def _known(numbers: Sequence[Floats], name: str, what: str, notes: list[str]) ->
 def _finishing(
     samples: SampledRun, counts: Sequence[int], order: ReplayedOrder | None, notes: list[str]
 ) -> Iterator[Column]:
-    """Return the rules that fire on what has finished: as recorded, fewer samples as replayed."""
+    """Return the rules that go by the order of ends: as recorded, or replayed for fewer samples."""
     problems = samples.problems
     known = all(np.isfinite(p.finish_s).all() for p in problems)
     if not known or max(p.finish_s.max() for p in problems) <= 0:
@@ -291,11 +292,8 @@ def _blocks(
 
 def _decide(blocks: Sequence[ProblemSamples], stop: Stop, weigh: bool) -> tuple[float, float]:
     """Return right and tokens of samples launched together: the mean over blocks."""
-    found = []
-    for part in blocks:
-        decided = _weighed(part) if weigh else decide(part, stop)
-        found.append((decided.right, decided.tokens))
-    right, tokens = np.mean(found, axis=0)
+    decided = [_weighed(part) if weigh else decide(part, stop) for part in blocks]
+    right, tokens = np.mean([(each.right, each.tokens) for each in decided], axis=0)
     return float(right), float(tokens)
 
 
@@ -319,8 +317,8 @@ def _weighed(problem: ProblemSamples) -> Decided:
 def _with_fresh_runs(
     model: AnswerModel, outcomes: Sequence[PolicyOutcome], methods: Sequence[str]
 ) -> list[PolicyOutcome]:
-    found = fresh_runs(model, outcomes, methods=methods)
-    return [replace(each, fresh_run=fresh) for each, fresh in found]
+    pairs = fresh_runs(model, outcomes, methods=methods)
+    return [replace(each, fresh_run=fresh) for each, fresh in pairs]
 
 
 def _budgets(

@@ -1,8 +1,8 @@
-"""Rules that fire on what has finished, in the order in which the samples did finish.
+"""Stopping rules in the order in which the samples finished.
 
-Short samples end first, so that a rule which stops early sees more of them than a random subset
-has: such a rule is judged only on the recorded finish times. What a cancelled sample had generated
-by the decision is estimated from its own pace between its first token and its end.
+Short samples end first. A rule that stops early sees more of them than a random subset has, so it
+is judged only on the recorded finish times. The tokens of a cancelled sample are estimated from its
+pace between its first token and its end.
 """
 
 from __future__ import annotations
@@ -77,8 +77,8 @@ def generated_by(problem: ProblemSamples, seconds: float) -> Floats:
 
 # When samples would have ended had fewer been drawn: the recorded run, replayed with these alone.
 #
-# What was recorded with N in flight says in which order all N end. Fewer share the engine
-# otherwise: where slots were short, a sample's end tells how long it queued behind its siblings.
+# A recording with N in flight gives the order in which all N end. Fewer would share the engine
+# differently: where slots were short, samples queued behind the others of their problem.
 
 
 class ReplayedOrder:

@@ -26,10 +26,10 @@ def vote_in_orders(
 ) -> Floats:
     """Return [2, orders]: the right share of the answers that led at the end, and the tokens.
 
-    Of each order the first samples are drawn, as many as `states` [1] (with the fields of `Votes`)
-    says. At most `in_flight` run at once. A sample ends after as many steps as it has `tokens`, and
-    counts in the second row when it has ended. `answers` are -1 where none parsed, `rights` the
-    share of each answer's samples that are right.
+    `states` [1] has the fields of `Votes`, and says how many samples of each order are drawn at
+    most. At most `in_flight` run at once. A sample ends after as many steps as it has `tokens`.
+    `answers` are -1 where none parsed. `rights` is the share of each answer's samples that are
+    right. Only samples that ended have their tokens counted.
     """
     found = np.empty((2, len(orders)))
     tallies = np.empty(len(rights), np.int64)

@@ -1,8 +1,8 @@
-"""Votes that weigh, filter or stop by windows, over the subsets of the recorded samples.
+"""Votes that weigh, filter or stop early, over subsets or random orders of the recorded samples.
 
-Samples of a fixed number, or of whole windows, are a fair draw: which of them end first decides
-nothing. The expectation is exact where the best score wins; elsewhere it is the mean over random
-orders of the samples, the same for all rules, with its standard error.
+A fixed number of samples, or whole windows, are a fair draw: which of them end first decides
+nothing. The expectation is exact where the best score wins. Elsewhere it is the mean over random
+orders, which are the same for all rules, with its standard error.
 """
 
 from __future__ import annotations
@@ -173,11 +173,9 @@ class RandomOrders:
 
     def _fixed(self, tally: Floats, k: int) -> Expectation:
         """Return the mean over orders; all of the samples have but one subset."""
-        found = _over_orders(self._won(tally), np.zeros(len(tally)))
-        whole = k == self.n
-        return Expectation(
-            found.right, float(self.tokens.mean()) * k, 0.0 if whole else found.variance
-        )
+        mean = _over_orders(self._won(tally), np.zeros(len(tally)))
+        variance = 0.0 if k == self.n else mean.variance
+        return Expectation(mean.right, float(self.tokens.mean()) * k, variance)
 
 
 def _over_orders(right: Floats, tokens: Floats) -> Expectation:
@@ -188,10 +186,8 @@ def _over_orders(right: Floats, tokens: Floats) -> Expectation:
 
 # How often rules that stop early are right, expected over random orders of a problem's samples.
 #
-# A few replays of a rule leave its accuracy to the luck of their orders, and a choice among many
-# candidates takes the luckiest. Agreement of more than half decides as the vote of all does, in
-# every order. For other rules many orders are drawn here, for an engine that a problem has to
-# itself: samples end by their length, as many at a time as are in flight.
+# With a few replays a rule's accuracy depends on luck, and a choice among many candidates takes the
+# luckiest. So many orders are drawn here, for a problem that has the engine to itself.
 
 
 ORDERS = 128  # of each problem's samples
@@ -212,8 +208,8 @@ def expected_right(
 ) -> Mapping[Policy, tuple[Floats, Floats]]:
     """Return how often each rule is right [problems], and with samples one after the other.
 
-    `problems` have all samples that were recorded; a rule sees n of them at random, those of as
-    many the same ones.
+    `problems` have all recorded samples. A rule sees n of them at random. Rules of the same n see
+    the same ones.
     """
     from advisor.replay.replay import stop_of  # numba takes a third of a second to load
 

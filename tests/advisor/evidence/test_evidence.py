@@ -3,12 +3,16 @@ import dataclasses
 import pytest
 
 from advisor.evidence.gather import gather
+from advisor.evidence.runs import read_runs
 from advisor.search.space import explore
 from tests.advisor.synthetic import FACTS, GREEDY, NGRAM, START, VOTE16, engine_of, record
+from tests.traces.synthetic import simulate, write_recording
 from traces.errors import RecordingError, UsageError
 from traces.recording.manifest import ClockReading, Manifest, WorkloadFacts
 from traces.recording.reader import Recording
 from traces.recording.writer import RecordingWriter
+from traces.schema.methods import METHODS
+from traces.schema.parameters import make_policy
 
 ENGINE = engine_of()
 
@@ -271,3 +275,12 @@ def test_drafts_of_a_forced_answer_go_behind_those_of_its_sample(tmp_path):
     assert found.output_tokens == 10
     assert found.advance.sum() == 9
     assert sorted(found.advance.tolist()) == [1, 2, 3, 3]
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_samples_that_all_ended_are_evidence(method, tmp_path):
+    n = 1 if method.name == "greedy" else 4
+    policy = make_policy({"method": method.name, "n": n, "temperature": 0.8})
+    rows = simulate(problems=3, n=n)
+    runs, _, _ = read_runs(write_recording(tmp_path / "a", rows, policy=policy))
+    assert [run.policy for run in runs] == [policy] * method.all_samples_end
