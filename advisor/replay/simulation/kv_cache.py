@@ -186,7 +186,7 @@ def growth_of(world: World, rules: Rules, e: int, steps: int, skip: int) -> int:
     engine = world.engines[e]
     size = rules.block_size
     cycles = steps // size
-    total = cycles * engine.decodes
+    total = cycles * engine.decode_requests
     phase = size - 1 - (engine.clock + skip - 1) % size
     for _ in range(steps - cycles * size):
         total += world.phases[e, phase]
@@ -221,7 +221,7 @@ def draft_growth(world: World, rules: Rules, e: int, back: int, hold: int) -> in
 def most_steps(world: World, rules: Rules, e: int, steps: int, free: int) -> int:
     """Return how many of `steps` steps fit in `free` blocks, the first of them taken already."""
     engine = world.engines[e]
-    size, decodes = rules.block_size, engine.decodes
+    size, decodes = rules.block_size, engine.decode_requests
     if (steps // size + 1) * decodes <= free:
         return steps
     found = 1 + free // decodes * size

@@ -23,9 +23,9 @@ def begin_decoding(world: World, rules: Rules, e: int, s: int) -> None:
     left = sample.verify - sample.passed
     sample.ends = engine.clock + max(left, 0)
     if left > 0:
-        engine.decodes += 1
-        engine.tokens += sample.forward
-        engine.context += sample.known + sample.forward
+        engine.decode_requests += 1
+        engine.decode_tokens += sample.forward
+        engine.decode_kv_tokens += sample.known + sample.forward
         engine.growth += (sample.output - 1) / sample.verify
         if not rules.speculative:
             sample.held = 0
@@ -41,12 +41,12 @@ def stop_decoding(world: World, rules: Rules, e: int, s: int) -> int:
     done = engine.clock - sample.since
     if sample.verify > sample.passed:  # else the prompt's own token was its last
         rate = (sample.output - 1) / sample.verify
-        engine.decodes -= 1
-        engine.tokens -= sample.forward
+        engine.decode_requests -= 1
+        engine.decode_tokens -= sample.forward
         engine.growth -= rate
-        engine.context -= sample.known + sample.forward + done * rate
-        if engine.decodes == 0:
-            engine.tokens = engine.context = engine.growth = 0.0
+        engine.decode_kv_tokens -= sample.known + sample.forward + done * rate
+        if engine.decode_requests == 0:
+            engine.decode_tokens = engine.decode_kv_tokens = engine.growth = 0.0
         if not rules.speculative:
             world.phases[e, (sample.known - sample.since) % rules.block_size] -= 1
         world.problems[sample.problem].busy += (engine.per_token - sample.entry) * sample.forward
@@ -59,13 +59,13 @@ def work_of(world: World, e: int) -> Work[float]:
     """Return what the engine's planned step computes, or the first of its steps."""
     engine = world.engines[e]
     return Work(
-        float(engine.prompts),
-        float(engine.prompt_tokens),
-        float(engine.decodes + engine.drain_decodes),
-        engine.tokens + engine.drain_tokens,
-        engine.prompt_read,
-        engine.context + engine.drain_context,
-        engine.prompt_query,
+        float(engine.prefill_requests),
+        float(engine.prefill_tokens),
+        float(engine.decode_requests + engine.drain_decode_requests),
+        engine.decode_tokens + engine.drain_decode_tokens,
+        engine.prefill_kv_tokens,
+        engine.decode_kv_tokens + engine.drain_decode_kv_tokens,
+        engine.prefill_query_context,
     )
 
 
@@ -90,9 +90,9 @@ def end(world: World, rules: Rules, e: int, s: int, now: float, cancelled: bool)
         sample.generated = generated(world, s)
         if rules.asynchronous and (cancelled or not sample.by_length):
             sample.by_length = False
-            engine.drain_decodes += 1
-            engine.drain_tokens += sample.forward
-            engine.drain_context += context + (slots - sample.known if decoded else 0)
+            engine.drain_decode_requests += 1
+            engine.drain_decode_tokens += sample.forward
+            engine.drain_decode_kv_tokens += context + (slots - sample.known if decoded else 0)
     else:
         sample.generated = generated(world, s)
         sample.by_length = True
@@ -127,5 +127,5 @@ def drain(world: World, rules: Rules, e: int) -> None:
         if sample.state == DRAINING:
             sample.state = ENDED
     engine.running -= engine.draining
-    engine.draining = engine.drain_decodes = 0
-    engine.drain_tokens = engine.drain_context = 0.0
+    engine.draining = engine.drain_decode_requests = 0
+    engine.drain_decode_tokens = engine.drain_decode_kv_tokens = 0.0

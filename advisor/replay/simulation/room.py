@@ -72,7 +72,7 @@ def drafted_steps(world: World, rules: Rules, blocks: int, e: int, steps: int) -
     engine = world.engines[e]
     if not blocks_are_kept(world, e):
         return steps
-    spare = (blocks - engine.used) // engine.decodes - 1
+    spare = (blocks - engine.used) // engine.decode_requests - 1
     if spare < 1:
         return 1
     fastest = 1.0

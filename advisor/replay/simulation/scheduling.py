@@ -46,17 +46,17 @@ from advisor.step_time.cost import (
 def plan(world: World, rules: Rules, cost: StepCost, blocks: int, e: int, now: float) -> None:
     """Decide what the engine does from `now` on and when that ends; `due` is infinite if idle."""
     engine = world.engines[e]
-    engine.prompts = 0
-    engine.prompt_tokens = 0
-    engine.prompt_read = engine.prompt_query = engine.chunks = 0.0
+    engine.prefill_requests = 0
+    engine.prefill_tokens = 0
+    engine.prefill_kv_tokens = engine.prefill_query_context = engine.chunks = 0.0
     host = owed(world, cost, e)
     while True:
         seen = now + host if engine.idle or not rules.asynchronous else engine.last_begun
         preempted = make_room(world, rules, blocks, e)
         if not preempted:
             _admit(world, rules, cost, blocks, e, now + host, seen)
-        decodes = engine.decodes + engine.drain_decodes
-        if engine.prompts or decodes:
+        decodes = engine.decode_requests + engine.drain_decode_requests
+        if engine.prefill_requests or decodes:
             break
         if engine.draining:  # nothing to compute: their slots are free at once
             drain(world, rules, e)
@@ -69,7 +69,12 @@ def plan(world: World, rules: Rules, cost: StepCost, blocks: int, e: int, now: f
     engine.begun, engine.host = (now + host, 0.0) if engine.empty else (now, host)
     _begin_host_work(world, e)
     engine.steps = 1
-    if engine.prompts == 0 and engine.draining == 0 and engine.decodes and not preempted:
+    if (
+        engine.prefill_requests == 0
+        and engine.draining == 0
+        and engine.decode_requests
+        and not preempted
+    ):
         unseen = engine.waiting > 0 and world.samples[engine.waiting_first].queued > seen
         if not unseen or engine.running >= rules.max_seqs:
             steps = world.samples[world.slots[e, 0].heap].ends - engine.clock
@@ -119,13 +124,16 @@ def cut_short(world: World, rules: Rules, cost: StepCost, e: int, time: float, m
     if engine.steps == 1:
         return
     low, high = 1, engine.steps  # the first step that ends at `time` or later
-    wanted = time - engine.begun
+    wanted, seconds = time - engine.begun, max(engine.due - engine.begun, 1e-300)
+    near = int(high * min(wanted / seconds, 1.0))  # steps take much the same time
+    probe = near - 1
     while low < high:
-        middle = (low + high) // 2
+        middle = min(max(probe, low), high - 1)
         if seconds_of(world, rules, cost, e, middle) >= wanted:
             high = middle
         else:
             low = middle + 1
+        probe = near + 1 if probe < near else (low + high) // 2
     low += more
     if low < engine.steps:
         engine.steps = low
@@ -150,7 +158,7 @@ def pass_steps(world: World, rules: Rules, cost: StepCost, e: int) -> None:
     if work.decode_requests:
         engine.clock += steps
         engine.per_token += each * steps
-        engine.context += engine.growth * steps
+        engine.decode_kv_tokens += engine.growth * steps
     if steps > 1 and rules.speculative and blocks_are_kept(world, e):
         take(world, e, draft_growth(world, rules, e, wide(1), wide(1)))
     drained = engine.draining
@@ -160,7 +168,7 @@ def pass_steps(world: World, rules: Rules, cost: StepCost, e: int) -> None:
             world.problems[sample.problem].busy += each * sample.forward
     if drained:
         drain(world, rules, e)
-    for i in range(engine.prompts):
+    for i in range(engine.prefill_requests):
         s, chunk = world.slots[e, i].prompt, world.slots[e, i].chunk
         sample = world.samples[s]
         world.problems[sample.problem].busy += each * chunk
@@ -190,7 +198,7 @@ def _admit(
 ) -> None:
     """Choose the prompts that the step computes, in chunks."""
     engine = world.engines[e]
-    budget = rules.max_tokens - int(engine.tokens + engine.drain_tokens)
+    budget = rules.max_tokens - int(engine.decode_tokens + engine.drain_decode_tokens)
     while budget > 0:
         s = engine.partial
         if s != NONE:
@@ -211,11 +219,11 @@ def _admit(
         sample = world.samples[s]
         chunk = min(sample.known - sample.computed, budget)
         budget -= chunk
-        slot = world.slots[e, engine.prompts]
+        slot = world.slots[e, engine.prefill_requests]
         slot.prompt, slot.chunk = s, chunk
-        engine.prompts += 1
-        engine.prompt_tokens += chunk
-        engine.prompt_read += sample.computed + chunk
-        engine.prompt_query += chunk * sample.computed + chunk * (chunk + 1) / 2
+        engine.prefill_requests += 1
+        engine.prefill_tokens += chunk
+        engine.prefill_kv_tokens += sample.computed + chunk
+        engine.prefill_query_context += chunk * sample.computed + chunk * (chunk + 1) / 2
         engine.chunks += chunk_seconds(cost, chunk, sample.computed)
         reach(world, rules, e, s, sample.computed + chunk)

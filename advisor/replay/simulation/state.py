@@ -85,6 +85,11 @@ PROBLEM = np.dtype(
     align=True,
 )
 
+
+def _kind(name: str) -> str:
+    return "i8" if name.endswith("_requests") else "f8"
+
+
 ENGINE = np.dtype(
     [
         ("waiting", "i8"),
@@ -100,20 +105,13 @@ ENGINE = np.dtype(
         ("outstanding", "i8"),
         ("idle", "i8"),
         ("segments", "i8"),  # of all prompts
-        # The decoding requests, summed.
-        ("decodes", "i8"),
-        ("tokens", "f8"),  # forwarded in a step
-        ("context", "f8"),  # read in the next step
-        ("growth", "f8"),  # of it, per step
-        ("drain_decodes", "i8"),  # of them, those whose output nobody waits for
-        ("drain_tokens", "f8"),
-        ("drain_context", "f8"),
+        # What the next step, or the one under way, computes, and how its context grows per step.
+        *((name, _kind(name)) for name in Work._fields),
+        ("growth", "f8"),
+        # The same of requests whose output nobody waits for.
+        *((f"drain_{name}", _kind(name)) for name in Work._fields if name.startswith("decode_")),
         # The step, or the steps, under way.
         ("steps", "i8"),
-        ("prompts", "i8"),
-        ("prompt_tokens", "i8"),
-        ("prompt_read", "f8"),
-        ("prompt_query", "f8"),
         ("chunks", "f8"),
         ("begun", "f8"),
         ("due", "f8"),
