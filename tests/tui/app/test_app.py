@@ -146,7 +146,7 @@ async def test_budget_is_asked_and_mistakes_are_told(folder):
         field.focus()
         await pilot.press("enter")
         await settle(pilot)
-        assert "NOTHING FITS mean latency <= 0.1 s" in text_of(app, "#detail")
+        assert "NOTHING FITS mean latency <= 100 ms" in text_of(app, "#detail")
         for name, text, told in (
             ("max_latency", "soon", "latency <= soon"),
             ("gpus", "many", "GPUs <= many: wants a whole number"),
@@ -189,10 +189,10 @@ async def test_axis_what_if_and_answers_while_typing(folder):
         assert app.screen.query_one("#middle").display
         assert app.screen.focused is table
         plot = app.screen.query_one(Scatter)
-        assert plot._x_label == "latency mean s"
+        assert plot._x_label == "mean latency (s)"
         await pilot.press("x")
         await settle(pilot)
-        assert plot._x_label == "latency p95 s"
+        assert plot._x_label == "p95 latency (s)"
 
         asked = len(advisors.made[0].budgets)
         await pilot.press("b", "full_stop")

@@ -91,7 +91,7 @@ def test_it_can_be_shown(case, tmp_path):
     assert run.steps is None
     text = show_lines([run])
     assert all(len(line) <= 80 for line in text)
-    for name in ("latency mean", "TTFT p50", "throughput", "device-s per problem"):
+    for name in ("latency mean", "TTFT p50", "throughput", "device-s/problem"):
         assert any(line.split() == [*name.split(), "-"] for line in text), name
     assert not any("tp1" in line for line in text)
     document = show_json([run])["runs"][0]

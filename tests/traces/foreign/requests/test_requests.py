@@ -101,7 +101,7 @@ def test_it_can_be_shown(case, tmp_path):
     assert run.accuracy is run.steps is run.flops_per_problem is None
     text = show_lines([run])
     assert all(len(line) <= 80 for line in text)
-    unknown = ["accuracy", "device-s per problem", "energy per problem", "dev x latency/token"]
+    unknown = ["accuracy", "device-s/problem", "energy/problem", "dev x latency/token"]
     if case.measured:
         assert run.latency_s["mean"].value == pytest.approx(4.77 / 4)
         assert run.ttft_s["p50"].value == pytest.approx(0.055)
