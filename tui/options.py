@@ -168,6 +168,13 @@ class Watch:
             help="Opens the recording to every user of this machine: spans need no token.",
         ),
     ] = False
+    fpm: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ENDPOINT",
+            help="Take forward passes from tcp://HOST:PORT as steps; needs the extra fpm.",
+        ),
+    ] = None
     kernels: Annotated[
         Path | None,
         typer.Option(metavar="FOLDER", help="Open profiler windows; the servers' traces lie here."),

@@ -19,6 +19,7 @@ from traces.errors import UsageError
 
 if TYPE_CHECKING:
     from profiler.attach.deployment import Deployment
+    from profiler.attach.forward_passes import PassReceiver
     from profiler.attach.kernel_windows import ServerPlan, ServerWindows
     from profiler.attach.receiver.incoming import Incoming
     from profiler.attach.receiver.receiver import Receiver
@@ -42,6 +43,7 @@ class Attachment:
     listen: tuple[str, int] | None = None
     listen_grpc: tuple[str, int] | None = None
     spans_without_token: bool = False
+    fpm: tuple[str, ...] = ()  # where engines publish their forward passes
     kernels: Path | None = None  # where the servers' profiler writes
     plan: ServerPlan | None = None
     yes: bool = False
@@ -69,6 +71,7 @@ def attachment_of(given: Mapping[str, Any]) -> Attachment:
 
     `given` may have others as well, such as those of a workload.
     """
+    from profiler.attach.forward_passes import check_endpoint
     from profiler.attach.gpus_here import parse_gpus
     from profiler.attach.kernel_windows import ServerPlan
     from profiler.attach.receiver.receiver import parse_listen
@@ -94,6 +97,7 @@ def attachment_of(given: Mapping[str, Any]) -> Attachment:
         listen=None if listen is None else parse_listen(listen),
         listen_grpc=None if listen_grpc is None else parse_listen(listen_grpc, "--listen-grpc"),
         spans_without_token=given["spans_without_token"],
+        fpm=tuple(map(check_endpoint, dict.fromkeys(given["fpm"] or ()))),
         kernels=given["kernels"],
         plan=ServerPlan.parse(given["kernel_windows"]),
         yes=given["yes"],
@@ -156,15 +160,19 @@ def attach_to(
         period_s=wanted.period_s,
         reconnect=wanted.reconnect,
     )
-    receiver = _listening(stack, wanted, say)
+    receiver, passes = _listening(stack, wanted, say), _passes(stack, wanted)
     stack.callback(deployment.close)
     deployment.connect(metrics_needed=metrics_needed)
     probes: list[Probe] = []
     windows, incoming = _windows(deployment, wanted, may_open), None
+    profiled = None if windows is None else windows.profiled
+    if passes is not None:
+        from profiler.attach.forward_passes import PassSteps
+
+        probes.append(PassSteps(passes, deployment, profiled).watched)
     if receiver is not None:
-        profiled = None if windows is None else windows.profiled
         own = set() if own_traces is None else own_traces
-        incoming = Incoming(receiver, deployment, profiled, own)
+        incoming = Incoming(receiver, deployment, profiled, own, steps=passes is None)
         incoming.adopt()
         probes.append(incoming.watched)
     if windows is not None:
@@ -197,6 +205,17 @@ def _listening(stack: ExitStack, wanted: Attachment, say: Callable[[str], None])
     for host in sorted(set(hosts) - {"127.0.0.1", "::1", "localhost"}):
         say(f"listening on {host}: others on the network who have the token can send here")
     return receiver
+
+
+def _passes(stack: ExitStack, wanted: Attachment) -> PassReceiver | None:
+    """Connect to where engines publish their forward passes, until the stack unwinds."""
+    if not wanted.fpm:
+        return None
+    from profiler.attach.forward_passes import PassReceiver
+
+    passes = PassReceiver(wanted.fpm)
+    stack.callback(passes.close)
+    return passes
 
 
 def _windows(
