@@ -147,6 +147,10 @@ class Watch:
     duration: Annotated[
         str | None, typer.Option(help="End after 90s, 10m or 2h; else at Ctrl-C.")
     ] = None
+    metrics_url: Annotated[
+        list[str] | None,
+        typer.Option(metavar="URL", help="Where a server's metrics are; several for its pods."),
+    ] = None
     period: Annotated[str, typer.Option(help="Between polls of /metrics.")] = "1s"
     on_loss: Annotated[str, typer.Option(help="When a server is gone: wait for it, or end.")] = (
         "wait"

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from profiler.engines.server.access import Access, read_headers, read_key
+from profiler.engines.server.access import Access, accesses_of, read_headers, read_key
 from traces.errors import UsageError
 
 if TYPE_CHECKING:
     from profiler.attach.deployment import Deployment
-    from profiler.attach.forward_passes import PassReceiver
+    from profiler.attach.forward_passes import PassReceiver, PassSteps
     from profiler.attach.kernel_windows import ServerPlan, ServerWindows
     from profiler.attach.receiver.incoming import Incoming
     from profiler.attach.receiver.receiver import Receiver
@@ -88,7 +88,7 @@ def attachment_of(given: Mapping[str, Any]) -> Attachment:
     if given["spans_without_token"] and listen is None and listen_grpc is None:
         raise UsageError("--spans-without-token: nobody listens; add --listen or --listen-grpc")
     return Attachment(
-        accesses=tuple(Access.of(url, headers) for url in given["urls"]),
+        accesses=accesses_of(given["urls"], given["metrics_url"] or (), headers),
         model=given["model"],
         declared={"tensor_parallel_size": given["tensor_parallel_size"]},
         duration_s=None if duration is None else parse_duration(duration, "--duration"),
@@ -132,6 +132,13 @@ class Attached:
     probes: list[Probe]
     incoming: Incoming | None
     unpowered: str | None
+    passes: PassSteps | None = None
+
+    @property
+    def steps(self) -> int | None:
+        """How many steps have come so far, None where none are received."""
+        sources = [each for each in (self.incoming, self.passes) if each is not None]
+        return sum(each.steps for each in sources) if sources else None
 
 
 def attach_to(
@@ -165,11 +172,12 @@ def attach_to(
     deployment.connect(metrics_needed=metrics_needed)
     probes: list[Probe] = []
     windows, incoming = _windows(deployment, wanted, may_open), None
-    profiled = None if windows is None else windows.profiled
+    profiled, steps = None if windows is None else windows.profiled, None
     if passes is not None:
         from profiler.attach.forward_passes import PassSteps
 
-        probes.append(PassSteps(passes, deployment, profiled).watched)
+        steps = PassSteps(passes, deployment, profiled)
+        probes.append(steps.watched)
     if receiver is not None:
         own = set() if own_traces is None else own_traces
         incoming = Incoming(receiver, deployment, profiled, own, steps=passes is None)
@@ -180,7 +188,13 @@ def attach_to(
     unpowered = why_unread(deployment, wanted.gpus)
     if unpowered is None:
         probes.append(power_probe(deployment, wanted.gpus))
-    return Attached(deployment=deployment, probes=probes, incoming=incoming, unpowered=unpowered)
+    return Attached(
+        deployment=deployment,
+        probes=probes,
+        incoming=incoming,
+        unpowered=unpowered,
+        passes=steps,
+    )
 
 
 def _listening(stack: ExitStack, wanted: Attachment, say: Callable[[str], None]) -> Receiver | None:

@@ -168,8 +168,8 @@ class PassSteps:
 
     With as many endpoints as servers they belong to each other in their order, with one server all
     are its ranks. A rank that the server's metrics do not name is an engine of its own. `profiled`
-    tells of an engine, begin and end whether a profiler's window touched a step. Raises UsageError
-    where it is not clear whose endpoints they are.
+    tells of an engine, begin and end whether a profiler's window touched a step; `steps` counts
+    those that came. Raises UsageError where it is not clear whose endpoints they are.
     """
 
     def __init__(
@@ -186,7 +186,7 @@ class PassSteps:
         self._receiver, self._deployment, self._profiled = receiver, deployment, profiled
         self._of_rank: dict[tuple[int, str, int], ForwardPassRows | None] = {}
         self._writer: RecordingWriter | None = None
-        self._left_out = 0
+        self._left_out = self.steps = 0
 
     @contextmanager
     def watched(self, writer: RecordingWriter) -> Iterator[None]:
@@ -213,6 +213,7 @@ class PassSteps:
             found += rows.rows(passed.record, passed.came)
             if rows.lost > lost and self._writer is not None:
                 self._writer.dropped("steps", rows.lost - lost)
+        self.steps += len(found)
         return [self._marked(row) for row in found]
 
     def _last(self) -> Iterator[Row]:

@@ -283,7 +283,8 @@ class Incoming:
         if len(known) == 1:
             return next(iter(known))
         resource = dict(span.resource)
-        model = str(span.values.get("gen_ai.request.model") or resource.get("service.name") or "-")
+        names = (span.values.get(f"gen_ai.{side}.model") for side in ("request", "response"))
+        model = str(next(filter(None, names), None) or resource.get("service.name") or "-")
         config = EngineConfig(model=model, mode="server", other=span.resource)
         return self._registered((model, span.resource), config) or next(iter(known))
 

@@ -73,7 +73,8 @@ class Stream:
             reason = choice.get("finish_reason")
             if isinstance(reason, str) and reason:
                 self.finish_reason = reason[:_LONGEST_REASON]
-            self.stopped = self.stopped or isinstance(choice.get("stop_reason"), str)
+            ended_by = choice.get("stop_reason", choice.get("matched_stop"))  # vLLM's, SGLang's
+            self.stopped = self.stopped or isinstance(ended_by, str)
             self._take_prompt_ids(choice)
             if self.top is not None:
                 self._take_logprobs(choice.get("logprobs") or {})
