@@ -183,7 +183,9 @@ STEPS_OF = {
     "/tmp/dynamo-fpm.*.jsonl.gz",
     NIM: "a NIM publishes none; start its engine by itself",
 }
-PROFILER_OF = {SGLANG: "POST /start_profile is there; attach opens windows of vLLM's alone"}
+PROFILER_OF = {
+    SGLANG: "POST /start_profile is there: attach URL --kernels FOLDER, of one path here and there"
+}
 RUST = (
     "the Rust front end answers (VLLM_USE_RUST_FRONTEND=1), or a proxy before vLLM: the first has "
     "neither plugins (vllm#58313) nor spans (vllm#44757)"
@@ -290,20 +292,13 @@ def _inside(client: httpx.Client, identity: Identity) -> Iterator[Finding]:
     with suppress(UsageError):  # attach says it
         shared_token()  # so that the file is there
     spans = RUST_NEEDS if rust else SPANS_OF.get(engine or "", SPANS).format(token=in_a_shell())
-    yield Finding(
-        what="spans",
-        present=False if rust else None,
-        detail="none: the front end has none" if rust else outside,
-        needs=spans,
-    )
+    silent = "none where the Rust front end answers" if rust else outside
+    yield Finding(what="spans", present=None, detail=silent, needs=spans)
     if engine in STEPS_OF:
         yield Finding(what="steps (FPM)", present=None, detail=outside, needs=STEPS_OF[engine])
     else:
-        silent = "not loaded by the front end" if rust else outside
-        plugin = "VLLM_USE_RUST_FRONTEND=0" if rust else PLUGIN
-        yield Finding(
-            what="steps (plugin)", present=False if rust else None, detail=silent, needs=plugin
-        )
+        plugin = "VLLM_USE_RUST_FRONTEND=0, and: " + PLUGIN if rust else PLUGIN
+        yield Finding(what="steps (plugin)", present=None, detail=silent, needs=plugin)
         yield Finding(what="steps (FPM)", present=None, detail=outside, needs=FPM)
     known = routes(client)
     profiler = None if known is None else "/start_profile" in known["paths"]

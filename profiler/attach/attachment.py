@@ -25,7 +25,10 @@ if TYPE_CHECKING:
     from profiler.attach.receiver.receiver import Receiver
     from profiler.runs.record import Probe
 
-CAUTION = "A server stands still while it writes a trace. vLLM means its profiler for development."
+CAUTION = (
+    "A server stands still while it writes a trace. vLLM means its profiler for development, and "
+    "SGLang does not say whether a profile is open already, which another one would spoil."
+)
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|min|h|d)", re.ASCII)
 _SECONDS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 
