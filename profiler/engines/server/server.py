@@ -41,10 +41,13 @@ _LONGEST_LINE = 8 << 20  # of a stream
 _NO_IDS = "no token ids"  # a chat cannot be continued without them
 _GIVE_UP_AFTER = 8  # requests in a row that found no server
 # What an engine knows of a request beyond OpenAI's API: how a stop string stays in the text, and
-# whether a stream of chats may have token ids, which tell where a thought ends. SGLang 0.5.23
-# answers 400 to `return_token_ids` in a chat that is streamed, and ignores a chat template.
+# how a chat's token ids are asked for, which tell where a thought ends. SGLang 0.5.23 answers 400
+# to `return_token_ids` in a chat that is streamed, and ignores a chat template.
 _STOP_KEPT = {VLLM: "include_stop_str_in_output", SGLANG: "no_stop_trim"}
-_CHAT_IDS = frozenset({VLLM})
+_CHAT_IDS = {
+    VLLM: ("return_token_ids",),
+    SGLANG: ("return_input_ids_in_sglext", "return_output_ids_in_sglext"),
+}
 
 
 class ServerEngine:
@@ -100,16 +103,17 @@ class ServerEngine:
             card = ask_model(client, self.url, model)
             found = identify(client, card)
             self.engine = found.engine
-            known = self.engine in _STOP_KEPT
+            tokenizes = self.engine in _STOP_KEPT
             cache = self._cache_config(client) if self.engine == VLLM else found.settings
             if self.chat_template is not None:
                 self._try_template(client, str(card["id"]))
             self._think_start_ids, self.think_end_ids = (
-                self._mark_ids(client, str(card["id"]), mark) if known else None
+                self._mark_ids(client, str(card["id"]), mark) if tokenizes else None
                 for mark in (THINK_START, THINK_END)
             )
         said = {"other": found.other} if found.other else {}
-        settings = {**cache, **said, **declared}
+        known = {key: value for key, value in declared.items() if value is not None}
+        settings = {**cache, **said, **known}
         config, facts = describe(card, found.vllm_version, name=name, settings=settings)
         return str(card["id"]), config, facts
 
@@ -318,8 +322,9 @@ class ServerEngine:
             body["thinking_token_budget"] = request.thinking_token_budget
         if self.engine in _STOP_KEPT:
             body["stream_options"]["continuous_usage_stats"] = True
-            wanted = request.want_token_ids or chat  # a chat's tell where its thought ends
-            if wanted and (self.engine in _CHAT_IDS or not chat):
+            if chat:
+                body |= dict.fromkeys(_CHAT_IDS[str(self.engine)], True)
+            elif request.want_token_ids:
                 body["return_token_ids"] = True
         if self.engine == SGLANG:
             body["rid"] = request.request_id  # as it reads no X-Request-Id

@@ -23,6 +23,7 @@ KNOWN = {
     *("stop", "no_stop_trim", "min_tokens", "ignore_eos", "logprobs"),
 }
 OF_CHAT = KNOWN | {"messages", "top_logprobs", "reasoning_effort"}
+OF_CHAT |= {"return_input_ids_in_sglext", "return_output_ids_in_sglext"}
 OF_TEXT = KNOWN | {"prompt", "return_token_ids"}
 
 
@@ -51,7 +52,12 @@ def sglang():
             if body.get("return_token_ids"):
                 piece["token_ids"] = [5, 6]
             event = {"choices": [piece], "usage": {"prompt_tokens": 3, "completion_tokens": 2}}
-            self.answer(200, f"data: {json.dumps(event)}\n\ndata: [DONE]\n\n")
+            events = [event]
+            if body.get("return_output_ids_in_sglext"):
+                ids = {"input_ids": [1, 2, 3], "output_ids": [[8, 7, 9]]}
+                events.append({"choices": [], "sglext": ids})
+            data = "".join(f"data: {json.dumps(each)}\n\n" for each in events)
+            self.answer(200, f"{data}data: [DONE]\n\n")
 
         def answer(self, status, text):
             self.send_response(status)
@@ -76,7 +82,7 @@ def answered(engine, **changes):
 
 def test_requests_have_what_sglang_knows():
     with sglang() as (url, asked):
-        engine = ServerEngine(url)
+        engine = ServerEngine(url, declared={"tensor_parallel_size": None})
         try:
             chat = answered(engine, stop=("END",), top_logprobs=3, want_token_ids=True)
             text = answered(engine, chat=False, fixed_length=True, want_token_ids=True)
@@ -86,6 +92,7 @@ def test_requests_have_what_sglang_knows():
     assert set(of_chat) <= OF_CHAT and set(of_text) <= OF_TEXT
     assert of_chat["no_stop_trim"] and of_chat["rid"] == "run.p.0"
     assert chat.error is None and chat.stopped and chat.text == "12 END"
+    assert (chat.token_ids, chat.prompt_token_ids, chat.think_tokens) == ((8, 7, 9), (1, 2, 3), 1)
     assert (text.error, text.token_ids, text.output_tokens) == (None, (5, 6), 2)
     assert dict(engine.config.other)["engine_name"] == "SGLang 0.5.23"
     assert (engine.config.tensor_parallel_size, engine.config.max_num_seqs) == (2, 32)
