@@ -10,12 +10,20 @@ from typing import TYPE_CHECKING
 
 from profiler.engines.interface import Finding
 from profiler.engines.server.access import Access
+from profiler.engines.server.identity import (
+    NIM,
+    SGLANG,
+    TENSORRT_LLM,
+    VLLM,
+    Identity,
+    identify,
+)
 from profiler.engines.start import examine_engines
 from profiler.plugin.shared_token import in_a_shell, shared_token
 from profiler.probes.power import energy_here
 from profiler.runs.provenance import cpu_name, usable_cpus
 from traces.errors import EngineError, UsageError, install_command, installed
-from traces.live.numbers import DRAFTS, FLOPS
+from traces.live.numbers import DRAFTS, FLOPS, tells
 
 if TYPE_CHECKING:
     import httpx
@@ -87,7 +95,7 @@ def _host() -> Iterator[Finding]:
 
 # What can be seen of a running server, and the flag or command that each missing part needs.
 #
-# Four GET requests, nothing else: nothing is started on somebody else's server. The token that
+# A few GET requests, nothing else: nothing is started on somebody else's server. The token that
 # senders need is made on this machine, since the advice names its file.
 
 
@@ -102,6 +110,44 @@ PLUGIN = (
     "TTSCOPE_PLUGIN=http://127.0.0.1:4318 and --enable-logging-iteration-details, as the user who "
     "attaches (else give both the same TTSCOPE_TOKEN), and ttscope attach URL --listen 4318"
 )
+FPM = "vLLM with #52061 (--forward-pass-metrics-port 20380), and attach URL --fpm tcp://HOST:20380"
+SPANS_OF = {
+    SGLANG: "start SGLang with --enable-trace, "
+    "--otlp-traces-endpoint http://127.0.0.1:4318/v1/traces, "
+    "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL=http/protobuf and "
+    'OTEL_EXPORTER_OTLP_HEADERS="authorization=Bearer%20{token}", and attach URL --listen 4318',
+}
+STEPS_OF = {
+    SGLANG: "start SGLang with --enable-forward-pass-metrics; its log names ipc:///PATH.0, for "
+    "ttscope attach URL --fpm ipc:///PATH.0",
+    TENSORRT_LLM: "run it under Dynamo with DYN_FPM_TRACE=1 DYN_FPM_MODE=full, and ttscope import "
+    "/tmp/dynamo-fpm.*.jsonl.gz",
+    NIM: "a NIM publishes none; start its engine by itself",
+}
+PROFILER_OF = {
+    SGLANG: "POST /start_profile is there: attach URL --kernels FOLDER, of one path here and there"
+}
+RUST = (
+    "the Rust front end answers (VLLM_USE_RUST_FRONTEND=1), or a proxy before vLLM: the first has "
+    "neither plugins (vllm#58313) nor spans (vllm#44757)"
+)
+RUST_NEEDS = (
+    "VLLM_USE_RUST_FRONTEND=0 for plugin and spans; or keep it, and for steps the engine's own "
+    f"stream: {FPM}"
+)
+ALLOWS = (  # what each depth of attach gives, from the outside in
+    (
+        "HTTP alone",
+        "rates, latencies within bounds, running, waiting, KV cache, drafts; KV-bound and queueing "
+        "are told",
+    ),
+    ("with spans", "requests one by one: arrivals, lengths, TTFT, end; their times with intervals"),
+    (
+        "with steps",
+        "step times and batches; compute-bound, fixed cost and unpaying drafts are told",
+    ),
+    ("with kernels", "what steps are made of; launch- and communication-bound are told"),
+)
 
 
 def examine_server(access: Access) -> list[Finding]:
@@ -109,43 +155,52 @@ def examine_server(access: Access) -> list[Finding]:
     import httpx
 
     with httpx.Client(base_url=access.url, headers=dict(access.headers), timeout=10.0) as client:
-        return [*_models(client, access), *_metrics(access), *_inside(client)]
+        found, identity = _models(client, access)
+        return [*found, *_metrics(access), *_inside(client, identity), *_allowed()]
 
 
-def _models(client: httpx.Client, access: Access) -> Iterator[Finding]:
-    from profiler.engines.server.served import ask_model, ask_version
+def _models(client: httpx.Client, access: Access) -> tuple[list[Finding], Identity]:
+    from profiler.engines.server.served import ask_model
 
     try:
         card = ask_model(client, access.url, None)
     except EngineError as error:
         needs = "a key: --api-key-env NAME" if "wants a key" in str(error) else "its URL"
-        yield Finding(what="models", present=False, detail=str(error), needs=needs)
-        return
-    version = ask_version(client)
-    kind = f"vLLM {version}" if version else "no vLLM: only a workload can be posed"
+        return [Finding(what="models", present=False, detail=str(error), needs=needs)], Identity()
+    identity = identify(client, card)
     length = card.get("max_model_len")
-    yield Finding(what="models", present=True, detail=f"{card['id']}, {length} tokens, {kind}")
+    told = [str(card["id"]), *([f"{length} tokens"] if length else []), identity.text]
+    found = [Finding(what="models", present=True, detail=", ".join(told))]
+    if identity.front_end == "rust":
+        found.append(Finding(what="front end", present=False, detail=RUST, needs=RUST_NEEDS))
+    return found, identity
 
 
 def _metrics(access: Access) -> Iterator[Finding]:
+    from profiler.attach.deployment import NO_METRICS
     from profiler.attach.scraper import ScrapeError, Scraper
 
     scraper = Scraper(access, lambda label: label, on_event=lambda kind, detail: None)
     page: Page | None = None
     try:
         page = scraper.poll()
-        why = "nothing of vLLM on the page"
+        why = "nothing of an engine on the page"
     except ScrapeError as error:
         why = str(error)
     finally:
         scraper.close()
     names = {series.name for series in page.values} if page is not None else set()
-    if page is None or not any(name.startswith("vllm:") for name in names):
-        needs = "vLLM's own host and port, started without --disable-log-stats"
-        yield Finding(what="metrics", present=False, detail=why, needs=needs)
+    if page is None or not any(map(tells, names)):
+        yield Finding(
+            what="metrics",
+            present=False,
+            detail=why,
+            needs=f"a page that is read: this {NO_METRICS}",
+        )
         return
-    engines = len({series.engine for series in page.values if series.engine})
-    told = f"{len(page.values)} series of {engines} engine{'s' if engines != 1 else ''}"
+    engines = len({series.engine for series in page.values if series.engine}) or 1
+    kinds = " and ".join(sorted(scraper.reader.engines))
+    told = f"{len(page.values)} series of {engines} engine{'s' if engines != 1 else ''} ({kinds})"
     yield Finding(
         what="metrics", present=True, detail=f"{told}, read in {page.took_s * 1e3:.0f} ms"
     )
@@ -161,30 +216,45 @@ def _metrics(access: Access) -> Iterator[Finding]:
     yield Finding(
         what="FLOPs, bytes",
         present=estimated,
-        detail="vLLM's estimates" if estimated else "0: off, or nothing has run yet",
+        detail="the engine's estimates" if estimated else "0: off, or nothing has run yet",
         needs=None if estimated else "--enable-mfu-metrics",
     )
 
 
-def _inside(client: httpx.Client) -> Iterator[Finding]:
+def _inside(client: httpx.Client, identity: Identity) -> Iterator[Finding]:
     from profiler.attach.kernel_windows import SERVER_FLAGS
     from profiler.engines.server.served import routes
 
-    outside = "cannot be told from outside"
-    needs = SPANS.format(token=in_a_shell())
+    outside, engine, rust = (
+        "cannot be told from outside",
+        identity.engine,
+        identity.front_end == "rust",
+    )
     with suppress(UsageError):  # attach says it
         shared_token()  # so that the file is there
-    yield Finding(what="spans", present=None, detail=outside, needs=needs)
-    yield Finding(what="steps (plugin)", present=None, detail=outside, needs=PLUGIN)
+    spans = RUST_NEEDS if rust else SPANS_OF.get(engine or "", SPANS).format(token=in_a_shell())
+    silent = "none where the Rust front end answers" if rust else outside
+    yield Finding(what="spans", present=None, detail=silent, needs=spans)
+    if engine in STEPS_OF:
+        yield Finding(what="steps (FPM)", present=None, detail=outside, needs=STEPS_OF[engine])
+    else:
+        plugin = "VLLM_USE_RUST_FRONTEND=0, and: " + PLUGIN if rust else PLUGIN
+        yield Finding(what="steps (plugin)", present=None, detail=silent, needs=plugin)
+        yield Finding(what="steps (FPM)", present=None, detail=outside, needs=FPM)
     known = routes(client)
     profiler = None if known is None else "/start_profile" in known["paths"]
-    yield Finding(
-        what="profiler",
-        present=profiler,
-        detail={
-            True: "POST /start_profile is there: attach URL --kernels FOLDER",
-            False: "no POST /start_profile",
-            None: "the server does not list its routes",
-        }[profiler],
-        needs=None if profiler else SERVER_FLAGS,
-    )
+    detail = {
+        True: "POST /start_profile is there: attach URL --kernels FOLDER",
+        False: "no POST /start_profile",
+        None: "the server does not list its routes",
+    }[profiler]
+    flags = None if profiler else SERVER_FLAGS
+    if engine is not None and engine != VLLM:
+        detail, flags = PROFILER_OF.get(engine, detail) if profiler else detail, None
+    yield Finding(what="profiler", present=profiler, detail=detail, needs=flags)
+
+
+def _allowed() -> Iterator[Finding]:
+    """Say what each depth will allow, before anybody attaches."""
+    for what, detail in ALLOWS:
+        yield Finding(what=what, present=None, detail=detail)

@@ -37,7 +37,7 @@ VERBS = {  # name: its function, and what `ttscope --help` says of it
     ),
     "import": (
         "import_export.import_",
-        "Make a recording of profiler traces, of samples that others evaluated, or of requests.",
+        "Make a recording of others' profiler traces, samples, requests or forward passes.",
     ),
     "export": (
         "import_export.export",

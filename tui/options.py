@@ -148,6 +148,10 @@ class Watch:
     duration: Annotated[
         str | None, typer.Option(help="End after 90s, 10m or 2h; else at Ctrl-C.")
     ] = None
+    metrics_url: Annotated[
+        list[str] | None,
+        typer.Option(metavar="URL", help="Where a server's metrics are; several for its pods."),
+    ] = None
     period: Annotated[str, typer.Option(help="Between polls of /metrics.")] = "1s"
     on_loss: Annotated[str, typer.Option(help="When a server is gone: wait for it, or end.")] = (
         "wait"
@@ -169,6 +173,13 @@ class Watch:
             help="Opens the recording to every user of this machine: spans need no token.",
         ),
     ] = False
+    fpm: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ENDPOINT",
+            help="Take forward passes from tcp://HOST:PORT as steps; needs the extra fpm.",
+        ),
+    ] = None
     kernels: Annotated[
         Path | None,
         typer.Option(metavar="FOLDER", help="Open profiler windows; the servers' traces lie here."),

@@ -14,17 +14,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from profiler.engines.server.access import Access, read_headers, read_key
+from profiler.engines.server.access import Access, accesses_of, read_headers, read_key
 from traces.errors import UsageError
 
 if TYPE_CHECKING:
     from profiler.attach.deployment import Deployment
+    from profiler.attach.forward_passes import PassReceiver, PassSteps
     from profiler.attach.kernel_windows import ServerPlan, ServerWindows
     from profiler.attach.receiver.incoming import Incoming
     from profiler.attach.receiver.receiver import Receiver
     from profiler.runs.record import Probe
 
-CAUTION = "A server stands still while it writes a trace. vLLM means its profiler for development."
+CAUTION = (
+    "A server stands still while it writes a trace. vLLM means its profiler for development, and "
+    "SGLang does not say whether a profile is open already, which another one would spoil."
+)
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|min|h|d)", re.ASCII)
 _SECONDS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 
@@ -42,6 +46,7 @@ class Attachment:
     listen: tuple[str, int] | None = None
     listen_grpc: tuple[str, int] | None = None
     spans_without_token: bool = False
+    fpm: tuple[str, ...] = ()  # where engines publish their forward passes
     kernels: Path | None = None  # where the servers' profiler writes
     plan: ServerPlan | None = None
     yes: bool = False
@@ -69,6 +74,7 @@ def attachment_of(given: Mapping[str, Any]) -> Attachment:
 
     `given` may have others as well, such as those of a workload.
     """
+    from profiler.attach.forward_passes import check_endpoint
     from profiler.attach.gpus_here import parse_gpus
     from profiler.attach.kernel_windows import ServerPlan
     from profiler.attach.receiver.receiver import parse_listen
@@ -85,7 +91,7 @@ def attachment_of(given: Mapping[str, Any]) -> Attachment:
     if given["spans_without_token"] and listen is None and listen_grpc is None:
         raise UsageError("--spans-without-token: nobody listens; add --listen or --listen-grpc")
     return Attachment(
-        accesses=tuple(Access.of(url, headers) for url in given["urls"]),
+        accesses=accesses_of(given["urls"], given["metrics_url"] or (), headers),
         model=given["model"],
         declared={"tensor_parallel_size": given["tensor_parallel_size"]},
         duration_s=None if duration is None else parse_duration(duration, "--duration"),
@@ -94,6 +100,7 @@ def attachment_of(given: Mapping[str, Any]) -> Attachment:
         listen=None if listen is None else parse_listen(listen),
         listen_grpc=None if listen_grpc is None else parse_listen(listen_grpc, "--listen-grpc"),
         spans_without_token=given["spans_without_token"],
+        fpm=tuple(map(check_endpoint, dict.fromkeys(given["fpm"] or ()))),
         kernels=given["kernels"],
         plan=ServerPlan.parse(given["kernel_windows"]),
         yes=given["yes"],
@@ -128,6 +135,13 @@ class Attached:
     probes: list[Probe]
     incoming: Incoming | None
     unpowered: str | None
+    passes: PassSteps | None = None
+
+    @property
+    def steps(self) -> int | None:
+        """How many steps have come so far, None where none are received."""
+        sources = [each for each in (self.incoming, self.passes) if each is not None]
+        return sum(each.steps for each in sources) if sources else None
 
 
 def attach_to(
@@ -156,15 +170,20 @@ def attach_to(
         period_s=wanted.period_s,
         reconnect=wanted.reconnect,
     )
-    receiver = _listening(stack, wanted, say)
+    receiver, passes = _listening(stack, wanted, say), _passes(stack, wanted)
     stack.callback(deployment.close)
     deployment.connect(metrics_needed=metrics_needed)
     probes: list[Probe] = []
     windows, incoming = _windows(deployment, wanted, may_open), None
+    profiled, steps = None if windows is None else windows.profiled, None
+    if passes is not None:
+        from profiler.attach.forward_passes import PassSteps
+
+        steps = PassSteps(passes, deployment, profiled)
+        probes.append(steps.watched)
     if receiver is not None:
-        profiled = None if windows is None else windows.profiled
         own = set() if own_traces is None else own_traces
-        incoming = Incoming(receiver, deployment, profiled, own)
+        incoming = Incoming(receiver, deployment, profiled, own, steps=passes is None)
         incoming.adopt()
         probes.append(incoming.watched)
     if windows is not None:
@@ -172,7 +191,13 @@ def attach_to(
     unpowered = why_unread(deployment, wanted.gpus)
     if unpowered is None:
         probes.append(power_probe(deployment, wanted.gpus))
-    return Attached(deployment=deployment, probes=probes, incoming=incoming, unpowered=unpowered)
+    return Attached(
+        deployment=deployment,
+        probes=probes,
+        incoming=incoming,
+        unpowered=unpowered,
+        passes=steps,
+    )
 
 
 def _listening(stack: ExitStack, wanted: Attachment, say: Callable[[str], None]) -> Receiver | None:
@@ -197,6 +222,17 @@ def _listening(stack: ExitStack, wanted: Attachment, say: Callable[[str], None])
     for host in sorted(set(hosts) - {"127.0.0.1", "::1", "localhost"}):
         say(f"listening on {host}: others on the network who have the token can send here")
     return receiver
+
+
+def _passes(stack: ExitStack, wanted: Attachment) -> PassReceiver | None:
+    """Connect to where engines publish their forward passes, until the stack unwinds."""
+    if not wanted.fpm:
+        return None
+    from profiler.attach.forward_passes import PassReceiver
+
+    passes = PassReceiver(wanted.fpm)
+    stack.callback(passes.close)
+    return passes
 
 
 def _windows(

@@ -15,9 +15,10 @@ import polars as pl
 
 from profiler.attach.scraper import PERIOD_S, Page, ScrapeError, Scraper
 from profiler.engines.server.access import Access
-from profiler.engines.server.served import ask_model, ask_version, cache_settings, describe
+from profiler.engines.server.identity import identify
+from profiler.engines.server.served import ask_model, cache_settings, describe
 from traces.errors import EngineError, TtscopeError, UsageError
-from traces.live.numbers import Numbers, numbers_of
+from traces.live.numbers import Numbers, numbers_of, tells
 from traces.recording.tables import SCRAPES
 from traces.recording.writer import RecordingWriter
 from traces.schema.engine import EngineConfig, ModelFacts
@@ -29,9 +30,10 @@ _ADOPTED = (  # of what a plugin tells
     *("num_gpu_blocks", "gpu_memory_utilization", "enable_prefix_caching", "enforce_eager"),
     *("async_scheduling", "gpu", "num_gpus", "vllm_version"),
 )
-_NO_METRICS = (
-    "/metrics has nothing of vLLM: name vLLM's own host and port, and start it without "
-    "--disable-log-stats"
+NO_METRICS = (
+    "has nothing of an engine: name the engine's own host and port, not a router's, or its "
+    "--metrics-url (Dynamo http://POD:8081, NIM http://HOST:8000/v1/metrics, Ray Serve the node's "
+    "metrics port); start vLLM without --disable-log-stats, SGLang with --enable-metrics"
 )
 
 
@@ -73,7 +75,7 @@ class Deployment:
     ) -> None:
         if not 0.1 <= period_s <= 3600:
             raise UsageError(f"--period must be 0.1 s to an hour, not {period_s:g} s")
-        if len({access.url for access in accesses}) != len(accesses):
+        if len({access.where for access in accesses}) != len(accesses):
             raise UsageError("the same URL is named twice")
         self._accesses, self._model, self._declared = list(accesses), model, dict(declared or {})
         self._period_s, self._reconnect = period_s, reconnect
@@ -129,10 +131,10 @@ class Deployment:
                     base_url=access.url, headers=dict(access.headers), timeout=10.0
                 ) as client:
                     ask_model(client, access.url, self._model)  # says it better, if it fails too
-                raise EngineError(f"{access.url}: /metrics cannot be read ({error})") from None
-        told = page is not None and any(s.name.startswith("vllm:") for s in page.values)
+                raise EngineError(f"{access.where}: /metrics cannot be read ({error})") from None
+        told = page is not None and any(tells(series.name) for series in page.values)
         if metrics_needed and not told:
-            raise EngineError(f"{access.url}: {_NO_METRICS}")
+            raise EngineError(f"{access.where}: /metrics {NO_METRICS}")
         config, facts = self._describe(access, scraper)
         replica = Replica(access=access, config=config, facts=facts, scraper=scraper)
         replica.described = config
@@ -146,20 +148,21 @@ class Deployment:
             base_url=access.url, headers=dict(access.headers), timeout=10.0
         ) as client:
             card = ask_model(client, access.url, self._model)
-            version = ask_version(client)
+            found = identify(client, card)
         caches = scraper.reader.cache_config
-        settings = cache_settings(next(iter(caches.values()), {})) | self._declared
-        if len(self._accesses) > 1:
-            settings["other"] = (("url", access.url),)
+        settings = {**found.settings, **cache_settings(next(iter(caches.values()), {}))}
+        settings |= {name: value for name, value in self._declared.items() if value is not None}
+        other = [*found.other, *((("url", access.where),) if len(self._accesses) > 1 else ())]
+        settings["other"] = tuple(sorted(other))
         engines = len(set(caches) - {""})
         if engines > 1:
             settings["data_parallel_size"] = engines
-        return describe(card, version, name=None, settings=settings)
+        return describe(card, found.vllm_version, name=None, settings=settings)
 
     def _register(self, replica: Replica, labels: Sequence[str]) -> None:
         """Give each engine label of a server the key of its configuration."""
         several = len([label for label in labels if label]) > 1
-        where = replica.access.url if len(self._accesses) > 1 else ""
+        where = replica.access.where if len(self._accesses) > 1 else ""
         with self._lock:
             replica.keys.clear()
             for label in ["", *labels]:
@@ -235,7 +238,7 @@ class Deployment:
         if config != replica.described:
             replica.config, replica.described, replica.facts = config, config, facts
             self._register(replica, sorted(set(replica.keys) - {""}))
-            self._event("note", f"{replica.access.url}: another configuration", config.key())
+            self._event("note", f"{replica.access.where}: another configuration", config.key())
 
     @staticmethod
     def _keep(replica: Replica | None, page: pl.DataFrame) -> None:
@@ -266,7 +269,7 @@ class Deployment:
                     writer.dropped("scrapes", replica.scraper.dropped)
                 if replica.scraper.reader.left_out:
                     count = replica.scraper.reader.left_out
-                    writer.event("drop", f"{replica.access.url}: {count} lines of /metrics")
+                    writer.event("drop", f"{replica.access.where}: {count} lines of /metrics")
             self._writer = None
 
     def numbers(self, seconds: float) -> dict[str, Numbers | None]:

@@ -1,9 +1,9 @@
 """Windows of the torch profiler on servers that others use, through /start_profile.
 
-A server is asked for a window of a few steps by `max_iterations`, so that it ends by itself even
-where we are killed; there is one at a time over all servers, and together they are open at most
-`BUDGET` of the time. Traces are read where the server writes them, in a folder that both see, and
-only files with our own prefix are touched.
+A server is asked for a window of a few steps (vLLM's `max_iterations`, SGLang's `num_steps`), so
+that it ends by itself even where we are killed; there is one at a time over all servers, and
+together they are open at most `BUDGET` of the time. Traces are read where the server writes them,
+in a folder that both see, and only files with our own prefix are touched.
 
 Before the first window one without a step is opened and closed at once: it takes the profiler's
 dear first start, shows that the folder is the right one, and that the server's front end, which no
@@ -34,6 +34,7 @@ from profiler.engines.server.served import routes
 from traces.clock import now_ns
 from traces.errors import EngineError, TraceError, UsageError
 from traces.kineto.read import TraceTables, read_trace
+from traces.live.engine_names import software_of
 from traces.live.numbers import RUNNING
 from traces.recording.tables import KERNELS
 from traces.recording.writer import RecordingWriter
@@ -70,6 +71,31 @@ class ServerPlan:
                 f"minute; at most {MOST_STEPS} steps, and a second between windows"
             )
         return ServerPlan(int(match[1]), float(match[2]))
+
+
+@dataclass(frozen=True)
+class _Dialect:
+    """How an engine's /start_profile is asked: `bound` is what ends a window by itself.
+
+    `ended` are answers to /stop_profile that say that a window has ended by itself; they come when
+    its traces are written. `named` says that `bound` stands in the server's description of its
+    API. Traces are called PREFIX, `mark`, and more.
+    """
+
+    bound: str
+    mark: str
+    version: str
+    named: bool = True
+    ended: frozenset[int] = frozenset()
+
+
+_DIALECTS = {
+    "vLLM": _Dialect(bound="max_iterations", mark="_", version="vLLM 0.32"),
+    # SGLang 0.5.23, srt/managers/scheduler_components/profiler_manager.py
+    "SGLang": _Dialect(
+        bound="num_steps", mark="-", version="SGLang 0.5", named=False, ended=frozenset({500})
+    ),
+}
 
 
 @dataclass
@@ -149,10 +175,11 @@ class ServerWindows:
             raise EngineError(
                 f"{url}: has no profiler (POST {_PATH}); start vLLM with {SERVER_FLAGS}"
             )
-        if "max_iterations" not in json.dumps(known.get("components", {})):
+        dialect = _dialect(replica)
+        if dialect.named and dialect.bound not in json.dumps(known.get("components", {})):
             raise EngineError(
-                f"{url}: its {_PATH} knows no max_iterations, without which a window could stay "
-                "open for ever; it takes vLLM 0.32"
+                f"{url}: its {_PATH} knows no {dialect.bound}, without which a window could stay "
+                f"open for ever; it takes {dialect.version}"
             )
 
     @contextmanager
@@ -200,8 +227,8 @@ class ServerWindows:
         """Open a window, wait until it has ended, and return its traces."""
         url, prefix = replica.access.url, f"{self._mark}-{self._serial}"
         self._serial += 1
-        # vLLM's profiler stops in the step after that many.
-        bounds = {"profile_prefix": prefix, "delay_iterations": 0, "max_iterations": max(steps, 1)}
+        dialect = _dialect(replica)
+        bounds = {"profile_prefix": prefix, dialect.bound: max(steps, 1), **self._more(dialect)}
         span, started = _Span(replica, now_ns()), True  # for all that we know
         self._spans.append(span)
         try:
@@ -215,19 +242,33 @@ class ServerWindows:
                 raise EngineError(f"{url}: POST {_PATH} answers HTTP {answer.status_code}")
             until = time.monotonic() + (OPEN_S if steps else 0.0)
             while time.monotonic() < until and not self._stopping.is_set():
-                if self._traces(prefix):
+                if self._traces(prefix, dialect):
                     break
                 time.sleep(0.05)
         finally:
             try:
                 if started:  # it answers when every worker has written its trace
-                    client.post("/stop_profile").raise_for_status()
+                    stopped = client.post("/stop_profile")
+                    if stopped.status_code not in dialect.ended:
+                        stopped.raise_for_status()
             finally:
                 span.ended = now_ns()
-        return self._traces(prefix)
+        return self._traces(prefix, dialect)
 
-    def _traces(self, prefix: str) -> list[Path]:
-        return sorted(self._folder.glob(f"{prefix}_*.json*"))
+    def _more(self, dialect: _Dialect) -> dict[str, Any]:
+        """Return what else a start needs: vLLM was told its folder when it was started."""
+        if dialect is _DIALECTS["vLLM"]:  # its profiler stops in the step after that many
+            return {"delay_iterations": 0}
+        return {
+            "output_dir": str(self._folder.resolve()),
+            "activities": ["CPU", "GPU"],
+            "with_stack": False,
+            "record_shapes": False,
+            "detailed_annotations": True,  # what is in a step, in its mark
+        }
+
+    def _traces(self, prefix: str, dialect: _Dialect) -> list[Path]:
+        return sorted(self._folder.glob(f"{prefix}{dialect.mark}*.json*"))
 
     def _read(self, replica: Replica, paths: list[Path]) -> None:
         number, self._count = self._count, self._count + 1
@@ -256,9 +297,14 @@ class ServerWindows:
     def _delete(self, paths: list[Path]) -> None:
         """Delete what the server wrote for a window: its traces, and tables of totals."""
         prefixes = {path.name.partition("_")[0] for path in paths}
-        for path in [each for prefix in prefixes for each in self._folder.glob(f"{prefix}_*")]:
+        beside = [each for prefix in prefixes for each in self._folder.glob(f"{prefix}_*")]
+        for path in dict.fromkeys([*paths, *beside]):
             with contextlib.suppress(OSError):  # readable is enough
                 path.unlink()
+
+
+def _dialect(replica: Replica) -> _Dialect:
+    return _DIALECTS.get(software_of(replica.config), _DIALECTS["vLLM"])
 
 
 def engine_key(replica: Replica) -> str:

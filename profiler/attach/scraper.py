@@ -72,7 +72,7 @@ class ScrapeError(Exception):
 
 
 class Scraper:
-    """Polls `access.url`/metrics every `period_s` from `start` to `stop`.
+    """Polls the metrics page of `access` every `period_s` from `start` to `stop`.
 
     Parameters
     ----------
@@ -110,7 +110,7 @@ class Scraper:
         self.lost = threading.Event()
         self._stopping = threading.Event()
         self._client = httpx.Client(
-            headers={**access.headers, "Accept": "text/plain"}, timeout=_TIMEOUT
+            headers={**access.metrics_headers, "Accept": "text/plain"}, timeout=_TIMEOUT
         )
         self._thread = threading.Thread(target=self._work, name="ttscope-scrape", daemon=True)
 
@@ -120,7 +120,7 @@ class Scraper:
         before = now_ns()
         body, ahead_ns = bytearray(), 0
         try:
-            with self._client.stream("GET", f"{self.access.url}/metrics") as answer:
+            with self._client.stream("GET", self.access.metrics_page) as answer:
                 if answer.status_code != 200:
                     raise ScrapeError(f"HTTP {answer.status_code}")
                 ahead_ns = _ahead_ns(answer.headers.get("date"), now_ns())
@@ -185,7 +185,7 @@ class Scraper:
         self.failures += 1
         if self._gap is None:
             self._gap = time.monotonic(), 1
-            self._on_event("gap", f"{self.access.url}: /metrics: {why}")
+            self._on_event("gap", f"{self.access.where}: /metrics: {why}")
         else:
             self._gap = self._gap[0], self._gap[1] + 1
         if not self._reconnect and self._gap[1] >= 3:
@@ -196,7 +196,7 @@ class Scraper:
         if self._gap is not None:
             seconds = time.monotonic() - self._gap[0]
             self._gap = None
-            self._on_event("reconnect", f"{self.access.url}: after {seconds:.1f} s")
+            self._on_event("reconnect", f"{self.access.where}: after {seconds:.1f} s")
         if self._last is not None:
             self._compare(self._last, page)
         self.polls += 1
@@ -233,7 +233,7 @@ class Scraper:
     def _compare(self, last: Page, page: Page) -> None:
         """Note a restart: another process, or counters that fell."""
         if last.started is not None and page.started not in (None, last.started):
-            self._on_event("restart", f"{self.access.url}: another process answers")
+            self._on_event("restart", f"{self.access.where}: another process answers")
             self._on_restart(page.started)
         fell = sum(
             value < last.values.get(series, value)
@@ -241,7 +241,7 @@ class Scraper:
             if series.name.endswith(("_total", "_count", "_bucket"))
         )
         if fell:
-            self._on_event("counter_reset", f"{self.access.url}: {fell} counters fell")
+            self._on_event("counter_reset", f"{self.access.where}: {fell} counters fell")
 
 
 def _rows(

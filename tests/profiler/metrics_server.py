@@ -9,16 +9,21 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 RECORDED = Path(__file__).parent.parent / "data" / "live" / "metrics.txt"
-CUMULATIVE = re.compile(r"^(vllm:\w+_(?:total|count|sum|bucket)(?:{.*})?) (\S+)$")
+SGLANG = RECORDED.parent / "metrics_sglang_0.5.23.txt"
+CUMULATIVE = re.compile(
+    r"^((?:vllm|sglang|ray_vllm)[:_]\w+_(?:total|count|sum|bucket)(?:{.*})?) (\S+)$"
+)
 
 
 class Metrics:
     """What the stub answers with: counters are `scale` times the recorded ones.
 
     `gauges` replaces values by the beginning of their lines; `status` and `hang_s` break it.
+    `answers` has other bodies by path, None for one that is not there; `metrics` is the page's.
     """
 
     def __init__(self):
+        self.answers, self.metrics, self.software = {}, "/metrics", "uvicorn"
         self.scale, self.gauges, self.started = 1.0, {}, "1.7e+09"
         self.status, self.hang_s, self.body = 200, 0.0, None
         self.gone = False  # connections are closed without an answer
@@ -26,6 +31,17 @@ class Metrics:
         self.asked = []
         self.profiler = None  # with `routes`, `start` and `stop`, as of vLLM's profiler
         self.lines = RECORDED.read_text().splitlines()
+
+    def as_sglang(self, info=None):
+        """Answer as SGLang 0.5.23 does."""
+        card = {"id": self.model, "owned_by": "sglang", "root": self.model, "max_model_len": 1024}
+        self.answers |= {
+            "/version": None,
+            "/v1/models": json.dumps({"data": [card]}),
+            "/server_info": json.dumps({"version": "0.5.23", "frontend": "python"} | (info or {})),
+        }
+        self.lines = SGLANG.read_text().splitlines()
+        return self
 
     def page(self):
         if self.body is not None:
@@ -52,15 +68,21 @@ def metrics_server(tls=None):
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
+        def version_string(self):
+            return state.software
+
         def do_GET(self):
             if state.gone:
                 self.close_connection = True
                 return
             state.asked.append((self.path, dict(self.headers), time.monotonic()))
-            if self.path == "/metrics" and state.hang_s:
+            if self.path == state.metrics and state.hang_s:
                 time.sleep(state.hang_s)
             status, text = 200, "{}"
-            if self.path == "/metrics":
+            if self.path in state.answers:
+                text = state.answers[self.path]
+                status, text = (404, "") if text is None else (200, text)
+            elif self.path == state.metrics:
                 status, text = state.status, state.page()
             elif self.path == "/v1/models":
                 text = f'{{"data": [{{"id": "{state.model}", "max_model_len": 1024}}]}}'

@@ -37,3 +37,50 @@ def test_what_is_missing_says_what_it_needs():
         assert "--disable-log-stats" in found["metrics"].needs
         state.gone = True
         assert not any(each.present for each in look(state).values())
+
+
+def test_sglang_is_named_and_what_it_needs_is_its_own():
+    with metrics_server() as state:
+        found = look(state.as_sglang())
+        assert found["models"].detail == "demo-s, 1024 tokens, SGLang 0.5.23"
+        assert "1 engine (SGLang)" in found["metrics"].detail
+        assert found["speculation"].present
+        assert "--enable-trace" in found["spans"].needs
+        assert "--enable-forward-pass-metrics" in found["steps (FPM)"].needs
+        assert "steps (plugin)" not in found
+        assert {path for path, _, _ in state.asked} == {
+            "/v1/models",
+            "/server_info",
+            "/metrics",
+            "/openapi.json",
+        }
+
+
+def test_the_rust_front_end_is_silent_and_what_helps_is_said():
+    with metrics_server() as state:
+        state.answers["/v1/models"] = '{"data": [{"id": "m", "owned_by": "vllm"}]}'
+        state.software = ""
+        found = look(state)
+    assert found["front end"].present is False
+    assert "VLLM_USE_RUST_FRONTEND=0" in found["front end"].needs
+    for silent in ("spans", "steps (plugin)"):
+        assert "Rust front end" in found[silent].detail
+    assert "--fpm" in found["steps (FPM)"].needs
+
+
+def test_metrics_may_be_elsewhere():
+    with metrics_server() as state, metrics_server() as page:
+        state.status = 404
+        page.metrics = "/v1/metrics"
+        access = Access.of(state.url, {"Authorization": "Bearer k"})
+        found = examine_server(access.with_metrics(f"{page.url}/v1/metrics"))
+        assert next(each for each in found if each.what == "metrics").present
+        assert {path for path, _, _ in page.asked} == {"/v1/metrics"}
+
+
+def test_each_depth_says_beforehand_what_it_allows():
+    with metrics_server() as state:
+        found = look(state)
+    assert "KV-bound" in found["HTTP alone"].detail
+    for depth in ("with spans", "with steps", "with kernels"):
+        assert found[depth].present is None and found[depth].detail

@@ -1,4 +1,4 @@
-"""Which kind of file somebody gives: samples, requests or profiler traces."""
+"""Which kind of file somebody gives: samples, requests, forward passes or profiler traces."""
 
 from __future__ import annotations
 
@@ -8,7 +8,21 @@ from typing import Literal
 
 from traces.errors import UsageError
 
-FileKind = Literal["samples", "requests", "traces"]
+FileKind = Literal["samples", "requests", "traces", "passes"]
+
+
+def files_in(paths: Sequence[Path]) -> list[Path]:
+    """Return the paths, each folder as its files of forward passes, which are many.
+
+    Raises UsageError for a folder without any.
+    """
+    found: list[Path] = []
+    for path in paths:
+        inside = sorted(path.glob("*fpm*.jsonl*")) if path.is_dir() else [path]
+        if not inside:
+            raise UsageError(f"{path}: holds no files *fpm*.jsonl.gz; name the files to import")
+        found += inside
+    return found
 
 
 def kind_of(paths: Sequence[Path]) -> FileKind:
@@ -17,8 +31,11 @@ def kind_of(paths: Sequence[Path]) -> FileKind:
     Raises OutcomesError where it cannot be read, UsageError for several files of requests.
     """
     from traces.foreign.evaluations import importer as outcome_import
+    from traces.foreign.forward_passes import holds_passes
     from traces.foreign.requests import importer as request_import
 
+    if holds_passes(paths[0]):
+        return "passes"
     if outcome_import.format_of(paths[0]) is not None:
         return "samples"
     if request_import.format_of(paths[0]) is None:

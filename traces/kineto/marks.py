@@ -1,9 +1,13 @@
 """The marks that say where an engine step begins and ends in a profiler trace.
 
-Three forms: PyTorch's `ProfilerStep#12`, vLLM's `execute_context_1(128)_generation_8(8)` and its
+Four forms: PyTorch's `ProfilerStep#12`, vLLM's `execute_context_1(128)_generation_8(8)` and its
 detailed `execute_136_context_1(sq128sk128sqsq16384sqsk16384)_generation_8(sq8sk900sqsq8sqsk900)`,
 where sq is the tokens scheduled, sk the lengths of the sequences, and sqsq and sqsk the sums over
-requests of the products (vLLM, v1/worker/gpu_worker.py).
+requests of the products (vLLM, v1/worker/gpu_worker.py); and SGLang's `step[DECODE bs=8]`,
+`step[EXTEND bs=2 toks=512]` or `step[MIXED bs=9]`, of some versions in lower case and with `ext=2
+dec=7`. With its detailed_annotations the same sums follow, `c_sq=.. c_sk=.. c_sqsq=.. c_sqsk=..` of
+prefills and `g_sq=..` of decodes (SGLang 0.5.23, srt/utils/profile_utils.py and
+model_executor/step_span_utils.py). What a draft model runs (`step[DRAFT ...]`) is no step.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ from functools import lru_cache
 _PROFILER = re.compile(r"ProfilerStep\s*#\s*(\d{1,15})")
 _SIMPLE = re.compile(r"execute_context_(\d{1,9})\((\d{1,12})\)_generation_(\d{1,9})\((\d{1,12})\)")
 _SUMS = r"(\d{1,9})\(sq(\d{1,12})sk(\d{1,15})sqsq(\d{1,17})sqsk(\d{1,17})\)"
+_SGLANG = re.compile(r"step\[([A-Za-z_]{1,40}) bs=(\d{1,9})((?: [a-z_]{1,30}=[^\s\]]{1,60})*)\]")
 _DETAILED = re.compile(rf"execute_\d+_context_{_SUMS}_generation_{_SUMS}")
 
 
@@ -61,4 +66,41 @@ def read_mark(name: str) -> StepMark | None:
             decode_kv_tokens=decode_sk,
             prefill_query_context=max(sqsk - (sqsq - sq) // 2, 0),
         )
+    if match := _SGLANG.match(name):
+        return _sglang(match[1].lower(), int(match[2]), match[3])
     return None
+
+
+def _sglang(stage: str, requests: int, more: str) -> StepMark | None:
+    """Return what SGLang says of a step, None of a part of one that a draft model runs."""
+    pairs = (each.partition("=") for each in more.split())
+    told = {name: int(text) for name, _, text in pairs if text.isdecimal() and len(text) <= 17}
+    prefills: int | None
+    decodes: int | None
+    prefill_tokens: int | None
+    tokens: int | None
+    if stage.startswith("draft"):
+        return None
+    if stage in {"decode", "verify", "idle"}:  # of a step that verifies, the drafts are in the sums
+        tokens = told.get("g_sq", requests if stage != "verify" else None)
+        prefills, decodes, prefill_tokens = 0, requests, 0
+    elif stage in {"extend", "prefill"}:
+        tokens, prefill_tokens = 0, told.get("toks", told.get("c_sq"))
+        prefills, decodes = requests, 0
+    else:
+        known = told.get("ext", 0) + told.get("dec", 0) == requests
+        prefills = told.get("c", told.get("ext") if known else None)
+        decodes = told.get("g", told.get("dec") if known else None)
+        prefill_tokens, tokens = told.get("c_sq"), told.get("g_sq", decodes)
+    context = None
+    if {"c_sq", "c_sqsq", "c_sqsk"} <= told.keys():
+        context = max(told["c_sqsk"] - (told["c_sqsq"] - told["c_sq"]) // 2, 0)
+    return StepMark(
+        prefill_requests=prefills,
+        prefill_tokens=prefill_tokens,
+        decode_requests=decodes,
+        decode_tokens=tokens,
+        prefill_kv_tokens=told.get("c_sk", 0 if prefills == 0 else None),
+        decode_kv_tokens=told.get("g_sk", 0 if decodes == 0 else None),
+        prefill_query_context=0 if prefills == 0 else context,
+    )

@@ -1,7 +1,8 @@
 """The text format of a Prometheus /metrics page, read once a second without parsing it anew.
 
 A page repeats its lines and only their values change, so what stands before a value is parsed
-the first time it is seen. Format: prometheus.io/docs/instrumenting/exposition_formats.
+the first time it is seen. Format: prometheus.io/docs/instrumenting/exposition_formats. What other
+engines say as vLLM does is read under vLLM's names (engine_names.py).
 """
 
 from __future__ import annotations
@@ -10,8 +11,15 @@ import re
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-# vLLM's own families and what tells of the process; `_created` repeats when a series began.
-_KEPT = re.compile(r"vllm:(?!.*_created[{ ])|process_start_time_seconds[{ ]")
+from traces.live.engine_names import (
+    RANKS,
+    engine_named,
+    engine_of,
+    known_name,
+    vllm_names,
+)
+
+_PROCESS = "process_start_time_seconds"
 _LABEL = re.compile(r'([a-zA-Z_][a-zA-Z0-9_]*)="((?:[^"\\]|\\.)*)"')
 _ESCAPED = re.compile(r"\\(.)")
 MOST_SERIES = 50_000  # distinct lines of a server; more than that are counted and left out
@@ -23,7 +31,7 @@ MOST_VALUE = 1e30
 class Series(NamedTuple):
     """What a line measures. `labels` is text like `reason="stop"`, sorted, the others left out.
 
-    `engine` is the label of that name; `le` the upper bound of a histogram's bucket.
+    `engine` is the label of that name, or what stands for it; `le` the upper bound of a bucket.
     """
 
     engine: str
@@ -34,13 +42,21 @@ class Series(NamedTuple):
 
 @dataclass
 class PageReader:
-    """Reads the pages of one server; `model_names` and `cache_config` are filled on the way."""
+    """Reads the pages of one server.
+
+    `model_names`, `cache_config` and `engines`, the kinds of engines whose lines there are, are
+    filled on the way.
+    """
 
     left_out: int = 0
     model_names: set[str] = field(default_factory=set)
     cache_config: dict[str, dict[str, str]] = field(default_factory=dict)  # by engine
+    engines: set[str] = field(default_factory=set)
     _engines: set[str] = field(default_factory=set)
-    _known: dict[str, Series | None] = field(default_factory=dict)
+    _known: dict[str, tuple[Series, ...]] = field(default_factory=dict)
+    _ranks: dict[str, tuple[str | None, ...]] = field(
+        default_factory=dict
+    )  # by engine: whose lines
 
     def read(self, page: str) -> dict[Series, float]:
         """Return the values of a page. Lines that are not understood are left out.
@@ -58,48 +74,54 @@ class PageReader:
             cut = line.rfind("}") + 1 or line.find(" ")
             head, known = line[:cut], self._known
             if head in known:
-                series = known[head]
+                named = known[head]
             elif len(known) >= MOST_SERIES:
                 self.left_out += 1
                 continue
             else:
-                series = known[head] = self._parse(head)
+                named = known[head] = self._parse(head)
             lines += 1
-            if series is None:
+            if not named:
                 continue
             try:
                 value = float(line[cut:].split()[0])
             except (ValueError, IndexError):
                 continue
             if 0.0 <= value <= MOST_VALUE:  # as all of vLLM's are
-                values[series] = value
+                for series in named:
+                    values[series] = values.get(series, 0.0) + value
         if not lines:
             raise ValueError("no metrics")
         return values
 
-    def _parse(self, head: str) -> Series | None:
-        """Return what a line measures, None for one that is not kept."""
-        if not _KEPT.match(head + " "):
-            return None
-        name, _, rest = head.partition("{")
+    def _parse(self, head: str) -> tuple[Series, ...]:
+        """Return what a line measures, nothing for one that is not kept."""
+        whole, _, rest = head.partition("{")
+        name = known_name(whole.strip())
+        if name is None:
+            return (Series("", _PROCESS),) if whole.strip() == _PROCESS else ()
         labels = {key: _ESCAPED.sub(_unescape, text) for key, text in _LABEL.findall(rest)}
-        engine = labels.pop("engine", "")
+        engine = engine_of(labels)
         self._engines.add(engine)
         if len(self._engines) > MOST_ENGINES:
             self._engines.discard(engine)
-            return None
-        model = labels.pop("model_name", None)
-        if model is not None:
-            self.model_names.add(model)
+            return ()
+        self.engines.add(engine_named(whole.strip()) or "")
+        labels.pop("engine", None)
+        labels.pop("dp_rank", None)
+        if "model_name" in labels:
+            self.model_names.add(labels["model_name"])
         if name == "vllm:cache_config_info":
-            self.cache_config[engine] = labels
-            return None
+            self.cache_config[engine] = {k: v for k, v in labels.items() if k != "model_name"}
+            return ()
+        rank = tuple(labels.get(each) for each in RANKS)
+        if any(rank) and self._ranks.setdefault(engine, rank) != rank:
+            return ()  # every rank of an engine says the same
         try:
             le = float(labels.pop("le")) if "le" in labels else None
         except ValueError:
-            return None
-        text = ",".join(f'{key}="{labels[key]}"' for key in sorted(labels))
-        return Series(engine, name.strip(), text, le)
+            return ()
+        return tuple(Series(engine, own, text, le) for own, text in vllm_names(name, labels))
 
 
 def _unescape(match: re.Match[str]) -> str:

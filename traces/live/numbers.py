@@ -50,7 +50,8 @@ FLOPS, READ_BYTES = (
     "vllm:estimated_flops_per_gpu_total",
     "vllm:estimated_read_bytes_per_gpu_total",
 )
-GAUGES = (RUNNING, WAITING, KV)
+ACCEPTED_LENGTH = "sglang:spec_accept_length"  # a gauge, of which vLLM tells the counts
+GAUGES = (RUNNING, WAITING, KV, ACCEPTED_LENGTH)
 _CELLS = 500_000  # of a table of polls and series in memory
 _TIMES = (TTFT, ITL, QUEUE, E2E, PREFILL, DECODE)
 _BY_POLL = (*_TIMES, PROMPT_LENGTH, OUTPUT_LENGTH)  # histograms kept from poll to poll
@@ -61,6 +62,12 @@ USED = (
     *(*GAUGES, PROMPT, GENERATED, CACHED, FINISHED, PREEMPTED, HIT_TOKENS, ASKED_TOKENS),
     *(DRAFTS, DRAFTED, ACCEPTED_AT, FLOPS, READ_BYTES),
 )
+_USED = frozenset(USED)
+
+
+def tells(name: str) -> bool:
+    """Whether a series, under vLLM's name, is what a server's numbers are computed of."""
+    return name in _USED or name.startswith("vllm:")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -440,8 +447,9 @@ class Numbers(Record):
     `capped_share`, of the latter, that at which as many ran as ever did. `finished` counts
     requests by reason. Seconds are of requests that finished in the window (`ttft_s` and `itl_s`:
     of tokens given in it); of quantiles bounds are known. `accepted_per_position`
-    is accepted drafts over drafts made, `acceptance_length` 1 + its sum. FLOPs and bytes read per
-    GPU are vLLM's estimates, told only with --enable-mfu-metrics.
+    is accepted drafts over drafts made, `acceptance_length` 1 + its sum, or the mean of SGLang's
+    gauge. FLOPs and bytes read per GPU are the engine's estimates, told only with
+    --enable-mfu-metrics.
     """
 
     engine: str
@@ -504,6 +512,9 @@ def numbers_in(window: Window, engine: str) -> Numbers:
     asked, hit = window.total(ASKED_TOKENS), window.total(HIT_TOKENS)
     preempted, drafts = window.total(PREEMPTED), window.total(DRAFTS)
     per_position = _per_position(window, drafts)
+    drafted = window.total(DRAFTED)
+    length = window.gauge(ACCEPTED_LENGTH)
+    kept = _mean(length[length >= 1]) if per_position is None else 1.0 + sum(per_position)
     waits = waiting > 0
     capped = None
     if waits.any() and running.size == waiting.size:
@@ -540,9 +551,9 @@ def numbers_in(window: Window, engine: str) -> Numbers:
         decode_s=_times(window, DECODE),
         e2e_s=_times(window, E2E),
         drafts=None if drafts is None else round(drafts),
-        drafted_tokens=None if drafts is None else round(window.total(DRAFTED) or 0),
+        drafted_tokens=None if drafts is None or drafted is None else round(drafted),
         accepted_per_position=per_position,
-        acceptance_length=None if per_position is None else 1.0 + sum(per_position),
+        acceptance_length=kept,
         # vLLM has these families always, and leaves them at 0 unless told to estimate.
         flops_per_gpu_per_s=window.rate(FLOPS) or None,
         read_bytes_per_gpu_per_s=window.rate(READ_BYTES) or None,
@@ -558,6 +569,8 @@ def _per_position(window: Window, drafts: float | None) -> tuple[float, ...] | N
     if not drafts:
         return None
     counts = {int(_value(key)): n for key, n in window.by_label(ACCEPTED_AT).items()}
+    if not counts:
+        return None
     return tuple(counts[position] / drafts for position in sorted(counts))
 
 

@@ -27,6 +27,7 @@ _TOKENS = frozenset(
     {
         *(f"gen_ai.usage.{kind}_tokens" for kind in ("prompt", "completion", "input", "output")),
         "gen_ai.usage.cache_read.input_tokens",
+        "gen_ai.usage.cached_tokens",  # SGLang's name of it
     }
 )
 _SECONDS = frozenset(
@@ -37,6 +38,7 @@ _TEXTS = frozenset(
         "gen_ai.request.id",
         "gen_ai.response.id",
         "gen_ai.request.model",
+        "gen_ai.response.model",
         "gen_ai.operation.name",
         "error.type",
     }
@@ -51,7 +53,7 @@ _STATUS_ERROR = (2, "STATUS_CODE_ERROR")
 class GenSpan:
     """A request to a model: `values` has the attributes that are kept; times in unix ns.
 
-    `from_engine` says that vLLM itself made it. `parent_id` is empty for a root.
+    `from_engine` says that vLLM or SGLang itself made it. `parent_id` is empty for a root.
     """
 
     trace_id: str
@@ -276,7 +278,16 @@ def _values(attributes: Iterable[tuple[str, Value]]) -> dict[str, float | str]:
 def _is_request(name: str, attributes: list[tuple[str, Value]]) -> bool:
     """Whether a span is of a request to a model."""
     told = (value for key, value in attributes if key == "gen_ai.operation.name")
-    return name == VLLM_SPAN or any(value in _OPERATIONS for value in told)
+    return _is_engines(name, attributes) or any(value in _OPERATIONS for value in told)
+
+
+def _is_engines(name: str, attributes: list[tuple[str, Value]]) -> bool:
+    """Whether an engine made a span: vLLM's by its name, SGLang's by what no client tells.
+
+    SGLang's root span is called after its request, and has this at its end; the slices below it
+    (tokenize, prefill, decode) have no tokens and are left out.
+    """
+    return name == VLLM_SPAN or any(key == "gen_ai.latency.e2e" for key, _ in attributes)
 
 
 def _take(
@@ -293,6 +304,8 @@ def _take(
     start, end = times
     try:
         values = _values(attributes)
+        if name != VLLM_SPAN:  # SGLang's begins before the queue
+            values.pop("gen_ai.latency.time_in_model_prefill", None)
     except _Bad:
         found.bad += 1
         return
@@ -310,7 +323,7 @@ def _take(
             parent,
             start,
             end,
-            name == VLLM_SPAN,
+            _is_engines(name, attributes),
             values,
             resource,
             failed,

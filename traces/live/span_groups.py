@@ -200,7 +200,9 @@ def sample_row(span: GenSpan) -> Row:
     scheduled = None
     if first is not None and prefill is not None:
         scheduled = max(first - round(float(prefill) * 1e9), span.start)
-    cached = values.get("gen_ai.usage.cache_read.input_tokens")
+    cached = values.get(
+        "gen_ai.usage.cache_read.input_tokens", values.get("gen_ai.usage.cached_tokens")
+    )
     request = values.get("gen_ai.request.id") or values.get("gen_ai.response.id")
     error = values.get("error.type")
     return {

@@ -48,6 +48,7 @@ class Evidence:
     steps: pl.DataFrame | None = None
     collectives: tuple[Collective, ...] | None = None
     device_time: DeviceTime | None = None
+    request_limit: str = "max_num_seqs"  # as its engine calls it
 
     @cached_property
     def fixed_share(self) -> float | None:
@@ -145,7 +146,7 @@ def _queue(numbers: Numbers, evidence: Evidence) -> Outcome:
     if numbers.capped_share is not None and numbers.capped_share >= CAPPED:
         text += (
             f"; while they wait {numbers.running_max:.0f} run and never more, with the KV cache at "
-            f"most {numbers.kv_share_max or 0:.0%} full: max_num_seqs may be the limit"
+            f"most {numbers.kv_share_max or 0:.0%} full: {evidence.request_limit} may be the limit"
         )
     return Finding(kind="queueing", evidence=text)
 
@@ -213,7 +214,9 @@ def _draft(numbers: Numbers, evidence: Evidence) -> Outcome:
 def _compute(_: Numbers, evidence: Evidence) -> Outcome:
     fixed = evidence.fixed_share
     if fixed is None:
-        needs = "steps with their composition (plugin and --enable-logging-iteration-details)"
+        needs = (
+            "steps with their composition (--fpm, or plugin and --enable-logging-iteration-details)"
+        )
         if evidence.steps is not None:
             needs = (
                 f"{FEWEST_STEPS} or more steps whose composition is told and explains their time"

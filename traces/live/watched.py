@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import polars as pl
 
+from traces.live.engine_names import REQUEST_LIMITS, software_of
 from traces.live.numbers import USED, Numbers, Polls, Window, numbers_in
 from traces.live.verdict import STEPS_JUDGED, Evidence, Verdict, judge
 from traces.recording.reader import Recording, batches, begin_again
@@ -142,6 +143,7 @@ def _watched(
         steps=steps if steps.height else None,
         collectives=collectives(kernels),
         device_time=device_time(events, key),
+        request_limit=REQUEST_LIMITS.get(software_of(engine), "max_num_seqs"),
     )
     return Watched(
         recording=recording.name,
@@ -203,7 +205,8 @@ def step_columns(told: Collection[str], *, inferred: bool) -> dict[str, str]:
     """
     if not told:
         return {}
-    guessed = {"decode_kv_tokens"}
+    # An engine that tells what its prefills read tells it of decodes too (forward passes).
+    guessed = set() if "prefill_kv_tokens" in told else {"decode_kv_tokens"}
     if inferred:
         guessed |= {"prefill_requests", "prefill_tokens", "decode_requests", "decode_tokens"}
     return {

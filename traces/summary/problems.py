@@ -23,8 +23,9 @@ ENDED = pl.col("end").is_not_null() | pl.col("arrival").is_null()
 def run_keys(recording: Recording) -> list[tuple[str, str]]:
     """Return the (engine, policy) pairs that problems ran under, in the manifest's order.
 
-    A recording without problems has the pair that it was made for; an imported trace has no
-    policy, nor has traffic that was only watched, and an empty key stands for it.
+    A recording without problems has the pair that it was made for, or those of the engines whose
+    steps were imported; an imported trace has no policy, nor has traffic that was only watched, and
+    an empty key stands for it.
     """
     manifest = recording.manifest
     seen = set(recording.problems.select("engine", "policy").drop_nulls().unique().iter_rows())
@@ -33,6 +34,8 @@ def run_keys(recording: Recording) -> list[tuple[str, str]]:
         policies = [*manifest.policies, ""]
     pairs = [(engine, policy) for engine in manifest.engines for policy in policies]
     known = [pair for pair in pairs if pair in seen]
+    if not known and "imported" in manifest.provenance and len(manifest.engines) > 1:
+        return pairs
     return known or pairs[:1]
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from traces.errors import RecordingError, TtscopeError, UsageError
-from traces.foreign.kinds import kind_of
+from traces.foreign.kinds import files_in, kind_of
 from traces.recording import checksums
 from traces.recording.manifest import NAME
 from traces.recording.reader import find_recordings
@@ -98,13 +98,15 @@ def import_into(text: str, folder: Path) -> ImportMade:
     """
     from traces.foreign.evaluations.importer import import_outcomes
     from traces.foreign.evaluations.reader import Choices
+    from traces.foreign.forward_passes import import_passes
     from traces.foreign.profiler_traces import import_traces, remarks
     from traces.foreign.requests.importer import import_requests
 
-    paths = paths_of(text)
+    paths = files_in(paths_of(text))
     if not paths:
         raise UsageError(
-            "name the files to import: profiler traces, samples of evaluations, or requests"
+            "name the files to import: profiler traces, samples of evaluations, requests, or "
+            "forward passes"
         )
     kind = kind_of(paths)
     name = paths[0].name.split(".")[0] or "imported"
@@ -117,6 +119,10 @@ def import_into(text: str, folder: Path) -> ImportMade:
             f"{load.format}: {counted(load.requests, 'request')} in {number(load.span_s, 's')}"
         )
         return ImportMade(folder=target, told=summary, notes=tuple(load.notes[1:]))
+    if kind == "passes":
+        passes = import_passes(paths, target)
+        summary = f"{passes.format}: {counted(passes.steps, 'step')}"
+        return ImportMade(folder=target, told=summary, notes=tuple(passes.notes[1:]))
     if kind == "traces":
         traces = import_traces(paths, target)
         return ImportMade(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from traces.live.engine_names import software_of
 from traces.live.numbers import (
     GENERATED,
     KV,
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 
 INDENT = 10
 BINS = 54
-_FINISHED = ("stop", "length", "abort", "error", "repetition")
+_FINISHED = ("stop", "length", "abort", "error", "repetition", "ended")
 
 
 def live_line(seconds: float, numbers: Mapping[str, Numbers | None]) -> str:
@@ -139,17 +140,20 @@ def _number_lines(watched: Watched, numbers: Numbers, width: int) -> list[str]:
         f"preemptions {ABSENT if numbers.preemptions is None else numbers.preemptions}"
     )
     lines += wrap("load", load, width=width, indent=INDENT)
-    if numbers.accepted_per_position is not None:
-        shares = " ".join(f"{share:.2f}" for share in numbers.accepted_per_position)
+    if numbers.acceptance_length is not None:
+        shares = " ".join(f"{share:.2f}" for share in numbers.accepted_per_position or ())
         drafts = (
-            f"{numbers.drafts:,} drafts, accepted by position {shares}, "
+            f"{ABSENT if numbers.drafts is None else f'{numbers.drafts:,}'} drafts, "
+            f"{f'accepted by position {shares}, ' if shares else ''}"
             f"length {numbers.acceptance_length:.2f}"
         )
         lines += wrap("drafts", drafts, width=width, indent=INDENT)
-    return [*lines, "", *_time_lines(numbers, watched.requests, width)]
+    return [*lines, "", *_time_lines(numbers, watched.requests, software_of(watched.engine), width)]
 
 
-def _time_lines(numbers: Numbers, requests: Requests | None, width: int) -> list[str]:
+def _time_lines(
+    numbers: Numbers, requests: Requests | None, software: str, width: int
+) -> list[str]:
     """Return the times of requests: one by one where they are known, else by histograms."""
     rows = [("", "mean", *QUANTILES, "from")]
     for title, name in (
@@ -175,7 +179,7 @@ def _time_lines(numbers: Numbers, requests: Requests | None, width: int) -> list
         text = f"{counted(requests.count, 'request')}, {how}"
         lines += wrap(requests.source, text, width=width, indent=INDENT)
     if "/metrics" in used:
-        text = "vLLM's histograms: a mean is exact, a quantile lies between two bounds"
+        text = f"{software}'s histograms: a mean is exact, a quantile lies between two bounds"
         lines += wrap("/metrics", text, width=width, indent=INDENT)
     return lines
 

@@ -16,6 +16,7 @@ from advisor.accuracy.counterfactual import (
     evaluate,
 )
 from advisor.accuracy.finish_order import replayed_order
+from traces.foreign.values import UNKNOWN_MODEL
 from traces.live.watched import ONLY_WATCHED, only_watched
 from traces.recording.reader import Recording
 from traces.schema.engine import EngineConfig
@@ -136,12 +137,15 @@ def _head(run: Run, width: int) -> list[str]:
         device = f"{run.engine.num_devices} x {run.engine.gpu}" if run.engine.gpu else ABSENT
         return wrap("device", device, width=width, indent=INDENT) + warning_lines(run, width)
     engine = engine_text(run.engine) if run.imported is None else imported_text(run)
-    lines = wrap("engine", engine, width=width, indent=INDENT)
+    unnamed = run.policy is None and run.engine.model == UNKNOWN_MODEL
+    lines = wrap("engine", ABSENT if unnamed else engine, width=width, indent=INDENT)
     if run.policy is None and run.engine.other:  # which of several servers it is
         where = " ".join(value for _, value in run.engine.other)
         lines += wrap("server", where, width=width, indent=INDENT)
     policy = "- (traffic of others)" if run.policy is None else policy_text(run.policy)
     lines += wrap("policy", policy, width=width, indent=INDENT)
+    if unnamed:  # its records are of steps alone
+        return lines + warning_lines(run, width)
     decided = f"{run.problems:,} decided"
     if run.workload is not None:
         decided += f" of {run.workload.problems:,}, workload {run.workload.name}"
@@ -173,7 +177,10 @@ def show_policies_head(run: Run, *, width: int = 80) -> list[str]:
 def _one_run(run: Run, width: int) -> list[str]:
     lines = [run.recording[:width], *_head(run, width)]
     if run.policy is None and not run.problems:  # an imported trace: nothing is known of problems
-        return [*lines, "", *(kernel_lines(run) or ["no kernels"])]
+        times = time_lines(run, width)  # none of a profiler's trace, whose steps are slowed
+        shown = (_charts(run, width) if times else [], times, kernel_lines(run))
+        told = [line for part in shown if part for line in ("", *part)]
+        return [*lines, *(told or ["", "no kernels"])]
     lines += ["", *_metrics(run)]
     parts = (_charts(run, width), time_lines(run, width), energy_lines(run, width))
     drafts = (acceptance_lines(run.acceptance), what_if_lines(run.ngram_what_if))

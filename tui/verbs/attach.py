@@ -291,15 +291,13 @@ def _engine_of(
 
     replicas, chat_template = deployment.replicas, read_template(template)
     configs = [replica.config for replica in replicas]
-    whole = together(configs, [replica.access.url for replica in replicas])
+    whole = together(configs, [replica.access.where for replica in replicas])
     engines: list[ServerEngine] = []
     try:
-        for replica in replicas:
+        for url, replica in {each.access.url: each for each in reversed(replicas)}.items():
             access = replica.access
             engines.append(
-                ServerEngine(
-                    access.url, model=model, headers=access.headers, chat_template=chat_template
-                )
+                ServerEngine(url, model=model, headers=access.headers, chat_template=chat_template)
             )
             engines[-1].config, engines[-1].traces = replica.config, traces
     except BaseException:

@@ -21,6 +21,9 @@ class Doctor:
     url: Annotated[str | None, typer.Argument(help="A running server, looked at from outside.")] = (
         None
     )
+    metrics_url: Annotated[
+        str | None, typer.Option(metavar="URL", help="Where the server's metrics are.")
+    ] = None
     api_key_env: Annotated[
         str | None, typer.Option(help="Environment variable that holds the server's key.")
     ] = None
@@ -40,8 +43,8 @@ def doctor(asked: Doctor) -> None:
     if asked.url is None:
         from profiler.doctor import examine
 
-        if asked.api_key_env or asked.api_key_file or asked.header:
-            raise UsageError("a key or a header is for a server; name its URL")
+        if asked.api_key_env or asked.api_key_file or asked.header or asked.metrics_url:
+            raise UsageError("a key, a header or metrics are of a server; name its URL")
         with progress_bar() as bar:
             bar.add_task("looking at this machine, and whether vLLM starts", total=None)
             findings = examine()
@@ -51,6 +54,8 @@ def doctor(asked: Doctor) -> None:
 
         given = read_headers(read_key(asked.api_key_env, asked.api_key_file), asked.header or ())
         access = Access.of(asked.url, given)
+        if asked.metrics_url is not None:
+            access = access.with_metrics(asked.metrics_url)
         with progress_bar() as bar:
             bar.add_task(f"looking at {access.url}", total=None)
             findings = examine_server(access)

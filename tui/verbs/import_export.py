@@ -1,6 +1,7 @@
 """The verbs for foreign formats: import and export.
 
-What a file is, its first bytes say: samples of an evaluation, requests, else a profiler trace.
+What a file is, its first bytes say: samples of an evaluation, requests, forward passes, else a
+profiler trace.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import typer
 
 from traces.errors import RecordingError, UsageError
 from traces.foreign.evaluations.reader import Choices, Judge
-from traces.foreign.kinds import kind_of
+from traces.foreign.kinds import files_in, kind_of
 from traces.kineto.read import TraceTables
 from traces.recording.reader import Recording
 from traces.schema.formats import counted, number
@@ -36,7 +37,10 @@ class Import:
 
     files: Annotated[
         list[Path],
-        typer.Argument(help="Profiler traces, one per rank; samples of evaluations; or requests."),
+        typer.Argument(
+            help="Profiler traces, one per rank; samples of evaluations; requests; or files of "
+            "forward passes."
+        ),
     ]
     output: Annotated[Path, typer.Option("-o", "--output", help="The recording's folder.")]
     limit: Annotated[
@@ -61,23 +65,27 @@ class Import:
 
 @takes(Import)
 def import_(asked: Import) -> None:
-    """Make a recording of profiler traces, of samples that others evaluated, or of requests."""
+    """Make a recording of others' profiler traces, samples, requests or forward passes."""
     if not asked.limit > 0:
         raise UsageError(f"--limit must be above 0, not {asked.limit:g}")
     limit = int(asked.limit * 1e9)
-    kind = kind_of(asked.files)
+    files = files_in(asked.files)
+    kind = kind_of(files)
     samples, requests = kind == "samples", kind == "requests"
     for option, value in (("--score", asked.score), ("--verifier", asked.verifier)):
         if value is not None and not samples:
-            raise UsageError(f"{option} is for samples; {asked.files[0]} holds none")
+            raise UsageError(f"{option} is for samples; {files[0]} holds none")
     for option, count in (("--run", asked.run), ("--block-tokens", asked.block_tokens)):
         if count is not None and not requests:
-            raise UsageError(f"{option} is for requests; {asked.files[0]} holds none")
+            raise UsageError(f"{option} is for requests; {files[0]} holds none")
         if count is not None and count < 1:
             raise UsageError(f"{option} must be at least 1, not {count}")
+    if kind == "passes":
+        _import_passes(files, asked.output, limit=limit, as_json=asked.as_json)
+        return
     if requests:
         _import_requests(
-            asked.files,
+            files,
             asked.output,
             run=asked.run,
             block_tokens=asked.block_tokens,
@@ -86,12 +94,12 @@ def import_(asked: Import) -> None:
         )
         return
     if not samples:
-        _import_traces(asked.files, asked.output, limit=limit, as_json=asked.as_json)
+        _import_traces(files, asked.output, limit=limit, as_json=asked.as_json)
         return
     judge = None if asked.verifier is None else _judge(asked.verifier)
     choices = Choices(score=asked.score, judge=judge, verifier=asked.verifier, limit_bytes=limit)
     _import_outcomes(
-        asked.files,
+        files,
         asked.output,
         choices=choices,
         record_text=asked.record_text,
@@ -198,6 +206,48 @@ def _import_requests(
     for line in align(rows, right=(1,)):
         say(f"  {line}")
     for note in imported.notes[1:]:
+        for line in wrap("!", note, width=80, indent=2):
+            say(line)
+    say(f"kept in {output}; ttscope show {output} tells of it")
+
+
+def _import_passes(paths: Sequence[Path], output: Path, *, limit: int, as_json: bool) -> None:
+    from traces.foreign.forward_passes import import_passes
+
+    with progress_bar() as bar:
+        task = bar.add_task("reading", total=len(paths))
+        taken = 0
+
+        def on_file(path: Path) -> None:
+            nonlocal taken
+            bar.update(task, description=path.name, completed=taken)
+            taken += 1
+
+        found = import_passes(paths, output, limit_bytes=limit, on_file=on_file)
+    if as_json:
+        say_json(
+            {
+                "recording": str(output),
+                "format": found.format,
+                "files": [path.name for path in paths],
+                "steps": found.steps,
+                "engines": [vars(engine) for engine in found.engines],
+                "skipped": found.skipped.counts,
+                "notes": list(found.notes[1:]),
+            }
+        )
+        return
+    engines = counted(len(found.engines), "engine")
+    say(f"{found.format}: {counted(found.steps, 'step')} of {engines}")
+    rows: list[tuple[str, ...]] = [("engine", "steps", "lost", "heartbeats", "span")]
+    for each in found.engines:
+        span = "-" if each.span_s is None else number(each.span_s, "s")
+        lost = "sampled" if each.sampled else f"{each.lost:,}"
+        name = each.name if len(each.name) <= 40 else f"...{each.name[-37:]}"
+        rows.append((name, f"{each.steps:,}", lost, f"{each.heartbeats:,}", span))
+    for line in align(rows, right=(1, 2, 3, 4)):
+        say(line)
+    for note in found.notes[1:]:
         for line in wrap("!", note, width=80, indent=2):
             say(line)
     say(f"kept in {output}; ttscope show {output} tells of it")

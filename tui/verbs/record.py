@@ -156,7 +156,10 @@ def record(ask: Ask, sampling: Sampling, rule: Any, asked: Keep) -> None:
             thinking_budget=policy.thinking_token_budget is not None,
             kernels=asked.kernels,
         )
-        if options.endpoint is not None and options.tensor_parallel_size is None:
+        from traces.live.engine_names import software_of
+
+        untold = options.tensor_parallel_size is None and software_of(engine.config) == "vLLM"
+        if options.endpoint is not None and untold:
             say(
                 "ttscope: the server does not tell its tensor_parallel_size; taken as 1 "
                 "(say it with --tensor-parallel-size)",

@@ -39,7 +39,8 @@ class Incoming:
 
     `profiled` tells of an engine, begin and end of a step whether a profiler's window touched it.
     Spans in one of `own_traces` are left out: they are of requests that we send ourselves, of which
-    the recording has the client's rows.
+    the recording has the client's rows. Without `steps` those of the plugin are left out, since
+    the recording has them from elsewhere, and only its configuration is taken.
     """
 
     def __init__(
@@ -48,7 +49,10 @@ class Incoming:
         deployment: Deployment,
         profiled: Callable[[str, int, int], bool] | None = None,
         own_traces: Collection[str] = (),
+        *,
+        steps: bool = True,
     ) -> None:
+        self._wants_steps = steps
         self._own_traces = own_traces
         self._receiver, self._deployment, self._profiled = receiver, deployment, profiled
         self._groups = SpanGroups(self._engine_of_span)
@@ -129,6 +133,8 @@ class Incoming:
                     self._writer.dropped("steps", len(batch.rows))
                 continue
             self._note_batch(key, batch)
+            if not self._wants_steps:
+                continue
             config = self._deployment.engines[key]
             made = self._rows.setdefault(key, PluginRows(engine=key))
             blocks = config.num_gpu_blocks
@@ -277,7 +283,8 @@ class Incoming:
         if len(known) == 1:
             return next(iter(known))
         resource = dict(span.resource)
-        model = str(span.values.get("gen_ai.request.model") or resource.get("service.name") or "-")
+        names = (span.values.get(f"gen_ai.{side}.model") for side in ("request", "response"))
+        model = str(next(filter(None, names), None) or resource.get("service.name") or "-")
         config = EngineConfig(model=model, mode="server", other=span.resource)
         return self._registered((model, span.resource), config) or next(iter(known))
 

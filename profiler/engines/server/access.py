@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -20,10 +20,37 @@ _OURS = {"host", "content-length", "transfer-encoding", "connection", "accept-en
 
 @dataclass(frozen=True, kw_only=True)
 class Access:
-    """A server's base URL (no `/v1`) and the headers that go with every request to it."""
+    """A server's base URL (no `/v1`) and the headers that go with every request to it.
+
+    `metrics` is where its metrics page is, None where it is at `/metrics` of the URL.
+    """
 
     url: str
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    metrics: str | None = None
+
+    @property
+    def where(self) -> str:
+        """What tells this server from others: its URL, or that of its metrics."""
+        return self.metrics or self.url
+
+    @property
+    def metrics_page(self) -> str:
+        """The URL of its metrics page."""
+        return self.metrics or f"{self.url}/metrics"
+
+    @property
+    def metrics_headers(self) -> Mapping[str, str]:
+        """What goes with a request for that page: a key goes to no other host than the server's."""
+        here, there = urlsplit(self.url), urlsplit(self.metrics_page)
+        same = (here.scheme, here.hostname) == (there.scheme, there.hostname)
+        return self.headers if same else {}
+
+    def with_metrics(self, url: str) -> Access:
+        """Return the server with its metrics elsewhere. Raises UsageError as `of` does."""
+        base = Access.of(url).url
+        path = urlsplit(url.rstrip("/")).path
+        return replace(self, metrics=url.rstrip("/") if path else f"{base}/metrics")
 
     @staticmethod
     def of(url: str, headers: Mapping[str, str] | None = None) -> Access:
@@ -43,6 +70,26 @@ class Access:
             raise UsageError(f"URL of {host}: leave out what follows ? or #; use --header for keys")
         base = url.rstrip("/").removesuffix("/metrics").removesuffix("/v1")
         return Access(url=base, headers=dict(headers or {}))
+
+
+def accesses_of(
+    urls: Sequence[str], metrics: Sequence[str], headers: Mapping[str, str]
+) -> tuple[Access, ...]:
+    """Return the servers at some URLs, with their metrics pages where these are elsewhere.
+
+    There are none, one for each URL in their order, or several for one URL, which are pods behind
+    it. Raises UsageError.
+    """
+    found = [Access.of(url, headers) for url in urls]
+    if not metrics:
+        return tuple(found)
+    if len(found) == 1:
+        found *= len(metrics)
+    if len(found) != len(metrics):
+        raise UsageError(
+            f"--metrics-url: {len(metrics)} for {len(found)} URLs; name one for each, in order"
+        )
+    return tuple(each.with_metrics(url) for each, url in zip(found, metrics, strict=True))
 
 
 def without_secrets(url: str) -> str:

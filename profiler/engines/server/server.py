@@ -27,10 +27,10 @@ from profiler.engines.interface import (
     SampleResult,
 )
 from profiler.engines.server.access import Access
+from profiler.engines.server.identity import SGLANG, VLLM, identify
 from profiler.engines.server.served import (
     PLAIN,
     ask_model,
-    ask_version,
     asked,
     cache_settings,
     check_plain,
@@ -46,6 +46,14 @@ _POLL_S = 0.05
 _LONGEST_LINE = 8 << 20  # of a stream
 _NO_IDS = "no token ids"  # a chat cannot be continued without them
 _GIVE_UP_AFTER = 8  # requests in a row that found no server
+# What an engine knows of a request beyond OpenAI's API: how a stop string stays in the text, and
+# how a chat's token ids are asked for, which tell where a thought ends. SGLang 0.5.23 answers 400
+# to `return_token_ids` in a chat that is streamed, and ignores a chat template.
+_STOP_KEPT = {VLLM: "include_stop_str_in_output", SGLANG: "no_stop_trim"}
+_CHAT_IDS = {
+    VLLM: ("return_token_ids",),
+    SGLANG: ("return_input_ids_in_sglext", "return_output_ids_in_sglext"),
+}
 
 
 class ServerEngine(Engine):
@@ -101,16 +109,20 @@ class ServerEngine(Engine):
         """Ask the server what it serves."""
         with httpx.Client(base_url=self.url, headers=self._headers, timeout=10.0) as client:
             card = ask_model(client, self.url, model)
-            version = ask_version(client)
-            cache = self._cache_config(client) if version else {}
+            found = identify(client, card)
+            self.engine = found.engine
+            tokenizes = self.engine in _STOP_KEPT
+            cache = self._cache_config(client) if self.engine == VLLM else found.settings
             if self.chat_template is not None:
                 self._try_template(client, str(card["id"]))
-            self._is_vllm = version is not None
             self._think_start_ids, self.think_end_ids = (
-                self._mark_ids(client, str(card["id"]), mark) if version else None
+                self._mark_ids(client, str(card["id"]), mark) if tokenizes else None
                 for mark in (THINK_START, THINK_END)
             )
-        config, facts = describe(card, version, name=name, settings=cache | declared)
+        said = {"other": found.other} if found.other else {}
+        known = {key: value for key, value in declared.items() if value is not None}
+        settings = {**cache, **said, **known}
+        config, facts = describe(card, found.vllm_version, name=name, settings=settings)
         return str(card["id"]), config, facts
 
     def _try_template(self, client: httpx.Client, model: str) -> None:
@@ -121,7 +133,8 @@ class ServerEngine(Engine):
             "chat_template": self.chat_template,
         }
         with contextlib.suppress(httpx.HTTPError):
-            if client.post("/tokenize", json=body).status_code == 200:
+            # Others take any field, and leave out what they do not know.
+            if self.engine == VLLM and client.post("/tokenize", json=body).status_code == 200:
                 return
         raise EngineError(
             f"{self.url}: refuses --chat-template; start vLLM with --chat-template FILE instead, "
@@ -138,7 +151,7 @@ class ServerEngine(Engine):
     @cached_property
     def thinking_budget(self) -> bool:
         """Whether the server keeps thinking budgets; a request of one token finds out."""
-        if not self._is_vllm:
+        if self.engine != VLLM:
             return False
         body = {"model": self._served, "prompt": [0], "max_tokens": 1, "thinking_token_budget": 1}
         with (
@@ -317,13 +330,17 @@ class ServerEngine(Engine):
             body |= {"logprobs": True, "top_logprobs": request.top_logprobs}
         elif request.top_logprobs is not None:
             body["logprobs"] = request.top_logprobs
-        body |= _ends(request)
+        body |= _ends(request, _STOP_KEPT.get(self.engine or "", _STOP_KEPT[VLLM]))
         if request.thinking_token_budget is not None:
             body["thinking_token_budget"] = request.thinking_token_budget
-        if self._is_vllm:
+        if self.engine in _STOP_KEPT:
             body["stream_options"]["continuous_usage_stats"] = True
-            if request.want_token_ids or chat:  # a chat's tell where its thought ends
+            if chat:
+                body |= dict.fromkeys(_CHAT_IDS[str(self.engine)], True)
+            elif request.want_token_ids:
                 body["return_token_ids"] = True
+        if self.engine == SGLANG:
+            body["rid"] = request.request_id  # as it reads no X-Request-Id
         return body
 
     def close(self) -> None:
@@ -359,11 +376,11 @@ async def _lines(response: httpx.Response) -> AsyncIterator[bytes]:
         yield rest
 
 
-def _ends(request: SampleRequest) -> dict[str, Any]:
-    """Return where a generation ends, apart from max_tokens."""
+def _ends(request: SampleRequest, stop_kept: str) -> dict[str, Any]:
+    """Return where a generation ends, apart from max_tokens; stop strings stay in the text."""
     ends: dict[str, Any] = {}
     if request.fixed_length:
         ends |= {"min_tokens": request.max_tokens, "ignore_eos": True}
     if request.stop:
-        ends |= {"stop": list(request.stop), "include_stop_str_in_output": True}
+        ends |= {"stop": list(request.stop), stop_kept: True}
     return ends

@@ -69,11 +69,13 @@ class Stream:
         if isinstance(event.get("usage"), dict):
             self.usage = event["usage"]
         self._take_prompt_ids(event)
+        self._take_all_ids(event.get("sglext"))
         for choice in event.get("choices") or ():
             reason = choice.get("finish_reason")
             if isinstance(reason, str) and reason:
                 self.finish_reason = reason[:_LONGEST_REASON]
-            self.stopped = self.stopped or isinstance(choice.get("stop_reason"), str)
+            ended_by = choice.get("stop_reason", choice.get("matched_stop"))  # vLLM's, SGLang's
+            self.stopped = self.stopped or isinstance(ended_by, str)
             self._take_prompt_ids(choice)
             if self.top is not None:
                 self._take_logprobs(choice.get("logprobs") or {})
@@ -142,6 +144,22 @@ class Stream:
     def _take_prompt_ids(self, part: Mapping[str, Any]) -> None:
         if part.get("prompt_token_ids") is not None:
             self.prompt_token_ids = tuple(part["prompt_token_ids"])
+
+    def _take_all_ids(self, told: Any) -> None:
+        """Take the token ids of prompt and answer, which SGLang sends behind a chat's text."""
+        if not isinstance(told, dict):
+            return
+        prompt, answers = told.get("input_ids"), told.get("output_ids")
+        answer = answers[0] if isinstance(answers, list) and answers else None
+        for ids in (prompt, answer):
+            if isinstance(ids, list) and not all(type(each) is int for each in ids):
+                raise BadAnswer("token ids that are none")
+            if isinstance(ids, list) and len(ids) > MOST_KEPT:
+                raise BadAnswer("an answer that is too long")
+        if isinstance(prompt, list):
+            self.prompt_token_ids = tuple(prompt)
+        if isinstance(answer, list):
+            self.token_ids = answer
 
     def _take_logprobs(self, told: Mapping[str, Any]) -> None:
         for own, others in _places(told):

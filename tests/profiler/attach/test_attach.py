@@ -264,8 +264,8 @@ def test_the_key_goes_to_the_server_and_nowhere_else(server, tmp_path, capfd, ca
 @pytest.mark.parametrize(
     ("body", "told"),
     [
-        ("<html>login</html>", "nothing of vLLM"),
-        ("python_info 1\n", "nothing of vLLM"),
+        ("<html>login</html>", "nothing of an engine"),
+        ("python_info 1\n", "nothing of an engine"),
         ("", "no metrics page"),
     ],
 )

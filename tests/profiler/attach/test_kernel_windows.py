@@ -1,5 +1,6 @@
 """Profiler windows on a stub of a server: when they open, and that each one ends."""
 
+import gzip
 import json
 import os
 import pty
@@ -7,6 +8,7 @@ import subprocess
 import threading
 import time
 from contextlib import contextmanager
+from pathlib import Path
 
 import httpx
 import polars as pl
@@ -258,3 +260,53 @@ def test_another_fault_is_one_line(server, tmp_path):
     assert done.stderr.count("\n") == 1
     done = verb(server, tmp_path, "--yes", "--kernel-windows", "4")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+
+
+class SGLangProfiler(Profiler):
+    """What SGLang 0.5.23's routes do: a window of `num_steps`, and 500 to a stop behind its end."""
+
+    def routes(self):
+        return {"paths": {"/start_profile": {}}}
+
+    def start(self, body):
+        assert self.folder == Path(body["output_dir"])
+        self.starts.append((time.monotonic(), body))
+        self.open = 1
+        if body["num_steps"] > 1:
+            self.end()
+        return 200
+
+    def stop(self):
+        if not self.open:
+            return 500
+        self.end()
+        return 200
+
+    def end(self):
+        body, self.open = self.starts[-1][1], 0
+        mark = {"ph": "X", "pid": 1, "tid": 1, "args": {}, "cat": "user_annotation"}
+        name = "step[DECODE bs=4 g_sq=4 g_sqsq=4 g_sqsk=800 g_sk=800]"
+        marks = [
+            mark | {"name": name, "ts": 1000 * n, "dur": 900} for n in range(body["num_steps"])
+        ]
+        mm = {"ph": "X", "pid": 1, "tid": 1, "cat": "cpu_op", "name": "aten::mm", "args": {}}
+        events = [*marks, mm | {"ts": 10, "dur": 300}]
+        name = f"{body['profile_prefix']}-1795.5-TP-0.trace.json.gz"
+        with gzip.open(self.folder / name, "wt") as file:
+            json.dump({"traceEvents": events}, file)
+
+
+def test_sglangs_windows_end_by_themselves(tmp_path, monkeypatch):
+    (tmp_path / "traces").mkdir()
+    with metrics_server() as state:
+        state.as_sglang()
+        state.profiler = SGLangProfiler(tmp_path / "traces")
+        plan = ServerPlan(steps=4, every_s=1.0)
+        recording, _ = run(tmp_path, state, seconds=2.5, plan=plan, monkeypatch=monkeypatch)
+    steps = [body["num_steps"] for _, body in state.profiler.starts]
+    assert steps[:2] == [1, 4]
+    assert not {body["with_stack"] for _, body in state.profiler.starts} - {False}
+    kernels = recording.frame("kernels")
+    assert kernels.filter(name="aten::mm")["count"].sum() == len(steps) - 1
+    assert not list((tmp_path / "traces").iterdir())
+    assert "drop" not in recording.frame("events")["kind"].to_list()

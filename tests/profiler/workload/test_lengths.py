@@ -121,7 +121,7 @@ def test_what_makes_no_sense_is_refused(tmp_path, policy, lengths, options, mess
 
 def test_a_server_is_asked_in_vllms_names():
     engine = object.__new__(ServerEngine)
-    engine._served, engine.chat_template, engine._is_vllm = "m", None, True
+    engine._served, engine.chat_template, engine.engine = "m", None, "vLLM"
     asked = {"request_id": "1", "prompt": "a", "chat": True, "temperature": 0.8, "top_p": 1.0}
     fixed = SampleRequest(**asked, max_tokens=9, fixed_length=True)
     wanted = {"min_tokens": 9, "max_tokens": 9, "ignore_eos": True}

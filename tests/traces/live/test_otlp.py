@@ -208,3 +208,28 @@ def test_any_bytes_are_read_or_refused(body):
             assert reader(body).spans == []
         except ValueError:
             continue
+
+
+def test_sglangs_spans_are_requests_and_their_slices_are_not():
+    told = {
+        "gen_ai__latency__time_to_first_token": 0.5,
+        "gen_ai__latency__time_in_model_prefill": 0.4,  # begins before the queue
+        "gen_ai__latency__e2e": 2.0,
+        "gen_ai__usage__prompt_tokens": 136,
+        "gen_ai__usage__completion_tokens": 48,
+        "gen_ai__usage__cached_tokens": 64,
+        "gen_ai__request__id": "rid-1",
+        "gen_ai__response__model": "m",
+        "rid": "rid-1",
+        "module": "sglang::request",
+    }
+    slices = [span(n, parent=1, name=name) for n, name in ((2, "prefill_forward"), (3, "decode"))]
+    document = request(span(1, name=" Req rid-1", **told), *slices, service="sglang")
+    for found in (read_json(json.dumps(document).encode()), read_protobuf(as_protobuf(document))):
+        assert (len(found.spans), found.others, found.bad) == (1, 2, 0)
+        groups = SpanGroups(lambda span: "e")
+        groups.add(found.spans[0])
+        _, (row,) = groups.drain(everything=True)
+        assert (row["prompt_tokens"], row["output_tokens"], row["cached_tokens"]) == (136, 48, 64)
+        assert row["first_token"] == T0 + 500_000_000 and row["scheduled"] is None
+        assert row["end"] == T0 + 2_000_000_000

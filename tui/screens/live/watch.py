@@ -131,7 +131,7 @@ class LiveWatch:
         names: Mapping[str, str],
         attached: Attached,
     ) -> None:
-        steps = None if attached.incoming is None else attached.incoming.steps
+        steps = attached.steps
         if time.monotonic() - self._read > READ_S:
             self._read = time.monotonic()
             self._inside = self._look_inside(steps)

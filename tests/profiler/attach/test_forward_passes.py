@@ -1,0 +1,198 @@
+"""`attach --fpm`: the messages of an engine's ZMQ stream become steps, whatever comes there."""
+
+import threading
+import time
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import msgspec
+import pytest
+import zmq
+
+from profiler.attach.attachment import attach_to, attachment_of
+from profiler.attach.forward_passes import PassReceiver, check_endpoint
+from profiler.attach.watch import watch
+from tests.profiler.metrics_server import metrics_server
+from tests.traces.forward_pass.passes import passed
+from traces.errors import MissingDependencyError, RecordingError, UsageError
+from traces.recording.reader import Recording
+from tui.options import Watch
+
+SGLANG = Path(__file__).parents[2] / "data" / "live" / "fpm_sglang_0.5.23.msgpack"
+MESSAGES = msgspec.msgpack.decode(SGLANG.read_bytes())
+BUSY = [m for m in map(msgspec.msgpack.decode, MESSAGES) if m["wall_time"]]
+
+
+@contextmanager
+def publisher():
+    """Give `send(messages, first)` of a publisher, and where it publishes."""
+    context = zmq.Context()
+    socket = context.socket(zmq.XPUB)  # a PUB that tells when somebody has subscribed
+    socket.setsockopt(zmq.LINGER, 0)
+    port = socket.bind_to_random_port("tcp://127.0.0.1")
+    subscribed = False
+
+    def send(messages, first=0):
+        nonlocal subscribed
+        if not subscribed:
+            assert socket.poll(10_000)
+            socket.recv()
+            subscribed = True
+        for number, payload in enumerate(messages, first):
+            frames = (
+                payload if isinstance(payload, list) else [b"", number.to_bytes(8, "big"), payload]
+            )
+            socket.send_multipart(frames)
+
+    try:
+        yield send, f"tcp://127.0.0.1:{port}"
+    finally:
+        socket.close()
+        context.term()
+
+
+def encoded(records):
+    return [msgspec.msgpack.encode(each) for each in records]
+
+
+def until(condition):
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def kept(folder, table, count):
+    """Whether a recording that is being made has so many rows."""
+    try:
+        return Recording.open(folder).rows(table) >= count
+    except RecordingError:  # it is begun
+        return False
+
+
+def attached(folder, server, endpoints, act, *, steps=0, **options):
+    """Attach until `act` has returned and so many steps are kept."""
+    given = vars(Watch(urls=[server.url])) | {"fpm": endpoints, "period": "0.1s", **options}
+    stop, failed = threading.Event(), []
+    with ExitStack() as stack:
+        found = attach_to(stack, attachment_of(given), may_open=lambda _: True, say=print)
+
+        def run():
+            try:
+                act()
+                until(lambda: kept(folder, "steps", steps) and kept(folder, "scrapes", 1))
+            except BaseException as error:
+                failed.append(error)
+            stop.set()
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        watch(found.deployment, folder, stop=stop, probes=found.probes)
+        thread.join()
+    assert not failed, failed
+    return Recording.open(folder)
+
+
+@pytest.fixture
+def server():
+    with metrics_server() as state:
+        yield state
+
+
+def test_sglangs_messages_become_steps(tmp_path, server):
+    with publisher() as (send, endpoint):
+        made = {"act": lambda: send(MESSAGES), "steps": len(BUSY) - 1}
+        recording = attached(tmp_path / "rec", server, [endpoint], **made)
+    steps = recording.steps
+    assert steps.height == len(BUSY)
+    assert steps["wall_ns"].to_list() == [round(m["wall_time"] * 1e9) for m in BUSY]
+    assert set(steps["engine"]) <= set(recording.manifest.engines)
+    assert steps["end"].is_sorted()
+    assert not recording.manifest.dropped
+    details = recording.frame("events").filter(kind="note")["detail"].to_list()
+    assert any("time of a step" in each for each in details)
+
+
+def test_gaps_count_as_lost_and_what_is_no_record_is_refused(tmp_path, server):
+    bad = [
+        [b"only one frame"],
+        [b"", b"short", MESSAGES[0]],
+        [b"", (3).to_bytes(8, "big"), b"\xc1"],
+        *encoded([passed(1, version=2), passed(1, wall_time=float("nan"))]),
+        [b"", b"\xff" * 8, encoded([passed(5, decodes=1)])[0]],
+    ]
+
+    def act():
+        send(encoded([passed(n, decodes=1) for n in range(10)]))
+        send(bad, first=10)
+        send(encoded([passed(n, decodes=1) for n in range(20, 30)]), first=20)
+
+    with publisher() as (send, endpoint):
+        recording = attached(tmp_path / "rec", server, [endpoint], act, steps=20)
+    assert recording.steps.height >= 20
+    assert recording.manifest.dropped["steps"] >= 4
+    told = "\n".join(recording.frame("events").filter(kind="drop")["detail"])
+    assert "schema version 2" in told and "not msgpack" in told and "topic, sequence" in told
+
+
+def test_ranks_are_engines_and_a_silent_endpoint_is_named(tmp_path, server):
+    ranks = encoded([passed(n, decodes=1, dp_rank=rank) for n in range(5) for rank in (0, 1)])
+    with publisher() as (send, endpoint), publisher() as (_, silent):
+
+        def act():
+            send(ranks[::2])
+            send(ranks[1::2])
+
+        recording = attached(tmp_path / "rec", server, [endpoint, silent], act, steps=8)
+    assert recording.steps["engine"].n_unique() == 2
+    assert set(recording.steps["engine"]) <= set(recording.manifest.engines)
+    told = recording.frame("events").filter(kind="drop")["detail"].to_list()
+    assert any(silent in each and "nothing came" in each for each in told)
+
+
+def test_a_flood_is_bounded_and_counted(tmp_path):
+    payload = encoded([passed(0, decodes=1)])[0]
+    with publisher() as (send, endpoint):
+        receiver = PassReceiver([endpoint])
+        receiver.start()
+        try:
+            send([payload] * 30_000)
+            until(lambda: len(receiver.waiting) > 1_000)
+            assert len(receiver.waiting) <= 20_000
+            send([b"x" * 100_000], first=30_000)  # ends the connection, not the receiver
+        finally:
+            receiver.close()
+    numbers = [each.record.counter_id for each in receiver.take()]
+    assert numbers == sorted(numbers)
+
+
+def test_a_publisher_that_is_not_there_holds_up_nothing(tmp_path, server):
+    recording = attached(tmp_path / "rec", server, ["tcp://127.0.0.1:9"], lambda: None)
+    assert recording.complete
+    assert recording.rows("scrapes") > 0
+
+
+@pytest.mark.parametrize(
+    "text", ["tcp://*:20380", "tcp://host", "tcp://h:99999", "http://h:1", "ipc://x", "20380", ""]
+)
+def test_endpoints_that_are_none(text):
+    with pytest.raises(UsageError, match="tcp://HOST:PORT"):
+        check_endpoint(text)
+
+
+def test_endpoints_that_are_some():
+    for text in ("tcp://10.0.0.3:20380", "tcp://[::1]:1", "ipc:///tmp/tmpab12.0"):
+        assert check_endpoint(text) == text
+
+
+def test_without_pyzmq_one_line_says_how_to_get_it(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "zmq", None)
+    with pytest.raises(MissingDependencyError, match="--fpm needs pyzmq.*pip install"):
+        PassReceiver(["tcp://127.0.0.1:9"])
+
+
+def test_which_server_an_endpoint_is_of_must_be_clear(tmp_path, server):
+    with metrics_server() as other, publisher() as (_, endpoint):
+        given = vars(Watch(urls=[server.url, other.url])) | {"fpm": [endpoint]}
+        with ExitStack() as stack, pytest.raises(UsageError, match="one for each URL"):
+            attach_to(stack, attachment_of(given), may_open=lambda _: True, say=print)

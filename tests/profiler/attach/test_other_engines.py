@@ -1,0 +1,72 @@
+"""SGLang, and engines whose metrics are elsewhere than their API."""
+
+import pytest
+
+from profiler.attach.deployment import Deployment
+from profiler.engines.server.access import Access, accesses_of
+from tests.profiler.attach.test_attach import attach
+from tests.profiler.metrics_server import metrics_server
+from traces.errors import EngineError, UsageError
+from traces.live.watched import watched_engines
+
+INFO = {"tp_size": 2, "page_size": 16, "max_total_num_tokens": 65_536, "max_running_requests": 48}
+
+
+def test_sglang_is_watched_under_the_same_numbers(tmp_path):
+    with metrics_server() as state:
+        state.as_sglang(INFO)
+
+        def change():
+            state.scale = 2.0
+
+        recording, ticks = attach(state, folder=tmp_path / "rec", change=change)
+    (watched,) = watched_engines(recording)
+    assert watched.engine.tensor_parallel_size == 2 and watched.engine.vllm_version is None
+    assert watched.engine.max_num_seqs == 48 and watched.engine.num_gpu_blocks == 4_097
+    assert dict(watched.engine.other)["engine_name"] == "SGLang 0.5.23"
+    assert watched.numbers.running == 12 and watched.numbers.finished == {"ended": 80}
+    assert watched.numbers.generated_tokens_per_s > 0
+    assert watched.verdict.reason is None
+    assert ticks[-1][1]
+
+
+def test_pods_behind_one_url_are_replicas(tmp_path):
+    with metrics_server() as api, metrics_server() as one, metrics_server() as two:
+        api.status = 404
+        two.metrics = "/v1/metrics"
+        accesses = accesses_of([api.url], [one.url, f"{two.url}/v1/metrics"], {})
+        deployment = Deployment(accesses, period_s=0.1)
+        deployment.connect()
+        deployment.close()
+        assert len(deployment.engines) == 2
+        assert not [path for path, _, _ in api.asked if path == "/metrics"]
+        shown = {name for name in deployment.shown.values() if name}
+        assert {f"{one.url}/metrics", f"{two.url}/v1/metrics"} <= shown
+
+
+def test_which_page_is_whose_must_be_clear():
+    urls = ["http://a:1", "http://b:1"]
+    with pytest.raises(UsageError, match="1 for 2 URLs"):
+        accesses_of(urls, ["http://a:8081"], {})
+    first, second = accesses_of(urls, ["http://a:8081", "http://b:8081/v1/metrics/"], {})
+    assert (first.metrics_page, second.metrics_page) == (
+        "http://a:8081/metrics",
+        "http://b:8081/v1/metrics",
+    )
+    with pytest.raises(UsageError, match="give no user or password"):
+        accesses_of(urls[:1], ["http://me:secret@a:8081"], {})
+
+
+def test_a_key_goes_to_no_other_host():
+    headers = {"Authorization": "Bearer k"}
+    access = Access.of("http://a:1", headers)
+    assert access.with_metrics("http://a:8081").metrics_headers == headers
+    assert not access.with_metrics("http://b:8081").metrics_headers
+    assert not access.with_metrics("https://a:8081").metrics_headers
+
+
+def test_a_router_without_metrics_says_where_to_look():
+    with metrics_server() as state:
+        state.body = "dynamo_frontend_requests_total 3\n"
+        with pytest.raises(EngineError, match="--metrics-url.*8081"):
+            Deployment([Access.of(state.url)]).connect()

@@ -1,0 +1,418 @@
+"""From files of forward-pass metrics to a recording of steps.
+
+Dynamo writes `dynamo-fpm.<producer>.<index>.jsonl.gz` of the schema dynamo.fpm.trace.v1 for vLLM,
+SGLang and TensorRT-LLM (docs: "Forward Pass Metrics Trace Reference", ai-dynamo/dynamo, read in
+November 2026). A line may also be that record without its envelope, or one of FPM alone. Each
+worker and rank is an engine. The recording has neither problems nor samples, and the records name
+no model.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from traces.errors import OutcomesError, RecordingError, UsageError
+from traces.foreign.source import head_of, objects
+from traces.foreign.values import LIMIT_BYTES, UNKNOWN_MODEL, Skipped, whole_number
+from traces.forward_pass.record import (
+    LONGEST_NAME,
+    VERSION,
+    ForwardPass,
+    OtherVersionError,
+    read_object,
+)
+from traces.forward_pass.rows import KEPT, SCOPES, ForwardPassRows, tokens_kept
+from traces.recording.manifest import NAME, Manifest
+from traces.recording.parts import write_part
+from traces.recording.tables import TABLES
+from traces.recording.writer import read_clocks
+from traces.schema.engine import EngineConfig
+
+SCHEMA = "dynamo.fpm.trace.v1"
+FORMAT = "forward-pass metrics"
+MOST_ENGINES = 256  # workers and ranks
+_FAMILY = re.compile(rb'"schema"\s*:\s*"dynamo\.fpm\.trace\.')
+_ALONE = re.compile(rb'"wall_time"\s*:')
+_REQUESTS = re.compile(rb'"scheduled_requests"\s*:')
+_PART_ROWS = 50_000
+_LATEST_MS = (1 << 62) // 1_000_000
+_LOOKED_AT = 2_000  # records that tell whether an engine speculates
+
+Key = tuple[str, ...]  # namespace, component, producer, worker, rank
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportedEngine:
+    """One worker's rank; `span_s` is None where its records have no time.
+
+    `lost` counts records that its counter says were made and the files do not have; of a `sampled`
+    one these are most.
+    """
+
+    name: str
+    steps: int
+    sampled: bool
+    lost: int
+    heartbeats: int
+    span_s: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportedPasses:
+    """What an import took."""
+
+    engines: tuple[ImportedEngine, ...]
+    skipped: Skipped
+    notes: tuple[str, ...]
+    format: str = FORMAT
+
+    @property
+    def steps(self) -> int:
+        """Steps of all engines."""
+        return sum(engine.steps for engine in self.engines)
+
+
+def holds_passes(path: Path) -> bool:
+    """Whether a file's first bytes are of records of this kind, of whatever version.
+
+    Raises OutcomesError when it cannot be read or is empty.
+    """
+    head = head_of(path)
+    alone = _ALONE.search(head) is not None and _REQUESTS.search(head) is not None
+    return _FAMILY.search(head) is not None or alone
+
+
+def import_passes(
+    paths: Sequence[Path],
+    folder: Path,
+    *,
+    limit_bytes: int = LIMIT_BYTES,
+    on_file: Callable[[Path], None] | None = None,
+) -> ImportedPasses:
+    """Read files of forward passes into the recording `folder`; return what was taken.
+
+    `limit_bytes` holds for each file, `on_file` is told each before it is read. Raises
+    OutcomesError where no record can be read, UsageError where the folder holds a recording,
+    RecordingError where it cannot be written.
+    """
+    if (folder / NAME).exists():
+        raise UsageError(f"-o {folder}: already holds a recording; name another folder")
+    reader = _Reader(limit_bytes)
+    written = _Written(folder)
+    try:
+        for path in reader.in_order(paths):
+            if on_file is not None:
+                on_file(path)
+            for line in reader.lines(path):
+                written.take(line)
+        written.end()
+        if not written.engines:
+            raise OutcomesError(f"{paths[0]}: {_why_nothing(reader, written)}")
+        notes = _notes(paths, reader, written)
+        written.finish(paths, reader, notes)
+    except OSError as error:
+        written.undo()
+        raise RecordingError(f"{folder}: cannot be written ({error.strerror})") from None
+    except BaseException:
+        written.undo()
+        raise
+    return ImportedPasses(
+        engines=tuple(each.told() for each in written.engines.values()),
+        skipped=reader.skipped,
+        notes=(*notes, *dict.fromkeys(n for e in written.engines.values() for n in _notes_of(e))),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """A record, whose it is, and when it was written, unix ns."""
+
+    key: Key
+    record: ForwardPass
+    end: int | None
+    sampled: bool
+
+    @property
+    def time(self) -> int | None:
+        """When the step ended; of a choice of steps None, since those between are no idle time."""
+        return None if self.sampled else self.end
+
+
+@dataclass
+class _Reader:
+    """Reads lines, and counts what it skips."""
+
+    limit_bytes: int
+    skipped: Skipped = field(default_factory=lambda: Skipped(unit="line"))
+    notes: list[str] = field(default_factory=list)
+    versions: Counter[str] = field(default_factory=Counter)  # that are not read here
+
+    def in_order(self, paths: Sequence[Path]) -> list[Path]:
+        """Return the files by the time of their first record, each once.
+
+        A counter that falls in a file is a restart, so that a producer's files go one by one.
+        """
+        firsts = []
+        for number, path in enumerate(dict.fromkeys(paths)):
+            if not holds_passes(path):
+                raise OutcomesError(
+                    f"{path}: holds no forward passes, as the other files do; import each kind "
+                    "by itself"
+                )
+            other = _Reader(self.limit_bytes)
+            line = next(other.lines(path), None)
+            firsts.append(((line.end or 0) if line is not None else 0, number, path))
+        return [path for *_, path in sorted(firsts)]
+
+    def lines(self, path: Path) -> Iterator[_Line]:
+        """Yield the records of a file."""
+        notes: list[str] = []
+        for number, told in objects(path, self.limit_bytes, self.skipped, notes):
+            try:
+                yield self._line(told)
+            except ValueError as error:
+                if isinstance(error, OtherVersionError):
+                    self.versions[error.version] += 1
+                    self.skipped.add("records of another schema version", number)
+                else:
+                    self.skipped.add(str(error), number)
+        self.notes += [f"{path.name}: {each}" for each in notes]
+
+    def _line(self, told: Mapping[str, Any]) -> _Line:
+        """Return the record of a line. Raises ValueError in the words of what is skipped."""
+        event = told.get("event", told)
+        if not isinstance(event, dict):
+            raise ValueError("records that are no object")
+        schema = event.get("schema", SCHEMA)
+        if schema != SCHEMA:
+            known = isinstance(schema, str) and schema.isprintable() and len(schema) <= 40
+            raise OtherVersionError(schema if known else "unknown")
+        record = read_object(event.get("fpm", event))
+        source = event.get("source")
+        names = source if isinstance(source, dict) else {}
+        parts = [names.get(name, "") for name in ("namespace", "component", "producer_id")]
+        if not all(
+            isinstance(p, str) and len(p) <= LONGEST_NAME and p.isprintable() for p in parts
+        ):
+            raise ValueError("records with an odd name")
+        written = whole_number(event.get("observed_at_unix_ms"))
+        if written is None and event.get("observed_at_unix_ms") is not None:
+            raise ValueError("records with a time that is none")
+        if written is not None and not 0 < written < _LATEST_MS:
+            raise ValueError("records with a time that is none")
+        return _Line(
+            (*parts, record.worker_id, str(record.dp_rank)),
+            record,
+            None if written is None else written * 1_000_000,
+            event.get("capture_mode") == "sampled",
+        )
+
+
+def _plain(name: Any) -> bool:
+    return isinstance(name, str) and len(name) <= LONGEST_NAME and name.isprintable()
+
+
+@dataclass
+class _Engine:
+    """The rows of one worker's rank; the first records wait until they tell of speculation."""
+
+    name: str
+    rows: ForwardPassRows
+    waiting: list[_Line] | None = field(default_factory=list)
+    kept: float | None = None  # tokens a request and step
+    sampled: bool = False
+    first: int | None = None
+    last: int | None = None
+
+    def take(self, line: _Line) -> Iterator[dict[str, Any]]:
+        """Yield rows that are known now."""
+        self.sampled = self.sampled or line.sampled
+        if line.end is not None:
+            self.first = line.end if self.first is None else self.first
+            self.last = line.end
+        if self.waiting is None:
+            yield from self.rows.rows(line.record, line.time)
+            return
+        self.waiting.append(line)
+        if len(self.waiting) >= _LOOKED_AT:
+            yield from self.decide()
+
+    def decide(self) -> Iterator[dict[str, Any]]:
+        """Yield the rows of the records that waited."""
+        lines, self.waiting = self.waiting or [], None
+        self.kept = tokens_kept([line.record for line in lines])
+        self.rows.speculates = self.kept is not None and self.kept > KEPT
+        for line in lines:
+            yield from self.rows.rows(line.record, line.time)
+
+    def told(self) -> ImportedEngine:
+        known = self.first is not None and self.last is not None
+        return ImportedEngine(
+            name=self.name,
+            steps=self.rows.steps,
+            sampled=self.sampled,
+            lost=self.rows.lost,
+            heartbeats=self.rows.idle,
+            span_s=(self.last - self.first) / 1e9 if known else None,  # type: ignore[operator]
+        )
+
+
+@dataclass
+class _Written:
+    """The parts written so far, and the engines whose steps they hold."""
+
+    folder: Path
+    engines: dict[Key, _Engine] = field(default_factory=dict)
+    left_out: int = 0  # records of engines beyond `MOST_ENGINES`
+    heartbeats: int = 0
+    _rows: deque[dict[str, Any]] = field(default_factory=deque)
+    _files: list[Path] = field(default_factory=list)
+
+    def take(self, line: _Line) -> None:
+        """Take a record. Raises OSError."""
+        engine = self.engines.get(line.key)
+        if engine is None:
+            if len(self.engines) >= MOST_ENGINES:
+                self.left_out += 1
+                return
+            number = str(len(self.engines))
+            engine = _Engine(_shown(line.key), ForwardPassRows(engine=number))
+            self.engines[line.key] = engine
+        self._rows.extend(engine.take(line))
+        if len(self._rows) >= _PART_ROWS:
+            self._write()
+
+    def end(self) -> None:
+        """Take what waits, and leave out engines without a step. Raises OSError."""
+        for engine in self.engines.values():
+            if engine.waiting is not None:
+                self._rows.extend(engine.decide())
+            self._rows.extend(engine.rows.flush())
+            self.heartbeats += engine.rows.idle
+        self.engines = {key: each for key, each in self.engines.items() if each.rows.steps}
+        if self._rows:
+            self._write()
+
+    def _write(self) -> None:
+        """Write the rows; an engine's number stands for its key, which is known at the end."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        keys = self.keys()
+        rows = [row | {"engine": keys[row["engine"]]} for row in self._rows]
+        self._rows.clear()
+        frame = pl.DataFrame(rows, schema=TABLES["steps"])
+        number = len(self._files)
+        self._files.append(write_part(self.folder, "steps", frame, number, number))
+
+    def keys(self) -> dict[str, str]:
+        """Return the key of each engine's configuration by its number."""
+        return {each.rows.engine: _config(key).key() for key, each in self.engines.items()}
+
+    def finish(self, paths: Sequence[Path], reader: _Reader, notes: Sequence[str]) -> None:
+        """Write notes and manifest, which makes the folder a recording. Raises OSError.
+
+        `notes` hold for all, and stand with the first engine.
+        """
+        first = next(iter(self.engines.values()))
+        configs = [_config(key) for key in self.engines]
+        told = [
+            {"engine": _config(key).key(), "kind": "note", "detail": note}
+            for key, engine in self.engines.items()
+            for note in (*(notes if engine is first else ()), *_notes_of(engine))
+        ]
+        events = pl.DataFrame(told, schema=TABLES["events"])
+        self._files.append(write_part(self.folder, "events", events, 0, 0))
+        clock = read_clocks()
+        lost = sum(each.rows.lost for each in self.engines.values() if not each.sampled)
+        Manifest(
+            clock_start=clock,
+            clock_end=clock,
+            engines={each.key(): each for each in configs},
+            dropped={"steps": lost} if lost else {},
+            provenance={
+                "imported": {
+                    "format": FORMAT,
+                    "files": [{"name": path.name} for path in paths],
+                    "skipped": reader.skipped.counts,
+                }
+            },
+            complete=True,
+        ).write(self.folder)
+
+    def undo(self) -> None:
+        """Remove what was written, so that the folder holds no half of a recording."""
+        for path in self._files:
+            path.unlink(missing_ok=True)
+
+
+def _config(key: Key) -> EngineConfig:
+    names = ("namespace", "component", "producer", "worker", "dp_rank")
+    other = tuple(sorted((name, part) for name, part in zip(names, key, strict=True) if part))
+    return EngineConfig(model=UNKNOWN_MODEL, mode="server", other=other)
+
+
+def _shown(key: Key) -> str:
+    """Return what a person calls an engine: its component, worker and rank."""
+    _, component, producer, worker, rank = key
+    parts = (component, worker or producer, f"rank {rank}")
+    return " ".join(part for part in parts if part)
+
+
+def _why_nothing(reader: _Reader, written: _Written) -> str:
+    if reader.versions:
+        version = reader.versions.most_common(1)[0][0]
+        return (
+            f"its records have the schema version {version}; this ttscope reads {SCHEMA} and FPM "
+            f"version {VERSION}; upgrade ttscope"
+        )
+    why = reader.skipped.text()
+    if not why and written.heartbeats:
+        why = "heartbeats alone; record while requests run"
+    return f"no forward pass in it can be read ({why or 'it has none'}); see docs/import.md"
+
+
+def _notes(paths: Sequence[Path], reader: _Reader, written: _Written) -> list[str]:
+    """Return what holds for the files, the first line naming them."""
+    names = ", ".join(path.name for path in paths[:3])
+    more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
+    notes = [f"imported from {FORMAT}: {names}{more}; they name no model and tell of no request"]
+    notes += reader.notes
+    engines = list(written.engines.values())
+    restarts, again = sum(e.rows.restarts for e in engines), sum(e.rows.again for e in engines)
+    if restarts:
+        notes.append(f"counters that began again: {restarts:,}; a worker was restarted")
+    if again:
+        notes.append(f"records that were there before, left out: {again:,}")
+    if written.left_out:
+        notes.append(f"records of more than {MOST_ENGINES} engines, left out: {written.left_out:,}")
+    if reader.skipped.counts:
+        notes.append(f"skipped: {reader.skipped.text()}")
+    return notes
+
+
+def _notes_of(engine: _Engine) -> list[str]:
+    """Return what holds for one engine's steps."""
+    rows, notes = engine.rows, []
+    for scope in rows.scopes:
+        meant = SCOPES.get(scope, f"what the engine calls {scope}")
+        notes.append(f"the time of a step is {meant}")
+    if engine.sampled:
+        notes.append(
+            f"sampled (DYN_FPM_MODE): {rows.steps:,} of {rows.steps + rows.lost:,} passes that its "
+            "counter tells of, by the clock, so that those before a long step or a pause come more "
+            "often; their times are left out; DYN_FPM_MODE=full keeps all"
+        )
+    if rows.speculates:
+        notes.append(
+            f"a request gains {engine.kept or 0.0:.1f} tokens a step, so the engine speculates: "
+            "how many tokens it decodes in a step is not in the records"
+        )
+    else:
+        notes.append("a decoding request counts as one token a step, as without speculation")
+    return notes

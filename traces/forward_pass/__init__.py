@@ -1,0 +1,1 @@
+"""Forward-pass metrics (FPM), one record an iteration and rank, to rows of steps."""

@@ -1,0 +1,174 @@
+"""What other engines and wrappers call on /metrics what vLLM's page says, as tables of names.
+
+A page is read under vLLM's names, so that all that is computed of it has one set of names. Where
+two engines do not mean the same, the name is not in a table, and the line is kept as it is or left
+out. Sources: SGLang 0.5.23 (`sglang/srt/observability/metrics_collector.py`), Ray Serve LLM (vLLM
+0.32's `vllm/v1/metrics/ray_wrappers.py`: no colons, a label ReplicaId), Dynamo (its engines' own
+names, with labels of its own), NIM for LLMs (NVIDIA's "Observability" page: no prefix),
+TensorRT-LLM ("TensorRT-LLM Prometheus Metrics" of Dynamo's documents, 1.1.0rc5).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from traces.live.numbers import (
+    ASKED_TOKENS,
+    DRAFTS,
+    E2E,
+    FINISHED,
+    FLOPS,
+    GENERATED,
+    HIT_TOKENS,
+    ITL,
+    KV,
+    PREEMPTED,
+    PROMPT,
+    QUEUE,
+    READ_BYTES,
+    RUNNING,
+    STEP_TOKENS,
+    TTFT,
+    WAITING,
+)
+from traces.schema.engine import EngineConfig
+
+_PART = re.compile(r"_(?:bucket|count|sum)\Z")
+_RAY = re.compile(r"ray_(vllm|sglang)_(?=[a-z])")
+
+
+@dataclass(frozen=True)
+class Name:
+    """A name of vLLM's, and of which values of a label it counts, None for all."""
+
+    name: str
+    label: str | None = None
+    values: frozenset[str] = frozenset()
+
+
+def _of(name: str, label: str, *values: str) -> Name:
+    return Name(name, label, frozenset(values))
+
+
+_PASSES = ("prefill_none", "prefill_cuda_graph", "decode_none", "decode_cuda_graph")
+SGLANG: Mapping[str, tuple[Name, ...]] = {
+    "sglang:num_running_reqs": (Name(RUNNING),),
+    "sglang:num_queue_reqs": (Name(WAITING),),
+    "sglang:token_usage": (Name(KV),),
+    "sglang:time_to_first_token_seconds": (Name(TTFT),),
+    "sglang:inter_token_latency_seconds": (Name(ITL),),
+    "sglang:queue_time_seconds": (Name(QUEUE),),
+    "sglang:e2e_request_latency_seconds": (Name(E2E),),
+    "sglang:prompt_tokens_total": (Name(PROMPT), Name(ASKED_TOKENS)),
+    "sglang:cached_tokens_total": (Name(HIT_TOKENS),),
+    # Its generation_tokens_total counts a request when it ends, this one a step.
+    "sglang:realtime_tokens_total": (
+        _of(GENERATED, "mode", "decode"),
+        _of(f"{STEP_TOKENS}_sum", "mode", "decode", "prefill_compute"),
+    ),
+    "sglang:cuda_graph_passes_total": (_of(f"{STEP_TOKENS}_count", "mode", *_PASSES),),
+    "sglang:num_requests_total": (Name(FINISHED),),
+    "sglang:num_retracted_requests_total": (Name(PREEMPTED),),
+    "sglang:spec_verify_calls_total": (Name(DRAFTS),),
+    "sglang:estimated_flops_per_gpu_total": (Name(FLOPS),),
+    "sglang:estimated_read_bytes_per_gpu_total": (Name(READ_BYTES),),
+}
+NIM: Mapping[str, tuple[Name, ...]] = {
+    "num_requests_running": (Name(RUNNING),),
+    "num_requests_waiting": (Name(WAITING),),
+    "gpu_cache_usage_perc": (Name(KV),),
+    "prompt_tokens_total": (Name(PROMPT),),
+    "generation_tokens_total": (Name(GENERATED),),
+    "time_to_first_token_seconds": (Name(TTFT),),
+    "time_per_output_token_seconds": (Name(ITL),),
+    "e2e_request_latency_seconds": (Name(E2E),),
+    "request_success_total": (Name(FINISHED),),
+    "request_finish_total": (Name(FINISHED),),
+}
+TENSORRT_LLM: Mapping[str, tuple[Name, ...]] = {
+    "trtllm_time_to_first_token_seconds": (Name(TTFT),),
+    "trtllm_e2e_request_latency_seconds": (Name(E2E),),
+    "trtllm_request_queue_time_seconds": (Name(QUEUE),),
+    "trtllm_request_success_total": (Name(FINISHED),),
+}
+NAMES: Mapping[str, tuple[Name, ...]] = {**SGLANG, **NIM, **TENSORRT_LLM}
+OWN = ("vllm:", "sglang:", "trtllm_", "trtllm:")  # prefixes of lines that are kept
+# Labels that tell apart what is added up or is one; those that remain name parts of a number.
+SHARED = frozenset(
+    {
+        *("model_name", "model", "engine_type", "is_streaming", "cache_source", "priority"),
+        *("tp_rank", "pp_rank", "moe_ep_rank", "ReplicaId", "WorkerId", "Component", "NodeAddress"),
+        *("SessionName", "Version", "application", "deployment", "replica", "worker_id"),
+        *("dynamo_namespace", "dynamo_component", "dynamo_endpoint", "version"),
+    }
+)
+RANKS = ("pp_rank", "tp_rank", "moe_ep_rank")  # whose lines repeat one another
+REQUEST_LIMITS = {"SGLang": "--max-running-requests"}  # what others call max_num_seqs
+ENDED = 'finished_reason="ended"'  # of engines that tell no reason
+
+
+def known_name(name: str) -> str | None:
+    """Return a line's name without Ray's prefix, None where no engine's lines have it."""
+    plain = _RAY.sub(r"\1:", name, count=1)
+    if plain != name and plain.startswith("vllm:") and f"{plain}_total" in _COUNTERS:
+        plain = f"{plain}_total"
+    known = plain.startswith(OWN) or _PART.sub("", plain) in NIM
+    return plain if known and not plain.endswith("_created") else None
+
+
+def vllm_names(name: str, labels: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    """Return what a line is called by vLLM, and the text of its labels; itself where by nothing.
+
+    `name` is as `known_name` returns it.
+    """
+    part = _PART.search(name)
+    base = name if part is None or name in NAMES else name[: part.start()]
+    wanted = NAMES.get(base.replace("trtllm:", "trtllm_", 1))
+    kept = {key: value for key, value in labels.items() if key not in SHARED}
+    if wanted is None:
+        return ((name, _text(kept)),)
+    found = []
+    for each in wanted:
+        if each.label is not None and labels.get(each.label) not in each.values:
+            continue
+        rest = {key: value for key, value in kept.items() if key != each.label}
+        text = _text(rest)
+        if each.name == FINISHED and "finished_reason" not in rest:
+            text = ENDED
+        found.append((each.name + (name[len(base) :] if base != name else ""), text))
+    return tuple(found)
+
+
+def _text(labels: Mapping[str, str]) -> str:
+    return ",".join(f'{key}="{labels[key]}"' for key in sorted(labels))
+
+
+def engine_of(labels: Mapping[str, str]) -> str:
+    """Return which engine of a page a line is of: a rank, a replica of Ray Serve, or "".
+
+    Ray's page has all replicas of a node.
+    """
+    own = labels.get("engine") or labels.get("dp_rank") or ""
+    replica = labels.get("ReplicaId") or labels.get("replica") or labels.get("WorkerId") or ""
+    return " ".join(part for part in (own, replica[:24]) if part)
+
+
+_COUNTERS = {PROMPT, GENERATED, FINISHED, PREEMPTED, HIT_TOKENS, ASKED_TOKENS, DRAFTS}
+
+
+def engine_named(name: str) -> str | None:
+    """Return whose line it is, by its prefix: vLLM, SGLang, TensorRT-LLM, NIM; None for others."""
+    plain = known_name(name)
+    if plain is None:
+        return None
+    for prefix, engine in (("vllm:", "vLLM"), ("sglang:", "SGLang"), ("trtllm", "TensorRT-LLM")):
+        if plain.startswith(prefix):
+            return f"{engine} on Ray Serve" if name.startswith("ray_") else engine
+    return "NIM"
+
+
+def software_of(config: EngineConfig) -> str:
+    """Return the name of an engine's software without its version; vLLM where nothing else is."""
+    return dict(config.other).get("engine_name", "vLLM").partition(" ")[0]
