@@ -70,6 +70,37 @@ class Fields:
             raise self.wrong(names, value, "a list of words")
         return list(value)
 
+    def numbers(self, *names: str) -> list[int] | None:
+        """Return a list of whole numbers from 0 up, None where there is none."""
+        value = self.get(*names)
+        if value is None:
+            return None
+        if not isinstance(value, list | tuple) or not all(
+            type(each) is int and 0 <= each <= _MOST for each in value
+        ):
+            raise self.wrong(names, value, "a list of whole numbers")
+        return list(value)
+
+    def inner(self, name: str) -> Fields | None:
+        """Return the fields of an object in a field, None where there is none."""
+        value = self.get(name)
+        if value is None:
+            return None
+        if not isinstance(value, Mapping):
+            raise self.wrong((name,), value, "an object")
+        return Fields(value, f"{self.where}: {name}")
+
+    def present(self) -> set[str]:
+        """Return the names of the fields that say something: not null, 0, false or empty."""
+        (config,) = self.own
+        to_dict = None if isinstance(config, Mapping) else field_of(config, "to_dict")
+        plain = config if isinstance(config, Mapping) else None
+        if callable(to_dict):
+            plain = to_dict()
+        if not isinstance(plain, Mapping):
+            plain = getattr(config, "__dict__", {})
+        return {name for name, value in plain.items() if isinstance(name, str) and value}
+
     def wrong(self, names: Sequence[str], value: Any, wanted: str) -> UsageError:
         """Return the error of a field that is of another kind."""
         there = [name for name in names if self.get(name, around=True) is not None]
