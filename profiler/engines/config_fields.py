@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 from traces.errors import UsageError
 
 LONGEST: Final = 40  # letters of a field's value that are shown
 _MOST: Final = 2**31 - 1  # of any count in a config
+# What transformers takes for fields that published configs leave out, by model type.
+_GEMMA_3: Final = {
+    "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "vocab_size": 262_208,
+    "tie_word_embeddings": True, "sliding_window": 4096,
+}  # fmt: skip
+_TIED: Final = {"tie_word_embeddings": True}
+_DEFAULTS: Final[Mapping[str, Mapping[str, Any]]] = {
+    "gemma3_text": _GEMMA_3, "gemma3": _GEMMA_3, "gemma": _TIED, "gemma2": _TIED,
+    "gemma4_text": _TIED, "cohere": _TIED, "cohere2": _TIED, "starcoder2": _TIED,
+    "smollm3": _TIED, "ernie4_5": _TIED, "ernie4_5_moe": _TIED,
+}  # fmt: skip
 
 
 class Fields:
@@ -18,17 +30,21 @@ class Fields:
     What is asked for and is of another kind raises UsageError with the file and the field.
     """
 
+    _defaults: Mapping[str, Any] = {}
+
     def __init__(self, config: Any, where: str, around: Sequence[Any] = ()) -> None:
         self.own, self.all, self.where = (config,), (config, *around), where
+        kind = self.get("model_type")
+        self._defaults = _DEFAULTS.get(kind, {}) if isinstance(kind, str) else {}
 
     def get(self, *names: str, around: bool = False) -> Any:
-        """Return the first of the fields that is there and not null."""
+        """Return the first of the fields that is there and not null, or what is taken for it."""
         for config in self.all if around else self.own:
             for name in names:
                 value = config.get(name) if isinstance(config, Mapping) else field_of(config, name)
                 if value is not None:
                     return value
-        return None
+        return next((self._defaults[name] for name in names if name in self._defaults), None)
 
     def count(self, *names: str, least: int = 1) -> int | None:
         """Return a whole number, None where no such field is there."""
@@ -94,9 +110,9 @@ class Fields:
         """Return the names of the fields that say something: not null, 0, false or empty."""
         (config,) = self.own
         to_dict = None if isinstance(config, Mapping) else field_of(config, "to_dict")
-        plain = config if isinstance(config, Mapping) else None
-        if callable(to_dict):
-            plain = to_dict()
+        plain = config
+        with suppress(Exception):  # code that came with the model
+            plain = to_dict() if callable(to_dict) else config
         if not isinstance(plain, Mapping):
             plain = getattr(config, "__dict__", {})
         return {name for name, value in plain.items() if isinstance(name, str) and value}

@@ -8,7 +8,7 @@ the whole uncounted: a part that is left out would make a wrong number.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -64,9 +64,9 @@ _GATED: Final = (
     "gelu_glu",
 )
 _GATED_TYPES: Final = re.compile(
-    r"gemma|gpt_?oss|qwen|llama|mistral|mixtral|minimax|glm|deepseek|step3p"
+    r"bitnet|gemma|gpt_?oss|qwen|llama|mistral|mixtral|minimax|glm|deepseek|step3p"
 )
-_UNGATED: Final = ("relu2", "relu_squared")
+_UNGATED: Final = ("relu2", "relu_squared", "xielu")
 _UNGATED_TYPES: Final = re.compile(r"nemotron|starcoder2|^phi$|gpt_neox|arcee")
 _GATED_QUERIES: Final = re.compile(r"qwen3_(next|5)")  # where the config does not say
 # Model types of which every part is counted, so that none of their fields can mean another.
@@ -76,11 +76,17 @@ _COUNTED: Final = frozenset({
     "gpt_oss", "minimax_m2", "minimax_m3", "deepseek_v2", "deepseek_v3", "deepseek_v32",
     "deepseek_v4", "kimi_k2", "kimi_linear", "glm4_moe", "glm_moe_dsa", "nemotron_h",
     "nemotron-nas", "gemma2", "gemma3_text", "gemma4_text", "llama4_text", "mimo_v2_flash",
-    "step3p5", "step3p7",
+    "step3p5", "step3p7", "minimax", "minimax_text_01", "minimax_m1", "DeepseekV4ForCausalLM",
+    "granitemoehybrid", "jamba",
 })  # fmt: skip
+_MAMBA: Final = (
+    ("mamba_num_heads", "mamba_n_heads"), ("mamba_head_dim", "mamba_d_head"),
+    ("n_groups", "mamba_n_groups"), ("ssm_state_size", "mamba_d_state"),
+    ("conv_kernel", "mamba_d_conv"),
+)  # fmt: skip
 _STRUCTURE: Final = re.compile(
     r"(size|dim|dims|rank|heads|layers|experts?|width|groups?|mult|kernel|state|ratios?|patterns?"
-    r"|(layer|block)_types?|freq|interval|config|configs|streams|inputs|blocks|depth|tower)$"
+    r"|(layer|block)_types?|freq|interval|configs?|cycles|stack|streams|inputs|blocks|depth|tower)$"
 )
 _READ: Final = frozenset({
     *EXPERTS, *VISITED, *_SHARED, *_SHARED_WIDTH, *_EXPERT_WIDTH, *_DENSE_WIDTH, *_LATENT_EXPERTS,
@@ -93,7 +99,8 @@ _READ: Final = frozenset({
     "linear_num_value_heads", "linear_conv_kernel_dim", "mamba_num_heads", "mamba_head_dim",
     "mamba_n_heads", "mamba_d_head", "n_groups", "mamba_n_groups", "ssm_state_size",
     "conv_kernel", "attention_head_dim", "full_attention_interval", "linear_attn_config",
-    "sparse_attention_config", "compress_ratios", "o_groups", "o_lora_rank", "hc_mult",
+    "sparse_attention_config", "linear_head_dim", "linear_num_heads", "num_dense_layers",
+    "moe_layer_interval", "per_layer_config", *(name for names in _MAMBA for name in names),
     "attention_chunk_size", "num_hash_layers",
 })  # fmt: skip
 # Fields that speak of sizes which no weight and no cache depends on.
@@ -103,16 +110,11 @@ _NO_MATTER: Final = re.compile(
     r"|mtp_.*|quantization_config|compression_config|generation_config|num_labels|problem_type"
     r"|no_repeat_ngram_size|encoder_no_repeat_ngram_size|pruned_heads|torch_dtype|.*_token_.*"
     r"|index_topk_freq|token_type|type_vocab_size|initializer.*|.*(tp|ep|pp)_plan|tie_.*"
-    r"|attention_type|.*_loss_.*|time_step_.*|position_embedding_type|original_.*|expand)$"
+    r"|mamba_chunk_size|mamba_expand|no_rope_layers|no_rope_layer_interval|global_attn_every_n_layers|.*_loss_.*|time_step_.*|position_embedding_type|original_.*|expand)$"
 )
 _STATES: Final = (
     "state_size", "ssm_state_size", "mamba_d_state", "mamba_d_ssm", "linear_num_value_heads",
     "linear_attn_config",
-)  # fmt: skip
-_MAMBA: Final = (
-    ("mamba_num_heads", "mamba_n_heads"), ("mamba_head_dim", "mamba_d_head"),
-    ("n_groups", "mamba_n_groups"), ("ssm_state_size", "mamba_d_state"),
-    ("conv_kernel", "mamba_d_conv"),
 )  # fmt: skip
 _STATE_DTYPES: Final = ("mamba_ssm_cache_dtype", "mamba_ssm_dtype")
 _TOWERS: Final = ("vision_config", "audio_config", "visual_config")
@@ -189,6 +191,8 @@ class _Place:
     ratio: int = 1
     kept: bool = True
     block: int | None = None  # of a config that gives each layer a shape of its own
+    head_dim: int | None = None  # of this layer alone
+    kv_heads: int | None = None
 
 
 def parts_of(fields: Fields, quantised: Quantised, plain: Form, *, tied: bool) -> Parts:
@@ -251,8 +255,17 @@ def _mixers(fields: Fields, count: int) -> Iterator[str]:
     """Yield the word of each layer, as its config has it."""
     listed = fields.words("layer_types", "layers_block_type")
     letters = fields.get("hybrid_override_pattern")
+    period, full = fields.count("attn_layer_period"), fields.numbers("attn_layer_indices")
     if listed:
-        yield from listed
+        state = "mamba" if _is_mamba(fields) else "linear_attention"
+        yield from (state if word == "linear_attention" else word for word in listed)
+    elif full:
+        yield from ("full_attention" if number in full else "mamba" for number in range(count))
+    elif period:
+        offset = fields.count("attn_layer_offset", least=0) or 0
+        yield from (
+            "full_attention" if number % period == offset else "mamba" for number in range(count)
+        )
     elif isinstance(letters, str):
         yield from (_LETTERS.get(letter, letter) for letter in letters)
     elif (ratios := fields.numbers("compress_ratios")) is not None:
@@ -271,6 +284,14 @@ def _mixers(fields: Fields, count: int) -> Iterator[str]:
         )
     else:
         yield from _by_rule(fields, count)
+
+
+def _is_mamba(fields: Fields) -> bool:
+    """Return whether layers with a state are Mamba's, which transformers calls linear too."""
+    linear = ("linear_attn_config", "linear_num_value_heads", "linear_num_heads")
+    return not any(fields.get(name) for name in linear) and any(
+        fields.get(name) for name in (*_MAMBA[0], "mamba_d_state")
+    )
 
 
 def _by_rule(fields: Fields, count: int) -> Iterator[str]:
@@ -314,8 +335,7 @@ def _kinds(fields: Fields, mixers: Sequence[str]) -> tuple[str, ...]:
         found = found - {"full_attention"} | {"latent_attention"}
     if any(fields.get(name) for name in _STATES) and not found & {"mamba", "linear_attention"}:
         found.add("linear_attention")
-    sparse = fields.get("sparse_attention_config")
-    if any(fields.get(n) for n in ("index_topk", "index_head_dim")) or sparse:
+    if any(fields.get(n) for n in ("index_topk", "index_head_dim")) or _sparse(fields):
         found.add("indexed_attention")
     if fields.flag("is_encoder_decoder"):
         found.add("cross_attention")
@@ -326,6 +346,8 @@ def _places(fields: Fields, mixers: Sequence[str], count: int) -> Iterator[_Plac
     """Yield what each layer is."""
     if len(mixers) != count:
         raise _UncountedError(f"kinds for {len(mixers):,} layers of {count:,}")
+    if any(fields.get(name) for name in _STATES) and not {"mamba", "linear_attention"} & {*mixers}:
+        raise _UncountedError("layers with a state, in places that no field names")
     blocks = fields.get("block_configs")
     if blocks is not None and not (isinstance(blocks, list) and len(blocks) == count):
         raise fields.wrong(("block_configs",), blocks, f"a list of {count:,} objects")
@@ -349,7 +371,21 @@ def _places(fields: Fields, mixers: Sequence[str], count: int) -> Iterator[_Plac
             ratio=(ratios[number] or 1) if ratios and number < len(ratios) else _rate(fields, word),
             kept=number < count - shared,
             block=None if blocks is None else number,
+            **_own_shape(fields, number),
         )
+
+
+def _own_shape(fields: Fields, number: int) -> dict[str, int | None]:
+    """Return what a layer has of a width and of KV heads of its own (Gemma 4)."""
+    own = fields.get("per_layer_config")
+    names = (str(number), f"{number:02}")
+    own = next((own[n] for n in names if n in own), None) if isinstance(own, Mapping) else None
+    if own is None:
+        return {}
+    shape = Fields(own, f"{fields.where}: per_layer_config {number}")
+    return {
+        "head_dim": shape.count("head_dim"), "kv_heads": shape.count("num_key_value_heads"),
+    }  # fmt: skip
 
 
 def _rate(fields: Fields, word: str) -> int:
@@ -358,15 +394,21 @@ def _rate(fields: Fields, word: str) -> int:
     return 1 if rates is None else rates.count(word) or 1
 
 
+def _sparse(fields: Fields) -> Fields | None:
+    """Return what a config says of an index of blocks, None where it has none."""
+    sparse = fields.inner("sparse_attention_config")
+    return sparse if sparse is not None and sparse.get("use_sparse_attention") else None
+
+
 def _indexes(fields: Fields, count: int) -> list[str | None]:
     """Return whether each layer has an index, uses the choice of an earlier one, or has none."""
-    sparse = fields.inner("sparse_attention_config")
+    sparse = _sparse(fields)
     if sparse is not None:
         listed = sparse.numbers("sparse_attention_freq") or [1] * count
         return ["full" if each else None for each in [*listed, *[1] * count][:count]]
     if not fields.get("index_topk"):
         return [None] * count
-    types = fields.words("indexer_types")
+    types: list[str | None] = [*fields.words("indexer_types")]
     if types:
         return [*types, *[types[-1]] * count][:count]
     every = fields.count("index_topk_freq") or 1
@@ -388,12 +430,21 @@ def _afters(fields: Fields, count: int) -> Iterator[str]:
         numbers: set[int] | None = {int(each) for each in enumerated.split(",") if each.isdigit()}
     else:
         numbers = set(fields.numbers("moe_layers_enum") or ()) if enumerated else None
-    first = fields.count("first_k_dense_replace", least=0) or 0
+    first = fields.count("first_k_dense_replace", "num_dense_layers", least=0) or 0
     frequency = fields.get("moe_layer_freq")
     frequencies = fields.numbers("moe_layer_freq") if isinstance(frequency, list | tuple) else None
     every = 1 if frequencies is not None else fields.count("moe_layer_freq") or 1
-    step = fields.count("decoder_sparse_step") or fields.count("interleave_moe_layer_step") or 1
-    dense = set(fields.numbers("mlp_only_layers") or ())
+    start, end = fields.get("moe_layer_start_index"), fields.get("moe_layer_end_index")
+    step = (
+        fields.count("moe_layer_interval")
+        or fields.count("decoder_sparse_step")
+        or fields.count("interleave_moe_layer_step")
+        or 1
+    )
+    dense, period = (
+        set(fields.numbers("mlp_only_layers") or ()),
+        fields.count("expert_layer_period"),
+    )
     for number in range(count):
         if listed:
             moe = (listed[number] if number < len(listed) else listed[-1]) != "dense"
@@ -404,6 +455,10 @@ def _afters(fields: Fields, count: int) -> Iterator[str]:
         else:
             moe = number >= first and number % every == 0
             moe = moe and number not in dense and (number + 1) % step == 0
+        if isinstance(start, int) and isinstance(end, int):
+            moe = moe and start <= number <= (end if end >= 0 else count)
+        if period:
+            moe = number % period == (fields.count("expert_layer_offset", least=0) or 0)
         yield "moe" if moe else "dense"
 
 
@@ -421,7 +476,8 @@ def _layer(fields: Fields, place: _Place, plain: Form) -> _Layer:
         raw += matrices
     elif place.mixer is not None:
         attention = _attention(fields, hidden, place)
-        raw += _attention_matrices(fields, hidden, attention, place)
+        raw += _attention_matrices(fields, hidden, attention)
+        raw += _index_matrices(fields, hidden, attention)
     both = bool(fields.flag("enable_moe_block"))  # an MLP beside the experts of each layer
     if place.after == "dense" or (both and place.after == "moe"):
         width = _dense_width(fields)
@@ -465,7 +521,7 @@ def _attention(fields: Fields, hidden: int, place: _Place) -> Attention:
     if kind == "sliding_attention":
         window = fields.count("sliding_window", "sliding_window_size", least=0)
         if not window:
-            raise _UncountedError("layers with a sliding window of no size")
+            raise _UncountedError("sliding windows of no size")
         heads = fields.count("swa_num_attention_heads", "num_sliding_attention_heads") or heads
         kv_heads = fields.count("swa_num_key_value_heads") or kv_heads
         width = fields.count("swa_head_dim") or width
@@ -482,10 +538,13 @@ def _attention(fields: Fields, hidden: int, place: _Place) -> Attention:
     elif fields.get("kv_lora_rank"):
         kind, latent = "latent_attention", fields.count("kv_lora_rank")
         rope, kv_heads = fields.count("qk_rope_head_dim", least=0) or 0, heads
-        values = fields.need("v_head_dim")
+        values = _part(fields, "v_head_dim")
     elif wide := fields.count("global_head_dim"):
         width = values = wide
         kv_heads = fields.count("num_global_key_value_heads") or kv_heads
+    if place.head_dim:
+        width = values = place.head_dim
+    kv_heads = place.kv_heads or kv_heads
     if heads % kv_heads:
         raise UsageError(
             f"{fields.where}: {heads} attention heads are no multiple of {kv_heads} KV heads"
@@ -495,6 +554,7 @@ def _attention(fields: Fields, hidden: int, place: _Place) -> Attention:
         kind=kind, heads=heads, kv_heads=kv_heads, head_dim=width, v_head_dim=values,
         window=window, latent=latent, rope=rope, tokens_per_entry=place.ratio, top_k=top,
         index_heads=index_heads, index_dim=index_dim, kept=place.kept,
+        one_entry=fields.get("o_lora_rank") is not None,
     )  # fmt: skip
 
 
@@ -502,21 +562,18 @@ def _index(fields: Fields, place: _Place) -> tuple[int | None, int | None, int |
     """Return how many entries a layer's index chooses, and the index's heads and width."""
     if place.index is None:
         return None, None, None
-    sparse = fields.inner("sparse_attention_config")
-    if sparse is not None:
-        blocks = sparse.need("sparse_topk_blocks") * sparse.need("sparse_block_size")
-        return blocks, sparse.need("sparse_num_index_heads"), sparse.need("sparse_index_dim")
+    if (sparse := _sparse(fields)) is not None:
+        blocks = _part(sparse, "sparse_topk_blocks") * _part(sparse, "sparse_block_size")
+        return blocks, _part(sparse, "sparse_num_index_heads"), _part(sparse, "sparse_index_dim")
     if place.mixer == "compressed_attention" and place.ratio > 4:  # so few that all are read
         return None, None, None
-    top = fields.need("index_topk")
+    top = _part(fields, "index_topk")
     if place.index != "full":
         return top, None, None
-    return top, fields.need("index_n_heads"), fields.need("index_head_dim")
+    return top, _part(fields, "index_n_heads"), _part(fields, "index_head_dim")
 
 
-def _attention_matrices(
-    fields: Fields, hidden: int, each: Attention, place: _Place
-) -> Iterator[_Raw]:
+def _attention_matrices(fields: Fields, hidden: int, each: Attention) -> Iterator[_Raw]:
     """Yield the matrices of attention."""
 
     def raw(name: str, inputs: int, outputs: int, copies: int = 1) -> _Raw:
@@ -534,6 +591,8 @@ def _attention_matrices(
         yield raw("q_b_proj", low, queries)
     else:
         yield raw("q_proj", hidden, queries * (2 if gate else 1))
+    if fields.get("model_type") == "afmoe":
+        yield raw("gate_proj", hidden, values)
     if each.latent is not None:
         rope = each.rope or 0
         yield raw("kv_a_proj_with_mqa", hidden, each.latent + rope)
@@ -552,20 +611,27 @@ def _attention_matrices(
         yield raw("o_b_proj", groups * outputs, hidden)
     else:
         yield raw("o_proj", values, hidden)
+
+
+def _index_matrices(fields: Fields, hidden: int, each: Attention) -> Iterator[_Raw]:
+    """Yield the matrices of an index, and of what makes one entry of several tokens."""
+
+    def raw(name: str, inputs: int, outputs: int) -> _Raw:
+        return _Raw(path=f"self_attn.{name}", inputs=inputs, outputs=outputs)
+
+    packed = each.kind == "compressed_attention"
     if each.index_dim is not None and each.index_heads is not None:
         keys = each.index_heads * each.index_dim
-        if fields.get("sparse_attention_config") is not None:
+        if _sparse(fields) is not None:
             yield raw("index_q_proj", hidden, keys)
             yield raw("index_k_proj", hidden, each.index_dim)
         else:
-            packed = each.kind == "compressed_attention"
-            yield raw("indexer.wq_b", low or hidden, keys)
+            low = fields.count("q_lora_rank", least=0) or hidden
+            name, width = ("compressor", 4) if packed else ("wk", 1)
+            yield raw("indexer.wq_b", low, keys)
             yield raw("indexer.weights_proj", hidden, each.index_heads)
-            yield (
-                raw("indexer.compressor", hidden, 4 * each.index_dim) if packed
-                else raw("indexer.wk", hidden, each.index_dim)
-            )  # fmt: skip
-    if each.kind == "compressed_attention":  # of overlapping windows where there is an index
+            yield raw(f"indexer.{name}", hidden, width * each.index_dim)
+    if packed:  # of windows that overlap where there is an index
         yield raw("compressor", hidden, (4 if each.index_dim else 2) * each.head_dim)
 
 
@@ -578,10 +644,14 @@ def _state(fields: Fields, hidden: int, kind: str, plain: Form) -> tuple[State, 
     named = fields.get(*_STATE_DTYPES)
     wide = plain.parameter_bytes if named in (None, "auto") else bytes_of(str(named))
     inner = fields.inner("linear_attn_config")
-    if inner is not None:  # Kimi delta attention (arXiv 2510.26692), whose state is float32
-        heads, width = inner.need("num_heads"), inner.need("head_dim")
-        kernel, size = inner.need("short_conv_kernel_size"), heads * width
-        gate = bool(inner.flag("use_full_rank_gate"))
+    if inner is not None or fields.get("linear_num_heads"):
+        # Kimi delta attention (arXiv 2510.26692), whose state is float32
+        of = inner or fields
+        heads, width = _part(of, "num_heads", "linear_num_heads"), _part(of, "head_dim")
+        if inner is None:
+            width = _part(fields, "linear_head_dim")
+        kernel = _part(of, "short_conv_kernel_size", "linear_conv_kernel_dim")
+        size, gate = heads * width, bool(of.flag("use_full_rank_gate"))
         matrices = [raw(name, hidden, size) for name in ("q_proj", "k_proj", "v_proj")]
         matrices += [raw("f_a_proj", hidden, width), raw("f_b_proj", width, size)]
         matrices += (
@@ -590,53 +660,72 @@ def _state(fields: Fields, hidden: int, kind: str, plain: Form) -> tuple[State, 
         )  # fmt: skip
         matrices += [raw("b_proj", hidden, heads), raw("o_proj", size, hidden)]
         values, convolved, wide = heads * width**2, 3 * size, 4
+    elif kind == "mamba" and fields.get("mamba_dt_rank"):  # the first Mamba (arXiv 2312.00752)
+        rank, wanted = _part(fields, "mamba_dt_rank"), _part(fields, "mamba_d_state")
+        size = convolved = (fields.count("mamba_expand") or 2) * hidden
+        heads, kernel, values = 1, _part(fields, "mamba_d_conv"), size * wanted
+        matrices = [raw("in_proj", hidden, 2 * size), raw("x_proj", size, rank + 2 * wanted)]
+        matrices += [raw("dt_proj", rank, size), raw("out_proj", size, hidden)]
+    elif kind == "linear_attention" and str(fields.get("model_type")).startswith("minimax"):
+        # lightning attention (arXiv 2501.08313)
+        heads, kernel, convolved = fields.need("num_attention_heads"), 1, 0
+        size = heads * head_dim(fields)
+        values = size * head_dim(fields)
+        matrices = [raw("qkv_proj", hidden, 3 * size), raw("output_gate", hidden, size)]
+        matrices.append(raw("out_proj", size, hidden))
     elif kind == "mamba":
-        heads, width, groups, wanted, kernel = (_of_mamba(fields, names) for names in _MAMBA)
+        heads, width, groups, wanted, kernel = (_part(fields, *names) for names in _MAMBA)
         if named is None and str(fields.get("model_type")).startswith("nemotron_h"):
             wide = 4  # vLLM's default for them
         size, convolved = heads * width, heads * width + 2 * groups * wanted
         matrices = [raw("in_proj", hidden, size + convolved + heads), raw("out_proj", size, hidden)]
         values = size * wanted
     elif fields.get("linear_num_value_heads"):  # gated delta net (arXiv 2412.06464)
-        keys = fields.need("linear_num_key_heads") * fields.need("linear_key_head_dim")
-        heads, width = fields.need("linear_num_value_heads"), fields.need("linear_value_head_dim")
-        kernel, size = fields.need("linear_conv_kernel_dim"), heads * width
+        keys = _part(fields, "linear_num_key_heads") * _part(fields, "linear_key_head_dim")
+        heads, width = (
+            _part(fields, "linear_num_value_heads"),
+            _part(fields, "linear_value_head_dim"),
+        )
+        kernel, size = _part(fields, "linear_conv_kernel_dim"), heads * width
         convolved = 2 * keys + size
         matrices = [raw("in_proj_qkv", hidden, convolved), raw("in_proj_z", hidden, size)]
         matrices += [raw("in_proj_b", hidden, heads), raw("in_proj_a", hidden, heads)]
         matrices += [raw("out_proj", size, hidden)]
-        values = size * fields.need("linear_key_head_dim")
+        values = size * _part(fields, "linear_key_head_dim")
     else:
         raise _UncountedError("layers with a state whose size no field says")
-    matrices.append(raw("conv1d", kernel, convolved))
+    if convolved:
+        matrices.append(raw("conv1d", kernel, convolved))
     return State(
         kind=kind, heads=heads, values=values, value_bytes=wide,
         convolved_values=(kernel - 1) * convolved, convolved_bytes=plain.parameter_bytes,
     ), matrices  # fmt: skip
 
 
-def _of_mamba(fields: Fields, names: tuple[str, ...]) -> int:
+def _part(fields: Fields, *names: str) -> int:
+    """Return a whole number without which a part of a layer cannot be counted."""
     found = fields.count(*names)
     if found is None:
-        raise _UncountedError(f"Mamba layers without {names[0]}")
+        raise _UncountedError(f"a part whose {names[0]} is missing")
     return found
 
 
 def _dense_width(fields: Fields) -> int:
-    width = fields.count(*_DENSE_WIDTH)
-    if width is None:
-        raise _UncountedError("an MLP without intermediate_size")
-    return width
+    if fields.get("model_type") == "granitemoehybrid":
+        return _part(fields, "shared_intermediate_size", "intermediate_size")
+    return _part(fields, *_DENSE_WIDTH)
 
 
 def _gated(fields: Fields) -> bool:
     """Return whether an MLP has three matrices, of which one makes a gate, or two."""
     activation = str(fields.get("mlp_hidden_act", "hidden_act", "hidden_activation") or "")
     kind = str(fields.get("model_type") or "")
-    if activation in _UNGATED or (_UNGATED_TYPES.search(kind) and activation not in _GATED):
+    architectures = f"{fields.words('architectures', around=True)}".lower()
+    if activation in _GATED or _GATED_TYPES.search(kind):
+        return True
+    if activation in _UNGATED or _UNGATED_TYPES.search(kind):
         return False
-    architectures = fields.words("architectures", around=True)
-    if activation in _GATED or _GATED_TYPES.search(f"{kind} {architectures}".lower()):
+    if _GATED_TYPES.search(architectures):
         return True
     raise _UncountedError(f"an MLP with the activation {activation[:40] or 'of no name'}")
 
@@ -656,12 +745,8 @@ def _mlp(
 
 def _experts(fields: Fields, hidden: int, path: str) -> tuple[Experts, list[_Raw]]:
     """Return a layer's experts and their matrices."""
-    total, active = fields.need(*EXPERTS), fields.count(*VISITED)
-    if active is None:
-        raise _UncountedError("experts, with no field how many a token visits")
-    width = fields.count(*_EXPERT_WIDTH) or fields.count("intermediate_size")
-    if width is None:
-        raise _UncountedError("experts without moe_intermediate_size")
+    total, active = fields.need(*EXPERTS), _part(fields, *VISITED)
+    width = _part(fields, *_EXPERT_WIDTH, "intermediate_size")
     shared = fields.count(*_SHARED, least=0) or 0
     shared_width = fields.count(*_SHARED_WIDTH, least=0) or 0
     if str(fields.get("model_type")).startswith("llama4"):
@@ -703,9 +788,7 @@ def _shaped(fields: Fields, number: int) -> _Layer:
         attention = Attention(
             kind="full_attention", heads=heads, kv_heads=kv_heads, head_dim=width, v_head_dim=width
         )
-        raw += _attention_matrices(
-            fields, hidden, attention, _Place(mixer="full_attention", after=None)
-        )
+        raw += _attention_matrices(fields, hidden, attention)
     if not mlp_of.flag("no_op"):
         factor = mlp_of.get("ffn_mult")
         size = mlp_of.count("intermediate_size")
@@ -784,8 +867,8 @@ def _check_fields(fields: Fields) -> None:
             raise fields.wrong((name,), value, "a pattern")
     if fields.flag("is_encoder_decoder"):
         raise _UncountedError("an encoder")
-    kind = fields.get("model_type")
-    if isinstance(kind, str) and kind in _COUNTED:
+    kinds = {str(fields.get("model_type")), *fields.words("architectures", around=True)}
+    if kinds & _COUNTED:
         return
     strange = sorted(
         name for name in fields.present()

@@ -32,6 +32,11 @@ from traces.schema.layers import Matrix
 
 _MOST_CONFIG_BYTES: Final = 16 << 20
 _TEXT: Final = ("text_config", "llm_config", "language_config", "thinker_config")
+# Fields that make the keys and values of a token others than a head's in every layer alike.
+_OTHER_KV: Final = (
+    "global_head_dim", "num_global_key_value_heads", "num_kv_shared_layers", "v_head_dim",
+    "per_layer_config", "block_configs",
+)  # fmt: skip
 _FP8_ONLINE: Final = ("fp8", "ptpc_fp8", "fp8_per_tensor", "fp8_per_block")
 # Bytes of a value in caches of other forms: vLLM's fp8_ds_mla keeps 656 for 576 values.
 _CACHE_BYTES: Final = {
@@ -86,10 +91,12 @@ def facts_from_config(
         fields, quantised, Form(name=whole, parameter_bytes=bytes_of(whole)), tied=tied
     )
     uncounted = parts.uncounted
-    if uncounted is None and quantised.unknown is not None:
-        uncounted = f"quantised weights of {quantised.unknown}, which no layer has"
+    if uncounted is None and quantised.kind is not None:
+        uncounted = _unknown_form(parts, quantised, whole)
     total, active = _parameters(parts, tied, stored, vocabulary * hidden, experts, per_token)
-    weight_bytes = _weight_bytes(parts, total, element, quantization, stored, kind is not None)
+    weight_bytes = None
+    if uncounted is None or stored is not None:
+        weight_bytes = _weight_bytes(parts, total, element, quantization, stored, kind is not None)
     cache = None if kv_cache_dtype in (None, "auto") else str(kv_cache_dtype)
     cache = (cache or quantised.cache or whole).removeprefix("torch.")
     facts = ModelFacts(
@@ -98,7 +105,7 @@ def facts_from_config(
         num_hidden_layers=layers,
         hidden_size=hidden,
         num_attention_heads=heads,
-        num_key_value_heads=kv_heads or heads,
+        num_key_value_heads=kv_heads or _most_kv_heads(parts) or heads,
         head_dim=head_dim(fields),
         intermediate_size=fields.count("intermediate_size"),
         vocab_size=vocabulary,
@@ -106,7 +113,7 @@ def facts_from_config(
         experts_per_token=per_token,
         total_parameters=total,
         active_parameters=active,
-        weight_bytes=weight_bytes if uncounted is None or stored is not None else None,
+        weight_bytes=weight_bytes,
         kv_bytes_per_token=None,
         attention=parts.kinds,
         sliding_window=fields.count("sliding_window", "sliding_window_size", least=0) or None
@@ -119,12 +126,42 @@ def facts_from_config(
         others=parts.others,
         uncounted=uncounted,
     )  # fmt: skip
-    kept, states = facts.kv_bytes(1), facts.state_bytes()
+    kept = facts.kv_bytes(1)
+    if parts.layers is None and stored is not None:
+        kept = _kept_bytes(fields, facts)
     return replace(
         facts,
         kv_bytes_per_token=None if kept is None else round(kept),
-        state_bytes_per_request=states,
+        state_bytes_per_request=facts.state_bytes(),
     )
+
+
+def _kept_bytes(fields: Fields, facts: ModelFacts) -> float | None:
+    """Return the cache's bytes of a token where only the files tell what a model weighs.
+
+    None where not all layers are known to keep as much as a head's keys and values.
+    """
+    alike = facts.attention in (("full_attention",), ("sliding_attention",))
+    if not alike or facts.kv_value_bytes is None or any(fields.get(name) for name in _OTHER_KV):
+        return None
+    values = 2 * facts.num_hidden_layers * facts.num_key_value_heads * facts.head_dim
+    return values * facts.kv_value_bytes
+
+
+def _most_kv_heads(parts: Parts) -> int | None:
+    """Return the KV heads of a layer, of a config that only has them layer by layer."""
+    found = [each.attention.kv_heads for each in parts.layers or () if each.attention is not None]
+    return max(found, default=None)
+
+
+def _unknown_form(parts: Parts, quantised: Quantised, whole: str) -> str | None:
+    """Return what is not understood of how weights are quantised, None where all is."""
+    if quantised.unknown is not None:
+        return f"quantised weights of {quantised.unknown}, which no layer has"
+    forms = {each.precision: each.parameter_bytes for _, each in _matrices(parts)}
+    if None in forms.values() or not set(forms) - {whole}:
+        return f"weights quantised as {quantised.kind}, in a form that is not known"
+    return None
 
 
 def _experts(fields: Fields) -> tuple[int | None, int | None]:

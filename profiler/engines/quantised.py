@@ -82,6 +82,10 @@ class Quantised:
         self._skipped = self._patterns(
             each for name in _SKIPPED for each in self._list(self._told.get(name), name)
         )
+        # What is left out of a second quantisation is as the first one left it.
+        self._over_blocks = bool(
+            self._told.get("quantized_layers") and self._told.get("weight_block_size")
+        )
         self._rules = list(self._read_rules())
         self._experts = self._of_experts()
         self.unknown: str | None = None
@@ -106,7 +110,9 @@ class Quantised:
         for patterns, found in self._rules:
             if patterns is not None and any(patterns.match(name) for name in names):
                 return found
-        if not linear or any(self._skipped.match(name) for name in names):
+        if not linear:
+            return plain
+        if not self._over_blocks and any(self._skipped.match(name) for name in names):
             return plain
         routed = any(".experts." in name for name in names)
         if self._experts is not None and routed:
@@ -170,7 +176,7 @@ class Quantised:
                 yield self._patterns(names), found
         if not groups and not named and (rest := self._rest()) is not None:
             yield None, rest
-        elif named and told.get("weight_block_size"):  # the rest is as it was in the source
+        elif self._over_blocks:
             yield None, form("fp8_block")
 
     def _rest(self) -> Form | None:

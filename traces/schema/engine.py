@@ -144,6 +144,15 @@ class ModelFacts(Record):
             return max_model_len <= window
         return self.attention is None or not set(self.attention) - {"full_attention"}
 
+    def is_linear(self, max_model_len: int | None) -> bool:
+        """Whether what a step reads of the cache is in proportion to the contexts in it.
+
+        So it is with keys and values of all layers, and with one latent in all of them, whose
+        FLOPs only `layers` tell.
+        """
+        latent = self.attention == ("latent_attention",) and self.layers is not None
+        return latent or self.reads_all(max_model_len)
+
     def other_layers(self) -> str:
         """Return the kinds of layers that mix tokens by other than full attention, in words."""
         kinds = (kind for kind in self.attention or () if kind != "full_attention")

@@ -52,7 +52,7 @@ class Matrix(Record):
         """
         if self.parameter_bytes is None or not self.used:
             return None if self.parameter_bytes is None else 0.0
-        visited = self.copies * (1 - (1 - min(self.used / self.copies, 1.0)) ** tokens)
+        visited: float = self.copies * (1 - (1 - min(self.used / self.copies, 1.0)) ** tokens)
         return visited * self.inputs * self.outputs * self.parameter_bytes
 
 
@@ -66,7 +66,8 @@ class Attention(Record):
     `rope` are the values that latent attention keeps of a token instead of keys and values.
     Where `top_k` is there, an index chooses so many entries; `index_heads` and `index_dim` are
     its queries' and keys', None where the layer uses the choice of an earlier one. `kept` is
-    False where the layer reads the keys and values of an earlier one.
+    False where the layer reads the keys and values of an earlier one, `one_entry` True where one
+    vector is key and value at once.
     """
 
     kind: str
@@ -82,19 +83,17 @@ class Attention(Record):
     index_heads: int | None = None
     index_dim: int | None = None
     kept: bool = True
+    one_entry: bool = False
 
     @property
     def values(self) -> int:
         """Values of an entry: keys and values, or one latent for all heads.
 
-        MLA keeps kv_lora_rank + qk_rope_head_dim (arXiv 2405.04434, section 2.1). The one entry of
-        compressed attention is key and value at once.
+        MLA keeps kv_lora_rank + qk_rope_head_dim (arXiv 2405.04434, section 2.1).
         """
         if self.latent is not None:
             return self.latent + (self.rope or 0)
-        if self.kind == "compressed_attention":
-            return self.kv_heads * self.head_dim
-        return self.kv_heads * (self.head_dim + self.v_head_dim)
+        return self.kv_heads * (self.head_dim + (0 if self.one_entry else self.v_head_dim))
 
     def index_bytes(self, value_bytes: float) -> float:
         """Bytes of an entry's index key.
