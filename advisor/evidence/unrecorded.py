@@ -93,7 +93,7 @@ def refusal(facts: ModelFacts, engine: EngineConfig) -> str | None:
     shown = "`ttscope show` says what was measured"
     if not facts.is_linear(engine.max_model_len):
         kinds = sorted(set(facts.attention or ()) - {"full_attention"})
-        parts = " and ".join(_KINDS.get(kind, f"layers of the kind {kind}") for kind in kinds)
+        parts = ", and ".join(_KINDS.get(kind, f"layers of the kind {kind}") for kind in kinds)
         return (
             f"{facts.name} has {parts}. No run of such a model has checked the replay, so it is "
             f"refused ({shown})"

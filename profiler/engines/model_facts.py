@@ -268,7 +268,7 @@ def facts_from_file(path: Path, *, name: str | None = None, dtype: str | None = 
         config = inner
     return facts_from_config(
         config,
-        name=name or (file.parent.resolve().name if whole else file.stem),
+        name=name or (file.parent.resolve().name if whole else file.stem.removesuffix("_config")),
         folder=file.parent if whole else None,
         dtype=dtype,
         around=around,
