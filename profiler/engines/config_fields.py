@@ -33,15 +33,17 @@ class Fields:
     _defaults: Mapping[str, Any] = {}
 
     def __init__(self, config: Any, where: str, around: Sequence[Any] = ()) -> None:
-        self.own, self.all, self.where = (config,), (config, *around), where
+        self._own, self._all, self.where = (config,), (config, *around), where
+        self._plain = [_as_mapping(each) for each in self._all]
         kind = self.get("model_type")
         self._defaults = _DEFAULTS.get(kind, {}) if isinstance(kind, str) else {}
 
     def get(self, *names: str, around: bool = False) -> Any:
         """Return the first of the fields that is there and not null, or what is taken for it."""
-        for config in self.all if around else self.own:
+        for config, plain in zip(self._all if around else self._own, self._plain, strict=False):
             for name in names:
-                value = config.get(name) if isinstance(config, Mapping) else field_of(config, name)
+                value = None if config is plain else field_of(config, name)
+                value = plain.get(name) if value is None else value
                 if value is not None:
                     return value
         return next((self._defaults[name] for name in names if name in self._defaults), None)
@@ -68,6 +70,17 @@ class Fields:
         if value is not None and not isinstance(value, bool):
             raise self.wrong(names, value, "true or false")
         return value
+
+    def tied(self) -> bool | None:
+        """Return whether logits are made with the embedding, None where it is not said.
+
+        The outermost config decides.
+        """
+        for config in reversed(self._all):
+            value = Fields(config, self.where).flag("tie_word_embeddings")
+            if value is not None:
+                return value
+        return None
 
     def dtype(self) -> str | None:
         """Return the dtype of the weights as the config has it."""
@@ -106,16 +119,9 @@ class Fields:
             raise self.wrong((name,), value, "an object")
         return Fields(value, f"{self.where}: {name}")
 
-    def present(self) -> set[str]:
-        """Return the names of the fields that say something: not null, 0, false or empty."""
-        (config,) = self.own
-        to_dict = None if isinstance(config, Mapping) else field_of(config, "to_dict")
-        plain = config
-        with suppress(Exception):  # code that came with the model
-            plain = to_dict() if callable(to_dict) else config
-        if not isinstance(plain, Mapping):
-            plain = getattr(config, "__dict__", {})
-        return {name for name, value in plain.items() if isinstance(name, str) and value}
+    def plain(self) -> Mapping[str, Any]:
+        """Return the config as JSON has it."""
+        return self._plain[0]
 
     def wrong(self, names: Sequence[str], value: Any, wanted: str) -> UsageError:
         """Return the error of a field that is of another kind."""
@@ -139,3 +145,15 @@ def field_of(config: Any, name: str) -> Any:
         return getattr(config, name, None)
     except Exception:  # a property of a config whose code came with the model
         return None
+
+
+def _as_mapping(config: Any) -> Mapping[str, Any]:
+    """Return a config as a mapping: itself, what it makes of itself, or its attributes."""
+    plain = config
+    if not isinstance(config, Mapping):
+        to_dict = field_of(config, "to_dict")
+        with suppress(Exception):  # code that came with the model
+            plain = to_dict() if callable(to_dict) else None
+        if not isinstance(plain, Mapping):
+            plain = getattr(config, "__dict__", {})
+    return plain if plain is config else dict(plain)

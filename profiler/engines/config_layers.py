@@ -377,9 +377,10 @@ def _places(fields: Fields, mixers: Sequence[str], count: int) -> Iterator[_Plac
 
 def _own_shape(fields: Fields, number: int) -> dict[str, int | None]:
     """Return what a layer has of a width and of KV heads of its own (Gemma 4)."""
-    own = fields.get("per_layer_config")
-    names = (str(number), f"{number:02}")
-    own = next((own[n] for n in names if n in own), None) if isinstance(own, Mapping) else None
+    shapes = fields.plain().get("per_layer_config")
+    own = None
+    if isinstance(shapes, Mapping):  # by numbers that may start with zeros
+        own = next((shapes[key] for key in shapes if f"{key}".zfill(9) == f"{number:09}"), None)
     if own is None:
         return {}
     shape = Fields(own, f"{fields.where}: per_layer_config {number}")
@@ -871,7 +872,7 @@ def _check_fields(fields: Fields) -> None:
     if kinds & _COUNTED:
         return
     strange = sorted(
-        name for name in fields.present()
+        name for name, value in fields.plain().items() if value
         if _STRUCTURE.search(name) and name not in _READ and not _NO_MATTER.match(name)
     )  # fmt: skip
     if strange:

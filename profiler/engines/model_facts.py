@@ -30,6 +30,7 @@ from traces.errors import UsageError
 from traces.schema.engine import ModelFacts
 from traces.schema.layers import Matrix
 
+_QUANTISED: Final = "hf_quant_config.json"
 _MOST_CONFIG_BYTES: Final = 16 << 20
 _TEXT: Final = ("text_config", "llm_config", "language_config", "thinker_config")
 # Fields that make the keys and values of a token others than a head's in every layer alike.
@@ -55,13 +56,15 @@ def facts_from_config(
     quantization: str | None = None,
     around: Sequence[Any] = (),
     where: str | None = None,
+    beside: dict[str, Any] | None = None,
 ) -> ModelFacts:
     """Build the facts from a Hugging Face config: an object with its fields, or a mapping.
 
     `around` are the configs that this one, of the language model, lies in; `quantization` is what
-    the engine was started with. Parameters are those of the layers' matrices and of what is
-    outside of them (norms and biases left out), or counted in the headers of the safetensors files
-    in `folder` where these are there and not packed. Active parameters leave out experts that a
+    the engine was started with; `beside` is a hf_quant_config.json, if not that in `folder`.
+    Parameters are those of the layers' matrices and of what is outside of them (norms and biases
+    left out), or counted in the headers of the safetensors files in `folder` where these are there
+    and not packed. Active parameters leave out experts that a
     token does not visit, what looks at images, and an untied input embedding, which is a look-up
     and no multiplication. Weight bytes are those of each matrix's form (`quantised`), or of the
     files. What cannot be known so is None, and `uncounted` says why. Raises UsageError, naming
@@ -78,9 +81,11 @@ def facts_from_config(
         )
     experts, per_token = _experts(fields)
     stored = stored_weights(folder, layers)
-    quantised = Quantised(fields)
+    if beside is None and folder is not None and (folder / _QUANTISED).is_file():
+        beside = _json(folder / _QUANTISED)
+    quantised = Quantised(fields, beside)
     kind = quantised.kind or (None if stored is None else stored.quantized)
-    tied = fields.flag("tie_word_embeddings", around=True)
+    tied = fields.tied()
     if tied is None:
         tied = stored is not None and not stored.output
     own = fields.dtype()
@@ -252,13 +257,8 @@ def facts_from_file(path: Path, *, name: str | None = None, dtype: str | None = 
     file = path / "config.json" if path.is_dir() else path
     whole = file.name == "config.json"
     config: Any = _json(file)
-    extra = file.with_name(f"{file.name.removesuffix('config.json')}hf_quant_config.json")
-    if (
-        file.name.endswith("config.json")
-        and config.get("quantization_config") is None
-        and extra.is_file()
-    ):
-        config = {**config, "quantization_config": _json(extra)}
+    extra = file.with_name(f"{file.name.removesuffix('config.json')}{_QUANTISED}")
+    beside = _json(extra) if file.name.endswith("config.json") and extra.is_file() else None
     around: list[Any] = []
     while (part := next((n for n in _TEXT if config.get(n) is not None), None)) is not None:
         inner = config[part]
@@ -273,6 +273,7 @@ def facts_from_file(path: Path, *, name: str | None = None, dtype: str | None = 
         dtype=dtype,
         around=around,
         where=str(file),
+        beside=beside,
     )
 
 

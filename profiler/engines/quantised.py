@@ -70,14 +70,14 @@ def form(name: str, group: Any = None) -> Form:
 
 
 class Quantised:
-    """What a config says of the form of each matrix.
+    """What a config says of the form of each matrix, or the hf_quant_config.json `beside` it.
 
     `kind` is the form in short, None where nothing is quantised. Raises UsageError for what is no
     object, or lists that are none.
     """
 
-    def __init__(self, fields: Fields) -> None:
-        self._fields, self._told = fields, _told(fields)
+    def __init__(self, fields: Fields, beside: Mapping[str, Any] | None = None) -> None:
+        self._fields, self._told = fields, _told(fields, beside)
         self.kind = self._kind()
         self._skipped = self._patterns(
             each for name in _SKIPPED for each in self._list(self._told.get(name), name)
@@ -214,10 +214,10 @@ class Quantised:
         return list(value)
 
 
-def _told(fields: Fields) -> dict[str, Any]:
+def _told(fields: Fields, beside: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return what a config says of quantisation, in one object; empty where it says nothing."""
     names = ("quantization_config", "compression_config")
-    found = fields.get(*names, around=True)
+    found = fields.get(*names, around=True) or beside
     to_dict = None if isinstance(found, Mapping) else field_of(found, "to_dict")
     found = to_dict() if callable(to_dict) else found  # an object of transformers'
     if found is None:

@@ -536,3 +536,35 @@ def write_weights(folder, entries):
         at = end
     text = json.dumps(header).encode()
     (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text)
+
+
+def test_a_config_object_says_what_its_json_says(tmp_path):
+    """As transformers makes them: some attributes cannot be read, some only stand in to_dict."""
+
+    class Config(SimpleNamespace):
+        @property
+        def num_key_value_heads(self):
+            raise AttributeError("differs by layer")
+
+        def to_dict(self):
+            own = {"05": {"head_dim": 256, "num_key_value_heads": 2}}
+            return vars(LLAMA_3_1_8B) | {"per_layer_config": own, "model_type": "gemma4_text"}
+
+    fields = {k: v for k, v in vars(LLAMA_3_1_8B).items() if k != "num_key_value_heads"}
+    config = Config(**fields, model_type="gemma4_text", tie_word_embeddings=True)
+    facts = facts_from_config(config, name="x", around=[{"tie_word_embeddings": False}])
+    assert facts.kv_bytes_per_token == 2 * 2 * (31 * 8 * 128 + 2 * 256)
+    assert [each.name for each in facts.others] == ["embed_tokens", "lm_head"]
+    (tmp_path / "hf_quant_config.json").write_text('{"quantization": {"quant_algo": "FP8"}}')
+    assert facts_from_config(config, name="x", folder=tmp_path).quantization == "fp8"
+
+
+def test_fields_that_published_configs_leave_out_are_those_of_their_type():
+    text = {
+        "model_type": "gemma3_text", "hidden_size": 2560, "intermediate_size": 10240,
+        "num_hidden_layers": 34, "sliding_window": 1024,
+    }  # fmt: skip
+    tower = {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27}
+    facts = facts_from_config(text, name="x", around=[{"vision_config": tower}])
+    assert facts.total_parameters == pytest.approx(4.3e9, rel=0.01)  # google/gemma-3-4b-it
+    assert [each.count for each in facts.layers] == [29, 5]
