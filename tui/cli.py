@@ -53,7 +53,7 @@ VERBS = {  # name: its function, and what `ttscope --help` says of it
     ),
     "doctor": (
         "doctor.doctor",
-        "Say what can be captured, here or of a server, and what each missing part needs.",
+        "Say what can be captured, here or of a server, or what can be predicted of a model.",
     ),
 }  # fmt: skip
 

@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 from traces.errors import UsageError
 
 LONGEST: Final = 40  # letters of a field's value that are shown
 _MOST: Final = 2**31 - 1  # of any count in a config
+# What transformers takes for fields that published configs leave out, by model type.
+_GEMMA_3: Final = {
+    "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "vocab_size": 262_208,
+    "tie_word_embeddings": True, "sliding_window": 4096,
+}  # fmt: skip
+_TIED: Final = {"tie_word_embeddings": True}
+_DEFAULTS: Final[Mapping[str, Mapping[str, Any]]] = {
+    "gemma3_text": _GEMMA_3, "gemma3": _GEMMA_3, "gemma": _TIED, "gemma2": _TIED,
+    "gemma4_text": _TIED, "cohere": _TIED, "cohere2": _TIED, "starcoder2": _TIED,
+    "smollm3": _TIED, "ernie4_5": _TIED, "ernie4_5_moe": _TIED,
+}  # fmt: skip
 
 
 class Fields:
@@ -18,17 +30,23 @@ class Fields:
     What is asked for and is of another kind raises UsageError with the file and the field.
     """
 
+    _defaults: Mapping[str, Any] = {}
+
     def __init__(self, config: Any, where: str, around: Sequence[Any] = ()) -> None:
-        self.own, self.all, self.where = (config,), (config, *around), where
+        self._own, self._all, self.where = (config,), (config, *around), where
+        self._plain = [_as_mapping(each) for each in self._all]
+        kind = self.get("model_type")
+        self._defaults = _DEFAULTS.get(kind, {}) if isinstance(kind, str) else {}
 
     def get(self, *names: str, around: bool = False) -> Any:
-        """Return the first of the fields that is there and not null."""
-        for config in self.all if around else self.own:
+        """Return the first of the fields that is there and not null, or what is taken for it."""
+        for config, plain in zip(self._all if around else self._own, self._plain, strict=False):
             for name in names:
-                value = config.get(name) if isinstance(config, Mapping) else field_of(config, name)
+                value = None if config is plain else field_of(config, name)
+                value = plain.get(name) if value is None else value
                 if value is not None:
                     return value
-        return None
+        return next((self._defaults[name] for name in names if name in self._defaults), None)
 
     def count(self, *names: str, least: int = 1) -> int | None:
         """Return a whole number, None where no such field is there."""
@@ -53,6 +71,17 @@ class Fields:
             raise self.wrong(names, value, "true or false")
         return value
 
+    def tied(self) -> bool | None:
+        """Return whether logits are made with the embedding, None where it is not said.
+
+        The outermost config decides.
+        """
+        for config in reversed(self._all):
+            value = Fields(config, self.where).flag("tie_word_embeddings")
+            if value is not None:
+                return value
+        return None
+
     def dtype(self) -> str | None:
         """Return the dtype of the weights as the config has it."""
         names = ("dtype", "torch_dtype")
@@ -69,6 +98,30 @@ class Fields:
         if not isinstance(value, list | tuple) or not all(isinstance(each, str) for each in value):
             raise self.wrong(names, value, "a list of words")
         return list(value)
+
+    def numbers(self, *names: str) -> list[int] | None:
+        """Return a list of whole numbers from 0 up, None where there is none."""
+        value = self.get(*names)
+        if value is None:
+            return None
+        if not isinstance(value, list | tuple) or not all(
+            type(each) is int and 0 <= each <= _MOST for each in value
+        ):
+            raise self.wrong(names, value, "a list of whole numbers")
+        return list(value)
+
+    def inner(self, name: str) -> Fields | None:
+        """Return the fields of an object in a field, None where there is none."""
+        value = self.get(name)
+        if value is None:
+            return None
+        if not isinstance(value, Mapping):
+            raise self.wrong((name,), value, "an object")
+        return Fields(value, f"{self.where}: {name}")
+
+    def plain(self) -> Mapping[str, Any]:
+        """Return the config as JSON has it."""
+        return self._plain[0]
 
     def wrong(self, names: Sequence[str], value: Any, wanted: str) -> UsageError:
         """Return the error of a field that is of another kind."""
@@ -92,3 +145,15 @@ def field_of(config: Any, name: str) -> Any:
         return getattr(config, name, None)
     except Exception:  # a property of a config whose code came with the model
         return None
+
+
+def _as_mapping(config: Any) -> Mapping[str, Any]:
+    """Return a config as a mapping: itself, what it makes of itself, or its attributes."""
+    plain = config
+    if not isinstance(config, Mapping):
+        to_dict = field_of(config, "to_dict")
+        with suppress(Exception):  # code that came with the model
+            plain = to_dict() if callable(to_dict) else None
+        if not isinstance(plain, Mapping):
+            plain = getattr(config, "__dict__", {})
+    return plain if plain is config else dict(plain)

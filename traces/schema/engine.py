@@ -6,10 +6,12 @@ short, stable name in a recording. Units are in the fields' names.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from traces.errors import UsageError
+from traces.schema.layers import Attention, Layers, Matrix
 from traces.schema.policy import Policy
 from traces.schema.record import Record
 
@@ -101,6 +103,11 @@ class ModelFacts(Record):
     `attention` names the kinds of its layers that mix tokens, in the words of transformers'
     `layer_types` (full_attention, sliding_attention, linear_attention, ...) and `latent_attention`
     for MLA; `sliding_window` is in tokens; `quantization` is that of the checkpoint's weights.
+    `layers` holds what each layer has, and `others` the matrices outside of them (embedding,
+    logits, what looks at images). `kv_bytes_per_token` is what the layers keep of a token while it
+    is in every window, `kv_value_bytes` the bytes of one value in that cache. `mtp_layers` only
+    draft and are in no total. `uncounted` says what of a config is not understood, so that the
+    totals are None.
     None: not known, as in older recordings, or not counted.
     """
 
@@ -122,6 +129,13 @@ class ModelFacts(Record):
     attention: tuple[str, ...] | None = None
     sliding_window: int | None = None
     quantization: str | None = None
+    kv_cache_dtype: str | None = None
+    kv_value_bytes: float | None = None
+    state_bytes_per_request: int | None = None
+    mtp_layers: int | None = None
+    layers: tuple[Layers, ...] | None = None
+    others: tuple[Matrix, ...] = ()
+    uncounted: str | None = None
 
     def reads_all(self, max_model_len: int | None) -> bool:
         """Whether no layer is known to read less than a context of up to `max_model_len`."""
@@ -129,6 +143,15 @@ class ModelFacts(Record):
         if self.attention == ("sliding_attention",) and window and max_model_len:
             return max_model_len <= window
         return self.attention is None or not set(self.attention) - {"full_attention"}
+
+    def is_linear(self, max_model_len: int | None) -> bool:
+        """Whether what a step reads of the cache is in proportion to the contexts in it.
+
+        So it is with keys and values of all layers, and with one latent in all of them, whose
+        FLOPs only `layers` tell.
+        """
+        latent = self.attention == ("latent_attention",) and self.layers is not None
+        return latent or self.reads_all(max_model_len)
 
     def other_layers(self) -> str:
         """Return the kinds of layers that mix tokens by other than full attention, in words."""
@@ -144,7 +167,66 @@ class ModelFacts(Record):
     def attention_flops(self, query_context: float) -> float:
         """FLOPs of attention, `query_context` being the sum over tokens of the context read.
 
-        QK^T and AV are 2 x heads x head_dim multiply-adds each per token of context and layer.
+        QK^T and AV are 2 x heads x head_dim multiply-adds each per token of context and layer
+        (`Attention.flops_per_entry`), of layers that read all of it.
         """
-        width = self.num_attention_heads * self.head_dim
-        return 4.0 * self.num_hidden_layers * width * query_context
+        if self.layers is None:
+            width = self.num_attention_heads * self.head_dim
+            return 4.0 * self.num_hidden_layers * width * query_context
+        each = sum(g.count * g.attention.flops_per_entry for g in self.layers if g.attention)
+        return float(each) * query_context
+
+    def decode_flops(self, context: float) -> float | None:
+        """FLOPs of decoding one token after a context: weights, attention, index and states.
+
+        An index takes 2 x heads x width for each of its keys (arXiv 2512.02556, equation 1).
+        """
+        if self.layers is None or self.active_parameters is None:
+            return None
+        total = 2.0 * self.active_parameters
+        for group in self.layers:
+            if group.state is not None:
+                total += group.count * group.state.flops
+            if (attention := group.attention) is not None:
+                each = attention.reads(context) * attention.decode_flops_per_entry
+                index = 2.0 * (attention.index_heads or 0) * (attention.index_dim or 0)
+                total += group.count * (each + attention.index_reads(context) * index)
+        return total
+
+    def kv_bytes(self, context: float) -> float | None:
+        """Bytes of the cache that a request of so many tokens occupies, without its states."""
+        return self._cached(lambda each: (each.entries(context), each.index_reads(context)))
+
+    def kv_read_bytes(self, context: float) -> float | None:
+        """Bytes of the cache that decoding one token after a context reads, without states."""
+        return self._cached(lambda each: (each.reads(context), each.index_reads(context)))
+
+    def state_bytes(self) -> int | None:
+        """Bytes that the layers keep of a request beside the cache, None where not known."""
+        sizes = [(g.count, g.state.size_bytes) for g in self.layers or () if g.state is not None]
+        if self.layers is None or any(size is None for _, size in sizes):
+            return None
+        return round(sum(count * size for count, size in sizes if size is not None))
+
+    def _cached(self, entries: Callable[[Attention], tuple[float, float]]) -> float | None:
+        """Return the bytes of so many entries and index keys of each layer."""
+        size = self.kv_value_bytes
+        if self.layers is None or size is None:
+            return None
+        total = 0.0
+        for group in self.layers:
+            if group.attention is not None:
+                kept, keys = entries(group.attention)
+                each = kept * group.attention.values * size
+                total += group.count * (each + keys * group.attention.index_bytes(size))
+        return total
+
+    def read_weight_bytes(self, tokens: float) -> float | None:
+        """Bytes of weights that a step with so many tokens reads (`Matrix.read_bytes`)."""
+        if self.layers is None:
+            return None
+        sizes = [(1, each.read_bytes(tokens)) for each in self.others]
+        sizes += [(g.count, each.read_bytes(tokens)) for g in self.layers for each in g.matrices]
+        if any(size is None for _, size in sizes):
+            return None
+        return sum(count * size for count, size in sizes if size is not None)

@@ -212,7 +212,7 @@ def _flops_column(recording: Recording, samples: pl.DataFrame) -> pl.Expr:
         facts = recording.manifest.models.get(engine.model) if key in used else None
         if facts is None or facts.active_parameters is None or engine.speculative is not None:
             continue
-        if facts.reads_all(engine.max_model_len):
+        if facts.is_linear(engine.max_model_len):
             column = pl.when(pl.col("engine") == key).then(sample_flops(facts)).otherwise(column)
     return column
 

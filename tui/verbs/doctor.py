@@ -1,4 +1,4 @@
-"""`ttscope doctor`: what can be captured here, or of a server, and what each missing part needs."""
+"""`ttscope doctor`: what can be captured here or of a server, and what predicted of a model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tui.text.terminal import say, say_json
 
 @dataclass(frozen=True, kw_only=True)
 class Doctor:
-    """Which server, and its key; without one, this machine."""
+    """Which server, and its key, or which model; without either, this machine."""
 
     url: Annotated[str | None, typer.Argument(help="A running server, looked at from outside.")] = (
         None
@@ -32,19 +32,29 @@ class Doctor:
         list[str] | None,
         typer.Option(metavar="'NAME: VALUE'", help="Goes with every request; $VAR is read."),
     ] = None
+    model_config: Annotated[
+        Path | None, typer.Option(help="A model's config.json: what is known of it.")
+    ] = None
+    gpu: Annotated[
+        str | None, typer.Option(help="System of the prior that would price it, such as h100_sxm.")
+    ] = None
     as_json: Json = False
 
 
 @takes(Doctor)
 def doctor(asked: Doctor) -> None:
-    """Say what can be captured, here or of a server, and what each missing part needs."""
+    """Say what can be captured, here or of a server, or what can be predicted of a model."""
     from tui.verbs.progress import progress_bar
 
+    of_server = (asked.api_key_env, asked.api_key_file, asked.header, asked.metrics_url)
+    if asked.url is None and any(of_server):
+        raise UsageError("a key, a header and a metrics page are of a server. Name its URL")
+    if asked.model_config is not None or asked.gpu is not None:
+        _model(asked)
+        return
     if asked.url is None:
         from profiler.doctor import examine
 
-        if asked.api_key_env or asked.api_key_file or asked.header or asked.metrics_url:
-            raise UsageError("a key, a header or metrics are of a server; name its URL")
         with progress_bar() as bar:
             bar.add_task("looking at this machine, and whether vLLM starts", total=None)
             findings = examine()
@@ -68,4 +78,26 @@ def doctor(asked: Doctor) -> None:
         if finding.needs:
             lines += wrap("", f"needs: {finding.needs}", width=80, indent=26)
         for line in lines:
+            say(line)
+
+
+def _model(asked: Doctor) -> None:
+    """Say what is known of a model, and what can be predicted of it."""
+    from advisor.what_if.coverage import prior_of_gpu, replay_of
+    from profiler.engines.model_facts import facts_from_file
+    from tui.text.model import model_lines
+
+    if asked.url is not None or asked.model_config is None:
+        raise UsageError("--gpu goes with --model-config, and neither with a URL")
+    facts = facts_from_file(asked.model_config)
+    answers = {"replay": replay_of(facts), "prior": prior_of_gpu(facts, asked.gpu)}
+    if asked.as_json:
+        plain = {name: answer.to_json() for name, answer in answers.items()}
+        say_json({"name": facts.name, "facts": facts.to_json(), **plain})
+        return
+    for line in model_lines(facts):
+        say(line)
+    for name, answer in answers.items():
+        text = f"{'yes' if answer.ok else 'no'}. {answer.why}"
+        for line in wrap(name, text, width=80, indent=16):
             say(line)

@@ -185,7 +185,6 @@ def memory_of(
         weights = None if facts.total_parameters is None else VALUE_BYTES * facts.total_parameters
     if device.memory_bytes is None or weights is None or not facts.reads_all(None):
         return None
-    kv_heads = max(facts.num_key_value_heads / size, 1.0)
     value = 1 if (engine.kv_cache_dtype or "").startswith("fp8") else VALUE_BYTES
     return Memory(
         device=device,
@@ -193,8 +192,18 @@ def memory_of(
         share=engine.gpu_memory_utilization or UTILISATION,
         weights=weights / (size * engine.pipeline_parallel_size),
         reserved=reserved,
-        token=2 * facts.num_hidden_layers * kv_heads * facts.head_dim * value,
+        token=_kept_values(facts, size) * value,
     )
+
+
+def _kept_values(facts: ModelFacts, size: int) -> float:
+    """Return the values that a GPU keeps of a token, of a model that reads all of its context."""
+    if facts.layers is None:
+        shapes = [(facts.num_hidden_layers, facts.num_key_value_heads, facts.head_dim)]
+    else:
+        found = [(group.count, group.attention) for group in facts.layers]
+        shapes = [(count, a.kv_heads, a.head_dim) for count, a in found if a is not None]
+    return sum(2 * count * max(heads / size, 1.0) * width for count, heads, width in shapes)
 
 
 def with_blocks(memory: Memory, engine: EngineConfig, facts: ModelFacts) -> EngineConfig:

@@ -141,7 +141,7 @@ def prior_of(tables: PriorTables, facts: ModelFacts, engine: EngineConfig) -> Pr
     Raises UsageError for what cannot be priced, with the reason, and TablesError for shapes that
     were not measured.
     """
-    _check(facts, engine)
+    check(facts, engine)
     size = engine.tensor_parallel_size
     heads = facts.num_attention_heads // size
     kv_heads = max(facts.num_key_value_heads // size, 1)
@@ -169,12 +169,13 @@ def prior_of(tables: PriorTables, facts: ModelFacts, engine: EngineConfig) -> Pr
     )
 
 
-def _check(facts: ModelFacts, engine: EngineConfig) -> None:
+def check(facts: ModelFacts, engine: EngineConfig) -> None:
+    """Raise UsageError, with the reason, for what no tables price."""
     name, size = facts.name, engine.tensor_parallel_size
     if facts.num_experts:
         raise UsageError(
-            f"--gpu: {name} is a mixture of experts; which experts a batch visits is in no table, "
-            "and no run has checked it; use a dense model"
+            f"--gpu: {name} is a mixture of experts. Which experts a batch visits is in no table, "
+            "and no run has checked it. Use a dense model"
         )
     if facts.architecture not in ARCHITECTURES:
         raise UsageError(
@@ -240,7 +241,7 @@ def _check_precision(facts: ModelFacts, engine: EngineConfig) -> None:
 def _dense(
     tables: PriorTables, facts: ModelFacts, size: int, heads: int, kv_heads: int
 ) -> dict[str, Floats]:
-    assert facts.intermediate_size is not None  # `_check`
+    assert facts.intermediate_size is not None  # `check`
     hidden, width = facts.hidden_size, facts.intermediate_size // size
     query, key = heads * facts.head_dim, kv_heads * facts.head_dim
     found = {

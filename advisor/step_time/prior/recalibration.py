@@ -136,7 +136,12 @@ class PriorTimes:
 
 
 def _shape(facts: ModelFacts, tensor_parallel_size: int) -> tuple[ModelFacts, int]:
-    return replace(facts, name=""), tensor_parallel_size
+    """Return a model without its name, and without what older recordings do not have of it."""
+    shape = replace(
+        facts, name="", kv_cache_dtype=None, kv_value_bytes=None, state_bytes_per_request=None,
+        mtp_layers=None, layers=None, others=(), uncounted=None,
+    )  # fmt: skip
+    return shape, tensor_parallel_size
 
 
 def recalibrate(tables: PriorTables, recordings: Sequence[Recording]) -> Recalibration | None:

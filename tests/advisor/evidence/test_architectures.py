@@ -9,6 +9,7 @@ from advisor.evidence.gather import gather
 from advisor.evidence.unrecorded import refusal
 from tests.advisor.synthetic import FACTS, GREEDY, engine_of, record
 from traces.errors import RecordingError
+from traces.schema.layers import Attention, Layers
 
 FULL = dataclasses.replace(FACTS["small"], attention=("full_attention",))
 ENGINE = engine_of()  # max_model_len 1024
@@ -38,10 +39,24 @@ def test_others_are_refused_with_the_reason(kinds, reason):
     assert re.search(reason, refusal(of(*kinds), ENGINE))
 
 
+def test_a_latent_in_every_layer_is_replayed_where_its_layers_are_known():
+    attention = Attention(
+        kind="latent_attention", heads=4, kv_heads=4, head_dim=48, v_head_dim=32, latent=64, rope=16
+    )
+    layers = (Layers(places=(0, 1), attention=attention),)
+    latent = dataclasses.replace(of("latent_attention"), layers=layers)
+    assert refusal(latent, ENGINE) is None
+    assert latent.attention_flops(10) == 2 * 2 * 4 * (48 + 32) * 10
+    beside = dataclasses.replace(latent, attention=("indexed_attention", "latent_attention"))
+    assert "sparse attention" in refusal(beside, ENGINE)
+
+
 @pytest.mark.parametrize("name", ["active_parameters", "weight_bytes", "kv_bytes_per_token"])
 def test_what_is_not_counted_is_refused(name):
     why = refusal(dataclasses.replace(FULL, **{name: None}), ENGINE)
     assert "has parts whose weights or KV cache are not counted" in why
+    unknown = dataclasses.replace(FULL, **{name: None}, uncounted="an MLP of a new form")
+    assert "has an MLP of a new form, which ttscope does not count" in refusal(unknown, ENGINE)
 
 
 def test_a_window_that_is_never_left_is_full_attention():

@@ -1,0 +1,69 @@
+"""What can be predicted of a model, by its facts alone: nothing of it needs to be recorded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from advisor.evidence.unrecorded import refusal
+from traces.errors import TtscopeError
+from traces.schema.engine import EngineConfig, ModelFacts
+from traces.schema.record import Record
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer(Record):
+    """Whether something can be predicted, and what it rests on or what is missing."""
+
+    ok: bool
+    why: str
+
+
+def replay_of(facts: ModelFacts) -> Answer:
+    """Return whether `replay` and `advise` take a recording of one's own of a model."""
+    why = refusal(facts, EngineConfig(model=facts.name))
+    if why is not None:
+        return Answer(ok=False, why=why)
+    return Answer(
+        ok=True,
+        why="A recording of it is enough: its weights, its FLOPs and what it reads of the KV cache "
+        "are known",
+    )
+
+
+def prior_of_gpu(facts: ModelFacts, system: str | None) -> Answer:
+    """Return whether the prior of a system prices a model, at any size of tensor parallelism."""
+    from advisor.step_time.prior.defaults import with_blocks
+    from advisor.step_time.prior.offers import SIZES, memory_on
+    from advisor.step_time.prior.prior import check, prior_of
+    from advisor.step_time.prior.tables import read_prior
+
+    try:
+        check(facts, EngineConfig(model=facts.name))
+        if system is None:
+            return Answer(ok=False, why="No GPU is named. Name one, such as --gpu h100_sxm")
+        tables = read_prior(system)
+    except TtscopeError as error:
+        return Answer(ok=False, why=_told(error))
+    priced, refused = [], list[str]()
+    for size in SIZES:
+        engine = EngineConfig(model=facts.name, tensor_parallel_size=size)
+        try:
+            prior_of(tables, facts, engine)
+            memory = memory_on(tables, engine, facts)
+            if memory is not None:
+                with_blocks(memory, engine, facts)
+        except TtscopeError as error:
+            refused.append(_told(error))
+        else:
+            priced.append(str(size))
+    if not priced:
+        return Answer(ok=False, why=refused[-1])
+    return Answer(
+        ok=True,
+        why=f"The tables of {tables.device} (vLLM {tables.versions['gemm']}) have its shapes at "
+        f"tensor_parallel_size {', '.join(priced)}",
+    )
+
+
+def _told(error: TtscopeError) -> str:
+    return str(error).removeprefix("--gpu: ").replace("--gpu needs", "The prior needs")

@@ -1,0 +1,879 @@
+"""What each layer of a model holds, by the fields of its Hugging Face config.
+
+Most of it follows from which fields are there, whatever the model is called. What families have
+under other names stands in tables. A field that speaks of sizes and that nothing here reads makes
+the whole uncounted: a part that is left out would make a wrong number.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from profiler.engines.config_fields import Fields, shown
+from profiler.engines.quantised import Form, Quantised, bytes_of
+from traces.errors import UsageError
+from traces.schema.layers import Attention, Experts, Layers, Matrix, State
+
+MOST_LAYERS: Final = 2_048
+
+EXPERTS: Final = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+VISITED: Final = (
+    "num_experts_per_tok", "num_experts_per_token", "experts_per_token", "top_k_experts",
+    "moe_top_k", "moe_k",
+)  # fmt: skip
+_SHARED: Final = ("n_shared_experts", "num_shared_experts", "moe_num_shared_experts")
+_SHARED_WIDTH: Final = (
+    "moe_shared_expert_intermediate_size", "shared_expert_intermediate_size",
+    "shared_intermediate_size", "share_expert_dim",
+)  # fmt: skip
+_EXPERT_WIDTH: Final = (
+    "moe_intermediate_size",
+    "expert_intermediate_size",
+    "expert_ffn_hidden_size",
+)
+_DENSE_WIDTH: Final = ("dense_intermediate_size", "intermediate_size_mlp", "intermediate_size")
+_LATENT_EXPERTS: Final = ("moe_latent_size", "routed_expert_hidden_size")
+KV_HEADS: Final = ("num_key_value_heads", "num_attention_groups")
+DRAFTING: Final = ("num_nextn_predict_layers", "mtp_num_hidden_layers", "num_mtp_modules")
+
+# Words of layers in configs, by what they are here: what mixes tokens, and what follows it.
+_MIXERS: Final = {
+    "full_attention": "full_attention", "attention": "full_attention", "global": "full_attention",
+    "sliding_attention": "sliding_attention", "sliding": "sliding_attention",
+    "chunked_attention": "chunked_attention", "linear_attention": "linear_attention",
+    "deepseek_sparse_attention": "full_attention", "indexed_attention": "full_attention",
+    "compressed_sparse_attention": "compressed_attention",
+    "heavily_compressed_attention": "compressed_attention", "mamba": "mamba", "mamba2": "mamba",
+}  # fmt: skip
+_ALONE: Final = {"mlp": "dense", "moe": "moe"}  # layers that look at one token alone
+_LETTERS: Final = {"M": "mamba", "*": "attention", "E": "moe", "-": "mlp"}  # of Nemotron-H
+_PATTERNS: Final = ("sliding_window_pattern", "_sliding_window_pattern")
+# Models whose every n-th layer reads all of the context where their config does not say.
+_ALTERNATING: Final = {"gemma2": 2, "gpt_oss": 2, "gemma3_text": 6, "gemma3": 6, "cohere2": 4,
+                       "exaone4": 4, "olmo3": 4}  # fmt: skip
+_GATED: Final = (
+    "silu",
+    "swish",
+    "swiglu",
+    "swigluoai",
+    "situ",
+    "gelu_pytorch_tanh_gated",
+    "gelu_glu",
+)
+_GATED_TYPES: Final = re.compile(
+    r"bitnet|gemma|gpt_?oss|qwen|llama|mistral|mixtral|minimax|glm|deepseek|step3p"
+)
+_UNGATED: Final = ("relu2", "relu_squared", "xielu")
+_UNGATED_TYPES: Final = re.compile(r"nemotron|starcoder2|^phi$|gpt_neox|arcee")
+_GATED_QUERIES: Final = re.compile(r"qwen3_(next|5)")  # where the config does not say
+# Model types of which every part is counted, so that none of their fields can mean another.
+_COUNTED: Final = frozenset({
+    "llama", "mistral", "ministral", "qwen2", "qwen3", "mimo", "mixtral", "qwen2_moe", "qwen3_moe",
+    "qwen3_next", "qwen3_5_text", "qwen3_5_moe_text", "qwen3_vl_text", "qwen3_vl_moe_text",
+    "gpt_oss", "minimax_m2", "minimax_m3", "deepseek_v2", "deepseek_v3", "deepseek_v32",
+    "deepseek_v4", "kimi_k2", "kimi_linear", "glm4_moe", "glm_moe_dsa", "nemotron_h",
+    "nemotron-nas", "gemma2", "gemma3_text", "gemma4_text", "llama4_text", "mimo_v2_flash",
+    "step3p5", "step3p7", "minimax", "minimax_text_01", "minimax_m1", "DeepseekV4ForCausalLM",
+    "granitemoehybrid", "jamba",
+})  # fmt: skip
+_MAMBA: Final = (
+    ("mamba_num_heads", "mamba_n_heads"), ("mamba_head_dim", "mamba_d_head"),
+    ("n_groups", "mamba_n_groups"), ("ssm_state_size", "mamba_d_state"),
+    ("conv_kernel", "mamba_d_conv"),
+)  # fmt: skip
+_STRUCTURE: Final = re.compile(
+    r"(size|dim|dims|rank|heads|layers|experts?|width|groups?|mult|kernel|state|ratios?|patterns?"
+    r"|(layer|block)_types?|freq|interval|configs?|cycles|stack|streams|inputs|blocks|depth|tower)$"
+)
+_READ: Final = frozenset({
+    *EXPERTS, *VISITED, *_SHARED, *_SHARED_WIDTH, *_EXPERT_WIDTH, *_DENSE_WIDTH, *_LATENT_EXPERTS,
+    *KV_HEADS, *DRAFTING, *_PATTERNS, "num_hidden_layers", "hidden_size", "num_attention_heads",
+    "head_dim", "vocab_size", "kv_lora_rank", "q_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim",
+    "qk_head_dim", "v_head_dim", "index_head_dim", "index_n_heads", "index_topk", "indexer_types",
+    "layer_types", "layers_block_type", "mlp_layer_types", "hybrid_layer_pattern",
+    "first_k_dense_replace", "moe_layer_freq", "mlp_only_layers", "sliding_window_size",
+    "linear_key_head_dim", "linear_value_head_dim", "linear_num_key_heads",
+    "linear_num_value_heads", "linear_conv_kernel_dim", "mamba_num_heads", "mamba_head_dim",
+    "mamba_n_heads", "mamba_d_head", "n_groups", "mamba_n_groups", "ssm_state_size",
+    "conv_kernel", "attention_head_dim", "full_attention_interval", "linear_attn_config",
+    "sparse_attention_config", "linear_head_dim", "linear_num_heads", "num_dense_layers",
+    "moe_layer_interval", "per_layer_config", *(name for names in _MAMBA for name in names),
+    "attention_chunk_size", "num_hash_layers",
+})  # fmt: skip
+# Fields that speak of sizes which no weight and no cache depends on.
+_NO_MATTER: Final = re.compile(
+    r"^(model_type|rope_.*|partial_rotary.*|rotary_dim|.*router.*|n_group|topk_group|num_expert_group"
+    r"|chunk_size|chunk_size_feed_forward|max_.*|num_logits_to_keep|num_beam_groups|ep_size"
+    r"|mtp_.*|quantization_config|compression_config|generation_config|num_labels|problem_type"
+    r"|no_repeat_ngram_size|encoder_no_repeat_ngram_size|pruned_heads|torch_dtype|.*_token_.*"
+    r"|index_topk_freq|token_type|type_vocab_size|initializer.*|.*(tp|ep|pp)_plan|tie_.*"
+    r"|mamba_chunk_size|mamba_expand|no_rope_layers|no_rope_layer_interval|global_attn_every_n_layers|.*_loss_.*|time_step_.*|position_embedding_type|original_.*|expand)$"
+)
+_STATES: Final = (
+    "state_size", "ssm_state_size", "mamba_d_state", "mamba_d_ssm", "linear_num_value_heads",
+    "linear_attn_config",
+)  # fmt: skip
+_STATE_DTYPES: Final = ("mamba_ssm_cache_dtype", "mamba_ssm_dtype")
+_TOWERS: Final = ("vision_config", "audio_config", "visual_config")
+# By what a matrix is called here, the other names of its module and of itself in checkpoints.
+_BLOCKS: Final = {
+    "self_attn": ("self_attn", "attn", "attention", "mixer"),
+    "linear_attn": ("linear_attn", "self_attn", "mixer", "mamba"),
+    "mlp": ("mlp", "ffn", "feed_forward", "block_sparse_moe", "mixer"),
+    "moe": ("moe", ""),
+}  # fmt: skip
+_LEAVES: Final = {
+    "gate_proj": ("gate_proj", "w1", "gate_up_proj"), "up_proj": ("up_proj", "w3", "gate_up_proj"),
+    "down_proj": ("down_proj", "w2"), "q_proj": ("q_proj", "qkv_proj"),
+    "k_proj": ("k_proj", "qkv_proj"), "v_proj": ("v_proj", "qkv_proj"), "gate": ("gate", "router"),
+    "shared_experts": ("shared_experts", "shared_expert"), "o_proj": ("o_proj", "out_proj"),
+}  # fmt: skip
+_PLAIN: Final = ("gate", "conv1d", "hyper_connection", "weights_proj", "compressor")
+
+
+class _UncountedError(Exception):
+    """A part of a config is not understood; the message says which."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """A model's layers and the matrices outside of them; None and why where they are not counted.
+
+    `kinds` are those of the layers that mix tokens, in the words of `ModelFacts.attention`.
+    """
+
+    kinds: tuple[str, ...]
+    layers: tuple[Layers, ...] | None
+    others: tuple[Matrix, ...]
+    uncounted: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Raw:
+    """A matrix before it is known in which form it is stored."""
+
+    path: str
+    inputs: int
+    outputs: int
+    copies: int = 1
+    used: int = 1
+
+    def names(self) -> list[str]:
+        """Return the names that checkpoints have for it."""
+        block, _, rest = self.path.partition(".")
+        paths = [""]
+        for part in rest.split(".") if rest else []:
+            paths = [f"{path}.{each}" for path in paths for each in _LEAVES.get(part, (part,))]
+        return [
+            f"{each}{path}".strip(".") for each in _BLOCKS.get(block, (block,)) for path in paths
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Layer:
+    attention: Attention | None = None
+    state: State | None = None
+    mlp_width: int | None = None
+    experts: Experts | None = None
+    raw: tuple[_Raw, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Place:
+    """What a layer is: what mixes tokens, what follows, and what else makes it another's equal."""
+
+    mixer: str | None
+    after: str | None
+    index: str | None = None
+    ratio: int = 1
+    kept: bool = True
+    block: int | None = None  # of a config that gives each layer a shape of its own
+    head_dim: int | None = None  # of this layer alone
+    kv_heads: int | None = None
+
+
+def parts_of(fields: Fields, quantised: Quantised, plain: Form, *, tied: bool) -> Parts:
+    """Return what a model is made of, in the forms of its checkpoint.
+
+    `plain` is the form of what is not quantised. Raises UsageError, naming file and field, for
+    fields that contradict themselves.
+    """
+    count = layer_count(fields)
+    mixers = list(_mixers(fields, count))
+    kinds = _kinds(fields, mixers)
+    try:
+        _check_fields(fields)
+        built: dict[_Place, _Layer] = {}
+        groups: dict[Layers, list[int]] = {}
+        words: set[str] = set()
+        for number, place in enumerate(_places(fields, mixers, count)):
+            layer = built.get(place)
+            if layer is None:
+                layer = built[place] = _layer(fields, place, plain)
+                words |= {w for raw in layer.raw for name in raw.names() for w in name.split(".")}
+            matrices = tuple(_stored(raw, number, quantised, plain) for raw in layer.raw)
+            group = Layers(
+                places=(), attention=layer.attention, state=layer.state,
+                mlp_width=layer.mlp_width, experts=layer.experts, matrices=matrices,
+            )  # fmt: skip
+            groups.setdefault(group, []).append(number)
+        others = tuple(_others(fields, quantised, plain, tied=tied, layers=count))
+        quantised.check(words | {"Linear", "head", "lm_head", "experts", "router", "0"}, count)
+    except _UncountedError as error:
+        return Parts(kinds=kinds, layers=None, others=(), uncounted=str(error))
+    layers = tuple(
+        Layers(
+            places=tuple(numbers), attention=group.attention, state=group.state,
+            mlp_width=group.mlp_width, experts=group.experts, matrices=group.matrices,
+        )
+        for group, numbers in groups.items()
+    )  # fmt: skip
+    return Parts(kinds=kinds, layers=layers, others=others, uncounted=None)
+
+
+def layer_count(fields: Fields) -> int:
+    """Return the number of layers; configs of hybrids may only list their kinds."""
+    listed = fields.words("layers_block_type")
+    if listed and fields.get("num_hidden_layers") is None:
+        return len(listed)
+    count = fields.need("num_hidden_layers")
+    if count > MOST_LAYERS:
+        raise UsageError(
+            f"{fields.where}: num_hidden_layers is {count:,}, more than the {MOST_LAYERS:,} that "
+            "ttscope counts"
+        )
+    return count
+
+
+# What each layer is.
+
+
+def _mixers(fields: Fields, count: int) -> Iterator[str]:
+    """Yield the word of each layer, as its config has it."""
+    listed = fields.words("layer_types", "layers_block_type")
+    letters = fields.get("hybrid_override_pattern")
+    period, full = fields.count("attn_layer_period"), fields.numbers("attn_layer_indices")
+    if listed:
+        state = "mamba" if _is_mamba(fields) else "linear_attention"
+        yield from (state if word == "linear_attention" else word for word in listed)
+    elif full:
+        yield from ("full_attention" if number in full else "mamba" for number in range(count))
+    elif period:
+        offset = fields.count("attn_layer_offset", least=0) or 0
+        yield from (
+            "full_attention" if number % period == offset else "mamba" for number in range(count)
+        )
+    elif isinstance(letters, str):
+        yield from (_LETTERS.get(letter, letter) for letter in letters)
+    elif (ratios := fields.numbers("compress_ratios")) is not None:
+        yield from (
+            "compressed_attention" if ratio else "sliding_attention" for ratio in ratios[:count]
+        )
+    elif (kinds := fields.numbers("attn_type_list")) is not None:
+        yield from ("full_attention" if kind else "linear_attention" for kind in kinds)
+    elif (pattern := fields.numbers("hybrid_layer_pattern")) is not None:
+        yield from ("sliding_attention" if narrow else "full_attention" for narrow in pattern)
+    elif (linear := fields.inner("linear_attn_config")) is not None:
+        states = set(linear.numbers("kda_layers") or ())
+        yield from (
+            "linear_attention" if number in states else "full_attention"
+            for number in range(1, count + 1)
+        )
+    else:
+        yield from _by_rule(fields, count)
+
+
+def _is_mamba(fields: Fields) -> bool:
+    """Return whether layers with a state are Mamba's, which transformers calls linear too."""
+    linear = ("linear_attn_config", "linear_num_value_heads", "linear_num_heads")
+    return not any(fields.get(name) for name in linear) and any(
+        fields.get(name) for name in (*_MAMBA[0], "mamba_d_state")
+    )
+
+
+def _by_rule(fields: Fields, count: int) -> Iterator[str]:
+    """Yield the word of each layer where the config gives a rule."""
+    window = fields.count("sliding_window", "sliding_window_size", least=0)
+    every = fields.count("full_attention_interval")
+    if any(fields.get(name) for name in _STATES):
+        for number in range(1, count + 1):
+            yield "linear_attention" if every and number % every else "full_attention"
+        return
+    if window and fields.flag("use_sliding_window") is not False:
+        pattern = fields.get(*_PATTERNS) or _ALTERNATING.get(str(fields.get("model_type")))
+        widest = fields.count("max_window_layers", least=0)
+        windowed = fields.flag("use_sliding_window") and widest is not None
+        for number in range(count):
+            if isinstance(pattern, str) and pattern:
+                full = pattern[number % len(pattern)] == "G"
+            elif isinstance(pattern, int) and pattern > 0:
+                full = (number + 1) % pattern == 0
+            else:
+                full = bool(windowed and number < (widest or 0))
+            yield "full_attention" if full else "sliding_attention"
+    elif fields.get("attention_chunk_size"):
+        rotated = fields.numbers("no_rope_layers") or []
+        nope = fields.count("no_rope_layer_interval") or (
+            4 if str(fields.get("model_type")).startswith("llama4") else 0
+        )
+        for number in range(count):
+            local = (number + 1) % nope if nope else True
+            if number < len(rotated):
+                local = rotated[number]
+            yield "chunked_attention" if local else "full_attention"
+    else:
+        yield from ["full_attention"] * count
+
+
+def _kinds(fields: Fields, mixers: Sequence[str]) -> tuple[str, ...]:
+    """Return the kinds of layers that mix tokens, sorted (`ModelFacts.attention`)."""
+    found = {_MIXERS.get(word, word) for word in mixers} - {*_ALONE, "dense", "sparse"}
+    if fields.get("kv_lora_rank"):
+        found = found - {"full_attention"} | {"latent_attention"}
+    if any(fields.get(name) for name in _STATES) and not found & {"mamba", "linear_attention"}:
+        found.add("linear_attention")
+    if any(fields.get(n) for n in ("index_topk", "index_head_dim")) or _sparse(fields):
+        found.add("indexed_attention")
+    if fields.flag("is_encoder_decoder"):
+        found.add("cross_attention")
+    return tuple(sorted(found))
+
+
+def _places(fields: Fields, mixers: Sequence[str], count: int) -> Iterator[_Place]:
+    """Yield what each layer is."""
+    if len(mixers) != count:
+        raise _UncountedError(f"kinds for {len(mixers):,} layers of {count:,}")
+    if any(fields.get(name) for name in _STATES) and not {"mamba", "linear_attention"} & {*mixers}:
+        raise _UncountedError("layers with a state, in places that no field names")
+    blocks = fields.get("block_configs")
+    if blocks is not None and not (isinstance(blocks, list) and len(blocks) == count):
+        raise fields.wrong(("block_configs",), blocks, f"a list of {count:,} objects")
+    alone = any(word in _ALONE for word in mixers)
+    afters = None if alone else list(_afters(fields, count))
+    ratios, indexes = fields.numbers("compress_ratios"), _indexes(fields, count)
+    shared = fields.count("num_kv_shared_layers", least=0) or 0
+    for number, word in enumerate(mixers):
+        if word in _ALONE or (alone and word in _MIXERS):
+            after, mixer = _ALONE.get(word), None if word in _ALONE else _MIXERS[word]
+        else:
+            after, mixer = afters[number] if afters is not None else None, _MIXERS.get(word)
+            if word == "compressed_attention":
+                mixer = word
+            if mixer is None:
+                raise _UncountedError(f"layers of the kind {shown(word).strip(chr(34))}")
+        yield _Place(
+            mixer=mixer,
+            after=after,
+            index=indexes[number] if mixer in ("full_attention", "compressed_attention") else None,
+            ratio=(ratios[number] or 1) if ratios and number < len(ratios) else _rate(fields, word),
+            kept=number < count - shared,
+            block=None if blocks is None else number,
+            **_own_shape(fields, number),
+        )
+
+
+def _own_shape(fields: Fields, number: int) -> dict[str, int | None]:
+    """Return what a layer has of a width and of KV heads of its own (Gemma 4)."""
+    shapes = fields.plain().get("per_layer_config")
+    own = None
+    if isinstance(shapes, Mapping):  # by numbers that may start with zeros
+        own = next((shapes[key] for key in shapes if f"{key}".zfill(9) == f"{number:09}"), None)
+    if own is None:
+        return {}
+    shape = Fields(own, f"{fields.where}: per_layer_config {number}")
+    return {
+        "head_dim": shape.count("head_dim"), "kv_heads": shape.count("num_key_value_heads"),
+    }  # fmt: skip
+
+
+def _rate(fields: Fields, word: str) -> int:
+    """Return the tokens of an entry, of a config that has them by the word of a layer."""
+    rates = fields.inner("compress_rates")
+    return 1 if rates is None else rates.count(word) or 1
+
+
+def _sparse(fields: Fields) -> Fields | None:
+    """Return what a config says of an index of blocks, None where it has none."""
+    sparse = fields.inner("sparse_attention_config")
+    return sparse if sparse is not None and sparse.get("use_sparse_attention") else None
+
+
+def _indexes(fields: Fields, count: int) -> list[str | None]:
+    """Return whether each layer has an index, uses the choice of an earlier one, or has none."""
+    sparse = _sparse(fields)
+    if sparse is not None:
+        listed = sparse.numbers("sparse_attention_freq") or [1] * count
+        return ["full" if each else None for each in [*listed, *[1] * count][:count]]
+    if not fields.get("index_topk"):
+        return [None] * count
+    types: list[str | None] = [*fields.words("indexer_types")]
+    if types:
+        return [*types, *[types[-1]] * count][:count]
+    every = fields.count("index_topk_freq") or 1
+    offset = fields.count("index_skip_topk_offset", least=0)
+    first = 2 if offset is None else offset
+    return [
+        "full" if max(number - first + 1, 0) % every == 0 else "shared" for number in range(count)
+    ]
+
+
+def _afters(fields: Fields, count: int) -> Iterator[str]:
+    """Yield what follows attention in each layer: a dense MLP or experts."""
+    if not fields.count(*EXPERTS, least=0):
+        yield from ["dense"] * count
+        return
+    listed = fields.words("mlp_layer_types")
+    enumerated = fields.get("moe_layers_enum")
+    if isinstance(enumerated, str):
+        numbers: set[int] | None = {int(each) for each in enumerated.split(",") if each.isdigit()}
+    else:
+        numbers = set(fields.numbers("moe_layers_enum") or ()) if enumerated else None
+    first = fields.count("first_k_dense_replace", "num_dense_layers", least=0) or 0
+    frequency = fields.get("moe_layer_freq")
+    frequencies = fields.numbers("moe_layer_freq") if isinstance(frequency, list | tuple) else None
+    every = 1 if frequencies is not None else fields.count("moe_layer_freq") or 1
+    start, end = fields.get("moe_layer_start_index"), fields.get("moe_layer_end_index")
+    step = (
+        fields.count("moe_layer_interval")
+        or fields.count("decoder_sparse_step")
+        or fields.count("interleave_moe_layer_step")
+        or 1
+    )
+    dense, period = (
+        set(fields.numbers("mlp_only_layers") or ()),
+        fields.count("expert_layer_period"),
+    )
+    for number in range(count):
+        if listed:
+            moe = (listed[number] if number < len(listed) else listed[-1]) != "dense"
+        elif numbers is not None:
+            moe = number in numbers
+        elif frequencies is not None:
+            moe = number < len(frequencies) and bool(frequencies[number])
+        else:
+            moe = number >= first and number % every == 0
+            moe = moe and number not in dense and (number + 1) % step == 0
+        if isinstance(start, int) and isinstance(end, int):
+            moe = moe and start <= number <= (end if end >= 0 else count)
+        if period:
+            moe = number % period == (fields.count("expert_layer_offset", least=0) or 0)
+        yield "moe" if moe else "dense"
+
+
+# What a layer of each kind holds.
+
+
+def _layer(fields: Fields, place: _Place, plain: Form) -> _Layer:
+    """Return what a layer holds."""
+    hidden, raw = fields.need("hidden_size"), list[_Raw]()
+    attention = state = width = experts = None
+    if place.block is not None:
+        return _shaped(fields, place.block)
+    if place.mixer in ("mamba", "linear_attention"):
+        state, matrices = _state(fields, hidden, place.mixer, plain)
+        raw += matrices
+    elif place.mixer is not None:
+        attention = _attention(fields, hidden, place)
+        raw += _attention_matrices(fields, hidden, attention)
+        raw += _index_matrices(fields, hidden, attention)
+    both = bool(fields.flag("enable_moe_block"))  # an MLP beside the experts of each layer
+    if place.after == "dense" or (both and place.after == "moe"):
+        width = _dense_width(fields)
+        raw += _mlp("mlp", hidden, width, _gated(fields))
+    if place.after == "moe":
+        experts, matrices = _experts(fields, hidden, "moe" if both else "mlp")
+        raw += matrices
+    if streams := fields.count("hc_mult"):
+        size = (2 + streams) * streams  # mHC (arXiv 2512.24880): before, after and between streams
+        raw.append(
+            _Raw(path="hyper_connection", inputs=streams * hidden, outputs=size, copies=2, used=2)
+        )
+    if beside := fields.count("hidden_size_per_layer_input", least=0):
+        raw.append(_Raw(path="per_layer_input_gate", inputs=hidden, outputs=beside))
+        raw.append(_Raw(path="per_layer_projection", inputs=beside, outputs=hidden))
+    return _Layer(
+        attention=attention, state=state, mlp_width=width, experts=experts, raw=tuple(raw)
+    )
+
+
+def head_dim(fields: Fields) -> int:
+    """Return the width of a head; of latent attention that of its queries and keys."""
+    if fields.get("kv_lora_rank"):
+        rope = fields.count("qk_rope_head_dim", least=0) or 0
+        return fields.need("qk_nope_head_dim") + rope
+    hidden, heads = fields.need("hidden_size"), fields.need("num_attention_heads")
+    width = fields.count("head_dim", "attention_head_dim")
+    if width is None and hidden % heads:
+        raise UsageError(
+            f"{fields.where}: hidden_size {hidden} is no multiple of num_attention_heads {heads}, "
+            "and there is no field head_dim"
+        )
+    return width or hidden // heads
+
+
+def _attention(fields: Fields, hidden: int, place: _Place) -> Attention:
+    heads, width = fields.need("num_attention_heads"), head_dim(fields)
+    kv_heads = fields.count(*KV_HEADS) or heads
+    kind, window, values = str(place.mixer), None, fields.count("v_head_dim") or width
+    latent = rope = None
+    if kind == "sliding_attention":
+        window = fields.count("sliding_window", "sliding_window_size", least=0)
+        if not window:
+            raise _UncountedError("sliding windows of no size")
+        heads = fields.count("swa_num_attention_heads", "num_sliding_attention_heads") or heads
+        kv_heads = fields.count("swa_num_key_value_heads") or kv_heads
+        width = fields.count("swa_head_dim") or width
+        values = fields.count("swa_v_head_dim") or (values if fields.get("v_head_dim") else width)
+        other = fields.inner("attention_other_setting")
+        if other is not None:
+            heads = other.count("num_attention_heads") or heads
+            kv_heads = other.count("num_attention_groups") or kv_heads
+            width = values = other.count("head_dim") or width
+    elif kind == "chunked_attention":
+        window = fields.need("attention_chunk_size")
+    elif kind == "compressed_attention":
+        window = fields.need("sliding_window")
+    elif fields.get("kv_lora_rank"):
+        kind, latent = "latent_attention", fields.count("kv_lora_rank")
+        rope, kv_heads = fields.count("qk_rope_head_dim", least=0) or 0, heads
+        values = _part(fields, "v_head_dim")
+    elif wide := fields.count("global_head_dim"):
+        width = values = wide
+        kv_heads = fields.count("num_global_key_value_heads") or kv_heads
+    if place.head_dim:
+        width = values = place.head_dim
+    kv_heads = place.kv_heads or kv_heads
+    if heads % kv_heads:
+        raise UsageError(
+            f"{fields.where}: {heads} attention heads are no multiple of {kv_heads} KV heads"
+        )
+    top, index_heads, index_dim = _index(fields, place)
+    return Attention(
+        kind=kind, heads=heads, kv_heads=kv_heads, head_dim=width, v_head_dim=values,
+        window=window, latent=latent, rope=rope, tokens_per_entry=place.ratio, top_k=top,
+        index_heads=index_heads, index_dim=index_dim, kept=place.kept,
+        one_entry=fields.get("o_lora_rank") is not None,
+    )  # fmt: skip
+
+
+def _index(fields: Fields, place: _Place) -> tuple[int | None, int | None, int | None]:
+    """Return how many entries a layer's index chooses, and the index's heads and width."""
+    if place.index is None:
+        return None, None, None
+    if (sparse := _sparse(fields)) is not None:
+        blocks = _part(sparse, "sparse_topk_blocks") * _part(sparse, "sparse_block_size")
+        return blocks, _part(sparse, "sparse_num_index_heads"), _part(sparse, "sparse_index_dim")
+    if place.mixer == "compressed_attention" and place.ratio > 4:  # so few that all are read
+        return None, None, None
+    top = _part(fields, "index_topk")
+    if place.index != "full":
+        return top, None, None
+    return top, _part(fields, "index_n_heads"), _part(fields, "index_head_dim")
+
+
+def _attention_matrices(fields: Fields, hidden: int, each: Attention) -> Iterator[_Raw]:
+    """Yield the matrices of attention."""
+
+    def raw(name: str, inputs: int, outputs: int, copies: int = 1) -> _Raw:
+        return _Raw(
+            path=f"self_attn.{name}", inputs=inputs, outputs=outputs, copies=copies, used=copies
+        )
+
+    queries, values = each.heads * each.head_dim, each.heads * each.v_head_dim
+    low = fields.count("q_lora_rank", least=0)
+    gate = fields.flag("attn_output_gate", "attention_output_gate")
+    if gate is None:
+        gate = bool(_GATED_QUERIES.match(str(fields.get("model_type"))))
+    if low and (each.latent is not None or fields.get("o_lora_rank")):
+        yield raw("q_a_proj", hidden, low)
+        yield raw("q_b_proj", low, queries)
+    else:
+        yield raw("q_proj", hidden, queries * (2 if gate else 1))
+    if fields.get("model_type") == "afmoe":
+        yield raw("gate_proj", hidden, values)
+    if each.latent is not None:
+        rope = each.rope or 0
+        yield raw("kv_a_proj_with_mqa", hidden, each.latent + rope)
+        yield raw("kv_b_proj", each.latent, each.heads * (each.head_dim - rope + each.v_head_dim))
+        if fields.flag("mla_use_output_gate"):
+            yield raw("g_proj", hidden, values)
+    elif fields.get("o_lora_rank"):
+        yield raw("kv_proj", hidden, each.head_dim)
+    elif each.kept:
+        yield raw("k_proj", hidden, each.kv_heads * each.head_dim)
+        if not (fields.flag("attention_k_eq_v") and each.window is None):
+            yield raw("v_proj", hidden, each.kv_heads * each.v_head_dim)
+    if outputs := fields.count("o_lora_rank"):
+        groups = fields.count("o_groups") or 1
+        yield raw("o_a_proj", values // groups, outputs, groups)
+        yield raw("o_b_proj", groups * outputs, hidden)
+    else:
+        yield raw("o_proj", values, hidden)
+
+
+def _index_matrices(fields: Fields, hidden: int, each: Attention) -> Iterator[_Raw]:
+    """Yield the matrices of an index, and of what makes one entry of several tokens."""
+
+    def raw(name: str, inputs: int, outputs: int) -> _Raw:
+        return _Raw(path=f"self_attn.{name}", inputs=inputs, outputs=outputs)
+
+    packed = each.kind == "compressed_attention"
+    if each.index_dim is not None and each.index_heads is not None:
+        keys = each.index_heads * each.index_dim
+        if _sparse(fields) is not None:
+            yield raw("index_q_proj", hidden, keys)
+            yield raw("index_k_proj", hidden, each.index_dim)
+        else:
+            low = fields.count("q_lora_rank", least=0) or hidden
+            name, width = ("compressor", 4) if packed else ("wk", 1)
+            yield raw("indexer.wq_b", low, keys)
+            yield raw("indexer.weights_proj", hidden, each.index_heads)
+            yield raw(f"indexer.{name}", hidden, width * each.index_dim)
+    if packed:  # of windows that overlap where there is an index
+        yield raw("compressor", hidden, (4 if each.index_dim else 2) * each.head_dim)
+
+
+def _state(fields: Fields, hidden: int, kind: str, plain: Form) -> tuple[State, list[_Raw]]:
+    """Return the state that a layer keeps of a request, and the layer's matrices."""
+
+    def raw(name: str, inputs: int, outputs: int) -> _Raw:
+        return _Raw(path=f"linear_attn.{name}", inputs=inputs, outputs=outputs)
+
+    named = fields.get(*_STATE_DTYPES)
+    wide = plain.parameter_bytes if named in (None, "auto") else bytes_of(str(named))
+    inner = fields.inner("linear_attn_config")
+    if inner is not None or fields.get("linear_num_heads"):
+        # Kimi delta attention (arXiv 2510.26692), whose state is float32
+        of = inner or fields
+        heads, width = _part(of, "num_heads", "linear_num_heads"), _part(of, "head_dim")
+        if inner is None:
+            width = _part(fields, "linear_head_dim")
+        kernel = _part(of, "short_conv_kernel_size", "linear_conv_kernel_dim")
+        size, gate = heads * width, bool(of.flag("use_full_rank_gate"))
+        matrices = [raw(name, hidden, size) for name in ("q_proj", "k_proj", "v_proj")]
+        matrices += [raw("f_a_proj", hidden, width), raw("f_b_proj", width, size)]
+        matrices += (
+            [raw("g_proj", hidden, size)] if gate
+            else [raw("g_a_proj", hidden, width), raw("g_b_proj", width, size)]
+        )  # fmt: skip
+        matrices += [raw("b_proj", hidden, heads), raw("o_proj", size, hidden)]
+        values, convolved, wide = heads * width**2, 3 * size, 4
+    elif kind == "mamba" and fields.get("mamba_dt_rank"):  # the first Mamba (arXiv 2312.00752)
+        rank, wanted = _part(fields, "mamba_dt_rank"), _part(fields, "mamba_d_state")
+        size = convolved = (fields.count("mamba_expand") or 2) * hidden
+        heads, kernel, values = 1, _part(fields, "mamba_d_conv"), size * wanted
+        matrices = [raw("in_proj", hidden, 2 * size), raw("x_proj", size, rank + 2 * wanted)]
+        matrices += [raw("dt_proj", rank, size), raw("out_proj", size, hidden)]
+    elif kind == "linear_attention" and str(fields.get("model_type")).startswith("minimax"):
+        # lightning attention (arXiv 2501.08313)
+        heads, kernel, convolved = fields.need("num_attention_heads"), 1, 0
+        size = heads * head_dim(fields)
+        values = size * head_dim(fields)
+        matrices = [raw("qkv_proj", hidden, 3 * size), raw("output_gate", hidden, size)]
+        matrices.append(raw("out_proj", size, hidden))
+    elif kind == "mamba":
+        heads, width, groups, wanted, kernel = (_part(fields, *names) for names in _MAMBA)
+        if named is None and str(fields.get("model_type")).startswith("nemotron_h"):
+            wide = 4  # vLLM's default for them
+        size, convolved = heads * width, heads * width + 2 * groups * wanted
+        matrices = [raw("in_proj", hidden, size + convolved + heads), raw("out_proj", size, hidden)]
+        values = size * wanted
+    elif fields.get("linear_num_value_heads"):  # gated delta net (arXiv 2412.06464)
+        keys = _part(fields, "linear_num_key_heads") * _part(fields, "linear_key_head_dim")
+        heads, width = (
+            _part(fields, "linear_num_value_heads"),
+            _part(fields, "linear_value_head_dim"),
+        )
+        kernel, size = _part(fields, "linear_conv_kernel_dim"), heads * width
+        convolved = 2 * keys + size
+        matrices = [raw("in_proj_qkv", hidden, convolved), raw("in_proj_z", hidden, size)]
+        matrices += [raw("in_proj_b", hidden, heads), raw("in_proj_a", hidden, heads)]
+        matrices += [raw("out_proj", size, hidden)]
+        values = size * _part(fields, "linear_key_head_dim")
+    else:
+        raise _UncountedError("layers with a state whose size no field says")
+    if convolved:
+        matrices.append(raw("conv1d", kernel, convolved))
+    return State(
+        kind=kind, heads=heads, values=values, value_bytes=wide,
+        convolved_values=(kernel - 1) * convolved, convolved_bytes=plain.parameter_bytes,
+    ), matrices  # fmt: skip
+
+
+def _part(fields: Fields, *names: str) -> int:
+    """Return a whole number without which a part of a layer cannot be counted."""
+    found = fields.count(*names)
+    if found is None:
+        raise _UncountedError(f"a part whose {names[0]} is missing")
+    return found
+
+
+def _dense_width(fields: Fields) -> int:
+    if fields.get("model_type") == "granitemoehybrid":
+        return _part(fields, "shared_intermediate_size", "intermediate_size")
+    return _part(fields, *_DENSE_WIDTH)
+
+
+def _gated(fields: Fields) -> bool:
+    """Return whether an MLP has three matrices, of which one makes a gate, or two."""
+    activation = str(fields.get("mlp_hidden_act", "hidden_act", "hidden_activation") or "")
+    kind = str(fields.get("model_type") or "")
+    architectures = f"{fields.words('architectures', around=True)}".lower()
+    if activation in _GATED or _GATED_TYPES.search(kind):
+        return True
+    if activation in _UNGATED or _UNGATED_TYPES.search(kind):
+        return False
+    if _GATED_TYPES.search(architectures):
+        return True
+    raise _UncountedError(f"an MLP with the activation {activation[:40] or 'of no name'}")
+
+
+def _mlp(
+    path: str, inputs: int, width: int, gated: bool, copies: int = 1, used: int = 1
+) -> list[_Raw]:
+    """Return the matrices of an MLP, or of experts."""
+    names = ("gate_proj", "up_proj") if gated else ("up_proj",)
+    found = [
+        _Raw(path=f"{path}.{name}", inputs=inputs, outputs=width, copies=copies, used=used)
+        for name in names
+    ]
+    down = _Raw(path=f"{path}.down_proj", inputs=width, outputs=inputs, copies=copies, used=used)
+    return [*found, down]
+
+
+def _experts(fields: Fields, hidden: int, path: str) -> tuple[Experts, list[_Raw]]:
+    """Return a layer's experts and their matrices."""
+    total, active = fields.need(*EXPERTS), _part(fields, *VISITED)
+    width = _part(fields, *_EXPERT_WIDTH, "intermediate_size")
+    shared = fields.count(*_SHARED, least=0) or 0
+    shared_width = fields.count(*_SHARED_WIDTH, least=0) or 0
+    if str(fields.get("model_type")).startswith("llama4"):
+        shared, shared_width = 1, width
+    shared_width = shared_width or shared * width
+    gated, inner = _gated(fields), fields.count(*_LATENT_EXPERTS) or hidden
+    raw = [_Raw(path=f"{path}.gate", inputs=hidden, outputs=total)]
+    raw += _mlp(f"{path}.experts.0", inner, width, gated, total, active)
+    if shared_width:
+        raw += _mlp(f"{path}.shared_experts", hidden, shared_width, gated)
+    if inner != hidden:
+        raw.append(_Raw(path=f"{path}.fc1_latent_proj", inputs=hidden, outputs=inner))
+        raw.append(_Raw(path=f"{path}.fc2_latent_proj", inputs=inner, outputs=hidden))
+    experts = Experts(
+        total=total, active=active, width=width, shared=max(shared, 1) if shared_width else 0,
+        shared_width=shared_width,
+    )  # fmt: skip
+    return experts, raw
+
+
+def _shaped(fields: Fields, number: int) -> _Layer:
+    """Return a layer of a config that gives each one a shape of its own (arXiv 2411.19146)."""
+    block = Fields(fields.get("block_configs")[number], f"{fields.where}: block_configs {number}")
+    attention_of, mlp_of = block.inner("attention"), block.inner("ffn")
+    if attention_of is None or mlp_of is None:
+        raise _UncountedError(f"block_configs {number} without attention or ffn")
+    for each in (attention_of, mlp_of):
+        if any(each.get(name) for name in ("replace_with_linear", "sparsify", "window_length")):
+            raise _UncountedError("layers that are linear or sparse by block_configs")
+    hidden, heads, width = (
+        fields.need("hidden_size"),
+        fields.need("num_attention_heads"),
+        head_dim(fields),
+    )
+    raw: list[_Raw] = []
+    attention = size = None
+    if not attention_of.flag("no_op"):
+        kv_heads = max(heads // attention_of.need("n_heads_in_group"), 1)
+        attention = Attention(
+            kind="full_attention", heads=heads, kv_heads=kv_heads, head_dim=width, v_head_dim=width
+        )
+        raw += _attention_matrices(fields, hidden, attention)
+    if not mlp_of.flag("no_op"):
+        factor = mlp_of.get("ffn_mult")
+        size = mlp_of.count("intermediate_size")
+        if size is None:
+            if not isinstance(factor, int | float) or not 0 < factor < 1000:
+                raise mlp_of.wrong(("ffn_mult",), factor, "a number above 0")
+            size = -(-int(2 * factor * hidden / 3) // 256) * 256
+        raw += _mlp("mlp", hidden, size, _gated(fields))
+    return _Layer(attention=attention, mlp_width=size, raw=tuple(raw))
+
+
+# In which form, and what is outside of the layers.
+
+
+def _stored(raw: _Raw, number: int, quantised: Quantised, plain: Form) -> Matrix:
+    names = [f"layers.{number}.{name}" for name in raw.names()]
+    leaf = raw.path.rpartition(".")[2]
+    found = quantised.of(names, plain, linear=leaf not in _PLAIN)
+    return Matrix(
+        name=raw.path.replace(".0.", "."), inputs=raw.inputs, outputs=raw.outputs,
+        precision=found.name, parameter_bytes=found.parameter_bytes, copies=raw.copies,
+        used=raw.used,
+    )  # fmt: skip
+
+
+def _others(
+    fields: Fields, quantised: Quantised, plain: Form, *, tied: bool, layers: int
+) -> Iterator[Matrix]:
+    """Yield the matrices outside of the layers."""
+    hidden, vocabulary = fields.need("hidden_size"), fields.need("vocab_size")
+
+    def matrix(name: str, inputs: int, outputs: int, *, used: int, form: Form = plain) -> Matrix:
+        return Matrix(
+            name=name, inputs=inputs, outputs=outputs, precision=form.name,
+            parameter_bytes=form.parameter_bytes, used=used,
+        )  # fmt: skip
+
+    yield matrix("embed_tokens", hidden, vocabulary, used=1 if tied else 0)
+    if not tied:
+        form = quantised.of(["lm_head"], plain, linear=False)
+        yield matrix("lm_head", hidden, vocabulary, used=1, form=form)
+    if beside := fields.count("hidden_size_per_layer_input", least=0):
+        words = fields.count("vocab_size_per_layer_input") or vocabulary
+        yield matrix("embed_tokens_per_layer", layers * beside, words, used=0)
+        yield matrix("per_layer_model_projection", hidden, layers * beside, used=1)
+    for name in _TOWERS:
+        if (tower := fields.get(name, around=True)) is not None:
+            yield matrix(name.removesuffix("_config"), 1, _tower(tower, name, fields), used=0)
+
+
+def _tower(config: Any, name: str, fields: Fields) -> int:
+    """Return the parameters of a part that looks at images: a transformer's, and its merger's.
+
+    A layer has 4 h^2 + 2 h x intermediate. What merges 4 patches has (4h)^2 + 4h x the width
+    of the language model, once and for each layer that feeds in directly (Qwen3-VL's deepstack).
+    """
+    tower = Fields(config, f"{fields.where}: {name}")
+    hidden = tower.count("hidden_size", "vt_hidden_size", "d_model")
+    depth = tower.count("depth", "num_hidden_layers", "vt_num_hidden_layers", "encoder_layers")
+    width = tower.count("intermediate_size", "vt_intermediate_size", "encoder_ffn_dim")
+    if hidden is None or depth is None or width is None:
+        raise _UncountedError(f"{name}, whose size no field says")
+    inner = tower.count("qkv_hidden_size") or hidden
+    outside = fields.need("hidden_size")
+    mergers = 1 + len(tower.numbers("deepstack_visual_indexes") or ())
+    merged = tower.count("spatial_merge_size") or 2
+    wide = merged**2 * hidden
+    return depth * (4 * hidden * inner + 2 * hidden * width) + mergers * wide * (wide + outside)
+
+
+def _check_fields(fields: Fields) -> None:
+    """Raise _UncountedError for a field of a model of unknown type that nothing here reads."""
+    for name in ("hybrid_override_pattern", *_PATTERNS):
+        value = fields.get(name)
+        if value is not None and not isinstance(value, str | int):
+            raise fields.wrong((name,), value, "a pattern")
+    if fields.flag("is_encoder_decoder"):
+        raise _UncountedError("an encoder")
+    kinds = {str(fields.get("model_type")), *fields.words("architectures", around=True)}
+    if kinds & _COUNTED:
+        return
+    strange = sorted(
+        name for name, value in fields.plain().items() if value
+        if _STRUCTURE.search(name) and name not in _READ and not _NO_MATTER.match(name)
+    )  # fmt: skip
+    if strange:
+        raise _UncountedError(f"parts that {strange[0][:60]} speaks of")

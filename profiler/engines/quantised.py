@@ -1,0 +1,300 @@
+"""In which form each matrix of a checkpoint is stored, as its config says.
+
+Read are the forms of FP8 (per tensor or block), MXFP8, NVFP4, MXFP4, AWQ, GPTQ, compressed-tensors,
+ModelOpt (`hf_quant_config.json` too), FBGEMM and Quark. What a config names that no model here has
+is in `unknown`; the forms of such a checkpoint are not known.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import itertools
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from profiler.engines.config_fields import LONGEST, Fields, field_of, shown
+
+DTYPE_BYTES: Final = {
+    "float32": 4, "float16": 2, "bfloat16": 2, "half": 2, "float8": 1, "fp8": 1, "int8": 1,
+}  # fmt: skip
+_BLOCK: Final = 128  # rows and columns that share a scale
+_GROUP: Final = {"nvfp4": 16, "mxfp4": 32, "mxfp8": 32, "int4": 128}
+_SCALE_BYTES: Final = {"nvfp4": 1, "mxfp4": 1, "mxfp8": 1}  # of integers float16
+# ModelOpt's algorithms by the form of their weights, by what the name has.
+_ALGORITHMS: Final = (
+    ("MXFP8", "mxfp8"), ("NVFP4", "nvfp4"), ("MXFP4", "mxfp4"), ("FP8_PB", "fp8_block"),
+    ("FP8_BLOCK", "fp8_block"), ("W4A8_AWQ", "int4"), ("W4A16_AWQ", "int4"), ("INT4", "int4"),
+    ("INT8", "int8"), ("FP8", "fp8"), ("W8A8", "int8"),
+)  # fmt: skip
+_QUARK: Final = {"fp4": "mxfp4", "fp8_e4m3": "fp8", "fp8_e5m2": "fp8", "int8": "int8",
+                 "int4": "int4", "uint4": "int4"}  # fmt: skip
+_SKIPPED: Final = ("modules_to_not_convert", "ignored_layers", "ignore", "exclude_modules",
+                   "exclude")  # fmt: skip
+_OUTER: Final = frozenset({"model", "language_model", "backbone", "text_model", "transformer"})
+# Words of modules that are no matrix of a layer, or of a part that is not counted by module.
+_ELSEWHERE: Final = re.compile(
+    r"mtp|eagle|vis(ion|ual)|audio|image|multi_modal|mm_proj|patch|embed|norm|layers|weight|bias"
+)
+_MOST_PATTERNS: Final = 200_000
+_MOST_STARS: Final = 8
+_ALTERNATIVES: Final = re.compile(r"\(\??:?([\w|]+)\)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Form:
+    """How a matrix is stored: the name of the form, and bytes of a parameter with its scales."""
+
+    name: str
+    parameter_bytes: float | None
+
+
+def bytes_of(name: str | None) -> int | None:
+    """Return the bytes of a value of a dtype, None of one that is not known."""
+    plain = (name or "").removeprefix("torch.")
+    return next((size for kind, size in DTYPE_BYTES.items() if plain.startswith(kind)), None)
+
+
+def form(name: str, group: Any = None) -> Form:
+    """Return a form of quantised weights, of groups with one scale each."""
+    if name not in ("nvfp4", "mxfp4", "mxfp8", "int4", "int8", "fp8", "fp8_block"):
+        return Form(name=name, parameter_bytes=None)
+    if name == "fp8_block":
+        return Form(name=name, parameter_bytes=1 + 4 / _BLOCK**2)
+    size = 0.5 if name.endswith("4") else 1.0
+    whole = isinstance(group, int) and not isinstance(group, bool) and 0 < group <= 1 << 20
+    group = group if whole else _GROUP.get(name)
+    scale = 0.0 if group is None else _SCALE_BYTES.get(name, 2) / group
+    return Form(name=name, parameter_bytes=size + scale)
+
+
+class Quantised:
+    """What a config says of the form of each matrix, or the hf_quant_config.json `beside` it.
+
+    `kind` is the form in short, None where nothing is quantised. Raises UsageError for what is no
+    object, or lists that are none.
+    """
+
+    def __init__(self, fields: Fields, beside: Mapping[str, Any] | None = None) -> None:
+        self._fields, self._told = fields, _told(fields, beside)
+        self.kind = self._kind()
+        self._skipped = self._patterns(
+            each for name in _SKIPPED for each in self._list(self._told.get(name), name)
+        )
+        # What is left out of a second quantisation is as the first one left it.
+        self._over_blocks = bool(
+            self._told.get("quantized_layers") and self._told.get("weight_block_size")
+        )
+        self._rules = list(self._read_rules())
+        self._experts = self._of_experts()
+        self.unknown: str | None = None
+
+    @property
+    def cache(self) -> str | None:
+        """The form of the KV cache that the checkpoint asks for, None where it asks for none."""
+        asked = self._told.get("kv_cache_quant_algo") or self._told.get("kv_cache_scheme")
+        if not asked:
+            return None
+        bits = asked.get("num_bits") if isinstance(asked, Mapping) else asked
+        return "fp8" if bits == 8 or str(bits).upper() == "FP8" else shown(bits)
+
+    def of(self, names: Sequence[str], plain: Form, *, linear: bool = True) -> Form:
+        """Return the form of a matrix that goes by any of some names, `plain` where it is as it is.
+
+        `linear` is False of a matrix that is left as it is unless it is named: a router, a
+        convolution, an embedding.
+        """
+        if self.kind is None:
+            return plain
+        for patterns, found in self._rules:
+            if patterns is not None and any(patterns.match(name) for name in names):
+                return found
+        if not linear:
+            return plain
+        if not self._over_blocks and any(self._skipped.match(name) for name in names):
+            return plain
+        routed = any(".experts." in name for name in names)
+        if self._experts is not None and routed:
+            return self._experts
+        return next((found for patterns, found in self._rules if patterns is None), plain)
+
+    def check(self, words: Iterable[str], layers: int) -> None:
+        """Note in `unknown` the first module that is quantised by name and that no layer has."""
+        known = set(words)
+        for patterns, _ in self._rules:
+            for name in () if patterns is None else patterns.plain:
+                parts = [part for part in name.split(".") if part]
+                numbers = [int(part) for part in parts if part.isdigit() and len(part) < 10]
+                strange = {part for part in parts if not part.isdigit()} - known
+                if any(not _ELSEWHERE.search(part) for part in strange):
+                    self.unknown = shown(name)
+                    return
+                if numbers[:1] > [2 * layers + 16]:  # layers that draft come after the others
+                    self.unknown = shown(name)
+                    return
+
+    def _kind(self) -> str | None:
+        told = self._told
+        if not told:
+            dtype = self._fields.dtype()
+            return dtype if bytes_of(dtype) == 1 else None
+        algorithm, method, kind = (told.get(n) for n in ("quant_algo", "quant_method", "format"))
+        if isinstance(algorithm, str) and algorithm:
+            return algorithm.lower()[:LONGEST]
+        if not isinstance(method, str) or not method:
+            bits = told.get("load_in_4bit") or told.get("load_in_8bit")
+            return "bitsandbytes" if bits else "an unknown form"
+        if method == "fp8" and told.get("weight_block_size"):
+            return "fp8_block"
+        return (f"{method} {kind}" if isinstance(kind, str) and kind else method)[:LONGEST]
+
+    def _read_rules(self) -> Iterator[tuple[_Patterns | None, Form]]:
+        """Yield forms by the modules they are of, None for all that nothing else is said of."""
+        told = self._told
+        groups = told.get("config_groups")
+        named = told.get("quantized_layers")
+        for group in groups.values() if isinstance(groups, Mapping) else ():
+            weights = group.get("weights") if isinstance(group, Mapping) else None
+            if isinstance(weights, Mapping) and not named:
+                targets = self._list(group.get("targets"), "targets")
+                kinds = [each for each in targets if re.fullmatch(r"[A-Z]\w*", each)]
+                if kinds or not targets:
+                    yield None, _of_group(weights)
+                if len(kinds) < len(targets):
+                    yield (
+                        self._patterns(each for each in targets if each not in kinds),
+                        _of_group(weights),
+                    )
+        if isinstance(named, Mapping):
+            by_form: dict[Form, list[str]] = {}
+            for name, each in named.items():
+                if isinstance(each, Mapping):
+                    found = _of_algorithm(each.get("quant_algo"), each.get("group_size"))
+                    by_form.setdefault(found, []).append(str(name))
+            for found, names in by_form.items():
+                yield self._patterns(names), found
+        if not groups and not named and (rest := self._rest()) is not None:
+            yield None, rest
+        elif self._over_blocks:
+            yield None, form("fp8_block")
+
+    def _rest(self) -> Form | None:
+        """Return the form of all that is not left out, of a config that names one."""
+        told, method = self._told, str(self._told.get("quant_method") or "").lower()
+        bits, group = told.get("bits"), told.get("group_size")
+        if isinstance(told.get("quant_algo"), str):
+            return _of_algorithm(told["quant_algo"], group)
+        if method in ("fp8", "fbgemm_fp8", "modelopt"):
+            return form("fp8_block" if told.get("weight_block_size") else "fp8")
+        if method in ("awq", "gptq", "auto-round", "auto_round", "gptq_marlin", "awq_marlin"):
+            return form(f"int{4 if bits is None else bits}", group)
+        if method == "mxfp4":
+            return None  # of experts alone
+        quark = told.get("global_quant_config")
+        weight = quark.get("weight") if isinstance(quark, Mapping) else None
+        if isinstance(weight, Mapping):
+            return form(_QUARK.get(str(weight.get("dtype")), "unknown"), weight.get("group_size"))
+        return None if self.kind is None else Form(name="unknown", parameter_bytes=None)
+
+    def _of_experts(self) -> Form | None:
+        """Return the form of experts where it is not that of the rest (gpt-oss, DeepSeek V4)."""
+        method = str(self._told.get("quant_method") or "").lower()
+        four = self._fields.get("expert_dtype") == "fp4"
+        return form("mxfp4") if method == "mxfp4" or (four and method == "fp8") else None
+
+    def _patterns(self, names: Iterable[str]) -> _Patterns:
+        return _Patterns(list(itertools.islice(names, _MOST_PATTERNS)))
+
+    def _list(self, value: Any, name: str) -> list[str]:
+        if value is None or isinstance(value, str):
+            return [] if value is None else [value]
+        if not isinstance(value, list | tuple) or not all(isinstance(each, str) for each in value):
+            raise self._fields.wrong((name,), value, "a list of words")
+        return list(value)
+
+
+def _told(fields: Fields, beside: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return what a config says of quantisation, in one object; empty where it says nothing."""
+    names = ("quantization_config", "compression_config")
+    found = fields.get(*names, around=True) or beside
+    to_dict = None if isinstance(found, Mapping) else field_of(found, "to_dict")
+    found = to_dict() if callable(to_dict) else found  # an object of transformers'
+    if found is None:
+        return {}
+    if not isinstance(found, Mapping):
+        raise fields.wrong(names, found, "an object")
+    inner = found.get("quantization")
+    return {**found, **inner} if isinstance(inner, Mapping) else dict(found)
+
+
+def _of_algorithm(name: Any, group: Any) -> Form:
+    """Return the form of ModelOpt's algorithm."""
+    upper = name.upper() if isinstance(name, str) else ""
+    return form(next((kind for part, kind in _ALGORITHMS if part in upper), "unknown"), group)
+
+
+def _of_group(weights: Mapping[str, Any]) -> Form:
+    """Return the form of a group of compressed-tensors."""
+    bits, group = weights.get("num_bits"), weights.get("group_size")
+    if weights.get("type") == "int":
+        return form(f"int{bits}", group)
+    if bits == 4:
+        return form("nvfp4" if group in (None, 16) else "mxfp4", group)
+    if bits == 8:
+        blocks = weights.get("strategy") == "block" or weights.get("block_structure")
+        return form("mxfp8", group) if group == 32 else form("fp8_block" if blocks else "fp8")
+    return form("unknown")
+
+
+class _Patterns:
+    """Names of modules: whole ones, parts of them, globs, and `re:` with simple expressions."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.plain: set[str] = set()
+        globs: set[str] = set()
+        for name in names:
+            regular = name.startswith("re:")
+            for each in _globs(name[3:]) if regular else [name]:
+                inner = inside(each)
+                if "*" not in inner:
+                    self.plain.add(inner)
+                elif len(inner) <= 300 and inner.count("*") <= _MOST_STARS:
+                    globs |= {inner, f"{inner}.*"}
+        alternatives = "|".join(fnmatch.translate(each) for each in sorted(globs))
+        self._globs = re.compile(alternatives) if globs else None
+
+    def match(self, name: str) -> bool:
+        """Whether a module is named, itself or one that it lies in."""
+        parts = name.split(".")
+        runs = itertools.combinations(range(len(parts) + 1), 2)
+        if any(".".join(parts[first:last]) in self.plain for first, last in runs):
+            return True
+        return self._globs is not None and self._globs.match(name) is not None
+
+
+def inside(name: str) -> str:
+    """Return a module's name within the language model."""
+    parts = name.strip(".").split(".")
+    while len(parts) > 1 and parts[0] in _OUTER:
+        parts = parts[1:]
+    return ".".join(parts)
+
+
+def _globs(expression: str) -> list[str]:
+    """Return globs of a regular expression of words, wildcards and alternatives, as configs have.
+
+    Matching the expression itself could take forever.
+    """
+    found = [expression.removeprefix("^").removesuffix("$")]
+    for _ in range(3):
+        more: list[str] = []
+        for each in found:
+            at = _ALTERNATIVES.search(each)
+            words = [None] if at is None else at[1].split("|")[:32]
+            more += [
+                each if word is None or at is None else each[: at.start()] + word + each[at.end() :]
+                for word in words
+            ]
+        found = more[:1024]
+    return [re.sub(r"\.\*|\\d\+|\[0-9\]\+|\.\+", "*", each).replace("\\", "") for each in found]

@@ -1,0 +1,132 @@
+"""`ttscope doctor --model-config`: what is known of a model, and what can be predicted of it."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from advisor.step_time.prior import tables as prior_tables
+from tests.advisor.step_time.prior.prior_files import DEVICE, write_prior
+
+DENSE = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
+    "hidden_size": 512, "intermediate_size": 1024, "num_attention_heads": 8,
+    "num_key_value_heads": 4, "num_hidden_layers": 4, "vocab_size": 1000,
+    "tie_word_embeddings": False, "torch_dtype": "bfloat16",
+}  # fmt: skip
+MIXTURE = DENSE | {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 128}
+LATENT = MIXTURE | {
+    "kv_lora_rank": 64, "qk_nope_head_dim": 32, "qk_rope_head_dim": 16, "v_head_dim": 32,
+    "q_lora_rank": 128,
+}  # fmt: skip
+FP8 = {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}
+WINDOWS = {"layer_types": ["full_attention", "sliding_attention"] * 2, "sliding_window": 64}
+
+
+@pytest.fixture
+def asked(run, tmp_path, monkeypatch):
+    """What doctor says of a config, as JSON."""
+    folder = write_prior(tmp_path / "systems")
+    monkeypatch.setattr(prior_tables, "tables_folder", lambda: folder)
+
+    def call(config, *more):
+        (tmp_path / "m_config.json").write_text(json.dumps(config))
+        code, out, err = run("doctor", "--model-config", "m_config.json", "--json", *more)
+        assert (code, err) == (0, ""), err
+        return json.loads(out)
+
+    return call
+
+
+def test_what_is_known_and_what_can_be_predicted(asked):
+    found = asked(DENSE, "--gpu", "test_gpu")
+    assert list(found) == ["name", "facts", "replay", "prior"]
+    assert [list(found[name]) for name in ("replay", "prior")] == [["ok", "why"]] * 2
+    assert found["name"] == found["facts"]["name"] == "m"
+    layer = 2 * 512 * 512 + 2 * 512 * 256 + 3 * 512 * 1024
+    assert found["facts"]["total_parameters"] == 4 * layer + 2 * 512 * 1000
+    assert found["replay"]["ok"] and found["prior"]["ok"]
+    why = found["prior"]["why"]
+    assert (
+        why
+        == f"The tables of {DEVICE} (vLLM 0.9.0) have its shapes at tensor_parallel_size 1, 2, 4"
+    )
+
+
+@pytest.mark.parametrize(
+    ("config", "replay", "prior"),
+    [
+        (DENSE | FP8, None, "quantised (fp8_block)"),
+        (MIXTURE, None, "a mixture of experts"),
+        (LATENT | FP8, None, "a mixture of experts"),
+        (DENSE | WINDOWS, "has a sliding window", "has sliding attention"),
+        (LATENT | {"index_topk": 8, "index_n_heads": 2, "index_head_dim": 32},
+         "has sparse attention", "a mixture of experts"),
+        (DENSE | {"layer_types": ["warp_attention"] * 4}, "layers of the kind warp_attention",
+         "has warp attention"),
+        (DENSE | {"quantization_config": {"quant_method": "hqq"}},
+         "has weights quantised as hqq, in a form that is not known", "quantised (hqq)"),
+    ],
+)  # fmt: skip
+def test_what_is_refused_says_what_is_missing(asked, config, replay, prior):
+    found = asked(config, "--gpu", "test_gpu")
+    for name, missing in (("replay", replay), ("prior", prior)):
+        assert found[name]["ok"] == (missing is None), found[name]
+        assert (missing or "") in found[name]["why"]
+        assert "\n" not in found[name]["why"]
+
+
+def test_without_a_gpu_or_tables_the_prior_says_so(asked, tmp_path, monkeypatch):
+    assert asked(DENSE)["prior"]["why"] == "No GPU is named. Name one, such as --gpu h100_sxm"
+    assert "test_gpu" in asked(DENSE, "--gpu", "nothing")["prior"]["why"]
+
+
+def test_in_lines(run, tmp_path):
+    (tmp_path / "config.json").write_text(
+        json.dumps(LATENT | FP8 | {"num_nextn_predict_layers": 1})
+    )
+    code, out, _ = run("doctor", "--model-config", tmp_path)
+    assert code == 0
+    assert max(map(len, out.splitlines())) <= 80
+    told = " ".join(out.split())
+    assert (
+        "4 of 4 (0-3): latent attention, 8 heads, latent of 64 + 16, 2 of 8 experts of 128" in told
+    )
+    assert "1 layer more that only draft (MTP), which no total counts" in told
+    assert "replay yes. A recording of it is enough" in told
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--model-config", "nowhere.json"), "nowhere.json cannot be read (No such file"),
+        (("--gpu", "h100_sxm"), "--gpu goes with --model-config"),
+        (("http://localhost:1", "--model-config", "x"), "neither with a URL"),
+        (("--api-key-env", "X", "--model-config", "x"), "a key or a header is for a server"),
+    ],
+)
+def test_bad_requests_are_one_line(run, arguments, message):
+    code, out, err = run("doctor", *arguments)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_no_engine_is_imported(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(DENSE))
+    code = (
+        "import sys\nfrom tui import cli\n"
+        f"sys.argv = ['ttscope', 'doctor', '--model-config', {str(tmp_path)!r}, '--json']\n"
+        "try:\n    cli.main()\nexcept SystemExit:\n    pass\n"
+        "print({'vllm', 'torch'} & set(sys.modules), file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=dict(os.environ),
+    )
+    assert done.stderr.strip() == "set()"
