@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from traces.schema.engine import ModelFacts
+from traces.schema.formats import ABSENT, counted, digits, number
 from traces.schema.layers import Layers
-from tui.text.formats import ABSENT, counted, digits, number, wrap
+from tui.text.layout import wrap
 
 _WIDTH = 80
 _INDENT = 16

@@ -333,15 +333,20 @@ class ServerEngine(Engine):
         body |= _ends(request, _STOP_KEPT.get(self.engine or "", _STOP_KEPT[VLLM]))
         if request.thinking_token_budget is not None:
             body["thinking_token_budget"] = request.thinking_token_budget
+        return body | self._own_fields(request, chat)
+
+    def _own_fields(self, request: SampleRequest, chat: bool) -> dict[str, Any]:
+        """Return the fields that only engines of this name take."""
+        own: dict[str, Any] = {}
         if self.engine in _STOP_KEPT:
-            body["stream_options"]["continuous_usage_stats"] = True
+            own["stream_options"] = {"include_usage": True, "continuous_usage_stats": True}
             if chat:
-                body |= dict.fromkeys(_CHAT_IDS[str(self.engine)], True)
+                own |= dict.fromkeys(_CHAT_IDS[str(self.engine)], True)
             elif request.want_token_ids:
-                body["return_token_ids"] = True
+                own["return_token_ids"] = True
         if self.engine == SGLANG:
-            body["rid"] = request.request_id  # as it reads no X-Request-Id
-        return body
+            own["rid"] = request.request_id  # as it reads no X-Request-Id
+        return own
 
     def close(self) -> None:
         """Close the connections and stop the thread (see `Engine`)."""

@@ -104,7 +104,7 @@ def test_in_lines(run, tmp_path):
         (("--model-config", "nowhere.json"), "nowhere.json cannot be read (No such file"),
         (("--gpu", "h100_sxm"), "--gpu goes with --model-config"),
         (("http://localhost:1", "--model-config", "x"), "neither with a URL"),
-        (("--api-key-env", "X", "--model-config", "x"), "a key or a header is for a server"),
+        (("--api-key-env", "X", "--model-config", "x"), "are of a server"),
     ],
 )
 def test_bad_requests_are_one_line(run, arguments, message):
