@@ -272,10 +272,11 @@ class ClosedForm(Metrics):
         if name == "accuracy":
             accuracy = demands.accuracy[work]
             # Only a rule's accuracy depends on how many samples run at a time.
-            some = np.flatnonzero(demands.varies[work] & (self.part[rows] < 1))
+            part = self.part[rows]
+            some = np.flatnonzero(demands.varies[work] & (part < 1))
             if len(some):
-                one, part = demands.accuracy_one[work[some]], self.part[rows][some][:, None]
-                accuracy[some] = one + part * (accuracy[some] - one)
+                one = demands.accuracy_one[work[some]]
+                accuracy[some] = one + part[some][:, None] * (accuracy[some] - one)
             return np.asarray(accuracy)
         values = self._values(name)[rows][:, None]
         if name in EXACT:
