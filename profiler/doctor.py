@@ -10,18 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from profiler.engines.server.access import Access
-from profiler.engines.server.identity import (
-    NIM,
-    SGLANG,
-    TENSORRT_LLM,
-    VLLM,
-    Identity,
-    identify,
-)
 from profiler.plugin.shared_token import in_a_shell, shared_token
 from profiler.probes.power import energy_here
 from profiler.runs.provenance import cpu_name, installed, usable_cpus
 from traces.errors import EngineError, UsageError, install_command
+from traces.live.engine_names import NIM, SGLANG, TENSORRT_LLM, VLLM
 from traces.live.numbers import DRAFTS, FLOPS, tells
 from traces.schema.record import Record
 
@@ -29,6 +22,7 @@ if TYPE_CHECKING:
     import httpx
 
     from profiler.attach.scraper import Page
+    from profiler.engines.server.identity import Identity
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,6 +213,7 @@ def examine_server(access: Access) -> list[Finding]:
 
 
 def _models(client: httpx.Client, access: Access) -> tuple[list[Finding], Identity]:
+    from profiler.engines.server.identity import Identity, identify
     from profiler.engines.server.served import ask_model
 
     try:

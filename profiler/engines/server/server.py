@@ -21,7 +21,7 @@ import httpx
 
 from profiler.engines.interface import THINK_END, THINK_START, SampleRequest, SampleResult
 from profiler.engines.server.access import Access
-from profiler.engines.server.identity import SGLANG, VLLM, identify
+from profiler.engines.server.identity import identify
 from profiler.engines.server.served import (
     PLAIN,
     ask_model,
@@ -33,6 +33,7 @@ from profiler.engines.server.served import (
 from profiler.engines.server.stream import BadAnswer, Stream
 from traces.clock import now_ns
 from traces.errors import EngineError
+from traces.live.engine_names import SGLANG, VLLM
 from traces.live.metrics_page import PageReader
 from traces.schema.engine import EngineConfig, ModelFacts
 
@@ -322,13 +323,16 @@ class ServerEngine:
             body["thinking_token_budget"] = request.thinking_token_budget
         if self.engine in _STOP_KEPT:
             body["stream_options"]["continuous_usage_stats"] = True
-            if chat:
-                body |= dict.fromkeys(_CHAT_IDS[str(self.engine)], True)
-            elif request.want_token_ids:
-                body["return_token_ids"] = True
-        if self.engine == SGLANG:
-            body["rid"] = request.request_id  # as it reads no X-Request-Id
+            body |= self._ids_asked(request, chat)
         return body
+
+    def _ids_asked(self, request: SampleRequest, chat: bool) -> dict[str, Any]:
+        """Return what asks for token ids, and for the request's own id where no header is read."""
+        wanted = _CHAT_IDS[str(self.engine)] if chat else ("return_token_ids",)
+        asked: dict[str, Any] = dict.fromkeys(
+            wanted if chat or request.want_token_ids else (), True
+        )
+        return asked | ({"rid": request.request_id} if self.engine == SGLANG else {})
 
     def close(self) -> None:
         """Close the connections and stop the thread (see `Engine`)."""
