@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from profiler.engines.interface import Finding
 from profiler.engines.server.access import Access
+<<<<<<< HEAD
 from profiler.engines.server.identity import (
     NIM,
     SGLANG,
@@ -23,12 +24,20 @@ from profiler.plugin.shared_token import in_a_shell, shared_token
 from profiler.probes.power import energy_here
 from profiler.runs.provenance import cpu_name, usable_cpus
 from traces.errors import EngineError, UsageError, install_command, installed
+=======
+from profiler.plugin.shared_token import in_a_shell, shared_token
+from profiler.probes.power import energy_here
+from profiler.runs.provenance import cpu_name, installed, usable_cpus
+from traces.errors import EngineError, UsageError, install_command
+from traces.live.engine_names import NIM, SGLANG, TENSORRT_LLM, VLLM
+>>>>>>> engines
 from traces.live.numbers import DRAFTS, FLOPS, tells
 
 if TYPE_CHECKING:
     import httpx
 
     from profiler.attach.scraper import Page
+    from profiler.engines.server.identity import Identity
 
 
 def examine() -> list[Finding]:
@@ -160,6 +169,7 @@ def examine_server(access: Access) -> list[Finding]:
 
 
 def _models(client: httpx.Client, access: Access) -> tuple[list[Finding], Identity]:
+    from profiler.engines.server.identity import Identity, identify
     from profiler.engines.server.served import ask_model
 
     try:

@@ -34,7 +34,7 @@ from profiler.engines.server.served import routes
 from traces.clock import now_ns
 from traces.errors import EngineError, TraceError, UsageError
 from traces.kineto.read import TraceTables, read_trace
-from traces.live.engine_names import software_of
+from traces.live.engine_names import SGLANG, VLLM, software_of
 from traces.live.numbers import RUNNING
 from traces.recording.tables import KERNELS
 from traces.recording.writer import RecordingWriter
@@ -90,9 +90,9 @@ class _Dialect:
 
 
 _DIALECTS = {
-    "vLLM": _Dialect(bound="max_iterations", mark="_", version="vLLM 0.32"),
+    VLLM: _Dialect(bound="max_iterations", mark="_", version="vLLM 0.32"),
     # SGLang 0.5.23, srt/managers/scheduler_components/profiler_manager.py
-    "SGLang": _Dialect(
+    SGLANG: _Dialect(
         bound="num_steps", mark="-", version="SGLang 0.5", named=False, ended=frozenset({500})
     ),
 }
@@ -257,7 +257,7 @@ class ServerWindows:
 
     def _more(self, dialect: _Dialect) -> dict[str, Any]:
         """Return what else a start needs: vLLM was told its folder when it was started."""
-        if dialect is _DIALECTS["vLLM"]:  # its profiler stops in the step after that many
+        if dialect is _DIALECTS[VLLM]:  # its profiler stops in the step after that many
             return {"delay_iterations": 0}
         return {
             "output_dir": str(self._folder.resolve()),
@@ -304,7 +304,7 @@ class ServerWindows:
 
 
 def _dialect(replica: Replica) -> _Dialect:
-    return _DIALECTS.get(software_of(replica.config), _DIALECTS["vLLM"])
+    return _DIALECTS.get(software_of(replica.config), _DIALECTS[VLLM])
 
 
 def engine_key(replica: Replica) -> str:

@@ -35,6 +35,7 @@ from traces.live.numbers import (
 )
 from traces.schema.engine import EngineConfig
 
+VLLM, SGLANG, NIM, TENSORRT_LLM = "vLLM", "SGLang", "NIM", "TensorRT-LLM"
 _PART = re.compile(r"_(?:bucket|count|sum)\Z")
 _RAY = re.compile(r"ray_(vllm|sglang)_(?=[a-z])")
 
@@ -53,7 +54,7 @@ def _of(name: str, label: str, *values: str) -> Name:
 
 
 _PASSES = ("prefill_none", "prefill_cuda_graph", "decode_none", "decode_cuda_graph")
-SGLANG: Mapping[str, tuple[Name, ...]] = {
+SGLANG_NAMES: Mapping[str, tuple[Name, ...]] = {
     "sglang:num_running_reqs": (Name(RUNNING),),
     "sglang:num_queue_reqs": (Name(WAITING),),
     "sglang:token_usage": (Name(KV),),
@@ -75,7 +76,7 @@ SGLANG: Mapping[str, tuple[Name, ...]] = {
     "sglang:estimated_flops_per_gpu_total": (Name(FLOPS),),
     "sglang:estimated_read_bytes_per_gpu_total": (Name(READ_BYTES),),
 }
-NIM: Mapping[str, tuple[Name, ...]] = {
+NIM_NAMES: Mapping[str, tuple[Name, ...]] = {
     "num_requests_running": (Name(RUNNING),),
     "num_requests_waiting": (Name(WAITING),),
     "gpu_cache_usage_perc": (Name(KV),),
@@ -87,13 +88,17 @@ NIM: Mapping[str, tuple[Name, ...]] = {
     "request_success_total": (Name(FINISHED),),
     "request_finish_total": (Name(FINISHED),),
 }
-TENSORRT_LLM: Mapping[str, tuple[Name, ...]] = {
+TENSORRT_LLM_NAMES: Mapping[str, tuple[Name, ...]] = {
     "trtllm_time_to_first_token_seconds": (Name(TTFT),),
     "trtllm_e2e_request_latency_seconds": (Name(E2E),),
     "trtllm_request_queue_time_seconds": (Name(QUEUE),),
     "trtllm_request_success_total": (Name(FINISHED),),
 }
-NAMES: Mapping[str, tuple[Name, ...]] = {**SGLANG, **NIM, **TENSORRT_LLM}
+NAMES: Mapping[str, tuple[Name, ...]] = {
+    **SGLANG_NAMES,
+    **NIM_NAMES,
+    **TENSORRT_LLM_NAMES,
+}
 OWN = ("vllm:", "sglang:", "trtllm_", "trtllm:")  # prefixes of lines that are kept
 # Labels that tell apart what is added up or is one; those that remain name parts of a number.
 SHARED = frozenset(
@@ -105,7 +110,7 @@ SHARED = frozenset(
     }
 )
 RANKS = ("pp_rank", "tp_rank", "moe_ep_rank")  # whose lines repeat one another
-REQUEST_LIMITS = {"SGLang": "--max-running-requests"}  # what others call max_num_seqs
+REQUEST_LIMITS = {SGLANG: "--max-running-requests"}  # what others call max_num_seqs
 ENDED = 'finished_reason="ended"'  # of engines that tell no reason
 
 
@@ -114,7 +119,7 @@ def known_name(name: str) -> str | None:
     plain = _RAY.sub(r"\1:", name, count=1)
     if plain != name and plain.startswith("vllm:") and f"{plain}_total" in _COUNTERS:
         plain = f"{plain}_total"
-    known = plain.startswith(OWN) or _PART.sub("", plain) in NIM
+    known = plain.startswith(OWN) or _PART.sub("", plain) in NIM_NAMES
     return plain if known and not plain.endswith("_created") else None
 
 
@@ -163,12 +168,12 @@ def engine_named(name: str) -> str | None:
     plain = known_name(name)
     if plain is None:
         return None
-    for prefix, engine in (("vllm:", "vLLM"), ("sglang:", "SGLang"), ("trtllm", "TensorRT-LLM")):
+    for prefix, engine in (("vllm:", VLLM), ("sglang:", SGLANG), ("trtllm", TENSORRT_LLM)):
         if plain.startswith(prefix):
             return f"{engine} on Ray Serve" if name.startswith("ray_") else engine
-    return "NIM"
+    return NIM
 
 
 def software_of(config: EngineConfig) -> str:
     """Return the name of an engine's software without its version; vLLM where nothing else is."""
-    return dict(config.other).get("engine_name", "vLLM").partition(" ")[0]
+    return dict(config.other).get("engine_name", VLLM).partition(" ")[0]

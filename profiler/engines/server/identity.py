@@ -16,9 +16,9 @@ import httpx
 
 from profiler.engines.server.served import LONGEST_NAME, MOST_TOKENS, ask_version, asked
 from traces.errors import UsageError
+from traces.live.engine_names import NIM, SGLANG, TENSORRT_LLM, VLLM
 from traces.schema.engine import Speculative
 
-VLLM, SGLANG, NIM, TENSORRT_LLM = "vLLM", "SGLang", "NIM", "TensorRT-LLM"
 _OWNERS = {"vllm": VLLM, "sglang": SGLANG, "tensorrt_llm": TENSORRT_LLM}  # of a model's card
 _FIELDS = {  # of /server_info, by the field of EngineConfig that means the same
     "tensor_parallel_size": ("tp_size", int),

@@ -27,7 +27,7 @@ from profiler.engines.interface import (
     SampleResult,
 )
 from profiler.engines.server.access import Access
-from profiler.engines.server.identity import SGLANG, VLLM, identify
+from profiler.engines.server.identity import identify
 from profiler.engines.server.served import (
     PLAIN,
     ask_model,
@@ -39,6 +39,7 @@ from profiler.engines.server.served import (
 from profiler.engines.server.stream import BadAnswer, Stream
 from traces.clock import now_ns
 from traces.errors import EngineError
+from traces.live.engine_names import SGLANG, VLLM
 from traces.live.metrics_page import PageReader
 from traces.schema.engine import EngineConfig, ModelFacts
 
@@ -339,6 +340,7 @@ class ServerEngine(Engine):
         """Return the fields that only engines of this name take."""
         own: dict[str, Any] = {}
         if self.engine in _STOP_KEPT:
+<<<<<<< HEAD
             own["stream_options"] = {"include_usage": True, "continuous_usage_stats": True}
             if chat:
                 own |= dict.fromkeys(_CHAT_IDS[str(self.engine)], True)
@@ -347,6 +349,19 @@ class ServerEngine(Engine):
         if self.engine == SGLANG:
             own["rid"] = request.request_id  # as it reads no X-Request-Id
         return own
+=======
+            body["stream_options"]["continuous_usage_stats"] = True
+            body |= self._ids_asked(request, chat)
+        return body
+>>>>>>> engines
+
+    def _ids_asked(self, request: SampleRequest, chat: bool) -> dict[str, Any]:
+        """Return what asks for token ids, and for the request's own id where no header is read."""
+        wanted = _CHAT_IDS[str(self.engine)] if chat else ("return_token_ids",)
+        asked: dict[str, Any] = dict.fromkeys(
+            wanted if chat or request.want_token_ids else (), True
+        )
+        return asked | ({"rid": request.request_id} if self.engine == SGLANG else {})
 
     def close(self) -> None:
         """Close the connections and stop the thread (see `Engine`)."""

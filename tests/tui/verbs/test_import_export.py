@@ -316,3 +316,16 @@ def test_an_answer_marked_both_ways_is_warned_of(run, tmp_path):
     (tmp_path / "o.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     _, out, _ = run("import", "o.jsonl", "-o", "r")
     assert "both right and wrong within one problem: 1;" in " ".join(out.split())
+
+
+def test_a_folder_of_forward_passes(run, tmp_path):
+    code, out, _ = run("import", FOREIGN, "-o", tmp_path / "rec", "--json")
+    told = json.loads(out)
+    assert code == 0 and told["steps"] == 429
+    assert [each["sampled"] for each in told["engines"]] == [False, True]
+    code, out, _ = run("show", tmp_path / "rec")
+    assert code == 0 and out.count("step time") == 2 and "sampled (DYN_FPM_MODE)" in out
+    code, _, err = run("replay", tmp_path / "rec", "--set", "engine.max_num_seqs=8")
+    assert code == 2 and "nothing to replay" in err
+    code, _, err = run("import", tmp_path, "-o", tmp_path / "none")
+    assert code == 2 and "holds no files *fpm*.jsonl.gz" in err
