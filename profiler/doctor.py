@@ -10,27 +10,12 @@ from typing import TYPE_CHECKING
 
 from profiler.engines.interface import Finding
 from profiler.engines.server.access import Access
-<<<<<<< HEAD
-from profiler.engines.server.identity import (
-    NIM,
-    SGLANG,
-    TENSORRT_LLM,
-    VLLM,
-    Identity,
-    identify,
-)
 from profiler.engines.start import examine_engines
 from profiler.plugin.shared_token import in_a_shell, shared_token
 from profiler.probes.power import energy_here
 from profiler.runs.provenance import cpu_name, usable_cpus
 from traces.errors import EngineError, UsageError, install_command, installed
-=======
-from profiler.plugin.shared_token import in_a_shell, shared_token
-from profiler.probes.power import energy_here
-from profiler.runs.provenance import cpu_name, installed, usable_cpus
-from traces.errors import EngineError, UsageError, install_command
 from traces.live.engine_names import NIM, SGLANG, TENSORRT_LLM, VLLM
->>>>>>> engines
 from traces.live.numbers import DRAFTS, FLOPS, tells
 
 if TYPE_CHECKING:

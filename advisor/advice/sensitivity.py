@@ -71,7 +71,7 @@ def _rates(rate: float, pick: str, at_rate: Callable[[float], str | None]) -> It
 def _limit(check: ReplayedCheck, field: str, system: int) -> Iterator[Turning]:
     limit, cost = check.limits[field], check.cost
     sign = -1.0 if limit.above else 1.0
-    unit = limited(field).unit.replace("-", " ")
+    unit = limited(field).unit
     others = [row for row in check.order if check.asked[row] and row != system]
     needed = {row: sign * check.needed(field, row, alone=False) for row in others}
     own = sign * check.needed(field, system, alone=False)

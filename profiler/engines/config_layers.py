@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from profiler.engines.config_fields import Fields, shown
@@ -47,6 +47,7 @@ _MIXERS: Final = {
     "deepseek_sparse_attention": "full_attention", "indexed_attention": "full_attention",
     "compressed_sparse_attention": "compressed_attention",
     "heavily_compressed_attention": "compressed_attention", "mamba": "mamba", "mamba2": "mamba",
+    "hybrid": "hybrid", "conv": "conv",
 }  # fmt: skip
 _ALONE: Final = {"mlp": "dense", "moe": "moe"}  # layers that look at one token alone
 _LETTERS: Final = {"M": "mamba", "*": "attention", "E": "moe", "-": "mlp"}  # of Nemotron-H
@@ -64,7 +65,7 @@ _GATED: Final = (
     "gelu_glu",
 )
 _GATED_TYPES: Final = re.compile(
-    r"bitnet|gemma|gpt_?oss|qwen|llama|mistral|mixtral|minimax|glm|deepseek|step3p"
+    r"bitnet|lfm2|gemma|gpt_?oss|qwen|llama|mistral|mixtral|minimax|glm|deepseek|step3p"
 )
 _UNGATED: Final = ("relu2", "relu_squared", "xielu")
 _UNGATED_TYPES: Final = re.compile(r"nemotron|starcoder2|^phi$|gpt_neox|arcee")
@@ -77,7 +78,7 @@ _COUNTED: Final = frozenset({
     "deepseek_v4", "kimi_k2", "kimi_linear", "glm4_moe", "glm_moe_dsa", "nemotron_h",
     "nemotron-nas", "gemma2", "gemma3_text", "gemma4_text", "llama4_text", "mimo_v2_flash",
     "step3p5", "step3p7", "minimax", "minimax_text_01", "minimax_m1", "DeepseekV4ForCausalLM",
-    "granitemoehybrid", "jamba",
+    "granitemoehybrid", "jamba", "falcon_h1", "lfm2", "lfm2_moe",
 })  # fmt: skip
 _MAMBA: Final = (
     ("mamba_num_heads", "mamba_n_heads"), ("mamba_head_dim", "mamba_d_head"),
@@ -116,6 +117,7 @@ _STATES: Final = (
     "state_size", "ssm_state_size", "mamba_d_state", "mamba_d_ssm", "linear_num_value_heads",
     "linear_attn_config",
 )  # fmt: skip
+_STATEFUL: Final = {"mamba", "linear_attention", "hybrid"}
 _STATE_DTYPES: Final = ("mamba_ssm_cache_dtype", "mamba_ssm_dtype")
 _TOWERS: Final = ("vision_config", "audio_config", "visual_config")
 # By what a matrix is called here, the other names of its module and of itself in checkpoints.
@@ -259,6 +261,8 @@ def _mixers(fields: Fields, count: int) -> Iterator[str]:
     if listed:
         state = "mamba" if _is_mamba(fields) else "linear_attention"
         yield from (state if word == "linear_attention" else word for word in listed)
+    elif fields.get("model_type") == "falcon_h1":  # attention and Mamba side by side
+        yield from ["hybrid"] * count
     elif full:
         yield from ("full_attention" if number in full else "mamba" for number in range(count))
     elif period:
@@ -333,7 +337,7 @@ def _kinds(fields: Fields, mixers: Sequence[str]) -> tuple[str, ...]:
     found = {_MIXERS.get(word, word) for word in mixers} - {*_ALONE, "dense", "sparse"}
     if fields.get("kv_lora_rank"):
         found = found - {"full_attention"} | {"latent_attention"}
-    if any(fields.get(name) for name in _STATES) and not found & {"mamba", "linear_attention"}:
+    if any(fields.get(name) for name in _STATES) and not found & _STATEFUL:
         found.add("linear_attention")
     if any(fields.get(n) for n in ("index_topk", "index_head_dim")) or _sparse(fields):
         found.add("indexed_attention")
@@ -346,7 +350,7 @@ def _places(fields: Fields, mixers: Sequence[str], count: int) -> Iterator[_Plac
     """Yield what each layer is."""
     if len(mixers) != count:
         raise _UncountedError(f"kinds for {len(mixers):,} layers of {count:,}")
-    if any(fields.get(name) for name in _STATES) and not {"mamba", "linear_attention"} & {*mixers}:
+    if any(fields.get(name) for name in _STATES) and not _STATEFUL & {*mixers}:
         raise _UncountedError("layers with a state, in places that no field names")
     blocks = fields.get("block_configs")
     if blocks is not None and not (isinstance(blocks, list) and len(blocks) == count):
@@ -472,10 +476,13 @@ def _layer(fields: Fields, place: _Place, plain: Form) -> _Layer:
     attention = state = width = experts = None
     if place.block is not None:
         return _shaped(fields, place.block)
-    if place.mixer in ("mamba", "linear_attention"):
-        state, matrices = _state(fields, hidden, place.mixer, plain)
+    if place.mixer in ("mamba", "linear_attention", "hybrid", "conv"):
+        kind = "mamba" if place.mixer == "hybrid" else place.mixer
+        state, matrices = _state(fields, hidden, kind, plain)
         raw += matrices
-    elif place.mixer is not None:
+    if place.mixer == "hybrid":
+        place = replace(place, mixer="full_attention")
+    if (place.mixer is not None and state is None) or place.mixer == "full_attention":
         attention = _attention(fields, hidden, place)
         raw += _attention_matrices(fields, hidden, attention)
         raw += _index_matrices(fields, hidden, attention)
@@ -636,71 +643,102 @@ def _index_matrices(fields: Fields, hidden: int, each: Attention) -> Iterator[_R
         yield raw("compressor", hidden, (4 if each.index_dim else 2) * each.head_dim)
 
 
+_StateShape = tuple[int, int, int, int, list[tuple[str, int, int]]]
+
+
 def _state(fields: Fields, hidden: int, kind: str, plain: Form) -> tuple[State, list[_Raw]]:
     """Return the state that a layer keeps of a request, and the layer's matrices."""
-
-    def raw(name: str, inputs: int, outputs: int) -> _Raw:
-        return _Raw(path=f"linear_attn.{name}", inputs=inputs, outputs=outputs)
-
     named = fields.get(*_STATE_DTYPES)
     wide = plain.parameter_bytes if named in (None, "auto") else bytes_of(str(named))
-    inner = fields.inner("linear_attn_config")
-    if inner is not None or fields.get("linear_num_heads"):
-        # Kimi delta attention (arXiv 2510.26692), whose state is float32
-        of = inner or fields
-        heads, width = _part(of, "num_heads", "linear_num_heads"), _part(of, "head_dim")
-        if inner is None:
-            width = _part(fields, "linear_head_dim")
-        kernel = _part(of, "short_conv_kernel_size", "linear_conv_kernel_dim")
-        size, gate = heads * width, bool(of.flag("use_full_rank_gate"))
-        matrices = [raw(name, hidden, size) for name in ("q_proj", "k_proj", "v_proj")]
-        matrices += [raw("f_a_proj", hidden, width), raw("f_b_proj", width, size)]
-        matrices += (
-            [raw("g_proj", hidden, size)] if gate
-            else [raw("g_a_proj", hidden, width), raw("g_b_proj", width, size)]
-        )  # fmt: skip
-        matrices += [raw("b_proj", hidden, heads), raw("o_proj", size, hidden)]
-        values, convolved, wide = heads * width**2, 3 * size, 4
-    elif kind == "mamba" and fields.get("mamba_dt_rank"):  # the first Mamba (arXiv 2312.00752)
-        rank, wanted = _part(fields, "mamba_dt_rank"), _part(fields, "mamba_d_state")
-        size = convolved = (fields.count("mamba_expand") or 2) * hidden
-        heads, kernel, values = 1, _part(fields, "mamba_d_conv"), size * wanted
-        matrices = [raw("in_proj", hidden, 2 * size), raw("x_proj", size, rank + 2 * wanted)]
-        matrices += [raw("dt_proj", rank, size), raw("out_proj", size, hidden)]
-    elif kind == "linear_attention" and str(fields.get("model_type")).startswith("minimax"):
-        # lightning attention (arXiv 2501.08313)
-        heads, kernel, convolved = fields.need("num_attention_heads"), 1, 0
-        size = heads * head_dim(fields)
-        values = size * head_dim(fields)
-        matrices = [raw("qkv_proj", hidden, 3 * size), raw("output_gate", hidden, size)]
-        matrices.append(raw("out_proj", size, hidden))
+    model = str(fields.get("model_type"))
+    if kind == "conv":
+        shape = _short_convolution(fields, hidden)
     elif kind == "mamba":
-        heads, width, groups, wanted, kernel = (_part(fields, *names) for names in _MAMBA)
-        if named is None and str(fields.get("model_type")).startswith("nemotron_h"):
+        shape = (_mamba_1 if fields.get("mamba_dt_rank") else _mamba_2)(fields, hidden)
+        if named is None and model.startswith("nemotron_h"):
             wide = 4  # vLLM's default for them
-        size, convolved = heads * width, heads * width + 2 * groups * wanted
-        matrices = [raw("in_proj", hidden, size + convolved + heads), raw("out_proj", size, hidden)]
-        values = size * wanted
-    elif fields.get("linear_num_value_heads"):  # gated delta net (arXiv 2412.06464)
-        keys = _part(fields, "linear_num_key_heads") * _part(fields, "linear_key_head_dim")
-        heads, width = (
-            _part(fields, "linear_num_value_heads"),
-            _part(fields, "linear_value_head_dim"),
-        )
-        kernel, size = _part(fields, "linear_conv_kernel_dim"), heads * width
-        convolved = 2 * keys + size
-        matrices = [raw("in_proj_qkv", hidden, convolved), raw("in_proj_z", hidden, size)]
-        matrices += [raw("in_proj_b", hidden, heads), raw("in_proj_a", hidden, heads)]
-        matrices += [raw("out_proj", size, hidden)]
-        values = size * _part(fields, "linear_key_head_dim")
+    elif fields.get("linear_attn_config") is not None or fields.get("linear_num_heads"):
+        shape, wide = _kimi_delta(fields, hidden), 4  # whose state is float32
+    elif fields.get("linear_num_value_heads"):
+        shape = _gated_delta(fields, hidden)
+    elif model.startswith("minimax"):
+        shape = _lightning(fields, hidden)
     else:
         raise _UncountedError("layers with a state whose size no field says")
+    heads, values, kernel, convolved, matrices = shape
     if convolved:
-        matrices.append(raw("conv1d", kernel, convolved))
-    return State(
+        matrices.append(("conv1d", kernel, convolved))
+    state = State(
         kind=kind, heads=heads, values=values, value_bytes=wide,
         convolved_values=(kernel - 1) * convolved, convolved_bytes=plain.parameter_bytes,
-    ), matrices  # fmt: skip
+    )  # fmt: skip
+    raw = [_Raw(path=f"linear_attn.{name}", inputs=n, outputs=k) for name, n, k in matrices]
+    return state, raw
+
+
+# Each returns heads, values of the state, width of the convolution, what it runs over, matrices.
+
+
+def _short_convolution(fields: Fields, hidden: int) -> _StateShape:
+    """A gated short convolution (arXiv 2511.23404), which keeps its last inputs alone."""
+    matrices = [("in_proj", hidden, 3 * hidden), ("out_proj", hidden, hidden)]
+    return 1, 0, _part(fields, "conv_L_cache"), hidden, matrices
+
+
+def _mamba_1(fields: Fields, hidden: int) -> _StateShape:
+    """Mamba (arXiv 2312.00752)."""
+    rank, wanted = _part(fields, "mamba_dt_rank"), _part(fields, "mamba_d_state")
+    size = (fields.count("mamba_expand") or 2) * hidden
+    matrices = [("in_proj", hidden, 2 * size), ("x_proj", size, rank + 2 * wanted)]
+    matrices += [("dt_proj", rank, size), ("out_proj", size, hidden)]
+    return 1, size * wanted, _part(fields, "mamba_d_conv"), size, matrices
+
+
+def _mamba_2(fields: Fields, hidden: int) -> _StateShape:
+    """Mamba 2 (arXiv 2405.21060)."""
+    heads, width, groups, wanted, kernel = (_part(fields, *names) for names in _MAMBA)
+    size, convolved = heads * width, heads * width + 2 * groups * wanted
+    matrices = [("in_proj", hidden, size + convolved + heads), ("out_proj", size, hidden)]
+    return heads, size * wanted, kernel, convolved, matrices
+
+
+def _kimi_delta(fields: Fields, hidden: int) -> _StateShape:
+    """Kimi delta attention (arXiv 2510.26692)."""
+    own = fields.inner("linear_attn_config") or fields
+    heads = _part(own, "num_heads", "linear_num_heads")
+    width = _part(own, "linear_head_dim", "head_dim")
+    kernel = _part(own, "short_conv_kernel_size", "linear_conv_kernel_dim")
+    size = heads * width
+    matrices = [(name, hidden, size) for name in ("q_proj", "k_proj", "v_proj")]
+    matrices += [("f_a_proj", hidden, width), ("f_b_proj", width, size)]
+    if own.flag("use_full_rank_gate"):
+        matrices.append(("g_proj", hidden, size))
+    else:
+        matrices += [("g_a_proj", hidden, width), ("g_b_proj", width, size)]
+    matrices += [("b_proj", hidden, heads), ("o_proj", size, hidden)]
+    return heads, size * width, kernel, 3 * size, matrices
+
+
+def _gated_delta(fields: Fields, hidden: int) -> _StateShape:
+    """A gated delta net (arXiv 2412.06464)."""
+    key = _part(fields, "linear_key_head_dim")
+    keys = _part(fields, "linear_num_key_heads") * key
+    heads = _part(fields, "linear_num_value_heads")
+    size = heads * _part(fields, "linear_value_head_dim")
+    convolved = 2 * keys + size
+    matrices = [("in_proj_qkv", hidden, convolved), ("in_proj_z", hidden, size)]
+    matrices += [("in_proj_b", hidden, heads), ("in_proj_a", hidden, heads)]
+    matrices += [("out_proj", size, hidden)]
+    return heads, size * key, _part(fields, "linear_conv_kernel_dim"), convolved, matrices
+
+
+def _lightning(fields: Fields, hidden: int) -> _StateShape:
+    """Lightning attention (arXiv 2501.08313)."""
+    heads, width = fields.need("num_attention_heads"), head_dim(fields)
+    size = heads * width
+    matrices = [("qkv_proj", hidden, 3 * size), ("output_gate", hidden, size)]
+    matrices.append(("out_proj", size, hidden))
+    return heads, size * width, 1, 0, matrices
 
 
 def _part(fields: Fields, *names: str) -> int:
@@ -714,7 +752,14 @@ def _part(fields: Fields, *names: str) -> int:
 def _dense_width(fields: Fields) -> int:
     if fields.get("model_type") == "granitemoehybrid":
         return _part(fields, "shared_intermediate_size", "intermediate_size")
-    return _part(fields, *_DENSE_WIDTH)
+    width = _part(fields, "block_ff_dim", *_DENSE_WIDTH)
+    if fields.flag("block_auto_adjust_ff_dim"):  # of LFM2
+        width, step = 2 * width // 3, fields.count("block_multiple_of") or 1
+        factor = fields.get("block_ffn_dim_multiplier") or 1
+        if not isinstance(factor, int | float) or not 0 < factor < 1000:
+            raise fields.wrong(("block_ffn_dim_multiplier",), factor, "a number above 0")
+        width = -(-int(factor * width) // step) * step
+    return width
 
 
 def _gated(fields: Fields) -> bool:

@@ -155,7 +155,7 @@ class Attention(Record):
 class State(Record):
     """What a layer keeps of a request, however long it is: a recurrent state, a convolution's tail.
 
-    `kind` is mamba or linear_attention (gated delta net, Kimi delta attention, lightning).
+    `kind` is mamba, linear_attention (gated delta net, Kimi delta attention, lightning) or conv.
     """
 
     kind: str

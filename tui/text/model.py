@@ -6,11 +6,12 @@ from collections.abc import Iterator, Sequence
 
 from traces.schema.engine import ModelFacts
 from traces.schema.formats import ABSENT, counted, digits, number
-from traces.schema.layers import Layers
+from traces.schema.layers import Attention, Layers
 from tui.text.layout import wrap
 
 _WIDTH = 80
 _INDENT = 16
+_STATES = {"mamba": "Mamba", "linear_attention": "linear attention", "conv": "a convolution"}
 _BATCH = 64
 _CONTEXT = 32_768
 
@@ -81,11 +82,13 @@ def _layer(group: Layers, layers: int) -> str:
 
 def _mixer(group: Layers) -> str:
     if group.state is not None:
-        kind = "Mamba" if group.state.kind == "mamba" else "linear attention"
-        return f"{kind} with a state of {_bytes(group.state.size_bytes)}"
-    attention = group.attention
-    if attention is None:
-        return "no attention"
+        kind = _STATES.get(group.state.kind, group.state.kind)
+        text = f"{kind} with a state of {_bytes(group.state.size_bytes)}"
+        return text if group.attention is None else f"{text} and {_attention(group.attention)}"
+    return "no attention" if group.attention is None else _attention(group.attention)
+
+
+def _attention(attention: Attention) -> str:
     text = f"{attention.kind.replace('_', ' ')}, {attention.heads} heads"
     if attention.latent is not None:
         text += f", latent of {attention.latent} + {attention.rope or 0}"

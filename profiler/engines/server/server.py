@@ -334,26 +334,10 @@ class ServerEngine(Engine):
         body |= _ends(request, _STOP_KEPT.get(self.engine or "", _STOP_KEPT[VLLM]))
         if request.thinking_token_budget is not None:
             body["thinking_token_budget"] = request.thinking_token_budget
-        return body | self._own_fields(request, chat)
-
-    def _own_fields(self, request: SampleRequest, chat: bool) -> dict[str, Any]:
-        """Return the fields that only engines of this name take."""
-        own: dict[str, Any] = {}
         if self.engine in _STOP_KEPT:
-<<<<<<< HEAD
-            own["stream_options"] = {"include_usage": True, "continuous_usage_stats": True}
-            if chat:
-                own |= dict.fromkeys(_CHAT_IDS[str(self.engine)], True)
-            elif request.want_token_ids:
-                own["return_token_ids"] = True
-        if self.engine == SGLANG:
-            own["rid"] = request.request_id  # as it reads no X-Request-Id
-        return own
-=======
             body["stream_options"]["continuous_usage_stats"] = True
             body |= self._ids_asked(request, chat)
         return body
->>>>>>> engines
 
     def _ids_asked(self, request: SampleRequest, chat: bool) -> dict[str, Any]:
         """Return what asks for token ids, and for the request's own id where no header is read."""
