@@ -49,14 +49,11 @@ class StepTimeModel:
 
     Notes
     -----
-    Physical features of a step: one launch per tensor-parallel size; layers; weight_bytes / TP;
-    KV bytes read / TP; FLOPs / TP, 2 x active parameters a token + attention; requests and
-    prompts (host work and sampling); tokens; whether it holds a prompt; problems and samples that
-    began and samples that ended since the step before (the recorder's own work); per speculative
-    setting a launch and a cost per request. With t the measured and p the predicted time, weighted
-    least squares of (t - p) / p, reweighted, with Huber's weights; then all seconds of a law are
-    scaled so that the recorded totals come out, so that stalls have their mean share; of the
-    repeats of a configuration the median counts, as a run may be disturbed as a whole.
+    The first fit is of what steps ask of the hardware (`features.demands`). With t the measured and
+    p the predicted time, weighted least squares of (t - p) / p, reweighted, with Huber's weights.
+    Then all seconds of a law are scaled so that the recorded totals come out, so that stalls have
+    their mean share. Of the repeats of a configuration the median counts, as a run may be disturbed
+    as a whole.
 
     """
 

@@ -76,7 +76,7 @@ class Scraper:
 
     Parameters
     ----------
-    engine_key: the key of an engine by vLLM's label `engine`; "" is the server itself.
+    engine_key: the key of an engine by the label `engine`; "" is the server itself.
     on_event: called with a kind and a detail of `events`: gap, reconnect, restart, counter_reset.
     on_page: called with the rows of every page read.
     on_restart: called with when a restarted server began, before its first page is kept.

@@ -1,7 +1,7 @@
 """The tokenizer shared by the three sizes: one token per character, five marks, 64 entries.
 
 `encode` and `decode` need nothing but the standard library; `save_tokenizer` writes the same
-mapping in the format that transformers and vLLM read.
+mapping in the format that transformers reads.
 """
 
 import json

@@ -1,6 +1,6 @@
 """What a model costs, from its Hugging Face config and the headers of its weights.
 
-The weights as an engine holds them are no guide: engines repack, fuse and pad them (vLLM's CPU
+The weights as an engine holds them are no guide: engines repack, fuse and pad them (a CPU
 build leaves a float32 model with a twentieth of its parameters registered). What a config has that
 is not counted here makes the number None, never a wrong one.
 """

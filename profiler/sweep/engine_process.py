@@ -1,7 +1,7 @@
 """The child process of a sweep: one engine, its jobs one after the other.
 
 The order comes as JSON on stdin, progress goes as JSON lines to the stdout it was given; whatever
-vLLM and its libraries print goes to stderr.
+the engine and its libraries print goes to stderr.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ RUN_FIELDS = (
     "verifier",
     "system_prompt",
 )
-LOG = "engine.log"  # what vLLM printed, in the folder of the recordings
+LOG = "engine.log"  # what the engine printed, in the folder of the recordings
 _DEFAULTS = {"workload": "demo", "problems": None, "seed": 0, "concurrency": 8}
 
 

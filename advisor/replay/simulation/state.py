@@ -86,7 +86,7 @@ PROBLEM = np.dtype(
 )
 
 
-def _kind(name: str) -> str:
+def _sum_type(name: str) -> str:
     return "i8" if name.endswith("_requests") else "f8"
 
 
@@ -106,10 +106,14 @@ ENGINE = np.dtype(
         ("idle", "i8"),
         ("segments", "i8"),  # of all prompts
         # What the next step, or the one under way, computes, and how its context grows per step.
-        *((name, _kind(name)) for name in Work._fields),
+        *((name, _sum_type(name)) for name in Work._fields),
         ("growth", "f8"),
         # The same of requests whose output nobody waits for.
-        *((f"drain_{name}", _kind(name)) for name in Work._fields if name.startswith("decode_")),
+        *(
+            (f"drain_{name}", _sum_type(name))
+            for name in Work._fields
+            if name.startswith("decode_")
+        ),
         # The step, or the steps, under way.
         ("steps", "i8"),
         ("chunks", "f8"),

@@ -1,4 +1,4 @@
-"""OTLP over gRPC, which exporters of vLLM speak unless told otherwise; an extra.
+"""OTLP over gRPC, which OpenTelemetry exporters speak by default; an extra.
 
 One method of one service, taken as bytes, so that the same reader and the same token hold as for
 HTTP. Who has no token is refused before its message is read. Calls beyond what is allowed at a time
