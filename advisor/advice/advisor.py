@@ -217,6 +217,12 @@ class Advisor:
         leaders are replayed. Raises UsageError as `shortlist` does, and for a present configuration
         that is no candidate.
         """
+        if not self.space.judged and (budget.min_accuracy or budget.optimise == "accuracy"):
+            raise UsageError(
+                "--min-accuracy, --optimise accuracy: the answers of traffic that was only watched "
+                "are not judged. Send problems to the server with ttscope attach URL --workload "
+                "FILE"
+            )
         state = self.under(budget.rate_per_s)
         state.begin()
         shortlist = self.shortlist(budget)

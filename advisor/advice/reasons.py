@@ -22,7 +22,7 @@ from advisor.step_time.law import PriorCost
 from traces.schema.advice import Experiment, Measured, NearMiss, Stages
 from traces.schema.engine import EngineConfig
 from traces.schema.estimate import Estimate
-from traces.schema.policy import Policy
+from traces.schema.policy import AS_SENT, Policy
 from traces.schema.quantities import LIMITS, quantity, which_latency
 from traces.statistics import Z95
 from traces.summary.comparison import RUN_TO_RUN
@@ -230,6 +230,9 @@ def _without_accuracy(check: ReplayedCheck, system: int) -> Iterable[str]:
     budget, accuracy = check.budget, check.metrics.values("accuracy")
     if budget.min_accuracy is not None or budget.optimise == "accuracy":
         return
+    if not check.metrics.space.judged:
+        yield "accuracy is not known: the traffic of others is not judged"
+        return
     known = check.estimate("accuracy", system)
     value = "not known" if known is None else interval(known)
     line = f"no accuracy is required (--min-accuracy): that of the pick is {value}"
@@ -326,6 +329,9 @@ def _assumptions(evidence: Evidence, check: ReplayedCheck) -> Iterable[str]:
         noted = {run.concurrency for run in evidence.runs}
         several = "" if len(noted) == 1 else " (recordings differ; the most frequent)"
         yield f"load: {in_flight} problem{'s' * (in_flight != 1)} in flight, as recorded{several}"
+    if not metrics.space.judged:
+        yield f"for {len(metrics.space.problem_ids):,} problems as they were sent"
+        return
     named = evidence.workload.name if evidence.workload else "unnamed"
     yield f"judged on {len(metrics.space.problem_ids)} problems of the workload {named}"
     if check.prices.recorded:
@@ -358,7 +364,7 @@ def measure_next(
         why = "run the pick again to learn the run-to-run spread"
     if why is not None and (engine, policy) not in [(run.engine, run.policy) for run in proposed]:
         lines.append(f"{why}: {_record(evidence, engine, policy)}")
-    if problems < ENOUGH_PROBLEMS:
+    if problems < ENOUGH_PROBLEMS and metrics.space.judged:
         low, high = np.quantile(metrics.draws("accuracy")[system], (LOW, HIGH))
         lines.append(
             f"more problems: with {problems} the accuracy is known to "
@@ -368,6 +374,8 @@ def measure_next(
 
 
 def _record(evidence: Evidence, engine: EngineConfig, policy: Policy) -> str:
+    if policy == AS_SENT:
+        return "start the server so, and watch its traffic again with ttscope attach"
     workload = evidence.workload
     where = "" if engine.gpu in evidence.gpus else f"on {engine.gpu}: "
     if engine.mode == "server" or engine.data_parallel_size > 1:

@@ -27,7 +27,7 @@ from advisor.evidence.steps import MOST_STEPS, most_of_each, places, with_host_w
 from advisor.evidence.unrecorded import refusal
 from traces.errors import RecordingError, UsageError
 from traces.live.numbers import FINISHED
-from traces.live.watched import ONLY_WATCHED, only_watched, windows_of
+from traces.live.watched import only_watched, windows_of
 from traces.recording.manifest import WorkloadFacts
 from traces.recording.reader import Recording
 from traces.recording.tables import COMPOSITION
@@ -125,9 +125,11 @@ def gather(
     """
     if not recordings:
         raise UsageError("advise: name at least one recording")
-    if judged and all(map(only_watched, recordings)):
-        names = ", ".join(recording.name for recording in recordings)
-        raise RecordingError(f"{names}: {ONLY_WATCHED}")
+    watched = all(map(only_watched, recordings))
+    if judged and not watched:  # the traffic of others teaches steps alone beside one's own
+        others = [*others, *filter(only_watched, recordings)]
+        recordings = [each for each in recordings if not only_watched(each)]
+    judged = judged and not watched
     workload = _same_workload(recordings)
     steps: list[StepTable] = []
     runs: list[Run] = []
@@ -159,6 +161,8 @@ def gather(
         recording = each.afresh()
         for key, engine in recording.manifest.engines.items():
             steps.extend(_steps(recording, key, engine, most))
+        if only_watched(recording):
+            steps.extend(_mean_steps(recording, steps))
     names = ", ".join(recording.name for recording in recordings)
     if timed and not steps:
         tables = "" if judged else ", or give operator tables to replay on (--operators)"

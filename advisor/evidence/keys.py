@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import Final
 
 from traces.schema.engine import EngineConfig, Speculative
-from traces.schema.policy import Policy
+from traces.schema.policy import AS_SENT, Policy
 
 
 @lru_cache(maxsize=4096)
@@ -59,6 +59,8 @@ def decoder_of(engine: EngineConfig) -> Decoder:
 
 def sampling_of(policy: Policy) -> Policy:
     """Return what of a policy decides its single samples."""
+    if policy == AS_SENT:
+        return policy
     return dataclasses.replace(policy, method="majority", n=1, rule=())
 
 

@@ -8,15 +8,17 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 
 from advisor.evidence.keys import DEFAULT_BLOCK
 from traces.errors import TtscopeError
+from traces.live.watched import only_watched
 from traces.recording.reader import Recording
 from traces.schema.advice import Measured
 from traces.schema.engine import Config, EngineConfig
 from traces.schema.estimate import Estimate
-from traces.schema.policy import Policy
+from traces.schema.policy import AS_SENT, Policy
 from traces.summary.run import Run, summarise
 
 
@@ -65,6 +67,7 @@ def _place(model: str) -> str:
     return str(Path(model).resolve()) if Path(model).is_dir() else model.rstrip("/")
 
 
+ALIKE = 0.02  # by which rates of one load differ
 Under = tuple[int | None, float | None]  # a load: problems in flight, or problems per second
 
 
@@ -80,6 +83,7 @@ class Made:
 def runs_in(recording: Recording) -> list[Made]:
     """Return the configurations with which a recording decided problems."""
     manifest = recording.manifest
+    policies = {"": AS_SENT} if only_watched(recording) else manifest.policies
     decided = pl.col("decided_at").is_not_null() | pl.lit("imported" in manifest.provenance)
     problems = recording.problems.filter(decided, pl.col("error").is_null())
     keys = problems.select("engine", "policy").unique(maintain_order=True).iter_rows()
@@ -87,10 +91,10 @@ def runs_in(recording: Recording) -> list[Made]:
         Made(
             recording=recording.afresh(),
             engine=manifest.engines[engine],
-            policy=manifest.policies[policy],
+            policy=policies[policy],
         )
         for engine, policy in keys
-        if engine in manifest.engines and policy in manifest.policies
+        if engine in manifest.engines and policy in policies
     ]
 
 
@@ -121,7 +125,7 @@ class RunsMade:
         if load[1] is not None:
             return self.has(engine, policy)
         made = self._made.get(run_key(engine, policy), ())
-        return any(_load(each.recording) == load for each in made)
+        return any(_is_under(each.recording, load) for each in made)
 
     def measured(self, engine: EngineConfig, policy: Policy, load: Under) -> Measured | None:
         """Return what the newest run of a configuration measured, one at the load if there is any.
@@ -129,7 +133,7 @@ class RunsMade:
         None where it was not run, or its recording cannot be read any more.
         """
         made = self._made.get(run_key(engine, policy), [])
-        at_load = [each for each in made if _load(each.recording) == load]
+        at_load = [each for each in made if _is_under(each.recording, load)]
         for each in sorted(at_load or made, key=_begun, reverse=True):
             found = self._read(each)
             if found is not None:
@@ -150,9 +154,21 @@ def _begun(made: Made) -> int:
 def _load(recording: Recording) -> Under:
     """Return problems in flight (one where that is not told), or problems per second."""
     manifest = recording.manifest
+    if only_watched(recording):
+        arrivals = recording.problems["arrival"].drop_nulls().to_numpy()
+        span = int(np.ptp(arrivals)) if arrivals.size else 0
+        return None, (arrivals.size - 1) * 1e9 / span if span else None
     if manifest.rate_per_s is not None:
         return None, manifest.rate_per_s
     return manifest.concurrency or 1, None
+
+
+def _is_under(recording: Recording, load: Under) -> bool:
+    """Whether a recording ran under a load, or near a rate, as problems come as they like."""
+    (in_flight, rate), (wanted, at) = _load(recording), load
+    if rate is None or at is None:
+        return (in_flight, rate) == (wanted, at)
+    return abs(rate / at - 1) < ALIKE
 
 
 def _measured(made: Made) -> Measured | None:
@@ -161,7 +177,7 @@ def _measured(made: Made) -> Measured | None:
     except TtscopeError:
         return None
     pair = (made.engine, made.policy)
-    run = next((each for each in runs if (each.engine, each.policy) == pair), None)
+    run = next((each for each in runs if (each.engine, each.policy or AS_SENT) == pair), None)
     if run is None or not run.problems:
         return None
     in_flight, rate = _load(made.recording)

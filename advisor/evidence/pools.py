@@ -11,7 +11,7 @@ from advisor.evidence.keys import SampleKey, decoder_of, sampling_of
 from advisor.evidence.runs import ProblemRun, RecordedProblem, Run, Sample
 from traces.schema.methods import METHODS
 from traces.schema.parameters import complete
-from traces.schema.policy import Policy
+from traces.schema.policy import AS_SENT, Policy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +60,11 @@ def find_pools(evidence: Evidence) -> list[Pool]:
         groups.setdefault((decoder_of(run.engine), sampling_of(run.policy)), []).append(run)
     pools = []
     for key, runs in groups.items():
+        if key[1] == AS_SENT:
+            names = frozenset(name for run in runs for name in run.problems)
+            draw = [run for run in runs if not run.drawn] or runs[:1]
+            pools.append(Pool(key=key, runs=tuple(draw), policies=(AS_SENT,), problem_ids=names))
+            continue
         whole = [run for run in runs if run.policy.method != "greedy"]
         policies = [dataclasses.replace(key[1], method="greedy")] if len(whole) < len(runs) else []
         most = max((run.policy.n for run in whole), default=0)

@@ -111,6 +111,13 @@ class Run:
         return np.asarray((times - times.min()) / 1e9)
 
 
+def arrival_rate(problems: Mapping[str, ProblemRun]) -> float | None:
+    """Return how many problems arrived a second, None where they are too few to say."""
+    times = [problem.arrival_ns for problem in problems.values()]
+    span = (max(times) - min(times)) / 1e9 if times else 0.0
+    return (len(times) - 1) / span if span > 0 else None
+
+
 def read_runs(recording: Recording) -> tuple[list[Run], int, list[str]]:
     """Return the runs of a recording, how many problems were left out, and what of them to tell.
 
@@ -162,7 +169,7 @@ def read_runs(recording: Recording) -> tuple[list[Run], int, list[str]]:
             policy=AS_SENT if watched else manifest.policies[policy_key],
             problems=group,
             concurrency=manifest.concurrency,
-            rate_per_s=manifest.rate_per_s,
+            rate_per_s=arrival_rate(group) if watched else manifest.rate_per_s,
         )
         for (engine_key, policy_key), group in found.items()
     ]

@@ -188,7 +188,7 @@ class CandidateMetrics(Metrics):
         return self._estimates[key]
 
     def _estimate(self, name: str, row: int, price: float | None) -> Estimate | None:
-        if name == "cost_usd" and price is None:
+        if (name == "cost_usd" and price is None) or (name == "accuracy" and not self.space.judged):
             return None
         source, scale = _at_price(name, price)
         value = self.values(source)[row]

@@ -26,7 +26,7 @@ from advisor.replay.result import Replayed
 from advisor.replay.workload import Workload
 from advisor.search.space import Kind, Space
 from traces.schema.engine import LOOKUPS, ModelFacts
-from traces.schema.policy import Policy
+from traces.schema.policy import AS_SENT, Policy
 from traces.summary.votes import majority_curve
 
 Floats = npt.NDArray[np.float64]
@@ -85,6 +85,8 @@ class PolicyWork:
     def _draw(self, pool: Pool, policy: Policy) -> list[list[RecordedProblem]]:
         """Draw n samples; a rule looks at them in the order of the draw."""
         problems, n = self._problems(pool), policy.n
+        if policy == AS_SENT:
+            return [problems]
         ordered = not policy.all_samples_end
         if not ordered and all(len(problem.samples) == n for problem in problems):
             return [problems]
@@ -111,9 +113,11 @@ class PolicyWork:
     # -- accuracy ------------------------------------------------------------------------------
 
     def correctness(self, pool: Pool, policy: Policy) -> Floats:
-        """Return each problem's expected correctness of a whole vote."""
+        """Return each problem's expected correctness of a whole vote, 0 where none is judged."""
 
         def mean() -> Floats:
+            if policy == AS_SENT:
+                return np.zeros(len(self.space.problem_ids))
             curves = [self._curve(run) for run in pool.runs if run.policy.n >= policy.n]
             right = np.array([curve[:, policy.n - 1] for curve in curves])
             known = np.isfinite(right)
@@ -173,7 +177,14 @@ class PolicyWork:
                 ("decodes", pool.key), lambda: [_decodes(problem) for problem in problems]
             )
             pairs = [
-                _work(problem, decode, n, size, kind.facts, drafting)
+                _work(
+                    problem,
+                    decode,
+                    len(problem.samples) if kind.policy == AS_SENT else n,
+                    size,
+                    kind.facts,
+                    drafting,
+                )
                 for problem, decode in zip(problems, decodes, strict=True)
             ]
             tokens, flops = np.array(pairs).T

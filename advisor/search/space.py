@@ -33,7 +33,7 @@ from advisor.evidence.keys import (
 from advisor.evidence.measured import RunsMade
 from advisor.evidence.pools import Pool, find_pools
 from traces.schema.engine import EngineConfig, ModelFacts
-from traces.schema.policy import Policy
+from traces.schema.policy import AS_SENT, Policy
 
 if TYPE_CHECKING:
     from advisor.step_time.prior.offers import Offers
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
+UNKNOWN: Final = "what the model costs is not known here"
 UNRECORDED: Final = "speculation was not recorded with this sampling"
 ENOUGH_PROBLEMS: Final = 0.5  # of those of the fullest pool; a pool with fewer is left out
 FEWEST_BATCHED: Final = 256  # tokens a step that are proposed
@@ -97,6 +98,11 @@ class Space:
 
     def __len__(self) -> int:
         return len(self.kind)
+
+    @property
+    def judged(self) -> bool:
+        """Whether it is known which answers are right."""
+        return all(kind.policy != AS_SENT for kind in self.kinds)
 
     @cached_property
     def _by_engine(self) -> dict[EngineConfig, list[int]]:
@@ -207,6 +213,8 @@ def explore(evidence: Evidence, offers: Offers | None = None) -> Space:
                     dropped[UNRECORDED] += len(pool.policies) * len(choices)
                 continue
             reason = _unfit(engine, sizes[pool.key])
+            if engine.model not in evidence.models:
+                reason = UNKNOWN
             if reason is not None:
                 dropped[reason] += len(pool.policies) * len(choices)
                 continue

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from traces.errors import TtscopeError
-from traces.live.watched import ONLY_WATCHED, Watched, only_watched, runs_beside, watched_engines
+from traces.live.watched import Watched, runs_beside, watched_engines
 from traces.recording.reader import Recording
 from traces.schema.advice import Recommendation
 from traces.summary.run import Run, summarise
@@ -104,8 +104,6 @@ def _advice(
     from advisor.advice.advisor import Advisor
     from tui.text.commands import here
 
-    if given and all(map(only_watched, given)):
-        return None, ONLY_WATCHED
     if not recordings:
         return None, (
             "no measured recording is complete and holds answered problems; record to the end"

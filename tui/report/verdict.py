@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from traces.schema.advice import Pick, Recommendation
 from traces.schema.formats import number, percent, percent_change
+from traces.schema.policy import AS_SENT
 from traces.schema.quantities import latency, quantity
 from tui.report.markup import (
     Content,
@@ -206,6 +207,8 @@ def _head(letter: str, name: str, pick: Pick, note: str) -> Html:
 
 
 def _requests(pick: Pick) -> Html:
+    if pick.policy == AS_SENT:
+        return join(["for traffic as it was sent."])
     many, body, wins = request_words(pick.policy)
     return join(["and send ", many, " a problem, each with ", tag("code", body), f"{wins}."])
 

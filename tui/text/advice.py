@@ -19,7 +19,7 @@ from traces.schema.formats import (
     with_interval,
     written,
 )
-from traces.schema.policy import Policy
+from traces.schema.policy import AS_SENT, Policy
 from traces.schema.quantities import (
     LIMITS,
     Quantity,
@@ -161,6 +161,8 @@ def request_words(policy: Policy) -> tuple[str, str, str]:
 
 
 def _policy(pick: Pick, width: int) -> Iterable[str]:
+    if pick.policy == AS_SENT:
+        return ["policy: as sent"]
     many, body, wins = request_words(pick.policy)
     return _wrap(f"policy: {many} a problem, each {body}{wins}", width)
 

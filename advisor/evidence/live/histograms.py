@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from advisor.evidence.features import ZERO, Features
-from advisor.evidence.runs import ProblemRun, Run, Sample
+from advisor.evidence.runs import ProblemRun, Run, Sample, arrival_rate
 from traces.live.numbers import (
     CACHED,
     ITL,
@@ -176,7 +176,7 @@ def drawn_traffic(window: Window, engine: EngineConfig, recording: str, key: str
                 policy=AS_SENT,
                 problems=problems,
                 concurrency=None,
-                rate_per_s=None,
+                rate_per_s=arrival_rate(problems),
                 drawn=True,
             )
         )

@@ -5,6 +5,7 @@ import dataclasses
 import polars as pl
 import pytest
 
+from advisor.advice.advisor import Advisor
 from advisor.evidence.gather import gather
 from advisor.evidence.live.front_end import with_prompt_context
 from advisor.what_if.predict import predict
@@ -13,6 +14,7 @@ from advisor.what_if.suggest import suggest
 from tests.advisor.synthetic import VOTE16, engine_of, record
 from tests.advisor.watched import front_end, watched
 from traces.errors import UsageError
+from traces.schema.advice import Budget
 from traces.schema.policy import AS_SENT
 from traces.summary.run import summarise
 
@@ -157,3 +159,47 @@ def test_a_queue_behind_max_num_seqs_is_answered_with_more(base, tmp_path):
 def test_the_watch_of_nothing_says_so(truth, tmp_path):
     recording = watched(truth, tmp_path / "seen", spans=False, steps=False, metrics=False)
     assert suggest(recording) == "nothing was watched"
+
+
+def advice(recordings, **budget):
+    return Advisor.fit(recordings).recommend(Budget(**budget))
+
+
+def test_advice_for_the_traffic_of_others_has_no_accuracy(truth, tmp_path):
+    recording = watched(truth, tmp_path / "seen")
+    slow = advice([recording], max_device_s=1.0, optimise="latency")
+    pick = slow.system_optimal
+    assert pick.policy == AS_SENT
+    assert pick.estimates["accuracy"] is None
+    latency, measured = pick.estimates["latency_s"], summarise(recording)[0].latency_s["mean"]
+    assert latency.low <= measured.value <= latency.high
+    assert pick.engine.max_num_seqs == 32  # fewer would queue
+    assert not any("workload" in line for line in slow.reasons)
+    assert any("ttscope attach" in line for line in slow.measure_next)
+
+
+def test_advice_at_another_rate_says_what_keeps_up(truth, tmp_path):
+    recording = watched(truth, tmp_path / "seen")
+    calm = advice([recording], rate_per_s=20.0, optimise="cost")
+    assert calm.system_optimal is not None
+    assert advice([recording], rate_per_s=2_000.0).system_optimal is None
+
+
+def test_accuracy_cannot_be_asked_of_what_is_not_judged(truth, tmp_path):
+    recording = watched(truth, tmp_path / "seen")
+    for budget in ({"min_accuracy": 0.5}, {"optimise": "accuracy"}):
+        with pytest.raises(UsageError, match="not judged"):
+            advice([recording], **budget)
+
+
+def test_watched_traffic_beside_ones_own_runs_teaches_steps_alone(base, truth, tmp_path):
+    recording = watched(truth, tmp_path / "seen")
+    evidence = gather([base, recording])
+    assert {run.policy for run in evidence.runs} == {VOTE4}
+    assert {table.engine.mode for table in evidence.steps} == {"in_process", "server"}
+
+
+def test_metrics_alone_are_advised_on(truth, tmp_path):
+    recording = watched(truth, tmp_path / "seen", spans=False, steps=False)
+    pick = advice([recording], optimise="latency").system_optimal
+    assert pick.policy == AS_SENT and pick.estimates["latency_s"].value > 0
