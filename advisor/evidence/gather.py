@@ -36,6 +36,10 @@ from traces.summary.energy import mean_power_w
 
 Floats = npt.NDArray[np.float64]
 
+TOO_LITTLE = (
+    "too little of the server was seen to learn from. Watch it under load for at least 10 polls, "
+    "or with the plugin (docs/attach.md)"
+)
 MOST_SEEN = 0.9  # of the requests that ended, of which spans must tell to stand for all
 USED = (  # of steps
     *("engine", "step", "end", "interval_ns", "wall_ns", "profiled"),
@@ -164,6 +168,8 @@ def gather(
         if only_watched(recording):
             steps.extend(_mean_steps(recording, steps))
     names = ", ".join(recording.name for recording in recordings)
+    if watched and ((timed and not steps) or not runs):
+        raise RecordingError(f"{names}: {TOO_LITTLE}")
     if timed and not steps:
         tables = "" if judged else ", or give operator tables to replay on (--operators)"
         raise RecordingError(

@@ -74,13 +74,14 @@ def gather_material(
             for run in runs_beside(of_recording, servers)
         ]
     posed = {run.recording for run in runs if run.problems}
+    posed |= {each.recording for each in watched if each.numbers is not None}
     complete = [
         each
         for each in recordings
         if each.complete and each.name in posed and each.replay_of is None
     ]
     report("advising", 0, 1)
-    advice, no_advice = _advice(recordings, complete, runs, budget, seed, systems)
+    advice, no_advice = _advice(complete, runs, watched, budget, seed, systems)
     foretold, not_foretold = _foretold(complete, runs, report)
     return Material(
         runs=tuple(runs),
@@ -94,9 +95,9 @@ def gather_material(
 
 
 def _advice(
-    given: Sequence[Recording],
     recordings: Sequence[Recording],
     runs: Sequence[Run],
+    watched: Sequence[Watched],
     budget: Any,
     seed: int,
     systems: Sequence[str],
@@ -108,7 +109,7 @@ def _advice(
         return None, (
             "no measured recording is complete and holds answered problems; record to the end"
         )
-    if not any(run.steps for run in runs):
+    if not watched and not any(run.steps for run in runs):
         return None, NO_STEPS
     try:
         advisor = Advisor.fit(recordings, seed=seed, gpus=systems)

@@ -47,13 +47,13 @@ def test_policies_show_what_was_sent(run, folder, name):
 @pytest.mark.parametrize(
     ("words", "code", "told"),
     [
-        ("replay {}", 2, "has no policy, so there is nothing to replay"),
-        ("replay {} --set policy.n=2", 2, "has no policy, so there is nothing to replay"),
-        ("advise {} --max-latency 5s", 1, "the traffic of others"),
+        ("replay {} --run 1", 1, "too little of the server was seen"),
+        ("replay {} --run 1 --set policy.n=2", 2, "is replayed as it was sent"),
+        ("advise {} --max-latency 5s", 1, "too little of the server was seen"),
         ("show {} {} --fail-on p95>+5%", None, "--fail-on"),
         ("show {} {}", 0, ""),
         ("show {}", 0, ""),
-        ("report {} -o {}.html", 0, "the traffic of others"),
+        ("report {} -o {}.html", 0, "too little of the server was seen"),
         ("export {} -o {}.trace.json", None, ""),
     ],
 )
@@ -95,7 +95,7 @@ async def test_every_page_of_the_run_screen(folder, name, size):
         app.screen.query_one("#ask").value = "policy.n=2"
         await pilot.press("enter")
         await settle(pilot)
-        assert "has no policy" in text_of(app, "#message")
+        assert "as it was sent" in text_of(app, "#message")
         await pilot.press("space", "right", "full_stop", "r", "w", "z", "0", "right_square_bracket")
         await settle(pilot)
 
@@ -107,7 +107,7 @@ async def test_other_screens_with_nothing_else(folder):
         assert "enter opens it" in text_of(app, "#detail")
         await pilot.press("4")
         await settle(pilot)
-        assert "the traffic of others" in " ".join(text_of(app, "#message").split())
+        assert "too little of the server" in " ".join(text_of(app, "#message").split())
 
 
 def test_one_output_has_one_ttft(run, folder):
