@@ -18,7 +18,7 @@ from profiler.engines.server.access import Access
 from profiler.engines.server.identity import identify
 from profiler.engines.server.served import ask_model, cache_settings, describe
 from traces.errors import EngineError, TtscopeError, UsageError
-from traces.live.numbers import Numbers, numbers_of, tells
+from traces.live.numbers import DRAFTS, Numbers, numbers_of, tells
 from traces.recording.tables import SCRAPES
 from traces.recording.writer import RecordingWriter
 from traces.schema.engine import EngineConfig, ModelFacts
@@ -48,6 +48,7 @@ class Replica:
     keys: dict[str, str] = field(default_factory=dict)
     started: float | None = None  # when its process began, unix seconds
     described: EngineConfig | None = None  # as it tells itself, without what a plugin told
+    drafts: bool = False  # whether its metrics count drafts
     ahead_ns: int = 0  # its host's clock, where that is off by seconds
     pages: deque[pl.DataFrame] = field(default_factory=lambda: deque(maxlen=_LIVE_PAGES))
 
@@ -140,6 +141,7 @@ class Deployment:
         replica.described = config
         replica.started = None if page is None else page.started
         replica.ahead_ns = 0 if page is None else page.ahead_ns
+        replica.drafts = page is not None and any(each.name == DRAFTS for each in page.values)
         self._register(replica, sorted({s.engine for s in page.values} if page else ()))
         return replica
 

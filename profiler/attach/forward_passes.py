@@ -25,7 +25,7 @@ from traces.clock import now_ns
 from traces.errors import EngineError, MissingDependencyError, UsageError, install_command
 from traces.forward_pass.record import MOST_BYTES, ForwardPass, read_message
 from traces.forward_pass.rows import SCOPES, ForwardPassRows, Row
-from traces.live.numbers import DRAFTS
+from traces.live.engine_names import VLLM
 from traces.recording.writer import RecordingWriter
 
 MOST_WAITING = 20_000  # records that nobody has taken yet
@@ -274,7 +274,10 @@ class PassSteps:
             )
 
 
-def _speculates(replica: Replica) -> bool:
-    """Whether a server speculates, as it says itself or its metrics count drafts."""
-    told = replica.config.speculative is not None
-    return told or any((page["name"] == DRAFTS).any() for page in list(replica.pages))
+def _speculates(replica: Replica) -> bool | None:
+    """Whether a server speculates, as it says itself or its metrics count drafts; None: unknown."""
+    if replica.config.speculative is not None or replica.drafts:
+        return True
+    kinds = replica.scraper.reader.engines
+    told = any("chunked_prefill_size" in pair for pair in replica.config.other)  # /server_info
+    return False if told or any(kind.startswith(VLLM) for kind in kinds) else None

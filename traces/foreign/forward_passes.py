@@ -248,7 +248,7 @@ class _Engine:
         """Yield the rows of the records that waited."""
         lines, self.waiting = self.waiting or [], None
         self.kept = tokens_kept([line.record for line in lines])
-        self.rows.speculates = self.kept is not None and self.kept > KEPT
+        self.rows.speculates = None if self.kept is None else self.kept > KEPT
         for line in lines:
             yield from self.rows.rows(line.record, line.time)
 
@@ -408,7 +408,12 @@ def _notes_of(engine: _Engine) -> list[str]:
             "counter tells of, by the clock, so that those before a long step or a pause come more "
             "often; their times are left out; DYN_FPM_MODE=full keeps all"
         )
-    if rows.speculates:
+    if rows.speculates is None:
+        notes.append(
+            "whether the engine speculates is not told by so few neighbouring steps, so the tokens "
+            "that it decodes in a step are not known"
+        )
+    elif rows.speculates:
         notes.append(
             f"a request gains {engine.kept or 0.0:.1f} tokens a step, so the engine speculates: "
             "how many tokens it decodes in a step is not in the records"

@@ -32,12 +32,13 @@ KEPT = 1.05  # tokens a request and step, above which it does
 class ForwardPassRows:
     """Turns the records of one rank into rows; `engine` is its key.
 
-    `speculates` leaves `decode_tokens` null. `lost` counts the records between two that came,
-    `again` those that came twice, `restarts` how often the counter began again, `idle` heartbeats.
+    `decode_tokens` is null unless it is known that the engine does not speculate. `lost` counts the
+    records between two that came, `again` those that came twice, `restarts` how often the counter
+    began again, `idle` heartbeats.
     """
 
     engine: str
-    speculates: bool = False
+    speculates: bool | None = None
     steps: int = 0
     lost: int = 0
     again: int = 0
@@ -108,7 +109,7 @@ class ForwardPassRows:
             "prefill_requests": done.num_prefill_requests,
             "prefill_tokens": new,
             "decode_requests": decodes,
-            "decode_tokens": None if self.speculates and decodes else decodes,
+            "decode_tokens": decodes if self.speculates is False or not decodes else None,
             "waiting": queued.num_prefill_requests + queued.num_decode_requests,
             "prefill_kv_tokens": cached + new,
             "decode_kv_tokens": done.sum_decode_kv_tokens,

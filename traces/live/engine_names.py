@@ -20,6 +20,7 @@ from traces.live.numbers import (
     E2E,
     FINISHED,
     FLOPS,
+    GAUGES,
     GENERATED,
     HIT_TOKENS,
     ITL,
@@ -31,12 +32,14 @@ from traces.live.numbers import (
     RUNNING,
     STEP_TOKENS,
     TTFT,
+    USED,
     WAITING,
 )
 from traces.schema.engine import EngineConfig
 
 VLLM, SGLANG, NIM, TENSORRT_LLM = "vLLM", "SGLang", "NIM", "TensorRT-LLM"
 _PART = re.compile(r"_(?:bucket|count|sum)\Z")
+_COUNTERS = frozenset(name for name in USED if name.endswith("_total"))
 _RAY = re.compile(r"ray_(vllm|sglang)_(?=[a-z])")
 
 
@@ -85,7 +88,6 @@ NIM_NAMES: Mapping[str, tuple[Name, ...]] = {
     "time_to_first_token_seconds": (Name(TTFT),),
     "time_per_output_token_seconds": (Name(ITL),),
     "e2e_request_latency_seconds": (Name(E2E),),
-    "request_success_total": (Name(FINISHED),),
     "request_finish_total": (Name(FINISHED),),
 }
 TENSORRT_LLM_NAMES: Mapping[str, tuple[Name, ...]] = {
@@ -136,6 +138,8 @@ def vllm_names(name: str, labels: Mapping[str, str]) -> tuple[tuple[str, str], .
         return ((name, _text(kept)),)
     found = []
     for each in wanted:
+        if each.name in GAUGES and labels.get("priority"):  # part of what has none
+            continue
         if each.label is not None and labels.get(each.label) not in each.values:
             continue
         rest = {key: value for key, value in kept.items() if key != each.label}
@@ -158,9 +162,6 @@ def engine_of(labels: Mapping[str, str]) -> str:
     own = labels.get("engine") or labels.get("dp_rank") or ""
     replica = labels.get("ReplicaId") or labels.get("replica") or labels.get("WorkerId") or ""
     return " ".join(part for part in (own, replica[:24]) if part)
-
-
-_COUNTERS = {PROMPT, GENERATED, FINISHED, PREEMPTED, HIT_TOKENS, ASKED_TOKENS, DRAFTS}
 
 
 def engine_named(name: str) -> str | None:

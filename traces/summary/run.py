@@ -293,7 +293,7 @@ KINDS = ("other", "prefill", "decode", "mixed")  # of steps, by `_kind`
 def _kind() -> pl.Expr:
     """Return the place in `KINDS`: a million texts would be dear."""
     prefill, decode = (
-        (pl.col(f"{name}_tokens") > 0).fill_null(False).cast(pl.UInt8)
+        (pl.coalesce(f"{name}_tokens", f"{name}_requests") > 0).fill_null(False).cast(pl.UInt8)
         for name in ("prefill", "decode")
     )
     return prefill + 2 * decode
@@ -322,7 +322,10 @@ def seconds_by_kind(steps: pl.DataFrame) -> dict[str, float]:
     Idle is the time from the first step's start to the last one's end that no step accounts for;
     profiled steps are in none of them.
     """
-    needed = ("end", "interval_ns", "wall_ns", "profiled", "prefill_tokens", "decode_tokens")
+    needed = (
+        *("end", "interval_ns", "wall_ns", "profiled", "prefill_tokens", "decode_tokens"),
+        *("prefill_requests", "decode_requests"),
+    )
     known = steps.select(needed).drop_nulls("end")
     if not known.height:
         return {}

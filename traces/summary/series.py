@@ -88,6 +88,9 @@ class Timeline:
         np.maximum(begins[1:], times[:-1], out=begins[1:])
         batch = pl.coalesce(pl.col("prefill_requests") + pl.col("decode_requests"), "running")
         tokens = steps.select(OUTPUT_TOKENS.cast(pl.Float64)).to_series()
+        # A forward pass does not tell how many tokens an engine that drafts decoded in it.
+        decoded = steps.get_column("decode_tokens", default=steps["decode_requests"])
+        untold = decoded.is_null() & (steps["decode_requests"] > 0)
         before = np.zeros(steps.height + 1)
         np.cumsum(tokens.fill_null(0.0).to_numpy(), out=before[1:])
         return cls(
@@ -99,7 +102,7 @@ class Timeline:
             kv_blocks=_gauge(steps, pl.col("kv_blocks")),
             usable_blocks=None if num_gpu_blocks is None else num_gpu_blocks - 1,
             tokens_before=before,
-            tokens_known=tokens.null_count() < steps.height,
+            tokens_known=tokens.null_count() < steps.height and not untold.any(),
         )
 
     def bins(self, bins: int, start_ns: int | None = None, end_ns: int | None = None) -> Series:

@@ -13,6 +13,7 @@ from traces.foreign.forward_passes import import_passes
 from traces.foreign.kinds import files_in, kind_of
 from traces.recording.reader import Recording
 from traces.summary.run import summarise
+from traces.summary.series import Timeline
 
 DATA = Path(__file__).parents[2] / "data" / "foreign"
 FULL = [DATA / f"fpm_dynamo.4192.00000{n}.jsonl.gz" for n in (0, 1)]
@@ -85,7 +86,16 @@ def test_an_engine_that_speculates_has_no_decode_tokens(tmp_path):
     lines = [enveloped(passed(n, decodes=4, context=2_000 + 11 * n)) for n in range(50)]
     found = import_passes([written(tmp_path / "x.jsonl.gz", lines)], tmp_path / "rec")
     assert Recording.open(tmp_path / "rec").steps["decode_tokens"].null_count() == 50
-    assert any("speculates" in note for note in found.notes)
+    assert any("so the engine speculates" in note for note in found.notes)
+    (run,) = summarise(Recording.open(tmp_path / "rec"))
+    assert run.step_time["decode_s"].value == pytest.approx(0.01)
+    assert not Timeline.of(run.step_rows, None).tokens_known
+
+
+def test_too_few_neighbours_do_not_tell_whether_an_engine_speculates(tmp_path):
+    found = import_passes([written(tmp_path / "x.jsonl", decoding(range(9)))], tmp_path / "rec")
+    assert any("is not told" in note for note in found.notes)
+    assert Recording.open(tmp_path / "rec").steps["decode_tokens"].null_count() == 9
 
 
 def test_bad_lines_are_skipped_and_named(tmp_path):

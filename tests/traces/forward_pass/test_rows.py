@@ -10,8 +10,8 @@ from traces.recording.tables import STEPS
 MS = 1_000_000
 
 
-def rows_of(records, ends, **options):
-    made = ForwardPassRows(engine="e", **options)
+def rows_of(records, ends, speculates=False):
+    made = ForwardPassRows(engine="e", speculates=speculates)
     rows = []
     for record, end in zip(records, ends, strict=True):
         rows += made.rows(read_object(record), end)
@@ -47,6 +47,8 @@ def test_what_sums_do_not_tell_is_null():
     rows, _ = rows_of([several, continued, decoding], [None] * 3, speculates=True)
     assert [row["prefill_query_context"] for row in rows] == [None, None, 0]
     assert [row["decode_tokens"] for row in rows] == [0, 0, None]
+    (unknown,), _ = rows_of([decoding], [None], speculates=None)
+    assert unknown["decode_tokens"] is None and unknown["decode_requests"] == 2
 
 
 def test_intervals_are_between_neighbours_that_came_in_time():

@@ -112,3 +112,15 @@ def test_what_is_not_in_a_table_keeps_its_name():
     assert told[Series("", "sglang:gen_throughput")] == 812.5
     assert not any(series.name == "sglang:num_running_reqs" for series in told)
     assert told[Series("", DRAFTS)] == 6_103
+
+
+def test_what_is_told_whole_and_by_priority_counts_once():
+    gauge, counter = "sglang:num_queue_reqs", "sglang:num_requests_total"
+    page = "".join(
+        f'{name}{{priority="{priority}"}} {value}\n'
+        for name in (gauge, counter)
+        for priority, value in (("", 5), ("1", 2), ("2", 3))
+    )
+    told = PageReader().read(page)
+    assert told[Series("", WAITING)] == 5
+    assert told[Series("", "vllm:request_success_total", 'finished_reason="ended"')] == 10
