@@ -167,18 +167,7 @@ def gather(
             steps.extend(_steps(recording, key, engine, most))
         if only_watched(recording):
             steps.extend(_mean_steps(recording, steps))
-    names = ", ".join(recording.name for recording in recordings)
-    if watched and ((timed and not steps) or not runs):
-        raise RecordingError(f"{names}: {TOO_LITTLE}")
-    if timed and not steps:
-        tables = "" if judged else ", or give operator tables to replay on (--operators)"
-        raise RecordingError(
-            f"{names}: no engine step to learn from; record with the step probe{tables}"
-        )
-    if not runs:
-        raise RecordingError(_no_run(recordings, names))
-    if judged and not any(s.correct is not None for run in runs for s in _samples(run)):
-        raise RecordingError(f"{names}: no sample is marked right or wrong; record with answers")
+    _check_enough(recordings, steps, runs, judged=judged, timed=timed)
     prices = [r.manifest.price_usd_per_device_hour for r in recordings]
     given = {price for price in prices if price is not None}
     return Evidence(
@@ -195,6 +184,30 @@ def gather(
         lost=tuple(lost),
         made=RunsMade(made),
     )
+
+
+def _check_enough(
+    recordings: Sequence[Recording],
+    steps: Sequence[StepTable],
+    runs: Sequence[Run],
+    *,
+    judged: bool,
+    timed: bool,
+) -> None:
+    """Raise RecordingError where there is nothing to learn from."""
+    names = ", ".join(recording.name for recording in recordings)
+    lacking = timed and not steps
+    if all(map(only_watched, recordings)) and (lacking or not runs):
+        raise RecordingError(f"{names}: {TOO_LITTLE}")
+    if lacking:
+        tables = "" if judged else ", or give operator tables to replay on (--operators)"
+        raise RecordingError(
+            f"{names}: no engine step to learn from; record with the step probe{tables}"
+        )
+    if not runs:
+        raise RecordingError(_no_run(recordings, names))
+    if judged and not any(s.correct is not None for run in runs for s in _samples(run)):
+        raise RecordingError(f"{names}: no sample is marked right or wrong; record with answers")
 
 
 def _samples(run: Run) -> Iterable[Sample]:
