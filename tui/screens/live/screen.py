@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import ClassVar
 
 from textual import on, work
@@ -17,6 +18,7 @@ from profiler.attach.attachment import CAUTION, Attachment, default_folder
 from profiler.engines.interface import Finding
 from traces.clock import now_ns
 from traces.errors import UsageError
+from traces.recording.reader import Recording
 from tui.screens.base import ConfirmScreen, ModeScreen
 from tui.screens.library import failure
 from tui.screens.live.views import (
@@ -33,6 +35,7 @@ from tui.screens.live.views import (
 from tui.screens.live.watch import LiveWatch, Snapshot, parse_target
 from tui.screens.run.charts import family_line
 from tui.text.layout import wrap
+from tui.text.live import next_lines
 from tui.widgets.lanes import Lanes
 
 WIDE = 120
@@ -70,6 +73,12 @@ class LiveScreen(ModeScreen):
 
         watch: LiveWatch
         error: str | None
+
+    @dataclass
+    class Suggested(Message):
+        """What to try next on what was watched."""
+
+        lines: list[str]
 
     MODE = "live"
     CSS_PATH = "live.tcss"
@@ -190,7 +199,24 @@ class LiveScreen(ModeScreen):
             self._say(f"kept in {event.watch.folder}; it is on screen 1 now")
         if kept:
             self.ttscope.open_paths([event.watch.folder])
+            self._suggest(event.watch.folder)
         self.set_status(self._status())
+
+    @work(thread=True, group="live")
+    def _suggest(self, folder: Path) -> None:
+        """Replay what was watched with the change that its verdict asks for."""
+        from advisor.what_if.suggest import suggest
+
+        try:
+            lines = next_lines(str(folder), suggest(Recording.open(folder)))
+        except Exception as problem:  # said in place, the app goes on
+            lines = [f"no replay: {failure(problem)}"]
+        self.post_message(self.Suggested(lines))
+
+    @on(Suggested)
+    def _show_next(self, event: Suggested) -> None:
+        if self._watch is None:  # not while something else is watched
+            self.query_one("#text", Static).update("\n".join(event.lines))
 
     @on(Resize)
     def _fit(self) -> None:

@@ -71,6 +71,8 @@ async def test_attach_watch_stop_and_open(server, tmp_path, monkeypatch):
         await wait_for(pilot, seen, LiveScreen.Ended)
         assert "it is on screen 1 now" in text_of(app, "#message")
         assert app.screen.query_one("NavBar").status == "not connected"
+        await wait_for(pilot, seen, LiveScreen.Suggested)
+        assert "NEXT      no replay:" in text_of(app, "#text")
         await app.workers.wait_for_complete()
         await pilot.pause()
         (entry,) = (each for each in app.entries if each.path != tmp_path)

@@ -1,0 +1,139 @@
+"""Whether a watched server's replay is right: ``python -m benchmarks.live_replay [--repeats 5]``.
+
+A vLLM server (CPU, the small reasoner) answers foreign clients while `ttscope attach` watches it
+with its spans and the plugin. What it recorded is replayed under each of three other settings. Then
+the server is started with that setting and gets the same requests at the same times (fixed lengths,
+`ignore_eos`). It prints what was predicted beside what was measured, the errors, and how many of the
+measured values lie in the predicted 90 % intervals.
+"""
+
+import argparse
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from advisor.what_if.predict import predict
+from advisor.what_if.question import Question, changed
+from profiler.plugin.shared_token import shared_token
+from profiler.workload.problems import load_workload
+from tests.profiler.servers import ROOT, free_port, running
+from traces.recording.reader import Recording
+from traces.summary.metrics import estimate_of
+from traces.summary.run import summarise
+
+BASE = ("--max-num-seqs", "16", "--max-num-batched-tokens", "2048")
+CHANGES = {
+    "engine.max_num_seqs=4": ("--max-num-seqs", "4", "--max-num-batched-tokens", "2048"),
+    "engine.max_num_seqs=8": ("--max-num-seqs", "8", "--max-num-batched-tokens", "2048"),
+    "engine.max_num_batched_tokens=64": ("--max-num-seqs", "16", "--max-num-batched-tokens", "64"),
+}
+TAGS = ("latency_s.mean", "latency_s.p50", "latency_s.p95", "ttft_s.p50", "tpot_s.p50",
+        "throughput_tokens_per_s")  # fmt: skip
+
+
+def requests(seconds: float, rate: float, seed: int) -> list[tuple[float, str, int, int]]:
+    """Return (time, prompt, samples, tokens) of each request."""
+    rng, problems = random.Random(seed), load_workload("demo", problems=200).problems
+    found, at = [], 0.0
+    while at < seconds:
+        tokens = min(max(round(rng.lognormvariate(4.2, 0.7)), 8), 400)
+        prompt = str(problems[len(found) % 200].prompt)
+        found.append((at, prompt, rng.choice([1, 1, 1, 4]), tokens))
+        at += rng.expovariate(rate)
+    return found
+
+
+def watched(folder: Path, flags: tuple[str, ...], load: list[tuple[float, str, int, int]]) -> Path:
+    """Serve with these flags, send the load, and return what attach recorded."""
+    port = free_port()
+    here = f"http://127.0.0.1:{port}"
+    variables = {
+        "TTSCOPE_PLUGIN": here,
+        "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf",
+        "OTEL_EXPORTER_OTLP_HEADERS": f"authorization=Bearer%20{shared_token()}",
+    }
+    spans = ("--otlp-traces-endpoint", f"{here}/v1/traces")
+    with running(folder / "server", *spans, *flags, **variables) as server:
+        model = httpx.get(f"{server.url}/v1/models").json()["data"][0]["id"]
+
+        def ask(prompt: str, n: int, tokens: int) -> None:
+            body = {"model": model, "prompt": prompt, "max_tokens": tokens, "ignore_eos": True}
+            answer = httpx.post(f"{server.url}/v1/completions", json=body | {"n": n}, timeout=300)
+            answer.raise_for_status()
+
+        for _, prompt, n, _ in load[:8]:
+            ask(prompt, n, 8)
+        code = "from tui.cli import main; main()"
+        words = ["attach", server.url, "--listen", port, "-o", folder / "live", "--json"]
+        attach = subprocess.Popen(
+            [sys.executable, "-c", code, *map(str, words)],
+            cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        while not (folder / "live" / "recording.json").exists():
+            time.sleep(0.1)
+        time.sleep(1.0)
+        begun, threads = time.monotonic(), []
+        for at, *request in load:
+            time.sleep(max(begun + at - time.monotonic(), 0.0))
+            threads.append(threading.Thread(target=ask, args=request))
+            threads[-1].start()
+        for thread in threads:
+            thread.join()
+        time.sleep(10.0)  # exporters send every 5 s
+        attach.terminate()
+        attach.wait()
+    return folder / "live"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=20.0)
+    parser.add_argument("--rate", type=float, default=4.0)
+    asked = parser.parse_args()
+    errors: dict[tuple[str, str], list[float]] = {}
+    held: dict[str, list[bool]] = {}
+    for repeat in range(asked.repeats):
+        load = requests(asked.seconds, asked.rate, repeat)
+        with tempfile.TemporaryDirectory() as name:
+            base = Recording.open(watched(Path(name) / "base", BASE, load))
+            (run,) = summarise(base)
+            for change, flags in CHANGES.items():
+                engine, policy, _ = changed(run, [change])
+                found = predict(base, run, Question(engine=engine, policy=policy))
+                path = watched(Path(name) / change, flags, load)
+                (real,) = summarise(Recording.open(path))
+                for tag in TAGS:
+                    told, took = estimate_of(found.predicted, tag), estimate_of(real, tag)
+                    was = estimate_of(run, tag)
+                    inside = told.low <= took.value <= told.high
+                    errors.setdefault((change, tag), []).append(told.value / took.value - 1)
+                    held.setdefault(tag, []).append(inside)
+                    print(
+                        f"{repeat} {change:34} {tag:24} base {was.value:9.4g} predicted "
+                        f"{told.value:9.4g} [{told.low:.4g}, {told.high:.4g}] measured "
+                        f"{took.value:9.4g} error {told.value / took.value - 1:+7.1%} "
+                        f"{'in' if inside else 'OUT'}",
+                        flush=True,
+                    )
+    print(f"load {os.getloadavg()[0]:.1f}")
+    for (change, tag), values in errors.items():
+        print(
+            f"{change:34} {tag:24} mean {np.mean(values):+7.1%} |mean| {np.mean(np.abs(values)):6.1%}"
+        )
+    every = [each for values in held.values() for each in values]
+    print(f"inside 90 % intervals: {sum(every)} of {len(every)}")
+
+
+if __name__ == "__main__":
+    main()
