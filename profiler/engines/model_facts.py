@@ -83,7 +83,7 @@ def facts_from_config(
     stored = stored_weights(folder, layers)
     if beside is None and folder is not None and (folder / _QUANTISED).is_file():
         beside = _json(folder / _QUANTISED)
-    quantised = Quantised(fields, beside)
+    quantised = Quantised(fields, layers, beside)
     kind = quantised.kind or (None if stored is None else stored.quantized)
     tied = fields.tied()
     if tied is None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from profiler.engines.config_fields import LONGEST, Fields, field_of, shown
+from traces.errors import UsageError
 
 DTYPE_BYTES: Final = {
     "float32": 4, "float16": 2, "bfloat16": 2, "half": 2, "float8": 1, "fp8": 1, "int8": 1,
@@ -37,7 +38,10 @@ _OUTER: Final = frozenset({"model", "language_model", "backbone", "text_model", 
 _ELSEWHERE: Final = re.compile(
     r"mtp|eagle|vis(ion|ual)|audio|image|multi_modal|mm_proj|patch|embed|norm|layers|weight|bias"
 )
-_MOST_PATTERNS: Final = 200_000
+# More than any model needs, and few enough that matching ends at once.
+_MOST_GLOBS: Final = 4_096
+_MOST_RULES: Final = 64
+_MOST_MATCHES: Final = 60_000  # of globs, times layers
 _MOST_STARS: Final = 8
 _ALTERNATIVES: Final = re.compile(r"\(\??:?([\w|]+)\)")
 
@@ -73,10 +77,12 @@ class Quantised:
     """What a config says of the form of each matrix, or the hf_quant_config.json `beside` it.
 
     `kind` is the form in short, None where nothing is quantised. Raises UsageError for what is no
-    object, or lists that are none.
+    object, lists that are none, and more patterns than can be matched with so many layers.
     """
 
-    def __init__(self, fields: Fields, beside: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, fields: Fields, layers: int, beside: Mapping[str, Any] | None = None
+    ) -> None:
         self._fields, self._told = fields, _told(fields, beside)
         self.kind = self._kind()
         self._skipped = self._patterns(
@@ -86,7 +92,13 @@ class Quantised:
         self._over_blocks = bool(
             self._told.get("quantized_layers") and self._told.get("weight_block_size")
         )
-        self._rules = list(self._read_rules())
+        self._rules = list(itertools.islice(self._read_rules(), _MOST_RULES + 1))
+        globs = sum(each.globs for each, _ in [*self._rules, (self._skipped, None)] if each)
+        if len(self._rules) > _MOST_RULES or globs > min(_MOST_GLOBS, _MOST_MATCHES // layers):
+            raise UsageError(
+                f"{fields.where}: quantization_config has {globs:,} patterns of modules in "
+                f"{len(self._rules):,} forms for {layers:,} layers, more than ttscope matches"
+            )
         self._experts = self._of_experts()
         self.unknown: str | None = None
 
@@ -204,7 +216,7 @@ class Quantised:
         return form("mxfp4") if method == "mxfp4" or (four and method == "fp8") else None
 
     def _patterns(self, names: Iterable[str]) -> _Patterns:
-        return _Patterns(list(itertools.islice(names, _MOST_PATTERNS)))
+        return _Patterns(list(names))
 
     def _list(self, value: Any, name: str) -> list[str]:
         if value is None or isinstance(value, str):
@@ -260,9 +272,13 @@ class _Patterns:
                 if "*" not in inner:
                     self.plain.add(inner)
                 elif len(inner) <= 300 and inner.count("*") <= _MOST_STARS:
-                    globs |= {inner, f"{inner}.*"}
-        alternatives = "|".join(fnmatch.translate(each) for each in sorted(globs))
-        self._globs = re.compile(alternatives) if globs else None
+                    globs.add(inner)
+            if len(globs) > _MOST_GLOBS:  # the error is the reader's
+                break
+        self.globs = len(globs)
+        whole = [each for glob in sorted(globs) for each in (glob, f"{glob}.*")]
+        few = 0 < len(globs) <= _MOST_GLOBS
+        self._globs = re.compile("|".join(map(fnmatch.translate, whole))) if few else None
 
     def match(self, name: str) -> bool:
         """Whether a module is named, itself or one that it lies in."""

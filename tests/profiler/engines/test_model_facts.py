@@ -568,3 +568,18 @@ def test_fields_that_published_configs_leave_out_are_those_of_their_type():
     facts = facts_from_config(text, name="x", around=[{"vision_config": tower}])
     assert facts.total_parameters == pytest.approx(4.3e9, rel=0.01)  # google/gemma-3-4b-it
     assert [each.count for each in facts.layers] == [29, 5]
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"quant_method": "fp8", "ignore": [f"*x{number}*" for number in range(50_000)]},
+        {"quant_algo": "MIXED_PRECISION", "quantized_layers": {
+            f"layers.{number}.mlp": {"quant_algo": "FP8", "group_size": number}
+            for number in range(70)
+        }},
+    ],
+)  # fmt: skip
+def test_more_patterns_than_can_be_matched_are_one_line(told):
+    with pytest.raises(UsageError, match="more than ttscope matches"):
+        facts_from_config(vars(LLAMA_3_1_8B) | {"quantization_config": told}, name="x")
