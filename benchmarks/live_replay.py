@@ -1,8 +1,8 @@
 """Whether a watched server's replay is right: ``python -m benchmarks.live_replay [--repeats 5]``.
 
 A vLLM server (CPU, the small reasoner) answers foreign clients while `ttscope attach` watches it
-with its spans and the plugin. What it recorded is replayed under each of three other settings. Then
-the server is started with that setting and gets the same requests at the same times (fixed lengths,
+with its spans and the plugin. What it recorded is replayed under each of three other settings.
+Then the server is started with that setting and gets the same requests at the same times (fixed lengths,
 `ignore_eos`). It prints what was predicted beside what was measured, the errors, and how many of the
 measured values lie in the predicted 90 % intervals.
 """
