@@ -1,10 +1,10 @@
 """Whether a watched server's replay is right: ``python -m benchmarks.live_replay [--repeats 5]``.
 
 A vLLM server (CPU, the small reasoner) answers foreign clients while `ttscope attach` watches it
-with its spans and the plugin. What it recorded is replayed under each of three other settings. Then
-the server is started with that setting and gets the same requests at the same times (fixed lengths,
-`ignore_eos`). It prints what was predicted beside what was measured, the errors, and how many of the
-measured values lie in the predicted 90 % intervals.
+with its spans and the plugin. What it recorded is replayed under each of three other settings.
+Then the server is started with that setting and gets the same requests at the same times (fixed
+lengths, `ignore_eos`). It prints what was predicted beside what was measured, the errors, and how
+many of the measured values lie in the predicted 90 % intervals.
 """
 
 import argparse
@@ -22,14 +22,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from advisor.what_if.predict import predict
-from advisor.what_if.question import Question, changed
 from profiler.plugin.shared_token import shared_token
 from profiler.workload.problems import load_workload
 from tests.profiler.servers import ROOT, free_port, running
-from traces.recording.reader import Recording
-from traces.summary.metrics import estimate_of
-from traces.summary.run import summarise
 
 BASE = ("--max-num-seqs", "16", "--max-num-batched-tokens", "2048")
 CHANGES = {
@@ -96,6 +91,14 @@ def watched(folder: Path, flags: tuple[str, ...], load: list[tuple[float, str, i
 
 
 def main() -> None:
+    # Servers are forked from a process that imports this module, and vLLM does not start beside
+    # numba.
+    from advisor.what_if.predict import predict
+    from advisor.what_if.question import Question, changed
+    from traces.recording.reader import Recording
+    from traces.summary.metrics import estimate_of
+    from traces.summary.run import summarise
+
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=20.0)
@@ -128,9 +131,8 @@ def main() -> None:
                     )
     print(f"load {os.getloadavg()[0]:.1f}")
     for (change, tag), values in errors.items():
-        print(
-            f"{change:34} {tag:24} mean {np.mean(values):+7.1%} |mean| {np.mean(np.abs(values)):6.1%}"
-        )
+        size = np.mean(np.abs(values))
+        print(f"{change:34} {tag:24} mean {np.mean(values):+7.1%} size {size:6.1%}")
     every = [each for values in held.values() for each in values]
     print(f"inside 90 % intervals: {sum(every)} of {len(every)}")
 
