@@ -242,6 +242,8 @@ def _told(workload: WorkloadFacts | None, other: WorkloadFacts | None) -> str:
 
 def _no_run(recordings: Sequence[Recording], names: str) -> str:
     """Say why there is no run with all samples of a problem."""
+    if not any(each.rows("problems") for each in recordings):
+        return f"{names}: holds no problem and no request, so that there is nothing to replay"
     policies = {policy for each in recordings for policy in each.manifest.policies.values()}
     labels = ", ".join(sorted(policy.label() for policy in policies))
     if policies and all(policy.stops_early for policy in policies):

@@ -18,6 +18,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -184,7 +185,22 @@ def _last_of_keys(paths: Sequence[Path], table: str) -> Kept:
 Row = Mapping[str, Any]
 Drained = Sequence[Row] | pl.DataFrame
 log = logging.getLogger("ttscope.writer")
+_CTRL_C = 10  # pressed during one write
 _FAULTS = (Exception, pl.exceptions.PanicException)  # a panic of polars is no Exception
+
+
+def unbroken(write: Callable[[], object]) -> None:
+    """Write in a thread that Ctrl-C does not concern.
+
+    polars raises KeyboardInterrupt in the thread in which it works, whichever that is.
+    """
+    for _ in range(_CTRL_C):
+        try:
+            write()
+            return
+        except KeyboardInterrupt:
+            continue
+    raise OSError(errno.EINTR, "interrupted again and again")
 
 
 def read_clocks() -> ClockReading:
@@ -407,14 +423,14 @@ class RecordingWriter:
         try:
             self._check_folder()
             number = self._next[table]
-            write_part(self.path, table, frame, number, number)
+            unbroken(lambda: write_part(self.path, table, frame, number, number))
         except _FAULTS as error:
             self._fail(error)  # the rows wait for the next second
             return
         self._frames[table], self._framed[table] = [], 0
         self._next[table] = number + 1
         try:
-            merge_full_levels(self.path, table)
+            unbroken(lambda: merge_full_levels(self.path, table))
         except _FAULTS as error:
             self._fail(error)  # its sources stay as they are
 
@@ -446,7 +462,7 @@ class RecordingWriter:
                 held = sum(part.last + 1 - part.first for part in list_parts(self.path, table))
                 if held < self._next[table] - self._first[table]:
                     self._gone.append(table)
-                merge_all(self.path, table)
+                unbroken(partial(merge_all, self.path, table))
         except _FAULTS as error:
             log.warning("%s: its parts were not merged (%s)", self.path, error)
 

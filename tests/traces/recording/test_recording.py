@@ -499,3 +499,23 @@ def test_a_manifest_of_a_thousand_engines_is_read_and_of_too_many_refused(tmp_pa
     folder = make(tmp_path / "r", engines=engines)
     with pytest.raises(RecordingError, match="over 4,096 engines"):
         Recording.open(folder)
+
+
+def test_ctrl_c_while_a_part_is_written_loses_nothing(tmp_path, monkeypatch):
+    """Polars raises KeyboardInterrupt in the writer's thread when the process is interrupted."""
+    write_part, pressed = merging.write_part, []
+
+    def interrupted(*arguments, **more):
+        if len(pressed) < 2:
+            pressed.append(True)
+            raise KeyboardInterrupt
+        return write_part(*arguments, **more)
+
+    monkeypatch.setattr(merging, "write_part", interrupted)
+    writer = RecordingWriter(tmp_path / "r", Manifest(clock_start=read_clocks()))
+    writer.append("events", {"time": 1, "kind": "note", "detail": "kept"})
+    writer.close(complete=True)
+    assert len(pressed) == 2
+    recording = Recording.open(tmp_path / "r")
+    assert recording.complete
+    assert recording.frame("events")["detail"].to_list() == ["kept"]
