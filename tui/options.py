@@ -6,13 +6,13 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, make_dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_type_hints
+from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import typer
 
 from traces.errors import UsageError
 from traces.schema.methods import PARAMETERS
-from traces.schema.parameters import make_policy
+from traces.schema.parameters import make_policy, meant
 from traces.schema.policy import Policy
 
 Group = TypeVar("Group")
@@ -214,8 +214,7 @@ def takes(
 
     def decorate(verb: Callable[..., Any]) -> Callable[..., Any]:
         def command(**given: Any) -> Any:
-            return verb(*(group(**{f.name: given[f.name] for f in fields(group)})
-                          for group in groups))  # fmt: skip
+            return verb(*grouped(given, *groups))
 
         parameters = [
             inspect.Parameter(
@@ -234,6 +233,30 @@ def takes(
         return command
 
     return decorate
+
+
+def grouped(given: Mapping[str, Any], *groups: type[Any]) -> list[Any]:
+    """Return one of each dataclass, made of options by name. Raises UsageError for other names.
+
+    A path may be a text, and a list a single value.
+    """
+    hints = {name: hint for group in groups for name, hint in get_type_hints(group).items()}
+    if unknown := sorted(given.keys() - hints.keys()):
+        raise UsageError(f"no option {unknown[0]}: {meant(unknown[0], sorted(hints))}")
+    values = {name: _of_type(value, hints[name]) for name, value in given.items()}
+    return [
+        group(**{f.name: values[f.name] for f in fields(group) if f.name in values})
+        for group in groups
+    ]
+
+
+def _of_type(value: Any, hint: Any) -> Any:
+    kinds = (hint, *get_args(hint))
+    several = next((kind for kind in kinds if get_origin(kind) is list), None)
+    if several is not None and value is not None:
+        items = value if isinstance(value, list | tuple) else [value]
+        return [_of_type(item, get_args(several)[0]) for item in items]
+    return Path(value) if Path in kinds and isinstance(value, str) else value
 
 
 def read_words(group: type[Group], words: Sequence[str], *, nothing: str) -> Group:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
+from typing import Self, TypeVar
 
 import polars as pl
 
@@ -49,7 +49,7 @@ class Recording:
     unread: tuple[str, ...] = ()
 
     @classmethod
-    def open(cls, path: str | Path) -> Recording:
+    def open(cls, path: str | Path) -> Self:
         """Open the recording in the folder `path`.
 
         Raises RecordingError when it is no recording, lacks its manifest or has a truncated

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from traces.errors import TtscopeError
-from traces.live.watched import ONLY_WATCHED, Watched, only_watched, runs_beside, watched_engines
+from traces.live.watched import ONLY_WATCHED, Watched, only_watched, runs_and_servers
 from traces.recording.reader import Recording
 from traces.schema.advice import Recommendation
-from traces.summary.run import Run, summarise
+from traces.summary.run import Run
 
 if TYPE_CHECKING:
     from advisor.what_if.left_out import Foretold
@@ -66,12 +66,11 @@ def gather_material(
     for number, recording in enumerate(recordings):
         report("reading", number, len(recordings))
         fresh = recording.afresh()  # its tables are read once, and go with it
-        of_recording = summarise(fresh, budget.price_usd_per_device_hour)
-        servers = watched_engines(fresh, of_recording)
+        of_recording, servers = runs_and_servers(fresh, budget.price_usd_per_device_hour)
         watched += servers
         runs += [
             replace(run, rows=None, sample_rows=None, step_rows=None)  # the page shows none
-            for run in runs_beside(of_recording, servers)
+            for run in of_recording
         ]
     posed = {run.recording for run in runs if run.problems}
     complete = [

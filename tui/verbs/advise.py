@@ -13,8 +13,8 @@ from typing import Annotated, Any
 import typer
 
 from advisor.advice.experiments import experiment_of, write_plan
-from traces.errors import RecordingError, TtscopeError, UsageError
-from traces.recording.reader import Recording, measured
+from traces.errors import TtscopeError, UsageError
+from traces.recording.reader import Recording
 from traces.schema.advice import Budget, Pick, Recommendation
 from traces.schema.engine import EngineConfig
 from traces.schema.estimate import Estimate
@@ -23,7 +23,7 @@ from traces.summary.run import Run, summarise
 from tui.options import BudgetOptions, BudgetSeed, Json, Recordings, takes
 from tui.text.advice import COMPARED, comparison_lines
 from tui.text.terminal import say, say_json
-from tui.verbs.open_all import open_all
+from tui.verbs.open_all import open_measured
 from tui.verbs.sweep import run_shown
 
 
@@ -68,13 +68,7 @@ def advise(options: BudgetOptions, asked: Advise) -> None:
         raise UsageError("-o is where --verify keeps its recordings; give both")
     if asked.verify and systems:
         raise UsageError("--verify runs the picks on this machine, not on a --gpu; give one")
-    opened = open_all(asked.recordings)
-    predicted = [each.name for each in opened if each.replay_of is not None]
-    recordings = [each for each in measured(opened) if each.complete]
-    if predicted:
-        say(f"ttscope: left out, being predictions: {', '.join(predicted)}", file=sys.stderr)
-    if not recordings:
-        raise RecordingError("none of the recordings is complete; run ttscope record to the end")
+    recordings = open_measured(asked.recordings)
     today = None if asked.present is None else configuration_of(asked.present)
     print_advice(
         recordings,
