@@ -163,12 +163,12 @@ def gather(
     if timed and not steps:
         tables = "" if judged else ", or give operator tables to replay on (--operators)"
         raise RecordingError(
-            f"{names}: no engine step to learn from; record with the step probe{tables}"
+            f"{names}: no engine step to learn from. Record with the step probe{tables}"
         )
     if not runs:
         raise RecordingError(_no_run(recordings, names))
     if judged and not any(s.correct is not None for run in runs for s in _samples(run)):
-        raise RecordingError(f"{names}: no sample is marked right or wrong; record with answers")
+        raise RecordingError(f"{names}: no sample is marked right or wrong. Record with answers")
     prices = [r.manifest.price_usd_per_device_hour for r in recordings]
     given = {price for price in prices if price is not None}
     return Evidence(
@@ -198,7 +198,7 @@ def _same_workload(recordings: Sequence[Recording]) -> WorkloadFacts | None:
         if (ours and ours.hash) != (theirs and theirs.hash):
             raise UsageError(
                 f"{first.name} and {other.name} answer different problems "
-                f"({_told(ours, theirs)} and {_told(theirs, ours)}); advise on recordings of one "
+                f"({_told(ours, theirs)} and {_told(theirs, ours)}). Advise on recordings of one "
                 "workload"
             )
     return first.manifest.workload
@@ -224,11 +224,11 @@ def _no_run(recordings: Sequence[Recording], names: str) -> str:
     if policies and all(policy.stops_early for policy in policies):
         return (
             f"{names}: run as {labels}, which stops early, so that the samples that ended are no "
-            "fair draw; record with majority, which can be replayed under that rule"
+            "fair draw. Record with majority, which can be replayed under that rule"
         )
     if policies and not any(policy.all_samples_end for policy in policies):
-        return f"{names}: run as {labels}, whose samples no replay can draw; record with majority"
-    return f"{names}: no finished problem with all its samples; record again"
+        return f"{names}: run as {labels}, whose samples no replay can draw. Record with majority"
+    return f"{names}: no finished problem with all its samples. Record again"
 
 
 def _steps(

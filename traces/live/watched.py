@@ -78,7 +78,7 @@ class Watched:
 
 
 ONLY_WATCHED = (
-    "the traffic of others, of which neither the policy nor the right answers are known; pose "
+    "the traffic of others, whose policy and right answers are not known. Send "
     "problems to the server with ttscope attach URL --workload FILE"
 )
 

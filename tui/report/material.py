@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 MOST_FORETOLD = 40  # recordings: each takes a fit and three replays
 NO_STEPS = (
-    "no recording holds engine steps, from which times are learned; imported outcomes have none"
+    "no recording holds engine steps, from which times are learned. Imported outcomes have none"
 )
 Progress = Callable[[str, int, int], None]
 
@@ -107,7 +107,7 @@ def _advice(
         return None, ONLY_WATCHED
     if not recordings:
         return None, (
-            "no measured recording is complete and holds answered problems; record to the end"
+            "no measured recording is complete and holds answered problems. Record to the end"
         )
     if not any(run.steps for run in runs):
         return None, NO_STEPS
@@ -124,7 +124,7 @@ def _foretold(
     from advisor.what_if.left_out import foretell
 
     if len(recordings) < 2:
-        return [], "it takes at least two complete recordings: each is foretold from the others"
+        return [], "it takes at least two complete recordings: each is predicted from the others"
     if not any(run.steps for run in runs):
         return [], NO_STEPS
     try:

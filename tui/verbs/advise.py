@@ -63,11 +63,11 @@ def advise(options: BudgetOptions, asked: Advise) -> None:
         )
     budget = parse_budget(given)
     if asked.plan is not None and asked.plan.exists():
-        raise UsageError(f"--plan {asked.plan}: is there already; name another file")
+        raise UsageError(f"--plan {asked.plan}: is there already. Name another file")
     if asked.output is not None and not asked.verify:
-        raise UsageError("-o is where --verify keeps its recordings; give both")
+        raise UsageError("-o is where --verify keeps its recordings. Give both")
     if asked.verify and systems:
-        raise UsageError("--verify runs the picks on this machine, not on a --gpu; give one")
+        raise UsageError("--verify runs the picks on this machine, not on a --gpu. Give one")
     recordings = open_measured(asked.recordings)
     today = None if asked.present is None else configuration_of(asked.present)
     print_advice(
@@ -91,7 +91,7 @@ def configuration_of(path: Path) -> tuple[EngineConfig, Policy]:
     manifest = Recording.open(path).manifest
     if len(manifest.engines) != 1 or len(manifest.policies) != 1:
         raise UsageError(
-            f"--present {path}: holds several configurations; name one of a single run"
+            f"--present {path}: holds several configurations. Name one of a single run"
         )
     (engine,), (policy,) = manifest.engines.values(), manifest.policies.values()
     return engine, policy
@@ -141,7 +141,7 @@ def print_advice(
     if as_json:
         say_json(document)
     if answer.system_optimal is None:
-        raise TtscopeError(f"nothing fits the budget; {nearest_line(answer)}")
+        raise TtscopeError(f"nothing fits the budget, {nearest_line(answer)}")
 
 
 # `ttscope advise --verify`: the picks run for real, predicted beside measured.
@@ -165,7 +165,7 @@ def verify_picks(
     for name, pick in picks.items():
         _check(name, pick)
     if evidence.load[1] is not None or answer.budget.rate_per_s is not None:
-        raise UsageError("--verify runs so many problems in flight; it sends none at a --rate")
+        raise UsageError("--verify runs so many problems in flight. It sends none at a --rate")
     document = sweep_plan([experiment_of(pick, name) for name, pick in picks.items()], evidence)
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
         yaml.safe_dump(document, file)
@@ -204,13 +204,13 @@ def verify_picks(
 def _check(name: str, pick: Pick) -> None:
     if pick.engine.mode == "server":
         raise UsageError(
-            f"--verify: the {name} engine was a server; start it as the command says and "
+            f"--verify: the {name} engine was a server. Start it as the command says and "
             "record it with --endpoint"
         )
     if pick.engine.data_parallel_size > 1:
         raise UsageError(
             f"--verify: the {name} pick has {pick.engine.data_parallel_size} replicas, which are "
-            "not run here; serve it and record it with --endpoint"
+            "not run here. Serve it and record it with --endpoint"
         )
 
 

@@ -137,7 +137,7 @@ def watch_servers(watched: Watch, pose: Pose, sampling: Sampling, asked: Keep) -
     policy = None if pose.workload is None else sampling.policy(asked.parameters())
     folder = asked.output or default_folder(wanted.accesses[0])
     if (folder / "recording.json").exists():
-        raise UsageError(f"-o {folder}: already holds a recording; name another folder")
+        raise UsageError(f"-o {folder}: already holds a recording. Name another folder")
     line, own_traces, terminated = LiveLine(), set[str](), False
     with ExitStack() as stack:
         stack.callback(line.end)
@@ -238,7 +238,7 @@ class LiveLine:
 def _may_open(told: str) -> bool:
     """Ask whether profiler windows may be opened. Raises UsageError where nobody can answer."""
     if not sys.stdin.isatty():
-        raise UsageError(f"--kernels: opens {told}; say that it may with --yes")
+        raise UsageError(f"--kernels: opens {told}. Say that it may with --yes")
     sys.stderr.write(f"Opens {clean(told)}.\n{CAUTION} Open them? [y/N] ")
     sys.stderr.flush()
     return sys.stdin.readline().strip().lower() in {"y", "yes"}

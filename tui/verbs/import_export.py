@@ -46,7 +46,7 @@ class Import:
     files: Annotated[
         list[Path],
         typer.Argument(
-            help="Profiler traces, one per rank; samples of evaluations; requests; or files of "
+            help="Profiler traces, one per rank, samples of evaluations, requests, or files of "
             "forward passes."
         ),
     ]
@@ -59,11 +59,11 @@ class Import:
     ] = None
     verifier: Annotated[
         str | None,
-        typer.Option(help="Judge completions anew: exact, numeric, choice or math."),
+        typer.Option(help="Judge completions by exact, numeric, choice or math."),
     ] = None
     record_text: Annotated[bool, typer.Option(help="Keep the answers' texts.")] = False
     run: Annotated[
-        int | None, typer.Option(help="Which of a file's benchmarks, from 1; of requests.")
+        int | None, typer.Option(help="Which of a file's benchmarks, from 1, of requests.")
     ] = None
     block_tokens: Annotated[
         int | None, typer.Option(help="Tokens per hash id of a Mooncake trace (512).")
@@ -286,7 +286,7 @@ class Export:
 
     recording: Annotated[Path, typer.Argument(help="A recording.")]
     output: Annotated[
-        Path, typer.Option("-o", "--output", help="trace.json or trace.json.gz; trace.jsonl.")
+        Path, typer.Option("-o", "--output", help="trace.json, trace.json.gz or trace.jsonl.")
     ]
     form: Annotated[
         str, typer.Option("--format", help="perfetto, or mooncake: a line per request.")
@@ -310,8 +310,8 @@ def export(asked: Export) -> None:
     opened = Recording.open(asked.recording)
     if not any(opened.rows(table) for table in ("problems", "steps", "kernels", "power")):
         raise RecordingError(
-            f"{opened.name}: holds no problem, step, kernel or power to draw; ttscope show tells "
-            "what /metrics told"
+            f"{opened.name}: holds no problem, step, kernel or power to draw. ttscope show says "
+            "what /metrics said"
         )
     counts = export_trace(opened, asked.output)
     if asked.as_json:
@@ -319,7 +319,7 @@ def export(asked: Export) -> None:
         return
     written = ", ".join(f"{count:,} {name}" for name, count in counts.items() if count)
     wrote = (
-        f"wrote {written or 'an empty trace'} to {asked.output}; open it in https://ui.perfetto.dev"
+        f"wrote {written or 'an empty trace'} to {asked.output}. Open it in https://ui.perfetto.dev"
     )
     for line in wrap("", wrote, width=80, indent=0):
         say(line)

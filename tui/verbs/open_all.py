@@ -20,7 +20,7 @@ def open_all(paths: Sequence[Path]) -> list[Recording]:
     opened = [Recording.open(each) for path in paths for each in find_recordings(path) or [path]]
     unique, copies = distinct(opened)
     for copy, first in copies:
-        say(f"{copy.path}: the same recording as {first.path}; read once", file=sys.stderr)
+        say(f"{copy.path}: the same recording as {first.path}, read once", file=sys.stderr)
     return unique
 
 
@@ -35,5 +35,5 @@ def open_measured(paths: Sequence[Path]) -> list[Recording]:
     if predicted:
         say(f"ttscope: left out, being predictions: {', '.join(predicted)}", file=sys.stderr)
     if not recordings:
-        raise RecordingError("none of the recordings is complete; run ttscope record to the end")
+        raise RecordingError("none of the recordings is complete. Run ttscope record to the end")
     return recordings

@@ -160,7 +160,7 @@ def run_workload(ask: Ask, sampling: Sampling, rule: Any, asked: Keep) -> Path:
     )
     folder = asked.output or default_output(options, policy)
     if (folder / "recording.json").exists():
-        raise UsageError(f"-o {folder}: already holds a recording; name another folder")
+        raise UsageError(f"-o {folder}: already holds a recording. Name another folder")
     with progress_bar() as bar:
         task = bar.add_task("starting the engine", total=None)
         engine = start_engine(
@@ -208,12 +208,12 @@ def parse_speculative(text: str | None) -> Speculative | None:
     try:
         data = json.loads(text)
     except ValueError:
-        raise UsageError(f"--speculative: not JSON; give for example {example}") from None
+        raise UsageError(f"--speculative: not JSON. Give for example {example}") from None
     names = Speculative.__dataclass_fields__
     if not isinstance(data, dict) or not {"method", "num_speculative_tokens"} <= data.keys():
         raise UsageError(f"--speculative: needs method and num_speculative_tokens, as {example}")
     if unknown := data.keys() - names.keys():
-        raise UsageError(f"--speculative: no field {sorted(unknown)[0]!r}; {', '.join(names)}")
+        raise UsageError(f"--speculative: no field {sorted(unknown)[0]!r}, only {', '.join(names)}")
     if not isinstance(data["num_speculative_tokens"], int):
         raise UsageError("--speculative: num_speculative_tokens must be a whole number")
     return Speculative.from_json(data)
@@ -238,7 +238,7 @@ def checkpoint_lines(cost: CheckpointCost | None) -> list[str]:
     lines = [
         f"checkpoints at {budgets} tokens of thought, {cost.samples:,} samples per problem: "
         f"{cost.requests:,} answers",
-        f"forced after the run in {cost.seconds:.1f} s; {tokens[0]} prompt tokens, "
+        f"forced after the run in {cost.seconds:.1f} s, {tokens[0]} prompt tokens, "
         f"{tokens[1]} generated, in no number above",
     ]
     return [*lines, *([f"of these failed: {cost.failed:,}"] if cost.failed else [])]

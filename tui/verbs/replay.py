@@ -28,11 +28,13 @@ class Replay:
     recording: Annotated[Path, typer.Argument(help="A recording.")]
     change: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="engine.FIELD or policy.FIELD; repeat."),
+        typer.Option(
+            "--set", metavar="NAME=VALUE", help="engine.FIELD or policy.FIELD, repeatable."
+        ),
     ] = None
     learn: Annotated[
         list[Path] | None,
-        typer.Option("--with", help="Recordings that teach other engines' steps; repeat."),
+        typer.Option("--with", help="Recordings that teach other engines' steps, repeatable."),
     ] = None
     rate: Annotated[str | None, typer.Option(help="Problems arriving: 2/s, 30/min.")] = None
     concurrency: Annotated[int | None, typer.Option(help="Problems in flight.")] = None
@@ -48,7 +50,7 @@ class Replay:
         int | None, typer.Option(help="Of the model whose tables these are.")
     ] = None
     collectives: Annotated[
-        Path | None, typer.Option(help="--operators: all-reduce times; a CSV or a recording.")
+        Path | None, typer.Option(help="--operators: all-reduce times, a CSV or a recording.")
     ] = None
     gpu: Annotated[
         list[str] | None, typer.Option(help="Step times of a GPU from the prior: h100_sxm, ..")
@@ -76,7 +78,7 @@ class Answer:
     ] = None
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", help="Keep the predicted run; with --against the measured."),
+        typer.Option("-o", "--output", help="Keep the predicted run, with --against the measured."),
     ] = None
     as_json: Json = False
 
@@ -140,7 +142,7 @@ def question_of(asked: Replay) -> tuple[Recording, Run, Question, list[Recording
     if asked.routing not in ROUTINGS:
         raise UsageError(f"--routing {asked.routing}: one of {', '.join(ROUTINGS)}")
     if len(gpus) > 1:
-        raise UsageError(f"--gpu {', '.join(gpus)}: a replay is of one; give one at a time")
+        raise UsageError(f"--gpu {', '.join(gpus)}: a replay is of one. Give one at a time")
     gpu = next(iter(gpus), None)
     _check_sources(
         asked.operators, asked.num_hidden_layers, asked.collectives, gpu, asked.model_config

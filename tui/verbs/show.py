@@ -43,7 +43,7 @@ def show(asked: Show) -> int:
     limits = [parse_limit(text) for text in asked.fail_on or ()]
     if asked.policies:
         if asked.other is not None or limits:
-            raise UsageError("--policies judges one recording; give it alone")
+            raise UsageError("--policies judges one recording. Give it alone")
         print_policies(asked.recording, price=asked.price, as_json=asked.as_json)
         return 0
     if limits and asked.other is None:
@@ -80,7 +80,7 @@ def print_show(
         compared = compare(runs[0], runs[1], beside(recordings))
     if limits and compared is None:
         held = "no run of problems" if not all(of_each) else "more than one"
-        raise UsageError(f"--fail-on compares two runs; a recording here holds {held}")
+        raise UsageError(f"--fail-on compares two runs. A recording here holds {held}")
     judged = judge(limits, compared) if compared is not None and limits else ()
     if as_json:
         document = show_json(runs, compared)

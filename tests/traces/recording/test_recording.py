@@ -156,7 +156,7 @@ def test_full_buffer_drops_and_counts(tmp_path):
     for step in range(25):
         writer.append("steps", {"engine": "e", "step": step})
     with pytest.raises(
-        RecordingError, match=r"15 rows were lost \(15 of steps\); they came faster"
+        RecordingError, match=r"15 rows were lost \(15 of steps\)\. They came faster"
     ):
         writer.close(complete=True)
     recording = Recording.open(tmp_path / "r")

@@ -67,9 +67,9 @@ def test_the_page_says_so_too(run, recording, tmp_path):
     [
         (
             ("--gpu", "h100", "--optimise", "cost"),
-            "--gpu h100: no operator tables; one of test_gpu",
+            "--gpu h100: no operator tables. Choose one of test_gpu",
         ),
-        (("--gpu", "test_gpu", "--optimise", "cost", "--verify"), "not on a --gpu; give one"),
+        (("--gpu", "test_gpu", "--optimise", "cost", "--verify"), "not on a --gpu. Give one"),
         (("--gpu", "test_gpu", "--optimise", "energy"), "no recording holds power"),
     ],
 )

@@ -139,7 +139,11 @@ def test_completions_are_judged_anew(run):
     [
         (["samples_toy_sums_self.jsonl"], 2, "give --verifier numeric"),
         (["samples_toy_sums_self.jsonl", "--verifier", "guess"], 2, "no verifier 'guess'"),
-        (["inspect_sums.eval", "--score", "f1"], 2, "no such scorer; one of match, includes"),
+        (
+            ["inspect_sums.eval", "--score", "f1"],
+            2,
+            "no such scorer. Choose one of match",
+        ),
         (["inspect_sums.eval", "--limit", "1e-6"], 1, "raise --limit"),
         (["inspect_sums.eval", "samples_toy_choice.jsonl"], 2, "different formats"),
         (["README.md"], 1, "not a PyTorch profiler trace"),
@@ -282,7 +286,7 @@ def test_plain_outcomes_are_not_judged_anew(run, tmp_path):
     (tmp_path / "o.jsonl").write_text(json.dumps(row) + "\n")
     code, out, err = run("import", "o.jsonl", "--verifier", "math", "-o", "r")
     assert (code, out) == (2, "")
-    assert "outcomes JSONL has none; leave it out" in err
+    assert "outcomes JSONL has none. Leave it out" in err
     assert not (tmp_path / "r").exists()
 
 

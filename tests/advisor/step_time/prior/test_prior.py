@@ -184,7 +184,7 @@ def test_a_wrong_name_lists_the_systems_that_have_tables(tmp_path):
     (tmp_path / "data" / "empty_gpu").mkdir()
     (tmp_path / "empty_gpu.yaml").write_text("gpu: {}")
     assert known_systems(tmp_path) == ["test_gpu"]
-    with pytest.raises(UsageError, match="no operator tables; one of test_gpu"):
+    with pytest.raises(UsageError, match="no operator tables. Choose one of test_gpu"):
         read_prior("h100", tmp_path)
 
 

@@ -127,7 +127,7 @@ def test_what_was_asked_for_and_does_not_fit_says_what_to_set(entry):
     run = dataclasses.replace(
         entry.run, policy=rule_of("agreement", 8, {"agree": 7.0, "in_flight": 8.0})
     )
-    with pytest.raises(UsageError, match="agree must be at most n = 4, not 7; set agree too"):
+    with pytest.raises(UsageError, match="agree must be at most n = 4, not 7. Set agree too"):
         changed(run, ["policy.n=4"])
 
 
