@@ -22,10 +22,7 @@ WORDS = (
 )  # fmt: skip
 WORD = re.compile(rf"\b({'|'.join(WORDS)})\b", re.IGNORECASE)
 SEMICOLON = re.compile(r";(?!\S)(?! charset=| version=)")
-LATER = (
-    *("README.md", "CONTRIBUTING.md", "CHANGELOG.md"),
-    *("docs/advise.md", "docs/attach.md"),
-)
+LATER = ("CHANGELOG.md",)
 LANGUAGES = ("{ ", "default-src ", "; frame-ancestors")  # of style sheets, scripts and headers
 CODE = re.compile(r"^```.*?^```|^(?:    [^\n]*\n)+|`[^`\n]*`", re.MULTILINE | re.DOTALL)
 

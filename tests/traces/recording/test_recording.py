@@ -290,7 +290,7 @@ def test_what_a_full_disk_cost_is_counted_and_the_recording_can_be_read(small_di
     fill(small_disk)
     for step in range(500):
         writer.append("steps", {"engine": "e", "step": step})
-    lost = r"500 rows were lost \(500 of steps\); writing failed \(No space left on device\)"
+    lost = r"500 rows were lost \(500 of steps\). Writing failed \(No space left on device\)"
     with pytest.raises(RecordingError, match=lost):
         writer.close(complete=True)
     recording = Recording.open(small_disk / "r")

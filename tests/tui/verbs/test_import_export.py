@@ -129,7 +129,7 @@ def test_completions_are_judged_anew(run):
     code, out, err = run("import", path, "-o", "r", "--verifier", "numeric")
     assert (code, err) == (0, "")
     assert "20 samples of 5 problems" in out
-    assert "judged anew by the verifier numeric" in out
+    assert "judged by the verifier numeric" in out
     code, out, _ = run("import", FOREIGN / "inspect_sums.eval", "-o", "s", "--score", "includes")
     assert code == 0 and "judged by includes" in " ".join(out.split())
 
@@ -187,7 +187,7 @@ def test_requests_are_imported_shown_and_exported(run, tmp_path):
     assert json.loads(out) == {"trace": "out.jsonl", "requests": 2, "blocks": 3, "notes": []}
     code, out, _ = run("export", "r", "-o", "out.json")
     assert (code, out) == (
-        0, "wrote 2 problems, 2 samples to out.json; open it in https://ui.perfetto.dev\n"
+        0, "wrote 2 problems, 2 samples to out.json. Open it in https://ui.perfetto.dev\n"
     )  # fmt: skip
 
 
@@ -319,7 +319,7 @@ def test_an_answer_marked_both_ways_is_warned_of(run, tmp_path):
     ]
     (tmp_path / "o.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     _, out, _ = run("import", "o.jsonl", "-o", "r")
-    assert "both right and wrong within one problem: 1;" in " ".join(out.split())
+    assert "both right and wrong within one problem: 1." in " ".join(out.split())
 
 
 def test_a_folder_of_forward_passes(run, tmp_path):

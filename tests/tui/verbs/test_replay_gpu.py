@@ -129,7 +129,7 @@ def test_the_document_marks_what_is_prior(run, model):
             (
                 ("--gpu", "test_gpu", "--model-config", "model"),
                 {"quantization_config": form},
-                f"is quantised ({kind}); only bfloat16 weights are priced",
+                f"is quantised ({kind}), and only bfloat16 weights are priced",
             )
             for kind, form in (
                 ("fp8", {"quant_method": "fp8"}),

@@ -134,7 +134,11 @@ def test_a_cost_of_tables_is_scaled_in_its_seconds_only(tables):
         ({"architecture": "DeepseekV3ForCausalLM"}, {}, "latent attention"),
         ({"architecture": None}, {}, "unknown architecture"),
         ({}, {"quantization": "fp8"}, "engine.quantization=fp8: only bfloat16 weights"),
-        ({"quantization": "awq"}, {}, r"checkpoint of tiny is quantised \(awq\); only bfloat16"),
+        (
+            {"quantization": "awq"},
+            {},
+            r"checkpoint of tiny is quantised \(awq\), and only bfloat16",
+        ),
         ({}, {"kv_cache_dtype": "nvfp4"}, "kv_cache_dtype=nvfp4"),
         ({"intermediate_size": None}, {}, "no intermediate_size"),
         (

@@ -134,7 +134,7 @@ def test_what_was_asked_for_and_does_not_fit_says_what_to_set(entry):
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ("engine.max_num_seq=8", "no such field; did you mean max_num_seqs?"),
+        ("engine.max_num_seq=8", "no such field: did you mean max_num_seqs?"),
         ("engine.tensor_paralel_size=2", "did you mean tensor_parallel_size?"),
         ("policy.temprature=0.5", "did you mean temperature?"),
         ("policy.in_flght=2", "did you mean in_flight?"),
