@@ -137,7 +137,7 @@ def test_a_cost_of_tables_is_scaled_in_its_seconds_only(tables):
         (
             {"quantization": "awq"},
             {},
-            r"checkpoint of tiny is quantised \(awq\), and only bfloat16",
+            r"quantised \(awq\), and only bfloat16",
         ),
         ({}, {"kv_cache_dtype": "nvfp4"}, "kv_cache_dtype=nvfp4"),
         ({"intermediate_size": None}, {}, "no intermediate_size"),
