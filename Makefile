@@ -25,6 +25,7 @@ lint: install
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m scripts.plain_words
 
 # The quick benchmarks beside a kept baseline; BASELINE=1 keeps a new one. It gates nothing.
 bench: install

@@ -37,7 +37,7 @@ def _check_ours(name: str) -> None:
     found = importlib.util.find_spec(name)
     place = None if found is None or found.origin is None else Path(found.origin).parent
     if place is None or place.parent.resolve() != Path(__file__).parent.resolve():
-        raise ImportError(f"another {name} hides ttscope's; start the server in another folder")
+        raise ImportError(f"another {name} hides ttscope's. Start the server in another folder")
 
 
 def _chosen() -> type[StatLoggerBase]:

@@ -35,7 +35,7 @@ def _devices() -> Iterator[Finding]:
     yield Finding(
         what="GPU",
         present=bool(names),
-        detail=", ".join(names) if names else "none; vLLM runs on the CPU",
+        detail=", ".join(names) if names else "none, so vLLM runs on the CPU",
     )
     present, detail, needs = energy_here()
     yield Finding(what="energy", present=present, detail=detail, needs=needs)
@@ -70,7 +70,7 @@ def _receivers() -> Finding:
     return Finding(
         what="OTLP receiver",
         present=True,
-        detail=f"HTTP, and gRPC by grpcio {version}" if version else "HTTP; no gRPC",
+        detail=f"HTTP, and gRPC by grpcio {version}" if version else "HTTP, no gRPC",
         needs=None if version else f"for attach --listen-grpc: {install_command('grpc')}",
     )
 
@@ -83,7 +83,7 @@ def _host() -> Iterator[Finding]:
     yield Finding(
         what="OMP_NUM_THREADS",
         present=threads is not None,
-        detail=f"{threads}" if threads else "unset; ttscope sets 1 for vLLM's CPU build",
+        detail=f"{threads}" if threads else "unset, and ttscope sets 1 for vLLM's CPU build",
     )
 
 
@@ -96,7 +96,7 @@ def _host() -> Iterator[Finding]:
 SPANS = (
     "start vLLM with OTEL_EXPORTER_OTLP_TRACES_PROTOCOL=http/protobuf, "
     'OTEL_EXPORTER_OTLP_HEADERS="authorization=Bearer%20{token}" and '
-    "--otlp-traces-endpoint http://127.0.0.1:4318/v1/traces, and ttscope attach URL --listen 4318; "
+    "--otlp-traces-endpoint http://127.0.0.1:4318/v1/traces, and ttscope attach URL --listen 4318, "
     "or without the first variable, with http://127.0.0.1:4317 and --listen-grpc 4317"
 )
 PLUGIN = (
@@ -112,11 +112,11 @@ SPANS_OF = {
     'OTEL_EXPORTER_OTLP_HEADERS="authorization=Bearer%20{token}", and attach URL --listen 4318',
 }
 STEPS_OF = {
-    SGLANG: "start SGLang with --enable-forward-pass-metrics; its log names ipc:///PATH.0, for "
+    SGLANG: "start SGLang with --enable-forward-pass-metrics. Its log names ipc:///PATH.0, for "
     "ttscope attach URL --fpm ipc:///PATH.0",
     TENSORRT_LLM: "run it under Dynamo with DYN_FPM_TRACE=1 DYN_FPM_MODE=full, and ttscope import "
     "/tmp/dynamo-fpm.*.jsonl.gz",
-    NIM: "a NIM publishes none; start its engine by itself",
+    NIM: "a NIM publishes none. Start its engine by itself",
 }
 PROFILER_OF = {
     SGLANG: "POST /start_profile is there: attach URL --kernels FOLDER, of one path here and there"
@@ -126,21 +126,24 @@ RUST = (
     "neither plugins (vllm#58313) nor spans (vllm#44757)"
 )
 RUST_NEEDS = (
-    "VLLM_USE_RUST_FRONTEND=0 for plugin and spans; or keep it, and for steps the engine's own "
+    "VLLM_USE_RUST_FRONTEND=0 for plugin and spans, or keep it, and for steps the engine's own "
     f"stream: {FPM}"
 )
 ALLOWS = (  # what each depth of attach gives, from the outside in
     (
         "HTTP alone",
-        "rates, latencies within bounds, running, waiting, KV cache, drafts; KV-bound and queueing "
-        "are told",
+        "rates, latencies within bounds, running, waiting, KV cache, drafts, and whether it is "
+        "KV-bound or queueing",
     ),
-    ("with spans", "requests one by one: arrivals, lengths, TTFT, end; their times with intervals"),
+    (
+        "with spans",
+        "requests one by one: arrivals, lengths, TTFT, end, and their times with intervals",
+    ),
     (
         "with steps",
-        "step times and batches; compute-bound, fixed cost and unpaying drafts are told",
+        "step times and batches, and compute-bound, fixed cost and unpaying drafts",
     ),
-    ("with kernels", "what steps are made of; launch- and communication-bound are told"),
+    ("with kernels", "what steps are made of, and launch- and communication-bound"),
 )
 
 
@@ -221,7 +224,7 @@ def _inside(client: httpx.Client, identity: Identity) -> Iterator[Finding]:
     from profiler.engines.server.served import routes
 
     outside, engine, rust = (
-        "cannot be told from outside",
+        "cannot be seen from outside",
         identity.engine,
         identity.front_end == "rust",
     )

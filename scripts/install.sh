@@ -50,4 +50,4 @@ if [ "$VLLM" != none ]; then
         say "$VLLM could not be installed; going on without an engine (ttscope doctor says what it needs)"
     fi
 fi
-say "done; try: make demo"
+say "done, try: make demo"

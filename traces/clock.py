@@ -40,5 +40,5 @@ class ClockWatch:
             return []
         seconds = (ahead - before) / 1e9
         where = "ahead" if seconds > 0 else "back"
-        detail = f"the wall clock jumped {abs(seconds):,.1f} s {where}; the recorded times did not"
+        detail = f"the wall clock jumped {abs(seconds):,.1f} s {where}. The recorded times did not"
         return [{"time": now_ns(), "engine": None, "kind": KIND, "detail": detail}]

@@ -24,7 +24,7 @@ def swells(inflated: int, read: int) -> bool:
 def swollen(path: Path) -> str:
     """Return what is wrong with such a file, in one line."""
     return (
-        f"{path}: inflates more than {MOST_FOLD}-fold, as no export does; inflate it first if it "
+        f"{path}: inflates more than {MOST_FOLD}-fold, as no export does. Inflate it first if it "
         "is what you want to read"
     )
 
@@ -54,14 +54,14 @@ class Inflated:
         self.cut: str | None = None
         self._limit_bytes = limit_bytes
         self._piece_bytes = piece_bytes
-        self._refuse, self._what, self._mend = refuse, what, mend
+        self._refuse, self._what, self._remedy = refuse, what, mend
 
     def __iter__(self) -> Iterator[bytes]:
         try:
             with self.path.open("rb") as file:
                 first = file.read(PIECE_BYTES)
                 if not first:
-                    raise self._refuse(f"{self.path}: the file is empty; export it again")
+                    raise self._refuse(f"{self.path}: the file is empty. Export it again")
                 source = iter(lambda: file.read(PIECE_BYTES), b"")
                 zipped = first.startswith(b"\x1f\x8b")
                 for piece in self._gunzip(first, source) if zipped else self._plain(first, source):
@@ -71,7 +71,7 @@ class Inflated:
                     if self.bytes_read > self._limit_bytes:
                         raise self._refuse(
                             f"{self.path}: holds more than {self._limit_bytes:,} bytes of "
-                            f"{self._what}; {self._mend}"
+                            f"{self._what}. {self._remedy}"
                         )
                     yield piece
         except OSError as error:

@@ -27,7 +27,7 @@ VERBS = {  # name: its function, and what `ttscope --help` says of it
     ),
     "tui": ("terminal.tui", "Open the terminal app."),
     "sweep": (
-        "sweep.sweep", "Measure a list or grid of configurations; what is finished is skipped.",
+        "sweep.sweep", "Measure a list or grid of configurations, but none twice.",
     ),
     "show": (
         "show.show", "Tell what happened in a recording, or what differs between two.",
@@ -144,7 +144,7 @@ def _leave_pipe(code: Any) -> NoReturn:
     closed = any(events & select.POLLERR for _, events in streams.poll(0))
     rich_has_left = os.path.samestat(os.fstat(1), Path(os.devnull).stat())  # as below
     if not closed and not rich_has_left:
-        fail("a pipe to another process broke; is that process still running?", 1)
+        fail("a pipe to another process broke. Is that process still running?", 1)
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for number in (1, 2):  # else Python complains when it flushes them at its end
         os.dup2(nowhere, number)

@@ -6,13 +6,13 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, make_dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_type_hints
+from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import typer
 
 from traces.errors import UsageError
 from traces.schema.methods import PARAMETERS
-from traces.schema.parameters import make_policy
+from traces.schema.parameters import make_policy, meant
 from traces.schema.policy import Policy
 
 Group = TypeVar("Group")
@@ -21,9 +21,9 @@ Problems = Annotated[int | None, typer.Option(help="Take the first so many.")]
 Seed = Annotated[int, typer.Option(help="Seed of the demo's problems.")]
 Concurrency = Annotated[int, typer.Option(help="Problems in flight at a time.")]
 Method = Annotated[
-    str | None, typer.Option(help="See docs/policies.md; greedy, or majority at n > 1.")
+    str | None, typer.Option(help="See docs/policies.md. Greedy, or majority at n > 1.")
 ]
-NumSamples = Annotated[int, typer.Option("--n", help="Samples per problem; above 1 they vote.")]
+NumSamples = Annotated[int, typer.Option("--n", help="Samples per problem, which vote above 1.")]
 ThinkingBudget = Annotated[
     int | None, typer.Option(help="Tokens of thought per sample, then the answer is forced.")
 ]
@@ -55,7 +55,7 @@ SystemPrompt = Annotated[
     str | None, typer.Option(help="Said before every chat of a JSONL workload.")
 ]
 Verifier = Annotated[
-    str | None, typer.Option(help="exact, numeric, choice or math; for a JSONL workload.")
+    str | None, typer.Option(help="exact, numeric, choice or math, for a JSONL workload.")
 ]
 RecordText = Annotated[bool, typer.Option(help="Keep answers and token ids of your own workload.")]
 Price = Annotated[float | None, typer.Option(help="USD per device-hour.")]
@@ -146,11 +146,11 @@ class Watch:
 
     urls: Annotated[list[str], typer.Argument(help="vLLM servers: http://HOST:PORT, replicas too.")]
     duration: Annotated[
-        str | None, typer.Option(help="End after 90s, 10m or 2h; else at Ctrl-C.")
+        str | None, typer.Option(help="End after 90s, 10m or 2h, else at Ctrl-C.")
     ] = None
     metrics_url: Annotated[
         list[str] | None,
-        typer.Option(metavar="URL", help="Where a server's metrics are; several for its pods."),
+        typer.Option(metavar="URL", help="Where a server's metrics are, several for its pods."),
     ] = None
     period: Annotated[str, typer.Option(help="Between polls of /metrics.")] = "1s"
     on_loss: Annotated[str, typer.Option(help="When a server is gone: wait for it, or end.")] = (
@@ -162,9 +162,7 @@ class Watch:
     ] = None
     listen_grpc: Annotated[
         str | None,
-        typer.Option(
-            metavar="[HOST:]PORT", help="Receive spans over gRPC: 4317; needs the extra grpc."
-        ),
+        typer.Option(metavar="[HOST:]PORT", help="Receive spans over gRPC: 4317 (extra grpc)."),
     ] = None
     spans_without_token: Annotated[
         bool,
@@ -177,12 +175,12 @@ class Watch:
         list[str] | None,
         typer.Option(
             metavar="ENDPOINT",
-            help="Take forward passes from tcp://HOST:PORT as steps; needs the extra fpm.",
+            help="Take forward passes from tcp://HOST:PORT as steps (extra fpm).",
         ),
     ] = None
     kernels: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="Open profiler windows; the servers' traces lie here."),
+        typer.Option(metavar="FOLDER", help="Open profiler windows. The servers' traces lie here."),
     ] = None
     kernel_windows: Annotated[
         str, typer.Option(metavar="N/Ts", help="N steps each, every T seconds or less often.")
@@ -202,7 +200,7 @@ class Watch:
     api_key_file: Annotated[Path | None, typer.Option(help="File that holds it.")] = None
     header: Annotated[
         list[str] | None,
-        typer.Option(metavar="'NAME: VALUE'", help="Goes with every request; $VAR is read."),
+        typer.Option(metavar="'NAME: VALUE'", help="Goes with every request. $VAR is read."),
     ] = None
     price: Price = None
 
@@ -214,8 +212,7 @@ def takes(
 
     def decorate(verb: Callable[..., Any]) -> Callable[..., Any]:
         def command(**given: Any) -> Any:
-            return verb(*(group(**{f.name: given[f.name] for f in fields(group)})
-                          for group in groups))  # fmt: skip
+            return verb(*grouped(given, *groups))
 
         parameters = [
             inspect.Parameter(
@@ -236,6 +233,30 @@ def takes(
     return decorate
 
 
+def grouped(given: Mapping[str, Any], *groups: type[Any]) -> list[Any]:
+    """Return one of each dataclass, made of options by name. Raises UsageError for other names.
+
+    A path may be a text, and a list a single value.
+    """
+    hints = {name: hint for group in groups for name, hint in get_type_hints(group).items()}
+    if unknown := sorted(given.keys() - hints.keys()):
+        raise UsageError(f"no option {unknown[0]}: {meant(unknown[0], sorted(hints))}")
+    values = {name: _of_type(value, hints[name]) for name, value in given.items()}
+    return [
+        group(**{f.name: values[f.name] for f in fields(group) if f.name in values})
+        for group in groups
+    ]
+
+
+def _of_type(value: Any, hint: Any) -> Any:
+    kinds = (hint, *get_args(hint))
+    several = next((kind for kind in kinds if get_origin(kind) is list), None)
+    if several is not None and value is not None:
+        items = value if isinstance(value, list | tuple) else [value]
+        return [_of_type(item, get_args(several)[0]) for item in items]
+    return Path(value) if Path in kinds and isinstance(value, str) else value
+
+
 def read_words(group: type[Group], words: Sequence[str], *, nothing: str) -> Group:
     """Return a dataclass of options as it was typed.
 
@@ -251,7 +272,7 @@ def read_words(group: type[Group], words: Sequence[str], *, nothing: str) -> Gro
             raise
         option = getattr(error, "option_name", None)
         if type(error).__name__ == "NoSuchOption" and option:
-            raise UsageError(f"{option}: not here; here are {option_names(group)}") from None
+            raise UsageError(f"{option}: not here, where there are {option_names(group)}") from None
         missing = type(error).__name__ == "MissingParameter"
         raise UsageError(nothing if missing else show()) from None
 

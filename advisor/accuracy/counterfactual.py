@@ -84,20 +84,20 @@ def evaluate(
     samples = read_samples(run)
     if not samples.problems:
         raise RecordingError(
-            f"{samples.name}: no problem has {samples.n:,} judged samples that ended; record again"
+            f"{samples.name}: no problem has {samples.n:,} judged samples that ended. Record again"
         )
     inside, beyond = _split(samples, counts)
     notes = list(samples.notes)
     columns = list(_fixed(samples, inside))
     if samples.n == 1:
-        notes.append("one sample per problem: votes need more; record with --n 8 or so")
+        notes.append("one sample per problem: votes need more. Record with --n 8 or so")
     elif samples.answers_told:
         columns += _scored(samples, inside, seed, notes)
         columns += _finishing(samples, inside, order, notes)
     else:
         notes.append(
-            "right samples come without their answers, so no vote of several samples is known; "
-            "maj@1 is the share of right samples"
+            "right samples come without their answers, so no vote of several samples is known. "
+            "Maj@1 is the share of right samples"
         )
     outcomes = _estimates(columns)
     if samples.n > 1:
@@ -137,7 +137,7 @@ def _split(samples: SampledRun, counts: Sequence[int] | None) -> tuple[list[int]
         if not 1 <= count <= most:
             raise UsageError(
                 f"k = {count:,}: {samples.name} has {samples.n:,} samples per problem, which can "
-                f"say something of 1 to {most:,}; record more"
+                f"say something of 1 to {most:,}. Record more"
             )
     wanted = sorted(set(counts))
     return [k for k in wanted if k <= samples.n], [k for k in wanted if k > samples.n]
@@ -237,7 +237,7 @@ def _known(numbers: Sequence[Floats], name: str, what: str, notes: list[str]) ->
         return False
     if missing and what:
         notes.append(
-            f"samples whose {name} is missing or not a number: {missing:,} of {total:,}; they "
+            f"samples whose {name} is missing or not a number: {missing:,} of {total:,}. They "
             f"cannot win or weigh in {what}"
         )
     return True
@@ -330,7 +330,7 @@ def _budgets(
         bounds = lower_bounds(samples)
         if bounds:
             notes.append(
-                "thinking budgets are lower bounds (finished in time and right); record with "
+                "thinking budgets are lower bounds (finished in time and right). Record with "
                 "--budget-checkpoints to know them"
             )
         return _estimates([_budget_column(each) for each in bounds])

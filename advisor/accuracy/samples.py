@@ -97,11 +97,11 @@ def read_samples(run: Run) -> SampledRun:
     """
     name, policy, rows = run.recording, run.policy, run.sample_rows
     if policy is None or rows is None or run.rows is None:
-        raise RecordingError(f"{name}: holds no samples; policies are judged from samples")
+        raise RecordingError(f"{name}: holds no samples. Policies are judged from samples")
     if not policy.all_samples_end:
         raise RecordingError(
             f"{name}: was run as {policy.label()}, which stops at what it saw, so its samples are "
-            "no fair draw for another policy; record with majority and judge that"
+            "no fair draw for another policy. Record with majority and judge that"
         )
     samples = voting_samples(rows)
     lost = lost_problems(run.rows)
@@ -139,21 +139,21 @@ def _check(name: str, samples: pl.DataFrame, problems: pl.DataFrame) -> None:
     if cancelled.height:
         raise RecordingError(
             f"{name}: {cancelled.height:,} samples were cancelled before their end, and those that "
-            "remain are the short ones; record with majority, which lets every sample end"
+            "remain are the short ones. Record with majority, which lets every sample end"
         )
     twice = samples.filter(pl.struct("problem", "sample_index").is_duplicated())
     if twice.height:
         row = twice.row(0, named=True)
         raise RecordingError(
             f"{name}: sample {row['sample_index']} of problem {row['problem_id']} is there "
-            f"more than once ({twice.height:,} such rows); keep one of each"
+            f"more than once ({twice.height:,} such rows). Keep one of each"
         )
     if not samples["correct"].is_not_null().any():
-        raise RecordingError(f"{name}: no sample is marked right or wrong; record with answers")
+        raise RecordingError(f"{name}: no sample is marked right or wrong. Record with answers")
     if not (samples["answer"].is_not_null().any() or samples["correct"].any()):
         raise RecordingError(
             f"{name}: no answer of {samples.height:,} samples could be parsed, so nothing can be "
-            "voted on; check how the workload's answers are read"
+            "voted on. Check how the workload's answers are read"
         )
 
 
@@ -177,7 +177,7 @@ def _left_out(
     cut = sum(int(problem.censored.sum()) for problem in problems)
     if cut:
         notes.append(
-            f"samples cut by max_tokens: {cut:,}; they count as they ended, and no more is known "
+            f"samples cut by max_tokens: {cut:,}. They count as they ended, and no more is known "
             "of them at a larger budget"
         )
     return tuple(notes)

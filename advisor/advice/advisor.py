@@ -165,7 +165,7 @@ class Advisor:
             model.laws_ |= offers.laws
         space = explore(evidence, offers)
         if not len(space):
-            why = "; ".join(space.dropped) or "their engines have no recorded steps"
+            why = ", ".join(space.dropped) or "their engines have no recorded steps"
             raise RecordingError(f"{', '.join(evidence.recordings)}: no candidate to judge: {why}")
         return cls(
             evidence, space, model, Resampling(len(space.problem_ids), count=draws, seed=seed)
@@ -294,7 +294,7 @@ class Advisor:
         rows = self.space.rows_of(engine, policy)
         if not rows:
             raise UsageError(
-                f"--present: {engine.model} {engine.label()}, {policy.label()} is no candidate; "
-                "name a recording that is among those to advise on"
+                f"--present: {engine.model} {engine.label()}, {policy.label()} is no candidate. "
+                "Name a recording that is among those to advise on"
             )
         return rows[0]

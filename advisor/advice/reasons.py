@@ -22,6 +22,7 @@ from advisor.step_time.law import PriorCost
 from traces.schema.advice import Experiment, Measured, NearMiss, Stages
 from traces.schema.engine import EngineConfig
 from traces.schema.estimate import Estimate
+from traces.schema.formats import counted, digits, number, percent, with_interval, written
 from traces.schema.policy import AS_SENT, Policy
 from traces.schema.quantities import LIMITS, quantity, which_latency
 from traces.statistics import Z95
@@ -47,23 +48,6 @@ def name_without_limits(candidate: Candidate) -> str:
 def noun(metric: str) -> str:
     """Return a metric's name in a sentence."""
     return quantity(metric).noun
-
-
-def amount(value: float, unit: str) -> str:
-    """Return a number as it stands in a sentence."""
-    if unit == "1":
-        return f"{value:.3f}"
-    text = f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
-    return f"${text}" if unit == "USD" else f"{text} {unit}".rstrip()
-
-
-def interval(estimate: Estimate) -> str:
-    """Return a value with its interval as it stands in a sentence."""
-    text = amount(estimate.value, estimate.unit)
-    if estimate.low is None or estimate.high is None:
-        return text
-    unit = "1" if estimate.unit == "1" else ""
-    return f"{text} [{amount(estimate.low, unit)}, {amount(estimate.high, unit)}]"
 
 
 def reasons(
@@ -102,7 +86,7 @@ def _as_run(check: ReplayedCheck, pick: ReplayedCandidate, load: Under) -> Itera
     names = ("accuracy", "latency_s", "latency_p95_s", "device_s", "energy_j")
     goal = check.goal.metric if check.goal.metric in names else "latency_s"
     measured = [
-        f"{noun(name)} {interval(estimate)}"
+        f"{noun(name)} {with_interval(estimate)}"
         for name in dict.fromkeys(("accuracy", goal))
         if (estimate := run.estimates.get(name)) is not None
     ]
@@ -111,25 +95,25 @@ def _as_run(check: ReplayedCheck, pick: ReplayedCandidate, load: Under) -> Itera
     where = f"{run.recording}, {run.problems} problems"
     if run.runs > 1:
         where = f"last in {where}"
-    yield f"the pick was run{times}{under}; measured ({where}): {', '.join(measured)}"
+    yield f"the pick was run{times}{under} and measured ({where}): {', '.join(measured)}"
 
 
 def load_words(measured: Measured) -> str:
     """Return the load under which something was measured."""
     if measured.rate_per_s is not None:
-        return f"{measured.rate_per_s:.3g} problems/s"
-    return f"{measured.concurrency} problem{'s' * (measured.concurrency != 1)} in flight"
+        return number(measured.rate_per_s, "problems/s")
+    return f"{counted(measured.concurrency or 0, 'problem')} in flight"
 
 
 def _steps(pick: ReplayedCandidate) -> str:
-    size = f"{pick.step_s * 1e3:.3g} ms for {pick.requests_per_step:.3g} samples"
+    size = f"{number(pick.step_s, 's')} for {digits(pick.requests_per_step)} samples"
     if pick.law.prior is not None:
         return f"a step takes about {size}"
     spent = Features(*pick.law.seconds * pick.totals)._asdict()
     parts = {part: sum(spent[name] for name in names) for part, names in PARTS.items()}
     shares = {part: seconds / sum(spent.values()) for part, seconds in parts.items()}
     largest = sorted(shares.items(), key=lambda item: -item[1])
-    words = ", ".join(f"{share:.0%} {part}" for part, share in largest if share >= 0.05)
+    words = ", ".join(f"{percent(share)} {part}" for part, share in largest if share >= 0.05)
     return f"a step takes {size}: {words}"
 
 
@@ -147,9 +131,9 @@ def _against_compute(check: ReplayedCheck, system: int, compute: int | None) -> 
         yield "compute-optimal and system-optimal agree: the pick also needs the fewest FLOPs"
         return
     more = flops[system] / flops[compute]
-    than = f"the pick takes {more:.3g} times its FLOPs"
+    than = f"the pick takes {digits(more)} times its FLOPs"
     if not np.isfinite(more):
-        than = "those of the pick are not known, for no recording has the facts of its draft model"
+        than = "the pick's FLOPs are not known, for no recording has the facts of its draft model"
     head = f"compute-optimal is {name_of(metrics.candidate(compute))}: {than}"
     metric = "latency_s" if check.goal.metric == "accuracy" else check.goal.metric
     difference = check.difference(metric, compute, system)
@@ -158,7 +142,7 @@ def _against_compute(check: ReplayedCheck, system: int, compute: int | None) -> 
     elif (
         difference.low is None or difference.high is None or difference.low <= 0 <= difference.high
     ):
-        yield f"{head}; the two cannot be told apart in {noun(metric)}"
+        yield f"{head}, and the two cannot be told apart in {noun(metric)}"
     elif (difference.value > 0) == quantity(metric).higher_is_better:
         breaks = "" if check.fits[compute] else " but breaks limits that the pick meets"
         yield f"{head}, and the compute-optimal one has {_more(metric, difference)}{breaks}"
@@ -172,13 +156,9 @@ def _more(metric: str, difference: Estimate) -> str:
     ends = [end for end in (difference.low, difference.high) if end is not None]
     if not more:
         ends = [-end for end in reversed(ends)]
-    size = abs(difference.value)
-    if difference.unit == "1":  # a difference of shares, in points
-        text = f"{size * 100:.1f} points"
-        text += f" [{', '.join(f'{end * 100:.1f}' for end in ends)}]" if ends else ""
-    else:
-        low, high = ends if len(ends) == 2 else (None, None)
-        text = interval(Estimate(value=size, low=low, high=high, unit=difference.unit))
+    low, high = ends if len(ends) == 2 else (None, None)
+    size = Estimate(value=abs(difference.value), low=low, high=high, unit=difference.unit)
+    text = with_interval(size, sign=True).replace("+", "")
     return f"{text} {'more' if more else 'less'} {noun(metric)}"
 
 
@@ -195,14 +175,14 @@ def _why_worse(theirs: ReplayedCandidate, ours: ReplayedCandidate, metric: str) 
     if max(steps, times) < CLEARLY:
         return ""
     if times > steps:
-        return f": its steps take {theirs.step_s * 1e3:.3g} ms against {ours.step_s * 1e3:.3g} ms"
+        return f": its steps take {number(theirs.step_s, 's')} against {number(ours.step_s, 's')}"
     takes = "lasts" if latency else "takes"
-    more = f": a problem {takes} {count[0]:.3g} steps against {count[1]:.3g}"
+    more = f": a problem {takes} {digits(count[0])} steps against {digits(count[1])}"
     if theirs.requests_per_step * CLEARLY > ours.requests_per_step:
         return more
     return (
-        f"{more}, of {theirs.requests_per_step:.3g} samples each against "
-        f"{ours.requests_per_step:.3g}"
+        f"{more}, of {digits(theirs.requests_per_step)} samples each against "
+        f"{digits(ours.requests_per_step)}"
     )
 
 
@@ -220,8 +200,8 @@ def _fewest_tokens(
     if difference is None or difference.low is None or difference.low <= 0:
         return
     yield (
-        f"by tokens the least is {name_of(few)}, with {amount(tokens[least], 'tokens')} "
-        f"against {amount(tokens[compute], 'tokens')} of the compute-optimal one"
+        f"{name_of(few)} needs the fewest tokens, {digits(tokens[least])} "
+        f"against {digits(tokens[compute])} of the compute-optimal one"
     )
 
 
@@ -234,11 +214,13 @@ def _without_accuracy(check: ReplayedCheck, system: int) -> Iterable[str]:
         yield "accuracy is not known: the traffic of others is not judged"
         return
     known = check.estimate("accuracy", system)
-    value = "not known" if known is None else interval(known)
-    line = f"no accuracy is required (--min-accuracy): that of the pick is {value}"
+    value = "not known" if known is None else with_interval(known)
+    line = f"no accuracy is required (--min-accuracy): the pick's is {value}"
     best = max((row for row in check.order if check.fits[row]), key=accuracy.__getitem__)
     if accuracy[best] > accuracy[system]:
-        line += f", and {name_of(check.metrics.candidate(best))} reaches {accuracy[best]:.3f}"
+        line += (
+            f", and {name_of(check.metrics.candidate(best))} reaches {number(accuracy[best], '1')}"
+        )
         line += " within the limits" if budget.limits() else ""
     yield line
 
@@ -265,7 +247,7 @@ def _equal_ones(check: ReplayedCheck, system: int, equals: Sequence[int]) -> Ite
     others = dict.fromkeys(name_without_limits(metrics.candidate(row)) for row in equals)
     names = [name for name in others if name != name_without_limits(pick)]
     if names:
-        named = "; ".join(names[:3])
+        named = " | ".join(names[:3])
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         yield f"cannot be told apart from the pick in {noun(check.goal.metric)}: {named}{more}"
 
@@ -281,14 +263,14 @@ def _certainty(pick: ReplayedCandidate) -> Iterable[str]:
     if repeats:
         # So many errors are a spread of their own; fewer are pooled with the assumed one.
         few = repeats < ENOUGH_CONFIGURATIONS
-        pooled = f"; {RUN_TO_RUN:.0%} run to run is assumed" if few else ""
+        pooled = f", with an assumed {percent(RUN_TO_RUN)} run to run" if few else ""
         yield (
-            f"step times {where} the recorded domain are met within {sigma:.1%} (one standard "
-            f"deviation; left out: {repeats}{pooled})"
+            f"step times {where} the recorded domain are predicted within {percent(sigma, 1)} "
+            f"(one standard deviation, from {counted(repeats, 'run')} left out{pooled})"
         )
     else:
         yield (
-            f"run-to-run spread of {RUN_TO_RUN:.0%} is assumed, not measured: "
+            f"run-to-run spread of {percent(RUN_TO_RUN)} is assumed, not measured: "
             "no recording could be left out"
         )
     if pick.extrapolated:
@@ -297,14 +279,14 @@ def _certainty(pick: ReplayedCandidate) -> Iterable[str]:
 
 def _of_prior(prior: PriorCost, sigma: float, *, beyond: bool) -> Iterable[str]:
     low, high = (float(np.exp(z * sigma - sigma**2 / 2)) for z in (-Z95, Z95))
-    interval = f"its 90 % interval is {low:.2f} to {high:.2f} times that"
-    head = f"the pick's step times are not measured: they are of the prior ({prior.label})"
+    spread = f"the 90 % interval is {low:.2f} to {high:.2f} times the prediction"
+    head = f"the pick's step times are not measured: they come from the prior ({prior.label})"
     names = ", ".join(prior.recordings)
     yield (
-        f"{head}, recalibrated by {names}, of another size or model; {interval}"
+        f"{head}, recalibrated by {names}, of another size or model, and {spread}"
         if prior.recordings
-        else f"{head}, which no run of this GPU has checked; published runs on H100 took 1.04 to "
-        f"1.47 times as long, and {interval}"
+        else f"{head}, which no run of this GPU has checked. Published runs on H100 took 1.04 to "
+        f"1.47 times as long, and {spread}"
     )
     if beyond:
         yield "extrapolated: the pick makes larger steps than the tables hold"
@@ -316,19 +298,20 @@ def _how_far(stages: Stages) -> Iterable[str]:
     if stages.replayed < stages.screened and stages.spread is not None:
         yield (
             f"replayed {stages.replayed:,} of {stages.screened:,} candidates, those that may be "
-            f"best; the rest by a closed form, nine times in ten within {stages.spread:.0%} of it"
+            f"best. A closed form judged the rest, 90 % of the time within "
+            f"{percent(stages.spread)} of the replay"
         )
 
 
 def _assumptions(evidence: Evidence, check: ReplayedCheck) -> Iterable[str]:
     metrics = check.metrics
     if metrics.rate_per_s is not None:
-        yield f"load: problems arrive at random at {metrics.rate_per_s:.3g}/s"
+        yield f"load: {number(metrics.rate_per_s, 'problems/s')} arrive at random"
     else:
         in_flight = evidence.load[0]
         noted = {run.concurrency for run in evidence.runs}
-        several = "" if len(noted) == 1 else " (recordings differ; the most frequent)"
-        yield f"load: {in_flight} problem{'s' * (in_flight != 1)} in flight, as recorded{several}"
+        several = "" if len(noted) == 1 else " most often"
+        yield f"load: {counted(in_flight or 0, 'problem')} in flight, as recorded{several}"
     if not metrics.space.judged:
         yield f"for {len(metrics.space.problem_ids):,} problems as they were sent"
         return
@@ -348,8 +331,9 @@ def measure_next(
 ) -> list[str]:
     """Return what would make the answer surer, as commands where there is one."""
     lines = [
-        f"{run.reason}; run it, and what the pick is expected to lose falls from "
-        f"{run.regret:.1%} to {run.regret_after:.1%}: {_record(evidence, run.engine, run.policy)}"
+        f"{run.reason}. Run it, and the pick's expected loss falls from "
+        f"{percent(run.regret, 1)} to {percent(run.regret_after, 1)}: "
+        f"{_record(evidence, run.engine, run.policy)}"
         for run in proposed
     ]
     if system is None:
@@ -357,9 +341,9 @@ def measure_next(
     pick, problems, why = metrics.replayed[system], len(metrics.space.problem_ids), None
     engine, policy = pick.candidate.engine, pick.candidate.policy
     if not pick.candidate.recorded:
-        why = "the pick was never run; run it"
+        why = "the pick was never run. Run it"
     elif not evidence.made.has_under(engine, policy, load):
-        why = "the pick was run under another load; run it under this one"
+        why = "the pick was run under another load. Run it under this one"
     elif not pick.law.repeats or pick.law.runs < 2:
         why = "run the pick again to learn the run-to-run spread"
     if why is not None and (engine, policy) not in [(run.engine, run.policy) for run in proposed]:
@@ -368,7 +352,7 @@ def measure_next(
         low, high = np.quantile(metrics.draws("accuracy")[system], (LOW, HIGH))
         lines.append(
             f"more problems: with {problems} the accuracy is known to "
-            f"+-{(high - low) / 2:.3f}; four times as many halve that"
+            f"+-{(high - low) / 2:.3f}, which four times as many would halve"
         )
     return lines
 
@@ -399,7 +383,7 @@ def why_nothing(
 ) -> Iterator[str]:
     """Yield the sentences; `rows` are the limits and candidates of `misses`."""
     wanted = check.budget.confidence
-    yield f"no candidate meets every limit with {wanted:.0%} probability"
+    yield f"no candidate meets every limit with {percent(wanted)} probability"
     alone = {field: bool(check.within(field).any()) for field in check.limits}
     never = [LIMITS[field].option for field, met in alone.items() if not met]
     if never:
@@ -418,7 +402,7 @@ def _would_take(check: ReplayedCheck, miss: NearMiss, row: int) -> Iterable[str]
     missed = miss.sure < check.budget.confidence
     if miss.limit in ("max_gpus", "rate"):
         if missed:
-            yield f"{option}: {name} comes nearest, with {interval(miss.nearest)}"
+            yield f"{option}: {name} comes nearest, with {with_interval(miss.nearest)}"
         return
     needed, end = check.needed(miss.limit, row, alone=False), "fit"
     if not isfinite(needed):
@@ -426,7 +410,7 @@ def _would_take(check: ReplayedCheck, miss: NearMiss, row: int) -> Iterable[str]
             return
         needed, end = check.needed(miss.limit, row), "be sure of it"
     above = check.limits[miss.limit].above
-    value = amount(_enough(needed, above=above), miss.nearest.unit)
+    value = written(_enough(needed, above=above), miss.nearest.unit)
     which = which_latency(miss.limit, check.budget.latency_percentile)
     yield f"{option} would have to be {value}{which} for {name} to {end}"
 
@@ -437,5 +421,5 @@ def _enough(value: float, *, above: bool) -> float:
         return floor(value * 1000) / 1000
     if value <= 0:
         return value
-    digits = 2 - floor(log10(value))
-    return float(f"{ceil(value * 10**digits - 1e-9) / 10**digits:.3g}")
+    places = 2 - floor(log10(value))
+    return float(f"{ceil(value * 10**places - 1e-9) / 10**places:.3g}")

@@ -221,7 +221,7 @@ def _same_workload(recordings: Sequence[Recording]) -> WorkloadFacts | None:
         if (ours and ours.hash) != (theirs and theirs.hash):
             raise UsageError(
                 f"{first.name} and {other.name} answer different problems "
-                f"({_told(ours, theirs)} and {_told(theirs, ours)}); advise on recordings of one "
+                f"({_told(ours, theirs)} and {_told(theirs, ours)}). Advise on recordings of one "
                 "workload"
             )
     return first.manifest.workload
@@ -249,11 +249,11 @@ def _no_run(recordings: Sequence[Recording], names: str) -> str:
     if policies and all(policy.stops_early for policy in policies):
         return (
             f"{names}: run as {labels}, which stops early, so that the samples that ended are no "
-            "fair draw; record with majority, which can be replayed under that rule"
+            "fair draw. Record with majority, which can be replayed under that rule"
         )
     if policies and not any(policy.all_samples_end for policy in policies):
-        return f"{names}: run as {labels}, whose samples no replay can draw; record with majority"
-    return f"{names}: no finished problem with all its samples; record again"
+        return f"{names}: run as {labels}, whose samples no replay can draw. Record with majority"
+    return f"{names}: no finished problem with all its samples. Record again"
 
 
 def _steps(

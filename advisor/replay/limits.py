@@ -57,13 +57,13 @@ def check_startable(
     if "gpu_memory_utilization" in changed and "num_gpu_blocks" not in changed:
         raise UsageError(
             f"engine.gpu_memory_utilization={engine.gpu_memory_utilization:g}: a replay does not "
-            "know how much memory it leaves to the cache; set engine.num_gpu_blocks"
+            "know how much memory it leaves to the cache. Set engine.num_gpu_blocks"
         )
     untold = sorted(changed.intersection(_NOT_IN_TABLES)) if on_tables else []
     if untold:
         raise UsageError(
             f"engine.{untold[0]}={getattr(engine, untold[0])}: step times of tables do not depend "
-            "on it; leave it as recorded"
+            "on it. Leave it as recorded"
         )
     if changed & {"max_num_seqs", "max_num_batched_tokens", "speculative"}:
         _check_batch(engine)
@@ -80,7 +80,7 @@ def _check_batch(engine: EngineConfig) -> None:
     drafts = "" if engine.speculative is None else " with its drafts"
     raise UsageError(
         f"engine.max_num_batched_tokens={batched}: vLLM needs a token for each of max_num_seqs "
-        f"{seqs}{drafts}, {seqs * tokens_a_request(engine):,} in all; set so many, or a lower "
+        f"{seqs}{drafts}, {seqs * tokens_a_request(engine):,} in all. Set so many, or a lower "
         "max_num_seqs"
     )
 
@@ -95,7 +95,7 @@ def _check_lengths(engine: EngineConfig, sources: Iterable[Run]) -> None:
     if engine.max_model_len is not None and longest > engine.max_model_len:
         raise UsageError(
             f"engine.max_model_len={engine.max_model_len}: the recorded sequences have up to "
-            f"{longest:,} tokens, which vLLM would cut, and answers with them; set that or more"
+            f"{longest:,} tokens, which vLLM would cut, and answers with them. Set that or more"
         )
 
 
@@ -106,6 +106,6 @@ def _check_cache(engine: EngineConfig) -> None:
     size = engine.block_size or DEFAULT_BLOCK
     raise UsageError(
         f"engine.num_gpu_blocks={blocks}: a cache of {blocks * size:,} tokens (blocks of {size}) "
-        f"does not hold max_model_len {length:,}, so vLLM does not start; set "
+        f"does not hold max_model_len {length:,}, so vLLM does not start. Set "
         f"{blocks_of(engine, length):,} blocks or more, or a lower max_model_len"
     )

@@ -113,7 +113,7 @@ def replayed_tables(
 def write_recording(folder: Path, manifest: Manifest, tables: Mapping[str, pl.DataFrame]) -> None:
     """Write tables as a complete recording. Raises RecordingError where one exists."""
     if (folder / "recording.json").exists():
-        raise RecordingError(f"{folder}: already holds a recording; name another folder with -o")
+        raise RecordingError(f"{folder}: already holds a recording. Name another folder with -o")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, frame in tables.items():

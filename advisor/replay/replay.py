@@ -194,5 +194,5 @@ def stop_of(policy: Policy) -> Stop:
         return policy.stop
     raise UsageError(
         f"{policy.label()}: what its requests say depends on the answers before them, so it "
-        "cannot be replayed from other samples; record it"
+        "cannot be replayed from other samples. Record it"
     )

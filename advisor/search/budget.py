@@ -74,8 +74,8 @@ class Prices:
         for name, price in self._types.items():
             if not any(name.lower() in device.lower() for device in devices):
                 raise UsageError(
-                    f"--price {name}={price:g}: no recorded engine runs on such a device; "
-                    f"recorded are {', '.join(sorted(devices))}"
+                    f"--price {name}={price:g}: no recorded engine runs on such a device. "
+                    f"Recorded are {', '.join(sorted(devices))}"
                 )
 
 
@@ -106,10 +106,10 @@ def limits_of_budget(
         known = np.isfinite(per_second)
         if not known.any():
             raise UsageError(
-                "--max-energy: no recording holds power; record on a GPU"
+                "--max-energy: no recording holds power. Record on a GPU"
                 if metric.name == "energy_j"
-                else "--max-cost in USD needs --price, such as --price 2.5 per device-hour; "
-                "or give device-seconds, such as --max-cost 0.5s"
+                else "--max-cost in USD needs --price, such as --price 2.5 per device-hour. "
+                "Or give device-seconds, such as --max-cost 0.5s"
             )
         # A candidate whose price or power is not known cannot meet the limit.
         bound = np.where(known, bound / per_second, -np.inf)
@@ -125,7 +125,7 @@ def goal_of(budget: Budget, *, prices: Floats, joules: Floats) -> Goal:
     per_second = prices if metric.name == "cost_usd" else joules
     known = np.isfinite(per_second)
     if metric.name == "energy_j" and not known.any():
-        raise UsageError("--optimise energy: no recording holds power; record on a GPU")
+        raise UsageError("--optimise energy: no recording holds power. Record on a GPU")
     # A type without a price may cost anything, so it is never the cheapest.
     scale = np.where(known, per_second, np.inf)
     if metric.name == "cost_usd" and (not known.any() or (scale == scale[0]).all()):
@@ -164,7 +164,7 @@ def parse_budget(given: Mapping[str, Any]) -> Budget:
         if isinstance(percentile, bool) or percentile not in range(50, 100):
             raise UsageError(f"--percentile {percentile}: wants 50 to 99, such as 95")
         if given.get("max_latency") is None and given.get("optimise") not in (None, "latency"):
-            raise UsageError("--percentile: says which percentile --max-latency limits; give both")
+            raise UsageError("--percentile: says which percentile --max-latency limits. Give both")
     if gpus is not None and gpus < 1:
         raise UsageError(f"--gpus {gpus}: wants at least 1")
     optimise = given.get("optimise") or Budget.optimise
@@ -232,7 +232,7 @@ def _prices(given: Any) -> tuple[float | None, tuple[tuple[str, float], ...]]:
         if not equals:
             plain.append(value)
         elif not name.strip():
-            raise UsageError(f"--price {part}: names no type of device; write H100=2.5")
+            raise UsageError(f"--price {part}: names no type of device. Write H100=2.5")
         elif name.strip() in types:
             raise UsageError(f"--price {part}: {name.strip()} has a price already")
         else:
@@ -250,7 +250,7 @@ def parse_value(text: str, option: str) -> float:
     units, example = _UNITS[option]
     value = _number(text, units, option, example)
     if "%" in units and value > 1:
-        raise UsageError(f"{option} {text}: is above 1; wants a share such as {example}")
+        raise UsageError(f"{option} {text}: is above 1. Give a share such as {example}")
     return value
 
 
@@ -260,8 +260,8 @@ def _number(
     match = _NUMBER.fullmatch(text.strip())
     unit = match.group(2).strip().lower() if match else ""
     if match is None or (unit not in units and (unit or need_unit)):
-        raise UsageError(f"{option} {text}: is not understood; write for example {example}")
+        raise UsageError(f"{option} {text}: is not understood. Write for example {example}")
     value = float(match.group(1)) * units.get(unit, 1.0)
     if not 0 < value < math.inf:
-        raise UsageError(f"{option} {text}: must be above 0 and finite; for example {example}")
+        raise UsageError(f"{option} {text}: must be above 0 and finite, for example {example}")
     return value

@@ -46,7 +46,7 @@ def draft_law(
         setting = ", ".join(f'"{name}": {_quoted(value)}' for name, value in given.items())
         raise UsageError(
             f"what a step of {engine.model} takes that verifies {wanted.method} drafts was never "
-            f"recorded; a few problems are enough: ttscope record --model {engine.model} "
+            f"recorded. A few problems are enough: ttscope record --model {engine.model} "
             f"--speculative '{{{setting}}}', then name that recording with --with"
         )
     k = wanted.num_speculative_tokens

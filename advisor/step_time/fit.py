@@ -123,7 +123,7 @@ class StepTimeModel:
             fields = differences(law_key(engine), self.laws_)
             raise UsageError(
                 f"{engine.label()} of {engine.model} was never recorded with "
-                f"{what_differs(fields)}; a few problems teach its steps: "
+                f"{what_differs(fields)}. A few problems teach its steps: "
                 f"{recording_of(engine, fields)}, then give that recording too"
             ) from None
 

@@ -54,7 +54,7 @@ from traces.summary.comparison import RUN_TO_RUN
 from traces.summary.run import Run as Summary
 
 _TTFT: Final = (
-    "TTFT was recorded from when a sample was handed to the engine in this process; the replay "
+    "TTFT was recorded from when a sample was handed to the engine in this process. The replay "
     "counts from its draw, so that the work between (tokenising, vLLM's input processing) is in it"
 )
 
@@ -207,11 +207,14 @@ def _time_notes(after: Replays, prior: PriorTimes | None) -> list[str]:
         if after.engine.dtype not in PRICED:
             notes.insert(
                 0,
-                f"the samples were recorded in {after.engine.dtype}; the steps are priced in "
+                f"the samples were recorded in {after.engine.dtype}. The steps are priced in "
                 "bfloat16, the only dtype of the tables: a server in bfloat16 may answer otherwise",
             )
     elif runs is None:
-        notes = ["step times are of operator tables; no run of yours has checked them: no interval"]
+        notes = [
+            "step times are of operator tables. No run of yours has checked them, so there is "
+            "no interval"
+        ]
     else:
         notes = [f"step times were learned from {runs} recorded run{'s' if runs > 1 else ''}"]
         if after.times.repeats is not None:
@@ -229,9 +232,9 @@ def _outside(
     """Say what lies outside what was recorded, and what was drawn of it."""
     notes = []
     if longer:
-        notes.append("outside what was recorded: drafts are longer; marked *")
+        notes.append("outside what was recorded: drafts are longer (marked *)")
     elif after.outside and (prior is None or after.times.sigma is not None):
-        notes.append("outside what was recorded: batches or contexts are larger; marked *")
+        notes.append("outside what was recorded: batches or contexts are larger (marked *)")
     if after.drawn < after.recorded:
         notes.append(f"{after.drawn} of the recorded samples drawn, {len(after.runs)} times")
     rate = question.rate_per_s
@@ -251,7 +254,7 @@ def _outside(
             f"arrivals drawn {len(after.runs)} times: the interval is that of one draw more"
         )
     elif rate is not None and not question.arrivals_sent:
-        notes.append("arrivals are one draw; another --seed gives others")
+        notes.append("arrivals are one draw, and another --seed gives others")
     return notes
 
 
@@ -276,12 +279,12 @@ def _measured_notes(evidence: Evidence, own: Run, *, on_tables: bool) -> list[st
         return []
     tables = [table for table in evidence.steps if table.engine == own.engine]
     notes = [
-        "a server's latency has what its front end takes (HTTP, tokenising); the replay has the "
+        "a server's latency has what its front end takes (HTTP, tokenising). The replay has the "
         "engine's part alone"
     ]
     if any(table.coarse for table in tables):
         notes.append(
-            "steps are means between two polls of /metrics, so that the law is coarse; the plugin "
+            "steps are means between two polls of /metrics, so that the law is coarse. The plugin "
             "tells every step (docs/attach.md)"
         )
     elif tables:
@@ -289,7 +292,7 @@ def _measured_notes(evidence: Evidence, own: Run, *, on_tables: bool) -> list[st
     if own.drawn:
         notes.append(
             "no request was seen by itself: lengths are drawn from the histograms of /metrics, "
-            "arrivals from its counters; spans tell them (docs/attach.md)"
+            "arrivals from its counters. Spans tell them (docs/attach.md)"
         )
     if any(table.facts is None for table in tables):
         notes.append(
@@ -342,7 +345,7 @@ def _prefixes(base: Recording) -> list[str]:
         size = workload.prompt_block_tokens
         return [f"prompts share what their blocks of {size:,} tokens have in common"]
     if "imported" in base.manifest.provenance and not base.samples["cached_tokens"].count():
-        return ["which prompts begin alike is not told: no prefix is shared"]
+        return ["which prompts begin alike is not known: no prefix is shared"]
     return []
 
 
@@ -355,7 +358,7 @@ def _prior(base: Recording, others: Sequence[Recording], question: Question) -> 
         facts = facts or other.manifest.models.get(question.engine.model)
     if facts is None:
         raise UsageError(
-            f"--gpu: no recording holds facts of the model {question.engine.model}; give its "
+            f"--gpu: no recording holds facts of the model {question.engine.model}. Give its "
             "config.json with --model-config"
         )
     found = recalibrate(tables, [base, *others])
@@ -374,8 +377,8 @@ def _own_run(evidence: Evidence, base: Recording, recorded: Summary) -> Run:
             return run
     method = None if recorded.policy is None else recorded.policy.label()
     raise UsageError(
-        f"{base.name}: the samples of {method or 'a run without a policy'} cannot be replayed; "
-        "they must all have run to their end, as with majority, best_of_n or greedy"
+        f"{base.name}: the samples of {method or 'a run without a policy'} cannot be replayed. "
+        "They must all have run to their end, as with majority, best_of_n or greedy"
     )
 
 
@@ -406,8 +409,8 @@ def _source(evidence: Evidence, own: Run, question: Question) -> Run:
     source = own if enough else max(fitting, key=lambda run: run.policy.n)
     if source.policy.n < question.policy.n:
         raise UsageError(
-            f"policy.n={question.policy.n}: {source.policy.n} samples per problem were recorded; "
-            "record more, or ask for fewer"
+            f"policy.n={question.policy.n}: {source.policy.n} samples per problem were recorded. "
+            "Record more, or ask for fewer"
         )
     common = set(own.problems) & set(source.problems)
     if not common:
@@ -419,14 +422,14 @@ def _unanswered(evidence: Evidence, own: Run, question: Question) -> str:
     engine, policy = question.engine, question.policy
     models = {run.engine.model for run in evidence.runs}
     if engine.model not in models:
-        return f"no samples of {engine.model} were recorded; add a recording of it with --with"
+        return f"no samples of {engine.model} were recorded. Add a recording of it with --with"
     if decoder_of(engine) not in {decoder_of(run.engine) for run in evidence.runs}:
         whole = differences(law_key(engine), [law_key(run.engine) for run in evidence.runs])
         fields = {name: values for name, values in whole.items() if name in DECODING}
         return (
             f"no samples of {engine.model} were recorded with {what_differs(fields)}, which may "
-            f"change answers or drafts; of the same problems: {recording_of(engine, whole)}, then "
-            "add that recording with --with"
+            f"change answers or drafts. Record the same problems: {recording_of(engine, whole)}, "
+            "then add that recording with --with"
         )
     changed = [
         field.name
@@ -435,4 +438,4 @@ def _unanswered(evidence: Evidence, own: Run, question: Question) -> str:
         and getattr(policy, field.name) != getattr(own.policy, field.name)
     ]
     what = ", ".join(f"policy.{name}={getattr(policy, name)}" for name in changed)
-    return f"no samples with {what} were recorded; lengths and answers would differ, record them"
+    return f"no samples with {what} were recorded. Lengths and answers would differ, record them"

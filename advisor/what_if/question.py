@@ -158,11 +158,11 @@ def _all_reduces(
     if path is None:
         return None
     if size == 1:
-        raise UsageError("--collectives: one GPU has none; set engine.tensor_parallel_size")
+        raise UsageError("--collectives: one GPU has none. Set engine.tensor_parallel_size")
     if facts is None:
         raise UsageError(
             "--collectives: a message is as large as the model's hidden size says, which this "
-            "recording does not tell; give the model's config.json with --model-config"
+            "recording does not tell. Give the model's config.json with --model-config"
         )
     from advisor.step_time.operators.communication import (
         Communication,
@@ -179,7 +179,7 @@ def _all_reduces(
     if eager.left_out_error is not None:
         note += f", known to {eager.left_out_error:.1%} where they were left out"
     if captured and graph is eager:
-        note += "; launched one by one, also where the engine runs in CUDA graphs"
+        note += ", launched one by one, also where the engine runs in CUDA graphs"
     return _AllReduces(
         seconds=all_reduces(
             replace(facts, num_hidden_layers=layers),
@@ -188,7 +188,7 @@ def _all_reduces(
             captured=max(captured, default=0),
         ),
         most_tokens=eager.high_bytes / (2 * facts.hidden_size),
-        note=f"{note}; the gathering of logits is left out",
+        note=f"{note}, without the gathering of logits",
     )
 
 
@@ -226,7 +226,7 @@ def changed(
     sent = AS_SENT if watched else recorded.policy
     if sent is None:
         raise UsageError(
-            f"{recorded.recording}: has no policy, so there is nothing to replay; record a workload"
+            f"{recorded.recording}: has no policy, so there is nothing to replay. Record a workload"
         )
     parts: dict[str, dict[str, Any]] = {"engine": {}, "policy": {}}
     for text in changes:
@@ -238,7 +238,7 @@ def changed(
     if watched and parts["policy"]:
         raise UsageError(
             f"--set policy.{next(iter(parts['policy']))}: the traffic of others is replayed as it "
-            "was sent; pose problems to the server with ttscope attach URL --workload FILE"
+            "was sent. Pose problems to the server with ttscope attach URL --workload FILE"
         )
     plain = sent.to_json()
     rule = dict(plain.pop("rule"))
@@ -313,7 +313,7 @@ def _engine(engine: EngineConfig, changes: Mapping[str, Any]) -> EngineConfig:
     known = [field.name for field in dataclasses.fields(EngineConfig) if field.name != "other"]
     for name in changes:
         if name not in known:
-            raise UsageError(f"--set engine.{name}: no such field; {meant(name, known)}")
+            raise UsageError(f"--set engine.{name}: no such field: {meant(name, known)}")
     _check_values("engine", EngineConfig, changes)
     for name, value in changes.items():
         if isinstance(value, int) and not isinstance(value, bool) and value < 1:

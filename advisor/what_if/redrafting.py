@@ -22,6 +22,7 @@ from advisor.evidence.runs import ProblemRun, Run, Sample
 from advisor.what_if.draft_acceptance import AcceptanceModel, Chances, Kept
 from traces.recording.reader import Recording
 from traces.schema.engine import EngineConfig, Speculative
+from traces.schema.formats import percent
 from traces.schema.policy import Policy
 from traces.speculation.acceptance import PHASES
 from traces.speculation.ngram import PromptLookup, lookup_of
@@ -133,8 +134,9 @@ def _from_steps(evidence: Evidence, run: Run, engine: EngineConfig) -> Redrafted
             problems[name] = dataclasses.replace(problem, samples=tuple(samples))
         runs.append(dataclasses.replace(run, engine=engine, problems=problems))
     note = (
-        f"drafts of {k} are made of the recorded ones of {recorded}, token by token; "
-        f"{drawn / max(tokens, 1):.0%} of the tokens followed a whole kept draft and were drawn"
+        f"drafts of {k} are made of the recorded ones of {recorded}, token by token, and "
+        f"{percent(drawn / max(tokens, 1))} of the tokens followed a whole kept draft and were "
+        "drawn"
     )
     return Redrafted(runs=tuple(runs), note=note, extrapolated=k > recorded)
 

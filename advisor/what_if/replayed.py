@@ -108,7 +108,7 @@ class Replays:
             self.times = learned(law or model.law(self.engine))
         else:
             raise UsageError(
-                "no steps were recorded; give operator tables with --operators, or --gpu"
+                "no steps were recorded. Give operator tables with --operators, or --gpu"
             )
         rate = None if question.arrivals_sent else question.rate_per_s
         drawn_again = question.policy.temperature != 0 and not self.as_sent
@@ -201,7 +201,7 @@ class Replays:
         samples: tuple[Sample, ...] = problem.samples
         if self.limits.speculative and any(sample.advance is None for sample in samples):
             raise UsageError(
-                f"{source.recording}: does not say how drafts went per sample; record again"
+                f"{source.recording}: does not say how drafts went per sample. Record again"
             )
         return RecordedProblem.of(problem, samples)
 

@@ -89,7 +89,7 @@ def attachment_of(given: Mapping[str, Any]) -> Attachment:
     if price is not None and not price > 0:
         raise UsageError(f"--price must be above 0, not {price}")
     if given["spans_without_token"] and listen is None and listen_grpc is None:
-        raise UsageError("--spans-without-token: nobody listens; add --listen or --listen-grpc")
+        raise UsageError("--spans-without-token: nobody listens. Add --listen or --listen-grpc")
     return Attachment(
         accesses=accesses_of(given["urls"], given["metrics_url"] or (), headers),
         model=given["model"],
@@ -246,6 +246,6 @@ def _windows(
     windows = ServerWindows(deployment, wanted.kernels, wanted.plan or ServerPlan())
     windows.look()
     if not wanted.yes and not may_open(wanted.windows_told()):
-        raise UsageError("--kernels: not opened; leave it out to watch without")
+        raise UsageError("--kernels: not opened. Leave it out to watch without")
     windows.rehearse()
     return windows

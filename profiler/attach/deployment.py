@@ -33,7 +33,7 @@ _ADOPTED = (  # of what a plugin tells
 NO_METRICS = (
     "has nothing of an engine: name the engine's own host and port, not a router's, or its "
     "--metrics-url (Dynamo http://POD:8081, NIM http://HOST:8000/v1/metrics, Ray Serve the node's "
-    "metrics port); start vLLM without --disable-log-stats, SGLang with --enable-metrics"
+    "metrics port). Start vLLM without --disable-log-stats, SGLang with --enable-metrics"
 )
 
 

@@ -181,7 +181,7 @@ class PassSteps:
         servers, endpoints = len(deployment.replicas), len(receiver.endpoints)
         if servers not in (1, endpoints):
             raise UsageError(
-                f"--fpm: {endpoints} of {servers} servers; name one for each URL, in their order"
+                f"--fpm: {endpoints} of {servers} servers. Name one for each URL, in their order"
             )
         self._receiver, self._deployment, self._profiled = receiver, deployment, profiled
         self._of_rank: dict[tuple[int, str, int], ForwardPassRows | None] = {}
@@ -263,7 +263,9 @@ class PassSteps:
                 assert rows is not None
                 writer.event("note", f"the time of a step is {meant}", engine=rows.engine)
             if rows is not None and rows.restarts:
-                writer.event("restart", "its forward passes count anew", engine=rows.engine)
+                writer.event(
+                    "restart", "its forward passes count from the start again", engine=rows.engine
+                )
         for endpoint in sorted(self._receiver.silent):
             writer.event("drop", f"--fpm {endpoint}: nothing came from there")
         for reason, count in self._receiver.refused.most_common():

@@ -39,7 +39,7 @@ def why_unread(deployment: Deployment, gpus: int | None) -> str | None:
     if gpus > 0:
         return None
     if not all(_is_here(replica) for replica in deployment.replicas):
-        return "the servers do not run on this machine, as far as can be told"
+        return "the servers do not run on this machine, as far as can be seen"
     if any(_gpus_of(replica) == 0 for replica in deployment.replicas):
         return "a server runs on the processor"
     return None

@@ -68,7 +68,7 @@ class ServerPlan:
         if match is None or int(match[1]) > MOST_STEPS or not 1 <= float(match[2]) <= 86_400:
             raise UsageError(
                 f"--kernel-windows {text}: write STEPS/SECONDS, such as 4/60s for 4 steps every "
-                f"minute; at most {MOST_STEPS} steps, and a second between windows"
+                f"minute. At most {MOST_STEPS} steps, and a second between windows"
             )
         return ServerPlan(int(match[1]), float(match[2]))
 
@@ -136,7 +136,7 @@ class ServerWindows:
         """Ask whether windows can be had. Raises UsageError or EngineError in one line."""
         if not self._folder.is_dir() or not os.access(self._folder, os.R_OK | os.X_OK):
             raise UsageError(
-                f"--kernels {self._folder}: no folder that can be read here; name the servers' "
+                f"--kernels {self._folder}: no folder that can be read here. Name the servers' "
                 "torch_profiler_dir"
             )
         for replica in self._deployment.replicas:
@@ -160,12 +160,12 @@ class ServerWindows:
             if not found:
                 raise EngineError(
                     f"--kernels {self._folder}: a trace of {replica.access.url} did not come "
-                    "there; name its torch_profiler_dir"
+                    "there. Name its torch_profiler_dir"
                 )
             if any(_FRONT_END in path.name for path in found):
                 raise EngineError(
                     f"{replica.access.url}: its front end is profiled too, which no number of "
-                    f'steps bounds; start it with "ignore_frontend": true in --profiler-config'
+                    f'steps bounds. Start it with "ignore_frontend": true in --profiler-config'
                 )
             self._usable.append(replica)
 
@@ -173,13 +173,13 @@ class ServerWindows:
         url, known = replica.access.url, routes(client)
         if known is None or _PATH not in known["paths"]:
             raise EngineError(
-                f"{url}: has no profiler (POST {_PATH}); start vLLM with {SERVER_FLAGS}"
+                f"{url}: has no profiler (POST {_PATH}). Start vLLM with {SERVER_FLAGS}"
             )
         dialect = _dialect(replica)
         if dialect.named and dialect.bound not in json.dumps(known.get("components", {})):
             raise EngineError(
                 f"{url}: its {_PATH} knows no {dialect.bound}, without which a window could stay "
-                f"open for ever; it takes {dialect.version}"
+                f"open for ever. It takes {dialect.version}"
             )
 
     @contextmanager
@@ -236,7 +236,7 @@ class ServerWindows:
             started = answer.status_code == 200
             if answer.status_code == 409:
                 raise EngineError(
-                    f"{url}: somebody's profile is open there; POST /stop_profile ends it"
+                    f"{url}: somebody's profile is open there. End it with POST /stop_profile"
                 )
             if not started:
                 raise EngineError(f"{url}: POST {_PATH} answers HTTP {answer.status_code}")

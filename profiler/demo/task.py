@@ -59,7 +59,7 @@ class DemoProblem:
 def model_path(size: str) -> Path:
     """Return the folder with the weights of one size ("s", "m" or "l"), in Hugging Face format."""
     if size not in MODELS:
-        raise ValueError(f"unknown size {size!r}; the sizes are {', '.join(MODELS)}")
+        raise ValueError(f"unknown size {size!r}. The sizes are {', '.join(MODELS)}")
     return Path(__file__).parent / "models" / size
 
 

@@ -64,7 +64,7 @@ def model_path(name: str) -> str:
             return str(task.model_path(name.removeprefix(DEMO_PREFIX)))
         except ValueError:
             known = ", ".join(DEMO_PREFIX + size for size in task.MODELS)
-            raise UsageError(f"no bundled model {name}; one of {known}") from None
+            raise UsageError(f"no bundled model {name}. Choose one of {known}") from None
     return name
 
 

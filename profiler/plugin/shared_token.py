@@ -33,24 +33,24 @@ def shared_token() -> str:
     named = os.environ.get(FILE_VARIABLE)
     if named:
         if Path(named).exists() and not Path(named).is_file():  # a pipe would be waited for
-            raise UsageError(f"{FILE_VARIABLE}: {named} is no file; name a file with the token")
+            raise UsageError(f"{FILE_VARIABLE}: {named} is no file. Name a file with the token")
         try:
             with Path(named).open("rb") as file:
                 return _checked(_text(file.read(_MOST_BYTES + 1)), f"{FILE_VARIABLE}: {named}")
         except OSError as error:
             raise UsageError(
-                f"{FILE_VARIABLE}: {named} cannot be read ({error.strerror}); name another file"
+                f"{FILE_VARIABLE}: {named} cannot be read ({error.strerror}). Name another file"
             ) from None
     try:
         path = token_path()
     except RuntimeError:
-        raise UsageError(f"no home folder to keep the token in; set {VARIABLE}") from None
+        raise UsageError(f"no home folder to keep the token in. Set {VARIABLE}") from None
     try:
         _make(path)
         return _checked(_own(path), str(path))
     except OSError as error:
         raise UsageError(
-            f"{path}: the token cannot be kept there ({error.strerror}); set {VARIABLE} instead"
+            f"{path}: the token cannot be kept there ({error.strerror}). Set {VARIABLE} instead"
         ) from None
 
 
@@ -94,19 +94,19 @@ def _own(path: Path) -> str:
     with os.fdopen(descriptor, "rb") as file:
         found = os.fstat(file.fileno())
         if not stat.S_ISREG(found.st_mode):
-            raise UsageError(f"{path}: is no file; delete it, and ttscope makes another")
+            raise UsageError(f"{path}: is no file. Delete it, and ttscope makes another")
         _check_owner(path, found)
         return _text(file.read(_MOST_BYTES + 1))
 
 
 def _check_owner(path: Path, found: os.stat_result) -> None:
     if found.st_uid != os.geteuid():
-        raise UsageError(f"{path}: belongs to another user; move it away, or set {VARIABLE}")
+        raise UsageError(f"{path}: belongs to another user. Move it away, or set {VARIABLE}")
     if stat.S_ISLNK(found.st_mode):
-        raise UsageError(f"{path}: is a link; put a folder there, or set {VARIABLE}")
+        raise UsageError(f"{path}: is a link. Put a folder there, or set {VARIABLE}")
     if found.st_mode & 0o077:
         mode = "700" if stat.S_ISDIR(found.st_mode) else "600"
-        raise UsageError(f"{path}: others can open it; run chmod {mode} {shlex.quote(str(path))}")
+        raise UsageError(f"{path}: others can open it. Run chmod {mode} {shlex.quote(str(path))}")
 
 
 def _text(data: bytes) -> str:
@@ -116,5 +116,5 @@ def _text(data: bytes) -> str:
 def _checked(text: str, where: str) -> str:
     token = text.strip()
     if not _TOKEN.fullmatch(token):
-        raise UsageError(f"{where}: holds no token; write {_WANTED}")
+        raise UsageError(f"{where}: holds no token. Write {_WANTED}")
     return token

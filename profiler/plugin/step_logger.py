@@ -185,14 +185,14 @@ class StepLogger(StatLoggerBase):  # type: ignore[misc]
             connection.close()
         if status == 401:  # who attaches next may have ours, or there may be another by then
             self._refused, self._token = True, None
-            self._say(f"the receiver has another token; {_FIX}")
+            self._say(f"the receiver has another token. {_FIX}")
             return self._wait_on()
         if self._refused:
             self._refused = self._told = False
             return status == 200  # an empty batch
         if status != 200 and 400 <= status < 500:  # what is refused once is refused again
             self._say(
-                f"the receiver refuses them (HTTP {status}); name it as 127.0.0.1:PORT, and "
+                f"the receiver refuses them (HTTP {status}). Name it as 127.0.0.1:PORT, and "
                 "install the same ttscope for vLLM and for attach"
             )
             self._discard(len(self._pending))

@@ -35,7 +35,7 @@ def start(policy: Policy) -> PolicyRun:
     """Return the policy's state for one problem. Raises UsageError for impossible parameters."""
     whole = complete(policy)
     if whole.spec.of_others:
-        raise UsageError(f"policy: {whole.method} is what others sent; choose another method")
+        raise UsageError(f"policy: {whole.method} is what others sent. Choose another method")
     rule = dict(whole.rule)
     if whole.stop is None:
         return _CONTINUED[whole.method](whole.n, rule)

@@ -222,4 +222,4 @@ def energy_here(
     if packages:
         return True, f"RAPL: {', '.join(each.device for each in packages)}", None
     mend = f"root, or: sudo chmod a+r {rapl_root}/intel-rapl:*/energy_uj"
-    return False, f"{detail}; {why}; shown as '-'", mend if "root" in (why or "") else None
+    return False, f"{detail}, {why}, shown as '-'", mend if "root" in (why or "") else None

@@ -45,7 +45,7 @@ def check_budgets(budgets: tuple[int, ...], samples: int, policy: Policy) -> Non
     if policy.max_tokens is not None and max(budgets) >= policy.max_tokens:
         raise UsageError(f"--budget-checkpoints must lie below max_tokens, {policy.max_tokens}")
     if policy.spec.in_steps:
-        raise UsageError("--budget-checkpoints need whole samples; beam draws steps of them")
+        raise UsageError("--budget-checkpoints need whole samples, and beam draws steps of them")
 
 
 @dataclass(frozen=True)

@@ -199,7 +199,7 @@ def _check_effort(policy: Policy, workload: Workload, engine: Engine) -> None:
     if policy.reasoning_effort is None:
         return
     if not workload.chat:
-        raise UsageError("reasoning_effort needs the chat template; leave out --raw-prompts")
+        raise UsageError("reasoning_effort needs the chat template. Leave out --raw-prompts")
     template = engine.chat_template
     reads = ["reasoning_effort"]
     if policy.reasoning_effort == "none":
@@ -207,7 +207,7 @@ def _check_effort(policy: Policy, workload: Workload, engine: Engine) -> None:
     if template is not None and not any(name in template for name in reads):
         raise UsageError(
             f"{engine.config.model}: its chat template has no {' or '.join(reads)}, so "
-            f"reasoning_effort {policy.reasoning_effort} would change nothing; leave it out"
+            f"reasoning_effort {policy.reasoning_effort} would change nothing. Leave it out"
         )
 
 

@@ -70,13 +70,13 @@ def check_settings(otlp: str | None) -> None:
         raise UsageError(f"--otlp {shown}: give an OTLP/HTTP URL such as http://localhost:4318")
     if otlp is not None and re.search("[@?#]", otlp):
         raise UsageError(
-            f"--otlp {without_secrets(otlp)}: give no password and no query in it; "
+            f"--otlp {without_secrets(otlp)}: give no password and no query in it. "
             "OTEL_EXPORTER_OTLP_HEADERS is for keys"
         )
     if os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
         raise UsageError(
-            "OTEL_SDK_DISABLED=true: recordings are kept through the OpenTelemetry SDK; "
-            "unset it (nothing is exported unless --otlp or OTEL_EXPORTER_OTLP_* ask for it)"
+            "OTEL_SDK_DISABLED=true: recordings are kept through the OpenTelemetry SDK. "
+            "Unset it (nothing is exported unless --otlp or OTEL_EXPORTER_OTLP_* ask for it)"
         )
 
 

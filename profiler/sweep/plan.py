@@ -111,7 +111,9 @@ def load_plan(path: Path, *, power_hz: float | None = None) -> list[EngineJobs]:
         raise UsageError(f"{path}: needs a list named engines (see docs/sweep.md)")
     known = {*RUN_FIELDS, "repeats", "engines", "policies"}
     if unknown := data.keys() - known:
-        raise UsageError(f"{path}: no field {sorted(unknown)[0]!r}; {', '.join(sorted(known))}")
+        raise UsageError(
+            f"{path}: no field {sorted(unknown)[0]!r}, only {', '.join(sorted(known))}"
+        )
     return list(_engines(data if power_hz is None else data | {"power_hz": power_hz}, path))
 
 
@@ -122,7 +124,9 @@ def _engines(data: Mapping[str, Any], path: Path) -> Iterator[EngineJobs]:
         raise UsageError(f"{path}: budget_checkpoints must be a list of token counts")
     run["budget_checkpoints"] = tuple(budgets)
     if run.get("verifier") not in (None, *VERIFIERS):
-        raise UsageError(f"{path}: no verifier {run['verifier']!r}; one of {', '.join(VERIFIERS)}")
+        raise UsageError(
+            f"{path}: no verifier {run['verifier']!r}. Choose one of {', '.join(VERIFIERS)}"
+        )
     repeats = int(data.get("repeats", 1))
     for number, entry in enumerate(data["engines"], 1):
         where = f"{path}, engine {number}"
@@ -156,7 +160,7 @@ def _build(kind: type[Any], fields: Mapping[str, Any], where: str) -> Any:
     names = kind.__dataclass_fields__
     if unknown := fields.keys() - names.keys():
         raise UsageError(
-            f"{where}: no {kind.__name__} field {sorted(unknown)[0]!r}; {', '.join(names)}"
+            f"{where}: no {kind.__name__} field {sorted(unknown)[0]!r}, only {', '.join(names)}"
         )
     try:
         return kind.from_json(fields)
@@ -276,7 +280,7 @@ def engine_lines(group: EngineJobs, folder: Path) -> Generator[dict[str, Any]]:
         except BaseException:
             process.terminate()
             raise
-    died = f"the engine process ended with exit code {process.returncode}; see {log}"
+    died = f"the engine process ended with exit code {process.returncode}. See {log}"
     yield from ({"finished": name, "error": died} for name in left)
 
 

@@ -43,7 +43,7 @@ class RayRunner:
     def __init__(self, address: str) -> None:
         if address.startswith("ray://"):  # its tasks cannot give one result after the other
             raise UsageError(
-                f"--ray {address}: not through Ray Client; make this machine a node (ray start "
+                f"--ray {address}: not through Ray Client. Make this machine a node (ray start "
                 "--address HOST:PORT --num-cpus 0 --num-gpus 0) and use --ray auto"
             )
         try:
@@ -162,7 +162,7 @@ def demanded(group: EngineJobs, nodes: Sequence[Mapping[str, Any]]) -> dict[str,
         return {"num_cpus": min(each["CPU"] for each in resources if each.get("CPU"))}
     if gpus < ranks:
         raise EngineError(
-            f"tensor_parallel_size {ranks} needs as many GPUs on one node; the largest has {gpus:g}"
+            f"tensor_parallel_size {ranks} needs as many GPUs on one node. The largest has {gpus:g}"
         )
     return {"num_cpus": 1, "num_gpus": ranks}
 
@@ -171,7 +171,7 @@ def run_on_node(order: dict[str, Any], version: str) -> Generator[dict[str, Any]
     """Run an engine's jobs on this node; the task. Gives its lines, and files before `finished`."""
     here = importlib.metadata.version("ttscope")
     if here != version:
-        raise EngineError(f"a node has ttscope {here}, this machine {version}; install the same")
+        raise EngineError(f"a node has ttscope {here}, this machine {version}. Install the same")
     group = EngineJobs.from_json(order)
     with tempfile.TemporaryDirectory(prefix="ttscope-sweep-") as made:
         folder = Path(made)

@@ -52,25 +52,25 @@ def check_lengths(
         if policy.stop is None:
             raise UsageError(
                 f"{where} cannot be kept by {policy.method}, whose requests go on from earlier "
-                "ones; use another --method"
+                "ones. Use another --method"
             )
         if policy.thinking_token_budget is not None:
-            raise UsageError(f"{where} cannot be kept with a thinking budget; leave one out")
+            raise UsageError(f"{where} cannot be kept with a thinking budget. Leave one out")
         if checkpoints:
             raise UsageError(
                 f"{where} cannot be kept with --budget-checkpoints, which need thoughts of the "
-                "model's own length; leave one of them out"
+                "model's own length. Leave one of them out"
             )
         if isinstance(lengths, tuple) and len(lengths) < policy.n:
             raise UsageError(
-                f"{where} has {len(lengths):,} lengths for {policy.n:,} samples; give one for "
+                f"{where} has {len(lengths):,} lengths for {policy.n:,} samples. Give one for "
                 "each, or one number for all"
             )
         longest = max(lengths[: policy.n]) if isinstance(lengths, tuple) else lengths
         if policy.max_tokens is not None and longest > policy.max_tokens:
             raise UsageError(
-                f"{where} asks for {longest:,}, above max_tokens {policy.max_tokens:,}; "
-                "leave out --max-tokens"
+                f"{where} asks for {longest:,}, above max_tokens {policy.max_tokens:,}. "
+                "Leave out --max-tokens"
             )
         if max_model_len is not None and longest >= max_model_len:
             raise UsageError(

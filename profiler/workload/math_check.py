@@ -127,7 +127,7 @@ class _Worker:
             self._read_line(_START_S)
         except (OSError, TimeoutError):
             raise TtscopeError(
-                "math-verify cannot be started; try: python -c 'import math_verify, sympy', or "
+                "math-verify cannot be started. Try: python -c 'import math_verify, sympy', or "
                 "another --verifier"
             ) from None
         self._ready = True

@@ -145,12 +145,12 @@ def load_workload(
     if problems is not None and problems < 1:
         raise UsageError(f"--problems must be at least 1, not {problems}")
     if system_prompt is not None and not chat:
-        raise UsageError("--system-prompt needs a chat template; leave out --raw-prompts")
+        raise UsageError("--system-prompt needs a chat template. Leave out --raw-prompts")
     name, _, options = source.partition(":")
     if name == "demo":
         for option, value in (("--verifier", verifier), ("--system-prompt", system_prompt)):
             if value is not None:
-                raise UsageError(f"{option} is for JSONL workloads; the demo brings its own")
+                raise UsageError(f"{option} is for JSONL workloads. The demo brings its own")
         return _demo(options, problems or 100, seed)
     return _jsonl(Path(source), problems, _Lines(chat, verifier or "exact", system_prompt))
 
@@ -158,7 +158,7 @@ def load_workload(
 def _demo(options: str, count: int, seed: int) -> Workload:
     if options not in ("", "preamble"):
         raise UsageError(
-            f"--workload demo:{options}: no option {options!r}; use demo or demo:preamble"
+            f"--workload demo:{options}: no option {options!r}. Use demo or demo:preamble"
         )
     made = task.problems(count, seed=seed, preamble=options == "preamble")
     return Workload(
@@ -190,7 +190,7 @@ class _Lines:
     def judge(self, name: Any, where: str) -> Verifier:
         """Return the verifier of a name."""
         if name not in NAMES:
-            raise UsageError(f"{where}: no verifier {name!r}; one of {', '.join(NAMES)}")
+            raise UsageError(f"{where}: no verifier {name!r}. Choose one of {', '.join(NAMES)}")
         if name not in self._made:
             self._made[name] = verifier(name)
         return self._made[name]
@@ -229,7 +229,7 @@ class _Lines:
                 return text
             return ({"role": "system", "content": self.system}, {"role": "user", "content": text})
         if not self.chat:
-            raise UsageError(f'{where}: "messages" need a chat template; leave out --raw-prompts')
+            raise UsageError(f'{where}: "messages" need a chat template. Leave out --raw-prompts')
         chat = _messages(messages, where)
         if self.system is None or chat[0]["role"] == "system":
             return chat
@@ -261,7 +261,7 @@ def _jsonl(path: Path, limit: int | None, lines: _Lines) -> Workload:
                 if problem.problem_id in seen:
                     raise UsageError(
                         f"{path}, line {number}: id {problem.problem_id!r} is also on line "
-                        f"{seen[problem.problem_id]}; ids must differ"
+                        f"{seen[problem.problem_id]}. Ids must differ"
                     )
                 seen[problem.problem_id] = number
                 problems.append(problem)
@@ -269,8 +269,8 @@ def _jsonl(path: Path, limit: int | None, lines: _Lines) -> Workload:
                     break
     except OSError as error:
         raise UsageError(
-            f"--workload {path}: cannot be read ({error.strerror}); "
-            'give demo, or a JSONL file of {"id", "prompt", "answer"}'
+            f"--workload {path}: cannot be read ({error.strerror}). "
+            'Give demo, or a JSONL file of {"id", "prompt", "answer"}'
         ) from None
     if not problems:
         raise UsageError(f"--workload {path}: holds no problems")

@@ -53,7 +53,7 @@ def pose_again(
     if not policy.all_samples_end:
         raise UsageError(
             f"--against: {policy.method} decides by answers, and samples of the recorded lengths "
-            "have others; set policy.method=majority"
+            "have others. Set policy.method=majority"
         )
     loaded = _load(recording, source, chat=chat)
     lengths, arrivals = _recorded(recording, recording.engine_key(engine), recorded.key(), policy.n)
@@ -61,7 +61,8 @@ def pose_again(
     order = sorted((name for name in lengths if name in known), key=lambda name: arrivals[name])
     if not order:
         raise UsageError(
-            f"{recording.name}: no problem ended with all its {policy.n} samples; nothing to send"
+            f"{recording.name}: no problem ended with all its {policy.n} samples, so "
+            "there is nothing to send"
         )
     first = arrivals[order[0]]
     return Resent(
@@ -84,7 +85,7 @@ def _load(recording: Recording, source: str | None, *, chat: bool) -> Workload:
     generated = facts.name.partition(":")[0] == "demo" and facts.seed is not None
     if source is None and not generated:
         raise UsageError(
-            f"{recording.name}: its prompts are not in it; give the file they came from, "
+            f"{recording.name}: its prompts are not in it. Give the file they came from, "
             f"--workload {facts.name}"
         )
     loaded = load_workload(
@@ -98,7 +99,7 @@ def _load(recording: Recording, source: str | None, *, chat: bool) -> Workload:
     if found != facts.hash:
         raise UsageError(
             f"--workload {source or facts.name}: other problems than were recorded (hash {found}, "
-            f"recorded {facts.hash}); give the very file, as it was"
+            f"recorded {facts.hash}). Give the very file, as it was"
         )
     return loaded
 

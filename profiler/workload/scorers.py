@@ -133,7 +133,7 @@ def scorer_of(policy: Policy, given: Scorer | None) -> Scorer | None:
     named = text(policy, "scorer")
     if named is None:
         if given is not None:
-            raise UsageError("a scorer was given; name it in the policy's rule as scorer")
+            raise UsageError("a scorer was given. Name it in the policy's rule as scorer")
         return None
     if given is not None:
         return given

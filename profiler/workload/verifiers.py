@@ -53,7 +53,7 @@ def verifier(name: str) -> Verifier:
         "choice": Choice,
     }
     if name not in made:
-        raise UsageError(f"no verifier {name!r}; one of {', '.join(NAMES)}")
+        raise UsageError(f"no verifier {name!r}. Choose one of {', '.join(NAMES)}")
     return made[name]()
 
 

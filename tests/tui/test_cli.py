@@ -33,7 +33,7 @@ def truncated(folder):
         (["show", "absent"], 1, "absent: no such recording"),
         (["show", SHIPPED], 1, "not a recording, it has no recording.json"),
         (["replay", RUN, "--set", "foo"], 2, "give engine.FIELD=VALUE or policy.FIELD=VALUE"),
-        (["replay", RUN, "--set", "engine.seqs=3"], 2, "no such field; one of model"),
+        (["replay", RUN, "--set", "engine.seqs=3"], 2, "no such field: one of model"),
         (["replay", RUN, "--set", "engine.max_num_seqs=x"], 2, "give a whole number"),
         (["replay", RUN, "--set", "engine.model=3"], 2, "engine.model=3: give a text"),
         (
@@ -103,7 +103,7 @@ def truncated(folder):
         (["advise", SHIPPED, "--optimise", "fun"], 2, "--optimise fun"),
         (["advise", SHIPPED, "--confidence", "2", "--gpus", "1"], 2, "confidence"),
         (["advise", SHIPPED], 2, "the budget is empty"),
-        (["advise", SHIPPED, "--max-latency", "1ms"], 1, "nothing fits the budget; nearest to"),
+        (["advise", SHIPPED, "--max-latency", "1ms"], 1, "nothing fits the budget, nearest to"),
         (["advise", "absent", "--gpus", "1"], 1, "no such recording"),
         (["sweep", "absent.yaml"], 2, "cannot be read"),
         (["tui", SHIPPED, "--screenshot", "a.svg", "--size", "big"], 2, "--size big"),
@@ -246,7 +246,7 @@ def test_a_prediction_is_shown_as_one(run, predicted, tmp_path):
 
 
 def test_nothing_is_learned_from_a_prediction(run, predicted):
-    mend = f"rep is a prediction; give the recording that it was replayed from ({Path(RUN).name})"
+    mend = f"rep is a prediction. Give the recording that it was replayed from ({Path(RUN).name})"
     budget = ("--optimise", "latency")
     for arguments in (
         ("replay", predicted),

@@ -103,7 +103,7 @@ def import_passes(
     RecordingError where it cannot be written.
     """
     if (folder / NAME).exists():
-        raise UsageError(f"-o {folder}: already holds a recording; name another folder")
+        raise UsageError(f"-o {folder}: already holds a recording. Name another folder")
     reader = _Reader(limit_bytes)
     written = _Written(folder)
     try:
@@ -163,7 +163,7 @@ class _Reader:
         for number, path in enumerate(dict.fromkeys(paths)):
             if not holds_passes(path):
                 raise OutcomesError(
-                    f"{path}: holds no forward passes, as the other files do; import each kind "
+                    f"{path}: holds no forward passes, as the other files do. Import each kind "
                     "by itself"
                 )
             other = _Reader(self.limit_bytes)
@@ -368,25 +368,25 @@ def _why_nothing(reader: _Reader, written: _Written) -> str:
     if reader.versions:
         version = reader.versions.most_common(1)[0][0]
         return (
-            f"its records have the schema version {version}; this ttscope reads {SCHEMA} and FPM "
-            f"version {VERSION}; upgrade ttscope"
+            f"its records have the schema version {version}. This ttscope reads {SCHEMA} and FPM "
+            f"version {VERSION}. Upgrade ttscope"
         )
     why = reader.skipped.text()
     if not why and written.heartbeats:
-        why = "heartbeats alone; record while requests run"
-    return f"no forward pass in it can be read ({why or 'it has none'}); see docs/import.md"
+        why = "heartbeats alone. Record while requests run"
+    return f"no forward pass in it can be read ({why or 'it has none'}). See docs/import.md"
 
 
 def _notes(paths: Sequence[Path], reader: _Reader, written: _Written) -> list[str]:
     """Return what holds for the files, the first line naming them."""
     names = ", ".join(path.name for path in paths[:3])
     more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
-    notes = [f"imported from {FORMAT}: {names}{more}; they name no model and tell of no request"]
+    notes = [f"imported from {FORMAT}: {names}{more}. They name no model and tell of no request"]
     notes += reader.notes
     engines = list(written.engines.values())
     restarts, again = sum(e.rows.restarts for e in engines), sum(e.rows.again for e in engines)
     if restarts:
-        notes.append(f"counters that began again: {restarts:,}; a worker was restarted")
+        notes.append(f"counters that began again: {restarts:,}. A worker was restarted")
     if again:
         notes.append(f"records that were there before, left out: {again:,}")
     if written.left_out:
@@ -406,7 +406,7 @@ def _notes_of(engine: _Engine) -> list[str]:
         notes.append(
             f"sampled (DYN_FPM_MODE): {rows.steps:,} of {rows.steps + rows.lost:,} passes that its "
             "counter tells of, by the clock, so that those before a long step or a pause come more "
-            "often; their times are left out; DYN_FPM_MODE=full keeps all"
+            "often. Their times are left out. DYN_FPM_MODE=full keeps all"
         )
     if rows.speculates is None:
         notes.append(

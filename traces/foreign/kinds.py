@@ -20,7 +20,7 @@ def files_in(paths: Sequence[Path]) -> list[Path]:
     for path in paths:
         inside = sorted(path.glob("*fpm*.jsonl*")) if path.is_dir() else [path]
         if not inside:
-            raise UsageError(f"{path}: holds no files *fpm*.jsonl.gz; name the files to import")
+            raise UsageError(f"{path}: holds no files *fpm*.jsonl.gz. Name the files to import")
         found += inside
     return found
 
@@ -41,5 +41,5 @@ def kind_of(paths: Sequence[Path]) -> FileKind:
     if request_import.format_of(paths[0]) is None:
         return "traces"
     if len(paths) > 1:
-        raise UsageError("give one file of requests at a time; each is a load of its own")
+        raise UsageError("give one file of requests at a time. Each is a load of its own")
     return "requests"

@@ -133,7 +133,7 @@ def _notes(recording: Recording, samples: pl.DataFrame, ready: pl.DataFrame) -> 
     first = int(shared["cached_tokens"].max() or 0)  # type: ignore[arg-type]
     if first and not ready["prompt_blocks"].count():
         notes.append(
-            "what problems have in common with one another (a system prompt) is not told: ids are "
+            "what problems have in common with one another (a system prompt) is not known: ids are "
             "shared within a problem only"
         )
     return notes

@@ -22,7 +22,7 @@ import polars as pl
 from traces.files import whole_file
 from traces.recording.reader import Recording
 
-LAID_OUT = "summed per step and laid end to end from its start; not when the kernels ran"
+LAID_OUT = "summed per step and laid end to end from its start, not when the kernels ran"
 _PHASES = (  # name, begins at, ends at
     ("waiting", "arrival", "scheduled"),
     ("prefill", "scheduled", "first_token"),

@@ -41,7 +41,7 @@ def import_traces(
     of different sizes, RecordingError when the folder cannot be written.
     """
     if (folder / NAME).exists():
-        raise UsageError(f"-o {folder}: already holds a recording; name another folder")
+        raise UsageError(f"-o {folder}: already holds a recording. Name another folder")
     read = []
     for path in paths:
         if on_file is not None:
@@ -82,7 +82,7 @@ def remarks(traces: Sequence[TraceTables]) -> list[str]:
         if trace.skipped:
             told.append(f"skipped: {skipped_text(trace.skipped)}")
         if told:
-            lines.append(f"{trace.path.name}: {'; '.join(told)}")
+            lines.append(f"{trace.path.name}: {', '.join(told)}")
     counts = Counter(len(trace.steps) for trace in traces)
     if len(counts) > 1:
         each = ", ".join(f"rank {trace.rank} {len(trace.steps):,}" for trace in traces[:8])
@@ -133,12 +133,12 @@ def _with_ranks(traces: Sequence[TraceTables]) -> list[TraceTables]:
     worlds = {trace.world_size for trace in traces if trace.world_size is not None}
     if len(worlds) > 1:
         sizes = ", ".join(f"{trace.path.name} of {trace.world_size}" for trace in traces[:4])
-        raise UsageError(f"the traces are of different jobs ({sizes}); import each job by itself")
+        raise UsageError(f"the traces are of different jobs ({sizes}). Import each job by itself")
     known: dict[int, Path] = {}
     for trace in traces:
         if trace.rank is not None and trace.rank in known:
             raise UsageError(
-                f"{known[trace.rank]} and {trace.path} both say rank {trace.rank}; give one file "
+                f"{known[trace.rank]} and {trace.path} both say rank {trace.rank}. Give one file "
                 "per rank"
             )
         if trace.rank is not None:

@@ -178,7 +178,7 @@ class ZipSource:
         except _DAMAGE as error:
             self._file.close()
             raise OutcomesError(
-                f"{path}: its zip directory cannot be read ({error}); the file is cut off or "
+                f"{path}: its zip directory cannot be read ({error}). The file is cut off or "
                 "still being written, export it again"
             ) from None
 
@@ -206,8 +206,8 @@ class ZipSource:
                         raise OutcomesError(swollen(self.path))
                     if self._left < 0:
                         raise OutcomesError(
-                            f"{self.path}: holds more than {self._limit:,} bytes of text; "
-                            "raise --limit"
+                            f"{self.path}: holds more than {self._limit:,} bytes of text. "
+                            "Raise --limit"
                         )
                     pieces.append(piece)
         except _DAMAGE:
@@ -343,7 +343,7 @@ class ArrayStream:
         self._brackets += 1
         if self._brackets > _MOST_BRACKETS:
             raise OutcomesError(
-                f"{self._path}: more than {_MOST_BRACKETS:,} values in one of its elements; export "
+                f"{self._path}: more than {_MOST_BRACKETS:,} values in one of its elements. Export "
                 "fewer at a time"
             )
         if opens:
@@ -390,6 +390,6 @@ class ArrayStream:
         self._kept = end
         if len(self.outside) > _OUTSIDE_BYTES:
             raise OutcomesError(
-                f"{self._path}: more than {_OUTSIDE_BYTES >> 20} MiB stand beside its samples; "
-                "give the .eval file"
+                f"{self._path}: more than {_OUTSIDE_BYTES >> 20} MiB stand beside its samples. "
+                "Give the .eval file"
             )

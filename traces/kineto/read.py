@@ -91,14 +91,14 @@ def read_trace(
     info = stream.metadata.get("distributedInfo")
     info = info if isinstance(info, dict) else {}
     if not found.device_events and not found.cpu_ops:
-        left = f"; skipped: {skipped_text(skipped)}" if skipped else ""
+        left = f", skipped: {skipped_text(skipped)}" if skipped else ""
         raise TraceError(
-            f"{path}: no kernel and no operator in {found.seen:,} events{left}; profile with "
+            f"{path}: no kernel and no operator in {found.seen:,} events{left}. Profile with "
             "CPU or CUDA activities" + (f" ({stream.cut})" if stream.cut else "")
         )
     steps, notes = find_steps(found)
     if stream.cut:
-        notes.append(f"the file is cut off ({stream.cut}); what is lost of it counts as idle")
+        notes.append(f"the file is cut off ({stream.cut}). What is lost of it counts as idle")
     group = _group_size(info)
     rows = (
         device_rows(found, steps, group) if found.device_events else cpu_rows(found, steps, group)

@@ -80,7 +80,7 @@ def find_steps(found: TraceEvents) -> tuple[Steps, list[str]]:
         overlaps += mark.start < last.get(mark.thread, mark.start)
         last[mark.thread] = max(last.get(mark.thread, mark.end), mark.end)
     if overlaps:
-        notes.append(f"{overlaps:,} steps overlap; a kernel belongs to the last begun")
+        notes.append(f"{overlaps:,} steps overlap. A kernel belongs to the last begun")
     return Steps(marks, known), notes
 
 

@@ -161,13 +161,13 @@ class TraceStream:
         raise TraceError(
             f"{self.path}: not a PyTorch profiler trace ({reason}), nor samples of "
             "lm-evaluation-harness, inspect_ai or plain outcomes, nor requests of Azure, Mooncake, "
-            "vLLM's benchmark, aiperf or guidellm; docs/import.md says what each must hold"
+            "vLLM's benchmark, aiperf or guidellm. See docs/import.md for what each must hold"
         )
 
     def _check_head(self, size: int) -> None:
         if size > _HEAD_BYTES:
             raise TraceError(
-                f"{self.path}: no event in {_HEAD_BYTES:,} bytes; it is not a profiler trace, "
+                f"{self.path}: no event in {_HEAD_BYTES:,} bytes. It is not a profiler trace, "
                 "or damaged"
             )
 

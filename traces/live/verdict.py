@@ -16,6 +16,7 @@ import numpy as np
 import polars as pl
 
 from traces.live.numbers import KV_FULL, Numbers
+from traces.schema.formats import digits, number, percent
 from traces.schema.record import Record
 from traces.summary.kernels import Collective, DeviceTime
 
@@ -33,7 +34,7 @@ GROWS = 0.6  # of a step's time that follows its tokens
 FIXED = 0.8  # of a step's time that does not
 FEWEST_STEPS = 200
 FEWEST_PAIRED = 20  # steps of one batch size, with and without a draft
-EXPLAINED = 0.5  # of the variance of step times, for a fit to be told
+EXPLAINED = 0.5  # of the variance of step times, for a fit to count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +67,7 @@ class Finding(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Unseen(Record):
-    """A bottleneck that cannot be told at this depth, and what would tell it."""
+    """A bottleneck that this depth of watching cannot see, and what would show it."""
 
     kind: str
     needs: str
@@ -100,7 +101,7 @@ def judge(engine: str, evidence: Evidence) -> Verdict:
         polls = 0 if numbers is None else numbers.polls
         return Verdict(engine=engine, reason=f"too short: {polls} polls, {FEWEST_POLLS} are needed")
     if numbers.busy_share is not None and numbers.busy_share < BUSY:
-        share = f"{numbers.busy_share:.0%}"
+        share = percent(numbers.busy_share)
         return Verdict(engine=engine, reason=f"no load: requests ran at {share} of the polls")
     outcomes = [check(numbers, evidence) for check in CHECKS]
     return Verdict(
@@ -117,12 +118,16 @@ def _kv(numbers: Numbers, _: Evidence) -> Outcome:
     preempted = numbers.preemptions or 0
     if full < FULL or not (waits >= WAITS or preempted):
         return None
-    parts = [f"KV cache above {KV_FULL:.0%} at {full:.0%} of the polls"]
+    parts = [f"KV cache above {percent(KV_FULL)} at {percent(full)} of the polls"]
     if preempted:
         parts.append(f"{preempted:,} preemptions, whose tokens are computed again")
     if waits:
-        parts.append(f"requests wait at {waits:.0%} of the polls, {numbers.waiting:.1f} on average")
-    return Finding(kind="KV-bound", evidence="; ".join(parts))
+        parts.append(_waiting(numbers, waits))
+    return Finding(kind="KV-bound", evidence=", ".join(parts))
+
+
+def _waiting(numbers: Numbers, share: float) -> str:
+    return f"requests wait at {percent(share)} of the polls ({numbers.waiting:.1f} on average)"
 
 
 def _queue(numbers: Numbers, evidence: Evidence) -> Outcome:
@@ -139,14 +144,15 @@ def _queue(numbers: Numbers, evidence: Evidence) -> Outcome:
         return None
     else:
         share = (
-            f"; {queue.value:.3g} s in the queue, {ttft.value:.3g} s to the first token (means of "
-            "/metrics)"
+            f", {number(queue.value, 's')} in the queue, {number(ttft.value, 's')} to the first "
+            "token (means of /metrics)"
         )
-    text = f"requests wait at {waits:.0%} of the polls, {numbers.waiting:.1f} on average{share}"
+    text = _waiting(numbers, waits) + share
     if numbers.capped_share is not None and numbers.capped_share >= CAPPED:
         text += (
-            f"; while they wait {numbers.running_max:.0f} run and never more, with the KV cache at "
-            f"most {numbers.kv_share_max or 0:.0%} full: {evidence.request_limit} may be the limit"
+            f". While they wait, {numbers.running_max:.0f} run and never more, with the KV cache "
+            f"at most {percent(numbers.kv_share_max or 0)} full: {evidence.request_limit} may be "
+            "the limit"
         )
     return Finding(kind="queueing", evidence=text)
 
@@ -165,7 +171,7 @@ def _communication(_: Numbers, evidence: Evidence) -> Outcome:
         return None
     return Finding(
         kind="communication-bound",
-        evidence=f"collectives that nothing hides take {share:.0%} of the profiled time, "
+        evidence=f"collectives that nothing hides take {percent(share)} of the profiled time, "
         f"{found[0].name} the most",
     )
 
@@ -178,8 +184,9 @@ def _launch(numbers: Numbers, evidence: Evidence) -> Outcome:
         return None
     return Finding(
         kind="launch-bound",
-        evidence=f"the devices had no work for {device.idle_share:.0%} of the profiled time "
-        f"({device.steps} steps), while requests ran at {numbers.busy_share:.0%} of the polls",
+        evidence=f"the devices had no work for {percent(device.idle_share)} of the profiled time "
+        f"({device.steps} steps), while requests ran at {percent(numbers.busy_share)} "
+        "of the polls",
     )
 
 
@@ -194,20 +201,20 @@ def _draft(numbers: Numbers, evidence: Evidence) -> Outcome:
             return None
         return Finding(
             kind="draft not paying",
-            evidence=f"a step with a draft takes {ratio:.2f} times as long as one without at the "
-            f"same batch, and gives {times * ratio:.2f} times the tokens",
+            evidence=f"a step with a draft takes {digits(ratio)} times as long as one without "
+            f"at the same batch, and gives {digits(times * ratio)} times the tokens",
         )
     if length <= HARDLY:
         drafts, drafted = numbers.drafts, numbers.drafted_tokens
-        per = f" of {drafted / drafts:.1f} drafted" if drafts and drafted else ""
+        per = f" of {digits(drafted / drafts)} drafted" if drafts and drafted else ""
         return Finding(
             kind="draft not paying",
-            evidence=f"{length - 1:.2f} tokens{per} are accepted per draft: it pays only where "
-            f"drafting and checking lengthen a step by less than {length - 1:.0%}",
+            evidence=f"{digits(length - 1)} tokens{per} are accepted per draft: it pays only where "
+            f"drafting and checking lengthen a step by less than {percent(length - 1)}",
         )
     return Unseen(
         kind="draft not paying",
-        needs=f"steps with and without a draft ({length:.2f} tokens a drafted step)",
+        needs=f"steps with and without a draft ({digits(length)} tokens a drafted step)",
     )
 
 
@@ -218,14 +225,12 @@ def _compute(_: Numbers, evidence: Evidence) -> Outcome:
             "steps with their composition (--fpm, or plugin and --enable-logging-iteration-details)"
         )
         if evidence.steps is not None:
-            needs = (
-                f"{FEWEST_STEPS} or more steps whose composition is told and explains their time"
-            )
+            needs = f"{FEWEST_STEPS} or more steps whose known composition explains their time"
         return Unseen(kind="compute-bound", needs=needs)
     if 1 - fixed >= GROWS:
         return Finding(
             kind="compute-bound",
-            evidence=f"{1 - fixed:.0%} of a step's time follows the tokens and context in it",
+            evidence=f"{percent(1 - fixed)} of a step's time follows the tokens and context in it",
         )
     return None
 
@@ -236,8 +241,8 @@ def _fixed(numbers: Numbers, evidence: Evidence) -> Outcome:
         return None
     return Finding(
         kind="fixed cost of steps",
-        evidence=f"{fixed:.0%} of a step's time is there whatever is in it (launches, reading the "
-        "weights; kernel windows tell which): larger batches are nearly free",
+        evidence=f"{percent(fixed)} of a step's time does not depend on what is in it (launches, "
+        "reading the weights: kernel windows show which), so larger batches are nearly free",
     )
 
 

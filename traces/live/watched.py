@@ -18,7 +18,7 @@ from traces.schema.engine import EngineConfig
 from traces.schema.record import Record
 from traces.statistics import quantile, spread
 from traces.summary.kernels import collectives, device_time, sample_times
-from traces.summary.run import Run, Spread, to_plain
+from traces.summary.run import Run, Spread, summarise, to_plain
 
 EVENTS = ("restart", "counter_reset", "gap", "reconnect", "killed", "drop", "clock")
 
@@ -78,7 +78,7 @@ class Watched:
 
 
 ONLY_WATCHED = (
-    "the traffic of others, of which neither the policy nor the right answers are known; pose "
+    "the traffic of others, whose policy and right answers are not known. Send "
     "problems to the server with ttscope attach URL --workload FILE"
 )
 
@@ -89,13 +89,14 @@ def only_watched(recording: Recording) -> bool:
     return not manifest.policies and "imported" not in manifest.provenance
 
 
-def runs_beside(runs: Sequence[Run], servers: Sequence[Watched]) -> list[Run]:
-    """Return a recording's runs that say something which its watched `servers` do not."""
-    return [
-        run
-        for run in runs
-        if not servers or run.problems or run.problems_in_flight or run.time_by_family
-    ]
+def runs_and_servers(
+    recording: Recording, price_usd_per_device_hour: float | None = None
+) -> tuple[list[Run], list[Watched]]:
+    """Return a recording's runs, without those that its watched servers repeat, and the servers."""
+    runs = summarise(recording, price_usd_per_device_hour)
+    servers = watched_engines(recording, runs)
+    kept = [r for r in runs if r.problems or r.problems_in_flight or r.time_by_family]
+    return (kept if servers else runs), servers
 
 
 def watched_engines(recording: Recording, runs: Sequence[Run] = ()) -> list[Watched]:

@@ -49,7 +49,7 @@ def read_checksums(folder: Path) -> Checksums:
     try:
         check_regular(path)
         if path.stat().st_size > MOST_BYTES:
-            raise RecordingError(f"{path}: is larger than any of ttscope; delete it to go on")
+            raise RecordingError(f"{path}: is larger than any of ttscope. Delete it to go on")
         text = path.read_bytes().decode("ascii", "replace")
     except FileNotFoundError:
         return {}
@@ -90,8 +90,8 @@ def check(path: Path, sums: Checksums) -> bool:
 def changed(path: Path) -> RecordingError:
     """Return the error for a file that is not as it was written."""
     return RecordingError(
-        f"{path}: was changed or damaged since it was written (its checksum in {NAME} differs); "
-        "restore it from a copy"
+        f"{path}: was changed or damaged since it was written (its checksum in {NAME} differs). "
+        "Restore it from a copy"
     )
 
 
@@ -116,6 +116,6 @@ def check_regular(path: Path) -> None:
     """
     if not stat.S_ISREG(path.lstat().st_mode):
         raise RecordingError(
-            f"{path}: is a link or a special file, which a recording never has; "
-            "put the file itself there"
+            f"{path}: is a link or a special file, which a recording never has. "
+            "Put the file itself there"
         )

@@ -152,7 +152,7 @@ def take_folder(folder: Path) -> None:
         os.close(os.open(folder / NAME, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
     except FileExistsError:
         raise RecordingError(
-            f"{folder}: already holds a recording; name another folder with -o, or delete it"
+            f"{folder}: already holds a recording. Name another folder with -o, or delete it"
         ) from None
     except OSError as error:
         raise RecordingError(f"{folder}: cannot be written ({error.strerror})") from None
@@ -176,17 +176,17 @@ def read_manifest(folder: Path) -> Manifest:
         _check_numbers(data)
     except FileNotFoundError:
         raise RecordingError(
-            f"{folder}: not a recording, it has no {NAME}; "
-            "if it was one, restore the file from a copy"
+            f"{folder}: not a recording, it has no {NAME}. "
+            "If it was one, restore the file from a copy"
         ) from None
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise RecordingError(
-            f"{path}: cannot be read ({type(error).__name__}); restore it from a copy"
+            f"{path}: cannot be read ({type(error).__name__}). Restore it from a copy"
         ) from None
     if type(version) is not int or version > SCHEMA_VERSION:
         raise NewerSchemaError(
             f"{path}: schema version {str(version)[:20]} is newer than this ttscope reads "
-            f"({SCHEMA_VERSION}); upgrade ttscope"
+            f"({SCHEMA_VERSION}). Upgrade ttscope"
         )
     try:
         msgspec.convert(data, Manifest)
@@ -197,7 +197,7 @@ def read_manifest(folder: Path) -> Manifest:
         return _parse(data)
     except (TtscopeError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise RecordingError(
-            f"{path}: malformed ({type(error).__name__}: {error}); restore it from a copy"
+            f"{path}: malformed ({type(error).__name__}: {error}). Restore it from a copy"
         ) from None
 
 
@@ -209,7 +209,7 @@ def _read(path: Path) -> bytes:
     for last in (False, False, True):
         checksums.check_regular(path)
         if path.stat().st_size > MOST_BYTES:
-            raise RecordingError(f"{path}: is larger than {MOST_BYTES:,} bytes; not of ttscope")
+            raise RecordingError(f"{path}: is larger than {MOST_BYTES:,} bytes, so not of ttscope")
         raw = path.read_bytes()
         wanted = checksums.read_checksums(path.parent).get(NAME)
         if wanted is None or checksums.digest(raw) in wanted:

@@ -94,7 +94,7 @@ def own_parts(parts: Sequence[Part], sums: Checksums, *, closed: bool) -> list[P
             seen.add(digest)
         if closed and sums and part.path.name not in sums:
             raise RecordingError(
-                f"{part.path}: is not in {checksums.NAME}; move it away if it is not of this "
+                f"{part.path}: is not in {checksums.NAME}. Move it away if it is not of this "
                 f"recording, or delete {checksums.NAME} to read it"
             )
         kept.append(part)
@@ -138,8 +138,8 @@ def check_part(path: Path) -> None:
 def damaged(path: Path) -> RecordingError:
     """Return the error for a part that cannot be read."""
     return RecordingError(
-        f"{path}: truncated or corrupt ({path.stat().st_size if path.exists() else 0} bytes); "
-        "restore it from a copy, or delete it to open the recording without its rows"
+        f"{path}: truncated or corrupt ({path.stat().st_size if path.exists() else 0} bytes). "
+        "Restore it from a copy, or delete it to open the recording without its rows"
     )
 
 
@@ -269,7 +269,7 @@ def _check_rows(path: Path) -> None:
     if rows > min(most, MOST_ROWS):
         raise RecordingError(
             f"{path}: claims {rows:,} rows in {path.stat().st_size:,} bytes, which ttscope never "
-            "writes; delete it to open the recording without its rows"
+            "writes. Delete it to open the recording without its rows"
         )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
+from typing import Self, TypeVar
 
 import polars as pl
 
@@ -49,7 +49,7 @@ class Recording:
     unread: tuple[str, ...] = ()
 
     @classmethod
-    def open(cls, path: str | Path) -> Recording:
+    def open(cls, path: str | Path) -> Self:
         """Open the recording in the folder `path`.
 
         Raises RecordingError when it is no recording, lacks its manifest or has a truncated
@@ -147,7 +147,7 @@ class Recording:
             return list_parts(self.path, table)
         except FileNotFoundError:
             raise RecordingError(
-                f"{self.path}: its folder is gone; give the path that it has now"
+                f"{self.path}: its folder is gone. Give the path that it has now"
             ) from None
 
     def paths(self, table: str) -> list[Path]:
@@ -225,7 +225,7 @@ def measured(recordings: Sequence[Recording]) -> list[Recording]:
     if recordings and not found:
         first = recordings[0]
         raise RecordingError(
-            f"{first.name} is a prediction; give the recording that it was replayed from "
+            f"{first.name} is a prediction. Give the recording that it was replayed from "
             f"({first.replay_of})"
         )
     return found

@@ -345,8 +345,8 @@ class RecordingWriter:
             raise RecordingError(f"{self.path}: {self._what_was_lost()}")
         if self._gone:
             raise RecordingError(
-                f"{self.path}: parts of {', '.join(self._gone)} were deleted while it was written; "
-                "their rows are lost"
+                f"{self.path}: parts of {', '.join(self._gone)} were deleted while it was written. "
+                "Their rows are lost"
             )
 
     def _what_was_lost(self) -> str:
@@ -355,10 +355,10 @@ class RecordingWriter:
         if not self._manifest_kept:
             rows = f"{rows if tables else 'every row was kept'}, and {NAME} has no end"
         if self._failure is None:
-            return f"{rows}; they came faster than they could be written"
+            return f"{rows}. They came faster than they could be written"
         if not self._is_own():
-            return f"{rows}; the folder was deleted or moved while it was written"
-        return f"{rows}; writing failed ({self._failure}); free some space or check permissions"
+            return f"{rows}. The folder was deleted or moved while it was written"
+        return f"{rows}. Writing failed ({self._failure}). Free some space or check permissions"
 
     def __enter__(self) -> Self:
         return self
@@ -438,7 +438,7 @@ class RecordingWriter:
         """Keep why a write failed, and warn the first time."""
         why = str(getattr(error, "strerror", None) or error).splitlines()[0]
         if self._failure is None:
-            log.warning("%s: writing failed (%s); rows wait in memory", self.path, why)
+            log.warning("%s: writing failed (%s). Rows wait in memory", self.path, why)
         self._failure = why
 
     def _is_own(self) -> bool:

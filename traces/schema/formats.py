@@ -138,10 +138,12 @@ def counted(count: int, word: str) -> str:
     return f"{count:,} {word}{'' if count == 1 else 's'}"
 
 
-def percent(share: float | None) -> str:
+def percent(share: float | None, decimals: int = 0) -> str:
     """Return a share as whole per cent; `<1 %` for what is above nothing."""
     if share is None or not math.isfinite(share):
         return ABSENT
+    if decimals:
+        return f"{share * 100:.{decimals}f} %"
     if 0 < share < 0.005:
         return "<1 %"
     if 0.995 <= share < 1:

@@ -44,7 +44,7 @@ def means_among(values: Floats, tokens: Floats) -> Means:
         return Means(values=clipped)
     first = int(np.flatnonzero(wrong if count else known)[0])
     if not count:
-        why = f"logprob_mean grows with output_tokens, as a sum does: left out; {ADVICE}"
+        why = f"logprob_mean grows with output_tokens, as a sum does: left out. {ADVICE}"
         return Means(values=np.full_like(values, np.nan), why=why, first=first)
     where = " or ".join(
         text for some, text in ((high, "above 0"), (low, f"below {LOWEST:g}")) if some.any()
@@ -52,7 +52,7 @@ def means_among(values: Floats, tokens: Floats) -> Means:
     what = f"{count:,} of {total:,} values of logprob_mean are {where}, which no mean is"
     if count <= SEVERAL * total:
         return Means(values=clipped, why=f"{what}: these are left out", first=first)
-    why = f"{what}: all are left out; {ADVICE}"
+    why = f"{what}: all are left out. {ADVICE}"
     return Means(values=np.full_like(values, np.nan), why=why, first=first)
 
 

@@ -39,7 +39,7 @@ def make_policy(given: Mapping[str, Any]) -> Policy:
     said = {name: value for name, value in given.items() if value is not None}
     if unknown := said.keys() - own - PARAMETER.keys():
         name, known = sorted(unknown)[0], [*sorted(own), *PARAMETER]
-        raise UsageError(f"no Policy field {name!r}; {meant(name, known)}")
+        raise UsageError(f"no Policy field {name!r}: {meant(name, known)}")
     policy = Policy.from_json({name: value for name, value in said.items() if name in own})
     chosen = {name: value for name, value in said.items() if name in PARAMETER}
     return complete(replace(policy, rule=tuple((dict(policy.rule) | chosen).items())))
@@ -73,7 +73,7 @@ def complete(policy: Policy) -> Policy:
     names = policy.spec.parameters
     for name in given:
         if name not in PARAMETER:
-            raise UsageError(f"policy: no parameter {name!r}; one of {', '.join(PARAMETER)}")
+            raise UsageError(f"policy: no parameter {name!r}. Choose one of {', '.join(PARAMETER)}")
         if name not in names:
             takers = ", ".join(each.name for each in METHODS.values() if name in each.parameters)
             raise UsageError(f"policy: {name} is for {takers}, not {policy.method}")
@@ -93,15 +93,15 @@ def _check_together(policy: Policy) -> None:
         value = number(policy, name)
         if value is not None and value > policy.n:
             raise UsageError(
-                f"policy: {name} must be at most n = {policy.n}, not {value}; set {name} too"
+                f"policy: {name} must be at most n = {policy.n}, not {value}. Set {name} too"
             )
     template = text(policy, "revise_prompt")
     if template is not None and "{prompt}" not in template:
         raise UsageError("policy: revise_prompt must contain {prompt}, the question itself")
     if policy.spec.in_steps and policy.thinking_token_budget is not None:
         raise UsageError(
-            f"policy: {policy.method} bounds its thoughts by depth and step_tokens; "
-            "leave out the budget"
+            f"policy: {policy.method} bounds its thoughts by depth and step_tokens. "
+            "Leave out the budget"
         )
     scorer = text(policy, "scorer")
     if scorer is not None and "://" in scorer:

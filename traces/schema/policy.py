@@ -33,11 +33,11 @@ class Policy(Record):
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             known = ", ".join(name for name, each in METHODS.items() if not each.of_others)
-            raise UsageError(f"policy: no method {self.method!r}; one of {known}")
+            raise UsageError(f"policy: no method {self.method!r}. Choose one of {known}")
         if self.n < 1:
             raise UsageError(f"policy: n must be at least 1, not {self.n}")
         if self.method == "greedy" and self.n != 1:
-            raise UsageError(f"policy: greedy draws one sample, not {self.n}; use majority")
+            raise UsageError(f"policy: greedy draws one sample, not {self.n}. Use majority")
         if self.temperature is not None and self.temperature < 0:
             raise UsageError(f"policy: temperature must not be negative, not {self.temperature}")
         if self.top_p is not None and not 0 < self.top_p <= 1:
@@ -45,7 +45,7 @@ class Policy(Record):
         if self.reasoning_effort is not None and self.reasoning_effort not in EFFORTS:
             known = ", ".join(EFFORTS)
             raise UsageError(
-                f"policy: no reasoning_effort {self.reasoning_effort!r}; one of {known}"
+                f"policy: no reasoning_effort {self.reasoning_effort!r}. Choose one of {known}"
             )
         for name in ("thinking_token_budget", "max_tokens"):
             value = getattr(self, name)

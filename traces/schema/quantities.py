@@ -54,7 +54,7 @@ def _spread(
             unit=unit,
             noun=f"{word} {part}",
             title=f"{word} {part}",
-            meaning=f"{meaning}; the {statistic}.",
+            meaning=f"{meaning} ({statistic}).",
             gates=() if gate is None or part == "mean" else (f"{gate}_{part}",),
         )
         for part, statistic in (("mean", "mean"), ("p50", "median"), ("p95", "95th percentile"))
@@ -72,7 +72,7 @@ def latency(percentile: int | None = None) -> Quantity:
     meaning = f"Seconds from arrival to answer that {percentile} of 100 problems stay below."
     if percentile is None:
         meaning = (
-            "Seconds from a problem's arrival to its answer, all of its samples included; the mean."
+            "Seconds from a problem's arrival to its answer, all of its samples included (mean)."
         )
     return Quantity(
         name="latency_s" if percentile is None else f"latency_{part}_s",
@@ -167,8 +167,8 @@ QUANTITIES: tuple[Quantity, ...] = (
         title="device-s/problem",
         meaning=(
             "Seconds of a device (GPU, or the machine where there is none) that a problem takes "
-            "up: its share of every step that it was in, times the devices; dev-ms: "
-            "device-milliseconds."
+            "up: its share of every step that it was in, times the devices (dev-ms: "
+            "device-milliseconds)."
         ),
         gates=("device_s",),
     ),

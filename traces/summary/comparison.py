@@ -605,13 +605,13 @@ def parse_limit(text: str) -> Limit:
     """
     match = _LIMIT.fullmatch(text)
     if match is None:
-        raise UsageError(f"--fail-on {text!r}: is not understood; write for example {EXAMPLE}")
+        raise UsageError(f"--fail-on {text!r}: is not understood. Write for example {EXAMPLE}")
     name, side, amount, percent = match.groups()
     if name not in GATES:
-        raise UsageError(f"--fail-on {text!r}: no metric {name}; one of {', '.join(GATES)}")
+        raise UsageError(f"--fail-on {text!r}: no metric {name}. Choose one of {', '.join(GATES)}")
     if amount[0] not in "+-" and float(amount):
         raise UsageError(
-            f"--fail-on {text!r}: the number is a difference, so give its sign; for example "
+            f"--fail-on {text!r}: the number is a difference, so give its sign, for example "
             f"{name}{side}+{amount}{percent}"
         )
     return Limit(
@@ -647,7 +647,7 @@ def _judge(limit: Limit, change: Change | None, compared: Difference) -> Judged:
         )
     if beyond.low is None or beyond.high is None:
         raise TtscopeError(
-            f"--fail-on {limit.text!r} cannot be judged: one problem has no interval; record more"
+            f"--fail-on {limit.text!r} cannot be judged: one problem has no interval. Record more"
         )
     assert change is not None
     low, high = limit.beyond(beyond.low), limit.beyond(beyond.high)

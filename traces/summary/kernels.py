@@ -295,21 +295,21 @@ class WindowTimes:
             more = Z95 * float(self.windows.sd_within_s(since, until)[0])
             share = taken / ((window[1] - window[0]) / 1e9)
             notes.append(
-                f"kernel windows touched {touched:,} of {self.rows.height:,} problems; what they "
+                f"kernel windows touched {touched:,} of {self.rows.height:,} problems. What they "
                 f"cost, {taken:.3g} s [{taken - more:.3g}, {taken + more:.3g}] or {share:.1%} of "
                 "the run, is taken out of its times"
             )
         if self.as_measured:
             notes.append(
                 "kernel windows touched every problem, and too few steps alike tell what they "
-                "cost; times marked * have it in them"
+                "cost. Times marked * have it in them"
             )
         elif unknown:
             notes.append(f"problems slowed by the profiler, their times left out: {unknown:,}")
         if opened and not self.windows.places.size:
             notes.append(
-                "kernel windows were open, and without steps it is not known whom they slowed; "
-                "times are as measured"
+                "kernel windows were open, and without steps it is not known whom they slowed. "
+                "Times are as measured"
             )
         return notes
 

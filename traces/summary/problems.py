@@ -270,9 +270,9 @@ class Lost:
     def why_not(self) -> str:
         """Why nothing is said from those that remain, and what to do, where they are too few."""
         if not self.timed_out:
-            return f"{self.text}, and the others may be unlike them; record again"
+            return f"{self.text}, and the others may be unlike them. Record again"
         return (
-            f"{self.text}, and those that remain are the short ones; record without --timeout, or "
+            f"{self.text}, and those that remain are the short ones. Record without --timeout, or "
             "with a longer one"
         )
 
@@ -302,7 +302,7 @@ class Unanswered:
         ended = self.count - self.cut
         parts = [f"{self.cut:,} were cut at max_tokens or the model's length"] if self.cut else []
         parts += [f"{ended:,} ended by themselves"] if ended else []
-        advice = "" if not ended else "; check the verifier, and a server's --reasoning-parser"
+        advice = "" if not ended else ". Check the verifier, and a server's --reasoning-parser"
         told = f"{self.count:,} of {self.samples:,} samples have no answer"
         return f"{told}: {' and '.join(parts)}{advice}"
 

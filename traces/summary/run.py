@@ -363,7 +363,7 @@ def _notes(
     told = events.filter(kind="note", engine=engine)["detail"]
     notes = [str(note) for note in told.drop_nulls().unique(maintain_order=True)]
     if recording.replay_of is not None:
-        notes.insert(0, f"predicted by replay of {recording.replay_of}; its times are not measured")
+        notes.insert(0, f"predicted by replay of {recording.replay_of}. Its times are not measured")
     notes += recording.losses
     notes += [str(each) for each in events.filter(kind=KIND)["detail"]]
     opened = events.filter(kind="window", engine=engine).height

@@ -34,7 +34,7 @@ def read_keys(path: Path, known: Collection[str]) -> dict[str, str]:
         for name, value in table.items():
             if f"{screen}.{name}" not in known:
                 ids = ", ".join(each for each in sorted(known) if each.startswith(f"{screen}."))
-                raise UsageError(f"--keys {path}: no {screen}.{name}; there are {ids or 'others'}")
+                raise UsageError(f"--keys {path}: no {screen}.{name}. There are {ids or 'others'}")
             if not isinstance(value, str) or not value:
                 raise UsageError(f"--keys {path}: {screen}.{name}: give a key as text")
             keys[f"{screen}.{name}"] = value

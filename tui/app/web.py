@@ -57,7 +57,7 @@ def _name_in(host: str) -> str:
 
 def command_of(arguments: Sequence[str]) -> str:
     """Return the shell command that opens the app with `ttscope tui`'s arguments."""
-    start = [sys.executable, "-P", "-c", "from tui.cli import main; main()", "tui"]
+    start = [sys.executable, "-P", "-c", "from tui.cli import main\nmain()", "tui"]
     return f"exec {shlex.join([*start, *arguments])}"
 
 
@@ -85,10 +85,10 @@ class AppServer(Server):
     async def _own_pages_only(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         origin = request.headers.get("Origin")
         if origin is not None and origin.partition("://")[2] != request.host:
-            raise web.HTTPForbidden(text=f"a page of {clean(origin)} asks; only the app's own may")
+            raise web.HTTPForbidden(text=f"a page of {clean(origin)} asks. Only the app's own may")
         if self._local and not is_loopback(_name_in(request.host)):
             raise web.HTTPForbidden(
-                text=f"{clean(request.host)} is not this machine; ask for localhost, or start it "
+                text=f"{clean(request.host)} is not this machine. Ask for localhost, or start it "
                 "with --listen HOST:PORT"
             )
         kept = self._is_token(request.cookies.get(self._cookie))
@@ -96,7 +96,7 @@ class AppServer(Server):
             if origin is None or not kept:
                 raise web.HTTPForbidden(text="only the app's own page may open this")
         elif not (kept or (request.path == "/" and self._is_token(request.query.get("token")))):
-            raise web.HTTPForbidden(text="open the whole URL that ttscope printed; it has a token")
+            raise web.HTTPForbidden(text="open the whole URL that ttscope printed. It has a token")
         return await handler(request)
 
     def _is_token(self, given: str | None) -> bool:
@@ -141,7 +141,7 @@ def serve(arguments: Sequence[str], host: str, port: int) -> None:
     except OSError as error:
         why = error.strerror or error
         raise EngineError(
-            f"--listen {host}:{port}: cannot listen there ({why}); name another port"
+            f"--listen {host}:{port}: cannot listen there ({why}). Name another port"
         ) from None
     port = listener.getsockname()[1]
     local, token = is_loopback(host), secrets.token_urlsafe(24)

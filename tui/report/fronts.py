@@ -97,7 +97,7 @@ def fronts(material: Material) -> Html:
     priced = any(row.pick.estimates.get("cost_usd") is not None for row in rows)
     names = ("latency_s", "cost_usd" if priced else "device_s", "energy_j", "tokens")
     unpriced = (
-        "No price was given, so cost is shown as device time; --price 2.50 (USD per device-hour) "
+        "No price was given, so cost is shown as device time. --price 2.50 (USD per device-hour) "
         "turns it into dollars."
     )
     return join(
@@ -125,7 +125,7 @@ def _goal(answer: Recommendation) -> str:
 def _how_to_read(answer: Recommendation) -> str:
     goal = _goal(answer)
     return (
-        "Up is more accurate, left is cheaper; crosses were measured, all else is predicted. The "
+        "Up is more accurate, left is cheaper. Crosses were measured, all else is predicted. The "
         f"solid front joins the configurations with the {goal} for each accuracy "
         "(system-optimal), the dashed one those with the fewest FLOPs (compute-optimal). The same "
         "configurations stand on every chart: where the fronts part, counting FLOPs or tokens "

@@ -7,17 +7,17 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from traces.errors import TtscopeError
-from traces.live.watched import Watched, runs_beside, watched_engines
+from traces.live.watched import Watched, runs_and_servers
 from traces.recording.reader import Recording
 from traces.schema.advice import Recommendation
-from traces.summary.run import Run, summarise
+from traces.summary.run import Run
 
 if TYPE_CHECKING:
     from advisor.what_if.left_out import Foretold
 
 MOST_FORETOLD = 40  # recordings: each takes a fit and three replays
 NO_STEPS = (
-    "no recording holds engine steps, from which times are learned; imported outcomes have none"
+    "no recording holds engine steps, from which times are learned. Imported outcomes have none"
 )
 Progress = Callable[[str, int, int], None]
 
@@ -66,12 +66,11 @@ def gather_material(
     for number, recording in enumerate(recordings):
         report("reading", number, len(recordings))
         fresh = recording.afresh()  # its tables are read once, and go with it
-        of_recording = summarise(fresh, budget.price_usd_per_device_hour)
-        servers = watched_engines(fresh, of_recording)
+        of_recording, servers = runs_and_servers(fresh, budget.price_usd_per_device_hour)
         watched += servers
         runs += [
             replace(run, rows=None, sample_rows=None, step_rows=None)  # the page shows none
-            for run in runs_beside(of_recording, servers)
+            for run in of_recording
         ]
     posed = {run.recording for run in runs if run.problems}
     posed |= {each.recording for each in watched if each.numbers is not None}
@@ -107,7 +106,7 @@ def _advice(
 
     if not recordings:
         return None, (
-            "no measured recording is complete and holds answered problems; record to the end"
+            "no measured recording is complete and holds answered problems. Record to the end"
         )
     if not watched and not any(run.steps for run in runs):
         return None, NO_STEPS
@@ -124,7 +123,7 @@ def _foretold(
     from advisor.what_if.left_out import foretell
 
     if len(recordings) < 2:
-        return [], "it takes at least two complete recordings: each is foretold from the others"
+        return [], "it takes at least two complete recordings: each is predicted from the others"
     if not any(run.steps for run in runs):
         return [], NO_STEPS
     try:

@@ -43,18 +43,18 @@ def _cut(runs: Sequence[Run]) -> Html | None:
     left = len(runs) - MOST_RUNS
     if left <= 0:
         return None
-    return tag("p", f"{left:,} more runs are left out here; ttscope show tells of each.",
+    return tag("p", f"{left:,} more runs are left out here. ttscope show has each.",
                class_="note")  # fmt: skip
 
 
 def recorded_runs(runs: Sequence[Run]) -> Html:
     """Return the table of runs with their numbers, and what a reader must know of them."""
     if not runs:
-        return empty("No run: the recordings hold no problem that was posed.")
+        return empty("No run: the recordings hold no problem.")
     tags = [t for t in OF_RUN if t != "cost_usd_per_problem" or _any(runs, t)]
     tags += [OF_IMPORTS] if _any(runs, OF_IMPORTS) else []
     columns = [quantity(name) for name in tags]
-    decided = "Problems that got an answer; every mean rests on these."
+    decided = "Problems that got an answer. Every mean rests on these."
     heads: list[Content] = ["run", term("problems", decided)]
     heads += [term(each.noun, each.meaning) for each in columns]
     rows = []
@@ -97,7 +97,7 @@ def time_breakdown(runs: Sequence[Run]) -> Html:
     if not timed:
         return empty(
             "No steps: these recordings do not hold what the engine did step by step. ttscope "
-            "record holds it; imported outcomes and servers watched from outside do not."
+            "record holds it. Imported outcomes and servers watched from outside do not."
         )
     length = "Mean seconds of one step of this kind."
     heads: list[Content] = ["run", "share of the time"]
@@ -160,7 +160,7 @@ def kernels(runs: Sequence[Run]) -> Html:
     if not profiled:
         return empty(
             "No kernels: no run was profiled. ttscope record --kernels 4/400 profiles 4 steps in "
-            "400; ttscope import takes traces of the PyTorch profiler."
+            "400, and ttscope import takes traces of the PyTorch profiler."
         )
     parts: list[Content] = []
     for index, run in profiled[:MOST_RUNS]:
@@ -217,7 +217,7 @@ def _collectives(run: Run) -> Html:
         "ranks": "Devices that take part.",
         "calls": "Calls per rank in the profiled steps.",
         "bytes": "Bytes handed to the collective, per rank.",
-        "time": "Time per rank; waiting for a late rank counts.",
+        "time": "Time per rank. Waiting for a late rank counts.",
         "exposed": "Time that no computation hid.",
         "bus": "What a link carries a second, as nccl-tests counts it.",
     }
@@ -253,7 +253,7 @@ def speculation(runs: Sequence[Run]) -> Html:
             "p",
             "A draft guesses the next tokens and the model keeps the leading ones that it would "
             "have written itself. The higher the bars and the slower they fall, the more "
-            "speculation pays; the line on a bar is its 90 % interval.",
+            "speculation pays. The line on a bar is its 90 % interval.",
         )
     ]
     drawn = [_accepted(run, index, meaning) for index, run in speculated[:MOST_RUNS]]
@@ -271,7 +271,7 @@ def _accepted(run: Run, index: int, meaning: str) -> Html:
     gained = [
         "In a step with a draft a sample gains ",
         estimated(run.acceptance.length, length, key=f"{where}.length"),
-        " tokens; without a draft it gains 1.",
+        " tokens. Without a draft it gains 1.",
     ]
     return tag(
         "figure",
@@ -330,11 +330,11 @@ def predicted_against_measured(material: Material) -> Html:
             ]
         )
     notes = [
-        tag("p", f"Not foretold: {', '.join(names)}: {why}.", class_="note")
+        tag("p", f"Not predicted: {', '.join(names)}: {why}.", class_="note")
         for why, names in refused.items()
     ]
     if not rows:
-        why = material.not_foretold or "no run can be foretold from the others"
+        why = material.not_foretold or "no run can be predicted from the others"
         return join([empty(f"Nothing to hold against one another. Why: {why}."), *notes])
     heads = (
         "run",
@@ -368,7 +368,7 @@ def _summary(ratios: Sequence[tuple[float, bool | None]]) -> Html:
         ),
     ]
     if judged:
-        parts.append(f"; {sum(judged)} of {len(judged)} intervals hold what was measured")
+        parts.append(f", and {sum(judged)} of {len(judged)} intervals hold what was measured")
     return join([*parts, ". A * marks runs with larger batches or contexts than the others had."])
 
 

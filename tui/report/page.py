@@ -94,10 +94,10 @@ def _header(material: Material) -> Html:
     )
     reading = (
         "Point at a number, or reach it with the Tab key, for its meaning. [a, b] is a 90 % "
-        "interval; - was not measured; * lies outside what was measured."
+        "interval, - was not measured, * lies outside what was measured."
     )
     printed = (
-        "[a, b] is a 90 % interval; - was not measured; * lies outside what was measured. What the "
+        "[a, b] is a 90 % interval, - was not measured, * lies outside what was measured. What the "
         "words mean is on the last page."
     )
     return join(
@@ -117,10 +117,10 @@ def _facts(runs: Sequence[Run], models: str) -> str:
     parts = [f"{len(runs):,} recorded run{'s' if len(runs) > 1 else ''} of {models}"]
     workloads = dict.fromkeys(run.workload for run in runs if run.workload is not None)
     for workload in list(workloads)[:3]:
-        parts.append(f"workload {workload.name}, {workload.problems:,} problems")
+        parts.append(f"Workload {workload.name}, {workload.problems:,} problems")
     engines = dict.fromkeys(_platform(run.engine) for run in runs if run.imported is None)
     parts += [engine for engine in engines if engine][:3]
-    return "; ".join(parts) + "."
+    return ". ".join(parts) + "."
 
 
 def _platform(engine: EngineConfig) -> str:
@@ -143,7 +143,7 @@ def _glossary(material: Material) -> Html:
 def _footer(version: str) -> Html:
     return join(
         [
-            f"Made by ttscope {version} from recordings; no prompt and no answer is on this page. "
+            f"Made by ttscope {version} from recordings. No prompt and no answer is on this page. "
             "It needs no network. Numbers are those of ttscope show and ttscope advise."
         ]
     )

@@ -78,7 +78,7 @@ def _answer(answer: Recommendation) -> Iterable[Content]:
         parts: list[Content] = [f"It has the {goal} of all configurations that meet the budget: "]
         parts += [f"{limits}. The probability that it does so is ", sure, "."]
     else:
-        parts = [f"It has the {goal}; no limit was given."]
+        parts = [f"It has the {goal}. No limit was given."]
     parts += [" ", _against(answer)]
     if pick.prior is not None:
         parts.append(
@@ -140,7 +140,7 @@ def _against(answer: Recommendation) -> Html:
         return join([*head, "."])
     noun = quantity(name).noun
     if regret.holds(0.0):
-        return join([*head, f"; in {noun} the two cannot be told apart."])
+        return join([*head, f". In {noun} the two cannot be told apart."])
     ours = pick.estimates.get(name)
     share = f" ({percent_change(regret.value / ours.value)})" if ours and ours.value else ""
     size = f"{number(abs(regret.value), regret.unit)}{share}"
@@ -252,7 +252,7 @@ def _misses(answer: Recommendation) -> Iterable[Content]:
     if best is not None:
         words = f"{model_words(best.engine.model)} with {policy_words(best.policy)}"
         how = engine_words(best.engine, prior=best.prior)
-        yield tag("p", f"Compute-optimal, limits aside: {words}; {how}.")
+        yield tag("p", f"Compute-optimal, limits aside: {words}, {how}.")
 
 
 def _item(text: str) -> Html:

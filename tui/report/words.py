@@ -92,7 +92,7 @@ def plain(
 ) -> str:
     """Return a configuration in one line of text."""
     how = engine_words(engine, imported=imported, prior=prior)
-    return f"{model_words(engine.model)}: {policy_words(policy)}; {how}"
+    return f"{model_words(engine.model)}: {policy_words(policy)}, {how}"
 
 
 def limit_words(field: str, value: float, percentile: int | None = None) -> str:
@@ -155,7 +155,7 @@ KINDS: Mapping[str, str] = {
 GLOSSARY: tuple[tuple[str, str], ...] = (
     (
         "workload, problem",
-        "The questions that were posed in every run; one of them, whose answer can be checked.",
+        "The questions of every run, and one of them, whose answer can be checked.",
     ),
     (
         "sample",
@@ -169,13 +169,13 @@ GLOSSARY: tuple[tuple[str, str], ...] = (
     ),
     (
         "temperature, effort",
-        "How much chance there is in the choice of each token, 0 being none; how long the model is "
-        "asked to think.",
+        "How much chance there is in the choice of each token, 0 being none, and how long the "
+        "model is asked to think.",
     ),
     (
         "engine",
         "The vLLM server and how it was started: tp2 spreads the model over two devices "
-        "(--tensor-parallel-size); seqs64 runs at most 64 samples at once (--max-num-seqs).",
+        "(--tensor-parallel-size), seqs64 runs at most 64 samples at once (--max-num-seqs).",
     ),
     (
         "step",
@@ -184,7 +184,7 @@ GLOSSARY: tuple[tuple[str, str], ...] = (
     ),
     (
         "in flight",
-        "Posed and not yet answered. The more samples run at once, the cheaper is each step for "
+        "Sent and not yet answered. The more samples run at once, the cheaper is each step for "
         "each of them.",
     ),
     (
@@ -209,7 +209,7 @@ GLOSSARY: tuple[tuple[str, str], ...] = (
     ),
     (
         "front",
-        "The configurations that no other beats in both accuracy and the other measure; what lies "
+        "The configurations that no other beats in both accuracy and the other measure. What lies "
         "off it is never the best choice.",
     ),
     ("regret", "What it would cost to take the compute-optimal one instead."),
@@ -217,17 +217,17 @@ GLOSSARY: tuple[tuple[str, str], ...] = (
     *((f"{kind} time", meaning) for kind, meaning in KINDS.items()),
     (
         "kernel, collective",
-        "A program on the device, counted by family (attention, matrix products ...); an exchange "
+        "A program on the device, counted by family (attention, matrix products ...). An exchange "
         "of data between devices.",
     ),
     (
         "acceptance",
-        "Speculative decoding lets a cheap draft guess the next tokens; the model keeps the "
+        "Speculative decoding lets a cheap draft guess the next tokens. The model keeps the "
         "leading ones that it would have written. Position 1 is the first guess.",
     ),
     (
         "interval",
         "In brackets: 90 of 100 such intervals hold the true value. It covers the choice of "
-        "problems; for predictions also the error of the models.",
+        "problems and, for predictions, the error of the models.",
     ),
 )

@@ -37,7 +37,7 @@ def words_of(text: str) -> list[str]:
     try:
         return shlex.split(text)
     except ValueError as error:
-        raise UsageError(f"{text}: {error}; close it, or put a backslash before it") from None
+        raise UsageError(f"{text}: {error}. Close it, or put a backslash before it") from None
 
 
 def paths_of(text: str) -> list[Path]:
@@ -76,7 +76,7 @@ def price_of(text: str) -> float | None:
         return None
     if "=" in plain or "," in plain:
         raise UsageError(
-            f"price {text}: one price for all devices is wanted here, such as 2.5; prices by type "
+            f"price {text}: one price for all devices is wanted here, such as 2.5. Prices by type "
             "go into $/h on screen 4"
         )
     try:
@@ -85,8 +85,8 @@ def price_of(text: str) -> float | None:
         price = float("nan")
     if not 0 < price <= HIGHEST_PRICE:
         raise UsageError(
-            f"price {text}: give USD per device-hour, such as 2.5 and at most {HIGHEST_PRICE:,}; "
-            "or - for none"
+            f"price {text}: give USD per device-hour, such as 2.5 and at most {HIGHEST_PRICE:,}. "
+            "Or - for none"
         )
     return price
 
@@ -150,7 +150,7 @@ def delete_recording(folder: Path) -> Sequence[Path]:
     Raises RecordingError when it is no recording, or cannot be deleted.
     """
     if not (folder / NAME).exists():
-        raise RecordingError(f"{folder}: not a recording; nothing was deleted")
+        raise RecordingError(f"{folder}: not a recording. Nothing was deleted")
     try:
         for path in sorted(_own_files(folder), key=lambda path: path.name == NAME):
             path.unlink()

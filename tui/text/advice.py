@@ -155,8 +155,8 @@ def request_words(policy: Policy) -> tuple[str, str, str]:
     count, at_a_time = request["requests"], request["at_a_time"]
     many = counted(count, "request") + (f", {at_a_time} at a time," if at_a_time < count else "")
     body = ", ".join(f"{name} {value}" for name, value in request["body"].items())
-    wins = "" if request["answer"] == "the only answer" else f"; {request['answer']} wins"
-    cancel = "; cancel the rest then" if request["cancel_the_rest"] else ""
+    wins = "" if request["answer"] == "the only answer" else f", and {request['answer']} wins"
+    cancel = ". Cancel the rest then" if request["cancel_the_rest"] else ""
     return many, body, wins + cancel
 
 
@@ -184,9 +184,9 @@ def _estimates(answer: Recommendation, width: int) -> Iterable[str]:
     yield from (line[:width] for line in align(rows))
     if theirs is not None and not agree:
         yield ""
-        yield from _wrap(f"compute-optimal is {_name(theirs)}; its regret:", width)
+        yield from _wrap(f"compute-optimal is {_name(theirs)}, with the regret:", width)
         yield from _differences(answer.regret, width)
-    yield f"intervals of 90 %; {ABSENT} not measured; {OUTSIDE} outside what was measured"
+    yield f"intervals of 90 %, {ABSENT} not measured, {OUTSIDE} outside what was measured"
 
 
 def _differences(differences: Mapping[str, Estimate | None], width: int) -> Iterable[str]:
@@ -285,7 +285,7 @@ def present_lines(present: Present, width: int, *, required: bool = True) -> Ite
     if not present.difference:  # there is no pick
         yield from _wrap(f"{name}, {sure}" if required else name, width)
         return
-    yield from _wrap(f"{name}, {sure}; against the pick it has:", width)
+    yield from _wrap(f"{name}, {sure}. Against the pick it has:", width)
     yield from _differences(present.difference, width)
 
 
@@ -303,8 +303,8 @@ def _turnings(turnings: Iterable[Turning], percentile: int | None) -> list[str]:
         elif each.exact:
             other = "none comes" if each.pick is None else f"{each.pick} comes"
             lines.append(
-                f"{name} {each.direction} {value}: the pick is not sure enough any more; "
-                f"of those replayed {other} next"
+                f"{name} {each.direction} {value}: the pick is not sure enough any more, "
+                f"and {other} next among those replayed"
             )
         else:
             lines.append(f"{name} {each.direction} {value} at the latest: {each.pick} is better")
@@ -314,7 +314,7 @@ def _turnings(turnings: Iterable[Turning], percentile: int | None) -> list[str]:
 def _fits(answer: Recommendation) -> list[str]:
     """Say how many candidates fit, and what each limit rules out."""
     out = sum(answer.infeasible.values())
-    reasons = "; ".join(f"{count:,} {why}" for why, count in answer.infeasible.items())
+    reasons = ", ".join(f"{count:,} {why}" for why, count in answer.infeasible.items())
     lines = [f"{answer.candidates - out:,} of {answer.candidates:,} candidates fit"]
     return [f"{lines[0]}: {reasons}"] if reasons else lines
 

@@ -34,9 +34,13 @@ def kernel_lines(run: Run) -> list[str]:
             lines[-1] += f" over {device.ranks} ranks"
         cost = [
             *([f"steps took {device.slowdown:.2f} times as long"] if device.slowdown else ()),
-            *([f"windows cost {device.cost_share:.1%} of the run"] if device.cost_share else ()),
+            *(
+                [f"windows cost {percent(device.cost_share, 1)} of the run"]
+                if device.cost_share
+                else ()
+            ),
         ]
-        lines += [f"  profiled, {'; '.join(cost)}"] if cost else []
+        lines += [f"  profiled, {', '.join(cost)}"] if cost else []
     tops = [
         (f"  {shortened(each.name, 44)}", integer(each.calls), number(each.s, "s"))
         for each in run.top_kernels or ()

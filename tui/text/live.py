@@ -121,7 +121,7 @@ def _number_lines(watched: Watched, numbers: Numbers, width: int) -> list[str]:
     finished = [f"{n} {numbers.finished[n]:,}" for n in _FINISHED if n in numbers.finished]
     lines = wrap(
         "polls",
-        f"{numbers.polls:,} over {numbers.seconds:,.0f} s; requests finished: "
+        f"{numbers.polls:,} over {numbers.seconds:,.0f} s, requests finished: "
         f"{', '.join(finished) or 'none'}",
         width=width,
         indent=INDENT,

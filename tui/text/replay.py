@@ -71,7 +71,7 @@ def replay_lines(prediction: Prediction, question: Question, *, width: int = 80)
     yield from wrap("recorded", engine, width=width, indent=10)
     yield from wrap("", policy_text(recorded.policy or AS_SENT), width=width, indent=10)
     changed = _changes(recorded, question, predicted)
-    yield from wrap("asked", "; ".join(changed) or "as recorded", width=width, indent=10)
+    yield from wrap("asked", ", ".join(changed) or "as recorded", width=width, indent=10)
     yield ""
     rows = [["", "recorded", "replayed", "predicted", "90 % interval", "change"]]
     for tag in TAGS:

@@ -157,7 +157,7 @@ def warnings_of(run: Run) -> list[str]:
     """Return what a reader must know before the numbers."""
     lost = f"left out: {run.problems_in_flight:,}"
     if not run.complete:
-        cut = f"incomplete: the run was cut off or is still going; problems in flight, {lost}"
+        cut = f"incomplete: the run was cut off or is still going (problems in flight, {lost})"
         return [cut, *run.notes]
     if run.problems_in_flight:
         return [f"problems that never ended, {lost}", *run.notes]
@@ -372,7 +372,7 @@ def spread_lines(compared: Difference, width: int) -> list[str]:
 def config_lines(compared: Difference, width: int) -> list[str]:
     """Return the fields that differ, with both values, and what is not known to be the same."""
     parts = changed_fields(compared.config)
-    lines = wrap("differ in", ";  ".join(parts), width=width, indent=INDENT) if parts else []
+    lines = wrap("differ in", ",  ".join(parts), width=width, indent=INDENT) if parts else []
     same = [name for name in ("engine", "policy") if name not in compared.not_told]
     if same and not parts:
         lines.append(f"same {' and '.join(same)}")
@@ -445,10 +445,10 @@ _HOW = {
     "model": "model",
 }
 _LEGEND = (
-    ("+-.", "mean over random orders of the samples; this is its standard error"),
-    ("ended", "in the order in which the samples ended; tokens of cancelled ones by their pace"),
+    ("+-.", "mean over random orders of the samples, with its standard error"),
+    ("ended", "in the order in which the samples ended, tokens of cancelled ones by their pace"),
     ("replayed", "the same, in the order in which so few would have ended, by replay"),
-    ("forced", "answers forced at a budget of thought; `between` two budgets; `at least` a bound"),
+    ("forced", "answers forced at a budget of thought, `between` two budgets, `at least` a bound"),
     ("model", "more samples than were recorded, extrapolated"),
 )
 
@@ -486,7 +486,7 @@ def best_lines(best: Comparison | None, *, width: int = 80) -> list[str]:
     share = None if best.tokens_share is None else best.tokens_share.value
     shown = "" if best.all_equal else f" {interval(best.difference, sign=True)}"
     text = (
-        f"{label(best.policy)} takes {percent(share)} of the tokens of {label(best.reference)}; "
+        f"{label(best.policy)} takes {percent(share)} of the tokens of {label(best.reference)}, "
         f"accuracy {value_of(best.difference, sign=True)}{shown}, paired, on "
         f"{best.problems:,} problems that did not choose it"
     )

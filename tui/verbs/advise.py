@@ -13,8 +13,8 @@ from typing import Annotated, Any
 import typer
 
 from advisor.advice.experiments import experiment_of, write_plan
-from traces.errors import RecordingError, TtscopeError, UsageError
-from traces.recording.reader import Recording, measured
+from traces.errors import TtscopeError, UsageError
+from traces.recording.reader import Recording
 from traces.schema.advice import Budget, Pick, Recommendation
 from traces.schema.engine import EngineConfig
 from traces.schema.estimate import Estimate
@@ -23,7 +23,7 @@ from traces.summary.run import Run, summarise
 from tui.options import BudgetOptions, BudgetSeed, Json, Recordings, takes
 from tui.text.advice import COMPARED, comparison_lines
 from tui.text.terminal import say, say_json
-from tui.verbs.open_all import open_all
+from tui.verbs.open_all import open_measured
 from tui.verbs.sweep import run_shown
 
 
@@ -63,18 +63,12 @@ def advise(options: BudgetOptions, asked: Advise) -> None:
         )
     budget = parse_budget(given)
     if asked.plan is not None and asked.plan.exists():
-        raise UsageError(f"--plan {asked.plan}: is there already; name another file")
+        raise UsageError(f"--plan {asked.plan}: is there already. Name another file")
     if asked.output is not None and not asked.verify:
-        raise UsageError("-o is where --verify keeps its recordings; give both")
+        raise UsageError("-o is where --verify keeps its recordings. Give both")
     if asked.verify and systems:
-        raise UsageError("--verify runs the picks on this machine, not on a --gpu; give one")
-    opened = open_all(asked.recordings)
-    predicted = [each.name for each in opened if each.replay_of is not None]
-    recordings = [each for each in measured(opened) if each.complete]
-    if predicted:
-        say(f"ttscope: left out, being predictions: {', '.join(predicted)}", file=sys.stderr)
-    if not recordings:
-        raise RecordingError("none of the recordings is complete; run ttscope record to the end")
+        raise UsageError("--verify runs the picks on this machine, not on a --gpu. Give one")
+    recordings = open_measured(asked.recordings)
     today = None if asked.present is None else configuration_of(asked.present)
     print_advice(
         recordings,
@@ -97,7 +91,7 @@ def configuration_of(path: Path) -> tuple[EngineConfig, Policy]:
     manifest = Recording.open(path).manifest
     if len(manifest.engines) != 1 or len(manifest.policies) != 1:
         raise UsageError(
-            f"--present {path}: holds several configurations; name one of a single run"
+            f"--present {path}: holds several configurations. Name one of a single run"
         )
     (engine,), (policy,) = manifest.engines.values(), manifest.policies.values()
     return engine, policy
@@ -147,7 +141,7 @@ def print_advice(
     if as_json:
         say_json(document)
     if answer.system_optimal is None:
-        raise TtscopeError(f"nothing fits the budget; {nearest_line(answer)}")
+        raise TtscopeError(f"nothing fits the budget, {nearest_line(answer)}")
 
 
 # `ttscope advise --verify`: the picks run for real, predicted beside measured.
@@ -171,7 +165,7 @@ def verify_picks(
     for name, pick in picks.items():
         _check(name, pick)
     if evidence.load[1] is not None or answer.budget.rate_per_s is not None:
-        raise UsageError("--verify runs so many problems in flight; it sends none at a --rate")
+        raise UsageError("--verify runs so many problems in flight. It sends none at a --rate")
     document = sweep_plan([experiment_of(pick, name) for name, pick in picks.items()], evidence)
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
         yaml.safe_dump(document, file)
@@ -210,13 +204,13 @@ def verify_picks(
 def _check(name: str, pick: Pick) -> None:
     if pick.engine.mode == "server":
         raise UsageError(
-            f"--verify: the {name} engine was a server; start it as the command says and "
+            f"--verify: the {name} engine was a server. Start it as the command says and "
             "record it with --endpoint"
         )
     if pick.engine.data_parallel_size > 1:
         raise UsageError(
             f"--verify: the {name} pick has {pick.engine.data_parallel_size} replicas, which are "
-            "not run here; serve it and record it with --endpoint"
+            "not run here. Serve it and record it with --endpoint"
         )
 
 

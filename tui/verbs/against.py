@@ -74,7 +74,7 @@ def run_against(
 
     folder = output or Path("runs") / f"{base.name}-against-{time.strftime('%Y%m%d-%H%M%S')}"
     if (folder / "recording.json").exists():
-        raise UsageError(f"-o {folder}: already holds a recording; name another folder")
+        raise UsageError(f"-o {folder}: already holds a recording. Name another folder")
     assert recorded.policy is not None
     resent = pose_again(
         base,
@@ -155,7 +155,7 @@ def _predicted(
     notes = list(prediction.notes)
     if recorded.engine.mode == "in_process" and question.gpu is None and question.operators is None:
         notes.append(
-            "steps were recorded in one process; a server's HTTP and front end come on top, and "
+            "steps were recorded in one process. A server's HTTP and front end come on top, and "
             "weigh where steps are short"
         )
     return prediction.predicted, notes
@@ -197,8 +197,8 @@ def _notes(base: Recording, folder: Path, resent: Resent, given: frozenset[str])
     unknown = [name for name in _LIMITS if f"engine.{name}" not in given]
     if unknown:
         yield (
-            f"the server does not tell its {' and '.join(unknown)}; taken as recorded, say others "
-            "with --set engine.FIELD=VALUE"
+            f"the server does not report its {' and '.join(unknown)}, which is taken as recorded. "
+            "Set others with --set engine.FIELD=VALUE"
         )
     if resent.left_out:
         yield f"problems without all their samples, left out: {resent.left_out:,}"
@@ -212,8 +212,8 @@ def _notes(base: Recording, folder: Path, resent: Resent, given: frozenset[str])
     other = pairs.drop_nulls().filter(pairs["prompt_tokens"] != pairs["prompt_tokens_right"])
     if len(other):
         yield (
-            f"prompts with another number of tokens than recorded: {len(other):,} of {len(ids):,};"
-            " the server has another chat template or tokenizer (or try --raw-prompts)"
+            f"prompts with another number of tokens than recorded: {len(other):,} of {len(ids):,}."
+            " The server has another chat template or tokenizer (or try --raw-prompts)"
         )
     yield "answers of samples that are made to have a length are not judged: no accuracy"
     yield "prompts and lengths are as recorded, the tokens are not: no server replays them"

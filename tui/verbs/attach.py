@@ -106,10 +106,30 @@ def attach(watched: Watch, pose: Pose, sampling: Sampling, asked: Keep) -> None:
     """Profile a live deployment: its own traffic, or with a workload of yours."""
     # Exits 1 when a server was lost and was not to be waited for.
     from advisor.what_if.suggest import suggest
-    from profiler.attach.watch import watch
     from traces.recording.reader import Recording
     from tui.text.live import next_lines
     from tui.verbs.show import print_show
+
+    folder, terminated = watch_servers(watched, pose, sampling, asked)
+    if terminated and Recording.open(folder).problems.height > MOST_SUMMED_UP:
+        say(f"ended by SIGTERM: ttscope show {folder} sums it up", file=sys.stderr)
+    else:
+        print_show([folder], price=None, as_json=asked.as_json)
+        if not asked.as_json:
+            say()
+            for text in next_lines(str(folder), suggest(Recording.open(folder))):
+                say(text)
+    if not asked.as_json:
+        say(f"kept in {folder}")
+    recording = Recording.open(folder)
+    if not recording.complete:
+        other = ", or rows did not fit their tables" if recording.manifest.dropped else ""
+        raise TtscopeError(f"{folder}: a server was lost{other}. What was recorded is kept")
+
+
+def watch_servers(watched: Watch, pose: Pose, sampling: Sampling, asked: Keep) -> tuple[Path, bool]:
+    """Watch until the end; return the recording's folder and whether SIGTERM ended it."""
+    from profiler.attach.watch import watch
 
     if pose.workload is not None and pose.passive:
         raise UsageError("--workload and --passive exclude each other")
@@ -117,7 +137,7 @@ def attach(watched: Watch, pose: Pose, sampling: Sampling, asked: Keep) -> None:
     policy = None if pose.workload is None else sampling.policy(asked.parameters())
     folder = asked.output or default_folder(wanted.accesses[0])
     if (folder / "recording.json").exists():
-        raise UsageError(f"-o {folder}: already holds a recording; name another folder")
+        raise UsageError(f"-o {folder}: already holds a recording. Name another folder")
     line, own_traces, terminated = LiveLine(), set[str](), False
     with ExitStack() as stack:
         stack.callback(line.end)
@@ -146,20 +166,7 @@ def attach(watched: Watch, pose: Pose, sampling: Sampling, asked: Keep) -> None:
             engine = _engine_of(deployment, wanted.model, asked.chat_template, own_traces)
             stack.callback(engine.close)
             _pose(deployment, wanted, pose, policy, asked, engine, folder, line, probes)
-    if terminated and Recording.open(folder).problems.height > MOST_SUMMED_UP:
-        say(f"ended by SIGTERM: ttscope show {folder} sums it up", file=sys.stderr)
-    else:
-        print_show([folder], price=None, as_json=asked.as_json)
-        if not asked.as_json:
-            say()
-            for text in next_lines(str(folder), suggest(Recording.open(folder))):
-                say(text)
-    if not asked.as_json:
-        say(f"kept in {folder}")
-    recording = Recording.open(folder)
-    if not recording.complete:
-        other = ", or rows did not fit their tables" if recording.manifest.dropped else ""
-        raise TtscopeError(f"{folder}: a server was lost{other}; what was recorded is kept")
+    return folder, terminated
 
 
 def _number(text: str) -> float | int | str:
@@ -231,7 +238,7 @@ class LiveLine:
 def _may_open(told: str) -> bool:
     """Ask whether profiler windows may be opened. Raises UsageError where nobody can answer."""
     if not sys.stdin.isatty():
-        raise UsageError(f"--kernels: opens {told}; say that it may with --yes")
+        raise UsageError(f"--kernels: opens {told}. Say that it may with --yes")
     sys.stderr.write(f"Opens {clean(told)}.\n{CAUTION} Open them? [y/N] ")
     sys.stderr.flush()
     return sys.stdin.readline().strip().lower() in {"y", "yes"}

@@ -30,7 +30,7 @@ class Doctor:
     api_key_file: Annotated[Path | None, typer.Option(help="File that holds it.")] = None
     header: Annotated[
         list[str] | None,
-        typer.Option(metavar="'NAME: VALUE'", help="Goes with every request; $VAR is read."),
+        typer.Option(metavar="'NAME: VALUE'", help="Goes with every request. $VAR is read."),
     ] = None
     model_config: Annotated[
         Path | None, typer.Option(help="A model's config.json: what is known of it.")

@@ -6,7 +6,8 @@ profiler trace.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,8 +15,14 @@ from typing import Annotated, Any
 import typer
 
 from traces.errors import RecordingError, UsageError
+from traces.foreign.evaluations.importer import Imported, import_outcomes
 from traces.foreign.evaluations.reader import Choices, Judge
+from traces.foreign.forward_passes import ImportedPasses, import_passes
 from traces.foreign.kinds import files_in, kind_of
+from traces.foreign.profiler_traces import import_traces, remarks
+from traces.foreign.requests.importer import ImportedRequests, import_requests
+from traces.foreign.requests.reader import RequestChoices
+from traces.foreign.values import BLOCK_TOKENS
 from traces.kineto.read import TraceTables
 from traces.recording.reader import Recording
 from traces.schema.formats import counted, number
@@ -28,6 +35,7 @@ _COUNTS = ("problems", "samples", "answered", "judged")
 _REQUEST_COUNTS = (
     "requests", "measured", "failed", "span_s", "prompt_tokens", "output_tokens",
 )  # fmt: skip
+Shown = tuple[dict[str, Any], list[str]]  # the document of --json, and the lines
 _ENDINGS = {"perfetto": (".json", ".gz"), "mooncake": (".jsonl",)}
 
 
@@ -38,7 +46,7 @@ class Import:
     files: Annotated[
         list[Path],
         typer.Argument(
-            help="Profiler traces, one per rank; samples of evaluations; requests; or files of "
+            help="Profiler traces, one per rank, samples of evaluations, requests, or files of "
             "forward passes."
         ),
     ]
@@ -51,11 +59,11 @@ class Import:
     ] = None
     verifier: Annotated[
         str | None,
-        typer.Option(help="Judge completions anew: exact, numeric, choice or math."),
+        typer.Option(help="Judge completions by exact, numeric, choice or math."),
     ] = None
     record_text: Annotated[bool, typer.Option(help="Keep the answers' texts.")] = False
     run: Annotated[
-        int | None, typer.Option(help="Which of a file's benchmarks, from 1; of requests.")
+        int | None, typer.Option(help="Which of a file's benchmarks, from 1, of requests.")
     ] = None
     block_tokens: Annotated[
         int | None, typer.Option(help="Tokens per hash id of a Mooncake trace (512).")
@@ -66,45 +74,60 @@ class Import:
 @takes(Import)
 def import_(asked: Import) -> None:
     """Make a recording of others' profiler traces, samples, requests or forward passes."""
+    files, imported = import_files(asked)
+    document, lines = _IMPORTED[type(imported)](imported, files, asked.output)
+    if asked.as_json:
+        say_json(document)
+        return
+    for line in lines:
+        say(line)
+
+
+def import_files(asked: Import) -> tuple[list[Path], Any]:
+    """Write the recording; return the files and what their importer says of them.
+
+    Raises UsageError for options that the kind of file has no use for.
+    """
     if not asked.limit > 0:
         raise UsageError(f"--limit must be above 0, not {asked.limit:g}")
     limit = int(asked.limit * 1e9)
     files = files_in(asked.files)
     kind = kind_of(files)
-    samples, requests = kind == "samples", kind == "requests"
     for option, value in (("--score", asked.score), ("--verifier", asked.verifier)):
-        if value is not None and not samples:
-            raise UsageError(f"{option} is for samples; {files[0]} holds none")
+        if value is not None and kind != "samples":
+            raise UsageError(f"{option} is for samples, and {files[0]} holds none")
     for option, count in (("--run", asked.run), ("--block-tokens", asked.block_tokens)):
-        if count is not None and not requests:
-            raise UsageError(f"{option} is for requests; {files[0]} holds none")
+        if count is not None and kind != "requests":
+            raise UsageError(f"{option} is for requests, and {files[0]} holds none")
         if count is not None and count < 1:
             raise UsageError(f"{option} must be at least 1, not {count}")
-    if kind == "passes":
-        _import_passes(files, asked.output, limit=limit, as_json=asked.as_json)
-        return
-    if requests:
-        _import_requests(
-            files,
-            asked.output,
-            run=asked.run,
-            block_tokens=asked.block_tokens,
-            limit=limit,
-            as_json=asked.as_json,
+    with progress_bar() as bar:
+        task = bar.add_task("reading", total=None if kind == "requests" else len(files))
+        begun = itertools.count()
+
+        def on_file(path: Path) -> None:
+            bar.update(task, description=path.name, completed=next(begun))
+
+        if kind == "passes":
+            return files, import_passes(files, asked.output, limit_bytes=limit, on_file=on_file)
+        if kind == "traces":
+            return files, import_traces(files, asked.output, limit_bytes=limit, on_file=on_file)
+        if kind == "requests":
+            wanted = RequestChoices(
+                run=asked.run, block_tokens=asked.block_tokens or BLOCK_TOKENS, limit_bytes=limit
+            )
+
+            def on_rows(count: int) -> None:
+                bar.update(task, description=f"{count:,} requests")
+
+            return files, import_requests(files[0], asked.output, choices=wanted, on_rows=on_rows)
+        judge = None if asked.verifier is None else _judge(asked.verifier)
+        choices = Choices(
+            score=asked.score, judge=judge, verifier=asked.verifier, limit_bytes=limit
         )
-        return
-    if not samples:
-        _import_traces(files, asked.output, limit=limit, as_json=asked.as_json)
-        return
-    judge = None if asked.verifier is None else _judge(asked.verifier)
-    choices = Choices(score=asked.score, judge=judge, verifier=asked.verifier, limit_bytes=limit)
-    _import_outcomes(
-        files,
-        asked.output,
-        choices=choices,
-        record_text=asked.record_text,
-        as_json=asked.as_json,
-    )
+        return files, import_outcomes(
+            files, asked.output, choices=choices, record_text=asked.record_text, on_file=on_file
+        )
 
 
 def _judge(name: str) -> Judge:
@@ -123,22 +146,15 @@ def _judge(name: str) -> Judge:
     return judge
 
 
-def _import_outcomes(
-    paths: Sequence[Path], output: Path, *, choices: Choices, record_text: bool, as_json: bool
-) -> None:
-    from traces.foreign.evaluations.importer import import_outcomes
-
-    with progress_bar() as bar:
-        task = bar.add_task("reading", total=len(paths))
-
-        def on_file(path: Path) -> None:
-            bar.update(task, description=path.name, completed=paths.index(path))
-
-        imported = import_outcomes(
-            paths, output, choices=choices, record_text=record_text, on_file=on_file
-        )
-    if as_json:
-        files = [
+def _outcomes(imported: Imported, files: Sequence[Path], output: Path) -> Shown:
+    samples, problems = counted(imported.samples, "sample"), counted(imported.problems, "problem")
+    lines = [f"{imported.format}: {samples} of {problems}"]
+    for what, count in (("with an answer", imported.answered), ("right or wrong", imported.judged)):
+        lines.append(f"  {what:<16}{count:>10,}")
+    document = {
+        "recording": str(output),
+        "format": imported.format,
+        "files": [
             {
                 "file": each.path.name,
                 "samples": each.samples,
@@ -146,156 +162,96 @@ def _import_outcomes(
                 "notes": each.facts.notes,
             }
             for each in imported.files
-        ]
-        counts = {name: getattr(imported, name) for name in _COUNTS}
-        document = {"recording": str(output), "format": imported.format, "files": files, **counts}
-        say_json(document | {"notes": list(imported.notes[1:])})
-        return
-    samples, problems = counted(imported.samples, "sample"), counted(imported.problems, "problem")
-    say(f"{imported.format}: {samples} of {problems}")
-    for what, count in (("with an answer", imported.answered), ("right or wrong", imported.judged)):
-        say(f"  {what:<16}{count:>10,}")
-    for note in imported.notes[1:]:
-        for line in wrap("!", note, width=80, indent=2):
-            say(line)
-    say(f"kept in {output}; ttscope show {output} tells of it")
+        ],
+        **{name: getattr(imported, name) for name in _COUNTS},
+        "notes": list(imported.notes[1:]),
+    }
+    return document, [*lines, *_notes(imported.notes[1:]), _kept(output)]
 
 
-def _import_requests(
-    paths: Sequence[Path],
-    output: Path,
-    *,
-    run: int | None,
-    block_tokens: int | None,
-    limit: int,
-    as_json: bool,
-) -> None:
-    from traces.foreign.requests.importer import import_requests
-    from traces.foreign.requests.reader import RequestChoices
-    from traces.foreign.values import BLOCK_TOKENS
-
-    choices = RequestChoices(run=run, block_tokens=block_tokens or BLOCK_TOKENS, limit_bytes=limit)
-    with progress_bar() as bar:
-        task = bar.add_task("reading", total=None)
-
-        def on_rows(count: int) -> None:
-            bar.update(task, description=f"{count:,} requests")
-
-        imported = import_requests(paths[0], output, choices=choices, on_rows=on_rows)
-    if as_json:
-        counts = {name: getattr(imported, name) for name in _REQUEST_COUNTS}
-        say_json(
-            {
-                "recording": str(output),
-                "format": imported.format,
-                "file": paths[0].name,
-                **counts,
-                "skipped": imported.skipped.counts,
-                "notes": list(imported.notes),
-            }
-        )
-        return
-    span = number(imported.span_s, "s")
-    say(f"{imported.format}: {counted(imported.requests, 'request')} in {span}")
+def _requests(imported: ImportedRequests, files: Sequence[Path], output: Path) -> Shown:
     rows = [
         ("tokens of prompt", f"{imported.prompt_tokens:,}"),
         ("tokens of output", f"{imported.output_tokens:,}"),
         ("with measured times", f"{imported.measured:,}"),
         ("failed or cut off", f"{imported.failed:,}"),
     ]
-    for line in align(rows, right=(1,)):
-        say(f"  {line}")
-    for note in imported.notes[1:]:
-        for line in wrap("!", note, width=80, indent=2):
-            say(line)
-    say(f"kept in {output}; ttscope show {output} tells of it")
+    lines = [
+        f"{imported.format}: {counted(imported.requests, 'request')} "
+        f"in {number(imported.span_s, 's')}",
+        *(f"  {line}" for line in align(rows, right=(1,))),
+    ]
+    document = {
+        "recording": str(output),
+        "format": imported.format,
+        "file": files[0].name,
+        **{name: getattr(imported, name) for name in _REQUEST_COUNTS},
+        "skipped": imported.skipped.counts,
+        "notes": list(imported.notes),
+    }
+    return document, [*lines, *_notes(imported.notes[1:]), _kept(output)]
 
 
-def _import_passes(paths: Sequence[Path], output: Path, *, limit: int, as_json: bool) -> None:
-    from traces.foreign.forward_passes import import_passes
-
-    with progress_bar() as bar:
-        task = bar.add_task("reading", total=len(paths))
-        taken = 0
-
-        def on_file(path: Path) -> None:
-            nonlocal taken
-            bar.update(task, description=path.name, completed=taken)
-            taken += 1
-
-        found = import_passes(paths, output, limit_bytes=limit, on_file=on_file)
-    if as_json:
-        say_json(
-            {
-                "recording": str(output),
-                "format": found.format,
-                "files": [path.name for path in paths],
-                "steps": found.steps,
-                "engines": [vars(engine) for engine in found.engines],
-                "skipped": found.skipped.counts,
-                "notes": list(found.notes[1:]),
-            }
-        )
-        return
-    engines = counted(len(found.engines), "engine")
-    say(f"{found.format}: {counted(found.steps, 'step')} of {engines}")
+def _passes(imported: ImportedPasses, files: Sequence[Path], output: Path) -> Shown:
     rows: list[tuple[str, ...]] = [("engine", "steps", "lost", "heartbeats", "span")]
-    for each in found.engines:
+    for each in imported.engines:
         span = "-" if each.span_s is None else number(each.span_s, "s")
         lost = "sampled" if each.sampled else f"{each.lost:,}"
         name = each.name if len(each.name) <= 40 else f"...{each.name[-37:]}"
         rows.append((name, f"{each.steps:,}", lost, f"{each.heartbeats:,}", span))
-    for line in align(rows, right=(1, 2, 3, 4)):
-        say(line)
-    for note in found.notes[1:]:
-        for line in wrap("!", note, width=80, indent=2):
-            say(line)
-    say(f"kept in {output}; ttscope show {output} tells of it")
+    engines = counted(len(imported.engines), "engine")
+    lines = [
+        f"{imported.format}: {counted(imported.steps, 'step')} of {engines}",
+        *align(rows, right=(1, 2, 3, 4)),
+    ]
+    document = {
+        "recording": str(output),
+        "format": imported.format,
+        "files": [path.name for path in files],
+        "steps": imported.steps,
+        "engines": [vars(engine) for engine in imported.engines],
+        "skipped": imported.skipped.counts,
+        "notes": list(imported.notes[1:]),
+    }
+    return document, [*lines, *_notes(imported.notes[1:]), _kept(output)]
 
 
-def _import_traces(paths: Sequence[Path], output: Path, *, limit: int, as_json: bool) -> None:
-    from traces.foreign.profiler_traces import import_traces, remarks
+def _traces(traces: list[TraceTables], files: Sequence[Path], output: Path) -> Shown:
     from traces.summary.run import summarise, to_plain
     from tui.text.kernels import kernel_lines
 
-    with progress_bar() as bar:
-        task = bar.add_task("reading", total=len(paths))
-
-        def on_file(path: Path) -> None:
-            bar.update(task, description=path.name, completed=paths.index(path))
-
-        traces = import_traces(paths, output, limit_bytes=limit, on_file=on_file)
     (run,) = summarise(Recording.open(output))
-    if as_json:
-        document = {
-            "recording": str(output),
-            "files": [_file(trace) for trace in traces],
-            "notes": remarks(traces)[1:],
-            "time_by_family": to_plain(run.time_by_family),
-            "collectives": to_plain(run.collectives),
-            "device_time": to_plain(run.device_time),
-        }
-        say_json(document)
-        return
+    plain = [_file(trace) for trace in traces]
     rows: list[tuple[str, ...]] = [("file", "rank", "steps", "kernels", "window", "idle")]
-    for trace in traces:
-        told = _file(trace)
-        rows.append(
-            (
-                trace.path.name[-34:],
-                str(trace.rank),
-                f"{len(trace.steps):,}",
-                f"{told['kernels']:,}",
-                number(told["window_s"], "s"),
-                number(told["idle_s"], "s"),
-            )
+    rows += [
+        (
+            trace.path.name[-34:],
+            str(trace.rank),
+            f"{len(trace.steps):,}",
+            f"{facts['kernels']:,}",
+            number(facts["window_s"], "s"),
+            number(facts["idle_s"], "s"),
         )
-    for line in (*align(rows, right=(1, 2, 3, 4, 5)), "", *kernel_lines(run)):
-        say(line)
-    for note in remarks(traces)[1:]:
-        for line in wrap("!", note, width=80, indent=2):
-            say(line)
-    say(f"kept in {output}")
+        for trace, facts in zip(traces, plain, strict=True)
+    ]
+    document = {
+        "recording": str(output),
+        "files": plain,
+        "notes": remarks(traces)[1:],
+        "time_by_family": to_plain(run.time_by_family),
+        "collectives": to_plain(run.collectives),
+        "device_time": to_plain(run.device_time),
+    }
+    lines = [*align(rows, right=(1, 2, 3, 4, 5)), "", *kernel_lines(run)]
+    return document, [*lines, *_notes(remarks(traces)[1:]), f"kept in {output}"]
+
+
+def _notes(notes: Sequence[str]) -> list[str]:
+    return [line for note in notes for line in wrap("!", note, width=80, indent=2)]
+
+
+def _kept(output: Path) -> str:
+    return f"kept in {output}, for ttscope show {output}"
 
 
 def _file(trace: TraceTables) -> dict[str, Any]:
@@ -316,13 +272,21 @@ def _file(trace: TraceTables) -> dict[str, Any]:
     }
 
 
+_IMPORTED: dict[type, Callable[[Any, Sequence[Path], Path], Shown]] = {
+    Imported: _outcomes,
+    ImportedRequests: _requests,
+    ImportedPasses: _passes,
+    list: _traces,
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Export:
     """A recording, and the file to write."""
 
     recording: Annotated[Path, typer.Argument(help="A recording.")]
     output: Annotated[
-        Path, typer.Option("-o", "--output", help="trace.json or trace.json.gz; trace.jsonl.")
+        Path, typer.Option("-o", "--output", help="trace.json, trace.json.gz or trace.jsonl.")
     ]
     form: Annotated[
         str, typer.Option("--format", help="perfetto, or mooncake: a line per request.")
@@ -346,8 +310,8 @@ def export(asked: Export) -> None:
     opened = Recording.open(asked.recording)
     if not any(opened.rows(table) for table in ("problems", "steps", "kernels", "power")):
         raise RecordingError(
-            f"{opened.name}: holds no problem, step, kernel or power to draw; ttscope show tells "
-            "what /metrics told"
+            f"{opened.name}: holds no problem, step, kernel or power to draw. ttscope show says "
+            "what /metrics said"
         )
     counts = export_trace(opened, asked.output)
     if asked.as_json:
@@ -355,7 +319,7 @@ def export(asked: Export) -> None:
         return
     written = ", ".join(f"{count:,} {name}" for name, count in counts.items() if count)
     wrote = (
-        f"wrote {written or 'an empty trace'} to {asked.output}; open it in https://ui.perfetto.dev"
+        f"wrote {written or 'an empty trace'} to {asked.output}. Open it in https://ui.perfetto.dev"
     )
     for line in wrap("", wrote, width=80, indent=0):
         say(line)

@@ -6,7 +6,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from traces.recording.reader import Recording, distinct, find_recordings
+from traces.errors import RecordingError
+from traces.recording.reader import Recording, distinct, find_recordings, measured
 from tui.text.terminal import say
 
 
@@ -19,5 +20,20 @@ def open_all(paths: Sequence[Path]) -> list[Recording]:
     opened = [Recording.open(each) for path in paths for each in find_recordings(path) or [path]]
     unique, copies = distinct(opened)
     for copy, first in copies:
-        say(f"{copy.path}: the same recording as {first.path}; read once", file=sys.stderr)
+        say(f"{copy.path}: the same recording as {first.path}, read once", file=sys.stderr)
     return unique
+
+
+def open_measured(paths: Sequence[Path]) -> list[Recording]:
+    """Open recordings as `open_all`, without predictions and incomplete ones.
+
+    Raises RecordingError where none is left.
+    """
+    opened = open_all(paths)
+    predicted = [each.name for each in opened if each.replay_of is not None]
+    recordings = [each for each in measured(opened) if each.complete]
+    if predicted:
+        say(f"ttscope: left out, being predictions: {', '.join(predicted)}", file=sys.stderr)
+    if not recordings:
+        raise RecordingError("none of the recordings is complete. Run ttscope record to the end")
+    return recordings

@@ -102,6 +102,19 @@ class Keep:
 @takes(Ask, Sampling, RuleOptions, Keep)
 def record(ask: Ask, sampling: Sampling, rule: Any, asked: Keep) -> None:
     """Run a test-time-scaling workload on vLLM and keep a recording."""
+    from tui.verbs.show import print_show
+
+    with own_stdout() as out:
+        folder = run_workload(ask, sampling, rule, asked)
+        print_show([folder], price=None, as_json=asked.as_json, out=out)
+        if not asked.as_json:
+            for line in checkpoint_lines(read_manifest(folder).checkpoints):
+                say(line, file=out)
+            say(f"kept in {folder}", file=out)
+
+
+def run_workload(ask: Ask, sampling: Sampling, rule: Any, asked: Keep) -> Path:
+    """Start the engine, run the workload, and return the recording's folder. Raises UsageError."""
     from profiler.engines.start import start_engine
     from profiler.probes.power import check_hz
     from profiler.runs.checkpoints import check_budgets
@@ -109,7 +122,6 @@ def record(ask: Ask, sampling: Sampling, rule: Any, asked: Keep) -> None:
     from profiler.runs.telemetry import check_settings
     from profiler.workload.problems import load_workload
     from profiler.workload.scorers import scorer_of
-    from tui.verbs.show import print_show
 
     policy = sampling.policy(vars(rule))
     options = EngineOptions(
@@ -148,8 +160,8 @@ def record(ask: Ask, sampling: Sampling, rule: Any, asked: Keep) -> None:
     )
     folder = asked.output or default_output(options, policy)
     if (folder / "recording.json").exists():
-        raise UsageError(f"-o {folder}: already holds a recording; name another folder")
-    with own_stdout() as out, progress_bar() as bar:
+        raise UsageError(f"-o {folder}: already holds a recording. Name another folder")
+    with progress_bar() as bar:
         task = bar.add_task("starting the engine", total=None)
         engine = start_engine(
             options,
@@ -158,11 +170,11 @@ def record(ask: Ask, sampling: Sampling, rule: Any, asked: Keep) -> None:
         )
         from traces.live.engine_names import software_of
 
-        untold = options.tensor_parallel_size is None and software_of(engine.config) == "vLLM"
-        if options.endpoint is not None and untold:
+        unknown = options.tensor_parallel_size is None and software_of(engine.config) == "vLLM"
+        if options.endpoint is not None and unknown:
             say(
-                "ttscope: the server does not tell its tensor_parallel_size; taken as 1 "
-                "(say it with --tensor-parallel-size)",
+                "ttscope: the server does not report its tensor_parallel_size, which is taken as 1 "
+                "(set it with --tensor-parallel-size)",
                 file=sys.stderr,
             )
         for note in getattr(engine, "notes", ()):
@@ -185,12 +197,7 @@ def record(ask: Ask, sampling: Sampling, rule: Any, asked: Keep) -> None:
                 power_hz=asked.power_hz,
                 progress=lambda done, total: bar.update(task, completed=done, total=total),
             )
-        bar.stop()
-        print_show([folder], price=None, as_json=asked.as_json, out=out)
-        if not asked.as_json:
-            for line in checkpoint_lines(read_manifest(folder).checkpoints):
-                say(line, file=out)
-            say(f"kept in {folder}", file=out)
+    return folder
 
 
 def parse_speculative(text: str | None) -> Speculative | None:
@@ -201,12 +208,12 @@ def parse_speculative(text: str | None) -> Speculative | None:
     try:
         data = json.loads(text)
     except ValueError:
-        raise UsageError(f"--speculative: not JSON; give for example {example}") from None
+        raise UsageError(f"--speculative: not JSON. Give for example {example}") from None
     names = Speculative.__dataclass_fields__
     if not isinstance(data, dict) or not {"method", "num_speculative_tokens"} <= data.keys():
         raise UsageError(f"--speculative: needs method and num_speculative_tokens, as {example}")
     if unknown := data.keys() - names.keys():
-        raise UsageError(f"--speculative: no field {sorted(unknown)[0]!r}; {', '.join(names)}")
+        raise UsageError(f"--speculative: no field {sorted(unknown)[0]!r}, only {', '.join(names)}")
     if not isinstance(data["num_speculative_tokens"], int):
         raise UsageError("--speculative: num_speculative_tokens must be a whole number")
     return Speculative.from_json(data)
@@ -231,7 +238,7 @@ def checkpoint_lines(cost: CheckpointCost | None) -> list[str]:
     lines = [
         f"checkpoints at {budgets} tokens of thought, {cost.samples:,} samples per problem: "
         f"{cost.requests:,} answers",
-        f"forced after the run in {cost.seconds:.1f} s; {tokens[0]} prompt tokens, "
+        f"forced after the run in {cost.seconds:.1f} s, {tokens[0]} prompt tokens, "
         f"{tokens[1]} generated, in no number above",
     ]
     return [*lines, *([f"of these failed: {cost.failed:,}"] if cost.failed else [])]

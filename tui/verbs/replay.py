@@ -17,6 +17,7 @@ from tui.options import Json, takes
 from tui.text.terminal import say
 
 if TYPE_CHECKING:
+    from advisor.what_if.question import Question
     from traces.summary.run import Run
 
 
@@ -27,11 +28,13 @@ class Replay:
     recording: Annotated[Path, typer.Argument(help="A recording.")]
     change: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="engine.FIELD or policy.FIELD; repeat."),
+        typer.Option(
+            "--set", metavar="NAME=VALUE", help="engine.FIELD or policy.FIELD, repeatable."
+        ),
     ] = None
     learn: Annotated[
         list[Path] | None,
-        typer.Option("--with", help="Recordings that teach other engines' steps; repeat."),
+        typer.Option("--with", help="Recordings that teach other engines' steps, repeatable."),
     ] = None
     rate: Annotated[str | None, typer.Option(help="Problems arriving: 2/s, 30/min.")] = None
     concurrency: Annotated[int | None, typer.Option(help="Problems in flight.")] = None
@@ -47,7 +50,7 @@ class Replay:
         int | None, typer.Option(help="Of the model whose tables these are.")
     ] = None
     collectives: Annotated[
-        Path | None, typer.Option(help="--operators: all-reduce times; a CSV or a recording.")
+        Path | None, typer.Option(help="--operators: all-reduce times, a CSV or a recording.")
     ] = None
     gpu: Annotated[
         list[str] | None, typer.Option(help="Step times of a GPU from the prior: h100_sxm, ..")
@@ -55,6 +58,12 @@ class Replay:
     model_config: Annotated[
         Path | None, typer.Option(help="config.json of the model on that GPU, if not the recorded.")
     ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """Whether a server answers instead, and where the run is kept."""
+
     against: Annotated[
         str | None, typer.Option(metavar="URL", help="Send the run to a server, for real.")
     ] = None
@@ -69,21 +78,59 @@ class Replay:
     ] = None
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", help="Keep the predicted run; with --against the measured."),
+        typer.Option("-o", "--output", help="Keep the predicted run, with --against the measured."),
     ] = None
     as_json: Json = False
 
 
-@takes(Replay)
-def replay(asked: Replay) -> None:
+@takes(Replay, Answer)
+def replay(asked: Replay, answer: Answer) -> None:
     """Predict a recorded run under a configuration that was never run."""
-    from advisor.replay.replay import ROUTINGS, Replicas
-    from advisor.search.budget import parse_value
     from advisor.what_if.predict import predict
-    from advisor.what_if.question import Question
-    from traces.summary.run import summarise
     from tui.text.replay import replay_json, replay_lines
     from tui.text.terminal import say_json
+
+    if answer.against is None and (
+        answer.workload is not None or answer.raw_prompts or answer.api_key_env is not None
+    ):
+        raise UsageError("--workload, --raw-prompts and --api-key-env go with --against URL")
+    base, recorded, question, others = question_of(asked)
+    if answer.against is not None:
+        from tui.verbs.against import Sending, run_against
+
+        sending = Sending(
+            url=answer.against,
+            workload=answer.workload,
+            raw_prompts=answer.raw_prompts,
+            api_key_env=answer.api_key_env,
+            given=frozenset(text.partition("=")[0].strip() for text in asked.change or ()),
+        )
+        run_against(
+            base, recorded, question, others, sending, output=answer.output, as_json=answer.as_json
+        )
+        return
+    prediction = predict(base, recorded, question, others)
+    if answer.output is not None:
+        prediction.write(answer.output)
+    if answer.as_json:
+        say_json(replay_json(prediction))
+        return
+    for line in replay_lines(prediction, question):
+        say(line)
+    if answer.output is not None:
+        say()
+        say(f"written  {answer.output}")
+
+
+def question_of(asked: Replay) -> tuple[Recording, Run, Question, list[Recording]]:
+    """Return the recording, its run, what is asked, and the recordings to learn from.
+
+    Raises UsageError for options that do not go together.
+    """
+    from advisor.replay.replay import ROUTINGS, Replicas
+    from advisor.search.budget import parse_value
+    from advisor.what_if.question import Question
+    from traces.summary.run import summarise
     from tui.verbs.open_all import open_all
 
     changes, gpus = asked.change or (), asked.gpu or ()
@@ -95,15 +142,11 @@ def replay(asked: Replay) -> None:
     if asked.routing not in ROUTINGS:
         raise UsageError(f"--routing {asked.routing}: one of {', '.join(ROUTINGS)}")
     if len(gpus) > 1:
-        raise UsageError(f"--gpu {', '.join(gpus)}: a replay is of one; give one at a time")
+        raise UsageError(f"--gpu {', '.join(gpus)}: a replay is of one. Give one at a time")
     gpu = next(iter(gpus), None)
     _check_sources(
         asked.operators, asked.num_hidden_layers, asked.collectives, gpu, asked.model_config
     )
-    if asked.against is None and (
-        asked.workload is not None or asked.raw_prompts or asked.api_key_env is not None
-    ):
-        raise UsageError("--workload, --raw-prompts and --api-key-env go with --against URL")
     base = Recording.open(asked.recording)
     measured([base])
     others = measured(open_all(asked.learn or ()))
@@ -123,31 +166,7 @@ def replay(asked: Replay) -> None:
         gpu=gpu,
         model_facts=None if asked.model_config is None else _facts(asked.model_config),
     )
-    if asked.against is not None:
-        from tui.verbs.against import Sending, run_against
-
-        sending = Sending(
-            url=asked.against,
-            workload=asked.workload,
-            raw_prompts=asked.raw_prompts,
-            api_key_env=asked.api_key_env,
-            given=frozenset(text.partition("=")[0].strip() for text in changes),
-        )
-        run_against(
-            base, recorded, question, others, sending, output=asked.output, as_json=asked.as_json
-        )
-        return
-    prediction = predict(base, recorded, question, others)
-    if asked.output is not None:
-        prediction.write(asked.output)
-    if asked.as_json:
-        say_json(replay_json(prediction))
-        return
-    for line in replay_lines(prediction, question):
-        say(line)
-    if asked.output is not None:
-        say()
-        say(f"written  {asked.output}")
+    return base, recorded, question, others
 
 
 def _check_sources(

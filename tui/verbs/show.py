@@ -43,7 +43,7 @@ def show(asked: Show) -> int:
     limits = [parse_limit(text) for text in asked.fail_on or ()]
     if asked.policies:
         if asked.other is not None or limits:
-            raise UsageError("--policies judges one recording; give it alone")
+            raise UsageError("--policies judges one recording. Give it alone")
         print_policies(asked.recording, price=asked.price, as_json=asked.as_json)
         return 0
     if limits and asked.other is None:
@@ -64,27 +64,23 @@ def print_show(
 
     Returns the exit code: 3 when a limit on the difference is broken.
     """
-    from traces.live.watched import runs_beside, watched_engines
+    from traces.live.watched import runs_and_servers
     from traces.summary.comparison import beside, compare, judge
-    from traces.summary.run import summarise
     from tui.text.live import watched_lines
     from tui.text.show import limit_lines, show_json, show_lines
 
     _check_price(price)
     recordings = [Recording.open(path) for path in paths]
-    watched, of_each = [], []
-    for recording in recordings:
-        runs_of_one = summarise(recording, price_usd_per_device_hour=price)
-        servers = watched_engines(recording, runs_of_one)
-        watched += servers
-        of_each.append(runs_beside(runs_of_one, servers))
+    both = [runs_and_servers(recording, price) for recording in recordings]
+    of_each = [runs for runs, _ in both]
     runs = [run for each in of_each for run in each]
+    watched = [server for _, servers in both for server in servers]
     compared = None
     if list(map(len, of_each)) == [1, 1]:
         compared = compare(runs[0], runs[1], beside(recordings))
     if limits and compared is None:
         held = "no run of problems" if not all(of_each) else "more than one"
-        raise UsageError(f"--fail-on compares two runs; a recording here holds {held}")
+        raise UsageError(f"--fail-on compares two runs. A recording here holds {held}")
     judged = judge(limits, compared) if compared is not None and limits else ()
     if as_json:
         document = show_json(runs, compared)

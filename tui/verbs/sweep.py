@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class Sweep:
     """Which plan, where to, and with what."""
 
-    plan: Annotated[Path, typer.Argument(help="A YAML plan; see docs/sweep.md.")]
+    plan: Annotated[Path, typer.Argument(help="A YAML plan, see docs/sweep.md.")]
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder of recordings.")] = Path(
         "runs"
     )
@@ -33,14 +33,14 @@ class Sweep:
     ] = None
     ray: Annotated[
         str | None,
-        typer.Option(metavar="ADDRESS", help="Run engines on this Ray cluster; auto or host:port."),
+        typer.Option(metavar="ADDRESS", help="Run engines on this Ray cluster: auto or host:port."),
     ] = None
     as_json: Json = False
 
 
 @takes(Sweep)
 def sweep(asked: Sweep) -> None:
-    """Measure a list or grid of configurations; what is finished is skipped."""
+    """Measure a list or grid of configurations, but none twice."""
     # A job that fails ends no other; the exit code is 1 then.
     from profiler.sweep.plan import load_plan
 
@@ -65,7 +65,7 @@ def sweep(asked: Sweep) -> None:
             say(f"{state:<12}{outcome.path}")
     if failed:
         raise TtscopeError(
-            f"{len(failed)} of {len(outcomes)} runs failed; the first, {failed[0].name}: "
+            f"{len(failed)} of {len(outcomes)} runs failed. The first, {failed[0].name}: "
             f"{failed[0].error}"
         )
 

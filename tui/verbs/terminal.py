@@ -33,7 +33,7 @@ class Terminal:
     """What the app opens with, or what it writes."""
 
     recordings: Annotated[
-        list[Path] | None, typer.Argument(help="Recordings, or folders; ./runs by default.")
+        list[Path] | None, typer.Argument(help="Recordings, or folders, ./runs by default.")
     ] = None
     screenshot: Annotated[Path | None, typer.Option(help="Write one screen as SVG and leave.")] = (
         None
@@ -53,11 +53,11 @@ class Terminal:
         typer.Option(help="Offer this GPU of the prior on the advice screen: h100_sxm."),
     ] = None
     keys: Annotated[
-        Path | None, typer.Option(help="TOML of keys elsewhere; ~/.config/ttscope/keys.toml.")
+        Path | None, typer.Option(help="TOML of keys instead of ~/.config/ttscope/keys.toml.")
     ] = None
-    web: Annotated[
-        bool, typer.Option("--web", help="Serve the app to browsers; needs the extra web.")
-    ] = False
+    web: Annotated[bool, typer.Option("--web", help="Serve the app to browsers (extra web).")] = (
+        False
+    )
     listen: Annotated[
         str | None,
         typer.Option(metavar="[HOST:]PORT", help="Where --web serves (127.0.0.1:8080)."),
@@ -101,7 +101,7 @@ def _serve(asked: Terminal, paths: Sequence[Path], systems: Sequence[str]) -> No
     from profiler.attach.receiver.receiver import parse_listen
 
     if not asked.web:
-        raise UsageError("--listen: says where --web serves; give both")
+        raise UsageError("--listen: says where --web serves. Give both")
     if asked.screenshot is not None:
         raise UsageError("--web and --screenshot exclude each other")
     try:

@@ -110,8 +110,8 @@ class Communication:
         for each in (kind, kind._replace(graph=not graph)):
             if each in self.laws_:
                 return self.laws_[each]
-        known = "; ".join(map(str, sorted(self.laws_))) or "none"
-        raise UsageError(f"{collective} of {group_size} was not measured; measured are: {known}")
+        known = ", ".join(map(str, sorted(self.laws_))) or "none"
+        raise UsageError(f"{collective} of {group_size} was not measured. Measured are: {known}")
 
     def _law(self, sizes: Floats, seconds: Floats) -> CollectiveLaw:
         start, per_byte, breaks = self._solve(sizes, seconds)
@@ -184,7 +184,7 @@ def measured_messages(path: Path) -> dict[Kind, Floats]:
             found[kind] = np.concatenate([found.get(kind, rows[:0]), rows])
     if not found:
         raise RecordingError(
-            f"{path}: no collective was profiled; record with --tensor-parallel-size and --kernels"
+            f"{path}: no collective was profiled. Record with --tensor-parallel-size and --kernels"
         )
     return found
 

@@ -21,25 +21,25 @@ class CsvRows:
         try:
             if path.stat().st_size > MAX_BYTES:
                 raise TablesError(
-                    f"{path}: larger than {MAX_BYTES >> 20} MiB; no operator table is"
+                    f"{path}: larger than {MAX_BYTES >> 20} MiB, as no operator table is"
                 )
             with path.open(encoding="utf-8-sig", newline="") as file:
                 reader = csv.reader(file)
                 header = [name.strip() for name in next(reader, [])]
                 self.rows = [(reader.line_num, row) for row in reader if any(row)]
         except FileNotFoundError:
-            raise TablesError(f"{path}: not there; profile it, or give another folder") from None
+            raise TablesError(f"{path}: not there. Profile it, or give another folder") from None
         except (OSError, UnicodeDecodeError, csv.Error) as cause:
-            raise TablesError(f"{path}: cannot be read as CSV ({cause}); copy it again") from cause
+            raise TablesError(f"{path}: cannot be read as CSV ({cause}). Copy it again") from cause
         self.columns = {name: number for number, name in enumerate(header)}
         for name in wanted:
             if name not in self.columns:
                 raise TablesError(
-                    f"{path}: line 1: no column {name} (there are {', '.join(header) or 'none'});"
-                    " write it with the profiler that made the others"
+                    f"{path}: line 1: no column {name} (there are {', '.join(header) or 'none'})."
+                    " Write it with the profiler that made the others"
                 )
         if not self.rows:
-            raise TablesError(f"{path}: no rows below the header; profile it again")
+            raise TablesError(f"{path}: no rows below the header. Profile it again")
 
     def __iter__(self) -> Iterator[Line]:
         return iter(self.rows)
@@ -51,7 +51,7 @@ class CsvRows:
     def cell(self, line: Line, name: str) -> str:
         """Return the text of a column. Raises TablesError when the line ends before it."""
         if len(line[1]) <= self.columns[name]:
-            raise self.error(line, f"ends before {name}; the file is cut, copy it again")
+            raise self.error(line, f"ends before {name}. The file is cut, copy it again")
         return line[1][self.columns[name]]
 
     def number(self, line: Line, name: str) -> float:
@@ -62,7 +62,7 @@ class CsvRows:
         except ValueError:
             value = math.nan
         if not math.isfinite(value):
-            raise self.error(line, f"{name} is {text!r:.40}, not a number; profile that row again")
+            raise self.error(line, f"{name} is {text!r:.40}, not a number. Profile that row again")
         return value
 
     def count(self, line: Line, name: str, *, least: int = 0) -> int:
@@ -76,5 +76,5 @@ class CsvRows:
         """Return microseconds as seconds. Raises TablesError below 0, or at 0 if `positive`."""
         value = self.number(line, name)
         if value < 0 or (positive and value == 0):
-            raise self.error(line, f"{name} is {value:g}: no time; profile that row again")
+            raise self.error(line, f"{name} is {value:g}: no time. Profile that row again")
         return value * 1e-6

@@ -111,7 +111,7 @@ def read_operators(folder: Path) -> Operators:
         if (folder / name).exists():
             raise TablesError(
                 f"{folder / name}: such layers are not modelled, as there is no run to check them"
-                " against; give tables of a dense model"
+                " against. Give tables of a dense model"
             )
     degrees = _sizes(path, meta.get("tp_degrees"))
     skewed = _enabled(meta, "skew_profile")
@@ -139,7 +139,7 @@ def _by_layer(path: Path, count: str) -> dict[str, Floats]:
         layer = table.cell(line, "layer").strip()
         at = table.count(line, count, least=1)
         if at in rows.setdefault(layer, {}):
-            raise table.error(line, f"{layer} at {at} {count} a second time; keep one row")
+            raise table.error(line, f"{layer} at {at} {count} a second time. Keep one row")
         rows[layer][at] = table.seconds(line, "time_us")
     return {layer: np.array(sorted(found.items()), dtype=float) for layer, found in rows.items()}
 
@@ -148,17 +148,17 @@ def _attention(path: Path) -> Floats:
     table = CsvRows(path, (*ATTENTION, "time_us"))
     if "layer" in table.columns:
         raise TablesError(
-            f"{path}: has a column layer: attention of several kinds is not modelled; give tables"
+            f"{path}: has a column layer: attention of several kinds is not modelled. Give tables"
             " of a model with one kind of attention"
         )
     rows: dict[tuple[int, ...], float] = {}
     for line in table:
         key = tuple(table.count(line, name) for name in ATTENTION)
         if key[0] + key[2] == 0:
-            raise table.error(line, "neither a chunk nor a decoding request; remove the row")
+            raise table.error(line, "neither a chunk nor a decoding request. Remove the row")
         key = (key[0], key[1] if key[0] else 0, key[2], key[3] if key[2] else 0)
         if key in rows:
-            raise table.error(line, f"{key} a second time; keep one row")
+            raise table.error(line, f"{key} a second time. Keep one row")
         rows[key] = table.seconds(line, "time_us", positive=True)
     return np.array([(*key, seconds) for key, seconds in sorted(rows.items())], dtype=float)
 
@@ -166,7 +166,7 @@ def _attention(path: Path) -> Floats:
 def _skew(path: Path) -> Floats:
     if not path.exists():
         raise TablesError(
-            f"{path}: not there, and meta.yaml says that skew was measured; add it, or set"
+            f"{path}: not there, and meta.yaml says that skew was measured. Add it, or set"
             " skew_profile.enabled: false"
         )
     table = CsvRows(path, SKEW)
@@ -193,9 +193,9 @@ def _meta(folder: Path) -> tuple[Path, dict[str, Any]]:
             f"{path}: not there, nor above a folder named tp1, tp2, ... Copy it from the tables"
         ) from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as cause:
-        raise TablesError(f"{path}: cannot be read as YAML; copy it again") from cause
+        raise TablesError(f"{path}: cannot be read as YAML. Copy it again") from cause
     if not isinstance(found, dict):
-        raise TablesError(f"{path}: holds no mapping; copy it again")
+        raise TablesError(f"{path}: holds no mapping. Copy it again")
     return path, found
 
 
@@ -225,8 +225,8 @@ def _size(folder: Path, meta: Path, degrees: tuple[int, ...]) -> int:
         return degrees[0]
     said = f"tp_degrees in {meta} has {listed}" if degrees else f"{meta} has no tp_degrees"
     raise TablesError(
-        f"{folder}: {said}, and the folder's name does not say of which tensor-parallel size its "
-        "tables are. End it with tp1, tp2, .. or leave that size alone in tp_degrees"
+        f"{folder}: {said}, and the folder's name does not say which tensor-parallel size its "
+        "tables have. End it with tp1, tp2, .. or leave that size alone in tp_degrees"
     )
 
 

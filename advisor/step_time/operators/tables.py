@@ -156,17 +156,17 @@ def _check(operators: Operators, size: int, collectives: Collectives | None) -> 
         if layer not in CALLS:
             raise TablesError(
                 f"{folder / 'dense.csv'}: layer {layer:.40} is not known, so neither is how often"
-                f" a step runs it; known are {', '.join(CALLS)}"
+                f" a step runs it. Known are {', '.join(CALLS)}"
             )
     missing = [name for name in CALLS if name not in operators.dense and name not in OPTIONAL]
     if missing:
         raise TablesError(
-            f"{folder / 'dense.csv'}: no rows of {', '.join(missing)}; profile the whole model"
+            f"{folder / 'dense.csv'}: no rows of {', '.join(missing)}. Profile the whole model"
         )
     names = set(operators.per_sequence)
     if names != set(PER_SEQUENCE):
         raise TablesError(
-            f"{folder / 'per_sequence.csv'}: layers {', '.join(sorted(names))}; expected are"
+            f"{folder / 'per_sequence.csv'}: layers {', '.join(sorted(names))}. Expected are"
             f" {' and '.join(PER_SEQUENCE)}"
         )
     chunk, _, batch, _, _ = operators.attention.T
@@ -176,7 +176,7 @@ def _check(operators: Operators, size: int, collectives: Collectives | None) -> 
         ("a chunk beside decoding requests", ((chunk > 0) & (batch > 0)).any()),
     ):
         if not there:
-            raise TablesError(f"{folder / 'attention.csv'}: no rows with {what}; profile them")
+            raise TablesError(f"{folder / 'attention.csv'}: no rows with {what}. Profile them")
     if operators.tensor_parallel_size != size:
         raise TablesError(
             f"{folder}: tables of tensor-parallel size {operators.tensor_parallel_size}, and the "
@@ -184,8 +184,8 @@ def _check(operators: Operators, size: int, collectives: Collectives | None) -> 
         )
     if size > 1 and collectives is None:
         raise TablesError(
-            f"{folder}: operator tables leave out the collectives of tensor-parallel size {size};"
-            " give their times with --collectives"
+            f"{folder}: operator tables leave out the collectives of tensor-parallel size {size}."
+            " Give their times with --collectives"
         )
 
 

@@ -159,7 +159,9 @@ def _placed(engine: EngineConfig, facts: ModelFacts, tables: PriorTables) -> Eng
     Raises UsageError where it does not fit.
     """
     if engine.dtype not in PRICED:
-        raise UsageError(f"{facts.name} was recorded in {engine.dtype}; the tables are bfloat16's")
+        raise UsageError(
+            f"{facts.name} was recorded in {engine.dtype}, and the tables are bfloat16's"
+        )
     memory = memory_on(tables, engine, facts)
     return engine if memory is None else with_blocks(memory, engine, facts)
 

@@ -179,7 +179,7 @@ def check(facts: ModelFacts, engine: EngineConfig) -> None:
         )
     if facts.architecture not in ARCHITECTURES:
         raise UsageError(
-            f"--gpu: {name} is {facts.architecture or 'of unknown architecture'}; only "
+            f"--gpu: {name} is {facts.architecture or 'of unknown architecture'}. Only "
             f"{', '.join(ARCHITECTURES)} are known to have the layers that are priced (no latent "
             "attention, no state instead of a cache)"
         )
@@ -193,10 +193,10 @@ def check(facts: ModelFacts, engine: EngineConfig) -> None:
         raise UsageError(f"--gpu: the config of {name} has no intermediate_size. Give the whole")
     if engine.speculative is not None and engine.speculative.model is not None:
         raise UsageError(
-            "--gpu: the draft model's own time is in no table; set engine.speculative=null"
+            "--gpu: the draft model's own time is in no table. Set engine.speculative=null"
         )
     if engine.pipeline_parallel_size > 1 or engine.data_parallel_size > 1:
-        raise UsageError("--gpu: pipeline and data parallelism are in no table; set them to 1")
+        raise UsageError("--gpu: pipeline and data parallelism are in no table. Set them to 1")
     for what, count in (
         ("attention heads", facts.num_attention_heads),
         ("MLP columns", facts.intermediate_size),
@@ -222,8 +222,9 @@ def _check_precision(facts: ModelFacts, engine: EngineConfig) -> None:
     name, priced = facts.name, "only bfloat16 weights are priced"
     if facts.quantization is not None:
         raise UsageError(
-            f"--gpu: the checkpoint of {name} is quantised ({facts.quantization}); {priced}, as no "
-            "run has checked the products of others. Use the bfloat16 model (--model-config)"
+            f"--gpu: the checkpoint of {name} is quantised ({facts.quantization}), and "
+            f"{priced}, as no run has checked the products of others. Use the "
+            "bfloat16 model (--model-config)"
         )
     if engine.quantization is not None:
         raise UsageError(

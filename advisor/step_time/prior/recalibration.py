@@ -114,18 +114,18 @@ class PriorTimes:
         told = [
             f"prior: step times of {self.facts.name} on {self.tables.device} are from operator"
             f" tables of others (aiconfigurator-core: {self.tables.label})",
-            "by a rule, as no table has it: " + "; ".join(PRIOR_RULES),
+            "by a rule, as no table has it: " + " | ".join(PRIOR_RULES),
             "in no table and left out: " + ", ".join(PRIOR_MISSING),
         ]
         if self.found is None:
             return [*told, "no run of this GPU has checked it: no interval, all marked *"]
         scales = ", ".join(f"{name} x{scale:.2f}" for name, scale in self.found.families.items())
-        scales = f"{scales}; " if scales else "no kernels were profiled: one scale, "
+        scales = f"{scales}, " if scales else "no kernels were profiled: one scale, "
         names = ", ".join(self.found.recordings)
         told = [
             *told[:2],
             f"recalibrated by {names}: {scales}steps x{self.found.step:.2f}, which stands for what "
-            f"no table has ({', '.join(PRIOR_MISSING)}); the rest is prior",
+            f"no table has ({', '.join(PRIOR_MISSING)}), and the rest is prior",
         ]
         if not self.found.has(self.facts, tensor_parallel_size):
             told.append(

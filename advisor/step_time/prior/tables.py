@@ -146,14 +146,14 @@ class PriorTables:
         shape = f"{kv_heads} KV heads of {head_dim}{' in fp8' if kv_fp8 else ''}"
         if not len(known):
             raise TablesError(
-                f"{self.system}: no {kind} attention with {shape} was measured; ask about another"
+                f"{self.system}: no {kind} attention with {shape} was measured. Ask about another"
                 " model (--model-config), tensor_parallel_size or GPU"
             )
         if not known[0] <= heads <= known[-1]:
             counts = ", ".join(f"{count:g}" for count in known)
             raise TablesError(
                 f"{self.system}: {kind} attention with {shape} was measured for {counts} heads, not"
-                f" for {heads}; ask about another tensor_parallel_size or GPU"
+                f" for {heads}. Ask about another tensor_parallel_size or GPU"
             )
         kept = kept.group_by("num_heads", "batch_size", length).agg(pl.col("seconds").mean())
         parts = [
@@ -174,13 +174,13 @@ class PriorTables:
         Raises TablesError, naming what there is, where the group was not measured.
         """
         if "comm" not in self.versions:
-            raise TablesError(f"{self.system}: no all-reduces were measured; use one GPU")
+            raise TablesError(f"{self.system}: no all-reduces were measured. Use one GPU")
         table = self.read("comm").filter(allreduce_dtype="bfloat16")
         rows = table.filter(num_gpus=group_size)
         if rows.is_empty():
             sizes = ", ".join(str(size) for size in sorted(table["num_gpus"].unique()))
             raise TablesError(
-                f"{self.system}: no all-reduce of {group_size} GPUs was measured; there are {sizes}"
+                f"{self.system}: no all-reduce of {group_size} GPUs was measured. There are {sizes}"
             )
         rows = rows.with_columns(pl.col("message_size") * BYTES_PER_ELEMENT).sort("message_size")
         parts = {
@@ -200,7 +200,7 @@ class PriorTables:
             table = pl.read_parquet(path, glob=False)
         except (OSError, pl.exceptions.PolarsError) as cause:
             raise TablesError(
-                f"{path}: cannot be read ({type(cause).__name__}); {_AGAIN}"
+                f"{path}: cannot be read ({type(cause).__name__}). {_AGAIN}"
             ) from None
         if missing := {*COLUMNS[family], "latency"} - set(table.columns):
             raise TablesError(
@@ -224,7 +224,7 @@ def read_prior(system: str, folder: Path | None = None) -> PriorTables:
     folder = folder or tables_folder()
     known = known_systems(folder)
     if system not in known:
-        raise UsageError(f"--gpu {system}: no operator tables; one of {', '.join(known)}")
+        raise UsageError(f"--gpu {system}: no operator tables. Choose one of {', '.join(known)}")
     data = folder / "data" / system
     newest = {family: _newest(data, family) for family in FILES}
     versions = {family: path.name for family, path in newest.items() if path is not None}
@@ -234,7 +234,7 @@ def read_prior(system: str, folder: Path | None = None) -> PriorTables:
         kernel_s = float(gpu["mem_empirical_constant_latency"])
     except (KeyError, TypeError, ValueError) as cause:
         raise TablesError(
-            f"{folder / system}.yaml: no memory bandwidth ({cause}); {_AGAIN}"
+            f"{folder / system}.yaml: no memory bandwidth ({cause}). {_AGAIN}"
         ) from None
     made = PriorTables(
         system=system,
@@ -256,7 +256,7 @@ def _gpu(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
         gpu, misc = found["gpu"], found.get("misc")
     except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError):
-        raise TablesError(f"{path}: cannot be read; {_AGAIN}") from None
+        raise TablesError(f"{path}: cannot be read. {_AGAIN}") from None
     return gpu if isinstance(gpu, dict) else {}, misc if isinstance(misc, dict) else {}
 
 

@@ -64,7 +64,7 @@ class GrpcListener:
             self.port = 0
         if not self.port:
             raise EngineError(
-                f"--listen-grpc {host}:{port}: cannot listen there; name another port"
+                f"--listen-grpc {host}:{port}: cannot listen there. Name another port"
             )
 
     def start(self) -> None:
@@ -85,7 +85,7 @@ class GrpcListener:
                 context.abort(codes.INVALID_ARGUMENT, "not an OTLP trace request")
                 raise  # abort has raised
         if not self._receiver.put_spans(found):
-            context.abort(codes.UNAVAILABLE, "no room now; send it again")
+            context.abort(codes.UNAVAILABLE, "no room now. Send it again")
         if found.bad and not found.spans:
             self._receiver.refuse()
             context.abort(codes.INVALID_ARGUMENT, "spans with numbers out of range or odd names")

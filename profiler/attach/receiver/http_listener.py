@@ -244,7 +244,7 @@ class _Handler(BaseHTTPRequestHandler):
             raise _Refused(403, "not for web pages")
         hosts = self.headers.get_all("Host", [])
         if len(hosts) != 1 or not receiver.is_called(hosts[0]):
-            raise _Refused(403, "Host is not this receiver; send to 127.0.0.1")
+            raise _Refused(403, "Host is not this receiver. Send to 127.0.0.1")
         if not receiver.knows(self.headers.get("Authorization"), spans=spans):
             raise _Refused(401, NO_TOKEN)
         if self.path not in {TRACES, STEPS_PATH}:
@@ -261,14 +261,14 @@ class _Handler(BaseHTTPRequestHandler):
             try:
                 if not spans:
                     if not receiver.put_batch(read_batch(body)):
-                        raise _Refused(503, "no room now; send it again")
+                        raise _Refused(503, "no room now. Send it again")
                     return b"{}"
                 found = read_protobuf(body) if kind == _PROTOBUF else read_json(body)
             except (ValueError, OverflowError):
                 what = "an OTLP trace request" if spans else "a batch of steps"
                 raise _Refused(400, f"not {what}") from None
         if not receiver.put_spans(found):
-            raise _Refused(503, "no room now; send it again")
+            raise _Refused(503, "no room now. Send it again")
         if found.bad and not found.spans:
             raise _Refused(400, f"{found.bad} spans with numbers out of range or odd names")
         return protobuf_answer(found) if kind == _PROTOBUF else json_answer(found)
@@ -296,7 +296,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self._unread, self.close_connection = 0, True
                 raise _Refused(400, "the body ended early")
             if not self.server.hold(self._place, len(piece)):
-                raise _Refused(503, "no room now; send it again")
+                raise _Refused(503, "no room now. Send it again")
             body += piece
         self._place.until = None
         return body

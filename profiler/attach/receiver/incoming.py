@@ -25,8 +25,8 @@ HOLD_NS = 1_500_000_000  # that steps of several front ends wait for one another
 _SAME_CLOCK_NS = 200_000_000  # below that a difference of clocks may be a batch's way
 _TOLD_CLOCK_S = 1.0
 _STRANGER = (
-    "somebody sends without the token of ttscope and is refused; docs/attach.md says how a sender "
-    "gets it"
+    "somebody sends without the token of ttscope and is refused. See docs/attach.md for how a "
+    "sender gets it"
 )
 _SAME_START_S = 1.5  # clocks of /proc and of the metrics page are read apart
 
@@ -214,7 +214,7 @@ class Incoming:
             if abs(seconds) >= _TOLD_CLOCK_S:
                 way = "ahead of" if seconds > 0 else "behind"
                 told = f"the clock of the server's host is {abs(seconds):.1f} s {way} ours"
-                yield key, "note", f"{told}; its steps have its own times"
+                yield key, "note", f"{told}, and its steps have its own times"
         with self._settling:
             before = self._groups.before
         if before:

@@ -83,7 +83,7 @@ class Receiver:
         except (OSError, OverflowError) as error:
             why = getattr(error, "strerror", None) or error
             raise EngineError(
-                f"--listen {host}:{port}: cannot listen there ({why}); name another port"
+                f"--listen {host}:{port}: cannot listen there ({why}). Name another port"
             ) from None
         self.host, self.port = host, int(self._server.server_address[1])
         self._local = is_loopback(str(self._server.server_address[0]))
@@ -193,7 +193,7 @@ def check_open(host: str, option: str, spans_without_token: bool) -> None:
     """Raise UsageError where others on the network could send spans without the token."""
     if spans_without_token and not is_loopback(host):
         raise UsageError(
-            f"{option} {host}: others on the network reach it, so the token is needed; leave out "
+            f"{option} {host}: others on the network reach it, so the token is needed. Leave out "
             "--spans-without-token"
         )
 

@@ -59,15 +59,15 @@ class Access:
             parts = urlsplit(url)
             host, _ = parts.hostname, parts.port
         except ValueError:
-            raise UsageError("URL: its host or port is malformed; write http://HOST:PORT") from None
+            raise UsageError("URL: its host or port is malformed. Write http://HOST:PORT") from None
         if parts.scheme not in {"http", "https"} or not host:
             raise UsageError(f"URL {without_secrets(url)}: write http://HOST:PORT or https://HOST")
         if parts.username is not None or parts.password is not None:
             raise UsageError(
-                f"URL of {host}: give no user or password in it; use --api-key-env (or --header)"
+                f"URL of {host}: give no user or password in it. Use --api-key-env (or --header)"
             )
         if parts.query or parts.fragment:
-            raise UsageError(f"URL of {host}: leave out what follows ? or #; use --header for keys")
+            raise UsageError(f"URL of {host}: leave out what follows ? or #. Use --header for keys")
         base = url.rstrip("/").removesuffix("/metrics").removesuffix("/v1")
         return Access(url=base, headers=dict(headers or {}))
 
@@ -87,7 +87,7 @@ def accesses_of(
         found *= len(metrics)
     if len(found) != len(metrics):
         raise UsageError(
-            f"--metrics-url: {len(metrics)} for {len(found)} URLs; name one for each, in order"
+            f"--metrics-url: {len(metrics)} for {len(found)} URLs. Name one for each, in order"
         )
     return tuple(each.with_metrics(url) for each, url in zip(found, metrics, strict=True))
 

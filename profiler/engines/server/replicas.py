@@ -25,8 +25,8 @@ def together(configs: Sequence[EngineConfig], urls: Sequence[str]) -> EngineConf
     models = sorted({config.model for config in configs})
     if len(models) > 1:
         raise UsageError(
-            f"--workload: the servers serve different models ({', '.join(models)}); "
-            "name one that all have with --model"
+            f"--workload: the servers serve different models ({', '.join(models)}). "
+            "Name one that all have with --model"
         )
     gpus = [config.num_gpus for config in configs if config.num_gpus is not None]
     return dataclasses.replace(

@@ -42,20 +42,20 @@ def ask_model(client: httpx.Client, url: str, model: str | None) -> dict[str, An
         served = [_name(card["id"]) for card in cards]
     except httpx.HTTPStatusError as error:
         status = error.response.status_code
-        hint = "; it wants a key, see --api-key-env" if status in {401, 403} else ""
+        hint = ", as it wants a key (see --api-key-env)" if status in {401, 403} else ""
         raise EngineError(f"{url}: GET /v1/models answers HTTP {status}{hint}") from None
     except httpx.HTTPError as error:
         why = type(error).__name__
         if "CERTIFICATE" in str(error).upper():
-            why += ": its certificate is not trusted here; SSL_CERT_FILE names another authority"
+            why += ": its certificate is not trusted here (SSL_CERT_FILE names another authority)"
         raise EngineError(
-            f"{url}: no server answers ({why}); start one, or correct the URL"
+            f"{url}: no server answers ({why}). Start one, or correct the URL"
         ) from None
     except (ValueError, KeyError, TypeError, RecursionError):
         raise EngineError(f"{url}: /v1/models is not an OpenAI-compatible answer") from None
     found: dict[str, Any] | None = next((c for c in cards if model in {None, c["id"]}), None)
     if found is None:
-        raise EngineError(f"{url}: does not serve {model}; it serves {', '.join(served)}")
+        raise EngineError(f"{url}: does not serve {model}. It serves {', '.join(served)}")
     return found
 
 

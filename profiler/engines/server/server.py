@@ -138,7 +138,7 @@ class ServerEngine(Engine):
             if self.engine == VLLM and client.post("/tokenize", json=body).status_code == 200:
                 return
         raise EngineError(
-            f"{self.url}: refuses --chat-template; start vLLM with --chat-template FILE instead, "
+            f"{self.url}: refuses --chat-template. Start vLLM with --chat-template FILE instead, "
             "or with --trust-request-chat-template"
         )
 
@@ -224,8 +224,8 @@ class ServerEngine(Engine):
             self._unreachable = self._unreachable + 1 if lost else 0
         if self._unreachable >= _GIVE_UP_AFTER:
             raise EngineError(
-                f"{self.url}: {self._unreachable} requests in a row failed ({kept[-1].error}); "
-                "the server seems to be gone"
+                f"{self.url}: {self._unreachable} requests in a row failed ({kept[-1].error}). "
+                "The server seems to be gone"
             )
         return kept
 

@@ -18,7 +18,7 @@ def start(options: EngineOptions, *, thinking_budget: bool, kernels: str | None)
     from profiler.engines.server.server import ServerEngine
 
     if kernels is not None:
-        raise UsageError("--kernels needs the engine in this process; leave out --endpoint")
+        raise UsageError("--kernels needs the engine in this process. Leave out --endpoint")
     return ServerEngine(
         options.endpoint or "",
         model=None if options.model is None else model_path(options.model),

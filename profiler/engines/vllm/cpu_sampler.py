@@ -12,10 +12,10 @@ from typing import Any
 
 MENDED = (
     "vLLM's CPU build loses the temperature under speculation (expand_batch_to_tokens leaves its "
-    "result unset); mended in this process, not in a server"
+    "result unset), which is corrected in this process, not in a server"
 )
 BROKEN = (
-    "this vLLM's CPU build loses the temperature under speculation and cannot be mended here: "
+    "this vLLM's CPU build loses the temperature under speculation and cannot be corrected here: "
     "samples at a temperature above 0 are garbage"
 )
 

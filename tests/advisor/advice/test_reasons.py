@@ -30,7 +30,7 @@ def test_a_twin_of_the_pick_is_not_called_another(fresh, budget):
     outcomes = fresh.under(budget.rate_per_s).metrics.replayed
     (mine,) = (o.candidate for o in outcomes if same(o.candidate, answer.system_optimal))
     for line in apart:
-        named = line.partition(": ")[2].split("; ")
+        named = line.partition(": ")[2].split(" | ")
         assert name_without_limits(mine) not in [re.sub(" and [0-9]+ more$", "", n) for n in named]
 
 

@@ -123,12 +123,12 @@ def test_what_survives_a_timeout_is_no_evidence(tmp_path):
     slow, broken = {"timed_out": True}, {"error": "lost"}
     with pytest.raises(RecordingError, match="r0, greedy: of 12 problems 8 cut off by the timeout"):
         gather([cut_off(tmp_path / "r0", [slow] * 8, 4)])
-    with pytest.raises(RecordingError, match="short ones; record without --timeout, or with a lon"):
+    with pytest.raises(RecordingError, match="short ones. Record without --timeout, or with a lon"):
         gather([cut_off(tmp_path / "r1", [slow], 0)])
     with pytest.raises(RecordingError, match="r2, greedy: of 20 problems 1 cut .*, 1 failed"):
         gather([cut_off(tmp_path / "r2", [slow, broken], 18)])
     with pytest.raises(
-        RecordingError, match="of 4 problems 2 failed, .* unlike them; record again"
+        RecordingError, match="of 4 problems 2 failed, .* unlike them. Record again"
     ):
         gather([cut_off(tmp_path / "r3", [broken] * 2, 2)])
     few = gather([cut_off(tmp_path / "r4", [slow, broken], 38)])

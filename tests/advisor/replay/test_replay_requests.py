@@ -86,7 +86,7 @@ def test_without_tables_there_is_nothing_to_learn_from(tmp_path, tables):
     import_requests(azure(tmp_path / "t.csv", SENT), tmp_path / "r")
     recording = Recording.open(tmp_path / "r")
     run, question = question_of(recording, tables)
-    with pytest.raises(RecordingError, match=r"r: no engine step to learn from; .*--operators"):
+    with pytest.raises(RecordingError, match=r"r: no engine step to learn from. .*--operators"):
         predict(recording, run, dataclasses.replace(question, operators=None))
 
 

@@ -170,7 +170,7 @@ def test_a_run_with_another_k_is_foretold(runs, recorded, k):
     notes = " ".join(found.notes)
     assert f"drafts of {k} are made of the recorded ones of {recorded}" in notes
     assert f"drafting takes {k}/{recorded} of the time" in notes
-    assert ("drafts are longer; marked *" in notes) == (k > recorded)
+    assert ("drafts are longer (marked *)" in notes) == (k > recorded)
 
 
 def test_the_time_of_drafting_goes_with_k_and_of_lookup_does_not(runs):

@@ -231,7 +231,7 @@ def test_who_waited_for_whom(votes):
         ({"engine": {"model": "other"}}, "no samples of other were recorded"),
         (
             {"engine": {"tensor_parallel_size": 4}},
-            r"never recorded with tensor_parallel_size 4 \(recorded: 1\); a few problems teach its "
+            r"never recorded with tensor_parallel_size 4 \(recorded: 1\). A few problems teach its "
             "steps: ttscope record --model small --tensor-parallel-size 4 --dtype bfloat16, then",
         ),
         (
@@ -254,7 +254,7 @@ def test_who_waited_for_whom(votes):
         ({"engine": {"max_model_len": 40}}, "have up to .* tokens, which vLLM would cut"),
         ({"engine": {"max_num_batched_tokens": 8}}, "=8: vLLM needs a token for each .* 32, 32 in"),
         ({"engine": {"max_num_seqs": 1024}}, "max_num_batched_tokens=512: vLLM needs a token for"),
-        ({"engine": {"gpu_memory_utilization": 0.5}}, "=0.5: .*; set engine.num_gpu_blocks"),
+        ({"engine": {"gpu_memory_utilization": 0.5}}, "=0.5: .*. Set engine.num_gpu_blocks"),
     ],
 )
 def test_what_the_recordings_cannot_answer_is_refused(votes, changes, message):

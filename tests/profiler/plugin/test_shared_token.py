@@ -106,7 +106,7 @@ def test_a_folder_that_is_a_link_is_refused_as_one(home, tmp_path):
     path.parent.parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / "elsewhere").mkdir(mode=0o700)
     path.parent.symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(UsageError, match=r"ttscope: is a link; put a folder there"):
+    with pytest.raises(UsageError, match=r"ttscope: is a link. Put a folder there"):
         shared_token()
 
 

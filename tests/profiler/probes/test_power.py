@@ -472,10 +472,10 @@ def test_the_doctor_on_a_host_with_packages(nvml, zones, monkeypatch):
     forbid(monkeypatch)
     present, detail, needs = energy_here(zones)
     assert present is False
-    assert detail == "no NVIDIA driver; RAPL is readable by root only; shown as '-'"
+    assert detail == "no NVIDIA driver, RAPL is readable by root only, shown as '-'"
     assert "chmod a+r" in needs
 
 
 def test_the_doctor_on_a_bare_host(nvml, tmp_path):
     nvml.set("INIT", DRIVER_NOT_LOADED)
-    assert energy_here(tmp_path) == (False, "no NVIDIA driver; no RAPL; shown as '-'", None)
+    assert energy_here(tmp_path) == (False, "no NVIDIA driver, no RAPL, shown as '-'", None)

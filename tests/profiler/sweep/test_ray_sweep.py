@@ -38,7 +38,7 @@ def test_a_task_asks_for_a_gpu_for_each_rank():
     assert demanded(group(), nodes) == {"num_cpus": 1, "num_gpus": 1}
     assert demanded(group(tensor_parallel_size=4), nodes) == {"num_cpus": 1, "num_gpus": 4}
     assert demanded(group(endpoint="http://x"), nodes) == {"num_cpus": 1}
-    with pytest.raises(EngineError, match="8 needs as many GPUs on one node; the largest has 4"):
+    with pytest.raises(EngineError, match="8 needs as many GPUs on one node. The largest has 4"):
         demanded(group(tensor_parallel_size=8), nodes)
     with pytest.raises(EngineError, match="the largest has 4"):
         demanded(group(tensor_parallel_size=8), [*nodes, node(alive=False, GPU=8.0)])
@@ -76,7 +76,7 @@ def test_no_file_leaves_the_folder(tmp_path, job, file):
 
 
 def test_another_version_on_a_node():
-    with pytest.raises(EngineError, match=r"a node has ttscope .*, this machine 0\.0\.7; install"):
+    with pytest.raises(EngineError, match=r"a node has ttscope .*, this machine 0\.0\.7\. Install"):
         next(run_on_node({}, "0.0.7"))
 
 
@@ -105,7 +105,7 @@ def test_no_cluster_there():
 @pytest.mark.parametrize(
     ("address", "why"),
     [
-        ("ray://head:10001", "not through Ray Client; make this machine a node"),
+        ("ray://head:10001", "not through Ray Client. Make this machine a node"),
         ("head", "write auto, or HOST:PORT"),
         ("local", "write auto, or HOST:PORT"),
         ("head:99999", "write auto, or HOST:PORT"),

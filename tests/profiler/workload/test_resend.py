@@ -78,7 +78,7 @@ def test_what_a_thought_was_cut_to_is_a_length_like_any_other(tmp_path):
 
 def test_other_prompts_come_from_their_file(tmp_path, file):
     first = recorded(tmp_path, load_workload(str(file)))
-    with pytest.raises(UsageError, match=r"prompts are not in it; .* --workload own\.jsonl"):
+    with pytest.raises(UsageError, match=r"prompts are not in it. .* --workload own\.jsonl"):
         again(first)
     resent = again(first, source=str(file))
     assert [p.prompt for p in resent.workload.problems] == [

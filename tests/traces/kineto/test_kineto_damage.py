@@ -203,7 +203,7 @@ def test_overlapping_steps(tmp_path):
     ]
     tables = read_trace(write(tmp_path / "t.json", document(events)))
     assert dict(tables.kernels.select("step", "count").iter_rows()) == {1: 1, 2: 2}
-    assert tables.notes == ("1 steps overlap; a kernel belongs to the last begun",)
+    assert tables.notes == ("1 steps overlap. A kernel belongs to the last begun",)
 
 
 def test_a_bomb_meets_the_limit(tmp_path):

@@ -243,7 +243,7 @@ def test_queueing_is_not_said_where_the_cache_is_the_cause():
     verdict = judge("e", Evidence(numbers=watched(**waiting)))
     assert [each.kind for each in verdict.found] == ["queueing"]
     assert "max_num_seqs" in verdict.found[0].evidence
-    assert "3 s in the queue, 3.5 s" in verdict.found[0].evidence
+    assert "3.00 s in the queue, 3.50 s" in verdict.found[0].evidence
     assert kinds(watched(**waiting | {"kv_cache_usage_perc": 0.99}))[0] == ["KV-bound"]
     short = waiting | {"request_queue_time_seconds_sum": 1}
     assert kinds(watched(**short))[0] == []

@@ -156,7 +156,7 @@ def test_full_buffer_drops_and_counts(tmp_path):
     for step in range(25):
         writer.append("steps", {"engine": "e", "step": step})
     with pytest.raises(
-        RecordingError, match=r"15 rows were lost \(15 of steps\); they came faster"
+        RecordingError, match=r"15 rows were lost \(15 of steps\)\. They came faster"
     ):
         writer.close(complete=True)
     recording = Recording.open(tmp_path / "r")
@@ -290,7 +290,7 @@ def test_what_a_full_disk_cost_is_counted_and_the_recording_can_be_read(small_di
     fill(small_disk)
     for step in range(500):
         writer.append("steps", {"engine": "e", "step": step})
-    lost = r"500 rows were lost \(500 of steps\); writing failed \(No space left on device\)"
+    lost = r"500 rows were lost \(500 of steps\). Writing failed \(No space left on device\)"
     with pytest.raises(RecordingError, match=lost):
         writer.close(complete=True)
     recording = Recording.open(small_disk / "r")

@@ -40,7 +40,7 @@ def test_what_people_write(text, tag, above, amount, relative):
         ("p95>=+5%", "is not understood"),
         ("p95>+5%; rm", "is not understood"),
         ("speed>+5%", "no metric speed"),
-        ("p95>5%", "give its sign; for example p95>\\+5%"),
+        ("p95>5%", "give its sign, for example p95>\\+5%"),
         ("", "is not understood"),
     ],
 )

@@ -25,7 +25,7 @@ async def test_a_key_is_where_the_file_puts_it(tmp_path):
     ("text", "told"),
     [
         ("[run", "is not TOML"),
-        ("[run]\nplaay = 'p'", "no run.plaay; there are .*run.play"),
+        ("[run]\nplaay = 'p'", "no run.plaay. There are .*run.play"),
         ("[nowhere]\nx = 'p'", "there are others"),
         ("play = 'p'", "a table per screen"),
         ("[run]\nplay = 3", "give a key as text"),

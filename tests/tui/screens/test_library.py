@@ -41,7 +41,7 @@ def test_paths_are_read_as_a_shell_does(folder):
 
 def test_an_open_quote_is_one_line_everywhere():
     for read in (words_of, paths_of, parse_target):
-        with pytest.raises(UsageError, match="'a: No closing quotation; close it"):
+        with pytest.raises(UsageError, match="'a: No closing quotation. Close it"):
             read("'a")
 
 

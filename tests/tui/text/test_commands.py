@@ -33,8 +33,8 @@ def test_a_broken_command_is_the_same_to_a_shell(width, indent):
 
 
 def test_a_run_to_record_stands_by_itself():
-    said, command = split_command("the pick was never run; run it: ttscope record --model m --n 4")
-    assert (said, command) == ("the pick was never run; run it:", "ttscope record --model m --n 4")
+    said, command = split_command("the pick was never run. Run it: ttscope record --model m --n 4")
+    assert (said, command) == ("the pick was never run. Run it:", "ttscope record --model m --n 4")
     assert split_command("more problems") == ("more problems", None)
 
 

@@ -18,7 +18,7 @@ GIVEN = ("--min-accuracy", "0.75")
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--plan", "there.yaml"], "is there already; name another file"),
+        (["--plan", "there.yaml"], "is there already. Name another file"),
         (["-o", "runs"], "-o is where --verify keeps its recordings"),
         (["--price", "H100"], "wants USD per device-hour above 0"),
         (["--price", "2", "--price", "3"], "another price for all devices"),

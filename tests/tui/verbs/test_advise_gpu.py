@@ -34,7 +34,7 @@ def test_the_pick_is_said_to_be_of_the_prior(run, recording):
     assert "on test_gpu (prior)" in told.partition(":")[0]
     assert "By the prior, not measured." in told
     assert "*" in out
-    assert "published runs on H100 took 1.04 to 1.47 times as long" in told
+    assert "Published runs on H100 took 1.04 to 1.47 times as long" in told
 
 
 def test_the_document_names_the_prior_of_each_pick(run, recording):
@@ -67,9 +67,9 @@ def test_the_page_says_so_too(run, recording, tmp_path):
     [
         (
             ("--gpu", "h100", "--optimise", "cost"),
-            "--gpu h100: no operator tables; one of test_gpu",
+            "--gpu h100: no operator tables. Choose one of test_gpu",
         ),
-        (("--gpu", "test_gpu", "--optimise", "cost", "--verify"), "not on a --gpu; give one"),
+        (("--gpu", "test_gpu", "--optimise", "cost", "--verify"), "not on a --gpu. Give one"),
         (("--gpu", "test_gpu", "--optimise", "energy"), "no recording holds power"),
     ],
 )

@@ -44,7 +44,7 @@ def test_what_nobody_set_is_said_to_be_assumed(run, model):
     assert code == 0, err
     told = " ".join(out.split())
     # Recorded with max_num_seqs 64, and vLLM's default of max_num_batched_tokens on a CPU.
-    assert "engine.max_num_batched_tokens 4096 -> 8192; engine.block_size 128 -> 16" in told
+    assert "engine.max_num_batched_tokens 4096 -> 8192, engine.block_size 128 -> 16" in told
     assert "enforce_eager false, max_num_batched_tokens 8,192. --set says others" in told
     assert "max_num_seqs 64," not in told
     assert "KV blocks without limit, as the GPU's memory is not known" in told
@@ -63,7 +63,7 @@ def test_a_config_of_any_name_is_read(run, model, tmp_path):
     assert one == two
     (note,) = [note for note in documents[0]["notes"] if note.startswith("prior: ")]
     assert "step times of l8 on" in note
-    assert any("recorded in float32; the steps are priced" in n for n in documents[0]["notes"])
+    assert any("recorded in float32. The steps are priced" in n for n in documents[0]["notes"])
     for text, reason in (
         (json.dumps({k: v for k, v in CONFIG.items() if k != "hidden_size"}), "no field hidden_si"),
         ("[1]", "holds no JSON object"),
@@ -93,13 +93,13 @@ def test_the_document_marks_what_is_prior(run, model):
 @pytest.mark.parametrize(
     ("arguments", "change", "message"),
     [
-        (("--gpu", "h100"), {}, "--gpu h100: no operator tables; one of test_gpu"),
+        (("--gpu", "h100"), {}, "--gpu h100: no operator tables. Choose one of test_gpu"),
         (("--gpu", "test_gpu"), {}, "no generation attention"),
         (("--gpu", "test_gpu", "--operators", "x"), {}, "--gpu excludes --operators"),
         (("--gpu", "test_gpu", "--num-hidden-layers", "2"), {}, "--gpu excludes"),
         (("--model-config", "model"), {}, "--model-config goes with --gpu"),
         (("--collectives", "x"), {}, "--collectives goes with --operators"),
-        (("--gpu", "test_gpu", "--gpu", "h100"), {}, "a replay is of one; give one at a time"),
+        (("--gpu", "test_gpu", "--gpu", "h100"), {}, "a replay is of one. Give one at a time"),
         (
             ("--gpu", "test_gpu", "--model-config", "nowhere"),
             {},
@@ -129,7 +129,7 @@ def test_the_document_marks_what_is_prior(run, model):
             (
                 ("--gpu", "test_gpu", "--model-config", "model"),
                 {"quantization_config": form},
-                f"is quantised ({kind}); only bfloat16 weights are priced",
+                f"is quantised ({kind}), and only bfloat16 weights are priced",
             )
             for kind, form in (
                 ("fp8", {"quant_method": "fp8"}),

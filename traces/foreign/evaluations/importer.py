@@ -87,12 +87,12 @@ def import_outcomes(
     for files that do not belong together, RecordingError when the folder cannot be written.
     """
     if (folder / NAME).exists():
-        raise UsageError(f"-o {folder}: already holds a recording; name another folder")
+        raise UsageError(f"-o {folder}: already holds a recording. Name another folder")
     chosen = _same_format(paths)
     choices = choices or Choices()
     if choices.judge is not None and not chosen.completions:
         raise UsageError(
-            f"--verifier reads answers out of completions, and {chosen.name} has none; leave it out"
+            f"--verifier reads answers out of completions, and {chosen.name} has none. Leave it out"
         )
     table, files = OutcomeTable(keep_text=record_text), []
     labels = _labels(paths)
@@ -107,7 +107,7 @@ def import_outcomes(
         if not count:
             why = reader.skipped.text()
             raise OutcomesError(
-                f"{path}: no sample in it can be read ({why or 'it has none'}); see docs/import.md "
+                f"{path}: no sample in it can be read ({why or 'it has none'}). See docs/import.md "
                 f"for what {chosen.name} must hold"
             )
         files.append(
@@ -116,7 +116,7 @@ def import_outcomes(
     counted = table.count()
     notes = _notes(chosen, files, counted)
     if choices.judge is not None:
-        notes.insert(1, f"answers read and judged anew by the verifier {choices.verifier}")
+        notes.insert(1, f"answers read and judged by the verifier {choices.verifier}")
     _write(folder, chosen, files, counted, notes, record_text, choices.verifier)
     samples = counted.samples
     return Imported(
@@ -135,12 +135,14 @@ def _same_format(paths: Sequence[Path]) -> OutcomeFormat:
     for path, each in found.items():
         if each is None:
             raise OutcomesError(
-                f"{path}: holds no outcomes that can be read; give plain outcomes, samples of "
+                f"{path}: holds no outcomes that can be read. Give plain outcomes, samples of "
                 "lm-evaluation-harness or a log of inspect_ai (see docs/import.md)"
             )
     names = {each.name: each for each in found.values() if each is not None}
     if len(names) > 1:
-        raise UsageError(f"the files are of different formats ({', '.join(names)}); import each")
+        raise UsageError(
+            f"the files are of different formats ({', '.join(names)}). Import each by itself"
+        )
     return next(iter(names.values()))
 
 
@@ -150,14 +152,14 @@ def _labels(paths: Sequence[Path]) -> dict[Path, str]:
         return {paths[0]: ""}
     labels = {path: f"{path.name.partition('.')[0]}/" for path in paths}
     if len(set(labels.values())) < len(paths):
-        raise UsageError("two of the files have the same name; import each by itself")
+        raise UsageError("two of the files have the same name. Import each by itself")
     return labels
 
 
 def _notes(chosen: OutcomeFormat, files: Sequence[ImportedFile], counted: Counted) -> list[str]:
     names = ", ".join(each.path.name for each in files[:4])
     more = f" and {len(files) - 4} more" if len(files) > 4 else ""
-    notes = [f"imported from {chosen.name}: {names}{more}; times and engine are not known"]
+    notes = [f"imported from {chosen.name}: {names}{more}. Times and engine are not known"]
     if counted.doubled:
         unit = files[0].skipped.unit
         notes.append(
@@ -176,10 +178,10 @@ def _notes(chosen: OutcomeFormat, files: Sequence[ImportedFile], counted: Counte
     if counted.contradicted:
         notes.append(
             "answers marked both right and wrong within one problem: "
-            f"{counted.contradicted:,}; each sample counts as it is marked"
+            f"{counted.contradicted:,}. Each sample counts as it is marked"
         )
     if counted.largest > 1 and not counted.answers_told:
-        notes.append("the answers are not told, so that samples cannot vote")
+        notes.append("the answers are not there, so that samples cannot vote")
     if counted.fewer:
         notes.append(f"problems with fewer than {counted.largest} samples: {counted.fewer:,}")
     return notes

@@ -148,7 +148,7 @@ class InspectLog:
             return decode(text, _Header)
         except ValueError as error:
             raise OutcomesError(
-                f"{self._path}: an inspect_ai log that cannot be read ({error}); export it again, "
+                f"{self._path}: an inspect_ai log that cannot be read ({error}). Export it again, "
                 "or give the .eval file"
             ) from None
 
@@ -239,12 +239,12 @@ class InspectLog:
         """Say what was chosen and what is missing, once the file is read."""
         if self._choices.score is not None and self._others and not self._scored:
             raise UsageError(
-                f"--score {self._choices.score}: {self._path} has no such scorer; one of "
+                f"--score {self._choices.score}: {self._path} has no such scorer. Choose one of "
                 f"{some(self._others)}"
             )
         if self._scorer is not None and self._choices.judge is None:
             others = some(self._others)
-            more = f"; other scorers, left out: {others}" if others else ""
+            more = f" (other scorers, left out: {others})" if others else ""
             self.facts.notes.append(f"judged by {self._scorer}{more}")
         if isinstance(self._ids, list):
             absent = len({str(each) for each in self._ids} - seen)

@@ -128,7 +128,7 @@ class LmEvalSamples:
         elif len(texts) > 1:
             raise UsageError(
                 f"{self._path}, line {number}: the filter {self._filter!r} made one answer of "
-                f"{len(texts)} responses; give --verifier numeric (exact, choice, math) to read "
+                f"{len(texts)} responses. Give --verifier numeric (exact, choice, math) to read "
                 "each response"
             )
         else:
@@ -167,7 +167,7 @@ class LmEvalSamples:
                 judged = [None] * len(answers)
         if None in judged:
             self.skipped.add(
-                f"documents whose {self._metric} is not told for each response", number
+                f"documents whose {self._metric} is not there for each response", number
             )
         return [(_unless_invalid(a), right) for a, right in zip(answers, judged, strict=True)]
 
@@ -199,16 +199,18 @@ class LmEvalSamples:
             raise self._no_such("metric", metric, self._metrics)
         if not self._metric and self._metrics:
             raise OutcomesError(
-                f"{self._path}: no metric of right or wrong ({some(self._metrics)}); give "
+                f"{self._path}: no metric of right or wrong ({some(self._metrics)}). Give "
                 "--verifier to judge its responses"
             )
         if self._metric and self._documents:
             others = some(self._others)
-            more = f"; other filters, left out: {others}" if others else ""
+            more = f" (other filters, left out: {others})" if others else ""
             self.facts.notes.append(f"judged by {self._metric},{self._filter}{more}")
 
     def _no_such(self, what: str, name: str, others: Mapping[str, None]) -> UsageError:
-        return UsageError(f"--score: {self._path} has no {what} {name!r}; one of {some(others)}")
+        return UsageError(
+            f"--score: {self._path} has no {what} {name!r}. Choose one of {some(others)}"
+        )
 
 
 def _is_judgement(value: Any) -> bool:

@@ -58,7 +58,7 @@ class AzureTrace:
             buffer += piece
             if end < 0 and len(buffer) > LINE_BYTES:
                 raise OutcomesError(
-                    f"{self._path}: line {number} has more than {LINE_BYTES >> 20} MiB; it is no "
+                    f"{self._path}: line {number} has more than {LINE_BYTES >> 20} MiB. It is no "
                     "trace of requests"
                 )
             if len(buffer) >= _STRETCH_BYTES and end >= 0:

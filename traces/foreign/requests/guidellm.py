@@ -92,18 +92,18 @@ class GuidellmReport:
             count += 1
             if raw is None:
                 raise OutcomesError(
-                    f"{self._path}: benchmark {count} is too large to be held; "
-                    "save it with fewer requests"
+                    f"{self._path}: benchmark {count} is too large to be held. "
+                    "Save it with fewer requests"
                 )
             chosen = raw if count == (self._run or 1) else chosen
         if self._stream.cut is not None:
-            raise OutcomesError(f"{self._path}: {self._stream.cut}; export it again")
+            raise OutcomesError(f"{self._path}: {self._stream.cut}. Export it again")
         if self._run is None and count > 1:
-            raise UsageError(f"{self._path}: holds {count} benchmarks; choose one with --run N")
+            raise UsageError(f"{self._path}: holds {count} benchmarks. Choose one with --run N")
         if chosen is None and self._run is not None:
             raise UsageError(f"--run {self._run}: {self._path} holds {count} benchmarks")
         if chosen is None:
-            raise OutcomesError(f"{self._path}: holds no benchmark; was it stopped early?")
+            raise OutcomesError(f"{self._path}: holds no benchmark. Was it stopped early?")
         try:
             return decode(chosen, _Benchmark)
         except ValueError as error:

@@ -76,7 +76,7 @@ def import_requests(
     the folder cannot be written.
     """
     if (folder / NAME).exists():
-        raise UsageError(f"-o {folder}: already holds a recording; name another folder")
+        raise UsageError(f"-o {folder}: already holds a recording. Name another folder")
     chosen = format_of(path)
     if chosen is None:
         raise OutcomesError(f"{path}: holds no requests that can be read (see docs/import.md)")
@@ -90,8 +90,8 @@ def import_requests(
         if not written.requests:
             why = reader.skipped.text()
             raise OutcomesError(
-                f"{path}: no request in it can be read as {chosen.name} ({why or 'it has none'}); "
-                "docs/import.md says what must be there"
+                f"{path}: no request in it can be read as {chosen.name} ({why or 'it has none'}). "
+                "See docs/import.md for what must be there"
             )
         notes = _notes(path, chosen, reader, written)
         _finish(path, folder, chosen, reader, written, notes)
@@ -223,23 +223,23 @@ def _notes(
         if chosen.measured
         else "arrivals and lengths alone, the engine and the other times are not known"
     )
-    notes = [f"imported from {chosen.name}: {path.name}; {known}"]
+    notes = [f"imported from {chosen.name}: {path.name}. {known}"]
     notes += [f"{path.name}: {each}" for each in reader.facts.notes]
     if reader.skipped.counts:
         notes.append(f"{path.name}: skipped: {reader.skipped.text()}")
     if written.earlier and not chosen.measured:
         notes.append(
             f"requests that arrive before the one above them: {written.earlier:,} (first: line "
-            f"{written.earlier_place:,}); they are taken in the order of their arrivals"
+            f"{written.earlier_place:,}). They are taken in the order of their arrivals"
         )
     if written.failed:
         notes.append(f"requests that failed or were cut off: {written.failed:,}")
     if not written.blocks and not written.cached:
-        notes.append("which prompts begin alike is not told, so that a replay shares none of them")
+        notes.append("which prompts begin alike is not known, so that a replay shares none of them")
     elif 0 < written.blocks < written.requests:
         notes.append(
             f"requests whose prompts share nothing: {written.requests - written.blocks:,}, as "
-            "their blocks are not told"
+            "their blocks are not known"
         )
     return notes
 

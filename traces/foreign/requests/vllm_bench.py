@@ -78,7 +78,7 @@ class VllmBench:
         documents = self._documents()
         if self._run is None and len(documents) > 1:
             raise UsageError(
-                f"{self._path}: holds {len(documents)} results; choose one with --run N"
+                f"{self._path}: holds {len(documents)} results. Choose one with --run N"
             )
         if not 1 <= (self._run or 1) <= len(documents):
             raise UsageError(f"--run {self._run}: {self._path} holds {len(documents)} results")
@@ -88,12 +88,12 @@ class VllmBench:
             self._gaps = decode(chosen, _Gaps, None).itls
         except ValueError as error:
             raise OutcomesError(
-                f"{self._path}: not the whole JSON of a result ({error}); benchmark again"
+                f"{self._path}: not the whole JSON of a result ({error}). Benchmark again"
             ) from None
         absent = [name for name in _LISTS if getattr(result, name) is None]
         if absent:
             raise OutcomesError(
-                f"{self._path}: has no {', '.join(absent)}; run vllm bench serve with "
+                f"{self._path}: has no {', '.join(absent)}. Run vllm bench serve with "
                 "--save-result --save-detailed"
             )
         lengths = {name: len(getattr(result, name)) for name in _LISTS}
@@ -109,8 +109,8 @@ class VllmBench:
             text += piece
             if len(text) > ENTRY_BYTES:
                 raise OutcomesError(
-                    f"{self._path}: more than {ENTRY_BYTES >> 20} MiB in one file of results; "
-                    "benchmark fewer requests at a time"
+                    f"{self._path}: more than {ENTRY_BYTES >> 20} MiB in one file of results. "
+                    "Benchmark fewer requests at a time"
                 )
         if text.count(b"\n") > _MOST_LINES or text.lstrip().partition(b"\n")[0].strip() == b"{":
             return [bytes(text)]
@@ -126,7 +126,7 @@ class VllmBench:
             if most is not None:
                 self.facts.notes.append(
                     f"at most {most:,} requests were in flight, so that some were sent later than "
-                    "the rate says; a replay sends them when they were sent"
+                    "the rate says. A replay sends them when they were sent"
                 )
         else:
             self.facts.concurrency = most

@@ -38,7 +38,7 @@ NO_LIMIT = (
     "No limit is set, so nothing is recommended. Set a limit, for example accuracy 0.75. Press b."
 )
 NO_CANDIDATE = (
-    "it is none of the candidates, so that no difference is known; mark its recording as well"
+    "it is none of the candidates, so that no difference is known. Mark its recording as well"
 )
 
 
@@ -76,7 +76,7 @@ def row_lines(answer: Recommendation, row: Candidate, *, width: int) -> list[str
 
 
 def _numbers(estimates: Mapping[str, Estimate | None]) -> str:
-    return "; ".join(
+    return " | ".join(
         f"{quantity(name).noun} {with_interval(value)}"
         for name in ESTIMATES
         if (value := estimates.get(name)) is not None
@@ -99,5 +99,5 @@ def _regret(answer: Recommendation, width: int) -> Iterator[str]:
         if value is not None
     ]
     if differences:
-        text = f"of compute-optimal (+): {'; '.join(differences)}"
+        text = f"of compute-optimal (+): {' | '.join(differences)}"
         yield from wrap("regret", text, width=width, indent=INDENT)

@@ -211,7 +211,7 @@ class AdviceScreen(ModeScreen):
         """Say what a field of the budget may hold."""
         for name, _, example, _ in FIELDS:
             if self._asked is not None and event.widget.id == f"field_{name}":
-                self._say(f"for example {example}; enter applies, esc leaves", passing=True)
+                self._say(f"for example {example} (enter applies, esc leaves)", passing=True)
 
     @on(Input.Changed, ".budget")
     def _typed(self) -> None:
@@ -444,7 +444,7 @@ class AdviceScreen(ModeScreen):
         except TtscopeError as error:
             self._say(str(error), bad=True, passing=True)
             return
-        self._say(f"plan in {path}; ttscope sweep {path} -o runs measures it", passing=True)
+        self._say(f"plan in {path}, measured by ttscope sweep {path} -o runs", passing=True)
 
     def action_axis(self) -> None:
         """Plot accuracy against the next thing that is known."""

@@ -44,7 +44,7 @@ HOW = (
     "u asks for the URL of a vLLM server, or of several. It is watched without a restart, by its "
     "page of /metrics every second. With --listen 4318 (HTTP) or --listen-grpc 4317 spans and "
     "engine steps are received too, with --kernels FOLDER profiler windows are opened, and the "
-    "power of GPUs of this machine is read; these are the options of ttscope attach.\n\n"
+    "power of GPUs of this machine is read. These are the options of ttscope attach.\n\n"
     "What is seen goes into a recording, which is on screen 1 when s stops it. d says what can be "
     "seen of a server, and what the rest needs. To pose a workload to it: ttscope attach URL "
     "--workload problems.jsonl --n 8."
@@ -142,7 +142,7 @@ class LiveScreen(ModeScreen):
             if yes:
                 self._begin(replace(target, yes=True))
             else:
-                self._say("--kernels: not opened; leave it out to watch without", bad=True)
+                self._say("--kernels: not opened. Leave it out to watch without", bad=True)
 
         question = f"Open {target.windows_told()}?\n\n{CAUTION}"
         self.app.push_screen(ConfirmScreen(question), answered)
@@ -184,7 +184,7 @@ class LiveScreen(ModeScreen):
     def _second(self, event: Ticked) -> None:
         if event.watch is self._watch:
             self._history.add(event.snapshot)
-            self._say("; ".join(event.watch.said))
+            self._say(", ".join(event.watch.said))
             self._draw()
 
     @on(Ended)
@@ -194,9 +194,9 @@ class LiveScreen(ModeScreen):
         if event.error is not None:
             self._say(event.error, bad=True)
         elif event.watch.lost:
-            self._say(f"the server is gone; kept in {event.watch.folder}", bad=True)
+            self._say(f"the server is gone, kept in {event.watch.folder}", bad=True)
         else:
-            self._say(f"kept in {event.watch.folder}; it is on screen 1 now")
+            self._say(f"kept in {event.watch.folder}. It is on screen 1 now")
         if kept:
             self.ttscope.open_paths([event.watch.folder])
             self._suggest(event.watch.folder)

@@ -225,12 +225,12 @@ def problem_lines(snapshot: Snapshot, *, now_ns: int, listening: bool) -> list[s
     """Return the newest problems that spans tell of, or how to see them."""
     if not listening:
         return [
-            "problems: not seen, for nobody listens for spans; attach with --listen 4318 or",
+            "problems: not seen, for nobody listens for spans. Attach with --listen 4318 or",
             "--listen-grpc 4317, and start vLLM as d tells",
         ]
     problems = snapshot.problems
     if problems is None or not problems.height:
-        return ["problems: none yet; vLLM tells of a request when it has ended"]
+        return ["problems: none yet, as vLLM reports a request when it has ended"]
     rows: list[Sequence[str]] = [("problem", "samples", "took", "tokens", "longest", "ended ago")]
     for row in problems.iter_rows(named=True):
         took = None if row["end"] is None else (row["end"] - row["arrival"]) / 1e9

@@ -10,8 +10,8 @@ from tui.screens.entries import Entry
 from tui.text.show import difference_lines, energy_lines, time_lines, warning_lines
 
 EMPTY = (
-    "no recordings here: make one with `ttscope demo` or `ttscope record`; o opens others by "
-    "path, i imports files of other tools"
+    "no recordings here: make one with `ttscope demo` or `ttscope record`, press o to open "
+    "others by path, or i to import files of other tools"
 )
 
 
@@ -43,7 +43,7 @@ def entry_lines(entry: Entry, *, marked: int, width: int) -> list[str]:
     """Return what is to know of one recording, and what can be done with it."""
     run = entry.run
     if run is None and entry.listed is not None:
-        return [f"{entry.path}: still to be read; enter reads it now"]
+        return [f"{entry.path}: still to be read (enter reads it now)"]
     if run is None:
         return [f"! {entry.error}"]
     hint = "mark two with space to compare them on the same problems"

@@ -86,7 +86,7 @@ class Compared(Message):
 
 QUESTIONS = {
     "open": "recordings, or folders of them, to open beside these",
-    "price": "USD per device-hour, such as 2.5; - takes what the recordings say",
+    "price": "USD per device-hour, such as 2.5, or - for what the recordings say",
     "import": "profiler traces, one per rank, samples of evaluations, or a file of requests",
 }
 KEYS: list[BindingType] = [
@@ -374,7 +374,7 @@ class RecordingsScreen(ModeScreen):
 
     @on(ImportDone)
     def _imported(self, event: ImportDone) -> None:
-        notes = "".join(f"; {note}" for note in event.made.notes[:2])
+        notes = "".join(f". {note}" for note in event.made.notes[:2])
         self._say(f"{event.made.told}, kept in {event.made.folder}{notes}")
         self.ttscope.open_paths([event.made.folder])
 
@@ -408,7 +408,7 @@ class RecordingsScreen(ModeScreen):
         except TtscopeError as error:
             self._not_deleted(path, error)
             return
-        kept = f"; {len(left)} other files stay in it" if left else ""
+        kept = f", where {len(left)} other files stay" if left else ""
         self._say(f"deleted {path}{kept}")
         self.ttscope.forget(path)
 
@@ -420,7 +420,7 @@ class RecordingsScreen(ModeScreen):
             self._drop(path)
 
     def _drop(self, path: Path) -> None:
-        self._say(f"{path}: its folder is gone; it is out of the list now", bad=True)
+        self._say(f"{path}: its folder is gone. It is out of the list now", bad=True)
         self.ttscope.forget(path)
 
     def _say(self, text: str, *, bad: bool = False) -> None:

@@ -162,7 +162,7 @@ def collective_line(collectives: Sequence[Collective] | None, width: int) -> str
         + ("" if each.exposed_s is None else f" ({number(each.exposed_s, 's')} exposed)")
         for each in collectives
     ]
-    return f"collectives {'; '.join(parts)}"[:width]
+    return f"collectives {', '.join(parts)}"[:width]
 
 
 def _total(*values: int | None) -> int | None:

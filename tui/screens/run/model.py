@@ -260,7 +260,7 @@ class RunModel:
         if self.problem is None:
             is_watched = self.data is not None and self.data.watched
             return "no problem was recorded" + (
-                ": what /metrics told stands below" if is_watched else ""
+                ": what /metrics said stands below" if is_watched else ""
             )
         text = problem_title(self.problem)
         until = self._until()

@@ -128,5 +128,5 @@ def parse_goto(text: str) -> Goto:
         )
     parts = [float(part) for part in match.groups() if part is not None]
     if any(part >= 60 for part in parts[1:]):
-        raise UsageError(f"{text}: minutes and seconds end at 59; write 2:39, not 1:99")
+        raise UsageError(f"{text}: minutes and seconds end at 59. Write 2:39, not 1:99")
     return Goto("time", sum(part * 60**place for place, part in enumerate(reversed(parts))))

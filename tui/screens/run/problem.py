@@ -320,7 +320,7 @@ def stop_lines(
         spared = "" if not tokens else f", {percent(1 - stop.tokens / tokens)} of tokens"
         here = (
             f"stops at {number(stop.seconds, 's')}, {stop.ended} ended, "
-            f"{percent(stop.certainty)} sure: spares "
+            f"{percent(stop.certainty)} sure: saves "
             f"{number(max(problem.span_s - stop.seconds, 0.0), 's')}{spared}"
         )
     lines = wrap("rule", f"{judged.rule} {here}", width=width, indent=6)

@@ -81,7 +81,7 @@ class PageRead(Message):
 
 QUESTIONS = {
     "goto": "a problem as 137, a step as s48213, a time as 3:32 or 12.5s",
-    "replay": "changes: engine.max_num_seqs=8 policy.n=4; empty replays it as recorded",
+    "replay": "changes: engine.max_num_seqs=8 policy.n=4, or empty to replay it as recorded",
 }
 KEYS: list[BindingType] = [
     Binding("space", "play", "play", id="run.play"),

@@ -309,8 +309,8 @@ class KernelWindows:
         if not self._put_off:
             return f"the run ended after {self.probe.step} steps, and the first was due at {due}"
         return (
-            f"one may cost {cost_s:.2g} s, more than {BUDGET:.0%} of the run's {elapsed_s:.2g} s; "
-            f"it takes a run of {cost_s / BUDGET:.2g} s (more problems), or fewer steps a window"
+            f"one may cost {cost_s:.2g} s, more than {BUDGET:.0%} of the run's {elapsed_s:.2g} s. "
+            f"It takes a run of {cost_s / BUDGET:.2g} s (more problems), or fewer steps a window"
         )
 
 

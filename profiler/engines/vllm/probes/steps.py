@@ -305,7 +305,7 @@ class StepProbe:
 
     def _give_up(self, error: Exception) -> None:
         self.failure = f"{type(error).__name__}: {error}"
-        log.warning("the step probe switched itself off (%s); steps are missing", self.failure)
+        log.warning("the step probe switched itself off (%s). Steps are missing", self.failure)
         self.remove()
 
     def drain(self) -> pl.DataFrame:

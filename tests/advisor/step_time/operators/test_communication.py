@@ -76,7 +76,7 @@ def test_what_was_not_measured_is_refused_by_name():
     assert eager.sizes == 1
     assert model.law("all_reduce", 4, graph=True) is eager  # for want of one in a graph
     for name, size in (("all_gather", 4), ("all_reduce", 8)):
-        with pytest.raises(UsageError, match=r"was not measured; measured are: all_reduce of 4"):
+        with pytest.raises(UsageError, match=r"was not measured. Measured are: all_reduce of 4"):
             model.law(name, size, graph=False)
     with pytest.raises(UsageError, match="measured are: none"):
         Communication().fit({}).law("all_reduce", 2, graph=True)
@@ -128,7 +128,7 @@ def test_a_recording_tells_what_its_profiled_windows_held(tmp_path):
         Kind("all_reduce", 2, True): [[8192, 9e-6]],
     }
     RecordingWriter(tmp_path / "empty", manifest).close(complete=True)
-    with pytest.raises(RecordingError, match="empty: no collective was profiled; record with"):
+    with pytest.raises(RecordingError, match="empty: no collective was profiled. Record with"):
         measured_messages(tmp_path / "empty")
 
 

@@ -26,7 +26,7 @@ def test_times_are_read_in_seconds_and_sorted(tmp_path):
 
 DAMAGE = [
     ("dense.csv", r"layer,tokens", "layer,count", "line 1: no column tokens (there are layer, cou"),
-    ("dense.csv", r"act_fn,4,.*", "act_fn,4", "line 46: ends before time_us; the file is cut"),
+    ("dense.csv", r"act_fn,4,.*", "act_fn,4", "line 46: ends before time_us. The file is cut"),
     ("dense.csv", r"act_fn,4,.*", "act_fn,4,fast", "line 46: time_us is 'fast', not a number"),
     ("dense.csv", r"act_fn,4,.*", "act_fn,4,nan", "line 46: time_us is 'nan', not a number"),
     ("dense.csv", r"act_fn,4,.*", "act_fn,4,-1", "line 46: time_us is -1: no time"),

@@ -202,7 +202,7 @@ def test_what_the_tables_cover(tmp_path):
     ("what", "message"),
     [
         ({"layers": (*LAYERS, "kv_b_proj")}, "layer kv_b_proj is not known"),
-        ({"layers": LAYERS[:-1]}, "no rows of down_proj; profile the whole model"),
+        ({"layers": LAYERS[:-1]}, "no rows of down_proj. Profile the whole model"),
         ({"attention": [r for r in attention_rows() if r[0]]}, "decoding requests alone"),
         ({"attention": [r for r in attention_rows() if r[2]]}, "no rows with a chunk alone"),
         ({"attention": [r for r in attention_rows() if not r[0] or not r[2]]}, "chunk beside"),

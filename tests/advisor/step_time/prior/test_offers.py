@@ -235,7 +235,7 @@ def test_saved_laws_hold_no_prior(wide, tmp_path):
 
 
 def test_what_cannot_be_offered_is_said(tmp_path, wide):
-    with pytest.raises(UsageError, match="--gpu h100: no operator tables; one of test_gpu"):
+    with pytest.raises(UsageError, match="--gpu h100: no operator tables. Choose one of test_gpu"):
         Advisor.fit([wide], gpus=["h100"])
     unknown = of_model(
         tmp_path / "unknown", dataclasses.replace(WIDE, architecture="OtherForCausalLM")
@@ -245,7 +245,7 @@ def test_what_cannot_be_offered_is_said(tmp_path, wide):
     ):
         Advisor.fit([unknown], gpus=["test_gpu"])
     whole = of_model(tmp_path / "whole", WIDE, engine=engine_of(dtype="float32"))
-    with pytest.raises(UsageError, match="recorded in float32; the tables are bfloat16's"):
+    with pytest.raises(UsageError, match="recorded in float32, and the tables are bfloat16's"):
         Advisor.fit([whole], gpus=["test_gpu"])
     drafts = of_model(tmp_path / "drafts", WIDE, engine=engine_of(speculative=NGRAM))
     with pytest.raises((UsageError, RecordingError), match="no recording without speculation"):

@@ -134,7 +134,11 @@ def test_a_cost_of_tables_is_scaled_in_its_seconds_only(tables):
         ({"architecture": "DeepseekV3ForCausalLM"}, {}, "latent attention"),
         ({"architecture": None}, {}, "unknown architecture"),
         ({}, {"quantization": "fp8"}, "engine.quantization=fp8: only bfloat16 weights"),
-        ({"quantization": "awq"}, {}, r"checkpoint of tiny is quantised \(awq\); only bfloat16"),
+        (
+            {"quantization": "awq"},
+            {},
+            r"quantised \(awq\), and only bfloat16",
+        ),
         ({}, {"kv_cache_dtype": "nvfp4"}, "kv_cache_dtype=nvfp4"),
         ({"intermediate_size": None}, {}, "no intermediate_size"),
         (
@@ -184,7 +188,7 @@ def test_a_wrong_name_lists_the_systems_that_have_tables(tmp_path):
     (tmp_path / "data" / "empty_gpu").mkdir()
     (tmp_path / "empty_gpu.yaml").write_text("gpu: {}")
     assert known_systems(tmp_path) == ["test_gpu"]
-    with pytest.raises(UsageError, match="no operator tables; one of test_gpu"):
+    with pytest.raises(UsageError, match="no operator tables. Choose one of test_gpu"):
         read_prior("h100", tmp_path)
 
 

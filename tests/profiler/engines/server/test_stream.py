@@ -218,4 +218,4 @@ def test_samples_without_an_answer_are_told(tmp_path):
     assert recording.samples["censored"].sum() == 2
     (note,) = [note for note in summarise(recording)[0].notes if "no answer" in note]
     assert note.startswith("3 of 8 samples have no answer: 2 were cut at max_tokens")
-    assert "1 ended by themselves; check the verifier" in note
+    assert "1 ended by themselves. Check the verifier" in note

@@ -286,7 +286,7 @@ def test_sweep_like_record_over_the_endpoint(server, tmp_path):
         "record", "--endpoint", server, "--n", "3", "--problems", "6", "-o", tmp_path / "r"
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "tensor_parallel_size; taken as 1" in done.stderr
+    assert "tensor_parallel_size, which is taken as 1" in done.stderr
     assert Recording.open(tmp_path / "r").problems.height == 6
 
 

@@ -85,7 +85,7 @@ def test_ngram_drafts_as_foretold(ngram):
 
 
 def test_ngram_drafts_as_foretold_in_a_batch_and_at_a_temperature(ngram):
-    assert ngram.notes and "mended" in ngram.notes[0]
+    assert ngram.notes and "corrected" in ngram.notes[0]
     for temperature in (0.0, 0.8):
         results, timed = run(ngram, prompts()[:6] * 3, temperature, max_tokens=60)
         assert all(time is None or time > 0 for time in timed) and any(timed)
@@ -132,7 +132,7 @@ def test_record_with_a_draft_model(tmp_path):
     command += ["--max-tokens", "120", "--speculative", json.dumps(draft), "-o", tmp_path / "r"]
     done = warm_ttscope(*command)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "mended in this process" in " ".join(done.stderr.split())
+    assert "corrected in this process" in " ".join(done.stderr.split())
     (run,) = json.loads(done.stdout)["runs"]
     found = run["acceptance"]
     assert (found["method"], len(found["accepted_per_position"])) == ("draft_model", 3)

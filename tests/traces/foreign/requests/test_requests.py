@@ -198,7 +198,7 @@ def test_a_file_that_is_cut_off(case, tmp_path):
 
 def test_limits_stop_bombs(case, tmp_path):
     path = case.write(tmp_path / case.file, SENT * 50)
-    with pytest.raises(OutcomesError, match=r"holds more than 2,000 bytes of text; raise --limit"):
+    with pytest.raises(OutcomesError, match=r"holds more than 2,000 bytes of text. Raise --limit"):
         read(path, tmp_path / "r", limit_bytes=2000)
     assert not (tmp_path / "r").exists() or not list((tmp_path / "r").iterdir())
 
@@ -473,7 +473,7 @@ def test_one_of_several_results_is_chosen(tmp_path):
     one = path.read_text()
     two = vllm_bench(path, SENT[:2]).read_text()
     path.write_text(f"{one}\n{two}")
-    with pytest.raises(UsageError, match=r"holds 2 results; choose one with --run N"):
+    with pytest.raises(UsageError, match=r"holds 2 results. Choose one with --run N"):
         read(path, tmp_path / "r")
     assert read(path, tmp_path / "r", run=2)[0].requests == 2
     with pytest.raises(UsageError, match=r"--run 3: .* holds 2 results"):
@@ -509,7 +509,7 @@ def test_the_load_of_guidellm(tmp_path):
 def test_one_of_several_benchmarks_is_chosen(tmp_path):
     path = tmp_path / "g.json"
     path.write_text(json.dumps(guidellm_report([(SENT, None, None), (SENT[:1], None, None)])))
-    with pytest.raises(UsageError, match=r"holds 2 benchmarks; choose one with --run N"):
+    with pytest.raises(UsageError, match=r"holds 2 benchmarks. Choose one with --run N"):
         read(path, tmp_path / "r")
     assert read(path, tmp_path / "r", run=2)[0].requests == 1
     with pytest.raises(UsageError, match=r"--run 3: .* holds 2 benchmarks"):

@@ -40,7 +40,7 @@ def test_what_runs_today_is_the_best_or_what_it_has_more():
     today = Candidate(marks="P", pick=SMALL)
     worse = FakeAdvisor([]).recommend(Budget(), (SMALL.engine, SMALL.policy))
     text = text_of(worse, today)
-    assert "93 % sure of the limits; against the pick\n  it has:\n" in text
+    assert "93 % sure of the limits. Against the pick\n  it has:\n" in text
     assert "p95 latency +12.5 s [+11.2, +13.8]" in text
     best = FakeAdvisor([]).recommend(Budget(), (LARGE.engine, LARGE.policy))
     assert "already best" in text_of(best, candidates(best)[0])

@@ -127,14 +127,14 @@ def test_what_was_asked_for_and_does_not_fit_says_what_to_set(entry):
     run = dataclasses.replace(
         entry.run, policy=rule_of("agreement", 8, {"agree": 7.0, "in_flight": 8.0})
     )
-    with pytest.raises(UsageError, match="agree must be at most n = 4, not 7; set agree too"):
+    with pytest.raises(UsageError, match="agree must be at most n = 4, not 7. Set agree too"):
         changed(run, ["policy.n=4"])
 
 
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ("engine.max_num_seq=8", "no such field; did you mean max_num_seqs?"),
+        ("engine.max_num_seq=8", "no such field: did you mean max_num_seqs?"),
         ("engine.tensor_paralel_size=2", "did you mean tensor_parallel_size?"),
         ("policy.temprature=0.5", "did you mean temperature?"),
         ("policy.in_flght=2", "did you mean in_flight?"),

@@ -148,7 +148,7 @@ def test_no_window_opens_where_one_does_not_fit_the_run_and_the_reason_is_said(t
     (event,) = windows.events()
     assert event["kind"] == "note" and event["engine"] == "e"
     assert event["detail"] == (
-        "no kernel window was opened: one may cost 0.015 s, more than 3% of the run's 0.5 s; it "
+        "no kernel window was opened: one may cost 0.015 s, more than 3% of the run's 0.5 s. It "
         "takes a run of 0.5 s (more problems), or fewer steps a window"
     )
 

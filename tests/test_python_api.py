@@ -1,0 +1,60 @@
+"""`import ttscope`: the examples of docs/python.md run, and each answer shows itself."""
+
+import json
+import re
+import shutil
+
+import polars as pl
+import pytest
+
+import ttscope
+from tests.test_docs import DOCS
+from tests.test_layers import loaded_by
+from tests.tui.terminal import ROOT
+from traces.errors import UsageError
+
+SAMPLE = {"problem_id": "p", "sample_index": 0, "answer": "1", "correct": True, "output_tokens": 3}
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    """The names that the examples define, run one after another on the shipped recordings."""
+    folder = tmp_path_factory.mktemp("notebook")
+    shutil.copytree(ROOT / "profiler" / "demo" / "recordings", folder / "recordings")
+    (folder / "samples.jsonl").write_text(json.dumps(SAMPLE) + "\n")
+    names = {"ttscope": ttscope}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for block in re.findall(
+            r"```python\n(.*?)```", (DOCS / "python.md").read_text(), re.DOTALL
+        ):
+            exec(block, names)
+        yield names
+
+
+def test_the_examples_say_what_the_verbs_say(ran):
+    assert "accuracy" in repr(ran["summary"])
+    assert ran["numbers"].filter(pl.col("metric") == "accuracy")["value"].item() == pytest.approx(
+        ran["summary"].runs[0].accuracy.value
+    )
+    assert repr(ran["replay"]).count("predicted") >= 2
+    assert repr(ran["answer"]).startswith("RUN demo/s")
+    assert ran["kept"].replay_of == ran["run"].name
+    assert ran["imported"].to_polars("samples").height == 1
+
+
+@pytest.mark.parametrize("name", ["run", "summary", "replay", "answer"])
+def test_each_answer_has_html_and_rows(ran, name):
+    answer = ran[name]
+    assert "<table" in answer._repr_html_()
+    assert answer.to_polars().height > 0
+
+
+def test_a_wrong_option_is_named(ran):
+    with pytest.raises(UsageError, match="no option min_acuracy: did you mean min_accuracy?"):
+        ttscope.advise(ran["run"], min_acuracy=0.5)
+
+
+def test_importing_it_imports_nothing_heavy():
+    heavy = {"polars", "numpy", "typer", "torch", "vllm", "textual", "profiler", "advisor", "tui"}
+    assert loaded_by("import ttscope") & heavy == set()

@@ -1,0 +1,111 @@
+"""ttscope in a notebook or a script: recordings in, summaries, replays and advice out.
+
+Each answer prints as its verb does, shows the report's tables in a notebook, and gives its rows by
+`to_polars`. Options have the names of the command line (docs/python.md). Every function raises
+`traces.errors.TtscopeError` where its verb ends with a message. Nothing heavy is imported before
+it is needed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from traces.recording import reader
+    from tui.report.notebook import Recommendation, Recording, Replay, Summary
+
+__all__ = ["advise", "attach", "import_files", "open", "record", "replay", "show"]
+
+
+def open(path: str | Path) -> Recording:
+    """Open the recording in a folder."""
+    from tui.report.notebook import Recording
+
+    return Recording.open(path)
+
+
+def record(output: str | Path, **options: Any) -> Recording:
+    """Run a workload on vLLM: `record("runs/s", model="demo/s", n=8)`."""
+    from tui.options import RuleOptions, Sampling, grouped
+    from tui.verbs.record import Ask, Keep, run_workload
+
+    options["output"] = output
+    return open(run_workload(*grouped(options, Ask, Sampling, RuleOptions, Keep)))
+
+
+def attach(*urls: str, output: str | Path, **options: Any) -> Recording:
+    """Watch servers for `duration`, or while a `workload` is sent to them."""
+    from tui.options import Sampling, Watch, grouped
+    from tui.verbs.attach import Keep, Pose, watch_servers
+
+    options |= {"urls": list(urls), "output": output}
+    return open(watch_servers(*grouped(options, Watch, Pose, Sampling, Keep))[0])
+
+
+def import_files(*files: str | Path, output: str | Path, **options: Any) -> Recording:
+    """Make a recording of profiler traces, samples, requests or forward passes."""
+    from tui.options import grouped
+    from tui.verbs import import_export
+
+    options |= {"files": list(files), "output": output}
+    import_export.import_files(*grouped(options, import_export.Import))
+    return open(output)
+
+
+def show(recording: reader.Recording | str | Path, *, price: float | None = None) -> Summary:
+    """Sum up a recording; with a price (USD per device-hour) also its cost."""
+    from traces.live.watched import runs_and_servers
+    from tui.report.notebook import Summary
+
+    return Summary(*runs_and_servers(open(_path(recording)), price))
+
+
+def replay(
+    recording: reader.Recording | str | Path,
+    changes: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> Replay:
+    """Predict a run under changes: `replay(run, {"engine.max_num_seqs": 8}, rate="2/s")`."""
+    from advisor.what_if.predict import predict
+    from tui.options import grouped
+    from tui.report.notebook import Replay as Answer
+    from tui.verbs.replay import Replay, question_of
+
+    texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in (changes or {}).items()}
+    options["recording"] = _path(recording)
+    options["change"] = [f"{name}={text}" for name, text in texts.items()]
+    base, recorded, question, others = question_of(*grouped(options, Replay))
+    return Answer(predict(base, recorded, question, others), question)
+
+
+def advise(
+    recordings: reader.Recording | str | Path | Iterable[reader.Recording | str | Path],
+    *,
+    seed: int = 0,
+    **budget: Any,
+) -> Recommendation:
+    """Recommend what to run for a budget: `advise("runs", min_accuracy=0.75)`.
+
+    A path may be a folder of recordings. Incomplete and predicted recordings are left out.
+    """
+    from advisor.advice.advisor import Advisor
+    from advisor.search.budget import parse_budget
+    from tui.options import BudgetOptions, grouped
+    from tui.report.notebook import Recommendation
+    from tui.text.commands import here
+    from tui.verbs.open_all import open_measured
+
+    (options,) = grouped(budget, BudgetOptions)
+    wanted = parse_budget(options.given())
+    several = recordings if isinstance(recordings, Iterable) else [recordings]
+    several = [several] if isinstance(several, str) else several
+    opened = open_measured([_path(each) for each in several])
+    advisor = Advisor.fit(opened, seed=seed, gpus=options.gpu or ())
+    return Recommendation(**vars(advisor.recommend(wanted, **here())))
+
+
+def _path(recording: reader.Recording | str | Path) -> Path:
+    return Path(recording) if isinstance(recording, str | Path) else recording.path
