@@ -25,7 +25,8 @@ from advisor.evidence.measured import Made, RunsMade, runs_in
 from advisor.evidence.runs import ProblemRun, Run, Sample, cut_runs, read_runs
 from advisor.evidence.steps import MOST_STEPS, most_of_each, places, with_host_work
 from advisor.evidence.unrecorded import refusal
-from traces.errors import RecordingError, UsageError
+from traces.errors import RecordingError, TtscopeError, UsageError
+from traces.foreign.values import UNKNOWN_MODEL
 from traces.live.numbers import FINISHED
 from traces.live.watched import ONLY_WATCHED, only_watched, windows_of
 from traces.recording.manifest import WorkloadFacts
@@ -36,6 +37,7 @@ from traces.summary.energy import mean_power_w
 
 Floats = npt.NDArray[np.float64]
 
+PROBLEMS_FILE = "problems.jsonl"  # of a workload that others posed: an import has no prompts
 MOST_SEEN = 0.9  # of the requests that ended, of which spans must tell to stand for all
 USED = (  # of steps
     *("engine", "step", "end", "interval_ns", "wall_ns", "profiled"),
@@ -88,7 +90,15 @@ class Evidence:
     left_out: int
     cut: tuple[Run, ...] = ()  # runs as they would have been with less thought
     lost: tuple[str, ...] = ()  # what a timeout or an error cut off, in words
+    posed: bool = True  # by ttscope, so that `workload` can be posed again by its name
     made: RunsMade = field(default_factory=RunsMade, compare=False)  # by any method
+
+    @property
+    def posable(self) -> str | None:
+        """The workload that a run poses again: its name, or a file to write its problems into."""
+        if not self.posed:
+            return PROBLEMS_FILE
+        return None if self.workload is None else self.workload.name
 
     @property
     def gpus(self) -> frozenset[str | None]:
@@ -129,6 +139,7 @@ def gather(
         names = ", ".join(recording.name for recording in recordings)
         raise RecordingError(f"{names}: {ONLY_WATCHED}")
     workload = _same_workload(recordings)
+    _check_models(recordings)
     steps: list[StepTable] = []
     runs: list[Run] = []
     cut: list[Run] = []
@@ -161,12 +172,14 @@ def gather(
             steps.extend(_steps(recording, key, engine, most))
     names = ", ".join(recording.name for recording in recordings)
     if timed and not steps:
-        tables = "" if judged else ", or give operator tables to replay on (--operators)"
+        instead = ", or name a GPU with --gpu, whose times are of a prior"
+        if not judged:
+            instead += ", or give operator tables (--operators)"
         raise RecordingError(
-            f"{names}: no engine step to learn from; record with the step probe{tables}"
+            f"{names}: no engine step to learn from; record with the step probe{instead}"
         )
     if not runs:
-        raise RecordingError(_no_run(recordings, names))
+        raise _no_run(recordings, names, lost)
     if judged and not any(s.correct is not None for run in runs for s in _samples(run)):
         raise RecordingError(f"{names}: no sample is marked right or wrong; record with answers")
     prices = [r.manifest.price_usd_per_device_hour for r in recordings]
@@ -183,6 +196,7 @@ def gather(
         price_usd_per_device_hour=given.pop() if len(given) == 1 else None,
         left_out=left_out,
         lost=tuple(lost),
+        posed=not any("imported" in each.manifest.provenance for each in recordings),
         made=RunsMade(made),
     )
 
@@ -204,6 +218,34 @@ def _same_workload(recordings: Sequence[Recording]) -> WorkloadFacts | None:
     return first.manifest.workload
 
 
+def _check_models(recordings: Sequence[Recording]) -> None:
+    """Raise UsageError where samples of different models would be taken for those of one."""
+    of_name: dict[str, tuple[str, ModelFacts | None]] = {}
+    for each in recordings:
+        manifest = each.manifest
+        for name in {engine.model for engine in manifest.engines.values()}:
+            facts = manifest.models.get(name)
+            first, known = of_name.setdefault(name, (each.name, facts))
+            if first == each.name:
+                continue
+            if name == UNKNOWN_MODEL:
+                raise UsageError(
+                    f"{first} and {each.name}: neither says which model it is of; import each "
+                    "again with --model NAME"
+                )
+            if facts is None or known is None:
+                of_name[name] = (first, known or facts)
+            elif _shape(facts) != _shape(known):
+                raise UsageError(
+                    f"{first} and {each.name}: hold different models of the name {name}; import "
+                    "each again with a --model NAME of its own"
+                )
+
+
+def _shape(facts: ModelFacts) -> tuple[int, ...]:
+    return (facts.num_hidden_layers, facts.hidden_size, facts.num_attention_heads)
+
+
 def _told(workload: WorkloadFacts | None, other: WorkloadFacts | None) -> str:
     """Return a workload's name, and what tells it from another of the same name."""
     if workload is None:
@@ -217,8 +259,15 @@ def _told(workload: WorkloadFacts | None, other: WorkloadFacts | None) -> str:
     return f"{text}, hash {workload.hash}" if same else text
 
 
-def _no_run(recordings: Sequence[Recording], names: str) -> str:
-    """Say why there is no run with all samples of a problem."""
+def _no_run(recordings: Sequence[Recording], names: str, lost: Sequence[str]) -> TtscopeError:
+    """Return why there is no run with all samples of a problem."""
+    imported = all("imported" in each.manifest.provenance for each in recordings)
+    if imported and not any(each.rows("problems") for each in recordings):
+        return UsageError(f"{names}: names no requests, so there is nothing to replay or to judge")
+    return RecordingError("; ".join(lost) if lost and imported else _unfinished(recordings, names))
+
+
+def _unfinished(recordings: Sequence[Recording], names: str) -> str:
     policies = {policy for each in recordings for policy in each.manifest.policies.values()}
     labels = ", ".join(sorted(policy.label() for policy in policies))
     if policies and all(policy.stops_early for policy in policies):
