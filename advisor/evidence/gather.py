@@ -172,11 +172,10 @@ def gather(
             steps.extend(_steps(recording, key, engine, most))
     names = ", ".join(recording.name for recording in recordings)
     if timed and not steps:
-        instead = ", or name a GPU with --gpu, whose times are of a prior"
-        if not judged:
-            instead += ", or give operator tables (--operators)"
+        tables = "a GPU (--gpu)" if judged else "a GPU (--gpu) or operator tables (--operators)"
         raise RecordingError(
-            f"{names}: no engine step to learn from; record with the step probe{instead}"
+            f"{names}: no engine step to learn from; record with the step probe, or name {tables} "
+            "to take times from"
         )
     if not runs:
         raise _no_run(recordings, names, lost)
@@ -210,12 +209,26 @@ def _same_workload(recordings: Sequence[Recording]) -> WorkloadFacts | None:
     for other in recordings[1:]:
         ours, theirs = first.manifest.workload, other.manifest.workload
         if (ours and ours.hash) != (theirs and theirs.hash):
-            raise UsageError(
-                f"{first.name} and {other.name} answer different problems "
-                f"({_told(ours, theirs)} and {_told(theirs, ours)}); advise on recordings of one "
-                "workload"
-            )
+            why = f"({_told(ours, theirs)} and {_told(theirs, ours)}); advise on recordings of one "
+            why += "workload"
+            if all("imported" in each.manifest.provenance for each in (first, other)):
+                why = _unlike(first, other)
+            raise UsageError(f"{first.name} and {other.name} answer different problems {why}")
     return first.manifest.workload
+
+
+def _unlike(first: Recording, other: Recording) -> str:
+    """Return in what the problems of two imports differ."""
+    ours, theirs = (set(each.problems["problem_id"]) for each in (first, other))
+    if ours == theirs:
+        return (
+            f"({len(ours):,} of the same names, whose prompts or expected answers differ or are in "
+            "one of the files alone); give both files the same"
+        )
+    return (
+        f"({len(ours & theirs):,} names are the same of {len(ours):,} and {len(theirs):,}); import "
+        "files of the same problems"
+    )
 
 
 def _check_models(recordings: Sequence[Recording]) -> None:

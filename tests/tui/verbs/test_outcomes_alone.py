@@ -8,9 +8,14 @@ import numpy as np
 import pytest
 
 from advisor.advice.advisor import Advisor
+from advisor.search.budget import parse_budget
 from advisor.step_time.prior import tables as prior_tables
 from tests.advisor.step_time.prior.prior_files import KERNEL_S, decode_s, gemm_s, write_prior
 from traces.recording.reader import Recording
+from tui.screens.advice.what_if import what_if
+from tui.screens.entries import load
+from tui.screens.library_app import FittedAdvisor
+from tui.text.layout import labels
 
 # Dense models of which the made-up tables have the shapes: (layers, hidden size, skill, tokens).
 MODELS = {
@@ -189,6 +194,8 @@ def test_what_is_lacking_is_said_as_it_is(run, three, tmp_path):
     cases = {
         ("u/a", "u/b"): "neither says which model it is of; import each again with --model NAME",
         ("u/a",): "whose prompt_tokens are not known; import again with --prompt-tokens N",
+        ("x/f", "runs/large"): "(29 names are the same of 29 and 30); import files of the same",
+        ("x/e", "runs/large"): "(30 of the same names, whose prompts or expected answers differ",
         ("o/a", "runs/large"): "hold different models of the name org/large",
     }
     for name in ("u/a", "u/b"):
@@ -196,12 +203,16 @@ def test_what_is_lacking_is_said_as_it_is(run, three, tmp_path):
     run(
         "import", "small.jsonl", "--model", "org/large", "--model-config", "small.json", "-o", "o/a"
     )
+    (tmp_path / "f.jsonl").write_text("\n".join(lines[8:]) + "\n")
+    (tmp_path / "e.jsonl").write_text("\n".join(lines).replace("expected", "answered") + "\n")
+    for name in ("f", "e"):
+        run("import", f"{name}.jsonl", "--model", "x", "-o", f"x/{name}")
     for recordings, reason in cases.items():
         code, out, err = run("advise", *recordings, *GPU, "--optimise", "cost")
         assert code in (1, 2) and not out
         assert err.count("\n") == 1 and reason in err, err
     code, _, err = run("advise", "runs", "--optimise", "cost")
-    assert code == 1 and "or name a GPU with --gpu" in err
+    assert code == 1 and "or name a GPU (--gpu)" in err
 
 
 @pytest.mark.parametrize(
@@ -255,3 +266,15 @@ def test_a_column_may_have_the_prompts_lengths_and_the_file_its_own(run, tmp_pat
     assert Recording.open(tmp_path / "b").samples["prompt_tokens"].unique().to_list() == [55]
     only = dataclasses.asdict(Recording.open(tmp_path / "b").manifest.workload)
     assert only["problems"] == 2
+
+
+def test_the_app_advises_and_asks_what_if(three, tmp_path):
+    paths = [tmp_path / "runs" / name for name in MODELS]
+    entries = [entry for path in paths for entry in load(path)]
+    advisor = FittedAdvisor([Recording.open(path) for path in paths], systems=["test_gpu"])
+    pick = advisor.recommend(parse_budget({"optimise": "latency"})).system_optimal
+    assert pick is not None and pick.prior == "test_gpu"
+    head, *rows = what_if(entries, pick, "engine.max_num_seqs=1")
+    assert head.endswith("engine.max_num_seqs=1")
+    assert any(row.startswith("latency mean") and "*" in row for row in rows)
+    assert {labels(entry.run)[1] for entry in entries} == {"-"}  # an import tells no engine
