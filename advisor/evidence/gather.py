@@ -165,7 +165,8 @@ def gather(
         made.extend(runs_in(recording))
         cut.extend(cut_runs(recording, found))
         left_out += dropped
-        lost += told
+        unlike = recording.manifest.provenance.get("imported", {}).get("unlike", ())
+        lost += [*(f"{recording.name}: {why}" for why in unlike), *told]
     for each in others:
         recording = each.afresh()
         for key, engine in recording.manifest.engines.items():

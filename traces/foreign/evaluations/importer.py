@@ -19,6 +19,7 @@ import polars as pl
 from traces.errors import OutcomesError, RecordingError, UsageError
 from traces.foreign.evaluations import inspect_log, lm_eval
 from traces.foreign.evaluations import plain as plain_outcomes
+from traces.foreign.evaluations.alike import unlike
 from traces.foreign.evaluations.reader import Choices, FileFacts, Given, OutcomeFormat
 from traces.foreign.evaluations.table import Counted, OutcomeTable
 from traces.foreign.source import head_of
@@ -119,10 +120,14 @@ def import_outcomes(
         )
     counted = table.count()
     _check_longest(counted, given)
+    differing = list(unlike(counted.samples, counted.largest))
     notes = _notes(chosen, files, counted, given)
+    notes[1:1] = differing
     if choices.judge is not None:
-        notes.insert(1, f"answers read and judged anew by the verifier {choices.verifier}")
-    _write(folder, chosen, files, counted, notes, record_text, choices.verifier, given)
+        notes.insert(
+            1 + len(differing), f"answers read and judged anew by the verifier {choices.verifier}"
+        )
+    _write(folder, chosen, files, counted, notes, record_text, choices.verifier, given, differing)
     samples = counted.samples
     return Imported(
         format=chosen.name,
@@ -239,6 +244,7 @@ def _write(
     record_text: bool,
     verifier: str | None,
     given: Given,
+    differing: Sequence[str],
 ) -> None:
     temperature = _one(files, "temperature", given.temperature)
     greedy = counted.largest == 1 and temperature == 0
@@ -269,6 +275,7 @@ def _write(
             "imported": {
                 "format": chosen.name,
                 "given": given.to_json(),
+                "unlike": list(differing),
                 "files": [
                     {
                         "name": each.path.name,
