@@ -10,6 +10,7 @@ import pytest
 from advisor.advice.advisor import Advisor
 from advisor.search.budget import parse_budget
 from advisor.step_time.prior import tables as prior_tables
+from tests.advisor.step_time.operators.operator_tables import write_tables
 from tests.advisor.step_time.prior.prior_files import KERNEL_S, decode_s, gemm_s, write_prior
 from traces.recording.reader import Recording
 from tui.screens.advice.what_if import what_if
@@ -91,7 +92,7 @@ def test_what_was_given_is_in_the_recording(run, three, tmp_path):
     assert "engine.model org/small -> org/large" in out and "same engine" not in out
 
 
-def test_a_replay_has_the_times_of_the_tables(run, three):
+def test_a_replay_has_the_times_of_the_tables(run, three, tmp_path):
     asked = ("replay", "runs/small", "--gpu", "test_gpu", "--concurrency", "1", "--json")
     code, out, err = run(*asked)
     assert code == 0, err
@@ -114,6 +115,14 @@ def test_a_replay_has_the_times_of_the_tables(run, three):
     assert floor_s < tpot < floor_s + (7 * layers + 10) * KERNEL_S
     code, out, err = run(*asked[:-3], "--rate", "2/s", "--json")
     assert code == 0, err
+    write_tables(tmp_path / "gpu")
+    on_tables = ("--operators", "gpu", "--num-hidden-layers", "4", "--concurrency", "2")
+    run("import", "small.jsonl", "--prompt-tokens", "5", "-o", "plain")
+    code, out, err = run("replay", "plain", *on_tables, "--json")
+    assert code == 0, err
+    found = json.loads(out)["predicted"]
+    assert found["tokens_per_problem"]["value"] == pytest.approx(tokens.sum(axis=1).mean())
+    assert found["latency_s"]["mean"]["extrapolated"] and found["accuracy"] is not None
     code, out, err = run(*asked[:-3])
     assert code == 2 and err.count("\n") == 1
     assert "tells no load to replay; give --concurrency" in err
