@@ -265,6 +265,17 @@ def test_other_shapes_of_outcomes_are_told_to_be_lines(run, tmp_path, text):
     assert err.count("\n") == 1 and "one JSON object a line" in err, err
 
 
+def test_what_contradicts_itself_is_told(run, tmp_path):
+    outcomes(tmp_path / "a.jsonl", 0.5, 100, problems=2, think_tokens=7)
+    first, *lines = (tmp_path / "a.jsonl").read_text().splitlines()
+    odd = json.loads(first) | {"expected": "other", "think_tokens": 10**6}
+    (tmp_path / "a.jsonl").write_text("\n".join([*lines, json.dumps(odd)]) + "\n")
+    code, out, _ = run("import", "a.jsonl", "-o", "a")
+    told = " ".join(out.split())
+    assert code == 0 and "1 value of think_tokens that is above output_tokens" in told
+    assert "different expected answers, or some none: 1; the first counts" in told
+
+
 def test_a_column_may_have_the_prompts_lengths_and_the_file_its_own(run, tmp_path):
     outcomes(tmp_path / "a.jsonl", 0.5, 100, problems=2, input_len=77)
     assert run("import", "a.jsonl", "--prompt-tokens", "input_len", "-o", "a")[0] == 0

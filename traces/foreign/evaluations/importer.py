@@ -203,6 +203,11 @@ def _notes(
             "answers marked both right and wrong within one problem: "
             f"{counted.contradicted:,}; each sample counts as it is marked"
         )
+    if counted.expected_differs:
+        notes.append(
+            "problems whose samples have different expected answers, or some none: "
+            f"{counted.expected_differs:,}; the first counts, and each sample as it is marked"
+        )
     if counted.largest > 1 and not counted.answers_told:
         notes.append("the answers are not told, so that samples cannot vote")
     if counted.fewer:

@@ -65,6 +65,10 @@ class PlainOutcomes:
                 found[name] = whole_number(value)
                 if found[name] is None:
                     self.skipped.add(f"values of {name} that are no whole number", number)
+        thought, made = found.get("think_tokens"), found.get("output_tokens")
+        if thought is not None and made is not None and thought > made:
+            found["think_tokens"] = None
+            self.skipped.add("values of think_tokens that are above output_tokens", number)
         if (value := row.get("latency_s")) is not None:
             seconds = finite(value)
             found["latency_s"] = None if seconds is None or seconds < 0 else seconds

@@ -53,6 +53,7 @@ class Counted:
     answers_told: bool
     contradicted: int  # answers that one problem has as right and as wrong
     prompts_filled: int  # samples that have the prompt's length that was given
+    expected_differs: int  # problems whose samples have different expected answers
     logprobs: str | None  # why some are left out
     logprobs_place: int | None  # of the first of them
 
@@ -64,6 +65,8 @@ class OutcomeTable:
     keep_text: bool = False
     prompt_tokens: int | None = None  # of prompts whose length a file does not tell
     _prompts_filled: int = 0
+    _first_expected: list[str | None] = field(default_factory=list)
+    _expected_differs: set[int] = field(default_factory=set)
     _rows: list[tuple[Any, ...]] = field(default_factory=list)
     _chunks: list[pl.DataFrame] = field(default_factory=list)
     _problems: dict[str, int] = field(default_factory=dict)
@@ -80,6 +83,9 @@ class OutcomeTable:
             self._expected.append(outcome.expected if self.keep_text else None)
             told = (outcome.identity or b"") + b"\0" + (outcome.expected or "").encode()
             self._identities.append(hashlib.blake2b(told, digest_size=8).digest())
+            self._first_expected.append(outcome.expected)
+        elif outcome.expected != self._first_expected[problem]:
+            self._expected_differs.add(problem)
         answer = outcome.answer
         latency, prompt_tokens = outcome.latency_s, outcome.prompt_tokens
         if prompt_tokens is None and self.prompt_tokens is not None:
@@ -151,6 +157,7 @@ class OutcomeTable:
             answers_told=told,
             contradicted=contradicted,
             prompts_filled=self._prompts_filled,
+            expected_differs=len(self._expected_differs),
             logprobs=logprobs,
             logprobs_place=logprobs_place,
         )
