@@ -137,6 +137,7 @@ def test_advice_needs_no_recorded_step(run, three):
     assert "By the prior, not measured." in told
     assert "load: 1 problem in flight, as no recording tells its load" in told
     assert "which no run of this GPU has checked" in told
+    assert "intervals of 90 %; - not measured; * by the prior, not measured" in told
     assert "with the problems in problems.jsonl" in told  # an import has no prompts to pose again
     assert told.count("--workload problems.jsonl") == told.count("ttscope record")
     code, out, err = run(*asked, "--json")
