@@ -11,6 +11,7 @@ from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 import typer
 
 from traces.errors import UsageError
+from traces.schema.engine import ModelFacts
 from traces.schema.methods import PARAMETERS
 from traces.schema.parameters import make_policy, meant
 from traces.schema.policy import Policy
@@ -275,6 +276,16 @@ def read_words(group: type[Group], words: Sequence[str], *, nothing: str) -> Gro
             raise UsageError(f"{option}: not here, where there are {option_names(group)}") from None
         missing = type(error).__name__ == "MissingParameter"
         raise UsageError(nothing if missing else show()) from None
+
+
+def facts_of(path: Path) -> ModelFacts:
+    """Return a model's facts from its config, or its folder. Raises UsageError for what is none."""
+    from profiler.engines.model_facts import facts_from_file
+
+    try:
+        return facts_from_file(path)
+    except UsageError as error:
+        raise UsageError(f"--model-config {error}") from None
 
 
 def option_names(group: type[Any]) -> str:

@@ -139,7 +139,7 @@ class Advisor:
         cannot be offered, RecordingError when they hold nothing to learn from.
         """
         known = None if saved is None or not saved.exists() else load_laws(saved, recordings)
-        evidence, offers = gather(recordings), None
+        evidence, offers = gather(recordings, timed=not gpus), None
         if gpus:
             from advisor.step_time.prior.offers import offer
 

@@ -147,7 +147,7 @@ def sweep_plan(chosen: Sequence[Experiment], evidence: Evidence) -> dict[str, An
     """Return runs under the recorded load as the document of a plan for `ttscope sweep`."""
     workload = evidence.workload
     document = {
-        "workload": "demo" if workload is None else workload.name,
+        "workload": evidence.posable or "demo",
         "problems": None if workload is None else workload.problems,
         "seed": None if workload is None else workload.seed,
         "concurrency": evidence.load[0] or 1,

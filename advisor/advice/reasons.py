@@ -11,7 +11,7 @@ import numpy as np
 from advisor.advice.command import record_command
 from advisor.advice.feasible import ReplayedCheck
 from advisor.evidence.features import PARTS, Features
-from advisor.evidence.gather import Evidence
+from advisor.evidence.gather import PROBLEMS_FILE, Evidence
 from advisor.evidence.measured import Under
 from advisor.search.metrics import CandidateMetrics
 from advisor.search.replayed import ReplayedCandidate
@@ -311,7 +311,10 @@ def _assumptions(evidence: Evidence, check: ReplayedCheck) -> Iterable[str]:
         in_flight = evidence.load[0]
         noted = {run.concurrency for run in evidence.runs}
         several = "" if len(noted) == 1 else " most often"
-        yield f"load: {counted(in_flight or 0, 'problem')} in flight, as recorded{several}"
+        whose = f"as recorded{several}"
+        if noted == {None}:
+            whose = "as no recording says its load (--rate says another)"
+        yield f"load: {counted(in_flight or 1, 'problem')} in flight, {whose}"
     if not metrics.space.judged:
         yield f"for {len(metrics.space.problem_ids):,} problems as they were sent"
         return
@@ -364,10 +367,12 @@ def _record(evidence: Evidence, engine: EngineConfig, policy: Policy) -> str:
     where = "" if engine.gpu in evidence.gpus else f"on {engine.gpu}: "
     if engine.mode == "server" or engine.data_parallel_size > 1:
         where += "with its server started: "
+    if not evidence.posed:
+        where += f"with the problems in {PROBLEMS_FILE}: "
     return where + record_command(
         engine,
         policy,
-        workload=None if workload is None else workload.name,
+        workload=evidence.posable,
         problems=None if workload is None else workload.problems,
         concurrency=evidence.load[0],
         seed=None if workload is None else workload.seed,

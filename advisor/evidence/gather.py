@@ -25,7 +25,8 @@ from advisor.evidence.measured import Made, RunsMade, runs_in
 from advisor.evidence.runs import ProblemRun, Run, Sample, cut_runs, read_runs
 from advisor.evidence.steps import MOST_STEPS, most_of_each, places, with_host_work
 from advisor.evidence.unrecorded import refusal
-from traces.errors import RecordingError, UsageError
+from traces.errors import RecordingError, TtscopeError, UsageError
+from traces.foreign.values import UNKNOWN_MODEL
 from traces.live.numbers import FINISHED
 from traces.live.watched import only_watched, windows_of
 from traces.recording.manifest import WorkloadFacts
@@ -40,6 +41,7 @@ TOO_LITTLE = (
     "too little of the server was seen to learn from. Watch it under load for at least 10 polls, "
     "or with the plugin (docs/attach.md)"
 )
+PROBLEMS_FILE = "problems.jsonl"  # of a workload that others sent: an import has no prompts
 MOST_SEEN = 0.9  # of the requests that ended, of which spans must tell to stand for all
 USED = (  # of steps
     *("engine", "step", "end", "interval_ns", "wall_ns", "profiled"),
@@ -92,7 +94,15 @@ class Evidence:
     left_out: int
     cut: tuple[Run, ...] = ()  # runs as they would have been with less thought
     lost: tuple[str, ...] = ()  # what a timeout or an error cut off, in words
+    posed: bool = True  # by ttscope, so that `workload` can be posed again by its name
     made: RunsMade = field(default_factory=RunsMade, compare=False)  # by any method
+
+    @property
+    def posable(self) -> str | None:
+        """The workload that a run poses again: its name, or a file to write its problems into."""
+        if not self.posed:
+            return PROBLEMS_FILE
+        return None if self.workload is None else self.workload.name
 
     @property
     def gpus(self) -> frozenset[str | None]:
@@ -135,6 +145,7 @@ def gather(
         recordings = [each for each in recordings if not only_watched(each)]
     judged = judged and not watched
     workload = _same_workload(recordings)
+    _check_models(recordings)
     steps: list[StepTable] = []
     runs: list[Run] = []
     cut: list[Run] = []
@@ -160,14 +171,15 @@ def gather(
         made.extend(runs_in(recording))
         cut.extend(cut_runs(recording, found))
         left_out += dropped
-        lost += told
+        unlike = recording.manifest.provenance.get("imported", {}).get("unlike", ())
+        lost += [*(f"{recording.name}: {why}" for why in unlike), *told]
     for each in others:
         recording = each.afresh()
         for key, engine in recording.manifest.engines.items():
             steps.extend(_steps(recording, key, engine, most))
         if only_watched(recording):
             steps.extend(_mean_steps(recording, steps))
-    _check_enough(recordings, steps, runs, judged=judged, timed=timed)
+    _check_enough(recordings, steps, runs, lost, judged=judged, timed=timed)
     prices = [r.manifest.price_usd_per_device_hour for r in recordings]
     given = {price for price in prices if price is not None}
     return Evidence(
@@ -182,6 +194,7 @@ def gather(
         price_usd_per_device_hour=given.pop() if len(given) == 1 else None,
         left_out=left_out,
         lost=tuple(lost),
+        posed=not any("imported" in each.manifest.provenance for each in recordings),
         made=RunsMade(made),
     )
 
@@ -190,6 +203,7 @@ def _check_enough(
     recordings: Sequence[Recording],
     steps: Sequence[StepTable],
     runs: Sequence[Run],
+    lost: Sequence[str],
     *,
     judged: bool,
     timed: bool,
@@ -200,14 +214,15 @@ def _check_enough(
     if all(map(only_watched, recordings)) and (lacking or not runs):
         raise RecordingError(f"{names}: {TOO_LITTLE}")
     if lacking:
-        tables = "" if judged else ", or give operator tables to replay on (--operators)"
+        tables = "a GPU (--gpu)" if judged else "a GPU (--gpu) or operator tables (--operators)"
         raise RecordingError(
-            f"{names}: no engine step to learn from; record with the step probe{tables}"
+            f"{names}: no engine step to learn from. Record with the step probe, or name {tables} "
+            "to take times from"
         )
     if not runs:
-        raise RecordingError(_no_run(recordings, names))
+        raise _no_run(recordings, names, lost)
     if judged and not any(s.correct is not None for run in runs for s in _samples(run)):
-        raise RecordingError(f"{names}: no sample is marked right or wrong; record with answers")
+        raise RecordingError(f"{names}: no sample is marked right or wrong. Record with answers")
 
 
 def _samples(run: Run) -> Iterable[Sample]:
@@ -219,12 +234,54 @@ def _same_workload(recordings: Sequence[Recording]) -> WorkloadFacts | None:
     for other in recordings[1:]:
         ours, theirs = first.manifest.workload, other.manifest.workload
         if (ours and ours.hash) != (theirs and theirs.hash):
-            raise UsageError(
-                f"{first.name} and {other.name} answer different problems "
-                f"({_told(ours, theirs)} and {_told(theirs, ours)}). Advise on recordings of one "
-                "workload"
-            )
+            why = f"({_told(ours, theirs)} and {_told(theirs, ours)}). Advise on recordings of one "
+            why += "workload"
+            if all("imported" in each.manifest.provenance for each in (first, other)):
+                why = _unlike(first, other)
+            raise UsageError(f"{first.name} and {other.name} answer different problems {why}")
     return first.manifest.workload
+
+
+def _unlike(first: Recording, other: Recording) -> str:
+    """Return in what the problems of two imports differ."""
+    ours, theirs = (set(each.problems["problem_id"]) for each in (first, other))
+    if ours == theirs:
+        return (
+            f"({len(ours):,} of the same names, whose prompts or expected answers differ or are in "
+            "one of the files alone); give both files the same"
+        )
+    return (
+        f"({len(ours & theirs):,} names are the same of {len(ours):,} and {len(theirs):,}); import "
+        "files of the same problems"
+    )
+
+
+def _check_models(recordings: Sequence[Recording]) -> None:
+    """Raise UsageError where samples of different models would be taken for those of one."""
+    of_name: dict[str, tuple[str, ModelFacts | None]] = {}
+    for each in recordings:
+        manifest = each.manifest
+        for name in {engine.model for engine in manifest.engines.values()}:
+            facts = manifest.models.get(name)
+            first, known = of_name.setdefault(name, (each.name, facts))
+            if first == each.name:
+                continue
+            if name == UNKNOWN_MODEL:
+                raise UsageError(
+                    f"{first} and {each.name}: neither says which model it is of; import each "
+                    "again with --model NAME"
+                )
+            if facts is None or known is None:
+                of_name[name] = (first, known or facts)
+            elif _shape(facts) != _shape(known):
+                raise UsageError(
+                    f"{first} and {each.name}: hold different models of the name {name}; import "
+                    "each again with a --model NAME of its own"
+                )
+
+
+def _shape(facts: ModelFacts) -> tuple[int, ...]:
+    return (facts.num_hidden_layers, facts.hidden_size, facts.num_attention_heads)
 
 
 def _told(workload: WorkloadFacts | None, other: WorkloadFacts | None) -> str:
@@ -240,10 +297,15 @@ def _told(workload: WorkloadFacts | None, other: WorkloadFacts | None) -> str:
     return f"{text}, hash {workload.hash}" if same else text
 
 
-def _no_run(recordings: Sequence[Recording], names: str) -> str:
-    """Say why there is no run with all samples of a problem."""
-    if not any(each.rows("problems") for each in recordings):
-        return f"{names}: holds no problem and no request, so that there is nothing to replay"
+def _no_run(recordings: Sequence[Recording], names: str, lost: Sequence[str]) -> TtscopeError:
+    """Return why there is no run with all samples of a problem."""
+    imported = all("imported" in each.manifest.provenance for each in recordings)
+    if imported and not any(each.rows("problems") for each in recordings):
+        return UsageError(f"{names}: names no requests, so there is nothing to replay or to judge")
+    return RecordingError("; ".join(lost) if lost and imported else _unfinished(recordings, names))
+
+
+def _unfinished(recordings: Sequence[Recording], names: str) -> str:
     policies = {policy for each in recordings for policy in each.manifest.policies.values()}
     labels = ", ".join(sorted(policy.label() for policy in policies))
     if policies and all(policy.stops_early for policy in policies):

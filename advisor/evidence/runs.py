@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from sys import intern
@@ -10,11 +11,12 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from traces.errors import RecordingError
+from traces.errors import RecordingError, UsageError
 from traces.live.watched import only_watched
 from traces.recording.reader import Recording
 from traces.recording.window_cost import WindowCost
 from traces.schema.engine import EngineConfig, Speculative
+from traces.schema.formats import counted
 from traces.schema.policy import AS_SENT, Policy
 from traces.summary.problems import engine_windows, lost_problems
 
@@ -53,12 +55,13 @@ class ProblemRun:
 
     `cached_tokens` of its prompt came from the prefix cache for the sample that had the fewest,
     which is what it shares with other problems; `prompt_blocks` name its blocks where an import
-    tells them. `arrival_ns` is unix time. `latency_s` is nan where an import does not tell it.
+    tells them. `arrival_ns` is unix time, None where an import does not tell it; `latency_s` is nan
+    there.
     `indices` are the samples' own.
     """
 
     problem_id: str
-    arrival_ns: int
+    arrival_ns: int | None
     prompt_tokens: int
     cached_tokens: int
     latency_s: float
@@ -106,14 +109,24 @@ class Run:
     drawn: bool = False
 
     def arrivals_s(self, problem_ids: Iterable[str]) -> npt.NDArray[np.float64]:
-        """Return when problems arrived, in seconds since the first of them."""
-        times = np.array([self.problems[name].arrival_ns for name in problem_ids])
+        """Return when problems arrived, in seconds since the first of them.
+
+        Raises UsageError where an import does not tell it.
+        """
+        told = [self.problems[name].arrival_ns for name in problem_ids]
+        if None in told:
+            raise UsageError(
+                f"{self.recording}: tells no load to replay; give --concurrency, problems in "
+                "flight, or --rate, problems arriving"
+            )
+        times = np.array(told, dtype=np.int64)
         return np.asarray((times - times.min()) / 1e9)
 
 
 def arrival_rate(problems: Mapping[str, ProblemRun]) -> float | None:
     """Return how many problems arrived a second, None where they are too few to say."""
-    times = [problem.arrival_ns for problem in problems.values()]
+    every = (problem.arrival_ns for problem in problems.values())
+    times = [time for time in every if time is not None]
     span = (max(times) - min(times)) / 1e9 if times else 0.0
     return (len(times) - 1) / span if span > 0 else None
 
@@ -142,10 +155,11 @@ def read_runs(recording: Recording) -> tuple[list[Run], int, list[str]]:
         index = row["sample_index"]
         samples.setdefault(name, {})[index] = _with_forced(row, forced.get((*name, index), ()))
     found: dict[tuple[str, str], dict[str, ProblemRun]] = {}
+    lacking: Counter[str] = Counter()
     costs: dict[str, WindowCost] = {}
     if recording.frame("events", ["kind"])["kind"].eq("window").any():
         costs = {key: engine_windows(recording, key) for key in manifest.engines}
-    for row in kept.sort("arrival").iter_rows(named=True):
+    for row in kept.sort("arrival", nulls_last=True, maintain_order=True).iter_rows(named=True):
         policy = AS_SENT if watched else manifest.policies.get(row["policy"])
         engine = manifest.engines.get(row["engine"])
         if policy is None or engine is None or not policy.all_samples_end:
@@ -153,15 +167,22 @@ def read_runs(recording: Recording) -> tuple[list[Run], int, list[str]]:
         own = samples.get((row["engine"], row["policy"], row["problem_id"]), {})
         n = len(own) if watched else policy.n
         run = _problem_run(row, list(own.values()), n, engine.speculative, imported=imported)
+        if isinstance(run, str):
+            lacking[run] += 1
+            continue
         cost = costs.get(row["engine"])
-        if run is not None and cost is not None and np.isfinite(run.latency_s):
+        if cost is not None and run.arrival_ns is not None and np.isfinite(run.latency_s):
             since = np.array([run.arrival_ns])
             until = since + round(run.latency_s * 1e9)
             taken = float(cost.within_s(since, until)[0])  # which the profiler's windows took
             run = replace(run, latency_s=run.latency_s - taken)
-        if run is not None:
-            found.setdefault((row["engine"], row["policy"]), {})[run.problem_id] = run
-    notes = [] if imported else _check_survivors(recording, found)
+        found.setdefault((row["engine"], row["policy"]), {})[run.problem_id] = run
+    notes = [
+        f"left out of {recording.name}: {counted(count, 'problem')} {why}"
+        for why, count in lacking.most_common()
+        if imported
+    ]
+    notes += [] if imported else _check_survivors(recording, found)
     runs = [
         Run(
             recording=recording.name,
@@ -249,7 +270,8 @@ def _problem_run(
     speculative: Speculative | None,
     *,
     imported: bool,
-) -> ProblemRun | None:
+) -> ProblemRun | str:
+    """Return a problem with all its samples, or what of it is lacking, in words."""
     whole = [
         s
         for s in samples
@@ -263,16 +285,16 @@ def _problem_run(
     prompt = _int(row["prompt_tokens"]) or max(
         (_int(s["prompt_tokens"]) or 0 for s in whole), default=0
     )
-    if (
-        not whole
-        or len(whole) != n
-        or not prompt
-        or arrival is None
-        or (decided is None and not imported)
-    ):
-        return None
-    arrived, latency = _int(arrival) or 0, float("nan")
-    if decided is not None:
+    if samples and not any(_int(s["output_tokens"]) for s in samples):
+        return "whose output_tokens are not known"
+    if not whole or len(whole) != n:
+        return f"without {counted(n, 'sound sample')}, as others have"
+    if not prompt:
+        return "whose prompt_tokens are not known; import again with --prompt-tokens N"
+    if not imported and (arrival is None or decided is None):
+        return "whose times are not known"
+    arrived, latency = _int(arrival), float("nan")
+    if decided is not None and arrived is not None:
         latency = ((_int(decided) or 0) - arrived) / 1e9
     blocks = row["prompt_blocks"]
     whole.sort(key=lambda s: _int(s["sample_index"]) or 0)

@@ -142,19 +142,19 @@ def predict(
             power=None if on_tables else power,
             beyond=beyond,
         )
+    unreplayed = "no step was recorded, so that the run cannot be replayed as it was"
     notes = [*_time_notes(after, prior), *placed, *_prefixes(base), *evidence.lost]
-    if before is None:
-        notes.append("no step was recorded, so that the run cannot be replayed as it was")
+    notes += [unreplayed] if before is None else []
     notes += _measured_notes(evidence, own, on_tables=on_tables)
     notes += [] if redrafted is None else [redrafted.note]
     notes += [] if told is None else [told]
     notes += _outside(after, prior, longer, question)
-    replayed = None if before is None else before.summary()
-    notes += _ties(recorded, replayed)
+    predicted, replayed = after.summary(), None if before is None else before.summary()
+    notes += _ties(recorded, replayed or (predicted if question.policy == own.policy else None))
     return Prediction(
         recorded=recorded,
         replayed=replayed,
-        predicted=after.summary(),
+        predicted=predicted,
         waits=tuple(after.waits()),
         notes=tuple(notes),
         tables=after.tables,

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from traces.errors import UsageError
+from traces.errors import OutcomesError, UsageError
+from traces.foreign.source import head_of
 
 FileKind = Literal["samples", "requests", "traces", "passes"]
 
@@ -31,6 +32,7 @@ def kind_of(paths: Sequence[Path]) -> FileKind:
     Raises OutcomesError where it cannot be read, UsageError for several files of requests.
     """
     from traces.foreign.evaluations import importer as outcome_import
+    from traces.foreign.evaluations.plain import not_lines
     from traces.foreign.forward_passes import holds_passes
     from traces.foreign.requests import importer as request_import
 
@@ -39,6 +41,8 @@ def kind_of(paths: Sequence[Path]) -> FileKind:
     if outcome_import.format_of(paths[0]) is not None:
         return "samples"
     if request_import.format_of(paths[0]) is None:
+        if (why := not_lines(head_of(paths[0]))) is not None:
+            raise OutcomesError(f"{paths[0]}: {why}")
         return "traces"
     if len(paths) > 1:
         raise UsageError("give one file of requests at a time. Each is a load of its own")

@@ -108,7 +108,7 @@ def _advice(
         return None, (
             "no measured recording is complete and holds answered problems. Record to the end"
         )
-    if not watched and not any(run.steps for run in runs):
+    if not systems and not watched and not any(run.steps for run in runs):
         return None, NO_STEPS
     try:
         advisor = Advisor.fit(recordings, seed=seed, gpus=systems)

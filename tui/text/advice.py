@@ -186,7 +186,10 @@ def _estimates(answer: Recommendation, width: int) -> Iterable[str]:
         yield ""
         yield from _wrap(f"compute-optimal is {_name(theirs)}, with the regret:", width)
         yield from _differences(answer.regret, width)
-    yield f"intervals of 90 %, {ABSENT} not measured, {OUTSIDE} outside what was measured"
+    of_prior = [pick.prior is not None for pick in columns]
+    marked = "by the prior, not measured" if all(of_prior) else "outside what was measured"
+    marked += ", or by the prior" if any(of_prior) and not all(of_prior) else ""
+    yield f"intervals of 90 %, {ABSENT} not measured, {OUTSIDE} {marked}"
 
 
 def _differences(differences: Mapping[str, Estimate | None], width: int) -> Iterable[str]:

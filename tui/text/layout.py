@@ -82,4 +82,5 @@ def model_name(model: str) -> str:
 
 def labels(run: Run) -> tuple[str, str]:
     """Return the short form of the policy and of the engine."""
-    return (ABSENT if run.policy is None else run.policy.label(), run.engine.label())
+    policy = ABSENT if run.policy is None else run.policy.label()
+    return policy, run.engine.label() if run.imported is None else ABSENT

@@ -7,6 +7,8 @@ profiler trace.
 from __future__ import annotations
 
 import itertools
+import re
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +18,7 @@ import typer
 
 from traces.errors import RecordingError, UsageError
 from traces.foreign.evaluations.importer import Imported, import_outcomes
-from traces.foreign.evaluations.reader import Choices, Judge
+from traces.foreign.evaluations.reader import Choices, Given, Judge
 from traces.foreign.forward_passes import ImportedPasses, import_passes
 from traces.foreign.kinds import files_in, kind_of
 from traces.foreign.profiler_traces import import_traces, remarks
@@ -26,11 +28,16 @@ from traces.foreign.values import BLOCK_TOKENS
 from traces.kineto.read import TraceTables
 from traces.recording.reader import Recording
 from traces.schema.formats import counted, number
-from tui.options import Json, takes
+from tui.options import Json, facts_of, takes
 from tui.text.layout import align, wrap
 from tui.text.terminal import say, say_json
 from tui.verbs.progress import progress_bar
 
+_OF_SAMPLES = (
+    "score", "verifier", "model", "model_config", "temperature", "top_p", "max_tokens",
+    "prompt_tokens",
+)  # fmt: skip
+_MOST_PROMPT = 100_000_000
 _COUNTS = ("problems", "samples", "answered", "judged")
 _REQUEST_COUNTS = (
     "requests", "measured", "failed", "span_s", "prompt_tokens", "output_tokens",
@@ -62,6 +69,21 @@ class Import:
         typer.Option(help="Judge completions by exact, numeric, choice or math."),
     ] = None
     record_text: Annotated[bool, typer.Option(help="Keep the answers' texts.")] = False
+    model: Annotated[
+        str | None, typer.Option(help="Samples: the model's name, where the files lack it.")
+    ] = None
+    model_config: Annotated[
+        Path | None, typer.Option(help="Samples: the model's config.json, to predict its times.")
+    ] = None
+    temperature: Annotated[float | None, typer.Option(help="Samples: that they were drawn at.")] = (
+        None
+    )
+    top_p: Annotated[float | None, typer.Option(help="Samples: nucleus sampling.")] = None
+    max_tokens: Annotated[int | None, typer.Option(help="Samples: tokens of each at most.")] = None
+    prompt_tokens: Annotated[
+        str | None,
+        typer.Option(metavar="N|NAME", help="Samples: tokens of a prompt, or what has them."),
+    ] = None
     run: Annotated[
         int | None, typer.Option(help="Which of a file's benchmarks, from 1, of requests.")
     ] = None
@@ -93,8 +115,9 @@ def import_files(asked: Import) -> tuple[list[Path], Any]:
     limit = int(asked.limit * 1e9)
     files = files_in(asked.files)
     kind = kind_of(files)
-    for option, value in (("--score", asked.score), ("--verifier", asked.verifier)):
-        if value is not None and kind != "samples":
+    for name in _OF_SAMPLES:
+        if getattr(asked, name) is not None and kind != "samples":
+            option = f"--{name.replace('_', '-')}"
             raise UsageError(f"{option} is for samples, and {files[0]} holds none")
     for option, count in (("--run", asked.run), ("--block-tokens", asked.block_tokens)):
         if count is not None and kind != "requests":
@@ -122,12 +145,58 @@ def import_files(asked: Import) -> tuple[list[Path], Any]:
 
             return files, import_requests(files[0], asked.output, choices=wanted, on_rows=on_rows)
         judge = None if asked.verifier is None else _judge(asked.verifier)
+        given, column = _given(asked)
         choices = Choices(
-            score=asked.score, judge=judge, verifier=asked.verifier, limit_bytes=limit
+            score=asked.score,
+            judge=judge,
+            verifier=asked.verifier,
+            prompt_column=column,
+            limit_bytes=limit,
         )
         return files, import_outcomes(
-            files, asked.output, choices=choices, record_text=asked.record_text, on_file=on_file
+            files,
+            asked.output,
+            choices=choices,
+            given=given,
+            record_text=asked.record_text,
+            on_file=on_file,
         )
+
+
+def _given(asked: Import) -> tuple[Given, str | None]:
+    """Return what the options say of a run, and the name that prompts' lengths have in a line.
+
+    Raises UsageError for what no run can have.
+    """
+    text, prompt_tokens = asked.prompt_tokens, None
+    if text is not None and (not text.strip() or re.fullmatch(r"[-+.,\d]+", text)):
+        prompt_tokens = int(text) if text.isascii() and text.isdecimal() else 0
+        if not 1 <= prompt_tokens <= _MOST_PROMPT:
+            raise UsageError(
+                f"--prompt-tokens {text}: wants a whole number from 1 to {_MOST_PROMPT:,}, or the "
+                "name that has it in a line"
+            )
+        text = None
+    if asked.model is not None and not asked.model.strip():
+        raise UsageError("--model: wants the model's name")
+    most: dict[str, tuple[float | None, float, float]] = {
+        "--temperature": (asked.temperature, 0, 100),
+        "--top-p": (asked.top_p, sys.float_info.min, 1),
+        "--max-tokens": (asked.max_tokens, 1, _MOST_PROMPT),
+    }
+    for option, (value, low, high) in most.items():
+        if value is not None and not low <= value <= high:
+            bounds = f"above 0, up to {high:,}" if low < 1 and low else f"from {low:g} to {high:,}"
+            raise UsageError(f"{option} {value:g}: wants a number {bounds}")
+    given = Given(
+        model=asked.model,
+        facts=None if asked.model_config is None else facts_of(asked.model_config),
+        temperature=asked.temperature,
+        top_p=asked.top_p,
+        max_tokens=asked.max_tokens,
+        prompt_tokens=prompt_tokens,
+    )
+    return given, text
 
 
 def _judge(name: str) -> Judge:

@@ -12,8 +12,7 @@ import typer
 from advisor.what_if.question import changed, device_asked
 from traces.errors import UsageError
 from traces.recording.reader import Recording, measured
-from traces.schema.engine import ModelFacts
-from tui.options import Json, takes
+from tui.options import Json, facts_of, takes
 from tui.text.terminal import say
 
 if TYPE_CHECKING:
@@ -164,7 +163,7 @@ def question_of(asked: Replay) -> tuple[Recording, Run, Question, list[Recording
         num_hidden_layers=asked.num_hidden_layers,
         collectives=asked.collectives,
         gpu=gpu,
-        model_facts=None if asked.model_config is None else _facts(asked.model_config),
+        model_facts=None if asked.model_config is None else facts_of(asked.model_config),
     )
     return base, recorded, question, others
 
@@ -183,16 +182,6 @@ def _check_sources(
         raise UsageError("--model-config goes with --gpu or --operators, whose times are a model's")
     if collectives is not None and operators is None:
         raise UsageError("--collectives goes with --operators, whose tables leave them out")
-
-
-def _facts(path: Path) -> ModelFacts:
-    """Return a model's facts from its config. Raises UsageError for one that is none."""
-    from profiler.engines.model_facts import facts_from_file
-
-    try:
-        return facts_from_file(path)
-    except UsageError as error:
-        raise UsageError(f"--model-config {error}") from None
 
 
 def _chosen(runs: Sequence[Run], number: int, name: str) -> Run:

@@ -86,8 +86,11 @@ def offer(evidence: Evidence, recordings: Sequence[Recording], systems: Sequence
         offered, why = 0, "no recording without speculation tells of a model"
         for base, choices in _bases(evidence, tables):
             facts = evidence.models.get(base.model)
-            for size in SIZES if facts is not None else ():
-                assert facts is not None
+            if facts is None:
+                why = f"what {base.model} weighs is not known. Import it with --model-config FILE"
+                refused.append(Refused(engine=base, choices=len(choices) * len(SIZES), why=why))
+                continue
+            for size in SIZES:
                 engine = replace(base, gpu=tables.device, tensor_parallel_size=size)
                 if _shape(engine) in measured:
                     offered += 1

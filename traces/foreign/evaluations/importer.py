@@ -1,7 +1,8 @@
 """From outcomes that others measured to a recording of problems and samples.
 
-There are no steps, no times and no engine but its name: such a recording is good for accuracy
-against tokens, and everything else in it is null. `answer` of a problem is the vote of all its
+There are no steps, no times and no engine but its model: such a recording is good for accuracy
+against tokens, and for times where a prior of GPUs or operator tables have them. Everything else in
+it is null. `answer` of a problem is the vote of all its
 samples, a tie going to the answer whose first sample has the lowest number. Right answers are one
 class, as they all equal the expected one; wrong ones are one where their texts are.
 """
@@ -9,7 +10,7 @@ class, as they all equal the expected one; wrong ones are one where their texts 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ import polars as pl
 from traces.errors import OutcomesError, RecordingError, UsageError
 from traces.foreign.evaluations import inspect_log, lm_eval
 from traces.foreign.evaluations import plain as plain_outcomes
-from traces.foreign.evaluations.reader import Choices, FileFacts, OutcomeFormat
+from traces.foreign.evaluations.alike import unlike
+from traces.foreign.evaluations.reader import Choices, FileFacts, Given, OutcomeFormat
 from traces.foreign.evaluations.table import Counted, OutcomeTable
 from traces.foreign.source import head_of
 from traces.foreign.values import UNKNOWN_MODEL, Skipped
@@ -77,24 +79,27 @@ def import_outcomes(
     folder: Path,
     *,
     choices: Choices | None = None,
+    given: Given | None = None,
     record_text: bool = False,
     on_file: Callable[[Path], None] | None = None,
 ) -> Imported:
     """Read files of one format into the recording `folder`; return what was found.
 
     With several files the problems of each are named after it. Answers are kept as class numbers
-    unless `record_text`. Raises OutcomesError for a file of which nothing can be read, UsageError
-    for files that do not belong together, RecordingError when the folder cannot be written.
+    unless `record_text`; `given` says what the files do not. Raises OutcomesError for a file of
+    which nothing can be read, UsageError for files that do not belong together or that contradict
+    what is given, RecordingError when the folder cannot be written.
     """
     if (folder / NAME).exists():
         raise UsageError(f"-o {folder}: already holds a recording. Name another folder")
     chosen = _same_format(paths)
-    choices = choices or Choices()
+    choices, given = choices or Choices(), given or Given()
     if choices.judge is not None and not chosen.completions:
         raise UsageError(
             f"--verifier reads answers out of completions, and {chosen.name} has none. Leave it out"
         )
-    table, files = OutcomeTable(keep_text=record_text), []
+    table = OutcomeTable(keep_text=record_text, prompt_tokens=given.prompt_tokens)
+    files: list[ImportedFile] = []
     labels = _labels(paths)
     for path in paths:
         if on_file is not None:
@@ -114,10 +119,15 @@ def import_outcomes(
             ImportedFile(path=path, samples=count, skipped=reader.skipped, facts=reader.facts)
         )
     counted = table.count()
-    notes = _notes(chosen, files, counted)
+    _check_longest(counted, given)
+    differing = list(unlike(counted.samples, counted.largest))
+    notes = _notes(chosen, files, counted, given)
+    notes[1:1] = differing
     if choices.judge is not None:
-        notes.insert(1, f"answers read and judged by the verifier {choices.verifier}")
-    _write(folder, chosen, files, counted, notes, record_text, choices.verifier)
+        notes.insert(
+            1 + len(differing), f"answers read and judged by the verifier {choices.verifier}"
+        )
+    _write(folder, chosen, files, counted, notes, record_text, choices.verifier, given, differing)
     samples = counted.samples
     return Imported(
         format=chosen.name,
@@ -156,10 +166,25 @@ def _labels(paths: Sequence[Path]) -> dict[Path, str]:
     return labels
 
 
-def _notes(chosen: OutcomeFormat, files: Sequence[ImportedFile], counted: Counted) -> list[str]:
+def _check_longest(counted: Counted, given: Given) -> None:
+    longest = counted.samples["output_tokens"].max() if "output_tokens" in counted.samples else None
+    if given.max_tokens is not None and isinstance(longest, int) and longest > given.max_tokens:
+        raise UsageError(
+            f"--max-tokens {given.max_tokens:,}: a sample has {longest:,} output tokens; give the "
+            "limit that the samples were drawn with"
+        )
+
+
+def _notes(
+    chosen: OutcomeFormat, files: Sequence[ImportedFile], counted: Counted, given: Given
+) -> list[str]:
     names = ", ".join(each.path.name for each in files[:4])
     more = f" and {len(files) - 4} more" if len(files) > 4 else ""
     notes = [f"imported from {chosen.name}: {names}{more}. Times and engine are not known"]
+    known = given.to_json() | ({} if counted.prompts_filled else {"prompt_tokens": None})
+    settings = ", ".join(f"{name} {value}" for name, value in known.items() if value is not None)
+    if settings:
+        notes.append(f"given at the import: {settings}")
     if counted.doubled:
         unit = files[0].skipped.unit
         notes.append(
@@ -180,6 +205,11 @@ def _notes(chosen: OutcomeFormat, files: Sequence[ImportedFile], counted: Counte
             "answers marked both right and wrong within one problem: "
             f"{counted.contradicted:,}. Each sample counts as it is marked"
         )
+    if counted.expected_differs:
+        notes.append(
+            "problems whose samples have different expected answers, or some none: "
+            f"{counted.expected_differs:,}; the first counts, and each sample as it is marked"
+        )
     if counted.largest > 1 and not counted.answers_told:
         notes.append("the answers are not there, so that samples cannot vote")
     if counted.fewer:
@@ -187,10 +217,29 @@ def _notes(chosen: OutcomeFormat, files: Sequence[ImportedFile], counted: Counte
     return notes
 
 
-def _one(files: Sequence[ImportedFile], name: str) -> Any:
-    """Return what all files say of a setting, None where they differ or do not say."""
+def _one(files: Sequence[ImportedFile], name: str, given: Any = None) -> Any:
+    """Return what all files say of a setting, None where they differ; what is given if they do not.
+
+    Raises UsageError where a file says another value than the one given.
+    """
     values = {getattr(each.facts, name) for each in files}
+    for told in values - {None} if given is not None else ():
+        if told != given:
+            raise UsageError(
+                f"--{name.replace('_', '-')} {given}: the file says {told}; leave the option out"
+            )
+    if given is not None:
+        return given
     return values.pop() if len(values) == 1 else None
+
+
+def _model(files: Sequence[ImportedFile], given: Given) -> str:
+    """Return the model's name as it is given, as the files have it, or as its config has it."""
+    models = {each.facts.model for each in files} - {None}
+    if len(models) > 1:
+        raise UsageError(f"the files are of different models ({', '.join(map(str, models))})")
+    of_config = None if given.facts is None else given.facts.name
+    return given.model or next(iter(models), None) or of_config or UNKNOWN_MODEL
 
 
 def _write(
@@ -201,25 +250,27 @@ def _write(
     notes: Sequence[str],
     record_text: bool,
     verifier: str | None,
+    given: Given,
+    differing: Sequence[str],
 ) -> None:
-    models = {each.facts.model for each in files} - {None}
-    if len(models) > 1:
-        raise UsageError(f"the files are of different models ({', '.join(map(str, models))})")
-    temperature = _one(files, "temperature")
+    temperature = _one(files, "temperature", given.temperature)
     greedy = counted.largest == 1 and temperature == 0
     policy = Policy(
         method="greedy" if greedy else "majority",
         n=counted.largest,
-        max_tokens=_one(files, "max_tokens") or None,
+        max_tokens=_one(files, "max_tokens", given.max_tokens) or None,
         temperature=temperature,
-        top_p=_one(files, "top_p"),
+        top_p=_one(files, "top_p", given.top_p),
     )
-    engine = EngineConfig(model=next(iter(models), None) or UNKNOWN_MODEL)
+    engine = EngineConfig(model=_model(files, given), mode="server")
     clock = read_clocks()
     manifest = Manifest(
         clock_start=clock,
         engines={engine.key(): engine},
         policies={policy.key(): policy},
+        models={}
+        if given.facts is None
+        else {engine.model: replace(given.facts, name=engine.model)},
         workload=WorkloadFacts(
             name=_one(files, "task") or files[0].path.name.partition(".")[0],
             hash=counted.identity,
@@ -230,6 +281,8 @@ def _write(
         provenance={
             "imported": {
                 "format": chosen.name,
+                "given": given.to_json(),
+                "unlike": list(differing),
                 "files": [
                     {
                         "name": each.path.name,

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from traces.errors import UsageError
 from traces.foreign.evaluations.reader import Choices, FileFacts, Outcome, OutcomeFormat
 from traces.foreign.source import objects
 from traces.foreign.values import LARGEST, Skipped, finite, truth, whole_number
@@ -30,13 +31,18 @@ class PlainOutcomes:
         self.facts = FileFacts()
         self.skipped = Skipped(unit="line")
         self._path, self._limit = path, choices.limit_bytes
+        self._prompt_column = choices.prompt_column
 
     def __iter__(self) -> Iterator[Outcome]:
+        asked, column_seen = self._prompt_column, False
         for number, row in objects(self._path, self._limit, self.skipped, self.facts.notes):
             reason = _fault(row)
             if reason is not None:
                 self.skipped.add(f"lines {reason}", number)
                 continue
+            if asked is not None:
+                column_seen = column_seen or asked in row
+                row["prompt_tokens"] = row.get(asked)
             yield Outcome(
                 problem_id=str(row["problem_id"]),
                 sample_index=int(row["sample_index"]),
@@ -46,6 +52,11 @@ class PlainOutcomes:
                 correct=None if row["correct"] is None else truth(row["correct"]),
                 **self._optional(row, number),
             )
+        if asked is not None and not column_seen:
+            raise UsageError(
+                f"--prompt-tokens {asked}: no line of {self._path.name} has it; give a number of "
+                "tokens, or the name that has it in a line"
+            )
 
     def _optional(self, row: dict[str, Any], number: int) -> dict[str, Any]:
         found: dict[str, Any] = {}
@@ -54,6 +65,10 @@ class PlainOutcomes:
                 found[name] = whole_number(value)
                 if found[name] is None:
                     self.skipped.add(f"values of {name} that are no whole number", number)
+        thought, made = found.get("think_tokens"), found.get("output_tokens")
+        if thought is not None and made is not None and thought > made:
+            found["think_tokens"] = None
+            self.skipped.add("values of think_tokens that are above output_tokens", number)
         if (value := row.get("latency_s")) is not None:
             seconds = finite(value)
             found["latency_s"] = None if seconds is None or seconds < 0 else seconds
@@ -95,7 +110,27 @@ def _fault(row: dict[str, Any]) -> str | None:
 
 
 def _recognises(head: bytes) -> bool:
-    return b'"problem_id"' in head and _KEYS.search(head) is not None
+    named = b'"problem_id"' in head and _KEYS.search(head) is not None
+    return named and not_lines(head) is None
+
+
+_NAMES = (
+    "problem_id", "sample_index", "correct", "answer", "expected", "output_tokens",
+    "prompt_tokens", "think_tokens", "latency_s", "logprob_mean", "finish_reason",
+)  # fmt: skip
+_LINES = "plain outcomes are one JSON object a line (see docs/import.md)"
+
+
+def not_lines(head: bytes) -> str | None:
+    """Return why a file that is meant as plain outcomes is none, by its first bytes."""
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n")
+    if text.startswith(b"[") and b'"ph"' not in head:
+        return f"is a JSON array; {_LINES}"
+    first = text.partition(b"\n")[0].decode("utf-8", "replace")
+    cells = [cell.strip(' "\r').lower() for cell in re.split(r"[,;\t]", first)]
+    if len(cells) > 1 and not text.startswith(b"{") and set(cells) & set(_NAMES):
+        return f"is a table with columns, such as CSV; {_LINES}"
+    return None
 
 
 FORMAT = OutcomeFormat(

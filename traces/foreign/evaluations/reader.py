@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 
 from traces.foreign.values import LIMIT_BYTES, Skipped
+from traces.schema.engine import ModelFacts
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -62,13 +63,30 @@ class Choices:
 
     `judge` reads a completion itself, given the expected answer, and returns the class of its
     answer and whether it is right (`verifier` names it); None takes the file's own answers and
-    scores.
+    scores. `prompt_column` has the tokens of a prompt in plain outcomes, None for `prompt_tokens`.
     """
 
     score: str | None = None
     judge: Judge | None = None
     verifier: str | None = None
+    prompt_column: str | None = None
     limit_bytes: int = LIMIT_BYTES
+
+
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """What the user says of a run where its files do not; `facts` are those of its model."""
+
+    model: str | None = None
+    facts: ModelFacts | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    max_tokens: int | None = None
+    prompt_tokens: int | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what was given, by name."""
+        return {k: v for k, v in vars(self).items() if v is not None and k != "facts"}
 
 
 class OutcomeReader(Protocol):

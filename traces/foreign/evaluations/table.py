@@ -52,6 +52,8 @@ class Counted:
     fewer: int  # problems with less
     answers_told: bool
     contradicted: int  # answers that one problem has as right and as wrong
+    prompts_filled: int  # samples that have the prompt's length that was given
+    expected_differs: int  # problems whose samples have different expected answers
     logprobs: str | None  # why some are left out
     logprobs_place: int | None  # of the first of them
 
@@ -61,6 +63,10 @@ class OutcomeTable:
     """Takes outcomes one by one, then `count`s them."""
 
     keep_text: bool = False
+    prompt_tokens: int | None = None  # of prompts whose length a file does not tell
+    _prompts_filled: int = 0
+    _first_expected: list[str | None] = field(default_factory=list)
+    _expected_differs: set[int] = field(default_factory=set)
     _rows: list[tuple[Any, ...]] = field(default_factory=list)
     _chunks: list[pl.DataFrame] = field(default_factory=list)
     _problems: dict[str, int] = field(default_factory=dict)
@@ -77,8 +83,14 @@ class OutcomeTable:
             self._expected.append(outcome.expected if self.keep_text else None)
             told = (outcome.identity or b"") + b"\0" + (outcome.expected or "").encode()
             self._identities.append(hashlib.blake2b(told, digest_size=8).digest())
+            self._first_expected.append(outcome.expected)
+        elif outcome.expected != self._first_expected[problem]:
+            self._expected_differs.add(problem)
         answer = outcome.answer
-        latency = outcome.latency_s
+        latency, prompt_tokens = outcome.latency_s, outcome.prompt_tokens
+        if prompt_tokens is None and self.prompt_tokens is not None:
+            prompt_tokens = self.prompt_tokens
+            self._prompts_filled += 1
         self._rows.append(
             (
                 problem,
@@ -87,7 +99,7 @@ class OutcomeTable:
                 None if answer is None else _hash(answer),
                 answer if self.keep_text else None,
                 outcome.correct,
-                outcome.prompt_tokens,
+                prompt_tokens,
                 outcome.output_tokens,
                 outcome.think_tokens,
                 None if latency is None else round(latency * 1e9),
@@ -144,6 +156,8 @@ class OutcomeTable:
             fewer=int((sizes < largest).sum()),
             answers_told=told,
             contradicted=contradicted,
+            prompts_filled=self._prompts_filled,
+            expected_differs=len(self._expected_differs),
             logprobs=logprobs,
             logprobs_place=logprobs_place,
         )

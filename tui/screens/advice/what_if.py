@@ -63,6 +63,8 @@ def what_if(
     ]
     budget = budget or Budget()
     rate = budget.rate_per_s
+    arrivals = base.recording.problems["arrival"].count()
+    in_flight = None if arrivals or rate is not None else 1  # as in the advice on such an import
     recorded = base.recording.manifest.price_usd_per_device_hour
     prices = Prices(budget, recorded, frozenset({base.run.engine.gpu}))
     before, after = (
@@ -70,7 +72,13 @@ def what_if(
             predict(
                 base.recording,
                 base.run,
-                Question(engine=e, policy=p, gpu=pick.prior, rate_per_s=rate),
+                Question(
+                    engine=e,
+                    policy=p,
+                    gpu=pick.prior,
+                    rate_per_s=rate,
+                    concurrency=in_flight,
+                ),
                 others,
             ).predicted,
             e,

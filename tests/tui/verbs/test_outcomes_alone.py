@@ -1,0 +1,301 @@
+"""From outcomes alone to advice: import, replay and advise without a recorded step or GPU."""
+
+import dataclasses
+import json
+import random
+
+import numpy as np
+import pytest
+
+from advisor.advice.advisor import Advisor
+from advisor.search.budget import parse_budget
+from advisor.step_time.prior import tables as prior_tables
+from tests.advisor.step_time.operators.operator_tables import write_tables
+from tests.advisor.step_time.prior.prior_files import KERNEL_S, decode_s, gemm_s, write_prior
+from traces.recording.reader import Recording
+from tui.screens.advice.what_if import what_if
+from tui.screens.entries import load
+from tui.screens.library_app import FittedAdvisor
+from tui.text.layout import labels
+
+# Dense models of which the made-up tables have the shapes: (layers, hidden size, skill, tokens).
+MODELS = {
+    "small": (4, 512, 0.3, 1500),
+    "middle": (8, 1024, 0.6, 2500),
+    "large": (16, 1024, 0.8, 3000),
+}
+GPU = ("--gpu", "test_gpu", "--gpus", "8", "--price", "Test=2.5")
+PROMPT = 120
+
+
+def config(layers, hidden):
+    return {
+        "architectures": ["LlamaForCausalLM"], "hidden_size": hidden, "vocab_size": 1000,
+        "intermediate_size": 2 * hidden, "num_attention_heads": hidden // 64,
+        "num_key_value_heads": 4, "num_hidden_layers": layers,
+    }  # fmt: skip
+
+
+def outcomes(path, skill, tokens, *, problems=30, samples=8, seed=0, **more):
+    """Write outcomes shaped like AIME's; return the tokens [problems, samples]."""
+    rng, made = random.Random(seed), []
+    lines = []
+    for problem in range(problems):
+        chance = min(max(rng.gauss(skill, 0.3), 0.02), 0.98)
+        for index in range(samples):
+            right = rng.random() < chance
+            made.append(int(rng.lognormvariate(0, 0.3) * tokens))
+            lines.append({
+                "problem_id": f"p{problem}", "sample_index": index, "output_tokens": made[-1],
+                "answer": str(problem) if right else str(900 + rng.randrange(3)),
+                "expected": str(problem), "correct": right, **more,
+            })  # fmt: skip
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return np.array(made).reshape(problems, samples)
+
+
+@pytest.fixture
+def prior(tmp_path, monkeypatch):
+    folder = write_prior(tmp_path / "systems")
+    monkeypatch.setattr(prior_tables, "tables_folder", lambda: folder)
+
+
+@pytest.fixture
+def three(run, tmp_path, prior):
+    """Three imported models; their recordings and the tokens of their samples."""
+    tokens = {}
+    for seed, (name, (layers, hidden, skill, length)) in enumerate(MODELS.items()):
+        tokens[name] = outcomes(tmp_path / f"{name}.jsonl", skill, length, seed=seed)
+        (tmp_path / f"{name}.json").write_text(json.dumps(config(layers, hidden)))
+        code, out, err = run(
+            "import", f"{name}.jsonl", "--model", f"org/{name}", "--model-config", f"{name}.json",
+            "--temperature", "0.6", "--top-p", "0.95", "--max-tokens", "16384",
+            "--prompt-tokens", PROMPT, "-o", f"runs/{name}",
+        )  # fmt: skip
+        assert (code, err) == (0, "")
+        assert f"given at the import: model org/{name}, temperature 0.6" in " ".join(out.split())
+    return tokens
+
+
+def test_what_was_given_is_in_the_recording(run, three, tmp_path):
+    manifests = [Recording.open(tmp_path / "runs" / name).manifest for name in MODELS]
+    assert len({each.workload.hash for each in manifests}) == 1  # the same problems
+    for name, manifest in zip(MODELS, manifests, strict=True):
+        ((engine,), (policy,)) = manifest.engines.values(), manifest.policies.values()
+        assert engine.model == f"org/{name}"
+        assert (policy.temperature, policy.top_p, policy.max_tokens) == (0.6, 0.95, 16384)
+        assert manifest.models[engine.model].num_hidden_layers == MODELS[name][0]
+    samples = Recording.open(tmp_path / "runs" / "small").samples
+    assert samples["prompt_tokens"].unique().to_list() == [PROMPT]
+    code, out, _ = run("show", "runs/small", "runs/large")
+    assert code == 0 and "the same 30 problems, paired" in out
+    assert "engine.model org/small -> org/large" in out and "same engine" not in out
+
+
+def test_a_replay_has_the_times_of_the_tables(run, three, tmp_path):
+    asked = ("replay", "runs/small", "--gpu", "test_gpu", "--concurrency", "1", "--json")
+    code, out, err = run(*asked)
+    assert code == 0, err
+    found = json.loads(out)["predicted"]
+    tokens = three["small"]
+    # One problem at a time: each ends with its longest sample, a step a token.
+    tpot = found["tpot_s"]["p50"]["value"]
+    assert found["tokens_per_problem"]["value"] == pytest.approx(tokens.sum(axis=1).mean())
+    assert found["latency_s"]["mean"]["value"] == pytest.approx(
+        tokens.max(axis=1).mean() * tpot, rel=0.1
+    )
+    assert found["device_s_per_problem"]["value"] == pytest.approx(
+        found["latency_s"]["mean"]["value"], rel=1e-3
+    )
+    # A layer is four products of 8 tokens and their attention; the small kernels come on top.
+    layers, hidden = MODELS["small"][:2]
+    products = ((2 * hidden, hidden), (hidden, hidden), (4 * hidden, hidden), (hidden, 2 * hidden))
+    products_s = sum(gemm_s(8, n, k) for n, k in products)
+    floor_s = layers * (products_s + decode_s(8, PROMPT + np.median(tokens) / 2, 8, 4))
+    assert floor_s < tpot < floor_s + (7 * layers + 10) * KERNEL_S
+    code, out, err = run(*asked[:-3], "--rate", "2/s", "--json")
+    assert code == 0, err
+    write_tables(tmp_path / "gpu")
+    on_tables = ("--operators", "gpu", "--num-hidden-layers", "4", "--concurrency", "2")
+    run("import", "small.jsonl", "--prompt-tokens", "5", "-o", "plain")
+    code, out, err = run("replay", "plain", *on_tables, "--json")
+    assert code == 0, err
+    found = json.loads(out)["predicted"]
+    assert found["tokens_per_problem"]["value"] == pytest.approx(tokens.sum(axis=1).mean())
+    assert found["latency_s"]["mean"]["extrapolated"] and found["accuracy"] is not None
+    code, out, err = run(*asked[:-3])
+    assert code == 2 and err.count("\n") == 1
+    assert "tells no load to replay; give --concurrency" in err
+
+
+def test_advice_needs_no_recorded_step(run, three):
+    asked = ("advise", "runs", *GPU, "--min-accuracy", "0.4", "--optimise", "cost")
+    code, out, err = run(*asked)
+    assert code == 0, err
+    assert max(map(len, out.splitlines())) <= 80
+    told = " ".join(out.split())
+    assert "By the prior, not measured." in told
+    assert "load: 1 problem in flight, as no recording tells its load" in told
+    assert "which no run of this GPU has checked" in told
+    assert "intervals of 90 %; - not measured; * by the prior, not measured" in told
+    assert "with the problems in problems.jsonl" in told  # an import has no prompts to pose again
+    assert told.count("--workload problems.jsonl") == told.count("ttscope record")
+    code, out, err = run(*asked, "--json")
+    assert code == 0, err
+    document = json.loads(out)
+    picks = [*document["pareto"], document["system_optimal"]]
+    assert {pick["prior"] for pick in picks} == {"test_gpu"}
+    assert {pick["engine"]["model"] for pick in picks} > {"org/small"}  # not pooled
+    pick = document["system_optimal"]
+    value = {k: v["value"] for k, v in pick["estimates"].items() if v}
+    assert value["cost_usd"] == pytest.approx(value["device_s"] * 2.5 / 3600)
+    assert value["device_s"] == pytest.approx(
+        value["latency_s"] * pick["engine"]["tensor_parallel_size"], rel=1e-3
+    )
+    low, high = (pick["estimates"]["latency_s"][end] for end in ("low", "high"))
+    assert pick["estimates"]["latency_s"]["extrapolated"] and low < value["latency_s"] < high
+
+
+def test_accuracy_is_that_of_the_votes_whatever_the_times(three, tmp_path):
+    recordings = [Recording.open(tmp_path / "runs" / name) for name in MODELS]
+    advisor = Advisor.fit(recordings, gpus=["test_gpu"])
+    for name, recording in zip(MODELS, recordings, strict=True):
+        rows = [
+            row
+            for row, kind in enumerate(advisor.space.kinds)
+            if kind.engine.model == f"org/{name}" and kind.policy.n == 1
+        ]
+        assert rows
+        row = int(np.flatnonzero(advisor.space.kind == rows[0])[0])
+        metrics = advisor.under(None)
+        metrics.replay([row])
+        accuracy = metrics.metrics.replayed[metrics.metrics.place[row]].accuracy
+        whole = recording.samples["correct"].mean()
+        assert float(np.mean(accuracy)) == pytest.approx(whole, abs=1e-9)
+
+
+def test_the_report_has_the_same_pick(run, three, tmp_path):
+    page = tmp_path / "page.html"
+    code, _, err = run("report", "runs", *GPU, "--min-accuracy", "0.4", "-o", page)
+    assert code == 0, err
+    text = page.read_text()
+    assert "its times are of the prior of test_gpu" in text
+    assert "no recording holds engine steps" in text  # nothing to foretell a run from
+
+
+def test_a_model_without_facts_is_no_candidate_and_is_named(run, three):
+    code, _, _ = run("import", "large.jsonl", "--model", "bare", "--prompt-tokens", "9", "-o", "b")
+    asked = (*GPU, "--optimise", "cost", "--json")
+    code, out, err = run("advise", "runs/small", "b", *asked)
+    assert code == 0, err
+    assert any("bare weighs is not known" in why for why in json.loads(out)["infeasible"])
+    code, out, err = run("advise", "b", *asked)
+    assert code == 2 and err.count("\n") == 1
+    assert "Import it with --model-config FILE" in err
+
+
+def test_what_is_lacking_is_said_as_it_is(run, three, tmp_path):
+    lines = (tmp_path / "small.jsonl").read_text().splitlines()
+    (tmp_path / "fewer.jsonl").write_text("\n".join(lines[:-3]) + "\n")
+    code, _, err = run("import", "fewer.jsonl", "--model", "m", "--model-config", "small.json",
+                       "--prompt-tokens", "9", "-o", "f")  # fmt: skip
+    code, _, err = run("advise", "f", *GPU, "--optimise", "cost")
+    assert code == 0 and "left out of f: 1 problem without 8 sound samples" in err
+    cases = {
+        ("u/a", "u/b"): "neither says which model it is of; import each again with --model NAME",
+        ("u/a",): "whose prompt_tokens are not known; import again with --prompt-tokens N",
+        ("x/f", "runs/large"): "(29 names are the same of 29 and 30); import files of the same",
+        ("x/e", "runs/large"): "(30 of the same names, whose prompts or expected answers differ",
+        ("o/a", "runs/large"): "hold different models of the name org/large",
+    }
+    for name in ("u/a", "u/b"):
+        run("import", "small.jsonl", "-o", name)
+    run(
+        "import", "small.jsonl", "--model", "org/large", "--model-config", "small.json", "-o", "o/a"
+    )
+    (tmp_path / "f.jsonl").write_text("\n".join(lines[8:]) + "\n")
+    (tmp_path / "e.jsonl").write_text("\n".join(lines).replace("expected", "answered") + "\n")
+    for name in ("f", "e"):
+        run("import", f"{name}.jsonl", "--model", "x", "-o", f"x/{name}")
+    for recordings, reason in cases.items():
+        code, out, err = run("advise", *recordings, *GPU, "--optimise", "cost")
+        assert code in (1, 2) and not out
+        assert err.count("\n") == 1 and reason in err, err
+    code, _, err = run("advise", "runs", "--optimise", "cost")
+    assert code == 1 and "or name a GPU (--gpu)" in err
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (("--model", " "), "--model: wants the model's name"),
+        (("--temperature", "-1"), "--temperature -1: wants a number from 0"),
+        (("--temperature", "nan"), "--temperature nan: wants"),
+        (("--top-p", "0"), "--top-p 0: wants a number above 0"),
+        (("--top-p", "1.5"), "--top-p 1.5: wants"),
+        (("--max-tokens", "0"), "--max-tokens 0: wants"),
+        (("--max-tokens", "9"), "--max-tokens 9: a sample has "),
+        (("--prompt-tokens", "0"), "--prompt-tokens 0: wants a whole number"),
+        (("--prompt-tokens", "1.5"), "--prompt-tokens 1.5: wants a whole number"),
+        (("--prompt-tokens", "input"), "no line of small.jsonl has it"),
+        (("--model-config", "nowhere.json"), "--model-config nowhere.json cannot be read"),
+    ],
+)
+def test_what_no_run_can_have_is_one_line(run, tmp_path, options, reason):
+    outcomes(tmp_path / "small.jsonl", 0.5, 100, problems=2)
+    code, out, err = run("import", "small.jsonl", "-o", "r", *options)
+    assert code == 2 and not out
+    assert err.count("\n") == 1 and reason in err, err
+    assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "problem_id,sample_index,correct\np,0,true\n",
+        "id\tanswer\tcorrect\np\t1\ttrue\n",
+        '[{"problem_id": "p", "sample_index": 0, "correct": true}]',
+        '[\n  {\n    "problem_id": "p",\n    "sample_index": 0,\n    "correct": true\n  }\n]\n',
+        '[{"id": 1, "answer": "4"}]',
+    ],
+)
+def test_other_shapes_of_outcomes_are_told_to_be_lines(run, tmp_path, text):
+    (tmp_path / "out.txt").write_text(text)
+    code, out, err = run("import", "out.txt", "-o", "r", "--model", "m")
+    assert code in (1, 2) and not out
+    assert err.count("\n") == 1 and "one JSON object a line" in err, err
+
+
+def test_what_contradicts_itself_is_told(run, tmp_path):
+    outcomes(tmp_path / "a.jsonl", 0.5, 100, problems=2, think_tokens=7)
+    first, *lines = (tmp_path / "a.jsonl").read_text().splitlines()
+    odd = json.loads(first) | {"expected": "other", "think_tokens": 10**6}
+    (tmp_path / "a.jsonl").write_text("\n".join([*lines, json.dumps(odd)]) + "\n")
+    code, out, _ = run("import", "a.jsonl", "-o", "a")
+    told = " ".join(out.split())
+    assert code == 0 and "1 value of think_tokens that is above output_tokens" in told
+    assert "different expected answers, or some none: 1; the first counts" in told
+
+
+def test_a_column_may_have_the_prompts_lengths_and_the_file_its_own(run, tmp_path):
+    outcomes(tmp_path / "a.jsonl", 0.5, 100, problems=2, input_len=77)
+    assert run("import", "a.jsonl", "--prompt-tokens", "input_len", "-o", "a")[0] == 0
+    assert Recording.open(tmp_path / "a").samples["prompt_tokens"].unique().to_list() == [77]
+    outcomes(tmp_path / "b.jsonl", 0.5, 100, problems=2, prompt_tokens=55)
+    code, out, _ = run("import", "b.jsonl", "--prompt-tokens", "9", "-o", "b")
+    assert code == 0 and "given" not in out  # as the file says it
+    assert Recording.open(tmp_path / "b").samples["prompt_tokens"].unique().to_list() == [55]
+    only = dataclasses.asdict(Recording.open(tmp_path / "b").manifest.workload)
+    assert only["problems"] == 2
+
+
+def test_the_app_advises_and_asks_what_if(three, tmp_path):
+    paths = [tmp_path / "runs" / name for name in MODELS]
+    entries = [entry for path in paths for entry in load(path)]
+    advisor = FittedAdvisor([Recording.open(path) for path in paths], systems=["test_gpu"])
+    pick = advisor.recommend(parse_budget({"optimise": "latency"})).system_optimal
+    assert pick is not None and pick.prior == "test_gpu"
+    head, *rows = what_if(entries, pick, "engine.max_num_seqs=1")
+    assert head.endswith("engine.max_num_seqs=1")
+    assert any(row.startswith("latency mean") and "*" in row for row in rows)
+    assert {labels(entry.run)[1] for entry in entries} == {"-"}  # an import tells no engine

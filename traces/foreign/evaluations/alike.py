@@ -1,0 +1,114 @@
+"""Whether samples are draws of one kind, whatever their number: else no k of them stand for others.
+
+Accuracy, maj@k and pass@k take the samples of a problem as exchangeable. Where sample 0 was drawn
+greedily, by another prompt or with another limit, they are not. Two tests see it: Cochran's Q of
+right and wrong by sample number (Cochran 1950), and Friedman's test of lengths (Friedman 1937,
+with ties as in Conover 1999). Both are chi-squared with k - 1 degrees of freedom, by the cube root
+of Wilson and Hilferty (1931).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import erfc, sqrt
+from typing import Any, Final
+
+import numpy as np
+import polars as pl
+
+RARE: Final = 0.005  # of sets of alike samples are taken for unlike ones, by each of both tests
+FEWEST_CELLS: Final = 24  # problems that tell, times samples: else Q is no chi-squared (Tate 1970)
+ALIKE: Final = "Accuracy of fewer samples, tokens and times take all as alike"
+Floats = np.ndarray[Any, np.dtype[np.float64]]
+
+
+def unlike(samples: pl.DataFrame, largest: int) -> Iterator[str]:
+    """Yield in what samples differ by their number.
+
+    `samples` are rows with problem_id, sample_index, correct and output_tokens, as far as there
+    are any; problems with fewer than `largest` samples are left out.
+    """
+    if largest < 2:
+        return
+    for name, told in (("correct", _right), ("output_tokens", _lengths)):
+        if name not in samples.columns:
+            continue
+        kept = (
+            samples.select("problem_id", "sample_index", name)
+            .sort("problem_id", "sample_index")
+            .filter(pl.col(name).count().over("problem_id") == largest)
+        )
+        if kept.is_empty():
+            continue
+        values = kept[name].cast(pl.Float64).to_numpy().reshape(-1, largest)
+        names = kept["sample_index"].to_numpy().reshape(-1, largest)
+        if (names == names[0]).all():
+            yield from told(values, [int(each) for each in names[0]])
+
+
+def _right(right: Floats, names: list[int]) -> Iterator[str]:
+    mixed = right[np.ptp(right, axis=1) > 0]
+    if mixed.size >= FEWEST_CELLS and (p := chance_of(cochran(mixed), right.shape[1] - 1)) < RARE:
+        odd = _furthest(mixed)
+        others = np.delete(right, odd, axis=1).mean()
+        yield (
+            f"samples are not draws of one kind: number {names[odd]} is right in "
+            f"{right[:, odd].mean():.1%} of the problems, the others in {others:.1%} "
+            f"({_shown(p)}, Cochran's Q). {ALIKE}"
+        )
+
+
+def _lengths(tokens: Floats, names: list[int]) -> Iterator[str]:
+    if (
+        tokens.size >= FEWEST_CELLS
+        and (p := chance_of(friedman(tokens), tokens.shape[1] - 1)) < RARE
+    ):
+        odd = _furthest(_ranks(tokens))
+        others = np.delete(tokens, odd, axis=1).mean()
+        yield (
+            f"samples are not draws of one kind: number {names[odd]} has "
+            f"{tokens[:, odd].mean():,.0f} tokens on average, the others {others:,.0f} "
+            f"({_shown(p)}, Friedman's test). {ALIKE}"
+        )
+
+
+def cochran(right: Floats) -> float:
+    """Return Cochran's Q of [problems, samples] of 0 and 1; 0 where no problem has both."""
+    count, columns = right.shape[1], right.sum(axis=0)
+    below = count * right.sum() - np.square(right.sum(axis=1)).sum()
+    above = (count - 1) * (count * np.square(columns).sum() - columns.sum() ** 2)
+    return float(above / below) if below > 0 else 0.0
+
+
+def friedman(values: Floats) -> float:
+    """Return Friedman's statistic of [problems, samples], ties shared; 0 where all are tied."""
+    problems, count = values.shape
+    ranks = _ranks(values)
+    off = ranks.sum(axis=0) - problems * (count + 1) / 2
+    spread = np.square(ranks).sum() - problems * count * (count + 1) ** 2 / 4
+    return float((count - 1) * np.square(off).sum() / spread) if spread > 0 else 0.0
+
+
+def _ranks(values: Floats) -> Floats:
+    """Return the rank of each value within its row, from 1, ties having their mean."""
+    problems, count = values.shape
+    rows = pl.DataFrame({"row": np.repeat(np.arange(problems), count), "value": values.ravel()})
+    ranks = rows.select(pl.col("value").rank("average").over("row"))["value"]
+    return ranks.to_numpy().reshape(problems, count)
+
+
+def _furthest(values: Floats) -> int:
+    sums = values.sum(axis=0)
+    return int(np.abs(sums - sums.mean()).argmax())
+
+
+def chance_of(q: float, freedom: int) -> float:
+    """Return how likely a chi-squared of so many degrees of freedom is `q` or more."""
+    if q <= 0:
+        return 1.0
+    part = 2 / (9 * freedom)
+    return 0.5 * erfc(((q / freedom) ** (1 / 3) - (1 - part)) / sqrt(2 * part))
+
+
+def _shown(p: float) -> str:
+    return "p < 0.0001" if p < 0.0001 else f"p = {p:.2g}"
