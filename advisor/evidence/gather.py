@@ -248,10 +248,10 @@ def _unlike(first: Recording, other: Recording) -> str:
     if ours == theirs:
         return (
             f"({len(ours):,} of the same names, whose prompts or expected answers differ or are in "
-            "one of the files alone); give both files the same"
+            "one of the files alone). Give both files the same"
         )
     return (
-        f"({len(ours & theirs):,} names are the same of {len(ours):,} and {len(theirs):,}); import "
+        f"({len(ours & theirs):,} names are the same of {len(ours):,} and {len(theirs):,}). Import "
         "files of the same problems"
     )
 
@@ -268,14 +268,14 @@ def _check_models(recordings: Sequence[Recording]) -> None:
                 continue
             if name == UNKNOWN_MODEL:
                 raise UsageError(
-                    f"{first} and {each.name}: neither says which model it is of; import each "
+                    f"{first} and {each.name}: neither says which model it is of. Import each "
                     "again with --model NAME"
                 )
             if facts is None or known is None:
                 of_name[name] = (first, known or facts)
             elif _shape(facts) != _shape(known):
                 raise UsageError(
-                    f"{first} and {each.name}: hold different models of the name {name}; import "
+                    f"{first} and {each.name}: hold different models of the name {name}. Import "
                     "each again with a --model NAME of its own"
                 )
 
@@ -302,7 +302,7 @@ def _no_run(recordings: Sequence[Recording], names: str, lost: Sequence[str]) ->
     imported = all("imported" in each.manifest.provenance for each in recordings)
     if imported and not any(each.rows("problems") for each in recordings):
         return UsageError(f"{names}: names no requests, so there is nothing to replay or to judge")
-    return RecordingError("; ".join(lost) if lost and imported else _unfinished(recordings, names))
+    return RecordingError(". ".join(lost) if lost and imported else _unfinished(recordings, names))
 
 
 def _unfinished(recordings: Sequence[Recording], names: str) -> str:

@@ -116,7 +116,7 @@ class Run:
         told = [self.problems[name].arrival_ns for name in problem_ids]
         if None in told:
             raise UsageError(
-                f"{self.recording}: tells no load to replay; give --concurrency, problems in "
+                f"{self.recording}: tells no load to replay. Give --concurrency, problems in "
                 "flight, or --rate, problems arriving"
             )
         times = np.array(told, dtype=np.int64)
@@ -290,7 +290,7 @@ def _problem_run(
     if not whole or len(whole) != n:
         return f"without {counted(n, 'sound sample')}, as others have"
     if not prompt:
-        return "whose prompt_tokens are not known; import again with --prompt-tokens N"
+        return "whose prompt_tokens are not known. Import again with --prompt-tokens N"
     if not imported and (arrival is None or decided is None):
         return "whose times are not known"
     arrived, latency = _int(arrival), float("nan")

@@ -410,7 +410,7 @@ def _notes_of(engine: _Engine) -> list[str]:
         )
     if rows.speculates is None:
         notes.append(
-            "whether the engine speculates is not told by so few neighbouring steps, so the tokens "
+            "so few neighbouring steps do not say whether the engine speculates, so the tokens "
             "that it decodes in a step are not known"
         )
     elif rows.speculates:

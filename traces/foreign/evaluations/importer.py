@@ -170,7 +170,7 @@ def _check_longest(counted: Counted, given: Given) -> None:
     longest = counted.samples["output_tokens"].max() if "output_tokens" in counted.samples else None
     if given.max_tokens is not None and isinstance(longest, int) and longest > given.max_tokens:
         raise UsageError(
-            f"--max-tokens {given.max_tokens:,}: a sample has {longest:,} output tokens; give the "
+            f"--max-tokens {given.max_tokens:,}: a sample has {longest:,} output tokens. Give the "
             "limit that the samples were drawn with"
         )
 
@@ -208,7 +208,7 @@ def _notes(
     if counted.expected_differs:
         notes.append(
             "problems whose samples have different expected answers, or some none: "
-            f"{counted.expected_differs:,}; the first counts, and each sample as it is marked"
+            f"{counted.expected_differs:,}. The first counts, and each sample as it is marked"
         )
     if counted.largest > 1 and not counted.answers_told:
         notes.append("the answers are not there, so that samples cannot vote")
@@ -226,7 +226,7 @@ def _one(files: Sequence[ImportedFile], name: str, given: Any = None) -> Any:
     for told in values - {None} if given is not None else ():
         if told != given:
             raise UsageError(
-                f"--{name.replace('_', '-')} {given}: the file says {told}; leave the option out"
+                f"--{name.replace('_', '-')} {given}: the file says {told}. Leave the option out"
             )
     if given is not None:
         return given

@@ -54,7 +54,7 @@ class PlainOutcomes:
             )
         if asked is not None and not column_seen:
             raise UsageError(
-                f"--prompt-tokens {asked}: no line of {self._path.name} has it; give a number of "
+                f"--prompt-tokens {asked}: no line of {self._path.name} has it. Give a number of "
                 "tokens, or the name that has it in a line"
             )
 
@@ -125,11 +125,11 @@ def not_lines(head: bytes) -> str | None:
     """Return why a file that is meant as plain outcomes is none, by its first bytes."""
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n")
     if text.startswith(b"[") and b'"ph"' not in head:
-        return f"is a JSON array; {_LINES}"
+        return f"is a JSON array. {_LINES}"
     first = text.partition(b"\n")[0].decode("utf-8", "replace")
     cells = [cell.strip(' "\r').lower() for cell in re.split(r"[,;\t]", first)]
     if len(cells) > 1 and not text.startswith(b"{") and set(cells) & set(_NAMES):
-        return f"is a table with columns, such as CSV; {_LINES}"
+        return f"is a table with columns, such as CSV. {_LINES}"
     return None
 
 
