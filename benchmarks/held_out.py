@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from advisor.evidence.features import reads_of
 from advisor.evidence.gather import Evidence, gather
 from advisor.evidence.keys import law_key
 from advisor.replay.result import Replayed
@@ -50,7 +51,8 @@ def replayed(repeats: Sequence[Evidence], others: Sequence[Evidence]) -> Replaye
     run = repeats[0].runs[0]
     if law_key(run.engine) not in laws:
         return None
-    return replay_recorded(run, laws[law_key(run.engine)])
+    reads = reads_of(repeats[0].models.get(run.engine.model))
+    return replay_recorded(run, laws[law_key(run.engine)], reads)
 
 
 def latencies(evidence: Evidence) -> np.ndarray:
@@ -127,7 +129,7 @@ def told(data: Mapping[str, Sequence[Evidence]]) -> None:
         law = model.laws_.get(law_key(run.engine))
         if law is None:
             continue
-        found = replay_recorded(run, law.seconds)
+        found = replay_recorded(run, law.seconds, law.reads)
         beyond = latency_spread([run for each in others for run in each.runs], tables, model)
         sigma = law.sigma if law.within(found.peak) else law.sigma_outside
         for statistic, of in STATISTICS.items():

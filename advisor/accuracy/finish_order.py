@@ -98,7 +98,7 @@ class ReplayedOrder:
         self.run: Run | None = own[0] if own else None
         if self.run is not None:
             law = StepTimeModel().fit(evidence.steps).law(self.run.engine)
-            self.cost = linear_cost(law.seconds)
+            self.cost = linear_cost(law.seconds, law.reads)
         self.blocks: dict[tuple[int, int], Mapping[str, tuple[Floats, Floats]]] = {}
 
     def of(self, problem: ProblemSamples, start: int, n: int) -> ProblemSamples | None:

@@ -198,7 +198,7 @@ def _cost(law: StepLaw, candidate: Candidate, speed: float = 1.0) -> StepCost:
     from advisor.step_time.cost import linear_cost, scaled_cost
 
     if law.prior is None:
-        return linear_cost(law.seconds * speed)
+        return linear_cost(law.seconds * speed, law.reads)
     return scaled_cost(law.prior.cost(candidate.engine), speed)
 
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from advisor.evidence.features import Reads
 from advisor.evidence.gather import StepTable
 from advisor.evidence.keys import law_key
 from advisor.evidence.runs import RecordedProblem, Run
@@ -59,13 +60,13 @@ def latency_spread(
     }
 
 
-def replay_recorded(run: Run, seconds: np.ndarray) -> Replayed:
+def replay_recorded(run: Run, seconds: np.ndarray, reads: Reads) -> Replayed:
     """Return a recorded run under its own load as a law of `seconds` [FEATURES] has it."""
     arrivals = None if run.concurrency is not None else run.arrivals_s(run.problems)
     loads = [RecordedProblem.of(each, each.samples) for each in run.problems.values()]
     return replay(
         Workload.from_loads(loads, arrivals),
-        linear_cost(seconds),
+        linear_cost(seconds, reads),
         limits_of(run.engine),
         concurrency=run.concurrency,
     )
@@ -83,7 +84,7 @@ def _beyond(run: Run, own: Sequence[StepTable], law: StepLaw) -> np.ndarray | No
         return None
     recorded = _statistics(np.array([each.latency_s for each in problems]))
     try:
-        found = replay_recorded(run, law.seconds)
+        found = replay_recorded(run, law.seconds, law.reads)
     except ValueError:
         return None
     took = sum(float(table.seconds.sum()) for table in own)

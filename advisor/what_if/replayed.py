@@ -374,7 +374,7 @@ class Replays:
         What samples feed back is exact where all end, what the cache held is the draws' mean.
         """
         facts = self.facts.get(self.engine.model)
-        if first is None or facts is None:
+        if first is None or facts is None or not facts.is_linear(self.engine.max_model_len):
             return first
 
         def flops(tokens: npt.NDArray[np.floating]) -> Floats:
