@@ -117,7 +117,7 @@ def unchecked(facts: ModelFacts, engine: EngineConfig) -> str | None:
     """Return a note on a model whose kind of layers no real run has checked, None for others."""
     parts = [] if facts.reads_all(engine.max_model_len) else [_parts(facts)]
     if facts.num_experts and facts.experts_per_token:
-        parts.append("experts, of which each token is taken to choose evenly")
+        parts.append("experts (each token's choice is taken as even)")
     if not parts:
         return None
     windows = {end for end in facts.reads_by_end() if end is not None}
