@@ -29,7 +29,7 @@ from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import Compiler
 from numba.extending import register_jitable
 
-from traces.schema import stop_rules
+from traces.schema import stop_rules, window
 
 Function = TypeVar("Function", bound=Callable[..., object])
 
@@ -67,7 +67,8 @@ def private(folder: Path) -> bool:
 def _own_folder() -> Path:
     """Return where this version's machine code lies; what is long unused there is deleted."""
     digest = hashlib.sha256(numba.__version__.encode())
-    for source in (*sorted(Path(__file__).parent.rglob("*.py")), Path(stop_rules.__file__)):
+    others = (Path(str(each.__file__)) for each in (stop_rules, window))
+    for source in (*sorted(Path(__file__).parent.rglob("*.py")), *others):
         digest.update(source.read_bytes())
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     base = Path(home) / "ttscope" / "compiled"

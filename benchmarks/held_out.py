@@ -50,7 +50,7 @@ def replayed(repeats: Sequence[Evidence], others: Sequence[Evidence]) -> Replaye
     run = repeats[0].runs[0]
     if law_key(run.engine) not in laws:
         return None
-    return replay_recorded(run, laws[law_key(run.engine)])
+    return replay_recorded(run, laws[law_key(run.engine)], repeats[0].models.get(run.engine.model))
 
 
 def latencies(evidence: Evidence) -> np.ndarray:
@@ -127,7 +127,7 @@ def told(data: Mapping[str, Sequence[Evidence]]) -> None:
         law = model.laws_.get(law_key(run.engine))
         if law is None:
             continue
-        found = replay_recorded(run, law.seconds)
+        found = replay_recorded(run, law.seconds, repeats[0].models.get(run.engine.model))
         beyond = latency_spread([run for each in others for run in each.runs], tables, model)
         sigma = law.sigma if law.within(found.peak) else law.sigma_outside
         for statistic, of in STATISTICS.items():

@@ -85,7 +85,7 @@ def predicted(one: Measured, model: StepTimeModel) -> tuple[Point, float] | None
     ]
     done = replay(
         Workload.from_loads(loads),
-        linear_cost(law.seconds),
+        linear_cost(law.seconds, law.reads),
         limits_of(run.engine),
         concurrency=run.concurrency,
     )

@@ -98,7 +98,8 @@ class ReplayedOrder:
         self.run: Run | None = own[0] if own else None
         if self.run is not None:
             law = StepTimeModel().fit(evidence.steps).law(self.run.engine)
-            self.cost = linear_cost(law.seconds)
+            self.cost = linear_cost(law.seconds, law.reads)
+            self.facts = evidence.models.get(self.run.engine.model)
         self.blocks: dict[tuple[int, int], Mapping[str, tuple[Floats, Floats]]] = {}
 
     def of(self, problem: ProblemSamples, start: int, n: int) -> ProblemSamples | None:
@@ -127,10 +128,11 @@ class ReplayedOrder:
             RecordedProblem.of(each, each.samples[start : start + n]) for each in problems.values()
         ]
         arrivals = run.arrivals_s(problems) if run.concurrency is None else None
+        workload = Workload.from_loads(loads, arrivals)
         found = replay(
-            Workload.from_loads(loads, arrivals),
+            workload,
             self.cost,
-            limits_of(run.engine),
+            limits_of(run.engine, self.facts, workload),
             concurrency=run.concurrency,
         )
         since = np.repeat(found.arrival_s, n)

@@ -17,21 +17,21 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from advisor.evidence.features import feature_matrix
+from advisor.evidence.features import feature_matrix, reads_of
 from advisor.evidence.keys import law_key
 from advisor.evidence.live.front_end import NEEDED, with_prompt_context
 from advisor.evidence.live.histograms import drawn_traffic, mean_steps
 from advisor.evidence.measured import Made, RunsMade, runs_in
 from advisor.evidence.runs import ProblemRun, Run, Sample, cut_runs, read_runs
 from advisor.evidence.steps import MOST_STEPS, most_of_each, places, with_host_work
-from advisor.evidence.unrecorded import refusal
+from advisor.evidence.unrecorded import refusal, unchecked
 from traces.errors import RecordingError, TtscopeError, UsageError
 from traces.foreign.values import UNKNOWN_MODEL
 from traces.live.numbers import FINISHED
 from traces.live.watched import only_watched, windows_of
 from traces.recording.manifest import WorkloadFacts
 from traces.recording.reader import Recording
-from traces.recording.tables import COMPOSITION
+from traces.recording.tables import COMPOSITION, WINDOWED
 from traces.schema.engine import EngineConfig, ModelFacts
 from traces.summary.energy import mean_power_w
 
@@ -46,6 +46,7 @@ MOST_SEEN = 0.9  # of the requests that ended, of which spans must tell to stand
 USED = (  # of steps
     *("engine", "step", "end", "interval_ns", "wall_ns", "profiled"),
     *COMPOSITION,
+    *WINDOWED,
     *NEEDED,
 )
 
@@ -93,7 +94,7 @@ class Evidence:
     price_usd_per_device_hour: float | None
     left_out: int
     cut: tuple[Run, ...] = ()  # runs as they would have been with less thought
-    lost: tuple[str, ...] = ()  # what a timeout or an error cut off, in words
+    lost: tuple[str, ...] = ()  # what was cut off, inferred or never checked, in words
     posed: bool = True  # by ttscope, so that `workload` can be posed again by its name
     made: RunsMade = field(default_factory=RunsMade, compare=False)  # by any method
 
@@ -172,7 +173,7 @@ def gather(
         cut.extend(cut_runs(recording, found))
         left_out += dropped
         unlike = recording.manifest.provenance.get("imported", {}).get("unlike", ())
-        lost += [*(f"{recording.name}: {why}" for why in unlike), *told]
+        lost += [*(f"{recording.name}: {why}" for why in unlike), *told, *_model_notes(recording)]
     for each in others:
         recording = each.afresh()
         for key, engine in recording.manifest.engines.items():
@@ -193,7 +194,7 @@ def gather(
         watts={key: float(np.mean(values)) for key, values in watts.items()},
         price_usd_per_device_hour=given.pop() if len(given) == 1 else None,
         left_out=left_out,
-        lost=tuple(lost),
+        lost=tuple(dict.fromkeys(lost)),
         posed=not any("imported" in each.manifest.provenance for each in recordings),
         made=RunsMade(made),
     )
@@ -223,6 +224,23 @@ def _check_enough(
         raise _no_run(recordings, names, lost)
     if judged and not any(s.correct is not None for run in runs for s in _samples(run)):
         raise RecordingError(f"{names}: no sample is marked right or wrong. Record with answers")
+
+
+def _model_notes(recording: Recording) -> list[str]:
+    """Return what to say of a recording's models whose steps ask for more than dense ones."""
+    notes = []
+    for key, engine in recording.manifest.engines.items():
+        facts = recording.manifest.models.get(engine.model)
+        note = None if facts is None else unchecked(facts, engine)
+        notes += [] if note is None else [note]
+        if facts is not None and reads_of(facts).window:
+            steps = recording.frame("steps", ("engine", *WINDOWED)).filter(pl.col("engine") == key)
+            if steps[WINDOWED[0]].null_count():
+                notes.append(
+                    f"{recording.name}: how much of the context layers with a window read is "
+                    "inferred, as if the requests of a step had equal contexts"
+                )
+    return notes
 
 
 def _samples(run: Run) -> Iterable[Sample]:
@@ -341,7 +359,9 @@ def _steps(
         return []
     if facts is None and not server:
         raise RecordingError(f"{recording.name}: holds no facts of the model {engine.model}")
-    composition = feature_matrix(frame, speculative=engine.speculative is not None)
+    composition = feature_matrix(
+        frame, speculative=engine.speculative is not None, reads=reads_of(facts)
+    )
     table = StepTable(
         recording=recording.name,
         configuration=_configuration(recording),
@@ -369,7 +389,11 @@ def _mean_steps(recording: Recording, known: Sequence[StepTable]) -> list[StepTa
     tables = []
     for key, window in windows_of(recording).items():
         engine = recording.manifest.engines[key]
-        found = None if window is None or engine in taught else mean_steps(window, engine)
+        found = (
+            None
+            if window is None or engine in taught
+            else mean_steps(window, engine, reads_of(recording.manifest.models.get(engine.model)))
+        )
         if found is not None:
             tables.append(
                 StepTable(

@@ -59,45 +59,49 @@ def _shown(value: object) -> str:
     return "none" if value is None else str(value)
 
 
-# Which architectures a step law is refused for: those that no recording has checked a replay of.
-#
-# The law counts a KV read and an attention FLOP for every token of context, and a cache of blocks
-# that every layer fills alike. Dense and grouped-query attention do that, and a latent in every
-# layer, with experts counted by their active parameters. What reads less than the context, or keeps
-# a state instead of it, would be given times that nothing has ever been compared with.
+# Which architectures a step law is refused for: those whose layers read what no feature counts.
 
 
-_KINDS: Final = {
-    "latent_attention": "latent attention (MLA), whose KV and FLOPs per token of context are "
-    "others than a head's",
+_COUNTED: Final = {  # kinds of layers, in the words of transformers' `layer_types`
+    "full_attention": "full attention",
+    "latent_attention": "latent attention (MLA)",
     "compressed_attention": "attention to entries of several tokens each",
-    "sliding_attention": "a sliding window, so that a layer reads no more than the window",
-    "chunked_attention": "chunked attention, so that a layer reads no more than its chunk",
-    "indexed_attention": "sparse attention, so that a layer reads a choice of the context",
-    "linear_attention": "layers with a state instead of a KV cache (Mamba, linear attention)",
-    "mamba": "layers with a state instead of a KV cache (Mamba)",
+    "sliding_attention": "sliding windows",
+    "chunked_attention": "chunked attention",
+    "indexed_attention": "sparse attention, which reads a choice of the context",
+    "linear_attention": "linear attention, which keeps a state",
+    "mamba": "Mamba layers, which keep a state",
     "hybrid": "layers with a state beside their KV cache",
-    "conv": "convolutions instead of attention in some layers",
-    "recurrent": "recurrent layers instead of attention",
-    "cross_attention": "an encoder, whose output is read beside the context",
+    "conv": "convolutions instead of attention",
+    "recurrent": "recurrent layers",
 }
+_OTHERS: Final = {"cross_attention": "an encoder, whose output is read beside the context"}
+
+
+def _parts(facts: ModelFacts) -> str:
+    """Return the kinds of a model's layers but for full attention, in words."""
+    kinds = sorted(set(facts.attention or ()) - {"full_attention"})
+    words = _COUNTED | _OTHERS
+    return ", and ".join(words.get(kind, f"layers of the kind {kind}") for kind in kinds)
 
 
 def refusal(facts: ModelFacts, engine: EngineConfig) -> str | None:
     """Return why times of a model's steps cannot be predicted on an engine, None where they can.
 
-    What older recordings do not tell (`attention` is None) is not refused. A window in every layer
-    that `max_model_len` never leaves is full attention; in some layers it is refused all the same,
-    as the cache then has blocks of two kinds.
+    What older recordings do not tell (`attention` is None) is not refused.
     """
     shown = "`ttscope show` says what was measured"
     if not facts.is_linear(engine.max_model_len):
-        kinds = sorted(set(facts.attention or ()) - {"full_attention"})
-        parts = ", and ".join(_KINDS.get(kind, f"layers of the kind {kind}") for kind in kinds)
-        return (
-            f"{facts.name} has {parts}. No run of such a model has checked the replay, so it is "
-            f"refused ({shown})"
-        )
+        if set(facts.attention or ()) - set(_COUNTED):
+            return (
+                f"{facts.name} has {_parts(facts)}. What a step reads of it is not counted, so it "
+                f"is refused ({shown})"
+            )
+        if facts.layers is None and facts.uncounted is None:
+            return (
+                f"{facts.name} has {_parts(facts)}. The recording does not say what its layers "
+                f"hold, as it was made by an older ttscope. Record it again ({shown})"
+            )
     if None not in (facts.active_parameters, facts.weight_bytes, facts.kv_bytes_per_token):
         return None
     parts = "parts whose weights or KV cache are not counted"
@@ -106,4 +110,20 @@ def refusal(facts: ModelFacts, engine: EngineConfig) -> str | None:
     return (
         f"{facts.name} ({facts.architecture or 'of unknown architecture'}) has {parts}. Without "
         f"them the times of its steps cannot be learned ({shown})"
+    )
+
+
+def unchecked(facts: ModelFacts, engine: EngineConfig) -> str | None:
+    """Return a note on a model whose kind of layers no real run has checked, None for others."""
+    parts = [] if facts.reads_all(engine.max_model_len) else [_parts(facts)]
+    if facts.num_experts and facts.experts_per_token:
+        parts.append("experts (each token's choice is taken as even)")
+    if not parts:
+        return None
+    windows = {end for end in facts.reads_by_end() if end is not None}
+    if len(windows) > 1:
+        parts.append(f"several windows. Only that of {facts.window:,} tokens is followed")
+    return (
+        f"{facts.name} has {', '.join(parts)}. No run of a model of this kind has checked the "
+        "replay"
     )

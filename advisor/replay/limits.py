@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
 
 from advisor.evidence.keys import DEFAULT_BLOCK, blocks_of, tokens_a_request
 from advisor.evidence.runs import Run
 from traces.errors import UsageError
-from traces.schema.engine import EngineConfig
+from traces.schema.engine import EngineConfig, ModelFacts
 
+if TYPE_CHECKING:
+    from advisor.replay.workload import Workload
+
+_ROOMY: Final = 0.8  # of a cache, up to which it does not matter how blocks are counted
+_ALIKE: Final = 1.5  # counts of layers that vLLM pads to the larger one
 _NOT_IN_TABLES: Final = ("pipeline_parallel_size", "mode", "vllm_version")  # of operators
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """The scheduler's limits; None is no limit. `num_blocks` is what the cache can give out."""
+    """The scheduler's limits; None is no limit. `num_blocks` is what the cache can give out.
+
+    `several_kinds` says that the cache's blocks are of several kinds, of which `num_blocks` is as
+    many of one kind as hold the same requests.
+    """
 
     max_num_seqs: int | None = None
     max_num_batched_tokens: int | None = None
@@ -25,20 +38,68 @@ class Limits:
     prefix_caching: bool = True
     async_scheduling: bool = False
     speculative: bool = False
+    several_kinds: bool = False
+
+    def crowded(self, kv_tokens: float) -> bool:
+        """Whether contexts of so many tokens nearly fill a cache whose blocks are approximate."""
+        if not self.several_kinds or self.num_blocks is None:
+            return False
+        return kv_tokens > _ROOMY * self.num_blocks * self.block_size
 
 
-def limits_of(engine: EngineConfig) -> Limits:
-    """Return what the replay needs of an engine."""
-    blocks = engine.num_gpu_blocks
+def limits_of(
+    engine: EngineConfig, facts: ModelFacts | None = None, workload: Workload | None = None
+) -> Limits:
+    """Return what the replay needs of an engine.
+
+    With the facts of its model and what it serves, blocks are those that a request takes in the
+    middle of its output (`blocks_a_request`), but no fewer than the longest one needs.
+    """
+    blocks, several = engine.num_gpu_blocks, False
+    size = engine.block_size or DEFAULT_BLOCK
+    if blocks is not None and facts is not None and workload is not None:
+        context = float(np.mean(workload.prompt_tokens + workload.output_tokens / 2))
+        share = blocks_a_request(facts, size, context) / math.ceil(context / size)
+        several = share != 1.0
+        if several:
+            blocks = 1 + max(int((blocks - 1) / share), math.ceil(workload.longest / size))
     return Limits(
         max_num_seqs=engine.max_num_seqs,
         max_num_batched_tokens=engine.max_num_batched_tokens,
-        block_size=engine.block_size or DEFAULT_BLOCK,
+        block_size=size,
         num_blocks=None if blocks is None else blocks - 1,  # one is vLLM's null block
         prefix_caching=engine.enable_prefix_caching is not False,
         async_scheduling=engine.async_scheduling is True,
         speculative=engine.speculative is not None,
+        several_kinds=several,
     )
+
+
+def blocks_a_request(facts: ModelFacts, size: int, context: float) -> float:
+    """Return the blocks of so many tokens that a request of a context holds, of all kinds.
+
+    As vLLM's hybrid KV cache manager gives them out (`_get_kv_cache_groups_uniform_page_size` in
+    v1/core/kv_cache_utils.py): layers of a kind form groups of one size, and each group takes
+    blocks of its own. A window holds what lies in it and a block more, a state takes one.
+    """
+    whole = math.ceil(context / size)
+    held: dict[tuple[str, int | None], int] = {}  # blocks of a kind's groups
+    layers: Counter[tuple[str, int | None]] = Counter()
+    for group in facts.layers or ():
+        attention = group.attention
+        if attention is not None and attention.kept:
+            window = attention.window if attention.kind == "sliding_attention" else None
+            near = whole if window is None else math.ceil((window - 1) / size) + 1
+            held["attention", window] = min(whole, near)
+            layers["attention", window] += group.count
+        if group.state is not None:
+            held["state", None] = 1
+            layers["state", None] += group.count
+    if not layers:
+        return whole
+    least, most = min(layers.values()), max(layers.values())
+    together = most if most < _ALIKE * least else least
+    return sum(held[kind] * math.ceil(count / together) for kind, count in layers.items())
 
 
 def check_startable(

@@ -164,7 +164,10 @@ def _steps(
             interval[first] = -1
         last[number] = end[first + many - 1]
     work = Work(*log["work"][row].T)
-    work = work._replace(decode_kv_tokens=work.decode_kv_tokens + place * column("growth"))
+    work = work._replace(
+        decode_kv_tokens=work.decode_kv_tokens + place * column("growth"),
+        decode_window_tokens=work.decode_window_tokens + place * column("window_growth"),
+    )
     names = [engine if replicas == 1 else f"{engine}#{i + 1}" for i in range(replicas)]
     frame: dict[str, Any] = {
         "engine": [names[int(i)] for i in column("engine")],
@@ -197,7 +200,8 @@ def _step_ends(cost: StepCost, log: npt.NDArray[np.void], speculative: bool) -> 
             ends[place] = leap.begun + leap.seconds
             if steps < leap.steps:
                 ends[place] = leap.begun + leap.host + steps_seconds(
-                    cost, work, steps, leap.growth, leap.longest, 1.0, 0.0, speculative
+                    cost, work, steps, leap.growth, leap.window_growth, leap.longest, 1.0, 0.0,
+                    speculative,
                 )  # fmt: skip
             place += 1
     return ends

@@ -94,6 +94,8 @@ def replay(
         routing=ROUTINGS[replicas.routing],
         together=replicas.together,
         keep_longest=needs_longest(cost),
+        window=cost.reads.window,
+        chunked=cost.reads.chunked,
     )
     world = _world(workload, limits, replicas.count, slots, blocks)
     noted = np.zeros(0, LEAP)

@@ -34,7 +34,7 @@ Ints = npt.NDArray[np.int64]
 DRAWS = 64  # of the joint draws, for all candidates
 SHARP = 4.0  # of the smooth maximum where a limit begins to bind
 ROUNDS = 14  # of the fixed point
-STEPS = ("step", "prefill_step", "draft_step")  # shared by the problems in flight
+STEPS = ("step", "prefill_step", "draft_step", "experts")  # shared by the problems in flight
 
 
 class Demands:
@@ -80,6 +80,7 @@ class Demands:
         laws = [model.law(kind.engine) for kind in space.kinds]
         self.seconds = np.array([law.seconds for law in laws])
         self.high = np.array([law.high for law in laws])
+        self.visited = np.array([law.reads.experts for law in laws])
         self.factors = np.array(  # [kinds, inside or outside, DRAWS]
             [
                 [resampling.factor(kind.engine, law, outside=out)[:DRAWS] for out in (False, True)]
@@ -158,6 +159,7 @@ class ClosedForm(Metrics):
         self.a, self.a_one = additive[kind], additive_one[kind]
         self.per_step = (seconds.step + drafting * seconds.draft_step)[kind]
         self.per_prompt = seconds.prefill_step[kind]
+        self.experts_s, self.visited = seconds.experts[kind], demands.visited[kind]
         self.d = demands.steps[work]
         self.v = totals.requests
         self.v_one = Features(*demands.totals_one[work].T).requests
@@ -193,7 +195,9 @@ class ClosedForm(Metrics):
         prompts = self.prompts_alone + tight * np.maximum(self.n / spread - self.prompts_alone, 0)
         prompts = np.maximum(prompts, self.prompt_tokens / self.batched / spread)
         prompts = np.minimum(prompts, steps)
-        return a / spread + self.per_step * steps + self.per_prompt * prompts, steps
+        experts = 1 - (1 - self.visited) ** (self.tokens / spread / steps)
+        per_step = self.per_step + self.experts_s * experts
+        return a / spread + per_step * steps + self.per_prompt * prompts, steps
 
     def _at_once(self, in_flight: Floats, spread: Floats) -> Floats:
         """Return how many of a problem's samples run at a time: 0 for one, 1 for all, by logarithm.

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from advisor.accuracy.subsets import decides_as_vote, expected_right
-from advisor.evidence.features import ZERO, Features
+from advisor.evidence.features import ZERO, Features, reads_of
 from advisor.evidence.gather import Evidence
 from advisor.evidence.pools import Pool
 from advisor.evidence.runs import RecordedProblem, Run
@@ -194,7 +194,13 @@ class PolicyWork:
         return self._once(name, by_problem)
 
     def drafting(self, kind: Kind) -> float:
-        """Return the FLOPs of drafting a token, infinite where the model that does is not known."""
+        """Return the FLOPs of drafting a token, infinite where those of a token are not known.
+
+        So it is with a model that drafts without facts, and where layers read less than the context
+        or keep a state, which is not counted here.
+        """
+        if not kind.facts.is_linear(kind.engine.max_model_len):
+            return np.inf
         setting = kind.engine.speculative
         if setting is None or setting.method in LOOKUPS:
             return 0.0
@@ -262,15 +268,18 @@ class PolicyWork:
             speculative=own.speculative,
         )
 
+        reads = reads_of(kind.facts)
+
         def alone() -> list[Replayed]:
-            cost = linear_cost(np.array(ZERO._replace(step=1.0)))
+            cost = linear_cost(np.array(ZERO._replace(step=1.0)), reads)
             stop = stop_of(kind.policy)
             return [
                 replay(workload, cost, limits, concurrency=1, stop=stop)
                 for workload in self.workloads(kind.pool, kind.policy)
             ]
 
-        return self._once(("alone", kind.pool.key, kind.policy.n, kind.policy.rule, limits), alone)
+        name = ("alone", kind.pool.key, kind.policy.n, kind.policy.rule, limits, reads)
+        return self._once(name, alone)
 
 
 def _work(

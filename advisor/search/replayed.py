@@ -102,6 +102,8 @@ class CandidateReplays:
             else:
                 runs = [full]
         first = runs[0]
+        workload = self.policy_work.workloads(kind.pool, kind.policy)[0]
+        limits = limits_of(candidate.engine, candidate.facts, workload)
         peaks = {name: max(r.peak[name] for r in first) for name in first[0].peak}
         if kind.policy.all_samples_end:
             accuracy = self.policy_work.correctness(kind.pool, kind.policy)
@@ -123,7 +125,7 @@ class CandidateReplays:
             device_s=np.array([[r.busy_share_s * devices for r in each] for each in runs]),
             capacity_per_s=capacity,
             keeps_up=keeps_up,
-            extrapolated=not law.within(peaks),
+            extrapolated=limits.crowded(peaks["kv_tokens"]) or not law.within(peaks),
             totals=totals,
         )
 
@@ -198,7 +200,7 @@ def _cost(law: StepLaw, candidate: Candidate, speed: float = 1.0) -> StepCost:
     from advisor.step_time.cost import linear_cost, scaled_cost
 
     if law.prior is None:
-        return linear_cost(law.seconds * speed)
+        return linear_cost(law.seconds * speed, law.reads)
     return scaled_cost(law.prior.cost(candidate.engine), speed)
 
 
@@ -215,7 +217,7 @@ def _replay(
     return replay(
         workload,
         cost,
-        limits_of(candidate.engine),
+        limits_of(candidate.engine, candidate.facts, workload),
         concurrency=concurrency,
         stop=stop_of(candidate.policy),
         replicas=Replicas(count=count, routing="least-outstanding" if count > 1 else "round-robin"),

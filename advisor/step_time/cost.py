@@ -13,7 +13,15 @@ import numpy as np
 import numpy.typing as npt
 
 from advisor.compiled import inner
-from advisor.evidence.features import FEATURES, Work, features_of, mean_of, work_in
+from advisor.evidence.features import (
+    ALL,
+    FEATURES,
+    Reads,
+    Work,
+    features_of,
+    mean_of,
+    work_in,
+)
 from advisor.step_time.table_cost import (
     NO_TABLES,
     PARTS,
@@ -25,6 +33,7 @@ from advisor.step_time.table_cost import (
     layer_seconds,
     mixed_attention,
 )
+from traces.schema.window import in_window, window_context
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -40,17 +49,18 @@ class StepCost(NamedTuple):
     Of the law, the work between steps is apart: `host_seconds`, the rest is `steps_seconds`.
 
     `values` are all tables one after another, each beginning where `starts` says: few arrays, as
-    every call of a compiled function copies the fields.
+    every call of a compiled function copies the fields. `reads` says what the law counts.
     """
 
     linear: Floats
     values: Floats
     starts: Ints
+    reads: Reads
 
 
-def linear_cost(seconds: Floats) -> StepCost:
+def linear_cost(seconds: Floats, reads: Reads = ALL) -> StepCost:
     """Return the cost of a linear law, `seconds` per unit of each of FEATURES."""
-    return table_cost(NO_TABLES, seconds)
+    return table_cost(NO_TABLES, seconds)._replace(reads=reads)
 
 
 def table_cost(tables: StepTables, seconds: Floats | None = None) -> StepCost:
@@ -59,7 +69,7 @@ def table_cost(tables: StepTables, seconds: Floats | None = None) -> StepCost:
     if np.shape(law) != (len(FEATURES),):
         raise ValueError(f"a linear law has {len(FEATURES)} coefficients")
     values, starts = tables.packed()
-    return StepCost(np.ascontiguousarray(law, dtype=np.float64), values, starts)
+    return StepCost(np.ascontiguousarray(law, dtype=np.float64), values, starts, ALL)
 
 
 def scaled_cost(cost: StepCost, factor: float) -> StepCost:
@@ -78,6 +88,7 @@ def needs_longest(cost: StepCost) -> bool:
 
 
 step_features, mean_work, work_at = inner(features_of), inner(mean_of), inner(work_in)
+tokens_in_window, prompt_in_window = inner(in_window), inner(window_context)
 
 
 @inner
@@ -110,6 +121,7 @@ def steps_seconds(
     work: Work[float],
     steps: int,
     growth: float,
+    window_growth: float,
     longest: float,
     longest_growth: float,
     chunks: float,
@@ -118,11 +130,13 @@ def steps_seconds(
     """Return the seconds of a step, or of `steps` of them in which only decoding happens.
 
     `work` is that of the first. `chunks` is the sum of its `chunk_seconds`, `longest` the longest
-    context that a decoding request reads. In each further step the context read grows by `growth`
-    and the longest by `longest_growth`; the sum is in closed form.
+    context that a decoding request reads. In each further step the context read grows by `growth`,
+    that in a window by `window_growth` and the longest by `longest_growth`; the sum is in closed
+    form.
     """
     once = 0.0
-    features = step_features(mean_work(work, steps, growth), speculative)
+    mean = mean_work(work, steps, growth, window_growth)
+    features = step_features(mean, speculative, cost.reads.experts)
     for place, value in enumerate(features[:PROBLEM_STARTS]):
         once += cost.linear[place] * value
     if len(cost.values) == 0:

@@ -14,7 +14,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from advisor.evidence.features import FEATURES, HOST_WORK, ZERO, Features, demands
+from advisor.evidence.features import FEATURES, HOST_WORK, ZERO, Features, demands, reads_of
 from advisor.evidence.gather import StepTable
 from advisor.evidence.keys import law_key
 from advisor.evidence.live.histograms import SPREAD
@@ -112,6 +112,7 @@ class StepTimeModel:
                 runs=len({table.recording for table in own}),
                 repeats=repeats,
                 repeats_outside=repeats_outside,
+                reads=reads_of(own[0].facts),
             )
         return self
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from advisor.evidence.features import FEATURES
+from advisor.evidence.features import ALL, FEATURES, Reads
 from traces.schema.engine import EngineConfig
 
 if TYPE_CHECKING:
@@ -41,7 +41,8 @@ class StepLaw:
     domain; `sigma_outside` the same with runs that lay outside what was left to learn from.
     `runs` are the recordings it was learned from, `repeats` and `repeats_outside` how many were
     held out to find the spreads (0: `RUN_TO_RUN` is assumed). With a `prior` nothing was recorded:
-    `seconds` come near to its tables, from which replays take their times.
+    `seconds` come near to its tables, from which replays take their times. `reads` is what its
+    features count.
     """
 
     seconds: Floats
@@ -53,6 +54,7 @@ class StepLaw:
     repeats: int
     repeats_outside: int
     prior: PriorCost | None = None
+    reads: Reads = ALL
 
     def predict(self, composition: Floats) -> Floats:
         """Return the seconds of steps, [steps] for a composition [steps, FEATURES]."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from advisor.evidence.features import FEATURES
+from advisor.evidence.features import FEATURES, Reads
 from advisor.step_time.fit import StepTimeModel
 from advisor.step_time.law import StepLaw
 from traces.errors import RecordingError
@@ -44,7 +44,7 @@ def save_laws(path: Path, model: StepTimeModel, recordings: Sequence[Recording])
         "features": list(FEATURES),
         "recordings": fingerprint(recordings),
         "laws": [
-            {"engine": engine.to_json(), "law": _plain(law)}
+            {"engine": engine.to_json(), "law": _plain(law), "reads": law.reads}
             for engine, law in model.laws_.items()
             if law.prior is None
         ],
@@ -66,7 +66,9 @@ def load_laws(path: Path, recordings: Sequence[Recording]) -> StepTimeModel | No
             return None
         model = StepTimeModel()
         model.laws_ = {
-            EngineConfig.from_json(each["engine"]): StepLaw(**_arrays(each["law"]))
+            EngineConfig.from_json(each["engine"]): StepLaw(
+                **_arrays(each["law"]), reads=Reads(*each["reads"])
+            )
             for each in document["laws"]
         }
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -78,7 +80,7 @@ def _plain(law: StepLaw) -> dict[str, Any]:
     values = {
         field.name: getattr(law, field.name)
         for field in dataclasses.fields(law)
-        if field.name != "prior"
+        if field.name not in ("prior", "reads")
     }
     return {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in values.items()}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from advisor.evidence.unrecorded import refusal
+from advisor.evidence.unrecorded import refusal, unchecked
 from traces.errors import TtscopeError
 from traces.schema.engine import EngineConfig, ModelFacts
 from traces.schema.record import Record
@@ -23,11 +23,12 @@ def replay_of(facts: ModelFacts) -> Answer:
     why = refusal(facts, EngineConfig(model=facts.name))
     if why is not None:
         return Answer(ok=False, why=why)
-    return Answer(
-        ok=True,
-        why="A recording of it is enough: its weights, its FLOPs and what it reads of the KV cache "
-        "are known",
+    known = (
+        "A recording of it is enough: its weights, its FLOPs and what it reads of the KV cache are "
+        "known"
     )
+    note = unchecked(facts, EngineConfig(model=facts.name))
+    return Answer(ok=True, why=known if note is None else f"{known}. {note}")
 
 
 def prior_of_gpu(facts: ModelFacts, system: str | None) -> Answer:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from advisor.evidence.features import reads_of
 from advisor.evidence.gather import StepTable
 from advisor.evidence.keys import law_key
 from advisor.evidence.runs import RecordedProblem, Run
@@ -21,6 +22,7 @@ from advisor.replay.workload import Workload
 from advisor.step_time.cost import linear_cost
 from advisor.step_time.fit import StepTimeModel
 from advisor.step_time.law import StepLaw
+from traces.schema.engine import ModelFacts
 from traces.summary.comparison import PRIOR_REPEATS
 
 BEYOND = {"mean": 0.01, "p50": 0.02, "p95": 0.025}  # sd of the log, as measured (docs/replay.md)
@@ -59,14 +61,15 @@ def latency_spread(
     }
 
 
-def replay_recorded(run: Run, seconds: np.ndarray) -> Replayed:
+def replay_recorded(run: Run, seconds: np.ndarray, facts: ModelFacts | None) -> Replayed:
     """Return a recorded run under its own load as a law of `seconds` [FEATURES] has it."""
     arrivals = None if run.concurrency is not None else run.arrivals_s(run.problems)
     loads = [RecordedProblem.of(each, each.samples) for each in run.problems.values()]
+    workload = Workload.from_loads(loads, arrivals)
     return replay(
-        Workload.from_loads(loads, arrivals),
-        linear_cost(seconds),
-        limits_of(run.engine),
+        workload,
+        linear_cost(seconds, reads_of(facts)),
+        limits_of(run.engine, facts, workload),
         concurrency=run.concurrency,
     )
 
@@ -83,7 +86,7 @@ def _beyond(run: Run, own: Sequence[StepTable], law: StepLaw) -> np.ndarray | No
         return None
     recorded = _statistics(np.array([each.latency_s for each in problems]))
     try:
-        found = replay_recorded(run, law.seconds)
+        found = replay_recorded(run, law.seconds, own[0].facts)
     except ValueError:
         return None
     took = sum(float(table.seconds.sum()) for table in own)

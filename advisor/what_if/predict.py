@@ -233,8 +233,13 @@ def _outside(
     notes = []
     if longer:
         notes.append("outside what was recorded: drafts are longer (marked *)")
-    elif after.outside and (prior is None or after.times.sigma is not None):
+    elif after.outside and not after.crowded and (prior is None or after.times.sigma is not None):
         notes.append("outside what was recorded: batches or contexts are larger (marked *)")
+    if after.limits.several_kinds:
+        notes.append(
+            "the KV cache has blocks of several kinds, which are counted as the mean request holds "
+            f"them{'. It nearly fills, so that results are marked *' if after.crowded else ''}"
+        )
     if after.drawn < after.recorded:
         notes.append(f"{after.drawn} of the recorded samples drawn, {len(after.runs)} times")
     rate = question.rate_per_s

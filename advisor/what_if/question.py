@@ -61,7 +61,7 @@ class Question:
 def learned(law: StepLaw) -> StepTimes:
     """Return the step times of recorded steps."""
     return StepTimes(
-        cost=linear_cost(law.seconds),
+        cost=linear_cost(law.seconds, law.reads),
         sigma=(law.sigma, law.sigma_outside),
         runs=law.runs,
         within=law.within,

@@ -80,7 +80,6 @@ class Replays:
         source = sources[0]
         on_tables = question.gpu is not None or operators is not None
         self.engine = question.engine if on_tables else _with_blocks(evidence, question.engine)
-        self.limits = limits_of(self.engine)
         self.facts = evidence.models
         self.ids = [name for name in own.problems if name in source.problems]
         self.stop, self.drawn = stop_of(question.policy), question.policy.n
@@ -97,6 +96,7 @@ class Replays:
             Workload.from_loads(loads, arrivals, prompt_block_tokens=self.block_tokens)
             for loads in self.loads
         ]
+        self.limits = limits_of(self.engine, self.facts.get(self.engine.model), self.workloads[0])
         self.first = self.workloads[0].first
         longest = max(workload.longest for workload in self.workloads)
         if question.gpu is not None and prior is not None:
@@ -126,7 +126,8 @@ class Replays:
             self._run(workload, 1.0, log=i == 0) for i, workload in enumerate(self.workloads)
         ]
         inside = all(self.times.within(run.peak) for run in self.runs)
-        self.outside = extrapolated or not inside
+        self.crowded = any(self.limits.crowded(run.peak["kv_tokens"]) for run in self.runs)
+        self.outside = extrapolated or self.crowded or not inside
         sigma = 0.0 if self.times.sigma is None else self.times.sigma[int(self.outside)]
         self.fresh = [self._run(workload, 1.0) for workload in self._redrawn()]
         self.slow, self.fast = (
@@ -199,7 +200,9 @@ class Replays:
     def _load(self, source: Run, name: str) -> RecordedProblem:
         problem = source.problems[name]
         samples: tuple[Sample, ...] = problem.samples
-        if self.limits.speculative and any(sample.advance is None for sample in samples):
+        if self.engine.speculative is not None and any(
+            sample.advance is None for sample in samples
+        ):
             raise UsageError(
                 f"{source.recording}: does not say how drafts went per sample. Record again"
             )
@@ -374,7 +377,7 @@ class Replays:
         What samples feed back is exact where all end, what the cache held is the draws' mean.
         """
         facts = self.facts.get(self.engine.model)
-        if first is None or facts is None:
+        if first is None or facts is None or not facts.is_linear(self.engine.max_model_len):
             return first
 
         def flops(tokens: npt.NDArray[np.floating]) -> Floats:

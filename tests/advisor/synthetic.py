@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from advisor.evidence.features import HOST_WORK, ZERO, Features
+from advisor.evidence.features import HOST_WORK, ZERO, Features, reads_of
 from advisor.evidence.runs import RecordedProblem, Sample, verify_steps
 from advisor.replay.limits import Limits
 from tests.advisor.replay.replay_twin import naive_replay
@@ -14,6 +14,7 @@ from traces.recording.manifest import ClockReading, Manifest, WorkloadFacts
 from traces.recording.reader import Recording
 from traces.recording.writer import RecordingWriter
 from traces.schema.engine import EngineConfig, ModelFacts, Speculative
+from traces.schema.layers import Attention, Experts, Layers, Matrix
 from traces.schema.policy import Policy
 from traces.speculation.ngram import PromptLookup, draft_counts
 
@@ -38,7 +39,32 @@ FACTS = {
         ("large", 8, 512, 30_000_000),
     )
 }
-SKILL = {"small": 0.45, "large": 0.75}  # chance that a sample is right, on average
+FACTS["mixed"] = dataclasses.replace(  # half of its layers with a window, experts in all
+    FACTS["large"],
+    name="mixed",
+    num_experts=16,
+    experts_per_token=2,
+    active_parameters=9_000_000,
+    attention=("full_attention", "sliding_attention"),
+    kv_value_bytes=2.0,
+    layers=tuple(
+        Layers(
+            places=tuple(range(first, 8, 2)),
+            attention=Attention(
+                kind=kind, heads=8, kv_heads=2, head_dim=64, v_head_dim=64, window=window
+            ),
+            experts=Experts(total=16, active=2, width=512),
+            matrices=(
+                Matrix(
+                    name="experts", inputs=512, outputs=366, precision="bf16",
+                    parameter_bytes=2.0, copies=16, used=2,
+                ),
+            ),
+        )
+        for first, kind, window in ((0, "full_attention", None), (1, "sliding_attention", 64))
+    ),
+)  # fmt: skip
+SKILL = {"small": 0.45, "large": 0.75, "mixed": 0.6}  # chance that a sample is right, on average
 GREEDY = Policy(method="greedy", max_tokens=200)
 VOTE16 = Policy(method="majority", n=16, temperature=0.8, max_tokens=200)
 NGRAM = Speculative(method="ngram", num_speculative_tokens=3)
@@ -61,13 +87,20 @@ def engine_of(model: str = "small", **changes) -> EngineConfig:
 def law_of(engine: EngineConfig, host=None) -> np.ndarray:
     """Seconds per feature: 1 ms and the weights, 20 us a request, 2 TFLOP/s, 40 GB/s of KV."""
     facts, tp = FACTS[engine.model], engine.tensor_parallel_size
+    routed, read = facts.routed_weight_bytes(), facts.reads_by_end()
+    whole = (facts.kv_bytes_per_token, facts.attention_flops(1))
+    kv_bytes, flops = read.get(None, whole)
+    window_bytes, window_flops = read.get(64, (0.0, 0.0))
     law = ZERO._replace(
-        step=1e-3 * tp**0.5 + facts.weight_bytes / 40e9 / tp,
+        step=1e-3 * tp**0.5 + (facts.weight_bytes - routed) / 40e9 / tp,
+        experts=routed / 40e9 / tp,
         prefill_step=5e-4,
         requests=2e-5,
         tokens=1e-6 + facts.matmul_flops(1) / 2e12 / tp,
-        kv_tokens=facts.kv_bytes_per_token / 40e9 / tp,
-        query_context=facts.attention_flops(1) / 2e12 / tp,
+        kv_tokens=kv_bytes / 40e9 / tp,
+        query_context=flops / 2e12 / tp,
+        window_tokens=window_bytes / 40e9 / tp,
+        window_context=window_flops / 2e12 / tp,
         **dict(zip(HOST_WORK, host or (), strict=False)),
     )
     if engine.speculative is not None:
@@ -116,6 +149,7 @@ def record(
         concurrency=concurrency,
         noise=lambda: float(np.exp(rng.normal(0, noise))) if noise else 1.0,
         log=log,
+        reads=reads_of(FACTS[engine.model]),
     )
     document = Manifest(
         clock_start=ClockReading(monotonic_ns=0, unix_ns=START),

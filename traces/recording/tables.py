@@ -125,6 +125,8 @@ STEPS: Columns = {
     "prefill_kv_tokens": INT,  # context read by prefills; a shared prompt once per sample
     "decode_kv_tokens": INT,
     "prefill_query_context": INT,  # sum over prefill tokens of the context each attends to
+    "decode_window_tokens": INT,  # of decode_kv_tokens, what layers with a window or chunks read
+    "prefill_window_context": INT,  # of prefill_query_context, the same
     "max_context_tokens": INT,
     "kv_blocks": INT,
     "cached_prompt_tokens": INT,
@@ -151,6 +153,7 @@ COMPOSITION = (
     "decode_kv_tokens",
     "prefill_query_context",
 )
+WINDOWED = ("decode_window_tokens", "prefill_window_context")  # and these, in models with a window
 
 # When a step ran and how large it was; a long recording's other columns are read when asked for.
 STEP_TIMES = (

@@ -201,6 +201,50 @@ class ModelFacts(Record):
         """Bytes of the cache that decoding one token after a context reads, without states."""
         return self._cached(lambda each: (each.reads(context), each.index_reads(context)))
 
+    def reads_by_end(self) -> dict[int | None, tuple[float, float]]:
+        """Return the bytes read and the FLOPs for a token of context, by where they end.
+
+        Layers read so much for every token of a context up to the key, those of None of all. Empty
+        where `layers` or the cache's dtype is not known.
+        """
+        found: dict[int | None, tuple[float, float]] = {}
+        if self.layers is None or self.kv_value_bytes is None:
+            return found
+        for count, each in ((g.count, g.attention) for g in self.layers if g.attention):
+            index = each.index_reads(1.0) * count
+            keys = index * each.index_bytes(self.kv_value_bytes)
+            scores = index * 2.0 * (each.index_heads or 0) * (each.index_dim or 0)
+            size = each.values * self.kv_value_bytes
+            terms = [(slope * size, slope * each.flops_per_entry, end) for slope, end in each.terms]
+            for read, flops, end in [(keys / count, scores / count, None), *terms]:
+                before = found.get(end, (0.0, 0.0))
+                found[end] = (before[0] + count * read, before[1] + count * flops)
+        return found
+
+    @property
+    def window(self) -> int:
+        """Tokens of a context beyond which some layers read no more, 0 where all of it is read.
+
+        Of several windows it is the one beyond which most is left unread.
+        """
+        ends = {end: end * read for end, (read, _) in self.reads_by_end().items() if end}
+        return max(ends, key=lambda end: ends[end], default=0)
+
+    @property
+    def chunked(self) -> bool:
+        """Whether layers with a window read from the start of a chunk, not so many last tokens."""
+        return "chunked_attention" in (self.attention or ())
+
+    def routed_weight_bytes(self) -> float:
+        """Bytes of the experts of which a token visits some, 0 where `layers` does not say."""
+        sizes = (
+            g.count * (each.size_bytes or 0.0)
+            for g in self.layers or ()
+            for each in g.matrices
+            if 0 < each.used < each.copies
+        )
+        return sum(sizes)
+
     def state_bytes(self) -> int | None:
         """Bytes that the layers keep of a request beside the cache, None where not known."""
         sizes = [(g.count, g.state.size_bytes) for g in self.layers or () if g.state is not None]

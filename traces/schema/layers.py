@@ -127,6 +127,17 @@ class Attention(Record):
         near = context if self.window is None else min(context, self.window)
         return near if self.top_k is None else min(near, self.top_k)
 
+    @property
+    def terms(self) -> tuple[tuple[float, int | None], ...]:
+        """How `reads` grows: entries for every token of a context up to so many (None: all).
+
+        A chunk begins again instead of ending there.
+        """
+        if self.kind == "compressed_attention":
+            size = self.tokens_per_entry
+            return (1.0, self.window), (1 / size, None if self.top_k is None else self.top_k * size)
+        return ((1.0, min((each for each in (self.window, self.top_k) if each), default=None)),)
+
     def index_reads(self, context: float) -> float:
         """Index keys that decoding a token reads of a context: all there are."""
         return 0.0 if self.index_dim is None else context / self.tokens_per_entry

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from advisor.evidence.features import ZERO, Features
+from advisor.evidence.features import ZERO, Features, Reads
 from advisor.evidence.runs import ProblemRun, Run, Sample, arrival_rate
 from traces.live.numbers import (
     CACHED,
@@ -34,6 +34,7 @@ from traces.live.numbers import (
 )
 from traces.schema.engine import EngineConfig
 from traces.schema.policy import AS_SENT
+from traces.schema.window import in_window, window_context
 
 Floats = npt.NDArray[np.float64]
 
@@ -54,7 +55,7 @@ class MeanSteps:
     bounds: Floats
 
 
-def mean_steps(window: Window, engine: EngineConfig) -> MeanSteps | None:
+def mean_steps(window: Window, engine: EngineConfig, reads: Reads) -> MeanSteps | None:
     """Return the mean step of each interval in which requests ran; None for too few of them."""
     steps = _counted(window, f"{STEP_TOKENS}_count")
     gaps, firsts = window.histograms.get(ITL), window.histograms.get(TTFT)
@@ -75,6 +76,7 @@ def mean_steps(window: Window, engine: EngineConfig) -> MeanSteps | None:
     context = _context(window, engine, usable, decodes)
     length = prompt_tokens / np.maximum(prompts, 1e-9)
     drafting = float(engine.speculative is not None)
+    within = [in_window(each, reads.window, reads.chunked) for each in context / decodes]
     features = ZERO._replace(
         step=1.0,
         prefill_step=np.minimum(prompts, 1.0),
@@ -83,8 +85,15 @@ def mean_steps(window: Window, engine: EngineConfig) -> MeanSteps | None:
         prefill_requests=prompts,
         draft_requests=decodes * drafting,
         tokens=decodes + prompt_tokens,
+        experts=1.0 - (1.0 - reads.experts) ** (decodes + prompt_tokens),
         kv_tokens=context + prompt_tokens,
         query_context=context + prompt_tokens * (length + 1) / 2,
+        window_tokens=decodes * within,
+        window_context=decodes * within
+        + [
+            count * window_context(0.0, each, reads.window, reads.chunked)
+            for count, each in zip(prompts, length, strict=True)
+        ],
     )
     composition = np.column_stack(np.broadcast_arrays(*features)).astype(float)
     most = float(np.nanmax(window.gauges[RUNNING]))

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from advisor.compiled import compiled, inner, wide
 from advisor.replay.simulation.queues import longest, stop_waiting, wait
-from advisor.replay.simulation.requests import end, generated, work_of
+from advisor.replay.simulation.requests import end, generated, leave_window, work_of
 from advisor.replay.simulation.scheduling import cut_short, owed, pass_steps, plan
 from advisor.replay.simulation.state import (
     CANCELLED,
@@ -82,8 +82,11 @@ def run(  # noqa: PLR0912, PLR0915 - one loop, compiled once
             engine.steps = 0
             while True:
                 cancelled = False
-                if engine.heap and world.samples[world.slots[e, 0].heap].ends <= engine.clock:
+                if engine.heap and world.samples[world.slots[e, 0].heap].turns <= engine.clock:
                     s = world.slots[e, 0].heap
+                    if world.samples[s].turns < world.samples[s].ends:
+                        leave_window(world, rules, e, s)
+                        continue
                 elif engine.doomed != NONE:
                     s = engine.doomed
                     engine.doomed = world.samples[s].doomed
@@ -130,7 +133,8 @@ def _note(world: World, rules: Rules, e: int, leap: Any) -> None:
     leap.seconds, leap.host = engine.due - engine.begun, engine.host
     for place, value in enumerate(work_of(world, e)):
         leap.work[place] = value
-    leap.growth, leap.longest = engine.growth, longest(world, e, rules.keep_longest)
+    leap.growth, leap.window_growth = engine.growth, engine.window_growth
+    leap.longest = longest(world, e, rules.keep_longest)
     leap.running, leap.waiting, leap.kv_blocks = engine.running, engine.waiting, engine.used
 
 

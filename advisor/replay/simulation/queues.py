@@ -71,11 +71,11 @@ def leave(world: World, e: int, s: int) -> None:
 
 @inner
 def _sooner(world: World, tall: int, one: int, other: int) -> bool:
-    """Whether a sample comes before another: by its end, or by its context if `tall` is 1."""
+    """Whether a sample comes before another: by its turn, or by its context if `tall` is 1."""
     a, b = world.samples[one], world.samples[other]
     if tall:
         return a.known - a.since > b.known - b.since
-    return a.ends < b.ends or (a.ends == b.ends and one < other)
+    return a.turns < b.turns or (a.turns == b.turns and one < other)
 
 
 @inner
@@ -126,6 +126,13 @@ def push(world: World, e: int, s: int, keep_longest: bool) -> None:
     _settle(world, wide(0), e, engine.heap - 1, s, engine.heap)
     if keep_longest:
         _settle(world, wide(1), e, engine.heap - 1, s, engine.heap)
+
+
+@inner
+def sink(world: World, e: int, s: int) -> None:
+    """Put a sample whose turn is later now where it belongs in its heap."""
+    engine = world.engines[e]
+    _settle(world, wide(0), e, wide(world.samples[s].place), s, engine.heap)
 
 
 @inner

@@ -5,8 +5,9 @@ from __future__ import annotations
 from advisor.compiled import inner, wide
 from advisor.evidence.features import Work
 from advisor.replay.simulation.kv_cache import release
-from advisor.replay.simulation.queues import leave, push, remove
+from advisor.replay.simulation.queues import leave, push, remove, sink
 from advisor.replay.simulation.state import CANCELLED, DECODE, DRAINING, ENDED, NONE, Rules, World
+from advisor.step_time.cost import tokens_in_window
 
 
 @inner
@@ -21,16 +22,57 @@ def begin_decoding(world: World, rules: Rules, e: int, s: int) -> None:
     sample.since, sample.entry = engine.clock, engine.per_token
     sample.held = (sample.known + rules.block_size - 1) // rules.block_size
     left = sample.verify - sample.passed
-    sample.ends = engine.clock + max(left, 0)
+    sample.ends = sample.turns = engine.clock + max(left, 0)
     if left > 0:
         engine.decode_requests += 1
         engine.decode_tokens += sample.forward
         engine.decode_kv_tokens += sample.known + sample.forward
         engine.growth += (sample.output - 1) / sample.verify
+        if rules.window:
+            _enter_window(world, rules, e, s)
         if not rules.speculative:
             sample.held = 0
             world.phases[e, (sample.known - engine.clock) % rules.block_size] += 1
     push(world, e, s, rules.keep_longest)
+
+
+@inner
+def _enter_window(world: World, rules: Rules, e: int, s: int) -> None:
+    """Count what a sample reads in layers with a window, from now until its turn."""
+    engine, sample = world.engines[e], world.samples[s]
+    rate = (sample.output - 1) / sample.verify
+    context = sample.known + sample.forward + (engine.clock - sample.since) * rate
+    read = tokens_in_window(context, rules.window, rules.chunked)
+    engine.decode_window_tokens += read
+    sample.unread = context - read
+    sample.turns = sample.ends
+    if sample.unread > 0.0 and not rules.chunked:
+        sample.unread = NONE
+        return
+    engine.window_growth += rate
+    steps = int((rules.window - read) / rate) + 1
+    sample.turns = min(sample.ends, engine.clock + steps)
+
+
+@inner
+def leave_window(world: World, rules: Rules, e: int, s: int) -> None:
+    """Let a sample go on beyond its window, or in its next chunk."""
+    _forget_window(world, rules, e, s)
+    _enter_window(world, rules, e, s)
+    sink(world, e, s)
+
+
+@inner
+def _forget_window(world: World, rules: Rules, e: int, s: int) -> None:
+    """Take what a sample reads in layers with a window out of the engine's sums."""
+    engine, sample = world.engines[e], world.samples[s]
+    if sample.unread < 0.0:
+        engine.decode_window_tokens -= rules.window
+        return
+    rate = (sample.output - 1) / sample.verify
+    context = sample.known + sample.forward + (engine.clock - sample.since) * rate
+    engine.decode_window_tokens -= context - sample.unread
+    engine.window_growth -= rate
 
 
 @inner
@@ -45,8 +87,11 @@ def stop_decoding(world: World, rules: Rules, e: int, s: int) -> int:
         engine.decode_tokens -= sample.forward
         engine.growth -= rate
         engine.decode_kv_tokens -= sample.known + sample.forward + done * rate
+        if rules.window:
+            _forget_window(world, rules, e, s)
         if engine.decode_requests == 0:
             engine.decode_tokens = engine.decode_kv_tokens = engine.growth = 0.0
+            engine.decode_window_tokens = engine.window_growth = 0.0
         if not rules.speculative:
             world.phases[e, (sample.known - sample.since) % rules.block_size] -= 1
         world.problems[sample.problem].busy += (engine.per_token - sample.entry) * sample.forward
@@ -66,6 +111,8 @@ def work_of(world: World, e: int) -> Work[float]:
         engine.prefill_kv_tokens,
         engine.decode_kv_tokens + engine.drain_decode_kv_tokens,
         engine.prefill_query_context,
+        engine.decode_window_tokens + engine.drain_decode_window_tokens,
+        engine.prefill_window_context,
     )
 
 
@@ -92,7 +139,11 @@ def end(world: World, rules: Rules, e: int, s: int, now: float, cancelled: bool)
             sample.by_length = False
             engine.drain_decode_requests += 1
             engine.drain_decode_tokens += sample.forward
-            engine.drain_decode_kv_tokens += context + (slots - sample.known if decoded else 0)
+            context += slots - sample.known if decoded else 0
+            engine.drain_decode_kv_tokens += context
+            engine.drain_decode_window_tokens += tokens_in_window(
+                context, rules.window, rules.chunked
+            )
     else:
         sample.generated = generated(world, s)
         sample.by_length = True
@@ -129,3 +180,4 @@ def drain(world: World, rules: Rules, e: int) -> None:
     engine.running -= engine.draining
     engine.draining = engine.drain_decode_requests = 0
     engine.drain_decode_tokens = engine.drain_decode_kv_tokens = 0.0
+    engine.drain_decode_window_tokens = 0.0

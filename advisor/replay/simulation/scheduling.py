@@ -37,6 +37,7 @@ from advisor.step_time.cost import (
     chunk_seconds,
     host_seconds,
     mean_work,
+    prompt_in_window,
     step_features,
     steps_seconds,
 )
@@ -49,6 +50,7 @@ def plan(world: World, rules: Rules, cost: StepCost, blocks: int, e: int, now: f
     engine.prefill_requests = 0
     engine.prefill_tokens = 0
     engine.prefill_kv_tokens = engine.prefill_query_context = engine.chunks = 0.0
+    engine.prefill_window_context = 0.0
     host = owed(world, cost, e)
     while True:
         seen = now + host if engine.idle or not rules.asynchronous else engine.last_begun
@@ -77,7 +79,7 @@ def plan(world: World, rules: Rules, cost: StepCost, blocks: int, e: int, now: f
     ):
         unseen = engine.waiting > 0 and world.samples[engine.waiting_first].queued > seen
         if not unseen or engine.running >= rules.max_seqs:
-            steps = world.samples[world.slots[e, 0].heap].ends - engine.clock
+            steps = world.samples[world.slots[e, 0].heap].turns - engine.clock
             if steps > 1 and rules.speculative:
                 steps = drafted_steps(world, rules, blocks, e, steps)
             elif steps > 1:
@@ -113,8 +115,9 @@ def seconds_of(world: World, rules: Rules, cost: StepCost, e: int, steps: int) -
     engine = world.engines[e]
     most = longest(world, e, rules.keep_longest)
     return engine.host + steps_seconds(
-        cost, work_of(world, e), steps, engine.growth, most, 1.0, engine.chunks, rules.speculative
-    )
+        cost, work_of(world, e), steps, engine.growth, engine.window_growth, most, 1.0,
+        engine.chunks, rules.speculative,
+    )  # fmt: skip
 
 
 @inner
@@ -151,7 +154,7 @@ def pass_steps(world: World, rules: Rules, cost: StepCost, e: int) -> None:
         engine.last_begun += seconds_of(world, rules, cost, e, steps - 1)
     if steps > 1 and not rules.speculative:
         take(world, e, growth_of(world, rules, e, steps - 1, wide(1)))
-    _count(world, rules, e, work, steps)
+    _count(world, rules, cost, e, work, steps)
     each = seconds / (steps * work.decode_tokens + work.prefill_tokens)
     engine.busy += seconds
     engine.all_steps += steps
@@ -159,6 +162,7 @@ def pass_steps(world: World, rules: Rules, cost: StepCost, e: int) -> None:
         engine.clock += steps
         engine.per_token += each * steps
         engine.decode_kv_tokens += engine.growth * steps
+        engine.decode_window_tokens += engine.window_growth * steps
     if steps > 1 and rules.speculative and blocks_are_kept(world, e):
         take(world, e, draft_growth(world, rules, e, wide(1), wide(1)))
     drained = engine.draining
@@ -180,10 +184,13 @@ def pass_steps(world: World, rules: Rules, cost: StepCost, e: int) -> None:
 
 
 @inner
-def _count(world: World, rules: Rules, e: int, work: Work[float], steps: int) -> None:
+def _count(
+    world: World, rules: Rules, cost: StepCost, e: int, work: Work[float], steps: int
+) -> None:
     """Add the planned steps, the first of them with this work, to the totals and the peaks."""
     engine = world.engines[e]
-    features = step_features(mean_work(work, steps, engine.growth), rules.speculative)
+    mean = mean_work(work, steps, engine.growth, engine.window_growth)
+    features = step_features(mean, rules.speculative, cost.reads.experts)
     for place, value in enumerate(features[:PROBLEM_STARTS]):
         world.totals[place] += steps * value
     engine.peak_requests = max(engine.peak_requests, features.requests)
@@ -225,5 +232,8 @@ def _admit(
         engine.prefill_tokens += chunk
         engine.prefill_kv_tokens += sample.computed + chunk
         engine.prefill_query_context += chunk * sample.computed + chunk * (chunk + 1) / 2
+        engine.prefill_window_context += prompt_in_window(
+            float(sample.computed), float(chunk), rules.window, rules.chunked
+        )
         engine.chunks += chunk_seconds(cost, chunk, sample.computed)
         reach(world, rules, e, s, sample.computed + chunk)

@@ -48,6 +48,8 @@ SAMPLE = np.dtype(
         ("held", "i4"),  # blocks, kept up to date under speculation only
         ("since", "i8"),  # the engine's clock when it began to decode
         ("ends", "i8"),  # the engine's clock when it will have ended
+        ("turns", "i8"),  # the same, or when its context first reaches beyond its window or chunk
+        ("unread", "f8"),  # tokens of its context before its chunk, NONE where its window is full
         ("entry", "f8"),  # the engine's `per_token` when it began to decode
         ("place", "i4"),  # in the heap of ends
         ("rank", "i4"),  # in the heap of contexts
@@ -108,6 +110,7 @@ ENGINE = np.dtype(
         # What the next step, or the one under way, computes, and how its context grows per step.
         *((name, _sum_type(name)) for name in Work._fields),
         ("growth", "f8"),
+        ("window_growth", "f8"),
         # The same of requests whose output nobody waits for.
         *(
             (f"drain_{name}", _sum_type(name))
@@ -160,7 +163,7 @@ ANSWER = np.dtype([("tally", "i4"), ("right", "?")], align=True)
 
 SLOT = np.dtype(
     [
-        ("heap", "i8"),  # samples, the first to end on top
+        ("heap", "i8"),  # samples, the first to turn on top
         ("tall", "i8"),  # samples, the longest on top
         ("drain", "i8"),  # samples whose slot falls free after a step
         ("prompt", "i8"),  # prompts under way: sample and tokens
@@ -178,6 +181,7 @@ LEAP = np.dtype(
         ("steps", "i8"),
         ("work", "f8", (len(Work._fields),)),  # of the first
         ("growth", "f8"),
+        ("window_growth", "f8"),
         ("longest", "f8"),
         ("running", "i8"),
         ("waiting", "i8"),
@@ -217,3 +221,5 @@ class Rules(NamedTuple):
     routing: int
     together: bool
     keep_longest: bool
+    window: float
+    chunked: bool

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import polars as pl
 
 from advisor.compiled import compiled, wide
-from advisor.evidence.features import Work
+from advisor.evidence.features import work_of_steps
 from advisor.step_time.cost import (
     StepCost,
     chunk_seconds,
@@ -313,7 +313,7 @@ def predicted_steps(cost: StepCost, steps: pl.DataFrame) -> Floats:
 
     The chunks of a step, of which the row has sums, are taken as equal.
     """
-    return _predicted(cost, steps.select(Work._fields).to_numpy().astype(float))
+    return _predicted(cost, np.column_stack(work_of_steps(steps)))
 
 
 @compiled
@@ -327,5 +327,5 @@ def _predicted(cost: StepCost, rows: Floats) -> Floats:
         if prompts:
             before = max(int(work.prefill_kv_tokens) - tokens, 0) // prompts
             chunks = prompts * chunk_seconds(cost, max(tokens // prompts, 1), before)
-        seconds[place] = steps_seconds(cost, work, wide(1), 0.0, 0.0, 0.0, chunks, False)
+        seconds[place] = steps_seconds(cost, work, wide(1), 0.0, 0.0, 0.0, 0.0, chunks, False)
     return seconds

@@ -115,7 +115,10 @@ class InProcessEngine(Engine):
         self._closed = False
         mended = mend_cpu_sampler() if speculative is not None and on_cpu() else None
         self.notes = () if mended is None else (mended,)
-        self.steps = self.probe = StepProbe(self._scheduler(), self.config.key(), self._offset)
+        window = (0, False) if self.model is None else (self.model.window, self.model.chunked)
+        self.steps = self.probe = StepProbe(
+            self._scheduler(), self.config.key(), self._offset, window=window
+        )
         self.probe.draft_timer = install_draft_timer(self._engine)
         self._kernel_windows: KernelWindows | None = None
         if plan is not None and self._traces is not None:

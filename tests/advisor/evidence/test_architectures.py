@@ -28,11 +28,10 @@ def test_full_attention_experts_and_older_recordings_are_replayed():
 @pytest.mark.parametrize(
     ("kinds", "reason"),
     [
-        (("latent_attention",), "latent attention"),
-        (("full_attention", "sliding_attention"), "a sliding window"),
-        (("full_attention", "linear_attention"), "a state instead of a KV cache"),
-        (("latent_attention", "linear_attention"), "MLA.* and layers with a state"),
-        (("full_attention", "something_new"), "layers of the kind something_new"),
+        (("latent_attention",), "latent attention .* does not say what its layers hold"),
+        (("full_attention", "sliding_attention"), "sliding windows.* Record it again"),
+        (("latent_attention", "linear_attention"), "MLA.* and linear attention.* older ttscope"),
+        (("full_attention", "something_new"), "layers of the kind something_new.* not counted"),
     ],
 )
 def test_others_are_refused_with_the_reason(kinds, reason):
@@ -47,8 +46,8 @@ def test_a_latent_in_every_layer_is_replayed_where_its_layers_are_known():
     latent = dataclasses.replace(of("latent_attention"), layers=layers)
     assert refusal(latent, ENGINE) is None
     assert latent.attention_flops(10) == 2 * 2 * 4 * (48 + 32) * 10
-    beside = dataclasses.replace(latent, attention=("indexed_attention", "latent_attention"))
-    assert "sparse attention" in refusal(beside, ENGINE)
+    beside = dataclasses.replace(latent, attention=("cross_attention", "latent_attention"))
+    assert "an encoder" in refusal(beside, ENGINE)
 
 
 @pytest.mark.parametrize("name", ["active_parameters", "weight_bytes", "kv_bytes_per_token"])

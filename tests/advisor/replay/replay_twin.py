@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from advisor.evidence.features import FEATURES, HOST_WORK, Features
+from advisor.evidence.features import ALL, FEATURES, HOST_WORK, Features
 from advisor.replay.limits import Limits
 from profiler.policies.interface import Vote
 from tests.advisor.replay.twin_blocks import Blocks, keys_of_loads
@@ -63,6 +63,7 @@ def naive_replay(
     replicas=1,
     routing="round-robin",
     together=False,
+    reads=ALL,
 ):
     size, k = limits.block_size, int(limits.speculative)
     host_seconds = seconds[[FEATURES.index(name) for name in HOST_WORK]]
@@ -80,6 +81,12 @@ def naive_replay(
     def key(slot, block):
         shared = keys[slot.problem]
         return shared[block] if block < len(shared) else ("own", slot.number, block)
+
+    def within(context):
+        if not reads.window:
+            return 0
+        chunk = (context - 1) % reads.window + 1
+        return chunk if reads.chunked else min(context, reads.window)
 
     def width(slot):
         return 1 if slot.sample.scheduled is None else int(slot.sample.scheduled[slot.verify])
@@ -204,9 +211,13 @@ def naive_replay(
         lost = [(slot, c) for slot, c in zombies]
         n, tokens = len(work) + len(lost), sum(c for _, c in [*work, *lost])
         context = sum(slot.computed + c for slot, c in [*work, *lost])
+        near = sum(within(slot.computed + c) for slot, c in [*work, *lost])
         query = context * tokens / n if n else 0.0
+        near_query = near * tokens / n if n else 0.0
         for slot, chunk in prompts:
             query += sum(slot.computed + j for j in range(1, chunk + 1))
+            near_query += sum(within(slot.computed + j) for j in range(1, chunk + 1))
+        whole = tokens + sum(chunk for _, chunk in prompts)
         features = Features(
             step=1.0,
             prefill_step=float(bool(prompts)),
@@ -214,14 +225,19 @@ def naive_replay(
             requests=n + len(prompts),
             prefill_requests=len(prompts),
             draft_requests=k * n,
-            tokens=tokens + sum(chunk for _, chunk in prompts),
+            tokens=whole,
+            experts=1 - (1 - reads.experts) ** whole,
             kv_tokens=context + sum(slot.computed + chunk for slot, chunk in prompts),
             query_context=query,
+            window_tokens=near,
+            window_context=near_query,
             **dict(zip(HOST_WORK, np.zeros(3) if engine.empty else engine.owed(), strict=True)),
         )
         time = float(np.array(features) @ seconds) * (1.0 if noise is None else noise())
         if log is not None:
-            note(engine, prompts, n, tokens, context, time, now + host if engine.empty else now)
+            note(
+                engine, prompts, n, tokens, context, near, time, now + host if engine.empty else now
+            )
         return {
             "work": work,
             "prompts": prompts,
@@ -234,7 +250,7 @@ def naive_replay(
         for b in range(tokens // size if limits.prefix_caching else 0):
             engine.pool.hold(slot.blocks[b], key(slot, b))
 
-    def note(engine, prompts, n, tokens, context, time, now):
+    def note(engine, prompts, n, tokens, context, near, time, now):
         for slot, _ in prompts:
             if slot.generated == 0:
                 log["cached"].setdefault(slot.number, slot.computed)
@@ -252,6 +268,10 @@ def naive_replay(
                 "prefill_kv_tokens": sum(slot.computed + chunk for slot, chunk in prompts),
                 "decode_kv_tokens": context,
                 "prefill_query_context": int(query),
+                "decode_window_tokens": int(near),
+                "prefill_window_context": int(
+                    sum(sum(within(s.computed + j) for j in range(1, c + 1)) for s, c in prompts)
+                ),
             }
         )
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from advisor.evidence.features import Features
+from advisor.evidence.features import ALL, Features, Reads
 from advisor.evidence.runs import RecordedProblem, Sample, verify_steps
 from advisor.replay.limits import Limits
 from advisor.replay.replay import Replicas, replay
@@ -25,8 +25,11 @@ COST = np.array(
         prefill_requests=1e-4,
         draft_requests=5e-5,
         tokens=4e-6,
+        experts=8e-4,
         kv_tokens=3e-8,
         query_context=2e-9,
+        window_tokens=5e-8,
+        window_context=3e-9,
         problem_starts=4e-4,
         sample_starts=2e-4,
         sample_ends=1e-4,
@@ -126,14 +129,16 @@ def keys_of_names(loads, tokens: int, size: int):
     return found
 
 
-def assert_twins(loads, limits, *, arrivals=None, concurrency=None, stop=None, tokens=None, **how):
+def assert_twins(
+    loads, limits, *, arrivals=None, concurrency=None, stop=None, tokens=None, reads=ALL, **how
+):
     """Compare with the naive twin; `tokens` is the size of the blocks that the loads name."""
     replicas = Replicas(**how) if how else None
     keys = None if tokens is None else keys_of_names(loads, tokens, limits.block_size)
     twin = {("replicas" if name == "count" else name): value for name, value in how.items()}
     ours = replay(
         Workload.from_loads(loads, arrivals, prompt_block_tokens=tokens),
-        linear_cost(COST),
+        linear_cost(COST, reads),
         limits,
         concurrency=concurrency,
         stop=stop,
@@ -148,6 +153,7 @@ def assert_twins(loads, limits, *, arrivals=None, concurrency=None, stop=None, t
         concurrency=concurrency,
         policy=None if stop is None else partial(ParallelVote, stop=stop),
         keys=keys,
+        reads=reads,
         **twin,
     )
     assert ours.steps == naive["steps"]
@@ -182,6 +188,15 @@ REPLICAS = st.sampled_from(
         {"count": 2, "routing": "least-outstanding", "together": True},
     ]
 )
+READS = st.sampled_from(
+    [
+        ALL,
+        Reads(experts=0.25),
+        Reads(window=20.0),
+        Reads(0.1, 7.0),
+        Reads(window=16.0, chunked=True),
+    ]
+)
 STOPS = {
     "none": lambda n: None,
     "first": lambda n: Stop(rule=FIRST, value=(n + 1) // 2),
@@ -202,8 +217,11 @@ STOPS = {
     how=REPLICAS,
     concurrency=st.integers(1, 4),
     rate=st.sampled_from([None, 3.0, 50.0]),
+    reads=READS,
 )
-def test_the_replay_equals_its_naive_twin(seed, problems, n, limits, stop, how, concurrency, rate):
+def test_the_replay_equals_its_naive_twin(
+    seed, problems, n, limits, stop, how, concurrency, rate, reads
+):
     loads = loads_of(seed, problems, n)
     if how and (rate is None or not how.get("together")):
         # Engines in lock-step end steps at the same time; then either order is right, so here they
@@ -220,6 +238,7 @@ def test_the_replay_equals_its_naive_twin(seed, problems, n, limits, stop, how, 
         arrivals=arrivals,
         concurrency=concurrency,
         stop=rule,
+        reads=reads,
         **how,
     )
 
@@ -348,11 +367,12 @@ def test_a_prompt_that_others_begin_with_is_found():
     seed=st.integers(0, 10_000),
     limits=st.fixed_dictionaries(LIMITS),
     concurrency=st.integers(1, 4),
+    reads=READS,
 )
-def test_drafts_that_are_kept_evenly_replay_exactly(seed, limits, concurrency):
+def test_drafts_that_are_kept_evenly_replay_exactly(seed, limits, concurrency, reads):
     loads = loads_of(seed, 6, 4, 3, even=True)
     limits = Limits(block_size=8, speculative=True, **limits)
-    assert_twins(loads, limits, concurrency=concurrency)
+    assert_twins(loads, limits, concurrency=concurrency, reads=reads)
 
 
 def test_drafts_replay_in_distribution():

@@ -18,7 +18,7 @@ def chunk_seconds(cost, tokens, before):
 @compiled
 def _steps_seconds(cost, work, steps, growth, longest, longest_growth, chunks, speculative):
     return step_cost.steps_seconds(
-        cost, work, steps, growth, longest, longest_growth, chunks, speculative
+        cost, work, steps, growth, 0.0, longest, longest_growth, chunks, speculative
     )
 
 
@@ -34,6 +34,8 @@ def step_seconds(
         prefill_kv_tokens=float(prompt_read),
         decode_kv_tokens=float(decode_context),
         prefill_query_context=float(prompt_query),
+        decode_window_tokens=0.0,
+        prefill_window_context=0.0,
     )
     return _steps_seconds(cost, work, 1, 0.0, float(longest), 0.0, float(chunks), drafting)
 
@@ -41,5 +43,5 @@ def step_seconds(
 def leap_seconds(
     cost, steps, decodes, decode_tokens, decode_context, growth, longest, longest_growth, drafting
 ):
-    decoding = Work(0.0, 0.0, float(decodes), decode_tokens, 0.0, decode_context, 0.0)
+    decoding = Work(0.0, 0.0, float(decodes), decode_tokens, 0.0, decode_context, 0.0, 0.0, 0.0)
     return _steps_seconds(cost, decoding, steps, growth, longest, longest_growth, 0.0, drafting)

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from advisor.evidence.features import FEATURES, ZERO, Features
+from advisor.evidence.features import FEATURES, ZERO
 from advisor.step_time.cost import linear_cost, needs_longest, table_cost
 from advisor.step_time.table_cost import NO_TABLES, StepTables
 from tests.advisor.step_time.step_costs import (
@@ -14,7 +14,7 @@ from tests.advisor.step_time.step_costs import (
 )
 
 LAW = np.array(
-    Features(
+    ZERO._replace(
         step=3e-3,
         prefill_step=1e-3,
         draft_step=7e-4,

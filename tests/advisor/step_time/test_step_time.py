@@ -6,16 +6,19 @@ from advisor.evidence.features import (
     HOST_WORK,
     PARTS,
     Features,
+    Reads,
     Work,
     demands,
     feature_matrix,
+    reads_of,
+    work_of_steps,
 )
 from advisor.evidence.gather import gather
 from advisor.step_time.fit import StepTimeModel
 from advisor.step_time.law import non_negative_least_squares
 from tests.advisor.synthetic import FACTS, GREEDY, NGRAM, VOTE16, engine_of, law_of, record
 from traces.errors import UsageError
-from traces.recording.tables import COMPOSITION
+from traces.recording.tables import COMPOSITION, WINDOWED
 from traces.schema.policy import Policy
 from traces.statistics import student_95
 from traces.summary.comparison import RUN_TO_RUN
@@ -35,6 +38,43 @@ def test_a_known_law_comes_back(tmp_path):
         truth = table.composition @ law_of(table.engine)
         assert predicted.sum() == pytest.approx(truth.sum(), rel=0.01)
         assert np.median(np.abs(predicted / truth - 1)) < 0.03
+
+
+def test_experts_and_windows_are_learned_and_count(tmp_path):
+    engine = engine_of("mixed")
+    assert reads_of(FACTS["mixed"]) == Reads(experts=2 / 16, window=64.0)
+    loads = [(GREEDY, 1), (GREEDY, 8), (VOTE16, 1), (VOTE16, 4)]
+    recordings = [
+        record(tmp_path / str(i), engine, policy, concurrency=c, noise=0.02)
+        for i, (policy, c) in enumerate(loads)
+    ]
+    evidence = gather(recordings)
+    assert "sliding windows" in evidence.lost[0]
+    assert "No run of a model of this kind has checked the replay" in evidence.lost[0]
+    truth = law_of(engine)
+    tables = evidence.steps
+    law = StepTimeModel().fit(tables[:-1]).law(engine)
+    held = tables[-1]  # a load that was not learned from
+    predicted, should = law.predict(held.composition), held.composition @ truth
+    assert predicted.sum() == pytest.approx(should.sum(), rel=0.01)
+    assert np.median(np.abs(predicted / should - 1)) < 0.02
+    # Without what experts and windows take, a law of the same steps is far off.
+    without = [FEATURES.index(n) for n in ("experts", "window_tokens", "window_context")]
+    for table in tables:
+        table.composition[:, without] = 0.0
+    poorer = StepTimeModel().fit(tables[:-1]).law(engine).predict(held.composition)
+    assert np.median(np.abs(poorer / should - 1)) > 2 * np.median(np.abs(predicted / should - 1))
+
+
+def test_windows_that_a_recording_does_not_tell_are_inferred(tmp_path):
+    recording = record(tmp_path / "a", engine_of("mixed"), VOTE16, problems=8)
+    reads = reads_of(FACTS["mixed"])
+    told = work_of_steps(recording.steps, reads)
+    guessed = work_of_steps(recording.steps.drop(WINDOWED), reads)
+    for name in WINDOWED:
+        true, guess = (np.asarray(getattr(each, name)) for each in (told, guessed))
+        assert guess.sum() == pytest.approx(true.sum(), rel=0.05)
+    assert (np.asarray(guessed.decode_window_tokens) <= told.decode_kv_tokens).all()
 
 
 def test_the_recorders_own_work_is_told_from_the_steps(tmp_path):
@@ -145,10 +185,10 @@ def test_widening_of_few_repeats_is_students():
 
 
 def test_every_feature_asks_for_something_and_has_its_words():
-    asked = demands(FACTS["small"], engine_of(speculative=NGRAM))
+    asked = demands(FACTS["mixed"], engine_of("mixed", speculative=NGRAM))
     assert (np.array(list(asked.values())).sum(axis=0) > 0).all()
     assert sorted(name for part in PARTS.values() for name in part) == sorted(FEATURES)
-    assert set(Work._fields) == set(COMPOSITION)
+    assert Work._fields == (*COMPOSITION, *WINDOWED)
 
 
 def test_the_composition_counts_drafts_and_context():
@@ -172,7 +212,10 @@ def test_the_composition_counts_drafts_and_context():
         "prefill_requests": 1,
         "draft_requests": 2,
         "tokens": 18,
+        "experts": 0,
         "kv_tokens": 110,
         "query_context": 55 + 400,
+        "window_tokens": 0,
+        "window_context": 0,
         **dict.fromkeys(HOST_WORK, 0),
     }

@@ -16,7 +16,7 @@ from tests.advisor.step_time.operators.operator_tables import (
     dense_us,
     write_tables,
 )
-from tests.advisor.synthetic import FACTS, GREEDY, engine_of, record
+from tests.advisor.synthetic import FACTS, GREEDY, VOTE16, engine_of, record
 from traces.errors import RecordingError, TablesError, UsageError
 from traces.recording.reader import Recording
 from traces.schema.policy import Policy
@@ -50,6 +50,31 @@ def test_a_run_is_replayed_as_it_was_recorded(votes):
         assert ours.value == pytest.approx(theirs.value, rel=0.03)
         assert ours.low < theirs.value < ours.high
     assert replayed.tokens_per_problem.value == recorded.tokens_per_problem.value
+
+
+def test_a_model_of_experts_and_windows_is_foretold_with_a_note(tmp_path):
+    engine = engine_of("mixed")
+    few = [record(tmp_path / str(c), engine, VOTE16, concurrency=c) for c in (1, 8)]
+    found = asked(few[1], [few[0]], concurrency=3, engine={"max_num_seqs": 16})
+    real = summarise(
+        record(
+            tmp_path / "same" / "8",  # the name seeds the samples
+            dataclasses.replace(engine, max_num_seqs=16),
+            VOTE16,
+            concurrency=3,
+            noise=0.0,
+        )
+    )[0]
+    for name in ("mean", "p50", "p95"):
+        told, truth = found.predicted.latency_s[name], real.latency_s[name].value
+        assert told.value == pytest.approx(truth, rel=0.02)
+        assert told.low < truth < told.high
+    notes = " ".join(found.notes)
+    assert "mixed has sliding windows, experts" in notes
+    assert "No run of a model of this kind has checked the replay" in notes
+    assert "the KV cache has blocks of several kinds" in notes
+    assert "inferred" not in notes
+    assert found.predicted.flops_per_problem is None  # windows are in no count of FLOPs
 
 
 @pytest.mark.parametrize(

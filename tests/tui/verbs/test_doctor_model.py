@@ -61,9 +61,9 @@ def test_what_is_known_and_what_can_be_predicted(asked):
         (DENSE | FP8, None, "quantised (fp8_block)"),
         (MIXTURE, None, "a mixture of experts"),
         (LATENT | FP8, None, "a mixture of experts"),
-        (DENSE | WINDOWS, "has a sliding window", "has sliding attention"),
+        (DENSE | WINDOWS, None, "has sliding attention"),
         (LATENT | {"index_topk": 8, "index_n_heads": 2, "index_head_dim": 32},
-         "has sparse attention", "a mixture of experts"),
+         None, "a mixture of experts"),
         (DENSE | {"layer_types": ["warp_attention"] * 4}, "layers of the kind warp_attention",
          "has warp attention"),
         (DENSE | {"quantization_config": {"quant_method": "hqq"}},
@@ -76,6 +76,8 @@ def test_what_is_refused_says_what_is_missing(asked, config, replay, prior):
         assert found[name]["ok"] == (missing is None), found[name]
         assert (missing or "") in found[name]["why"]
         assert "\n" not in found[name]["why"]
+    unlike_dense = found["replay"]["ok"] and config != DENSE | FP8
+    assert ("No run of a model of this kind" in found["replay"]["why"]) == unlike_dense
 
 
 def test_without_a_gpu_or_tables_the_prior_says_so(asked, tmp_path, monkeypatch):

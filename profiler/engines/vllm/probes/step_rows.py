@@ -10,7 +10,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from traces.recording.tables import COMPOSITION, TABLES
+from traces.recording.tables import COMPOSITION, TABLES, WINDOWED
+from traces.schema.window import window_context
 
 Contexts = list[int]
 # Tokens of each request; those that ran before and, of them, those that come back after a
@@ -41,13 +42,15 @@ class StepRows:
     """Turns raw steps into rows, in their order.
 
     `usable_blocks` is the size of the KV cache in blocks; `left_over` how many requests had
-    ended before the first step and are reported to it as finished.
+    ended before the first step and are reported to it as finished. `window` is that of the model's
+    layers, 0 where they read all of a context, and whether it is one of chunks.
     """
 
     engine_key: str
     unix_offset_ns: int
     usable_blocks: int
     left_over: int = 0
+    window: tuple[int, bool] = (0, False)
     _step: int = 0  # number of the next
     _dropped: int = 0
     _last_end: int = 0
@@ -98,6 +101,11 @@ class StepRows:
             "profiled": np.searchsorted(toggled, step, side="right") % 2 == 1,
             **dict(zip(COMPOSED, composed.T, strict=True)),
         }
+        if self.window[0]:
+            windowed = _windowed(bases, ticks, *self.window)
+            columns |= dict(zip(WINDOWED, windowed.T, strict=True))
+        else:
+            columns |= dict.fromkeys(WINDOWED)
         schema = {name: TABLES["steps"][name] for name in columns}
         return pl.DataFrame(columns, schema=schema).with_columns(
             engine=pl.lit(self.engine_key), source=pl.lit("measured")
@@ -126,6 +134,44 @@ def _composed(
     return ended, preempted, composed
 
 
+def _windowed(
+    bases: Sequence[Base], ticks: NDArray[np.int64], window: int, chunked: bool
+) -> NDArray[np.int64]:
+    """Return of each step what layers with a window read: [steps, WINDOWED]."""
+    found = np.zeros((len(bases), len(WINDOWED)), dtype=np.int64)
+    first = 0
+    while first < len(bases):
+        last, base = first + 1, bases[first]
+        while last < len(bases) and bases[last] is base:  # the same requests go on
+            last += 1
+        decodes, prefills = _requests(*base[3:])
+        read = np.array([context + tokens for context, tokens in decodes], dtype=np.int64)
+        reached = read + (ticks[first:last] - base[0])[:, None]
+        within = (reached - 1) % window + 1 if chunked else np.minimum(reached, window)
+        found[first:last, 0] = within.sum(axis=1)
+        if prefills:
+            sums = (window_context(before, count, window, chunked) for before, count in prefills)
+            found[first:last, 1] = round(sum(sums))
+        first = last
+    return found
+
+
+def _requests(
+    contexts: Contexts, produced: Contexts, work: Work | None
+) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """Return context and tokens of each request that decodes, and of each that prefills."""
+    tokens: list[int] = [1] * len(contexts)
+    resumed, prefills = [False] * len(contexts), list[tuple[int, int]]()
+    if work is not None:
+        scheduled, names, back, new = work
+        tokens = [scheduled[name] for name in names]
+        resumed, prefills = [name in back for name in names], list(new)
+    decodes = list[tuple[int, int]]()
+    for context, put_out, again, adds in zip(contexts, produced, resumed, tokens, strict=True):
+        (prefills if put_out == 0 or again else decodes).append((context, adds))
+    return decodes, prefills
+
+
 def composition(contexts: Contexts, produced: Contexts, work: Work | None) -> Composition:
     """Return what a step computes, summed over its requests.
 
@@ -133,34 +179,20 @@ def composition(contexts: Contexts, produced: Contexts, work: Work | None) -> Co
     prefix cache.
     """
     count = len(contexts)
-    if work is None:  # nearly all steps, and sums run at C's speed
-        if all(produced):
-            return 0, 0, count, count, 0, sum(contexts) + count, 0, max(contexts) + 1, 0
-        tokens: list[int] = [1] * count
-        resumed, prefills = [False] * count, list[tuple[int, int]]()
-    else:
-        scheduled, names, back, new = work
-        tokens = [scheduled[name] for name in names]
-        resumed, prefills = [name in back for name in names], list(new)
-    cached = sum(context for context, _ in prefills)
-    decode_requests = decode_tokens = decode_kv = longest = 0
-    for context, put_out, again, adds in zip(contexts, produced, resumed, tokens, strict=True):
-        if put_out == 0 or again:
-            prefills.append((context, adds))
-            continue
-        decode_requests += 1
-        decode_tokens += adds
-        decode_kv += context + adds
-        longest = max(longest, context + adds)
+    if work is None and all(produced):  # nearly all steps, and sums run at C's speed
+        return 0, 0, count, count, 0, sum(contexts) + count, 0, max(contexts) + 1, 0
+    decodes, prefills = _requests(contexts, produced, work)
+    read = [context + adds for context, adds in decodes]
+    cached = sum(context for context, _ in (work[3] if work else ()))
     return (
         len(prefills),
         sum(count for _, count in prefills),
-        decode_requests,
-        decode_tokens,
+        len(decodes),
+        sum(adds for _, adds in decodes),
         sum(context + count for context, count in prefills),
-        decode_kv,
+        sum(read),
         sum(count * context + count * (count + 1) // 2 for context, count in prefills),
-        max([longest, *(context + count for context, count in prefills)]),
+        max([0, *read, *(context + count for context, count in prefills)]),
         cached,
     )
 

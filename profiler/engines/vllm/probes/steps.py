@@ -62,13 +62,15 @@ class StepProbe:
 
     `step` numbers the steps since `reset`; `first_step[request]` is the step in which a request
     (vLLM's internal id) was first scheduled. `draft_timer.last_ns`, where there is one, is what
-    the drafting of the step just done took; `profiled` says whether a profiler is on.
+    the drafting of the step just done took; `profiled` says whether a profiler is on. `window` is
+    that of the model's layers and whether it is one of chunks (`StepRows`).
     """
 
     scheduler: Any
     engine_key: str
     unix_offset_ns: int
     draft_timer: Any = None
+    window: tuple[int, bool] = (0, False)
     first_step: dict[str, int] = field(default_factory=dict)
     dropped: int = 0
     failure: str | None = None
@@ -106,6 +108,7 @@ class StepProbe:
             unix_offset_ns=self.unix_offset_ns,
             usable_blocks=self.scheduler.kv_cache_manager.block_pool.num_gpu_blocks - 1,
             left_over=len(self.scheduler.finished_req_ids),
+            window=self.window,
         )
         del self._ends[:]
         for store in (self.first_step, self._pending, self._costs_ns):

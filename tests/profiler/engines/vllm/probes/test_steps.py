@@ -54,6 +54,31 @@ def test_a_step_of_prefills_chunks_and_decodes():
     assert (row["running"], row["waiting"], row["kv_blocks"], row["preempted"]) == (4, 1, 10, 1)
     assert row["source"] == "measured" and row["profiled"] is False
     assert probe.first_step == {"n": 0}
+    assert row["decode_window_tokens"] is row["prefill_window_context"] is None
+
+
+@pytest.mark.parametrize(("window", "chunked"), [(16, False), (16, True), (200, False)])
+def test_what_layers_with_a_window_read(window, chunked):
+    def within(context):
+        return (context - 1) % window + 1 if chunked else min(context, window)
+
+    mixed = Output({"d": 1, "chunk": 20, "n": 9}, Cached(["d", "chunk"], [40, 100], [3, 0], set()))
+    mixed.scheduled_new_reqs = [new("n", cached=16)]
+    outputs = [mixed, *(decoding([40 + i, 9 + i, 3 + i]) for i in range(20))]
+    scheduler, probe = watched(outputs, window=(window, chunked))
+    scheduler.running = ["r0", "r1", "r2"]
+    for _ in outputs:
+        step(scheduler)
+    first, *plain = probe.drain().rows(named=True)
+    assert first["decode_window_tokens"] == within(41)
+    assert first["prefill_window_context"] == sum(
+        within(context + place + 1)
+        for context, count in [(100, 20), (16, 9)]
+        for place in range(count)
+    )
+    for i, row in enumerate(plain):
+        assert row["decode_window_tokens"] == sum(within(c + i + 1) for c in (40, 9, 3))
+        assert row["prefill_window_context"] == 0
 
 
 @given(st.lists(st.integers(1, 5000), min_size=1, max_size=64))
