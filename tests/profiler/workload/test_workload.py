@@ -151,9 +151,7 @@ def test_messages_and_system_prompt(tmp_path):
 
 def test_a_verifier_that_is_none(tmp_path):
     path = lines(tmp_path / "w.jsonl", {"id": 1, "prompt": "a", "verifier": "guess"})
-    with pytest.raises(
-        UsageError, match="no verifier 'guess'. Choose one of exact, numeric"
-    ):
+    with pytest.raises(UsageError, match="no verifier 'guess'. Choose one of exact, numeric"):
         load_workload(path)
     with pytest.raises(UsageError, match="--verifier: no verifier 'guess'"):
         load_workload(path, verifier="guess")
