@@ -36,7 +36,7 @@ class Inflated:
     ended early, None when they did not. While iterating `refuse` is raised, with a message that
     names the file, when it cannot be opened, is empty, holds more than `limit_bytes`, or inflates
     more than 200-fold to more than 64 MiB; `what`
-    the bytes are, and what the reader may do about it (`mend`), are told there.
+    the bytes are, and what the reader may do about it (`remedy`), stand there.
     """
 
     def __init__(
@@ -47,14 +47,14 @@ class Inflated:
         piece_bytes: int = PIECE_BYTES,
         refuse: type[TtscopeError],
         what: str,
-        mend: str,
+        remedy: str,
     ) -> None:
         self.path = path
         self.bytes_read = 0
         self.cut: str | None = None
         self._limit_bytes = limit_bytes
         self._piece_bytes = piece_bytes
-        self._refuse, self._what, self._remedy = refuse, what, mend
+        self._refuse, self._what, self._remedy = refuse, what, remedy
 
     def __iter__(self) -> Iterator[bytes]:
         try:

@@ -44,7 +44,7 @@ _NEXT_S = 0.05  # until the next batch, where more than one wait
 _TIMEOUT_S = 2.0
 _LONGEST_PAUSE_S = 2.0  # who attaches waits a little longer (incoming.HELLO_S)
 _MOST_PORTS = 16
-_FIX = "run vLLM as the user who attaches, or give both the same TTSCOPE_TOKEN (16 letters or more)"
+_FIX = "Run vLLM as the user who attaches, or give both the same TTSCOPE_TOKEN (16 letters or more)"
 _SCHEDULER = ("num_running_reqs", "num_waiting_reqs", "kv_cache_usage", "spec_decoding_stats")
 _ITERATION = (
     "num_generation_tokens",

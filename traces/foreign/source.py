@@ -50,7 +50,7 @@ def head_of(path: Path) -> bytes:
 def open_pieces(path: Path, limit_bytes: int) -> Inflated:
     """Return the pieces of a file of text, inflated."""
     return Inflated(
-        path, limit_bytes=limit_bytes, refuse=OutcomesError, what="text", mend="raise --limit"
+        path, limit_bytes=limit_bytes, refuse=OutcomesError, what="text", remedy="Raise --limit"
     )
 
 

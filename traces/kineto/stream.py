@@ -133,7 +133,7 @@ class TraceStream:
             piece_bytes=BATCH_BYTES,
             refuse=TraceError,
             what="JSON",
-            mend="profile fewer steps, or raise the limit",
+            remedy="Profile fewer steps, or raise the limit",
         )
         for piece in pieces:
             self.bytes_read = pieces.bytes_read

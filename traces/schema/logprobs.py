@@ -21,7 +21,7 @@ LOWEST: Final = -20.0  # a token in 500 million
 SEVERAL: Final = 0.01  # of all: then the others are no means either
 FEWEST: Final = 20  # samples of which growth with the length is judged
 UNSURE: Final = -1.5  # a mean below it is rare: the model would waver between four tokens
-ADVICE: Final = "give the sum of the log-probabilities divided by output_tokens"
+ADVICE: Final = "Give the sum of the log-probabilities divided by output_tokens"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -40,7 +40,7 @@ COLUMNS: Final = {
     "comm": ("allreduce_dtype", "num_gpus", "message_size", "kernel_source"),
 }  # fmt: skip
 BYTES_PER_ELEMENT: Final = 2
-_AGAIN: Final = "install aiconfigurator-core again (pip install --force-reinstall)"
+_AGAIN: Final = "Install aiconfigurator-core again (pip install --force-reinstall)"
 
 
 def tables_folder() -> Path:

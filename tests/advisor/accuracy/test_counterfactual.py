@@ -64,7 +64,7 @@ def test_a_timeout_is_named_and_few_are_left_out(tmp_path):
         return judge(tmp_path / str(number), rows)
 
     assert cut(2).problems == 38
-    with pytest.raises(RecordingError, match="3 cut off by the timeout, .* record without --timeo"):
+    with pytest.raises(RecordingError, match="3 cut off by the timeout, .* Record without --timeo"):
         cut(3)
 
 

@@ -9,7 +9,7 @@ from tui.text.advice import advice_lines
 
 BAD = [  # what is given, what the line must hold
     ({"max_latency": "soon"}, "--max-latency soon: is not understood"),
-    ({"max_latency": "5 parsecs"}, "write for example 5s, 250ms or 2min"),
+    ({"max_latency": "5 parsecs"}, "Write for example 5s, 250ms or 2min"),
     ({"max_latency": "-1s"}, "must be above 0"),
     ({"max_latency": "5s 3s"}, "is not understood"),
     ({"max_latency": "0ms"}, "must be above 0"),
@@ -17,7 +17,7 @@ BAD = [  # what is given, what the line must hold
     ({"max_latency": "5J"}, "--max-latency 5J"),
     ({"max_latency": "5s", "percentile": 101}, "50 to 99"),
     ({"max_latency": "5s", "percentile": 0}, "50 to 99"),
-    ({"percentile": 95, "optimise": "cost"}, "give both"),
+    ({"percentile": 95, "optimise": "cost"}, "Give both"),
     ({"max_cost": "cheap"}, "--max-cost cheap"),
     ({"max_cost": "0.01"}, "$0.002 or 0.5s"),
     ({"max_cost": "$-3"}, "must be above 0"),

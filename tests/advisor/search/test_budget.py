@@ -61,7 +61,7 @@ def test_nothing_given_is_no_limit():
         ({"max_latency": "1e999"}, "must be above 0 and finite"),
         ({"max_latency": "5 parsecs"}, "for example 5s, 250ms or 2min"),
         ({"max_latency": ""}, "is not understood"),
-        ({"max_cost": "0.002"}, r"write for example \$0.002 or 0.5s"),
+        ({"max_cost": "0.002"}, r"Write for example \$0.002 or 0.5s"),
         ({"max_energy": "5s"}, "--max-energy 5s"),
         ({"min_accuracy": "1.2"}, "above 1"),
         ({"min_accuracy": "150%"}, "above 1"),

@@ -262,7 +262,7 @@ def test_who_waited_for_whom(votes):
         (
             {"engine": {"block_size": 32, "enforce_eager": True}},
             r"with block_size 32 \(recorded: 16\), enforce_eager True \(recorded: none\); "
-            "a few problems teach its steps: record such an engine, then give",
+            "A few problems teach its steps: record such an engine, then give",
         ),
         (
             {"engine": {"dtype": "float16"}},
@@ -449,7 +449,7 @@ def test_tables_of_tensor_parallelism_need_the_all_reduces(votes, tmp_path):
     assert "all_reduce.csv: 4 sizes up to 2,048 bytes" in note and "in CUDA graphs" not in note
     graphs = asked(votes, operators=folder, collectives=path, engine={"tensor_parallel_size": 2})
     assert any("also where the engine runs in CUDA graphs" in note for note in graphs.notes)
-    with pytest.raises(TablesError, match="give their times with --collectives"):
+    with pytest.raises(TablesError, match="Give their times with --collectives"):
         asked(votes, operators=folder, engine=engine)
     with pytest.raises(UsageError, match="--collectives: one GPU has none"):
         asked(votes, operators=write_tables(tmp_path / "gpu"), collectives=path)

@@ -391,7 +391,7 @@ def test_sigterm_ends_it_soon_whatever_connections_are_open(server, tmp_path):
     ("arguments", "code", "told"),
     [
         (["http://127.0.0.1:1"], 1, "no server answers"),
-        (["nonsense"], 2, "write http://HOST:PORT"),
+        (["nonsense"], 2, "Write http://HOST:PORT"),
         (["http://127.0.0.1:1", "--duration", "soon"], 2, "90s, 10m or 2h"),
         (["http://127.0.0.1:1", "--on-loss", "cry"], 2, "wait or end"),
         (["http://127.0.0.1:1", "http://127.0.0.1:1/v1"], 2, "named twice"),

@@ -30,7 +30,7 @@ def test_effort_reaches_the_engine_and_the_recording(tmp_path):
         ("{{ content }}", "high", True, "has no reasoning_effort"),
         ("{{ enable_thinking }}", "low", True, "has no reasoning_effort"),
         ("{{ content }}", "none", True, "no reasoning_effort or enable_thinking"),
-        ("{{ reasoning_effort }}", "high", False, "leave out --raw-prompts"),
+        ("{{ reasoning_effort }}", "high", False, "Leave out --raw-prompts"),
     ],
 )
 def test_an_effort_that_would_change_nothing_is_refused(tmp_path, template, effort, chat, message):

@@ -218,7 +218,7 @@ def test_a_reward_model_behind_http(tmp_path):
         ({"method": "budget_forcing", "word": ""}, "word must be a text"),
         ({"method": "sequential", "revise_prompt": "again"}, "must contain {prompt}"),
         ({"method": "beam", "n": 4, "width": 8}, "width must be at most n"),
-        ({"method": "beam", "n": 4, "thinking_token_budget": 8}, "leave out the budget"),
+        ({"method": "beam", "n": 4, "thinking_token_budget": 8}, "Leave out the budget"),
         ({"method": "best_of_n", "n": 4, "scorer": "ftp://x"}, "http"),
         ({"method": "best_of_n", "n": 4, "scorer": "http://me:secret@x"}, "no password"),
         ({"method": "majority", "nonsense": 4}, "no Policy field 'nonsense'"),

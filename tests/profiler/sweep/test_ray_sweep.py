@@ -40,7 +40,7 @@ def test_a_task_asks_for_a_gpu_for_each_rank():
     assert demanded(group(endpoint="http://x"), nodes) == {"num_cpus": 1}
     with pytest.raises(EngineError, match="8 needs as many GPUs on one node. The largest has 4"):
         demanded(group(tensor_parallel_size=8), nodes)
-    with pytest.raises(EngineError, match="the largest has 4"):
+    with pytest.raises(EngineError, match="The largest has 4"):
         demanded(group(tensor_parallel_size=8), [*nodes, node(alive=False, GPU=8.0)])
 
 

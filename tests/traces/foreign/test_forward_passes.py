@@ -122,8 +122,8 @@ def test_bad_lines_are_skipped_and_named(tmp_path):
 @pytest.mark.parametrize(
     ("lines", "says"),
     [
-        (decoding(range(3), schema="dynamo.fpm.trace.v2"), "dynamo.fpm.trace.v2.*upgrade ttscope"),
-        ([enveloped(passed(n, version=3)) for n in range(3)], "version 3.*upgrade ttscope"),
+        (decoding(range(3), schema="dynamo.fpm.trace.v2"), "dynamo.fpm.trace.v2.*Upgrade ttscope"),
+        ([enveloped(passed(n, version=3)) for n in range(3)], "version 3.*Upgrade ttscope"),
         ([enveloped(passed(n, wall=0.0)) for n in range(3)], "heartbeats alone"),
         ([enveloped(passed(1, wall_time=-1))], "out of range"),
     ],

@@ -134,7 +134,7 @@ def test_manifest_errors(tmp_path):
     data = json.loads(manifest.read_text())
     (folder / checksums.NAME).unlink()
     manifest.write_text(json.dumps(data | {"schema_version": 99}))
-    with pytest.raises(NewerSchemaError, match="99 is newer.*upgrade"):
+    with pytest.raises(NewerSchemaError, match="99 is newer.*Upgrade"):
         Recording.open(folder)
     manifest.write_text(manifest.read_text()[:20])
     with pytest.raises(RecordingError, match="cannot be read"):
@@ -274,7 +274,7 @@ def test_rows_wait_for_room_on_a_full_disk(small_disk, caplog):
     ballast = fill(small_disk)
     for step in range(500):
         writer.append("steps", {"engine": "e", "step": step})
-    until(lambda: "rows wait in memory" in caplog.text)
+    until(lambda: "Rows wait in memory" in caplog.text)
     ballast.unlink()
     writer.append("steps", {"engine": "e", "step": 500})
     writer.close(complete=True)

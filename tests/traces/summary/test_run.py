@@ -221,7 +221,7 @@ def test_votes_of_what_survived_a_timeout_are_left_out(tmp_path):
             assert passed.accuracy.value == pytest.approx(np.mean([r["correct"] for r in kept]))
         elif number:
             assert found.notes[0].startswith("no table of maj@k and pass@k: of 40 problems 3 cut")
-            assert found.notes[0].endswith("record without --timeout, or with a longer one")
+            assert found.notes[0].endswith("Record without --timeout, or with a longer one")
         else:
             assert found.notes == ()
 

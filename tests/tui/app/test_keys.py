@@ -26,7 +26,7 @@ async def test_a_key_is_where_the_file_puts_it(tmp_path):
     [
         ("[run", "is not TOML"),
         ("[run]\nplaay = 'p'", "no run.plaay. There are .*run.play"),
-        ("[nowhere]\nx = 'p'", "there are others"),
+        ("[nowhere]\nx = 'p'", "There are others"),
         ("play = 'p'", "a table per screen"),
         ("[run]\nplay = 3", "give a key as text"),
     ],

@@ -119,7 +119,7 @@ UPGRADE = {
 @pytest.mark.parametrize(
     ("headers", "told"),
     [
-        ({"Origin": "http://evil.example"}, "only the app's own may"),
+        ({"Origin": "http://evil.example"}, "Only the app's own may"),
         ({"Host": "evil.example", "Origin": "http://evil.example"}, "is not this machine"),
     ],
 )

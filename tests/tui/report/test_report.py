@@ -186,7 +186,7 @@ def test_imported_outcomes_have_no_times_and_say_so(run, tmp_path):
     assert "no recording holds engine steps" in out
     found = Page((tmp_path / "r.html").read_text())
     assert "No advice can be given." in found.text
-    assert "imported outcomes and servers watched from outside do not" in found.text
+    assert "Imported outcomes and servers watched from outside do not" in found.text
     assert found.values["runs.0.accuracy"] == 0.6
     assert found.values["runs.0.latency_s.mean"] is None
 

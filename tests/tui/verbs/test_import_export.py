@@ -137,14 +137,14 @@ def test_completions_are_judged_anew(run):
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["samples_toy_sums_self.jsonl"], 2, "give --verifier numeric"),
+        (["samples_toy_sums_self.jsonl"], 2, "Give --verifier numeric"),
         (["samples_toy_sums_self.jsonl", "--verifier", "guess"], 2, "no verifier 'guess'"),
         (
             ["inspect_sums.eval", "--score", "f1"],
             2,
             "no such scorer. Choose one of match",
         ),
-        (["inspect_sums.eval", "--limit", "1e-6"], 1, "raise --limit"),
+        (["inspect_sums.eval", "--limit", "1e-6"], 1, "Raise --limit"),
         (["inspect_sums.eval", "samples_toy_choice.jsonl"], 2, "different formats"),
         (["README.md"], 1, "not a PyTorch profiler trace"),
         (["README.md"], 1, "nor samples of lm-evaluation-harness, inspect_ai or plain outcomes"),

@@ -78,7 +78,7 @@ def test_what_was_not_measured_is_refused_by_name():
     for name, size in (("all_gather", 4), ("all_reduce", 8)):
         with pytest.raises(UsageError, match=r"was not measured. Measured are: all_reduce of 4"):
             model.law(name, size, graph=False)
-    with pytest.raises(UsageError, match="measured are: none"):
+    with pytest.raises(UsageError, match="Measured are: none"):
         Communication().fit({}).law("all_reduce", 2, graph=True)
 
 

@@ -168,7 +168,7 @@ def test_what_cannot_be_priced_is_refused_with_the_reason(tables, facts, engine,
     [
         ({"head_dim": 32}, 1, "no generation attention with 4 KV heads of 32"),
         ({"num_attention_heads": 64}, 1, "for 4, 8 heads, not for 64"),
-        ({"num_attention_heads": 16, "num_key_value_heads": 8}, 8, "there are 2, 4"),
+        ({"num_attention_heads": 16, "num_key_value_heads": 8}, 8, "There are 2, 4"),
     ],
 )
 def test_shapes_that_were_not_measured_are_named(tables, facts, size, message):

@@ -500,8 +500,8 @@ def lm_eval_row(**changes):
     ("changes", "reason"),
     [
         ({"doc_id": "x"}, "documents whose doc_id is no whole number"),
-        ({"exact_match": 0.33}, "documents whose exact_match is not told for each response"),
-        ({"exact_match": None}, "documents whose exact_match is not told for each response"),
+        ({"exact_match": 0.33}, "documents whose exact_match is not there for each response"),
+        ({"exact_match": None}, "documents whose exact_match is not there for each response"),
         ({"filtered_resps": None}, "documents without filtered_resps"),
         ({"filtered_resps": ["a", "b"]}, "documents of several requests"),
     ],

@@ -455,7 +455,7 @@ def test_results_that_cannot_be_read(tmp_path):
     whole = json.loads(path.read_text())
     plain = {name: value for name, value in whole.items() if not isinstance(value, list)}
     path.write_text(json.dumps(plain))
-    assert "run vllm bench serve with --save-result --save-detailed" in refused(
+    assert "Run vllm bench serve with --save-result --save-detailed" in refused(
         path, tmp_path / "r"
     )
     path.write_text(json.dumps(whole | {"ttfts": [0.1]}))

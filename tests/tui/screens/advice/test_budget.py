@@ -45,8 +45,8 @@ def test_mistakes_are_told_in_the_names_of_the_fields(name, text, told):
 
 def test_errors_name_no_option_that_a_screen_lacks():
     told = "no samples of x were recorded. Add a recording of it with --with"
-    assert in_fields(told).endswith("add a recording of it with o on screen 1")
-    assert told_here(told).endswith("add a recording of it with ttscope replay --with")
+    assert in_fields(told).endswith("Add a recording of it with o on screen 1")
+    assert told_here(told).endswith("Add a recording of it with ttscope replay --with")
     assert told_here("--set n=4: give engine.FIELD=VALUE") == "n=4: give engine.FIELD=VALUE"
     with pytest.raises(UsageError) as error:
         limits_of_budget(read(max_cost="$1"), prices=UNKNOWN, joules=UNKNOWN)

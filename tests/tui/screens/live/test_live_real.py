@@ -135,7 +135,7 @@ async def test_attach_at_every_depth_stop_and_open(server, tmp_path, monkeypatch
             assert "yes profiler" in told
         await pilot.press("s")
         await wait_for(pilot, seen, LiveScreen.Ended)
-        assert "it is on screen 1 now" in text_of(app, "#message")
+        assert "It is on screen 1 now" in text_of(app, "#message")
         await app.workers.wait_for_complete()
         await pilot.pause()
         (entry,) = (each for each in app.entries if each.path != tmp_path)

@@ -69,7 +69,7 @@ async def test_attach_watch_stop_and_open(server, tmp_path, monkeypatch):
         assert "--otlp-traces-endpoint" in text_of(app, "#text")
         await pilot.press("s")
         await wait_for(pilot, seen, LiveScreen.Ended)
-        assert "it is on screen 1 now" in text_of(app, "#message")
+        assert "It is on screen 1 now" in text_of(app, "#message")
         assert app.screen.query_one("NavBar").status == "not connected"
         await wait_for(pilot, seen, LiveScreen.Suggested)
         assert "NEXT      no replay:" in text_of(app, "#text")
