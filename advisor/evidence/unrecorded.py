@@ -122,7 +122,7 @@ def unchecked(facts: ModelFacts, engine: EngineConfig) -> str | None:
         return None
     windows = {end for end in facts.reads_by_end() if end is not None}
     if len(windows) > 1:
-        parts.append(f"several windows. Only that of {facts.window:,} tokens is followed")
+        parts.append(f"several windows (that of {facts.window:,} tokens is followed)")
     return (
         f"{facts.name} has {', '.join(parts)}. No run of a model of this kind has checked the "
         "replay"
