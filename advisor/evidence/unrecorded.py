@@ -117,7 +117,9 @@ def unchecked(facts: ModelFacts, engine: EngineConfig) -> str | None:
     """Return a note on a model whose kind of layers no real run has checked, None for others."""
     parts = [] if facts.reads_all(engine.max_model_len) else [_parts(facts)]
     if facts.num_experts and facts.experts_per_token:
-        parts.append("experts (each token's choice is taken as even)")
+        ranks = ", those of a rank as visited by its own tokens alone"
+        alone = ranks if engine.data_parallel_size > 1 else ""
+        parts.append(f"experts (each token's choice is taken as even{alone})")
     if not parts:
         return None
     windows = {end for end in facts.reads_by_end() if end is not None}
