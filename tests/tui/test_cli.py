@@ -288,4 +288,4 @@ def test_help_names_the_extra(run):
     for verb, extra in (("tui", "web"), ("attach", "grpc")):
         _, out, _ = run(verb, "--help")
         words = " ".join(out.replace("│", " ").split())
-        assert f"needs the extra {extra}." in words
+        assert f"(extra {extra})." in words

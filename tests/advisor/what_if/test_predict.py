@@ -261,7 +261,7 @@ def test_who_waited_for_whom(votes):
         ),
         (
             {"engine": {"block_size": 32, "enforce_eager": True}},
-            r"with block_size 32 \(recorded: 16\), enforce_eager True \(recorded: none\); "
+            r"with block_size 32 \(recorded: 16\), enforce_eager True \(recorded: none\). "
             "A few problems teach its steps: record such an engine, then give",
         ),
         (
@@ -275,7 +275,7 @@ def test_who_waited_for_whom(votes):
         ),
         ({"policy": {"method": "sequential"}}, "cannot be replayed from other samples"),
         ({"engine": {"num_gpu_blocks": 3, "max_model_len": None}}, "blocks of the cache's 2"),
-        ({"engine": {"num_gpu_blocks": 63}}, "1,008 tokens .* max_model_len 1,024, .* set 64 blo"),
+        ({"engine": {"num_gpu_blocks": 63}}, "1,008 tokens .* max_model_len 1,024, .* Set 64 blo"),
         ({"engine": {"max_model_len": 40}}, "have up to .* tokens, which vLLM would cut"),
         ({"engine": {"max_num_batched_tokens": 8}}, "=8: vLLM needs a token for each .* 32, 32 in"),
         ({"engine": {"max_num_seqs": 1024}}, "max_num_batched_tokens=512: vLLM needs a token for"),

@@ -70,8 +70,8 @@ SIZES = [  # name of the folder, tp_degrees of meta.yaml, size or what is said
     ("gpu_tp2", "[1]", "name says tensor-parallel size 2, and tp_degrees in .*meta.yaml says 1"),
     ("gpu_tp4", "[1, 2]", "name says tensor-parallel size 4, and tp_degrees in .* says 1, 2"),
     ("mine", "[1, 2]", "tp_degrees in .*meta.yaml has 1, 2, and the folder's name does not say"),
-    ("mine", None, "meta.yaml has no tp_degrees, and the folder's name does not say of which"),
-    ("tp1_or_tp2", "[1, 2]", "the folder's name does not say of which"),
+    ("mine", None, "meta.yaml has no tp_degrees, and the folder's name does not say which"),
+    ("tp1_or_tp2", "[1, 2]", "the folder's name does not say which"),
     ("mine", "[true]", "tp_degrees is .True., not a list of sizes"),
 ]
 
