@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from traces.recording import reader
-    from tui.report.notebook import Recommendation, Recording, Replay, Summary
+    from tui.notebook import Recommendation, Recording, Replay, Summary
 
 __all__ = ["advise", "attach", "import_files", "open", "record", "replay", "show"]
 
 
 def open(path: str | Path) -> Recording:
     """Open the recording in a folder."""
-    from tui.report.notebook import Recording
+    from tui.notebook import Recording
 
     return Recording.open(path)
 
@@ -58,7 +58,7 @@ def import_files(*files: str | Path, output: str | Path, **options: Any) -> Reco
 def show(recording: reader.Recording | str | Path, *, price: float | None = None) -> Summary:
     """Sum up a recording; with a price (USD per device-hour) also its cost."""
     from traces.live.watched import runs_and_servers
-    from tui.report.notebook import Summary
+    from tui.notebook import Summary
 
     return Summary(*runs_and_servers(open(_path(recording)), price))
 
@@ -70,8 +70,8 @@ def replay(
 ) -> Replay:
     """Predict a run under changes: `replay(run, {"engine.max_num_seqs": 8}, rate="2/s")`."""
     from advisor.what_if.predict import predict
+    from tui.notebook import Replay as Answer
     from tui.options import grouped
-    from tui.report.notebook import Replay as Answer
     from tui.verbs.replay import Replay, question_of
 
     texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in (changes or {}).items()}
@@ -93,8 +93,8 @@ def advise(
     """
     from advisor.advice.advisor import Advisor
     from advisor.search.budget import parse_budget
+    from tui.notebook import Recommendation
     from tui.options import BudgetOptions, grouped
-    from tui.report.notebook import Recommendation
     from tui.text.commands import here
     from tui.verbs.open_all import open_measured
 

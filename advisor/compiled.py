@@ -29,7 +29,8 @@ from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import Compiler
 from numba.extending import register_jitable
 
-from traces.schema import stop_rules, window
+from traces.schema import window
+from traces.schema.tts import stop_rules
 
 Function = TypeVar("Function", bound=Callable[..., object])
 

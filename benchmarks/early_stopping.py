@@ -29,8 +29,8 @@ from profiler.runs.record import record
 from profiler.workload.problems import Workload, load_workload
 from traces.recording.reader import Recording
 from traces.schema.estimate import Estimate
-from traces.schema.parameters import make_policy
-from traces.schema.policy import Policy
+from traces.schema.tts.parameters import make_policy
+from traces.schema.tts.policy import Policy
 from traces.statistics import paired, paired_change
 from traces.summary.run import summarise
 

@@ -40,8 +40,8 @@ from profiler.sweep.plan import EngineJobs, Job, run_plan
 from traces.recording.manifest import NAME, read_manifest
 from traces.recording.reader import Recording
 from traces.schema.engine import Speculative
-from traces.schema.policy import Policy
 from traces.schema.record import Record
+from traces.schema.tts.policy import Policy
 
 SIZES, SEQS, CONCURRENCIES, NS = ("s", "m", "l"), (8, 16, 64), (1, 4, 16), (1, 4, 16)
 DRAFT_MODEL = Speculative(method="draft_model", model="demo/s", num_speculative_tokens=3)

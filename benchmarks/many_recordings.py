@@ -27,7 +27,7 @@ from traces.recording.manifest import ClockReading, Manifest, WorkloadFacts
 from traces.recording.parts import write_part
 from traces.recording.tables import TABLES
 from traces.schema.engine import EngineConfig, ModelFacts, Speculative
-from traces.schema.policy import Policy
+from traces.schema.tts.policy import Policy
 
 START = 1_700_000_000_000_000_000
 PROBLEMS, PROMPT, NOISE, TAKES = 25, 150, 0.05, 3

@@ -34,7 +34,7 @@ from traces.errors import TtscopeError
 from traces.recording.reader import Recording, find_recordings
 from traces.schema.advice import Budget, Pick
 from traces.schema.engine import EngineConfig
-from traces.schema.policy import Policy
+from traces.schema.tts.policy import Policy
 from traces.statistics import wilson
 from traces.summary.run import summarise
 

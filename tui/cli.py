@@ -18,7 +18,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from tui.text.terminal import say
+from tui.terminal import say
 
 VERBS = {  # name: its function, and what `ttscope --help` says of it
     "record": ("record.record", "Run a test-time-scaling workload on vLLM and keep a recording."),

@@ -12,9 +12,9 @@ import typer
 
 from traces.errors import UsageError
 from traces.schema.engine import ModelFacts
-from traces.schema.methods import PARAMETERS
-from traces.schema.parameters import make_policy, meant
-from traces.schema.policy import Policy
+from traces.schema.tts.methods import PARAMETERS
+from traces.schema.tts.parameters import make_policy, meant
+from traces.schema.tts.policy import Policy
 
 Group = TypeVar("Group")
 
@@ -280,7 +280,7 @@ def read_words(group: type[Group], words: Sequence[str], *, nothing: str) -> Gro
 
 def facts_of(path: Path) -> ModelFacts:
     """Return a model's facts from its config, or its folder. Raises UsageError for what is none."""
-    from profiler.engines.model_facts import facts_from_file
+    from profiler.engines.models.model_facts import facts_from_file
 
     try:
         return facts_from_file(path)

@@ -32,9 +32,9 @@ from advisor.accuracy.subsets import (
 from advisor.accuracy.thinking import BudgetOutcome, at_checkpoints, between, lower_bounds
 from traces.errors import RecordingError, UsageError
 from traces.schema.estimate import Estimate
-from traces.schema.methods import METHODS
-from traces.schema.policy import Policy
-from traces.schema.stop_rules import SETTLED, Stop
+from traces.schema.tts.methods import METHODS
+from traces.schema.tts.policy import Policy
+from traces.schema.tts.stop_rules import SETTLED, Stop
 from traces.statistics import column_means, paired, problems_to_tell, ratio
 from traces.summary.run import Run
 from traces.summary.votes import PolicyOutcome, majority_curve, pass_curve, sample_counts

@@ -17,7 +17,7 @@ from advisor.accuracy.samples import FEWEST, ProblemSamples
 from advisor.evidence.runs import RecordedProblem, Run
 from traces.errors import TtscopeError
 from traces.recording.reader import Recording
-from traces.schema.stop_rules import DECIDE, NO_ANSWER, Stop, Votes, begin, take
+from traces.schema.tts.stop_rules import DECIDE, NO_ANSWER, Stop, Votes, begin, take
 from traces.summary.run import Run as Summary
 
 Floats = npt.NDArray[np.float64]

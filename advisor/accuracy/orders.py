@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from advisor.compiled import compiled
-from traces.schema.stop_rules import DECIDE, begin, take
+from traces.schema.tts.stop_rules import DECIDE, begin, take
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]

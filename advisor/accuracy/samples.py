@@ -10,7 +10,7 @@ import numpy.typing as npt
 import polars as pl
 
 from traces.errors import RecordingError
-from traces.schema.logprobs import with_means
+from traces.schema.tts.logprobs import with_means
 from traces.summary.problems import lost_problems, voting_samples
 from traces.summary.run import Run
 

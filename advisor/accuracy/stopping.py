@@ -16,7 +16,7 @@ from advisor.accuracy.finish_order import decide
 from advisor.accuracy.samples import ProblemSamples, read_samples
 from traces.errors import RecordingError
 from traces.schema.estimate import Estimate
-from traces.schema.stop_rules import AGREE, ALL, FIRST, SAFE, SETTLED, Stop, lead_is_safe
+from traces.schema.tts.stop_rules import AGREE, ALL, FIRST, SAFE, SETTLED, Stop, lead_is_safe
 from traces.statistics import paired, paired_change
 from traces.summary.run import Run
 

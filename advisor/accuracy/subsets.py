@@ -16,8 +16,8 @@ import numpy.typing as npt
 
 from advisor.accuracy.samples import ProblemSamples
 from advisor.evidence.runs import Sample
-from traces.schema.policy import Policy
-from traces.schema.stop_rules import AGREE, ALL, FIELDS, WINDOWS, Stop
+from traces.schema.tts.policy import Policy
+from traces.schema.tts.stop_rules import AGREE, ALL, FIELDS, WINDOWS, Stop
 from traces.summary.votes import majority_curve
 
 Floats = npt.NDArray[np.float64]

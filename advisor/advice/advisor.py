@@ -37,7 +37,7 @@ from traces.errors import RecordingError, UsageError
 from traces.recording.reader import Recording
 from traces.schema.advice import Budget, Objective, Recommendation
 from traces.schema.engine import EngineConfig
-from traces.schema.policy import Policy
+from traces.schema.tts.policy import Policy
 
 if TYPE_CHECKING:
     from advisor.step_time.prior.offers import Offers

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from traces.schema.engine import EngineConfig
-from traces.schema.policy import Policy
+from traces.schema.tts.policy import Policy
 
 REASONING = {"reasoning_start_str": "<think>", "reasoning_end_str": "</think>"}
 SERVED_AT = "http://localhost:8000"  # where vLLM listens unless told otherwise

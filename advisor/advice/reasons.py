@@ -23,8 +23,8 @@ from traces.schema.advice import Experiment, Measured, NearMiss, Stages
 from traces.schema.engine import EngineConfig
 from traces.schema.estimate import Estimate
 from traces.schema.formats import counted, digits, number, percent, with_interval, written
-from traces.schema.policy import AS_SENT, Policy
 from traces.schema.quantities import LIMITS, quantity, which_latency
+from traces.schema.tts.policy import AS_SENT, Policy
 from traces.statistics import Z95
 from traces.summary.comparison import RUN_TO_RUN
 

@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import Final
 
 from traces.schema.engine import EngineConfig, Speculative
-from traces.schema.policy import AS_SENT, Policy
+from traces.schema.tts.policy import AS_SENT, Policy
 
 
 @lru_cache(maxsize=4096)

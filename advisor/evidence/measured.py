@@ -18,7 +18,7 @@ from traces.recording.reader import Recording
 from traces.schema.advice import Measured
 from traces.schema.engine import Config, EngineConfig
 from traces.schema.estimate import Estimate
-from traces.schema.policy import AS_SENT, Policy
+from traces.schema.tts.policy import AS_SENT, Policy
 from traces.summary.run import Run, summarise
 
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from advisor.evidence.gather import Evidence
 from advisor.evidence.keys import SampleKey, decoder_of, sampling_of
 from advisor.evidence.runs import ProblemRun, RecordedProblem, Run, Sample
-from traces.schema.methods import METHODS
-from traces.schema.parameters import complete
-from traces.schema.policy import AS_SENT, Policy
+from traces.schema.tts.methods import METHODS
+from traces.schema.tts.parameters import complete
+from traces.schema.tts.policy import AS_SENT, Policy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +99,7 @@ def _most_samples(runs: Sequence[Run], name: str) -> int:
 
 
 def _stopping(sampling: Policy, n: int) -> Iterator[Policy]:
-    """Yield the policies of traces/schema/methods.py that stop a vote of n early."""
+    """Yield the policies of traces/schema/tts/methods.py that stop a vote of n early."""
     able = [(each.proposed_from, each.name) for each in METHODS.values() if each.proposed_from]
     for fewest, name in sorted(able):
         if n >= fewest:

@@ -17,7 +17,7 @@ from traces.recording.reader import Recording
 from traces.recording.window_cost import WindowCost
 from traces.schema.engine import EngineConfig, Speculative
 from traces.schema.formats import counted
-from traces.schema.policy import AS_SENT, Policy
+from traces.schema.tts.policy import AS_SENT, Policy
 from traces.summary.problems import engine_windows, lost_problems
 
 Ints = npt.NDArray[np.int64]

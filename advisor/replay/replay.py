@@ -35,8 +35,8 @@ from advisor.replay.simulation.state import (
 from advisor.replay.workload import Workload
 from advisor.step_time.cost import StepCost, needs_longest
 from traces.errors import UsageError
-from traces.schema.policy import Policy
-from traces.schema.stop_rules import Stop
+from traces.schema.tts.policy import Policy
+from traces.schema.tts.stop_rules import Stop
 
 ROUTINGS: Final = {"round-robin": ROUND_ROBIN, "least-outstanding": LEAST_OUTSTANDING}
 MOST_SLOTS: Final = 1 << 30

@@ -26,7 +26,7 @@ from advisor.replay.result import Replayed
 from advisor.replay.workload import Workload
 from advisor.search.space import Kind, Space
 from traces.schema.engine import LOOKUPS, ModelFacts
-from traces.schema.policy import AS_SENT, Policy
+from traces.schema.tts.policy import AS_SENT, Policy
 from traces.summary.votes import majority_curve
 
 Floats = npt.NDArray[np.float64]

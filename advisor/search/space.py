@@ -33,7 +33,7 @@ from advisor.evidence.keys import (
 from advisor.evidence.measured import RunsMade
 from advisor.evidence.pools import Pool, find_pools
 from traces.schema.engine import EngineConfig, ModelFacts
-from traces.schema.policy import AS_SENT, Policy
+from traces.schema.tts.policy import AS_SENT, Policy
 
 if TYPE_CHECKING:
     from advisor.step_time.prior.offers import Offers

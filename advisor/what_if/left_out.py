@@ -20,7 +20,7 @@ from advisor.what_if.replayed import Replays
 from traces.errors import TtscopeError, UsageError
 from traces.recording.reader import Recording
 from traces.schema.engine import EngineConfig
-from traces.schema.policy import Policy
+from traces.schema.tts.policy import Policy
 from traces.summary.run import Run as Summary
 
 

@@ -37,10 +37,10 @@ from advisor.step_time.prior.defaults import (
 from advisor.step_time.prior.offers import PRICED, device_of, memory_on
 from advisor.step_time.prior.recalibration import PriorTimes, recalibrate
 from advisor.step_time.prior.tables import read_prior
+from advisor.what_if.drafts.redrafting import Redrafted, redraft
 from advisor.what_if.latency_spread import latency_spread
 from advisor.what_if.power import power_law
 from advisor.what_if.question import Question
-from advisor.what_if.redrafting import Redrafted, redraft
 from advisor.what_if.replayed import Replays
 from traces.errors import UsageError
 from traces.live.numbers import numbers_in
@@ -49,7 +49,7 @@ from traces.recording.manifest import Manifest
 from traces.recording.reader import Recording
 from traces.schema.engine import ModelFacts
 from traces.schema.estimate import Estimate
-from traces.schema.policy import AS_SENT
+from traces.schema.tts.policy import AS_SENT
 from traces.summary.comparison import RUN_TO_RUN
 from traces.summary.run import Run as Summary
 

@@ -19,7 +19,7 @@ from advisor.step_time.law import StepLaw, StepTimes
 from advisor.step_time.operators.files import Operators
 from traces.errors import UsageError
 from traces.schema.engine import EngineConfig, ModelFacts
-from traces.schema.policy import AS_SENT, Policy
+from traces.schema.tts.policy import AS_SENT, Policy
 
 if TYPE_CHECKING:
     from advisor.step_time.prior.defaults import Device
@@ -220,7 +220,7 @@ def changed(
     is vLLM's default there (`defaults.as_on`). Raises UsageError for a name or value that
     there is not.
     """
-    from traces.schema.parameters import lowered, make_policy
+    from traces.schema.tts.parameters import lowered, make_policy
 
     watched = recorded.policy is None and recorded.engine.mode == "server"
     sent = AS_SENT if watched else recorded.policy
@@ -307,7 +307,7 @@ def _check_values(
 
 
 def _engine(engine: EngineConfig, changes: Mapping[str, Any]) -> EngineConfig:
-    from traces.schema.parameters import meant
+    from traces.schema.tts.parameters import meant
 
     plain = engine.to_json()
     known = [field.name for field in dataclasses.fields(EngineConfig) if field.name != "other"]

@@ -34,8 +34,8 @@ from traces.recording.manifest import Manifest
 from traces.recording.reader import Recording
 from traces.schema.engine import EngineConfig
 from traces.schema.estimate import Estimate
-from traces.schema.policy import AS_SENT
-from traces.schema.stop_rules import Stop
+from traces.schema.tts.policy import AS_SENT
+from traces.schema.tts.stop_rules import Stop
 from traces.statistics import Z95, column_means
 from traces.summary.energy import Energy
 from traces.summary.run import Run as Summary

@@ -7,15 +7,15 @@ from dataclasses import dataclass, field
 
 from profiler.policies.choices import Choice, most_votes
 from profiler.policies.interface import Decision, Move, Vote, fresh
-from traces.schema import stop_rules
-from traces.schema.stop_rules import Stop, Votes
+from traces.schema.tts import stop_rules
+from traces.schema.tts.stop_rules import Stop, Votes
 
 
 @dataclass
 class ParallelVote:
     """Draw at most n samples and choose among those that ended when the rule decides.
 
-    The rules are in traces/schema/stop_rules.py. What runs at the decision is cancelled. With
+    The rules are in traces/schema/tts/stop_rules.py. What runs at the decision is cancelled. With
     several samples in flight, the short ones vote first.
     """
 

@@ -11,8 +11,8 @@ from profiler.policies.interface import PolicyRun
 from profiler.policies.parallel import ParallelVote
 from profiler.policies.sequential import BudgetForcing, Revision
 from traces.errors import UsageError
-from traces.schema.parameters import complete
-from traces.schema.policy import Policy
+from traces.schema.tts.parameters import complete
+from traces.schema.tts.policy import Policy
 
 Rule = dict[str, Any]  # the parameters by name
 

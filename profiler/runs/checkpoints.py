@@ -27,7 +27,7 @@ from profiler.workload.problems import Workload
 from traces.clock import now_ns
 from traces.errors import UsageError
 from traces.recording.manifest import CheckpointCost
-from traces.schema.policy import Policy
+from traces.schema.tts.policy import Policy
 
 _IN_FLIGHT = 64  # requests, where the engine does not tell how many it takes
 Append = Callable[[str, Mapping[str, Any]], None]

@@ -35,8 +35,8 @@ from profiler.workload.problems import Problem, Workload
 from profiler.workload.scorers import Scored, ScoringThreads
 from traces.clock import now_ns
 from traces.recording.spans import RecordingSpanProcessor
-from traces.schema.parameters import Needs, most_requests
-from traces.schema.policy import Policy
+from traces.schema.tts.parameters import Needs, most_requests
+from traces.schema.tts.policy import Policy
 
 Progress = Callable[[int, int], None]
 _SCORER_WAIT_S = 0.01

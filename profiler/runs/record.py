@@ -31,8 +31,8 @@ from traces.recording.manifest import Manifest
 from traces.recording.spans import RecordingSpanProcessor
 from traces.recording.writer import RecordingWriter, read_clocks
 from traces.schema.engine import ModelFacts
-from traces.schema.parameters import complete, needs_of
-from traces.schema.policy import Policy
+from traces.schema.tts.parameters import complete, needs_of
+from traces.schema.tts.policy import Policy
 
 Progress = Callable[[int, int], None]
 Probe = Callable[[RecordingWriter], AbstractContextManager[None]]

@@ -14,7 +14,7 @@ from profiler.workload.problems import Problem, Workload
 from traces.clock import now_ns
 from traces.recording import spans as names
 from traces.recording.spans import RecordingSpanProcessor
-from traces.schema.policy import Policy
+from traces.schema.tts.policy import Policy
 
 _MEASURED = (
     "cached_tokens",

@@ -35,9 +35,9 @@ from profiler.workload.verifiers import NAMES as VERIFIERS
 from traces.clock import now_ns
 from traces.errors import TtscopeError, UsageError
 from traces.recording.manifest import NAME, read_manifest
-from traces.schema.parameters import make_policy
-from traces.schema.policy import Policy
 from traces.schema.record import Record
+from traces.schema.tts.parameters import make_policy
+from traces.schema.tts.policy import Policy
 
 RUN_FIELDS = (
     "workload",

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from traces.errors import UsageError
-from traces.schema.policy import Policy
+from traces.schema.tts.policy import Policy
 
 Lengths = int | tuple[int, ...]
 

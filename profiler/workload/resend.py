@@ -18,7 +18,7 @@ from traces.errors import UsageError
 from traces.recording.manifest import WorkloadFacts
 from traces.recording.reader import Recording
 from traces.schema.engine import EngineConfig
-from traces.schema.policy import Policy
+from traces.schema.tts.policy import Policy
 
 
 @dataclass(frozen=True, kw_only=True)

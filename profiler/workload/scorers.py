@@ -16,8 +16,8 @@ import httpx
 
 from profiler.engines.interface import Prompt
 from traces.errors import UsageError
-from traces.schema.parameters import check_url, text
-from traces.schema.policy import Policy
+from traces.schema.tts.parameters import check_url, text
+from traces.schema.tts.policy import Policy
 
 _THREADS = 8
 

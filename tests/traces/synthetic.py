@@ -11,7 +11,7 @@ from traces.recording.manifest import Manifest, WorkloadFacts
 from traces.recording.reader import Recording
 from traces.recording.writer import RecordingWriter, read_clocks
 from traces.schema.engine import EngineConfig, ModelFacts, Speculative
-from traces.schema.policy import Policy
+from traces.schema.tts.policy import Policy
 
 START = 1_700_000_000_000_000_000
 MODEL = ModelFacts(

@@ -6,7 +6,7 @@ from tests.traces.synthetic import engine_config
 from traces.errors import TtscopeError, UsageError
 from traces.schema.advice import Budget, NearMiss, Pick, Present, Recommendation, Turning
 from traces.schema.estimate import Estimate
-from traces.schema.policy import Policy
+from traces.schema.tts.policy import Policy
 
 
 def estimate(value: float, unit: str, *, extrapolated: bool = False) -> Estimate:

@@ -15,8 +15,8 @@ from traces.errors import NewerSchemaError, RecordingError, TtscopeError
 from traces.files import sync_folder
 from traces.recording import checksums
 from traces.schema.engine import SCHEMA_VERSION, EngineConfig, ModelFacts
-from traces.schema.policy import Policy
 from traces.schema.record import Record
+from traces.schema.tts.policy import Policy
 
 NAME = "recording.json"
 PARTIAL = f"{NAME}.partial"

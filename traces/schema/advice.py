@@ -8,8 +8,8 @@ from typing import Literal
 
 from traces.schema.engine import EngineConfig
 from traces.schema.estimate import Estimate
-from traces.schema.policy import Policy
 from traces.schema.record import Record
+from traces.schema.tts.policy import Policy
 
 Objective = Literal["accuracy", "latency", "cost", "energy", "throughput"]
 

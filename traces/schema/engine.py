@@ -12,8 +12,8 @@ from typing import Literal
 
 from traces.errors import UsageError
 from traces.schema.layers import Attention, Layers, Matrix
-from traces.schema.policy import Policy
 from traces.schema.record import Record
+from traces.schema.tts.policy import Policy
 
 SCHEMA_VERSION = 1
 

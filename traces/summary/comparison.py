@@ -19,9 +19,9 @@ from traces.recording.manifest import WorkloadFacts
 from traces.recording.reader import Recording, find_recordings
 from traces.schema.engine import EngineConfig
 from traces.schema.estimate import Estimate
-from traces.schema.policy import Policy
 from traces.schema.quantities import GATES
 from traces.schema.record import Record
+from traces.schema.tts.policy import Policy
 from traces.statistics import (
     Z95,
     Drawn,

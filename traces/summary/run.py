@@ -21,8 +21,8 @@ from traces.recording.reader import Recording
 from traces.recording.window_cost import WindowCost
 from traces.schema.engine import EngineConfig
 from traces.schema.estimate import Estimate
-from traces.schema.policy import Policy
 from traces.schema.record import Record
+from traces.schema.tts.policy import Policy
 from traces.speculation.acceptance import Acceptance, acceptance
 from traces.speculation.lookup import NgramWhatIf, ngram_what_if
 from traces.statistics import mean, proportion, ratio, spread

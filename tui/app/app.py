@@ -24,7 +24,7 @@ from tui.screens.library_app import AdvisorFactory, FittedAdvisor, LibraryApp
 from tui.screens.live.screen import LiveScreen
 from tui.screens.recordings.screen import RecordingsScreen
 from tui.screens.run.screen import RunScreen
-from tui.text.terminal import COMMANDS
+from tui.terminal import COMMANDS
 
 SCREENS = ("recordings", "run", "live", "advice")
 

@@ -25,7 +25,7 @@ from aiohttp.typedefs import Handler
 from textual_serve.server import Server
 
 from traces.errors import EngineError
-from tui.text.terminal import clean, say
+from tui.terminal import clean, say
 
 PORT = 8080
 _END_S = 2.0  # that open pages have to end their apps

@@ -10,7 +10,7 @@ from typing import Final, Literal
 from traces.schema.estimate import Estimate
 from traces.schema.formats import scale
 from tui.report.markup import Html, tag
-from tui.text.ticks import ticks, with_room
+from tui.text.layout import ticks, with_room
 
 WIDTH, HEIGHT = 460.0, 300.0
 LEFT, RIGHT, TOP, BOTTOM = 52.0, 14.0, 12.0, 46.0

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from traces.schema.estimate import Estimate
 from traces.schema.formats import ABSENT, chance, interval, number, value_of
-from tui.text.terminal import clean
+from tui.terminal import clean
 
 NOT_MEASURED = "Not measured in these recordings."
 BEYOND = "Marked *: it lies outside what was measured, so trust it less than its interval says."

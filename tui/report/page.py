@@ -24,8 +24,8 @@ from tui.report.measured import (
 )
 from tui.report.verdict import verdict
 from tui.report.words import GLOSSARY, model_words
+from tui.terminal import clean
 from tui.text.live import watched_lines
-from tui.text.terminal import clean
 
 Section = tuple[str, str, Callable[[Material], Html]]
 

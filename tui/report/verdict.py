@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 
 from traces.schema.advice import Pick, Recommendation
 from traces.schema.formats import number, percent, percent_change
-from traces.schema.policy import AS_SENT
 from traces.schema.quantities import latency, quantity
+from traces.schema.tts.policy import AS_SENT
 from tui.report.markup import (
     Content,
     Html,

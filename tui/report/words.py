@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from traces.schema.advice import Budget
 from traces.schema.engine import EngineConfig
 from traces.schema.formats import written
-from traces.schema.policy import Policy
 from traces.schema.quantities import LIMITS, limited, quantity
+from traces.schema.tts.policy import Policy
 from tui.report.markup import Html, join, tag
 from tui.text.advice import given_limits
 

@@ -16,7 +16,7 @@ from traces.errors import UsageError
 from traces.recording.reader import Recording, measured
 from traces.schema.advice import Budget, Recommendation
 from traces.schema.engine import EngineConfig
-from traces.schema.policy import Policy
+from traces.schema.tts.policy import Policy
 from tui.screens.entries import Entry, fit_frames, listed, load, recording_paths, to_list
 from tui.screens.index import Indexes, files_of
 

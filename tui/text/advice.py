@@ -19,7 +19,6 @@ from traces.schema.formats import (
     with_interval,
     written,
 )
-from traces.schema.policy import AS_SENT, Policy
 from traces.schema.quantities import (
     LIMITS,
     Quantity,
@@ -29,6 +28,7 @@ from traces.schema.quantities import (
     quantity,
     which_latency,
 )
+from traces.schema.tts.policy import AS_SENT, Policy
 from traces.summary.run import to_plain
 from tui.text.commands import command_lines, split_command
 from tui.text.layout import align

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from traces.schema.estimate import Estimate
 from traces.schema.formats import ABSENT, interval, number, percent_change, value_of
-from traces.schema.policy import AS_SENT
 from traces.schema.quantities import quantity
+from traces.schema.tts.policy import AS_SENT
 from traces.summary.comparison import config_changes
 from traces.summary.metrics import estimate_of
 from traces.summary.run import Run, to_plain

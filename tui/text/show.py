@@ -32,9 +32,9 @@ from traces.schema.formats import (
     value_of,
     with_interval,
 )
-from traces.schema.methods import METHODS
-from traces.schema.policy import AS_SENT, Policy
 from traces.schema.quantities import quantity
+from traces.schema.tts.methods import METHODS
+from traces.schema.tts.policy import AS_SENT, Policy
 from traces.statistics import mean
 from traces.summary.comparison import RUN_TO_RUN, Difference, Judged
 from traces.summary.energy import NOT_RECORDED

@@ -18,11 +18,11 @@ from traces.recording.reader import Recording
 from traces.schema.advice import Budget, Pick, Recommendation
 from traces.schema.engine import EngineConfig
 from traces.schema.estimate import Estimate
-from traces.schema.policy import Policy
+from traces.schema.tts.policy import Policy
 from traces.summary.run import Run, summarise
 from tui.options import BudgetOptions, BudgetSeed, Json, Recordings, takes
+from tui.terminal import say, say_json
 from tui.text.advice import COMPARED, comparison_lines
-from tui.text.terminal import say, say_json
 from tui.verbs.open_all import open_measured
 from tui.verbs.sweep import run_shown
 

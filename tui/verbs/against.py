@@ -17,11 +17,11 @@ from traces.schema.formats import interval, percent_change, value_of
 from traces.schema.quantities import quantity
 from traces.summary.metrics import estimate_of
 from traces.summary.run import Run, summarise, to_plain
+from tui.terminal import say
 from tui.text.layout import align, wrap
 from tui.text.replay import TAGS as REPLAYED
 from tui.text.replay import relative
 from tui.text.show import engine_text
-from tui.text.terminal import say
 
 if TYPE_CHECKING:
     from advisor.what_if.question import Question
@@ -70,7 +70,7 @@ def run_against(
 ) -> None:
     """Predict the run on the server, send it, and print both; keep what was measured."""
     from profiler.workload.resend import pose_again
-    from tui.text.terminal import say_json
+    from tui.terminal import say_json
 
     folder = output or Path("runs") / f"{base.name}-against-{time.strftime('%Y%m%d-%H%M%S')}"
     if (folder / "recording.json").exists():

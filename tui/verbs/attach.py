@@ -24,7 +24,7 @@ from profiler.attach.attachment import (
 )
 from traces.errors import TtscopeError, UsageError
 from traces.live.numbers import Numbers
-from traces.schema.policy import Policy
+from traces.schema.tts.policy import Policy
 from tui.options import (
     BudgetCheckpoints,
     CheckpointSamples,
@@ -43,7 +43,7 @@ from tui.options import (
     Watch,
     takes,
 )  # fmt: skip
-from tui.text.terminal import clean, say
+from tui.terminal import clean, say
 
 if TYPE_CHECKING:
     from profiler.attach.deployment import Deployment

@@ -15,8 +15,8 @@ from traces.errors import TtscopeError
 from traces.recording.reader import Recording, find_recordings
 from traces.schema.advice import Budget
 from tui.options import Json, takes
+from tui.terminal import say
 from tui.text.commands import own_name
-from tui.text.terminal import say
 from tui.verbs.advise import print_advice
 from tui.verbs.sweep import run_shown
 

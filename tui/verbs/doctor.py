@@ -10,8 +10,8 @@ import typer
 
 from traces.errors import UsageError
 from tui.options import Json, takes
+from tui.terminal import say, say_json
 from tui.text.layout import wrap
-from tui.text.terminal import say, say_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +84,7 @@ def doctor(asked: Doctor) -> None:
 def _model(asked: Doctor) -> None:
     """Say what is known of a model, and what can be predicted of it."""
     from advisor.what_if.coverage import prior_of_gpu, replay_of
-    from profiler.engines.model_facts import facts_from_file
+    from profiler.engines.models.model_facts import facts_from_file
     from tui.text.model import model_lines
 
     if asked.url is not None or asked.model_config is None:

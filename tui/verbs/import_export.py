@@ -29,8 +29,8 @@ from traces.kineto.read import TraceTables
 from traces.recording.reader import Recording
 from traces.schema.formats import counted, number
 from tui.options import Json, facts_of, takes
+from tui.terminal import say, say_json
 from tui.text.layout import align, wrap
-from tui.text.terminal import say, say_json
 from tui.verbs.progress import progress_bar
 
 _OF_SAMPLES = (

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from traces.errors import RecordingError
 from traces.recording.reader import Recording, distinct, find_recordings, measured
-from tui.text.terminal import say
+from tui.terminal import say
 
 
 def open_all(paths: Sequence[Path]) -> list[Recording]:

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID
 from rich.table import Column
 from rich.text import Text
 
-from tui.text.terminal import clean, say
+from tui.terminal import clean, say
 
 LINE_EVERY_S = 30.0  # in a log
 DRAW_EVERY_S = 0.1  # on a terminal

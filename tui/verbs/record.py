@@ -17,7 +17,7 @@ from profiler.engines.options import EngineOptions
 from traces.errors import UsageError
 from traces.recording.manifest import CheckpointCost, read_manifest
 from traces.schema.engine import Speculative
-from traces.schema.policy import Policy
+from traces.schema.tts.policy import Policy
 from tui.options import (
     BudgetCheckpoints,
     CheckpointSamples,
@@ -37,7 +37,7 @@ from tui.options import (
     Verifier,
     takes,
 )  # fmt: skip
-from tui.text.terminal import say
+from tui.terminal import say
 from tui.verbs.interrupted import says_what_is_kept
 from tui.verbs.progress import own_stdout, progress_bar
 

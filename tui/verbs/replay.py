@@ -13,7 +13,7 @@ from advisor.what_if.question import changed, device_asked
 from traces.errors import UsageError
 from traces.recording.reader import Recording, measured
 from tui.options import Json, facts_of, takes
-from tui.text.terminal import say
+from tui.terminal import say
 
 if TYPE_CHECKING:
     from advisor.what_if.question import Question
@@ -86,8 +86,8 @@ class Answer:
 def replay(asked: Replay, answer: Answer) -> None:
     """Predict a recorded run under a configuration that was never run."""
     from advisor.what_if.predict import predict
+    from tui.terminal import say_json
     from tui.text.replay import replay_json, replay_lines
-    from tui.text.terminal import say_json
 
     if answer.against is None and (
         answer.workload is not None or answer.raw_prompts or answer.api_key_env is not None

@@ -12,8 +12,8 @@ from traces.errors import UsageError
 from traces.files import whole_file
 from traces.schema.formats import number
 from tui.options import BudgetOptions, BudgetSeed, Json, Recordings, takes
+from tui.terminal import say, say_json
 from tui.text.layout import wrap
-from tui.text.terminal import say, say_json
 from tui.verbs.open_all import open_all
 
 

@@ -12,7 +12,7 @@ import typer
 from traces.errors import UsageError
 from traces.recording.reader import Recording
 from tui.options import Json, takes
-from tui.text.terminal import say, say_json
+from tui.terminal import say, say_json
 
 if TYPE_CHECKING:
     from traces.summary.comparison import Limit

@@ -12,7 +12,7 @@ import typer
 
 from traces.errors import Interrupted, TtscopeError
 from tui.options import Json, takes
-from tui.text.terminal import say, say_json
+from tui.terminal import say, say_json
 from tui.verbs.interrupted import sigterm_as_ctrl_c
 from tui.verbs.progress import own_stdout, progress_bar, sweep_progress
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from textual.message import Message
 from textual_plot import NumericAxisFormatter, PlotWidget
 
-from tui.text.ticks import tick_labels
+from tui.text.layout import tick_labels
 
 
 class _Labels(NumericAxisFormatter):  # type: ignore[misc]

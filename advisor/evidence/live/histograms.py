@@ -33,7 +33,7 @@ from traces.live.numbers import (
     Window,
 )
 from traces.schema.engine import EngineConfig
-from traces.schema.policy import AS_SENT
+from traces.schema.tts.policy import AS_SENT
 from traces.schema.window import in_window, window_context
 
 Floats = npt.NDArray[np.float64]

@@ -21,7 +21,7 @@ from advisor.replay.simulation.state import (
     World,
 )
 from advisor.step_time.cost import StepCost
-from traces.schema.stop_rules import ALL, DECIDE, DRAW, GO_ON, begin, take
+from traces.schema.tts.stop_rules import ALL, DECIDE, DRAW, GO_ON, begin, take
 
 ROUND_ROBIN: Final = 0
 LEAST_OUTSTANDING: Final = 1

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from advisor.evidence.features import Work
-from traces.schema.stop_rules import FIELDS
+from traces.schema.tts.stop_rules import FIELDS
 
 # States of a sample.
 DRAWN_LATER: Final = 0

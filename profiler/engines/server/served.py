@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx
 
-from profiler.engines.model_facts import facts_from_folder
+from profiler.engines.models.model_facts import facts_from_folder
 from traces.errors import EngineError
 from traces.schema.engine import EngineConfig, ModelFacts
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from profiler.engines.model_facts import facts_from_config
+from profiler.engines.models.model_facts import facts_from_config
 from traces.errors import UsageError
 from traces.schema.engine import EngineConfig, ModelFacts, Speculative
 

@@ -4,7 +4,7 @@ import pytest
 from advisor.accuracy.counterfactual import MARGIN, cheapest_as_good, compare_policies, evaluate
 from tests.traces.synthetic import START, write_recording
 from traces.errors import RecordingError, UsageError
-from traces.schema.policy import Policy
+from traces.schema.tts.policy import Policy
 from traces.summary.run import summarise
 
 N = 8

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from advisor.accuracy.finish_order import decide, generated_by
 from tests.advisor.sampled import samples
-from traces.schema.stop_rules import AGREE, FIRST, SAFE, SETTLED, Stop
+from traces.schema.tts.stop_rules import AGREE, FIRST, SAFE, SETTLED, Stop
 
 LENGTHS = st.lists(
     st.tuples(st.sampled_from([None, "a", "b"]), st.integers(1, 30)), min_size=1, max_size=12

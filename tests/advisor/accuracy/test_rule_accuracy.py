@@ -9,8 +9,8 @@ import pytest
 from advisor.accuracy.subsets import decides_as_vote, expected_right
 from advisor.evidence.runs import Sample
 from advisor.search.policy_work import PolicyWork
-from traces.schema.policy import Policy
-from traces.schema.stop_rules import lead_is_safe
+from traces.schema.tts.policy import Policy
+from traces.schema.tts.stop_rules import lead_is_safe
 from traces.summary.votes import majority_curve
 
 

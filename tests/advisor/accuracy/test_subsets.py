@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from advisor.accuracy.subsets import RandomOrders, best_of_curve, order_count
 from tests.advisor.sampled import samples
-from traces.schema.stop_rules import SAFE, WINDOWS, Stop, lead_is_safe
+from traces.schema.tts.stop_rules import SAFE, WINDOWS, Stop, lead_is_safe
 from traces.summary.votes import majority_curve
 
 PAIRS = Stop(rule=WINDOWS, value=2, drawn_first=2)

@@ -7,7 +7,7 @@ from advisor.advice.command import CpuBuild, policy_request, record_command, ser
 from tests.advisor.synthetic import GREEDY, VOTE16, engine_of, record
 from traces.schema.advice import Budget
 from traces.schema.engine import EngineConfig, Speculative
-from traces.schema.policy import Policy
+from traces.schema.tts.policy import Policy
 
 DRAFT = Speculative(method="draft_model", num_speculative_tokens=3, model="it's small")
 

@@ -12,7 +12,7 @@ import pytest
 from advisor.advice.command import serve_command
 from tests.advisor.synthetic import NGRAM, engine_of
 from traces.schema.engine import EngineConfig, Speculative
-from traces.schema.policy import Policy
+from traces.schema.tts.policy import Policy
 
 ENGINE = engine_of(
     "large",

@@ -11,8 +11,8 @@ from traces.errors import RecordingError, UsageError
 from traces.recording.manifest import ClockReading, Manifest, WorkloadFacts
 from traces.recording.reader import Recording
 from traces.recording.writer import RecordingWriter
-from traces.schema.methods import METHODS
-from traces.schema.parameters import make_policy
+from traces.schema.tts.methods import METHODS
+from traces.schema.tts.parameters import make_policy
 
 ENGINE = engine_of()
 

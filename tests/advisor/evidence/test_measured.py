@@ -11,7 +11,7 @@ from advisor.advice.command import record_command
 from advisor.evidence.measured import run_key
 from tests.advisor.synthetic import NGRAM, VOTE16, engine_of, record
 from traces.schema.advice import Budget
-from traces.schema.policy import Policy
+from traces.schema.tts.policy import Policy
 from tui.report.material import Material
 from tui.report.verdict import verdict
 from tui.screens.advice.pick import answer_lines

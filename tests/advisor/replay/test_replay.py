@@ -14,7 +14,7 @@ from advisor.replay.workload import Workload
 from advisor.step_time.cost import linear_cost
 from profiler.policies.parallel import ParallelVote
 from tests.advisor.replay.replay_twin import naive_replay
-from traces.schema.stop_rules import AGREE, FIRST, SAFE, WINDOWS, Stop
+from traces.schema.tts.stop_rules import AGREE, FIRST, SAFE, WINDOWS, Stop
 
 COST = np.array(
     Features(

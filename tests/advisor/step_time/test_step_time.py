@@ -19,7 +19,7 @@ from advisor.step_time.law import non_negative_least_squares
 from tests.advisor.synthetic import FACTS, GREEDY, NGRAM, VOTE16, engine_of, law_of, record
 from traces.errors import UsageError
 from traces.recording.tables import COMPOSITION, WINDOWED
-from traces.schema.policy import Policy
+from traces.schema.tts.policy import Policy
 from traces.statistics import student_95
 from traces.summary.comparison import RUN_TO_RUN
 

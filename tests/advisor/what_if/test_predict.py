@@ -19,7 +19,7 @@ from tests.advisor.step_time.operators.operator_tables import (
 from tests.advisor.synthetic import FACTS, GREEDY, VOTE16, engine_of, record
 from traces.errors import RecordingError, TablesError, UsageError
 from traces.recording.reader import Recording
-from traces.schema.policy import Policy
+from traces.schema.tts.policy import Policy
 from traces.summary.metrics import estimate_of
 from traces.summary.run import summarise
 

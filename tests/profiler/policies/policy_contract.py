@@ -8,7 +8,7 @@ import polars as pl
 from profiler.runs import loop as run_module
 from profiler.runs.record import record
 from traces.recording.reader import Recording
-from traces.schema.parameters import make_policy, most_requests
+from traces.schema.tts.parameters import make_policy, most_requests
 
 POLICIES = {
     "greedy": {"method": "greedy"},

@@ -10,7 +10,7 @@ from tests.profiler.command import warm_ttscope
 from tests.profiler.stub import StubEngine
 from traces.errors import UsageError
 from traces.recording.reader import Recording
-from traces.schema.policy import Policy
+from traces.schema.tts.policy import Policy
 
 HIGH = Policy(reasoning_effort="high", max_tokens=200)
 

@@ -11,9 +11,9 @@ from profiler.policies.choices import best_scored, most_confident, plurality, we
 from profiler.policies.interface import Vote
 from profiler.policies.registry import start
 from traces.errors import UsageError
-from traces.schema.parameters import make_policy
-from traces.schema.policy import Policy
-from traces.schema.stop_rules import lead_is_safe
+from traces.schema.tts.parameters import make_policy
+from traces.schema.tts.policy import Policy
+from traces.schema.tts.stop_rules import lead_is_safe
 
 ANSWERS = st.lists(st.sampled_from(["a", "b", "c", None]), min_size=1, max_size=9)
 

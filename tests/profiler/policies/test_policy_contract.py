@@ -16,8 +16,8 @@ from tests.profiler.policies.policy_contract import CANCELLING, POLICIES, check,
 from tests.profiler.stub import StubEngine
 from traces.errors import UsageError
 from traces.recording.reader import Recording
-from traces.schema.parameters import make_policy
-from traces.schema.policy import Policy
+from traces.schema.tts.parameters import make_policy
+from traces.schema.tts.policy import Policy
 from traces.summary.run import summarise
 
 

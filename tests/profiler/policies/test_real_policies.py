@@ -16,7 +16,7 @@ from profiler.workload.problems import load_workload
 from tests.profiler.policies.policy_contract import POLICIES, check, policy_of
 from tests.profiler.servers import vllm_server
 from traces.recording.reader import Recording
-from traces.schema.policy import Policy
+from traces.schema.tts.policy import Policy
 
 # An engine in this process brings its libraries' warnings.
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]

@@ -23,7 +23,7 @@ from tests.profiler.stub import StubEngine
 from traces.errors import UsageError
 from traces.recording.reader import Recording
 from traces.recording.tables import TABLES
-from traces.schema.policy import Policy
+from traces.schema.tts.policy import Policy
 from traces.summary.run import summarise
 
 STATE = ("utilisation", "memory_bytes", "sm_clock_mhz", "memory_clock_mhz", "temperature_c")

@@ -9,7 +9,7 @@ from profiler.workload.problems import load_workload
 from tests.profiler.stub import StubEngine
 from traces.recording.manifest import Manifest
 from traces.recording.writer import RecordingWriter, read_clocks
-from traces.schema.policy import Policy
+from traces.schema.tts.policy import Policy
 
 PROBLEMS = 100_000
 

@@ -11,7 +11,7 @@ from profiler.workload.verifiers import ByText
 from tests.profiler.stub import THINK_END, StubEngine
 from traces.errors import UsageError
 from traces.recording.reader import Recording
-from traces.schema.policy import Policy
+from traces.schema.tts.policy import Policy
 from traces.summary.run import summarise
 
 POLICY = Policy(method="majority", n=4, temperature=0.8, max_tokens=100)

@@ -15,7 +15,7 @@ from tests.profiler.stub import StubEngine
 from traces.clock import ClockWatch, now_ns
 from traces.live.watched import watched_engines
 from traces.recording.reader import Recording
-from traces.schema.policy import Policy
+from traces.schema.tts.policy import Policy
 from traces.summary.run import summarise
 
 S = 10**9

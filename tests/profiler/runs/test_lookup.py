@@ -15,7 +15,7 @@ from profiler.workload.verifiers import ByText
 from tests.profiler.stub import StubEngine
 from traces.recording.reader import Recording
 from traces.schema.engine import EngineConfig, Speculative
-from traces.schema.policy import Policy
+from traces.schema.tts.policy import Policy
 from traces.speculation.ngram import STANDARD
 
 NGRAM = Speculative(

@@ -15,7 +15,7 @@ from profiler.workload.verifiers import ByText, verifier
 from tests.profiler.stub import StubEngine
 from traces.errors import EngineError, UsageError
 from traces.recording.reader import Recording
-from traces.schema.policy import Policy
+from traces.schema.tts.policy import Policy
 
 CANARY = "canary-7f3a"
 

@@ -12,8 +12,8 @@ from tests.profiler.stub import StubEngine
 from traces.errors import UsageError
 from traces.recording.manifest import read_manifest
 from traces.recording.reader import Recording
-from traces.schema.parameters import make_policy
-from traces.schema.policy import Policy
+from traces.schema.tts.parameters import make_policy
+from traces.schema.tts.policy import Policy
 
 VOTE = Policy(method="majority", n=3, temperature=0.8, max_tokens=50)
 ARRIVALS = (0.0, 0.03, 0.03, 0.15)

@@ -13,7 +13,7 @@ from traces.recording.manifest import Manifest
 from traces.recording.reader import Recording
 from traces.recording.writer import RecordingWriter, read_clocks
 from traces.schema.engine import EngineConfig
-from traces.schema.policy import Policy
+from traces.schema.tts.policy import Policy
 
 WORKLOADS = Path(__file__).parents[4] / "shared" / "data" / "workloads"
 ENGINE, POLICY = EngineConfig(model="m"), Policy(method="majority", n=2, temperature=0.8)

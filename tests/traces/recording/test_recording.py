@@ -20,7 +20,7 @@ from traces.recording.reader import Recording, find_recordings
 from traces.recording.tables import STEP_TIMES, TABLES
 from traces.recording.writer import RecordingWriter, read_clocks
 from traces.schema.engine import Config, EngineConfig, Speculative
-from traces.schema.policy import Policy
+from traces.schema.tts.policy import Policy
 
 
 def make(folder, rows=5, **changes):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.traces.synthetic import START, engine_config, simulate, write_recording
 from traces.recording.tables import TABLES
-from traces.schema.policy import Policy
+from traces.schema.tts.policy import Policy
 from traces.summary.energy import energy_curve, share_energy
 from traces.summary.run import summarise
 

@@ -7,7 +7,7 @@ import pytest
 from tests.traces.synthetic import engine_config, simulate, write_recording
 from traces.recording.manifest import WorkloadFacts
 from traces.schema.estimate import Estimate
-from traces.schema.policy import Policy
+from traces.schema.tts.policy import Policy
 from traces.summary import comparison
 from traces.summary.comparison import RUN_TO_RUN, beside, compare, judge, parse_limit, within
 from traces.summary.metrics import METRICS

@@ -15,7 +15,7 @@ from tests.traces.synthetic import (
     write_recording,
 )
 from traces.recording.reader import Recording
-from traces.schema.policy import Policy
+from traces.schema.tts.policy import Policy
 from traces.statistics import wilson
 from traces.summary.comparison import compare
 from traces.summary.kernels import bus_bandwidth

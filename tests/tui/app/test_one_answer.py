@@ -11,7 +11,7 @@ import advisor.what_if.left_out
 from advisor.advice.advisor import Advisor
 from traces.schema.advice import Budget
 from traces.schema.engine import EngineConfig
-from traces.schema.policy import Policy
+from traces.schema.tts.policy import Policy
 from tui.app.app import TtscopeApp
 from tui.verbs.demo import BUDGET, SHIPPED
 

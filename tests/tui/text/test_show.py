@@ -10,7 +10,7 @@ from tests.tui.live_recordings import write_watched
 from traces.foreign.evaluations.importer import import_outcomes
 from traces.recording.reader import Recording
 from traces.schema.advice import Pick
-from traces.schema.policy import Policy
+from traces.schema.tts.policy import Policy
 from traces.summary.comparison import compare
 from traces.summary.run import summarise
 from tui.report.words import policy_words

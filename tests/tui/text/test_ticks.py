@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from tui.text.ticks import fitting_ticks, tick_labels, ticks, with_room
+from tui.text.layout import fitting_ticks, tick_labels, ticks, with_room
 
 
 @pytest.mark.parametrize("most", [2, 3, 5, 9])

@@ -10,7 +10,7 @@ from profiler.runs.record import record
 from profiler.workload.problems import load_workload
 from tests.profiler.stub import StubEngine
 from traces.recording.reader import Recording
-from traces.schema.policy import Policy
+from traces.schema.tts.policy import Policy
 
 VOTE = Policy(method="majority", n=2, temperature=0.8, max_tokens=50)
 URL = "http://127.0.0.1:9"

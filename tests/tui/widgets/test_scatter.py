@@ -4,7 +4,7 @@ import pytest
 from textual.app import App
 from textual_hires_canvas import Canvas
 
-from tui.text.ticks import fitting_ticks, tick_labels
+from tui.text.layout import fitting_ticks, tick_labels
 from tui.widgets.scatter import Scatter
 
 LIMITS = ((0.0, 2.7), (0.0347, 0.19), (0.2, 0.9), (0.0, 0.15), (90.0, 490.3), (1.2, 1.31))

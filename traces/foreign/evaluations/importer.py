@@ -29,7 +29,7 @@ from traces.recording.parts import write_part
 from traces.recording.tables import TABLES
 from traces.recording.writer import read_clocks
 from traces.schema.engine import EngineConfig
-from traces.schema.policy import Policy
+from traces.schema.tts.policy import Policy
 
 FORMATS = (lm_eval.FORMAT, inspect_log.FORMAT, plain_outcomes.FORMAT)
 _SLICE_ROWS = 200_000

@@ -13,7 +13,7 @@ from typing import Any
 import polars as pl
 
 from traces.foreign.evaluations.reader import Outcome
-from traces.schema.logprobs import with_means
+from traces.schema.tts.logprobs import with_means
 
 _CHUNK_ROWS = 100_000
 _RIGHT = 0  # the class of right answers: they all equal the expected one

@@ -29,7 +29,7 @@ from traces.recording.parts import write_part
 from traces.recording.tables import TABLES
 from traces.recording.writer import read_clocks
 from traces.schema.engine import EngineConfig
-from traces.schema.policy import Policy
+from traces.schema.tts.policy import Policy
 
 FORMATS = (azure.FORMAT, mooncake.FORMAT, vllm_bench.FORMAT, aiperf.FORMAT, guidellm.FORMAT)
 _PART_ROWS = 500_000

@@ -38,7 +38,7 @@ from tui.screens.advice.what_if import examples, what_if
 from tui.screens.base import ModeScreen
 from tui.screens.library import failure
 from tui.text.advice import limit_on
-from tui.text.ticks import fitting_ticks, ticks, with_room
+from tui.text.layout import fitting_ticks, ticks, with_room
 from tui.widgets.scatter import Scatter
 
 # What the workers of the Advice screen tell it.

@@ -15,7 +15,7 @@ from tests.advisor.synthetic import VOTE16, engine_of, record
 from tests.advisor.watched import front_end, watched
 from traces.errors import UsageError
 from traces.schema.advice import Budget
-from traces.schema.policy import AS_SENT
+from traces.schema.tts.policy import AS_SENT
 from traces.summary.run import summarise
 
 VOTE4 = dataclasses.replace(VOTE16, n=4)

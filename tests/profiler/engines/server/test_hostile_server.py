@@ -14,7 +14,7 @@ from profiler.runs.record import record
 from profiler.workload.problems import load_workload
 from traces.errors import EngineError
 from traces.recording.reader import Recording
-from traces.schema.policy import Policy
+from traces.schema.tts.policy import Policy
 
 CARD = {"id": "m", "object": "model", "max_model_len": 1024}
 GOOD = [

@@ -8,7 +8,7 @@ from profiler.workload.problems import load_workload
 from tests.profiler.command import warm_ttscope
 from tests.profiler.servers import running
 from traces.recording.reader import Recording
-from traces.schema.policy import Policy
+from traces.schema.tts.policy import Policy
 from traces.summary.run import summarise
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]

@@ -11,7 +11,7 @@ from tests.profiler.stub import StubEngine
 from traces.errors import UsageError
 from traces.recording.reader import Recording
 from traces.schema.engine import EngineConfig
-from traces.schema.policy import Policy
+from traces.schema.tts.policy import Policy
 
 URLS = ("http://a:1", "http://b:1", "http://c:1")
 SERVED = EngineConfig(model="stub", mode="server", max_model_len=512, tensor_parallel_size=2)

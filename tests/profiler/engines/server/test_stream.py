@@ -15,7 +15,7 @@ from profiler.workload.problems import load_workload
 from profiler.workload.verifiers import Numeric
 from tests.loopback import serving
 from traces.recording.reader import Recording
-from traces.schema.policy import Policy
+from traces.schema.tts.policy import Policy
 from traces.summary.run import summarise
 
 START, END = (3,), (4,)  # the tokens of the marks

@@ -19,7 +19,7 @@ from tests.profiler.servers import free_port, vllm_server
 from tests.profiler.warm import Warm
 from traces.errors import EngineError
 from traces.recording.reader import Recording
-from traces.schema.policy import Policy
+from traces.schema.tts.policy import Policy
 
 pytestmark = pytest.mark.vllm
 

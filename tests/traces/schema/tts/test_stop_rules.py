@@ -5,9 +5,9 @@ from math import comb
 
 import pytest
 
-from traces.schema.methods import METHODS, PARAMETER
-from traces.schema.parameters import make_policy
-from traces.schema.stop_rules import lead_is_safe
+from traces.schema.tts.methods import METHODS, PARAMETER
+from traces.schema.tts.parameters import make_policy
+from traces.schema.tts.stop_rules import lead_is_safe
 
 
 @pytest.mark.parametrize(("first", "second"), [(1, 0), (4, 0), (5, 1), (9, 7), (3, 3)])

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from traces.errors import UsageError
-from traces.schema.methods import METHODS, Method
 from traces.schema.record import Record
-from traces.schema.stop_rules import Stop
+from traces.schema.tts.methods import METHODS, Method
+from traces.schema.tts.stop_rules import Stop
 
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 
@@ -16,7 +16,7 @@ EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 class Policy(Record):
     """How many samples a problem gets, how they are drawn, and how the answer is chosen.
 
-    `method` and the names in `rule`, its parameters, are those of traces/schema/methods.py.
+    `method` and the names in `rule`, its parameters, are those of traces/schema/tts/methods.py.
     `reasoning_effort` is vLLM's: the chat template makes of it what the model was trained on.
     `temperature` and `top_p` are None only in recordings made by others, which may not tell.
     """

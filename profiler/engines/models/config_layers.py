@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from profiler.engines.config_fields import Fields, shown
-from profiler.engines.quantised import Form, Quantised, bytes_of
+from profiler.engines.models.config_fields import Fields, shown
+from profiler.engines.models.quantised import Form, Quantised, bytes_of
 from traces.errors import UsageError
 from traces.schema.layers import Attention, Experts, Layers, Matrix, State
 

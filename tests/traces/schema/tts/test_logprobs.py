@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from traces.schema.logprobs import means_among
+from traces.schema.tts.logprobs import means_among
 
 
 def drawn(count=240, seed=0):

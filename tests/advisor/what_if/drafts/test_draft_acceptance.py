@@ -11,8 +11,8 @@ from advisor.evidence.gather import gather
 from advisor.evidence.runs import Sample
 from advisor.step_time.draft_law import draft_law
 from advisor.step_time.fit import StepTimeModel
-from advisor.what_if.draft_acceptance import AcceptanceModel, Kept, prior_strength
-from advisor.what_if.redrafting import known_tokens, redraft, spread, steps_with
+from advisor.what_if.drafts.draft_acceptance import AcceptanceModel, Kept, prior_strength
+from advisor.what_if.drafts.redrafting import known_tokens, redraft, spread, steps_with
 from tests.advisor import synthetic
 from tests.advisor.synthetic import NGRAM, VOTE16, engine_of, record
 from tests.advisor.what_if.test_predict import asked

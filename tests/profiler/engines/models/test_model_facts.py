@@ -9,7 +9,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from profiler.demo import task
-from profiler.engines.model_facts import facts_from_config, facts_from_file, facts_from_folder
+from profiler.engines.models.model_facts import (
+    facts_from_config,
+    facts_from_file,
+    facts_from_folder,
+)
 from traces.errors import TtscopeError, UsageError
 from traces.schema.engine import ModelFacts
 

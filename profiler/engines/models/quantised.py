@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from profiler.engines.config_fields import LONGEST, Fields, field_of, shown
+from profiler.engines.models.config_fields import LONGEST, Fields, field_of, shown
 from traces.errors import UsageError
 
 DTYPE_BYTES: Final = {

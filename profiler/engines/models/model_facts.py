@@ -13,8 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from profiler.engines.config_fields import Fields, shown
-from profiler.engines.config_layers import (
+from profiler.engines.models.config_fields import Fields, shown
+from profiler.engines.models.config_layers import (
     DRAFTING,
     EXPERTS,
     KV_HEADS,
@@ -24,8 +24,8 @@ from profiler.engines.config_layers import (
     layer_count,
     parts_of,
 )
-from profiler.engines.quantised import DTYPE_BYTES, Form, Quantised, bytes_of
-from profiler.engines.stored_weights import Stored, stored_weights
+from profiler.engines.models.quantised import DTYPE_BYTES, Form, Quantised, bytes_of
+from profiler.engines.models.stored_weights import Stored, stored_weights
 from traces.errors import UsageError
 from traces.schema.engine import ModelFacts
 from traces.schema.layers import Matrix

@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from traces.errors import UsageError
-from traces.schema.methods import (
+from traces.schema.tts.methods import (
     CONFIDENCE_TOP,
     CONFIDENCE_WINDOW,
     METHODS,
@@ -21,7 +21,7 @@ from traces.schema.methods import (
     PARAMETERS,
     Value,
 )
-from traces.schema.policy import Policy
+from traces.schema.tts.policy import Policy
 
 
 def meant(name: str, known: Sequence[str]) -> str:

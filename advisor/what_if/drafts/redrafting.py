@@ -19,11 +19,11 @@ import polars as pl
 from advisor.evidence.gather import Evidence
 from advisor.evidence.keys import decoder_of, sampling_of
 from advisor.evidence.runs import ProblemRun, Run, Sample
-from advisor.what_if.draft_acceptance import AcceptanceModel, Chances, Kept
+from advisor.what_if.drafts.draft_acceptance import AcceptanceModel, Chances, Kept
 from traces.recording.reader import Recording
 from traces.schema.engine import EngineConfig, Speculative
 from traces.schema.formats import percent
-from traces.schema.policy import Policy
+from traces.schema.tts.policy import Policy
 from traces.speculation.acceptance import PHASES
 from traces.speculation.ngram import PromptLookup, lookup_of
 

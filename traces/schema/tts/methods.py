@@ -1,6 +1,6 @@
 """The methods of test-time scaling and their parameters: the one table that all packages read.
 
-A method that stops by a rule of traces/schema/stop_rules.py needs no more than its row here: it
+A method that stops by a rule of traces/schema/tts/stop_rules.py needs no more than its row here: it
 runs, is replayed, judged, proposed and described by it.
 """
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from traces.errors import UsageError
-from traces.schema import stop_rules
+from traces.schema.tts import stop_rules
 
 Value = float | str
 CONFIDENCE_TOP = 20  # log-probabilities per token that a confidence is made of; vLLM's limit

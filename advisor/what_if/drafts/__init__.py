@@ -1,0 +1,1 @@
+"""Drafts that were not recorded: of another length, or by another method."""

@@ -1,0 +1,1 @@
+"""Test-time scaling: methods, when each stops, and policies made of them."""
