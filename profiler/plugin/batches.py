@@ -141,9 +141,9 @@ def read_batch(body: bytes | bytearray) -> Batch:
         raise ValueError("an odd name")
     for row in batch.rows:
         if len({each is None for each in row[1:4]}) > 1:
-            raise ValueError("a load that lacks a part")
+            raise ValueError("a load with a part missing")
         if len({each is None for each in row[15:20]}) > 1:
-            raise ValueError("details that lack a part")
+            raise ValueError("details with a part missing")
     if batch.config is not None:
         if len(batch.config.other) > _MOST_NAMES:
             raise ValueError("a configuration of too many settings")

@@ -112,7 +112,7 @@ def test_a_folder_that_is_a_link_is_refused_as_one(home, tmp_path):
 
 def test_where_no_file_can_be_made(home, monkeypatch):
     (home / "state of mine").write_text("a file")
-    with pytest.raises(UsageError, match=f"set {VARIABLE} instead"):
+    with pytest.raises(UsageError, match=f"Set {VARIABLE} instead"):
         shared_token()
     monkeypatch.setattr(module.Path, "home", _raise)
     monkeypatch.delenv("XDG_STATE_HOME")
