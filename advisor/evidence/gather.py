@@ -275,10 +275,12 @@ def _unlike(first: Recording, other: Recording) -> str:
 
 
 def _check_models(recordings: Sequence[Recording]) -> None:
-    """Raise UsageError where samples of different models would be taken for those of one."""
+    """Raise UsageError where imports of different models would be taken for those of one."""
     of_name: dict[str, tuple[str, ModelFacts | None]] = {}
     for each in recordings:
         manifest = each.manifest
+        if "imported" not in manifest.provenance:
+            continue
         for name in {engine.model for engine in manifest.engines.values()}:
             facts = manifest.models.get(name)
             first, known = of_name.setdefault(name, (each.name, facts))

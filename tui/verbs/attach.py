@@ -46,7 +46,7 @@ from tui.options import (
 from tui.terminal import clean, say
 
 if TYPE_CHECKING:
-    from profiler.attach.deployment import Deployment
+    from profiler.attach.deployment import Deployment, Replica
     from profiler.engines.interface import Engine
     from profiler.runs.record import Probe
 
@@ -301,7 +301,10 @@ def _engine_of(
     whole = together(configs, [replica.access.where for replica in replicas])
     engines: list[ServerEngine] = []
     try:
-        for url, replica in {each.access.url: each for each in reversed(replicas)}.items():
+        by_url: dict[str, Replica] = {}
+        for replica in replicas:  # several pages of /metrics may be of one server
+            by_url.setdefault(replica.access.url, replica)
+        for url, replica in by_url.items():
             access = replica.access
             engines.append(
                 ServerEngine(url, model=model, headers=access.headers, chat_template=chat_template)

@@ -288,7 +288,7 @@ def test_a_disk_that_fails_does_not_end_the_watch(server, tmp_path, monkeypatch)
         raise OSError("No space left on device")
 
     monkeypatch.setattr("traces.recording.writer.write_part", full)
-    with pytest.raises(Exception, match="writing failed .No space left on device."):
+    with pytest.raises(Exception, match="Writing failed .No space left on device."):
         attach(server, folder=tmp_path / "r")
 
 
@@ -391,7 +391,7 @@ def test_sigterm_ends_it_soon_whatever_connections_are_open(server, tmp_path):
     ("arguments", "code", "told"),
     [
         (["http://127.0.0.1:1"], 1, "no server answers"),
-        (["nonsense"], 2, "Write http://HOST:PORT"),
+        (["nonsense"], 2, "write http://HOST:PORT"),
         (["http://127.0.0.1:1", "--duration", "soon"], 2, "90s, 10m or 2h"),
         (["http://127.0.0.1:1", "--on-loss", "cry"], 2, "wait or end"),
         (["http://127.0.0.1:1", "http://127.0.0.1:1/v1"], 2, "named twice"),

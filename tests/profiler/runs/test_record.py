@@ -199,7 +199,7 @@ def test_bad_telemetry_settings_are_refused(tmp_path, monkeypatch):
     with pytest.raises(UsageError, match="OTLP/HTTP URL"):
         record(private_workload(), Policy(), StubEngine(), tmp_path / "a", otlp="nonsense")
     monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
-    with pytest.raises(UsageError, match="unset it"):
+    with pytest.raises(UsageError, match="Unset it"):
         record(private_workload(), Policy(), StubEngine(), tmp_path / "b")
 
 

@@ -94,7 +94,7 @@ def test_an_engine_that_speculates_has_no_decode_tokens(tmp_path):
 
 def test_too_few_neighbours_do_not_tell_whether_an_engine_speculates(tmp_path):
     found = import_passes([written(tmp_path / "x.jsonl", decoding(range(9)))], tmp_path / "rec")
-    assert any("is not told" in note for note in found.notes)
+    assert any("do not say whether" in note for note in found.notes)
     assert Recording.open(tmp_path / "rec").steps["decode_tokens"].null_count() == 9
 
 

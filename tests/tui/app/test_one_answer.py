@@ -135,4 +135,4 @@ def test_a_pick_without_a_required_accuracy_says_which_it_has(run):
     code, out, _ = run("advise", SHIPPED, "--optimise", "latency")
     assert code == 0
     text = " ".join(out.split())
-    assert "no accuracy is required (--min-accuracy): that of the pick is 0.385" in text
+    assert "no accuracy is required (--min-accuracy): the pick's is 0.385" in text

@@ -32,7 +32,7 @@ def test_policies_show_what_was_sent(run, folder, name):
     code, out, err = run("show", folder / name, "--policies")
     assert (code, err) == (0, "")
     text = " ".join(out.split())
-    assert "the traffic of others, of which neither the policy nor the right answers" in text
+    assert "the traffic of others, whose policy and right answers are not known" in text
     assert out.count("samples as sent") == {"metrics": 0, "two": 2}.get(name, 1)
     if name != "metrics":
         assert "1 19 - 100 [100, 100]" in text

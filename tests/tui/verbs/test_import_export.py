@@ -330,6 +330,6 @@ def test_a_folder_of_forward_passes(run, tmp_path):
     code, out, _ = run("show", tmp_path / "rec")
     assert code == 0 and out.count("step time") == 2 and "sampled (DYN_FPM_MODE)" in out
     code, _, err = run("replay", tmp_path / "rec", "--set", "engine.max_num_seqs=8")
-    assert code == 1 and "nothing to replay" in err
+    assert code == 2 and "nothing to replay" in err
     code, _, err = run("import", tmp_path, "-o", tmp_path / "none")
     assert code == 2 and "holds no files *fpm*.jsonl.gz" in err

@@ -125,7 +125,7 @@ def test_a_replay_has_the_times_of_the_tables(run, three, tmp_path):
     assert found["latency_s"]["mean"]["extrapolated"] and found["accuracy"] is not None
     code, out, err = run(*asked[:-3])
     assert code == 2 and err.count("\n") == 1
-    assert "tells no load to replay; give --concurrency" in err
+    assert "tells no load to replay. Give --concurrency" in err
 
 
 def test_advice_needs_no_recorded_step(run, three):
@@ -135,7 +135,7 @@ def test_advice_needs_no_recorded_step(run, three):
     assert max(map(len, out.splitlines())) <= 80
     told = " ".join(out.split())
     assert "By the prior, not measured." in told
-    assert "load: 1 problem in flight, as no recording tells its load" in told
+    assert "load: 1 problem in flight, as no recording says its load" in told
     assert "which no run of this GPU has checked" in told
     assert "intervals of 90 %; - not measured; * by the prior, not measured" in told
     assert "with the problems in problems.jsonl" in told  # an import has no prompts to pose again
@@ -202,7 +202,7 @@ def test_what_is_lacking_is_said_as_it_is(run, three, tmp_path):
     code, _, err = run("advise", "f", *GPU, "--optimise", "cost")
     assert code == 0 and "left out of f: 1 problem without 8 sound samples" in err
     cases = {
-        ("u/a", "u/b"): "neither says which model it is of; import each again with --model NAME",
+        ("u/a", "u/b"): "neither says which model it is of. Import each again with --model NAME",
         ("u/a",): "whose prompt_tokens are not known; import again with --prompt-tokens N",
         ("x/f", "runs/large"): "(29 names are the same of 29 and 30); import files of the same",
         ("x/e", "runs/large"): "(30 of the same names, whose prompts or expected answers differ",
@@ -274,7 +274,7 @@ def test_what_contradicts_itself_is_told(run, tmp_path):
     code, out, _ = run("import", "a.jsonl", "-o", "a")
     told = " ".join(out.split())
     assert code == 0 and "1 value of think_tokens that is above output_tokens" in told
-    assert "different expected answers, or some none: 1; the first counts" in told
+    assert "different expected answers, or some none: 1. The first counts" in told
 
 
 def test_a_column_may_have_the_prompts_lengths_and_the_file_its_own(run, tmp_path):
