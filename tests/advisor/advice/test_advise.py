@@ -300,7 +300,7 @@ def test_a_recorded_rate_is_the_load(tmp_path):
         tmp_path / "r", engine_of(), GREEDY, problems=8, concurrency=2, rate_per_s=3.0
     )
     answer = Advisor.fit([recording], draws=40).recommend(Budget())
-    assert any("at random at 3" in reason for reason in answer.reasons)
+    assert any("load: 3.00 problems/s arrive at random" in reason for reason in answer.reasons)
 
 
 def test_one_problem_is_enough_to_answer(tmp_path):

@@ -137,7 +137,7 @@ def test_advice_needs_no_recorded_step(run, three):
     assert "By the prior, not measured." in told
     assert "load: 1 problem in flight, as no recording says its load" in told
     assert "which no run of this GPU has checked" in told
-    assert "intervals of 90 %; - not measured; * by the prior, not measured" in told
+    assert "intervals of 90 %, - not measured, * by the prior, not measured" in told
     assert "with the problems in problems.jsonl" in told  # an import has no prompts to pose again
     assert told.count("--workload problems.jsonl") == told.count("ttscope record")
     code, out, err = run(*asked, "--json")
@@ -203,7 +203,7 @@ def test_what_is_lacking_is_said_as_it_is(run, three, tmp_path):
     assert code == 0 and "left out of f: 1 problem without 8 sound samples" in err
     cases = {
         ("u/a", "u/b"): "neither says which model it is of. Import each again with --model NAME",
-        ("u/a",): "whose prompt_tokens are not known; import again with --prompt-tokens N",
+        ("u/a",): "whose prompt_tokens are not known. Import again with --prompt-tokens N",
         ("x/f", "runs/large"): "(29 names are the same of 29 and 30); import files of the same",
         ("x/e", "runs/large"): "(30 of the same names, whose prompts or expected answers differ",
         ("o/a", "runs/large"): "hold different models of the name org/large",
