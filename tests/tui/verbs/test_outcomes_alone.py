@@ -204,7 +204,7 @@ def test_what_is_lacking_is_said_as_it_is(run, three, tmp_path):
     cases = {
         ("u/a", "u/b"): "neither says which model it is of. Import each again with --model NAME",
         ("u/a",): "whose prompt_tokens are not known. Import again with --prompt-tokens N",
-        ("x/f", "runs/large"): "(29 names are the same of 29 and 30); import files of the same",
+        ("x/f", "runs/large"): "(29 names are the same of 29 and 30). Import files of the same",
         ("x/e", "runs/large"): "(30 of the same names, whose prompts or expected answers differ",
         ("o/a", "runs/large"): "hold different models of the name org/large",
     }
