@@ -118,7 +118,7 @@ def with_probe(folder, code):
     `code` is the body of a module that has the plugin's as `plugin`.
     """
     folder.mkdir(parents=True)
-    source = f"import profiler.plugin as plugin\n{code}\nLogger = plugin.StepLogger\n"
+    source = f"import profiler.plugin.step_logger as plugin\n{code}\nLogger = plugin.StepLogger\n"
     (folder / "changed_probe.py").write_text(source)
     entry_point(folder, "changed_probe:Logger")
     return f"{ROOT}:{folder}"
