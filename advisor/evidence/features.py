@@ -99,8 +99,8 @@ def features_of(work: Work[Any], speculative: bool, experts: float) -> Features[
     """Return the features of a step, or of steps [steps], without HOST_WORK.
 
     The replay compiles this function too. Requests that verify drafts are taken to have the same
-    number of tokens each, so that their `query_context` is that number times their context. Of E
-    experts of which a token visits k, T tokens visit E (1 - (1 - k/E)^T); `experts` is k/E.
+    number of tokens each, so that their `query_context` is that number times their context. Where
+    each token visits k of E experts, T tokens visit E (1 - (1 - k/E)^T), and `experts` is k/E.
 
     What a prompt reads of the cache in a window is no feature: it is in proportion to its tokens,
     but for at most a window's worth.

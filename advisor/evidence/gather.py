@@ -28,7 +28,7 @@ from advisor.evidence.unrecorded import refusal, unchecked
 from traces.errors import RecordingError, TtscopeError, UsageError
 from traces.foreign.values import UNKNOWN_MODEL
 from traces.live.numbers import FINISHED
-from traces.live.watched import only_watched, windows_of
+from traces.live.watched import Windows, only_watched, windows_of
 from traces.recording.manifest import WorkloadFacts
 from traces.recording.reader import Recording
 from traces.recording.tables import COMPOSITION, WINDOWED
@@ -42,7 +42,7 @@ TOO_LITTLE = (
     "or with the plugin (docs/attach.md)"
 )
 PROBLEMS_FILE = "problems.jsonl"  # of a workload that others sent: an import has no prompts
-MOST_SEEN = 0.9  # of the requests that ended, of which spans must tell to stand for all
+MOST_SEEN = 0.9  # share of the ended requests that spans must tell to stand for all
 USED = (  # of steps
     *("engine", "step", "end", "interval_ns", "wall_ns", "profiled"),
     *COMPOSITION,
@@ -165,9 +165,10 @@ def gather(
                 watts.setdefault(law_key(engine), []).append(power)
         found, dropped, told = read_runs(recording)
         if only_watched(recording):
-            found, more = _with_drawn(recording, found)
+            windows = windows_of(recording, lengths=True)
+            found, more = _with_drawn(recording, windows, found)
             told += more
-            steps.extend(_mean_steps(recording, steps))
+            steps.extend(_mean_steps(recording, windows, steps))
         runs.extend(found)
         made.extend(runs_in(recording))
         cut.extend(cut_runs(recording, found))
@@ -179,7 +180,8 @@ def gather(
         for key, engine in recording.manifest.engines.items():
             steps.extend(_steps(recording, key, engine, most))
         if only_watched(recording):
-            steps.extend(_mean_steps(recording, steps))
+            windows = windows_of(recording, lengths=True)
+            steps.extend(_mean_steps(recording, windows, steps))
     _check_enough(recordings, steps, runs, lost, judged=judged, timed=timed)
     prices = [r.manifest.price_usd_per_device_hour for r in recordings]
     given = {price for price in prices if price is not None}
@@ -385,11 +387,13 @@ def _steps(
     ]
 
 
-def _mean_steps(recording: Recording, known: Sequence[StepTable]) -> list[StepTable]:
+def _mean_steps(
+    recording: Recording, windows: Windows, known: Sequence[StepTable]
+) -> list[StepTable]:
     """Return what /metrics alone teaches of the engines whose steps did not come."""
     taught = {table.engine for table in known if table.recording == recording.name}
     tables = []
-    for key, window in windows_of(recording).items():
+    for key, window in windows.items():
         engine = recording.manifest.engines[key]
         found = (
             None
@@ -412,10 +416,12 @@ def _mean_steps(recording: Recording, known: Sequence[StepTable]) -> list[StepTa
     return tables
 
 
-def _with_drawn(recording: Recording, runs: list[Run]) -> tuple[list[Run], list[str]]:
+def _with_drawn(
+    recording: Recording, windows: Windows, runs: list[Run]
+) -> tuple[list[Run], list[str]]:
     """Return runs of watched servers, those of which spans tell too little drawn; and why."""
     notes = []
-    for key, window in windows_of(recording).items():
+    for key, window in windows.items():
         engine = recording.manifest.engines[key]
         seen = [run for run in runs if run.engine == engine]
         requests = sum(len(each.samples) for run in seen for each in run.problems.values())

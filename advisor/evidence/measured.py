@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-import numpy as np
 import polars as pl
 
 from advisor.evidence.keys import DEFAULT_BLOCK
+from advisor.evidence.runs import arrival_rate
 from traces.errors import TtscopeError
 from traces.live.watched import only_watched
 from traces.recording.reader import Recording
@@ -155,9 +155,7 @@ def _load(recording: Recording) -> Under:
     """Return problems in flight (one where that is not told), or problems per second."""
     manifest = recording.manifest
     if only_watched(recording):
-        arrivals = recording.problems["arrival"].drop_nulls().to_numpy()
-        span = int(np.ptp(arrivals)) if arrivals.size else 0
-        return None, (arrivals.size - 1) * 1e9 / span if span else None
+        return None, arrival_rate(recording.problems["arrival"])
     if manifest.rate_per_s is not None:
         return None, manifest.rate_per_s
     return manifest.concurrency or 1, None

@@ -123,10 +123,9 @@ class Run:
         return np.asarray((times - times.min()) / 1e9)
 
 
-def arrival_rate(problems: Mapping[str, ProblemRun]) -> float | None:
+def arrival_rate(arrivals_ns: Iterable[int | None]) -> float | None:
     """Return how many problems arrived a second, None where they are too few to say."""
-    every = (problem.arrival_ns for problem in problems.values())
-    times = [time for time in every if time is not None]
+    times = [time for time in arrivals_ns if time is not None]
     span = (max(times) - min(times)) / 1e9 if times else 0.0
     return (len(times) - 1) / span if span > 0 else None
 
@@ -190,7 +189,9 @@ def read_runs(recording: Recording) -> tuple[list[Run], int, list[str]]:
             policy=AS_SENT if watched else manifest.policies[policy_key],
             problems=group,
             concurrency=manifest.concurrency,
-            rate_per_s=arrival_rate(group) if watched else manifest.rate_per_s,
+            rate_per_s=arrival_rate(each.arrival_ns for each in group.values())
+            if watched
+            else manifest.rate_per_s,
         )
         for (engine_key, policy_key), group in found.items()
     ]

@@ -54,15 +54,21 @@ ACCEPTED_LENGTH = "sglang:spec_accept_length"  # a gauge, of which vLLM tells th
 GAUGES = (RUNNING, WAITING, KV, ACCEPTED_LENGTH)
 _CELLS = 500_000  # of a table of polls and series in memory
 _TIMES = (TTFT, ITL, QUEUE, E2E, PREFILL, DECODE)
-_BY_POLL = (*_TIMES, PROMPT_LENGTH, OUTPUT_LENGTH)  # histograms kept from poll to poll
-_HISTOGRAMS = (*_BY_POLL, STEP_TOKENS)
-COUNTED = (GENERATED, PROMPT, CACHED, f"{STEP_TOKENS}_count")  # counters kept from poll to poll
+_LENGTHS = (PROMPT_LENGTH, OUTPUT_LENGTH)
+_COUNTED = (PROMPT, CACHED, f"{STEP_TOKENS}_count")  # from poll to poll, where lengths are too
+
+
+def _parts_of(names: Sequence[str]) -> tuple[str, ...]:
+    return tuple(f"{name}_{part}" for name in names for part in ("bucket", "count", "sum"))
+
+
 USED = (
-    *(f"{name}_{part}" for name in _HISTOGRAMS for part in ("bucket", "count", "sum")),
-    *(*GAUGES, PROMPT, GENERATED, CACHED, FINISHED, PREEMPTED, HIT_TOKENS, ASKED_TOKENS),
+    *_parts_of((*_TIMES, STEP_TOKENS)),
+    *(*GAUGES, PROMPT, GENERATED, FINISHED, PREEMPTED, HIT_TOKENS, ASKED_TOKENS),
     *(DRAFTS, DRAFTED, ACCEPTED_AT, FLOPS, READ_BYTES),
 )
-_USED = frozenset(USED)
+TRAFFIC = (*_parts_of(_LENGTHS), CACHED)  # beside `USED`, for `Polls(lengths=True)`
+_USED = frozenset((*USED, *TRAFFIC))
 
 
 def tells(name: str) -> bool:
@@ -236,22 +242,28 @@ class Polls:
 
     A row that a poll lacks has the value of the poll before; a null ends a series that the page no
     longer has. Of each poll the buckets of times, the gauges and the generated tokens stay in
-    memory, 4 bytes a bucket.
+    memory, 4 bytes a bucket. With `lengths` so do those of requests' lengths and the counters of
+    steps and prompts, from which a law and traffic are made.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, lengths: bool = False) -> None:
         self._places: dict[tuple[str, str, float | None], int] = {}
         self._last = np.empty(0)  # of each series, nan before the first
         self._reading: dict[str, float] = {}  # of each gauge, nan where it is gone
         self._increase = np.empty(0)
         self._times: list[NDArray[np.int64]] = []
         self._resets: list[NDArray[np.bool_]] = []
-        self._told: dict[str, list[Floats]] = {name: [] for name in (*GAUGES, *COUNTED)}
-        self._grown: dict[str, list[_Grown]] = {name: [] for name in _BY_POLL}
+        self._counted = (GENERATED, *_COUNTED) if lengths else (GENERATED,)
+        histograms = (*_TIMES, *_LENGTHS) if lengths else _TIMES
+        self._told: dict[str, list[Floats]] = {name: [] for name in (*GAUGES, *self._counted)}
+        self._grown: dict[str, list[_Grown]] = {name: [] for name in histograms}
         self._held = pl.DataFrame()  # of a poll that may go on in the next rows
 
     def add(self, rows: pl.DataFrame) -> None:
-        """Add rows of `scrapes` of one engine and of names in `USED`, poll after poll."""
+        """Add rows of `scrapes` of one engine and of names in `USED`, poll after poll.
+
+        With `lengths` those of `TRAFFIC` are taken too.
+        """
         if self._held.height:
             rows = pl.concat([self._held, rows])
         if not rows.height:
@@ -286,7 +298,7 @@ class Polls:
                 if (found := _histogram(each)) is not None
             },
             gauges={name: told[name] for name in GAUGES},
-            counted={name: told[name] for name in COUNTED},
+            counted={name: told[name] for name in self._counted},
         )
 
     def _take(self, rows: pl.DataFrame, poll: NDArray[Any]) -> None:
@@ -344,7 +356,7 @@ class Polls:
         self._last = filled[-1].copy()
         for name in GAUGES:
             self._told[name].append(self._readings(name, told, poll[gone], place[gone]))
-        for counter in COUNTED:
+        for counter in self._counted:
             own = [at for at, name in enumerate(names) if name == counter]
             gained = grown[:, own].sum(axis=1) if own else np.full(times.size, np.nan)
             gained[resets] = np.nan

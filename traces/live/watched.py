@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 
 from traces.live.engine_names import REQUEST_LIMITS, software_of
-from traces.live.numbers import USED, Numbers, Polls, Window, numbers_in
+from traces.live.numbers import TRAFFIC, USED, Numbers, Polls, Window, numbers_in
 from traces.live.verdict import STEPS_JUDGED, Evidence, Verdict, judge
 from traces.recording.reader import Recording, batches, begin_again
 from traces.recording.tables import TABLES
@@ -112,17 +112,24 @@ def watched_engines(recording: Recording, runs: Sequence[Run] = ()) -> list[Watc
     ]
 
 
-def windows_of(recording: Recording) -> dict[str, Window | None]:
-    """Return what the polls of each engine say, of those whose /metrics was read."""
-    return begin_again(recording, lambda: _windows(recording))
+Windows = Mapping[str, Window | None]  # by engine
 
 
-def _windows(recording: Recording) -> dict[str, Window | None]:
+def windows_of(recording: Recording, *, lengths: bool = False) -> Windows:
+    """Return what the polls of each engine say, of those whose /metrics was read.
+
+    With `lengths` also what only a law and traffic are made of (`Polls`).
+    """
+    return begin_again(recording, lambda: _windows(recording, lengths))
+
+
+def _windows(recording: Recording, lengths: bool) -> Windows:
     polls: dict[str, Polls] = {}
+    used = (*USED, *TRAFFIC) if lengths else USED
     columns = ("engine", "time", "name", "labels", "le", "value")
-    for rows in batches(recording, "scrapes", columns, pl.col("name").is_in(USED)):
+    for rows in batches(recording, "scrapes", columns, pl.col("name").is_in(used)):
         for (key,), own in rows.drop_nulls("engine").group_by("engine", maintain_order=True):
-            polls.setdefault(str(key), Polls()).add(own)
+            polls.setdefault(str(key), Polls(lengths=lengths)).add(own)
     return {key: each.window() for key, each in polls.items()}
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from advisor.evidence.features import ZERO, Features, Reads
+from advisor.evidence.features import Features, Reads, Work, features_of
 from advisor.evidence.runs import ProblemRun, Run, Sample, arrival_rate
 from traces.live.numbers import (
     CACHED,
@@ -75,26 +75,20 @@ def mean_steps(window: Window, engine: EngineConfig, reads: Reads) -> MeanSteps 
     decodes, prompts, prompt_tokens = each
     context = _context(window, engine, usable, decodes)
     length = prompt_tokens / np.maximum(prompts, 1e-9)
-    drafting = float(engine.speculative is not None)
-    within = [in_window(each, reads.window, reads.chunked) for each in context / decodes]
-    features = ZERO._replace(
-        step=1.0,
-        prefill_step=np.minimum(prompts, 1.0),
-        draft_step=drafting,
-        requests=decodes + prompts,
+    window_of = (reads.window, reads.chunked)
+    work = Work(
         prefill_requests=prompts,
-        draft_requests=decodes * drafting,
-        tokens=decodes + prompt_tokens,
-        experts=1.0 - (1.0 - reads.experts) ** (decodes + prompt_tokens),
-        kv_tokens=context + prompt_tokens,
-        query_context=context + prompt_tokens * (length + 1) / 2,
-        window_tokens=decodes * within,
-        window_context=decodes * within
-        + [
-            count * window_context(0.0, each, reads.window, reads.chunked)
-            for count, each in zip(prompts, length, strict=True)
-        ],
+        prefill_tokens=prompt_tokens,
+        decode_requests=decodes,
+        decode_tokens=decodes,
+        prefill_kv_tokens=prompt_tokens,
+        decode_kv_tokens=context,
+        prefill_query_context=prompt_tokens * (length + 1) / 2,
+        decode_window_tokens=decodes * [in_window(each, *window_of) for each in context / decodes],
+        prefill_window_context=prompts * [window_context(0.0, each, *window_of) for each in length],
     )
+    features = features_of(work, engine.speculative is not None, reads.experts)
+    features = features._replace(prefill_step=np.minimum(prompts, 1.0))  # a share of the steps
     composition = np.column_stack(np.broadcast_arrays(*features)).astype(float)
     most = float(np.nanmax(window.gauges[RUNNING]))
     longest = _mean_and_most(window.histograms.get(PROMPT_LENGTH))[1]
@@ -185,7 +179,7 @@ def drawn_traffic(window: Window, engine: EngineConfig, recording: str, key: str
                 policy=AS_SENT,
                 problems=problems,
                 concurrency=None,
-                rate_per_s=arrival_rate(problems),
+                rate_per_s=arrival_rate(arrivals.tolist()),
                 drawn=True,
             )
         )
