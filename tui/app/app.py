@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from rich.segment import Segment
 from textual.app import SystemCommand
@@ -25,6 +25,9 @@ from tui.screens.live.screen import LiveScreen
 from tui.screens.recordings.screen import RecordingsScreen
 from tui.screens.run.screen import RunScreen
 from tui.terminal import COMMANDS
+
+if TYPE_CHECKING:
+    from textual.pilot import Pilot
 
 SCREENS = ("recordings", "run", "live", "advice")
 
@@ -172,11 +175,19 @@ def screenshot(app: TtscopeApp, screen: str, size: tuple[int, int], target: Path
 
 async def _take(app: TtscopeApp, screen: str, size: tuple[int, int]) -> str:
     async with app.run_test(size=size) as pilot:
-        await app.workers.wait_for_complete()
+        await _loaded(app, pilot)
         if screen != "recordings":
             await app.switch_mode(screen)
             await pilot.pause()
-            await app.workers.wait_for_complete()
-        await pilot.pause()
-        await pilot.pause()
+            await _loaded(app, pilot)
         return app.export_screenshot(title="ttscope")
+
+
+async def _loaded(app: TtscopeApp, pilot: Pilot[None]) -> None:
+    """Wait until no worker runs, and no message is left that would start another."""
+    while True:
+        await app.workers.wait_for_complete()
+        await pilot.pause()
+        await pilot.pause()
+        if all(worker.is_finished for worker in app.workers):
+            return
