@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from profiler.attach.deployment import Deployment, Replica
     from profiler.engines.interface import Engine
     from profiler.runs.record import Probe
+    from traces.recording.reader import Recording
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,26 +106,32 @@ class Keep:
 def attach(watched: Watch, pose: Pose, sampling: Sampling, asked: Keep) -> None:
     """Profile a live deployment: its own traffic, or with a workload of yours."""
     # Exits 1 when a server was lost and was not to be waited for.
-    from advisor.what_if.suggest import suggest
     from traces.recording.reader import Recording
-    from tui.text.live import next_lines
     from tui.verbs.show import print_show
 
     folder, terminated = watch_servers(watched, pose, sampling, asked)
-    if terminated and Recording.open(folder).problems.height > MOST_SUMMED_UP:
+    recording = Recording.open(folder)
+    if terminated and recording.problems.height > MOST_SUMMED_UP:
         say(f"ended by SIGTERM: ttscope show {folder} sums it up", file=sys.stderr)
     else:
         print_show([folder], price=None, as_json=asked.as_json)
-        if not asked.as_json:
-            say()
-            for text in next_lines(str(folder), suggest(Recording.open(folder))):
-                say(text)
+        if not asked.as_json and not terminated:
+            _print_next(recording)
     if not asked.as_json:
         say(f"kept in {folder}")
-    recording = Recording.open(folder)
     if not recording.complete:
         other = ", or rows did not fit their tables" if recording.manifest.dropped else ""
         raise TtscopeError(f"{folder}: a server was lost{other}. What was recorded is kept")
+
+
+def _print_next(recording: Recording) -> None:
+    """Print the replay to run next. It takes seconds, so not after SIGTERM."""
+    from advisor.what_if.suggest import suggest  # with numba, which no watch needs
+    from tui.text.live import next_lines
+
+    say()
+    for text in next_lines(str(recording.path), suggest(recording)):
+        say(text)
 
 
 def watch_servers(watched: Watch, pose: Pose, sampling: Sampling, asked: Keep) -> tuple[Path, bool]:
