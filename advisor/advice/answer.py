@@ -16,21 +16,18 @@ from advisor.advice.reasons import measure_next, name_of, reasons, why_nothing
 from advisor.advice.sensitivity import turnings
 from advisor.evidence.gather import Evidence
 from advisor.evidence.measured import Under
-from traces.schema.advice import Experiment, NearMiss, Pick, Present, Recommendation, Stages
+from traces.schema.advice import (
+    ESTIMATES,
+    Experiment,
+    NearMiss,
+    Pick,
+    Present,
+    Recommendation,
+    Stages,
+)
 from traces.schema.estimate import Estimate
 from traces.schema.quantities import LIMITS, latency, limited
 
-METRICS = (
-    "accuracy",
-    "latency_s",
-    "latency_p95_s",
-    "cost_usd",
-    "device_s",
-    "energy_j",
-    "tokens",
-    "flops",
-    "throughput_problems_per_s",
-)
 REGRETS = ("latency_s", "latency_p95_s", "device_s", "cost_usd", "energy_j")
 EQUALS = 8  # candidates listed that cannot be told from the pick
 UNSURE = "not sure enough of all limits at once"
@@ -118,7 +115,7 @@ def _pick(answering: Answering, row: int) -> Pick:
     check = answering.check
     candidate = check.metrics.candidate(row)
     engine = candidate.engine
-    names = list(METRICS)
+    names = list(ESTIMATES)
     wanted = latency(check.budget.latency_percentile).name
     if wanted not in names:
         names.insert(3, wanted)

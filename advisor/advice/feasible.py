@@ -38,7 +38,7 @@ FRONT = 12  # candidates of the front that are replayed
 NEAR = 3  # candidates nearest to a limit that are replayed
 TWIN = 0.05  # of the closed form's logarithm; the replay tells whether a limit was reached
 ALIKE = 0.1  # share by which FLOPs may differ and either may turn out the fewer
-CHEAP = 12  # kinds of fewest FLOPs of which two candidates are replayed
+CHEAP = 12  # kinds of fewest FLOPs, with two candidates replayed of each
 
 
 class BudgetCheck(Generic[M]):

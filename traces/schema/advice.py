@@ -60,6 +60,19 @@ class Measured(Record):
     runs: int = 1
 
 
+ESTIMATES = (  # of a pick, in the order in which they are shown
+    "accuracy",
+    "latency_s",
+    "latency_p95_s",
+    "cost_usd",
+    "device_s",
+    "energy_j",
+    "tokens",
+    "flops",
+    "throughput_problems_per_s",
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Pick(Record):
     """A candidate with what is expected of it.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from traces.schema.advice import Budget
+from traces.schema.advice import ESTIMATES, Budget
 from traces.schema.engine import EngineConfig
 from traces.schema.formats import written
 from traces.schema.quantities import LIMITS, limited, quantity
@@ -124,19 +124,7 @@ OF_RUN = (  # the columns of the recorded runs
     "energy_j.per_problem",
     "flops_per_problem",
 )
-_EXPLAINED = (
-    "accuracy",
-    "latency_s",
-    "latency_p95_s",
-    "cost_usd",
-    "device_s",
-    "energy_j",
-    "tokens",
-    "flops",
-    "throughput_problems_per_s",
-    "ttft_s.p50",
-    "tpot_s.p50",
-)
+_EXPLAINED = (*ESTIMATES, "ttft_s.p50", "tpot_s.p50")
 
 REGRET = "Of the compute-optimal configuration minus of the system-optimal one, problem by problem."
 SURE = (

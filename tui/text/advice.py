@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from advisor.advice.command import policy_request
-from traces.schema.advice import Budget, Pick, Present, Recommendation, Turning
+from traces.schema.advice import ESTIMATES, Budget, Pick, Present, Recommendation, Turning
 from traces.schema.estimate import Estimate
 from traces.schema.formats import (
     ABSENT,
@@ -33,17 +33,6 @@ from traces.summary.run import to_plain
 from tui.text.commands import command_lines, split_command
 from tui.text.layout import align
 
-ROWS = (
-    "accuracy",
-    "latency_s",
-    "latency_p95_s",
-    "cost_usd",
-    "device_s",
-    "energy_j",
-    "tokens",
-    "flops",
-    "throughput_problems_per_s",
-)
 COMPARED = ("accuracy", "latency_s", "latency_p95_s", "device_s", "energy_j", "tokens")
 OPTIONAL = ("cost_usd", "energy_j")  # not shown when neither pick has it
 SET_ONE = (
@@ -173,7 +162,7 @@ def _estimates(answer: Recommendation, width: int) -> Iterable[str]:
     assert ours is not None
     agree = same(ours, theirs)
     wanted = latency(answer.budget.latency_percentile).name
-    names = [*ROWS, *([] if wanted in ROWS else [wanted])]
+    names = [*ESTIMATES, *([] if wanted in ESTIMATES else [wanted])]
     columns = [ours] if agree or theirs is None else [ours, theirs]
     heads = ["", "system- and compute-optimal" if agree else "system-optimal", "compute-optimal"]
     rows = [heads[: len(columns) + 1]]
