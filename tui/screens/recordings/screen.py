@@ -219,7 +219,8 @@ class RecordingsScreen(ModeScreen):
                 order.append(entry.key)
                 continue
             for name, cell in zip(names, cells, strict=True):
-                if table.get_cell(entry.key, name) != cell:
+                kept = table.get_cell(entry.key, name)
+                if (kept, kept.style) != (cell, cell.style):  # texts compare without their style
                     table.update_cell(entry.key, name, cell)
         self._drawn = drawn
         if order != keys:

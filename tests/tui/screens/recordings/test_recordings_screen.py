@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 from textual.widgets import DataTable, Input, Static
@@ -11,6 +12,7 @@ from textual.widgets import DataTable, Input, Static
 from tests.traces.synthetic import simulate, write_recording
 from tui.app.app import TtscopeApp
 from tui.screens.base import ConfirmScreen
+from tui.screens.entries import to_list
 from tui.screens.recordings.screen import Failed, ImportDone
 
 
@@ -76,6 +78,19 @@ async def test_open_import_and_delete(folder):
         await settle(pilot)
         assert not key.exists()
         assert table.row_count == 2
+
+
+async def test_a_row_that_was_read_is_dim_no_longer(folder):
+    app = TtscopeApp([folder / "runs"])
+    async with app.run_test(size=(120, 30)) as pilot:
+        await settle(pilot)
+        table, (entry,) = app.screen.query_one(DataTable), app.entries
+        app.entries = [replace(entry, run=None, listed=to_list(entry))]
+        app.screen.show_library()
+        assert table.get_cell(entry.key, "policy").style == "dim"
+        app.entries = [entry]
+        app.screen.show_library()
+        assert table.get_cell(entry.key, "policy").style == ""
 
 
 async def test_a_price_makes_costs(folder):
