@@ -1,1 +1,0 @@
-"""Regressions that the advice is built on."""

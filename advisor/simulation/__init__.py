@@ -1,1 +1,0 @@
-"""The compiled engine of the replay: an event loop over scheduler, KV cache and stop rules."""
