@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import polars as pl
 
@@ -48,10 +48,6 @@ RELATIVES: Final = {
     "a100_sxm_40gb": Relative(
         of="a100_sxm", wires="a100_sxm", device="NVIDIA A100-SXM4-40GB",
         bandwidth=1.555e12, bf16_flops=312e12, memory_bytes=float(40 << 30),
-    ),
-    "rtx_4090": Relative(
-        of="l40s", wires="l40s", device="NVIDIA GeForce RTX 4090",
-        bandwidth=1.008e12, bf16_flops=165.2e12, memory_bytes=float(24 << 30),
     ),
 }  # fmt: skip
 
