@@ -8,7 +8,8 @@ messages are elements of bfloat16.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
@@ -61,23 +62,39 @@ def known_systems(folder: Path) -> list[str]:
         path.name
         for path in (folder / "data").iterdir()
         if (folder / f"{path.name}.yaml").is_file()
-        and all(_newest(path, family) is not None for family in ("gemm", "attention"))
+        and all(_versions(path, family) for family in ("gemm", "attention"))
     )
 
 
-def _newest(system: Path, family: str) -> Path | None:
-    """Return the folder of the newest version that has the family's table."""
+def _versions(system: Path, family: str) -> tuple[str, ...]:
+    """Return the versions of vLLM that have the family's table, ascending."""
     found = (system / family / FRAMEWORK).glob(f"*/{FILES[family]}")
-    return max((path.parent for path in found), key=_version, default=None)
+    return tuple(sorted((path.parent.name for path in found), key=_numbers))
 
 
-def _version(path: Path) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", path.name))
+def _numbers(version: str) -> tuple[int, ...]:
+    """Return the first three numbers of a version: (0, 24, 0)."""
+    found = [int(part) for part in re.findall(r"\d+", version)[:3]]
+    return (*found, *(0 for _ in range(3 - len(found))))
+
+
+def _nearest(versions: Sequence[str], vllm: str | None) -> str:
+    """Return the newest version that is not newer than an engine's, else the oldest.
+
+    An engine whose version is not known has the newest.
+    """
+    if vllm is None or not re.match(r"v?\d", vllm):
+        return versions[-1]
+    until = [each for each in versions if _numbers(each) <= _numbers(vllm)]
+    return until[-1] if until else versions[0]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PriorTables:
-    """The tables of one system; times in seconds. Made by `read_prior`."""
+    """The tables of one system; times in seconds. Made by `read_prior`.
+
+    `versions` of vLLM are those in use by family, of those that were `measured`.
+    """
 
     system: str
     folder: Path
@@ -85,8 +102,14 @@ class PriorTables:
     kernel_s: float
     versions: dict[str, str]
     device: str
+    measured: dict[str, tuple[str, ...]] = field(default_factory=dict)
     memory_bytes: float | None = None
     reserved: dict[str, Any] = field(default_factory=dict)
+
+    def of_version(self, vllm: str | None) -> PriorTables:
+        """Return the tables nearest to an engine's version of vLLM (None: the newest)."""
+        chosen = {family: _nearest(found, vllm) for family, found in self.measured.items()}
+        return self if chosen == self.versions else replace(self, versions=chosen)
 
     def reserved_bytes(self, group_size: int) -> float:
         """Return the memory of a GPU that weights and KV cache do not get, as the authors have it.
@@ -214,6 +237,25 @@ class PriorTables:
         """What the tables are: `h100_sxm, vLLM 0.24.0`."""
         return f"{self.system}, vLLM {self.versions['gemm']}"
 
+    def described(self, collectives: bool) -> str:
+        """Return the label, with the version of the all-reduces where it is another one."""
+        own, comm = self.versions["gemm"], self.versions.get("comm")
+        others = [f"attention of {self.versions['attention']}"]
+        others = [] if self.versions["attention"] == own else others
+        if collectives and comm not in (None, own):
+            others.append(f"all-reduces of {comm}")
+        return ", ".join([self.label, *others])
+
+    @property
+    def other_collectives(self) -> tuple[PriorTables, ...]:
+        """The same tables with the all-reduces of the other versions that were measured."""
+        own = self.versions.get("comm")
+        return tuple(
+            replace(self, versions={**self.versions, "comm": each})
+            for each in self.measured.get("comm", ())
+            if each != own
+        )
+
 
 def read_prior(system: str, folder: Path | None = None) -> PriorTables:
     """Open the tables of a system, in the installed package or in `folder`.
@@ -226,8 +268,7 @@ def read_prior(system: str, folder: Path | None = None) -> PriorTables:
     if system not in known:
         raise UsageError(f"--gpu {system}: no operator tables. Choose one of {', '.join(known)}")
     data = folder / "data" / system
-    newest = {family: _newest(data, family) for family in FILES}
-    versions = {family: path.name for family, path in newest.items() if path is not None}
+    measured = {family: found for family in FILES if (found := _versions(data, family))}
     gpu, misc = _gpu(folder / f"{system}.yaml")
     try:
         bandwidth = float(gpu["mem_bw"]) * float(gpu["mem_bw_empirical_scaling_factor"])
@@ -241,13 +282,13 @@ def read_prior(system: str, folder: Path | None = None) -> PriorTables:
         folder=data,
         bandwidth_bytes_per_s=bandwidth,
         kernel_s=kernel_s,
-        versions=versions,
+        versions={family: found[-1] for family, found in measured.items()},
         device="",
+        measured=measured,
         memory_bytes=None if gpu.get("mem_capacity") is None else float(gpu["mem_capacity"]),
         reserved=misc,
     )
-    device = str(made.read("attention")["device"][0])
-    return PriorTables(**{**made.__dict__, "device": device})
+    return replace(made, device=str(made.read("attention")["device"][0]))
 
 
 def _gpu(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
