@@ -21,7 +21,13 @@ import polars as pl
 import yaml
 
 from advisor.step_time.operators.grids import fill_beyond, to_grid
-from traces.errors import MissingDependencyError, TablesError, UsageError, install_command
+from traces.errors import (
+    MissingDependencyError,
+    TablesError,
+    TtscopeError,
+    UsageError,
+    install_command,
+)
 
 Floats = npt.NDArray[np.float64]
 
@@ -54,6 +60,37 @@ def tables_folder() -> Path:
     raise MissingDependencyError(
         f"--gpu needs the operator tables of aiconfigurator-core: {install_command('prior')}"
     )
+
+
+def named_tables(tables: Path | None, systems: Sequence[str]) -> list[str]:
+    """Return names of systems for `read_prior`, of a folder of the package's layout if given.
+
+    The folder is that with `data` and a YAML file for each system, or the package that holds it.
+    Raises UsageError for another.
+    """
+    if tables is None:
+        return list(systems)
+    for folder in (tables, tables / "systems", tables / PACKAGE / "systems"):
+        if (folder / "data").is_dir():
+            return [str(folder / system) for system in systems]
+    raise UsageError(
+        f"--tables {tables}: has no folder data of systems, as the folder systems of "
+        "aiconfigurator-core has. Give that folder"
+    )
+
+
+def collectives_of(name: str, vllm: str | None) -> list[Path]:
+    """Return the files of a system's all-reduces, that nearest to a version first.
+
+    `name` may be `FOLDER/NAME`, as in `read_prior`. Empty where there is no such system.
+    """
+    try:
+        tables = read_prior(name).of_version(vllm)
+    except TtscopeError:
+        return []
+    if "comm" not in tables.versions:
+        return []
+    return [each.path("comm") for each in (tables, *tables.other_collectives)]
 
 
 def known_systems(folder: Path) -> list[str]:
@@ -216,9 +253,13 @@ class PriorTables:
             if len(part)
         }
 
+    def path(self, family: str, name: str | None = None) -> Path:
+        """Return the file of a table."""
+        return self.folder / family / FRAMEWORK / self.versions[family] / (name or FILES[family])
+
     def read(self, family: str, name: str | None = None) -> pl.DataFrame:
         """Return a table with its latency in `seconds`. Raises TablesError for a damaged one."""
-        path = self.folder / family / FRAMEWORK / self.versions[family] / (name or FILES[family])
+        path = self.path(family, name)
         try:
             table = pl.read_parquet(path, glob=False)
         except (OSError, pl.exceptions.PolarsError) as cause:
@@ -260,9 +301,12 @@ class PriorTables:
 def read_prior(system: str, folder: Path | None = None) -> PriorTables:
     """Open the tables of a system, in the installed package or in `folder`.
 
-    Raises UsageError, naming those there are, for a system without tables; MissingDependencyError
-    where the package is not installed; TablesError for damage.
+    A system may be `FOLDER/NAME` (`named_tables`). Raises UsageError, naming those there are, for
+    a system without tables; MissingDependencyError where the package is not installed; TablesError
+    for damage.
     """
+    if folder is None and len(Path(system).parts) > 1:
+        folder, system = Path(system).parent, Path(system).name
     folder = folder or tables_folder()
     known = known_systems(folder)
     if system not in known:
