@@ -17,14 +17,14 @@ TPOT depends on who arrives with whom.
 import argparse
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 from serving_points import CLOSED, OPEN, TOGETHER, Point
-from silicon import chosen, errors, flight_of, options, priced_engine, replayed
+from silicon import SEED, chosen, errors, flight_of, options, priced_engine, replayed
 
 from advisor.replay.result import Replayed
 from advisor.replay.workload import Workload
@@ -36,11 +36,13 @@ from advisor.step_time.host.law import (
     SYNCHRONOUS,
     generation_of,
     in_features,
+    ranks_of,
 )
-from advisor.step_time.host.spread import Evidence, evidence_of, learn_spread
+from advisor.step_time.host.spread import GPU, SEEN, LeftOutSpread, kind_of, stratum
 from advisor.step_time.prior.relatives import RELATIVES
 from traces.errors import TablesError, UsageError
 from traces.schema.engine import EngineConfig
+from traces.statistics import Z95
 
 Floats = npt.NDArray[np.float64]
 
@@ -62,7 +64,6 @@ class Row:
     kernels: float
     exposure: Floats
     teaches: bool
-    evidence: Evidence
 
     def with_host(self, seconds: Floats) -> StepCost:
         """Return the cost of steps with a host's part, seconds [TERMS]."""
@@ -81,9 +82,7 @@ class Row:
 def _with(cost: StepCost, engine: EngineConfig, seconds: Floats, hidden: bool) -> StepCost:
     law = in_features(seconds, engine)
     nothing = np.zeros(len(law))
-    return cost._replace(
-        linear=nothing if hidden else law, hidden=law if hidden else np.zeros(0)
-    )
+    return cost._replace(linear=nothing if hidden else law, hidden=law if hidden else np.zeros(0))
 
 
 def _tpot(point: Point, work: Workload, done: Replayed) -> float:
@@ -133,9 +132,7 @@ def row_of(point: Point) -> Row | None:
     exposure = (np.array(moved) - usual) / (SMALL * USUAL)
     done = ran[1][1]
     waited = float(np.mean(done.scheduled_s - done.queued_s)) > WAITED or done.preemptions > 0
-    old_wires = (
-        point.system in PCIE and engine.tensor_parallel_size > 1 and point.version < (0, 12)
-    )
+    old_wires = point.system in PCIE and engine.tensor_parallel_size > 1 and point.version < (0, 12)
     return Row(
         point=point,
         engine=engine,
@@ -145,7 +142,6 @@ def row_of(point: Point) -> Row | None:
         kernels=usual - float(exposure @ USUAL),
         exposure=exposure,
         teaches=not (waited or hidden or old_wires),
-        evidence=evidence_of(point.system, engine, point.facts, done.peak["requests"]),
     )
 
 
@@ -193,7 +189,9 @@ def left_out(rows: Sequence[Row], key: Callable[[Row], str]) -> list[float]:
     return found
 
 
-def table(title: str, rows: Sequence[Row], ratios: Sequence[float], key: Callable[[Row], str]):
+def table(
+    title: str, rows: Sequence[Row], ratios: Sequence[float], key: Callable[[Row], str]
+) -> None:
     """Print the errors by a key."""
     print(f"\n{title}: points, mean and median |error| %, bias %, least and most")
     for name in sorted({key(row) for row in rows}):
@@ -226,6 +224,68 @@ def gains(rows: Sequence[Row], ratios: Sequence[float]) -> None:
         print(f"  {name:<40}{errors(values)}")
 
 
+def seen(rows: Sequence[Row]) -> dict[str, dict[str, object]]:
+    """Return what ran in each generation, of the points that teach."""
+    found: dict[str, dict[str, object]] = {}
+    for name in sorted({row.generation for row in rows if row.teaches}):
+        own = [row for row in rows if row.teaches and row.generation == name]
+        found[name] = {
+            "systems": sorted({row.point.system for row in own}),
+            "ranks": max(ranks_of(row.engine) for row in own),
+            "kinds": sorted({kind_of(row.point.facts) for row in own if row.point.facts}),
+        }
+    return found
+
+
+def intervals(
+    rows: Sequence[Row], found: Mapping[str, Sequence[float]]
+) -> dict[str, dict[str, float]]:
+    """Return the spread by what was left out, and print what it covers of clusters left out."""
+    errors_, clusters, strata = [], [], []
+    for unseen in (SEEN, GPU):
+        for row, ratio in zip(rows, found[f"{unseen} left out"], strict=True):
+            if row.teaches:
+                errors_.append(np.log(ratio))
+                clusters.append(f"{row.point.lab} {family(row.point)} {row.point.system}")
+                strata.append(stratum(row.generation, unseen))
+    sizes, groups, names = np.array(errors_), np.array(clusters), np.array(strata)
+    whole = LeftOutSpread().fit(sizes, clusters, strata)
+    print(
+        "\n90 % intervals: half-width, points, clusters; held of clusters left out (95 % interval)"
+    )
+    draw = np.random.default_rng(SEED)
+    for name in sorted(set(strata)):
+        own = np.flatnonzero(names == name)
+        held = np.zeros(len(own), dtype=bool)
+        for cluster in sorted(set(groups[own].tolist())):
+            kept_ = own[groups[own] != cluster]
+            if not len(kept_):
+                continue
+            rest = LeftOutSpread().fit(sizes[kept_], groups[kept_].tolist(), names[kept_].tolist())
+            asked = groups[own] == cluster
+            held[asked] = np.abs(sizes[own][asked]) <= Z95 * rest.sigma_[name]
+        kinds = sorted(set(groups[own].tolist()))
+        shares = np.array([held[groups[own] == cluster].mean() for cluster in kinds])
+        again = shares[draw.integers(0, len(shares), (2000, len(shares)))].mean(axis=1)
+        low, high = np.quantile(again, [0.025, 0.975])
+        width = 100 * (np.exp(Z95 * whole.sigma_[name]) - 1)
+        print(
+            f"  {name:<32}{width:>6.1f} %{len(own):>6}{len(kinds):>4}"
+            f"   {100 * shares.mean():.0f} % ({100 * low:.0f} to {100 * high:.0f})"
+        )
+    for name in {row.generation for row in rows if row.teaches}:  # a GPU more is no less unlike
+        near, far = (stratum(name, each) for each in (SEEN, GPU))
+        whole.sigma_[far] = max(whole.sigma_[near], whole.sigma_[far])
+    return {
+        name: {
+            "sigma": float(f"{whole.sigma_[name]:.4g}"),
+            "points": whole.points_[name],
+            "clusters": whole.clusters_[name],
+        }
+        for name in whole.sigma_
+    }
+
+
 def main() -> None:
     parser = options()
     parser.add_argument("--write", action="store_true", help="keep the law of all points")
@@ -244,13 +304,16 @@ def main() -> None:
         table(title, rows, ratios, lambda row: f"{row.point.lab} {row.generation}")
     whole = found["model left out"]
     for what, key in (
-        ("GPU and TP", lambda r: f"{r.point.lab} {r.point.system} tp{r.engine.tensor_parallel_size}"),
+        (
+            "GPU and TP",
+            lambda r: f"{r.point.lab} {r.point.system} tp{r.engine.tensor_parallel_size}",
+        ),
         ("model", lambda r: f"{r.point.lab} {r.point.model} {r.point.precision}"),
         ("load", lambda r: f"{r.point.lab} {r.point.in_flight or r.point.rate_per_s:>6}"),
     ):
         table(f"model left out, by {what}", rows, whole, key)
     gains(rows, whole)
-    spread = learn_spread([row.evidence for row in rows], found, rows)
+    spread = intervals(rows, found)
     if given.write:
         KEPT.write_text(json.dumps(
             {
@@ -268,6 +331,7 @@ def main() -> None:
                     "iog": "IOG-Foundation/llm-inference-benchmarks, Apache-2.0",
                 },
                 "seconds": as_table(model),
+                "seen": seen(rows),
                 "spread": spread,
             },
             indent=1,

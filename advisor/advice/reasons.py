@@ -286,8 +286,7 @@ def _of_prior(prior: PriorCost, sigma: float, *, beyond: bool) -> Iterable[str]:
     yield (
         f"{head}, recalibrated by {names}, of another size or model, and {spread}"
         if prior.recordings
-        else f"{head}, which no run of this GPU has checked. Published runs on H100 took 1.04 to "
-        f"1.47 times as long, and {spread}"
+        else f"{head}. {prior.told[0].upper()}{prior.told[1:]}, and {spread}"
     )
     if beyond:
         yield "extrapolated: the pick makes larger steps than the tables hold"

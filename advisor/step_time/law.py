@@ -23,12 +23,14 @@ Floats = npt.NDArray[np.float64]
 class PriorCost:
     """Step times of a GPU that was not measured: the cost of an engine there, by its limits.
 
-    `system` names the tables, `label` with their version; `recordings` recalibrated them.
+    `system` names the tables, `label` with their version; `recordings` recalibrated them;
+    `told` says where the spread is from.
     """
 
     system: str
     label: str
     recordings: tuple[str, ...]
+    told: str
     cost: Callable[[EngineConfig], StepCost]
 
 
@@ -91,8 +93,9 @@ class StepTimes:
 
     `sigma` is the spread of a whole run's speed inside and outside what was recorded, None for
     operator tables, which no run of the user's has checked; `runs` taught it, and `repeats` are the
-    recordings left out from which these spreads are measured, 0 where they are assumed. `notes` are
-    what else there is to say of them.
+    recordings left out from which these spreads are measured, 0 where they are assumed. `ends`
+    are the costs that fast and slow steps are made of, where they are others than `cost`. `notes`
+    are what else there is to say of them.
     """
 
     cost: StepCost
@@ -101,9 +104,12 @@ class StepTimes:
     within: Callable[[Mapping[str, float]], bool]
     notes: tuple[str, ...] = ()
     repeats: tuple[int, int] | None = None
+    ends: tuple[StepCost, StepCost] | None = None
 
     def at(self, factor: float) -> StepCost:
         """Return the cost of steps that take `factor` times as long."""
         from advisor.step_time.cost import scaled_cost  # numba takes a third of a second to load
 
-        return self.cost if factor == 1.0 else scaled_cost(self.cost, factor)
+        if factor == 1.0:
+            return self.cost
+        return scaled_cost(self.cost if self.ends is None else self.ends[factor > 1.0], factor)

@@ -60,7 +60,6 @@ PRIOR_RULES: Final = (
     "a chunk beside decoding requests: the sum of both less one start",
 )
 PRIOR_MISSING: Final = (
-    "work of the host",
     "unequal contexts in a batch",
     "the gathering of logits",
 )
@@ -122,6 +121,16 @@ class Prior:
             attention=attention,
         )
 
+    @property
+    def most_tokens(self) -> float:
+        """The tokens of the largest step whose all-reduces were measured; inf without any."""
+        largest = [rows[-1, 0] for rows in self.all_reduces.values()]
+        return min(largest, default=np.inf) / (self.facts.hidden_size * BYTES)
+
+    def communication_s(self, tokens: int, captured: int) -> float:
+        """Return the seconds of the all-reduces of a step of so many tokens."""
+        return float(self._collectives(captured)(np.array([float(tokens)]))[0])
+
     def _collectives(self, captured: int) -> Collectives:
         """Return the seconds of a step's all-reduces, in a graph up to `captured` tokens."""
         eager = self.all_reduces.get(False, self.all_reduces.get(True))
@@ -144,6 +153,7 @@ def prior_of(tables: PriorTables, facts: ModelFacts, engine: EngineConfig) -> Pr
     were not measured.
     """
     check(facts, engine)
+    tables = tables.of_version(engine.vllm_version)
     size = engine.tensor_parallel_size
     heads = facts.num_attention_heads // size
     kv_heads = max(facts.num_key_value_heads // size, 1)

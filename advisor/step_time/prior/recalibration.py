@@ -23,9 +23,11 @@ from advisor.step_time.cost import (
     chunk_seconds,
     steps_seconds,
     table_cost,
+    with_hidden,
     work_at,
 )
-from advisor.step_time.host.law import host_part
+from advisor.step_time.host.law import host_note, host_part
+from advisor.step_time.host.spread import spread_of as published_spread
 from advisor.step_time.law import StepTimes
 from advisor.step_time.operators.tables import default_capture_sizes, domain
 from advisor.step_time.prior.prior import FAMILIES, PRIOR_MISSING, PRIOR_RULES, Prior, prior_of
@@ -39,6 +41,11 @@ from traces.summary.comparison import PRIOR_REPEATS, RUN_TO_RUN
 
 Floats = npt.NDArray[np.float64]
 
+MATTERS: Final = 0.02  # of a step
+MOST_HIDDEN: Final = 2.0  # times the host's part, of an engine that hides it
+# How far a recalibration is off at another tensor-parallel size (sd of a log): up to 18 % in the
+# runs of docs/validation.md.
+OTHER_SIZE: Final = float(np.log(1.18)) / Z95
 MOST_STEPS: Final = 2000  # of a recording, evenly spaced, that are priced
 STALL: Final = 10.0  # steps beyond so many times the usual count as that many times
 FAMILY_OF_KERNELS: Final = {
@@ -96,30 +103,86 @@ class PriorTimes:
         """
         prior = self.prior(engine)
         measured = domain(prior.operators)
-        checked = self.found is not None and self.found.has(self.facts, engine.tensor_parallel_size)
 
         def within(peaks: Mapping[str, float]) -> bool:
-            if not checked:
-                return False
             most = {"tokens": peaks["tokens"], "batch": peaks["requests"], "context": longest}
-            return not measured.beyond(most)
+            return not measured.beyond(most) and peaks["tokens"] <= prior.most_tokens
 
-        sigma = None
-        if checked and self.found is not None:
-            sigma = (self.found.sigma, 2 * self.found.sigma)
+        sigma = self.sigma(engine)
         runs = None if self.found is None else len(self.found.recordings)
-        return StepTimes(cost=cost_of(prior, engine), sigma=sigma, runs=runs, within=within)
+        cost = cost_of(prior, engine)
+        return StepTimes(
+            cost=cost,
+            sigma=(sigma, 2 * sigma),
+            runs=runs,
+            within=within,
+            ends=None if self.found is not None else ends_of(cost),
+        )
 
-    def notes(self, tensor_parallel_size: int) -> list[str]:
+    def sigma(self, engine: EngineConfig) -> float:
+        """Return the spread (sd) of the log of an engine's time about the prediction.
+
+        Of a model and a size that ran on this GPU, that of the recalibration. Else that of the
+        published runs that were left out, with how far other sizes were off where one ran.
+        """
+        if self.found is None:
+            return published_spread(self.tables.system, self.facts, engine).sigma
+        if self.found.has(self.facts, engine.tensor_parallel_size):
+            return self.found.sigma
+        return float(np.hypot(self.found.sigma, OTHER_SIZE))
+
+    def other_versions(self, engine: EngineConfig, requests: int, step_s: float) -> str | None:
+        """Say what the all-reduces of other versions of vLLM would give, where it matters.
+
+        For steps that decode `requests` and take `step_s`: where one differs by more than MATTERS
+        of it.
+        """
+        size = engine.tensor_parallel_size
+        if size == 1:
+            return None
+        prior = self.prior(engine)
+        captured = (
+            0 if engine.enforce_eager else max(default_capture_sizes(engine.max_num_seqs or 1))
+        )
+        own = prior.communication_s(requests, captured)
+        others = {}
+        for tables in prior.tables.other_collectives:
+            try:
+                rows = tables.all_reduces(size)
+            except TablesError:  # this version did not measure groups of that size
+                continue
+            other = replace(prior, all_reduces=rows).communication_s(requests, captured)
+            if abs(other - own) > MATTERS * step_s:
+                others[tables.versions["comm"]] = other
+        if not others:
+            return None
+        listed = ", ".join(
+            f"vLLM {version} would take {other * 1e3:.2f} ms ({(other - own) / step_s:+.0%} of the "
+            "step)"
+            for version, other in others.items()
+        )
+        return (
+            f"the all-reduces of a step of {requests:,} requests take {own * 1e3:.2f} ms in the "
+            f"tables of vLLM {prior.tables.versions['comm']}, and those of {listed}. "
+            "--set engine.vllm_version=X takes the tables nearest to it"
+        )
+
+    def notes(self, engine: EngineConfig) -> list[str]:
         """Return what of the step times is prior, what is missing, and what was checked."""
+        tensor_parallel_size = engine.tensor_parallel_size
+        label = self.tables.of_version(engine.vllm_version).described(tensor_parallel_size > 1)
         told = [
             f"prior: step times of {self.facts.name} on {self.tables.device} are from operator"
-            f" tables of others (aiconfigurator-core: {self.tables.label})",
+            f" tables of others (aiconfigurator-core: {label})",
             "by a rule, as no table has it: " + " | ".join(PRIOR_RULES),
             "in no table and left out: " + ", ".join(PRIOR_MISSING),
         ]
         if self.found is None:
-            return [*told, "no run of this GPU has checked it: no interval, all marked *"]
+            return [
+                *told,
+                host_note(engine),
+                published_spread(self.tables.system, self.facts, engine).note(),
+            ]
         scales = ", ".join(f"{name} x{scale:.2f}" for name, scale in self.found.families.items())
         scales = f"{scales}, " if scales else "no kernels were profiled: one scale, "
         names = ", ".join(self.found.recordings)
@@ -131,7 +194,7 @@ class PriorTimes:
         if not self.found.has(self.facts, tensor_parallel_size):
             told.append(
                 f"no run of this GPU had {self.facts.name} at tensor_parallel_size "
-                f"{tensor_parallel_size}: no interval, all marked *"
+                f"{tensor_parallel_size}: the interval holds how far other sizes were off"
             )
         return told
 
@@ -313,6 +376,17 @@ def cost_of(prior: Prior, engine: EngineConfig) -> StepCost:
     if host.hidden:
         return table_cost(tables, hidden=host.seconds)
     return table_cost(tables, host.seconds)
+
+
+def ends_of(cost: StepCost) -> tuple[StepCost, StepCost] | None:
+    """Return the costs of fast and of slow steps, None where the host hides behind no kernel.
+
+    How long it takes in an engine that schedules while kernels run no run has told, as it showed in
+    none: from nothing to MOST_HIDDEN times what it takes in those that do not.
+    """
+    if not len(cost.hidden):
+        return None
+    return with_hidden(cost, 0.0), with_hidden(cost, MOST_HIDDEN)
 
 
 def predicted_steps(cost: StepCost, steps: pl.DataFrame) -> Floats:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,7 +21,13 @@ import polars as pl
 import yaml
 
 from advisor.step_time.operators.grids import fill_beyond, to_grid
-from traces.errors import MissingDependencyError, TablesError, UsageError, install_command
+from traces.errors import (
+    MissingDependencyError,
+    TablesError,
+    TtscopeError,
+    UsageError,
+    install_command,
+)
 
 Floats = npt.NDArray[np.float64]
 
@@ -57,29 +63,76 @@ def tables_folder() -> Path:
     )
 
 
+def named_tables(tables: Path | None, systems: Sequence[str]) -> list[str]:
+    """Return names of systems for `read_prior`, of a folder of the package's layout if given.
+
+    The folder is that with `data` and a YAML file for each system, or the package that holds it.
+    Raises UsageError for another.
+    """
+    if tables is None:
+        return list(systems)
+    for folder in (tables, tables / "systems", tables / PACKAGE / "systems"):
+        if (folder / "data").is_dir():
+            return [str(folder / system) for system in systems]
+    raise UsageError(
+        f"--tables {tables}: has no folder data of systems, as the folder systems of "
+        "aiconfigurator-core has. Give that folder"
+    )
+
+
+def collectives_of(name: str, vllm: str | None) -> list[Path]:
+    """Return the files of a system's all-reduces, that nearest to a version first.
+
+    `name` may be `FOLDER/NAME`, as in `read_prior`. Empty where there is no such system.
+    """
+    try:
+        tables = read_prior(name).of_version(vllm)
+    except TtscopeError:
+        return []
+    if "comm" not in tables.versions:
+        return []
+    return [each.path("comm") for each in (tables, *tables.other_collectives)]
+
+
 def known_systems(folder: Path) -> list[str]:
     """Return the systems that have vLLM's times of matrix products and of attention."""
     return sorted(
         path.name
         for path in (folder / "data").iterdir()
         if (folder / f"{path.name}.yaml").is_file()
-        and all(_newest(path, family) is not None for family in ("gemm", "attention"))
+        and all(_versions(path, family) for family in ("gemm", "attention"))
     )
 
 
-def _newest(system: Path, family: str) -> Path | None:
-    """Return the folder of the newest version that has the family's table."""
+def _versions(system: Path, family: str) -> tuple[str, ...]:
+    """Return the versions of vLLM that have the family's table, ascending."""
     found = (system / family / FRAMEWORK).glob(f"*/{FILES[family]}")
-    return max((path.parent for path in found), key=_version, default=None)
+    return tuple(sorted((path.parent.name for path in found), key=_numbers))
 
 
-def _version(path: Path) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", path.name))
+def _numbers(version: str) -> tuple[int, ...]:
+    """Return the first three numbers of a version: (0, 24, 0)."""
+    found = [int(part) for part in re.findall(r"\d+", version)[:3]]
+    return (*found, *(0 for _ in range(3 - len(found))))
+
+
+def _nearest(versions: Sequence[str], vllm: str | None) -> str:
+    """Return the newest version that is not newer than an engine's, else the oldest.
+
+    An engine whose version is not known has the newest.
+    """
+    if vllm is None or not re.match(r"v?\d", vllm):
+        return versions[-1]
+    until = [each for each in versions if _numbers(each) <= _numbers(vllm)]
+    return until[-1] if until else versions[0]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PriorTables:
-    """The tables of one system; times in seconds. Made by `read_prior`."""
+    """The tables of one system; times in seconds. Made by `read_prior`.
+
+    `versions` of vLLM are those in use by family, of those that were `measured`.
+    """
 
     system: str
     folder: Path
@@ -87,8 +140,14 @@ class PriorTables:
     kernel_s: float
     versions: dict[str, str]
     device: str
+    measured: dict[str, tuple[str, ...]] = field(default_factory=dict)
     memory_bytes: float | None = None
     reserved: dict[str, Any] = field(default_factory=dict)
+
+    def of_version(self, vllm: str | None) -> PriorTables:
+        """Return the tables nearest to an engine's version of vLLM (None: the newest)."""
+        chosen = {family: _nearest(found, vllm) for family, found in self.measured.items()}
+        return self if chosen == self.versions else replace(self, versions=chosen)
 
     def reserved_bytes(self, group_size: int) -> float:
         """Return the memory of a GPU that weights and KV cache do not get, as the authors have it.
@@ -202,9 +261,13 @@ class PriorTables:
             if len(part)
         }
 
+    def path(self, family: str, name: str | None = None) -> Path:
+        """Return the file of a table."""
+        return self.folder / family / FRAMEWORK / self.versions[family] / (name or FILES[family])
+
     def read(self, family: str, name: str | None = None) -> pl.DataFrame:
         """Return a table with its latency in `seconds`. Raises TablesError for a damaged one."""
-        path = self.folder / family / FRAMEWORK / self.versions[family] / (name or FILES[family])
+        path = self.path(family, name)
         try:
             table = pl.read_parquet(path, glob=False)
         except (OSError, pl.exceptions.PolarsError) as cause:
@@ -223,24 +286,43 @@ class PriorTables:
         """What the tables are: `h100_sxm, vLLM 0.24.0`."""
         return f"{self.system}, vLLM {self.versions['gemm']}"
 
+    def described(self, collectives: bool) -> str:
+        """Return the label, with the version of the all-reduces where it is another one."""
+        own, comm = self.versions["gemm"], self.versions.get("comm")
+        others = [f"attention of {self.versions['attention']}"]
+        others = [] if self.versions["attention"] == own else others
+        if collectives and comm not in (None, own):
+            others.append(f"all-reduces of {comm}")
+        return ", ".join([self.label, *others])
 
-def read_prior(
-    system: str, folder: Path | None = None, choices: Sequence[str] | None = None
-) -> PriorTables:
+    @property
+    def other_collectives(self) -> tuple[PriorTables, ...]:
+        """The same tables with the all-reduces of the other versions that were measured."""
+        own = self.versions.get("comm")
+        return tuple(
+            replace(self, versions={**self.versions, "comm": each})
+            for each in self.measured.get("comm", ())
+            if each != own
+        )
+
+
+def read_prior(system: str, folder: Path | None = None, more: Sequence[str] = ()) -> PriorTables:
     """Open the tables of a system, in the installed package or in `folder`.
 
-    Raises UsageError, naming `choices`, for a system without tables; MissingDependencyError
-    where the package is not installed; TablesError for damage.
+    A system may be `FOLDER/NAME` (`named_tables`). Raises UsageError, naming those there are and
+    `more`, for a system without tables; MissingDependencyError where the package is not installed;
+    TablesError for damage.
     """
+    if folder is None and len(Path(system).parts) > 1:
+        folder, system = Path(system).parent, Path(system).name
     folder = folder or tables_folder()
     known = known_systems(folder)
     if system not in known:
         raise UsageError(
-            f"--gpu {system}: no operator tables. Choose one of {', '.join(choices or known)}"
+            f"--gpu {system}: no operator tables. Choose one of {', '.join([*known, *more])}"
         )
     data = folder / "data" / system
-    newest = {family: _newest(data, family) for family in FILES}
-    versions = {family: path.name for family, path in newest.items() if path is not None}
+    measured = {family: found for family in FILES if (found := _versions(data, family))}
     gpu, misc = _gpu(folder / f"{system}.yaml")
     try:
         bandwidth = float(gpu["mem_bw"]) * float(gpu["mem_bw_empirical_scaling_factor"])
@@ -254,13 +336,13 @@ def read_prior(
         folder=data,
         bandwidth_bytes_per_s=bandwidth,
         kernel_s=kernel_s,
-        versions=versions,
+        versions={family: found[-1] for family, found in measured.items()},
         device="",
+        measured=measured,
         memory_bytes=None if gpu.get("mem_capacity") is None else float(gpu["mem_capacity"]),
         reserved=misc,
     )
-    device = str(made.read("attention")["device"][0])
-    return PriorTables(**{**made.__dict__, "device": device})
+    return replace(made, device=str(made.read("attention")["device"][0]))
 
 
 def gpu_facts(folder: Path, system: str) -> dict[str, Any]:
