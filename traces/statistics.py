@@ -64,7 +64,7 @@ def mean(values: ArrayLike, unit: str) -> Estimate | None:
     return _estimate(float(finite.sum() / finite.size), draws, finite.size, unit)
 
 
-def bootstrap_means(values: Floats, *, replicates: int = 10_000, seed: int = 0) -> Floats:
+def bootstrap_means(values: Floats, *, replicates: int = 10_000) -> Floats:
     """Return [replicates, columns], means over as many problems drawn with replacement.
 
     `values` are [problems, columns]; a replicate draws the same problems for all columns, so that
@@ -72,7 +72,7 @@ def bootstrap_means(values: Floats, *, replicates: int = 10_000, seed: int = 0) 
     all columns are one matrix product.
     """
     size = values.shape[0]
-    rng = np.random.default_rng([seed, size])
+    rng = np.random.default_rng([0, size])
     rows = max(1, _CHUNK_CELLS // size)
     found = np.empty((replicates, values.shape[1]))
     for start in range(0, replicates, rows):
@@ -228,12 +228,6 @@ def paired(first: ArrayLike, second: ArrayLike, unit: str) -> Estimate | None:
     """Return mean(second) - mean(first) over problems that have both, with its interval."""
     before, after = _both(first, second)
     return mean(after - before, unit)
-
-
-def paired_quantile(first: ArrayLike, second: ArrayLike, q: float, unit: str) -> Estimate | None:
-    """Return the difference of two quantiles over the same problems, drawn together."""
-    before, after = _both(first, second)
-    return difference(drawn(before, q), drawn(after, q), unit) if before.size else None
 
 
 def paired_change(first: ArrayLike, second: ArrayLike, q: float | None = None) -> Estimate | None:

@@ -258,11 +258,8 @@ def _of_type(value: Any, hint: Any) -> Any:
     return Path(value) if Path in kinds and isinstance(value, str) else value
 
 
-def read_words(group: type[Group], words: Sequence[str], *, nothing: str) -> Group:
-    """Return a dataclass of options as it was typed.
-
-    Raises UsageError; `nothing` is what it says where an argument is missing.
-    """
+def read_words(group: type[Group], words: Sequence[str]) -> Group:
+    """Return a dataclass of options as it was typed. Raises UsageError."""
     app = typer.Typer(add_completion=False)
     app.command()(takes(group)(lambda read: read))
     try:
@@ -275,7 +272,7 @@ def read_words(group: type[Group], words: Sequence[str], *, nothing: str) -> Gro
         if type(error).__name__ == "NoSuchOption" and option:
             raise UsageError(f"{option}: not here, where there are {option_names(group)}") from None
         missing = type(error).__name__ == "MissingParameter"
-        raise UsageError(nothing if missing else show()) from None
+        raise UsageError("name a server: http://HOST:8000" if missing else show()) from None
 
 
 def facts_of(path: Path) -> ModelFacts:

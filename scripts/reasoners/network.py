@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from profiler.demo.tokenizer import BOS, EOS, PAD, VOCABULARY_SIZE, save_tokenizer
+from scripts.reasoners.tokenizer import BOS, EOS, PAD, VOCABULARY_SIZE, save_tokenizer
 
 CONTEXT_TOKENS = 1024
 HEAD_DIM = 32

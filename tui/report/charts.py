@@ -205,10 +205,10 @@ def key(shape: Shape, text: str) -> Html:
     return tag("span", svg, text, class_="key")
 
 
-def limit_key(text: str) -> Html:
+def limit_key() -> Html:
     """Return the legend's entry of the budget's limits."""
     svg = tag(
         "svg", _limit(0, 12, 34, 12), viewBox="0 0 34 24", width="34", height="24",
         aria_hidden="true",
     )  # fmt: skip
-    return tag("span", svg, text, class_="key")
+    return tag("span", svg, "limit of the budget", class_="key")

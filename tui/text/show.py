@@ -169,9 +169,9 @@ def warning_lines(run: Run, width: int = 80) -> list[str]:
     return [line for text in warnings_of(run) for line in wrap("!", text, width=width, indent=2)]
 
 
-def show_policies_head(run: Run, *, width: int = 80) -> list[str]:
+def show_policies_head(run: Run) -> list[str]:
     """Return what stands over a table of policies: the recording, its engine and its policy."""
-    return [run.recording[:width], *_head(run, width)]
+    return [run.recording[:80], *_head(run, 80)]
 
 
 def _one_run(run: Run, width: int) -> list[str]:
@@ -407,7 +407,7 @@ def _setting(value: Any) -> str:
 # `ttscope show A B --fail-on`: which limits were broken, and how sure that is.
 
 
-def limit_lines(judged: Sequence[Judged], *, width: int = 80) -> list[str]:
+def limit_lines(judged: Sequence[Judged]) -> list[str]:
     """Return a verdict per limit: FAIL, ok or ? (not sure), the difference and its interval."""
     lines = [""] if judged else []
     for each in judged:
@@ -424,7 +424,7 @@ def limit_lines(judged: Sequence[Judged], *, width: int = 80) -> list[str]:
             elif each.timed:
                 side += ". More problems would not settle it, as runs differ by as much"
         text = f"{each.limit.text}: {_difference(each)}, {side}"
-        lines += wrap(label, text, width=width, indent=6)
+        lines += wrap(label, text, width=80, indent=6)
     return lines
 
 
