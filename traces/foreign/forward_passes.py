@@ -18,9 +18,10 @@ from typing import Any
 
 import polars as pl
 
-from traces.errors import OutcomesError, RecordingError, UsageError
+from traces.errors import OutcomesError
 from traces.foreign.source import head_of, objects
 from traces.foreign.values import LIMIT_BYTES, UNKNOWN_MODEL, Skipped, whole_number
+from traces.foreign.written import Written, written_into
 from traces.forward_pass.record import (
     LONGEST_NAME,
     VERSION,
@@ -29,10 +30,7 @@ from traces.forward_pass.record import (
     read_object,
 )
 from traces.forward_pass.rows import KEPT, SCOPES, ForwardPassRows, tokens_kept
-from traces.recording.manifest import NAME, Manifest
-from traces.recording.parts import write_part
 from traces.recording.tables import TABLES
-from traces.recording.writer import read_clocks
 from traces.schema.engine import EngineConfig
 
 SCHEMA = "dynamo.fpm.trace.v1"
@@ -102,11 +100,9 @@ def import_passes(
     OutcomesError where no record can be read, UsageError where the folder holds a recording,
     RecordingError where it cannot be written.
     """
-    if (folder / NAME).exists():
-        raise UsageError(f"-o {folder}: already holds a recording. Name another folder")
     reader = _Reader(limit_bytes)
-    written = _Written(folder)
-    try:
+    with written_into(folder) as tables:
+        written = _Passes(tables)
         for path in reader.in_order(paths):
             if on_file is not None:
                 on_file(path)
@@ -117,12 +113,6 @@ def import_passes(
             raise OutcomesError(f"{paths[0]}: {_why_nothing(reader, written)}")
         notes = _notes(paths, reader, written)
         written.finish(paths, reader, notes)
-    except OSError as error:
-        written.undo()
-        raise RecordingError(f"{folder}: cannot be written ({error.strerror})") from None
-    except BaseException:
-        written.undo()
-        raise
     return ImportedPasses(
         engines=tuple(each.told() for each in written.engines.values()),
         skipped=reader.skipped,
@@ -265,15 +255,14 @@ class _Engine:
 
 
 @dataclass
-class _Written:
-    """The parts written so far, and the engines whose steps they hold."""
+class _Passes:
+    """The engines whose steps were written so far."""
 
-    folder: Path
+    tables: Written
     engines: dict[Key, _Engine] = field(default_factory=dict)
     left_out: int = 0  # records of engines beyond `MOST_ENGINES`
     heartbeats: int = 0
     _rows: deque[dict[str, Any]] = field(default_factory=deque)
-    _files: list[Path] = field(default_factory=list)
 
     def take(self, line: _Line) -> None:
         """Take a record. Raises OSError."""
@@ -302,13 +291,10 @@ class _Written:
 
     def _write(self) -> None:
         """Write the rows; an engine's number stands for its key, which is known at the end."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         keys = self.keys()
         rows = [row | {"engine": keys[row["engine"]]} for row in self._rows]
         self._rows.clear()
-        frame = pl.DataFrame(rows, schema=TABLES["steps"])
-        number = len(self._files)
-        self._files.append(write_part(self.folder, "steps", frame, number, number))
+        self.tables.add("steps", pl.DataFrame(rows, schema=TABLES["steps"]))
 
     def keys(self) -> dict[str, str]:
         """Return the key of each engine's configuration by its number."""
@@ -321,34 +307,21 @@ class _Written:
         """
         first = next(iter(self.engines.values()))
         configs = [_config(key) for key in self.engines]
-        told = [
-            {"engine": _config(key).key(), "kind": "note", "detail": note}
-            for key, engine in self.engines.items()
-            for note in (*(notes if engine is first else ()), *_notes_of(engine))
-        ]
-        events = pl.DataFrame(told, schema=TABLES["events"])
-        self._files.append(write_part(self.folder, "events", events, 0, 0))
-        clock = read_clocks()
         lost = sum(each.rows.lost for each in self.engines.values() if not each.sampled)
-        Manifest(
-            clock_start=clock,
-            clock_end=clock,
+        self.tables.finish(
+            {
+                "format": FORMAT,
+                "files": [{"name": path.name} for path in paths],
+                "skipped": reader.skipped.counts,
+            },
+            (
+                (_config(key).key(), note)
+                for key, engine in self.engines.items()
+                for note in (*(notes if engine is first else ()), *_notes_of(engine))
+            ),
             engines={each.key(): each for each in configs},
             dropped={"steps": lost} if lost else {},
-            provenance={
-                "imported": {
-                    "format": FORMAT,
-                    "files": [{"name": path.name} for path in paths],
-                    "skipped": reader.skipped.counts,
-                }
-            },
-            complete=True,
-        ).write(self.folder)
-
-    def undo(self) -> None:
-        """Remove what was written, so that the folder holds no half of a recording."""
-        for path in self._files:
-            path.unlink(missing_ok=True)
+        )
 
 
 def _config(key: Key) -> EngineConfig:
@@ -364,7 +337,7 @@ def _shown(key: Key) -> str:
     return " ".join(part for part in parts if part)
 
 
-def _why_nothing(reader: _Reader, written: _Written) -> str:
+def _why_nothing(reader: _Reader, written: _Passes) -> str:
     if reader.versions:
         version = reader.versions.most_common(1)[0][0]
         return (
@@ -377,7 +350,7 @@ def _why_nothing(reader: _Reader, written: _Written) -> str:
     return f"no forward pass in it can be read ({why or 'it has none'}). See docs/import.md"
 
 
-def _notes(paths: Sequence[Path], reader: _Reader, written: _Written) -> list[str]:
+def _notes(paths: Sequence[Path], reader: _Reader, written: _Passes) -> list[str]:
     """Return what holds for the files, the first line naming them."""
     names = ", ".join(path.name for path in paths[:3])
     more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from traces.errors import NewerSchemaError, RecordingError, TtscopeError
+from traces.errors import NewerSchemaError, RecordingError, TtscopeError, UsageError
 from traces.files import sync_folder
 from traces.recording import checksums
 from traces.schema.engine import SCHEMA_VERSION, EngineConfig, ModelFacts
@@ -140,6 +140,12 @@ def reserve(folder: Path) -> None:
             os.posix_fallocate(file.fileno(), 0, size)
         else:
             file.write(bytes(size))
+
+
+def check_free(folder: Path) -> None:
+    """Raise UsageError where the folder that `-o` names holds a recording."""
+    if (folder / NAME).exists():
+        raise UsageError(f"-o {folder}: already holds a recording. Name another folder")
 
 
 def take_folder(folder: Path) -> None:
