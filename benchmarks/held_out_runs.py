@@ -225,7 +225,6 @@ class Repeat:
 
     @classmethod
     def of(cls, path: Path) -> Repeat:
-        """Read a recording."""
         recording = Recording.open(path)
         rows, steps = recording.problems, recording.steps
         taken = (rows["decided_at"] - rows["start"]).to_numpy() / 1e9

@@ -42,7 +42,6 @@ class ProblemSamples:
     finish_s: Floats
 
     def take(self, places: slice) -> ProblemSamples:
-        """Return the samples at some places."""
         return ProblemSamples(
             **{
                 name: value if name == "problem_id" else value[places]

@@ -343,7 +343,6 @@ def _unfinished(recordings: Sequence[Recording], names: str) -> str:
 def _steps(
     recording: Recording, key: str, engine: EngineConfig, most: int | None
 ) -> list[StepTable]:
-    """Return the steps of one engine, its share of the `most` that a recording keeps."""
     facts = recording.manifest.models.get(engine.model)
     server = engine.mode == "server"
     refused = None if facts is None else refusal(facts, engine)

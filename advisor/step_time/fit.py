@@ -71,7 +71,6 @@ class StepTimeModel:
         self.stall = stall
 
     def fit(self, tables: Sequence[StepTable]) -> StepTimeModel:
-        """Learn from the steps of recorded engines."""
         tables = [table for table in tables if len(table.seconds)]
         fitted = self.fit_laws(tables)
         self.errors_: dict[tuple[str, EngineConfig], float] = {}

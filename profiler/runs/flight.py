@@ -135,7 +135,6 @@ class Flight:
     cached_tokens: int | None = None
 
     def next_extra(self) -> int:
-        """Return a new index for a request that no policy drew."""
         self.extra += 1
         return self.extra - 1
 

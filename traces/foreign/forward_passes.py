@@ -73,7 +73,6 @@ class ImportedPasses:
 
     @property
     def steps(self) -> int:
-        """Steps of all engines."""
         return sum(engine.steps for engine in self.engines)
 
 
@@ -137,8 +136,6 @@ class _Line:
 
 @dataclass
 class _Reader:
-    """Reads lines, and counts what it skips."""
-
     limit_bytes: int
     skipped: Skipped = field(default_factory=lambda: Skipped(unit="line"))
     notes: list[str] = field(default_factory=list)
@@ -162,7 +159,6 @@ class _Reader:
         return [path for *_, path in sorted(firsts)]
 
     def lines(self, path: Path) -> Iterator[_Line]:
-        """Yield the records of a file."""
         notes: list[str] = []
         for number, told in objects(path, self.limit_bytes, self.skipped, notes):
             try:
@@ -222,7 +218,6 @@ class _Engine:
     last: int | None = None
 
     def take(self, line: _Line) -> Iterator[dict[str, Any]]:
-        """Yield rows that are known now."""
         self.sampled = self.sampled or line.sampled
         if line.end is not None:
             self.first = line.end if self.first is None else self.first
@@ -235,7 +230,6 @@ class _Engine:
             yield from self.decide()
 
     def decide(self) -> Iterator[dict[str, Any]]:
-        """Yield the rows of the records that waited."""
         lines, self.waiting = self.waiting or [], None
         self.kept = tokens_kept([line.record for line in lines])
         self.rows.speculates = None if self.kept is None else self.kept > KEPT
@@ -265,7 +259,6 @@ class _Passes:
     _rows: deque[dict[str, Any]] = field(default_factory=deque)
 
     def take(self, line: _Line) -> None:
-        """Take a record. Raises OSError."""
         engine = self.engines.get(line.key)
         if engine is None:
             if len(self.engines) >= MOST_ENGINES:
@@ -297,7 +290,6 @@ class _Passes:
         self.tables.add("steps", pl.DataFrame(rows, schema=TABLES["steps"]))
 
     def keys(self) -> dict[str, str]:
-        """Return the key of each engine's configuration by its number."""
         return {each.rows.engine: _config(key).key() for key, each in self.engines.items()}
 
     def finish(self, paths: Sequence[Path], reader: _Reader, notes: Sequence[str]) -> None:
@@ -370,7 +362,6 @@ def _notes(paths: Sequence[Path], reader: _Reader, written: _Passes) -> list[str
 
 
 def _notes_of(engine: _Engine) -> list[str]:
-    """Return what holds for one engine's steps."""
     rows, notes = engine.rows, []
     for scope in rows.scopes:
         meant = SCOPES.get(scope, f"what the engine calls {scope}")

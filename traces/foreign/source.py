@@ -183,7 +183,6 @@ class ZipSource:
             ) from None
 
     def close(self) -> None:
-        """Close the file."""
         self._zip.close()
         self._file.close()
 

@@ -222,11 +222,9 @@ class Window:
         return sum(found) if found else None
 
     def by_label(self, name: str) -> dict[str, float]:
-        """Return a counter's increase by the text of its labels."""
         return {key[1]: value for key, value in self.increase.items() if key[0] == name}
 
     def rate(self, name: str) -> float | None:
-        """Return a counter's increase per second."""
         total = self.total(name)
         return None if total is None or self.seconds <= 0 else total / self.seconds
 

@@ -104,7 +104,6 @@ class Manifest:
         return [f"rows of {table} lost while recording: {n:,}" for table, n in counts if n]
 
     def to_json(self) -> dict[str, Any]:
-        """Return the document as plain dicts."""
         plain: dict[str, Any] = dict(vars(self))
         for name in ("engines", "policies", "models"):
             plain[name] = {key: value.to_json() for key, value in plain[name].items()}

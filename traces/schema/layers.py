@@ -29,7 +29,6 @@ class Matrix(Record):
 
     @property
     def parameters(self) -> int:
-        """Parameters of all copies."""
         return self.copies * self.inputs * self.outputs
 
     @property
@@ -164,7 +163,6 @@ class State(Record):
 
     @property
     def size_bytes(self) -> float | None:
-        """Bytes of a request's state."""
         if self.value_bytes is None or self.convolved_bytes is None:
             return None
         return self.values * self.value_bytes + self.convolved_values * self.convolved_bytes
@@ -197,5 +195,4 @@ class Layers(Record):
 
     @property
     def count(self) -> int:
-        """How many layers there are."""
         return len(self.places)

@@ -67,7 +67,6 @@ class RunSpread:
     assumed: tuple[float, float] = (RUN_TO_RUN, RUN_TO_RUN)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the document."""
         return {
             "assumed": not self.recordings,
             "recordings": self.recordings,
@@ -586,7 +585,6 @@ class Judged:
     timed: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        """Return the document."""
         return {
             "limit": self.limit.text,
             "metric": self.limit.tag,

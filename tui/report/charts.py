@@ -49,7 +49,6 @@ class Axis:
         return math.log10(value) if self.log else value
 
     def marks(self) -> list[float]:
-        """Return the round numbers that are labelled."""
         if not self.log:
             return ticks(self.low, self.high, 6)
         for steps in ((1, 2, 5), (1, 3), (1,)):

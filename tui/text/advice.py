@@ -98,7 +98,6 @@ def _verdict(answer: Recommendation) -> str:
 
 
 def _choices(answer: Recommendation, width: int) -> Iterable[str]:
-    """Yield what there is to choose from: the front, the least accurate first."""
     shown = (quantity("accuracy"), latency(answer.budget.latency_percentile))
     if not answer.pareto:
         yield "no candidate keeps up with the load"

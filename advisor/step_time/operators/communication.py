@@ -55,13 +55,11 @@ class CollectiveLaw:
     left_out_error: float | None
 
     def seconds(self, message_bytes: Floats) -> Floats:
-        """Return the seconds of messages of so many bytes."""
         return np.asarray(
             self.start_s + pieces(message_bytes, self.breaks) @ self.per_byte_s, dtype=float
         )
 
     def within(self, message_bytes: float) -> bool:
-        """Whether a size lies in the measured range."""
         return self.low_bytes <= message_bytes <= self.high_bytes
 
 

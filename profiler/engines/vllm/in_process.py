@@ -210,7 +210,6 @@ class InProcessEngine(Engine):
             self._queue(request, [0] * (index + 1))
 
     def submit(self, request: SampleRequest) -> None:
-        """Queue a sample (see `Engine`). Raises EngineError when vLLM refuses the request."""
         self._queue(request, self._encode(request))
 
     def _queue(self, request: SampleRequest, prompt: list[int]) -> None:
@@ -279,7 +278,6 @@ class InProcessEngine(Engine):
         return list(ids)
 
     def cancel(self, request_ids: Sequence[str]) -> list[SampleResult]:
-        """Stop samples that are still running (see `Engine`)."""
         results = []
         for request_id in request_ids:
             internal = self._live.pop(request_id, None)
@@ -316,7 +314,6 @@ class InProcessEngine(Engine):
         return results
 
     def poll(self) -> list[SampleResult]:
-        """Run one engine step; returns the samples that ended in it (see `Engine`)."""
         if not self._live:
             return []
         try:
@@ -403,7 +400,6 @@ class InProcessEngine(Engine):
         return times
 
     def close(self) -> None:
-        """Free the engine (see `Engine`)."""
         if not self._closed:
             self._closed = True
             if self._traces is not None:

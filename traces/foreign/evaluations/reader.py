@@ -85,7 +85,6 @@ class Given:
     prompt_tokens: int | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Return what was given, by name."""
         return {k: v for k, v in vars(self).items() if v is not None and k != "facts"}
 
 

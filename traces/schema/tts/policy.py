@@ -54,17 +54,14 @@ class Policy(Record):
 
     @property
     def spec(self) -> Method:
-        """What is known of its method."""
         return METHODS[self.method]
 
     @property
     def all_samples_end(self) -> bool:
-        """Whether it waits for every sample, which makes the recorded ones a fair draw."""
         return self.spec.all_samples_end
 
     @property
     def stops_early(self) -> bool:
-        """Whether it decides by a rule before every sample has ended."""
         return self.spec.stops_early
 
     @property

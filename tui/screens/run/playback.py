@@ -79,7 +79,6 @@ class Playback:
         return replace(self, left=left, right=right, now=min(max(start, left), right))
 
     def whole(self) -> Playback:
-        """Show everything."""
         return replace(self, left=self.start, right=self.end)
 
     def toggle(self) -> Playback:
@@ -89,7 +88,6 @@ class Playback:
         return replace(self, playing=not self.playing)
 
     def faster(self, factor: float) -> Playback:
-        """Play so many times as fast."""
         return replace(self, speed=min(max(self.speed * factor, SLOWEST), FASTEST))
 
     def tick(self, seconds: float) -> Playback:
