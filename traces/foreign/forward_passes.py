@@ -184,9 +184,7 @@ class _Reader:
         source = event.get("source")
         names = source if isinstance(source, dict) else {}
         parts = [names.get(name, "") for name in ("namespace", "component", "producer_id")]
-        if not all(
-            isinstance(p, str) and len(p) <= LONGEST_NAME and p.isprintable() for p in parts
-        ):
+        if not all(map(_plain, parts)):
             raise ValueError("records with an odd name")
         written = whole_number(event.get("observed_at_unix_ms"))
         if written is None and event.get("observed_at_unix_ms") is not None:

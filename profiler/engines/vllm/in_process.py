@@ -341,7 +341,7 @@ class InProcessEngine(Engine):
             confidence_min_window=lowest,
             text=self._tokenizer.decode(tokens, skip_special_tokens=True),
             finish_reason=completion.finish_reason,
-            end=self._last_end(),
+            end=self.probe.end_of(self.probe.step - 1) or time.monotonic_ns() + self._offset,
             prompt_tokens=len(prompt),
             cached_tokens=cached,
             output_tokens=len(tokens),
@@ -365,9 +365,6 @@ class InProcessEngine(Engine):
             cached_tokens=cached,
             max_model_len=self.config.max_model_len,
         )
-
-    def _last_end(self) -> int:
-        return self.probe.end_of(self.probe.step - 1) or time.monotonic_ns() + self._offset
 
     def _times(
         self, internal: str, stats: Any, tokens: Sequence[int], drafts: Steps | None

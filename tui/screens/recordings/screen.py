@@ -209,7 +209,8 @@ class RecordingsScreen(ModeScreen):
         names = ["mark", *(column.header for column, _ in self._columns)]
         for entry in entries:
             was = self._drawn.get(entry.key)
-            if _alike(was, drawn[entry.key]):
+            now = drawn[entry.key]
+            if was is not None and was[0] is now[0] and was[1:] == now[1:]:
                 continue
             cells = self._cells(entry, entry.key in marked)
             if was is None:
@@ -458,7 +459,3 @@ class RecordingsScreen(ModeScreen):
         if entry is None:
             return ["nothing matches the filter"]
         return entry_lines(entry, marked=len(marked), width=width)
-
-
-def _alike(drawn: Drawn | None, wanted: Drawn) -> bool:
-    return drawn is not None and drawn[0] is wanted[0] and drawn[1:] == wanted[1:]
