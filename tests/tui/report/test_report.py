@@ -267,7 +267,7 @@ def test_command_line(run, tmp_path):
     code, out, _ = run("report", own, "-o", "r.html", "--min-accuracy", "0.6")
     assert code == 0
     assert out.startswith("wrote r.html (")
-    assert "RUN demo/s" in out
+    assert "Run demo/s" in out
     again = (tmp_path / "r.html").read_bytes()
     # Sums of several threads may differ in their last digits.
     assert re.sub(rb"(\.\d{9})\d+", rb"\1", again) == re.sub(rb"(\.\d{9})\d+", rb"\1", written)
