@@ -35,6 +35,10 @@ class Advise:
     present: Annotated[
         Path | None, typer.Option(help="A recording of what runs today, to compare with.")
     ] = None
+    learn: Annotated[
+        list[Path] | None,
+        typer.Option("--with", help="Recordings of any problems that check the prior of --gpu."),
+    ] = None
     plan: Annotated[
         Path | None, typer.Option(help="Write what to measure next, for ttscope sweep.")
     ] = None
@@ -71,6 +75,8 @@ def advise(options: BudgetOptions, asked: Advise) -> None:
         raise UsageError("-o is where --verify keeps its recordings. Give both")
     if asked.verify and systems:
         raise UsageError("--verify runs the picks on this machine, not on a --gpu. Give one")
+    if asked.learn and not systems:
+        raise UsageError("--with checks the prior of a --gpu. Give both")
     recordings = open_measured(asked.recordings)
     today = None if asked.present is None else configuration_of(asked.present)
     print_advice(
@@ -83,6 +89,7 @@ def advise(options: BudgetOptions, asked: Advise) -> None:
         verify=(asked.output or Path("runs") / "verify") if asked.verify else None,
         systems=systems,
         explain=asked.explain,
+        checks=open_measured(asked.learn) if asked.learn else (),
         as_json=asked.as_json,
     )
 
@@ -112,6 +119,7 @@ def print_advice(
     verify: Path | None = None,
     systems: Sequence[str] = (),
     explain: bool = False,
+    checks: Sequence[Recording] = (),
     as_json: bool = False,
     extra: Mapping[str, Any] | None = None,
 ) -> None:
@@ -123,7 +131,7 @@ def print_advice(
 
     with progress_bar() as bar:
         task = bar.add_task("learning from the recordings", total=None)
-        advisor = Advisor.fit(recordings, seed=seed, saved=models, gpus=systems)
+        advisor = Advisor.fit(recordings, seed=seed, saved=models, gpus=systems, checks=checks)
         for note in advisor.evidence.lost:
             say(f"ttscope: {note}", file=sys.stderr)
 
