@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from advisor.advice.command import SERVED_AT
 from advisor.advice.experiments import experiment_of, write_plan
 from traces.errors import TtscopeError, UsageError
 from traces.recording.reader import Recording
@@ -151,6 +152,7 @@ def print_advice(
             say()
             say(f"serve.sh, policy.json and expect.json in {output}, run by:")
             say(f"sh {folder}/serve.sh")
+            say(f"{own_name()} serve {folder}/policy.json --upstream {SERVED_AT}")
     if verify is not None and answer.system_optimal is not None:
         document["verified"] = verify_picks(answer, advisor.evidence, verify, as_json=as_json)
     if as_json:
