@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from advisor.advice.command import SERVED_AT
 from advisor.advice.experiments import experiment_of, write_plan
 from traces.errors import TtscopeError, UsageError
 from traces.recording.reader import Recording
@@ -50,7 +51,8 @@ class Advise:
     ] = False
     verify: Annotated[bool, typer.Option("--verify", help="Run both picks for real.")] = False
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Folder of --verify's recordings.")
+        Path | None,
+        typer.Option("-o", "--output", help="Folder for serve.sh, policy.json, expect.json."),
     ] = None
     seed: BudgetSeed = 0
     as_json: Json = False
@@ -71,8 +73,10 @@ def advise(options: BudgetOptions, asked: Advise) -> None:
     budget = parse_budget(given)
     if asked.plan is not None and asked.plan.exists():
         raise UsageError(f"--plan {asked.plan}: is there already. Name another file")
-    if asked.output is not None and not asked.verify:
-        raise UsageError("-o is where --verify keeps its recordings. Give both")
+    if asked.output is not None:
+        from advisor.advice.promise import check_folder
+
+        check_folder(asked.output)
     if asked.verify and systems:
         raise UsageError("--verify runs the picks on this machine, not on a --gpu. Give one")
     if asked.learn and not systems:
@@ -86,6 +90,7 @@ def advise(options: BudgetOptions, asked: Advise) -> None:
         present=today,
         plan=asked.plan,
         models=asked.models,
+        output=asked.output,
         verify=(asked.output or Path("runs") / "verify") if asked.verify else None,
         systems=systems,
         explain=asked.explain,
@@ -116,6 +121,7 @@ def print_advice(
     present: tuple[EngineConfig, Policy] | None = None,
     plan: Path | None = None,
     models: Path | None = None,
+    output: Path | None = None,
     verify: Path | None = None,
     systems: Sequence[str] = (),
     explain: bool = False,
@@ -141,6 +147,11 @@ def print_advice(
         answer = advisor.recommend(budget, **here(), present=present, progress=heard)
     if plan is not None:
         write_plan(plan, answer, advisor.evidence)
+    kept = output is not None and answer.system_optimal is not None
+    if output is not None and answer.system_optimal is not None:
+        from advisor.advice.promise import write_config
+
+        write_config(output, answer, advisor.evidence)
     document = advice_json(answer) | dict(extra or {})
     if not as_json:
         for line in advice_lines(answer, explain=explain):
@@ -149,6 +160,12 @@ def print_advice(
             say()
             say(f"plan in {plan}, measured by:")
             say(f"{own_name()} sweep {shlex.quote(str(plan))} -o runs")
+        if kept:
+            folder = shlex.quote(str(output))
+            say()
+            say(f"serve.sh, policy.json and expect.json in {output}, run by:")
+            say(f"sh {folder}/serve.sh")
+            say(f"{own_name()} serve {folder}/policy.json --upstream {SERVED_AT}")
     if verify is not None and answer.system_optimal is not None:
         document["verified"] = verify_picks(answer, advisor.evidence, verify, as_json=as_json)
     if as_json:
