@@ -8,6 +8,7 @@ messages are elements of bfloat16.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.util import find_spec
@@ -40,6 +41,7 @@ COLUMNS: Final = {
     "comm": ("allreduce_dtype", "num_gpus", "message_size", "kernel_source"),
 }  # fmt: skip
 BYTES_PER_ELEMENT: Final = 2
+MOST_KV_HEADS: Final = 8  # of decode attention that was measured
 _AGAIN: Final = "Install aiconfigurator-core again (pip install --force-reinstall)"
 
 
@@ -121,7 +123,14 @@ class PriorTables:
         return np.column_stack([tokens, beyond * seconds])
 
     def decode(self, heads: int, kv_heads: int, head_dim: int, *, kv_fp8: bool) -> Floats:
-        """Return [rows, (batch, context before the step, seconds)] of decode attention."""
+        """Return [rows, (batch, context before the step, seconds)] of decode attention.
+
+        Of more KV heads than were measured, twice as many do the work of twice the requests.
+        """
+        if kv_heads > MOST_KV_HEADS and not (kv_heads % 2 or heads % 2):
+            rows = self.decode(heads // 2, kv_heads // 2, head_dim, kv_fp8=kv_fp8)
+            rows = rows[(rows[:, 0] % 2 == 0)]
+            return np.column_stack([rows[:, 0] / 2, rows[:, 1:]])
         return self._attention("generation", heads, kv_heads, head_dim, kv_fp8, "step")
 
     def prompts(self, heads: int, kv_heads: int, head_dim: int, *, kv_fp8: bool) -> Floats:
@@ -215,16 +224,20 @@ class PriorTables:
         return f"{self.system}, vLLM {self.versions['gemm']}"
 
 
-def read_prior(system: str, folder: Path | None = None) -> PriorTables:
+def read_prior(
+    system: str, folder: Path | None = None, choices: Sequence[str] | None = None
+) -> PriorTables:
     """Open the tables of a system, in the installed package or in `folder`.
 
-    Raises UsageError, naming those there are, for a system without tables; MissingDependencyError
+    Raises UsageError, naming `choices`, for a system without tables; MissingDependencyError
     where the package is not installed; TablesError for damage.
     """
     folder = folder or tables_folder()
     known = known_systems(folder)
     if system not in known:
-        raise UsageError(f"--gpu {system}: no operator tables. Choose one of {', '.join(known)}")
+        raise UsageError(
+            f"--gpu {system}: no operator tables. Choose one of {', '.join(choices or known)}"
+        )
     data = folder / "data" / system
     newest = {family: _newest(data, family) for family in FILES}
     versions = {family: path.name for family, path in newest.items() if path is not None}
@@ -248,6 +261,11 @@ def read_prior(system: str, folder: Path | None = None) -> PriorTables:
     )
     device = str(made.read("attention")["device"][0])
     return PriorTables(**{**made.__dict__, "device": device})
+
+
+def gpu_facts(folder: Path, system: str) -> dict[str, Any]:
+    """Return what a system's file says of its GPU. Raises TablesError where it cannot be read."""
+    return _gpu(folder / f"{system}.yaml")[0]
 
 
 def _gpu(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
