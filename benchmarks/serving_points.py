@@ -218,7 +218,7 @@ def argonne(folder: Path) -> list[Point]:
                     model=model.rpartition("/")[2],
                     facts=facts,
                     unknown=None if facts else f"no sizes of {model}",
-                    system="h100_sxm" if "H100" in row["Hardware"] else "a100_sxm",
+                    system="h100_sxm" if "H100" in row["Hardware"] else "a100_sxm_40gb",
                     engine=_lab_engine(model, size, "0.4"),
                     precision="fp16",
                     load=TOGETHER,

@@ -31,7 +31,8 @@ from advisor.step_time.cost import StepCost
 from advisor.step_time.prior.defaults import as_on, with_blocks
 from advisor.step_time.prior.offers import device_of, memory_on
 from advisor.step_time.prior.recalibration import PriorTimes
-from advisor.step_time.prior.tables import PriorTables, read_prior
+from advisor.step_time.prior.relatives import read_gpu
+from advisor.step_time.prior.tables import PriorTables
 from traces.errors import TablesError, UsageError
 from traces.schema.engine import EngineConfig, ModelFacts
 
@@ -84,7 +85,7 @@ class Priced:
 @cache
 def tables_of(system: str) -> PriorTables:
     """Return a system's tables. Raises UsageError where there are none."""
-    return read_prior(system)
+    return read_gpu(system)
 
 
 @cache

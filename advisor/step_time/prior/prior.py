@@ -64,7 +64,8 @@ class Prior:
     """Operator times of one GPU, model and split.
 
     `all_reduces` [rows, (bytes, seconds)] by whether they run in a CUDA graph; empty for one GPU.
-    `scales` by family are what recordings of that GPU said the times are to be multiplied by.
+    `scales` by family are what recordings of that GPU said the times are to be multiplied by, and
+    `host` the part of a step beyond its kernels (host/law.py).
     """
 
     tables: PriorTables
@@ -73,6 +74,7 @@ class Prior:
     parts: Parts
     all_reduces: Mapping[bool, Floats]
     scales: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(FAMILIES, 1.0))
+    host: float = 1.0
 
     def scaled(self, scales: Mapping[str, float]) -> Prior:
         """Return the prior with its times of some families multiplied further."""

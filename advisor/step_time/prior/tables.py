@@ -8,6 +8,7 @@ messages are elements of bfloat16.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.util import find_spec
@@ -202,16 +203,20 @@ class PriorTables:
         return f"{self.system}, vLLM {self.versions['gemm']}"
 
 
-def read_prior(system: str, folder: Path | None = None) -> PriorTables:
+def read_prior(
+    system: str, folder: Path | None = None, choices: Sequence[str] | None = None
+) -> PriorTables:
     """Open the tables of a system, in the installed package or in `folder`.
 
-    Raises UsageError, naming those there are, for a system without tables; MissingDependencyError
+    Raises UsageError, naming `choices`, for a system without tables; MissingDependencyError
     where the package is not installed; TablesError for damage.
     """
     folder = folder or tables_folder()
     known = known_systems(folder)
     if system not in known:
-        raise UsageError(f"--gpu {system}: no operator tables. Choose one of {', '.join(known)}")
+        raise UsageError(
+            f"--gpu {system}: no operator tables. Choose one of {', '.join(choices or known)}"
+        )
     data = folder / "data" / system
     newest = {family: _newest(data, family) for family in FILES}
     versions = {family: path.name for family, path in newest.items() if path is not None}
@@ -237,6 +242,11 @@ def read_prior(system: str, folder: Path | None = None) -> PriorTables:
     )
     device = str(made.read("attention")["device"][0])
     return PriorTables(**{**made.__dict__, "device": device})
+
+
+def gpu_facts(folder: Path, system: str) -> dict[str, Any]:
+    """Return what a system's file says of its GPU. Raises TablesError where it cannot be read."""
+    return _gpu(folder / f"{system}.yaml")[0]
 
 
 def _gpu(path: Path) -> tuple[dict[str, Any], ...]:

@@ -24,6 +24,7 @@ Floats = npt.NDArray[np.float64]
 DECODE, PROMPT = "generation_attention_perf.parquet", "context_attention_perf.parquet"
 
 
+MOST_KV_HEADS: Final = 8  # of decode attention that was measured
 NEAR: Final = 4  # times a shape, within which another one stands for it
 
 
@@ -216,6 +217,12 @@ def _shaped(
     it reads (decoding) or computes (prompts), beside the start of a kernel.
     """
     heads, kv_heads, head_dim = shape
+    if name == DECODE and kv_heads > MOST_KV_HEADS and not (kv_heads % 2 or heads % 2):
+        # Twice as many KV heads do the work of twice the requests.
+        half = (heads // 2, kv_heads // 2, head_dim)
+        rows, rule, spread = _shaped(tables, name, half, window, kv_fp8)
+        rows = rows[rows[:, 0] % 2 == 0]
+        return np.column_stack([rows[:, 0] / 2, rows[:, 1:]]), rule, spread
     kind, length = ("generation", "step") if name == DECODE else ("context", "isl")
     table = _rows(tables, name)
     if "window_size" in table.columns:
