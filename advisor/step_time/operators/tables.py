@@ -96,7 +96,7 @@ def step_tables(
     _check(operators, tensor_parallel_size, collectives)
     most = max(max_num_batched_tokens + max_num_seqs, domain(operators).tokens)
     tokens = np.arange(most + 1, dtype=float)
-    computed = _padded(tokens, capture_sizes)
+    computed = padded(tokens, capture_sizes)
     layers = np.zeros(most + 1)
     for layer, rows in operators.dense.items():
         once, each = CALLS[layer]
@@ -190,7 +190,7 @@ def _check(operators: Operators, size: int, collectives: Collectives | None) -> 
         )
 
 
-def _padded(tokens: Floats, capture_sizes: Sequence[int]) -> Floats:
+def padded(tokens: Floats, capture_sizes: Sequence[int]) -> Floats:
     """Return how many tokens a step computes: those of the next captured size, if there is one."""
     sizes = np.array(sorted(capture_sizes), dtype=float)
     if not len(sizes):

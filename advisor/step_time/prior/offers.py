@@ -21,7 +21,6 @@ from advisor.evidence.gather import Evidence
 from advisor.evidence.keys import decoder_of, law_key, powers, without_limits
 from advisor.step_time.cost import StepCost
 from advisor.step_time.law import PriorCost, StepLaw, non_negative_least_squares
-from advisor.step_time.operators.tables import domain
 from advisor.step_time.prior.defaults import BLOCK, Device, Memory, as_on, memory_of, with_blocks
 from advisor.step_time.prior.recalibration import (
     PriorTimes,
@@ -190,7 +189,7 @@ def _law(evidence: Evidence, engine: EngineConfig, choices: Choices, times: Prio
     def of(asked: EngineConfig) -> StepCost:
         return cost(asked.max_num_seqs, asked.max_num_batched_tokens)
 
-    measured = domain(prior.operators)
+    measured = prior.domain
     high = Features(*[np.inf] * len(FEATURES))._replace(
         requests=measured.batch, tokens=measured.tokens
     )

@@ -27,7 +27,7 @@ from advisor.step_time.cost import (
 )
 from advisor.step_time.host.law import host_part
 from advisor.step_time.law import StepTimes
-from advisor.step_time.operators.tables import default_capture_sizes, domain
+from advisor.step_time.operators.tables import default_capture_sizes
 from advisor.step_time.prior.prior import FAMILIES, PRIOR_MISSING, PRIOR_RULES, Prior, prior_of
 from advisor.step_time.prior.tables import PriorTables
 from traces.errors import TablesError, UsageError
@@ -95,7 +95,7 @@ class PriorTimes:
         measured.
         """
         prior = self.prior(engine)
-        measured = domain(prior.operators)
+        measured = prior.domain
         checked = self.found is not None and self.found.has(self.facts, engine.tensor_parallel_size)
 
         def within(peaks: Mapping[str, float]) -> bool:
