@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from tests.traces.foreign.importer_contract import (
+from benchmarks.made.foreign_files import (
     CASES,
     HEADER,
     REQUEST_CASES,

@@ -12,7 +12,7 @@ import zlib
 import polars as pl
 import pytest
 
-from tests.traces.made_traces import cpu_events, device_events, document, event, kernel, write
+from benchmarks.made.kineto_files import cpu_events, device_events, document, event, kernel, write
 from traces.errors import TraceError
 from traces.kineto.read import read_trace, skipped_text
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from tests.traces.live.test_otlp import T0, as_protobuf, request, span
+from benchmarks.made.spans import T0, as_protobuf, request, span
 from traces.live.otlp import read_json, read_protobuf
 from traces.live.otlp_wire import MOST_FIELDS_OF_ONE, ODD, TraceRequest
 

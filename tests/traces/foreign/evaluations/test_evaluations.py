@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 
 from advisor.accuracy.counterfactual import evaluate
-from tests.traces.foreign.importer_contract import (
+from benchmarks.made.foreign_files import (
     CASES,
     HEADER,
     inspect_samples,

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.traces.foreign.evaluations.test_evaluations import SAMPLES
-from tests.traces.foreign.importer_contract import (
+from benchmarks.made.foreign_files import (
     CASES,
     REQUEST_CASES,
     aiperf,
@@ -19,6 +18,7 @@ from tests.traces.foreign.importer_contract import (
     mooncake,
     vllm_bench,
 )
+from tests.traces.foreign.evaluations.test_evaluations import SAMPLES
 from tests.traces.kineto.test_kineto_damage import mutate
 from traces.errors import OutcomesError, TtscopeError, UsageError
 from traces.foreign import source
