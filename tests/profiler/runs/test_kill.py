@@ -15,6 +15,7 @@ from traces.recording.reader import Recording
 from traces.summary.run import summarise
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["run", "write"])
 def test_killed_at_random_moments(tmp_path, kind):
     draw = random.Random(f"{kind}-2026")
