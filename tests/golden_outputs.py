@@ -51,6 +51,7 @@ NOT_KEPT = (  # what differs from one run to the next
     (re.compile(r"recordings, \d+(\.\d+)? m?s\b"), "recordings, TIME"),
     (re.compile(r"terminal-\d+-|rich-terminal-\d+|clip-\d+|\d{9,}-"), "N-"),
     (re.compile(r"\b20[2-9]\d-\d\d-\d\d[ T]\d\d:\d\d(:\d\d(\.\d+)?)?(Z|\+\d\d:\d\d)?"), "TIME"),
+    (re.compile(r'("replayed": |replayed the )\d+\b', re.I), r"\1N"),  # differs by processor
 )
 AZURE = "TIMESTAMP,ContextTokens,GeneratedTokens\n" + "".join(
     f"2023-11-16 18:17:{at:02d}.9799600,{100 + at},{20 + at % 7}\n" for at in range(1, 30)

@@ -38,7 +38,7 @@ def test_the_examples_say_what_the_verbs_say(ran):
         ran["summary"].runs[0].accuracy.value
     )
     assert repr(ran["replay"]).count("predicted") >= 2
-    assert repr(ran["answer"]).startswith("RUN demo/s")
+    assert repr(ran["answer"]).startswith("Run demo/s")
     assert ran["kept"].replay_of == ran["run"].name
     assert ran["imported"].to_polars("samples").height == 1
 

@@ -238,19 +238,20 @@ def _equal_ones(check: ReplayedCheck, system: int, equals: Sequence[int]) -> Ite
         and np.array_equal(metrics.replayed[row].latency_s, latency)
     ]
     for name, what in (
-        ("max_num_seqs", "samples are in flight"),
+        ("max_num_seqs", "samples run at once"),
         ("max_num_batched_tokens", "tokens come in a step"),
     ):
         values = sorted({getattr(e, name) or 0 for e in engines} - {getattr(pick.engine, name)})
         if values:
-            listed = ", ".join(map(str, values))
-            yield f"{name} {listed} would do the same: no more {what}"
+            *most, last = map(str, values)
+            listed = f"{', '.join(most)} or {last}" if most else last
+            yield f"{name} of {listed} gives the same result: no more {what}"
     others = dict.fromkeys(name_without_limits(metrics.candidate(row)) for row in equals)
     names = [name for name in others if name != name_without_limits(pick)]
     if names:
         named = " | ".join(names[:3])
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        yield f"cannot be told apart from the pick in {noun(check.goal.metric)}: {named}{more}"
+        yield f"statistically tied with the pick in {noun(check.goal.metric)}: {named}{more}"
 
 
 def _certainty(pick: ReplayedCandidate) -> Iterable[str]:
@@ -266,8 +267,8 @@ def _certainty(pick: ReplayedCandidate) -> Iterable[str]:
         few = repeats < ENOUGH_CONFIGURATIONS
         pooled = f", with an assumed {percent(RUN_TO_RUN)} run to run" if few else ""
         yield (
-            f"step times {where} the recorded domain are predicted within {percent(sigma, 1)} "
-            f"(one standard deviation, from {counted(repeats, 'run')} left out{pooled})"
+            f"predicted step times {where} the recorded domain are within {percent(sigma, 1)} "
+            f"(one standard deviation of {counted(repeats, 'run')} left out{pooled})"
         )
     else:
         yield (
@@ -298,9 +299,8 @@ def _how_far(stages: Stages) -> Iterable[str]:
         yield f"the replay changed the pick: by the closed form it was {stages.first}"
     if stages.replayed < stages.screened and stages.spread is not None:
         yield (
-            f"replayed {stages.replayed:,} of {stages.screened:,} candidates, those that may be "
-            f"best. A closed form judged the rest, 90 % of the time within "
-            f"{percent(stages.spread)} of the replay"
+            f"replayed the {stages.replayed:,} most promising of {stages.screened:,} candidates. "
+            f"A closed form judged the others, 90 % of the time within {percent(stages.spread)}"
         )
 
 

@@ -36,8 +36,8 @@ def url():
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (("advise", RUN, *BUDGET), 0, "RUN demo/"),
-        (("advise", RUN, "--max-latency", "1ms"), 1, "NOTHING FITS"),
+        (("advise", RUN, *BUDGET), 0, "Run demo/"),
+        (("advise", RUN, "--max-latency", "1ms"), 1, "Nothing fits"),
         (("show", RUN), 0, "accuracy"),
         (("show", RUN, OTHER), 0, "accuracy"),
         (("show", RUN, OTHER, "--fail-on", "latency>+5%"), 3, "latency"),

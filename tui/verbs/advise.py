@@ -41,6 +41,9 @@ class Advise:
     models: Annotated[
         Path | None, typer.Option(help="Keep what was learned here, for the same recordings.")
     ] = None
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Print all reasons, regrets and commands too.")
+    ] = False
     verify: Annotated[bool, typer.Option("--verify", help="Run both picks for real.")] = False
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Folder of --verify's recordings.")
@@ -79,6 +82,7 @@ def advise(options: BudgetOptions, asked: Advise) -> None:
         models=asked.models,
         verify=(asked.output or Path("runs") / "verify") if asked.verify else None,
         systems=systems,
+        explain=asked.explain,
         as_json=asked.as_json,
     )
 
@@ -107,6 +111,7 @@ def print_advice(
     models: Path | None = None,
     verify: Path | None = None,
     systems: Sequence[str] = (),
+    explain: bool = False,
     as_json: bool = False,
     extra: Mapping[str, Any] | None = None,
 ) -> None:
@@ -130,7 +135,7 @@ def print_advice(
         write_plan(plan, answer, advisor.evidence)
     document = advice_json(answer) | dict(extra or {})
     if not as_json:
-        for line in advice_lines(answer):
+        for line in advice_lines(answer, explain=explain):
             say(line)
         if plan is not None:
             say()

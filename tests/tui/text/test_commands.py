@@ -70,7 +70,7 @@ def test_the_printed_server_starts_and_answers_by_its_name(tmp_path):
     run = next(SHIPPED.glob("demo-s-*-maj@16-*"))
     advise = [*TTSCOPE, "advise", run, "--min-accuracy", "0.75"]
     out = subprocess.run(advise, capture_output=True, text=True, check=True).stdout
-    lines = out.split("\n\n")[1].splitlines()
+    lines = out.split("\n\n")[2].splitlines()
     last = next(number for number, line in enumerate(lines) if not line.endswith("\\"))
     port, log = free_port(), tmp_path / "log"
     pasted = "\n".join(lines[: last + 1]) + f" --host 127.0.0.1 --port {port}"
