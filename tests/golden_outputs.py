@@ -27,10 +27,11 @@ from unittest import mock
 
 from advisor.advice.command import CpuBuild
 from advisor.step_time.prior import tables as prior_tables
+from benchmarks.made import kineto_files
 from tests.advisor import synthetic as advised
 from tests.advisor.step_time.operators import operator_tables
 from tests.advisor.step_time.prior import prior_files
-from tests.traces import made_traces, synthetic
+from tests.traces import synthetic
 from tests.tui.live_recordings import write_watched
 from tui import cli
 from tui.text import commands
@@ -196,14 +197,14 @@ class Fixtures:
 
     @cached_property
     def gpu_trace(self) -> Path:
-        return made_traces.write(
-            self.folder / "gpu.json", made_traces.document(made_traces.device_events())
+        return kineto_files.write(
+            self.folder / "gpu.json", kineto_files.document(kineto_files.device_events())
         )
 
     @cached_property
     def cpu_trace(self) -> Path:
-        return made_traces.write(
-            self.folder / "cpu.json", made_traces.document(made_traces.cpu_events())
+        return kineto_files.write(
+            self.folder / "cpu.json", kineto_files.document(kineto_files.cpu_events())
         )
 
 

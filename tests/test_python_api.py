@@ -8,9 +8,9 @@ import polars as pl
 import pytest
 
 import ttscope
+from benchmarks.made.terminal import ROOT
 from tests.test_docs import DOCS
 from tests.test_layers import loaded_by
-from tests.tui.terminal import ROOT
 from traces.errors import UsageError
 
 SAMPLE = {"problem_id": "p", "sample_index": 0, "answer": "1", "correct": True, "output_tokens": 3}

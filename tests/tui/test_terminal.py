@@ -6,8 +6,8 @@ import signal
 
 import pytest
 
+from benchmarks.made.terminal import CTRL_C, ROOT, TTSCOPE, in_terminal, ttscope
 from tests.tui.chat_server import chat_server
-from tests.tui.terminal import CTRL_C, ROOT, TTSCOPE, in_terminal, ttscope
 from traces.recording.reader import Recording
 from tui.verbs.demo import SHIPPED
 

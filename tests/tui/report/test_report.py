@@ -7,9 +7,9 @@ import shutil
 
 import pytest
 
+from benchmarks.made.kineto_files import device_events, document, write
+from benchmarks.servers.metrics_server import metrics_server
 from tests.profiler.attach.test_attach import attach
-from tests.profiler.metrics_server import metrics_server
-from tests.traces.made_traces import device_events, document, write
 from tests.traces.synthetic import simulate, write_recording
 from tests.tui.report.report_page import Page, looked_up
 from tests.tui.verbs.test_import_export import FOREIGN

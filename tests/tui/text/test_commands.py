@@ -7,8 +7,8 @@ import sys
 import httpx
 import pytest
 
-from tests.profiler.servers import Server, end, free_port, wait_for
-from tests.tui.terminal import TTSCOPE
+from benchmarks.made.terminal import TTSCOPE
+from benchmarks.servers.vllm_server import Server, end, free_port, wait_for
 from tui.text import commands
 from tui.text.commands import command_lines, own_name, served_path, split_command
 from tui.verbs.demo import SHIPPED

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.tui.terminal import ROOT, TTSCOPE, in_terminal
+from benchmarks.made.terminal import ROOT, TTSCOPE, in_terminal
 from traces.recording.reader import Recording, find_recordings
 
 INSTALLED = ROOT / ".venv" / ".installed"  # by make

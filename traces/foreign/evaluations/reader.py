@@ -1,7 +1,7 @@
 """What every reader of outcomes gives: samples with their answers, and what it had to leave out.
 
 A format is a name, a look at the first bytes, and a reader. Each must pass the
-tests of tests/traces/foreign/importer_contract.py.
+tests of tests/traces/foreign.
 """
 
 from __future__ import annotations

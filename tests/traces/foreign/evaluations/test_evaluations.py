@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 
 from advisor.accuracy.counterfactual import evaluate
-from tests.traces.foreign.importer_contract import (
+from benchmarks.made.foreign_files import (
     CASES,
     HEADER,
     inspect_samples,
@@ -29,7 +29,7 @@ from traces.summary.run import summarise
 from tui.text.show import show_json, show_lines
 
 DATA = Path(__file__).parents[3] / "data" / "foreign"
-ROUNDS = int(os.environ.get("TTSCOPE_FUZZ", "300"))
+ROUNDS = int(os.environ.get("TTSCOPE_FUZZ", "120"))
 SAMPLES = [
     ("p", 0, "42", True),
     ("p", 1, "7", False),

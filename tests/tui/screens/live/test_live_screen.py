@@ -9,9 +9,9 @@ import polars as pl
 import pytest
 from textual.widgets import Input, Static
 
+from benchmarks.servers.metrics_server import metrics_server
 from tests.profiler.attach.test_kernel_windows import Profiler
 from tests.profiler.conftest import library, nvml  # noqa: F401
-from tests.profiler.metrics_server import metrics_server
 from traces.errors import UsageError
 from traces.recording.reader import Recording
 from tui.app.app import TtscopeApp
