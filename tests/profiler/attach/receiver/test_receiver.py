@@ -457,8 +457,8 @@ def test_steps_from_a_front_end_without_details():
     assert {row["source"] for row in rows} == {"inferred"}
     assert rows[0]["prefill_tokens"] == 30
     assert rows[0]["kv_blocks"] == 5
-    # 32 prompt tokens and 2 generated lie before the second step, which adds one for each.
-    assert [row["decode_kv_tokens"] for row in rows] == [0, 36, 42, 22, 0]
+    # 32 prompt tokens lie before the second step, which computes the 2 that were generated.
+    assert [row["decode_kv_tokens"] for row in rows] == [0, 34, 40, 21, 0]
     assert rows[2]["decode_tokens"] == 6  # two requests and four drafts
 
 
