@@ -162,6 +162,7 @@ def attach_to(
     from profiler.attach.deployment import Deployment
     from profiler.attach.gpus_here import power_probe, why_unread
     from profiler.attach.receiver.incoming import Incoming
+    from profiler.probes.otlp_metrics import exporter_of, table_metrics
 
     deployment = Deployment(
         wanted.accesses,
@@ -174,6 +175,11 @@ def attach_to(
     stack.callback(deployment.close)
     deployment.connect(metrics_needed=metrics_needed)
     probes: list[Probe] = []
+    exporter = exporter_of()
+    if exporter is not None:
+        metrics = table_metrics(exporter, {}, lambda: dict(deployment.engines))
+        stack.callback(metrics.close)
+        probes.append(metrics.watched)
     windows, incoming = _windows(deployment, wanted, may_open), None
     profiled, steps = None if windows is None else windows.saw, None
     if passes is not None:
