@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from profiler.attach.receiver.incoming import Incoming
     from profiler.attach.receiver.receiver import Receiver
     from profiler.runs.record import Probe
+    from traces.schema.engine import ModelFacts
 
 CAUTION = (
     "A server stands still while it writes a trace. vLLM means its profiler for development, and "
@@ -39,6 +40,7 @@ class Attachment:
 
     accesses: tuple[Access, ...]
     model: str | None = None
+    facts: ModelFacts | None = None  # what it costs, where a file says so
     declared: Mapping[str, Any] = field(default_factory=dict)
     duration_s: float | None = None
     period_s: float = 1.0
@@ -78,6 +80,7 @@ def attachment_of(given: Mapping[str, Any]) -> Attachment:
     from profiler.attach.gpus_here import parse_gpus
     from profiler.attach.kernel_windows import ServerPlan
     from profiler.attach.receiver.receiver import parse_listen
+    from profiler.engines.models.model_facts import given_facts
 
     headers = read_headers(
         read_key(given["api_key_env"], given["api_key_file"]), given["header"] or ()
@@ -93,6 +96,7 @@ def attachment_of(given: Mapping[str, Any]) -> Attachment:
     return Attachment(
         accesses=accesses_of(given["urls"], given["metrics_url"] or (), headers),
         model=given["model"],
+        facts=None if given["model_config"] is None else given_facts(given["model_config"]),
         declared={"tensor_parallel_size": given["tensor_parallel_size"]},
         duration_s=None if duration is None else parse_duration(duration, "--duration"),
         period_s=parse_duration(given["period"], "--period"),
@@ -167,6 +171,7 @@ def attach_to(
     deployment = Deployment(
         wanted.accesses,
         model=wanted.model,
+        facts=wanted.facts,
         declared=wanted.declared,
         period_s=wanted.period_s,
         reconnect=wanted.reconnect,

@@ -142,7 +142,8 @@ def exporter_of(url: str | None = None) -> MetricExporter | None:
             )
         except ImportError:
             raise UsageError(
-                "OTEL_EXPORTER_OTLP_PROTOCOL=grpc: pip install 'ttscope[grpc]', or say http/protobuf"
+                "OTEL_EXPORTER_OTLP_PROTOCOL=grpc: pip install 'ttscope[grpc]', or say "
+                "http/protobuf"
             ) from None
         exporter: MetricExporter = GrpcExporter()
     elif url is None and protocol != "http/protobuf":
