@@ -250,8 +250,10 @@ def _samples(run: Run) -> Iterable[Sample]:
 
 
 def _same_workload(recordings: Sequence[Recording]) -> WorkloadFacts | None:
-    first = recordings[0]
-    for other in recordings[1:]:
+    """Return the workload of those that have one: of others only the steps are learned from."""
+    answering = [each for each in recordings if each.rows("problems")] or list(recordings)
+    first = answering[0]
+    for other in answering[1:]:
         ours, theirs = first.manifest.workload, other.manifest.workload
         if (ours and ours.hash) != (theirs and theirs.hash):
             why = f"({_told(ours, theirs)} and {_told(theirs, ours)}). Advise on recordings of one "
