@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import aiohttp
 
 from benchmarks.serve_overhead import BODY, ready, start
-from tests.profiler.servers import free_port
+from benchmarks.servers.vllm_server import free_port
 from traces.recording.reader import Recording
 
 RATE = 20.0  # questions a second of the soak

@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import aiohttp
 import numpy as np
 
-from tests.profiler.servers import free_port
+from benchmarks.servers.vllm_server import free_port
 
 BODY = {"model": "fake", "messages": [{"role": "user", "content": "What is 3 x 4?"}]}
 

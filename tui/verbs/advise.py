@@ -36,12 +36,19 @@ class Advise:
     present: Annotated[
         Path | None, typer.Option(help="A recording of what runs today, to compare with.")
     ] = None
+    learn: Annotated[
+        list[Path] | None,
+        typer.Option("--with", help="Recordings of any problems that check the prior of --gpu."),
+    ] = None
     plan: Annotated[
         Path | None, typer.Option(help="Write what to measure next, for ttscope sweep.")
     ] = None
     models: Annotated[
         Path | None, typer.Option(help="Keep what was learned here, for the same recordings.")
     ] = None
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Print all reasons, regrets and commands too.")
+    ] = False
     verify: Annotated[bool, typer.Option("--verify", help="Run both picks for real.")] = False
     output: Annotated[
         Path | None,
@@ -72,6 +79,8 @@ def advise(options: BudgetOptions, asked: Advise) -> None:
         check_folder(asked.output)
     if asked.verify and systems:
         raise UsageError("--verify runs the picks on this machine, not on a --gpu. Give one")
+    if asked.learn and not systems:
+        raise UsageError("--with checks the prior of a --gpu. Give both")
     recordings = open_measured(asked.recordings)
     today = None if asked.present is None else configuration_of(asked.present)
     print_advice(
@@ -84,6 +93,8 @@ def advise(options: BudgetOptions, asked: Advise) -> None:
         output=asked.output,
         verify=(asked.output or Path("runs") / "verify") if asked.verify else None,
         systems=systems,
+        explain=asked.explain,
+        checks=open_measured(asked.learn) if asked.learn else (),
         as_json=asked.as_json,
     )
 
@@ -113,6 +124,8 @@ def print_advice(
     output: Path | None = None,
     verify: Path | None = None,
     systems: Sequence[str] = (),
+    explain: bool = False,
+    checks: Sequence[Recording] = (),
     as_json: bool = False,
     extra: Mapping[str, Any] | None = None,
 ) -> None:
@@ -124,7 +137,7 @@ def print_advice(
 
     with progress_bar() as bar:
         task = bar.add_task("learning from the recordings", total=None)
-        advisor = Advisor.fit(recordings, seed=seed, saved=models, gpus=systems)
+        advisor = Advisor.fit(recordings, seed=seed, saved=models, gpus=systems, checks=checks)
         for note in advisor.evidence.lost:
             say(f"ttscope: {note}", file=sys.stderr)
 
@@ -141,7 +154,7 @@ def print_advice(
         write_config(output, answer, advisor.evidence)
     document = advice_json(answer) | dict(extra or {})
     if not as_json:
-        for line in advice_lines(answer):
+        for line in advice_lines(answer, explain=explain):
             say(line)
         if plan is not None:
             say()

@@ -149,7 +149,7 @@ def test_profiled_kernels_give_a_scale_to_each_family(recorded, tables, tmp_path
     found = recalibrate(tables, [run])
     profiled = run.steps.filter("profiled")
     whole, share = profiled["wall_ns"].sum() / 1e9, {**took, "other": took["norm"]}
-    once = prior_of(tables, TINY, engine)
+    once = dataclasses.replace(prior_of(tables, TINY, engine), host=0.0)  # kernels alone
     by_prior = predicted_steps(cost_of(once, engine), profiled).sum()
     assert set(found.families) == {"gemm", "attention", "other"}
     for family, scale in found.families.items():
