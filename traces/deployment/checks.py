@@ -22,6 +22,7 @@ from traces.schema.estimate import Estimate
 from traces.schema.formats import number, percent_change, with_interval, written
 from traces.schema.quantities import LIMITS, limited, quantity, which_latency
 from traces.schema.record import Record
+from traces.schema.tts.policy import Policy
 from traces.statistics import Z95, mean
 from traces.summary.comparison import (
     RUN_TO_RUN,
@@ -259,18 +260,18 @@ def _agreement(run: Run, samples: pl.DataFrame) -> Estimate | None:
     return mean(shares["share"].to_numpy(), "1")
 
 
-def observed_live(numbers: Numbers) -> dict[str, Estimate | None]:
+def observed_live(numbers: Numbers, policy: Policy) -> dict[str, Estimate | None]:
     """Return what a server's metrics say of the traffic that promises rest on.
 
-    Means over a window have no interval: how many requests they rest on is in it, and not how these
-    differ.
+    These are means over the window, without an interval. A rule that cancels samples makes them
+    shorter than they would be, so that their length is not told then.
     """
     requests = numbers.requests_per_s
     found: dict[str, Estimate | None] = dict.fromkeys(ASSUMED)
-    for name, rate in (
-        ("prompt_tokens", numbers.prompt_tokens_per_s),
-        ("output_tokens", numbers.generated_tokens_per_s),
-    ):
+    rates = {"prompt_tokens": numbers.prompt_tokens_per_s}
+    if policy.all_samples_end:
+        rates["output_tokens"] = numbers.generated_tokens_per_s
+    for name, rate in rates.items():
         if requests and rate is not None:
             found[name] = Estimate(value=rate / requests, unit="tokens")
     if numbers.acceptance_length is not None:
@@ -318,6 +319,27 @@ def _moved(
         measured=measured,
         why=why,
     )
+
+
+def drift(expected: Expectations, numbers: Sequence[Numbers], runs: Sequence[Run]) -> list[Check]:
+    """Hold a deployment that was watched against what promises rest on.
+
+    Its servers are one each. What runs that were recorded with it tell counts before what their
+    metrics say.
+    """
+    checks = []
+    of_runs = [observed(run) for run in runs]
+    for each in numbers:
+        found = observed_live(each, expected.policy)
+        for told in of_runs:
+            found |= {name: value for name, value in told.items() if value is not None}
+        held = [load_check(expected, each), *assumptions(expected, found)]
+        where = f"{each.engine}: " if len(numbers) > 1 else ""
+        checks += [replace(check, name=where + check.name) for check in held]
+    if not numbers:
+        for told in of_runs:
+            checks += assumptions(expected, told)
+    return checks
 
 
 def load_check(expected: Expectations, numbers: Numbers) -> Check:

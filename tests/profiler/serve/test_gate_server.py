@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from tests.profiler.serve.fake_engine import FakeEngine, running
+from benchmarks.servers.fake_engine import FakeEngine, running
 from tui import cli
 
 
