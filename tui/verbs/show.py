@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
@@ -59,10 +59,12 @@ def print_show(
     as_json: bool,
     limits: Sequence[Limit] = (),
     out: TextIO | None = None,
+    extra: Mapping[str, Any] | None = None,
 ) -> int:
     """Print the summary of recordings, side by side when there are two.
 
-    Returns the exit code: 3 when a limit on the difference is broken.
+    `extra` goes into the JSON document. Returns the exit code: 3 when a limit on the difference is
+    broken.
     """
     from traces.live.watched import runs_and_servers
     from traces.summary.comparison import beside, compare, judge
@@ -90,7 +92,7 @@ def print_show(
             document["fail_on"] = [each.to_json() for each in judged]
         if watched:
             document["watched"] = [each.to_json() for each in watched]
-        say_json(document, file=out)
+        say_json(document | dict(extra or {}), file=out)
     else:
         lines = [*show_lines(runs, compared), *limit_lines(judged)] if runs else []
         for each in watched:
