@@ -103,7 +103,7 @@ def advise(
     several = recordings if isinstance(recordings, Iterable) else [recordings]
     several = [several] if isinstance(several, str) else several
     opened = open_measured([_path(each) for each in several])
-    advisor = Advisor.fit(opened, seed=seed, gpus=options.gpu or ())
+    advisor = Advisor.fit(opened, seed=seed, gpus=options.systems())
     return Recommendation(**vars(advisor.recommend(wanted, **here())))
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _ROOMY: Final = 0.8  # of a cache, up to which it does not matter how blocks are counted
 _ALIKE: Final = 1.5  # counts of layers that vLLM pads to the larger one
 _NOT_IN_TABLES: Final = ("pipeline_parallel_size", "mode", "vllm_version")  # of operators
+_VERSIONED: Final = "vllm_version"  # by which the tables of the prior are chosen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,12 +104,18 @@ def blocks_a_request(facts: ModelFacts, size: int, context: float) -> float:
 
 
 def check_startable(
-    engine: EngineConfig, recorded: EngineConfig, sources: Iterable[Run], *, on_tables: bool
+    engine: EngineConfig,
+    recorded: EngineConfig,
+    sources: Iterable[Run],
+    *,
+    on_tables: bool,
+    on_prior: bool = False,
 ) -> None:
     """Raise UsageError for a change of the recorded engine that the replay cannot answer.
 
     These are limits with which vLLM does not start, those that would cut the samples of `sources`,
-    and settings that nothing here depends on. What was recorded is not doubted.
+    and settings that nothing here depends on. What was recorded is not doubted. Tables are of
+    operators, `on_prior` those of the prior, of which there are several versions.
     """
     changed = {
         name
@@ -121,6 +128,7 @@ def check_startable(
             "know how much memory it leaves to the cache. Set engine.num_gpu_blocks"
         )
     untold = sorted(changed.intersection(_NOT_IN_TABLES)) if on_tables else []
+    untold = [name for name in untold if not (on_prior and name == _VERSIONED)]
     if untold:
         raise UsageError(
             f"engine.{untold[0]}={getattr(engine, untold[0])}: step times of tables do not depend "

@@ -233,6 +233,12 @@ class Prior:
         alone[:, 0] = self._whole(chunks)
         return chunks, before, alone
 
+    @property
+    def most_tokens(self) -> float:
+        """The tokens of the largest step whose all-reduces were measured; inf without any."""
+        largest = [rows[-1, 0] for rows in self.all_reduces.values()]
+        return min(largest, default=np.inf) / (self.facts.hidden_size * BYTES)
+
     def _collectives(self, captured: int) -> Collectives:
         """Return the seconds of a step's all-reduces, in a graph up to `captured` tokens."""
         eager = self.all_reduces.get(False, self.all_reduces.get(True))
@@ -285,6 +291,7 @@ def prior_of(tables: PriorTables, facts: ModelFacts, engine: EngineConfig) -> Pr
     for what is in none.
     """
     check(facts, engine)
+    tables = tables.of_version(engine.vllm_version)
     kv = engine.kv_cache_dtype
     if kv in (None, "auto"):
         kv = facts.kv_cache_dtype
