@@ -89,8 +89,8 @@ def predict(
     they are of the same problems, samples of another model. Raises UsageError for what the
     recordings cannot answer, and RecordingError when they hold nothing to replay.
     """
-    question = _by_replica(question)
     prior = None if question.gpu is None else _prior(base, others, question)
+    question = _by_replica(question)
     if prior is not None:
         engine = replace(question.engine, gpu=prior.tables.device)
         question = replace(question, engine=engine)
@@ -184,7 +184,7 @@ def _placed(
     memory: Memory | None = None
     if prior is not None:
         device, facts = device_of(prior.tables), prior.facts
-        memory = memory_on(prior.tables, engine, prior.facts)
+        memory = memory_on(prior.tables, prior.shared(engine), prior.facts)
     elif operators is not None:
         device = Device.named(operators.gpu)
         facts = question.model_facts or evidence.models.get(engine.model)
@@ -381,7 +381,9 @@ def _prior(base: Recording, others: Sequence[Recording], question: Question) -> 
             "config.json with --model-config"
         )
     found = recalibrate(tables, [base, *others])
-    return PriorTimes(tables=tables, facts=facts, found=found)
+    return PriorTimes(
+        tables=tables, facts=facts, found=found, ranks=question.engine.data_parallel_size
+    )
 
 
 def _hash(recording: Recording) -> str | None:

@@ -192,7 +192,7 @@ def _law(evidence: Evidence, engine: EngineConfig, choices: Choices, times: Prio
     high = Features(*[np.inf] * len(FEATURES))._replace(
         requests=measured.batch, tokens=measured.tokens
     )
-    sigma = _sigma(times.found)
+    sigma = float(np.hypot(_sigma(times.found), prior.spread))
     return StepLaw(
         seconds=_linear(of, most, evidence),
         low=np.zeros(len(FEATURES)),

@@ -41,6 +41,10 @@ Floats = npt.NDArray[np.float64]
 
 MATTERS: Final = 0.02  # of a step
 MOST_STEPS: Final = 2000  # of a recording, evenly spaced, that are priced
+ROUTING_NOTE: Final = (
+    "experts are visited unevenly, as by a power law of 1.01. Balanced, or by one of 1.2, a step "
+    "of usual size takes up to {:.0f} % longer or less"
+)
 STALL: Final = 10.0  # steps beyond so many times the usual count as that many times
 FAMILY_OF_KERNELS: Final = {
     "gemm": "gemm",
@@ -74,11 +78,20 @@ class Recalibration:
 
 @dataclass(frozen=True, kw_only=True)
 class PriorTimes:
-    """The prior of one GPU and model; `found` is what recordings said of it, None without any."""
+    """The prior of one GPU and model; `found` is what recordings said of it, None without any.
+
+    An engine of a replay is one of `ranks` of data parallelism, each a replica: those of a mixture
+    share its experts, and are taken to have as many tokens at a time.
+    """
 
     tables: PriorTables
     facts: ModelFacts
     found: Recalibration | None
+    ranks: int = 1
+
+    def shared(self, engine: EngineConfig) -> EngineConfig:
+        """Return an engine with the ranks of data parallelism that share a mixture's experts."""
+        return replace(engine, data_parallel_size=self.ranks) if self.facts.num_experts else engine
 
     def prior(self, engine: EngineConfig) -> Prior:
         """Return the operator times of an engine, as the recordings scale them.
@@ -86,7 +99,7 @@ class PriorTimes:
         Raises UsageError for an engine that cannot be priced, TablesError for shapes that were not
         measured.
         """
-        prior = prior_of(self.tables, self.facts, engine)
+        prior = prior_of(self.tables, self.facts, self.shared(engine))
         return prior if self.found is None else _recalibrated(prior, self.found)
 
     def times(self, engine: EngineConfig, longest: int) -> StepTimes:
@@ -147,21 +160,23 @@ class PriorTimes:
 
     def notes(self, engine: EngineConfig) -> list[str]:
         """Return what of the step times is prior, what is missing, and what was checked."""
-        tensor_parallel_size = engine.tensor_parallel_size
+        tensor_parallel_size, prior = engine.tensor_parallel_size, self.prior(engine)
         label = self.tables.of_version(engine.vllm_version).described(tensor_parallel_size > 1)
         told = [
             f"prior: step times of {self.facts.name} on {self.tables.device} are from operator"
             f" tables of others (aiconfigurator-core: {label})",
-            "by a rule, as no table has it: " + " | ".join(PRIOR_RULES),
+            "by a rule, as no table has it: " + " | ".join([*PRIOR_RULES, *prior.rules]),
             "in no table and left out: " + ", ".join(PRIOR_MISSING),
         ]
+        if self.facts.num_experts:
+            told.insert(2, ROUTING_NOTE.format(100 * prior.routing))
         if self.found is None:
             return [*told, "no run of this GPU has checked it: no interval"]
         scales = ", ".join(f"{name} x{scale:.2f}" for name, scale in self.found.families.items())
         scales = f"{scales}, " if scales else "no kernels were profiled: one scale, "
         names = ", ".join(self.found.recordings)
         told = [
-            *told[:2],
+            *told[:-1],
             f"recalibrated by {names}: {scales}steps x{self.found.step:.2f}, which stands for what "
             f"no table has ({', '.join(PRIOR_MISSING)}), and the rest is prior",
         ]

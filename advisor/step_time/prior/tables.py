@@ -146,8 +146,7 @@ def _read_rows(path: Path) -> pl.DataFrame:
 class PriorTables:
     """The tables of one system; times in seconds. Made by `read_prior`.
 
-    `versions` of vLLM are those in use by family, of those that were `measured`, for an engine of
-    version `vllm`.
+    `versions` of vLLM are those in use by family, of those that were `measured`.
     """
 
     system: str
@@ -157,7 +156,6 @@ class PriorTables:
     versions: dict[str, str]
     device: str
     measured: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    vllm: str | None = None
     memory_bytes: float | None = None
     reserved: dict[str, Any] = field(default_factory=dict)
     gpu: dict[str, Any] = field(default_factory=dict)
@@ -189,22 +187,18 @@ class PriorTables:
     def rows(self, family: str, name: str, version: str | None = None) -> pl.DataFrame | None:
         """Return a table of any family with its latency in `seconds`; None where there is none.
 
-        That nearest to the engine's version, if none is given. Raises TablesError for damage.
+        That of the newest version, if none is given. Raises TablesError for damage.
         """
         found = [each for each in self.versions_of(family, name) if version in (None, each)]
         return None if not found else _read_rows(self.folder / family / FRAMEWORK / found[0] / name)
 
     def versions_of(self, family: str, name: str) -> list[str]:
-        """Return the versions of vLLM that a table is there for, the nearest one first.
+        """Return the versions of vLLM that a table is there for, the newest one first.
 
-        That is the newest that is not newer than the engine's, then those before and after it.
+        Their authors take older ones only for what the newest lacks (query_versions.yaml).
         """
         found = (self.folder / family / FRAMEWORK).glob(f"*/{name}")
-        names = sorted((path.parent.name for path in found), key=_numbers)
-        if not names:
-            return []
-        own = names.index(_nearest(names, self.vllm))
-        return [*reversed(names[: own + 1]), *names[own + 1 :]]
+        return sorted((path.parent.name for path in found), key=_numbers, reverse=True)
 
     @cached_property
     def nccl(self) -> pl.DataFrame | None:
@@ -295,7 +289,7 @@ class PriorTables:
 @lru_cache(maxsize=64)
 def _of_version(tables: PriorTables, vllm: str) -> PriorTables:
     versions = {family: _nearest(found, vllm) for family, found in tables.measured.items()}
-    return replace(tables, versions=versions, vllm=vllm)
+    return replace(tables, versions=versions)
 
 
 def read_prior(

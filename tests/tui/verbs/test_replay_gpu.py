@@ -153,10 +153,10 @@ def test_tables_may_lie_anywhere(run, model, tmp_path, monkeypatch):
                 "--model-config",
                 "model",
                 "--set",
-                "engine.quantization=fp8",
+                "engine.quantization=gguf",
             ),
             {},
-            "--gpu: engine.quantization=fp8: only bfloat16 weights are priced",
+            "--gpu: engine.quantization=gguf, and model has plain weights",
         ),
         (
             ("--gpu", "test_gpu", "--model-config", "model"),
