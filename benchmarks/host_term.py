@@ -8,8 +8,9 @@ by kernels alone, and with the host's part of the points of other models, of oth
 labs. `--write` keeps what all points say in advisor/step_time/host/host_term.json.
 
 Not learned from, but predicted: points whose requests waited for KV blocks (how many blocks they
-had is not told), engines that schedule asynchronously (what of the host's part kernels hide is not
-known), and tensor parallelism over PCIe before vLLM 0.12 (no table has those all-reduces).
+had is not told), engines that schedule asynchronously (the host hides behind their kernels),
+quantised models and mixtures (whose kernels are known less well than the host's part is long), and
+tensor parallelism over PCIe before vLLM 0.12 (no table has those all-reduces).
 A closed loop teaches by the whole time of a request over its tokens, as how it splits into TTFT and
 TPOT depends on who arrives with whom.
 """
@@ -38,7 +39,7 @@ from advisor.step_time.host.law import (
     in_features,
     ranks_of,
 )
-from advisor.step_time.host.spread import GPU, SEEN, LeftOutSpread, kind_of, stratum
+from advisor.step_time.host.spread import GPU, PLAIN, SEEN, LeftOutSpread, kind_of, stratum
 from advisor.step_time.prior.relatives import RELATIVES
 from traces.errors import TablesError, UsageError
 from traces.schema.engine import EngineConfig
@@ -63,6 +64,7 @@ class Row:
     measured: float
     kernels: float
     exposure: Floats
+    waited: bool
     teaches: bool
 
     def with_host(self, seconds: Floats) -> StepCost:
@@ -123,14 +125,17 @@ def row_of(point: Point) -> Row | None:
     try:
         engine, cost = priced_engine(point.system, point.facts, point.engine)
         hidden = generation == ASYNCHRONOUS
-        laws = [np.zeros(len(TERMS)), USUAL]
-        laws += [USUAL * np.where(np.arange(len(TERMS)) == at, 1 + SMALL, 1) for at in range(4)]
-        ran = [replayed(point, engine, _with(cost, engine, law, False)) for law in laws]
+        laws = [USUAL]
+        if not hidden:  # what is hidden teaches nothing
+            laws += [USUAL * np.where(np.arange(len(TERMS)) == at, 1 + SMALL, 1) for at in range(4)]
+        ran = [replayed(point, engine, _with(cost, engine, law, hidden)) for law in laws]
     except (UsageError, TablesError, ValueError):
         return None
-    _, usual, *moved = (_a_token(point, work, done) for work, done in ran)
-    exposure = (np.array(moved) - usual) / (SMALL * USUAL)
-    done = ran[1][1]
+    usual, *moved = (_a_token(point, work, done) for work, done in ran)
+    exposure = np.zeros(len(TERMS))
+    if moved:
+        exposure = (np.array(moved) - usual) / (SMALL * USUAL)
+    done = ran[0][1]
     waited = float(np.mean(done.scheduled_s - done.queued_s)) > WAITED or done.preemptions > 0
     old_wires = point.system in PCIE and engine.tensor_parallel_size > 1 and point.version < (0, 12)
     return Row(
@@ -141,7 +146,8 @@ def row_of(point: Point) -> Row | None:
         measured=_measured(point),
         kernels=usual - float(exposure @ USUAL),
         exposure=exposure,
-        teaches=not (waited or hidden or old_wires),
+        waited=waited,
+        teaches=not (waited or hidden or old_wires) and kind_of(point.facts) == PLAIN,
     )
 
 
@@ -175,12 +181,16 @@ LEFT_OUT: Final[dict[str, Callable[[Row], str]]] = {
 }
 
 
-def left_out(rows: Sequence[Row], key: Callable[[Row], str]) -> list[float]:
-    """Return predicted over measured of each point, from those of other models, GPUs or labs."""
-    found = [1.0] * len(rows)
+def left_out(rows: Sequence[Row], key: Callable[[Row], str], whole: Sequence[float]) -> list[float]:
+    """Return predicted over measured of each point, from those of other models, GPUs or labs.
+
+    `whole` is that from all that teach, which stays where none of a group does.
+    """
+    found = list(whole)
     for name in sorted({key(row) for row in rows}):
         others = [row for row in rows if key(row) != name]
-        if not any(row.teaches for row in others):
+        taught = any(row.teaches for row in rows if key(row) == name)
+        if not taught or not any(row.teaches for row in others):
             continue
         model = fitted(others)
         for place, row in enumerate(rows):
@@ -227,13 +237,14 @@ def gains(rows: Sequence[Row], ratios: Sequence[float]) -> None:
 def seen(rows: Sequence[Row]) -> dict[str, dict[str, object]]:
     """Return what ran in each generation, of the points that teach."""
     found: dict[str, dict[str, object]] = {}
-    for name in sorted({row.generation for row in rows if row.teaches}):
-        own = [row for row in rows if row.teaches and row.generation == name]
-        found[name] = {
-            "systems": sorted({row.point.system for row in own}),
-            "ranks": max(ranks_of(row.engine) for row in own),
-            "kinds": sorted({kind_of(row.point.facts) for row in own if row.point.facts}),
-        }
+    kinds = [(row.generation, kind_of(row.point.facts)) for row in rows if row.point.facts]
+    for key in sorted(set(kinds)):
+        own = [row for row, kind in zip(rows, kinds, strict=True) if kind == key and not row.waited]
+        if own:
+            found[", ".join(key)] = {
+                "systems": sorted({row.point.system for row in own}),
+                "ranks": max(ranks_of(row.engine) for row in own),
+            }
     return found
 
 
@@ -244,10 +255,10 @@ def intervals(
     errors_, clusters, strata = [], [], []
     for unseen in (SEEN, GPU):
         for row, ratio in zip(rows, found[f"{unseen} left out"], strict=True):
-            if row.teaches:
+            if not row.waited and row.point.facts is not None:
                 errors_.append(np.log(ratio))
                 clusters.append(f"{row.point.lab} {family(row.point)} {row.point.system}")
-                strata.append(stratum(row.generation, unseen))
+                strata.append(stratum(row.generation, kind_of(row.point.facts), unseen))
     sizes, groups, names = np.array(errors_), np.array(clusters), np.array(strata)
     whole = LeftOutSpread().fit(sizes, clusters, strata)
     print(
@@ -273,9 +284,8 @@ def intervals(
             f"  {name:<32}{width:>6.1f} %{len(own):>6}{len(kinds):>4}"
             f"   {100 * shares.mean():.0f} % ({100 * low:.0f} to {100 * high:.0f})"
         )
-    for name in {row.generation for row in rows if row.teaches}:  # a GPU more is no less unlike
-        near, far = (stratum(name, each) for each in (SEEN, GPU))
-        whole.sigma_[far] = max(whole.sigma_[near], whole.sigma_[far])
+    for far in [name for name in whole.sigma_ if GPU in name]:  # a GPU more is no less unlike
+        whole.sigma_[far] = max(whole.sigma_[far.replace(GPU, SEEN)], whole.sigma_[far])
     return {
         name: {
             "sigma": float(f"{whole.sigma_[name]:.4g}"),
@@ -284,6 +294,12 @@ def intervals(
         }
         for name in whole.sigma_
     }
+
+
+def by_kind(row: Row) -> str:
+    """Return what the summaries are by: lab, generation of engines and kind of model."""
+    assert row.point.facts is not None
+    return f"{row.point.lab} {row.generation} {kind_of(row.point.facts)}"
 
 
 def main() -> None:
@@ -297,12 +313,13 @@ def main() -> None:
     for name, law in as_table(model).items():
         print(f"  {name:<14}" + "  ".join(f"{t} {1e6 * s:.1f} us" for t, s in law.items()))
     zero = np.zeros(len(TERMS))
+    whole = [row.ratio(seconds_of(model, row)) for row in rows]
     found = {"kernels alone": [row.ratio(zero) for row in rows]}
-    found |= {f"{name} left out": left_out(rows, key) for name, key in LEFT_OUT.items()}
-    found["all points"] = [row.ratio(seconds_of(model, row)) for row in rows]
+    found |= {f"{name} left out": left_out(rows, key, whole) for name, key in LEFT_OUT.items()}
+    found["all points"] = whole
     for title, ratios in found.items():
-        table(title, rows, ratios, lambda row: f"{row.point.lab} {row.generation}")
-    whole = found["model left out"]
+        table(title, rows, ratios, by_kind)
+    asked = found["model left out"]
     for what, key in (
         (
             "GPU and TP",
@@ -311,8 +328,8 @@ def main() -> None:
         ("model", lambda r: f"{r.point.lab} {r.point.model} {r.point.precision}"),
         ("load", lambda r: f"{r.point.lab} {r.point.in_flight or r.point.rate_per_s:>6}"),
     ):
-        table(f"model left out, by {what}", rows, whole, key)
-    gains(rows, whole)
+        table(f"model left out, by {what}", rows, asked, key)
+    gains(rows, asked)
     spread = intervals(rows, found)
     if given.write:
         KEPT.write_text(json.dumps(

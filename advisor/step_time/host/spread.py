@@ -9,14 +9,14 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from advisor.step_time.host.law import ASYNCHRONOUS, SYNCHRONOUS, generation_of, kept, ranks_of
+from advisor.step_time.host.law import SYNCHRONOUS, generation_of, kept, ranks_of
 from traces.schema.engine import EngineConfig, ModelFacts
 from traces.statistics import LEVEL, Z95
 
 Floats = npt.NDArray[np.float64]
 
 # What of a question no point that taught the host's part was like, from near to far.
-SEEN, GPU, GENERATION = "model", "GPU", "generation"
+SEEN, GPU = "model", "GPU"
 PLAIN, QUANTISED, EXPERTS = "16-bit", "quantised", "experts"
 OTHER_KIND: Final = 1.5  # a model of a kind that no point had: so many times the spread, a rule
 BATCHES: Final = 2.0  # beyond so many times the batches that ran: as another GPU
@@ -88,9 +88,9 @@ class Spread:
         )
 
 
-def stratum(generation: str, unseen: str) -> str:
-    """Return the name of a stratum: `synchronous, GPU left out`."""
-    return f"{generation}, {unseen} left out"
+def stratum(generation: str, kind: str, unseen: str) -> str:
+    """Return the name of a stratum: `synchronous, 16-bit, GPU left out`."""
+    return f"{generation}, {kind}, {unseen} left out"
 
 
 def spread_of(
@@ -98,24 +98,23 @@ def spread_of(
 ) -> Spread:
     """Return how far off the prior may be for an engine, from what the learned-from points were.
 
-    `table` is the kept one. GPUs, ranks and kinds of models that no point of that generation had
-    are unseen.
+    Points of the same generation and kind of model say it. Where there are none, those of 16-bit
+    models of that generation, or of the synchronous one, and OTHER_KIND times as wide where the
+    kind differs. GPUs and numbers of ranks that none of these had are unseen.
     """
     data = kept() if table is None else table
-    generation = generation_of(engine)
-    known = SYNCHRONOUS if generation == ASYNCHRONOUS else generation
     seen, found = data["seen"], data["spread"]
     assert isinstance(seen, dict) and isinstance(found, dict)
-    mine = seen.get(known, {})
-    unseen = []
-    if system not in mine.get("systems", ()):
+    generation, kind = generation_of(engine), kind_of(facts)
+    choices = [(generation, kind), (generation, PLAIN), (SYNCHRONOUS, kind), (SYNCHRONOUS, PLAIN)]
+    used = next(each for each in choices if ", ".join(each) in seen)
+    mine, unseen = seen[", ".join(used)], []
+    if system not in mine["systems"]:
         unseen.append("the GPU")
-    if ranks_of(engine) > mine.get("ranks", 1):
+    if ranks_of(engine) > mine["ranks"]:
         unseen.append("the number of GPUs")
-    kind = kind_of(facts)
-    other = kind not in mine.get("kinds", ())
-    base = found[stratum(known, GPU if unseen else SEEN)]
-    sigma = float(base["sigma"]) * (OTHER_KIND if other else 1.0)
-    if other:
-        unseen.append("the kind of weights" if kind == QUANTISED else "mixtures of experts")
+    base = found[stratum(*used, GPU if unseen else SEEN)]
+    sigma = float(base["sigma"]) * (1.0 if used[1] == kind else OTHER_KIND)
+    if used[1] != kind:
+        unseen.append("mixtures of experts" if kind == EXPERTS else f"{kind} weights")
     return Spread(sigma=sigma, unseen=tuple(unseen), points=int(base["points"]))

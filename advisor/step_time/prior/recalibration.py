@@ -29,7 +29,7 @@ from advisor.step_time.cost import (
 from advisor.step_time.host.law import host_note, host_part
 from advisor.step_time.host.spread import spread_of as published_spread
 from advisor.step_time.law import StepTimes
-from advisor.step_time.operators.tables import default_capture_sizes, domain
+from advisor.step_time.operators.tables import default_capture_sizes
 from advisor.step_time.prior.prior import FAMILIES, PRIOR_MISSING, PRIOR_RULES, Prior, prior_of
 from advisor.step_time.prior.tables import PriorTables
 from traces.errors import TablesError, UsageError
@@ -47,6 +47,10 @@ MOST_HIDDEN: Final = 2.0  # times the host's part, of an engine that hides it
 # runs of docs/validation.md.
 OTHER_SIZE: Final = float(np.log(1.18)) / Z95
 MOST_STEPS: Final = 2000  # of a recording, evenly spaced, that are priced
+ROUTING_NOTE: Final = (
+    "experts are visited unevenly, as by a power law of 1.01. Balanced, or by one of 1.2, a step "
+    "of usual size takes up to {:.0f} % longer or less"
+)
 STALL: Final = 10.0  # steps beyond so many times the usual count as that many times
 FAMILY_OF_KERNELS: Final = {
     "gemm": "gemm",
@@ -88,17 +92,24 @@ class Recalibration:
 class PriorTimes:
     """The prior of one GPU and model; `found` is what recordings said of it, None without any.
 
-    `told` says how, where they were no recordings of steps.
+    `told` says how, where they were no recordings of steps. An engine of a replay is one of `ranks`
+    of data parallelism, each a replica: those of a mixture share its experts, and are taken to have
+    as many tokens at a time.
     """
 
     tables: PriorTables
     facts: ModelFacts
     found: Recalibration | None
     told: tuple[str, ...] = ()
+    ranks: int = 1
 
     def shape(self, engine: EngineConfig) -> tuple[ModelFacts, int]:
         """Return the model and the size that a run of an engine checks (`Recalibration`)."""
         return _shape(self.facts, engine.tensor_parallel_size)
+
+    def shared(self, engine: EngineConfig) -> EngineConfig:
+        """Return an engine with the ranks of data parallelism that share a mixture's experts."""
+        return replace(engine, data_parallel_size=self.ranks) if self.facts.num_experts else engine
 
     def prior(self, engine: EngineConfig) -> Prior:
         """Return the operator times of an engine, as the recordings scale them.
@@ -106,7 +117,7 @@ class PriorTimes:
         Raises UsageError for an engine that cannot be priced, TablesError for shapes that were not
         measured.
         """
-        prior = prior_of(self.tables, self.facts, engine)
+        prior = prior_of(self.tables, self.facts, self.shared(engine))
         return prior if self.found is None else _recalibrated(prior, self.found)
 
     def times(self, engine: EngineConfig, longest: int) -> StepTimes:
@@ -116,7 +127,7 @@ class PriorTimes:
         measured.
         """
         prior = self.prior(engine)
-        measured = domain(prior.operators)
+        measured = prior.domain
 
         def within(peaks: Mapping[str, float]) -> bool:
             most = {"tokens": peaks["tokens"], "batch": peaks["requests"], "context": longest}
@@ -183,14 +194,16 @@ class PriorTimes:
 
     def notes(self, engine: EngineConfig) -> list[str]:
         """Return what of the step times is prior, what is missing, and what was checked."""
-        tensor_parallel_size = engine.tensor_parallel_size
+        tensor_parallel_size, prior = engine.tensor_parallel_size, self.prior(engine)
         label = self.tables.of_version(engine.vllm_version).described(tensor_parallel_size > 1)
         told = [
             f"prior: step times of {self.facts.name} on {self.tables.device} are from operator"
             f" tables of others (aiconfigurator-core: {label})",
-            "by a rule, as no table has it: " + " | ".join(PRIOR_RULES),
+            "by a rule, as no table has it: " + " | ".join([*PRIOR_RULES, *prior.rules]),
             "in no table and left out: " + ", ".join(PRIOR_MISSING),
         ]
+        if self.facts.num_experts:
+            told.insert(2, ROUTING_NOTE.format(100 * prior.routing))
         if self.found is None:
             return [
                 *told,
@@ -203,7 +216,7 @@ class PriorTimes:
         scales = f"{scales}, " if scales else "no kernels were profiled: one scale, "
         names = ", ".join(self.found.recordings)
         told = [
-            *told[:2],
+            *told[:-1],
             f"recalibrated by {names}: {scales}steps x{self.found.step:.2f}, which stands for what "
             f"no table has ({', '.join(PRIOR_MISSING)}), and the rest is prior",
         ]

@@ -79,6 +79,19 @@ class RelativeTables(PriorTables):
         above = (pl.col("seconds") - self.kernel_s).clip(lower_bound=0.0)
         return table.with_columns(seconds=pl.col("seconds") - above + above * ratio)
 
+    def rows(self, family: str, name: str, version: str | None = None) -> pl.DataFrame | None:
+        """Return None: tables of other families are those of `others`, by bandwidth and peak."""
+        return None
+
+    def versions_of(self, family: str, name: str) -> list[str]:
+        """Return none."""
+        return []
+
+    @property
+    def nccl(self) -> pl.DataFrame | None:
+        """NCCL's collectives of the GPU with the same wires."""
+        return self.wires.nccl
+
     def _products(self) -> pl.Expr:
         """Return by how much a product's roofline is longer than the relative's."""
         m, n, k = (pl.col(each).cast(pl.Float64) for each in ("m", "n", "k"))
@@ -117,6 +130,7 @@ def read_gpu(system: str, folder: Path | None = None) -> PriorTables:
             "bandwidth_bytes_per_s": base.bandwidth_bytes_per_s / slower,
             "versions": {**base.versions, "comm": wires.versions["comm"]},
             "measured": {**base.measured, "comm": wires.measured["comm"]},
+            "gpu": mine or {**theirs, "bfloat16_tc_flops": peak},
         },
         relative=known.of,
         wires=wires,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
@@ -20,7 +20,6 @@ import numpy.typing as npt
 import polars as pl
 import yaml
 
-from advisor.step_time.operators.grids import fill_beyond, to_grid
 from traces.errors import (
     MissingDependencyError,
     TablesError,
@@ -47,7 +46,6 @@ COLUMNS: Final = {
     "comm": ("allreduce_dtype", "num_gpus", "message_size", "kernel_source"),
 }  # fmt: skip
 BYTES_PER_ELEMENT: Final = 2
-MOST_KV_HEADS: Final = 8  # of decode attention that was measured
 _AGAIN: Final = "Install aiconfigurator-core again (pip install --force-reinstall)"
 
 
@@ -127,6 +125,23 @@ def _nearest(versions: Sequence[str], vllm: str | None) -> str:
     return until[-1] if until else versions[0]
 
 
+def _maker(tables: PriorTables) -> str:
+    return tables.device.split()[0]
+
+
+def _read_rows(path: Path) -> pl.DataFrame:
+    """Return a table with its latency in `seconds`."""
+    try:
+        table = pl.read_parquet(path, glob=False)
+    except (OSError, pl.exceptions.PolarsError) as cause:
+        raise TablesError(f"{path}: cannot be read ({type(cause).__name__}). {_AGAIN}") from None
+    if "latency" not in table.columns:
+        raise TablesError(
+            f"{path}: no column latency, which other versions have: {install_command('prior')}"
+        )
+    return table.with_columns(seconds=pl.col("latency") / 1e3).filter(pl.col("seconds") > 0)
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PriorTables:
     """The tables of one system; times in seconds. Made by `read_prior`.
@@ -143,11 +158,60 @@ class PriorTables:
     measured: dict[str, tuple[str, ...]] = field(default_factory=dict)
     memory_bytes: float | None = None
     reserved: dict[str, Any] = field(default_factory=dict)
+    gpu: dict[str, Any] = field(default_factory=dict)
+    node: dict[str, Any] = field(default_factory=dict)
+
+    def peak(self, kind: str) -> float:
+        """Return the FLOP/s of a kind of tensor cores: `bfloat16`, `fp8`, `fp4`.
+
+        A GPU without cores for narrow values multiplies them in bfloat16. Raises TablesError where
+        the tables do not say it.
+        """
+        for name in (kind, "bfloat16"):
+            if value := self.gpu.get(f"{name}_tc_flops"):
+                return float(value)
+        raise TablesError(f"{self.system}.yaml: no bfloat16_tc_flops. {_AGAIN}")
+
+    @cached_property
+    def others(self) -> tuple[PriorTables, ...]:
+        """The other systems of the same maker, the one with the nearest bandwidth first."""
+        root = self.folder.parent.parent
+        names = [name for name in known_systems(root) if name != self.system]
+        found = [each for name in names if _maker(each := read_prior(name, root)) == _maker(self)]
+
+        def apart(each: PriorTables) -> float:
+            return abs(float(np.log(each.bandwidth_bytes_per_s / self.bandwidth_bytes_per_s)))
+
+        return tuple(sorted(found, key=apart))
+
+    def rows(self, family: str, name: str, version: str | None = None) -> pl.DataFrame | None:
+        """Return a table of any family with its latency in `seconds`; None where there is none.
+
+        That of the newest version, if none is given. Raises TablesError for damage.
+        """
+        found = [each for each in self.versions_of(family, name) if version in (None, each)]
+        return None if not found else _read_rows(self.folder / family / FRAMEWORK / found[0] / name)
+
+    def versions_of(self, family: str, name: str) -> list[str]:
+        """Return the versions of vLLM that a table is there for, the newest one first.
+
+        Their authors take older ones only for what the newest lacks (query_versions.yaml).
+        """
+        found = (self.folder / family / FRAMEWORK).glob(f"*/{name}")
+        return sorted((path.parent.name for path in found), key=_numbers, reverse=True)
+
+    @cached_property
+    def nccl(self) -> pl.DataFrame | None:
+        """NCCL's collectives of the newest version; None where there is no such table."""
+        found = sorted(
+            (self.folder / "comm/nccl").glob("*/nccl_perf.parquet"),
+            key=lambda path: _numbers(path.parent.name),
+        )
+        return _read_rows(found[-1]) if found else None
 
     def of_version(self, vllm: str | None) -> PriorTables:
         """Return the tables nearest to an engine's version of vLLM (None: the newest)."""
-        chosen = {family: _nearest(found, vllm) for family, found in self.measured.items()}
-        return self if chosen == self.versions else replace(self, versions=chosen)
+        return self if vllm is None else _of_version(self, vllm)
 
     def reserved_bytes(self, group_size: int) -> float:
         """Return the memory of a GPU that weights and KV cache do not get, as the authors have it.
@@ -156,85 +220,6 @@ class PriorTables:
         """
         nccl = self.reserved.get("nccl_mem") or {}
         return float(self.reserved.get("other_mem") or 0) + float(nccl.get(group_size) or 0)
-
-    @cached_property
-    def _gemm(self) -> tuple[list[Floats], Floats]:
-        rows = self.read("gemm").filter(gemm_dtype="bfloat16")
-        rows = rows.group_by("n", "k", "m").agg(pl.col("seconds").mean())
-        knots, grid = to_grid(
-            rows.select("n", "k", "m").to_numpy().astype(float), rows["seconds"].to_numpy()
-        )
-        fill_beyond(grid, knots, (0, 1), hold=False)
-        return knots, grid
-
-    def gemm(self, n: int, k: int) -> Floats:
-        """Return [rows, (tokens, seconds)] of tokens x k times k x n in bfloat16.
-
-        Linear in n and in k between measured ones, which is exact for a launch and a price per
-        byte or FLOP; beyond the largest in proportion, below the smallest held.
-        """
-        (ns, ks, tokens), grid = self._gemm
-        beyond = max(n / ns[-1], 1.0) * max(k / ks[-1], 1.0)
-        seconds = np.zeros(len(tokens))
-        for i, a in _between(ns, float(n)):
-            for j, b in _between(ks, float(k)):
-                seconds += a * b * grid[i, j]
-        return np.column_stack([tokens, beyond * seconds])
-
-    def decode(self, heads: int, kv_heads: int, head_dim: int, *, kv_fp8: bool) -> Floats:
-        """Return [rows, (batch, context before the step, seconds)] of decode attention.
-
-        Of more KV heads than were measured, twice as many do the work of twice the requests.
-        """
-        if kv_heads > MOST_KV_HEADS and not (kv_heads % 2 or heads % 2):
-            rows = self.decode(heads // 2, kv_heads // 2, head_dim, kv_fp8=kv_fp8)
-            rows = rows[(rows[:, 0] % 2 == 0)]
-            return np.column_stack([rows[:, 0] / 2, rows[:, 1:]])
-        return self._attention("generation", heads, kv_heads, head_dim, kv_fp8, "step")
-
-    def prompts(self, heads: int, kv_heads: int, head_dim: int, *, kv_fp8: bool) -> Floats:
-        """Return [rows, (tokens, seconds)] of the attention of one whole prompt."""
-        rows = self._attention("context", heads, kv_heads, head_dim, kv_fp8, "isl")
-        return np.asarray(rows[rows[:, 0] == 1, 1:], dtype=float)
-
-    def _attention(
-        self, kind: str, heads: int, kv_heads: int, head_dim: int, kv_fp8: bool, length: str
-    ) -> Floats:
-        """Return [rows, (batch, length, seconds)], linear in heads between those there are."""
-        table = self.read("attention", f"{kind}_attention_perf.parquet")
-        if "window_size" in table.columns:
-            table = table.filter(window_size=0)
-        if kind == "context":
-            table = table.filter(step=0)
-        kept = table.filter(
-            num_key_value_heads=kv_heads, head_dim=head_dim, attn_dtype="bfloat16",
-            kv_cache_dtype="fp8" if kv_fp8 else "bfloat16",
-        )  # fmt: skip
-        known = np.array(sorted(kept["num_heads"].unique()), dtype=float)
-        shape = f"{kv_heads} KV heads of {head_dim}{' in fp8' if kv_fp8 else ''}"
-        if not len(known):
-            raise TablesError(
-                f"{self.system}: no {kind} attention with {shape} was measured. Ask about another"
-                " model (--model-config), tensor_parallel_size or GPU"
-            )
-        if not known[0] <= heads <= known[-1]:
-            counts = ", ".join(f"{count:g}" for count in known)
-            raise TablesError(
-                f"{self.system}: {kind} attention with {shape} was measured for {counts} heads, not"
-                f" for {heads}. Ask about another tensor_parallel_size or GPU"
-            )
-        kept = kept.group_by("num_heads", "batch_size", length).agg(pl.col("seconds").mean())
-        parts = [
-            kept.filter(num_heads=int(known[at])).select(
-                "batch_size", length, (pl.col("seconds") * share).alias(f"part{at}")
-            )
-            for at, share in _between(known, float(heads))
-        ]
-        found = parts[0] if len(parts) == 1 else parts[0].join(parts[1], on=["batch_size", length])
-        total = found.select(
-            "batch_size", length, pl.sum_horizontal(pl.col("^part.*$")).alias("seconds")
-        )
-        return np.asarray(total.sort("batch_size", length).to_numpy(), dtype=float)
 
     def all_reduces(self, group_size: int) -> dict[bool, Floats]:
         """Return [rows, (bytes, seconds)] of all-reduces, those in CUDA graphs under True.
@@ -268,18 +253,13 @@ class PriorTables:
     def read(self, family: str, name: str | None = None) -> pl.DataFrame:
         """Return a table with its latency in `seconds`. Raises TablesError for a damaged one."""
         path = self.path(family, name)
-        try:
-            table = pl.read_parquet(path, glob=False)
-        except (OSError, pl.exceptions.PolarsError) as cause:
-            raise TablesError(
-                f"{path}: cannot be read ({type(cause).__name__}). {_AGAIN}"
-            ) from None
-        if missing := {*COLUMNS[family], "latency"} - set(table.columns):
+        table = _read_rows(path)
+        if missing := set(COLUMNS[family]) - set(table.columns):
             raise TablesError(
                 f"{path}: no column {sorted(missing)[0]}, which other versions have: "
                 f"{install_command('prior')}"
             )
-        return table.with_columns(seconds=pl.col("latency") / 1e3).filter(pl.col("seconds") > 0)
+        return table
 
     @property
     def label(self) -> str:
@@ -306,6 +286,12 @@ class PriorTables:
         )
 
 
+@lru_cache(maxsize=64)
+def _of_version(tables: PriorTables, vllm: str) -> PriorTables:
+    versions = {family: _nearest(found, vllm) for family, found in tables.measured.items()}
+    return replace(tables, versions=versions)
+
+
 def read_prior(system: str, folder: Path | None = None, more: Sequence[str] = ()) -> PriorTables:
     """Open the tables of a system, in the installed package or in `folder`.
 
@@ -323,7 +309,7 @@ def read_prior(system: str, folder: Path | None = None, more: Sequence[str] = ()
         )
     data = folder / "data" / system
     measured = {family: found for family in FILES if (found := _versions(data, family))}
-    gpu, misc = _gpu(folder / f"{system}.yaml")
+    gpu, misc, node = _gpu(folder / f"{system}.yaml")
     try:
         bandwidth = float(gpu["mem_bw"]) * float(gpu["mem_bw_empirical_scaling_factor"])
         kernel_s = float(gpu["mem_empirical_constant_latency"])
@@ -341,6 +327,8 @@ def read_prior(system: str, folder: Path | None = None, more: Sequence[str] = ()
         measured=measured,
         memory_bytes=None if gpu.get("mem_capacity") is None else float(gpu["mem_capacity"]),
         reserved=misc,
+        gpu=gpu,
+        node=node,
     )
     return replace(made, device=str(made.read("attention")["device"][0]))
 
@@ -350,17 +338,17 @@ def gpu_facts(folder: Path, system: str) -> dict[str, Any]:
     return _gpu(folder / f"{system}.yaml")[0]
 
 
-def _gpu(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return what a system's file says of its GPU, and of the rest."""
+def _gpu(path: Path) -> tuple[dict[str, Any], ...]:
+    """Return what a system's file says of its GPU, of the rest, and of several GPUs."""
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
-        gpu, misc = found["gpu"], found.get("misc")
+        parts = (found["gpu"], found.get("misc"), found.get("node"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError):
         raise TablesError(f"{path}: cannot be read. {_AGAIN}") from None
-    return gpu if isinstance(gpu, dict) else {}, misc if isinstance(misc, dict) else {}
+    return tuple(part if isinstance(part, dict) else {} for part in parts)
 
 
-def _between(known: Floats, value: float) -> list[tuple[int, float]]:
+def between(known: Floats, value: float) -> list[tuple[int, float]]:
     """Return the places of the knots around a value with their shares; held beyond the ends."""
     inside = float(np.clip(value, known[0], known[-1]))
     low = int(np.searchsorted(known, inside, side="right")) - 1

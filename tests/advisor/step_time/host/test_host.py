@@ -17,7 +17,7 @@ from advisor.step_time.host.law import (
     host_part,
     kept,
 )
-from advisor.step_time.host.spread import LeftOutSpread, spread_of
+from advisor.step_time.host.spread import EXPERTS, LeftOutSpread, spread_of
 from advisor.step_time.prior.recalibration import ends_of
 from advisor.step_time.table_cost import NO_TABLES, StepTables
 from tests.advisor.step_time.prior.prior_files import TINY
@@ -163,8 +163,8 @@ def test_what_was_never_seen_is_wider():
     assert other.unseen == ("the GPU",)
     assert other.sigma >= seen.sigma
     mixture = dataclasses.replace(TINY, num_experts=8, experts_per_token=2)
-    kinds = kept()["seen"][SYNCHRONOUS]["kinds"]
-    if "experts" not in kinds:
+    if f"{SYNCHRONOUS}, {EXPERTS}" not in kept()["seen"]:
         assert spread_of("h100_sxm", mixture, engine).sigma > seen.sigma
+        assert "mixtures of experts" in spread_of("h100_sxm", mixture, engine).note()
     many = dataclasses.replace(engine, tensor_parallel_size=64)
     assert "the number of GPUs" in spread_of("h100_sxm", TINY, many).unseen
