@@ -19,7 +19,6 @@ Floats = npt.NDArray[np.float64]
 SEEN, GPU = "model", "GPU"
 PLAIN, QUANTISED, EXPERTS = "16-bit", "quantised", "experts"
 OTHER_KIND: Final = 1.5  # a model of a kind that no point had: so many times the spread, a rule
-BATCHES: Final = 2.0  # beyond so many times the batches that ran: as another GPU
 
 
 def kind_of(facts: ModelFacts) -> str:

@@ -92,24 +92,24 @@ class Recalibration:
 class PriorTimes:
     """The prior of one GPU and model; `found` is what recordings said of it, None without any.
 
-    `told` says how, where they were no recordings of steps. An engine of a replay is one of `ranks`
-    of data parallelism, each a replica: those of a mixture share its experts, and are taken to have
-    as many tokens at a time.
+    An engine of a replay is one of `ranks` of data parallelism, each a replica: those of a mixture
+    share its experts, and are taken to have as many tokens at a time. `told` says how it was
+    corrected, where not by recordings of steps.
     """
 
     tables: PriorTables
     facts: ModelFacts
     found: Recalibration | None
-    told: tuple[str, ...] = ()
     ranks: int = 1
-
-    def shape(self, engine: EngineConfig) -> tuple[ModelFacts, int]:
-        """Return the model and the size that a run of an engine checks (`Recalibration`)."""
-        return _shape(self.facts, engine.tensor_parallel_size)
+    told: tuple[str, ...] = ()
 
     def shared(self, engine: EngineConfig) -> EngineConfig:
         """Return an engine with the ranks of data parallelism that share a mixture's experts."""
         return replace(engine, data_parallel_size=self.ranks) if self.facts.num_experts else engine
+
+    def shape(self, engine: EngineConfig) -> tuple[ModelFacts, int]:
+        """Return the model and the size that a run of an engine checks (`Recalibration`)."""
+        return _shape(self.facts, engine.tensor_parallel_size)
 
     def prior(self, engine: EngineConfig) -> Prior:
         """Return the operator times of an engine, as the recordings scale them.

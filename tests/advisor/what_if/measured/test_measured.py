@@ -14,9 +14,9 @@ from advisor.what_if.measured import factors
 from advisor.what_if.measured.points import imported_point, said_points
 from advisor.what_if.predict import predict
 from advisor.what_if.question import Question
+from benchmarks.made.foreign_files import aiperf, guidellm, vllm_bench
 from tests.advisor.step_time.prior.prior_files import TINY, write_prior
 from tests.advisor.synthetic import VOTE16, engine_of, record
-from tests.traces.foreign.importer_contract import aiperf, guidellm, vllm_bench
 from traces.errors import UsageError
 from traces.foreign.requests.importer import import_requests
 from traces.recording.reader import Recording
