@@ -49,6 +49,7 @@ Floats = npt.NDArray[np.float64]
 
 USUAL: Final = np.array([8e-4, 4e-4, 4e-5, 2e-3])  # seconds [TERMS] that exposures are taken at
 SMALL: Final = 0.2  # of these: how far a term is moved
+FEWEST: Final = 3  # models of a lab on a GPU that a spread is kept of
 WAITED: Final = 0.5  # seconds in the queue, on average, from which a point waited for blocks
 PCIE: Final = tuple(name for name, each in RELATIVES.items() if each.wires != each.of)
 
@@ -67,13 +68,14 @@ class Row:
     waited: bool
     teaches: bool
 
-    def with_host(self, seconds: Floats) -> StepCost:
-        """Return the cost of steps with a host's part, seconds [TERMS]."""
-        return _with(self.cost, self.engine, seconds, self.generation == ASYNCHRONOUS)
+    def ratio(self, seconds: Floats, *, added: bool = False) -> float:
+        """Return predicted over measured, TPOT or the whole batch's time, of a host's part [TERMS].
 
-    def ratio(self, seconds: Floats) -> float:
-        """Return predicted over measured: TPOT, or the whole batch's time."""
-        work, done = replayed(self.point, self.engine, self.with_host(seconds))
+        It is hidden where the engine schedules asynchronously, if it is not to be `added`.
+        """
+        hidden = self.generation == ASYNCHRONOUS and not added
+        cost = _with(self.cost, self.engine, seconds, hidden)
+        work, done = replayed(self.point, self.engine, cost)
         if self.point.load == TOGETHER:
             assert self.point.latency_s
             return done.makespan_s / self.point.latency_s
@@ -240,7 +242,7 @@ def seen(rows: Sequence[Row]) -> dict[str, dict[str, object]]:
     kinds = [(row.generation, kind_of(row.point.facts)) for row in rows if row.point.facts]
     for key in sorted(set(kinds)):
         own = [row for row, kind in zip(rows, kinds, strict=True) if kind == key and not row.waited]
-        if own:
+        if len({(row.point.lab, family(row.point), row.point.system) for row in own}) >= FEWEST:
             found[", ".join(key)] = {
                 "systems": sorted({row.point.system for row in own}),
                 "ranks": max(ranks_of(row.engine) for row in own),
@@ -258,7 +260,7 @@ def intervals(
             if not row.waited and row.point.facts is not None:
                 errors_.append(np.log(ratio))
                 clusters.append(f"{row.point.lab} {family(row.point)} {row.point.system}")
-                strata.append(stratum(row.generation, kind_of(row.point.facts), unseen))
+                strata.append(stratum(f"{row.generation}, {kind_of(row.point.facts)}", unseen))
     sizes, groups, names = np.array(errors_), np.array(clusters), np.array(strata)
     whole = LeftOutSpread().fit(sizes, clusters, strata)
     print(
@@ -293,6 +295,7 @@ def intervals(
             "clusters": whole.clusters_[name],
         }
         for name in whole.sigma_
+        if whole.clusters_[name] >= FEWEST
     }
 
 
@@ -314,7 +317,12 @@ def main() -> None:
         print(f"  {name:<14}" + "  ".join(f"{t} {1e6 * s:.1f} us" for t, s in law.items()))
     zero = np.zeros(len(TERMS))
     whole = [row.ratio(seconds_of(model, row)) for row in rows]
-    found = {"kernels alone": [row.ratio(zero) for row in rows]}
+    found = {
+        "kernels alone": [row.ratio(zero) for row in rows],
+        "the host's part added for all": [
+            row.ratio(seconds_of(model, row), added=True) for row in rows
+        ],
+    }
     found |= {f"{name} left out": left_out(rows, key, whole) for name, key in LEFT_OUT.items()}
     found["all points"] = whole
     for title, ratios in found.items():

@@ -87,9 +87,9 @@ class Spread:
         )
 
 
-def stratum(generation: str, kind: str, unseen: str) -> str:
+def stratum(name: str, unseen: str) -> str:
     """Return the name of a stratum: `synchronous, 16-bit, GPU left out`."""
-    return f"{generation}, {kind}, {unseen} left out"
+    return f"{name}, {unseen} left out"
 
 
 def spread_of(
@@ -97,23 +97,30 @@ def spread_of(
 ) -> Spread:
     """Return how far off the prior may be for an engine, from what the learned-from points were.
 
-    Points of the same generation and kind of model say it. Where there are none, those of 16-bit
-    models of that generation, or of the synchronous one, and OTHER_KIND times as wide where the
-    kind differs. GPUs and numbers of ranks that none of these had are unseen.
+    Points of the same generation and kind of model say it. Where there are none, those of that kind
+    in another generation, but no less than those of 16-bit models in its own. Where no point had
+    the kind, OTHER_KIND times those of 16-bit models. GPUs and numbers of ranks that none of these
+    had are unseen.
     """
     data = kept() if table is None else table
     seen, found = data["seen"], data["spread"]
     assert isinstance(seen, dict) and isinstance(found, dict)
     generation, kind = generation_of(engine), kind_of(facts)
-    choices = [(generation, kind), (generation, PLAIN), (SYNCHRONOUS, kind), (SYNCHRONOUS, PLAIN)]
-    used = next(each for each in choices if ", ".join(each) in seen)
-    mine, unseen = seen[", ".join(used)], []
-    if system not in mine["systems"]:
-        unseen.append("the GPU")
-    if ranks_of(engine) > mine["ranks"]:
-        unseen.append("the number of GPUs")
-    base = found[stratum(*used, GPU if unseen else SEEN)]
-    sigma = float(base["sigma"]) * (1.0 if used[1] == kind else OTHER_KIND)
-    if used[1] != kind:
+    alike = [name for name in seen if name.endswith(f", {kind}")]
+    own, plain = f"{generation}, {kind}", f"{generation}, {PLAIN}"
+    plain = plain if plain in seen else f"{SYNCHRONOUS}, {PLAIN}"
+    used = own if own in seen else alike[0] if alike else plain
+
+    def spread(name: str) -> tuple[float, list[str]]:
+        unseen = [] if system in seen[name]["systems"] else ["the GPU"]
+        unseen += [] if ranks_of(engine) <= seen[name]["ranks"] else ["the number of GPUs"]
+        return float(found[stratum(name, GPU if unseen else SEEN)]["sigma"]), unseen
+
+    sigma, unseen = spread(used)
+    if used != own:
+        sigma = max(sigma, spread(plain)[0])
+    if kind != PLAIN and not alike:
+        sigma *= OTHER_KIND
         unseen.append("mixtures of experts" if kind == EXPERTS else f"{kind} weights")
-    return Spread(sigma=sigma, unseen=tuple(unseen), points=int(base["points"]))
+    points = int(found[stratum(used, SEEN)]["points"])
+    return Spread(sigma=sigma, unseen=tuple(unseen), points=points)

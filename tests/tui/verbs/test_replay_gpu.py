@@ -85,7 +85,7 @@ def test_the_document_marks_what_is_prior(run, model):
     assert code == 0, err
     found = json.loads(out)
     latency = found["predicted"]["latency_s"]["mean"]
-    assert latency["low"] is None
+    assert latency["low"] < latency["value"] < latency["high"]
     engine = found["predicted"]["config"]["engine"]
     assert (engine["gpu"], engine["tensor_parallel_size"]) == (DEVICE, 2)
     assert engine["block_size"] == 16  # what a CPU's engine was given is vLLM's default
