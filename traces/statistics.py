@@ -132,14 +132,22 @@ def new_problems(values: ArrayLike, unit: str, count: int) -> Estimate | None:
     (unit 1) the ends are numbers of problems: where nearly all are right, all others may be.
     """
     found = proportion(values, unit)
-    if found is None or found.low is None or found.high is None:
+    return None if found is None else of_others(found, _finite(values).size, count)
+
+
+def of_others(found: Estimate, problems: int, count: int) -> Estimate:
+    """Return a mean over `problems` with the interval in which that of `count` others falls.
+
+    `found` has the interval of the mean itself (see `new_problems`).
+    """
+    if found.low is None or found.high is None:
         return found
-    wider = np.sqrt(1 + _finite(values).size / count)
+    wider = np.sqrt(1 + problems / count)
     low = found.value - wider * (found.value - found.low)
     high = found.value + wider * (found.high - found.value)
-    if unit == "1":
+    if found.unit == "1":
         low, high = max(np.floor(low * count) / count, 0), min(np.ceil(high * count) / count, 1)
-    return Estimate(value=found.value, low=float(low), high=float(high), unit=unit)
+    return replace(found, low=float(low), high=float(high))
 
 
 def problems_to_tell(

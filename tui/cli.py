@@ -47,6 +47,10 @@ VERBS = {  # name: its function, and what `ttscope --help` says of it
     "serve": (
         "serve.serve", "Answer an OpenAI client's questions with a policy, in front of an engine.",
     ),
+    "gate": (
+        "gate.gate",
+        "Hold a recording or a server against what was promised, or an earlier recording: for CI.",
+    ),
     "report": (
         "report.report",
         "Write one HTML page that tells what was measured and what to run for a budget.",

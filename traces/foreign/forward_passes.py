@@ -3,8 +3,8 @@
 Dynamo writes `dynamo-fpm.<producer>.<index>.jsonl.gz` of the schema dynamo.fpm.trace.v1 for vLLM,
 SGLang and TensorRT-LLM (docs: "Forward Pass Metrics Trace Reference", ai-dynamo/dynamo, read in
 November 2026). A line may also be that record without its envelope, or one of FPM alone. Each
-worker and rank is an engine. The recording has neither problems nor samples, and the records name
-no model.
+worker and rank is an engine. The recording has neither problems nor samples. The records name no
+model, which who imports them may.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from traces.forward_pass.record import (
 )
 from traces.forward_pass.rows import KEPT, SCOPES, ForwardPassRows, tokens_kept
 from traces.recording.tables import TABLES
-from traces.schema.engine import EngineConfig
+from traces.schema.engine import EngineConfig, ModelFacts
 
 SCHEMA = "dynamo.fpm.trace.v1"
 FORMAT = "forward-pass metrics"
@@ -90,18 +90,22 @@ def import_passes(
     paths: Sequence[Path],
     folder: Path,
     *,
+    model: str | None = None,
+    facts: ModelFacts | None = None,
     limit_bytes: int = LIMIT_BYTES,
     on_file: Callable[[Path], None] | None = None,
 ) -> ImportedPasses:
     """Read files of forward passes into the recording `folder`; return what was taken.
 
+    `model` is the name of what all of them served, else that of `facts`, which say what it costs.
     `limit_bytes` holds for each file, `on_file` is told each before it is read. Raises
     OutcomesError where no record can be read, UsageError where the folder holds a recording,
     RecordingError where it cannot be written.
     """
     reader = _Reader(limit_bytes)
+    named = model or (None if facts is None else facts.name)
     with written_into(folder) as tables:
-        written = _Passes(tables)
+        written = _Passes(tables, model=named, facts=facts)
         for path in reader.in_order(paths):
             if on_file is not None:
                 on_file(path)
@@ -251,6 +255,8 @@ class _Passes:
     """The engines whose steps were written so far."""
 
     tables: Written
+    model: str | None = None
+    facts: ModelFacts | None = None
     engines: dict[Key, _Engine] = field(default_factory=dict)
     left_out: int = 0  # records of engines beyond `MOST_ENGINES`
     heartbeats: int = 0
@@ -288,7 +294,9 @@ class _Passes:
         self.tables.add("steps", pl.DataFrame(rows, schema=TABLES["steps"]))
 
     def keys(self) -> dict[str, str]:
-        return {each.rows.engine: _config(key).key() for key, each in self.engines.items()}
+        return {
+            each.rows.engine: _config(key, self.model).key() for key, each in self.engines.items()
+        }
 
     def finish(self, paths: Sequence[Path], reader: _Reader, notes: Sequence[str]) -> None:
         """Write notes and manifest, which makes the folder a recording. Raises OSError.
@@ -296,7 +304,7 @@ class _Passes:
         `notes` hold for all, and stand with the first engine.
         """
         first = next(iter(self.engines.values()))
-        configs = [_config(key) for key in self.engines]
+        configs = [_config(key, self.model) for key in self.engines]
         lost = sum(each.rows.lost for each in self.engines.values() if not each.sampled)
         self.tables.finish(
             {
@@ -305,19 +313,22 @@ class _Passes:
                 "skipped": reader.skipped.counts,
             },
             (
-                (_config(key).key(), note)
+                (_config(key, self.model).key(), note)
                 for key, engine in self.engines.items()
                 for note in (*(notes if engine is first else ()), *_notes_of(engine))
             ),
             engines={each.key(): each for each in configs},
+            models={}
+            if self.facts is None or self.model is None
+            else {self.model: replace(self.facts, name=self.model)},
             dropped={"steps": lost} if lost else {},
         )
 
 
-def _config(key: Key) -> EngineConfig:
+def _config(key: Key, model: str | None) -> EngineConfig:
     names = ("namespace", "component", "producer", "worker", "dp_rank")
     other = tuple(sorted((name, part) for name, part in zip(names, key, strict=True) if part))
-    return EngineConfig(model=UNKNOWN_MODEL, mode="server", other=other)
+    return EngineConfig(model=model or UNKNOWN_MODEL, mode="server", other=other)
 
 
 def _shown(key: Key) -> str:
@@ -344,7 +355,8 @@ def _notes(paths: Sequence[Path], reader: _Reader, written: _Passes) -> list[str
     """Return what holds for the files, the first line naming them."""
     names = ", ".join(path.name for path in paths[:3])
     more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
-    notes = [f"imported from {FORMAT}: {names}{more}. They name no model and tell of no request"]
+    lack = "name no model and " if written.model is None else ""
+    notes = [f"imported from {FORMAT}: {names}{more}. They {lack}tell of no request"]
     notes += reader.notes
     engines = list(written.engines.values())
     restarts, again = sum(e.rows.restarts for e in engines), sum(e.rows.again for e in engines)

@@ -47,10 +47,6 @@ GEN_AI_OUTPUT_TOKENS = "gen_ai.usage.output_tokens"
 GEN_AI_RESPONSE_ID = "gen_ai.response.id"
 ERROR_TYPE = "error.type"
 
-METRIC_STEP_TIME = "tts.engine.step.duration"
-METRIC_STEP_BATCH = "tts.engine.step.batch_size"
-METRIC_KV_BLOCKS = "tts.engine.kv.blocks"
-METRIC_ACCEPTED = "tts.engine.speculative.accepted_tokens"
 
 # Span attribute -> column of the recording's table; a column's own name otherwise, as
 # `tts.problem.<column>` and `tts.sample.<column>`.

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from advisor.what_if.question import changed, device_asked
+from profiler.engines.models.model_facts import given_facts
 from traces.errors import UsageError
 from traces.recording.reader import Recording, measured
-from tui.options import Json, facts_of, takes
+from tui.options import Json, takes
 from tui.terminal import say
 
 if TYPE_CHECKING:
@@ -49,10 +50,14 @@ class Replay:
         int | None, typer.Option(help="Of the model whose tables these are.")
     ] = None
     collectives: Annotated[
-        Path | None, typer.Option(help="--operators: all-reduce times, a CSV or a recording.")
+        Path | None,
+        typer.Option(help="--operators: all-reduces: CSV, recording, Parquet, h100_sxm."),
     ] = None
     gpu: Annotated[
         list[str] | None, typer.Option(help="Step times of a GPU from the prior: h100_sxm, ..")
+    ] = None
+    tables: Annotated[
+        Path | None, typer.Option(help="--gpu: folder of its tables, if not installed.")
     ] = None
     model_config: Annotated[
         Path | None, typer.Option(help="config.json of the model on that GPU, if not the recorded.")
@@ -128,6 +133,7 @@ def question_of(asked: Replay) -> tuple[Recording, Run, Question, list[Recording
     """
     from advisor.replay.replay import ROUTINGS, Replicas
     from advisor.search.budget import parse_value
+    from advisor.step_time.prior.tables import named_tables
     from advisor.what_if.question import Question
     from traces.summary.run import summarise
     from tui.verbs.open_all import open_all
@@ -142,7 +148,9 @@ def question_of(asked: Replay) -> tuple[Recording, Run, Question, list[Recording
         raise UsageError(f"--routing {asked.routing}: one of {', '.join(ROUTINGS)}")
     if len(gpus) > 1:
         raise UsageError(f"--gpu {', '.join(gpus)}: a replay is of one. Give one at a time")
-    gpu = next(iter(gpus), None)
+    gpu = next(iter(named_tables(asked.tables, gpus)), None)
+    if asked.tables is not None and gpu is None:
+        raise UsageError("--tables goes with --gpu, which says the system in it")
     _check_sources(
         asked.operators, asked.num_hidden_layers, asked.collectives, gpu, asked.model_config
     )
@@ -163,7 +171,7 @@ def question_of(asked: Replay) -> tuple[Recording, Run, Question, list[Recording
         num_hidden_layers=asked.num_hidden_layers,
         collectives=asked.collectives,
         gpu=gpu,
-        model_facts=None if asked.model_config is None else facts_of(asked.model_config),
+        model_facts=None if asked.model_config is None else given_facts(asked.model_config),
     )
     return base, recorded, question, others
 

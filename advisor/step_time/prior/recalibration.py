@@ -39,7 +39,12 @@ from traces.summary.comparison import PRIOR_REPEATS, RUN_TO_RUN
 
 Floats = npt.NDArray[np.float64]
 
+MATTERS: Final = 0.02  # of a step
 MOST_STEPS: Final = 2000  # of a recording, evenly spaced, that are priced
+ROUTING_NOTE: Final = (
+    "experts are visited unevenly, as by a power law of 1.01. Balanced, or by one of 1.2, a step "
+    "of usual size takes up to {:.0f} % longer or less"
+)
 STALL: Final = 10.0  # steps beyond so many times the usual count as that many times
 FAMILY_OF_KERNELS: Final = {
     "gemm": "gemm",
@@ -73,11 +78,20 @@ class Recalibration:
 
 @dataclass(frozen=True, kw_only=True)
 class PriorTimes:
-    """The prior of one GPU and model; `found` is what recordings said of it, None without any."""
+    """The prior of one GPU and model; `found` is what recordings said of it, None without any.
+
+    An engine of a replay is one of `ranks` of data parallelism, each a replica: those of a mixture
+    share its experts, and are taken to have as many tokens at a time.
+    """
 
     tables: PriorTables
     facts: ModelFacts
     found: Recalibration | None
+    ranks: int = 1
+
+    def shared(self, engine: EngineConfig) -> EngineConfig:
+        """Return an engine with the ranks of data parallelism that share a mixture's experts."""
+        return replace(engine, data_parallel_size=self.ranks) if self.facts.num_experts else engine
 
     def prior(self, engine: EngineConfig) -> Prior:
         """Return the operator times of an engine, as the recordings scale them.
@@ -85,7 +99,7 @@ class PriorTimes:
         Raises UsageError for an engine that cannot be priced, TablesError for shapes that were not
         measured.
         """
-        prior = prior_of(self.tables, self.facts, engine)
+        prior = prior_of(self.tables, self.facts, self.shared(engine))
         return prior if self.found is None else _recalibrated(prior, self.found)
 
     def times(self, engine: EngineConfig, longest: int) -> StepTimes:
@@ -99,10 +113,8 @@ class PriorTimes:
         checked = self.found is not None and self.found.has(self.facts, engine.tensor_parallel_size)
 
         def within(peaks: Mapping[str, float]) -> bool:
-            if not checked:
-                return False
             most = {"tokens": peaks["tokens"], "batch": peaks["requests"], "context": longest}
-            return not measured.beyond(most)
+            return not measured.beyond(most) and peaks["tokens"] <= prior.most_tokens
 
         sigma = None
         if checked and self.found is not None:
@@ -110,28 +122,68 @@ class PriorTimes:
         runs = None if self.found is None else len(self.found.recordings)
         return StepTimes(cost=cost_of(prior, engine), sigma=sigma, runs=runs, within=within)
 
-    def notes(self, tensor_parallel_size: int) -> list[str]:
+    def other_versions(self, engine: EngineConfig, requests: int, step_s: float) -> str | None:
+        """Say what the all-reduces of other versions of vLLM would give, where it matters.
+
+        For steps that decode `requests` and take `step_s`: where one differs by more than MATTERS
+        of it.
+        """
+        size = engine.tensor_parallel_size
+        if size == 1:
+            return None
+        prior = self.prior(engine)
+        captured = (
+            0 if engine.enforce_eager else max(default_capture_sizes(engine.max_num_seqs or 1))
+        )
+        own = prior.communication_s(requests, captured)
+        others = {}
+        for tables in prior.tables.other_collectives:
+            try:
+                rows = tables.all_reduces(size)
+            except TablesError:  # this version did not measure groups of that size
+                continue
+            other = replace(prior, all_reduces=rows).communication_s(requests, captured)
+            if abs(other - own) > MATTERS * step_s:
+                others[tables.versions["comm"]] = other
+        if not others:
+            return None
+        listed = ", ".join(
+            f"vLLM {version} would take {other * 1e3:.2f} ms ({(other - own) / step_s:+.0%} of the "
+            "step)"
+            for version, other in others.items()
+        )
+        return (
+            f"the all-reduces of a step of {requests:,} requests take {own * 1e3:.2f} ms in the "
+            f"tables of vLLM {prior.tables.versions['comm']}, and those of {listed}. "
+            "--set engine.vllm_version=X takes the tables nearest to it"
+        )
+
+    def notes(self, engine: EngineConfig) -> list[str]:
         """Return what of the step times is prior, what is missing, and what was checked."""
+        tensor_parallel_size, prior = engine.tensor_parallel_size, self.prior(engine)
+        label = self.tables.of_version(engine.vllm_version).described(tensor_parallel_size > 1)
         told = [
             f"prior: step times of {self.facts.name} on {self.tables.device} are from operator"
-            f" tables of others (aiconfigurator-core: {self.tables.label})",
-            "by a rule, as no table has it: " + " | ".join(PRIOR_RULES),
+            f" tables of others (aiconfigurator-core: {label})",
+            "by a rule, as no table has it: " + " | ".join([*PRIOR_RULES, *prior.rules]),
             "in no table and left out: " + ", ".join(PRIOR_MISSING),
         ]
+        if self.facts.num_experts:
+            told.insert(2, ROUTING_NOTE.format(100 * prior.routing))
         if self.found is None:
-            return [*told, "no run of this GPU has checked it: no interval, all marked *"]
+            return [*told, "no run of this GPU has checked it: no interval"]
         scales = ", ".join(f"{name} x{scale:.2f}" for name, scale in self.found.families.items())
         scales = f"{scales}, " if scales else "no kernels were profiled: one scale, "
         names = ", ".join(self.found.recordings)
         told = [
-            *told[:2],
+            *told[:-1],
             f"recalibrated by {names}: {scales}steps x{self.found.step:.2f}, which stands for what "
             f"no table has ({', '.join(PRIOR_MISSING)}), and the rest is prior",
         ]
         if not self.found.has(self.facts, tensor_parallel_size):
             told.append(
                 f"no run of this GPU had {self.facts.name} at tensor_parallel_size "
-                f"{tensor_parallel_size}: no interval, all marked *"
+                f"{tensor_parallel_size}: no interval"
             )
         return told
 

@@ -21,10 +21,10 @@ from traces.foreign.evaluations import plain as plain_outcomes
 from traces.foreign.evaluations.alike import unlike
 from traces.foreign.evaluations.reader import Choices, FileFacts, Given, OutcomeFormat
 from traces.foreign.evaluations.table import Counted, OutcomeTable, Suspect
-from traces.foreign.source import head_of
+from traces.foreign.source import head_of, own_name
 from traces.foreign.values import UNKNOWN_MODEL, Skipped
 from traces.foreign.written import written_into
-from traces.recording.manifest import WorkloadFacts, check_free
+from traces.recording.manifest import WorkloadFacts, check_free, identities_text
 from traces.schema.engine import EngineConfig
 from traces.schema.tts.policy import Policy
 
@@ -160,7 +160,7 @@ def _labels(paths: Sequence[Path]) -> dict[Path, str]:
     """Return what goes before the names of a file's problems: nothing for a single file."""
     if len(paths) == 1:
         return {paths[0]: ""}
-    labels = {path: f"{path.name.partition('.')[0]}/" for path in paths}
+    labels = {path: f"{own_name(path)}/" for path in paths}
     if len(set(labels.values())) < len(paths):
         raise UsageError("two of the files have the same name. Import each by itself")
     return labels
@@ -288,6 +288,7 @@ def _write(
         "format": chosen.name,
         "given": given.to_json(),
         "unlike": list(differing),
+        "identities": identities_text(counted.identities),
         "files": [
             {
                 "name": each.path.name,
@@ -313,7 +314,7 @@ def _write(
             if given.facts is None
             else {engine.model: replace(given.facts, name=engine.model)},
             workload=WorkloadFacts(
-                name=_one(files, "task") or files[0].path.name.partition(".")[0],
+                name=_one(files, "task") or own_name(files[0].path),
                 hash=counted.identity,
                 problems=counted.problems.height,
                 verifier=verifier,

@@ -22,7 +22,7 @@ from traces.foreign.requests.reader import (
     RequestFormat,
     RequestReader,
 )
-from traces.foreign.source import head_of
+from traces.foreign.source import head_of, own_name
 from traces.foreign.values import UNKNOWN_MODEL, Skipped
 from traces.foreign.written import Written, written_into
 from traces.recording.manifest import WorkloadFacts, check_free
@@ -235,7 +235,7 @@ def _finish(
         engines={engine.key(): engine},
         policies={policy.key(): policy},
         workload=WorkloadFacts(
-            name=path.name.partition(".")[0],
+            name=own_name(path),
             hash=written.identity,
             problems=written.requests,
             prompt_block_tokens=facts.block_tokens if written.blocks else None,

@@ -10,6 +10,7 @@ from traces.schema.tts.methods import METHODS, Method
 from traces.schema.tts.stop_rules import Stop
 
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
+LONG = 1024  # tokens from which a limit stands in a name: thoughts are cut at several
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,11 +96,12 @@ class Policy(Record):
         return " ".join(str(part) for part in parts if part is not None)
 
     def label_with_temperature(self) -> str:
-        """Return the label and the temperature, once, where it is known and not 0."""
+        """Return the label, the temperature where it is known and not 0, and a long max_tokens."""
         label = self.label()
-        return (
-            f"{label} T={self.temperature:g}" if self.temperature and " T=" not in label else label
-        )
+        if self.temperature and " T=" not in label:
+            label = f"{label} T={self.temperature:g}"
+        most = self.max_tokens
+        return label if most is None or most < LONG else f"{label} max {most}"
 
 
 # What others sent to a server that was only watched: each problem has the samples that it had, and
