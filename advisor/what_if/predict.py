@@ -39,6 +39,8 @@ from advisor.step_time.prior.recalibration import PriorTimes, recalibrate
 from advisor.step_time.prior.tables import read_prior
 from advisor.what_if.drafts.redrafting import Redrafted, redraft
 from advisor.what_if.latency_spread import latency_spread
+from advisor.what_if.measured.factors import fit_points
+from advisor.what_if.measured.points import MeasuredPoint, imported_point, said_points
 from advisor.what_if.power import power_law
 from advisor.what_if.question import Question
 from advisor.what_if.replayed import Replays
@@ -89,6 +91,7 @@ def predict(
     they are of the same problems, samples of another model. Raises UsageError for what the
     recordings cannot answer, and RecordingError when they hold nothing to replay.
     """
+    given, others = others, [each for each in others if each.path != base.path]
     prior = None if question.gpu is None else _prior(base, others, question)
     question = _by_replica(question)
     if prior is not None:
@@ -100,6 +103,7 @@ def predict(
     rest = [] if on_tables else [each for each in others if each not in alike]
     evidence = gather(alike, judged=False, timed=not on_tables, others=rest)
     question, placed = _placed(question, prior, operators, evidence)
+    prior, untaught = _measured(prior, question, base, given)
     model = StepTimeModel().fit(evidence.steps) if evidence.steps else None
     own = _own_run(evidence, base, recorded)
     drawn = tuple(run for run in evidence.runs if run.drawn and run.engine == own.engine)
@@ -125,10 +129,11 @@ def predict(
     same = _by_replica(replace(same, operators=None, collectives=None, gpu=None))
     beyond = latency_spread(evidence.runs, evidence.steps, model)
     power = power_law([base, *others], same.engine)
-    before = None
-    if model is not None:
-        asked = drawn or (own,)
-        before = Replays(base, evidence, model, own, asked, same, power=power, beyond=beyond)
+    before = (
+        None
+        if model is None
+        else Replays(base, evidence, model, own, drawn or (own,), same, power=power, beyond=beyond)
+    )
     longer = redrafted is not None and redrafted.extrapolated
     after = before
     if after is None or same != question:
@@ -149,7 +154,7 @@ def predict(
             beyond=beyond,
         )
     unreplayed = "no step was recorded, so that the run cannot be replayed as it was"
-    notes = [*_time_notes(after, prior), *placed, *_prefixes(base), *evidence.lost]
+    notes = [*_time_notes(after, prior), *untaught, *placed, *_prefixes(base), *evidence.lost]
     notes += [unreplayed] if before is None else []
     notes += _measured_notes(evidence, own, question, on_tables=on_tables)
     drafted = None if redrafted is None else redrafted.note
@@ -203,6 +208,32 @@ def _placed(
             "engine's own"
         )
     return replace(question, engine=engine), notes
+
+
+def _measured(
+    prior: PriorTimes | None, question: Question, base: Recording, given: Sequence[Recording]
+) -> tuple[PriorTimes | None, list[str]]:
+    """Return the prior as measured times correct it, and what teaches nothing and why.
+
+    These are what `--measured` says and the imports of `given`, which whoever names them with
+    `--with` says to be of this engine. Raises UsageError for times that cannot be.
+    """
+    names = [question.engine.model] if prior is None else [question.engine.model, prior.facts.name]
+    read = {each.name: imported_point(each, names) for each in given}
+    if prior is None:
+        why = "it has no steps. With --gpu its requests correct the prior"
+        return None, [_untaught(name, why) for name, point in read.items() if point is not None]
+    untaught = [_untaught(name, why) for name, why in read.items() if isinstance(why, str)]
+    points = [point for point in read.values() if isinstance(point, MeasuredPoint)]
+    points += said_points(question.measured, base)
+    if not points:
+        return prior, untaught
+    fitted = fit_points(prior, question.engine, points)
+    return replace(prior, found=fitted.found, told=tuple(fitted.notes())), untaught
+
+
+def _untaught(name: str, why: str) -> str:
+    return f"{name} teaches no step times: {why}"
 
 
 def _time_notes(after: Replays, prior: PriorTimes | None) -> list[str]:
