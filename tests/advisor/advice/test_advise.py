@@ -330,6 +330,7 @@ def test_the_leaders_answer_as_all_candidates_do(advisor, fresh, budget):
     assert nearest[0] == nearest[1]
 
 
+@pytest.mark.slow
 def test_intervals_hold_fresh_accuracy(tmp_path):
     """A fresh run of the same problems lies in the interval of nearly all predictions."""
     hits = 0
