@@ -89,9 +89,7 @@ def scaled_cost(cost: StepCost, factor: float) -> StepCost:
         for name in SECONDS:
             part = PARTS.index(name)
             values[cost.starts[part] : cost.starts[part + 1]] *= factor
-    return cost._replace(
-        linear=cost.linear * factor, values=values, hidden=cost.hidden * factor
-    )
+    return cost._replace(linear=cost.linear * factor, values=values, hidden=cost.hidden * factor)
 
 
 def needs_longest(cost: StepCost) -> bool:

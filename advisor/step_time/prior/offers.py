@@ -195,7 +195,9 @@ def _law(evidence: Evidence, engine: EngineConfig, choices: Choices, times: Prio
     )
     found = times.found
     checked = found is not None and found.has(times.facts, engine.tensor_parallel_size)
-    sigma = found.sigma if found is not None and checked else _sigma(found)
+    sigma = float(np.hypot(_sigma(found), prior.spread))
+    if found is not None and checked:  # its runs hold what rules and routing add
+        sigma = found.sigma
     return StepLaw(
         seconds=_linear(of, most, evidence),
         low=np.zeros(len(FEATURES)),

@@ -8,7 +8,7 @@ parallelism, which otherwise share each expert; what is small is on every GPU.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -370,7 +370,7 @@ def _experts(
         if ".shared_experts." in name
     ]
     if not shared:
-        return Times(rows=rows, rule=times.rule, spread=times.spread)
+        return replace(times, rows=rows)
     width = experts.shared_width / split.tensor
     knots = np.unique(np.concatenate([rows[:, 0], [BESIDE, BESIDE + 1], shared[0].rows[:, 0]]))
     knots = knots[knots <= rows[-1, 0]]
@@ -383,6 +383,7 @@ def _experts(
         rows=np.column_stack([knots, seconds]),
         rule="\n".join(rules) or None,
         spread=max(each.spread for each in (times, *shared)),
+        routing=times.routing,
     )
 
 

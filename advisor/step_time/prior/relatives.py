@@ -89,7 +89,7 @@ class RelativeTables(PriorTables):
         return []
 
     @property
-    def nccl(self) -> pl.DataFrame | None:  # type: ignore[override]
+    def nccl(self) -> pl.DataFrame | None:
         """NCCL's collectives of the GPU with the same wires."""
         return self.wires.nccl
 

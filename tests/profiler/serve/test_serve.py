@@ -11,8 +11,8 @@ import openai
 import polars as pl
 import pytest
 
+from benchmarks.servers.fake_engine import running
 from tests.profiler.serve.conftest import serving
-from tests.profiler.serve.fake_engine import running
 from traces.recording.reader import Recording
 from traces.summary.run import summarise
 

@@ -29,11 +29,15 @@ BYTES_SPREAD: Final = 0.50
 
 @dataclass(frozen=True, kw_only=True)
 class Times:
-    """`rows` [rows, (count, seconds)] of a call; `rule` is what no table has, `spread` its sd."""
+    """`rows` [rows, (count, seconds)] of a call; `rule` is what no table has, `spread` its sd.
+
+    `routing` is how far off (log of time) other routings of the experts are.
+    """
 
     rows: Floats
     rule: str | None = None
     spread: float = 0.0
+    routing: float = 0.0
 
     def by_rule(self, rule: str, spread: float) -> Times:
         """Return the times as those of a rule, beside any that they come from."""
