@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.servers.clients import until
 from traces.errors import NewerSchemaError, RecordingError
 from traces.recording import checksums, parts
 from traces.recording import writer as merging
@@ -260,13 +261,6 @@ def fill(folder):
         while True:
             file.write(bytes(4096))
     return ballast
-
-
-def until(true, seconds=10.0):
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 def test_rows_wait_for_room_on_a_full_disk(small_disk, caplog):

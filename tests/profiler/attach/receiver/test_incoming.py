@@ -11,7 +11,6 @@ from benchmarks.made.spans import T0, request, span
 from benchmarks.servers.metrics_server import metrics_server
 from profiler.attach.deployment import Deployment
 from profiler.attach.receiver.incoming import Incoming
-from profiler.attach.receiver.receiver import Receiver
 from profiler.attach.watch import watch
 from profiler.engines.server.access import Access
 from profiler.plugin.batches import Batch
@@ -20,14 +19,6 @@ from tests.profiler.attach.receiver.test_receiver import raw_steps
 from traces.live.otlp import read_json
 from traces.recording.reader import Recording
 from traces.schema.engine import EngineConfig
-
-
-@pytest.fixture
-def receiver():
-    made = Receiver("127.0.0.1", 0)
-    made.start()
-    yield made
-    made.close()
 
 
 def batch(*rows, instance="i", **more):
