@@ -45,11 +45,11 @@ def prior_of_gpu(facts: ModelFacts, system: str | None) -> Answer:
         tables = read_prior(system)
     except TtscopeError as error:
         return Answer(ok=False, why=_told(error))
-    priced, refused = [], list[str]()
+    priced, refused, rules = [], list[str](), dict[str, None]()
     for size in SIZES:
         engine = EngineConfig(model=facts.name, tensor_parallel_size=size)
         try:
-            prior_of(tables, facts, engine)
+            prior = prior_of(tables, facts, engine)
             memory = memory_on(tables, engine, facts)
             if memory is not None:
                 with_blocks(memory, engine, facts)
@@ -57,12 +57,14 @@ def prior_of_gpu(facts: ModelFacts, system: str | None) -> Answer:
             refused.append(_told(error))
         else:
             priced.append(str(size))
+            rules |= dict.fromkeys(prior.shares)
     if not priced:
         return Answer(ok=False, why=refused[-1])
     return Answer(
         ok=True,
         why=f"The tables of {tables.device} (vLLM {tables.versions['gemm']}) have its shapes at "
-        f"tensor_parallel_size {', '.join(priced)}",
+        f"tensor_parallel_size {', '.join(priced)}"
+        + (f". By rule: {' | '.join(rules)}" if rules else ""),
     )
 
 

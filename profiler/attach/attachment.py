@@ -57,7 +57,6 @@ class Attachment:
 
     @property
     def listens(self) -> bool:
-        """Whether spans are received."""
         return self.listen is not None or self.listen_grpc is not None
 
     def windows_told(self) -> str:

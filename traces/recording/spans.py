@@ -90,12 +90,10 @@ class RecordingSpanProcessor(SpanProcessor):
         self._private.setdefault(span.get_span_context().span_id, {}).update(columns)
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
-        """Write the row of a span in flight."""
         if span.name in _TABLES:
             self._append(*self._row(span))
 
     def on_end(self, span: ReadableSpan) -> None:
-        """Write the row again, with its end and all that is known of it."""
         if span.name not in _TABLES or span.context is None:
             return
         table, row = self._row(span)

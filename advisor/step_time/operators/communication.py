@@ -14,7 +14,7 @@ import polars as pl
 from advisor.step_time.law import non_negative_least_squares
 from advisor.step_time.operators.csv_rows import CsvRows
 from advisor.step_time.operators.grids import pieces
-from traces.errors import RecordingError, UsageError
+from traces.errors import RecordingError, TablesError, UsageError
 from traces.recording.reader import Recording
 from traces.schema.engine import ModelFacts
 
@@ -55,13 +55,11 @@ class CollectiveLaw:
     left_out_error: float | None
 
     def seconds(self, message_bytes: Floats) -> Floats:
-        """Return the seconds of messages of so many bytes."""
         return np.asarray(
             self.start_s + pieces(message_bytes, self.breaks) @ self.per_byte_s, dtype=float
         )
 
     def within(self, message_bytes: float) -> bool:
-        """Whether a size lies in the measured range."""
         return self.low_bytes <= message_bytes <= self.high_bytes
 
 
@@ -150,16 +148,23 @@ class Communication:
 
 
 def all_reduces(
-    facts: ModelFacts, *, eager: Seconds, graph: Seconds, captured: int, value_bytes: int = 2
+    facts: ModelFacts,
+    *,
+    eager: Seconds,
+    graph: Seconds,
+    captured: int,
+    value_bytes: int = 2,
+    calls: int | None = None,
 ) -> Seconds:
     """Return the seconds that the all-reduces of a step of so many tokens take.
 
     Two in each decoder layer, after attention and after the MLP, and one of the embedding
     (Megatron's split, Shoeybi et al. 2019, as vLLM has it); each of tokens x hidden size. `eager`
     and `graph` are the seconds of one of so many bytes; up to `captured` tokens a step runs in a
-    CUDA graph. The gathering of the logits is not in it.
+    CUDA graph. The gathering of the logits is not in it. `calls` are those of a model whose layers
+    do not all have both.
     """
-    calls = 2 * facts.num_hidden_layers + 1
+    calls = 2 * facts.num_hidden_layers + 1 if calls is None else calls
     token_bytes = facts.hidden_size * value_bytes
 
     def seconds(tokens: Floats) -> Floats:
@@ -170,10 +175,13 @@ def all_reduces(
 
 
 def measured_messages(path: Path) -> dict[Kind, Floats]:
-    """Return [rows, (bytes, seconds)] by kind: of a CSV, or of a recording's profiled windows.
+    """Return [rows, (bytes, seconds)] by kind: of a table, or of a recording's profiled windows.
 
-    Raises TablesError for a damaged CSV, RecordingError for a recording without collectives.
+    Tables are a CSV in Vidur's form, or all-reduces of aiconfigurator-core (`.parquet`). Raises
+    TablesError for a damaged table, RecordingError for a recording without collectives.
     """
+    if path.suffix == ".parquet":
+        return read_all_reduces(path)
     if not path.is_dir():
         return read_collectives(path)
     recording = Recording.open(path)
@@ -214,7 +222,7 @@ def recorded_messages(kernels: pl.DataFrame, *, graph: bool) -> dict[Kind, Float
     }
 
 
-def read_collectives(path: Path, *, graph: bool = False) -> dict[Kind, Floats]:
+def read_collectives(path: Path) -> dict[Kind, Floats]:
     """Read a table of collectives as Vidur writes them, in the form of `recorded_messages`.
 
     Columns: collective, num_workers, size (bytes), and time_stats.<collective>.median (ms). Raises
@@ -227,10 +235,46 @@ def read_collectives(path: Path, *, graph: bool = False) -> dict[Kind, Floats]:
         column = f"time_stats.{name}.median"
         if column not in table.columns:
             raise table.error(line, f"no column {column} for the collective {name:.40}")
-        kind = Kind(name, table.count(line, "num_workers", least=2), graph)
+        kind = Kind(name, table.count(line, "num_workers", least=2), graph=False)
         seconds = table.seconds(line, column, positive=True) * 1e3
         found.setdefault(kind, []).append((float(table.count(line, "size", least=1)), seconds))
     return {kind: np.array(rows, dtype=float) for kind, rows in found.items()}
+
+
+def read_all_reduces(path: Path) -> dict[Kind, Floats]:
+    """Read all-reduces as aiconfigurator-core has them: by GPUs and by whether a graph ran them.
+
+    `message_size` is in elements of bfloat16, `latency` in milliseconds. Raises TablesError.
+    """
+    needed = ("allreduce_dtype", "num_gpus", "message_size", "kernel_source", "latency")
+    try:
+        table = pl.read_parquet(path, glob=False)
+    except (OSError, pl.exceptions.PolarsError) as cause:
+        raise TablesError(
+            f"{path}: cannot be read as Parquet ({type(cause).__name__}). Copy it again"
+        ) from None
+    if missing := sorted(set(needed) - set(table.columns)):
+        raise TablesError(f"{path}: no column {missing[0]}. Expected are {', '.join(needed)}")
+    try:
+        rows = (
+            table.filter(allreduce_dtype="bfloat16")
+            .select(
+                pl.col("num_gpus").cast(pl.Int64),
+                graph=pl.col("kernel_source").str.ends_with("graph"),
+                bytes=pl.col("message_size").cast(pl.Float64) * 2,
+                seconds=pl.col("latency").cast(pl.Float64) / 1e3,
+            )
+            .drop_nulls()
+            .filter(pl.col("seconds") > 0, pl.col("seconds").is_finite(), pl.col("bytes") > 0)
+        )
+    except pl.exceptions.PolarsError:
+        raise TablesError(f"{path}: its columns are not of the kinds expected") from None
+    if rows.is_empty():
+        raise TablesError(f"{path}: no all-reduce of bfloat16 in it. Give another table")
+    return {
+        Kind("all_reduce", int(size), bool(graph)): part.select("bytes", "seconds").to_numpy()
+        for (size, graph), part in rows.group_by("num_gpus", "graph")
+    }
 
 
 def _medians(rows: Floats) -> tuple[Floats, Floats]:

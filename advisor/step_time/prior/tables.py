@@ -8,8 +8,9 @@ messages are elements of bfloat16.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
@@ -19,8 +20,13 @@ import numpy.typing as npt
 import polars as pl
 import yaml
 
-from advisor.step_time.operators.grids import fill_beyond, to_grid
-from traces.errors import MissingDependencyError, TablesError, UsageError, install_command
+from traces.errors import (
+    MissingDependencyError,
+    TablesError,
+    TtscopeError,
+    UsageError,
+    install_command,
+)
 
 Floats = npt.NDArray[np.float64]
 
@@ -55,29 +61,93 @@ def tables_folder() -> Path:
     )
 
 
+def named_tables(tables: Path | None, systems: Sequence[str]) -> list[str]:
+    """Return names of systems for `read_prior`, of a folder of the package's layout if given.
+
+    The folder is that with `data` and a YAML file for each system, or the package that holds it.
+    Raises UsageError for another.
+    """
+    if tables is None:
+        return list(systems)
+    for folder in (tables, tables / "systems", tables / PACKAGE / "systems"):
+        if (folder / "data").is_dir():
+            return [str(folder / system) for system in systems]
+    raise UsageError(
+        f"--tables {tables}: has no folder data of systems, as the folder systems of "
+        "aiconfigurator-core has. Give that folder"
+    )
+
+
+def collectives_of(name: str, vllm: str | None) -> list[Path]:
+    """Return the files of a system's all-reduces, that nearest to a version first.
+
+    `name` may be `FOLDER/NAME`, as in `read_prior`. Empty where there is no such system.
+    """
+    try:
+        tables = read_prior(name).of_version(vllm)
+    except TtscopeError:
+        return []
+    if "comm" not in tables.versions:
+        return []
+    return [each.path("comm") for each in (tables, *tables.other_collectives)]
+
+
 def known_systems(folder: Path) -> list[str]:
     """Return the systems that have vLLM's times of matrix products and of attention."""
     return sorted(
         path.name
         for path in (folder / "data").iterdir()
         if (folder / f"{path.name}.yaml").is_file()
-        and all(_newest(path, family) is not None for family in ("gemm", "attention"))
+        and all(_versions(path, family) for family in ("gemm", "attention"))
     )
 
 
-def _newest(system: Path, family: str) -> Path | None:
-    """Return the folder of the newest version that has the family's table."""
+def _versions(system: Path, family: str) -> tuple[str, ...]:
+    """Return the versions of vLLM that have the family's table, ascending."""
     found = (system / family / FRAMEWORK).glob(f"*/{FILES[family]}")
-    return max((path.parent for path in found), key=_version, default=None)
+    return tuple(sorted((path.parent.name for path in found), key=_numbers))
 
 
-def _version(path: Path) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", path.name))
+def _numbers(version: str) -> tuple[int, ...]:
+    """Return the first three numbers of a version: (0, 24, 0)."""
+    found = [int(part) for part in re.findall(r"\d+", version)[:3]]
+    return (*found, *(0 for _ in range(3 - len(found))))
+
+
+def _nearest(versions: Sequence[str], vllm: str | None) -> str:
+    """Return the newest version that is not newer than an engine's, else the oldest.
+
+    An engine whose version is not known has the newest.
+    """
+    if vllm is None or not re.match(r"v?\d", vllm):
+        return versions[-1]
+    until = [each for each in versions if _numbers(each) <= _numbers(vllm)]
+    return until[-1] if until else versions[0]
+
+
+def _maker(tables: PriorTables) -> str:
+    return tables.device.split()[0]
+
+
+def _read_rows(path: Path) -> pl.DataFrame:
+    """Return a table with its latency in `seconds`."""
+    try:
+        table = pl.read_parquet(path, glob=False)
+    except (OSError, pl.exceptions.PolarsError) as cause:
+        raise TablesError(f"{path}: cannot be read ({type(cause).__name__}). {_AGAIN}") from None
+    if "latency" not in table.columns:
+        raise TablesError(
+            f"{path}: no column latency, which other versions have: {install_command('prior')}"
+        )
+    return table.with_columns(seconds=pl.col("latency") / 1e3).filter(pl.col("seconds") > 0)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PriorTables:
-    """The tables of one system; times in seconds. Made by `read_prior`."""
+    """The tables of one system; times in seconds. Made by `read_prior`.
+
+    `versions` of vLLM are those in use by family, of those that were `measured`.
+    """
 
     system: str
     folder: Path
@@ -85,8 +155,63 @@ class PriorTables:
     kernel_s: float
     versions: dict[str, str]
     device: str
+    measured: dict[str, tuple[str, ...]] = field(default_factory=dict)
     memory_bytes: float | None = None
     reserved: dict[str, Any] = field(default_factory=dict)
+    gpu: dict[str, Any] = field(default_factory=dict)
+    node: dict[str, Any] = field(default_factory=dict)
+
+    def peak(self, kind: str) -> float:
+        """Return the FLOP/s of a kind of tensor cores: `bfloat16`, `fp8`, `fp4`.
+
+        A GPU without cores for narrow values multiplies them in bfloat16. Raises TablesError where
+        the tables do not say it.
+        """
+        for name in (kind, "bfloat16"):
+            if value := self.gpu.get(f"{name}_tc_flops"):
+                return float(value)
+        raise TablesError(f"{self.system}.yaml: no bfloat16_tc_flops. {_AGAIN}")
+
+    @cached_property
+    def others(self) -> tuple[PriorTables, ...]:
+        """The other systems of the same maker, the one with the nearest bandwidth first."""
+        root = self.folder.parent.parent
+        names = [name for name in known_systems(root) if name != self.system]
+        found = [each for name in names if _maker(each := read_prior(name, root)) == _maker(self)]
+
+        def apart(each: PriorTables) -> float:
+            return abs(float(np.log(each.bandwidth_bytes_per_s / self.bandwidth_bytes_per_s)))
+
+        return tuple(sorted(found, key=apart))
+
+    def rows(self, family: str, name: str, version: str | None = None) -> pl.DataFrame | None:
+        """Return a table of any family with its latency in `seconds`; None where there is none.
+
+        That of the newest version, if none is given. Raises TablesError for damage.
+        """
+        found = [each for each in self.versions_of(family, name) if version in (None, each)]
+        return None if not found else _read_rows(self.folder / family / FRAMEWORK / found[0] / name)
+
+    def versions_of(self, family: str, name: str) -> list[str]:
+        """Return the versions of vLLM that a table is there for, the newest one first.
+
+        Their authors take older ones only for what the newest lacks (query_versions.yaml).
+        """
+        found = (self.folder / family / FRAMEWORK).glob(f"*/{name}")
+        return sorted((path.parent.name for path in found), key=_numbers, reverse=True)
+
+    @cached_property
+    def nccl(self) -> pl.DataFrame | None:
+        """NCCL's collectives of the newest version; None where there is no such table."""
+        found = sorted(
+            (self.folder / "comm/nccl").glob("*/nccl_perf.parquet"),
+            key=lambda path: _numbers(path.parent.name),
+        )
+        return _read_rows(found[-1]) if found else None
+
+    def of_version(self, vllm: str | None) -> PriorTables:
+        """Return the tables nearest to an engine's version of vLLM (None: the newest)."""
+        return self if vllm is None else _of_version(self, vllm)
 
     def reserved_bytes(self, group_size: int) -> float:
         """Return the memory of a GPU that weights and KV cache do not get, as the authors have it.
@@ -95,78 +220,6 @@ class PriorTables:
         """
         nccl = self.reserved.get("nccl_mem") or {}
         return float(self.reserved.get("other_mem") or 0) + float(nccl.get(group_size) or 0)
-
-    @cached_property
-    def _gemm(self) -> tuple[list[Floats], Floats]:
-        rows = self.read("gemm").filter(gemm_dtype="bfloat16")
-        rows = rows.group_by("n", "k", "m").agg(pl.col("seconds").mean())
-        knots, grid = to_grid(
-            rows.select("n", "k", "m").to_numpy().astype(float), rows["seconds"].to_numpy()
-        )
-        fill_beyond(grid, knots, (0, 1), hold=False)
-        return knots, grid
-
-    def gemm(self, n: int, k: int) -> Floats:
-        """Return [rows, (tokens, seconds)] of tokens x k times k x n in bfloat16.
-
-        Linear in n and in k between measured ones, which is exact for a launch and a price per
-        byte or FLOP; beyond the largest in proportion, below the smallest held.
-        """
-        (ns, ks, tokens), grid = self._gemm
-        beyond = max(n / ns[-1], 1.0) * max(k / ks[-1], 1.0)
-        seconds = np.zeros(len(tokens))
-        for i, a in _between(ns, float(n)):
-            for j, b in _between(ks, float(k)):
-                seconds += a * b * grid[i, j]
-        return np.column_stack([tokens, beyond * seconds])
-
-    def decode(self, heads: int, kv_heads: int, head_dim: int, *, kv_fp8: bool) -> Floats:
-        """Return [rows, (batch, context before the step, seconds)] of decode attention."""
-        return self._attention("generation", heads, kv_heads, head_dim, kv_fp8, "step")
-
-    def prompts(self, heads: int, kv_heads: int, head_dim: int, *, kv_fp8: bool) -> Floats:
-        """Return [rows, (tokens, seconds)] of the attention of one whole prompt."""
-        rows = self._attention("context", heads, kv_heads, head_dim, kv_fp8, "isl")
-        return np.asarray(rows[rows[:, 0] == 1, 1:], dtype=float)
-
-    def _attention(
-        self, kind: str, heads: int, kv_heads: int, head_dim: int, kv_fp8: bool, length: str
-    ) -> Floats:
-        """Return [rows, (batch, length, seconds)], linear in heads between those there are."""
-        table = self.read("attention", f"{kind}_attention_perf.parquet")
-        if "window_size" in table.columns:
-            table = table.filter(window_size=0)
-        if kind == "context":
-            table = table.filter(step=0)
-        kept = table.filter(
-            num_key_value_heads=kv_heads, head_dim=head_dim, attn_dtype="bfloat16",
-            kv_cache_dtype="fp8" if kv_fp8 else "bfloat16",
-        )  # fmt: skip
-        known = np.array(sorted(kept["num_heads"].unique()), dtype=float)
-        shape = f"{kv_heads} KV heads of {head_dim}{' in fp8' if kv_fp8 else ''}"
-        if not len(known):
-            raise TablesError(
-                f"{self.system}: no {kind} attention with {shape} was measured. Ask about another"
-                " model (--model-config), tensor_parallel_size or GPU"
-            )
-        if not known[0] <= heads <= known[-1]:
-            counts = ", ".join(f"{count:g}" for count in known)
-            raise TablesError(
-                f"{self.system}: {kind} attention with {shape} was measured for {counts} heads, not"
-                f" for {heads}. Ask about another tensor_parallel_size or GPU"
-            )
-        kept = kept.group_by("num_heads", "batch_size", length).agg(pl.col("seconds").mean())
-        parts = [
-            kept.filter(num_heads=int(known[at])).select(
-                "batch_size", length, (pl.col("seconds") * share).alias(f"part{at}")
-            )
-            for at, share in _between(known, float(heads))
-        ]
-        found = parts[0] if len(parts) == 1 else parts[0].join(parts[1], on=["batch_size", length])
-        total = found.select(
-            "batch_size", length, pl.sum_horizontal(pl.col("^part.*$")).alias("seconds")
-        )
-        return np.asarray(total.sort("batch_size", length).to_numpy(), dtype=float)
 
     def all_reduces(self, group_size: int) -> dict[bool, Floats]:
         """Return [rows, (bytes, seconds)] of all-reduces, those in CUDA graphs under True.
@@ -193,42 +246,72 @@ class PriorTables:
             if len(part)
         }
 
+    def path(self, family: str, name: str | None = None) -> Path:
+        """Return the file of a table."""
+        return self.folder / family / FRAMEWORK / self.versions[family] / (name or FILES[family])
+
     def read(self, family: str, name: str | None = None) -> pl.DataFrame:
         """Return a table with its latency in `seconds`. Raises TablesError for a damaged one."""
-        path = self.folder / family / FRAMEWORK / self.versions[family] / (name or FILES[family])
-        try:
-            table = pl.read_parquet(path, glob=False)
-        except (OSError, pl.exceptions.PolarsError) as cause:
-            raise TablesError(
-                f"{path}: cannot be read ({type(cause).__name__}). {_AGAIN}"
-            ) from None
-        if missing := {*COLUMNS[family], "latency"} - set(table.columns):
+        path = self.path(family, name)
+        table = _read_rows(path)
+        if missing := set(COLUMNS[family]) - set(table.columns):
             raise TablesError(
                 f"{path}: no column {sorted(missing)[0]}, which other versions have: "
                 f"{install_command('prior')}"
             )
-        return table.with_columns(seconds=pl.col("latency") / 1e3).filter(pl.col("seconds") > 0)
+        return table
 
     @property
     def label(self) -> str:
         """What the tables are: `h100_sxm, vLLM 0.24.0`."""
         return f"{self.system}, vLLM {self.versions['gemm']}"
 
+    def described(self, collectives: bool) -> str:
+        """Return the label, with the version of the all-reduces where it is another one."""
+        own, comm = self.versions["gemm"], self.versions.get("comm")
+        others = [f"attention of {self.versions['attention']}"]
+        others = [] if self.versions["attention"] == own else others
+        if collectives and comm not in (None, own):
+            others.append(f"all-reduces of {comm}")
+        return ", ".join([self.label, *others])
 
-def read_prior(system: str, folder: Path | None = None) -> PriorTables:
+    @property
+    def other_collectives(self) -> tuple[PriorTables, ...]:
+        """The same tables with the all-reduces of the other versions that were measured."""
+        own = self.versions.get("comm")
+        return tuple(
+            replace(self, versions={**self.versions, "comm": each})
+            for each in self.measured.get("comm", ())
+            if each != own
+        )
+
+
+@lru_cache(maxsize=64)
+def _of_version(tables: PriorTables, vllm: str) -> PriorTables:
+    versions = {family: _nearest(found, vllm) for family, found in tables.measured.items()}
+    return replace(tables, versions=versions)
+
+
+def read_prior(
+    system: str, folder: Path | None = None, choices: Sequence[str] | None = None
+) -> PriorTables:
     """Open the tables of a system, in the installed package or in `folder`.
 
-    Raises UsageError, naming those there are, for a system without tables; MissingDependencyError
-    where the package is not installed; TablesError for damage.
+    A system may be `FOLDER/NAME` (`named_tables`). Raises UsageError, naming `choices`, for one
+    without tables; MissingDependencyError where the package is not installed; TablesError for
+    damage.
     """
+    if folder is None and len(Path(system).parts) > 1:
+        folder, system = Path(system).parent, Path(system).name
     folder = folder or tables_folder()
     known = known_systems(folder)
     if system not in known:
-        raise UsageError(f"--gpu {system}: no operator tables. Choose one of {', '.join(known)}")
+        raise UsageError(
+            f"--gpu {system}: no operator tables. Choose one of {', '.join(choices or known)}"
+        )
     data = folder / "data" / system
-    newest = {family: _newest(data, family) for family in FILES}
-    versions = {family: path.name for family, path in newest.items() if path is not None}
-    gpu, misc = _gpu(folder / f"{system}.yaml")
+    measured = {family: found for family in FILES if (found := _versions(data, family))}
+    gpu, misc, node = _gpu(folder / f"{system}.yaml")
     try:
         bandwidth = float(gpu["mem_bw"]) * float(gpu["mem_bw_empirical_scaling_factor"])
         kernel_s = float(gpu["mem_empirical_constant_latency"])
@@ -241,26 +324,33 @@ def read_prior(system: str, folder: Path | None = None) -> PriorTables:
         folder=data,
         bandwidth_bytes_per_s=bandwidth,
         kernel_s=kernel_s,
-        versions=versions,
+        versions={family: found[-1] for family, found in measured.items()},
         device="",
+        measured=measured,
         memory_bytes=None if gpu.get("mem_capacity") is None else float(gpu["mem_capacity"]),
         reserved=misc,
+        gpu=gpu,
+        node=node,
     )
-    device = str(made.read("attention")["device"][0])
-    return PriorTables(**{**made.__dict__, "device": device})
+    return replace(made, device=str(made.read("attention")["device"][0]))
 
 
-def _gpu(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return what a system's file says of its GPU, and of the rest."""
+def gpu_facts(folder: Path, system: str) -> dict[str, Any]:
+    """Return what a system's file says of its GPU. Raises TablesError where it cannot be read."""
+    return _gpu(folder / f"{system}.yaml")[0]
+
+
+def _gpu(path: Path) -> tuple[dict[str, Any], ...]:
+    """Return what a system's file says of its GPU, of the rest, and of several GPUs."""
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
-        gpu, misc = found["gpu"], found.get("misc")
+        parts = (found["gpu"], found.get("misc"), found.get("node"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError):
         raise TablesError(f"{path}: cannot be read. {_AGAIN}") from None
-    return gpu if isinstance(gpu, dict) else {}, misc if isinstance(misc, dict) else {}
+    return tuple(part if isinstance(part, dict) else {} for part in parts)
 
 
-def _between(known: Floats, value: float) -> list[tuple[int, float]]:
+def between(known: Floats, value: float) -> list[tuple[int, float]]:
     """Return the places of the knots around a value with their shares; held beyond the ends."""
     inside = float(np.clip(value, known[0], known[-1]))
     low = int(np.searchsorted(known, inside, side="right")) - 1

@@ -14,12 +14,12 @@ import httpx
 import polars as pl
 import pytest
 
+from benchmarks.servers.metrics_server import metrics_server
 from profiler.attach.deployment import Deployment
 from profiler.attach.kernel_windows import BUDGET, ServerPlan, ServerWindows
 from profiler.attach.watch import watch
 from profiler.engines.server.access import Access
 from tests.profiler.command import ttscope
-from tests.profiler.metrics_server import metrics_server
 from traces.errors import EngineError, UsageError
 from traces.recording.reader import Recording
 

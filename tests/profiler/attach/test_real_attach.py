@@ -6,17 +6,17 @@ They are started once for all tests here; the last one ends the first server.
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 
 import httpx
 import polars as pl
 import pytest
 
+from benchmarks.servers.clients import CANARY, asking, until, verb
+from benchmarks.servers.vllm_server import NOTED, end, free_port, launch, wait_for, with_probe
 from profiler.attach.deployment import Deployment
 from profiler.attach.kernel_windows import ServerPlan, ServerWindows
 from profiler.attach.receiver.incoming import Incoming
@@ -25,14 +25,12 @@ from profiler.attach.watch import watch
 from profiler.attach.window_steps import SeenSteps
 from profiler.engines.server.access import Access
 from profiler.plugin.shared_token import shared_token
-from tests.profiler.servers import NOTED, ROOT, end, free_port, launch, wait_for, with_probe
 from traces.live.watched import watched_engines
 from traces.recording.reader import Recording
 from traces.summary.kernels import device_time
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]
 
-CANARY = "canary 31415"
 ANSWER = "quartz-zebra"  # letters: digits would be found in some time
 PROBLEMS, SAMPLES = 6, 4
 
@@ -91,58 +89,12 @@ def receiving(two):
         receiver.close()
 
 
-@contextmanager
-def asking(url, **more):
-    """Have a client ask for tokens again and again; it does not mind a server that ends.
-
-    It pauses between, as an engine that is never idle may leave two cores to nobody else.
-    """
-    stop = threading.Event()
-    body = {"prompt": CANARY, "max_tokens": 200, "ignore_eos": True} | more
-
-    def ask():
-        with httpx.Client(timeout=10) as client:
-            while not stop.is_set():
-                with suppress(httpx.HTTPError):
-                    client.post(f"{url}/v1/completions", json=body)
-                stop.wait(0.5)
-
-    threads = [threading.Thread(target=ask) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join()
-
-
 def everything_in(path):
     """All bytes of a recording, its tables as text."""
     kept = (path / "recording.json").read_text()
     for part in path.glob("*.parquet"):
         kept += pl.read_parquet(part).write_ndjson()
     return kept
-
-
-def verb(*arguments, **options):
-    code = "from tui.cli import main; main()"
-    return subprocess.Popen(
-        [sys.executable, "-c", code, *map(str, arguments)],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        **options,
-    )
-
-
-def until(true, seconds=60):
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def test_all_depths_agree(two, tmp_path):

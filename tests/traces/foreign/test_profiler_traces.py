@@ -5,7 +5,7 @@ import json
 import polars as pl
 import pytest
 
-from tests.traces.made_traces import (
+from benchmarks.made.kineto_files import (
     BASE_NS,
     cpu_events,
     device_events,

@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 
+from benchmarks.made.spans import as_protobuf, request, span
 from profiler.attach.receiver import http_listener
 from profiler.attach.receiver import receiver as module
 from profiler.attach.receiver.receiver import Receiver, parse_listen
 from profiler.plugin.batches import COLUMNS, STEPS_PATH, Batch, PluginRows
 from profiler.plugin.shared_token import shared_token
-from tests.traces.live.test_otlp import as_protobuf, request, span
 from traces.errors import EngineError, UsageError
 from traces.live.otlp import Received, protobuf_answer
 
