@@ -78,7 +78,6 @@ class Verbs(TyperGroup):
         return None if place is None else TyperCommand(cmd_name, help=place[1])
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """Return the verb that is called, and the rest of the arguments."""
         name, command, rest = super().resolve_command(ctx, args)
         return name, command and loaded(str(name)), rest
 

@@ -17,7 +17,7 @@ import polars as pl
 
 from advisor.evidence.gather import Evidence, gather
 from advisor.evidence.keys import decoder_of, law_key, sampling_of
-from advisor.evidence.runs import Run
+from advisor.evidence.runs import Run, limited
 from advisor.evidence.unrecorded import DECODING, differences, recording_of, what_differs
 from advisor.replay.limits import check_startable
 from advisor.replay.recording import write_recording
@@ -403,9 +403,15 @@ def _redrafted(
 def _source(evidence: Evidence, own: Run, question: Question) -> Run:
     """Return the run whose samples answer the question: the own one if it can."""
     wanted = (decoder_of(question.engine), sampling_of(question.policy))
+    most = question.policy.max_tokens
+    changed = [] if most in (None, own.policy.max_tokens) else [own, *evidence.runs]
     fitting = [
         run
-        for run in [own, *evidence.runs]
+        for run in [
+            own,
+            *evidence.runs,
+            *filter(None, (limited(each, most or 0) for each in changed)),
+        ]
         if (decoder_of(run.engine), sampling_of(run.policy)) == wanted
     ]
     if not fitting:
@@ -443,4 +449,9 @@ def _unanswered(evidence: Evidence, own: Run, question: Question) -> str:
         and getattr(policy, field.name) != getattr(own.policy, field.name)
     ]
     what = ", ".join(f"policy.{name}={getattr(policy, name)}" for name in changed)
+    if changed == ["max_tokens"] and engine.speculative is None:
+        return (
+            f"{what}: samples were cut at {own.policy.max_tokens:,}, and how they would have gone "
+            "on is not known. Ask for less, or record them"
+        )
     return f"no samples with {what} were recorded. Lengths and answers would differ, record them"

@@ -7,11 +7,8 @@ expert parallelism leaves on a device is a share of it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
 
 from traces.schema.record import Record
-
-STATE_FLOPS: Final = {"mamba": 5, "linear_attention": 7}  # of a token, a value of the state
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +29,6 @@ class Matrix(Record):
 
     @property
     def parameters(self) -> int:
-        """Parameters of all copies."""
         return self.copies * self.inputs * self.outputs
 
     @property
@@ -150,17 +146,6 @@ class Attention(Record):
         """
         return 2 * self.heads * (self.head_dim + self.v_head_dim)
 
-    @property
-    def decode_flops_per_entry(self) -> int:
-        """FLOPs of a query and an entry when a token is decoded.
-
-        Engines read the latent itself, which each head multiplies with once as a key and once as a
-        value (arXiv 2405.04434, section 2.1.2: the up-projections are absorbed).
-        """
-        if self.latent is None:
-            return self.flops_per_entry
-        return 2 * self.heads * (2 * self.latent + (self.rope or 0))
-
 
 @dataclass(frozen=True, kw_only=True)
 class State(Record):
@@ -178,19 +163,9 @@ class State(Record):
 
     @property
     def size_bytes(self) -> float | None:
-        """Bytes of a request's state."""
         if self.value_bytes is None or self.convolved_bytes is None:
             return None
         return self.values * self.value_bytes + self.convolved_values * self.convolved_bytes
-
-    @property
-    def flops(self) -> float:
-        """FLOPs of a token: decay, update and read of every value of the state.
-
-        Mamba 2 takes 5 a value (arXiv 2405.21060, equation 1: h = a h + b x, y = c h), the delta
-        rule 7 (arXiv 2412.06464, equation 10: it reads the state before it writes it too).
-        """
-        return float(STATE_FLOPS.get(self.kind, 7) * self.values)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,5 +195,4 @@ class Layers(Record):
 
     @property
     def count(self) -> int:
-        """How many layers there are."""
         return len(self.places)

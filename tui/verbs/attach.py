@@ -24,6 +24,7 @@ from profiler.attach.attachment import (
 )
 from traces.errors import TtscopeError, UsageError
 from traces.live.numbers import Numbers
+from traces.recording.manifest import check_free
 from traces.schema.tts.policy import Policy
 from tui.options import (
     BudgetCheckpoints,
@@ -181,8 +182,7 @@ def watch_servers(watched: Watch, pose: Pose, sampling: Sampling, asked: Keep) -
     wanted = attachment_of(vars(watched))
     policy = None if pose.workload is None else sampling.chosen(asked.parameters())
     folder = asked.output or default_folder(wanted.accesses[0])
-    if (folder / "recording.json").exists():
-        raise UsageError(f"-o {folder}: already holds a recording. Name another folder")
+    check_free(folder)
     line, own_traces, terminated = LiveLine(), set[str](), False
     with ExitStack() as stack:
         stack.callback(line.end)

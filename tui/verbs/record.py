@@ -15,7 +15,7 @@ import typer
 
 from profiler.engines.options import EngineOptions
 from traces.errors import UsageError
-from traces.recording.manifest import CheckpointCost, read_manifest
+from traces.recording.manifest import CheckpointCost, check_free, read_manifest
 from traces.schema.engine import Speculative
 from traces.schema.tts.policy import Policy
 from tui.options import (
@@ -165,8 +165,7 @@ def run_workload(
         system_prompt=asked.system_prompt,
     )
     folder = asked.output or default_output(options, policy)
-    if (folder / "recording.json").exists():
-        raise UsageError(f"-o {folder}: already holds a recording. Name another folder")
+    check_free(folder)
     with progress_bar() as bar:
         task = bar.add_task("starting the engine", total=None)
         engine = start_engine(

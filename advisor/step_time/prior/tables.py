@@ -68,11 +68,11 @@ def known_systems(folder: Path) -> list[str]:
 def _newest(system: Path, family: str) -> Path | None:
     """Return the folder of the newest version that has the family's table."""
     found = (system / family / FRAMEWORK).glob(f"*/{FILES[family]}")
-    return max((path.parent for path in found), key=_version, default=None)
-
-
-def _version(path: Path) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", path.name))
+    return max(
+        (path.parent for path in found),
+        key=lambda path: tuple(map(int, re.findall(r"\d+", path.name))),
+        default=None,
+    )
 
 
 def _by_version(path: Path) -> tuple[int, ...]:
