@@ -142,7 +142,9 @@ class Advisor:
         evidence, offers = gather(recordings, timed=not gpus), None
         if gpus:
             from advisor.step_time.prior.offers import offer
+            from advisor.what_if.drafts.redrafting import with_published
 
+            evidence = with_published(evidence)
             offers = offer(evidence, recordings, gpus)
         advisor = cls.of(evidence, seed=seed, draws=draws, model=known, offers=offers)
         if saved is not None and known is None:

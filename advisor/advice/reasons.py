@@ -289,6 +289,8 @@ def _of_prior(prior: PriorCost, sigma: float, *, beyond: bool) -> Iterable[str]:
         else f"{head}, which no run of this GPU has checked. Published runs on H100 took 1.04 to "
         f"1.47 times as long, and {spread}"
     )
+    if prior.drafts is not None:
+        yield prior.drafts
     if beyond:
         yield "extrapolated: the pick makes larger steps than the tables hold"
 

@@ -34,6 +34,7 @@ from advisor.step_time.prior.defaults import (
     memory_of,
     with_blocks,
 )
+from advisor.step_time.prior.drafting import kept_a_step
 from advisor.step_time.prior.offers import PRICED, device_of, memory_on
 from advisor.step_time.prior.recalibration import PriorTimes, recalibrate
 from advisor.step_time.prior.tables import read_prior
@@ -152,8 +153,8 @@ def predict(
     notes = [*_time_notes(after, prior), *placed, *_prefixes(base), *evidence.lost]
     notes += [unreplayed] if before is None else []
     notes += _measured_notes(evidence, own, question, on_tables=on_tables)
-    drafted = None if redrafted is None else redrafted.note
-    notes += [note for note in (drafted, told) if note is not None]
+    said = (redrafted and redrafted.note, told, _paying(prior, question, sources))
+    notes += [note for note in said if note is not None]
     notes += _outside(after, prior, longer, question)
     predicted, replayed = after.summary(), None if before is None else before.summary()
     notes += _ties(recorded, replayed or (predicted if question.policy == own.policy else None))
@@ -382,8 +383,20 @@ def _prior(base: Recording, others: Sequence[Recording], question: Question) -> 
         )
     found = recalibrate(tables, [base, *others])
     return PriorTimes(
-        tables=tables, facts=facts, found=found, ranks=question.engine.data_parallel_size
+        tables=tables,
+        facts=facts,
+        found=found,
+        ranks=question.engine.data_parallel_size,
+        models={n: f for each in (base, *others) for n, f in each.manifest.models.items()},
     )
+
+
+def _paying(prior: PriorTimes | None, question: Question, sources: Sequence[Run]) -> str | None:
+    """Say up to which batch the drafts of an engine pay on a GPU, where it has any."""
+    kept, engine = kept_a_step(sources), question.engine
+    if prior is None or engine.speculative is None or kept is None:
+        return None
+    return prior.pays(engine, kept)
 
 
 def _hash(recording: Recording) -> str | None:

@@ -22,6 +22,7 @@ from advisor.evidence.keys import decoder_of, law_key, powers, without_limits
 from advisor.step_time.cost import StepCost
 from advisor.step_time.law import PriorCost, StepLaw, non_negative_least_squares
 from advisor.step_time.prior.defaults import BLOCK, Device, Memory, as_on, memory_of, with_blocks
+from advisor.step_time.prior.drafting import Drafting, kept_a_step
 from advisor.step_time.prior.recalibration import (
     PriorTimes,
     Recalibration,
@@ -82,7 +83,7 @@ def offer(evidence: Evidence, recordings: Sequence[Recording], systems: Sequence
         tables = read_prior(system)
         found = recalibrate(tables, recordings)
         measured = {_shape(table.engine) for table in evidence.steps}
-        offered, why = 0, "no recording without speculation tells of a model"
+        offered, why = 0, "no recording tells of a model"
         for base, choices in _bases(evidence, tables):
             facts = evidence.models.get(base.model)
             if facts is None:
@@ -97,7 +98,7 @@ def offer(evidence: Evidence, recordings: Sequence[Recording], systems: Sequence
                 try:
                     engine = _placed(engine, facts, tables)
                     law = _law(evidence, engine, choices, PriorTimes(
-                        tables=tables, facts=facts, found=found
+                        tables=tables, facts=facts, found=found, models=evidence.models
                     ))  # fmt: skip
                 except (UsageError, TablesError) as error:
                     why = str(error).removeprefix("--gpu: ")
@@ -126,9 +127,8 @@ def _bases(evidence: Evidence, tables: PriorTables) -> Iterator[tuple[EngineConf
     device = device_of(tables)
     usual = device.limits("server")
     for run in evidence.runs:
-        if run.engine.speculative is None:
-            there, _ = as_on(device, run.engine)
-            groups.setdefault(decoder_of(run.engine), []).append(there)
+        there, _ = as_on(device, run.engine)
+        groups.setdefault(decoder_of(run.engine), []).append(there)
     for engines in groups.values():
         first = engines[0]
         base = replace(
@@ -174,7 +174,7 @@ def _law(evidence: Evidence, engine: EngineConfig, choices: Choices, times: Prio
     Raises UsageError for an engine that cannot be priced, TablesError for shapes that were not
     measured.
     """
-    prior = times.prior(engine)
+    prior, drafting = times.prior(engine), times.drafting(engine)
     most = replace(
         engine,
         max_num_seqs=max(seqs for seqs, _ in choices),
@@ -183,7 +183,8 @@ def _law(evidence: Evidence, engine: EngineConfig, choices: Choices, times: Prio
 
     @lru_cache(maxsize=64)
     def cost(seqs: int | None, tokens: int | None) -> StepCost:
-        return cost_of(prior, replace(engine, max_num_seqs=seqs, max_num_batched_tokens=tokens))
+        asked = replace(engine, max_num_seqs=seqs, max_num_batched_tokens=tokens)
+        return cost_of(prior, asked, drafting)
 
     def of(asked: EngineConfig) -> StepCost:
         return cost(asked.max_num_seqs, asked.max_num_batched_tokens)
@@ -194,7 +195,7 @@ def _law(evidence: Evidence, engine: EngineConfig, choices: Choices, times: Prio
     )
     sigma = float(np.hypot(_sigma(times.found), prior.spread))
     return StepLaw(
-        seconds=_linear(of, most, evidence),
+        seconds=_with_drafts(_linear(of, most, evidence), drafting),
         low=np.zeros(len(FEATURES)),
         high=np.array(high),
         sigma=sigma,
@@ -207,8 +208,29 @@ def _law(evidence: Evidence, engine: EngineConfig, choices: Choices, times: Prio
             label=times.tables.label,
             recordings=() if times.found is None else times.found.recordings,
             cost=of,
+            drafts=_paying(evidence, engine, times),
         ),
     )
+
+
+def _with_drafts(seconds: Floats, drafting: Drafting | None) -> Floats:
+    """Return seconds per feature with those of drafting."""
+    if drafting is None:
+        return seconds
+    found = Features(*seconds)
+    return np.array(
+        found._replace(draft_step=drafting.launch_s, draft_requests=drafting.each_s), dtype=float
+    )
+
+
+def _paying(evidence: Evidence, engine: EngineConfig, times: PriorTimes) -> str | None:
+    """Return up to which batch an engine's drafts pay, None without any that were recorded."""
+    same = [run for run in evidence.runs if decoder_of(run.engine) == decoder_of(engine)]
+    kept = kept_a_step(same)
+    if engine.speculative is None or kept is None:
+        return None
+    never = ", by a published acceptance, as none ran" if not any(r.recording for r in same) else ""
+    return times.pays(engine, kept) + never
 
 
 def _sigma(found: Recalibration | None) -> float:
@@ -252,6 +274,9 @@ def _linear(
         "prefill_kv_tokens": prompt,
         "prefill_query_context": prompt * (prompt + 1) // 2,
     }
+    if (speculative := engine.speculative) is not None:  # what verifies drafts
+        more = speculative.num_speculative_tokens + 1
+        rows = [row | {"decode_tokens": more * row["decode_requests"]} for row in rows]
     rows += [whole, *({**whole, **row} for row in rows[2::5])]
     plain = {name: TABLES["steps"][name] for name in COMPOSITION}
     steps = pl.DataFrame([dict.fromkeys(plain, 0) | row for row in rows], schema=plain)
