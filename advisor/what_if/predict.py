@@ -153,8 +153,8 @@ def predict(
     notes = [*_time_notes(after, prior), *placed, *_prefixes(base), *evidence.lost]
     notes += [unreplayed] if before is None else []
     notes += _measured_notes(evidence, own, question, on_tables=on_tables)
-    said = (redrafted and redrafted.note, told, _paying(prior, question, sources))
-    notes += [note for note in said if note is not None]
+    made = redrafted.note if redrafted is not None else None
+    notes += [each for each in (made, told, _paying(prior, question, sources)) if each is not None]
     notes += _outside(after, prior, longer, question)
     predicted, replayed = after.summary(), None if before is None else before.summary()
     notes += _ties(recorded, replayed or (predicted if question.policy == own.policy else None))
