@@ -81,9 +81,7 @@ class Row:
 def _with(cost: StepCost, engine: EngineConfig, seconds: Floats, hidden: bool) -> StepCost:
     law = in_features(seconds, engine)
     nothing = np.zeros(len(law))
-    return cost._replace(
-        linear=nothing if hidden else law, hidden=law if hidden else np.zeros(0)
-    )
+    return cost._replace(linear=nothing if hidden else law, hidden=law if hidden else np.zeros(0))
 
 
 def _tpot(point: Point, work: Workload, done: Replayed) -> float:
@@ -133,9 +131,7 @@ def row_of(point: Point) -> Row | None:
     exposure = (np.array(moved) - usual) / (SMALL * USUAL)
     done = ran[1][1]
     waited = float(np.mean(done.scheduled_s - done.queued_s)) > WAITED or done.preemptions > 0
-    old_wires = (
-        point.system in PCIE and engine.tensor_parallel_size > 1 and point.version < (0, 12)
-    )
+    old_wires = point.system in PCIE and engine.tensor_parallel_size > 1 and point.version < (0, 12)
     return Row(
         point=point,
         engine=engine,
@@ -244,7 +240,10 @@ def main() -> None:
         table(title, rows, ratios, lambda row: f"{row.point.lab} {row.generation}")
     whole = found["model left out"]
     for what, key in (
-        ("GPU and TP", lambda r: f"{r.point.lab} {r.point.system} tp{r.engine.tensor_parallel_size}"),
+        (
+            "GPU and TP",
+            lambda r: f"{r.point.lab} {r.point.system} tp{r.engine.tensor_parallel_size}",
+        ),
         ("model", lambda r: f"{r.point.lab} {r.point.model} {r.point.precision}"),
         ("load", lambda r: f"{r.point.lab} {r.point.in_flight or r.point.rate_per_s:>6}"),
     ):

@@ -94,7 +94,6 @@ class Replay:
         return _numbers(self._runs())
 
     def write(self, folder: str | Path) -> Recording:
-        """Keep the predicted run as a recording. Raises RecordingError where one exists."""
         self.prediction.write(Path(folder))
         return Recording.open(folder)
 
@@ -103,7 +102,7 @@ class Recommendation(advice.Recommendation):
     """What to run for a budget."""
 
     def __repr__(self) -> str:
-        return "\n".join(advice_lines(self))
+        return "\n".join(advice_lines(self, explain=True))
 
     def _repr_html_(self) -> Html:
         return verdict(Material(runs=(), advice=self))

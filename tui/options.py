@@ -11,7 +11,6 @@ from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 import typer
 
 from traces.errors import UsageError
-from traces.schema.engine import ModelFacts
 from traces.schema.tts.methods import PARAMETERS
 from traces.schema.tts.parameters import make_policy, meant
 from traces.schema.tts.policy import Policy
@@ -81,6 +80,9 @@ RuleOptions = make_dataclass(
 class Sampling:
     """How many samples a problem gets and how they are drawn: of `record` and `attach`."""
 
+    policy: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The policy.json of ttscope advise -o.")
+    ] = None
     method: Method = None
     n: NumSamples = 1
     thinking_budget: ThinkingBudget = None
@@ -89,8 +91,16 @@ class Sampling:
     temperature: Temperature = None
     top_p: TopP = 1.0
 
-    def policy(self, rule: Mapping[str, Any]) -> Policy:
-        """Return the policy with its parameters by name. Raises UsageError."""
+    def chosen(self, rule: Mapping[str, Any]) -> Policy:
+        """Return the policy with its parameters by name, or that of the file. Raises UsageError."""
+        if self.policy is not None:
+            given = [f.name for f in fields(self) if getattr(self, f.name) != f.default]
+            given += [name for name, value in rule.items() if value is not None]
+            if others := [name.replace("_", "-") for name in given if name != "policy"]:
+                raise UsageError(f"--policy {self.policy}: says --{others[0]} too. Give one")
+            from traces.deployment.documents import read_policy
+
+            return read_policy(self.policy).policy
         several = self.n > 1 or self.method not in {None, "greedy"}
         temperature = 0.8 if several else 0.0
         return make_policy(
@@ -105,6 +115,17 @@ class Sampling:
                 **rule,
             }
         )
+
+
+def verifier_for(sampling: Sampling, workload: str, given: str | None) -> str | None:
+    """Return what judges a workload: what was given, or else what its policy's file names."""
+    demo = workload.partition(":")[0] == "demo"
+    if sampling.policy is None or given is not None or demo:
+        return given
+    from traces.deployment.documents import read_policy
+
+    named = read_policy(sampling.policy).verifier
+    return None if named == "demo" else named
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,6 +224,9 @@ class Watch:
         typer.Option(metavar="auto|none|N", help="Read the power of the servers' GPUs, if here."),
     ] = "auto"
     model: Annotated[str | None, typer.Option(help="Which of the served models.")] = None
+    model_config: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Its config.json: what its steps cost.")
+    ] = None
     tensor_parallel_size: Annotated[
         int | None, typer.Option(help="As the servers', which do not tell it.")
     ] = None
@@ -269,11 +293,8 @@ def _of_type(value: Any, hint: Any) -> Any:
     return Path(value) if Path in kinds and isinstance(value, str) else value
 
 
-def read_words(group: type[Group], words: Sequence[str], *, nothing: str) -> Group:
-    """Return a dataclass of options as it was typed.
-
-    Raises UsageError; `nothing` is what it says where an argument is missing.
-    """
+def read_words(group: type[Group], words: Sequence[str]) -> Group:
+    """Return a dataclass of options as it was typed. Raises UsageError."""
     app = typer.Typer(add_completion=False)
     app.command()(takes(group)(lambda read: read))
     try:
@@ -286,17 +307,7 @@ def read_words(group: type[Group], words: Sequence[str], *, nothing: str) -> Gro
         if type(error).__name__ == "NoSuchOption" and option:
             raise UsageError(f"{option}: not here, where there are {option_names(group)}") from None
         missing = type(error).__name__ == "MissingParameter"
-        raise UsageError(nothing if missing else show()) from None
-
-
-def facts_of(path: Path) -> ModelFacts:
-    """Return a model's facts from its config, or its folder. Raises UsageError for what is none."""
-    from profiler.engines.models.model_facts import facts_from_file
-
-    try:
-        return facts_from_file(path)
-    except UsageError as error:
-        raise UsageError(f"--model-config {error}") from None
+        raise UsageError("name a server: http://HOST:8000" if missing else show()) from None
 
 
 def option_names(group: type[Any]) -> str:

@@ -23,13 +23,15 @@ Floats = npt.NDArray[np.float64]
 class PriorCost:
     """Step times of a GPU that was not measured: the cost of an engine there, by its limits.
 
-    `system` names the tables, `label` with their version; `recordings` recalibrated them. `drafts`
-    says up to which batch the engine's drafts pay there, None without any.
+    `system` names the tables, `label` with their version; `recordings` recalibrated them, and
+    `checked` says that one of these was of this model and tensor-parallel size. `drafts` says up to
+    which batch the engine's drafts pay there, None without any.
     """
 
     system: str
     label: str
     recordings: tuple[str, ...]
+    checked: bool
     cost: Callable[[EngineConfig], StepCost]
     drafts: str | None = None
 

@@ -17,7 +17,7 @@ import polars as pl
 
 from advisor.evidence.gather import Evidence, gather
 from advisor.evidence.keys import decoder_of, law_key, sampling_of
-from advisor.evidence.runs import Run
+from advisor.evidence.runs import Run, limited
 from advisor.evidence.unrecorded import DECODING, differences, recording_of, what_differs
 from advisor.replay.limits import check_startable
 from advisor.replay.recording import write_recording
@@ -40,6 +40,8 @@ from advisor.step_time.prior.recalibration import PriorTimes, recalibrate
 from advisor.step_time.prior.tables import read_prior
 from advisor.what_if.drafts.redrafting import Redrafted, redraft
 from advisor.what_if.latency_spread import latency_spread
+from advisor.what_if.measured.factors import fit_points
+from advisor.what_if.measured.points import MeasuredPoint, imported_point, said_points
 from advisor.what_if.power import power_law
 from advisor.what_if.question import Question
 from advisor.what_if.replayed import Replays
@@ -90,6 +92,7 @@ def predict(
     they are of the same problems, samples of another model. Raises UsageError for what the
     recordings cannot answer, and RecordingError when they hold nothing to replay.
     """
+    given, others = others, [each for each in others if each.path != base.path]
     prior = None if question.gpu is None else _prior(base, others, question)
     question = _by_replica(question)
     if prior is not None:
@@ -101,6 +104,7 @@ def predict(
     rest = [] if on_tables else [each for each in others if each not in alike]
     evidence = gather(alike, judged=False, timed=not on_tables, others=rest)
     question, placed = _placed(question, prior, operators, evidence)
+    prior, untaught = _measured(prior, question, base, given)
     model = StepTimeModel().fit(evidence.steps) if evidence.steps else None
     own = _own_run(evidence, base, recorded)
     drawn = tuple(run for run in evidence.runs if run.drawn and run.engine == own.engine)
@@ -126,10 +130,11 @@ def predict(
     same = _by_replica(replace(same, operators=None, collectives=None, gpu=None))
     beyond = latency_spread(evidence.runs, evidence.steps, model)
     power = power_law([base, *others], same.engine)
-    before = None
-    if model is not None:
-        asked = drawn or (own,)
-        before = Replays(base, evidence, model, own, asked, same, power=power, beyond=beyond)
+    before = (
+        None
+        if model is None
+        else Replays(base, evidence, model, own, drawn or (own,), same, power=power, beyond=beyond)
+    )
     longer = redrafted is not None and redrafted.extrapolated
     after = before
     if after is None or same != question:
@@ -150,7 +155,7 @@ def predict(
             beyond=beyond,
         )
     unreplayed = "no step was recorded, so that the run cannot be replayed as it was"
-    notes = [*_time_notes(after, prior), *placed, *_prefixes(base), *evidence.lost]
+    notes = [*_time_notes(after, prior), *untaught, *placed, *_prefixes(base), *evidence.lost]
     notes += [unreplayed] if before is None else []
     notes += _measured_notes(evidence, own, question, on_tables=on_tables)
     made = redrafted.note if redrafted is not None else None
@@ -204,6 +209,32 @@ def _placed(
             "engine's own"
         )
     return replace(question, engine=engine), notes
+
+
+def _measured(
+    prior: PriorTimes | None, question: Question, base: Recording, given: Sequence[Recording]
+) -> tuple[PriorTimes | None, list[str]]:
+    """Return the prior as measured times correct it, and what teaches nothing and why.
+
+    These are what `--measured` says and the imports of `given`, which whoever names them with
+    `--with` says to be of this engine. Raises UsageError for times that cannot be.
+    """
+    names = [question.engine.model] if prior is None else [question.engine.model, prior.facts.name]
+    read = {each.name: imported_point(each, names) for each in given}
+    if prior is None:
+        why = "it has no steps. With --gpu its requests correct the prior"
+        return None, [_untaught(name, why) for name, point in read.items() if point is not None]
+    untaught = [_untaught(name, why) for name, why in read.items() if isinstance(why, str)]
+    points = [point for point in read.values() if isinstance(point, MeasuredPoint)]
+    points += said_points(question.measured, base)
+    if not points:
+        return prior, untaught
+    fitted = fit_points(prior, question.engine, points)
+    return replace(prior, found=fitted.found, told=tuple(fitted.notes())), untaught
+
+
+def _untaught(name: str, why: str) -> str:
+    return f"{name} teaches no step times: {why}"
 
 
 def _time_notes(after: Replays, prior: PriorTimes | None) -> list[str]:
@@ -451,9 +482,15 @@ def _redrafted(
 def _source(evidence: Evidence, own: Run, question: Question) -> Run:
     """Return the run whose samples answer the question: the own one if it can."""
     wanted = (decoder_of(question.engine), sampling_of(question.policy))
+    most = question.policy.max_tokens
+    changed = [] if most in (None, own.policy.max_tokens) else [own, *evidence.runs]
     fitting = [
         run
-        for run in [own, *evidence.runs]
+        for run in [
+            own,
+            *evidence.runs,
+            *filter(None, (limited(each, most or 0) for each in changed)),
+        ]
         if (decoder_of(run.engine), sampling_of(run.policy)) == wanted
     ]
     if not fitting:
@@ -491,4 +528,9 @@ def _unanswered(evidence: Evidence, own: Run, question: Question) -> str:
         and getattr(policy, field.name) != getattr(own.policy, field.name)
     ]
     what = ", ".join(f"policy.{name}={getattr(policy, name)}" for name in changed)
+    if changed == ["max_tokens"] and engine.speculative is None:
+        return (
+            f"{what}: samples were cut at {own.policy.max_tokens:,}, and how they would have gone "
+            "on is not known. Ask for less, or record them"
+        )
     return f"no samples with {what} were recorded. Lengths and answers would differ, record them"

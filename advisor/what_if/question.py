@@ -41,7 +41,8 @@ class Question:
     all-reduces, which tables leave out, are those of `collectives`
     (`communication.measured_messages`). With `gpu`, the name of a system of the prior
     (prior/tables.py), they are that system's, for a model of `model_facts` (the recorded one
-    if not given). `assumed` are fields of the engine that nobody set, which have vLLM's defaults.
+    if not given), as what was `measured` there corrects them (measured/points.py). `assumed` are
+    fields of the engine that nobody set, which have vLLM's defaults.
     """
 
     engine: EngineConfig
@@ -56,6 +57,7 @@ class Question:
     collectives: Path | None = None
     gpu: str | None = None
     model_facts: ModelFacts | None = None
+    measured: tuple[str, ...] = ()
     assumed: tuple[str, ...] = ()
 
 

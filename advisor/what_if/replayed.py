@@ -258,7 +258,6 @@ class Replays:
         return count * self.question.replicas.count / whole.busy_s
 
     def waits(self) -> list[Waited]:
-        """Return the problems of the first draw that queued longest."""
         return longest_waits(self.runs[0], self.first.tolist(), self.ids)
 
     def summary(self) -> Summary:

@@ -241,7 +241,8 @@ class PluginRows:
         drafted = sum(told["drafted"] or ())
         decodes = told["gen_requests"] if detailed else told["continued"]
         decode_tokens = told["gen_tokens"] if detailed else told["continued"] + drafted
-        read = self._context + decode_tokens
+        # The newest token of each request is known and not computed yet: it is among the step's.
+        read = max(self._context + decode_tokens - decodes, 0)
         interval = None
         if self._ran and self._last_end is not None:
             interval = max(told["end"] - self._last_end, 0)
@@ -261,7 +262,9 @@ class PluginRows:
             "running": told["running"],
             "waiting": told["waiting"],
             "decode_kv_tokens": read if decodes else 0,
-            "kv_blocks": self._blocks(told["kv_usage"]),
+            "kv_blocks": None
+            if self.usable_blocks is None
+            else round(told["kv_usage"] * self.usable_blocks),
             "cached_prompt_tokens": told["cached"],
             "drafted": told["drafted"],
             "accepted": told["accepted"],
@@ -282,6 +285,3 @@ class PluginRows:
         if not told["running"] or self._context < 0:
             self._context = 0
         return None if before else row
-
-    def _blocks(self, usage: float) -> int | None:
-        return None if self.usable_blocks is None else round(usage * self.usable_blocks)

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from advisor.what_if.question import changed, device_asked
+from profiler.engines.models.model_facts import given_facts
 from traces.errors import UsageError
-from traces.recording.reader import Recording, measured
-from tui.options import Json, facts_of, takes
+from traces.recording.reader import Recording
+from traces.recording.reader import measured as measured_ones
+from tui.options import Json, takes
 from tui.terminal import say
 
 if TYPE_CHECKING:
@@ -34,6 +36,12 @@ class Replay:
     learn: Annotated[
         list[Path] | None,
         typer.Option("--with", help="Recordings that teach other engines' steps, repeatable."),
+    ] = None
+    measured: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="itl=12ms@32", help="--gpu: a time measured there, @ requests in flight."
+        ),
     ] = None
     rate: Annotated[str | None, typer.Option(help="Problems arriving: 2/s, 30/min.")] = None
     concurrency: Annotated[int | None, typer.Option(help="Problems in flight.")] = None
@@ -153,9 +161,11 @@ def question_of(asked: Replay) -> tuple[Recording, Run, Question, list[Recording
     _check_sources(
         asked.operators, asked.num_hidden_layers, asked.collectives, gpu, asked.model_config
     )
+    if asked.measured and gpu is None:
+        raise UsageError("--measured goes with --gpu, whose prior it corrects")
     base = Recording.open(asked.recording)
-    measured([base])
-    others = measured(open_all(asked.learn or ()))
+    measured_ones([base])
+    others = measured_ones(open_all(asked.learn or ()))
     recorded = _chosen(summarise(base), asked.run, base.name)
     engine, policy, assumed = changed(recorded, changes, device=device_asked(asked.operators, gpu))
     question = Question(
@@ -170,7 +180,8 @@ def question_of(asked: Replay) -> tuple[Recording, Run, Question, list[Recording
         num_hidden_layers=asked.num_hidden_layers,
         collectives=asked.collectives,
         gpu=gpu,
-        model_facts=None if asked.model_config is None else facts_of(asked.model_config),
+        measured=tuple(asked.measured or ()),
+        model_facts=None if asked.model_config is None else given_facts(asked.model_config),
     )
     return base, recorded, question, others
 

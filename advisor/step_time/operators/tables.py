@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 import numpy as np
@@ -199,12 +200,17 @@ def padded(tokens: Floats, capture_sizes: Sequence[int]) -> Floats:
     return np.where(at < len(sizes), sizes[np.minimum(at, len(sizes) - 1)], tokens)
 
 
+@lru_cache(maxsize=64)
+def _law_of(rows: bytes) -> DecodeAttention:
+    """Return the law of measured batches, contexts and seconds, learned once for all limits."""
+    return DecodeAttention().fit(*np.frombuffer(rows).reshape(-1, 3).T)
+
+
 def _decode(attention: Floats, max_num_seqs: int) -> tuple[Floats, Floats, Floats]:
     """Return knots of batch and of context, and the seconds of a layer that only decodes."""
     rows = attention[attention[:, 0] == 0]
-    batch, context, seconds = rows[:, 2], rows[:, 3], rows[:, 4]
-    law = DecodeAttention().fit(batch, context, seconds)
-    (batches, contexts), grid = to_grid(rows[:, 2:4], seconds)
+    law = _law_of(rows[:, 2:5].tobytes())
+    (batches, contexts), grid = to_grid(rows[:, 2:4], rows[:, 4])
     fill_between(grid, (batches, contexts), (1, 0))
     more_batches = _doubled(batches, max_num_seqs)
     more_contexts = _doubled(contexts, LONGEST)

@@ -72,7 +72,8 @@ class Offers:
 def offer(evidence: Evidence, recordings: Sequence[Recording], systems: Sequence[str]) -> Offers:
     """Return what the recorded models could be served on of the named systems of the prior.
 
-    Recordings of such a GPU recalibrate it; what they measured themselves is not offered again.
+    Recordings of such a GPU recalibrate it; what those of the evidence measured themselves is not
+    offered again.
     Raises UsageError for a system without tables and for one on which nothing can be offered,
     MissingDependencyError where the tables are not installed, TablesError for damage.
     """
@@ -193,20 +194,25 @@ def _law(evidence: Evidence, engine: EngineConfig, choices: Choices, times: Prio
     high = Features(*[np.inf] * len(FEATURES))._replace(
         requests=measured.batch, tokens=measured.tokens
     )
-    sigma = float(np.hypot(_sigma(times.found), prior.spread))
+    found = times.found
+    checked = found is not None and found.has(times.facts, engine.tensor_parallel_size)
+    sigma = float(np.hypot(_sigma(found), prior.spread))
+    if found is not None and checked:  # its runs hold what rules and routing add
+        sigma = found.sigma
     return StepLaw(
         seconds=_with_drafts(_linear(of, most, evidence), drafting),
         low=np.zeros(len(FEATURES)),
         high=np.array(high),
         sigma=sigma,
         sigma_outside=2 * sigma,
-        runs=0 if times.found is None else len(times.found.recordings),
+        runs=0 if found is None else len(found.recordings),
         repeats=0,
         repeats_outside=0,
         prior=PriorCost(
             system=times.tables.system,
             label=times.tables.label,
-            recordings=() if times.found is None else times.found.recordings,
+            recordings=() if found is None else found.recordings,
+            checked=checked,
             cost=of,
             drafts=_paying(evidence, engine, times),
         ),

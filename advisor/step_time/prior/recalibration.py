@@ -60,10 +60,10 @@ class Recalibration:
     """What recordings of the GPU say of the prior.
 
     `families` are factors by family, of those whose kernels were profiled; `step` is the factor of
-    all that is left. `sigma` is the spread (sd) of the log of a run's time about the prediction;
-    `checked` are the models (nameless) and tensor-parallel sizes that ran: a factor learned at one
-    size is off at another (docs/prior.md), so an interval is claimed for these alone. `recordings`
-    taught it.
+    all that is left, and `host` that of the host's part where it is known apart. `sigma` is the
+    spread (sd) of the log of a run's time about the prediction; `checked` are the models (nameless)
+    and tensor-parallel sizes that ran: a factor learned at one size is off at another
+    (docs/prior.md), so an interval is claimed for these alone. `recordings` taught it.
     """
 
     families: Mapping[str, float]
@@ -71,6 +71,12 @@ class Recalibration:
     sigma: float
     checked: frozenset[tuple[ModelFacts, int]]
     recordings: tuple[str, ...]
+    host: float | None = None
+
+    @property
+    def host_factor(self) -> float:
+        """The factor of the host's part: that of steps where it is not known apart."""
+        return self.step if self.host is None else self.host
 
     def has(self, facts: ModelFacts, tensor_parallel_size: int) -> bool:
         """Whether this model ran at this tensor-parallel size."""
@@ -82,13 +88,15 @@ class PriorTimes:
     """The prior of one GPU and model; `found` is what recordings said of it, None without any.
 
     An engine of a replay is one of `ranks` of data parallelism, each a replica: those of a mixture
-    share its experts, and are taken to have as many tokens at a time.
+    share its experts, and are taken to have as many tokens at a time. `told` says how it was
+    corrected, where not by recordings of steps.
     """
 
     tables: PriorTables
     facts: ModelFacts
     found: Recalibration | None
     ranks: int = 1
+    told: tuple[str, ...] = ()
     models: Mapping[str, ModelFacts] = field(default_factory=dict)
 
     def drafting(self, engine: EngineConfig) -> Drafting | None:
@@ -113,6 +121,10 @@ class PriorTimes:
         assert drafting is not None
         k = engine.speculative.num_speculative_tokens
         return pays(self.prior(engine), drafting, k, kept)
+
+    def shape(self, engine: EngineConfig) -> tuple[ModelFacts, int]:
+        """Return the model and the size that a run of an engine checks (`Recalibration`)."""
+        return _shape(self.facts, engine.tensor_parallel_size)
 
     def prior(self, engine: EngineConfig) -> Prior:
         """Return the operator times of an engine, as the recordings scale them.
@@ -197,6 +209,8 @@ class PriorTimes:
             told.insert(2, drafting.what)
         if self.found is None:
             return [*told, "no run of this GPU has checked it: no interval"]
+        if self.told:
+            return [*told, *self.told]
         scales = ", ".join(f"{name} x{scale:.2f}" for name, scale in self.found.families.items())
         scales = f"{scales}, " if scales else "no kernels were profiled: one scale, "
         names = ", ".join(self.found.recordings)
@@ -255,8 +269,10 @@ def _logs(ran: Sequence[_Ran], families: Mapping[str, float]) -> Floats:
     return np.array([np.mean(group) for group in found.values()])
 
 
-def spread_of(logs: Floats, raw: float) -> float:
+def spread_of(logs: Floats, raw: float, *, mean: float | None = None) -> float:
     """Return the spread of the log of time in a run that was not learned from.
+
+    With a `mean`, `logs` are errors of left-out configurations about it.
 
     Of several configurations each is predicted from the others; these errors are pooled with
     `RUN_TO_RUN`, which counts for `PRIOR_REPEATS` of them, and few widen the spread as Student's t
@@ -266,7 +282,7 @@ def spread_of(logs: Floats, raw: float) -> float:
     count = len(logs)
     if count < 2:
         return float(np.hypot(RUN_TO_RUN, raw))
-    errors = (logs - logs.mean()) * count / (count - 1)
+    errors = (logs - logs.mean()) * count / (count - 1) if mean is None else logs - mean
     freedom = PRIOR_REPEATS + count
     squares = PRIOR_REPEATS * RUN_TO_RUN**2 + float(np.sum(np.square(errors)))
     return float(np.sqrt(squares / freedom)) * student_95(freedom) / Z95
@@ -369,7 +385,7 @@ def _by_family(kernels: pl.DataFrame, profiled: pl.DataFrame) -> dict[str, float
 
 def _recalibrated(prior: Prior, found: Recalibration) -> Prior:
     step = dict.fromkeys(FAMILIES, found.step)
-    return replace(prior.scaled(found.families).scaled(step), host=prior.host * found.step)
+    return replace(prior.scaled(found.families).scaled(step), host=prior.host * found.host_factor)
 
 
 def cost_of(prior: Prior, engine: EngineConfig, drafting: Drafting | None = None) -> StepCost:

@@ -84,7 +84,6 @@ def _facts(model: Any, vllm_config: Any, name: str) -> ModelFacts | None:
 
 
 def _folder(model: str) -> Path | None:
-    """Where a model's files lie: its own folder, or the hub's cache."""
     if Path(model).is_dir():
         return Path(model)
     try:

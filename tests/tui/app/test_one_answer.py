@@ -9,10 +9,12 @@ from textual.widgets import Input, Select
 
 import advisor.what_if.left_out
 from advisor.advice.advisor import Advisor
+from tests.tui.pilot import last, settle, text_of
 from traces.schema.advice import Budget
 from traces.schema.engine import EngineConfig
 from traces.schema.tts.policy import Policy
 from tui.app.app import TtscopeApp
+from tui.screens.advice.screen import Advised
 from tui.verbs.demo import BUDGET, SHIPPED
 
 BUDGETS = [
@@ -59,18 +61,11 @@ def options(given):
 async def in_app(budgets):
     from tui.text.advice import advice_json
 
-    app, found = TtscopeApp([SHIPPED]), []
-    async with app.run_test(size=(80, 24)) as pilot:
-
-        async def settle():
-            await app.workers.wait_for_complete()
-            await pilot.pause()
-            await app.workers.wait_for_complete()
-            await pilot.pause()
-
-        await settle()
+    app, found, seen = TtscopeApp([SHIPPED]), [], []
+    async with app.run_test(size=(80, 24), message_hook=seen.append) as pilot:
+        await settle(pilot)
         await pilot.press("4")
-        await settle()
+        await settle(pilot)
         for given in budgets:
             for field in app.screen.query(Input):
                 field.value = given.get((field.id or "").removeprefix("field_"), "")
@@ -78,9 +73,9 @@ async def in_app(budgets):
             which = "mean" if percentile is None else f"p{percentile}"
             app.screen.query_one("#statistic", Select).value = which
             app.screen.query_one("#objective", Select).value = goal
-            await settle()
-            detail = str(app.screen.query_one("#detail").render())
-            found.append((told(advice_json(app.screen._advice)), detail))
+            await settle(pilot)
+            detail = text_of(app, "#detail")
+            found.append((told(advice_json(last(seen, Advised).advice)), detail))
     return found
 
 
@@ -95,7 +90,7 @@ async def test_the_answers_of_the_three_agree(run, tmp_path):
         assert code == 0
         report = told(json.loads(out)["advice"])
         assert line == app == report, given
-        assert detail.startswith("NOTHING FITS" if line[2] is None else "RUN "), given
+        assert detail.startswith("Nothing fits" if line[2] is None else "Run "), given
         words = "mean latency" if "percentile" not in given else "p95 latency"
         if "max_latency" in given:
             assert f"{words} <= " in " ".join(detail.split())
@@ -128,7 +123,7 @@ async def test_after_the_demo_the_app_shows_what_was_printed(run):
     code, out, _ = run("demo", "--shipped", "--once", "--json")
     assert code == 0
     assert told(json.loads(out)) == app
-    assert detail.startswith("RUN ")
+    assert detail.startswith("Run ")
 
 
 def test_a_pick_without_a_required_accuracy_says_which_it_has(run):

@@ -3,12 +3,12 @@
 import pytest
 from textual.widgets import DataTable, Input
 
-from tests.profiler.metrics_server import metrics_server
+from benchmarks.servers.metrics_server import metrics_server
 from tests.traces.synthetic import simulate, write_recording
 from tests.tui.fake_advisor import FakeAdvisor
 from tests.tui.live_recordings import write_watched
+from tests.tui.pilot import entry_at_cursor, settle, text_of
 from tests.tui.screens.live.test_live_screen import attach_to, wait_for
-from tests.tui.screens.run.test_run_screen import settle, text_of
 from traces.errors import UsageError
 from tui.app.app import TtscopeApp
 from tui.screens.live.screen import LiveScreen
@@ -182,9 +182,9 @@ async def test_the_row_stays_where_the_terminal_changes_its_size(folder):
     async with app.run_test(size=(120, 40)) as pilot:
         await settle(pilot)
         await pilot.press("down")
-        key = app.screen._current_key()
+        key = entry_at_cursor(app)
         assert app.screen.query_one(DataTable).cursor_row == 1
         await pilot.resize_terminal(80, 24)
         await settle(pilot)
-        assert app.screen._current_key() == key
+        assert entry_at_cursor(app) == key
         assert app.screen.query_one(DataTable).cursor_row == 1

@@ -124,6 +124,7 @@ def test_tables_may_lie_anywhere(run, model, tmp_path, monkeypatch):
         (("--gpu", "test_gpu", "--operators", "x"), {}, "--gpu excludes --operators"),
         (("--gpu", "test_gpu", "--num-hidden-layers", "2"), {}, "--gpu excludes"),
         (("--model-config", "model"), {}, "--model-config goes with --gpu"),
+        (("--measured", "itl=2ms@4"), {}, "--measured goes with --gpu, whose prior it corrects"),
         (("--collectives", "x"), {}, "--collectives goes with --operators"),
         (("--gpu", "test_gpu", "--gpu", "h100"), {}, "a replay is of one. Give one at a time"),
         (

@@ -14,7 +14,7 @@ from typing import Any
 
 import polars as pl
 
-from traces.errors import OutcomesError, RecordingError, UsageError
+from traces.errors import OutcomesError
 from traces.foreign.requests import aiperf, azure, guidellm, mooncake, vllm_bench
 from traces.foreign.requests.reader import (
     RequestChoices,
@@ -22,12 +22,10 @@ from traces.foreign.requests.reader import (
     RequestFormat,
     RequestReader,
 )
-from traces.foreign.source import head_of
+from traces.foreign.source import head_of, own_name
 from traces.foreign.values import UNKNOWN_MODEL, Skipped
-from traces.recording.manifest import NAME, Manifest, WorkloadFacts
-from traces.recording.parts import write_part
-from traces.recording.tables import TABLES
-from traces.recording.writer import read_clocks
+from traces.foreign.written import Written, written_into
+from traces.recording.manifest import WorkloadFacts, check_free
 from traces.schema.engine import EngineConfig
 from traces.schema.tts.policy import Policy
 
@@ -75,14 +73,13 @@ def import_requests(
     which nothing can be read, UsageError for a choice that it does not have, RecordingError when
     the folder cannot be written.
     """
-    if (folder / NAME).exists():
-        raise UsageError(f"-o {folder}: already holds a recording. Name another folder")
+    check_free(folder)
     chosen = format_of(path)
     if chosen is None:
         raise OutcomesError(f"{path}: holds no requests that can be read (see docs/import.md)")
     reader = chosen.open(path, choices or RequestChoices())
-    written = _Written(folder)
-    try:
+    with written_into(folder) as tables:
+        written = _Requests(tables)
         for frame in _parts(reader):
             written.add(frame, reader.facts)
             if on_rows is not None:
@@ -94,13 +91,7 @@ def import_requests(
                 "See docs/import.md for what must be there"
             )
         notes = _notes(path, chosen, reader, written)
-        _finish(path, folder, chosen, reader, written, notes)
-    except OSError as error:
-        written.undo()
-        raise RecordingError(f"{folder}: cannot be written ({error.strerror})") from None
-    except BaseException:
-        written.undo()
-        raise
+        _finish(path, chosen, reader, written, notes)
     return ImportedRequests(
         format=chosen.name,
         requests=written.requests,
@@ -127,10 +118,10 @@ def _parts(reader: RequestReader) -> Iterator[pl.DataFrame]:
 
 
 @dataclass
-class _Written:
-    """The parts written so far, and what they hold."""
+class _Requests:
+    """What the parts written so far hold."""
 
-    folder: Path
+    tables: Written
     requests: int = 0
     measured: int = 0
     failed: int = 0
@@ -144,7 +135,6 @@ class _Written:
     last: int = 0
     keys: dict[str, Any] = field(default_factory=dict)
     _before: int = 0
-    _files: list[Path] = field(default_factory=list)
     _digest: Any = field(default_factory=hashlib.sha256)
 
     def add(self, frame: pl.DataFrame, facts: RequestFacts) -> None:
@@ -153,10 +143,9 @@ class _Written:
             engine = EngineConfig(model=facts.model or UNKNOWN_MODEL, mode="server")
             policy = Policy(method="majority", n=1, temperature=None, top_p=None)
             self.keys = {"engine": engine, "policy": policy}
-            self.folder.mkdir(parents=True, exist_ok=True)
         self._count(frame)
-        same = {name: pl.lit(value.key()) for name, value in self.keys.items()}
-        known = frame.with_columns(problem_id=pl.col("place").cast(pl.Utf8), **same)
+        same = {name: value.key() for name, value in self.keys.items()}
+        known = frame.with_columns(problem_id=pl.col("place").cast(pl.Utf8))
         ended = pl.when(pl.col("end").is_not_null())
         problems = known.with_columns(
             cached_prompt_tokens="cached_tokens",
@@ -164,28 +153,9 @@ class _Written:
             decided_at="end",
             decided_by_sample=ended.then(0),
         )
-        samples = known.with_columns(sample_index=pl.lit(0), role=pl.lit("sample"))
-        for table, rows in (("problems", problems), ("samples", samples)):
-            self._write(table, rows, len(self._files) // 2)
-
-    def _write(self, table: str, rows: pl.DataFrame, number: int) -> None:
-        whole = rows.select(
-            (pl.col(name) if name in rows.columns else pl.lit(None)).cast(kind).alias(name)
-            for name, kind in TABLES[table].items()
-        )
-        self._files.append(write_part(self.folder, table, whole, number, number))
-
-    def note(self, notes: Sequence[str]) -> None:
-        """Write the notes as events of the engine."""
-        rows = pl.DataFrame({"detail": list(notes)}).with_columns(
-            engine=pl.lit(self.keys["engine"].key()), kind=pl.lit("note")
-        )
-        self._write("events", rows, 0)
-
-    def undo(self) -> None:
-        """Remove what was written, so that the folder holds no half of a recording."""
-        for path in self._files:
-            path.unlink(missing_ok=True)
+        samples = known.with_columns(sample_index=pl.lit(0))
+        self.tables.add("problems", problems, **same)
+        self.tables.add("samples", samples, role="sample", **same)
 
     @property
     def identity(self) -> str:
@@ -216,7 +186,7 @@ class _Written:
 
 
 def _notes(
-    path: Path, chosen: RequestFormat, reader: RequestReader, written: _Written
+    path: Path, chosen: RequestFormat, reader: RequestReader, written: _Requests
 ) -> list[str]:
     known = (
         "times are the client's, the engine is not known"
@@ -246,43 +216,30 @@ def _notes(
 
 def _finish(
     path: Path,
-    folder: Path,
     chosen: RequestFormat,
     reader: RequestReader,
-    written: _Written,
+    written: _Requests,
     notes: Sequence[str],
 ) -> None:
-    """Write the notes and the manifest, which makes the folder a recording."""
-    written.note(notes)
     facts = reader.facts
     engine, policy = written.keys["engine"], written.keys["policy"]
-    clock = read_clocks()
-    manifest = Manifest(
-        clock_start=clock,
-        clock_end=clock,
+    file = {
+        "name": path.name,
+        "requests": written.requests,
+        "skipped": reader.skipped.counts,
+        "notes": facts.notes,
+    }
+    written.tables.finish(
+        {"format": chosen.name, "files": [file]},
+        [(engine.key(), note) for note in notes],
         engines={engine.key(): engine},
         policies={policy.key(): policy},
         workload=WorkloadFacts(
-            name=path.name.partition(".")[0],
+            name=own_name(path),
             hash=written.identity,
             problems=written.requests,
             prompt_block_tokens=facts.block_tokens if written.blocks else None,
         ),
         concurrency=facts.concurrency,
         rate_per_s=facts.rate_per_s,
-        provenance={
-            "imported": {
-                "format": chosen.name,
-                "files": [
-                    {
-                        "name": path.name,
-                        "requests": written.requests,
-                        "skipped": reader.skipped.counts,
-                        "notes": facts.notes,
-                    }
-                ],
-            }
-        },
-        complete=True,
     )
-    manifest.write(folder)

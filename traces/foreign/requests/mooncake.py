@@ -80,7 +80,6 @@ class MooncakeTrace:
 
 
 def _fault(row: dict[str, Any]) -> str:
-    """Return why a line is no request."""
     for name in ("timestamp", *_TOKENS):
         if row.get(name) is None:
             return f"without {name}"

@@ -39,8 +39,6 @@ _LISTS = ("input_lens", "output_lens", "ttfts", "start_times")
 
 
 class _Result(msgspec.Struct):
-    """What is read of a result."""
-
     model_id: Any = None
     request_rate: Any = None
     max_concurrency: Any = None
