@@ -37,7 +37,7 @@ from advisor.step_time.prior.defaults import (
 from advisor.step_time.prior.drafting import kept_a_step
 from advisor.step_time.prior.offers import PRICED, device_of, memory_on
 from advisor.step_time.prior.recalibration import PriorTimes, recalibrate
-from advisor.step_time.prior.tables import read_prior
+from advisor.step_time.prior.relatives import read_gpu
 from advisor.what_if.drafts.redrafting import Redrafted, redraft
 from advisor.what_if.latency_spread import latency_spread
 from advisor.what_if.measured.factors import fit_points
@@ -403,7 +403,7 @@ def _prefixes(base: Recording) -> list[str]:
 def _prior(base: Recording, others: Sequence[Recording], question: Question) -> PriorTimes:
     """Open the prior of the question's GPU, and what recordings of that GPU say of it."""
     assert question.gpu is not None
-    tables = read_prior(question.gpu)
+    tables = read_gpu(question.gpu)
     facts = question.model_facts or base.manifest.models.get(question.engine.model)
     for other in others:
         facts = facts or other.manifest.models.get(question.engine.model)

@@ -53,7 +53,6 @@ PRIOR_RULES: Final = (
     "a chunk beside decoding requests: the sum of both less one start",
 )
 PRIOR_MISSING: Final = (
-    "work of the host",
     "unequal contexts in a batch",
     "the gathering of logits",
 )

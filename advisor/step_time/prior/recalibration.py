@@ -23,9 +23,11 @@ from advisor.step_time.cost import (
     chunk_seconds,
     steps_seconds,
     table_cost,
+    with_hidden,
     work_at,
 )
-from advisor.step_time.host.law import host_part
+from advisor.step_time.host.law import host_note, host_part
+from advisor.step_time.host.spread import spread_of as published_spread
 from advisor.step_time.law import StepTimes
 from advisor.step_time.operators.tables import default_capture_sizes
 from advisor.step_time.prior.drafting import Drafting, drafting_of, pays
@@ -41,6 +43,10 @@ from traces.summary.comparison import PRIOR_REPEATS, RUN_TO_RUN
 Floats = npt.NDArray[np.float64]
 
 MATTERS: Final = 0.02  # of a step
+MOST_HIDDEN: Final = 2.0  # times the host's part, of an engine that hides it
+# How far a recalibration is off at another tensor-parallel size (sd of a log): up to 18 % in the
+# runs of docs/validation.md.
+OTHER_SIZE: Final = float(np.log(1.18)) / Z95
 MOST_STEPS: Final = 2000  # of a recording, evenly spaced, that are priced
 ROUTING_NOTE: Final = (
     "experts are visited unevenly, as by a power law of 1.01. Balanced, or by one of 1.2, a step "
@@ -143,18 +149,33 @@ class PriorTimes:
         """
         prior = self.prior(engine)
         measured = prior.domain
-        checked = self.found is not None and self.found.has(self.facts, engine.tensor_parallel_size)
 
         def within(peaks: Mapping[str, float]) -> bool:
             most = {"tokens": peaks["tokens"], "batch": peaks["requests"], "context": longest}
             return not measured.beyond(most) and peaks["tokens"] <= prior.most_tokens
 
-        sigma = None
-        if checked and self.found is not None:
-            sigma = (self.found.sigma, 2 * self.found.sigma)
+        sigma = self.sigma(engine)
         runs = None if self.found is None else len(self.found.recordings)
         cost = cost_of(prior, engine, self.drafting(engine))
-        return StepTimes(cost=cost, sigma=sigma, runs=runs, within=within)
+        return StepTimes(
+            cost=cost,
+            sigma=(sigma, 2 * sigma),
+            runs=runs,
+            within=within,
+            ends=None if self.found is not None else ends_of(cost),
+        )
+
+    def sigma(self, engine: EngineConfig) -> float:
+        """Return the spread (sd) of the log of an engine's time about the prediction.
+
+        Of a model and a size that ran on this GPU, that of the recalibration. Else that of the
+        published runs that were left out, with how far other sizes were off where one ran.
+        """
+        if self.found is None:
+            return published_spread(self.tables.system, self.facts, engine).sigma
+        if self.found.has(self.facts, engine.tensor_parallel_size):
+            return self.found.sigma
+        return float(np.hypot(self.found.sigma, OTHER_SIZE))
 
     def other_versions(self, engine: EngineConfig, requests: int, step_s: float) -> str | None:
         """Say what the all-reduces of other versions of vLLM would give, where it matters.
@@ -208,7 +229,11 @@ class PriorTimes:
         if drafting is not None:
             told.insert(2, drafting.what)
         if self.found is None:
-            return [*told, "no run of this GPU has checked it: no interval"]
+            return [
+                *told,
+                host_note(engine),
+                published_spread(self.tables.system, self.facts, engine).note(),
+            ]
         if self.told:
             return [*told, *self.told]
         scales = ", ".join(f"{name} x{scale:.2f}" for name, scale in self.found.families.items())
@@ -222,7 +247,7 @@ class PriorTimes:
         if not self.found.has(self.facts, tensor_parallel_size):
             told.append(
                 f"no run of this GPU had {self.facts.name} at tensor_parallel_size "
-                f"{tensor_parallel_size}: no interval"
+                f"{tensor_parallel_size}: the interval holds how far other sizes were off"
             )
         return told
 
@@ -412,6 +437,17 @@ def cost_of(prior: Prior, engine: EngineConfig, drafting: Drafting | None = None
     if host.hidden:
         return table_cost(tables, drafts, hidden=host.seconds)
     return table_cost(tables, host.seconds + drafts)
+
+
+def ends_of(cost: StepCost) -> tuple[StepCost, StepCost] | None:
+    """Return the costs of fast and of slow steps, None where the host hides behind no kernel.
+
+    How long it takes in an engine that schedules while kernels run no run has told, as it showed in
+    none: from nothing to MOST_HIDDEN times what it takes in those that do not.
+    """
+    if not len(cost.hidden):
+        return None
+    return with_hidden(cost, 0.0), with_hidden(cost, MOST_HIDDEN)
 
 
 def predicted_steps(cost: StepCost, steps: pl.DataFrame) -> Floats:

@@ -231,7 +231,7 @@ def test_without_the_package_the_extra_is_named(monkeypatch):
 
 
 def test_what_is_missing_is_told():
-    assert "work of the host" in PRIOR_MISSING
+    assert "unequal contexts in a batch" in PRIOR_MISSING
 
 
 installed = pytest.mark.skipif(
