@@ -34,9 +34,10 @@ from advisor.step_time.prior.defaults import (
     memory_of,
     with_blocks,
 )
+from advisor.step_time.prior.drafting import kept_a_step
 from advisor.step_time.prior.offers import PRICED, device_of, memory_on
 from advisor.step_time.prior.recalibration import PriorTimes, recalibrate
-from advisor.step_time.prior.tables import read_prior
+from advisor.step_time.prior.relatives import read_gpu
 from advisor.what_if.drafts.redrafting import Redrafted, redraft
 from advisor.what_if.latency_spread import latency_spread
 from advisor.what_if.measured.factors import fit_points
@@ -158,8 +159,8 @@ def predict(
     notes = [*_time_notes(after, prior), *untaught, *placed, *_prefixes(base), *evidence.lost]
     notes += [unreplayed] if before is None else []
     notes += _measured_notes(evidence, own, base, question, on_tables=on_tables)
-    drafted = None if redrafted is None else redrafted.note
-    notes += [note for note in (drafted, told) if note is not None]
+    made = None if redrafted is None else redrafted.note
+    notes += [each for each in (made, told, _paying(prior, question, sources)) if each is not None]
     notes += _outside(after, prior, longer, question)
     predicted, replayed = after.summary(), None if before is None else before.summary()
     notes += _ties(recorded, replayed or (predicted if question.policy == own.policy else None))
@@ -416,7 +417,7 @@ def _prefixes(base: Recording) -> list[str]:
 def _prior(base: Recording, others: Sequence[Recording], question: Question) -> PriorTimes:
     """Open the prior of the question's GPU, and what recordings of that GPU say of it."""
     assert question.gpu is not None
-    tables = read_prior(question.gpu)
+    tables = read_gpu(question.gpu)
     facts = question.model_facts or base.manifest.models.get(question.engine.model)
     for other in others:
         facts = facts or other.manifest.models.get(question.engine.model)
@@ -427,8 +428,20 @@ def _prior(base: Recording, others: Sequence[Recording], question: Question) -> 
         )
     found = recalibrate(tables, [base, *others])
     return PriorTimes(
-        tables=tables, facts=facts, found=found, ranks=question.engine.data_parallel_size
+        tables=tables,
+        facts=facts,
+        found=found,
+        ranks=question.engine.data_parallel_size,
+        models={n: f for each in (base, *others) for n, f in each.manifest.models.items()},
     )
+
+
+def _paying(prior: PriorTimes | None, question: Question, sources: Sequence[Run]) -> str | None:
+    """Say up to which batch the drafts of an engine pay on a GPU, where it has any."""
+    kept, engine = kept_a_step(sources), question.engine
+    if prior is None or engine.speculative is None or kept is None:
+        return None
+    return prior.pays(engine, kept)
 
 
 def _hash(recording: Recording) -> str | None:
