@@ -294,6 +294,8 @@ def _of_prior(prior: PriorCost, sigma: float, *, beyond: bool) -> Iterable[str]:
         if prior.recordings
         else f"{head}. {prior.told[0].upper()}{prior.told[1:]}, and {spread}"
     )
+    if prior.drafts is not None:
+        yield prior.drafts
     if beyond:
         yield "extrapolated: the pick makes larger steps than the tables hold"
 

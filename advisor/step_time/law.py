@@ -25,7 +25,8 @@ class PriorCost:
 
     `system` names the tables, `label` with their version; `recordings` recalibrated them, and
     `checked` says that one of these was of this model and tensor-parallel size; `told` says where
-    the spread is from.
+    the spread is from. `drafts` says up to which batch the engine's drafts pay there, None without
+    any.
     """
 
     system: str
@@ -34,6 +35,7 @@ class PriorCost:
     told: str
     checked: bool
     cost: Callable[[EngineConfig], StepCost]
+    drafts: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,6 +23,7 @@ from advisor.step_time.cost import StepCost
 from advisor.step_time.host.spread import spread_of as published_spread
 from advisor.step_time.law import PriorCost, StepLaw, non_negative_least_squares
 from advisor.step_time.prior.defaults import BLOCK, Device, Memory, as_on, memory_of, with_blocks
+from advisor.step_time.prior.drafting import Drafting, kept_a_step
 from advisor.step_time.prior.recalibration import (
     PriorTimes,
     cost_of,
@@ -81,7 +82,7 @@ def offer(evidence: Evidence, recordings: Sequence[Recording], systems: Sequence
         tables = read_gpu(system)
         found = recalibrate(tables, recordings)
         measured = {_shape(table.engine) for table in evidence.steps}
-        offered, why = 0, "no recording without speculation tells of a model"
+        offered, why = 0, "no recording tells of a model"
         for base, choices in _bases(evidence, tables):
             facts = evidence.models.get(base.model)
             if facts is None:
@@ -96,7 +97,7 @@ def offer(evidence: Evidence, recordings: Sequence[Recording], systems: Sequence
                 try:
                     engine = _placed(engine, facts, tables)
                     law = _law(evidence, engine, choices, PriorTimes(
-                        tables=tables, facts=facts, found=found
+                        tables=tables, facts=facts, found=found, models=evidence.models
                     ))  # fmt: skip
                 except (UsageError, TablesError) as error:
                     why = str(error).removeprefix("--gpu: ")
@@ -125,9 +126,8 @@ def _bases(evidence: Evidence, tables: PriorTables) -> Iterator[tuple[EngineConf
     device = device_of(tables)
     usual = device.limits("server")
     for run in evidence.runs:
-        if run.engine.speculative is None:
-            there, _ = as_on(device, run.engine)
-            groups.setdefault(decoder_of(run.engine), []).append(there)
+        there, _ = as_on(device, run.engine)
+        groups.setdefault(decoder_of(run.engine), []).append(there)
     for engines in groups.values():
         first = engines[0]
         base = replace(
@@ -173,7 +173,7 @@ def _law(evidence: Evidence, engine: EngineConfig, choices: Choices, times: Prio
     Raises UsageError for an engine that cannot be priced, TablesError for shapes that were not
     measured.
     """
-    prior = times.prior(engine)
+    prior, drafting = times.prior(engine), times.drafting(engine)
     most = replace(
         engine,
         max_num_seqs=max(seqs for seqs, _ in choices),
@@ -182,7 +182,8 @@ def _law(evidence: Evidence, engine: EngineConfig, choices: Choices, times: Prio
 
     @lru_cache(maxsize=64)
     def cost(seqs: int | None, tokens: int | None) -> StepCost:
-        return cost_of(prior, replace(engine, max_num_seqs=seqs, max_num_batched_tokens=tokens))
+        asked = replace(engine, max_num_seqs=seqs, max_num_batched_tokens=tokens)
+        return cost_of(prior, asked, drafting)
 
     def of(asked: EngineConfig) -> StepCost:
         return cost(asked.max_num_seqs, asked.max_num_batched_tokens)
@@ -197,7 +198,7 @@ def _law(evidence: Evidence, engine: EngineConfig, choices: Choices, times: Prio
     if not checked:  # runs of its own hold what rules and routing add
         sigma = float(np.hypot(sigma, prior.spread))
     return StepLaw(
-        seconds=_linear(of, most, evidence),
+        seconds=_with_drafts(_linear(of, most, evidence), drafting),
         low=np.zeros(len(FEATURES)),
         high=np.array(high),
         sigma=sigma,
@@ -212,8 +213,29 @@ def _law(evidence: Evidence, engine: EngineConfig, choices: Choices, times: Prio
             checked=checked,
             told=published_spread(times.tables.system, times.facts, engine).note(),
             cost=of,
+            drafts=_paying(evidence, engine, times),
         ),
     )
+
+
+def _with_drafts(seconds: Floats, drafting: Drafting | None) -> Floats:
+    """Return seconds per feature with those of drafting."""
+    if drafting is None:
+        return seconds
+    found = Features(*seconds)
+    return np.array(
+        found._replace(draft_step=drafting.launch_s, draft_requests=drafting.each_s), dtype=float
+    )
+
+
+def _paying(evidence: Evidence, engine: EngineConfig, times: PriorTimes) -> str | None:
+    """Return up to which batch an engine's drafts pay, None without any that were recorded."""
+    same = [run for run in evidence.runs if decoder_of(run.engine) == decoder_of(engine)]
+    kept = kept_a_step(same)
+    if engine.speculative is None or kept is None:
+        return None
+    never = ", by a published acceptance, as none ran" if not any(r.recording for r in same) else ""
+    return times.pays(engine, kept) + never
 
 
 def _sigma(times: PriorTimes, engine: EngineConfig, cost: StepCost, evidence: Evidence) -> float:
@@ -268,6 +290,9 @@ def _steps(engine: EngineConfig, evidence: Evidence) -> pl.DataFrame:
         "prefill_kv_tokens": prompt,
         "prefill_query_context": prompt * (prompt + 1) // 2,
     }
+    if (speculative := engine.speculative) is not None:  # what verifies drafts
+        more = speculative.num_speculative_tokens + 1
+        rows = [row | {"decode_tokens": more * row["decode_requests"]} for row in rows]
     rows += [whole, *({**whole, **row} for row in rows[2::5])]
     plain = {name: TABLES["steps"][name] for name in COMPOSITION}
     return pl.DataFrame([dict.fromkeys(plain, 0) | row for row in rows], schema=plain)

@@ -9,7 +9,7 @@ GPU, so a recording of one model and tensor-parallel size speaks for others.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import numpy as np
@@ -17,7 +17,7 @@ import numpy.typing as npt
 import polars as pl
 
 from advisor.compiled import compiled, wide
-from advisor.evidence.features import work_of_steps
+from advisor.evidence.features import FEATURES, work_of_steps
 from advisor.step_time.cost import (
     StepCost,
     chunk_seconds,
@@ -30,12 +30,13 @@ from advisor.step_time.host.law import host_note, host_part
 from advisor.step_time.host.spread import spread_of as published_spread
 from advisor.step_time.law import StepTimes
 from advisor.step_time.operators.tables import default_capture_sizes
+from advisor.step_time.prior.drafting import Drafting, drafting_of, pays
 from advisor.step_time.prior.prior import FAMILIES, PRIOR_MISSING, PRIOR_RULES, Prior, prior_of
 from advisor.step_time.prior.tables import PriorTables
 from traces.errors import TablesError, UsageError
 from traces.recording.reader import Recording
 from traces.recording.tables import COMPOSITION
-from traces.schema.engine import EngineConfig, ModelFacts
+from traces.schema.engine import LOOKUPS, EngineConfig, ModelFacts
 from traces.statistics import Z95, student_95
 from traces.summary.comparison import PRIOR_REPEATS, RUN_TO_RUN
 
@@ -102,10 +103,30 @@ class PriorTimes:
     found: Recalibration | None
     ranks: int = 1
     told: tuple[str, ...] = ()
+    models: Mapping[str, ModelFacts] = field(default_factory=dict)
+
+    def drafting(self, engine: EngineConfig) -> Drafting | None:
+        """Return what drafting takes in a step, None without speculation.
+
+        Raises UsageError where the model that drafts is not known.
+        """
+        tables = self.tables.of_version(engine.vllm_version)
+        return drafting_of(tables, self.facts, self.shared(engine), self.models)
 
     def shared(self, engine: EngineConfig) -> EngineConfig:
         """Return an engine with the ranks of data parallelism that share a mixture's experts."""
         return replace(engine, data_parallel_size=self.ranks) if self.facts.num_experts else engine
+
+    def pays(self, engine: EngineConfig, kept: float) -> str:
+        """Say up to which batch drafts pay that give `kept` tokens a step.
+
+        Raises UsageError where the model that drafts is not known.
+        """
+        drafting = self.drafting(engine)
+        assert engine.speculative is not None
+        assert drafting is not None
+        k = engine.speculative.num_speculative_tokens
+        return pays(self.prior(engine), drafting, k, kept)
 
     def shape(self, engine: EngineConfig) -> tuple[ModelFacts, int]:
         """Return the model and the size that a run of an engine checks (`Recalibration`)."""
@@ -135,7 +156,7 @@ class PriorTimes:
 
         sigma = self.sigma(engine)
         runs = None if self.found is None else len(self.found.recordings)
-        cost = cost_of(prior, engine)
+        cost = cost_of(prior, engine, self.drafting(engine))
         return StepTimes(
             cost=cost,
             sigma=(sigma, 2 * sigma),
@@ -204,6 +225,9 @@ class PriorTimes:
         ]
         if self.facts.num_experts:
             told.insert(2, ROUTING_NOTE.format(100 * prior.routing))
+        drafting = self.drafting(engine)
+        if drafting is not None:
+            told.insert(2, drafting.what)
         if self.found is None:
             return [
                 *told,
@@ -312,6 +336,8 @@ def _ran(tables: PriorTables, recording: Recording) -> list[_Ran]:
         facts = recording.manifest.models.get(engine.model)
         if facts is None or engine.gpu != tables.device:
             continue
+        if engine.speculative is not None and engine.speculative.method not in LOOKUPS:
+            continue  # its steps have a drafter's time
         try:
             prior = prior_of(tables, facts, engine)
         except (UsageError, TablesError):
@@ -387,7 +413,7 @@ def _recalibrated(prior: Prior, found: Recalibration) -> Prior:
     return replace(prior.scaled(found.families).scaled(step), host=prior.host * found.host_factor)
 
 
-def cost_of(prior: Prior, engine: EngineConfig) -> StepCost:
+def cost_of(prior: Prior, engine: EngineConfig, drafting: Drafting | None = None) -> StepCost:
     """Return the cost of an engine's steps: kernels from tables, and the host's part as learned.
 
     Raises UsageError where the engine does not tell its limits.
@@ -404,9 +430,13 @@ def cost_of(prior: Prior, engine: EngineConfig) -> StepCost:
         capture_sizes=captured,
     )
     host = host_part(engine).scaled(prior.host)
+    drafts = np.zeros(len(FEATURES))
+    if drafting is not None:
+        drafts[FEATURES.index("draft_step")] = drafting.launch_s
+        drafts[FEATURES.index("draft_requests")] = drafting.each_s
     if host.hidden:
-        return table_cost(tables, hidden=host.seconds)
-    return table_cost(tables, host.seconds)
+        return table_cost(tables, drafts, hidden=host.seconds)
+    return table_cost(tables, host.seconds + drafts)
 
 
 def ends_of(cost: StepCost) -> tuple[StepCost, StepCost] | None:

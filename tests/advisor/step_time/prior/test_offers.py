@@ -18,7 +18,7 @@ from advisor.what_if.question import Question
 from tests.advisor.step_time.prior.prior_files import DEVICE, TINY, write_prior
 from tests.advisor.step_time.prior.test_recalibration import measured
 from tests.advisor.synthetic import GREEDY, NGRAM, VOTE16, engine_of, record
-from traces.errors import RecordingError, UsageError
+from traces.errors import UsageError
 from traces.recording.reader import Recording
 from traces.schema.advice import Budget
 from traces.summary.run import summarise
@@ -258,9 +258,17 @@ def test_what_cannot_be_offered_is_said(tmp_path, wide):
     whole = of_model(tmp_path / "whole", WIDE, engine=engine_of(dtype="float32"))
     with pytest.raises(UsageError, match="recorded in float32, and the tables are bfloat16's"):
         Advisor.fit([whole], gpus=["test_gpu"])
+
+
+def test_recorded_drafts_are_offered_and_say_up_to_where_they_pay(tmp_path):
     drafts = of_model(tmp_path / "drafts", WIDE, engine=engine_of(speculative=NGRAM))
-    with pytest.raises((UsageError, RecordingError), match="no recording without speculation"):
-        Advisor.fit([drafts], gpus=["test_gpu"])
+    advisor = Advisor.fit([drafts], gpus=["test_gpu"])
+    offered = [kind for kind in advisor.space.kinds if kind.prior is not None]
+    assert offered
+    assert all(kind.engine.speculative == NGRAM for kind in offered)
+    law = advisor.model.law(offered[0].engine)
+    assert law.prior.drafts.startswith("drafts of ")
+    assert "pay" in law.prior.drafts
 
 
 def test_a_rate_is_served_by_replicas_of_the_gpu(tmp_path):
