@@ -195,8 +195,6 @@ def _law(evidence: Evidence, engine: EngineConfig, choices: Choices, times: Prio
     found = times.found
     checked = found is not None and found.has(times.facts, engine.tensor_parallel_size)
     sigma = _sigma(times, most, of(most), evidence)
-    if not checked:  # runs of its own hold what rules and routing add
-        sigma = float(np.hypot(sigma, prior.spread))
     return StepLaw(
         seconds=_with_drafts(_linear(of, most, evidence), drafting),
         low=np.zeros(len(FEATURES)),

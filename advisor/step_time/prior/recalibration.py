@@ -169,13 +169,16 @@ class PriorTimes:
         """Return the spread (sd) of the log of an engine's time about the prediction.
 
         Of a model and a size that ran on this GPU, that of the recalibration. Else that of the
-        published runs that were left out, with how far other sizes were off where one ran.
+        published runs that were left out, with how far other sizes were off where one ran, and of
+        the rules that stand for what no table has.
         """
+        if self.found is not None and self.found.has(self.facts, engine.tensor_parallel_size):
+            return self.found.sigma  # its runs hold what rules add
+        ruled = self.prior(engine).spread
         if self.found is None:
-            return published_spread(self.tables.system, self.facts, engine).sigma
-        if self.found.has(self.facts, engine.tensor_parallel_size):
-            return self.found.sigma
-        return float(np.hypot(self.found.sigma, OTHER_SIZE))
+            published = published_spread(self.tables.system, self.facts, engine).sigma
+            return float(np.hypot(published, ruled))
+        return float(np.hypot(self.found.sigma, np.hypot(OTHER_SIZE, ruled)))
 
     def other_versions(self, engine: EngineConfig, requests: int, step_s: float) -> str | None:
         """Say what the all-reduces of other versions of vLLM would give, where it matters.
