@@ -131,13 +131,15 @@ def test_what_a_replay_of_a_watched_server_promises_comes(tmp_path):
     predicted = json.loads(told["replay json"])
     runs = json.loads(told["compare json"])["runs"]
     assert [each["problems"] for each in runs] == [REQUESTS] * 2
-    was, comes = (each["latency_s"]["mean"]["value"] for each in runs)
-    promised = predicted["predicted"]["latency_s"]["mean"]["value"]
-    # They waited for four slots, and with sixteen they do not: by how much is what was promised,
-    # as far as two cores that others use too are the same from minute to minute.
-    assert promised < 0.8 * predicted["replayed"]["latency_s"]["mean"]["value"]
-    assert comes < 0.9 * was
-    assert 0.4 < comes / promised < 2.5
+    # Two cores that others use too are not the same from minute to minute, so latencies tell of
+    # them. What a step holds follows from the limit: steps that were promised fewer are fewer.
+    was, came = (each["steps"] for each in runs)
+    promised = predicted["predicted"]["steps"]
+    assert predicted["replayed"]["steps"] == pytest.approx(was, rel=0.05)
+    assert promised < 0.8 * was and came < 0.8 * was
+    assert 0.4 < came / promised < 2.5
+    latency = (predicted[name]["latency_s"]["mean"]["value"] for name in ("predicted", "replayed"))
+    assert next(latency) < 0.8 * next(latency)
     assert "VERDICT" in told["attach again"]
     pick = json.loads(told["advise"])["system_optimal"]
     assert pick["engine"]["max_num_seqs"] in (1, 2, FEW, 8, MORE)
