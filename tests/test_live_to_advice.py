@@ -13,8 +13,8 @@ import time
 import httpx
 import pytest
 
+from benchmarks.servers.vllm_server import ROOT, end, free_port, launch, wait_for, with_probe
 from profiler.plugin.shared_token import shared_token
-from tests.profiler.servers import ROOT, end, free_port, launch, wait_for, with_probe
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]
 
@@ -22,11 +22,11 @@ REQUESTS, SAMPLES, TOKENS, APART_S = 30, 3, 60, 0.2
 FEW, MORE = 4, 16
 
 
-def verb(*arguments, fine=(0,)):
+def verb(*arguments):
     """Run a verb of the command line; return what it printed."""
     process = started(*arguments)
     out, err = process.communicate(timeout=300)
-    assert process.returncode in fine, err
+    assert process.returncode == 0, err
     return out
 
 
@@ -110,18 +110,17 @@ def three_uses(folder):
     finally:
         end(one)
     asked = ["--set", f"engine.max_num_seqs={MORE}"]
-    told["replay"] = verb("replay", before, *asked)
     told["replay json"] = verb("replay", before, *asked, "--json")
-    told["replay page"] = verb("replay", page, *asked)
-    told["advise"] = verb("advise", before, "--rate", f"{1 / APART_S:g}/s", "--max-latency", "60s")
+    assert "coarse" in verb("replay", page, *asked)
     two = served(folder / "two", port, MORE)
     try:
         wait_for(two)
         told["attach again"] = watched(two, port, after)[0]
     finally:
         end(two)
-    told["compare"] = verb("show", before, after)
     told["compare json"] = verb("show", before, after, "--json")
+    limits = ["--rate", "0.2/s", "--max-latency", "600s", "--json"]
+    told["advise"] = verb("advise", before, after, *limits)
     return told
 
 
@@ -132,12 +131,16 @@ def test_what_a_replay_of_a_watched_server_promises_comes(tmp_path):
     predicted = json.loads(told["replay json"])
     runs = json.loads(told["compare json"])["runs"]
     assert [each["problems"] for each in runs] == [REQUESTS] * 2
-    was, comes = (each["latency_s"]["mean"]["value"] for each in runs)
-    promised = predicted["predicted"]["latency_s"]["mean"]["value"]
-    # They waited for four slots, and with sixteen they do not: by how much is what was promised,
-    # as far as two cores that others use too are the same from minute to minute.
-    assert promised < 0.8 * predicted["replayed"]["latency_s"]["mean"]["value"]
-    assert comes < 0.9 * was
-    assert 0.4 < comes / promised < 2.5
-    assert "max_num_seqs" in told["compare"]
-    assert told["advise"].strip()
+    # Two cores that others use too are not the same from minute to minute, so latencies tell of
+    # them. What a step holds follows from the limit: steps that were promised fewer are fewer.
+    was, came = (each["steps"] for each in runs)
+    promised = predicted["predicted"]["steps"]
+    assert predicted["replayed"]["steps"] == pytest.approx(was, rel=0.05)
+    assert promised < 0.8 * was and came < 0.8 * was
+    assert 0.4 < came / promised < 2.5
+    latency = (predicted[name]["latency_s"]["mean"]["value"] for name in ("predicted", "replayed"))
+    assert next(latency) < 0.8 * next(latency)
+    assert "VERDICT" in told["attach again"]
+    pick = json.loads(told["advise"])["system_optimal"]
+    assert pick["engine"]["max_num_seqs"] in (1, 2, FEW, 8, MORE)
+    assert f"--max-num-seqs {pick['engine']['max_num_seqs']}" in pick["command"]

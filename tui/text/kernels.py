@@ -61,11 +61,16 @@ def kernel_lines(run: Run) -> list[str]:
 
 def held_texts(held: Sequence[WindowSteps]) -> list[str]:
     """Return which recorded steps windows hold, and why it is not known of the others."""
-    known = [f"{each.first:,}-{each.last:,}" for each in held if each.first is not None]
+    known = [
+        f"{each.first:,}" + ("" if each.first == each.last else f"-{each.last:,}")
+        for each in held
+        if each.first is not None
+    ]
     texts = []
     if known:
         more = f" and of {len(known) - _RANGES:,} windows more" if len(known) > _RANGES else ""
-        texts.append(f"they hold steps {', '.join(known[:_RANGES])}{more}")
+        subject = "it holds" if len(held) == 1 else "they hold"
+        texts.append(f"{subject} steps {', '.join(known[:_RANGES])}{more}")
     for reason, count in Counter(each.unknown for each in held if each.unknown).most_common(3):
         texts.append(f"{counted(count, 'window')}, which steps is not known: {reason}")
     return texts
