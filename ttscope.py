@@ -109,7 +109,7 @@ def advise(
     folder = None if output is None else Path(output)
     if folder is not None:
         check_folder(folder)
-    advisor = Advisor.fit(opened, seed=seed, gpus=options.gpu or ())
+    advisor = Advisor.fit(opened, seed=seed, gpus=options.systems())
     answer = advisor.recommend(wanted, **here())
     if folder is not None and answer.system_optimal is not None:
         write_config(folder, answer, advisor.evidence)

@@ -147,6 +147,9 @@ class BudgetOptions:
         list[str] | None,
         typer.Option("--gpu", help="Offer this GPU, not measured, by the prior: h100_sxm."),
     ] = None
+    tables: Annotated[
+        Path | None, typer.Option(help="--gpu: folder of its tables, if not installed.")
+    ] = None
     min_accuracy: Annotated[str | None, typer.Option(help="0.8 or 80%.")] = None
     rate: Annotated[str | None, typer.Option(help="Problems arriving: 2/s, 30/min.")] = None
     price: Annotated[
@@ -159,7 +162,15 @@ class BudgetOptions:
 
     def given(self) -> dict[str, Any]:
         """Return what was given, for `advisor.search.budget.parse_budget`."""
-        return {name: value for name, value in vars(self).items() if name != "gpu"}
+        return {n: value for n, value in vars(self).items() if n not in ("gpu", "tables")}
+
+    def systems(self) -> list[str]:
+        """Return the systems of the prior that are offered. Raises UsageError."""
+        from advisor.step_time.prior.tables import named_tables
+
+        if self.tables is not None and not self.gpu:
+            raise UsageError("--tables goes with --gpu, which says the system in it")
+        return named_tables(self.tables, self.gpu) if self.gpu else []
 
 
 @dataclass(frozen=True, kw_only=True)

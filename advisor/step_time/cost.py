@@ -89,9 +89,12 @@ def scaled_cost(cost: StepCost, factor: float) -> StepCost:
         for name in SECONDS:
             part = PARTS.index(name)
             values[cost.starts[part] : cost.starts[part + 1]] *= factor
-    return cost._replace(
-        linear=cost.linear * factor, values=values, hidden=cost.hidden * factor
-    )
+    return cost._replace(linear=cost.linear * factor, values=values, hidden=cost.hidden * factor)
+
+
+def with_hidden(cost: StepCost, factor: float) -> StepCost:
+    """Return the cost of steps whose hidden law takes `factor` times as long."""
+    return cost._replace(hidden=cost.hidden * factor)
 
 
 def needs_longest(cost: StepCost) -> bool:

@@ -34,11 +34,14 @@ from advisor.step_time.prior.defaults import (
     memory_of,
     with_blocks,
 )
+from advisor.step_time.prior.drafting import kept_a_step
 from advisor.step_time.prior.offers import PRICED, device_of, memory_on
 from advisor.step_time.prior.recalibration import PriorTimes, recalibrate
-from advisor.step_time.prior.tables import read_prior
+from advisor.step_time.prior.relatives import read_gpu
 from advisor.what_if.drafts.redrafting import Redrafted, redraft
 from advisor.what_if.latency_spread import latency_spread
+from advisor.what_if.measured.factors import fit_points
+from advisor.what_if.measured.points import MeasuredPoint, imported_point, said_points
 from advisor.what_if.power import power_law
 from advisor.what_if.question import Question
 from advisor.what_if.replayed import Replays
@@ -47,8 +50,9 @@ from traces.live.numbers import numbers_in
 from traces.live.watched import windows_of
 from traces.recording.manifest import Manifest
 from traces.recording.reader import Recording
-from traces.schema.engine import ModelFacts
+from traces.schema.engine import EngineConfig, ModelFacts
 from traces.schema.estimate import Estimate
+from traces.schema.formats import counted, number
 from traces.schema.tts.policy import AS_SENT
 from traces.summary.comparison import RUN_TO_RUN
 from traces.summary.run import Run as Summary
@@ -89,8 +93,9 @@ def predict(
     they are of the same problems, samples of another model. Raises UsageError for what the
     recordings cannot answer, and RecordingError when they hold nothing to replay.
     """
-    question = _by_replica(question)
+    given, others = others, [each for each in others if each.path != base.path]
     prior = None if question.gpu is None else _prior(base, others, question)
+    question = _by_replica(question)
     if prior is not None:
         engine = replace(question.engine, gpu=prior.tables.device)
         question = replace(question, engine=engine)
@@ -100,34 +105,42 @@ def predict(
     rest = [] if on_tables else [each for each in others if each not in alike]
     evidence = gather(alike, judged=False, timed=not on_tables, others=rest)
     question, placed = _placed(question, prior, operators, evidence)
-    recordings = [base, *others]
+    prior, untaught = _measured(prior, question, base, given)
     model = StepTimeModel().fit(evidence.steps) if evidence.steps else None
     own = _own_run(evidence, base, recorded)
     drawn = tuple(run for run in evidence.runs if run.drawn and run.engine == own.engine)
     redrafted = None
+    sampled = _sampled(question, own, on_tables=on_tables)
     if question.engine.speculative != own.engine.speculative:
-        redrafted = _redrafted(evidence, alike, question)
-    sources = (_source(evidence, own, question),) if redrafted is None else redrafted.runs
+        redrafted = _redrafted(evidence, alike, sampled)
+    sources = (_source(evidence, own, sampled),) if redrafted is None else redrafted.runs
     if drawn:
         sources, recorded = drawn, _as_metrics_say(base, recorded)
-    check_startable(question.engine, own.engine.one_replica(), sources, on_tables=on_tables)
+    check_startable(
+        question.engine,
+        own.engine.one_replica(),
+        sources,
+        on_tables=on_tables,
+        on_prior=prior is not None,
+    )
     law, told = None, None
     if redrafted is not None and model is not None and not on_tables:
-        law, told = draft_law(model, recordings, question.engine)
+        law, told = draft_law(model, [base, *others], question.engine)
     same = replace(question, engine=own.engine, policy=own.policy)
     same = replace(same, rate_per_s=None, concurrency=None, replicas=Replicas())
     same = _by_replica(replace(same, operators=None, collectives=None, gpu=None))
     beyond = latency_spread(evidence.runs, evidence.steps, model)
-    power = power_law(recordings, same.engine)
-    before = None
-    if model is not None:
-        asked = drawn or (own,)
-        before = Replays(base, evidence, model, own, asked, same, power=power, beyond=beyond)
+    power = power_law([base, *others], same.engine)
+    before = (
+        None
+        if model is None
+        else Replays(base, evidence, model, own, drawn or (own,), same, power=power, beyond=beyond)
+    )
     longer = redrafted is not None and redrafted.extrapolated
     after = before
     if after is None or same != question:
         if question.engine != same.engine:
-            power = power_law(recordings, question.engine)
+            power = power_law([base, *others], question.engine)
         after = Replays(
             base,
             evidence,
@@ -143,11 +156,11 @@ def predict(
             beyond=beyond,
         )
     unreplayed = "no step was recorded, so that the run cannot be replayed as it was"
-    notes = [*_time_notes(after, prior), *placed, *_prefixes(base), *evidence.lost]
+    notes = [*_time_notes(after, prior), *untaught, *placed, *_prefixes(base), *evidence.lost]
     notes += [unreplayed] if before is None else []
-    notes += _measured_notes(evidence, own, on_tables=on_tables)
-    notes += [] if redrafted is None else [redrafted.note]
-    notes += [] if told is None else [told]
+    notes += _measured_notes(evidence, own, base, question, on_tables=on_tables)
+    made = None if redrafted is None else redrafted.note
+    notes += [each for each in (made, told, _paying(prior, question, sources)) if each is not None]
     notes += _outside(after, prior, longer, question)
     predicted, replayed = after.summary(), None if before is None else before.summary()
     notes += _ties(recorded, replayed or (predicted if question.policy == own.policy else None))
@@ -178,7 +191,7 @@ def _placed(
     memory: Memory | None = None
     if prior is not None:
         device, facts = device_of(prior.tables), prior.facts
-        memory = memory_on(prior.tables, engine, prior.facts)
+        memory = memory_on(prior.tables, prior.shared(engine), prior.facts)
     elif operators is not None:
         device = Device.named(operators.gpu)
         facts = question.model_facts or evidence.models.get(engine.model)
@@ -199,11 +212,41 @@ def _placed(
     return replace(question, engine=engine), notes
 
 
+def _measured(
+    prior: PriorTimes | None, question: Question, base: Recording, given: Sequence[Recording]
+) -> tuple[PriorTimes | None, list[str]]:
+    """Return the prior as measured times correct it, and what teaches nothing and why.
+
+    These are what `--measured` says and the imports of `given`, which whoever names them with
+    `--with` says to be of this engine. Raises UsageError for times that cannot be.
+    """
+    names = [question.engine.model] if prior is None else [question.engine.model, prior.facts.name]
+    read = {each.name: imported_point(each, names) for each in given}
+    if prior is None:
+        why = "it has no steps. With --gpu its requests correct the prior"
+        return None, [_untaught(name, why) for name, point in read.items() if point is not None]
+    untaught = [_untaught(name, why) for name, why in read.items() if isinstance(why, str)]
+    points = [point for point in read.values() if isinstance(point, MeasuredPoint)]
+    points += said_points(question.measured, base)
+    if not points:
+        return prior, untaught
+    fitted = fit_points(prior, question.engine, points)
+    return replace(prior, found=fitted.found, told=tuple(fitted.notes())), untaught
+
+
+def _untaught(name: str, why: str) -> str:
+    return f"{name} teaches no step times: {why}"
+
+
 def _time_notes(after: Replays, prior: PriorTimes | None) -> list[str]:
     """Say where step times come from."""
     runs = after.times.runs
     if prior is not None:
-        notes = prior.notes(after.engine.tensor_parallel_size)
+        notes = prior.notes(after.engine)
+        first = after.runs[0]
+        requests, step_s = int(first.peak["requests"]), first.busy_s / max(first.steps, 1)
+        other = prior.other_versions(after.engine, requests, step_s)
+        notes += [] if other is None else [other]
         if after.engine.dtype not in PRICED:
             notes.insert(
                 0,
@@ -233,8 +276,9 @@ def _outside(
     notes = []
     if longer:
         notes.append("outside what was recorded: drafts are longer (marked *)")
-    elif after.outside and not after.crowded and (prior is None or after.times.sigma is not None):
-        notes.append("outside what was recorded: batches or contexts are larger (marked *)")
+    elif after.outside and not after.crowded:
+        what = "what was recorded" if prior is None else "what the tables measured"
+        notes.append(f"outside {what}: batches or contexts are larger (marked *)")
     if after.limits.several_kinds:
         notes.append(
             "the KV cache has blocks of several kinds, which are counted as the mean request holds "
@@ -276,16 +320,32 @@ def _ties(recorded: Summary, replayed: Summary | None) -> list[str]:
     ]
 
 
-def _measured_notes(evidence: Evidence, own: Run, *, on_tables: bool) -> list[str]:
+def _front_end(base: Recording, engine: EngineConfig) -> str:
+    """Return what a server's front end takes of a request, where its spans tell it."""
+    samples = base.samples.filter(pl.col("engine") == base.engine_key(engine))
+    took = samples.select(pl.col("queued") - pl.col("arrival")).to_series().drop_nulls() / 1e9
+    if took.is_empty():
+        return "what its front end takes (HTTP, tokenising)"
+    p50, p95 = (number(took.quantile(q, "linear"), "s") for q in (0.5, 0.95))
+    return (
+        f"what its front end takes (HTTP, tokenising): {p50} of a request's time to first token at "
+        f"the median and {p95} at p95, as the spans of {counted(took.len(), 'request')} say"
+    )
+
+
+def _measured_notes(
+    evidence: Evidence, own: Run, base: Recording, question: Question, *, on_tables: bool
+) -> list[str]:
     """Say what the recorded times of an engine are, and what is not measured of a server."""
+    requantised = _requantised(question, own) if on_tables else []
     if own.engine.mode == "in_process":
-        return [_TTFT]
+        return [_TTFT, *requantised]
     if on_tables:
-        return []
+        return requantised
     tables = [table for table in evidence.steps if table.engine == own.engine]
     notes = [
-        "a server's latency has what its front end takes (HTTP, tokenising). The replay has the "
-        "engine's part alone"
+        f"a server's latency has {_front_end(base, own.engine)}. The replay has the engine's part "
+        "alone"
     ]
     if any(table.coarse for table in tables):
         notes.append(
@@ -357,7 +417,7 @@ def _prefixes(base: Recording) -> list[str]:
 def _prior(base: Recording, others: Sequence[Recording], question: Question) -> PriorTimes:
     """Open the prior of the question's GPU, and what recordings of that GPU say of it."""
     assert question.gpu is not None
-    tables = read_prior(question.gpu)
+    tables = read_gpu(question.gpu)
     facts = question.model_facts or base.manifest.models.get(question.engine.model)
     for other in others:
         facts = facts or other.manifest.models.get(question.engine.model)
@@ -367,7 +427,21 @@ def _prior(base: Recording, others: Sequence[Recording], question: Question) -> 
             "config.json with --model-config"
         )
     found = recalibrate(tables, [base, *others])
-    return PriorTimes(tables=tables, facts=facts, found=found)
+    return PriorTimes(
+        tables=tables,
+        facts=facts,
+        found=found,
+        ranks=question.engine.data_parallel_size,
+        models={n: f for each in (base, *others) for n, f in each.manifest.models.items()},
+    )
+
+
+def _paying(prior: PriorTimes | None, question: Question, sources: Sequence[Run]) -> str | None:
+    """Say up to which batch the drafts of an engine pay on a GPU, where it has any."""
+    kept, engine = kept_a_step(sources), question.engine
+    if prior is None or engine.speculative is None or kept is None:
+        return None
+    return prior.pays(engine, kept)
 
 
 def _hash(recording: Recording) -> str | None:
@@ -385,6 +459,25 @@ def _own_run(evidence: Evidence, base: Recording, recorded: Summary) -> Run:
         f"{base.name}: the samples of {method or 'a run without a policy'} cannot be replayed. "
         "They must all have run to their end, as with majority, best_of_n or greedy"
     )
+
+
+def _sampled(question: Question, own: Run, *, on_tables: bool) -> Question:
+    """Return the question as the samples were drawn: tables may price weights of other forms."""
+    if not on_tables:
+        return question
+    engine = replace(question.engine, quantization=own.engine.quantization)
+    return replace(question, engine=engine)
+
+
+def _requantised(question: Question, own: Run) -> list[str]:
+    """Say that the samples are of weights of another form than those that are priced."""
+    was, asked = own.engine.quantization, question.engine.quantization
+    if was == asked:
+        return []
+    return [
+        f"the samples were recorded with quantization {was or 'none'} and the steps are those of "
+        f"{asked or 'none'}: such a server may answer otherwise"
+    ]
 
 
 def _redrafted(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,10 +18,11 @@ from advisor.step_time.cost import linear_cost, table_cost
 from advisor.step_time.law import StepLaw, StepTimes
 from advisor.step_time.operators.files import Operators
 from traces.errors import UsageError
-from traces.schema.engine import EngineConfig, ModelFacts
+from traces.schema.engine import EXPERTS, EngineConfig, ModelFacts
 from traces.schema.tts.policy import AS_SENT, Policy
 
 if TYPE_CHECKING:
+    from advisor.step_time.operators.communication import Communication
     from advisor.step_time.prior.defaults import Device
     from traces.summary.run import Run
 
@@ -40,7 +41,8 @@ class Question:
     all-reduces, which tables leave out, are those of `collectives`
     (`communication.measured_messages`). With `gpu`, the name of a system of the prior
     (prior/tables.py), they are that system's, for a model of `model_facts` (the recorded one
-    if not given). `assumed` are fields of the engine that nobody set, which have vLLM's defaults.
+    if not given), as what was `measured` there corrects them (measured/points.py). `assumed` are
+    fields of the engine that nobody set, which have vLLM's defaults.
     """
 
     engine: EngineConfig
@@ -55,6 +57,7 @@ class Question:
     collectives: Path | None = None
     gpu: str | None = None
     model_facts: ModelFacts | None = None
+    measured: tuple[str, ...] = ()
     assumed: tuple[str, ...] = ()
 
 
@@ -116,7 +119,8 @@ def tabled(
         )
     measured = domain(operators)
     captured = [] if engine.enforce_eager else default_capture_sizes(engine.max_num_seqs)
-    together = _all_reduces(question, facts, layers, captured)
+    version = operators.vllm_version or engine.vllm_version
+    together = _all_reduces(question, facts, layers, captured, version)
     tables = step_tables(
         operators,
         num_hidden_layers=layers,
@@ -151,9 +155,16 @@ class _AllReduces:
 
 
 def _all_reduces(
-    question: Question, facts: ModelFacts | None, layers: int, captured: Sequence[int]
+    question: Question,
+    facts: ModelFacts | None,
+    layers: int,
+    captured: Sequence[int],
+    version: str | None,
 ) -> _AllReduces | None:
-    """Return what the question's collectives say of its engine and model, None without any."""
+    """Return what the question's collectives say of its engine and model, None without any.
+
+    Those of a system of the prior are of the version of vLLM nearest to `version`.
+    """
     path, size = question.collectives, question.engine.tensor_parallel_size
     if path is None:
         return None
@@ -169,27 +180,55 @@ def _all_reduces(
         all_reduces,
         measured_messages,
     )
+    from advisor.step_time.prior.tables import collectives_of
 
-    found = Communication().fit(measured_messages(path))
+    named = [] if path.exists() else collectives_of(str(path), version)
+    if not named and not path.exists():
+        raise UsageError(
+            f"--collectives {path}: no such file, and no GPU of the prior of that name has "
+            "all-reduces. Give a CSV, a Parquet file, a recording, or a name such as h100_sxm"
+        )
+    found = Communication().fit(measured_messages(named[0] if named else path))
     eager, graph = (found.law("all_reduce", size, graph=each) for each in (False, True))
+    whose = f"{path.name} (vLLM {named[0].parent.name})" if named else path.name
     note = (
-        f"all-reduces of {size} are those of {path.name}: {eager.sizes:,} sizes up to "
+        f"all-reduces of {size} are those of {whose}: {eager.sizes:,} sizes up to "
         f"{eager.high_bytes:,.0f} bytes"
     )
     if eager.left_out_error is not None:
         note += f", known to {eager.left_out_error:.1%} where they were left out"
     if captured and graph is eager:
         note += ", launched one by one, also where the engine runs in CUDA graphs"
+    of_model, most = replace(facts, num_hidden_layers=layers), max(captured, default=0)
+
+    def seconds(laws: Communication) -> Callable[[Floats], Floats]:
+        each = (laws.law("all_reduce", size, graph=graph) for graph in (False, True))
+        eager, graph = (law.seconds for law in each)
+        return all_reduces(of_model, eager=eager, graph=graph, captured=most)
+
     return _AllReduces(
-        seconds=all_reduces(
-            replace(facts, num_hidden_layers=layers),
-            eager=eager.seconds,
-            graph=graph.seconds,
-            captured=max(captured, default=0),
-        ),
+        seconds=seconds(found),
         most_tokens=eager.high_bytes / (2 * facts.hidden_size),
-        note=f"{note}, without the gathering of logits",
+        note=f"{note}, without the gathering of logits"
+        + "".join(_versions(named, size, lambda laws: float(seconds(laws)(USUAL)[0]))),
     )
+
+
+USUAL = np.array([32.0])  # requests of a step in which versions of all-reduces are compared
+
+
+def _versions(
+    files: Sequence[Path], size: int, step_s: Callable[[Communication], float]
+) -> Iterator[str]:
+    """Yield what the all-reduces of a step take by each version that measured such a group."""
+    from advisor.step_time.operators.communication import Communication, measured_messages
+
+    for place, path in enumerate(files if len(files) > 1 else ()):
+        laws = Communication().fit(measured_messages(path))
+        if any(kind.group_size == size for kind in laws.laws_):
+            spent = f"{step_s(laws) * 1e3:.2f} ms"
+            begun = f". Those of a step of {USUAL[0]:.0f} requests take {spent}"
+            yield begun if place == 0 else f", in the tables of vLLM {path.parent.name} {spent}"
 
 
 # What else decides how many KV blocks a GPU has room for.
@@ -200,9 +239,9 @@ def device_asked(operators: Path | None, gpu: str | None) -> Device | None:
     """Return the GPU that step times are asked for, None where they are of recordings."""
     if gpu is not None:
         from advisor.step_time.prior.offers import device_of
-        from advisor.step_time.prior.tables import read_prior
+        from advisor.step_time.prior.relatives import read_gpu
 
-        return device_of(read_prior(gpu))
+        return device_of(read_gpu(gpu))
     if operators is not None:
         from advisor.step_time.operators.files import gpu_of
         from advisor.step_time.prior.defaults import Device
@@ -309,11 +348,18 @@ def _check_values(
 def _engine(engine: EngineConfig, changes: Mapping[str, Any]) -> EngineConfig:
     from traces.schema.tts.parameters import meant
 
-    plain = engine.to_json()
+    plain, changes = engine.to_json(), dict(changes)
+    if EXPERTS in changes:
+        if not isinstance(given := changes.pop(EXPERTS), bool):
+            raise UsageError(f"--set engine.{EXPERTS}: give true or false")
+        rest = [each for each in engine.other if each[0] != EXPERTS]
+        plain["other"] = [*rest, *([(EXPERTS, "true")] if given else [])]
     known = [field.name for field in dataclasses.fields(EngineConfig) if field.name != "other"]
     for name in changes:
         if name not in known:
-            raise UsageError(f"--set engine.{name}: no such field: {meant(name, known)}")
+            raise UsageError(
+                f"--set engine.{name}: no such field: {meant(name, [*known, EXPERTS])}"
+            )
     _check_values("engine", EngineConfig, changes)
     for name, value in changes.items():
         if isinstance(value, int) and not isinstance(value, bool) and value < 1:

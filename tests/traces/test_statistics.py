@@ -48,7 +48,7 @@ def test_proportion_of_ties_is_not_wilson():
     assert proportion([np.nan]) is None
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=12),
     st.floats(0, 1),
@@ -66,7 +66,7 @@ def test_weighted_quantile_is_numpys_of_the_repeated_values(values, q, seed):
             assert result == pytest.approx(np.quantile(np.repeat(ordered, row), q), abs=1e-6)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.floats(0, 1e6), min_size=2, max_size=30))
 def test_intervals_hold_their_value(values):
     for estimate in (mean(values, "s"), quantile(values, 0.95, "s"), *spread(values, "s").values()):

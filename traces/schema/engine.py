@@ -18,6 +18,7 @@ from traces.schema.tts.policy import Policy
 SCHEMA_VERSION = 1
 
 
+EXPERTS = "enable_expert_parallel"  # in `EngineConfig.other`, where it is so
 LOOKUPS = ("ngram", "ngram_gpu", "suffix")  # methods of speculation without a model that drafts
 
 
@@ -73,7 +74,7 @@ class EngineConfig(Record):
     @property
     def expert_parallel(self) -> bool:
         """Whether the ranks of tensor and data parallelism share whole experts."""
-        return dict(self.other).get("enable_expert_parallel") == "true"
+        return dict(self.other).get(EXPERTS) == "true"
 
     def one_replica(self) -> EngineConfig:
         """Return the engine of one data-parallel rank: with its limits, blocks and devices."""

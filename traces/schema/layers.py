@@ -7,8 +7,11 @@ expert parallelism leaves on a device is a share of it.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from traces.schema.record import Record
+
+STATE_FLOPS: Final = {"mamba": 5, "linear_attention": 7}  # of a token, a value of the state
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,6 +169,15 @@ class State(Record):
         if self.value_bytes is None or self.convolved_bytes is None:
             return None
         return self.values * self.value_bytes + self.convolved_values * self.convolved_bytes
+
+    @property
+    def flops(self) -> float:
+        """FLOPs of a token: decay, update and read of every value of the state.
+
+        Mamba 2 takes 5 a value (arXiv 2405.21060, equation 1: h = a h + b x, y = c h), the delta
+        rule 7 (arXiv 2412.06464, equation 10: it reads the state before it writes it too).
+        """
+        return float(STATE_FLOPS.get(self.kind, 7) * self.values)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from traces.schema.estimate import Estimate
@@ -130,7 +131,8 @@ def _changes(recorded: Run, question: Question, predicted: Run) -> list[str]:
     if question.gpu is not None:
         facts = question.model_facts
         parts.append(
-            f"steps of the prior of {question.gpu}" + ("" if facts is None else f", {facts.name}")
+            f"steps of the prior of {Path(question.gpu).name}"
+            + ("" if facts is None else f", {facts.name}")
         )
     if question.replicas.count > 1:
         how = ", samples together" if question.replicas.together else ""

@@ -63,7 +63,7 @@ def advise(options: BudgetOptions, asked: Advise) -> None:
     """Recommend the system-optimal configuration for a budget."""
     from advisor.search.budget import is_given, parse_budget
 
-    given, systems = options.given(), options.gpu or ()
+    given, systems = options.given(), options.systems()
     if not is_given(given):
         raise UsageError(
             "the budget is empty, so nothing can be recommended: set a limit, for example "

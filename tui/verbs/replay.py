@@ -12,7 +12,8 @@ import typer
 from advisor.what_if.question import changed, device_asked
 from profiler.engines.models.model_facts import given_facts
 from traces.errors import UsageError
-from traces.recording.reader import Recording, measured
+from traces.recording.reader import Recording
+from traces.recording.reader import measured as measured_ones
 from tui.options import Json, takes
 from tui.terminal import say
 
@@ -36,6 +37,12 @@ class Replay:
         list[Path] | None,
         typer.Option("--with", help="Recordings that teach other engines' steps, repeatable."),
     ] = None
+    measured: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="itl=12ms@32", help="--gpu: a time measured there, @ requests in flight."
+        ),
+    ] = None
     rate: Annotated[str | None, typer.Option(help="Problems arriving: 2/s, 30/min.")] = None
     concurrency: Annotated[int | None, typer.Option(help="Problems in flight.")] = None
     replicas: Annotated[int, typer.Option(help="Engines that share the load.")] = 1
@@ -50,10 +57,14 @@ class Replay:
         int | None, typer.Option(help="Of the model whose tables these are.")
     ] = None
     collectives: Annotated[
-        Path | None, typer.Option(help="--operators: all-reduce times, a CSV or a recording.")
+        Path | None,
+        typer.Option(help="--operators: all-reduces: CSV, recording, Parquet, h100_sxm."),
     ] = None
     gpu: Annotated[
         list[str] | None, typer.Option(help="Step times of a GPU from the prior: h100_sxm, ..")
+    ] = None
+    tables: Annotated[
+        Path | None, typer.Option(help="--gpu: folder of its tables, if not installed.")
     ] = None
     model_config: Annotated[
         Path | None, typer.Option(help="config.json of the model on that GPU, if not the recorded.")
@@ -129,6 +140,7 @@ def question_of(asked: Replay) -> tuple[Recording, Run, Question, list[Recording
     """
     from advisor.replay.replay import ROUTINGS, Replicas
     from advisor.search.budget import parse_value
+    from advisor.step_time.prior.tables import named_tables
     from advisor.what_if.question import Question
     from traces.summary.run import summarise
     from tui.verbs.open_all import open_all
@@ -143,13 +155,17 @@ def question_of(asked: Replay) -> tuple[Recording, Run, Question, list[Recording
         raise UsageError(f"--routing {asked.routing}: one of {', '.join(ROUTINGS)}")
     if len(gpus) > 1:
         raise UsageError(f"--gpu {', '.join(gpus)}: a replay is of one. Give one at a time")
-    gpu = next(iter(gpus), None)
+    gpu = next(iter(named_tables(asked.tables, gpus)), None)
+    if asked.tables is not None and gpu is None:
+        raise UsageError("--tables goes with --gpu, which says the system in it")
     _check_sources(
         asked.operators, asked.num_hidden_layers, asked.collectives, gpu, asked.model_config
     )
+    if asked.measured and gpu is None:
+        raise UsageError("--measured goes with --gpu, whose prior it corrects")
     base = Recording.open(asked.recording)
-    measured([base])
-    others = measured(open_all(asked.learn or ()))
+    measured_ones([base])
+    others = measured_ones(open_all(asked.learn or ()))
     recorded = _chosen(summarise(base), asked.run, base.name)
     engine, policy, assumed = changed(recorded, changes, device=device_asked(asked.operators, gpu))
     question = Question(
@@ -164,6 +180,7 @@ def question_of(asked: Replay) -> tuple[Recording, Run, Question, list[Recording
         num_hidden_layers=asked.num_hidden_layers,
         collectives=asked.collectives,
         gpu=gpu,
+        measured=tuple(asked.measured or ()),
         model_facts=None if asked.model_config is None else given_facts(asked.model_config),
     )
     return base, recorded, question, others

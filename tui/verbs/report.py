@@ -54,7 +54,7 @@ def report(asked: Report, budget: BudgetOptions, printed: Printed) -> None:
             open_all(asked.recordings),
             budget.given(),
             seed=printed.seed,
-            systems=budget.gpu or (),
+            systems=budget.systems(),
             progress=progress,
         )
         text = page(material)

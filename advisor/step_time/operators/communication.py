@@ -14,7 +14,7 @@ import polars as pl
 from advisor.step_time.law import non_negative_least_squares
 from advisor.step_time.operators.csv_rows import CsvRows
 from advisor.step_time.operators.grids import pieces
-from traces.errors import RecordingError, UsageError
+from traces.errors import RecordingError, TablesError, UsageError
 from traces.recording.reader import Recording
 from traces.schema.engine import ModelFacts
 
@@ -175,10 +175,13 @@ def all_reduces(
 
 
 def measured_messages(path: Path) -> dict[Kind, Floats]:
-    """Return [rows, (bytes, seconds)] by kind: of a CSV, or of a recording's profiled windows.
+    """Return [rows, (bytes, seconds)] by kind: of a table, or of a recording's profiled windows.
 
-    Raises TablesError for a damaged CSV, RecordingError for a recording without collectives.
+    Tables are a CSV in Vidur's form, or all-reduces of aiconfigurator-core (`.parquet`). Raises
+    TablesError for a damaged table, RecordingError for a recording without collectives.
     """
+    if path.suffix == ".parquet":
+        return read_all_reduces(path)
     if not path.is_dir():
         return read_collectives(path)
     recording = Recording.open(path)
@@ -236,6 +239,42 @@ def read_collectives(path: Path) -> dict[Kind, Floats]:
         seconds = table.seconds(line, column, positive=True) * 1e3
         found.setdefault(kind, []).append((float(table.count(line, "size", least=1)), seconds))
     return {kind: np.array(rows, dtype=float) for kind, rows in found.items()}
+
+
+def read_all_reduces(path: Path) -> dict[Kind, Floats]:
+    """Read all-reduces as aiconfigurator-core has them: by GPUs and by whether a graph ran them.
+
+    `message_size` is in elements of bfloat16, `latency` in milliseconds. Raises TablesError.
+    """
+    needed = ("allreduce_dtype", "num_gpus", "message_size", "kernel_source", "latency")
+    try:
+        table = pl.read_parquet(path, glob=False)
+    except (OSError, pl.exceptions.PolarsError) as cause:
+        raise TablesError(
+            f"{path}: cannot be read as Parquet ({type(cause).__name__}). Copy it again"
+        ) from None
+    if missing := sorted(set(needed) - set(table.columns)):
+        raise TablesError(f"{path}: no column {missing[0]}. Expected are {', '.join(needed)}")
+    try:
+        rows = (
+            table.filter(allreduce_dtype="bfloat16")
+            .select(
+                pl.col("num_gpus").cast(pl.Int64),
+                graph=pl.col("kernel_source").str.ends_with("graph"),
+                bytes=pl.col("message_size").cast(pl.Float64) * 2,
+                seconds=pl.col("latency").cast(pl.Float64) / 1e3,
+            )
+            .drop_nulls()
+            .filter(pl.col("seconds") > 0, pl.col("seconds").is_finite(), pl.col("bytes") > 0)
+        )
+    except pl.exceptions.PolarsError:
+        raise TablesError(f"{path}: its columns are not of the kinds expected") from None
+    if rows.is_empty():
+        raise TablesError(f"{path}: no all-reduce of bfloat16 in it. Give another table")
+    return {
+        Kind("all_reduce", int(size), bool(graph)): part.select("bytes", "seconds").to_numpy()
+        for (size, graph), part in rows.group_by("num_gpus", "graph")
+    }
 
 
 def _medians(rows: Floats) -> tuple[Floats, Floats]:

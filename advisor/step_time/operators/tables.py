@@ -186,7 +186,8 @@ def _check(operators: Operators, size: int, collectives: Collectives | None) -> 
     if size > 1 and collectives is None:
         raise TablesError(
             f"{folder}: operator tables leave out the collectives of tensor-parallel size {size}."
-            " Give their times with --collectives"
+            " Give their times with --collectives: a CSV, a recording, or the name of a GPU of the"
+            " prior, such as h100_sxm"
         )
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
@@ -20,7 +20,13 @@ import numpy.typing as npt
 import polars as pl
 import yaml
 
-from traces.errors import MissingDependencyError, TablesError, UsageError, install_command
+from traces.errors import (
+    MissingDependencyError,
+    TablesError,
+    TtscopeError,
+    UsageError,
+    install_command,
+)
 
 Floats = npt.NDArray[np.float64]
 
@@ -55,28 +61,68 @@ def tables_folder() -> Path:
     )
 
 
+def named_tables(tables: Path | None, systems: Sequence[str]) -> list[str]:
+    """Return names of systems for `read_prior`, of a folder of the package's layout if given.
+
+    The folder is that with `data` and a YAML file for each system, or the package that holds it.
+    Raises UsageError for another.
+    """
+    if tables is None:
+        return list(systems)
+    for folder in (tables, tables / "systems", tables / PACKAGE / "systems"):
+        if (folder / "data").is_dir():
+            return [str(folder / system) for system in systems]
+    raise UsageError(
+        f"--tables {tables}: has no folder data of systems, as the folder systems of "
+        "aiconfigurator-core has. Give that folder"
+    )
+
+
+def collectives_of(name: str, vllm: str | None) -> list[Path]:
+    """Return the files of a system's all-reduces, that nearest to a version first.
+
+    `name` may be `FOLDER/NAME`, as in `read_prior`. Empty where there is no such system.
+    """
+    try:
+        tables = read_prior(name).of_version(vllm)
+    except TtscopeError:
+        return []
+    if "comm" not in tables.versions:
+        return []
+    return [each.path("comm") for each in (tables, *tables.other_collectives)]
+
+
 def known_systems(folder: Path) -> list[str]:
     """Return the systems that have vLLM's times of matrix products and of attention."""
     return sorted(
         path.name
         for path in (folder / "data").iterdir()
         if (folder / f"{path.name}.yaml").is_file()
-        and all(_newest(path, family) is not None for family in ("gemm", "attention"))
+        and all(_versions(path, family) for family in ("gemm", "attention"))
     )
 
 
-def _newest(system: Path, family: str) -> Path | None:
-    """Return the folder of the newest version that has the family's table."""
+def _versions(system: Path, family: str) -> tuple[str, ...]:
+    """Return the versions of vLLM that have the family's table, ascending."""
     found = (system / family / FRAMEWORK).glob(f"*/{FILES[family]}")
-    return max(
-        (path.parent for path in found),
-        key=lambda path: tuple(map(int, re.findall(r"\d+", path.name))),
-        default=None,
-    )
+    return tuple(sorted((path.parent.name for path in found), key=_numbers))
 
 
-def _by_version(path: Path) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", path.parent.name))
+def _numbers(version: str) -> tuple[int, ...]:
+    """Return the first three numbers of a version: (0, 24, 0)."""
+    found = [int(part) for part in re.findall(r"\d+", version)[:3]]
+    return (*found, *(0 for _ in range(3 - len(found))))
+
+
+def _nearest(versions: Sequence[str], vllm: str | None) -> str:
+    """Return the newest version that is not newer than an engine's, else the oldest.
+
+    An engine whose version is not known has the newest.
+    """
+    if vllm is None or not re.match(r"v?\d", vllm):
+        return versions[-1]
+    until = [each for each in versions if _numbers(each) <= _numbers(vllm)]
+    return until[-1] if until else versions[0]
 
 
 def _maker(tables: PriorTables) -> str:
@@ -98,7 +144,10 @@ def _read_rows(path: Path) -> pl.DataFrame:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PriorTables:
-    """The tables of one system; times in seconds. Made by `read_prior`."""
+    """The tables of one system; times in seconds. Made by `read_prior`.
+
+    `versions` of vLLM are those in use by family, of those that were `measured`.
+    """
 
     system: str
     folder: Path
@@ -106,6 +155,7 @@ class PriorTables:
     kernel_s: float
     versions: dict[str, str]
     device: str
+    measured: dict[str, tuple[str, ...]] = field(default_factory=dict)
     memory_bytes: float | None = None
     reserved: dict[str, Any] = field(default_factory=dict)
     gpu: dict[str, Any] = field(default_factory=dict)
@@ -137,21 +187,31 @@ class PriorTables:
     def rows(self, family: str, name: str, version: str | None = None) -> pl.DataFrame | None:
         """Return a table of any family with its latency in `seconds`; None where there is none.
 
-        That of the newest version, if none is given. Raises TablesError for a damaged one.
+        That of the newest version, if none is given. Raises TablesError for damage.
         """
         found = [each for each in self.versions_of(family, name) if version in (None, each)]
         return None if not found else _read_rows(self.folder / family / FRAMEWORK / found[0] / name)
 
     def versions_of(self, family: str, name: str) -> list[str]:
-        """Return the versions of vLLM that a table is there for, the newest first."""
+        """Return the versions of vLLM that a table is there for, the newest one first.
+
+        Their authors take older ones only for what the newest lacks (query_versions.yaml).
+        """
         found = (self.folder / family / FRAMEWORK).glob(f"*/{name}")
-        return [path.parent.name for path in sorted(found, key=_by_version, reverse=True)]
+        return sorted((path.parent.name for path in found), key=_numbers, reverse=True)
 
     @cached_property
     def nccl(self) -> pl.DataFrame | None:
         """NCCL's collectives of the newest version; None where there is no such table."""
-        found = sorted((self.folder / "comm/nccl").glob("*/nccl_perf.parquet"), key=_by_version)
+        found = sorted(
+            (self.folder / "comm/nccl").glob("*/nccl_perf.parquet"),
+            key=lambda path: _numbers(path.parent.name),
+        )
         return _read_rows(found[-1]) if found else None
+
+    def of_version(self, vllm: str | None) -> PriorTables:
+        """Return the tables nearest to an engine's version of vLLM (None: the newest)."""
+        return self if vllm is None else _of_version(self, vllm)
 
     def reserved_bytes(self, group_size: int) -> float:
         """Return the memory of a GPU that weights and KV cache do not get, as the authors have it.
@@ -186,9 +246,13 @@ class PriorTables:
             if len(part)
         }
 
+    def path(self, family: str, name: str | None = None) -> Path:
+        """Return the file of a table."""
+        return self.folder / family / FRAMEWORK / self.versions[family] / (name or FILES[family])
+
     def read(self, family: str, name: str | None = None) -> pl.DataFrame:
         """Return a table with its latency in `seconds`. Raises TablesError for a damaged one."""
-        path = self.folder / family / FRAMEWORK / self.versions[family] / (name or FILES[family])
+        path = self.path(family, name)
         table = _read_rows(path)
         if missing := set(COLUMNS[family]) - set(table.columns):
             raise TablesError(
@@ -202,24 +266,49 @@ class PriorTables:
         """What the tables are: `h100_sxm, vLLM 0.24.0`."""
         return f"{self.system}, vLLM {self.versions['gemm']}"
 
+    def described(self, collectives: bool) -> str:
+        """Return the label, with the version of the all-reduces where it is another one."""
+        own, comm = self.versions["gemm"], self.versions.get("comm")
+        others = [f"attention of {self.versions['attention']}"]
+        others = [] if self.versions["attention"] == own else others
+        if collectives and comm not in (None, own):
+            others.append(f"all-reduces of {comm}")
+        return ", ".join([self.label, *others])
 
-def read_prior(
-    system: str, folder: Path | None = None, choices: Sequence[str] | None = None
-) -> PriorTables:
+    @property
+    def other_collectives(self) -> tuple[PriorTables, ...]:
+        """The same tables with the all-reduces of the other versions that were measured."""
+        own = self.versions.get("comm")
+        return tuple(
+            replace(self, versions={**self.versions, "comm": each})
+            for each in self.measured.get("comm", ())
+            if each != own
+        )
+
+
+@lru_cache(maxsize=64)
+def _of_version(tables: PriorTables, vllm: str) -> PriorTables:
+    versions = {family: _nearest(found, vllm) for family, found in tables.measured.items()}
+    return replace(tables, versions=versions)
+
+
+def read_prior(system: str, folder: Path | None = None, more: Sequence[str] = ()) -> PriorTables:
     """Open the tables of a system, in the installed package or in `folder`.
 
-    Raises UsageError, naming `choices`, for a system without tables; MissingDependencyError
-    where the package is not installed; TablesError for damage.
+    A system may be `FOLDER/NAME` (`named_tables`). Raises UsageError, naming those there are and
+    `more`, for a system without tables; MissingDependencyError where the package is not installed;
+    TablesError for damage.
     """
+    if folder is None and len(Path(system).parts) > 1:
+        folder, system = Path(system).parent, Path(system).name
     folder = folder or tables_folder()
     known = known_systems(folder)
     if system not in known:
         raise UsageError(
-            f"--gpu {system}: no operator tables. Choose one of {', '.join(choices or known)}"
+            f"--gpu {system}: no operator tables. Choose one of {', '.join([*known, *more])}"
         )
     data = folder / "data" / system
-    newest = {family: _newest(data, family) for family in FILES}
-    versions = {family: path.name for family, path in newest.items() if path is not None}
+    measured = {family: found for family in FILES if (found := _versions(data, family))}
     gpu, misc, node = _gpu(folder / f"{system}.yaml")
     try:
         bandwidth = float(gpu["mem_bw"]) * float(gpu["mem_bw_empirical_scaling_factor"])
@@ -233,15 +322,15 @@ def read_prior(
         folder=data,
         bandwidth_bytes_per_s=bandwidth,
         kernel_s=kernel_s,
-        versions=versions,
+        versions={family: found[-1] for family, found in measured.items()},
         device="",
+        measured=measured,
         memory_bytes=None if gpu.get("mem_capacity") is None else float(gpu["mem_capacity"]),
         reserved=misc,
         gpu=gpu,
         node=node,
     )
-    device = str(made.read("attention")["device"][0])
-    return PriorTables(**{**made.__dict__, "device": device})
+    return replace(made, device=str(made.read("attention")["device"][0]))
 
 
 def gpu_facts(folder: Path, system: str) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 import dataclasses
 import re
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -7,6 +8,7 @@ import pytest
 
 from advisor.replay import recording as replayed_tables
 from advisor.replay.replay import Replicas
+from advisor.step_time.prior import tables as prior_tables
 from advisor.what_if.predict import predict
 from advisor.what_if.question import Question
 from tests.advisor.step_time.operators.operator_tables import (
@@ -16,6 +18,7 @@ from tests.advisor.step_time.operators.operator_tables import (
     dense_us,
     write_tables,
 )
+from tests.advisor.step_time.prior import prior_files
 from tests.advisor.synthetic import FACTS, GREEDY, VOTE16, engine_of, record
 from traces.errors import RecordingError, TablesError, UsageError
 from traces.recording.reader import Recording
@@ -453,6 +456,37 @@ def test_tables_of_tensor_parallelism_need_the_all_reduces(votes, tmp_path):
         asked(votes, operators=folder, engine=engine)
     with pytest.raises(UsageError, match="--collectives: one GPU has none"):
         asked(votes, operators=write_tables(tmp_path / "gpu"), collectives=path)
+
+
+def test_all_reduces_may_be_those_of_a_gpu_of_the_prior(votes, tmp_path, monkeypatch):
+    systems = prior_files.write_prior(tmp_path / "systems", version="0.24.0")
+    comm = systems / "data/test_gpu/comm/vllm"
+    rows = pl.read_parquet(comm / "0.24.0/custom_allreduce_perf.parquet")
+    (comm / "0.19.0").mkdir()
+    slow = comm / "0.19.0/custom_allreduce_perf.parquet"
+    rows.with_columns(latency=pl.col("latency") * 10).write_parquet(slow)
+    monkeypatch.setattr(prior_tables, "tables_folder", lambda: systems)
+    meta = META.replace("[1]", "[2]")
+    old = write_tables(tmp_path / "old_tp2", meta=meta + "vllm_version: 0.19.1\n")
+    new = write_tables(tmp_path / "new_tp2", meta=meta + "vllm_version: 0.30.0\n")
+    calls, message = 2 * 4 + 1, 2 * 256
+    for folder, path, times in (
+        (new, Path("test_gpu"), 1),
+        (old, Path("test_gpu"), 10),
+        (new, slow, 10),
+        (new, systems / "test_gpu", 1),
+    ):
+        step, expected = alone_on_tables(votes, folder, size=2, collectives=path)
+        each = 1e6 * times * prior_files.all_reduce_s(message, graph=False)
+        np.testing.assert_allclose(step, expected + calls * each, rtol=2e-3)
+    found = asked(votes, operators=old, collectives=Path("test_gpu"), engine={
+        "tensor_parallel_size": 2
+    })  # fmt: skip
+    (note,) = [note for note in found.notes if note.startswith("all-reduces of 2")]
+    assert "are those of test_gpu (vLLM 0.19.0)" in note
+    assert "in the tables of vLLM 0.24.0 0.0" in note and "in CUDA graphs" not in note
+    with pytest.raises(UsageError, match="--collectives no_such: no such file, and no GPU"):
+        asked(votes, operators=new, collectives=Path("no_such"), engine={"tensor_parallel_size": 2})
 
 
 FOUR = Policy(method="majority", n=4, temperature=0.8, max_tokens=200)

@@ -2,7 +2,6 @@
 
 import json
 import threading
-import time
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import msgspec
 import pytest
 import zmq
 
+from benchmarks.servers.clients import until
 from benchmarks.servers.metrics_server import metrics_server
 from profiler.attach.attachment import attach_to, attachment_of
 from profiler.attach.forward_passes import PassReceiver, check_endpoint
@@ -56,13 +56,6 @@ def encoded(records):
     return [msgspec.msgpack.encode(each) for each in records]
 
 
-def until(condition):
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 def kept(folder, table, count):
     """Whether a recording that is being made has so many rows."""
     try:
@@ -92,12 +85,6 @@ def attached(folder, server, endpoints, act, *, steps=0, **options):
         thread.join()
     assert not failed, failed
     return Recording.open(folder)
-
-
-@pytest.fixture
-def server():
-    with metrics_server() as state:
-        yield state
 
 
 def test_sglangs_messages_become_steps(tmp_path, server):

@@ -12,14 +12,6 @@ from profiler.attach.receiver.receiver import Receiver
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]
 
 
-@pytest.fixture
-def receiver():
-    made = Receiver("127.0.0.1", 0)
-    made.start()
-    yield made
-    made.close()
-
-
 def logger(monkeypatch, target, engine=3, config=None):
     from profiler.plugin.step_logger import _SENDING, VARIABLE, StepLogger
 

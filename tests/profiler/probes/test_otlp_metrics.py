@@ -15,6 +15,7 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
     ExportMetricsServiceResponse,
 )
 
+from benchmarks.servers.metrics_server import metrics_server
 from profiler.attach.attachment import Attachment, attach_to
 from profiler.attach.watch import watch
 from profiler.engines.server.access import Access
@@ -34,7 +35,6 @@ from profiler.probes.otlp_metrics import (
     TableMetrics,
     exporter_of,
 )
-from tests.profiler.metrics_server import metrics_server
 from traces.errors import UsageError
 from traces.recording.tables import TABLES
 

@@ -79,6 +79,7 @@ async def in_app(budgets):
     return found
 
 
+@pytest.mark.slow
 async def test_the_answers_of_the_three_agree(run, tmp_path):
     answers = await in_app(BUDGETS)
     for given, (app, detail) in zip(BUDGETS, answers, strict=True):
@@ -97,6 +98,7 @@ async def test_the_answers_of_the_three_agree(run, tmp_path):
             assert f"{words} of at most " in page.read_text()
 
 
+@pytest.mark.slow
 async def test_nothing_is_recommended_where_nothing_is_required(run, tmp_path):
     """The app and the report show what there is to choose from; the command line refuses."""
     for given, (app, detail) in zip(EMPTY, await in_app(EMPTY), strict=True):

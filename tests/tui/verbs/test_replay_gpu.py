@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from advisor.step_time.prior import tables as prior_tables
+from advisor.step_time.prior.tables import tables_folder
 from tests.advisor.step_time.prior.prior_files import DEVICE, write_prior
 
 RECORDINGS = Path(__file__).parents[3] / "profiler" / "demo" / "recordings"
@@ -35,7 +36,8 @@ def test_the_steps_of_a_gpu_that_was_not_measured(run, model):
     assert code == 0, err
     assert max(map(len, out.splitlines())) <= 80
     assert "steps of the prior of test_gpu, model" in " ".join(out.split())
-    assert "no interval, all marked *" in " ".join(out.split())
+    assert "no run of this GPU has checked it: the interval is that of" in " ".join(out.split())
+    assert "*" not in out  # nothing lies outside the tables
 
 
 def test_what_nobody_set_is_said_to_be_assumed(run, model):
@@ -83,11 +85,36 @@ def test_the_document_marks_what_is_prior(run, model):
     assert code == 0, err
     found = json.loads(out)
     latency = found["predicted"]["latency_s"]["mean"]
-    assert latency["extrapolated"] and latency["low"] is None
+    assert latency["low"] < latency["value"] < latency["high"]
     engine = found["predicted"]["config"]["engine"]
     assert (engine["gpu"], engine["tensor_parallel_size"]) == (DEVICE, 2)
     assert engine["block_size"] == 16  # what a CPU's engine was given is vLLM's default
     assert any(note.startswith("prior: ") for note in found["notes"])
+
+
+def test_tables_may_lie_anywhere(run, model, tmp_path, monkeypatch):
+    asked = ("replay", VOTES, "--gpu", "test_gpu", "--model-config", model, "--json")
+    installed = json.loads(run(*asked)[1])
+    other = write_prior(tmp_path / "other" / "systems", version="0.12.0")
+    monkeypatch.setattr(prior_tables, "PACKAGE", "no_such_package_of_tables")
+    monkeypatch.setattr(prior_tables, "tables_folder", tables_folder)
+    assert run(*asked)[0] == 1
+    for folder in (other, other.parent):
+        code, out, err = run(*asked, "--tables", folder)
+        assert code == 0, err
+        found = json.loads(out)
+        assert found["predicted"]["latency_s"] == installed["predicted"]["latency_s"]
+        assert any("test_gpu, vLLM 0.12.0)" in note for note in found["notes"])
+    text = " ".join(run(*asked[:-1], "--tables", other)[1].split())
+    assert "steps of the prior of test_gpu, model" in text
+    for more, message in (
+        (("--tables", model), f"--tables {model}: has no folder data of systems"),
+        (("--tables", other, "--gpu", "h100"), "a replay is of one"),
+    ):
+        code, _, err = run(*asked, *more)
+        assert code == 2 and message in err
+    code, _, err = run("replay", VOTES, "--tables", other)
+    assert code == 2 and "--tables goes with --gpu" in err
 
 
 @pytest.mark.parametrize(
@@ -97,6 +124,7 @@ def test_the_document_marks_what_is_prior(run, model):
         (("--gpu", "test_gpu", "--operators", "x"), {}, "--gpu excludes --operators"),
         (("--gpu", "test_gpu", "--num-hidden-layers", "2"), {}, "--gpu excludes"),
         (("--model-config", "model"), {}, "--model-config goes with --gpu"),
+        (("--measured", "itl=2ms@4"), {}, "--measured goes with --gpu, whose prior it corrects"),
         (("--collectives", "x"), {}, "--collectives goes with --operators"),
         (("--gpu", "test_gpu", "--gpu", "h100"), {}, "a replay is of one. Give one at a time"),
         (
@@ -118,6 +146,18 @@ def test_the_document_marks_what_is_prior(run, model):
             ("--gpu", "test_gpu", "--model-config", "model"),
             {"quantization_config": {"load_in_4bit": True}},
             "has weights quantised as bitsandbytes, in a form that is not known",
+        ),
+        (
+            (
+                "--gpu",
+                "test_gpu",
+                "--model-config",
+                "model",
+                "--set",
+                "engine.quantization=gguf",
+            ),
+            {},
+            "--gpu: engine.quantization=gguf, and model has plain weights",
         ),
         (
             ("--gpu", "test_gpu", "--model-config", "model"),

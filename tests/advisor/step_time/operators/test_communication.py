@@ -161,6 +161,26 @@ def test_damage_of_such_a_table_is_told(tmp_path, row, message):
         read_collectives(path)
 
 
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({}, "no column allreduce_dtype"),
+        ({"allreduce_dtype": "float32"}, "no all-reduce of bfloat16 in it"),
+        ({"allreduce_dtype": "bfloat16", "message_size": "x"}, "not of the kinds expected"),
+        (None, "cannot be read as Parquet"),
+    ],
+)
+def test_damage_of_a_parquet_of_all_reduces_is_told(tmp_path, columns, message):
+    path = tmp_path / "all_reduce.parquet"
+    path.write_bytes(b"PAR1")
+    if columns is not None:
+        plain = {"num_gpus": 2, "message_size": 8, "kernel_source": "x_graph", "latency": 0.1}
+        frame = pl.DataFrame([plain | columns])
+        frame.write_parquet(path)
+    with pytest.raises(TablesError, match=message):
+        measured_messages(path)
+
+
 def test_measured_all_reduces_are_met_where_they_were_left_out(shared):
     model = Communication().fit(
         read_collectives(shared / "data" / "ops" / "h100_dgx_all_reduce.csv")

@@ -360,9 +360,7 @@ CONFIGS = st.tuples(
 )
 
 
-@settings(
-    max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(CONFIGS)
 def test_any_object_gives_facts_or_one_line_with_the_file(tmp_path, drawn):
     base, changes, without, inside = drawn
@@ -385,9 +383,7 @@ def test_any_object_gives_facts_or_one_line_with_the_file(tmp_path, drawn):
     assert facts_from_folder(tmp_path, name="x") is not None
 
 
-@settings(
-    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(VALUES | st.binary(max_size=30))
 def test_any_document_gives_facts_or_one_line_with_the_file(tmp_path, document):
     file = tmp_path / "other.json"

@@ -1,0 +1,1 @@
+"""Times of a GPU that people measured themselves, against the prior."""

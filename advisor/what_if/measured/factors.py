@@ -1,0 +1,159 @@
+"""What measured times say of the prior: a factor of its kernels and one of the host's part.
+
+Each point is replayed under its own load. Two loads tell the two factors apart, as kernels grow
+with the context and the host with the requests; one load moves both as far as each is uncertain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from advisor.replay.limits import Limits, limits_of
+from advisor.replay.replay import replay
+from advisor.replay.result import Replayed
+from advisor.step_time.cost import StepCost, scaled_cost
+from advisor.step_time.prior.recalibration import PriorTimes, Recalibration, cost_of, spread_of
+from advisor.what_if.measured.points import ITL, MeasuredPoint
+from traces.errors import UsageError
+from traces.schema.engine import EngineConfig
+
+Floats = npt.NDArray[np.float64]
+Predicted = Callable[[Floats, Sequence[MeasuredPoint]], Floats]  # of the logs of both factors
+
+NOISE: Final = 0.03  # spread (sd) of the log of a mean time that is measured again
+KERNELS: Final = 0.10  # of the log of the kernels' factor
+HOST: Final = 0.7  # of that of the host's part, which differs between hosts and versions
+APART: Final = np.log(1.25)  # points that a fit is off by more contradict one another
+LEAST: Final = 0.5  # measured over the prior: what lies beyond both is no such engine
+MOST: Final = 10.0
+_ROUNDS: Final = 4
+_STEP: Final = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fitted:
+    """Points with their times by the prior as it came and by the factors, in seconds."""
+
+    found: Recalibration
+    points: tuple[MeasuredPoint, ...]
+    before: Floats
+    after: Floats
+
+    def notes(self) -> list[str]:
+        """Say which factors were found, and how each point comes out."""
+        kernels, host = self.found.step, self.found.host
+        factors = f"kernels x{kernels:.2f}, the host's part x{host:.2f}"
+        each = ", ".join(
+            f"{point.name} ({point.what} {point.seconds * 1e3:.2f} ms measured, "
+            f"{was * 1e3:.2f} by the prior, {now * 1e3:.2f} now)"
+            for point, was, now in zip(self.points, self.before, self.after, strict=True)
+        )
+        told = [f"recalibrated by {each}: {factors}"]
+        if len(self.points) == 1:
+            told.append(
+                "one load does not tell kernels and host apart: another --measured or import at "
+                "another concurrency does"
+            )
+        return told
+
+
+def fit_points(times: PriorTimes, engine: EngineConfig, points: Sequence[MeasuredPoint]) -> Fitted:
+    """Return the prior's factors by which points come out, as the engine would run them.
+
+    The largest posterior of both logs under normal laws (NOISE, KERNELS, HOST), by Gauss-Newton.
+    Raises UsageError for a point that no engine like this has, and for points that contradict one
+    another.
+    """
+    cost = cost_of(times.prior(engine), engine)
+    limits = limits_of(engine)
+    measured = np.array([point.seconds for point in points])
+
+    def predicted(logs: Floats, chosen: Sequence[MeasuredPoint]) -> Floats:
+        scaled = _weighed(cost, *np.exp(logs))
+        return np.array([_seconds(point, scaled, limits) for point in chosen])
+
+    before = predicted(np.zeros(2), points)
+    for point, was in zip(points, before, strict=True):
+        ratio = point.seconds / was
+        if not LEAST <= ratio <= MOST:
+            raise UsageError(
+                f"--measured {point.name}: {point.what} {point.seconds * 1e3:.3g} ms is "
+                f"{ratio:.2g} times the {was * 1e3:.3g} ms that the tables give for this engine "
+                "and load. Check the time, the model and the GPU"
+            )
+    logs = _solved(predicted, points)
+    after = predicted(logs, points)
+    errors = np.log(after / measured)
+    if len(points) > 1 and np.abs(errors).max() > APART:
+        raise UsageError(
+            f"{' and '.join(each.name for each in points)} contradict one another: no factors of "
+            "kernels and host give them all. Nearest are "
+            f"{', '.join(f'{each * 1e3:.3g} ms' for each in after)}"
+        )
+    left = errors
+    if len(points) > 1:
+        kept = [[other for other in points if other is not point] for point in points]
+        left = np.array([
+            np.log(predicted(_solved(predicted, rest), [point])[0] / point.seconds)
+            for rest, point in zip(kept, points, strict=True)
+        ])  # fmt: skip
+    raw = float(np.mean(np.log(before / measured)))
+    shape = times.shape(engine)
+    base = times.found
+    sigma = spread_of(left, raw, mean=0.0)
+    found = Recalibration(
+        families={} if base is None else base.families,
+        step=(1.0 if base is None else base.step) * float(np.exp(logs[0])),
+        host=(1.0 if base is None else base.host_factor) * float(np.exp(logs[1])),
+        sigma=sigma if base is None else max(sigma, base.sigma),
+        checked=frozenset({shape}) | (frozenset() if base is None else base.checked),
+        recordings=(
+            *(() if base is None else base.recordings),
+            *(point.name for point in points),
+        ),
+    )
+    return Fitted(found=found, points=tuple(points), before=before, after=after)
+
+
+def _solved(predicted: Predicted, points: Sequence[MeasuredPoint]) -> Floats:
+    """Return the logs of both factors."""
+    measured = np.array([point.seconds for point in points])
+    logs = np.zeros(2)
+    sure = np.diag([1 / KERNELS**2, 1 / HOST**2])
+    for _ in range(_ROUNDS):
+        here = np.log(predicted(logs, points))
+        slopes = np.column_stack([
+            (np.log(predicted(logs + step, points)) - here) / _STEP for step in np.eye(2) * _STEP
+        ])  # fmt: skip
+        gap = np.log(measured) - here
+        normal = slopes.T @ slopes / NOISE**2 + sure
+        step = np.linalg.solve(normal, slopes.T @ gap / NOISE**2 - sure @ logs)
+        logs = logs + np.clip(step, -0.7, 0.7)
+        if np.abs(step).max() < 1e-3:
+            break
+    return logs
+
+
+def _weighed(cost: StepCost, kernels: float, host: float) -> StepCost:
+    """Return a cost with its tables and its laws, which are the host's, multiplied."""
+    laws = {
+        name: getattr(cost, name) * host for name in ("linear", "hidden") if name in cost._fields
+    }
+    return scaled_cost(cost, kernels)._replace(**laws)
+
+
+def _seconds(point: MeasuredPoint, cost: StepCost, limits: Limits) -> float:
+    """Return the mean time per token of a point's load, as a client measures it."""
+    try:
+        run: Replayed = replay(point.workload, cost, limits, concurrency=point.concurrency)
+    except ValueError as error:
+        raise UsageError(f"--measured {point.name}: {error}") from None
+    more = point.workload.output_tokens > 1
+    took = (run.end_s - run.first_token_s)[more]
+    gaps = point.workload.output_tokens[more] - 1
+    return float(took.sum() / gaps.sum() if point.what == ITL else np.mean(took / gaps))

@@ -1,0 +1,151 @@
+"""What people know of a GPU: a mean time between tokens at a load, said or in an import."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import polars as pl
+
+from advisor.replay.workload import Workload
+from traces.errors import UsageError
+from traces.foreign.values import UNKNOWN_MODEL
+from traces.recording.reader import Recording
+
+ITL: Final = "itl"  # mean over tokens; TPOT is the mean over requests of their own means
+TPOT: Final = "tpot"
+ROUNDS: Final = 4  # requests in turn for each that is in flight, so that the ends count little
+MOST_IN_FLIGHT: Final = 8192
+MOST_TOKENS: Final = 1 << 20
+_UNITS: Final = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
+_POINT: Final = re.compile(
+    r"(?P<what>[a-z]+)=(?P<value>[-+.\deE]+)\s*(?P<unit>[a-z]*)@(?P<load>[-+.\d]+)"
+    r"(?::(?P<prompt>\d+)\+(?P<output>\d+))?"
+)
+_EXAMPLE: Final = "itl=12.3ms@32, or itl=12.3ms@32:1024+512 with tokens of prompt and output"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredPoint:
+    """A mean time per token that was measured under a load.
+
+    `what` is ITL or TPOT, `concurrency` the requests in flight, None for those of the workload's
+    arrivals. `name` is what is said of it; `lengths` are tokens of prompt and output, None where
+    they are the workload's own.
+    """
+
+    name: str
+    what: str
+    seconds: float
+    workload: Workload
+    concurrency: int | None
+
+
+def said_points(texts: Sequence[str], recording: Recording) -> list[MeasuredPoint]:
+    """Return what `--measured` says. Lengths that it leaves out are those of a recording.
+
+    Raises UsageError for what is not understood, and for two times of one load.
+    """
+    found = [_said(text, recording) for text in texts]
+    for place, (text, point) in enumerate(zip(texts, found, strict=True)):
+        load = text.partition("@")[2]
+        for other, before in zip(texts[:place], found[:place], strict=True):
+            if (other.partition("@")[2], before.what) == (load, point.what):
+                raise UsageError(
+                    f"--measured {other} and --measured {text}: two times of one load. Give one"
+                )
+    return found
+
+
+def _said(text: str, recording: Recording) -> MeasuredPoint:
+    option = f"--measured {text}"
+    match = _POINT.fullmatch(text.strip().lower())
+    if match is None:
+        raise UsageError(f"{option}: is not understood. Write {_EXAMPLE}")
+    what, unit = match["what"], match["unit"]
+    if what not in (ITL, TPOT):
+        raise UsageError(
+            f"{option}: {what} does not tell how long a step takes. Give itl or tpot, as in "
+            f"{_EXAMPLE}"
+        )
+    if unit not in _UNITS:
+        raise UsageError(f"{option}: needs a unit, one of {', '.join(_UNITS)}, as in {_EXAMPLE}")
+    try:
+        seconds, load = float(match["value"]) * _UNITS[unit], int(match["load"])
+    except ValueError:
+        raise UsageError(f"{option}: is not understood. Write {_EXAMPLE}") from None
+    if not 0 < seconds < math.inf:
+        raise UsageError(f"{option}: a time must be above 0 and finite")
+    if not 1 <= load <= MOST_IN_FLIGHT:
+        raise UsageError(f"{option}: requests in flight are from 1 to {MOST_IN_FLIGHT:,}")
+    if match["prompt"] is None:
+        prompts, outputs = _recorded_lengths(recording)
+    else:
+        prompts, outputs = (np.array([int(match[each])]) for each in ("prompt", "output"))
+        if min(prompts[0], outputs[0]) < 1 or max(prompts[0], outputs[0]) > MOST_TOKENS:
+            raise UsageError(f"{option}: tokens are from 1 to {MOST_TOKENS:,}")
+    if outputs.max() < 2:
+        raise UsageError(f"{option}: outputs of one token have no time between tokens")
+    count = max(ROUNDS * load, len(prompts))
+    workload = Workload.from_requests(np.resize(prompts, count), np.resize(outputs, count))
+    return MeasuredPoint(
+        name=text.strip(), what=what, seconds=seconds, workload=workload, concurrency=load
+    )
+
+
+def _recorded_lengths(recording: Recording) -> tuple[np.ndarray, np.ndarray]:
+    """Return tokens of prompt and output of a recording's samples."""
+    samples = recording.samples.filter(pl.col("role").fill_null("sample") == "sample")
+    known = samples.select("prompt_tokens", "output_tokens").drop_nulls()
+    known = known.filter(pl.col("prompt_tokens") > 0, pl.col("output_tokens") > 0)
+    if known.is_empty():
+        raise UsageError(
+            f"--measured: {recording.name} does not tell the lengths of requests. Add them: "
+            f"{_EXAMPLE}"
+        )
+    return known["prompt_tokens"].to_numpy(), known["output_tokens"].to_numpy()
+
+
+def imported_point(recording: Recording, models: Sequence[str]) -> MeasuredPoint | str | None:
+    """Return what an import of measured requests says; why it says nothing; None for no import.
+
+    The file does not tell GPU and size, which whoever names it with `--with` does. A file of
+    another model than all of `models` says nothing.
+    """
+    if "imported" not in recording.manifest.provenance or recording.steps.height:
+        return None
+    names = {_plain(name) for name in models}
+    engine = next(iter(recording.manifest.engines.values()), None)
+    if engine is not None and engine.model != UNKNOWN_MODEL and _plain(engine.model) not in names:
+        return f"it is of {engine.model}, not of {models[-1]}"
+    ended = recording.samples.filter(
+        pl.col("output_tokens") > 1,
+        pl.col("prompt_tokens") > 0,
+        pl.col("first_token").is_not_null() & (pl.col("end") > pl.col("first_token")),
+    ).sort("arrival", maintain_order=True)
+    if ended.is_empty():
+        return "it has no times of tokens"
+    took = (ended["end"] - ended["first_token"]).to_numpy() / 1e9
+    arrival = ended["arrival"].to_numpy() / 1e9
+    load = recording.manifest.concurrency
+    workload = Workload.from_requests(
+        ended["prompt_tokens"].to_numpy(),
+        ended["output_tokens"].to_numpy(),
+        arrivals=None if load is not None else arrival - arrival[0],
+    )
+    return MeasuredPoint(
+        name=recording.name,
+        what=TPOT,
+        seconds=float(np.mean(took / (ended["output_tokens"].to_numpy() - 1))),
+        workload=workload,
+        concurrency=load,
+    )
+
+
+def _plain(name: str) -> str:
+    """Return a model's name without its publisher: `Qwen/Qwen3-8B`, `Qwen--Qwen3-8B`."""
+    return re.split(r"/|--", name.rstrip("/"))[-1].lower()

@@ -1,0 +1,194 @@
+"""Measured times of a GPU against the prior: said in a line, or in an import."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from advisor.evidence.features import FEATURES
+from advisor.step_time.prior import tables as prior_tables
+from advisor.step_time.prior.prior import Prior
+from advisor.step_time.prior.recalibration import PriorTimes
+from advisor.step_time.prior.tables import read_prior
+from advisor.what_if.measured import factors
+from advisor.what_if.measured.points import imported_point, said_points
+from advisor.what_if.predict import predict
+from advisor.what_if.question import Question
+from benchmarks.made.foreign_files import aiperf, guidellm, vllm_bench
+from tests.advisor.step_time.prior.prior_files import TINY, write_prior
+from tests.advisor.synthetic import VOTE16, engine_of, record
+from traces.errors import UsageError
+from traces.foreign.requests.importer import import_requests
+from traces.recording.reader import Recording
+from traces.summary.run import summarise
+
+
+@pytest.fixture(autouse=True)
+def tables(tmp_path_factory, monkeypatch):
+    folder = write_prior(tmp_path_factory.mktemp("systems"))
+    monkeypatch.setattr(prior_tables, "tables_folder", lambda: folder)
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    return record(tmp_path_factory.mktemp("cpu") / "cpu", engine_of(), VOTE16, problems=12)
+
+
+def asked(recording, others=(), *, engine=None, **changes):
+    run = summarise(recording)[0]
+    wanted = {"enforce_eager": True, "max_num_seqs": 64, "max_num_batched_tokens": 2048}
+    question = Question(
+        engine=dataclasses.replace(run.engine, **wanted | (engine or {})),
+        policy=run.policy,
+        gpu="test_gpu",
+        model_facts=dataclasses.replace(TINY, name=run.engine.model),
+        **changes,
+    )
+    return predict(recording, run, question, others)
+
+
+def tpot(found):
+    return found.predicted.tpot_s["mean"]
+
+
+def said(found):
+    (note,) = [note for note in found.notes if note.startswith("recalibrated by")]
+    return note
+
+
+def test_a_line_of_what_was_measured_moves_the_prior(recorded):
+    prior = asked(recorded, concurrency=1)
+    point = "itl=300us@4:64+200"
+    found = asked(recorded, concurrency=1, measured=(point,))
+    assert tpot(found).low < tpot(found).value < tpot(found).high
+    assert tpot(found).value > 1.2 * tpot(prior).value
+    assert said(found).startswith(f"recalibrated by {point} (itl 0.30 ms measured, ")
+    assert any("one load does not tell kernels and host apart" in note for note in found.notes)
+
+
+def test_two_loads_bring_back_an_engine_whose_factors_are_known(recorded, monkeypatch):
+    """A made GPU with 1.15 times the kernels and 300 us of host in each step."""
+    monkeypatch.setattr(factors, "cost_of", with_host(factors.cost_of, 2e-4))
+    monkeypatch.setattr(factors, "NOISE", 0.003)  # what is measured here has none
+    prior = asked(recorded)
+    (engine,) = prior.manifest.engines.values()
+    points = ["itl=1ms@1:64+100", "itl=1ms@64:3000+300"]
+    read = said_points(points, recorded)
+    times = prior_times(recorded)
+    cost = factors._weighed(factors.cost_of(times.prior(engine), engine), 1.15, 1.5)
+    limits = factors.limits_of(engine)
+    real = [dataclasses.replace(p, seconds=factors._seconds(p, cost, limits)) for p in read]
+    fitted = factors.fit_points(times, engine, real)
+    assert fitted.found.step == pytest.approx(1.15, abs=0.03)
+    assert fitted.found.host == pytest.approx(1.5, abs=0.1)
+    np.testing.assert_allclose(fitted.after, [p.seconds for p in real], rtol=0.01)
+    # A third load that was not learned from comes out too, and the prior alone is far off.
+    (other,) = said_points(["itl=1ms@16:1000+300"], recorded)
+    again = factors._weighed(
+        factors.cost_of(times.prior(engine), engine), fitted.found.step, fitted.found.host
+    )
+    truth, ours = (factors._seconds(other, each, limits) for each in (cost, again))
+    assert ours == pytest.approx(truth, rel=0.02)
+    untouched = factors._seconds(other, factors.cost_of(times.prior(engine), engine), limits)
+    assert untouched < 0.85 * truth
+
+
+def with_host(cost_of, seconds):
+    """The cost of the prior with a constant of host a step, as `linear` has it."""
+
+    def cost(prior: Prior, engine):
+        found = cost_of(prior, engine)
+        linear = found.linear.copy()
+        linear[FEATURES.index("step")] = seconds * prior.host
+        return found._replace(linear=linear)
+
+    return cost
+
+
+def prior_times(recorded):
+    facts = dataclasses.replace(TINY, name=recorded_model(recorded))
+    return PriorTimes(tables=read_prior("test_gpu"), facts=facts, found=None)
+
+
+def recorded_model(recorded):
+    (engine,) = recorded.manifest.engines.values()
+    return engine.model
+
+
+@pytest.mark.parametrize(
+    ("points", "message"),
+    [
+        (("itl=12ms",), "is not understood. Write itl=12.3ms@32"),
+        (("itl=12@4",), "needs a unit, one of s, ms, us"),
+        (("ttft=12ms@4",), "ttft does not tell how long a step takes"),
+        (("itl=-2ms@4",), "a time must be above 0 and finite"),
+        (("itl=1e999ms@4",), "a time must be above 0 and finite"),
+        (("itl=0ms@4",), "a time must be above 0"),
+        (("itl=2ms@0",), "requests in flight are from 1 to 8,192"),
+        (("itl=2ms@1.5",), "is not understood"),
+        (("itl=2ms@4:10+1",), "outputs of one token have no time between tokens"),
+        (("itl=2ms@4:0+9",), "tokens are from 1 to"),
+        (("itl=2ms@4", "itl=3ms@4"), "itl=2ms@4 and --measured itl=3ms@4: two times of one load"),
+        (("itl=40s@4",), "times the 0."),
+        (("itl=1us@4",), "Check the time, the model and the GPU"),
+        (
+            ("itl=800us@2:64+200", "itl=150us@64:64+200"),
+            "itl=800us@2:64+200 and itl=150us@64:64+200 contradict one another",
+        ),
+    ],
+)
+def test_what_cannot_be_is_one_line(recorded, points, message):
+    with pytest.raises(UsageError) as error:
+        asked(recorded, measured=points)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("write", [vllm_bench, aiperf, guidellm])
+def test_an_import_that_is_named_corrects_the_prior(recorded, tmp_path, write):
+    """Requests as the prior has them, 1.3 times as slow, come back from the file of a client."""
+    load = asked(recorded, rate_per_s=400.0)
+    samples = load.tables["samples"].filter(load.tables["samples"]["sample_index"] == 0)
+    begun = samples["arrival"].min()
+    sent = sorted(
+        (
+            (a - begun) / 1e9 * 1.3, p, o, 1.3 * (f - a) / 1e9, 1.3 * (e - a) / 1e9,
+        )
+        for a, p, o, f, e in samples.select(
+            "arrival", "prompt_tokens", "output_tokens", "first_token", "end"
+        ).iter_rows()
+        if o > 1
+    )  # fmt: skip
+    path = tmp_path / "client.json"
+    write(path, sent)
+    import_requests(path, tmp_path / "import")
+    imported = Recording.open(tmp_path / "import")
+    point = imported_point(
+        imported, [engine.model for engine in imported.manifest.engines.values()]
+    )
+    assert point.what == "tpot"
+    each = [(e - f) / (o - 1) for _, _, o, f, e in sent]
+    assert point.seconds == pytest.approx(np.mean(each), rel=1e-3)
+    model = next(iter(imported.manifest.engines.values())).model
+    found = asked(recorded, [imported], engine={"model": recorded_model(recorded)})
+    prior = asked(recorded)
+    if model in ("imported", recorded_model(recorded)):
+        assert "import (tpot" in said(found)
+        assert tpot(found).value != tpot(prior).value
+    else:
+        assert tpot(found).value == tpot(prior).value
+        told = [note for note in found.notes if "teaches no step times" in note]
+        assert told == [
+            f"import teaches no step times: it is of {model}, not of {recorded_model(recorded)}"
+        ]
+
+
+def test_an_import_says_why_it_teaches_nothing(recorded, tmp_path):
+    vllm_bench(tmp_path / "client.json", [(0.0, 700, 1, 0.05, 0.05)])
+    import_requests(tmp_path / "client.json", tmp_path / "import")
+    imported = Recording.open(tmp_path / "import")
+    run = summarise(recorded)[0]
+    plain = predict(recorded, run, Question(engine=run.engine, policy=run.policy), [imported])
+    assert (
+        "import teaches no step times: it has no steps. With --gpu its requests correct the prior"
+        in plain.notes
+    )
