@@ -339,12 +339,10 @@ def _write(
 
 
 def _write_table(folder: Path, table: str, frame: pl.DataFrame, same: dict[str, str]) -> None:
-    """Write rows in parts of bounded size, with the columns of the table."""
-    schema = TABLES[table]
+    """Write rows in parts of bounded size, with those columns of the table that hold something."""
+    told = {*same, *(name for name in frame.columns if frame[name].null_count() < frame.height)}
+    schema = {name: kind for name, kind in TABLES[table].items() if name in told}
     for number, rows in enumerate(frame.iter_slices(_SLICE_ROWS)):
         known = rows.with_columns(**{name: pl.lit(value) for name, value in same.items()})
-        whole = known.select(
-            (pl.col(name) if name in known.columns else pl.lit(None)).cast(kind).alias(name)
-            for name, kind in schema.items()
-        )
+        whole = known.select(pl.col(name).cast(kind) for name, kind in schema.items())
         write_part(folder, table, whole, number, number)
