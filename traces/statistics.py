@@ -23,6 +23,7 @@ REPLICATES = 2000
 _CELLS = 40_000_000  # weights held at once; more problems than this allows get fewer replicates
 _FEW_CELLS = 4_000_000  # weights that are kept as floats
 _CHUNK_CELLS = 1_000_000
+MANY = 5_000  # problems from which a mean is normal, and no bootstrap tells more
 
 Floats = NDArray[np.float64]
 
@@ -60,8 +61,21 @@ def mean(values: ArrayLike, unit: str) -> Estimate | None:
     finite = _finite(values)
     if not finite.size:
         return None
+    if finite.size > MANY:
+        return _normal(finite, unit)
     draws = _weighted_sums(finite) / finite.size
     return _estimate(float(finite.sum() / finite.size), draws, finite.size, unit)
+
+
+def _normal(values: Floats, unit: str) -> Estimate:
+    """Return the mean of many values with the normal interval; of shares with one problem more."""
+    centre, size = float(values.mean()), values.size
+    variance = float(values.var()) / size + (0.25 / size**2 if unit == "1" else 0.0)
+    half = Z95 * float(np.sqrt(variance))
+    low, high = centre - half, centre + half
+    if unit == "1":
+        low, high = max(low, 0.0), min(high, 1.0)
+    return Estimate(value=centre, low=low, high=high, unit=unit)
 
 
 def bootstrap_means(values: Floats, *, replicates: int = 10_000) -> Floats:
@@ -88,7 +102,8 @@ def column_means(values: Floats, unit: str) -> list[Estimate]:
     """Return the mean over problems of every column of [problems, columns], with its interval.
 
     Shares (unit 1) have Wilson's where every problem is right or wrong, else a bootstrap with one
-    problem more (`with_jeffreys`). Raises ValueError without problems.
+    problem more (`with_jeffreys`), or the normal law's of more than MANY. Raises ValueError without
+    problems.
     """
     if not len(values):
         raise ValueError("column_means: needs at least one problem")
@@ -97,6 +112,9 @@ def column_means(values: Floats, unit: str) -> list[Estimate]:
     told = [share for share in shares if share is not None]
     if len(told) == len(shares):
         return told
+    if len(values) > MANY:
+        several = zip(shares, values.T, strict=True)
+        return [share or _normal(column, unit) for share, column in several]
     draws = bootstrap_means(values)
     if unit == "1":
         draws = with_jeffreys(draws, len(values), np.random.default_rng([1, len(values)]))

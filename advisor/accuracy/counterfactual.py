@@ -38,10 +38,19 @@ from traces.schema.tts.methods import METHODS
 from traces.schema.tts.policy import Policy
 from traces.schema.tts.stop_rules import SETTLED, Stop
 from traces.statistics import column_means, of_others, paired, problems_to_tell, ratio
+from traces.summary.problems import ENDED, voting_samples
 from traces.summary.run import Run
-from traces.summary.votes import PolicyOutcome, majority_curve, pass_curve, sample_counts
+from traces.summary.votes import (
+    PolicyOutcome,
+    majority_curve,
+    pass_curve,
+    policies_within,
+    sample_counts,
+)
 
 Floats = npt.NDArray[np.float64]
+
+MOST = 4_000  # problems that are judged one by one; of more, so many at random
 
 
 @dataclass(frozen=True)
@@ -57,7 +66,7 @@ class Column:
 class Counterfactuals:
     """The policies that a run can judge, and `notes` on what it cannot.
 
-    `columns` are judged on the same problems, for paired comparisons.
+    `columns` are judged on the same problems, for paired comparisons: all, or some at random.
     """
 
     n: int
@@ -85,7 +94,7 @@ def evaluate(
     Raises RecordingError when the run cannot say (samples.py), UsageError for counts below 1 or
     above four times those recorded, and for limits beyond one that cut samples.
     """
-    samples = read_samples(run)
+    samples = read_samples(run, MOST, seed)
     if not samples.problems:
         raise RecordingError(
             f"{samples.name}: no problem has {samples.n:,} judged samples that ended. Record again"
@@ -109,11 +118,14 @@ def evaluate(
     if max_tokens is None and samples.answers_told:
         columns += _limits(samples)
     outcomes = _estimates(columns)
+    if samples.of > len(samples.problems) and max_tokens is None:
+        outcomes = _of_all(run, samples, inside, outcomes)
     if samples.n > 1:
+        told = samples.answers_told
         model = AnswerModel(seed=seed).fit(
             [
                 count_answers(p.answers, p.correct)
-                if samples.answers_told
+                if told
                 else AnswerCounts(right=(sum(p.correct),), unparsed=samples.n - sum(p.correct))
                 for p in samples.problems
             ]
@@ -125,13 +137,13 @@ def evaluate(
         outcomes += [
             each
             for each in extrapolate(model, beyond, tokens, reached=reached)
-            if samples.answers_told or each.method == "pass_at_k"
+            if told or each.method == "pass_at_k"
         ]
     if samples.answers_told:
         outcomes += _budgets(samples, answers, seed, notes)
     return Counterfactuals(
         n=samples.n,
-        problems=len(samples.problems),
+        problems=samples.of,
         outcomes=tuple(outcomes),
         columns=tuple(columns),
         notes=tuple(notes),
@@ -166,6 +178,24 @@ def _fixed(samples: SampledRun, counts: Sequence[int]) -> Iterator[Column]:
                     yield Column(_outcome(method, k), passed[:, place], each)
                 continue
             yield Column(_outcome(method, k), table[:, place], each * k)
+
+
+def _of_all(
+    run: Run, samples: SampledRun, counts: Sequence[int], outcomes: Sequence[PolicyOutcome]
+) -> list[PolicyOutcome]:
+    """Return the outcomes with fixed votes of all problems instead of those at random."""
+    assert run.sample_rows is not None
+    own = voting_samples(run.sample_rows)
+    ended = own.with_columns(end=pl.when(ENDED, pl.col("error").is_null()).then(pl.lit(0)))
+    whole = {
+        (each.method, each.n): each for each in policies_within(ended, samples.n, counts=counts)
+    }
+    return [
+        each
+        if each.rule or each.max_tokens is not None or each.basis != "subsets"
+        else whole.get((each.method, each.n), each)
+        for each in outcomes
+    ]
 
 
 def _limits(samples: SampledRun) -> Iterator[Column]:
@@ -459,7 +489,7 @@ def cheapest_as_good(found: Counterfactuals) -> Comparison | None:
     """
     if found.problems < 20:
         return None
-    shuffled = np.random.default_rng([0, 5]).permutation(found.problems)
+    shuffled = np.random.default_rng([0, 5]).permutation(len(found.columns[0].right))
     choosing, stating = shuffled[::2], shuffled[1::2]
     whole_ones = [each for each in found.columns if each.outcome.max_tokens is None]
     by_key = {(each.outcome.method, each.outcome.n): each for each in whole_ones}

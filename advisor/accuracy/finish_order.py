@@ -147,6 +147,8 @@ def replayed_order(recording: Recording, summary: Summary) -> ReplayedOrder | No
     """Return the order by replay, None where the run cannot be replayed or has few samples."""
     if summary.policy is None or summary.policy.n <= FEWEST:  # nothing smaller is judged by it
         return None
+    if not recording.rows("steps"):  # nothing that a law of steps is learned from
+        return None
     try:
         order = ReplayedOrder(recording, summary)
     except TtscopeError:

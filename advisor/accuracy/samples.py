@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,12 @@ from traces.summary.run import Run
 
 Floats = npt.NDArray[np.float64]
 
+_USED = (
+    "engine", "policy", "role", "parent_sample", "problem", "problem_id", "sample_index", "arrival",
+    "first_token", "end", "latency_ns", "output_tokens", "think_tokens", "censored",
+    "finish_reason", "error", "cancelled_by", "answer", "correct", "logprob_mean",
+    "confidence_min_window",
+)  # fmt: skip
 FEWEST = 4  # samples from which rules that stop early are judged
 
 
@@ -90,15 +97,17 @@ class SampledRun:
     """The problems of a run that have all their `n` samples; `notes` say what was left out.
 
     `answers_told` is False where samples are marked right whose answers nobody told (some imports),
-    so that no vote of several samples is known. An answer that did not parse is a known one.
+    so that no vote of several samples is known. An answer that did not parse is a known one. `of`
+    so many problems these are all, or some at random.
     """
 
     name: str
     n: int
     problems: tuple[ProblemSamples, ...]
     notes: tuple[str, ...]
+    of: int  # problems that there are
 
-    @property
+    @cached_property
     def answers_told(self) -> bool:
         """Whether every right sample has its answer."""
         return not any(
@@ -135,8 +144,8 @@ def limited(samples: SampledRun, most: int, recorded: int | None) -> SampledRun:
     )
 
 
-def read_samples(run: Run) -> SampledRun:
-    """Return the samples that votes may be taken of.
+def read_samples(run: Run, most: int | None = None, seed: int = 0) -> SampledRun:
+    """Return the samples that votes may be taken of; of more than `most` problems some at random.
 
     Raises RecordingError when they cannot say what another policy would have done: a rule
     cancelled or never drew some, samples stand twice, none was judged or none parsed.
@@ -149,12 +158,13 @@ def read_samples(run: Run) -> SampledRun:
             f"{name}: was run as {policy.label()}, which stops at what it saw, so its samples are "
             "no fair draw for another policy. Record with majority and judge that"
         )
-    samples = voting_samples(rows)
+    samples = voting_samples(rows.select(_USED))
     lost = lost_problems(run.rows)
     if lost.timed_out and lost.too_many:
         raise RecordingError(f"{name}: {lost.why_not}")
-    timed_out = run.rows.filter("timed_out").select("problem")
-    every, samples = samples, samples.join(timed_out, on="problem", how="anti")
+    every, timed_out = samples, run.rows.filter(pl.col("timed_out").fill_null(False))
+    if timed_out.height:
+        samples = samples.join(timed_out.select("problem"), on="problem", how="anti")
     _check(name, samples, run.rows)
     problem_of = dict(run.rows.select("problem", "problem_id").iter_rows())
     # Imported outcomes have no times at all; what was in flight at a kill has an arrival.
@@ -170,25 +180,34 @@ def read_samples(run: Run) -> SampledRun:
         .filter(pl.int_range(pl.len()).over("problem") < n)
     )
     notes: tuple[str, ...] = ()
+    count = whole["problem"].n_unique()
+    if most is not None and count > most:
+        some = whole["problem"].unique().sort().sample(most, seed=seed)
+        whole = whole.filter(pl.col("problem").is_in(some.implode()))
+        notes = (
+            f"policies but for maj@k and pass@k: of {most:,} of the {count:,} problems, drawn at "
+            "random",
+        )
     if run.imported is not None:
         whole, means = with_means(whole)
-        notes = () if means.why is None else (means.why,)
+        notes = notes if means.why is None else (*notes, means.why)
     problems = _problems(whole, n, problem_of)
-    notes = (*_left_out(run, every, problems, n), *notes)
-    return SampledRun(name=name, n=n, problems=problems, notes=notes)
+    notes = (*_left_out(run, every, problems, n, count), *notes)
+    return SampledRun(name=name, n=n, problems=problems, notes=notes, of=count)
 
 
 def _check(name: str, samples: pl.DataFrame, problems: pl.DataFrame) -> None:
     if not samples.height:
         raise RecordingError(f"{name}: its {problems.height:,} problems have no samples")
-    cancelled = samples.filter(pl.col("cancelled_by").is_not_null())
-    if cancelled.height:
+    cancelled = samples.height - samples["cancelled_by"].null_count()
+    if cancelled:
         raise RecordingError(
-            f"{name}: {cancelled.height:,} samples were cancelled before their end, and those that "
+            f"{name}: {cancelled:,} samples were cancelled before their end, and those that "
             "remain are the short ones. Record with majority, which lets every sample end"
         )
-    twice = samples.filter(pl.struct("problem", "sample_index").is_duplicated())
-    if twice.height:
+    keys = samples.select("problem", "sample_index")
+    if keys.n_unique() < samples.height:
+        twice = samples.filter(pl.struct("problem", "sample_index").is_duplicated())
         row = twice.row(0, named=True)
         raise RecordingError(
             f"{name}: sample {row['sample_index']} of problem {row['problem_id']} is there "
@@ -204,12 +223,12 @@ def _check(name: str, samples: pl.DataFrame, problems: pl.DataFrame) -> None:
 
 
 def _left_out(
-    run: Run, samples: pl.DataFrame, problems: tuple[ProblemSamples, ...], n: int
+    run: Run, samples: pl.DataFrame, problems: tuple[ProblemSamples, ...], n: int, count: int
 ) -> tuple[str, ...]:
     assert run.rows is not None
     every = run.rows.height
     empty = every - samples["problem"].n_unique()
-    fewer = every - empty - len(problems)
+    fewer = every - empty - count
     notes = []
     if empty:
         notes.append(f"problems without samples, left out: {empty:,} of {every:,}")

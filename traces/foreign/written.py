@@ -30,9 +30,22 @@ class Written:
     def add(self, table: str, rows: pl.DataFrame, **same: str) -> None:
         """Write a part of a table; `same` are columns that have one value. Raises OSError."""
         rows = rows.with_columns(**{name: pl.lit(value) for name, value in same.items()})
+        self._write(table, in_table(table, rows))
+
+    def add_whole(self, table: str, rows: pl.DataFrame, slice_rows: int, **same: str) -> None:
+        """Write all rows of a table in parts, with those of its columns that hold something.
+
+        `same` are columns that have one value. Raises OSError.
+        """
+        held = {*same, *(name for name in rows.columns if rows[name].null_count() < rows.height)}
+        for part in rows.iter_slices(slice_rows):
+            whole = in_table(table, part.with_columns(**{k: pl.lit(v) for k, v in same.items()}))
+            self._write(table, whole.select(name for name in whole.columns if name in held))
+
+    def _write(self, table: str, rows: pl.DataFrame) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         number = self._parts[table]
-        self._files.append(write_part(self.folder, table, in_table(table, rows), number, number))
+        self._files.append(write_part(self.folder, table, rows, number, number))
         self._parts[table] += 1
 
     def finish(

@@ -122,6 +122,8 @@ class Recording:
         frames = self._of_parts(table, lambda path, sums: read_part(path, table, columns, sums))
         schema = {name: TABLES[table][name] for name in columns or TABLES[table]}
         whole = pl.concat([pl.DataFrame(schema=schema), *frames])
+        if "imported" in self.manifest.provenance:  # written once
+            return whole
         return last_rows(whole.lazy(), table).collect()
 
     def rows(self, table: str) -> int:
@@ -184,7 +186,8 @@ class Recording:
         """The requests of the timed run, one row each, in every role but "checkpoint"."""
         columns = [name for name in TABLES["samples"] if name not in self.unread]
         samples = self.frame("samples", columns)
-        return samples.filter(pl.col("role").fill_null("sample") != CHECKPOINT)
+        kept = samples["role"].fill_null("sample") != CHECKPOINT
+        return samples if kept.all() else samples.filter(kept)
 
     @cached_property
     def checkpoints(self) -> pl.DataFrame:

@@ -64,19 +64,24 @@ def samples_with_shares(recording: Recording, engine: str, policy: str) -> pl.Da
     """
     problems = _numbered(recording, engine, policy).select("problem", "problem_id", "arrival")
     samples = recording.samples.with_row_index("row")
-    if recording.manifest.dropped.get("steps") or recording.manifest.dropped.get("samples"):
+    if (
+        not recording.step_times.height
+        or recording.manifest.dropped.get("steps")
+        or recording.manifest.dropped.get("samples")
+    ):
         shares = pl.Series("busy_s", [None] * samples.height, dtype=pl.Float64)
     else:
         shares = _all_shares(recording, samples)
     own = (pl.col("engine") == engine) & (pl.col("policy") == policy)
     helper = pl.col("role").fill_null("sample") != "sample"
-    chosen = (
-        samples.with_columns(shares)
-        .filter(own | (helper & pl.col("policy").fill_null(policy).eq(policy)))
-        .drop("row")
-    )
+    mine = own | (helper & pl.col("policy").fill_null(policy).eq(policy))
+    chosen = _where(samples.with_columns(shares), mine).drop("row")
     if problems["problem_id"].is_unique().all():
-        return chosen.join(problems.drop("arrival"), on="problem_id", how="inner")
+        # A million rows: one column is looked up, and the others are not copied.
+        names = chosen.select("problem_id").join(
+            problems.drop("arrival"), on="problem_id", how="left", maintain_order="left"
+        )
+        return _where(chosen.with_columns(names["problem"]), pl.col("problem").is_not_null())
     # The same problem posed several times: a sample belongs to the latest posing before it.
     return (
         chosen.sort("arrival")
@@ -92,6 +97,12 @@ def samples_with_shares(recording: Recording, engine: str, policy: str) -> pl.Da
     )
 
 
+def _where(frame: pl.DataFrame, wanted: pl.Expr) -> pl.DataFrame:
+    """Return the rows that are wanted, the same frame where all are."""
+    kept = frame.select(wanted.fill_null(False)).to_series()
+    return frame if kept.all() else frame.filter(kept)
+
+
 def voting_samples(samples: pl.DataFrame) -> pl.DataFrame:
     """Return the samples of role "sample", each with the tokens of its forced answer added."""
     keys = ["engine", "policy", "problem", "sample_index"]
@@ -100,7 +111,9 @@ def voting_samples(samples: pl.DataFrame) -> pl.DataFrame:
         .group_by("engine", "policy", "problem", sample_index="parent_sample")
         .agg(more=pl.col("output_tokens").sum())
     )
-    own = samples.filter(pl.col("role").fill_null("sample") == "sample")
+    own = _where(samples, pl.col("role").fill_null("sample") == "sample")
+    if forced.is_empty():
+        return own
     return (
         own.join(forced, on=keys, how="left", maintain_order="left")
         .with_columns(output_tokens=pl.col("output_tokens") + pl.col("more").fill_null(0))

@@ -254,7 +254,10 @@ def _policies(
     """
     if policy is None or lost is None or lost.too_many:
         return ()
-    own = voting_samples(samples.join(rows.filter("timed_out"), on="problem", how="anti"))
+    timed_out = rows.filter(pl.col("timed_out").fill_null(False))
+    if timed_out.height:
+        samples = samples.join(timed_out, on="problem", how="anti")
+    own = voting_samples(samples)
     ended = own.with_columns(end=pl.when(ENDED).then(pl.coalesce("end", 0)))
     found = policies_within(ended, policy.n)
     untold = own.filter(pl.col("correct"), pl.col("answer").is_null()).height

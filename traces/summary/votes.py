@@ -61,13 +61,16 @@ def sample_counts(n: int) -> list[int]:
     return counts if counts[-1] == n else [*counts, n]
 
 
+@lru_cache(maxsize=4096)
 def pass_curve(n: int, right: int) -> Floats:
     """Return the chance that any of k of n samples is right, for k = 1 .. n.
 
     1 - C(n - right, k) / C(n, k), which is without bias (Chen et al. 2021).
     """
     drawn = np.arange(n)
-    return np.asarray(1.0 - np.cumprod(np.maximum(n - right - drawn, 0) / (n - drawn)))
+    found = np.asarray(1.0 - np.cumprod(np.maximum(n - right - drawn, 0) / (n - drawn)))
+    found.setflags(write=False)
+    return found
 
 
 def majority_curve(answers: Sequence[Hashable], correct: Sequence[bool | None]) -> Floats:
@@ -143,36 +146,76 @@ def _ways_not_above(votes: int, others: tuple[int, ...], unparsed: int, total: i
     return ways
 
 
+def _majority_curves(samples: pl.DataFrame, n: int) -> Floats:
+    """Return [problems, n]: `majority_curve` of each problem, in the order of their numbers.
+
+    Problems with the same votes have the same curve, and there are few such.
+    """
+    classes = samples.group_by("problem", "answer").agg(
+        size=pl.len().cast(pl.Int64), right=pl.col("correct").fill_null(False).sum().cast(pl.Int64)
+    )
+    none = pl.col("answer").is_null()
+    code = pl.when(none).then(-pl.col("size")).otherwise(pl.col("size") * (n + 1) + pl.col("right"))
+    signed = (
+        classes.select("problem", code=code)
+        .sort("problem", "code")
+        .group_by("problem", maintain_order=True)
+        .agg(pl.col("code").cast(pl.Utf8).str.join(" "))
+    )
+    curves: dict[str, Floats] = {}
+    for name in signed["code"].unique():
+        codes = [int(part) for part in name.split()]
+        unparsed = -sum(each for each in codes if each < 0)
+        voted = [divmod(each, n + 1) for each in codes if each > 0]
+        sizes = sorted(size for size, _ in voted)
+        curve = np.zeros(n)
+        for size, right in voted:
+            if right:
+                others = sizes.copy()
+                others.remove(size)
+                curve += right / size * win_probability(size, tuple(others), unparsed)
+        curves[name] = curve
+    names = list(curves)
+    places = signed.select(pl.col("code").replace_strict(names, range(len(names))))["code"]
+    curve_of: Floats = np.array([curves[name] for name in names])
+    return curve_of[places.to_numpy()]
+
+
 def policies_within(
-    samples: pl.DataFrame, n: int, *, most: int | None = None
+    samples: pl.DataFrame,
+    n: int,
+    *,
+    most: int | None = None,
+    counts: Sequence[int] | None = None,
 ) -> tuple[PolicyOutcome, ...]:
     """Return maj@k and pass@k of samples with `problem` numbers, k = 1, 2, 4, .. and `most` or n.
+
+    Or of `counts` of samples.
 
     Only problems with n ended samples whose answers were judged count. The tokens are k/n of
     the problem's, which is what a random subset takes on average.
     """
-    whole = (
-        samples.sort("problem", "sample_index")
-        .group_by("problem", maintain_order=True)
-        .agg("answer", "correct", "end", tokens=pl.col("output_tokens").sum(), rows=pl.len())
-        .filter(
-            pl.col("rows") == n,
-            pl.col("end").list.eval(pl.element().is_not_null()).list.all(),
-            pl.col("correct").list.eval(pl.element().is_not_null()).list.any(),
+    counted = (
+        samples.select("problem", "answer", "correct", "end", "output_tokens")
+        .group_by("problem")
+        .agg(
+            rows=pl.len(),
+            ended=pl.col("end").is_not_null().all(),
+            judged=pl.col("correct").is_not_null().any(),
+            right=pl.col("correct").sum(),
+            tokens=pl.col("output_tokens").sum(),
         )
     )
+    whole = counted.filter(pl.col("rows") == n, "ended", "judged").sort("problem")
     if not whole.height:
         return ()
-    counts = sample_counts(most or n)
+    counts = sample_counts(most or n) if counts is None else counts
     places = [k - 1 for k in counts]
-    voted = np.array(
-        [
-            majority_curve(row["answer"], row["correct"])[places]
-            for row in whole.iter_rows(named=True)
-        ]
-    )
-    hits = whole["correct"].list.eval(pl.element().fill_null(False)).list.sum().to_list()
-    passed = np.array([pass_curve(n, right)[places] for right in hits])
+    own = samples.select("problem", "answer", "correct")
+    voted = _majority_curves(own.join(whole.select("problem"), on="problem", how="semi"), n)
+    voted = voted[:, places]
+    passed = np.array([pass_curve(n, right) for right in range(n + 1)])[whole["right"].to_numpy()]
+    passed = passed[:, places]
     tokens = whole["tokens"].to_numpy().astype(float) / n
     taken = {k: mean(tokens * k, "tokens") for k in counts}
     policies = [(method, k) for method in ("majority", "pass_at_k") for k in counts]

@@ -15,6 +15,7 @@ from tui.options import Json, takes
 from tui.terminal import say, say_json
 
 if TYPE_CHECKING:
+    from advisor.accuracy.counterfactual import Counterfactuals
     from traces.summary.comparison import Limit
 
 
@@ -138,11 +139,17 @@ def print_policies(
     """Print the accuracy and tokens of policies that a recording's samples contain."""
     from traces.summary.run import summarise
     from tui.text.show import judged_policies, policies_lines, show_json, show_policies_head
+    from tui.verbs.progress import progress_bar
 
     _check_price(price)
     recording = Recording.open(path)
     runs = summarise(recording, price_usd_per_device_hour=price)
-    judged = [judged_policies(recording, run, counts=counts, max_tokens=max_tokens) for run in runs]
+    judged: list[Counterfactuals | str] = []
+    with progress_bar() as bar:
+        task = bar.add_task("judging policies", total=len(runs))
+        for run in runs:
+            judged.append(judged_policies(recording, run, counts=counts, max_tokens=max_tokens))
+            bar.advance(task)
     if as_json:
         whole = [
             replace(run, policies=() if isinstance(each, str) else each.outcomes)

@@ -301,10 +301,8 @@ def _write(
     }
     keys = {"engine": engine.key(), "policy": policy.key()}
     with written_into(folder) as tables:
-        for rows in counted.problems.iter_slices(_SLICE_ROWS):
-            tables.add("problems", rows, **keys)
-        for rows in counted.samples.iter_slices(_SLICE_ROWS):
-            tables.add("samples", rows, role="sample", **keys)
+        tables.add_whole("problems", counted.problems, _SLICE_ROWS, **keys)
+        tables.add_whole("samples", counted.samples, _SLICE_ROWS, role="sample", **keys)
         tables.finish(
             told,
             [(engine.key(), note) for note in notes],

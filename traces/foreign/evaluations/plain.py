@@ -95,6 +95,11 @@ class PlainOutcomes:
 
 
 def _fault(row: dict[str, Any]) -> str | None:
+    """Return why a line is no sample, None when it is one."""
+    index, right = row.get("sample_index"), row.get("correct")
+    named = type(row.get("problem_id")) is str and type(right) is bool
+    if named and type(index) is int and 0 <= index <= LARGEST:  # as nearly all are
+        return None
     for name in ("problem_id", "sample_index", "correct"):
         if name not in row:
             return f"without {name}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import polars as pl
@@ -204,6 +205,7 @@ class OutcomeTable:
         return digest.hexdigest()[:16]
 
 
+@lru_cache(maxsize=1 << 14)
 def _hash(answer: str) -> int:
     digest = hashlib.blake2b(answer.encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "little") or 1
