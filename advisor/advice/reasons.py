@@ -292,9 +292,10 @@ def _of_prior(prior: PriorCost, sigma: float, *, beyond: bool) -> Iterable[str]:
         f"{head}, recalibrated by {names}{'' if prior.checked else ', of another size or model'}, "
         f"and {spread}"
         if prior.recordings
-        else f"{head}, which no run of this GPU has checked. Published runs on H100 took 1.04 to "
-        f"1.47 times as long, and {spread}"
+        else f"{head}. {prior.told[0].upper()}{prior.told[1:]}, and {spread}"
     )
+    if prior.drafts is not None:
+        yield prior.drafts
     if beyond:
         yield "extrapolated: the pick makes larger steps than the tables hold"
 

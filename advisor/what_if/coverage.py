@@ -36,13 +36,13 @@ def prior_of_gpu(facts: ModelFacts, system: str | None) -> Answer:
     from advisor.step_time.prior.defaults import with_blocks
     from advisor.step_time.prior.offers import SIZES, memory_on
     from advisor.step_time.prior.prior import check, prior_of
-    from advisor.step_time.prior.tables import read_prior
+    from advisor.step_time.prior.relatives import read_gpu
 
     try:
         check(facts, EngineConfig(model=facts.name))
         if system is None:
             return Answer(ok=False, why="No GPU is named. Name one, such as --gpu h100_sxm")
-        tables = read_prior(system)
+        tables = read_gpu(system)
     except TtscopeError as error:
         return Answer(ok=False, why=_told(error))
     priced, refused, rules = [], list[str](), dict[str, None]()

@@ -34,9 +34,10 @@ from advisor.step_time.prior.defaults import (
     memory_of,
     with_blocks,
 )
+from advisor.step_time.prior.drafting import kept_a_step
 from advisor.step_time.prior.offers import PRICED, device_of, memory_on
 from advisor.step_time.prior.recalibration import PriorTimes, recalibrate
-from advisor.step_time.prior.tables import read_prior
+from advisor.step_time.prior.relatives import read_gpu
 from advisor.what_if.drafts.redrafting import Redrafted, redraft
 from advisor.what_if.latency_spread import latency_spread
 from advisor.what_if.measured.factors import fit_points
@@ -49,8 +50,9 @@ from traces.live.numbers import numbers_in
 from traces.live.watched import windows_of
 from traces.recording.manifest import Manifest
 from traces.recording.reader import Recording
-from traces.schema.engine import ModelFacts
+from traces.schema.engine import EngineConfig, ModelFacts
 from traces.schema.estimate import Estimate
+from traces.schema.formats import counted, number
 from traces.schema.tts.policy import AS_SENT
 from traces.summary.comparison import RUN_TO_RUN
 from traces.summary.run import Run as Summary
@@ -156,9 +158,9 @@ def predict(
     unreplayed = "no step was recorded, so that the run cannot be replayed as it was"
     notes = [*_time_notes(after, prior), *untaught, *placed, *_prefixes(base), *evidence.lost]
     notes += [unreplayed] if before is None else []
-    notes += _measured_notes(evidence, own, question, on_tables=on_tables)
-    drafted = None if redrafted is None else redrafted.note
-    notes += [note for note in (drafted, told) if note is not None]
+    notes += _measured_notes(evidence, own, base, question, on_tables=on_tables)
+    made = None if redrafted is None else redrafted.note
+    notes += [each for each in (made, told, _paying(prior, question, sources)) if each is not None]
     notes += _outside(after, prior, longer, question)
     predicted, replayed = after.summary(), None if before is None else before.summary()
     notes += _ties(recorded, replayed or (predicted if question.policy == own.policy else None))
@@ -318,8 +320,21 @@ def _ties(recorded: Summary, replayed: Summary | None) -> list[str]:
     ]
 
 
+def _front_end(base: Recording, engine: EngineConfig) -> str:
+    """Return what a server's front end takes of a request, where its spans tell it."""
+    samples = base.samples.filter(pl.col("engine") == base.engine_key(engine))
+    took = samples.select(pl.col("queued") - pl.col("arrival")).to_series().drop_nulls() / 1e9
+    if took.is_empty():
+        return "what its front end takes (HTTP, tokenising)"
+    p50, p95 = (number(took.quantile(q, "linear"), "s") for q in (0.5, 0.95))
+    return (
+        f"what its front end takes (HTTP, tokenising): {p50} of a request's time to first token at "
+        f"the median and {p95} at p95, as the spans of {counted(took.len(), 'request')} say"
+    )
+
+
 def _measured_notes(
-    evidence: Evidence, own: Run, question: Question, *, on_tables: bool
+    evidence: Evidence, own: Run, base: Recording, question: Question, *, on_tables: bool
 ) -> list[str]:
     """Say what the recorded times of an engine are, and what is not measured of a server."""
     requantised = _requantised(question, own) if on_tables else []
@@ -329,8 +344,8 @@ def _measured_notes(
         return requantised
     tables = [table for table in evidence.steps if table.engine == own.engine]
     notes = [
-        "a server's latency has what its front end takes (HTTP, tokenising). The replay has the "
-        "engine's part alone"
+        f"a server's latency has {_front_end(base, own.engine)}. The replay has the engine's part "
+        "alone"
     ]
     if any(table.coarse for table in tables):
         notes.append(
@@ -402,7 +417,7 @@ def _prefixes(base: Recording) -> list[str]:
 def _prior(base: Recording, others: Sequence[Recording], question: Question) -> PriorTimes:
     """Open the prior of the question's GPU, and what recordings of that GPU say of it."""
     assert question.gpu is not None
-    tables = read_prior(question.gpu)
+    tables = read_gpu(question.gpu)
     facts = question.model_facts or base.manifest.models.get(question.engine.model)
     for other in others:
         facts = facts or other.manifest.models.get(question.engine.model)
@@ -413,8 +428,20 @@ def _prior(base: Recording, others: Sequence[Recording], question: Question) -> 
         )
     found = recalibrate(tables, [base, *others])
     return PriorTimes(
-        tables=tables, facts=facts, found=found, ranks=question.engine.data_parallel_size
+        tables=tables,
+        facts=facts,
+        found=found,
+        ranks=question.engine.data_parallel_size,
+        models={n: f for each in (base, *others) for n, f in each.manifest.models.items()},
     )
+
+
+def _paying(prior: PriorTimes | None, question: Question, sources: Sequence[Run]) -> str | None:
+    """Say up to which batch the drafts of an engine pay on a GPU, where it has any."""
+    kept, engine = kept_a_step(sources), question.engine
+    if prior is None or engine.speculative is None or kept is None:
+        return None
+    return prior.pays(engine, kept)
 
 
 def _hash(recording: Recording) -> str | None:

@@ -239,9 +239,9 @@ def device_asked(operators: Path | None, gpu: str | None) -> Device | None:
     """Return the GPU that step times are asked for, None where they are of recordings."""
     if gpu is not None:
         from advisor.step_time.prior.offers import device_of
-        from advisor.step_time.prior.tables import read_prior
+        from advisor.step_time.prior.relatives import read_gpu
 
-        return device_of(read_prior(gpu))
+        return device_of(read_gpu(gpu))
     if operators is not None:
         from advisor.step_time.operators.files import gpu_of
         from advisor.step_time.prior.defaults import Device

@@ -84,20 +84,29 @@ class Gate(Record):
             each for each in self.checks if each.verdict == "broken" and each.kind != "assumption"
         )
 
-    def check_judged(self) -> None:
-        """Raise TtscopeError where a limit, or everything, could not be judged."""
+    @property
+    def not_judged(self) -> str | None:
+        """Why a gate that nothing breaks does not pass: a limit, or everything, is not judged."""
         for each in self.checks:
             if each.verdict == "absent" and each.kind == "limit":
-                raise TtscopeError(f"{each.name} ({each.wanted}) cannot be judged: {each.why}")
+                return f"{each.name} ({each.wanted}) cannot be judged: {each.why}"
         if all(each.verdict == "absent" for each in self.checks if each.kind != "assumption"):
-            raise TtscopeError(f"{self.recording}: nothing that was promised was measured there")
+            return f"{self.recording}: nothing that was promised was measured there"
+        return None
+
+    @property
+    def verdict(self) -> str:
+        """What becomes of it, in a word."""
+        if self.broken:
+            return "failed"
+        return "passed" if self.not_judged is None else "not judged"
 
     def to_json(self) -> dict[str, Any]:
         """Return the document."""
         return {
             "against": self.against,
             "recording": self.recording,
-            "passed": not self.broken,
+            "verdict": self.verdict,
             "differs": list(self.differs),
             "checks": [each.to_json() for each in self.checks],
         }
@@ -199,7 +208,11 @@ def _unlike(expected: Expectations, run: Run, timed: bool) -> str | None:
     if wanted is not None and in_flight == wanted:
         return None
     load = f"{wanted} in flight" if wanted is not None else f"{rate}/s"
-    ran = f"{in_flight} in flight" if in_flight is not None else f"{at or 'an untold load'}"
+    ran = "an unknown load"
+    if in_flight is not None:
+        ran = f"{in_flight} in flight"
+    elif isinstance(at, int | float):
+        ran = f"{at:.3g}/s"
     return f"ran with {ran}, and was promised for {load}"
 
 

@@ -50,9 +50,8 @@ def junit(gate: Gate) -> bytes:
 
 def markdown(gate: Gate) -> str:
     """Return a summary for a pull request."""
-    verdict = "failed" if gate.broken else "passed"
     lines = [
-        f"### ttscope gate {verdict}: {_cell(gate.recording)} against {_cell(gate.against)}",
+        f"### ttscope gate {gate.verdict}: {_cell(gate.recording)} against {_cell(gate.against)}",
         "",
         "| | check | wanted | measured | |",
         "|---|---|---|---|---|",

@@ -12,6 +12,7 @@ from typing import Any
 import polars as pl
 
 from traces.errors import RecordingError
+from traces.recording import checksums
 from traces.recording.manifest import Manifest, check_free
 from traces.recording.parts import write_part
 from traces.recording.tables import in_table
@@ -54,7 +55,7 @@ class Written:
 
     def undo(self) -> None:
         """Remove what was written, so that the folder holds no half of a recording."""
-        for path in self._files:
+        for path in (*self._files, self.folder / checksums.NAME):
             path.unlink(missing_ok=True)
 
 

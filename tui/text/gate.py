@@ -11,7 +11,7 @@ _LABELS = WORDS | {"unsure": "?"}
 
 def gate_lines(gate: Gate, *, width: int = 80) -> list[str]:
     """Return what a gate found, at most `width` columns wide."""
-    verdict = "FAILED" if gate.broken else "passed"
+    verdict = "FAILED" if gate.broken else gate.verdict
     lines = wrap("", f"{verdict}: {gate.recording} against {gate.against}", width=width, indent=0)
     lines.append("")
     for each in gate.checks:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from traces.errors import UsageError
+from traces.errors import TtscopeError, UsageError
 from traces.recording.reader import Recording
 from tui.options import Json, Output, Price, Problems, RawPrompts, RuleOptions, Sampling, takes
 from tui.options import Verifier as VerifierOption
@@ -79,7 +79,8 @@ def gate(asked: GateOptions) -> int:
             say(line)
     if found.broken:
         return 3
-    found.check_judged()
+    if (why := found.not_judged) is not None:
+        raise TtscopeError(why)
     return 0
 
 

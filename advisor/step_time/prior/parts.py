@@ -50,7 +50,7 @@ _SPLIT_OUTPUTS: Final = frozenset({
 _SPLIT_INPUTS: Final = frozenset({"o_proj", "down_proj", "out_proj", "o_b_proj"})
 _WHOLE: Final = frozenset({
     "gate", "q_a_proj", "kv_a_proj_with_mqa", "kv_proj", "f_a_proj", "compressor", "wq_b", "wk",
-    "weights_proj", "index_q_proj", "index_k_proj", "fc1_latent_proj", "fc2_latent_proj",
+    "weights_proj", "eh_proj", "index_q_proj", "index_k_proj", "fc1_latent_proj", "fc2_latent_proj",
 })  # fmt: skip
 _NO_PRODUCT: Final = frozenset({"conv1d", "hyper_connection"})
 _ONE_KERNEL: Final = {

@@ -53,7 +53,6 @@ PRIOR_RULES: Final = (
     "a chunk beside decoding requests: the sum of both less one start",
 )
 PRIOR_MISSING: Final = (
-    "work of the host",
     "unequal contexts in a batch",
     "the gathering of logits",
 )
@@ -137,6 +136,18 @@ class Prior:
             mixed_skew=np.zeros((len(before), len(mixed_batch), len(decode_kv))),
             launch=launch,
         )
+
+    def token_seconds(self, tokens: Floats) -> Floats:
+        """Return the seconds of what works on a step's tokens, in CUDA graphs."""
+        return self._token_seconds(tokens, int(tokens.max()))
+
+    def logit_seconds(self, rows: Floats) -> Floats:
+        """Return the seconds of so many rows of logits."""
+        return self._summed(self.parts.logits, rows)
+
+    def decoding(self, batches: Floats, contexts: Floats) -> Floats:
+        """Return the seconds [batches, contexts] of attention and states where requests decode."""
+        return self._decode(batches, contexts)
 
     def communication_s(self, tokens: int, captured: int) -> float:
         """Return the seconds of the all-reduces of a step of so many tokens."""
@@ -324,10 +335,6 @@ def check(facts: ModelFacts, engine: EngineConfig) -> None:
         raise UsageError(
             f"--gpu: {name} has {', '.join(sorted(other)).replace('_', ' ')} layers, which are in "
             "no table. Ask about another model (--model-config)"
-        )
-    if engine.speculative is not None and engine.speculative.model is not None:
-        raise UsageError(
-            "--gpu: the draft model's own time is in no table. Set engine.speculative=null"
         )
     asked = engine.quantization
     if asked is not None and facts.quantization is None and asked not in ONLINE:

@@ -292,14 +292,12 @@ def _of_version(tables: PriorTables, vllm: str) -> PriorTables:
     return replace(tables, versions=versions)
 
 
-def read_prior(
-    system: str, folder: Path | None = None, choices: Sequence[str] | None = None
-) -> PriorTables:
+def read_prior(system: str, folder: Path | None = None, more: Sequence[str] = ()) -> PriorTables:
     """Open the tables of a system, in the installed package or in `folder`.
 
-    A system may be `FOLDER/NAME` (`named_tables`). Raises UsageError, naming `choices`, for one
-    without tables; MissingDependencyError where the package is not installed; TablesError for
-    damage.
+    A system may be `FOLDER/NAME` (`named_tables`). Raises UsageError, naming those there are and
+    `more`, for a system without tables; MissingDependencyError where the package is not installed;
+    TablesError for damage.
     """
     if folder is None and len(Path(system).parts) > 1:
         folder, system = Path(system).parent, Path(system).name
@@ -307,7 +305,7 @@ def read_prior(
     known = known_systems(folder)
     if system not in known:
         raise UsageError(
-            f"--gpu {system}: no operator tables. Choose one of {', '.join(choices or known)}"
+            f"--gpu {system}: no operator tables. Choose one of {', '.join([*known, *more])}"
         )
     data = folder / "data" / system
     measured = {family: found for family in FILES if (found := _versions(data, family))}

@@ -15,13 +15,16 @@ from typing import Any
 import polars as pl
 
 from traces.errors import OutcomesError
-from traces.foreign.requests import aiperf, azure, guidellm, mooncake, vllm_bench
+from traces.foreign.requests.aiperf import AiperfRecords
+from traces.foreign.requests.azure import AzureTrace
+from traces.foreign.requests.guidellm import GuidellmReport
+from traces.foreign.requests.mooncake import MooncakeTrace
 from traces.foreign.requests.reader import (
     RequestChoices,
     RequestFacts,
-    RequestFormat,
     RequestReader,
 )
+from traces.foreign.requests.vllm_bench import VllmBench
 from traces.foreign.source import head_of, own_name
 from traces.foreign.values import UNKNOWN_MODEL, Skipped
 from traces.foreign.written import Written, written_into
@@ -29,7 +32,13 @@ from traces.recording.manifest import WorkloadFacts, check_free
 from traces.schema.engine import EngineConfig
 from traces.schema.tts.policy import Policy
 
-FORMATS = (azure.FORMAT, mooncake.FORMAT, vllm_bench.FORMAT, aiperf.FORMAT, guidellm.FORMAT)
+FORMATS: tuple[type[RequestReader], ...] = (
+    AzureTrace,
+    MooncakeTrace,
+    VllmBench,
+    AiperfRecords,
+    GuidellmReport,
+)
 _PART_ROWS = 500_000
 
 
@@ -51,7 +60,7 @@ class ImportedRequests:
     notes: tuple[str, ...]
 
 
-def format_of(path: Path) -> RequestFormat | None:
+def format_of(path: Path) -> type[RequestReader] | None:
     """Return the format of a file by its first bytes, None for one that holds no requests.
 
     Raises OutcomesError when it cannot be read or is empty.
@@ -77,7 +86,7 @@ def import_requests(
     chosen = format_of(path)
     if chosen is None:
         raise OutcomesError(f"{path}: holds no requests that can be read (see docs/import.md)")
-    reader = chosen.open(path, choices or RequestChoices())
+    reader = chosen(path, choices or RequestChoices())
     with written_into(folder) as tables:
         written = _Requests(tables)
         for frame in _parts(reader):
@@ -90,8 +99,8 @@ def import_requests(
                 f"{path}: no request in it can be read as {chosen.name} ({why or 'it has none'}). "
                 "See docs/import.md for what must be there"
             )
-        notes = _notes(path, chosen, reader, written)
-        _finish(path, chosen, reader, written, notes)
+        notes = _notes(path, reader, written)
+        _finish(path, reader, written, notes)
     return ImportedRequests(
         format=chosen.name,
         requests=written.requests,
@@ -185,19 +194,17 @@ class _Requests:
         self._digest.update(names.to_numpy().tobytes())
 
 
-def _notes(
-    path: Path, chosen: RequestFormat, reader: RequestReader, written: _Requests
-) -> list[str]:
+def _notes(path: Path, reader: RequestReader, written: _Requests) -> list[str]:
     known = (
         "times are the client's, the engine is not known"
-        if chosen.measured
+        if reader.measured
         else "arrivals and lengths alone, the engine and the other times are not known"
     )
-    notes = [f"imported from {chosen.name}: {path.name}. {known}"]
+    notes = [f"imported from {reader.name}: {path.name}. {known}"]
     notes += [f"{path.name}: {each}" for each in reader.facts.notes]
     if reader.skipped.counts:
         notes.append(f"{path.name}: skipped: {reader.skipped.text()}")
-    if written.earlier and not chosen.measured:
+    if written.earlier and not reader.measured:
         notes.append(
             f"requests that arrive before the one above them: {written.earlier:,} (first: line "
             f"{written.earlier_place:,}). They are taken in the order of their arrivals"
@@ -216,7 +223,6 @@ def _notes(
 
 def _finish(
     path: Path,
-    chosen: RequestFormat,
     reader: RequestReader,
     written: _Requests,
     notes: Sequence[str],
@@ -230,7 +236,7 @@ def _finish(
         "notes": facts.notes,
     }
     written.tables.finish(
-        {"format": chosen.name, "files": [file]},
+        {"format": reader.name, "files": [file]},
         [(engine.key(), note) for note in notes],
         engines={engine.key(): engine},
         policies={policy.key(): policy},

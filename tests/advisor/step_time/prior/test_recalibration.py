@@ -2,10 +2,12 @@
 
 import dataclasses
 
+import numpy as np
 import polars as pl
 import pytest
 
 from advisor.replay.recording import write_recording
+from advisor.step_time.host.spread import spread_of
 from advisor.step_time.prior import tables as prior_tables
 from advisor.step_time.prior.prior import Prior, prior_of
 from advisor.step_time.prior.recalibration import cost_of, predicted_steps, recalibrate
@@ -74,15 +76,17 @@ def mean_latency(prediction):
     return prediction.predicted.latency_s["mean"]
 
 
-def test_a_gpu_that_no_run_has_checked_gives_no_interval_and_says_so(recorded):
+def test_a_gpu_that_no_run_has_checked_has_the_interval_of_published_runs_and_says_so(recorded):
     found = asked(recorded)
     latency = mean_latency(found)
-    assert latency.low is None
-    assert latency.high is None
+    sigma = spread_of("test_gpu", TINY, next(iter(found.manifest.engines.values()))).sigma
+    assert latency.high / latency.value > np.exp(1.6 * sigma)
+    assert latency.low / latency.value < np.exp(-1.5 * sigma)
     assert not latency.extrapolated
     told = " ".join(found.notes)
     assert "prior" in told
-    assert "left out: work of the host" in told
+    assert "beyond its kernels a step takes" in told
+    assert "left out: unequal contexts" in told
     assert "no run of this GPU has checked it" in told
     (engine,) = found.manifest.engines.values()
     assert engine.gpu == DEVICE
@@ -160,13 +164,14 @@ def test_a_recording_of_the_gpu_recalibrates_its_steps(recorded, tmp_path):
     assert "the rest is prior" in told
 
 
-def test_a_size_that_no_run_had_is_recalibrated_without_an_interval(recorded, tmp_path):
+def test_a_size_that_no_run_had_is_recalibrated_with_a_wider_interval(recorded, tmp_path):
     run = measured(asked(recorded), tmp_path / "gpu", 1.6)
+    own = mean_latency(asked(recorded, [run]))
     two = {"tensor_parallel_size": 2}
     found, prior = asked(recorded, [run], engine=two), asked(recorded, engine=two)
     latency = mean_latency(found)
     assert latency.value == pytest.approx(1.6 * mean_latency(prior).value, rel=0.02)
-    assert latency.low is None
+    assert latency.high / latency.value > own.high / own.value
     assert not latency.extrapolated
     assert any("no run of this GPU had tiny at tensor_parallel_size 2" in n for n in found.notes)
 
