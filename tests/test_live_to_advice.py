@@ -13,8 +13,8 @@ import time
 import httpx
 import pytest
 
+from benchmarks.servers.vllm_server import ROOT, end, free_port, launch, wait_for, with_probe
 from profiler.plugin.shared_token import shared_token
-from tests.profiler.servers import ROOT, end, free_port, launch, wait_for, with_probe
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]
 
