@@ -177,8 +177,8 @@ def _majority_curves(samples: pl.DataFrame, n: int) -> Floats:
         curves[name] = curve
     names = list(curves)
     places = signed.select(pl.col("code").replace_strict(names, range(len(names))))["code"]
-    curve_of: Floats = np.array([curves[name] for name in names])
-    return curve_of[places.to_numpy()]
+    taken: Floats = np.array([curves[name] for name in names])[places.to_numpy()]
+    return taken
 
 
 def policies_within(
