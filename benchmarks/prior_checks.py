@@ -24,8 +24,8 @@ from advisor.replay.replay import replay
 from advisor.replay.workload import Workload
 from advisor.step_time.cost import table_cost
 from advisor.step_time.operators.communication import read_collectives
-from advisor.step_time.operators.files import read_operators
-from advisor.step_time.operators.tables import default_capture_sizes, interpolated
+from advisor.step_time.operators.files import Operators, read_operators
+from advisor.step_time.operators.tables import default_capture_sizes, interpolated, step_tables
 from advisor.step_time.prior.prior import Prior, prior_of
 from advisor.step_time.prior.recalibration import spread_of
 from advisor.step_time.prior.tables import read_prior, tables_folder
@@ -45,9 +45,37 @@ def of(system: str, facts: ModelFacts, size: int) -> Prior:
     return prior_of(read_prior(system), facts, engine)
 
 
+def as_operators(prior: Prior) -> Operators:
+    """Return the prior of a model whose layers are alike in the form of operator tables."""
+    layers = prior.facts.num_hidden_layers
+    made = prior.step_tables(max_num_batched_tokens=2048, max_num_seqs=256, capture_sizes=())
+    rows = [
+        (0.0, 0.0, batch, context, made.decode[i, j])
+        for i, batch in enumerate(made.decode_batch)
+        for j, context in enumerate(made.decode_kv)
+    ]
+    for (c, b, n, k), seconds in np.ndenumerate(made.mixed):
+        if made.mixed_batch[n] or not k:
+            context = made.mixed_kv[k] if made.mixed_batch[n] else 0.0
+            rows.append((made.chunk[c], made.before[b], made.mixed_batch[n], context, seconds))
+    attention = np.array(rows, dtype=float)
+    attention[:, 4] /= layers
+    return Operators(
+        folder=prior.tables.folder,
+        dense={each.name.rpartition(".")[2]: each.times.rows for each in prior.parts.dense},
+        per_sequence={each.name: each.times.rows for each in prior.parts.logits},
+        attention=attention,
+        skew=None,
+        gpu=prior.tables.device,
+        model=prior.facts.name,
+        vllm_version=prior.tables.versions["gemm"],
+        tensor_parallel_size=1,
+    )
+
+
 def layers(system: str, folder: Path) -> None:
     """Compare layer by layer."""
-    ours, theirs = of(system, LLAMA_8B, 1).operators, read_operators(folder)
+    ours, theirs = as_operators(of(system, LLAMA_8B, 1)), read_operators(folder)
     print(f"\n{folder.name}: prior over measured time of a call, by tokens or rows")
     counts = (1, 8, 64, 256, 512, 2048)
     print(f"{'layer':<16}" + "".join(f"{count:>8}" for count in counts) + "   (1: measured, us)")
@@ -85,9 +113,10 @@ def real_run(system: str, folder: Path, own: Path | None) -> None:
     batched_tokens, seqs = run.limits.max_num_batched_tokens, run.limits.max_num_seqs
     assert batched_tokens and seqs
     prior = of(system, LLAMA_8B, 1)
-    cases = {"prior": prior.operators}
+    ours = as_operators(prior)
+    cases = {"prior": ours}
     if own is not None:
-        theirs, ours = read_operators(own), prior.operators
+        theirs = read_operators(own)
         parts = {}
         for name, kept in (("decode", 0), ("chunk", 1)):
             alone = ours.attention[(ours.attention[:, 0] > 0) != kept]
@@ -104,7 +133,9 @@ def real_run(system: str, folder: Path, own: Path | None) -> None:
     print(f"\n{folder.name} from {system}: signed error in %, of mean, p50, p95")
     print(f"{'':<38}{'TTFT':>21} {'TPOT':>21} {'end to end':>21}")
     for name, operators in cases.items():
-        tables = replace(prior, operators=operators).step_tables(
+        tables = step_tables(
+            operators,
+            num_hidden_layers=LLAMA_8B.num_hidden_layers,
             max_num_batched_tokens=batched_tokens,
             max_num_seqs=seqs,
             capture_sizes=run.capture_sizes,
