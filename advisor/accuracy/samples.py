@@ -20,7 +20,8 @@ Floats = npt.NDArray[np.float64]
 _USED = (
     "engine", "policy", "role", "parent_sample", "problem", "problem_id", "sample_index", "arrival",
     "first_token", "end", "latency_ns", "output_tokens", "think_tokens", "censored",
-    "finish_reason", "error", "cancelled_by", "answer", "correct", "logprob_mean", "confidence_min_window",
+    "finish_reason", "error", "cancelled_by", "answer", "correct", "logprob_mean",
+    "confidence_min_window",
 )  # fmt: skip
 FEWEST = 4  # samples from which rules that stop early are judged
 
