@@ -1,9 +1,13 @@
+import json
+
 import numpy as np
 import pytest
 
 from advisor.accuracy.counterfactual import MARGIN, cheapest_as_good, compare_policies, evaluate
 from tests.traces.synthetic import START, write_recording
 from traces.errors import RecordingError, UsageError
+from traces.foreign.evaluations.importer import import_outcomes
+from traces.recording.reader import Recording
 from traces.schema.tts.policy import Policy
 from traces.summary.run import summarise
 
@@ -334,3 +338,30 @@ def test_compared_in_pairs(found):
     same = compare_policies(whole, whole)
     assert not same.told_apart
     assert same.problems_to_tell is None
+
+
+def test_of_many_problems_fixed_votes_are_of_all_and_the_others_of_some(tmp_path, monkeypatch):
+    import advisor.accuracy.counterfactual as module
+
+    rng = np.random.default_rng(5)
+    lines = [
+        json.dumps({
+            "problem_id": f"p{i}", "sample_index": k, "answer": str(rng.integers(3)),
+            "correct": bool(rng.random() < 0.5), "output_tokens": 40 + k,
+        })
+        for i in range(60)
+        for k in range(4)
+    ]  # fmt: skip
+    (tmp_path / "a.jsonl").write_text("\n".join(lines) + "\n")
+    import_outcomes([tmp_path / "a.jsonl"], tmp_path / "a")
+    (run,) = summarise(Recording.open(tmp_path / "a"))
+    whole = module.evaluate(run)
+    monkeypatch.setattr(module, "MOST", 25)
+    some = module.evaluate(run)
+    assert some.problems == 60 and {len(each.right) for each in some.columns} == {25}
+    assert any("of 25 of the 60 problems, drawn at random" in note for note in some.notes)
+    fixed = {"majority", "pass_at_k"}
+    for one, other in zip(whole.outcomes, some.outcomes, strict=False):
+        if one.method in fixed and one.basis == "subsets" and one.n <= 4:
+            assert other.accuracy.value == pytest.approx(one.accuracy.value)
+            assert other.tokens_per_problem.value == pytest.approx(one.tokens_per_problem.value)
