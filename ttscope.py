@@ -85,13 +85,16 @@ def advise(
     recordings: reader.Recording | str | Path | Iterable[reader.Recording | str | Path],
     *,
     seed: int = 0,
+    output: str | Path | None = None,
     **budget: Any,
 ) -> Recommendation:
     """Recommend what to run for a budget: `advise("runs", min_accuracy=0.75)`.
 
-    A path may be a folder of recordings. Incomplete and predicted recordings are left out.
+    A path may be a folder of recordings. Incomplete and predicted recordings are left out. Where
+    something fits, serve.sh, policy.json and expect.json are written into the folder `output`.
     """
     from advisor.advice.advisor import Advisor
+    from advisor.advice.promise import check_folder, write_config
     from advisor.search.budget import parse_budget
     from tui.notebook import Recommendation
     from tui.options import BudgetOptions, grouped
@@ -103,8 +106,14 @@ def advise(
     several = recordings if isinstance(recordings, Iterable) else [recordings]
     several = [several] if isinstance(several, str) else several
     opened = open_measured([_path(each) for each in several])
+    folder = None if output is None else Path(output)
+    if folder is not None:
+        check_folder(folder)
     advisor = Advisor.fit(opened, seed=seed, gpus=options.systems())
-    return Recommendation(**vars(advisor.recommend(wanted, **here())))
+    answer = advisor.recommend(wanted, **here())
+    if folder is not None and answer.system_optimal is not None:
+        write_config(folder, answer, advisor.evidence)
+    return Recommendation(**vars(answer))
 
 
 def _path(recording: reader.Recording | str | Path) -> Path:

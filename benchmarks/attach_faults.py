@@ -20,8 +20,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from tests.profiler.attach.test_real_attach import asking, until, verb
-from tests.profiler.servers import (
+from benchmarks.servers.clients import asking, until, verb
+from benchmarks.servers.vllm_server import (
     NOTED,
     Server,
     end,

@@ -23,8 +23,8 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.traces import made_traces
-from tests.traces.foreign import importer_contract as made
+from benchmarks.made import foreign_files as made
+from benchmarks.made import kineto_files
 from traces.errors import TtscopeError
 from traces.foreign.evaluations.importer import import_outcomes
 from traces.foreign.evaluations.reader import Choices
@@ -48,9 +48,9 @@ def originals(folder: Path) -> dict[str, bytes]:
     paths = [case.write(folder / case.file, samples) for case in made.CASES]
     paths += [case.write(folder / case.file, sent) for case in made.REQUEST_CASES]
     paths.append(made.inspect_zip(folder / "stored.eval", samples, compression=zipfile.ZIP_STORED))
-    for name, events in (("gpu", made_traces.device_events()), ("cpu", made_traces.cpu_events())):
-        document = made_traces.document(events)
-        paths.append(made_traces.write(folder / f"{name}_trace.json", document))
+    for name, events in (("gpu", kineto_files.device_events()), ("cpu", kineto_files.cpu_events())):
+        document = kineto_files.document(events)
+        paths.append(kineto_files.write(folder / f"{name}_trace.json", document))
     found = {path.name: path.read_bytes() for path in paths}
     for name, data in list(found.items()):
         if not name.endswith(".eval"):

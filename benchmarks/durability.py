@@ -24,7 +24,7 @@ import polars as pl
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from tests.profiler.runs.test_kill import check, kill_once
+from benchmarks.made.killed import check, kill_once
 from traces.errors import RecordingError
 from traces.recording.manifest import Manifest
 from traces.recording.parts import write_part

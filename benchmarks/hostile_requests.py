@@ -30,11 +30,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 os.environ["TTSCOPE_TOKEN"] = secrets.token_urlsafe(32)
 
+from benchmarks.made.spans import T0, as_protobuf, request, span, value
+from benchmarks.servers.clients import until, verb
+from benchmarks.servers.metrics_server import metrics_server
+from benchmarks.servers.vllm_server import free_port
 from profiler.plugin.batches import COLUMNS, STEPS_PATH
-from tests.profiler.attach.test_real_attach import until, verb
-from tests.profiler.metrics_server import metrics_server
-from tests.profiler.servers import free_port
-from tests.traces.live.test_otlp import T0, as_protobuf, request, span, value
 from traces.recording.reader import Recording
 
 HOSTILE, GOOD, SENDERS, DRIPPING = 20_000, 1_000, 8, 64

@@ -22,9 +22,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from benchmarks.servers.vllm_server import ROOT, free_port, running
 from profiler.plugin.shared_token import shared_token
 from profiler.workload.problems import load_workload
-from tests.profiler.servers import ROOT, free_port, running
 
 BASE = ("--max-num-seqs", "16", "--max-num-batched-tokens", "2048")
 CHANGES = {

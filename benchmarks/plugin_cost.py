@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from benchmarks.servers.vllm_server import running, with_probe
 from benchmarks.step_probe import machine
 from profiler.attach.receiver.receiver import Receiver
-from tests.profiler.servers import running, with_probe
 
 BATCH, BLOCK, TOKENS = 64, 50, 950
 TOGGLED = """

@@ -23,8 +23,8 @@ import httpx
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from benchmarks.servers.vllm_server import ROOT, free_port, running, with_probe
 from profiler.workload.problems import load_workload
-from tests.profiler.servers import ROOT, free_port, running, with_probe
 
 COMPLETIONS, AT_A_TIME, TOKENS = 200, 8, 48
 RAISES = """

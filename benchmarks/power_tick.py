@@ -2,7 +2,7 @@
 
     python benchmarks/power_tick.py [--count 5000]
 
-NVML is the tests' library (tests/profiler/fake_nvml.c), which answers at once, so that what is
+NVML is the tests' library (benchmarks/made/fake_nvml.c), which answers at once, so that what is
 measured is ttscope, nvidia-ml-py and ctypes; a real driver adds a few microseconds per query, some
 hundred for the byte counters. RAPL is a folder of files instead of sysfs.
 """
@@ -23,11 +23,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from benchmarks.made.fake_nvml import FakeNvml, build
 from profiler.probes import rapl
 from profiler.probes.nvml import open_gpus
 from profiler.probes.power import HZ, PowerSampler
 from profiler.runs.provenance import cpu_name, usable_cpus
-from tests.profiler.probes.fake_nvml import FakeNvml, build
 
 
 def times_us(read: Callable[[], object], count: int) -> list[float]:

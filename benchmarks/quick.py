@@ -49,8 +49,8 @@ from advisor.step_time.cost import linear_cost
 from advisor.step_time.fit import StepTimeModel
 from benchmarks import advice_speed, step_probe
 from benchmarks.replay_speed import LAW, LIMITS
+from benchmarks.twin.replay_twin import naive_replay
 from profiler.engines.vllm.probes.steps import StepProbe
-from tests.advisor.replay.replay_twin import naive_replay
 from traces.kineto.read import read_trace
 from traces.recording.reader import Recording, find_recordings
 from tui.app.app import TtscopeApp

@@ -31,7 +31,7 @@ from advisor.replay.limits import Limits
 from advisor.replay.replay import replay
 from advisor.replay.workload import Workload
 from advisor.step_time.cost import linear_cost
-from tests.advisor.replay.replay_twin import naive_replay
+from benchmarks.twin.replay_twin import naive_replay
 
 VIDUR = 620.0  # requests/s
 LAW = np.array(ZERO._replace(step=5.886e-3, tokens=2.10e-5, kv_tokens=3.93e-8))

@@ -13,9 +13,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from benchmarks.made.spans import as_protobuf, request, span
 from profiler.attach.receiver.receiver import Receiver
 from profiler.plugin.shared_token import shared_token
-from tests.traces.live.test_otlp import as_protobuf, request, span
 from traces.live.span_groups import SpanGroups
 
 REQUESTS, SPANS = 100, 200

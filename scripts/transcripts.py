@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from tests.tui.terminal import ROOT, in_terminal
+from benchmarks.made.terminal import ROOT, in_terminal
 
 PAGE = ROOT / "docs" / "transcripts.md"
 COMMANDS = {

@@ -27,10 +27,11 @@ from unittest import mock
 
 from advisor.advice.command import CpuBuild
 from advisor.step_time.prior import tables as prior_tables
+from benchmarks.made import kineto_files
 from tests.advisor import synthetic as advised
 from tests.advisor.step_time.operators import operator_tables
 from tests.advisor.step_time.prior import prior_files
-from tests.traces import made_traces, synthetic
+from tests.traces import synthetic
 from tests.tui.live_recordings import write_watched
 from tui import cli
 from tui.text import commands
@@ -41,7 +42,7 @@ SHIPPED = ROOT / "profiler" / "demo" / "recordings"
 FOREIGN = ROOT / "tests" / "data" / "foreign"
 VERBS = (
     "sweep", "show", "replay", "import", "export", "advise", "report", "demo", "doctor", "record",
-    "attach", "tui",
+    "attach", "tui", "serve",
 )  # fmt: skip
 FLOAT = re.compile(r"-?\d+\.\d+(?:[eE][-+]?\d+)?|-?\d+[eE][-+]?\d+")
 PROGRESS = re.compile(r", \d:\d\d:\d\d$")
@@ -50,6 +51,7 @@ NOT_KEPT = (  # what differs from one run to the next
     (re.compile(r"recordings, \d+(\.\d+)? m?s\b"), "recordings, TIME"),
     (re.compile(r"terminal-\d+-|rich-terminal-\d+|clip-\d+|\d{9,}-"), "N-"),
     (re.compile(r"\b20[2-9]\d-\d\d-\d\d[ T]\d\d:\d\d(:\d\d(\.\d+)?)?(Z|\+\d\d:\d\d)?"), "TIME"),
+    (re.compile(r'("replayed": |replayed the )\d+\b', re.I), r"\1N"),  # differs by processor
 )
 AZURE = "TIMESTAMP,ContextTokens,GeneratedTokens\n" + "".join(
     f"2023-11-16 18:17:{at:02d}.9799600,{100 + at},{20 + at % 7}\n" for at in range(1, 30)
@@ -195,14 +197,14 @@ class Fixtures:
 
     @cached_property
     def gpu_trace(self) -> Path:
-        return made_traces.write(
-            self.folder / "gpu.json", made_traces.document(made_traces.device_events())
+        return kineto_files.write(
+            self.folder / "gpu.json", kineto_files.document(kineto_files.device_events())
         )
 
     @cached_property
     def cpu_trace(self) -> Path:
-        return made_traces.write(
-            self.folder / "cpu.json", made_traces.document(made_traces.cpu_events())
+        return kineto_files.write(
+            self.folder / "cpu.json", kineto_files.document(kineto_files.cpu_events())
         )
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.made.terminal import ROOT
 from scripts.transcripts import rewritten
-from tests.tui.terminal import ROOT
 from tui.cli import VERBS, loaded
 
 DOCS = Path(__file__).parent.parent / "docs"

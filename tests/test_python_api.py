@@ -8,9 +8,9 @@ import polars as pl
 import pytest
 
 import ttscope
+from benchmarks.made.terminal import ROOT
 from tests.test_docs import DOCS
 from tests.test_layers import loaded_by
-from tests.tui.terminal import ROOT
 from traces.errors import UsageError
 
 SAMPLE = {"problem_id": "p", "sample_index": 0, "answer": "1", "correct": True, "output_tokens": 3}
@@ -38,7 +38,7 @@ def test_the_examples_say_what_the_verbs_say(ran):
         ran["summary"].runs[0].accuracy.value
     )
     assert repr(ran["replay"]).count("predicted") >= 2
-    assert repr(ran["answer"]).startswith("RUN demo/s")
+    assert repr(ran["answer"]).startswith("Run demo/s")
     assert ran["kept"].replay_of == ran["run"].name
     assert ran["imported"].to_polars("samples").height == 1
 

@@ -44,6 +44,9 @@ VERBS = {  # name: its function, and what `ttscope --help` says of it
         "Write a recording for Perfetto and chrome://tracing, or as a trace of requests.",
     ),
     "advise": ("advise.advise", "Recommend the system-optimal configuration for a budget."),
+    "serve": (
+        "serve.serve", "Answer an OpenAI client's questions with a policy, in front of an engine.",
+    ),
     "report": (
         "report.report",
         "Write one HTML page that tells what was measured and what to run for a budget.",

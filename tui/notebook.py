@@ -103,7 +103,7 @@ class Recommendation(advice.Recommendation):
     """What to run for a budget."""
 
     def __repr__(self) -> str:
-        return "\n".join(advice_lines(self))
+        return "\n".join(advice_lines(self, explain=True))
 
     def _repr_html_(self) -> Html:
         return verdict(Material(runs=(), advice=self))

@@ -81,6 +81,9 @@ RuleOptions = make_dataclass(
 class Sampling:
     """How many samples a problem gets and how they are drawn: of `record` and `attach`."""
 
+    policy: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The policy.json of ttscope advise -o.")
+    ] = None
     method: Method = None
     n: NumSamples = 1
     thinking_budget: ThinkingBudget = None
@@ -89,8 +92,16 @@ class Sampling:
     temperature: Temperature = None
     top_p: TopP = 1.0
 
-    def policy(self, rule: Mapping[str, Any]) -> Policy:
-        """Return the policy with its parameters by name. Raises UsageError."""
+    def chosen(self, rule: Mapping[str, Any]) -> Policy:
+        """Return the policy with its parameters by name, or that of the file. Raises UsageError."""
+        if self.policy is not None:
+            given = [f.name for f in fields(self) if getattr(self, f.name) != f.default]
+            given += [name for name, value in rule.items() if value is not None]
+            if others := [name.replace("_", "-") for name in given if name != "policy"]:
+                raise UsageError(f"--policy {self.policy}: says --{others[0]} too. Give one")
+            from traces.deployment.documents import read_policy
+
+            return read_policy(self.policy).policy
         several = self.n > 1 or self.method not in {None, "greedy"}
         temperature = 0.8 if several else 0.0
         return make_policy(
@@ -105,6 +116,17 @@ class Sampling:
                 **rule,
             }
         )
+
+
+def verifier_for(sampling: Sampling, workload: str, given: str | None) -> str | None:
+    """Return what judges a workload: what was given, or else what its policy's file names."""
+    demo = workload.partition(":")[0] == "demo"
+    if sampling.policy is None or given is not None or demo:
+        return given
+    from traces.deployment.documents import read_policy
+
+    named = read_policy(sampling.policy).verifier
+    return None if named == "demo" else named
 
 
 @dataclass(frozen=True, kw_only=True)

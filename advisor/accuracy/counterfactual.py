@@ -248,8 +248,15 @@ def _finishing(
 ) -> Iterator[Column]:
     """Return the rules that go by the order of ends: as recorded, or replayed for fewer samples."""
     problems = samples.problems
-    known = all(np.isfinite(p.finish_s).all() for p in problems)
-    if not known or max(p.finish_s.max() for p in problems) <= 0:
+    unknown = sum(int((~np.isfinite(p.finish_s)).sum()) for p in problems)
+    total = sum(len(p.finish_s) for p in problems)
+    if 0 < unknown < total:
+        notes.append(
+            f"samples whose end or latency is not known: {unknown:,} of {total:,}, so rules that "
+            "stop early are not judged"
+        )
+        return
+    if unknown or max(p.finish_s.max() for p in problems) <= 0:
         notes.append("finish times are not recorded, so rules that stop early are not judged")
         return
     has_scores = any(np.isfinite(p.logprob_mean).any() for p in problems)

@@ -61,6 +61,17 @@ RELAXED: dict[str, Objective] = {  # a limit, and what is best on it
 KEPT = 8  # loads whose candidates are kept
 
 
+def _check_used(offers: Offers, checks: Sequence[Recording]) -> None:
+    priors = [law.prior for law in offers.laws.values() if law.prior is not None]
+    used = {name for prior in priors for name in prior.recordings}
+    for each in checks:
+        if each.name not in used:
+            raise UsageError(
+                f"--with {each.path}: holds no steps of a GPU of --gpu, in a model that its tables "
+                "can price. Give a recording made there"
+            )
+
+
 class UnderLoad:
     """All candidates under one load: in closed form, and replayed as far as that was asked for."""
 
@@ -130,12 +141,14 @@ class Advisor:
         draws: int = 400,
         saved: Path | None = None,
         gpus: Sequence[str] = (),
+        checks: Sequence[Recording] = (),
     ) -> Advisor:
         """Learn from recordings and work out every candidate's metrics.
 
         With `saved`, step-time laws are read from that file if they are of these recordings, and
         else learned and written to it. `gpus` are systems of the prior on which the recorded models
-        are offered too. Raises UsageError when recordings answer different workloads and for what
+        are offered too, and `checks` recordings of any workload on such GPUs, which recalibrate
+        the prior. Raises UsageError when recordings answer different workloads and for what
         cannot be offered, RecordingError when they hold nothing to learn from.
         """
         known = None if saved is None or not saved.exists() else load_laws(saved, recordings)
@@ -143,7 +156,8 @@ class Advisor:
         if gpus:
             from advisor.step_time.prior.offers import offer
 
-            offers = offer(evidence, recordings, gpus)
+            offers = offer(evidence, [*recordings, *checks], gpus)
+            _check_used(offers, checks)
         advisor = cls.of(evidence, seed=seed, draws=draws, model=known, offers=offers)
         if saved is not None and known is None:
             save_laws(saved, advisor.model, recordings)

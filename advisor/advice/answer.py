@@ -12,6 +12,7 @@ import numpy as np
 from advisor.advice.command import CpuBuild, serve_command
 from advisor.advice.experiments import experiments
 from advisor.advice.feasible import ReplayedCheck, Shortlist
+from advisor.advice.gpu_runs import short_runs
 from advisor.advice.reasons import measure_next, name_of, reasons, why_nothing
 from advisor.advice.sensitivity import turnings
 from advisor.evidence.gather import Evidence
@@ -67,9 +68,11 @@ def answer(answering: Answering) -> Recommendation:
     misses = tuple(_near_miss(answering, field, row) for field, row in rows)
     equals = [] if system is None else check.equals(system)
     stages = _stages(answering, system)
-    proposed: list[Experiment] = []
+    proposed, short = list[Experiment](), []
     if system is not None:
-        proposed = experiments(check, system, load=load, seed=check.metrics.resampling.seed)
+        seed = check.metrics.resampling.seed
+        proposed = experiments(check, system, load=load, seed=seed)
+        short = short_runs(check, system, seed)
     why = reasons(
         evidence,
         check,
@@ -91,7 +94,9 @@ def answer(answering: Answering) -> Recommendation:
         compute_pareto=tuple(_pick(answering, row) for row in check.front("flops")),
         reasons=tuple(why),
         near_misses=misses,
-        measure_next=tuple(measure_next(evidence, check.metrics, system, proposed, load=load)),
+        measure_next=tuple(
+            measure_next(evidence, check.metrics, system, proposed, load=load, short=short)
+        ),
         candidates=int(answering.shortlist.asked.sum()) + sum(space.dropped.values()),
         infeasible=dict(Counter(space.dropped) + _infeasible(answering)),
         equals=tuple(_pick(answering, row) for row in equals[:EQUALS]),

@@ -49,7 +49,7 @@ def experiments(check: ReplayedCheck, system: int, *, load: Under, seed: int) ->
     was run under the `load` of the answer is no news, nor is it with other limits where its steps
     are like those recorded.
     """
-    rows, regret = _regrets(check, system)
+    rows, regret = regrets(check, system)
     choosing = check.metrics.choosing
     before = float(regret[0, ~choosing].mean())
     # With nothing learned the best of the choosing half is not always the pick.
@@ -92,7 +92,16 @@ def _is_known(check: ReplayedCheck, replayed: ReplayedCandidate, load: Under) ->
     return made.has_under(candidate.engine, candidate.policy, load)
 
 
-def _regrets(check: ReplayedCheck, system: int) -> tuple[Ints, Floats]:
+def after_speed(check: ReplayedCheck, row: int, regret: Floats, seed: int) -> float:
+    """Return the expected regret once a candidate's step times are known, but for a run's spread.
+
+    `regret` is that of `regrets`.
+    """
+    speed = _speed(check, row, np.random.default_rng([seed, 7, int(check.sequence[row])]))
+    return _after(regret, _bins(speed), check.metrics.choosing)
+
+
+def regrets(check: ReplayedCheck, system: int) -> tuple[Ints, Floats]:
     """Return the candidates that may be best, the pick first, and [them, draws] their regrets."""
     cost = check.cost_draws()
     joint = np.all([*check.met.values(), np.isfinite(cost)], axis=0) & check.asked[:, None]
@@ -118,11 +127,15 @@ def _regrets(check: ReplayedCheck, system: int) -> tuple[Ints, Floats]:
 def _learned(check: ReplayedCheck, row: int, seed: int) -> Ints:
     """Return the group of each draw that a run of a candidate would tell apart."""
     rng = np.random.default_rng([seed, 6, int(check.sequence[row])])
-    speed = np.log(check.metrics.factors[row])
-    speed = speed + rng.normal(0, RUN_TO_RUN, len(speed))
+    speed = _speed(check, row, rng)
     right = check.metrics.draws("accuracy")[row]
     right = right + rng.normal(0, right.std() + 1e-12, len(right))
     return _bins(speed) * BINS + _bins(right)
+
+
+def _speed(check: ReplayedCheck, row: int, rng: np.random.Generator) -> Floats:
+    speed = np.log(check.metrics.factors[row])
+    return np.asarray(speed + rng.normal(0, RUN_TO_RUN, len(speed)))
 
 
 def _bins(values: Floats) -> Ints:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from math import ceil, floor, isfinite, log10
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from advisor.advice.command import record_command
 from advisor.advice.feasible import ReplayedCheck
+from advisor.advice.gpu_runs import PROBLEMS, ShortRun
 from advisor.evidence.features import PARTS, Features
 from advisor.evidence.gather import PROBLEMS_FILE, Evidence
 from advisor.evidence.measured import Under
@@ -238,19 +240,20 @@ def _equal_ones(check: ReplayedCheck, system: int, equals: Sequence[int]) -> Ite
         and np.array_equal(metrics.replayed[row].latency_s, latency)
     ]
     for name, what in (
-        ("max_num_seqs", "samples are in flight"),
+        ("max_num_seqs", "samples run at once"),
         ("max_num_batched_tokens", "tokens come in a step"),
     ):
         values = sorted({getattr(e, name) or 0 for e in engines} - {getattr(pick.engine, name)})
         if values:
-            listed = ", ".join(map(str, values))
-            yield f"{name} {listed} would do the same: no more {what}"
+            *most, last = map(str, values)
+            listed = f"{', '.join(most)} or {last}" if most else last
+            yield f"{name} of {listed} gives the same result: no more {what}"
     others = dict.fromkeys(name_without_limits(metrics.candidate(row)) for row in equals)
     names = [name for name in others if name != name_without_limits(pick)]
     if names:
         named = " | ".join(names[:3])
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        yield f"cannot be told apart from the pick in {noun(check.goal.metric)}: {named}{more}"
+        yield f"statistically tied with the pick in {noun(check.goal.metric)}: {named}{more}"
 
 
 def _certainty(pick: ReplayedCandidate) -> Iterable[str]:
@@ -266,8 +269,8 @@ def _certainty(pick: ReplayedCandidate) -> Iterable[str]:
         few = repeats < ENOUGH_CONFIGURATIONS
         pooled = f", with an assumed {percent(RUN_TO_RUN)} run to run" if few else ""
         yield (
-            f"step times {where} the recorded domain are predicted within {percent(sigma, 1)} "
-            f"(one standard deviation, from {counted(repeats, 'run')} left out{pooled})"
+            f"predicted step times {where} the recorded domain are within {percent(sigma, 1)} "
+            f"(one standard deviation of {counted(repeats, 'run')} left out{pooled})"
         )
     else:
         yield (
@@ -284,7 +287,8 @@ def _of_prior(prior: PriorCost, sigma: float, *, beyond: bool) -> Iterable[str]:
     head = f"the pick's step times are not measured: they come from the prior ({prior.label})"
     names = ", ".join(prior.recordings)
     yield (
-        f"{head}, recalibrated by {names}, of another size or model, and {spread}"
+        f"{head}, recalibrated by {names}{'' if prior.checked else ', of another size or model'}, "
+        f"and {spread}"
         if prior.recordings
         else f"{head}, which no run of this GPU has checked. Published runs on H100 took 1.04 to "
         f"1.47 times as long, and {spread}"
@@ -298,9 +302,8 @@ def _how_far(stages: Stages) -> Iterable[str]:
         yield f"the replay changed the pick: by the closed form it was {stages.first}"
     if stages.replayed < stages.screened and stages.spread is not None:
         yield (
-            f"replayed {stages.replayed:,} of {stages.screened:,} candidates, those that may be "
-            f"best. A closed form judged the rest, 90 % of the time within "
-            f"{percent(stages.spread)} of the replay"
+            f"replayed the {stages.replayed:,} most promising of {stages.screened:,} candidates. "
+            f"A closed form judged the others, 90 % of the time within {percent(stages.spread)}"
         )
 
 
@@ -332,14 +335,22 @@ def measure_next(
     proposed: Sequence[Experiment],
     *,
     load: Under,
+    short: Sequence[ShortRun] = (),
 ) -> list[str]:
-    """Return what would make the answer surer, as commands where there is one."""
-    lines = [
-        f"{run.reason}. Run it, and the pick's expected loss falls from "
-        f"{percent(run.regret, 1)} to {percent(run.regret_after, 1)}: "
-        f"{_record(evidence, run.engine, run.policy)}"
-        for run in proposed
-    ]
+    """Return what would make the answer surer, as commands where there is one.
+
+    Where times are of a prior, `short` runs on its GPU come before whole ones.
+    """
+    lines = (
+        [*_short(evidence, short)]
+        if short
+        else [
+            f"{run.reason}. Run it, and the pick's expected loss falls from "
+            f"{percent(run.regret, 1)} to {percent(run.regret_after, 1)}: "
+            f"{_record(evidence, run.engine, run.policy)}"
+            for run in proposed
+        ]
+    )
     if system is None:
         return lines
     pick, problems, why = metrics.replayed[system], len(metrics.space.problem_ids), None
@@ -359,6 +370,42 @@ def measure_next(
             f"+-{(high - low) / 2:.3f}, which four times as many would halve"
         )
     return lines
+
+
+def _short(evidence: Evidence, runs: Sequence[ShortRun]) -> Iterator[str]:
+    workload = evidence.workload
+    for number_, run in enumerate(runs, 1):
+        policy = dataclasses.replace(run.policy, method="majority", rule=())
+        engine = dataclasses.replace(run.engine, mode="in_process", data_parallel_size=1)
+        price = "" if run.cost_usd is None else f", {number(run.cost_usd, 'USD')}"
+        takes = f"{number(run.device_s, 'device-s')}{price}"
+        saves = (
+            "the pick's expected loss stays"
+            if run.regret_after >= run.regret
+            else (
+                "the pick's expected loss falls from "
+                f"{percent(run.regret, 1)} to {percent(run.regret_after, 1)}"
+            )
+        )
+        command = record_command(
+            engine,
+            policy,
+            workload=evidence.posable,
+            problems=PROBLEMS,
+            concurrency=1,
+            seed=None if workload is None else workload.seed,
+            verifier=None if workload is None else workload.verifier,
+        )
+        on = f"on {engine.gpu}"
+        if not evidence.posed:
+            on += f", with two of the problems in {PROBLEMS_FILE}"
+        yield (
+            f"{number_} of {len(runs)}, a short run for the step times of {engine.model} "
+            f"tp{engine.tensor_parallel_size}, about {takes}: {saves}. {on}: "
+            f"{command} -o {shlex.quote(run.folder)}"
+        )
+    folders = " ".join(f"--with {shlex.quote(run.folder)}" for run in runs)
+    yield f"then advise as now with what was run, which checks the prior: {folders}"
 
 
 def _record(evidence: Evidence, engine: EngineConfig, policy: Policy) -> str:

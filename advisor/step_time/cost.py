@@ -49,13 +49,16 @@ class StepCost(NamedTuple):
     Of the law, the work between steps is apart: `host_seconds`, the rest is `steps_seconds`.
 
     `values` are all tables one after another, each beginning where `starts` says: few arrays, as
-    every call of a compiled function copies the fields. `reads` says what the law counts.
+    every call of a compiled function copies the fields. `reads` says what the law counts. `hidden`
+    [FEATURES] is a law of what the host does while the tables' kernels run, empty without it: then
+    both take as long as the longer one.
     """
 
     linear: Floats
     values: Floats
     starts: Ints
     reads: Reads
+    hidden: Floats
 
 
 def linear_cost(seconds: Floats, reads: Reads = ALL) -> StepCost:
@@ -63,13 +66,20 @@ def linear_cost(seconds: Floats, reads: Reads = ALL) -> StepCost:
     return table_cost(NO_TABLES, seconds)._replace(reads=reads)
 
 
-def table_cost(tables: StepTables, seconds: Floats | None = None) -> StepCost:
-    """Return the cost that tables give, with a linear law beside them if there is one."""
+def table_cost(
+    tables: StepTables, seconds: Floats | None = None, *, hidden: Floats | None = None
+) -> StepCost:
+    """Return the cost that tables give, with a linear law beside them if there is one.
+
+    `hidden` is a law of what happens while their kernels run.
+    """
     law = np.zeros(len(FEATURES)) if seconds is None else seconds
-    if np.shape(law) != (len(FEATURES),):
+    other = np.zeros(0) if hidden is None else hidden
+    if np.shape(law) != (len(FEATURES),) or len(other) not in (0, len(FEATURES)):
         raise ValueError(f"a linear law has {len(FEATURES)} coefficients")
     values, starts = tables.packed()
-    return StepCost(np.ascontiguousarray(law, dtype=np.float64), values, starts, ALL)
+    linear = np.ascontiguousarray(law, dtype=np.float64)
+    return StepCost(linear, values, starts, ALL, np.ascontiguousarray(other, dtype=np.float64))
 
 
 def scaled_cost(cost: StepCost, factor: float) -> StepCost:
@@ -79,7 +89,7 @@ def scaled_cost(cost: StepCost, factor: float) -> StepCost:
         for name in SECONDS:
             part = PARTS.index(name)
             values[cost.starts[part] : cost.starts[part + 1]] *= factor
-    return cost._replace(linear=cost.linear * factor, values=values)
+    return cost._replace(linear=cost.linear * factor, values=values, hidden=cost.hidden * factor)
 
 
 def needs_longest(cost: StepCost) -> bool:
@@ -142,23 +152,69 @@ def steps_seconds(
     if len(cost.values) == 0:
         return steps * once
     values, starts, decodes = cost.values, cost.starts, work.decode_requests
-    once += layer_seconds(
+    layers = layer_seconds(
         values,
         starts,
         work.prefill_tokens + work.decode_tokens,
         work.prefill_requests + work.decode_tokens,
     )
-    seconds = steps * once
     per_request = work.decode_tokens / decodes if decodes else 0.0
     context = work.decode_kv_tokens / decodes - per_request if decodes else 0.0
+    beside = 0.0
+    if len(cost.hidden) > 0:
+        for place, value in enumerate(features[:PROBLEM_STARTS]):
+            beside += cost.hidden[place] * value
     if work.prefill_requests:
-        seconds += mixed_attention(
+        attention = mixed_attention(
             values, starts, work.prefill_requests, work.prefill_tokens, work.prefill_query_context,
             chunks, decodes, context, longest - per_request,
         )  # fmt: skip
-    elif decodes:
-        seconds += decode_attention(
+        return steps * once + max(steps * layers + attention, steps * beside)
+    if not decodes:
+        return steps * (once + max(layers, beside))
+    seconds = steps * layers + decode_attention(
+        values, starts, steps, decodes, context, growth / decodes, longest - per_request,
+        longest_growth,
+    )  # fmt: skip
+    if beside * steps > 0.0:
+        hidden = _steps_below(
             values, starts, steps, decodes, context, growth / decodes, longest - per_request,
-            longest_growth,
+            longest_growth, beside - layers,
         )  # fmt: skip
-    return seconds
+        if hidden > 0:
+            kernels = hidden * layers + decode_attention(
+                values, starts, hidden, decodes, context, growth / decodes, longest - per_request,
+                longest_growth,
+            )  # fmt: skip
+            seconds += max(hidden * beside - kernels, 0.0)
+    return steps * once + seconds
+
+
+@inner
+def _steps_below(
+    values: Floats,
+    starts: Ints,
+    steps: int,
+    decodes: float,
+    context: float,
+    growth: float,
+    longest: float,
+    longest_growth: float,
+    bound: float,
+) -> int:
+    """Return how many of the steps come before the first whose attention takes `bound` seconds.
+
+    Attention does not become shorter while contexts grow.
+    """
+    low, high = 0, steps
+    while low < high:
+        middle = (low + high) // 2
+        spent = decode_attention(
+            values, starts, 1, decodes, context + middle * growth, growth,
+            longest + middle * longest_growth, longest_growth,
+        )  # fmt: skip
+        if spent < bound:
+            low = middle + 1
+        else:
+            high = middle
+    return low

@@ -23,12 +23,14 @@ Floats = npt.NDArray[np.float64]
 class PriorCost:
     """Step times of a GPU that was not measured: the cost of an engine there, by its limits.
 
-    `system` names the tables, `label` with their version; `recordings` recalibrated them.
+    `system` names the tables, `label` with their version; `recordings` recalibrated them, and
+    `checked` says that one of these was of this model and tensor-parallel size.
     """
 
     system: str
     label: str
     recordings: tuple[str, ...]
+    checked: bool
     cost: Callable[[EngineConfig], StepCost]
 
 

@@ -175,7 +175,7 @@ def attach_to(
     deployment.connect(metrics_needed=metrics_needed)
     probes: list[Probe] = []
     windows, incoming = _windows(deployment, wanted, may_open), None
-    profiled, steps = None if windows is None else windows.profiled, None
+    profiled, steps = None if windows is None else windows.saw, None
     if passes is not None:
         from profiler.attach.forward_passes import PassSteps
 
@@ -187,6 +187,7 @@ def attach_to(
         incoming.adopt()
         probes.append(incoming.watched)
     if windows is not None:
+        windows.awaits_steps = receiver is not None or passes is not None
         probes.append(windows.watched)
     unpowered = why_unread(deployment, wanted.gpus)
     if unpowered is None:

@@ -168,7 +168,7 @@ class PassSteps:
 
     With as many endpoints as servers they belong to each other in their order, with one server all
     are its ranks. A rank that the server's metrics do not name is an engine of its own. `profiled`
-    tells of an engine, begin and end whether a profiler's window touched a step; `steps` counts
+    tells whether a profiler's window touched a step (`ServerWindows.saw`); `steps` counts
     those that came. Raises UsageError where it is not clear whose endpoints they are.
     """
 
@@ -176,7 +176,7 @@ class PassSteps:
         self,
         receiver: PassReceiver,
         deployment: Deployment,
-        profiled: Callable[[str, int, int], bool] | None = None,
+        profiled: Callable[[Row, int | None], bool] | None = None,
     ) -> None:
         servers, endpoints = len(deployment.replicas), len(receiver.endpoints)
         if servers not in (1, endpoints):
@@ -223,8 +223,7 @@ class PassSteps:
 
     def _marked(self, row: Row) -> Row:
         if self._profiled is not None:
-            begun = row["end"] - (row["interval_ns"] or row["wall_ns"] or 0)
-            row["profiled"] = self._profiled(row["engine"], begun, row["end"])
+            row["profiled"] = self._profiled(row, None)  # it came here by a way of its own
         return row
 
     def _rows_of(self, passed: Passed) -> ForwardPassRows | None:

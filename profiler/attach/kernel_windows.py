@@ -19,7 +19,7 @@ import re
 import threading
 import time
 import uuid
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,6 +30,7 @@ import httpx
 import polars as pl
 
 from profiler.attach.deployment import Deployment, Replica
+from profiler.attach.window_steps import UNDER_WAY, Opened, Row, SeenSteps
 from profiler.engines.server.served import routes
 from traces.clock import now_ns
 from traces.errors import EngineError, TraceError, UsageError
@@ -43,6 +44,7 @@ BUDGET = 0.03  # of the time, for all windows together
 STEPS, EVERY_S = 4, 60.0
 MOST_STEPS = 100
 FIRST_S = 3.0  # after the start
+SETTLE_NS = 3_000_000_000  # until steps that a window holds have come
 OPEN_S = 10.0  # that a window may stay open, where a server has not so many steps
 _ANSWER_S = 60.0  # an export takes seconds on a large engine
 _PATH = "/start_profile"
@@ -50,7 +52,7 @@ _FRONT_END = "async_llm"  # in the names of the front end's traces
 _FORM = re.compile(r"([1-9]\d{0,2})/(\d+(?:\.\d+)?)s", re.ASCII)
 SERVER_FLAGS = (
     '--profiler-config \'{"profiler": "torch", "torch_profiler_dir": "/DIR", "ignore_frontend": '
-    'true, "torch_profiler_with_stack": false}\''
+    'true, "torch_profiler_with_stack": false, "detailed_trace_annotation": true}\''
 )
 
 
@@ -100,11 +102,22 @@ _DIALECTS = {
 
 @dataclass
 class _Span:
-    """When a window was open, unix ns."""
+    """When a window was asked for, answered and closed, unix ns."""
 
     replica: Replica
     begun: int
+    answered: int | None = None
     ended: int | None = None
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    """A trace whose steps may still be on their way."""
+
+    key: str
+    trace: TraceTables
+    detail: dict[str, Any]
+    opened: Opened
 
 
 class ServerWindows:
@@ -119,13 +132,22 @@ class ServerWindows:
         self._serial = self._count = 0
         self._usable: list[Replica] = []
         self._spans: deque[_Span] = deque(maxlen=64)
-        self._frames: deque[pl.DataFrame] = deque()
+        self._waiting: deque[_Waiting] = deque()
+        self._seen: defaultdict[str, SeenSteps] = defaultdict(SeenSteps)
+        self._ending = False
+        self.awaits_steps = False  # that somebody sends
         self._events: deque[dict[str, Any]] = deque()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._work, name="ttscope-windows", daemon=True)
 
-    def profiled(self, engine: str, begun: int, ended: int) -> bool:
-        """Tell whether a window was open in a step of an engine that took these times, unix ns."""
+    def saw(self, row: Row, error_ns: int | None) -> bool:
+        """Take note of a row of `steps`, and tell whether a window was open in that step.
+
+        `error_ns` is as of `SeenSteps.add`. Rows of an engine come in their order.
+        """
+        engine, ended = row["engine"], row["end"]
+        begun = ended - (row["interval_ns"] or row["wall_ns"] or 0)
+        self._seen[engine].add(row, error_ns)
         return any(
             span.begun <= ended and (span.ended is None or begun <= span.ended)
             for span in list(self._spans)
@@ -193,10 +215,39 @@ class ServerWindows:
         finally:
             self._stopping.set()
             self._thread.join(_ANSWER_S)
+            until = time.monotonic() + SETTLE_NS / 1e9
+            while self._waiting and self.awaits_steps and time.monotonic() < until:
+                time.sleep(0.05)
+            self._ending = True
 
     def _drain(self) -> pl.DataFrame:
-        frames = [self._frames.popleft() for _ in range(len(self._frames))]
-        return pl.concat([pl.DataFrame(schema=KERNELS), *frames])
+        frames = [pl.DataFrame(schema=KERNELS)]
+        while self._waiting and (self._ending or self._settled(self._waiting[0])):
+            frames.append(self._placed(self._waiting.popleft()))
+        return pl.concat(frames)
+
+    def _settled(self, waiting: _Waiting) -> bool:
+        """Whether the steps of a trace have come, or will not."""
+        ended = waiting.opened.ended
+        come = self._seen[waiting.key].until > ended
+        return come or not self.awaits_steps or now_ns() > ended + SETTLE_NS
+
+    def _placed(self, waiting: _Waiting) -> pl.DataFrame:
+        """Return a trace's rows with the numbers of its steps, null where they are not known."""
+        trace, detail = waiting.trace, waiting.detail
+        held = self._seen[waiting.key].holding(trace.steps, trace.unix_offset_ns, waiting.opened)
+        step = pl.lit(None, pl.Int64)
+        if isinstance(held, str):
+            detail["steps_unknown"] = held
+        else:
+            detail |= {"first_step": held[0], "last_step": held[-1]}
+            own = [each.number for each in trace.steps]
+            step = pl.col("step").replace_strict(
+                own, list(held), default=None, return_dtype=pl.Int64
+            )
+        self._say(waiting.key, "window", json.dumps(detail))
+        rows = trace.kernels.with_columns(step=step)
+        return rows.select(pl.col(name).cast(kind) for name, kind in KERNELS.items())
 
     def _drain_events(self) -> list[dict[str, Any]]:
         return [self._events.popleft() for _ in range(len(self._events))]
@@ -214,7 +265,7 @@ class ServerWindows:
                     self._read(replica, self._window(client, replica, steps=self._plan.steps))
             except (EngineError, httpx.HTTPError) as error:
                 why = str(error) if isinstance(error, EngineError) else type(error).__name__
-                self._say(replica, "drop", f"no more kernel windows: {why}")
+                self._say(engine_key(replica), "drop", f"no more kernel windows: {why}")
                 self._usable.remove(replica)
             took = time.monotonic() - begun
             due = begun + max(self._plan.every_s, took / BUDGET)
@@ -233,6 +284,7 @@ class ServerWindows:
         self._spans.append(span)
         try:
             answer = client.post(_PATH, json=bounds)
+            span.answered = now_ns()
             started = answer.status_code == 200
             if answer.status_code == 409:
                 raise EngineError(
@@ -282,17 +334,21 @@ class ServerWindows:
             except TraceError as error:
                 # The path is the server's own; what is wrong with the file is enough.
                 why = str(error).removeprefix(f"{path}: ")
-                self._say(replica, "window", json.dumps({"window": number, "error": why}))
+                self._say(key, "window", json.dumps({"window": number, "error": why}))
                 continue
-            self._frames.append(_without_steps(trace))
-            detail = {"window": number} | trace.window_detail()
-            detail["open_ns"] = (span.ended or now_ns()) - span.begun
-            self._say(replica, "window", json.dumps(detail))
+            ended = span.ended or now_ns()
+            detail = {"window": number} | trace.window_detail() | {"open_ns": ended - span.begun}
+            opened = Opened(
+                begun=span.begun,
+                answered=span.answered or ended,
+                ended=ended,
+                under_way=_under_way(replica),
+            )
+            self._waiting.append(_Waiting(key, trace, detail, opened))
         self._delete(paths)
 
-    def _say(self, replica: Replica, kind: str, detail: str) -> None:
-        row = {"engine": engine_key(replica), "kind": kind, "detail": detail}
-        self._events.append({"time": now_ns(), **row})
+    def _say(self, key: str, kind: str, detail: str) -> None:
+        self._events.append({"time": now_ns(), "engine": key, "kind": kind, "detail": detail})
 
     def _delete(self, paths: list[Path]) -> None:
         """Delete what the server wrote for a window: its traces, and tables of totals."""
@@ -319,7 +375,7 @@ def _busy(replica: Replica) -> bool:
     return page is not None and page.filter(pl.col("name") == RUNNING)["value"].sum() > 0
 
 
-def _without_steps(trace: TraceTables) -> pl.DataFrame:
-    """Return a trace's rows; which of the recorded steps are in it is not known."""
-    rows = trace.kernels.with_columns(step=pl.lit(None, pl.Int64))
-    return rows.select(pl.col(name).cast(kind) for name, kind in KERNELS.items())
+def _under_way(replica: Replica) -> int:
+    """Return how many batches an engine may have handed out beside the one that runs."""
+    stages = replica.config.pipeline_parallel_size or 1
+    return 0 if replica.config.async_scheduling is False and stages == 1 else UNDER_WAY + stages - 1

@@ -241,7 +241,8 @@ class PluginRows:
         drafted = sum(told["drafted"] or ())
         decodes = told["gen_requests"] if detailed else told["continued"]
         decode_tokens = told["gen_tokens"] if detailed else told["continued"] + drafted
-        read = self._context + decode_tokens
+        # The newest token of each request is known and not computed yet: it is among the step's.
+        read = max(self._context + decode_tokens - decodes, 0)
         interval = None
         if self._ran and self._last_end is not None:
             interval = max(told["end"] - self._last_end, 0)

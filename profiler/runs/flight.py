@@ -133,6 +133,9 @@ class Flight:
     failures: int = 0
     prompt_tokens: int | None = None
     cached_tokens: int | None = None
+    output_tokens: int | None = 0  # of all requests, None where one does not tell
+    requests: int = 0
+    cancelled: int = 0
 
     def next_extra(self) -> int:
         """Return a new index for a request that no policy drew."""
@@ -145,9 +148,16 @@ class Flight:
             return answer
         return str(self.classes.setdefault(answer, len(self.classes)))
 
-    def count(self, result: SampleResult) -> None:
-        """Add up what a request tells of the problem's prompt, and whether it failed."""
+    def count(self, result: SampleResult, *, cancelled: bool = False) -> None:
+        """Add up what a request tells of the problem's prompt, its tokens, and how it ended."""
         self.failures += result.error is not None
+        self.requests += 1
+        self.cancelled += cancelled
+        if result.error is None:
+            told = self.output_tokens is not None and result.output_tokens is not None
+            self.output_tokens = (
+                (self.output_tokens or 0) + (result.output_tokens or 0) if told else None
+            )
         self.prompt_tokens = self.prompt_tokens or result.prompt_tokens
         if result.cached_tokens is not None:
             self.cached_tokens = (self.cached_tokens or 0) + result.cached_tokens

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from opentelemetry.context import Context
 from opentelemetry.trace import Span
 
 from profiler.engines.interface import (
@@ -76,15 +77,7 @@ class Run:
         """Work through the problems, so many at a time, or as they arrive."""
         waiting = deque(self.workload.problems)
         total, done = len(waiting), 0
-        self.spans = RunSpans(
-            self.telemetry,
-            self.recorder,
-            workload=self.workload,
-            policy=self.policy,
-            engine=self.engine,
-            run_id=self.run_id,
-            keep_text=self.keep_text,
-        )
+        self.open_spans()
         ended = False
         self.begun_s, arrivals = time.monotonic(), deque(self.arrivals_s or ())
         last = float("inf") if self.stop_after_s is None else time.monotonic() + self.stop_after_s
@@ -106,6 +99,18 @@ class Run:
                 self.engine.cancel(list(self.open))
             self.spans.end()
 
+    def open_spans(self) -> None:
+        """Open the run's span, under which problems and samples get theirs."""
+        self.spans = RunSpans(
+            self.telemetry,
+            self.recorder,
+            workload=self.workload,
+            policy=self.policy,
+            engine=self.engine,
+            run_id=self.run_id,
+            keep_text=self.keep_text,
+        )
+
     def _has_room(self, arrivals: deque[float], concurrency: int) -> bool:
         """Whether the next problem may begin now; waits a moment where nothing else is to do."""
         if not arrivals:
@@ -121,26 +126,37 @@ class Run:
     def _advance(self) -> None:
         for result in self.engine.poll():
             self._take(result)
-        while self.refused:
-            self._take(self.refused.popleft())
-        if self.scoring is not None:
-            idle = not self.open
-            for sent, scored in self.scoring.ended(wait_s=_SCORER_WAIT_S if idle else 0.0):
-                self._take_score(sent, scored)
+        self._take_refused()
+        self._take_scores(wait_s=0.0 if self.open else _SCORER_WAIT_S)
         if self.timeout_s is not None:
             self._expire(now_ns() - int(self.timeout_s * 1e9))
+
+    def _take_refused(self) -> None:
+        while self.refused:
+            self._take(self.refused.popleft())
+
+    def _take_scores(self, *, wait_s: float) -> None:
+        if self.scoring is not None:
+            for sent, scored in self.scoring.ended(wait_s=wait_s):
+                self._take_score(sent, scored)
 
     def _expire(self, begun_before: int) -> None:
         """Answer the problems that have taken too long by the votes there are."""
         for flight in list(self.flights.values()):
             if flight.begun > begun_before:
                 return
-            flight.decision = Decision(answer=flight.run.answer_now(), by_sample=None)
-            self._close_problem(flight, cancelled_by="timeout")
+            self._time_out(flight)
 
-    def _begin(self, problem: Problem) -> None:
+    def _time_out(self, flight: Flight) -> None:
+        flight.decision = Decision(answer=flight.run.answer_now(), by_sample=None)
+        self._close_problem(flight, cancelled_by="timeout")
+
+    def _begin(
+        self, problem: Problem, arrival: int | None = None, context: Context | None = None
+    ) -> None:
+        """Begin a problem, which may have arrived before now, in a trace of its own."""
         now = now_ns()
-        span = self.spans.begin_problem(problem, now)
+        span = self.spans.begin_problem(problem, now, arrival, context)
         extra = most_requests(self.policy)
         flight = Flight(problem, start(self.policy), span, extra=extra, begun=now)
         self.flights[problem.problem_id] = flight
@@ -258,10 +274,7 @@ class Run:
         result = _held_to_its_length(sent, result)
         answer = None
         if result.error is None:
-            text = sent.base.text + sent.append + result.text
-            if sent.base.opened or result.opened:
-                text = THINK_START + text  # so that a thought that was never closed has no answer
-            answer = self.workload.answer_to(flight.problem, text)
+            answer = self.workload.answer_to(flight.problem, self._text(sent, result))
         sent.result, sent.chain = result, sent.base.after(result, sent.append, answer)
         cut = result.finish_reason == "length" and result.error is None
         if sent.forced_at is not None and cut and not flight.closed:
@@ -282,6 +295,14 @@ class Run:
             self._score(sent)
         else:
             self._deliver(sent)
+
+    @staticmethod
+    def _text(sent: Sent, result: SampleResult) -> str:
+        """Return all that was generated for a sample, the marks of its thought included."""
+        text = sent.base.text + sent.append + result.text
+        if sent.base.opened or result.opened:
+            text = THINK_START + text  # so that a thought that was never closed has no answer
+        return text
 
     def _completed(self, forced: Sent) -> Sent:
         """Return the sample that a forced answer completes, with that answer."""
@@ -370,8 +391,11 @@ class Run:
         for sent, span in flight.scored.values():
             self.spans.end_scorer(span, cancelled_by=cancelled_by)
             self._close_sample(sent)
-        self.spans.end_problem(flight, timed_out=cancelled_by == "timeout")
+        self._end_problem(flight, cancelled_by)
         del self.flights[flight.problem.problem_id]
+
+    def _end_problem(self, flight: Flight, cancelled_by: str) -> None:
+        self.spans.end_problem(flight, timed_out=cancelled_by == "timeout")
 
 
 def _least(limits: list[int | None]) -> int | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from opentelemetry.context import Context
 from opentelemetry.trace import Span, Status, StatusCode, set_span_in_context
 
 from profiler.engines.interface import THINK_END, Engine, SampleResult
@@ -86,8 +87,17 @@ class RunSpans:
         """End the run's span."""
         self._root.end(now_ns())
 
-    def begin_problem(self, problem: Problem, begun: int) -> Span:
-        """Open the span of a problem that begins at `begun`, unix nanoseconds."""
+    def begin_problem(
+        self,
+        problem: Problem,
+        begun: int,
+        arrival: int | None = None,
+        context: Context | None = None,
+    ) -> Span:
+        """Open the span of a problem that begins at `begun`, unix nanoseconds.
+
+        It may have arrived before, and waited. It is in the run's trace, or in the `context`.
+        """
         attributes: dict[str, Any] = {
             **self._keys,
             "tts.problem.id": problem.problem_id,
@@ -97,9 +107,9 @@ class RunSpans:
             attributes["tts.problem.group"] = problem.group
         return self._tracer.start_span(
             names.SPAN_PROBLEM,
-            context=set_span_in_context(self._root),
+            context=set_span_in_context(self._root) if context is None else context,
             attributes=attributes,
-            start_time=begun,
+            start_time=begun if arrival is None else arrival,
         )
 
     def begin_sample(self, flight: Flight, draw: Draw, request_id: str) -> Span:
@@ -133,7 +143,7 @@ class RunSpans:
         whole = result.error is None and cancelled_by is None
         answer = sent.chain.answer if whole and sent.chain is not None else None
         correct = self._workload.is_correct(flight.problem, answer) if whole else None
-        flight.count(result)
+        flight.count(result, cancelled=cancelled_by is not None)
         _set(span, names.GEN_AI_INPUT_TOKENS, result.prompt_tokens)
         _set(span, names.GEN_AI_OUTPUT_TOKENS, result.output_tokens)
         _set(span, names.ERROR_TYPE, result.error)
@@ -156,6 +166,11 @@ class RunSpans:
         self._recorder.attach(span, **private)
         span.end(result.end)
         return correct
+
+    def abandon_problem(self, flight: Flight, why: str) -> None:
+        """Write the row of a problem that nobody waits for any more, and that has no decision."""
+        _set(flight.span, names.ERROR_TYPE, why)
+        flight.span.end(now_ns())
 
     def end_problem(self, flight: Flight, *, timed_out: bool) -> None:
         """Write the row of a problem that was decided."""

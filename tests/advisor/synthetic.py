@@ -9,7 +9,7 @@ import numpy as np
 from advisor.evidence.features import HOST_WORK, ZERO, Features, reads_of
 from advisor.evidence.runs import RecordedProblem, Sample, verify_steps
 from advisor.replay.limits import Limits
-from tests.advisor.replay.replay_twin import naive_replay
+from benchmarks.twin.replay_twin import naive_replay
 from traces.recording.manifest import ClockReading, Manifest, WorkloadFacts
 from traces.recording.reader import Recording
 from traces.recording.writer import RecordingWriter

@@ -5,7 +5,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.profiler.warm import Warm
+from benchmarks.servers.warm import Warm
 
 ROOT = Path(__file__).parents[2]
 

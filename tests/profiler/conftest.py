@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-from tests.profiler.probes import fake_nvml
-from tests.profiler.probes.fake_nvml import FakeNvml
+from benchmarks.made import fake_nvml
+from benchmarks.made.fake_nvml import FakeNvml
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,8 @@
 """The doctor looks at a server from outside and starts nothing on it."""
 
+from benchmarks.servers.metrics_server import metrics_server
 from profiler.doctor import examine_server
 from profiler.engines.server.access import Access
-from tests.profiler.metrics_server import metrics_server
 
 
 def look(state):

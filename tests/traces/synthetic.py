@@ -155,7 +155,7 @@ def write_recording(
         ),
         **manifest,
     )
-    writer = RecordingWriter(folder, facts, period_s=0.01)
+    writer = RecordingWriter(folder, facts, period_s=60)
     for table, table_rows in rows.items():
         for index, row in enumerate(table_rows):
             extra = (

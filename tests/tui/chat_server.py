@@ -5,8 +5,8 @@ import time
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler
 
+from benchmarks.servers.metrics_server import Metrics
 from tests.loopback import serving
-from tests.profiler.metrics_server import Metrics
 
 TOKENS = ("so", "</think>", "12")
 

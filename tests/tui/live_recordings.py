@@ -47,7 +47,7 @@ def write_watched(
         engines={each.key(): each for each in configs},
         models={"toy": MODEL},
     )
-    writer = RecordingWriter(folder, facts, period_s=0.01)
+    writer = RecordingWriter(folder, facts, period_s=60)
     for config in configs:
         reader = PageReader()
         for poll in range(polls):

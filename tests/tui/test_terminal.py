@@ -6,8 +6,8 @@ import signal
 
 import pytest
 
+from benchmarks.made.terminal import CTRL_C, ROOT, TTSCOPE, in_terminal, ttscope
 from tests.tui.chat_server import chat_server
-from tests.tui.terminal import CTRL_C, ROOT, TTSCOPE, in_terminal, ttscope
 from traces.recording.reader import Recording
 from tui.verbs.demo import SHIPPED
 
@@ -36,8 +36,8 @@ def url():
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (("advise", RUN, *BUDGET), 0, "RUN demo/"),
-        (("advise", RUN, "--max-latency", "1ms"), 1, "NOTHING FITS"),
+        (("advise", RUN, *BUDGET), 0, "Run demo/"),
+        (("advise", RUN, "--max-latency", "1ms"), 1, "Nothing fits"),
         (("show", RUN), 0, "accuracy"),
         (("show", RUN, OTHER), 0, "accuracy"),
         (("show", RUN, OTHER, "--fail-on", "latency>+5%"), 3, "latency"),

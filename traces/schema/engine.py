@@ -70,6 +70,11 @@ class EngineConfig(Record):
             return self.num_gpus
         return self.tensor_parallel_size * self.pipeline_parallel_size * self.data_parallel_size
 
+    @property
+    def expert_parallel(self) -> bool:
+        """Whether the ranks of tensor and data parallelism share whole experts."""
+        return dict(self.other).get("enable_expert_parallel") == "true"
+
     def one_replica(self) -> EngineConfig:
         """Return the engine of one data-parallel rank: with its limits, blocks and devices."""
         count = self.data_parallel_size

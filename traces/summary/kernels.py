@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,12 +71,25 @@ def bus_bandwidth(name: str, size: float | None, seconds: float, ranks: int | No
 
 
 @dataclass(frozen=True, kw_only=True)
+class WindowSteps(Record):
+    """Which of the recorded steps a profiled window holds, `first` to `last`.
+
+    Where they are None, `unknown` says why.
+    """
+
+    window: int
+    first: int | None = None
+    last: int | None = None
+    unknown: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class DeviceTime(Record):
     """Device-seconds inside the profiled windows, summed over ranks: with work, and without.
 
-    `steps` is how many engine steps the windows hold, `slowdown` how many times as long as the
-    steps before they took, and `cost_share` what windows cost of the run's time; None where that
-    was not measured, as in an imported trace.
+    `steps` is how many engine steps the windows hold, `held` which of the recorded ones these are,
+    `slowdown` how many times as long as the steps before they took, and `cost_share` what windows
+    cost of the run's time; None where that was not measured, as in an imported trace.
     """
 
     busy_s: float
@@ -87,15 +100,20 @@ class DeviceTime(Record):
     ranks: int
     slowdown: float | None = None
     cost_share: float | None = None
+    held: tuple[WindowSteps, ...] = ()
 
 
 def device_time(
-    events: pl.DataFrame, engine: str, cost_share: float | None = None
+    events: pl.DataFrame,
+    engine: str,
+    cost_share: float | None = None,
+    kernels: pl.DataFrame | None = None,
 ) -> DeviceTime | None:
     """Return how busy the devices were in the windows of `events`; None without windows.
 
     A window's row has its device-nanoseconds in `detail` as `busy_ns` and `idle_ns`; each rank
-    has a row of its own.
+    has a row of its own. `kernels` are the engine's, by whose steps it is known which a window
+    holds.
     """
     rows = events.filter(pl.col("kind").eq("window") & pl.col("engine").eq(engine))
     details = [json.loads(text) for text in rows["detail"].drop_nulls()]
@@ -119,7 +137,34 @@ def device_time(
         ranks=round(len(details) / len(steps)),
         slowdown=profiled / usual if profiled and usual else None,
         cost_share=cost_share,
+        held=() if kernels is None else _held(details, kernels),
     )
+
+
+NOT_TOLD = "the recording does not say"
+
+
+def _held(details: Sequence[Mapping[str, Any]], kernels: pl.DataFrame) -> tuple[WindowSteps, ...]:
+    """Return of each window which recorded steps it holds, by its kernels' or as its row says."""
+    placed = kernels.drop_nulls(["window_id", "step"]).group_by("window_id")
+    ranges = {
+        window: (first, last)
+        for window, first, last in placed.agg(
+            pl.col("step").min().alias("first"), pl.col("step").max().alias("last")
+        ).iter_rows()
+    }
+    found: dict[int, WindowSteps] = {}
+    for detail in details:
+        window = detail.get("window") or 0
+        first, last = detail.get("first_step"), detail.get("last_step")
+        if first is None or last is None:
+            first, last = ranges.get(window, (None, None))
+        unknown = None
+        if first is None:
+            unknown = detail.get("steps_unknown") or detail.get("error") or NOT_TOLD
+        if window not in found or found[window].first is None:  # a rank that knows is enough
+            found[window] = WindowSteps(window=window, first=first, last=last, unknown=unknown)
+    return tuple(found.values())
 
 
 def _ranks(kernels: pl.DataFrame) -> int:

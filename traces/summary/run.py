@@ -215,7 +215,9 @@ def _run(
         top_kernels=top_kernels(kernels),
         device_time=None
         if runs > 1
-        else device_time(recording.frame("events"), engine_key, manifest.kernel_windows_cost),
+        else device_time(
+            recording.frame("events"), engine_key, manifest.kernel_windows_cost, kernels
+        ),
         acceptance=acceptance(engine, steps, samples),
         ngram_what_if=ngram_what_if(_drafts(recording, engine_key, policy_key)),
         energy_j=energy,

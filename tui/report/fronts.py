@@ -15,8 +15,9 @@ from tui.report.charts import Point, Shape, key, limit_key, scatter
 from tui.report.markup import Content, Html, empty, estimated, join, probability, table, tag, term
 from tui.report.material import Material
 from tui.report.measured import MOST_RUNS
-from tui.report.words import SURE, budget_words, configuration, plain
-from tui.text.advice import goal_words, limit_on, same
+from tui.report.words import SURE, configuration
+from tui.text.advice import limit_on, same
+from tui.text.words import budget_words, goal_words, plain
 
 MOST_ROWS = 60  # of the table; the charts have all
 

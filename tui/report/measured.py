@@ -23,6 +23,7 @@ from tui.report.markup import (
 )
 from tui.report.material import Material
 from tui.report.words import KINDS, OF_RUN, configuration
+from tui.text.kernels import held_texts
 from tui.text.show import warnings_of
 
 MOST_RUNS = 100  # rows of a table; the page stays small
@@ -205,7 +206,8 @@ def _idle(run: Run) -> Html:
         figure(device.idle_s, "s", idle),
         " (",
         figure(device.idle_share, "1", idle, text=percent(device.idle_share)),
-        ").",
+        "). ",
+        *(f"{text[:1].upper()}{text[1:]}. " for text in held_texts(device.held)),
     )
 
 

@@ -23,9 +23,10 @@ from tui.report.measured import (
     time_breakdown,
 )
 from tui.report.verdict import verdict
-from tui.report.words import GLOSSARY, model_words
+from tui.report.words import GLOSSARY
 from tui.terminal import clean
 from tui.text.live import watched_lines
+from tui.text.words import model_words
 
 Section = tuple[str, str, Callable[[Material], Html]]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from traces.schema.advice import Pick, Recommendation
-from traces.schema.formats import number, percent, percent_change
 from traces.schema.quantities import latency, quantity
 from traces.schema.tts.policy import AS_SENT
 from tui.report.markup import (
@@ -21,26 +20,20 @@ from tui.report.markup import (
     term,
 )
 from tui.report.material import Material
-from tui.report.words import (
-    REGRET,
-    SURE,
-    budget_words,
-    configuration,
-    engine_words,
-    limit_words,
-    model_words,
-    policy_words,
+from tui.report.words import REGRET, SURE, configuration
+from tui.text.advice import (
+    OPTIONAL,
+    SET_ONE,
+    against,
+    fits,
+    in_words,
+    marks,
+    same,
+    telling_regret,
 )
-from tui.text.advice import OPTIONAL, SET_ONE, goal_words, request_words, same
 from tui.text.commands import command_lines, split_command
+from tui.text.words import budget_words, engine_words, goal_words, limit_words, request_words
 
-OBJECTIVES = {  # what is optimised -> the regrets that tell of it, the first known one counts
-    "accuracy": ("latency_s",),
-    "latency": ("latency_s",),
-    "cost": ("cost_usd", "device_s"),
-    "energy": ("energy_j",),
-    "throughput": ("device_s",),
-}
 COMMAND_WIDTH = 80
 
 
@@ -64,29 +57,13 @@ def _answer(answer: Recommendation) -> Iterable[Content]:
         yield tag("p", tag("strong", "Nothing fits the budget"), f": {limits}.", class_="lead")
         yield from _misses(answer)
         return
-    yield tag(
-        "p",
-        "Run ",
-        tag("strong", f"{model_words(pick.engine.model)} with {policy_words(pick.policy)}"),
-        ".",
-        class_="lead",
-    )
+    yield tag("p", "Run ", tag("strong", in_words(pick, engine=True)), ".", class_="lead")
     where = "system_optimal.probability_within_budget"
     sure = probability(pick.probability_within_budget, SURE, key=where)
-    goal = goal_words(budget)
+    parts: list[Content] = [f"It has the {goal_words(budget)}. No limit was given."]
     if limits:
-        parts: list[Content] = [f"It has the {goal} of all configurations that meet the budget: "]
-        parts += [f"{limits}. The probability that it does so is ", sure, "."]
-    else:
-        parts = [f"It has the {goal}. No limit was given."]
-    parts += [" ", _against(answer)]
-    if pick.prior is not None:
-        parts.append(
-            f" The pick was not measured on its GPU: its times are of the prior of {pick.prior} "
-            "(operator tables of others), marked *."
-        )
-    elif any(each is not None and each.extrapolated for each in pick.estimates.values()):
-        parts.append(" Its numbers marked * lie outside what was measured.")
+        parts = [f"It has the {goal_words(budget)} with {limits}, ", sure, " sure."]
+    parts += [" ", _against(answer), *(f" {each}" for each in marks(pick))]
     yield tag("p", *parts)
     yield _numbers(answer)
     if pick.command:
@@ -103,9 +80,7 @@ def _choices(answer: Recommendation) -> Iterable[Content]:
     last = len(answer.pareto) - 1
     for words, place in (("fastest", 0), ("most accurate", last))[: last + 1]:
         pick = answer.pareto[place]
-        parts: list[Content] = [
-            f"The {words} is {model_words(pick.engine.model)} with {policy_words(pick.policy)}"
-        ]
+        parts: list[Content] = [f"The {words} is {in_words(pick)}"]
         for each in shown:
             key = f"pareto.{place}.estimates.{each.name}"
             parts += [
@@ -118,40 +93,12 @@ def _choices(answer: Recommendation) -> Iterable[Content]:
 
 def _against(answer: Recommendation) -> Html:
     """Return in a sentence how the compute-optimal configuration compares."""
-    other = answer.compute_optimal
-    if other is None:
-        return join(["No configuration is known to be as accurate with fewer FLOPs."])
-    if same(other, answer.system_optimal):
-        return join(["It also needs the fewest FLOPs, so that compute-optimal is the same here."])
-    regrets = {name: each for name, each in answer.regret.items() if each is not None}
-    wanted = [*OBJECTIVES[answer.budget.optimise], *regrets]
-    if answer.budget.optimise == "latency" and answer.budget.latency_percentile is not None:
-        wanted.insert(0, latency(answer.budget.latency_percentile).name)
-    name = next((each for each in wanted if each in regrets), None)
-    regret = None if name is None else regrets[name]
-    words = f"{model_words(other.engine.model)} with {policy_words(other.policy)}"
-    head = [f"Counting arithmetic (FLOPs) alone, one would choose {words} instead"]
-    pick = answer.system_optimal
-    assert pick is not None
-    flops, least = pick.estimates.get("flops"), other.estimates.get("flops")
-    if flops is not None and least is not None and least.value > 0:
-        head.append(f": it needs {percent(least.value / flops.value)} of the arithmetic")
-    if regret is None or name is None:
-        return join([*head, "."])
-    noun = quantity(name).noun
-    if regret.holds(0.0):
-        return join([*head, f". In {noun} the two cannot be told apart."])
-    ours = pick.estimates.get(name)
-    share = f" ({percent_change(regret.value / ours.value)})" if ours and ours.value else ""
-    size = f"{number(abs(regret.value), regret.unit)}{share}"
-    if regret.unit == "1":  # a difference of shares, in points
-        size = number(abs(regret.value), "1", sign=True).removeprefix("+")
-    size_of = figure(abs(regret.value), regret.unit, REGRET, text=size)
-    if regret.value > 0:
-        return join([*head, ", but has ", size_of, f" more {noun}."])
-    enough = other.probability_within_budget >= answer.budget.confidence
-    kept = "" if enough else ", yet it does not meet the budget surely enough"
-    return join([*head, ", and has ", size_of, f" less {noun}{kept}."])
+    head, size, tail = against(answer)
+    name = telling_regret(answer)
+    regret = None if name is None else answer.regret[name]
+    if not size or regret is None:
+        return join([head])
+    return join([head, figure(abs(regret.value), regret.unit, REGRET, text=size), tail])
 
 
 def _numbers(answer: Recommendation) -> Html:
@@ -250,9 +197,8 @@ def _misses(answer: Recommendation) -> Iterable[Content]:
     yield table(heads, rows, caption="What comes nearest to each limit that is missed")
     best = answer.compute_optimal
     if best is not None:
-        words = f"{model_words(best.engine.model)} with {policy_words(best.policy)}"
         how = engine_words(best.engine, prior=best.prior)
-        yield tag("p", f"Compute-optimal, limits aside: {words}, {how}.")
+        yield tag("p", f"Compute-optimal, limits aside: {in_words(best)}, {how}.")
 
 
 def _item(text: str) -> Html:
@@ -262,15 +208,13 @@ def _item(text: str) -> Html:
 
 
 def _lists(answer: Recommendation, left_out: Sequence[str]) -> Html:
-    out = sum(answer.infeasible.values())
-    fits = [f"{answer.candidates - out:,} of {answer.candidates:,} candidates fit"]
-    fits += [f"{count:,} do not: {why}" for why, count in answer.infeasible.items()]
+    considered = fits(answer)
     if left_out:
         names = ", ".join(left_out)
-        fits.append(f"not used, being incomplete, predicted or without problems: {names}")
+        considered.append(f"not used, being incomplete, predicted or without problems: {names}")
     listed = (
         ("Why", answer.reasons),
-        ("What was considered", fits),
+        ("What was considered", considered),
         ("What to measure next", answer.measure_next),
     )
     why, *rest = [

@@ -1,66 +1,15 @@
-"""Configurations and budgets in words."""
+"""A configuration as the page shows it, and what its numbers mean."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from traces.schema.advice import ESTIMATES, Budget
+from traces.schema.advice import ESTIMATES
 from traces.schema.engine import EngineConfig
-from traces.schema.formats import written
-from traces.schema.quantities import LIMITS, limited, quantity
+from traces.schema.quantities import quantity
 from traces.schema.tts.policy import Policy
 from tui.report.markup import Html, join, tag
-from tui.text.advice import given_limits
-
-
-def model_words(model: str) -> str:
-    """Return a model's name; of a path in the file system its last part."""
-    name = model.rstrip("/")
-    is_path = name.startswith(("/", ".", "~")) or name.count("/") > 1
-    return name.rpartition("/")[2] if is_path else name or model
-
-
-def policy_words(policy: Policy | None) -> str:
-    """Return what a policy does, such as `8 samples, majority vote`."""
-    if policy is None:
-        return "policy not known"
-    if policy.method == "greedy":
-        words = "one sample, greedy" if policy.temperature == 0 else "one sample"
-    elif policy.n == 1 and policy.method == "majority":
-        words = "one sample"
-    else:
-        spec = policy.spec
-        template = spec.words or f"up to {{n}} samples, {policy.method.replace('_', ' ')}"
-        words = spec.describe(template, policy.n, dict(policy.rule))
-    if policy.reasoning_effort is not None:
-        words += f", {policy.reasoning_effort} reasoning effort"
-    if policy.thinking_token_budget is not None:
-        words += f", at most {policy.thinking_token_budget:,} tokens of thought"
-    if policy.temperature:
-        words += f", temperature {policy.temperature:g}"
-    return words
-
-
-def engine_words(engine: EngineConfig, *, imported: bool = False, prior: str | None = None) -> str:
-    """Return how an engine is started, such as `1 device, 64 samples at once`.
-
-    With a `prior` it says that nobody has measured it.
-    """
-    if imported:
-        return "engine not known"
-    count = engine.num_devices
-    words = [f"{count} {engine.gpu or 'device'}{'s' if count > 1 and not engine.gpu else ''}"]
-    if engine.tensor_parallel_size > 1:
-        words.append(f"tensor parallel {engine.tensor_parallel_size}")
-    if engine.max_num_seqs is not None:
-        words.append(f"up to {engine.max_num_seqs} samples at once")
-    if engine.speculative is not None:
-        drafts = engine.speculative
-        method = drafts.method.replace("_", " ")
-        words.append(f"speculation by {method}, {drafts.num_speculative_tokens} tokens ahead")
-    words += [each for each in (engine.quantization,) if each]
-    words += [] if prior is None else [f"times by the prior of {prior}, not measured"]
-    return ", ".join(words)
+from tui.text.words import engine_words, model_words, policy_words
 
 
 def configuration(
@@ -80,33 +29,6 @@ def configuration(
             ),
             tag("span", engine_words(engine, imported=imported, prior=prior), class_="how"),
         ]
-    )
-
-
-def plain(
-    engine: EngineConfig,
-    policy: Policy | None,
-    *,
-    imported: bool = False,
-    prior: str | None = None,
-) -> str:
-    """Return a configuration in one line of text."""
-    how = engine_words(engine, imported=imported, prior=prior)
-    return f"{model_words(engine.model)}: {policy_words(policy)}, {how}"
-
-
-def limit_words(field: str, value: float, percentile: int | None = None) -> str:
-    """Return a limit, such as `accuracy of at least 0.75`."""
-    subject = limited(field, percentile)
-    bound = "least" if LIMITS[field].at_least else "most"
-    return f"{subject.noun} of at {bound} {written(value, subject.unit)}"
-
-
-def budget_words(budget: Budget) -> str:
-    """Return every limit of a budget; empty without one."""
-    return ", ".join(
-        limit_words(field, value, budget.latency_percentile)
-        for field, value in given_limits(budget).items()
     )
 
 

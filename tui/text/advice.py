@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from advisor.advice.command import policy_request
 from traces.schema.advice import ESTIMATES, Budget, Pick, Present, Recommendation, Turning
 from traces.schema.estimate import Estimate
 from traces.schema.formats import (
@@ -16,6 +15,7 @@ from traces.schema.formats import (
     counted,
     number,
     percent,
+    percent_change,
     with_interval,
     written,
 )
@@ -28,50 +28,94 @@ from traces.schema.quantities import (
     quantity,
     which_latency,
 )
-from traces.schema.tts.policy import AS_SENT, Policy
+from traces.schema.tts.policy import AS_SENT
 from traces.summary.run import to_plain
 from tui.text.commands import command_lines, split_command
 from tui.text.layout import align
+from tui.text.words import (
+    budget_words,
+    engine_words,
+    goal_words,
+    model_words,
+    policy_words,
+    request_words,
+)
 
 COMPARED = ("accuracy", "latency_s", "latency_p95_s", "device_s", "energy_j", "tokens")
 OPTIONAL = ("cost_usd", "energy_j")  # not shown when neither pick has it
+IN_SHORT = ("accuracy", "cost_usd", "device_s", "energy_j", "tokens", "flops")
+SHORT_LINES = 25
 SET_ONE = (
     "Give a limit, such as --min-accuracy 0.75 or --max-latency 5s, or say what to --optimise."
 )
+OBJECTIVES = {  # what is optimised -> the regrets that tell of it, the first known one counts
+    "accuracy": ("latency_s",),
+    "latency": ("latency_s",),
+    "cost": ("cost_usd", "device_s"),
+    "energy": ("energy_j",),
+    "throughput": ("device_s",),
+}
+LABEL = 9  # columns that the titles of the lists take
 
 
-def advice_lines(recommendation: Recommendation, *, width: int = 80) -> list[str]:
-    """Return the answer as lines of at most `width` columns, the verdict first."""
+def advice_lines(
+    recommendation: Recommendation, *, width: int = 80, explain: bool = False
+) -> list[str]:
+    """Return the answer as lines of at most `width` columns, the headline first.
+
+    Without `explain` a recommendation takes at most `SHORT_LINES` lines, or as many as its command
+    and numbers need.
+    """
     answer, pick = recommendation, recommendation.system_optimal
     lines = verdict_lines(answer, width)
     if pick is not None:
+        lines += ["", *_estimates(answer, width, explain=explain)]
         lines += ["", *command_lines(pick.command or "", width=width), *_policy(pick, width)]
-        lines += ["", *_estimates(answer, width), *_as_run(answer, width)]
+        if explain:
+            lines += _as_run(answer, width)
     elif not answer.budget.required:
         lines += ["", *_choices(answer, width)]
     else:
         lines += ["", *near_miss_lines(answer, width)]
-        if answer.compute_optimal is not None:
-            best = answer.compute_optimal
-            lines += ["", *_wrap(f"compute-optimal, limits aside: {_name(best)}", width)]
+        best = answer.compute_optimal
+        if best is not None:
+            lines += ["", *_wrap(f"Compute-optimal, limits aside: {in_words(best)}.", width)]
     if answer.present is not None:
         required = answer.budget.required
         lines += ["", *present_lines(answer.present, width, required=required)]
-    return [*lines, "", *closing_lines(answer, width)]
+    if explain or pick is None:
+        return [*lines, "", *closing_lines(answer, width)]
+    return [*lines, "", *_in_short(answer, width, SHORT_LINES - len(lines) - 1)]
+
+
+def _in_short(answer: Recommendation, width: int, room: int) -> list[str]:
+    """Return the first sentence of each list as far as there is room, and how to see all."""
+    lists = {title: items for title, items in _lists(answer).items() if items}
+    told: dict[str, list[str]] = {}
+    for title in ("Next", "Changes", "Why"):  # the most useful first
+        lines = _listed(title, lists.get(title, [])[:1], width, commands=False)
+        if len(lines) < room:
+            told[title], room = lines, room - len(lines)
+    rest = sum(map(len, lists.values())) - len([each for each in told.values() if each])
+    more = f"{'More':<{LABEL}}--explain gives the rest ({counted(rest, 'sentence')}) and commands"
+    return [*(line for title in lists for line in told.get(title, [])), more]
 
 
 def verdict_lines(answer: Recommendation, width: int) -> list[str]:
-    """Return what to run and how sure that is, or that nothing fits."""
-    return _wrap(_verdict(answer), width)
+    """Return what to run, and how sure that is, or that nothing fits."""
+    return [line for part in verdict(answer) for line in _wrap(part, width)]
 
 
 def closing_lines(answer: Recommendation, width: int) -> list[str]:
     """Return why, the values at which the answer changes, and what to measure next."""
-    lines = _listed("why", answer.reasons, width)
-    percentile = answer.budget.latency_percentile
-    changes = [*_turnings(answer.sensitivity, percentile), *_fits(answer)]
-    lines += _listed("changes", changes, width)
-    return lines + _listed("next", answer.measure_next, width)
+    return [
+        line for title, items in _lists(answer).items() for line in _listed(title, items, width)
+    ]
+
+
+def _lists(answer: Recommendation) -> dict[str, list[str]]:
+    changes = [*_turnings(answer.sensitivity, answer.budget), *fits(answer)]
+    return {"Why": [*answer.reasons], "Changes": changes, "Next": [*answer.measure_next]}
 
 
 def _name(pick: Pick) -> str:
@@ -80,45 +124,92 @@ def _name(pick: Pick) -> str:
     return f"{pick.engine.model} {pick.engine.label()}{where}, {policy}"
 
 
-def _verdict(answer: Recommendation) -> str:
+def in_words(pick: Pick, *, engine: bool = False) -> str:
+    """Return a configuration as `demo/s with 8 samples, majority vote`, and what it runs on."""
+    words = f"{model_words(pick.engine.model)} with {policy_words(pick.policy)}"
+    where = engine_words(pick.engine, limits=False)
+    return f"{words}, on {where}" if engine and where != "1 device" else words
+
+
+def verdict(answer: Recommendation) -> list[str]:
+    """Return the headline and the paragraph below it: the goal, and what FLOPs alone would say."""
     budget, pick = answer.budget, answer.system_optimal
-    limits = _limits(budget)
+    limits = budget_words(budget)
     if not budget.required:
-        return f"NO LIMIT IS SET, so nothing is recommended. {SET_ONE}"
+        return [f"No limit was given, so that no configuration is recommended. {SET_ONE}"]
     if pick is None:
-        return f"NOTHING FITS {limits}."
-    share = chance(pick.probability_within_budget)
-    sure = f"{share} sure of {limits}" if limits else "no limits set"
-    goal = goal_words(budget)
-    extrapolated = any(e is not None and e.extrapolated for e in pick.estimates.values())
-    mark = "  Extrapolated." if extrapolated else ""
+        return [f"Nothing fits the budget: {limits}."]
+    sure = chance(pick.probability_within_budget)
+    sentences = [f"It has the {goal_words(budget)}. No limit was given."]
+    if limits:
+        sentences = [f"It has the {goal_words(budget)} with {limits}, {sure} sure."]
+    sentences.append("".join(against(answer)))
+    sentences += marks(pick)
+    return [f"Run {in_words(pick, engine=True)}.", " ".join(sentences)]
+
+
+def marks(pick: Pick) -> list[str]:
+    """Return the sentence that says which of a pick's numbers were not measured."""
     if pick.prior is not None:
-        mark = "  By the prior, not measured."
-    return f"RUN {_name(pick)}: {goal}, {sure}.{mark}"
+        return [
+            f"Its times come from operator tables of {pick.prior} (the prior), not from a run. "
+            f"They are marked {OUTSIDE}."
+        ]
+    if any(each is not None and each.extrapolated for each in pick.estimates.values()):
+        return [f"Its numbers marked {OUTSIDE} lie outside what was measured."]
+    return []
+
+
+def against(answer: Recommendation) -> tuple[str, str, str]:
+    """Return how the compute-optimal configuration compares, the difference in the middle."""
+    other, pick = answer.compute_optimal, answer.system_optimal
+    if other is None:
+        return "No configuration is known to be as accurate with fewer FLOPs.", "", ""
+    if same(other, pick):
+        return "It also needs the fewest FLOPs, so that compute-optimal is the same here.", "", ""
+    assert pick is not None
+    instead = in_words(other, engine=True)
+    head = f"Counting arithmetic (FLOPs) alone, one would choose {instead} instead"
+    flops, least = pick.estimates.get("flops"), other.estimates.get("flops")
+    if flops is not None and least is not None and least.value > 0:
+        head += f": it needs {percent(least.value / flops.value)} of the arithmetic"
+    name = telling_regret(answer)
+    regret = None if name is None else answer.regret[name]
+    if regret is None or name is None:
+        return f"{head}.", "", ""
+    noun = quantity(name).noun
+    if regret.holds(0.0):
+        return f"{head}. In {noun} the two cannot be told apart.", "", ""
+    ours = pick.estimates.get(name)
+    share = f" ({percent_change(regret.value / ours.value)})" if ours and ours.value else ""
+    size = f"{number(abs(regret.value), regret.unit)}{share}"
+    if regret.unit == "1":  # a difference of shares, in points
+        size = number(abs(regret.value), "1", sign=True).removeprefix("+")
+    if regret.value > 0:
+        return f"{head}, but has ", size, f" more {noun}."
+    enough = other.probability_within_budget >= answer.budget.confidence
+    kept = "" if enough else ", yet it does not meet the budget surely enough"
+    return f"{head}, and has ", size, f" less {noun}{kept}."
+
+
+def telling_regret(answer: Recommendation) -> str | None:
+    """Return the quantity whose regret tells most about what is optimised, None without one."""
+    wanted = [*OBJECTIVES[answer.budget.optimise], *answer.regret]
+    if answer.budget.optimise == "latency" and answer.budget.latency_percentile is not None:
+        wanted.insert(0, latency(answer.budget.latency_percentile).name)
+    return next((each for each in wanted if answer.regret.get(each) is not None), None)
 
 
 def _choices(answer: Recommendation, width: int) -> Iterable[str]:
     """Yield what there is to choose from: the front, the least accurate first."""
     shown = (quantity("accuracy"), latency(answer.budget.latency_percentile))
     if not answer.pareto:
-        yield "no candidate keeps up with the load"
+        yield "No candidate keeps up with the load."
         return
-    yield f"the best {shown[1].noun} for each accuracy:"
+    yield f"The best {shown[1].noun} for each accuracy:"
     for pick in answer.pareto:
         values = [f"{each.noun} {with_interval(pick.estimates.get(each.name))}" for each in shown]
         yield from _wrap(f"{_name(pick)}: {', '.join(values)}", width, indent="  ")
-
-
-def goal_words(budget: Budget) -> str:
-    """Return what is optimised, such as `lowest p95 latency` or `highest accuracy`."""
-    goal = objective(budget.optimise, budget.latency_percentile)
-    return f"{'highest' if goal.higher_is_better else 'lowest'} {goal.noun}"
-
-
-def given_limits(budget: Budget) -> dict[str, float]:
-    """Return what is limited, by field; the rate that must be kept up with is a limit too."""
-    rate = {} if budget.rate_per_s is None else {"rate": budget.rate_per_s}
-    return budget.limits() | rate
 
 
 def limit_on(budget: Budget, shown: Quantity) -> float | None:
@@ -129,56 +220,81 @@ def limit_on(budget: Budget, shown: Quantity) -> float | None:
     return None
 
 
-def _limits(budget: Budget) -> str:
-    words = []
-    for field, value in given_limits(budget).items():
-        subject = limited(field, budget.latency_percentile)
-        sign = ">=" if LIMITS[field].at_least else "<="
-        words.append(f"{subject.noun} {sign} {written(value, subject.unit)}")
-    return ", ".join(words)
-
-
-def request_words(policy: Policy) -> tuple[str, str, str]:
-    """Return how many requests a policy sends a problem, what each holds, and which answer wins."""
-    request = policy_request(policy)
-    count, at_a_time = request["requests"], request["at_a_time"]
-    many = counted(count, "request") + (f", {at_a_time} at a time," if at_a_time < count else "")
-    body = ", ".join(f"{name} {value}" for name, value in request["body"].items())
-    wins = "" if request["answer"] == "the only answer" else f", and {request['answer']} wins"
-    cancel = ". Cancel the rest then" if request["cancel_the_rest"] else ""
-    return many, body, wins + cancel
-
-
 def _policy(pick: Pick, width: int) -> Iterable[str]:
     if pick.policy == AS_SENT:
-        return ["policy: as sent"]
+        return ["Policy: the traffic as it was sent."]
     many, body, wins = request_words(pick.policy)
-    return _wrap(f"policy: {many} a problem, each {body}{wins}", width)
+    return _wrap(f"Policy: send {many} a problem, each with {body}{wins}.", width)
 
 
-def _estimates(answer: Recommendation, width: int) -> Iterable[str]:
-    """Return the table: system-optimal, compute-optimal, and the regret between them."""
+def _estimates(answer: Recommendation, width: int, *, explain: bool) -> Iterable[str]:
+    """Return the table: system-optimal, compute-optimal, and the difference between them."""
     ours, theirs = answer.system_optimal, answer.compute_optimal
     assert ours is not None
-    agree = same(ours, theirs)
+    agree = theirs is None or same(ours, theirs)
     wanted = latency(answer.budget.latency_percentile).name
     names = [*ESTIMATES, *([] if wanted in ESTIMATES else [wanted])]
-    columns = [ours] if agree or theirs is None else [ours, theirs]
-    heads = ["", "system- and compute-optimal" if agree else "system-optimal", "compute-optimal"]
-    rows = [heads[: len(columns) + 1]]
+    if not explain:
+        goal = objective(answer.budget.optimise, answer.budget.latency_percentile).name
+        names = [name for name in names if name in (*IN_SHORT, wanted, goal)]
+    picks = [ours] if agree or theirs is None else [ours, theirs]
+    names = [
+        name
+        for name in names
+        if name not in OPTIONAL or any(pick.estimates.get(name) for pick in picks)
+    ]
+    both = theirs is not None and same(ours, theirs)
+    rows = [
+        [
+            "90 % intervals",
+            "system- and compute-optimal" if both else "system-optimal",
+            "compute-optimal",
+        ]
+    ]
+    rows = [rows[0][: len(picks) + 1]]
     for name in names:
-        estimates = [pick.estimates.get(name) for pick in columns]
-        if name not in OPTIONAL or any(estimates):
-            rows.append([quantity(name).noun, *map(with_interval, estimates)])
-    yield from (line[:width] for line in align(rows))
-    if theirs is not None and not agree:
+        cells = [with_interval(pick.estimates.get(name)) for pick in picks]
+        rows.append([quantity(name).noun, *cells])
+    more = ["difference", *(_change(answer, name) for name in names)]
+    wide = [[*row, change] for row, change in zip(rows, more, strict=True)]
+    for table in (wide if any(more[1:]) else rows, rows):
+        lines = align(table)
+        if max(map(len, lines)) <= width:
+            break
+    else:  # below each other
+        lines = [
+            line
+            for part in range(1, len(rows[0]))
+            for line in align([[r[0], r[part]] for r in rows])
+        ]
+    yield from (line[:width] for line in lines)
+    if theirs is not None and not agree and explain:
         yield ""
-        yield from _wrap(f"compute-optimal is {_name(theirs)}, with the regret:", width)
+        yield from _wrap(f"Compute-optimal minus system-optimal (regret), {_name(theirs)}:", width)
         yield from _differences(answer.regret, width)
-    of_prior = [pick.prior is not None for pick in columns]
+    of_prior = [pick.prior is not None for pick in picks]
     marked = "by the prior, not measured" if all(of_prior) else "outside what was measured"
     marked += ", or by the prior" if any(of_prior) and not all(of_prior) else ""
-    yield f"intervals of 90 %, {ABSENT} not measured, {OUTSIDE} {marked}"
+    cells = [cell for row in rows for cell in row]
+    signs = [f"{OUTSIDE} {marked}"] if any(OUTSIDE in cell for cell in cells) else []
+    signs += [f"{ABSENT} not measured"] if ABSENT in cells else []
+    if signs:
+        yield ", ".join(signs)
+
+
+def _change(answer: Recommendation, name: str) -> str:
+    """Return by how much the compute-optimal pick has more than ours, nothing where not known."""
+    regret, pick = answer.regret.get(name), answer.system_optimal
+    ours = None if pick is None else pick.estimates.get(name)
+    if regret is None or ours is None or not ours.value:
+        return ""
+    if regret.holds(0.0):
+        return "tied"
+    return (
+        number(regret.value, "1", sign=True)
+        if regret.unit == "1"
+        else percent_change(regret.value / ours.value)
+    )
 
 
 def _differences(differences: Mapping[str, Estimate | None], width: int) -> Iterable[str]:
@@ -228,9 +344,9 @@ def near_miss_lines(answer: Recommendation, width: int) -> Iterable[str]:
     """Yield what comes nearest to each limit where nothing meets all."""
     confidence = answer.budget.confidence
     if all(miss.sure >= confidence for miss in answer.missed):
-        head = f"each limit is met by itself, but not all at once with {percent(confidence)}:"
+        head = f"Each limit is met by itself, but not all at once with {percent(confidence)}:"
     else:
-        head = "nearest to each limit that is missed, keeping the others where possible:"
+        head = "Nearest to each limit that is missed, keeping the others where possible:"
     yield from _wrap(head, width)
     for miss in answer.missed:
         subject = limited(miss.limit, answer.budget.latency_percentile)
@@ -269,63 +385,74 @@ def nearest_line(answer: Recommendation) -> str:
 
 def present_lines(present: Present, width: int, *, required: bool = True) -> Iterable[str]:
     """Yield what today's configuration has more than the pick, or that it is the best already."""
-    name = f"present is {_name(present.pick)}"
+    name = f"Your present configuration, {_name(present.pick)},"
     sure = f"{chance(present.pick.probability_within_budget)} sure of the limits"
     if present.best:
-        yield from _wrap(f"{name}: already best, {sure}", width)
+        yield from _wrap(f"{name} is already best, {sure}.", width)
         return
     if not present.difference:  # there is no pick
-        yield from _wrap(f"{name}, {sure}" if required else name, width)
+        yield from _wrap(f"{name} is {sure}." if required else f"{name} was compared.", width)
         return
-    yield from _wrap(f"{name}, {sure}. Against the pick it has:", width)
+    yield from _wrap(f"{name} is {sure}. Compared with the recommendation:", width)
     yield from _differences(present.difference, width)
 
 
-def _turnings(turnings: Iterable[Turning], percentile: int | None) -> list[str]:
+def _turnings(turnings: Iterable[Turning], budget: Budget) -> list[str]:
     """Say at which values of the limits another pick comes up."""
     lines = []
     for each in turnings:
         limit = LIMITS.get(each.name)
         name = each.name if limit is None else limit.option
         unit = each.unit if limit is None else limit.quantity.unit
-        value = number(each.value, unit) + which_latency(each.name, percentile)
+        value = number(each.value, unit) + which_latency(each.name, budget.latency_percentile)
+        where = f"{each.direction} {value}"
         if not each.replayed:
             pick = "nothing fits" if each.pick is None else f"the pick is {each.pick}"
-            lines.append(f"{name} {each.direction} about {value}: by the closed form {pick}")
+            lines.append(f"with {name} {each.direction} about {value} {pick}, by the closed form")
         elif each.exact:
-            other = "none comes" if each.pick is None else f"{each.pick} comes"
+            other = "nothing else that was replayed fits"
+            if each.pick is not None:
+                other = f"the next best is {each.pick}"
             lines.append(
-                f"{name} {each.direction} {value}: the pick is not sure enough any more, "
-                f"and {other} next among those replayed"
+                f"with {name} {where} the pick is less than {percent(budget.confidence)} sure, "
+                f"and {other}"
             )
         else:
-            lines.append(f"{name} {each.direction} {value} at the latest: {each.pick} is better")
+            lines.append(f"with {name} {where}, or sooner, {each.pick} is better")
     return lines
 
 
-def _fits(answer: Recommendation) -> list[str]:
-    """Say how many candidates fit, and what each limit rules out."""
+def fits(answer: Recommendation) -> list[str]:
+    """Return the sentence that says how many candidates fit, and what each limit rules out."""
     out = sum(answer.infeasible.values())
-    reasons = ", ".join(f"{count:,} {why}" for why, count in answer.infeasible.items())
-    lines = [f"{answer.candidates - out:,} of {answer.candidates:,} candidates fit"]
-    return [f"{lines[0]}: {reasons}"] if reasons else lines
+    line = f"{answer.candidates - out:,} of {answer.candidates:,} candidates meet the budget"
+    reasons = ", ".join(f"{count:,} ({why})" for why, count in answer.infeasible.items())
+    return [f"{line}. Ruled out: {reasons}"] if reasons else [line]
 
 
-def _listed(title: str, items: Iterable[str], width: int) -> list[str]:
+def _listed(title: str, items: Sequence[str], width: int, *, commands: bool = True) -> list[str]:
     lines: list[str] = []
     for place, item in enumerate(items):
-        head = f"{title:<9}" if place == 0 else " " * 9
+        head = f"{title:<{LABEL}}" if place == 0 else " " * LABEL
         said, command = split_command(item)
+        said = said[:1].upper() + said[1:] if said[:1].islower() and _is_word(said) else said
+        if command is not None and not commands:
+            said = said.removesuffix(":") + " (--explain has the command)"
         lines += textwrap.wrap(
             said,
             width,
             initial_indent=head,
-            subsequent_indent=" " * 11,
+            subsequent_indent=" " * (LABEL + 2),
             break_on_hyphens=False,
         )
-        if command is not None:
-            lines += command_lines(command, width=width, indent=11)
+        if command is not None and commands:
+            lines += command_lines(command, width=width, indent=LABEL + 2)
     return lines
+
+
+def _is_word(text: str) -> bool:
+    """Whether a sentence begins with a plain word, and not with a name or an option."""
+    return text.split(maxsplit=1)[0].isalpha()
 
 
 def _wrap(text: str, width: int, *, indent: str = "") -> list[str]:

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from traces.schema.estimate import Estimate
-from traces.schema.formats import integer, number, percent, value_of, with_interval
+from traces.schema.formats import (
+    counted,
+    integer,
+    number,
+    percent,
+    value_of,
+    with_interval,
+)
 from traces.speculation.acceptance import Acceptance
 from traces.speculation.lookup import NgramWhatIf
-from traces.summary.kernels import Collective
+from traces.summary.kernels import Collective, WindowSteps
 from traces.summary.run import Run
-from tui.text.layout import align
+from tui.text.layout import align, wrap
 
 NAME = 22
 
@@ -41,12 +49,26 @@ def kernel_lines(run: Run) -> list[str]:
             ),
         ]
         lines += [f"  profiled, {', '.join(cost)}"] if cost else []
+        for text in held_texts(device.held):
+            lines += wrap("  ", text, width=80, indent=2)
     tops = [
         (f"  {shortened(each.name, 44)}", integer(each.calls), number(each.s, "s"))
         for each in run.top_kernels or ()
     ]
     header = ("most expensive", "calls", "time")
     return [*lines, *collective_lines(run.collectives or ()), *align([header, *tops], right=(1, 2))]
+
+
+def held_texts(held: Sequence[WindowSteps]) -> list[str]:
+    """Return which recorded steps windows hold, and why it is not known of the others."""
+    known = [f"{each.first:,}-{each.last:,}" for each in held if each.first is not None]
+    texts = []
+    if known:
+        more = f" and of {len(known) - _RANGES:,} windows more" if len(known) > _RANGES else ""
+        texts.append(f"they hold steps {', '.join(known[:_RANGES])}{more}")
+    for reason, count in Counter(each.unknown for each in held if each.unknown).most_common(3):
+        texts.append(f"{counted(count, 'window')}, which steps is not known: {reason}")
+    return texts
 
 
 def shortened(name: str, width: int) -> str:
@@ -78,6 +100,7 @@ def collective_lines(collectives: tuple[Collective, ...]) -> list[str]:
 # Speculative decoding in plain lines of at most 80 columns: what was kept, and what would be.
 
 
+_RANGES = 4  # of steps, that are named
 _SHARE, _WIDE = 20, 7  # width of a bar; positions that fit side by side
 
 

@@ -186,7 +186,7 @@ def _one_run(run: Run, width: int) -> list[str]:
     drafts = (acceptance_lines(run.acceptance), what_if_lines(run.ngram_what_if))
     for part in (*parts, *drafts, kernel_lines(run)):
         lines += ["", *part] if part else []
-    table = policy_lines(run)
+    table = policy_lines(run, width)
     lines += ["", *table] if table else []
     if any(OUTSIDE in line for line in lines):
         lines.append(f"{OUTSIDE} outside what was measured")
@@ -262,7 +262,7 @@ def energy_lines(run: Run, width: int) -> list[str]:
     return lines
 
 
-def policy_lines(run: Run) -> list[str]:
+def policy_lines(run: Run, width: int = 80) -> list[str]:
     """Return the table of maj@k and pass@k that the recorded samples contain."""
     if not run.policies:
         return []
@@ -279,7 +279,28 @@ def policy_lines(run: Run) -> list[str]:
         rows.append(
             (*cells, value_of(None if tokens is None else tokens.tokens_per_problem))  # type: ignore[arg-type]
         )
-    return [*align(rows, right=(0, 1, 3, 5)), "maj@k of random subsets, ties shared equally"]
+    ties = "maj@k of random subsets, ties shared equally"
+    return [*align(rows, right=(0, 1, 3, 5)), ties, *_other_ties(run, by_key, width)]
+
+
+def _other_ties(run: Run, by_key: Mapping[tuple[str, int], PolicyOutcome], width: int) -> list[str]:
+    """Return in words why accuracy is not maj@N, where ties are the reason."""
+    if run.policy is None or run.accuracy is None or run.policy.method != "majority":
+        return []
+    voted = by_key.get(("majority", run.policy.n))
+    if voted is None or voted.accuracy is None:
+        return []
+    accuracy, samples = run.accuracy, run.sample_rows
+    if value_of(voted.accuracy) == value_of(accuracy) or samples is None:
+        return []
+    sizes = samples.filter(pl.col("role").fill_null("sample") == "sample").group_by("problem").len()
+    if sizes.height < run.problems or (sizes["len"] != run.policy.n).any():
+        return []  # not of the same problems
+    text = (
+        f"accuracy {value_of(accuracy)} is of the same votes, a tie going to the answer of the "
+        f"lowest index. maj@{run.policy.n} {value_of(voted.accuracy)} shares it"
+    )
+    return wrap("", text, width=width, indent=0)
 
 
 def _side_by_side(runs: Sequence[Run], width: int) -> list[str]:
@@ -569,7 +590,10 @@ def judged_policies(recording: Recording | None, run: Run) -> Counterfactuals | 
 def policies_lines(run: Run, judged: Counterfactuals | str, *, width: int = 80) -> list[str]:
     """Return the table of a run's policies, or what was sent and why there is none."""
     if not isinstance(judged, str):
-        return policy_table(judged, cheapest_as_good(judged), width=width)
+        table = policy_table(judged, cheapest_as_good(judged), width=width)
+        plain = [each for each in judged.outcomes if not each.rule and each.budget_tokens is None]
+        by_key = {(each.method, each.n): each for each in plain}
+        return [*table, *_other_ties(run, by_key, width)]
     return [*sent_lines(run), *wrap("!", f"no policies: {judged}", width=width, indent=2)]
 
 

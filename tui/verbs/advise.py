@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from advisor.advice.command import SERVED_AT
 from advisor.advice.experiments import experiment_of, write_plan
 from traces.errors import TtscopeError, UsageError
 from traces.recording.reader import Recording
@@ -35,15 +36,23 @@ class Advise:
     present: Annotated[
         Path | None, typer.Option(help="A recording of what runs today, to compare with.")
     ] = None
+    learn: Annotated[
+        list[Path] | None,
+        typer.Option("--with", help="Recordings of any problems that check the prior of --gpu."),
+    ] = None
     plan: Annotated[
         Path | None, typer.Option(help="Write what to measure next, for ttscope sweep.")
     ] = None
     models: Annotated[
         Path | None, typer.Option(help="Keep what was learned here, for the same recordings.")
     ] = None
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Print all reasons, regrets and commands too.")
+    ] = False
     verify: Annotated[bool, typer.Option("--verify", help="Run both picks for real.")] = False
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Folder of --verify's recordings.")
+        Path | None,
+        typer.Option("-o", "--output", help="Folder for serve.sh, policy.json, expect.json."),
     ] = None
     seed: BudgetSeed = 0
     as_json: Json = False
@@ -64,10 +73,14 @@ def advise(options: BudgetOptions, asked: Advise) -> None:
     budget = parse_budget(given)
     if asked.plan is not None and asked.plan.exists():
         raise UsageError(f"--plan {asked.plan}: is there already. Name another file")
-    if asked.output is not None and not asked.verify:
-        raise UsageError("-o is where --verify keeps its recordings. Give both")
+    if asked.output is not None:
+        from advisor.advice.promise import check_folder
+
+        check_folder(asked.output)
     if asked.verify and systems:
         raise UsageError("--verify runs the picks on this machine, not on a --gpu. Give one")
+    if asked.learn and not systems:
+        raise UsageError("--with checks the prior of a --gpu. Give both")
     recordings = open_measured(asked.recordings)
     today = None if asked.present is None else configuration_of(asked.present)
     print_advice(
@@ -77,8 +90,11 @@ def advise(options: BudgetOptions, asked: Advise) -> None:
         present=today,
         plan=asked.plan,
         models=asked.models,
+        output=asked.output,
         verify=(asked.output or Path("runs") / "verify") if asked.verify else None,
         systems=systems,
+        explain=asked.explain,
+        checks=open_measured(asked.learn) if asked.learn else (),
         as_json=asked.as_json,
     )
 
@@ -105,8 +121,11 @@ def print_advice(
     present: tuple[EngineConfig, Policy] | None = None,
     plan: Path | None = None,
     models: Path | None = None,
+    output: Path | None = None,
     verify: Path | None = None,
     systems: Sequence[str] = (),
+    explain: bool = False,
+    checks: Sequence[Recording] = (),
     as_json: bool = False,
     extra: Mapping[str, Any] | None = None,
 ) -> None:
@@ -118,7 +137,7 @@ def print_advice(
 
     with progress_bar() as bar:
         task = bar.add_task("learning from the recordings", total=None)
-        advisor = Advisor.fit(recordings, seed=seed, saved=models, gpus=systems)
+        advisor = Advisor.fit(recordings, seed=seed, saved=models, gpus=systems, checks=checks)
         for note in advisor.evidence.lost:
             say(f"ttscope: {note}", file=sys.stderr)
 
@@ -128,14 +147,25 @@ def print_advice(
         answer = advisor.recommend(budget, **here(), present=present, progress=heard)
     if plan is not None:
         write_plan(plan, answer, advisor.evidence)
+    kept = output is not None and answer.system_optimal is not None
+    if output is not None and answer.system_optimal is not None:
+        from advisor.advice.promise import write_config
+
+        write_config(output, answer, advisor.evidence)
     document = advice_json(answer) | dict(extra or {})
     if not as_json:
-        for line in advice_lines(answer):
+        for line in advice_lines(answer, explain=explain):
             say(line)
         if plan is not None:
             say()
             say(f"plan in {plan}, measured by:")
             say(f"{own_name()} sweep {shlex.quote(str(plan))} -o runs")
+        if kept:
+            folder = shlex.quote(str(output))
+            say()
+            say(f"serve.sh, policy.json and expect.json in {output}, run by:")
+            say(f"sh {folder}/serve.sh")
+            say(f"{own_name()} serve {folder}/policy.json --upstream {SERVED_AT}")
     if verify is not None and answer.system_optimal is not None:
         document["verified"] = verify_picks(answer, advisor.evidence, verify, as_json=as_json)
     if as_json:

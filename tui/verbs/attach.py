@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -42,6 +42,7 @@ from tui.options import (
     Verifier,
     Watch,
     takes,
+    verifier_for,
 )  # fmt: skip
 from tui.terminal import clean, say
 
@@ -141,7 +142,7 @@ def watch_servers(watched: Watch, pose: Pose, sampling: Sampling, asked: Keep) -
     if pose.workload is not None and pose.passive:
         raise UsageError("--workload and --passive exclude each other")
     wanted = attachment_of(vars(watched))
-    policy = None if pose.workload is None else sampling.policy(asked.parameters())
+    policy = None if pose.workload is None else sampling.chosen(asked.parameters())
     folder = asked.output or default_folder(wanted.accesses[0])
     if (folder / "recording.json").exists():
         raise UsageError(f"-o {folder}: already holds a recording. Name another folder")
@@ -172,6 +173,8 @@ def watch_servers(watched: Watch, pose: Pose, sampling: Sampling, asked: Keep) -
         else:
             engine = _engine_of(deployment, wanted.model, asked.chat_template, own_traces)
             stack.callback(engine.close)
+            verifier = verifier_for(sampling, pose.workload or "", asked.verifier)
+            asked = replace(asked, verifier=verifier)
             _pose(deployment, wanted, pose, policy, asked, engine, folder, line, probes)
     return folder, terminated
 

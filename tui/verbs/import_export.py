@@ -35,7 +35,7 @@ from tui.verbs.progress import progress_bar
 
 _OF_SAMPLES = (
     "score", "verifier", "model", "model_config", "temperature", "top_p", "max_tokens",
-    "prompt_tokens",
+    "prompt_tokens", "no_answer",
 )  # fmt: skip
 _MOST_PROMPT = 100_000_000
 _COUNTS = ("problems", "samples", "answered", "judged")
@@ -83,6 +83,10 @@ class Import:
     prompt_tokens: Annotated[
         str | None,
         typer.Option(metavar="N|NAME", help="Samples: tokens of a prompt, or what has them."),
+    ] = None
+    no_answer: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TEXT", help="Samples: an answer that stands for none, repeatable."),
     ] = None
     run: Annotated[
         int | None, typer.Option(help="Which of a file's benchmarks, from 1, of requests.")
@@ -195,6 +199,7 @@ def _given(asked: Import) -> tuple[Given, str | None]:
         top_p=asked.top_p,
         max_tokens=asked.max_tokens,
         prompt_tokens=prompt_tokens,
+        no_answer=tuple(asked.no_answer or ()),
     )
     return given, text
 

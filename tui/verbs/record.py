@@ -36,6 +36,7 @@ from tui.options import (
     Timeout,
     Verifier,
     takes,
+    verifier_for,
 )  # fmt: skip
 from tui.terminal import say
 from tui.verbs.interrupted import says_what_is_kept
@@ -123,7 +124,7 @@ def run_workload(ask: Ask, sampling: Sampling, rule: Any, asked: Keep) -> Path:
     from profiler.workload.problems import load_workload
     from profiler.workload.scorers import scorer_of
 
-    policy = sampling.policy(vars(rule))
+    policy = sampling.chosen(vars(rule))
     options = EngineOptions(
         model=ask.model,
         endpoint=ask.endpoint,
@@ -155,7 +156,7 @@ def run_workload(ask: Ask, sampling: Sampling, rule: Any, asked: Keep) -> Path:
         problems=ask.problems,
         seed=ask.seed,
         chat=not asked.raw_prompts,
-        verifier=asked.verifier,
+        verifier=verifier_for(sampling, ask.workload, asked.verifier),
         system_prompt=asked.system_prompt,
     )
     folder = asked.output or default_output(options, policy)

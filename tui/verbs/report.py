@@ -38,7 +38,7 @@ def report(asked: Report, budget: BudgetOptions, printed: Printed) -> None:
     """Write one HTML page that tells what was measured and what to run for a budget."""
     from tui.report.material import gather_material
     from tui.report.page import page
-    from tui.text.advice import advice_json, advice_lines
+    from tui.text.advice import advice_json, verdict
     from tui.text.show import show_json
     from tui.verbs.progress import progress_bar
 
@@ -71,8 +71,8 @@ def report(asked: Report, budget: BudgetOptions, printed: Printed) -> None:
             }
         )
         return
-    verdict = material.no_advice if answer is None else advice_lines(answer, width=10_000)[0]
-    wrote = f"wrote {asked.output} ({number(size, 'B')}): {verdict}"
+    told = material.no_advice if answer is None else verdict(answer)[0]
+    wrote = f"wrote {asked.output} ({number(size, 'B')}): {told}"
     for line in wrap("", wrote, width=80, indent=0):
         say(line)
 

@@ -150,16 +150,23 @@ class Communication:
 
 
 def all_reduces(
-    facts: ModelFacts, *, eager: Seconds, graph: Seconds, captured: int, value_bytes: int = 2
+    facts: ModelFacts,
+    *,
+    eager: Seconds,
+    graph: Seconds,
+    captured: int,
+    value_bytes: int = 2,
+    calls: int | None = None,
 ) -> Seconds:
     """Return the seconds that the all-reduces of a step of so many tokens take.
 
     Two in each decoder layer, after attention and after the MLP, and one of the embedding
     (Megatron's split, Shoeybi et al. 2019, as vLLM has it); each of tokens x hidden size. `eager`
     and `graph` are the seconds of one of so many bytes; up to `captured` tokens a step runs in a
-    CUDA graph. The gathering of the logits is not in it.
+    CUDA graph. The gathering of the logits is not in it. `calls` are those of a model whose layers
+    do not all have both.
     """
-    calls = 2 * facts.num_hidden_layers + 1
+    calls = 2 * facts.num_hidden_layers + 1 if calls is None else calls
     token_bytes = facts.hidden_size * value_bytes
 
     def seconds(tokens: Floats) -> Floats:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 import numpy as np
@@ -95,7 +96,7 @@ def step_tables(
     _check(operators, tensor_parallel_size, collectives)
     most = max(max_num_batched_tokens + max_num_seqs, domain(operators).tokens)
     tokens = np.arange(most + 1, dtype=float)
-    computed = _padded(tokens, capture_sizes)
+    computed = padded(tokens, capture_sizes)
     layers = np.zeros(most + 1)
     for layer, rows in operators.dense.items():
         once, each = CALLS[layer]
@@ -190,7 +191,7 @@ def _check(operators: Operators, size: int, collectives: Collectives | None) -> 
         )
 
 
-def _padded(tokens: Floats, capture_sizes: Sequence[int]) -> Floats:
+def padded(tokens: Floats, capture_sizes: Sequence[int]) -> Floats:
     """Return how many tokens a step computes: those of the next captured size, if there is one."""
     sizes = np.array(sorted(capture_sizes), dtype=float)
     if not len(sizes):
@@ -199,12 +200,17 @@ def _padded(tokens: Floats, capture_sizes: Sequence[int]) -> Floats:
     return np.where(at < len(sizes), sizes[np.minimum(at, len(sizes) - 1)], tokens)
 
 
+@lru_cache(maxsize=64)
+def _law_of(rows: bytes) -> DecodeAttention:
+    """Return the law of measured batches, contexts and seconds, learned once for all limits."""
+    return DecodeAttention().fit(*np.frombuffer(rows).reshape(-1, 3).T)
+
+
 def _decode(attention: Floats, max_num_seqs: int) -> tuple[Floats, Floats, Floats]:
     """Return knots of batch and of context, and the seconds of a layer that only decodes."""
     rows = attention[attention[:, 0] == 0]
-    batch, context, seconds = rows[:, 2], rows[:, 3], rows[:, 4]
-    law = DecodeAttention().fit(batch, context, seconds)
-    (batches, contexts), grid = to_grid(rows[:, 2:4], seconds)
+    law = _law_of(rows[:, 2:5].tobytes())
+    (batches, contexts), grid = to_grid(rows[:, 2:4], rows[:, 4])
     fill_between(grid, (batches, contexts), (1, 0))
     more_batches = _doubled(batches, max_num_seqs)
     more_contexts = _doubled(contexts, LONGEST)

@@ -21,7 +21,6 @@ from advisor.evidence.gather import Evidence
 from advisor.evidence.keys import decoder_of, law_key, powers, without_limits
 from advisor.step_time.cost import StepCost
 from advisor.step_time.law import PriorCost, StepLaw, non_negative_least_squares
-from advisor.step_time.operators.tables import domain
 from advisor.step_time.prior.defaults import BLOCK, Device, Memory, as_on, memory_of, with_blocks
 from advisor.step_time.prior.recalibration import (
     PriorTimes,
@@ -72,7 +71,8 @@ class Offers:
 def offer(evidence: Evidence, recordings: Sequence[Recording], systems: Sequence[str]) -> Offers:
     """Return what the recorded models could be served on of the named systems of the prior.
 
-    Recordings of such a GPU recalibrate it; what they measured themselves is not offered again.
+    Recordings of such a GPU recalibrate it; what those of the evidence measured themselves is not
+    offered again.
     Raises UsageError for a system without tables and for one on which nothing can be offered,
     MissingDependencyError where the tables are not installed, TablesError for damage.
     """
@@ -189,24 +189,27 @@ def _law(evidence: Evidence, engine: EngineConfig, choices: Choices, times: Prio
     def of(asked: EngineConfig) -> StepCost:
         return cost(asked.max_num_seqs, asked.max_num_batched_tokens)
 
-    measured = domain(prior.operators)
+    measured = prior.domain
     high = Features(*[np.inf] * len(FEATURES))._replace(
         requests=measured.batch, tokens=measured.tokens
     )
-    sigma = _sigma(times.found)
+    found = times.found
+    checked = found is not None and found.has(times.facts, engine.tensor_parallel_size)
+    sigma = found.sigma if found is not None and checked else _sigma(found)
     return StepLaw(
         seconds=_linear(of, most, evidence),
         low=np.zeros(len(FEATURES)),
         high=np.array(high),
         sigma=sigma,
         sigma_outside=2 * sigma,
-        runs=0 if times.found is None else len(times.found.recordings),
+        runs=0 if found is None else len(found.recordings),
         repeats=0,
         repeats_outside=0,
         prior=PriorCost(
             system=times.tables.system,
             label=times.tables.label,
-            recordings=() if times.found is None else times.found.recordings,
+            recordings=() if found is None else found.recordings,
+            checked=checked,
             cost=of,
         ),
     )

@@ -1,23 +1,24 @@
 """A GPU that was never measured here: operator times from others' tables, for a model and a size.
 
-What the tables have is taken from them: matrix products, attention, all-reduces. What they lack is
-a stated rule or is missing, and both are told (`PRIOR_RULES`, `PRIOR_MISSING`).
+A step is the sum of its operations (parts.py): what the tables have is taken from them, and what
+they lack is a stated rule or is missing. Both are told (`PRIOR_RULES`, `Prior.rules`,
+`PRIOR_MISSING`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, lru_cache, partial
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
-from advisor.step_time.operators.attention import DecodeAttention
 from advisor.step_time.operators.communication import all_reduces
-from advisor.step_time.operators.files import Operators
-from advisor.step_time.operators.tables import Collectives, interpolated, step_tables
+from advisor.step_time.operators.tables import Collectives, Domain, interpolated, padded
+from advisor.step_time.prior.operations.collectives import handed_on
+from advisor.step_time.prior.parts import BYTES, Part, Parts, Split, parts_of
 from advisor.step_time.prior.tables import PriorTables
 from advisor.step_time.table_cost import StepTables
 from traces.errors import UsageError
@@ -25,9 +26,6 @@ from traces.schema.engine import EngineConfig, ModelFacts
 
 Floats = npt.NDArray[np.float64]
 
-BYTES: Final = 2  # of a value in bfloat16
-ARCHITECTURES: Final = ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
-QK_NORM: Final = ("Qwen3ForCausalLM",)
 PRICED_KV: Final = (
     "auto",
     "bfloat16",
@@ -36,22 +34,17 @@ PRICED_KV: Final = (
     "fp8",
     "fp8_e4m3",
     "fp8_e5m2",
+    "fp8_ds_mla",
 )  # float32, that of a CPU, is asked about in bfloat16
-VOCABULARY_PADDING: Final = 64  # vLLM's VocabParallelEmbedding
+ONLINE: Final = ("fp8", "fp8_per_tensor")  # that an engine brings bfloat16 weights to
 LONGEST: Final = 8192  # tokens of a chunk, and before it: together what was measured
+FARTHEST: Final = 1 << 20  # tokens of context that decode attention is continued to
 
 FAMILIES: Final = ("gemm", "attention", "communication", "other")
-FAMILY_OF: Final = {
-    "qkv_proj": "gemm",
-    "o_proj": "gemm",
-    "gate_up_proj": "gemm",
-    "down_proj": "gemm",
-    "lm_head": "gemm",
-}
-
-# The least that sampling moves for each logit: read in bfloat16, written and read in float32.
-SAMPLER_BYTES: Final = 10
-SAMPLER_KERNELS: Final = 3
+# The step that shares of rules are told of: so many requests of so many tokens that decode.
+USUAL_BATCH: Final = 32
+USUAL_CONTEXT: Final = 2048
+MATTERS: Final = 0.01  # of that step
 
 PRIOR_RULES: Final = (
     "norms, activation, rotary positions, embedding and sampling: the fewest bytes they move, at "
@@ -66,19 +59,19 @@ PRIOR_MISSING: Final = (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Prior:
-    """Operator times of one GPU, model and tensor-parallel size.
+    """Operator times of one GPU, model and split.
 
     `all_reduces` [rows, (bytes, seconds)] by whether they run in a CUDA graph; empty for one GPU.
     `scales` by family are what recordings of that GPU said the times are to be multiplied by, and
-    `host` the part of a step beyond its kernels.
+    `host` the part of a step beyond its kernels (host/law.py).
     """
 
     tables: PriorTables
     facts: ModelFacts
-    tensor_parallel_size: int
-    operators: Operators
+    split: Split
+    parts: Parts
     all_reduces: Mapping[bool, Floats]
     scales: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(FAMILIES, 1.0))
     host: float = 1.0
@@ -89,48 +82,162 @@ class Prior:
             self, scales={name: self.scales[name] * scales.get(name, 1.0) for name in FAMILIES}
         )
 
+    @cached_property
+    def domain(self) -> Domain:
+        """What the tables cover."""
+        mixers = [mixer for _, mixer in self.parts.mixers]
+        contexts = [mixer.contexts[-1] for mixer in mixers if len(mixer.contexts) > 1]
+        batch = int(min((mixer.batches[-1] for mixer in mixers), default=1))
+        chunk = int(min((*(mixer.lengths[-1] for mixer in mixers), LONGEST)))
+        tables = [each for each in self.parts.dense if each.family != "other"]
+        return Domain(
+            tokens=int(min(each.times.rows[-1, 0] for each in tables)),
+            sequences=int(min(each.times.rows[-1, 0] for each in self.parts.logits)),
+            chunk=chunk,
+            before=chunk,
+            batch=batch,
+            mixed_batch=batch,
+            context=int(min(contexts, default=FARTHEST)),
+        )
+
     def step_tables(
         self, *, max_num_batched_tokens: int, max_num_seqs: int, capture_sizes: Sequence[int]
     ) -> StepTables:
-        """Return the seconds of an engine's steps (see `tables.step_tables`)."""
-        collectives = None
-        if self.tensor_parallel_size > 1:
-            collectives = self._collectives(max(capture_sizes, default=0))
-        return step_tables(
-            self._scaled_operators(),
-            num_hidden_layers=self.facts.num_hidden_layers,
-            max_num_batched_tokens=max_num_batched_tokens,
-            max_num_seqs=max_num_seqs,
-            capture_sizes=capture_sizes,
-            tensor_parallel_size=self.tensor_parallel_size,
-            collectives=collectives,
+        """Return the seconds of an engine's steps.
+
+        `capture_sizes` are the numbers of tokens that CUDA graphs were captured for, none with
+        enforce_eager: up to the largest, a step computes as many tokens as the next of them.
+        """
+        most = max(max_num_batched_tokens + max_num_seqs, self.domain.tokens)
+        computed = padded(np.arange(most + 1, dtype=float), capture_sizes)
+        sequences = np.arange(max(max_num_seqs, self.domain.sequences) + 1, dtype=float)
+        tokens = self._token_seconds(computed, max(capture_sizes, default=0))
+        decode_batch, decode_kv = self._knots(max_num_seqs)
+        decode = self._decode(decode_batch, decode_kv)
+        chunk, before, alone = self._chunks(max_num_batched_tokens)
+        launch = self._whole(np.ones(1))
+        beside = np.concatenate([np.zeros((1, len(decode_kv))), decode])
+        both = alone[:, :, None, None] + beside - launch[0]
+        least = np.maximum(alone[:, :, None, None], beside)
+        mixed = np.maximum(both, least)
+        mixed[:, :, 0] = alone[:, :, None]
+        mixed_batch = np.append(0.0, decode_batch)
+        return StepTables(
+            tokens=tokens,
+            sequences=self._summed(self.parts.logits, sequences),
+            decode_batch=decode_batch,
+            decode_kv=decode_kv,
+            decode=decode,
+            decode_skew=np.zeros(len(decode_batch)),
+            chunk=chunk,
+            before=before,
+            mixed_batch=mixed_batch,
+            mixed_kv=decode_kv,
+            mixed=mixed,
+            mixed_skew=np.zeros((len(before), len(mixed_batch), len(decode_kv))),
+            launch=launch,
         )
 
-    def _scaled_operators(self) -> Operators:
-        def times(layers: Mapping[str, Floats]) -> dict[str, Floats]:
-            return {
-                name: rows * [1.0, self.scales[FAMILY_OF.get(name, "other")]]
-                for name, rows in layers.items()
-            }
+    def communication_s(self, tokens: int, captured: int) -> float:
+        """Return the seconds of the all-reduces of a step of so many tokens."""
+        if not self.all_reduces:
+            return 0.0
+        return float(self._collectives(captured)(np.array([float(tokens)]))[0])
 
-        attention = self.operators.attention.copy()
-        attention[:, 4] *= self.scales["attention"]
-        return replace(
-            self.operators,
-            dense=times(self.operators.dense),
-            per_sequence=times(self.operators.per_sequence),
-            attention=attention,
-        )
+    @cached_property
+    def shares(self) -> Mapping[str, tuple[float, float]]:
+        """The share of a usual step, and the spread (sd of the log), of each rule that matters."""
+        at = np.array([float(USUAL_BATCH)])
+        context = np.array([float(USUAL_CONTEXT)])
+        found: dict[str, list[float]] = {}  # without a name: the routing of experts
+        total = float(self._token_seconds(at, USUAL_BATCH)[0])
+        for part in (*self.parts.dense, *self.parts.logits):
+            spent = part.calls * float(interpolated(part.times.rows, at)[0])
+            total += spent if part in self.parts.logits else 0.0
+            _add(found, part.times.rule, part.times.spread, spent)
+        for count, mixer in self.parts.mixers:
+            spent = count * float(mixer.decode(at, context)[0, 0])
+            total += spent
+            _add(found, mixer.rule, mixer.spread, spent)
+        return {
+            rule: (spent / total, spread / spent)
+            for rule, (spent, spread) in found.items()
+            if spent > MATTERS * total
+        }
+
+    @property
+    def spread(self) -> float:
+        """The spread (sd of the log) that rules and the routing of experts add to a step's time."""
+        return float(sum(share * spread for share, spread in self.shares.values()))
+
+    @property
+    def rules(self) -> list[str]:
+        """What of this model is by rule, with its share of a usual step."""
+        ordered = sorted(self.shares.items(), key=lambda item: -item[1][0])
+        return [f"{rule} ({share:.0%} of a step)" for rule, (share, _) in ordered if rule]
+
+    def _token_seconds(self, tokens: Floats, captured: int) -> Floats:
+        """Return the seconds of what works on a step's tokens, without attention."""
+        seconds = self._summed(self.parts.dense, tokens)
+        if self.all_reduces:
+            seconds = seconds + self._collectives(captured)(tokens)
+        if self.split.pipeline > 1:
+            rows = handed_on(self.tables, self.facts.hidden_size, tokens).rows
+            seconds = (
+                seconds + (self.split.pipeline - 1) * rows[:, 1] * self.scales["communication"]
+            )
+        return seconds
+
+    def _summed(self, parts: Sequence[Part], counts: Floats) -> Floats:
+        total = np.zeros(len(counts))
+        for part in parts:
+            scale = part.calls * self.scales[part.family]
+            total += scale * interpolated(part.times.rows, counts)
+        return total
+
+    def _knots(self, max_num_seqs: int) -> tuple[Floats, Floats]:
+        """Return the batches and contexts that any mixer was measured at, and beyond."""
+        batches, contexts = np.ones(1), np.ones(1)
+        for _, mixer in self.parts.mixers:
+            batches = np.union1d(batches, mixer.batches)
+            if len(mixer.contexts) > 1:
+                contexts = np.union1d(contexts, mixer.contexts)
+        return _doubled(batches, max_num_seqs), _doubled(contexts, FARTHEST)
+
+    def _decode(self, batches: Floats, contexts: Floats) -> Floats:
+        """Return the seconds [batches, contexts] of all layers where only decoding happens."""
+        total = np.zeros((len(batches), len(contexts)))
+        for count, mixer in self.parts.mixers:
+            total += count * mixer.decode(batches, contexts)
+        return total * self.scales["attention"]
+
+    def _whole(self, lengths: Floats) -> Floats:
+        """Return the seconds [lengths] of all layers of a whole prompt."""
+        total = np.zeros(len(lengths))
+        for count, mixer in self.parts.mixers:
+            total += count * mixer.prompt(lengths)
+        return total * self.scales["attention"]
+
+    def _chunks(self, max_num_batched_tokens: int) -> tuple[Floats, Floats, Floats]:
+        """Return chunks, tokens before them, and their seconds [chunks, before] alone."""
+        lengths = np.ones(1)
+        for _, mixer in self.parts.mixers:
+            lengths = np.union1d(lengths, mixer.lengths[mixer.lengths <= LONGEST])
+        chunks = _doubled(lengths, max_num_batched_tokens)
+        before = np.append(0.0, lengths[lengths >= 16])
+        launch = float(self._whole(np.ones(1))[0])
+        at = chunks[:, None] + before
+        work = self._whole(at.ravel()).reshape(at.shape) - self._whole(before) + launch
+        read = self._decode(np.ones(1), np.maximum(before, 1.0))[0]
+        alone = np.maximum(np.maximum(work, read), self._whole(chunks)[:, None])
+        alone[:, 0] = self._whole(chunks)
+        return chunks, before, alone
 
     @property
     def most_tokens(self) -> float:
         """The tokens of the largest step whose all-reduces were measured; inf without any."""
         largest = [rows[-1, 0] for rows in self.all_reduces.values()]
         return min(largest, default=np.inf) / (self.facts.hidden_size * BYTES)
-
-    def communication_s(self, tokens: int, captured: int) -> float:
-        """Return the seconds of the all-reduces of a step of so many tokens."""
-        return float(self._collectives(captured)(np.array([float(tokens)]))[0])
 
     def _collectives(self, captured: int) -> Collectives:
         """Return the seconds of a step's all-reduces, in a graph up to `captured` tokens."""
@@ -144,105 +251,76 @@ class Prior:
             graph=partial(interpolated, graph * [1.0, scale]),
             captured=captured,
             value_bytes=BYTES,
+            calls=self.parts.reduces,
         )
 
 
-def prior_of(tables: PriorTables, facts: ModelFacts, engine: EngineConfig) -> Prior:
-    """Return the prior of a model on a system, sharded as the engine is.
+def _add(found: dict[str, list[float]], rule: str | None, spread: float, spent: float) -> None:
+    names = (rule or "").splitlines() or [""] * (spread > 0)
+    for each in names:
+        whole = found.setdefault(each, [0.0, 0.0])
+        whole[0] += spent
+        whole[1] += spread * spent / len(names)
 
-    Raises UsageError for what cannot be priced, with the reason, and TablesError for shapes that
-    were not measured.
-    """
-    check(facts, engine)
-    tables = tables.of_version(engine.vllm_version)
-    size = engine.tensor_parallel_size
-    heads = facts.num_attention_heads // size
-    kv_heads = max(facts.num_key_value_heads // size, 1)
-    kv_fp8 = (engine.kv_cache_dtype or "").startswith("fp8")
-    decode = tables.decode(heads, kv_heads, facts.head_dim, kv_fp8=kv_fp8)
-    # A prompt's own keys are attended to before they are stored, in whatever form.
-    prompts = tables.prompts(heads, kv_heads, facts.head_dim, kv_fp8=False)
-    operators = Operators(
-        folder=tables.folder,
-        dense=_dense(tables, facts, size, heads, kv_heads),
-        per_sequence=_logits(tables, facts, size),
-        attention=_attention(decode, prompts),
-        skew=None,
-        gpu=tables.device,
-        model=facts.name,
-        vllm_version=tables.versions["gemm"],
-        tensor_parallel_size=size,
-    )
+
+def _doubled(knots: Floats, until: float) -> Floats:
+    """Return knots continued by twice the last until one reaches `until`."""
+    more = list(knots)
+    while more[-1] < until:
+        more.append(2 * more[-1])
+    return np.array(more)
+
+
+@lru_cache(maxsize=64)
+def _priced(
+    tables: PriorTables, facts: ModelFacts, split: Split, kv_fp8: bool, online: str | None
+) -> Prior:
     return Prior(
         tables=tables,
         facts=facts,
-        tensor_parallel_size=size,
-        operators=operators,
-        all_reduces=tables.all_reduces(size) if size > 1 else {},
+        split=split,
+        parts=parts_of(tables, facts, split, kv_fp8=kv_fp8, online=online),
+        all_reduces=tables.all_reduces(split.tensor) if split.tensor > 1 else {},
     )
+
+
+def prior_of(tables: PriorTables, facts: ModelFacts, engine: EngineConfig) -> Prior:
+    """Return the prior of a model on a system, split as the engine is.
+
+    Raises UsageError for what cannot be priced, with the reason, and TablesError, naming the table,
+    for what is in none.
+    """
+    check(facts, engine)
+    kv = engine.kv_cache_dtype
+    if kv in (None, "auto"):
+        kv = facts.kv_cache_dtype
+    online = "fp8" if facts.quantization is None and engine.quantization in ONLINE else None
+    tables = tables.of_version(engine.vllm_version)
+    return _priced(tables, facts, Split.of(engine), (kv or "").startswith("fp8"), online)
 
 
 def check(facts: ModelFacts, engine: EngineConfig) -> None:
     """Raise UsageError, with the reason, for what no tables price."""
-    name, size = facts.name, engine.tensor_parallel_size
-    if facts.num_experts:
+    name = facts.name
+    if facts.uncounted is not None:
         raise UsageError(
-            f"--gpu: {name} is a mixture of experts. Which experts a batch visits is in no table, "
-            "and no run has checked it. Use a dense model"
+            f"--gpu: the config of {name} has {facts.uncounted}, so that its layers are not known"
         )
-    if facts.architecture not in ARCHITECTURES:
+    other = {"cross_attention", "hybrid", "recurrent", "conv"} & set(facts.attention or ())
+    if other:
         raise UsageError(
-            f"--gpu: {name} is {facts.architecture or 'of unknown architecture'}. Only "
-            f"{', '.join(ARCHITECTURES)} are known to have the layers that are priced (no latent "
-            "attention, no state instead of a cache)"
+            f"--gpu: {name} has {', '.join(sorted(other)).replace('_', ' ')} layers, which are in "
+            "no table. Ask about another model (--model-config)"
         )
-    if not facts.reads_all(engine.max_model_len):
-        raise UsageError(
-            f"--gpu: {name} has {facts.other_layers()}, which is not priced, as no run has "
-            "checked it. Use a model whose layers read the whole context"
-        )
-    _check_precision(facts, engine)
-    if facts.intermediate_size is None:
-        raise UsageError(f"--gpu: the config of {name} has no intermediate_size. Give the whole")
     if engine.speculative is not None and engine.speculative.model is not None:
         raise UsageError(
             "--gpu: the draft model's own time is in no table. Set engine.speculative=null"
         )
-    if engine.pipeline_parallel_size > 1 or engine.data_parallel_size > 1:
-        raise UsageError("--gpu: pipeline and data parallelism are in no table. Set them to 1")
-    for what, count in (
-        ("attention heads", facts.num_attention_heads),
-        ("MLP columns", facts.intermediate_size),
-    ):
-        if count % size:
-            raise UsageError(
-                f"--gpu: {name} has {count:,} {what}, which tensor_parallel_size {size} does not "
-                "divide"
-            )
-    groups = facts.num_key_value_heads
-    if groups % size and size % groups:
+    asked = engine.quantization
+    if asked is not None and facts.quantization is None and asked not in ONLINE:
         raise UsageError(
-            f"--gpu: {name} has {groups} KV heads, which tensor_parallel_size {size} neither "
-            "divides nor is a multiple of"
-        )
-
-
-def _check_precision(facts: ModelFacts, engine: EngineConfig) -> None:
-    """Raise UsageError where weights or values are not bfloat16: in the checkpoint or the engine.
-
-    A recording in float32 is asked about in bfloat16, which a note says.
-    """
-    name, priced = facts.name, "only bfloat16 weights are priced"
-    if facts.quantization is not None:
-        raise UsageError(
-            f"--gpu: the checkpoint of {name} is quantised ({facts.quantization}), and "
-            f"{priced}, as no run has checked the products of others. Use the "
-            "bfloat16 model (--model-config)"
-        )
-    if engine.quantization is not None:
-        raise UsageError(
-            f"--gpu: engine.quantization={engine.quantization}: {priced}, as no run has checked "
-            "the products of others. Set engine.quantization=null to ask about bfloat16"
+            f"--gpu: engine.quantization={asked}, and {name} has plain weights. Give the config of "
+            f"the quantised checkpoint with --model-config, or set one of {', '.join(ONLINE)}"
         )
     kv = engine.kv_cache_dtype
     if kv is not None and kv.removeprefix("torch.") not in PRICED_KV:
@@ -250,77 +328,3 @@ def _check_precision(facts: ModelFacts, engine: EngineConfig) -> None:
             f"--gpu: engine.kv_cache_dtype={kv}: the attention of such a cache is in no table. Set "
             f"one of {', '.join(PRICED_KV)}"
         )
-
-
-def _dense(
-    tables: PriorTables, facts: ModelFacts, size: int, heads: int, kv_heads: int
-) -> dict[str, Floats]:
-    assert facts.intermediate_size is not None  # `check`
-    hidden, width = facts.hidden_size, facts.intermediate_size // size
-    query, key = heads * facts.head_dim, kv_heads * facts.head_dim
-    found = {
-        "qkv_proj": tables.gemm(query + 2 * key, hidden),
-        "o_proj": tables.gemm(hidden, query),
-        "gate_up_proj": tables.gemm(2 * width, hidden),
-        "down_proj": tables.gemm(hidden, width),
-    }
-    tokens = found["qkv_proj"][:, 0]
-    moved = {  # values read and written for each token
-        "embedding": 2 * hidden,
-        "final_layernorm": 4 * hidden,  # the residual is read, added and written too
-        "layernorm": 4 * hidden,
-        "rotary_emb": 2 * (query + key),
-        "act_fn": 3 * width,
-    }
-    if facts.architecture in QK_NORM:
-        moved["qk_norm"] = query + key  # two calls, of queries and of keys: their mean
-    for name, values in moved.items():
-        found[name] = _moving(tables, tokens, values * BYTES, kernels=1)
-    return found
-
-
-def _logits(tables: PriorTables, facts: ModelFacts, size: int) -> dict[str, Floats]:
-    step = VOCABULARY_PADDING * size
-    vocabulary = -(-facts.vocab_size // step) * VOCABULARY_PADDING
-    lm_head = tables.gemm(vocabulary, facts.hidden_size)
-    sampler = _moving(
-        tables, lm_head[:, 0], SAMPLER_BYTES * facts.vocab_size, kernels=SAMPLER_KERNELS
-    )
-    return {"lm_head": lm_head, "sampler": sampler}
-
-
-def _moving(tables: PriorTables, counts: Floats, size: float, *, kernels: int) -> Floats:
-    """Return [rows, (count, seconds)] of kernels that move `size` bytes for each of a count."""
-    seconds = kernels * tables.kernel_s + counts * size / tables.bandwidth_bytes_per_s
-    return np.column_stack([counts, seconds])
-
-
-def _attention(decode: Floats, prompts: Floats) -> Floats:
-    """Return rows of `Operators.attention` from decode attention and from whole prompts."""
-    law = DecodeAttention().fit(*decode.T)
-    lengths, seconds = prompts.T
-    launch = float(seconds[0])
-    chunks = lengths[lengths <= LONGEST]
-    befores = np.append(0.0, chunks[chunks >= 16])
-    batches, contexts = np.unique(decode[:, 0]), np.unique(decode[:, 1])
-    at = np.meshgrid(batches, contexts, indexing="ij")
-    beside = law.predict(at[0].ravel(), at[1].ravel())
-    rows = [(0.0, 0.0, batch, context, spent) for batch, context, spent in decode]
-
-    def whole(tokens: Floats | float) -> Floats:
-        return np.asarray(np.interp(tokens, lengths, seconds), dtype=float)
-
-    for chunk in chunks:
-        for before in befores:
-            alone = float(whole(chunk))
-            if before:
-                read = float(law.predict(np.array([1.0]), np.array([before]))[0])
-                work = float(whole(chunk + before) - whole(before)) + launch
-                alone = max(alone, work, read)
-            rows.append((chunk, before, 0.0, 0.0, alone))
-            sums = np.maximum(alone + beside - launch, np.maximum(alone, beside))
-            rows.extend(
-                (chunk, before, batch, context, spent)
-                for batch, context, spent in zip(at[0].ravel(), at[1].ravel(), sums, strict=True)
-            )
-    return np.array(rows, dtype=float)

@@ -25,8 +25,9 @@ from advisor.step_time.cost import (
     table_cost,
     work_at,
 )
+from advisor.step_time.host.law import host_part
 from advisor.step_time.law import StepTimes
-from advisor.step_time.operators.tables import default_capture_sizes, domain
+from advisor.step_time.operators.tables import default_capture_sizes
 from advisor.step_time.prior.prior import FAMILIES, PRIOR_MISSING, PRIOR_RULES, Prior, prior_of
 from advisor.step_time.prior.tables import PriorTables
 from traces.errors import TablesError, UsageError
@@ -109,7 +110,7 @@ class PriorTimes:
         measured.
         """
         prior = self.prior(engine)
-        measured = domain(prior.operators)
+        measured = prior.domain
         checked = self.found is not None and self.found.has(self.facts, engine.tensor_parallel_size)
 
         def within(peaks: Mapping[str, float]) -> bool:
@@ -313,10 +314,11 @@ def _families(ran: Sequence[_Ran]) -> dict[str, float]:
         spent = _by_family(each.kernels, each.profiled)
         if not spent:
             continue
-        usual = each.seconds(each.profiled, {}).sum()
+        alone = replace(each, prior=replace(each.prior, host=0.0))
+        usual = alone.seconds(each.profiled, {}).sum()
         for family in FAMILIES:
             recorded[family] += spent.get(family, 0.0)
-            predicted[family] += float(each.seconds(each.profiled, {family: 2.0}).sum() - usual)
+            predicted[family] += float(alone.seconds(each.profiled, {family: 2.0}).sum() - usual)
     return {
         family: recorded[family] / predicted[family]
         for family in FAMILIES
@@ -347,20 +349,25 @@ def _recalibrated(prior: Prior, found: Recalibration) -> Prior:
 
 
 def cost_of(prior: Prior, engine: EngineConfig) -> StepCost:
-    """Return the cost of an engine's steps. Raises UsageError where it does not tell its limits."""
+    """Return the cost of an engine's steps: kernels from tables, and the host's part as learned.
+
+    Raises UsageError where the engine does not tell its limits.
+    """
     if engine.max_num_seqs is None or engine.max_num_batched_tokens is None:
         raise UsageError(
             "--gpu: set engine.max_num_seqs and engine.max_num_batched_tokens, "
             "which this recording does not tell"
         )
     captured = [] if engine.enforce_eager else default_capture_sizes(engine.max_num_seqs)
-    return table_cost(
-        prior.step_tables(
-            max_num_batched_tokens=engine.max_num_batched_tokens,
-            max_num_seqs=engine.max_num_seqs,
-            capture_sizes=captured,
-        )
+    tables = prior.step_tables(
+        max_num_batched_tokens=engine.max_num_batched_tokens,
+        max_num_seqs=engine.max_num_seqs,
+        capture_sizes=captured,
     )
+    host = host_part(engine).scaled(prior.host)
+    if host.hidden:
+        return table_cost(tables, hidden=host.seconds)
+    return table_cost(tables, host.seconds)
 
 
 def predicted_steps(cost: StepCost, steps: pl.DataFrame) -> Floats:

@@ -20,7 +20,6 @@ import numpy.typing as npt
 import polars as pl
 import yaml
 
-from advisor.step_time.operators.grids import fill_beyond, to_grid
 from traces.errors import (
     MissingDependencyError,
     TablesError,
@@ -79,6 +78,13 @@ def named_tables(tables: Path | None, systems: Sequence[str]) -> list[str]:
     )
 
 
+def located(system: str, folder: Path | None) -> tuple[str, Path]:
+    """Return a system's name and the folder of systems: of `FOLDER/NAME`, else the package's."""
+    if folder is None and len(Path(system).parts) > 1:
+        return Path(system).name, Path(system).parent
+    return system, folder or tables_folder()
+
+
 def collectives_of(name: str, vllm: str | None) -> list[Path]:
     """Return the files of a system's all-reduces, that nearest to a version first.
 
@@ -106,7 +112,11 @@ def known_systems(folder: Path) -> list[str]:
 def _versions(system: Path, family: str) -> tuple[str, ...]:
     """Return the versions of vLLM that have the family's table, ascending."""
     found = (system / family / FRAMEWORK).glob(f"*/{FILES[family]}")
-    return tuple(sorted((path.parent.name for path in found), key=_numbers))
+    return tuple(path.parent.name for path in sorted(found, key=_by_version))
+
+
+def _by_version(path: Path) -> tuple[int, ...]:
+    return _numbers(path.parent.name)
 
 
 def _numbers(version: str) -> tuple[int, ...]:
@@ -126,6 +136,23 @@ def _nearest(versions: Sequence[str], vllm: str | None) -> str:
     return until[-1] if until else versions[0]
 
 
+def _maker(tables: PriorTables) -> str:
+    return tables.device.split()[0]
+
+
+def _read_rows(path: Path) -> pl.DataFrame:
+    """Return a table with its latency in `seconds`."""
+    try:
+        table = pl.read_parquet(path, glob=False)
+    except (OSError, pl.exceptions.PolarsError) as cause:
+        raise TablesError(f"{path}: cannot be read ({type(cause).__name__}). {_AGAIN}") from None
+    if "latency" not in table.columns:
+        raise TablesError(
+            f"{path}: no column latency, which other versions have: {install_command('prior')}"
+        )
+    return table.with_columns(seconds=pl.col("latency") / 1e3).filter(pl.col("seconds") > 0)
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PriorTables:
     """The tables of one system; times in seconds. Made by `read_prior`.
@@ -142,11 +169,68 @@ class PriorTables:
     measured: dict[str, tuple[str, ...]] = field(default_factory=dict)
     memory_bytes: float | None = None
     reserved: dict[str, Any] = field(default_factory=dict)
+    gpu: dict[str, Any] = field(default_factory=dict)
+    node: dict[str, Any] = field(default_factory=dict)
+
+    def peak(self, kind: str) -> float:
+        """Return the FLOP/s of a kind of tensor cores: `bfloat16`, `fp8`, `fp4`.
+
+        A GPU without cores for narrow values multiplies them in bfloat16. Raises TablesError where
+        the tables do not say it.
+        """
+        for name in (kind, "bfloat16"):
+            if value := self.gpu.get(f"{name}_tc_flops"):
+                return float(value)
+        raise TablesError(f"{self.system}.yaml: no bfloat16_tc_flops. {_AGAIN}")
+
+    @cached_property
+    def others(self) -> tuple[PriorTables, ...]:
+        """The other systems of the same maker, the one with the nearest bandwidth first."""
+        root = self.folder.parent.parent
+        names = [name for name in known_systems(root) if name != self.system]
+        found = [each for name in names if _maker(each := read_prior(name, root)) == _maker(self)]
+
+        def apart(each: PriorTables) -> float:
+            return abs(float(np.log(each.bandwidth_bytes_per_s / self.bandwidth_bytes_per_s)))
+
+        return tuple(sorted(found, key=apart))
+
+    def rows(self, family: str, name: str, version: str | None = None) -> pl.DataFrame | None:
+        """Return a table of any family with its latency in `seconds`; None where there is none.
+
+        That of the newest version, if none is given. Raises TablesError for a damaged one.
+        """
+        found = [each for each in self.versions_of(family, name) if version in (None, each)]
+        return None if not found else _read_rows(self.folder / family / FRAMEWORK / found[0] / name)
+
+    def versions_of(self, family: str, name: str) -> list[str]:
+        """Return the versions of vLLM that a table is there for, the newest first."""
+        found = (self.folder / family / FRAMEWORK).glob(f"*/{name}")
+        return [path.parent.name for path in sorted(found, key=_by_version, reverse=True)]
+
+    @cached_property
+    def nccl(self) -> pl.DataFrame | None:
+        """NCCL's collectives of the newest version; None where there is no such table."""
+        found = sorted((self.folder / "comm/nccl").glob("*/nccl_perf.parquet"), key=_by_version)
+        return _read_rows(found[-1]) if found else None
+
+    @cached_property
+    def _chosen(self) -> dict[tuple[tuple[str, str], ...], PriorTables]:
+        """The tables by the versions in use, so that each is read once."""
+        return {tuple(self.versions.items()): self}
 
     def of_version(self, vllm: str | None) -> PriorTables:
         """Return the tables nearest to an engine's version of vLLM (None: the newest)."""
-        chosen = {family: _nearest(found, vllm) for family, found in self.measured.items()}
-        return self if chosen == self.versions else replace(self, versions=chosen)
+        chosen = {family: _nearest(there, vllm) for family, there in self.measured.items()}
+        return self.with_versions(**chosen)
+
+    def with_versions(self, **chosen: str) -> PriorTables:
+        """Return the tables with other versions of some families."""
+        versions = self.versions | chosen
+        key = tuple(versions.items())
+        if key not in self._chosen:
+            self._chosen[key] = replace(self, versions=versions)
+        return self._chosen[key]
 
     def reserved_bytes(self, group_size: int) -> float:
         """Return the memory of a GPU that weights and KV cache do not get, as the authors have it.
@@ -155,78 +239,6 @@ class PriorTables:
         """
         nccl = self.reserved.get("nccl_mem") or {}
         return float(self.reserved.get("other_mem") or 0) + float(nccl.get(group_size) or 0)
-
-    @cached_property
-    def _gemm(self) -> tuple[list[Floats], Floats]:
-        rows = self.read("gemm").filter(gemm_dtype="bfloat16")
-        rows = rows.group_by("n", "k", "m").agg(pl.col("seconds").mean())
-        knots, grid = to_grid(
-            rows.select("n", "k", "m").to_numpy().astype(float), rows["seconds"].to_numpy()
-        )
-        fill_beyond(grid, knots, (0, 1), hold=False)
-        return knots, grid
-
-    def gemm(self, n: int, k: int) -> Floats:
-        """Return [rows, (tokens, seconds)] of tokens x k times k x n in bfloat16.
-
-        Linear in n and in k between measured ones, which is exact for a launch and a price per
-        byte or FLOP; beyond the largest in proportion, below the smallest held.
-        """
-        (ns, ks, tokens), grid = self._gemm
-        beyond = max(n / ns[-1], 1.0) * max(k / ks[-1], 1.0)
-        seconds = np.zeros(len(tokens))
-        for i, a in _between(ns, float(n)):
-            for j, b in _between(ks, float(k)):
-                seconds += a * b * grid[i, j]
-        return np.column_stack([tokens, beyond * seconds])
-
-    def decode(self, heads: int, kv_heads: int, head_dim: int, *, kv_fp8: bool) -> Floats:
-        """Return [rows, (batch, context before the step, seconds)] of decode attention."""
-        return self._attention("generation", heads, kv_heads, head_dim, kv_fp8, "step")
-
-    def prompts(self, heads: int, kv_heads: int, head_dim: int, *, kv_fp8: bool) -> Floats:
-        """Return [rows, (tokens, seconds)] of the attention of one whole prompt."""
-        rows = self._attention("context", heads, kv_heads, head_dim, kv_fp8, "isl")
-        return np.asarray(rows[rows[:, 0] == 1, 1:], dtype=float)
-
-    def _attention(
-        self, kind: str, heads: int, kv_heads: int, head_dim: int, kv_fp8: bool, length: str
-    ) -> Floats:
-        """Return [rows, (batch, length, seconds)], linear in heads between those there are."""
-        table = self.read("attention", f"{kind}_attention_perf.parquet")
-        if "window_size" in table.columns:
-            table = table.filter(window_size=0)
-        if kind == "context":
-            table = table.filter(step=0)
-        kept = table.filter(
-            num_key_value_heads=kv_heads, head_dim=head_dim, attn_dtype="bfloat16",
-            kv_cache_dtype="fp8" if kv_fp8 else "bfloat16",
-        )  # fmt: skip
-        known = np.array(sorted(kept["num_heads"].unique()), dtype=float)
-        shape = f"{kv_heads} KV heads of {head_dim}{' in fp8' if kv_fp8 else ''}"
-        if not len(known):
-            raise TablesError(
-                f"{self.system}: no {kind} attention with {shape} was measured. Ask about another"
-                " model (--model-config), tensor_parallel_size or GPU"
-            )
-        if not known[0] <= heads <= known[-1]:
-            counts = ", ".join(f"{count:g}" for count in known)
-            raise TablesError(
-                f"{self.system}: {kind} attention with {shape} was measured for {counts} heads, not"
-                f" for {heads}. Ask about another tensor_parallel_size or GPU"
-            )
-        kept = kept.group_by("num_heads", "batch_size", length).agg(pl.col("seconds").mean())
-        parts = [
-            kept.filter(num_heads=int(known[at])).select(
-                "batch_size", length, (pl.col("seconds") * share).alias(f"part{at}")
-            )
-            for at, share in _between(known, float(heads))
-        ]
-        found = parts[0] if len(parts) == 1 else parts[0].join(parts[1], on=["batch_size", length])
-        total = found.select(
-            "batch_size", length, pl.sum_horizontal(pl.col("^part.*$")).alias("seconds")
-        )
-        return np.asarray(total.sort("batch_size", length).to_numpy(), dtype=float)
 
     def all_reduces(self, group_size: int) -> dict[bool, Floats]:
         """Return [rows, (bytes, seconds)] of all-reduces, those in CUDA graphs under True.
@@ -260,18 +272,13 @@ class PriorTables:
     def read(self, family: str, name: str | None = None) -> pl.DataFrame:
         """Return a table with its latency in `seconds`. Raises TablesError for a damaged one."""
         path = self.path(family, name)
-        try:
-            table = pl.read_parquet(path, glob=False)
-        except (OSError, pl.exceptions.PolarsError) as cause:
-            raise TablesError(
-                f"{path}: cannot be read ({type(cause).__name__}). {_AGAIN}"
-            ) from None
-        if missing := {*COLUMNS[family], "latency"} - set(table.columns):
+        table = _read_rows(path)
+        if missing := set(COLUMNS[family]) - set(table.columns):
             raise TablesError(
                 f"{path}: no column {sorted(missing)[0]}, which other versions have: "
                 f"{install_command('prior')}"
             )
-        return table.with_columns(seconds=pl.col("latency") / 1e3).filter(pl.col("seconds") > 0)
+        return table
 
     @property
     def label(self) -> str:
@@ -292,28 +299,28 @@ class PriorTables:
         """The same tables with the all-reduces of the other versions that were measured."""
         own = self.versions.get("comm")
         return tuple(
-            replace(self, versions={**self.versions, "comm": each})
-            for each in self.measured.get("comm", ())
-            if each != own
+            self.with_versions(comm=each) for each in self.measured.get("comm", ()) if each != own
         )
 
 
-def read_prior(system: str, folder: Path | None = None) -> PriorTables:
+def read_prior(
+    system: str, folder: Path | None = None, choices: Sequence[str] | None = None
+) -> PriorTables:
     """Open the tables of a system, in the installed package or in `folder`.
 
-    A system may be `FOLDER/NAME` (`named_tables`). Raises UsageError, naming those there are, for
-    a system without tables; MissingDependencyError where the package is not installed; TablesError
+    A system may be `FOLDER/NAME` (`named_tables`). Raises UsageError, naming `choices`, for a
+    system without tables; MissingDependencyError where the package is not installed; TablesError
     for damage.
     """
-    if folder is None and len(Path(system).parts) > 1:
-        folder, system = Path(system).parent, Path(system).name
-    folder = folder or tables_folder()
+    system, folder = located(system, folder)
     known = known_systems(folder)
     if system not in known:
-        raise UsageError(f"--gpu {system}: no operator tables. Choose one of {', '.join(known)}")
+        raise UsageError(
+            f"--gpu {system}: no operator tables. Choose one of {', '.join(choices or known)}"
+        )
     data = folder / "data" / system
     measured = {family: found for family in FILES if (found := _versions(data, family))}
-    gpu, misc = _gpu(folder / f"{system}.yaml")
+    gpu, misc, node = _gpu(folder / f"{system}.yaml")
     try:
         bandwidth = float(gpu["mem_bw"]) * float(gpu["mem_bw_empirical_scaling_factor"])
         kernel_s = float(gpu["mem_empirical_constant_latency"])
@@ -331,21 +338,28 @@ def read_prior(system: str, folder: Path | None = None) -> PriorTables:
         measured=measured,
         memory_bytes=None if gpu.get("mem_capacity") is None else float(gpu["mem_capacity"]),
         reserved=misc,
+        gpu=gpu,
+        node=node,
     )
     return replace(made, device=str(made.read("attention")["device"][0]))
 
 
-def _gpu(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return what a system's file says of its GPU, and of the rest."""
+def gpu_facts(folder: Path, system: str) -> dict[str, Any]:
+    """Return what a system's file says of its GPU. Raises TablesError where it cannot be read."""
+    return _gpu(folder / f"{system}.yaml")[0]
+
+
+def _gpu(path: Path) -> tuple[dict[str, Any], ...]:
+    """Return what a system's file says of its GPU, of the rest, and of several GPUs."""
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
-        gpu, misc = found["gpu"], found.get("misc")
+        parts = (found["gpu"], found.get("misc"), found.get("node"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError):
         raise TablesError(f"{path}: cannot be read. {_AGAIN}") from None
-    return gpu if isinstance(gpu, dict) else {}, misc if isinstance(misc, dict) else {}
+    return tuple(part if isinstance(part, dict) else {} for part in parts)
 
 
-def _between(known: Floats, value: float) -> list[tuple[int, float]]:
+def between(known: Floats, value: float) -> list[tuple[int, float]]:
     """Return the places of the knots around a value with their shares; held beyond the ends."""
     inside = float(np.clip(value, known[0], known[-1]))
     low = int(np.searchsorted(known, inside, side="right")) - 1

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from profiler.attach.deployment import Deployment, Replica
 from profiler.attach.receiver.receiver import Receiver
+from profiler.attach.window_steps import CLOCK_NS
 from profiler.plugin.batches import MOST_HELD, Batch, PluginRows
 from traces.clock import now_ns
 from traces.live.otlp import GenSpan
@@ -37,7 +38,7 @@ class Incoming:
     What ended before the recording began is left out, and an event `before` counts it: a plugin
     and an exporter deliver what they had kept for a receiver.
 
-    `profiled` tells of an engine, begin and end of a step whether a profiler's window touched it.
+    `profiled` tells whether a profiler's window touched a step (`ServerWindows.saw`).
     Spans in one of `own_traces` are left out: they are of requests that we send ourselves, of which
     the recording has the client's rows. Without `steps` those of the plugin are left out, since
     the recording has them from elsewhere, and only its configuration is taken.
@@ -47,7 +48,7 @@ class Incoming:
         self,
         receiver: Receiver,
         deployment: Deployment,
-        profiled: Callable[[str, int, int], bool] | None = None,
+        profiled: Callable[[Row, int | None], bool] | None = None,
         own_traces: Collection[str] = (),
         *,
         steps: bool = True,
@@ -233,9 +234,9 @@ class Incoming:
         profiled = self._profiled
         if profiled is None:
             return rows
+        error = CLOCK_NS + abs(self._ahead.get(key, 0))
         for row in rows:
-            begun = row["end"] - (row["interval_ns"] or 0)
-            row["profiled"] = profiled(key, begun, row["end"])
+            row["profiled"] = profiled(row, error)
         return rows
 
     def _key_of(self, batch: Batch) -> str | None:

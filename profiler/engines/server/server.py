@@ -92,6 +92,10 @@ class ServerEngine(Engine):
         self.traces: set[str] = set()  # ids of the traces that requests were sent in
         self.chat_template = chat_template  # the server's own is not told
         self._served, self.config, self.model = self._look(model, name, declared or {})
+        self._connect()
+
+    def _connect(self) -> None:
+        """Start the loop and the client that requests go through."""
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(
             target=self._loop.run_forever, name="ttscope-http", daemon=True
@@ -243,6 +247,8 @@ class ServerEngine(Engine):
                 raise BadAnswer("an answer that was cut off")
         except httpx.HTTPStatusError as failure:
             error = f"HTTP {failure.response.status_code}"
+        except Refused as failure:
+            error = f"HTTP {failure.status}"
         except BadAnswer as failure:
             error = f"HTTP 200, {failure}"
         except Exception as failure:  # whatever a server answers, the sample ends
@@ -272,18 +278,7 @@ class ServerEngine(Engine):
         async with self._client.stream("POST", path, json=body, headers=headers) as response:
             response.raise_for_status()
             check_plain(response)
-            async for line in _lines(response):
-                if not line.startswith(b"data:"):
-                    continue
-                data = line.removeprefix(b"data:").strip()
-                if data == b"[DONE]":
-                    stream.done = True
-                    return
-                event = json.loads(data)
-                if not isinstance(event, dict):
-                    raise BadAnswer("an event that is no object")
-                if event.get("error"):
-                    raise BadAnswer("an error in the stream")
+            async for event in events_of(response.aiter_raw(), stream):
                 yield event, now_ns()
 
     async def _prompt(self, request: SampleRequest) -> str | list[int]:
@@ -367,10 +362,35 @@ class ServerEngine(Engine):
         await self._client.aclose()
 
 
-async def _lines(response: httpx.Response) -> AsyncIterator[bytes]:
+class Refused(Exception):
+    """A server answered a request with an HTTP status of 400 or above."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(status)
+        self.status = status
+
+
+async def events_of(pieces: AsyncIterator[bytes], stream: Stream) -> AsyncIterator[dict[str, Any]]:
+    """Give the events of a streamed answer. Raises BadAnswer for what is none."""
+    async for line in _lines(pieces):
+        if not line.startswith(b"data:"):
+            continue
+        data = line.removeprefix(b"data:").strip()
+        if data == b"[DONE]":
+            stream.done = True
+            return
+        event = json.loads(data)
+        if not isinstance(event, dict):
+            raise BadAnswer("an event that is no object")
+        if event.get("error"):
+            raise BadAnswer("an error in the stream")
+        yield event
+
+
+async def _lines(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     """Give the lines of an answer. Raises BadAnswer for one that is too long."""
     rest = b""
-    async for piece in response.aiter_raw():
+    async for piece in pieces:
         *lines, rest = (rest + piece).split(b"\n") if b"\n" in piece else (rest + piece,)
         for line in lines:
             yield line

@@ -58,16 +58,19 @@ def held():
     return found
 
 
+@pytest.mark.slow
 def test_a_fresh_run_falls_in_its_interval_nine_times_in_ten(held):
     assert len(held) == 144
     assert 0.86 <= np.mean(list(held.values())) <= 0.97
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["majority", "pass_at_k"])
 def test_for_votes_and_for_pass(held, method):
     assert np.mean([inside for key, inside in held.items() if key[2] == method]) >= 0.83
 
 
+@pytest.mark.slow
 def test_more_samples_are_marked_and_their_interval_holds_the_truth():
     hits = 0
     for seed in range(8):

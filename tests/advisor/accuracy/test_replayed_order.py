@@ -11,7 +11,7 @@ from advisor.accuracy.samples import read_samples
 from advisor.evidence.gather import gather
 from advisor.evidence.runs import RecordedProblem
 from advisor.replay.limits import Limits
-from tests.advisor.replay.replay_twin import naive_replay
+from benchmarks.twin.replay_twin import naive_replay
 from tests.advisor.synthetic import VOTE16, engine_of, law_of, record
 from traces.recording.reader import Recording
 from traces.summary.run import summarise

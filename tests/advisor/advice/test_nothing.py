@@ -67,7 +67,7 @@ def test_the_line_names_the_option_and_the_unit(fresh):
     text = " ".join(" ".join(advice_lines(answer)).split())
     assert "--min-accuracy would have to be" not in text
     assert "99 % sure of it" not in text  # what is met is not listed as missed
-    assert "nearest to each limit that is missed" in text
+    assert "Nearest to each limit that is missed" in text
     assert text.count("wanted") == 1
 
 

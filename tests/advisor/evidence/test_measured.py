@@ -112,7 +112,7 @@ def test_a_pick_is_never_run_until_it_was(tmp_path, recordings, fresh, budget):
     assert "the pick was run" in again.reasons[0]
     document = advice_json(again)["system_optimal"]["measured"]
     assert document["estimates"]["latency_s"]["value"] > 0
-    lines = advice_lines(again)
+    lines = advice_lines(again, explain=True)
     assert any(line.startswith("measured in made, 40 problems") for line in lines) == under
     row = candidates(again)[0]
     shown = any(line.startswith("measured ") for line in answer_lines(again, row, width=80))

@@ -12,8 +12,8 @@ from advisor.replay.limits import Limits
 from advisor.replay.replay import Replicas, replay
 from advisor.replay.workload import Workload
 from advisor.step_time.cost import linear_cost
+from benchmarks.twin.replay_twin import naive_replay
 from profiler.policies.parallel import ParallelVote
-from tests.advisor.replay.replay_twin import naive_replay
 from traces.schema.tts.stop_rules import AGREE, FIRST, SAFE, WINDOWS, Stop
 
 COST = np.array(

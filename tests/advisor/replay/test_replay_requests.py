@@ -9,8 +9,8 @@ import pytest
 
 from advisor.what_if.predict import predict
 from advisor.what_if.question import Question
+from benchmarks.made.foreign_files import REQUEST_CASES, azure, mooncake, vllm_bench
 from tests.advisor.step_time.operators.operator_tables import write_tables
-from tests.traces.foreign.importer_contract import REQUEST_CASES, azure, mooncake, vllm_bench
 from traces.errors import RecordingError
 from traces.foreign.requests.importer import import_requests
 from traces.recording.reader import Recording

@@ -95,7 +95,7 @@ def test_limits_that_contradict_are_said_to_with_what_they_would_take(fresh, giv
     wanted = set(budget.limits()) | ({"rate"} if "rate" in given else set())
     assert {miss.limit for miss in answer.near_misses} == wanted
     text = "\n".join(advice_lines(answer))
-    assert text.startswith("NOTHING FITS")
+    assert text.startswith("Nothing fits")
     assert text.count("wanted") == len(answer.missed)
 
 

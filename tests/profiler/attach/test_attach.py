@@ -20,12 +20,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import profiler.attach.scraper
+from benchmarks.servers.metrics_server import metrics_server
+from benchmarks.servers.vllm_server import free_port
 from profiler.attach.deployment import Deployment
 from profiler.attach.scraper import Page, Scraper
 from profiler.attach.watch import watch
 from profiler.engines.server.access import Access, read_headers, read_key
-from tests.profiler.metrics_server import metrics_server
-from tests.profiler.servers import free_port
 from traces.errors import EngineError, UsageError
 from traces.live.metrics_page import Series
 from traces.live.numbers import numbers_in, window_of

@@ -8,8 +8,8 @@ import subprocess
 
 import pytest
 
+from benchmarks.servers.metrics_server import metrics_server
 from tests.profiler.command import ttscope
-from tests.profiler.metrics_server import metrics_server
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,10 @@ import msgspec
 import pytest
 import zmq
 
+from benchmarks.servers.metrics_server import metrics_server
 from profiler.attach.attachment import attach_to, attachment_of
 from profiler.attach.forward_passes import PassReceiver, check_endpoint
 from profiler.attach.watch import watch
-from tests.profiler.metrics_server import metrics_server
 from tests.traces.forward_pass.passes import passed
 from traces.errors import MissingDependencyError, RecordingError, UsageError
 from traces.recording.reader import Recording

@@ -5,13 +5,13 @@ import threading
 
 import pytest
 
+from benchmarks.made.fake_nvml import DRIVER_NOT_LOADED
+from benchmarks.servers.metrics_server import metrics_server
 from profiler.attach.deployment import Deployment
 from profiler.attach.gpus_here import parse_gpus, power_probe, why_unread
 from profiler.attach.watch import watch
 from profiler.engines.server.access import Access
 from profiler.plugin.process_clock import process_start
-from tests.profiler.metrics_server import metrics_server
-from tests.profiler.probes.fake_nvml import DRIVER_NOT_LOADED
 from traces.errors import UsageError
 from traces.recording.reader import Recording
 

@@ -14,12 +14,12 @@ import httpx
 import polars as pl
 import pytest
 
+from benchmarks.servers.metrics_server import metrics_server
 from profiler.attach.deployment import Deployment
 from profiler.attach.kernel_windows import BUDGET, ServerPlan, ServerWindows
 from profiler.attach.watch import watch
 from profiler.engines.server.access import Access
 from tests.profiler.command import ttscope
-from tests.profiler.metrics_server import metrics_server
 from traces.errors import EngineError, UsageError
 from traces.recording.reader import Recording
 
@@ -123,11 +123,16 @@ def test_windows_become_kernels_of_their_engine(server, tmp_path, monkeypatch):
     assert [json.loads(each)["steps"] for each in told] == [4] * (len(opened) - 1)
     assert (server.profiler.open, server.profiler.most_open) == (0, 1)
     assert [each.name for each in (tmp_path / "traces").iterdir()] == ["somebody.pt.trace.json"]
+    reasons = {json.loads(each)["steps_unknown"] for each in told}
+    assert reasons == {"no steps of this engine were received"}
     span = windows._spans[-1]
-    assert windows.profiled(engine, span.begun + 1, span.begun + 2)
-    assert windows.profiled(engine, span.ended - 1, span.ended + 9)  # its end stalled it
-    assert not windows.profiled(engine, span.ended + 1, span.ended + 9)
-    assert not windows.profiled("another", span.begun + 1, span.begun + 2)
+    saw = lambda key, begun, end: windows.saw(  # noqa: E731
+        {"engine": key, "end": end, "interval_ns": end - begun}, 0
+    )
+    assert saw(engine, span.begun + 1, span.begun + 2)
+    assert saw(engine, span.ended - 1, span.ended + 9)  # its end stalled it
+    assert not saw(engine, span.ended + 1, span.ended + 9)
+    assert not saw("another", span.begun + 1, span.begun + 2)
 
 
 def test_two_servers_never_have_one_at_the_same_time(server, tmp_path, monkeypatch):

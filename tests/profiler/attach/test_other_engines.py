@@ -2,10 +2,10 @@
 
 import pytest
 
+from benchmarks.servers.metrics_server import metrics_server
 from profiler.attach.deployment import Deployment
 from profiler.engines.server.access import Access, accesses_of
 from tests.profiler.attach.test_attach import attach
-from tests.profiler.metrics_server import metrics_server
 from traces.errors import EngineError, UsageError
 from traces.live.watched import watched_engines
 

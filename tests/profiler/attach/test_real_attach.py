@@ -6,30 +6,31 @@ They are started once for all tests here; the last one ends the first server.
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from dataclasses import replace
 
 import httpx
 import polars as pl
 import pytest
 
+from benchmarks.servers.clients import CANARY, asking, until, verb
+from benchmarks.servers.vllm_server import NOTED, end, free_port, launch, wait_for, with_probe
 from profiler.attach.deployment import Deployment
 from profiler.attach.kernel_windows import ServerPlan, ServerWindows
 from profiler.attach.receiver.incoming import Incoming
 from profiler.attach.receiver.receiver import Receiver
 from profiler.attach.watch import watch
+from profiler.attach.window_steps import SeenSteps
 from profiler.engines.server.access import Access
 from profiler.plugin.shared_token import shared_token
-from tests.profiler.servers import NOTED, ROOT, end, free_port, launch, wait_for, with_probe
 from traces.live.watched import watched_engines
 from traces.recording.reader import Recording
+from traces.summary.kernels import device_time
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]
 
-CANARY = "canary 31415"
 ANSWER = "quartz-zebra"  # letters: digits would be found in some time
 PROBLEMS, SAMPLES = 6, 4
 
@@ -55,6 +56,7 @@ class Two:
         ]
         profiler = {"profiler": "torch", "torch_profiler_dir": str(self.traces)}
         profiler |= {"ignore_frontend": True, "torch_profiler_with_stack": False}
+        profiler |= {"detailed_trace_annotation": True}
         self.one = launch(
             folder / "one", *flags, "--profiler-config", json.dumps(profiler), **variables
         )
@@ -87,58 +89,12 @@ def receiving(two):
         receiver.close()
 
 
-@contextmanager
-def asking(url, **more):
-    """Have a client ask for tokens again and again; it does not mind a server that ends.
-
-    It pauses between, as an engine that is never idle may leave two cores to nobody else.
-    """
-    stop = threading.Event()
-    body = {"prompt": CANARY, "max_tokens": 200, "ignore_eos": True} | more
-
-    def ask():
-        with httpx.Client(timeout=10) as client:
-            while not stop.is_set():
-                with suppress(httpx.HTTPError):
-                    client.post(f"{url}/v1/completions", json=body)
-                stop.wait(0.5)
-
-    threads = [threading.Thread(target=ask) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join()
-
-
 def everything_in(path):
     """All bytes of a recording, its tables as text."""
     kept = (path / "recording.json").read_text()
     for part in path.glob("*.parquet"):
         kept += pl.read_parquet(part).write_ndjson()
     return kept
-
-
-def verb(*arguments, **options):
-    code = "from tui.cli import main; main()"
-    return subprocess.Popen(
-        [sys.executable, "-c", code, *map(str, arguments)],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        **options,
-    )
-
-
-def until(true, seconds=60):
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def test_all_depths_agree(two, tmp_path):
@@ -265,19 +221,28 @@ def test_spans_as_vllm_sends_them_by_default(two):
     assert CANARY not in repr(spans)
 
 
-def test_windows_of_a_real_profiler_end_by_themselves(two, tmp_path):
-    deployment = Deployment([Access.of(two.one.url)], period_s=0.5)
-    deployment.connect()
-    windows = ServerWindows(deployment, two.traces, ServerPlan(steps=4, every_s=60))
-    windows.look()
-    windows.rehearse()
+def test_windows_of_a_real_profiler_end_by_themselves(two, tmp_path, monkeypatch):
+    """Their traces' own sums of context say that the steps that they are put to are theirs."""
+    asked = []
+    holding = SeenSteps.holding
+    monkeypatch.setattr(
+        SeenSteps, "holding", lambda *told: asked.append((*told, holding(*told))) or asked[-1][-1]
+    )
+    monkeypatch.setattr("profiler.attach.kernel_windows.BUDGET", 1.0)
     stop = threading.Event()
-    with asking(two.one.url):
+    with receiving(two) as receiver, asking(two.one.url):
+        deployment = Deployment([Access.of(two.one.url)], period_s=0.5)
+        deployment.connect()
+        windows = ServerWindows(deployment, two.traces, ServerPlan(steps=4, every_s=1))
+        windows.look()
+        windows.rehearse()
+        incoming, windows.awaits_steps = Incoming(receiver, deployment, windows.saw), True
+        assert incoming.adopt(30) == 1
         folder = tmp_path / "r"
-        read = lambda: list(folder.glob("kernels-*.parquet"))  # noqa: E731
+        read = lambda: len(asked) > 3  # noqa: E731
         timer = threading.Thread(target=lambda: (until(read), stop.set()))
         timer.start()
-        path = watch(deployment, folder, stop=stop, probes=[windows.watched])
+        path = watch(deployment, folder, stop=stop, probes=[incoming.watched, windows.watched])
         timer.join()
         # As after a kill: nobody stops it.
         body = {"profile_prefix": "alone", "max_iterations": 3}
@@ -285,12 +250,32 @@ def test_windows_of_a_real_profiler_end_by_themselves(two, tmp_path):
         until(lambda: list(two.traces.glob("alone_*.json*")))
     assert httpx.post(f"{two.one.url}/stop_profile", timeout=30).status_code == 200
     recording = Recording.open(path)
-    (told,) = recording.frame("events").filter(kind="window")["detail"]
-    detail = json.loads(told)
-    assert (detail["steps"], detail["skipped"]) == (4, {})
-    families = set(recording.frame("kernels")["family"])
-    assert {"attention", "norm", "kv-cache"} <= families
+    told = recording.frame("events").filter(kind="window")["detail"]
+    details = [json.loads(each) for each in told]
+    assert len(details) == len(asked) > 3
+    assert all((each["steps"], each["skipped"]) == (4, {}) for each in details)
+    kernels, steps = recording.frame("kernels"), recording.steps
+    assert {"attention", "norm", "kv-cache"} <= set(kernels["family"])
     assert not list(two.traces.glob("ttscope-*"))
+    known = 0
+    for detail, (seen, marks, offset, opened, held) in zip(details, asked, strict=True):
+        own = kernels.filter(window_id=detail["window"])["step"].drop_nulls()
+        if isinstance(held, str):
+            assert own.is_empty()
+            continue
+        assert (own.min(), own.max()) == (held[0], held[-1])
+        context = [each.mark.decode_kv_tokens for each in marks]
+        rows = steps.filter(pl.col("step").is_in(held)).sort("step")
+        assert rows["decode_kv_tokens"].to_list() == context
+        assert rows["profiled"].all()
+        plain = [replace(e, mark=replace(e.mark, decode_kv_tokens=None)) for e in marks]
+        guess = holding(seen, plain, offset, opened)  # by clocks and batches alone
+        assert guess == held or "of the steps" in guess
+        known += 1
+    assert known > len(asked) // 2
+    (key,) = set(kernels["engine"])
+    device = device_time(recording.frame("events"), key, kernels=kernels)
+    assert [each.first for each in device.held] == [d.get("first_step") for d in details]
 
 
 def test_a_server_that_hangs_and_then_ends(two, tmp_path):

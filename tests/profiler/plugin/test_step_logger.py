@@ -188,11 +188,11 @@ def test_every_attach_learns_the_configuration(monkeypatch):
     """Eight of them, one after the other, at any moment between two tries of the plugin."""
     import random
 
+    from benchmarks.servers.metrics_server import metrics_server
+    from benchmarks.servers.vllm_server import free_port
     from profiler.attach.deployment import Deployment
     from profiler.attach.receiver.incoming import Incoming
     from profiler.engines.server.access import Access
-    from tests.profiler.metrics_server import metrics_server
-    from tests.profiler.servers import free_port
 
     port, draw, learned = free_port(), random.Random(1), 0
     made = logger(monkeypatch, f"http://127.0.0.1:{port}", engine=0)

@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 
+from benchmarks.made.stub import StubEngine
 from profiler.runs.record import record
 from profiler.workload.problems import load_workload
 from tests.profiler.command import warm_ttscope
-from tests.profiler.stub import StubEngine
 from traces.errors import UsageError
 from traces.recording.reader import Recording
 from traces.schema.tts.policy import Policy

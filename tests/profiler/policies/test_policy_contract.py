@@ -8,12 +8,12 @@ import threading
 import polars as pl
 import pytest
 
+from benchmarks.made.stub import StubEngine
 from profiler.runs.record import record
 from profiler.workload.problems import Problem, Workload
 from profiler.workload.scorers import Scores
 from profiler.workload.verifiers import ByText
 from tests.profiler.policies.policy_contract import CANCELLING, POLICIES, check, policy_of
-from tests.profiler.stub import StubEngine
 from traces.errors import UsageError
 from traces.recording.reader import Recording
 from traces.schema.tts.parameters import make_policy

@@ -8,13 +8,13 @@ import httpx
 import polars as pl
 import pytest
 
+from benchmarks.servers.vllm_server import vllm_server
 from profiler.engines.options import EngineOptions
 from profiler.engines.server.server import ServerEngine
 from profiler.engines.start import start_engine
 from profiler.runs.record import record
 from profiler.workload.problems import load_workload
 from tests.profiler.policies.policy_contract import POLICIES, check, policy_of
-from tests.profiler.servers import vllm_server
 from traces.recording.reader import Recording
 from traces.schema.tts.policy import Policy
 

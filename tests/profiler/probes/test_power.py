@@ -12,14 +12,14 @@ from functools import partial
 
 import pytest
 
+from benchmarks.made.fake_nvml import DRIVER_NOT_LOADED, LOST, NOT_SUPPORTED, TIMEOUT
+from benchmarks.made.stub import StubEngine
 from profiler.doctor import _devices
 from profiler.probes import rapl
 from profiler.probes.nvml import open_gpus
 from profiler.probes.power import PowerSampler, energy_here
 from profiler.probes.sensor import SensorError
 from profiler.runs.record import record
-from tests.profiler.probes.fake_nvml import DRIVER_NOT_LOADED, LOST, NOT_SUPPORTED, TIMEOUT
-from tests.profiler.stub import StubEngine
 from traces.errors import UsageError
 from traces.recording.reader import Recording
 from traces.recording.tables import TABLES

@@ -5,10 +5,10 @@ import json
 import polars as pl
 import pytest
 
+from benchmarks.made.stub import THINK_END, StubEngine
 from profiler.runs.record import record
 from profiler.workload.problems import Problem, Workload
 from profiler.workload.verifiers import ByText
-from tests.profiler.stub import THINK_END, StubEngine
 from traces.errors import UsageError
 from traces.recording.reader import Recording
 from traces.schema.tts.policy import Policy

@@ -5,13 +5,13 @@ import time
 
 import pytest
 
+from benchmarks.made.stub import StubEngine
+from benchmarks.servers.metrics_server import metrics_server
 from profiler.attach.deployment import Deployment
 from profiler.attach.watch import watch
 from profiler.engines.server.access import Access
 from profiler.runs.record import record
-from tests.profiler.metrics_server import metrics_server
 from tests.profiler.runs.test_record import private_workload, voting
-from tests.profiler.stub import StubEngine
 from traces.clock import ClockWatch, now_ns
 from traces.live.watched import watched_engines
 from traces.recording.reader import Recording

@@ -6,53 +6,16 @@
 import random
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 
+from benchmarks.made.killed import ROOT, check, kill_once
 from traces.recording.reader import Recording
 from traces.summary.run import summarise
 
-ROOT = Path(__file__).parents[3]
-ALLOWED_NS = 2_000_000_000
 
-
-def kill_once(kind, folder, seconds):
-    """Start a recording child, kill it so many seconds after its first step; its ledger."""
-    ledger = folder.with_suffix(".ledger")
-    child = subprocess.Popen(
-        [sys.executable, "-m", "tests.profiler.runs.killed_child", kind, str(folder), str(ledger)],
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    )
-    deadline = time.monotonic() + 120
-    while not (ledger.exists() and ledger.stat().st_size):
-        assert child.poll() is None, child.stderr.read().decode()[-2000:]
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    time.sleep(seconds)
-    child.kill()
-    killed = time.time_ns()
-    child.communicate()
-    lines = ledger.read_text().split("\n")[:-1]
-    return killed, [tuple(map(int, line.split())) for line in lines]
-
-
-def check(folder, killed, ledger):
-    """Compare the recording with the engine's own account."""
-    recording = Recording.open(folder)
-    assert not recording.complete
-    steps = recording.steps["step"].to_list()
-    assert steps == list(range(len(steps))), "a step is lost, doubled or out of order"
-    due = [step for step, at in ledger if at < killed - ALLOWED_NS]
-    assert len(steps) >= len(due)
-    assert len(steps) <= len(ledger) + 1
-    return recording
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["run", "write"])
 def test_killed_at_random_moments(tmp_path, kind):
     draw = random.Random(f"{kind}-2026")

@@ -4,6 +4,7 @@ import dataclasses
 
 import polars as pl
 
+from benchmarks.made.stub import StubEngine
 from profiler.engines.interface import SampleResult
 from profiler.engines.vllm.draft_steps import accounts_for, draft_steps
 from profiler.engines.vllm.probes.draft_timer import DraftTimer, install_draft_timer
@@ -12,7 +13,6 @@ from profiler.runs.lookup import NgramWhatIf
 from profiler.runs.record import record
 from profiler.workload.problems import Problem, Workload
 from profiler.workload.verifiers import ByText
-from tests.profiler.stub import StubEngine
 from traces.recording.reader import Recording
 from traces.schema.engine import EngineConfig, Speculative
 from traces.schema.tts.policy import Policy

@@ -9,10 +9,10 @@ from typing import ClassVar
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
+from benchmarks.made.stub import StubEngine
 from profiler.runs.record import record
 from profiler.workload.problems import Problem, Workload, load_workload
 from profiler.workload.verifiers import ByText, verifier
-from tests.profiler.stub import StubEngine
 from traces.errors import EngineError, UsageError
 from traces.recording.reader import Recording
 from traces.schema.tts.policy import Policy

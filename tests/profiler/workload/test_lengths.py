@@ -4,12 +4,12 @@ import json
 
 import pytest
 
+from benchmarks.made.stub import StubEngine
 from profiler.engines.interface import SampleRequest
 from profiler.engines.server.server import ServerEngine
 from profiler.runs.record import record
 from profiler.workload.problems import load_workload
 from tests.profiler.command import warm_ttscope
-from tests.profiler.stub import StubEngine
 from traces.errors import UsageError
 from traces.recording.reader import Recording
 from traces.schema.tts.parameters import make_policy

@@ -5,10 +5,10 @@ import json
 
 import pytest
 
+from benchmarks.made.stub import StubEngine
 from profiler.runs.record import record
 from profiler.workload.problems import load_workload
 from profiler.workload.resend import pose_again
-from tests.profiler.stub import StubEngine
 from traces.errors import UsageError
 from traces.recording.manifest import read_manifest
 from traces.recording.reader import Recording

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.traces.foreign.importer_contract import azure, mooncake
+from benchmarks.made.foreign_files import azure, mooncake
 from traces.errors import RecordingError
 from traces.foreign.mooncake import export_requests
 from traces.foreign.requests.importer import import_requests

@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 
 import pytest
 
-from tests.traces.made_traces import device_events, document, kernel, write
+from benchmarks.made.kineto_files import device_events, document, kernel, write
 from tests.traces.synthetic import simulate, write_recording
 from traces.errors import RecordingError
 from traces.foreign.perfetto import LAID_OUT, _Lanes, _Tracks, export_trace

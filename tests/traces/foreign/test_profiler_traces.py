@@ -5,7 +5,7 @@ import json
 import polars as pl
 import pytest
 
-from tests.traces.made_traces import (
+from benchmarks.made.kineto_files import (
     BASE_NS,
     cpu_events,
     device_events,
@@ -17,7 +17,7 @@ from tests.traces.made_traces import (
 from traces.errors import TraceError, UsageError
 from traces.foreign.profiler_traces import import_traces, remarks
 from traces.recording.reader import Recording
-from traces.summary.kernels import device_time
+from traces.summary.kernels import WindowSteps, device_time
 from traces.summary.run import summarise
 
 
@@ -51,7 +51,9 @@ def test_ranks_make_one_recording(tmp_path):
     assert sum(family.s for family in run.time_by_family) == pytest.approx(125e-6)
     (reduce,) = run.collectives
     assert (reduce.calls, reduce.bytes, reduce.exposed_s) == (1, 2000, pytest.approx(15e-6))
-    assert run.device_time == device_time(recording.frame("events"), run.engine.key())
+    told = device_time(recording.frame("events"), run.engine.key(), kernels=kernels)
+    assert run.device_time == told
+    assert told.held == (WindowSteps(window=0, first=0, last=1),)
     assert run.device_time.busy_s == pytest.approx(2 * 120e-6)
     assert run.device_time.idle_s == pytest.approx(2 * 60e-6)
 

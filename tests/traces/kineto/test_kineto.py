@@ -9,7 +9,7 @@ from itertools import pairwise
 import polars as pl
 import pytest
 
-from tests.traces.made_traces import (
+from benchmarks.made.kineto_files import (
     BASE_NS,
     cpu_events,
     device_events,

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.profiler.metrics_server import Metrics
+from benchmarks.servers.metrics_server import Metrics
 from traces.live.metrics_page import LONGEST_LINE, MOST_ENGINES, PageReader, Series
 from traces.live.numbers import Bounds, numbers_of
 from traces.live.verdict import Evidence, draft_gain, fixed_share, judge

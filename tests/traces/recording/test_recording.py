@@ -71,8 +71,8 @@ def test_last_row_of_a_span_stands(tmp_path):
     assert problems["end"].to_list() == [9, None]
 
 
-@settings(max_examples=30, deadline=None)
-@given(count=st.integers(0, 60), fan_in=st.integers(2, 5))
+@settings(max_examples=12, deadline=None)
+@given(count=st.integers(0, 40), fan_in=st.integers(2, 4))
 def test_merging_keeps_every_row_once(tmp_path_factory, count, fan_in):
     folder = tmp_path_factory.mktemp("merge")
     for number in range(count):

@@ -146,7 +146,7 @@ async def test_budget_is_asked_and_mistakes_are_told(folder):
         field.focus()
         await pilot.press("enter")
         await settle(pilot)
-        assert "NOTHING FITS mean latency <= 100 ms" in text_of(app, "#detail")
+        assert "Nothing fits the budget: mean latency of at most 100 ms" in text_of(app, "#detail")
         for name, text, told in (
             ("max_latency", "soon", "latency <= soon"),
             ("gpus", "many", "GPUs <= many: wants a whole number"),

@@ -95,7 +95,7 @@ async def test_the_answers_of_the_three_agree(run, tmp_path):
         assert code == 0
         report = told(json.loads(out)["advice"])
         assert line == app == report, given
-        assert detail.startswith("NOTHING FITS" if line[2] is None else "RUN "), given
+        assert detail.startswith("Nothing fits" if line[2] is None else "Run "), given
         words = "mean latency" if "percentile" not in given else "p95 latency"
         if "max_latency" in given:
             assert f"{words} <= " in " ".join(detail.split())
@@ -128,7 +128,7 @@ async def test_after_the_demo_the_app_shows_what_was_printed(run):
     code, out, _ = run("demo", "--shipped", "--once", "--json")
     assert code == 0
     assert told(json.loads(out)) == app
-    assert detail.startswith("RUN ")
+    assert detail.startswith("Run ")
 
 
 def test_a_pick_without_a_required_accuracy_says_which_it_has(run):

@@ -3,7 +3,7 @@
 import pytest
 from textual.widgets import DataTable, Input
 
-from tests.profiler.metrics_server import metrics_server
+from benchmarks.servers.metrics_server import metrics_server
 from tests.traces.synthetic import simulate, write_recording
 from tests.tui.fake_advisor import FakeAdvisor
 from tests.tui.live_recordings import write_watched

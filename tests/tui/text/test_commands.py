@@ -7,8 +7,8 @@ import sys
 import httpx
 import pytest
 
-from tests.profiler.servers import Server, end, free_port, wait_for
-from tests.tui.terminal import TTSCOPE
+from benchmarks.made.terminal import TTSCOPE
+from benchmarks.servers.vllm_server import Server, end, free_port, wait_for
 from tui.text import commands
 from tui.text.commands import command_lines, own_name, served_path, split_command
 from tui.verbs.demo import SHIPPED
@@ -70,7 +70,7 @@ def test_the_printed_server_starts_and_answers_by_its_name(tmp_path):
     run = next(SHIPPED.glob("demo-s-*-maj@16-*"))
     advise = [*TTSCOPE, "advise", run, "--min-accuracy", "0.75"]
     out = subprocess.run(advise, capture_output=True, text=True, check=True).stdout
-    lines = out.split("\n\n")[1].splitlines()
+    lines = out.split("\n\n")[2].splitlines()
     last = next(number for number, line in enumerate(lines) if not line.endswith("\\"))
     port, log = free_port(), tmp_path / "log"
     pasted = "\n".join(lines[: last + 1]) + f" --host 127.0.0.1 --port {port}"

@@ -13,10 +13,10 @@ from traces.schema.advice import Pick
 from traces.schema.tts.policy import Policy
 from traces.summary.comparison import compare
 from traces.summary.run import summarise
-from tui.report.words import policy_words
 from tui.screens.advice.rows import paste_text, pick_title
 from tui.text.advice import _name
 from tui.text.show import config_lines, policy_text, show_json, show_lines
+from tui.text.words import policy_words
 
 
 @pytest.fixture(scope="module")

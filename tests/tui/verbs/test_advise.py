@@ -19,7 +19,7 @@ GIVEN = ("--min-accuracy", "0.75")
     ("arguments", "message"),
     [
         (["--plan", "there.yaml"], "is there already. Name another file"),
-        (["-o", "runs"], "-o is where --verify keeps its recordings"),
+        (["-o", "kept"], "-o kept: already holds policy.json"),
         (["--price", "H100"], "wants USD per device-hour above 0"),
         (["--price", "2", "--price", "3"], "another price for all devices"),
         (["--percentile", "100"], "50 to 99"),
@@ -27,6 +27,8 @@ GIVEN = ("--min-accuracy", "0.75")
 )
 def test_wrong_use_is_one_line_before_anything_is_learned(run, tmp_path, arguments, message):
     (tmp_path / "there.yaml").write_text("")
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "policy.json").write_text("")
     code, out, err = run("advise", SHIPPED, *GIVEN, *arguments)
     assert (code, out) == (2, "")
     (line,) = err.strip().splitlines()

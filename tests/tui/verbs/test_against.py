@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.made.stub import StubEngine
 from profiler.engines.server import server
 from profiler.runs.record import record
 from profiler.workload.problems import load_workload
-from tests.profiler.stub import StubEngine
 from traces.recording.reader import Recording
 from traces.schema.tts.policy import Policy
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.tui.terminal import ROOT, TTSCOPE, in_terminal
+from benchmarks.made.terminal import ROOT, TTSCOPE, in_terminal
 from traces.recording.reader import Recording, find_recordings
 
 INSTALLED = ROOT / ".venv" / ".installed"  # by make
@@ -28,7 +28,7 @@ def test_the_demo_measures_advises_and_opens_the_app(short_folder):
     seen = in_terminal(*command, cwd=ROOT, keys=[("12/12  sort", "q")], timeout_s=1200)
     assert seen.code == 0 and "Traceback" not in seen.text, seen.text
     assert b"12/12" in seen.raw and b"96/96" in seen.raw
-    assert "RUN demo/" in seen.text and f"recordings in {folder}" in seen.text
+    assert "Run demo/" in seen.text and f"recordings in {folder}" in seen.text
     assert not [line for line in seen.wrapped if str(Path(folder)) not in line]
     assert any("maj@16" in line for line in seen.app)
     recordings = [Recording.open(path) for path in find_recordings(folder)]

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.traces.foreign.importer_contract import azure, mooncake, vllm_bench
-from tests.traces.made_traces import cpu_events, device_events, document, kernel, write
+from benchmarks.made.foreign_files import azure, mooncake, vllm_bench
+from benchmarks.made.kineto_files import cpu_events, device_events, document, kernel, write
 from traces.recording.reader import Recording
 
 FOREIGN = Path(__file__).parents[2] / "data" / "foreign"

@@ -10,9 +10,13 @@ import pytest
 from advisor.advice.advisor import Advisor
 from advisor.search.budget import parse_budget
 from advisor.step_time.prior import tables as prior_tables
+from advisor.what_if.predict import predict
+from advisor.what_if.question import Question
 from tests.advisor.step_time.operators.operator_tables import write_tables
 from tests.advisor.step_time.prior.prior_files import KERNEL_S, decode_s, gemm_s, write_prior
+from tests.advisor.step_time.prior.test_recalibration import measured
 from traces.recording.reader import Recording
+from traces.summary.run import summarise
 from tui.screens.advice.what_if import what_if
 from tui.screens.entries import load
 from tui.screens.library_app import FittedAdvisor
@@ -154,6 +158,56 @@ def test_advice_needs_no_recorded_step(run, three):
     )
     low, high = (pick["estimates"]["latency_s"][end] for end in ("low", "high"))
     assert pick["estimates"]["latency_s"]["extrapolated"] and low < value["latency_s"] < high
+
+
+def test_short_runs_on_the_gpu_would_settle_it_and_are_taken(run, three, tmp_path):
+    asked = ("advise", "runs", *GPU, "--min-accuracy", "0.4", "--optimise", "latency")
+    code, out, err = run(*asked, "--json")
+    assert code == 0, err
+    before = json.loads(out)["system_optimal"]
+    lines = [line for line in json.loads(out)["measure_next"] if "a short run for" in line]
+    assert 1 <= len(lines) <= 3
+    prices = [float(line.partition("about ")[2].split(" dev-s")[0]) for line in lines]
+    assert prices == sorted(prices)
+    engine = before["engine"]
+    mine = f"{engine['model']} tp{engine['tensor_parallel_size']}"
+    (own,) = [line for line in lines if mine in line]
+    command = own[own.index("ttscope record") :]
+    assert "--workload problems.jsonl --problems 2 --concurrency 1" in command
+    assert "--endpoint" not in command  # a server tells no steps
+    # A run there took 1.6 times as long: the answer is slower by that, and surer.
+    recording = Recording.open(tmp_path / "runs" / engine["model"].removeprefix("org/"))
+    run_there(recording, engine["tensor_parallel_size"], tmp_path / "there", 1.6)
+    code, out, err = run(*asked, "--with", "there", "--json")
+    assert code == 0, err
+    after = json.loads(out)["system_optimal"]
+    if after["engine"] == engine:
+        ratio = after["estimates"]["latency_s"]["value"] / before["estimates"]["latency_s"]["value"]
+        assert ratio == pytest.approx(1.6, rel=0.02)
+    assert any("recalibrated by there" in why for why in json.loads(out)["reasons"])
+    for given, reason in (
+        (("--with", "runs/small"), "holds no steps of a GPU of --gpu"),
+        (("--with", "nowhere"), "nowhere"),
+    ):
+        code, _, err = run(*asked, *given)
+        assert code != 0 and err.count("\n") == 1 and reason in err, err
+    code, _, err = run("advise", "runs", "--optimise", "cost", "--with", "there")
+    assert code == 2 and "--with checks the prior of a --gpu" in err
+
+
+def run_there(recording, size, folder, factor):
+    """Record what the replay has of a GPU, its steps being slower by a factor."""
+    ran = summarise(recording)[0]
+    facts = recording.manifest.models[ran.engine.model]
+    engine = dataclasses.replace(
+        ran.engine, tensor_parallel_size=size, max_num_seqs=64, max_num_batched_tokens=2048
+    )
+    question = Question(
+        engine=engine, policy=ran.policy, gpu="test_gpu", model_facts=facts, concurrency=1
+    )
+    made = measured(predict(recording, ran, question, []), folder, factor)
+    manifest = dataclasses.replace(made.manifest, models={facts.name: facts}, provenance={})
+    manifest.write(folder)
 
 
 def test_accuracy_is_that_of_the_votes_whatever_the_times(three, tmp_path):

@@ -9,6 +9,7 @@ class, as they all equal the expected one; wrong ones are one where their texts 
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from traces.foreign.evaluations import inspect_log, lm_eval
 from traces.foreign.evaluations import plain as plain_outcomes
 from traces.foreign.evaluations.alike import unlike
 from traces.foreign.evaluations.reader import Choices, FileFacts, Given, OutcomeFormat
-from traces.foreign.evaluations.table import Counted, OutcomeTable
+from traces.foreign.evaluations.table import Counted, OutcomeTable, Suspect
 from traces.foreign.source import head_of
 from traces.foreign.values import UNKNOWN_MODEL, Skipped
 from traces.recording.manifest import NAME, Manifest, WorkloadFacts
@@ -98,7 +99,11 @@ def import_outcomes(
         raise UsageError(
             f"--verifier reads answers out of completions, and {chosen.name} has none. Leave it out"
         )
-    table = OutcomeTable(keep_text=record_text, prompt_tokens=given.prompt_tokens)
+    table = OutcomeTable(
+        keep_text=record_text,
+        prompt_tokens=given.prompt_tokens,
+        no_answer=frozenset(given.no_answer),
+    )
     files: list[ImportedFile] = []
     labels = _labels(paths)
     for path in paths:
@@ -182,6 +187,8 @@ def _notes(
     more = f" and {len(files) - 4} more" if len(files) > 4 else ""
     notes = [f"imported from {chosen.name}: {names}{more}. Times and engine are not known"]
     known = given.to_json() | ({} if counted.prompts_filled else {"prompt_tokens": None})
+    if given.no_answer:
+        known["no_answer"] = " ".join(map(repr, given.no_answer))
     settings = ", ".join(f"{name} {value}" for name, value in known.items() if value is not None)
     if settings:
         notes.append(f"given at the import: {settings}")
@@ -210,11 +217,30 @@ def _notes(
             "problems whose samples have different expected answers, or some none: "
             f"{counted.expected_differs:,}. The first counts, and each sample as it is marked"
         )
+    notes += [_suspected(each, counted, files[0].skipped.unit) for each in counted.suspects[:3]]
+    if counted.untimed:
+        notes.append(
+            f"samples without latency_s: {counted.untimed:,} of {counted.samples.height:,}. Their "
+            "problems are in no mean of latencies, and rules that stop early need those of all"
+        )
     if counted.largest > 1 and not counted.answers_told:
         notes.append("the answers are not there, so that samples cannot vote")
     if counted.fewer:
         notes.append(f"problems with fewer than {counted.largest} samples: {counted.fewer:,}")
     return notes
+
+
+def _suspected(each: Suspect, counted: Counted, unit: str) -> str:
+    """Return the question whether an answer stands for none. Only known words are repeated."""
+    many = f"{each.samples:,} samples of {each.problems:,} problems"
+    option = "with its text" if each.text is None else shlex.quote(each.text)
+    if each.text is None:
+        head = f"one answer is that of {many} (first: {unit} {each.place:,}) and never right"
+    elif each.text:
+        head = f"the answer {each.text} is that of {many}, and never right"
+    else:
+        head = f"the empty answer is that of {many}, and never right"
+    return f"{head}. It votes. If it stands for none, import again with --no-answer {option}"
 
 
 def _one(files: Sequence[ImportedFile], name: str, given: Any = None) -> Any:

@@ -1,7 +1,7 @@
 """What every reader of outcomes gives: samples with their answers, and what it had to leave out.
 
 A format is a name, a look at the first bytes, and a reader. Each must pass the
-tests of tests/traces/foreign/importer_contract.py.
+tests of tests/traces/foreign.
 """
 
 from __future__ import annotations
@@ -75,7 +75,10 @@ class Choices:
 
 @dataclass(frozen=True, kw_only=True)
 class Given:
-    """What the user says of a run where its files do not; `facts` are those of its model."""
+    """What the user says of a run where its files do not; `facts` are those of its model.
+
+    `no_answer` are answers that stand for none.
+    """
 
     model: str | None = None
     facts: ModelFacts | None = None
@@ -83,10 +86,11 @@ class Given:
     top_p: float | None = None
     max_tokens: int | None = None
     prompt_tokens: int | None = None
+    no_answer: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return what was given, by name."""
-        return {k: v for k, v in vars(self).items() if v is not None and k != "facts"}
+        return {k: v for k, v in vars(self).items() if v not in (None, ()) and k != "facts"}
 
 
 class OutcomeReader(Protocol):

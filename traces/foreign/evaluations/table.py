@@ -7,6 +7,7 @@ tells them apart within their problem.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +17,14 @@ from traces.foreign.evaluations.reader import Outcome
 from traces.schema.tts.logprobs import with_means
 
 _CHUNK_ROWS = 100_000
+NONE_KIN = (  # what evaluations write where no answer was found
+    "", "NO_ANSWER", "no_answer", "NO ANSWER", "No answer", "no answer", "[no answer]", "N/A",
+    "n/a",
+    "NA", "None", "none", "NONE", "null", "NULL", "nan", "NaN", "unknown", "Unknown", "UNKNOWN",
+    "invalid", "INVALID", "[invalid]", "[INVALID]", "error", "ERROR", "-",
+)  # fmt: skip
+_FEWEST_COMMON = 4  # problems that have an answer in common
+_COMMON = 0.1  # of the problems
 _RIGHT = 0  # the class of right answers: they all equal the expected one
 _COLUMNS: dict[str, pl.DataType] = {
     "problem": pl.UInt32(),
@@ -33,6 +42,19 @@ _COLUMNS: dict[str, pl.DataType] = {
     "error": pl.Utf8(),
 }
 _USED = ("problem", "sample_index", "place", "key", "text", "correct", "prompt_tokens", "error")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Suspect:
+    """An answer that is never right and may stand for none: by its text, or as it is common.
+
+    `text` is None for the latter, whose text is the model's own; `place` is its first.
+    """
+
+    text: str | None
+    samples: int
+    problems: int
+    place: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +76,8 @@ class Counted:
     contradicted: int  # answers that one problem has as right and as wrong
     prompts_filled: int  # samples that have the prompt's length that was given
     expected_differs: int  # problems whose samples have different expected answers
+    suspects: tuple[Suspect, ...]
+    untimed: int  # samples without a latency where others have one
     logprobs: str | None  # why some are left out
     logprobs_place: int | None  # of the first of them
 
@@ -64,6 +88,7 @@ class OutcomeTable:
 
     keep_text: bool = False
     prompt_tokens: int | None = None  # of prompts whose length a file does not tell
+    no_answer: frozenset[str] = frozenset()  # texts that stand for none
     _prompts_filled: int = 0
     _first_expected: list[str | None] = field(default_factory=list)
     _expected_differs: set[int] = field(default_factory=set)
@@ -86,7 +111,7 @@ class OutcomeTable:
             self._first_expected.append(outcome.expected)
         elif outcome.expected != self._first_expected[problem]:
             self._expected_differs.add(problem)
-        answer = outcome.answer
+        answer = None if outcome.answer in self.no_answer else outcome.answer
         latency, prompt_tokens = outcome.latency_s, outcome.prompt_tokens
         if prompt_tokens is None and self.prompt_tokens is not None:
             prompt_tokens = self.prompt_tokens
@@ -126,6 +151,8 @@ class OutcomeTable:
         frame, logprobs, logprobs_place = _with_means(frame)
         told = bool(frame["key"].count())
         contradicted = _contradicted(frame)
+        suspects = tuple(_suspects(frame, len(self._problems)))
+        times = frame["latency_ns"] if "latency_ns" in frame.columns else None
         if told:
             right = pl.col("correct").fill_null(False)
             key = pl.when(right).then(pl.lit(_RIGHT, pl.UInt64)).otherwise("key")
@@ -158,6 +185,8 @@ class OutcomeTable:
             contradicted=contradicted,
             prompts_filled=self._prompts_filled,
             expected_differs=len(self._expected_differs),
+            suspects=suspects,
+            untimed=0 if times is None else times.null_count(),
             logprobs=logprobs,
             logprobs_place=logprobs_place,
         )
@@ -200,6 +229,33 @@ def _contradicted(frame: pl.DataFrame) -> int:
     """Return how many answers a problem has both as right and as wrong."""
     judged = frame.drop_nulls(["key", "correct"]).group_by("problem", "key")
     return judged.agg(pl.col("correct").n_unique()).filter(pl.col("correct") > 1).height
+
+
+def _suspects(frame: pl.DataFrame, problems: int) -> Iterator[Suspect]:
+    """Yield the answers that are never right, and common or named as none is."""
+    if not frame["correct"].count():
+        return
+    named = {_hash(text): text for text in NONE_KIN}
+    fewest = max(_FEWEST_COMMON, _COMMON * problems)
+    found = (
+        frame.drop_nulls("key")
+        .group_by("key")
+        .agg(
+            samples=pl.len(),
+            problems=pl.col("problem").n_unique(),
+            right=pl.col("correct").any(),
+            place=pl.col("place").min(),
+        )
+        .filter(~pl.col("right"), (pl.col("problems") >= fewest) | pl.col("key").is_in([*named]))
+        .sort("samples", "place", descending=[True, False])
+    )
+    for row in found.iter_rows(named=True):
+        yield Suspect(
+            text=named.get(row["key"]),
+            samples=row["samples"],
+            problems=row["problems"],
+            place=row["place"],
+        )
 
 
 def _classes(frame: pl.DataFrame) -> pl.DataFrame:

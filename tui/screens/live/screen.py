@@ -34,6 +34,7 @@ from tui.screens.live.views import (
 )
 from tui.screens.live.watch import LiveWatch, Snapshot, parse_target
 from tui.screens.run.charts import family_line
+from tui.text.kernels import held_texts
 from tui.text.layout import wrap
 from tui.text.live import next_lines
 from tui.widgets.lanes import Lanes
@@ -264,7 +265,8 @@ class LiveScreen(ModeScreen):
         rates = rate_lines(last, width=width) if tall else []
         rates += wrap("sees", sees_line(last, self._findings), width=width, indent=6)
         kernels = family_line(last.families, width)
-        self.query_one("#sees", Static).update("\n".join([*rates, *([kernels] if kernels else [])]))
+        told = [kernels, *held_texts(last.held)] if kernels else []
+        self.query_one("#sees", Static).update("\n".join([*rates, *(t[:width] for t in told)]))
         if not self._depth:
             listening = self._target is not None and self._target.listens
             rates = problem_lines(last, now_ns=now_ns(), listening=listening)

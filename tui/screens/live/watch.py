@@ -21,6 +21,7 @@ from traces.summary.kernels import (
     Collective,
     DeviceTime,
     FamilyTime,
+    WindowSteps,
     collectives,
     device_time,
     time_by_family,
@@ -43,7 +44,8 @@ class Snapshot:
     `problems` the newest that spans tell of: problem_id, samples, arrival, end (ns), tokens,
     longest (tokens of one sample), errors. `watts` is the mean of the last seconds of all GPUs
     together, `unpowered` why they are not read; `families` are the kernels of the newest profiler
-    window, `windows` counts these, None where none are opened. `kept_bytes` is the recording.
+    window, `held` the recorded steps that it holds, `windows` counts these, None where none are
+    opened. `kept_bytes` is the recording.
     """
 
     seconds: float
@@ -59,6 +61,7 @@ class Snapshot:
     unpowered: str | None = None
     windows: int | None = None
     families: tuple[FamilyTime, ...] | None = None
+    held: tuple[WindowSteps, ...] = ()
     events: Mapping[str, int] = field(default_factory=dict)
     kept_bytes: int | None = None
 
@@ -192,16 +195,23 @@ class LiveWatch:
         """Return how many windows there were and the newest one's kernels; read when one came."""
         came = events.filter(pl.col("kind") == "window").height
         if came == self._came:
-            return {name: self._inside.get(name) for name in ("windows", "families")}
+            return {name: self._inside.get(name) for name in ("windows", "families", "held")}
         rows = recording.frame("kernels")
         keys = rows["engine"].drop_nulls().unique()
         by_engine = {key: rows.filter(pl.col("engine") == key) for key in keys}
         self._profiled = {
-            key: (collectives(each), device_time(events, key)) for key, each in by_engine.items()
+            key: (collectives(each), device_time(events, key, kernels=each))
+            for key, each in by_engine.items()
         }
         self._came = came
         newest = rows.filter(pl.col("window_id") == pl.col("window_id").max())
-        return {"windows": rows["window_id"].n_unique(), "families": time_by_family(newest)}
+        number = None if newest.is_empty() else newest["window_id"][0]
+        times = [device for _, device in self._profiled.values() if device is not None]
+        return {
+            "windows": rows["window_id"].n_unique(),
+            "families": time_by_family(newest),
+            "held": tuple(e for device in times for e in device.held if e.window == number),
+        }
 
 
 def _problems(recording: Recording) -> dict[str, object]:

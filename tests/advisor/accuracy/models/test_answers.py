@@ -27,6 +27,7 @@ def coverage(scores, rival, vote):
     return np.mean([run[rival, vote].held for run in scores.values()])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("rival", ["carried", "beta-binomial"])
 def test_votes_are_foretold_better_in_every_shape(scores, family, rival):
@@ -34,6 +35,7 @@ def test_votes_are_foretold_better_in_every_shape(scores, family, rival):
     assert won > mean_score(scores, family, rival, "majority")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rival", ["carried", "beta-binomial"])
 def test_pass_at_64_is_foretold_better_over_all_shapes(scores, rival):
     def over_all(name):
@@ -47,6 +49,7 @@ def test_pass_at_64_is_foretold_better_over_all_shapes(scores, rival):
     assert lost < 0.01
 
 
+@pytest.mark.slow
 def test_intervals_hold_where_the_rivals_do_not(scores):
     for vote in ("majority", "pass"):
         assert coverage(scores, "ours", vote) >= 0.75

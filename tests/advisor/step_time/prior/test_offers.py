@@ -7,6 +7,9 @@ import pytest
 import yaml
 
 from advisor.advice.advisor import Advisor
+from advisor.evidence.features import FEATURES
+from advisor.step_time.host.law import HostPart
+from advisor.step_time.prior import recalibration
 from advisor.step_time.prior import tables as prior_tables
 from advisor.step_time.prior.offers import OTHER_SIZE, UNCHECKED
 from advisor.what_if.predict import predict
@@ -32,9 +35,16 @@ def folder(tmp_path_factory):
     return write_prior(tmp_path_factory.mktemp("systems"))
 
 
+def alone(patch, folder):
+    """The small tables, and kernels alone: beside their microseconds the host would decide all."""
+    patch.setattr(prior_tables, "tables_folder", lambda: folder)
+    nothing = HostPart(seconds=np.zeros(len(FEATURES)), hidden=False)
+    patch.setattr(recalibration, "host_part", lambda engine: nothing)
+
+
 @pytest.fixture(autouse=True)
 def tables(folder, monkeypatch):
-    monkeypatch.setattr(prior_tables, "tables_folder", lambda: folder)
+    alone(monkeypatch, folder)
 
 
 def of_model(folder, facts, *, engine=None, policy=VOTE16, **changes):
@@ -54,7 +64,7 @@ def wide(tmp_path_factory):
 @pytest.fixture(scope="module")
 def advisor(wide, folder, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prior_tables, "tables_folder", lambda: folder)
+        alone(patch, folder)
         return Advisor.fit([wide], gpus=["test_gpu"])
 
 

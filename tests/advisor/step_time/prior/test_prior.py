@@ -8,6 +8,8 @@ import pytest
 from advisor.step_time.cost import scaled_cost, table_cost
 from advisor.step_time.operators.tables import interpolated
 from advisor.step_time.prior import tables as prior_tables
+from advisor.step_time.prior.operations.attention import attending
+from advisor.step_time.prior.operations.products import product
 from advisor.step_time.prior.prior import FAMILIES, PRIOR_MISSING, prior_of
 from advisor.step_time.prior.tables import known_systems, read_prior, tables_folder
 from tests.advisor.step_time.prior.prior_files import (
@@ -24,6 +26,7 @@ from tests.advisor.step_time.prior.prior_files import (
 from tests.advisor.step_time.step_costs import step_seconds
 from traces.errors import MissingDependencyError, TablesError, UsageError
 from traces.schema.engine import EngineConfig, Speculative
+from traces.schema.layers import Attention
 
 LIMITS = {"max_num_batched_tokens": 256, "max_num_seqs": 16}
 
@@ -45,12 +48,12 @@ def decode_step(prior, batch, context, capture_sizes=()):
 
 @pytest.mark.parametrize(("n", "k"), [(64, 64), (700, 300), (1024, 3000)])
 def test_a_product_between_measured_shapes_is_bilinear(tables, n, k):
-    rows = tables.gemm(n, k)
+    rows = product(tables, n, k).rows
     np.testing.assert_allclose(rows[:, 1], gemm_s(rows[:, 0], n, k), rtol=1e-9)
 
 
 def test_a_product_wider_than_any_measured_takes_in_proportion(tables):
-    rows = tables.gemm(8192, 512)
+    rows = product(tables, 8192, 512).rows
     np.testing.assert_allclose(rows[:, 1], 2 * gemm_s(rows[:, 0], 4096, 512), rtol=1e-9)
 
 
@@ -90,23 +93,34 @@ def test_all_reduces_run_in_a_graph_up_to_the_largest_captured_size(tables):
 
 
 def test_heads_between_measured_ones_lie_between_their_times(tables):
-    rows = tables.decode(6, 2, 64, kv_fp8=False)
-    np.testing.assert_allclose(rows[:, 2], decode_s(rows[:, 0], rows[:, 1], 6, 2), rtol=1e-9)
+    layer = Attention(kind="full_attention", heads=6, kv_heads=2, head_dim=64, v_head_dim=64)
+    mixer = attending(tables, layer, 1, kv_fp8=False)
+    told = mixer.decode(mixer.batches, mixer.contexts)
+    expected = decode_s(mixer.batches[:, None], mixer.contexts, 6, 2)
+    np.testing.assert_allclose(told, expected, rtol=1e-9)
+    assert mixer.rule is None
+
+
+CHUNKED = {"max_num_batched_tokens": 2048, "max_num_seqs": 64}
 
 
 def test_a_chunk_after_earlier_tokens_costs_what_the_whole_prompt_does_beyond_them(tables):
-    rows = {tuple(row[:4]): row[4] for row in priced(tables).operators.attention}
-    launch = prompt_s(1, 8)
+    found = priced(tables).step_tables(**CHUNKED, capture_sizes=())
+    layers, launch = TINY.num_hidden_layers, prompt_s(1, 8)
+    chunk, before = list(found.chunk).index(512), list(found.before).index(1024)
     work = np.interp(1536, (1024, 4096), prompt_s(np.array([1024, 4096]), 8)) - prompt_s(1024, 8)
-    assert rows[512, 0, 0, 0] == pytest.approx(prompt_s(512, 8))
-    assert rows[512, 1024, 0, 0] == pytest.approx(work + launch, rel=1e-6)
+    alone = found.mixed[chunk, :, 0, 0]
+    assert alone[0] == pytest.approx(layers * prompt_s(512, 8))
+    assert alone[before] == pytest.approx(layers * (work + launch), rel=1e-6)
+    batch, context = list(found.mixed_batch).index(64), list(found.mixed_kv).index(4095)
     both = prompt_s(512, 8) + decode_s(64, 4095, 8, 4) - launch
-    assert rows[512, 0, 64, 4095] == pytest.approx(both, rel=1e-6)
+    assert found.mixed[chunk, 0, batch, context] == pytest.approx(layers * both, rel=1e-6)
 
 
 def test_a_chunk_is_never_cheaper_than_reading_what_was_before_it(tables):
-    rows = {tuple(row[:4]): row[4] for row in priced(tables).operators.attention}
-    assert rows[1, 4096, 0, 0] >= decode_s(1, 4095, 8, 4)
+    found = priced(tables).step_tables(**CHUNKED, capture_sizes=())
+    before = list(found.before).index(4096)
+    assert found.mixed[0, before, 0, 0] >= TINY.num_hidden_layers * decode_s(1, 4095, 8, 4)
 
 
 def test_scales_by_family_add_up_to_the_whole(tables):
@@ -130,24 +144,15 @@ def test_a_cost_of_tables_is_scaled_in_its_seconds_only(tables):
 @pytest.mark.parametrize(
     ("facts", "engine", "reason"),
     [
-        ({"num_experts": 8}, {}, "mixture of experts"),
-        ({"architecture": "DeepseekV3ForCausalLM"}, {}, "latent attention"),
+        ({"num_experts": 8}, {}, "layers of tiny"),
+        ({"architecture": "DeepseekV3ForCausalLM"}, {}, "Give the model's config.json"),
         ({"architecture": None}, {}, "unknown architecture"),
-        ({}, {"quantization": "fp8"}, "engine.quantization=fp8: only bfloat16 weights"),
-        (
-            {"quantization": "awq"},
-            {},
-            r"quantised \(awq\), and only bfloat16",
-        ),
+        ({"uncounted": "parts of size_of_it"}, {}, "has parts of size_of_it"),
+        ({}, {"quantization": "awq"}, "engine.quantization=awq, and tiny has plain weights"),
         ({}, {"kv_cache_dtype": "nvfp4"}, "kv_cache_dtype=nvfp4"),
         ({"intermediate_size": None}, {}, "no intermediate_size"),
-        (
-            {"attention": ("sliding_attention",), "sliding_window": 512},
-            {"max_model_len": 513},
-            "sliding attention, which is not priced",
-        ),
-        ({"attention": ("full_attention", "linear_attention")}, {}, "linear attention"),
-        ({}, {"pipeline_parallel_size": 2}, "pipeline"),
+        ({"attention": ("full_attention", "hybrid")}, {}, "hybrid layers"),
+        ({}, {"pipeline_parallel_size": 5}, "4 layers, fewer than pipeline_parallel_size 5"),
         ({"num_attention_heads": 6}, {"tensor_parallel_size": 4}, "6 attention heads"),
         ({"intermediate_size": 1022}, {"tensor_parallel_size": 4}, "1,022 MLP columns"),
         ({"num_key_value_heads": 3}, {"tensor_parallel_size": 2}, "3 KV heads"),
@@ -163,17 +168,22 @@ def test_what_cannot_be_priced_is_refused_with_the_reason(tables, facts, engine,
         prior_of(tables, dataclasses.replace(TINY, **facts), EngineConfig(model="tiny", **engine))
 
 
-@pytest.mark.parametrize(
-    ("facts", "size", "message"),
-    [
-        ({"head_dim": 32}, 1, "no generation attention with 4 KV heads of 32"),
-        ({"num_attention_heads": 64}, 1, "for 4, 8 heads, not for 64"),
-        ({"num_attention_heads": 16, "num_key_value_heads": 8}, 8, "There are 2, 4"),
-    ],
-)
-def test_shapes_that_were_not_measured_are_named(tables, facts, size, message):
-    with pytest.raises(TablesError, match=message):
-        priced(tables, size, dataclasses.replace(TINY, **facts))
+def test_a_shape_that_was_not_measured_is_the_nearest_by_what_it_reads(tables):
+    wide = priced(tables, 1, dataclasses.replace(TINY, head_dim=32))
+    assert "4 KV heads of 32: as of 8, 4 of 64" in " ".join(wide.rules)
+    assert wide.spread > 0
+    assert decode_step(wide, 4, 255) < decode_step(priced(tables), 4, 255)
+
+
+def test_a_form_that_no_rule_prices_is_named(tables):
+    with pytest.raises(TablesError, match="weights in awq are in no table"):
+        priced(tables, 1, dataclasses.replace(TINY, quantization="awq"))
+
+
+def test_groups_that_were_not_measured_are_named(tables):
+    facts = dataclasses.replace(TINY, num_attention_heads=16, num_key_value_heads=8)
+    with pytest.raises(TablesError, match="There are 2, 4"):
+        priced(tables, 8, facts)
 
 
 def test_a_system_without_all_reduces_serves_one_gpu(tmp_path):
@@ -253,5 +263,5 @@ def test_the_installed_tables_price_a_model_on_every_system():
 
 @installed
 def test_the_installed_times_of_a_table_are_given_back():
-    rows = read_prior("h100_sxm").gemm(4096, 4096)
+    rows = product(read_prior("h100_sxm"), 4096, 4096).rows
     assert interpolated(rows, np.array([1.0]))[0] == pytest.approx(15.0e-6, rel=0.05)

@@ -8,12 +8,12 @@ from urllib.parse import quote
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 
+from benchmarks.made.spans import as_protobuf, request, span
 from profiler.attach.receiver import grpc_listener as grpc_receiver
 from profiler.attach.receiver import receiver as module
 from profiler.attach.receiver.grpc_listener import METHOD, SERVICE, GrpcListener
 from profiler.attach.receiver.receiver import Receiver
 from tests.profiler.attach.receiver.test_receiver import TOKEN, memory_mb
-from tests.traces.live.test_otlp import as_protobuf, request, span
 from traces.errors import EngineError, MissingDependencyError, UsageError
 
 grpc = pytest.importorskip("grpc")

@@ -5,8 +5,8 @@ import json
 import httpx
 import pytest
 
+from benchmarks.servers.metrics_server import metrics_server
 from profiler.engines.server.identity import identify
-from tests.profiler.metrics_server import metrics_server
 from traces.schema.engine import Speculative
 
 INFO = {  # names and types of SGLang 0.5.23's /server_info

@@ -2,11 +2,11 @@
 
 import pytest
 
+from benchmarks.servers.vllm_server import running
 from profiler.engines.server.server import ServerEngine
 from profiler.runs.record import record
 from profiler.workload.problems import load_workload
 from tests.profiler.command import warm_ttscope
-from tests.profiler.servers import running
 from traces.recording.reader import Recording
 from traces.schema.tts.policy import Policy
 from traces.summary.run import summarise

@@ -4,10 +4,10 @@ import dataclasses
 
 import pytest
 
+from benchmarks.made.stub import StubEngine
 from profiler.engines.server.replicas import Replicas, together
 from profiler.runs.record import record
 from profiler.workload.problems import load_workload
-from tests.profiler.stub import StubEngine
 from traces.errors import UsageError
 from traces.recording.reader import Recording
 from traces.schema.engine import EngineConfig

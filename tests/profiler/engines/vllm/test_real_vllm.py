@@ -7,6 +7,8 @@ from itertools import pairwise
 
 import pytest
 
+from benchmarks.servers.vllm_server import free_port, vllm_server
+from benchmarks.servers.warm import Warm
 from profiler.engines.interface import SampleRequest
 from profiler.engines.options import model_path
 from profiler.engines.server.server import ServerEngine
@@ -15,8 +17,6 @@ from profiler.engines.vllm.in_process import InProcessEngine
 from profiler.runs.record import record
 from profiler.workload.problems import load_workload
 from tests.profiler.command import ROOT, warm_ttscope
-from tests.profiler.servers import free_port, vllm_server
-from tests.profiler.warm import Warm
 from traces.errors import EngineError
 from traces.recording.reader import Recording
 from traces.schema.tts.policy import Policy

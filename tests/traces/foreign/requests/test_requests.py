@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.traces.foreign.evaluations.test_evaluations import SAMPLES
-from tests.traces.foreign.importer_contract import (
+from benchmarks.made.foreign_files import (
     CASES,
     REQUEST_CASES,
     aiperf,
@@ -19,6 +18,7 @@ from tests.traces.foreign.importer_contract import (
     mooncake,
     vllm_bench,
 )
+from tests.traces.foreign.evaluations.test_evaluations import SAMPLES
 from tests.traces.kineto.test_kineto_damage import mutate
 from traces.errors import OutcomesError, TtscopeError, UsageError
 from traces.foreign import source
@@ -32,7 +32,7 @@ from tui.text.show import show_json, show_lines
 
 DATA = Path(__file__).parents[3] / "data" / "foreign"
 WORKLOADS = Path(__file__).parents[5] / "shared" / "data" / "workloads"
-ROUNDS = int(os.environ.get("TTSCOPE_FUZZ", "300"))
+ROUNDS = int(os.environ.get("TTSCOPE_FUZZ", "120"))
 SENT = [  # arrival, tokens of prompt and output, ttft, latency
     (0.0, 700, 44, 0.05, 0.5),
     (0.25, 1024, 9, 0.06, 0.2),

@@ -9,9 +9,9 @@ import polars as pl
 import pytest
 from textual.widgets import Input, Static
 
+from benchmarks.servers.metrics_server import metrics_server
 from tests.profiler.attach.test_kernel_windows import Profiler
 from tests.profiler.conftest import library, nvml  # noqa: F401
-from tests.profiler.metrics_server import metrics_server
 from traces.errors import UsageError
 from traces.recording.reader import Recording
 from tui.app.app import TtscopeApp
@@ -226,7 +226,9 @@ async def test_profiler_windows_are_confirmed_and_shown(server, tmp_path, monkey
                 break
             await asyncio.sleep(0.05)
         assert "windows" in text_of(app, "#sees")
-        assert text_of(app, "#sees").splitlines()[-1].startswith("kernels gemm")
+        kernels, held = text_of(app, "#sees").splitlines()[-2:]
+        assert kernels.startswith("kernels gemm")
+        assert held.endswith("which steps is not known: no steps of this engine were received")
         await pilot.press("s")
         await wait_for(pilot, seen, LiveScreen.Ended)
     assert server.profiler.open == 0

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import httpx
 
+from benchmarks.servers.warm import Warm
 from profiler.engines.options import model_path
-from tests.profiler.warm import Warm
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 @dataclass

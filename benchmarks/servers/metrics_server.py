@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-RECORDED = Path(__file__).parent.parent / "data" / "live" / "metrics.txt"
+RECORDED = Path(__file__).parents[2] / "tests" / "data" / "live" / "metrics.txt"
 SGLANG = RECORDED.parent / "metrics_sglang_0.5.23.txt"
 CUMULATIVE = re.compile(
     r"^((?:vllm|sglang|ray_vllm)[:_]\w+_(?:total|count|sum|bucket)(?:{.*})?) (\S+)$"

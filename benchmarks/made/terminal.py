@@ -1,6 +1,6 @@
 """A command in a pseudo-terminal, as a person runs it, and what then stands on the screen.
 
-`python -m tests.tui.terminal COMMAND ..` runs one and writes what is left on its screen.
+`python -m benchmarks.made.terminal COMMAND ..` runs one and writes what is left on its screen.
 """
 
 import codecs

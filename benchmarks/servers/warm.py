@@ -9,7 +9,7 @@ import sys
 import warnings
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["tests.profiler.vllm_imported"])
+_CONTEXT.set_forkserver_preload(["benchmarks.servers.vllm_imported"])
 
 
 class Warm:

@@ -12,8 +12,8 @@ import numpy as np
 
 from advisor.evidence.features import ALL, FEATURES, HOST_WORK, Features
 from advisor.replay.limits import Limits
+from benchmarks.twin.twin_blocks import Blocks, keys_of_loads
 from profiler.policies.interface import Vote
-from tests.advisor.replay.twin_blocks import Blocks, keys_of_loads
 
 
 @dataclass(eq=False)

@@ -1,0 +1,80 @@
+"""Short runs on a GPU that nobody measured, which would settle an answer by its prior.
+
+Each checks the step times of one model and tensor-parallel size: two problems as the answer would
+have them, recorded on that GPU. What it saves is the expected regret with its speed known, as in
+experiments.py; what it takes is the prior's time of it and an engine's start.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from advisor.advice.experiments import WORTH, after_speed, regrets
+from advisor.advice.feasible import ReplayedCheck
+from traces.schema.engine import EngineConfig
+from traces.schema.tts.policy import Policy
+
+PROBLEMS = 2  # of a short run, one after the other
+START_S = 120.0  # taken for loading weights and capturing graphs
+MOST = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShortRun:
+    """A run to make: what it takes by the prior, and the expected regret before and after it."""
+
+    engine: EngineConfig
+    policy: Policy
+    device_s: float
+    cost_usd: float | None
+    regret: float
+    regret_after: float
+
+    @property
+    def folder(self) -> str:
+        """Where its recording goes."""
+        gpu = "-".join((self.engine.gpu or "gpu").lower().split())
+        model = self.engine.model.strip("/").rpartition("/")[2].lower()
+        return f"runs/{gpu}-{model}-tp{self.engine.tensor_parallel_size}"
+
+
+def short_runs(check: ReplayedCheck, system: int, seed: int) -> list[ShortRun]:
+    """Return the run of the pick and those that save most regret a second, the cheapest first.
+
+    One a model, tensor-parallel size and GPU; nothing where the pick's times were measured.
+    """
+    metrics = check.metrics
+    if metrics.replayed[system].law.prior is None:
+        return []
+    pick = metrics.candidate(system).engine
+    rows, regret = regrets(check, system)
+    before = float(regret[0, ~metrics.choosing].mean())
+    found: dict[int, ShortRun] = {}
+    for row in map(int, rows):
+        replayed = metrics.replayed[row]
+        if replayed.law.prior is None or id(replayed.law) in found:
+            continue
+        after = min(after_speed(check, row, regret, seed), before)
+        if row != system and before - after <= WORTH * before:
+            continue
+        engine = replace(
+            replayed.candidate.engine,
+            max_num_seqs=pick.max_num_seqs,
+            max_num_batched_tokens=pick.max_num_batched_tokens,
+        )
+        devices = engine.num_devices // engine.data_parallel_size
+        seconds = START_S + PROBLEMS * float(np.mean(replayed.device_s[0])) / devices
+        price = check.prices.of(engine)
+        found[id(replayed.law)] = ShortRun(
+            engine=engine,
+            policy=replayed.candidate.policy,
+            device_s=seconds * devices,
+            cost_usd=None if price is None else seconds * devices * price / 3600,
+            regret=before,
+            regret_after=after,
+        )
+    own, *others = found.values()
+    others.sort(key=lambda each: (each.regret_after - each.regret) / each.device_s)
+    return sorted([own, *others[: MOST - 1]], key=lambda each: each.device_s)

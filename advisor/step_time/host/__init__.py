@@ -1,0 +1,1 @@
+"""What a step takes beyond its kernels, learned from published runs."""

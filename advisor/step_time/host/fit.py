@@ -1,0 +1,130 @@
+"""The part of a step that no operator table has, learned from runs that others measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from advisor.step_time.law import non_negative_least_squares
+
+Floats = npt.NDArray[np.float64]
+
+# Seconds of a step, of each doubling of its ranks, of a request in it, of prompts in it.
+TERMS: Final = ("step", "doublings", "requests", "prefill_step")
+
+
+class HostTerm:
+    """What a token takes beyond its kernels, by generations of engines.
+
+    Parameters
+    ----------
+    pooled: how many points the law of all generations counts as in the fit of one.
+    noise: the relative error that each of these points is taken to have.
+    huber: relative errors beyond this lose weight.
+    iterations: of reweighting.
+
+    Attributes
+    ----------
+    shape_: non-negative seconds [TERMS] that all generations share, up to a factor of each.
+    factors_: these factors by generation.
+    seconds_: non-negative seconds [TERMS] by generation.
+
+    Notes
+    -----
+    With x the exposure of a point to each term (how much longer a token takes for each second of
+    it, by the replay), k the time by kernels alone and t the measured one, weighted least squares
+    of (k + x c - t) / t with Huber's weights. First of one shape for all generations times a factor
+    of each, in which each generation counts alike. Then of each generation by itself, held towards
+    its factor times the shape: a coefficient that differs by its own size costs as much as `pooled`
+    points that are off by `noise`. So a generation that ran at few sizes has the gain of ranks of
+    the others, and one that never ran has the mean factor.
+
+    """
+
+    def __init__(
+        self,
+        *,
+        pooled: float = 10.0,
+        noise: float = 0.02,
+        huber: float = 0.05,
+        iterations: int = 12,
+    ) -> None:
+        self.pooled = pooled
+        self.noise = noise
+        self.huber = huber
+        self.iterations = iterations
+
+    def fit(
+        self, exposure: Floats, kernels: Floats, measured: Floats, generation: npt.NDArray[np.str_]
+    ) -> HostTerm:
+        """Learn from exposures [points, TERMS] and the seconds of a token, [points] each.
+
+        Raises ValueError without points.
+        """
+        if not len(measured):
+            raise ValueError("no points to learn the host's part of a step from")
+        names = sorted({str(name) for name in generation})
+        self.factors_ = dict.fromkeys(names, 1.0)
+        gap, weight = measured - kernels, 1 / measured
+        alike = np.sqrt([1 / np.sum(generation == name) for name in generation])
+        for _ in range(self.iterations):
+            factor = np.array([self.factors_[str(name)] for name in generation])
+            rows = exposure * (factor * weight * alike)[:, None]
+            self.shape_ = non_negative_least_squares(rows, gap * weight * alike)
+            for name in names:
+                own = generation == name
+                whole = exposure[own] @ self.shape_ * weight[own]
+                power = float(whole @ whole)
+                found = float(whole @ (gap * weight)[own]) / power if power else 1.0
+                self.factors_[name] = max(found, 0.0)
+            factor = np.array([self.factors_[str(name)] for name in generation])
+            weight = self._weights(kernels + factor * (exposure @ self.shape_), measured)
+        self.seconds_ = {
+            name: self._own(
+                self.factors_[name] * self.shape_,
+                exposure[generation == name],
+                kernels[generation == name],
+                measured[generation == name],
+            )
+            for name in names
+        }
+        return self
+
+    def seconds(self, generation: str) -> Floats:
+        """Return the seconds [TERMS] of a generation; of one that never ran the mean of others."""
+        if generation in self.seconds_:
+            return self.seconds_[generation]
+        return np.asarray(np.mean(list(self.factors_.values())) * self.shape_, dtype=float)
+
+    def predict(
+        self, exposure: Floats, kernels: Floats, generation: npt.NDArray[np.str_]
+    ) -> Floats:
+        """Return the seconds of a token [points]."""
+        law = np.array([self.seconds(str(name)) for name in generation])
+        return np.asarray(kernels + np.sum(exposure * law, axis=1), dtype=float)
+
+    def _own(self, usual: Floats, exposure: Floats, kernels: Floats, measured: Floats) -> Floats:
+        """Return the seconds [TERMS] of one generation, held towards `usual`."""
+        hold = self.noise * np.sqrt(self.pooled) / np.maximum(usual, 1e-9)
+        weight, found = 1 / measured, usual
+        for _ in range(self.iterations):
+            rows = np.vstack([exposure * weight[:, None], np.diag(hold)])
+            target = np.append((measured - kernels) * weight, hold * usual)
+            found = non_negative_least_squares(rows, target)
+            weight = self._weights(kernels + exposure @ found, measured)
+        return found
+
+    def _weights(self, predicted: Floats, measured: Floats) -> Floats:
+        off = np.abs(predicted / measured - 1)
+        return np.asarray(1 / measured / np.sqrt(np.maximum(off / self.huber, 1.0)), dtype=float)
+
+
+def as_table(model: HostTerm) -> Mapping[str, Mapping[str, float]]:
+    """Return the seconds by generation and term, as they are kept."""
+    return {
+        name: dict(zip(TERMS, (float(f"{each:.4g}") for each in seconds), strict=True))
+        for name, seconds in model.seconds_.items()
+    }

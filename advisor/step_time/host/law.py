@@ -1,0 +1,88 @@
+"""What an engine's step takes beyond its kernels: the host's part, by generation of engines.
+
+Learned by `benchmarks/host_term.py` from published serving points (docs/validation.md), kept in
+host_term.json with where they are from.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from advisor.evidence.features import FEATURES, ZERO
+from advisor.step_time.host.fit import TERMS
+from traces.schema.engine import EngineConfig
+
+Floats = npt.NDArray[np.float64]
+
+KEPT: Final = Path(__file__).with_name("host_term.json")
+OLD, SYNCHRONOUS, ASYNCHRONOUS = "v0", "synchronous", "asynchronous"
+FIRST_V1: Final = (0, 8)  # of vLLM, where engine V1 is the default
+FIRST_ASYNCHRONOUS: Final = (0, 14)  # where a step is scheduled while the one before runs
+
+
+def generation_of(engine: EngineConfig) -> str:
+    """Return the generation of an engine: V0, or V1 by how it schedules.
+
+    A version that is not known is the newest.
+    """
+    told = re.findall(r"\d+", engine.vllm_version or "")[:2]
+    version = tuple(int(part) for part in told) if len(told) == 2 else None
+    if version is not None and version < FIRST_V1:
+        return OLD
+    default = version is None or version >= FIRST_ASYNCHRONOUS
+    overlapped = default if engine.async_scheduling is None else engine.async_scheduling
+    return ASYNCHRONOUS if overlapped else SYNCHRONOUS
+
+
+def ranks_of(engine: EngineConfig) -> int:
+    """Return the GPUs that work on a step together."""
+    return engine.tensor_parallel_size * engine.data_parallel_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostPart:
+    """The host's part of an engine's steps: `seconds` [FEATURES], and whether kernels hide it.
+
+    Hidden, a step takes the longer of the two, else their sum.
+    """
+
+    seconds: Floats
+    hidden: bool
+
+    def scaled(self, factor: float) -> HostPart:
+        """Return the part, `factor` times as long."""
+        return HostPart(seconds=self.seconds * factor, hidden=self.hidden)
+
+
+@cache
+def kept() -> dict[str, Any]:
+    """Return host_term.json."""
+    found: dict[str, Any] = json.loads(KEPT.read_text(encoding="utf-8"))
+    return found
+
+
+def host_part(engine: EngineConfig) -> HostPart:
+    """Return the host's part of an engine's steps, as learned from published runs."""
+    generation = generation_of(engine)
+    hidden = generation == ASYNCHRONOUS
+    law = kept()["seconds"][SYNCHRONOUS if hidden else generation]
+    return HostPart(
+        seconds=in_features(np.array([law[name] for name in TERMS]), engine), hidden=hidden
+    )
+
+
+def in_features(seconds: Floats, engine: EngineConfig) -> Floats:
+    """Return seconds [FEATURES] of the seconds [TERMS] of an engine."""
+    step, doublings, requests, prefill_step = seconds.tolist()
+    whole = step + doublings * float(np.log2(ranks_of(engine)))
+    law = ZERO._replace(step=whole, requests=requests, prefill_step=prefill_step)
+    assert len(law) == len(FEATURES)
+    return np.array(law)

@@ -1,0 +1,308 @@
+"""Attention to keys and values: to the whole context, to a window of it, or to chunks.
+
+A mixer is what of a layer depends on the requests of a step, and not only on its tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Final, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from advisor.step_time.operators.grids import fill_between, fill_beyond, to_grid
+from advisor.step_time.prior.operations.times import SHAPE_SPREAD
+from advisor.step_time.prior.tables import PriorTables, between
+from traces.errors import TablesError
+from traces.schema.layers import Attention
+
+Floats = npt.NDArray[np.float64]
+
+DECODE, PROMPT = "generation_attention_perf.parquet", "context_attention_perf.parquet"
+
+
+MOST_KV_HEADS: Final = 8  # of decode attention that was measured
+NEAR: Final = 4  # times a shape, within which another one stands for it
+
+
+class Mixer(Protocol):
+    """The seconds of one layer beyond its matrix products."""
+
+    @property
+    def batches(self) -> Floats:
+        """Measured batches of requests that decode."""
+
+    @property
+    def contexts(self) -> Floats:
+        """Measured contexts before the step, of each of them."""
+
+    @property
+    def lengths(self) -> Floats:
+        """Measured lengths of a whole prompt."""
+
+    @property
+    def rule(self) -> str | None:
+        """What no table has."""
+
+    @property
+    def spread(self) -> float:
+        """The spread of the log of time that the rule adds."""
+
+    def decode(self, batches: Floats, contexts: Floats) -> Floats:
+        """Return the seconds [batches, contexts] of a step that only decodes."""
+
+    def prompt(self, lengths: Floats) -> Floats:
+        """Return the seconds [lengths] of a whole prompt of each length."""
+
+
+def along(known: Floats, seconds: Floats, at: Floats) -> Floats:
+    """Return times at lengths, beyond the last as start + a length + b length^2 through two."""
+    found = np.interp(at, known, seconds)
+    if len(known) > 2 and (far := at > known[-1]).any():
+        x, y = known[[-2, -1]], seconds[[-2, -1]] - seconds[0]
+        square = (y[1] / x[1] - y[0] / x[0]) / (x[1] - x[0])
+        square = max(float(square), 0.0)
+        line = max(float(y[1] / x[1] - square * x[1]), 0.0)
+        found[far] = seconds[0] + line * at[far] + square * at[far] ** 2
+    return np.asarray(found, dtype=float)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class MeasuredMixer:
+    """Times of a table: `grid` [batches, contexts] decoding, `prompts` [lengths] of whole prompts.
+
+    Beyond the grid requests add as much as the last ones did, and so do contexts unless they are
+    `bounded`: a layer that reads no more than a window.
+    """
+
+    batches: Floats
+    contexts: Floats
+    grid: Floats
+    lengths: Floats
+    prompts: Floats
+    bounded: bool = False
+    rule: str | None = None
+    spread: float = 0.0
+
+    def decode(self, batches: Floats, contexts: Floats) -> Floats:
+        """Return the seconds [batches, contexts] of a step that only decodes."""
+        by_context = _continued(self.grid, self.contexts, contexts, hold=self.bounded)
+        return _continued(by_context.T, self.batches, batches, hold=False).T
+
+    def prompt(self, lengths: Floats) -> Floats:
+        """Return the seconds [lengths] of a whole prompt of each length."""
+        return along(self.lengths, self.prompts, lengths)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Bounded:
+    """A layer that reads no more than a window: the whole layer at contexts of the window.
+
+    `chunked` ones begin again at each chunk, so that they read half of it on average.
+    """
+
+    whole: MeasuredMixer
+    window: int
+    chunked: bool
+
+    @property
+    def batches(self) -> Floats:
+        """Measured batches."""
+        return self.whole.batches
+
+    @property
+    def contexts(self) -> Floats:
+        """Measured contexts, and the window."""
+        return np.union1d(self.whole.contexts, [float(self.window)])
+
+    @property
+    def lengths(self) -> Floats:
+        """Measured lengths, and the window."""
+        return np.union1d(self.whole.lengths, [float(self.window)])
+
+    @property
+    def rule(self) -> str:
+        """What no table has."""
+        own = f"attention to {'chunks' if self.chunked else 'a window'} of {self.window:,} tokens"
+        rule = f"{own}: as to a whole context of {'half ' if self.chunked else ''}so many"
+        return rule if self.whole.rule is None else f"{self.whole.rule}\n{rule}"
+
+    @property
+    def spread(self) -> float:
+        """The spread of the log of time that the rule adds."""
+        return float(np.hypot(self.whole.spread, SHAPE_SPREAD))
+
+    def decode(self, batches: Floats, contexts: Floats) -> Floats:
+        """Return the seconds [batches, contexts] of a step that only decodes."""
+        read = np.minimum(contexts, self.window)
+        if self.chunked:
+            read = np.where(contexts > self.window, self.window / 2, read)
+        return self.whole.decode(batches, read)
+
+    def prompt(self, lengths: Floats) -> Floats:
+        """Return the seconds [lengths] of a whole prompt of each length."""
+        full = self.whole.prompt(np.minimum(lengths, self.window))
+        start = float(self.whole.prompt(np.ones(1))[0])
+        each = 2.0 if not self.chunked else 1.0  # a query in a window reads twice a chunk's mean
+        more = np.maximum(lengths - self.window, 0.0) / self.window
+        most = float(self.whole.prompt(np.array([float(self.window)]))[0])
+        return np.asarray(full + each * more * (most - start), dtype=float)
+
+
+def attending(tables: PriorTables, attention: Attention, size: int, *, kv_fp8: bool) -> Mixer:
+    """Return the attention of a layer whose heads are shared among `size` GPUs.
+
+    Raises TablesError where nothing near was measured.
+    """
+    heads = attention.heads // size
+    kv_heads = max(attention.kv_heads // size, 1)
+    window = attention.window or 0
+    shape = (heads, kv_heads, attention.head_dim)
+    if window and _has(tables, DECODE, shape, window) and _has(tables, PROMPT, shape, window):
+        return _measured(tables, shape, window, kv_fp8)
+    whole = _measured(tables, shape, 0, kv_fp8)
+    if not window:
+        return whole
+    return Bounded(whole=whole, window=window, chunked=attention.kind == "chunked_attention")
+
+
+def _has(tables: PriorTables, name: str, shape: tuple[int, int, int], window: int) -> bool:
+    heads, kv_heads, head_dim = shape
+    table = _rows(tables, name)
+    if "window_size" not in table.columns:
+        return False
+    known = table.filter(num_key_value_heads=kv_heads, head_dim=head_dim, window_size=window)[
+        "num_heads"
+    ]
+    return bool(len(known)) and min(known) <= heads <= max(known)
+
+
+@lru_cache(maxsize=64)
+def _rows(tables: PriorTables, name: str) -> pl.DataFrame:
+    return tables.read("attention", name).filter(attn_dtype="bfloat16")
+
+
+@lru_cache(maxsize=64)
+def _measured(
+    tables: PriorTables, shape: tuple[int, int, int], window: int, kv_fp8: bool
+) -> MeasuredMixer:
+    decode, rule, spread = _shaped(tables, DECODE, shape, window, kv_fp8)
+    # A prompt's own keys are attended to before they are stored, in whatever form.
+    whole, prompt_rule, prompt_spread = _shaped(tables, PROMPT, shape, window, kv_fp8=False)
+    (batches, contexts), grid = to_grid(decode[:, :2], decode[:, 2])
+    fill_between(grid, (batches, contexts), (1, 0))
+    fill_beyond(grid, (batches, contexts), (1, 0), hold=False)
+    alone = whole[whole[:, 0] == 1, 1:]
+    return MeasuredMixer(
+        batches=batches,
+        contexts=contexts,
+        grid=grid,
+        lengths=alone[:, 0],
+        prompts=alone[:, 1],
+        bounded=bool(window),
+        rule=rule or prompt_rule,
+        spread=max(spread, prompt_spread),
+    )
+
+
+def _shaped(
+    tables: PriorTables, name: str, shape: tuple[int, int, int], window: int, kv_fp8: bool
+) -> tuple[Floats, str | None, float]:
+    """Return [rows, (batch, length, seconds)] of a shape, and the rule where it is another's.
+
+    Linear in heads between measured ones. A shape that was not measured is the nearest one by what
+    it reads (decoding) or computes (prompts), beside the start of a kernel.
+    """
+    heads, kv_heads, head_dim = shape
+    if name == DECODE and kv_heads > MOST_KV_HEADS and not (kv_heads % 2 or heads % 2):
+        # Twice as many KV heads do the work of twice the requests.
+        half = (heads // 2, kv_heads // 2, head_dim)
+        rows, rule, spread = _shaped(tables, name, half, window, kv_fp8)
+        rows = rows[rows[:, 0] % 2 == 0]
+        return np.column_stack([rows[:, 0] / 2, rows[:, 1:]]), rule, spread
+    kind, length = ("generation", "step") if name == DECODE else ("context", "isl")
+    table = _rows(tables, name)
+    if "window_size" in table.columns:
+        table = table.filter(window_size=window)
+    if kind == "context":
+        table = table.filter(step=0)
+    stored = table.filter(kv_cache_dtype="fp8" if kv_fp8 else "bfloat16")
+    rule, spread, scale = None, 0.0, 1.0
+    own = {"num_key_value_heads": kv_heads, "head_dim": head_dim}
+    if stored.filter(**own).is_empty() and kv_fp8:
+        stored = table.filter(kv_cache_dtype="bfloat16")
+        rule, spread = f"{kind} attention to a cache in FP8: as in bfloat16", SHAPE_SPREAD
+    kept = stored.filter(**own)
+    known = np.array(sorted(kept["num_heads"].unique()), dtype=float)
+    if not len(known) or not known[0] <= heads <= known[-1]:
+        near = _nearest(stored, heads, kv_heads, head_dim)
+        if near is None:
+            raise TablesError(
+                f"{tables.system}: no {kind} attention of {heads} heads and {kv_heads} KV heads of "
+                f"{head_dim} was measured, nor of a shape within {NEAR} times it "
+                f"(attention/{name}). Ask about another model (--model-config), "
+                "tensor_parallel_size or GPU"
+            )
+        kept = stored.filter(num_key_value_heads=near[1], head_dim=near[2])
+        known = np.array(sorted(kept["num_heads"].unique()), dtype=float)
+        work = (kv_heads * head_dim) / (near[1] * near[2])
+        if kind == "context":
+            work = (heads * head_dim) / (near[0] * near[2])
+        rule = (
+            f"{kind} attention of {heads} heads, {kv_heads} KV heads of {head_dim}: as of "
+            f"{near[0]}, {near[1]} of {near[2]}, by what they "
+            f"{'read' if kind == 'generation' else 'compute'}"
+        )
+        heads, scale, spread = near[0], work, SHAPE_SPREAD
+    kept = kept.group_by("num_heads", "batch_size", length).agg(pl.col("seconds").mean())
+    parts = [
+        kept.filter(num_heads=int(known[at])).select(
+            "batch_size", length, (pl.col("seconds") * share).alias(f"part{at}")
+        )
+        for at, share in between(known, float(heads))
+    ]
+    found = parts[0] if len(parts) == 1 else parts[0].join(parts[1], on=["batch_size", length])
+    total = found.select(
+        "batch_size", length, pl.sum_horizontal(pl.col("^part.*$")).alias("seconds")
+    )
+    rows = np.asarray(total.sort("batch_size", length).to_numpy(), dtype=float)
+    if scale != 1.0:
+        start = float(rows[:, 2].min())
+        rows[:, 2] = start + (rows[:, 2] - start) * scale
+    return rows, rule, spread
+
+
+def _nearest(
+    table: pl.DataFrame, heads: int, kv_heads: int, head_dim: int
+) -> tuple[int, int, int] | None:
+    """Return the measured shape nearest in the logs of its sizes, the head's width first.
+
+    None where all differ by more than `NEAR` times in the width or in all heads together.
+    """
+    found = table.select("num_heads", "num_key_value_heads", "head_dim").unique().rows()
+    wanted = np.array([heads * head_dim, kv_heads * head_dim, head_dim])
+    shapes = [
+        each
+        for each in found
+        if np.abs(np.log([each[0] * each[2], each[1] * each[2], each[2]] / wanted)).max()
+        <= np.log(NEAR)
+    ]
+
+    def apart(each: tuple[int, int, int]) -> float:
+        logs = np.abs(np.log(np.array(each) / np.array([heads, kv_heads, head_dim])))
+        return float(logs @ [1.0, 1.0, 3.0])
+
+    return min(sorted(shapes), key=apart, default=None)
+
+
+def _continued(grid: Floats, knots: Floats, at: Floats, *, hold: bool) -> Floats:
+    """Return lines [.., knots] at other places, linear between knots and beyond the last."""
+    found = np.stack([np.interp(at, knots, line) for line in grid])
+    if hold or len(knots) < 2:
+        return found
+    slope = (grid[:, -1] - grid[:, -2]) / (knots[-1] - knots[-2])
+    beyond = np.maximum(at - knots[-1], 0.0)
+    return np.asarray(found + np.maximum(slope, 0.0)[:, None] * beyond, dtype=float)

@@ -1,0 +1,213 @@
+"""The experts that tokens are routed to: one fused kernel in vLLM, with its quantisation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from advisor.step_time.prior.operations.times import (
+    GPU_SPREAD,
+    PRECISION_SPREAD,
+    PRECISIONS,
+    SHAPE_SPREAD,
+    Precision,
+    Times,
+    Work,
+    carried,
+    precision_of,
+)
+from advisor.step_time.prior.tables import PriorTables
+from traces.errors import TablesError
+
+Floats = npt.NDArray[np.float64]
+
+FAMILY, TABLE = "moe", "moe_perf.parquet"
+# What of the tables is in the form of weights that a model has, and then what is nearest to it.
+OWN: Final = {
+    "bfloat16": ("bfloat16",), "fp8": ("fp8",), "fp8_block": ("fp8_block",), "mxfp8": (),
+    "int8": (), "nvfp4": ("nvfp4",), "mxfp4": ("w4a16_mxfp4", "w4a8_mxfp4_mxfp8"),
+    "int4": ("int4_wo",),
+}  # fmt: skip
+NEAR: Final = {
+    "fp8": ("fp8_block",), "fp8_block": ("fp8",), "mxfp8": ("fp8_block", "fp8"),
+    "int8": ("fp8", "fp8_block"), "nvfp4": ("w4a16_mxfp4", "int4_wo"),
+    "mxfp4": ("int4_wo", "nvfp4"), "int4": ("w4a16_mxfp4",),
+}  # fmt: skip
+FORMS: Final = {
+    "int4_wo": PRECISIONS["int4"],
+    "w4a16_mxfp4": PRECISIONS["mxfp4"],
+    "w4a8_mxfp4_mxfp8": replace(PRECISIONS["mxfp4"], peak="fp8"),
+}
+# Which experts tokens visit: the tables have them balanced, and two power laws. The milder one is
+# what is told, and the others are how far off it may be.
+ROUTING: Final = "power_law_1.01"
+OTHERS: Final = ("balanced", "power_law_1.2")
+USUAL: Final = (8.0, 1024.0)  # tokens of steps that the spread of the routing is taken over
+KEY: Final = ("hidden_size", "inter_size", "topk", "num_experts", "moe_tp_size", "moe_ep_size")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """Experts of a layer: a token visits `active` of `total`; `width` is that of one expert.
+
+    `tensor` GPUs share each expert, `expert` GPUs all of them.
+    """
+
+    hidden: int
+    width: int
+    active: int
+    total: int
+    tensor: int = 1
+    expert: int = 1
+    gated: bool = True
+
+    @property
+    def key(self) -> tuple[int, ...]:
+        """The shape as the tables name it."""
+        return (self.hidden, self.width, self.active, self.total, self.tensor, self.expert)
+
+    def work(self, form: Precision) -> Work:
+        """Return what one GPU does with all tokens of a step, by a choice that is uniform."""
+        weights = (3 if self.gated else 2) * self.hidden * self.width / self.tensor
+        local = self.total / self.expert
+
+        def moved(tokens: Floats) -> Floats:
+            visited = local * (1 - (1 - self.active / self.total) ** tokens)
+            rows = tokens * self.active / self.expert
+            values = rows * (2 * self.hidden + 2 * self.width / self.tensor)
+            return np.asarray(visited * weights * form.parameter_bytes + 2.0 * values, dtype=float)
+
+        return Work(
+            bytes=moved,
+            flops=lambda tokens: 2.0 * tokens * self.active / self.expert * weights,
+            peak=form.peak,
+        )
+
+
+def routed(tables: PriorTables, shape: Shape, form: str) -> Times:
+    """Return [rows, (tokens of all ranks, seconds)] of a layer's experts on one GPU.
+
+    Raises TablesError where no GPU has a table of experts, or for a form that no rule prices.
+    """
+    form = precision_of(form)
+    choices = (*OWN[form], *NEAR.get(form, ()), "bfloat16")
+    for there in (tables, *tables.others):
+        found = _on(tables, there, shape, form, choices)
+        if found is not None:
+            return found
+    raise TablesError(
+        f"{tables.system}: no table of experts ({FAMILY}/{TABLE}) is there for any GPU. Use a "
+        "dense model"
+    )
+
+
+def _on(
+    tables: PriorTables, there: PriorTables, shape: Shape, form: str, choices: tuple[str, ...]
+) -> Times | None:
+    """Return the times by a system's tables, None where it has none."""
+    wanted = shape.key
+    versions = there.versions_of(FAMILY, TABLE)
+    for dtype in choices:
+        own = dtype in OWN[form]
+        with_dtype = [v for v in versions if dtype in _forms(there, v)]
+        if not with_dtype:
+            continue
+        exact = [v for v in with_dtype if wanted in _shapes(there, v, dtype)]
+        version = (exact or with_dtype)[0]
+        near = wanted if exact else _nearest(_shapes(there, version, dtype), wanted)
+        rows, spread = _table(there, version, dtype, near)
+        found = Times(rows=rows, spread=spread)
+        if exact and own and there is tables:
+            return found
+        before = Shape(
+            hidden=near[0], width=near[1], active=near[2], total=near[3], tensor=near[4],
+            expert=near[5], gated=shape.gated,
+        )  # fmt: skip
+        measured = FORMS.get(dtype) or PRECISIONS[dtype]
+        asked = measured if own else PRECISIONS[form]
+        found = Times(
+            rows=carried(rows, before.work(measured), shape.work(asked), tables, there),
+            spread=spread,
+        )
+        if not exact:
+            found = found.by_rule(
+                f"{_words(shape)}: as {_words(before)}, by bytes and FLOPs", SHAPE_SPREAD
+            )
+        if not own:
+            found = found.by_rule(
+                f"experts in {form}: those in {dtype} by bytes and peak", PRECISION_SPREAD
+            )
+        if there is not tables:
+            found = found.by_rule(
+                f"experts: those of {there.system} by bandwidth and peak", GPU_SPREAD
+            )
+        return found
+    return None
+
+
+def _words(shape: Shape) -> str:
+    split = f", TP {shape.tensor}" * (shape.tensor > 1) + f", EP {shape.expert}" * (
+        shape.expert > 1
+    )
+    return f"{shape.active} of {shape.total} experts of {shape.hidden:,} x {shape.width:,}{split}"
+
+
+def _nearest(shapes: frozenset[tuple[int, ...]], wanted: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the measured shape nearest in the logs of what a GPU holds and does."""
+
+    def logs(key: tuple[int, ...]) -> Floats:
+        hidden, width, active, total, tensor, expert = key
+        return np.log([hidden, width / tensor, active, total / expert, expert])
+
+    own = logs(wanted)
+    return min(sorted(shapes), key=lambda each: float(np.abs(logs(each) - own).sum()))
+
+
+@lru_cache(maxsize=16)
+def _read(tables: PriorTables, version: str) -> pl.DataFrame:
+    found = tables.rows(FAMILY, TABLE, version)
+    assert found is not None  # it is one of its versions
+    return found
+
+
+@lru_cache(maxsize=32)
+def _forms(tables: PriorTables, version: str) -> frozenset[str]:
+    return frozenset(_read(tables, version)["moe_dtype"].unique())
+
+
+@lru_cache(maxsize=64)
+def _shapes(tables: PriorTables, version: str, dtype: str) -> frozenset[tuple[int, ...]]:
+    table = _read(tables, version).filter(moe_dtype=dtype)
+    return frozenset(table.select(KEY).unique().iter_rows())
+
+
+@lru_cache(maxsize=128)
+def _table(
+    tables: PriorTables, version: str, dtype: str, key: tuple[int, ...]
+) -> tuple[Floats, float]:
+    """Return [rows, (tokens, seconds)], and the spread (sd of the log) that the routing leaves.
+
+    Of several kernels the fastest counts: an engine runs one of them.
+    """
+    kept = _read(tables, version).filter(moe_dtype=dtype, **dict(zip(KEY, key, strict=True)))
+    by = kept.group_by("distribution", "num_tokens").agg(pl.col("seconds").min())
+    names = set(by["distribution"])
+    own = ROUTING if ROUTING in names else sorted(names)[0]
+
+    def rows(name: str) -> Floats:
+        part = by.filter(distribution=name).sort("num_tokens")
+        return part.select("num_tokens", "seconds").to_numpy().astype(float)
+
+    found = rows(own)
+    usual = found[(found[:, 0] >= USUAL[0]) & (found[:, 0] <= USUAL[1])]
+    off = [
+        float(np.mean(np.abs(np.log(np.interp(usual[:, 0], *rows(name).T) / usual[:, 1]))))
+        for name in OTHERS
+        if name in names and len(usual)
+    ]
+    return found, max(off, default=0.0)

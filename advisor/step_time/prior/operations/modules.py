@@ -1,0 +1,209 @@
+"""Attention that was measured as a whole layer: latent (MLA), sparse, and compressed attention.
+
+Their tables have one time for all of a layer's attention, matrix products included, of a model with
+so many heads. Here the products of that model are taken out again, so that a step with prompts and
+decoding requests reads its weights once, and the asked model's own products in their own precision
+stand beside what is left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from advisor.step_time.operators.grids import fill_between, fill_beyond, to_grid
+from advisor.step_time.prior.operations.attention import MeasuredMixer
+from advisor.step_time.prior.operations.products import product
+from advisor.step_time.prior.operations.times import GPU_SPREAD, SHAPE_SPREAD
+from advisor.step_time.prior.tables import PriorTables, between
+from traces.errors import TablesError
+from traces.schema.layers import Attention
+
+Floats = npt.NDArray[np.float64]
+Shapes = Sequence[tuple[int, int]]  # (outputs, inputs) of products on one GPU
+
+LEAST: Final = 0.1  # of a layer's time that is left without its products, at the least
+
+
+@dataclass(frozen=True, kw_only=True)
+class Module:
+    """A table of whole layers: its family and files, and the model whose it is.
+
+    `hidden` is that model's hidden size, which the products follow from.
+    """
+
+    family: str
+    decode: str
+    prompt: str
+    model: str | None
+    hidden: int
+    form: str | None = None  # the only one of its products
+
+    @property
+    def files(self) -> tuple[str, str]:
+        """Both tables: of decoding and of prompts."""
+        return self.decode, self.prompt
+
+
+def _files(kind: str) -> tuple[str, str]:
+    return f"{kind}_generation_module_perf.parquet", f"{kind}_context_module_perf.parquet"
+
+
+_MLA, _DSA, _MSA = _files("mla"), _files("dsa"), _files("msa")
+_CSA, _HCA = _files("dsv4_csa"), _files("dsv4_hca")
+LATENT: Final = (Module(family="mla", decode=_MLA[0], prompt=_MLA[1], model=None, hidden=7168),)
+SPARSE: Final = (
+    Module(
+        family="sparse_attention", decode=_DSA[0], prompt=_DSA[1],
+        model="deepseek-ai/DeepSeek-V3.2", hidden=7168,
+    ),
+    Module(
+        family="sparse_attention", decode=_DSA[0], prompt=_DSA[1], model="zai-org/GLM-5",
+        hidden=6144,
+    ),
+)  # fmt: skip
+INDEXED: Final = (Module(family="msa", decode=_MSA[0], prompt=_MSA[1], model=None, hidden=6144),)
+_V4: Final = (("Flash", 4096), ("Pro", 7168))
+COMPRESSED, HEAVY = (
+    tuple(
+        Module(
+            family="sparse_attention", decode=files[0], prompt=files[1],
+            model=f"sgl-project/DeepSeek-V4-{name}-FP8", hidden=hidden, form="fp8_block",
+        )
+        for name, hidden in _V4
+    )
+    for files in (_CSA, _HCA)
+)  # fmt: skip
+
+
+def modules_of(attention: Attention) -> tuple[Sequence[Module], str | None]:
+    """Return the tables of a layer's attention, none where it is that of heads, and any rule."""
+    if attention.latent is not None:
+        if attention.top_k is None:
+            return LATENT, None
+        rule = "layers that use the choice of an earlier one: as with an index"
+        return SPARSE, rule if attention.index_dim is None else None
+    if attention.top_k is not None and attention.kind == "full_attention":
+        return INDEXED, None
+    if attention.kind == "compressed_attention":
+        return (HEAVY if attention.top_k is None else COMPRESSED), None
+    if attention.one_entry:
+        return HEAVY, "windows beside compressed attention: as attention compressed 128 to 1"
+    return (), None
+
+
+def whole_layer(
+    tables: PriorTables,
+    modules: Sequence[Module],
+    heads: int,
+    size: int,
+    hidden: int,
+    products: Shapes,
+    form: str,
+    *,
+    kv_fp8: bool,
+    rule: str | None = None,
+) -> MeasuredMixer:
+    """Return a layer's attention less its `products`, which are in the table in one `form`.
+
+    `heads` are those of one of `size` GPUs. Raises TablesError where no GPU has such a table.
+    """
+    nearest = sorted(modules, key=lambda each: abs(np.log(each.hidden / hidden)))
+    there, module = _where(tables, nearest)
+    rules, spread = [] if rule is None else [rule], 0.0 if rule is None else SHAPE_SPREAD
+    if module.hidden != hidden:
+        rules.append(
+            f"{module.family.replace('_', ' ')} of hidden size {hidden:,}: as of {module.hidden:,}"
+        )
+        spread = float(np.hypot(spread, SHAPE_SPREAD))
+    if there is not tables:
+        rules.append(
+            f"{module.family.replace('_', ' ')}: that of {there.system} by bandwidth and peak"
+        )
+        spread = float(np.hypot(spread, GPU_SPREAD))
+    moving = there.bandwidth_bytes_per_s / tables.bandwidth_bytes_per_s
+    computing = there.peak("bfloat16") / tables.peak("bfloat16")
+    measured = "fp8_block" if module.form or form not in ("bfloat16",) else "bfloat16"
+    decode = _of(there, module, module.decode, heads, measured, kv_fp8)
+    whole = _of(there, module, module.prompt, heads, measured, kv_fp8)
+    (batches, contexts), grid = to_grid(decode[:, :2], decode[:, 2])
+    fill_between(grid, (batches, contexts), (1, 0))
+    fill_beyond(grid, (batches, contexts), (1, 0), hold=False)
+    alone = whole[whole[:, 0] == 1, 1:]
+    grid = _less(there, grid.T, batches, products, measured).T
+    prompts = _less(there, alone[:, 1], alone[:, 0], products, measured)
+    return MeasuredMixer(
+        batches=batches,
+        contexts=contexts,
+        grid=grid * moving,
+        lengths=alone[:, 0],
+        prompts=np.maximum.accumulate(prompts) * computing,
+        rule="\n".join(rules) or None,
+        spread=spread,
+    )
+
+
+def _less(
+    tables: PriorTables, seconds: Floats, tokens: Floats, products: Shapes, form: str
+) -> Floats:
+    """Return times [.., tokens] of layers without their products, some of them at the least."""
+    spent = np.zeros(len(tokens))
+    for outputs, inputs in products:
+        rows = product(tables, outputs, inputs, form).rows
+        spent += np.interp(tokens, *rows.T)
+    return np.maximum(seconds - spent, LEAST * seconds)
+
+
+def _where(tables: PriorTables, modules: Sequence[Module]) -> tuple[PriorTables, Module]:
+    """Return the system, this one or the nearest to it, that has the first of some tables."""
+    for there in (tables, *tables.others):
+        for module in modules:
+            if not any(_rows(there, module, name).is_empty() for name in module.files):
+                return there, module
+    names = ", ".join(f"{modules[0].family}/{name}" for name in modules[0].files)
+    raise TablesError(
+        f"{tables.system}: no table {names}, for any GPU. Ask about another model (--model-config)"
+    )
+
+
+@lru_cache(maxsize=32)
+def _rows(tables: PriorTables, module: Module, name: str) -> pl.DataFrame:
+    found = tables.rows(module.family, name)
+    if found is None:
+        return pl.DataFrame()
+    if module.model is not None:
+        found = found.filter(model=module.model)
+    return found.filter(step=0) if "context" in name else found
+
+
+def _of(
+    tables: PriorTables, module: Module, name: str, heads: int, form: str, kv_fp8: bool
+) -> Floats:
+    """Return [rows, (batch, length, seconds)] of so many heads, linear between measured ones."""
+    length = "isl" if "context" in name else "step"
+    table = _rows(tables, module, name)
+    for column, wanted in (
+        ("gemm_type", form),
+        ("kv_cache_dtype", "fp8" if kv_fp8 else "bfloat16"),
+    ):
+        kept = table.filter(pl.col(column) == wanted)
+        table = table if kept.is_empty() else kept
+    known = np.array(sorted(table["num_heads"].unique()), dtype=float)
+    kept = table.group_by("num_heads", "batch_size", length).agg(pl.col("seconds").mean())
+    parts = [
+        kept.filter(num_heads=int(known[at])).select(
+            "batch_size", length, (pl.col("seconds") * share).alias(f"part{at}")
+        )
+        for at, share in between(known, float(heads))
+    ]
+    found = parts[0] if len(parts) == 1 else parts[0].join(parts[1], on=["batch_size", length])
+    total = found.select(
+        "batch_size", length, pl.sum_horizontal(pl.col("^part.*$")).alias("seconds")
+    )
+    return np.asarray(total.sort("batch_size", length).to_numpy(), dtype=float)

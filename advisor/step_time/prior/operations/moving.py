@@ -1,0 +1,60 @@
+"""What only moves values: norms, activations, rotary positions, embedding, sampling."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from advisor.step_time.prior.operations.times import (
+    BYTES_SPREAD,
+    GPU_SPREAD,
+    SHAPE_SPREAD,
+    Times,
+)
+from advisor.step_time.prior.tables import PriorTables
+
+Floats = npt.NDArray[np.float64]
+
+# The least that sampling moves for each logit: read in bfloat16, written and read in float32.
+SAMPLER_BYTES: Final = 10
+SAMPLER_KERNELS: Final = 3
+
+
+def moving(tables: PriorTables, counts: Floats, size: float, *, kernels: int = 1) -> Floats:
+    """Return [rows, (count, seconds)] of kernels that move `size` bytes for each of a count."""
+    seconds = kernels * tables.kernel_s + counts * size / tables.bandwidth_bytes_per_s
+    return np.column_stack([counts, seconds])
+
+
+def connected(tables: PriorTables, hidden: int, count: int) -> Times:
+    """Return [rows, (tokens, seconds)] of a layer's hyper-connections, which mix `count` streams.
+
+    As the table has them (before and after both parts of a layer); the rule is their bytes.
+    """
+    for there in (tables, *tables.others):
+        table = there.rows("mhc", "mhc_module_perf.parquet")
+        if table is None:
+            continue
+        sizes = sorted(table["hidden_size"].unique())
+        own = min(sizes, key=lambda each: abs(np.log(each / hidden)))
+        kept = table.filter(hidden_size=own).group_by("op_name", "num_tokens")
+        sums = kept.agg(pl.col("seconds").min()).group_by("num_tokens").agg(pl.col("seconds").sum())
+        rows = sums.sort("num_tokens").select("num_tokens", "seconds").to_numpy().astype(float)
+        found = Times(rows=rows)
+        if there is not tables:
+            ratio = there.bandwidth_bytes_per_s / tables.bandwidth_bytes_per_s
+            found = Times(rows=rows * [1.0, ratio]).by_rule(
+                f"hyper-connections: those of {there.system} by bandwidth", GPU_SPREAD
+            )
+        return (
+            found
+            if own == hidden
+            else found.by_rule(
+                f"hyper-connections of hidden size {hidden:,}: as of {own:,}", SHAPE_SPREAD
+            )
+        )
+    rows = moving(tables, np.geomspace(1.0, 2.0**14, 15), 4.0 * 2 * hidden * count, kernels=4)
+    return Times(rows=rows).by_rule("hyper-connections: the bytes they move", BYTES_SPREAD)

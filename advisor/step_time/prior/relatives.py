@@ -1,0 +1,142 @@
+"""GPUs without tables that are relatives of one with tables: the same chip, slower or smaller.
+
+Each time is that of the relative times the ratio of both GPUs' rooflines: of a product the longer
+of its bytes by the bandwidth and its FLOPs by the peak, of decode attention the bandwidth, of a
+prompt's attention the peak. The start of a kernel stays. All-reduces are those of a GPU with the
+same wires. Bandwidth, peak and memory are from the file of the system where the tables' authors
+have one, else from the maker's data sheet (docs/prior.md).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Final
+
+import polars as pl
+
+from advisor.step_time.prior.tables import (
+    PriorTables,
+    gpu_facts,
+    known_systems,
+    located,
+    read_prior,
+)
+
+_BYTES: Final = {"bfloat16": 2.0, "float16": 2.0, "fp8": 1.0, "nvfp4": 0.5625}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Relative:
+    """A GPU: whose tables it takes, whose all-reduces, and what of its own is known.
+
+    None is what the file of the system says.
+    """
+
+    of: str
+    wires: str
+    device: str
+    bandwidth: float | None = None
+    bf16_flops: float | None = None
+    memory_bytes: float | None = None
+
+
+RELATIVES: Final = {
+    "h100_pcie": Relative(of="h100_sxm", wires="rtx_pro_6000_server", device="NVIDIA H100 PCIe"),
+    "a100_pcie": Relative(of="a100_sxm", wires="l40s", device="NVIDIA A100-PCIE-80GB"),
+    "l4": Relative(of="l40s", wires="l40s", device="NVIDIA L4"),
+    "a100_sxm_40gb": Relative(
+        of="a100_sxm", wires="a100_sxm", device="NVIDIA A100-SXM4-40GB",
+        bandwidth=1.555e12, bf16_flops=312e12, memory_bytes=float(40 << 30),
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RelativeTables(PriorTables):
+    """The tables of a relative as they would be on this GPU.
+
+    A byte takes `byte_s` on the relative and `byte_ratio` times as long here, so for a FLOP.
+    """
+
+    relative: str
+    wires: PriorTables
+    byte_ratio: float
+    flop_ratio: float
+    byte_s: float
+    flop_s: float
+
+    def read(self, family: str, name: str | None = None) -> pl.DataFrame:
+        """Return a table of the relative, its seconds as they would be on this GPU."""
+        if family == "comm":
+            return self.wires.with_versions(comm=self.versions["comm"]).read(family, name)
+        table = super().read(family, name)
+        if family == "gemm":
+            ratio = self._products()
+        elif name is not None and name.startswith("context"):
+            ratio = pl.lit(self.flop_ratio)
+        else:
+            ratio = pl.lit(self.byte_ratio)
+        above = (pl.col("seconds") - self.kernel_s).clip(lower_bound=0.0)
+        return table.with_columns(seconds=pl.col("seconds") - above + above * ratio)
+
+    def rows(self, family: str, name: str, version: str | None = None) -> pl.DataFrame | None:
+        """Return None: tables of other families are those of `others`, by bandwidth and peak."""
+        return None
+
+    def versions_of(self, family: str, name: str) -> list[str]:
+        """Return none."""
+        return []
+
+    @property
+    def nccl(self) -> pl.DataFrame | None:  # type: ignore[override]
+        """NCCL's collectives of the GPU with the same wires."""
+        return self.wires.nccl
+
+    def _products(self) -> pl.Expr:
+        """Return by how much a product's roofline is longer than the relative's."""
+        m, n, k = (pl.col(each).cast(pl.Float64) for each in ("m", "n", "k"))
+        width = pl.col("gemm_dtype").replace_strict(_BYTES, default=2.0)
+        moved = (n * k + m * k + m * n) * width * self.byte_s
+        worked = 2 * m * n * k * self.flop_s * (width / 2).clip(lower_bound=0.5)
+        own = pl.max_horizontal(moved * self.byte_ratio, worked * self.flop_ratio)
+        return own / pl.max_horizontal(moved, worked)
+
+
+def read_gpu(system: str, folder: Path | None = None) -> PriorTables:
+    """Open the tables of a GPU: its own, or those of a relative.
+
+    Raises UsageError, naming those there are, for one without either; MissingDependencyError where
+    the package is not installed; TablesError for damage.
+    """
+    system, folder = located(system, folder)
+    own = known_systems(folder)
+    known = RELATIVES.get(system)
+    if system in own or known is None or not {known.of, known.wires} <= set(own):
+        more = [name for name, each in RELATIVES.items() if {each.of, each.wires} <= set(own)]
+        return read_prior(system, folder, [*own, *more])
+    base, theirs = read_prior(known.of, folder), gpu_facts(folder, known.of)
+    mine = gpu_facts(folder, system) if known.bandwidth is None else {}
+    bandwidth = known.bandwidth or float(mine["mem_bw"])
+    peak = known.bf16_flops or float(mine["bfloat16_tc_flops"])
+    slower = float(theirs["mem_bw"]) / bandwidth
+    wires = read_prior(known.wires, folder)
+    given = {each.name: getattr(base, each.name) for each in fields(base)}
+    return RelativeTables(
+        **given
+        | {
+            "system": system,
+            "device": known.device,
+            "memory_bytes": known.memory_bytes or float(mine["mem_capacity"]),
+            "bandwidth_bytes_per_s": base.bandwidth_bytes_per_s / slower,
+            "gpu": mine or {**theirs, "bfloat16_tc_flops": peak},
+            "versions": base.versions | {"comm": wires.versions["comm"]},
+            "measured": base.measured | {"comm": wires.measured["comm"]},
+        },
+        relative=known.of,
+        wires=wires,
+        byte_ratio=slower,
+        flop_ratio=float(theirs["bfloat16_tc_flops"]) / peak,
+        byte_s=1 / float(theirs["mem_bw"]),
+        flop_s=1 / float(theirs["bfloat16_tc_flops"]),
+    )

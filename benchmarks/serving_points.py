@@ -1,0 +1,272 @@
+"""Serving points that others measured, in one form: what ran, under which load, and how fast.
+
+Three sources. `silicon`: the vLLM rows of silicon_sample.csv in the package aiconfigurator-core.
+`argonne` and `iog`: two labs' runs, read from a folder that holds theirs (argonne/, iog/). Facts of
+models are read from config.json files (`--configs`, else those of the package). What no config is
+there for is built from the sizes below.
+"""
+
+import csv
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Final
+
+from advisor.step_time.prior.tables import tables_folder
+from profiler.engines.models.model_facts import facts_from_config, facts_from_file
+from traces.schema.engine import EngineConfig, ModelFacts
+
+CLOSED, TOGETHER, OPEN = "closed loop", "all at once", "arrivals"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """A measured serving point. Times are seconds; None where it was not measured.
+
+    `in_flight` requests are kept running (`CLOSED`) or come all at once (`TOGETHER`), or `requests`
+    come at `rate_per_s` (`OPEN`). `tpot_s` and `ttft_s` are means, `latency_s` is from the first
+    arrival to the last token. `facts` is None, and `unknown` says why, where the model has none.
+    """
+
+    name: str
+    lab: str
+    model: str
+    facts: ModelFacts | None
+    unknown: str | None
+    system: str
+    engine: EngineConfig
+    precision: str
+    load: str
+    prompt_tokens: int
+    output_tokens: int
+    in_flight: int | None = None
+    rate_per_s: float | None = None
+    requests: int | None = None
+    tpot_s: float | None = None
+    ttft_s: float | None = None
+    latency_s: float | None = None
+
+    @property
+    def version(self) -> tuple[int, ...]:
+        """The engine's vLLM version, empty where it is not known."""
+        return tuple(int(part) for part in re.findall(r"\d+", self.engine.vllm_version or ""))
+
+
+def async_by_default(version: str | None) -> bool:
+    """Whether vLLM of a version schedules asynchronously unless it is told otherwise."""
+    parts = tuple(int(part) for part in re.findall(r"\d+", version or "")[:2])
+    return parts >= (0, 14)
+
+
+# Silicon's models as the package names their configs, by model and precision.
+_CONFIGS: Final = {
+    ("meta-llama/Llama-3.1-70B", "fp8"): "nvidia--Llama-3.1-70B-Instruct-FP8",
+    ("meta-llama/Llama-3.1-70B", "fp4"): "meta-llama--Meta-Llama-3.1-70B",
+    ("nvidia/Llama-3.1-8B-Instruct-FP8", "fp8"): "meta-llama--Meta-Llama-3.1-8B",
+    ("Qwen/Qwen3-32B", "fp8"): "Qwen--Qwen3-32B-FP8",
+    ("MiniMaxAI/MiniMax-M2.5", "fp4"): "nvidia--MiniMax-M2.5-NVFP4",
+    ("moonshotai/Kimi-K2.5", "fp4"): "nvidia--Kimi-K2.5-NVFP4",
+}
+# Checkpoints without a config of their own: quantised by ModelOpt, as NVIDIA publishes them.
+_MODELOPT: Final = {
+    ("meta-llama/Llama-3.1-70B", "fp4"): "NVFP4",
+    ("nvidia/Llama-3.1-8B-Instruct-FP8", "fp8"): "FP8",
+}
+
+# Dense models of labs: architecture, layers, hidden, heads, KV heads, MLP, vocabulary, tied.
+_DENSE: Final = {
+    "meta-llama/Llama-2-7b-hf": ("Llama", 32, 4096, 32, 32, 11008, 32000, False),
+    "huggyllama/llama-7b": ("Llama", 32, 4096, 32, 32, 11008, 32000, False),
+    "meta-llama/Llama-2-70b-hf": ("Llama", 80, 8192, 64, 8, 28672, 32000, False),
+    "meta-llama/Meta-Llama-3-8B": ("Llama", 32, 4096, 32, 8, 14336, 128256, False),
+    "meta-llama/Meta-Llama-3-70B": ("Llama", 80, 8192, 64, 8, 28672, 128256, False),
+    "mistralai/Mistral-7B-v0.1": ("Llama", 32, 4096, 32, 8, 14336, 32000, False),
+    "Qwen/Qwen2-7B": ("Qwen2", 28, 3584, 28, 4, 18944, 152064, False),
+    "Qwen/Qwen2-72B": ("Qwen2", 80, 8192, 64, 8, 29568, 152064, False),
+    "Qwen/Qwen1.5-7B": ("Qwen2", 32, 4096, 32, 32, 11008, 151936, False),
+    "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B": (
+        "Qwen2", 28, 1536, 12, 2, 8960, 151936, False
+    ),
+    "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B": ("Qwen2", 28, 3584, 28, 4, 18944, 152064, False),
+    "deepseek-ai/DeepSeek-R1-Distill-Qwen-14B": ("Qwen2", 48, 5120, 40, 8, 13824, 152064, False),
+    "deepseek-ai/DeepSeek-R1-Distill-Qwen-32B": ("Qwen2", 64, 5120, 40, 8, 27648, 152064, False),
+    "Qwen/QwQ-32B-Preview": ("Qwen2", 64, 5120, 40, 8, 27648, 152064, False),
+    "deepseek-ai/DeepSeek-R1-Distill-Llama-8B": ("Llama", 32, 4096, 32, 8, 14336, 128256, False),
+    "deepseek-ai/DeepSeek-R1-Distill-Llama-70B": ("Llama", 80, 8192, 64, 8, 28672, 128256, False),
+    "meta-llama/Meta-Llama-3-8B-Instruct": ("Llama", 32, 4096, 32, 8, 14336, 128256, False),
+}  # fmt: skip
+
+# Their Mistral has a window of 4,096 tokens, which no row reaches, and is Llama's layers otherwise.
+
+
+@cache
+def _dense(name: str) -> ModelFacts | None:
+    if name not in _DENSE:
+        return None
+    kind, layers, hidden, heads, kv_heads, width, vocabulary, tied = _DENSE[name]
+    config = {
+        "architectures": [f"{kind}ForCausalLM"],
+        "model_type": kind.lower(),
+        "num_hidden_layers": layers,
+        "hidden_size": hidden,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "intermediate_size": width,
+        "vocab_size": vocabulary,
+        "tie_word_embeddings": tied,
+        "torch_dtype": "float16",
+    }
+    return facts_from_config(config, name=name)
+
+
+@cache
+def _silicon_facts(model: str, precision: str, folder: Path) -> ModelFacts | None:
+    stem = _CONFIGS.get((model, precision), model.replace("/", "--"))
+    path = folder / f"{stem}_config.json"
+    if not path.is_file():
+        return None
+    if (kind := _MODELOPT.get((model, precision))) is None:
+        return facts_from_file(path, name=model)
+    told = {"quant_algo": kind, "kv_cache_quant_algo": "FP8", "exclude_modules": ["lm_head"]}
+    beside = {"producer": {"name": "modelopt"}, "quantization": told}
+    return facts_from_config(json.loads(path.read_bytes()), name=model, beside=beside)
+
+
+def silicon(configs: Path | None = None) -> list[Point]:
+    """Return the vLLM rows of silicon_sample.csv."""
+    systems = tables_folder()
+    folder = configs or systems.parent / "model_configs"
+    found = []
+    with (systems / "silicon_sample.csv").open(newline="") as lines:
+        for row in csv.DictReader(lines):
+            if row["backend"] == "vllm":
+                found.append(_silicon_point(row, folder))
+    return found
+
+
+def _silicon_point(row: dict[str, str], folder: Path) -> Point:
+    model, precision = row["model_path"], row["precision"] or "bf16"
+    facts = _silicon_facts(model, row["precision"], folder)
+    unknown = None if facts is not None else f"no config of {model}"
+    if row["mode"] != "agg":
+        unknown = "prefill and decode on servers of their own"
+    told = re.search(r"silicon_concurrency=(\d+)", row["silicon_data_source"])
+    version = row["backend_version"]
+    if image := re.search(r"v?(\d+\.\d+\.\d+)", row["silicon_data_source"].rpartition("openai")[2]):
+        version = version if version[:1].isdigit() else image[1]
+    ranks, tensor = int(row["attention_dp_size"] or 1), int(row["tp_size"] or 1)
+    other = []
+    if int(row["moe_ep_size"] or 1) > 1:
+        other = [("enable_expert_parallel", "true")]
+    date = re.search(r"measured=(\d{4}-\d\d)", row["silicon_data_source"])
+    if not version and date and date[1] < "2025-12":
+        version = "0.11"  # the newest release at the time of the measurement
+    return Point(
+        name=row["id"],
+        lab="aic" if "aic-auto-gap" in row["silicon_data_source"] else "inferencex",
+        model=model.rpartition("/")[2],
+        facts=facts,
+        unknown=unknown,
+        system=row["system"],
+        engine=EngineConfig(
+            model=model,
+            tensor_parallel_size=tensor,
+            data_parallel_size=ranks,
+            mode="server",
+            vllm_version=version or None,
+            async_scheduling=async_by_default(version) if version else None,
+            enable_prefix_caching=False,
+            max_model_len=None,
+            other=tuple(other),
+        ),
+        precision=precision,
+        load=CLOSED,
+        prompt_tokens=int(row["isl"]),
+        output_tokens=int(row["osl"]),
+        in_flight=int(told[1]) if told else int(row["batch_size"] or 0) * ranks or None,
+        tpot_s=float(row["silicon_tpot_ms"]) / 1e3,
+        ttft_s=float(row["silicon_ttft_ms"]) / 1e3,
+    )
+
+
+def _lab_engine(model: str, size: int, version: str) -> EngineConfig:
+    return EngineConfig(
+        model=model,
+        dtype="float16",
+        tensor_parallel_size=size,
+        mode="in_process",
+        vllm_version=version,
+        async_scheduling=False,
+        enable_prefix_caching=False,
+    )
+
+
+def argonne(folder: Path) -> list[Point]:
+    """Return LLM-Inference-Bench's runs of vLLM: one batch of equal prompts and outputs."""
+    found = []
+    with (folder / "argonne" / "vllm_h100_a100.csv").open(newline="") as lines:
+        for number, row in enumerate(csv.DictReader(lines), 2):
+            model, size = row["Model"], int(row["Num of Hardware"])
+            facts, length = _dense(model), int(row["Input Output Length"])
+            found.append(
+                Point(
+                    name=f"argonne line {number}",
+                    lab="argonne",
+                    model=model.rpartition("/")[2],
+                    facts=facts,
+                    unknown=None if facts else f"no sizes of {model}",
+                    system="h100_sxm" if "H100" in row["Hardware"] else "a100_sxm_40gb",
+                    engine=_lab_engine(model, size, "0.4"),
+                    precision="fp16",
+                    load=TOGETHER,
+                    prompt_tokens=length,
+                    output_tokens=length,
+                    in_flight=int(row["Batch Size"]),
+                    latency_s=float(row["Latency"]),
+                )
+            )
+    return found
+
+
+def iog(folder: Path) -> list[Point]:
+    """Return IOG's runs of `vllm bench serve`: 200 requests that come at a rate."""
+    found = []
+    for path in sorted((folder / "iog").glob("*.json")):
+        runs = [json.loads(line) for line in path.read_text().replace("}{", "}\n{").splitlines()]
+        for number, run in enumerate(runs, 1):
+            model, count = run["model_id"], run["completed"]
+            facts = _dense(model)
+            gpu = run["gpu_name"]
+            engine = _lab_engine(model, int(run["gpu_count"]), "0.8.5")
+            found.append(
+                Point(
+                    name=f"{path.stem} {number}",
+                    lab="iog",
+                    model=model.rpartition("/")[2],
+                    facts=facts,
+                    unknown=None if facts else f"no sizes of {model}",
+                    system="h100_pcie" if "H100" in gpu else "rtx_4090",
+                    engine=replace(engine, mode="server"),
+                    precision="fp8" if "FP8" in model else "fp16",
+                    load=OPEN,
+                    prompt_tokens=round(run["total_input_tokens"] / count),
+                    output_tokens=round(run["total_output_tokens"] / count),
+                    rate_per_s=run["request_rate"],
+                    requests=count,
+                    tpot_s=run["mean_tpot_ms"] / 1e3,
+                    ttft_s=run["mean_ttft_ms"] / 1e3,
+                    latency_s=run["duration"],
+                )
+            )
+    return found
+
+
+def read_points(runs: Path | None, configs: Path | None = None) -> Iterator[Point]:
+    """Return all points: silicon's, and the labs' that lie in `runs`."""
+    yield from silicon(configs)
+    if runs is not None:
+        yield from argonne(runs)
+        yield from iog(runs)

@@ -1,0 +1,119 @@
+"""A run whose problems come as they are asked, driven by the events of a loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+
+from opentelemetry.context import Context
+
+from profiler.engines.interface import SampleResult
+from profiler.policies.interface import Decision
+from profiler.runs.flight import Flight, Sent
+from profiler.runs.loop import Run
+from profiler.workload.problems import Problem
+
+SCORES_S = 0.005  # between looks at a scorer
+CLIENT = "client gone"
+
+
+@dataclass(kw_only=True)
+class LiveRun(Run):
+    """One policy over the questions that come (see `Run`).
+
+    `checked_in` is where answers are compared whose verifier takes its time, None where it takes
+    none. `on_end` hears of each flight that is over, and of why.
+    """
+
+    on_end: Callable[[Flight, str], None]
+    checked_in: ThreadPoolExecutor | None = None
+    ended: dict[str, list[Sent]] = field(default_factory=dict)  # by problem
+
+    def ask(self, problem: Problem, arrival: int, context: Context) -> None:
+        """Begin a problem that arrived then (unix nanoseconds), in its client's trace or a new one.
+
+        A trace of all that a server is ever asked would be too large for anybody.
+        """
+        self.ended[problem.problem_id] = []
+        self._begin(problem, arrival, context)
+        self._take_refused()
+
+    def take(self, result: SampleResult) -> None:
+        """Take a request that ended."""
+        sent = self.open.get(result.request_id)
+        if sent is None or self.checked_in is None or result.error is not None:
+            self._take_all(result)
+            return
+        # The verifier keeps what it was asked, so that the second time takes no time.
+        asked = partial(self.workload.answer_to, sent.flight.problem, self._text(sent, result))
+        checked = asyncio.get_running_loop().run_in_executor(self.checked_in, asked)
+        checked.add_done_callback(lambda _: self._take_all(result))
+
+    def _take_all(self, result: SampleResult) -> None:
+        self._take(result)
+        self._take_refused()
+
+    def look_at_scores(self) -> None:
+        """Take the scores that have come."""
+        self._take_scores(wait_s=0.0)
+        self._take_refused()
+
+    def time_out(self, problem_id: str) -> None:
+        """Answer a problem by the votes that there are."""
+        flight = self.flights.get(problem_id)
+        if flight is not None:
+            self._time_out(flight)
+
+    def abandon(self, problem_id: str) -> None:
+        """Cancel a problem whose client has gone."""
+        flight = self.flights.get(problem_id)
+        if flight is not None:
+            flight.decision = Decision(answer=None, by_sample=None)
+            self._close_problem(flight, cancelled_by=CLIENT)
+
+    def _deliver(self, sent: Sent) -> None:
+        self.ended[sent.flight.problem.problem_id].append(sent)
+        super()._deliver(sent)
+
+    def _close_problem(self, flight: Flight, *, cancelled_by: str) -> None:
+        super()._close_problem(flight, cancelled_by=cancelled_by)
+        self.on_end(flight, cancelled_by)
+
+    def _end_problem(self, flight: Flight, cancelled_by: str) -> None:
+        if cancelled_by == CLIENT:
+            self.spans.abandon_problem(flight, CLIENT)
+        else:
+            super()._end_problem(flight, cancelled_by)
+
+    def chosen(self, flight: Flight) -> Sent | None:
+        """Return the sample whose answer was chosen: of several the best scored, or the first.
+
+        Where requests go on from earlier ones it is the last. Without a decision it is the first
+        that ended by itself.
+        """
+        ended = [each for each in self.ended[flight.problem.problem_id] if _is_whole(each)]
+        answer = None if flight.decision is None else flight.decision.answer
+        same = [each for each in ended if each.chain and each.chain.answer == answer]
+        if answer is None or not same:
+            return min(ended, key=lambda each: (_was_cut(each), each.draw.index), default=None)
+        last = self.policy.spec.rule is None
+        return max(
+            same, key=lambda each: (self._score_of(each), each.draw.index * (1 if last else -1))
+        )
+
+    def _score_of(self, sent: Sent) -> float:
+        if not self.needs.scores or sent.result is None:
+            return 0.0
+        score = sent.score if self.scoring is not None else sent.result.logprob_mean
+        return float("-inf") if score is None else score
+
+
+def _is_whole(sent: Sent) -> bool:
+    return sent.result is not None and sent.result.error is None
+
+
+def _was_cut(sent: Sent) -> bool:
+    return sent.result is None or sent.result.finish_reason != "stop"

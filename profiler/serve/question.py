@@ -1,0 +1,303 @@
+"""What of a request is a question that a policy answers, and how its answer looks."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+from opentelemetry.context import Context
+
+from profiler.engines.interface import THINK_END, THINK_START, Prompt
+from traces.files import check_values
+
+MOST_VALUES = 200_000  # of a request's JSON
+MOST_SEED = 1 << 62
+_NAME = re.compile(r"[A-Za-z0-9_:@~-][A-Za-z0-9_.:@~-]{0,63}")
+_PIECE = 512  # characters of a streamed chunk
+_OURS = frozenset(
+    {
+        *("model", "messages", "prompt", "n", "stream", "stream_options", "temperature", "top_p"),
+        *("max_tokens", "max_completion_tokens", "seed", "ttscope", "reasoning_effort"),
+        *("thinking_token_budget", "best_of", "echo", "logprobs", "top_logprobs", "tool_choice"),
+        *("request_id", "return_token_ids", "include_stop_str_in_output"),
+    }
+)
+_NO_QUESTION = (  # a field, and what makes the request none
+    *(("tools", bool), ("functions", bool), ("modalities", lambda v: v not in (None, ["text"]))),
+    *(
+        ("audio", bool),
+        ("n", lambda v: v not in (None, 1)),
+        ("best_of", lambda v: v not in (None, 1)),
+    ),
+    *(("logprobs", lambda v: v not in (None, False)), ("top_logprobs", bool), ("echo", bool)),
+    *(("suffix", bool), ("prompt_logprobs", lambda v: v is not None), ("use_beam_search", bool)),
+    *(("prompt_embeds", bool), ("return_token_ids", bool)),
+)
+
+
+class BadRequest(Exception):
+    """A request that is refused: its HTTP status, and one line that repeats nothing of it."""
+
+    def __init__(self, message: str, status: int = 400) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class Override(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """The field `ttscope` of a request: what it wants of the policy, and what it is called."""
+
+    n: int | None = None
+    passed: bool = msgspec.field(default=False, name="pass")
+    id: str | None = None
+    group: str | None = None
+    answer: str | None = None
+
+
+@dataclass(kw_only=True)
+class Question:
+    """A request that a policy answers.
+
+    `extra` are its fields that go with every sample as they are. `refusal` is what the engine
+    answered to a sample that it refused, for the client alone. `context` is the client's trace.
+    `parsed` says that the engine sends thought and answer apart.
+    """
+
+    chat: bool
+    prompt: Prompt
+    override: Override
+    stream: bool
+    with_usage: bool
+    max_tokens: int | None
+    seed: int | None
+    reasoning_effort: str | None
+    extra: Mapping[str, Any]
+    headers: Mapping[str, str] = field(default_factory=dict)
+    context: Context = field(default_factory=Context)
+    refusal: tuple[int, bytes] | None = None
+    parsed: bool = False
+
+
+def read_body(raw: bytes) -> dict[str, Any]:
+    """Return the JSON object of a body. Raises BadRequest."""
+    try:
+        check_values(raw, MOST_VALUES)
+        body = msgspec.json.decode(raw)
+    except (ValueError, RecursionError):
+        raise BadRequest("the body is not JSON, or holds too many values") from None
+    if not isinstance(body, dict):
+        raise BadRequest("the body must be a JSON object")
+    return body
+
+
+def why_passed(body: Mapping[str, Any], *, chat: bool, model: str) -> str | None:
+    """Return why a request is no question for the policy, in a word; None where it is one."""
+    if body.get("model") not in (None, model):
+        return "model"
+    told = body.get("ttscope")
+    if isinstance(told, dict) and told.get("pass") is True:
+        return "asked"
+    for name, differs in _NO_QUESTION:
+        if name in body and differs(body[name]):
+            return name
+    if not chat:
+        return None if isinstance(body.get("prompt"), str) else "prompt"
+    messages = body.get("messages")  # what is no list of messages is refused when it is read
+    whys = [_why_message(each) for each in messages] if isinstance(messages, list) else []
+    return next((why for why in whys if why is not None), None)
+
+
+def _why_message(message: Any) -> str | None:
+    if not isinstance(message, dict):
+        return None
+    if message.get("role") == "tool" or message.get("tool_calls"):
+        return "tools"
+    content = message.get("content")
+    parts = content if isinstance(content, list) else []
+    images = any(isinstance(part, dict) and part.get("type") != "text" for part in parts)
+    return "images" if images else None
+
+
+def read_question(body: Mapping[str, Any], *, chat: bool, most_n: int) -> Question:
+    """Return the question of a body that `why_passed` lets be one. Raises BadRequest."""
+    try:
+        override = msgspec.convert(body.get("ttscope") or {}, Override)
+    except msgspec.ValidationError:
+        raise BadRequest(
+            "ttscope must be an object of n, id, group, answer and pass, each of its type"
+        ) from None
+    if override.n is not None and not 1 <= override.n <= most_n:
+        raise BadRequest(f"ttscope.n must lie between 1 and {most_n}, which the policy allows")
+    for name in ("id", "group"):
+        value = getattr(override, name)
+        if value is not None and not _NAME.fullmatch(value):
+            raise BadRequest(f"ttscope.{name} must be at most 64 letters, digits and _.:@~-")
+    limits = [_whole(body, name) for name in ("max_tokens", "max_completion_tokens")]
+    given = [limit for limit in limits if limit is not None]
+    options = body.get("stream_options") or {}
+    stream = body.get("stream") or False
+    if not isinstance(stream, bool) or not isinstance(options, dict):
+        raise BadRequest("stream must be true or false, and stream_options an object")
+    effort = body.get("reasoning_effort")
+    if not isinstance(effort, str | None):
+        raise BadRequest("reasoning_effort must be a text")
+    return Question(
+        chat=chat,
+        prompt=_messages(body.get("messages")) if chat else str(body["prompt"]),
+        override=override,
+        stream=stream,
+        with_usage=bool(options.get("include_usage")),
+        max_tokens=min(given, default=None),
+        seed=_whole(body, "seed", low=0),
+        reasoning_effort=effort,
+        extra={name: value for name, value in body.items() if name not in _OURS},
+    )
+
+
+def _whole(body: Mapping[str, Any], name: str, low: int = 1) -> int | None:
+    value = body.get(name)
+    if value is None:
+        return None
+    if type(value) is not int or not low <= value <= MOST_SEED:
+        raise BadRequest(f"{name} must be a whole number of at least {low}")
+    return value
+
+
+def _messages(messages: Any) -> tuple[Mapping[str, str], ...]:
+    shape = "messages must be a list of {role, content}, their content a text or parts of text"
+    if not isinstance(messages, list) or not messages:
+        raise BadRequest(shape)
+    read = []
+    for message in messages:
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+            raise BadRequest(shape)
+        content = message.get("content")
+        if isinstance(content, list):
+            told = [part.get("text") if isinstance(part, dict) else part for part in content]
+            texts = [text for text in told if isinstance(text, str)]
+            if len(texts) < len(told):
+                raise BadRequest(shape)
+            content = "\n".join(texts)
+        if not isinstance(content, str):
+            raise BadRequest(shape)
+        read.append(message | {"content": content})
+    return tuple(read)
+
+
+# What goes back to the client.
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """A question's answer: the text of the chosen sample, and what it took.
+
+    `told` is the field `ttscope` of the answer.
+    """
+
+    request_id: str
+    model: str
+    text: str
+    opened: bool
+    finish_reason: str
+    prompt_tokens: int | None
+    output_tokens: int | None
+    told: Mapping[str, Any]
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def usage(self) -> dict[str, int] | None:
+        """Return the tokens of all samples together, None where the engine does not tell them."""
+        if self.output_tokens is None:
+            return None
+        prompt = self.prompt_tokens or 0
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": self.output_tokens,
+            "total_tokens": prompt + self.output_tokens,
+        }
+
+
+def _parts(question: Question, answer: Answer) -> tuple[str, str]:
+    """Return thought and answer as the engine sent them: the thought "" where it was no field."""
+    if not question.parsed:
+        return "", answer.text
+    thought, mark, content = answer.text.rpartition(THINK_END)
+    if not mark and answer.opened:
+        return answer.text, ""
+    return thought.replace(THINK_START, "").replace(THINK_END, ""), content
+
+
+def whole_answer(question: Question, answer: Answer) -> bytes:
+    """Return the body of an answer that is not streamed."""
+    thought, content = _parts(question, answer)
+    choice: dict[str, Any] = {"index": 0, "logprobs": None, "finish_reason": answer.finish_reason}
+    if question.chat:
+        message = {"role": "assistant", "content": content}
+        if thought:
+            message |= {"reasoning": thought, "reasoning_content": thought}
+        choice["message"] = message
+    else:
+        choice["text"] = answer.text
+    return msgspec.json.encode(
+        {
+            **_head(question, answer, chunk=False),
+            "choices": [choice],
+            "usage": answer.usage(),
+            "ttscope": answer.told,
+        }
+    )
+
+
+def streamed_answer(question: Question, answer: Answer) -> Iterator[bytes]:
+    """Give the events of an answer that is streamed."""
+    thought, content = _parts(question, answer)
+    head = _head(question, answer, chunk=True)
+
+    def event(choice: dict[str, Any], **more: Any) -> bytes:
+        whole = {"index": 0, "logprobs": None, "finish_reason": None} | choice
+        return _event({**head, "choices": [whole], **more})
+
+    if question.chat:
+        yield event({"delta": {"role": "assistant", "content": ""}})
+        for piece in _pieces(thought):
+            yield event({"delta": {"reasoning": piece, "reasoning_content": piece}})
+        for piece in _pieces(content):
+            yield event({"delta": {"content": piece}})
+        last: dict[str, Any] = {"delta": {}}
+    else:
+        for piece in _pieces(answer.text):
+            yield event({"text": piece})
+        last = {"text": ""}
+    yield event(last | {"finish_reason": answer.finish_reason}, ttscope=answer.told)
+    if question.with_usage:
+        yield _event({**head, "choices": [], "usage": answer.usage()})
+    yield b"data: [DONE]\n\n"
+
+
+def _head(question: Question, answer: Answer, *, chunk: bool) -> dict[str, Any]:
+    kind = "text_completion"
+    if question.chat:
+        kind = "chat.completion.chunk" if chunk else "chat.completion"
+    return {
+        "id": f"{'chatcmpl' if question.chat else 'cmpl'}-{answer.request_id}",
+        "object": kind,
+        "created": answer.created,
+        "model": answer.model,
+    }
+
+
+def _pieces(text: str) -> Iterator[str]:
+    for start in range(0, len(text), _PIECE):
+        yield text[start : start + _PIECE]
+
+
+def _event(data: Mapping[str, Any]) -> bytes:
+    return b"data: " + msgspec.json.encode(data) + b"\n\n"
+
+
+def error_body(message: str, status: int) -> bytes:
+    """Return the body of an error as OpenAI's API has it."""
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    return msgspec.json.encode({"error": {"message": message, "type": kind, "code": status}})

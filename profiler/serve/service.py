@@ -1,0 +1,553 @@
+"""The endpoint: requests in, answers of a policy out, and a recording of it as it goes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+import uuid
+from collections.abc import AsyncIterator, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Any
+from urllib.parse import urlsplit
+
+import aiohttp
+from aiohttp import web
+from opentelemetry.context import Context
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+from prometheus_client import CollectorRegistry, Gauge, Histogram, generate_latest
+from prometheus_client import Counter as Count
+
+from profiler.runs.flight import Flight
+from profiler.runs.lookup import NgramWhatIf
+from profiler.runs.telemetry import Telemetry
+from profiler.serve.live_run import CLIENT, SCORES_S, LiveRun
+from profiler.serve.question import (
+    Answer,
+    BadRequest,
+    Question,
+    error_body,
+    read_body,
+    read_question,
+    streamed_answer,
+    whole_answer,
+    why_passed,
+)
+from profiler.serve.upstream import Upstream, goes_on
+from profiler.workload.problems import Problem, Workload
+from profiler.workload.scorers import ScoringThreads, scorer_of
+from profiler.workload.verifiers import Verifier
+from traces.clock import now_ns
+from traces.errors import UsageError
+from traces.recording.spans import RecordingSpanProcessor
+from traces.recording.writer import RecordingWriter
+from traces.schema.tts.parameters import complete, lowered, needs_of
+from traces.schema.tts.policy import Policy
+
+HEADER = "X-Ttscope"
+MOST_RUNS = 256  # policies that differ in n and max_tokens, as requests ask for them
+_JSON = {"Content-Type": "application/json"}
+_WAIT_S = 10.0  # until a streamed answer begins with comments that keep the connection
+_BODY_S = 30.0
+_HOP = {
+    *("connection", "keep-alive", "transfer-encoding", "content-length", "content-encoding"),
+    *("host", "te", "trailer", "upgrade", "proxy-authorization", "accept-encoding", "cookie"),
+}
+_TRACE = TraceContextTextMapPropagator()
+_LOCAL = {"localhost", "127.0.0.1", "::1"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How the endpoint serves.
+
+    So many questions are worked on at a time, so many more wait, and others are refused with 503.
+    A question is answered after `timeout_s` by the votes that there are. At the end what runs has
+    `drain_s`.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8100
+    hosts: frozenset[str] = frozenset()
+    origins: frozenset[str] = frozenset()
+    in_flight: int = 64
+    waiting: int = 256
+    timeout_s: float = 600.0
+    drain_s: float = 30.0
+    most_body_bytes: int = 4 << 20
+
+
+class Numbers:
+    """What /metrics says."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        named: dict[str, Any] = {"registry": self.registry}
+        self.questions = Count(
+            "ttscope_questions", "Questions that ended, by outcome.", ["outcome"], **named
+        )
+        self.passed = Count("ttscope_passed", "Requests passed on, by reason.", ["why"], **named)
+        self.refused = Count("ttscope_refused", "Requests refused, by status.", ["status"], **named)
+        self.samples = Count(
+            "ttscope_samples", "Samples of questions that ended, by outcome.", ["outcome"], **named
+        )
+        self.tokens = Count("ttscope_generated_tokens", "Tokens of these samples.", **named)
+        self.latency = Histogram(
+            "ttscope_question_seconds",
+            "From a question's arrival to its answer.",
+            buckets=[0.01 * 2**each for each in range(18)],
+            **named,
+        )
+        self.agreement = Histogram(
+            "ttscope_agreement",
+            "Share of a question's answers that are the one given.",
+            buckets=[each / 10 for each in range(1, 11)],
+            **named,
+        )
+        self.in_flight = Gauge("ttscope_in_flight", "Questions that are worked on.", **named)
+        self.waiting = Gauge("ttscope_waiting", "Questions that wait for their turn.", **named)
+
+
+@dataclass
+class _Waiting:
+    """A question that is being answered."""
+
+    question: Question
+    run: LiveRun
+    arrival: int
+    done: asyncio.Future[Answer | None]
+    timer: asyncio.TimerHandle | None = None
+
+
+@dataclass
+class Service:
+    """Answers questions through `upstream` by `policy`, into the recording of `writer`."""
+
+    policy: Policy
+    most_n: int
+    verifier: Verifier
+    upstream: Upstream
+    writer: RecordingWriter
+    telemetry: Telemetry
+    recorder: RecordingSpanProcessor
+    settings: Settings
+    numbers: Numbers = field(default_factory=Numbers)
+    runs: dict[tuple[Policy, bool], LiveRun] = field(default_factory=dict)
+    draining: bool = False
+
+    def __post_init__(self) -> None:
+        self._by_id: dict[str, LiveRun] = {}
+        self._waiting: dict[str, _Waiting] = {}  # by problem
+        self._places = asyncio.Semaphore(self.settings.in_flight)
+        self._held = 0  # requests that are read, wait or are worked on
+        self._passing = 0
+        slow = self.verifier.name == "math"
+        self._checks = ThreadPoolExecutor(1, "ttscope-check") if slow else None
+        scorer = scorer_of(self.policy, None)
+        self._scoring = None if scorer is None else ScoringThreads(scorer)
+        self.upstream.on_result = self._on_result
+
+    async def open(self) -> None:
+        """Connect, and begin the run of the policy as it stands."""
+        await self.upstream.open(self.settings.timeout_s)
+        self._run_of(self.policy, chat=True)
+        self._looks = None
+        if self._scoring is not None:
+            self._looks = asyncio.create_task(self._look_at_scores())
+
+    def app(self) -> web.Application:
+        """Return the routes."""
+        app = web.Application(
+            middlewares=[self._guarded], client_max_size=self.settings.most_body_bytes
+        )
+        app.router.add_get("/health", self._health)
+        app.router.add_get("/metrics", self._metrics)
+        app.router.add_post("/v1/chat/completions", self._ask)
+        app.router.add_post("/v1/completions", self._ask)
+        app.router.add_route("*", "/v1/{rest:.*}", self._other)
+        return app
+
+    async def drain(self) -> None:
+        """Take no more questions, and wait for those that run."""
+        self.draining = True
+        until = time.monotonic() + self.settings.drain_s
+        while (self._held or self._passing) and time.monotonic() < until:
+            await asyncio.sleep(0.02)
+
+    async def close(self) -> None:
+        """End what still runs, and the spans."""
+        for name, waiting in list(self._waiting.items()):
+            waiting.run.abandon(name)
+        if self._looks is not None:
+            self._looks.cancel()
+        await self.upstream.shut()
+        for run in self.runs.values():
+            run.spans.end()
+            run.what_if.finish()
+        if self._scoring is not None:
+            self._scoring.close()
+        if self._checks is not None:
+            self._checks.shutdown(wait=False, cancel_futures=True)
+
+    def rate_per_s(self) -> float | None:
+        """Return how many questions arrived a second, None where they are too few to say."""
+        if self._asked < 2 or self._last == self._first:
+            return None
+        return (self._asked - 1) / ((self._last - self._first) / 1e9)
+
+    _asked, _first, _last = 0, 0, 0
+
+    # Requests.
+
+    @web.middleware
+    async def _guarded(self, request: web.Request, handler: Any) -> web.StreamResponse:
+        """Refuse web pages of others and rebound names; tell an error without repeating it."""
+        try:
+            self._check_sender(request)
+            answer: web.StreamResponse = await handler(request)
+            return answer
+        except BadRequest as error:
+            status, message = error.status, str(error)
+        except web.HTTPException as error:
+            status, message = error.status, error.reason
+        except (ConnectionError, asyncio.CancelledError):
+            raise
+        except Exception as error:
+            status, message = 500, f"a defect of ttscope ({type(error).__name__})"
+        self.numbers.refused.labels(str(status)).inc()
+        more = {"Retry-After": "1"} if status == 503 else {}
+        return web.Response(
+            status=status, body=error_body(message, status), headers={**_JSON, **more}
+        )
+
+    def _check_sender(self, request: web.Request) -> None:
+        origin = request.headers.get("Origin")
+        if origin is not None and origin not in self.settings.origins:
+            raise BadRequest("not for web pages. Allow one with --allow-origin", 403)
+        if self.settings.host not in _LOCAL and not self.settings.hosts:
+            return  # others on the network may ask, by whatever name
+        try:
+            name = urlsplit(f"//{request.headers.get('Host', '')}").hostname or ""
+        except ValueError:
+            name = ""
+        if name not in _LOCAL | self.settings.hosts | {self.settings.host}:
+            raise BadRequest("Host is not this endpoint. Allow it with --allow-host", 403)
+
+    async def _health(self, _: web.Request) -> web.Response:
+        status = "draining" if self.draining else "ok"
+        body = f'{{"status":"{status}","in_flight":{len(self._waiting)}}}'
+        return web.Response(text=body, status=503 if self.draining else 200, headers=_JSON)
+
+    async def _metrics(self, _: web.Request) -> web.Response:
+        self.numbers.in_flight.set(len(self._waiting))
+        self.numbers.waiting.set(max(self._held - len(self._waiting), 0))
+        text = generate_latest(self.numbers.registry)
+        return web.Response(body=text, headers={"Content-Type": "text/plain; version=0.0.4"})
+
+    async def _ask(self, request: web.Request) -> web.StreamResponse:
+        arrival = now_ns()
+        if self.draining:
+            raise BadRequest("ttscope is ending. Ask another server", 503)
+        if self._held >= self.settings.in_flight + self.settings.waiting:
+            raise BadRequest("too many questions wait. Ask again later", 503)
+        self._held += 1
+        try:
+            async with asyncio.timeout(_BODY_S):
+                raw = await request.read()
+        except TimeoutError:
+            self._held -= 1
+            raise BadRequest("the body did not come in time", 408) from None
+        except BaseException:
+            self._held -= 1
+            raise
+        try:
+            body = read_body(raw)
+            chat = request.path.endswith("/chat/completions")
+            why = why_passed(body, chat=chat, model=self.upstream.served)
+            if why is None:
+                question = read_question(body, chat=chat, most_n=self.most_n)
+                question.headers = goes_on(request.headers)
+                question.context = _TRACE.extract(dict(request.headers), Context())
+                return await self._answer(request, question, arrival)
+        finally:
+            self._held -= 1
+        body.pop("ttscope", None)
+        return await self._pass(request, body, why)
+
+    async def _answer(
+        self, request: web.Request, question: Question, arrival: int
+    ) -> web.StreamResponse:
+        policy = self._policy_of(question)
+        async with self._places:
+            name, done = self._begin(question, policy, arrival)
+            try:
+                if question.stream:
+                    return await self._stream(request, question, done)
+                answer = await done
+            finally:
+                waiting = self._waiting.get(name)
+                if waiting is not None:  # the client has gone
+                    waiting.run.abandon(name)
+        if answer is None:
+            status, told = self._failure(question)
+            self.numbers.refused.labels(str(status)).inc()
+            return web.Response(status=status, body=told, headers={**_JSON, **self._said()})
+        return web.Response(body=whole_answer(question, answer), headers={**_JSON, **self._said()})
+
+    async def _stream(
+        self, request: web.Request, question: Question, done: asyncio.Future[Answer | None]
+    ) -> web.StreamResponse:
+        response = web.StreamResponse(
+            headers={
+                "Content-Type": "text/event-stream",
+                "Cache-Control": "no-cache",
+                **self._said(),
+            }
+        )
+        while not done.done():
+            await asyncio.wait([done], timeout=_WAIT_S)
+            if not done.done():
+                if not response.prepared:
+                    await response.prepare(request)
+                await response.write(b": the votes are not in yet\n\n")
+        answer = done.result()
+        if answer is None:
+            status, told = self._failure(question)
+            if not response.prepared:
+                self.numbers.refused.labels(str(status)).inc()
+                return web.Response(status=status, body=told, headers={**_JSON, **self._said()})
+            await response.write(b"data: " + told.replace(b"\n", b" ") + b"\n\n")
+        else:
+            if not response.prepared:
+                await response.prepare(request)
+            await response.write(b"".join(streamed_answer(question, answer)))
+        await response.write_eof()
+        return response
+
+    def _said(self) -> dict[str, str]:
+        return {HEADER: f"answered: {self.policy.label()}"}
+
+    @staticmethod
+    def _failure(question: Question) -> tuple[int, bytes]:
+        """Return why no sample ended: what the engine said, else that it is gone."""
+        if question.refusal is not None:
+            status, told = question.refusal
+            if 400 <= status < 500:
+                return status, told or error_body("the engine refused it", status)
+            return 502, error_body(f"the engine answered HTTP {status}", 502)
+        return 502, error_body("no sample ended: the engine is gone, or too slow", 502)
+
+    def _policy_of(self, question: Question) -> Policy:
+        """Return the policy with what a request may change: n, and fewer tokens."""
+        policy = self.policy
+        wanted = question.override.n
+        if wanted is not None and wanted != policy.n:
+            try:
+                rule = tuple(lowered(policy, wanted).items())
+                method = "majority" if policy.method == "greedy" and wanted > 1 else policy.method
+                policy = complete(replace(policy, method=method, n=wanted, rule=rule))
+            except UsageError as error:
+                raise BadRequest(f"ttscope.n = {wanted}: {error}") from None
+        most = question.max_tokens
+        if most is not None and (policy.max_tokens is None or most < policy.max_tokens):
+            fewer = replace(policy, max_tokens=most)
+            if (fewer, question.chat) in self.runs or len(self.runs) < MOST_RUNS:
+                policy = fewer
+        return policy
+
+    def _run_of(self, policy: Policy, *, chat: bool) -> LiveRun:
+        if (policy, chat) not in self.runs:
+            engine = self.upstream
+            run = LiveRun(
+                workload=Workload(name="served", problems=(), verifier=self.verifier, chat=chat),
+                policy=policy,
+                engine=engine,
+                telemetry=self.telemetry,
+                recorder=self.recorder,
+                what_if=NgramWhatIf(engine.config, policy.key()),
+                needs=needs_of(policy),
+                keep_text=False,
+                scoring=self._scoring,
+                on_end=self._on_end,
+                checked_in=self._checks,
+            )
+            run.open_spans()
+            self.runs[policy, chat] = self._by_id[run.run_id] = run
+            if policy.key() not in self.writer.manifest.policies:
+                known = {**self.writer.manifest.policies, policy.key(): policy}
+                self.writer.update(policies=known)
+        return self.runs[policy, chat]
+
+    # A question's way.
+
+    def _begin(
+        self, question: Question, policy: Policy, arrival: int
+    ) -> tuple[str, asyncio.Future[Answer | None]]:
+        run = self._run_of(policy, chat=question.chat)
+        name = question.override.id or uuid.uuid4().hex
+        if name in self._waiting:
+            raise BadRequest("ttscope.id names a question that is being answered", 409)
+        loop = asyncio.get_running_loop()
+        waiting = _Waiting(question, run, arrival, loop.create_future())
+        self._waiting[name] = waiting
+        self.upstream.questions[f"{run.run_id}.{name}"] = question
+        left = self.settings.timeout_s - (now_ns() - arrival) / 1e9
+        waiting.timer = loop.call_later(max(left, 0.0), run.time_out, name)
+        problem = Problem(
+            problem_id=name,
+            prompt=question.prompt,
+            expected=question.override.answer,
+            group=question.override.group,
+        )
+        self._asked += 1
+        self._first, self._last = self._first or arrival, arrival
+        try:
+            run.ask(problem, arrival, question.context)
+        except BaseException:
+            self._waiting.pop(name, None)
+            raise
+        return name, waiting.done
+
+    def _on_result(self, result: Any) -> None:
+        run = self._by_id.get(result.request_id.partition(".")[0])
+        if run is not None:
+            run.take(result)
+
+    async def _look_at_scores(self) -> None:
+        while True:
+            await asyncio.sleep(SCORES_S)
+            for run in list(self.runs.values()):
+                run.look_at_scores()
+
+    def _on_end(self, flight: Flight, why: str) -> None:
+        """Hand the answer over, and forget the question."""
+        name = flight.problem.problem_id
+        waiting = self._waiting.pop(name)
+        run = waiting.run
+        if waiting.timer is not None:
+            waiting.timer.cancel()
+        answer = None if why == CLIENT else self._made(flight, run, why)
+        ended = run.ended.pop(name)
+        self.upstream.questions.pop(f"{run.run_id}.{name}", None)
+        outcome = {CLIENT: "gone", "timeout": "timeout"}.get(why, "answered")
+        if answer is None and outcome != "gone":
+            outcome = "failed"
+        self.numbers.questions.labels(outcome).inc()
+        if answer is not None:
+            self.numbers.latency.observe((now_ns() - waiting.arrival) / 1e9)
+            self.numbers.tokens.inc(answer.output_tokens or 0)
+            if answer.told["agreement"] is not None:
+                self.numbers.agreement.observe(answer.told["agreement"])
+        for each in ended:
+            failed = each.result is None or each.result.error is not None
+            self.numbers.samples.labels("failed" if failed else "ended").inc()
+        if not waiting.done.done():
+            waiting.done.set_result(answer)
+
+    def _made(self, flight: Flight, run: LiveRun, why: str) -> Answer | None:
+        """Return what goes back to the client, None where no sample ended."""
+        sent = run.chosen(flight)
+        if sent is None or sent.chain is None or sent.result is None:
+            return None
+        ended = run.ended[flight.problem.problem_id]
+        answers = [each.chain.answer for each in ended if each.chain and each.chain.answer]
+        given = flight.decision.answer if flight.decision is not None else None
+        votes = sum(each == given for each in answers)
+        return Answer(
+            request_id=flight.problem.problem_id,
+            model=self.upstream.served,
+            text=sent.chain.text,
+            opened=sent.chain.opened,
+            finish_reason=sent.result.finish_reason or "stop",
+            prompt_tokens=flight.prompt_tokens,
+            output_tokens=flight.output_tokens,
+            told={
+                "policy": run.policy.label(),
+                "decided_by": why,
+                "votes": votes if given is not None else 0,
+                "answers": len(answers),
+                "agreement": votes / len(answers) if answers and given is not None else None,
+                "requests": flight.requests,
+                "cancelled": flight.cancelled,
+                "trace_id": f"{flight.span.get_span_context().trace_id:032x}",
+            },
+        )
+
+    # What is no question goes on as it came.
+
+    async def _other(self, request: web.Request) -> web.StreamResponse:
+        async with asyncio.timeout(_BODY_S):
+            raw = await request.read()
+        return await self._pass(request, raw, "path")
+
+    async def _pass(
+        self, request: web.Request, body: dict[str, Any] | bytes, why: str
+    ) -> web.StreamResponse:
+        if self._passing >= self.settings.in_flight + self.settings.waiting:
+            raise BadRequest("too many requests are passed on. Ask again later", 503)
+        self.numbers.passed.labels(why).inc()
+        headers = {k: v for k, v in request.headers.items() if k.lower() not in _HOP}
+        headers["X-Request-Id"] = uuid.uuid4().hex
+        sent: dict[str, Any] = {"json": body} if isinstance(body, dict) else {"data": body or None}
+        response = None
+        self._passing += 1
+        try:
+            async with self.upstream.session.request(
+                request.method,
+                f"{self.upstream.url}{request.rel_url.raw_path_qs}",
+                headers=headers,
+                allow_redirects=False,
+                **sent,
+            ) as answer:
+                back = {k: v for k, v in answer.headers.items() if k.lower() not in _HOP}
+                response = web.StreamResponse(
+                    status=answer.status, headers={**back, HEADER: f"passed: {why}"}
+                )
+                await response.prepare(request)
+                async for piece in answer.content.iter_any():
+                    await response.write(piece)
+                await response.write_eof()
+                return response
+        except (aiohttp.ClientError, TimeoutError) as error:
+            if response is not None:
+                raise ConnectionResetError from error  # the answer was cut off
+            raise BadRequest("the engine is gone, or too slow", 502) from None
+        finally:
+            self._passing -= 1
+
+
+@contextlib.asynccontextmanager
+async def listening(service: Service) -> AsyncIterator[str]:
+    """Serve while the block runs; gives the URL. Raises UsageError where the port is taken."""
+    silent = logging.getLogger("ttscope.serve.silent")  # what is malformed is repeated nowhere
+    silent.disabled = True
+    runner = web.AppRunner(
+        service.app(),
+        handler_cancellation=True,
+        access_log=None,
+        logger=silent,
+        keepalive_timeout=75.0,
+        shutdown_timeout=1.0,
+    )
+    settings = service.settings
+    await service.open()
+    try:
+        await runner.setup()
+        site = web.TCPSite(runner, settings.host, settings.port, backlog=512)
+        try:
+            await site.start()
+        except OSError as error:
+            raise UsageError(
+                f"--host {settings.host} --port {settings.port}: cannot listen "
+                f"({error.strerror or error}). Name another port"
+            ) from None
+        addresses: Iterable[Any] = runner.addresses
+        port = next(iter(addresses))[1]
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        yield f"http://{host}:{port}"
+        await service.drain()
+    finally:
+        await service.close()
+        await runner.cleanup()

@@ -1,0 +1,169 @@
+"""The engine behind the endpoint: samples as requests on the endpoint's own event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any
+
+import aiohttp
+import msgspec
+
+from profiler.engines.interface import SampleRequest, SampleResult
+from profiler.engines.server.server import Refused, ServerEngine, events_of
+from profiler.engines.server.stream import BadAnswer, Stream
+from profiler.serve.question import Question
+from traces.clock import now_ns
+
+_CONNECT_S = 10.0
+_MOST_REFUSAL = 64 << 10  # bytes of an error's body that go on to the client
+_JSON = "application/json"
+
+
+class _Hand:
+    """Stands in for the queue of results: each goes on as it comes."""
+
+    def __init__(self, give: Callable[[SampleResult], None]) -> None:
+        self.put = give
+
+
+class Upstream(ServerEngine):
+    """A server whose samples run on this thread's event loop, and end by a call of `on_result`.
+
+    A sample takes what its question says beyond the policy: headers, further fields, a lower limit
+    of tokens. Keys are those of its client, and are forgotten with the question. `open` must be
+    called on the loop. `timeout_s` bounds how long an engine may be silent.
+    """
+
+    on_result: Callable[[SampleResult], None]
+
+    def _connect(self) -> None:
+        self.questions: dict[str, Question] = {}  # by run and problem
+        self._results = _Hand(self._end)  # type: ignore[assignment]
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def open(self, timeout_s: float) -> None:
+        """Open the connections."""
+        self._asyncio = asyncio.get_running_loop()
+        self.session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=30),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S, sock_read=timeout_s),
+            auto_decompress=False,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            headers={"Accept-Encoding": "identity"},
+        )
+
+    def submit(self, request: SampleRequest) -> None:
+        """Send a sample (see `Engine`)."""
+        stream = Stream(
+            window=request.confidence_window,
+            top=request.top_logprobs,
+            think_start_ids=self._think_start_ids,
+            think_end_ids=self.think_end_ids,
+            want_ids=request.want_token_ids,
+        )
+        task = self._asyncio.create_task(self._run(request, stream))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        self._live[request.request_id] = (task, stream)  # type: ignore[assignment]
+
+    def _end(self, result: SampleResult) -> None:
+        _, stream = self._live.pop(result.request_id, (None, None))
+        if stream is not None:
+            question = self.questions.get(result.request_id.rpartition(".")[0])
+            if question is not None:
+                question.parsed = question.parsed or stream.parsed
+            self.on_result(result)
+
+    def poll(self, wait_s: float | None = None) -> list[SampleResult]:
+        """Return nothing: samples end by `on_result`."""
+        return []
+
+    async def _events(
+        self, request: SampleRequest, stream: Stream
+    ) -> AsyncIterator[tuple[dict[str, Any], int]]:
+        question = self.questions[request.request_id.rpartition(".")[0]]
+        headers = {"Content-Type": _JSON, "X-Request-Id": request.request_id, **question.headers}
+        if request.traceparent is not None:
+            headers["traceparent"] = request.traceparent
+        chat = request.chat and request.continues is None
+        prompt = await self._prompt(request)
+        body = {
+            **question.extra,
+            **self._asked(question, request, self._body(request, chat, prompt)),
+        }
+        path = "/v1/chat/completions" if chat else "/v1/completions"
+        async with self.session.post(
+            self.url + path, data=msgspec.json.encode(body), headers=headers, allow_redirects=False
+        ) as response:
+            if response.status != 200:
+                question.refusal = response.status, await _start_of(response)
+                raise Refused(response.status)
+            if response.headers.get("Content-Encoding", "identity").lower() != "identity":
+                raise BadAnswer("a compressed answer")
+            async for event in events_of(response.content.iter_any(), stream):
+                yield event, now_ns()
+        if not request.stop:
+            stream.stopped = False  # by a stop string of the client's: it ends an answer
+
+    def _asked(
+        self, question: Question, request: SampleRequest, body: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Return what is sent, with what the question says beyond the policy."""
+        if question.max_tokens is not None:
+            body["max_tokens"] = min(question.max_tokens, body.get("max_tokens") or MOST_TOKENS)
+        if question.seed is not None:  # one for each sample, or all would be the same
+            body["seed"] = question.seed + int(request.request_id.rpartition(".")[2])
+        if request.reasoning_effort is None and question.reasoning_effort is not None:
+            body["reasoning_effort"] = question.reasoning_effort
+        if request.stop and "stop" in question.extra:
+            own = question.extra["stop"]
+            body["stop"] += own if isinstance(own, list) else [own]
+        return body
+
+    async def _token_ids(self, text: str) -> list[int]:
+        if text and text not in self._encoded:
+            body = {"model": self._served, "prompt": text, "add_special_tokens": False}
+            async with self.session.post(
+                f"{self.url}/tokenize", json=body, headers=self._headers
+            ) as answer:
+                if answer.status != 200:
+                    raise Refused(answer.status)
+                self._encoded[text] = (await answer.json())["tokens"]
+        return self._encoded.get(text, [])
+
+    @property
+    def served(self) -> str:
+        """The name that the server gives its model."""
+        return self._served
+
+    def close(self) -> None:
+        """Do nothing: `shut` closes it, on the loop."""
+
+    async def shut(self) -> None:
+        """End what runs and close the connections."""
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.session.close()
+
+
+MOST_TOKENS = 1 << 30
+
+
+async def _start_of(response: aiohttp.ClientResponse) -> bytes:
+    """Return the body of an error, cut off where it is long."""
+    try:
+        async with asyncio.timeout(_CONNECT_S):
+            return await response.content.read(_MOST_REFUSAL)
+    except (TimeoutError, aiohttp.ClientError):
+        return b""
+
+
+def goes_on(headers: Mapping[str, str]) -> dict[str, str]:
+    """Return the headers of a client's request that go on to the engine: its keys."""
+    return {
+        name: value
+        for name, value in headers.items()
+        if name.lower() in ("authorization", "api-key", "x-api-key", "openai-organization")
+    }

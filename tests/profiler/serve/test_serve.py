@@ -1,0 +1,319 @@
+"""What a client of the endpoint sees, what the engine gets, and what is recorded."""
+
+import asyncio
+import json
+import threading
+import time
+from contextlib import ExitStack
+
+import httpx
+import openai
+import polars as pl
+import pytest
+
+from tests.profiler.serve.conftest import serving
+from tests.profiler.serve.fake_engine import running
+from traces.recording.reader import Recording
+from traces.summary.run import summarise
+
+MESSAGES = [{"role": "user", "content": "What is 3 x 4?"}]
+SECRET = "sk-very-secret"
+
+
+def client(url, **more):
+    return openai.OpenAI(base_url=f"{url}/v1", api_key=SECRET, max_retries=0, **more)
+
+
+def ask(url, **body):
+    body = {"model": "fake", "messages": MESSAGES} | body
+    return httpx.post(f"{url}/v1/chat/completions", json=body, timeout=20)
+
+
+def votes(*answers):
+    return lambda body, number: f"why</think>{answers[number % len(answers)]}"
+
+
+def test_the_openai_client_gets_the_answer_of_the_vote(engine, upstream, tmp_path):
+    engine.answers = votes("5", "12", "12.0", "7")
+    with serving(tmp_path / "kept", upstream, method="majority", n=4) as url:
+        answer = client(url).chat.completions.create(model="fake", messages=MESSAGES)
+        assert answer.choices[0].message.content == "why</think>12"
+        assert answer.usage.completion_tokens == sum(
+            len(range(0, len(t), max(len(t) // 4, 1)))
+            for t in ("why</think>5", "why</think>12", "why</think>12.0", "why</think>7")
+        )
+        assert (answer.ttscope["votes"], answer.ttscope["answers"]) == (2, 4)
+        streamed = client(url).chat.completions.create(
+            model="fake", messages=MESSAGES, stream=True, stream_options={"include_usage": True}
+        )
+        text, usage = "", None
+        for chunk in streamed:
+            text += "".join(c.delta.content or "" for c in chunk.choices)
+            usage = chunk.usage or usage
+        assert text == "why</think>12"
+        assert usage.total_tokens == answer.usage.total_tokens
+        done = client(url).completions.create(model="fake", prompt="3 x 4 =")
+        assert done.choices[0].text == "why</think>12"
+    assert [body["n"] for body in engine.asked] == [1] * 12
+    assert {body["temperature"] for body in engine.asked} == {0.8}
+    assert all(head["Authorization"] == f"Bearer {SECRET}" for head in engine.headers)
+    (run, *_) = summarise(Recording.open(tmp_path / "kept"))
+    assert (run.complete, run.problems, run.policy.n) == (True, 3, 4)
+    for path in (tmp_path / "kept").rglob("*"):
+        assert path.is_dir() or SECRET.encode() not in path.read_bytes()
+    problems = Recording.open(tmp_path / "kept").problems
+    assert problems["answer"].to_list() == ["1", "1", "1"]  # the number of its class
+    assert problems["expected"].is_null().all()
+
+
+def test_what_is_not_needed_any_more_is_cancelled(engine, upstream, tmp_path):
+    engine.tokens, engine.token_s = 12, 0.02
+    engine.answers = lambda body, number: "a" * (12 if number < 3 else 4000) + "</think>12"
+    with serving(tmp_path / "kept", upstream, method="agreement", n=8, agree=3) as url:
+        begun = time.monotonic()
+        told = ask(url).json()["ttscope"]
+        assert time.monotonic() - begun < 3
+        assert (told["requests"], told["answers"], told["agreement"]) == (8, told["votes"], 1.0)
+    samples = Recording.open(tmp_path / "kept").samples
+    assert samples.filter(pl.col("cancelled_by") == "decision").height == told["cancelled"]
+    assert engine.finished + engine.aborted + told["cancelled"] >= 8
+
+
+@pytest.mark.parametrize(
+    ("method", "more"),
+    [
+        ("greedy", {"temperature": 0.0}),
+        ("majority", {"n": 3}),
+        ("early_stopping", {"n": 8}),
+        ("adaptive", {"n": 8, "in_flight": 2}),
+        ("first_finish", {"n": 4}),
+        ("sequential", {"n": 4}),
+        ("best_of_n", {"n": 2}),
+        ("confidence", {"n": 2}),
+    ],
+)
+def test_every_kind_of_policy_answers(engine, upstream, tmp_path, method, more):
+    with serving(tmp_path / "kept", upstream, method=method, **more) as url:
+        answer = ask(url).json()
+        assert answer["choices"][0]["message"]["content"].endswith("12"), answer
+    (run,) = summarise(Recording.open(tmp_path / "kept"))
+    assert (run.problems, run.policy.method) == (1, method)
+
+
+def test_a_question_is_a_trace_of_its_own_or_its_clients(engine, upstream, tmp_path):
+    with serving(tmp_path / "kept", upstream, method="majority", n=2) as url:
+        headers = {"traceparent": f"00-{'a' * 32}-{'b' * 16}-01"}
+        body = {"model": "fake", "messages": MESSAGES}
+        httpx.post(f"{url}/v1/chat/completions", json=body, headers=headers)
+        told = [ask(url).json()["ttscope"]["trace_id"] for _ in range(2)]
+    traces = ["a" * 32, *told]
+    assert len(set(traces)) == 3
+    assert Recording.open(tmp_path / "kept").problems["trace_id"].to_list() == traces
+    assert [head["traceparent"][3:35] for head in engine.headers[::2]] == traces
+
+
+def test_a_request_may_ask_for_less_and_says_what_it_is(engine, upstream, tmp_path):
+    with serving(tmp_path / "kept", upstream, method="majority", n=4, max_tokens=100) as url:
+        told = {"n": 2, "id": "q-1", "group": "sums", "answer": "12"}
+        assert ask(url, ttscope=told, max_tokens=50, seed=7).status_code == 200
+        for wrong in ({"n": 5}, {"n": 0}, {"n": "2"}, {"m": 1}, {"id": "a b"}, "yes"):
+            refused = ask(url, ttscope=wrong)
+            assert refused.status_code == 400, wrong
+            assert "ttscope" in refused.json()["error"]["message"]
+    assert [(b["seed"], b["max_tokens"]) for b in engine.asked] == [(7, 50), (8, 50)]
+    recording = Recording.open(tmp_path / "kept")
+    row = recording.problems.row(0, named=True)
+    assert (row["problem_id"], row["group"], row["correct"]) == ("q-1", "sums", True)
+    policy = recording.manifest.policies[row["policy"]]
+    assert (policy.n, policy.max_tokens) == (2, 50)
+
+
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [
+        ({"tools": [{"type": "function"}]}, "tools"),
+        ({"n": 3}, "n"),
+        ({"logprobs": True}, "logprobs"),
+        ({"model": "another"}, "model"),
+        ({"ttscope": {"pass": True}}, "asked"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "images"),
+    ],
+)
+def test_what_is_no_question_is_passed_on_and_said(engine, upstream, tmp_path, body, why):
+    with serving(tmp_path / "kept", upstream, method="majority", n=4) as url:
+        answer = ask(url, **body)
+        assert answer.headers["X-Ttscope"] == f"passed: {why}"
+        assert answer.json()["object"] == "whole"
+        assert ask(url).headers["X-Ttscope"] == "answered: maj@4"
+        assert "fake" in httpx.get(f"{url}/v1/models").text
+        more = httpx.post(f"{url}/v1/embeddings", json={"input": "x"})
+        assert more.json() == {"embedded": {"input": "x"}}
+    assert "ttscope" not in engine.asked[0]
+
+
+def test_thought_and_answer_come_back_apart_as_they_came(engine, upstream, tmp_path, monkeypatch):
+    async def send(response, event):
+        for choice in event["choices"]:
+            content = (choice.get("delta") or {}).pop("content", None)
+            if content:
+                thought, mark, answer = content.partition("|")
+                choice["delta"] = {"reasoning": thought, "content": answer} if mark else {}
+        await response.write(b"data: " + json.dumps(event).encode() + b"\n\n")
+
+    engine.answers, engine.tokens = lambda body, number: "three fours|12", 1
+    monkeypatch.setattr(engine, "_send", send)
+    with serving(tmp_path / "kept", upstream, method="majority", n=2) as url:
+        message = ask(url).json()["choices"][0]["message"]
+        assert (message["reasoning"], message["content"]) == ("three fours", "12")
+
+
+@pytest.mark.parametrize(
+    ("fault", "status"), [(500, 502), (503, 502), (401, 401), (429, 429), ("cut", 502)]
+)
+def test_an_engine_that_fails_is_told_and_forgiven(engine, upstream, tmp_path, fault, status):
+    with serving(tmp_path / "kept", upstream, method="majority", n=3) as url:
+        engine.fault = fault
+        for stream in (False, True):
+            failed = ask(url, stream=stream)
+            assert failed.status_code == status
+            assert failed.json()["error"]["message"]
+        engine.fault = None
+        assert ask(url).status_code == 200
+        page = httpx.get(f"{url}/metrics").text
+        assert 'ttscope_questions_total{outcome="failed"} 2.0' in page
+        assert 'ttscope_questions_total{outcome="answered"} 1.0' in page
+    (run,) = summarise(Recording.open(tmp_path / "kept"))
+    assert run.problems + run.problems_failed == 3
+
+
+def test_an_engine_that_was_killed_and_comes_back(engine, tmp_path):
+    with ExitStack() as stack:
+        first = stack.enter_context(running(engine))
+        with serving(tmp_path / "kept", first, method="majority", n=2) as url:
+            assert ask(url).status_code == 200
+            stack.close()
+            gone = ask(url)
+            assert gone.status_code == 502
+            assert "the engine is gone" in gone.json()["error"]["message"]
+            assert httpx.get(f"{url}/v1/models").status_code == 502
+            with running(engine, int(first.rpartition(":")[2])):
+                assert ask(url).status_code == 200
+    (run,) = summarise(Recording.open(tmp_path / "kept"))
+    assert (run.problems, run.complete) == (3, True)  # one of them without an answer
+
+
+def test_a_slow_engine_is_answered_by_the_votes_there_are(engine, upstream, tmp_path):
+    engine.tokens, engine.token_s = 10, 0.05
+    engine.answers = lambda body, number: "12" if number < 2 else "a" * 100_000 + "</think>5"
+    settings = {"timeout_s": 0.4}
+    with serving(tmp_path / "kept", upstream, settings=settings, method="majority", n=3) as url:
+        answer = ask(url).json()
+        assert answer["ttscope"]["decided_by"] == "timeout"
+        assert answer["choices"][0]["message"]["content"] == "12"
+        engine.fault = "hang"
+        assert ask(url).status_code == 502
+    problems = Recording.open(tmp_path / "kept").problems
+    assert problems["timed_out"].to_list() == [True, True]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_samples_of_a_client_that_vanishes_are_cancelled(engine, upstream, tmp_path, stream):
+    engine.tokens, engine.token_s = 1000, 0.05
+    engine.answers = lambda body, number: "a" * 1000
+    with serving(tmp_path / "kept", upstream, method="majority", n=4) as url:
+        with pytest.raises(httpx.ReadTimeout):
+            body = {"model": "fake", "messages": MESSAGES, "stream": stream}
+            httpx.post(f"{url}/v1/chat/completions", json=body, timeout=0.5)
+        until = time.monotonic() + 5
+        while engine.aborted < 4 and time.monotonic() < until:
+            time.sleep(0.02)
+        assert engine.aborted == 4
+        assert 'outcome="gone"} 1.0' in httpx.get(f"{url}/metrics").text
+        assert httpx.get(f"{url}/health").json() == {"status": "ok", "in_flight": 0}
+    recording = Recording.open(tmp_path / "kept")
+    assert recording.problems["error"].to_list() == ["client gone"]
+    assert set(recording.samples["cancelled_by"]) == {"client gone"}
+    (run,) = summarise(recording)
+    assert (run.problems, run.problems_failed) == (0, 1)
+
+
+async def test_more_questions_than_places_wait_and_then_are_refused(engine, upstream, tmp_path):
+    engine.tokens, engine.token_s = 4, 0.1
+    settings = {"in_flight": 1, "waiting": 2}
+    with serving(tmp_path / "kept", upstream, settings=settings, method="majority", n=2) as url:
+        async with httpx.AsyncClient(timeout=20) as asking:
+            body = {"model": "fake", "messages": MESSAGES}
+            asked = [asking.post(f"{url}/v1/chat/completions", json=body) for _ in range(6)]
+            codes = sorted(each.status_code for each in await asyncio.gather(*asked))
+    assert codes == [200, 200, 200, 503, 503, 503]
+
+
+BAD = [
+    b"", b"{", b"[1]", b"null", b"\xff\xfe", b'{"messages":', b"[" * 50_000,
+    b'{"model":"fake"}', b'{"model":"fake","messages":[]}', b'{"model":"fake","messages":[1]}',
+    b'{"model":"fake","messages":[{"role":1,"content":"x"}]}',
+    b'{"model":"fake","messages":[{"role":"user"}]}',
+    b'{"model":"fake","messages":[{"role":"user","content":[{"type":"text","text":5}]}]}',
+    b'{"model":"fake","messages":[{"role":"user","content":"x"}],"max_tokens":-1}',
+    b'{"model":"fake","messages":[{"role":"user","content":"x"}],"max_tokens":1e3}',
+    b'{"model":"fake","messages":[{"role":"user","content":"x"}],"stream":"yes"}',
+    b'{"model":"fake","messages":[{"role":"user","content":"x"}],"seed":"a"}',
+    b'{"a":' + b"[" * 300 + b"]" * 300 + b"}",
+]  # fmt: skip
+
+
+def test_malformed_bodies_are_refused_and_forgotten(engine, upstream, tmp_path):
+    with serving(tmp_path / "kept", upstream, method="majority", n=2) as url:
+        with httpx.Client() as asking:
+            for body in BAD:
+                answer = asking.post(f"{url}/v1/chat/completions", content=body)
+                assert answer.status_code == 400, body[:60]
+                assert "message" in answer.json()["error"]
+        big = b'{"model":"' + b"x" * (5 << 20) + b'"}'
+        assert httpx.post(f"{url}/v1/chat/completions", content=big).status_code == 413
+        assert ask(url).status_code == 200
+    assert len(engine.asked) == 2
+
+
+def test_web_pages_and_rebound_names_are_refused(engine, upstream, tmp_path):
+    settings = {"hosts": frozenset({"gpu7"}), "origins": frozenset({"https://ours"})}
+    with serving(tmp_path / "kept", upstream, settings=settings, method="majority", n=2) as url:
+        for headers, status in (
+            ({"Origin": "https://evil.example"}, 403),
+            ({"Host": "evil.example"}, 403),
+            ({"Host": "gpu7:8100"}, 200),
+            ({"Origin": "https://ours"}, 200),
+        ):
+            body = {"model": "fake", "messages": MESSAGES}
+            answer = httpx.post(f"{url}/v1/chat/completions", json=body, headers=headers)
+            assert answer.status_code == status, headers
+
+
+def test_what_runs_is_answered_before_it_ends(engine, upstream, tmp_path):
+    engine.tokens, engine.token_s = 4, 0.1
+    with httpx.Client(timeout=20) as asking:
+        with serving(
+            tmp_path / "kept", upstream, settings={"drain_s": 10.0}, method="majority", n=2
+        ) as url:
+            told = []
+            body = {"model": "fake", "messages": MESSAGES}
+            thread = threading.Thread(
+                target=lambda: told.append(
+                    asking.post(f"{url}/v1/chat/completions", json=body).status_code
+                )
+            )
+            thread.start()
+            while not engine.asked:
+                time.sleep(0.01)
+        thread.join()
+    assert told == [200]
+    assert Recording.open(tmp_path / "kept").complete
+
+
+def test_answers_are_the_same_by_mathematics(engine, upstream, tmp_path):
+    pytest.importorskip("math_verify")
+    engine.answers = votes("\\boxed{7}", "\\boxed{\\frac{1}{2}}", "\\boxed{0.5}")
+    with serving(tmp_path / "kept", upstream, verifier="math", method="majority", n=3) as url:
+        told = ask(url).json()
+    assert (told["ttscope"]["votes"], told["ttscope"]["answers"]) == (2, 3)
+    assert "7" not in told["choices"][0]["message"]["content"]

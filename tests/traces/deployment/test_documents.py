@@ -1,0 +1,103 @@
+"""policy.json and expect.json: what is written reads back, and what is wrong is one line."""
+
+import dataclasses
+import json
+
+import pytest
+
+from tests.advisor.synthetic import VOTE16, engine_of
+from traces.deployment.documents import (
+    MOST_BYTES,
+    Expectations,
+    PolicyFile,
+    read_expectations,
+    read_policy,
+    write_document,
+)
+from traces.errors import UsageError
+from traces.recording.manifest import WorkloadFacts
+from traces.schema.advice import Budget
+from traces.schema.engine import Speculative
+from traces.schema.estimate import Estimate
+from traces.schema.tts.methods import METHODS
+from traces.schema.tts.parameters import complete, make_policy
+
+RUNNABLE = [name for name, each in METHODS.items() if not each.of_others]
+
+
+@pytest.mark.parametrize("method", RUNNABLE)
+@pytest.mark.parametrize("budget", [None, 64])
+def test_every_policy_reads_back_as_it_was_written(tmp_path, method, budget):
+    n = 1 if method == "greedy" else 8
+    if method == "beam" and budget:
+        pytest.skip("beam takes no budget")
+    policy = make_policy(
+        {"method": method, "n": n, "temperature": 0.7, "thinking_token_budget": budget}
+    )
+    kept = PolicyFile(policy=policy, model="m", verifier="numeric", most_n=n)
+    write_document(tmp_path / "policy.json", kept)
+    assert read_policy(tmp_path / "policy.json") == kept
+
+
+def test_expectations_read_back_as_they_were_written(tmp_path):
+    estimate = Estimate(value=0.5, low=0.4, high=0.6, unit="1", runs=2, extrapolated=True)
+    drafts = Speculative(method="ngram", num_speculative_tokens=3, prompt_lookup_max=4)
+    kept = Expectations(
+        engine=dataclasses.replace(engine_of(), speculative=drafts, other=(("seed", "1"),)),
+        policy=complete(VOTE16),
+        promised={"accuracy": estimate, "energy_j": None},
+        assumed={"agreement": estimate},
+        rate_per_s=2.0,
+        workload=WorkloadFacts(name="w", hash="h", problems=3),
+        budget=Budget(min_accuracy=0.5, prices=(("H100", 2.5),)),
+        probability_within_budget=0.9,
+    )
+    write_document(tmp_path / "expect.json", kept)
+    assert read_expectations(tmp_path / "expect.json") == kept
+
+
+POLICY = {"ttscope_policy": 1, "policy": {"method": "majority", "n": 4, "temperature": 0.8}}
+EXPECT = {
+    "ttscope_expect": 1,
+    "engine": {"model": "m"},
+    "policy": {},
+    "load": {},
+    "promised": {"accuracy": {"value": 1, "unit": "1"}},
+}
+
+
+@pytest.mark.parametrize(
+    ("read", "text", "message"),
+    [
+        (read_policy, "", "is not JSON"),
+        (read_policy, "\xff", "is not JSON"),
+        (read_policy, "[" * 100_000, "is not JSON"),
+        (read_policy, "[1]", "has no 'ttscope_policy'"),
+        (read_policy, json.dumps(EXPECT), "has no 'ttscope_policy'"),
+        (read_policy, json.dumps(POLICY | {"ttscope_policy": 2}), "version 2 is newer"),
+        (read_policy, json.dumps(POLICY | {"ttscope_policy": True}), "has no"),
+        (read_policy, json.dumps(POLICY | {"verifer": "exact"}), "unknown field `verifer`"),
+        (read_policy, json.dumps(POLICY | {"verifier": "vibes"}), "vibes"),
+        (read_policy, json.dumps(POLICY | {"most_n": 2}), "most_n must lie between"),
+        (read_policy, json.dumps(POLICY | {"most_n": 9999}), "most_n must lie between"),
+        (read_policy, json.dumps(POLICY | {"policy": {"n": "4"}}), "policy.json"),
+        (read_policy, json.dumps(POLICY | {"policy": {"metod": "greedy"}}), "did you mean method"),
+        (read_policy, json.dumps(POLICY | {"policy": {"method": "as_sent"}}), "Choose a method"),
+        (read_policy, json.dumps(POLICY | {"policy": {"n": 4}}), "greedy draws one sample"),
+        (read_policy, "{" + " " * MOST_BYTES + "}", "is larger than"),
+        (read_expectations, json.dumps(POLICY), "has no 'ttscope_expect'"),
+        (read_expectations, json.dumps(EXPECT | {"engine": {}}), "engine"),
+        (read_expectations, json.dumps(EXPECT | {"promised": {"accuracy": 1}}), "promised"),
+    ],
+)
+def test_what_is_wrong_is_one_line_that_names_the_file(tmp_path, read, text, message):
+    path = tmp_path / "policy.json"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(UsageError, match="policy.json: ") as told:
+        read(path)
+    assert message in str(told.value)
+
+
+def test_a_file_that_is_not_there_is_said(tmp_path):
+    with pytest.raises(UsageError, match="cannot be read"):
+        read_policy(tmp_path / "absent.json")

@@ -1,0 +1,225 @@
+"""`policy.json` and `expect.json`: the policy that a deployment answers with, and its promises.
+
+Both are JSON objects whose first field is their version. They are read strictly: each field of its
+type, and none that is not known.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import msgspec
+
+from traces.errors import UsageError
+from traces.files import whole_file
+from traces.recording.manifest import WorkloadFacts
+from traces.schema.advice import Budget
+from traces.schema.engine import EngineConfig
+from traces.schema.estimate import Estimate
+from traces.schema.tts.methods import PARAMETER
+from traces.schema.tts.parameters import make_policy
+from traces.schema.tts.policy import Policy
+
+VERSION: Final = 1
+POLICY, EXPECT, SERVE = "policy.json", "expect.json", "serve.sh"
+MOST_BYTES = 1 << 20
+VerifierName = Literal["exact", "numeric", "choice", "math", "demo"]
+Value = float | int | str | None
+
+
+class _PolicyDocument(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    ttscope_policy: int
+    policy: dict[str, Value]
+    model: str | None = None
+    verifier: VerifierName | None = None
+    most_n: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyFile:
+    """What `policy.json` holds.
+
+    `verifier` says which answers are the same one, None where that is not known. A request may ask
+    for up to `most_n` samples instead of the policy's n. `model` is the one that it was chosen for.
+    """
+
+    policy: Policy
+    model: str | None = None
+    verifier: VerifierName | None = None
+    most_n: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the document; the parameters stand among the fields, as in a sweep's plan."""
+        return {
+            "ttscope_policy": VERSION,
+            "model": self.model,
+            "verifier": self.verifier,
+            "most_n": self.most_n,
+            "policy": plain_policy(self.policy),
+        }
+
+
+def plain_policy(policy: Policy) -> dict[str, Value]:
+    """Return a policy's fields and parameters by name, those that say nothing left out."""
+    said = {f.name: getattr(policy, f.name) for f in fields(policy) if f.name != "rule"}
+    whole = {
+        name: int(value)
+        if name in PARAMETER and PARAMETER[name].kind is int and not isinstance(value, str)
+        else value
+        for name, value in policy.rule
+    }
+    return {name: value for name, value in said.items() if value is not None} | whole
+
+
+def read_policy(path: Path) -> PolicyFile:
+    """Read `policy.json`. Raises UsageError in one line that names the file and what is wrong."""
+    document = _read(path, _PolicyDocument, "ttscope_policy", "a policy of ttscope advise -o")
+    policy = _policy(path, document.policy)
+    most = policy.n if document.most_n is None else document.most_n
+    if not 1 <= policy.n <= most <= MOST_SAMPLES:
+        raise UsageError(
+            f"{path}: most_n must lie between the policy's n = {policy.n} and {MOST_SAMPLES:,}"
+        )
+    return PolicyFile(policy=policy, model=document.model, verifier=document.verifier, most_n=most)
+
+
+MOST_SAMPLES = 4_096  # of a problem, as one request may make the engine draw
+
+
+class _Estimate(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    value: float
+    unit: str
+    low: float | None = None
+    high: float | None = None
+    runs: int | None = None
+    extrapolated: bool = False
+
+
+class _Load(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    concurrency: int | None = None
+    rate_per_s: float | None = None
+
+
+class _ExpectDocument(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    ttscope_expect: int
+    engine: dict[str, Any]
+    policy: dict[str, Value]
+    load: _Load
+    promised: dict[str, _Estimate | None]
+    assumed: dict[str, _Estimate | None] = {}
+    workload: WorkloadFacts | None = None
+    budget: Budget = msgspec.field(default_factory=Budget)
+    probability_within_budget: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expectations:
+    """What `expect.json` holds: the promises of a pick, and what they rest on.
+
+    `promised` are the pick's estimates, `assumed` what traffic must be like for them to hold
+    (`ASSUMED`). The load is so many problems in flight, or arriving a second.
+    """
+
+    engine: EngineConfig
+    policy: Policy
+    promised: Mapping[str, Estimate | None]
+    assumed: Mapping[str, Estimate | None] = field(default_factory=dict)
+    concurrency: int | None = None
+    rate_per_s: float | None = None
+    workload: WorkloadFacts | None = None
+    budget: Budget = field(default_factory=Budget)
+    probability_within_budget: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the document."""
+        return {
+            "ttscope_expect": VERSION,
+            "engine": self.engine.to_json(),
+            "policy": plain_policy(self.policy),
+            "workload": None if self.workload is None else self.workload.to_json(),
+            "load": {"concurrency": self.concurrency, "rate_per_s": self.rate_per_s},
+            "budget": self.budget.to_json(),
+            "probability_within_budget": self.probability_within_budget,
+            "promised": {k: v and v.to_json() for k, v in self.promised.items()},
+            "assumed": {k: v and v.to_json() for k, v in self.assumed.items()},
+        }
+
+
+# What the promises rest on, and its words.
+ASSUMED: Final = {
+    "prompt_tokens": "tokens of a prompt",
+    "output_tokens": "tokens of a sample",
+    "acceptance_length": "tokens that a drafted step gives",
+    "agreement": "share of a problem's answers that are the one given",
+}
+
+
+def read_expectations(path: Path) -> Expectations:
+    """Read `expect.json`. Raises UsageError in one line that names the file and what is wrong."""
+    document = _read(path, _ExpectDocument, "ttscope_expect", "an expect.json of ttscope advise -o")
+    try:
+        engine = msgspec.convert(document.engine, EngineConfig)
+    except msgspec.ValidationError as error:
+        raise UsageError(f"{path}: engine: {error}") from None
+    return Expectations(
+        engine=engine,
+        policy=_policy(path, document.policy),
+        promised=_estimates(document.promised),
+        assumed=_estimates(document.assumed),
+        concurrency=document.load.concurrency,
+        rate_per_s=document.load.rate_per_s,
+        workload=document.workload,
+        budget=document.budget,
+        probability_within_budget=document.probability_within_budget,
+    )
+
+
+def write_document(path: Path, document: PolicyFile | Expectations) -> None:
+    """Write a document, whole or not at all. Raises RecordingError where it cannot be written."""
+    with whole_file(path) as partial:
+        partial.write_text(json.dumps(document.to_json(), indent=2) + "\n")
+
+
+def _estimates(given: Mapping[str, _Estimate | None]) -> dict[str, Estimate | None]:
+    return {
+        name: None if each is None else Estimate(**msgspec.structs.asdict(each))
+        for name, each in given.items()
+    }
+
+
+def _policy(path: Path, given: Mapping[str, Value]) -> Policy:
+    try:
+        msgspec.convert({k: v for k, v in given.items() if k not in PARAMETER}, Policy)
+        policy = make_policy(given)
+    except (UsageError, msgspec.ValidationError) as error:
+        raise UsageError(f"{path}: {error}") from None
+    if policy.spec.of_others:
+        raise UsageError(f"{path}: policy: {policy.method} is what others sent. Choose a method")
+    return policy
+
+
+def _read(path: Path, kind: type[Any], version: str, what: str) -> Any:
+    try:
+        if path.stat().st_size > MOST_BYTES:
+            raise UsageError(f"{path}: is larger than {MOST_BYTES:,} bytes, so it is not {what}")
+        raw = path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror}). Name {what}") from None
+    try:
+        told = msgspec.json.decode(raw)
+        number = told.get(version) if isinstance(told, dict) else None
+        if type(number) is not int or number < 1:
+            raise UsageError(f"{path}: is not {what}: it has no {version!r}: {VERSION}")
+        if number > VERSION:
+            raise UsageError(
+                f"{path}: version {number} is newer than this ttscope reads ({VERSION}). Upgrade it"
+            )
+        return msgspec.convert(told, kind)
+    except msgspec.ValidationError as error:
+        raise UsageError(f"{path}: {error}") from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise UsageError(f"{path}: is not JSON ({error}). Name {what}") from None

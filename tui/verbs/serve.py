@@ -1,0 +1,101 @@
+"""`ttscope serve`: an OpenAI-compatible endpoint that answers with a policy."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from traces.errors import MissingDependencyError, UsageError, install_command
+from tui.options import Output, Price, Verifier, takes
+from tui.terminal import say
+
+
+@dataclass(frozen=True, kw_only=True)
+class Serve:
+    """The policy, the engine behind it, and where to listen."""
+
+    policy: Annotated[Path, typer.Argument(help="The policy.json of ttscope advise -o.")]
+    upstream: Annotated[str, typer.Option(metavar="URL", help="The engine that draws samples.")]
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1"
+    port: Annotated[int, typer.Option(min=0, max=65535, help="And port. 0 takes a free one.")] = (
+        8100
+    )
+    verifier: Verifier = None
+    model: Annotated[str | None, typer.Option(help="Which of the engine's models.")] = None
+    api_key_env: Annotated[
+        str | None, typer.Option(help="Variable with a key for looking at the engine at the start.")
+    ] = None
+    allow_host: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Also answer to this Host.")
+    ] = None
+    allow_origin: Annotated[
+        list[str] | None, typer.Option(metavar="ORIGIN", help="Also answer web pages of it.")
+    ] = None
+    in_flight: Annotated[int, typer.Option(min=1, help="Questions worked on at a time.")] = 64
+    queue: Annotated[int, typer.Option(min=0, help="Questions that wait. More get 503.")] = 256
+    timeout: Annotated[
+        float, typer.Option(help="Seconds per question, then the votes there are decide.")
+    ] = 600.0
+    drain: Annotated[float, typer.Option(help="Seconds for what runs when it ends.")] = 30.0
+    max_body: Annotated[int, typer.Option(min=1, help="MiB of a request at most.")] = 4
+    otlp: Annotated[str | None, typer.Option(help="Also send spans to this OTLP/HTTP URL.")] = None
+    price: Price = None
+    output: Output = None
+
+
+@takes(Serve)
+def serve(asked: Serve) -> None:
+    """Answer an OpenAI client's questions with a policy, in front of an engine."""
+    if importlib.util.find_spec("aiohttp") is None:
+        raise MissingDependencyError(f"serve needs aiohttp: {install_command('serve')}")
+    from profiler.runs.telemetry import check_settings
+    from profiler.serve.serve import serve as answer
+    from profiler.serve.service import Settings
+    from traces.deployment.documents import read_policy
+    from tui.verbs.interrupted import says_what_is_kept
+
+    document = read_policy(asked.policy)
+    for name in ("timeout", "drain"):
+        if not 0 <= getattr(asked, name) < 1e6 or (name == "timeout" and not asked.timeout):
+            raise UsageError(f"--{name} must be a number of seconds, not {getattr(asked, name)}")
+    if asked.price is not None and not asked.price > 0:
+        raise UsageError(f"--price must be above 0, not {asked.price}")
+    check_settings(asked.otlp)
+    folder = asked.output or Path("runs") / f"served-{time.strftime('%Y%m%d-%H%M%S')}"
+    if (folder / "recording.json").exists():
+        raise UsageError(f"-o {folder}: already holds a recording. Name another folder")
+
+    def ready(url: str) -> None:
+        say(f"ttscope: answers at {url}/v1 by {document.policy.label()}", file=sys.stderr)
+        say(f"ttscope: recorded in {folder}, ended by Ctrl-C", file=sys.stderr)
+
+    with says_what_is_kept(folder):
+        answer(
+            document,
+            asked.upstream,
+            folder,
+            Settings(
+                host=asked.host,
+                port=asked.port,
+                hosts=frozenset(asked.allow_host or ()),
+                origins=frozenset(asked.allow_origin or ()),
+                in_flight=asked.in_flight,
+                waiting=asked.queue,
+                timeout_s=asked.timeout,
+                drain_s=asked.drain,
+                most_body_bytes=asked.max_body << 20,
+            ),
+            verifier=asked.verifier,
+            model=asked.model,
+            api_key_env=asked.api_key_env,
+            otlp=asked.otlp,
+            price_usd_per_device_hour=asked.price,
+            ready=ready,
+        )
+    say(f"kept in {folder}")
