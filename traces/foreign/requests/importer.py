@@ -273,6 +273,7 @@ def _finish(
         provenance={
             "imported": {
                 "format": chosen.name,
+                **({} if facts.itl_s is None else {"itl_s": facts.itl_s}),
                 "files": [
                     {
                         "name": path.name,
