@@ -307,7 +307,9 @@ class Replays:
         device, drawn = estimate("device_s", "device-s"), None
         if self.power is not None:
             seen = [self.power.within(*self._spent(run)) for run in self.runs]
-            drawn = estimate("joules", "J", sigma=self.power.sigma, wider=not all(seen))
+            drawn = self._bounded(
+                estimate("joules", "J", sigma=self.power.sigma, wider=not all(seen))
+            )
         price = self.manifest.price_usd_per_device_hour
         latency, tokens = three("latency_s", "s", self.beyond), estimate("tokens", "tokens")
         per_token = latency["mean"]
@@ -422,6 +424,15 @@ class Replays:
         if self.power is not None:
             found["joules"] = self.power.joules(*self._spent(run))
         return found
+
+    def _bounded(self, drawn: Estimate | None) -> Estimate | None:
+        """Return the energy with an interval that holds what the power law leaves open."""
+        if drawn is None or drawn.low is None or drawn.high is None or self.power is None:
+            return drawn
+        bounds = np.mean([self.power.bounds(*self._spent(run)) for run in self.runs], axis=0)
+        middle = float(np.mean([self.power.joules(*self._spent(run)) for run in self.runs]))
+        low, high = (bounds / middle).tolist() if middle > 0 else (1.0, 1.0)
+        return replace(drawn, low=drawn.low * low, high=drawn.high * high)
 
     def _energy(self, drawn: Estimate) -> Energy:
         """Return the energy of the run and of a problem, by the power law."""
