@@ -288,6 +288,12 @@ def _outside(
         )
     if after.drawn < after.recorded:
         notes.append(f"{after.drawn} of the recorded samples drawn, {len(after.runs)} times")
+    if after.evenly is not None:
+        notes.append(
+            "TTFT is not determined: requests of one length in a closed loop come together or "
+            "apart, as the client happens to send them. Its interval holds both, lock-step and "
+            "arrivals that are spread evenly"
+        )
     rate = question.rate_per_s
     if rate is not None and rate > (capacity := after.capacity_per_s()):
         served = float(f"{capacity:.3g}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Final
 
@@ -46,6 +47,7 @@ Floats = npt.NDArray[np.float64]
 
 DRAWS: Final = 8  # of n of the recorded samples, of their order where a rule needs it, of arrivals,
 # and of the samples of a fresh run
+ALIKE: Final = 0.02  # spread of lengths, of their mean, up to which requests stay in lock-step
 T95: Final = 1.895  # of Student's law with DRAWS - 1 degrees of freedom
 
 
@@ -321,7 +323,7 @@ class Replays:
             steps=self.runs[0].steps,  # its table may keep none
             accuracy=self._accuracy(),
             latency_s=latency,
-            ttft_s=three("ttft_s", "s", {}),
+            ttft_s=self._undetermined(three("ttft_s", "s", {})),
             tpot_s=three("tpot_s", "s/token", {}),
             tokens_per_problem=tokens,
             flops_per_problem=self._flops(found.flops_per_problem),
@@ -424,6 +426,44 @@ class Replays:
         if self.power is not None:
             found["joules"] = self.power.joules(*self._spent(run))
         return found
+
+    @cached_property
+    def evenly(self) -> dict[str, float] | None:
+        """Return a closed loop's times with its arrivals spread evenly, where these decide TTFT.
+
+        Requests of one length end and come together, as the first did. A client's or a server's
+        jitter draws them apart, so that both are possible. None where lengths differ.
+        """
+        workload, run = self.workloads[0], self.runs[0]
+        count = len(self.ids)
+        if self.concurrency is None or not 1 < self.concurrency < count:
+            return None
+        for tokens in (workload.prompt_tokens, workload.output_tokens):
+            if np.std(tokens) > ALIKE * np.mean(tokens):
+                return None
+        apart = float(np.mean(run.latency_s)) / self.concurrency
+        spread = replace(workload, arrivals=np.arange(count) * apart)
+        alone = replay(
+            spread,
+            self.times.cost,
+            self.limits,
+            stop=self.stop,
+            replicas=self.question.replicas,
+        )
+        return _statistics(alone, count, self.engine)
+
+    def _undetermined(self, found: dict[str, Estimate | None]) -> dict[str, Estimate | None]:
+        """Return TTFT with an interval that holds it in lock-step and spread evenly."""
+        other = self.evenly
+        if other is None:
+            return found
+        wide = dict(found)
+        for part, each in found.items():
+            value = other[f"ttft_s.{part}"]
+            if each is not None and np.isfinite(value):
+                ends = [v for v in (each.low, each.value, each.high, value) if v is not None]
+                wide[part] = replace(each, low=min(ends), high=max(ends))
+        return wide
 
     def _bounded(self, drawn: Estimate | None) -> Estimate | None:
         """Return the energy with an interval that holds what the power law leaves open."""

@@ -65,3 +65,31 @@ def test_itl_of_a_replay_is_over_tokens(tmp_path, monkeypatch):
     samples = prediction.tables["samples"]
     took = (samples["end"] - samples["first_token"]).sum() / 1e9
     assert mean.predicted_s == pytest.approx(took / (samples["output_tokens"] - 1).sum(), rel=1e-3)
+
+
+@pytest.mark.parametrize("longer", [0, 30])
+def test_ttft_of_requests_of_one_length_in_a_closed_loop_is_not_determined(
+    tmp_path, monkeypatch, longer
+):
+    folder = write_prior(tmp_path / "systems")
+    monkeypatch.setattr(prior_tables, "tables_folder", lambda: folder)
+    alike = [(0.05 * i, 512, 60 + longer * (i % 5), 0.01, 0.2) for i in range(60)]
+    vllm_bench(tmp_path / "client", alike)
+    import_requests(tmp_path / "client", tmp_path / "import")
+    base = Recording.open(tmp_path / "import")
+    run = summarise(base)[0]
+    engine = dataclasses.replace(run.engine, max_num_seqs=16, max_num_batched_tokens=1024)
+    found = {}
+    for load in (1, 12):
+        asked = Question(
+            engine=engine, policy=run.policy, gpu="test_gpu", model_facts=TINY, concurrency=load
+        )
+        found[load] = predict(base, run, asked)
+    told = [any("TTFT is not determined" in n for n in each.notes) for each in found.values()]
+    assert told == [False, not longer]
+    ttft = found[12].predicted.ttft_s["mean"]
+    if longer:
+        assert ttft.low is None
+        return
+    assert ttft.low < 0.8 * ttft.value <= ttft.high  # in lock-step twelve prompts come at once
+    assert found[1].predicted.ttft_s["mean"].value <= ttft.low * 1.2
