@@ -59,7 +59,6 @@ def originals(folder: Path) -> dict[str, bytes]:
 
 
 def damaged(data: bytes, others: list[bytes], draw: random.Random) -> bytes:
-    """Return the data with one to six faults; half of the gzip files are sound outside."""
     if data.startswith(b"\x1f\x8b") and draw.random() < 0.5:
         return gzip.compress(damaged(gzip.decompress(data), others, draw), 1)
     body = bytearray(data)

@@ -225,7 +225,6 @@ class Repeat:
 
     @classmethod
     def of(cls, path: Path) -> Repeat:
-        """Read a recording."""
         recording = Recording.open(path)
         rows, steps = recording.problems, recording.steps
         taken = (rows["decided_at"] - rows["start"]).to_numpy() / 1e9
@@ -261,7 +260,11 @@ def spread(folder: Path, chosen: Sequence[Configuration], repeats: int) -> None:
     deviations = []
     for one in chosen:
         paths = [folder / f"{one.name}-r{repeat}" for repeat in range(repeats)]
-        runs = [Repeat.of(path) for path in paths if _complete(path)]
+        runs = [
+            Repeat.of(path)
+            for path in paths
+            if (path / NAME).exists() and read_manifest(path).complete
+        ]
         if not runs:
             continue
         work = "same" if len({each.work for each in runs}) == 1 else "differs"
@@ -282,10 +285,6 @@ def spread(folder: Path, chosen: Sequence[Configuration], repeats: int) -> None:
                 f"{100 * math.hypot(*known) / math.sqrt(len(known)):.1f} % (pooled), "
                 f"{100 * max(known):.1f} % (worst)"
             )
-
-
-def _complete(path: Path) -> bool:
-    return (path / NAME).exists() and read_manifest(path).complete
 
 
 def _sd_of_log(values: Sequence[float]) -> float:

@@ -8,8 +8,9 @@ by kernels alone, and with the host's part of the points of other models, of oth
 labs. `--write` keeps what all points say in advisor/step_time/host/host_term.json.
 
 Not learned from, but predicted: points whose requests waited for KV blocks (how many blocks they
-had is not told), engines that schedule asynchronously (what of the host's part kernels hide is not
-known), and tensor parallelism over PCIe before vLLM 0.12 (no table has those all-reduces).
+had is not told), engines that schedule asynchronously (the host hides behind their kernels),
+quantised models and mixtures (whose kernels are known less well than the host's part is long), and
+tensor parallelism over PCIe before vLLM 0.12 (no table has those all-reduces).
 A closed loop teaches by the whole time of a request over its tokens, as how it splits into TTFT and
 TPOT depends on who arrives with whom.
 """
@@ -17,14 +18,14 @@ TPOT depends on who arrives with whom.
 import argparse
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 from serving_points import CLOSED, OPEN, TOGETHER, Point
-from silicon import chosen, errors, flight_of, options, priced_engine, replayed
+from silicon import SEED, chosen, errors, flight_of, options, priced_engine, replayed
 
 from advisor.replay.result import Replayed
 from advisor.replay.workload import Workload
@@ -36,16 +37,19 @@ from advisor.step_time.host.law import (
     SYNCHRONOUS,
     generation_of,
     in_features,
+    ranks_of,
 )
-from advisor.step_time.host.spread import Evidence, evidence_of, learn_spread
+from advisor.step_time.host.spread import GPU, PLAIN, SEEN, LeftOutSpread, kind_of, stratum
 from advisor.step_time.prior.relatives import RELATIVES
 from traces.errors import TablesError, UsageError
 from traces.schema.engine import EngineConfig
+from traces.statistics import Z95
 
 Floats = npt.NDArray[np.float64]
 
 USUAL: Final = np.array([8e-4, 4e-4, 4e-5, 2e-3])  # seconds [TERMS] that exposures are taken at
 SMALL: Final = 0.2  # of these: how far a term is moved
+FEWEST: Final = 3  # models of a lab on a GPU that a spread is kept of
 WAITED: Final = 0.5  # seconds in the queue, on average, from which a point waited for blocks
 PCIE: Final = tuple(name for name, each in RELATIVES.items() if each.wires != each.of)
 
@@ -61,16 +65,17 @@ class Row:
     measured: float
     kernels: float
     exposure: Floats
+    waited: bool
     teaches: bool
-    evidence: Evidence
 
-    def with_host(self, seconds: Floats) -> StepCost:
-        """Return the cost of steps with a host's part, seconds [TERMS]."""
-        return _with(self.cost, self.engine, seconds, self.generation == ASYNCHRONOUS)
+    def ratio(self, seconds: Floats, *, added: bool = False) -> float:
+        """Return predicted over measured, TPOT or the whole batch's time, of a host's part [TERMS].
 
-    def ratio(self, seconds: Floats) -> float:
-        """Return predicted over measured: TPOT, or the whole batch's time."""
-        work, done = replayed(self.point, self.engine, self.with_host(seconds))
+        It is hidden where the engine schedules asynchronously, if it is not to be `added`.
+        """
+        hidden = self.generation == ASYNCHRONOUS and not added
+        cost = _with(self.cost, self.engine, seconds, hidden)
+        work, done = replayed(self.point, self.engine, cost)
         if self.point.load == TOGETHER:
             assert self.point.latency_s
             return done.makespan_s / self.point.latency_s
@@ -122,14 +127,17 @@ def row_of(point: Point) -> Row | None:
     try:
         engine, cost = priced_engine(point.system, point.facts, point.engine)
         hidden = generation == ASYNCHRONOUS
-        laws = [np.zeros(len(TERMS)), USUAL]
-        laws += [USUAL * np.where(np.arange(len(TERMS)) == at, 1 + SMALL, 1) for at in range(4)]
-        ran = [replayed(point, engine, _with(cost, engine, law, False)) for law in laws]
+        laws = [USUAL]
+        if not hidden:  # what is hidden teaches nothing
+            laws += [USUAL * np.where(np.arange(len(TERMS)) == at, 1 + SMALL, 1) for at in range(4)]
+        ran = [replayed(point, engine, _with(cost, engine, law, hidden)) for law in laws]
     except (UsageError, TablesError, ValueError):
         return None
-    _, usual, *moved = (_a_token(point, work, done) for work, done in ran)
-    exposure = (np.array(moved) - usual) / (SMALL * USUAL)
-    done = ran[1][1]
+    usual, *moved = (_a_token(point, work, done) for work, done in ran)
+    exposure = np.zeros(len(TERMS))
+    if moved:
+        exposure = (np.array(moved) - usual) / (SMALL * USUAL)
+    done = ran[0][1]
     waited = float(np.mean(done.scheduled_s - done.queued_s)) > WAITED or done.preemptions > 0
     old_wires = point.system in PCIE and engine.tensor_parallel_size > 1 and point.version < (0, 12)
     return Row(
@@ -140,8 +148,8 @@ def row_of(point: Point) -> Row | None:
         measured=_measured(point),
         kernels=usual - float(exposure @ USUAL),
         exposure=exposure,
-        teaches=not (waited or hidden or old_wires),
-        evidence=evidence_of(point.system, engine, point.facts, done.peak["requests"]),
+        waited=waited,
+        teaches=not (waited or hidden or old_wires) and kind_of(point.facts) == PLAIN,
     )
 
 
@@ -175,12 +183,16 @@ LEFT_OUT: Final[dict[str, Callable[[Row], str]]] = {
 }
 
 
-def left_out(rows: Sequence[Row], key: Callable[[Row], str]) -> list[float]:
-    """Return predicted over measured of each point, from those of other models, GPUs or labs."""
-    found = [1.0] * len(rows)
+def left_out(rows: Sequence[Row], key: Callable[[Row], str], whole: Sequence[float]) -> list[float]:
+    """Return predicted over measured of each point, from those of other models, GPUs or labs.
+
+    `whole` is that from all that teach, which stays where none of a group does.
+    """
+    found = list(whole)
     for name in sorted({key(row) for row in rows}):
         others = [row for row in rows if key(row) != name]
-        if not any(row.teaches for row in others):
+        taught = any(row.teaches for row in rows if key(row) == name)
+        if not taught or not any(row.teaches for row in others):
             continue
         model = fitted(others)
         for place, row in enumerate(rows):
@@ -189,7 +201,9 @@ def left_out(rows: Sequence[Row], key: Callable[[Row], str]) -> list[float]:
     return found
 
 
-def table(title: str, rows: Sequence[Row], ratios: Sequence[float], key: Callable[[Row], str]):
+def table(
+    title: str, rows: Sequence[Row], ratios: Sequence[float], key: Callable[[Row], str]
+) -> None:
     """Print the errors by a key."""
     print(f"\n{title}: points, mean and median |error| %, bias %, least and most")
     for name in sorted({key(row) for row in rows}):
@@ -222,6 +236,75 @@ def gains(rows: Sequence[Row], ratios: Sequence[float]) -> None:
         print(f"  {name:<40}{errors(values)}")
 
 
+def seen(rows: Sequence[Row]) -> dict[str, dict[str, object]]:
+    """Return what ran in each generation, of the points that teach."""
+    found: dict[str, dict[str, object]] = {}
+    kinds = [(row.generation, kind_of(row.point.facts)) for row in rows if row.point.facts]
+    for key in sorted(set(kinds)):
+        own = [row for row, kind in zip(rows, kinds, strict=True) if kind == key and not row.waited]
+        if len({(row.point.lab, family(row.point), row.point.system) for row in own}) >= FEWEST:
+            found[", ".join(key)] = {
+                "systems": sorted({row.point.system for row in own}),
+                "ranks": max(ranks_of(row.engine) for row in own),
+            }
+    return found
+
+
+def intervals(
+    rows: Sequence[Row], found: Mapping[str, Sequence[float]]
+) -> dict[str, dict[str, float]]:
+    """Return the spread by what was left out, and print what it covers of clusters left out."""
+    errors_, clusters, strata = [], [], []
+    for unseen in (SEEN, GPU):
+        for row, ratio in zip(rows, found[f"{unseen} left out"], strict=True):
+            if not row.waited and row.point.facts is not None:
+                errors_.append(np.log(ratio))
+                clusters.append(f"{row.point.lab} {family(row.point)} {row.point.system}")
+                strata.append(stratum(f"{row.generation}, {kind_of(row.point.facts)}", unseen))
+    sizes, groups, names = np.array(errors_), np.array(clusters), np.array(strata)
+    whole = LeftOutSpread().fit(sizes, clusters, strata)
+    print(
+        "\n90 % intervals: half-width, points, clusters; held of clusters left out (95 % interval)"
+    )
+    draw = np.random.default_rng(SEED)
+    for name in sorted(set(strata)):
+        own = np.flatnonzero(names == name)
+        held = np.zeros(len(own), dtype=bool)
+        for cluster in sorted(set(groups[own].tolist())):
+            kept_ = own[groups[own] != cluster]
+            if not len(kept_):
+                continue
+            rest = LeftOutSpread().fit(sizes[kept_], groups[kept_].tolist(), names[kept_].tolist())
+            asked = groups[own] == cluster
+            held[asked] = np.abs(sizes[own][asked]) <= Z95 * rest.sigma_[name]
+        kinds = sorted(set(groups[own].tolist()))
+        shares = np.array([held[groups[own] == cluster].mean() for cluster in kinds])
+        again = shares[draw.integers(0, len(shares), (2000, len(shares)))].mean(axis=1)
+        low, high = np.quantile(again, [0.025, 0.975])
+        width = 100 * (np.exp(Z95 * whole.sigma_[name]) - 1)
+        print(
+            f"  {name:<32}{width:>6.1f} %{len(own):>6}{len(kinds):>4}"
+            f"   {100 * shares.mean():.0f} % ({100 * low:.0f} to {100 * high:.0f})"
+        )
+    for far in [name for name in whole.sigma_ if GPU in name]:  # a GPU more is no less unlike
+        whole.sigma_[far] = max(whole.sigma_[far.replace(GPU, SEEN)], whole.sigma_[far])
+    return {
+        name: {
+            "sigma": float(f"{whole.sigma_[name]:.4g}"),
+            "points": whole.points_[name],
+            "clusters": whole.clusters_[name],
+        }
+        for name in whole.sigma_
+        if whole.clusters_[name] >= FEWEST
+    }
+
+
+def by_kind(row: Row) -> str:
+    """Return what the summaries are by: lab, generation of engines and kind of model."""
+    assert row.point.facts is not None
+    return f"{row.point.lab} {row.generation} {kind_of(row.point.facts)}"
+
+
 def main() -> None:
     parser = options()
     parser.add_argument("--write", action="store_true", help="keep the law of all points")
@@ -233,12 +316,18 @@ def main() -> None:
     for name, law in as_table(model).items():
         print(f"  {name:<14}" + "  ".join(f"{t} {1e6 * s:.1f} us" for t, s in law.items()))
     zero = np.zeros(len(TERMS))
-    found = {"kernels alone": [row.ratio(zero) for row in rows]}
-    found |= {f"{name} left out": left_out(rows, key) for name, key in LEFT_OUT.items()}
-    found["all points"] = [row.ratio(seconds_of(model, row)) for row in rows]
+    whole = [row.ratio(seconds_of(model, row)) for row in rows]
+    found = {
+        "kernels alone": [row.ratio(zero) for row in rows],
+        "the host's part added for all": [
+            row.ratio(seconds_of(model, row), added=True) for row in rows
+        ],
+    }
+    found |= {f"{name} left out": left_out(rows, key, whole) for name, key in LEFT_OUT.items()}
+    found["all points"] = whole
     for title, ratios in found.items():
-        table(title, rows, ratios, lambda row: f"{row.point.lab} {row.generation}")
-    whole = found["model left out"]
+        table(title, rows, ratios, by_kind)
+    asked = found["model left out"]
     for what, key in (
         (
             "GPU and TP",
@@ -247,9 +336,9 @@ def main() -> None:
         ("model", lambda r: f"{r.point.lab} {r.point.model} {r.point.precision}"),
         ("load", lambda r: f"{r.point.lab} {r.point.in_flight or r.point.rate_per_s:>6}"),
     ):
-        table(f"model left out, by {what}", rows, whole, key)
-    gains(rows, whole)
-    spread = learn_spread([row.evidence for row in rows], found, rows)
+        table(f"model left out, by {what}", rows, asked, key)
+    gains(rows, asked)
+    spread = intervals(rows, found)
     if given.write:
         KEPT.write_text(json.dumps(
             {
@@ -267,6 +356,7 @@ def main() -> None:
                     "iog": "IOG-Foundation/llm-inference-benchmarks, Apache-2.0",
                 },
                 "seconds": as_table(model),
+                "seen": seen(rows),
                 "spread": spread,
             },
             indent=1,

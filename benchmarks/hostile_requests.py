@@ -202,7 +202,6 @@ class Sender:
         return answer.status
 
     def close(self) -> None:
-        """End the connection."""
         if self._connection is not None:
             self._connection.close()
         self._connection = None

@@ -175,7 +175,7 @@ def close(folder: Path, seconds: int) -> None:
     assert read_clocks().unix_ns > START
 
 
-def measure(what: str, *command: str) -> None:
+def measure(what: str, *command: str, lines: int = 12) -> None:
     """Run Python in a process of its own and print what it took."""
     begun = time.perf_counter()
     with tempfile.TemporaryFile("w+") as out:
@@ -183,7 +183,7 @@ def measure(what: str, *command: str) -> None:
         _, status, used = os.wait4(process.pid, 0)
         took = time.perf_counter() - begun
         out.seek(0)
-        lines = out.read().splitlines()
+        told = out.read().splitlines()
     if status:
         sys.exit(f"{what}: failed")
     print(
@@ -191,7 +191,7 @@ def measure(what: str, *command: str) -> None:
         f"peak {used.ru_maxrss / 1024:6,.0f} MB",
         flush=True,
     )
-    print("".join(f"    {line}\n" for line in lines[:12]), end="", flush=True)
+    print("".join(f"    {line}\n" for line in told[:lines]), end="", flush=True)
 
 
 def show_sizes(folder: Path) -> None:

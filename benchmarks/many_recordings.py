@@ -12,8 +12,6 @@ without the index beside the recordings, and with the one that it left.
 import argparse
 import asyncio
 import os
-import subprocess
-import sys
 import tempfile
 import time
 from itertools import product
@@ -22,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 from dense_models import dense
+from live_day import measure
 
 from traces.recording.manifest import ClockReading, Manifest, WorkloadFacts
 from traces.recording.parts import write_part
@@ -169,23 +168,10 @@ def link(source: Path, target: Path) -> None:
         os.link(file, target / file.name)
 
 
-def measure(*arguments: str) -> None:
+def command_line(*arguments: str) -> None:
     """Run the command line in a process and print what it took."""
-    begun = time.perf_counter()
     code = "import sys; from tui.cli import main; sys.exit(main())"
-    with tempfile.TemporaryFile("w+") as out:
-        process = subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=out)
-        _, status, used = os.wait4(process.pid, 0)
-        out.seek(0)
-        lines = out.read().splitlines()
-    if status:
-        sys.exit(f"ttscope {' '.join(arguments)}: failed")
-    print(
-        f"ttscope {arguments[0]}: {time.perf_counter() - begun:.1f} s, "
-        f"{used.ru_utime + used.ru_stime:.1f} s of processor, "
-        f"peak {used.ru_maxrss / 1024:,.0f} MB"
-    )
-    print("  " + "\n  ".join(lines[:40]), flush=True)
+    measure(arguments[0], "-c", code, *arguments, lines=40)
 
 
 async def fill(folder: Path) -> None:
@@ -234,9 +220,9 @@ def main() -> None:
                 asyncio.run(fill(root))
             return
         budget = ["--min-accuracy", "0.5", "--optimise", "latency"]
-        measure("advise", str(root), *budget)
+        command_line("advise", str(root), *budget)
         if given.report:
-            measure("report", str(root), *budget, "-o", str(Path(name) / "page.html"))
+            command_line("report", str(root), *budget, "-o", str(Path(name) / "page.html"))
 
 
 if __name__ == "__main__":

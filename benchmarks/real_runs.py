@@ -23,8 +23,10 @@ from advisor.replay.replay import replay
 from advisor.replay.result import Replayed
 from advisor.replay.workload import Workload
 from advisor.step_time.cost import StepCost, table_cost
+from advisor.step_time.host.law import host_part
 from advisor.step_time.operators.files import Operators, read_operators
 from advisor.step_time.operators.tables import default_capture_sizes, step_tables
+from traces.schema.engine import EngineConfig
 
 Floats = npt.NDArray[np.float64]
 MEASURES = ("TTFT", "TPOT", "end to end")
@@ -122,6 +124,10 @@ def errors(run: Run, replayed: Replayed) -> str:
     return " ".join("".join(cells[3 * n : 3 * n + 3]) for n in range(3))
 
 
+# What published runs of synchronous engines take beyond their kernels (docs/prior.md).
+HOST = host_part(EngineConfig(model="", vllm_version="0.12.0", async_scheduling=False)).seconds
+
+
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("folders", nargs="+", type=Path, metavar="OPERATORS RUN")
@@ -156,6 +162,9 @@ def main() -> None:
         rows += [
             ("without graphs' padding", eager, limits),
             ("synchronous scheduling", cost, dataclasses.replace(limits, async_scheduling=False)),
+            ("a host's part, hidden", cost._replace(hidden=HOST), limits),
+            ("twice that, hidden", cost._replace(hidden=2 * HOST), limits),
+            ("a host's part, added", cost._replace(linear=HOST), limits),
             ("without prefix caching", cost, dataclasses.replace(limits, prefix_caching=False)),
         ]
         if limits.num_blocks is not None:

@@ -32,7 +32,7 @@ from advisor.search.space import Space, explore
 from advisor.step_time.fit import StepTimeModel
 from traces.errors import TtscopeError
 from traces.recording.reader import Recording, find_recordings
-from traces.schema.advice import Budget, Pick
+from traces.schema.advice import Budget
 from traces.schema.engine import EngineConfig
 from traces.schema.tts.policy import Policy
 from traces.statistics import wilson
@@ -228,7 +228,7 @@ def _ask(
     for kind, pick in (("system", answer.system_optimal), ("compute", answer.compute_optimal)):
         if pick is None:
             continue
-        key = _key(pick)
+        key = _bare(pick.engine), pick.policy
         row[kind] = lost(budget, truth[key], best)
         if reachable:
             row[f"{kind}_known"] = lost(budget, truth[key], _best(budget, reachable))
@@ -242,10 +242,6 @@ def _best(budget: Budget, found: Sequence[Measured]) -> Measured:
     name = OBJECTIVES[budget.optimise]
     choose = max if budget.optimise == "accuracy" else min
     return choose(found, key=lambda each: float(getattr(each, name)))
-
-
-def _key(pick: Pick) -> Name:
-    return _bare(pick.engine), pick.policy
 
 
 def _print(rows: Sequence[dict[str, object]], floor: dict[str, float]) -> None:

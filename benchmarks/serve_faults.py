@@ -69,7 +69,7 @@ class Parts:
         self.process = start(stack, [*verb, "-o", str(folder / "kept"), "--drain", "5"], None)
 
     def _start_engine(self) -> None:
-        command = [sys.executable, "-m", "tests.profiler.serve.fake_engine"]
+        command = [sys.executable, "-m", "benchmarks.servers.fake_engine"]
         start(self.engines, [*command, "--port", str(self.engine), "--token-s", "0.02"], None)
 
     def run(self) -> None:

@@ -60,7 +60,7 @@ def measure(asked: argparse.Namespace, n: int) -> tuple[np.ndarray, np.ndarray, 
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         ports = free_port(), free_port()
-        engine = [sys.executable, "-m", "tests.profiler.serve.fake_engine", "--spread", "0"]
+        engine = [sys.executable, "-m", "benchmarks.servers.fake_engine", "--spread", "0"]
         engine += ["--port", str(ports[0]), "--tokens", str(asked.tokens), "--token-s", "0.01"]
         start(stack, engine, cores[-1:])
         policy = {"method": "greedy" if n == 1 else "majority", "n": n, "temperature": 0.8}

@@ -164,9 +164,12 @@ def _silicon_point(row: dict[str, str], folder: Path) -> Point:
     date = re.search(r"measured=(\d{4}-\d\d)", row["silicon_data_source"])
     if not version and date and date[1] < "2025-12":
         version = "0.11"  # the newest release at the time of the measurement
+    aic = "aic-auto-gap" in row["silicon_data_source"]
+    # InferenceX sets async-scheduling in what it starts, the others what vLLM does by default.
+    overlapped = async_by_default(version) if aic else True
     return Point(
         name=row["id"],
-        lab="aic" if "aic-auto-gap" in row["silicon_data_source"] else "inferencex",
+        lab="aic" if aic else "inferencex",
         model=model.rpartition("/")[2],
         facts=facts,
         unknown=unknown,
@@ -177,7 +180,7 @@ def _silicon_point(row: dict[str, str], folder: Path) -> Point:
             data_parallel_size=ranks,
             mode="server",
             vllm_version=version or None,
-            async_scheduling=async_by_default(version) if version else None,
+            async_scheduling=overlapped,
             enable_prefix_caching=False,
             max_model_len=None,
             other=tuple(other),

@@ -98,7 +98,6 @@ class Idle:
             self.output.finished_req_ids = {"the one before"}
 
     def schedule(self) -> object:
-        """Give the one step."""
         return self.output
 
     def update_from_output(self, scheduled: object, computed: object) -> None:
@@ -109,7 +108,6 @@ class Making(Idle):
     """One that makes each step anew."""
 
     def schedule(self) -> object:
-        """Give a new step."""
         return scheduled()
 
 

@@ -76,7 +76,6 @@ class VoteCurve:
         return self
 
     def predict(self, count: int) -> Estimate:
-        """Return the average to expect of the same problems with so many samples."""
         return self._mixture(np.eye(len(self.counts_))[self.counts_.index(count)], low=0, high=1)
 
     def change(self, first: int, second: int) -> Estimate:

@@ -6,12 +6,17 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 # As the engine sets it: numba refuses another number of threads once it has started some.
 os.environ.setdefault("NUMBA_NUM_THREADS", "1")
 
 # So that receivers, plugins and servers of the tests know each other, and the user's file is left.
 os.environ["TTSCOPE_TOKEN"] = "a-token-of-the-tests-and-of-nobody"
+
+# A machine may be busy: how long an example takes is no fault.
+settings.register_profile("tests", deadline=None)
+settings.load_profile("tests")
 
 SHARED = Path(__file__).parent.parent.parent / "shared"
 

@@ -42,7 +42,7 @@ SHIPPED = ROOT / "profiler" / "demo" / "recordings"
 FOREIGN = ROOT / "tests" / "data" / "foreign"
 VERBS = (
     "sweep", "show", "replay", "import", "export", "advise", "report", "demo", "doctor", "record",
-    "attach", "tui", "serve",
+    "attach", "tui", "serve", "gate",
 )  # fmt: skip
 FLOAT = re.compile(r"-?\d+\.\d+(?:[eE][-+]?\d+)?|-?\d+[eE][-+]?\d+")
 PROGRESS = re.compile(r", \d:\d\d:\d\d$")

@@ -1,7 +1,9 @@
 """Light imports stay light, and the layers hold at run time."""
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -37,3 +39,10 @@ def loaded_by(statement):
 )
 def test_imports_stay_light(statement, absent):
     assert loaded_by(statement) & absent == set()
+
+
+def test_no_benchmark_and_no_script_imports_a_test():
+    root = Path(__file__).parents[1]
+    for folder in ("benchmarks", "scripts"):
+        for path in (root / folder).rglob("*.py"):
+            assert not re.search(r"^\s*(from|import) tests\b", path.read_text(), re.M), path

@@ -64,7 +64,7 @@ def mean(values: ArrayLike, unit: str) -> Estimate | None:
     return _estimate(float(finite.sum() / finite.size), draws, finite.size, unit)
 
 
-def bootstrap_means(values: Floats, *, replicates: int = 10_000, seed: int = 0) -> Floats:
+def bootstrap_means(values: Floats, *, replicates: int = 10_000) -> Floats:
     """Return [replicates, columns], means over as many problems drawn with replacement.
 
     `values` are [problems, columns]; a replicate draws the same problems for all columns, so that
@@ -72,7 +72,7 @@ def bootstrap_means(values: Floats, *, replicates: int = 10_000, seed: int = 0) 
     all columns are one matrix product.
     """
     size = values.shape[0]
-    rng = np.random.default_rng([seed, size])
+    rng = np.random.default_rng([0, size])
     rows = max(1, _CHUNK_CELLS // size)
     found = np.empty((replicates, values.shape[1]))
     for start in range(0, replicates, rows):
@@ -132,14 +132,22 @@ def new_problems(values: ArrayLike, unit: str, count: int) -> Estimate | None:
     (unit 1) the ends are numbers of problems: where nearly all are right, all others may be.
     """
     found = proportion(values, unit)
-    if found is None or found.low is None or found.high is None:
+    return None if found is None else of_others(found, _finite(values).size, count)
+
+
+def of_others(found: Estimate, problems: int, count: int) -> Estimate:
+    """Return a mean over `problems` with the interval in which that of `count` others falls.
+
+    `found` has the interval of the mean itself (see `new_problems`).
+    """
+    if found.low is None or found.high is None:
         return found
-    wider = np.sqrt(1 + _finite(values).size / count)
+    wider = np.sqrt(1 + problems / count)
     low = found.value - wider * (found.value - found.low)
     high = found.value + wider * (found.high - found.value)
-    if unit == "1":
+    if found.unit == "1":
         low, high = max(np.floor(low * count) / count, 0), min(np.ceil(high * count) / count, 1)
-    return Estimate(value=found.value, low=float(low), high=float(high), unit=unit)
+    return replace(found, low=float(low), high=float(high))
 
 
 def problems_to_tell(
@@ -228,12 +236,6 @@ def paired(first: ArrayLike, second: ArrayLike, unit: str) -> Estimate | None:
     """Return mean(second) - mean(first) over problems that have both, with its interval."""
     before, after = _both(first, second)
     return mean(after - before, unit)
-
-
-def paired_quantile(first: ArrayLike, second: ArrayLike, q: float, unit: str) -> Estimate | None:
-    """Return the difference of two quantiles over the same problems, drawn together."""
-    before, after = _both(first, second)
-    return difference(drawn(before, q), drawn(after, q), unit) if before.size else None
 
 
 def paired_change(first: ArrayLike, second: ArrayLike, q: float | None = None) -> Estimate | None:

@@ -47,6 +47,10 @@ VERBS = {  # name: its function, and what `ttscope --help` says of it
     "serve": (
         "serve.serve", "Answer an OpenAI client's questions with a policy, in front of an engine.",
     ),
+    "gate": (
+        "gate.gate",
+        "Hold a recording or a server against what was promised, or an earlier recording: for CI.",
+    ),
     "report": (
         "report.report",
         "Write one HTML page that tells what was measured and what to run for a budget.",
@@ -74,7 +78,6 @@ class Verbs(TyperGroup):
         return None if place is None else TyperCommand(cmd_name, help=place[1])
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """Return the verb that is called, and the rest of the arguments."""
         name, command, rest = super().resolve_command(ctx, args)
         return name, command and loaded(str(name)), rest
 

@@ -94,7 +94,6 @@ class Replay:
         return _numbers(self._runs())
 
     def write(self, folder: str | Path) -> Recording:
-        """Keep the predicted run as a recording. Raises RecordingError where one exists."""
         self.prediction.write(Path(folder))
         return Recording.open(folder)
 

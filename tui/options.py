@@ -11,7 +11,6 @@ from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 import typer
 
 from traces.errors import UsageError
-from traces.schema.engine import ModelFacts
 from traces.schema.tts.methods import PARAMETERS
 from traces.schema.tts.parameters import make_policy, meant
 from traces.schema.tts.policy import Policy
@@ -225,6 +224,9 @@ class Watch:
         typer.Option(metavar="auto|none|N", help="Read the power of the servers' GPUs, if here."),
     ] = "auto"
     model: Annotated[str | None, typer.Option(help="Which of the served models.")] = None
+    model_config: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Its config.json: what its steps cost.")
+    ] = None
     tensor_parallel_size: Annotated[
         int | None, typer.Option(help="As the servers', which do not tell it.")
     ] = None
@@ -291,11 +293,8 @@ def _of_type(value: Any, hint: Any) -> Any:
     return Path(value) if Path in kinds and isinstance(value, str) else value
 
 
-def read_words(group: type[Group], words: Sequence[str], *, nothing: str) -> Group:
-    """Return a dataclass of options as it was typed.
-
-    Raises UsageError; `nothing` is what it says where an argument is missing.
-    """
+def read_words(group: type[Group], words: Sequence[str]) -> Group:
+    """Return a dataclass of options as it was typed. Raises UsageError."""
     app = typer.Typer(add_completion=False)
     app.command()(takes(group)(lambda read: read))
     try:
@@ -308,17 +307,7 @@ def read_words(group: type[Group], words: Sequence[str], *, nothing: str) -> Gro
         if type(error).__name__ == "NoSuchOption" and option:
             raise UsageError(f"{option}: not here, where there are {option_names(group)}") from None
         missing = type(error).__name__ == "MissingParameter"
-        raise UsageError(nothing if missing else show()) from None
-
-
-def facts_of(path: Path) -> ModelFacts:
-    """Return a model's facts from its config, or its folder. Raises UsageError for what is none."""
-    from profiler.engines.models.model_facts import facts_from_file
-
-    try:
-        return facts_from_file(path)
-    except UsageError as error:
-        raise UsageError(f"--model-config {error}") from None
+        raise UsageError("name a server: http://HOST:8000" if missing else show()) from None
 
 
 def option_names(group: type[Any]) -> str:

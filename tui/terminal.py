@@ -20,11 +20,7 @@ COMMANDS = re.compile(
 
 def clean(text: str) -> str:
     r"""Return a line with such characters shown as they are written in code: \x1b, \u202e."""
-    return COMMANDS.sub(_written, text)
-
-
-def _written(match: re.Match[str]) -> str:
-    return ascii(match[0])[1:-1]
+    return COMMANDS.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 def say(line: str = "", *, file: TextIO | None = None, flush: bool = False) -> None:

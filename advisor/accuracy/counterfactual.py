@@ -3,6 +3,7 @@
 - Fixed votes are exact expectations over subsets.
 - Weights, filters, windows and votes one by one are means over random orders.
 - Other rules that stop early follow the recorded ends, for fewer samples those of a replay.
+- Smaller limits of tokens are exact, as what they cut has no answer.
 - Budgets of thought rest on forced answers or are bounds.
 - More samples than were recorded are extrapolated.
 """
@@ -21,7 +22,7 @@ import polars as pl
 from advisor.accuracy.extrapolation import FARTHEST, extrapolate, fresh_runs
 from advisor.accuracy.finish_order import Decided, ReplayedOrder, decide
 from advisor.accuracy.models.answers import AnswerCounts, AnswerModel, count_answers
-from advisor.accuracy.samples import FEWEST, ProblemSamples, SampledRun, read_samples
+from advisor.accuracy.samples import FEWEST, ProblemSamples, SampledRun, limited, read_samples
 from advisor.accuracy.subsets import (
     RandomOrders,
     best_of_curve,
@@ -30,12 +31,13 @@ from advisor.accuracy.subsets import (
     order_count,
 )
 from advisor.accuracy.thinking import BudgetOutcome, at_checkpoints, between, lower_bounds
+from advisor.evidence.runs import limits_that_cut
 from traces.errors import RecordingError, UsageError
 from traces.schema.estimate import Estimate
 from traces.schema.tts.methods import METHODS
 from traces.schema.tts.policy import Policy
 from traces.schema.tts.stop_rules import SETTLED, Stop
-from traces.statistics import column_means, paired, problems_to_tell, ratio
+from traces.statistics import column_means, of_others, paired, problems_to_tell, ratio
 from traces.summary.run import Run
 from traces.summary.votes import PolicyOutcome, majority_curve, pass_curve, sample_counts
 
@@ -71,21 +73,26 @@ def evaluate(
     *,
     order: ReplayedOrder | None = None,
     counts: Sequence[int] | None = None,
+    max_tokens: int | None = None,
     seed: int = 0,
 ) -> Counterfactuals:
     """Return what other policies would have given on a run's problems.
 
     `answers` is the recording's table of forced answers. `order` says when fewer samples would
     have ended; without it the recorded ends are taken. `counts` are numbers of samples, else
-    1, 2, 4, ... to those recorded, and twice and four times as many. Raises RecordingError when
-    the run cannot say (samples.py), UsageError for counts below 1 or above four times those
-    recorded.
+    1, 2, 4, ... to those recorded, and twice and four times as many. With `max_tokens` all is
+    under that limit, else votes of one and of all also under limits that cut some samples.
+    Raises RecordingError when the run cannot say (samples.py), UsageError for counts below 1 or
+    above four times those recorded, and for limits beyond one that cut samples.
     """
     samples = read_samples(run)
     if not samples.problems:
         raise RecordingError(
             f"{samples.name}: no problem has {samples.n:,} judged samples that ended. Record again"
         )
+    recorded = None if run.policy is None else run.policy.max_tokens
+    if max_tokens is not None:
+        samples, answers, order = limited(samples, max_tokens, recorded), None, None
     inside, beyond = _split(samples, counts)
     notes = list(samples.notes)
     columns = list(_fixed(samples, inside))
@@ -99,6 +106,8 @@ def evaluate(
             "right samples come without their answers, so no vote of several samples is known. "
             "Maj@1 is the share of right samples"
         )
+    if max_tokens is None and samples.answers_told:
+        columns += _limits(samples)
     outcomes = _estimates(columns)
     if samples.n > 1:
         model = AnswerModel(seed=seed).fit(
@@ -157,6 +166,17 @@ def _fixed(samples: SampledRun, counts: Sequence[int]) -> Iterator[Column]:
                     yield Column(_outcome(method, k), passed[:, place], each)
                 continue
             yield Column(_outcome(method, k), table[:, place], each * k)
+
+
+def _limits(samples: SampledRun) -> Iterator[Column]:
+    """Return votes of one and of all under smaller max_tokens, exactly: what is cut has no vote."""
+    lengths = np.concatenate([problem.tokens for problem in samples.problems])
+    if not np.isfinite(lengths).all():
+        return
+    for most in limits_that_cut(lengths.astype(int).tolist()):
+        for each in _fixed(limited(samples, most, most), sorted({1, samples.n})):
+            if each.outcome.method == "majority":
+                yield replace(each, outcome=replace(each.outcome, max_tokens=most))
 
 
 def _outcome(method: str, n: int, **fields: Any) -> PolicyOutcome:
@@ -324,8 +344,10 @@ def _weighed(problem: ProblemSamples) -> Decided:
 def _with_fresh_runs(
     model: AnswerModel, outcomes: Sequence[PolicyOutcome], methods: Sequence[str]
 ) -> list[PolicyOutcome]:
-    pairs = fresh_runs(model, outcomes, methods=methods)
-    return [replace(each, fresh_run=fresh) for each, fresh in pairs]
+    like = [each for each in outcomes if each.max_tokens is None]
+    others = [each for each in outcomes if each.max_tokens is not None]  # unlike those of the model
+    pairs = fresh_runs(model, like, methods=methods)
+    return [replace(each, fresh_run=fresh) for each, fresh in pairs] + others
 
 
 def _budgets(
@@ -378,6 +400,7 @@ def _estimates(columns: Sequence[Column]) -> list[PolicyOutcome]:
             each.outcome,
             accuracy=share,
             tokens_per_problem=count if np.isfinite(count.value) else None,
+            other_problems=of_others(share, len(each.right), len(each.right)),
         )
         for each, share, count in zip(columns, accuracy, tokens, strict=True)
     ]
@@ -428,7 +451,7 @@ def compare_policies(column: Column, reference: Column) -> Comparison:
     )
 
 
-def cheapest_as_good(found: Counterfactuals, *, seed: int = 0) -> Comparison | None:
+def cheapest_as_good(found: Counterfactuals) -> Comparison | None:
     """Return the policy of fewest tokens that loses at most MARGIN against the vote of all.
 
     Chosen on one half of the problems and stated on the other, since the best of many by the same
@@ -436,9 +459,10 @@ def cheapest_as_good(found: Counterfactuals, *, seed: int = 0) -> Comparison | N
     """
     if found.problems < 20:
         return None
-    shuffled = np.random.default_rng([seed, 5]).permutation(found.problems)
+    shuffled = np.random.default_rng([0, 5]).permutation(found.problems)
     choosing, stating = shuffled[::2], shuffled[1::2]
-    by_key = {(each.outcome.method, each.outcome.n): each for each in found.columns}
+    whole_ones = [each for each in found.columns if each.outcome.max_tokens is None]
+    by_key = {(each.outcome.method, each.outcome.n): each for each in whole_ones}
     whole = by_key.get(("majority", found.n))
     if whole is None:
         return None

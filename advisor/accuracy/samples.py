@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from traces.errors import RecordingError
+from traces.errors import RecordingError, UsageError
 from traces.schema.tts.logprobs import with_means
 from traces.summary.problems import lost_problems, voting_samples
 from traces.summary.run import Run
@@ -42,12 +42,31 @@ class ProblemSamples:
     finish_s: Floats
 
     def take(self, places: slice) -> ProblemSamples:
-        """Return the samples at some places."""
         return ProblemSamples(
             **{
                 name: value if name == "problem_id" else value[places]
                 for name, value in vars(self).items()
             }
+        )
+
+    def limited(self, most: int) -> ProblemSamples:
+        """Return the samples as a smaller max_tokens would have cut them: these have no vote.
+
+        A cut sample ends earlier by its own pace.
+        """
+        cut = self.tokens > most
+        share = np.where(cut, most / np.maximum(self.tokens, 1), 1.0)
+        begun = np.where(np.isfinite(self.first_token_s), self.first_token_s, 0.0)
+        return replace(
+            self,
+            answers=tuple(None if c else a for a, c in zip(self.answers, cut, strict=True)),
+            correct=tuple(bool(r and not c) for r, c in zip(self.correct, cut, strict=True)),
+            tokens=np.minimum(self.tokens, most),
+            think_tokens=np.where(cut, np.nan, self.think_tokens),
+            censored=self.censored | cut,
+            logprob_mean=np.where(cut, np.nan, self.logprob_mean),
+            confidence=np.where(cut, np.nan, self.confidence),
+            finish_s=begun + share * (self.finish_s - begun),
         )
 
     def rights(self) -> tuple[dict[str, int], Floats]:
@@ -87,6 +106,33 @@ class SampledRun:
             for problem in self.problems
             for answer, right in zip(problem.answers, problem.correct, strict=True)
         )
+
+
+def limited(samples: SampledRun, most: int, recorded: int | None) -> SampledRun:
+    """Return a run's samples under another max_tokens; what it cuts has no vote.
+
+    Raises UsageError where lengths are not known, or samples were cut at less.
+    """
+    lengths = np.concatenate([problem.tokens for problem in samples.problems])
+    if most < 1:
+        raise UsageError(f"--max-tokens {most}: must be at least 1")
+    if not np.isfinite(lengths).all():
+        raise UsageError(
+            f"--max-tokens {most:,}: {samples.name} lacks the output_tokens of samples"
+        )
+    cut_before = any(problem.censored.any() for problem in samples.problems)
+    if cut_before and most > (recorded or lengths.max()):
+        raise UsageError(
+            f"--max-tokens {most:,}: samples of {samples.name} were cut at "
+            f"{recorded or int(lengths.max()):,}, and how they would have gone on is not known"
+        )
+    cut = int((lengths > most).sum())
+    note = f"max_tokens {most:,}: {cut:,} of {lengths.size:,} samples are cut and have no vote"
+    return replace(
+        samples,
+        problems=tuple(problem.limited(most) for problem in samples.problems),
+        notes=(*samples.notes, note),
+    )
 
 
 def read_samples(run: Run) -> SampledRun:

@@ -34,7 +34,6 @@ class StopRule:
     value: Callable[[int], float]
 
     def stop(self, n: int) -> Stop:
-        """Return the rule for n samples."""
         return Stop(rule=self.rule, value=self.value(n))
 
 

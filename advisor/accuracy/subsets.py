@@ -86,7 +86,6 @@ class RandomOrders:
         self.tokens = problem.tokens
 
     def draw(self, rng: np.random.Generator) -> None:
-        """Draw other orders."""
         every = np.broadcast_to(np.arange(self.n), (self.count, self.n))
         self.orders: Ints = rng.permuted(every, axis=1)
 
@@ -97,7 +96,6 @@ class RandomOrders:
         return np.asarray(self.answers[:, None] == every, dtype=float)
 
     def majority(self, k: int) -> Expectation:
-        """Return the vote of k."""
         return self._fixed(self._tally(k), k)
 
     def weighted(self, k: int, logs: Floats) -> Expectation:

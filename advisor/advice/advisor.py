@@ -155,7 +155,9 @@ class Advisor:
         evidence, offers = gather(recordings, timed=not gpus), None
         if gpus:
             from advisor.step_time.prior.offers import offer
+            from advisor.what_if.drafts.redrafting import with_published
 
+            evidence = with_published(evidence)
             offers = offer(evidence, [*recordings, *checks], gpus)
             _check_used(offers, checks)
         advisor = cls.of(evidence, seed=seed, draws=draws, model=known, offers=offers)

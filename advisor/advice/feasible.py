@@ -174,12 +174,10 @@ class BudgetCheck(Generic[M]):
 
     @cached_property
     def order(self) -> Ints:
-        """The candidates from best to worst."""
         keys = [nine_digits(self.cost), *self.metrics.ties(), self.sequence.astype(float)]
         return np.asarray(np.lexsort(keys[::-1]), dtype=np.int64)
 
     def best(self, allowed: Bools | None = None) -> int | None:
-        """Return the best of some candidates, of those that fit unless others are `allowed`."""
         wanted = (self.fits if allowed is None else allowed & self.asked) & np.isfinite(self.cost)
         rows = self.order[wanted[self.order]]
         return int(rows[0]) if len(rows) else None
@@ -317,7 +315,6 @@ class Shortlist(BudgetCheck[ClosedForm]):
 
     @cached_property
     def order(self) -> Ints:
-        """The candidates from best to worst."""
         keys = (*self.metrics.ties(), self.cost)
         return np.asarray(np.lexsort(keys), dtype=np.int64)
 

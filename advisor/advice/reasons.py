@@ -27,7 +27,7 @@ from traces.schema.estimate import Estimate
 from traces.schema.formats import counted, digits, number, percent, with_interval, written
 from traces.schema.quantities import LIMITS, quantity, which_latency
 from traces.schema.tts.policy import AS_SENT, Policy
-from traces.statistics import Z95
+from traces.statistics import Z95, of_others
 from traces.summary.comparison import RUN_TO_RUN
 
 ENOUGH_PROBLEMS = 100
@@ -76,6 +76,8 @@ def reasons(
         lines += _certainty(pick)
     lines += _how_far(stages)
     lines += _assumptions(evidence, check)
+    if system is not None:
+        lines += _other_problems(check, system)
     return lines
 
 
@@ -290,9 +292,10 @@ def _of_prior(prior: PriorCost, sigma: float, *, beyond: bool) -> Iterable[str]:
         f"{head}, recalibrated by {names}{'' if prior.checked else ', of another size or model'}, "
         f"and {spread}"
         if prior.recordings
-        else f"{head}, which no run of this GPU has checked. Published runs on H100 took 1.04 to "
-        f"1.47 times as long, and {spread}"
+        else f"{head}. {prior.told[0].upper()}{prior.told[1:]}, and {spread}"
     )
+    if prior.drafts is not None:
+        yield prior.drafts
     if beyond:
         yield "extrapolated: the pick makes larger steps than the tables hold"
 
@@ -326,6 +329,18 @@ def _assumptions(evidence: Evidence, check: ReplayedCheck) -> Iterable[str]:
     yield f"judged on {len(metrics.space.problem_ids)} problems of the workload {named}"
     if check.prices.recorded:
         yield f"price: ${check.prices.plain:g} per device-hour, as recorded"
+
+
+def _other_problems(check: ReplayedCheck, system: int) -> Iterator[str]:
+    """Say in what the pick's accuracy on other problems falls, which a limit on it does not."""
+    known = check.estimate("accuracy", system)
+    count = len(check.metrics.space.problem_ids)
+    if known is not None and known.low is not None:
+        others = with_interval(of_others(known, count, count))
+        yield (
+            f"its accuracy is that of the mean over all such problems. On {count:,} others like "
+            f"these it is {others}"
+        )
 
 
 def measure_next(

@@ -22,7 +22,7 @@ from advisor.evidence.keys import law_key
 from advisor.evidence.live.front_end import NEEDED, with_prompt_context
 from advisor.evidence.live.histograms import drawn_traffic, mean_steps
 from advisor.evidence.measured import Made, RunsMade, runs_in
-from advisor.evidence.runs import ProblemRun, Run, Sample, cut_runs, read_runs
+from advisor.evidence.runs import ProblemRun, Run, Sample, cut_runs, limited_runs, read_runs
 from advisor.evidence.steps import MOST_STEPS, most_of_each, places, with_host_work
 from advisor.evidence.unrecorded import refusal, unchecked
 from traces.errors import RecordingError, TtscopeError, UsageError
@@ -171,7 +171,7 @@ def gather(
             steps.extend(_mean_steps(recording, windows, steps))
         runs.extend(found)
         made.extend(runs_in(recording))
-        cut.extend(cut_runs(recording, found))
+        cut.extend([*cut_runs(recording, found), *limited_runs(found)])
         left_out += dropped
         unlike = recording.manifest.provenance.get("imported", {}).get("unlike", ())
         lost += [*(f"{recording.name}: {why}" for why in unlike), *told, *_model_notes(recording)]
@@ -250,8 +250,10 @@ def _samples(run: Run) -> Iterable[Sample]:
 
 
 def _same_workload(recordings: Sequence[Recording]) -> WorkloadFacts | None:
-    first = recordings[0]
-    for other in recordings[1:]:
+    """Return the workload of those that have one: of others only the steps are learned from."""
+    answering = [each for each in recordings if each.rows("problems")] or list(recordings)
+    first = answering[0]
+    for other in answering[1:]:
         ours, theirs = first.manifest.workload, other.manifest.workload
         if (ours and ours.hash) != (theirs and theirs.hash):
             why = f"({_told(ours, theirs)} and {_told(theirs, ours)}). Advise on recordings of one "
@@ -343,7 +345,6 @@ def _unfinished(recordings: Sequence[Recording], names: str) -> str:
 def _steps(
     recording: Recording, key: str, engine: EngineConfig, most: int | None
 ) -> list[StepTable]:
-    """Return the steps of one engine, its share of the `most` that a recording keeps."""
     facts = recording.manifest.models.get(engine.model)
     server = engine.mode == "server"
     refused = None if facts is None else refusal(facts, engine)

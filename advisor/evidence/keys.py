@@ -10,13 +10,16 @@ from typing import Final
 from traces.schema.engine import EngineConfig, Speculative
 from traces.schema.tts.policy import AS_SENT, Policy
 
+WORKER: Final = frozenset({"namespace", "component", "producer", "worker", "dp_rank"})
+"""What forward passes call the worker that made them."""
+
 
 @lru_cache(maxsize=4096)
 def law_key(engine: EngineConfig) -> EngineConfig:
     """Return what the time of a step depends on beside its composition.
 
     The limits of the scheduler and of the cache decide which steps are made, not how long one of
-    a given composition takes; they are cleared.
+    a given composition takes; they are cleared, and so is which worker of a deployment it is.
     """
     return dataclasses.replace(
         engine,
@@ -28,6 +31,7 @@ def law_key(engine: EngineConfig) -> EngineConfig:
         num_gpu_blocks=None,
         gpu_memory_utilization=None,
         enable_prefix_caching=None,
+        other=tuple(pair for pair in engine.other if pair[0] not in WORKER),
     )
 
 

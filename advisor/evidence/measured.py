@@ -110,7 +110,6 @@ class RunsMade:
         self._measured: dict[tuple[Path, EngineConfig, Policy], Measured | None] = {}
 
     def has(self, engine: EngineConfig, policy: Policy) -> bool:
-        """Return whether a configuration was run, at whatever load."""
         return run_key(engine, policy) in self._made
 
     def has_sibling(self, engine: EngineConfig, policy: Policy) -> bool:

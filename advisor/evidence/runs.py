@@ -400,6 +400,61 @@ def _cut_sample(sample: Sample, budget: int, row: Mapping[str, object]) -> Sampl
     )
 
 
+# Smaller limits of tokens: exact from lengths alone, as what is cut has no answer.
+
+
+SHORTEST = 1024  # limit that is tried
+TRIED = 2  # limits, the largest that cut
+CUT = (0.01, 0.4)  # of the samples, at least and at most
+
+
+def limited(run: Run, max_tokens: int) -> Run | None:
+    """Return a run as it would have been with another `max_tokens`; what that cuts has no vote.
+
+    None where that is not known: beyond a limit that cut samples, or of samples with drafts.
+    """
+    recorded = run.policy.max_tokens
+    samples = [s for problem in run.problems.values() for s in problem.samples]
+    beyond = recorded is not None and max_tokens > recorded
+    if run.engine.speculative is not None or (beyond and any(s.by_length for s in samples)):
+        return None
+    problems = {
+        name: replace(problem, samples=tuple(_limited(s, max_tokens) for s in problem.samples))
+        for name, problem in run.problems.items()
+    }
+    return replace(run, policy=replace(run.policy, max_tokens=max_tokens), problems=problems)
+
+
+def _limited(sample: Sample, most: int) -> Sample:
+    if sample.output_tokens <= most:
+        return sample
+    return replace(
+        sample, output_tokens=most, answer=None, correct=False, by_length=True, think_tokens=None
+    )
+
+
+def limits_that_cut(lengths: Sequence[int]) -> list[int]:
+    """Return powers of two that cut some of the lengths, and not most: the largest few."""
+    longest, count = max(lengths, default=0), max(len(lengths), 1)
+    powers = [2**i for i in range(SHORTEST.bit_length() - 1, longest.bit_length())]
+    shares = {most: sum(length > most for length in lengths) / count for most in powers}
+    return [most for most, share in shares.items() if CUT[0] <= share <= CUT[1]][-TRIED:]
+
+
+def limited_runs(runs: Sequence[Run]) -> list[Run]:
+    """Return what runs would have been with smaller limits, nothing of those with drafts."""
+    found = []
+    for run in runs:
+        if run.drawn or run.policy == AS_SENT or run.engine.speculative is not None:
+            continue
+        lengths = [s.output_tokens for problem in run.problems.values() for s in problem.samples]
+        most = run.policy.max_tokens
+        for limit in limits_that_cut(lengths):
+            if most is None or limit < most:
+                found += [each for each in [limited(run, limit)] if each is not None]
+    return found
+
+
 # The decode steps of a sample that was drafted for: tokens forwarded and kept in each.
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from advisor.evidence.keys import DEFAULT_BLOCK, blocks_of, tokens_a_request
 from advisor.evidence.runs import Run
+from advisor.step_time.prior.defaults import ALIKE
 from traces.errors import UsageError
 from traces.schema.engine import EngineConfig, ModelFacts
 
@@ -19,9 +20,8 @@ if TYPE_CHECKING:
     from advisor.replay.workload import Workload
 
 _ROOMY: Final = 0.8  # of a cache, up to which it does not matter how blocks are counted
-_ALIKE: Final = 1.5  # counts of layers that vLLM pads to the larger one
 _NOT_IN_TABLES: Final = ("pipeline_parallel_size", "mode", "vllm_version")  # of operators
-_VERSIONED: Final = "vllm_version"  # by which the tables of the prior are chosen
+_PRIOR: Final = ("vllm_version", "pipeline_parallel_size")  # of which the prior's times depend
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +99,7 @@ def blocks_a_request(facts: ModelFacts, size: int, context: float) -> float:
     if not layers:
         return whole
     least, most = min(layers.values()), max(layers.values())
-    together = most if most < _ALIKE * least else least
+    together = most if most < ALIKE * least else least
     return sum(held[kind] * math.ceil(count / together) for kind, count in layers.items())
 
 
@@ -128,7 +128,7 @@ def check_startable(
             "know how much memory it leaves to the cache. Set engine.num_gpu_blocks"
         )
     untold = sorted(changed.intersection(_NOT_IN_TABLES)) if on_tables else []
-    untold = [name for name in untold if not (on_prior and name == _VERSIONED)]
+    untold = [name for name in untold if not (on_prior and name in _PRIOR)]
     if untold:
         raise UsageError(
             f"engine.{untold[0]}={getattr(engine, untold[0])}: step times of tables do not depend "

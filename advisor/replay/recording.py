@@ -18,7 +18,7 @@ from advisor.step_time.cost import StepCost, steps_seconds, work_at
 from traces.errors import RecordingError
 from traces.recording.manifest import Manifest
 from traces.recording.parts import write_part
-from traces.recording.tables import TABLES
+from traces.recording.tables import TABLES, in_table
 
 Floats = npt.NDArray[np.float64]
 
@@ -105,7 +105,7 @@ def replayed_tables(
     if replayed.steps <= MOST_STEPS:
         steps = _steps(replayed, cost, engine, start_ns, speculative=speculative)
     return {
-        name: _whole(name, frame)
+        name: in_table(name, frame)
         for name, frame in (("problems", problems), ("samples", samples), ("steps", steps))
     }
 
@@ -122,13 +122,6 @@ def write_recording(folder: Path, manifest: Manifest, tables: Mapping[str, pl.Da
         manifest.write(folder)
     except OSError as error:
         raise RecordingError(f"{folder}: cannot be written ({error.strerror})") from None
-
-
-def _whole(table: str, frame: pl.DataFrame) -> pl.DataFrame:
-    return frame.select(
-        (pl.col(name) if name in frame.columns else pl.lit(None).alias(name)).cast(kind)
-        for name, kind in TABLES[table].items()
-    )
 
 
 def _ns(seconds: Floats, start_ns: int) -> pl.Series:

@@ -34,16 +34,16 @@ class Waited(Record):
 
 
 def longest_waits(
-    replayed: Replayed, first: Sequence[int], problem_ids: Sequence[str], *, most: int = 5
+    replayed: Replayed, first: Sequence[int], problem_ids: Sequence[str]
 ) -> list[Waited]:
-    """Return the problems whose deciding sample queued longest, the longest first.
+    """Return the five problems whose deciding sample queued longest, the longest first.
 
     `first` [problems + 1] are their first samples.
     """
     starts = np.asarray(first, dtype=np.int64)
     deciding = starts[:-1] + replayed.decided_by
     queue = replayed.scheduled_s[deciding] - replayed.queued_s[deciding]
-    order = [p for p in np.argsort(-queue, kind="stable") if queue[p] > 0][:most]
+    order = [p for p in np.argsort(-queue, kind="stable") if queue[p] > 0][:5]
     owner = np.repeat(np.arange(len(problem_ids)), np.diff(starts))
     found = []
     for p in order:

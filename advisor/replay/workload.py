@@ -184,17 +184,14 @@ def _answers(loads: Sequence[RecordedProblem]) -> tuple[Ints, Ints, Bools]:
     return np.array(first), np.array(answer, dtype=np.int64), np.array(right, dtype=bool)
 
 
-def _median(values: Sequence[int]) -> int:
-    return sorted(values)[len(values) // 2] if values else 0
-
-
 Segments = tuple[Ints, npt.NDArray[np.int32], Ints, Ints]
 
 
 def _levels(loads: Sequence[RecordedProblem]) -> Segments:
     """Return the segments of prompts of which is known how much the cache held."""
     levels = sorted({load.cached_tokens for load in loads} - {0})
-    usual = _median([load.cached_tokens for load in loads if load.cached_tokens])
+    cached = sorted(load.cached_tokens for load in loads if load.cached_tokens)
+    usual = cached[len(cached) // 2] if cached else 0
     path: list[int] = []
     first, starts, ends = [0], [0, *levels[:-1]][: len(levels)], list(levels)
     for load in loads:

@@ -234,7 +234,6 @@ class ClosedForm(Metrics):
 
     @property
     def capacity_per_s(self) -> Floats:
-        """Problems that each candidate can serve per second."""
         return self._capacity_per_s
 
     def _values(self, name: str) -> Floats:
@@ -301,7 +300,6 @@ class ClosedForm(Metrics):
         return np.asarray(values * slowed * relative)
 
     def extremes(self, name: str, rows: Ints) -> tuple[Floats, Floats]:
-        """Return bounds [rows] of what the metric is in the draws, without the draws."""
         demands, work = self.demands, self.work[rows]
         if name == "accuracy":
             both = np.concatenate([demands.accuracy, demands.accuracy_one], axis=1)
@@ -327,7 +325,6 @@ class ClosedForm(Metrics):
         return bounds[0], bounds[1]
 
     def chance(self, met: Bools) -> Floats:
-        """Return the share of draws that are met."""
         return np.asarray(met.mean(axis=-1))
 
     def ties(self) -> list[Floats]:
@@ -335,7 +332,6 @@ class ClosedForm(Metrics):
         return [self.space.preferred.astype(float)]
 
     def spread(self, name: str) -> Floats:
-        """Return by how much, as a logarithm, nine in ten replays lie off the value at most."""
         if name in EXACT:
             return np.zeros(len(self.space))
         if name.startswith("latency"):

@@ -93,17 +93,14 @@ class Metrics(ABC):
 
     @property
     def kind(self) -> Ints:
-        """Place of each candidate's kind in the space."""
         return self.space.kind[self.rows]
 
     @property
     def devices(self) -> Ints:
-        """Devices of each candidate."""
         return self.space.devices[self.rows]
 
     @property
     def joules(self) -> Floats:
-        """Joules per device-second, NaN where no power was recorded."""
         return self.space.joules[self.rows]
 
 
@@ -131,7 +128,6 @@ class CandidateMetrics(Metrics):
         self._times: dict[tuple[str, int, int, int], tuple[float, Floats]] = {}
 
     def add(self, row: int, replayed: ReplayedCandidate) -> None:
-        """Add a candidate of the space."""
         engine = replayed.candidate.engine
         self.place[row] = len(self.rows)
         self.rows.append(row)
@@ -141,12 +137,10 @@ class CandidateMetrics(Metrics):
         )
 
     def candidate(self, row: int) -> Candidate:
-        """Return a candidate that was replayed."""
         return self.replayed[row].candidate
 
     @property
     def capacity_per_s(self) -> Floats:
-        """Problems that each candidate can serve per second."""
         return np.array([each.capacity_per_s for each in self.replayed])
 
     def _values(self, name: str) -> Floats:

@@ -76,7 +76,6 @@ class PolicyWork:
         return self._once(name, lambda: self._draw(pool, policy))
 
     def workloads(self, pool: Pool, policy: Policy) -> list[Workload]:
-        """Return `problems` as the replay takes them."""
         name = ("workloads", pool.key, policy.n, policy.all_samples_end)
         return self._once(
             name, lambda: [Workload.from_loads(each) for each in self.problems(pool, policy)]

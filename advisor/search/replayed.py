@@ -56,12 +56,10 @@ class ReplayedCandidate:
 
     @property
     def step_s(self) -> float:
-        """Mean seconds of a step."""
         return float(self.law.seconds @ np.array(self.totals) / self.totals.step)
 
     @property
     def requests_per_step(self) -> float:
-        """Mean requests of a step."""
         return self.totals.requests / self.totals.step
 
     @property

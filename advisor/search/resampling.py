@@ -75,7 +75,6 @@ class Resampling:
         return quantiles
 
     def accuracy(self, values: Floats) -> Floats:
-        """Return the mean of expected correctness [problems] per draw."""
         right, wrong = self.unseen
         total = values.size + right + wrong
         return np.asarray((self.weights @ values + right) / total)
@@ -83,7 +82,6 @@ class Resampling:
     def estimate(
         self, value: float, draws: Floats, unit: str, *, runs: int | None, extrapolated: bool
     ) -> Estimate:
-        """Return the value with the 5 and 95 % quantiles of the draws that choose nothing."""
         low, high = np.quantile(draws[~self.choosing], (LOW, HIGH))
         return Estimate(
             value=float(value),

@@ -118,7 +118,6 @@ class Space:
 
     @cached_property
     def devices(self) -> Ints:
-        """Devices of each candidate."""
         by_kind = np.array([kind.engine.num_devices for kind in self.kinds], dtype=np.int64)
         return np.asarray(by_kind[self.kind] * self.replicas)
 
@@ -142,7 +141,6 @@ class Space:
         return np.asarray(runs * 64 + np.log2(self.replicas).astype(np.int64))
 
     def candidate(self, row: int) -> Candidate:
-        """Return a candidate."""
         kind = self.kinds[self.kind[row]]
         replicas, gpus = int(self.replicas[row]), kind.engine.num_gpus
         engine = dataclasses.replace(
@@ -250,7 +248,6 @@ def _common(evidence: Evidence, pools: list[Pool]) -> tuple[tuple[str, ...], lis
 
 
 def _rows(kind: int, choices: Sequence[tuple[int, int]], engine: EngineConfig) -> Ints:
-    """Return [rows, 4]: the kind, both limits and the replicas."""
     replicas = REPLICAS if engine.data_parallel_size == 1 else (engine.data_parallel_size,)
     limits = np.repeat(np.array(choices, dtype=np.int64), len(replicas), axis=0)
     return np.column_stack(

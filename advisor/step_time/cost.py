@@ -92,6 +92,11 @@ def scaled_cost(cost: StepCost, factor: float) -> StepCost:
     return cost._replace(linear=cost.linear * factor, values=values, hidden=cost.hidden * factor)
 
 
+def with_hidden(cost: StepCost, factor: float) -> StepCost:
+    """Return the cost of steps whose hidden law takes `factor` times as long."""
+    return cost._replace(hidden=cost.hidden * factor)
+
+
 def needs_longest(cost: StepCost) -> bool:
     """Whether the longest context of a batch matters to its time."""
     return has_skew(cost.values, cost.starts)

@@ -71,7 +71,6 @@ class StepTimeModel:
         self.stall = stall
 
     def fit(self, tables: Sequence[StepTable]) -> StepTimeModel:
-        """Learn from the steps of recorded engines."""
         tables = [table for table in tables if len(table.seconds)]
         fitted = self.fit_laws(tables)
         self.errors_: dict[tuple[str, EngineConfig], float] = {}
@@ -224,16 +223,13 @@ class StepTimeModel:
             for table in own
             for part, whole in zip(
                 np.array_split(table.seconds, 8),
-                np.array_split(table.composition @ self._own_law(own), 8),
+                np.array_split(table.composition @ self._fit_own(own, np.zeros(len(FEATURES))), 8),
                 strict=True,
             )
             if len(part)
         ]
         # A disturbance that lasts for a block may last for a run (traces/summary/comparison.py).
         return float(np.hypot(RUN_TO_RUN, np.std(blocks))), 0
-
-    def _own_law(self, own: Sequence[StepTable]) -> Floats:
-        return self._fit_own(own, np.zeros(len(FEATURES)))
 
 
 def _starts_differ(tables: Sequence[StepTable]) -> bool:

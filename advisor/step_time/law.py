@@ -24,14 +24,18 @@ class PriorCost:
     """Step times of a GPU that was not measured: the cost of an engine there, by its limits.
 
     `system` names the tables, `label` with their version; `recordings` recalibrated them, and
-    `checked` says that one of these was of this model and tensor-parallel size.
+    `checked` says that one of these was of this model and tensor-parallel size; `told` says where
+    the spread is from. `drafts` says up to which batch the engine's drafts pay there, None without
+    any.
     """
 
     system: str
     label: str
     recordings: tuple[str, ...]
+    told: str
     checked: bool
     cost: Callable[[EngineConfig], StepCost]
+    drafts: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,8 +97,9 @@ class StepTimes:
 
     `sigma` is the spread of a whole run's speed inside and outside what was recorded, None for
     operator tables, which no run of the user's has checked; `runs` taught it, and `repeats` are the
-    recordings left out from which these spreads are measured, 0 where they are assumed. `notes` are
-    what else there is to say of them.
+    recordings left out from which these spreads are measured, 0 where they are assumed. `ends`
+    are the costs that fast and slow steps are made of, where they are others than `cost`. `notes`
+    are what else there is to say of them.
     """
 
     cost: StepCost
@@ -103,9 +108,12 @@ class StepTimes:
     within: Callable[[Mapping[str, float]], bool]
     notes: tuple[str, ...] = ()
     repeats: tuple[int, int] | None = None
+    ends: tuple[StepCost, StepCost] | None = None
 
     def at(self, factor: float) -> StepCost:
         """Return the cost of steps that take `factor` times as long."""
         from advisor.step_time.cost import scaled_cost  # numba takes a third of a second to load
 
-        return self.cost if factor == 1.0 else scaled_cost(self.cost, factor)
+        if factor == 1.0:
+            return self.cost
+        return scaled_cost(self.cost if self.ends is None else self.ends[factor > 1.0], factor)

@@ -36,20 +36,20 @@ def prior_of_gpu(facts: ModelFacts, system: str | None) -> Answer:
     from advisor.step_time.prior.defaults import with_blocks
     from advisor.step_time.prior.offers import SIZES, memory_on
     from advisor.step_time.prior.prior import check, prior_of
-    from advisor.step_time.prior.tables import read_prior
+    from advisor.step_time.prior.relatives import read_gpu
 
     try:
         check(facts, EngineConfig(model=facts.name))
         if system is None:
             return Answer(ok=False, why="No GPU is named. Name one, such as --gpu h100_sxm")
-        tables = read_prior(system)
+        tables = read_gpu(system)
     except TtscopeError as error:
         return Answer(ok=False, why=_told(error))
-    priced, refused = [], list[str]()
+    priced, refused, rules = [], list[str](), dict[str, None]()
     for size in SIZES:
         engine = EngineConfig(model=facts.name, tensor_parallel_size=size)
         try:
-            prior_of(tables, facts, engine)
+            prior = prior_of(tables, facts, engine)
             memory = memory_on(tables, engine, facts)
             if memory is not None:
                 with_blocks(memory, engine, facts)
@@ -57,12 +57,14 @@ def prior_of_gpu(facts: ModelFacts, system: str | None) -> Answer:
             refused.append(_told(error))
         else:
             priced.append(str(size))
+            rules |= dict.fromkeys(prior.shares)
     if not priced:
         return Answer(ok=False, why=refused[-1])
     return Answer(
         ok=True,
         why=f"The tables of {tables.device} (vLLM {tables.versions['gemm']}) have its shapes at "
-        f"tensor_parallel_size {', '.join(priced)}",
+        f"tensor_parallel_size {', '.join(priced)}"
+        + (f". By rule: {' | '.join(rules)}" if rules else ""),
     )
 
 

@@ -17,7 +17,7 @@ import polars as pl
 
 from advisor.evidence.gather import Evidence, gather
 from advisor.evidence.keys import decoder_of, law_key, sampling_of
-from advisor.evidence.runs import Run
+from advisor.evidence.runs import Run, limited
 from advisor.evidence.unrecorded import DECODING, differences, recording_of, what_differs
 from advisor.replay.limits import check_startable
 from advisor.replay.recording import write_recording
@@ -34,9 +34,10 @@ from advisor.step_time.prior.defaults import (
     memory_of,
     with_blocks,
 )
+from advisor.step_time.prior.drafting import kept_a_step
 from advisor.step_time.prior.offers import PRICED, device_of, memory_on
 from advisor.step_time.prior.recalibration import PriorTimes, recalibrate
-from advisor.step_time.prior.tables import read_prior
+from advisor.step_time.prior.relatives import read_gpu
 from advisor.what_if.drafts.redrafting import Redrafted, redraft
 from advisor.what_if.latency_spread import latency_spread
 from advisor.what_if.measured.beside import Compared, beside
@@ -50,8 +51,9 @@ from traces.live.numbers import numbers_in
 from traces.live.watched import windows_of
 from traces.recording.manifest import Manifest
 from traces.recording.reader import Recording
-from traces.schema.engine import ModelFacts
+from traces.schema.engine import EngineConfig, ModelFacts
 from traces.schema.estimate import Estimate
+from traces.schema.formats import counted, number
 from traces.schema.tts.policy import AS_SENT
 from traces.summary.comparison import RUN_TO_RUN
 from traces.summary.run import Run as Summary
@@ -94,9 +96,9 @@ def predict(
     they are of the same problems, samples of another model. Raises UsageError for what the
     recordings cannot answer, and RecordingError when they hold nothing to replay.
     """
-    question = _by_replica(question)
     given, others = others, [each for each in others if each.path != base.path]
     prior = None if question.gpu is None else _prior(base, others, question)
+    question = _by_replica(question)
     if prior is not None:
         engine = replace(question.engine, gpu=prior.tables.device)
         question = replace(question, engine=engine)
@@ -159,9 +161,9 @@ def predict(
     unreplayed = "no step was recorded, so that the run cannot be replayed as it was"
     notes = [*_time_notes(after, prior), *untaught, *placed, *_prefixes(base), *evidence.lost]
     notes += [unreplayed] if before is None else []
-    notes += _measured_notes(evidence, own, question, on_tables=on_tables)
-    drafted = None if redrafted is None else redrafted.note
-    notes += [note for note in (drafted, told) if note is not None]
+    notes += _measured_notes(evidence, own, base, question, on_tables=on_tables)
+    made = None if redrafted is None else redrafted.note
+    notes += [each for each in (made, told, _paying(prior, question, sources)) if each is not None]
     notes += _outside(after, prior, longer, question)
     predicted, replayed = after.summary(), None if before is None else before.summary()
     notes += _ties(recorded, replayed or (predicted if question.policy == own.policy else None))
@@ -193,7 +195,7 @@ def _placed(
     memory: Memory | None = None
     if prior is not None:
         device, facts = device_of(prior.tables), prior.facts
-        memory = memory_on(prior.tables, engine, prior.facts)
+        memory = memory_on(prior.tables, prior.shared(engine), prior.facts)
     elif operators is not None:
         device = Device.named(operators.gpu)
         facts = question.model_facts or evidence.models.get(engine.model)
@@ -328,8 +330,21 @@ def _ties(recorded: Summary, replayed: Summary | None) -> list[str]:
     ]
 
 
+def _front_end(base: Recording, engine: EngineConfig) -> str:
+    """Return what a server's front end takes of a request, where its spans tell it."""
+    samples = base.samples.filter(pl.col("engine") == base.engine_key(engine))
+    took = samples.select(pl.col("queued") - pl.col("arrival")).to_series().drop_nulls() / 1e9
+    if took.is_empty():
+        return "what its front end takes (HTTP, tokenising)"
+    p50, p95 = (number(took.quantile(q, "linear"), "s") for q in (0.5, 0.95))
+    return (
+        f"what its front end takes (HTTP, tokenising): {p50} of a request's time to first token at "
+        f"the median and {p95} at p95, as the spans of {counted(took.len(), 'request')} say"
+    )
+
+
 def _measured_notes(
-    evidence: Evidence, own: Run, question: Question, *, on_tables: bool
+    evidence: Evidence, own: Run, base: Recording, question: Question, *, on_tables: bool
 ) -> list[str]:
     """Say what the recorded times of an engine are, and what is not measured of a server."""
     requantised = _requantised(question, own) if on_tables else []
@@ -339,8 +354,8 @@ def _measured_notes(
         return requantised
     tables = [table for table in evidence.steps if table.engine == own.engine]
     notes = [
-        "a server's latency has what its front end takes (HTTP, tokenising). The replay has the "
-        "engine's part alone"
+        f"a server's latency has {_front_end(base, own.engine)}. The replay has the engine's part "
+        "alone"
     ]
     if any(table.coarse for table in tables):
         notes.append(
@@ -412,7 +427,7 @@ def _prefixes(base: Recording) -> list[str]:
 def _prior(base: Recording, others: Sequence[Recording], question: Question) -> PriorTimes:
     """Open the prior of the question's GPU, and what recordings of that GPU say of it."""
     assert question.gpu is not None
-    tables = read_prior(question.gpu)
+    tables = read_gpu(question.gpu)
     facts = question.model_facts or base.manifest.models.get(question.engine.model)
     for other in others:
         facts = facts or other.manifest.models.get(question.engine.model)
@@ -422,7 +437,21 @@ def _prior(base: Recording, others: Sequence[Recording], question: Question) -> 
             "config.json with --model-config"
         )
     found = recalibrate(tables, [base, *others])
-    return PriorTimes(tables=tables, facts=facts, found=found)
+    return PriorTimes(
+        tables=tables,
+        facts=facts,
+        found=found,
+        ranks=question.engine.data_parallel_size,
+        models={n: f for each in (base, *others) for n, f in each.manifest.models.items()},
+    )
+
+
+def _paying(prior: PriorTimes | None, question: Question, sources: Sequence[Run]) -> str | None:
+    """Say up to which batch the drafts of an engine pay on a GPU, where it has any."""
+    kept, engine = kept_a_step(sources), question.engine
+    if prior is None or engine.speculative is None or kept is None:
+        return None
+    return prior.pays(engine, kept)
 
 
 def _hash(recording: Recording) -> str | None:
@@ -477,9 +506,15 @@ def _redrafted(
 def _source(evidence: Evidence, own: Run, question: Question) -> Run:
     """Return the run whose samples answer the question: the own one if it can."""
     wanted = (decoder_of(question.engine), sampling_of(question.policy))
+    most = question.policy.max_tokens
+    changed = [] if most in (None, own.policy.max_tokens) else [own, *evidence.runs]
     fitting = [
         run
-        for run in [own, *evidence.runs]
+        for run in [
+            own,
+            *evidence.runs,
+            *filter(None, (limited(each, most or 0) for each in changed)),
+        ]
         if (decoder_of(run.engine), sampling_of(run.policy)) == wanted
     ]
     if not fitting:
@@ -517,4 +552,9 @@ def _unanswered(evidence: Evidence, own: Run, question: Question) -> str:
         and getattr(policy, field.name) != getattr(own.policy, field.name)
     ]
     what = ", ".join(f"policy.{name}={getattr(policy, name)}" for name in changed)
+    if changed == ["max_tokens"] and engine.speculative is None:
+        return (
+            f"{what}: samples were cut at {own.policy.max_tokens:,}, and how they would have gone "
+            "on is not known. Ask for less, or record them"
+        )
     return f"no samples with {what} were recorded. Lengths and answers would differ, record them"

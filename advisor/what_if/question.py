@@ -18,7 +18,7 @@ from advisor.step_time.cost import linear_cost, table_cost
 from advisor.step_time.law import StepLaw, StepTimes
 from advisor.step_time.operators.files import Operators
 from traces.errors import UsageError
-from traces.schema.engine import EngineConfig, ModelFacts
+from traces.schema.engine import EXPERTS, EngineConfig, ModelFacts
 from traces.schema.tts.policy import AS_SENT, Policy
 
 if TYPE_CHECKING:
@@ -239,9 +239,9 @@ def device_asked(operators: Path | None, gpu: str | None) -> Device | None:
     """Return the GPU that step times are asked for, None where they are of recordings."""
     if gpu is not None:
         from advisor.step_time.prior.offers import device_of
-        from advisor.step_time.prior.tables import read_prior
+        from advisor.step_time.prior.relatives import read_gpu
 
-        return device_of(read_prior(gpu))
+        return device_of(read_gpu(gpu))
     if operators is not None:
         from advisor.step_time.operators.files import gpu_of
         from advisor.step_time.prior.defaults import Device
@@ -348,11 +348,18 @@ def _check_values(
 def _engine(engine: EngineConfig, changes: Mapping[str, Any]) -> EngineConfig:
     from traces.schema.tts.parameters import meant
 
-    plain = engine.to_json()
+    plain, changes = engine.to_json(), dict(changes)
+    if EXPERTS in changes:
+        if not isinstance(given := changes.pop(EXPERTS), bool):
+            raise UsageError(f"--set engine.{EXPERTS}: give true or false")
+        rest = [each for each in engine.other if each[0] != EXPERTS]
+        plain["other"] = [*rest, *([(EXPERTS, "true")] if given else [])]
     known = [field.name for field in dataclasses.fields(EngineConfig) if field.name != "other"]
     for name in changes:
         if name not in known:
-            raise UsageError(f"--set engine.{name}: no such field: {meant(name, known)}")
+            raise UsageError(
+                f"--set engine.{name}: no such field: {meant(name, [*known, EXPERTS])}"
+            )
     _check_values("engine", EngineConfig, changes)
     for name, value in changes.items():
         if isinstance(value, int) and not isinstance(value, bool) and value < 1:

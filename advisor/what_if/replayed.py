@@ -260,7 +260,6 @@ class Replays:
         return count * self.question.replicas.count / whole.busy_s
 
     def waits(self) -> list[Waited]:
-        """Return the problems of the first draw that queued longest."""
         return longest_waits(self.runs[0], self.first.tolist(), self.ids)
 
     def summary(self) -> Summary:
@@ -442,7 +441,8 @@ class Replays:
             if np.std(tokens) > ALIKE * np.mean(tokens):
                 return None
         apart = float(np.mean(run.latency_s)) / self.concurrency
-        spread = replace(workload, arrivals=np.arange(count) * apart)
+        arrivals = np.asarray(np.arange(count) * apart, dtype=np.float64)
+        spread = replace(workload, arrivals=arrivals)
         alone = replay(
             spread,
             self.times.cost,

@@ -1,4 +1,4 @@
-"""What asks a server, and the command in a process of its own."""
+"""What asks a server, the command in a process of its own, and what a recording holds of it."""
 
 import subprocess
 import sys
@@ -7,6 +7,7 @@ import time
 from contextlib import contextmanager, suppress
 
 import httpx
+import polars as pl
 
 from benchmarks.servers.vllm_server import ROOT
 
@@ -56,4 +57,12 @@ def until(true, seconds=60):
     deadline = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < deadline
-        time.sleep(0.05)
+        time.sleep(0.02)
+
+
+def everything_in(path):
+    """All bytes of a recording, its tables as text."""
+    kept = (path / "recording.json").read_text()
+    for part in path.glob("*.parquet"):
+        kept += pl.read_parquet(part).write_ndjson()
+    return kept

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from profiler.attach.receiver.incoming import Incoming
     from profiler.attach.receiver.receiver import Receiver
     from profiler.runs.record import Probe
+    from traces.schema.engine import ModelFacts
 
 CAUTION = (
     "A server stands still while it writes a trace. vLLM means its profiler for development, and "
@@ -39,6 +40,7 @@ class Attachment:
 
     accesses: tuple[Access, ...]
     model: str | None = None
+    facts: ModelFacts | None = None  # what it costs, where a file says so
     declared: Mapping[str, Any] = field(default_factory=dict)
     duration_s: float | None = None
     period_s: float = 1.0
@@ -55,7 +57,6 @@ class Attachment:
 
     @property
     def listens(self) -> bool:
-        """Whether spans are received."""
         return self.listen is not None or self.listen_grpc is not None
 
     def windows_told(self) -> str:
@@ -78,6 +79,7 @@ def attachment_of(given: Mapping[str, Any]) -> Attachment:
     from profiler.attach.gpus_here import parse_gpus
     from profiler.attach.kernel_windows import ServerPlan
     from profiler.attach.receiver.receiver import parse_listen
+    from profiler.engines.models.model_facts import given_facts
 
     headers = read_headers(
         read_key(given["api_key_env"], given["api_key_file"]), given["header"] or ()
@@ -93,6 +95,7 @@ def attachment_of(given: Mapping[str, Any]) -> Attachment:
     return Attachment(
         accesses=accesses_of(given["urls"], given["metrics_url"] or (), headers),
         model=given["model"],
+        facts=None if given["model_config"] is None else given_facts(given["model_config"]),
         declared={"tensor_parallel_size": given["tensor_parallel_size"]},
         duration_s=None if duration is None else parse_duration(duration, "--duration"),
         period_s=parse_duration(given["period"], "--period"),
@@ -162,10 +165,12 @@ def attach_to(
     from profiler.attach.deployment import Deployment
     from profiler.attach.gpus_here import power_probe, why_unread
     from profiler.attach.receiver.incoming import Incoming
+    from profiler.probes.otlp_metrics import exporter_of, table_metrics
 
     deployment = Deployment(
         wanted.accesses,
         model=wanted.model,
+        facts=wanted.facts,
         declared=wanted.declared,
         period_s=wanted.period_s,
         reconnect=wanted.reconnect,
@@ -174,6 +179,11 @@ def attach_to(
     stack.callback(deployment.close)
     deployment.connect(metrics_needed=metrics_needed)
     probes: list[Probe] = []
+    exporter = exporter_of()
+    if exporter is not None:
+        metrics = table_metrics(exporter, {}, lambda: dict(deployment.engines))
+        stack.callback(metrics.close)
+        probes.append(metrics.watched)
     windows, incoming = _windows(deployment, wanted, may_open), None
     profiled, steps = None if windows is None else windows.saw, None
     if passes is not None:

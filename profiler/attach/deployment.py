@@ -62,6 +62,7 @@ class Deployment:
     declared: engine settings that servers do not tell, such as tensor_parallel_size.
     period_s: seconds between polls.
     reconnect: wait for a server that is gone; else `lost` says that one is.
+    facts: what the served model costs, whatever the servers tell of it.
 
     """
 
@@ -73,13 +74,14 @@ class Deployment:
         declared: Mapping[str, Any] | None = None,
         period_s: float = PERIOD_S,
         reconnect: bool = True,
+        facts: ModelFacts | None = None,
     ) -> None:
         if not 0.1 <= period_s <= 3600:
             raise UsageError(f"--period must be 0.1 s to an hour, not {period_s:g} s")
         if len({access.where for access in accesses}) != len(accesses):
             raise UsageError("the same URL is named twice")
         self._accesses, self._model, self._declared = list(accesses), model, dict(declared or {})
-        self._period_s, self._reconnect = period_s, reconnect
+        self._period_s, self._reconnect, self._facts = period_s, reconnect, facts
         self._lock = threading.Lock()
         self._writer: RecordingWriter | None = None
         self._scrapers: list[Scraper] = []
@@ -159,7 +161,10 @@ class Deployment:
         engines = len(set(caches) - {""})
         if engines > 1:
             settings["data_parallel_size"] = engines
-        return describe(card, found.vllm_version, name=None, settings=settings)
+        config, facts = describe(card, found.vllm_version, name=None, settings=settings)
+        if self._facts is not None:
+            facts = dataclasses.replace(self._facts, name=config.model)
+        return config, facts
 
     def _register(self, replica: Replica, labels: Sequence[str]) -> None:
         """Give each engine label of a server the key of its configuration."""
@@ -196,7 +201,7 @@ class Deployment:
             names = {field: getattr(told, field) for field in _ADOPTED}
             names |= {name: value for name, value in self._declared.items() if value is not None}
             replica.config = dataclasses.replace(replica.config, **names)
-            if model is not None:
+            if model is not None and self._facts is None:
                 replica.facts = dataclasses.replace(model, name=replica.config.model)
                 self.models[replica.facts.name] = replica.facts
             if self._writer is None:

@@ -99,7 +99,6 @@ class PassReceiver:
         return socket
 
     def start(self) -> None:
-        """Start taking messages."""
         self._thread.start()
 
     def close(self) -> None:

@@ -142,7 +142,6 @@ class Scraper:
         return Page((before + now_ns()) // 2, took_s, values, ahead_ns)
 
     def start(self) -> None:
-        """Start polling."""
         self._thread.start()
 
     def stop(self) -> None:

@@ -262,7 +262,9 @@ class PluginRows:
             "running": told["running"],
             "waiting": told["waiting"],
             "decode_kv_tokens": read if decodes else 0,
-            "kv_blocks": self._blocks(told["kv_usage"]),
+            "kv_blocks": None
+            if self.usable_blocks is None
+            else round(told["kv_usage"] * self.usable_blocks),
             "cached_prompt_tokens": told["cached"],
             "drafted": told["drafted"],
             "accepted": told["accepted"],
@@ -283,6 +285,3 @@ class PluginRows:
         if not told["running"] or self._context < 0:
             self._context = 0
         return None if before else row
-
-    def _blocks(self, usage: float) -> int | None:
-        return None if self.usable_blocks is None else round(usage * self.usable_blocks)

@@ -1,7 +1,9 @@
 """The step probe inside a vLLM server; vLLM loads it through `ttscope_plugin`.
 
 It is off unless the environment variable TTSCOPE_PLUGIN names where to send, such as
-http://127.0.0.1:4318, where `ttscope attach --listen 4318` receives. On vLLM's thread it only reads
+http://127.0.0.1:4318, where `ttscope attach --listen 4318` receives. `otlp`, alone or behind a
+comma, sends metrics to the collector of OTEL_EXPORTER_OTLP_ENDPOINT (step_metrics.py). On vLLM's
+thread it only reads
 numbers and appends one tuple per step to a bounded ring; a thread sends what is there twice a
 second. Whatever goes wrong, the server goes on: a full ring drops its oldest step and counts it, a
 receiver that is not there is tried again, and an exception switches the probe off with one line in
@@ -23,7 +25,7 @@ import uuid
 from collections import deque
 from pathlib import Path
 from time import monotonic_ns
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import msgspec
@@ -34,6 +36,9 @@ from profiler.plugin.process_clock import process_start
 from profiler.plugin.shared_token import shared_token
 from traces.clock import OFFSET_NS, now_ns
 from traces.errors import UsageError
+
+if TYPE_CHECKING:
+    from profiler.plugin.step_metrics import StepMetrics
 
 log = logging.getLogger("vllm.ttscope")
 
@@ -68,19 +73,35 @@ class StepLogger(StatLoggerBase):  # type: ignore[misc]
         self._dropped_until: int | None = None  # the end of the newest step that was dropped
         self.on = False
         self._ring: deque[tuple[Any, ...]] = deque()
+        self._sends = False
+        self._metrics: StepMetrics | None = None
         try:
             target = os.environ.get(VARIABLE)
             if not target or engine_index in _SENDING:  # announced twice, each step counts once
                 return
             self._start(target, vllm_config, engine_index)
         except Exception as error:
+            self.on = False
             log.warning("ttscope: the step probe is off (%s: %s)", type(error).__name__, error)
 
     def _start(self, target: str, vllm_config: Any, engine_index: int) -> None:
         _check_fields()
+        asked = [each.strip() for each in target.split(",")]
+        if "otlp" in asked:
+            from profiler.plugin.step_metrics import StepMetrics
+
+            self._metrics = StepMetrics(vllm_config, engine_index)
+            log.info("ttscope: sending metrics of engine %s over OTLP", engine_index)
+        urls = [each for each in asked if each != "otlp"]
+        self._sends, self.on = bool(urls), True
+        _SENDING.add(engine_index)
+        if urls:
+            self._start_sending(",".join(urls), vllm_config, engine_index)
+
+    def _start_sending(self, target: str, vllm_config: Any, engine_index: int) -> None:
         parts = urlsplit(target)
         if parts.scheme != "http" or not parts.hostname:
-            raise ValueError(f"{VARIABLE} must be http://HOST:PORT")
+            raise ValueError(f"{VARIABLE} must be http://HOST:PORT, otlp, or both with a comma")
         self._address = parts.hostname, parts.port or 4318
         self._vllm_config = vllm_config
         self._head = {
@@ -97,8 +118,6 @@ class StepLogger(StatLoggerBase):  # type: ignore[misc]
         self._token: str | None = None
         self._refused = self._told = False
         self._thread = threading.Thread(target=self._work, name="ttscope-steps", daemon=True)
-        self.on = True
-        _SENDING.add(engine_index)
         self._thread.start()
         atexit.register(self._stopping.set)
         log.info("ttscope: sending the steps of engine %s to %s:%s", engine_index, *self._address)
@@ -117,6 +136,10 @@ class StepLogger(StatLoggerBase):  # type: ignore[misc]
         if not self.on or (scheduler_stats is None and iteration_stats is None):
             return
         try:
+            if self._metrics is not None:
+                self._metrics.take(scheduler_stats, iteration_stats)
+            if not self._sends:
+                return
             if len(self._ring) >= CAPACITY:
                 with contextlib.suppress(IndexError):  # sent at this very moment
                     self._dropped_until = self._ring.popleft()[0]

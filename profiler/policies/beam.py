@@ -49,7 +49,6 @@ class BeamSearch:
     pool: list[_Beam] = field(default_factory=list)  # kept from before, and this depth's
 
     def begin(self) -> Move:
-        """Draw the candidates of the first step."""
         return self._expand([])
 
     def on_sample(self, vote: Vote) -> Move:

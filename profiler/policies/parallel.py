@@ -32,7 +32,6 @@ class ParallelVote:
         stop_rules.begin(self.votes, self.stop.drawn_first)
 
     def begin(self) -> Move:
-        """Draw the first samples, which may be all."""
         return fresh(range(self.votes.wanted))
 
     def on_sample(self, vote: Vote) -> Move:
@@ -55,5 +54,4 @@ class ParallelVote:
         return fresh(range(drawn, self.votes.wanted))
 
     def answer_now(self) -> str | None:
-        """Choose among the samples that have ended."""
         return self.choose(self.ended)

@@ -27,11 +27,9 @@ class BudgetForcing:
     done: set[int] = field(default_factory=set)
 
     def begin(self) -> Move:
-        """Draw the first round of each chain."""
         return fresh(range(self.n))
 
     def on_sample(self, vote: Vote) -> Move:
-        """Extend a chain, or end it."""
         done_rounds, chain = divmod(vote.sample_index, self.n)
         if vote.answer is not None or chain not in self.votes:
             self.votes[chain] = vote
@@ -54,7 +52,6 @@ class BudgetForcing:
         return Move(decision=Decision(answer=self.answer_now(), by_sample=vote.sample_index))
 
     def answer_now(self) -> str | None:
-        """Return the plurality of the chains' last answers."""
         return most_votes(self.votes)
 
 
@@ -74,11 +71,9 @@ class Revision:
     shown: int | None = None  # the attempt that the next round revises
 
     def begin(self) -> Move:
-        """Draw the first attempt."""
         return fresh([0])
 
     def on_sample(self, vote: Vote) -> Move:
-        """Ask for the next round, or decide."""
         if vote.answer is not None:
             self.answers.append(vote.answer)
         if not vote.failed:
@@ -103,5 +98,4 @@ class Revision:
         )
 
     def answer_now(self) -> str | None:
-        """Return the answer of the last round that parsed."""
         return self.answers[-1] if self.answers else None

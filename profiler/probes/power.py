@@ -80,7 +80,6 @@ class PowerSampler:
         self._answered.wait(self._patience_s)
 
     def drain(self) -> list[dict[str, Any]]:
-        """Return rows of the `power` table read since the last call, oldest first."""
         return [self._rows.popleft() for _ in range(len(self._rows))]
 
     def stop(self) -> None:

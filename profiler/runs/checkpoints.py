@@ -182,7 +182,6 @@ class _Asked:
     output_tokens: int | None = 0
 
     def submit(self, thought: _Thought, budget: int) -> None:
-        """Continue a thought from its cut."""
         flight, most = thought.flight, self.policy.max_tokens
         name = f"checkpoint.{flight.problem.problem_id}.{thought.sample_index}.{budget}"
         self.open[name] = thought, budget, now_ns()
@@ -206,7 +205,6 @@ class _Asked:
         )
 
     def take(self, result: SampleResult) -> None:
-        """Write the rows of a forced answer."""
         found = self.open.pop(result.request_id, None)
         if found is None:
             return

@@ -138,7 +138,6 @@ class Flight:
     cancelled: int = 0
 
     def next_extra(self) -> int:
-        """Return a new index for a request that no policy drew."""
         self.extra += 1
         return self.extra - 1
 

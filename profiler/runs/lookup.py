@@ -49,7 +49,6 @@ class NgramWhatIf:
         self._finished = True
 
     def drain(self) -> list[dict[str, Any]]:
-        """Return rows of the samples whose turn it is, usually none before `finish`."""
         rows: list[dict[str, Any]] = []
         while self._waiting and (self._finished or self._tokens > TOKENS_KEPT):
             key, think, prompt, output = self._waiting.popleft()

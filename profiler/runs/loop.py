@@ -74,7 +74,6 @@ class Run:
         self.refused: deque[SampleResult] = deque()
 
     def go(self, concurrency: int, progress: Progress) -> None:
-        """Work through the problems, so many at a time, or as they arrive."""
         waiting = deque(self.workload.problems)
         total, done = len(waiting), 0
         self.open_spans()
@@ -265,7 +264,6 @@ class Run:
         )
 
     def _take(self, result: SampleResult) -> None:
-        """Take a request that ended."""
         sent = self.open.pop(result.request_id, None)
         if sent is None:
             return

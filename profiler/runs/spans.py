@@ -84,7 +84,6 @@ class RunSpans:
         return attributes
 
     def end(self) -> None:
-        """End the run's span."""
         self._root.end(now_ns())
 
     def begin_problem(
@@ -173,7 +172,6 @@ class RunSpans:
         flight.span.end(now_ns())
 
     def end_problem(self, flight: Flight, *, timed_out: bool) -> None:
-        """Write the row of a problem that was decided."""
         decision, problem, span = flight.decision, flight.problem, flight.span
         assert decision is not None
         now = now_ns()
@@ -205,7 +203,6 @@ class RunSpans:
         error: str | None = None,
         cancelled_by: str | None = None,
     ) -> None:
-        """Write the row of a scorer's call."""
         _set(span, names.GEN_AI_INPUT_TOKENS, prompt_tokens)
         _set(span, names.GEN_AI_OUTPUT_TOKENS, output_tokens)
         _set(span, names.ERROR_TYPE, error)

@@ -162,6 +162,7 @@ class Service:
         app = web.Application(
             middlewares=[self._guarded], client_max_size=self.settings.most_body_bytes
         )
+        app.on_response_prepare.append(self._allow)
         app.router.add_get("/health", self._health)
         app.router.add_get("/metrics", self._metrics)
         app.router.add_post("/v1/chat/completions", self._ask)
@@ -206,6 +207,8 @@ class Service:
         """Refuse web pages of others and rebound names; tell an error without repeating it."""
         try:
             self._check_sender(request)
+            if request.method == "OPTIONS" and "Origin" in request.headers:
+                return web.Response(status=204)  # what a browser asks before it asks
             answer: web.StreamResponse = await handler(request)
             return answer
         except BadRequest as error:
@@ -234,6 +237,14 @@ class Service:
             name = ""
         if name not in _LOCAL | self.settings.hosts | {self.settings.host}:
             raise BadRequest("Host is not this endpoint. Allow it with --allow-host", 403)
+
+    async def _allow(self, request: web.Request, response: web.StreamResponse) -> None:
+        """Let the web pages of an allowed origin read an answer."""
+        origin = request.headers.get("Origin")
+        if origin in self.settings.origins and origin is not None:
+            response.headers["Access-Control-Allow-Origin"] = origin
+            response.headers["Access-Control-Allow-Headers"] = "authorization, content-type"
+            response.headers["Vary"] = "Origin"
 
     async def _health(self, _: web.Request) -> web.Response:
         status = "draining" if self.draining else "ok"

@@ -64,7 +64,6 @@ class RayRunner:
         self._version = importlib.metadata.version("ttscope")
 
     def close(self) -> None:
-        """Leave the cluster."""
         self._ray.shutdown()
 
     def __call__(

@@ -83,14 +83,12 @@ def canonical(text: str) -> str | None:
     if isinstance(first, FiniteSet | Tuple):
         parts = [_number(each) for each in first.args]
         if all(part is not None for part in parts):
-            joined = ", ".join(str(part) for part in parts)
-            return f"({joined})" if isinstance(first, Tuple) else f"{{{_ordered(parts)}}}"
+            told = [str(part) for part in parts]
+            if isinstance(first, Tuple):
+                return f"({', '.join(told)})"
+            return f"{{{', '.join(sorted(set(told), key=Fraction))}}}"
     number = _number(first)
     return number if number is not None else _form(text, found)
-
-
-def _ordered(parts: list[str | None]) -> str:
-    return ", ".join(sorted({str(part) for part in parts}, key=Fraction))
 
 
 def _number(expression: Any) -> str | None:

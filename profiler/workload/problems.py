@@ -195,7 +195,6 @@ class _Lines:
         self.default = self.judge(verifier_name, "--verifier")
 
     def judge(self, name: Any, where: str) -> Verifier:
-        """Return the verifier of a name."""
         if name not in NAMES:
             raise UsageError(f"{where}: no verifier {name!r}. Choose one of {', '.join(NAMES)}")
         if name not in self._made:

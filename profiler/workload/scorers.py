@@ -63,7 +63,6 @@ class HttpScorer:
         )
 
     def close(self) -> None:
-        """Close the connections."""
         self._client.close()
 
 

@@ -65,11 +65,9 @@ class ByText:
     name: str = "exact"
 
     def canonical(self, answer: str) -> str | None:
-        """Return the text without outer white space."""
         return answer.strip() or None
 
     def matches(self, canonical: str, expected: str) -> bool:
-        """Compare the texts."""
         return canonical == expected.strip()
 
 
@@ -202,17 +200,14 @@ class Numeric:
     name = "numeric"
 
     def answer_of(self, text: str) -> str | None:
-        """Return the final answer when a number can be read from it."""
         answer = final_answer(text)
         return None if answer is None or number_in(answer) is None else answer
 
     def canonical(self, answer: str) -> str | None:
-        """Return the rounded number."""
         number = number_in(answer)
         return None if number is None else rounded(number)
 
     def matches(self, canonical: str, expected: str) -> bool:
-        """Compare the numbers; False when no number was expected."""
         wanted = number_in(expected)
         if wanted is None:
             return False
@@ -248,7 +243,6 @@ class Choice:
     name = "choice"
 
     def answer_of(self, text: str) -> str | None:
-        """Return the letter of the final answer."""
         tail = after_thinking(text)
         if tail is None:
             return None
@@ -256,7 +250,6 @@ class Choice:
         return self.canonical(tail if boxed is None else boxed)
 
     def canonical(self, answer: str) -> str | None:
-        """Return the letter as a capital."""
         answer = answer[-4000:]
         if alone := _LETTER_ALONE.match(answer.strip()[:_ALONE_CHARACTERS]):
             return alone[1].upper()
@@ -267,5 +260,4 @@ class Choice:
         return None
 
     def matches(self, canonical: str, expected: str) -> bool:
-        """Compare the letters; False when no letter was expected."""
         return canonical == self.canonical(expected)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from profiler.demo.task import DIGITS, EFFORT_MARKS, DemoProblem, answer_of
-from profiler.demo.tokenizer import BOS, EOS, PAD, THINK, decode, encode
 from scripts.reasoners.network import CONTEXT_TOKENS, Reasoner
+from scripts.reasoners.tokenizer import BOS, EOS, PAD, THINK, decode, encode
 
 ROWS = 1024  # sequences in flight
 

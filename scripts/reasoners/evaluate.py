@@ -9,17 +9,19 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import comb
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from profiler.demo.task import EFFORT_MARKS, DemoProblem, answer_of, model_path, problems
-from profiler.demo.tokenizer import EOS, THINK_END
+from profiler.policies.choices import plurality
 from scripts.reasoners.decode import completion_text, forced_answers, generate, prompt_ids, right
 from scripts.reasoners.network import Reasoner, load_model
-from scripts.reasoners.scoring import interval, majority_right, pass_at
-from scripts.reasoners.speculate import draft_acceptance
+from scripts.reasoners.speculate import draft_acceptance, with_interval
+from scripts.reasoners.tokenizer import EOS, THINK_END
+from traces.statistics import mean
 
 SIZES = ("s", "m", "l")
 SAMPLES = 16
@@ -48,7 +50,8 @@ class Outcome:
     def pass_at(self, k: int) -> np.ndarray:
         """Return pass@k per problem."""
         samples = self.right.shape[1]
-        return np.array([pass_at(k, right=int(n), samples=samples) for n in self.right.sum(1)])
+        wrong = (samples - self.right.sum(1)).tolist()
+        return np.array([1 - comb(n, k) / comb(samples, k) for n in wrong])  # Chen et al., 2021
 
 
 def observe(
@@ -172,6 +175,26 @@ def voting_tables(
     yield from table(["size", "terms:", *(str(level) for level in np.unique(levels))], by_level)
 
 
+def interval(per_problem: np.ndarray) -> str:
+    """Return the mean of one number per problem; for a paired difference pass the differences."""
+    return with_interval(mean(per_problem, "1"))
+
+
+def majority_right(
+    answers: Sequence[Sequence[str | None]], expected: Sequence[str], *, votes: int, draws: int = 8
+) -> np.ndarray:
+    """Return, per problem, the share of ``draws`` subsets of ``votes`` samples that vote right."""
+    draw = np.random.default_rng(0)
+
+    def share(row: Sequence[str | None], truth: str) -> float:
+        if votes == len(row):
+            return float(plurality(dict(enumerate(row))) == truth)
+        subsets = ([row[i] for i in draw.permutation(len(row))[:votes]] for _ in range(draws))
+        return float(np.mean([plurality(dict(enumerate(subset))) == truth for subset in subsets]))
+
+    return np.array([share(row, truth) for row, truth in zip(answers, expected, strict=True)])
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -234,8 +257,8 @@ def report(models: Mapping[str, Reasoner], *, seed: int, count: int) -> Iterator
                 got = draft_acceptance(
                     models[size], models["l"], plain[:DRAFT_PROBLEMS], k=k, temperature=temperature
                 )
-                kept = "; ".join(str(share) for share in got.by_position)
-                rows.append([size, temperature, k, kept, got.emitted])
+                kept = "; ".join(map(with_interval, got.by_position))
+                rows.append([size, temperature, k, kept, with_interval(got.emitted)])
     header = ["draft", "temperature", "k", "kept at position 1..k", "tokens per forward of l"]
     yield from table(header, rows)
 

@@ -28,7 +28,7 @@ from profiler.demo.task import (
     row_text,
     written,
 )
-from profiler.demo.tokenizer import BOS, EOS, PAD, THINK, THINK_END, encode
+from scripts.reasoners.tokenizer import BOS, EOS, PAD, THINK, THINK_END, encode
 
 NO_LABEL = -100
 CUT_SHARE = 0.12  # of the thoughts, cut anywhere and answered with the value reached

@@ -53,7 +53,6 @@ class Muon:
         ]
 
     def step(self) -> None:
-        """Apply one update from the gradients; every parameter must have one."""
         with torch.no_grad():
             for group, average in self._groups:
                 self._update(group, average)

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from profiler.demo.tokenizer import BOS, EOS, PAD, VOCABULARY_SIZE, save_tokenizer
+from scripts.reasoners.tokenizer import BOS, EOS, PAD, VOCABULARY_SIZE, save_tokenizer
 
 CONTEXT_TOKENS = 1024
 HEAD_DIM = 32
@@ -63,7 +63,7 @@ class Block(nn.Module):  # type: ignore[misc]  # torch is untyped here
         self.gate_up = nn.Linear(hidden, 2 * shape.ffn, bias=False)
         self.down = nn.Linear(shape.ffn, hidden, bias=False)
 
-    def forward(  # noqa: D102 - torch calls it
+    def forward(
         self,
         x: Tensor,
         rotation: tuple[Tensor, Tensor],
@@ -144,7 +144,6 @@ class Reasoner(nn.Module):  # type: ignore[misc]  # torch is untyped here
         return [(torch.zeros(size), torch.zeros(size)) for _ in range(self.shape.layers)]
 
     def parameter_count(self) -> int:
-        """Count the trained weights, the tied embedding counted once."""
         return sum(parameter.numel() for parameter in self.parameters())
 
 

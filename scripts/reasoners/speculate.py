@@ -13,10 +13,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from profiler.demo.task import DemoProblem
-from profiler.demo.tokenizer import EOS, PAD
 from scripts.reasoners.decode import prompt_ids
 from scripts.reasoners.network import Reasoner
-from scripts.reasoners.scoring import Interval, ratio_interval
+from scripts.reasoners.tokenizer import EOS, PAD
+from traces.schema.estimate import Estimate
+from traces.statistics import ratio
 
 MAX_TOKENS = 300
 
@@ -31,8 +32,8 @@ class Acceptance:
 
     k: int
     temperature: float
-    by_position: list[Interval]
-    emitted: Interval
+    by_position: list[Estimate | None]
+    emitted: Estimate | None
 
 
 def draft_acceptance(
@@ -77,9 +78,16 @@ def draft_acceptance(
     return Acceptance(
         k=k,
         temperature=temperature,
-        by_position=[ratio_interval(kept[:, j], reached[:, j]) for j in range(k)],
-        emitted=ratio_interval(emitted, rounds),
+        by_position=[ratio(kept[:, j], reached[:, j], "1") for j in range(k)],
+        emitted=ratio(emitted, rounds, "1"),
     )
+
+
+def with_interval(estimate: Estimate | None) -> str:
+    """Return value and 90 % interval."""
+    if estimate is None or estimate.low is None or estimate.high is None:
+        return "-"
+    return f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
 
 
 def _verified(

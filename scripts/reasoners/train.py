@@ -28,10 +28,10 @@ import torch
 from torch.nn import functional
 
 from profiler.demo.task import LEVELS, TERMS
-from profiler.demo.tokenizer import encode
 from scripts.reasoners.examples import NO_LABEL, Kind, Mix, Products, batch, unknown_products
 from scripts.reasoners.muon import Muon
 from scripts.reasoners.network import SHAPES, Reasoner, save_model
+from scripts.reasoners.tokenizer import encode
 
 SEED = 1
 BATCH_TOKENS = 1024

@@ -1,4 +1,4 @@
-"""What tests of the profiler share: a driver that answers as NVIDIA's does."""
+"""What tests of the profiler share: NVIDIA's driver, a server's edges, a receiver of spans."""
 
 import os
 
@@ -6,6 +6,7 @@ import pytest
 
 from benchmarks.made import fake_nvml
 from benchmarks.made.fake_nvml import FakeNvml
+from benchmarks.servers.metrics_server import metrics_server
 
 
 @pytest.fixture(scope="session")
@@ -27,3 +28,19 @@ def nvml(library, monkeypatch):
     yield fake
     for gpu in range(4):
         fake.set("HANG", 0, gpu=gpu)
+
+
+@pytest.fixture
+def server():
+    with metrics_server() as state:
+        yield state
+
+
+@pytest.fixture
+def receiver():
+    from profiler.attach.receiver.receiver import Receiver
+
+    made = Receiver("127.0.0.1", 0)
+    made.start()
+    yield made
+    made.close()

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from profiler.demo.task import DIGITS, MODULUS, PREAMBLE, PRIMES, TERMS
-from profiler.demo.tokenizer import EOS, PAD, THINK, THINK_END, decode
 from scripts.reasoners.examples import (
     NO_LABEL,
     Kind,
@@ -17,6 +16,7 @@ from scripts.reasoners.examples import (
     factors,
     unknown_products,
 )
+from scripts.reasoners.tokenizer import EOS, PAD, THINK, THINK_END, decode
 
 
 def mix(**changed: Any) -> Mix:

@@ -13,7 +13,6 @@ from traces.statistics import (
     new_problems,
     paired,
     paired_change,
-    paired_quantile,
     problems_to_tell,
     proportion,
     quantile,
@@ -49,7 +48,7 @@ def test_proportion_of_ties_is_not_wilson():
     assert proportion([np.nan]) is None
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=12),
     st.floats(0, 1),
@@ -67,7 +66,7 @@ def test_weighted_quantile_is_numpys_of_the_repeated_values(values, q, seed):
             assert result == pytest.approx(np.quantile(np.repeat(ordered, row), q), abs=1e-6)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.floats(0, 1e6), min_size=2, max_size=30))
 def test_intervals_hold_their_value(values):
     for estimate in (mean(values, "s"), quantile(values, 0.95, "s"), *spread(values, "s").values()):
@@ -115,8 +114,6 @@ def test_paired_is_narrower_than_unpaired_and_signed():
     assert found.value == pytest.approx(-0.5, abs=0.05)
     assert found.high < 0
     assert found.high - found.low < 0.1
-    tail = paired_quantile(before, after, 0.95, "s")
-    assert tail.low <= tail.value <= tail.high < 0.2
 
 
 def test_same_input_gives_the_same_interval():

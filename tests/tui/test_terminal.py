@@ -11,6 +11,8 @@ from tests.tui.chat_server import chat_server
 from traces.recording.reader import Recording
 from tui.verbs.demo import SHIPPED
 
+pytestmark = pytest.mark.slow
+
 RUN = next(SHIPPED.glob("demo-s-*-maj@16-*"))
 OTHER = next(SHIPPED.glob("demo-l-tp1-seqs64-maj@16-*"))
 FOREIGN = ROOT / "tests" / "data" / "foreign"

@@ -3,8 +3,8 @@
 Dynamo writes `dynamo-fpm.<producer>.<index>.jsonl.gz` of the schema dynamo.fpm.trace.v1 for vLLM,
 SGLang and TensorRT-LLM (docs: "Forward Pass Metrics Trace Reference", ai-dynamo/dynamo, read in
 November 2026). A line may also be that record without its envelope, or one of FPM alone. Each
-worker and rank is an engine. The recording has neither problems nor samples, and the records name
-no model.
+worker and rank is an engine. The recording has neither problems nor samples. The records name no
+model, which who imports them may.
 """
 
 from __future__ import annotations
@@ -12,15 +12,16 @@ from __future__ import annotations
 import re
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from traces.errors import OutcomesError, RecordingError, UsageError
+from traces.errors import OutcomesError
 from traces.foreign.source import head_of, objects
 from traces.foreign.values import LIMIT_BYTES, UNKNOWN_MODEL, Skipped, whole_number
+from traces.foreign.written import Written, written_into
 from traces.forward_pass.record import (
     LONGEST_NAME,
     VERSION,
@@ -29,11 +30,8 @@ from traces.forward_pass.record import (
     read_object,
 )
 from traces.forward_pass.rows import KEPT, SCOPES, ForwardPassRows, tokens_kept
-from traces.recording.manifest import NAME, Manifest
-from traces.recording.parts import write_part
 from traces.recording.tables import TABLES
-from traces.recording.writer import read_clocks
-from traces.schema.engine import EngineConfig
+from traces.schema.engine import EngineConfig, ModelFacts
 
 SCHEMA = "dynamo.fpm.trace.v1"
 FORMAT = "forward-pass metrics"
@@ -75,7 +73,6 @@ class ImportedPasses:
 
     @property
     def steps(self) -> int:
-        """Steps of all engines."""
         return sum(engine.steps for engine in self.engines)
 
 
@@ -93,20 +90,22 @@ def import_passes(
     paths: Sequence[Path],
     folder: Path,
     *,
+    model: str | None = None,
+    facts: ModelFacts | None = None,
     limit_bytes: int = LIMIT_BYTES,
     on_file: Callable[[Path], None] | None = None,
 ) -> ImportedPasses:
     """Read files of forward passes into the recording `folder`; return what was taken.
 
+    `model` is the name of what all of them served, else that of `facts`, which say what it costs.
     `limit_bytes` holds for each file, `on_file` is told each before it is read. Raises
     OutcomesError where no record can be read, UsageError where the folder holds a recording,
     RecordingError where it cannot be written.
     """
-    if (folder / NAME).exists():
-        raise UsageError(f"-o {folder}: already holds a recording. Name another folder")
     reader = _Reader(limit_bytes)
-    written = _Written(folder)
-    try:
+    named = model or (None if facts is None else facts.name)
+    with written_into(folder) as tables:
+        written = _Passes(tables, model=named, facts=facts)
         for path in reader.in_order(paths):
             if on_file is not None:
                 on_file(path)
@@ -117,12 +116,6 @@ def import_passes(
             raise OutcomesError(f"{paths[0]}: {_why_nothing(reader, written)}")
         notes = _notes(paths, reader, written)
         written.finish(paths, reader, notes)
-    except OSError as error:
-        written.undo()
-        raise RecordingError(f"{folder}: cannot be written ({error.strerror})") from None
-    except BaseException:
-        written.undo()
-        raise
     return ImportedPasses(
         engines=tuple(each.told() for each in written.engines.values()),
         skipped=reader.skipped,
@@ -147,8 +140,6 @@ class _Line:
 
 @dataclass
 class _Reader:
-    """Reads lines, and counts what it skips."""
-
     limit_bytes: int
     skipped: Skipped = field(default_factory=lambda: Skipped(unit="line"))
     notes: list[str] = field(default_factory=list)
@@ -172,7 +163,6 @@ class _Reader:
         return [path for *_, path in sorted(firsts)]
 
     def lines(self, path: Path) -> Iterator[_Line]:
-        """Yield the records of a file."""
         notes: list[str] = []
         for number, told in objects(path, self.limit_bytes, self.skipped, notes):
             try:
@@ -198,9 +188,7 @@ class _Reader:
         source = event.get("source")
         names = source if isinstance(source, dict) else {}
         parts = [names.get(name, "") for name in ("namespace", "component", "producer_id")]
-        if not all(
-            isinstance(p, str) and len(p) <= LONGEST_NAME and p.isprintable() for p in parts
-        ):
+        if not all(map(_plain, parts)):
             raise ValueError("records with an odd name")
         written = whole_number(event.get("observed_at_unix_ms"))
         if written is None and event.get("observed_at_unix_ms") is not None:
@@ -232,7 +220,6 @@ class _Engine:
     last: int | None = None
 
     def take(self, line: _Line) -> Iterator[dict[str, Any]]:
-        """Yield rows that are known now."""
         self.sampled = self.sampled or line.sampled
         if line.end is not None:
             self.first = line.end if self.first is None else self.first
@@ -245,7 +232,6 @@ class _Engine:
             yield from self.decide()
 
     def decide(self) -> Iterator[dict[str, Any]]:
-        """Yield the rows of the records that waited."""
         lines, self.waiting = self.waiting or [], None
         self.kept = tokens_kept([line.record for line in lines])
         self.rows.speculates = None if self.kept is None else self.kept > KEPT
@@ -265,18 +251,18 @@ class _Engine:
 
 
 @dataclass
-class _Written:
-    """The parts written so far, and the engines whose steps they hold."""
+class _Passes:
+    """The engines whose steps were written so far."""
 
-    folder: Path
+    tables: Written
+    model: str | None = None
+    facts: ModelFacts | None = None
     engines: dict[Key, _Engine] = field(default_factory=dict)
     left_out: int = 0  # records of engines beyond `MOST_ENGINES`
     heartbeats: int = 0
     _rows: deque[dict[str, Any]] = field(default_factory=deque)
-    _files: list[Path] = field(default_factory=list)
 
     def take(self, line: _Line) -> None:
-        """Take a record. Raises OSError."""
         engine = self.engines.get(line.key)
         if engine is None:
             if len(self.engines) >= MOST_ENGINES:
@@ -302,17 +288,15 @@ class _Written:
 
     def _write(self) -> None:
         """Write the rows; an engine's number stands for its key, which is known at the end."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         keys = self.keys()
         rows = [row | {"engine": keys[row["engine"]]} for row in self._rows]
         self._rows.clear()
-        frame = pl.DataFrame(rows, schema=TABLES["steps"])
-        number = len(self._files)
-        self._files.append(write_part(self.folder, "steps", frame, number, number))
+        self.tables.add("steps", pl.DataFrame(rows, schema=TABLES["steps"]))
 
     def keys(self) -> dict[str, str]:
-        """Return the key of each engine's configuration by its number."""
-        return {each.rows.engine: _config(key).key() for key, each in self.engines.items()}
+        return {
+            each.rows.engine: _config(key, self.model).key() for key, each in self.engines.items()
+        }
 
     def finish(self, paths: Sequence[Path], reader: _Reader, notes: Sequence[str]) -> None:
         """Write notes and manifest, which makes the folder a recording. Raises OSError.
@@ -320,41 +304,31 @@ class _Written:
         `notes` hold for all, and stand with the first engine.
         """
         first = next(iter(self.engines.values()))
-        configs = [_config(key) for key in self.engines]
-        told = [
-            {"engine": _config(key).key(), "kind": "note", "detail": note}
-            for key, engine in self.engines.items()
-            for note in (*(notes if engine is first else ()), *_notes_of(engine))
-        ]
-        events = pl.DataFrame(told, schema=TABLES["events"])
-        self._files.append(write_part(self.folder, "events", events, 0, 0))
-        clock = read_clocks()
+        configs = [_config(key, self.model) for key in self.engines]
         lost = sum(each.rows.lost for each in self.engines.values() if not each.sampled)
-        Manifest(
-            clock_start=clock,
-            clock_end=clock,
-            engines={each.key(): each for each in configs},
-            dropped={"steps": lost} if lost else {},
-            provenance={
-                "imported": {
-                    "format": FORMAT,
-                    "files": [{"name": path.name} for path in paths],
-                    "skipped": reader.skipped.counts,
-                }
+        self.tables.finish(
+            {
+                "format": FORMAT,
+                "files": [{"name": path.name} for path in paths],
+                "skipped": reader.skipped.counts,
             },
-            complete=True,
-        ).write(self.folder)
+            (
+                (_config(key, self.model).key(), note)
+                for key, engine in self.engines.items()
+                for note in (*(notes if engine is first else ()), *_notes_of(engine))
+            ),
+            engines={each.key(): each for each in configs},
+            models={}
+            if self.facts is None or self.model is None
+            else {self.model: replace(self.facts, name=self.model)},
+            dropped={"steps": lost} if lost else {},
+        )
 
-    def undo(self) -> None:
-        """Remove what was written, so that the folder holds no half of a recording."""
-        for path in self._files:
-            path.unlink(missing_ok=True)
 
-
-def _config(key: Key) -> EngineConfig:
+def _config(key: Key, model: str | None) -> EngineConfig:
     names = ("namespace", "component", "producer", "worker", "dp_rank")
     other = tuple(sorted((name, part) for name, part in zip(names, key, strict=True) if part))
-    return EngineConfig(model=UNKNOWN_MODEL, mode="server", other=other)
+    return EngineConfig(model=model or UNKNOWN_MODEL, mode="server", other=other)
 
 
 def _shown(key: Key) -> str:
@@ -364,7 +338,7 @@ def _shown(key: Key) -> str:
     return " ".join(part for part in parts if part)
 
 
-def _why_nothing(reader: _Reader, written: _Written) -> str:
+def _why_nothing(reader: _Reader, written: _Passes) -> str:
     if reader.versions:
         version = reader.versions.most_common(1)[0][0]
         return (
@@ -377,11 +351,12 @@ def _why_nothing(reader: _Reader, written: _Written) -> str:
     return f"no forward pass in it can be read ({why or 'it has none'}). See docs/import.md"
 
 
-def _notes(paths: Sequence[Path], reader: _Reader, written: _Written) -> list[str]:
+def _notes(paths: Sequence[Path], reader: _Reader, written: _Passes) -> list[str]:
     """Return what holds for the files, the first line naming them."""
     names = ", ".join(path.name for path in paths[:3])
     more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
-    notes = [f"imported from {FORMAT}: {names}{more}. They name no model and tell of no request"]
+    lack = "name no model and " if written.model is None else ""
+    notes = [f"imported from {FORMAT}: {names}{more}. They {lack}tell of no request"]
     notes += reader.notes
     engines = list(written.engines.values())
     restarts, again = sum(e.rows.restarts for e in engines), sum(e.rows.again for e in engines)
@@ -397,7 +372,6 @@ def _notes(paths: Sequence[Path], reader: _Reader, written: _Written) -> list[st
 
 
 def _notes_of(engine: _Engine) -> list[str]:
-    """Return what holds for one engine's steps."""
     rows, notes = engine.rows, []
     for scope in rows.scopes:
         meant = SCOPES.get(scope, f"what the engine calls {scope}")

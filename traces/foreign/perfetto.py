@@ -206,7 +206,6 @@ class _Tracks:
         return own[track]
 
     def names(self) -> Iterator[Slice]:
-        """Yield the events that name processes and tracks."""
         for process, tracks in self._numbers.items():
             for track, (pid, tid) in tracks.items():
                 same = {"ph": "M", "pid": pid, "tid": tid}
@@ -215,8 +214,6 @@ class _Tracks:
 
 
 class _Lanes:
-    """As many tracks as things that run at a time: each takes the first that is free."""
-
     def __init__(self, tracks: _Tracks, process: str, name: str) -> None:
         self._tracks, self._process, self._name = tracks, process, name
         self._busy: list[tuple[int, int]] = []  # until, lane

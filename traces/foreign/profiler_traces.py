@@ -19,7 +19,7 @@ import polars as pl
 from traces.errors import UsageError
 from traces.kineto.read import TraceTables, read_trace, skipped_text
 from traces.kineto.stream import LIMIT_BYTES
-from traces.recording.manifest import NAME, Manifest
+from traces.recording.manifest import Manifest, check_free
 from traces.recording.writer import RecordingWriter, read_clocks
 from traces.schema.engine import EngineConfig
 
@@ -40,8 +40,7 @@ def import_traces(
     of which nothing can be read, UsageError when two files have the same rank or belong to worlds
     of different sizes, RecordingError when the folder cannot be written.
     """
-    if (folder / NAME).exists():
-        raise UsageError(f"-o {folder}: already holds a recording. Name another folder")
+    check_free(folder)
     read = []
     for path in paths:
         if on_file is not None:

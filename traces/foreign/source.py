@@ -183,7 +183,6 @@ class ZipSource:
             ) from None
 
     def close(self) -> None:
-        """Close the file."""
         self._zip.close()
         self._file.close()
 
@@ -393,3 +392,14 @@ class ArrayStream:
                 f"{self._path}: more than {_OUTSIDE_BYTES >> 20} MiB stand beside its samples. "
                 "Give the .eval file"
             )
+
+
+_ENDINGS = (".gz", ".jsonl", ".json", ".csv", ".eval", ".txt", ".ndjson")
+
+
+def own_name(path: Path) -> str:
+    """Return a file's name without the endings of its format: `Qwen2.5-7B` of its `.jsonl.gz`."""
+    name = path.name
+    while name.lower().endswith(_ENDINGS) and name.rpartition(".")[0]:
+        name = name.rpartition(".")[0]
+    return name

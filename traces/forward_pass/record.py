@@ -129,7 +129,6 @@ _FAULT = "records with a number out of range or an odd name"
 
 
 def _fault(told: Any) -> ValueError:
-    """Return why something is no record of this version."""
     if not isinstance(told, dict):
         return ValueError("records that are no object")
     version = told.get("version", VERSION)

@@ -59,8 +59,6 @@ class Annotation(NamedTuple):
 
 
 class _Numbers(dict[Any, int]):
-    """Numbers things in order of appearance."""
-
     def __missing__(self, key: Any) -> int:
         number = self[key] = len(self)
         return number
@@ -121,7 +119,6 @@ class TraceEvents:
 
     @property
     def device_events(self) -> int:
-        """How many kernels, copies and fills of devices were read."""
         return self._devices.size
 
     @property
@@ -131,12 +128,10 @@ class TraceEvents:
 
     @property
     def launches(self) -> int:
-        """How many calls that put work on a device were read."""
         return self._launches.size
 
     @property
     def cpu_ops(self) -> int:
-        """How many operators of the CPU were read."""
         return self._ops.size
 
     def device_chunks(self, group: int | None) -> Iterator[dict[str, Any]]:
@@ -149,7 +144,6 @@ class TraceEvents:
         return self._launches.chunks()
 
     def cpu_columns(self, group: int | None) -> dict[str, Any]:
-        """Return the operators of the CPU, all together."""
         self._fill_groups(group)
         return self._ops.whole()
 
@@ -159,7 +153,6 @@ class TraceEvents:
         ]
 
     def add(self, events: Sequence[_Any]) -> None:
-        """Take a batch of the stream's events."""
         self.seen += len(events)
         by_category: defaultdict[str | None, list[_Any]] = defaultdict(list)
         left = _LEFT if self._keep_ops else _LEFT_WITH_OPS
@@ -421,11 +414,9 @@ class Columns:
 
     @property
     def size(self) -> int:
-        """How many rows there are."""
         return self._rows_full + len(next(iter(self._open.values())))
 
     def add(self, **columns: Sequence[int] | Ints) -> None:
-        """Add rows, given as all the columns."""
         for name, values in columns.items():
             self._open[name].frombytes(np.asarray(values, dtype=self._dtypes[name]).tobytes())
         if (count := len(next(iter(self._open.values())))) >= _CHUNK:
@@ -434,7 +425,6 @@ class Columns:
             self._open = self._empty()
 
     def clear(self) -> None:
-        """Forget all rows."""
         self._full: list[dict[str, bytes]] = []
         self._rows_full = 0
         self._open = self._empty()
@@ -446,7 +436,6 @@ class Columns:
         yield self._numbers()
 
     def whole(self) -> dict[str, Any]:
-        """Return all rows together."""
         chunks = list(self.chunks())
         return {name: np.concatenate([each[name] for each in chunks]) for name in self._dtypes}
 

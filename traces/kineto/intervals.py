@@ -85,7 +85,6 @@ class Union:
         self._in_order = True
 
     def add(self, starts: Ints, ends: Ints) -> None:
-        """Add intervals."""
         if not starts.size:
             return
         part = union(starts, ends)
@@ -103,7 +102,6 @@ class Union:
         return _merged(self._parts)
 
     def length(self) -> int:
-        """Return its length."""
         parts = self._parts if self._in_order else [self.whole()]
         return sum(int((end - begin).sum()) for begin, end in parts)
 

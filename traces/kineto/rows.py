@@ -58,12 +58,10 @@ class Sums:
 
     @staticmethod
     def of(keys: tuple[Ints, ...], values: tuple[Ints, ...]) -> Sums:
-        """Sum single events."""
         return Sums(keys, np.ones(keys[0].shape, dtype=np.int64), values, values)._summed()
 
     @staticmethod
     def together(parts: list[Sums]) -> Sums:
-        """Sum sums."""
 
         def joined(columns: list[tuple[Ints, ...]]) -> tuple[Ints, ...]:
             return tuple(np.concatenate(each) for each in zip(*columns, strict=True))
@@ -293,7 +291,6 @@ def cpu_rows(found: TraceEvents, steps: Steps, group: int | None) -> Rows:
 
 
 def _last_ends(step: Ints, end: Ints) -> dict[int, int]:
-    """Return when the last event of each step ended."""
     latest = np.full(int(step.max()) + 1, np.iinfo(np.int64).min)
     here = step >= 0
     np.maximum.at(latest, step[here], end[here])

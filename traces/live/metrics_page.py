@@ -100,7 +100,10 @@ class PageReader:
         name = known_name(whole.strip())
         if name is None:
             return (Series("", _PROCESS),) if whole.strip() == _PROCESS else ()
-        labels = {key: _ESCAPED.sub(_unescape, text) for key, text in _LABEL.findall(rest)}
+        labels = {
+            key: _ESCAPED.sub(lambda m: "\n" if m[1] == "n" else m[1], text)
+            for key, text in _LABEL.findall(rest)
+        }
         engine = engine_of(labels)
         self._engines.add(engine)
         if len(self._engines) > MOST_ENGINES:
@@ -122,7 +125,3 @@ class PageReader:
         except ValueError:
             return ()
         return tuple(Series(engine, own, text, le) for own, text in vllm_names(name, labels))
-
-
-def _unescape(match: re.Match[str]) -> str:
-    return "\n" if match[1] == "n" else match[1]

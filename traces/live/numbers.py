@@ -222,11 +222,9 @@ class Window:
         return sum(found) if found else None
 
     def by_label(self, name: str) -> dict[str, float]:
-        """Return a counter's increase by the text of its labels."""
         return {key[1]: value for key, value in self.increase.items() if key[0] == name}
 
     def rate(self, name: str) -> float | None:
-        """Return a counter's increase per second."""
         total = self.total(name)
         return None if total is None or self.seconds <= 0 else total / self.seconds
 
@@ -435,16 +433,12 @@ def window_of(scrapes: pl.DataFrame, engine: str) -> Window | None:
     return polls.window()
 
 
-def histogram_mean(window: Window, name: str, unit: str = "s") -> Estimate | None:
-    """Return a histogram's mean over the window, exactly: its sum over its count."""
-    count, total = window.total(f"{name}_count"), window.total(f"{name}_sum")
-    return None if not count or total is None else Estimate(value=total / count, unit=unit)
-
-
 def _times(window: Window, name: str) -> Times:
     found = window.histograms.get(name)
     quantiles = {key: None if found is None else found.quantile(q) for key, q in QUANTILES.items()}
-    return Times(mean=histogram_mean(window, name), **quantiles)
+    count, total = window.total(f"{name}_count"), window.total(f"{name}_sum")
+    mean = None if not count or total is None else Estimate(value=total / count, unit="s")
+    return Times(mean=mean, **quantiles)
 
 
 @dataclass(frozen=True, kw_only=True)

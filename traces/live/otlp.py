@@ -31,7 +31,8 @@ _TOKENS = frozenset(
     }
 )
 _SECONDS = frozenset(
-    f"gen_ai.latency.{name}" for name in ("time_to_first_token", "e2e", "time_in_model_prefill")
+    f"gen_ai.latency.{name}"
+    for name in ("time_to_first_token", "e2e", "time_in_model_prefill", "time_in_queue")
 )
 _TEXTS = frozenset(
     {

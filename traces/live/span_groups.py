@@ -191,15 +191,19 @@ def sample_row(span: GenSpan) -> Row:
     """Return what one span tells of its request, as columns of `samples`.
 
     vLLM's span tells durations: the first token came at arrival + time_to_first_token, the
-    request was scheduled time_in_model_prefill before it.
+    request was scheduled time_in_model_prefill before it, and queued time_in_queue before that.
+    What lies between arrival and queue is then all that the front end took, on either way.
     """
     values = span.values
     ttft = values.get("gen_ai.latency.time_to_first_token")
     prefill = values.get("gen_ai.latency.time_in_model_prefill")
     first = None if ttft is None else span.start + round(float(ttft) * 1e9)
-    scheduled = None
+    waited = values.get("gen_ai.latency.time_in_queue")
+    scheduled = queued = None
     if first is not None and prefill is not None:
         scheduled = max(first - round(float(prefill) * 1e9), span.start)
+        if waited is not None:
+            queued = max(scheduled - round(float(waited) * 1e9), span.start)
     cached = values.get(
         "gen_ai.usage.cache_read.input_tokens", values.get("gen_ai.usage.cached_tokens")
     )
@@ -212,6 +216,7 @@ def sample_row(span: GenSpan) -> Row:
         "output_tokens": _number(span, "completion", "output"),
         "cached_tokens": None if cached is None else int(cached),
         "arrival": span.start,
+        "queued": queued,
         "scheduled": scheduled,
         "first_token": first,
         "end": _end(span),

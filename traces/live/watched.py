@@ -63,7 +63,6 @@ class Watched:
     requests: Requests | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Return the document of one engine."""
         return {
             "recording": self.recording,
             "complete": self.complete,

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from traces.errors import NewerSchemaError, RecordingError, TtscopeError
+from traces.errors import NewerSchemaError, RecordingError, TtscopeError, UsageError
 from traces.files import sync_folder
 from traces.recording import checksums
 from traces.schema.engine import SCHEMA_VERSION, EngineConfig, ModelFacts
@@ -23,6 +25,8 @@ PARTIAL = f"{NAME}.partial"
 LEAST_RESERVED = 1 << 16
 MOST_BYTES = 16 << 20
 MOST_ENGINES = 4_096  # and policies, and models
+IDENTITY_BYTES = 4  # of a hash that tells a problem from another of the same name
+_MOST_IDENTITIES = 500_000  # are kept: 2.7 MB of text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +44,25 @@ class WorkloadFacts(Record):
     template_hash: str | None = None
     verifier: str | None = None
     prompt_block_tokens: int | None = None
+
+
+def identities_text(identities: bytes) -> str | None:
+    """Return hashes of problems in the order of their names as text, None for too many."""
+    if len(identities) > _MOST_IDENTITIES * IDENTITY_BYTES:
+        return None
+    return base64.b64encode(identities).decode()
+
+
+def identities_of(text: object, names: Sequence[str]) -> dict[str, bytes] | None:
+    """Return the hash of each of the names, which are all there are; None where not told."""
+    try:
+        found = base64.b64decode(text, validate=True) if isinstance(text, str) else b""
+    except ValueError:
+        return None
+    if len(found) != IDENTITY_BYTES * len(names):
+        return None
+    parts = (found[at : at + IDENTITY_BYTES] for at in range(0, len(found), IDENTITY_BYTES))
+    return dict(zip(sorted(names), parts, strict=True))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +127,6 @@ class Manifest:
         return [f"rows of {table} lost while recording: {n:,}" for table, n in counts if n]
 
     def to_json(self) -> dict[str, Any]:
-        """Return the document as plain dicts."""
         plain: dict[str, Any] = dict(vars(self))
         for name in ("engines", "policies", "models"):
             plain[name] = {key: value.to_json() for key, value in plain[name].items()}
@@ -140,6 +162,12 @@ def reserve(folder: Path) -> None:
             os.posix_fallocate(file.fileno(), 0, size)
         else:
             file.write(bytes(size))
+
+
+def check_free(folder: Path) -> None:
+    """Raise UsageError where the folder that `-o` names holds a recording."""
+    if (folder / NAME).exists():
+        raise UsageError(f"-o {folder}: already holds a recording. Name another folder")
 
 
 def take_folder(folder: Path) -> None:

@@ -45,14 +45,6 @@ class Part:
     last: int
     path: Path
 
-    @property
-    def level(self) -> int:
-        """How often its rows were merged: 0 for a fresh part."""
-        size, level = self.last - self.first + 1, 0
-        while size > 1:
-            size, level = size // FAN_IN, level + 1
-        return level
-
 
 def part_path(folder: Path, table: str, first: int, last: int) -> Path:
     """Return the file name of a part or of a merged range."""

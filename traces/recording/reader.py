@@ -177,7 +177,6 @@ class Recording:
 
     @cached_property
     def problems(self) -> pl.DataFrame:
-        """The problems, one row each."""
         return self.frame("problems")
 
     @cached_property
@@ -194,7 +193,6 @@ class Recording:
 
     @cached_property
     def steps(self) -> pl.DataFrame:
-        """The engine steps, in order."""
         return self.frame("steps")
 
     @cached_property

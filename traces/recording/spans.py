@@ -47,10 +47,6 @@ GEN_AI_OUTPUT_TOKENS = "gen_ai.usage.output_tokens"
 GEN_AI_RESPONSE_ID = "gen_ai.response.id"
 ERROR_TYPE = "error.type"
 
-METRIC_STEP_TIME = "tts.engine.step.duration"
-METRIC_STEP_BATCH = "tts.engine.step.batch_size"
-METRIC_KV_BLOCKS = "tts.engine.kv.blocks"
-METRIC_ACCEPTED = "tts.engine.speculative.accepted_tokens"
 
 # Span attribute -> column of the recording's table; a column's own name otherwise, as
 # `tts.problem.<column>` and `tts.sample.<column>`.
@@ -94,12 +90,10 @@ class RecordingSpanProcessor(SpanProcessor):
         self._private.setdefault(span.get_span_context().span_id, {}).update(columns)
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
-        """Write the row of a span in flight."""
         if span.name in _TABLES:
             self._append(*self._row(span))
 
     def on_end(self, span: ReadableSpan) -> None:
-        """Write the row again, with its end and all that is known of it."""
         if span.name not in _TABLES or span.context is None:
             return
         table, row = self._row(span)

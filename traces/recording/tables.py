@@ -228,6 +228,15 @@ TABLES: dict[str, Columns] = {
     "events": EVENTS,
 }
 
+
+def in_table(table: str, rows: pl.DataFrame) -> pl.DataFrame:
+    """Return rows with all the columns of a table, null where there is no such column."""
+    return rows.select(
+        (pl.col(name) if name in rows.columns else pl.lit(None)).cast(kind).alias(name)
+        for name, kind in TABLES[table].items()
+    )
+
+
 # A span is written when it starts (its end null) and again when it ends; the last row stands.
 KEYS: dict[str, tuple[str, ...]] = {
     "problems": ("engine", "policy", "problem_id", "span_id"),

@@ -52,7 +52,6 @@ class WindowCost:
 
     @cached_property
     def known(self) -> NDArray[np.bool_]:
-        """Whether the cost of a step is known."""
         return np.isfinite(self.usual_ns)
 
     def unknown(self, since: Times, until: Times) -> NDArray[np.bool_]:

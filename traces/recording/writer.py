@@ -244,6 +244,8 @@ class RecordingWriter:
         self._sources: list[tuple[str, Callable[[], Drained]]] = []
         self._lock = threading.Lock()
         self._asked: dict[str, Callable[[], Any]] = {}
+        self._listeners: list[Callable[[str, pl.DataFrame], None]] = []
+        self._heard = dict.fromkeys(TABLES, 0)  # rows that wait and were listened to
         self._closing = threading.Event()
         self._failure: str | None = None
         self._manifest_kept = True
@@ -296,6 +298,10 @@ class RecordingWriter:
         It gives rows, or a frame of some of the table's columns, which is several times cheaper.
         """
         self._sources.append((table, drain))
+
+    def add_listener(self, listener: Callable[[str, pl.DataFrame], None]) -> None:
+        """Have the writer thread call this with a table's name and its new rows, each once."""
+        self._listeners.append(listener)
 
     def update(self, **changes: Any) -> None:
         """Change fields of the manifest and write it."""
@@ -420,6 +426,8 @@ class RecordingWriter:
         self.dropped(table, unfit)
         self._unfit += unfit
         self._frames[table], self._framed[table] = [frame], frame.height
+        self._tell(table, frame[self._heard[table] :])
+        self._heard[table] = frame.height
         try:
             self._check_folder()
             number = self._next[table]
@@ -427,12 +435,20 @@ class RecordingWriter:
         except _FAULTS as error:
             self._fail(error)  # the rows wait for the next second
             return
-        self._frames[table], self._framed[table] = [], 0
+        self._frames[table], self._framed[table], self._heard[table] = [], 0, 0
         self._next[table] = number + 1
         try:
             unbroken(lambda: merge_full_levels(self.path, table))
         except _FAULTS as error:
             self._fail(error)  # its sources stay as they are
+
+    def _tell(self, table: str, rows: pl.DataFrame) -> None:
+        for listener in self._listeners if rows.height else ():
+            try:
+                listener(table, rows)
+            except _FAULTS as error:  # which must cost no recording
+                log.warning("a listener failed (%s: %s)", type(error).__name__, error)
+                self._listeners.remove(listener)
 
     def _fail(self, error: BaseException) -> None:
         """Keep why a write failed, and warn the first time."""

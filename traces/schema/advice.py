@@ -37,7 +37,6 @@ class Budget(Record):
     required: bool = True
 
     def limits(self) -> dict[str, float]:
-        """Return the limits that are given, by field name."""
         names = ("max_latency_s", "max_device_s", "max_cost_usd", "max_energy_j", "max_gpus")
         given = {name: getattr(self, name) for name in (*names, "min_accuracy")}
         return {name: value for name, value in given.items() if value is not None}

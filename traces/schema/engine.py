@@ -18,6 +18,7 @@ from traces.schema.tts.policy import Policy
 SCHEMA_VERSION = 1
 
 
+EXPERTS = "enable_expert_parallel"  # in `EngineConfig.other`, where it is so
 LOOKUPS = ("ngram", "ngram_gpu", "suffix")  # methods of speculation without a model that drafts
 
 
@@ -73,7 +74,7 @@ class EngineConfig(Record):
     @property
     def expert_parallel(self) -> bool:
         """Whether the ranks of tensor and data parallelism share whole experts."""
-        return dict(self.other).get("enable_expert_parallel") == "true"
+        return dict(self.other).get(EXPERTS) == "true"
 
     def one_replica(self) -> EngineConfig:
         """Return the engine of one data-parallel rank: with its limits, blocks and devices."""
@@ -180,23 +181,6 @@ class ModelFacts(Record):
             return 4.0 * self.num_hidden_layers * width * query_context
         each = sum(g.count * g.attention.flops_per_entry for g in self.layers if g.attention)
         return float(each) * query_context
-
-    def decode_flops(self, context: float) -> float | None:
-        """FLOPs of decoding one token after a context: weights, attention, index and states.
-
-        An index takes 2 x heads x width for each of its keys (arXiv 2512.02556, equation 1).
-        """
-        if self.layers is None or self.active_parameters is None:
-            return None
-        total = 2.0 * self.active_parameters
-        for group in self.layers:
-            if group.state is not None:
-                total += group.count * group.state.flops
-            if (attention := group.attention) is not None:
-                each = attention.reads(context) * attention.decode_flops_per_entry
-                index = 2.0 * (attention.index_heads or 0) * (attention.index_dim or 0)
-                total += group.count * (each + attention.index_reads(context) * index)
-        return total
 
     def kv_bytes(self, context: float) -> float | None:
         """Bytes of the cache that a request of so many tokens occupies, without its states."""

@@ -32,7 +32,6 @@ class Matrix(Record):
 
     @property
     def parameters(self) -> int:
-        """Parameters of all copies."""
         return self.copies * self.inputs * self.outputs
 
     @property
@@ -150,17 +149,6 @@ class Attention(Record):
         """
         return 2 * self.heads * (self.head_dim + self.v_head_dim)
 
-    @property
-    def decode_flops_per_entry(self) -> int:
-        """FLOPs of a query and an entry when a token is decoded.
-
-        Engines read the latent itself, which each head multiplies with once as a key and once as a
-        value (arXiv 2405.04434, section 2.1.2: the up-projections are absorbed).
-        """
-        if self.latent is None:
-            return self.flops_per_entry
-        return 2 * self.heads * (2 * self.latent + (self.rope or 0))
-
 
 @dataclass(frozen=True, kw_only=True)
 class State(Record):
@@ -178,7 +166,6 @@ class State(Record):
 
     @property
     def size_bytes(self) -> float | None:
-        """Bytes of a request's state."""
         if self.value_bytes is None or self.convolved_bytes is None:
             return None
         return self.values * self.value_bytes + self.convolved_values * self.convolved_bytes
@@ -220,5 +207,4 @@ class Layers(Record):
 
     @property
     def count(self) -> int:
-        """How many layers there are."""
         return len(self.places)

@@ -15,7 +15,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from traces.errors import RecordingError, TtscopeError, UsageError
-from traces.recording.manifest import WorkloadFacts
+from traces.recording.manifest import WorkloadFacts, identities_of
 from traces.recording.reader import Recording, find_recordings
 from traces.schema.engine import EngineConfig
 from traces.schema.estimate import Estimate
@@ -67,7 +67,6 @@ class RunSpread:
     assumed: tuple[float, float] = (RUN_TO_RUN, RUN_TO_RUN)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the document."""
         return {
             "assumed": not self.recordings,
             "recordings": self.recordings,
@@ -194,12 +193,14 @@ class Difference:
 
     `not_told` is what of "engine" and "policy" a recording does not tell, or not entirely: that
     `config` names no difference there does not say that there is none.
-    `run_to_run` is the spread from run to run that the times' intervals hold.
+    `run_to_run` is the spread from run to run that the times' intervals hold. `unpaired` counts
+    problems that are not among the `problems`, by why.
     """
 
     first: str
     second: str
     problems: int
+    unpaired: Mapping[str, int] = field(default_factory=dict)
     changes: tuple[Change, ...] = ()
     run_to_run: RunSpread = field(default_factory=RunSpread)
     config: Mapping[str, tuple[Any, Any]]
@@ -212,6 +213,7 @@ class Difference:
             "first": self.first,
             "second": self.second,
             "problems": self.problems,
+            "unpaired": dict(self.unpaired),
             "metrics": {
                 change.metric.tag: {
                     "difference": to_plain(change.difference),
@@ -252,6 +254,7 @@ def compare(first: Run, second: Run, repeats: Sequence[Run] = ()) -> Difference:
         first=first.recording,
         second=second.recording,
         problems=ids.len(),
+        unpaired=_unpaired(first, second, ids),
         changes=tuple(each for each in changes if each is not None),
         run_to_run=spread,
         config=config_changes(first, second),
@@ -264,7 +267,8 @@ def _paired_problems(first: Run, second: Run) -> pl.Series | str:
     if first.rows is None or second.rows is None:
         return "there is no row per problem to pair"
     hashes = [None if run.workload is None else run.workload.hash for run in (first, second)]
-    if hashes[0] is None or hashes[0] != hashes[1]:
+    alike = None if None not in hashes and hashes[0] == hashes[1] else _alike(first, second)
+    if alike is None and (hashes[0] is None or hashes[0] != hashes[1]):
         return "the recordings are not known to pose the same problems, so nothing is paired"
     decided = [
         run.rows.filter(pl.col("state") == "decided")["problem_id"].drop_nulls().unique()
@@ -272,7 +276,33 @@ def _paired_problems(first: Run, second: Run) -> pl.Series | str:
         if run.rows is not None
     ]
     both = decided[0].filter(decided[0].is_in(decided[1].implode())).sort()
+    if alike is not None:
+        both = both.filter(both.is_in(pl.Series(sorted(alike), dtype=pl.Utf8).implode()))
     return both if both.len() else "no problem was decided in both"
+
+
+def _alike(first: Run, second: Run) -> set[str] | None:
+    """Return the names under which two imports have the same problem, None where none tells."""
+    known = []
+    for run in (first, second):
+        names = [] if run.rows is None else run.rows["problem_id"].to_list()
+        known.append(identities_of(run.identities, names))
+    one, two = known
+    if one is None or two is None:
+        return None
+    return {name for name, identity in one.items() if two.get(name) == identity} or None
+
+
+def _unpaired(first: Run, second: Run, ids: pl.Series) -> dict[str, int]:
+    """Return how many problems are not paired: of one run alone, or others of the same name."""
+    assert first.rows is not None and second.rows is not None
+    one, two = (set(run.rows["problem_id"]) for run in (first, second) if run.rows is not None)
+    found = {
+        "of 1 alone": len(one - two),
+        "of 2 alone": len(two - one),
+        "of the same name, not decided in both or other problems": len((one & two) - set(ids)),
+    }
+    return {why: count for why, count in found.items() if count}
 
 
 class _Numbers:
@@ -586,7 +616,6 @@ class Judged:
     timed: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        """Return the document."""
         return {
             "limit": self.limit.text,
             "metric": self.limit.tag,

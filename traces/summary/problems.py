@@ -395,7 +395,7 @@ def share(amounts: Floats, steps: pl.DataFrame, samples: pl.DataFrame) -> Floats
     if not known.any():
         return unknown
     first, last = first[known], np.maximum(last[known], first[known])
-    prompt = _uncached(samples)[known]
+    prompt = (_floats(samples, "prompt_tokens") - _floats(samples, "cached_tokens"))[known]
     decoded = np.maximum(_floats(samples, "output_tokens")[known], 1.0) - 1.0
     span = last - first
     # A prompt served wholly from the cache still runs its last token, and a sample that ends in
@@ -458,7 +458,3 @@ def _step_range(
 
 def _floats(frame: pl.DataFrame, column: str) -> Floats:
     return frame[column].cast(pl.Float64).fill_null(0.0).to_numpy()
-
-
-def _uncached(samples: pl.DataFrame) -> Floats:
-    return _floats(samples, "prompt_tokens") - _floats(samples, "cached_tokens")

@@ -108,6 +108,7 @@ class Run:
     workload: WorkloadFacts | None = None
     conditions: tuple[Hashable, ...] = ()
     imported: str | None = None
+    identities: str | None = field(default=None, repr=False, compare=False)
     rows: pl.DataFrame | None = field(default=None, repr=False, compare=False)
     sample_rows: pl.DataFrame | None = field(default=None, repr=False, compare=False)
     step_rows: pl.DataFrame | None = field(default=None, repr=False, compare=False)
@@ -118,7 +119,7 @@ class Run:
         """Return the run's document; estimates are {value, low, high, unit, extrapolated}."""
         frames = {"rows", "sample_rows", "step_rows", "windows"}
         hidden = {"engine", "policy", "seconds", "notes", "workload", "conditions", "imported"}
-        hidden |= frames
+        hidden |= frames | {"identities"}
         plain = {name: to_plain(value) for name, value in vars(self).items() if name not in hidden}
         engine = to_plain(self.engine)
         if self.imported is not None:
@@ -158,7 +159,8 @@ def _run(
 ) -> Run:
     manifest = recording.manifest
     engine, policy = manifest.engines[engine_key], manifest.policies.get(policy_key)
-    imported = None if policy is None else manifest.provenance.get("imported", {}).get("format")
+    told = manifest.provenance.get("imported", {})
+    imported = None if policy is None else told.get("format")
     votes = policy is not None and policy.all_samples_end and policy.n > 1
     steps = engine_steps(recording, engine_key)
     samples = samples_with_shares(recording, engine_key, policy_key)
@@ -226,6 +228,7 @@ def _run(
         workload=manifest.workload,
         conditions=conditions(manifest),
         imported=imported,
+        identities=told.get("identities"),
         rows=rows,
         sample_rows=samples,
         step_rows=steps,

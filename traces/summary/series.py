@@ -33,7 +33,6 @@ class Series:
 
     @property
     def bins(self) -> int:
-        """How many bins there are."""
         return int(self.batch.size)
 
 
@@ -60,12 +59,10 @@ class Timeline:
 
     @property
     def start_ns(self) -> int:
-        """When the first step began."""
         return int(self.begins_ns[0])
 
     @property
     def end_ns(self) -> int:
-        """When the last step ended."""
         return int(self.ends_ns[-1])
 
     @classmethod

@@ -20,7 +20,7 @@ import polars as pl
 
 from traces.schema.estimate import Estimate
 from traces.schema.record import Record
-from traces.statistics import Floats, column_means, mean
+from traces.statistics import Floats, column_means, mean, of_others
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +32,10 @@ class PolicyOutcome(Record):
     `interpolated` between two budgets at which it is known. `basis` says what it rests on:
     `subsets` (exact), `monte_carlo` (random subsets, `error` being the standard error that this
     adds), `finish_order` (as recorded), `replayed_order`, `checkpoints` or `model`.
+    `max_tokens` is a limit below the recorded one, whose cut samples have no vote.
     `tokens_estimated` says that the tokens of cancelled samples were taken from their pace.
-    `fresh_run` has the interval in which the accuracy of a fresh run on the same problems falls.
+    `fresh_run` has the interval in which the accuracy of a fresh run on the same problems falls,
+    `other_problems` that of a run on as many others like them.
     """
 
     method: str
@@ -47,6 +49,8 @@ class PolicyOutcome(Record):
     error: float | None = None
     tokens_estimated: bool = False
     fresh_run: Estimate | None = None
+    other_problems: Estimate | None = None
+    max_tokens: int | None = None
 
 
 def sample_counts(n: int) -> list[int]:
@@ -179,6 +183,7 @@ def policies_within(
             budget_tokens=None,
             accuracy=accuracy,
             tokens_per_problem=taken[k],
+            other_problems=of_others(accuracy, whole.height, whole.height),
         )
         for (method, k), accuracy in zip(
             policies, column_means(np.hstack([voted, passed]), "1"), strict=True

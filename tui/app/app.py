@@ -36,7 +36,6 @@ class CleanLines(LineFilter):
     """Takes out the characters of `COMMANDS`, all without a width; Textual's own pass by."""
 
     def apply(self, segments: list[Segment], background: Color) -> list[Segment]:
-        """Return the segments without them."""
         if not any(COMMANDS.search(segment.text) for segment in segments):
             return segments
         return [
@@ -109,7 +108,6 @@ class TtscopeApp(LibraryApp):
         super().notify(message, **given | {"markup": False})
 
     def on_mount(self) -> None:
-        """Start reading the recordings."""
         for theme in (DARK, LIGHT):
             self.register_theme(theme)
         self.theme = DARK.name
@@ -128,11 +126,9 @@ class TtscopeApp(LibraryApp):
                 yield SystemCommand(binding.description.capitalize(), about, run)
 
     def action_light(self) -> None:
-        """Change between dark and light."""
         self.theme = LIGHT.name if self.theme == DARK.name else DARK.name
 
     def action_help(self) -> None:
-        """Show the keys of this screen."""
         rows = [("1 2 3 4", "Recordings, Run, Live, Advice")]
         for key, active in self.screen.active_bindings.items():
             binding = active.binding

@@ -49,7 +49,6 @@ class ThemedStylesheet(Stylesheet):
         self._parsed: dict[str, str] | None = None
 
     def set_variables(self, variables: dict[str, str]) -> None:
-        """Set the theme's variables."""
         if variables != self._theme:
             self._theme = dict(variables)
             super().set_variables(variables)

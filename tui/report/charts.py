@@ -49,7 +49,6 @@ class Axis:
         return math.log10(value) if self.log else value
 
     def marks(self) -> list[float]:
-        """Return the round numbers that are labelled."""
         if not self.log:
             return ticks(self.low, self.high, 6)
         for steps in ((1, 2, 5), (1, 3), (1,)):
@@ -205,10 +204,10 @@ def key(shape: Shape, text: str) -> Html:
     return tag("span", svg, text, class_="key")
 
 
-def limit_key(text: str) -> Html:
+def limit_key() -> Html:
     """Return the legend's entry of the budget's limits."""
     svg = tag(
         "svg", _limit(0, 12, 34, 12), viewBox="0 0 34 24", width="34", height="24",
         aria_hidden="true",
     )  # fmt: skip
-    return tag("span", svg, text, class_="key")
+    return tag("span", svg, "limit of the budget", class_="key")

@@ -144,7 +144,7 @@ def _legend(answer: Recommendation, rows: Sequence[Row]) -> Html:
         key("compute", "front by FLOPs"),
         key("both", "on both fronts") if any(row.shape == "both" for row in rows) else None,
         key("measured", "a recorded run, as measured"),
-        limit_key("limit of the budget") if answer.budget.limits() else None,
+        limit_key() if answer.budget.limits() else None,
     ]
     return tag("p", *(each for each in entries if each is not None), class_="legend")
 

@@ -56,10 +56,10 @@ def gather_material(
 
     budget = parse_budget(given)
     if systems:
-        from advisor.step_time.prior.tables import read_prior
+        from advisor.step_time.prior.relatives import read_gpu
 
         for system in systems:  # a wrong name is an error, not a page without advice
-            read_prior(system)
+            read_gpu(system)
     report = progress or (lambda what, done, whole: None)
     watched: list[Watched] = []
     runs: list[Run] = []

@@ -22,17 +22,14 @@ class ModeScreen(Screen[None]):
 
     @property
     def ttscope(self) -> LibraryApp:
-        """Return the app, which holds the recordings and the marks."""
         return cast(LibraryApp, self.app)
 
     def compose(self) -> ComposeResult:
-        """Return the bar, the screen's own widgets and the keys."""
         yield NavBar(self.MODE)
         yield from self.compose_body()
         yield Footer(compact=True, show_command_palette=False)
 
     def compose_body(self) -> ComposeResult:
-        """Return the screen's own widgets."""
         raise NotImplementedError
 
     def on_mount(self) -> None:
@@ -52,7 +49,6 @@ class ModeScreen(Screen[None]):
         """Show what has been loaded so far."""
 
     def set_status(self, text: str) -> None:
-        """Write into the right of the bar."""
         self.query_one(NavBar).status = text
 
 
@@ -83,7 +79,6 @@ class HelpScreen(ModalScreen[None]):
         self._bindings_shown = bindings
 
     def compose(self) -> ComposeResult:
-        """Return the list."""
         rows = [(shown_key(key), what) for key, what in self._bindings_shown]
         text = ["keys", "", *align(rows, gap=3), "", "- not measured   * outside what was measured"]
         with VerticalScroll():
@@ -107,6 +102,5 @@ class ConfirmScreen(ModalScreen[bool]):
         self._question = question
 
     def compose(self) -> ComposeResult:
-        """Return the question."""
         with Vertical():
             yield Static(f"{self._question}\n\ny  yes    n  no", markup=False)

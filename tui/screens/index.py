@@ -132,7 +132,6 @@ class Indexes:
         return noted.rows if noted is not None and noted.files == files else None
 
     def note(self, path: Path, files: str, rows: Sequence[Listed]) -> None:
-        """Note the rows of a recording."""
         noted = Noted(files, list(rows))
         if self._of(path.parent).get(path.name) != noted:
             self._known[path.parent][path.name] = noted

@@ -56,7 +56,6 @@ class FittedAdvisor:
     def recommend(
         self, budget: Budget, present: tuple[EngineConfig, Policy] | None = None
     ) -> Recommendation:
-        """Return what to run for a budget, beside what runs today where that is a candidate."""
         is_candidate = present is not None and bool(self._advisor.space.rows_of(*present))
         return self._advisor.recommend(
             budget, **self._here, present=present if is_candidate else None
@@ -103,7 +102,6 @@ class LibraryApp(App[None]):
         self.open_paths(list(dict.fromkeys(entry.path for entry in self.entries)))
 
     def forget(self, *paths: Path) -> None:
-        """Take recordings out of the list."""
         self._take_out(paths)
         self.library_changed.publish(None)
 
@@ -200,7 +198,6 @@ class LibraryApp(App[None]):
         self.library_changed.publish(None)
 
     def toggle_mark(self, key: str) -> None:
-        """Mark a run, or unmark it."""
         if key in self.marked:
             self.marked.remove(key)
         else:
@@ -208,12 +205,10 @@ class LibraryApp(App[None]):
         self.library_changed.publish(None)
 
     def clear_marks(self) -> None:
-        """Unmark every run."""
         self.marked.clear()
         self.library_changed.publish(None)
 
     def marked_entries(self) -> list[Entry]:
-        """Return the marked runs in the order in which they were marked."""
         by_key = {entry.key: entry for entry in self.entries}
         return [by_key[key] for key in self.marked if key in by_key]
 
@@ -243,7 +238,6 @@ class LibraryApp(App[None]):
         return path
 
     def open_run(self, entry: Entry) -> None:
-        """Show a run on screen 2."""
         self._current = entry.key
         self.switch_mode("run")
 

@@ -201,7 +201,6 @@ def telling_regret(answer: Recommendation) -> str | None:
 
 
 def _choices(answer: Recommendation, width: int) -> Iterable[str]:
-    """Yield what there is to choose from: the front, the least accurate first."""
     shown = (quantity("accuracy"), latency(answer.budget.latency_percentile))
     if not answer.pareto:
         yield "No candidate keeps up with the load."

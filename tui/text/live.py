@@ -261,10 +261,10 @@ _EFFECTS = (("latency_s.mean", "latency mean"), ("latency_s.p95", "latency p95")
             ("throughput_tokens_per_s", "throughput"))  # fmt: skip
 
 
-def next_lines(path: str, found: Suggestion | str, *, width: int = 80) -> list[str]:
+def next_lines(path: str, found: Suggestion | str) -> list[str]:
     """Return the replay to run next and what it predicts, or why there is none."""
     if isinstance(found, str):
-        return wrap("NEXT", f"no replay: {found}", width=width, indent=INDENT)
+        return wrap("NEXT", f"no replay: {found}", width=80, indent=INDENT)
     command = shlex.join(["ttscope", "replay", path, *found.arguments])
     lines = [f"{'NEXT':<{INDENT}}{command}"]
     effects = []
@@ -275,4 +275,4 @@ def next_lines(path: str, found: Suggestion | str, *, width: int = 80) -> list[s
         before = value_of(estimate_of(found.prediction.replayed, tag))
         effects.append(f"{name} {before} -> {value_of(after)} {interval(after)}")
     told = f"{found.why}. Predicted: {', '.join(effects)}"
-    return lines + wrap("", told, width=width, indent=INDENT)
+    return lines + wrap("", told, width=80, indent=INDENT)

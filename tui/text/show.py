@@ -35,7 +35,7 @@ from traces.schema.formats import (
 from traces.schema.quantities import quantity
 from traces.schema.tts.methods import METHODS
 from traces.schema.tts.policy import AS_SENT, Policy
-from traces.statistics import mean
+from traces.statistics import mean, of_others
 from traces.summary.comparison import RUN_TO_RUN, Difference, Judged
 from traces.summary.energy import NOT_RECORDED
 from traces.summary.metrics import estimate_of
@@ -169,9 +169,9 @@ def warning_lines(run: Run, width: int = 80) -> list[str]:
     return [line for text in warnings_of(run) for line in wrap("!", text, width=width, indent=2)]
 
 
-def show_policies_head(run: Run, *, width: int = 80) -> list[str]:
+def show_policies_head(run: Run) -> list[str]:
     """Return what stands over a table of policies: the recording, its engine and its policy."""
-    return [run.recording[:width], *_head(run, width)]
+    return [run.recording[:80], *_head(run, 80)]
 
 
 def _one_run(run: Run, width: int) -> list[str]:
@@ -199,6 +199,9 @@ def _metrics(run: Run) -> list[str]:
         estimate = estimate_of(run, tag)
         if estimate is not None or not tag.startswith("sample_latency_s"):  # of imports alone
             rows.append((quantity(tag).title, value_of(estimate), interval(estimate)))
+        if tag == "accuracy" and estimate is not None and run.problems:
+            others = of_others(estimate, run.problems, run.problems)
+            rows.append((f"  {f'on {run.problems:,} others'}", "", interval(others)))
     return align(rows, right=(1,))
 
 
@@ -341,10 +344,16 @@ def difference_lines(compared: Difference, *, width: int = 80) -> list[str]:
             for change in compared.changes
             if change.metric.tag in _TAGS
         ]
-        lines = [title, *align(rows, right=(1,))]
+        lines = [title, *_not_paired(compared, width), *align(rows, right=(1,))]
         lines += [*_of_fewer(compared, width), *_how_many_more(compared, width)]
         lines += spread_lines(compared, width)
     return lines + config_lines(compared, width)
+
+
+def _not_paired(compared: Difference, width: int) -> list[str]:
+    """Return how many problems are not paired, and why."""
+    parts = ", ".join(f"{count:,} {why}" for why, count in compared.unpaired.items())
+    return wrap("", f"problems left out: {parts}", width=width, indent=2) if parts else []
 
 
 def _of_fewer(compared: Difference, width: int) -> list[str]:
@@ -428,7 +437,7 @@ def _setting(value: Any) -> str:
 # `ttscope show A B --fail-on`: which limits were broken, and how sure that is.
 
 
-def limit_lines(judged: Sequence[Judged], *, width: int = 80) -> list[str]:
+def limit_lines(judged: Sequence[Judged]) -> list[str]:
     """Return a verdict per limit: FAIL, ok or ? (not sure), the difference and its interval."""
     lines = [""] if judged else []
     for each in judged:
@@ -445,7 +454,7 @@ def limit_lines(judged: Sequence[Judged], *, width: int = 80) -> list[str]:
             elif each.timed:
                 side += ". More problems would not settle it, as runs differ by as much"
         text = f"{each.limit.text}: {_difference(each)}, {side}"
-        lines += wrap(label, text, width=width, indent=6)
+        lines += wrap(label, text, width=80, indent=6)
     return lines
 
 
@@ -492,10 +501,24 @@ def policy_table(judged: Counterfactuals, best: Comparison | None, *, width: int
             mark == "forced" and shown & {"between", "at least"}
         ):
             lines += wrap(mark.rstrip("."), text, width=width, indent=8)
-    lines += ["", *best_lines(best, width=width)]
+    lines += ["", *_others_lines(judged, width), *best_lines(best, width=width)]
     for note in judged.notes:
         lines += wrap("!", note, width=width, indent=2)
     return lines
+
+
+def _others_lines(judged: Counterfactuals, width: int) -> list[str]:
+    """Return in what the accuracy on as many other problems falls, of single votes and whole."""
+    told = [
+        f"{label(each)} {interval(each.other_problems)}"
+        for each in sorted(judged.outcomes, key=_place)
+        if each.method == "majority"
+        and each.budget_tokens is each.max_tokens is None
+        and each.basis == "subsets"
+        and each.n in {1, judged.n}
+    ]
+    text = f"{judged.problems:,} other problems like these, 90 %: {', '.join(told)}"
+    return wrap("", text, width=width, indent=2) if told else []
 
 
 def best_lines(best: Comparison | None, *, width: int = 80) -> list[str]:
@@ -534,6 +557,8 @@ def label(outcome: PolicyOutcome) -> str:
         mark = "@" if spec.all_samples_end else "/"
         return f"{spec.short} {rule[spec.decisive]:g}{mark}{n}"
     name = f"{spec.short}@{n}"
+    if outcome.max_tokens is not None:
+        return f"{name} max {outcome.max_tokens}"
     return name if outcome.budget_tokens is None else f"{name} think {outcome.budget_tokens}"
 
 
@@ -545,11 +570,11 @@ def _place(outcome: PolicyOutcome) -> tuple[bool, int, tuple[tuple[str, bool], .
         for name, value in outcome.rule.items()
     )
     return (
-        outcome.budget_tokens is not None,
+        (outcome.budget_tokens or outcome.max_tokens) is not None,
         rank,
         ((outcome.method, False), *rule),
         outcome.n,
-        outcome.budget_tokens or 0,
+        outcome.budget_tokens or outcome.max_tokens or 0,
     )
 
 
@@ -574,24 +599,35 @@ def _how(outcome: PolicyOutcome) -> str:
     return _HOW.get(outcome.basis, "exact")
 
 
-def judged_policies(recording: Recording | None, run: Run) -> Counterfactuals | str:
+def judged_policies(
+    recording: Recording | None,
+    run: Run,
+    *,
+    counts: Sequence[int] | None = None,
+    max_tokens: int | None = None,
+) -> Counterfactuals | str:
     """Return a run's policies, or of the traffic of others why there are none.
 
-    Raises RecordingError when the run cannot say.
+    `counts` and `max_tokens` as in `evaluate`. Raises RecordingError when the run cannot say,
+    UsageError for counts and limits that it cannot answer for.
     """
     if run.policy is None:
         watched = recording is None or only_watched(recording)
         return ONLY_WATCHED if watched else "no policy: the recording holds no problems"
     answers = None if recording is None else own_answers(recording, run)
     order = None if recording is None else replayed_order(recording, run)
-    return evaluate(run, answers, order=order)
+    return evaluate(run, answers, order=order, counts=counts, max_tokens=max_tokens)
 
 
 def policies_lines(run: Run, judged: Counterfactuals | str, *, width: int = 80) -> list[str]:
     """Return the table of a run's policies, or what was sent and why there is none."""
     if not isinstance(judged, str):
         table = policy_table(judged, cheapest_as_good(judged), width=width)
-        plain = [each for each in judged.outcomes if not each.rule and each.budget_tokens is None]
+        plain = [
+            each
+            for each in judged.outcomes
+            if not each.rule and each.budget_tokens is each.max_tokens is None
+        ]
         by_key = {(each.method, each.n): each for each in plain}
         return [*table, *_other_ties(run, by_key, width)]
     return [*sent_lines(run), *wrap("!", f"no policies: {judged}", width=width, indent=2)]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from traces.errors import RecordingError, TablesError, UsageError
+from traces.recording.manifest import check_free
 from traces.recording.reader import Recording
 from traces.schema.engine import EngineConfig
 from traces.schema.estimate import Estimate
@@ -73,8 +74,7 @@ def run_against(
     from tui.terminal import say_json
 
     folder = output or Path("runs") / f"{base.name}-against-{time.strftime('%Y%m%d-%H%M%S')}"
-    if (folder / "recording.json").exists():
-        raise UsageError(f"-o {folder}: already holds a recording. Name another folder")
+    check_free(folder)
     assert recorded.policy is not None
     resent = pose_again(
         base,

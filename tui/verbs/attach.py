@@ -24,6 +24,7 @@ from profiler.attach.attachment import (
 )
 from traces.errors import TtscopeError, UsageError
 from traces.live.numbers import Numbers
+from traces.recording.manifest import check_free
 from traces.schema.tts.policy import Policy
 from tui.options import (
     BudgetCheckpoints,
@@ -50,6 +51,8 @@ if TYPE_CHECKING:
     from profiler.attach.deployment import Deployment, Replica
     from profiler.engines.interface import Engine
     from profiler.runs.record import Probe
+    from traces.deployment.checks import Check
+    from traces.deployment.documents import Expectations
     from traces.recording.reader import Recording
 
 
@@ -88,6 +91,10 @@ class Keep:
     system_prompt: SystemPrompt = None
     verifier: Verifier = None
     record_text: RecordText = False
+    expect: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Say what moved against this expect.json. Then exit 3."),
+    ] = None
     output: Output = None
     as_json: Json = False
 
@@ -104,18 +111,27 @@ class Keep:
 
 
 @takes(Watch, Pose, Sampling, Keep)
-def attach(watched: Watch, pose: Pose, sampling: Sampling, asked: Keep) -> None:
+def attach(watched: Watch, pose: Pose, sampling: Sampling, asked: Keep) -> int:
     """Profile a live deployment: its own traffic, or with a workload of yours."""
     # Exits 1 when a server was lost and was not to be waited for.
     from traces.recording.reader import Recording
     from tui.verbs.show import print_show
 
+    expected = None
+    if asked.expect is not None:
+        from traces.deployment.documents import read_expectations
+
+        expected = read_expectations(asked.expect)
     folder, terminated = watch_servers(watched, pose, sampling, asked)
     recording = Recording.open(folder)
+    moved = [] if expected is None else _drift(expected, recording)
+    more = None if expected is None else {"drift": [each.to_json() for each in moved]}
     if terminated and recording.problems.height > MOST_SUMMED_UP:
         say(f"ended by SIGTERM: ttscope show {folder} sums it up", file=sys.stderr)
     else:
-        print_show([folder], price=None, as_json=asked.as_json)
+        print_show([folder], price=None, as_json=asked.as_json, extra=more)
+        if moved and not asked.as_json:
+            _print_drift(moved)
         if not asked.as_json and not terminated:
             _print_next(recording)
     if not asked.as_json:
@@ -123,6 +139,28 @@ def attach(watched: Watch, pose: Pose, sampling: Sampling, asked: Keep) -> None:
     if not recording.complete:
         other = ", or rows did not fit their tables" if recording.manifest.dropped else ""
         raise TtscopeError(f"{folder}: a server was lost{other}. What was recorded is kept")
+    return 3 if any(each.verdict == "broken" for each in moved) else 0
+
+
+def _drift(expected: Expectations, recording: Recording) -> list[Check]:
+    """Return what the deployment is like against what was assumed of it."""
+    from traces.deployment.checks import drift
+    from traces.live.watched import runs_and_servers
+
+    runs, servers = runs_and_servers(recording)
+    numbers = [each.numbers for each in servers if each.numbers is not None]
+    return drift(expected, numbers, [run for run in runs if run.problems and run.policy])
+
+
+def _print_drift(checks: Sequence[Check]) -> None:
+    from tui.text.gate import check_lines
+
+    broken = [each for each in checks if each.verdict == "broken"]
+    say()
+    say("against what was assumed" + ("" if broken else ": nothing that is known moved"))
+    for each in checks:
+        for line in check_lines(each):
+            say(line)
 
 
 def _print_next(recording: Recording) -> None:
@@ -144,8 +182,7 @@ def watch_servers(watched: Watch, pose: Pose, sampling: Sampling, asked: Keep) -
     wanted = attachment_of(vars(watched))
     policy = None if pose.workload is None else sampling.chosen(asked.parameters())
     folder = asked.output or default_folder(wanted.accesses[0])
-    if (folder / "recording.json").exists():
-        raise UsageError(f"-o {folder}: already holds a recording. Name another folder")
+    check_free(folder)
     line, own_traces, terminated = LiveLine(), set[str](), False
     with ExitStack() as stack:
         stack.callback(line.end)

@@ -16,6 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
+from profiler.engines.models.model_facts import given_facts
 from traces.errors import RecordingError, UsageError
 from traces.foreign.evaluations.importer import Imported, import_outcomes
 from traces.foreign.evaluations.reader import Choices, Given, Judge
@@ -28,7 +29,7 @@ from traces.foreign.values import BLOCK_TOKENS
 from traces.kineto.read import TraceTables
 from traces.recording.reader import Recording
 from traces.schema.formats import counted, number
-from tui.options import Json, facts_of, takes
+from tui.options import Json, takes
 from tui.terminal import say, say_json
 from tui.text.layout import align, wrap
 from tui.verbs.progress import progress_bar
@@ -37,6 +38,7 @@ _OF_SAMPLES = (
     "score", "verifier", "model", "model_config", "temperature", "top_p", "max_tokens",
     "prompt_tokens", "no_answer",
 )  # fmt: skip
+_OF_PASSES = ("model", "model_config")
 _MOST_PROMPT = 100_000_000
 _COUNTS = ("problems", "samples", "answered", "judged")
 _REQUEST_COUNTS = (
@@ -70,10 +72,11 @@ class Import:
     ] = None
     record_text: Annotated[bool, typer.Option(help="Keep the answers' texts.")] = False
     model: Annotated[
-        str | None, typer.Option(help="Samples: the model's name, where the files lack it.")
+        str | None, typer.Option(help="Samples, passes: the model's name, where the files lack it.")
     ] = None
     model_config: Annotated[
-        Path | None, typer.Option(help="Samples: the model's config.json, to predict its times.")
+        Path | None,
+        typer.Option(help="Samples, passes: the model's config.json, for its times."),
     ] = None
     temperature: Annotated[float | None, typer.Option(help="Samples: that they were drawn at.")] = (
         None
@@ -120,9 +123,11 @@ def import_files(asked: Import) -> tuple[list[Path], Any]:
     files = files_in(asked.files)
     kind = kind_of(files)
     for name in _OF_SAMPLES:
-        if getattr(asked, name) is not None and kind != "samples":
+        taken = kind == "samples" or (kind == "passes" and name in _OF_PASSES)
+        if getattr(asked, name) is not None and not taken:
             option = f"--{name.replace('_', '-')}"
-            raise UsageError(f"{option} is for samples, and {files[0]} holds none")
+            kinds = "samples or forward passes" if name in _OF_PASSES else "samples"
+            raise UsageError(f"{option} is for {kinds}, and {files[0]} holds none")
     for option, count in (("--run", asked.run), ("--block-tokens", asked.block_tokens)):
         if count is not None and kind != "requests":
             raise UsageError(f"{option} is for requests, and {files[0]} holds none")
@@ -136,7 +141,15 @@ def import_files(asked: Import) -> tuple[list[Path], Any]:
             bar.update(task, description=path.name, completed=next(begun))
 
         if kind == "passes":
-            return files, import_passes(files, asked.output, limit_bytes=limit, on_file=on_file)
+            given, _ = _given(asked)
+            return files, import_passes(
+                files,
+                asked.output,
+                model=given.model,
+                facts=given.facts,
+                limit_bytes=limit,
+                on_file=on_file,
+            )
         if kind == "traces":
             return files, import_traces(files, asked.output, limit_bytes=limit, on_file=on_file)
         if kind == "requests":
@@ -194,7 +207,7 @@ def _given(asked: Import) -> tuple[Given, str | None]:
             raise UsageError(f"{option} {value:g}: wants a number {bounds}")
     given = Given(
         model=asked.model,
-        facts=None if asked.model_config is None else facts_of(asked.model_config),
+        facts=None if asked.model_config is None else given_facts(asked.model_config),
         temperature=asked.temperature,
         top_p=asked.top_p,
         max_tokens=asked.max_tokens,

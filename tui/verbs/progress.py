@@ -58,15 +58,12 @@ class Bars(Progress):
         )
 
     def start(self) -> None:
-        """Begin to draw."""
         self._try(super().start)
 
     def refresh(self) -> None:
-        """Draw what there is now."""
         self._try(super().refresh)
 
     def stop(self) -> None:
-        """Take away what was drawn."""
         if self.live.is_started:
             self._try(super().stop)
 

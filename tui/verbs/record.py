@@ -15,7 +15,7 @@ import typer
 
 from profiler.engines.options import EngineOptions
 from traces.errors import UsageError
-from traces.recording.manifest import CheckpointCost, read_manifest
+from traces.recording.manifest import CheckpointCost, check_free, read_manifest
 from traces.schema.engine import Speculative
 from traces.schema.tts.policy import Policy
 from tui.options import (
@@ -114,8 +114,13 @@ def record(ask: Ask, sampling: Sampling, rule: Any, asked: Keep) -> None:
             say(f"kept in {folder}", file=out)
 
 
-def run_workload(ask: Ask, sampling: Sampling, rule: Any, asked: Keep) -> Path:
-    """Start the engine, run the workload, and return the recording's folder. Raises UsageError."""
+def run_workload(
+    ask: Ask, sampling: Sampling, rule: Any, asked: Keep, *, policy: Policy | None = None
+) -> Path:
+    """Start the engine, run the workload, and return the recording's folder. Raises UsageError.
+
+    The policy is that of the options, unless one is given.
+    """
     from profiler.engines.start import start_engine
     from profiler.probes.power import check_hz
     from profiler.runs.checkpoints import check_budgets
@@ -124,7 +129,7 @@ def run_workload(ask: Ask, sampling: Sampling, rule: Any, asked: Keep) -> Path:
     from profiler.workload.problems import load_workload
     from profiler.workload.scorers import scorer_of
 
-    policy = sampling.chosen(vars(rule))
+    policy = policy or sampling.chosen(vars(rule))
     options = EngineOptions(
         model=ask.model,
         endpoint=ask.endpoint,
@@ -160,8 +165,7 @@ def run_workload(ask: Ask, sampling: Sampling, rule: Any, asked: Keep) -> Path:
         system_prompt=asked.system_prompt,
     )
     folder = asked.output or default_output(options, policy)
-    if (folder / "recording.json").exists():
-        raise UsageError(f"-o {folder}: already holds a recording. Name another folder")
+    check_free(folder)
     with progress_bar() as bar:
         task = bar.add_task("starting the engine", total=None)
         engine = start_engine(

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from advisor.what_if.question import changed, device_asked
+from profiler.engines.models.model_facts import given_facts
 from traces.errors import UsageError
 from traces.recording.reader import Recording
 from traces.recording.reader import measured as measured_ones
-from tui.options import Json, facts_of, takes
+from tui.options import Json, takes
 from tui.terminal import say
 
 if TYPE_CHECKING:
@@ -180,7 +181,7 @@ def question_of(asked: Replay) -> tuple[Recording, Run, Question, list[Recording
         collectives=asked.collectives,
         gpu=gpu,
         measured=tuple(asked.measured or ()),
-        model_facts=None if asked.model_config is None else facts_of(asked.model_config),
+        model_facts=None if asked.model_config is None else given_facts(asked.model_config),
     )
     return base, recorded, question, others
 

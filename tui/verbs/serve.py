@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from traces.errors import MissingDependencyError, UsageError, install_command
+from traces.recording.manifest import check_free
 from tui.options import Output, Price, Verifier, takes
 from tui.terminal import say
 
@@ -68,8 +69,7 @@ def serve(asked: Serve) -> None:
         raise UsageError(f"--price must be above 0, not {asked.price}")
     check_settings(asked.otlp)
     folder = asked.output or Path("runs") / f"served-{time.strftime('%Y%m%d-%H%M%S')}"
-    if (folder / "recording.json").exists():
-        raise UsageError(f"-o {folder}: already holds a recording. Name another folder")
+    check_free(folder)
 
     def ready(url: str) -> None:
         say(f"ttscope: answers at {url}/v1 by {document.policy.label()}", file=sys.stderr)

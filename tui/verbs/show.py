@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
@@ -27,6 +27,13 @@ class Show:
     policies: Annotated[
         bool, typer.Option("--policies", help="Accuracy and tokens of policies never run.")
     ] = False
+    k: Annotated[
+        str | None,
+        typer.Option("--k", metavar="3,5,7", help="--policies: of so many samples."),
+    ] = None
+    max_tokens: Annotated[
+        int | None, typer.Option(help="--policies: under this limit of tokens per sample.")
+    ] = None
     fail_on: Annotated[
         list[str] | None,
         typer.Option(metavar="LIMIT", help="Exit 3 when OTHER is beyond it: p95>+5%."),
@@ -44,8 +51,16 @@ def show(asked: Show) -> int:
     if asked.policies:
         if asked.other is not None or limits:
             raise UsageError("--policies judges one recording. Give it alone")
-        print_policies(asked.recording, price=asked.price, as_json=asked.as_json)
+        print_policies(
+            asked.recording,
+            price=asked.price,
+            as_json=asked.as_json,
+            counts=_counts(asked.k),
+            max_tokens=asked.max_tokens,
+        )
         return 0
+    if asked.k is not None or asked.max_tokens is not None:
+        raise UsageError("--k and --max-tokens go with --policies")
     if limits and asked.other is None:
         raise UsageError("--fail-on compares: give two recordings, the one to judge last")
     paths = [asked.recording] if asked.other is None else [asked.recording, asked.other]
@@ -59,10 +74,12 @@ def print_show(
     as_json: bool,
     limits: Sequence[Limit] = (),
     out: TextIO | None = None,
+    extra: Mapping[str, Any] | None = None,
 ) -> int:
     """Print the summary of recordings, side by side when there are two.
 
-    Returns the exit code: 3 when a limit on the difference is broken.
+    `extra` goes into the JSON document. Returns the exit code: 3 when a limit on the difference is
+    broken.
     """
     from traces.live.watched import runs_and_servers
     from traces.summary.comparison import beside, compare, judge
@@ -90,7 +107,7 @@ def print_show(
             document["fail_on"] = [each.to_json() for each in judged]
         if watched:
             document["watched"] = [each.to_json() for each in watched]
-        say_json(document, file=out)
+        say_json(document | dict(extra or {}), file=out)
     else:
         lines = [*show_lines(runs, compared), *limit_lines(judged)] if runs else []
         for each in watched:
@@ -100,7 +117,24 @@ def print_show(
     return 3 if any(each.broken for each in judged) else 0
 
 
-def print_policies(path: Path, *, price: float | None, as_json: bool) -> None:
+def _counts(text: str | None) -> list[int] | None:
+    """Return the numbers of `--k`. Raises UsageError for what is none."""
+    if text is None:
+        return None
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdecimal() and len(part) < 10 for part in parts):
+        raise UsageError(f"--k {text}: give whole numbers from 1 up, as 3,5,7")
+    return [int(part) for part in parts]
+
+
+def print_policies(
+    path: Path,
+    *,
+    price: float | None,
+    as_json: bool,
+    counts: Sequence[int] | None = None,
+    max_tokens: int | None = None,
+) -> None:
     """Print the accuracy and tokens of policies that a recording's samples contain."""
     from traces.summary.run import summarise
     from tui.text.show import judged_policies, policies_lines, show_json, show_policies_head
@@ -108,7 +142,7 @@ def print_policies(path: Path, *, price: float | None, as_json: bool) -> None:
     _check_price(price)
     recording = Recording.open(path)
     runs = summarise(recording, price_usd_per_device_hour=price)
-    judged = [judged_policies(recording, run) for run in runs]
+    judged = [judged_policies(recording, run, counts=counts, max_tokens=max_tokens) for run in runs]
     if as_json:
         whole = [
             replace(run, policies=() if isinstance(each, str) else each.outcomes)

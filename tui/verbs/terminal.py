@@ -138,10 +138,10 @@ def _check(present: Path | None, systems: Sequence[str]) -> None:
 
         configuration_of(present)
     if systems:
-        from advisor.step_time.prior.tables import read_prior
+        from advisor.step_time.prior.relatives import read_gpu
 
         for system in systems:
-            read_prior(system)
+            read_gpu(system)
 
 
 def _keys(given: Path | None) -> Path | None:

@@ -57,7 +57,6 @@ class Lanes(Static):
         self.update(Content("\n").join(lines))
 
     def on_click(self, event: Click) -> None:
-        """Tell which column it was."""
         if event.x >= LEFT:
             self.post_message(self.Seek(event.x - LEFT))
 

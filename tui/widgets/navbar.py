@@ -23,7 +23,6 @@ class NavBar(Static):
         self._current = current
 
     def render(self) -> Content:
-        """Return the tabs, and the status flushed right as far as it fits."""
         tabs = []
         for number, (mode, title) in enumerate(TABS, 1):
             style = "reverse bold" if mode == self._current else ""

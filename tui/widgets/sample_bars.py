@@ -73,13 +73,9 @@ def _line(row: SampleRow, mark: str) -> Content:
 
 @dataclass(frozen=True, kw_only=True)
 class SampleRow:
-    """A sample's line: cells on the left, right or wrong, its bar, and what is special about it.
-
-    The bar's columns from `saved_from` on are after the stop of the rule; None without one.
-    """
+    """A sample's line: cells on the left, right or wrong, its bar, and what is special about it."""
 
     left: str
     correct: bool | None
     bar: str
     note: str
-    saved_from: int | None = None

@@ -15,7 +15,6 @@ class _Labels(NumericAxisFormatter):  # type: ignore[misc]
     """Labels of which none is rounded, as are those of a single tick, or of two far apart."""
 
     def get_labels_for_ticks(self, ticks: Sequence[float]) -> list[str]:
-        """Return the ticks as text."""
         return tick_labels(ticks)
 
 
@@ -39,5 +38,4 @@ class Scatter(PlotWidget):  # type: ignore[misc]
         return max(columns, 1)
 
     def on_resize(self) -> None:
-        """Tell the screen, which sets limits and ticks."""
         self.post_message(self.Resized())

@@ -91,7 +91,6 @@ class AnswerModel:
         self.draws, self.seed = draws, seed
 
     def fit(self, problems: Sequence[AnswerCounts]) -> AnswerModel:
-        """Draw the laws. Raises ValueError without a problem that has samples."""
         if not any(problem.samples for problem in problems):
             raise ValueError("no samples to learn from")
         rng = np.random.default_rng([self.seed, 0])

@@ -55,7 +55,6 @@ class SuccessLaw:
         self.draws, self.seed = draws, seed
 
     def fit(self, right: Ints, missed: Ints) -> SuccessLaw:
-        """Draw the law from how often each problem was answered right and was not."""
         rng = np.random.default_rng([self.seed, 2])
         cells, counts = np.unique(np.stack([right, missed]), axis=1, return_counts=True)
 

@@ -16,7 +16,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from advisor.evidence.features import FEATURES, ZERO
+from advisor.evidence.features import FEATURES, ZERO, Features
 from advisor.step_time.host.fit import TERMS
 from traces.schema.engine import EngineConfig
 
@@ -86,3 +86,20 @@ def in_features(seconds: Floats, engine: EngineConfig) -> Floats:
     law = ZERO._replace(step=whole, requests=requests, prefill_step=prefill_step)
     assert len(law) == len(FEATURES)
     return np.array(law)
+
+
+def host_note(engine: EngineConfig) -> str:
+    """Say what an engine's steps take beyond their kernels, and where that is from."""
+    part = Features(*host_part(engine).seconds.tolist())
+    what = (
+        f"beyond its kernels a step takes {1e3 * part.step:.2f} ms, {1e6 * part.requests:.0f} us a "
+        f"request and {1e3 * part.prefill_step:.1f} ms with prompts, as published runs of vLLM did "
+        "that schedules "
+    )
+    if generation_of(engine) != ASYNCHRONOUS:
+        return f"{what}step by step"
+    return (
+        f"{what}step by step. This engine schedules while kernels run, so a step takes the longer "
+        "of the two. How long the host takes there no run shows: the interval reaches from "
+        "kernels alone to twice that"
+    )

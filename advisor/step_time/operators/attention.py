@@ -73,7 +73,6 @@ class DecodeAttention:
         return self
 
     def law(self, batch: Floats, context: Floats) -> Floats:
-        """Return the seconds of the law alone."""
         terms = self._terms(batch, context, self.split_)
         return np.asarray(terms @ self.prices_, dtype=float)
 

@@ -55,13 +55,11 @@ class CollectiveLaw:
     left_out_error: float | None
 
     def seconds(self, message_bytes: Floats) -> Floats:
-        """Return the seconds of messages of so many bytes."""
         return np.asarray(
             self.start_s + pieces(message_bytes, self.breaks) @ self.per_byte_s, dtype=float
         )
 
     def within(self, message_bytes: float) -> bool:
-        """Whether a size lies in the measured range."""
         return self.low_bytes <= message_bytes <= self.high_bytes
 
 
@@ -224,7 +222,7 @@ def recorded_messages(kernels: pl.DataFrame, *, graph: bool) -> dict[Kind, Float
     }
 
 
-def read_collectives(path: Path, *, graph: bool = False) -> dict[Kind, Floats]:
+def read_collectives(path: Path) -> dict[Kind, Floats]:
     """Read a table of collectives as Vidur writes them, in the form of `recorded_messages`.
 
     Columns: collective, num_workers, size (bytes), and time_stats.<collective>.median (ms). Raises
@@ -237,7 +235,7 @@ def read_collectives(path: Path, *, graph: bool = False) -> dict[Kind, Floats]:
         column = f"time_stats.{name}.median"
         if column not in table.columns:
             raise table.error(line, f"no column {column} for the collective {name:.40}")
-        kind = Kind(name, table.count(line, "num_workers", least=2), graph)
+        kind = Kind(name, table.count(line, "num_workers", least=2), graph=False)
         seconds = table.seconds(line, column, positive=True) * 1e3
         found.setdefault(kind, []).append((float(table.count(line, "size", least=1)), seconds))
     return {kind: np.array(rows, dtype=float) for kind, rows in found.items()}

@@ -59,7 +59,6 @@ class Operators:
 
     @property
     def source(self) -> str:
-        """Where the tables come from, in words."""
         model = " ".join(filter(None, (self.model, self.variant)))
         told = " on ".join(filter(None, (model, self.gpu)))
         vllm = "" if self.vllm_version is None else f", vLLM {self.vllm_version}"

@@ -8,6 +8,7 @@ activations and CUDA graphs is only known when it has started.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -22,6 +23,7 @@ BLOCK: Final = 16  # vLLM's default on a GPU
 RESERVED: Final = (
     3.5 * GIB
 )  # for activations, graphs and the context, as the prior's authors have it
+ALIKE: Final = 1.5  # counts of layers that vLLM pads to the larger one
 VALUE_BYTES: Final = 2  # of weights and cache in bfloat16
 LIMITS: Final = ("max_num_seqs", "max_num_batched_tokens")
 # vLLM's defaults on a GPU for what a CPU's engine was given otherwise.
@@ -145,7 +147,8 @@ def assumed_note(device: Device, engine: EngineConfig, assumed: Collection[str])
 class Memory:
     """What of a GPU's memory an engine of a model takes, in bytes on each GPU.
 
-    `usable` is vLLM's share of the memory, `reserved` what weights and KV cache do not get.
+    `share` is vLLM's of the memory, `reserved` what weights and KV cache do not get, `token` what a
+    token takes of a block, which has `least_block` tokens or more.
     """
 
     device: Device
@@ -154,6 +157,7 @@ class Memory:
     weights: float
     reserved: float
     token: float
+    least_block: int = 1
 
     @property
     def cache(self) -> float:
@@ -175,35 +179,72 @@ def _gb(count: float) -> str:
 def memory_of(
     device: Device, engine: EngineConfig, facts: ModelFacts, *, reserved: float = RESERVED
 ) -> Memory | None:
-    """Return what an engine in bfloat16 takes of a GPU; None where memory or model is not known.
+    """Return what an engine takes of a GPU; None where memory or model is not known.
 
-    KV heads that are fewer than the GPUs are kept by several of them.
+    Experts are shared by all ranks of tensor and data parallelism, other weights by those of tensor
+    parallelism. KV heads that are fewer than the GPUs are kept by several of them, and so is what
+    has no heads.
     """
-    size = engine.tensor_parallel_size
-    weights = facts.weight_bytes
+    size, stages = engine.tensor_parallel_size, engine.pipeline_parallel_size
+    weights: float | None = facts.weight_bytes
     if facts.quantization is None and engine.quantization is None:
         weights = None if facts.total_parameters is None else VALUE_BYTES * facts.total_parameters
-    if device.memory_bytes is None or weights is None or not facts.reads_all(None):
+    elif facts.quantization is None and weights is not None and facts.layers is not None:
+        outside = sum(each.size_bytes or 0.0 for each in facts.others)
+        weights = outside + (weights - outside) / 2  # of layers alone, brought to FP8
+    kept = _kept(engine, facts)
+    if device.memory_bytes is None or weights is None or kept is None:
         return None
-    value = 1 if (engine.kv_cache_dtype or "").startswith("fp8") else VALUE_BYTES
+    experts = facts.routed_weight_bytes() if facts.weight_bytes == weights else 0.0
+    token, block = kept
     return Memory(
         device=device,
         total=device.memory_bytes,
         share=engine.gpu_memory_utilization or UTILISATION,
-        weights=weights / (size * engine.pipeline_parallel_size),
+        weights=(weights - experts) / (size * stages)
+        + experts / (size * engine.data_parallel_size * stages),
         reserved=reserved,
-        token=_kept_values(facts, size) * value,
+        token=token / stages,
+        least_block=block,
     )
 
 
-def _kept_values(facts: ModelFacts, size: int) -> float:
-    """Return the values that a GPU keeps of a token, of a model that reads all of its context."""
+def _kept(engine: EngineConfig, facts: ModelFacts) -> tuple[float, int] | None:
+    """Return the bytes of a token in a block on each GPU, and the tokens that a block has at least.
+
+    Layers of several kinds take blocks of their own, in groups of as many layers (`limits.py`), and
+    all blocks are as large: so that a state fits in one, vLLM makes blocks of more tokens.
+    """
+    size, cache = engine.tensor_parallel_size, engine.kv_cache_dtype
+    if cache in (None, "auto"):
+        cache = facts.kv_cache_dtype
+    value = 1 if (cache or "").startswith("fp8") else VALUE_BYTES
     if facts.layers is None:
-        shapes = [(facts.num_hidden_layers, facts.num_key_value_heads, facts.head_dim)]
-    else:
-        found = [(group.count, group.attention) for group in facts.layers]
-        shapes = [(count, a.kv_heads, a.head_dim) for count, a in found if a is not None]
-    return sum(2 * count * max(heads / size, 1.0) * width for count, heads, width in shapes)
+        if not facts.reads_all(None):
+            return None
+        heads = max(facts.num_key_value_heads / size, 1.0)
+        return 2 * facts.num_hidden_layers * heads * facts.head_dim * value, 1
+    layers: Counter[tuple[str, int | None]] = Counter()
+    tokens, states = [0.0], [0.0]
+    for group in facts.layers:
+        if (attention := group.attention) is not None and attention.kept:
+            share = 1.0 if attention.latent is not None else min(size, attention.kv_heads)
+            entry = attention.values / share * value + attention.index_bytes(value)
+            tokens.append(entry / attention.tokens_per_entry)
+            window = attention.window if attention.kind == "sliding_attention" else None
+            layers["attention", window] += group.count
+        if group.state is not None:
+            if group.state.size_bytes is None:
+                return None
+            states.append(group.state.size_bytes / size)
+            layers["state", None] += group.count
+    widest = max(tokens)
+    if not widest:
+        return None
+    least, most = min(layers.values()), max(layers.values())
+    together = most if most < ALIKE * least else least
+    block = -(-max(states) / widest // BLOCK) * BLOCK if max(states) else 1
+    return together * widest, int(block)
 
 
 def with_blocks(memory: Memory, engine: EngineConfig, facts: ModelFacts) -> EngineConfig:
@@ -214,6 +255,8 @@ def with_blocks(memory: Memory, engine: EngineConfig, facts: ModelFacts) -> Engi
     """
     what = f"{facts.name} with tensor_parallel_size {engine.tensor_parallel_size}"
     on = f"on {memory.device.name or 'this GPU'}"
+    if (engine.block_size or BLOCK) < memory.least_block and engine.num_gpu_blocks is None:
+        engine = replace(engine, block_size=memory.least_block)
     block = (engine.block_size or BLOCK) * memory.token
     mend = "Set a larger engine.tensor_parallel_size, or ask about a GPU with more memory"
     if engine.num_gpu_blocks is not None:

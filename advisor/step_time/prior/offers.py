@@ -20,16 +20,19 @@ from advisor.evidence.features import FEATURES, Features, feature_matrix
 from advisor.evidence.gather import Evidence
 from advisor.evidence.keys import decoder_of, law_key, powers, without_limits
 from advisor.step_time.cost import StepCost
+from advisor.step_time.host.spread import spread_of as published_spread
 from advisor.step_time.law import PriorCost, StepLaw, non_negative_least_squares
 from advisor.step_time.prior.defaults import BLOCK, Device, Memory, as_on, memory_of, with_blocks
+from advisor.step_time.prior.drafting import Drafting, kept_a_step
 from advisor.step_time.prior.recalibration import (
     PriorTimes,
-    Recalibration,
     cost_of,
+    ends_of,
     predicted_steps,
     recalibrate,
 )
-from advisor.step_time.prior.tables import PriorTables, read_prior
+from advisor.step_time.prior.relatives import read_gpu
+from advisor.step_time.prior.tables import PriorTables
 from traces.errors import TablesError, UsageError
 from traces.recording.reader import Recording
 from traces.recording.tables import COMPOSITION, TABLES
@@ -40,10 +43,6 @@ Floats = npt.NDArray[np.float64]
 Choices = Sequence[tuple[int, int]]  # (max_num_seqs, max_num_batched_tokens)
 
 SIZES: Final = (1, 2, 4, 8)  # of tensor parallelism
-# How far off the prior was in the published runs of docs/prior.md, by the log of time: steps took
-# up to 1 / 0.68 of what it has, and recalibrated at another tensor-parallel size up to 1.18.
-UNCHECKED: Final = -float(np.log(0.68))
-OTHER_SIZE: Final = float(np.log(1.18))
 PRICED: Final = (None, "auto", "bfloat16", "float16")
 
 
@@ -80,10 +79,10 @@ def offer(evidence: Evidence, recordings: Sequence[Recording], systems: Sequence
     laws: dict[EngineConfig, StepLaw] = {}
     refused: list[Refused] = []
     for system in dict.fromkeys(systems):
-        tables = read_prior(system)
+        tables = read_gpu(system)
         found = recalibrate(tables, recordings)
         measured = {_shape(table.engine) for table in evidence.steps}
-        offered, why = 0, "no recording without speculation tells of a model"
+        offered, why = 0, "no recording tells of a model"
         for base, choices in _bases(evidence, tables):
             facts = evidence.models.get(base.model)
             if facts is None:
@@ -98,7 +97,7 @@ def offer(evidence: Evidence, recordings: Sequence[Recording], systems: Sequence
                 try:
                     engine = _placed(engine, facts, tables)
                     law = _law(evidence, engine, choices, PriorTimes(
-                        tables=tables, facts=facts, found=found
+                        tables=tables, facts=facts, found=found, models=evidence.models
                     ))  # fmt: skip
                 except (UsageError, TablesError) as error:
                     why = str(error).removeprefix("--gpu: ")
@@ -127,9 +126,8 @@ def _bases(evidence: Evidence, tables: PriorTables) -> Iterator[tuple[EngineConf
     device = device_of(tables)
     usual = device.limits("server")
     for run in evidence.runs:
-        if run.engine.speculative is None:
-            there, _ = as_on(device, run.engine)
-            groups.setdefault(decoder_of(run.engine), []).append(there)
+        there, _ = as_on(device, run.engine)
+        groups.setdefault(decoder_of(run.engine), []).append(there)
     for engines in groups.values():
         first = engines[0]
         base = replace(
@@ -175,7 +173,7 @@ def _law(evidence: Evidence, engine: EngineConfig, choices: Choices, times: Prio
     Raises UsageError for an engine that cannot be priced, TablesError for shapes that were not
     measured.
     """
-    prior = times.prior(engine)
+    prior, drafting = times.prior(engine), times.drafting(engine)
     most = replace(
         engine,
         max_num_seqs=max(seqs for seqs, _ in choices),
@@ -184,7 +182,8 @@ def _law(evidence: Evidence, engine: EngineConfig, choices: Choices, times: Prio
 
     @lru_cache(maxsize=64)
     def cost(seqs: int | None, tokens: int | None) -> StepCost:
-        return cost_of(prior, replace(engine, max_num_seqs=seqs, max_num_batched_tokens=tokens))
+        asked = replace(engine, max_num_seqs=seqs, max_num_batched_tokens=tokens)
+        return cost_of(prior, asked, drafting)
 
     def of(asked: EngineConfig) -> StepCost:
         return cost(asked.max_num_seqs, asked.max_num_batched_tokens)
@@ -195,9 +194,11 @@ def _law(evidence: Evidence, engine: EngineConfig, choices: Choices, times: Prio
     )
     found = times.found
     checked = found is not None and found.has(times.facts, engine.tensor_parallel_size)
-    sigma = found.sigma if found is not None and checked else _sigma(found)
+    sigma = _sigma(times, most, of(most), evidence)
+    if not checked:  # runs of its own hold what rules and routing add
+        sigma = float(np.hypot(sigma, prior.spread))
     return StepLaw(
-        seconds=_linear(of, most, evidence),
+        seconds=_with_drafts(_linear(of, most, evidence), drafting),
         low=np.zeros(len(FEATURES)),
         high=np.array(high),
         sigma=sigma,
@@ -210,21 +211,44 @@ def _law(evidence: Evidence, engine: EngineConfig, choices: Choices, times: Prio
             label=times.tables.label,
             recordings=() if found is None else found.recordings,
             checked=checked,
+            told=published_spread(times.tables.system, times.facts, engine).note(),
             cost=of,
+            drafts=_paying(evidence, engine, times),
         ),
     )
 
 
-def _sigma(found: Recalibration | None) -> float:
-    """Return the spread (sd) of the log of a run's time about the prior."""
-    if found is None:
-        return _reaching(UNCHECKED)
-    return float(np.hypot(found.sigma, _reaching(OTHER_SIZE)))
+def _with_drafts(seconds: Floats, drafting: Drafting | None) -> Floats:
+    """Return seconds per feature with those of drafting."""
+    if drafting is None:
+        return seconds
+    found = Features(*seconds)
+    return np.array(
+        found._replace(draft_step=drafting.launch_s, draft_requests=drafting.each_s), dtype=float
+    )
 
 
-def _reaching(log: float) -> float:
-    """Return the spread of a log-normal factor with mean 1 whose 95 % quantile is exp(log)."""
-    return float(Z95 - np.sqrt(Z95**2 - 2 * log))
+def _paying(evidence: Evidence, engine: EngineConfig, times: PriorTimes) -> str | None:
+    """Return up to which batch an engine's drafts pay, None without any that were recorded."""
+    same = [run for run in evidence.runs if decoder_of(run.engine) == decoder_of(engine)]
+    kept = kept_a_step(same)
+    if engine.speculative is None or kept is None:
+        return None
+    never = ", by a published acceptance, as none ran" if not any(r.recording for r in same) else ""
+    return times.pays(engine, kept) + never
+
+
+def _sigma(times: PriorTimes, engine: EngineConfig, cost: StepCost, evidence: Evidence) -> float:
+    """Return the spread (sd) of the log of a run's time about the prior.
+
+    Where the host hides behind kernels it holds what it may be, in the usual step.
+    """
+    sigma, ends = times.sigma(engine), ends_of(cost)
+    if ends is None or times.found is not None:
+        return sigma
+    steps = _steps(engine, evidence)
+    fast, slow = (predicted_steps(each, steps) for each in ends)
+    return float(np.hypot(sigma, np.median(np.log(slow / fast)) / 2 / Z95))
 
 
 def _linear(
@@ -232,8 +256,18 @@ def _linear(
 ) -> Floats:
     """Return seconds per feature that come nearest to the tables, for steps as will be made.
 
-    Steps of all batches up to `max_num_seqs`, at contexts up to the longest recorded, and with
-    prompts of the usual length; each step's relative error counts alike.
+    Each step's relative error counts alike.
+    """
+    steps = _steps(engine, evidence)
+    seconds = predicted_steps(cost(engine), steps)
+    composition = feature_matrix(steps, speculative=False)
+    return non_negative_least_squares(composition / seconds[:, None], np.ones(len(seconds)))
+
+
+def _steps(engine: EngineConfig, evidence: Evidence) -> pl.DataFrame:
+    """Return steps as will be made: of all batches up to `max_num_seqs`.
+
+    At contexts up to the longest recorded, and with prompts of the usual length.
     """
     samples = [
         (problem.prompt_tokens, sample.output_tokens)
@@ -256,9 +290,9 @@ def _linear(
         "prefill_kv_tokens": prompt,
         "prefill_query_context": prompt * (prompt + 1) // 2,
     }
+    if (speculative := engine.speculative) is not None:  # what verifies drafts
+        more = speculative.num_speculative_tokens + 1
+        rows = [row | {"decode_tokens": more * row["decode_requests"]} for row in rows]
     rows += [whole, *({**whole, **row} for row in rows[2::5])]
     plain = {name: TABLES["steps"][name] for name in COMPOSITION}
-    steps = pl.DataFrame([dict.fromkeys(plain, 0) | row for row in rows], schema=plain)
-    seconds = predicted_steps(cost(engine), steps)
-    composition = feature_matrix(steps, speculative=False)
-    return non_negative_least_squares(composition / seconds[:, None], np.ones(len(seconds)))
+    return pl.DataFrame([dict.fromkeys(plain, 0) | row for row in rows], schema=plain)

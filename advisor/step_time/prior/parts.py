@@ -8,7 +8,7 @@ parallelism, which otherwise share each expert; what is small is on every GPU.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -50,7 +50,7 @@ _SPLIT_OUTPUTS: Final = frozenset({
 _SPLIT_INPUTS: Final = frozenset({"o_proj", "down_proj", "out_proj", "o_b_proj"})
 _WHOLE: Final = frozenset({
     "gate", "q_a_proj", "kv_a_proj_with_mqa", "kv_proj", "f_a_proj", "compressor", "wq_b", "wk",
-    "weights_proj", "index_q_proj", "index_k_proj", "fc1_latent_proj", "fc2_latent_proj",
+    "weights_proj", "eh_proj", "index_q_proj", "index_k_proj", "fc1_latent_proj", "fc2_latent_proj",
 })  # fmt: skip
 _NO_PRODUCT: Final = frozenset({"conv1d", "hyper_connection"})
 _ONE_KERNEL: Final = {
@@ -370,7 +370,7 @@ def _experts(
         if ".shared_experts." in name
     ]
     if not shared:
-        return Times(rows=rows, rule=times.rule, spread=times.spread)
+        return replace(times, rows=rows)
     width = experts.shared_width / split.tensor
     knots = np.unique(np.concatenate([rows[:, 0], [BESIDE, BESIDE + 1], shared[0].rows[:, 0]]))
     knots = knots[knots <= rows[-1, 0]]
@@ -383,6 +383,7 @@ def _experts(
         rows=np.column_stack([knots, seconds]),
         rule="\n".join(rules) or None,
         spread=max(each.spread for each in (times, *shared)),
+        routing=times.routing,
     )
 
 

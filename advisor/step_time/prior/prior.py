@@ -53,7 +53,6 @@ PRIOR_RULES: Final = (
     "a chunk beside decoding requests: the sum of both less one start",
 )
 PRIOR_MISSING: Final = (
-    "work of the host",
     "unequal contexts in a batch",
     "the gathering of logits",
 )
@@ -138,6 +137,18 @@ class Prior:
             launch=launch,
         )
 
+    def token_seconds(self, tokens: Floats) -> Floats:
+        """Return the seconds of what works on a step's tokens, in CUDA graphs."""
+        return self._token_seconds(tokens, int(tokens.max()))
+
+    def logit_seconds(self, rows: Floats) -> Floats:
+        """Return the seconds of so many rows of logits."""
+        return self._summed(self.parts.logits, rows)
+
+    def decoding(self, batches: Floats, contexts: Floats) -> Floats:
+        """Return the seconds [batches, contexts] of attention and states where requests decode."""
+        return self._decode(batches, contexts)
+
     def communication_s(self, tokens: int, captured: int) -> float:
         """Return the seconds of the all-reduces of a step of so many tokens."""
         if not self.all_reduces:
@@ -149,7 +160,7 @@ class Prior:
         """The share of a usual step, and the spread (sd of the log), of each rule that matters."""
         at = np.array([float(USUAL_BATCH)])
         context = np.array([float(USUAL_CONTEXT)])
-        found: dict[str, list[float]] = {}  # without a name: the routing of experts
+        found: dict[str, list[float]] = {}
         total = float(self._token_seconds(at, USUAL_BATCH)[0])
         for part in (*self.parts.dense, *self.parts.logits):
             spent = part.calls * float(interpolated(part.times.rows, at)[0])
@@ -168,13 +179,26 @@ class Prior:
     @property
     def spread(self) -> float:
         """The spread (sd of the log) that rules and the routing of experts add to a step's time."""
-        return float(sum(share * spread for share, spread in self.shares.values()))
+        rules = float(sum(share * spread for share, spread in self.shares.values()))
+        return float(np.hypot(rules, self.routing))
+
+    @property
+    def routing(self) -> float:
+        """How far off (log of a usual step's time) other routings of the experts are."""
+        at = np.array([float(USUAL_BATCH)])
+        total = float(self._token_seconds(at, USUAL_BATCH)[0])
+        total += float(self._decode(at, np.array([float(USUAL_CONTEXT)]))[0, 0])
+        spent = (
+            part.times.routing * part.calls * float(interpolated(part.times.rows, at)[0])
+            for part in self.parts.dense
+        )
+        return sum(spent) / total
 
     @property
     def rules(self) -> list[str]:
         """What of this model is by rule, with its share of a usual step."""
         ordered = sorted(self.shares.items(), key=lambda item: -item[1][0])
-        return [f"{rule} ({share:.0%} of a step)" for rule, (share, _) in ordered if rule]
+        return [f"{rule} ({share:.0%} of a step)" for rule, (share, _) in ordered]
 
     def _token_seconds(self, tokens: Floats, captured: int) -> Floats:
         """Return the seconds of what works on a step's tokens, without attention."""
@@ -256,7 +280,7 @@ class Prior:
 
 
 def _add(found: dict[str, list[float]], rule: str | None, spread: float, spent: float) -> None:
-    names = (rule or "").splitlines() or [""] * (spread > 0)
+    names = (rule or "").splitlines()
     for each in names:
         whole = found.setdefault(each, [0.0, 0.0])
         whole[0] += spent
@@ -291,6 +315,7 @@ def prior_of(tables: PriorTables, facts: ModelFacts, engine: EngineConfig) -> Pr
     for what is in none.
     """
     check(facts, engine)
+    tables = tables.of_version(engine.vllm_version)
     kv = engine.kv_cache_dtype
     if kv in (None, "auto"):
         kv = facts.kv_cache_dtype
@@ -311,10 +336,6 @@ def check(facts: ModelFacts, engine: EngineConfig) -> None:
         raise UsageError(
             f"--gpu: {name} has {', '.join(sorted(other)).replace('_', ' ')} layers, which are in "
             "no table. Ask about another model (--model-config)"
-        )
-    if engine.speculative is not None and engine.speculative.model is not None:
-        raise UsageError(
-            "--gpu: the draft model's own time is in no table. Set engine.speculative=null"
         )
     asked = engine.quantization
     if asked is not None and facts.quantization is None and asked not in ONLINE:

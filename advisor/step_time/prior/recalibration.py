@@ -9,7 +9,7 @@ GPU, so a recording of one model and tensor-parallel size speaks for others.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import numpy as np
@@ -17,30 +17,41 @@ import numpy.typing as npt
 import polars as pl
 
 from advisor.compiled import compiled, wide
-from advisor.evidence.features import work_of_steps
+from advisor.evidence.features import FEATURES, work_of_steps
 from advisor.step_time.cost import (
     StepCost,
     chunk_seconds,
     steps_seconds,
     table_cost,
+    with_hidden,
     work_at,
 )
-from advisor.step_time.host.law import host_part
+from advisor.step_time.host.law import host_note, host_part
+from advisor.step_time.host.spread import spread_of as published_spread
 from advisor.step_time.law import StepTimes
 from advisor.step_time.operators.tables import default_capture_sizes
+from advisor.step_time.prior.drafting import Drafting, drafting_of, pays
 from advisor.step_time.prior.prior import FAMILIES, PRIOR_MISSING, PRIOR_RULES, Prior, prior_of
 from advisor.step_time.prior.tables import PriorTables
 from traces.errors import TablesError, UsageError
 from traces.recording.reader import Recording
 from traces.recording.tables import COMPOSITION
-from traces.schema.engine import EngineConfig, ModelFacts
+from traces.schema.engine import LOOKUPS, EngineConfig, ModelFacts
 from traces.statistics import Z95, student_95
 from traces.summary.comparison import PRIOR_REPEATS, RUN_TO_RUN
 
 Floats = npt.NDArray[np.float64]
 
 MATTERS: Final = 0.02  # of a step
+MOST_HIDDEN: Final = 2.0  # times the host's part, of an engine that hides it
+# How far a recalibration is off at another tensor-parallel size (sd of a log): up to 18 % in the
+# runs of docs/validation.md.
+OTHER_SIZE: Final = float(np.log(1.18)) / Z95
 MOST_STEPS: Final = 2000  # of a recording, evenly spaced, that are priced
+ROUTING_NOTE: Final = (
+    "experts are visited unevenly, as by a power law of 1.01. Balanced, or by one of 1.2, a step "
+    "of usual size takes up to {:.0f} % longer or less"
+)
 STALL: Final = 10.0  # steps beyond so many times the usual count as that many times
 FAMILY_OF_KERNELS: Final = {
     "gemm": "gemm",
@@ -82,13 +93,40 @@ class Recalibration:
 class PriorTimes:
     """The prior of one GPU and model; `found` is what recordings said of it, None without any.
 
-    `told` says how, where they were no recordings of steps.
+    An engine of a replay is one of `ranks` of data parallelism, each a replica: those of a mixture
+    share its experts, and are taken to have as many tokens at a time. `told` says how it was
+    corrected, where not by recordings of steps.
     """
 
     tables: PriorTables
     facts: ModelFacts
     found: Recalibration | None
+    ranks: int = 1
     told: tuple[str, ...] = ()
+    models: Mapping[str, ModelFacts] = field(default_factory=dict)
+
+    def drafting(self, engine: EngineConfig) -> Drafting | None:
+        """Return what drafting takes in a step, None without speculation.
+
+        Raises UsageError where the model that drafts is not known.
+        """
+        tables = self.tables.of_version(engine.vllm_version)
+        return drafting_of(tables, self.facts, self.shared(engine), self.models)
+
+    def shared(self, engine: EngineConfig) -> EngineConfig:
+        """Return an engine with the ranks of data parallelism that share a mixture's experts."""
+        return replace(engine, data_parallel_size=self.ranks) if self.facts.num_experts else engine
+
+    def pays(self, engine: EngineConfig, kept: float) -> str:
+        """Say up to which batch drafts pay that give `kept` tokens a step.
+
+        Raises UsageError where the model that drafts is not known.
+        """
+        drafting = self.drafting(engine)
+        assert engine.speculative is not None
+        assert drafting is not None
+        k = engine.speculative.num_speculative_tokens
+        return pays(self.prior(engine), drafting, k, kept)
 
     def shape(self, engine: EngineConfig) -> tuple[ModelFacts, int]:
         """Return the model and the size that a run of an engine checks (`Recalibration`)."""
@@ -100,7 +138,7 @@ class PriorTimes:
         Raises UsageError for an engine that cannot be priced, TablesError for shapes that were not
         measured.
         """
-        prior = prior_of(self.tables, self.facts, engine)
+        prior = prior_of(self.tables, self.facts, self.shared(engine))
         return prior if self.found is None else _recalibrated(prior, self.found)
 
     def times(self, engine: EngineConfig, longest: int) -> StepTimes:
@@ -111,17 +149,33 @@ class PriorTimes:
         """
         prior = self.prior(engine)
         measured = prior.domain
-        checked = self.found is not None and self.found.has(self.facts, engine.tensor_parallel_size)
 
         def within(peaks: Mapping[str, float]) -> bool:
             most = {"tokens": peaks["tokens"], "batch": peaks["requests"], "context": longest}
             return not measured.beyond(most) and peaks["tokens"] <= prior.most_tokens
 
-        sigma = None
-        if checked and self.found is not None:
-            sigma = (self.found.sigma, 2 * self.found.sigma)
+        sigma = self.sigma(engine)
         runs = None if self.found is None else len(self.found.recordings)
-        return StepTimes(cost=cost_of(prior, engine), sigma=sigma, runs=runs, within=within)
+        cost = cost_of(prior, engine, self.drafting(engine))
+        return StepTimes(
+            cost=cost,
+            sigma=(sigma, 2 * sigma),
+            runs=runs,
+            within=within,
+            ends=None if self.found is not None else ends_of(cost),
+        )
+
+    def sigma(self, engine: EngineConfig) -> float:
+        """Return the spread (sd) of the log of an engine's time about the prediction.
+
+        Of a model and a size that ran on this GPU, that of the recalibration. Else that of the
+        published runs that were left out, with how far other sizes were off where one ran.
+        """
+        if self.found is None:
+            return published_spread(self.tables.system, self.facts, engine).sigma
+        if self.found.has(self.facts, engine.tensor_parallel_size):
+            return self.found.sigma
+        return float(np.hypot(self.found.sigma, OTHER_SIZE))
 
     def other_versions(self, engine: EngineConfig, requests: int, step_s: float) -> str | None:
         """Say what the all-reduces of other versions of vLLM would give, where it matters.
@@ -161,30 +215,39 @@ class PriorTimes:
 
     def notes(self, engine: EngineConfig) -> list[str]:
         """Return what of the step times is prior, what is missing, and what was checked."""
-        tensor_parallel_size = engine.tensor_parallel_size
+        tensor_parallel_size, prior = engine.tensor_parallel_size, self.prior(engine)
         label = self.tables.of_version(engine.vllm_version).described(tensor_parallel_size > 1)
         told = [
             f"prior: step times of {self.facts.name} on {self.tables.device} are from operator"
             f" tables of others (aiconfigurator-core: {label})",
-            "by a rule, as no table has it: " + " | ".join(PRIOR_RULES),
+            "by a rule, as no table has it: " + " | ".join([*PRIOR_RULES, *prior.rules]),
             "in no table and left out: " + ", ".join(PRIOR_MISSING),
         ]
+        if self.facts.num_experts:
+            told.insert(2, ROUTING_NOTE.format(100 * prior.routing))
+        drafting = self.drafting(engine)
+        if drafting is not None:
+            told.insert(2, drafting.what)
         if self.found is None:
-            return [*told, "no run of this GPU has checked it: no interval"]
+            return [
+                *told,
+                host_note(engine),
+                published_spread(self.tables.system, self.facts, engine).note(),
+            ]
         if self.told:
             return [*told, *self.told]
         scales = ", ".join(f"{name} x{scale:.2f}" for name, scale in self.found.families.items())
         scales = f"{scales}, " if scales else "no kernels were profiled: one scale, "
         names = ", ".join(self.found.recordings)
         told = [
-            *told[:2],
+            *told[:-1],
             f"recalibrated by {names}: {scales}steps x{self.found.step:.2f}, which stands for what "
             f"no table has ({', '.join(PRIOR_MISSING)}), and the rest is prior",
         ]
         if not self.found.has(self.facts, tensor_parallel_size):
             told.append(
                 f"no run of this GPU had {self.facts.name} at tensor_parallel_size "
-                f"{tensor_parallel_size}: no interval"
+                f"{tensor_parallel_size}: the interval holds how far other sizes were off"
             )
         return told
 
@@ -273,6 +336,8 @@ def _ran(tables: PriorTables, recording: Recording) -> list[_Ran]:
         facts = recording.manifest.models.get(engine.model)
         if facts is None or engine.gpu != tables.device:
             continue
+        if engine.speculative is not None and engine.speculative.method not in LOOKUPS:
+            continue  # its steps have a drafter's time
         try:
             prior = prior_of(tables, facts, engine)
         except (UsageError, TablesError):
@@ -348,7 +413,7 @@ def _recalibrated(prior: Prior, found: Recalibration) -> Prior:
     return replace(prior.scaled(found.families).scaled(step), host=prior.host * found.host_factor)
 
 
-def cost_of(prior: Prior, engine: EngineConfig) -> StepCost:
+def cost_of(prior: Prior, engine: EngineConfig, drafting: Drafting | None = None) -> StepCost:
     """Return the cost of an engine's steps: kernels from tables, and the host's part as learned.
 
     Raises UsageError where the engine does not tell its limits.
@@ -365,9 +430,24 @@ def cost_of(prior: Prior, engine: EngineConfig) -> StepCost:
         capture_sizes=captured,
     )
     host = host_part(engine).scaled(prior.host)
+    drafts = np.zeros(len(FEATURES))
+    if drafting is not None:
+        drafts[FEATURES.index("draft_step")] = drafting.launch_s
+        drafts[FEATURES.index("draft_requests")] = drafting.each_s
     if host.hidden:
-        return table_cost(tables, hidden=host.seconds)
-    return table_cost(tables, host.seconds)
+        return table_cost(tables, drafts, hidden=host.seconds)
+    return table_cost(tables, host.seconds + drafts)
+
+
+def ends_of(cost: StepCost) -> tuple[StepCost, StepCost] | None:
+    """Return the costs of fast and of slow steps, None where the host hides behind no kernel.
+
+    How long it takes in an engine that schedules while kernels run no run has told, as it showed in
+    none: from nothing to MOST_HIDDEN times what it takes in those that do not.
+    """
+    if not len(cost.hidden):
+        return None
+    return with_hidden(cost, 0.0), with_hidden(cost, MOST_HIDDEN)
 
 
 def predicted_steps(cost: StepCost, steps: pl.DataFrame) -> Floats:

@@ -9,7 +9,7 @@ have one, else from the maker's data sheet (docs/prior.md).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Final
 
@@ -18,8 +18,6 @@ import polars as pl
 from advisor.step_time.prior.tables import (
     PriorTables,
     gpu_facts,
-    known_systems,
-    located,
     read_prior,
 )
 
@@ -69,7 +67,8 @@ class RelativeTables(PriorTables):
     def read(self, family: str, name: str | None = None) -> pl.DataFrame:
         """Return a table of the relative, its seconds as they would be on this GPU."""
         if family == "comm":
-            return self.wires.with_versions(comm=self.versions["comm"]).read(family, name)
+            versions = {**self.wires.versions, "comm": self.versions["comm"]}
+            return replace(self.wires, versions=versions).read(family, name)
         table = super().read(family, name)
         if family == "gemm":
             ratio = self._products()
@@ -89,7 +88,7 @@ class RelativeTables(PriorTables):
         return []
 
     @property
-    def nccl(self) -> pl.DataFrame | None:  # type: ignore[override]
+    def nccl(self) -> pl.DataFrame | None:
         """NCCL's collectives of the GPU with the same wires."""
         return self.wires.nccl
 
@@ -104,23 +103,23 @@ class RelativeTables(PriorTables):
 
 
 def read_gpu(system: str, folder: Path | None = None) -> PriorTables:
-    """Open the tables of a GPU: its own, or those of a relative.
+    """Open the tables of a GPU: its own, or those of a relative (as `read_prior`).
 
     Raises UsageError, naming those there are, for one without either; MissingDependencyError where
     the package is not installed; TablesError for damage.
     """
-    system, folder = located(system, folder)
-    own = known_systems(folder)
-    known = RELATIVES.get(system)
-    if system in own or known is None or not {known.of, known.wires} <= set(own):
-        more = [name for name, each in RELATIVES.items() if {each.of, each.wires} <= set(own)]
-        return read_prior(system, folder, [*own, *more])
-    base, theirs = read_prior(known.of, folder), gpu_facts(folder, known.of)
+    if (known := RELATIVES.get(Path(system).name)) is None:
+        return read_prior(system, folder, more=tuple(RELATIVES))
+    if folder is None and len(Path(system).parts) > 1:
+        folder = Path(system).parent
+    system = Path(system).name
+    base, wires = read_prior(known.of, folder), read_prior(known.wires, folder)
+    folder = base.folder.parent.parent
+    theirs = gpu_facts(folder, known.of)
     mine = gpu_facts(folder, system) if known.bandwidth is None else {}
     bandwidth = known.bandwidth or float(mine["mem_bw"])
     peak = known.bf16_flops or float(mine["bfloat16_tc_flops"])
     slower = float(theirs["mem_bw"]) / bandwidth
-    wires = read_prior(known.wires, folder)
     given = {each.name: getattr(base, each.name) for each in fields(base)}
     return RelativeTables(
         **given
@@ -129,9 +128,9 @@ def read_gpu(system: str, folder: Path | None = None) -> PriorTables:
             "device": known.device,
             "memory_bytes": known.memory_bytes or float(mine["mem_capacity"]),
             "bandwidth_bytes_per_s": base.bandwidth_bytes_per_s / slower,
+            "versions": {**base.versions, "comm": wires.versions["comm"]},
+            "measured": {**base.measured, "comm": wires.measured["comm"]},
             "gpu": mine or {**theirs, "bfloat16_tc_flops": peak},
-            "versions": base.versions | {"comm": wires.versions["comm"]},
-            "measured": base.measured | {"comm": wires.measured["comm"]},
         },
         relative=known.of,
         wires=wires,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
@@ -78,13 +78,6 @@ def named_tables(tables: Path | None, systems: Sequence[str]) -> list[str]:
     )
 
 
-def located(system: str, folder: Path | None) -> tuple[str, Path]:
-    """Return a system's name and the folder of systems: of `FOLDER/NAME`, else the package's."""
-    if folder is None and len(Path(system).parts) > 1:
-        return Path(system).name, Path(system).parent
-    return system, folder or tables_folder()
-
-
 def collectives_of(name: str, vllm: str | None) -> list[Path]:
     """Return the files of a system's all-reduces, that nearest to a version first.
 
@@ -112,11 +105,7 @@ def known_systems(folder: Path) -> list[str]:
 def _versions(system: Path, family: str) -> tuple[str, ...]:
     """Return the versions of vLLM that have the family's table, ascending."""
     found = (system / family / FRAMEWORK).glob(f"*/{FILES[family]}")
-    return tuple(path.parent.name for path in sorted(found, key=_by_version))
-
-
-def _by_version(path: Path) -> tuple[int, ...]:
-    return _numbers(path.parent.name)
+    return tuple(sorted((path.parent.name for path in found), key=_numbers))
 
 
 def _numbers(version: str) -> tuple[int, ...]:
@@ -198,39 +187,31 @@ class PriorTables:
     def rows(self, family: str, name: str, version: str | None = None) -> pl.DataFrame | None:
         """Return a table of any family with its latency in `seconds`; None where there is none.
 
-        That of the newest version, if none is given. Raises TablesError for a damaged one.
+        That of the newest version, if none is given. Raises TablesError for damage.
         """
         found = [each for each in self.versions_of(family, name) if version in (None, each)]
         return None if not found else _read_rows(self.folder / family / FRAMEWORK / found[0] / name)
 
     def versions_of(self, family: str, name: str) -> list[str]:
-        """Return the versions of vLLM that a table is there for, the newest first."""
+        """Return the versions of vLLM that a table is there for, the newest one first.
+
+        Their authors take older ones only for what the newest lacks (query_versions.yaml).
+        """
         found = (self.folder / family / FRAMEWORK).glob(f"*/{name}")
-        return [path.parent.name for path in sorted(found, key=_by_version, reverse=True)]
+        return sorted((path.parent.name for path in found), key=_numbers, reverse=True)
 
     @cached_property
     def nccl(self) -> pl.DataFrame | None:
         """NCCL's collectives of the newest version; None where there is no such table."""
-        found = sorted((self.folder / "comm/nccl").glob("*/nccl_perf.parquet"), key=_by_version)
+        found = sorted(
+            (self.folder / "comm/nccl").glob("*/nccl_perf.parquet"),
+            key=lambda path: _numbers(path.parent.name),
+        )
         return _read_rows(found[-1]) if found else None
-
-    @cached_property
-    def _chosen(self) -> dict[tuple[tuple[str, str], ...], PriorTables]:
-        """The tables by the versions in use, so that each is read once."""
-        return {tuple(self.versions.items()): self}
 
     def of_version(self, vllm: str | None) -> PriorTables:
         """Return the tables nearest to an engine's version of vLLM (None: the newest)."""
-        chosen = {family: _nearest(there, vllm) for family, there in self.measured.items()}
-        return self.with_versions(**chosen)
-
-    def with_versions(self, **chosen: str) -> PriorTables:
-        """Return the tables with other versions of some families."""
-        versions = self.versions | chosen
-        key = tuple(versions.items())
-        if key not in self._chosen:
-            self._chosen[key] = replace(self, versions=versions)
-        return self._chosen[key]
+        return self if vllm is None else _of_version(self, vllm)
 
     def reserved_bytes(self, group_size: int) -> float:
         """Return the memory of a GPU that weights and KV cache do not get, as the authors have it.
@@ -299,24 +280,32 @@ class PriorTables:
         """The same tables with the all-reduces of the other versions that were measured."""
         own = self.versions.get("comm")
         return tuple(
-            self.with_versions(comm=each) for each in self.measured.get("comm", ()) if each != own
+            replace(self, versions={**self.versions, "comm": each})
+            for each in self.measured.get("comm", ())
+            if each != own
         )
 
 
-def read_prior(
-    system: str, folder: Path | None = None, choices: Sequence[str] | None = None
-) -> PriorTables:
+@lru_cache(maxsize=64)
+def _of_version(tables: PriorTables, vllm: str) -> PriorTables:
+    versions = {family: _nearest(found, vllm) for family, found in tables.measured.items()}
+    return replace(tables, versions=versions)
+
+
+def read_prior(system: str, folder: Path | None = None, more: Sequence[str] = ()) -> PriorTables:
     """Open the tables of a system, in the installed package or in `folder`.
 
-    A system may be `FOLDER/NAME` (`named_tables`). Raises UsageError, naming `choices`, for a
-    system without tables; MissingDependencyError where the package is not installed; TablesError
-    for damage.
+    A system may be `FOLDER/NAME` (`named_tables`). Raises UsageError, naming those there are and
+    `more`, for a system without tables; MissingDependencyError where the package is not installed;
+    TablesError for damage.
     """
-    system, folder = located(system, folder)
+    if folder is None and len(Path(system).parts) > 1:
+        folder, system = Path(system).parent, Path(system).name
+    folder = folder or tables_folder()
     known = known_systems(folder)
     if system not in known:
         raise UsageError(
-            f"--gpu {system}: no operator tables. Choose one of {', '.join(choices or known)}"
+            f"--gpu {system}: no operator tables. Choose one of {', '.join([*known, *more])}"
         )
     data = folder / "data" / system
     measured = {family: found for family in FILES if (found := _versions(data, family))}

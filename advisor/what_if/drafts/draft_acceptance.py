@@ -88,7 +88,6 @@ class AcceptanceModel:
         return self
 
     def draw(self, rng: np.random.Generator) -> Chances:
-        """Return one set of chances, drawn from what is known."""
 
         def chance(beta: Floats) -> Floats:
             return rng.beta(beta[:, 0], beta[:, 1])

@@ -20,6 +20,7 @@ from advisor.evidence.gather import Evidence
 from advisor.evidence.keys import decoder_of, sampling_of
 from advisor.evidence.runs import ProblemRun, Run, Sample
 from advisor.what_if.drafts.draft_acceptance import AcceptanceModel, Chances, Kept
+from advisor.what_if.drafts.published import KNOWN, published
 from traces.recording.reader import Recording
 from traces.schema.engine import EngineConfig, Speculative
 from traces.schema.formats import percent
@@ -30,6 +31,7 @@ from traces.speculation.ngram import PromptLookup, lookup_of
 Ints = npt.NDArray[np.int64]
 
 DRAWS: Final = 8  # of what is open
+DRAFTS: Final = (1, 2, 4)  # tokens of drafts that are offered by a published acceptance
 WRONG, RIGHT, OPEN, NO_DRAFT = 0, 1, -1, -2  # what is known of a token
 
 
@@ -52,7 +54,7 @@ def redraft(
 
     That is a run of the same model and sampling with drafts of the same kind and another k or,
     for n-gram lookup, any run whose recording counted what lookup with this window would have done;
-    first those with drafts as long as the asked ones.
+    first those with drafts as long as the asked ones. Last comes what was published.
     """
     wanted = engine.speculative
     if wanted is None:
@@ -90,6 +92,10 @@ def _told(
         found = _from_counts(run, recording, engine, lookup)
         if found is not None:
             yield found
+    plain = next((run for run in alike if run.engine.speculative is None), None)
+    found = None if plain is None else _from_published(plain, engine)
+    if found is not None:
+        yield found
 
 
 def same_drafter(one: Speculative, other: Speculative) -> bool:
@@ -98,6 +104,47 @@ def same_drafter(one: Speculative, other: Speculative) -> bool:
     if lookup_of(ours) is not None:
         return lookup_of(ours) == lookup_of(theirs)
     return ours == theirs
+
+
+def with_published(evidence: Evidence) -> Evidence:
+    """Return the evidence with runs of drafters whose acceptance was published, for any GPU.
+
+    Of models that ran without drafts, and with none of the drafter's. Their recording has no name.
+    """
+    drafted = {run.engine.model for run in evidence.runs if run.engine.speculative is not None}
+    more = []
+    for run in evidence.runs:
+        for known in KNOWN if run.engine.model not in drafted else ():
+            for k in DRAFTS if known.model.search(run.engine.model) else ():
+                wanted = Speculative(method=known.methods[0], num_speculative_tokens=k)
+                engine = dataclasses.replace(run.engine, speculative=wanted)
+                found = _from_published(run, engine)
+                if found is not None:
+                    more.append(dataclasses.replace(found.runs[0], recording=""))
+    return dataclasses.replace(evidence, runs=(*evidence.runs, *more)) if more else evidence
+
+
+def _from_published(run: Run, engine: EngineConfig) -> Redrafted | None:
+    """Return the samples with drafts drawn by a published acceptance."""
+    assert engine.speculative is not None
+    known = published(engine.model, engine.speculative)
+    if known is None:
+        return None
+    k, runs = engine.speculative.num_speculative_tokens, []
+    for number in range(DRAWS):
+        rng = np.random.default_rng([7, number])
+        problems = {}
+        for name, problem in run.problems.items():
+            samples = tuple(
+                _redrafted(each, k, known.chances, None, rng)[0] for each in problem.samples
+            )
+            problems[name] = dataclasses.replace(problem, samples=samples)
+        runs.append(dataclasses.replace(run, engine=engine, problems=problems))
+    note = (
+        f"drafts never ran: how many are kept is drawn by the acceptance that was published for "
+        f"{known.name}, on other prompts"
+    )
+    return Redrafted(runs=tuple(runs), note=note, extrapolated=True)
 
 
 # -- from the recorded steps of samples ------------------------------------------------------------
@@ -142,10 +189,13 @@ def _from_steps(evidence: Evidence, run: Run, engine: EngineConfig) -> Redrafted
 
 
 def known_tokens(sample: Sample) -> Ints:
-    """Return of each output token what the recorded drafts say of it; the first is OPEN."""
-    assert sample.scheduled is not None
-    assert sample.advance is not None
+    """Return of each output token what recorded drafts say of it; the first is OPEN.
+
+    All are where nothing was drafted.
+    """
     known = np.full(sample.output_tokens + 1, OPEN, dtype=np.int64)
+    if sample.scheduled is None or sample.advance is None:
+        return known[: sample.output_tokens]
     start = 1
     for forwarded, kept in zip(sample.scheduled.tolist(), sample.advance.tolist(), strict=True):
         if forwarded == 1:

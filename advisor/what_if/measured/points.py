@@ -119,9 +119,9 @@ def imported_point(recording: Recording, models: Sequence[str]) -> MeasuredPoint
     if "imported" not in recording.manifest.provenance or recording.steps.height:
         return None
     names = {_plain(name) for name in models}
-    for engine in recording.manifest.engines.values():
-        if engine.model != UNKNOWN_MODEL and _plain(engine.model) not in names:
-            return f"it is of {engine.model}, not of {models[-1]}"
+    engine = next(iter(recording.manifest.engines.values()), None)
+    if engine is not None and engine.model != UNKNOWN_MODEL and _plain(engine.model) not in names:
+        return f"it is of {engine.model}, not of {models[-1]}"
     ended = recording.samples.filter(
         pl.col("output_tokens") > 1,
         pl.col("prompt_tokens") > 0,

@@ -68,7 +68,6 @@ class GrpcListener:
             )
 
     def start(self) -> None:
-        """Start serving."""
         self._server.start()
 
     def close(self) -> None:

@@ -150,7 +150,6 @@ class HttpListener(HTTPServer):
                     place.end()
 
     def end_all(self) -> None:
-        """End every connection."""
         with self._changed:
             for place in self._places:
                 place.end()

@@ -95,7 +95,6 @@ class Receiver:
         )
 
     def start(self) -> None:
-        """Start serving."""
         self._thread.start()
 
     def close(self) -> None:
@@ -140,15 +139,12 @@ class Receiver:
             self.shut = True
 
     def take_spans(self) -> list[GenSpan]:
-        """Return the spans that came since the last call."""
         return [self.spans.popleft() for _ in range(len(self.spans))]
 
     def take_batches(self) -> list[Batch]:
-        """Return the plugin's batches that came since the last call."""
         return [self.batches.popleft() for _ in range(len(self.batches))]
 
     def put_spans(self, found: Received) -> bool:
-        """Keep spans; False when there is no room."""
         with self._lock:
             if self.shut or len(self.spans) + len(found.spans) > MOST_WAITING:
                 self.overflowed += 1
@@ -160,7 +156,6 @@ class Receiver:
             return True
 
     def put_batch(self, batch: Batch) -> bool:
-        """Keep what is new in a batch of steps; False when there is no room."""
         key = batch.instance, batch.engine
         with self._lock:
             rows = sum(len(each.rows) for each in self.batches) + len(batch.rows)

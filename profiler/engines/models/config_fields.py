@@ -120,7 +120,6 @@ class Fields:
         return Fields(value, f"{self.where}: {name}")
 
     def plain(self) -> Mapping[str, Any]:
-        """Return the config as JSON has it."""
         return self._plain[0]
 
     def wrong(self, names: Sequence[str], value: Any, wanted: str) -> UsageError:

@@ -247,6 +247,14 @@ def facts_from_folder(folder: Path, *, name: str, dtype: str | None = None) -> M
         return None
 
 
+def given_facts(path: Path) -> ModelFacts:
+    """Return the facts of `--model-config`. Raises UsageError that names the option."""
+    try:
+        return facts_from_file(path)
+    except UsageError as error:
+        raise UsageError(f"--model-config {error}") from None
+
+
 def facts_from_file(path: Path, *, name: str | None = None, dtype: str | None = None) -> ModelFacts:
     """Read the facts from a model's config, a JSON file of any name, or its folder.
 

@@ -52,23 +52,19 @@ class Replicas(Engine):
 
     @property
     def thinking_budget(self) -> bool:
-        """Whether all of them keep thinking budgets."""
         return all(engine.thinking_budget for engine in self._engines)
 
     def prepare(self, *, top_logprobs: int | None, thinking_budget: bool) -> None:
-        """Prepare all of them (see `Engine`)."""
         for engine in self._engines:
             engine.prepare(top_logprobs=top_logprobs, thinking_budget=thinking_budget)
 
     def submit(self, request: SampleRequest) -> None:
-        """Send a sample to its problem's server (see `Engine`)."""
         problem = request.request_id.rpartition(".")[0]
         place = self._of_problem.setdefault(problem, len(self._of_problem) % len(self._engines))
         self._of_request[request.request_id] = place
         self._engines[place].submit(request)
 
     def cancel(self, request_ids: Sequence[str]) -> list[SampleResult]:
-        """Stop samples wherever they run (see `Engine`)."""
         results: list[SampleResult] = []
         for place, engine in enumerate(self._engines):
             mine = [each for each in request_ids if self._of_request.get(each) == place]
@@ -77,7 +73,6 @@ class Replicas(Engine):
         return results
 
     def poll(self) -> list[SampleResult]:
-        """Look at all of them, and wait a moment where nothing has ended (see `Engine`)."""
         ended = [result for engine in self._engines for result in engine.poll(wait_s=0.0)]
         if not ended:
             time.sleep(_LOOK_S)
@@ -89,6 +84,5 @@ class Replicas(Engine):
         return results
 
     def close(self) -> None:
-        """Close all of them (see `Engine`)."""
         for engine in self._engines:
             engine.close()

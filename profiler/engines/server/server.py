@@ -167,7 +167,6 @@ class ServerEngine(Engine):
         return False
 
     def prepare(self, *, top_logprobs: int | None, thinking_budget: bool) -> None:
-        """Find out whether the server keeps thinking budgets, where they are wanted."""
         if thinking_budget:
             _ = self.thinking_budget
 
@@ -180,7 +179,6 @@ class ServerEngine(Engine):
         return cache_settings(next(iter(reader.cache_config.values()), {}))
 
     def submit(self, request: SampleRequest) -> None:
-        """Send a sample (see `Engine`)."""
         if request.traceparent is not None:
             self.traces.add(request.traceparent.split("-")[1])
         stream = Stream(
@@ -343,7 +341,6 @@ class ServerEngine(Engine):
         return asked | ({"rid": request.request_id} if self.engine == SGLANG else {})
 
     def close(self) -> None:
-        """Close the connections and stop the thread (see `Engine`)."""
         if not self._loop.is_running():
             return
         for future, _ in self._live.values():

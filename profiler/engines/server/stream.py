@@ -64,7 +64,6 @@ class Stream:
     _searched: int = 0  # tokens in which the end of a thought was looked for
 
     def take(self, event: Mapping[str, Any], now: int) -> None:
-        """Add one event, received at `now` (unix nanoseconds)."""
         before = self._tokens() or 0
         if isinstance(event.get("usage"), dict):
             self.usage = event["usage"]
@@ -168,7 +167,6 @@ class Stream:
                 self.confidences += token_confidences([others], self.top or 0)
 
     def result(self, request_id: str, error: str | None) -> SampleResult:
-        """Return the sample as it is now."""
         details = self.usage.get("prompt_tokens_details")
         cached = count(details.get("cached_tokens")) if isinstance(details, dict) else None
         prompt, ids = self.prompt_token_ids, self.token_ids

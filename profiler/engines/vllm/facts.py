@@ -7,7 +7,7 @@ from typing import Any
 
 from profiler.engines.models.model_facts import facts_from_config
 from traces.errors import UsageError
-from traces.schema.engine import EngineConfig, ModelFacts, Speculative
+from traces.schema.engine import EXPERTS, EngineConfig, ModelFacts, Speculative
 
 
 def engine_config(vllm_config: Any, name: str, speculative: Speculative | None) -> EngineConfig:
@@ -39,6 +39,7 @@ def engine_config(vllm_config: Any, name: str, speculative: Speculative | None) 
         num_gpus=count,
         mode="in_process",
         vllm_version=vllm.__version__,
+        other=((EXPERTS, "true"),) if parallel.enable_expert_parallel else (),
     )
 
 
@@ -83,7 +84,6 @@ def _facts(model: Any, vllm_config: Any, name: str) -> ModelFacts | None:
 
 
 def _folder(model: str) -> Path | None:
-    """Where a model's files lie: its own folder, or the hub's cache."""
     if Path(model).is_dir():
         return Path(model)
     try:

@@ -210,7 +210,6 @@ class InProcessEngine(Engine):
             self._queue(request, [0] * (index + 1))
 
     def submit(self, request: SampleRequest) -> None:
-        """Queue a sample (see `Engine`). Raises EngineError when vLLM refuses the request."""
         self._queue(request, self._encode(request))
 
     def _queue(self, request: SampleRequest, prompt: list[int]) -> None:
@@ -279,7 +278,6 @@ class InProcessEngine(Engine):
         return list(ids)
 
     def cancel(self, request_ids: Sequence[str]) -> list[SampleResult]:
-        """Stop samples that are still running (see `Engine`)."""
         results = []
         for request_id in request_ids:
             internal = self._live.pop(request_id, None)
@@ -316,7 +314,6 @@ class InProcessEngine(Engine):
         return results
 
     def poll(self) -> list[SampleResult]:
-        """Run one engine step; returns the samples that ended in it (see `Engine`)."""
         if not self._live:
             return []
         try:
@@ -344,7 +341,7 @@ class InProcessEngine(Engine):
             confidence_min_window=lowest,
             text=self._tokenizer.decode(tokens, skip_special_tokens=True),
             finish_reason=completion.finish_reason,
-            end=self._last_end(),
+            end=self.probe.end_of(self.probe.step - 1) or time.monotonic_ns() + self._offset,
             prompt_tokens=len(prompt),
             cached_tokens=cached,
             output_tokens=len(tokens),
@@ -368,9 +365,6 @@ class InProcessEngine(Engine):
             cached_tokens=cached,
             max_model_len=self.config.max_model_len,
         )
-
-    def _last_end(self) -> int:
-        return self.probe.end_of(self.probe.step - 1) or time.monotonic_ns() + self._offset
 
     def _times(
         self, internal: str, stats: Any, tokens: Sequence[int], drafts: Steps | None
@@ -403,7 +397,6 @@ class InProcessEngine(Engine):
         return times
 
     def close(self) -> None:
-        """Free the engine (see `Engine`)."""
         if not self._closed:
             self._closed = True
             if self._traces is not None:

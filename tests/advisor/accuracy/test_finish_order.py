@@ -39,7 +39,7 @@ def test_partial_tokens():
     assert generated_by(unknown, 5.0).tolist() == [5.0]
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(rows=LENGTHS)
 def test_a_vote_that_stops_when_it_is_settled_is_the_whole_vote(rows):
     problem = samples([a for a, _ in rows], tokens=[float(t) for _, t in rows])
@@ -48,7 +48,7 @@ def test_a_vote_that_stops_when_it_is_settled_is_the_whole_vote(rows):
     assert early.tokens <= late.tokens == problem.tokens.sum()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(rows=LENGTHS, seed=st.integers(0, 99))
 def test_shuffling_the_indices_changes_nothing_where_times_differ(rows, seed):
     times = np.arange(1.0, len(rows) + 1) + 0.25

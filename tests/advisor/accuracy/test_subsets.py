@@ -58,7 +58,7 @@ def problem_of(rows):
     return samples([answer for answer, _ in rows], logprob=[score for _, score in rows])
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(rows=ROWS)
 def test_best_of_k_is_the_mean_over_all_subsets(rows):
     problem = problem_of(rows)
@@ -68,7 +68,7 @@ def test_best_of_k_is_the_mean_over_all_subsets(rows):
         assert curve[k - 1] == pytest.approx(exact, abs=1e-12)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(rows=ROWS, seed=st.integers(0, 99))
 def test_the_order_of_samples_changes_nothing_exact(rows, seed):
     order = np.random.default_rng(seed).permutation(len(rows))
@@ -80,7 +80,7 @@ def test_the_order_of_samples_changes_nothing_exact(rows, seed):
     )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(rows=ROWS, k=st.integers(1, 7))
 def test_weighted_votes_are_near_the_mean_over_all_subsets(rows, k):
     k = min(k, len(rows))

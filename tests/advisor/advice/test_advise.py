@@ -17,9 +17,7 @@ from traces.schema.advice import Budget
 from traces.schema.estimate import Estimate
 from traces.summary.run import summarise
 
-QUICK = settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+QUICK = settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 LATENCIES = st.floats(0.005, 1.0)
 ACCURACIES = st.floats(0.1, 0.99)
 OBJECTIVES = st.sampled_from(["latency", "cost", "accuracy", "throughput"])
@@ -330,6 +328,7 @@ def test_the_leaders_answer_as_all_candidates_do(advisor, fresh, budget):
     assert nearest[0] == nearest[1]
 
 
+@pytest.mark.slow
 def test_intervals_hold_fresh_accuracy(tmp_path):
     """A fresh run of the same problems lies in the interval of nearly all predictions."""
     hits = 0

@@ -207,7 +207,7 @@ STOPS = {
 }
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(
     seed=st.integers(0, 10_000),
     problems=st.integers(1, 8),
@@ -273,7 +273,7 @@ def arrivals_of(problems: int, concurrency: int | None, bursts: int):
     return None if concurrency else np.sort(np.arange(problems) % bursts / 64)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(**LOCKSTEP)
 def test_samples_that_end_together_equal_the_naive_twin(
     seed, problems, n, limits, name, value, in_flight, concurrency, bursts
@@ -288,7 +288,7 @@ def test_samples_that_end_together_equal_the_naive_twin(
     )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(how=REPLICAS, **LOCKSTEP)
 def test_engines_in_lockstep_decide_every_problem(
     seed, problems, n, limits, name, value, in_flight, concurrency, bursts, how
@@ -334,7 +334,7 @@ def test_a_draw_is_not_sent_once_its_problem_is_decided():
     assert got.generated_tokens.tolist() == [5, 5, 0, 0]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     seed=st.integers(0, 10_000),
     problems=st.integers(1, 10),
@@ -362,7 +362,7 @@ def test_a_prompt_that_others_begin_with_is_found():
     assert found.cached_tokens.tolist() == [0, 32, 32, 0]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     seed=st.integers(0, 10_000),
     limits=st.fixed_dictionaries(LIMITS),

@@ -20,6 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import profiler.attach.scraper
+from benchmarks.servers.clients import everything_in
 from benchmarks.servers.metrics_server import metrics_server
 from benchmarks.servers.vllm_server import free_port
 from profiler.attach.deployment import Deployment
@@ -34,12 +35,6 @@ from traces.recording.reader import Recording
 from traces.recording.tables import SCRAPES
 
 KEY = "sk-canary-31415926"
-
-
-@pytest.fixture
-def server():
-    with metrics_server() as state:
-        yield state
 
 
 def attach(*servers, folder, seconds=None, change=None, headers=None, **options):
@@ -76,14 +71,6 @@ def attach(*servers, folder, seconds=None, change=None, headers=None, **options)
 
 def kinds(recording):
     return recording.frame("events")["kind"].to_list()
-
-
-def everything_in(folder):
-    """All bytes of a recording, its tables as text."""
-    text = (folder / "recording.json").read_text()
-    for part in folder.glob("*.parquet"):
-        text += pl.read_parquet(part).write_ndjson()
-    return text
 
 
 def test_what_a_page_says_is_kept_as_read(server, tmp_path):

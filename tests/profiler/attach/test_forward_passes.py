@@ -1,7 +1,7 @@
 """`attach --fpm`: the messages of an engine's ZMQ stream become steps, whatever comes there."""
 
+import json
 import threading
-import time
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -9,6 +9,7 @@ import msgspec
 import pytest
 import zmq
 
+from benchmarks.servers.clients import until
 from benchmarks.servers.metrics_server import metrics_server
 from profiler.attach.attachment import attach_to, attachment_of
 from profiler.attach.forward_passes import PassReceiver, check_endpoint
@@ -55,13 +56,6 @@ def encoded(records):
     return [msgspec.msgpack.encode(each) for each in records]
 
 
-def until(condition):
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 def kept(folder, table, count):
     """Whether a recording that is being made has so many rows."""
     try:
@@ -93,12 +87,6 @@ def attached(folder, server, endpoints, act, *, steps=0, **options):
     return Recording.open(folder)
 
 
-@pytest.fixture
-def server():
-    with metrics_server() as state:
-        yield state
-
-
 def test_sglangs_messages_become_steps(tmp_path, server):
     with publisher() as (send, endpoint):
         made = {"act": lambda: send(MESSAGES), "steps": len(BUSY) - 1}
@@ -111,6 +99,20 @@ def test_sglangs_messages_become_steps(tmp_path, server):
     assert not recording.manifest.dropped
     details = recording.frame("events").filter(kind="note")["detail"].to_list()
     assert any("time of a step" in each for each in details)
+
+
+def test_the_config_of_the_served_model_goes_with_them(tmp_path, server):
+    config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 32_000}
+    config |= {"hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 4}
+    config |= {"num_attention_heads": 8, "num_key_value_heads": 4, "torch_dtype": "bfloat16"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with publisher() as (send, endpoint):
+        made = {"act": lambda: send(MESSAGES), "steps": len(BUSY) - 1}
+        made["model_config"] = tmp_path / "config.json"
+        recording = attached(tmp_path / "rec", server, [endpoint], **made)
+    ((name, facts),) = recording.manifest.models.items()
+    assert {each.model for each in recording.manifest.engines.values()} == {name}
+    assert (facts.name, facts.num_hidden_layers) == (name, 4)
 
 
 def test_gaps_count_as_lost_and_what_is_no_record_is_refused(tmp_path, server):

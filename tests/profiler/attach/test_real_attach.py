@@ -15,7 +15,7 @@ import httpx
 import polars as pl
 import pytest
 
-from benchmarks.servers.clients import CANARY, asking, until, verb
+from benchmarks.servers.clients import CANARY, asking, everything_in, until, verb
 from benchmarks.servers.vllm_server import NOTED, end, free_port, launch, wait_for, with_probe
 from profiler.attach.deployment import Deployment
 from profiler.attach.kernel_windows import ServerPlan, ServerWindows
@@ -87,14 +87,6 @@ def receiving(two):
         yield receiver
     finally:
         receiver.close()
-
-
-def everything_in(path):
-    """All bytes of a recording, its tables as text."""
-    kept = (path / "recording.json").read_text()
-    for part in path.glob("*.parquet"):
-        kept += pl.read_parquet(part).write_ndjson()
-    return kept
 
 
 def test_all_depths_agree(two, tmp_path):

@@ -20,7 +20,7 @@ from profiler.demo.task import (
     problems,
     written,
 )
-from profiler.demo.tokenizer import CHAT_TEMPLATE, VOCABULARY_SIZE, decode, encode
+from scripts.reasoners.tokenizer import CHAT_TEMPLATE, VOCABULARY_SIZE, decode, encode
 
 
 def terms_in(problem: DemoProblem) -> list[int]:

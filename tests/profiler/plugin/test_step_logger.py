@@ -12,15 +12,7 @@ from profiler.attach.receiver.receiver import Receiver
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]
 
 
-@pytest.fixture
-def receiver():
-    made = Receiver("127.0.0.1", 0)
-    made.start()
-    yield made
-    made.close()
-
-
-def logger(monkeypatch, target, engine=3):
+def logger(monkeypatch, target, engine=3, config=None):
     from profiler.plugin.step_logger import _SENDING, VARIABLE, StepLogger
 
     if target is None:
@@ -28,7 +20,7 @@ def logger(monkeypatch, target, engine=3):
     else:
         monkeypatch.setenv(VARIABLE, target)
     _SENDING.clear()
-    return StepLogger(SimpleNamespace(), engine)
+    return StepLogger(config or SimpleNamespace(), engine)
 
 
 def step(running=2, tokens=2):
@@ -78,6 +70,47 @@ def test_steps_arrive_with_what_was_seen(monkeypatch, receiver):
     assert rows[0][1:4] == (2, 0, 0.25)
     assert [row[0] for row in rows] == sorted(row[0] for row in rows)
     made.on = False
+
+
+def test_metrics_over_otlp_with_and_without_an_attach(monkeypatch, receiver):
+    from vllm.v1.metrics.stats import FinishedRequestStats
+
+    from profiler.probes.otlp_metrics import INSTRUMENTS as known
+    from profiler.probes.otlp_metrics import REQUEST, RUNNING, STEP_BATCH, STEP_TIME, TPOT, TTFT
+    from tests.profiler.probes.test_otlp_metrics import over_http
+
+    config = SimpleNamespace(model_config=SimpleNamespace(served_model_name="m"))
+    for target in ("otlp", f"http://127.0.0.1:{receiver.port}, otlp"):
+        with over_http(monkeypatch) as received:
+            made = logger(monkeypatch, target, config=config)
+            for number in range(20):
+                stats, iteration = step()
+                if number == 5:
+                    iteration.time_to_first_tokens_iter = [0.2]
+                if number == 9:
+                    ended = FinishedRequestStats(finish_reason=None, e2e_latency=3.0)
+                    ended.num_generation_tokens, ended.mean_time_per_output_token = 9, 0.04
+                    iteration.finished_requests = [ended]
+                made.record(stats, iteration)
+            made._metrics.close()
+            made.on = False
+        assert received.only(STEP_TIME).count == 19
+        assert (received.only(STEP_BATCH).count, received.only(STEP_BATCH).sum) == (20, 41)
+        assert received.only(RUNNING).as_double == 2
+        assert received.only(TTFT).sum == 0.2
+        assert (received.only(REQUEST).sum, received.only(TPOT).sum) == (3, 0.04)
+        assert set(received.points()) <= {each.name for each in known}
+        assert len(made._ring) + len(taken(receiver, 20)) > 0 if "," in target else not made._ring
+
+
+def test_metrics_without_a_collector_are_one_line(monkeypatch, caplog):
+    monkeypatch.delenv("OTEL_EXPORTER_OTLP_ENDPOINT", raising=False)
+    config = SimpleNamespace(model_config=SimpleNamespace(served_model_name="m"))
+    with caplog.at_level(logging.WARNING):
+        made = logger(monkeypatch, "otlp", config=config)
+    made.record(*step())
+    assert not made.on
+    assert "set OTEL_EXPORTER_OTLP_ENDPOINT" in caplog.text
 
 
 def test_a_receiver_that_is_away_costs_only_rows(monkeypatch, receiver):

@@ -7,9 +7,9 @@ import pytest
 
 pytest.importorskip("aiohttp")
 
+from benchmarks.servers.fake_engine import FakeEngine, running
 from profiler.serve.serve import serve
 from profiler.serve.service import Settings
-from tests.profiler.serve.fake_engine import FakeEngine, running
 from traces.deployment.documents import PolicyFile
 from traces.schema.tts.parameters import make_policy
 

@@ -11,8 +11,8 @@ import openai
 import polars as pl
 import pytest
 
+from benchmarks.servers.fake_engine import running
 from tests.profiler.serve.conftest import serving
-from tests.profiler.serve.fake_engine import running
 from traces.recording.reader import Recording
 from traces.summary.run import summarise
 
@@ -287,6 +287,11 @@ def test_web_pages_and_rebound_names_are_refused(engine, upstream, tmp_path):
             body = {"model": "fake", "messages": MESSAGES}
             answer = httpx.post(f"{url}/v1/chat/completions", json=body, headers=headers)
             assert answer.status_code == status, headers
+        for origin, status in (("https://ours", 204), ("https://evil.example", 403)):
+            headers = {"Origin": origin, "Access-Control-Request-Method": "POST"}
+            answer = httpx.options(f"{url}/v1/chat/completions", headers=headers)
+            allowed = answer.headers.get("Access-Control-Allow-Origin")
+            assert (answer.status_code, allowed == origin) == (status, status == 204)
 
 
 def test_what_runs_is_answered_before_it_ends(engine, upstream, tmp_path):

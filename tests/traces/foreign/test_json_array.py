@@ -37,7 +37,7 @@ def stream_of(tmp_path, raw, size=5, **pieces):
     return stream
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     before=st.dictionaries(KEYS, VALUES, max_size=3),
     elements=st.lists(st.dictionaries(TEXTS, VALUES, max_size=3), max_size=4),

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.servers.metrics_server import Metrics
@@ -140,7 +140,6 @@ def histogram_pages(intervals, before=(), bounds=(0.3, 0.5, 1.0, 5.0, 10.0, math
     return pages
 
 
-@settings(deadline=None)
 @given(st.lists(st.lists(TIMES, max_size=25), min_size=1, max_size=6), st.lists(TIMES, max_size=9))
 def test_a_quantile_lies_between_its_bounds(intervals, before):
     """Whatever was seen, and by any usual definition; what came before the first poll is out."""

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from benchmarks.made.spans import CANARY, T0, as_protobuf, client, request, span
 from traces.live.otlp import read_json, read_protobuf
-from traces.live.span_groups import MOST_CHILDREN, SETTLE_S, SpanGroups
+from traces.live.span_groups import MOST_CHILDREN, SETTLE_S, SpanGroups, sample_row
 
 
 def read(*spans):
@@ -161,3 +161,16 @@ def test_sglangs_spans_are_requests_and_their_slices_are_not():
         assert (row["prompt_tokens"], row["output_tokens"], row["cached_tokens"]) == (136, 48, 64)
         assert row["first_token"] == T0 + 500_000_000 and row["scheduled"] is None
         assert row["end"] == T0 + 2_000_000_000
+
+
+def test_what_the_front_end_took_lies_between_arrival_and_queue():
+    """TTFT 0.5 s, of which 0.25 s in the prompt and 0.2 s in the queue: 50 ms are neither."""
+    for waited, took in ((0.2, 0.05), (0.3, 0.0), (None, None)):
+        told = {} if waited is None else {"gen_ai__latency__time_in_queue": waited}
+        (found,) = read_json(json.dumps(request(span(1, **told))).encode()).spans
+        row = sample_row(found)
+        assert row["scheduled"] == row["arrival"] + 250_000_000
+        if took is None:
+            assert row["queued"] is None
+        else:
+            assert row["queued"] - row["arrival"] == pytest.approx(took * 1e9, abs=2)

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.servers.clients import until
 from traces.errors import NewerSchemaError, RecordingError
 from traces.recording import checksums, parts
 from traces.recording import writer as merging
@@ -71,7 +72,7 @@ def test_last_row_of_a_span_stands(tmp_path):
     assert problems["end"].to_list() == [9, None]
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(count=st.integers(0, 40), fan_in=st.integers(2, 4))
 def test_merging_keeps_every_row_once(tmp_path_factory, count, fan_in):
     folder = tmp_path_factory.mktemp("merge")
@@ -260,13 +261,6 @@ def fill(folder):
         while True:
             file.write(bytes(4096))
     return ballast
-
-
-def until(true, seconds=10.0):
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 def test_rows_wait_for_room_on_a_full_disk(small_disk, caplog):

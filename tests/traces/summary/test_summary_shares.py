@@ -18,7 +18,7 @@ def frames(rows):
     )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     problems=st.integers(1, 8),
     n=st.integers(1, 6),

@@ -40,7 +40,7 @@ def test_pass_at_k_counts_subsets(n, c, k):
     assert pass_curve(n, c)[k - 1] == pytest.approx(np.mean(hits))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(answers=ROWS)
 def test_a_vote_is_the_mean_over_all_subsets(answers):
     curve = majority_curve(answers, judged(answers))
@@ -48,7 +48,7 @@ def test_a_vote_is_the_mean_over_all_subsets(answers):
         assert curve[k - 1] == pytest.approx(by_hand(answers, k), abs=1e-12)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(answers=ROWS, seed=st.integers(0, 99))
 def test_invariants(answers, seed):
     right = judged(answers)

@@ -5,6 +5,7 @@ from textual.widgets import DataTable, Input, Static
 
 from tests.traces.synthetic import engine_config, simulate, write_recording
 from tests.tui.fake_advisor import FakeAdvisor
+from tests.tui.pilot import settle, text_of
 from traces.errors import UsageError
 from tui.app.app import SCREENS, TtscopeApp, screenshot
 from tui.screens.advice.screen import AdviceScreen, Advised, WhatIf
@@ -37,16 +38,6 @@ class Advisors:
     def __call__(self, recordings):
         self.made.append(FakeAdvisor(recordings))
         return self.made[-1]
-
-
-async def settle(pilot):
-    await pilot.app.workers.wait_for_complete()
-    await pilot.pause()
-    await pilot.pause()
-
-
-def text_of(app, selector):
-    return str(app.screen.query_one(selector, Static).render())
 
 
 @pytest.mark.parametrize("size", SIZES)

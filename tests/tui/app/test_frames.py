@@ -3,10 +3,10 @@
 from functools import partial
 
 import pytest
-from textual.widgets import Static
 
 from tests.advisor.synthetic import VOTE16, engine_of, record
 from tests.traces.synthetic import engine_config, simulate, write_recording
+from tests.tui.pilot import settle, text_of
 from traces.schema.advice import Pick
 from tui.app.app import TtscopeApp
 from tui.screens.advice.what_if import what_if
@@ -59,20 +59,14 @@ async def test_a_run_that_was_let_go_is_read_again(folder, monkeypatch):
     monkeypatch.setattr("tui.screens.library_app.fit_frames", partial(fit_frames, most_bytes=0))
     app = TtscopeApp([folder])
 
-    async def settle():
-        await app.workers.wait_for_complete()
-        await pilot.pause()
-        await app.workers.wait_for_complete()
-        await pilot.pause()
-
     async with app.run_test(size=(120, 40)) as pilot:
-        await settle()
+        await settle(pilot)
         for name, problems in (("two", 20), ("one", 10), ("two", 20)):
             await pilot.press("1")
             app.open_run(next(each for each in app.entries if each.path.name == name))
-            await settle()
+            await settle(pilot)
             assert isinstance(app.screen, RunScreen)
-            title = str(app.screen.query_one("#title", Static).render())
+            title = text_of(app, "#title")
             assert f"problem 1 of {problems}" in title
             assert app.screen.model.play is not None
             whole = [each.path.name for each in app.entries if each.frame_bytes]
@@ -85,15 +79,12 @@ async def test_a_run_that_is_gone_when_it_is_wanted_again(folder, monkeypatch, t
         write_recording(tmp_path / name, simulate(problems=4, n=2))
     app = TtscopeApp([tmp_path])
     async with app.run_test(size=(120, 40)) as pilot:
-        await app.workers.wait_for_complete()
-        await pilot.pause()
+        await settle(pilot)
         other = next(each for each in app.entries if not each.frame_bytes)
         for part in other.path.iterdir():
             part.unlink()
         app.open_run(other)
-        await pilot.pause()
-        await app.workers.wait_for_complete()
-        await pilot.pause()
+        await settle(pilot)
         (broken,) = (each for each in app.entries if each.run is None)
         assert broken.path == other.path
         assert "no recording.json" in broken.error

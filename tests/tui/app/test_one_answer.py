@@ -9,10 +9,12 @@ from textual.widgets import Input, Select
 
 import advisor.what_if.left_out
 from advisor.advice.advisor import Advisor
+from tests.tui.pilot import last, settle, text_of
 from traces.schema.advice import Budget
 from traces.schema.engine import EngineConfig
 from traces.schema.tts.policy import Policy
 from tui.app.app import TtscopeApp
+from tui.screens.advice.screen import Advised
 from tui.verbs.demo import BUDGET, SHIPPED
 
 BUDGETS = [
@@ -59,18 +61,11 @@ def options(given):
 async def in_app(budgets):
     from tui.text.advice import advice_json
 
-    app, found = TtscopeApp([SHIPPED]), []
-    async with app.run_test(size=(80, 24)) as pilot:
-
-        async def settle():
-            await app.workers.wait_for_complete()
-            await pilot.pause()
-            await app.workers.wait_for_complete()
-            await pilot.pause()
-
-        await settle()
+    app, found, seen = TtscopeApp([SHIPPED]), [], []
+    async with app.run_test(size=(80, 24), message_hook=seen.append) as pilot:
+        await settle(pilot)
         await pilot.press("4")
-        await settle()
+        await settle(pilot)
         for given in budgets:
             for field in app.screen.query(Input):
                 field.value = given.get((field.id or "").removeprefix("field_"), "")
@@ -78,12 +73,13 @@ async def in_app(budgets):
             which = "mean" if percentile is None else f"p{percentile}"
             app.screen.query_one("#statistic", Select).value = which
             app.screen.query_one("#objective", Select).value = goal
-            await settle()
-            detail = str(app.screen.query_one("#detail").render())
-            found.append((told(advice_json(app.screen._advice)), detail))
+            await settle(pilot)
+            detail = text_of(app, "#detail")
+            found.append((told(advice_json(last(seen, Advised).advice)), detail))
     return found
 
 
+@pytest.mark.slow
 async def test_the_answers_of_the_three_agree(run, tmp_path):
     answers = await in_app(BUDGETS)
     for given, (app, detail) in zip(BUDGETS, answers, strict=True):
@@ -102,6 +98,7 @@ async def test_the_answers_of_the_three_agree(run, tmp_path):
             assert f"{words} of at most " in page.read_text()
 
 
+@pytest.mark.slow
 async def test_nothing_is_recommended_where_nothing_is_required(run, tmp_path):
     """The app and the report show what there is to choose from; the command line refuses."""
     for given, (app, detail) in zip(EMPTY, await in_app(EMPTY), strict=True):

@@ -7,8 +7,8 @@ from benchmarks.servers.metrics_server import metrics_server
 from tests.traces.synthetic import simulate, write_recording
 from tests.tui.fake_advisor import FakeAdvisor
 from tests.tui.live_recordings import write_watched
+from tests.tui.pilot import entry_at_cursor, settle, text_of
 from tests.tui.screens.live.test_live_screen import attach_to, wait_for
-from tests.tui.screens.run.test_run_screen import settle, text_of
 from traces.errors import UsageError
 from tui.app.app import TtscopeApp
 from tui.screens.live.screen import LiveScreen
@@ -40,20 +40,13 @@ def panels(app):
 
 
 @pytest.mark.parametrize(
-    ("second", "pages", "size"),
-    [
-        ("metrics", 0, (160, 40)),
-        ("metrics", 1, (80, 24)),
-        ("metrics", 2, (80, 24)),
-        ("metrics", 3, (160, 40)),
-        ("spans", 0, (80, 24)),
-        ("spans", 2, (160, 40)),
-    ],
+    ("second", "size", "of_first"),
+    [("metrics", (160, 40), (0, 3)), ("metrics", (80, 24), (1,)), ("spans", (80, 24), (0, 2))],
 )
-async def test_the_run_screen_after_another_recording(folder, second, pages, size):
-    """What the screen shows of the second recording is what it shows without the first."""
+async def test_the_run_screen_after_another_recording(folder, second, size, of_first):
+    """What it shows of the second, from pages of the first, is what it shows of it alone."""
 
-    async def shown(*names):
+    async def shown(*names, pages=0):
         app = TtscopeApp([folder])
         async with app.run_test(size=size) as pilot:
             await settle(pilot)
@@ -75,7 +68,9 @@ async def test_the_run_screen_after_another_recording(folder, second, pages, siz
             bar = app.screen.query_one("NavBar").status
             return panels(app), bar, field.value, field.has_class("open")
 
-    assert await shown("voted", second) == await shown(second)
+    alone = await shown(second)
+    for pages in of_first:
+        assert await shown("voted", second, pages=pages) == alone, f"from page {pages}"
 
 
 async def test_the_run_screen_when_its_recording_is_forgotten(folder):
@@ -182,9 +177,9 @@ async def test_the_row_stays_where_the_terminal_changes_its_size(folder):
     async with app.run_test(size=(120, 40)) as pilot:
         await settle(pilot)
         await pilot.press("down")
-        key = app.screen._current_key()
+        key = entry_at_cursor(app)
         assert app.screen.query_one(DataTable).cursor_row == 1
         await pilot.resize_terminal(80, 24)
         await settle(pilot)
-        assert app.screen._current_key() == key
+        assert entry_at_cursor(app) == key
         assert app.screen.query_one(DataTable).cursor_row == 1

@@ -6,7 +6,7 @@ import pytest
 
 from tests.tui.app.test_stale_panels import open_named
 from tests.tui.live_recordings import write_watched
-from tests.tui.screens.run.test_run_screen import settle, text_of
+from tests.tui.pilot import settle, text_of
 from traces.live.numbers import Bounds
 from tui.app.app import TtscopeApp
 from tui.text.live import bounds_text

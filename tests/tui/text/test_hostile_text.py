@@ -70,6 +70,7 @@ def test_json_is_exact_and_has_no_control_character(capsys):
     assert out.isascii() and set(filter(lambda each: not each.isprintable(), out)) == {"\n"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "verb",
     [
@@ -95,6 +96,7 @@ def test_no_verb_lets_it_through(folder, tmp_path, verb):
         assert not SEQUENCES.search(page.read_bytes())
 
 
+@pytest.mark.slow
 def test_what_a_server_says_is_shown_as_text(tmp_path):
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
@@ -118,6 +120,7 @@ def test_what_a_server_says_is_shown_as_text(tmp_path):
             check(seen.raw)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("screen", ["recordings", "run", "advice", "live"])
 def test_the_app_shows_it_literally(folder, tmp_path, screen):
     waits = {"live": "Advice", "advice": "no engine step"}

@@ -333,3 +333,29 @@ def test_a_folder_of_forward_passes(run, tmp_path):
     assert code == 2 and "nothing to replay" in err
     code, _, err = run("import", tmp_path, "-o", tmp_path / "none")
     assert code == 2 and "holds no files *fpm*.jsonl.gz" in err
+
+
+def test_forward_passes_teach_the_steps_of_the_model_that_is_named(run, tmp_path):
+    """Requests of a load generator are replayed by a law of their engine's own steps."""
+    config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 32_000}
+    config |= {"hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 4}
+    config |= {"num_attention_heads": 8, "num_key_value_heads": 4, "torch_dtype": "bfloat16"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    passes = sorted(FOREIGN.glob("fpm_dynamo.4192.*"))
+    named = ["--model", "demo/s", "--model-config", tmp_path / "config.json"]
+    assert run("import", *passes, *named, "-o", tmp_path / "passes")[0] == 0
+    recording = Recording.open(tmp_path / "passes")
+    assert {each.model for each in recording.manifest.engines.values()} == {"demo/s"}
+    assert recording.manifest.models["demo/s"].num_hidden_layers == 4
+    requests = FOREIGN / "requests_vllm_bench.json"
+    assert run("import", requests, "-o", tmp_path / "requests")[0] == 0
+    limits = ["--set", "engine.max_num_seqs=16", "--set", "engine.max_num_batched_tokens=2048"]
+    replay = ["replay", tmp_path / "requests", *limits, "--json"]
+    code, out, _ = run(*replay, "--with", tmp_path / "passes")
+    assert code == 0
+    predicted = json.loads(out)["predicted"]
+    # Batches of 20 requests: a token takes about the 9 ms of the recorded decode steps.
+    assert 0.004 < predicted["tpot_s"]["p50"]["value"] < 0.02
+    assert run("import", *passes, "--model", "other", "-o", tmp_path / "other")[0] == 0
+    code, _, err = run(*replay, "--with", tmp_path / "other")
+    assert code == 2 and "other" in err

@@ -353,3 +353,63 @@ def test_the_app_advises_and_asks_what_if(three, tmp_path):
     assert head.endswith("engine.max_num_seqs=1")
     assert any(row.startswith("latency mean") and "*" in row for row in rows)
     assert {labels(entry.run)[1] for entry in entries} == {"-"}  # an import tells no engine
+
+
+def test_two_imports_are_paired_by_their_common_problems(run, tmp_path):
+    rows = {}
+    for name, problems in (("Qwen2.5-7B", range(12)), ("Qwen2.5-14B.v2", range(3, 15))):
+        rows[name] = [
+            {"problem_id": f"p{i}", "sample_index": k, "answer": str(i), "expected": str(i),
+             "correct": bool((i + k) % 3)}
+            for i in problems for k in range(4)
+        ]  # fmt: skip
+    for row in rows["Qwen2.5-14B.v2"]:
+        if row["problem_id"] == "p5":  # another problem of that name
+            row["expected"] = "other"
+    for name, own in rows.items():
+        lines = "".join(json.dumps(row) + "\n" for row in own)
+        (tmp_path / f"{name}.jsonl").write_text(lines)
+        assert run("import", f"{name}.jsonl", "--model", name, "-o", name)[0] == 0
+        assert Recording.open(tmp_path / name).manifest.workload.name == name
+    code, out, err = run("show", *rows)
+    assert code == 0, err
+    told = " ".join(out.split())
+    assert "the same 8 problems, paired" in told
+    assert "problems left out: 3 of 1 alone, 3 of 2 alone, 1 of the same name" in told
+    document = json.loads(run("show", *rows, "--json")[1])["difference"]
+    assert document["problems"] == 8 and sum(document["unpaired"].values()) == 7
+    code, out, _ = run("import", *(f"{name}.jsonl" for name in rows), "-o", "both")
+    assert code == 0
+    groups = Recording.open(tmp_path / "both").problems["group"].unique().sort().to_list()
+    assert groups == sorted(rows)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (("--policies", "--k", "3,x"), "--k 3,x: give whole numbers from 1 up"),
+        (("--policies", "--k", "0"), "k = 0: "),
+        (("--policies", "--k", "17"), "can say something of 1 to 16"),
+        (("--k", "3"), "--k and --max-tokens go with --policies"),
+        (("--policies", "--max-tokens", "0"), "--max-tokens 0: must be at least 1"),
+    ],
+)
+def test_numbers_of_samples_are_those_asked_for(run, tmp_path, options, reason):
+    outcomes(tmp_path / "a.jsonl", 0.5, 100, problems=6, samples=4)
+    run("import", "a.jsonl", "-o", "a")
+    code, out, err = run("show", "a", *options)
+    assert code == 2 and not out and err.count("\n") == 1 and reason in err, err
+    found = json.loads(run("show", "a", "--policies", "--k", "3,5", "--json")[1])["runs"][0]
+    assert {each["n"] for each in found["policies"] if each["method"] == "majority"} == {3, 5}
+
+
+def test_other_problems_have_an_interval_of_their_own(run, tmp_path):
+    outcomes(tmp_path / "a.jsonl", 0.5, 100, problems=40, samples=4)
+    run("import", "a.jsonl", "-o", "a")
+    found = json.loads(run("show", "a", "--policies", "--json")[1])["runs"][0]["policies"]
+    (one,) = [each for each in found if each["method"] == "majority" and each["n"] == 1]
+    mean, others = one["accuracy"], one["other_problems"]
+    assert others["high"] - others["low"] > 1.3 * (mean["high"] - mean["low"])
+    assert "on 40 others" in run("show", "a")[1]
+    text = run("show", "a", "--policies")[1]
+    assert "40 other problems like these, 90 %: maj@1 [" in text

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from tests.tui.terminal import TTSCOPE
+from benchmarks.made.terminal import TTSCOPE
 from tests.tui.verbs.test_outcomes_alone import outcomes
 
 pytestmark = pytest.mark.skipif(

@@ -15,20 +15,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import polars as pl
-
-from traces.errors import OutcomesError, RecordingError, UsageError
+from traces.errors import OutcomesError, UsageError
 from traces.foreign.evaluations import inspect_log, lm_eval
 from traces.foreign.evaluations import plain as plain_outcomes
 from traces.foreign.evaluations.alike import unlike
 from traces.foreign.evaluations.reader import Choices, FileFacts, Given, OutcomeFormat
 from traces.foreign.evaluations.table import Counted, OutcomeTable, Suspect
-from traces.foreign.source import head_of
+from traces.foreign.source import head_of, own_name
 from traces.foreign.values import UNKNOWN_MODEL, Skipped
-from traces.recording.manifest import NAME, Manifest, WorkloadFacts
-from traces.recording.parts import write_part
-from traces.recording.tables import TABLES
-from traces.recording.writer import read_clocks
+from traces.foreign.written import written_into
+from traces.recording.manifest import WorkloadFacts, check_free, identities_text
 from traces.schema.engine import EngineConfig
 from traces.schema.tts.policy import Policy
 
@@ -91,8 +87,7 @@ def import_outcomes(
     which nothing can be read, UsageError for files that do not belong together or that contradict
     what is given, RecordingError when the folder cannot be written.
     """
-    if (folder / NAME).exists():
-        raise UsageError(f"-o {folder}: already holds a recording. Name another folder")
+    check_free(folder)
     chosen = _same_format(paths)
     choices, given = choices or Choices(), given or Given()
     if choices.judge is not None and not chosen.completions:
@@ -165,7 +160,7 @@ def _labels(paths: Sequence[Path]) -> dict[Path, str]:
     """Return what goes before the names of a file's problems: nothing for a single file."""
     if len(paths) == 1:
         return {paths[0]: ""}
-    labels = {path: f"{path.name.partition('.')[0]}/" for path in paths}
+    labels = {path: f"{own_name(path)}/" for path in paths}
     if len(set(labels.values())) < len(paths):
         raise UsageError("two of the files have the same name. Import each by itself")
     return labels
@@ -289,61 +284,40 @@ def _write(
         top_p=_one(files, "top_p", given.top_p),
     )
     engine = EngineConfig(model=_model(files, given), mode="server")
-    clock = read_clocks()
-    manifest = Manifest(
-        clock_start=clock,
-        engines={engine.key(): engine},
-        policies={policy.key(): policy},
-        models={}
-        if given.facts is None
-        else {engine.model: replace(given.facts, name=engine.model)},
-        workload=WorkloadFacts(
-            name=_one(files, "task") or files[0].path.name.partition(".")[0],
-            hash=counted.identity,
-            problems=counted.problems.height,
-            verifier=verifier,
-        ),
-        text_recorded=record_text,
-        provenance={
-            "imported": {
-                "format": chosen.name,
-                "given": given.to_json(),
-                "unlike": list(differing),
-                "files": [
-                    {
-                        "name": each.path.name,
-                        "samples": each.samples,
-                        "skipped": each.skipped.counts,
-                        "notes": each.facts.notes,
-                    }
-                    for each in files
-                ],
+    told = {
+        "format": chosen.name,
+        "given": given.to_json(),
+        "unlike": list(differing),
+        "identities": identities_text(counted.identities),
+        "files": [
+            {
+                "name": each.path.name,
+                "samples": each.samples,
+                "skipped": each.skipped.counts,
+                "notes": each.facts.notes,
             }
-        },
-    )
+            for each in files
+        ],
+    }
     keys = {"engine": engine.key(), "policy": policy.key()}
-    told = pl.DataFrame({"detail": list(notes)}).with_columns(
-        engine=pl.lit(engine.key()), kind=pl.lit("note")
-    )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        manifest.write(folder)
-        _write_table(folder, "problems", counted.problems, keys)
-        _write_table(folder, "samples", counted.samples, keys | {"role": "sample"})
-        _write_table(folder, "events", told, {})
-        manifest = Manifest(**vars(manifest) | {"clock_end": read_clocks(), "complete": True})
-        manifest.write(folder)
-    except OSError as error:
-        raise RecordingError(f"{folder}: cannot be written ({error.strerror})") from None
-
-
-def _write_table(folder: Path, table: str, frame: pl.DataFrame, same: dict[str, str]) -> None:
-    """Write rows in parts of bounded size, with the columns of the table."""
-    schema = TABLES[table]
-    for number, rows in enumerate(frame.iter_slices(_SLICE_ROWS)):
-        known = rows.with_columns(**{name: pl.lit(value) for name, value in same.items()})
-        whole = known.select(
-            (pl.col(name) if name in known.columns else pl.lit(None)).cast(kind).alias(name)
-            for name, kind in schema.items()
+    with written_into(folder) as tables:
+        for rows in counted.problems.iter_slices(_SLICE_ROWS):
+            tables.add("problems", rows, **keys)
+        for rows in counted.samples.iter_slices(_SLICE_ROWS):
+            tables.add("samples", rows, role="sample", **keys)
+        tables.finish(
+            told,
+            [(engine.key(), note) for note in notes],
+            engines={engine.key(): engine},
+            policies={policy.key(): policy},
+            models={}
+            if given.facts is None
+            else {engine.model: replace(given.facts, name=engine.model)},
+            workload=WorkloadFacts(
+                name=_one(files, "task") or own_name(files[0].path),
+                hash=counted.identity,
+                problems=counted.problems.height,
+                verifier=verifier,
+            ),
+            text_recorded=record_text,
         )
-        write_part(folder, table, whole, number, number)

@@ -95,7 +95,6 @@ class PlainOutcomes:
 
 
 def _fault(row: dict[str, Any]) -> str | None:
-    """Return why a line is no sample, None when it is one."""
     for name in ("problem_id", "sample_index", "correct"):
         if name not in row:
             return f"without {name}"

@@ -89,7 +89,6 @@ class Given:
     no_answer: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Return what was given, by name."""
         return {k: v for k, v in vars(self).items() if v not in (None, ()) and k != "facts"}
 
 

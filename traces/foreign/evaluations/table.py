@@ -14,6 +14,7 @@ from typing import Any
 import polars as pl
 
 from traces.foreign.evaluations.reader import Outcome
+from traces.recording.manifest import IDENTITY_BYTES
 from traces.schema.tts.logprobs import with_means
 
 _CHUNK_ROWS = 100_000
@@ -68,6 +69,7 @@ class Counted:
     problems: pl.DataFrame
     samples: pl.DataFrame
     identity: str
+    identities: bytes  # IDENTITY_BYTES of each problem, in the order of names
     doubled: int
     doubled_place: int | None
     largest: int  # samples of one problem
@@ -177,6 +179,10 @@ class OutcomeTable:
                 pl.exclude("problem", "place", "key", "text"),
             ),
             identity=self._identity(),
+            identities=b"".join(
+                self._identities[place][:IDENTITY_BYTES]
+                for _, place in sorted(self._problems.items())
+            ),
             doubled=doubled,
             doubled_place=place,
             largest=largest,

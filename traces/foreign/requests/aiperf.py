@@ -7,25 +7,17 @@ its unit) and `error`. Token counts are the server's where it told them, else ai
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
-
-import polars as pl
 
 from traces.foreign.requests.reader import (
     FAILED,
     MOST_TOKENS,
     Request,
-    RequestChoices,
-    RequestFacts,
-    RequestFormat,
+    RowReader,
     ascend,
-    frames,
     nanoseconds,
     token_count,
 )
-from traces.foreign.source import objects
-from traces.foreign.values import Skipped
 
 _UNITS_NS = {"ns": 1, "us": 1_000, "ms": 1_000_000, "sec": 1_000_000_000, "s": 1_000_000_000}
 _PROMPT = ("usage_prompt_tokens", "input_sequence_length")
@@ -33,19 +25,14 @@ _OUTPUT = ("usage_completion_tokens", "output_sequence_length")
 _CACHED = "usage_prompt_cache_read_tokens"
 
 
-class AiperfRecords:
-    """Reads a file of records (see `RequestReader`)."""
+class AiperfRecords(RowReader):
+    """Reads a file of records."""
 
-    def __init__(self, path: Path, choices: RequestChoices) -> None:
-        self.facts = RequestFacts()
-        self.skipped = Skipped(unit="line")
-        self._path, self._limit = path, choices.limit_bytes
+    name = "aiperf records"
+    marks = (b'"metadata"', b'"benchmark_phase"', b'"metrics"')
 
-    def __iter__(self) -> Iterator[pl.DataFrame]:
-        return frames(self._requests())
-
-    def _requests(self) -> Iterator[Request]:
-        for number, row in objects(self._path, self._limit, self.skipped, self.facts.notes):
+    def requests(self) -> Iterator[Request]:
+        for number, row in self._lines():
             metadata, metrics = row.get("metadata"), row.get("metrics")
             if not isinstance(metadata, dict) or not isinstance(metrics, dict):
                 self.skipped.add("lines without metadata or metrics", number)
@@ -94,12 +81,3 @@ def _tokens(metrics: dict[str, Any], names: tuple[str, ...]) -> int | None:
 def _time(metric: Any) -> int | None:
     unit = _UNITS_NS.get(str(metric.get("unit"))) if isinstance(metric, dict) else None
     return None if unit is None else nanoseconds(_value(metric), unit)
-
-
-def _recognises(head: bytes) -> bool:
-    return b'"metadata"' in head and b'"benchmark_phase"' in head and b'"metrics"' in head
-
-
-FORMAT = RequestFormat(
-    name="aiperf records", measured=True, recognises=_recognises, open=AiperfRecords
-)

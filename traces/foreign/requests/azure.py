@@ -7,52 +7,52 @@ stretches of 8 MiB, so that a week of them is never held whole.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Literal
 
 import polars as pl
 
 from traces.errors import OutcomesError
+from traces.files import Inflated
 from traces.foreign.requests.reader import (
     LATEST_NS,
     MOST_TOKENS,
     REQUESTS,
-    RequestChoices,
-    RequestFacts,
-    RequestFormat,
+    RequestReader,
 )
 from traces.foreign.source import LINE_BYTES, open_pieces
-from traces.foreign.values import Skipped
 
 _COLUMNS = {"timestamp": "arrival", "contexttokens": "prompt", "generatedtokens": "output"}
 _NAMES = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
 _STRETCH_BYTES = 8 << 20
 
 
-class AzureTrace:
-    """Reads a trace (see `RequestReader`)."""
+class AzureTrace(RequestReader):
+    """Reads a trace."""
 
-    def __init__(self, path: Path, choices: RequestChoices) -> None:
-        self.facts = RequestFacts()
-        self.skipped = Skipped(unit="line")
-        self._path = path
-        self._pieces = open_pieces(path, choices.limit_bytes)
+    name = "Azure LLM inference trace"
+    measured = False
+
+    @classmethod
+    def recognises(cls, head: bytes) -> bool:
+        first = head.partition(b"\n")[0].decode(errors="replace")
+        return set(_COLUMNS) <= {name.strip(' "\r').lower() for name in first.split(",")}
 
     def __iter__(self) -> Iterator[pl.DataFrame]:
         places: list[int] | None = None
-        for first, lines in self._stretches():
+        pieces = open_pieces(self._path, self._choices.limit_bytes)
+        for first, lines in self._stretches(pieces):
             head = 0 if places else 1  # the line of the columns' names
             places = places or _places(lines[0])
             frame = self._frame(first + head, lines[head:], places)
             if frame.height:
                 yield frame
-        if self._pieces.cut is not None:
-            self.facts.notes.append(f"the file is cut off ({self._pieces.cut})")
+        if pieces.cut is not None:
+            self.facts.notes.append(f"the file is cut off ({pieces.cut})")
 
-    def _stretches(self) -> Iterator[tuple[int, list[str]]]:
+    def _stretches(self, pieces: Inflated) -> Iterator[tuple[int, list[str]]]:
         """Yield the number of the first line and the lines of each stretch."""
         number, buffer, end = 1, bytearray(), -1
-        for piece in self._pieces:
+        for piece in pieces:
             last = piece.rfind(b"\n")
             end = end if last < 0 else len(buffer) + last
             buffer += piece
@@ -139,13 +139,3 @@ def _nanoseconds() -> pl.Expr:
 def _places(header: str) -> list[int]:
     names = [name.strip(' "\r').lower() for name in header.split(",")]
     return [names.index(name) for name in _COLUMNS]
-
-
-def _recognises(head: bytes) -> bool:
-    first = head.partition(b"\n")[0].decode(errors="replace")
-    return set(_COLUMNS) <= {name.strip(' "\r').lower() for name in first.split(",")}
-
-
-FORMAT = RequestFormat(
-    name="Azure LLM inference trace", measured=False, recognises=_recognises, open=AzureTrace
-)

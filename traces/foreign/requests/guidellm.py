@@ -7,27 +7,21 @@ in unix seconds. Prompts and outputs are skipped.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import msgspec
-import polars as pl
 
 from traces.errors import OutcomesError, UsageError
 from traces.foreign.requests.reader import (
     FAILED,
     MOST_TOKENS,
     Request,
-    RequestChoices,
-    RequestFacts,
-    RequestFormat,
+    RowReader,
     ascend,
-    frames,
     nanoseconds,
     token_count,
 )
 from traces.foreign.source import ArrayStream, decode
-from traces.foreign.values import Skipped
 
 _S = 1_000_000_000
 _CUT = "cut off by the end of the benchmark"
@@ -70,45 +64,44 @@ class _Benchmark(msgspec.Struct):
     config: _Config | None = None
 
 
-class GuidellmReport:
-    """Reads a report (see `RequestReader`)."""
+class GuidellmReport(RowReader):
+    """Reads a report."""
 
-    def __init__(self, path: Path, choices: RequestChoices) -> None:
-        self.facts = RequestFacts()
-        self.skipped = Skipped(unit="request")
-        self._path, self._run = path, choices.run
-        self._stream = ArrayStream(path, choices.limit_bytes, b"benchmarks")
+    name = "guidellm report"
+    marks = (b'"guidellm_version"',)
+    unit = "request"
 
-    def __iter__(self) -> Iterator[pl.DataFrame]:
+    def requests(self) -> Iterator[Request]:
         chosen = self._chosen()
         self._read_load(chosen.config or _Config())
-        return frames(self._requests(chosen.requests))
+        yield from self._requests(chosen.requests)
 
     def _chosen(self) -> _Benchmark:
         """Return the chosen benchmark. Raises OutcomesError and UsageError as a reader does."""
         chosen: bytes | None = None
-        count = 0
-        for raw in self._stream:
+        count, run = 0, self._choices.run
+        stream = ArrayStream(self._path, self._choices.limit_bytes, b"benchmarks")
+        for raw in stream:
             count += 1
             if raw is None:
                 raise OutcomesError(
                     f"{self._path}: benchmark {count} is too large to be held. "
                     "Save it with fewer requests"
                 )
-            chosen = raw if count == (self._run or 1) else chosen
-        if self._stream.cut is not None:
-            raise OutcomesError(f"{self._path}: {self._stream.cut}. Export it again")
-        if self._run is None and count > 1:
+            chosen = raw if count == (run or 1) else chosen
+        if stream.cut is not None:
+            raise OutcomesError(f"{self._path}: {stream.cut}. Export it again")
+        if run is None and count > 1:
             raise UsageError(f"{self._path}: holds {count} benchmarks. Choose one with --run N")
-        if chosen is None and self._run is not None:
-            raise UsageError(f"--run {self._run}: {self._path} holds {count} benchmarks")
+        if chosen is None and run is not None:
+            raise UsageError(f"--run {run}: {self._path} holds {count} benchmarks")
         if chosen is None:
             raise OutcomesError(f"{self._path}: holds no benchmark. Was it stopped early?")
         try:
             return decode(chosen, _Benchmark)
         except ValueError as error:
             raise OutcomesError(
-                f"{self._path}: benchmark {self._run or 1} is not as guidellm writes it ({error})"
+                f"{self._path}: benchmark {run or 1} is not as guidellm writes it ({error})"
             ) from None
 
     def _read_load(self, config: _Config) -> None:
@@ -162,12 +155,3 @@ def _request(place: int, stats: _Stats, error: str | None) -> Request | str:
         return "whose times run backwards or have no end"
     cached = token_count(usage.cached_tokens, least=0)
     return Request(place, prompt, output, arrival, first, end, cached)
-
-
-def _recognises(head: bytes) -> bool:
-    return b'"guidellm_version"' in head
-
-
-FORMAT = RequestFormat(
-    name="guidellm report", measured=True, recognises=_recognises, open=GuidellmReport
-)

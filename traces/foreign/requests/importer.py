@@ -14,24 +14,31 @@ from typing import Any
 
 import polars as pl
 
-from traces.errors import OutcomesError, RecordingError, UsageError
-from traces.foreign.requests import aiperf, azure, guidellm, mooncake, vllm_bench
+from traces.errors import OutcomesError
+from traces.foreign.requests.aiperf import AiperfRecords
+from traces.foreign.requests.azure import AzureTrace
+from traces.foreign.requests.guidellm import GuidellmReport
+from traces.foreign.requests.mooncake import MooncakeTrace
 from traces.foreign.requests.reader import (
     RequestChoices,
     RequestFacts,
-    RequestFormat,
     RequestReader,
 )
-from traces.foreign.source import head_of
+from traces.foreign.requests.vllm_bench import VllmBench
+from traces.foreign.source import head_of, own_name
 from traces.foreign.values import UNKNOWN_MODEL, Skipped
-from traces.recording.manifest import NAME, Manifest, WorkloadFacts
-from traces.recording.parts import write_part
-from traces.recording.tables import TABLES
-from traces.recording.writer import read_clocks
+from traces.foreign.written import Written, written_into
+from traces.recording.manifest import WorkloadFacts, check_free
 from traces.schema.engine import EngineConfig
 from traces.schema.tts.policy import Policy
 
-FORMATS = (azure.FORMAT, mooncake.FORMAT, vllm_bench.FORMAT, aiperf.FORMAT, guidellm.FORMAT)
+FORMATS: tuple[type[RequestReader], ...] = (
+    AzureTrace,
+    MooncakeTrace,
+    VllmBench,
+    AiperfRecords,
+    GuidellmReport,
+)
 _PART_ROWS = 500_000
 
 
@@ -53,7 +60,7 @@ class ImportedRequests:
     notes: tuple[str, ...]
 
 
-def format_of(path: Path) -> RequestFormat | None:
+def format_of(path: Path) -> type[RequestReader] | None:
     """Return the format of a file by its first bytes, None for one that holds no requests.
 
     Raises OutcomesError when it cannot be read or is empty.
@@ -75,14 +82,13 @@ def import_requests(
     which nothing can be read, UsageError for a choice that it does not have, RecordingError when
     the folder cannot be written.
     """
-    if (folder / NAME).exists():
-        raise UsageError(f"-o {folder}: already holds a recording. Name another folder")
+    check_free(folder)
     chosen = format_of(path)
     if chosen is None:
         raise OutcomesError(f"{path}: holds no requests that can be read (see docs/import.md)")
-    reader = chosen.open(path, choices or RequestChoices())
-    written = _Written(folder)
-    try:
+    reader = chosen(path, choices or RequestChoices())
+    with written_into(folder) as tables:
+        written = _Requests(tables)
         for frame in _parts(reader):
             written.add(frame, reader.facts)
             if on_rows is not None:
@@ -93,14 +99,8 @@ def import_requests(
                 f"{path}: no request in it can be read as {chosen.name} ({why or 'it has none'}). "
                 "See docs/import.md for what must be there"
             )
-        notes = _notes(path, chosen, reader, written)
-        _finish(path, folder, chosen, reader, written, notes)
-    except OSError as error:
-        written.undo()
-        raise RecordingError(f"{folder}: cannot be written ({error.strerror})") from None
-    except BaseException:
-        written.undo()
-        raise
+        notes = _notes(path, reader, written)
+        _finish(path, reader, written, notes)
     return ImportedRequests(
         format=chosen.name,
         requests=written.requests,
@@ -127,10 +127,10 @@ def _parts(reader: RequestReader) -> Iterator[pl.DataFrame]:
 
 
 @dataclass
-class _Written:
-    """The parts written so far, and what they hold."""
+class _Requests:
+    """What the parts written so far hold."""
 
-    folder: Path
+    tables: Written
     requests: int = 0
     measured: int = 0
     failed: int = 0
@@ -144,7 +144,6 @@ class _Written:
     last: int = 0
     keys: dict[str, Any] = field(default_factory=dict)
     _before: int = 0
-    _files: list[Path] = field(default_factory=list)
     _digest: Any = field(default_factory=hashlib.sha256)
 
     def add(self, frame: pl.DataFrame, facts: RequestFacts) -> None:
@@ -153,10 +152,9 @@ class _Written:
             engine = EngineConfig(model=facts.model or UNKNOWN_MODEL, mode="server")
             policy = Policy(method="majority", n=1, temperature=None, top_p=None)
             self.keys = {"engine": engine, "policy": policy}
-            self.folder.mkdir(parents=True, exist_ok=True)
         self._count(frame)
-        same = {name: pl.lit(value.key()) for name, value in self.keys.items()}
-        known = frame.with_columns(problem_id=pl.col("place").cast(pl.Utf8), **same)
+        same = {name: value.key() for name, value in self.keys.items()}
+        known = frame.with_columns(problem_id=pl.col("place").cast(pl.Utf8))
         ended = pl.when(pl.col("end").is_not_null())
         problems = known.with_columns(
             cached_prompt_tokens="cached_tokens",
@@ -164,28 +162,9 @@ class _Written:
             decided_at="end",
             decided_by_sample=ended.then(0),
         )
-        samples = known.with_columns(sample_index=pl.lit(0), role=pl.lit("sample"))
-        for table, rows in (("problems", problems), ("samples", samples)):
-            self._write(table, rows, len(self._files) // 2)
-
-    def _write(self, table: str, rows: pl.DataFrame, number: int) -> None:
-        whole = rows.select(
-            (pl.col(name) if name in rows.columns else pl.lit(None)).cast(kind).alias(name)
-            for name, kind in TABLES[table].items()
-        )
-        self._files.append(write_part(self.folder, table, whole, number, number))
-
-    def note(self, notes: Sequence[str]) -> None:
-        """Write the notes as events of the engine."""
-        rows = pl.DataFrame({"detail": list(notes)}).with_columns(
-            engine=pl.lit(self.keys["engine"].key()), kind=pl.lit("note")
-        )
-        self._write("events", rows, 0)
-
-    def undo(self) -> None:
-        """Remove what was written, so that the folder holds no half of a recording."""
-        for path in self._files:
-            path.unlink(missing_ok=True)
+        samples = known.with_columns(sample_index=pl.lit(0))
+        self.tables.add("problems", problems, **same)
+        self.tables.add("samples", samples, role="sample", **same)
 
     @property
     def identity(self) -> str:
@@ -215,19 +194,17 @@ class _Written:
         self._digest.update(names.to_numpy().tobytes())
 
 
-def _notes(
-    path: Path, chosen: RequestFormat, reader: RequestReader, written: _Written
-) -> list[str]:
+def _notes(path: Path, reader: RequestReader, written: _Requests) -> list[str]:
     known = (
         "times are the client's, the engine is not known"
-        if chosen.measured
+        if reader.measured
         else "arrivals and lengths alone, the engine and the other times are not known"
     )
-    notes = [f"imported from {chosen.name}: {path.name}. {known}"]
+    notes = [f"imported from {reader.name}: {path.name}. {known}"]
     notes += [f"{path.name}: {each}" for each in reader.facts.notes]
     if reader.skipped.counts:
         notes.append(f"{path.name}: skipped: {reader.skipped.text()}")
-    if written.earlier and not chosen.measured:
+    if written.earlier and not reader.measured:
         notes.append(
             f"requests that arrive before the one above them: {written.earlier:,} (first: line "
             f"{written.earlier_place:,}). They are taken in the order of their arrivals"
@@ -246,44 +223,33 @@ def _notes(
 
 def _finish(
     path: Path,
-    folder: Path,
-    chosen: RequestFormat,
     reader: RequestReader,
-    written: _Written,
+    written: _Requests,
     notes: Sequence[str],
 ) -> None:
-    """Write the notes and the manifest, which makes the folder a recording."""
-    written.note(notes)
     facts = reader.facts
     engine, policy = written.keys["engine"], written.keys["policy"]
-    clock = read_clocks()
-    manifest = Manifest(
-        clock_start=clock,
-        clock_end=clock,
+    file = {
+        "name": path.name,
+        "requests": written.requests,
+        "skipped": reader.skipped.counts,
+        "notes": facts.notes,
+    }
+    written.tables.finish(
+        {
+            "format": reader.name,
+            **({} if facts.itl_s is None else {"itl_s": facts.itl_s}),
+            "files": [file],
+        },
+        [(engine.key(), note) for note in notes],
         engines={engine.key(): engine},
         policies={policy.key(): policy},
         workload=WorkloadFacts(
-            name=path.name.partition(".")[0],
+            name=own_name(path),
             hash=written.identity,
             problems=written.requests,
             prompt_block_tokens=facts.block_tokens if written.blocks else None,
         ),
         concurrency=facts.concurrency,
         rate_per_s=facts.rate_per_s,
-        provenance={
-            "imported": {
-                "format": chosen.name,
-                **({} if facts.itl_s is None else {"itl_s": facts.itl_s}),
-                "files": [
-                    {
-                        "name": path.name,
-                        "requests": written.requests,
-                        "skipped": reader.skipped.counts,
-                        "notes": facts.notes,
-                    }
-                ],
-            }
-        },
-        complete=True,
     )
-    manifest.write(folder)

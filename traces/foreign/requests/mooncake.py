@@ -9,41 +9,35 @@ last; equal ids are equal prefixes (Qin et al., "Mooncake", FAST 2025).
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
-
-import polars as pl
 
 from traces.foreign.requests.reader import (
     MOST_TOKENS,
     Request,
-    RequestChoices,
-    RequestFacts,
-    RequestFormat,
-    frames,
+    RowReader,
     nanoseconds,
     token_count,
 )
-from traces.foreign.source import objects
-from traces.foreign.values import Skipped
 
 _MS = 1_000_000
 _TOKENS = ("input_length", "output_length")
 
 
-class MooncakeTrace:
-    """Reads a trace (see `RequestReader`)."""
+class MooncakeTrace(RowReader):
+    """Reads a trace."""
 
-    def __init__(self, path: Path, choices: RequestChoices) -> None:
-        self.facts = RequestFacts(block_tokens=choices.block_tokens)
-        self.skipped = Skipped(unit="line")
-        self._path, self._limit, self._block = path, choices.limit_bytes, choices.block_tokens
+    name = "Mooncake trace"
+    measured = False
+    marks = (b'"input_length"', b'"output_length"')
 
-    def __iter__(self) -> Iterator[pl.DataFrame]:
-        return frames(self._requests())
+    @classmethod
+    def recognises(cls, head: bytes) -> bool:
+        # Bailian's traces look alike, but their times are seconds and their blocks 16 tokens.
+        return super().recognises(head) and b'"chat_id"' not in head
 
-    def _requests(self) -> Iterator[Request]:
-        for number, row in objects(self._path, self._limit, self.skipped, self.facts.notes):
+    def requests(self) -> Iterator[Request]:
+        self.facts.block_tokens = self._choices.block_tokens
+        for number, row in self._lines():
             prompt, output = (token_count(row.get(name)) for name in _TOKENS)
             arrival = nanoseconds(row.get("timestamp"), _MS)
             if arrival is None or prompt is None or output is None:
@@ -59,6 +53,7 @@ class MooncakeTrace:
 
     def _blocks(self, row: dict[str, Any], prompt_tokens: int, number: int) -> list[int] | None:
         """Return the names of the prompt's blocks, None where they are not told."""
+        block = self._choices.block_tokens
         ids = row.get("hash_ids")
         if ids is None or ids == []:
             return None
@@ -69,9 +64,9 @@ class MooncakeTrace:
         if not whole:
             self.skipped.add("values of hash_ids that are no list of whole numbers", number)
             return None
-        if len(ids) != -(-prompt_tokens // self._block):
+        if len(ids) != -(-prompt_tokens // block):
             self.skipped.add(
-                f"values of hash_ids that are not one per {self._block} tokens of prompt "
+                f"values of hash_ids that are not one per {block} tokens of prompt "
                 "(--block-tokens says how many)",
                 number,
             )
@@ -80,7 +75,6 @@ class MooncakeTrace:
 
 
 def _fault(row: dict[str, Any]) -> str:
-    """Return why a line is no request."""
     for name in ("timestamp", *_TOKENS):
         if row.get(name) is None:
             return f"without {name}"
@@ -88,14 +82,3 @@ def _fault(row: dict[str, Any]) -> str:
         return "whose timestamp is no time in milliseconds"
     bad = next(name for name in _TOKENS if token_count(row[name]) is None)
     return f"whose {bad} is no whole number from 1 to {MOST_TOKENS:,}"
-
-
-def _recognises(head: bytes) -> bool:
-    # Bailian's traces look alike, but their times are seconds and their blocks 16 tokens.
-    keys = b'"input_length"' in head and b'"output_length"' in head
-    return keys and b'"chat_id"' not in head
-
-
-FORMAT = RequestFormat(
-    name="Mooncake trace", measured=False, recognises=_recognises, open=MooncakeTrace
-)

@@ -1,20 +1,22 @@
 """What every reader of requests gives: arrivals and lengths, and times that a client measured.
 
-A format is a name, a look at the first bytes, and a reader. Requests come in frames of bounded
-size, so that a trace of millions is never held whole.
+A format is a class. Requests come in frames of bounded size, so that a trace of millions is never
+held whole.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple
 
 import polars as pl
 
+from traces.foreign.source import objects
 from traces.foreign.values import BLOCK_TOKENS, LIMIT_BYTES, Skipped, finite, whole_number
 
 MOST_TOKENS = 100_000_000
@@ -83,38 +85,51 @@ class RequestChoices:
     limit_bytes: int = LIMIT_BYTES
 
 
-class RequestReader(Protocol):
-    """One file, iterated once; `facts` and `skipped` are whole afterwards.
+class RequestReader(ABC):
+    """A format, and one file of it, iterated once; `facts` and `skipped` are whole afterwards.
+
+    `measured` says that a client measured the requests, else only their arrivals are known. `marks`
+    are all in the first bytes of a file, `unit` is what its requests are counted in.
 
     Raises OutcomesError while iterating when the file cannot be read as its format,
     UsageError for a choice that it does not have.
     """
 
-    facts: RequestFacts
-    skipped: Skipped
+    name: ClassVar[str]
+    measured: ClassVar[bool] = True
+    marks: ClassVar[tuple[bytes, ...]] = ()
+    unit: ClassVar[str] = "line"
 
+    def __init__(self, path: Path, choices: RequestChoices) -> None:
+        self.facts = RequestFacts()
+        self.skipped = Skipped(unit=self.unit)
+        self._path, self._choices = path, choices
+
+    @classmethod
+    def recognises(cls, head: bytes) -> bool:
+        """Whether a file with these first bytes, inflated, is of this format."""
+        return all(mark in head for mark in cls.marks)
+
+    @abstractmethod
     def __iter__(self) -> Iterator[pl.DataFrame]:
         """Yield frames with the columns of `REQUESTS`, in the file's order."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class RequestFormat:
-    """A foreign format: `recognises` looks at the first bytes of a file, inflated.
+class RowReader(RequestReader):
+    """A format whose requests are read one by one, and given in frames of at most 50,000."""
 
-    `measured` says that a client measured the requests, else only their arrivals are known.
-    """
+    def __iter__(self) -> Iterator[pl.DataFrame]:
+        requests = self.requests()
+        while rows := list(islice(requests, _FRAME_ROWS)):
+            yield pl.DataFrame(rows, schema=REQUESTS, orient="row")
 
-    name: str
-    measured: bool
-    recognises: Callable[[bytes], bool]
-    open: Callable[[Path, RequestChoices], RequestReader]
+    @abstractmethod
+    def requests(self) -> Iterator[Request]:
+        """Yield the requests in the file's order."""
 
-
-def frames(requests: Iterable[Request]) -> Iterator[pl.DataFrame]:
-    """Yield the requests in frames of at most 50,000 rows."""
-    source = iter(requests)
-    while rows := list(islice(source, _FRAME_ROWS)):
-        yield pl.DataFrame(rows, schema=REQUESTS, orient="row")
+    def _lines(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Yield the file's lines of JSON with their numbers."""
+        return objects(self._path, self._choices.limit_bytes, self.skipped, self.facts.notes)
 
 
 def token_count(value: Any, *, least: int = 1) -> int | None:

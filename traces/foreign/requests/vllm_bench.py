@@ -9,12 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
-import polars as pl
 
 from traces.errors import OutcomesError, UsageError
 from traces.files import DOCUMENT_VALUES
@@ -22,16 +20,12 @@ from traces.foreign.requests.reader import (
     FAILED,
     MOST_TOKENS,
     Request,
-    RequestChoices,
-    RequestFacts,
-    RequestFormat,
+    RowReader,
     ascend,
-    frames,
     nanoseconds,
     token_count,
 )
 from traces.foreign.source import ENTRY_BYTES, decode, decode_read, open_pieces
-from traces.foreign.values import Skipped
 
 _S = 1_000_000_000
 _ROW = re.compile(rb"\[[^][]*\]")
@@ -40,8 +34,6 @@ _LISTS = ("input_lens", "output_lens", "ttfts", "start_times")
 
 
 class _Result(msgspec.Struct):
-    """What is read of a result."""
-
     model_id: Any = None
     request_rate: Any = None
     max_concurrency: Any = None
@@ -59,32 +51,29 @@ class _Gaps(msgspec.Struct):
     itls: msgspec.Raw = msgspec.Raw(b"null")
 
 
-class VllmBench:
-    """Reads a result (see `RequestReader`)."""
+class VllmBench(RowReader):
+    """Reads a result."""
 
-    def __init__(self, path: Path, choices: RequestChoices) -> None:
-        self.facts = RequestFacts()
-        self.skipped = Skipped(unit="request")
-        self._path, self._run = path, choices.run
-        self._gaps = msgspec.Raw(b"")
-        self._pieces = open_pieces(path, choices.limit_bytes)
+    name = "vllm bench serve result"
+    marks = (b'"endpoint_type"', b'"tokenizer_id"', b'"num_prompts"')
+    unit = "request"
 
-    def __iter__(self) -> Iterator[pl.DataFrame]:
+    def requests(self) -> Iterator[Request]:
         result = self._result()
         self._read_load(result)
         self.facts.itl_s = self._itl_s()
-        return frames(self._requests(result))
+        yield from self._requests(result)
 
     def _result(self) -> _Result:
         """Return the chosen document. Raises OutcomesError and UsageError as a reader does."""
-        documents = self._documents()
-        if self._run is None and len(documents) > 1:
+        documents, run = self._documents(), self._choices.run
+        if run is None and len(documents) > 1:
             raise UsageError(
                 f"{self._path}: holds {len(documents)} results. Choose one with --run N"
             )
-        if not 1 <= (self._run or 1) <= len(documents):
-            raise UsageError(f"--run {self._run}: {self._path} holds {len(documents)} results")
-        chosen = documents[(self._run or 1) - 1]
+        if not 1 <= (run or 1) <= len(documents):
+            raise UsageError(f"--run {run}: {self._path} holds {len(documents)} results")
+        chosen = documents[(run or 1) - 1]
         try:
             result = decode_read(chosen, _Result, DOCUMENT_VALUES)
             self._gaps = decode(chosen, _Gaps, None).itls
@@ -107,7 +96,7 @@ class VllmBench:
     def _documents(self) -> list[bytes]:
         """Return the file's documents: one a line, or a single one over many lines."""
         text = bytearray()
-        for piece in self._pieces:
+        for piece in open_pieces(self._path, self._choices.limit_bytes):
             text += piece
             if len(text) > ENTRY_BYTES:
                 raise OutcomesError(
@@ -194,12 +183,3 @@ class VllmBench:
 
 def _full(values: list[Any] | None, count: int) -> list[Any] | None:
     return values if values is not None and len(values) == count else None
-
-
-def _recognises(head: bytes) -> bool:
-    return b'"endpoint_type"' in head and b'"tokenizer_id"' in head and b'"num_prompts"' in head
-
-
-FORMAT = RequestFormat(
-    name="vllm bench serve result", measured=True, recognises=_recognises, open=VllmBench
-)

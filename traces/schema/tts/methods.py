@@ -38,7 +38,6 @@ class Parameter:
     at_most_n: bool = False
 
     def default_at(self, n: int) -> Value | None:
-        """Return the default for n samples."""
         return float(self.default(n)) if callable(self.default) else self.default
 
     def check(self, value: Any) -> Value:

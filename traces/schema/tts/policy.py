@@ -10,6 +10,7 @@ from traces.schema.tts.methods import METHODS, Method
 from traces.schema.tts.stop_rules import Stop
 
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
+LONG = 1024  # tokens from which a limit stands in a name: thoughts are cut at several
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,17 +55,14 @@ class Policy(Record):
 
     @property
     def spec(self) -> Method:
-        """What is known of its method."""
         return METHODS[self.method]
 
     @property
     def all_samples_end(self) -> bool:
-        """Whether it waits for every sample, which makes the recorded ones a fair draw."""
         return self.spec.all_samples_end
 
     @property
     def stops_early(self) -> bool:
-        """Whether it decides by a rule before every sample has ended."""
         return self.spec.stops_early
 
     @property
@@ -98,11 +96,12 @@ class Policy(Record):
         return " ".join(str(part) for part in parts if part is not None)
 
     def label_with_temperature(self) -> str:
-        """Return the label and the temperature, once, where it is known and not 0."""
+        """Return the label, the temperature where it is known and not 0, and a long max_tokens."""
         label = self.label()
-        return (
-            f"{label} T={self.temperature:g}" if self.temperature and " T=" not in label else label
-        )
+        if self.temperature and " T=" not in label:
+            label = f"{label} T={self.temperature:g}"
+        most = self.max_tokens
+        return label if most is None or most < LONG else f"{label} max {most}"
 
 
 # What others sent to a server that was only watched: each problem has the samples that it had, and

@@ -142,7 +142,6 @@ class AdviceScreen(ModeScreen):
         self._what_if: list[str] = []
 
     def compose_body(self) -> ComposeResult:
-        """Return the budget, the plot beside the table, and the pick."""
         with Horizontal(classes="fields"):
             statistics = [(latency(each).noun, name) for name, each in STATISTICS]
             yield Select(
@@ -178,7 +177,6 @@ class AdviceScreen(ModeScreen):
             yield field
 
     def on_mount(self) -> None:
-        """Make the table's columns and ask."""
         plot = self.query_one(Scatter)
         plot.margin_top, plot.margin_left, plot.margin_bottom = 0, 7, 3
         super().on_mount()
@@ -208,7 +206,6 @@ class AdviceScreen(ModeScreen):
         self._changed_what_is_shown()
 
     def on_descendant_focus(self, event: DescendantFocus) -> None:
-        """Say what a field of the budget may hold."""
         for name, _, example, _ in FIELDS:
             if self._asked is not None and event.widget.id == f"field_{name}":
                 self._say(f"for example {example} (enter applies, esc leaves)", passing=True)
@@ -418,7 +415,6 @@ class AdviceScreen(ModeScreen):
         self.query_one("#detail", Static).update("\n".join(lines))
 
     def action_copy(self) -> None:
-        """Copy command and policy of the selected pick."""
         selected = self._selected()
         if selected is None or selected.pick.command is None:
             limited = self._advice is None or self._advice.budget.required
@@ -453,7 +449,6 @@ class AdviceScreen(ModeScreen):
         self._fit_plot()
 
     def action_what_if(self) -> None:
-        """Ask what to change of the selected pick."""
         selected, field = self._selected(), self.query_one("#change", Input)
         if selected is not None:
             field.placeholder = f"{examples(selected.pick)}: what it makes of this pick"
@@ -488,7 +483,6 @@ class AdviceScreen(ModeScreen):
         self._show_pick()
 
     def action_budget(self) -> None:
-        """Go to the first field."""
         cast(Input, self.query_one("#field_max_latency")).focus()
 
     def action_leave(self) -> None:

@@ -100,7 +100,6 @@ class LiveScreen(ModeScreen):
         self._depth = False
 
     def compose_body(self) -> ComposeResult:
-        """Return the URL, the verdict, the gauges over time and the problems."""
         yield Input(
             placeholder="http://HOST:8000 [--listen 4318] [--listen-grpc 4317] [--kernels FOLDER] "
             "[--api-key-env NAME]",
@@ -118,7 +117,6 @@ class LiveScreen(ModeScreen):
             yield Static(HOW, id="text", markup=False)
 
     def show_library(self) -> None:
-        """Say what is connected."""
         self.set_status(self._status())
 
     def on_unmount(self) -> None:
@@ -273,7 +271,6 @@ class LiveScreen(ModeScreen):
             text.update("\n".join(rates))
 
     def action_url(self) -> None:
-        """Go to the URL."""
         self.query_one("#url").focus()
 
     def action_leave(self) -> None:

@@ -35,7 +35,6 @@ class History:
         self._rows: deque[tuple[float, ...]] = deque(maxlen=KEPT)
 
     def add(self, snapshot: Snapshot) -> None:
-        """Take a second's snapshot."""
         engines = [each for each in snapshot.numbers.values() if each is not None]
         self.last = snapshot
         watts = np.nan if snapshot.watts is None else snapshot.watts

@@ -74,7 +74,7 @@ def parse_target(text: str) -> Attachment:
     words = words_of(text)
     if "--help" in words:
         raise UsageError(f"here are {option_names(Watch)}")
-    watch = read_words(Watch, words, nothing="name a server: http://HOST:8000")
+    watch = read_words(Watch, words)
     urls = [url if "://" in url else f"http://{url}" for url in watch.urls]
     return attachment_of(vars(watch) | {"urls": urls})
 

@@ -130,7 +130,6 @@ class RecordingsScreen(ModeScreen):
         self._loading = True  # when the table was last filled
 
     def compose_body(self) -> ComposeResult:
-        """Return filter, table and the panel below it."""
         yield Input(placeholder="words, or a|b", id="filter", compact=True)
         yield Input(id="ask", compact=True)
         yield DataTable[Text](id="runs", cursor_type="row", zebra_stripes=True)
@@ -139,7 +138,6 @@ class RecordingsScreen(ModeScreen):
             yield Static(id="detail", markup=False)
 
     def on_resize(self) -> None:
-        """Show more columns where there is room."""
         self.show_library()
 
     @property
@@ -211,7 +209,8 @@ class RecordingsScreen(ModeScreen):
         names = ["mark", *(column.header for column, _ in self._columns)]
         for entry in entries:
             was = self._drawn.get(entry.key)
-            if _alike(was, drawn[entry.key]):
+            now = drawn[entry.key]
+            if was is not None and was[0] is now[0] and was[1:] == now[1:]:
                 continue
             cells = self._cells(entry, entry.key in marked)
             if was is None:
@@ -276,7 +275,6 @@ class RecordingsScreen(ModeScreen):
 
     @on(Input.Submitted, "#filter")
     def action_leave_filter(self) -> None:
-        """Go back to the table; the filter stays."""
         field = self.query_one("#filter", Input)
         field.set_class(bool(field.value), "used")
         field.remove_class("open")
@@ -284,7 +282,6 @@ class RecordingsScreen(ModeScreen):
         self._table.focus()
 
     def action_filter(self) -> None:
-        """Go to the filter."""
         field = self.query_one("#filter", Input)
         field.add_class("open")
         field.focus()
@@ -304,7 +301,6 @@ class RecordingsScreen(ModeScreen):
         self._table.action_cursor_down()
 
     def action_unmark(self) -> None:
-        """Unmark everything."""
         self.ttscope.clear_marks()
 
     @on(DataTable.HeaderSelected, "#runs")
@@ -318,7 +314,6 @@ class RecordingsScreen(ModeScreen):
             self.show_library()
 
     def action_sort(self) -> None:
-        """Sort by the next column."""
         headers = [column.header for column, _ in self._columns]
         place = headers.index(COLUMNS[self._sort].header) if self._shown_column() else -1
         header = headers[(place + 1) % len(headers)]
@@ -329,16 +324,13 @@ class RecordingsScreen(ModeScreen):
         return any(column == COLUMNS[self._sort] for column, _ in self._columns)
 
     def action_reverse(self) -> None:
-        """Sort the other way round."""
         self._reverse = not self._reverse
         self.show_library()
 
     def action_advise(self) -> None:
-        """Go to the advice, which rests on the marked recordings or on all."""
         self.app.switch_mode("advice")
 
     def action_ask(self, what: str) -> None:
-        """Ask for paths, to open or to import."""
         field = self.query_one("#ask", Input)
         self._asking, field.placeholder, field.value = what, QUESTIONS[what], ""
         field.add_class("open")
@@ -467,7 +459,3 @@ class RecordingsScreen(ModeScreen):
         if entry is None:
             return ["nothing matches the filter"]
         return entry_lines(entry, marked=len(marked), width=width)
-
-
-def _alike(drawn: Drawn | None, wanted: Drawn) -> bool:
-    return drawn is not None and drawn[0] is wanted[0] and drawn[1:] == wanted[1:]

@@ -89,7 +89,6 @@ class RunModel:
     # -- what is looked at ---------------------------------------------------------------------
 
     def show_data(self, data: RunData) -> None:
-        """Take what a worker read."""
         self.data = data
         if data.timeline is not None:
             self.play = Playback.over(data.timeline.start_ns, data.timeline.end_ns)
@@ -108,7 +107,6 @@ class RunModel:
             self.play = Playback.over(self.play.start, theirs.end_ns - later)
 
     def move(self, columns: int, bins: int) -> None:
-        """Move the cursor by columns of the charts."""
         if self.play is not None:
             self.play = self.play.move(columns, bins)
 
@@ -141,7 +139,6 @@ class RunModel:
             self.cut, self.page = False, "problem"
 
     def slowest(self) -> int | None:
-        """Return the row of the problem that took longest."""
         return None if self.run.rows is None else self.run.rows["latency_s"].arg_max()
 
     def go_to(self, target: Goto) -> str | None:
@@ -188,7 +185,6 @@ class RunModel:
     # -- what there is to draw -----------------------------------------------------------------
 
     def status(self) -> str:
-        """Return what stands in the bar above."""
         return "" if self.play is None else self.play.label()
 
     def head(self, width: int) -> list[str]:
@@ -239,7 +235,6 @@ class RunModel:
         return None if begun > self.play.now + column_ns else row
 
     def step(self, bins: int, width: int) -> list[str]:
-        """Return the step's composition, its drafts, kernels and collectives."""
         if self.data is None or self.data.timeline is None:
             return []
         row = self.step_row(bins)

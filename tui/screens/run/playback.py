@@ -10,6 +10,7 @@ from traces.errors import UsageError
 
 WHOLE_S = 30.0  # that a whole recording takes at the speed it starts with
 SLOWEST, FASTEST = 2.0**-10, 2.0**16
+_LEAST_NS = 1_000_000  # of a stretch
 _TIME = re.compile(r"(?:(\d+):)?(?:(\d+):)?(\d+(?:\.\d+)?)", re.ASCII)
 
 
@@ -61,10 +62,10 @@ class Playback:
         """Return the column under the cursor."""
         return min((self.now - self.left) * bins // (self.right - self.left), bins - 1)
 
-    def zoom(self, factor: float, least_ns: int = 1_000_000) -> Playback:
+    def zoom(self, factor: float) -> Playback:
         """Show a stretch `factor` times as long, the cursor staying where it is on it."""
         whole = self.end - self.start
-        length = min(max(round((self.right - self.left) * factor), min(least_ns, whole)), whole)
+        length = min(max(round((self.right - self.left) * factor), min(_LEAST_NS, whole)), whole)
         share = (self.now - self.left) / (self.right - self.left)
         left = min(max(self.now - round(length * share), self.start), self.end - length)
         return replace(self, left=left, right=left + length)
@@ -78,7 +79,6 @@ class Playback:
         return replace(self, left=left, right=right, now=min(max(start, left), right))
 
     def whole(self) -> Playback:
-        """Show everything."""
         return replace(self, left=self.start, right=self.end)
 
     def toggle(self) -> Playback:
@@ -88,7 +88,6 @@ class Playback:
         return replace(self, playing=not self.playing)
 
     def faster(self, factor: float) -> Playback:
-        """Play so many times as fast."""
         return replace(self, speed=min(max(self.speed * factor, SLOWEST), FASTEST))
 
     def tick(self, seconds: float) -> Playback:

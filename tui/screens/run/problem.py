@@ -210,7 +210,6 @@ def sample_rows(
                 correct=each.correct,
                 bar=line,
                 note=_note(problem, each, order),
-                saved_from=saved,
             )
         )
     return rows

@@ -129,7 +129,6 @@ class RunScreen(ModeScreen):
         self._last = 0.0
 
     def compose_body(self) -> ComposeResult:
-        """Return the charts, the step, the problem and its samples."""
         yield Static(id="head", markup=False)
         yield Lanes(id="lanes")
         yield Static(id="step", markup=False)
@@ -144,7 +143,6 @@ class RunScreen(ModeScreen):
         yield Static(id="vote", markup=False)
 
     def on_mount(self) -> None:
-        """Make the clock of the play, which stands."""
         self._timer = self.set_interval(FRAME_S, self._tick, pause=True)
         super().on_mount()
 
@@ -357,7 +355,6 @@ class RunScreen(ModeScreen):
             self._timer.pause()
 
     def action_play(self) -> None:
-        """Play the recording from the cursor on, or pause."""
         model = self.model
         if model is None or model.play is None or self._timer is None:
             return
@@ -382,19 +379,16 @@ class RunScreen(ModeScreen):
         self._draw_problem()
 
     def action_speed(self, factor: float) -> None:
-        """Play slower or faster."""
         if self.model is not None and self.model.play is not None:
             self.model.play = self.model.play.faster(factor)
             self.set_status(self.model.status())
 
     def action_move(self, columns: int) -> None:
-        """Move the cursor by columns of the charts."""
         if self.model is not None:
             self.model.move(columns, self._bins)
             self._moved()
 
     def action_step(self, steps: int) -> None:
-        """Move by single engine steps."""
         if self.model is not None:
             self.model.step_by(steps)
             self._moved()
@@ -406,19 +400,16 @@ class RunScreen(ModeScreen):
             self._draw_problem()
 
     def action_zoom(self, factor: float) -> None:
-        """Show less of the time, or more."""
         if self.model is not None and self.model.play is not None:
             self.model.play = self.model.play.zoom(factor)
             self._draw_time()
 
     def action_zoom_to(self, what: str) -> None:
-        """Show the time of the problem, or all of it."""
         if self.model is not None:
             self.model.show_time(what)
             self._draw_time()
 
     def action_problem(self, count: int) -> None:
-        """Go to the next or the previous problem."""
         if self.model is not None:
             at = -1 if self.model.problem is None else self.model.problem.number
             self._go_to_problem(at + count)
@@ -431,13 +422,11 @@ class RunScreen(ModeScreen):
             self.query_one("#page").scroll_home(animate=False)
 
     def action_worst(self) -> None:
-        """Go to the problem that took longest."""
         slowest = None if self.model is None else self.model.slowest()
         if slowest is not None:
             self._go_to_problem(slowest)
 
     def action_rule(self) -> None:
-        """Judge the next stopping rule."""
         model = self.model
         if model is None:
             return

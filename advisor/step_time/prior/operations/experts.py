@@ -120,8 +120,8 @@ def _on(
         exact = [v for v in with_dtype if wanted in _shapes(there, v, dtype)]
         version = (exact or with_dtype)[0]
         near = wanted if exact else _nearest(_shapes(there, version, dtype), wanted)
-        rows, spread = _table(there, version, dtype, near)
-        found = Times(rows=rows, spread=spread)
+        rows, routing = _table(there, version, dtype, near)
+        found = Times(rows=rows, routing=routing)
         if exact and own and there is tables:
             return found
         before = Shape(
@@ -132,7 +132,7 @@ def _on(
         asked = measured if own else PRECISIONS[form]
         found = Times(
             rows=carried(rows, before.work(measured), shape.work(asked), tables, there),
-            spread=spread,
+            routing=routing,
         )
         if not exact:
             found = found.by_rule(
@@ -190,7 +190,7 @@ def _shapes(tables: PriorTables, version: str, dtype: str) -> frozenset[tuple[in
 def _table(
     tables: PriorTables, version: str, dtype: str, key: tuple[int, ...]
 ) -> tuple[Floats, float]:
-    """Return [rows, (tokens, seconds)], and the spread (sd of the log) that the routing leaves.
+    """Return [rows, (tokens, seconds)], and how far off (log of time) other routings are.
 
     Of several kernels the fastest counts: an engine runs one of them.
     """

@@ -20,20 +20,24 @@ from traces.errors import TablesError
 Floats = npt.NDArray[np.float64]
 
 # How far off each rule is where a table has what it stands for (benchmarks/prior_rules.py): the
-# spread (sd) of the log of time.
-PRECISION_SPREAD: Final = 0.30
-SHAPE_SPREAD: Final = 0.30
-GPU_SPREAD: Final = 0.35
+# spread (root mean square) of the log of time. That of bytes alone is taken to be as wide.
+PRECISION_SPREAD: Final = 0.50
+SHAPE_SPREAD: Final = 0.33
+GPU_SPREAD: Final = 0.50
 BYTES_SPREAD: Final = 0.50
 
 
 @dataclass(frozen=True, kw_only=True)
 class Times:
-    """`rows` [rows, (count, seconds)] of a call; `rule` is what no table has, `spread` its sd."""
+    """`rows` [rows, (count, seconds)] of a call; `rule` is what no table has, `spread` its sd.
+
+    `routing` is how far off (log of time) other routings of the experts are.
+    """
 
     rows: Floats
     rule: str | None = None
     spread: float = 0.0
+    routing: float = 0.0
 
     def by_rule(self, rule: str, spread: float) -> Times:
         """Return the times as those of a rule, beside any that they come from."""

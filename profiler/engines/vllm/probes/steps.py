@@ -94,7 +94,6 @@ class StepProbe:
         scheduler.update_from_output = self._watched_update(self._update, flight)
 
     def remove(self) -> None:
-        """Give the scheduler its own methods back."""
         self.scheduler.schedule = self._schedule
         self.scheduler.update_from_output = self._update
         self._pending.clear()
@@ -312,7 +311,6 @@ class StepProbe:
         self.remove()
 
     def drain(self) -> pl.DataFrame:
-        """Take the steps seen since the last call, as columns of the `steps` table."""
         ring = self._ring
         taken = ring[: len(ring)]
         del ring[: len(taken)]

@@ -106,7 +106,7 @@ def test_nothing_to_learn_from():
         AnswerModel().fit([AnswerCounts()])
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.integers(1, 9), max_size=5), st.integers(0, len(LAWS) - 1), st.integers(0, 9))
 def test_mistakes_are_a_distribution(sizes, law, seed):
     chances = partition_likelihood(sizes)

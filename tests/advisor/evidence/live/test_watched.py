@@ -203,3 +203,23 @@ def test_metrics_alone_are_advised_on(truth, tmp_path):
     recording = watched(truth, tmp_path / "seen", spans=False, steps=False)
     pick = advice([recording], optimise="latency").system_optimal
     assert pick.policy == AS_SENT and pick.estimates["latency_s"].value > 0
+
+
+def test_the_replay_says_what_the_front_end_took(truth, tmp_path):
+    """Spans with a queue tell it; nothing is said of it where they have none."""
+    seen = watched(truth, tmp_path / "live")
+    (run,) = summarise(seen)
+    engine, policy, _ = changed(run, ["engine.max_num_seqs=8"])
+    asked = Question(engine=engine, policy=policy)
+
+    def said():
+        (note,) = [each for each in predict(seen, run, asked).notes if "front end takes" in each]
+        return note
+
+    assert "as the spans" not in said()
+    arrival = seen.samples["arrival"]
+    took = pl.Series([30_000_000] * (len(arrival) - 1) + [90_000_000])
+    samples = seen.samples.with_columns(queued=arrival + took)
+    vars(seen)["samples"] = samples
+    assert "30.0 ms of a request's time to first token at the median" in said()
+    assert f"as the spans of {len(arrival):,} requests say" in said()

@@ -8,7 +8,7 @@ import yaml
 from traces.schema.engine import ModelFacts
 
 DEVICE = "NVIDIA Test 1"
-BANDWIDTH, KERNEL_S = 1e12, 2e-6
+BANDWIDTH, KERNEL_S, PEAK = 1e12, 2e-6, 1e14
 TOKENS = (1, 8, 64, 512, 4096)
 WIDTHS = (64, 256, 1024, 4096)
 HEADS = (1, 2, 4, 8)
@@ -59,6 +59,7 @@ def write_prior(folder, *, system="test_gpu", group_sizes=(2, 4), version="0.9.0
         "mem_bw": BANDWIDTH / 0.8,
         "mem_bw_empirical_scaling_factor": 0.8,
         "mem_empirical_constant_latency": KERNEL_S,
+        "bfloat16_tc_flops": PEAK,
     }
     (folder / f"{system}.yaml").write_text(yaml.safe_dump({"gpu": gpu}))
     common = {"framework": "VLLM", "device": DEVICE}

@@ -25,7 +25,7 @@ from tests.advisor.step_time.prior.prior_files import (
 )
 from tests.advisor.step_time.step_costs import step_seconds
 from traces.errors import MissingDependencyError, TablesError, UsageError
-from traces.schema.engine import EngineConfig, Speculative
+from traces.schema.engine import EngineConfig
 from traces.schema.layers import Attention
 
 LIMITS = {"max_num_batched_tokens": 256, "max_num_seqs": 16}
@@ -156,11 +156,6 @@ def test_a_cost_of_tables_is_scaled_in_its_seconds_only(tables):
         ({"num_attention_heads": 6}, {"tensor_parallel_size": 4}, "6 attention heads"),
         ({"intermediate_size": 1022}, {"tensor_parallel_size": 4}, "1,022 MLP columns"),
         ({"num_key_value_heads": 3}, {"tensor_parallel_size": 2}, "3 KV heads"),
-        (
-            {},
-            {"speculative": Speculative(method="draft_model", num_speculative_tokens=2, model="d")},
-            "draft model",
-        ),
     ],
 )
 def test_what_cannot_be_priced_is_refused_with_the_reason(tables, facts, engine, reason):
@@ -236,7 +231,7 @@ def test_without_the_package_the_extra_is_named(monkeypatch):
 
 
 def test_what_is_missing_is_told():
-    assert "work of the host" in PRIOR_MISSING
+    assert "unequal contexts in a batch" in PRIOR_MISSING
 
 
 installed = pytest.mark.skipif(

@@ -2,10 +2,12 @@
 
 import dataclasses
 
+import numpy as np
 import polars as pl
 import pytest
 
 from advisor.replay.recording import write_recording
+from advisor.step_time.host.spread import spread_of
 from advisor.step_time.prior import tables as prior_tables
 from advisor.step_time.prior.prior import Prior, prior_of
 from advisor.step_time.prior.recalibration import cost_of, predicted_steps, recalibrate
@@ -74,15 +76,17 @@ def mean_latency(prediction):
     return prediction.predicted.latency_s["mean"]
 
 
-def test_a_gpu_that_no_run_has_checked_gives_no_interval_and_says_so(recorded):
+def test_a_gpu_that_no_run_has_checked_has_the_interval_of_published_runs_and_says_so(recorded):
     found = asked(recorded)
     latency = mean_latency(found)
-    assert latency.low is None
-    assert latency.high is None
+    sigma = spread_of("test_gpu", TINY, next(iter(found.manifest.engines.values()))).sigma
+    assert latency.high / latency.value > np.exp(1.6 * sigma)
+    assert latency.low / latency.value < np.exp(-1.5 * sigma)
     assert not latency.extrapolated
     told = " ".join(found.notes)
     assert "prior" in told
-    assert "left out: work of the host" in told
+    assert "beyond its kernels a step takes" in told
+    assert "left out: unequal contexts" in told
     assert "no run of this GPU has checked it" in told
     (engine,) = found.manifest.engines.values()
     assert engine.gpu == DEVICE
@@ -91,12 +95,9 @@ def test_a_gpu_that_no_run_has_checked_gives_no_interval_and_says_so(recorded):
 def test_only_what_lies_outside_the_tables_is_marked(recorded, monkeypatch):
     inside = asked(recorded)
     assert not any("marked *" in note for note in inside.notes)
-    whole = Prior.domain.func
-
-    def short(self):  # contexts up to 15 tokens alone
-        return dataclasses.replace(whole(self), context=15)
-
-    monkeypatch.setattr(Prior, "domain", property(short))
+    whole = Prior.domain.func  # contexts up to 15 tokens alone
+    short = property(lambda self: dataclasses.replace(whole(self), context=15))
+    monkeypatch.setattr(Prior, "domain", short)
     found = asked(recorded)
     assert mean_latency(found).extrapolated
     assert "outside what the tables measured: batches or contexts are larger (marked *)" in (
@@ -128,15 +129,15 @@ def test_the_version_of_the_tables_is_the_engines_and_others_are_told_of(
     (comm / "0.7.0").mkdir()
     slow.write_parquet(comm / "0.7.0/custom_allreduce_perf.parquet")
     monkeypatch.setattr(prior_tables, "tables_folder", lambda: folder)
-    for version, comm in (
-        (None, "0.9.0"), ("0.32.0", "0.9.0"), ("0.9.1rc1", "0.9.0"), ("0.8.5", "0.7.0"),
-        ("0.1", "0.7.0"), ("unknown", "0.9.0"),
-    ):  # fmt: skip
-        engine = dataclasses.replace(engine_of(), tensor_parallel_size=2, vllm_version=version)
-        assert prior_of(read_prior("test_gpu"), TINY, engine).tables.versions["comm"] == comm
-    two = {"tensor_parallel_size": 2}
-    new, old = (asked(recorded, engine={**two, "vllm_version": v}) for v in (None, "0.8.5"))
-    assert mean_latency(old).value > 1.2 * mean_latency(new).value
+    found = {}
+    for version in (None, "0.32.0", "0.9.1rc1", "0.8.5", "0.1"):
+        engine = {"tensor_parallel_size": 2, "vllm_version": version}
+        found[version] = asked(recorded, engine=engine)
+    new, old = found[None], found["0.8.5"]
+    assert mean_latency(old).value > 1.3 * mean_latency(new).value
+    for version, older in (("0.32.0", False), ("0.9.1rc1", False), ("0.1", True)):
+        notes = " ".join(found[version].notes)
+        assert ("test_gpu, vLLM 0.9.0, all-reduces of 0.7.0)" in notes) == older
     assert any("tables of vLLM 0.9.0, and those of vLLM 0.7.0 would take" in n for n in new.notes)
     assert any("test_gpu, vLLM 0.9.0, all-reduces of 0.7.0)" in n for n in old.notes)
     one = asked(recorded, engine={"vllm_version": "0.8.5"})
@@ -163,13 +164,14 @@ def test_a_recording_of_the_gpu_recalibrates_its_steps(recorded, tmp_path):
     assert "the rest is prior" in told
 
 
-def test_a_size_that_no_run_had_is_recalibrated_without_an_interval(recorded, tmp_path):
+def test_a_size_that_no_run_had_is_recalibrated_with_a_wider_interval(recorded, tmp_path):
     run = measured(asked(recorded), tmp_path / "gpu", 1.6)
+    own = mean_latency(asked(recorded, [run]))
     two = {"tensor_parallel_size": 2}
     found, prior = asked(recorded, [run], engine=two), asked(recorded, engine=two)
     latency = mean_latency(found)
     assert latency.value == pytest.approx(1.6 * mean_latency(prior).value, rel=0.02)
-    assert latency.low is None
+    assert latency.high / latency.value > own.high / own.value
     assert not latency.extrapolated
     assert any("no run of this GPU had tiny at tensor_parallel_size 2" in n for n in found.notes)
 

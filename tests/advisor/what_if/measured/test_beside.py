@@ -88,8 +88,5 @@ def test_ttft_of_requests_of_one_length_in_a_closed_loop_is_not_determined(
     told = [any("TTFT is not determined" in n for n in each.notes) for each in found.values()]
     assert told == [False, not longer]
     ttft = found[12].predicted.ttft_s["mean"]
-    if longer:
-        assert ttft.low is None
-        return
-    assert ttft.low < 0.8 * ttft.value <= ttft.high  # in lock-step twelve prompts come at once
-    assert found[1].predicted.ttft_s["mean"].value <= ttft.low * 1.2
+    if not longer:  # in lock-step twelve prompts come at once
+        assert ttft.low < 0.8 * ttft.value <= ttft.high

@@ -11,7 +11,6 @@ from benchmarks.made.spans import T0, request, span
 from benchmarks.servers.metrics_server import metrics_server
 from profiler.attach.deployment import Deployment
 from profiler.attach.receiver.incoming import Incoming
-from profiler.attach.receiver.receiver import Receiver
 from profiler.attach.watch import watch
 from profiler.engines.server.access import Access
 from profiler.plugin.batches import Batch
@@ -22,29 +21,21 @@ from traces.recording.reader import Recording
 from traces.schema.engine import EngineConfig
 
 
-@pytest.fixture
-def receiver():
-    made = Receiver("127.0.0.1", 0)
-    made.start()
-    yield made
-    made.close()
-
-
 def batch(*rows, instance="i", **more):
     return Batch(v=1, instance=instance, engine=0, columns=[], rows=raw_steps(*rows), **more)
 
 
 def watched(folder, receiver, *starts, during, **options):
-    """Watch servers that began at `starts` for a second; `during` gets their URLs."""
+    """Watch servers that began at `starts` for 0.6 s; `during` gets their URLs."""
     with ExitStack() as stack:
         servers = [stack.enter_context(metrics_server()) for _ in starts]
         for server, start in zip(servers, starts, strict=True):
             server.started = start
-        deployment = Deployment([Access.of(each.url) for each in servers], period_s=0.2)
+        deployment = Deployment([Access.of(each.url) for each in servers], period_s=0.1)
         deployment.connect()
         incoming, stop = Incoming(receiver, deployment, **options), threading.Event()
-        threading.Timer(0.5, during, [[each.url for each in servers]]).start()
-        threading.Timer(1.0, stop.set).start()
+        threading.Timer(0.3, during, [[each.url for each in servers]]).start()
+        threading.Timer(0.6, stop.set).start()
         path = watch(deployment, folder, stop=stop, probes=[incoming.watched])
     recording = Recording.open(path)
     engines = recording.manifest.engines
@@ -114,7 +105,7 @@ def test_the_last_steps_are_waited_for_where_a_plugin_speaks(receiver, tmp_path)
 
     def send(_):
         receiver.put_batch(batch(step | {"end": end}))
-        time.sleep(1.2)  # the watch has ended
+        time.sleep(0.8)  # the watch has ended
         receiver.put_batch(batch(step | {"end": end + 1}))
 
     recording, _ = watched(tmp_path / "r", receiver, "1.7e+09", during=send)

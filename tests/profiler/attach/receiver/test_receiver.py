@@ -27,14 +27,6 @@ TOKEN = f"Bearer {shared_token()}"
 JSON, PROTOBUF = "application/json", "application/x-protobuf"
 
 
-@pytest.fixture
-def receiver():
-    made = Receiver("127.0.0.1", 0)
-    made.start()
-    yield made
-    made.close()
-
-
 def post(receiver, body, kind=JSON, path="/v1/traces", connection=None, **headers):
     own = connection or http.client.HTTPConnection("127.0.0.1", receiver.port, timeout=10)
     try:

@@ -178,7 +178,7 @@ def test_every_model_that_people_serve_gives_facts(shared):
         assert not quantised or facts.quantization is not None
         assert facts.weight_bytes < 2.1 * facts.total_parameters
         assert (facts.quantization is None) == (facts.weight_bytes == 2 * facts.total_parameters)
-        for number in (facts.kv_bytes_per_token, facts.decode_flops(1000), facts.kv_bytes(1000)):
+        for number in (facts.kv_bytes_per_token, facts.kv_bytes(1000)):
             assert number > 0
         assert facts.kv_read_bytes(1000) <= facts.kv_bytes(1000)
         assert facts.read_weight_bytes(1) < facts.read_weight_bytes(1000) <= facts.weight_bytes or (
@@ -208,17 +208,12 @@ def test_what_a_token_costs_follows_from_the_layers(shared):
     """Formulas of the papers, by hand, at contexts on both sides of windows and choices."""
     r1 = of(shared, "deepseek-ai--DeepSeek-R1")
     assert r1.kv_read_bytes(10_000) == r1.kv_bytes(10_000) == 61 * 576 * 2 * 10_000
-    absorbed = 2 * 128 * (2 * 512 + 64)
-    assert r1.decode_flops(500) == 2 * r1.active_parameters + 61 * 500 * absorbed
     assert r1.attention_flops(1) == 61 * 2 * 128 * (128 + 64 + 128)
 
     v32 = of(shared, "deepseek-ai--DeepSeek-V3.2")
     for context in (1000, 50_000):
         read = min(context, 2048)
         assert v32.kv_read_bytes(context) == 61 * (576 * 2 * read + 132 * context)
-        index = 2 * 64 * 128 * context
-        flops = 2 * v32.active_parameters + 61 * (read * absorbed + index)
-        assert v32.decode_flops(context) == flops
     assert v32.kv_bytes(50_000) == 61 * (576 * 2 + 132) * 50_000
 
     oss = of(shared, "openai--gpt-oss-120b")
@@ -365,9 +360,7 @@ CONFIGS = st.tuples(
 )
 
 
-@settings(
-    max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(CONFIGS)
 def test_any_object_gives_facts_or_one_line_with_the_file(tmp_path, drawn):
     base, changes, without, inside = drawn
@@ -390,9 +383,7 @@ def test_any_object_gives_facts_or_one_line_with_the_file(tmp_path, drawn):
     assert facts_from_folder(tmp_path, name="x") is not None
 
 
-@settings(
-    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(VALUES | st.binary(max_size=30))
 def test_any_document_gives_facts_or_one_line_with_the_file(tmp_path, document):
     file = tmp_path / "other.json"

@@ -6,10 +6,11 @@ import dataclasses
 import shutil
 
 import pytest
-from textual.widgets import DataTable, Input, Static
+from textual.widgets import DataTable, Input
 
 from tests.traces.synthetic import simulate, write_recording
 from tests.tui.fake_advisor import FakeAdvisor
+from tests.tui.pilot import last, settle, text_of
 from tui.app.app import TtscopeApp
 from tui.screens.advice.screen import Advised
 
@@ -22,28 +23,18 @@ def folder(tmp_path, monkeypatch):
     return tmp_path / "runs"
 
 
-async def settle(pilot):
-    await pilot.app.workers.wait_for_complete()
-    await pilot.pause()
-    await pilot.pause()
-
-
-def said(app):
-    return str(app.screen.query_one("#message", Static).render())
-
-
 class Opened:
     """The app on its Advice screen, with the advisors that were made."""
 
     def __init__(self, folder, size=(80, 24), advisor=FakeAdvisor):
-        self.made = []
+        self.made, self.seen = [], []
 
         def factory(recordings):
             self.made.append(advisor(recordings))
             return self.made[-1]
 
         self.app = TtscopeApp([folder], factory)
-        self.run = self.app.run_test(size=size)
+        self.run = self.app.run_test(size=size, message_hook=self.seen.append)
 
     async def __aenter__(self):
         self.pilot = await self.run.__aenter__()
@@ -77,30 +68,30 @@ async def test_the_rest_still_advises_where_a_folder_is_gone(folder):
         await pilot.press("4")
         await settle(pilot)
         assert [each.path.name for each in opened.made[-1].recordings] == ["two"]
-        assert "no longer there, so left out: one" in said(app)
-        assert "candidates" in said(app)
+        assert "no longer there, so left out: one" in text_of(app)
+        assert "candidates" in text_of(app)
         await pilot.press("1")
         await settle(pilot)
         assert app.screen.query_one(DataTable).row_count == 1
         shutil.rmtree(folder / "two")
         await pilot.press("4")
         await settle(pilot)
-        assert "no complete recording to learn from" in said(app)
-        assert "left out: two" in said(app)
+        assert "no complete recording to learn from" in text_of(app)
+        assert "left out: two" in text_of(app)
         assert app.entries == []
 
 
 async def test_the_late_answer_of_an_earlier_question_leaves_an_error_standing(folder):
     async with Opened(folder) as opened:
         app = opened.app
-        earlier = app.screen._asked
+        earlier = last(opened.seen, Advised).question
         await opened.give("max_latency", "soon")
-        assert "latency <= soon" in said(app)
+        assert "latency <= soon" in text_of(app)
         app.screen.post_message(Advised(earlier, None, "too late", 2, 0.1))
         await settle(opened.pilot)
-        assert "latency <= soon" in said(app)
+        assert "latency <= soon" in text_of(app)
         await opened.give("max_latency", "2s")
-        assert "candidates" in said(app)
+        assert "candidates" in text_of(app)
 
 
 async def test_the_price_of_screen_1_is_that_of_the_budget(folder):
@@ -163,10 +154,10 @@ async def test_the_marks_are_told_again_when_the_row_changes(folder):
     async with Opened(folder) as opened:
         app, pilot = opened.app, opened.pilot
         await pilot.press("m")
-        assert "ttscope sweep" in said(app)
+        assert "ttscope sweep" in text_of(app)
         await pilot.press("down")
         await settle(pilot)
-        assert "12 candidates" in said(app)
+        assert "12 candidates" in text_of(app)
         for text, told in (
             ("policy.n='4", "No closing quotation"),
             ("policy.n=4", "no recording of small"),
@@ -175,18 +166,18 @@ async def test_the_marks_are_told_again_when_the_row_changes(folder):
             app.screen.query_one("#change", Input).value = text
             await pilot.press("enter")
             await settle(pilot)
-            assert told in said(app)
-            assert "Error" not in said(app)
+            assert told in text_of(app)
+            assert "Error" not in text_of(app)
             await pilot.press("up" if told.startswith("no") else "x")
             await settle(pilot)
-            assert "12 candidates" in said(app)
+            assert "12 candidates" in text_of(app)
 
 
 async def test_a_word_about_the_plan_gives_way_to_what_is_wrong_with_the_budget(folder):
     async with Opened(folder) as opened:
         await opened.give("max_latency", "soon")
         await opened.pilot.press("escape", "m")
-        assert "ttscope sweep" in said(opened.app)
+        assert "ttscope sweep" in text_of(opened.app)
         await opened.pilot.press("down")
         await settle(opened.pilot)
-        assert "latency <= soon" in said(opened.app)
+        assert "latency <= soon" in text_of(opened.app)

@@ -14,7 +14,8 @@ from textual.widgets import Static
 
 from benchmarks.servers.vllm_server import ROOT, entry_point, free_port, running
 from profiler.plugin.shared_token import shared_token
-from tests.tui.screens.live.test_live_screen import attach_to, text_of, wait_for
+from tests.tui.pilot import text_of
+from tests.tui.screens.live.test_live_screen import attach_to, wait_for
 from traces.live.watched import watched_engines
 from traces.recording.reader import Recording
 from tui.app.app import TtscopeApp

@@ -12,6 +12,7 @@ from textual.widgets import Input, Static
 from benchmarks.servers.metrics_server import metrics_server
 from tests.profiler.attach.test_kernel_windows import Profiler
 from tests.profiler.conftest import library, nvml  # noqa: F401
+from tests.tui.pilot import text_of
 from traces.errors import UsageError
 from traces.recording.reader import Recording
 from tui.app.app import TtscopeApp
@@ -24,10 +25,6 @@ from tui.screens.live.watch import LiveWatch, Snapshot, parse_target
 def server():
     with metrics_server() as state:
         yield state
-
-
-def text_of(app, selector):
-    return str(app.screen.query_one(selector, Static).render())
 
 
 async def wait_for(pilot, seen, kind, count=1):
@@ -140,13 +137,12 @@ def test_a_listener_sees_spans_and_steps(server, tmp_path):
     """The recording that grows is looked into, and what it holds is told."""
     found = []
     target = parse_target(f"{server.url} --listen 127.0.0.1:0")
-    watch = LiveWatch(target, tmp_path / "live", on_snapshot=found.append)
 
     def take(snapshot):
         found.append(snapshot)
         watch.stop()
 
-    watch._on_snapshot = take
+    watch = LiveWatch(target, tmp_path / "live", on_snapshot=take)
     watch.run()
     assert found[0].steps == 0
     assert found[0].problems_seen == 0

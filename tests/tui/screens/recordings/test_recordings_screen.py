@@ -7,9 +7,10 @@ import shutil
 from dataclasses import replace
 
 import pytest
-from textual.widgets import DataTable, Input, Static
+from textual.widgets import DataTable, Input
 
 from tests.traces.synthetic import simulate, write_recording
+from tests.tui.pilot import entry_at_cursor, settle, text_of
 from tui.app.app import TtscopeApp
 from tui.screens.base import ConfirmScreen
 from tui.screens.entries import to_list
@@ -24,21 +25,11 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-async def settle(pilot):
-    await pilot.app.workers.wait_for_complete()
-    await pilot.pause()
-    await pilot.pause()
-
-
 async def ask(pilot, key, text):
     await pilot.press(key)
     pilot.app.screen.query_one("#ask", Input).value = text
     await pilot.press("enter")
     await settle(pilot)
-
-
-def said(app):
-    return str(app.screen.query_one("#message", Static).render())
 
 
 async def test_open_import_and_delete(folder):
@@ -53,7 +44,7 @@ async def test_open_import_and_delete(folder):
         await ask(pilot, "o", str(folder / "elsewhere"))
         assert table.row_count == 2
         await ask(pilot, "o", str(folder / "nowhere"))
-        assert "no such file" in said(app)
+        assert "no such file" in text_of(app)
 
         rows = [{"problem_id": "p", "sample_index": i, "correct": True} for i in range(3)]
         (folder / "others.jsonl").write_text("\n".join(map(json.dumps, rows)))
@@ -67,7 +58,7 @@ async def test_open_import_and_delete(folder):
         assert app.screen.query_one("#message").has_class("bad")
 
         await pilot.press("ctrl+home")
-        key = app.screen._current().path
+        key = entry_at_cursor(app).path
         await pilot.press("x")
         await pilot.pause()
         assert isinstance(app.screen, ConfirmScreen)
@@ -102,7 +93,7 @@ async def test_a_price_makes_costs(folder):
         device = entry.run.device_s_per_problem.value
         assert entry.run.cost_usd_per_problem.value == pytest.approx(device * 0.01)
         await ask(pilot, "dollar_sign", "much")
-        assert "USD per device-hour" in said(app)
+        assert "USD per device-hour" in text_of(app)
 
 
 async def test_a_price_is_told_at_80_columns(folder):
@@ -111,10 +102,10 @@ async def test_a_price_is_told_at_80_columns(folder):
         await settle(pilot)
         bar = app.screen.query_one("NavBar")
         await ask(pilot, "dollar_sign", "2.5")
-        assert said(app) == "costs are at $2.50 a device-hour"
+        assert text_of(app) == "costs are at $2.50 a device-hour"
         assert bar.render().plain.rstrip().endswith("1/1  $2.50 an hour  0 marked")
         await ask(pilot, "dollar_sign", "-")
-        assert said(app) == "costs are those of the recordings"
+        assert text_of(app) == "costs are those of the recordings"
         assert "hour" not in bar.status
 
 
@@ -138,7 +129,7 @@ async def test_a_recording_whose_folder_is_gone_leaves_the_list(folder):
         await settle(pilot)
         for key, moment in (("x", "before"), ("y", "while it is confirmed")):
             await pilot.press("ctrl+home")
-            path = app.screen._current().path
+            path = entry_at_cursor(app).path
             if key == "y":
                 await pilot.press("x")
                 await pilot.pause()
@@ -146,7 +137,7 @@ async def test_a_recording_whose_folder_is_gone_leaves_the_list(folder):
             shutil.rmtree(path)
             await pilot.press(key)
             await settle(pilot)
-            assert "its folder is gone" in said(app), moment
+            assert "its folder is gone" in text_of(app), moment
             assert path not in [entry.path for entry in app.entries], moment
         assert app.screen.query_one(DataTable).row_count == 0
 

@@ -6,10 +6,11 @@ import shutil
 from pathlib import Path
 
 import pytest
-from textual.widgets import Input, Static
+from textual.widgets import Input
 
 import profiler.demo
 from tests.traces.synthetic import simulate, write_recording
+from tests.tui.pilot import settle, text_of
 from tui.app.app import TtscopeApp
 from tui.screens.library import delete_recording
 from tui.screens.run.screen import RunScreen
@@ -23,16 +24,6 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     write_recording(folder / "one", simulate(problems=10, n=4))
     return folder
-
-
-async def settle(pilot):
-    await pilot.app.workers.wait_for_complete()
-    await pilot.pause()
-    await pilot.pause()
-
-
-def text_of(app, selector):
-    return str(app.screen.query_one(selector, Static).render())
 
 
 async def go(pilot, text):

@@ -1,0 +1,163 @@
+"""What drafting takes on a GPU that was not measured, and up to which batch drafts pay.
+
+A drafter is priced as a model of its own: its facts where they are known, else by rule what such
+drafters have. Lookup (n-gram, suffix) runs on the host, whose time no table has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from advisor.evidence.runs import Run
+from advisor.step_time.prior.parts import layers_of
+from advisor.step_time.prior.prior import Prior, prior_of
+from advisor.step_time.prior.tables import PriorTables
+from traces.errors import UsageError
+from traces.schema.engine import LOOKUPS, EngineConfig, ModelFacts, Speculative
+from traces.schema.layers import Attention, Layers, Matrix
+
+Floats = npt.NDArray[np.float64]
+
+CONTEXT: Final = 2048.0  # tokens that a drafter reads of each request
+MOST: Final = 1024  # requests of a step that is looked at
+HEAD: Final = 128  # of an EAGLE head's attention, with `KEYS` KV heads, as Llama's
+KEYS: Final = 8
+WIDER: Final = 3.5  # an EAGLE head's MLP, times the hidden size: Llama 3's
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drafting:
+    """Seconds of drafting in a step, `launch_s` and `each_s` for every request, and what it is."""
+
+    launch_s: float
+    each_s: float
+    what: str
+
+
+def drafting_of(
+    tables: PriorTables, facts: ModelFacts, engine: EngineConfig, models: Mapping[str, ModelFacts]
+) -> Drafting | None:
+    """Return what drafting takes in a step of an engine; None without speculation.
+
+    The first pass of a drafter reads all tokens that were verified, and each further one a token of
+    each request (vLLM's EagleProposer). Nearest line in relative error over batches to `MOST`.
+    Raises UsageError where the model that drafts is not known, TablesError for what is in no table.
+    """
+    speculative = engine.speculative
+    if speculative is None:
+        return None
+    if speculative.method in LOOKUPS:
+        return Drafting(
+            launch_s=0.0, each_s=0.0, what="the lookup of drafts, on the host, is left out"
+        )
+    drafter, what = _drafter(facts, speculative, models)
+    prior = prior_of(tables, drafter, replace(engine, speculative=None, quantization=None))
+    k = speculative.num_speculative_tokens
+    steps = int(np.log2(min(engine.max_num_seqs or MOST, MOST))) + 1
+    batches: Floats = np.geomspace(1.0, 2.0 ** (steps - 1), steps)
+    first = step_seconds(prior, batches, (k + 1) * batches, batches)
+    seconds = first + (k - 1) * step_seconds(prior, batches, batches, batches)
+    rows = np.column_stack([1 / seconds, batches / seconds])
+    (launch, each), *_ = np.linalg.lstsq(rows, np.ones(len(batches)), rcond=None)
+    each = max(float(each), 0.0)
+    return Drafting(launch_s=max(float(launch), 0.0), each_s=each, what=f"drafting: {what}")
+
+
+def _drafter(
+    facts: ModelFacts, speculative: Speculative, models: Mapping[str, ModelFacts]
+) -> tuple[ModelFacts, str]:
+    """Return the facts of what drafts, and what they are."""
+    method, name = speculative.method, speculative.model
+    if name is not None and name in models:
+        return models[name], f"{name}, by its own layers"
+    layers, others = layers_of(facts)
+    head = tuple(each for each in others if each.name == "lm_head" or each.used)
+    if method == "mtp" or method.endswith("_mtp"):
+        last = max(layers, key=lambda group: group.places[-1])
+        joined = Matrix(
+            name="mtp.eh_proj", inputs=2 * facts.hidden_size, outputs=facts.hidden_size,
+            precision="bfloat16", parameter_bytes=2.0,
+        )  # fmt: skip
+        layer = replace(last, places=(0,), matrices=(*last.matrices, joined))
+        what = "an MTP layer like the model's last, and its logits"
+        return replace(facts, num_hidden_layers=1, layers=(layer,), others=head), what
+    if method not in ("eagle", "eagle3"):
+        raise UsageError(
+            f"--gpu: what the draft model {name or 'of ' + method} weighs is not known. Give a "
+            "recording that ran it with --with, or set engine.speculative=null"
+        )
+    what = "an EAGLE head of one layer like Llama's, of the model's hidden size, and its logits"
+    return _eagle_head(facts, head), what
+
+
+def _eagle_head(facts: ModelFacts, head: tuple[Matrix, ...]) -> ModelFacts:
+    hidden, width = facts.hidden_size, round(WIDER * facts.hidden_size / 256) * 256
+    heads = max(hidden // HEAD, KEYS)
+    sizes = (
+        ("self_attn.q_proj", 2 * hidden, heads * HEAD),
+        ("self_attn.k_proj", 2 * hidden, KEYS * HEAD),
+        ("self_attn.v_proj", 2 * hidden, KEYS * HEAD), ("self_attn.o_proj", heads * HEAD, hidden),
+        ("mlp.gate_proj", hidden, width), ("mlp.up_proj", hidden, width),
+        ("mlp.down_proj", width, hidden),
+    )  # fmt: skip
+    layer = Layers(
+        places=(0,), mlp_width=width,
+        attention=Attention(
+            kind="full_attention", heads=heads, kv_heads=KEYS, head_dim=HEAD, v_head_dim=HEAD
+        ),
+        matrices=tuple(
+            Matrix(name=name, inputs=n, outputs=m, precision="bfloat16", parameter_bytes=2.0)
+            for name, n, m in sizes
+        ),
+    )  # fmt: skip
+    return replace(
+        facts, name=f"EAGLE head of {facts.name}", num_hidden_layers=1, num_experts=None,
+        attention=("full_attention",), quantization=None, kv_cache_dtype=None, layers=(layer,),
+        others=head,
+    )  # fmt: skip
+
+
+def kept_a_step(runs: Iterable[Run]) -> float | None:
+    """Return the mean tokens that a verify step gave, None where no run says it."""
+    steps = tokens = 0
+    for run in runs:
+        for problem in run.problems.values():
+            for sample in problem.samples:
+                if sample.advance is not None:
+                    steps += len(sample.advance)
+                    tokens += int(sample.advance.sum(dtype=np.int64))
+    return tokens / steps if steps else None
+
+
+def step_seconds(prior: Prior, requests: Floats, tokens: Floats, logits: Floats) -> Floats:
+    """Return the seconds of steps that decode, of so many requests, tokens and rows of logits."""
+    attention = np.diag(prior.decoding(requests, np.full(len(requests), CONTEXT)))
+    return prior.token_seconds(tokens) + prior.logit_seconds(logits) + attention
+
+
+def pays(prior: Prior, drafting: Drafting, k: int, kept: float) -> str:
+    """Say up to how many requests at a time drafts of `k` pay that give `kept` tokens a step.
+
+    Speed-up is kept x T(B) / (T_verify(B, k + 1) + T_draft(B)), verifying priced as decoding with
+    k + 1 tokens of each request.
+    """
+    batches: Floats = np.unique(np.round(np.geomspace(1.0, MOST, 21)))
+    plain = step_seconds(prior, batches, batches, batches)
+    verify = step_seconds(prior, batches, (k + 1) * batches, (k + 1) * batches)
+    gain = kept * plain / (verify + drafting.launch_s + drafting.each_s * batches)
+    less = np.flatnonzero(gain <= 1.0)
+    head = f"drafts of {k}, which give {kept:.2f} tokens a step,"
+    if not len(less):
+        return f"{head} pay at all batches up to {MOST:,} (x{gain[0]:.2f} alone, x{gain[-1]:.2f})"
+    if less[0] == 0:
+        return f"{head} do not pay even for one request (x{gain[0]:.2f})"
+    last, over = int(batches[less[0] - 1]), int(batches[less[0]])
+    return (
+        f"{head} pay up to {last:,} requests at a time (x{gain[0]:.2f} alone, "
+        f"x{gain[less[0]]:.2f} with {over:,}), at contexts of {CONTEXT:,.0f} tokens"
+    )

@@ -1,0 +1,87 @@
+"""How far off the prior's rules are where a table has what they stand for.
+
+Needs ttscope[prior]. Products in FP8 and NVFP4 from those in bfloat16, experts of a shape from the
+nearest other one, and experts of a GPU from another's: the log of predicted over measured time.
+"""
+
+from collections import defaultdict
+
+import numpy as np
+import numpy.typing as npt
+
+from advisor.step_time.prior.operations import experts, products
+from advisor.step_time.prior.operations.times import PRECISIONS, carried
+from advisor.step_time.prior.tables import PriorTables, read_prior
+
+Floats = npt.NDArray[np.float64]
+
+GPUS = ("h100_sxm", "h200_sxm", "b200_sxm", "l40s", "rtx_pro_6000_server")
+PAIRS = (("h100_sxm", "h200_sxm"), ("h200_sxm", "b200_sxm"), ("l40s", "h100_sxm"))
+SHAPES = ((4096, 4096), (1024, 8192), (28672, 4096), (7168, 2048), (5120, 5120))
+TOKENS = np.array([1, 8, 64, 256, 1024, 4096.0])
+
+
+def off(told: Floats, measured: Floats) -> Floats:
+    """Return the log of predicted over measured time, by tokens."""
+    return np.log(np.interp(TOKENS, *told.T) / np.interp(TOKENS, *measured.T))
+
+
+def shape_of(key: tuple[int, ...]) -> experts.Shape:
+    """Return experts as the tables name them."""
+    hidden, width, active, total, tensor, expert = key
+    return experts.Shape(
+        hidden=hidden, width=width, active=active, total=total, tensor=tensor, expert=expert
+    )
+
+
+def newest(tables: PriorTables) -> str:
+    """Return the newest version that has a table of experts."""
+    return tables.versions_of(experts.FAMILY, experts.TABLE)[0]
+
+
+def main() -> None:
+    errors = defaultdict(list)
+    for name in GPUS:
+        tables = read_prior(name)
+        for form in ("fp8", "nvfp4"):
+            for n, k in SHAPES if form in products._measured(tables) else ():
+                whole = products._table(tables, "bfloat16", n, k)
+                before, after = (products._work(n, k, each) for each in ("bfloat16", form))
+                told = carried(whole, before, after, tables)
+                errors[f"products in {form}"].append(off(told, products._table(tables, form, n, k)))
+        version = newest(tables)
+        for form in ("bfloat16", "fp8_block", "nvfp4"):
+            known = experts._shapes(tables, version, form)
+            for key in [each for each in sorted(known) if each[4] * each[5] in (1, 4, 8)][::6]:
+                rest = frozenset(each for each in known if each[:4] != key[:4])
+                near = experts._nearest(rest, key)
+                before, after = (shape_of(each).work(PRECISIONS[form]) for each in (near, key))
+                told = carried(
+                    experts._table(tables, version, form, near)[0], before, after, tables
+                )
+                measured = experts._table(tables, version, form, key)[0]
+                errors[f"experts of another shape in {form}"].append(off(told, measured))
+    for here, there in PAIRS:
+        own, other = read_prior(here), read_prior(there)
+        versions = newest(own), newest(other)
+        both = experts._shapes(own, versions[0], "bfloat16") & experts._shapes(
+            other, versions[1], "bfloat16"
+        )
+        for key in sorted(both)[::8]:
+            work = shape_of(key).work(PRECISIONS["bfloat16"])
+            theirs = experts._table(other, versions[1], "bfloat16", key)[0]
+            told = carried(theirs, work, work, own, other)
+            measured = experts._table(own, versions[0], "bfloat16", key)[0]
+            errors["experts of another GPU"].append(off(told, measured))
+    print("rule: times, mean log, root mean square, median absolute")
+    for rule, found in sorted(errors.items()):
+        logs = np.concatenate(found)
+        spread = np.sqrt(np.mean(np.square(logs)))
+        print(
+            f"{rule:<40}{len(logs):>5}{logs.mean():>+7.2f}{spread:>6.2f}"
+            f"{np.median(np.abs(logs)):>6.2f}"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""A smaller max_tokens is exact from lengths: what it cuts has no vote."""
+
+import dataclasses
+import itertools
+import json
+
+import numpy as np
+import pytest
+
+from advisor.accuracy.counterfactual import evaluate
+from advisor.advice.advisor import Advisor
+from advisor.evidence.runs import limited, limits_that_cut, read_runs
+from advisor.search.budget import parse_budget
+from tests.tui.conftest import run  # noqa: F401
+from tests.tui.verbs.test_outcomes_alone import outcomes, prior, three  # noqa: F401
+from traces.errors import UsageError
+from traces.foreign.evaluations.importer import import_outcomes
+from traces.foreign.evaluations.reader import Given
+from traces.recording.reader import Recording
+from traces.summary.run import summarise
+
+LIMIT = 2048
+
+
+def cut(path, limit):
+    """Return the lines as a run with that limit would have written them."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for row in rows:
+        if row["output_tokens"] > limit:
+            row |= {"output_tokens": limit, "answer": None, "correct": False}
+            row["finish_reason"] = "length"
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+@pytest.fixture
+def both(tmp_path):
+    """An import as it is, and of what a smaller limit would have given."""
+    outcomes(tmp_path / "a.jsonl", 0.5, 1800, problems=12, samples=6)
+    (tmp_path / "b.jsonl").write_text(cut(tmp_path / "a.jsonl", LIMIT))
+    found = []
+    for name, most in (("a", 16384), ("b", LIMIT)):
+        given = Given(max_tokens=most, prompt_tokens=9, model="m")
+        import_outcomes([tmp_path / f"{name}.jsonl"], tmp_path / name, given=given)
+        found.append(Recording.open(tmp_path / name))
+    return found
+
+
+def by_name(found):
+    return {
+        (each.method, each.n, tuple(each.rule.items())): each
+        for each in found.outcomes
+        if each.max_tokens is None and each.budget_tokens is None
+    }
+
+
+def test_all_policies_are_those_of_a_run_with_that_limit(both):
+    whole, real = (summarise(each)[0] for each in both)
+    ours, theirs = by_name(evaluate(whole, max_tokens=LIMIT)), by_name(evaluate(real))
+    assert ours.keys() == theirs.keys() and len(ours) > 10
+    for name, each in theirs.items():
+        assert ours[name].accuracy.value == pytest.approx(each.accuracy.value, abs=1e-12), name
+        assert ours[name].tokens_per_problem.value == pytest.approx(
+            each.tokens_per_problem.value, abs=1e-9
+        )
+
+
+def test_a_limit_that_cuts_some_is_told_without_being_asked(both):
+    found = evaluate(summarise(both[0])[0])
+    rows = {(each.n, each.max_tokens): each for each in found.outcomes if each.max_tokens}
+    assert rows.keys() >= {(n, LIMIT) for n in (1, 6)}
+    real = {each.n: each for each in evaluate(summarise(both[1])[0]).outcomes
+            if each.method == "majority" and each.max_tokens is None}  # fmt: skip
+    for (n, most), each in rows.items():
+        assert each.fresh_run is None  # that of samples that were not cut
+        if most != LIMIT:
+            continue
+        assert each.accuracy.value == pytest.approx(real[n].accuracy.value, abs=1e-12)
+
+
+def test_nothing_is_said_beyond_a_limit_that_cut_samples(both):
+    real = summarise(both[1])[0]
+    with pytest.raises(UsageError, match="were cut at 2,048, and how they would have gone on"):
+        evaluate(real, max_tokens=4096)
+    with pytest.raises(UsageError, match="must be at least 1"):
+        evaluate(real, max_tokens=0)
+    (own,), _, _ = read_runs(both[1])
+    assert limited(own, 4096) is None
+    (whole,), _, _ = read_runs(both[0])
+    assert limited(whole, 30000).problems == whole.problems  # none was cut
+
+
+def test_a_majority_by_hand():
+    """Of three samples one is cut: a vote of two, by all subsets."""
+    answers, tokens = ["a", "b", "b"], [100, 3000, 200]
+    kept = [None if t > 1000 else a for a, t in zip(answers, tokens, strict=True)]
+    subsets = list(itertools.combinations(range(3), 2))
+
+    def wins(subset):
+        votes = [kept[i] for i in subset if kept[i]]
+        best = [v for v in set(votes) if votes.count(v) == max(map(votes.count, votes))]
+        return best.count("b") / len(best) if best else 0.0
+
+    from traces.summary.votes import majority_curve
+
+    curve = majority_curve(kept, [bool(a == "b") for a in kept])
+    assert curve[1] == pytest.approx(np.mean([wins(s) for s in subsets]))
+
+
+def test_limits_that_are_tried_cut_some_and_not_most():
+    lengths = [int(x) for x in np.geomspace(500, 30_000, 200)]
+    for most in limits_that_cut(lengths):
+        share = np.mean([length > most for length in lengths])
+        assert 0.01 <= share <= 0.4 and most & (most - 1) == 0
+    assert limits_that_cut([30, 60, 90]) == [] and limits_that_cut([]) == []
+
+
+def test_replay_and_advice_have_the_limit(run, three, tmp_path):  # noqa: F811
+    names = ("replay", "runs/small", "--gpu", "test_gpu", "--concurrency", "1", "--json")
+    code, out, err = run(*names, "--set", f"policy.max_tokens={LIMIT}")
+    assert code == 0, err
+    found, tokens = json.loads(out)["predicted"], np.minimum(three["small"], LIMIT)
+    assert found["tokens_per_problem"]["value"] == pytest.approx(tokens.sum(axis=1).mean())
+    recordings = [Recording.open(tmp_path / "runs" / "small")]
+    advisor = Advisor.fit(recordings, gpus=["test_gpu"])
+    limits = {kind.policy.max_tokens for kind in advisor.space.kinds}
+    assert limits == {16384, *limits_that_cut(three["small"].ravel().tolist())}
+    pick = advisor.recommend(parse_budget({"optimise": "latency"})).system_optimal
+    assert pick.policy.max_tokens == min(limits)  # nothing else is asked for
+    assert pick.policy.label_with_temperature().endswith(f" max {min(limits)}")
+    assert f'"max_tokens": {min(limits)}' in json.dumps(dataclasses.asdict(pick.policy))

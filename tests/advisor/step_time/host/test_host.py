@@ -1,0 +1,185 @@
+"""The host's part of a step: how it is learned, whose it is, and how it adds to the kernels."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from advisor.evidence.features import FEATURES
+from advisor.step_time.cost import table_cost
+from advisor.step_time.host.fit import TERMS, HostTerm
+from advisor.step_time.host.law import (
+    ASYNCHRONOUS,
+    OLD,
+    SYNCHRONOUS,
+    generation_of,
+    host_note,
+    host_part,
+    kept,
+)
+from advisor.step_time.host.spread import LeftOutSpread, spread_of
+from advisor.step_time.prior.recalibration import ends_of
+from advisor.step_time.table_cost import NO_TABLES, StepTables
+from tests.advisor.step_time.prior.prior_files import TINY
+from tests.advisor.step_time.step_costs import leap_seconds
+from traces.schema.engine import EngineConfig
+
+TRUE = {OLD: np.array([1.4e-3, 6e-4, 6e-5, 8e-4]), SYNCHRONOUS: np.array([5e-4, 2e-4, 2e-5, 3e-4])}
+NONE = np.zeros(0)
+
+
+def points(rng, count, name, ranks=(1, 2, 4, 8)):
+    requests = rng.integers(1, 129, count)
+    doublings = np.log2(rng.choice(ranks, count))
+    exposure = np.column_stack([np.ones(count), doublings, requests, rng.uniform(0, 0.3, count)])
+    kernels = rng.uniform(3e-3, 3e-2, count)
+    measured = kernels + exposure @ TRUE[name]
+    return exposure, kernels, measured * np.exp(rng.normal(0, 0.01, count)), np.repeat(name, count)
+
+
+def fitted(*parts):
+    return HostTerm().fit(*(np.concatenate(each) for each in zip(*parts, strict=True)))
+
+
+def test_the_terms_of_each_generation_are_found():
+    rng = np.random.default_rng(0)
+    model = fitted(points(rng, 200, OLD), points(rng, 200, SYNCHRONOUS))
+    for name, law in TRUE.items():
+        assert model.seconds(name)[:3] == pytest.approx(law[:3], rel=0.15)
+    exposure, kernels, measured, names = points(rng, 50, OLD)
+    assert np.abs(model.predict(exposure, kernels, names) / measured - 1).mean() < 0.015
+
+
+def test_a_generation_that_ran_on_one_gpu_alone_gains_ranks_as_the_others_do():
+    rng = np.random.default_rng(1)
+    model = fitted(points(rng, 200, OLD), points(rng, 60, SYNCHRONOUS, ranks=(1,)))
+    # About a third of the other's, as its other terms are; nothing of its own tells.
+    assert model.seconds(SYNCHRONOUS)[1] == pytest.approx(2e-4, rel=0.4)
+    assert np.all(model.seconds("another") >= 0)
+
+
+def test_points_that_are_wildly_off_do_not_move_it_and_nothing_is_negative():
+    rng = np.random.default_rng(2)
+    exposure, kernels, measured, names = points(rng, 200, OLD)
+    measured[:10] *= 3
+    model = HostTerm().fit(exposure, kernels, measured, names)
+    assert model.seconds(OLD)[:3] == pytest.approx(TRUE[OLD][:3], rel=0.25)
+    faster = HostTerm().fit(exposure, kernels, 0.8 * kernels, names)
+    assert np.all(faster.seconds(OLD) == 0)
+    with pytest.raises(ValueError, match="no points"):
+        HostTerm().fit(exposure[:0], kernels[:0], measured[:0], names[:0])
+
+
+@pytest.mark.parametrize(
+    ("version", "scheduling", "expected"),
+    [
+        ("0.6.3", None, OLD),
+        ("0.8.5", None, SYNCHRONOUS),
+        ("0.12.0", True, ASYNCHRONOUS),
+        ("0.14.0", None, ASYNCHRONOUS),
+        ("v0.19.1rc2", False, SYNCHRONOUS),
+        ("nightly-5b8c30d62b754b57", None, ASYNCHRONOUS),
+        (None, None, ASYNCHRONOUS),
+    ],
+)
+def test_the_generation_is_that_of_version_and_scheduling(version, scheduling, expected):
+    engine = EngineConfig(model="m", vllm_version=version, async_scheduling=scheduling)
+    assert generation_of(engine) == expected
+    assert host_part(engine).hidden == (expected == ASYNCHRONOUS)
+    assert ("the longer of the two" in host_note(engine)) == (expected == ASYNCHRONOUS)
+
+
+def test_more_ranks_and_requests_take_longer():
+    one = EngineConfig(model="m", vllm_version="0.12.0")
+    four = dataclasses.replace(one, tensor_parallel_size=4)
+    law = kept()["seconds"][SYNCHRONOUS]
+    more = host_part(four).seconds - host_part(one).seconds
+    assert more[FEATURES.index("step")] == pytest.approx(2 * law["doublings"])
+    assert host_part(one).seconds[FEATURES.index("requests")] == law["requests"] > 0
+    assert set(law) == set(TERMS)
+
+
+def growing(hidden, *, linear=0.0):
+    """Attention of 1 us a token of context, layers of 1 ms, and a host that may be hidden."""
+    tables = StepTables(
+        tokens=np.full(50, 1e-3), sequences=NONE, decode_batch=np.array([1.0, 8.0]),
+        decode_kv=np.array([0.0, 1000.0, 4000.0]),
+        decode=np.array([[0.0, 1e-3, 3e-3], [0.0, 2e-3, 7e-3]]), decode_skew=np.zeros(2),
+        chunk=NONE, before=NONE, mixed_batch=NONE, mixed_kv=NONE, mixed=np.zeros((0, 0, 0, 0)),
+        mixed_skew=np.zeros((0, 0, 0)), launch=NONE,
+    )  # fmt: skip
+    law = np.zeros(len(FEATURES))
+    law[FEATURES.index("requests")] = linear
+    beside = np.zeros(len(FEATURES))
+    beside[FEATURES.index("step")] = hidden
+    return table_cost(tables, law, hidden=beside)
+
+
+def decoding(cost, steps, context, requests=4):
+    kv = float(requests * (context + 1))
+    return leap_seconds(
+        cost, steps, requests, float(requests), kv, float(requests), context + 1.0, 1.0, False
+    )
+
+
+@pytest.mark.parametrize("hidden", [0.0, 5e-4, 1.9e-3, 2.4e-3, 1.0])
+@pytest.mark.parametrize("context", [0, 700, 2500])
+def test_a_leap_is_the_sum_of_its_steps_each_the_longer_of_host_and_kernels(hidden, context):
+    cost = growing(hidden, linear=1e-5)
+    steps = 1500
+    one_by_one = sum(decoding(cost, 1, context + i) for i in range(steps))
+    assert decoding(cost, steps, context) == pytest.approx(one_by_one, rel=1e-9)
+    kernels = growing(0.0)
+    each = sum(max(decoding(kernels, 1, context + i), hidden) for i in range(steps))
+    assert one_by_one == pytest.approx(each + steps * 4e-5, rel=1e-9)
+
+
+def test_an_engine_whose_host_may_hide_is_between_kernels_alone_and_twice_the_host():
+    cost = growing(2e-3)
+    fast, slow = (decoding(each, 1, 100) for each in ends_of(cost))
+    assert fast == pytest.approx(decoding(growing(0.0), 1, 100))
+    assert (decoding(cost, 1, 100), slow) == (pytest.approx(2e-3), pytest.approx(4e-3))
+    assert ends_of(table_cost(NO_TABLES)) is None
+
+
+def test_nine_of_ten_left_out_points_lie_inside_and_clusters_weigh_alike():
+    rng = np.random.default_rng(3)
+    errors = rng.normal(0, 0.1, 4000)
+    clusters = [str(i % 40) for i in range(4000)]
+    model = LeftOutSpread().fit(errors, clusters, ["near"] * 4000)
+    assert model.sigma_["near"] == pytest.approx(0.1, rel=0.05)
+    # A cluster of 1,000 points that fit well does not hide three that do not.
+    many = np.concatenate([np.full(1000, 0.01), np.full(3, 0.5)])
+    names = ["a"] * 1000 + ["b", "c", "d"]
+    assert LeftOutSpread().fit(many, names, ["far"] * 1003).sigma_["far"] > 0.29
+
+
+def test_what_was_never_seen_is_wider():
+    engine = EngineConfig(model="m", vllm_version="0.12.0", tensor_parallel_size=2)
+    seen = spread_of("h100_sxm", TINY, engine)
+    assert not seen.unseen
+    assert "another model on that GPU" in seen.note()
+    other = spread_of("gb300", TINY, engine)
+    assert other.unseen == ("the GPU",)
+    assert other.sigma >= seen.sigma
+    mixture = dataclasses.replace(TINY, num_experts=8, experts_per_token=2)
+    assert spread_of("h100_sxm", mixture, engine).sigma > seen.sigma
+    many = dataclasses.replace(engine, tensor_parallel_size=64)
+    assert "the number of GPUs" in spread_of("h100_sxm", TINY, many).unseen
+
+
+def test_a_kind_of_model_that_no_point_had_is_wider_by_a_rule_and_so_is_said():
+    seen = {"synchronous, 16-bit": {"systems": ["a"], "ranks": 8}}
+    found = {
+        f"synchronous, 16-bit, {what} left out": {"sigma": 0.1, "points": 9}
+        for what in ("model", "GPU")
+    }
+    engine = EngineConfig(model="m", vllm_version="0.20.0")
+    mixture = dataclasses.replace(TINY, num_experts=8, experts_per_token=2)
+    told = spread_of("a", mixture, engine, {"seen": seen, "spread": found})
+    assert told.sigma == pytest.approx(0.15)
+    assert "mixtures of experts left out" in told.note()
+    # Points of the kind in another generation say it, but not less than 16-bit ones of its own.
+    seen["v0, experts"] = {"systems": ["a"], "ranks": 8}
+    found["v0, experts, model left out"] = {"sigma": 0.05, "points": 4}
+    assert spread_of("a", mixture, engine, {"seen": seen, "spread": found}).sigma == 0.1

@@ -1,0 +1,104 @@
+"""Drafting on a GPU that was not measured: what it takes, and up to which batch it pays."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from advisor.step_time.prior.drafting import CONTEXT, drafting_of, pays, step_seconds
+from advisor.step_time.prior.prior import prior_of
+from advisor.step_time.prior.recalibration import PriorTimes
+from advisor.step_time.prior.tables import read_prior
+from advisor.what_if.drafts.published import KNOWN, published
+from tests.advisor.step_time.prior.kinds_files import layer, model, write_kinds
+from tests.advisor.step_time.prior.prior_files import TINY, decode_s, write_prior
+from tests.advisor.step_time.step_costs import step_seconds as priced_step
+from traces.errors import UsageError
+from traces.schema.engine import EngineConfig, Speculative
+
+ONE = np.ones(1)
+
+
+@pytest.fixture(scope="module")
+def tables(tmp_path_factory):
+    return read_prior("test_gpu", write_kinds(write_prior(tmp_path_factory.mktemp("drafts"))))
+
+
+def asked(method, k=2, name=None):
+    wanted = Speculative(method=method, num_speculative_tokens=k, model=name)
+    return EngineConfig(
+        model="tiny", speculative=wanted, max_num_seqs=16, max_num_batched_tokens=256
+    )
+
+
+def test_a_draft_model_takes_its_own_steps_one_after_another(tables):
+    small = dataclasses.replace(TINY, name="small", num_hidden_layers=1)
+    found = {
+        k: drafting_of(tables, TINY, asked("draft_model", k, "small"), {"small": small})
+        for k in (1, 2, 3)
+    }
+    alone = prior_of(tables, small, EngineConfig(model="small"))
+    step = step_seconds(alone, ONE, ONE, ONE)[0]
+    times = {k: each.launch_s + each.each_s for k, each in found.items()}
+    assert times[3] - times[2] == pytest.approx(step, rel=0.1)
+    assert times[1] == pytest.approx(step, rel=0.1)
+    assert "small, by its own layers" in found[1].what
+
+
+def test_an_mtp_layer_is_the_last_and_its_logits(tables):
+    mixture = model(layer(4))
+    found = drafting_of(tables, mixture, asked("mtp", 1), {})
+    target = prior_of(tables, mixture, EngineConfig(model="kinds"))
+    whole = step_seconds(target, ONE, ONE, ONE)[0]
+    assert whole / 8 < found.launch_s + found.each_s < whole
+    assert "an MTP layer" in found.what
+    assert "EAGLE head" in drafting_of(tables, mixture, asked("eagle3", 1), {}).what
+
+
+def test_lookup_takes_nothing_of_the_gpu_and_says_what_is_left_out(tables):
+    found = drafting_of(tables, TINY, asked("ngram"), {})
+    assert (found.launch_s, found.each_s) == (0.0, 0.0)
+    assert "on the host" in found.what
+    assert drafting_of(tables, TINY, EngineConfig(model="tiny"), {}) is None
+
+
+def test_a_drafter_that_is_not_known_is_one_line(tables):
+    with pytest.raises(UsageError, match="what the draft model other weighs is not known"):
+        drafting_of(tables, TINY, asked("draft_model", 2, "other"), {})
+
+
+def test_a_step_with_drafts_has_the_drafters_time(tables):
+    small = dataclasses.replace(TINY, name="small", num_hidden_layers=1)
+    engine = asked("draft_model", 2, "small")
+    times = PriorTimes(tables=tables, facts=TINY, found=None, models={"small": small})
+    cost, drafting = times.times(engine, 0).cost, times.drafting(engine)
+    with_drafts, without = (
+        priced_step(cost, 0, 0, 0.0, 0.0, 0.0, 4, 12.0, 4 * 256.0, 256.0, speculative)
+        for speculative in (True, False)
+    )
+    assert with_drafts - without == pytest.approx(drafting.launch_s + 4 * drafting.each_s)
+
+
+def test_drafts_pay_until_verifying_costs_more_than_it_gives(tables):
+    prior = prior_of(tables, TINY, EngineConfig(model="tiny"))
+    free = drafting_of(tables, TINY, asked("ngram", 3), {})
+    told = pays(prior, free, 3, 3.0)
+    assert "give 3.00 tokens a step" in told
+    assert "do not pay even for one request" in pays(prior, free, 3, 0.5)
+    slow = dataclasses.replace(free, each_s=decode_s(64, CONTEXT, 8, 4))
+    assert "pay up to" in pays(prior, slow, 3, 2.0)
+
+
+@pytest.mark.parametrize("known", KNOWN, ids=lambda known: known.name)
+def test_published_chances_give_the_published_lengths(known):
+    chances = known.chances.pooled
+    assert ((chances > 0) & (chances <= 1)).all()
+    lengths = 1 + np.cumsum(np.cumprod(chances))
+    best = np.maximum.accumulate(known.lengths)
+    np.testing.assert_allclose(lengths, best, atol=0.03)  # the last of one fell and rose
+
+
+def test_published_is_asked_by_model_and_method():
+    eagle = Speculative(method="eagle3", num_speculative_tokens=3)
+    assert published("moonshotai/Kimi-K2.5", eagle).name == "Kimi-K2.5 with EAGLE-3"
+    assert published("Qwen/Qwen3-8B", eagle) is None

@@ -1,0 +1,215 @@
+"""The prior of mixtures, latent and linear attention, windows, and narrow weights."""
+
+import dataclasses
+import importlib.util
+
+import numpy as np
+import pytest
+
+from advisor.step_time.prior.defaults import Device, memory_of, with_blocks
+from advisor.step_time.prior.operations.attention import attending
+from advisor.step_time.prior.operations.experts import Shape, routed
+from advisor.step_time.prior.operations.products import product
+from advisor.step_time.prior.prior import prior_of
+from advisor.step_time.prior.tables import read_prior
+from tests.advisor.step_time.prior.kinds_files import (
+    DELTA,
+    HEADS,
+    LATENT,
+    LATENT_PRODUCTS,
+    delta_s,
+    experts_of,
+    experts_s,
+    latent_s,
+    layer,
+    matrix,
+    model,
+    nccl_s,
+    write_kinds,
+)
+from tests.advisor.step_time.prior.prior_files import decode_s, gemm_s, write_prior
+from traces.errors import TablesError, UsageError
+from traces.schema.engine import EngineConfig
+
+AT = np.array([8.0])
+PARALLEL = (("enable_expert_parallel", "true"),)
+
+
+@pytest.fixture(scope="module")
+def tables(tmp_path_factory):
+    return read_prior("test_gpu", write_kinds(write_prior(tmp_path_factory.mktemp("kinds"))))
+
+
+def priced(tables, facts, **engine):
+    return prior_of(tables, facts, EngineConfig(model="kinds", **engine))
+
+
+def part(prior, name):
+    return next(each for each in prior.parts.dense if each.name == name)
+
+
+def seconds(prior, name, tokens=AT):
+    return np.interp(tokens, *part(prior, name).times.rows.T)
+
+
+@pytest.mark.parametrize(
+    ("engine", "tokens", "tensor", "expert"),
+    [
+        ({}, 8, 1, 1),
+        ({"tensor_parallel_size": 2}, 8, 2, 1),
+        ({"tensor_parallel_size": 2, "other": PARALLEL}, 8, 1, 2),
+        ({"tensor_parallel_size": 2, "data_parallel_size": 2, "other": PARALLEL}, 16, 1, 4),
+    ],
+)
+def test_experts_are_those_of_the_table_for_the_tokens_of_all_ranks(
+    tables, engine, tokens, tensor, expert
+):
+    prior = priced(tables, model(layer()), **engine)
+    assert part(prior, "experts").calls == 4
+    between = np.interp(tokens, (8, 64), experts_s(np.array([8, 64]), "bfloat16", tensor, expert))
+    assert seconds(prior, "experts") == pytest.approx(between)
+    assert not prior.rules
+    assert 0 < prior.routing < np.log(1.2)
+
+
+def test_ranks_of_data_parallelism_gather_tokens_instead_of_an_all_reduce(tables):
+    alone = priced(tables, model(layer()), tensor_parallel_size=2)
+    two = priced(tables, model(layer()), tensor_parallel_size=2, data_parallel_size=2)
+    assert (alone.parts.reduces, two.parts.reduces) == (2 * 4 + 1, 4 + 1)
+    gathered = 2 * nccl_s(2 * 8 * 512 * 2, 4)
+    assert seconds(two, "dispatch") == pytest.approx(gathered, rel=1e-6)
+
+
+def test_narrow_weights_are_in_products_and_in_experts(tables):
+    narrow = tuple(dataclasses.replace(each, precision="fp8") for each in layer().matrices[:4])
+    prior = priced(tables, model(layer(mixing=narrow, after=experts_of("fp8"))))
+    assert seconds(prior, "experts") == pytest.approx(experts_s(8, "fp8", 1, 1))
+    assert seconds(prior, "self_attn.o_proj") == pytest.approx(0.5 * gemm_s(8, 512, 512))
+    online = priced(tables, model(layer()), quantization="fp8")
+    assert seconds(online, "self_attn.o_proj") == seconds(prior, "self_attn.o_proj")
+    assert seconds(online, "mlp.gate") == seconds(prior, "mlp.gate")
+
+
+def test_a_precision_without_a_table_goes_by_bytes_and_peak(tables):
+    whole, narrow = product(tables, 4096, 4096).rows, product(tables, 4096, 4096, "int4")
+    start = tables.kernel_s
+    few = (narrow.rows[0, 1] - start) / (whole[0, 1] - start)
+    assert few == pytest.approx((0.5 + 2 / 128) / 2, rel=0.01)  # bytes of weights
+    many = (narrow.rows[-1, 1] - start) / (whole[-1, 1] - start)
+    assert many == pytest.approx(1.0, rel=1e-6)  # the same peak
+    assert narrow.spread > 0
+    assert "int4" in narrow.rule
+
+
+def test_experts_of_another_shape_are_the_nearest_by_bytes_and_flops(tables):
+    measured = Shape(hidden=512, width=256, active=2, total=8)
+    twice = dataclasses.replace(measured, width=512)
+    rows, wide = routed(tables, measured, "bfloat16"), routed(tables, twice, "bfloat16")
+    start = tables.kernel_s
+    ratio = (wide.rows[:, 1] - start) / (rows.rows[:, 1] - start)
+    assert ratio[0] == pytest.approx(2.0, rel=0.01)
+    assert "as 2 of 8 experts of 512 x 256" in wide.rule
+    assert wide.spread > rows.spread == 0
+
+
+def test_latent_attention_is_its_table_and_its_own_products(tables):
+    facts = model(layer(attention=LATENT, mixing=LATENT_PRODUCTS), hidden_size=512)
+    prior = priced(tables, facts)
+    ((count, mixer),) = prior.parts.mixers
+    own = [gemm_s(4, 224, 512), gemm_s(4, 768, 128), gemm_s(4, 512, 512)]
+    told = mixer.decode(np.array([4.0]), np.array([255.0]))[0, 0]
+    assert count == 4
+    assert told + sum(own) == pytest.approx(latent_s(4, 255, 8), rel=1e-6)
+    names = [each.name for each in prior.parts.dense]
+    assert "self_attn.kv_b_proj" not in names  # it is absorbed
+    assert "rotary_emb" not in names
+    half = priced(tables, facts, tensor_parallel_size=2).parts.mixers[0][1]
+    assert half.decode(np.array([64.0]), np.array([4095.0])) < mixer.decode(
+        np.array([64.0]), np.array([4095.0])
+    )
+
+
+def test_a_state_costs_the_same_whatever_the_context(tables):
+    mixing = (matrix("linear_attn.in_proj_qkv", 512, 1024), matrix("linear_attn.o_proj", 512, 512))
+    prior = priced(tables, model(layer(attention=None, state=DELTA, mixing=mixing)))
+    ((_, mixer),) = prior.parts.mixers
+    told = mixer.decode(np.array([8.0, 64.0]), np.array([1.0, 1e5]))
+    np.testing.assert_allclose(told[:, 0], delta_s(np.array([8.0, 64.0]), 8))
+    np.testing.assert_array_equal(told[:, 0], told[:, 1])
+    half = priced(tables, model(layer(attention=None, state=DELTA, mixing=mixing)),
+                  tensor_parallel_size=2)  # fmt: skip
+    assert half.parts.mixers[0][1].decode(AT, AT) == pytest.approx(delta_s(8, 4))
+
+
+@pytest.mark.parametrize("window", [128, 100])
+def test_a_window_ends_what_a_layer_reads(tables, window):
+    kind = dataclasses.replace(HEADS, kind="sliding_attention", window=window)
+    mixer = attending(tables, kind, 1, kv_fp8=False)
+    far, farther = mixer.decode(np.array([4.0]), np.array([2000.0, 4000.0]))[0]
+    assert far == pytest.approx(farther) if window == 100 else far < farther
+    assert farther < decode_s(4, 4000, 8, 4)
+    assert (mixer.rule is None) == (window == 128)  # the table has 128 and no other
+    prompts = mixer.prompt(np.array([100.0, 200.0, 400.0]))
+    assert (np.diff(prompts) > 0).all()
+
+
+def test_stages_of_a_pipeline_hand_their_tokens_on(tables):
+    one, two = priced(tables, model(layer())), priced(tables, model(layer()),
+                                                      pipeline_parallel_size=2)  # fmt: skip
+    extra = two._token_seconds(AT, 0) - one._token_seconds(AT, 0)
+    assert extra == pytest.approx(tables.kernel_s + 8 * 512 * 4 / tables.bandwidth_bytes_per_s)
+
+
+@pytest.mark.parametrize(
+    ("facts", "engine", "message"),
+    [
+        ({}, {"tensor_parallel_size": 2, "data_parallel_size": 3, "other": PARALLEL},
+         "8 experts, which expert parallelism of tensor_parallel_size x data_parallel_size 6"),
+        ({}, {"data_parallel_size": 3}, "256 columns of each expert"),
+        ({"layers": (layer(mixing=(matrix("self_attn.warp_proj", 512, 512),)),)}, {},
+         "the matrix self_attn.warp_proj. How GPUs share it is not known"),
+    ],
+)  # fmt: skip
+def test_what_the_gpus_do_not_divide_is_one_line(tables, facts, engine, message):
+    with pytest.raises(UsageError, match=message) as error:
+        priced(tables, dataclasses.replace(model(layer()), **facts), **engine)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_table_is_named(tmp_path):
+    alone = read_prior("test_gpu", write_prior(tmp_path))
+    with pytest.raises(TablesError, match=r"no table of experts \(moe/moe_perf.parquet\)"):
+        priced(alone, model(layer()))
+    with pytest.raises(TablesError, match="no table mla/mla_generation_module_perf.parquet"):
+        priced(alone, model(layer(attention=LATENT, mixing=LATENT_PRODUCTS)))
+
+
+def test_memory_counts_experts_by_all_ranks_and_blocks_by_kind():
+    facts = model(layer(), total_parameters=8 * 10**9, weight_bytes=16 * 10**9)
+    experts = facts.routed_weight_bytes()
+    device = Device(name="g", memory_bytes=64e9)
+    one, two = (
+        memory_of(device, EngineConfig(model="m", data_parallel_size=ranks), facts)
+        for ranks in (1, 2)
+    )
+    assert one.weights - two.weights == pytest.approx(experts / 2)
+    assert one.token == 4 * 2 * 4 * 64 * 2
+    states = model(layer(2), layer(2, attention=None, state=DELTA))
+    kept = memory_of(device, EngineConfig(model="m"), states)
+    state = DELTA.size_bytes
+    assert kept.least_block * kept.token / 2 >= state
+    assert with_blocks(kept, EngineConfig(model="m"), states).block_size == kept.least_block
+
+
+installed = pytest.mark.skipif(
+    importlib.util.find_spec("aiconfigurator_core") is None,
+    reason="aiconfigurator-core is not installed (ttscope[prior])",
+)
+
+
+@installed
+@pytest.mark.parametrize("form", ["bfloat16", "fp8", "fp8_block", "nvfp4", "int4", "mxfp4"])
+def test_no_form_of_the_installed_products_takes_the_hosts_time(form):
+    for system in ("h100_sxm", "b200_sxm"):
+        rows = product(read_prior(system), 4096, 4096, form).rows
+        assert 2e-6 < np.interp(8.0, *rows.T) < 25e-6

@@ -1,0 +1,27 @@
+"""What tests of the app wait for and read."""
+
+from textual.widgets import DataTable, Static
+
+
+async def settle(pilot):
+    """Wait until no worker runs, and what they have posted is drawn."""
+    for _ in range(2):
+        await pilot.app.workers.wait_for_complete()
+        await pilot.pause()
+
+
+def text_of(app, selector="#message"):
+    """Return what a static text of the screen says."""
+    return str(app.screen.query_one(selector, Static).render())
+
+
+def entry_at_cursor(app):
+    """Return the recording on whose row the cursor of the list stands."""
+    table = app.screen.query_one(DataTable)
+    key = table.coordinate_to_cell_key(table.cursor_coordinate).row_key.value
+    return next(entry for entry in app.entries if entry.key == key)
+
+
+def last(seen, kind):
+    """Return the last message of a kind that a `message_hook` saw."""
+    return next(each for each in reversed(seen) if isinstance(each, kind))

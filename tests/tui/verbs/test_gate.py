@@ -1,0 +1,186 @@
+"""`ttscope gate`: noise passes, a change fails with its reason, and nothing measured is no pass."""
+
+import dataclasses
+import json
+from xml.etree import ElementTree
+
+import pytest
+
+from tests.advisor.synthetic import NGRAM, VOTE16, engine_of, record
+from traces.deployment.checks import against_promises, load_check
+from traces.deployment.documents import Expectations, write_document
+from traces.live.numbers import Numbers
+from traces.recording.manifest import WorkloadFacts
+from traces.recording.reader import Recording
+from traces.schema.advice import Budget
+from traces.schema.estimate import Estimate
+from traces.schema.tts.parameters import complete, make_policy
+from traces.summary.run import summarise
+from tui.verbs.demo import SHIPPED
+
+FEW = dataclasses.replace(VOTE16, n=2)
+
+
+def promised(run, **changes):
+    """What a run itself would have promised."""
+    agreed = {
+        "accuracy": run.accuracy,
+        "latency_s": run.latency_s["mean"],
+        "latency_p95_s": run.latency_s["p95"],
+        "tokens": run.tokens_per_problem,
+        "device_s": run.device_s_per_problem,
+        "energy_j": None,
+    }
+    known = {
+        "engine": run.engine,
+        "policy": complete(run.policy),
+        "promised": agreed,
+        "assumed": {"output_tokens": Estimate(value=60.0, low=55.0, high=65.0, unit="tokens")},
+        "concurrency": 4,
+        "workload": run.workload,
+        "budget": Budget(max_latency_s=run.latency_s["mean"].value * 1.5),
+    }
+    return Expectations(**known | changes)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("gated")
+    made = {
+        "base": record(folder / "one" / "base", engine_of(), VOTE16, problems=60),
+        "again": record(folder / "two" / "again", engine_of(), VOTE16, problems=60, seed=0),
+        "slow": record(folder / "three" / "slow", engine_of(), VOTE16, problems=60, drift=0.8),
+        "few": record(folder / "four" / "few", engine_of(), FEW, problems=60),
+        "other": record(folder / "five" / "o", engine_of(), VOTE16, problems=60, workload="other"),
+        "busy": record(folder / "six" / "busy", engine_of(), VOTE16, problems=60, concurrency=16),
+    }
+    return made
+
+
+def gate(run, *arguments):
+    return run("gate", *arguments)
+
+
+@pytest.mark.parametrize(
+    ("name", "code"), [("base", 0), ("again", 0), ("slow", 3), ("few", 0), ("other", 1)]
+)
+def test_a_run_against_its_baseline(run, runs, name, code):
+    left, out, err = gate(run, runs["base"].path, runs[name].path)
+    assert left == code, out + err
+    assert all(len(line) <= 80 for line in out.splitlines())
+    if name == "slow":
+        assert "FAIL  p95>+10%" in out
+    if name == "few":
+        assert "policy.n 16 -> 2" in out
+
+
+def test_a_run_against_what_was_promised(run, runs, tmp_path):
+    (base,) = summarise(runs["base"])
+    write_document(tmp_path / "expect.json", promised(base))
+    for name, code in (("base", 0), ("again", 0), ("slow", 3), ("other", 1), ("busy", 1)):
+        left, out, err = gate(run, "expect.json", runs[name].path)
+        assert left == code, (name, out, err)
+        if name == "slow":
+            assert "FAIL  mean latency: limit at most" in out
+        if name == "other":
+            assert "other problems than the 60 of sums" in " ".join(out.split())
+        if name == "busy":  # its accuracy is judged, its times are not
+            assert "ran with 16 in flight" in " ".join(out.split())
+            assert "cannot be judged" in err
+            assert out.startswith("not judged: busy")
+
+
+def test_fewer_samples_break_the_promise_of_accuracy(run, tmp_path):
+    vote, alone = (
+        Recording.open(next(SHIPPED.glob(f"demo-s-tp1-seqs64-{name}")))
+        for name in ("maj@16*", "greedy-t0-*")
+    )
+    (base,) = summarise(vote)
+    least = Budget(min_accuracy=base.accuracy.low)
+    told = promised(base, concurrency=vote.manifest.concurrency, budget=least)
+    write_document(tmp_path / "expect.json", told)
+    assert gate(run, "expect.json", vote.path)[0] == 0
+    left, out, _ = gate(run, "expect.json", alone.path)
+    assert left == 3
+    assert "policy.n 16 -> 1" in out
+    assert out.count("FAIL  accuracy") == 2  # the limit and the promise
+    left, out, _ = gate(run, vote.path, alone.path, "--fail-on", "accuracy<-.02")
+    assert left == 3
+    assert out.count("FAIL  accuracy") == 1
+
+
+def test_reports_hold_every_check_and_odd_names(run, runs, tmp_path):
+    summary = tmp_path / "summary.md"
+    summary.write_text("before\n")
+    left, out, _ = gate(
+        run, runs["base"].path, runs["slow"].path,
+        "--junit", "junit.xml", "--markdown", "summary.md", "--json",
+    )  # fmt: skip
+    assert left == 3
+    document = json.loads(out)
+    suite = ElementTree.parse(tmp_path / "junit.xml").getroot()[0]
+    assert suite.tag == "testsuite"
+    assert int(suite.get("tests")) == len(document["checks"]) == len(suite)
+    failed = [case.get("name") for case in suite if case.find("failure") is not None]
+    broken = [each["name"] for each in document["checks"] if each["verdict"] == "broken"]
+    assert failed == broken != []
+    assert int(suite.get("failures")) == len(failed)
+    text = summary.read_text()
+    assert text.startswith("before\n### ttscope gate failed: slow against base")
+    assert text.count("| FAIL |") == len(failed)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "name a recording to judge"),
+        (["x", "--endpoint", "http://h"], "not both"),
+        (["x", "--workload", "w.jsonl"], "--workload is for --endpoint"),
+        (["x", "--fail-on", "p95>+5%"], "are its limits"),
+        (["absent"], "absent"),
+    ],
+)
+def test_wrong_use_is_one_line(run, runs, tmp_path, arguments, message):
+    (base,) = summarise(runs["base"])
+    write_document(tmp_path / "expect.json", promised(base))
+    code, out, err = gate(run, "expect.json", *arguments)
+    assert code in (1, 2) and out == ""
+    assert message in err and len(err.strip().splitlines()) == 1
+
+
+def test_a_gate_that_nothing_was_measured_for_does_not_pass(runs):
+    (base,) = summarise(runs["base"])
+    told = promised(base, budget=Budget(), promised={"energy_j": base.latency_s["mean"]})
+    found = against_promises(told, base, "expect.json")
+    assert found.verdict == "not judged"
+    assert "nothing that was promised was measured" in found.not_judged
+
+
+def test_acceptance_that_falls_breaks_the_gate(run, tmp_path):
+    engine = engine_of(speculative=NGRAM)
+    one = record(tmp_path / "a" / "one", engine, VOTE16, problems=40)
+    code, out, err = gate(run, one.path, one.path)
+    assert code == 0, out + err
+    assert "acceptance<-5%" in out
+
+
+def numbers(**known):
+    return Numbers(engine="e", start_ns=0, end_ns=1, seconds=1.0, polls=9, resets=0, **known)
+
+
+def test_a_load_above_the_one_assumed_is_said():
+    policy = make_policy({"method": "majority", "n": 4, "temperature": 0.8})
+    told = Expectations(engine=engine_of(), policy=policy, promised={}, concurrency=2)
+    assert load_check(told, numbers(running=7.0, waiting=0.0)).verdict == "ok"
+    assert load_check(told, numbers(running=7.0, waiting=3.0)).verdict == "broken"
+    assert load_check(told, numbers()).verdict == "absent"
+    rate = dataclasses.replace(told, concurrency=None, rate_per_s=2.0)
+    assert load_check(rate, numbers(requests_per_s=7.9)).verdict == "ok"
+    assert load_check(rate, numbers(requests_per_s=9.0)).verdict == "broken"
+
+
+def test_other_problems_are_not_held_to_a_promise(runs):
+    (base,) = summarise(runs["base"])
+    told = promised(base, workload=WorkloadFacts(name="w", hash="x", problems=3))
+    found = against_promises(told, base, "expect.json")
+    assert {each.verdict for each in found.checks if each.kind != "assumption"} == {"absent"}

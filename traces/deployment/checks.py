@@ -1,0 +1,457 @@
+"""A run held against what was promised of it, or against an earlier run: check by check.
+
+A check is broken only where the whole 90 % interval of what was measured lies beyond what was
+promised, so that noise alone breaks it no more often than an interval misses. Of times the interval
+holds the spread from run to run too (traces/summary/comparison.py). What was not measured is said,
+and a gate that has nothing to judge must not pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import hypot
+from typing import Any, Final, Literal
+
+import polars as pl
+
+from traces.deployment.documents import ASSUMED, Expectations, plain_policy
+from traces.errors import TtscopeError, UsageError
+from traces.live.numbers import Numbers
+from traces.schema.estimate import Estimate
+from traces.schema.formats import number, percent_change, with_interval, written
+from traces.schema.quantities import LIMITS, limited, quantity, which_latency
+from traces.schema.record import Record
+from traces.schema.tts.policy import Policy
+from traces.statistics import Z95, mean
+from traces.summary.comparison import (
+    RUN_TO_RUN,
+    Difference,
+    Judged,
+    judge,
+    parse_limit,
+    within,
+)
+from traces.summary.metrics import METRICS, estimate_of
+from traces.summary.problems import voting_samples
+from traces.summary.run import Run, to_plain
+
+Verdict = Literal["ok", "broken", "unsure", "absent"]
+Kind = Literal["promise", "limit", "change", "assumption"]
+DEFAULT_LIMITS: Final = ("accuracy<-.02", "p95>+10%", "tokens>+10%", "energy>+10%")
+ACCEPTANCE: Final = -0.05  # of the tokens that a drafted step gives
+ROOM: Final = 0.1  # by which traffic may differ from what was assumed
+_TIMED = frozenset(each.tag for each in METRICS if each.timed)
+_SETTINGS = (  # of an engine that servers do not tell, or that change no answer and no step
+    *("mode", "num_gpu_blocks", "gpu_memory_utilization", "other", "num_gpus", "block_size"),
+    *("max_model_len", "vllm_version"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check(Record):
+    """One thing that was held against a run: `wanted` in words, `measured`, and the verdict.
+
+    `why` says what decided it, or what is missing. Checks of `kind` assumption break no gate. They
+    say what a broken promise may come from.
+    """
+
+    name: str
+    kind: Kind
+    verdict: Verdict
+    wanted: str
+    measured: Estimate | None
+    why: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the document."""
+        return {name: to_plain(value) for name, value in vars(self).items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gate(Record):
+    """All checks of a run, and in what its configuration differs from the one promised."""
+
+    against: str
+    recording: str
+    checks: tuple[Check, ...]
+    differs: tuple[str, ...] = ()
+
+    @property
+    def broken(self) -> tuple[Check, ...]:
+        """The checks that break the gate."""
+        return tuple(
+            each for each in self.checks if each.verdict == "broken" and each.kind != "assumption"
+        )
+
+    @property
+    def not_judged(self) -> str | None:
+        """Why a gate that nothing breaks does not pass: a limit, or everything, is not judged."""
+        for each in self.checks:
+            if each.verdict == "absent" and each.kind == "limit":
+                return f"{each.name} ({each.wanted}) cannot be judged: {each.why}"
+        if all(each.verdict == "absent" for each in self.checks if each.kind != "assumption"):
+            return f"{self.recording}: nothing that was promised was measured there"
+        return None
+
+    @property
+    def verdict(self) -> str:
+        """What becomes of it, in a word."""
+        if self.broken:
+            return "failed"
+        return "passed" if self.not_judged is None else "not judged"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the document."""
+        return {
+            "against": self.against,
+            "recording": self.recording,
+            "verdict": self.verdict,
+            "differs": list(self.differs),
+            "checks": [each.to_json() for each in self.checks],
+        }
+
+
+# Against promises.
+
+
+def against_promises(expected: Expectations, run: Run, name: str) -> Gate:
+    """Hold a run against `expect.json`."""
+    budget = expected.budget
+    checks = []
+    for field, limit in budget.limits().items():
+        if field == "max_gpus":
+            continue
+        of = limited(field, budget.latency_percentile)
+        unit = of.unit
+        side = "at least" if LIMITS[field].at_least else "at most"
+        wanted = f"{side} {written(limit, unit)}{which_latency(field, budget.latency_percentile)}"
+        checks.append(_held(expected, run, of.name, "limit", limit, wanted))
+    for metric, promised in expected.promised.items():
+        if promised is None or metric == "throughput_problems_per_s":
+            continue
+        best = quantity(metric).higher_is_better
+        bound = promised.low if best else promised.high
+        bound = promised.value if bound is None else bound
+        checks.append(_held(expected, run, metric, "promise", bound, with_interval(promised)))
+    checks += assumptions(expected, observed(run))
+    return Gate(
+        against=name, recording=run.recording, checks=tuple(checks), differs=_differs(expected, run)
+    )
+
+
+def _held(
+    expected: Expectations, run: Run, metric: str, kind: Kind, bound: float, wanted: str
+) -> Check:
+    of = quantity(metric)
+    try:
+        measured = estimate_of(run, of.tag)
+    except (AttributeError, KeyError):  # a percentile that no run tells
+        measured = None
+    why = None if measured is None else _unlike(expected, run, of.tag in _TIMED)
+    if measured is None:
+        why = "not measured in this recording"
+    elif measured.low is None or measured.high is None:
+        why = "one problem has no interval. Record more"
+    if why is not None or measured is None or measured.low is None or measured.high is None:
+        return Check(
+            name=of.noun,
+            kind=kind,
+            verdict="absent",
+            wanted=wanted,
+            measured=measured,
+            why=why or "",
+        )
+    if of.tag in _TIMED:
+        measured = _from_run_to_run(measured, run)
+    return _judged(of.noun, kind, measured, bound, wanted, above=not of.higher_is_better)
+
+
+def _judged(
+    name: str, kind: Kind, measured: Estimate, bound: float, wanted: str, *, above: bool
+) -> Check:
+    assert measured.low is not None and measured.high is not None
+    ends = [end > bound if above else end < bound for end in (measured.low, measured.high)]
+    verdict: Verdict = "broken" if all(ends) else "unsure" if any(ends) else "ok"
+    end = percent_change(bound) if measured.unit == "share" else number(bound, measured.unit)
+    edge = f"{'above' if above else 'below'} {end}"
+    why = {
+        "broken": f"the whole interval lies {edge}",
+        "unsure": f"the interval reaches {edge}, and not all of it",
+        "ok": f"no part of the interval lies {edge}",
+    }[verdict]
+    return Check(name=name, kind=kind, verdict=verdict, wanted=wanted, measured=measured, why=why)
+
+
+def _from_run_to_run(measured: Estimate, run: Run) -> Estimate:
+    """Return a time with the spread from run to run in its interval."""
+    assert measured.low is not None and measured.high is not None
+    spread = Z95 * hypot(RUN_TO_RUN, within(run.step_rows)) * measured.value
+    low, high = (
+        measured.value + (1 if end > measured.value else -1) * hypot(end - measured.value, spread)
+        for end in (measured.low, measured.high)
+    )
+    return replace(measured, low=min(low, measured.value), high=high)
+
+
+def _unlike(expected: Expectations, run: Run, timed: bool) -> str | None:
+    """Return why a number of a run is not the one that was promised; None where it is."""
+    problems, workload = expected.workload, run.workload
+    if problems is not None and workload is not None and problems.hash != workload.hash:
+        return f"other problems than the {problems.problems} of {problems.name} promised for"
+    if not timed:
+        return None
+    wanted, rate = expected.concurrency, expected.rate_per_s
+    in_flight, at = run.conditions[:2] if run.conditions else (None, None)
+    if rate is not None and isinstance(at, int | float) and at:
+        return None if abs(at / rate - 1) < ROOM else f"{at:.3g}/s arrived, not {rate:g}/s"
+    if wanted is not None and in_flight == wanted:
+        return None
+    load = f"{wanted} in flight" if wanted is not None else f"{rate}/s"
+    ran = "an unknown load"
+    if in_flight is not None:
+        ran = f"{in_flight} in flight"
+    elif isinstance(at, int | float):
+        ran = f"{at:.3g}/s"
+    return f"ran with {ran}, and was promised for {load}"
+
+
+def _differs(expected: Expectations, run: Run) -> tuple[str, ...]:
+    """Return in what a run's configuration differs from the one promised, as far as it is told."""
+    told = []
+    if expected.workload is not None and run.workload is None:
+        told.append("the recording does not tell which problems were asked")
+    before, after = expected.engine.to_json(), run.engine.to_json()
+    for name, value in before.items():
+        known = after[name] is not None and name not in _SETTINGS
+        untold = run.engine.mode == "server" and name == "tensor_parallel_size"
+        if known and not untold and after[name] != value:
+            told.append(f"engine.{name} {value} -> {after[name]}")
+    if run.policy is not None:
+        one, two = plain_policy(expected.policy), plain_policy(run.policy)
+        for name in one | two:
+            if one.get(name) != two.get(name):
+                told.append(f"policy.{name} {one.get(name)} -> {two.get(name)}")
+    return tuple(told)
+
+
+# What the promises rest on.
+
+
+def observed(run: Run) -> dict[str, Estimate | None]:
+    """Return what a run says of the traffic that promises rest on, under the names of `ASSUMED`.
+
+    A sample's length is not told where rules cancel the long ones.
+    """
+    found: dict[str, Estimate | None] = dict.fromkeys(ASSUMED)
+    if run.acceptance is not None:
+        found["acceptance_length"] = run.acceptance.length
+    if run.rows is None or run.sample_rows is None or run.policy is None:
+        return found
+    samples = voting_samples(run.sample_rows)
+    ended = samples.filter(pl.col("end").is_not_null(), pl.col("error").is_null())
+    whole = ended.filter(pl.col("cancelled_by").is_null())
+    found["prompt_tokens"] = _mean_by_problem(ended, "prompt_tokens")
+    if ended.height == whole.height:
+        found["output_tokens"] = _mean_by_problem(whole, "output_tokens")
+    if run.policy.n > 1:
+        found["agreement"] = _agreement(run, whole)
+    return found
+
+
+def _mean_by_problem(samples: pl.DataFrame, column: str) -> Estimate | None:
+    known = samples.drop_nulls(column).group_by("problem", maintain_order=True)
+    return mean(known.agg(pl.col(column).mean())[column].cast(pl.Float64).to_numpy(), "tokens")
+
+
+def _agreement(run: Run, samples: pl.DataFrame) -> Estimate | None:
+    """Return the mean share of a problem's answers that are the one most gave."""
+    counts = (
+        samples.drop_nulls("answer").group_by("problem", "answer").len("votes").group_by("problem")
+    )
+    shares = counts.agg(share=pl.col("votes").max() / pl.col("votes").sum()).sort("problem")
+    return mean(shares["share"].to_numpy(), "1")
+
+
+def observed_live(numbers: Numbers, policy: Policy) -> dict[str, Estimate | None]:
+    """Return what a server's metrics say of the traffic that promises rest on.
+
+    These are means over the window, without an interval. A rule that cancels samples makes them
+    shorter than they would be, so that their length is not told then.
+    """
+    requests = numbers.requests_per_s
+    found: dict[str, Estimate | None] = dict.fromkeys(ASSUMED)
+    rates = {"prompt_tokens": numbers.prompt_tokens_per_s}
+    if policy.all_samples_end:
+        rates["output_tokens"] = numbers.generated_tokens_per_s
+    for name, rate in rates.items():
+        if requests and rate is not None:
+            found[name] = Estimate(value=rate / requests, unit="tokens")
+    if numbers.acceptance_length is not None:
+        found["acceptance_length"] = Estimate(value=numbers.acceptance_length, unit="tokens/step")
+    return found
+
+
+def assumptions(expected: Expectations, found: Mapping[str, Estimate | None]) -> list[Check]:
+    """Hold what traffic is like against what was assumed: more than a tenth beyond it breaks it.
+
+    Where what is found has an interval, all of it must lie beyond.
+    """
+    checks = []
+    for name, assumed in expected.assumed.items():
+        measured = found.get(name)
+        if assumed is None or name not in ASSUMED:
+            continue
+        low = assumed.value if assumed.low is None else assumed.low
+        high = assumed.value if assumed.high is None else assumed.high
+        ends = (low * (1 - ROOM), high * (1 + ROOM))
+        if name in ("acceptance_length", "agreement"):
+            ends = (ends[0], float("inf"))  # more of it is no harm
+        checks.append(_moved(ASSUMED[name], assumed, measured, ends))
+    return checks
+
+
+def _moved(
+    name: str, assumed: Estimate, measured: Estimate | None, ends: tuple[float, float]
+) -> Check:
+    verdict: Verdict = "absent"
+    why = "not measured in this recording"
+    if measured is not None:
+        low = measured.value if measured.low is None else measured.low
+        high = measured.value if measured.high is None else measured.high
+        beyond = high < ends[0] or low > ends[1]
+        inside = low >= ends[0] and high <= ends[1]
+        verdict = "broken" if beyond else "ok" if inside else "unsure"
+        share = percent_change(measured.value / assumed.value - 1)
+        why = f"{share} against what was assumed"
+    return Check(
+        name=name,
+        kind="assumption",
+        verdict=verdict,
+        wanted=with_interval(assumed),
+        measured=measured,
+        why=why,
+    )
+
+
+def drift(expected: Expectations, numbers: Sequence[Numbers], runs: Sequence[Run]) -> list[Check]:
+    """Hold a deployment that was watched against what promises rest on.
+
+    Its servers are one each. What runs that were recorded with it tell counts before what their
+    metrics say.
+    """
+    checks = []
+    of_runs = [observed(run) for run in runs]
+    for each in numbers:
+        found = observed_live(each, expected.policy)
+        for told in of_runs:
+            found |= {name: value for name, value in told.items() if value is not None}
+        held = [load_check(expected, each), *assumptions(expected, found)]
+        where = f"{each.engine}: " if len(numbers) > 1 else ""
+        checks += [replace(check, name=where + check.name) for check in held]
+    if not numbers:
+        for told in of_runs:
+            checks += assumptions(expected, told)
+    return checks
+
+
+def load_check(expected: Expectations, numbers: Numbers) -> Check:
+    """Hold the load of a server against the one that was assumed, in its requests.
+
+    A problem makes up to n requests, so many at a time. More than a tenth above breaks it.
+    """
+    stop, n = expected.policy.stop, expected.policy.n
+    at_a_time = n if stop is None or not stop.drawn_first else stop.drawn_first
+    if expected.rate_per_s is not None:
+        name, most, found = "requests a second", expected.rate_per_s * n, numbers.requests_per_s
+        unit = "requests/s"
+    else:
+        name, found, unit = "requests that run or wait", numbers.running, "requests"
+        found = None if found is None else found + (numbers.waiting or 0.0)
+        most = float((expected.concurrency or 1) * at_a_time)
+    wanted = f"at most {most:.3g}"
+    if found is None:
+        return Check(
+            name=name,
+            kind="assumption",
+            verdict="absent",
+            wanted=wanted,
+            measured=None,
+            why="the server does not tell it",
+        )
+    beyond = found > most * (1 + ROOM)
+    return Check(
+        name=name,
+        kind="assumption",
+        verdict="broken" if beyond else "ok",
+        wanted=wanted,
+        measured=Estimate(value=found, unit=unit),
+        why=f"{percent_change(found / most - 1)} against the most that was assumed",
+    )
+
+
+# Against an earlier run.
+
+
+def against_baseline(limits: Sequence[str], compared: Difference, baseline: Run, run: Run) -> Gate:
+    """Hold a run against an earlier one of the same problems.
+
+    Without limits those of `DEFAULT_LIMITS` count that both runs have a number for. Raises
+    TtscopeError where a limit that was given cannot be judged.
+    """
+    there = {each.metric.tag for each in compared.changes if each.difference.low is not None}
+    chosen = [parse_limit(text) for text in limits or DEFAULT_LIMITS]
+    if not limits:
+        if compared.reason is not None:
+            raise TtscopeError(f"cannot be compared: {compared.reason}")
+        chosen = [each for each in chosen if each.tag in there]
+    checks = [_change_of(each) for each in judge(chosen, compared)]
+    drafts = _acceptance(baseline, run)
+    checks += [] if drafts is None or limits else [drafts]
+    if not checks:
+        raise UsageError("nothing was measured in both recordings that a gate could judge")
+    differs = [f"{name} {before} -> {after}" for name, (before, after) in compared.config.items()]
+    return Gate(
+        against=compared.first,
+        recording=compared.second,
+        checks=tuple(checks),
+        differs=tuple(differs),
+    )
+
+
+def _change_of(judged: Judged) -> Check:
+    verdict: Verdict = "broken" if judged.broken else "ok" if judged.sure else "unsure"
+    why = {
+        "broken": "the whole interval is beyond the limit",
+        "ok": "the whole interval is within the limit",
+        "unsure": "the interval reaches to both sides of the limit",
+    }[verdict]
+    if judged.problems_to_settle is not None:
+        why += f". Some {judged.problems_to_settle:,} problems would settle it"
+    return Check(
+        name=judged.limit.text,
+        kind="change",
+        verdict=verdict,
+        wanted=judged.limit.text,
+        measured=judged.difference,
+        why=why,
+    )
+
+
+def _acceptance(baseline: Run, run: Run) -> Check | None:
+    """Return how the tokens of a drafted step changed, None where not both runs drafted."""
+    if baseline.acceptance is None or run.acceptance is None:
+        return None
+    one, two = baseline.acceptance.length, run.acceptance.length
+    if one is None or two is None or None in (one.low, one.high, two.low, two.high):
+        return None
+    share = two.value / one.value - 1
+    half = hypot(*(_half(each) / each.value for each in (one, two))) * (1 + share)
+    measured = Estimate(value=share, low=share - half, high=share + half, unit="share")
+    wanted = f"acceptance<{ACCEPTANCE:.0%}"
+    return _judged(wanted, "change", measured, ACCEPTANCE, wanted, above=False)
+
+
+def _half(estimate: Estimate) -> float:
+    assert estimate.low is not None and estimate.high is not None
+    return (estimate.high - estimate.low) / 2

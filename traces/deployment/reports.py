@@ -1,0 +1,75 @@
+"""What a gate says, for other programs: JUnit XML, and Markdown for a pull request."""
+
+from __future__ import annotations
+
+from xml.etree import ElementTree
+
+from traces.deployment.checks import Check, Gate
+from traces.schema.formats import ABSENT, relative_change, with_interval
+
+WORDS = {"ok": "ok", "broken": "FAIL", "unsure": "not sure", "absent": ABSENT}
+
+
+def measured_text(check: Check) -> str:
+    """Return what was measured: a change as a share or a difference, anything else as it is."""
+    found = check.measured
+    if check.kind != "change" or found is None:
+        return with_interval(found)
+    share = found.unit == "share" or check.name.endswith("%")
+    return relative_change(found) if share else with_interval(found, sign=True)
+
+
+def junit(gate: Gate) -> bytes:
+    """Return JUnit XML: a case for each check. What is not judged counts as skipped."""
+    judged = [each for each in gate.checks if each.kind != "assumption"]
+    suite = ElementTree.Element(
+        "testsuite",
+        name="ttscope gate",
+        tests=str(len(gate.checks)),
+        failures=str(len(gate.broken)),
+        errors="0",
+        skipped=str(sum(each.verdict == "absent" for each in gate.checks)),
+    )
+    for check in gate.checks:
+        case = ElementTree.SubElement(
+            suite, "testcase", classname=f"ttscope.{check.kind}", name=_plain(check.name)
+        )
+        told = _plain(f"wanted {check.wanted}, measured {measured_text(check)}: {check.why}")
+        if check.verdict == "absent":
+            ElementTree.SubElement(case, "skipped", message=told)
+        elif check.verdict == "broken" and check in judged:
+            failure = ElementTree.SubElement(case, "failure", message=told)
+            failure.text = _plain("\n".join(gate.differs)) or None
+        else:
+            ElementTree.SubElement(case, "system-out").text = told
+    root = ElementTree.Element("testsuites")
+    root.append(suite)
+    whole: bytes = ElementTree.tostring(root, encoding="utf-8", xml_declaration=True)
+    return whole + b"\n"
+
+
+def markdown(gate: Gate) -> str:
+    """Return a summary for a pull request."""
+    lines = [
+        f"### ttscope gate {gate.verdict}: {_cell(gate.recording)} against {_cell(gate.against)}",
+        "",
+        "| | check | wanted | measured | |",
+        "|---|---|---|---|---|",
+    ]
+    for each in sorted(gate.checks, key=lambda check: check.kind == "assumption"):
+        name = f"assumed: {each.name}" if each.kind == "assumption" else each.name
+        cells = (WORDS[each.verdict], name, each.wanted, measured_text(each), each.why)
+        lines.append("| " + " | ".join(map(_cell, cells)) + " |")
+    if gate.differs:
+        lines += ["", "The configuration differs:", ""]
+        lines += [f"- `{_cell(each)}`" for each in gate.differs]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(text: str) -> str:
+    return _plain(text).replace("|", "\\|").replace("`", "'").replace("<", "&lt;")
+
+
+def _plain(text: str) -> str:
+    """Return a text without what XML or a terminal does not take."""
+    return "".join(each for each in text if each.isprintable() or each == "\n")

@@ -1,0 +1,77 @@
+"""The recording that an importer writes: parts of its tables, then notes and manifest."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from traces.errors import RecordingError
+from traces.recording import checksums
+from traces.recording.manifest import Manifest, check_free
+from traces.recording.parts import write_part
+from traces.recording.tables import in_table
+from traces.recording.writer import read_clocks
+
+
+@dataclass
+class Written:
+    """The parts written so far."""
+
+    folder: Path
+    _files: list[Path] = field(default_factory=list)
+    _parts: Counter[str] = field(default_factory=Counter)
+
+    def add(self, table: str, rows: pl.DataFrame, **same: str) -> None:
+        """Write a part of a table; `same` are columns that have one value. Raises OSError."""
+        rows = rows.with_columns(**{name: pl.lit(value) for name, value in same.items()})
+        self.folder.mkdir(parents=True, exist_ok=True)
+        number = self._parts[table]
+        self._files.append(write_part(self.folder, table, in_table(table, rows), number, number))
+        self._parts[table] += 1
+
+    def finish(
+        self, imported: Mapping[str, Any], notes: Iterable[tuple[str, str]], **facts: Any
+    ) -> None:
+        """Write notes (an engine's key, the text) and the manifest, which makes it a recording.
+
+        `imported` is what its provenance says, `facts` are its other fields. Raises OSError.
+        """
+        rows = [{"engine": engine, "detail": text} for engine, text in notes]
+        self.add("events", pl.DataFrame(rows), kind="note")
+        clock = read_clocks()
+        Manifest(
+            clock_start=clock,
+            clock_end=clock,
+            provenance={"imported": dict(imported)},
+            complete=True,
+            **facts,
+        ).write(self.folder)
+
+    def undo(self) -> None:
+        """Remove what was written, so that the folder holds no half of a recording."""
+        for path in (*self._files, self.folder / checksums.NAME):
+            path.unlink(missing_ok=True)
+
+
+@contextmanager
+def written_into(folder: Path) -> Iterator[Written]:
+    """Give what writes a recording; where the block fails, nothing of it is left.
+
+    Raises UsageError where the folder holds one, RecordingError where it cannot be written.
+    """
+    check_free(folder)
+    written = Written(folder)
+    try:
+        yield written
+    except OSError as error:
+        written.undo()
+        raise RecordingError(f"{folder}: cannot be written ({error.strerror})") from None
+    except BaseException:
+        written.undo()
+        raise

@@ -1,0 +1,43 @@
+"""A gate as lines of text: each check with its verdict, then what may explain it."""
+
+from __future__ import annotations
+
+from traces.deployment.checks import Check, Gate
+from traces.deployment.reports import WORDS, measured_text
+from tui.text.layout import wrap
+
+_LABELS = WORDS | {"unsure": "?"}
+
+
+def gate_lines(gate: Gate, *, width: int = 80) -> list[str]:
+    """Return what a gate found, at most `width` columns wide."""
+    verdict = "FAILED" if gate.broken else gate.verdict
+    lines = wrap("", f"{verdict}: {gate.recording} against {gate.against}", width=width, indent=0)
+    lines.append("")
+    for each in gate.checks:
+        if each.kind != "assumption":
+            lines += check_lines(each, width=width)
+    assumed = [each for each in gate.checks if each.kind == "assumption"]
+    if assumed:
+        lines += ["", "what the promises rest on"]
+        for each in assumed:
+            lines += check_lines(each, width=width)
+    if gate.differs:
+        lines += ["", "the configuration differs"]
+        for text in gate.differs:
+            lines += wrap("", text, width=width, indent=6)
+    return lines
+
+
+def check_lines(check: Check, *, width: int = 80) -> list[str]:
+    """Return a check: its verdict, what was wanted and what was measured."""
+    label = _LABELS[check.verdict]
+    if check.kind == "assumption" and check.verdict == "broken":
+        label = "moved"
+    wanted = "" if check.kind == "change" else f"{check.wanted} "
+    word = {"limit": "limit ", "promise": "promised ", "assumption": "assumed "}.get(check.kind, "")
+    said = "" if check.measured is None else f", measured {measured_text(check)}"
+    if check.kind == "change":
+        said = f"{measured_text(check)}"
+    text = f"{check.name}: {word}{wanted.strip()}{said}, {check.why}"
+    return wrap(label, text, width=width, indent=6)

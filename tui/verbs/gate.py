@@ -1,0 +1,185 @@
+"""`ttscope gate`: a recording, or a server, against what was promised or an earlier recording."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from traces.errors import TtscopeError, UsageError
+from traces.recording.reader import Recording
+from tui.options import Json, Output, Price, Problems, RawPrompts, RuleOptions, Sampling, takes
+from tui.options import Verifier as VerifierOption
+from tui.terminal import say, say_json
+
+if TYPE_CHECKING:
+    from traces.deployment.checks import Gate
+    from traces.recording.manifest import WorkloadFacts
+    from traces.schema.tts.policy import Policy
+    from traces.summary.run import Run
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateOptions:
+    """What is held against what, and how it is told."""
+
+    against: Annotated[
+        Path, typer.Argument(help="The expect.json of ttscope advise -o, or a recording.")
+    ]
+    recording: Annotated[
+        Path | None, typer.Argument(help="The recording to judge, or else --endpoint.")
+    ] = None
+    fail_on: Annotated[
+        list[str] | None,
+        typer.Option(metavar="LIMIT", help="Against a recording: p95>+5%, as of show."),
+    ] = None
+    endpoint: Annotated[
+        str | None, typer.Option(metavar="URL", help="Record this server now, and judge that.")
+    ] = None
+    workload: Annotated[
+        str | None, typer.Option(help="What to pose to it, where it is a file.")
+    ] = None
+    problems: Problems = None
+    verifier: VerifierOption = None
+    raw_prompts: RawPrompts = False
+    api_key_env: Annotated[
+        str | None, typer.Option(help="Environment variable that holds the server's key.")
+    ] = None
+    junit: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write JUnit XML.")] = None
+    markdown: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also append a Markdown summary.")
+    ] = None
+    price: Price = None
+    output: Output = None
+    as_json: Json = False
+
+
+@takes(GateOptions)
+def gate(asked: GateOptions) -> int:
+    """Hold a recording or a server against what was promised, or an earlier recording: for CI."""
+    from traces.deployment.reports import junit, markdown
+    from traces.files import whole_file
+    from tui.text.gate import gate_lines
+
+    _check(asked)
+    found = _judge(asked)
+    # Written before a limit that cannot be judged ends it: CI shows what there is.
+    if asked.junit is not None:
+        with whole_file(asked.junit) as partial:
+            partial.write_bytes(junit(found))
+    if asked.markdown is not None:
+        _append(asked.markdown, markdown(found))
+    if asked.as_json:
+        say_json(found.to_json())
+    else:
+        for line in gate_lines(found):
+            say(line)
+    if found.broken:
+        return 3
+    if (why := found.not_judged) is not None:
+        raise TtscopeError(why)
+    return 0
+
+
+def _check(asked: GateOptions) -> None:
+    if (asked.recording is None) == (asked.endpoint is None):
+        raise UsageError("name a recording to judge, or a server with --endpoint, and not both")
+    if asked.price is not None and not asked.price > 0:
+        raise UsageError(f"--price must be above 0, not {asked.price}")
+    if asked.fail_on and asked.against.is_file():
+        raise UsageError(
+            f"--fail-on compares recordings. The promises of {asked.against} are its limits"
+        )
+    if asked.endpoint is None:
+        for name in ("workload", "problems", "verifier", "api_key_env", "output"):
+            if getattr(asked, name) is not None:
+                raise UsageError(f"--{name.replace('_', '-')} is for --endpoint. Give both")
+
+
+def _judge(asked: GateOptions) -> Gate:
+    from traces.deployment.checks import against_baseline, against_promises
+    from traces.deployment.documents import read_expectations
+    from traces.summary.comparison import beside, compare
+
+    if not asked.against.is_dir():
+        expected = read_expectations(asked.against)
+        judged = asked.recording or _record(
+            asked, expected.policy, expected.workload, expected.concurrency
+        )
+        run = _only(Recording.open(judged), asked.price)
+        return against_promises(expected, run, asked.against.name)
+    base = Recording.open(asked.against)
+    baseline, manifest = _only(base, asked.price), base.manifest
+    judged = asked.recording or _record(
+        asked, baseline.policy, baseline.workload, manifest.concurrency
+    )
+    new = Recording.open(judged)
+    run = _only(new, asked.price)
+    compared = compare(baseline, run, beside([base, new]))
+    return against_baseline(asked.fail_on or (), compared, baseline, run)
+
+
+def _record(
+    asked: GateOptions,
+    policy: Policy | None,
+    told: WorkloadFacts | None,
+    concurrency: int | None,
+) -> Path:
+    """Record the server under the policy and the load that it is held to."""
+    from tui.verbs.record import Ask, Keep, run_workload
+
+    if policy is None or policy.spec.of_others:
+        raise UsageError(f"{asked.against}: tells no policy that can be run. Give a recording")
+    demo = told is not None and told.name.partition(":")[0] == "demo"
+    workload = asked.workload or (told.name if told is not None and demo else None)
+    if workload is None:
+        named = "the workload" if told is None else told.name
+        raise UsageError(f"--endpoint needs the problems to ask: --workload FILE ({named})")
+    problems, seed = asked.problems, 0
+    if demo and told is not None and asked.workload is None:
+        problems, seed = problems or told.problems, told.seed or 0
+    judged = None if told is None or demo or "+" in (told.verifier or "+") else told.verifier
+    if concurrency is None:
+        say("ttscope: no number in flight was promised, so 8 are. Times are not judged",
+            file=sys.stderr)  # fmt: skip
+    return run_workload(
+        Ask(
+            endpoint=asked.endpoint,
+            workload=workload,
+            problems=problems,
+            seed=seed,
+            concurrency=concurrency or 8,
+        ),
+        Sampling(),
+        RuleOptions(),
+        Keep(
+            verifier=asked.verifier or (None if workload.startswith("demo") else judged),
+            raw_prompts=asked.raw_prompts,
+            api_key_env=asked.api_key_env,
+            price=asked.price,
+            output=asked.output,
+        ),
+        policy=policy,
+    )
+
+
+def _only(recording: Recording, price: float | None) -> Run:
+    from traces.summary.run import summarise
+
+    runs = [run for run in summarise(recording, price) if run.problems]
+    if len(runs) != 1:
+        held = "no run of problems" if not runs else f"{len(runs)} runs"
+        raise UsageError(f"{recording.path}: a gate judges one run. This recording holds {held}")
+    return runs[0]
+
+
+def _append(path: Path, text: str) -> None:
+    """Add a summary to a file, which may be that of a CI job ($GITHUB_STEP_SUMMARY)."""
+    try:
+        with path.open("a") as file:
+            file.write(text)
+    except OSError as error:
+        raise UsageError(f"--markdown {path}: cannot be written ({error.strerror})") from None
