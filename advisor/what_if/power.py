@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -28,7 +29,9 @@ def power_law(recordings: Sequence[Recording], engine: EngineConfig) -> PowerLaw
         for key, other in recording.manifest.engines.items()
         if law_key(other) == law_key(engine)
     ]
-    return fit_power([table for table in tables if table is not None])
+    found = fit_power([table for table in tables if table is not None])
+    limit = limit_of(engine)
+    return found if found is None or limit is None else replace(found, limit_w=limit)
 
 
 def power_table(recording: Recording, key: str) -> PowerTable | None:
@@ -65,12 +68,30 @@ def power_table(recording: Recording, key: str) -> PowerTable | None:
 #
 # The three are watts, non-negative least squares over stretches of recorded time (Lawson and
 # Hanson 1974), which are longer than the sensors' delay. Utilisation is the part of the time in
-# which steps run, so power is linear in it and in the batch.
+# which steps run. Power is concave in the batch, and no more than the boards' limit: beyond the
+# recorded batches that bounds it, and the line is not continued.
 
 
 Floats = npt.NDArray[np.float64]
 
 BLOCKS = 8  # of neighbouring stretches, whose errors tell the spread
+SEVERAL = 1.5  # times the least batch from which on the largest is another point
+# Watts that a board may draw, by part of its name: the first that fits. From makers' data sheets.
+_LIMITS_W = (
+    ("GH200", 900), ("H200 NVL", 600), ("H200", 700), ("H100 NVL", 400), ("H100 PCIe", 350),
+    ("H100", 700), ("B300", 1400), ("B200", 1000), ("A100-PCIE", 300), ("A100 PCIe", 300),
+    ("A100", 400), ("L40S", 350), ("L40", 300), ("L4", 72), ("A10G", 300), ("A10", 150),
+    ("T4", 70), ("RTX PRO 6000 Blackwell Max-Q", 300), ("RTX PRO 6000", 600), ("RTX 5090", 575),
+    ("RTX 4090", 450), ("RTX 3090", 350), ("RTX 6000 Ada", 300), ("RTX A6000", 300),
+)  # fmt: skip
+
+
+def limit_of(engine: EngineConfig) -> float | None:
+    """Return what an engine's GPUs may draw together, None where it is not known."""
+    for part, watts in _LIMITS_W if engine.gpu is not None else ():
+        if re.search(rf"\b{part}\b", engine.gpu or ""):
+            return float(watts * engine.num_devices)
+    return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +112,8 @@ class PowerLaw:
     `sigma` is the spread of the log of (recorded / predicted) energy over parts of the recordings,
     `batch` the least and the largest mean batch of a stretch, `least_busy` the least part of one in
     which steps ran: where they always ran, idle cannot be told from busy, and where the batch was
-    always the same, its part not from the rest. `runs` recordings taught it.
+    always the same, its part not from the rest. `runs` recordings taught it. `limit_w` is what all
+    boards may draw, None where it is not known.
     """
 
     watts: Floats
@@ -99,6 +121,7 @@ class PowerLaw:
     batch: tuple[float, float]
     least_busy: float
     runs: int
+    limit_w: float | None = None
 
     def within(self, seconds: float, busy_s: float, request_s: float) -> bool:
         """Whether the mean batch and the part of the time in steps lie in what was recorded."""
@@ -106,8 +129,39 @@ class PowerLaw:
         return low * busy_s <= request_s <= high * busy_s and busy_s >= self.least_busy * seconds
 
     def joules(self, seconds: float, busy_s: float, request_s: float) -> float:
-        """Return the energy of so much time, time in steps, and requests x time in steps."""
-        return float(self.watts @ [seconds, busy_s, request_s])
+        """Return the energy of so much time, time in steps, and requests x time in steps.
+
+        Beyond the recorded batches the middle of `bounds`, in proportion.
+        """
+        low, high = self.bounds(seconds, busy_s, request_s)
+        return float(np.sqrt(low * high))
+
+    def bounds(self, seconds: float, busy_s: float, request_s: float) -> tuple[float, float]:
+        """Return the least and the most that a power which is concave in the batch can draw."""
+        idle = float(self.watts[0])
+        low, high = self._active_w(request_s / busy_s) if busy_s > 0 else (0.0, 0.0)
+        if self.limit_w is not None:
+            most = max(self.limit_w - idle, 0.0)
+            low, high = min(low, most), min(high, most)
+        return idle * seconds + low * busy_s, idle * seconds + high * busy_s
+
+    def _active_w(self, batch: float) -> tuple[float, float]:
+        """Return the least and most watts beyond idle while steps of a mean batch run.
+
+        A rising concave curve lies, outside two of its points, below the line through them and
+        above the nearer one (beyond) or the line from nothing to it (before). Of one point only the
+        line from nothing is known.
+        """
+        _, busy, slope = self.watts.tolist()
+        least, most = self.batch
+        first, last = busy + slope * least, busy + slope * most
+        several = most > SEVERAL * least
+        if batch > most:
+            return last, last + (slope if several else last / most) * (batch - most)
+        if batch < least:
+            below = first + slope * (batch - least) if several else first
+            return first * batch / least, max(below, first * batch / least)
+        return busy + slope * batch, busy + slope * batch
 
 
 def fit_power(tables: Sequence[PowerTable]) -> PowerLaw | None:

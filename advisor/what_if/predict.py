@@ -40,6 +40,7 @@ from advisor.step_time.prior.recalibration import PriorTimes, recalibrate
 from advisor.step_time.prior.relatives import read_gpu
 from advisor.what_if.drafts.redrafting import Redrafted, redraft
 from advisor.what_if.latency_spread import latency_spread
+from advisor.what_if.measured.beside import Compared, beside
 from advisor.what_if.measured.factors import fit_points
 from advisor.what_if.measured.points import MeasuredPoint, imported_point, said_points
 from advisor.what_if.power import power_law
@@ -67,7 +68,8 @@ _TTFT: Final = (
 class Prediction:
     """A run as recorded, as replayed, and as predicted under the question's configuration.
 
-    `replayed` is None where no step was recorded, as in imports. `waits` are the predicted run's
+    `replayed` is None where no step was recorded, as in imports, whose times of a client stand in
+    `compared` beside those predicted. `waits` are the predicted run's
     problems that queued longest. `tables` and `manifest` are the predicted run as a recording.
     """
 
@@ -78,6 +80,7 @@ class Prediction:
     notes: tuple[str, ...]
     tables: Mapping[str, pl.DataFrame]
     manifest: Manifest
+    compared: tuple[Compared, ...] = ()
 
     def write(self, folder: Path) -> None:
         """Write the predicted run as a recording. Raises RecordingError where one exists."""
@@ -172,6 +175,7 @@ def predict(
         notes=tuple(notes),
         tables=after.tables,
         manifest=after.manifest,
+        compared=beside(base, after.runs, on_tables=on_tables),
     )
 
 
@@ -286,6 +290,12 @@ def _outside(
         )
     if after.drawn < after.recorded:
         notes.append(f"{after.drawn} of the recorded samples drawn, {len(after.runs)} times")
+    if after.evenly is not None:
+        notes.append(
+            "TTFT is not determined: requests of one length in a closed loop come together or "
+            "apart, as the client happens to send them. Its interval holds both, lock-step and "
+            "arrivals that are spread evenly"
+        )
     rate = question.rate_per_s
     if rate is not None and rate > (capacity := after.capacity_per_s()):
         served = float(f"{capacity:.3g}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Final
 
@@ -46,6 +47,7 @@ Floats = npt.NDArray[np.float64]
 
 DRAWS: Final = 8  # of n of the recorded samples, of their order where a rule needs it, of arrivals,
 # and of the samples of a fresh run
+ALIKE: Final = 0.02  # spread of lengths, of their mean, up to which requests stay in lock-step
 T95: Final = 1.895  # of Student's law with DRAWS - 1 degrees of freedom
 
 
@@ -306,7 +308,9 @@ class Replays:
         device, drawn = estimate("device_s", "device-s"), None
         if self.power is not None:
             seen = [self.power.within(*self._spent(run)) for run in self.runs]
-            drawn = estimate("joules", "J", sigma=self.power.sigma, wider=not all(seen))
+            drawn = self._bounded(
+                estimate("joules", "J", sigma=self.power.sigma, wider=not all(seen))
+            )
         price = self.manifest.price_usd_per_device_hour
         latency, tokens = three("latency_s", "s", self.beyond), estimate("tokens", "tokens")
         per_token = latency["mean"]
@@ -318,7 +322,7 @@ class Replays:
             steps=self.runs[0].steps,  # its table may keep none
             accuracy=self._accuracy(),
             latency_s=latency,
-            ttft_s=three("ttft_s", "s", {}),
+            ttft_s=self._undetermined(three("ttft_s", "s", {})),
             tpot_s=three("tpot_s", "s/token", {}),
             tokens_per_problem=tokens,
             flops_per_problem=self._flops(found.flops_per_problem),
@@ -421,6 +425,54 @@ class Replays:
         if self.power is not None:
             found["joules"] = self.power.joules(*self._spent(run))
         return found
+
+    @cached_property
+    def evenly(self) -> dict[str, float] | None:
+        """Return a closed loop's times with its arrivals spread evenly, where these decide TTFT.
+
+        Requests of one length end and come together, as the first did. A client's or a server's
+        jitter draws them apart, so that both are possible. None where lengths differ.
+        """
+        workload, run = self.workloads[0], self.runs[0]
+        count = len(self.ids)
+        if self.concurrency is None or not 1 < self.concurrency < count:
+            return None
+        for tokens in (workload.prompt_tokens, workload.output_tokens):
+            if np.std(tokens) > ALIKE * np.mean(tokens):
+                return None
+        apart = float(np.mean(run.latency_s)) / self.concurrency
+        arrivals = np.asarray(np.arange(count) * apart, dtype=np.float64)
+        spread = replace(workload, arrivals=arrivals)
+        alone = replay(
+            spread,
+            self.times.cost,
+            self.limits,
+            stop=self.stop,
+            replicas=self.question.replicas,
+        )
+        return _statistics(alone, count, self.engine)
+
+    def _undetermined(self, found: dict[str, Estimate | None]) -> dict[str, Estimate | None]:
+        """Return TTFT with an interval that holds it in lock-step and spread evenly."""
+        other = self.evenly
+        if other is None:
+            return found
+        wide = dict(found)
+        for part, each in found.items():
+            value = other[f"ttft_s.{part}"]
+            if each is not None and np.isfinite(value):
+                ends = [v for v in (each.low, each.value, each.high, value) if v is not None]
+                wide[part] = replace(each, low=min(ends), high=max(ends))
+        return wide
+
+    def _bounded(self, drawn: Estimate | None) -> Estimate | None:
+        """Return the energy with an interval that holds what the power law leaves open."""
+        if drawn is None or drawn.low is None or drawn.high is None or self.power is None:
+            return drawn
+        bounds = np.mean([self.power.bounds(*self._spent(run)) for run in self.runs], axis=0)
+        middle = float(np.mean([self.power.joules(*self._spent(run)) for run in self.runs]))
+        low, high = (bounds / middle).tolist() if middle > 0 else (1.0, 1.0)
+        return replace(drawn, low=drawn.low * low, high=drawn.high * high)
 
     def _energy(self, drawn: Estimate) -> Energy:
         """Return the energy of the run and of a problem, by the power law."""

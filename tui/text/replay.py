@@ -44,6 +44,7 @@ def replay_json(prediction: Prediction) -> dict[str, Any]:
         "replayed": None if prediction.replayed is None else prediction.replayed.to_json(),
         "predicted": prediction.predicted.to_json(),
         "changes": {tag: _change_json(prediction, tag) for tag in TAGS},
+        "compared": [{**vars(each), "relative": each.relative} for each in prediction.compared],
         "waits": [to_plain(each) for each in prediction.waits],
         "notes": list(prediction.notes),
     }
@@ -90,10 +91,31 @@ def replay_lines(prediction: Prediction, question: Question, *, width: int = 80)
         yield from wrap("", "change: predicted against replayed, so that the replay's own error "
                         "drops out", width=width, indent=0)  # fmt: skip
         yield ""
+    if prediction.compared:
+        yield from _compared(prediction)
     if prediction.waits:
         yield from _waits(prediction)
     for note in prediction.notes:
         yield from wrap("note", note, width=width, indent=10)
+
+
+def _compared(prediction: Prediction) -> Iterator[str]:
+    """Yield what a client measured beside what is predicted of the same requests."""
+    if all(each.measured_s is None for each in prediction.compared):
+        told = ", ".join(
+            f"{each.part} {number(each.predicted_s, 's')}" for each in prediction.compared
+        )
+        yield from wrap("", f"{prediction.compared[0].name} predicted: {told}", width=80, indent=0)
+        yield ""
+        return
+    rows = [["client", "measured", "predicted", "off"]]
+    for each in prediction.compared:
+        values = (number(v, "s") for v in (each.measured_s, each.predicted_s))
+        rows.append([f"{each.name} {each.part}", *values, percent_change(each.relative)])
+    yield from align(rows, right=(1, 2, 3))
+    yield from wrap("", "off: predicted against measured, an error where the file is of the engine "
+                    "and the load that are asked about", width=80, indent=0)  # fmt: skip
+    yield ""
 
 
 def _waits(prediction: Prediction) -> Iterator[str]:

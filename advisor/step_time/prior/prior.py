@@ -320,6 +320,7 @@ def prior_of(tables: PriorTables, facts: ModelFacts, engine: EngineConfig) -> Pr
     if kv in (None, "auto"):
         kv = facts.kv_cache_dtype
     online = "fp8" if facts.quantization is None and engine.quantization in ONLINE else None
+    tables = tables.of_version(engine.vllm_version)
     return _priced(tables, facts, Split.of(engine), (kv or "").startswith("fp8"), online)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from advisor.what_if.power import PowerTable, fit_power, power_law, power_table
+from advisor.what_if.power import PowerTable, fit_power, limit_of, power_law, power_table
 from tests.advisor.synthetic import START, VOTE16, engine_of, record
 from tests.advisor.what_if.test_predict import asked
 from traces.recording.reader import Recording
@@ -136,3 +136,56 @@ def test_watts_are_never_negative_and_few_stretches_teach_nothing():
     assert (fit_power([table]).watts >= 0).all()
     few = PowerTable(amounts=amounts[:4], joules=np.ones(4))
     assert fit_power([few]) is None
+
+
+def concave(batch):
+    """Watts of a made GPU: 100 idle, and up to 500 more, half of it at a batch of 8."""
+    return 100.0 + 500.0 * batch / (batch + 8.0)
+
+
+def law_of(batches, limit=None):
+    """The law of stretches that ran all the time, or stood still, at these batches."""
+    rows = [(1.0, busy, busy * b) for b in batches for busy in (0.2, 0.5, 1.0) for _ in range(8)]
+    joules = [(1 - u) * 100.0 + u * concave(r / u) for _, u, r in rows]
+    law = fit_power([PowerTable(amounts=np.array(rows), joules=np.array(joules))])
+    return law if limit is None else dataclasses.replace(law, limit_w=limit)
+
+
+@pytest.mark.parametrize("batches", [(4.0,), (4.0, 16.0), (1.0, 64.0)])
+def test_a_concave_power_lies_in_its_bounds_at_every_batch(batches):
+    law = law_of(batches)
+    widths = {}
+    for batch in (1.0, 2.0, 8.0, 64.0, 512.0):
+        low, high = law.bounds(10.0, 10.0, 10.0 * batch)
+        widths[batch] = high / low
+        real = 10.0 * concave(batch)
+        inside = batches[0] <= batch <= batches[-1] and len(batches) > 1
+        if not inside:
+            assert low <= real * 1.01 and real <= high * 1.01, batch
+        assert low <= law.joules(10.0, 10.0, 10.0 * batch) <= high
+        assert law.within(10.0, 10.0, 10.0 * batch) == (batches[0] <= batch <= batches[-1])
+    assert widths[512.0] > 1.2 or len(batches) > 1
+    if len(batches) == 1:  # one batch says little of others
+        assert widths[512.0] > 5
+
+
+def test_no_board_draws_more_than_its_limit():
+    law = law_of((4.0,), limit=700.0)
+    assert law.bounds(10.0, 10.0, 10.0 * 512)[1] == pytest.approx(7000.0)
+    for gpu, tp, limit in (
+        ("NVIDIA H100 80GB HBM3", 1, 700.0),
+        ("NVIDIA H100 PCIe", 2, 700.0),
+        ("NVIDIA GeForce RTX 4090", 1, 450.0),
+        ("NVIDIA B200", 4, 4000.0),
+        ("NVIDIA Test 1", 1, None),
+        (None, 1, None),
+    ):
+        engine = dataclasses.replace(engine_of(), gpu=gpu, tensor_parallel_size=tp)
+        assert limit_of(engine) == limit
+
+
+def test_an_interval_says_how_little_one_batch_tells(drawn):
+    inside = asked(drawn).predicted.energy_j.total
+    beyond = asked(drawn, engine={"max_num_seqs": 2}).predicted.energy_j.total
+    assert inside.high / inside.low < beyond.high / beyond.low
+    assert beyond.low < beyond.value < beyond.high

@@ -236,7 +236,11 @@ def _finish(
         "notes": facts.notes,
     }
     written.tables.finish(
-        {"format": reader.name, "files": [file]},
+        {
+            "format": reader.name,
+            **({} if facts.itl_s is None else {"itl_s": facts.itl_s}),
+            "files": [file],
+        },
         [(engine.key(), note) for note in notes],
         engines={engine.key(): engine},
         policies={policy.key(): policy},

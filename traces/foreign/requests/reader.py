@@ -69,6 +69,7 @@ class RequestFacts:
     concurrency: int | None = None
     rate_per_s: float | None = None
     block_tokens: int | None = None
+    itl_s: dict[str, float] | None = None
     notes: list[str] = field(default_factory=list)
 
 

@@ -12,6 +12,7 @@ from itertools import islice
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from traces.errors import OutcomesError, UsageError
 from traces.files import DOCUMENT_VALUES
@@ -60,6 +61,7 @@ class VllmBench(RowReader):
     def requests(self) -> Iterator[Request]:
         result = self._result()
         self._read_load(result)
+        self.facts.itl_s = self._itl_s()
         yield from self._requests(result)
 
     def _result(self) -> _Result:
@@ -149,6 +151,19 @@ class VllmBench(RowReader):
             else:
                 arrival = start - begun
                 yield Request(place, told[0], told[1], arrival, arrival + first, arrival + length)
+
+    def _itl_s(self) -> dict[str, float] | None:
+        """Return mean and quantiles of the times between tokens; None where they are not told."""
+        try:
+            rows = [decode(row[0], list[float]) for row in _ROW.finditer(bytes(self._gaps))]
+        except ValueError:
+            return None
+        gaps = np.array([gap for row in rows for gap in row])
+        gaps = gaps[np.isfinite(gaps) & (gaps >= 0)]
+        if not gaps.size:
+            return None
+        tails = {f"p{q}": float(np.quantile(gaps, q / 100)) for q in (50, 95, 99)}
+        return {"mean": float(gaps.mean()), **tails}
 
     def _latencies(self, result: _Result) -> list[Any]:
         """Return latencies as older versions tell them: the ttft and what came between tokens."""

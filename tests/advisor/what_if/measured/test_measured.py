@@ -5,9 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from advisor.evidence.features import FEATURES
 from advisor.step_time.prior import tables as prior_tables
-from advisor.step_time.prior.prior import Prior
 from advisor.step_time.prior.recalibration import PriorTimes
 from advisor.step_time.prior.tables import read_prior
 from advisor.what_if.measured import factors
@@ -58,51 +56,46 @@ def said(found):
 
 def test_a_line_of_what_was_measured_moves_the_prior(recorded):
     prior = asked(recorded, concurrency=1)
-    point = "itl=300us@4:64+200"
+    (engine,) = prior.manifest.engines.values()
+    (was,) = times_of(recorded, engine, ["itl=1ms@4:64+200"])
+    point = f"itl={was * 1.5e3:.4f}ms@4:64+200"
     found = asked(recorded, concurrency=1, measured=(point,))
     assert tpot(found).low < tpot(found).value < tpot(found).high
-    assert tpot(found).value > 1.2 * tpot(prior).value
-    assert said(found).startswith(f"recalibrated by {point} (itl 0.30 ms measured, ")
+    assert 1.3 * tpot(prior).value < tpot(found).value < 1.6 * tpot(prior).value
+    assert said(found).startswith(f"recalibrated by {point} (itl {was * 1.5e3:.2f} ms measured, ")
+    assert f"{was * 1e3:.2f} by the prior, " in said(found)
     assert any("one load does not tell kernels and host apart" in note for note in found.notes)
 
 
-def test_two_loads_bring_back_an_engine_whose_factors_are_known(recorded, monkeypatch):
-    """A made GPU with 1.15 times the kernels and 300 us of host in each step."""
-    monkeypatch.setattr(factors, "cost_of", with_host(factors.cost_of, 2e-4))
+@pytest.mark.parametrize("scheduling", [False, True])
+def test_two_loads_bring_back_an_engine_whose_factors_are_known(recorded, monkeypatch, scheduling):
+    """A made GPU with 1.15 times the kernels and 1.5 times the host's part."""
     monkeypatch.setattr(factors, "NOISE", 0.003)  # what is measured here has none
-    prior = asked(recorded)
+    prior = asked(recorded, engine={"async_scheduling": scheduling})
     (engine,) = prior.manifest.engines.values()
-    points = ["itl=1ms@1:64+100", "itl=1ms@64:3000+300"]
-    read = said_points(points, recorded)
-    times = prior_times(recorded)
-    cost = factors._weighed(factors.cost_of(times.prior(engine), engine), 1.15, 1.5)
-    limits = factors.limits_of(engine)
+    read = said_points(["itl=1ms@1:64+100", "itl=1ms@64:3000+300"], recorded)
+    times, limits = prior_times(recorded), factors.limits_of(engine)
+    plain = factors.cost_of(times.prior(engine), engine)
+    cost = factors._weighed(plain, 1.15, 1.5)
     real = [dataclasses.replace(p, seconds=factors._seconds(p, cost, limits)) for p in read]
     fitted = factors.fit_points(times, engine, real)
-    assert fitted.found.step == pytest.approx(1.15, abs=0.03)
-    assert fitted.found.host == pytest.approx(1.5, abs=0.1)
+    if not scheduling:  # a part that kernels hide cannot be told from the times
+        assert fitted.found.step == pytest.approx(1.15, abs=0.07)
+        assert fitted.found.host == pytest.approx(1.5, abs=0.12)
     np.testing.assert_allclose(fitted.after, [p.seconds for p in real], rtol=0.01)
     # A third load that was not learned from comes out too, and the prior alone is far off.
     (other,) = said_points(["itl=1ms@16:1000+300"], recorded)
-    again = factors._weighed(
-        factors.cost_of(times.prior(engine), engine), fitted.found.step, fitted.found.host
-    )
-    truth, ours = (factors._seconds(other, each, limits) for each in (cost, again))
-    assert ours == pytest.approx(truth, rel=0.02)
-    untouched = factors._seconds(other, factors.cost_of(times.prior(engine), engine), limits)
-    assert untouched < 0.85 * truth
+    again = factors._weighed(plain, fitted.found.step, fitted.found.host)
+    truth, ours, alone = (factors._seconds(other, each, limits) for each in (cost, again, plain))
+    assert ours == pytest.approx(truth, rel=0.03)
+    assert alone < 0.9 * truth
 
 
-def with_host(cost_of, seconds):
-    """The cost of the prior with a constant of host a step, as `linear` has it."""
-
-    def cost(prior: Prior, engine):
-        found = cost_of(prior, engine)
-        linear = found.linear.copy()
-        linear[FEATURES.index("step")] = seconds * prior.host
-        return found._replace(linear=linear)
-
-    return cost
+def times_of(recorded, engine, points):
+    """Seconds of points by the prior as it comes."""
+    cost = factors.cost_of(prior_times(recorded).prior(engine), engine)
+    limits = factors.limits_of(engine)
+    return [factors._seconds(point, cost, limits) for point in said_points(points, recorded)]
 
 
 def prior_times(recorded):
@@ -132,8 +125,8 @@ def recorded_model(recorded):
         (("itl=40s@4",), "times the 0."),
         (("itl=1us@4",), "Check the time, the model and the GPU"),
         (
-            ("itl=800us@2:64+200", "itl=150us@64:64+200"),
-            "itl=800us@2:64+200 and itl=150us@64:64+200 contradict one another",
+            ("itl=2.2ms@2:64+200", "itl=1.3ms@64:64+200"),
+            "itl=2.2ms@2:64+200 and itl=1.3ms@64:64+200 contradict one another",
         ),
     ],
 )
