@@ -42,7 +42,7 @@ def main() -> None:
                         continue
                     latency, device_s = (pick.estimates[n] for n in ("latency_s", "device_s"))
                     assert latency is not None and device_s is not None
-                    same = " ".join(r for r in answer.reasons if r.startswith("cannot be told"))
+                    same = " ".join(r for r in answer.reasons if r.startswith("statistically tied"))
                     print(
                         f"{facts.name:<14}{system:<10}{goal:<9}{pick.prior or 'recorded':<10}"
                         f"TP {pick.engine.tensor_parallel_size}  "

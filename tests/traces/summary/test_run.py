@@ -54,7 +54,15 @@ def test_the_document_is_the_contract(run):
     assert set(document["latency_s"]) == {"mean", "p50", "p95"}
     assert set(document["policies"][0]) == {
         *("method", "n", "budget_tokens", "accuracy", "tokens_per_problem", "bound"),
-        *("rule", "basis", "error", "tokens_estimated", "fresh_run"),
+        *(
+            "rule",
+            "basis",
+            "error",
+            "tokens_estimated",
+            "fresh_run",
+            "max_tokens",
+            "other_problems",
+        ),
     }
     energy = document["energy_j"]
     assert energy.pop("reason") == "no power was recorded"

@@ -28,13 +28,13 @@ def recording(tmp_path, monkeypatch):
 
 
 def test_the_pick_is_said_to_be_of_the_prior(run, recording):
-    code, out, err = run("advise", recording, *GIVEN, "--optimise", "latency")
+    code, out, err = run("advise", recording, *GIVEN, "--optimise", "latency", "--explain")
     assert code == 0, err
     assert max(map(len, out.splitlines())) <= 80
     told = " ".join(out.split())
-    assert "small tp4 " in told
-    assert "on test_gpu (prior)" in told.partition(":")[0]
-    assert "By the prior, not measured." in told
+    assert "tensor parallel 4" in told
+    assert "operator tables of test_gpu (the prior)" in told
+    assert "(the prior), not from a run." in told
     assert "*" in out
     assert "the interval is that of" in told
     assert "the GPU left out" in told
@@ -61,7 +61,7 @@ def test_the_page_says_so_too(run, recording, tmp_path):
     code, _, err = run("report", recording, *GIVEN, "--optimise", "latency", "-o", page)
     assert code == 0, err
     text = page.read_text()
-    assert "its times are of the prior of test_gpu" in text
+    assert "Its times come from operator tables of test_gpu" in text
     assert "times by the prior of test_gpu, not measured" in text
 
 
@@ -121,7 +121,7 @@ async def test_the_advice_screen_offers_it(recording):
         assert rows[0].estimates["cost_usd"].value == pytest.approx(
             rows[0].estimates["device_s"].value * 2.5 / 3600
         )
-        assert "By the prior, not measured." in " ".join(text_of(app, "#detail").split())
+        assert "(the prior), not from a run." in " ".join(text_of(app, "#detail").split())
         table = app.screen.query_one("#picks", DataTable)
         table.move_cursor(row=0)
         await pilot.press("w")

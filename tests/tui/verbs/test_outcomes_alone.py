@@ -138,7 +138,7 @@ def test_advice_needs_no_recorded_step(run, three):
     assert code == 0, err
     assert max(map(len, out.splitlines())) <= 80
     told = " ".join(out.split())
-    assert "By the prior, not measured." in told
+    assert "(the prior), not from a run." in told
     assert "load: 1 problem in flight, as no recording says its load" in told
     assert "which no run of this GPU has checked" in told
     assert "intervals of 90 %, - not measured, * by the prior, not measured" in told
@@ -233,7 +233,7 @@ def test_the_report_has_the_same_pick(run, three, tmp_path):
     code, _, err = run("report", "runs", *GPU, "--min-accuracy", "0.4", "-o", page)
     assert code == 0, err
     text = page.read_text()
-    assert "its times are of the prior of test_gpu" in text
+    assert "Its times come from operator tables of test_gpu" in text
     assert "no recording holds engine steps" in text  # nothing to foretell a run from
 
 

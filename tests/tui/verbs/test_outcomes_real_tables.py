@@ -73,7 +73,7 @@ def test_advice_in_text_in_json_and_in_the_report(runs):
     ttscope(runs, "report", *ASKED[1:-2], "-o", "page.html")
     assert time.monotonic() - begun < 120
     page = (runs / "page.html").read_text()
-    assert "its times are of the prior of h100_sxm" in page
+    assert "Its times come from operator tables of h100_sxm" in page
 
 
 def test_the_tables_of_a_gpu_are_learned_once_for_all_limits(runs, monkeypatch):
