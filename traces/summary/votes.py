@@ -177,7 +177,7 @@ def _majority_curves(samples: pl.DataFrame, n: int) -> Floats:
         curves[name] = curve
     names = list(curves)
     places = signed.select(pl.col("code").replace_strict(names, range(len(names))))["code"]
-    return np.array([curves[name] for name in names])[places.to_numpy()]
+    return np.asarray(np.array([curves[name] for name in names])[places.to_numpy()])
 
 
 def policies_within(

@@ -96,7 +96,7 @@ class PlainOutcomes:
 
 def _fault(row: dict[str, Any]) -> str | None:
     """Return why a line is no sample, None when it is one."""
-    index, right = row.get("sample_index"), row.get("correct")
+    index, right = row.get("sample_index", -1), row.get("correct")
     plain = type(row.get("problem_id")) is str and type(index) is int and type(right) is bool
     if plain and 0 <= index <= LARGEST:  # as nearly all are
         return None
