@@ -140,7 +140,7 @@ STEPS: Columns = {
     "flops": FLOAT,
     "read_bytes": FLOAT,
     "profiled": BOOL,
-    "source": TEXT,  # measured | inferred
+    "source": TEXT,  # measured | inferred | replayed
 }
 
 # What a step computes: the columns that its time is a function of.

@@ -78,6 +78,14 @@ def interpolate(grid: Floats, knots: Sequence[Floats], at: Sequence[Floats]) -> 
     return np.asarray(first * (1 - a) + second * a, dtype=float)
 
 
+def doubled(knots: Floats, until: float) -> Floats:
+    """Return knots continued by twice the last until one reaches `until`."""
+    more = list(knots)
+    while more[-1] < until:
+        more.append(2 * more[-1])
+    return np.array(more)
+
+
 def pieces(values: Floats, breaks: Floats) -> Floats:
     """Return [values, pieces]: how much of each value lies between breaks, and beyond the last."""
     low = np.concatenate([[0.0], breaks])

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from advisor.step_time.operators.attention import DecodeAttention
 from advisor.step_time.operators.files import Operators
-from advisor.step_time.operators.grids import fill_between, fill_beyond, to_grid
+from advisor.step_time.operators.grids import doubled, fill_between, fill_beyond, to_grid
 from advisor.step_time.operators.skew import decode_skew, mixed_skew
 from advisor.step_time.table_cost import StepTables
 from traces.errors import TablesError
@@ -212,8 +212,8 @@ def _decode(attention: Floats, max_num_seqs: int) -> tuple[Floats, Floats, Float
     law = _law_of(rows[:, 2:5].tobytes())
     (batches, contexts), grid = to_grid(rows[:, 2:4], rows[:, 4])
     fill_between(grid, (batches, contexts), (1, 0))
-    more_batches = _doubled(batches, max_num_seqs)
-    more_contexts = _doubled(contexts, LONGEST)
+    more_batches = doubled(batches, max_num_seqs)
+    more_contexts = doubled(contexts, LONGEST)
     whole = np.full((len(more_batches), len(more_contexts)), np.nan)
     whole[: len(batches), : len(contexts)] = grid
     at = np.meshgrid(more_batches, more_contexts, indexing="ij")
@@ -256,11 +256,3 @@ def _mixed(
         grid = np.concatenate([grid, grid[-1:] + second[:, None, None]], axis=0)
         chunk = np.append(chunk, 2 * chunk[-1])
     return [chunk, before, batch, knots[3]], grid
-
-
-def _doubled(knots: Floats, until: float) -> Floats:
-    """Return knots continued by twice the last until one reaches `until`."""
-    more = list(knots)
-    while more[-1] < until:
-        more.append(2 * more[-1])
-    return np.array(more)

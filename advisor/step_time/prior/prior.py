@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from advisor.step_time.operators.communication import all_reduces
+from advisor.step_time.operators.grids import doubled
 from advisor.step_time.operators.tables import Collectives, Domain, interpolated, padded
 from advisor.step_time.prior.operations.collectives import handed_on
 from advisor.step_time.prior.parts import BYTES, Part, Parts, Split, parts_of
@@ -226,7 +227,7 @@ class Prior:
             batches = np.union1d(batches, mixer.batches)
             if len(mixer.contexts) > 1:
                 contexts = np.union1d(contexts, mixer.contexts)
-        return _doubled(batches, max_num_seqs), _doubled(contexts, FARTHEST)
+        return doubled(batches, max_num_seqs), doubled(contexts, FARTHEST)
 
     def _decode(self, batches: Floats, contexts: Floats) -> Floats:
         """Return the seconds [batches, contexts] of all layers where only decoding happens."""
@@ -247,7 +248,7 @@ class Prior:
         lengths = np.ones(1)
         for _, mixer in self.parts.mixers:
             lengths = np.union1d(lengths, mixer.lengths[mixer.lengths <= LONGEST])
-        chunks = _doubled(lengths, max_num_batched_tokens)
+        chunks = doubled(lengths, max_num_batched_tokens)
         before = np.append(0.0, lengths[lengths >= 16])
         launch = float(self._whole(np.ones(1))[0])
         at = chunks[:, None] + before
@@ -285,14 +286,6 @@ def _add(found: dict[str, list[float]], rule: str | None, spread: float, spent: 
         whole = found.setdefault(each, [0.0, 0.0])
         whole[0] += spent
         whole[1] += spread * spent / len(names)
-
-
-def _doubled(knots: Floats, until: float) -> Floats:
-    """Return knots continued by twice the last until one reaches `until`."""
-    more = list(knots)
-    while more[-1] < until:
-        more.append(2 * more[-1])
-    return np.array(more)
 
 
 @lru_cache(maxsize=64)
