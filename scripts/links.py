@@ -20,7 +20,7 @@ import yaml
 ROOT = Path(__file__).parents[1]
 FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 CODE = re.compile(r"`[^`\n]*`")
-LINK = re.compile(r"\]\(\s*([^()\s]+)\s*\)")
+LINK = re.compile(r"\]\(\s*([^()\s]+)\s*\)|\b(?:src|srcset|href)=\"([^\"]*)\"")
 HEADING = re.compile(r"^#{1,6} +(.+?)\s*#*$", re.MULTILINE)
 
 
@@ -39,7 +39,8 @@ def anchors(text: str) -> set[str]:
 def dead_links(page: Path, root: Path = ROOT) -> Iterator[str]:
     """Yield `FILE: LINK: what is wrong` for each link of a page that leads nowhere."""
     docs = root / "docs"
-    for link in LINK.findall(CODE.sub("", FENCE.sub("", page.read_text()))):
+    for found in LINK.finditer(CODE.sub("", FENCE.sub("", page.read_text()))):
+        link = found[1] or found[2]
         if re.match(r"[a-z]+:", link):
             continue
         name, _, anchor = link.partition("#")

@@ -59,6 +59,7 @@ def test_a_dead_link_and_a_page_without_a_place_are_found(tmp_path):
         "# `a verb`, its [link](how-to/one.md)\n[x](how-to/one.md#one-two) [y](#a-verb-its-link)\n"
         "[away](https://a.org/x.md) `[code](nowhere.md)`\n```\n[code](nowhere.md)\n# no\n```\n"
         "[dead](nowhere.md) [heading](how-to/one.md#three) [out](../OTHER.md) ![p](p.svg)\n[z](#no)"
+        '<img src="q.png"> <img src="how-to/one.md">'
     )
     (docs / "how-to" / "one.md").write_text("## One: two\n[up](../index.md)\n")
     assert list(links.dead_links(docs / "index.md", tmp_path)) == [
@@ -67,6 +68,7 @@ def test_a_dead_link_and_a_page_without_a_place_are_found(tmp_path):
         "docs/index.md: ../OTHER.md: not in docs, so not on the site",
         "docs/index.md: p.svg: no such file",
         "docs/index.md: #no: no such heading",
+        "docs/index.md: q.png: no such file",
     ]
     assert list(links.dead_links(docs / "how-to" / "one.md", tmp_path)) == []
     assert sorted(links.navigation_faults(tmp_path)) == [
