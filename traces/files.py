@@ -74,6 +74,8 @@ class Inflated:
                             f"{self._what}. {self._remedy}"
                         )
                     yield piece
+                if not self.bytes_read and self.cut is None:
+                    raise self._refuse(f"{self.path}: the file is empty, inflated. Export it again")
         except OSError as error:
             raise self._refuse(f"{self.path}: cannot be read ({error.strerror or error})") from None
 

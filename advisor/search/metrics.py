@@ -256,6 +256,9 @@ class CandidateMetrics(Metrics):
     ) -> tuple[float, Floats]:
         if name == "device_s":
             return self._device_row(replayed, factor)
+        if name == "busy_s":  # of devices, while steps run
+            busy = [self.resampling.mean(busy) for busy in replayed.device_s]
+            return point_mean(replayed.device_s[0]), _at_speed(factor, replayed.speeds, busy)
         resampling, recorded_speed = self.resampling, replayed.latency_s[0]
         if name == "latency_s":
             by_speed = [resampling.mean(latency) for latency in replayed.latency_s]
@@ -281,8 +284,7 @@ class CandidateMetrics(Metrics):
             value, draws = self._time_row("latency_s", replayed, factor)
             share = engine.num_devices / self._in_flight
             return value * share, draws * share
-        by_speed = [self.resampling.mean(busy) for busy in replayed.device_s]
-        return point_mean(replayed.device_s[0]), _at_speed(factor, replayed.speeds, by_speed)
+        return self._time_row("busy_s", replayed, factor)
 
 
 def quantile_of(name: str) -> float:

@@ -92,7 +92,7 @@ class CandidateReplays:
             capacity = count * replicas / float(np.mean([r.busy_s for r in runs[0]]))
         else:
             full = self._closed(candidate, law, count)
-            capacity = count * replicas / float(np.mean([r.busy_s for r in full]))
+            capacity = self.capacity_per_s(row)
             keeps_up = rate_per_s <= OVERLOAD * capacity
             if keeps_up:
                 speeds = np.array([1.0, np.exp(law.sigma * Z95)])
@@ -126,6 +126,13 @@ class CandidateReplays:
             extrapolated=limits.crowded(peaks["kv_tokens"]) or not law.within(peaks),
             totals=totals,
         )
+
+    def capacity_per_s(self, row: int) -> float:
+        """Return how many problems a second a candidate serves when all of them wait."""
+        candidate, count = self.space.candidate(row), len(self.space.problem_ids)
+        full = self._closed(candidate, self.model.law(candidate.engine), count)
+        replicas = candidate.engine.data_parallel_size
+        return count * replicas / float(np.mean([each.busy_s for each in full]))
 
     def _closed(self, candidate: Candidate, law: StepLaw, in_flight: int) -> list[Replayed]:
         """Replay with a number of problems in flight."""

@@ -165,7 +165,10 @@ def reserve(folder: Path) -> None:
 
 
 def check_free(folder: Path) -> None:
-    """Raise UsageError where the folder that `-o` names holds a recording."""
+    """Raise UsageError where the folder that `-o` names holds a recording, or can be none."""
+    there = next((each for each in (folder, *folder.parents) if each.exists()), folder)
+    if there.exists() and not there.is_dir():
+        raise UsageError(f"-o {folder}: {there} is a file. Name another folder")
     if (folder / NAME).exists():
         raise UsageError(f"-o {folder}: already holds a recording. Name another folder")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from traces.schema.advice import ESTIMATES, Budget, Pick, Present, Recommendation, Turning
 from traces.schema.estimate import Estimate
@@ -40,6 +40,9 @@ from tui.text.words import (
     policy_words,
     request_words,
 )
+
+if TYPE_CHECKING:
+    from advisor.advice.accounts.costs import Accounts
 
 COMPARED = ("accuracy", "latency_s", "latency_p95_s", "device_s", "energy_j", "tokens")
 OPTIONAL = ("cost_usd", "energy_j")  # not shown when neither pick has it
@@ -256,17 +259,8 @@ def _estimates(answer: Recommendation, width: int, *, explain: bool) -> Iterable
         rows.append([quantity(name).noun, *cells])
     more = ["difference", *(_change(answer, name) for name in names)]
     wide = [[*row, change] for row, change in zip(rows, more, strict=True)]
-    for table in (wide if any(more[1:]) else rows, rows):
-        lines = align(table)
-        if max(map(len, lines)) <= width:
-            break
-    else:  # below each other
-        lines = [
-            line
-            for part in range(1, len(rows[0]))
-            for line in align([[r[0], r[part]] for r in rows])
-        ]
-    yield from (line[:width] for line in lines)
+    whole = align(wide if any(more[1:]) else rows)
+    yield from whole if max(map(len, whole)) <= width else _beside(rows, width)
     if theirs is not None and not agree and explain:
         yield ""
         yield from _wrap(f"Compute-optimal minus system-optimal (regret), {_name(theirs)}:", width)
@@ -279,6 +273,61 @@ def _estimates(answer: Recommendation, width: int, *, explain: bool) -> Iterable
     signs += [f"{ABSENT} not measured"] if ABSENT in cells else []
     if signs:
         yield ", ".join(signs)
+
+
+def _beside(rows: Sequence[Sequence[str]], width: int) -> list[str]:
+    """Return columns side by side, or below each other where that is too wide."""
+    lines = align(rows)
+    if max(map(len, lines)) > width:
+        parts = range(1, len(rows[0]))
+        lines = [line for part in parts for line in align([[r[0], r[part]] for r in rows])]
+    return [line[:width] for line in lines]
+
+
+COSTS = {  # of `Costs`, in the order in which they are shown
+    "usd_per_million_tokens": "$ per million output tokens",
+    "usd_per_thousand_problems": "$ per 1,000 problems",
+    "electricity_usd_per_thousand_problems": "electricity per 1,000 problems",
+    "idle_share": "share of device time idle",
+    "api_usd_per_thousand_problems": "API per 1,000 problems",
+    "break_even_per_s": "renting costs less from",
+    "capacity_per_s": "it serves at most",
+}
+
+
+def cost_lines(answer: Recommendation, accounts: Accounts, width: int = 80) -> list[str]:
+    """Return what the picks cost as people count it, the rows of which anything is known."""
+    ours, theirs = accounts.system_optimal, accounts.compute_optimal
+    named = [("system-optimal", ours)]
+    if not same(answer.system_optimal, answer.compute_optimal):
+        named.append(("compute-optimal", theirs))
+    picks = [(name, costs) for name, costs in named if costs is not None]
+    rows = [["costs, 90 % intervals", *(name for name, _ in picks)]]
+    for field, noun in COSTS.items():
+        found = [getattr(costs, field) for _, costs in picks]
+        if any(each is not None for each in found):
+            rows.append([noun, *map(with_interval, found)])
+    if len(rows) == 1:
+        return []
+    said, tariff = [], accounts.tariff
+    if tariff.kwh_price is not None:
+        said.append(
+            f"Electricity at ${tariff.kwh_price:g} per kWh and a PUE of {tariff.pue or 1:g}. The "
+            "rent of a device mostly holds it already."
+        )
+    if tariff.api_price is not None:
+        said.append(
+            f"The API: ${tariff.api_price:g} per million output tokens, of the same model and as "
+            "many tokens, prompts not counted. Devices are rented all the time."
+        )
+    even, most = (None, None) if ours is None else (ours.break_even_per_s, ours.capacity_per_s)
+    if even is not None and most is not None:
+        said.append(
+            "The pick cannot serve so many that renting costs less."
+            if even.value > most.value
+            else "Whether the limits hold at that rate, --rate tells."
+        )
+    return ["", *_beside(rows, width), *_wrap(" ".join(said), width)]
 
 
 def _change(answer: Recommendation, name: str) -> str:

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,12 +20,15 @@ from traces.schema.advice import Budget, Pick, Recommendation
 from traces.schema.engine import EngineConfig
 from traces.schema.estimate import Estimate
 from traces.schema.tts.policy import Policy
-from traces.summary.run import Run, summarise
+from traces.summary.run import Run, summarise, to_plain
 from tui.options import BudgetOptions, BudgetSeed, Json, Recordings, takes
 from tui.terminal import say, say_json
 from tui.text.advice import COMPARED, comparison_lines
 from tui.verbs.open_all import open_measured
 from tui.verbs.sweep import run_shown
+
+if TYPE_CHECKING:
+    from advisor.advice.accounts.costs import Tariff
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +57,16 @@ class Advise:
         Path | None,
         typer.Option("-o", "--output", help="Folder for serve.sh, policy.json, expect.json."),
     ] = None
+    kwh_price: Annotated[
+        float | None, typer.Option(help="USD per kWh: what the energy of the picks costs.")
+    ] = None
+    pue: Annotated[
+        float | None, typer.Option(help="Power of the site over its devices', such as 1.3.")
+    ] = None
+    api_price: Annotated[
+        float | None,
+        typer.Option(help="USD per million output tokens of an API: from which rate renting pays."),
+    ] = None
     seed: BudgetSeed = 0
     as_json: Json = False
 
@@ -61,6 +74,7 @@ class Advise:
 @takes(BudgetOptions, Advise)
 def advise(options: BudgetOptions, asked: Advise) -> None:
     """Recommend the system-optimal configuration for a budget."""
+    from advisor.advice.accounts.costs import Tariff
     from advisor.search.budget import is_given, parse_budget
 
     given, systems = options.given(), options.systems()
@@ -71,6 +85,7 @@ def advise(options: BudgetOptions, asked: Advise) -> None:
             "to --optimise"
         )
     budget = parse_budget(given)
+    tariff = Tariff(kwh_price=asked.kwh_price, pue=asked.pue, api_price=asked.api_price)
     if asked.plan is not None and asked.plan.exists():
         raise UsageError(f"--plan {asked.plan}: is there already. Name another file")
     if asked.output is not None:
@@ -94,6 +109,7 @@ def advise(options: BudgetOptions, asked: Advise) -> None:
         verify=(asked.output or Path("runs") / "verify") if asked.verify else None,
         systems=systems,
         explain=asked.explain,
+        tariff=tariff,
         checks=open_measured(asked.learn) if asked.learn else (),
         as_json=asked.as_json,
     )
@@ -125,13 +141,18 @@ def print_advice(
     verify: Path | None = None,
     systems: Sequence[str] = (),
     explain: bool = False,
+    tariff: Tariff | None = None,
     checks: Sequence[Recording] = (),
     as_json: bool = False,
     extra: Mapping[str, Any] | None = None,
 ) -> None:
-    """Fit the models, choose, and print; `extra` goes into the JSON document."""
+    """Fit the models, choose, and print; `extra` goes into the JSON document.
+
+    With a `tariff` the picks' costs are worked out, and printed where it asks or `explain` does.
+    """
+    from advisor.advice.accounts.costs import accounts_of
     from advisor.advice.advisor import Advisor
-    from tui.text.advice import advice_json, advice_lines, nearest_line
+    from tui.text.advice import advice_json, advice_lines, cost_lines, nearest_line
     from tui.text.commands import here, own_name
     from tui.verbs.progress import progress_bar
 
@@ -145,6 +166,7 @@ def print_advice(
             bar.update(task, description="replayed", completed=done, total=total)
 
         answer = advisor.recommend(budget, **here(), present=present, progress=heard)
+        accounts = None if tariff is None else accounts_of(advisor, answer, tariff)
     if plan is not None:
         write_plan(plan, answer, advisor.evidence)
     kept = output is not None and answer.system_optimal is not None
@@ -152,9 +174,12 @@ def print_advice(
         from advisor.advice.promise import write_config
 
         write_config(output, answer, advisor.evidence)
-    document = advice_json(answer) | dict(extra or {})
+    costed = {} if accounts is None else {"costs": to_plain(accounts)}
+    document = advice_json(answer) | costed | dict(extra or {})
     if not as_json:
-        for line in advice_lines(answer, explain=explain):
+        shown = accounts if explain or (tariff is not None and tariff.asked) else None
+        costs = [] if shown is None else cost_lines(answer, shown)
+        for line in [*advice_lines(answer, explain=explain), *costs]:
             say(line)
         if plan is not None:
             say()

@@ -111,9 +111,9 @@ def import_outcomes(
             count += 1
         if not count:
             why = reader.skipped.text()
+            what = chosen.shape or f"See docs/import.md for what {chosen.name} must hold"
             raise OutcomesError(
-                f"{path}: no sample in it can be read ({why or 'it has none'}). See docs/import.md "
-                f"for what {chosen.name} must hold"
+                f"{path}: no sample in it can be read ({why or 'it has none'}). {what}"
             )
         files.append(
             ImportedFile(path=path, samples=count, skipped=reader.skipped, facts=reader.facts)

@@ -20,6 +20,7 @@ from traces.foreign.source import objects
 from traces.foreign.values import LARGEST, Skipped, finite, truth, whole_number
 
 _KEYS = re.compile(rb'"(?:sample_index|correct)"\s*:')
+_SAMPLE = re.compile(rb'"sample_index"\s*:')
 _TOKENS = ("output_tokens", "prompt_tokens", "think_tokens")
 _TEXTS = ("group", "finish_reason")
 
@@ -122,11 +123,13 @@ _NAMES = (
     "problem_id", "sample_index", "correct", "answer", "expected", "output_tokens",
     "prompt_tokens", "think_tokens", "latency_s", "logprob_mean", "finish_reason",
 )  # fmt: skip
-_LINES = "plain outcomes are one JSON object a line (see docs/import.md)"
+_LINES = "Plain outcomes are one JSON object a line (see docs/import.md)"
 
 
 def not_lines(head: bytes) -> str | None:
     """Return why a file that is meant as plain outcomes is none, by its first bytes."""
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return f"is UTF-16 text. Write it as UTF-8. {_LINES}"
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n")
     if text.startswith(b"[") and b'"ph"' not in head:
         return f"is a JSON array. {_LINES}"
@@ -134,9 +137,15 @@ def not_lines(head: bytes) -> str | None:
     cells = [cell.strip(' "\r').lower() for cell in re.split(r"[,;\t]", first)]
     if len(cells) > 1 and not text.startswith(b"{") and set(cells) & set(_NAMES):
         return f"is a table with columns, such as CSV. {_LINES}"
+    if text.startswith(b"{") and b'"problem_id"' not in text and _SAMPLE.search(text):
+        return f"has no problem_id. {_LINES}"
     return None
 
 
 FORMAT = OutcomeFormat(
-    name="outcomes JSONL", recognises=_recognises, open=PlainOutcomes, completions=False
+    name="outcomes JSONL",
+    recognises=_recognises,
+    open=PlainOutcomes,
+    completions=False,
+    shape=_LINES,
 )

@@ -110,13 +110,15 @@ class OutcomeReader(Protocol):
 class OutcomeFormat:
     """A foreign format: `recognises` looks at the first bytes of a file, inflated.
 
-    `completions` says whether it holds the texts that a verifier reads answers from.
+    `completions` says whether it holds the texts that a verifier reads answers from, `shape` in a
+    sentence how a file of it must look.
     """
 
     name: str
     recognises: Callable[[bytes], bool]
     open: Callable[[Path, Choices], OutcomeReader]
     completions: bool = True
+    shape: str = ""
 
 
 def some(names: Iterable[str]) -> str:

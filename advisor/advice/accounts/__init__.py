@@ -1,0 +1,1 @@
+"""What is read off an advisor beside its recommendation."""

@@ -1,0 +1,162 @@
+"""What a pick costs as people count it: per million tokens, per thousand problems, against an API.
+
+Worked out from the draws of the answer, so that an interval is of the ratio and not of its parts.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from advisor.advice.advisor import Advisor
+from advisor.advice.feasible import ReplayedCheck
+from traces.errors import UsageError
+from traces.schema.advice import Pick, Recommendation
+from traces.schema.estimate import Estimate
+from traces.schema.record import Record
+
+Floats = npt.NDArray[np.float64]
+
+_JOULES_PER_KWH = 3.6e6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tariff(Record):
+    """Prices beside that of a device-hour: USD per kWh, and per million output tokens of an API.
+
+    `pue` is the power of the whole site over that of its devices, 1 or more.
+    Raises UsageError for what none of these can be.
+    """
+
+    kwh_price: float | None = None
+    pue: float | None = None
+    api_price: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, value, least in (
+            ("--kwh-price", self.kwh_price, 0.0),
+            ("--api-price", self.api_price, 0.0),
+            ("--pue", self.pue, 1.0),
+        ):
+            if value is not None and not (math.isfinite(value) and value >= least and value > 0):
+                wanted = "a number from 1, such as 1.3" if least else "USD above 0"
+                raise UsageError(f"{name} {value:g}: wants {wanted}")
+        if self.pue is not None and self.kwh_price is None:
+            raise UsageError("--pue goes with --kwh-price, which it raises")
+
+    @property
+    def asked(self) -> bool:
+        """Whether any of these was given."""
+        return self.kwh_price is not None or self.api_price is not None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Costs(Record):
+    """What one pick costs; None is not known, or was not asked.
+
+    `idle_share` of the paid device time has no step, at the rate. From `break_even_per_s` problems
+    a second on renting costs less than the API, whose price for the same output tokens is
+    `api_usd_per_thousand_problems`. It can serve `capacity_per_s`.
+    """
+
+    usd_per_million_tokens: Estimate | None = None
+    usd_per_thousand_problems: Estimate | None = None
+    electricity_usd_per_thousand_problems: Estimate | None = None
+    idle_share: Estimate | None = None
+    api_usd_per_thousand_problems: Estimate | None = None
+    break_even_per_s: Estimate | None = None
+    capacity_per_s: Estimate | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accounts(Record):
+    """The costs of both picks, and the prices that were given."""
+
+    tariff: Tariff
+    system_optimal: Costs | None
+    compute_optimal: Costs | None
+
+
+def accounts_of(advisor: Advisor, answer: Recommendation, tariff: Tariff) -> Accounts:
+    """Return what the picks of an answer that this advisor gave cost.
+
+    Raises UsageError for a price of energy where none was recorded, and for one of an API where
+    devices have none.
+    """
+    check = advisor.check(answer.budget)
+    if tariff.kwh_price is not None and not np.isfinite(advisor.space.joules).any():
+        raise UsageError("--kwh-price: no recording holds power. Record on a GPU")
+    if tariff.api_price is not None and not np.isfinite(check.price).any():
+        raise UsageError(
+            "--api-price is compared with what devices cost. Give --price, such as --price 2.5 "
+            "per device-hour"
+        )
+
+    def of(pick: Pick | None) -> Costs | None:
+        return None if pick is None else _costs(advisor, check, pick, tariff)
+
+    return Accounts(
+        tariff=tariff,
+        system_optimal=of(answer.system_optimal),
+        compute_optimal=of(answer.compute_optimal),
+    )
+
+
+def _costs(advisor: Advisor, check: ReplayedCheck, pick: Pick, tariff: Tariff) -> Costs:
+    metrics = check.metrics
+    (space_row,) = advisor.space.rows_of(pick.engine, pick.policy)
+    row = metrics.place[space_row]
+    replayed, resampling = metrics.replayed[row], metrics.resampling
+
+    def drawn(name: str) -> tuple[float, Floats]:
+        return float(metrics.values(name)[row]), metrics.draws(name, np.array([row]))[0]
+
+    def estimate(value: float, draws: Floats, unit: str, *, exact: bool = False) -> Estimate | None:
+        if not np.isfinite(value):
+            return None
+        return resampling.estimate(
+            value,
+            draws,
+            unit,
+            runs=len(replayed.candidate.pool.runs) if exact else replayed.law.runs,
+            extrapolated=not exact and replayed.unmeasured,
+        )
+
+    price, found = check.price_of(row), dict[str, Estimate | None]()
+    (device_s, device_draws), (tokens, token_draws) = drawn("device_s"), drawn("tokens")
+    if price is not None:
+        usd, usd_draws = device_s * price / 3600, device_draws * price / 3600
+        found["usd_per_million_tokens"] = estimate(
+            usd / tokens * 1e6, usd_draws / token_draws * 1e6, "USD"
+        )
+        found["usd_per_thousand_problems"] = estimate(usd * 1e3, usd_draws * 1e3, "USD")
+    if tariff.kwh_price is not None:
+        factor = 1e3 / _JOULES_PER_KWH * (tariff.pue or 1.0) * tariff.kwh_price
+        joules, joule_draws = drawn("energy_j")
+        found["electricity_usd_per_thousand_problems"] = estimate(
+            joules * factor, joule_draws * factor, "USD"
+        )
+    if metrics.rate_per_s is not None and replayed.keeps_up:
+        busy, busy_draws = drawn("busy_s")
+        found["idle_share"] = estimate(
+            max(1 - busy / device_s, 0.0), np.clip(1 - busy_draws / device_draws, 0, 1), "1"
+        )
+    if tariff.api_price is not None:
+        api = tariff.api_price / 1e6
+        found["api_usd_per_thousand_problems"] = estimate(
+            tokens * api * 1e3, token_draws * api * 1e3, "USD", exact=True
+        )
+        if price is not None:
+            rent_per_s = float(metrics.devices[row]) * price / 3600
+            found["break_even_per_s"] = estimate(
+                rent_per_s / (tokens * api), rent_per_s / (token_draws * api), "problems/s",
+                exact=True,
+            )  # fmt: skip
+            capacity = advisor.replays.capacity_per_s(space_row)
+            found["capacity_per_s"] = estimate(
+                capacity, capacity / metrics.factors[row], "problems/s"
+            )
+    return Costs(**found)
