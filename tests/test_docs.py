@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.made.terminal import ROOT
+from scripts import glossary, links
 from scripts.transcripts import rewritten
 from tui.cli import VERBS, loaded
 
@@ -32,7 +33,7 @@ def test_the_list_of_verbs_says_what_each_says_itself():
 
 def test_docs_name_no_option_that_is_not_there():
     known = {o for command in COMMANDS.values() for p in command.params for o in p.opts}
-    for page in DOCS.glob("*.md"):
+    for page in [ROOT / "README.md", *DOCS.rglob("*.md")]:
         for line in page.read_text().splitlines():
             match = re.match(r"\s*\$? ?ttscope (\w+) (.*)", line)
             if match and match[1] in COMMANDS:
@@ -40,10 +41,45 @@ def test_docs_name_no_option_that_is_not_there():
                 assert options <= known, f"{page.name}: {line}"
 
 
-def test_links_lead_somewhere():
-    for page in [*DOCS.glob("*.md"), DOCS.parent / "README.md"]:
-        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
-            assert (page.parent / target).exists(), f"{page.name}: {target}"
+def test_links_and_anchors_lead_somewhere():
+    pages = [*ROOT.glob("*.md"), *DOCS.rglob("*.md")]
+    assert [fault for page in pages for fault in links.dead_links(page)] == []
+
+
+def test_the_site_has_every_page_once():
+    assert list(links.navigation_faults()) == []
+
+
+def test_a_dead_link_and_a_page_without_a_place_are_found(tmp_path):
+    docs = tmp_path / "docs"
+    (docs / "how-to").mkdir(parents=True)
+    (tmp_path / "OTHER.md").write_text("# Other\n")
+    (tmp_path / "mkdocs.yml").write_text("nav: [{Home: index.md}, {How: [index.md, gone.md]}]\n")
+    (docs / "index.md").write_text(
+        "# `a verb`, its [link](how-to/one.md)\n[x](how-to/one.md#one-two) [y](#a-verb-its-link)\n"
+        "[away](https://a.org/x.md) `[code](nowhere.md)`\n```\n[code](nowhere.md)\n# no\n```\n"
+        "[dead](nowhere.md) [heading](how-to/one.md#three) [out](../OTHER.md) ![p](p.svg)\n[z](#no)"
+        '<img src="q.png"> <img src="how-to/one.md">'
+    )
+    (docs / "how-to" / "one.md").write_text("## One: two\n[up](../index.md)\n")
+    assert list(links.dead_links(docs / "index.md", tmp_path)) == [
+        "docs/index.md: nowhere.md: no such file",
+        "docs/index.md: how-to/one.md#three: no such heading",
+        "docs/index.md: ../OTHER.md: not in docs, so not on the site",
+        "docs/index.md: p.svg: no such file",
+        "docs/index.md: #no: no such heading",
+        "docs/index.md: q.png: no such file",
+    ]
+    assert list(links.dead_links(docs / "how-to" / "one.md", tmp_path)) == []
+    assert sorted(links.navigation_faults(tmp_path)) == [
+        "mkdocs.yml: gone.md: no such page",
+        "mkdocs.yml: how-to/one.md: not in nav",
+        "mkdocs.yml: index.md: in nav twice",
+    ]
+
+
+def test_the_glossary_has_the_texts_of_the_report():
+    assert glossary.PAGE.read_text() == glossary.page(), "python -m scripts.glossary"
 
 
 def test_transcripts_are_of_a_terminal_and_name_no_machine():

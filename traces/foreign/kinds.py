@@ -34,8 +34,14 @@ def kind_of(paths: Sequence[Path]) -> FileKind:
     from traces.foreign.evaluations import importer as outcome_import
     from traces.foreign.evaluations.plain import not_lines
     from traces.foreign.forward_passes import holds_passes
+    from traces.foreign.power import readings
     from traces.foreign.requests import importer as request_import
 
+    if readings.format_of(paths[0]) is not None:
+        raise UsageError(
+            f"{paths[0]}: holds power readings. Join them with the recording of the run: "
+            f"ttscope import REC --power {paths[0]} -o OUT"
+        )
     if holds_passes(paths[0]):
         return "passes"
     if outcome_import.format_of(paths[0]) is not None:

@@ -114,8 +114,7 @@ def objects(
     Other lines, and those above 64 MiB, are counted in `skipped`; `notes` tells of damaged gzip
     data. Raises OutcomesError as `Inflated` does.
     """
-    pieces = open_pieces(path, limit_bytes)
-    for number, line in _lines(pieces):
+    for number, line in text_lines(path, limit_bytes, notes):
         if line is None:
             skipped.add(f"lines of more than {LINE_BYTES >> 20} MiB", number)
         elif line.strip():
@@ -130,6 +129,17 @@ def objects(
             yield number, row
             if nulled and _left_out(skipped) == before:  # the reader kept the line
                 skipped.add("values that are NaN or infinite", number, nulled)
+
+
+def text_lines(
+    path: Path, limit_bytes: int, notes: list[str]
+) -> Iterator[tuple[int, bytes | None]]:
+    """Yield a file's lines with their numbers, None for one above 64 MiB.
+
+    `notes` tells of damaged gzip data. Raises OutcomesError as `Inflated` does.
+    """
+    pieces = open_pieces(path, limit_bytes)
+    yield from _lines(pieces)
     if pieces.cut is not None:
         notes.append(f"the file is cut off ({pieces.cut})")
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,7 @@ import polars as pl
 from traces.errors import RecordingError
 from traces.recording import checksums
 from traces.recording.manifest import Manifest, check_free
-from traces.recording.parts import write_part
+from traces.recording.parts import list_parts, whole_part, write_part
 from traces.recording.tables import in_table
 from traces.recording.writer import read_clocks
 
@@ -41,6 +42,18 @@ class Written:
         for part in rows.iter_slices(slice_rows):
             whole = in_table(table, part.with_columns(**{k: pl.lit(v) for k, v in same.items()}))
             self._write(table, whole.select(name for name in whole.columns if name in held))
+
+    def copy(self, table: str, parts: Sequence[Path]) -> None:
+        """Take the parts of a table of another recording as they are. Raises OSError."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for path in parts:
+            target = self.folder / path.name
+            self._files.append(target)
+            with path.open("rb") as source, whole_part(target) as file:
+                shutil.copyfileobj(source, file)
+        self._parts[table] = max(
+            (part.last + 1 for part in list_parts(self.folder, table)), default=0
+        )
 
     def _write(self, table: str, rows: pl.DataFrame) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -22,11 +22,13 @@ from traces.foreign.evaluations.importer import Imported, import_outcomes
 from traces.foreign.evaluations.reader import Choices, Given, Judge
 from traces.foreign.forward_passes import ImportedPasses, import_passes
 from traces.foreign.kinds import files_in, kind_of
+from traces.foreign.power.importer import ImportedPower, import_power
 from traces.foreign.profiler_traces import import_traces, remarks
 from traces.foreign.requests.importer import ImportedRequests, import_requests
 from traces.foreign.requests.reader import RequestChoices
 from traces.foreign.values import BLOCK_TOKENS
 from traces.kineto.read import TraceTables
+from traces.recording.manifest import NAME as MANIFEST
 from traces.recording.reader import Recording
 from traces.schema.formats import counted, number
 from tui.options import Json, takes
@@ -56,7 +58,7 @@ class Import:
         list[Path],
         typer.Argument(
             help="Profiler traces, one per rank, samples of evaluations, requests, or files of "
-            "forward passes."
+            "forward passes. With --power a recording."
         ),
     ]
     output: Annotated[Path, typer.Option("-o", "--output", help="The recording's folder.")]
@@ -97,12 +99,24 @@ class Import:
     block_tokens: Annotated[
         int | None, typer.Option(help="Tokens per hash id of a Mooncake trace (512).")
     ] = None
+    power: Annotated[
+        Path | None,
+        typer.Option(help="Power readings of nvidia-smi or aiperf, joined with a recording."),
+    ] = None
+    power_gpus: Annotated[
+        str | None,
+        typer.Option(metavar="0,1", help="Power: the GPUs of the engine, by index or UUID."),
+    ] = None
+    power_zone: Annotated[
+        str | None,
+        typer.Option(metavar="ZONE", help="Power: zone of nvidia-smi's times (this machine's)."),
+    ] = None
     as_json: Json = False
 
 
 @takes(Import)
 def import_(asked: Import) -> None:
-    """Make a recording of others' profiler traces, samples, requests or forward passes."""
+    """Make a recording of others' traces, samples, requests or passes, or join power with one."""
     files, imported = import_files(asked)
     document, lines = _IMPORTED[type(imported)](imported, files, asked.output)
     if asked.as_json:
@@ -120,6 +134,11 @@ def import_files(asked: Import) -> tuple[list[Path], Any]:
     if not asked.limit > 0:
         raise UsageError(f"--limit must be above 0, not {asked.limit:g}")
     limit = int(asked.limit * 1e9)
+    if asked.power is not None:
+        return list(asked.files), _joined(asked, asked.power, limit)
+    for option, value in (("--power-gpus", asked.power_gpus), ("--power-zone", asked.power_zone)):
+        if value is not None:
+            raise UsageError(f"{option} is for power readings. Name their file with --power")
     files = files_in(asked.files)
     kind = kind_of(files)
     for name in _OF_SAMPLES:
@@ -178,6 +197,32 @@ def import_files(asked: Import) -> tuple[list[Path], Any]:
             record_text=asked.record_text,
             on_file=on_file,
         )
+
+
+def _joined(asked: Import, path: Path, limit_bytes: int) -> ImportedPower:
+    """Join a recording with power readings. Raises UsageError for what is no recording."""
+    options = (*_OF_SAMPLES, "run", "block_tokens")
+    if (name := next((each for each in options if getattr(asked, each) is not None), None)) or (
+        asked.record_text
+    ):
+        option = f"--{(name or 'record_text').replace('_', '-')}"
+        raise UsageError(f"{option} is for files of others, and --power joins a recording")
+    if len(asked.files) != 1 or not (asked.files[0] / MANIFEST).is_file():
+        raise UsageError(
+            f"{asked.files[0]}: --power joins readings with one recording. Import the file first, "
+            "then give its recording"
+        )
+    names = [each.strip() for each in (asked.power_gpus or "").split(",") if each.strip()]
+    if asked.power_gpus is not None and not names:
+        raise UsageError("--power-gpus: name the engine's GPUs, such as 0,1")
+    return import_power(
+        Recording.open(asked.files[0]),
+        path,
+        asked.output,
+        gpus=names,
+        zone=asked.power_zone,
+        limit_bytes=limit_bytes,
+    )
 
 
 def _given(asked: Import) -> tuple[Given, str | None]:
@@ -303,6 +348,31 @@ def _passes(imported: ImportedPasses, files: Sequence[Path], output: Path) -> Sh
     return document, [*lines, *_notes(imported.notes[1:]), _kept(output)]
 
 
+def _power(imported: ImportedPower, files: Sequence[Path], output: Path) -> Shown:
+    rows = [(name, f"{count:,}") for name, count in imported.gpus.items()]
+    rows += [("energy", number(imported.joules, "J")), ("mean power", number(imported.mean_w, "W"))]
+    count = sum(imported.gpus.values())
+    lines = [
+        f"{imported.format}: {counted(count, 'reading')} of {counted(len(imported.gpus), 'GPU')} "
+        f"in a run of {number(imported.run_s, 's')}",
+        *(f"  {line}" for line in align(rows, right=(1,))),
+    ]
+    document = {
+        "recording": str(output),
+        "of": str(files[0]),
+        "format": imported.format,
+        "gpus": imported.gpus,
+        "outside": imported.outside,
+        "run_s": imported.run_s,
+        "energy_j": imported.joules,
+        "mean_w": imported.mean_w,
+        "reason": imported.reason,
+        "skipped": imported.skipped.counts,
+        "notes": list(imported.notes),
+    }
+    return document, [*lines, *_notes(imported.notes[1:]), _kept(output)]
+
+
 def _traces(traces: list[TraceTables], files: Sequence[Path], output: Path) -> Shown:
     from traces.summary.run import summarise, to_plain
     from tui.text.kernels import kernel_lines
@@ -363,6 +433,7 @@ _IMPORTED: dict[type, Callable[[Any, Sequence[Path], Path], Shown]] = {
     Imported: _outcomes,
     ImportedRequests: _requests,
     ImportedPasses: _passes,
+    ImportedPower: _power,
     list: _traces,
 }
 

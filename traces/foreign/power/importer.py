@@ -1,0 +1,316 @@
+"""A recording with power readings that another tool took while it was made.
+
+The recording is copied and the readings of its run become its table `power`, as if a probe had
+read them. They meet by the clock alone.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import polars as pl
+
+from traces.errors import OutcomesError, RecordingError, UsageError
+from traces.foreign.power.readings import PowerFile, Reading, zone_named
+from traces.foreign.values import LIMIT_BYTES, Skipped
+from traces.foreign.written import written_into
+from traces.recording.manifest import Manifest, check_free
+from traces.recording.reader import Recording
+from traces.recording.tables import TABLES
+from traces.schema.engine import EngineConfig
+from traces.schema.formats import counted, number
+from traces.summary.energy import Window, energy_curve, run_window
+
+KIND = "nvml"  # the counters that nvidia-smi, DCGM and aiperf read are NVML's
+MOST_DEVICES = 4_096
+_MARGIN_NS = 10_000_000_000  # readings before and after the run that are kept
+_DATED_NS = 315_532_800_000_000_000  # 1980: times before it count from no date
+_HOURS = 14  # that a zone lies from UTC at most
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportedPower:
+    """What was joined: `readings` by GPU in the run, and `outside` of it, which were left out.
+
+    `joules` and `mean_w` are of all GPUs over the run, None where `reason` says why.
+    """
+
+    format: str
+    gpus: dict[str, int]
+    outside: int
+    run_s: float
+    joules: float | None
+    mean_w: float | None
+    reason: str | None
+    skipped: Skipped
+    notes: tuple[str, ...]
+
+
+def import_power(
+    recording: Recording,
+    path: Path,
+    folder: Path,
+    *,
+    gpus: Sequence[str] = (),
+    zone: str | None = None,
+    limit_bytes: int = LIMIT_BYTES,
+) -> ImportedPower:
+    """Write `recording` with the power readings of `path` into `folder`; return what was joined.
+
+    `gpus` names those that the engine used, by index or by the beginning of a UUID; () for all.
+    `zone` is that of times without one (nvidia-smi's), None for this machine's. Raises UsageError
+    where GPUs and engine do not fit, OutcomesError for a file without readings of the run,
+    RecordingError for a recording that can have none, or where the folder cannot be written.
+    """
+    check_free(folder)
+    key, window = _run_of(recording)
+    source = PowerFile(path, zone_named(zone), limit_bytes)
+    rows, found, outside = _in_window(source, window)
+    chosen = _chosen(found, gpus)
+    engine = _engine_with(recording, key, len(chosen), path, found, named=bool(gpus))
+    rows = [row for row in rows if (row.host, row.device) in chosen]
+    frame = _frame(rows)
+    reason = energy_curve(frame, window)
+    run_s = (window[1] - window[0]) / 1e9
+    curve = None if isinstance(reason, str) else reason
+    joules = None if curve is None else float(curve.joules[-1] - curve.joules[0])
+    notes = _notes(source, zone, window, found, frame, chosen, engine, recording, key)
+    if isinstance(reason, str):
+        notes.append(f"these readings give no energy: {reason}")
+    _write(recording, folder, frame, key, engine, source, notes)
+    return ImportedPower(
+        format=source.format,
+        gpus=dict(Counter(_shown(row) for row in rows)),
+        outside=outside,
+        run_s=run_s,
+        joules=joules,
+        mean_w=None if joules is None else joules / run_s,
+        reason=reason if isinstance(reason, str) else None,
+        skipped=source.skipped,
+        notes=tuple(notes),
+    )
+
+
+@dataclass
+class _Found:
+    """The GPUs read while the run went on, by host and device, and when a file's readings are."""
+
+    gpus: dict[tuple[str | None, str], int | None]
+    first: int
+    last: int
+
+
+def _run_of(recording: Recording) -> tuple[str, Window]:
+    """Return the key of the recording's engine and when its run was."""
+    name = recording.name
+    if recording.replay_of is not None:
+        raise RecordingError(f"{name}: is a prediction. No power was drawn for it")
+    if len(recording.manifest.engines) != 1:
+        raise RecordingError(
+            f"{name}: has {counted(len(recording.manifest.engines), 'engine')}. Power joins a "
+            "recording with one"
+        )
+    if recording.rows("power"):
+        raise RecordingError(f"{name}: has power readings already")
+    window = run_window(recording.problems, recording.samples)
+    if window is None or window[1] <= window[0]:
+        raise RecordingError(f"{name}: none of its problems ended, so it has no run to read")
+    if window[0] < _DATED_NS:
+        raise RecordingError(
+            f"{name}: its times have no date, as the file that it is from had none. No power can "
+            "be joined by the clock"
+        )
+    return next(iter(recording.manifest.engines)), window
+
+
+def _in_window(source: PowerFile, window: Window) -> tuple[list[Reading], _Found, int]:
+    """Return the readings of the run and a little around it, and how many others there are."""
+    kept: list[Reading] = []
+    outside, first, last = 0, 1 << 62, -1
+    found = _Found({}, 0, 0)
+    for reading in source:
+        first, last = min(first, reading.time), max(last, reading.time)
+        if not window[0] - _MARGIN_NS <= reading.time <= window[1] + _MARGIN_NS:
+            outside += 1
+            continue
+        kept.append(reading)
+        if window[0] <= reading.time <= window[1]:
+            found.gpus.setdefault((reading.host, reading.device), reading.index)
+            if len(found.gpus) > MOST_DEVICES:
+                raise OutcomesError(f"{source.path}: has more than {MOST_DEVICES:,} GPUs")
+    if last < 0:
+        why = source.skipped.text() or "it has none"
+        raise OutcomesError(f"{source.path}: no power reading in it can be read ({why})")
+    found.first, found.last = first, last
+    if not found.gpus:
+        raise OutcomesError(f"{source.path}: {_apart(source, found, window)}")
+    return kept, found, outside
+
+
+def _apart(source: PowerFile, found: _Found, window: Window) -> str:
+    """Return how far readings and run lie apart, and which zone would join them."""
+    if found.last < window[0]:
+        where = f"end {number((window[0] - found.last) / 1e9, 's')} before it begins"
+    elif found.first > window[1]:
+        where = f"begin {number((found.first - window[1]) / 1e9, 's')} after it ends"
+    else:
+        where = ""
+    told = (
+        f"no reading is of the run, from {_utc(window[0])} to {_utc(window[1])} UTC. The file's "
+        f"{where or 'pause while it goes on'}"
+    )
+    if not where:
+        return told
+    if source.offset is None:
+        return f"{told}. Both must be of one clock"
+    fitting = _zones(source.offset, found, window)
+    name = fitting[0] if len(fitting) == 1 else "+02:00"
+    return (
+        f"{told}. Its times were taken at {_offset(source.offset)}. Name their zone, such as "
+        f"--power-zone {name}"
+    )
+
+
+def _zones(offset: timedelta, found: _Found, window: Window) -> list[str]:
+    """Return the other zones, in whole hours, in which the readings would span the run."""
+    hour = timedelta(hours=1)
+    fitting = []
+    for shift in (each * hour for each in range(-2 * _HOURS, 2 * _HOURS + 1) if each):
+        moved = round(shift.total_seconds()) * 1_000_000_000
+        spans = found.first + moved <= window[0] and found.last + moved >= window[1]
+        if spans and abs(offset - shift) <= _HOURS * hour:
+            fitting.append(_offset(offset - shift))
+    return fitting
+
+
+def _chosen(found: _Found, asked: Sequence[str]) -> set[tuple[str | None, str]]:
+    """Return the GPUs asked for. Raises UsageError where a name is of none or of several."""
+    chosen = set()
+    for name in asked:
+        fits = [
+            each
+            for each, index in found.gpus.items()
+            if (str(index) == name if name.isdecimal() else bool(name) and each[1].startswith(name))
+        ]
+        if len(fits) != 1:
+            are = "no GPU is" if not fits else f"{len(fits)} GPUs are"
+            raise UsageError(
+                f"--power-gpus {name[:90]}: {are} of that name among those read while the run "
+                f"went on: {_names(found)}. Name indices, or beginnings of UUIDs"
+            )
+        chosen.add(fits[0])
+    return chosen or set(found.gpus)
+
+
+def _engine_with(
+    recording: Recording, key: str, count: int, path: Path, found: _Found, *, named: bool
+) -> EngineConfig:
+    """Return the engine with so many GPUs. Raises UsageError where it is known to have others.
+
+    What an import or a server does not tell of its GPUs is one, and is taken from the readings.
+    """
+    engine = recording.manifest.engines[key]
+    if engine.num_devices == count:
+        return engine
+    known = engine.num_gpus is not None or engine.num_devices > 1 or engine.mode != "server"
+    if named and not known:
+        return replace(engine, num_gpus=count)
+    has = f"the engine has {engine.num_devices}{'' if known else ', as far as is known'}"
+    if named:
+        raise UsageError(f"--power-gpus names {counted(count, 'GPU')}, and {has}")
+    raise UsageError(
+        f"{path}: {counted(count, 'GPU')} read while the run went on ({_names(found)}), and {has}. "
+        "Name those that it used, such as --power-gpus 0,1"
+    )
+
+
+def _names(found: _Found) -> str:
+    names = sorted(
+        device if index is None or device == f"GPU {index}" else f"{index} {device[:12]}"
+        for (_, device), index in found.gpus.items()
+    )
+    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+    return f"{', '.join(names[:8])}{more}"
+
+
+def _shown(row: Reading) -> str:
+    return row.device if row.host is None else f"{row.host} {row.device}"
+
+
+def _frame(rows: Sequence[Reading]) -> pl.DataFrame:
+    columns = ("host", "device", "time", "watts", "energy_j")
+    frame = pl.DataFrame(
+        {name: [getattr(row, name) for row in rows] for name in columns},
+        schema={name: TABLES["power"][name] for name in columns},
+    )
+    return frame.with_columns(kind=pl.lit(KIND)).sort("time", maintain_order=True)
+
+
+def _notes(
+    source: PowerFile,
+    zone: str | None,
+    window: Window,
+    found: _Found,
+    frame: pl.DataFrame,
+    chosen: set[tuple[str | None, str]],
+    engine: EngineConfig,
+    recording: Recording,
+    key: str,
+) -> list[str]:
+    notes = [f"power of {counted(len(chosen), 'GPU')} imported from {source.format}"]
+    if source.offset is not None:
+        whose = "this machine's zone" if zone is None else "as given"
+        told = f"its times are taken as {_offset(source.offset)}, {whose}"
+        if _zones(source.offset, found, window):
+            told += (
+                ". The log is so long that another zone would fit the run too, and give another "
+                "energy. --power-zone names it"
+            )
+        notes.append(told)
+    if engine is not recording.manifest.engines[key]:
+        notes.append(f"the engine is taken to have {counted(len(chosen), 'GPU')}")
+    devices = frame.sort("time").group_by("host", "device")
+    falls = devices.agg((pl.col("energy_j").drop_nulls().diff() < 0).sum().alias("falls"))
+    if again := int(falls["falls"].sum()):
+        notes.append(f"energy counters that began again: {again:,}. The power readings bridge them")
+    if source.skipped.counts:
+        notes.append(f"{source.path.name}: skipped: {source.skipped.text()}")
+    return notes + [f"{source.path.name}: {each}" for each in source.notes]
+
+
+def _write(
+    recording: Recording,
+    folder: Path,
+    frame: pl.DataFrame,
+    key: str,
+    engine: EngineConfig,
+    source: PowerFile,
+    notes: Sequence[str],
+) -> None:
+    manifest = recording.manifest
+    told = {"format": source.format, "file": source.path.name, "skipped": source.skipped.counts}
+    with written_into(folder) as tables:
+        for table in TABLES:
+            tables.copy(table, recording.paths(table))
+        tables.add("power", frame)
+        detail = pl.DataFrame({"detail": list(notes)})
+        tables.add("events", detail, engine=key, kind="note")
+        changed: Manifest = replace(
+            manifest,
+            engines={**manifest.engines, key: engine},
+            provenance={**manifest.provenance, "power": told},
+        )
+        changed.write(folder)
+
+
+def _offset(offset: timedelta) -> str:
+    minutes = round(offset.total_seconds() / 60)
+    return f"{'-' if minutes < 0 else '+'}{abs(minutes) // 60:02d}:{abs(minutes) % 60:02d}"
+
+
+def _utc(time_ns: int) -> str:
+    return f"{datetime.fromtimestamp(time_ns // 1_000_000_000, UTC):%Y-%m-%d %H:%M:%S}"
