@@ -29,6 +29,7 @@ from tui.verbs.sweep import run_shown
 
 if TYPE_CHECKING:
     from advisor.advice.accounts.costs import Tariff
+    from advisor.advice.advisor import Advisor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +58,12 @@ class Advise:
         Path | None,
         typer.Option("-o", "--output", help="Folder for serve.sh, policy.json, expect.json."),
     ] = None
+    effort_map: Annotated[
+        bool,
+        typer.Option(
+            "--effort-map", help="Print as JSON which effort or budget of thought to use."
+        ),
+    ] = False
     kwh_price: Annotated[
         float | None, typer.Option(help="USD per kWh: what the energy of the picks costs.")
     ] = None
@@ -92,6 +99,8 @@ def advise(options: BudgetOptions, asked: Advise) -> None:
         from advisor.advice.promise import check_folder
 
         check_folder(asked.output)
+    if asked.effort_map and (asked.as_json or asked.verify or asked.explain):
+        raise UsageError("--effort-map prints one document. Leave out --json, --verify, --explain")
     if asked.verify and systems:
         raise UsageError("--verify runs the picks on this machine, not on a --gpu. Give one")
     if asked.learn and not systems:
@@ -111,6 +120,7 @@ def advise(options: BudgetOptions, asked: Advise) -> None:
         explain=asked.explain,
         tariff=tariff,
         checks=open_measured(asked.learn) if asked.learn else (),
+        efforts=asked.effort_map,
         as_json=asked.as_json,
     )
 
@@ -143,12 +153,14 @@ def print_advice(
     explain: bool = False,
     tariff: Tariff | None = None,
     checks: Sequence[Recording] = (),
+    efforts: bool = False,
     as_json: bool = False,
     extra: Mapping[str, Any] | None = None,
 ) -> None:
     """Fit the models, choose, and print; `extra` goes into the JSON document.
 
-    With a `tariff` the picks' costs are worked out, and printed where it asks or `explain` does.
+    With `efforts` the map of them is printed instead of the answer. With a `tariff` the picks'
+    costs are worked out, and printed where it asks or `explain` does.
     """
     from advisor.advice.accounts.costs import accounts_of
     from advisor.advice.advisor import Advisor
@@ -174,9 +186,11 @@ def print_advice(
         from advisor.advice.promise import write_config
 
         write_config(output, answer, advisor.evidence)
+    if efforts and answer.system_optimal is not None:
+        say_json(_effort_map(advisor, recordings, answer))
     costed = {} if accounts is None else {"costs": to_plain(accounts)}
     document = advice_json(answer) | costed | dict(extra or {})
-    if not as_json:
+    if not as_json and not efforts:
         shown = accounts if explain or (tariff is not None and tariff.asked) else None
         costs = [] if shown is None else cost_lines(answer, shown)
         for line in [*advice_lines(answer, explain=explain), *costs]:
@@ -197,6 +211,22 @@ def print_advice(
         say_json(document)
     if answer.system_optimal is None:
         raise TtscopeError(f"nothing fits the budget, {nearest_line(answer)}")
+
+
+def _effort_map(
+    advisor: Advisor, recordings: Sequence[Recording], answer: Recommendation
+) -> dict[str, Any]:
+    from advisor.advice.accounts.efforts import effort_map
+
+    assert answer.system_optimal is not None
+    groups: dict[str, str | None] = {}
+    for recording in recordings:
+        rows = recording.problems.select("problem_id", "group").unique("problem_id")
+        groups |= {name: group for name, group in rows.iter_rows() if group is not None}
+    document: dict[str, Any] = to_plain(
+        effort_map(advisor, answer.budget, answer.system_optimal, groups)
+    )
+    return document
 
 
 # `ttscope advise --verify`: the picks run for real, predicted beside measured.

@@ -1,0 +1,206 @@
+"""Which reasoning effort or thinking budget to use on the engine of a pick, by class of problem.
+
+Each effort is told by the best policy that the budget allows with it. Classes are judged by the
+same replays, in which all problems share the engine, of their own problems alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from advisor.advice.advisor import Advisor
+from advisor.advice.feasible import ReplayedCheck, Shortlist
+from advisor.search.metrics import CandidateMetrics
+from advisor.search.resampling import Resampling
+from traces.schema.advice import Budget, Pick
+from traces.schema.estimate import Estimate
+from traces.schema.record import Record
+from traces.schema.tts.policy import Policy
+
+Ints = npt.NDArray[np.int64]
+Setting = tuple[str | None, int | None]  # reasoning effort, thinking budget
+
+VERSION = 1
+FEWEST = 10  # problems of a class that is judged by itself
+MOST_CLASSES = 100  # the largest
+TRIED = 4  # policies of each effort that are replayed
+ESTIMATES = (
+    "accuracy", "latency_s", "latency_p95_s", "energy_j", "cost_usd", "device_s", "tokens",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effort(Record):
+    """One effort with the best policy of it. `use`: it is the best of those that fit the budget.
+
+    `cut_share` of the samples ended at max_tokens, None where that is not known.
+    """
+
+    reasoning_effort: str | None
+    thinking_token_budget: int | None
+    policy: Policy
+    estimates: Mapping[str, Estimate | None]
+    cut_share: Estimate | None
+    probability_within_budget: float
+    use: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassEfforts(Record):
+    """The efforts for one class of problem."""
+
+    problems: int
+    efforts: tuple[Effort, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EffortMap(Record):
+    """The efforts of one model on one engine, for all problems and for each class of them.
+
+    `left_out` counts the problems of classes that have too few, or that have none.
+    """
+
+    ttscope_effort_map: int = VERSION
+    model: str
+    budget: Budget
+    command: str | None
+    problems: int
+    efforts: tuple[Effort, ...]
+    classes: Mapping[str, ClassEfforts]
+    left_out: int
+
+
+def effort_map(
+    advisor: Advisor, budget: Budget, pick: Pick, groups: Mapping[str, str | None]
+) -> EffortMap:
+    """Return the efforts on the engine of a pick that this advisor gave for the budget.
+
+    `groups` has the class of each problem, None where it is not known.
+    """
+    space, state = advisor.space, advisor.under(budget.rate_per_s)
+    shortlist = advisor.shortlist(budget)
+    by_setting: dict[Setting, list[int]] = {}
+    for row in space.rows_with(pick.engine):
+        policy = space.kinds[space.kind[row]].policy
+        setting = (policy.reasoning_effort, policy.thinking_token_budget)
+        by_setting.setdefault(setting, []).append(row)
+    tried = {name: _promising(shortlist, np.array(rows)) for name, rows in by_setting.items()}
+    tried[pick.policy.reasoning_effort, pick.policy.thinking_token_budget] += space.rows_of(
+        pick.engine, pick.policy
+    )
+    state.replay([row for rows in tried.values() for row in rows])
+    place = state.metrics.place
+    places = {name: [place[row] for row in dict.fromkeys(rows)] for name, rows in tried.items()}
+    told = [groups.get(name) for name in space.problem_ids]
+    sizes = Counter(each for each in told if each is not None)
+    classes = [name for name, size in sizes.most_common(MOST_CLASSES) if size >= FEWEST]
+    found = {}
+    for name in sorted(classes):
+        members = np.array([i for i, each in enumerate(told) if each == name])
+        check = _of_class(advisor, budget, members)
+        found[name] = ClassEfforts(problems=len(members), efforts=_efforts(check, places, members))
+    everyone = np.arange(len(told))
+    return EffortMap(
+        model=pick.engine.model,
+        budget=budget,
+        command=pick.command,
+        problems=len(told),
+        efforts=_efforts(advisor.check(budget), places, everyone),
+        classes=found,
+        left_out=len(told) - sum(each.problems for each in found.values()) if sizes else 0,
+    )
+
+
+def _promising(shortlist: Shortlist, rows: Ints) -> list[int]:
+    """Return the policies of an effort to replay: the surest to fit, the best first."""
+    sure = np.minimum(shortlist.chance[rows], shortlist.budget.confidence)
+    order = rows[np.lexsort((shortlist.cost[rows], -np.round(sure, 6)))]
+    return [int(row) for row in order[:TRIED]]
+
+
+def _of_class(advisor: Advisor, budget: Budget, members: Ints) -> ReplayedCheck:
+    """Return the budget asked of what was replayed, with some of the problems alone."""
+    whole, check = advisor.under(budget.rate_per_s).metrics, advisor.check(budget)
+    drawn = Resampling(len(members), count=whole.resampling.count, seed=whole.resampling.seed)
+    metrics = CandidateMetrics(
+        advisor.space,
+        drawn,
+        rate_per_s=whole.rate_per_s,
+        concurrency=advisor.evidence.load[0],
+    )
+    for row, each in zip(whole.rows, whole.replayed, strict=True):
+        own = {name: getattr(each, name)[members] for name in ("accuracy", "tokens", "flops")}
+        own |= {name: getattr(each, name)[..., members] for name in ("latency_s", "device_s")}
+        metrics.add(row, dataclasses.replace(each, **own))
+    looked_at = [int(row) for row in np.argsort(check.sequence, kind="stable") if check.asked[row]]
+    return ReplayedCheck(metrics, budget, check.prices, looked_at)
+
+
+def _efforts(
+    check: ReplayedCheck, places: Mapping[Setting, Sequence[int]], members: Ints
+) -> tuple[Effort, ...]:
+    rows = {name: _best(check, own) for name, own in places.items()}
+    known = [row for row in rows.values() if row is not None]
+    best = check.best(_only(check, known) & check.fits)
+    found = [
+        Effort(
+            reasoning_effort=setting[0],
+            thinking_token_budget=setting[1],
+            policy=check.metrics.candidate(row).policy,
+            estimates={name: check.estimate(name, row) for name in ESTIMATES},
+            cut_share=_cut_share(check, row, members),
+            probability_within_budget=float(check.chance[row]),
+            use=row == best,
+        )
+        for setting, row in rows.items()
+        if row is not None
+    ]
+    return tuple(sorted(found, key=_tokens))
+
+
+def _tokens(effort: Effort) -> float:
+    tokens = effort.estimates["tokens"]
+    return float("inf") if tokens is None else tokens.value
+
+
+def _only(check: ReplayedCheck, rows: Sequence[int]) -> npt.NDArray[np.bool_]:
+    chosen = np.zeros(len(check.price), dtype=bool)
+    chosen[list(rows)] = True
+    return chosen
+
+
+def _best(check: ReplayedCheck, rows: Sequence[int]) -> int | None:
+    """Return the best policy that fits, or else the surest to fit."""
+    own = _only(check, rows)
+    fitting = check.best(own & check.fits)
+    if fitting is not None:
+        return fitting
+    asked = own & check.asked
+    surest = asked & (check.chance >= check.chance[asked].max(initial=0.0) - 1e-9)
+    return check.best(surest)
+
+
+def _cut_share(check: ReplayedCheck, row: int, members: Ints) -> Estimate | None:
+    """Return the share of the recorded samples that ended at max_tokens."""
+    candidate, metrics = check.metrics.candidate(row), check.metrics
+    names = np.array(metrics.space.problem_ids)[members].tolist()
+    problems, most = candidate.pool.loads(names) or [], candidate.policy.max_tokens
+    cut = [
+        [s.by_length or s.output_tokens >= (most or np.inf) for s in p.samples] for p in problems
+    ]
+    shares = np.array([np.mean(each) for each in cut])
+    if not len(shares) or (most is None and not shares.any()):
+        return None
+    return metrics.resampling.estimate(
+        float(shares.mean()),
+        metrics.resampling.accuracy(shares),
+        "1",
+        runs=len(candidate.pool.runs),
+        extrapolated=False,
+    )
