@@ -8,6 +8,7 @@ import pytest
 from benchmarks.made.terminal import ROOT
 from scripts import glossary, links
 from scripts.transcripts import rewritten
+from tests.golden_outputs import KEPT
 from tui.cli import VERBS, loaded
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -80,6 +81,13 @@ def test_a_dead_link_and_a_page_without_a_place_are_found(tmp_path):
 
 def test_the_glossary_has_the_texts_of_the_report():
     assert glossary.PAGE.read_text() == glossary.page(), "python -m scripts.glossary"
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", DOCS / "tutorial.md"], ids=lambda p: p.name)
+def test_the_answer_that_is_shown_is_the_one_that_is_printed(page):
+    shown = page.read_text().split("```\n")[1]
+    assert shown in (KEPT / "advise-accuracy.txt").read_text()
+    assert len(shown.splitlines()) <= 15
 
 
 def test_transcripts_are_of_a_terminal_and_name_no_machine():

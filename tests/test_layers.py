@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-HEAVY = ("torch", "vllm", "sklearn", "textual", "transformers", "pynvml", "httpx", "rich")
+HEAVY = ("torch", "vllm", "scipy", "textual", "transformers", "pynvml", "httpx", "rich")
 
 
 def loaded_by(statement):
@@ -29,12 +29,12 @@ def loaded_by(statement):
         ("import advisor.advice.advisor", {*HEAVY, "profiler", "tui"}),
         (
             "import profiler.runs.record",
-            {"torch", "vllm", "sklearn", "textual", "pynvml", "advisor", "tui"},
+            {"torch", "vllm", "scipy", "textual", "pynvml", "advisor", "tui"},
         ),
         ("import profiler.demo.task", {*HEAVY, "numpy", "polars"}),
         ("import tui.cli", {*HEAVY[:-1], "polars", "numpy", "opentelemetry"}),
         ("import tui.app.app", {*HEAVY, "numba", "opentelemetry"} - {"textual", "rich"}),
-        ("import tui.screens.entries, tui.text.show", {"textual", "sklearn", "torch"}),
+        ("import tui.screens.entries, tui.text.show", {"textual", "scipy", "torch"}),
     ],
 )
 def test_imports_stay_light(statement, absent):

@@ -76,20 +76,20 @@ Floats = npt.NDArray[np.float64]
 
 BLOCKS = 8  # of neighbouring stretches, whose errors tell the spread
 SEVERAL = 1.5  # times the least batch from which on the largest is another point
-# Watts that a board may draw, by part of its name: the first that fits. From makers' data sheets.
+# Watts that a board may draw, by its driver's name: those that the system files of
+# aiconfigurator_core 0.12 state (`power` in systems/*.yaml). Of other boards no limit is known.
 _LIMITS_W = (
-    ("GH200", 900), ("H200 NVL", 600), ("H200", 700), ("H100 NVL", 400), ("H100 PCIe", 350),
-    ("H100", 700), ("B300", 1400), ("B200", 1000), ("A100-PCIE", 300), ("A100 PCIe", 300),
-    ("A100", 400), ("L40S", 350), ("L40", 300), ("L4", 72), ("A10G", 300), ("A10", 150),
-    ("T4", 70), ("RTX PRO 6000 Blackwell Max-Q", 300), ("RTX PRO 6000", 600), ("RTX 5090", 575),
-    ("RTX 4090", 450), ("RTX 3090", 350), ("RTX 6000 Ada", 300), ("RTX A6000", 300),
+    (r"H100 80GB HBM3", 700), (r"H100 PCIe", 350), (r"H200", 700), (r"B200", 1000),
+    (r"B300 SXM6 AC", 1100), (r"GB200", 1200), (r"GB300", 1400), (r"A100-SXM4-80GB", 400),
+    (r"A100 80GB PCIe|A100-PCIE-80GB", 300), (r"A30", 165), (r"L40S", 350), (r"L4", 72),
+    (r"RTX PRO 6000 Blackwell Server Edition", 600),
 )  # fmt: skip
 
 
 def limit_of(engine: EngineConfig) -> float | None:
     """Return what an engine's GPUs may draw together, None where it is not known."""
-    for part, watts in _LIMITS_W if engine.gpu is not None else ():
-        if re.search(rf"\b{part}\b", engine.gpu or ""):
+    for name, watts in _LIMITS_W:
+        if re.fullmatch(rf"(?:NVIDIA )?(?:{name})", engine.gpu or ""):
             return float(watts * engine.num_devices)
     return None
 

@@ -314,6 +314,11 @@ def _outside(
         )
     elif rate is not None and not question.arrivals_sent:
         notes.append("arrivals are one draw, and another --seed gives others")
+    if after.uncapped:
+        notes.append(
+            "what the devices may draw at most is not known, so that no limit bounds the energy of "
+            "larger batches than recorded"
+        )
     return notes
 
 

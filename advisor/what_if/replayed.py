@@ -465,6 +465,15 @@ class Replays:
                 wide[part] = replace(each, low=min(ends), high=max(ends))
         return wide
 
+    @property
+    def uncapped(self) -> bool:
+        """Whether energy is of larger batches than recorded, with no known limit of the boards."""
+        law = self.power
+        if law is None or law.limit_w is not None:
+            return False
+        spent = [self._spent(run) for run in self.runs]
+        return any(request_s > law.batch[1] * busy_s for _, busy_s, request_s in spent)
+
     def _bounded(self, drawn: Estimate | None) -> Estimate | None:
         """Return the energy with an interval that holds what the power law leaves open."""
         if drawn is None or drawn.low is None or drawn.high is None or self.power is None:

@@ -116,7 +116,7 @@ class Import:
 
 @takes(Import)
 def import_(asked: Import) -> None:
-    """Make a recording of others' traces, samples, requests or passes, or join power with one."""
+    """Make a recording of others' profiler traces, samples, requests or forward passes."""
     files, imported = import_files(asked)
     document, lines = _IMPORTED[type(imported)](imported, files, asked.output)
     if asked.as_json:

@@ -175,13 +175,34 @@ def test_no_board_draws_more_than_its_limit():
     for gpu, tp, limit in (
         ("NVIDIA H100 80GB HBM3", 1, 700.0),
         ("NVIDIA H100 PCIe", 2, 700.0),
-        ("NVIDIA GeForce RTX 4090", 1, 450.0),
+        ("NVIDIA A100 80GB PCIe", 1, 300.0),
+        ("NVIDIA A100-SXM4-80GB", 2, 800.0),
+        ("NVIDIA GB200", 1, 1200.0),
+        ("NVIDIA B300 SXM6 AC", 1, 1100.0),
+        ("NVIDIA GeForce RTX 4090", 1, None),  # that no source at hand states
+        ("NVIDIA H100 NVL", 1, None),
+        ("NVIDIA H200 NVL", 1, None),
+        ("NVIDIA A100-PCIE-40GB", 1, None),
+        ("NVIDIA A100-SXM4-80GB MIG 1g.10gb", 1, None),
         ("NVIDIA B200", 4, 4000.0),
         ("NVIDIA Test 1", 1, None),
         (None, 1, None),
     ):
         engine = dataclasses.replace(engine_of(), gpu=gpu, tensor_parallel_size=tp)
         assert limit_of(engine) == limit
+
+
+def test_energy_of_larger_batches_says_where_no_limit_of_the_boards_is_known(tmp_path):
+    small = powered(tmp_path, engine=engine_of(max_num_seqs=2), problems=20)
+    said = "what the devices may draw at most is not known"
+    more = asked(small, engine={"max_num_seqs": 8})
+    assert said in " ".join(more.notes)
+    assert said not in " ".join(asked(small).notes)
+    known = dataclasses.replace(small.manifest, engines=dict(small.manifest.engines))
+    for key, engine in known.engines.items():
+        known.engines[key] = dataclasses.replace(engine, gpu="NVIDIA H200")
+    capped = dataclasses.replace(small, manifest=known)
+    assert said not in " ".join(asked(capped, engine={"max_num_seqs": 8}).notes)
 
 
 def test_an_interval_says_how_little_one_batch_tells(drawn):
