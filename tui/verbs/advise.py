@@ -188,7 +188,7 @@ def print_advice(
         write_config(output, answer, advisor.evidence)
     if efforts and answer.system_optimal is not None:
         say_json(_effort_map(advisor, recordings, answer))
-    costed = {} if accounts is None else {"costs": to_plain(accounts)}
+    costed = {} if accounts is None or not accounts.known else {"costs": to_plain(accounts)}
     document = advice_json(answer) | costed | dict(extra or {})
     if not as_json and not efforts:
         shown = accounts if explain or (tariff is not None and tariff.asked) else None

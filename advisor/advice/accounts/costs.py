@@ -79,6 +79,12 @@ class Accounts(Record):
     system_optimal: Costs | None
     compute_optimal: Costs | None
 
+    @property
+    def known(self) -> bool:
+        """Whether anything is known of either pick."""
+        picks = (self.system_optimal, self.compute_optimal)
+        return any(value is not None for each in picks if each for value in vars(each).values())
+
 
 def accounts_of(advisor: Advisor, answer: Recommendation, tariff: Tariff) -> Accounts:
     """Return what the picks of an answer that this advisor gave cost.
