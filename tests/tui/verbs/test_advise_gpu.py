@@ -92,7 +92,8 @@ def test_a_wrong_system_makes_no_page(run, recording, tmp_path):
 
 def test_a_plan_says_where_its_runs_belong(run, recording, tmp_path):
     plan = tmp_path / "next.yaml"
-    code, out, err = run("advise", recording, *GIVEN, "--optimise", "latency", "--plan", plan)
+    given = (*GIVEN, "--optimise", "latency", "--explain", "--plan", plan)
+    code, out, err = run("advise", recording, *given)
     assert code == 0, err
     assert DEVICE in plan.read_text().splitlines()[0]
     assert f"on {DEVICE}" in " ".join(out.split())
