@@ -123,7 +123,7 @@ def test_from_advice_to_a_gate_that_holds_and_one_that_fails(tmp_path):
             print(name, "promised", expected.promised[name], "served", found)
         # What the client got holds, and so does the engine under the load that was promised.
         held = verdicts(ttscope(tmp_path, "gate", config / "expect.json", "served", "--json"))
-        assert held["accuracy"] == "ok" and held["tokens"] != "broken", held
+        assert "broken" not in (held["accuracy"], held["tokens"]), held
         asked = ("--endpoint", engine, "--json")
         ttscope(tmp_path, "record", "--endpoint", engine, "--policy", config / "policy.json",
                 "--problems", FEW, *load, "-o", "base")  # fmt: skip

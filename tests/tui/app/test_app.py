@@ -170,7 +170,8 @@ async def test_axis_what_if_and_answers_while_typing(folder):
         assert str(table.get_row_at(table.row_count - 1)[0]) == "P"
         (today,) = advisors.made[0].presents
         assert today == (app.present_entry().run.engine, app.present_entry().run.policy)
-        assert "Against the pick it has:" in text_of(app, "#detail")
+        told = " ".join(text_of(app, "#detail").split())
+        assert "Compared with the recommendation:" in told
         await pilot.press("enter")  # all of it, where it scrolls
         await settle(pilot)
         assert not app.screen.query_one("#middle").display

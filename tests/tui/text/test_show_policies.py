@@ -13,7 +13,7 @@ from tui.text.show import label, policy_table
 
 KEYS = {
     *("method", "n", "budget_tokens", "accuracy", "tokens_per_problem", "bound"),
-    *("rule", "basis", "error", "tokens_estimated", "fresh_run"),
+    *("rule", "basis", "error", "tokens_estimated", "fresh_run", "max_tokens", "other_problems"),
 }
 
 
