@@ -5,15 +5,14 @@ docs/live-to-advice.md shows the same with its output.
 
 import json
 import signal
-import subprocess
-import sys
 import threading
 import time
 
 import httpx
 import pytest
 
-from benchmarks.servers.vllm_server import ROOT, end, free_port, launch, wait_for, with_probe
+from benchmarks.servers.clients import verb as started
+from benchmarks.servers.vllm_server import end, free_port, launch, wait_for, with_probe
 from profiler.plugin.shared_token import shared_token
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]
@@ -29,17 +28,6 @@ def verb(*arguments):
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     return out
-
-
-def started(*arguments):
-    code = "from tui.cli import main; main()"
-    return subprocess.Popen(
-        [sys.executable, "-c", code, *map(str, arguments)],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
 
 
 def served(folder, port, limit):

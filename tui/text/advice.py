@@ -246,14 +246,8 @@ def _estimates(answer: Recommendation, width: int, *, explain: bool) -> Iterable
         if name not in OPTIONAL or any(pick.estimates.get(name) for pick in picks)
     ]
     both = theirs is not None and same(ours, theirs)
-    rows = [
-        [
-            "90 % intervals",
-            "system- and compute-optimal" if both else "system-optimal",
-            "compute-optimal",
-        ]
-    ]
-    rows = [rows[0][: len(picks) + 1]]
+    heads = ["system- and compute-optimal" if both else "system-optimal", "compute-optimal"]
+    rows = [["90 % intervals", *heads[: len(picks)]]]
     for name in names:
         cells = [with_interval(pick.estimates.get(name)) for pick in picks]
         rows.append([quantity(name).noun, *cells])

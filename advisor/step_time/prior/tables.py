@@ -356,3 +356,23 @@ def between(known: Floats, value: float) -> list[tuple[int, float]]:
         return [(low, 1.0)]
     share = (inside - known[low]) / (known[low + 1] - known[low])
     return [(low, 1.0 - float(share)), (low + 1, float(share))]
+
+
+def at_heads(table: pl.DataFrame, length: str, heads: float) -> Floats:
+    """Return [rows, (batch, length, seconds)] of so many heads, linear between measured ones.
+
+    `table` has num_heads, batch_size, the column `length` and seconds. Repeats are averaged.
+    """
+    known = np.array(sorted(table["num_heads"].unique()), dtype=float)
+    means = table.group_by("num_heads", "batch_size", length).agg(pl.col("seconds").mean())
+    parts = [
+        means.filter(num_heads=int(known[at])).select(
+            "batch_size", length, (pl.col("seconds") * share).alias(f"part{at}")
+        )
+        for at, share in between(known, float(heads))
+    ]
+    found = parts[0] if len(parts) == 1 else parts[0].join(parts[1], on=["batch_size", length])
+    total = found.select(
+        "batch_size", length, pl.sum_horizontal(pl.col("^part.*$")).alias("seconds")
+    )
+    return np.asarray(total.sort("batch_size", length).to_numpy(), dtype=float)

@@ -15,7 +15,7 @@ import polars as pl
 
 from advisor.step_time.operators.grids import fill_between, fill_beyond, to_grid
 from advisor.step_time.prior.operations.times import SHAPE_SPREAD
-from advisor.step_time.prior.tables import PriorTables, between
+from advisor.step_time.prior.tables import PriorTables, at_heads
 from traces.errors import TablesError
 from traces.schema.layers import Attention
 
@@ -247,7 +247,6 @@ def _shaped(
                 "tensor_parallel_size or GPU"
             )
         kept = stored.filter(num_key_value_heads=near[1], head_dim=near[2])
-        known = np.array(sorted(kept["num_heads"].unique()), dtype=float)
         work = (kv_heads * head_dim) / (near[1] * near[2])
         if kind == "context":
             work = (heads * head_dim) / (near[0] * near[2])
@@ -257,18 +256,7 @@ def _shaped(
             f"{'read' if kind == 'generation' else 'compute'}"
         )
         heads, scale, spread = near[0], work, SHAPE_SPREAD
-    kept = kept.group_by("num_heads", "batch_size", length).agg(pl.col("seconds").mean())
-    parts = [
-        kept.filter(num_heads=int(known[at])).select(
-            "batch_size", length, (pl.col("seconds") * share).alias(f"part{at}")
-        )
-        for at, share in between(known, float(heads))
-    ]
-    found = parts[0] if len(parts) == 1 else parts[0].join(parts[1], on=["batch_size", length])
-    total = found.select(
-        "batch_size", length, pl.sum_horizontal(pl.col("^part.*$")).alias("seconds")
-    )
-    rows = np.asarray(total.sort("batch_size", length).to_numpy(), dtype=float)
+    rows = at_heads(kept, length, heads)
     if scale != 1.0:
         start = float(rows[:, 2].min())
         rows[:, 2] = start + (rows[:, 2] - start) * scale

@@ -21,7 +21,7 @@ from advisor.step_time.operators.grids import fill_between, fill_beyond, to_grid
 from advisor.step_time.prior.operations.attention import MeasuredMixer
 from advisor.step_time.prior.operations.products import product
 from advisor.step_time.prior.operations.times import GPU_SPREAD, SHAPE_SPREAD
-from advisor.step_time.prior.tables import PriorTables, between
+from advisor.step_time.prior.tables import PriorTables, at_heads
 from traces.errors import TablesError
 from traces.schema.layers import Attention
 
@@ -194,16 +194,4 @@ def _of(
     ):
         kept = table.filter(pl.col(column) == wanted)
         table = table if kept.is_empty() else kept
-    known = np.array(sorted(table["num_heads"].unique()), dtype=float)
-    kept = table.group_by("num_heads", "batch_size", length).agg(pl.col("seconds").mean())
-    parts = [
-        kept.filter(num_heads=int(known[at])).select(
-            "batch_size", length, (pl.col("seconds") * share).alias(f"part{at}")
-        )
-        for at, share in between(known, float(heads))
-    ]
-    found = parts[0] if len(parts) == 1 else parts[0].join(parts[1], on=["batch_size", length])
-    total = found.select(
-        "batch_size", length, pl.sum_horizontal(pl.col("^part.*$")).alias("seconds")
-    )
-    return np.asarray(total.sort("batch_size", length).to_numpy(), dtype=float)
+    return at_heads(table, length, heads)
