@@ -7,6 +7,7 @@ import json
 import signal
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
@@ -44,48 +45,46 @@ def served(folder, port, limit):
     return launch(folder, *flags, "--enable-logging-iteration-details", **variables)
 
 
-def load(url):
-    """Send requests of several samples as OpenAI's clients do, at fixed times, and wait."""
+def ask(client, url, number):
+    """Send a request of several samples as OpenAI's clients do."""
     body = {"max_tokens": TOKENS, "n": SAMPLES, "ignore_eos": True, "temperature": 1.0}
+    prompt = f"What is {number} + 7?"
+    answer = client.post(f"{url}/v1/completions", json={"prompt": prompt} | body)
+    assert len(answer.json()["choices"]) == SAMPLES
+
+
+def few_at_a_time(url):
+    """Send more than the limit takes, and so little that the server still answers polls."""
+    with httpx.Client(timeout=200) as client, ThreadPoolExecutor(3) as pool:
+        list(pool.map(lambda number: ask(client, url, number), range(REQUESTS)))
+
+
+def load(url):
+    """Send requests at fixed times, and wait."""
     begun, threads = time.monotonic(), []
     with httpx.Client(timeout=200) as client:
-
-        def ask(number):
-            prompt = f"What is {number} + 7?"
-            answer = client.post(f"{url}/v1/completions", json={"prompt": prompt} | body)
-            assert len(answer.json()["choices"]) == SAMPLES
-
         for number in range(REQUESTS):
             time.sleep(max(begun + number * APART_S - time.monotonic(), 0))
-            threads.append(threading.Thread(target=ask, args=(number,)))
+            threads.append(threading.Thread(target=ask, args=(client, url, number)))
             threads[-1].start()
         for each in threads:
             each.join()
 
 
-def watched(server, port, *folders):
-    """Watch the load: with spans and steps into the first folder, by /metrics into the second."""
-    options = [["--listen", port], []]
-    watches = [
-        started("attach", server.url, *more, "--period", "200ms", "-o", folder)
-        for folder, more in zip(folders, options, strict=False)
-    ]
-    for folder in folders:
-        deadline = time.monotonic() + 120
-        while not (folder / "recording.json").exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+def watched(server, folder, send, *options):
+    """Watch while requests are sent; return what attach printed."""
+    watch = started("attach", server.url, *options, "--period", "200ms", "-o", folder)
+    deadline = time.monotonic() + 120
+    while not (folder / "recording.json").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
     time.sleep(1)
-    load(server.url)
+    send(server.url)
     time.sleep(1.5)
-    for each in watches:
-        each.send_signal(signal.SIGINT)
-    told = []
-    for each in watches:
-        out, err = each.communicate(timeout=300)
-        assert each.returncode == 0, err
-        told.append(out)
-    return told
+    watch.send_signal(signal.SIGINT)
+    out, err = watch.communicate(timeout=300)
+    assert watch.returncode == 0, err
+    return out
 
 
 def three_uses(folder):
@@ -95,7 +94,8 @@ def three_uses(folder):
     one = served(folder / "one", port, FEW)
     try:
         wait_for(one)
-        told["attach"], told["page"] = watched(one, port, before, page)
+        told["attach"] = watched(one, before, load, "--listen", port)
+        told["page"] = watched(one, page, few_at_a_time)
     finally:
         end(one)
     asked = ["--set", f"engine.max_num_seqs={MORE}"]
@@ -104,7 +104,7 @@ def three_uses(folder):
     two = served(folder / "two", port, MORE)
     try:
         wait_for(two)
-        told["attach again"] = watched(two, port, after)[0]
+        told["attach again"] = watched(two, after, load, "--listen", port)
     finally:
         end(two)
     told["compare json"] = verb("show", before, after, "--json")
