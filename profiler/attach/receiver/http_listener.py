@@ -192,6 +192,7 @@ class _Refused(Exception):
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server_version, sys_version = "ttscope", ""
+    wbufsize = -1  # buffered, so that the head of an answer never goes without its body
     timeout = IDLE_S  # of a single read or write; the server ends what takes longer in all
     disable_nagle_algorithm = True  # else a sender that keeps its connection waits 40 ms an answer
     server: HttpListener
@@ -309,6 +310,8 @@ class _Handler(BaseHTTPRequestHandler):
                 self._unread -= len(piece)
 
     def _answer(self, status: int, body: bytes, kind: str) -> None:
+        """Answer in one piece. The body that was sent takes no room any more."""
+        self._place.held = 0
         self._place.wait(_ANSWER_S)
         self.send_response(status)
         self.send_header("Content-Type", kind)
@@ -321,6 +324,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Connection", "close")
         self.end_headers()
         self.wfile.write(body)
+        self.wfile.flush()
 
     def log_message(self, *_: Any) -> None:
         """Say nothing: a path may hold what it should not."""

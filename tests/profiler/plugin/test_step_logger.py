@@ -106,8 +106,9 @@ def test_metrics_over_otlp_with_and_without_an_attach(monkeypatch, receiver):
 def test_metrics_without_a_collector_are_one_line(monkeypatch, caplog):
     monkeypatch.delenv("OTEL_EXPORTER_OTLP_ENDPOINT", raising=False)
     config = SimpleNamespace(model_config=SimpleNamespace(served_model_name="m"))
-    own = logging.getLogger("vllm.ttscope")  # vLLM's own, where it was imported, hands nothing on
-    monkeypatch.setattr(own, "handlers", [caplog.handler])
+    # vLLM's own logger, where it was imported, hands nothing on, and a verb may have made it quiet.
+    caplog.set_level(logging.WARNING, logger="vllm.ttscope")
+    monkeypatch.setattr(logging.getLogger("vllm.ttscope"), "handlers", [caplog.handler])
     made = logger(monkeypatch, "otlp", config=config)
     made.record(*step())
     assert not made.on

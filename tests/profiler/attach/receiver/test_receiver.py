@@ -191,7 +191,7 @@ def test_a_head_is_limited(receiver):
 def sent_until_answered(receiver, body):
     """As exporters do: a connection that gave way to another is tried again."""
     for _ in range(20):
-        with contextlib.suppress(ConnectionError, http.client.RemoteDisconnected):
+        with contextlib.suppress(ConnectionError, http.client.HTTPException):
             return post(receiver, body)[0]
         time.sleep(0.05)
     raise AssertionError("never answered")
@@ -199,13 +199,29 @@ def sent_until_answered(receiver, body):
 
 def test_bodies_on_their_way_are_limited_together(receiver, monkeypatch):
     monkeypatch.setattr(http_listener, "MOST_FLYING_BYTES", 1_000_000)
-    held = [opened(receiver, BODY + b"{" * 300_000) for _ in range(9)]
-    assert sent_until_answered(receiver, b"{}" + b" " * 700_000) == 200
-    for each in held[:6]:
-        ended(each)
-    assert sent_until_answered(receiver, b" " * 1_100_000) == 503
-    for each in held:
-        each.close()
+    with contextlib.ExitStack() as closing:
+        held = [opened(receiver, BODY + b"{" * 300_000) for _ in range(9)]
+        for each in held:
+            closing.enter_context(each)
+        assert sent_until_answered(receiver, b"{}" + b" " * 700_000) == 200
+        for each in held[:6]:
+            ended(each)
+        assert sent_until_answered(receiver, b" " * 1_100_000) == 503
+
+
+def test_a_request_that_is_being_answered_gives_way_to_no_other(receiver, monkeypatch):
+    monkeypatch.setattr(http_listener, "MOST_FLYING_BYTES", 1_000_000)
+    respond, others = http_listener._Handler.send_response, []
+
+    def slowly(self, *of):
+        monkeypatch.setattr(http_listener._Handler, "send_response", respond)
+        others.append(opened(receiver, BODY + b"{" * 700_000))
+        time.sleep(0.5)
+        respond(self, *of)
+
+    monkeypatch.setattr(http_listener._Handler, "send_response", slowly)
+    assert post(receiver, b"{}" + b" " * 700_000) == (200, b"{}")
+    others[0].close()
 
 
 def test_it_closes_at_once_whatever_is_open(receiver):
