@@ -29,7 +29,15 @@ from traces.schema.advice import Routing
 from traces.schema.estimate import Estimate
 from traces.schema.tts.parameters import complete
 from traces.schema.tts.policy import AS_SENT, Policy
-from traces.schema.tts.routes import CLASS, MOST_DOUBLED, OTHERS, Table, most_samples, write_routes
+from traces.schema.tts.routes import (
+    CLASS,
+    MOST_DOUBLED,
+    OTHERS,
+    Table,
+    most_samples,
+    table_for,
+    write_routes,
+)
 from traces.statistics import paired, paired_change
 from traces.summary.votes import majority_curve
 
@@ -43,6 +51,7 @@ FEWEST: Final = 40  # problems
 FEWEST_SAMPLES: Final = 8
 FEWEST_OF_CLASS: Final = 10  # problems that a class is learned from, else it goes with the others
 MOST_CLASSES: Final = 32
+MOST: Final = 1_000  # problems that are learned from
 FIRST: tuple[int, ...] = (2, 3, 4, 6, 8)  # samples by whose agreement tables go
 
 
@@ -128,15 +137,18 @@ def with_routings(
 ) -> tuple[list[Pool], tuple[Routing, ...]]:
     """Return the pools with the routing policies that they are offered, and all that were tried.
 
-    `names` are the problems that all pools have.
+    `names` are the problems that all pools have. Of more than MOST as many are learned from.
     """
     groups = _groups(pools, names)
+    kept = np.random.default_rng([seed, 8]).permutation(len(names))[:MOST]
+    learned = {names[place]: number for number, place in enumerate(sorted(kept))}
+    groups_learned = [groups[place] for place in sorted(kept)]
     by_decoder: dict[Decoder, list[Pool]] = {}
     for pool in pools:
         by_decoder.setdefault(pool.key[0], []).append(pool)
     tried: list[Tried] = []
     for own in by_decoder.values():
-        tried += try_tables(own, names, groups, seed)
+        tried += try_tables(own, list(learned), groups_learned, seed)
     changed = {pool.key: pool for pool in pools}
     found: dict[Policy, Routing] = {}
     for each, offered in offers(tried):
@@ -155,14 +167,14 @@ def with_routings(
         found[policy] = routing
         if offered:
             now = changed[pool.key]
-            by_problem = zip(names, each.tables, groups, strict=True)
-            own_tables = {
-                name: own.get(group or OTHERS, own[OTHERS]) for name, own, group in by_problem
-            }
+            by_problem = {}
+            for name, group in zip(names, groups, strict=True):
+                own_tables = each.tables[learned[name]] if name in learned else tables
+                by_problem[name] = table_for(own_tables, group)
             changed[pool.key] = dataclasses.replace(
                 now,
                 policies=(*now.policies, policy),
-                tables={**now.tables, policy: own_tables},
+                tables={**now.tables, policy: by_problem},
             )
     return [changed[pool.key] for pool in pools], tuple(found.values())
 

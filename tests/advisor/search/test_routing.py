@@ -13,7 +13,7 @@ from advisor.search.routing import offers, try_tables, with_routings
 from benchmarks.routing import pools_of, problems_of
 from tests.advisor.synthetic import VOTE16, engine_of, record
 from traces.schema.advice import Budget
-from traces.schema.tts.routes import OTHERS, first_of, packed
+from traces.schema.tts.routes import OTHERS, first_of, packed, table_for
 
 COUNT = 60
 
@@ -75,6 +75,19 @@ def test_a_problem_has_no_say_in_the_table_that_it_is_judged_by(monkeypatch):
     )
     assert one.tables[7] == two.tables[7]
     assert one.held_out[0][7] < two.held_out[0][7]
+
+
+def test_of_many_problems_some_are_learned_from_and_the_others_are_judged_by_these(monkeypatch):
+    problems = problems_of("mixed", COUNT, np.random.default_rng([0, 3]))
+    monkeypatch.setattr(routing, "LEVEL", 0.999)
+    monkeypatch.setattr(routing, "MOST", 45)
+    (pool,), routings = with_routings(pools_of(problems), list(problems))
+    assert {each.problems for each in routings} == {45}
+    assert pool.tables
+    for policy, tables in pool.tables.items():
+        assert tables.keys() == problems.keys()
+        final = table_for(policy.routes, None)
+        assert sum(table == final for table in tables.values()) >= COUNT - 45
 
 
 def test_few_problems_or_samples_offer_nothing():

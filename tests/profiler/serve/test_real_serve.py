@@ -27,7 +27,7 @@ pytestmark = pytest.mark.vllm
 TTSCOPE = Path(sys.executable).parent / "ttscope"
 QUESTIONS, IN_FLIGHT = 64, 4
 FEW = 16  # of a baseline that a slow engine is held against
-WAIT_S = 400
+WAIT_S = 900
 
 
 def ttscope(folder, *arguments, code=0):
