@@ -1,6 +1,7 @@
 """The docs tell of every verb and option that the command line has, and of no other."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -27,9 +28,17 @@ def test_every_verb_has_a_page_that_names_its_options(verb):
 
 
 def test_the_list_of_verbs_says_what_each_says_itself():
-    assert {verb: told for verb, (_, told) in VERBS.items()} == {
+    assert {verb: told for verb, (_, told, *_) in VERBS.items()} == {
         verb: command.help for verb, command in COMMANDS.items()
     }
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_examples_of_help_can_be_typed(verb):
+    for line in VERBS[verb][3]:
+        name, typed, *words = shlex.split(line)
+        assert (name, typed) == ("ttscope", verb) and len(line) <= 78
+        COMMANDS[verb].make_context(verb, words)
 
 
 def test_docs_name_no_option_that_is_not_there():

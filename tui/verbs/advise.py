@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from advisor.advice.command import SERVED_AT
-from advisor.advice.experiments import experiment_of, write_plan
+from advisor.advice.measure_next.experiments import experiment_of, write_plan
 from traces.errors import TtscopeError, UsageError
 from traces.recording.reader import Recording
 from traces.schema.advice import Budget, Pick, Recommendation
@@ -21,7 +21,7 @@ from traces.schema.engine import EngineConfig
 from traces.schema.estimate import Estimate
 from traces.schema.tts.policy import Policy
 from traces.summary.run import Run, summarise, to_plain
-from tui.options import BudgetOptions, BudgetSeed, Json, Recordings, takes
+from tui.options import BUDGET, OPTIONS, BudgetOptions, BudgetSeed, Json, Recordings, takes
 from tui.terminal import say, say_json
 from tui.text.advice import COMPARED, comparison_lines
 from tui.verbs.open_all import open_measured
@@ -37,26 +37,26 @@ class Advise:
     """Recordings, and what to do with the answer."""
 
     recordings: Recordings
-    present: Annotated[
-        Path | None, typer.Option(help="A recording of what runs today, to compare with.")
-    ] = None
     learn: Annotated[
         list[Path] | None,
         typer.Option("--with", help="Recordings of any problems that check the prior of --gpu."),
     ] = None
-    plan: Annotated[
-        Path | None, typer.Option(help="Write what to measure next, for ttscope sweep.")
-    ] = None
-    models: Annotated[
-        Path | None, typer.Option(help="Keep what was learned here, for the same recordings.")
+    present: Annotated[
+        Path | None, typer.Option(help="A recording of what runs today, to compare with.")
     ] = None
     explain: Annotated[
         bool, typer.Option("--explain", help="Print all reasons, regrets and commands too.")
     ] = False
+    plan: Annotated[
+        Path | None, typer.Option(help="Write what to measure next, for ttscope sweep.")
+    ] = None
     verify: Annotated[bool, typer.Option("--verify", help="Run both picks for real.")] = False
     output: Annotated[
         Path | None,
         typer.Option("-o", "--output", help="Folder for serve.sh, policy.json, expect.json."),
+    ] = None
+    models: Annotated[
+        Path | None, typer.Option(help="Keep what was learned here, for the same recordings.")
     ] = None
     effort_map: Annotated[
         bool,
@@ -64,6 +64,7 @@ class Advise:
             "--effort-map", help="Print as JSON which effort or budget of thought to use."
         ),
     ] = False
+    seed: BudgetSeed = 0
     kwh_price: Annotated[
         float | None, typer.Option(help="USD per kWh: what the energy of the picks costs.")
     ] = None
@@ -74,11 +75,14 @@ class Advise:
         float | None,
         typer.Option(help="USD per million output tokens of an API: from which rate renting pays."),
     ] = None
-    seed: BudgetSeed = 0
     as_json: Json = False
 
 
-@takes(BudgetOptions, Advise)
+@takes(
+    BudgetOptions,
+    Advise,
+    panels=BUDGET | {"present": OPTIONS, "kwh_price": "Costs", "as_json": OPTIONS},
+)
 def advise(options: BudgetOptions, asked: Advise) -> None:
     """Recommend the system-optimal configuration for a budget."""
     from advisor.advice.accounts.costs import Tariff
@@ -241,7 +245,7 @@ def verify_picks(
     """
     import yaml
 
-    from advisor.advice.experiments import sweep_plan
+    from advisor.advice.measure_next.experiments import sweep_plan
     from advisor.evidence.measured import measured_estimates
     from profiler.sweep.plan import load_plan
 

@@ -11,7 +11,7 @@ import typer
 from traces.errors import UsageError
 from traces.files import whole_file
 from traces.schema.formats import number
-from tui.options import BudgetOptions, BudgetSeed, Json, Recordings, takes
+from tui.options import BUDGET, OPTIONS, BudgetOptions, BudgetSeed, Json, Recordings, takes
 from tui.terminal import say, say_json
 from tui.text.layout import wrap
 from tui.verbs.open_all import open_all
@@ -33,7 +33,7 @@ class Printed:
     as_json: Json = False
 
 
-@takes(Report, BudgetOptions, Printed)
+@takes(Report, BudgetOptions, Printed, panels=BUDGET | {"seed": OPTIONS})
 def report(asked: Report, budget: BudgetOptions, printed: Printed) -> None:
     """Write one HTML page that tells what was measured and what to run for a budget."""
     from tui.report.material import gather_material
