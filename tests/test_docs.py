@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.made.terminal import ROOT
-from scripts import glossary, links
+from scripts import glossary, links, plain_words
 from scripts.transcripts import rewritten
 from tests.golden_outputs import KEPT
 from tui.cli import VERBS, loaded
@@ -109,3 +109,21 @@ def test_transcripts_are_of_a_terminal_and_name_no_machine():
     )
     assert once.count("## ") == page.count("## ")
     assert rewritten(once, "ttscope doctor", 61.0, ["yes", f"at {ROOT}/x"]) == once
+
+
+def test_sentences_are_counted_without_code_tables_and_headings():
+    page = (
+        "# A heading of words\n\nOne `code of words` [two three](x.md). Four (at 0.5 s)!\n\n"
+        "    code that is indented\n\n| a table | of words |\n|---|---|\n"
+        "- item one\n  goes on\n- item two\n    - inner one\n\n```\nfenced words\n```\n1. last\n"
+    )
+    assert plain_words.sentences(page) == [4, 4, 4, 2, 2, 1]
+
+
+def test_a_page_of_long_sentences_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(plain_words, "ROOT", tmp_path)
+    (tmp_path / "page.md").write_text("One two three. " + "word " * 40 + "end.\n")
+    assert list(plain_words.hits(tmp_path / "page.md")) == [
+        "page.md: 22.0 words a sentence, not 15 at most",
+        "page.md: a sentence of 41 words, not 40 at most",
+    ]
