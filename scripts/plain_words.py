@@ -5,8 +5,8 @@
 
 Reads the strings of the packages, without docstrings and single words, and the prose of the
 pages here and in docs. Code and tables may have semicolons. A page's sentences have at most
-`MOST` words on average, and each at most `LONGEST`. Pages in `LATER` are not done yet: the list
-must only shrink, and a page on it without a hit is an error.
+`MOST` words on average, each at most `LONGEST`, and none begins as `HEADLESS` does. Pages in
+`LATER` are not done yet: the list must only shrink, and a page on it without a hit is an error.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ WORDS = (
 WORD = re.compile(rf"\b({'|'.join(WORDS)})\b", re.IGNORECASE)
 SEMICOLON = re.compile(r";(?!\S)(?! charset=| version=)")
 MOST, LONGEST = 15.0, 40  # words of a sentence
+HEADLESS = re.compile(r"(?:\*\*[^*]*\*\* )?(?:What|Whatever|Who|Whose|Those|Of|Which)\b")
 LATER = ("CHANGELOG.md",)
 LANGUAGES = ("{ ", "default-src ", "; frame-ancestors")  # of style sheets, scripts and headers
 CODE = re.compile(r"^```.*?^```|^(?:    [^\n]*\n)+|`[^`\n]*`", re.MULTILINE | re.DOTALL)
@@ -51,8 +52,8 @@ def prose(text: str) -> Iterator[tuple[int, str]]:
     yield from enumerate(blanked.splitlines(), 1)
 
 
-def sentences(text: str) -> list[int]:
-    """Return the words of each sentence of a page, without code, tables and headings.
+def sentences(text: str) -> list[str]:
+    """Return the sentences of a page, without code, tables and headings.
 
     A code span counts as one word, and a list's item ends its sentence.
     """
@@ -73,8 +74,12 @@ def sentences(text: str) -> list[int]:
             blocks[-1] += f" {line}"
         before = line.strip()
     parts = [part for block in blocks for part in re.split(r"(?<=[.?!])[\"*)\]]*\s+", block)]
-    counts = [len(re.findall(r"\S*\w\S*", part)) for part in parts]
-    return [count for count in counts if count]
+    return [part.strip() for part in parts if words_of(part)]
+
+
+def words_of(sentence: str) -> int:
+    """Return how many words a sentence has."""
+    return len(re.findall(r"\S*\w\S*", sentence))
 
 
 def hits(path: Path) -> Iterator[str]:
@@ -85,19 +90,23 @@ def hits(path: Path) -> Iterator[str]:
         found += [] if part.startswith("|") else SEMICOLON.findall(part)
         for what in found:
             yield f"{path.relative_to(ROOT)}:{line}: {what!r} in {' '.join(part.split())[:90]!r}"
-    counts = sentences(text) if path.suffix == ".md" else []
+    page = sentences(text) if path.suffix == ".md" else []
+    counts = [words_of(sentence) for sentence in page]
     mean, longest = sum(counts) / max(len(counts), 1), max(counts, default=0)
     if mean > MOST:
         yield f"{path.relative_to(ROOT)}: {mean:.1f} words a sentence, not {MOST:.0f} at most"
     if longest > LONGEST:
         yield f"{path.relative_to(ROOT)}: a sentence of {longest} words, not {LONGEST} at most"
+    for sentence in page:
+        if HEADLESS.match(sentence) and not sentence.endswith("?"):
+            yield f"{path.relative_to(ROOT)}: begins without its subject: {sentence[:70]!r}"
 
 
 def counted(paths: list[Path]) -> Iterator[str]:
     """Yield words of the file, words of its prose, words a sentence, longest sentence, file."""
     for path in paths:
         text = path.read_text()
-        counts = sentences(text) if path.suffix == ".md" else []
+        counts = [words_of(part) for part in sentences(text)] if path.suffix == ".md" else []
         if counts:
             mean, name = sum(counts) / len(counts), path.relative_to(ROOT)
             words = len(text.split())

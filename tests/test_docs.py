@@ -117,13 +117,17 @@ def test_sentences_are_counted_without_code_tables_and_headings():
         "    code that is indented\n\n| a table | of words |\n|---|---|\n"
         "- item one\n  goes on\n- item two\n    - inner one\n\n```\nfenced words\n```\n1. last\n"
     )
-    assert plain_words.sentences(page) == [4, 4, 4, 2, 2, 1]
+    words = [plain_words.words_of(each) for each in plain_words.sentences(page)]
+    assert words == [4, 4, 4, 2, 2, 1]
 
 
 def test_a_page_of_long_sentences_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(plain_words, "ROOT", tmp_path)
-    (tmp_path / "page.md").write_text("One two three. " + "word " * 40 + "end.\n")
+    (tmp_path / "page.md").write_text(
+        "One two three. " + "word " * 60 + "end.\n\n- What?\n- Of it.\n"
+    )
     assert list(plain_words.hits(tmp_path / "page.md")) == [
-        "page.md: 22.0 words a sentence, not 15 at most",
-        "page.md: a sentence of 41 words, not 40 at most",
+        "page.md: 16.8 words a sentence, not 15 at most",
+        "page.md: a sentence of 61 words, not 40 at most",
+        "page.md: begins without its subject: 'Of it.'",
     ]
