@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from advisor.advice.command import SERVED_AT
-from advisor.advice.experiments import experiment_of, write_plan
+from advisor.advice.measure_next.experiments import experiment_of, write_plan
 from traces.errors import TtscopeError, UsageError
 from traces.recording.reader import Recording
 from traces.schema.advice import Budget, Pick, Recommendation
@@ -238,7 +238,7 @@ def verify_picks(
     """
     import yaml
 
-    from advisor.advice.experiments import sweep_plan
+    from advisor.advice.measure_next.experiments import sweep_plan
     from advisor.evidence.measured import measured_estimates
     from profiler.sweep.plan import load_plan
 
