@@ -11,7 +11,7 @@ import numpy as np
 
 from advisor.advice.command import record_command
 from advisor.advice.feasible import ReplayedCheck
-from advisor.advice.gpu_runs import PROBLEMS, ShortRun
+from advisor.advice.measure_next.gpu_runs import PROBLEMS, ShortRun
 from advisor.evidence.features import PARTS, Features
 from advisor.evidence.gather import PROBLEMS_FILE, Evidence
 from advisor.evidence.measured import Under

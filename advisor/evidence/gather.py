@@ -19,7 +19,11 @@ import polars as pl
 
 from advisor.evidence.features import feature_matrix, reads_of
 from advisor.evidence.keys import law_key
-from advisor.evidence.live.front_end import NEEDED, with_prompt_context
+from advisor.evidence.live.front_end import (
+    NEEDED,
+    with_context_of_several,
+    with_prompt_context,
+)
 from advisor.evidence.live.histograms import drawn_traffic, mean_steps
 from advisor.evidence.measured import Made, RunsMade, runs_in
 from advisor.evidence.runs import ProblemRun, Run, Sample, cut_runs, limited_runs, read_runs
@@ -377,7 +381,7 @@ def _steps(
     if server:
         steps = with_prompt_context(steps.sort("step"), engine.max_num_batched_tokens)
     frame = (
-        with_host_work(steps, recording, key, engine)
+        with_host_work(with_context_of_several(steps), recording, key, engine)
         .filter(~pl.col("profiled").fill_null(False))
         .drop_nulls(["seconds", *COMPOSITION])
         .filter(pl.col("seconds") > 0, pl.col("prefill_requests") + pl.col("decode_requests") > 0)

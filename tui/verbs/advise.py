@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from advisor.advice.command import SERVED_AT
-from advisor.advice.experiments import experiment_of, write_plan
+from advisor.advice.measure_next.experiments import experiment_of, write_plan
 from traces.errors import TtscopeError, UsageError
 from traces.recording.reader import Recording
 from traces.schema.advice import Budget, Pick, Recommendation
@@ -21,7 +21,17 @@ from traces.schema.engine import EngineConfig
 from traces.schema.estimate import Estimate
 from traces.schema.tts.policy import Policy
 from traces.summary.run import Run, summarise, to_plain
-from tui.options import AccountOptions, BudgetOptions, BudgetSeed, Json, Recordings, takes
+from tui.options import (
+    ACCOUNTS,
+    BUDGET,
+    OPTIONS,
+    AccountOptions,
+    BudgetOptions,
+    BudgetSeed,
+    Json,
+    Recordings,
+    takes,
+)
 from tui.terminal import say, say_json
 from tui.text.advice import COMPARED, comparison_lines
 from tui.verbs.open_all import open_measured
@@ -36,32 +46,37 @@ class Advise:
     """Recordings, and what to do with the answer."""
 
     recordings: Recordings
-    present: Annotated[
-        Path | None, typer.Option(help="A recording of what runs today, to compare with.")
-    ] = None
     learn: Annotated[
         list[Path] | None,
         typer.Option("--with", help="Recordings of any problems that check the prior of --gpu."),
     ] = None
-    plan: Annotated[
-        Path | None, typer.Option(help="Write what to measure next, for ttscope sweep.")
-    ] = None
-    models: Annotated[
-        Path | None, typer.Option(help="Keep what was learned here, for the same recordings.")
+    present: Annotated[
+        Path | None, typer.Option(help="A recording of what runs today, to compare with.")
     ] = None
     explain: Annotated[
         bool, typer.Option("--explain", help="Print all reasons, regrets and commands too.")
     ] = False
+    plan: Annotated[
+        Path | None, typer.Option(help="Write what to measure next, for ttscope sweep.")
+    ] = None
     verify: Annotated[bool, typer.Option("--verify", help="Run both picks for real.")] = False
     output: Annotated[
         Path | None,
         typer.Option("-o", "--output", help="Folder for serve.sh, policy.json, expect.json."),
     ] = None
+    models: Annotated[
+        Path | None, typer.Option(help="Keep what was learned here, for the same recordings.")
+    ] = None
     seed: BudgetSeed = 0
     as_json: Json = False
 
 
-@takes(BudgetOptions, Advise, AccountOptions)
+@takes(
+    BudgetOptions,
+    Advise,
+    AccountOptions,
+    panels=BUDGET | {"present": OPTIONS, "effort_map": ACCOUNTS},
+)
 def advise(options: BudgetOptions, asked: Advise, told: AccountOptions) -> None:
     """Recommend the system-optimal configuration for a budget."""
     from advisor.search.budget import is_given, parse_budget
@@ -209,7 +224,7 @@ def verify_picks(
     """
     import yaml
 
-    from advisor.advice.experiments import sweep_plan
+    from advisor.advice.measure_next.experiments import sweep_plan
     from advisor.evidence.measured import measured_estimates
     from profiler.sweep.plan import load_plan
 

@@ -27,6 +27,10 @@ from traces.live.numbers import Numbers
 from traces.recording.manifest import check_free
 from traces.schema.tts.policy import Policy
 from tui.options import (
+    KEYS,
+    OPTIONS,
+    PROMPTS,
+    SAMPLES,
     BudgetCheckpoints,
     CheckpointSamples,
     Concurrency,
@@ -110,7 +114,22 @@ class Keep:
         return values
 
 
-@takes(Watch, Pose, Sampling, Keep)
+@takes(
+    Watch,
+    Pose,
+    Sampling,
+    Keep,
+    panels={
+        "gpus": "What the servers run on",
+        "metrics_url": "Polls of /metrics",
+        "listen": "Spans, steps and kernels",
+        "api_key_env": KEYS,
+        "workload": "A workload to send",
+        "policy": SAMPLES,
+        "timeout": PROMPTS,
+        "expect": OPTIONS,
+    },
+)
 def attach(watched: Watch, pose: Pose, sampling: Sampling, asked: Keep) -> int:
     """Profile a live deployment: its own traffic, or with a workload of yours."""
     # Exits 1 when a server was lost and was not to be waited for.

@@ -32,9 +32,11 @@ class Demo:
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Where to keep the recordings.")
     ] = None
-    once: Annotated[bool, typer.Option(help="Do not open the terminal app at the end.")] = False
+    once: Annotated[
+        bool, typer.Option("--once", help="Do not open the terminal app at the end.")
+    ] = False
     shipped: Annotated[
-        bool, typer.Option(help="Use the shipped recordings, as where vLLM is absent.")
+        bool, typer.Option("--shipped", help="Use the shipped recordings, as where vLLM is absent.")
     ] = False
     as_json: Json = False
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from traces.errors import UsageError
-from tui.options import Json, takes
+from tui.options import OPTIONS, Json, takes
 from tui.terminal import say, say_json
 from tui.text.layout import wrap
 
@@ -41,7 +41,7 @@ class Doctor:
     as_json: Json = False
 
 
-@takes(Doctor)
+@takes(Doctor, panels={"metrics_url": "A server", "model_config": "A model", "as_json": OPTIONS})
 def doctor(asked: Doctor) -> None:
     """Say what can be captured, here or of a server, or what can be predicted of a model."""
     from tui.verbs.progress import progress_bar

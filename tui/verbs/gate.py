@@ -11,7 +11,17 @@ import typer
 
 from traces.errors import TtscopeError, UsageError
 from traces.recording.reader import Recording
-from tui.options import Json, Output, Price, Problems, RawPrompts, RuleOptions, Sampling, takes
+from tui.options import (
+    OPTIONS,
+    Json,
+    Output,
+    Price,
+    Problems,
+    RawPrompts,
+    RuleOptions,
+    Sampling,
+    takes,
+)
 from tui.options import Verifier as VerifierOption
 from tui.terminal import say, say_json
 
@@ -36,6 +46,10 @@ class GateOptions:
         list[str] | None,
         typer.Option(metavar="LIMIT", help="Against a recording: p95>+5%, as of show."),
     ] = None
+    junit: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write JUnit XML.")] = None
+    markdown: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also append a Markdown summary.")
+    ] = None
     endpoint: Annotated[
         str | None, typer.Option(metavar="URL", help="Record this server now, and judge that.")
     ] = None
@@ -48,16 +62,12 @@ class GateOptions:
     api_key_env: Annotated[
         str | None, typer.Option(help="Environment variable that holds the server's key.")
     ] = None
-    junit: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write JUnit XML.")] = None
-    markdown: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Also append a Markdown summary.")
-    ] = None
     price: Price = None
     output: Output = None
     as_json: Json = False
 
 
-@takes(GateOptions)
+@takes(GateOptions, panels={"endpoint": "Record a server now", "as_json": OPTIONS})
 def gate(asked: GateOptions) -> int:
     """Hold a recording or a server against what was promised, or an earlier recording: for CI."""
     from traces.deployment.reports import junit, markdown

@@ -32,7 +32,7 @@ from traces.kineto.read import TraceTables
 from traces.recording.manifest import NAME as MANIFEST
 from traces.recording.reader import Recording
 from traces.schema.formats import counted, number
-from tui.options import Json, takes
+from tui.options import OPTIONS, Json, takes
 from tui.terminal import say, say_json
 from tui.text.layout import align, wrap
 from tui.verbs.progress import progress_bar
@@ -75,7 +75,9 @@ class Import:
         str | None,
         typer.Option(help="Judge completions by exact, numeric, choice or math."),
     ] = None
-    record_text: Annotated[bool, typer.Option(help="Keep the answers' texts.")] = False
+    record_text: Annotated[bool, typer.Option("--record-text", help="Keep the answers' texts.")] = (
+        False
+    )
     model: Annotated[
         str | None, typer.Option(help="Samples, passes: the model's name, where the files lack it.")
     ] = None
@@ -132,7 +134,15 @@ class Import:
     as_json: Json = False
 
 
-@takes(Import)
+@takes(
+    Import,
+    panels={
+        "score": "Samples of evaluations",
+        "run": "Requests",
+        "power": "Power readings",
+        "as_json": OPTIONS,
+    },
+)
 def import_(asked: Import) -> None:
     """Make a recording of others' profiler traces, samples, requests or forward passes."""
     files, imported = import_files(asked)

@@ -19,6 +19,9 @@ from traces.recording.manifest import CheckpointCost, check_free, read_manifest
 from traces.schema.engine import Speculative
 from traces.schema.tts.policy import Policy
 from tui.options import (
+    OPTIONS,
+    PROMPTS,
+    SAMPLES,
     BudgetCheckpoints,
     CheckpointSamples,
     Concurrency,
@@ -67,6 +70,17 @@ class Keep:
     budget_checkpoints: BudgetCheckpoints = None
     checkpoint_samples: CheckpointSamples = 8
     logprobs: Logprobs = False
+    kernels: Annotated[
+        str | None,
+        typer.Option(metavar="M/N", help="Profile the kernels of M steps every N."),
+    ] = None
+    power_hz: Annotated[
+        float, typer.Option(help="Readings of the devices' power a second, 10 to 50.")
+    ] = 20.0
+    otlp: Annotated[
+        str | None, typer.Option(help="Also send spans and metrics to this OTLP/HTTP URL.")
+    ] = None
+    price: Price = None
     tensor_parallel_size: Annotated[int | None, typer.Option(help="As vLLM's.")] = None
     max_num_seqs: Annotated[int | None, typer.Option(help="As vLLM's.")] = None
     max_num_batched_tokens: Annotated[int | None, typer.Option(help="As vLLM's.")] = None
@@ -82,25 +96,27 @@ class Keep:
     system_prompt: SystemPrompt = None
     verifier: Verifier = None
     record_text: RecordText = False
-    kernels: Annotated[
-        str | None,
-        typer.Option(metavar="M/N", help="Profile the kernels of M steps every N."),
-    ] = None
     api_key_env: Annotated[
         str | None, typer.Option(help="Environment variable that holds the server's key.")
     ] = None
-    otlp: Annotated[
-        str | None, typer.Option(help="Also send spans and metrics to this OTLP/HTTP URL.")
-    ] = None
-    power_hz: Annotated[
-        float, typer.Option(help="Readings of the devices' power a second, 10 to 50.")
-    ] = 20.0
-    price: Price = None
     output: Output = None
     as_json: Json = False
 
 
-@takes(Ask, Sampling, RuleOptions, Keep)
+@takes(
+    Ask,
+    Sampling,
+    RuleOptions,
+    Keep,
+    panels={
+        "policy": SAMPLES,
+        "window": "Parameters of methods",
+        "timeout": "What is measured",
+        "tensor_parallel_size": "vLLM's options",
+        "raw_prompts": PROMPTS,
+        "api_key_env": OPTIONS,
+    },
+)
 def record(ask: Ask, sampling: Sampling, rule: Any, asked: Keep) -> None:
     """Run a test-time-scaling workload on vLLM and keep a recording."""
     from tui.verbs.show import print_show

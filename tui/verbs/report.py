@@ -12,7 +12,17 @@ from traces.errors import UsageError
 from traces.files import whole_file
 from traces.schema.formats import number
 from traces.summary.run import to_plain
-from tui.options import AccountOptions, BudgetOptions, BudgetSeed, Json, Recordings, takes
+from tui.options import (
+    ACCOUNTS,
+    BUDGET,
+    OPTIONS,
+    AccountOptions,
+    BudgetOptions,
+    BudgetSeed,
+    Json,
+    Recordings,
+    takes,
+)
 from tui.terminal import say, say_json
 from tui.text.layout import wrap
 from tui.verbs.open_all import open_all
@@ -34,7 +44,13 @@ class Printed:
     as_json: Json = False
 
 
-@takes(Report, BudgetOptions, AccountOptions, Printed)
+@takes(
+    Report,
+    BudgetOptions,
+    AccountOptions,
+    Printed,
+    panels=BUDGET | {"effort_map": ACCOUNTS, "seed": OPTIONS},
+)
 def report(asked: Report, budget: BudgetOptions, more: AccountOptions, printed: Printed) -> None:
     """Write one HTML page that tells what was measured and what to run for a budget."""
     from tui.report.material import gather_material

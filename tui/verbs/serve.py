@@ -23,15 +23,18 @@ class Serve:
 
     policy: Annotated[Path, typer.Argument(help="The policy.json of ttscope advise -o.")]
     upstream: Annotated[str, typer.Option(metavar="URL", help="The engine that draws samples.")]
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1"
-    port: Annotated[int, typer.Option(min=0, max=65535, help="And port. 0 takes a free one.")] = (
-        8100
-    )
-    verifier: Verifier = None
     model: Annotated[str | None, typer.Option(help="Which of the engine's models.")] = None
     api_key_env: Annotated[
         str | None, typer.Option(help="Variable with a key for looking at the engine at the start.")
     ] = None
+    verifier: Verifier = None
+    price: Price = None
+    otlp: Annotated[str | None, typer.Option(help="Also send spans to this OTLP/HTTP URL.")] = None
+    output: Output = None
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1"
+    port: Annotated[int, typer.Option(min=0, max=65535, help="And port. 0 takes a free one.")] = (
+        8100
+    )
     allow_host: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Also answer to this Host.")
     ] = None
@@ -45,12 +48,9 @@ class Serve:
     ] = 600.0
     drain: Annotated[float, typer.Option(help="Seconds for what runs when it ends.")] = 30.0
     max_body: Annotated[int, typer.Option(min=1, help="MiB of a request at most.")] = 4
-    otlp: Annotated[str | None, typer.Option(help="Also send spans to this OTLP/HTTP URL.")] = None
-    price: Price = None
-    output: Output = None
 
 
-@takes(Serve)
+@takes(Serve, panels={"host": "Where it listens", "in_flight": "Limits"})
 def serve(asked: Serve) -> None:
     """Answer an OpenAI client's questions with a policy, in front of an engine."""
     if importlib.util.find_spec("aiohttp") is None:

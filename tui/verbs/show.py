@@ -11,7 +11,7 @@ import typer
 
 from traces.errors import UsageError
 from traces.recording.reader import Recording
-from tui.options import Json, takes
+from tui.options import OPTIONS, Json, takes
 from tui.terminal import say, say_json
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class Show:
     as_json: Json = False
 
 
-@takes(Show)
+@takes(Show, panels={"policies": "Policies that were never run", "fail_on": OPTIONS})
 def show(asked: Show) -> int:
     """Tell what happened in a recording, or what differs between two."""
     from traces.summary.comparison import parse_limit

@@ -5,7 +5,7 @@ import shlex
 import pytest
 import yaml
 
-from advisor.advice.experiments import experiment_of, sweep_plan
+from advisor.advice.measure_next.experiments import experiment_of, sweep_plan
 from advisor.advice.reasons import name_without_limits
 from advisor.advice.sensitivity import turnings
 from advisor.search.budget import is_given, parse_budget
