@@ -217,8 +217,8 @@ async def test_profiler_windows_are_confirmed_and_shown(server, tmp_path, monkey
         await attach_to(pilot, asked)
         await pilot.pause()
         await pilot.press("y")
-        for _ in range(400):
-            if "window" in text_of(app, "#sees") and "kernels gemm" in text_of(app, "#sees"):
+        for _ in range(1200):
+            if "kernels gemm" in (seen_of := text_of(app, "#sees")) and "which steps" in seen_of:
                 break
             await asyncio.sleep(0.05)
         assert "windows" in text_of(app, "#sees")
