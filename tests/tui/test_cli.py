@@ -174,7 +174,7 @@ def check_advice(document):
 def test_shipped_demo_is_the_whole_document(run):
     code, out, err = run("demo", "--once", "--json", "--shipped")
     assert code == 0, err
-    assert "no measurement here (--shipped was given)" in err
+    assert "nothing is measured (--shipped was given)" in err
     document = json.loads(out)
     check_advice(document)
     assert len(document["recordings"]) >= 5

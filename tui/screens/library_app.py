@@ -63,7 +63,7 @@ class FittedAdvisor:
 
     def write_plan(self, path: Path, answer: Recommendation) -> None:
         """Write what to measure next for `ttscope sweep`; raises TtscopeError."""
-        from advisor.advice.experiments import write_plan
+        from advisor.advice.measure_next.experiments import write_plan
 
         write_plan(path, answer, self._advisor.evidence)
 

@@ -22,6 +22,7 @@ from traces.live.numbers import (
 )
 from traces.live.verdict import Verdict
 from traces.live.watched import Requests, Watched
+from traces.schema.engine import model_words
 from traces.schema.estimate import Estimate
 from traces.schema.formats import (
     ABSENT,
@@ -122,7 +123,7 @@ def _short(estimate: Estimate | None) -> str:
 def watched_lines(watched: Watched, *, width: int = 80) -> list[str]:
     """Return an engine's numbers and the verdict on it."""
     numbers = watched.numbers
-    lines = [f"{watched.recording}: {watched.engine.model}, watched"[:width]]
+    lines = wrap("", f"{watched.recording}: {watched.engine.model}, watched", width=width, indent=0)
     where = dict(watched.engine.other)
     if where:
         lines += wrap("engine", " ".join(where.values()), width=width, indent=INDENT)
@@ -268,20 +269,22 @@ def _column_lines(columns: Mapping[str, str], width: int) -> list[str]:
 
 def verdict_lines(verdict: Verdict, *, width: int = 80) -> list[str]:
     """Return the bottleneck in words with its evidence, and what could not be seen."""
-    if verdict.reason is not None:
-        return wrap("VERDICT", f"none: {verdict.reason}", width=width, indent=INDENT)
-    if not verdict.found:
-        lines = wrap("VERDICT", "nothing stands out", width=width, indent=INDENT)
-    else:
-        first, *others = verdict.found
-        lines = wrap("VERDICT", f"{first.kind}: {first.evidence}", width=width, indent=INDENT)
-        for each in others:
-            lines += wrap("also", f"{each.kind}: {each.evidence}", width=width, indent=INDENT)
+    lines = wrap("VERDICT", verdict_text(verdict), width=width, indent=INDENT)
+    for each in verdict.found[1:]:
+        lines += wrap("also", f"{each.kind}: {each.evidence}", width=width, indent=INDENT)
     for missing in verdict.unseen:
         lines += wrap(
             "unseen", f"{missing.kind}: needs {missing.needs}", width=width, indent=INDENT
         )
     return lines
+
+
+def verdict_text(verdict: Verdict) -> str:
+    """Return the bottleneck with its evidence, or why there is none."""
+    if verdict.reason is not None:
+        return f"none: {verdict.reason}"
+    found = [f"{each.kind}: {each.evidence}" for each in verdict.found]
+    return found[0] if found else "nothing stands out"
 
 
 _EFFECTS = (("latency_s.mean", "latency mean"), ("latency_s.p95", "latency p95"),
@@ -294,6 +297,11 @@ def next_lines(path: str, found: Suggestion | str, *, width: int = 80) -> list[s
         return wrap("NEXT", f"no replay: {found}", width=width, indent=INDENT)
     command = shlex.join(["ttscope", "replay", path, *found.arguments])
     lines = [f"{'NEXT':<{INDENT}}{command}"]
+    return lines + wrap("", effect_text(found), width=width, indent=INDENT)
+
+
+def effect_text(found: Suggestion) -> str:
+    """Return why a replay is suggested, and what it predicts."""
     effects = []
     for tag, name in _EFFECTS:
         after = estimate_of(found.prediction.predicted, tag)
@@ -301,5 +309,11 @@ def next_lines(path: str, found: Suggestion | str, *, width: int = 80) -> list[s
             continue
         before = value_of(estimate_of(found.prediction.replayed, tag))
         effects.append(f"{name} {before} -> {value_of(after)} {interval(after)}")
-    told = f"{found.why}. Predicted: {', '.join(effects)}"
-    return lines + wrap("", told, width=width, indent=INDENT)
+    return f"{found.why}. Predicted: {', '.join(effects)}"
+
+
+def server_name(watched: Watched) -> str:
+    """Return a model and where it is served."""
+    where = " ".join(dict(watched.engine.other).values())
+    name = model_words(watched.engine.model)
+    return f"{name} at {where}" if where else name
