@@ -15,6 +15,9 @@ from traces.schema.formats import counted
 from traces.summary.run import Run
 
 if TYPE_CHECKING:
+    from advisor.advice.accounts.costs import Accounts, Tariff
+    from advisor.advice.accounts.efforts import EffortMap
+    from advisor.advice.advisor import Advisor
     from advisor.what_if.left_out import Foretold
     from advisor.what_if.suggest import Suggestion
 
@@ -38,6 +41,8 @@ class Material:
     runs: tuple[Run, ...]
     watched: tuple[Watched, ...] = ()
     advice: Recommendation | None = None
+    accounts: Accounts | None = None
+    efforts: EffortMap | None = None
     no_advice: str | None = None
     foretold: tuple[Foretold, ...] = ()
     not_foretold: str | None = None
@@ -60,12 +65,15 @@ def gather_material(
     *,
     seed: int,
     systems: Sequence[str] = (),
+    tariff: Tariff | None = None,
+    efforts: bool = False,
     progress: Progress | None = None,
     command: str | None = None,
 ) -> Material:
     """Summarise the recordings, ask for advice, and foretell each run from the others.
 
-    `given` are the options of `ttscope advise`, `systems` of the prior are offered too. Raises
+    `given` are the options of `ttscope advise`, `systems` of the prior are offered too. With a
+    `tariff` the picks' costs are worked out, with `efforts` which of them to use. Raises
     UsageError for a budget that is not understood, or that limits what was not measured.
     """
     from advisor.search.budget import parse_budget
@@ -88,7 +96,7 @@ def gather_material(
             replace(run, rows=None, sample_rows=None, step_rows=None)  # the page shows none
             for run in of_recording
         ]
-    posed = {run.recording for run in runs if run.problems}
+    posed = {run.recording for run in runs if run.problems or run.curve is not None}
     posed |= {each.recording for each in watched if each.numbers is not None}
     complete = [
         each
@@ -96,13 +104,24 @@ def gather_material(
         if each.complete and each.name in posed and each.replay_of is None
     ]
     report("advising", 0, 1)
-    advice, no_advice = _advice(complete, runs, watched, budget, seed, systems)
+    advisor, no_advice = _advisor(complete, runs, watched, seed, systems)
+    advice, accounts, mapped = None, None, None
+    if advisor is not None:
+        from advisor.advice.accounts.costs import accounts_of
+        from advisor.advice.accounts.efforts import efforts_of
+        from tui.text.commands import here
+
+        advice = advisor.recommend(budget, **here())
+        accounts = None if tariff is None else accounts_of(advisor, advice, tariff)
+        mapped = efforts_of(advisor, complete, advice) if efforts else None
     foretold, not_foretold = _foretold(complete, runs, report)
     begun = [each.manifest.clock_start.unix_ns for each in recordings]
     return Material(
         runs=tuple(runs),
         watched=tuple(watched),
         advice=advice,
+        accounts=accounts,
+        efforts=mapped,
         no_advice=no_advice,
         foretold=tuple(foretold),
         not_foretold=not_foretold,
@@ -142,16 +161,14 @@ def _suggested(
     return found
 
 
-def _advice(
+def _advisor(
     recordings: Sequence[Recording],
     runs: Sequence[Run],
     watched: Sequence[Watched],
-    budget: Any,
     seed: int,
     systems: Sequence[str],
-) -> tuple[Recommendation | None, str | None]:
+) -> tuple[Advisor | None, str | None]:
     from advisor.advice.advisor import Advisor
-    from tui.text.commands import here
 
     if not recordings:
         return None, (
@@ -160,10 +177,9 @@ def _advice(
     if not systems and not watched and not any(run.steps for run in runs):
         return None, NO_STEPS
     try:
-        advisor = Advisor.fit(recordings, seed=seed, gpus=systems)
+        return Advisor.fit(recordings, seed=seed, gpus=systems), None
     except TtscopeError as error:
         return None, str(error)
-    return advisor.recommend(budget, **here()), None
 
 
 def _foretold(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from traces.live.watched import Watched
 from traces.schema.advice import Pick, Recommendation
@@ -24,10 +25,13 @@ from tui.report.markup import (
 from tui.report.material import Material
 from tui.report.words import REGRET, SURE, configuration
 from tui.text.advice import (
+    COSTS,
     OPTIONAL,
     SET_ONE,
     against,
     capital,
+    cost_words,
+    costed,
     fits,
     in_words,
     marks,
@@ -36,7 +40,18 @@ from tui.text.advice import (
 )
 from tui.text.commands import command_lines, split_command
 from tui.text.live import effect_text, server_name
-from tui.text.words import budget_words, engine_words, goal_words, limit_words, request_words
+from tui.text.words import (
+    budget_words,
+    engine_words,
+    goal_words,
+    limit_words,
+    policy_words,
+    request_words,
+)
+
+if TYPE_CHECKING:
+    from advisor.advice.accounts.costs import Accounts
+    from advisor.advice.accounts.efforts import EffortMap
 
 COMMAND_WIDTH = 80
 
@@ -53,7 +68,10 @@ def verdict(material: Material) -> Html:
         return join([*live, head, empty(why)])
     if material.of_live:
         return join([*live, tag("p", f"For advice, name a budget. {SET_ONE}", class_="note")])
-    return join([*live, *_answer(answer), _lists(answer, material.left_out)])
+    costs = [] if material.accounts is None else [_costs(answer, material.accounts)]
+    efforts = [] if material.efforts is None else [_efforts(material.efforts)]
+    parts = [*live, *_answer(answer), *costs, *efforts, _lists(answer, material.left_out)]
+    return join(parts)
 
 
 def _live(watched: Watched) -> Iterable[Content]:
@@ -180,6 +198,58 @@ def _numbers(answer: Recommendation) -> Html:
                 row.append("")
         rows.append(row)
     return table(heads, rows, caption="What to expect, with 90 % intervals", class_="verdict")
+
+
+def _costs(answer: Recommendation, accounts: Accounts) -> Html | None:
+    """Return what the picks cost as people count it, None where nothing of it is known."""
+    picks = costed(answer, accounts)
+    rows: list[list[Content]] = []
+    for field, noun in COSTS.items():
+        found = [getattr(costs, field) for _, costs in picks]
+        if any(each is not None for each in found):
+            keys = [f"costs.{name.replace('-', '_')}.{field}" for name, _ in picks]
+            cells = zip(found, keys, strict=True)
+            rows.append([noun, *(estimated(each, f"{noun}.", key=key) for each, key in cells)])
+    if not rows:
+        return None
+    whole = table(
+        ["costs", *(name for name, _ in picks)],
+        rows,
+        caption="What it costs, with 90 % intervals",
+        class_="verdict",
+    )
+    return join([whole, *(tag("p", text) for text in cost_words(accounts))])
+
+
+def _efforts(found: EffortMap) -> Html:
+    """Return the efforts on the pick's engine, for all problems and for each class of them."""
+    shown = [quantity(name) for name in ("accuracy", "latency_p95_s", "energy_j", "cost_usd")]
+    classes = [("all problems", "efforts", found.efforts)] + [
+        (name, f"efforts.classes.{name}.efforts", each.efforts)
+        for name, each in found.classes.items()
+    ]
+    rows: list[list[Content]] = []
+    for name, where, efforts in classes:
+        for place, effort in enumerate(efforts):
+            key = f"efforts.{where}.{place}" if where == "efforts" else f"{where}.{place}"
+            words = policy_words(effort.policy)
+            said: list[Content] = [tag("strong", words) if effort.use else words]
+            numbers = [
+                estimated(effort.estimates.get(q.name), q.meaning, key=f"{key}.estimates.{q.name}")
+                for q in shown
+            ]
+            cut = estimated(
+                effort.cut_share,
+                "The share of samples that end at the limit of tokens.",
+                key=f"{key}.cut_share",
+            )
+            sure = probability(
+                effort.probability_within_budget, SURE, key=f"{key}.probability_within_budget"
+            )
+            rows.append([name, join(said), *numbers, cut, sure])
+    heads = ["problems", "effort", *(each.noun for each in shown), "cut off", term("sure", SURE)]
+    told = "Which effort to use on this engine. The best that fits the budget stands out"
+    return table(heads, rows, caption=told)
 
 
 def _head(letter: str, name: str, pick: Pick, note: str) -> Html:

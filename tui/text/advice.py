@@ -40,7 +40,7 @@ from tui.text.words import (
 )
 
 if TYPE_CHECKING:
-    from advisor.advice.accounts.costs import Accounts
+    from advisor.advice.accounts.costs import Accounts, Costs
 
 COMPARED = ("accuracy", "latency_s", "latency_p95_s", "device_s", "energy_j", "tokens")
 OPTIONAL = ("cost_usd", "energy_j")  # not shown when neither pick has it
@@ -147,12 +147,21 @@ def verdict(answer: Recommendation) -> list[str]:
     return [f"Run {in_words(pick, device=True)}.", " ".join(sentences)]
 
 
+def of_curve(pick: Pick) -> bool:
+    """Whether what a pick gets right is only known of a published curve."""
+    accuracy = pick.estimates.get("accuracy")
+    return accuracy is not None and accuracy.extrapolated
+
+
 def marks(pick: Pick) -> list[str]:
     """Return the sentence that says which of a pick's numbers were not measured."""
     if pick.prior is not None:
+        more = ""
+        if of_curve(pick):
+            more = " Its accuracy and lengths are those of a published curve, by laws of answers."
         return [
-            f"Its times come from operator tables of {pick.prior} (the prior), not from a run. "
-            f"They are marked {OUTSIDE}."
+            f"Its times come from operator tables of {pick.prior} (the prior), not from a run."
+            f"{more} They are marked {OUTSIDE}."
         ]
     if any(each is not None and each.extrapolated for each in pick.estimates.values()):
         return [f"Its numbers marked {OUTSIDE} lie outside what was measured."]
@@ -257,6 +266,8 @@ def _estimates(answer: Recommendation, width: int, *, explain: bool) -> Iterable
         yield from _differences(answer.regret, width)
     of_prior = [pick.prior is not None for pick in picks]
     marked = "by the prior, not measured" if all(of_prior) else "outside what was measured"
+    if any(map(of_curve, picks)):
+        marked = "by the prior or by a published curve, not measured"
     marked += ", or by the prior" if any(of_prior) and not all(of_prior) else ""
     cells = [cell for row in rows for cell in row]
     signs = [f"{OUTSIDE} {marked}"] if any(OUTSIDE in cell for cell in cells) else []
@@ -287,11 +298,7 @@ COSTS = {  # of `Costs`, in the order in which they are shown
 
 def cost_lines(answer: Recommendation, accounts: Accounts, width: int = 80) -> list[str]:
     """Return what the picks cost as people count it, the rows of which anything is known."""
-    ours, theirs = accounts.system_optimal, accounts.compute_optimal
-    named = [("system-optimal", ours)]
-    if not same(answer.system_optimal, answer.compute_optimal):
-        named.append(("compute-optimal", theirs))
-    picks = [(name, costs) for name, costs in named if costs is not None]
+    picks = costed(answer, accounts)
     rows = [["costs, 90 % intervals", *(name for name, _ in picks)]]
     for field, noun in COSTS.items():
         found = [getattr(costs, field) for _, costs in picks]
@@ -299,7 +306,20 @@ def cost_lines(answer: Recommendation, accounts: Accounts, width: int = 80) -> l
             rows.append([noun, *map(with_interval, found)])
     if len(rows) == 1:
         return []
-    said, tariff = [], accounts.tariff
+    return ["", *_beside(rows, width), *_wrap(" ".join(cost_words(accounts)), width)]
+
+
+def costed(answer: Recommendation, accounts: Accounts) -> list[tuple[str, Costs]]:
+    """Return the picks that have costs, one where both are the same."""
+    named = [("system-optimal", accounts.system_optimal)]
+    if not same(answer.system_optimal, answer.compute_optimal):
+        named.append(("compute-optimal", accounts.compute_optimal))
+    return [(name, costs) for name, costs in named if costs is not None]
+
+
+def cost_words(accounts: Accounts) -> list[str]:
+    """Return in sentences what the costs hold, by the prices that were given."""
+    said, tariff, ours = [], accounts.tariff, accounts.system_optimal
     if tariff.kwh_price is not None:
         said.append(
             f"Electricity at ${tariff.kwh_price:g} per kWh and a PUE of {tariff.pue or 1:g}. The "
@@ -317,7 +337,7 @@ def cost_lines(answer: Recommendation, accounts: Accounts, width: int = 80) -> l
             if even.value > most.value
             else "Whether the limits hold at that rate, --rate tells."
         )
-    return ["", *_beside(rows, width), *_wrap(" ".join(said), width)]
+    return said
 
 
 def _change(answer: Recommendation, name: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -46,8 +46,30 @@ BINS = 54
 _FINISHED = ("stop", "length", "abort", "error", "repetition", "ended")
 
 
-def live_line(seconds: float, numbers: Mapping[str, Numbers | None]) -> str:
-    """Return one line of at most 80 columns: all engines together over the last seconds."""
+STALE_S = 3.0  # without an answer, from which it is said
+
+
+def silence_s(numbers: Iterable[Numbers | None], now_ns: int) -> float | None:
+    """Return for how many seconds an engine has not answered, the longest; None before it did."""
+    ends = [each.end_ns for each in numbers if each is not None]
+    return None if not ends else max((now_ns - min(ends)) / 1e9, 0.0)
+
+
+def silence_told(numbers: Mapping[str, Numbers | None], now_ns: int) -> str | None:
+    """Return `no answer for 7 s` where an engine has not answered for that long, else None."""
+    silence = silence_s(numbers.values(), now_ns)
+    if silence is None or silence < STALE_S:
+        return None
+    late = sum((silence_s([each], now_ns) or 0.0) >= STALE_S for each in numbers.values())
+    of = "" if late == len(numbers) else f" of {late} of {len(numbers)} engines"
+    return f"no answer{of} for {silence:.0f} s"
+
+
+def live_line(seconds: float, numbers: Mapping[str, Numbers | None], now_ns: int) -> str:
+    """Return one line of at most 80 columns: all engines together over the last seconds.
+
+    Where the last answer is older than some seconds, that stands before what it said.
+    """
     hours, rest = divmod(int(seconds), 3600)
     head = f"{hours}:{rest // 60:02}:{rest % 60:02}"
     engines = [each for each in numbers.values() if each is not None]
@@ -69,7 +91,8 @@ def live_line(seconds: float, numbers: Mapping[str, Numbers | None]) -> str:
         parts.append(f"accept {min(lengths):.2f}")
     if len(numbers) > 1:
         parts.append(f"{len(engines)}/{len(numbers)} engines")
-    line = head
+    silent = silence_told(numbers, now_ns)
+    line = head if silent is None else f"{head}  {silent}, before:"
     for part in parts:
         if len(line) + 2 + len(part) <= 80:
             line += f"  {part}"
@@ -149,10 +172,14 @@ def _number_lines(watched: Watched, numbers: Numbers, width: int) -> list[str]:
             f"length {numbers.acceptance_length:.2f}"
         )
         lines += wrap("drafts", drafts, width=width, indent=INDENT)
-    return [*lines, "", *_time_lines(numbers, watched.requests, software_of(watched.engine), width)]
+    return [
+        *lines,
+        "",
+        *latency_lines(numbers, watched.requests, software_of(watched.engine), width),
+    ]
 
 
-def _time_lines(
+def latency_lines(
     numbers: Numbers, requests: Requests | None, software: str, width: int
 ) -> list[str]:
     """Return the times of requests: one by one where they are known, else by histograms."""
@@ -264,13 +291,13 @@ _EFFECTS = (("latency_s.mean", "latency mean"), ("latency_s.p95", "latency p95")
             ("throughput_tokens_per_s", "throughput"))  # fmt: skip
 
 
-def next_lines(path: str, found: Suggestion | str) -> list[str]:
+def next_lines(path: str, found: Suggestion | str, *, width: int = 80) -> list[str]:
     """Return the replay to run next and what it predicts, or why there is none."""
     if isinstance(found, str):
-        return wrap("NEXT", f"no replay: {found}", width=80, indent=INDENT)
+        return wrap("NEXT", f"no replay: {found}", width=width, indent=INDENT)
     command = shlex.join(["ttscope", "replay", path, *found.arguments])
     lines = [f"{'NEXT':<{INDENT}}{command}"]
-    return lines + wrap("", effect_text(found), width=80, indent=INDENT)
+    return lines + wrap("", effect_text(found), width=width, indent=INDENT)
 
 
 def effect_text(found: Suggestion) -> str:

@@ -20,7 +20,17 @@ from traces.schema.engine import EngineConfig
 from traces.schema.estimate import Estimate
 from traces.schema.tts.policy import Policy
 from traces.summary.run import Run, summarise, to_plain
-from tui.options import BUDGET, OPTIONS, BudgetOptions, BudgetSeed, Json, Recordings, takes
+from tui.options import (
+    ACCOUNTS,
+    BUDGET,
+    OPTIONS,
+    AccountOptions,
+    BudgetOptions,
+    BudgetSeed,
+    Json,
+    Recordings,
+    takes,
+)
 from tui.terminal import say_all, say_json, tell
 from tui.text.advice import COMPARED, comparison_lines
 from tui.verbs.open_all import open_measured
@@ -28,7 +38,6 @@ from tui.verbs.sweep import run_shown
 
 if TYPE_CHECKING:
     from advisor.advice.accounts.costs import Tariff
-    from advisor.advice.advisor import Advisor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,48 +66,32 @@ class Advise:
     models: Annotated[
         Path | None, typer.Option(help="Keep what was learned here, for the same recordings.")
     ] = None
-    effort_map: Annotated[
-        bool,
-        typer.Option(
-            "--effort-map", help="Print as JSON which effort or budget of thought to use."
-        ),
-    ] = False
     seed: BudgetSeed = 0
-    kwh_price: Annotated[
-        float | None, typer.Option(help="USD per kWh: what the energy of the picks costs.")
-    ] = None
-    pue: Annotated[
-        float | None, typer.Option(help="Power of the site over its devices', such as 1.3.")
-    ] = None
-    api_price: Annotated[
-        float | None,
-        typer.Option(help="USD per million output tokens of an API: from which rate renting pays."),
-    ] = None
     as_json: Json = False
 
 
 @takes(
     BudgetOptions,
     Advise,
-    panels=BUDGET | {"present": OPTIONS, "kwh_price": "Costs", "as_json": OPTIONS},
+    AccountOptions,
+    panels=BUDGET | {"present": OPTIONS, "effort_map": ACCOUNTS},
 )
-def advise(options: BudgetOptions, asked: Advise) -> None:
+def advise(options: BudgetOptions, asked: Advise, told: AccountOptions) -> None:
     """Recommend the system-optimal configuration for a budget."""
-    from advisor.advice.accounts.costs import Tariff
     from advisor.search.budget import is_given, parse_budget
 
     given, systems = options.given(), options.systems()
     if not is_given(given):
         raise UsageError("the budget is empty. Give a limit, such as --min-accuracy 0.75")
     budget = parse_budget(given)
-    tariff = Tariff(kwh_price=asked.kwh_price, pue=asked.pue, api_price=asked.api_price)
+    tariff = told.tariff()
     if asked.plan is not None and asked.plan.exists():
         raise UsageError(f"--plan {asked.plan}: is there already. Name another file")
     if asked.output is not None:
         from advisor.advice.promise import check_folder
 
         check_folder(asked.output)
-    if asked.effort_map and (asked.as_json or asked.verify or asked.explain):
+    if told.effort_map and (asked.as_json or asked.verify or asked.explain):
         raise UsageError("--effort-map prints one document. Leave out --json, --verify, --explain")
     if asked.verify and systems:
         raise UsageError("--verify runs the picks on this machine, not on a --gpu. Give one")
@@ -119,7 +112,7 @@ def advise(options: BudgetOptions, asked: Advise) -> None:
         explain=asked.explain,
         tariff=tariff,
         checks=open_measured(asked.learn) if asked.learn else (),
-        efforts=asked.effort_map,
+        efforts=told.effort_map,
         as_json=asked.as_json,
     )
 
@@ -186,7 +179,9 @@ def print_advice(
 
         write_config(output, answer, advisor.evidence)
     if efforts and answer.system_optimal is not None:
-        say_json(_effort_map(advisor, recordings, answer))
+        from advisor.advice.accounts.efforts import efforts_of
+
+        say_json(to_plain(efforts_of(advisor, recordings, answer)))
     costed = {} if accounts is None or not accounts.known else {"costs": to_plain(accounts)}
     document = advice_json(answer) | costed | dict(extra or {})
     if not as_json and not efforts:
@@ -208,22 +203,6 @@ def print_advice(
         say_json(document)
     if answer.system_optimal is None:
         raise TtscopeError(f"nothing fits the budget, {nearest_line(answer)}")
-
-
-def _effort_map(
-    advisor: Advisor, recordings: Sequence[Recording], answer: Recommendation
-) -> dict[str, Any]:
-    from advisor.advice.accounts.efforts import effort_map
-
-    assert answer.system_optimal is not None
-    groups: dict[str, str | None] = {}
-    for recording in recordings:
-        rows = recording.problems.select("problem_id", "group").unique("problem_id")
-        groups |= {name: group for name, group in rows.iter_rows() if group is not None}
-    document: dict[str, Any] = to_plain(
-        effort_map(advisor, answer.budget, answer.system_optimal, groups)
-    )
-    return document
 
 
 # `ttscope advise --verify`: the picks run for real, predicted beside measured.

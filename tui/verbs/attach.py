@@ -22,6 +22,7 @@ from profiler.attach.attachment import (
     attachment_of,
     default_folder,
 )
+from traces.clock import now_ns
 from traces.errors import TtscopeError, UsageError
 from traces.live.numbers import Numbers
 from traces.recording.manifest import check_free
@@ -281,7 +282,7 @@ class LiveLine:
         """Write it. A terminal that is gone ends no recording."""
         from tui.text.live import live_line
 
-        line = live_line(seconds, numbers)
+        line = live_line(seconds, numbers, now_ns())
         with contextlib.suppress(OSError):
             if self._terminal:
                 width = shutil.get_terminal_size().columns - 3  # with room for the ^C of Ctrl-C

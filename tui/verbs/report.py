@@ -13,7 +13,18 @@ import typer
 from traces.errors import UsageError
 from traces.files import whole_file
 from traces.schema.formats import number
-from tui.options import BUDGET, OPTIONS, BudgetOptions, BudgetSeed, Json, Recordings, takes
+from traces.summary.run import to_plain
+from tui.options import (
+    ACCOUNTS,
+    BUDGET,
+    OPTIONS,
+    AccountOptions,
+    BudgetOptions,
+    BudgetSeed,
+    Json,
+    Recordings,
+    takes,
+)
 from tui.terminal import say_all, say_json
 from tui.text.layout import wrap
 from tui.verbs.open_all import open_all
@@ -38,8 +49,14 @@ class Printed:
     as_json: Json = False
 
 
-@takes(Report, BudgetOptions, Printed, panels=BUDGET | {"seed": OPTIONS})
-def report(asked: Report, budget: BudgetOptions, printed: Printed) -> None:
+@takes(
+    Report,
+    BudgetOptions,
+    AccountOptions,
+    Printed,
+    panels=BUDGET | {"effort_map": ACCOUNTS, "seed": OPTIONS},
+)
+def report(asked: Report, budget: BudgetOptions, more: AccountOptions, printed: Printed) -> None:
     """Write one HTML page that tells what was measured and what to run for a budget."""
     from tui.report.material import gather_material
     from tui.report.page import page
@@ -60,6 +77,8 @@ def report(asked: Report, budget: BudgetOptions, printed: Printed) -> None:
             budget.given(),
             seed=printed.seed,
             systems=budget.systems(),
+            tariff=more.tariff(),
+            efforts=more.effort_map,
             progress=progress,
             command=shlex.join(["ttscope", *sys.argv[1:]]),
         )
@@ -67,12 +86,17 @@ def report(asked: Report, budget: BudgetOptions, printed: Printed) -> None:
     size = write(asked.output, text)
     answer = material.advice
     if printed.as_json:
+        accounts = material.accounts
+        costed = {} if accounts is None or not accounts.known else {"costs": to_plain(accounts)}
+        mapped = {} if material.efforts is None else {"efforts": to_plain(material.efforts)}
         say_json(
             {
                 "report": str(asked.output),
                 "bytes": size,
                 "advice": None if answer is None else advice_json(answer),
                 "no_advice": material.no_advice,
+                **costed,
+                **mapped,
                 **show_json(material.runs),
             }
         )

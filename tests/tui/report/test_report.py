@@ -320,8 +320,7 @@ def test_report_takes_the_budget_of_advise():
         for verb in ("advise", "report")
     }
     assert options["advise"] - options["report"] == {
-        "--present", "--plan", "--models", "--verify", "--explain", "--with", "--effort-map",
-        "--kwh-price", "--pue", "--api-price",
+        "--present", "--plan", "--models", "--verify", "--explain", "--with",
     }  # fmt: skip
     assert options["report"] <= options["advise"]
 
