@@ -53,7 +53,7 @@ def demo(asked: Demo) -> None:
         reason = _measure(folder)
     if reason is not None:
         folder = SHIPPED
-        tell(f"nothing is measured ({reason}). These are the shipped recordings")
+        tell(f"these are the shipped recordings ({reason})")
     paths = find_recordings(folder)
     recordings = [each for each in map(Recording.open, paths) if each.complete]
     if not recordings:
