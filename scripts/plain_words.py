@@ -1,9 +1,11 @@
-"""Plain English where a user reads it: no word of `WORDS`, and no semicolon.
+"""Plain English where a user reads it: no word of `WORDS`, no semicolon, short sentences.
 
     python -m scripts.plain_words [FILE ..]
+    python -m scripts.plain_words --count [FILE ..]    # words, and words a sentence, of each page
 
 Reads the strings of the packages, without docstrings and single words, and the prose of the
-pages here and in docs. Code and tables may have semicolons. Pages in
+pages here and in docs. Code and tables may have semicolons. A page's sentences have at most
+`MOST` words on average, each at most `LONGEST`, and none begins as `HEADLESS` does. Pages in
 `LATER` are not done yet: the list must only shrink, and a page on it without a hit is an error.
 """
 
@@ -17,11 +19,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 WORDS = (
-    "told(?! apart)", "foretold", "mend(?:s|ed|ing)?", "posed", "anew", "spares", "whoever",
-    "of which", "of those that", "that which",
+    "told(?! apart)", "foretold", "foretells?", "said of", "mend(?:s|ed|ing)?", "posed", "anew",
+    "spares", "whoever", "of which", "of those that", "that which",
 )  # fmt: skip
 WORD = re.compile(rf"\b({'|'.join(WORDS)})\b", re.IGNORECASE)
 SEMICOLON = re.compile(r";(?!\S)(?! charset=| version=)")
+MOST, LONGEST = 15.0, 40  # words of a sentence
+HEADLESS = re.compile(r"(?:\*\*[^*]*\*\* )?(?:What|Whatever|Who|Whose|Those|Of|Which)\b")
 LATER = ("CHANGELOG.md",)
 LANGUAGES = ("{ ", "default-src ", "; frame-ancestors")  # of style sheets, scripts and headers
 CODE = re.compile(r"^```.*?^```|^(?:    [^\n]*\n)+|`[^`\n]*`", re.MULTILINE | re.DOTALL)
@@ -48,6 +52,36 @@ def prose(text: str) -> Iterator[tuple[int, str]]:
     yield from enumerate(blanked.splitlines(), 1)
 
 
+def sentences(text: str) -> list[str]:
+    """Return the sentences of a page, without code, tables and headings.
+
+    A code span counts as one word, and a list's item ends its sentence.
+    """
+    text = re.sub(r"^(?:```.*?^```|<picture>.*?</picture>)$", "", text, flags=re.M | re.S)
+    text = re.sub(r"`[^`]*`", "code", text)
+    text = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", text)
+    blocks: list[str] = []
+    before = ""
+    for line in text.splitlines():
+        item = re.match(r"\s*(?:[-*]|\d+\.) ", line)
+        if not line.strip() or line.lstrip().startswith(("|", "#")):
+            blocks.append("")
+        elif line.startswith("    ") and not (item or (blocks and blocks[-1] and before)):
+            blocks.append("")  # code
+        elif item or not blocks:
+            blocks.append(line[item.end() :] if item else line)
+        else:
+            blocks[-1] += f" {line}"
+        before = line.strip()
+    parts = [part for block in blocks for part in re.split(r"(?<=[.?!])[\"*)\]]*\s+", block)]
+    return [part.strip() for part in parts if words_of(part)]
+
+
+def words_of(sentence: str) -> int:
+    """Return how many words a sentence has."""
+    return len(re.findall(r"\S*\w\S*", sentence))
+
+
 def hits(path: Path) -> Iterator[str]:
     """Yield `FILE:LINE: what is there` for each word and semicolon of a file."""
     text = path.read_text()
@@ -56,24 +90,48 @@ def hits(path: Path) -> Iterator[str]:
         found += [] if part.startswith("|") else SEMICOLON.findall(part)
         for what in found:
             yield f"{path.relative_to(ROOT)}:{line}: {what!r} in {' '.join(part.split())[:90]!r}"
+    page = sentences(text) if path.suffix == ".md" else []
+    counts = [words_of(sentence) for sentence in page]
+    mean, longest = sum(counts) / max(len(counts), 1), max(counts, default=0)
+    if mean > MOST:
+        yield f"{path.relative_to(ROOT)}: {mean:.1f} words a sentence, not {MOST:.0f} at most"
+    if longest > LONGEST:
+        yield f"{path.relative_to(ROOT)}: a sentence of {longest} words, not {LONGEST} at most"
+    for sentence in page:
+        if HEADLESS.match(sentence) and not sentence.endswith("?"):
+            yield f"{path.relative_to(ROOT)}: begins without its subject: {sentence[:70]!r}"
+
+
+def counted(paths: list[Path]) -> Iterator[str]:
+    """Yield words of the file, words of its prose, words a sentence, longest sentence, file."""
+    for path in paths:
+        text = path.read_text()
+        counts = [words_of(part) for part in sentences(text)] if path.suffix == ".md" else []
+        if counts:
+            mean, name = sum(counts) / len(counts), path.relative_to(ROOT)
+            words = len(text.split())
+            yield f"{words:6} {sum(counts):6} {mean:5.1f} {max(counts):4}  {name}"
 
 
 def main() -> int:
     """Print the hits; 1 where there are any."""
-    named = [Path(name).resolve() for name in sys.argv[1:]]
+    names = [name for name in sys.argv[1:] if name != "--count"]
     packages = ("traces", "profiler", "advisor", "tui")
-    paths = named or [
+    paths = [Path(name).resolve() for name in names] or [
         *sorted(path for name in packages for path in (ROOT / name).rglob("*.py")),
         *sorted(ROOT.glob("ttscope*.py")),
         *sorted(ROOT.glob("*.md")),
         *sorted((ROOT / "docs").rglob("*.md")),
     ]
-    lines = []
+    if "--count" in sys.argv[1:]:
+        sys.stdout.writelines(f"{line}\n" for line in counted(paths))
+        return 0
+    lines: list[str] = []
     for path in paths:
         found = list(hits(path))
-        if not named and str(path.relative_to(ROOT)) in LATER:
-            name = f"{path.relative_to(ROOT)} is plain now: take it off LATER"
-            found = [] if found else [name]
+        name = str(path.relative_to(ROOT))
+        if not names and name in LATER:
+            found = [] if found else [f"{name} is plain now: take it off LATER"]
         lines += found
     sys.stdout.writelines(f"{line}\n" for line in lines)
     return 1 if lines else 0

@@ -1,12 +1,13 @@
 """The docs tell of every verb and option that the command line has, and of no other."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 
 from benchmarks.made.terminal import ROOT
-from scripts import glossary, links
+from scripts import glossary, links, plain_words
 from scripts.transcripts import rewritten
 from tests.golden_outputs import KEPT
 from tui.cli import VERBS, loaded
@@ -27,9 +28,17 @@ def test_every_verb_has_a_page_that_names_its_options(verb):
 
 
 def test_the_list_of_verbs_says_what_each_says_itself():
-    assert {verb: told for verb, (_, told) in VERBS.items()} == {
+    assert {verb: told for verb, (_, told, *_) in VERBS.items()} == {
         verb: command.help for verb, command in COMMANDS.items()
     }
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_examples_of_help_can_be_typed(verb):
+    for line in VERBS[verb][3]:
+        name, typed, *words = shlex.split(line)
+        assert (name, typed) == ("ttscope", verb) and len(line) <= 78
+        COMMANDS[verb].make_context(verb, words)
 
 
 def test_docs_name_no_option_that_is_not_there():
@@ -100,3 +109,25 @@ def test_transcripts_are_of_a_terminal_and_name_no_machine():
     )
     assert once.count("## ") == page.count("## ")
     assert rewritten(once, "ttscope doctor", 61.0, ["yes", f"at {ROOT}/x"]) == once
+
+
+def test_sentences_are_counted_without_code_tables_and_headings():
+    page = (
+        "# A heading of words\n\nOne `code of words` [two three](x.md). Four (at 0.5 s)!\n\n"
+        "    code that is indented\n\n| a table | of words |\n|---|---|\n"
+        "- item one\n  goes on\n- item two\n    - inner one\n\n```\nfenced words\n```\n1. last\n"
+    )
+    words = [plain_words.words_of(each) for each in plain_words.sentences(page)]
+    assert words == [4, 4, 4, 2, 2, 1]
+
+
+def test_a_page_of_long_sentences_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(plain_words, "ROOT", tmp_path)
+    (tmp_path / "page.md").write_text(
+        "One two three. " + "word " * 60 + "end.\n\n- What?\n- Of it.\n"
+    )
+    assert list(plain_words.hits(tmp_path / "page.md")) == [
+        "page.md: 16.8 words a sentence, not 15 at most",
+        "page.md: a sentence of 61 words, not 40 at most",
+        "page.md: begins without its subject: 'Of it.'",
+    ]

@@ -12,57 +12,120 @@ import importlib
 import os
 import select
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from tui.terminal import say
+from tui.terminal import say, tell
 
-VERBS = {  # name: its function, and what `ttscope --help` says of it
-    "record": ("record.record", "Run a test-time-scaling workload on vLLM and keep a recording."),
-    "attach": (
-        "attach.attach", "Profile a live deployment: its own traffic, or with a workload of yours.",
-    ),
-    "tui": ("terminal.tui", "Open the terminal app."),
-    "sweep": (
-        "sweep.sweep", "Measure a list or grid of configurations, but none twice.",
-    ),
-    "show": (
-        "show.show", "Tell what happened in a recording, or what differs between two.",
-    ),
-    "replay": (
-        "replay.replay", "Predict a recorded run under a configuration that was never run.",
-    ),
-    "import": (
-        "import_export.import_",
-        "Make a recording of others' profiler traces, samples, requests or forward passes.",
-    ),
-    "export": (
-        "import_export.export",
-        "Write a recording for Perfetto and chrome://tracing, or as a trace of requests.",
-    ),
-    "advise": ("advise.advise", "Recommend the system-optimal configuration for a budget."),
-    "serve": (
-        "serve.serve", "Answer an OpenAI client's questions with a policy, in front of an engine.",
-    ),
-    "gate": (
-        "gate.gate",
-        "Hold a recording or a server against what was promised, or an earlier recording: for CI.",
-    ),
-    "report": (
-        "report.report",
-        "Write one HTML page that tells what was measured and what to run for a budget.",
-    ),
+MEASURE, LOOK, DECIDE, BEGIN = "Measure", "Look", "Decide and serve", "Begin here"
+VERBS = {  # name: its function, what `ttscope --help` says of it, its group there, examples
     "demo": (
-        "demo.demo", "Run the whole loop on the bundled reasoners with real vLLM on this machine.",
+        "demo.demo",
+        "Run the whole loop on the bundled reasoners with real vLLM on this machine.",
+        BEGIN,
+        ("ttscope demo --shipped --once",),
     ),
     "doctor": (
         "doctor.doctor",
         "Say what can be captured, here or of a server, or what can be predicted of a model.",
+        BEGIN,
+        ("ttscope doctor", "ttscope doctor http://localhost:8000"),
     ),
-}  # fmt: skip
+    "record": (
+        "record.record",
+        "Run a test-time-scaling workload on vLLM and keep a recording.",
+        MEASURE,
+        (
+            "ttscope record --model demo/s --problems 24 --n 8 -o runs/votes",
+            "ttscope record --endpoint http://localhost:8000 --workload my.jsonl --n 8",
+        ),
+    ),
+    "sweep": (
+        "sweep.sweep",
+        "Measure a list or grid of configurations, but none twice.",
+        MEASURE,
+        ("ttscope sweep plan.yaml -o runs",),
+    ),
+    "attach": (
+        "attach.attach",
+        "Profile a live deployment: its own traffic, or with a workload of yours.",
+        MEASURE,
+        (
+            "ttscope attach http://localhost:8000 --duration 10m -o runs/live",
+            "ttscope attach http://localhost:8000 --workload demo --n 4 --listen 4318",
+        ),
+    ),
+    "import": (
+        "import_export.import_",
+        "Make a recording of others' profiler traces, samples, requests or forward passes.",
+        MEASURE,
+        (
+            "ttscope import samples_gsm8k.jsonl -o runs/outcomes",
+            "ttscope import conversations.csv -o runs/requests",
+        ),
+    ),
+    "show": (
+        "show.show",
+        "Tell what happened in a recording, or what differs between two.",
+        LOOK,
+        ("ttscope show runs/votes", "ttscope show runs/before runs/after --fail-on 'p95>+5%'"),
+    ),
+    "tui": ("terminal.tui", "Open the terminal app.", LOOK, ("ttscope tui runs",)),
+    "report": (
+        "report.report",
+        "Write one HTML page that tells what was measured and what to run for a budget.",
+        LOOK,
+        ("ttscope report runs --min-accuracy 0.75 -o report.html",),
+    ),
+    "export": (
+        "import_export.export",
+        "Write a recording for Perfetto and chrome://tracing, or as a trace of requests.",
+        LOOK,
+        (
+            "ttscope export runs/votes -o trace.json.gz",
+            "ttscope export runs/votes -o trace.jsonl --format mooncake",
+        ),
+    ),
+    "replay": (
+        "replay.replay",
+        "Predict a recorded run under a configuration that was never run.",
+        DECIDE,
+        ("ttscope replay runs/votes --set engine.max_num_seqs=32 --set policy.n=4",),
+    ),
+    "advise": (
+        "advise.advise",
+        "Recommend the system-optimal configuration for a budget.",
+        DECIDE,
+        (
+            "ttscope advise runs --min-accuracy 0.75",
+            "ttscope advise runs --max-latency 20s --min-accuracy 0.9 -o deploy",
+        ),
+    ),
+    "serve": (
+        "serve.serve",
+        "Answer an OpenAI client's questions with a policy, in front of an engine.",
+        DECIDE,
+        ("ttscope serve deploy/policy.json --upstream http://localhost:8000",),
+    ),
+    "gate": (
+        "gate.gate",
+        "Hold a recording or a server against what was promised, or an earlier recording: for CI.",
+        DECIDE,
+        (
+            "ttscope gate deploy/expect.json runs/after",
+            "ttscope gate runs/before runs/after --fail-on 'p95>+5%'",
+        ),
+    ),
+}
+
+
+def examples(lines: Sequence[str]) -> str:
+    """Return what a help ends with."""
+    return "\n".join([f"Example{'s' if len(lines) > 1 else ''}:", *lines])
 
 
 class Verbs(TyperGroup):
@@ -74,8 +137,10 @@ class Verbs(TyperGroup):
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """Return a stand-in that has a verb's help, None where there is no such verb."""
-        place = VERBS.get(cmd_name)
-        return None if place is None else TyperCommand(cmd_name, help=place[1])
+        if cmd_name not in VERBS:
+            return None
+        _, told, group, _ = VERBS[cmd_name]
+        return TyperCommand(cmd_name, help=told, rich_help_panel=group)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name, command, rest = super().resolve_command(ctx, args)
@@ -89,7 +154,7 @@ def loaded(name: str) -> Any:
     module, _, function = VERBS[name][0].partition(".")
     verb = getattr(importlib.import_module(f"tui.verbs.{module}"), function)
     own = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    own.command(name)(verb)
+    own.command(name, epilog=examples(VERBS[name][3]))(verb)
     return typer.main.get_command(own)
 
 
@@ -99,6 +164,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Which configuration should serve your reasoning model? Profile, replay and choose.",
+    epilog=examples(["ttscope demo --shipped", "ttscope VERB --help"]),
 )
 
 
@@ -135,7 +201,7 @@ def main() -> NoReturn:
 def fail(message: str, code: int) -> NoReturn:
     """Say one line on stderr and leave."""
     with contextlib.suppress(OSError):  # stderr may be a pipe that closed
-        say(f"ttscope: {message}", file=sys.stderr)
+        tell(message)
     sys.exit(code)
 
 
@@ -168,7 +234,7 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> Any:
     """Hold the options that belong to no verb."""

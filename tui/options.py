@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, make_dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import typer
+from typer.models import OptionInfo
 
 from traces.errors import UsageError
 from traces.schema.tts.methods import PARAMETERS
 from traces.schema.tts.parameters import make_policy, meant
 from traces.schema.tts.policy import Policy
 
-Group = TypeVar("Group")
+if TYPE_CHECKING:
+    from advisor.advice.accounts.costs import Tariff
 
-Problems = Annotated[int | None, typer.Option(help="Take the first so many.")]
+Group = TypeVar("Group")
+OPTIONS = "Options"  # the group of `--help` that comes first
+SAMPLES, PROMPTS, KEYS = "Samples of a problem", "Prompts and answers", "Keys and headers"
+ACCOUNTS = "Costs and efforts"
+BUDGET = {"max_latency": "Budget", "gpu": "GPUs that were not measured"}  # by their first fields
+
+Problems = Annotated[int | None, typer.Option(help="Ask only so many, the first ones.")]
 Seed = Annotated[int, typer.Option(help="Seed of the demo's problems.")]
 Concurrency = Annotated[int, typer.Option(help="Problems in flight at a time.")]
 Method = Annotated[
@@ -46,10 +55,11 @@ CheckpointSamples = Annotated[
     int, typer.Option(help="Samples of each problem that --budget-checkpoints cut.")
 ]
 Logprobs = Annotated[
-    bool, typer.Option(help="Measure log-probabilities and confidence of every sample.")
+    bool,
+    typer.Option("--logprobs", help="Measure log-probabilities and confidence of every sample."),
 ]
 RawPrompts = Annotated[
-    bool, typer.Option(help="Send prompts as they are, without a chat template.")
+    bool, typer.Option("--raw-prompts", help="Send prompts as they are, without a chat template.")
 ]
 SystemPrompt = Annotated[
     str | None, typer.Option(help="Said before every chat of a JSONL workload.")
@@ -57,7 +67,9 @@ SystemPrompt = Annotated[
 Verifier = Annotated[
     str | None, typer.Option(help="exact, numeric, choice or math, for a JSONL workload.")
 ]
-RecordText = Annotated[bool, typer.Option(help="Keep answers and token ids of your own workload.")]
+RecordText = Annotated[
+    bool, typer.Option("--record-text", help="Keep answers and token ids of your own workload.")
+]
 Price = Annotated[float | None, typer.Option(help="USD per device-hour.")]
 Output = Annotated[Path | None, typer.Option("-o", "--output", help="The recording's folder.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
@@ -138,19 +150,12 @@ class BudgetOptions:
     percentile: Annotated[
         int | None, typer.Option(help="Which percentile --max-latency limits.")
     ] = None
+    min_accuracy: Annotated[str | None, typer.Option(help="0.8 or 80%.")] = None
     max_cost: Annotated[
         str | None, typer.Option(help="Per problem: $0.002, or device-seconds as 0.5s.")
     ] = None
     max_energy: Annotated[str | None, typer.Option(help="Per problem: 800J, 2kJ.")] = None
     gpus: Annotated[int | None, typer.Option(help="Devices at most.")] = None
-    gpu: Annotated[
-        list[str] | None,
-        typer.Option("--gpu", help="Offer this GPU, not measured, by the prior: h100_sxm."),
-    ] = None
-    tables: Annotated[
-        Path | None, typer.Option(help="--gpu: folder of its tables, if not installed.")
-    ] = None
-    min_accuracy: Annotated[str | None, typer.Option(help="0.8 or 80%.")] = None
     rate: Annotated[str | None, typer.Option(help="Problems arriving: 2/s, 30/min.")] = None
     price: Annotated[
         list[str] | None, typer.Option(help="USD per device-hour: 2.5, or by type H100=2.5.")
@@ -159,6 +164,13 @@ class BudgetOptions:
         str | None, typer.Option(help="accuracy, latency, cost, energy or throughput.")
     ] = None
     confidence: Annotated[float, typer.Option(help="How sure every limit must be met.")] = 0.9
+    gpu: Annotated[
+        list[str] | None,
+        typer.Option("--gpu", help="Offer this GPU, not measured, by the prior: h100_sxm."),
+    ] = None
+    tables: Annotated[
+        Path | None, typer.Option(help="--gpu: folder of its tables, if not installed.")
+    ] = None
 
     def given(self) -> dict[str, Any]:
         """Return what was given, for `advisor.search.budget.parse_budget`."""
@@ -174,6 +186,32 @@ class BudgetOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AccountOptions:
+    """What is told of an answer beside it: of `advise` and `report`."""
+
+    effort_map: Annotated[
+        bool,
+        typer.Option("--effort-map", help="Which effort or budget of thought to use (as JSON)."),
+    ] = False
+    kwh_price: Annotated[
+        float | None, typer.Option(help="USD per kWh: what the energy of the picks costs.")
+    ] = None
+    pue: Annotated[
+        float | None, typer.Option(help="Power of the site over its devices', such as 1.3.")
+    ] = None
+    api_price: Annotated[
+        float | None,
+        typer.Option(help="USD per million output tokens of an API: from which rate renting pays."),
+    ] = None
+
+    def tariff(self) -> Tariff:
+        """Return the prices. Raises UsageError for what none can be."""
+        from advisor.advice.accounts.costs import Tariff
+
+        return Tariff(kwh_price=self.kwh_price, pue=self.pue, api_price=self.api_price)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Watch:
     """What is watched and how: of `ttscope attach`, and what is typed on the Live screen."""
 
@@ -181,6 +219,18 @@ class Watch:
     duration: Annotated[
         str | None, typer.Option(help="End after 90s, 10m or 2h, else at Ctrl-C.")
     ] = None
+    model: Annotated[str | None, typer.Option(help="Which of the served models.")] = None
+    gpus: Annotated[
+        str,
+        typer.Option(metavar="auto|none|N", help="Read the power of the servers' GPUs, if here."),
+    ] = "auto"
+    model_config: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Its config.json: what its steps cost.")
+    ] = None
+    tensor_parallel_size: Annotated[
+        int | None, typer.Option(help="As the servers', which do not tell it.")
+    ] = None
+    price: Price = None
     metrics_url: Annotated[
         list[str] | None,
         typer.Option(metavar="URL", help="Where a server's metrics are, several for its pods."),
@@ -219,17 +269,6 @@ class Watch:
         str, typer.Option(metavar="N/Ts", help="N steps each, every T seconds or less often.")
     ] = "4/60s"
     yes: Annotated[bool, typer.Option("--yes", help="Open windows without asking.")] = False
-    gpus: Annotated[
-        str,
-        typer.Option(metavar="auto|none|N", help="Read the power of the servers' GPUs, if here."),
-    ] = "auto"
-    model: Annotated[str | None, typer.Option(help="Which of the served models.")] = None
-    model_config: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Its config.json: what its steps cost.")
-    ] = None
-    tensor_parallel_size: Annotated[
-        int | None, typer.Option(help="As the servers', which do not tell it.")
-    ] = None
     api_key_env: Annotated[
         str | None, typer.Option(help="Environment variable that holds the servers' key.")
     ] = None
@@ -238,35 +277,54 @@ class Watch:
         list[str] | None,
         typer.Option(metavar="'NAME: VALUE'", help="Goes with every request. $VAR is read."),
     ] = None
-    price: Price = None
 
 
 def takes(
-    *groups: type[Any],
+    *groups: type[Any], panels: Mapping[str, str] | None = None
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Give a verb the fields of dataclasses as options; it is called with one of each."""
+    """Give a verb the fields of dataclasses as options; it is called with one of each.
+
+    `panels` name the groups of `--help`, each by the field that it begins with.
+    """
 
     def decorate(verb: Callable[..., Any]) -> Callable[..., Any]:
         def command(**given: Any) -> Any:
             return verb(*grouped(given, *groups))
 
-        parameters = [
-            inspect.Parameter(
-                field.name,
-                inspect.Parameter.KEYWORD_ONLY,
-                default=inspect.Parameter.empty if field.default is MISSING else field.default,
-                annotation=hints[field.name],
+        panel, parameters = OPTIONS, []
+        for field, hint in _fields(groups):
+            panel = (panels or {}).get(field.name, panel)
+            parameters.append(
+                inspect.Parameter(
+                    field.name,
+                    inspect.Parameter.KEYWORD_ONLY,
+                    default=inspect.Parameter.empty if field.default is MISSING else field.default,
+                    annotation=_in_panel(hint, panel),
+                )
             )
-            for group in groups
-            for hints in (get_type_hints(group, include_extras=True),)
-            for field in fields(group)
-        ]
         command.__name__, command.__doc__ = verb.__name__, verb.__doc__
         command.__annotations__ = {each.name: each.annotation for each in parameters}
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         return command
 
     return decorate
+
+
+def _fields(groups: Sequence[type[Any]]) -> Iterator[tuple[Any, Any]]:
+    for group in groups:
+        hints = get_type_hints(group, include_extras=True)
+        for field in fields(group):
+            yield field, hints[field.name]
+
+
+def _in_panel(hint: Any, panel: str) -> Any:
+    """Return an option's type with its group of `--help`; arguments have their own."""
+    kind, told = hint.__origin__, hint.__metadata__[0]
+    if panel == OPTIONS or not isinstance(told, OptionInfo):
+        return hint
+    told = copy.copy(told)  # verbs share it, and may put it in other groups
+    told.rich_help_panel = panel
+    return Annotated[kind, told]
 
 
 def grouped(given: Mapping[str, Any], *groups: type[Any]) -> list[Any]:
@@ -305,7 +363,8 @@ def read_words(group: type[Group], words: Sequence[str]) -> Group:
             raise
         option = getattr(error, "option_name", None)
         if type(error).__name__ == "NoSuchOption" and option:
-            raise UsageError(f"{option}: not here, where there are {option_names(group)}") from None
+            names = option_names(group)
+            raise UsageError(f"{option}: not here, {meant(option, names.split(', '))}") from None
         missing = type(error).__name__ == "MissingParameter"
         raise UsageError("name a server: http://HOST:8000" if missing else show()) from None
 

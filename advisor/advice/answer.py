@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from advisor.advice.command import CpuBuild, serve_command
-from advisor.advice.experiments import experiments
 from advisor.advice.feasible import ReplayedCheck, Shortlist
-from advisor.advice.gpu_runs import short_runs
+from advisor.advice.measure_next.experiments import experiments
+from advisor.advice.measure_next.gpu_runs import short_runs
 from advisor.advice.reasons import measure_next, name_of, reasons, why_nothing
 from advisor.advice.sensitivity import turnings
 from advisor.evidence.gather import Evidence

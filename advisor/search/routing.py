@@ -226,7 +226,8 @@ def try_tables(
     if len(names) < FEWEST:
         return []
     for pool in pools:
-        problems = None if pool.key[1] == AS_SENT else pool.loads(names)
+        judged = pool.key[1] != AS_SENT and pool.curve is None
+        problems = pool.loads(names) if judged else None
         if problems is not None:
             rng = np.random.default_rng([seed, 6])
             count = min(max(8_000 // len(names), 32), 128)

@@ -25,7 +25,7 @@ from advisor.step_time.law import StepLaw
 from traces.schema.engine import ModelFacts
 from traces.summary.comparison import PRIOR_REPEATS
 
-BEYOND = {"mean": 0.01, "p50": 0.02, "p95": 0.025}  # sd of the log, as measured (docs/replay.md)
+BEYOND = {"mean": 0.01, "p50": 0.02, "p95": 0.025}  # sd of the log (docs/validation.md)
 MOST_RUNS = 24  # that are replayed to see it
 
 

@@ -6,6 +6,9 @@ import numpy as np
 import polars as pl
 
 from advisor.replay.recording import write_recording
+from tests.traces.forward_pass.passes import passed
+from traces.forward_pass.record import read_object
+from traces.forward_pass.rows import ForwardPassRows
 from traces.recording.reader import Recording
 from traces.recording.tables import TABLES
 
@@ -17,7 +20,7 @@ SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 
 def watched(truth, folder, *, spans=True, steps=True, metrics=True, period_s=0.25, polled=None):
     """Write what a watch at some depth would have kept of a `Prediction` taken for the truth.
 
-    /metrics is that of `polled` where it is given.
+    /metrics is that of `polled` where it is given. `steps` are the plugin's, or "passes" of FPM.
     """
     tables = {name: frame.clone() for name, frame in truth.tables.items()}
     (key,) = truth.manifest.engines
@@ -37,7 +40,8 @@ def watched(truth, folder, *, spans=True, steps=True, metrics=True, period_s=0.2
         kept["samples"] = kept["samples"].drop("queued", "finish_reason")
         kept["samples"] = _whole("samples", kept["samples"])
     if steps:
-        kept["steps"] = _whole("steps", front_end(tables["steps"], tables["samples"], own))
+        told = passes if steps == "passes" else front_end
+        kept["steps"] = _whole("steps", told(tables["steps"], tables["samples"], own))
     if metrics:
         kept["scrapes"] = scrapes((polled or truth).tables, own, engine.num_gpu_blocks, period_s)
     manifest = dataclasses.replace(
@@ -70,6 +74,24 @@ def front_end(steps, samples, key):
             source=pl.lit("inferred"),
         )
     )
+
+
+def passes(steps, samples, key):
+    """Return steps as the engine's forward-pass metrics tell them, with a heartbeat when idle."""
+    rows, found, counter = ForwardPassRows(key, speculates=False), [], 0
+    for step in steps.iter_rows(named=True):
+        if step["interval_ns"] is None:
+            found += rows.rows(read_object(passed(counter, wall=0.0)), step["end"])
+            counter += 1
+        record = passed(
+            counter, wall=(step["wall_ns"] or step["interval_ns"] or 0) / 1e9,
+            decodes=step["decode_requests"], context=step["decode_kv_tokens"],
+            prefills=step["prefill_requests"], new=step["prefill_tokens"],
+            cached=step["prefill_kv_tokens"] - step["prefill_tokens"],
+        )  # fmt: skip
+        found += rows.rows(read_object(record), step["end"])
+        counter += 1
+    return pl.DataFrame([*found, *rows.flush()], infer_schema_length=None)
 
 
 def _whole(table, frame):

@@ -1,14 +1,17 @@
 """Every verb at a terminal of 80 columns, with its progress drawn; interrupted; cut off; plain."""
 
 import json
+import re
 import shlex
 import signal
+import sys
 
 import pytest
 
 from benchmarks.made.terminal import CTRL_C, ROOT, TTSCOPE, in_terminal, ttscope
 from tests.tui.chat_server import chat_server
 from traces.recording.reader import Recording
+from tui.cli import VERBS, loaded
 from tui.verbs.demo import SHIPPED
 
 pytestmark = pytest.mark.slow
@@ -25,7 +28,7 @@ def check(seen, code=0, *, paths=()):
     """No traceback, the right exit code, nothing wider than the terminal but paths."""
     assert "Traceback" not in seen.text and b"Traceback" not in seen.raw, seen.text
     assert seen.code == code, seen.text
-    allowed = ("ttscope: ", *map(str, paths))  # an error is one line, and so is a path
+    allowed = [str(path) for path in paths]  # a path is one word
     assert not [line for line in seen.wrapped if not any(each in line for each in allowed)]
 
 
@@ -60,6 +63,22 @@ def test_a_verb(tmp_path, arguments, code, said):
     seen = ttscope(*arguments, cwd=tmp_path)
     check(seen, code, paths=[SHIPPED, FOREIGN])
     assert said in seen.text
+    if code == 0 and arguments[0] in ("advise", "show", "replay", "report"):
+        assert re.search(r"^(next|Next) ", seen.text, re.M) and seen.coloured
+
+
+def test_every_help_is_whole():
+    every = "from tui.cli import VERBS, app\nfor verb in VERBS:\n"
+    every += "    app([verb, '--help'], prog_name='ttscope', standalone_mode=False)"
+    seen = in_terminal(sys.executable, "-c", every)
+    check(seen)
+    assert not seen.wrapped and "…" not in seen.text and seen.coloured
+    helps = dict(zip(VERBS, seen.text.split(" Usage: ")[1:], strict=True))
+    for verb, text in helps.items():
+        assert "\n Example" in text and f"\n ttscope {verb}" in text
+        for parameter in loaded(verb).params:
+            names = parameter.opts if parameter.param_type_name == "option" else [parameter.name]
+            assert all(re.search(rf"[│*] +(-o +)?{name}[ .]", text) for name in names[-1:]), names
 
 
 @pytest.mark.parametrize("columns", [40, 80])
@@ -135,7 +154,7 @@ def test_this_machine_is_looked_at():
 
 def one_line(seen, begin):
     """Return the line that the command ends with, which the terminal may have wrapped."""
-    words = "".join(seen.lines[-2:])
+    words = " ".join(line.strip() for line in seen.lines[-3:])
     found = words[words.rindex("ttscope: ") :]
     assert found.startswith(f"ttscope: {begin}"), seen.text
     return found

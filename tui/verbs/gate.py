@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,9 +10,19 @@ import typer
 
 from traces.errors import TtscopeError, UsageError
 from traces.recording.reader import Recording
-from tui.options import Json, Output, Price, Problems, RawPrompts, RuleOptions, Sampling, takes
+from tui.options import (
+    OPTIONS,
+    Json,
+    Output,
+    Price,
+    Problems,
+    RawPrompts,
+    RuleOptions,
+    Sampling,
+    takes,
+)
 from tui.options import Verifier as VerifierOption
-from tui.terminal import say, say_json
+from tui.terminal import say_all, say_json, tell
 
 if TYPE_CHECKING:
     from traces.deployment.checks import Gate
@@ -36,6 +45,10 @@ class GateOptions:
         list[str] | None,
         typer.Option(metavar="LIMIT", help="Against a recording: p95>+5%, as of show."),
     ] = None
+    junit: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write JUnit XML.")] = None
+    markdown: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also append a Markdown summary.")
+    ] = None
     endpoint: Annotated[
         str | None, typer.Option(metavar="URL", help="Record this server now, and judge that.")
     ] = None
@@ -48,20 +61,17 @@ class GateOptions:
     api_key_env: Annotated[
         str | None, typer.Option(help="Environment variable that holds the server's key.")
     ] = None
-    junit: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write JUnit XML.")] = None
-    markdown: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Also append a Markdown summary.")
-    ] = None
     price: Price = None
     output: Output = None
     as_json: Json = False
 
 
-@takes(GateOptions)
+@takes(GateOptions, panels={"endpoint": "Record a server now", "as_json": OPTIONS})
 def gate(asked: GateOptions) -> int:
     """Hold a recording or a server against what was promised, or an earlier recording: for CI."""
     from traces.deployment.reports import junit, markdown
     from traces.files import whole_file
+    from tui.text.commands import next_lines
     from tui.text.gate import gate_lines
 
     _check(asked)
@@ -75,8 +85,10 @@ def gate(asked: GateOptions) -> int:
     if asked.as_json:
         say_json(found.to_json())
     else:
-        for line in gate_lines(found):
-            say(line)
+        say_all(gate_lines(found))
+        if asked.recording is not None:
+            base = [asked.against] if asked.against.is_dir() else []
+            say_all(next_lines("show", *base, asked.recording))
     if found.broken:
         return 3
     if (why := found.not_judged) is not None:
@@ -143,8 +155,7 @@ def _record(
         problems, seed = problems or told.problems, told.seed or 0
     judged = None if told is None or demo or "+" in (told.verifier or "+") else told.verifier
     if concurrency is None:
-        say("ttscope: no number in flight was promised, so 8 are. Times are not judged",
-            file=sys.stderr)  # fmt: skip
+        tell("no number in flight was promised, so 8 are. Times are not judged")
     return run_workload(
         Ask(
             endpoint=asked.endpoint,

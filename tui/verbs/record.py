@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,9 @@ from traces.recording.manifest import CheckpointCost, check_free, read_manifest
 from traces.schema.engine import Speculative
 from traces.schema.tts.policy import Policy
 from tui.options import (
+    OPTIONS,
+    PROMPTS,
+    SAMPLES,
     BudgetCheckpoints,
     CheckpointSamples,
     Concurrency,
@@ -38,7 +40,7 @@ from tui.options import (
     takes,
     verifier_for,
 )  # fmt: skip
-from tui.terminal import say
+from tui.terminal import say_all, tell
 from tui.verbs.interrupted import says_what_is_kept
 from tui.verbs.progress import own_stdout, progress_bar
 
@@ -67,6 +69,17 @@ class Keep:
     budget_checkpoints: BudgetCheckpoints = None
     checkpoint_samples: CheckpointSamples = 8
     logprobs: Logprobs = False
+    kernels: Annotated[
+        str | None,
+        typer.Option(metavar="M/N", help="Profile the kernels of M steps every N."),
+    ] = None
+    power_hz: Annotated[
+        float, typer.Option(help="Readings of the devices' power a second, 10 to 50.")
+    ] = 20.0
+    otlp: Annotated[
+        str | None, typer.Option(help="Also send spans and metrics to this OTLP/HTTP URL.")
+    ] = None
+    price: Price = None
     tensor_parallel_size: Annotated[int | None, typer.Option(help="As vLLM's.")] = None
     max_num_seqs: Annotated[int | None, typer.Option(help="As vLLM's.")] = None
     max_num_batched_tokens: Annotated[int | None, typer.Option(help="As vLLM's.")] = None
@@ -82,36 +95,37 @@ class Keep:
     system_prompt: SystemPrompt = None
     verifier: Verifier = None
     record_text: RecordText = False
-    kernels: Annotated[
-        str | None,
-        typer.Option(metavar="M/N", help="Profile the kernels of M steps every N."),
-    ] = None
     api_key_env: Annotated[
         str | None, typer.Option(help="Environment variable that holds the server's key.")
     ] = None
-    otlp: Annotated[
-        str | None, typer.Option(help="Also send spans and metrics to this OTLP/HTTP URL.")
-    ] = None
-    power_hz: Annotated[
-        float, typer.Option(help="Readings of the devices' power a second, 10 to 50.")
-    ] = 20.0
-    price: Price = None
     output: Output = None
     as_json: Json = False
 
 
-@takes(Ask, Sampling, RuleOptions, Keep)
+@takes(
+    Ask,
+    Sampling,
+    RuleOptions,
+    Keep,
+    panels={
+        "policy": SAMPLES,
+        "window": "Parameters of methods",
+        "timeout": "What is measured",
+        "tensor_parallel_size": "vLLM's options",
+        "raw_prompts": PROMPTS,
+        "api_key_env": OPTIONS,
+    },
+)
 def record(ask: Ask, sampling: Sampling, rule: Any, asked: Keep) -> None:
     """Run a test-time-scaling workload on vLLM and keep a recording."""
-    from tui.verbs.show import print_show
+    from tui.verbs.show import after_show, print_show
 
     with own_stdout() as out:
         folder = run_workload(ask, sampling, rule, asked)
         print_show([folder], price=None, as_json=asked.as_json, out=out)
         if not asked.as_json:
-            for line in checkpoint_lines(read_manifest(folder).checkpoints):
-                say(line, file=out)
-            say(f"kept in {folder}", file=out)
+            lines = checkpoint_lines(read_manifest(folder).checkpoints)
+            say_all([*lines, f"kept in {folder}", *after_show([folder])], file=out)
 
 
 def run_workload(
@@ -177,13 +191,12 @@ def run_workload(
 
         unknown = options.tensor_parallel_size is None and software_of(engine.config) == "vLLM"
         if options.endpoint is not None and unknown:
-            say(
-                "ttscope: the server does not report its tensor_parallel_size, which is taken as 1 "
-                "(set it with --tensor-parallel-size)",
-                file=sys.stderr,
+            tell(
+                "the server does not report its tensor_parallel_size, which is taken as 1 (set it "
+                "with --tensor-parallel-size)"
             )
         for note in getattr(engine, "notes", ()):
-            say(f"ttscope: {note}", file=sys.stderr)
+            tell(note)
         bar.update(task, description=f"{engine.config.model} {policy.label()}")
         with says_what_is_kept(folder), contextlib.closing(engine):
             run_and_keep(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import floor
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,8 +15,9 @@ from profiler.engines.models.model_facts import given_facts
 from traces.errors import UsageError
 from traces.recording.reader import Recording
 from traces.recording.reader import measured as measured_ones
-from tui.options import Json, takes
-from tui.terminal import say
+from tui.options import OPTIONS, Json, takes
+from tui.terminal import say_all
+from tui.text.commands import next_lines
 
 if TYPE_CHECKING:
     from advisor.what_if.question import Question
@@ -37,19 +39,32 @@ class Replay:
         list[Path] | None,
         typer.Option("--with", help="Recordings that teach other engines' steps, repeatable."),
     ] = None
+    run: Annotated[
+        int, typer.Option(help="Which of its runs, from 1, if several.", show_default=False)
+    ] = 0
+    seed: Annotated[int, typer.Option(help="Seed of what is drawn.")] = 0
+    rate: Annotated[str | None, typer.Option(help="Problems arriving: 2/s, 30/min.")] = None
+    concurrency: Annotated[int | None, typer.Option(help="Problems in flight.")] = None
+    replicas: Annotated[int, typer.Option(help="Engines that share the load.")] = 1
+    routing: Annotated[str, typer.Option(help="round-robin or least-outstanding.")] = "round-robin"
+    together: Annotated[
+        bool, typer.Option("--together", help="A problem's samples to one engine.")
+    ] = False
+    gpu: Annotated[
+        list[str] | None, typer.Option(help="Step times of a GPU from the prior: h100_sxm.")
+    ] = None
+    tables: Annotated[
+        Path | None, typer.Option(help="--gpu: folder of its tables, if not installed.")
+    ] = None
     measured: Annotated[
         list[str] | None,
         typer.Option(
             metavar="itl=12ms@32", help="--gpu: a time measured there, @ requests in flight."
         ),
     ] = None
-    rate: Annotated[str | None, typer.Option(help="Problems arriving: 2/s, 30/min.")] = None
-    concurrency: Annotated[int | None, typer.Option(help="Problems in flight.")] = None
-    replicas: Annotated[int, typer.Option(help="Engines that share the load.")] = 1
-    routing: Annotated[str, typer.Option(help="round-robin or least-outstanding.")] = "round-robin"
-    together: Annotated[bool, typer.Option(help="A problem's samples to one engine.")] = False
-    run: Annotated[int, typer.Option(help="Which of the recording's runs, from 1.")] = 0
-    seed: Annotated[int, typer.Option(help="Seed of what is drawn.")] = 0
+    model_config: Annotated[
+        Path | None, typer.Option(help="config.json of the model on that GPU, if not the recorded.")
+    ] = None
     operators: Annotated[
         Path | None, typer.Option(help="Operator tables of a GPU to take step times from.")
     ] = None
@@ -59,15 +74,6 @@ class Replay:
     collectives: Annotated[
         Path | None,
         typer.Option(help="--operators: all-reduces: CSV, recording, Parquet, h100_sxm."),
-    ] = None
-    gpu: Annotated[
-        list[str] | None, typer.Option(help="Step times of a GPU from the prior: h100_sxm, ..")
-    ] = None
-    tables: Annotated[
-        Path | None, typer.Option(help="--gpu: folder of its tables, if not installed.")
-    ] = None
-    model_config: Annotated[
-        Path | None, typer.Option(help="config.json of the model on that GPU, if not the recorded.")
     ] = None
 
 
@@ -82,7 +88,8 @@ class Answer:
         str | None, typer.Option(help="--against: the file that the prompts came from.")
     ] = None
     raw_prompts: Annotated[
-        bool, typer.Option(help="--against: without a chat template, if recorded so.")
+        bool,
+        typer.Option("--raw-prompts", help="--against: without a chat template, if recorded so."),
     ] = False
     api_key_env: Annotated[
         str | None, typer.Option(help="--against: variable that holds the server's key.")
@@ -94,7 +101,16 @@ class Answer:
     as_json: Json = False
 
 
-@takes(Replay, Answer)
+@takes(
+    Replay,
+    Answer,
+    panels={
+        "rate": "Load",
+        "gpu": "Another GPU's step times",
+        "against": "Send it to a server",
+        "output": OPTIONS,
+    },
+)
 def replay(asked: Replay, answer: Answer) -> None:
     """Predict a recorded run under a configuration that was never run."""
     from advisor.what_if.predict import predict
@@ -126,11 +142,20 @@ def replay(asked: Replay, answer: Answer) -> None:
     if answer.as_json:
         say_json(replay_json(prediction))
         return
-    for line in replay_lines(prediction, question):
-        say(line)
+    lines = list(replay_lines(prediction, question))
     if answer.output is not None:
-        say()
-        say(f"written  {answer.output}")
+        lines += ["", f"written   {answer.output}", *next_lines("show", answer.output)]
+    elif (limit := accuracy_kept(recorded)) is not None:
+        lines += next_lines("advise", asked.recording, "--min-accuracy", limit)
+    say_all(lines)
+
+
+def accuracy_kept(run: Run) -> str | None:
+    """Return the least accuracy that a run surely has, as a limit; None where it is not known."""
+    found = run.accuracy
+    if found is None or found.low is None or found.low < 0.01:
+        return None
+    return f"{floor(found.low * 100) / 100:.2f}"
 
 
 def question_of(asked: Replay) -> tuple[Recording, Run, Question, list[Recording]]:

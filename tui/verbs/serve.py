@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,8 @@ import typer
 from traces.errors import MissingDependencyError, UsageError, install_command
 from traces.recording.manifest import check_free
 from tui.options import Output, Price, Verifier, takes
-from tui.terminal import say
+from tui.terminal import say_all, tell
+from tui.text.commands import next_lines
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,15 +23,18 @@ class Serve:
 
     policy: Annotated[Path, typer.Argument(help="The policy.json of ttscope advise -o.")]
     upstream: Annotated[str, typer.Option(metavar="URL", help="The engine that draws samples.")]
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1"
-    port: Annotated[int, typer.Option(min=0, max=65535, help="And port. 0 takes a free one.")] = (
-        8100
-    )
-    verifier: Verifier = None
     model: Annotated[str | None, typer.Option(help="Which of the engine's models.")] = None
     api_key_env: Annotated[
         str | None, typer.Option(help="Variable with a key for looking at the engine at the start.")
     ] = None
+    verifier: Verifier = None
+    price: Price = None
+    otlp: Annotated[str | None, typer.Option(help="Also send spans to this OTLP/HTTP URL.")] = None
+    output: Output = None
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1"
+    port: Annotated[int, typer.Option(min=0, max=65535, help="And port. 0 takes a free one.")] = (
+        8100
+    )
     allow_host: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Also answer to this Host.")
     ] = None
@@ -45,12 +48,9 @@ class Serve:
     ] = 600.0
     drain: Annotated[float, typer.Option(help="Seconds for what runs when it ends.")] = 30.0
     max_body: Annotated[int, typer.Option(min=1, help="MiB of a request at most.")] = 4
-    otlp: Annotated[str | None, typer.Option(help="Also send spans to this OTLP/HTTP URL.")] = None
-    price: Price = None
-    output: Output = None
 
 
-@takes(Serve)
+@takes(Serve, panels={"host": "Where it listens", "in_flight": "Limits"})
 def serve(asked: Serve) -> None:
     """Answer an OpenAI client's questions with a policy, in front of an engine."""
     if importlib.util.find_spec("aiohttp") is None:
@@ -72,8 +72,8 @@ def serve(asked: Serve) -> None:
     check_free(folder)
 
     def ready(url: str) -> None:
-        say(f"ttscope: answers at {url}/v1 by {document.policy.label()}", file=sys.stderr)
-        say(f"ttscope: recorded in {folder}, ended by Ctrl-C", file=sys.stderr)
+        tell(f"answers at {url}/v1 by {document.policy.label()}")
+        tell(f"recorded in {folder}, ended by Ctrl-C")
 
     with says_what_is_kept(folder):
         answer(
@@ -98,4 +98,4 @@ def serve(asked: Serve) -> None:
             price_usd_per_device_hour=asked.price,
             ready=ready,
         )
-    say(f"kept in {folder}")
+    say_all([f"kept in {folder}", *next_lines("show", folder)])

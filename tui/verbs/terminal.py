@@ -35,13 +35,12 @@ class Terminal:
     recordings: Annotated[
         list[Path] | None, typer.Argument(help="Recordings, or folders, ./runs by default.")
     ] = None
-    screenshot: Annotated[Path | None, typer.Option(help="Write one screen as SVG and leave.")] = (
-        None
-    )
     screen: Annotated[str, typer.Option(help="Shown first: recordings, run, live or advice.")] = (
         "recordings"
     )
-    size: Annotated[str, typer.Option(help="Columns x rows of the screenshot.")] = "120x40"
+    keys: Annotated[
+        Path | None, typer.Option(help="TOML of keys instead of ~/.config/ttscope/keys.toml.")
+    ] = None
     min_accuracy: Annotated[
         str | None, typer.Option(help="Limit that the advice screen starts with.")
     ] = None
@@ -52,9 +51,10 @@ class Terminal:
         list[str] | None,
         typer.Option(help="Offer this GPU of the prior on the advice screen: h100_sxm."),
     ] = None
-    keys: Annotated[
-        Path | None, typer.Option(help="TOML of keys instead of ~/.config/ttscope/keys.toml.")
-    ] = None
+    screenshot: Annotated[Path | None, typer.Option(help="Write one screen as SVG and leave.")] = (
+        None
+    )
+    size: Annotated[str, typer.Option(help="Columns x rows of the screenshot.")] = "120x40"
     web: Annotated[bool, typer.Option("--web", help="Serve the app to browsers (extra web).")] = (
         False
     )
@@ -64,7 +64,9 @@ class Terminal:
     ] = None
 
 
-@takes(Terminal)
+@takes(
+    Terminal, panels={"min_accuracy": "Advice", "screenshot": "A picture", "web": "In a browser"}
+)
 def tui(asked: Terminal) -> None:
     """Open the terminal app."""
     paths, systems = asked.recordings or [Path("runs")], asked.gpu or ()

@@ -4,7 +4,8 @@ The plugin (profiler/plugin/batches.py) counts a prompt in the step that gives i
 that the earlier chunks of a long prompt are in no row, and it never sees which context a prompt
 reads. vLLM fills a step up to `max_num_batched_tokens`, running requests first, so a prompt that
 does not fit filled the steps before. With --enable-logging-iteration-details the chunks are
-measured, and their context alone is inferred.
+measured, and their context alone is inferred. Forward-pass metrics tell the sums of a step's
+prompts, of which those of one prompt give its context, and those of several nearly.
 """
 
 from __future__ import annotations
@@ -46,6 +47,24 @@ def with_prompt_context(steps: pl.DataFrame, max_num_batched_tokens: int | None)
         .alias(each.name)
         for each in columns
     )  # fmt: skip
+
+
+def with_context_of_several(steps: pl.DataFrame) -> pl.DataFrame:
+    """Return steps in which the context of several prompts is inferred from their sums.
+
+    The prompts of a step have equal lengths. Where the cache holds most of them they are one
+    prompt of several samples, computed once.
+    """
+    several = pl.col("prefill_query_context").is_null() & pl.col("prefill_kv_tokens").is_not_null()
+    if steps.filter(several).is_empty():
+        return steps
+    names = ("prefill_tokens", "prefill_requests", "prefill_kv_tokens")
+    tokens, prompts, read = (steps[name].fill_null(0).to_numpy().astype(float) for name in names)
+    context = _query_context(tokens, np.maximum(prompts, 1.0), np.maximum(read - tokens, 0.0))
+    inferred = pl.Series(np.rint(context)).cast(pl.Int64)
+    return steps.with_columns(
+        prefill_query_context=pl.when(several).then(inferred).otherwise("prefill_query_context")
+    )
 
 
 def _placed(

@@ -5,13 +5,14 @@ import shlex
 import pytest
 import yaml
 
-from advisor.advice.experiments import experiment_of, sweep_plan
+from advisor.advice.measure_next.experiments import experiment_of, sweep_plan
 from advisor.advice.reasons import name_without_limits
 from advisor.advice.sensitivity import turnings
 from advisor.search.budget import is_given, parse_budget
 from profiler.sweep.plan import load_plan
 from tests.advisor.synthetic import VOTE16, engine_of
 from traces.errors import UsageError
+from traces.schema.engine import in_words
 from tui.text.advice import SHORT_LINES, advice_json, advice_lines
 
 BUDGETS = [
@@ -152,7 +153,7 @@ def test_rates_that_change_the_pick_start_from_it_and_name_another(fresh):
 
 def name_of_pick(answer):
     pick = answer.system_optimal
-    return f"{pick.engine.model} {pick.engine.label()}, {pick.policy.label_with_temperature()}"
+    return in_words(pick.engine, pick.policy)
 
 
 def test_the_present_configuration_is_compared_or_already_best(fresh):

@@ -86,9 +86,10 @@ def relative(found, wanted, name, which=None):
     return values[0].value / values[1].value - 1
 
 
+@pytest.mark.parametrize("steps", [True, "passes"])
 @pytest.mark.parametrize("change", ["engine.max_num_seqs=8", "engine.max_num_seqs=64"])
-def test_spans_and_steps_predict_other_limits(base, truth, tmp_path, change):
-    recording = watched(truth, tmp_path / "seen")
+def test_spans_and_steps_predict_other_limits(base, truth, tmp_path, change, steps):
+    recording = watched(truth, tmp_path / "seen", steps=steps)
     found = predicted(recording, change)
     wanted = at_rate(base, 60.0, change).predicted
     assert found.recorded.policy is None and found.predicted.policy == AS_SENT
@@ -165,8 +166,9 @@ def advice(recordings, **budget):
     return Advisor.fit(recordings).recommend(Budget(**budget))
 
 
-def test_advice_for_the_traffic_of_others_has_no_accuracy(truth, tmp_path):
-    recording = watched(truth, tmp_path / "seen")
+@pytest.mark.parametrize("steps", [True, "passes"])
+def test_advice_for_the_traffic_of_others_has_no_accuracy(truth, tmp_path, steps):
+    recording = watched(truth, tmp_path / "seen", steps=steps)
     slow = advice([recording], max_device_s=1.0, optimise="latency")
     pick = slow.system_optimal
     assert pick.policy == AS_SENT

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from advisor.advice.experiments import WORTH, after_speed, regrets
 from advisor.advice.feasible import ReplayedCheck
+from advisor.advice.measure_next.experiments import WORTH, after_speed, regrets
 from traces.schema.engine import EngineConfig
 from traces.schema.tts.policy import Policy
 
