@@ -194,6 +194,7 @@ def test_the_space_holds_only_what_was_recorded(recordings):
         *(("majority", n) for n in (1, 2, 4, 8, 16)),
         *((rule, n) for rule in ("agreement", "first_finish") for n in (4, 8, 16)),
         *((rule, n) for rule in ("adaptive", "early_stopping") for n in (8, 16)),
+        *((p.method, p.n) for p in tables_of(space, "large")),
     }
     # Greedy was never recorded with speculation.
     speculative = [c for c in found if c.engine.speculative == NGRAM]
@@ -203,6 +204,10 @@ def test_the_space_holds_only_what_was_recorded(recordings):
     assert len(ran) == 6
     for row in (0, len(space) // 2, len(space) - 1):
         assert space.rows_of(found[row].engine, found[row].policy) == [row]
+
+
+def tables_of(space, model):
+    return [each.policy for each in space.routings if each.offered and each.model == model]
 
 
 def test_an_engine_too_small_for_a_sequence_is_dropped(tmp_path):
