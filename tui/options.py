@@ -363,7 +363,8 @@ def read_words(group: type[Group], words: Sequence[str]) -> Group:
             raise
         option = getattr(error, "option_name", None)
         if type(error).__name__ == "NoSuchOption" and option:
-            raise UsageError(f"{option}: not here, where there are {option_names(group)}") from None
+            names = option_names(group)
+            raise UsageError(f"{option}: not here, {meant(option, names.split(', '))}") from None
         missing = type(error).__name__ == "MissingParameter"
         raise UsageError("name a server: http://HOST:8000" if missing else show()) from None
 

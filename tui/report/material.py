@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from traces.errors import TtscopeError
 from traces.live.watched import Watched, runs_and_servers
 from traces.recording.reader import Recording
 from traces.schema.advice import Recommendation
+from traces.schema.formats import counted
 from traces.summary.run import Run
 
 if TYPE_CHECKING:
@@ -17,7 +19,9 @@ if TYPE_CHECKING:
     from advisor.advice.accounts.efforts import EffortMap
     from advisor.advice.advisor import Advisor
     from advisor.what_if.left_out import Foretold
+    from advisor.what_if.suggest import Suggestion
 
+MOST_SUGGESTED = 4  # live recordings: each takes two replays
 MOST_FORETOLD = 40  # recordings: each takes a fit and three replays
 NO_STEPS = (
     "no recording holds engine steps, from which times are learned. Imported outcomes have none"
@@ -30,7 +34,8 @@ class Material:
     """All that the page tells; where a part is None or empty, the reason stands beside it.
 
     `left_out` are recordings that the advice does not rest on: incomplete, without problems, or
-    predicted by a replay.
+    predicted by a replay. `suggested` are the replays to run next, by live recording. `command`
+    made the page, at `written`. The runs were recorded on `machines`, from `begun` on.
     """
 
     runs: tuple[Run, ...]
@@ -42,6 +47,16 @@ class Material:
     foretold: tuple[Foretold, ...] = ()
     not_foretold: str | None = None
     left_out: tuple[str, ...] = ()
+    suggested: Mapping[str, Suggestion | str] = field(default_factory=dict)
+    machines: tuple[str, ...] = ()
+    begun: datetime | None = None
+    command: str | None = None
+    written: datetime | None = None
+
+    @property
+    def of_live(self) -> bool:
+        """Whether the page tells what limits servers, and not which configuration to run."""
+        return bool(self.watched) and (self.advice is None or not self.advice.budget.required)
 
 
 def gather_material(
@@ -53,6 +68,7 @@ def gather_material(
     tariff: Tariff | None = None,
     efforts: bool = False,
     progress: Progress | None = None,
+    command: str | None = None,
 ) -> Material:
     """Summarise the recordings, ask for advice, and foretell each run from the others.
 
@@ -99,6 +115,7 @@ def gather_material(
         accounts = None if tariff is None else accounts_of(advisor, advice, tariff)
         mapped = efforts_of(advisor, complete, advice) if efforts else None
     foretold, not_foretold = _foretold(complete, runs, report)
+    begun = [each.manifest.clock_start.unix_ns for each in recordings]
     return Material(
         runs=tuple(runs),
         watched=tuple(watched),
@@ -109,7 +126,39 @@ def gather_material(
         foretold=tuple(foretold),
         not_foretold=not_foretold,
         left_out=tuple(each.name for each in recordings if each not in complete),
+        suggested=_suggested(recordings, watched, report),
+        machines=tuple(dict.fromkeys(filter(None, map(_machine, recordings)))),
+        begun=None if not begun else datetime.fromtimestamp(min(begun) / 1e9, UTC),
+        command=command,
+        written=None if command is None else datetime.now(UTC),
     )
+
+
+def _machine(recording: Recording) -> str | None:
+    """Return what a run was recorded on; None of what ran elsewhere, which does not tell."""
+    made, engines = recording.manifest.provenance, recording.manifest.engines.values()
+    gpus = [f"{each.num_devices} {each.gpu}" for each in engines if each.gpu is not None]
+    if gpus or any(each.mode == "server" for each in engines) or not recording.rows("steps"):
+        return " and ".join(dict.fromkeys(gpus)) or None
+    cpu, count = made.get("cpu"), made.get("cpus")
+    return None if not cpu else f"{cpu}, {counted(count, 'core')}" if count else str(cpu)
+
+
+def _suggested(
+    recordings: Sequence[Recording], watched: Sequence[Watched], report: Progress
+) -> dict[str, Suggestion | str]:
+    """Return the replay to run next for the recordings that were only watched."""
+    names = {each.recording for each in watched if each.numbers is not None}
+    live = [each for each in recordings if each.name in names][:MOST_SUGGESTED]
+    if not live:
+        return {}
+    from advisor.what_if.suggest import suggest
+
+    found = {}
+    for number, recording in enumerate(live):
+        report("what to change", number, len(live))
+        found[recording.name] = suggest(recording)
+    return found
 
 
 def _advisor(

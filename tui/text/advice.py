@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from traces.schema import engine
 from traces.schema.advice import ESTIMATES, Budget, Pick, Present, Recommendation, Turning
 from traces.schema.estimate import Estimate
 from traces.schema.formats import (
@@ -34,10 +35,7 @@ from tui.text.commands import command_lines, split_command
 from tui.text.layout import align
 from tui.text.words import (
     budget_words,
-    engine_words,
     goal_words,
-    model_words,
-    policy_words,
     request_words,
 )
 
@@ -122,16 +120,14 @@ def _lists(answer: Recommendation) -> dict[str, list[str]]:
 
 
 def _name(pick: Pick) -> str:
-    where = "" if pick.prior is None else f" on {pick.prior} (prior)"
-    policy = pick.policy.label_with_temperature()
-    return f"{pick.engine.model} {pick.engine.label()}{where}, {policy}"
+    return engine.in_words(pick.engine, pick.policy, prior=pick.prior)
 
 
-def in_words(pick: Pick, *, engine: bool = False) -> str:
+def in_words(pick: Pick, *, device: bool = False) -> str:
     """Return a configuration as `demo/s with 8 samples, majority vote`, and what it runs on."""
-    words = f"{model_words(pick.engine.model)} with {policy_words(pick.policy)}"
-    where = engine_words(pick.engine, limits=False)
-    return f"{words}, on {where}" if engine and where != "1 device" else words
+    if device:
+        return engine.in_words(pick.engine, pick.policy, limits=False)
+    return f"{engine.model_words(pick.engine.model)} with {pick.policy.words()}"
 
 
 def verdict(answer: Recommendation) -> list[str]:
@@ -148,7 +144,7 @@ def verdict(answer: Recommendation) -> list[str]:
         sentences = [f"It has the {goal_words(budget)} with {limits}, {sure} sure."]
     sentences.append("".join(against(answer)))
     sentences += marks(pick)
-    return [f"Run {in_words(pick, engine=True)}.", " ".join(sentences)]
+    return [f"Run {in_words(pick, device=True)}.", " ".join(sentences)]
 
 
 def of_curve(pick: Pick) -> bool:
@@ -180,7 +176,7 @@ def against(answer: Recommendation) -> tuple[str, str, str]:
     if same(other, pick):
         return "It also needs the fewest FLOPs, so that compute-optimal is the same here.", "", ""
     assert pick is not None
-    instead = in_words(other, engine=True)
+    instead = in_words(other, device=True)
     head = f"Counting arithmetic (FLOPs) alone, one would choose {instead} instead"
     flops, least = pick.estimates.get("flops"), other.estimates.get("flops")
     if flops is not None and least is not None and least.value > 0:
@@ -414,7 +410,7 @@ def near_miss_lines(answer: Recommendation, width: int) -> Iterable[str]:
         subject = limited(miss.limit, answer.budget.latency_percentile)
         text = (
             f"{subject.noun}: wanted {written(miss.wanted, subject.unit)}, nearest "
-            f"{with_interval(miss.nearest)} with {_name(miss.pick)} "
+            f"{with_interval(miss.nearest)} by {_name(miss.pick)} "
             f"({chance(miss.sure)} sure of it, "
             f"{chance(miss.pick.probability_within_budget)} sure of all)"
         )
@@ -438,7 +434,7 @@ def nearest_line(answer: Recommendation) -> str:
     which = which_latency(miss.limit, budget.latency_percentile)
     text = (
         f"nearest to {limit.option} {written(wanted, unit)}{which} is "
-        f"{number(value, unit)} with {_name(miss.pick)}"
+        f"{number(value, unit)} by {_name(miss.pick)}"
     )
     if not within:
         return text
@@ -497,7 +493,7 @@ def _listed(title: str, items: Sequence[str], width: int, *, commands: bool = Tr
     for place, item in enumerate(items):
         head = f"{title:<{LABEL}}" if place == 0 else " " * LABEL
         said, command = split_command(item)
-        said = said[:1].upper() + said[1:] if said[:1].islower() and _is_word(said) else said
+        said = capital(said)
         if command is not None and not commands:
             said = said.removesuffix(":") + " (--explain has the command)"
         lines += textwrap.wrap(
@@ -512,9 +508,10 @@ def _listed(title: str, items: Sequence[str], width: int, *, commands: bool = Tr
     return lines
 
 
-def _is_word(text: str) -> bool:
-    """Whether a sentence begins with a plain word, and not with a name or an option."""
-    return text.split(maxsplit=1)[0].isalpha()
+def capital(text: str) -> str:
+    """Return a sentence with a capital letter, unless it begins with a name or an option."""
+    plain = text.split(maxsplit=1)[:1] and text.split(maxsplit=1)[0].rstrip(":,").isalpha()
+    return text[:1].upper() + text[1:] if plain and text[:1].islower() else text
 
 
 def _wrap(text: str, width: int, *, indent: str = "") -> list[str]:

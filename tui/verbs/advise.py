@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -32,7 +31,7 @@ from tui.options import (
     Recordings,
     takes,
 )
-from tui.terminal import say, say_json
+from tui.terminal import say_all, say_json, tell
 from tui.text.advice import COMPARED, comparison_lines
 from tui.verbs.open_all import open_measured
 from tui.verbs.sweep import run_shown
@@ -83,11 +82,7 @@ def advise(options: BudgetOptions, asked: Advise, told: AccountOptions) -> None:
 
     given, systems = options.given(), options.systems()
     if not is_given(given):
-        raise UsageError(
-            "the budget is empty, so nothing can be recommended: set a limit, for example "
-            "--min-accuracy 0.75 (or --max-latency, --max-cost, --max-energy, --gpus), or say what "
-            "to --optimise"
-        )
+        raise UsageError("the budget is empty. Give a limit, such as --min-accuracy 0.75")
     budget = parse_budget(given)
     tariff = told.tariff()
     if asked.plan is not None and asked.plan.exists():
@@ -169,7 +164,7 @@ def print_advice(
         task = bar.add_task("learning from the recordings", total=None)
         advisor = Advisor.fit(recordings, seed=seed, saved=models, gpus=systems, checks=checks)
         for note in advisor.evidence.lost:
-            say(f"ttscope: {note}", file=sys.stderr)
+            tell(note)
 
         def heard(done: int, total: int) -> None:
             bar.update(task, description="replayed", completed=done, total=total)
@@ -192,18 +187,16 @@ def print_advice(
     if not as_json and not efforts:
         shown = accounts if explain or (tariff is not None and tariff.asked) else None
         costs = [] if shown is None else cost_lines(answer, shown)
-        for line in [*advice_lines(answer, explain=explain), *costs]:
-            say(line)
+        lines = [*advice_lines(answer, explain=explain), *costs]
         if plan is not None:
-            say()
-            say(f"plan in {plan}, measured by:")
-            say(f"{own_name()} sweep {shlex.quote(str(plan))} -o runs")
+            lines += ["", f"plan in {plan}, measured by:"]
+            lines.append(f"{own_name()} sweep {shlex.quote(str(plan))} -o runs")
         if kept:
             folder = shlex.quote(str(output))
-            say()
-            say(f"serve.sh, policy.json and expect.json in {output}, run by:")
-            say(f"sh {folder}/serve.sh")
-            say(f"{own_name()} serve {folder}/policy.json --upstream {SERVED_AT}")
+            lines += ["", f"serve.sh, policy.json and expect.json in {output}, run by:"]
+            lines.append(f"sh {folder}/serve.sh")
+            lines.append(f"{own_name()} serve {folder}/policy.json --upstream {SERVED_AT}")
+        say_all(lines)
     if verify is not None and answer.system_optimal is not None:
         document["verified"] = verify_picks(answer, advisor.evidence, verify, as_json=as_json)
     if as_json:
@@ -262,10 +255,9 @@ def verify_picks(
             }
         )
         if not as_json:
-            for line in comparison_lines(name, pick, measured):
-                say(line)
+            say_all(comparison_lines(name, pick, measured))
     if not as_json:
-        say(f"ttscope: recordings in {folder}", file=sys.stderr)
+        tell(f"recordings in {folder}")
     return documents
 
 

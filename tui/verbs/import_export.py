@@ -33,7 +33,8 @@ from traces.recording.manifest import NAME as MANIFEST
 from traces.recording.reader import Recording
 from traces.schema.formats import counted, number
 from tui.options import OPTIONS, Json, takes
-from tui.terminal import say, say_json
+from tui.terminal import say_all, say_json
+from tui.text.commands import next_lines
 from tui.text.layout import align, wrap
 from tui.verbs.progress import progress_bar
 
@@ -151,8 +152,7 @@ def import_(asked: Import) -> None:
     if asked.as_json:
         say_json(document)
         return
-    for line in lines:
-        say(line)
+    say_all(lines)
 
 
 def import_files(asked: Import) -> tuple[list[Path], Any]:
@@ -485,7 +485,7 @@ def _traces(traces: list[TraceTables], files: Sequence[Path], output: Path) -> S
         "device_time": to_plain(run.device_time),
     }
     lines = [*align(rows, right=(1, 2, 3, 4, 5)), "", *kernel_lines(run)]
-    return document, [*lines, *_notes(remarks(traces)[1:]), f"kept in {output}"]
+    return document, [*lines, *_notes(remarks(traces)[1:]), _kept(output)]
 
 
 def _notes(notes: Sequence[str]) -> list[str]:
@@ -565,8 +565,7 @@ def export(asked: Export) -> None:
     wrote = (
         f"wrote {written or 'an empty trace'} to {asked.output}. Open it in https://ui.perfetto.dev"
     )
-    for line in wrap("", wrote, width=80, indent=0):
-        say(line)
+    say_all(wrap("", wrote, width=80, indent=0))
 
 
 def _export_requests(recording: Path, output: Path, *, as_json: bool) -> None:
@@ -587,8 +586,5 @@ def _export_requests(recording: Path, output: Path, *, as_json: bool) -> None:
         f"wrote {exported.requests:,} requests, whose prompts have {exported.blocks:,} different "
         f"blocks, to {output}"
     )
-    for line in wrap("", wrote, width=80, indent=0):
-        say(line)
-    for note in exported.notes:
-        for line in wrap("!", note, width=80, indent=2):
-            say(line)
+    lines = [*wrap("", wrote, width=80, indent=0), *_notes(exported.notes)]
+    say_all([*lines, *next_lines("import", output, "-o", output.with_suffix(""))])

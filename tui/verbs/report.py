@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -23,9 +25,12 @@ from tui.options import (
     Recordings,
     takes,
 )
-from tui.terminal import say, say_json
+from tui.terminal import say_all, say_json
 from tui.text.layout import wrap
 from tui.verbs.open_all import open_all
+
+if TYPE_CHECKING:
+    from tui.report.material import Material
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +60,7 @@ def report(asked: Report, budget: BudgetOptions, more: AccountOptions, printed: 
     """Write one HTML page that tells what was measured and what to run for a budget."""
     from tui.report.material import gather_material
     from tui.report.page import page
-    from tui.text.advice import advice_json, verdict
+    from tui.text.advice import advice_json
     from tui.text.show import show_json
     from tui.verbs.progress import progress_bar
 
@@ -75,6 +80,7 @@ def report(asked: Report, budget: BudgetOptions, more: AccountOptions, printed: 
             tariff=more.tariff(),
             efforts=more.effort_map,
             progress=progress,
+            command=shlex.join(["ttscope", *sys.argv[1:]]),
         )
         text = page(material)
     size = write(asked.output, text)
@@ -95,10 +101,18 @@ def report(asked: Report, budget: BudgetOptions, more: AccountOptions, printed: 
             }
         )
         return
-    told = material.no_advice if answer is None else verdict(answer)[0]
-    wrote = f"wrote {asked.output} ({number(size, 'B')}): {told}"
-    for line in wrap("", wrote, width=80, indent=0):
-        say(line)
+    wrote = f"wrote {asked.output} ({number(size, 'B')}): {_headline(material)}"
+    say_all([*wrap("", wrote, width=80, indent=0), "", "next      open it in a browser"])
+
+
+def _headline(material: Material) -> str:
+    from tui.text.advice import verdict
+    from tui.text.live import verdict_text
+
+    answer = material.advice
+    if material.of_live:
+        return verdict_text(material.watched[0].verdict)
+    return material.no_advice or "" if answer is None else verdict(answer)[0]
 
 
 def write(path: Path, text: str) -> int:
