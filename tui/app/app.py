@@ -29,6 +29,8 @@ from tui.terminal import COMMANDS
 if TYPE_CHECKING:
     from textual.pilot import Pilot
 
+    from advisor.advice.advisor import Advisor
+
 SCREENS = ("recordings", "run", "live", "advice")
 
 
@@ -52,6 +54,7 @@ class TtscopeApp(LibraryApp):
     paths: recordings, or folders that hold them; they are read in a thread.
     advisor_factory: fits an advisor to recordings; None takes the real one.
     systems: of the prior, offered in advice too.
+    fitted: an advisor that has learned from the complete recordings in `paths`.
     limits: what the budget fields hold at the start, such as {"min_accuracy": "0.8"}.
     present: a recording of what runs today; read with the others.
     keys: a TOML file of keys that are elsewhere; raises UsageError where it is wrong.
@@ -87,10 +90,12 @@ class TtscopeApp(LibraryApp):
         limits: Mapping[str, str] | None = None,
         present: Path | None = None,
         systems: Sequence[str] = (),
+        fitted: Advisor | None = None,
         keys: Path | None = None,
         screen: str = DEFAULT_MODE,
     ) -> None:
-        super().__init__(paths, advisor_factory or partial(FittedAdvisor, systems=systems), present)
+        factory = advisor_factory or partial(FittedAdvisor, systems=systems)
+        super().__init__(paths, factory, present, fitted)
         self._first = screen
         self._clean = CleanLines()
         self.stylesheet = ThemedStylesheet()
@@ -113,7 +118,7 @@ class TtscopeApp(LibraryApp):
         self.theme = DARK.name
         if self._first != self.DEFAULT_MODE:
             self.switch_mode(self._first)
-        self.open_paths(self.first_paths)
+        self.open_first()
 
     def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
         """Offer every key of the screen that is shown in the palette, beside Textual's own."""

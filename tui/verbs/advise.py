@@ -160,8 +160,8 @@ def print_advice(
     efforts: bool = False,
     as_json: bool = False,
     extra: Mapping[str, Any] | None = None,
-) -> None:
-    """Fit the models, choose, and print; `extra` goes into the JSON document.
+) -> Advisor:
+    """Fit the models, choose, and print; `extra` goes into the JSON document. Return the models.
 
     With `efforts` the map of them is printed instead of the answer. With a `tariff` the picks'
     costs are worked out, and printed where it asks or `explain` does.
@@ -215,6 +215,7 @@ def print_advice(
         say_json(document)
     if answer.system_optimal is None:
         raise TtscopeError(f"nothing fits the budget, {nearest_line(answer)}")
+    return advisor
 
 
 def _effort_map(

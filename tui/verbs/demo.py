@@ -61,7 +61,7 @@ def demo(asked: Demo) -> None:
         raise TtscopeError(f"{folder}: no complete recording to advise from")
     extra = {"recordings": [str(path) for path in paths]}
     try:
-        print_advice(recordings, BUDGET, as_json=asked.as_json, extra=extra)
+        fitted = print_advice(recordings, BUDGET, as_json=asked.as_json, extra=extra)
     finally:  # whatever the advice, what was measured is there
         stream = sys.stderr if asked.as_json else sys.stdout
         say(file=stream)
@@ -70,7 +70,8 @@ def demo(asked: Demo) -> None:
     if not (asked.once or asked.as_json) and sys.stdin.isatty() and sys.stdout.isatty():
         from tui.app.app import TtscopeApp
 
-        TtscopeApp([folder], limits={"min_accuracy": str(BUDGET.min_accuracy)}).run()
+        limits = {"min_accuracy": f"{BUDGET.min_accuracy:g}"}
+        TtscopeApp([folder], limits=limits, fitted=fitted, screen="advice").run()
 
 
 def _vllm_is_missing() -> str | None:
