@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -13,7 +14,7 @@ from textual.app import App
 from textual.signal import Signal
 from textual.worker import get_current_worker
 
-from traces.errors import UsageError
+from traces.errors import TtscopeError, UsageError
 from traces.recording.reader import Recording, measured
 from traces.schema.advice import Budget, Recommendation
 from traces.schema.engine import EngineConfig
@@ -24,6 +25,7 @@ from tui.screens.index import Indexes, files_of
 if TYPE_CHECKING:
     from advisor.advice.advisor import Advisor
 
+MOST_AHEAD = 24  # recordings that are learned from before anybody asks for advice
 LISTED_TOGETHER = 200  # rows that are shown at a time before they are read
 
 
@@ -120,6 +122,7 @@ class LibraryApp(App[None]):
         self._present = None if present is None else present.resolve()
         self._factory = advisor_factory
         self._fitted = fitted
+        self.learns_ahead = False  # whether the advisor learns before anybody asks it
         self._advisor: tuple[tuple[str, ...], Advises] | None = None
         self.advising = threading.Lock()  # held by who asks the advisor, one thread at a time
         self._current: str | None = None
@@ -239,6 +242,15 @@ class LibraryApp(App[None]):
     def _loaded(self) -> None:
         self.loading_paths = False
         self.library_changed.publish(None)
+        entries = self.advisable()
+        if self.learns_ahead and 0 < len(entries) <= MOST_AHEAD:
+            self._learn([each.recording for each in entries if each.recording is not None])
+
+    @work(thread=True, group="ahead", exclusive=True, exit_on_error=False)
+    def _learn(self, recordings: Sequence[Recording]) -> None:
+        """Learn from the recordings while other screens are shown, so that advice comes at once."""
+        with self.advising, contextlib.suppress(TtscopeError):  # said where advice is asked for
+            self.advisor_for(recordings).outline(Budget(required=False))
 
     def toggle_mark(self, key: str) -> None:
         if key in self.marked:

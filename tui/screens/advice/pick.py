@@ -36,7 +36,7 @@ NO_CANDIDATE = (
 EMPTY = """\
 No complete recording to learn from.
 
-  ttscope demo      measures the bundled models, or takes the shipped recordings
+  ttscope demo      measures the bundled models
   ttscope record    measures a model and problems of yours
 
 Or press

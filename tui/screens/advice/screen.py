@@ -382,6 +382,8 @@ class AdviceScreen(ModeScreen):
         if event.question != self._asked:  # another was asked meanwhile, or what is no budget
             return
         if event.advice is None:
+            if self._advice is not None and is_outline(self._advice):
+                self._clear()
             self._asked = None
             self._show_progress(None)
             self._say(event.error or "no advice", bad=True)
