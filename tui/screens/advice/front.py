@@ -216,16 +216,21 @@ class FrontPanel(Vertical):
         budget: Budget = self._answer.budget
         seen = {row.symbol for row in self.rows}
         lines = {"●": FRONT, "○": FLOPS}
-        parts = []
+        parts: list[tuple[str, str, str]] = []  # a mark, its style, and what it means
         for symbol, name in names_of(budget).items():
             joined = sum(lines.get(symbol) in row.roles for row in self.rows) > 1
             if symbol in seen or joined:
                 drawn = f"{symbol}{JOINTS[symbol] * 2}" if joined else symbol
-                mark = Content.styled(drawn, f"bold ${COLOURS[symbol]}")
-                parts.append(Content.assemble(mark, f" {name}".replace(" ", "\N{NO-BREAK SPACE}")))
+                parts.append((drawn, f"bold ${COLOURS[symbol]}", name))
         if budget.limits():
-            line = Content.styled("┈┈", "$error")
-            parts.append(Content.assemble(line, "\N{NO-BREAK SPACE}limit"))
-        bar = "─┼─ 90 % interval of the row"
-        parts.append(Content(bar.replace(" ", "\N{NO-BREAK SPACE}")))
-        self.query_one("#legend", Static).update(Content("  ").join(parts))
+            parts.append(("┈┈", "$error", "limit"))
+        parts.append(("─┼─", "$foreground", "90 % interval"))
+        legend, free = Content(""), self.size.width
+        for mark, style, name in parts:
+            entry = Content.assemble((mark, style), f" {name}")
+            if len(legend) and entry.cell_length + 2 > free:
+                legend, free = legend + "\n", self.size.width
+            elif len(legend):
+                legend, free = legend + "  ", free - 2
+            legend, free = legend + entry, free - entry.cell_length
+        self.query_one("#legend", Static).update(legend)

@@ -167,8 +167,8 @@ def table_of(
 ) -> tuple[list[str], list[list[str]]]:
     """Return the headers and cells of the table of rows in a width.
 
-    Numbers stay whole: columns are left out where there is no room for them, and configurations
-    are cut in their middle.
+    Numbers stay whole: columns are left out where there is no room for them. Configurations go
+    without their engine where that leaves them apart, and else are cut in their middle.
     """
     common = _common([row.pick.engine.label().split() for row in rows])
     names = [pick_title(row.pick, without=common) for row in rows]
@@ -193,6 +193,11 @@ def table_of(
     if columns[2:3]:  # how sure it is ends the row
         columns.append(columns.pop(2))
     heads = ["", "configuration" if room >= 13 else "config", *(title for title, _ in columns)]
+    short = [pick_title(row.pick, without=row.pick.engine.label().split()) for row in rows]
+    names = [
+        brief if len(name) > room >= len(brief) and short.count(brief) == 1 else name
+        for name, brief in zip(names, short, strict=True)
+    ]
     table = [
         [row.symbol, _cut(name, max(room, 6)), *(column[place] for _, column in columns)]
         for place, (row, name) in enumerate(zip(rows, names, strict=True))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,6 +20,7 @@ from textual.worker import Worker, get_current_worker
 from advisor.search.budget import Prices
 from traces.errors import TtscopeError
 from traces.schema.advice import Budget, Pick, Recommendation
+from traces.schema.formats import counted
 from tui.screens.advice.budget import BudgetForm, in_fields
 from tui.screens.advice.front import FrontPanel
 from tui.screens.advice.pick import EMPTY, Section, answer_sections, is_outline, styled
@@ -43,7 +43,6 @@ class Advised(Message):
     advice: Recommendation | None
     error: str | None
     recordings: int
-    seconds: float
 
 
 @dataclass
@@ -320,11 +319,10 @@ class AdviceScreen(ModeScreen):
     @work(thread=True, exclusive=True, group="advice")
     def _work_out(self, budget: Budget, question: Question) -> None:
         worker = get_current_worker()
-        begun = time.perf_counter()
         recordings = [
             entry.recording for entry in self.ttscope.advisable() if entry.recording is not None
         ]
-        tell = partial(self._tell, worker, question, len(recordings), begun)
+        tell = partial(self._tell, worker, question, len(recordings))
         try:
             with self.ttscope.advising:
                 if worker.is_cancelled:
@@ -353,13 +351,11 @@ class AdviceScreen(ModeScreen):
         worker: Worker[None],
         question: Question,
         recordings: int,
-        begun: float,
         advice: Recommendation | None,
         error: str | None,
     ) -> None:
         if not worker.is_cancelled:
-            seconds = time.perf_counter() - begun
-            self.post_message(Advised(question, advice, error, recordings, seconds))
+            self.post_message(Advised(question, advice, error, recordings))
 
     # -- what is answered ----------------------------------------------------------------------
 
@@ -402,7 +398,7 @@ class AdviceScreen(ModeScreen):
         if present is not None and present.run is not None:
             price = Prices(event.advice.budget, None).of(present.run.engine)
             rows.append(present_candidate(present.run, price))
-        self.set_status(f"{event.recordings} recordings, {event.seconds:.2f} s")
+        self.set_status(counted(event.recordings, "recording"))
         self._front.show(event.advice, rows)
         self._say("\n".join(self._gone_lines()))
         self._show_answer()

@@ -87,7 +87,7 @@ async def test_the_late_answer_of_an_earlier_question_leaves_an_error_standing(f
         earlier = last(opened.seen, Advised).question
         await opened.give("max_latency", "soon")
         assert "latency at most soon" in text_of(app)
-        app.screen.post_message(Advised(earlier, None, "too late", 2, 0.1))
+        app.screen.post_message(Advised(earlier, None, "too late", 2))
         await settle(opened.pilot)
         assert "latency at most soon" in text_of(app)
         await opened.give("max_latency", "2s")

@@ -1,4 +1,4 @@
-"""What the Advice screen shows, whole, in a small and a usual terminal, with the clock stopped.
+"""What the Advice screen shows, whole, in a small and a usual terminal. No clock is in it.
 
 `KEEP_SEEN=1 python -m pytest tests/tui/screens/advice/test_seen.py` keeps what is shown now.
 """
@@ -7,24 +7,16 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from types import SimpleNamespace
 
-import pytest
 from textual.widgets import Input
 
 from tests.tui.pilot import screen_text, settle
 from tests.tui.screens.advice.test_advice_screen import Opened, folder  # noqa: F401
 from traces.schema.advice import Stages
-from tui.screens.advice import screen as advice_screen
 from tui.screens.advice.screen import Advised, Progress
 
 SEEN = Path(__file__).parent / "seen"
 SMALL_SIZE, USUAL = (80, 24), (120, 40)
-
-
-@pytest.fixture(autouse=True)
-def stopped(monkeypatch):
-    monkeypatch.setattr(advice_screen, "time", SimpleNamespace(perf_counter=lambda: 0.0))
 
 
 def compare(app, name):
@@ -61,7 +53,7 @@ async def test_usual(folder):  # noqa: F811
         advice = opened.made[-1].recommend(opened.budget)
         stages = Stages(screened=12, replayed=0, spread=0.0998, first=None)
         object.__setattr__(advice, "stages", stages)
-        screen.post_message(Advised(screen._asked, advice, None, 2, 0.0))
+        screen.post_message(Advised(screen._asked, advice, None, 2))
         screen.post_message(Progress(screen._asked, 6, 24))
         await settle(opened.pilot)
         compare(app, "first-estimate-120x40")
