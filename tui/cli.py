@@ -19,7 +19,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from tui.terminal import say
+from tui.terminal import say, tell
 
 MEASURE, LOOK, DECIDE, BEGIN = "Measure", "Look", "Decide and serve", "Begin here"
 VERBS = {  # name: its function, what `ttscope --help` says of it, its group there, examples
@@ -201,7 +201,7 @@ def main() -> NoReturn:
 def fail(message: str, code: int) -> NoReturn:
     """Say one line on stderr and leave."""
     with contextlib.suppress(OSError):  # stderr may be a pipe that closed
-        say(f"ttscope: {message}", file=sys.stderr)
+        tell(message)
     sys.exit(code)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
@@ -25,10 +25,14 @@ from tui.report.markup import Html, join, table, tag
 from tui.report.material import Material
 from tui.report.measured import recorded_runs, time_breakdown
 from tui.report.verdict import verdict
-from tui.text.advice import advice_lines
+from tui.text.advice import advice_lines, cost_lines
 from tui.text.live import watched_lines
 from tui.text.replay import replay_lines
 from tui.text.show import show_lines
+
+if TYPE_CHECKING:
+    from advisor.advice.accounts.costs import Accounts
+    from advisor.advice.accounts.efforts import EffortMap
 
 
 class Recording(reader.Recording):
@@ -98,14 +102,20 @@ class Replay:
         return Recording.open(folder)
 
 
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Recommendation(advice.Recommendation):
-    """What to run for a budget."""
+    """What to run for a budget, what it costs, and which effort to use where that was asked."""
+
+    costs: Accounts | None = None
+    efforts: EffortMap | None = None
 
     def __repr__(self) -> str:
-        return "\n".join(advice_lines(self, explain=True))
+        costs = [] if self.costs is None else cost_lines(self, self.costs)
+        return "\n".join([*advice_lines(self, explain=True), *costs])
 
     def _repr_html_(self) -> Html:
-        return verdict(Material(runs=(), advice=self))
+        material = Material(runs=(), advice=self, accounts=self.costs, efforts=self.efforts)
+        return verdict(material)
 
     def to_polars(self) -> pl.DataFrame:
         """Return a row for each number of the two picks and of the front of accuracy."""

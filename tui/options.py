@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, make_dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import typer
 from typer.models import OptionInfo
@@ -17,9 +17,13 @@ from traces.schema.tts.methods import PARAMETERS
 from traces.schema.tts.parameters import make_policy, meant
 from traces.schema.tts.policy import Policy
 
+if TYPE_CHECKING:
+    from advisor.advice.accounts.costs import Tariff
+
 Group = TypeVar("Group")
 OPTIONS = "Options"  # the group of `--help` that comes first
 SAMPLES, PROMPTS, KEYS = "Samples of a problem", "Prompts and answers", "Keys and headers"
+ACCOUNTS = "Costs and efforts"
 BUDGET = {"max_latency": "Budget", "gpu": "GPUs that were not measured"}  # by their first fields
 
 Problems = Annotated[int | None, typer.Option(help="Ask only so many, the first ones.")]
@@ -182,6 +186,32 @@ class BudgetOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AccountOptions:
+    """What is told of an answer beside it: of `advise` and `report`."""
+
+    effort_map: Annotated[
+        bool,
+        typer.Option("--effort-map", help="Which effort or budget of thought to use (as JSON)."),
+    ] = False
+    kwh_price: Annotated[
+        float | None, typer.Option(help="USD per kWh: what the energy of the picks costs.")
+    ] = None
+    pue: Annotated[
+        float | None, typer.Option(help="Power of the site over its devices', such as 1.3.")
+    ] = None
+    api_price: Annotated[
+        float | None,
+        typer.Option(help="USD per million output tokens of an API: from which rate renting pays."),
+    ] = None
+
+    def tariff(self) -> Tariff:
+        """Return the prices. Raises UsageError for what none can be."""
+        from advisor.advice.accounts.costs import Tariff
+
+        return Tariff(kwh_price=self.kwh_price, pue=self.pue, api_price=self.api_price)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Watch:
     """What is watched and how: of `ttscope attach`, and what is typed on the Live screen."""
 
@@ -333,7 +363,8 @@ def read_words(group: type[Group], words: Sequence[str]) -> Group:
             raise
         option = getattr(error, "option_name", None)
         if type(error).__name__ == "NoSuchOption" and option:
-            raise UsageError(f"{option}: not here, where there are {option_names(group)}") from None
+            names = option_names(group)
+            raise UsageError(f"{option}: not here, {meant(option, names.split(', '))}") from None
         missing = type(error).__name__ == "MissingParameter"
         raise UsageError("name a server: http://HOST:8000" if missing else show()) from None
 

@@ -22,6 +22,7 @@ import polars as pl
 from advisor.accuracy.extrapolation import FARTHEST, extrapolate, fresh_runs
 from advisor.accuracy.finish_order import Decided, ReplayedOrder, decide
 from advisor.accuracy.models.answers import AnswerCounts, AnswerModel, count_answers
+from advisor.accuracy.models.published import CurveAccuracy, learned
 from advisor.accuracy.samples import FEWEST, ProblemSamples, SampledRun, limited, read_samples
 from advisor.accuracy.subsets import (
     RandomOrders,
@@ -147,6 +148,65 @@ def evaluate(
         outcomes=tuple(outcomes),
         columns=tuple(columns),
         notes=tuple(notes),
+    )
+
+
+def evaluate_curve(
+    run: Run,
+    *,
+    counts: Sequence[int] | None = None,
+    max_tokens: int | None = None,
+    seed: int = 0,
+) -> Counterfactuals:
+    """Return votes of a run that is a published curve: at its points, between and beyond them.
+
+    Raises UsageError for counts below 1 or above four times the largest published, and for limits
+    of tokens, which a curve cannot tell.
+    """
+    curve = run.curve
+    assert curve is not None
+    if max_tokens is not None:
+        raise UsageError(
+            f"--max-tokens {max_tokens:,}: {run.recording} is a published curve, which tells the "
+            "length of no sample. Import outcomes of samples"
+        )
+    most = FARTHEST * curve.most
+    for count in counts or ():
+        if not 1 <= count <= most:
+            raise UsageError(
+                f"k = {count:,}: {run.recording} was published for up to {curve.most:,} samples, "
+                f"which can say something of 1 to {most:,}"
+            )
+    known = {point.n: point for point in curve.points}
+    usual = {*learned(list(known)), *sample_counts(curve.most), 2 * curve.most, most}
+    wanted = sorted(usual if counts is None else {*counts})
+    model = CurveAccuracy(curve, wanted, seed)
+    outcomes = []
+    for n in wanted:
+        share = model.estimate(n)
+        tokens = known[n].tokens if n in known else n * curve.tokens_per_sample
+        outcomes.append(
+            replace(
+                _outcome("majority", n, basis="published" if n in known else "model"),
+                accuracy=share,
+                tokens_per_problem=Estimate(
+                    value=tokens, unit="tokens", extrapolated=n not in known
+                ),
+                other_problems=of_others(share, curve.problems, curve.problems),
+            )
+        )
+    return Counterfactuals(
+        n=curve.most,
+        problems=curve.problems,
+        outcomes=tuple(outcomes),
+        columns=(),
+        notes=(
+            "assumed: problems are alike but for chance, answers follow some law (a beta with "
+            "problems never or always solved, and mistakes that gather or scatter), and votes "
+            "of more samples hold those of fewer. Intervals weigh 1,500 such laws by the points",
+            "a curve knows no problem by itself, so that pass@k, rules that stop early, limits of "
+            "tokens and pairs are not judged. Import outcomes of samples for these",
+        ),
     )
 
 
@@ -487,7 +547,7 @@ def cheapest_as_good(found: Counterfactuals) -> Comparison | None:
     Chosen on one half of the problems and stated on the other, since the best of many by the same
     numbers looks better than it is. None without such a policy, or below 20 problems.
     """
-    if found.problems < 20:
+    if found.problems < 20 or not found.columns:
         return None
     shuffled = np.random.default_rng([0, 5]).permutation(len(found.columns[0].right))
     choosing, stating = shuffled[::2], shuffled[1::2]

@@ -22,7 +22,7 @@ from advisor.search.space import Candidate
 from advisor.step_time.fit import ENOUGH_CONFIGURATIONS
 from advisor.step_time.law import PriorCost
 from traces.schema.advice import Experiment, Measured, NearMiss, Stages
-from traces.schema.engine import EngineConfig
+from traces.schema.engine import EngineConfig, in_words
 from traces.schema.estimate import Estimate
 from traces.schema.formats import counted, digits, number, percent, with_interval, written
 from traces.schema.quantities import LIMITS, quantity, which_latency
@@ -35,16 +35,13 @@ CLEARLY = 1.1  # times as many steps, or as long ones, that explain why one is w
 
 
 def name_of(candidate: Candidate) -> str:
-    """Return the short name of a candidate, such as `demo/l tp1 seqs64, maj@8`."""
-    engine, policy = candidate.engine, candidate.policy
-    where = "" if candidate.prior is None else f" on {candidate.prior} (prior)"
-    return f"{engine.model} {engine.label()}{where}, {policy.label_with_temperature()}"
+    """Return a candidate in words."""
+    return in_words(candidate.engine, candidate.policy, prior=candidate.prior)
 
 
 def name_without_limits(candidate: Candidate) -> str:
     """Return the name of a candidate without its limits."""
-    engine = dataclasses.replace(candidate.engine, max_num_seqs=None, max_num_batched_tokens=None)
-    return name_of(dataclasses.replace(candidate, engine=engine))
+    return in_words(candidate.engine, candidate.policy, prior=candidate.prior, limits=False)
 
 
 def noun(metric: str) -> str:
@@ -133,13 +130,13 @@ def _against_compute(check: ReplayedCheck, system: int, compute: int | None) -> 
         )
         return
     if compute == system:
-        yield "compute-optimal and system-optimal agree: the pick also needs the fewest FLOPs"
+        yield "the pick is compute-optimal too: it also needs the fewest FLOPs"
         return
     more = flops[system] / flops[compute]
     than = f"the pick takes {digits(more)} times its FLOPs"
     if not np.isfinite(more):
         than = "the pick's FLOPs are not known, for no recording has the facts of its draft model"
-    head = f"compute-optimal is {name_of(metrics.candidate(compute))}: {than}"
+    head = f"the compute-optimal one is {name_of(metrics.candidate(compute))}: {than}"
     metric = "latency_s" if check.goal.metric == "accuracy" else check.goal.metric
     difference = check.difference(metric, compute, system)
     if difference is None:
@@ -205,8 +202,8 @@ def _fewest_tokens(
     if difference is None or difference.low is None or difference.low <= 0:
         return
     yield (
-        f"{name_of(few)} needs the fewest tokens, {digits(tokens[least])} "
-        f"against {digits(tokens[compute])} of the compute-optimal one"
+        f"the fewest tokens: {name_of(few)} needs {digits(tokens[least])}, "
+        f"the compute-optimal one {digits(tokens[compute])}"
     )
 
 
@@ -249,7 +246,7 @@ def _equal_ones(check: ReplayedCheck, system: int, equals: Sequence[int]) -> Ite
         if values:
             *most, last = map(str, values)
             listed = f"{', '.join(most)} or {last}" if most else last
-            yield f"{name} of {listed} gives the same result: no more {what}"
+            yield f"a {name} of {listed} gives the same result: no more {what}"
     others = dict.fromkeys(name_without_limits(metrics.candidate(row)) for row in equals)
     names = [name for name in others if name != name_without_limits(pick)]
     if names:
@@ -313,7 +310,7 @@ def _how_far(stages: Stages) -> Iterable[str]:
 def _assumptions(evidence: Evidence, check: ReplayedCheck) -> Iterable[str]:
     metrics = check.metrics
     if metrics.rate_per_s is not None:
-        yield f"load: {number(metrics.rate_per_s, 'problems/s')} arrive at random"
+        yield f"the load: {number(metrics.rate_per_s, 'problems/s')} arrive at random"
     else:
         in_flight = evidence.load[0]
         noted = {run.concurrency for run in evidence.runs}
@@ -321,7 +318,7 @@ def _assumptions(evidence: Evidence, check: ReplayedCheck) -> Iterable[str]:
         whose = f"as recorded{several}"
         if noted == {None}:
             whose = "as no recording says its load (--rate says another)"
-        yield f"load: {counted(in_flight or 1, 'problem')} in flight, {whose}"
+        yield f"the load: {counted(in_flight or 1, 'problem')} in flight, {whose}"
     if not metrics.space.judged:
         yield f"for {len(metrics.space.problem_ids):,} problems as they were sent"
         return
@@ -361,7 +358,7 @@ def measure_next(
         if short
         else [
             f"{run.reason}. Run it, and the pick's expected loss falls from "
-            f"{percent(run.regret, 1)} to {percent(run.regret_after, 1)}: "
+            f"{percent(run.regret, 1)} to {percent(run.regret_after, 1)}"
             f"{_record(evidence, run.engine, run.policy)}"
             for run in proposed
         ]
@@ -377,7 +374,7 @@ def measure_next(
     elif not pick.law.repeats or pick.law.runs < 2:
         why = "run the pick again to learn the run-to-run spread"
     if why is not None and (engine, policy) not in [(run.engine, run.policy) for run in proposed]:
-        lines.append(f"{why}: {_record(evidence, engine, policy)}")
+        lines.append(f"{why}{_record(evidence, engine, policy)}")
     if problems < ENOUGH_PROBLEMS and metrics.space.judged:
         low, high = np.quantile(metrics.draws("accuracy")[system], (LOW, HIGH))
         lines.append(
@@ -424,15 +421,16 @@ def _short(evidence: Evidence, runs: Sequence[ShortRun]) -> Iterator[str]:
 
 
 def _record(evidence: Evidence, engine: EngineConfig, policy: Policy) -> str:
+    """Return how to run it, as the end of a sentence."""
     if policy == AS_SENT:
-        return "start the server so, and watch its traffic again with ttscope attach"
+        return ": start the server so, and watch its traffic again with ttscope attach"
     workload = evidence.workload
-    where = "" if engine.gpu in evidence.gpus else f"on {engine.gpu}: "
+    where = "" if engine.gpu in evidence.gpus else f", on {engine.gpu}"
     if engine.mode == "server" or engine.data_parallel_size > 1:
-        where += "with its server started: "
+        where += ", with its server started"
     if not evidence.posed:
-        where += f"with the problems in {PROBLEMS_FILE}: "
-    return where + record_command(
+        where += f", with the problems in {PROBLEMS_FILE}"
+    command = record_command(
         engine,
         policy,
         workload=evidence.posable,
@@ -441,6 +439,7 @@ def _record(evidence: Evidence, engine: EngineConfig, policy: Policy) -> str:
         seed=None if workload is None else workload.seed,
         verifier=None if workload is None else workload.verifier,
     )
+    return f"{where}: {command}"
 
 
 # Why no candidate meets a budget, and what a limit that is missed would have to be.
@@ -466,7 +465,7 @@ def why_nothing(
 def _would_take(check: ReplayedCheck, miss: NearMiss, row: int) -> Iterable[str]:
     """Yield what the limit would have to be; nothing where it is met and the others are not."""
     engine, policy = miss.pick.engine, miss.pick.policy
-    name, option = f"{engine.model} {engine.label()}, {policy.label()}", LIMITS[miss.limit].option
+    name, option = in_words(engine, policy, prior=miss.pick.prior), LIMITS[miss.limit].option
     missed = miss.sure < check.budget.confidence
     if miss.limit in ("max_gpus", "rate"):
         if missed:

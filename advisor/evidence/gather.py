@@ -37,6 +37,7 @@ from traces.recording.manifest import WorkloadFacts
 from traces.recording.reader import Recording
 from traces.recording.tables import COMPOSITION, WINDOWED
 from traces.schema.engine import EngineConfig, ModelFacts
+from traces.schema.tts.published import PublishedCurve
 from traces.summary.energy import mean_power_w
 
 Floats = npt.NDArray[np.float64]
@@ -228,7 +229,16 @@ def _check_enough(
         )
     if not runs:
         raise _no_run(recordings, names, lost)
-    if judged and not any(s.correct is not None for run in runs for s in _samples(run)):
+    curves = [run for run in runs if run.curve is not None]
+    names_of = [run.engine.model for run in curves]
+    twice = next((name for name in names_of if names_of.count(name) > 1), None)
+    if twice is not None:
+        raise UsageError(
+            f"{names}: hold more than one curve of {twice}. Give one, or import each with a "
+            "--model NAME of its own"
+        )
+    known = curves or any(s.correct is not None for run in runs for s in _samples(run))
+    if judged and not known:
         raise RecordingError(f"{names}: no sample is marked right or wrong. Record with answers")
 
 
@@ -255,7 +265,11 @@ def _samples(run: Run) -> Iterable[Sample]:
 
 def _same_workload(recordings: Sequence[Recording]) -> WorkloadFacts | None:
     """Return the workload of those that have one: of others only the steps are learned from."""
-    answering = [each for each in recordings if each.rows("problems")] or list(recordings)
+    answering = [
+        each
+        for each in recordings
+        if each.rows("problems") or PublishedCurve.told(each.manifest.provenance) is not None
+    ] or list(recordings)
     first = answering[0]
     for other in answering[1:]:
         ours, theirs = first.manifest.workload, other.manifest.workload
@@ -270,6 +284,12 @@ def _same_workload(recordings: Sequence[Recording]) -> WorkloadFacts | None:
 
 def _unlike(first: Recording, other: Recording) -> str:
     """Return in what the problems of two imports differ."""
+    of_curves = [PublishedCurve.told(each.manifest.provenance) for each in (first, other)]
+    if any(of_curves):
+        remedy = "Import each with the same --benchmark NAME, if they are of the same problems"
+        if not all(of_curves):
+            remedy = "A published curve names no problem, so it stands beside other curves alone"
+        return f"(nothing says otherwise). {remedy}"
     ours, theirs = (set(each.problems["problem_id"]) for each in (first, other))
     if ours == theirs:
         return (
@@ -328,6 +348,8 @@ def _told(workload: WorkloadFacts | None, other: WorkloadFacts | None) -> str:
 def _no_run(recordings: Sequence[Recording], names: str, lost: Sequence[str]) -> TtscopeError:
     """Return why there is no run with all samples of a problem."""
     imported = all("imported" in each.manifest.provenance for each in recordings)
+    if lost and any(PublishedCurve.told(each.manifest.provenance) for each in recordings):
+        return RecordingError(". ".join(lost))
     if imported and not any(each.rows("problems") for each in recordings):
         return UsageError(f"{names}: names no requests, so there is nothing to replay or to judge")
     return RecordingError(". ".join(lost) if lost and imported else _unfinished(recordings, names))

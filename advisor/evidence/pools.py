@@ -12,6 +12,7 @@ from advisor.evidence.runs import ProblemRun, RecordedProblem, Run, Sample
 from traces.schema.tts.methods import METHODS
 from traces.schema.tts.parameters import complete
 from traces.schema.tts.policy import AS_SENT, Policy
+from traces.schema.tts.published import PublishedCurve
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +23,11 @@ class Pool:
     runs: tuple[Run, ...]
     policies: tuple[Policy, ...]  # that its samples can answer
     problem_ids: frozenset[str]
+
+    @property
+    def curve(self) -> PublishedCurve | None:
+        """The published curve that alone tells what of its votes is right, if that is so."""
+        return next((run.curve for run in self.runs if run.curve is not None), None)
 
     def loads(self, problem_ids: Sequence[str]) -> list[RecordedProblem] | None:
         """Return each problem with all samples, or None when one has none to replay.
@@ -65,6 +71,10 @@ def find_pools(evidence: Evidence) -> list[Pool]:
             draw = [run for run in runs if not run.drawn] or runs[:1]
             pools.append(Pool(key=key, runs=tuple(draw), policies=(AS_SENT,), problem_ids=names))
             continue
+        curve = next((run.curve for run in runs if run.curve is not None), None)
+        if curve is not None:
+            pools.append(_of_curve(key, runs, curve))
+            continue
         whole = [run for run in runs if run.policy.method != "greedy"]
         policies = [dataclasses.replace(key[1], method="greedy")] if len(whole) < len(runs) else []
         most = max((run.policy.n for run in whole), default=0)
@@ -85,6 +95,22 @@ def find_pools(evidence: Evidence) -> list[Pool]:
                 )
             )
     return pools
+
+
+FEW_POINTS = 12  # of a published curve: up to so many are all candidates
+
+
+def _of_curve(key: SampleKey, runs: Sequence[Run], curve: PublishedCurve) -> Pool:
+    """Return what a published curve can answer: fixed votes, as only their averages are known."""
+    points = [point.n for point in curve.points]
+    counts = {2**i for i in range(curve.most.bit_length())} | {curve.most}
+    counts |= set(points) if len(points) <= FEW_POINTS else set()
+    return Pool(
+        key=key,
+        runs=tuple(runs),
+        policies=tuple(dataclasses.replace(key[1], n=n) for n in sorted(counts)),
+        problem_ids=frozenset(name for run in runs for name in run.problems),
+    )
 
 
 def _judged(run: Run, name: str) -> bool:

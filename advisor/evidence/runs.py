@@ -18,6 +18,7 @@ from traces.recording.window_cost import WindowCost
 from traces.schema.engine import EngineConfig, Speculative
 from traces.schema.formats import counted
 from traces.schema.tts.policy import AS_SENT, Policy
+from traces.schema.tts.published import PublishedCurve
 from traces.summary.problems import engine_windows, lost_problems
 
 Ints = npt.NDArray[np.int64]
@@ -98,6 +99,7 @@ class Run:
     """The problems of one (engine, policy) in one recording.
 
     `drawn` says that they are drawn from what a server's histograms tell, one of several draws.
+    With a `curve` lengths are drawn, and what of votes is right it alone tells.
     """
 
     recording: str
@@ -107,6 +109,7 @@ class Run:
     concurrency: int | None
     rate_per_s: float | None
     drawn: bool = False
+    curve: PublishedCurve | None = None
 
     def arrivals_s(self, problem_ids: Iterable[str]) -> npt.NDArray[np.float64]:
         """Return when problems arrived, in seconds since the first of them.
@@ -136,6 +139,9 @@ def read_runs(recording: Recording) -> tuple[list[Run], int, list[str]]:
     Raises RecordingError for a run of which a timeout or errors cut off more than a few problems.
     """
     manifest, watched = recording.manifest, only_watched(recording)
+    curve = PublishedCurve.told(manifest.provenance)
+    if curve is not None:
+        return _of_curve(recording, curve)
     imported = "imported" in manifest.provenance  # tells of what has ended, perhaps not when
     ended = (
         (pl.col("end").is_not_null() | pl.lit(imported))
@@ -197,6 +203,56 @@ def read_runs(recording: Recording) -> tuple[list[Run], int, list[str]]:
     ]
     total = problems.select("engine", "policy", "problem_id").n_unique() if len(problems) else 0
     return runs, total - sum(len(run.problems) for run in runs), notes
+
+
+MOST_DRAWN = 100_000  # samples of a curve
+MOST_PROBLEMS = 1_000
+
+
+def _of_curve(recording: Recording, curve: PublishedCurve) -> tuple[list[Run], int, list[str]]:
+    """Return a run with the mean length of a published curve, drawn log-normal up to max_tokens."""
+    manifest = recording.manifest
+    why = f"{recording.name}: from a published curve of {curve.problems:,} problems. "
+    if curve.prompt_tokens is None:
+        return [], 0, [f"{why}How long prompts are is not known. Import again with --prompt-tokens"]
+    count = max(min(curve.problems, MOST_PROBLEMS, MOST_DRAWN // curve.most), 1)
+    rng = np.random.default_rng([count, curve.most])
+    part = curve.spread / np.sqrt(2)
+    logs = part * (rng.normal(size=(count, 1)) + rng.normal(size=(count, curve.most)))
+    ((engine,), (policy,)) = manifest.engines.values(), manifest.policies.values()
+    lengths = np.exp(logs)
+    for _ in range(20):  # what the limit cuts, the others have
+        lengths = lengths / lengths.mean() * curve.tokens_per_sample
+        lengths = np.minimum(lengths, policy.max_tokens or np.inf)
+    lengths = np.maximum(np.rint(lengths), 1)
+    problems = {
+        f"drawn {place + 1}": ProblemRun(
+            problem_id=f"drawn {place + 1}",
+            arrival_ns=None,
+            prompt_tokens=curve.prompt_tokens,
+            cached_tokens=0,
+            latency_s=float("nan"),
+            samples=tuple(
+                Sample(output_tokens=int(tokens), answer=None, correct=None) for tokens in row
+            ),
+            indices=tuple(range(curve.most)),
+        )
+        for place, row in enumerate(lengths)
+    }
+    told = (
+        f"{why}Lengths are drawn with a spread of {curve.spread:g} of their logarithm, and "
+        "accuracy is that of laws of answers weighted by its points. No pair of problems is known"
+    )
+    run = Run(
+        recording=recording.name,
+        engine=engine,
+        policy=policy,
+        problems=problems,
+        concurrency=None,
+        rate_per_s=None,
+        curve=curve,
+    )
+    return [run], 0, [told]
 
 
 def _check_survivors(
@@ -445,7 +501,8 @@ def limited_runs(runs: Sequence[Run]) -> list[Run]:
     """Return what runs would have been with smaller limits, nothing of those with drafts."""
     found = []
     for run in runs:
-        if run.drawn or run.policy == AS_SENT or run.engine.speculative is not None:
+        unknown = run.drawn or run.curve is not None or run.policy == AS_SENT
+        if unknown or run.engine.speculative is not None:
             continue
         lengths = [s.output_tokens for problem in run.problems.values() for s in problem.samples]
         most = run.policy.max_tokens

@@ -190,12 +190,13 @@ class CandidateMetrics(Metrics):
             return None
         replayed = self.replayed[row]
         exact = name in EXACT
+        drawn = replayed.candidate.pool.curve is not None and name != "devices"
         return self.resampling.estimate(
             value * scale,
             self.draws(source, np.array([row]))[0] * scale,
             quantity(name).unit,
             runs=len(replayed.candidate.pool.runs) if exact else replayed.law.runs,
-            extrapolated=not exact and replayed.unmeasured,
+            extrapolated=drawn or (not exact and replayed.unmeasured),
         )
 
     def difference(

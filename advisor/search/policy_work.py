@@ -9,6 +9,7 @@ step, is replayed here in a few, and again under load in advisor/search/replayed
 from __future__ import annotations
 
 import dataclasses
+import zlib
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -16,6 +17,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from advisor.accuracy.models.published import CurveAccuracy
 from advisor.accuracy.subsets import decides_as_vote, expected_right
 from advisor.evidence.features import ZERO, Features, reads_of
 from advisor.evidence.gather import Evidence
@@ -41,7 +43,8 @@ class Work:
 
     `steps` [draws, problems] until it is decided, `totals` [FEATURES] of its steps, the mean over
     problems; `totals_one` where samples run one after the other, which is less where a rule
-    cancels those that wait. Per problem [problems] `right` (`right_one` one after the other),
+    cancels those that wait. Per problem [problems] `right` (`right_one` one after the other,
+    [sets, problems] both by a published curve),
     `tokens` generated and `flops`, infinite where they are not known.
     """
 
@@ -112,7 +115,12 @@ class PolicyWork:
     # -- accuracy ------------------------------------------------------------------------------
 
     def correctness(self, pool: Pool, policy: Policy) -> Floats:
-        """Return each problem's expected correctness of a whole vote, 0 where none is judged."""
+        """Return each problem's expected correctness of a whole vote, 0 where none is judged.
+
+        By a published curve [sets, problems], whose means over problems alone are sound.
+        """
+        if pool.curve is not None:
+            return self._published(pool)[policy.n]
 
         def mean() -> Floats:
             if policy == AS_SENT:
@@ -123,6 +131,16 @@ class PolicyWork:
             return np.asarray(np.where(known, right, 0.0).sum(axis=0) / known.sum(axis=0))
 
         return self._once(("right", pool.key, policy.n), mean)
+
+    def _published(self, pool: Pool) -> dict[int, Floats]:
+        def votes() -> dict[int, Floats]:
+            assert pool.curve is not None
+            counts = [policy.n for policy in pool.policies]
+            seed = zlib.crc32(repr(pool.key).encode())  # models err by themselves
+            model = CurveAccuracy(pool.curve, counts, self.seed + seed)
+            return model.votes(len(self.space.problem_ids))
+
+        return self._once(("published", pool.key), votes)
 
     def _curve(self, run: Run) -> Floats:
         """Return [problems, n], NaN for a problem that the run lacks."""

@@ -75,9 +75,11 @@ class Resampling:
         return quantiles
 
     def accuracy(self, values: Floats) -> Floats:
+        """Return the mean over problems and one more, values as for `mean`."""
         right, wrong = self.unseen
-        total = values.size + right + wrong
-        return np.asarray((self.weights @ values + right) / total)
+        problems = values.shape[-1]
+        sums = self.weights @ values if values.ndim == 1 else problems * self.mean(values)
+        return np.asarray((np.clip(sums, 0.0, problems) + right) / (problems + right + wrong))
 
     def estimate(
         self, value: float, draws: Floats, unit: str, *, runs: int | None, extrapolated: bool

@@ -289,7 +289,8 @@ def _outside(
             f"them{'. It nearly fills, so that results are marked *' if after.crowded else ''}"
         )
     if after.drawn < after.recorded:
-        notes.append(f"{after.drawn} of the recorded samples drawn, {len(after.runs)} times")
+        times = "once" if len(after.runs) == 1 else f"{len(after.runs)} times"
+        notes.append(f"{counted(after.drawn, 'recorded sample')} of each problem drawn {times}")
     if after.evenly is not None:
         notes.append(
             "TTFT is not determined: requests of one length in a closed loop come together or "

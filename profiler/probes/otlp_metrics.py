@@ -40,7 +40,7 @@ from opentelemetry.sdk.metrics.export import Histogram as HistogramData
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
-from traces.errors import UsageError
+from traces.errors import UsageError, install_command
 from traces.recording.spans import ENGINE_KEY, GEN_AI_MODEL, GEN_AI_PROVIDER
 from traces.recording.writer import RecordingWriter
 from traces.schema.engine import EngineConfig
@@ -142,8 +142,7 @@ def exporter_of(url: str | None = None) -> MetricExporter | None:
             )
         except ImportError:
             raise UsageError(
-                "OTEL_EXPORTER_OTLP_PROTOCOL=grpc: pip install 'ttscope[grpc]', or say "
-                "http/protobuf"
+                f"OTEL_EXPORTER_OTLP_PROTOCOL=grpc: {install_command('grpc')}, or say http/protobuf"
             ) from None
         exporter: MetricExporter = GrpcExporter()
     elif url is None and protocol != "http/protobuf":

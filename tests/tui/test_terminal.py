@@ -28,7 +28,7 @@ def check(seen, code=0, *, paths=()):
     """No traceback, the right exit code, nothing wider than the terminal but paths."""
     assert "Traceback" not in seen.text and b"Traceback" not in seen.raw, seen.text
     assert seen.code == code, seen.text
-    allowed = ("ttscope: ", *map(str, paths))  # an error is one line, and so is a path
+    allowed = [str(path) for path in paths]  # a path is one word
     assert not [line for line in seen.wrapped if not any(each in line for each in allowed)]
 
 
@@ -63,6 +63,8 @@ def test_a_verb(tmp_path, arguments, code, said):
     seen = ttscope(*arguments, cwd=tmp_path)
     check(seen, code, paths=[SHIPPED, FOREIGN])
     assert said in seen.text
+    if code == 0 and arguments[0] in ("advise", "show", "replay", "report"):
+        assert re.search(r"^(next|Next) ", seen.text, re.M) and seen.coloured
 
 
 def test_every_help_is_whole():
@@ -152,7 +154,7 @@ def test_this_machine_is_looked_at():
 
 def one_line(seen, begin):
     """Return the line that the command ends with, which the terminal may have wrapped."""
-    words = "".join(seen.lines[-2:])
+    words = " ".join(line.strip() for line in seen.lines[-3:])
     found = words[words.rindex("ttscope: ") :]
     assert found.startswith(f"ttscope: {begin}"), seen.text
     return found

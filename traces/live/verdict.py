@@ -16,11 +16,13 @@ import numpy as np
 import polars as pl
 
 from traces.live.numbers import KV_FULL, Numbers
+from traces.schema.engine import EngineConfig
 from traces.schema.formats import digits, number, percent
 from traces.schema.record import Record
 from traces.summary.kernels import Collective, DeviceTime
 
 FEWEST_POLLS = 10
+MORE = 1.5  # times the load that a server without a bottleneck is asked to bear
 BUSY = 0.1  # share of the polls at which requests ran, below which there is nothing to judge
 FULL = 0.2  # share of the polls at which the KV cache is full
 WAITS = 0.2  # share of the polls at which requests wait
@@ -86,6 +88,15 @@ class Verdict(Record):
     reason: str | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """What answers a verdict: words behind `ttscope replay RECORDING`, what they do, and why."""
+
+    arguments: tuple[str, ...]
+    told: str
+    why: str
+
+
 Outcome = Finding | Unseen | None
 
 STEPS_JUDGED = (  # the columns of steps that `Evidence` needs
@@ -109,6 +120,46 @@ def judge(engine: str, evidence: Evidence) -> Verdict:
         found=tuple(each for each in outcomes if isinstance(each, Finding)),
         unseen=tuple(each for each in outcomes if isinstance(each, Unseen)),
     )
+
+
+def change_for(
+    verdict: Verdict, numbers: Numbers | None, engine: EngineConfig, rate_per_s: float
+) -> Change:
+    """Return the change that answers a verdict's first finding; `rate_per_s` is what arrives.
+
+    A queue behind `max_num_seqs` gets twice as many, a full cache half as many blocks more,
+    another queue a second replica. Where nothing keeps requests out the load grows by half.
+    """
+    kind = verdict.found[0].kind if verdict.found else None
+    most = None if numbers is None or numbers.running_max is None else round(numbers.running_max)
+    seqs = engine.max_num_seqs or most
+    capped = numbers is not None and (numbers.capped_share or 0) > 0
+    if kind == "KV-bound" and engine.num_gpu_blocks is not None:
+        more = engine.num_gpu_blocks * 3 // 2
+        told = f"give the KV cache {more:,} blocks in place of {engine.num_gpu_blocks:,}"
+        return Change(arguments=_set("num_gpu_blocks", more), told=told, why="the KV cache is full")
+    if kind == "queueing" and capped and seqs and _has_room(engine, numbers):
+        told = f"set max_num_seqs to {2 * seqs}"
+        why = f"requests wait while {seqs} run"
+        return Change(arguments=_set("max_num_seqs", 2 * seqs), told=told, why=why)
+    if kind in {"queueing", "KV-bound"}:
+        return Change(arguments=("--replicas", "2"), told="add a replica", why="requests wait")
+    rate = float(f"{MORE * rate_per_s:.3g}")
+    return Change(
+        arguments=("--rate", f"{rate:g}/s"),
+        told=f"nothing keeps requests out: see what {MORE:g} times the load does",
+        why=f"{MORE:g} times the load",
+    )
+
+
+def _set(name: str, value: int) -> tuple[str, ...]:
+    return ("--set", f"engine.{name}={value}")
+
+
+def _has_room(engine: EngineConfig, numbers: Numbers | None) -> bool:
+    """Whether the cache has room for twice as many requests, as far as is known."""
+    share = None if numbers is None else numbers.kv_share_max
+    return share is None or engine.num_gpu_blocks is None or 2 * share <= 1
 
 
 def _kv(numbers: Numbers, _: Evidence) -> Outcome:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from traces.errors import UsageError
+from traces.schema.formats import counted
 from traces.schema.layers import Attention, Layers, Matrix
 from traces.schema.record import Record
 from traces.schema.tts.policy import Policy
@@ -92,6 +93,46 @@ class EngineConfig(Record):
         if self.speculative is not None:
             parts.append(f"{self.speculative.method} k{self.speculative.num_speculative_tokens}")
         return " ".join(parts)
+
+    def words(self, *, prior: str | None = None, limits: bool = True) -> str:
+        """Return how it is started, such as `1 device, up to 64 samples at once`.
+
+        With a `prior` it says that nobody has measured it. Without `limits` only what it runs on.
+        """
+        count = self.num_devices
+        words = [f"{count} {self.gpu}" if self.gpu else counted(count, "device")]
+        if self.tensor_parallel_size > 1:
+            words.append(f"tensor parallel {self.tensor_parallel_size}")
+        if self.data_parallel_size > 1:
+            words.append(f"{self.data_parallel_size} replicas")
+        if self.max_num_seqs is not None and limits:
+            words.append(f"up to {counted(self.max_num_seqs, 'sample')} at once")
+        if self.speculative is not None:
+            drafts = self.speculative
+            method = drafts.method.replace("_", " ")
+            words.append(f"speculation by {method}, {drafts.num_speculative_tokens} tokens ahead")
+        words += [each for each in (self.quantization,) if each]
+        words += [] if prior is None else [f"times by the prior of {prior}, not measured"]
+        return ", ".join(words)
+
+
+def model_words(model: str) -> str:
+    """Return a model's name; of a path in the file system its last part."""
+    name = model.rstrip("/")
+    is_path = name.startswith(("/", ".", "~")) or name.count("/") > 1
+    return name.rpartition("/")[2] if is_path else name or model
+
+
+def in_words(
+    engine: EngineConfig, policy: Policy, *, prior: str | None = None, limits: bool = True
+) -> str:
+    """Return a configuration as `demo/s with 8 samples, majority vote`, and what it runs on.
+
+    Without `limits` one device is not named.
+    """
+    words = f"{model_words(engine.model)} with {policy.words()}"
+    where = engine.words(prior=prior, limits=limits)
+    return words if where == "1 device" else f"{words}, on {where}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -266,6 +266,8 @@ def _paired_problems(first: Run, second: Run) -> pl.Series | str:
     """Return the problems that both decided, or why there are none."""
     if first.rows is None or second.rows is None:
         return "there is no row per problem to pair"
+    if first.curve is not None or second.curve is not None:
+        return "a published curve knows no problem by itself, so nothing is paired"
     hashes = [None if run.workload is None else run.workload.hash for run in (first, second)]
     alike = None if None not in hashes and hashes[0] == hashes[1] else _alike(first, second)
     if alike is None and (hashes[0] is None or hashes[0] != hashes[1]):

@@ -23,6 +23,7 @@ from traces.schema.engine import EngineConfig
 from traces.schema.estimate import Estimate
 from traces.schema.record import Record
 from traces.schema.tts.policy import Policy
+from traces.schema.tts.published import PublishedCurve
 from traces.speculation.acceptance import Acceptance, acceptance
 from traces.speculation.lookup import NgramWhatIf, ngram_what_if
 from traces.statistics import mean, proportion, ratio, spread
@@ -52,7 +53,7 @@ from traces.summary.problems import (
     unanswered,
     voting_samples,
 )
-from traces.summary.votes import PolicyOutcome, policies_within
+from traces.summary.votes import PolicyOutcome, policies_within, published_votes
 
 Spread = Mapping[str, Estimate | None]
 NOTHING: Spread = {"mean": None, "p50": None, "p95": None}
@@ -68,7 +69,8 @@ class Run:
     `sample_latency_s` is of imported samples, whose latency is known without a clock. Not in the
     JSON: `seconds` (where the wall time went), `notes` (what a reader must know), `workload`,
     `conditions` (the load and the machine, which repeats share), `imported` (the foreign format of
-    imported outcomes, whose engine is known by name only), and the frames behind the numbers:
+    imported outcomes, whose engine is known by name only), `curve` (published averages of which
+    the run is), and the frames behind the numbers:
     `rows` has one row per problem (problems.py), `sample_rows` and `step_rows` the run's
     samples and its engine's steps (`STEP_TIMES`), `windows` what the profiler's cost these.
     """
@@ -109,6 +111,7 @@ class Run:
     conditions: tuple[Hashable, ...] = ()
     imported: str | None = None
     identities: str | None = field(default=None, repr=False, compare=False)
+    curve: PublishedCurve | None = None
     rows: pl.DataFrame | None = field(default=None, repr=False, compare=False)
     sample_rows: pl.DataFrame | None = field(default=None, repr=False, compare=False)
     step_rows: pl.DataFrame | None = field(default=None, repr=False, compare=False)
@@ -119,7 +122,7 @@ class Run:
         """Return the run's document; estimates are {value, low, high, unit, extrapolated}."""
         frames = {"rows", "sample_rows", "step_rows", "windows"}
         hidden = {"engine", "policy", "seconds", "notes", "workload", "conditions", "imported"}
-        hidden |= frames | {"identities"}
+        hidden |= frames | {"identities", "curve"}
         plain = {name: to_plain(value) for name, value in vars(self).items() if name not in hidden}
         engine = to_plain(self.engine)
         if self.imported is not None:
@@ -186,6 +189,8 @@ def _run(
     lost = lost_problems(rows) if votes else None
     kernels = recording.frame("kernels").filter(pl.col("engine") == engine_key)
     kernels = kernels.clear() if runs > 1 else kernels  # windows do not say of which run they are
+    curve = PublishedCurve.told(manifest.provenance)
+    published = () if curve is None else published_votes(curve)
     return Run(
         recording=recording.name,
         replay_of=recording.replay_of,
@@ -195,14 +200,16 @@ def _run(
         problems=decided.height,
         problems_in_flight=in_flight,
         problems_failed=states.get("failed", 0),
-        accuracy=proportion(_numbers(judged, "correct")),
+        accuracy=published[-1].accuracy if published else proportion(_numbers(judged, "correct")),
         latency_s=known.spread(spread(latency, "s"), _numbers(measured, "cost_sd_s")),
         ttft_s=known.spread(spread(times["ttft_s"], "s", times["problem"]), times["ttft_sd_s"]),
         tpot_s=known.spread(
             spread(times["tpot_s"], "s/token", times["problem"]), times["tpot_sd_s"]
         ),
         sample_latency_s=_imported_latency(samples),
-        tokens_per_problem=mean(tokens, "tokens"),
+        tokens_per_problem=published[-1].tokens_per_problem
+        if published
+        else mean(tokens, "tokens"),
         flops_per_problem=mean(_told(decided, "flops"), "FLOP"),
         throughput_tokens_per_s=known.throughput(made, window),
         device_s_per_problem=known.estimate(mean(_told(measured, "device_s"), "device-s")),
@@ -223,12 +230,13 @@ def _run(
         acceptance=acceptance(engine, steps, samples),
         ngram_what_if=ngram_what_if(_drafts(recording, engine_key, policy_key)),
         energy_j=energy,
-        policies=_policies(samples, rows, policy, lost),
+        policies=published or _policies(samples, rows, policy, lost),
         seconds=seconds_by_kind(steps),
         workload=manifest.workload,
         conditions=conditions(manifest),
         imported=imported,
         identities=told.get("identities"),
+        curve=curve,
         rows=rows,
         sample_rows=samples,
         step_rows=steps,

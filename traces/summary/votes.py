@@ -20,6 +20,7 @@ import polars as pl
 
 from traces.schema.estimate import Estimate
 from traces.schema.record import Record
+from traces.schema.tts.published import PublishedCurve
 from traces.statistics import Floats, column_means, mean, of_others
 
 
@@ -31,7 +32,8 @@ class PolicyOutcome(Record):
     accuracy is what it would have been, `lower` where it would have been at least that, and
     `interpolated` between two budgets at which it is known. `basis` says what it rests on:
     `subsets` (exact), `monte_carlo` (random subsets, `error` being the standard error that this
-    adds), `finish_order` (as recorded), `replayed_order`, `checkpoints` or `model`.
+    adds), `finish_order` (as recorded), `replayed_order`, `checkpoints`, `published` (a point of
+    a curve) or `model`.
     `max_tokens` is a limit below the recorded one, whose cut samples have no vote.
     `tokens_estimated` says that the tokens of cancelled samples were taken from their pace.
     `fresh_run` has the interval in which the accuracy of a fresh run on the same problems falls,
@@ -51,6 +53,21 @@ class PolicyOutcome(Record):
     fresh_run: Estimate | None = None
     other_problems: Estimate | None = None
     max_tokens: int | None = None
+
+
+def published_votes(curve: PublishedCurve) -> tuple[PolicyOutcome, ...]:
+    """Return the points of a published curve; no interval is known of them by themselves."""
+    return tuple(
+        PolicyOutcome(
+            method="majority",
+            n=point.n,
+            budget_tokens=None,
+            accuracy=Estimate(value=point.accuracy, unit="1"),
+            tokens_per_problem=Estimate(value=point.tokens, unit="tokens"),
+            basis="published",
+        )
+        for point in curve.points
+    )
 
 
 def sample_counts(n: int) -> list[int]:

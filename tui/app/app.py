@@ -12,6 +12,7 @@ from rich.segment import Segment
 from textual.app import SystemCommand
 from textual.binding import Binding, BindingType
 from textual.color import Color
+from textual.dom import DOMNode
 from textual.filter import LineFilter
 from textual.screen import Screen
 
@@ -19,12 +20,13 @@ from traces.errors import UsageError
 from tui.app.keys import read_keys
 from tui.app.themes import DARK, LIGHT, ThemedStylesheet
 from tui.screens.advice.screen import AdviceScreen
-from tui.screens.base import HelpScreen, shown_key
+from tui.screens.base import HelpScreen, Section, sentence, shown_key
 from tui.screens.library_app import AdvisorFactory, FittedAdvisor, LibraryApp
 from tui.screens.live.screen import LiveScreen
 from tui.screens.recordings.screen import RecordingsScreen
 from tui.screens.run.screen import RunScreen
 from tui.terminal import COMMANDS
+from tui.widgets.navbar import TABS
 
 if TYPE_CHECKING:
     from textual.pilot import Pilot
@@ -32,6 +34,9 @@ if TYPE_CHECKING:
     from advisor.advice.advisor import Advisor
 
 SCREENS = ("recordings", "run", "live", "advice")
+SCREENS_TOLD = "Go to Recordings, Run, Live or Advice."
+QUIT_TOLD = "Leave ttscope. The recording of a server that is being watched is completed first."
+MARKS = [("-", "Not measured."), ("*", "Outside what was measured.")]
 
 
 class CleanLines(LineFilter):
@@ -73,13 +78,36 @@ class TtscopeApp(LibraryApp):
     }
     DEFAULT_MODE = "recordings"
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("1", "switch_mode('recordings')", "Recordings", id="app.recordings", show=False),
-        Binding("2", "switch_mode('run')", "Run", id="app.run", show=False),
-        Binding("3", "switch_mode('live')", "Live", id="app.live", show=False),
-        Binding("4", "switch_mode('advice')", "Advice", id="app.advice", show=False),
-        Binding("t", "light", "light or dark", id="app.theme", show=False),
-        Binding("question_mark", "help", "help", id="app.help"),
-        Binding("q", "quit", "quit", id="app.quit"),
+        Binding(
+            "1",
+            "switch_mode('recordings')",
+            "Recordings",
+            id="app.recordings",
+            show=False,
+            tooltip=SCREENS_TOLD,
+        ),
+        Binding("2", "switch_mode('run')", "Run", id="app.run", show=False, tooltip=SCREENS_TOLD),
+        Binding(
+            "3", "switch_mode('live')", "Live", id="app.live", show=False, tooltip=SCREENS_TOLD
+        ),
+        Binding(
+            "4",
+            "switch_mode('advice')",
+            "Advice",
+            id="app.advice",
+            show=False,
+            tooltip=SCREENS_TOLD,
+        ),
+        Binding(
+            "t",
+            "light",
+            "light or dark",
+            id="app.theme",
+            show=False,
+            tooltip="Change between dark and light.",
+        ),
+        Binding("question_mark", "help", "help", id="app.help", tooltip="Show this help."),
+        Binding("q", "quit", "quit", id="app.quit", tooltip=QUIT_TOLD),
     ]
 
     def __init__(
@@ -121,28 +149,42 @@ class TtscopeApp(LibraryApp):
         self.open_first()
 
     def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
-        """Offer every key of the screen that is shown in the palette, beside Textual's own."""
-        yield from super().get_system_commands(screen)
+        """Offer every key of the screen that is shown in the palette, and what Textual has more."""
+        titles = set()
         for active in screen.active_bindings.values():
             binding, node = active.binding, active.node
-            if binding.id is not None:
+            title = binding.description.capitalize()
+            if binding.id is not None and title not in titles:
+                titles.add(title)
                 run = partial(self.call_later, self.run_action, binding.action, node)
-                about = binding.tooltip or f"the key {shown_key(binding.key)}"
-                yield SystemCommand(binding.description.capitalize(), about, run)
+                key = binding.key_display or shown_key(binding.key)
+                yield SystemCommand(title, f"{sentence(binding)} Key: {key}", run)
+        ours = {*titles, "Keys"}  # the help has them
+        yield from (each for each in super().get_system_commands(screen) if each.title not in ours)
 
     def action_light(self) -> None:
         self.theme = LIGHT.name if self.theme == DARK.name else DARK.name
 
     def action_help(self) -> None:
-        rows = [("1 2 3 4", "Recordings, Run, Live, Advice")]
+        """Show what every key does here, and what the columns are."""
+        found: dict[DOMNode | None, dict[str, list[str]]] = {}
         for key, active in self.screen.active_bindings.items():
-            binding = active.binding
-            ours = binding.id is not None
-            if ours and not (binding.id or "").startswith(("app.rec", "app.run", "app.l", "app.a")):
-                rows.append((key, binding.description))
-        self.push_screen(
-            HelpScreen([*rows, ("tab", "next field or panel"), ("ctrl+p", "all commands")])
-        )
+            if active.binding.tooltip:
+                rows = found.setdefault(active.node, {})
+                rows.setdefault(sentence(active.binding), []).append(shown_key(key))
+            elif active.binding.id is not None:
+                found.setdefault(active.node, {})[sentence(active.binding)] = [shown_key(key)]
+
+        def rows_of(node: DOMNode | None) -> list[tuple[str, str]]:
+            return [(" ".join(keys), what) for what, keys in found.get(node, {}).items()]
+
+        sections: list[Section] = [
+            (f"Keys of {dict(TABS)[self.current_mode]}", rows_of(self.screen)),
+            ("Moving", [*rows_of(self.screen.focused), ("tab", "Go to the next panel or field.")]),
+            ("Columns and marks", [*getattr(self.screen, "LEGEND", ()), *MARKS]),
+            ("Every screen", [*rows_of(self), ("ctrl+p", "Search all commands by name.")]),
+        ]
+        self.push_screen(HelpScreen(sections))
 
 
 def key_ids() -> set[str]:

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from traces.errors import TtscopeError
 from traces.live.watched import Watched, runs_and_servers
 from traces.recording.reader import Recording
 from traces.schema.advice import Recommendation
+from traces.schema.formats import counted
 from traces.summary.run import Run
 
 if TYPE_CHECKING:
+    from advisor.advice.accounts.costs import Accounts, Tariff
+    from advisor.advice.accounts.efforts import EffortMap
+    from advisor.advice.advisor import Advisor
     from advisor.what_if.left_out import Foretold
+    from advisor.what_if.suggest import Suggestion
 
+MOST_SUGGESTED = 4  # live recordings: each takes two replays
 MOST_FORETOLD = 40  # recordings: each takes a fit and three replays
 NO_STEPS = (
     "no recording holds engine steps, from which times are learned. Imported outcomes have none"
@@ -27,16 +34,29 @@ class Material:
     """All that the page tells; where a part is None or empty, the reason stands beside it.
 
     `left_out` are recordings that the advice does not rest on: incomplete, without problems, or
-    predicted by a replay.
+    predicted by a replay. `suggested` are the replays to run next, by live recording. `command`
+    made the page, at `written`. The runs were recorded on `machines`, from `begun` on.
     """
 
     runs: tuple[Run, ...]
     watched: tuple[Watched, ...] = ()
     advice: Recommendation | None = None
+    accounts: Accounts | None = None
+    efforts: EffortMap | None = None
     no_advice: str | None = None
     foretold: tuple[Foretold, ...] = ()
     not_foretold: str | None = None
     left_out: tuple[str, ...] = ()
+    suggested: Mapping[str, Suggestion | str] = field(default_factory=dict)
+    machines: tuple[str, ...] = ()
+    begun: datetime | None = None
+    command: str | None = None
+    written: datetime | None = None
+
+    @property
+    def of_live(self) -> bool:
+        """Whether the page tells what limits servers, and not which configuration to run."""
+        return bool(self.watched) and (self.advice is None or not self.advice.budget.required)
 
 
 def gather_material(
@@ -45,11 +65,15 @@ def gather_material(
     *,
     seed: int,
     systems: Sequence[str] = (),
+    tariff: Tariff | None = None,
+    efforts: bool = False,
     progress: Progress | None = None,
+    command: str | None = None,
 ) -> Material:
     """Summarise the recordings, ask for advice, and foretell each run from the others.
 
-    `given` are the options of `ttscope advise`, `systems` of the prior are offered too. Raises
+    `given` are the options of `ttscope advise`, `systems` of the prior are offered too. With a
+    `tariff` the picks' costs are worked out, with `efforts` which of them to use. Raises
     UsageError for a budget that is not understood, or that limits what was not measured.
     """
     from advisor.search.budget import parse_budget
@@ -72,7 +96,7 @@ def gather_material(
             replace(run, rows=None, sample_rows=None, step_rows=None)  # the page shows none
             for run in of_recording
         ]
-    posed = {run.recording for run in runs if run.problems}
+    posed = {run.recording for run in runs if run.problems or run.curve is not None}
     posed |= {each.recording for each in watched if each.numbers is not None}
     complete = [
         each
@@ -80,29 +104,71 @@ def gather_material(
         if each.complete and each.name in posed and each.replay_of is None
     ]
     report("advising", 0, 1)
-    advice, no_advice = _advice(complete, runs, watched, budget, seed, systems)
+    advisor, no_advice = _advisor(complete, runs, watched, seed, systems)
+    advice, accounts, mapped = None, None, None
+    if advisor is not None:
+        from advisor.advice.accounts.costs import accounts_of
+        from advisor.advice.accounts.efforts import efforts_of
+        from tui.text.commands import here
+
+        advice = advisor.recommend(budget, **here())
+        accounts = None if tariff is None else accounts_of(advisor, advice, tariff)
+        mapped = efforts_of(advisor, complete, advice) if efforts else None
     foretold, not_foretold = _foretold(complete, runs, report)
+    begun = [each.manifest.clock_start.unix_ns for each in recordings]
     return Material(
         runs=tuple(runs),
         watched=tuple(watched),
         advice=advice,
+        accounts=accounts,
+        efforts=mapped,
         no_advice=no_advice,
         foretold=tuple(foretold),
         not_foretold=not_foretold,
         left_out=tuple(each.name for each in recordings if each not in complete),
+        suggested=_suggested(recordings, watched, report),
+        machines=tuple(dict.fromkeys(filter(None, map(_machine, recordings)))),
+        begun=None if not begun else datetime.fromtimestamp(min(begun) / 1e9, UTC),
+        command=command,
+        written=None if command is None else datetime.now(UTC),
     )
 
 
-def _advice(
+def _machine(recording: Recording) -> str | None:
+    """Return what a run was recorded on; None of what ran elsewhere, which does not tell."""
+    made, engines = recording.manifest.provenance, recording.manifest.engines.values()
+    gpus = [f"{each.num_devices} {each.gpu}" for each in engines if each.gpu is not None]
+    if gpus or any(each.mode == "server" for each in engines) or not recording.rows("steps"):
+        return " and ".join(dict.fromkeys(gpus)) or None
+    cpu, count = made.get("cpu"), made.get("cpus")
+    return None if not cpu else f"{cpu}, {counted(count, 'core')}" if count else str(cpu)
+
+
+def _suggested(
+    recordings: Sequence[Recording], watched: Sequence[Watched], report: Progress
+) -> dict[str, Suggestion | str]:
+    """Return the replay to run next for the recordings that were only watched."""
+    names = {each.recording for each in watched if each.numbers is not None}
+    live = [each for each in recordings if each.name in names][:MOST_SUGGESTED]
+    if not live:
+        return {}
+    from advisor.what_if.suggest import suggest
+
+    found = {}
+    for number, recording in enumerate(live):
+        report("what to change", number, len(live))
+        found[recording.name] = suggest(recording)
+    return found
+
+
+def _advisor(
     recordings: Sequence[Recording],
     runs: Sequence[Run],
     watched: Sequence[Watched],
-    budget: Any,
     seed: int,
     systems: Sequence[str],
-) -> tuple[Recommendation | None, str | None]:
+) -> tuple[Advisor | None, str | None]:
     from advisor.advice.advisor import Advisor
-    from tui.text.commands import here
 
     if not recordings:
         return None, (
@@ -111,10 +177,9 @@ def _advice(
     if not systems and not watched and not any(run.steps for run in runs):
         return None, NO_STEPS
     try:
-        advisor = Advisor.fit(recordings, seed=seed, gpus=systems)
+        return Advisor.fit(recordings, seed=seed, gpus=systems), None
     except TtscopeError as error:
         return None, str(error)
-    return advisor.recommend(budget, **here()), None
 
 
 def _foretold(

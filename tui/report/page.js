@@ -28,6 +28,18 @@
   document.addEventListener("click", (event) => show(event.target));
   document.addEventListener("keydown", (event) => event.key === "Escape" && hide());
   document.addEventListener("scroll", hide, { capture: true, passive: true });
+  for (const code of document.querySelectorAll("pre.command > code")) {
+    const button = document.createElement("button");
+    Object.assign(button, { type: "button", className: "copy", textContent: "copy" });
+    button.addEventListener("click", async () => {
+      getSelection().selectAllChildren(code);  // what stays where nothing may be copied
+      const copied = await navigator.clipboard.writeText(code.textContent)
+        .then(() => true, () => document.execCommand("copy"))
+        .catch(() => false);
+      button.textContent = copied ? "copied" : "press Ctrl+C";
+    });
+    code.parentElement.before(button);
+  }
   const button = document.getElementById("theme");
   button.hidden = false;
   button.addEventListener("click", () => {

@@ -7,13 +7,14 @@ import hashlib
 import html
 import importlib.metadata
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from importlib.resources import files
 from string import Template
 
-from traces.schema.engine import EngineConfig
+from traces.schema.engine import EngineConfig, model_words
 from traces.summary.run import Run
 from tui.report.fronts import fronts
-from tui.report.markup import Html, join, tag
+from tui.report.markup import Content, Html, join, tag
 from tui.report.material import Material
 from tui.report.measured import (
     kernels,
@@ -25,8 +26,7 @@ from tui.report.measured import (
 from tui.report.verdict import verdict
 from tui.report.words import GLOSSARY
 from tui.terminal import clean
-from tui.text.live import watched_lines
-from tui.text.words import model_words
+from tui.text.live import server_name, watched_lines
 
 Section = tuple[str, str, Callable[[Material], Html]]
 
@@ -45,7 +45,9 @@ def page(material: Material) -> str:
     """Return the whole page; the same material gives the same bytes."""
     sections = list(SECTIONS)
     if material.watched:
-        sections.insert(3, ("watched", "Servers that were watched", _watched))
+        sections.insert(
+            1 if material.of_live else 3, ("watched", "Servers that were watched", _watched)
+        )
     sections.append(("words", "What the words mean", _glossary))
     main = join(
         (
@@ -77,6 +79,9 @@ def _resource(name: str) -> str:
 
 
 def _title(material: Material) -> str:
+    if material.of_live:
+        servers = list(dict.fromkeys(map(server_name, material.watched)))
+        return f"What limits {servers[0] if len(servers) == 1 else f'{len(servers)} servers'}"
     if material.advice is None:
         return "What was recorded, and what it lacks for advice"
     names = dict.fromkeys(model_words(run.engine.model) for run in material.runs)
@@ -93,6 +98,8 @@ def _header(material: Material) -> Html:
         "with time, money and energy. This page tells from measured runs which configuration to "
         "serve: model, policy (how many samples, how chosen) and engine settings."
     )
+    if material.of_live:
+        intro = "This page tells what a watched deployment spends its time on, and what to try."
     reading = (
         "Point at a number, or reach it with the Tab key, for its meaning. [a, b] is a 90 % "
         "interval, - was not measured, * lies outside what was measured."
@@ -105,7 +112,7 @@ def _header(material: Material) -> Html:
         [
             tag("h1", _title(material)),
             tag("p", intro, class_="about"),
-            tag("p", _facts(runs, models), class_="about"),
+            tag("p", _facts(runs, models), _made(material), class_="about"),
             tag("p", reading, class_="about screen"),
             tag("p", printed, class_="about paper"),
         ]
@@ -124,6 +131,23 @@ def _facts(runs: Sequence[Run], models: str) -> str:
     return ". ".join(parts) + "."
 
 
+def _made(material: Material) -> Html:
+    """Return where and when it was recorded, and the command that made the page."""
+    parts: list[Content] = []
+    if material.machines:
+        parts.append(f" On {' and '.join(material.machines[:3])}.")
+    if material.begun is not None:
+        parts.append(f" Recorded from {_moment(material.begun)} on.")
+    if material.written is not None:
+        parts += [f" This page was written at {_moment(material.written)} by "]
+        parts += [tag("code", material.command or ""), "."]
+    return join(parts)
+
+
+def _moment(when: datetime) -> str:
+    return f"{when:%Y-%m-%d %H:%M} UTC"
+
+
 def _platform(engine: EngineConfig) -> str:
     version = f"vLLM {engine.vllm_version}" if engine.vllm_version else ""
     device = f"on {engine.gpu}" if engine.gpu else ""
@@ -131,9 +155,12 @@ def _platform(engine: EngineConfig) -> str:
 
 
 def _watched(material: Material) -> Html:
-    return join(
-        tag("pre", "\n".join(watched_lines(engine)), tabindex="0") for engine in material.watched
-    )
+    parts = []
+    for each in material.watched:
+        told = watched_lines(each)
+        parts += [tag("h3", f"{server_name(each)} ({each.recording})")]
+        parts += [tag("pre", join(told[told.index("") + 1 :], "\n"), tabindex="0")]
+    return join(parts)
 
 
 def _glossary(material: Material) -> Html:

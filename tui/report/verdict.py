@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
+from traces.live.watched import Watched
 from traces.schema.advice import Pick, Recommendation
 from traces.schema.quantities import latency, quantity
 from traces.schema.tts.policy import AS_SENT
@@ -22,9 +25,13 @@ from tui.report.markup import (
 from tui.report.material import Material
 from tui.report.words import REGRET, SURE, configuration
 from tui.text.advice import (
+    COSTS,
     OPTIONAL,
     SET_ONE,
     against,
+    capital,
+    cost_words,
+    costed,
     fits,
     in_words,
     marks,
@@ -32,7 +39,19 @@ from tui.text.advice import (
     telling_regret,
 )
 from tui.text.commands import command_lines, split_command
-from tui.text.words import budget_words, engine_words, goal_words, limit_words, request_words
+from tui.text.live import effect_text, server_name
+from tui.text.words import (
+    budget_words,
+    engine_words,
+    goal_words,
+    limit_words,
+    policy_words,
+    request_words,
+)
+
+if TYPE_CHECKING:
+    from advisor.advice.accounts.costs import Accounts
+    from advisor.advice.accounts.efforts import EffortMap
 
 COMMAND_WIDTH = 80
 
@@ -40,11 +59,50 @@ COMMAND_WIDTH = 80
 def verdict(material: Material) -> Html:
     """Return the verdict, or why there is none."""
     answer = material.advice
+    live = [part for each in material.watched for part in _live(each)]
+    if live:
+        live += _suggestions(material)
     if answer is None:
-        why = material.no_advice or ""
-        return join([tag("p", "No advice can be given.", class_="lead"), empty(f"Why: {why}.")])
-    parts = [*_answer(answer), _lists(answer, material.left_out)]
+        head = None if live else tag("p", "No advice can be given.", class_="lead")
+        why = f"{'No advice on a configuration' if live else 'Why'}: {material.no_advice or ''}."
+        return join([*live, head, empty(why)])
+    if material.of_live:
+        return join([*live, tag("p", f"For advice, name a budget. {SET_ONE}", class_="note")])
+    costs = [] if material.accounts is None else [_costs(answer, material.accounts)]
+    efforts = [] if material.efforts is None else [_efforts(material.efforts)]
+    parts = [*live, *_answer(answer), *costs, *efforts, _lists(answer, material.left_out)]
     return join(parts)
+
+
+def _live(watched: Watched) -> Iterable[Content]:
+    """Yield what limits a server that was watched, and why."""
+    found, where = watched.verdict.found, server_name(watched)
+    if watched.verdict.reason is not None:
+        yield tag("p", f"{where}: ", tag("strong", "no verdict"), ".", class_="lead")
+        yield tag("p", f"{capital(watched.verdict.reason)}.")
+        return
+    kind = found[0].kind if found else "nothing stands out"
+    yield tag("p", f"{where}: ", tag("strong", kind), ".", class_="lead")
+    others = [f"{each.kind}: {each.evidence}" for each in found[1:]]
+    if found:
+        yield tag("p", f"{capital(found[0].evidence)}.")
+    if others:
+        yield tag("ul", *(tag("li", f"Also {each}") for each in others))
+    unseen = ", ".join(each.kind for each in watched.verdict.unseen)
+    if unseen:
+        yield tag("p", f"Not checked: {unseen}. What each needs stands below.", class_="note")
+
+
+def _suggestions(material: Material) -> Iterable[Content]:
+    """Yield the change to try on each recording's servers, and what a replay predicts of it."""
+    for recording, found in material.suggested.items():
+        if isinstance(found, str):
+            if found != material.no_advice:
+                yield tag("p", f"No change was replayed: {found}.", class_="note")
+            continue
+        yield tag("h3", "Try next")
+        yield _command(shlex.join(["ttscope", "replay", recording, *found.arguments]))
+        yield tag("p", f"{capital(effect_text(found))}.")
 
 
 def _answer(answer: Recommendation) -> Iterable[Content]:
@@ -57,7 +115,7 @@ def _answer(answer: Recommendation) -> Iterable[Content]:
         yield tag("p", tag("strong", "Nothing fits the budget"), f": {limits}.", class_="lead")
         yield from _misses(answer)
         return
-    yield tag("p", "Run ", tag("strong", in_words(pick, engine=True)), ".", class_="lead")
+    yield tag("p", "Run ", tag("strong", in_words(pick, device=True)), ".", class_="lead")
     where = "system_optimal.probability_within_budget"
     sure = probability(pick.probability_within_budget, SURE, key=where)
     parts: list[Content] = [f"It has the {goal_words(budget)}. No limit was given."]
@@ -142,6 +200,58 @@ def _numbers(answer: Recommendation) -> Html:
     return table(heads, rows, caption="What to expect, with 90 % intervals", class_="verdict")
 
 
+def _costs(answer: Recommendation, accounts: Accounts) -> Html | None:
+    """Return what the picks cost as people count it, None where nothing of it is known."""
+    picks = costed(answer, accounts)
+    rows: list[list[Content]] = []
+    for field, noun in COSTS.items():
+        found = [getattr(costs, field) for _, costs in picks]
+        if any(each is not None for each in found):
+            keys = [f"costs.{name.replace('-', '_')}.{field}" for name, _ in picks]
+            cells = zip(found, keys, strict=True)
+            rows.append([noun, *(estimated(each, f"{noun}.", key=key) for each, key in cells)])
+    if not rows:
+        return None
+    whole = table(
+        ["costs", *(name for name, _ in picks)],
+        rows,
+        caption="What it costs, with 90 % intervals",
+        class_="verdict",
+    )
+    return join([whole, *(tag("p", text) for text in cost_words(accounts))])
+
+
+def _efforts(found: EffortMap) -> Html:
+    """Return the efforts on the pick's engine, for all problems and for each class of them."""
+    shown = [quantity(name) for name in ("accuracy", "latency_p95_s", "energy_j", "cost_usd")]
+    classes = [("all problems", "efforts", found.efforts)] + [
+        (name, f"efforts.classes.{name}.efforts", each.efforts)
+        for name, each in found.classes.items()
+    ]
+    rows: list[list[Content]] = []
+    for name, where, efforts in classes:
+        for place, effort in enumerate(efforts):
+            key = f"efforts.{where}.{place}" if where == "efforts" else f"{where}.{place}"
+            words = policy_words(effort.policy)
+            said: list[Content] = [tag("strong", words) if effort.use else words]
+            numbers = [
+                estimated(effort.estimates.get(q.name), q.meaning, key=f"{key}.estimates.{q.name}")
+                for q in shown
+            ]
+            cut = estimated(
+                effort.cut_share,
+                "The share of samples that end at the limit of tokens.",
+                key=f"{key}.cut_share",
+            )
+            sure = probability(
+                effort.probability_within_budget, SURE, key=f"{key}.probability_within_budget"
+            )
+            rows.append([name, join(said), *numbers, cut, sure])
+    heads = ["problems", "effort", *(each.noun for each in shown), "cut off", term("sure", SURE)]
+    told = "Which effort to use on this engine. The best that fits the budget stands out"
+    return table(heads, rows, caption=told)
+
+
 def _head(letter: str, name: str, pick: Pick, note: str) -> Html:
     return join(
         [
@@ -162,7 +272,7 @@ def _requests(pick: Pick) -> Html:
 
 def _command(command: str) -> Html:
     lines = command_lines(command, width=COMMAND_WIDTH)
-    return tag("pre", tag("code", "\n".join(lines)), class_="command", tabindex="0")
+    return tag("pre", tag("code", join(lines, "\n")), class_="command", tabindex="0")
 
 
 def _misses(answer: Recommendation) -> Iterable[Content]:
@@ -204,7 +314,7 @@ def _misses(answer: Recommendation) -> Iterable[Content]:
 def _item(text: str) -> Html:
     """Return a sentence, and the command that it ends with as lines to be pasted."""
     said, command = split_command(text)
-    return join([said, None if command is None else _command(command)])
+    return join([capital(said), None if command is None else _command(command)])
 
 
 def _lists(answer: Recommendation, left_out: Sequence[str]) -> Html:

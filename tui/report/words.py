@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from traces.schema.advice import ESTIMATES
-from traces.schema.engine import EngineConfig
+from traces.schema.engine import EngineConfig, model_words
 from traces.schema.quantities import quantity
 from traces.schema.tts.policy import Policy
 from tui.report.markup import Html, join, tag
-from tui.text.words import engine_words, model_words, policy_words
+from tui.text.words import engine_words, policy_words
 
 
 def configuration(

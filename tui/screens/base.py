@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar, cast
 
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical, VerticalScroll
+from textual.content import Content
 from textual.screen import ModalScreen, Screen
-from textual.widgets import Footer, Static
+from textual.widgets import Footer, Input, Static
 
 from tui.screens.library_app import LibraryApp
-from tui.text.layout import align
+from tui.text.layout import wrap
 from tui.widgets.navbar import NavBar
 
 
 class ModeScreen(Screen[None]):
-    """A screen under one of the keys 1 to 4; `show_library` is called when recordings load."""
+    """A screen under one of the keys 1 to 4; `show_library` is called when recordings load.
+
+    `LEGEND` are columns and marks of it with their meaning, for the help.
+    """
 
     MODE: ClassVar[str]
+    LEGEND: ClassVar[Sequence[tuple[str, str]]] = ()
 
     @property
     def ttscope(self) -> LibraryApp:
@@ -48,6 +54,10 @@ class ModeScreen(Screen[None]):
     def show_library(self) -> None:
         """Show what has been loaded so far."""
 
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Leave the keys to a field while one is typed into, so that the footer is true."""
+        return not isinstance(self.focused, Input) or action.startswith("leave")
+
     def set_status(self, text: str) -> None:
         self.query_one(NavBar).status = text
 
@@ -58,31 +68,56 @@ class ModeScreen(Screen[None]):
 NAMES = {"slash": "/", "question_mark": "?", "left_square_bracket": "[", "space": "space"}
 NAMES |= {"right_square_bracket": "]", "less_than_sign": "<", "greater_than_sign": ">"}
 NAMES |= {"comma": ",", "full_stop": ".", "plus": "+", "equals_sign": "=", "minus": "-"}
-NAMES |= {"dollar_sign": "$"}
+NAMES |= {"dollar_sign": "$", "left": "←", "right": "→", "up": "↑", "down": "↓", "escape": "esc"}
+HELP_COLUMNS = 92
+
+Section = tuple[str, list[tuple[str, str]]]  # a heading, and rows of keys and what they do
 
 
 def shown_key(key: str) -> str:
     """Return a key as it stands on the keyboard."""
-    return NAMES.get(key, key)
+    kind, _, last = key.rpartition("+")
+    return f"{kind}+{NAMES.get(last, last)}" if kind else NAMES.get(key, key)
+
+
+def sentence(binding: Binding) -> str:
+    """Return what a key does in a sentence: its tooltip, or what the footer says."""
+    words = binding.tooltip or binding.description
+    return words if words.endswith((".", "!")) else f"{words[:1].upper()}{words[1:]}."
 
 
 class HelpScreen(ModalScreen[None]):
-    """A list of keys; any of escape, ? and q closes it."""
+    """Keys with what they do, in sections; any of escape, ? and q closes it."""
 
     CSS_PATH = "help.tcss"
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape,question_mark,q", "dismiss", "close", show=False),
+        Binding("j", "scroll(1)", show=False),
+        Binding("k", "scroll(-1)", show=False),
     ]
 
-    def __init__(self, bindings: list[tuple[str, str]]) -> None:
+    def __init__(self, sections: Sequence[Section]) -> None:
         super().__init__()
-        self._bindings_shown = bindings
+        self._sections = sections
 
     def compose(self) -> ComposeResult:
-        rows = [(shown_key(key), what) for key, what in self._bindings_shown]
-        text = ["keys", "", *align(rows, gap=3), "", "- not measured   * outside what was measured"]
+        width = min(self.app.size.width - 4, HELP_COLUMNS) - 6
+        indent = max(len(key) for _, rows in self._sections for key, _ in rows) + 3
+        parts: list[Content | str] = [
+            Content.styled("Help", "bold"),
+            "   esc closes it, ↑ ↓ scroll\n",
+        ]
+        for heading, rows in self._sections:
+            parts += ["\n", Content.styled(heading, "bold $text-accent"), "\n"]
+            for key, what in rows:
+                first, *more = wrap(key, what, width=width, indent=indent)
+                parts += [Content(first).stylize("$text-accent", 0, len(key)), "\n"]
+                parts += [f"{line}\n" for line in more]
         with VerticalScroll():
-            yield Static("\n".join(text), markup=False)
+            yield Static(Content.assemble(*parts), markup=False)
+
+    def action_scroll(self, lines: int) -> None:
+        self.query_one(VerticalScroll).scroll_relative(y=lines, animate=False)
 
 
 # A question before something that cannot be undone.

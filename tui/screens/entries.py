@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 
 from traces.errors import TtscopeError
+from traces.live.watched import only_watched
 from traces.recording.manifest import Manifest, read_manifest
 from traces.recording.reader import Recording, find_recordings
 from traces.schema.estimate import Estimate
@@ -41,6 +43,14 @@ class Entry:
     def comparable(self) -> bool:
         """Whether the run ended by itself and decided something."""
         return self.run is not None and self.run.complete and self.run.problems > 0
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether it holds nothing but the traffic of others on servers."""
+        recording, run = self.recording, self.run
+        if recording is None or run is None:
+            return False
+        return run.engine.mode == "server" and only_watched(recording)
 
     @cached_property
     def title(self) -> str:
@@ -182,10 +192,11 @@ def _without_frames(entry: Entry) -> Entry:
 class Column:
     """A column of the Recordings table: header, cell, what it sorts by, flushed right or not.
 
-    `from_width` is the terminal's width from which it is shown.
+    `about` says what it holds. `from_width` is the terminal's width from which it is shown.
     """
 
     header: str
+    about: str
     cell: Callable[[Run], str]
     sort: Callable[[Run], float | str | None]
     right: bool = True
@@ -202,56 +213,79 @@ def _share(estimate: Estimate | None) -> str:
     return f"{value_of(estimate)} {half_width(estimate)}".removeprefix("0")
 
 
-def _numeric(header: str, tag: str, *, factor: float = 1.0, from_width: int = 0) -> Column:
+def _numeric(
+    header: str, tag: str, about: str, *, factor: float = 1.0, from_width: int = 0
+) -> Column:
     def value(run: Run) -> float | None:
         number = _value(estimate_of(run, tag))
         return None if number is None else number * factor
 
     return Column(
-        header=header, cell=lambda run: compact(value(run)), sort=value, from_width=from_width
+        header=header,
+        about=about,
+        cell=lambda run: compact(value(run)),
+        sort=value,
+        from_width=from_width,
     )
 
 
-def _text(header: str, get: Callable[[Run], str], *, from_width: int = 0) -> Column:
-    return Column(header=header, cell=get, sort=get, right=False, from_width=from_width)
+def _text(header: str, get: Callable[[Run], str], about: str, *, from_width: int = 0) -> Column:
+    return Column(
+        header=header, about=about, cell=get, sort=get, right=False, from_width=from_width
+    )
 
 
 COLUMNS: tuple[Column, ...] = (
-    _text("model", lambda run: model_name(run.engine.model)),
-    _text("policy", lambda run: labels(run)[0]),
-    _text("engine", lambda run: labels(run)[1]),
+    _text("model", lambda run: model_name(run.engine.model), "Model that was served."),
+    _text("policy", lambda run: labels(run)[0], "Samples of a problem and how they are judged."),
+    _text(
+        "engine",
+        lambda run: labels(run)[1],
+        "tp: tensor parallel size, seqs: max_num_seqs, then speculation.",
+    ),
     Column(
         header="acc +-90%",
+        about="Share answered right, and half its 90 % interval.",
         cell=lambda run: _share(run.accuracy),
         sort=lambda run: _value(run.accuracy),
     ),
-    _numeric("p50 s", "latency_s.p50"),
-    _numeric("p95 s", "latency_s.p95"),
-    _numeric("tok/pb", "tokens_per_problem"),
-    _numeric("dev-s", "device_s_per_problem"),
-    _numeric("J/pb", "energy_j.per_problem"),
-    _numeric("$/pb", "cost_usd_per_problem", from_width=100),
-    _numeric("TTFT ms", "ttft_s.p50", factor=1e3, from_width=120),
-    _numeric("TPOT ms", "tpot_s.p50", factor=1e3, from_width=120),
-    _numeric("tok/s", "throughput_tokens_per_s", from_width=120),
-    _numeric("FLOP/pb", "flops_per_problem", from_width=120),
-    _text("recording", lambda run: run.recording, from_width=165),
-)
+    _numeric("p50 s", "latency_s.p50", "Median time of a problem, in seconds."),
+    _numeric("p95 s", "latency_s.p95", "Time that 95 % of the problems stay below, in seconds."),
+    _numeric("tok/pb", "tokens_per_problem", "Generated tokens a problem, of all its samples."),
+    _numeric("dev-s", "device_s_per_problem", "Device-seconds a problem."),
+    _numeric("J/pb", "energy_j.per_problem", "Energy a problem, in joules."),
+    _numeric("$/pb", "cost_usd_per_problem", "Cost a problem, in USD.", from_width=100),
+    _numeric(
+        "TTFT ms", "ttft_s.p50", "Median time to the first token, in ms.", factor=1e3,
+        from_width=120,
+    ),
+    _numeric(
+        "TPOT ms", "tpot_s.p50", "Median time of an output token after the first, in ms.",
+        factor=1e3, from_width=120,
+    ),
+    _numeric(
+        "tok/s", "throughput_tokens_per_s", "Generated tokens a second of the run.", from_width=120
+    ),
+    _numeric("FLOP/pb", "flops_per_problem", "FLOPs a problem.", from_width=120),
+    _text("recording", lambda run: run.recording, "Folder of the recording.", from_width=165),
+)  # fmt: skip
 
 
 NARROW, ENGINE = 110, 13
+NO_PROBLEMS = "no problems captured"
 
 
 def fitting_columns(entries: Sequence[Entry], width: int) -> list[tuple[Column, int]]:
     """Return the columns that fit into a terminal's width, and how wide they are.
 
-    Those without any number come last. In narrow terminals the engine is cut (`cell_text`).
+    Those without any number come last. A header has room for the arrow of the order.
     """
     runs = [entry for entry in entries if entry.values]
+    engines = engine_cells(entries, width)
 
     def size(column: Column) -> int:
-        cells = (len(cell_text(column, entry, width)) for entry in entries)
-        return max([len(column.header), *cells])
+        cells = (len(cell_text(column, entry, engines, width)) for entry in entries)
+        return max([len(column.header) + 1, *cells])
 
     able = [column for column in COLUMNS if column.from_width <= width]
     some = frozenset[str]().union(*(entry.told for entry in runs))
@@ -266,19 +300,43 @@ def fitting_columns(entries: Sequence[Entry], width: int) -> list[tuple[Column, 
     return [(column, chosen[column.header]) for column in COLUMNS if column.header in chosen]
 
 
-def cell_text(column: Column, entry: Entry, width: int) -> str:
-    """Return a cell, in place of numbers why there are none; a narrow terminal cuts the engine."""
+def engine_cells(entries: Iterable[Entry], width: int) -> dict[str, str]:
+    """Return how each engine is shown in a terminal's width.
+
+    A narrow one leaves out the words that all have, and the middle of what is long, while cells of
+    different engines differ.
+    """
+    engines = list(dict.fromkeys(entry.cells["engine"] for entry in entries if entry.cells))
+    whole = {engine: engine for engine in engines}
+    if width >= NARROW or all(len(engine) <= ENGINE for engine in engines):
+        return whole
+    shared = set.intersection(*(set(engine.split()) for engine in engines))
+    short = {}
+    for engine in engines:
+        words = [word for word in engine.split() if word not in shared or len(engines) == 1]
+        short[engine] = " ".join(words) or engine
+    half = (ENGINE - 1) // 2
+    cut = {
+        engine: text if len(text) <= ENGINE else f"{text[:half]}…{text[-half:]}"
+        for engine, text in short.items()
+    }
+    return next(each for each in (cut, short, whole) if len(set(each.values())) == len(engines))
+
+
+def cell_text(column: Column, entry: Entry, engines: Mapping[str, str], width: int) -> str:
+    """Return a cell, in place of numbers why there are none; `engines` are of `engine_cells`."""
     run = entry.run or entry.listed
     if run is None:
         texts = {"model": entry.path.name, "policy": "cannot be read"}
         return texts.get(column.header, "")
-    if column.right and not run.problems:
-        note = "no problem" if run.complete else "incomplete"
-        return note if column.header.startswith("acc") else ""
+    if not run.problems:
+        if column.right:
+            is_told = column.header.startswith("acc") and not run.complete
+            return "incomplete" if is_told else ""
+        if column.header == "policy" and run.complete:
+            return NO_PROBLEMS if width >= NARROW else NO_PROBLEMS.removesuffix(" captured")
     text = entry.cells[column.header]
-    if column.header == "engine" and width < NARROW and len(text) > ENGINE:
-        return f"{text[: ENGINE - 1]}…"
-    return text
+    return engines.get(text, text) if column.header == "engine" else text
 
 
 def matches(entry: Entry, words: str) -> bool:
@@ -287,6 +345,13 @@ def matches(entry: Entry, words: str) -> bool:
     return all(
         any(part in text for part in word.split("|")) for word in words.lower().split() if word
     )
+
+
+def near_words(entries: Iterable[Entry], words: str) -> str:
+    """Return which words of the entries a filter without a match may mean, in words."""
+    known = {word for entry in entries for word in f"{entry.title} {entry.path.name}".split()}
+    near = [found for word in words.split() for found in get_close_matches(word, known, n=1)]
+    return f". Did you mean {' '.join(near)}?" if near else ""
 
 
 def sort_key(entry: Entry, column: Column) -> tuple[int, float, str]:

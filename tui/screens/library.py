@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import re
 import shlex
 from collections.abc import Sequence
@@ -53,9 +54,19 @@ def paths_of(text: str) -> list[Path]:
         matches = sorted(path.parent.glob(path.name)) if wild else [path]
         missing = not matches or not matches[0].exists()
         if missing:
-            raise UsageError(f"{word}: there is no such file or folder")
+            raise UsageError(f"{word}: there is no such file or folder{_near(path)}")
         paths += matches
     return paths
+
+
+def _near(path: Path) -> str:
+    """Return which name beside a path that is not there may be meant, in words."""
+    with contextlib.suppress(OSError):
+        names = [each.name for each in path.parent.iterdir()]
+        near = difflib.get_close_matches(path.name, names, n=1)
+        if near:
+            return f". Did you mean {path.parent / near[0]}?"
+    return ""
 
 
 def recordings_at(text: str) -> list[Path]:

@@ -116,6 +116,7 @@ class LibraryApp(App[None]):
         self.entries: list[Entry] = []
         self.marked: list[str] = []
         self.loading_paths = True
+        self.watching = False  # whether screen 3 watches a server
         self.price: float | None = None  # USD per device-hour, over what recordings say
         self.library_changed: Signal[None] = Signal(self, "library")
         self.first_paths = [*map(Path, paths), *([] if present is None else [present])]
@@ -303,8 +304,13 @@ class LibraryApp(App[None]):
         self._advisor[1].write_plan(path, answer)
 
     def open_run(self, entry: Entry) -> None:
+        """Show a run: on screen 3 one of watched servers, unless a server is watched there."""
         self._current = entry.key
-        self.switch_mode("run")
+        self.switch_mode("live" if entry.is_watched and not self.watching else "run")
+
+    def opened_entry(self) -> Entry | None:
+        """Return the run that was opened, None where none was."""
+        return next((entry for entry in self.entries if entry.key == self._current), None)
 
     def entry_named(self, name: str) -> Entry | None:
         """Return the recording of a name that holds a run, None when it is not loaded."""

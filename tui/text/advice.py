@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from traces.schema import engine
 from traces.schema.advice import ESTIMATES, Budget, Pick, Present, Recommendation, Turning
 from traces.schema.estimate import Estimate
 from traces.schema.formats import (
@@ -34,15 +35,12 @@ from tui.text.commands import command_lines, split_command
 from tui.text.layout import align
 from tui.text.words import (
     budget_words,
-    engine_words,
     goal_words,
-    model_words,
-    policy_words,
     request_words,
 )
 
 if TYPE_CHECKING:
-    from advisor.advice.accounts.costs import Accounts
+    from advisor.advice.accounts.costs import Accounts, Costs
 
 COMPARED = ("accuracy", "latency_s", "latency_p95_s", "device_s", "energy_j", "tokens")
 OPTIONAL = ("cost_usd", "energy_j")  # not shown when neither pick has it
@@ -122,16 +120,14 @@ def _lists(answer: Recommendation) -> dict[str, list[str]]:
 
 
 def _name(pick: Pick) -> str:
-    where = "" if pick.prior is None else f" on {pick.prior} (prior)"
-    policy = pick.policy.label_with_temperature()
-    return f"{pick.engine.model} {pick.engine.label()}{where}, {policy}"
+    return engine.in_words(pick.engine, pick.policy, prior=pick.prior)
 
 
-def in_words(pick: Pick, *, engine: bool = False) -> str:
+def in_words(pick: Pick, *, device: bool = False) -> str:
     """Return a configuration as `demo/s with 8 samples, majority vote`, and what it runs on."""
-    words = f"{model_words(pick.engine.model)} with {policy_words(pick.policy)}"
-    where = engine_words(pick.engine, limits=False)
-    return f"{words}, on {where}" if engine and where != "1 device" else words
+    if device:
+        return engine.in_words(pick.engine, pick.policy, limits=False)
+    return f"{engine.model_words(pick.engine.model)} with {pick.policy.words()}"
 
 
 def verdict(answer: Recommendation) -> list[str]:
@@ -148,15 +144,24 @@ def verdict(answer: Recommendation) -> list[str]:
         sentences = [f"It has the {goal_words(budget)} with {limits}, {sure} sure."]
     sentences.append("".join(against(answer)))
     sentences += marks(pick)
-    return [f"Run {in_words(pick, engine=True)}.", " ".join(sentences)]
+    return [f"Run {in_words(pick, device=True)}.", " ".join(sentences)]
+
+
+def of_curve(pick: Pick) -> bool:
+    """Whether what a pick gets right is only known of a published curve."""
+    accuracy = pick.estimates.get("accuracy")
+    return accuracy is not None and accuracy.extrapolated
 
 
 def marks(pick: Pick) -> list[str]:
     """Return the sentence that says which of a pick's numbers were not measured."""
     if pick.prior is not None:
+        more = ""
+        if of_curve(pick):
+            more = " Its accuracy and lengths are those of a published curve, by laws of answers."
         return [
-            f"Its times come from operator tables of {pick.prior} (the prior), not from a run. "
-            f"They are marked {OUTSIDE}."
+            f"Its times come from operator tables of {pick.prior} (the prior), not from a run."
+            f"{more} They are marked {OUTSIDE}."
         ]
     if any(each is not None and each.extrapolated for each in pick.estimates.values()):
         return [f"Its numbers marked {OUTSIDE} lie outside what was measured."]
@@ -171,7 +176,7 @@ def against(answer: Recommendation) -> tuple[str, str, str]:
     if same(other, pick):
         return "It also needs the fewest FLOPs, so that compute-optimal is the same here.", "", ""
     assert pick is not None
-    instead = in_words(other, engine=True)
+    instead = in_words(other, device=True)
     head = f"Counting arithmetic (FLOPs) alone, one would choose {instead} instead"
     flops, least = pick.estimates.get("flops"), other.estimates.get("flops")
     if flops is not None and least is not None and least.value > 0:
@@ -289,6 +294,8 @@ def _signs(cells: Sequence[str], picks: Sequence[Pick]) -> str:
     """Return what the marks of a table mean."""
     of_prior = [pick.prior is not None for pick in picks]
     marked = "by the prior, not measured" if all(of_prior) else "outside what was measured"
+    if any(map(of_curve, picks)):
+        marked = "by the prior or by a published curve, not measured"
     marked += ", or by the prior" if any(of_prior) and not all(of_prior) else ""
     signs = [f"{OUTSIDE} {marked}"] if any(OUTSIDE in cell for cell in cells) else []
     signs += [f"{ABSENT} not measured"] if ABSENT in cells else []
@@ -329,11 +336,7 @@ COSTS = {  # of `Costs`, in the order in which they are shown
 
 def cost_lines(answer: Recommendation, accounts: Accounts, width: int = 80) -> list[str]:
     """Return what the picks cost as people count it, the rows of which anything is known."""
-    ours, theirs = accounts.system_optimal, accounts.compute_optimal
-    named = [("system-optimal", ours)]
-    if not same(answer.system_optimal, answer.compute_optimal):
-        named.append(("compute-optimal", theirs))
-    picks = [(name, costs) for name, costs in named if costs is not None]
+    picks = costed(answer, accounts)
     rows = [["costs, 90 % intervals", *(name for name, _ in picks)]]
     for field, noun in COSTS.items():
         found = [getattr(costs, field) for _, costs in picks]
@@ -341,7 +344,20 @@ def cost_lines(answer: Recommendation, accounts: Accounts, width: int = 80) -> l
             rows.append([noun, *map(with_interval, found)])
     if len(rows) == 1:
         return []
-    said, tariff = [], accounts.tariff
+    return ["", *_beside(rows, width), *_wrap(" ".join(cost_words(accounts)), width)]
+
+
+def costed(answer: Recommendation, accounts: Accounts) -> list[tuple[str, Costs]]:
+    """Return the picks that have costs, one where both are the same."""
+    named = [("system-optimal", accounts.system_optimal)]
+    if not same(answer.system_optimal, answer.compute_optimal):
+        named.append(("compute-optimal", accounts.compute_optimal))
+    return [(name, costs) for name, costs in named if costs is not None]
+
+
+def cost_words(accounts: Accounts) -> list[str]:
+    """Return in sentences what the costs hold, by the prices that were given."""
+    said, tariff, ours = [], accounts.tariff, accounts.system_optimal
     if tariff.kwh_price is not None:
         said.append(
             f"Electricity at ${tariff.kwh_price:g} per kWh and a PUE of {tariff.pue or 1:g}. The "
@@ -359,7 +375,7 @@ def cost_lines(answer: Recommendation, accounts: Accounts, width: int = 80) -> l
             if even.value > most.value
             else "Whether the limits hold at that rate, --rate tells."
         )
-    return ["", *_beside(rows, width), *_wrap(" ".join(said), width)]
+    return said
 
 
 def _change(answer: Recommendation, name: str) -> str:
@@ -432,7 +448,7 @@ def near_miss_lines(answer: Recommendation, width: int) -> Iterable[str]:
         subject = limited(miss.limit, answer.budget.latency_percentile)
         text = (
             f"{subject.noun}: wanted {written(miss.wanted, subject.unit)}, nearest "
-            f"{with_interval(miss.nearest)} with {_name(miss.pick)} "
+            f"{with_interval(miss.nearest)} by {_name(miss.pick)} "
             f"({chance(miss.sure)} sure of it, "
             f"{chance(miss.pick.probability_within_budget)} sure of all)"
         )
@@ -456,7 +472,7 @@ def nearest_line(answer: Recommendation) -> str:
     which = which_latency(miss.limit, budget.latency_percentile)
     text = (
         f"nearest to {limit.option} {written(wanted, unit)}{which} is "
-        f"{number(value, unit)} with {_name(miss.pick)}"
+        f"{number(value, unit)} by {_name(miss.pick)}"
     )
     if not within:
         return text
@@ -515,7 +531,7 @@ def _listed(title: str, items: Sequence[str], width: int, *, commands: bool = Tr
     for place, item in enumerate(items):
         head = f"{title:<{LABEL}}" if place == 0 else " " * LABEL
         said, command = split_command(item)
-        said = said[:1].upper() + said[1:] if said[:1].islower() and _is_word(said) else said
+        said = capital(said)
         if command is not None and not commands:
             said = said.removesuffix(":") + " (--explain has the command)"
         lines += textwrap.wrap(
@@ -530,9 +546,10 @@ def _listed(title: str, items: Sequence[str], width: int, *, commands: bool = Tr
     return lines
 
 
-def _is_word(text: str) -> bool:
-    """Whether a sentence begins with a plain word, and not with a name or an option."""
-    return text.split(maxsplit=1)[0].isalpha()
+def capital(text: str) -> str:
+    """Return a sentence with a capital letter, unless it begins with a name or an option."""
+    plain = text.split(maxsplit=1)[:1] and text.split(maxsplit=1)[0].rstrip(":,").isalpha()
+    return text[:1].upper() + text[1:] if plain and text[:1].islower() else text
 
 
 def _wrap(text: str, width: int, *, indent: str = "") -> list[str]:

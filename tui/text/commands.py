@@ -50,6 +50,13 @@ def own_name() -> str:
     return "ttscope" if on_path and script.samefile(on_path) else shlex.quote(str(script))
 
 
+def next_lines(*words: str | Path) -> list[str]:
+    """Return the command that is worth running next, as an output ends with it."""
+    command = " ".join((own_name(), *(shlex.quote(str(word)) for word in words)))
+    lines = command_lines(command, width=80, indent=10)
+    return ["", f"{'next':<10}{lines[0].lstrip()}", *lines[1:]]
+
+
 def split_command(text: str) -> tuple[str, str | None]:
     """Part a sentence from the ttscope command that it ends with, where there is one."""
     match = _OWN.search(text)

@@ -12,7 +12,10 @@ BLOCKS = " ▁▂▃▄▅▆▇█"
 
 
 def sparkline(values: Iterable[float], top: float | None = None) -> str:
-    """Return one block character per value, blank where it is nan; 0 is the lowest block."""
+    """Return one block character per value, blank where it is nan; 0 is the lowest block.
+
+    An eighth of the line stays empty above the highest, so that lines below each other stay apart.
+    """
     numbers = list(values)
     finite = [value for value in numbers if math.isfinite(value)]
     highest = top if top is not None else max(finite, default=0.0)
@@ -23,7 +26,7 @@ def sparkline(values: Iterable[float], top: float | None = None) -> str:
         elif highest <= 0:
             line.append(BLOCKS[1])
         else:
-            line.append(BLOCKS[1 + round(min(max(value / highest, 0), 1) * 7)])
+            line.append(BLOCKS[1 + round(min(max(value / highest, 0), 1) * 6)])
     return "".join(line)
 
 

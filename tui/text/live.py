@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,6 +22,7 @@ from traces.live.numbers import (
 )
 from traces.live.verdict import Verdict
 from traces.live.watched import Requests, Watched
+from traces.schema.engine import model_words
 from traces.schema.estimate import Estimate
 from traces.schema.formats import (
     ABSENT,
@@ -45,8 +46,30 @@ BINS = 54
 _FINISHED = ("stop", "length", "abort", "error", "repetition", "ended")
 
 
-def live_line(seconds: float, numbers: Mapping[str, Numbers | None]) -> str:
-    """Return one line of at most 80 columns: all engines together over the last seconds."""
+STALE_S = 3.0  # without an answer, from which it is said
+
+
+def silence_s(numbers: Iterable[Numbers | None], now_ns: int) -> float | None:
+    """Return for how many seconds an engine has not answered, the longest; None before it did."""
+    ends = [each.end_ns for each in numbers if each is not None]
+    return None if not ends else max((now_ns - min(ends)) / 1e9, 0.0)
+
+
+def silence_told(numbers: Mapping[str, Numbers | None], now_ns: int) -> str | None:
+    """Return `no answer for 7 s` where an engine has not answered for that long, else None."""
+    silence = silence_s(numbers.values(), now_ns)
+    if silence is None or silence < STALE_S:
+        return None
+    late = sum((silence_s([each], now_ns) or 0.0) >= STALE_S for each in numbers.values())
+    of = "" if late == len(numbers) else f" of {late} of {len(numbers)} engines"
+    return f"no answer{of} for {silence:.0f} s"
+
+
+def live_line(seconds: float, numbers: Mapping[str, Numbers | None], now_ns: int) -> str:
+    """Return one line of at most 80 columns: all engines together over the last seconds.
+
+    Where the last answer is older than some seconds, that stands before what it said.
+    """
     hours, rest = divmod(int(seconds), 3600)
     head = f"{hours}:{rest // 60:02}:{rest % 60:02}"
     engines = [each for each in numbers.values() if each is not None]
@@ -68,7 +91,8 @@ def live_line(seconds: float, numbers: Mapping[str, Numbers | None]) -> str:
         parts.append(f"accept {min(lengths):.2f}")
     if len(numbers) > 1:
         parts.append(f"{len(engines)}/{len(numbers)} engines")
-    line = head
+    silent = silence_told(numbers, now_ns)
+    line = head if silent is None else f"{head}  {silent}, before:"
     for part in parts:
         if len(line) + 2 + len(part) <= 80:
             line += f"  {part}"
@@ -99,7 +123,7 @@ def _short(estimate: Estimate | None) -> str:
 def watched_lines(watched: Watched, *, width: int = 80) -> list[str]:
     """Return an engine's numbers and the verdict on it."""
     numbers = watched.numbers
-    lines = [f"{watched.recording}: {watched.engine.model}, watched"[:width]]
+    lines = wrap("", f"{watched.recording}: {watched.engine.model}, watched", width=width, indent=0)
     where = dict(watched.engine.other)
     if where:
         lines += wrap("engine", " ".join(where.values()), width=width, indent=INDENT)
@@ -148,10 +172,14 @@ def _number_lines(watched: Watched, numbers: Numbers, width: int) -> list[str]:
             f"length {numbers.acceptance_length:.2f}"
         )
         lines += wrap("drafts", drafts, width=width, indent=INDENT)
-    return [*lines, "", *_time_lines(numbers, watched.requests, software_of(watched.engine), width)]
+    return [
+        *lines,
+        "",
+        *latency_lines(numbers, watched.requests, software_of(watched.engine), width),
+    ]
 
 
-def _time_lines(
+def latency_lines(
     numbers: Numbers, requests: Requests | None, software: str, width: int
 ) -> list[str]:
     """Return the times of requests: one by one where they are known, else by histograms."""
@@ -241,15 +269,9 @@ def _column_lines(columns: Mapping[str, str], width: int) -> list[str]:
 
 def verdict_lines(verdict: Verdict, *, width: int = 80) -> list[str]:
     """Return the bottleneck in words with its evidence, and what could not be seen."""
-    if verdict.reason is not None:
-        return wrap("VERDICT", f"none: {verdict.reason}", width=width, indent=INDENT)
-    if not verdict.found:
-        lines = wrap("VERDICT", "nothing stands out", width=width, indent=INDENT)
-    else:
-        first, *others = verdict.found
-        lines = wrap("VERDICT", f"{first.kind}: {first.evidence}", width=width, indent=INDENT)
-        for each in others:
-            lines += wrap("also", f"{each.kind}: {each.evidence}", width=width, indent=INDENT)
+    lines = wrap("VERDICT", verdict_text(verdict), width=width, indent=INDENT)
+    for each in verdict.found[1:]:
+        lines += wrap("also", f"{each.kind}: {each.evidence}", width=width, indent=INDENT)
     for missing in verdict.unseen:
         lines += wrap(
             "unseen", f"{missing.kind}: needs {missing.needs}", width=width, indent=INDENT
@@ -257,16 +279,29 @@ def verdict_lines(verdict: Verdict, *, width: int = 80) -> list[str]:
     return lines
 
 
+def verdict_text(verdict: Verdict) -> str:
+    """Return the bottleneck with its evidence, or why there is none."""
+    if verdict.reason is not None:
+        return f"none: {verdict.reason}"
+    found = [f"{each.kind}: {each.evidence}" for each in verdict.found]
+    return found[0] if found else "nothing stands out"
+
+
 _EFFECTS = (("latency_s.mean", "latency mean"), ("latency_s.p95", "latency p95"),
             ("throughput_tokens_per_s", "throughput"))  # fmt: skip
 
 
-def next_lines(path: str, found: Suggestion | str) -> list[str]:
+def next_lines(path: str, found: Suggestion | str, *, width: int = 80) -> list[str]:
     """Return the replay to run next and what it predicts, or why there is none."""
     if isinstance(found, str):
-        return wrap("NEXT", f"no replay: {found}", width=80, indent=INDENT)
+        return wrap("NEXT", f"no replay: {found}", width=width, indent=INDENT)
     command = shlex.join(["ttscope", "replay", path, *found.arguments])
     lines = [f"{'NEXT':<{INDENT}}{command}"]
+    return lines + wrap("", effect_text(found), width=width, indent=INDENT)
+
+
+def effect_text(found: Suggestion) -> str:
+    """Return why a replay is suggested, and what it predicts."""
     effects = []
     for tag, name in _EFFECTS:
         after = estimate_of(found.prediction.predicted, tag)
@@ -274,5 +309,11 @@ def next_lines(path: str, found: Suggestion | str) -> list[str]:
             continue
         before = value_of(estimate_of(found.prediction.replayed, tag))
         effects.append(f"{name} {before} -> {value_of(after)} {interval(after)}")
-    told = f"{found.why}. Predicted: {', '.join(effects)}"
-    return lines + wrap("", told, width=80, indent=INDENT)
+    return f"{found.why}. Predicted: {', '.join(effects)}"
+
+
+def server_name(watched: Watched) -> str:
+    """Return a model and where it is served."""
+    where = " ".join(dict(watched.engine.other).values())
+    name = model_words(watched.engine.model)
+    return f"{name} at {where}" if where else name

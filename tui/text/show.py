@@ -14,6 +14,7 @@ from advisor.accuracy.counterfactual import (
     Counterfactuals,
     cheapest_as_good,
     evaluate,
+    evaluate_curve,
 )
 from advisor.accuracy.finish_order import replayed_order
 from traces.foreign.values import UNKNOWN_MODEL
@@ -147,7 +148,10 @@ def _head(run: Run, width: int) -> list[str]:
     if unnamed:  # its records are of steps alone
         return lines + warning_lines(run, width)
     decided = f"{run.problems:,} decided"
-    if run.workload is not None:
+    if run.curve is not None:
+        decided = f"{run.curve.problems:,} behind a published curve"
+        decided += "" if run.workload is None else f", {run.workload.name}"
+    elif run.workload is not None:
         decided += f" of {run.workload.problems:,}, workload {run.workload.name}"
     lines += wrap("problems", decided, width=width, indent=INDENT)
     return lines + warning_lines(run, width)
@@ -283,6 +287,8 @@ def policy_lines(run: Run, width: int = 80) -> list[str]:
             (*cells, value_of(None if tokens is None else tokens.tokens_per_problem))  # type: ignore[arg-type]
         )
     ties = "maj@k of random subsets, ties shared equally"
+    if run.curve is not None:
+        ties = "maj@k as published. show --policies has intervals and what lies between"
     return [*align(rows, right=(0, 1, 3, 5)), ties, *_other_ties(run, by_key, width)]
 
 
@@ -473,6 +479,7 @@ _HOW = {
     "replayed_order": "replayed",
     "checkpoints": "forced",
     "model": "model",
+    "published": "published",
 }
 _LEGEND = (
     ("+-.", "mean over random orders of the samples, with its standard error"),
@@ -481,27 +488,38 @@ _LEGEND = (
     ("forced", "answers forced at a budget of thought, `between` two budgets, `at least` a bound"),
     ("model", "more samples than were recorded, extrapolated"),
 )
+_OF_CURVE = (
+    ("published", "as published"),
+    ("model", "between the published points or beyond them"),
+)
 
 
 def policy_table(judged: Counterfactuals, best: Comparison | None, *, width: int = 80) -> list[str]:
     """Return the table in lines of at most 80 columns, with what must be known of it."""
+    of_curve = not judged.columns
+    whole = "interval: 90 % for the mean over all problems like these"
     title = (
-        f"{counted(judged.problems, 'problem')} of {counted(judged.n, 'sample')}. interval: 90 % "
-        "for the mean over all problems like these. fresh run: 90 % for another run on these"
+        f"{counted(judged.problems, 'problem')} of {counted(judged.n, 'sample')}. {whole}. "
+        "fresh run: 90 % for another run on these"
     )
+    if of_curve:
+        title = f"published averages over {counted(judged.problems, 'problem')}. {whole}"
     lines = wrap("", title, width=width, indent=0)
     rows: list[Sequence[str]] = [("policy", "accuracy", "interval", "tokens", "how", "fresh run")]
     order = sorted(judged.outcomes, key=_place)
     for _, group in groupby(order, key=lambda each: (each.method, each.budget_tokens is None)):
         rows += [_row(each) for each in group]
+    if of_curve:
+        rows = [row[:-1] for row in rows]
     lines += ["", *align(rows, right=(1, 3))]
     shown = {row[4] for row in rows}
-    for mark, text in _LEGEND:
+    for mark, text in _OF_CURVE if of_curve else _LEGEND:
         if any(cell.startswith(mark) for cell in shown) or (
             mark == "forced" and shown & {"between", "at least"}
         ):
             lines += wrap(mark.rstrip("."), text, width=width, indent=8)
-    lines += ["", *_others_lines(judged, width), *best_lines(best, width=width)]
+    verdict = [] if of_curve else best_lines(best, width=width)
+    lines += ["", *_others_lines(judged, width), *verdict]
     for note in judged.notes:
         lines += wrap("!", note, width=width, indent=2)
     return lines
@@ -514,7 +532,7 @@ def _others_lines(judged: Counterfactuals, width: int) -> list[str]:
         for each in sorted(judged.outcomes, key=_place)
         if each.method == "majority"
         and each.budget_tokens is each.max_tokens is None
-        and each.basis == "subsets"
+        and each.basis in ("subsets", "published")
         and each.n in {1, judged.n}
     ]
     text = f"{judged.problems:,} other problems like these, 90 %: {', '.join(told)}"
@@ -611,6 +629,8 @@ def judged_policies(
     `counts` and `max_tokens` as in `evaluate`. Raises RecordingError when the run cannot say,
     UsageError for counts and limits that it cannot answer for.
     """
+    if run.curve is not None:
+        return evaluate_curve(run, counts=counts, max_tokens=max_tokens)
     if run.policy is None:
         watched = recording is None or only_watched(recording)
         return ONLY_WATCHED if watched else "no policy: the recording holds no problems"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,8 +20,18 @@ from traces.schema.engine import EngineConfig
 from traces.schema.estimate import Estimate
 from traces.schema.tts.policy import Policy
 from traces.summary.run import Run, summarise, to_plain
-from tui.options import BUDGET, OPTIONS, BudgetOptions, BudgetSeed, Json, Recordings, takes
-from tui.terminal import say, say_json
+from tui.options import (
+    ACCOUNTS,
+    BUDGET,
+    OPTIONS,
+    AccountOptions,
+    BudgetOptions,
+    BudgetSeed,
+    Json,
+    Recordings,
+    takes,
+)
+from tui.terminal import say_all, say_json, tell
 from tui.text.advice import COMPARED, comparison_lines
 from tui.verbs.open_all import open_measured
 from tui.verbs.sweep import run_shown
@@ -58,52 +67,32 @@ class Advise:
     models: Annotated[
         Path | None, typer.Option(help="Keep what was learned here, for the same recordings.")
     ] = None
-    effort_map: Annotated[
-        bool,
-        typer.Option(
-            "--effort-map", help="Print as JSON which effort or budget of thought to use."
-        ),
-    ] = False
     seed: BudgetSeed = 0
-    kwh_price: Annotated[
-        float | None, typer.Option(help="USD per kWh: what the energy of the picks costs.")
-    ] = None
-    pue: Annotated[
-        float | None, typer.Option(help="Power of the site over its devices', such as 1.3.")
-    ] = None
-    api_price: Annotated[
-        float | None,
-        typer.Option(help="USD per million output tokens of an API: from which rate renting pays."),
-    ] = None
     as_json: Json = False
 
 
 @takes(
     BudgetOptions,
     Advise,
-    panels=BUDGET | {"present": OPTIONS, "kwh_price": "Costs", "as_json": OPTIONS},
+    AccountOptions,
+    panels=BUDGET | {"present": OPTIONS, "effort_map": ACCOUNTS},
 )
-def advise(options: BudgetOptions, asked: Advise) -> None:
+def advise(options: BudgetOptions, asked: Advise, told: AccountOptions) -> None:
     """Recommend the system-optimal configuration for a budget."""
-    from advisor.advice.accounts.costs import Tariff
     from advisor.search.budget import is_given, parse_budget
 
     given, systems = options.given(), options.systems()
     if not is_given(given):
-        raise UsageError(
-            "the budget is empty, so nothing can be recommended: set a limit, for example "
-            "--min-accuracy 0.75 (or --max-latency, --max-cost, --max-energy, --gpus), or say what "
-            "to --optimise"
-        )
+        raise UsageError("the budget is empty. Give a limit, such as --min-accuracy 0.75")
     budget = parse_budget(given)
-    tariff = Tariff(kwh_price=asked.kwh_price, pue=asked.pue, api_price=asked.api_price)
+    tariff = told.tariff()
     if asked.plan is not None and asked.plan.exists():
         raise UsageError(f"--plan {asked.plan}: is there already. Name another file")
     if asked.output is not None:
         from advisor.advice.promise import check_folder
 
         check_folder(asked.output)
-    if asked.effort_map and (asked.as_json or asked.verify or asked.explain):
+    if told.effort_map and (asked.as_json or asked.verify or asked.explain):
         raise UsageError("--effort-map prints one document. Leave out --json, --verify, --explain")
     if asked.verify and systems:
         raise UsageError("--verify runs the picks on this machine, not on a --gpu. Give one")
@@ -124,7 +113,7 @@ def advise(options: BudgetOptions, asked: Advise) -> None:
         explain=asked.explain,
         tariff=tariff,
         checks=open_measured(asked.learn) if asked.learn else (),
-        efforts=asked.effort_map,
+        efforts=told.effort_map,
         as_json=asked.as_json,
     )
 
@@ -176,7 +165,7 @@ def print_advice(
         task = bar.add_task("learning from the recordings", total=None)
         advisor = Advisor.fit(recordings, seed=seed, saved=models, gpus=systems, checks=checks)
         for note in advisor.evidence.lost:
-            say(f"ttscope: {note}", file=sys.stderr)
+            tell(note)
 
         def heard(done: int, total: int) -> None:
             bar.update(task, description="replayed", completed=done, total=total)
@@ -191,24 +180,24 @@ def print_advice(
 
         write_config(output, answer, advisor.evidence)
     if efforts and answer.system_optimal is not None:
-        say_json(_effort_map(advisor, recordings, answer))
+        from advisor.advice.accounts.efforts import efforts_of
+
+        say_json(to_plain(efforts_of(advisor, recordings, answer)))
     costed = {} if accounts is None or not accounts.known else {"costs": to_plain(accounts)}
     document = advice_json(answer) | costed | dict(extra or {})
     if not as_json and not efforts:
         shown = accounts if explain or (tariff is not None and tariff.asked) else None
         costs = [] if shown is None else cost_lines(answer, shown)
-        for line in [*advice_lines(answer, explain=explain), *costs]:
-            say(line)
+        lines = [*advice_lines(answer, explain=explain), *costs]
         if plan is not None:
-            say()
-            say(f"plan in {plan}, measured by:")
-            say(f"{own_name()} sweep {shlex.quote(str(plan))} -o runs")
+            lines += ["", f"plan in {plan}, measured by:"]
+            lines.append(f"{own_name()} sweep {shlex.quote(str(plan))} -o runs")
         if kept:
             folder = shlex.quote(str(output))
-            say()
-            say(f"serve.sh, policy.json and expect.json in {output}, run by:")
-            say(f"sh {folder}/serve.sh")
-            say(f"{own_name()} serve {folder}/policy.json --upstream {SERVED_AT}")
+            lines += ["", f"serve.sh, policy.json and expect.json in {output}, run by:"]
+            lines.append(f"sh {folder}/serve.sh")
+            lines.append(f"{own_name()} serve {folder}/policy.json --upstream {SERVED_AT}")
+        say_all(lines)
     if verify is not None and answer.system_optimal is not None:
         document["verified"] = verify_picks(answer, advisor.evidence, verify, as_json=as_json)
     if as_json:
@@ -216,22 +205,6 @@ def print_advice(
     if answer.system_optimal is None:
         raise TtscopeError(f"nothing fits the budget, {nearest_line(answer)}")
     return advisor
-
-
-def _effort_map(
-    advisor: Advisor, recordings: Sequence[Recording], answer: Recommendation
-) -> dict[str, Any]:
-    from advisor.advice.accounts.efforts import effort_map
-
-    assert answer.system_optimal is not None
-    groups: dict[str, str | None] = {}
-    for recording in recordings:
-        rows = recording.problems.select("problem_id", "group").unique("problem_id")
-        groups |= {name: group for name, group in rows.iter_rows() if group is not None}
-    document: dict[str, Any] = to_plain(
-        effort_map(advisor, answer.budget, answer.system_optimal, groups)
-    )
-    return document
 
 
 # `ttscope advise --verify`: the picks run for real, predicted beside measured.
@@ -284,10 +257,9 @@ def verify_picks(
             }
         )
         if not as_json:
-            for line in comparison_lines(name, pick, measured):
-                say(line)
+            say_all(comparison_lines(name, pick, measured))
     if not as_json:
-        say(f"ttscope: recordings in {folder}", file=sys.stderr)
+        tell(f"recordings in {folder}")
     return documents
 
 

@@ -18,7 +18,8 @@ from traces.schema.formats import interval, percent_change, value_of
 from traces.schema.quantities import quantity
 from traces.summary.metrics import estimate_of
 from traces.summary.run import Run, summarise, to_plain
-from tui.terminal import say
+from tui.terminal import say_all
+from tui.text.commands import next_lines
 from tui.text.layout import align, wrap
 from tui.text.replay import TAGS as REPLAYED
 from tui.text.replay import relative
@@ -104,8 +105,8 @@ def run_against(
     if as_json:
         say_json(against_json(answered))
         return
-    for line in against_lines(answered, sending.url):
-        say(line)
+    lines = against_lines(answered, sending.url)
+    say_all([*lines, *next_lines("show", base.path, folder)])
 
 
 def _connect(asked: EngineConfig, sending: Sending) -> ServerEngine:

@@ -22,6 +22,7 @@ from profiler.attach.attachment import (
     attachment_of,
     default_folder,
 )
+from traces.clock import now_ns
 from traces.errors import TtscopeError, UsageError
 from traces.live.numbers import Numbers
 from traces.recording.manifest import check_free
@@ -49,7 +50,7 @@ from tui.options import (
     takes,
     verifier_for,
 )  # fmt: skip
-from tui.terminal import clean, say
+from tui.terminal import clean, say, say_all, tell
 
 if TYPE_CHECKING:
     from profiler.attach.deployment import Deployment, Replica
@@ -146,7 +147,7 @@ def attach(watched: Watch, pose: Pose, sampling: Sampling, asked: Keep) -> int:
     moved = [] if expected is None else _drift(expected, recording)
     more = None if expected is None else {"drift": [each.to_json() for each in moved]}
     if terminated and recording.problems.height > MOST_SUMMED_UP:
-        say(f"ended by SIGTERM: ttscope show {folder} sums it up", file=sys.stderr)
+        tell(f"ended by SIGTERM. Sum it up with ttscope show {folder}")
     else:
         print_show([folder], price=None, as_json=asked.as_json, extra=more)
         if moved and not asked.as_json:
@@ -178,8 +179,7 @@ def _print_drift(checks: Sequence[Check]) -> None:
     say()
     say("against what was assumed" + ("" if broken else ": nothing that is known moved"))
     for each in checks:
-        for line in check_lines(each):
-            say(line)
+        say_all(check_lines(each))
 
 
 def _print_next(recording: Recording) -> None:
@@ -188,8 +188,7 @@ def _print_next(recording: Recording) -> None:
     from tui.text.live import next_lines
 
     say()
-    for text in next_lines(str(recording.path), suggest(recording)):
-        say(text)
+    say_all(next_lines(str(recording.path), suggest(recording)))
 
 
 def watch_servers(watched: Watch, pose: Pose, sampling: Sampling, asked: Keep) -> tuple[Path, bool]:
@@ -283,7 +282,7 @@ class LiveLine:
         """Write it. A terminal that is gone ends no recording."""
         from tui.text.live import live_line
 
-        line = live_line(seconds, numbers)
+        line = live_line(seconds, numbers, now_ns())
         with contextlib.suppress(OSError):
             if self._terminal:
                 width = shutil.get_terminal_size().columns - 3  # with room for the ^C of Ctrl-C

@@ -15,7 +15,7 @@ from traces.errors import TtscopeError
 from traces.recording.reader import Recording, find_recordings
 from traces.schema.advice import Budget
 from tui.options import Json, takes
-from tui.terminal import say
+from tui.terminal import say_all, tell
 from tui.text.commands import own_name
 from tui.verbs.advise import print_advice
 from tui.verbs.sweep import run_shown
@@ -53,8 +53,7 @@ def demo(asked: Demo) -> None:
         reason = _measure(folder)
     if reason is not None:
         folder = SHIPPED
-        why = f"ttscope: no measurement here ({reason}): going on with the shipped recordings"
-        say(why, file=sys.stderr)
+        tell(f"these are the shipped recordings ({reason})")
     paths = find_recordings(folder)
     recordings = [each for each in map(Recording.open, paths) if each.complete]
     if not recordings:
@@ -63,10 +62,9 @@ def demo(asked: Demo) -> None:
     try:
         fitted = print_advice(recordings, BUDGET, as_json=asked.as_json, extra=extra)
     finally:  # whatever the advice, what was measured is there
-        stream = sys.stderr if asked.as_json else sys.stdout
-        say(file=stream)
-        say(f"recordings in {folder}, opened by:", file=stream)
-        say(f"{own_name()} tui {shlex.quote(str(folder))}", file=stream)
+        lines = ["", f"recordings in {folder}, opened by:"]
+        lines.append(f"{own_name()} tui {shlex.quote(str(folder))}")
+        say_all(lines, file=sys.stderr if asked.as_json else sys.stdout)
     if not (asked.once or asked.as_json) and sys.stdin.isatty() and sys.stdout.isatty():
         from tui.app.app import TtscopeApp
 
@@ -92,5 +90,5 @@ def _measure(folder: Path) -> str | None:
     if len(failed) == len(outcomes):
         return failed[0].error
     for outcome in failed:
-        say(f"ttscope: {outcome.name} failed: {outcome.error}", file=sys.stderr)
+        tell(f"{outcome.name} failed: {outcome.error}")
     return None

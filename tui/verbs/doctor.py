@@ -10,7 +10,8 @@ import typer
 
 from traces.errors import UsageError
 from tui.options import OPTIONS, Json, takes
-from tui.terminal import say, say_json
+from tui.terminal import say_all, say_json
+from tui.text.commands import next_lines
 from tui.text.layout import wrap
 
 
@@ -72,13 +73,20 @@ def doctor(asked: Doctor) -> None:
     if asked.as_json:
         say_json({"findings": [finding.to_json() for finding in findings]})
         return
+    lines = []
     for finding in findings:
         mark = {True: "yes", False: "no", None: "-"}[finding.present]
-        lines = wrap(f"{mark:<4}{finding.what}", finding.detail, width=80, indent=26)
+        lines += wrap(f"{mark:<4}{finding.what}", finding.detail, width=80, indent=26)
         if finding.needs:
             lines += wrap("", f"needs: {finding.needs}", width=80, indent=26)
-        for line in lines:
-            say(line)
+    if asked.url is not None:
+        lines += next_lines("attach", asked.url, "--duration", "10m")
+    elif any(each.present for each in findings if each.what == "vLLM in process"):
+        words = "record --model demo/s --problems 24 --n 8 -o runs/votes"
+        lines += next_lines(*words.split())
+    else:
+        lines += next_lines("demo", "--shipped")
+    say_all(lines)
 
 
 def _model(asked: Doctor) -> None:
@@ -95,9 +103,8 @@ def _model(asked: Doctor) -> None:
         plain = {name: answer.to_json() for name, answer in answers.items()}
         say_json({"name": facts.name, "facts": facts.to_json(), **plain})
         return
-    for line in model_lines(facts):
-        say(line)
+    lines = list(model_lines(facts))
     for name, answer in answers.items():
         text = f"{'yes' if answer.ok else 'no'}. {answer.why}"
-        for line in wrap(name, text, width=80, indent=16):
-            say(line)
+        lines += wrap(name, text, width=80, indent=16)
+    say_all(lines)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -23,7 +22,7 @@ from tui.options import (
     takes,
 )
 from tui.options import Verifier as VerifierOption
-from tui.terminal import say, say_json
+from tui.terminal import say_all, say_json, tell
 
 if TYPE_CHECKING:
     from traces.deployment.checks import Gate
@@ -72,6 +71,7 @@ def gate(asked: GateOptions) -> int:
     """Hold a recording or a server against what was promised, or an earlier recording: for CI."""
     from traces.deployment.reports import junit, markdown
     from traces.files import whole_file
+    from tui.text.commands import next_lines
     from tui.text.gate import gate_lines
 
     _check(asked)
@@ -85,8 +85,10 @@ def gate(asked: GateOptions) -> int:
     if asked.as_json:
         say_json(found.to_json())
     else:
-        for line in gate_lines(found):
-            say(line)
+        say_all(gate_lines(found))
+        if asked.recording is not None:
+            base = [asked.against] if asked.against.is_dir() else []
+            say_all(next_lines("show", *base, asked.recording))
     if found.broken:
         return 3
     if (why := found.not_judged) is not None:
@@ -153,8 +155,7 @@ def _record(
         problems, seed = problems or told.problems, told.seed or 0
     judged = None if told is None or demo or "+" in (told.verifier or "+") else told.verifier
     if concurrency is None:
-        say("ttscope: no number in flight was promised, so 8 are. Times are not judged",
-            file=sys.stderr)  # fmt: skip
+        tell("no number in flight was promised, so 8 are. Times are not judged")
     return run_workload(
         Ask(
             endpoint=asked.endpoint,

@@ -18,6 +18,7 @@ import typer
 
 from profiler.engines.models.model_facts import given_facts
 from traces.errors import RecordingError, UsageError
+from traces.foreign.evaluations.curve import ImportedCurve, import_curve
 from traces.foreign.evaluations.importer import Imported, import_outcomes
 from traces.foreign.evaluations.reader import Choices, Given, Judge
 from traces.foreign.forward_passes import ImportedPasses, import_passes
@@ -32,7 +33,8 @@ from traces.recording.manifest import NAME as MANIFEST
 from traces.recording.reader import Recording
 from traces.schema.formats import counted, number
 from tui.options import OPTIONS, Json, takes
-from tui.terminal import say, say_json
+from tui.terminal import say_all, say_json
+from tui.text.commands import next_lines
 from tui.text.layout import align, wrap
 from tui.verbs.progress import progress_bar
 
@@ -41,6 +43,8 @@ _OF_SAMPLES = (
     "prompt_tokens", "no_answer",
 )  # fmt: skip
 _OF_PASSES = ("model", "model_config")
+_OF_CURVES = ("problems", "length_spread", "benchmark")
+_NOT_OF_CURVES = ("score", "verifier", "no_answer", "run", "block_tokens")
 _MOST_PROMPT = 100_000_000
 _COUNTS = ("problems", "samples", "answered", "judged")
 _REQUEST_COUNTS = (
@@ -95,6 +99,21 @@ class Import:
         list[str] | None,
         typer.Option(metavar="TEXT", help="Samples: an answer that stands for none, repeatable."),
     ] = None
+    curve: Annotated[
+        bool,
+        typer.Option("--curve", help="A published curve of votes: n, accuracy, tokens, no sample."),
+    ] = False
+    problems: Annotated[
+        int | None, typer.Option(metavar="N", help="Curve: problems that the averages are over.")
+    ] = None
+    length_spread: Annotated[
+        float | None,
+        typer.Option(metavar="SD", help="Curve: spread of the logarithm of lengths (0.6)."),
+    ] = None
+    benchmark: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Curve: name of its problems, to compare models."),
+    ] = None
     run: Annotated[
         int | None, typer.Option(help="Which of a file's benchmarks, from 1, of requests.")
     ] = None
@@ -132,8 +151,7 @@ def import_(asked: Import) -> None:
     if asked.as_json:
         say_json(document)
         return
-    for line in lines:
-        say(line)
+    say_all(lines)
 
 
 def import_files(asked: Import) -> tuple[list[Path], Any]:
@@ -146,22 +164,12 @@ def import_files(asked: Import) -> tuple[list[Path], Any]:
     limit = int(asked.limit * 1e9)
     if asked.power is not None:
         return list(asked.files), _joined(asked, asked.power, limit)
-    for option, value in (("--power-gpus", asked.power_gpus), ("--power-zone", asked.power_zone)):
-        if value is not None:
-            raise UsageError(f"{option} is for power readings. Name their file with --power")
+    _check_alone(asked)
+    if asked.curve:
+        return list(asked.files), _curve(asked, limit)
     files = files_in(asked.files)
     kind = kind_of(files)
-    for name in _OF_SAMPLES:
-        taken = kind == "samples" or (kind == "passes" and name in _OF_PASSES)
-        if getattr(asked, name) is not None and not taken:
-            option = f"--{name.replace('_', '-')}"
-            kinds = "samples or forward passes" if name in _OF_PASSES else "samples"
-            raise UsageError(f"{option} is for {kinds}, and {files[0]} holds none")
-    for option, count in (("--run", asked.run), ("--block-tokens", asked.block_tokens)):
-        if count is not None and kind != "requests":
-            raise UsageError(f"{option} is for requests, and {files[0]} holds none")
-        if count is not None and count < 1:
-            raise UsageError(f"{option} must be at least 1, not {count}")
+    _check_kind(asked, kind, files[0])
     with progress_bar() as bar:
         task = bar.add_task("reading", total=None if kind == "requests" else len(files))
         begun = itertools.count()
@@ -209,14 +217,64 @@ def import_files(asked: Import) -> tuple[list[Path], Any]:
         )
 
 
+def _check_alone(asked: Import) -> None:
+    """Raise UsageError for options that go with another one alone."""
+    for option, value in (("--power-gpus", asked.power_gpus), ("--power-zone", asked.power_zone)):
+        if value is not None:
+            raise UsageError(f"{option} is for power readings. Name their file with --power")
+    for name in () if asked.curve else _OF_CURVES:
+        if getattr(asked, name) is not None:
+            raise UsageError(f"--{name.replace('_', '-')} is for published curves, with --curve")
+
+
+def _check_kind(asked: Import, kind: str, first: Path) -> None:
+    """Raise UsageError for options that a kind of file has no use for."""
+    for name in _OF_SAMPLES:
+        taken = kind == "samples" or (kind == "passes" and name in _OF_PASSES)
+        if getattr(asked, name) is not None and not taken:
+            option = f"--{name.replace('_', '-')}"
+            kinds = "samples or forward passes" if name in _OF_PASSES else "samples"
+            raise UsageError(f"{option} is for {kinds}, and {first} holds none")
+    for option, count in (("--run", asked.run), ("--block-tokens", asked.block_tokens)):
+        if count is not None and kind != "requests":
+            raise UsageError(f"{option} is for requests, and {first} holds none")
+        if count is not None and count < 1:
+            raise UsageError(f"{option} must be at least 1, not {count}")
+
+
+def _curve(asked: Import, limit_bytes: int) -> ImportedCurve:
+    """Import a curve. Raises UsageError for options that it has no use for."""
+    if len(asked.files) != 1:
+        raise UsageError("--curve: give one file. Curves of several models are imported by one")
+    for name in _NOT_OF_CURVES:
+        if getattr(asked, name) is not None:
+            raise UsageError(f"--{name.replace('_', '-')} has no use with --curve")
+    if asked.record_text:
+        raise UsageError("--record-text has no use with --curve, which has no answers")
+    given, column = _given(asked)
+    if column is not None:
+        raise UsageError(f"--prompt-tokens {column}: with --curve wants a number for all prompts")
+    return import_curve(
+        asked.files[0],
+        asked.output,
+        given=given,
+        problems=asked.problems,
+        spread=asked.length_spread,
+        benchmark=asked.benchmark,
+        limit_bytes=limit_bytes,
+    )
+
+
 def _joined(asked: Import, path: Path, limit_bytes: int) -> ImportedPower:
     """Join a recording with power readings. Raises UsageError for what is no recording."""
-    options = (*_OF_SAMPLES, "run", "block_tokens")
+    options = (*_OF_SAMPLES, *_OF_CURVES, "run", "block_tokens")
     if (name := next((each for each in options if getattr(asked, each) is not None), None)) or (
         asked.record_text
     ):
         option = f"--{(name or 'record_text').replace('_', '-')}"
         raise UsageError(f"{option} is for files of others, and --power joins a recording")
+    if asked.curve:
+        raise UsageError("--curve is for files of others, and --power joins a recording")
     if len(asked.files) != 1 or not (asked.files[0] / MANIFEST).is_file():
         raise UsageError(
             f"{asked.files[0]}: --power joins readings with one recording. Import the file first, "
@@ -306,6 +364,22 @@ def _outcomes(imported: Imported, files: Sequence[Path], output: Path) -> Shown:
             for each in imported.files
         ],
         **{name: getattr(imported, name) for name in _COUNTS},
+        "notes": list(imported.notes[1:]),
+    }
+    return document, [*lines, *_notes(imported.notes[1:]), _kept(output)]
+
+
+def _curve_shown(imported: ImportedCurve, files: Sequence[Path], output: Path) -> Shown:
+    curve = imported.curve
+    lines = [
+        f"{imported.format}: {counted(len(curve.points), 'point')}, votes of up to {curve.most:,} "
+        f"samples, {counted(curve.problems, 'problem')}"
+    ]
+    document = {
+        "recording": str(output),
+        "format": imported.format,
+        "file": files[0].name,
+        **curve.to_json(),
         "notes": list(imported.notes[1:]),
     }
     return document, [*lines, *_notes(imported.notes[1:]), _kept(output)]
@@ -410,7 +484,7 @@ def _traces(traces: list[TraceTables], files: Sequence[Path], output: Path) -> S
         "device_time": to_plain(run.device_time),
     }
     lines = [*align(rows, right=(1, 2, 3, 4, 5)), "", *kernel_lines(run)]
-    return document, [*lines, *_notes(remarks(traces)[1:]), f"kept in {output}"]
+    return document, [*lines, *_notes(remarks(traces)[1:]), _kept(output)]
 
 
 def _notes(notes: Sequence[str]) -> list[str]:
@@ -441,6 +515,7 @@ def _file(trace: TraceTables) -> dict[str, Any]:
 
 _IMPORTED: dict[type, Callable[[Any, Sequence[Path], Path], Shown]] = {
     Imported: _outcomes,
+    ImportedCurve: _curve_shown,
     ImportedRequests: _requests,
     ImportedPasses: _passes,
     ImportedPower: _power,
@@ -489,8 +564,7 @@ def export(asked: Export) -> None:
     wrote = (
         f"wrote {written or 'an empty trace'} to {asked.output}. Open it in https://ui.perfetto.dev"
     )
-    for line in wrap("", wrote, width=80, indent=0):
-        say(line)
+    say_all(wrap("", wrote, width=80, indent=0))
 
 
 def _export_requests(recording: Path, output: Path, *, as_json: bool) -> None:
@@ -511,8 +585,5 @@ def _export_requests(recording: Path, output: Path, *, as_json: bool) -> None:
         f"wrote {exported.requests:,} requests, whose prompts have {exported.blocks:,} different "
         f"blocks, to {output}"
     )
-    for line in wrap("", wrote, width=80, indent=0):
-        say(line)
-    for note in exported.notes:
-        for line in wrap("!", note, width=80, indent=2):
-            say(line)
+    lines = [*wrap("", wrote, width=80, indent=0), *_notes(exported.notes)]
+    say_all([*lines, *next_lines("import", output, "-o", output.with_suffix(""))])

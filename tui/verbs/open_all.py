@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from traces.errors import RecordingError
 from traces.recording.reader import Recording, distinct, find_recordings, measured
-from tui.terminal import say
+from tui.terminal import tell
 
 
 def open_all(paths: Sequence[Path]) -> list[Recording]:
@@ -20,7 +19,7 @@ def open_all(paths: Sequence[Path]) -> list[Recording]:
     opened = [Recording.open(each) for path in paths for each in find_recordings(path) or [path]]
     unique, copies = distinct(opened)
     for copy, first in copies:
-        say(f"{copy.path}: the same recording as {first.path}, read once", file=sys.stderr)
+        tell(f"{copy.path}: the same recording as {first.path}, read once")
     return unique
 
 
@@ -33,7 +32,7 @@ def open_measured(paths: Sequence[Path]) -> list[Recording]:
     predicted = [each.name for each in opened if each.replay_of is not None]
     recordings = [each for each in measured(opened) if each.complete]
     if predicted:
-        say(f"ttscope: left out, being predictions: {', '.join(predicted)}", file=sys.stderr)
+        tell(f"left out, being predictions: {', '.join(predicted)}")
     if not recordings:
         raise RecordingError("none of the recordings is complete. Run ttscope record to the end")
     return recordings

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +40,7 @@ from tui.options import (
     takes,
     verifier_for,
 )  # fmt: skip
-from tui.terminal import say
+from tui.terminal import say_all, tell
 from tui.verbs.interrupted import says_what_is_kept
 from tui.verbs.progress import own_stdout, progress_bar
 
@@ -119,15 +118,14 @@ class Keep:
 )
 def record(ask: Ask, sampling: Sampling, rule: Any, asked: Keep) -> None:
     """Run a test-time-scaling workload on vLLM and keep a recording."""
-    from tui.verbs.show import print_show
+    from tui.verbs.show import after_show, print_show
 
     with own_stdout() as out:
         folder = run_workload(ask, sampling, rule, asked)
         print_show([folder], price=None, as_json=asked.as_json, out=out)
         if not asked.as_json:
-            for line in checkpoint_lines(read_manifest(folder).checkpoints):
-                say(line, file=out)
-            say(f"kept in {folder}", file=out)
+            lines = checkpoint_lines(read_manifest(folder).checkpoints)
+            say_all([*lines, f"kept in {folder}", *after_show([folder])], file=out)
 
 
 def run_workload(
@@ -193,13 +191,12 @@ def run_workload(
 
         unknown = options.tensor_parallel_size is None and software_of(engine.config) == "vLLM"
         if options.endpoint is not None and unknown:
-            say(
-                "ttscope: the server does not report its tensor_parallel_size, which is taken as 1 "
-                "(set it with --tensor-parallel-size)",
-                file=sys.stderr,
+            tell(
+                "the server does not report its tensor_parallel_size, which is taken as 1 (set it "
+                "with --tensor-parallel-size)"
             )
         for note in getattr(engine, "notes", ()):
-            say(f"ttscope: {note}", file=sys.stderr)
+            tell(note)
         bar.update(task, description=f"{engine.config.model} {policy.label()}")
         with says_what_is_kept(folder), contextlib.closing(engine):
             run_and_keep(

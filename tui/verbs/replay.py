@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import floor
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,7 +16,8 @@ from traces.errors import UsageError
 from traces.recording.reader import Recording
 from traces.recording.reader import measured as measured_ones
 from tui.options import OPTIONS, Json, takes
-from tui.terminal import say
+from tui.terminal import say_all
+from tui.text.commands import next_lines
 
 if TYPE_CHECKING:
     from advisor.what_if.question import Question
@@ -140,11 +142,20 @@ def replay(asked: Replay, answer: Answer) -> None:
     if answer.as_json:
         say_json(replay_json(prediction))
         return
-    for line in replay_lines(prediction, question):
-        say(line)
+    lines = list(replay_lines(prediction, question))
     if answer.output is not None:
-        say()
-        say(f"written  {answer.output}")
+        lines += ["", f"written   {answer.output}", *next_lines("show", answer.output)]
+    elif (limit := accuracy_kept(recorded)) is not None:
+        lines += next_lines("advise", asked.recording, "--min-accuracy", limit)
+    say_all(lines)
+
+
+def accuracy_kept(run: Run) -> str | None:
+    """Return the least accuracy that a run surely has, as a limit; None where it is not known."""
+    found = run.accuracy
+    if found is None or found.low is None or found.low < 0.01:
+        return None
+    return f"{floor(found.low * 100) / 100:.2f}"
 
 
 def question_of(asked: Replay) -> tuple[Recording, Run, Question, list[Recording]]:

@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from traces.errors import UsageError
 from traces.files import whole_file
 from traces.schema.formats import number
-from tui.options import BUDGET, OPTIONS, BudgetOptions, BudgetSeed, Json, Recordings, takes
-from tui.terminal import say, say_json
+from traces.summary.run import to_plain
+from tui.options import (
+    ACCOUNTS,
+    BUDGET,
+    OPTIONS,
+    AccountOptions,
+    BudgetOptions,
+    BudgetSeed,
+    Json,
+    Recordings,
+    takes,
+)
+from tui.terminal import say_all, say_json
 from tui.text.layout import wrap
 from tui.verbs.open_all import open_all
+
+if TYPE_CHECKING:
+    from tui.report.material import Material
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,12 +49,18 @@ class Printed:
     as_json: Json = False
 
 
-@takes(Report, BudgetOptions, Printed, panels=BUDGET | {"seed": OPTIONS})
-def report(asked: Report, budget: BudgetOptions, printed: Printed) -> None:
+@takes(
+    Report,
+    BudgetOptions,
+    AccountOptions,
+    Printed,
+    panels=BUDGET | {"effort_map": ACCOUNTS, "seed": OPTIONS},
+)
+def report(asked: Report, budget: BudgetOptions, more: AccountOptions, printed: Printed) -> None:
     """Write one HTML page that tells what was measured and what to run for a budget."""
     from tui.report.material import gather_material
     from tui.report.page import page
-    from tui.text.advice import advice_json, verdict
+    from tui.text.advice import advice_json
     from tui.text.show import show_json
     from tui.verbs.progress import progress_bar
 
@@ -55,26 +77,42 @@ def report(asked: Report, budget: BudgetOptions, printed: Printed) -> None:
             budget.given(),
             seed=printed.seed,
             systems=budget.systems(),
+            tariff=more.tariff(),
+            efforts=more.effort_map,
             progress=progress,
+            command=shlex.join(["ttscope", *sys.argv[1:]]),
         )
         text = page(material)
     size = write(asked.output, text)
     answer = material.advice
     if printed.as_json:
+        accounts = material.accounts
+        costed = {} if accounts is None or not accounts.known else {"costs": to_plain(accounts)}
+        mapped = {} if material.efforts is None else {"efforts": to_plain(material.efforts)}
         say_json(
             {
                 "report": str(asked.output),
                 "bytes": size,
                 "advice": None if answer is None else advice_json(answer),
                 "no_advice": material.no_advice,
+                **costed,
+                **mapped,
                 **show_json(material.runs),
             }
         )
         return
-    told = material.no_advice if answer is None else verdict(answer)[0]
-    wrote = f"wrote {asked.output} ({number(size, 'B')}): {told}"
-    for line in wrap("", wrote, width=80, indent=0):
-        say(line)
+    wrote = f"wrote {asked.output} ({number(size, 'B')}): {_headline(material)}"
+    say_all([*wrap("", wrote, width=80, indent=0), "", "next      open it in a browser"])
+
+
+def _headline(material: Material) -> str:
+    from tui.text.advice import verdict
+    from tui.text.live import verdict_text
+
+    answer = material.advice
+    if material.of_live:
+        return verdict_text(material.watched[0].verdict)
+    return material.no_advice or "" if answer is None else verdict(answer)[0]
 
 
 def write(path: Path, text: str) -> int:

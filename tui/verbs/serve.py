@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,8 @@ import typer
 from traces.errors import MissingDependencyError, UsageError, install_command
 from traces.recording.manifest import check_free
 from tui.options import Output, Price, Verifier, takes
-from tui.terminal import say
+from tui.terminal import say_all, tell
+from tui.text.commands import next_lines
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,8 +72,8 @@ def serve(asked: Serve) -> None:
     check_free(folder)
 
     def ready(url: str) -> None:
-        say(f"ttscope: answers at {url}/v1 by {document.policy.label()}", file=sys.stderr)
-        say(f"ttscope: recorded in {folder}, ended by Ctrl-C", file=sys.stderr)
+        tell(f"answers at {url}/v1 by {document.policy.label()}")
+        tell(f"recorded in {folder}, ended by Ctrl-C")
 
     with says_what_is_kept(folder):
         answer(
@@ -98,4 +98,4 @@ def serve(asked: Serve) -> None:
             price_usd_per_device_hour=asked.price,
             ready=ready,
         )
-    say(f"kept in {folder}")
+    say_all([f"kept in {folder}", *next_lines("show", folder)])

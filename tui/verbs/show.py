@@ -12,7 +12,8 @@ import typer
 from traces.errors import UsageError
 from traces.recording.reader import Recording
 from tui.options import OPTIONS, Json, takes
-from tui.terminal import say, say_json
+from tui.terminal import say_all, say_json
+from tui.text.commands import next_lines
 
 if TYPE_CHECKING:
     from advisor.accuracy.counterfactual import Counterfactuals
@@ -65,7 +66,21 @@ def show(asked: Show) -> int:
     if limits and asked.other is None:
         raise UsageError("--fail-on compares: give two recordings, the one to judge last")
     paths = [asked.recording] if asked.other is None else [asked.recording, asked.other]
-    return print_show(paths, price=asked.price, limits=limits, as_json=asked.as_json)
+    code = print_show(paths, price=asked.price, limits=limits, as_json=asked.as_json)
+    if not asked.as_json:
+        say_all(after_show(paths))
+    return code
+
+
+def after_show(paths: Sequence[Path]) -> list[str]:
+    """Return what to run after a summary: what its samples or its steps would tell next."""
+    recording = Recording.open(paths[0])
+    policies = [p for p in recording.manifest.policies.values() if not p.spec.of_others]
+    if len(paths) > 1 or not policies or recording.replay_of is not None:
+        return next_lines("tui", *paths)
+    if any(each.n > 1 and each.all_samples_end for each in policies):
+        return next_lines("show", paths[0], "--policies")
+    return next_lines("replay", paths[0], "--set", "engine.max_num_seqs=32")
 
 
 def print_show(
@@ -113,8 +128,7 @@ def print_show(
         lines = [*show_lines(runs, compared), *limit_lines(judged)] if runs else []
         for each in watched:
             lines += [*([""] if lines else []), *watched_lines(each)]
-        for line in lines:
-            say(line, file=out)
+        say_all(lines, file=out)
     return 3 if any(each.broken for each in judged) else 0
 
 
@@ -161,8 +175,10 @@ def print_policies(
         say_json(document)
         return
     for run, each in zip(runs, judged, strict=True):
-        for line in (*show_policies_head(run), "", *policies_lines(run, each)):
-            say(line)
+        say_all((*show_policies_head(run), "", *policies_lines(run, each)))
+    most = max((run.policy.n for run in runs if run.policy is not None), default=1)
+    if most > 1 and len(runs) == 1:
+        say_all(next_lines("replay", path, "--set", f"policy.n={most // 2}"))
 
 
 def _check_price(price: float | None) -> None:

@@ -12,7 +12,8 @@ import typer
 
 from traces.errors import Interrupted, TtscopeError
 from tui.options import Json, takes
-from tui.terminal import say, say_json
+from tui.terminal import say, say_all, say_json
+from tui.text.commands import next_lines
 from tui.verbs.interrupted import sigterm_as_ctrl_c
 from tui.verbs.progress import own_stdout, progress_bar, sweep_progress
 
@@ -63,6 +64,8 @@ def sweep(asked: Sweep) -> None:
         for outcome in outcomes:
             state = "failed" if outcome.error else "kept before" if outcome.skipped else "kept"
             say(f"{state:<12}{outcome.path}")
+        if len(failed) < len(outcomes):
+            say_all(next_lines("tui", asked.output, "--screen", "advice"))
     if failed:
         raise TtscopeError(
             f"{len(failed)} of {len(outcomes)} runs failed. The first, {failed[0].name}: "

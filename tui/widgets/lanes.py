@@ -1,4 +1,4 @@
-"""Charts of one line each over a common time, with a cursor; a click says where it was."""
+"""Charts over a common time, one below the other, with a cursor; a click says where it was."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from textual.widgets import Static
 from traces.schema.formats import ABSENT, compact
 from traces.statistics import Floats
 from tui.text.layout import BLOCKS, sparkline
+
+CURSOR = "bold $foreground on $accent-darken-2"
 
 
 class Lanes(Static):
@@ -41,18 +43,15 @@ class Lanes(Static):
         cursor: int | None,
         below: Sequence[tuple[str, str]] = (),
         *,
-        rows: int = 1,
+        room: int = 0,
     ) -> None:
-        """Draw lanes of so many rows; each of `below` is a line and its style."""
+        """Draw lanes in so many rows, at least one each; `below` are lines and their styles.
+
+        Without colours the cursor is reversed.
+        """
         place = -1 if cursor is None else cursor
-        lines = []
-        for lane in lanes:
-            style = "$text-secondary" if lane.name.startswith(" ") else "$text-primary"
-            for text in lane_lines(lane, place, rows):
-                line = Content(text).stylize(style, LEFT, LEFT + lane.values.size)
-                if place >= 0:
-                    line = line.stylize("reverse", LEFT + place, LEFT + place + 1)
-                lines.append(line)
+        at = "reverse" if self.app.no_color else CURSOR
+        lines = lanes_content(lanes, place, at, room)
         lines += [Content.styled(text, style) for text, style in below]
         self.update(Content("\n").join(lines))
 
@@ -61,36 +60,57 @@ class Lanes(Static):
             self.post_message(self.Seek(event.x - LEFT))
 
 
-LEFT = 14  # columns before a chart's bars
+LEFT = 18  # columns before a chart's bars
 RIGHT = 8
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lane:
-    """One line of a chart: a number per bin, nan where there is none; `top` fixes its height."""
+    """A chart: a number per bin, nan where there is none, in one colour of the theme.
+
+    `top` fixes its height. One that is `beside` belongs to the lane above it.
+    """
 
     name: str
     values: Floats
+    unit: str = ""
+    style: str = "$primary"
     top: float | None = None
+    beside: bool = False
 
     @property
     def known(self) -> bool:
         """Whether there is any number."""
         return bool(np.isfinite(self.values).any())
 
+    @property
+    def scale(self) -> float | None:
+        """What the height of the chart stands for, None where nothing is known."""
+        finite = self.values[np.isfinite(self.values)]
+        return self.top if self.top is not None else float(finite.max()) if finite.size else None
+
+
+def shown(value: float | None) -> str:
+    """Return a number of a chart in few characters; one that counts things has no decimals."""
+    if value is not None and 0 <= value < 1000 and float(value).is_integer():
+        return f"{value:.0f}"
+    return compact(value)
+
 
 def lane_lines(lane: Lane, cursor: int, rows: int) -> list[str]:
-    """Return a lane as so many lines, the lowest with its name and numbers.
+    """Return a lane as so many lines: name, highest number and unit first, 0 at the bottom.
 
-    Without a cursor (-1) the newest number stands at the right.
+    The number under the cursor stands at the right, without a cursor (-1) the newest.
     """
-    finite = lane.values[np.isfinite(lane.values)]
-    highest = float(finite.max()) if finite.size else None
-    here = compact(float(lane.values[cursor])) if cursor < lane.values.size else ABSENT
-    head = f"{lane.name:<8}{compact(highest)[:5]:>{LEFT - 9}}|"
+    scale = lane.scale
+    inside = cursor < lane.values.size
+    here = shown(float(lane.values[cursor])) if inside else ABSENT
+    most = " ".join(part for part in (shown(scale), lane.unit if scale is not None else "") if part)
+    head = f"{lane.name} {most:>{LEFT - 2 - len(lane.name)}}│"
+    tail = f"│{here:>{RIGHT - 1}}"
     if rows == 1:
-        return [f"{head}{sparkline(lane.values.tolist(), lane.top)}|{here:>{RIGHT - 1}}"]
-    top = lane.top or highest or 0.0
+        return [f"{head}{sparkline(lane.values.tolist(), lane.top)}{tail}"]
+    top = scale or 0.0
     eighths = np.nan_to_num(lane.values / top if top > 0 else lane.values * 0) * rows * 8
     filled = np.clip(np.rint(eighths), 1, rows * 8).astype(int)
     seen = np.isfinite(lane.values)
@@ -98,8 +118,35 @@ def lane_lines(lane: Lane, cursor: int, rows: int) -> list[str]:
     for above in range(rows - 1, -1, -1):
         level = np.where(seen, np.clip(filled - above * 8, 0, 8), 0)
         lines.append("".join(BLOCKS[each] for each in level))
-    blank = " " * (LEFT - 1)
+    blank, bottom = f"{'│':>{LEFT}}", f"{'0│':>{LEFT}}"
     return [
-        *(f"{blank}|{line}|" for line in lines[:-1]),
-        f"{head}{lines[-1]}|{here:>{RIGHT - 1}}",
+        f"{head}{lines[0]}{tail}",
+        *(f"{blank}{line}│" for line in lines[1:-1]),
+        f"{bottom}{lines[-1]}│",
     ]
+
+
+def lanes_content(lanes: Sequence[Lane], cursor: int, at: str, room: int) -> list[Content]:
+    """Return lanes in their colours, in so many rows where that is at least one each.
+
+    A lane that is 0 throughout has one row. The cursor's column (-1: none) has the style `at`.
+    """
+    flat = [lane.scale == 0 for lane in lanes]
+    rows, gap = rows_for(room - 2 * sum(flat), len(lanes) - sum(flat))
+    lines = []
+    for lane, is_flat in zip(lanes, flat, strict=True):
+        if lines and gap and not lane.beside:
+            lines.append(Content(""))
+        for text in lane_lines(lane, cursor, 1 if is_flat else rows):
+            line = Content(text).stylize(lane.style, LEFT, LEFT + lane.values.size)
+            if cursor >= 0:
+                line = line.stylize(at, LEFT + cursor, LEFT + cursor + 1)
+            lines.append(line)
+    return lines
+
+
+def rows_for(room: int, lanes: int, most: int = 8) -> tuple[int, bool]:
+    """Return how many rows each of so many lanes has in a room, and whether with gaps."""
+    if lanes == 0 or room < 2 * lanes - 1:
+        return 1, False
+    return max(min((room + 1) // lanes - 1, most), 1), True

@@ -1,4 +1,4 @@
-"""The samples of a problem as bars in time; what the colours say the letters say too."""
+"""The samples of a problem as bars in time; without colours letters say what they say."""
 
 from __future__ import annotations
 
@@ -12,16 +12,25 @@ from textual.containers import VerticalScroll
 from textual.content import Content
 from textual.widgets import Static
 
-STYLES = {
-    ".": "dim",
-    "p": "$text-warning",
-    "=": "$text-primary",
-    "-": "dim",
-    "A": "bold $text-success",
-    "a": "dim",
-    "x": "bold $text-error",
-    ">": "dim",
+STATES = {  # the letter of a state: its block, and in which style
+    ".": ("·", "$text-muted"),
+    "p": ("▆", "$warning"),
+    "=": ("▆", "$primary"),
+    "A": ("▆", "$success"),
+    "~": ("▂", "$primary"),
+    "a": ("▂", "$success"),
+    "x": ("x", "bold $text-error"),
+    ">": (">", "$text-muted"),
 }
+WORDS = (  # states by what they are called, in the order of time
+    (".", "queued"),
+    ("p", "prefill"),
+    ("=", "thinking"),
+    ("A", "answering"),
+    ("~a", "after the stop"),
+    ("x", "cancelled or failed"),
+    (">", "still running"),
+)
 
 
 class Samples(VerticalScroll, inherit_bindings=False):
@@ -45,30 +54,82 @@ class SampleBars(Static):
 
     def show(
         self,
-        header: str,
+        scale: Scale,
         rows: Sequence[SampleRow],
         *,
         title: str = "",
         after: tuple[int, str] | None = None,
     ) -> None:
         """Draw the rows; `after` is how many of them stand before a mark, and its text."""
+        letters = self.app.no_color
         lines = [Content.styled(title, "bold")] if title else []
-        lines.append(Content.styled(header, "dim"))
+        legend = legend_of(rows, letters=letters)
+        middle = scale.columns - len(scale.end) - 2  # between 0 and the end
+        fits = legend.cell_length + 2 <= middle
+        if not fits and legend.cell_length:
+            lines.append(legend)
+        left = (middle - legend.cell_length) // 2 if fits else 0
+        blank = middle - left - (legend.cell_length if fits else 0)
+        lines.append(
+            Content.assemble(
+                (f"{scale.left}0{' ' * (left + 1)}", "$text-muted"),
+                legend if fits else "",
+                (f"{' ' * max(blank, 1)}{scale.end}", "$text-muted"),
+            )
+        )
         for order, row in enumerate(rows, 1):
-            lines.append(_line(row, after[1] if after and after[0] == order else ""))
+            lines += _lines(row, after[1] if after and after[0] == order else "", scale, letters)
         self.update(Content("\n").join(lines))
 
 
-def _line(row: SampleRow, mark: str) -> Content:
+def legend_of(rows: Sequence[SampleRow], *, letters: bool) -> Content:
+    """Return what the bars and marks of these rows are, and of no others."""
+    there = set("".join(row.bar for row in rows))
+    parts: list[Content | str | tuple[str, str]] = []
+    for states, word in WORDS:
+        drawn = {
+            (state if letters else STATES[state][0], STATES[state][1]): None
+            for state in states
+            if state in there
+        }
+        if drawn:
+            parts += ["  " if parts else "", *drawn, (f" {word}", "$text-muted")]
+    for correct, mark, word in ((True, "+", "right"), (False, "-", "wrong")):
+        if any(row.correct is correct for row in rows):
+            style = "$text-success" if correct else "$text-error"
+            parts += ["  " if parts else "", (mark, style), (f" {word}", "$text-muted")]
+    return Content.assemble(*parts)
+
+
+def _lines(row: SampleRow, mark: str, scale: Scale, letters: bool) -> list[Content]:
+    """Return a sample's line, with a mark behind it, else below it where there is no room."""
     style = {True: "$text-success", False: "$text-error", None: ""}[row.correct]
     parts: list[Content | str | tuple[str, str]] = [(row.left, style)]
     for letter, group in groupby(row.bar):
-        parts.append(("".join(group), STYLES.get(letter, "")))
+        block, colour = STATES.get(letter, (letter, ""))
+        parts.append(((letter if letters else block) * len(list(group)), colour))
     if row.note:
         parts.append((f" {row.note}", "$text-warning"))
-    if mark:
-        parts.append((f" {mark}", "bold $text-accent"))
-    return Content.assemble(*parts)
+    line = Content.assemble(*parts)
+    if not mark:
+        return [line]
+    if line.cell_length + 1 + len(mark) <= scale.width:
+        return [Content.assemble(line, (f" {mark}", "bold $text-accent"))]
+    indent = max(min(len(row.left), scale.width - len(mark)), 0)
+    return [line, Content.styled(f"{' ' * indent}{mark[: scale.width]}", "bold $text-accent")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """The header of bars: what stands left of them, their columns, the time at their end.
+
+    `width` is that of the whole line.
+    """
+
+    left: str
+    columns: int
+    end: str
+    width: int
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,8 @@ from advisor.advice.advisor import Advisor
 from advisor.advice.feasible import ReplayedCheck, Shortlist
 from advisor.search.metrics import CandidateMetrics
 from advisor.search.resampling import Resampling
-from traces.schema.advice import Budget, Pick
+from traces.recording.reader import Recording
+from traces.schema.advice import Budget, Pick, Recommendation
 from traces.schema.estimate import Estimate
 from traces.schema.record import Record
 from traces.schema.tts.policy import Policy
@@ -115,6 +116,22 @@ def effort_map(
         classes=found,
         left_out=len(told) - sum(each.problems for each in found.values()) if sizes else 0,
     )
+
+
+def efforts_of(
+    advisor: Advisor, recordings: Sequence[Recording], answer: Recommendation
+) -> EffortMap | None:
+    """Return the efforts on the engine of an answer's pick, None where nothing fits.
+
+    The classes of problems are the groups that the recordings have.
+    """
+    if answer.system_optimal is None:
+        return None
+    groups: dict[str, str | None] = {}
+    for recording in recordings:
+        rows = recording.problems.select("problem_id", "group").unique("problem_id")
+        groups |= {name: group for name, group in rows.iter_rows() if group is not None}
+    return effort_map(advisor, answer.budget, answer.system_optimal, groups)
 
 
 def _promising(shortlist: Shortlist, rows: Ints) -> list[int]:

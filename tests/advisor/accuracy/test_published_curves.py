@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from benchmarks.vote_curve import VoteCurve
+from advisor.accuracy.models.vote_curve import VoteCurve
 
 SETS = {"MATH500": 500, "AIME24": 30}
 

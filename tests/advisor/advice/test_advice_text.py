@@ -12,6 +12,7 @@ from advisor.search.budget import is_given, parse_budget
 from profiler.sweep.plan import load_plan
 from tests.advisor.synthetic import VOTE16, engine_of
 from traces.errors import UsageError
+from traces.schema.engine import in_words
 from tui.text.advice import SHORT_LINES, advice_json, advice_lines
 
 BUDGETS = [
@@ -151,7 +152,7 @@ def test_rates_that_change_the_pick_start_from_it_and_name_another(fresh):
 
 def name_of_pick(answer):
     pick = answer.system_optimal
-    return f"{pick.engine.model} {pick.engine.label()}, {pick.policy.label_with_temperature()}"
+    return in_words(pick.engine, pick.policy)
 
 
 def test_the_present_configuration_is_compared_or_already_best(fresh):

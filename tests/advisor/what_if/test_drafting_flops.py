@@ -38,7 +38,7 @@ def test_flops_are_not_told_where_no_recording_has_the_drafting_model(plain, dra
     assert set(flops_of(answer)) == {None}
     assert answer.compute_optimal.engine.speculative is None
     assert all(pick.engine.speculative is None for pick in answer.compute_pareto)
-    (line,) = (line for line in answer.reasons if line.startswith("compute-optimal is "))
+    (line,) = (line for line in answer.reasons if line.startswith("the compute-optimal one "))
     assert "no recording has the facts of its draft model" in line
     assert "inf" not in line
 

@@ -111,7 +111,7 @@ def test_fewer_samples_are_drawn_several_times(votes):
     )
     assert found.predicted.accuracy.value < found.replayed.accuracy.value
     assert found.predicted.latency_s["mean"].value < found.replayed.latency_s["mean"].value
-    assert any("4 of the recorded samples drawn, 8 times" in note for note in found.notes)
+    assert any("4 recorded samples of each problem drawn 8 times" in note for note in found.notes)
 
 
 def test_a_stop_rule_cancels_and_saves(votes):

@@ -12,6 +12,8 @@ from tests.tui.screens.live.test_live_screen import attach_to, wait_for
 from traces.errors import UsageError
 from tui.app.app import TtscopeApp
 from tui.screens.live.screen import LiveScreen
+from tui.widgets.panel import PanelView
+from tui.widgets.prompt import Prompt
 
 PANELS = ("#lanes", "#step", "#title", "#bars", "#other", "#text", "#vote", "#message")
 
@@ -27,6 +29,7 @@ def folder(tmp_path):
 async def open_named(pilot, name):
     entry = next(each for each in pilot.app.entries if each.path.name == name)
     pilot.app.open_run(entry)
+    pilot.app.switch_mode("run")  # one of watched servers opens on screen 3
     for _ in range(200):
         await settle(pilot)
         model = getattr(pilot.app.screen, "model", None)
@@ -53,7 +56,7 @@ async def test_the_run_screen_after_another_recording(folder, second, size, of_f
             for name in names:
                 await open_named(pilot, name)
                 if name == "voted":
-                    assert "A" in text_of(app, "#bars")
+                    assert "▆" in text_of(app, "#bars")
                     await pilot.press("v")
                     app.screen.query_one("#ask", Input).value = "policy.n=2"
                     await pilot.press("enter")
@@ -64,9 +67,9 @@ async def test_the_run_screen_after_another_recording(folder, second, size, of_f
                     await pilot.press("v", *"half")
                     app.switch_mode("recordings")
                     await settle(pilot)
-            field = app.screen.query_one("#ask", Input)
+            prompt = app.screen.query_one(Prompt)
             bar = app.screen.query_one("NavBar").status
-            return panels(app), bar, field.value, field.has_class("open")
+            return panels(app), bar, prompt.field.value, prompt.is_open
 
     alone = await shown(second)
     for pages in of_first:
@@ -145,16 +148,17 @@ async def test_the_live_screen_shows_nothing_of_the_server_before(folder, monkey
             server.gauges = {"vllm:num_requests_running": 7}
             await attach_to(pilot, server.url)
             await wait_for(pilot, seen, LiveScreen.Ticked, 2)
-            assert "7.00" in text_of(app, "#gauges")
+            assert any("7 req│" in str(each.render()) for each in app.screen.query(PanelView))
             await pilot.press("s")
             await wait_for(pilot, seen, LiveScreen.Ended)
             server.status = 500
             await attach_to(pilot, server.url)
             await wait_for(pilot, seen, LiveScreen.Ended, 2)
             assert "/metrics cannot be read" in text_of(app, "#message")
-            for name in ("#verdict", "#gauges", "#spreads", "#steps", "#sees"):
+            for name in ("#verdict", "#next", "#gauges", "#spreads", "#sees"):
                 assert text_of(app, name) == "", name
-            assert "u asks for the URL" in text_of(app, "#text")
+            assert "Press u and enter a server's URL" in text_of(app, "#text")
+            assert not any(each.display for each in app.screen.query(PanelView))
 
 
 async def test_a_comparison_is_of_what_is_loaded_now(folder):

@@ -96,7 +96,9 @@ async def test_every_page_of_the_run_screen(folder, name, size):
         await pilot.press("enter")
         await settle(pilot)
         assert "as it was sent" in text_of(app, "#message")
-        await pilot.press("space", "right", "full_stop", "r", "w", "z", "0", "right_square_bracket")
+        await pilot.press(
+            "escape", "space", "right", "full_stop", "r", "w", "z", "0", "right_square_bracket"
+        )
         await settle(pilot)
 
 
@@ -104,7 +106,7 @@ async def test_other_screens_with_nothing_else(folder):
     app = TtscopeApp([folder])
     async with app.run_test(size=(80, 24)) as pilot:
         await settle(pilot)
-        assert "enter opens it" in text_of(app, "#detail")
+        assert "enter: open it on screen 3" in text_of(app, "#detail")
         await pilot.press("4")
         await settle(pilot)
         assert "too little of the server" in " ".join(text_of(app, "#message").split())

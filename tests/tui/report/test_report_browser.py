@@ -37,6 +37,8 @@ document.dispatchEvent(new KeyboardEvent("keydown", { key: "Escape" }));
 seen.hidden = document.getElementById("tip").hidden;
 document.querySelector("figure .mark.pick").focus();
 seen.point = document.getElementById("tip").textContent;
+document.querySelector(".copy").click();
+seen.copied = getSelection().toString();
 document.getElementById("theme").click();
 seen.turned = getComputedStyle(document.body).backgroundColor;
 document.title = JSON.stringify(seen);
@@ -105,6 +107,9 @@ def test_both_schemes_the_tooltip_and_the_toggle(written, tmp_path, scheme, dark
     assert "90 % interval" in seen["tip"]
     assert seen["described"] == "tip"
     assert seen["hidden"] is True
+    command = Page(source).text.partition("Start it with")[2].partition("and send ")[0]
+    assert seen["copied"].split() == command.split()  # a title has no two spaces in a row
+    assert seen["copied"].count("\n") == command.count("\n") > 2
     assert seen["point"].startswith("System-optimal: demo/s")
 
 

@@ -8,7 +8,7 @@ from tui.text.layout import align, clock, clock_decimals, sparkline, wrap
 
 
 def test_small_things():
-    assert sparkline([0, 1, math.nan, 2]) == "▁▅ █"
+    assert sparkline([0, 1, math.nan, 2]) == "▁▄ ▇"
     assert sparkline([0, 0]) == "▁▁"
     assert clock(125.25) == "2:05.2"
     assert clock(59.96) == "1:00.0"

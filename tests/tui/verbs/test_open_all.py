@@ -21,7 +21,7 @@ def test_a_copy_under_another_name_is_the_same_and_another_run_is_not(tmp_path, 
     found = open_all([ONE, OTHER, copy])
     assert [each.path for each in found] == [ONE, OTHER]
     (line,) = capsys.readouterr().err.splitlines()
-    assert line == f"{copy}: the same recording as {ONE}, read once"
+    assert line == f"ttscope: {copy}: the same recording as {ONE}, read once"
 
 
 def test_a_recording_that_differs_in_its_rows_is_kept(tmp_path, capsys):

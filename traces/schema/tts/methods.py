@@ -208,14 +208,27 @@ _ROWS = (
     Method(name="as_sent", short="as sent", plurality=False, of_others=True),
     Method(name="greedy", short="greedy"),
     Method(name="majority", short="maj", words="{n} samples, majority vote"),
-    Method(name="best_of_n", short="best", parameters=("scorer",), plurality=False),
-    Method(name="weighted", short="weighted", parameters=("scorer",), plurality=False),
+    Method(
+        name="best_of_n",
+        short="best",
+        parameters=("scorer",),
+        plurality=False,
+        words="the best of {n} samples",
+    ),
+    Method(
+        name="weighted",
+        short="weighted",
+        parameters=("scorer",),
+        plurality=False,
+        words="{n} samples, vote by score",
+    ),
     Method(
         name="confidence",
         short="conf",
         decisive="keep",
         parameters=("keep", "confidence_window"),
         plurality=False,
+        words="{n} samples, vote of the most confident (a share of {keep})",
         judged=lambda n: ({"keep": 0.5}, {"keep": 0.9}),
     ),
     Method(
@@ -225,6 +238,7 @@ _ROWS = (
         parameters=("window",),
         rule=stop_rules.WINDOWS,
         at_a_time="window",
+        words="up to {n} samples until {window} in a row agree",
         answer="the most frequent answer as soon as {window} in a row agree",
         judged=lambda n: [{"window": size} for size in (3, 4) if n >= 8],
         proposed_from=8,
@@ -236,6 +250,7 @@ _ROWS = (
         parameters=("threshold", "in_flight"),
         rule=stop_rules.SAFE,
         at_a_time="in_flight",
+        words="up to {n} samples until the majority is {threshold} sure",
         answer="the most frequent answer as soon as it is {threshold} sure to stay so",
         judged=lambda n: [
             {"threshold": level, "in_flight": count} for count in (1, n) for level in THRESHOLDS
@@ -261,6 +276,7 @@ _ROWS = (
         decisive="first",
         parameters=("first",),
         rule=stop_rules.FIRST,
+        words="{n} samples, vote of the first {first} that end",
         answer="the most frequent answer of the first {first} that end",
         judged=lambda n: [{"first": n // 2}],
         proposed_from=4,
@@ -271,6 +287,7 @@ _ROWS = (
         decisive="extend",
         parameters=("extend", "word"),
         rule=None,
+        words="{n} samples, each thought reopened {extend} times",
         continues=True,
     ),
     Method(
@@ -279,6 +296,7 @@ _ROWS = (
         parameters=("stable", "revise_prompt"),
         rule=None,
         plurality=False,
+        words="up to {n} revisions of an answer until {stable} agree",
     ),
     Method(
         name="beam",
@@ -289,6 +307,7 @@ _ROWS = (
         plurality=False,
         continues=True,
         in_steps=True,
+        words="beam search over {n} thoughts, {width} kept at each step",
     ),
 )
 METHODS: Final = {each.name: each for each in _ROWS}

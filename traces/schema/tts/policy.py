@@ -95,6 +95,24 @@ class Policy(Record):
         parts = (label, self.reasoning_effort, self.thinking_token_budget)
         return " ".join(str(part) for part in parts if part is not None)
 
+    def words(self) -> str:
+        """Return what it does, such as `8 samples, majority vote`."""
+        if self == AS_SENT:
+            return "the traffic as it was sent"
+        if self.method == "greedy":
+            words = "one sample, greedy" if self.temperature == 0 else "one sample"
+        elif self.n == 1 and self.method == "majority":
+            words = "one sample"
+        else:
+            words = self.spec.describe(self.spec.words, self.n, dict(self.rule))
+        if self.reasoning_effort is not None:
+            words += f", {self.reasoning_effort} reasoning effort"
+        if self.thinking_token_budget is not None:
+            words += f", at most {self.thinking_token_budget:,} tokens of thought"
+        if self.temperature:
+            words += f", temperature {self.temperature:g}"
+        return words
+
     def label_with_temperature(self) -> str:
         """Return the label, the temperature where it is known and not 0, and a long max_tokens."""
         label = self.label()

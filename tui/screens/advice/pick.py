@@ -121,7 +121,7 @@ def _command(row: Candidate, width: int) -> Iterable[Section]:
 def _other(answer: Recommendation, row: Candidate, width: int) -> Iterable[Section]:
     """Say of a row that is not the pick what it is, beside the pick."""
     pick, what = answer.system_optimal, words_of(row, answer.budget)
-    yield _text("head", in_words(row.pick, engine=True), width)
+    yield _text("head", in_words(row.pick, device=True), width)
     told = f"{what[:1].upper()}{what[1:]}."
     limited = answer.budget.limits() or answer.budget.rate_per_s is not None
     if PRESENT not in row.roles and limited:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
@@ -13,42 +14,63 @@ from textual.containers import Container, VerticalScroll
 from textual.events import Resize
 from textual.message import Message
 from textual.widgets import Input, Static
+from textual.worker import get_current_worker
 
 from profiler.attach.attachment import CAUTION, Attachment, default_folder
 from profiler.engines.interface import Finding
-from traces.clock import now_ns
 from traces.errors import UsageError
 from traces.recording.reader import Recording
+from tui.options import Watch, option_names
 from tui.screens.base import ConfirmScreen, ModeScreen
+from tui.screens.entries import Entry
 from tui.screens.library import failure
+from tui.screens.live.panels import (
+    Recorded,
+    live_panels,
+    read_recorded,
+    recorded_lines,
+    recorded_panels,
+)
 from tui.screens.live.views import (
+    TIMES,
     History,
+    action_lines,
     finding_lines,
     problem_lines,
-    rate_lines,
+    recorded_spreads,
     sees_line,
     spread_lines,
     status,
     unread_lines,
+    verdict_text,
     verdicts_lines,
 )
 from tui.screens.live.watch import LiveWatch, Snapshot, parse_target
 from tui.screens.run.charts import family_line
 from tui.text.kernels import held_texts
-from tui.text.layout import wrap
-from tui.text.live import next_lines
+from tui.text.layout import clock, wrap
+from tui.text.live import next_lines, silence_told
 from tui.widgets.lanes import Lanes
+from tui.widgets.panel import Panel, PanelView
+from tui.widgets.prompt import Field, Prompt, Question, Words
 
-WIDE = 120
-TALL = 32
+WIDE, TALL = 100, 30  # from which there are framed panels
+WIDER = 160  # from which three stand side by side
+PANELS = 8  # at most
 HOW = (
-    "u asks for the URL of a vLLM server, or of several. It is watched without a restart, by its "
-    "page of /metrics every second. With --listen 4318 (HTTP) or --listen-grpc 4317 spans and "
-    "engine steps are received too, with --kernels FOLDER profiler windows are opened, and the "
-    "power of GPUs of this machine is read. These are the options of ttscope attach.\n\n"
-    "What is seen goes into a recording, which is on screen 1 when s stops it. d says what can be "
-    "seen of a server, and what the rest needs. To pose a workload to it: ttscope attach URL "
-    "--workload problems.jsonl --n 8."
+    "No server is being watched.\n\n"
+    "Press u and enter a server's URL, or several for replicas. ttscope reads /metrics once a "
+    "second. The server needs no restart. The options are those of ttscope attach: --listen 4318 "
+    "(HTTP) or --listen-grpc 4317 also receives spans and engine steps, and --kernels FOLDER opens "
+    "profiler windows. The power of this machine's GPUs is read.\n\n"
+    "Press s to stop. What was seen is then a recording on screen 1, and enter on it opens it "
+    "here again. To send a workload to a server: ttscope attach URL --workload problems.jsonl "
+    "--n 8."
+)
+URL = Question(
+    label="URL",
+    example="http://HOST:8000 --listen 4318 --kernels FOLDER --api-key-env NAME",
+    suggester=Words(option_names(Watch).split(", ")),
 )
 
 
@@ -77,19 +99,42 @@ class LiveScreen(ModeScreen):
 
     @dataclass
     class Suggested(Message):
-        """What to try next on what was watched."""
+        """What to try next on the recording in a folder."""
 
+        folder: Path
         lines: list[str]
+
+    @dataclass
+    class Reopened(Message):
+        """A recording of watched servers was read, or why it cannot be."""
+
+        entry: Entry
+        recorded: Recorded | str
 
     MODE = "live"
     CSS_PATH = "live.tcss"
     AUTO_FOCUS = "#page"
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("u", "url", "URL", id="live.url"),
-        Binding("d", "depth", "what is seen", id="live.depth"),
-        Binding("s", "stop", "stop", id="live.stop"),
-        Binding("escape", "leave", "leave the field", show=False),
-    ]
+        Binding("u", "url", "URL", id="live.url", tooltip="Enter the URL of a server to watch."),
+        Binding(
+            "d", "depth", "what is seen", id="live.depth",
+            tooltip="Show what can be seen of the server, and what each missing part needs.",
+        ),
+        Binding(
+            "s", "stop", "stop", id="live.stop",
+            tooltip="Stop watching, and complete the recording.",
+        ),
+        Binding("escape", "leave", "leave", show=False, tooltip="Leave the field."),
+    ]  # fmt: skip
+    LEGEND = (
+        ("TTFT", "Time to the first token, from the arrival of a request."),
+        ("ITL", "Time between two tokens of a request."),
+        ("queue", "Time that a request waits before it runs."),
+        ("request", "Time from the arrival of a request to its end."),
+        ("p50, p95", "Half, or 95 %, of the requests took at most this. Of a histogram both ends."),
+        ("KV cache", "Share of the cache's blocks in use."),
+        ("accept", "Tokens that a step with a draft gives."),
+    )
 
     def __init__(self) -> None:
         super().__init__()
@@ -98,26 +143,79 @@ class LiveScreen(ModeScreen):
         self._history = History()
         self._findings: list[Finding] = []
         self._depth = False
+        self._asked = ""  # which may be mended where it fails
+        self._shown: Entry | None = None  # a recording
+        self._recorded: Recorded | None = None
+        self._next: Sequence[str] = ()
 
     def compose_body(self) -> ComposeResult:
-        yield Input(
-            placeholder="http://HOST:8000 [--listen 4318] [--listen-grpc 4317] [--kernels FOLDER] "
-            "[--api-key-env NAME]",
-            id="url",
-            compact=True,
-        )
+        yield Prompt(field="url", id="prompt")
         yield Static(id="message", markup=False)
         yield Static(id="verdict", markup=False)
-        with Container(id="numbers"):
-            yield Lanes(id="gauges")
-            yield Static(id="spreads", markup=False)
-        yield Lanes(id="steps")
+        yield Static(id="next", markup=False)
+        with Container(id="panels"):
+            for _ in range(PANELS):
+                yield PanelView()
+        yield Lanes(id="gauges")
+        yield Static(id="spreads", markup=False)
         yield Static(id="sees", markup=False)
         with VerticalScroll(id="page"):
             yield Static(HOW, id="text", markup=False)
 
     def show_library(self) -> None:
+        """Show the recording of watched servers that was opened, unless a server is watched."""
+        entry = self.ttscope.opened_entry()
+        if entry is not None and entry.is_watched and self._watch is None:
+            self._show_recorded(entry)
         self.set_status(self._status())
+
+    def _show_recorded(self, entry: Entry) -> None:
+        if self._shown is not None and self._shown.run is entry.run:
+            return
+        self._clear()
+        self._shown = entry
+        self._say("")
+        self._draw()
+        self._reopen(entry)
+
+    def _clear(self) -> None:
+        """Forget what was shown."""
+        self.workers.cancel_group(self, "recorded")
+        self._target, self._history, self._findings = None, History(), []
+        self._shown, self._recorded, self._next, self._depth = None, None, (), False
+
+    @work(thread=True, group="recorded")
+    def _reopen(self, entry: Entry) -> None:
+        worker = get_current_worker()
+        recorded: Recorded | str
+        try:
+            if entry.recording is None or entry.run is None:
+                return
+            recorded = read_recorded(replace(entry.recording), entry.run)
+        except Exception as problem:  # said in place, the app goes on
+            recorded = failure(problem)
+        if not worker.is_cancelled:
+            self.post_message(self.Reopened(entry, recorded))
+
+    @on(Reopened)
+    def _show_reopened(self, event: Reopened) -> None:
+        if event.entry is not self._shown:
+            return
+        if isinstance(event.recorded, str):
+            self._say(event.recorded, bad=True)
+            return
+        self._recorded = event.recorded
+        self._next = [f"{'NEXT':<10}replaying the change that the verdict asks for ..."]
+        self._draw()
+        self._suggest(event.entry.path)
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Offer to stop while a server is watched, and its depths while one is shown."""
+        if action == "stop" and self._watch is None:
+            return False
+        if action == "depth" and self._target is None:
+            return False
+        return super().check_action(action, parameters)
 
     def on_unmount(self) -> None:
         """End the watching with the app, so that its recording is complete."""
@@ -133,6 +231,7 @@ class LiveScreen(ModeScreen):
         except UsageError as error:
             self._say(str(error), bad=True)
             return
+        self._asked = event.value
         if target.kernels is None or target.yes:
             self._begin(target)
             return
@@ -148,11 +247,15 @@ class LiveScreen(ModeScreen):
 
     def _begin(self, target: Attachment) -> None:
         folder = default_folder(target.accesses[0])
-        self._target, self._history, self._findings = target, History(), []
+        self._clear()
+        self._target = target
         self._watch = LiveWatch(target, folder, self._ticked)
+        self.ttscope.watching = True
+        self.query_one(Prompt).close()
         self._say(f"attaching to {target.accesses[0].url} ...")
         self.set_status(self._status())
         self.query_one("#page").focus()
+        self.refresh_bindings()
         self._draw()
         self._run(self._watch, target)
 
@@ -182,13 +285,20 @@ class LiveScreen(ModeScreen):
     @on(Ticked)
     def _second(self, event: Ticked) -> None:
         if event.watch is self._watch:
-            self._history.add(event.snapshot)
-            self._say(", ".join(event.watch.said))
+            snapshot = event.snapshot
+            self._history.add(snapshot)
+            silent = silence_told(snapshot.numbers, snapshot.now_ns)
+            self._say(
+                ", ".join([*([silent] if silent else []), *event.watch.said]), bad=bool(silent)
+            )
+            self._next = action_lines(snapshot, width=self._width)
             self._draw()
 
     @on(Ended)
     def _ended(self, event: Ended) -> None:
-        self._watch = None
+        self._watch, self._next = None, ()
+        self.ttscope.watching = False
+        self.refresh_bindings()
         kept = (event.watch.folder / "recording.json").exists()
         if event.error is not None:
             self._say(event.error, bad=True)
@@ -198,7 +308,11 @@ class LiveScreen(ModeScreen):
             self._say(f"kept in {event.watch.folder}. It is on screen 1 now")
         if kept:
             self.ttscope.open_paths([event.watch.folder])
+            self._next = [f"{'NEXT':<10}replaying the change that the verdict asks for ..."]
             self._suggest(event.watch.folder)
+        elif event.error is not None and self.is_current:
+            self.query_one(Prompt).ask(URL, self._asked)
+        self._draw()
         self.set_status(self._status())
 
     @work(thread=True, group="live")
@@ -207,21 +321,28 @@ class LiveScreen(ModeScreen):
         from advisor.what_if.suggest import suggest
 
         try:
-            lines = next_lines(str(folder), suggest(Recording.open(folder)))
+            found = suggest(Recording.open(folder))
         except Exception as problem:  # said in place, the app goes on
-            lines = [f"no replay: {failure(problem)}"]
-        self.post_message(self.Suggested(lines))
+            found = failure(problem)
+        lines = next_lines(str(folder), found, width=self._width)
+        self.post_message(self.Suggested(folder, lines))
 
     @on(Suggested)
     def _show_next(self, event: Suggested) -> None:
-        if self._watch is None:  # not while something else is watched
-            self.query_one("#text", Static).update("\n".join(event.lines))
+        is_shown = self._shown is None or self._shown.path == event.folder
+        if self._watch is None and is_shown:  # not while something else is watched
+            self._next = event.lines
+            self._draw()
 
     @on(Resize)
     def _fit(self) -> None:
         self._draw()
 
     def _status(self) -> str:
+        if self._shown is not None:
+            span = None if self._recorded is None else self._recorded.span
+            lasted = "" if span is None else f"  {clock((span[1] - span[0]) / 1e9)}"
+            return f"recorded: {self._shown.path.name}{lasted}"
         if self._watch is None or self._target is None:
             return "not connected"
         return status(self._history.last, self._target.accesses[0].url)
@@ -231,52 +352,97 @@ class LiveScreen(ModeScreen):
         message.display = bool(text)
         message.set_class(bad, "bad").update(text)
 
+    @property
+    def _width(self) -> int:
+        return max(self.app.size.width - 2, 40)
+
+    @property
+    def _is_dashboard(self) -> bool:
+        """Whether there is room for framed panels."""
+        return self.app.size.width >= WIDE and self.app.size.height >= TALL
+
     def _draw(self) -> None:
         last = self._history.last
-        self.query_one("#numbers").set_class(self.app.size.width >= WIDE, "wide")
-        width = max(self.app.size.width - 2, 60)
-        text = self.query_one("#text", Static)
-        if self._depth:
-            rates = finding_lines(self._findings, last, width=width) or ["attach first, with u"]
-            unseen = []
-            if last is not None:
-                rates += unread_lines(last, width=width)
-                unseen = verdicts_lines(last, width=width, whole=True)
-            text.update("\n".join([*rates, "", *unseen]))
-        if last is None:
-            if not self._depth:
-                text.update(HOW)
-            for name in ("#verdict", "#gauges", "#spreads", "#steps", "#sees"):
-                self.query_one(name, Static).update("")
-            return
+        self.set_class(last is not None or self._recorded is not None, "shown")
+        self.set_class(self._is_dashboard, "dashboard")
+        self.query_one("#next", Static).update("\n".join(self._next))
+        self.query_one("#next").display = bool(self._next)
         self.set_status(self._status())
-        tall = self.app.size.height >= TALL
-        verdict = verdicts_lines(last, width=width, whole=False)
-        self.query_one("#verdict", Static).update("\n".join(verdict))
-        room = self.app.size.width - (56 if self.app.size.width >= WIDE else 1)
-        steps = self._history.step_lanes(Lanes.bins(width)) if tall else []
-        title = [("engine steps of the last minute", "dim")] if steps else []
-        gauges = self._history.lanes(Lanes.bins(room))
-        self.query_one("#gauges", Lanes).show(gauges, None, title)
-        self.query_one("#steps", Lanes).show(steps, None)
-        self.query_one("#spreads", Static).update("\n".join(spread_lines(last)))
-        rates = rate_lines(last, width=width) if tall else []
-        rates += wrap("sees", sees_line(last, self._findings), width=width, indent=6)
+        if self._recorded is not None:
+            self._draw_recorded(self._recorded)
+        elif last is not None:
+            self._draw_live(last)
+        else:
+            for name in ("#verdict", "#gauges", "#spreads", "#sees"):
+                self.query_one(name, Static).update("")
+            self._draw_panels([])
+            waits = "" if self._shown is None else f"reading {self._shown.path} ..."
+            self._tell(self._depths(None) if self._depth else [waits or HOW])
+
+    def _tell(self, lines: Sequence[str]) -> None:
+        self.query_one("#text", Static).update("\n".join(lines))
+
+    def _draw_panels(self, panels: Sequence[Panel]) -> None:
+        shown = panels if self._is_dashboard else ()
+        most = 3 if self.app.size.width >= WIDER else 2
+        columns = min(most, max((len(shown) + 1) // 2, 1))
+        self.query_one("#panels").styles.grid_size_columns = columns
+        for at, view in enumerate(self.query(PanelView)):
+            view.show(shown[at] if at < len(shown) else None)
+
+    def _draw_live(self, last: Snapshot) -> None:
+        width = self._width
+        verdict = verdict_text(last.verdicts, last.names, width=width, unseen=True)
+        self.query_one("#verdict", Static).update(verdict)
+        self._draw_panels(live_panels(self._history))
+        if not self._is_dashboard:
+            gauges = self._history.lanes(Lanes.bins(width))
+            gauges = [lane for lane in gauges if lane.name not in TIMES]  # the table has them
+            self.query_one("#gauges", Lanes).show(gauges, None)
+            self.query_one("#spreads", Static).update("\n".join(spread_lines(last)))
+        rates = wrap("sees", sees_line(last, self._findings), width=width, indent=6)
         kernels = family_line(last.families, width)
         told = [kernels, *held_texts(last.held)] if kernels else []
         self.query_one("#sees", Static).update("\n".join([*rates, *(t[:width] for t in told)]))
-        if not self._depth:
-            listening = self._target is not None and self._target.listens
-            rates = problem_lines(last, now_ns=now_ns(), listening=listening)
-            text.update("\n".join(rates))
+        listening = self._target is not None and self._target.listens
+        problems = problem_lines(last, now_ns=last.now_ns, listening=listening)
+        self._tell(self._depths(last) if self._depth else problems)
+
+    def _draw_recorded(self, recorded: Recorded) -> None:
+        width = self._width
+        verdicts = [each.verdict for each in recorded.servers]
+        text = verdict_text(verdicts, recorded.names, width=width, unseen=False)
+        self.query_one("#verdict", Static).update(text)
+        self._draw_panels(recorded_panels(recorded))
+        if not self._is_dashboard:
+            self.query_one("#gauges", Lanes).show(recorded.lanes(Lanes.bins(width)), None)
+            spreads = [
+                "\n".join(recorded_spreads(each.numbers, each.requests))
+                for each in recorded.servers
+                if each.numbers is not None
+            ]
+            self.query_one("#spreads", Static).update("\n".join(spreads))
+        self.query_one("#sees", Static).update("")
+        self._tell(recorded_lines(recorded, width=width))
+
+    def _depths(self, last: Snapshot | None) -> list[str]:
+        """Return what can be seen, and what the rest needs."""
+        width = self._width
+        lines = finding_lines(self._findings, last, width=width) or ["Press u to watch a server."]
+        if last is not None:
+            lines += [*unread_lines(last, width=width), ""]
+            lines += verdicts_lines(last, width=width)
+        return lines
 
     def action_url(self) -> None:
-        self.query_one("#url").focus()
+        self.query_one(Prompt).ask(URL)
 
+    @on(Field.Left)
     def action_leave(self) -> None:
         """Leave the URL, so that keys are keys, and what was wrong with it."""
         if self.query_one("#message").has_class("bad"):
             self._say("")
+        self.query_one(Prompt).close()
         self.query_one("#page").focus()
 
     def action_depth(self) -> None:

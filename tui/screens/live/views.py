@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import polars as pl
+from textual.content import Content
 
 from profiler.engines.interface import Finding
-from traces.live.numbers import LIVE_S, QUANTILES, Numbers
-from traces.schema.formats import ABSENT, number, percent, value_of
+from traces.live.numbers import LIVE_S, QUANTILES, Numbers, Times
+from traces.live.verdict import Finding as Found
+from traces.live.verdict import Verdict
+from traces.live.watched import Requests
+from traces.schema.formats import ABSENT, number, value_of
+from traces.statistics import Floats
 from traces.summary.series import Timeline
 from tui.screens.live.watch import Snapshot
 from tui.screens.run.charts import run_lanes
 from tui.text.layout import align, clock, wrap
-from tui.text.live import bounds_text, highest, slowest, total, verdict_lines
+from tui.text.live import INDENT, bounds_text, highest, silence_s, slowest, total, verdict_lines
 from tui.widgets.lanes import Lane
 
 KEPT = 600  # seconds
-POWER = "power W"
-MAY_LACK = ("accept", "preempt", POWER)  # gauges that are left out where nothing is known
 SHOWN = ("p50", "p95")  # a p99 of some seconds would be of few requests
 _SPREADS = (("TTFT", "ttft_s"), ("ITL", "itl_s"), ("queue", "queue_s"), ("request", "e2e_s"))
 
@@ -38,19 +41,19 @@ class History:
         engines = [each for each in snapshot.numbers.values() if each is not None]
         self.last = snapshot
         watts = np.nan if snapshot.watts is None else snapshot.watts
-        self._rows.append((*(float(get(engines)) for _, get in _GAUGES), watts))
+        self._rows.append((*(float(get(engines)) for get in _GETS.values()), watts))
 
     def lanes(self, bins: int) -> list[Lane]:
         """Return the gauges over the last seconds, one bin each, the newest at the right."""
         rows = list(self._rows)[-bins:]
         empty = np.full(bins - len(rows), np.nan)
-        names = [*(name for name, _ in _GAUGES), POWER]
-        table = np.array(rows).reshape(len(rows), len(names))
-        lanes = [
-            Lane(name=name, values=np.concatenate([empty, table[:, place]]))
-            for place, name in enumerate(names)
-        ]
-        return [lane for lane in lanes if lane.known or lane.name not in MAY_LACK]
+        table = np.array(rows).reshape(len(rows), len(GAUGES))
+        return gauge_lanes(
+            {
+                name: np.concatenate([empty, table[:, place]])
+                for place, name in enumerate((*_GETS, "power"))
+            }
+        )
 
     def step_lanes(self, bins: int) -> list[Lane]:
         """Return the engine steps of the last minute, as of a recording; empty without any."""
@@ -63,14 +66,44 @@ class History:
         return [] if timeline is None else run_lanes(timeline.bins(bins), tall=False)
 
 
-_GAUGES: tuple[tuple[str, Callable[[Sequence[Numbers]], float]], ...] = (
-    ("tok/s", lambda known: total(known, "generated_tokens_per_s")),
-    ("running", lambda known: total(known, "running")),
-    ("waiting", lambda known: total(known, "waiting")),
-    ("KV %", lambda known: highest(known, "kv_share") * 100),
-    ("preempt", lambda known: total(known, "preemptions") or np.nan),
-    ("accept", lambda known: highest(known, "acceptance_length")),
-)
+_GETS: dict[str, Callable[[Sequence[Numbers]], float]] = {
+    "tok/s": lambda known: total(known, "generated_tokens_per_s"),
+    "running": lambda known: total(known, "running"),
+    "waiting": lambda known: total(known, "waiting"),
+    "KV cache": lambda known: highest(known, "kv_share") * 100,
+    "preempt": lambda known: total(known, "preemptions") or np.nan,
+    "accept": lambda known: highest(known, "acceptance_length"),
+    "TTFT": lambda known: _mean_ms(known, "ttft_s"),
+    "ITL": lambda known: _mean_ms(known, "itl_s"),
+}
+GAUGES = {  # unit, colour, and whether it is left out where nothing is known
+    "tok/s": ("", "$success", False),
+    "running": ("req", "$primary", False),
+    "waiting": ("req", "$warning", False),
+    "KV cache": ("%", "$secondary", False),
+    "preempt": ("", "$error", True),
+    "accept": ("tok", "$accent", True),
+    "TTFT": ("ms", "$primary", True),
+    "ITL": ("ms", "$success", True),
+    "power": ("W", "$accent", True),
+}
+TIMES = ("TTFT", "ITL")
+
+
+def _mean_ms(engines: Sequence[Numbers], name: str) -> float:
+    mean = slowest(engines, name).mean
+    return np.nan if mean is None else mean.value * 1e3
+
+
+def gauge_lanes(values: Mapping[str, Floats]) -> list[Lane]:
+    """Return the lanes of gauges by name, in the order of `GAUGES`."""
+    lanes = []
+    for name, (unit, style, may_lack) in GAUGES.items():
+        if name in values:
+            top = 100.0 if unit == "%" else None
+            lane = Lane(name=name, values=values[name], unit=unit, style=style, top=top)
+            lanes += [lane] if lane.known or not may_lack else []
+    return lanes
 
 
 def spread_lines(snapshot: Snapshot) -> list[str]:
@@ -84,6 +117,19 @@ def spread_lines(snapshot: Snapshot) -> list[str]:
     steps = _slowest_steps(snapshot.step_rows)
     if steps is not None:
         rows.append(("step", *(number(each, "s") for each in steps)))
+    return align(rows, right=(1, 2, 3))
+
+
+def recorded_spreads(numbers: Numbers, requests: Requests | None) -> list[str]:
+    """Return the times of requests of a recording, one by one where they are known."""
+    rows: list[Sequence[str]] = [("", "mean", *SHOWN)]
+    for title, name in _SPREADS:
+        each = getattr(requests, name, None)
+        if each is not None and each["mean"] is not None:
+            rows.append((title, *(value_of(each[q]) for q in ("mean", *SHOWN))))
+            continue
+        times: Times = getattr(numbers, name)
+        rows.append((title, value_of(times.mean), *(bounds_text(getattr(times, q)) for q in SHOWN)))
     return align(rows, right=(1, 2, 3))
 
 
@@ -105,31 +151,15 @@ def _slowest_steps(rows: pl.DataFrame | None) -> tuple[float, ...] | None:
     return each.sort("mean").row(-1)[1:]
 
 
-def rate_lines(snapshot: Snapshot, *, width: int) -> list[str]:
-    """Return what else is counted: requests, prefix cache, energy, and drafts by position."""
-    engines = [each for each in snapshot.numbers.values() if each is not None]
-    rates = [
-        f"{number(total(engines, name), 'tokens')} {what}"
-        for name, what in (
-            ("requests_per_s", "requests/s"),
-            ("prompt_tokens_per_s", "prompt tok/s"),
-            ("steps_per_s", "steps/s"),
-        )
-    ]
-    hits = [percent(each.prefix_hit_share) for each in engines]
-    rates.append(f"prefix cache {', '.join(hits) or ABSENT}")
-    made = total(engines, "generated_tokens_per_s")
-    if snapshot.watts is not None and made > 0:
-        rates.append(f"{number(snapshot.watts / made, 'J')} a generated token")
-    lines = wrap("rates", " | ".join(rates), width=width, indent=6)
-    for each in engines:
-        if each.accepted_per_position is not None:
-            shares = "  ".join(
-                f"{share:.2f} {'#' * round(10 * share)}" for share in each.accepted_per_position
-            )
-            length = f"length {each.acceptance_length:.2f}"
-            lines += wrap("drafts", f"kept by position {shares}  {length}", width=width, indent=7)
-    return lines
+def action_lines(snapshot: Snapshot, *, width: int) -> list[str]:
+    """Return what the verdicts ask for; its effect is known once it can be replayed."""
+    lines = []
+    for verdict, change in zip(snapshot.verdicts, snapshot.changes, strict=False):
+        if change is not None and verdict.found:
+            told = f"{change.told[:1].upper()}{change.told[1:]}, as {change.why}"
+            text = f"{told}. Press s to stop, then its effect is replayed."
+            lines += wrap("NEXT", text, width=width, indent=INDENT)
+    return list(dict.fromkeys(lines))
 
 
 def sees_line(snapshot: Snapshot | None, findings: Sequence[Finding]) -> str:
@@ -207,16 +237,63 @@ def unread_lines(snapshot: Snapshot, *, width: int) -> list[str]:
     return lines
 
 
-def verdicts_lines(snapshot: Snapshot, *, width: int, whole: bool) -> list[str]:
-    """Return the bottleneck of each engine in words; `whole` says what the unseen ones need."""
+def verdict_text(
+    verdicts: Sequence[Verdict], names: Mapping[str, str], *, width: int, unseen: bool
+) -> Content:
+    """Return the bottleneck of each engine as a coloured headline with its evidence.
+
+    With `unseen` also what was not checked, of which a key tells more.
+    """
+    lines: list[Content] = []
+    for each in verdicts:
+        name = names.get(each.engine)
+        lines += [Content.styled(f"engine {name}", "$text-muted")] if name else []
+        lines += _headline(each if unseen else replace(each, unseen=()), width)
+    return Content("\n").join(lines)
+
+
+def _headline(verdict: Verdict, width: int) -> list[Content]:
+    if verdict.reason is not None:
+        badge, style, text = "none yet", "bold $text on $panel", verdict.reason
+    elif not verdict.found:
+        badge, style = "nothing stands out", "bold $background on $text-success"
+        text = "no check that can be made here finds a bottleneck"
+    else:
+        badge, style = verdict.found[0].kind, "bold $background on $text-accent"
+        text = verdict.found[0].evidence
+    head = f"VERDICT   {badge.upper()} "
+    first, *more = wrap(head, text, width=width, indent=len(head) + 1)
+    lines = [Content(first).stylize(style, INDENT - 1, len(head))]
+    lines += [Content(line) for line in _again(more, width)]
+    for each in verdict.found[1:]:
+        lines += [Content(line) for line in wrap("also", _found(each), width=width, indent=INDENT)]
+    if verdict.unseen:
+        kinds = ", ".join(dict.fromkeys(each.kind for each in verdict.unseen))
+        told = f"{kinds}. Press d to see what each check needs"
+        lines += [
+            Content.styled(line, "$text-muted")
+            for line in wrap("unseen", f"not checked: {told}", width=width, indent=INDENT)
+        ]
+    return lines
+
+
+def _again(lines: Sequence[str], width: int) -> list[str]:
+    """Return wrapped lines wrapped anew below the word VERDICT."""
+    text = " ".join(line.strip() for line in lines)
+    return wrap("", text, width=width, indent=INDENT) if text else []
+
+
+def _found(finding: Found) -> str:
+    return f"{finding.kind}: {finding.evidence}"
+
+
+def verdicts_lines(snapshot: Snapshot, *, width: int) -> list[str]:
+    """Return the bottleneck of each engine in words, with what the unseen ones need."""
     lines: list[str] = []
     for each in snapshot.verdicts:
         name = snapshot.names.get(each.engine)
         lines += [f"engine {name}"] if name else []
-        lines += verdict_lines(each if whole else replace(each, unseen=()), width=width)
-        if each.unseen and not whole:
-            kinds = ", ".join(missing.kind for missing in each.unseen)
-            lines.append(f"{'unseen':<10}{kinds}: d tells what shows them"[:width])
+        lines += verdict_lines(each, width=width)
     return lines
 
 
@@ -224,16 +301,25 @@ def problem_lines(snapshot: Snapshot, *, now_ns: int, listening: bool) -> list[s
     """Return the newest problems that spans tell of, or how to see them."""
     if not listening:
         return [
-            "problems: not seen, for nobody listens for spans. Attach with --listen 4318 or",
-            "--listen-grpc 4317, and start vLLM as d tells",
+            "Problems are not visible: ttscope is not receiving spans. Reconnect with",
+            "--listen 4318 or --listen-grpc 4317. Press d for the flags of vLLM.",
         ]
     problems = snapshot.problems
     if problems is None or not problems.height:
-        return ["problems: none yet, as vLLM reports a request when it has ended"]
-    rows: list[Sequence[str]] = [("problem", "samples", "took", "tokens", "longest", "ended ago")]
+        return ["No problem yet. vLLM reports a request when it has ended."]
+    return problem_table(problems, snapshot.problems_seen or 0, now_ns=now_ns)
+
+
+def problem_table(
+    problems: pl.DataFrame, count: int, *, now_ns: int | None = None, width: int = 80
+) -> list[str]:
+    """Return problems as a table; with the time it is, how long ago each ended."""
+    last = "ended" if now_ns is None else "ended ago"
+    rows: list[Sequence[str]] = [("problem", "samples", "took", "tokens", "longest", last)]
     for row in problems.iter_rows(named=True):
         took = None if row["end"] is None else (row["end"] - row["arrival"]) / 1e9
-        ago = None if row["end"] is None else (now_ns - row["end"]) / 1e9
+        ago = None if row["end"] is None or now_ns is None else (now_ns - row["end"]) / 1e9
+        ended = "yes" if now_ns is None else number(max(ago or 0.0, 0.0), "s")
         rows.append(
             (
                 row["problem_id"][-16:],
@@ -241,16 +327,18 @@ def problem_lines(snapshot: Snapshot, *, now_ns: int, listening: bool) -> list[s
                 number(took, "s"),
                 number(row["tokens"], "tokens"),
                 number(row["longest"], "tokens"),
-                "in flight" if ago is None else number(max(ago, 0.0), "s"),
+                "in flight" if row["end"] is None else ended,
             )
         )
-    title = f"{snapshot.problems_seen or 0:,} problems, grouped by the parent of their spans"
-    return [title, *align(rows, right=(1, 2, 3, 4, 5))]
+    title = f"{count:,} problems, grouped by the parent of their spans"
+    return [title, *(line[:width] for line in align(rows, right=(1, 2, 3, 4, 5)))]
 
 
 def status(snapshot: Snapshot | None, url: str) -> str:
-    """Return the URL, for how long it has been watched, and how large its recording is."""
+    """Return the URL, since when it is watched, the last answer, and the size of its recording."""
     if snapshot is None:
         return url
     kept = "" if snapshot.kept_bytes is None else f"  kept {number(snapshot.kept_bytes, 'B')}"
-    return f"{url}  {clock(snapshot.seconds)}{kept}"
+    silence = silence_s(snapshot.numbers.values(), snapshot.now_ns)
+    answered = "" if silence is None else f"  answered {silence:.0f} s ago"
+    return f"{url.partition('://')[2] or url}  {clock(snapshot.seconds)}{answered}{kept}"

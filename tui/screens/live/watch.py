@@ -15,7 +15,7 @@ from profiler.attach.attachment import Attached, Attachment, attach_to, attachme
 from traces.clock import now_ns
 from traces.errors import TtscopeError, UsageError
 from traces.live.numbers import LIVE_S, Numbers
-from traces.live.verdict import Evidence, Verdict, judge
+from traces.live.verdict import Change, Evidence, Verdict, change_for, judge
 from traces.recording.reader import Recording
 from traces.summary.kernels import (
     Collective,
@@ -45,13 +45,16 @@ class Snapshot:
     longest (tokens of one sample), errors. `watts` is the mean of the last seconds of all GPUs
     together, `unpowered` why they are not read; `families` are the kernels of the newest profiler
     window, `held` the recorded steps that it holds, `windows` counts these, None where none are
-    opened. `kept_bytes` is the recording.
+    opened. `kept_bytes` is the recording. `changes` answer the verdicts, in their order, None of
+    an engine that is not known. `now_ns` is when it was taken.
     """
 
+    now_ns: int
     seconds: float
     numbers: Mapping[str, Numbers | None]
     names: Mapping[str, str]
     verdicts: tuple[Verdict, ...]
+    changes: tuple[Change | None, ...] = ()
     steps: int | None = None
     problems_seen: int | None = None
     problems: pl.DataFrame | None = None
@@ -153,8 +156,17 @@ class LiveWatch:
             for key, each in minute.items()
         ]
         inside = {name: value for name, value in self._inside.items() if value is not None}
+        engines = attached.deployment.engines
+        changes = [
+            None
+            if each is None or key not in engines or verdict.reason is not None
+            else change_for(verdict, each, engines[key], each.requests_per_s or 0.0)
+            for (key, each), verdict in zip(minute.items(), verdicts, strict=True)
+        ]
         self._on_snapshot(
             Snapshot(
+                now_ns=now_ns(),
+                changes=tuple(changes),
                 seconds=seconds,
                 numbers=numbers,
                 names=names,
@@ -180,7 +192,7 @@ class LiveWatch:
                 seen |= self._look_at_windows(recording, events)
             if steps is None:
                 return seen
-            seen |= _problems(recording)
+            seen |= newest_problems(recording)
             if steps:
                 since = now_ns() - round(SHOWN_S * 1e9)
                 rows = recording.table("steps").filter(pl.col("end") > since).collect()
@@ -214,7 +226,8 @@ class LiveWatch:
         }
 
 
-def _problems(recording: Recording) -> dict[str, object]:
+def newest_problems(recording: Recording) -> dict[str, object]:
+    """Return how many problems a recording holds, and the newest with what their samples took."""
     problems = recording.table("problems").select("problem_id", "arrival", "end").collect()
     newest = problems.sort("arrival", descending=True).head(MOST_PROBLEMS)
     samples = (

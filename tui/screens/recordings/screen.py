@@ -11,10 +11,11 @@ from rich.text import Text
 from textual import on, work
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import VerticalScroll
+from textual.containers import Horizontal, VerticalScroll
+from textual.content import Content
 from textual.message import Message
 from textual.widgets import DataTable, Input, Static
-from textual.widgets.data_table import CellDoesNotExist
+from textual.widgets.data_table import CellDoesNotExist, ColumnKey
 from textual.worker import get_current_worker
 
 from traces.errors import TtscopeError
@@ -27,8 +28,10 @@ from tui.screens.entries import (
     Column,
     Entry,
     cell_text,
+    engine_cells,
     fitting_columns,
     matches,
+    near_words,
     sort_key,
 )
 from tui.screens.library import (
@@ -40,7 +43,19 @@ from tui.screens.library import (
     recordings_at,
     size_bytes,
 )
-from tui.screens.recordings.details import EMPTY, compared_lines, entry_lines, price_told, status_of
+from tui.screens.recordings.details import (
+    EMPTY,
+    arrow,
+    columns_lines,
+    compared_lines,
+    entry_lines,
+    front_text,
+    latency_lines,
+    price_told,
+    status_of,
+)
+from tui.widgets.prompt import Field, Paths, Prompt, Question
+from tui.widgets.table import RowTable
 
 # What the workers of the Recordings screen tell it.
 
@@ -54,9 +69,10 @@ class ImportDone(Message):
 
 @dataclass
 class Failed(Message):
-    """Something that was asked for cannot be done."""
+    """Files of others cannot be imported; `asked` is what was typed."""
 
     text: str
+    asked: str
 
 
 class Pair:
@@ -85,27 +101,63 @@ class Compared(Message):
 
 
 QUESTIONS = {
-    "open": "recordings, or folders of them, to open beside these",
-    "price": "USD per device-hour, such as 2.5, or - for what the recordings say",
-    "import": "profiler traces, one per rank, samples of evaluations, or a file of requests",
+    "open": Question(
+        label="open", example="runs/one, or a folder of recordings", suggester=Paths()
+    ),
+    "price": Question(
+        label="price of a device-hour", example="2.5, or - for what the recordings say"
+    ),
+    "import": Question(
+        label="import", example="trace.json.gz, samples.jsonl, requests.json", suggester=Paths()
+    ),
 }
+FILTER = Question(label="filter", example="maj seqs64, or greedy|maj")
+ORDER = "Sort by the next column, or the other way round. A click on a header does both."
 KEYS: list[BindingType] = [
-    Binding("space", "mark", "mark", id="recordings.mark"),
-    Binding("slash", "filter", "filter", id="recordings.filter"),
-    Binding("s", "sort", "sort", id="recordings.sort"),
-    Binding("r", "reverse", "reverse", id="recordings.reverse", show=False),
-    Binding("u", "unmark", "unmark all", id="recordings.unmark", show=False),
-    Binding("a", "advise", "advise", id="recordings.advise"),
-    Binding("o", "ask('open')", "open", id="recordings.open"),
-    Binding("i", "ask('import')", "import", id="recordings.import"),
-    Binding("x", "delete", "delete", id="recordings.delete"),
-    Binding("dollar_sign", "ask('price')", "price", id="recordings.price", show=False),
-    Binding("escape", "leave_filter", "leave the field", show=False),
-]
+    Binding(
+        "space", "mark", "mark", id="recordings.mark",
+        tooltip="Mark the row. All that are marked are compared with the first.",
+    ),
+    Binding(
+        "slash", "filter", "filter", id="recordings.filter",
+        tooltip="Show only rows with every word that is typed. a|b means either.",
+    ),
+    Binding("s", "sort", "sort", id="recordings.sort", tooltip=ORDER),
+    Binding("r", "reverse", "reverse", id="recordings.reverse", show=False, tooltip=ORDER),
+    Binding(
+        "u", "unmark", "unmark all", id="recordings.unmark", show=False, tooltip="Unmark all rows."
+    ),
+    Binding(
+        "a", "advise", "advise", id="recordings.advise",
+        tooltip="Ask for advice from the marked recordings, or from all.",
+    ),
+    Binding(
+        "o", "ask('open')", "open", id="recordings.open",
+        tooltip="Open other recordings beside these, by their path.",
+    ),
+    Binding(
+        "i", "ask('import')", "import", id="recordings.import",
+        tooltip="Import files of other tools into a new recording in ./runs.",
+    ),
+    Binding(
+        "x", "delete", "delete", id="recordings.delete",
+        tooltip="Delete the recording, once that is confirmed.",
+    ),
+    Binding(
+        "dollar_sign", "ask('price')", "price", id="recordings.price", show=False,
+        tooltip="Set the price of a device-hour, from which costs follow.",
+    ),
+    Binding(
+        "escape", "leave", "leave", show=False,
+        tooltip="Leave the field or the panel below, back to the table.",
+    ),
+]  # fmt: skip
 
 JustifyMethod = Literal["left", "right"]
-Drawn = tuple[dict[str, str], bool, int]  # the cells of an entry, whether marked, at which width
+Drawn = tuple[dict[str, str], bool, int, str]  # cells, whether marked, the width, the engine
 WIDE = 100
+TALL = 36  # from which the columns are told too
+BESIDE = 120  # from which charts stand beside the row's numbers
 MOST_GONE = 20  # rows that are taken out one by one
 
 
@@ -116,6 +168,11 @@ class RecordingsScreen(ModeScreen):
     CSS_PATH = "recordings.tcss"
     AUTO_FOCUS = "#runs"
     BINDINGS: ClassVar[list[BindingType]] = KEYS
+    LEGEND = (
+        *((column.header, column.about) for column in COLUMNS),
+        ("!", "Not compared: incomplete, damaged, or without a decided problem."),
+        ("* in front", "Marked."),
+    )
 
     def __init__(self) -> None:
         super().__init__()
@@ -124,25 +181,28 @@ class RecordingsScreen(ModeScreen):
         self._asking = "open"
         self._shown: list[Entry] = []
         self._drawn: dict[str, Drawn] = {}
+        self._engines: dict[str, str] = {}  # how each is shown
         self._columns: list[tuple[Column, int]] = []
+        self._order = ("", False)  # the header that rows are sorted by, and whether reversed
         self._compared: dict[Pair, Difference | None] = {}
         self._repeats_among = 0
         self._loading = True  # when the table was last filled
 
     def compose_body(self) -> ComposeResult:
-        yield Input(placeholder="words, or a|b", id="filter", compact=True)
-        yield Input(id="ask", compact=True)
-        yield DataTable[Text](id="runs", cursor_type="row", zebra_stripes=True)
+        yield Prompt(field="filter", id="filtering")
+        yield Prompt(field="ask", id="asking")
+        yield RowTable(id="runs", zebra_stripes=True)
         yield Static(id="message", markup=False)
-        with VerticalScroll(id="panel"):
+        with VerticalScroll(id="panel"), Horizontal(id="parts"):
             yield Static(id="detail", markup=False)
+            yield Static(id="side", markup=False)
 
     def on_resize(self) -> None:
         self.show_library()
 
     @property
-    def _table(self) -> DataTable[Text]:
-        return self.query_one("#runs", DataTable)
+    def _table(self) -> RowTable:
+        return self.query_one("#runs", RowTable)
 
     def _fit_columns(self) -> None:
         """Make the columns anew where others are shown, or wider ones.
@@ -150,16 +210,28 @@ class RecordingsScreen(ModeScreen):
         The table would measure every cell for their widths.
         """
         fitting = fitting_columns(self.ttscope.entries, self.app.size.width)
-        if fitting == self._columns:
+        order = (COLUMNS[self._sort].header, self._reverse)
+        if (fitting, order) == (self._columns, self._order):
             return
-        self._columns, self._drawn = fitting, {}
+        if fitting == self._columns:  # what it sorts by is another
+            self._order = order
+            for column, width in fitting:
+                self._table.columns[ColumnKey(column.header)].label = self._header(column, width)
+            self._table.refresh()
+            return
+        self._columns, self._order, self._drawn = fitting, order, {}
         table = self._table
         table.clear(columns=True)
         table.add_column("", key="mark", width=1)
         for column, width in fitting:
-            side: JustifyMethod = "right" if column.right else "left"
-            header = Text(column.header, justify=side)
-            table.add_column(header, key=column.header, width=width)
+            table.add_column(self._header(column, width), key=column.header, width=width)
+
+    def _header(self, column: Column, width: int) -> Text:
+        """Return a column's header, with an arrow where the rows are sorted by it."""
+        header, side = column.header, "right" if column.right else "left"
+        if header == COLUMNS[self._sort].header:
+            header = f"{header}{arrow(self._reverse)}"
+        return Text(header[:width], justify="right" if side == "right" else "left")
 
     def show_library(self) -> None:
         """Bring the table to what is loaded, matches the filter and is sorted."""
@@ -172,15 +244,16 @@ class RecordingsScreen(ModeScreen):
             entries = sortable[::-1] + entries[len(sortable) :]
         self._shown = entries
         current = self._current_key()
+        self._engines = engine_cells(self.ttscope.entries, self.app.size.width)
         self._fit_columns()
         self._fill(entries, current)
-        arrow = "^" if self._reverse else "v"
         status = status_of(
             shown=len(entries),
             total=len(self.ttscope.entries),
             marked=len(self.ttscope.marked),
+            read=sum(entry.listed is None for entry in self.ttscope.entries),
             loading=self.ttscope.loading_paths,
-            sort=f"{column.header} {arrow}",
+            sort=f"{column.header} {arrow(self._reverse)}",
             price=self.ttscope.price,
             wide=self.app.size.width >= WIDE,
         )
@@ -193,7 +266,13 @@ class RecordingsScreen(ModeScreen):
         keys = [entry.key for entry in entries]
         marked = set(self.ttscope.marked)
         drawn = {
-            each.key: (each.cells, each.key in marked, self.app.size.width) for each in entries
+            each.key: (
+                each.cells,
+                each.key in marked,
+                self.app.size.width,
+                self._engines.get(each.cells.get("engine", ""), ""),
+            )
+            for each in entries
         }
         at_top = table.cursor_row <= 0
         if at_top and self._loading and keys:  # when the last numbers come, too
@@ -234,11 +313,12 @@ class RecordingsScreen(ModeScreen):
         style = "bold" if marked else ("" if entry.comparable else "dim")
         run = entry.run or entry.listed
         numbers = run is not None and run.problems > 0
+        width = self.app.size.width
         cells = [Text(mark, style="bold")]
         for column, _ in self._columns:
             side: JustifyMethod = "right" if column.right and numbers else "left"
             cells.append(
-                Text(cell_text(column, entry, self.app.size.width), style=style, justify=side)
+                Text(cell_text(column, entry, self._engines, width), style=style, justify=side)
             )
         return cells
 
@@ -274,17 +354,28 @@ class RecordingsScreen(ModeScreen):
         self.show_library()
 
     @on(Input.Submitted, "#filter")
-    def action_leave_filter(self) -> None:
-        field = self.query_one("#filter", Input)
-        field.set_class(bool(field.value), "used")
-        field.remove_class("open")
-        self.query_one("#ask").remove_class("open")
+    def _filtered(self) -> None:
+        """Keep the filter in sight while it filters."""
+        prompt = self.query_one("#filtering", Prompt)
+        prompt.set_class(bool(prompt.field.value), "used")
+        prompt.remove_class("open")
+        self._table.focus()
+
+    @on(Field.Left)
+    def _field_left(self, event: Field.Left) -> None:
+        if event.field.id == "filter":
+            event.field.value = ""
+            self._filtered()
+        else:
+            self.query_one("#asking", Prompt).close()
+            self._say("")
+            self._table.focus()
+
+    def action_leave(self) -> None:
         self._table.focus()
 
     def action_filter(self) -> None:
-        field = self.query_one("#filter", Input)
-        field.add_class("open")
-        field.focus()
+        self.query_one("#filtering", Prompt).ask(FILTER, None)
 
     def action_mark(self) -> None:
         """Mark or unmark the row and go to the next."""
@@ -330,38 +421,39 @@ class RecordingsScreen(ModeScreen):
     def action_advise(self) -> None:
         self.app.switch_mode("advice")
 
-    def action_ask(self, what: str) -> None:
-        field = self.query_one("#ask", Input)
-        self._asking, field.placeholder, field.value = what, QUESTIONS[what], ""
-        field.add_class("open")
-        field.focus()
+    def action_ask(self, what: str, text: str = "") -> None:
+        self._asking = what
+        self.query_one("#asking", Prompt).ask(QUESTIONS[what], text)
 
     @on(Input.Submitted, "#ask")
     def _answered(self, event: Input.Submitted) -> None:
-        self.action_leave_filter()
-        if not event.value.strip():
-            return
-        if self._asking == "import":
-            self._say("importing ...")
-            self._import(event.value)
-            return
+        """Do what was asked; what cannot be done is said, and its text stays."""
+        text = event.value
         try:
-            if self._asking == "price":
-                price = price_of(event.value)
+            if not text.strip():
+                self._say("")
+            elif self._asking == "import":
+                self._say("importing ...")
+                self._import(text)
+            elif self._asking == "price":
+                price = price_of(text)
                 self.ttscope.set_price(price)
                 self._say(f"costs are {price_told(price)}")
             else:
-                self.ttscope.open_paths(recordings_at(event.value))
+                self.ttscope.open_paths(recordings_at(text))
                 self._say("")
         except TtscopeError as error:
             self._say(str(error), bad=True)
+            return
+        self.query_one("#asking", Prompt).close()
+        self._table.focus()
 
     @work(thread=True, group="import")
     def _import(self, text: str) -> None:
         try:
             made = import_into(text, Path("runs"))
         except Exception as error:  # a file of others may be broken in any way
-            self.post_message(Failed(failure(error)))
+            self.post_message(Failed(failure(error), text))
         else:
             self.post_message(ImportDone(made))
 
@@ -374,6 +466,8 @@ class RecordingsScreen(ModeScreen):
     @on(Failed)
     def _failed(self, event: Failed) -> None:
         self._say(event.text, bad=True)
+        if self.is_current and not self.query_one("#asking", Prompt).is_open:
+            self.action_ask("import", event.asked)
 
     def action_delete(self) -> None:
         """Delete the recording under the cursor, once that is confirmed."""
@@ -423,7 +517,33 @@ class RecordingsScreen(ModeScreen):
 
     def _show_panel(self) -> None:
         width = max(self.app.size.width - 4, 40)
-        self.query_one("#detail", Static).update("\n".join(self._panel(width)))
+        side = width * 2 // 5 if self.app.size.width >= BESIDE else 0
+        room = width - side - 2 if side else width
+        told = Content("\n".join(self._panel(room)))
+        if side and self._shown and self.app.size.height >= TALL:
+            legend = columns_lines([column for column, _ in self._columns], room)
+            told = Content.assemble(told, "\n\n", ("\n".join(legend), "$text-muted"))
+        self.query_one("#detail", Static).update(told)
+        beside = self.query_one("#side", Static)
+        beside.display = side > 0
+        if side:
+            beside.styles.width = side
+            beside.update(self._charts(side - 2))
+
+    def _charts(self, width: int) -> Content:
+        """Return the row's distribution of times, and where it stands among the others."""
+        entry = self._current()
+        run = None if entry is None else entry.run
+        room = self.app.size.height * 11 // 20 - 4  # of the panel, as in recordings.tcss
+        rows = max(min(room // 3, 8), 3)
+        histogram = [] if run is None else latency_lines(run, width, rows)
+        parts = [Content(histogram[0])] if histogram else []
+        parts += [Content(line).stylize("$primary", 5) for line in histogram[1:-1]]
+        parts += [Content.styled(line, "$text-muted") for line in histogram[-1:]]
+        room -= len(parts)
+        front = front_text(self._shown, entry, width, min(room - 3, 16))
+        parts += [Content(""), front] if front is not None and parts else [front] if front else []
+        return Content("\n").join(parts)
 
     def _compare(self, pair: Pair) -> Difference | None:
         """Return the difference, or compare in a thread, once; the panel is drawn again then."""
@@ -457,5 +577,6 @@ class RecordingsScreen(ModeScreen):
             return ["loading ..." if self.ttscope.loading_paths else EMPTY]
         entry = self._current()
         if entry is None:
-            return ["nothing matches the filter"]
+            words = self.query_one("#filter", Input).value
+            return [f"nothing matches the filter{near_words(self.ttscope.entries, words)}"]
         return entry_lines(entry, marked=len(marked), width=width)

@@ -18,30 +18,33 @@ from tui.widgets.lanes import LEFT, RIGHT, Lane
 
 def run_lanes(series: Series, power_w: Floats | None = None, *, tall: bool) -> list[Lane]:
     """Return batch, KV and tokens per second, and what else there is where there is room."""
-    waits = Lane(name="waiting", values=series.waiting)
+    waits = Lane(name="waiting", values=series.waiting, unit="seqs", style="$warning")
     some = bool((np.nan_to_num(series.waiting) > 0).any())
-    lanes = [Lane(name="batch", values=series.batch)]
+    lanes = [Lane(name="batch", values=series.batch, unit="seqs")]
     lanes += [waits] if some or tall else []
+    kv, rate = series.kv_share * 100, series.tokens_per_s
     lanes += [
-        Lane(name="KV %", values=series.kv_share * 100),
-        Lane(name="tok/s", values=series.tokens_per_s),
+        Lane(name="KV cache", values=kv, unit="%", style="$secondary"),
+        Lane(name="tok/s", values=rate, style="$success"),
     ]
     if power_w is not None:
-        lanes.append(Lane(name="power W", values=power_w))
+        lanes.append(Lane(name="power", values=power_w, unit="W", style="$accent"))
     return lanes
 
 
 def beside_lanes(series: Series, other: Series, word: str) -> list[Lane]:
     """Return a run's batch and tokens per second with another's below them on the same scale."""
     lanes = []
-    for name in ("batch", "tokens_per_s"):
+    for name, title, unit in (("batch", "batch", "seqs"), ("tokens_per_s", "tok/s", "")):
         both = [getattr(series, name), getattr(other, name)]
         finite = np.concatenate([each[np.isfinite(each)] for each in both])
         top = float(finite.max()) if finite.size else None
-        title = {"batch": "batch", "tokens_per_s": "tok/s"}[name]
+        second = "$secondary"
         lanes += [
-            Lane(name=title, values=both[0], top=top),
-            Lane(name=f"  {word[:6]}", values=both[1], top=top),
+            Lane(name=title, values=both[0], unit=unit, top=top),
+            Lane(
+                name=f" {word[:8]}", values=both[1], unit=unit, top=top, style=second, beside=True
+            ),
         ]
     return lanes
 

@@ -31,7 +31,7 @@ from tui.screens.run.problem import (
     problem_title,
     same_problem,
     sample_rows,
-    scale_line,
+    scale_of,
     stop_lines,
     vote_lines,
 )
@@ -40,7 +40,7 @@ from tui.text.layout import clock
 from tui.text.live import watched_lines
 from tui.text.show import energy_lines, policy_lines, warning_lines
 from tui.widgets.lanes import Lane
-from tui.widgets.sample_bars import SampleRow
+from tui.widgets.sample_bars import SampleRow, Scale
 
 if TYPE_CHECKING:
     from advisor.accuracy.stopping import Savings
@@ -59,7 +59,7 @@ class Bars:
     """A problem's samples as lines: the row that a rule's stop follows, and its mark."""
 
     title: str
-    header: str
+    scale: Scale
     rows: tuple[SampleRow, ...]
     after: tuple[int, str] | None = None
 
@@ -84,6 +84,8 @@ class RunModel:
         self.policies: Sequence[str] | None = None
         self.cut = False  # whether the problem is shown as it stood at the cursor
         self.beside: Beside | None = None
+        policy = entry.run.policy
+        self.most_samples = 1 if policy is None else policy.n
         self._other: tuple[Timeline, int] | None = None  # and how much later it begins
 
     # -- what is looked at ---------------------------------------------------------------------
@@ -251,7 +253,7 @@ class RunModel:
         """Return the problem's line, or the name of the page that is shown instead."""
         if self.page != "problem":
             pages = "  ".join(f"[{each}]" if each == self.page else each for each in PAGES)
-            return f"{pages}   k goes on"[:width]
+            return f"{pages}   k: next page"[:width]
         if self.problem is None:
             is_watched = self.data is not None and self.data.watched
             return "no problem was recorded" + (
@@ -293,10 +295,10 @@ class RunModel:
             stop = judged.stopped.get(problem.row["problem_id"])
         after = None
         if stop is not None and stop.early and until is None:
-            after = (stop.ended, f"<- {self.rules[self.rule]} stops here")
+            after = (stop.ended, f"◂ {self.rules[self.rule]} stops here")
         rows = sample_rows(shown, width, stop=stop, span_s=span, until=until)
-        header = scale_line(shown, width, span)
-        return Bars(title=title, header=header, rows=tuple(rows), after=after)
+        scale = scale_of(shown, width, span)
+        return Bars(title=title, scale=scale, rows=tuple(rows), after=after)
 
     def vote(self, width: int, *, tall: bool) -> list[str]:
         """Return how the vote converged, and what the chosen rule would have done."""

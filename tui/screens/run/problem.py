@@ -21,7 +21,7 @@ from traces.schema.formats import (
 )
 from traces.summary.run import Run
 from tui.text.layout import wrap
-from tui.widgets.sample_bars import SampleRow
+from tui.widgets.sample_bars import SampleRow, Scale
 
 if TYPE_CHECKING:
     from advisor.accuracy.stopping import Savings, Stopped
@@ -29,8 +29,7 @@ if TYPE_CHECKING:
 
 NOTE = 12  # columns right of the bars
 STRAGGLER = 1.5  # times the median end: the last sample is then a straggler
-LEGEND = ".queued p=prefill ==think A=answer x=cut"
-_LATER = str.maketrans({"=": "-", "A": "a", "p": "-", ".": " "})  # after a rule's stop
+_LATER = str.maketrans({"=": "~", "A": "a", "p": "~", ".": " "})  # after a rule's stop
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +139,7 @@ def cut_at(problem: Problem, seconds: float) -> Problem:
 
 
 def bar(sample: Sample, span_s: float, width: int, until: float | None = None) -> str:
-    """Return a sample in time: `.` queued, `p` prefill, `=` think, `A` answer, `x` cancelled.
+    """Return a sample in time, a letter of tui/widgets/sample_bars.py for the state in a column.
 
     A sample that has not ended runs to `until`, the span's end by default.
     """
@@ -232,13 +231,12 @@ def _note(problem: Problem, sample: Sample, order: int) -> str:
     return "differs" if final is not None and sample.answer != final else ""
 
 
-def scale_line(problem: Problem, width: int, span_s: float | None = None) -> str:
-    """Return the header of the samples: columns, 0 and the span in seconds, the legend."""
+def scale_of(problem: Problem, width: int, span_s: float | None = None) -> Scale:
+    """Return the header of the samples: the columns, and the span at the end of the bars."""
     size, space = columns(problem, width)
     end = number(problem.span_s if span_s is None else span_s, "s")
-    legend = next((text for text in (LEGEND, ". p = A x") if len(text) + len(end) + 4 <= space), "")
-    middle = max(space - len(end) - 3, 0)
-    return f"{'#':>4}   {'answer':<{size}} {'tokens':>6} 0 {legend:^{middle}} {end}"
+    left = f"{'#':>4}   {'answer':<{size}} {'tokens':>6} "
+    return Scale(left=left, columns=space, end=end, width=width)
 
 
 def problem_title(problem: Problem) -> str:

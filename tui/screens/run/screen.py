@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import ClassVar
 
 from textual import on, work
@@ -18,6 +18,8 @@ from textual.worker import get_current_worker
 
 from advisor.accuracy.stopping import RULES, Savings, StopRule, savings
 from traces.errors import UsageError
+from traces.schema.engine import EngineConfig
+from traces.schema.tts.policy import Policy
 from tui.screens.base import ModeScreen
 from tui.screens.library import failure
 from tui.screens.run.beside import Beside, replay_beside, told_here
@@ -25,6 +27,7 @@ from tui.screens.run.data import RunData, read_run
 from tui.screens.run.model import PAGES, WIDE, RunModel
 from tui.screens.run.playback import parse_goto
 from tui.widgets.lanes import Lanes
+from tui.widgets.prompt import Field, Prompt, Question, Words
 from tui.widgets.sample_bars import SampleBars, Samples
 
 # What the workers of the Run screen tell it.
@@ -65,11 +68,12 @@ class Told(Message):
 
 @dataclass
 class Failed(Message):
-    """Something that was asked for of a run cannot be done; `unread`: its steps cannot be read."""
+    """Something of a run cannot be done: what was `asked` for, or its steps are `unread`."""
 
     model: RunModel
     text: str
     unread: bool = False
+    asked: bool = False
 
 
 class PageRead(Message):
@@ -79,38 +83,95 @@ class PageRead(Message):
 # The keys of the Run screen, and what it asks for.
 
 
+PLACES = "137 (a problem), s48213 (a step), 3:32 or 12.5s (a time)"
+SETTINGS = tuple(
+    f"{part}.{field.name}="
+    for part, kind in (("engine", EngineConfig), ("policy", Policy))
+    for field in fields(kind)
+)
 QUESTIONS = {
-    "goto": "a problem as 137, a step as s48213, a time as 3:32 or 12.5s",
-    "replay": "changes: engine.max_num_seqs=8 policy.n=4, or empty to replay it as recorded",
+    "goto": Question(label="go to", example=PLACES),
+    "replay": Question(
+        label="replay with",
+        example="engine.max_num_seqs=8 policy.n=4, or nothing for as recorded",
+        suggester=Words(SETTINGS),
+    ),
 }
+SEEK = "Move the cursor by a column of the charts."
+SEEK_TEN = "Move the cursor by ten columns."
+ZOOM = "Zoom the charts in or out around the cursor."
+NEXT = "Show the previous or the next problem."
+ENDS = "Move the cursor to the start or the end of the run."
+STEP = "Move the cursor to the engine step before or after."
+SPEED = "Play slower or faster."
 KEYS: list[BindingType] = [
-    Binding("space", "play", "play", id="run.play"),
-    Binding("left", "move(-1)", "time", key_display="← →", id="run.earlier"),
-    Binding("right", "move(1)", "later", id="run.later", show=False),
-    Binding("shift+left", "move(-10)", "ten columns earlier", id="run.much_earlier", show=False),
-    Binding("shift+right", "move(10)", "ten columns later", id="run.much_later", show=False),
-    Binding("home", "move(-1000000)", "start", id="run.start", show=False),
-    Binding("end", "move(1000000)", "end", id="run.end", show=False),
-    Binding("comma", "step(-1)", "a step back", id="run.back", show=False),
-    Binding("full_stop", "step(1)", "a step on", id="run.on", show=False),
-    Binding("less_than_sign", "speed(0.5)", "slower", id="run.slower", show=False),
-    Binding("greater_than_sign", "speed(2)", "faster", id="run.faster", show=False),
-    Binding("plus,equals_sign", "zoom(0.5)", "zoom in", id="run.zoom_in", show=False),
-    Binding("minus", "zoom(2)", "zoom out", id="run.zoom_out", show=False),
-    Binding("z", "zoom_to('problem')", "zoom to the problem", id="run.zoom_problem", show=False),
-    Binding("0", "zoom_to('whole')", "the whole run", id="run.zoom_whole", show=False),
-    Binding("left_square_bracket", "problem(-1)", "problem", key_display="[ ]", id="run.previous"),
-    Binding("right_square_bracket", "problem(1)", "next problem", id="run.next", show=False),
-    Binding("g", "ask('goto')", "go to", id="run.goto"),
-    Binding("w", "worst", "slowest problem", id="run.slowest", show=False),
-    Binding("r", "rule", "rule", id="run.rule"),
-    Binding("k", "page", "more", id="run.page", tooltip="kernels, policies, the replay"),
-    Binding("v", "ask('replay')", "replay", id="run.replay"),
-    Binding("escape", "leave", "leave the field", show=False),
-]
+    Binding("space", "play", "play", id="run.play", tooltip="Play the run from the cursor on."),
+    Binding("space", "pause", "pause", id="run.play", tooltip="Stop playing at the cursor."),
+    Binding("left", "move(-1)", "time", key_display="← →", id="run.earlier", tooltip=SEEK),
+    Binding("right", "move(1)", "later", id="run.later", show=False, tooltip=SEEK),
+    Binding(
+        "shift+left", "move(-10)", "ten columns earlier", id="run.much_earlier", show=False,
+        tooltip=SEEK_TEN,
+    ),
+    Binding(
+        "shift+right", "move(10)", "ten columns later", id="run.much_later", show=False,
+        tooltip=SEEK_TEN,
+    ),
+    Binding("home", "move(-1000000)", "start", id="run.start", show=False, tooltip=ENDS),
+    Binding("end", "move(1000000)", "end", id="run.end", show=False, tooltip=ENDS),
+    Binding("comma", "step(-1)", "a step back", id="run.back", show=False, tooltip=STEP),
+    Binding("full_stop", "step(1)", "a step on", id="run.on", show=False, tooltip=STEP),
+    Binding("less_than_sign", "speed(0.5)", "slower", id="run.slower", show=False, tooltip=SPEED),
+    Binding("greater_than_sign", "speed(2)", "faster", id="run.faster", show=False, tooltip=SPEED),
+    Binding(
+        "plus,equals_sign", "zoom(0.5)", "zoom in", id="run.zoom_in", show=False, tooltip=ZOOM
+    ),
+    Binding("minus", "zoom(2)", "zoom out", id="run.zoom_out", show=False, tooltip=ZOOM),
+    Binding(
+        "z", "zoom_to('problem')", "zoom to the problem", id="run.zoom_problem", show=False,
+        tooltip="Zoom the charts to the time of the problem.",
+    ),
+    Binding(
+        "0", "zoom_to('whole')", "the whole run", id="run.zoom_whole", show=False,
+        tooltip="Show the whole run in the charts.",
+    ),
+    Binding(
+        "left_square_bracket", "problem(-1)", "problem", key_display="[ ]", id="run.previous",
+        tooltip=NEXT,
+    ),
+    Binding(
+        "right_square_bracket", "problem(1)", "next problem", id="run.next", show=False,
+        tooltip=NEXT,
+    ),
+    Binding(
+        "g", "ask('goto')", "go to", id="run.goto", tooltip="Go to a problem, a step or a time."
+    ),
+    Binding(
+        "w", "worst", "slowest problem", id="run.slowest", show=False,
+        tooltip="Show the problem that took longest.",
+    ),
+    Binding(
+        "r", "rule", "rule", id="run.rule",
+        tooltip="Judge the next stopping rule on this problem and on all.",
+    ),
+    Binding(
+        "k", "page", "more", id="run.page",
+        tooltip="Show the next page: kernels and energy, policies, the replay, the problem.",
+    ),
+    Binding(
+        "v", "ask('replay')", "replay", id="run.replay",
+        tooltip="Replay the run, as recorded or with changes, and show it beside.",
+    ),
+    Binding(
+        "escape", "leave", "leave", show=False,
+        tooltip="Leave the field, or show the whole problem again after playing.",
+    ),
+]  # fmt: skip
 
 FRAME_S = 1 / 15
 TALL = 32
+OTHERS = 12  # rows of what stands around lanes and samples
+SHORT = 22  # below which no more than a line or two of each is shown
 
 
 class RunScreen(ModeScreen):
@@ -120,11 +181,27 @@ class RunScreen(ModeScreen):
     CSS_PATH = "run.tcss"
     AUTO_FOCUS = "#page"
     BINDINGS: ClassVar[list[BindingType]] = KEYS
+    LEGEND = (
+        (
+            "batch",
+            "Samples that ran in a step. At the left the highest, at the right the cursor's.",
+        ),
+        ("waiting", "Samples that waited for a place in the batch."),
+        ("KV cache", "Share of the cache's blocks in use."),
+        ("tok/s", "Generated tokens a second."),
+        ("power", "Watts of the devices that were read."),
+        ("===", "On the axis: when the problem ran. ^ is the cursor and its time."),
+        ("vote", "How many of the samples that had ended agreed with the final answer."),
+        ("rule", "Where the rule ends this problem, and what it changes over all problems."),
+        ("differs", "The sample's answer is not the problem's."),
+        ("straggler", "The last sample ended later than 1.5 times the median."),
+    )
 
     def __init__(self) -> None:
         super().__init__()
         self.model: RunModel | None = None
         self._asking = "goto"
+        self._asked = ""  # of a replay, to be mended where it fails
         self._timer: Timer | None = None
         self._last = 0.0
 
@@ -133,7 +210,7 @@ class RunScreen(ModeScreen):
         yield Lanes(id="lanes")
         yield Static(id="step", markup=False)
         yield Static(id="message", markup=False)
-        yield Input(id="ask", compact=True)
+        yield Prompt(field="ask", id="prompt")
         yield Static(id="title", markup=False)
         with Samples(id="page"):
             with Container(id="both"):
@@ -166,7 +243,8 @@ class RunScreen(ModeScreen):
         """Show another run, or none; nothing that was asked of the one before is left."""
         for group in ("run", "policies", "replay", "steps"):
             self.workers.cancel_group(self, group)
-        self.action_leave()
+        self.query_one(Prompt).close()
+        self.query_one("#page").focus()
         self._pause()
         self.model = model
         self.query_one("#page").scroll_home(animate=False)
@@ -217,7 +295,7 @@ class RunScreen(ModeScreen):
         try:
             beside = replay_beside(model.recording, model.run, changes, width=self._width)
         except Exception as error:
-            self.post_message(Failed(model, failure(error)))
+            self.post_message(Failed(model, failure(error), asked=True))
             return
         if not worker.is_cancelled:
             self.post_message(Replayed(model, beside))
@@ -269,6 +347,8 @@ class RunScreen(ModeScreen):
         if event.model is not self.model:
             return
         self._say(told_here(event.text))
+        if event.asked and self.is_current and not self.query_one(Prompt).is_open:
+            self.action_ask("replay", self._asked)
         if event.unread:
             self.model.unread = True
             self._draw_time()
@@ -279,7 +359,7 @@ class RunScreen(ModeScreen):
 
     @property
     def _width(self) -> int:
-        return max(self.app.size.width - 1, 60)
+        return max(self.app.size.width - 1, 40)
 
     @property
     def _bins(self) -> int:
@@ -288,6 +368,10 @@ class RunScreen(ModeScreen):
     @property
     def _tall(self) -> bool:
         return self.app.size.height >= TALL
+
+    @property
+    def _short(self) -> bool:
+        return self.app.size.height < SHORT
 
     def _say(self, text: str, waiting: bool = False) -> None:
         message = self.query_one("#message", Static)
@@ -312,16 +396,22 @@ class RunScreen(ModeScreen):
             return
         self.set_status(model.status())
         lanes, cursor, below = model.charts(self._bins, tall=self._tall)
-        rows = min(max((self.app.size.height - TALL) // 8, 1), 3)
-        self.query_one(Lanes).show(lanes, cursor, below, rows=rows)
+        self.query_one(Lanes).show(lanes, cursor, below, room=self._room(model))
         self._draw_step()
         if model.position >= 0:
             self._read_page(model, model.position)
+
+    def _room(self, model: RunModel) -> int:
+        """Return the rows that lanes may have: what the samples and all else need not."""
+        height = self.app.size.height
+        samples = min(model.most_samples + 2, height * 2 // 5)
+        return height - samples - OTHERS
 
     @on(PageRead)
     def _draw_step(self) -> None:
         if self.model is not None:
             lines = self.model.step(self._bins, self._width)
+            lines = lines[:1] if self._short else lines
             self.query_one("#step", Static).update("\n".join(lines))
 
     def _draw_problem(self) -> None:
@@ -330,6 +420,8 @@ class RunScreen(ModeScreen):
         model, width = self.model, self._width
         title = "" if model is None else model.title(width)
         vote = [] if model is None else model.vote(width, tall=self._tall)
+        if self._short:
+            title, vote = title[:width], vote[:2]
         text = [] if model is None else model.text(width)
         own, other = (None, None) if model is None or text else model.bars(width)
         self.query_one("#title", Static).update(title)
@@ -344,15 +436,27 @@ class RunScreen(ModeScreen):
             if drawn is None:
                 bars.update("")
             else:
-                bars.show(drawn.header, drawn.rows, title=drawn.title, after=drawn.after)
+                bars.show(drawn.scale, drawn.rows, title=drawn.title, after=drawn.after)
 
     # -- keys ----------------------------------------------------------------------------------
 
     def _pause(self) -> None:
         if self.model is not None and self.model.play is not None and self.model.play.playing:
             self.model.play = self.model.play.toggle()
+            self.refresh_bindings()
         if self._timer is not None:
             self._timer.pause()
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Offer to play while nothing plays, and to pause while it does."""
+        if action in ("play", "pause"):
+            play = None if self.model is None else self.model.play
+            if (play is not None and play.playing) != (action == "pause"):
+                return False
+        return super().check_action(action, parameters)
+
+    def action_pause(self) -> None:
+        self.action_play()
 
     def action_play(self) -> None:
         model = self.model
@@ -365,6 +469,7 @@ class RunScreen(ModeScreen):
             self._timer.resume()
         else:
             self._timer.pause()
+        self.refresh_bindings()
         self.draw()
 
     def _tick(self) -> None:
@@ -375,6 +480,7 @@ class RunScreen(ModeScreen):
         self._last = now
         if not model.play.playing and self._timer is not None:
             self._timer.pause()
+            self.refresh_bindings()
         self._draw_time()
         self._draw_problem()
 
@@ -447,37 +553,42 @@ class RunScreen(ModeScreen):
         self._draw_problem()
         self.query_one("#page").scroll_home(animate=False)
 
-    def action_ask(self, what: str) -> None:
+    def action_ask(self, what: str, text: str = "") -> None:
         """Ask where to go, or what to change in a replay."""
-        field = self.query_one("#ask", Input)
-        self._asking, field.placeholder = what, QUESTIONS[what]
-        field.add_class("open")
-        field.focus()
+        self._asking = what
+        self.query_one(Prompt).ask(QUESTIONS[what], text)
 
     @on(Input.Submitted, "#ask")
     def _answered(self, event: Input.Submitted) -> None:
         text, model = event.value, self.model
-        self.action_leave()
         if model is None:
+            self.action_leave()
             return
-        self._say("")
         if self._asking == "replay":
+            self.action_leave()
             self._say("replaying (the first replay compiles for some seconds) ...", waiting=True)
+            self._asked = text
             self._replay(model, text)
             return
         try:
             told = model.go_to(parse_goto(text)) if text.strip() else None
         except UsageError as error:
             told = str(error)
-        self._say(told or "")
+        if told:
+            self._say(told)  # and the text stays, to be mended
+            return
+        self.action_leave()
         self.draw()
 
+    @on(Field.Left)
     def action_leave(self) -> None:
-        """Close the field, and show the problem as a whole again."""
-        field = self.query_one("#ask", Input)
-        field.value = ""
-        field.remove_class("open")
-        self.query_one("#page").focus()
+        """Close the field and what was wrong with it, and show the problem as a whole again."""
+        prompt = self.query_one(Prompt)
+        if prompt.is_open:
+            prompt.close()
+            self._say("")
+            self.query_one("#page").focus()
+            return
         if self.model is not None and self.model.cut:
             self._pause()
             self.model.cut = False

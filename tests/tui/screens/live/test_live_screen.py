@@ -49,7 +49,7 @@ async def test_attach_watch_stop_and_open(server, tmp_path, monkeypatch):
     async with app.run_test(size=(80, 24), message_hook=seen.append) as pilot:
         await pilot.press("3")
         await pilot.pause()
-        assert "u asks for the URL" in text_of(app, "#text")
+        assert "Press u and enter a server's URL" in text_of(app, "#text")
         server.gauges = {"vllm:num_requests_running": 7}
         await attach_to(pilot, server.url)
         await wait_for(pilot, seen, LiveScreen.Ticked)
@@ -57,7 +57,7 @@ async def test_attach_watch_stop_and_open(server, tmp_path, monkeypatch):
         await wait_for(pilot, seen, LiveScreen.Ticked, 3)
         assert any(isinstance(each, LiveScreen.Examined) for each in seen)
         assert "tok/s" in text_of(app, "#gauges")
-        assert "7.00" in text_of(app, "#gauges")
+        assert "7" in text_of(app, "#gauges")
         assert "VERDICT" in text_of(app, "#verdict")
         assert "metrics yes" in text_of(app, "#sees")
         assert "--listen 4318" in text_of(app, "#text")
@@ -69,7 +69,7 @@ async def test_attach_watch_stop_and_open(server, tmp_path, monkeypatch):
         assert "It is on screen 1 now" in text_of(app, "#message")
         assert app.screen.query_one("NavBar").status == "not connected"
         await wait_for(pilot, seen, LiveScreen.Suggested)
-        assert "NEXT      no replay:" in text_of(app, "#text")
+        assert "NEXT      no replay:" in text_of(app, "#next")
         await app.workers.wait_for_complete()
         await pilot.pause()
         (entry,) = (each for each in app.entries if each.path != tmp_path)
@@ -147,7 +147,7 @@ def test_a_listener_sees_spans_and_steps(server, tmp_path):
     assert found[0].steps == 0
     assert found[0].problems_seen == 0
     assert "spans none yet" in sees_line(found[0], [])
-    assert "none yet" in problem_lines(found[0], now_ns=0, listening=True)[0]
+    assert "No problem yet" in problem_lines(found[0], now_ns=0, listening=True)[0]
 
 
 def snapshots(target, folder, enough):
@@ -181,7 +181,7 @@ def test_power_is_read_or_it_is_said_why_not(server, nvml, tmp_path):  # noqa: F
     assert f"power {last.watts:,.0f} W" in sees_line(last, [])
     history = History()
     history.add(last)
-    assert "power W" in {lane.name for lane in history.lanes(20)}
+    assert "power" in {lane.name for lane in history.lanes(20)}
 
     last = snapshots(parse_target(server.url), tmp_path / "b", lambda each: True)
     assert "power no" in sees_line(last, [])
@@ -191,7 +191,7 @@ def test_power_is_read_or_it_is_said_why_not(server, nvml, tmp_path):  # noqa: F
     assert "needs: --kernels FOLDER" in told
     history = History()
     history.add(last)
-    assert "power W" not in {lane.name for lane in history.lanes(20)}
+    assert "power" not in {lane.name for lane in history.lanes(20)}
 
 
 async def test_profiler_windows_are_confirmed_and_shown(server, tmp_path, monkeypatch):
@@ -217,8 +217,8 @@ async def test_profiler_windows_are_confirmed_and_shown(server, tmp_path, monkey
         await attach_to(pilot, asked)
         await pilot.pause()
         await pilot.press("y")
-        for _ in range(400):
-            if "window" in text_of(app, "#sees") and "kernels gemm" in text_of(app, "#sees"):
+        for _ in range(1200):
+            if "kernels gemm" in (seen_of := text_of(app, "#sees")) and "which steps" in seen_of:
                 break
             await asyncio.sleep(0.05)
         assert "windows" in text_of(app, "#sees")
@@ -239,7 +239,14 @@ def test_problems_and_history():
     )  # fmt: skip
     history = History()
     snapshot = Snapshot(
-        seconds=3.0, numbers={}, names={}, verdicts=(), steps=9, problems_seen=1, problems=problems
+        now_ns=0,
+        seconds=3.0,
+        numbers={},
+        names={},
+        verdicts=(),
+        steps=9,
+        problems_seen=1,
+        problems=problems,
     )
     history.add(snapshot)
     assert {lane.values.size for lane in history.lanes(20)} == {20}

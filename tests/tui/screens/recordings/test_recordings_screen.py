@@ -26,7 +26,7 @@ def folder(tmp_path, monkeypatch):
 
 
 async def ask(pilot, key, text):
-    await pilot.press(key)
+    await pilot.press("escape", key)  # a field that was left with a mistake
     pilot.app.screen.query_one("#ask", Input).value = text
     await pilot.press("enter")
     await settle(pilot)
@@ -57,7 +57,7 @@ async def test_open_import_and_delete(folder):
         assert any(isinstance(each, Failed) for each in seen)
         assert app.screen.query_one("#message").has_class("bad")
 
-        await pilot.press("ctrl+home")
+        await pilot.press("escape", "ctrl+home")
         key = entry_at_cursor(app).path
         await pilot.press("x")
         await pilot.pause()
@@ -115,12 +115,14 @@ async def test_a_click_on_a_header_sorts(folder):
         await settle(pilot)
         screen = app.screen
         table = screen.query_one(DataTable)
-        for arrow in ("v", "^"):
+        for arrow in ("▲", "▼"):
             column = next(each for each in table.ordered_columns if each.key == "tok/pb")
             table.post_message(DataTable.HeaderSelected(table, column.key, 5, column.label))
             await pilot.pause()
             await pilot.pause()
             assert f"sort tok/pb {arrow}" in screen.query_one("NavBar").status
+            labels = [str(each.label) for each in table.ordered_columns]
+            assert [each for each in labels if arrow in each] == [f"tok/pb{arrow}"]
 
 
 async def test_a_recording_whose_folder_is_gone_leaves_the_list(folder):

@@ -30,11 +30,11 @@ from tui.screens.run.problem import (
     problem_title,
     same_problem,
     sample_rows,
-    scale_line,
     stop_lines,
     vote_lines,
 )
-from tui.widgets.lanes import lane_lines
+from tui.widgets.lanes import LEFT, RIGHT, lane_lines, rows_for
+from tui.widgets.sample_bars import SampleRow, Scale, _lines, legend_of
 
 
 @pytest.fixture(scope="module")
@@ -57,20 +57,22 @@ def data(entry):
 def test_charts_have_one_width(run, data):
     found = data.timeline.bins(50)
     lanes = run_lanes(found, np.full(50, 300.0), tall=True)
-    assert [lane.name for lane in lanes] == ["batch", "waiting", "KV %", "tok/s", "power W"]
+    assert [lane.name for lane in lanes] == ["batch", "waiting", "KV cache", "tok/s", "power"]
     for cursor in (0, 20, 49):
-        assert {len(lane_lines(lane, cursor, 1)[0]) for lane in lanes} == {14 + 50 + 8}
+        assert {len(lane_lines(lane, cursor, 1)[0]) for lane in lanes} == {LEFT + 50 + RIGHT}
         axis = axis_line(data.timeline.start_ns, found.edges_ns, cursor, int(found.edges_ns[3]))
-        assert axis.index("^") == 14 + cursor
+        assert axis.index("^") == LEFT + cursor
     top, low = lane_lines(lanes[0], 3, 2)
-    assert len(top) == 14 + 50 + 1
-    assert low.startswith("batch")
+    assert len(low) == LEFT + 50 + 1
+    assert top[:LEFT].split() == ["batch", f"{np.nanmax(found.batch):.0f}", "seqs│"]
+    assert low[:LEFT].endswith(" 0│")
     full = int(np.nanargmax(found.batch))
-    assert top[14 + full] == low[14 + full] == "█"
+    assert top[LEFT + full] == low[LEFT + full] == "█"
+    assert len({lane.style for lane in lanes}) == len(lanes)
     row = run.rows.row(0, named=True)
     start, extent = data.timeline.start_ns, (row["arrival"], row["end"])
     axis = axis_line(start, found.edges_ns, 30, int(found.edges_ns[3]), extent)
-    assert axis[14:].startswith("=")
+    assert axis[LEFT:].startswith("=")
     later = int(found.edges_ns[-1]) + 10
     assert columns_of(found.edges_ns, later, later + 5) == (0, 0)
     assert columns_of(found.edges_ns, int(found.edges_ns[40]), None) == (40, 50)
@@ -83,8 +85,8 @@ def test_times_of_the_axis_differ_at_every_zoom(start_s, span_ns):
     edges = begin + np.linspace(0, span_ns, 57).astype(np.int64)
     for cursor in range(56):
         axis = axis_line(START, edges, cursor, int(edges[cursor]), (begin, None))
-        assert axis[14:].index("^") == cursor
-        assert len(axis) <= 14 + 56 + 8
+        assert axis[LEFT:].index("^") == cursor
+        assert len(axis) <= LEFT + 56 + RIGHT
         times = re.findall(r"\d+:\d\d\.\d+(?= |$)", axis)
         assert len(times) in ((3,) if cursor < 50 else (2, 3))
         assert len(set(times)) == len(times) - (cursor == 0)
@@ -103,7 +105,7 @@ def test_a_stretch_of_time_is_binned_as_the_whole(data):
 def test_a_run_beside_another_has_its_scale(data):
     found = data.timeline.bins(20)
     lanes = beside_lanes(found, found, "replay")
-    assert [lane.name for lane in lanes] == ["batch", "  replay", "tok/s", "  replay"]
+    assert [lane.name for lane in lanes] == ["batch", " replay", "tok/s", " replay"]
     assert lanes[0].top == lanes[1].top == np.nanmax(found.batch)
 
 
@@ -154,7 +156,7 @@ def test_kernels_and_power_of_a_step(tmp_path):
     for wanted in ("step 3", "kernels gemm", "collectives all_reduce"):
         assert wanted in text
     lanes, *_ = model.charts(50, tall=False)
-    assert lanes[-1].name == "power W"
+    assert lanes[-1].name == "power"
 
 
 def test_bars_follow_the_clock(run):
@@ -168,8 +170,11 @@ def test_bars_follow_the_clock(run):
         assert row.bar == bar(sample, problem.span_s, space)
         assert row.left[5] == {True: "+", False: "-"}[row.correct]
     assert len(sample_rows(problem, 80)[-1].bar) == space
-    for width in (60, 80, 200):
-        assert len(scale_line(problem, width)) <= width
+    legend = legend_of(sample_rows(problem, 80), letters=False).plain
+    assert "▆ thinking" in legend and "= thinking" not in legend
+    letters = legend_of(sample_rows(problem, 80), letters=True).plain
+    assert "= thinking  A answering" in letters
+    assert "cancelled" not in legend and "stop" not in legend
 
 
 def test_a_problem_as_it_stood(run):
@@ -218,7 +223,30 @@ def test_a_rule_is_told_of_one_problem_and_of_all(run):
     assert "all 8: " in text
     assert all(max(map(len, stop_lines(early, judged, "x", width=w))) <= w for w in (60, 78))
     rows = sample_rows(early, 80, stop=stop)
-    assert any("-" in row.bar or "a" in row.bar for row in rows)
+    assert any("~" in row.bar or "a" in row.bar for row in rows)
+    assert "▂ after the stop" in legend_of(rows, letters=False).plain
+    assert "a after the stop" in legend_of(rows, letters=True).plain
+
+
+@pytest.mark.parametrize("bar", ["=" * 5, "=" * 30, "=" * 60])
+def test_where_a_rule_stops_is_told_in_one_line(bar):
+    row = SampleRow(left="   1 + 7     14 ", correct=True, bar=bar, note="differs")
+    for width in (50, 80):
+        scale = Scale(left="", columns=20, end="1 s", width=width)
+        lines = _lines(row, "◂ ASC .95 stops here", scale, letters=False)
+        assert sum("◂ ASC .95 stops here" in line.plain for line in lines) == 1
+        assert all(len(line) <= width for line in lines if line.plain.strip().startswith("◂"))
+        assert len(lines) == 1 + (len(row.left + bar) + 8 + 21 > width)
+
+
+def test_lanes_take_the_room_there_is():
+    assert [rows_for(room, 4) for room in (0, 6, 7, 11, 23, 400)] == [
+        (1, False), (1, False), (1, True), (2, True), (5, True), (8, True),
+    ]  # fmt: skip
+
+
+def test_a_rule_is_judged_or_says_why_not(run):
+    early = problem_at(run, 0)
     assert "judging" in stop_lines(early, None, "x", width=78)[0]
     assert stop_lines(early, "why not", "x", width=78) == ["rule  why not"]
 

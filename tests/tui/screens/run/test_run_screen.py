@@ -184,7 +184,7 @@ async def test_a_replay_on_disk_is_shown_beside_its_recording(folder, tmp_path):
         app.screen.show_library()
         await settle(pilot)
         assert app.screen.model.beside.word == "recorded"
-        assert "  record" in text_of(app, "#lanes")
+        assert " recorded" in text_of(app, "#lanes")
         assert "replayed" in text_of(app, "#step")
         assert "one, which this replays" in text_of(app, "#other")
 

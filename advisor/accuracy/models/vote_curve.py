@@ -33,8 +33,8 @@ class VoteCurve:
     shares of Pitman-Yor laws of mistakes; laws are drawn from a wide prior, more of them where the
     first average lies, which their weights allow for. Under a law the averages of one
     growing set of samples are nearly jointly normal, with the means and covariances of the votes
-    of drawn problems. A law's weight is the likelihood of the averages given; a prediction is the
-    mixture of the conditional normals.
+    of drawn problems. A law's weight is the likelihood of the averages given, as far as so few
+    drawn problems tell it; a prediction is the mixture of the conditional normals.
 
     """
 
@@ -53,7 +53,7 @@ class VoteCurve:
         values = np.array([accuracy[count] for count in seen])
         places = np.searchsorted(self.counts_, seen)
         rng = np.random.default_rng([self.seed, 6])
-        logs, means, spreads = [], [], []
+        logs, means, spreads, drawn, laws = [], [], [], [], []
         aim, width = values[0], 2 * np.sqrt(0.25 / self.problems)
         for _ in range(LAWS_TRIED):
             single = rng.normal(aim, width)
@@ -62,18 +62,44 @@ class VoteCurve:
                 continue
             mean = votes.mean(axis=0)
             # Half a problem's worth of noise keeps a law under which all agree from certainty.
-            cover = np.cov(votes.T) / self.problems + np.eye(len(mean)) * 0.25 / self.problems**2
+            each = np.atleast_2d(np.cov(votes.T))
+            cover = each / self.problems + np.eye(len(mean)) * 0.25 / self.problems**2
             own = cover[np.ix_(places, places)]
             gain = np.linalg.solve(own, cover[places]).T
             off = values - mean[places]
-            fit = -0.5 * (off @ np.linalg.solve(own, off) + np.linalg.slogdet(own)[1])
+            # The law's own mean is known from the drawn problems alone.
+            unsure = own + each[np.ix_(places, places)] / PROBLEMS
+            fit = -0.5 * (off @ np.linalg.solve(unsure, off) + np.linalg.slogdet(unsure)[1])
             logs.append(fit + 0.5 * ((single - aim) / width) ** 2)
             means.append(mean + gain @ off)
             spreads.append(cover - gain @ cover[places])
+            drawn.append(votes.astype(np.float32))
+            laws.append(mean)
         weights = np.exp(np.array(logs) - max(logs))
         self.weights_: Floats = weights / weights.sum()
         self.means_, self.covariances_ = np.array(means), np.array(spreads)
+        self._drawn, self._law_means = drawn, np.array(laws)
         return self
+
+    def benchmarks(self, count: int, problems: int) -> tuple[Floats, Floats]:
+        """Return made-up problems like those of the averages: the right share of their votes.
+
+        [count, problems, counts], each of the `count` sets with the averages that these problems
+        would have at all counts, and [count, counts], how far the set, as others drawn by its law,
+        lies off the average of all problems like these.
+        """
+        rng = np.random.default_rng([self.seed, 9])
+        chosen = rng.choice(len(self.weights_), size=count, p=self.weights_)
+        votes = np.empty((count, problems, len(self.counts_)))
+        off = np.empty((count, len(self.counts_)))
+        for place, law in enumerate(chosen):
+            own = self._drawn[law][rng.integers(PROBLEMS, size=problems)].astype(float)
+            vectors, sizes, _ = np.linalg.svd(self.covariances_[law], hermitian=True)
+            noise = vectors @ (np.sqrt(np.maximum(sizes, 0.0)) * rng.normal(size=len(sizes)))
+            average = np.clip(self.means_[law] + noise, 0.0, 1.0)
+            off[place] = own.mean(axis=0) - self._law_means[law]
+            votes[place] = own + (average - own.mean(axis=0))
+        return votes, off
 
     def predict(self, count: int) -> Estimate:
         return self._mixture(np.eye(len(self.counts_))[self.counts_.index(count)], low=0, high=1)

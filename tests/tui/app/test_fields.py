@@ -1,0 +1,108 @@
+"""Fields say which keys answer and leave them, and keep what cannot be used; keys of tables."""
+
+import pytest
+from textual.widgets import DataTable, Input
+from textual.widgets._footer import FooterKey
+
+from tests.traces.synthetic import engine_config, simulate, write_recording
+from tests.tui.pilot import settle, text_of
+from tui.app.app import TtscopeApp
+from tui.screens.library import failure, paths_of
+from tui.widgets.prompt import Paths, Words
+
+FIELDS = (  # the screen's key, the field's, its id, what cannot be used, and what is said of it
+    ("1", "o", "ask", "nowhere/at/all", "no such file"),
+    ("1", "dollar_sign", "ask", "much", "USD per device-hour"),
+    ("1", "i", "ask", "'open", "quotation"),
+    ("2", "g", "ask", "x", "give a problem"),
+    ("3", "u", "url", "host --lisen 4318", "did you mean --listen?"),
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    for n, seqs in enumerate((8, 4, 2)):
+        rows = simulate(problems=12, n=2, seqs=seqs)
+        write_recording(folder / f"run{n}", rows, engine=engine_config(max_num_seqs=seqs))
+    return folder
+
+
+def footer(app):
+    return {key.key_display: key.description for key in app.screen.query(FooterKey)}
+
+
+@pytest.mark.parametrize(("screen", "key", "name", "text", "told"), FIELDS)
+async def test_a_field(folder, screen, key, name, text, told):
+    app = TtscopeApp([folder])
+    async with app.run_test(size=(80, 24)) as pilot:
+        await settle(pilot)
+        await pilot.press(screen)
+        await settle(pilot)
+        before = footer(app)
+        await pilot.press(key, *text[:1])  # what is typed behind the key is in it
+        field = app.screen.query_one(f"#{name}", Input)
+        assert (app.screen.focused, field.value) == (field, text[:1])
+        await settle(pilot)
+        assert footer(app) == {"enter": "apply", "esc": "cancel"}
+        field.value = text
+        await pilot.press("enter")
+        await settle(pilot)
+        assert told in text_of(app)
+        assert (app.screen.focused, field.value) == (field, text)
+        await pilot.press("escape")
+        await settle(pilot)
+        assert app.screen.focused is not field
+        assert "said" not in app.screen.query_one("#message").classes or not text_of(app)
+        assert footer(app) == before
+
+
+async def test_a_replay_that_fails_can_be_mended(folder):
+    app = TtscopeApp([folder])
+    async with app.run_test(size=(80, 24)) as pilot:
+        await settle(pilot)
+        await pilot.press("2")
+        await settle(pilot)
+        await pilot.press("v")
+        field = app.screen.query_one("#ask", Input)
+        field.value = "engine.max_num_seq=4"
+        await pilot.press("enter")
+        await settle(pilot)
+        assert "did you mean max_num_seqs?" in text_of(app)
+        assert (app.screen.focused, field.value) == (field, "engine.max_num_seq=4")
+
+
+async def test_a_filter_without_a_match_names_near_words(folder):
+    app = TtscopeApp([folder])
+    async with app.run_test(size=(80, 24)) as pilot:
+        await settle(pilot)
+        await pilot.press("slash", *"seq88", "enter")
+        await settle(pilot)
+        assert "Did you mean seqs8?" in text_of(app, "#detail")
+        assert app.screen.query_one("#filtering").display  # it still filters
+        await pilot.press("slash", "escape")
+        await settle(pilot)
+        assert app.screen.query_one(DataTable).row_count == 3
+        assert not app.screen.query_one("#filtering").display
+
+
+async def test_keys_of_a_table(folder):
+    app = TtscopeApp([folder])
+    async with app.run_test(size=(80, 24)) as pilot:
+        await settle(pilot)
+        table = app.screen.query_one(DataTable)
+        for key, row in (("G", 2), ("g", 0), ("end", 2), ("home", 0), ("j", 1), ("k", 0)):
+            await pilot.press(key)
+            assert table.cursor_row == row, key
+
+
+async def test_names_are_completed(folder):
+    (folder / "runway").mkdir(exist_ok=True)
+    assert await Paths().get_suggestion(f"a {folder}/runw") == f"a {folder}/runway/"
+    assert await Paths().get_suggestion(f"{folder}/none/x") is None
+    words = Words(["engine.max_num_seqs=", "policy.n="])
+    assert await words.get_suggestion("policy.n=2 eng") == "policy.n=2 engine.max_num_seqs="
+    assert await words.get_suggestion("policy.n=2 ") is None
+    with pytest.raises(Exception, match="Did you mean") as raised:
+        paths_of(str(folder / "rum1"))
+    assert failure(raised.value).endswith(f"Did you mean {folder / 'run1'}?")

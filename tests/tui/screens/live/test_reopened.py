@@ -1,0 +1,137 @@
+"""A recording of watched servers on the Live screen, panels at each size, and a silent server."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from tests.tui.live_recordings import BEGIN, write_watched
+from tests.tui.pilot import settle, text_of
+from traces.live.numbers import numbers_of
+from traces.live.verdict import Finding, Verdict, change_for
+from traces.recording.reader import Recording
+from traces.summary.run import summarise
+from tui.app.app import TtscopeApp
+from tui.screens.live.panels import gauge_in, live_panels, rate_in, read_recorded
+from tui.screens.live.views import History, action_lines, verdict_text
+from tui.screens.live.watch import Snapshot
+from tui.text.live import live_line, silence_told
+from tui.widgets.panel import PanelView
+
+S = 10**9
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("live")
+    write_watched(folder / "metrics", spans=False)
+    write_watched(folder / "spans", spans=True, steps=True)
+    return folder
+
+
+def panels(app):
+    shown = [each for each in app.screen.query(PanelView) if each.display]
+    return {str(each.border_title): str(each.render()) for each in shown}
+
+
+@pytest.mark.parametrize("size", [(80, 24), (120, 40)])
+@pytest.mark.parametrize("name", ["metrics", "spans"])
+async def test_a_live_recording_opens_where_it_was_seen(folder, name, size):
+    app = TtscopeApp([folder / name])
+    async with app.run_test(size=size) as pilot:
+        await settle(pilot)
+        await pilot.press("enter")
+        await settle(pilot)
+        assert app.current_mode == "live"
+        bar = app.screen.query_one("NavBar")
+        assert bar.status.startswith(f"recorded: {name}  0:19")
+        assert "VERDICT   NOTHING STANDS OUT" in text_of(app, "#verdict")
+        assert "NEXT" in text_of(app, "#next")
+        found = panels(app)
+        if size == (80, 24):
+            assert not found
+            found = {"Throughput": text_of(app, "#gauges"), "Latency": text_of(app, "#spreads")}
+        assert "tok/s         100│" in found["Throughput"]
+        assert {"TTFT", "ITL", "queue"} <= {
+            line.split()[0] for line in found["Latency"].splitlines()[1:]
+        }
+        assert ("Engine steps" in found) == (name == "spans" and size != (80, 24))
+        told = text_of(app, "#text")
+        assert ("No problems captured" in told) == (name == "metrics")
+        assert ("19 problems" in told) == (name == "spans")
+        await pilot.press("2")
+        await settle(pilot)
+        assert app.current_mode == "run"
+        assert app.screen.model.entry.path.name == name
+
+
+async def test_a_watched_server_is_not_left_for_a_recording(folder):
+    app = TtscopeApp([folder / "metrics"])
+    async with app.run_test(size=(80, 24)) as pilot:
+        await settle(pilot)
+        app.watching = True
+        await pilot.press("enter")
+        await settle(pilot)
+        assert app.current_mode == "run"
+
+
+def test_counters_and_gauges_over_the_whole(folder):
+    recording = Recording.open(folder / "metrics")
+    (run,) = summarise(recording)
+    recorded = read_recorded(recording, run)
+    window = recorded.servers[0].window
+    edges = np.linspace(*recorded.span, 20)
+    assert np.allclose(rate_in(window, "vllm:generation_tokens_total", edges), 100.0)
+    running = gauge_in(window, "vllm:num_requests_running", edges)
+    assert set(running[:-1]) == {1.0, 2.0, 3.0}
+    fine = np.linspace(*recorded.span, 191)  # ten bins a poll: the reading before holds
+    assert set(gauge_in(window, "vllm:num_requests_running", fine)) == {1.0, 2.0, 3.0}
+    lanes = {lane.name: lane for lane in recorded.lanes(30)}
+    assert lanes["KV cache"].top == 100.0
+    assert np.allclose(lanes["KV cache"].values, 10.0)
+
+
+@pytest.fixture(scope="module")
+def numbers(folder):
+    recording = Recording.open(folder / "metrics")
+    (key,) = recording.manifest.engines
+    return recording.manifest.engines[key], numbers_of(recording.frame("scrapes"), key)
+
+
+def test_a_silent_server_is_said(numbers):
+    _, known = numbers
+    end = known.end_ns
+    assert silence_told({"a": known}, end + 2 * S) is None
+    assert silence_told({"a": known}, end + 7 * S) == "no answer for 7 s"
+    late = replace(known, end_ns=end - 9 * S)
+    assert silence_told({"a": known, "b": late}, end) == "no answer of 1 of 2 engines for 9 s"
+    line = live_line(90.0, {"a": known}, end + 7 * S)
+    assert line.startswith("0:01:30  no answer for 7 s, before:  tok/s")
+    assert len(line) <= 80
+    assert "no answer" not in live_line(90.0, {"a": known}, end + S)
+
+
+def test_the_change_that_a_verdict_asks_for(numbers):
+    engine, known = numbers
+    busy = replace(known, running_max=16.0, capped_share=1.0, kv_share_max=0.4)
+    queue = Verdict(engine="a", found=(Finding(kind="queueing", evidence="they wait"),))
+    seqs = engine.max_num_seqs
+    change = change_for(queue, busy, engine, 2.0)
+    assert change.arguments == ("--set", f"engine.max_num_seqs={2 * seqs}")
+    full = replace(busy, kv_share_max=0.9)
+    assert change_for(queue, full, replace(engine, num_gpu_blocks=100), 2.0).told == "add a replica"
+    quiet = change_for(Verdict(engine="a"), busy, engine, 2.0)
+    assert quiet.arguments == ("--rate", "3/s")
+    snapshot = Snapshot(
+        now_ns=BEGIN, seconds=1.0, numbers={"a": known}, names={}, verdicts=(queue,),
+        changes=(change,),
+    )  # fmt: skip
+    (line,) = action_lines(snapshot, width=200)
+    assert line.startswith(f"NEXT      Set max_num_seqs to {2 * seqs}, as requests wait while")
+    text = verdict_text((queue,), {}, width=78, unseen=True)
+    assert text.plain == "VERDICT   QUEUEING  they wait"
+    history = History()
+    history.add(snapshot)
+    assert [panel.title for panel in live_panels(history)][:3] == [
+        "Throughput", "Requests", "KV cache",
+    ]  # fmt: skip
