@@ -139,6 +139,7 @@ class Import:
     Import,
     panels={
         "score": "Samples of evaluations",
+        "curve": "Published curves of votes",
         "run": "Requests",
         "power": "Power readings",
         "as_json": OPTIONS,
