@@ -68,7 +68,7 @@ def test_a_run_against_its_baseline(run, runs, name, code):
     left, out, err = gate(run, runs["base"].path, runs[name].path)
     assert left == code, out + err
     told = out.partition("\nnext ")[0]  # with long paths
-    assert told != out and all(len(line) <= 80 for line in told.splitlines())
+    assert (told != out or code == 1) and all(len(line) <= 80 for line in told.splitlines())
     if name == "slow":
         assert "FAIL  p95>+10%" in out
     if name == "few":
