@@ -69,7 +69,7 @@ pictures: install
 		--present $(SHIPPED)/demo-l-tp1-seqs64-maj@16-* --screenshot docs/advice.svg
 	$(BIN)/ttscope tui $(SHIPPED)/demo-l-tp1-seqs8-maj@16-* --screen run --size 120x36 \
 		--screenshot docs/run.svg
-	$(BIN)/ttscope tui $(SHIPPED) --size 120x24 --screenshot docs/recordings.svg
+	$(BIN)/ttscope tui $(SHIPPED) --size 120x40 --screenshot docs/recordings.svg
 	$(BIN)/python -m scripts.animation docs/app.svg
 	mkdir -p build
 	$(BIN)/ttscope report $(SHIPPED) --min-accuracy 0.75 -o build/report.html

@@ -101,9 +101,12 @@ class HelpScreen(ModalScreen[None]):
         self._sections = sections
 
     def compose(self) -> ComposeResult:
-        width = min(self.app.size.width - 4, HELP_COLUMNS) - 7
+        width = min(self.app.size.width - 4, HELP_COLUMNS) - 6
         indent = max(len(key) for _, rows in self._sections for key, _ in rows) + 3
-        parts: list[Content | str] = [Content.styled("Help", "bold"), "   esc closes it\n"]
+        parts: list[Content | str] = [
+            Content.styled("Help", "bold"),
+            "   esc closes it, ↑ ↓ scroll\n",
+        ]
         for heading, rows in self._sections:
             parts += ["\n", Content.styled(heading, "bold $text-accent"), "\n"]
             for key, what in rows:

@@ -85,7 +85,7 @@ def replay_lines(prediction: Prediction, question: Question, *, width: int = 80)
     three = (recorded, prediction.replayed, predicted)
     steps = [ABSENT if run is None or not run.steps else f"{run.steps:,}" for run in three]
     rows.append(["steps", *steps, "", ""])
-    yield from align(rows, right=(1, 2, 3, 5), gap=1)
+    yield from align(rows, right=(1, 2, 3, 5), gap=1 if width <= 80 else 2)
     yield ""
     if prediction.replayed is not None:
         yield from wrap("", "change: predicted against replayed, so that the replay's own error "

@@ -74,7 +74,7 @@ class Lane:
     name: str
     values: Floats
     unit: str = ""
-    style: str = "$text-primary"
+    style: str = "$primary"
     top: float | None = None
     beside: bool = False
 

@@ -14,11 +14,11 @@ from textual.widgets import Static
 
 STATES = {  # the letter of a state: its block, and in which style
     ".": ("·", "$text-muted"),
-    "p": ("▆", "$text-warning"),
-    "=": ("▆", "$text-primary"),
-    "A": ("▆", "$text-success"),
-    "~": ("▂", "$text-primary"),
-    "a": ("▂", "$text-success"),
+    "p": ("▆", "$warning"),
+    "=": ("▆", "$primary"),
+    "A": ("▆", "$success"),
+    "~": ("▂", "$primary"),
+    "a": ("▂", "$success"),
     "x": ("x", "bold $text-error"),
     ">": (">", "$text-muted"),
 }

@@ -203,7 +203,7 @@ class Prior:
 
     def _token_seconds(self, tokens: Floats, captured: int) -> Floats:
         """Return the seconds of what works on a step's tokens, without attention."""
-        seconds = self._summed(self.parts.dense, tokens)
+        seconds = self._dense(tokens)
         if self.all_reduces:
             seconds = seconds + self._collectives(captured)(tokens)
         if self.split.pipeline > 1:
@@ -212,6 +212,21 @@ class Prior:
                 seconds + (self.split.pipeline - 1) * rows[:, 1] * self.scales["communication"]
             )
         return seconds
+
+    def _dense(self, tokens: Floats) -> Floats:
+        """Return what layers take of so many tokens; all limits of an engine share the work."""
+        most = int(tokens.max(initial=0.0))
+        if most > FARTHEST or (tokens % 1).any():
+            return self._summed(self.parts.dense, tokens)
+        if len(self._of_tokens.get("dense", ())) <= most:
+            every = np.arange(most + 1, dtype=float)
+            self._of_tokens["dense"] = self._summed(self.parts.dense, every)
+        return self._of_tokens["dense"][tokens.astype(np.int64)]
+
+    @cached_property
+    def _of_tokens(self) -> dict[str, Floats]:
+        """What `_dense` has worked out."""
+        return {}
 
     def _summed(self, parts: Sequence[Part], counts: Floats) -> Floats:
         total = np.zeros(len(counts))

@@ -77,15 +77,15 @@ _GETS: dict[str, Callable[[Sequence[Numbers]], float]] = {
     "ITL": lambda known: _mean_ms(known, "itl_s"),
 }
 GAUGES = {  # unit, colour, and whether it is left out where nothing is known
-    "tok/s": ("", "$text-success", False),
-    "running": ("req", "$text-primary", False),
-    "waiting": ("req", "$text-warning", False),
-    "KV cache": ("%", "$text-secondary", False),
-    "preempt": ("", "$text-error", True),
-    "accept": ("tok", "$text-accent", True),
-    "TTFT": ("ms", "$text-primary", True),
-    "ITL": ("ms", "$text-success", True),
-    "power": ("W", "$text-accent", True),
+    "tok/s": ("", "$success", False),
+    "running": ("req", "$primary", False),
+    "waiting": ("req", "$warning", False),
+    "KV cache": ("%", "$secondary", False),
+    "preempt": ("", "$error", True),
+    "accept": ("tok", "$accent", True),
+    "TTFT": ("ms", "$primary", True),
+    "ITL": ("ms", "$success", True),
+    "power": ("W", "$accent", True),
 }
 TIMES = ("TTFT", "ITL")
 

@@ -134,9 +134,9 @@ def front_text(
     for at, cells in enumerate(grid):
         share = high if at == 0 else low if at == rows - 1 else None
         label = "" if share is None else f"{share:.3f}"
-        line = Content(f"{label:>{left - 1}}│{''.join(cells)}").stylize("$text-primary", left)
+        line = Content(f"{label:>{left - 1}}│{''.join(cells)}").stylize("$primary", left)
         if here is not None and at == here[0]:
-            line = line.stylize("bold $text-accent", left + here[1], left + here[1] + 1)
+            line = line.stylize("bold $accent", left + here[1], left + here[1] + 1)
         lines.append(line)
     end = number(most, "s")
     lines.append(Content(f"{'0':>{left}}{end:>{columns}}"))

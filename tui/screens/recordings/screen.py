@@ -538,7 +538,7 @@ class RecordingsScreen(ModeScreen):
         rows = max(min(room // 3, 8), 3)
         histogram = [] if run is None else latency_lines(run, width, rows)
         parts = [Content(histogram[0])] if histogram else []
-        parts += [Content(line).stylize("$text-primary", 5) for line in histogram[1:-1]]
+        parts += [Content(line).stylize("$primary", 5) for line in histogram[1:-1]]
         parts += [Content.styled(line, "$text-muted") for line in histogram[-1:]]
         room -= len(parts)
         front = front_text(self._shown, entry, width, min(room - 3, 16))

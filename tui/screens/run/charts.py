@@ -18,17 +18,17 @@ from tui.widgets.lanes import LEFT, RIGHT, Lane
 
 def run_lanes(series: Series, power_w: Floats | None = None, *, tall: bool) -> list[Lane]:
     """Return batch, KV and tokens per second, and what else there is where there is room."""
-    waits = Lane(name="waiting", values=series.waiting, unit="seqs", style="$text-warning")
+    waits = Lane(name="waiting", values=series.waiting, unit="seqs", style="$warning")
     some = bool((np.nan_to_num(series.waiting) > 0).any())
     lanes = [Lane(name="batch", values=series.batch, unit="seqs")]
     lanes += [waits] if some or tall else []
     kv, rate = series.kv_share * 100, series.tokens_per_s
     lanes += [
-        Lane(name="KV cache", values=kv, unit="%", style="$text-secondary"),
-        Lane(name="tok/s", values=rate, style="$text-success"),
+        Lane(name="KV cache", values=kv, unit="%", style="$secondary"),
+        Lane(name="tok/s", values=rate, style="$success"),
     ]
     if power_w is not None:
-        lanes.append(Lane(name="power", values=power_w, unit="W", style="$text-accent"))
+        lanes.append(Lane(name="power", values=power_w, unit="W", style="$accent"))
     return lanes
 
 
@@ -39,7 +39,7 @@ def beside_lanes(series: Series, other: Series, word: str) -> list[Lane]:
         both = [getattr(series, name), getattr(other, name)]
         finite = np.concatenate([each[np.isfinite(each)] for each in both])
         top = float(finite.max()) if finite.size else None
-        second = "$text-secondary"
+        second = "$secondary"
         lanes += [
             Lane(name=title, values=both[0], unit=unit, top=top),
             Lane(

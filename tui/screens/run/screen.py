@@ -170,7 +170,8 @@ KEYS: list[BindingType] = [
 
 FRAME_S = 1 / 15
 TALL = 32
-OTHERS = 12  # rows of what stands around lanes and samples, in tall terminals
+OTHERS = 12  # rows of what stands around lanes and samples
+SHORT = 22  # below which no more than a line or two of each is shown
 
 
 class RunScreen(ModeScreen):
@@ -180,6 +181,21 @@ class RunScreen(ModeScreen):
     CSS_PATH = "run.tcss"
     AUTO_FOCUS = "#page"
     BINDINGS: ClassVar[list[BindingType]] = KEYS
+    LEGEND = (
+        (
+            "batch",
+            "Samples that ran in a step. At the left the highest, at the right the cursor's.",
+        ),
+        ("waiting", "Samples that waited for a place in the batch."),
+        ("KV cache", "Share of the cache's blocks in use."),
+        ("tok/s", "Generated tokens a second."),
+        ("power", "Watts of the devices that were read."),
+        ("===", "On the axis: when the problem ran. ^ is the cursor and its time."),
+        ("vote", "How many of the samples that had ended agreed with the final answer."),
+        ("rule", "Where the rule ends this problem, and what it changes over all problems."),
+        ("differs", "The sample's answer is not the problem's."),
+        ("straggler", "The last sample ended later than 1.5 times the median."),
+    )
 
     def __init__(self) -> None:
         super().__init__()
@@ -353,6 +369,10 @@ class RunScreen(ModeScreen):
     def _tall(self) -> bool:
         return self.app.size.height >= TALL
 
+    @property
+    def _short(self) -> bool:
+        return self.app.size.height < SHORT
+
     def _say(self, text: str, waiting: bool = False) -> None:
         message = self.query_one("#message", Static)
         message.update(text)
@@ -385,12 +405,13 @@ class RunScreen(ModeScreen):
         """Return the rows that lanes may have: what the samples and all else need not."""
         height = self.app.size.height
         samples = min(model.most_samples + 2, height * 2 // 5)
-        return height - samples - (OTHERS if self._tall else OTHERS - 2)
+        return height - samples - OTHERS
 
     @on(PageRead)
     def _draw_step(self) -> None:
         if self.model is not None:
             lines = self.model.step(self._bins, self._width)
+            lines = lines[:1] if self._short else lines
             self.query_one("#step", Static).update("\n".join(lines))
 
     def _draw_problem(self) -> None:
@@ -399,6 +420,8 @@ class RunScreen(ModeScreen):
         model, width = self.model, self._width
         title = "" if model is None else model.title(width)
         vote = [] if model is None else model.vote(width, tall=self._tall)
+        if self._short:
+            title, vote = title[:width], vote[:2]
         text = [] if model is None else model.text(width)
         own, other = (None, None) if model is None or text else model.bars(width)
         self.query_one("#title", Static).update(title)
