@@ -40,6 +40,7 @@ from tui.verbs.sweep import run_shown
 
 if TYPE_CHECKING:
     from advisor.advice.accounts.costs import Tariff
+    from advisor.advice.advisor import Advisor
     from traces.deployment.documents import Expectations
 
 
@@ -151,8 +152,8 @@ def print_advice(
     efforts: bool = False,
     as_json: bool = False,
     extra: Mapping[str, Any] | None = None,
-) -> None:
-    """Fit the models, choose, and print; `extra` goes into the JSON document.
+) -> Advisor:
+    """Fit the models, choose, and print; `extra` goes into the JSON document. Return the models.
 
     With `efforts` the map of them is printed instead of the answer. With a `tariff` the picks'
     costs are worked out, and printed where it asks or `explain` does.
@@ -207,6 +208,7 @@ def print_advice(
         say_json(document)
     if answer.system_optimal is None:
         raise TtscopeError(f"nothing fits the budget, {nearest_line(answer)}")
+    return advisor
 
 
 def _what_times_hold(expected: Expectations, folder: str, own_name: str) -> list[str]:
