@@ -5,6 +5,7 @@ from textual.widgets import DataTable, Input
 from textual.widgets._footer import FooterKey
 
 from tests.traces.synthetic import engine_config, simulate, write_recording
+from tests.tui.fake_advisor import FakeAdvisor
 from tests.tui.pilot import settle, text_of
 from tui.app.app import TtscopeApp
 from tui.screens.library import failure, paths_of
@@ -106,3 +107,18 @@ async def test_names_are_completed(folder):
     with pytest.raises(Exception, match="Did you mean") as raised:
         paths_of(str(folder / "rum1"))
     assert failure(raised.value).endswith(f"Did you mean {folder / 'run1'}?")
+
+
+async def test_keys_of_the_table_of_advice(folder):
+    app = TtscopeApp([folder], FakeAdvisor)
+    async with app.run_test(size=(120, 40)) as pilot:
+        await settle(pilot)
+        await pilot.press("4")
+        await settle(pilot)
+        table = app.screen.query_one(DataTable)
+        table.focus()
+        last = table.row_count - 1
+        assert last > 0
+        for key, row in (("G", last), ("home", 0), ("end", last), ("g", 0), ("j", 1), ("k", 0)):
+            await pilot.press(key)
+            assert table.cursor_row == row, key
