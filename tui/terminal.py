@@ -26,9 +26,9 @@ BOLD, RED, GREEN, YELLOW, CYAN = "1", "31", "32", "33", "36"  # SGR codes
 LOOKS: Final = (  # what is coloured at the beginning of a line, where it goes to a terminal
     (re.compile(r"(?:Run|Nothing fits|No limit was given)\b.*"), BOLD),
     (re.compile(r"(?:Why|Changes|Next|More|next|NEXT|VERDICT)(?= )|90 % intervals.*"), BOLD),
-    (re.compile(r"(?:yes|ok|held)(?= )"), GREEN),
-    (re.compile(r"(?:no|broken|FAILED)(?=  |:)"), RED),
-    (re.compile(r"(?:note|moved|unsure|!)(?= )"), YELLOW),
+    (re.compile(r"(?:yes|ok)(?= )|passed(?=:)"), GREEN),
+    (re.compile(r"(?:no|FAIL)(?=  )|FAILED(?=:)"), RED),
+    (re.compile(r"(?:note|moved|[!?])(?= )"), YELLOW),
 )
 COMMAND = re.compile(
     r"(?:(?:next|NEXT) +| +)?(?P<command>(?:[A-Z_]+=\S+ )*"

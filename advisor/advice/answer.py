@@ -105,6 +105,7 @@ def answer(answering: Answering) -> Recommendation:
         stages=stages,
         present=_present(answering, system, equals),
         experiments=tuple(proposed),
+        routings=space.routings,
     )
 
 

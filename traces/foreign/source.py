@@ -7,7 +7,7 @@ import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -114,7 +114,14 @@ def objects(
     Other lines, and those above 64 MiB, are counted in `skipped`; `notes` tells of damaged gzip
     data. Raises OutcomesError as `Inflated` does.
     """
-    for number, line in text_lines(path, limit_bytes, notes):
+    yield from objects_in(text_lines(path, limit_bytes, notes), skipped)
+
+
+def objects_in(
+    lines: Iterable[tuple[int, bytes | None]], skipped: Skipped
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the JSON objects of numbered lines, as `objects` does."""
+    for number, line in lines:
         if line is None:
             skipped.add(f"lines of more than {LINE_BYTES >> 20} MiB", number)
         elif line.strip():

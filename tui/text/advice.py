@@ -472,7 +472,7 @@ def nearest_line(answer: Recommendation) -> str:
     which = which_latency(miss.limit, budget.latency_percentile)
     text = (
         f"nearest to {limit.option} {written(wanted, unit)}{which} is "
-        f"{number(value, unit)} by {_name(miss.pick)}"
+        f"{number(value, unit)} by {in_words(miss.pick, device=True)}"
     )
     if not within:
         return text

@@ -101,18 +101,18 @@ class Import:
     ] = None
     curve: Annotated[
         bool,
-        typer.Option("--curve", help="A published curve of votes: n, accuracy, tokens, no sample."),
+        typer.Option("--curve", help="The file is one: n, accuracy and tokens of votes."),
     ] = False
     problems: Annotated[
-        int | None, typer.Option(metavar="N", help="Curve: problems that the averages are over.")
+        int | None, typer.Option(metavar="N", help="That the averages are over.")
     ] = None
     length_spread: Annotated[
         float | None,
-        typer.Option(metavar="SD", help="Curve: spread of the logarithm of lengths (0.6)."),
+        typer.Option(metavar="SD", help="Spread of the logarithm of lengths (0.6)."),
     ] = None
     benchmark: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Curve: name of its problems, to compare models."),
+        typer.Option(metavar="NAME", help="Name of its problems, to compare models."),
     ] = None
     run: Annotated[
         int | None, typer.Option(help="Which of a file's benchmarks, from 1, of requests.")
@@ -139,6 +139,7 @@ class Import:
     Import,
     panels={
         "score": "Samples of evaluations",
+        "curve": "Published curves",
         "run": "Requests",
         "power": "Power readings",
         "as_json": OPTIONS,

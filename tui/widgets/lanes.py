@@ -133,7 +133,7 @@ def lanes_content(lanes: Sequence[Lane], cursor: int, at: str, room: int) -> lis
     """
     flat = [lane.scale == 0 for lane in lanes]
     rows, gap = rows_for(room - 2 * sum(flat), len(lanes) - sum(flat))
-    lines = []
+    lines: list[Content] = []
     for lane, is_flat in zip(lanes, flat, strict=True):
         if lines and gap and not lane.beside:
             lines.append(Content(""))

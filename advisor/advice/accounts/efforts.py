@@ -206,6 +206,8 @@ def _best(check: ReplayedCheck, rows: Sequence[int]) -> int | None:
 def _cut_share(check: ReplayedCheck, row: int, members: Ints) -> Estimate | None:
     """Return the share of the recorded samples that ended at max_tokens."""
     candidate, metrics = check.metrics.candidate(row), check.metrics
+    if candidate.pool.curve is not None:  # whose lengths are drawn
+        return None
     names = np.array(metrics.space.problem_ids)[members].tolist()
     problems, most = candidate.pool.loads(names) or [], candidate.policy.max_tokens
     cut = [

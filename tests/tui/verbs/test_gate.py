@@ -67,7 +67,8 @@ def gate(run, *arguments):
 def test_a_run_against_its_baseline(run, runs, name, code):
     left, out, err = gate(run, runs["base"].path, runs[name].path)
     assert left == code, out + err
-    assert all(len(line) <= 80 for line in out.splitlines())
+    told = out.partition("\nnext ")[0]  # with long paths
+    assert (told != out or code == 1) and all(len(line) <= 80 for line in told.splitlines())
     if name == "slow":
         assert "FAIL  p95>+10%" in out
     if name == "few":

@@ -125,7 +125,8 @@ def rate_in(window: Window, name: str, edges: Floats) -> Floats:
         np.concatenate([[0.0], np.cumsum(np.where(known, each, 0.0))]) for each in (gained, seconds)
     )
     gains, lasted = (np.diff(np.interp(edges, window.times, each)) for each in sums)
-    return np.divide(gains, lasted, out=np.full(gains.size, np.nan), where=lasted > 1e-9)
+    rates: Floats = np.divide(gains, lasted, out=np.full(gains.size, np.nan), where=lasted > 1e-9)
+    return rates
 
 
 def _summed(each: Sequence[Floats]) -> Floats:

@@ -132,8 +132,7 @@ def front_text(
         grid[here[0]][here[1]] = "◆"
     lines: list[Content] = [Content("accuracy against p50 time (◆ this row)")]
     for at, cells in enumerate(grid):
-        share = high if at == 0 else low if at == rows - 1 else None
-        label = "" if share is None else f"{share:.3f}"
+        label = {0: f"{high:.3f}", rows - 1: f"{low:.3f}"}.get(at, "")
         line = Content(f"{label:>{left - 1}}│{''.join(cells)}").stylize("$primary", left)
         if here is not None and at == here[0]:
             line = line.stylize("bold $accent", left + here[1], left + here[1] + 1)

@@ -211,3 +211,40 @@ async def test_a_replay_is_shown_beside_its_recording():
         await settle(pilot)
         assert "Failed" in opened.messages
         assert "no such field" in text_of(app, "#message")
+
+
+@pytest.mark.parametrize("plain", [True, False])
+async def test_letters_stand_for_blocks_without_colours(folder, monkeypatch, plain):
+    if plain:
+        monkeypatch.setenv("NO_COLOR", "1")
+    else:
+        monkeypatch.delenv("NO_COLOR", raising=False)
+    async with Opened(folder / "one") as opened:
+        bars = text_of(opened.app, "#bars")
+        legend = " ".join(bars.splitlines()[:2])
+        assert ("= thinking" in legend) == ("===" in bars) == plain
+        assert ("▆ thinking" in legend) == ("▆▆▆" in bars) == (not plain)
+
+
+@pytest.mark.parametrize("size", [(60, 18), (80, 24), (120, 40)])
+async def test_nothing_is_cut_below_and_lanes_take_what_is_free(folder, size):
+    async with Opened(folder / "one", size) as opened:
+        screen = opened.app.screen
+        assert screen.max_scroll_y == 0
+        bottom = size[1] - 1
+        assert all(each.region.bottom <= bottom for each in screen.query("#page, #vote"))
+        assert screen.query_one("#page").region.height >= 3
+        lines = text_of(opened.app, "#lanes").splitlines()
+        assert all(len(line.rstrip()) <= size[0] for line in lines)
+        assert len(lines) > 10 if size[1] == 40 else 4 <= len(lines) <= 7
+
+
+async def test_the_footer_says_pause_while_the_run_plays(folder):
+    async with Opened(folder / "one") as opened:
+        keys = [each.binding.description for each in opened.app.screen.active_bindings.values()]
+        assert "play" in keys and "pause" not in keys
+        await opened.pilot.press("space")
+        keys = [each.binding.description for each in opened.app.screen.active_bindings.values()]
+        assert "pause" in keys and "play" not in keys
+        await opened.pilot.press("space")
+        assert not opened.app.screen.model.play.playing
