@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from tui.text.layout import fitting_ticks, tick_labels, ticks, with_room
+from tui.text.layout import fitting_ticks, log_ticks, tick_labels, ticks, with_room
 
 
 @pytest.mark.parametrize("most", [2, 3, 5, 9])
@@ -33,3 +33,11 @@ def test_axes_leave_room():
     assert with_room([1.0, 2.0]) == pytest.approx((0.9, 2.1))
     low, high = with_room([0.5])
     assert low < 0.5 < high
+
+
+def test_logarithmic_ticks_stand_apart_and_are_never_none():
+    assert log_ticks(0.04, 1.2, 60) == [0.05, 0.1, 0.2, 0.3, 0.5, 1.0]
+    assert log_ticks(0.04, 1.2, 20) == [0.1, 0.3, 1.0]
+    for low, high, columns in ((1e7, 3e10, 12), (0.021, 0.09, 10), (4.1, 4.9 * 4, 8)):
+        found = log_ticks(low, high, columns)
+        assert found and all(low <= tick <= high for tick in found)
