@@ -139,11 +139,7 @@ class Import:
     Import,
     panels={
         "score": "Samples of evaluations",
-<<<<<<< HEAD
-        "curve": "Published curves of votes",
-=======
         "curve": "Published curves",
->>>>>>> main
         "run": "Requests",
         "power": "Power readings",
         "as_json": OPTIONS,
