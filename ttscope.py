@@ -117,7 +117,7 @@ def advise(
     advisor = Advisor.fit(opened, seed=seed, gpus=options.systems())
     answer = advisor.recommend(wanted, **here())
     if folder is not None and answer.system_optimal is not None:
-        write_config(folder, answer, advisor.evidence)
+        write_config(folder, answer, advisor)
     return Recommendation(
         **vars(answer),
         costs=accounts_of(advisor, answer, tariff),

@@ -29,7 +29,7 @@ def vote_in_orders(
     `states` [1] has the fields of `Votes`, and says how many samples of each order are drawn at
     most. At most `in_flight` run at once. A sample ends after as many steps as it has `tokens`.
     `answers` are -1 where none parsed. `rights` is the share of each answer's samples that are
-    right. Only samples that ended have their tokens counted.
+    right. Samples that run at the end have the tokens counted that they had by then.
     """
     found = np.empty((2, len(orders)))
     tallies = np.empty(len(rights), np.int64)
@@ -61,6 +61,8 @@ def vote_in_orders(
                 tally = tallies[answer]
             if take(votes, rule, value, place, answer, tally) == DECIDE:
                 break
+        for slot in range(running):
+            spent += now - (ends[slot] - tokens[orders[o, places[slot]]])
         right, leaders = 0.0, 0
         for answer in range(len(tallies)):
             if tallies[answer] == votes.first > 0:

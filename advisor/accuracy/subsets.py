@@ -17,7 +17,8 @@ import numpy.typing as npt
 from advisor.accuracy.samples import ProblemSamples
 from advisor.evidence.runs import Sample
 from traces.schema.tts.policy import Policy
-from traces.schema.tts.stop_rules import AGREE, ALL, FIELDS, WINDOWS, Stop
+from traces.schema.tts.routes import Table, first_of, packed
+from traces.schema.tts.stop_rules import AGREE, ALL, FIELDS, ROUTED, WINDOWS, Stop
 from traces.summary.votes import majority_curve
 
 Floats = npt.NDArray[np.float64]
@@ -130,7 +131,7 @@ class RandomOrders:
     def ended(self, n: int, in_flight: int, stop: Stop) -> Floats:
         """Return [2, orders]: right and tokens of the vote of n that a rule ends.
 
-        `in_flight` samples run at a time and end by their length. Tokens are of those that ended.
+        `in_flight` samples run at a time and end by their length. Tokens are those by then.
         """
         from advisor.accuracy.orders import vote_in_orders  # numba takes a third of a second
 
@@ -198,16 +199,24 @@ def decides_as_vote(stop: Stop | None, n: int) -> bool:
 
 def by_launch(stop: Stop) -> bool:
     """Return whether a rule looks at samples in the order of drawing, whichever ends first."""
-    return stop.rule == WINDOWS or stop.drawn_first == 1
+    return stop.rule in (WINDOWS, ROUTED) or stop.drawn_first == 1
+
+
+def routed(table: Table) -> Stop:
+    """Return the rule that goes by a table."""
+    return Stop(rule=ROUTED, value=packed(table), drawn_first=first_of(table))
 
 
 def expected_right(
-    problems: Sequence[Sequence[Sample]], policies: Sequence[Policy], seed: Sequence[int]
+    problems: Sequence[Sequence[Sample]],
+    policies: Sequence[Policy],
+    seed: Sequence[int],
+    tables: Mapping[Policy, Sequence[Table]] | None = None,
 ) -> Mapping[Policy, tuple[Floats, Floats]]:
     """Return how often each rule is right [problems], and with samples one after the other.
 
     `problems` have all recorded samples. A rule sees n of them at random. Rules of the same n see
-    the same ones.
+    the same ones. A policy of `tables` goes by that of each problem.
     """
     from advisor.replay.replay import stop_of  # numba takes a third of a second to load
 
@@ -217,20 +226,24 @@ def expected_right(
         orders: RandomOrders | None = None
         for n, rng in numbers.items():
             if orders is None:
-                orders = RandomOrders(_problem(samples), rng, ORDERS)
+                orders = RandomOrders(samples_of(samples), rng, ORDERS)
             else:
                 orders.draw(rng)
             for policy in policies:
                 if policy.n == n:
-                    stop = stop_of(policy)
-                    many = one = orders.ended(n, 1, stop)[0].mean()
+                    stop, most = stop_of(policy), n
+                    if tables is not None and policy in tables:
+                        own = tables[policy][place]
+                        stop, most = routed(own), max(own)
+                    many = one = orders.ended(most, 1, stop)[0].mean()
                     if not by_launch(stop):
                         many = orders.ended(n, stop.drawn_first or n, stop)[0].mean()
                     right[policy][:, place] = many, one
     return {policy: (many, one) for policy, (many, one) in right.items()}
 
 
-def _problem(samples: Sequence[Sample]) -> ProblemSamples:
+def samples_of(samples: Sequence[Sample]) -> ProblemSamples:
+    """Return a problem's samples of which lengths and votes count alone."""
     unknown = np.full(len(samples), np.nan)
     return ProblemSamples(
         problem_id="",

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from advisor.advice.answer import Answering, answer
+from advisor.advice.answer import Answering, answer, outline
 from advisor.advice.command import CpuBuild
 from advisor.advice.feasible import ReplayedCheck, Shortlist
 from advisor.advice.reasons import name_without_limits
@@ -124,10 +124,15 @@ class Advisor:
     """Answers budgets from recordings; `fit` learns, `recommend` filters, sorts and replays."""
 
     def __init__(
-        self, evidence: Evidence, space: Space, model: StepTimeModel, resampling: Resampling
+        self,
+        evidence: Evidence,
+        space: Space,
+        model: StepTimeModel,
+        resampling: Resampling,
+        policy_work: PolicyWork | None = None,
     ) -> None:
         self.evidence, self.space, self.model, self.resampling = evidence, space, model, resampling
-        self.policy_work = PolicyWork(evidence, space, resampling.seed)
+        self.policy_work = policy_work or PolicyWork(evidence, space, resampling.seed)
         self.replays = CandidateReplays(space, model, self.policy_work)
         self.demands = Demands(space, self.policy_work, model, resampling)
         self._loads: dict[float | None, UnderLoad] = {}
@@ -142,14 +147,16 @@ class Advisor:
         saved: Path | None = None,
         gpus: Sequence[str] = (),
         checks: Sequence[Recording] = (),
+        quick: bool = False,
     ) -> Advisor:
         """Learn from recordings and work out every candidate's metrics.
 
         With `saved`, step-time laws are read from that file if they are of these recordings, and
         else learned and written to it. `gpus` are systems of the prior on which the recorded models
         are offered too, and `checks` recordings of any workload on such GPUs, which recalibrate
-        the prior. Raises UsageError when recordings answer different workloads and for what
-        cannot be offered, RecordingError when they hold nothing to learn from.
+        the prior. With `quick` the spread of step times is assumed, which is enough for `outline`.
+        `refined` learns it. Raises UsageError when recordings answer different workloads and for
+        what cannot be offered, RecordingError when they hold nothing to learn from.
         """
         known = None if saved is None or not saved.exists() else load_laws(saved, recordings)
         evidence, offers = gather(recordings, timed=not gpus), None
@@ -160,6 +167,8 @@ class Advisor:
             evidence = with_published(evidence)
             offers = offer(evidence, [*recordings, *checks], gpus)
             _check_used(offers, checks)
+        if quick and known is None:
+            known = StepTimeModel().fit(evidence.steps, held_out=False)
         advisor = cls.of(evidence, seed=seed, draws=draws, model=known, offers=offers)
         if saved is not None and known is None:
             save_laws(saved, advisor.model, recordings)
@@ -186,6 +195,31 @@ class Advisor:
         return cls(
             evidence, space, model, Resampling(len(space.problem_ids), count=draws, seed=seed)
         )
+
+    def refined(self) -> Advisor:
+        """Return what `fit` gives without `quick`. What was worked out of policies is kept."""
+        model = StepTimeModel().fit(self.evidence.steps)
+        model.laws_ |= {key: law for key, law in self.model.laws_.items() if law.prior is not None}
+        return Advisor(self.evidence, self.space, model, self.resampling, self.policy_work)
+
+    def outline(self, budget: Budget) -> Recommendation:
+        """Return a first answer by the closed form: values without intervals, and no command.
+
+        A few candidates are replayed, to say how far it lies from the replay (`Stages.spread`).
+        Raises UsageError as `shortlist` does.
+        """
+        self._check_judged(budget)
+        state = self.under(budget.rate_per_s)
+        state.begin()
+        return outline(self.shortlist(budget))
+
+    def _check_judged(self, budget: Budget) -> None:
+        if not self.space.judged and (budget.min_accuracy or budget.optimise == "accuracy"):
+            raise UsageError(
+                "--min-accuracy, --optimise accuracy: the answers of traffic that was only watched "
+                "are not judged. Send problems to the server with ttscope attach URL --workload "
+                "FILE"
+            )
 
     def under(self, rate_per_s: float | None) -> UnderLoad:
         """Return all candidates at an arrival rate (None: the recorded load)."""
@@ -233,12 +267,7 @@ class Advisor:
         leaders are replayed. Raises UsageError as `shortlist` does, and for a present configuration
         that is no candidate.
         """
-        if not self.space.judged and (budget.min_accuracy or budget.optimise == "accuracy"):
-            raise UsageError(
-                "--min-accuracy, --optimise accuracy: the answers of traffic that was only watched "
-                "are not judged. Send problems to the server with ttscope attach URL --workload "
-                "FILE"
-            )
+        self._check_judged(budget)
         state = self.under(budget.rate_per_s)
         state.begin()
         shortlist = self.shortlist(budget)

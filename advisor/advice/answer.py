@@ -17,6 +17,7 @@ from advisor.advice.reasons import measure_next, name_of, reasons, why_nothing
 from advisor.advice.sensitivity import turnings
 from advisor.evidence.gather import Evidence
 from advisor.evidence.measured import Under
+from advisor.search.metrics import EXACT
 from traces.schema.advice import (
     ESTIMATES,
     Experiment,
@@ -27,7 +28,7 @@ from traces.schema.advice import (
     Stages,
 )
 from traces.schema.estimate import Estimate
-from traces.schema.quantities import LIMITS, latency, limited
+from traces.schema.quantities import LIMITS, latency, limited, quantity
 
 REGRETS = ("latency_s", "latency_p95_s", "device_s", "cost_usd", "energy_j")
 EQUALS = 8  # candidates listed that cannot be told from the pick
@@ -104,6 +105,64 @@ def answer(answering: Answering) -> Recommendation:
         stages=stages,
         present=_present(answering, system, equals),
         experiments=tuple(proposed),
+        routings=space.routings,
+    )
+
+
+def outline(shortlist: Shortlist) -> Recommendation:
+    """Return what the closed form says: picks and fronts as values alone, nothing replayed."""
+    budget, space, metrics = shortlist.budget, shortlist.metrics.space, shortlist.metrics
+    system = shortlist.best() if budget.required else None
+    compute = shortlist.compute_optimal(system)
+    wanted = latency(budget.latency_percentile).name
+    names = {name: quantity(name).unit for name in (*ESTIMATES, wanted)}
+
+    def estimate(name: str, row: int) -> Estimate | None:
+        if name == "cost_usd":
+            value = metrics.values("device_s")[row] * shortlist.per_second[row]
+        else:
+            value = metrics.values(name)[row]
+        if not np.isfinite(value):
+            return None
+        outside = bool(metrics.outside[row]) and name not in EXACT
+        return Estimate(value=float(value), unit=names[name], extrapolated=outside)
+
+    def pick(row: int | None) -> Pick | None:
+        if row is None:
+            return None
+        candidate = space.candidate(row)
+        return Pick(
+            engine=candidate.engine,
+            policy=candidate.policy,
+            estimates={name: estimate(name, row) for name in names},
+            probability_within_budget=float(shortlist.chance[row]),
+            prior=candidate.prior,
+        )
+
+    pareto, compute_pareto = (
+        tuple(filter(None, map(pick, shortlist.front(of)[::-1]))) for of in (None, "flops")
+    )
+    why = [*(LIMITS[field].why for field in shortlist.limits), UNSURE]
+    counts = np.bincount(shortlist.broken[shortlist.asked] + 1, minlength=len(why) + 1)[1:]
+    ruled_out = {name: int(count) for name, count in zip(why, counts, strict=True) if count}
+    return Recommendation(
+        budget=budget,
+        system_optimal=pick(system),
+        compute_optimal=pick(compute),
+        regret={},
+        pareto=pareto,
+        compute_pareto=compute_pareto,
+        reasons=(),
+        near_misses=(),
+        measure_next=(),
+        candidates=int(shortlist.asked.sum()) + sum(space.dropped.values()),
+        infeasible=dict(Counter(space.dropped) + Counter(ruled_out)),
+        stages=Stages(
+            screened=int(shortlist.asked.sum()),
+            replayed=0,
+            spread=metrics.spreads["latency_s"] if metrics.compared else None,
+            first=None,
+        ),
     )
 
 

@@ -121,7 +121,8 @@ def policy_request(policy: Policy) -> dict[str, Any]:
         "reasoning_effort": policy.reasoning_effort,
     }
     answer = policy.spec.describe(policy.spec.answer, policy.n, dict(policy.rule))
-    at_a_time = 0 if policy.stop is None else policy.stop.drawn_first
+    stop = policy.stop
+    at_a_time = 0 if stop is None or not policy.spec.at_a_time else stop.drawn_first
     return {
         "requests": policy.n,
         "at_a_time": at_a_time or policy.n,

@@ -1,4 +1,10 @@
-"""A pick as files: the command that serves it, its policy, and what is promised of it."""
+"""A pick as files: the command that serves it, its policy, and what is promised of it.
+
+Replays know an engine's steps, and nothing of what HTTP adds to them: the server's own process, the
+text that it sends token by token, and what both take of the cores that the engine runs on. How many
+times as long that makes a problem is learned from runs of a server that the advice rests on too.
+Without one no latency is promised for a server: a factor of another machine or model is a guess.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +12,16 @@ import heapq
 import os
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
+from math import hypot
 from pathlib import Path
-from typing import get_args
+from typing import Final, get_args
 
 import numpy as np
 
+from advisor.advice.advisor import Advisor
 from advisor.evidence.gather import Evidence
+from advisor.evidence.measured import Under, latencies, load_of, same_load
 from advisor.evidence.runs import ProblemRun, Run, Sample
 from traces.deployment.documents import (
     EXPECT,
@@ -29,7 +39,11 @@ from traces.schema.advice import Pick, Recommendation
 from traces.schema.estimate import Estimate
 from traces.schema.tts.policy import Policy
 from traces.schema.tts.stop_rules import DECIDE, NO_ANSWER, Votes, begin, take
-from traces.statistics import mean, ratio
+from traces.statistics import Z95, mean, ratio
+from traces.summary.comparison import RUN_TO_RUN
+
+FEWEST: Final = 8  # problems of a run of a server that tells what HTTP adds
+UNLIKE: Final = 0.5  # by how much that may differ under another policy or load, of what is not 1
 
 
 def check_folder(folder: Path) -> None:
@@ -39,8 +53,8 @@ def check_folder(folder: Path) -> None:
             raise UsageError(f"-o {folder}: already holds {name}. Name another folder")
 
 
-def write_config(folder: Path, answer: Recommendation, evidence: Evidence) -> None:
-    """Write the three files of the system-optimal pick.
+def write_config(folder: Path, answer: Recommendation, advisor: Advisor) -> Expectations:
+    """Write the three files of the system-optimal pick; returns what is promised.
 
     Raises RecordingError where the folder cannot be written.
     """
@@ -62,30 +76,96 @@ def write_config(folder: Path, answer: Recommendation, evidence: Evidence) -> No
     policy = PolicyFile(
         policy=pick.policy,
         model=pick.engine.model,
-        verifier=_verifier(evidence.workload),
+        verifier=_verifier(advisor.evidence.workload),
         most_n=pick.policy.n,
     )
     write_document(folder / POLICY, policy)
-    write_document(folder / EXPECT, expectations(answer, evidence))
+    expected = expectations(answer, advisor)
+    write_document(folder / EXPECT, expected)
+    return expected
 
 
-def expectations(answer: Recommendation, evidence: Evidence) -> Expectations:
+def expectations(answer: Recommendation, advisor: Advisor) -> Expectations:
     """Return what is promised of the pick, and what of its traffic that rests on."""
-    pick = answer.system_optimal
+    pick, evidence = answer.system_optimal, advisor.evidence
     assert pick is not None
     in_flight, rate = evidence.load
     if answer.budget.rate_per_s is not None:
         in_flight, rate = None, answer.budget.rate_per_s
+    served = served_factor(advisor, pick, (in_flight, rate))
+    promised = {
+        name: _served(each, served) if name.startswith("latency") else each
+        for name, each in pick.estimates.items()
+    }
     return Expectations(
         engine=pick.engine,
         policy=pick.policy,
-        promised=pick.estimates,
+        served=served,
+        promised=promised,
         assumed=_assumed(pick, evidence),
         concurrency=in_flight,
         rate_per_s=rate,
         workload=evidence.workload,
         budget=answer.budget,
         probability_within_budget=pick.probability_within_budget,
+    )
+
+
+# What a server adds to an engine's steps.
+
+
+def served_factor(advisor: Advisor, pick: Pick, load: Under) -> Estimate | None:
+    """Return how many times as long a problem takes through a server as its replay says.
+
+    From runs of a server of the pick's model, problem by problem. None without such a run. The
+    interval holds the spread from run to run. What of the factor is not 1 may be half as much again
+    or half as little where no run had the pick's policy and load.
+    """
+    found, direct = [], False
+    for made in advisor.evidence.made.served(pick.engine.model):
+        under = load_of(made.recording)
+        rows = advisor.space.rows_of(pick.engine, made.policy)
+        times = latencies(made)
+        if not rows or times is None:
+            continue
+        replayed = advisor.replays.of(rows[0], concurrency=under[0], rate_per_s=under[1])
+        if not replayed.keeps_up:
+            continue
+        names = advisor.space.problem_ids
+        known = np.array([times.get(name, np.nan) for name in names])
+        each = ratio(known, replayed.latency_s[0].mean(axis=0), "1")
+        if each is not None and each.low is not None and np.isfinite(known).sum() >= FEWEST:
+            alike = made.policy == pick.policy and same_load(under, load)
+            found.append((each, 0.0 if alike else UNLIKE * abs(each.value - 1)))
+            direct |= alike
+    if direct:
+        found = [(each, unlike) for each, unlike in found if not unlike]
+    if not found:
+        return None
+    ends = [end for each in found for end in _ends(*each)]
+    value = float(np.mean([each.value for each, _ in found]))
+    return Estimate(value=value, low=min(ends), high=max(ends), unit="1", runs=len(found))
+
+
+def _ends(factor: Estimate, unlike: float) -> tuple[float, float]:
+    assert factor.low is not None and factor.high is not None
+    spread = Z95 * RUN_TO_RUN * factor.value
+    low, high = (hypot(end - factor.value, spread, unlike) for end in (factor.low, factor.high))
+    return factor.value - low, factor.value + high
+
+
+def _served(promised: Estimate | None, factor: Estimate | None) -> Estimate | None:
+    """Return a latency through a server."""
+    if promised is None or factor is None:
+        return promised
+    value = promised.value * factor.value
+    ends = []
+    for end, other in ((promised.low, factor.low), (promised.high, factor.high)):
+        if end is None or other is None:
+            return replace(promised, value=value, low=None, high=None)
+        ends.append(hypot(end / promised.value - 1, other / factor.value - 1))
+    return replace(
+        promised, value=value, low=value * max(1 - ends[0], 0), high=value * (1 + ends[1])
     )
 
 
@@ -144,7 +224,7 @@ def _agreement(problem: ProblemRun, policy: Policy) -> float | None:
     The first n samples end as their lengths say. None where the policy goes on from answers, or
     too few samples were recorded.
     """
-    stop, samples = policy.stop, problem.samples[: policy.n]
+    stop, samples = policy.stop_for(problem.group), problem.samples[: policy.n]
     if stop is None or policy.n == 1 or len(samples) < policy.n:
         return None
     votes, tallies, numbers = Votes(samples=policy.n), Counter[int](), dict[str, int]()

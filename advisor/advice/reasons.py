@@ -65,12 +65,16 @@ def reasons(
     if system is not None:
         pick = check.metrics.replayed[system]
         lines += _as_run(check, pick, load)
+        if pick.candidate.policy.routes is not None:
+            lines += _routed(check, pick)
         lines.append(_steps(pick))
         lines += _against_compute(check, system, compute)
         lines += _fewest_tokens(check, system, compute, least_tokens)
         lines += _without_accuracy(check, system)
         lines += _equal_ones(check, system, equals)
         lines += _certainty(pick)
+        if pick.candidate.policy.routes is None:
+            lines += _routed(check, pick)
     lines += _how_far(stages)
     lines += _assumptions(evidence, check)
     if system is not None:
@@ -97,6 +101,31 @@ def _as_run(check: ReplayedCheck, pick: ReplayedCandidate, load: Under) -> Itera
     if run.runs > 1:
         where = f"last in {where}"
     yield f"the pick was run{times}{under} and measured ({where}): {', '.join(measured)}"
+
+
+def _routed(check: ReplayedCheck, pick: ReplayedCandidate) -> Iterable[str]:
+    """Say what tables by difficulty gain, where any was tried with the model of the pick."""
+    candidate = pick.candidate
+    own = [each for each in check.metrics.space.routings if each.model == candidate.engine.model]
+    offered = [each for each in own if each.offered]
+    related = [each for each in offered if candidate.policy in (each.policy, each.against)]
+    for each in [*related, *offered][:1]:
+        table = each.policy.spec.describe("{route}", each.policy.n, dict(each.policy.rule))
+        yield (
+            f"samples by difficulty ({table}): on the {each.problems} problems, each by a table "
+            f"learned without it, {with_interval(each.accuracy, sign=True)} accuracy and "
+            f"{_share(each.tokens)} tokens against {each.against.label()}"
+        )
+    if own and not offered:
+        yield (
+            f"no table of samples by difficulty is offered: none is told apart from the best "
+            f"single policy on problems that it was not learned from ({own[0].problems} problems)"
+        )
+
+
+def _share(change: Estimate) -> str:
+    ends = "" if change.low is None else f" [{change.low:+.0%}, {change.high:+.0%}]"
+    return f"{change.value:+.0%}{ends}"
 
 
 def load_words(measured: Measured) -> str:

@@ -126,6 +126,15 @@ class RunsMade:
         made = self._made.get(run_key(engine, policy), ())
         return any(_is_under(each.recording, load) for each in made)
 
+    def served(self, model: str) -> list[Made]:
+        """Return the runs of servers of a model."""
+        every = [made for several in self._made.values() for made in several]
+        return [
+            made
+            for made in every
+            if made.engine.mode == "server" and _place(made.engine.model) == _place(model)
+        ]
+
     def measured(self, engine: EngineConfig, policy: Policy, load: Under) -> Measured | None:
         """Return what the newest run of a configuration measured, one at the load if there is any.
 
@@ -150,7 +159,7 @@ def _begun(made: Made) -> int:
     return made.recording.manifest.clock_start.unix_ns
 
 
-def _load(recording: Recording) -> Under:
+def load_of(recording: Recording) -> Under:
     """Return problems in flight (one where that is not told), or problems per second."""
     manifest = recording.manifest
     if only_watched(recording):
@@ -162,22 +171,41 @@ def _load(recording: Recording) -> Under:
 
 def _is_under(recording: Recording, load: Under) -> bool:
     """Whether a recording ran under a load, or near a rate, as problems come as they like."""
-    (in_flight, rate), (wanted, at) = _load(recording), load
+    return same_load(load_of(recording), load)
+
+
+def same_load(one: Under, two: Under) -> bool:
+    """Whether two loads are the same, or rates near each other."""
+    (in_flight, rate), (wanted, at) = one, two
     if rate is None or at is None:
         return (in_flight, rate) == (wanted, at)
     return abs(rate / at - 1) < ALIKE
 
 
-def _measured(made: Made) -> Measured | None:
+def _run_of(made: Made) -> Run | None:
     try:
         runs = summarise(made.recording.afresh())
     except TtscopeError:
         return None
     pair = (made.engine, made.policy)
     run = next((each for each in runs if (each.engine, each.policy or AS_SENT) == pair), None)
-    if run is None or not run.problems:
+    return run if run is not None and run.problems else None
+
+
+def latencies(made: Made) -> dict[str, float] | None:
+    """Return the seconds of each problem, None where they are not known any more."""
+    run = _run_of(made)
+    if run is None or run.rows is None:
         return None
-    in_flight, rate = _load(made.recording)
+    rows = run.rows.drop_nulls("latency_s").select("problem_id", "latency_s")
+    return {str(name): float(seconds) for name, seconds in rows.iter_rows()}
+
+
+def _measured(made: Made) -> Measured | None:
+    run = _run_of(made)
+    if run is None:
+        return None
+    in_flight, rate = load_of(made.recording)
     return Measured(
         recording=run.recording,
         problems=run.problems,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from advisor.evidence.gather import Evidence
 from advisor.evidence.keys import SampleKey, decoder_of, sampling_of
@@ -13,16 +13,26 @@ from traces.schema.tts.methods import METHODS
 from traces.schema.tts.parameters import complete
 from traces.schema.tts.policy import AS_SENT, Policy
 from traces.schema.tts.published import PublishedCurve
+from traces.schema.tts.routes import Table
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pool:
-    """The samples of one model with one way of sampling, from every run of it."""
+    """The samples of one model with one way of sampling, from every run of it.
+
+    `tables` are those of a policy that was learned from these problems, for each of them the one
+    that was learned without it.
+    """
 
     key: SampleKey
     runs: tuple[Run, ...]
     policies: tuple[Policy, ...]  # that its samples can answer
     problem_ids: frozenset[str]
+    tables: Mapping[Policy, Mapping[str, Table]] = field(default_factory=dict)
+
+    def most_samples(self, policy: Policy) -> int:
+        """Return how many samples a policy draws of a problem at most."""
+        return max([policy.n, *(max(table) for table in self.tables.get(policy, {}).values())])
 
     @property
     def curve(self) -> PublishedCurve | None:

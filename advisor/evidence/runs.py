@@ -69,6 +69,7 @@ class ProblemRun:
     samples: tuple[Sample, ...]
     indices: tuple[int, ...]
     prompt_blocks: tuple[int, ...] = ()
+    group: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,12 +77,14 @@ class RecordedProblem:
     """One problem: its prompt, what of it other problems have in the cache, its samples.
 
     `prompt_blocks` name the prompt's blocks where they are told: equal names are equal prefixes.
+    `route` is its own table of samples, packed (traces/schema/tts/routes.py), 0 without one.
     """
 
     prompt_tokens: int
     cached_tokens: int
     samples: Sequence[Sample]
     prompt_blocks: Sequence[int] = ()
+    route: float = 0.0
 
     @classmethod
     def of(cls, problem: ProblemRun, samples: Sequence[Sample]) -> RecordedProblem:
@@ -364,6 +367,7 @@ def _problem_run(
         samples=tuple(_sample(s, speculative) for s in whole),
         prompt_blocks=tuple(blocks) if isinstance(blocks, list) else (),
         indices=tuple(_int(s["sample_index"]) or 0 for s in whole),
+        group=None if row["group"] is None else str(row["group"]),
     )
 
 

@@ -156,6 +156,8 @@ def _problems(workload: Workload) -> npt.NDArray[np.void]:
     problems["answer"] = workload.first_answer[:-1]
     problems["answers"] = np.diff(workload.first_answer)
     problems["decided"], problems["decided_by"] = np.nan, NONE
+    if workload.route is not None:
+        problems["route"] = workload.route
     if workload.arrivals is not None:
         problems["arrival"] = workload.arrivals
     return problems

@@ -27,7 +27,8 @@ class Workload:
     Per problem: its first sample in `first` [problems + 1], its first place of `right` in
     `first_answer` [problems + 1], its arrival in seconds, and the segments that its prompt begins
     with, `path`[first_segment[p] : first_segment[p + 1]], each from token `segment_start` to
-    `segment_end`; prompts that share a segment are equal up to its end.
+    `segment_end`; prompts that share a segment are equal up to its end. `route` are the problems'
+    own tables of samples, packed, 0 without one (None: none has one).
     """
 
     first: Ints
@@ -44,6 +45,7 @@ class Workload:
     path: npt.NDArray[np.int32]
     segment_start: Ints
     segment_end: Ints
+    route: Floats | None = None
 
     @classmethod
     def from_loads(
@@ -89,6 +91,7 @@ class Workload:
             path=path,
             segment_start=starts,
             segment_end=ends,
+            route=np.array([load.route for load in loads]),
         )
 
     @classmethod

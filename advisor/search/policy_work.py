@@ -29,6 +29,7 @@ from advisor.replay.workload import Workload
 from advisor.search.space import Kind, Space
 from traces.schema.engine import LOOKUPS, ModelFacts
 from traces.schema.tts.policy import AS_SENT, Policy
+from traces.schema.tts.routes import packed
 from traces.summary.votes import majority_curve
 
 Floats = npt.NDArray[np.float64]
@@ -75,18 +76,27 @@ class PolicyWork:
 
     def problems(self, pool: Pool, policy: Policy) -> list[list[RecordedProblem]]:
         """Return the problems with n of their recorded samples each, several times."""
-        name = ("problems", pool.key, policy.n, policy.all_samples_end)
+        name = ("problems", *self._drawn_alike(pool, policy))
         return self._once(name, lambda: self._draw(pool, policy))
 
     def workloads(self, pool: Pool, policy: Policy) -> list[Workload]:
-        name = ("workloads", pool.key, policy.n, policy.all_samples_end)
+        name = ("workloads", *self._drawn_alike(pool, policy))
         return self._once(
             name, lambda: [Workload.from_loads(each) for each in self.problems(pool, policy)]
         )
 
+    @staticmethod
+    def _drawn_alike(pool: Pool, policy: Policy) -> tuple[Hashable, ...]:
+        """Return what policies share that are replayed on the same workloads."""
+        return pool.key, policy.n, policy.all_samples_end, policy if policy in pool.tables else None
+
     def _draw(self, pool: Pool, policy: Policy) -> list[list[RecordedProblem]]:
         """Draw n samples; a rule looks at them in the order of the draw."""
-        problems, n = self._problems(pool), policy.n
+        problems, n = self._problems(pool), pool.most_samples(policy)
+        if (tables := pool.tables.get(policy)) is not None:
+            routes = [packed(tables[name]) for name in self.space.problem_ids]
+            each = zip(problems, routes, strict=True)
+            problems = [dataclasses.replace(problem, route=route) for problem, route in each]
         if policy == AS_SENT:
             return [problems]
         ordered = not policy.all_samples_end
@@ -176,7 +186,9 @@ class PolicyWork:
         def by_rule() -> Mapping[Policy, tuple[Floats, Floats]]:
             rules = [p for p in pool.policies if not decides_as_vote(p.stop, p.n)]
             samples = [problem.samples for problem in self._problems(pool)]
-            return expected_right(samples, rules, [self.seed, 4])
+            names = self.space.problem_ids
+            tables = {p: [own[name] for name in names] for p, own in pool.tables.items()}
+            return expected_right(samples, rules, [self.seed, 4], tables)
 
         return self._once(("rules", pool.key), by_rule)[policy]
 

@@ -32,6 +32,8 @@ from advisor.evidence.keys import (
 )
 from advisor.evidence.measured import RunsMade
 from advisor.evidence.pools import Pool, find_pools
+from advisor.search.routing import with_routings
+from traces.schema.advice import Routing
 from traces.schema.engine import EngineConfig, ModelFacts
 from traces.schema.tts.policy import AS_SENT, Policy
 
@@ -94,6 +96,7 @@ class Space:
     dropped: Mapping[str, int]
     problem_ids: tuple[str, ...]
     made: RunsMade
+    routings: tuple[Routing, ...] = ()
     watts: Mapping[EngineConfig, float] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -189,6 +192,7 @@ def explore(evidence: Evidence, offers: Offers | None = None) -> Space:
         else:
             kept.append(pool)
     names, kept = _common(evidence, kept)
+    kept, routings = with_routings(kept, names)
     engines: dict[EngineConfig, tuple[str | None, Sequence[tuple[int, int]]]] = {
         engine: (None, choices) for engine, choices in _engines(evidence).items()
     }
@@ -233,6 +237,7 @@ def explore(evidence: Evidence, offers: Offers | None = None) -> Space:
         dropped=dict(dropped),
         problem_ids=names,
         made=evidence.made,
+        routings=routings,
         watts=evidence.watts,
     )
 
@@ -313,7 +318,7 @@ class _Sizes:
         ]
         self.held = self.longest + int(np.ceil(max(drafts, default=1.0))) - 1
         self.samples = min((len(problem.samples) for problem in problems or ()), default=0)
-        self.most = max((policy.n for policy in pool.policies), default=1)
+        self.most = max((pool.most_samples(policy) for policy in pool.policies), default=1)
 
 
 def _unfit(engine: EngineConfig, pool: _Sizes) -> str | None:

@@ -70,12 +70,16 @@ class StepTimeModel:
         self.iterations = iterations
         self.stall = stall
 
-    def fit(self, tables: Sequence[StepTable]) -> StepTimeModel:
+    def fit(self, tables: Sequence[StepTable], *, held_out: bool = True) -> StepTimeModel:
+        """Learn the laws, and their spread from recordings that are left out in turn.
+
+        Without `held_out` the spread is assumed, as it is where there is only one recording.
+        """
         tables = [table for table in tables if len(table.seconds)]
         fitted = self.fit_laws(tables)
         self.errors_: dict[tuple[str, EngineConfig], float] = {}
         self.inside_: dict[tuple[str, EngineConfig], bool] = {}
-        for group in left_out_groups(tables):
+        for group in left_out_groups(tables) if held_out else ():
             names = {table.recording for table in group}
             others = [table for table in tables if table.recording not in names]
             known = {law_key(table.engine) for table in others}

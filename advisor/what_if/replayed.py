@@ -36,7 +36,7 @@ from traces.recording.reader import Recording
 from traces.schema.engine import EngineConfig
 from traces.schema.estimate import Estimate
 from traces.schema.tts.policy import AS_SENT
-from traces.schema.tts.stop_rules import Stop
+from traces.schema.tts.stop_rules import ROUTED, Stop
 from traces.statistics import Z95, column_means
 from traces.summary.energy import Energy
 from traces.summary.run import Run as Summary
@@ -208,7 +208,10 @@ class Replays:
             raise UsageError(
                 f"{source.recording}: does not say how drafts went per sample. Record again"
             )
-        return RecordedProblem.of(problem, samples)
+        load = RecordedProblem.of(problem, samples)
+        stop = self.question.policy.stop_for(problem.group)
+        routed = stop is not None and stop.rule == ROUTED
+        return replace(load, route=stop.value) if stop is not None and routed else load
 
     def _arrivals(self, own: Run) -> Floats | None:
         rate = self.question.rate_per_s

@@ -31,13 +31,17 @@ _CONTINUED: dict[str, Callable[[int, Rule], PolicyRun]] = {
 }  # fmt: skip
 
 
-def start(policy: Policy) -> PolicyRun:
-    """Return the policy's state for one problem. Raises UsageError for impossible parameters."""
+def start(policy: Policy, group: str | None = None) -> PolicyRun:
+    """Return the policy's state for one problem, which may be of a class.
+
+    Raises UsageError for impossible parameters.
+    """
     whole = complete(policy)
     if whole.spec.of_others:
         raise UsageError(f"policy: {whole.method} is what others sent. Choose another method")
     rule = dict(whole.rule)
-    if whole.stop is None:
+    stop = whole.stop_for(group)
+    if stop is None:
         return _CONTINUED[whole.method](whole.n, rule)
     choose = _CHOICES[whole.method](rule) if whole.method in _CHOICES else most_votes
-    return ParallelVote(whole.n, whole.stop, choose)
+    return ParallelVote(whole.n, stop, choose)

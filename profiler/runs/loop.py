@@ -157,7 +157,8 @@ class Run:
         now = now_ns()
         span = self.spans.begin_problem(problem, now, arrival, context)
         extra = most_requests(self.policy)
-        flight = Flight(problem, start(self.policy), span, extra=extra, begun=now)
+        policy_run = start(self.policy, problem.group)
+        flight = Flight(problem, policy_run, span, extra=extra, begun=now)
         self.flights[problem.problem_id] = flight
         self._follow(flight, flight.run.begin())
 

@@ -13,6 +13,7 @@ from opentelemetry.context import Context
 
 from profiler.engines.interface import THINK_END, THINK_START, Prompt
 from traces.files import check_values
+from traces.schema.tts.routes import CLASS
 
 MOST_VALUES = 200_000  # of a request's JSON
 MOST_SEED = 1 << 62
@@ -131,10 +132,10 @@ def read_question(body: Mapping[str, Any], *, chat: bool, most_n: int) -> Questi
         ) from None
     if override.n is not None and not 1 <= override.n <= most_n:
         raise BadRequest(f"ttscope.n must lie between 1 and {most_n}, which the policy allows")
-    for name in ("id", "group"):
-        value = getattr(override, name)
-        if value is not None and not _NAME.fullmatch(value):
-            raise BadRequest(f"ttscope.{name} must be at most 64 letters, digits and _.:@~-")
+    if override.id is not None and not _NAME.fullmatch(override.id):
+        raise BadRequest("ttscope.id must be at most 64 letters, digits and _.:@~-")
+    if override.group is not None and not CLASS.fullmatch(override.group):
+        raise BadRequest("ttscope.group must be at most 64 letters, digits, spaces and _.:@~-")
     limits = [_whole(body, name) for name in ("max_tokens", "max_completion_tokens")]
     given = [limit for limit in limits if limit is not None]
     options = body.get("stream_options") or {}

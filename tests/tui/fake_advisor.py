@@ -43,7 +43,10 @@ class FakeAdvisor:
         self.budgets: list[Budget] = []
         self.presents: list[object] = []
 
-    def recommend(self, budget: Budget, present=None) -> Recommendation:
+    def outline(self, budget):
+        return None
+
+    def recommend(self, budget: Budget, present=None, progress=None) -> Recommendation:
         self.budgets.append(budget)
         self.presents.append(present)
         if budget.max_energy_j is not None:
@@ -51,12 +54,14 @@ class FakeAdvisor:
         if budget.max_gpus == 7:
             raise ZeroDivisionError("a defect")
         fits = budget.max_latency_s is None or budget.max_latency_s > 0.5
+        picked = fits and budget.required
         return Recommendation(
             budget=budget,
-            system_optimal=LARGE if fits else None,
-            compute_optimal=SMALL if fits else None,
-            regret={"latency_s": estimate(-1.2, "s"), "cost_usd": None} if fits else {},
+            system_optimal=LARGE if picked else None,
+            compute_optimal=SMALL if picked else None,
+            regret={"latency_s": estimate(-1.2, "s"), "cost_usd": None} if picked else {},
             pareto=(SMALL, LARGE) if fits else (),
+            compute_pareto=(SMALL, LARGE) if fits else (),
             reasons=("the weights bound the step",),
             near_misses=()
             if fits

@@ -25,3 +25,11 @@ def entry_at_cursor(app):
 def last(seen, kind):
     """Return the last message of a kind that a `message_hook` saw."""
     return next(each for each in reversed(seen) if isinstance(each, kind))
+
+
+def screen_text(app):
+    """Return what the screen shows, as the lines of a terminal."""
+    strips = app.screen._compositor.render_strips()
+    return "\n".join(
+        "".join(segment.text for segment in strip).rstrip() for strip in strips
+    ).rstrip()

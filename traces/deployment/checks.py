@@ -149,6 +149,8 @@ def _held(
     except (AttributeError, KeyError):  # a percentile that no run tells
         measured = None
     why = None if measured is None else _unlike(expected, run, of.tag in _TIMED)
+    if measured is not None and why is None and kind == "promise" and metric.startswith("latency"):
+        why = _other_path(expected, run)
     if measured is None:
         why = "not measured in this recording"
     elif measured.low is None or measured.high is None:
@@ -164,7 +166,11 @@ def _held(
         )
     if of.tag in _TIMED:
         measured = _from_run_to_run(measured, run)
-    return _judged(of.noun, kind, measured, bound, wanted, above=not of.higher_is_better)
+    check = _judged(of.noun, kind, measured, bound, wanted, above=not of.higher_is_better)
+    lighter = _lighter(expected, run) if of.tag in _TIMED else None
+    if lighter is not None and check.verdict != "broken":  # under the whole load it may be
+        return replace(check, verdict="absent", why=lighter)
+    return check
 
 
 def _judged(
@@ -202,18 +208,49 @@ def _unlike(expected: Expectations, run: Run, timed: bool) -> str | None:
     if not timed:
         return None
     wanted, rate = expected.concurrency, expected.rate_per_s
-    in_flight, at = run.conditions[:2] if run.conditions else (None, None)
+    at = run.conditions[1] if run.conditions else None
     if rate is not None and isinstance(at, int | float) and at:
         return None if abs(at / rate - 1) < ROOM else f"{at:.3g}/s arrived, not {rate:g}/s"
-    if wanted is not None and in_flight == wanted:
+    in_flight = _in_flight(run)
+    if wanted is not None and in_flight is not None and in_flight <= wanted * (1 + ROOM):
         return None
     load = f"{wanted} in flight" if wanted is not None else f"{rate}/s"
-    ran = "an unknown load"
-    if in_flight is not None:
-        ran = f"{in_flight} in flight"
-    elif isinstance(at, int | float):
-        ran = f"{at:.3g}/s"
+    ran = "an unknown load" if in_flight is None else f"{in_flight:.3g} in flight"
     return f"ran with {ran}, and was promised for {load}"
+
+
+def _lighter(expected: Expectations, run: Run) -> str | None:
+    """Return that a run had fewer problems in flight than was promised for; None where not so."""
+    wanted, in_flight = expected.concurrency, _in_flight(run)
+    if wanted is None or in_flight is None or in_flight >= wanted * (1 - ROOM):
+        return None
+    return (
+        f"it holds with {in_flight:.3g} in flight, and was promised for {wanted}, which may take "
+        "longer"
+    )
+
+
+def _in_flight(run: Run) -> float | None:
+    """Return the problems in flight: as they were kept, or on average, by Little's law."""
+    kept, rate = run.conditions[:2] if run.conditions else (None, None)
+    if isinstance(kept, int | float):
+        return float(kept)
+    latency = run.latency_s["mean"]
+    known = isinstance(rate, int | float) and latency is not None
+    return rate * latency.value if known and latency is not None else None  # type: ignore[operator]
+
+
+def _other_path(expected: Expectations, run: Run) -> str | None:
+    """Return why a latency promised on one side of HTTP is not judged on the other."""
+    through = run.engine.mode == "server"
+    if through and expected.served is None:
+        return (
+            "promised for the engine alone, and this went through a server. Record the server, and "
+            "advise on that recording too, to have it promised"
+        )
+    if not through and expected.served is not None:
+        return "promised through a server, and this ran in one process"
+    return None
 
 
 def _differs(expected: Expectations, run: Run) -> tuple[str, ...]:
@@ -361,7 +398,9 @@ def load_check(expected: Expectations, numbers: Numbers) -> Check:
     A problem makes up to n requests, so many at a time. More than a tenth above breaks it.
     """
     stop, n = expected.policy.stop, expected.policy.n
-    at_a_time = n if stop is None or not stop.drawn_first else stop.drawn_first
+    at_a_time = n
+    if stop is not None and expected.policy.spec.at_a_time:
+        at_a_time = stop.drawn_first
     if expected.rate_per_s is not None:
         name, most, found = "requests a second", expected.rate_per_s * n, numbers.requests_per_s
         unit = "requests/s"

@@ -24,7 +24,7 @@ from traces.schema.tts.methods import PARAMETER
 from traces.schema.tts.parameters import make_policy
 from traces.schema.tts.policy import Policy
 
-VERSION: Final = 1
+VERSION: Final = 2  # of policies with tables, which version 1 did not know
 POLICY, EXPECT, SERVE = "policy.json", "expect.json", "serve.sh"
 MOST_BYTES = 1 << 20
 VerifierName = Literal["exact", "numeric", "choice", "math", "demo"]
@@ -55,12 +55,16 @@ class PolicyFile:
     def to_json(self) -> dict[str, Any]:
         """Return the document; the parameters stand among the fields, as in a sweep's plan."""
         return {
-            "ttscope_policy": VERSION,
+            "ttscope_policy": _version(self.policy),
             "model": self.model,
             "verifier": self.verifier,
             "most_n": self.most_n,
             "policy": plain_policy(self.policy),
         }
+
+
+def _version(policy: Policy) -> int:
+    return VERSION if policy.routes is not None else 1
 
 
 def plain_policy(policy: Policy) -> dict[str, Value]:
@@ -114,11 +118,15 @@ class _ExpectDocument(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     workload: WorkloadFacts | None = None
     budget: Budget = msgspec.field(default_factory=Budget)
     probability_within_budget: float | None = None
+    served: _Estimate | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Expectations:
     """What `expect.json` holds: the promises of a pick, and what they rest on.
+
+    `served` is how many times as long a problem takes through a server as in the engine alone, and
+    the promised latencies have it. Without it they are of the engine alone.
 
     `promised` are the pick's estimates, `assumed` what traffic must be like for them to hold
     (`ASSUMED`). The load is so many problems in flight, or arriving a second.
@@ -133,17 +141,19 @@ class Expectations:
     workload: WorkloadFacts | None = None
     budget: Budget = field(default_factory=Budget)
     probability_within_budget: float | None = None
+    served: Estimate | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the document."""
         return {
-            "ttscope_expect": VERSION,
+            "ttscope_expect": _version(self.policy),
             "engine": self.engine.to_json(),
             "policy": plain_policy(self.policy),
             "workload": None if self.workload is None else self.workload.to_json(),
             "load": {"concurrency": self.concurrency, "rate_per_s": self.rate_per_s},
             "budget": self.budget.to_json(),
             "probability_within_budget": self.probability_within_budget,
+            "served": self.served and self.served.to_json(),
             "promised": {k: v and v.to_json() for k, v in self.promised.items()},
             "assumed": {k: v and v.to_json() for k, v in self.assumed.items()},
         }
@@ -175,6 +185,7 @@ def read_expectations(path: Path) -> Expectations:
         workload=document.workload,
         budget=document.budget,
         probability_within_budget=document.probability_within_budget,
+        served=_estimates({"served": document.served})["served"],
     )
 
 
@@ -213,7 +224,7 @@ def _read(path: Path, kind: type[Any], version: str, what: str) -> Any:
         told = msgspec.json.decode(raw)
         number = told.get(version) if isinstance(told, dict) else None
         if type(number) is not int or number < 1:
-            raise UsageError(f"{path}: is not {what}: it has no {version!r}: {VERSION}")
+            raise UsageError(f"{path}: is not {what}: it has no {version!r}: 1")
         if number > VERSION:
             raise UsageError(
                 f"{path}: version {number} is newer than this ttscope reads ({VERSION}). Upgrade it"

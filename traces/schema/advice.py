@@ -148,6 +148,24 @@ class Present(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Routing(Record):
+    """A table of samples by difficulty, and what it gains over the best single policy, `against`.
+
+    `by` says what it goes by. `accuracy` is the difference and `tokens` the change, a share, on
+    problems that it was not learned from. It is `offered` where its gain is told apart from none.
+    """
+
+    model: str
+    policy: Policy
+    by: Literal["agreement", "class"]
+    against: Policy
+    problems: int
+    accuracy: Estimate
+    tokens: Estimate
+    offered: bool
+
+
+@dataclass(frozen=True, kw_only=True)
 class Experiment(Record):
     """A run that would make the answer surer.
 
@@ -186,6 +204,7 @@ class Recommendation(Record):
     stages: Stages | None = None
     present: Present | None = None
     experiments: tuple[Experiment, ...] = ()
+    routings: tuple[Routing, ...] = ()
 
     @property
     def missed(self) -> tuple[NearMiss, ...]:

@@ -31,6 +31,8 @@ from tui.widgets.navbar import TABS
 if TYPE_CHECKING:
     from textual.pilot import Pilot
 
+    from advisor.advice.advisor import Advisor
+
 SCREENS = ("recordings", "run", "live", "advice")
 SCREENS_TOLD = "Go to Recordings, Run, Live or Advice."
 QUIT_TOLD = "Leave ttscope. The recording of a server that is being watched is completed first."
@@ -57,6 +59,7 @@ class TtscopeApp(LibraryApp):
     paths: recordings, or folders that hold them; they are read in a thread.
     advisor_factory: fits an advisor to recordings; None takes the real one.
     systems: of the prior, offered in advice too.
+    fitted: an advisor that has learned from the complete recordings in `paths`.
     limits: what the budget fields hold at the start, such as {"min_accuracy": "0.8"}.
     present: a recording of what runs today; read with the others.
     keys: a TOML file of keys that are elsewhere; raises UsageError where it is wrong.
@@ -115,10 +118,12 @@ class TtscopeApp(LibraryApp):
         limits: Mapping[str, str] | None = None,
         present: Path | None = None,
         systems: Sequence[str] = (),
+        fitted: Advisor | None = None,
         keys: Path | None = None,
         screen: str = DEFAULT_MODE,
     ) -> None:
-        super().__init__(paths, advisor_factory or partial(FittedAdvisor, systems=systems), present)
+        factory = advisor_factory or partial(FittedAdvisor, systems=systems)
+        super().__init__(paths, factory, present, fitted)
         self._first = screen
         self._clean = CleanLines()
         self.stylesheet = ThemedStylesheet()
@@ -141,7 +146,7 @@ class TtscopeApp(LibraryApp):
         self.theme = DARK.name
         if self._first != self.DEFAULT_MODE:
             self.switch_mode(self._first)
-        self.open_paths(self.first_paths)
+        self.open_first()
 
     def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
         """Offer every key of the screen that is shown in the palette, and what Textual has more."""

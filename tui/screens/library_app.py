@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from textual import work
 from textual.app import App
 from textual.signal import Signal
 from textual.worker import get_current_worker
 
-from traces.errors import UsageError
+from traces.errors import TtscopeError, UsageError
 from traces.recording.reader import Recording, measured
 from traces.schema.advice import Budget, Recommendation
 from traces.schema.engine import EngineConfig
@@ -20,46 +22,77 @@ from traces.schema.tts.policy import Policy
 from tui.screens.entries import Entry, fit_frames, listed, load, recording_paths, to_list
 from tui.screens.index import Indexes, files_of
 
+if TYPE_CHECKING:
+    from advisor.advice.advisor import Advisor
+
+MOST_AHEAD = 24  # recordings that are learned from before anybody asks for advice
 LISTED_TOGETHER = 200  # rows that are shown at a time before they are read
 
 
 class Advises(Protocol):
     """What the Advice screen needs of an advisor."""
 
+    def outline(self, budget: Budget) -> Recommendation | None:
+        """Return a first answer at once, None where `recommend` takes no longer."""
+
     def recommend(
-        self, budget: Budget, present: tuple[EngineConfig, Policy] | None = None
+        self,
+        budget: Budget,
+        present: tuple[EngineConfig, Policy] | None = None,
+        progress: Progress | None = None,
     ) -> Recommendation:
-        """Return what to run for a budget, beside what runs today where that is a candidate."""
+        """Return what to run for a budget, beside what runs today where that is a candidate.
+
+        `progress` hears how many of how many candidates are replayed.
+        """
 
     def write_plan(self, path: Path, answer: Recommendation) -> None:
         """Write what to measure next for `ttscope sweep`."""
 
 
+Progress = Callable[[int, int], None]
 AdvisorFactory = Callable[[Sequence[Recording]], Advises]
 
 
 class FittedAdvisor:
     """The advisor's models fitted to recordings; imported when first asked, for it is heavy.
 
-    `systems` of the prior are offered too.
+    `systems` of the prior are offered too. What takes longest, the spread of step times, is learned
+    when a recommendation is asked for, and an outline needs none. A `fitted` advisor is taken as it
+    is.
     """
 
-    def __init__(self, recordings: Sequence[Recording], systems: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        recordings: Sequence[Recording],
+        systems: Sequence[str] = (),
+        fitted: Advisor | None = None,
+    ) -> None:
         from advisor.advice.advisor import Advisor
         from traces.recording.reader import distinct
         from tui.text.commands import here
 
-        unique, _ = distinct(recordings)
-        self._advisor = Advisor.fit(measured(unique), seed=0, gpus=systems)
+        self._whole = fitted is not None
+        if fitted is None:
+            unique, _ = distinct(recordings)
+            fitted = Advisor.fit(measured(unique), seed=0, gpus=systems, quick=True)
+        self._advisor = fitted
         self._here = here()
 
+    def outline(self, budget: Budget) -> Recommendation | None:
+        return None if self._whole else self._advisor.outline(budget)
+
     def recommend(
-        self, budget: Budget, present: tuple[EngineConfig, Policy] | None = None
+        self,
+        budget: Budget,
+        present: tuple[EngineConfig, Policy] | None = None,
+        progress: Progress | None = None,
     ) -> Recommendation:
+        if not self._whole:
+            self._advisor, self._whole = self._advisor.refined(), True
         is_candidate = present is not None and bool(self._advisor.space.rows_of(*present))
-        return self._advisor.recommend(
-            budget, **self._here, present=present if is_candidate else None
-        )
+        today = present if is_candidate else None
+        return self._advisor.recommend(budget, **self._here, present=today, progress=progress)
 
     def write_plan(self, path: Path, answer: Recommendation) -> None:
         """Write what to measure next for `ttscope sweep`; raises TtscopeError."""
@@ -72,7 +105,11 @@ class LibraryApp(App[None]):
     """Recordings that are read in a thread, and the marks and the price that go with them."""
 
     def __init__(
-        self, paths: Sequence[Path], advisor_factory: AdvisorFactory, present: Path | None
+        self,
+        paths: Sequence[Path],
+        advisor_factory: AdvisorFactory,
+        present: Path | None,
+        fitted: Advisor | None = None,
     ) -> None:
         super().__init__()
         self.limits: dict[str, str] = {}  # what the budget's fields hold at the start
@@ -85,12 +122,19 @@ class LibraryApp(App[None]):
         self.first_paths = [*map(Path, paths), *([] if present is None else [present])]
         self._present = None if present is None else present.resolve()
         self._factory = advisor_factory
+        self._fitted = fitted
+        self.learns_ahead = False  # whether the advisor learns before anybody asks it
         self._advisor: tuple[tuple[str, ...], Advises] | None = None
+        self.advising = threading.Lock()  # held by who asks the advisor, one thread at a time
         self._current: str | None = None
         self._opening: Entry | None = None  # to be read next, and shown
         self._indexes = Indexes()
         self._coming: set[Path] = set()  # whose samples and steps are read again
         self._next_told = 0.0  # when the screens hear of more recordings: a long table is dear
+
+    def open_first(self) -> None:
+        """Read the recordings that the app was started with, a folder that holds none aside."""
+        self._load(self.first_paths, first=True)
 
     def open_paths(self, paths: Sequence[Path]) -> None:
         """Read more recordings; those that are there already are read again."""
@@ -119,9 +163,11 @@ class LibraryApp(App[None]):
         return gone
 
     @work(thread=True, group="library")
-    def _load(self, paths: Sequence[Path]) -> None:
+    def _load(self, paths: Sequence[Path], *, first: bool = False) -> None:
         worker = get_current_worker()
         left = dict.fromkeys(recording_paths(paths))
+        if first:
+            left = {path: None for path in left if not _holds_none(path)}
         if self.price is None:  # at which the index has its costs
             self._list(left)
         while left and not worker.is_cancelled:
@@ -197,6 +243,15 @@ class LibraryApp(App[None]):
     def _loaded(self) -> None:
         self.loading_paths = False
         self.library_changed.publish(None)
+        entries = self.advisable()
+        if self.learns_ahead and 0 < len(entries) <= MOST_AHEAD:
+            self._learn([each.recording for each in entries if each.recording is not None])
+
+    @work(thread=True, group="ahead", exclusive=True, exit_on_error=False)
+    def _learn(self, recordings: Sequence[Recording]) -> None:
+        """Learn from the recordings while other screens are shown, so that advice comes at once."""
+        with self.advising, contextlib.suppress(TtscopeError):  # said where advice is asked for
+            self.advisor_for(recordings).outline(Budget(required=False))
 
     def toggle_mark(self, key: str) -> None:
         if key in self.marked:
@@ -223,20 +278,30 @@ class LibraryApp(App[None]):
         key = tuple(dict.fromkeys(str(each.path) for each in recordings))
         if self._advisor is None or self._advisor[0] != key:
             unique = {str(each.path): each for each in recordings}
-            self._advisor = (key, self._factory(list(unique.values())))
+            if self._fitted is not None and self._learned_from(key):
+                self._advisor = (key, FittedAdvisor((), fitted=self._fitted))
+            else:
+                self._advisor = (key, self._factory(list(unique.values())))
         return self._advisor[1]
 
-    def write_plan(self, answer: Recommendation) -> Path:
-        """Write what to measure next into a new file of this folder; return its path.
+    def _learned_from(self, paths: Sequence[str]) -> bool:
+        """Whether the advisor that was given has learned from these recordings."""
+        assert self._fitted is not None
+        return sorted(self._fitted.evidence.recordings) == sorted(Path(each).name for each in paths)
+
+    def plan_path(self) -> Path:
+        """Return the file of this folder that a plan of what to measure next goes into."""
+        names = (Path(f"measure-next{number}.yaml") for number in ("", *range(2, 1000)))
+        return next(each for each in names if not each.exists())
+
+    def write_plan(self, answer: Recommendation, path: Path) -> None:
+        """Write what to measure next.
 
         Raises TtscopeError where nothing fits, or the file cannot be written.
         """
-        names = (Path(f"measure-next{number}.yaml") for number in ("", *range(2, 1000)))
-        path = next(each for each in names if not each.exists())
         if self._advisor is None:
             raise UsageError("nothing has been advised yet")
         self._advisor[1].write_plan(path, answer)
-        return path
 
     def open_run(self, entry: Entry) -> None:
         """Show a run: on screen 3 one of watched servers, unless a server is watched there."""
@@ -279,6 +344,16 @@ class LibraryApp(App[None]):
         complete = [entry for entry in shown if entry.comparable]
         votes = [entry for entry in complete if entry.run and entry.run.policies]
         return next(iter([*opened, *votes, *complete, *shown]), None)
+
+
+def _holds_none(path: Path) -> bool:
+    """Whether a path is ./runs before anything was recorded, or a folder of nothing but folders."""
+    if path == Path("runs") and not path.exists():
+        return True
+    try:
+        return path.is_dir() and not any(each.is_file() for each in path.iterdir())
+    except OSError:
+        return False  # reading it says why
 
 
 def _files(path: Path) -> str | None:

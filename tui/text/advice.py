@@ -70,10 +70,10 @@ def advice_lines(
     answer, pick = recommendation, recommendation.system_optimal
     lines = verdict_lines(answer, width)
     if pick is not None:
-        lines += ["", *_estimates(answer, width, explain=explain)]
-        lines += ["", *command_lines(pick.command or "", width=width), *_policy(pick, width)]
+        lines += ["", *estimate_lines(answer, width, explain=explain)]
+        lines += ["", *command_lines(pick.command or "", width=width), *policy_lines(pick, width)]
         if explain:
-            lines += _as_run(answer, width)
+            lines += as_run_lines(answer, width)
     elif not answer.budget.required:
         lines += ["", *_choices(answer, width)]
     else:
@@ -227,53 +227,91 @@ def limit_on(budget: Budget, shown: Quantity) -> float | None:
     return None
 
 
-def _policy(pick: Pick, width: int) -> Iterable[str]:
+def policy_lines(pick: Pick, width: int) -> list[str]:
+    """Return what to send a problem."""
     if pick.policy == AS_SENT:
         return ["Policy: the traffic as it was sent."]
     many, body, wins = request_words(pick.policy)
     return _wrap(f"Policy: send {many} a problem, each with {body}{wins}.", width)
 
 
-def _estimates(answer: Recommendation, width: int, *, explain: bool) -> Iterable[str]:
-    """Return the table: system-optimal, compute-optimal, and the difference between them."""
+def estimate_lines(
+    answer: Recommendation, width: int, *, explain: bool = False, letters: bool = False
+) -> Iterable[str]:
+    """Return the table: system-optimal, compute-optimal, and the difference between them.
+
+    With `letters` the picks have those that they have in a plot, A and B.
+    """
     ours, theirs = answer.system_optimal, answer.compute_optimal
     assert ours is not None
     agree = theirs is None or same(ours, theirs)
-    wanted = latency(answer.budget.latency_percentile).name
-    names = [*ESTIMATES, *([] if wanted in ESTIMATES else [wanted])]
-    if not explain:
-        goal = objective(answer.budget.optimise, answer.budget.latency_percentile).name
-        names = [name for name in names if name in (*IN_SHORT, wanted, goal)]
     picks = [ours] if agree or theirs is None else [ours, theirs]
-    names = [
-        name
-        for name in names
-        if name not in OPTIONAL or any(pick.estimates.get(name) for pick in picks)
-    ]
+    names = _shown(answer.budget, picks, all_names=explain)
     both = theirs is not None and same(ours, theirs)
     heads = ["system- and compute-optimal" if both else "system-optimal", "compute-optimal"]
-    rows = [["90 % intervals", *heads[: len(picks)]]]
+    if letters:
+        heads = [f"{letter} {head}" for letter, head in zip("AB", heads, strict=True)]
+    rows = [[_intervals(picks), *heads[: len(picks)]]]
     for name in names:
         cells = [with_interval(pick.estimates.get(name)) for pick in picks]
         rows.append([quantity(name).noun, *cells])
     more = ["difference", *(_change(answer, name) for name in names)]
     wide = [[*row, change] for row, change in zip(rows, more, strict=True)]
     whole = align(wide if any(more[1:]) else rows)
+    if max(map(len, whole)) > width:
+        whole = align(wide, gap=1)
     yield from whole if max(map(len, whole)) <= width else _beside(rows, width)
     if theirs is not None and not agree and explain:
         yield ""
         yield from _wrap(f"Compute-optimal minus system-optimal (regret), {_name(theirs)}:", width)
         yield from _differences(answer.regret, width)
+    signs = _signs([cell for row in rows for cell in row], picks)
+    if signs:
+        yield signs
+
+
+def _shown(budget: Budget, picks: Sequence[Pick], *, all_names: bool) -> list[str]:
+    """Return which estimates a table of picks has."""
+    wanted = latency(budget.latency_percentile).name
+    names = [*ESTIMATES, *([] if wanted in ESTIMATES else [wanted])]
+    if not all_names:
+        goal = objective(budget.optimise, budget.latency_percentile).name
+        names = [name for name in names if name in (*IN_SHORT, wanted, goal)]
+    return [
+        name
+        for name in names
+        if name not in OPTIONAL or any(pick.estimates.get(name) for pick in picks)
+    ]
+
+
+def _intervals(picks: Iterable[Pick]) -> str:
+    """Return what the head of a table of estimates says: values alone have no intervals."""
+    values = (each for pick in picks for each in pick.estimates.values() if each is not None)
+    return "90 % intervals" if any(each.low is not None for each in values) else "first estimate"
+
+
+def _signs(cells: Sequence[str], picks: Sequence[Pick]) -> str:
+    """Return what the marks of a table mean."""
     of_prior = [pick.prior is not None for pick in picks]
     marked = "by the prior, not measured" if all(of_prior) else "outside what was measured"
     if any(map(of_curve, picks)):
         marked = "by the prior or by a published curve, not measured"
     marked += ", or by the prior" if any(of_prior) and not all(of_prior) else ""
-    cells = [cell for row in rows for cell in row]
     signs = [f"{OUTSIDE} {marked}"] if any(OUTSIDE in cell for cell in cells) else []
     signs += [f"{ABSENT} not measured"] if ABSENT in cells else []
-    if signs:
-        yield ", ".join(signs)
+    return ", ".join(signs)
+
+
+def beside_lines(
+    budget: Budget, picks: Sequence[Pick], width: int, *, heads: Sequence[str]
+) -> list[str]:
+    """Return the table of some configurations, each under its head."""
+    rows = [[_intervals(picks), *heads[: len(picks)]]]
+    for name in _shown(budget, picks, all_names=False):
+        cells = [with_interval(pick.estimates.get(name)) for pick in picks]
+        rows.append([quantity(name).noun, *cells])
+    signs = _signs([cell for row in rows for cell in row], picks)
+    return [*_beside(rows, width), *([signs] if signs else [])]
 
 
 def _beside(rows: Sequence[Sequence[str]], width: int) -> list[str]:
@@ -362,7 +400,7 @@ def _differences(differences: Mapping[str, Estimate | None], width: int) -> Iter
             yield from _wrap(text, width, indent="  ")
 
 
-def _as_run(answer: Recommendation, width: int) -> Iterable[str]:
+def as_run_lines(answer: Recommendation, width: int) -> Iterable[str]:
     """Yield what was measured of the picks that were run, beside what is predicted."""
     ours, theirs = answer.system_optimal, answer.compute_optimal
     named = {"system-optimal": ours, "compute-optimal": theirs}

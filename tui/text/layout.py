@@ -145,10 +145,30 @@ def fitting_ticks(low: float, high: float, columns: int) -> list[float]:
     return [places[0], places[-1]]
 
 
-def _stand_apart(places: Sequence[float], low: float, high: float, columns: int) -> bool:
+def log_ticks(low: float, high: float, columns: int) -> list[float]:
+    """Return round numbers along a logarithmic axis whose labels stand apart, at least one."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    places: list[float] = []
+    for digits in ((1, 2, 3, 5), (1, 2, 5), (1, 3), (1,), (2,), (5,), (3,)):
+        found = [float(f"{digit}e{power}") for power in powers for digit in digits]
+        places = [each for each in found if low <= each <= high]
+        ends = math.log10(low), math.log10(high)
+        labels = [f"{each:g}" for each in places]
+        if places and _stand_apart([*map(math.log10, places)], *ends, columns, labels):
+            return places
+    return places[:1]
+
+
+def _stand_apart(
+    places: Sequence[float],
+    low: float,
+    high: float,
+    columns: int,
+    labels: Sequence[str] | None = None,
+) -> bool:
     """Return whether a blank is left between labels, put as textual-plot puts them."""
     free = -math.inf
-    for tick, label in zip(places, tick_labels(places), strict=True):
+    for tick, label in zip(places, labels or tick_labels(places), strict=True):
         middle = 1 + math.floor((tick - low) * columns / (high - low)) - (tick == low)
         begin = middle - (len(label) - 1) // 2 if tick != high else middle - len(label) + 1
         if begin <= free:

@@ -18,6 +18,7 @@ from traces.recording.reader import Recording
 from traces.schema.advice import Budget, Pick, Recommendation
 from traces.schema.engine import EngineConfig
 from traces.schema.estimate import Estimate
+from traces.schema.formats import with_interval
 from traces.schema.tts.policy import Policy
 from traces.summary.run import Run, summarise, to_plain
 from tui.options import (
@@ -33,11 +34,14 @@ from tui.options import (
 )
 from tui.terminal import say_all, say_json, tell
 from tui.text.advice import COMPARED, comparison_lines
+from tui.text.layout import wrap
 from tui.verbs.open_all import open_measured
 from tui.verbs.sweep import run_shown
 
 if TYPE_CHECKING:
     from advisor.advice.accounts.costs import Tariff
+    from advisor.advice.advisor import Advisor
+    from traces.deployment.documents import Expectations
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,8 +152,8 @@ def print_advice(
     efforts: bool = False,
     as_json: bool = False,
     extra: Mapping[str, Any] | None = None,
-) -> None:
-    """Fit the models, choose, and print; `extra` goes into the JSON document.
+) -> Advisor:
+    """Fit the models, choose, and print; `extra` goes into the JSON document. Return the models.
 
     With `efforts` the map of them is printed instead of the answer. With a `tariff` the picks'
     costs are worked out, and printed where it asks or `explain` does.
@@ -173,11 +177,11 @@ def print_advice(
         accounts = None if tariff is None else accounts_of(advisor, answer, tariff)
     if plan is not None:
         write_plan(plan, answer, advisor.evidence)
-    kept = output is not None and answer.system_optimal is not None
+    promised: Expectations | None = None
     if output is not None and answer.system_optimal is not None:
         from advisor.advice.promise import write_config
 
-        write_config(output, answer, advisor.evidence)
+        promised = write_config(output, answer, advisor)
     if efforts and answer.system_optimal is not None:
         from advisor.advice.accounts.efforts import efforts_of
 
@@ -191,11 +195,12 @@ def print_advice(
         if plan is not None:
             lines += ["", f"plan in {plan}, measured by:"]
             lines.append(f"{own_name()} sweep {shlex.quote(str(plan))} -o runs")
-        if kept:
+        if promised is not None:
             folder = shlex.quote(str(output))
             lines += ["", f"serve.sh, policy.json and expect.json in {output}, run by:"]
             lines.append(f"sh {folder}/serve.sh")
             lines.append(f"{own_name()} serve {folder}/policy.json --upstream {SERVED_AT}")
+            lines += _what_times_hold(promised, folder, own_name())
         say_all(lines)
     if verify is not None and answer.system_optimal is not None:
         document["verified"] = verify_picks(answer, advisor.evidence, verify, as_json=as_json)
@@ -203,6 +208,29 @@ def print_advice(
         say_json(document)
     if answer.system_optimal is None:
         raise TtscopeError(f"nothing fits the budget, {nearest_line(answer)}")
+    return advisor
+
+
+def _what_times_hold(expected: Expectations, folder: str, own_name: str) -> list[str]:
+    """Return whether the promised latencies hold what a server adds, and else how to learn it."""
+    if expected.served is not None:
+        share = with_interval(expected.served)
+        told = f"Latencies in expect.json are through a server: {share} times the engine's"
+        return wrap("", told, width=80, indent=0)
+    told = (
+        "Latencies in expect.json are of the engine alone, without what HTTP adds. To have them "
+        "promised through the server, record it and advise on that recording too:"
+    )
+    asked: dict[str, Any] = {"--concurrency": expected.concurrency}
+    workload = expected.workload
+    if workload is not None:
+        demo = workload.name.partition(":")[0] == "demo"
+        asked |= {"--workload": None if workload.name == "demo" else workload.name}
+        asked |= {"--problems": workload.problems, "--seed": workload.seed or None} if demo else {}
+    options = [f"{name} {shlex.quote(str(v))}" for name, v in asked.items() if v is not None]
+    start = f"{own_name} record --endpoint {SERVED_AT} --policy {folder}/policy.json \\"
+    rest = " ".join([*options, "-o runs/served"])
+    return [*wrap("", told, width=80, indent=0), start, f"    {rest}"]
 
 
 # `ttscope advise --verify`: the picks run for real, predicted beside measured.

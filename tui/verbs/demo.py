@@ -60,7 +60,7 @@ def demo(asked: Demo) -> None:
         raise TtscopeError(f"{folder}: no complete recording to advise from")
     extra = {"recordings": [str(path) for path in paths]}
     try:
-        print_advice(recordings, BUDGET, as_json=asked.as_json, extra=extra)
+        fitted = print_advice(recordings, BUDGET, as_json=asked.as_json, extra=extra)
     finally:  # whatever the advice, what was measured is there
         lines = ["", f"recordings in {folder}, opened by:"]
         lines.append(f"{own_name()} tui {shlex.quote(str(folder))}")
@@ -68,7 +68,8 @@ def demo(asked: Demo) -> None:
     if not (asked.once or asked.as_json) and sys.stdin.isatty() and sys.stdout.isatty():
         from tui.app.app import TtscopeApp
 
-        TtscopeApp([folder], limits={"min_accuracy": str(BUDGET.min_accuracy)}).run()
+        limits = {"min_accuracy": f"{BUDGET.min_accuracy:g}"}
+        TtscopeApp([folder], limits=limits, fitted=fitted, screen="advice").run()
 
 
 def _vllm_is_missing() -> str | None:

@@ -84,6 +84,7 @@ def tui(asked: Terminal) -> None:
     if asked.screenshot is None:
         gc.freeze()  # what is imported stays: looking through it takes 30 ms of a frame
         app = start(paths, keys=_keys(asked.keys), screen=asked.screen)
+        app.learns_ahead = True
         app.run()
         if app.return_code:  # it broke, and has said how
             raise SystemExit(app.return_code)

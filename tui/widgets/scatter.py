@@ -18,8 +18,23 @@ class _Labels(NumericAxisFormatter):  # type: ignore[misc]
         return tick_labels(ticks)
 
 
+class _LogLabels(NumericAxisFormatter):  # type: ignore[misc]
+    """Labels of places that are logarithms."""
+
+    def get_labels_for_ticks(self, ticks: Sequence[float]) -> list[str]:
+        return [f"{float(f'{10**tick:.6g}'):g}" for tick in ticks]
+
+
 class Scatter(PlotWidget):  # type: ignore[misc]
-    """textual-plot's widget without pan, zoom and focus."""
+    """textual-plot's widget without pan, zoom and focus, and with a quiet frame."""
+
+    DEFAULT_CSS = """
+    Scatter {
+        & > .plot--axis { color: $foreground 35%; }
+        & > .plot--tick { color: $text-muted; text-style: none; }
+        & > .plot--label { color: $text-muted; text-style: none; }
+    }
+    """
 
     @dataclass
     class Resized(Message):
@@ -31,11 +46,21 @@ class Scatter(PlotWidget):  # type: ignore[misc]
         self.set_y_formatter(_Labels())
         self.can_focus = False
 
+    def set_x_log(self, log: bool) -> None:
+        """Say whether x values are logarithms (base 10) of what is written at the ticks."""
+        self.set_x_formatter(_LogLabels() if log else _Labels())
+
     @property
     def columns(self) -> int:
         """How many columns the x axis has: what the left margin and the frame leave."""
         columns: int = self.size.width - self.margin_left - 2
         return max(columns, 1)
+
+    @property
+    def rows(self) -> int:
+        """How many rows the y axis has."""
+        rows: int = self.size.height - self.margin_top - self.margin_bottom - 2
+        return max(rows, 1)
 
     def on_resize(self) -> None:
         self.post_message(self.Resized())

@@ -82,6 +82,7 @@ def test_the_document_is_the_contract(advisor):
         "stages",
         "present",
         "experiments",
+        "routings",
     ]
     pick = document["system_optimal"]
     known = {

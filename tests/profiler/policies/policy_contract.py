@@ -22,6 +22,7 @@ POLICIES = {
     "agreement": {"method": "agreement", "n": 8, "agree": 2},
     "agreement in turn": {"method": "agreement", "n": 6, "agree": 3, "in_flight": 2},
     "first_finish": {"method": "first_finish", "n": 6, "first": 2},
+    "routed": {"method": "routed", "n": 6, "route": "6,6,6,3"},
     "budget_forcing": {"method": "budget_forcing", "n": 2, "extend": 2, "word": "."},
     "sequential": {"method": "sequential", "n": 3, "revise_prompt": "{prompt}"},
     "beam": {"method": "beam", "n": 4, "width": 2, "depth": 3, "step_stop": "=", "step_tokens": 9},
@@ -33,7 +34,14 @@ POLICIES = {
         "thinking_token_budget": 20,
     },
 }
-CANCELLING = {"adaptive", "adaptive in turn", "agreement", "agreement in turn", "first_finish"}
+CANCELLING = {
+    "adaptive",
+    "adaptive in turn",
+    "agreement",
+    "agreement in turn",
+    "first_finish",
+    "routed",
+}
 
 
 def policy_of(name):
@@ -46,8 +54,8 @@ class WatchedRun:
 
     decisions = ()
 
-    def __init__(self, policy):
-        self.inner = run_module.real_start(policy)
+    def __init__(self, policy, group):
+        self.inner = run_module.real_start(policy, group)
         self.decided = False
 
     def begin(self):

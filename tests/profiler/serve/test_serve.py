@@ -87,6 +87,7 @@ def test_what_is_not_needed_any_more_is_cancelled(engine, upstream, tmp_path):
         ("early_stopping", {"n": 8}),
         ("adaptive", {"n": 8, "in_flight": 2}),
         ("first_finish", {"n": 4}),
+        ("routed", {"n": 4}),
         ("sequential", {"n": 4}),
         ("best_of_n", {"n": 2}),
         ("confidence", {"n": 2}),
@@ -98,6 +99,22 @@ def test_every_kind_of_policy_answers(engine, upstream, tmp_path, method, more):
         assert answer["choices"][0]["message"]["content"].endswith("12"), answer
     (run,) = summarise(Recording.open(tmp_path / "kept"))
     assert (run.problems, run.policy.method) == (1, method)
+
+
+def test_a_question_gets_as_many_samples_as_its_class_or_its_first_ones_say(
+    engine, upstream, tmp_path
+):
+    route = "easy=1 | level 3=2 | *=6,6,6,3"
+    with serving(tmp_path / "kept", upstream, method="routed", n=6, route=route) as url:
+        asked = []
+        for told in ({"group": "easy"}, {"group": "level 3"}, {"group": "new"}):
+            asked.append(ask(url, ttscope=told).json()["ttscope"]["requests"])
+        engine.answers = votes("12", "13", "14", "15", "16", "17")
+        asked.append(ask(url).json()["ttscope"]["requests"])
+        assert asked == [1, 2, 3, 6]
+        assert ask(url, ttscope={"n": 2}).status_code == 400
+    (run,) = summarise(Recording.open(tmp_path / "kept"))
+    assert (run.problems, run.policy.method) == (4, "routed")
 
 
 def test_a_question_is_a_trace_of_its_own_or_its_clients(engine, upstream, tmp_path):

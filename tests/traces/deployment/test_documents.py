@@ -39,6 +39,13 @@ def test_every_policy_reads_back_as_it_was_written(tmp_path, method, budget):
     assert read_policy(tmp_path / "policy.json") == kept
 
 
+def test_only_a_policy_with_a_table_needs_a_version_that_knows_it(tmp_path):
+    for method, version in (("agreement", 1), ("routed", 2)):
+        policy = make_policy({"method": method, "n": 8, "temperature": 0.7})
+        write_document(tmp_path / method, PolicyFile(policy=policy, most_n=8))
+        assert json.loads((tmp_path / method).read_bytes())["ttscope_policy"] == version
+
+
 def test_expectations_read_back_as_they_were_written(tmp_path):
     estimate = Estimate(value=0.5, low=0.4, high=0.6, unit="1", runs=2, extrapolated=True)
     drafts = Speculative(method="ngram", num_speculative_tokens=3, prompt_lookup_max=4)
@@ -74,7 +81,7 @@ EXPECT = {
         (read_policy, "[" * 100_000, "is not JSON"),
         (read_policy, "[1]", "has no 'ttscope_policy'"),
         (read_policy, json.dumps(EXPECT), "has no 'ttscope_policy'"),
-        (read_policy, json.dumps(POLICY | {"ttscope_policy": 2}), "version 2 is newer"),
+        (read_policy, json.dumps(POLICY | {"ttscope_policy": 3}), "version 3 is newer"),
         (read_policy, json.dumps(POLICY | {"ttscope_policy": True}), "has no"),
         (read_policy, json.dumps(POLICY | {"verifer": "exact"}), "unknown field `verifer`"),
         (read_policy, json.dumps(POLICY | {"verifier": "vibes"}), "vibes"),

@@ -43,7 +43,7 @@ class Advisors:
 @pytest.mark.parametrize("size", SIZES)
 async def test_open_mark_compare_advise_quit(folder, size):
     advisors = Advisors()
-    app = TtscopeApp([folder], advisors)
+    app = TtscopeApp([folder], advisors, limits={"min_accuracy": "0.7"})
     async with app.run_test(size=size) as pilot:
         await settle(pilot)
         assert isinstance(app.screen, RecordingsScreen)
@@ -126,8 +126,10 @@ async def test_budget_is_asked_and_mistakes_are_told(folder):
         await settle(pilot)
         (advisor,) = advisors.made
         assert len(advisor.recordings) == 2  # the complete ones
-        await pilot.press("b", *"2s", "enter")
+        assert text_of(app, "#detail").startswith("No limit is set, so nothing is recommended")
+        await pilot.press("b", *"0.7", "tab", *"2s", "enter")
         await settle(pilot)
+        assert advisor.budgets[-1].min_accuracy == 0.7
         assert advisor.budgets[-1].max_latency_s == 2.0
         assert advisor.budgets[-1].latency_percentile is None  # the mean, as in advise
 
@@ -139,8 +141,8 @@ async def test_budget_is_asked_and_mistakes_are_told(folder):
         await settle(pilot)
         assert "Nothing fits the budget: mean latency of at most 100 ms" in text_of(app, "#detail")
         for name, text, told in (
-            ("max_latency", "soon", "latency <= soon"),
-            ("gpus", "many", "GPUs <= many: wants a whole number"),
+            ("max_latency", "soon", "latency at most soon"),
+            ("gpus", "many", "GPUs at most many: wants a whole number"),
             ("gpus", "7", "ZeroDivisionError"),
             ("max_energy", "5J", "was not measured"),
         ):
@@ -158,7 +160,7 @@ async def test_budget_is_asked_and_mistakes_are_told(folder):
 
 async def test_axis_what_if_and_answers_while_typing(folder):
     advisors, seen = Advisors(), []
-    app = TtscopeApp([folder], advisors)
+    app = TtscopeApp([folder], advisors, limits={"min_accuracy": "0.7"})
     async with app.run_test(size=(120, 40), message_hook=seen.append) as pilot:
         await settle(pilot)
         await pilot.press("ctrl+home", "down", "enter")  # what runs today
@@ -167,18 +169,18 @@ async def test_axis_what_if_and_answers_while_typing(folder):
         await settle(pilot)
         assert any(isinstance(each, Advised) for each in seen)
         table = app.screen.query_one(DataTable)
-        assert str(table.get_row_at(table.row_count - 1)[0]) == "P"
+        assert str(table.get_row_at(table.row_count - 1)[0]) == "◆"
         (today,) = advisors.made[0].presents
         assert today == (app.present_entry().run.engine, app.present_entry().run.policy)
         told = " ".join(text_of(app, "#detail").split())
         assert "Compared with the recommendation:" in told
         await pilot.press("enter")  # all of it, where it scrolls
         await settle(pilot)
-        assert not app.screen.query_one("#middle").display
-        assert app.screen.focused is app.screen.query_one("#pick")
+        assert not app.screen.query_one("#above").display
+        assert app.screen.focused is app.screen.query_one("#answer")
         await pilot.press("escape")
         await settle(pilot)
-        assert app.screen.query_one("#middle").display
+        assert app.screen.query_one("#above").display
         assert app.screen.focused is table
         plot = app.screen.query_one(Scatter)
         assert plot._x_label == "mean latency (s)"
@@ -187,13 +189,14 @@ async def test_axis_what_if_and_answers_while_typing(folder):
         assert plot._x_label == "p95 latency (s)"
 
         asked = len(advisors.made[0].budgets)
-        await pilot.press("b", "full_stop")
+        app.screen.query_one("#field_max_latency", Input).focus()
+        await pilot.press("full_stop")
         await settle(pilot)
         assert len(advisors.made[0].budgets) == asked  # half a number
         await pilot.press("7", "s")
         await settle(pilot)
         assert advisors.made[0].budgets[-1].max_latency_s == 0.7
-        await pilot.press("escape", "w")
+        await pilot.press("enter", "w")
         app.screen.query_one("#change", Input).value = "engine.max_num_seqs=4"
         await pilot.press("enter")
         await settle(pilot)
@@ -204,18 +207,22 @@ async def test_axis_what_if_and_answers_while_typing(folder):
 
 async def test_what_to_measure_next_becomes_a_plan(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    app = TtscopeApp([folder], Advisors())
+    app = TtscopeApp([folder], Advisors(), limits={"min_accuracy": "0.7"})
     async with app.run_test(size=(120, 40)) as pilot:
         await settle(pilot)
         await pilot.press("4")
         await settle(pilot)
+        await pilot.press("m", "n")
+        assert not [*tmp_path.glob("*.yaml")]  # it asks first
         for name in ("measure-next.yaml", "measure-next2.yaml"):
-            await pilot.press("m")
+            await pilot.press("m", "y")
+            await settle(pilot)
             assert f"ttscope sweep {name} -o runs" in text_of(app, "#message")
             assert (tmp_path / name).exists()
-        await pilot.press("b", *"1ms", "enter")
+        await pilot.press("b", "tab", *"1ms", "enter")
         await settle(pilot)
-        await pilot.press("m")
+        await pilot.press("m", "y")
+        await settle(pilot)
         assert "nothing fits" in text_of(app, "#message")
         assert app.screen.query_one("#message").has_class("bad")
 
@@ -243,7 +250,10 @@ async def test_no_recordings_at_all(tmp_path):
         for key in "1234":
             await pilot.press(key)
             await settle(pilot)
-        assert "no complete recording" in text_of(app, "#message")
+        told = text_of(app, "#detail")
+        for wanted in ("No complete recording", "ttscope demo", "1 and then o", "3 and then u"):
+            assert wanted in told
+        assert app.entries == []  # no row that cannot be read
         await pilot.press("3")
         await pilot.pause()
         assert any("ttscope attach" in str(each.render()) for each in app.screen.query("#text"))
@@ -286,7 +296,8 @@ async def test_the_palette_offers_the_keys_of_the_screen(folder):
 @pytest.mark.parametrize("screen", SCREENS)
 def test_screenshot(folder, tmp_path, screen):
     target = tmp_path / "x.svg"
-    screenshot(TtscopeApp([folder], Advisors()), screen, (80, 24), target)
+    app = TtscopeApp([folder], Advisors(), limits={"min_accuracy": "0.7"})
+    screenshot(app, screen, (80, 24), target)
     text = target.read_text()
     assert text.startswith("<svg")
     wanted = {"recordings": "maj@4", "run": "seqs8", "live": "attach", "advice": "large"}

@@ -109,10 +109,10 @@ async def test_what_failed_for_another_recording_is_not_said_here(folder):
 class OfVotes(FakeAdvisor):
     """Cannot learn from recordings without a policy."""
 
-    def recommend(self, budget, present=None):
+    def recommend(self, budget, *given):
         if any(not each.manifest.policies for each in self.recordings):
             raise UsageError("spans: no policy")
-        return super().recommend(budget, present)
+        return super().recommend(budget, *given)
 
 
 async def test_advice_that_fails_leaves_no_picks_of_others(folder):

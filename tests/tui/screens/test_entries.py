@@ -61,7 +61,7 @@ def test_every_cell_is_text(run):
 def test_candidates_are_marked_once():
     advice = FakeAdvisor([]).recommend(Budget())
     rows = candidates(advice)
-    assert [(row.marks, row.pick) for row in rows] == [("@o", LARGE), ("o+", SMALL)]
+    assert [(row.symbol, row.pick) for row in rows] == [("A", LARGE), ("B", SMALL)]
     assert paste_text(LARGE).splitlines() == [
         "vllm serve large --max-num-seqs 8",
         "# policy: maj@4, temperature 0.8",

@@ -24,12 +24,13 @@ def test_the_demo_measures_advises_and_opens_the_app(short_folder):
         command = ["make", "demo", f"DEMO_ARGS=-o {folder}"]
     else:
         command = [*TTSCOPE, "demo", "-o", folder]
-    # The app shows the recordings, `q` leaves it.
-    seen = in_terminal(*command, cwd=ROOT, keys=[("12/12  sort", "q")], timeout_s=1200)
+    # The app opens on the answer, `q` leaves it.
+    seen = in_terminal(*command, cwd=ROOT, keys=[("A system-optimal", "q")], timeout_s=1200)
     assert seen.code == 0 and "Traceback" not in seen.text, seen.text
     assert b"12/12" in seen.raw and b"96/96" in seen.raw
     assert "Run demo/" in seen.text and f"recordings in {folder}" in seen.text
     assert not [line for line in seen.wrapped if str(Path(folder)) not in line]
-    assert any("maj@16" in line for line in seen.app)
+    assert any("accuracy of at least 0.75, lowest mean latency" in line for line in seen.app)
+    assert any("12 recordings" in line for line in seen.app)
     recordings = [Recording.open(path) for path in find_recordings(folder)]
     assert len(recordings) == 12 and all(each.complete for each in recordings)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from traces.errors import UsageError
-from traces.schema.tts import stop_rules
+from traces.schema.tts import routes, stop_rules
 
 Value = float | str
 CONFIDENCE_TOP = 20  # log-probabilities per token that a confidence is made of; vLLM's limit
@@ -26,19 +26,22 @@ REVISE = (
 class Parameter:
     """A parameter of methods; numbers lie in [low, high], and `help` describes its option.
 
-    `default` may be a function of n. Without one the parameter may be absent.
+    `default` may be a function of n. Without one the parameter may be absent. `words` say a text in
+    the description of a method.
     """
 
     name: str
     help: str
-    default: Value | Callable[[int], float] | None = None
+    default: Value | Callable[[int], Value] | None = None
     kind: type = int
     low: float = 1
     high: float = float("inf")
     at_most_n: bool = False
+    words: Callable[[str], str] = str
 
     def default_at(self, n: int) -> Value | None:
-        return float(self.default(n)) if callable(self.default) else self.default
+        value = self.default(n) if callable(self.default) else self.default
+        return float(value) if isinstance(value, int) else value
 
     def check(self, value: Any) -> Value:
         """Return the value in its type. Raises UsageError in one line."""
@@ -90,6 +93,13 @@ PARAMETERS: Final = (
         help="first_finish: how many answers decide (half of n).",
         default=lambda n: (n + 1) // 2,
         at_most_n=True,
+    ),
+    Parameter(
+        name="route",
+        help="routed: samples by agreement of the first: 8,8,8,4,4.",
+        kind=str,
+        default=routes.half_first,
+        words=routes.in_words,
     ),
     Parameter(
         name="keep",
@@ -199,7 +209,10 @@ class Method:
 
     def describe(self, template: str, n: int, rule: Mapping[str, Value]) -> str:
         """Fill in `words` or `answer`."""
-        given = {name: f"{value:g}" for name, value in rule.items() if not isinstance(value, str)}
+        given = {
+            name: PARAMETER[name].words(value) if isinstance(value, str) else f"{value:g}"
+            for name, value in rule.items()
+        }
         return template.format(n=n, **dict.fromkeys(self.parameters, "enough") | given)
 
 
@@ -280,6 +293,14 @@ _ROWS = (
         answer="the most frequent answer of the first {first} that end",
         judged=lambda n: [{"first": n // 2}],
         proposed_from=4,
+    ),
+    Method(
+        name="routed",
+        short="route",
+        parameters=("route",),
+        rule=stop_rules.ROUTED,
+        words="{route}",
+        answer="the most frequent answer of as many as its table gives ({route})",
     ),
     Method(
         name="budget_forcing",

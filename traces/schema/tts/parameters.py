@@ -22,6 +22,8 @@ from traces.schema.tts.methods import (
     Value,
 )
 from traces.schema.tts.policy import Policy
+from traces.schema.tts.routes import most_samples
+from traces.schema.tts.stop_rules import ROUTED
 
 
 def meant(name: str, known: Sequence[str]) -> str:
@@ -95,6 +97,10 @@ def _check_together(policy: Policy) -> None:
             raise UsageError(
                 f"policy: {name} must be at most n = {policy.n}, not {value}. Set {name} too"
             )
+    if policy.spec.rule == ROUTED and (most := most_samples(policy.routes or {})) != policy.n:
+        raise UsageError(
+            f"policy: n = {policy.n} must be the most samples that route gives, {most}"
+        )
     template = text(policy, "revise_prompt")
     if template is not None and "{prompt}" not in template:
         raise UsageError("policy: revise_prompt must contain {prompt}, the question itself")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from traces.errors import UsageError
 from traces.schema.record import Record
 from traces.schema.tts.methods import METHODS, Method
+from traces.schema.tts.routes import Table, first_of, packed, read_routes, table_for
 from traces.schema.tts.stop_rules import Stop
 
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
@@ -68,8 +69,21 @@ class Policy(Record):
     @property
     def stop(self) -> Stop | None:
         """When a problem is decided, None where requests go on from earlier answers."""
+        return self.stop_for(None)
+
+    @property
+    def routes(self) -> dict[str, Table] | None:
+        """The tables by class of a policy that goes by them."""
+        text = dict(self.rule).get("route")
+        return read_routes(text) if isinstance(text, str) else None
+
+    def stop_for(self, group: str | None) -> Stop | None:
+        """Return when a problem of a class is decided (`stop`)."""
         if self.spec.rule is None:
             return None
+        if (routes := self.routes) is not None:
+            table = table_for(routes, group)
+            return Stop(rule=self.spec.rule, value=packed(table), drawn_first=first_of(table))
         given = {name: value for name, value in self.rule if not isinstance(value, str)}
         return Stop(
             rule=self.spec.rule,

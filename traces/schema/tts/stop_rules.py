@@ -10,12 +10,15 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Final
 
+from traces.schema.tts.routes import FIRST_BITS
+
 ALL: Final = 0  # when all samples have ended
 FIRST: Final = 1  # when `value` samples ended with an answer
 AGREE: Final = 2  # when `value` samples gave the same answer
 SETTLED: Final = 3  # when the leader cannot be caught, a vote weighing at most `value`
 SAFE: Final = 4  # when the posterior that the lead lasts reaches `value` (ASC)
 WINDOWS: Final = 5  # when all of a window of `value` samples agree (ESC)
+ROUTED: Final = 6  # when as many ended as the table `value` gives for the first (routes.py)
 
 GO_ON: Final = 0
 DRAW: Final = 1
@@ -51,6 +54,7 @@ class Votes:
     second: float = 0.0  # the most votes of any other answer
     window_ended: int = 0  # of the last window
     window_answer: int = NO_ANSWER  # that all of them gave
+    route: float = 0.0  # its own table, 0 where it has that of the policy
 
 
 FIELDS: Final = [(each.name, "f8" if each.type == "float" else "i4") for each in fields(Votes)]
@@ -58,6 +62,8 @@ FIELDS: Final = [(each.name, "f8" if each.type == "float" else "i4") for each in
 
 def begin(votes: Votes, drawn_first: int) -> None:
     """Start a vote before any sample has ended."""
+    if votes.route > 0:
+        drawn_first = int(votes.route) % FIRST_BITS
     votes.wanted = min(drawn_first or votes.samples, votes.samples)
     votes.ended, votes.answered, votes.leader = 0, 0, NO_ANSWER
     votes.first, votes.second = 0.0, 0.0
@@ -82,6 +88,8 @@ def take(votes: Votes, rule: int, value: float, place: int, answer: int, tally: 
     led = answer == votes.leader != NO_ANSWER  # no other vote makes a lead safer
     if rule == WINDOWS:
         return take_in_window(votes, int(value), place, answer)
+    if rule == ROUTED:
+        return take_routed(votes, votes.route if votes.route > 0 else value)
     left = votes.samples - votes.ended
     if (
         left == 0
@@ -118,6 +126,24 @@ def take_in_window(votes: Votes, window: int, place: int, answer: int) -> int:
     return DRAW
 
 
+def take_routed(votes: Votes, route: float) -> int:
+    """Do what `take` does for a table: all of the first end, then those that it gives.
+
+    Which samples end first decides nothing. It ends early only where the others cannot change the
+    answer.
+    """
+    first = int(route) % FIRST_BITS
+    table = int(route) // FIRST_BITS
+    left = votes.wanted - votes.ended
+    if votes.ended > first or table == 0:  # the number of samples is settled
+        settled = left == 0 or votes.first - votes.second > left
+        return DECIDE if settled else GO_ON
+    if left > 0:
+        return GO_ON
+    votes.wanted = min(first << (table >> 3 * int(votes.first)) % 8, votes.samples)
+    return DRAW if votes.wanted > first else DECIDE
+
+
 def lead_is_safe(first: int, second: int) -> float:
     """Return P(p > 1/2) for p ~ Beta(first + 1, second + 1) (Aggarwal et al. 2023, 2305.11860).
 
@@ -135,4 +161,4 @@ def lead_is_safe(first: int, second: int) -> float:
     return float(1.0 - total * 0.5**halvings)
 
 
-SHARED: Final = (begin, take, take_in_window, lead_is_safe)
+SHARED: Final = (begin, take, take_in_window, take_routed, lead_is_safe)

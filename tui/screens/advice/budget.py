@@ -1,27 +1,62 @@
-"""The budget of the Advice screen's fields: what they hold read, and mistakes in their words."""
+"""The Budget panel: a labelled field for each limit, and what the fields hold as a budget."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, get_args
+
+from textual import on
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Grid, Horizontal, Vertical
+from textual.events import DescendantBlur, DescendantFocus
+from textual.message import Message
+from textual.widgets import Input, Label, Select, Static
 
 from advisor.search.budget import parse_budget, parse_value
 from traces.errors import UsageError
-from traces.schema.advice import Budget
+from traces.schema.advice import Budget, Objective
+from traces.schema.formats import percent
+from traces.schema.quantities import latency, statistic
+from tui.text.words import budget_words, goal_words
 
+
+@dataclass(frozen=True, kw_only=True)
+class Field:
+    """A field: its name in `parse_budget`, label, example, and what holds while it is empty."""
+
+    name: str
+    label: str
+    example: str
+    empty: str = "none"
+
+
+FIELDS = (
+    Field(name="min_accuracy", label="accuracy at least", example="0.75 or 75%"),
+    Field(name="max_latency", label="latency at most", example="5s or 250ms"),
+    Field(name="max_cost", label="cost at most", example="$0.002, or 0.5s of a device"),
+    Field(name="max_energy", label="energy at most", example="800J"),
+    Field(name="gpus", label="GPUs at most", example="4"),
+    Field(name="rate", label="arrival rate", example="2/s or 30/min", empty="as recorded"),
+    Field(name="price", label="price", example="2.5 dollars a device-hour, or H100=2.5"),
+    Field(
+        name="confidence",
+        label="sure at least",
+        example="0.9 or 90%",
+        empty=f"{Budget.confidence:g}",
+    ),
+)
+STATISTICS = tuple((statistic(each), each) for each in (None, 50, 95, 99))
+OBJECTIVES = get_args(Objective)
 LABELS = {  # options of `ttscope advise` as the screen names them
-    "--max-latency": "latency <=",
-    "--max-cost": "cost <=",
-    "--max-energy": "energy <=",
-    "--min-accuracy": "acc >=",
-    "--gpus": "GPUs <=",
-    "--rate": "rate",
-    "--price": "$/h",
-    "--confidence": "sure",
-    "--optimise": "for",
+    **{f"--{each.name.replace('_', '-')}": each.label for each in FIELDS},
+    "--optimise": "optimise",
     "with --with": "with o on screen 1",
     "--set ": "",
     "--plan: ": "",
 }
+KEYS = "enter applies, esc takes it back"
 
 
 def in_fields(text: str) -> str:
@@ -32,8 +67,16 @@ def in_fields(text: str) -> str:
 
 
 def price_hint(price: float | None) -> str:
-    """Return what stands in the empty field of prices: none, or the price of screen 1."""
+    """Return what holds while the field of prices is empty: none, or the price of screen 1."""
     return "none" if price is None else f"{price:g} (screen 1)"
+
+
+def summary_of(budget: Budget) -> str:
+    """Return a budget in a line."""
+    goal = f"{goal_words(budget)}, {percent(budget.confidence)} sure"
+    if not budget.required:
+        return "no limit is set"
+    return ", ".join(filter(None, (budget_words(budget), goal)))
 
 
 def budget_of(
@@ -58,3 +101,142 @@ def budget_of(
     if objective != Budget.optimise:  # what the field begins with is nothing that was asked for
         given["optimise"] = objective
     return parse_budget(given)
+
+
+class BudgetField(Input):
+    """A field of the budget; the footer says what ends it."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("enter", "submit", "apply"),
+        Binding("escape", "screen.leave", "take it back"),
+        Binding("tab", "app.focus_next", "next field"),
+    ]
+
+
+class BudgetForm(Vertical):
+    """The fields with their labels. While it is small and without focus, one line sums them up."""
+
+    @dataclass
+    class Changed(Message):
+        """The fields hold something else; `typing` says that more may follow."""
+
+        typing: bool = False
+
+    class Left(Message):
+        """The fields were left, with enter or escape."""
+
+    def __init__(self, limits: Mapping[str, str], *, id: str) -> None:
+        super().__init__(id=id, classes="panel")
+        self._limits = limits
+        self._before = ""  # what the field held that has the focus
+        self._price: float | None = None
+        self.border_title = "Budget"
+
+    def compose(self) -> ComposeResult:
+        yield Static(id="summary", markup=False)
+        with Grid(id="fields"):
+            for field in FIELDS:
+                start = self._limits.get(field.name, "")
+                with Horizontal(classes="row"):
+                    yield Label(field.label)
+                    yield BudgetField(
+                        start, id=f"field_{field.name}", classes="budget", compact=True
+                    )
+                    yield Static(field.empty, id=f"hint_{field.name}", classes="hint", markup=False)
+                if field.name == "max_latency":
+                    statistics = [(latency(each).noun, name) for name, each in STATISTICS]
+                    start = statistic(Budget.latency_percentile)  # what the command line takes too
+                    yield from self._choice("which latency", "statistic", statistics, start)
+            objectives = [(name, name) for name in OBJECTIVES]
+            yield from self._choice("optimise", "objective", objectives, Budget.optimise)
+
+    def _choice(
+        self, label: str, name: str, options: list[tuple[str, str]], start: str
+    ) -> ComposeResult:
+        with Horizontal(classes="row"):
+            yield Label(label)
+            yield Select(options, value=start, allow_blank=False, compact=True, id=name)
+
+    def on_mount(self) -> None:
+        self.border_subtitle = "b edits"
+        for field in FIELDS:
+            self._hint(field)
+
+    def set_price(self, price: float | None) -> None:
+        """Say which price holds while none is in the field."""
+        self._price = price
+        self.query_one("#hint_price", Static).update(price_hint(price))
+
+    def read(self) -> Budget:
+        """Return what the fields ask for. Raises UsageError."""
+        texts = {each.name: self.field(each.name).value for each in FIELDS}
+        budget = budget_of(
+            texts,
+            percentile=dict(STATISTICS)[str(self.query_one("#statistic", Select).value)],
+            objective=str(self.query_one("#objective", Select).value),
+            price=self._price,
+        )
+        self.query_one("#summary", Static).update(summary_of(budget))
+        return budget
+
+    def field(self, name: str) -> Input:
+        return self.query_one(f"#field_{name}", Input)
+
+    def enter(self) -> None:
+        """Go to the first field."""
+        self.add_class("open")
+        self.field(FIELDS[0].name).focus()
+
+    def _hint(self, field: Field) -> None:
+        self.query_one(f"#hint_{field.name}").display = not self.field(field.name).value
+
+    def take_back(self) -> None:
+        """Put back what the field held when it was entered."""
+        focused = self.screen.focused
+        if isinstance(focused, Input) and focused in self.query(".budget"):
+            focused.value = self._before
+
+    def on_descendant_focus(self, event: DescendantFocus) -> None:
+        self.add_class("open")
+        for field in FIELDS:
+            if event.widget.id == f"field_{field.name}":
+                self._before = self.field(field.name).value
+                self.border_subtitle = f"for example {field.example}. {KEYS}"
+                return
+        self.border_subtitle = "enter opens, tab goes on, esc leaves"
+
+    def on_descendant_blur(self, event: DescendantBlur) -> None:
+        self.border_subtitle = "b edits"
+        if isinstance(event.widget, Input):
+            event.widget.cursor_position = 0  # what is too long shows its beginning
+        self.call_after_refresh(self._close)
+
+    def _close(self) -> None:
+        focused = self.screen.focused
+        if focused is None or focused not in self.query("*"):
+            self.remove_class("open")
+
+    @on(Input.Changed, ".budget")
+    def _typed(self, event: Input.Changed) -> None:
+        event.stop()
+        for field in FIELDS:
+            if event.input.id == f"field_{field.name}":
+                self._hint(field)
+        self.post_message(self.Changed(typing=event.input.has_focus))
+
+    @on(Input.Blurred, ".budget")
+    @on(Select.Changed)
+    def _given(self, event: Message) -> None:
+        event.stop()
+        self.post_message(self.Changed())
+
+    @on(Input.Submitted, ".budget")
+    def _submitted(self, event: Input.Submitted) -> None:
+        event.stop()
+        self.post_message(self.Changed())
+        try:
+            self.read()
+        except UsageError:
+            return  # what is wrong stays where it can be mended
+        self._before = event.value
+        self.post_message(self.Left())

@@ -1,103 +1,183 @@
-"""What the Advice screen says of the answer and of a row, in the words of `ttscope advise`."""
+"""What the Answer panel says, in the words of `ttscope advise`, by the row that is looked at."""
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from textual.content import Content
 
 from traces.schema.advice import Recommendation
-from traces.schema.estimate import Estimate
-from traces.schema.formats import chance, with_interval
-from traces.schema.quantities import quantity
-from tui.screens.advice.rows import Candidate
-from tui.text.advice import closing_lines, near_miss_lines, present_lines, verdict_lines
-from tui.text.commands import command_lines
-from tui.text.layout import wrap
-from tui.text.show import policy_text
-
-ESTIMATES = (
-    "accuracy",
-    "latency_s",
-    "latency_p95_s",
-    "device_s",
-    "cost_usd",
-    "energy_j",
-    "tokens",
-    "flops",
+from traces.schema.formats import chance, counted, percent
+from tui.screens.advice.rows import PICK, PRESENT, Candidate, words_of
+from tui.text.advice import (
+    LABEL,
+    as_run_lines,
+    beside_lines,
+    closing_lines,
+    estimate_lines,
+    in_words,
+    near_miss_lines,
+    policy_lines,
+    present_lines,
+    verdict,
 )
-KINDS = {
-    "@": "system-optimal",
-    "+": "compute-optimal",
-    "f": "fewest FLOPs for its accuracy",
-    "o": "on the front",
-    "!": "near miss",
-    "P": "present, as it was recorded",
-}
-INDENT = 9
+from tui.text.commands import command_lines
+
+Kind = Literal["head", "text", "table", "command", "lists"]
 NO_LIMIT = (
     "No limit is set, so nothing is recommended. Set a limit, for example accuracy 0.75. Press b."
 )
 NO_CANDIDATE = (
-    "it is none of the candidates, so that no difference is known. Mark its recording as well"
+    "It is none of the candidates, so that no difference is known. Mark its recording as well."
 )
+EMPTY = """\
+No complete recording to learn from.
+
+  ttscope demo      measures the bundled models
+  ttscope record    measures a model and problems of yours
+
+Or press
+  1 and then o      to open recordings that are elsewhere
+  3 and then u      to watch a server that runs"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """Lines of one kind, which decides how they look."""
+
+    kind: Kind
+    lines: Sequence[str]
+
+
+def is_outline(answer: Recommendation) -> bool:
+    """Whether an answer is the closed form's, with nothing replayed yet."""
+    return answer.stages is not None and not answer.stages.replayed
+
+
+def first_estimate(answer: Recommendation) -> str:
+    """Return what a first estimate is, and how far off it may be."""
+    spread = None if answer.stages is None else answer.stages.spread
+    within = "" if spread is None else f", nine times in ten within {percent(spread)} of the replay"
+    return f"First estimate, by a formula{within}."
+
+
+def answer_sections(
+    answer: Recommendation, row: Candidate | None, *, width: int
+) -> tuple[list[Section], list[Section]]:
+    """Return what to run or what the row is, and apart from it why, what changes it and what next.
+
+    The second part is there for the pick alone, or where nothing fits or is required.
+    """
+    main: list[Section] = []
+    if is_outline(answer):
+        main.append(_text("text", first_estimate(answer), width))
+    pick = answer.system_optimal
+    if row is not None and PICK in row.roles and pick is not None:
+        return [*main, *_picked(answer, row, width)], _closing(answer, width)
+    rest: list[Section] = []
+    if not answer.budget.required:
+        main.append(_text("head", NO_LIMIT, width))
+    elif pick is None:
+        head = verdict(answer)[0]
+        if is_outline(answer):
+            head = "By the formula nothing fits the budget."
+        main.append(_text("head", head, width))
+        if answer.near_misses:
+            main.append(Section(kind="text", lines=[*near_miss_lines(answer, width)]))
+        rest = _closing(answer, width)
+    return [*main, *([] if row is None else _other(answer, row, width))], rest
 
 
 def answer_lines(answer: Recommendation, row: Candidate | None, *, width: int) -> list[str]:
-    """Return the verdict where nothing fits or is required, and what there is to say of the row."""
-    lines: list[str] = []
-    if not answer.budget.required:
-        lines += [*textwrap.wrap(NO_LIMIT, width), ""]
-    elif answer.system_optimal is None:
-        lines += [*verdict_lines(answer, width), *near_miss_lines(answer, width)]
-        lines += ["", *closing_lines(answer, width), ""]
-    return lines if row is None else [*lines, *row_lines(answer, row, width=width)]
+    """Return both parts as lines."""
+    main, rest = answer_sections(answer, row, width=width)
+    return _lines([*main, *rest])
 
 
-def row_lines(answer: Recommendation, row: Candidate, *, width: int) -> list[str]:
-    """Return what is expected of a row, its command and policy, and for the pick all the rest."""
-    picked = "@" in row.marks
-    lines = verdict_lines(answer, width) if picked else [_kind(answer, row)]
-    lines += wrap("expect", _numbers(row.pick.estimates), width=width, indent=INDENT)
+def _picked(answer: Recommendation, row: Candidate, width: int) -> Iterable[Section]:
+    head, *paragraphs = verdict(answer)
+    yield _text("head", head, width)
+    for each in paragraphs:
+        yield _text("text", each, width)
+    yield Section(kind="table", lines=[*estimate_lines(answer, width, letters=True)])
+    yield from _command(row, width)
+    if answer.present is not None:
+        yield Section(kind="text", lines=[*present_lines(answer.present, width)])
+    as_run = [*as_run_lines(answer, width)]
+    if as_run:
+        yield Section(kind="table", lines=as_run[1:])
+
+
+def _command(row: Candidate, width: int) -> Iterable[Section]:
+    policy = policy_lines(row.pick, width)
+    if row.pick.command:
+        yield Section(kind="command", lines=command_lines(row.pick.command, width=width))
+    yield Section(kind="text", lines=policy)
+
+
+def _other(answer: Recommendation, row: Candidate, width: int) -> Iterable[Section]:
+    """Say of a row that is not the pick what it is, beside the pick."""
+    pick, what = answer.system_optimal, words_of(row, answer.budget)
+    yield _text("head", in_words(row.pick, device=True), width)
+    told = f"{what[:1].upper()}{what[1:]}."
+    limited = answer.budget.limits() or answer.budget.rate_per_s is not None
+    if PRESENT not in row.roles and limited:
+        told += f" It is {chance(row.pick.probability_within_budget)} sure of every limit."
+    yield _text("text", told, width)
+    picks = [row.pick] if pick is None else [row.pick, pick]
+    heads = (f"{row.symbol} this one", "A system-optimal")
+    lines = beside_lines(answer.budget, picks, width, heads=heads)
+    yield Section(kind="table", lines=lines)
     run = row.pick.measured
     if run is not None and run.at_load:
-        text = f"{_numbers(run.estimates)} (in {run.recording}, {run.problems} problems)"
-        lines += wrap("measured", text, width=width, indent=INDENT)
-    if row.pick.command:
-        first, *rest = command_lines(row.pick.command, width=width, indent=INDENT)
-        lines += ["command".ljust(INDENT) + first.lstrip(), *rest]
-    lines += wrap("policy", policy_text(row.pick.policy), width=width, indent=INDENT)
-    if picked != ("+" in row.marks):
-        lines += _regret(answer, width)
-    if (picked or row.marks == "P") and answer.present is not None:
-        lines += present_lines(answer.present, width, required=answer.budget.required)
-    elif row.marks == "P":
-        lines += wrap("present", NO_CANDIDATE, width=width, indent=INDENT)
-    return [*lines, *closing_lines(answer, width)] if picked else lines
+        problems = counted(run.problems, "problem")
+        yield _text("text", f"It was run: {run.recording}, {problems}.", width)
+    yield from _command(row, width)
+    if row.roles == {PRESENT}:
+        if answer.present is None:
+            yield _text("text", NO_CANDIDATE, width)
+        else:
+            required = answer.budget.required
+            said = present_lines(answer.present, width, required=required)
+            yield Section(kind="text", lines=[*said])
 
 
-def _numbers(estimates: Mapping[str, Estimate | None]) -> str:
-    return " | ".join(
-        f"{quantity(name).noun} {with_interval(value)}"
-        for name in ESTIMATES
-        if (value := estimates.get(name)) is not None
-    )
+def _closing(answer: Recommendation, width: int) -> list[Section]:
+    return [Section(kind="lists", lines=closing_lines(answer, width))]
 
 
-def _kind(answer: Recommendation, row: Candidate) -> str:
-    kinds = ", ".join(KINDS[mark] for mark in row.marks if mark in KINDS)
-    if row.marks == "P":
-        return kinds
-    if not answer.budget.limits() and answer.budget.rate_per_s is None:
-        return f"{kinds}: no limit is given"
-    return f"{kinds}: {chance(row.pick.probability_within_budget)} sure of every limit"
+def _text(kind: Kind, text: str, width: int) -> Section:
+    return Section(kind=kind, lines=textwrap.wrap(text, width, break_on_hyphens=False))
 
 
-def _regret(answer: Recommendation, width: int) -> Iterator[str]:
-    differences = [
-        f"{quantity(name).noun} {with_interval(value, sign=True)}"
-        for name, value in answer.regret.items()
-        if value is not None
-    ]
-    if differences:
-        text = f"of compute-optimal (+): {' | '.join(differences)}"
-        yield from wrap("regret", text, width=width, indent=INDENT)
+def _lines(sections: Sequence[Section]) -> list[str]:
+    lines: list[str] = []
+    for section in sections:
+        lines += [*([""] if lines and section.kind != "text" else []), *section.lines]
+    return lines
+
+
+def styled(sections: Sequence[Section]) -> Content:
+    """Return sections in the colours of the theme."""
+    parts: list[Content] = []
+    for section in sections:
+        if parts and section.kind != "text":
+            parts.append(Content(""))
+        parts += [_styled(section.kind, place, line) for place, line in enumerate(section.lines)]
+    return Content("\n").join(parts)
+
+
+def _styled(kind: Kind, place: int, line: str) -> Content:
+    if kind == "head":
+        return Content.styled(line, "bold $text")
+    if kind == "table" and place == 0:
+        return Content.styled(line, "bold $text-muted")
+    if kind == "command":
+        return Content.styled(line, "$text-success")
+    if kind == "lists" and line[:1].strip():
+        title, rest = line[:LABEL], line[LABEL:]
+        return Content.assemble((title, "bold $text-accent"), rest)
+    return Content(line)

@@ -1,24 +1,32 @@
-"""The Advice screen's plot: axes, fronts, the present configuration and error bars as numbers."""
+"""What the Front panel draws: axes, points, both fronts, limits and an error bar, as numbers."""
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from traces.schema.advice import Pick
-from traces.schema.estimate import Estimate
-from traces.schema.formats import ABSENT, OUTSIDE, chance, compact, value_of
-from traces.schema.quantities import Quantity, quantity
-from traces.summary.run import Run
-from tui.screens.advice.rows import Candidate, pick_title
+from traces.schema.advice import Budget
+from traces.schema.quantities import Quantity, latency, quantity
+from tui.screens.advice.rows import Candidate, goal_of
+from tui.text.layout import fitting_ticks, log_ticks, with_room
 
-AXES = tuple(
-    map(
-        quantity,
-        ("latency_s", "latency_p95_s", "cost_usd", "device_s", "energy_j", "tokens", "flops"),
-    )
-)
+AXES = ("latency_s", "latency_p95_s", "cost_usd", "device_s", "energy_j", "tokens", "flops")
+FAR = 4.0  # times the least number that the largest is, from which an axis is logarithmic
+Line = tuple[list[float], list[float]]
+
+
+def axes(budget: Budget, rows: Sequence[Candidate]) -> list[Quantity]:
+    """Return what accuracy is drawn against, what is optimised first, as far as it is known."""
+    goal = goal_of(budget).name
+    first = "device_s" if goal == "throughput_problems_per_s" else goal
+    names = dict.fromkeys([first, latency(budget.latency_percentile).name, *AXES])
+    return [
+        quantity(name)
+        for name in names
+        if any(row.pick.estimates.get(name) is not None for row in rows)
+    ]
 
 
 def axis_title(axis: Quantity) -> str:
@@ -26,54 +34,11 @@ def axis_title(axis: Quantity) -> str:
     return axis.noun if axis.name in ("tokens", "flops") else f"{axis.noun} ({axis.unit})"
 
 
-def next_axis(rows: Sequence[Candidate], current: int) -> int:
-    """Return the next axis that any candidate has a number on."""
-    for step in range(1, len(AXES) + 1):
-        place = (current + step) % len(AXES)
-        if any(row.pick.estimates.get(AXES[place].name) is not None for row in rows):
-            return place
-    return current
-
-
-def with_fronts(rows: Sequence[Candidate]) -> list[Candidate]:
-    """Mark with `f` which of the candidates need the fewest FLOPs for their accuracy."""
-    places = {
-        row.key: (flops.value, accuracy.value)
-        for row in rows
-        if (flops := row.pick.estimates.get("flops")) is not None
-        and (accuracy := row.pick.estimates.get("accuracy")) is not None
-    }
-    marked = []
-    for row in rows:
-        place = places.get(row.key)
-        best = place is not None and not any(
-            (flops < place[0] and accuracy >= place[1])
-            or (flops <= place[0] and accuracy > place[1])
-            for flops, accuracy in places.values()
-        )
-        mark = "f" if best and row.marks != "!" else ""
-        marked.append(Candidate(marks=row.marks + mark, pick=row.pick))
-    return marked
-
-
-def present_candidate(run: Run, price_usd_per_device_hour: float | None = None) -> Candidate:
-    """Return a recorded run as a candidate with the mark P: its numbers are measured."""
-    from advisor.evidence.measured import measured_estimates
-
-    cost = run.cost_usd_per_problem
-    device = run.device_s_per_problem
-    if price_usd_per_device_hour is not None and device is not None:
-        cost = device.scaled(price_usd_per_device_hour / 3600, "USD")
-    assert run.policy is not None
-    return Candidate(
-        marks="P",
-        pick=Pick(
-            engine=run.engine,
-            policy=run.policy,
-            estimates={**measured_estimates(run), "cost_usd": cost},
-            probability_within_budget=float("nan"),
-        ),
-    )
+def next_axis(known: Sequence[Quantity], current: Quantity | None) -> Quantity | None:
+    """Return the axis after the current one."""
+    if current not in known:
+        return known[0] if known else None
+    return known[(known.index(current) + 1) % len(known)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,76 +51,77 @@ class Bar:
     y_half: float
 
 
-def points(
-    rows: Sequence[Candidate], axis: Quantity
-) -> Mapping[str, tuple[list[float], list[float]]]:
-    """Return an axis' number and the accuracy of the rows by their first mark."""
-    by_mark: dict[str, tuple[list[float], list[float]]] = {}
-    for row in rows:
-        x, y = row.pick.estimates.get(axis.name), row.pick.estimates.get("accuracy")
-        if x is not None and y is not None:
-            xs, ys = by_mark.setdefault(row.marks[0], ([], []))
-            xs.append(x.value)
-            ys.append(y.value)
-    return by_mark
+@dataclass(frozen=True, kw_only=True)
+class Plane:
+    """Accuracy against an axis, which is logarithmic where numbers lie far apart."""
+
+    axis: Quantity
+    log: bool
+
+    @classmethod
+    def of(cls, rows: Sequence[Candidate], axis: Quantity) -> Plane:
+        xs = [each.value for row in rows if (each := row.pick.estimates.get(axis.name))]
+        return cls(axis=axis, log=bool(xs) and min(xs) > 0 and max(xs) > FAR * min(xs))
+
+    def x(self, value: float) -> float:
+        """Return where a number of the axis lies."""
+        return math.log10(value) if self.log else value
+
+    def place(self, row: Candidate) -> tuple[float, float] | None:
+        x, y = (row.pick.estimates.get(name) for name in (self.axis.name, "accuracy"))
+        return None if x is None or y is None else (self.x(x.value), y.value)
+
+    def points(self, rows: Sequence[Candidate]) -> Mapping[str, Line]:
+        """Return the places of the rows by their symbol."""
+        by_symbol: dict[str, Line] = {}
+        for row in rows:
+            place = self.place(row)
+            if place is not None:
+                for values, value in zip(
+                    by_symbol.setdefault(row.symbol, ([], [])), place, strict=True
+                ):
+                    values.append(value)
+        return by_symbol
+
+    def front(self, rows: Sequence[Candidate], role: str) -> Line:
+        """Return a front's places by accuracy: where it turns back, it is dear on this axis."""
+        found = [self.place(row) for row in rows if role in row.roles]
+        places = sorted((y, x) for x, y in filter(None, found))
+        return [x for _, x in places], [y for y, _ in places]
+
+    def error_bar(self, row: Candidate) -> Bar | None:
+        """Return a candidate's error bar, None where an end of it is not known."""
+        place, halves = self.place(row), []
+        for name, at in ((self.axis.name, self.x), ("accuracy", float)):
+            estimate = row.pick.estimates.get(name)
+            if estimate is None or estimate.low is None or estimate.high is None:
+                return None
+            if at == self.x and self.log and estimate.low <= 0:
+                return None
+            halves.append((at(estimate.high) - at(estimate.low)) / 2)
+        assert place is not None
+        return Bar(x=place[0], y=place[1], x_half=halves[0], y_half=halves[1])
+
+    def ticks(self, low: float, high: float, columns: int) -> list[float]:
+        """Return where ticks lie whose labels stand apart."""
+        if self.log:
+            return [self.x(each) for each in log_ticks(10**low, 10**high, columns)]
+        return fitting_ticks(low, high, columns)
+
+    def room(self, xs: Sequence[float]) -> tuple[float, float]:
+        """Return limits of the axis around places."""
+        if not self.log:
+            return with_room(xs)
+        room = 0.08 * (max(xs) - min(xs))
+        return min(xs) - room, max(xs) + room
 
 
-def error_bar(row: Candidate, axis: Quantity) -> Bar | None:
-    """Return a candidate's error bar, None where an end of it is not known."""
-    x, y = row.pick.estimates.get(axis.name), row.pick.estimates.get("accuracy")
-    if x is None or y is None or x.low is None or x.high is None:
-        return None
-    if y.low is None or y.high is None:
-        return None
-    return Bar(x=x.value, y=y.value, x_half=(x.high - x.low) / 2, y_half=(y.high - y.low) / 2)
-
-
-def gone_lines(paths: Sequence[Path], width: int) -> list[str]:
-    """Return a line that names the recordings whose folders are gone, none where none is."""
-    if not paths:
-        return []
-    names = ", ".join(path.name for path in paths)
-    text = f"no longer there, so left out: {names}"
-    return [text if len(text) <= width else f"{text[: width - 1]}…"]
-
-
-def pick_rows(
-    rows: Sequence[Candidate], numbers: Sequence[tuple[str, str]], width: int
-) -> tuple[list[str], list[list[str]]]:
-    """Return the headers and cells of the table of picks in a width.
-
-    `numbers` are headers with estimates' names. They stay whole: where there is no room, it is the
-    configurations that are cut.
-    """
-    headers = ["", "configuration", *(header for header, _ in numbers), "sure"]
-    cells = [
-        [
-            row.marks,
-            pick_title(row.pick),
-            *(cell(row.pick.estimates.get(name)) for _, name in numbers),
-            chance(row.pick.probability_within_budget),
-        ]
-        for row in rows
-    ]
-    wide = [max(map(len, column)) for column in zip(headers, *cells, strict=True)]
-    room = max(width - sum(wide) + wide[1] - 2 * len(wide), len("config"))
-    if room < len(headers[1]):
-        headers[1] = "config"
-    return headers, [[marks, _cut(title, room), *rest] for marks, title, *rest in cells]
-
-
-def _cut(text: str, width: int) -> str:
-    """Return a text without its middle where it is too long: it ends with the policy."""
-    if len(text) <= width:
-        return text
-    tail = (width - 1) // 2
-    return f"{text[: width - 1 - tail]}…{text[len(text) - tail :]}"
-
-
-def cell(estimate: Estimate | None) -> str:
-    """Return a number of the table, marked where it lies outside what was measured."""
-    if estimate is None:
-        return ABSENT
-    if estimate.unit == "1":
-        return value_of(estimate)
-    return compact(estimate.value) + (OUTSIDE if estimate.extrapolated else "")
+def dotted(line: Line, x_gap: float, y_gap: float) -> Line:
+    """Return points along a line so far apart, of which the larger share of a gap counts."""
+    xs: list[float] = []
+    ys: list[float] = []
+    for (x0, y0), (x1, y1) in itertools.pairwise(zip(*line, strict=True)):
+        steps = max(int(max(abs(x1 - x0) / x_gap, abs(y1 - y0) / y_gap)), 1)
+        xs += [x0 + (x1 - x0) * at / steps for at in range(steps)]
+        ys += [y0 + (y1 - y0) * at / steps for at in range(steps)]
+    return xs, ys

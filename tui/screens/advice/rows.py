@@ -1,19 +1,45 @@
-"""The candidates of an answer as rows of the screen."""
+"""The candidates of an answer as rows of the screen, and what each of them is."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from traces.schema.advice import Pick, Recommendation
+from traces.schema.advice import Budget, Pick, Recommendation
+from traces.schema.formats import chance, value_of
+from traces.schema.quantities import Quantity, latency, objective, quantity, statistic
+from traces.summary.run import Run
 from tui.text.layout import model_name
 from tui.text.show import policy_text
+
+PICK, RIVAL, FRONT, FLOPS, MISS, PRESENT = "pick", "rival", "front", "flops", "miss", "present"
+SYMBOLS = {  # by what a row is, the first that it is; letters are those of the report
+    (PICK,): "A",
+    (RIVAL,): "B",
+    (PRESENT,): "◆",
+    (FRONT, FLOPS): "◉",
+    (FRONT,): "●",
+    (FLOPS,): "○",
+    (MISS,): "×",
+}
+COLOURS = {  # of the theme
+    "A": "success",
+    "B": "accent",
+    "◆": "secondary",
+    "◉": "primary",
+    "●": "primary",
+    "○": "accent",
+    "×": "error",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """A row of the Advice table: marks (@ system-optimal, + compute-optimal) and the pick."""
+    """A row of the Advice table: a configuration, and all that it is."""
 
-    marks: str
+    roles: frozenset[str]
     pick: Pick
 
     @property
@@ -21,37 +47,198 @@ class Candidate:
         """Return what stays the same when the row is computed again."""
         return f"{self.pick.engine.key()} {self.pick.policy.key()}"
 
+    @property
+    def symbol(self) -> str:
+        """Return how it is drawn."""
+        return next(sign for roles, sign in SYMBOLS.items() if self.roles >= {*roles})
+
 
 def candidates(advice: Recommendation) -> list[Candidate]:
-    """Return the system-optimal pick, then the front by latency, then the compute-optimal."""
+    """Return the picks, then both fronts by accuracy, then the near misses, each once."""
+    listed = [
+        (PICK, advice.system_optimal),
+        (RIVAL, advice.compute_optimal),
+        *((FRONT, pick) for pick in advice.pareto),
+        *((FLOPS, pick) for pick in advice.compute_pareto),
+        *((MISS, miss.pick) for miss in advice.missed),
+    ]
     rows: dict[str, Candidate] = {}
-    chosen = [("@", advice.system_optimal), ("+", advice.compute_optimal)]
-    front = sorted(advice.pareto, key=lambda pick: _estimate(pick, "latency_s"))
-    missed = [("!", miss.pick) for miss in advice.missed]
-    for mark, pick in [chosen[0], *(("o", pick) for pick in front), chosen[1], *missed]:
-        if pick is None:
-            continue
-        row = Candidate(marks=mark, pick=pick)
-        earlier = rows.get(row.key)
-        marks = mark if earlier is None else earlier.marks + mark
-        chosen_pick = pick  # the fronts' copies do not say what was run
-        if earlier is not None and pick.measured is None:
-            chosen_pick = earlier.pick
-        rows[row.key] = Candidate(marks="".join(dict.fromkeys(marks)), pick=chosen_pick)
-    return list(rows.values())
+    for role, pick in listed:
+        if pick is not None:
+            row = Candidate(roles=frozenset({role}), pick=pick)
+            earlier = rows.get(row.key)
+            if earlier is not None:
+                # The picks come first: the fronts' copies do not say what was run.
+                row = Candidate(roles=earlier.roles | {role}, pick=earlier.pick)
+            rows[row.key] = row
+    order = [row for row in rows.values() if row.roles & {PICK, RIVAL}]
+    rest = [row for row in rows.values() if row not in order]
+    rest.sort(key=lambda row: (row.roles == {MISS}, _value(row.pick, "accuracy")))
+    return [*order, *rest]
 
 
-def _estimate(pick: Pick, name: str) -> float:
+def _value(pick: Pick, name: str) -> float:
     estimate = pick.estimates.get(name)
-    return float("inf") if estimate is None else estimate.value
+    return math.inf if estimate is None else estimate.value
 
 
-def pick_title(pick: Pick) -> str:
-    """Return model, engine, device where it is not a recorded one, and policy in short."""
-    where = "" if pick.prior is None else f" {pick.prior}"
-    return f"{model_name(pick.engine.model)} {pick.engine.label()}{where} {pick.policy.label()}"
+def present_candidate(run: Run, price_usd_per_device_hour: float | None = None) -> Candidate:
+    """Return a recorded run as a candidate: its numbers are measured."""
+    from advisor.evidence.measured import measured_estimates
+
+    cost = run.cost_usd_per_problem
+    device = run.device_s_per_problem
+    if price_usd_per_device_hour is not None and device is not None:
+        cost = device.scaled(price_usd_per_device_hour / 3600, "USD")
+    assert run.policy is not None
+    return Candidate(
+        roles=frozenset({PRESENT}),
+        pick=Pick(
+            engine=run.engine,
+            policy=run.policy,
+            estimates={**measured_estimates(run), "cost_usd": cost},
+            probability_within_budget=float("nan"),
+        ),
+    )
+
+
+# What rows are, in words.
+
+
+def goal_of(budget: Budget) -> Quantity:
+    """Return what the front of an answer is optimal in; beside accuracy that is the latency."""
+    if budget.optimise == "accuracy":
+        return latency()
+    return objective(budget.optimise, budget.latency_percentile)
+
+
+def names_of(budget: Budget) -> dict[str, str]:
+    """Return what the symbols mean."""
+    front = f"front by {goal_of(budget).noun}"
+    return {
+        "A": "system-optimal",
+        "B": "compute-optimal",
+        "◆": "present, as measured",
+        "◉": "on both fronts",
+        "●": front,
+        "○": "front by FLOPs",
+        "×": "misses a limit",
+    }
+
+
+def words_of(row: Candidate, budget: Budget) -> str:
+    """Return all that a row is, in words."""
+    names = names_of(budget)
+    parts = []
+    if {PICK, RIVAL} <= row.roles:
+        parts = ["system- and compute-optimal"]
+    elif row.roles & {PICK, RIVAL, PRESENT}:
+        parts = [names[row.symbol]]
+    if {FRONT, FLOPS} <= row.roles:
+        parts.append(names["◉"])
+    else:
+        on = [sign for role, sign in ((FRONT, "●"), (FLOPS, "○")) if role in row.roles]
+        parts += [f"on the {names[sign]}" for sign in on]
+    parts += [names["×"]] if MISS in row.roles else []
+    return ", ".join(parts)
+
+
+# The table.
+
+
+def shown_quantities(budget: Budget, rows: Sequence[Candidate]) -> list[Quantity]:
+    """Return the quantities that have a column, the most wanted first."""
+    goal = objective(budget.optimise, budget.latency_percentile)
+    names = ["accuracy", latency(budget.latency_percentile).name, goal.name, "device_s", "tokens"]
+    names += ["flops", "latency_s", "latency_p95_s", "cost_usd", "energy_j"]
+    return [
+        quantity(name)
+        for name in dict.fromkeys(names)
+        if any(row.pick.estimates.get(name) is not None for row in rows)
+    ]
+
+
+SHORT = 60  # columns below which heads are shortened
+SHORT_HEADS = {latency(each).noun: statistic(each) for each in (None, 50, 95, 99)}
+
+
+def table_of(
+    rows: Sequence[Candidate], budget: Budget, width: int
+) -> tuple[list[str], list[list[str]]]:
+    """Return the headers and cells of the table of rows in a width.
+
+    Numbers stay whole: columns are left out where there is no room for them. Configurations go
+    without their engine where that leaves them apart, and else are cut in their middle.
+    """
+    common = _common([row.pick.engine.label().split() for row in rows])
+    names = [pick_title(row.pick, without=common) for row in rows]
+    shorten = width < SHORT
+    titles = [
+        (
+            SHORT_HEADS.get(each.noun, each.noun) if shorten else each.noun,
+            [value_of(row.pick.estimates.get(each.name)) for row in rows],
+        )
+        for each in shown_quantities(budget, rows)
+    ]
+    titles.insert(2, ("sure", [chance(row.pick.probability_within_budget) for row in rows]))
+    wanted = min(max(map(len, names), default=0), 26)
+    room = width - 3 - 2  # the symbol, and the room around the configuration
+    columns: list[tuple[str, list[str]]] = []
+    for place, (title, cells) in enumerate(titles):
+        wide = max(map(len, [title, *cells])) + 2
+        if place > 2 and room - wide < wanted:
+            break
+        columns.append((title, cells))
+        room -= wide
+    if columns[2:3]:  # how sure it is ends the row
+        columns.append(columns.pop(2))
+    heads = ["", "configuration" if room >= 13 else "config", *(title for title, _ in columns)]
+    short = [pick_title(row.pick, without=row.pick.engine.label().split()) for row in rows]
+    names = [
+        brief if len(name) > room >= len(brief) and short.count(brief) == 1 else name
+        for name, brief in zip(names, short, strict=True)
+    ]
+    table = [
+        [row.symbol, _cut(name, max(room, 6)), *(column[place] for _, column in columns)]
+        for place, (row, name) in enumerate(zip(rows, names, strict=True))
+    ]
+    return heads, table
+
+
+def _cut(text: str, width: int) -> str:
+    """Return a text without its middle where it is too long: it ends with the policy."""
+    if len(text) <= width:
+        return text
+    tail = (width - 1) // 2
+    return f"{text[: width - 1 - tail]}…{text[len(text) - tail :]}"
+
+
+def pick_title(pick: Pick, *, without: Collection[str] = ()) -> str:
+    """Return model, engine, device where it is not a recorded one, and policy in short.
+
+    `without` are words of the engine that go without saying.
+    """
+    engine = " ".join(word for word in pick.engine.label().split() if word not in without)
+    words = (model_name(pick.engine.model), engine, pick.prior or "", pick.policy.label())
+    return " ".join(filter(None, words))
+
+
+def _common(labels: Sequence[Sequence[str]]) -> frozenset[str]:
+    """Return the words that all of several labels have."""
+    if len(labels) < 2:
+        return frozenset()
+    return frozenset.intersection(*map(frozenset, labels))
 
 
 def paste_text(pick: Pick) -> str:
     """Return what `c` copies: the command and the policy as a comment."""
     return f"{pick.command or '# no command'}\n# policy: {policy_text(pick.policy)}\n"
+
+
+def gone_lines(paths: Sequence[Path], width: int) -> list[str]:
+    """Return a line that names the recordings whose folders are gone, none where none is."""
+    if not paths:
+        return []
+    names = ", ".join(path.name for path in paths)
+    text = f"no longer there, so left out: {names}"
+    return [text if len(text) <= width else f"{text[: width - 1]}…"]

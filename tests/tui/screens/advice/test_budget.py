@@ -29,12 +29,12 @@ def test_fields_are_a_budget():
 @pytest.mark.parametrize(
     ("name", "text", "told"),
     [
-        ("gpus", "1.5", "GPUs <= 1.5: wants a whole number"),
-        ("gpus", "0", "GPUs <= 0: wants at least 1"),
-        ("confidence", "often", "sure often: is not understood"),
-        ("confidence", "100%", "sure 1: wants a share"),
-        ("max_cost", "2", "cost <= 2: is not understood"),
-        ("price", "x", "$/h x: wants USD per device-hour"),
+        ("gpus", "1.5", "GPUs at most 1.5: wants a whole number"),
+        ("gpus", "0", "GPUs at most 0: wants at least 1"),
+        ("confidence", "often", "sure at least often: is not understood"),
+        ("confidence", "100%", "sure at least 1: wants a share"),
+        ("max_cost", "2", "cost at most 2: is not understood"),
+        ("price", "x", "price x: wants USD per device-hour"),
     ],
 )
 def test_mistakes_are_told_in_the_names_of_the_fields(name, text, told):
@@ -50,5 +50,7 @@ def test_errors_name_no_option_that_a_screen_lacks():
     assert told_here("--set n=4: give engine.FIELD=VALUE") == "n=4: give engine.FIELD=VALUE"
     with pytest.raises(UsageError) as error:
         limits_of_budget(read(max_cost="$1"), prices=UNKNOWN, joules=UNKNOWN)
-    assert in_fields(str(error.value)).startswith("cost <= in USD needs $/h, such as $/h 2.5")
+    assert in_fields(str(error.value)).startswith(
+        "cost at most in USD needs price, such as price 2.5"
+    )
     assert "--" not in in_fields(str(error.value))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from tests.tui.fake_advisor import LARGE, SMALL, FakeAdvisor
-from traces.schema.advice import Budget
+from traces.schema.advice import Budget, Stages
 from tui.screens.advice.pick import answer_lines
-from tui.screens.advice.rows import Candidate, candidates
+from tui.screens.advice.rows import PRESENT, Candidate, candidates
 from tui.text.advice import advice_lines
 
 
@@ -28,19 +30,24 @@ def test_the_pick_is_told_in_the_words_of_advise(present):
         assert line in text.splitlines()
     assert "With --min-accuracy below 0.900, or sooner, small greedy is better" in text
     assert "9 of 12 candidates meet the budget. Ruled out: 3 (does not fit" in text
-    assert "latency 3.20 s*" in text
+    assert "90 % intervals  A system-optimal         B compute-optimal         differ" in text
+    assert "mean latency    1.60 s [1.44, 1.76]      400 ms [360, 440]         -75.0 %" in text
     assert "vllm serve large" in text
-    assert "regret" in text
     assert ("Your present configuration, small" in text) == (present is not None)
     assert "Why" not in text_of(answer, other)
-    assert text_of(answer, other).startswith("on the front, compute-optimal: 93 % sure of")
+    text = text_of(answer, other)
+    assert text.startswith(
+        "small with one sample, greedy\nCompute-optimal, on both fronts. It is 93"
+    )
+    assert "90 % intervals  B this one                A system-optimal" in text
 
 
 def test_what_runs_today_is_the_best_or_what_it_has_more():
-    today = Candidate(marks="P", pick=SMALL)
+    today = Candidate(roles=frozenset({PRESENT}), pick=SMALL)
     worse = FakeAdvisor([]).recommend(Budget(), (SMALL.engine, SMALL.policy))
     text = text_of(worse, today)
-    assert "93 % sure of the\n  limits. Compared with the recommendation:\n" in text
+    told = " ".join(text.split())
+    assert "is 93 % sure of the limits. Compared with the recommendation:" in told
     assert "p95 latency +12.5 s [+11.2, +13.8]" in text
     best = FakeAdvisor([]).recommend(Budget(), (LARGE.engine, LARGE.policy))
     assert "already best" in text_of(best, candidates(best)[0])
@@ -48,11 +55,41 @@ def test_what_runs_today_is_the_best_or_what_it_has_more():
     assert "none of the candidates" in text_of(unknown, today)
 
 
+@pytest.mark.parametrize("budget", [Budget(required=False), Budget(rate_per_s=2.0, required=False)])
+def test_an_empty_budget_asks_for_a_limit_and_recommends_nothing(budget):
+    answer = dataclasses.replace(
+        FakeAdvisor([]).recommend(budget), system_optimal=None, compute_optimal=None, regret={}
+    )
+    for row in candidates(answer):
+        assert text_of(answer, row).startswith("No limit is set, so nothing is recommended.")
+        assert not any(line.startswith("Run ") for line in text_of(answer, row).splitlines())
+
+
+def test_a_first_estimate_says_so_and_has_no_intervals():
+    def alone(pick):
+        values = {
+            name: None if each is None else dataclasses.replace(each, low=None, high=None)
+            for name, each in pick.estimates.items()
+        }
+        return dataclasses.replace(pick, estimates=values, command=None)
+
+    answer = dataclasses.replace(
+        FakeAdvisor([]).recommend(Budget(min_accuracy=0.8)),
+        system_optimal=alone(LARGE), compute_optimal=alone(SMALL), regret={}, reasons=(),
+        stages=Stages(screened=12, replayed=0, spread=0.0998, first=None),
+    )  # fmt: skip
+    text = text_of(answer, candidates(answer)[0])
+    told = "First estimate, by a formula, nine times in ten within 10 % of the replay."
+    assert text.startswith(f"{told}\n\nRun large with 4 samples")
+    assert "first estimate  A system-optimal" in text
+    assert "1.60 s" in text and "[" not in text and "vllm serve" not in text
+
+
 def test_nothing_fits_names_the_nearest():
     answer = FakeAdvisor([]).recommend(Budget(max_latency_s=0.1))
     (miss,) = candidates(answer)
-    assert miss.marks == "!"
+    assert miss.symbol == "×"
     text = text_of(answer, miss)
     assert text.startswith("Nothing fits the budget: mean latency of at most 100 ms.")
-    assert "mean latency: wanted 100 ms, nearest 600 ms [540, 660] with" in text
-    assert "near miss: 93 % sure of every limit" in text
+    assert "mean latency: wanted 100 ms, nearest 600 ms [540, 660] by" in text
+    assert "Misses a limit. It is 93 % sure of every limit." in text

@@ -1,64 +1,106 @@
+"""What the Front panel draws, and what its rows are."""
+
 from __future__ import annotations
+
+import dataclasses
 
 import pytest
 
 from tests.traces.synthetic import simulate, write_recording
-from tests.tui.fake_advisor import LARGE, SMALL, FakeAdvisor
+from tests.tui.fake_advisor import LARGE, FakeAdvisor, estimate
 from traces.errors import UsageError
 from traces.schema.advice import Budget
-from tui.screens.advice.plot import (
-    AXES,
-    error_bar,
-    next_axis,
-    points,
+from traces.schema.quantities import quantity
+from tui.screens.advice.plot import AXES, Plane, axes, axis_title, dotted, next_axis
+from tui.screens.advice.rows import (
+    COLOURS,
+    FLOPS,
+    FRONT,
+    MISS,
+    SYMBOLS,
+    candidates,
+    names_of,
     present_candidate,
-    with_fronts,
+    words_of,
 )
-from tui.screens.advice.rows import candidates
 from tui.screens.advice.what_if import what_if
 from tui.screens.entries import load
 from tui.text.advice import limit_on
 
+BUDGET = Budget(min_accuracy=0.7)
+LATENCY, FLOPS_AXIS = quantity("latency_s"), quantity("flops")
+
 
 @pytest.fixture(scope="module")
 def rows():
-    return with_fronts(candidates(FakeAdvisor([]).recommend(Budget())))
+    return candidates(FakeAdvisor([]).recommend(BUDGET))
 
 
 def test_points_error_bars_and_axes(rows):
-    assert points(rows, AXES[0]) == {"@": ([1.6], [0.93]), "o": ([0.4], [0.71])}
-    bar = error_bar(rows[0], AXES[0])
+    plane = Plane(axis=LATENCY, log=False)
+    assert plane.points(rows) == {"A": ([1.6], [0.93]), "B": ([0.4], [0.71])}
+    bar = plane.error_bar(rows[0])
     assert (bar.x, bar.x_half) == (1.6, pytest.approx(0.16))
-    assert error_bar(rows[0], AXES[2]) is None
-    seen = [0]
-    for _ in range(5):
-        seen.append(next_axis(rows, seen[-1]))
-    assert [AXES[each].name for each in seen[:5]] == [
+    assert Plane(axis=quantity("cost_usd"), log=False).error_bar(rows[0]) is None
+    known = axes(BUDGET, rows)
+    assert [each.name for each in known] == [
         "latency_s", "latency_p95_s", "device_s", "tokens", "flops",
     ]  # fmt: skip
-    assert seen[5] == 0
+    assert next_axis(known, known[-1]) == known[0]
+    by_p95 = axes(dataclasses.replace(BUDGET, latency_percentile=95), rows)
+    assert by_p95[0].name == "latency_p95_s"  # what is optimised
+    assert axis_title(by_p95[0]) == "p95 latency (s)"
 
 
-def test_fewest_flops_are_marked(rows):
-    assert [row.marks for row in rows] == ["@of", "o+f"]
-    dearer = [*rows, type(rows[0])(marks="o", pick=type(LARGE)(**{
-        **vars(SMALL), "command": None,
-        "estimates": {**SMALL.estimates, "flops": LARGE.estimates["flops"]},
-        "engine": LARGE.engine,
-    }))]  # fmt: skip
-    assert with_fronts(dearer)[2].marks == "o"
+def test_numbers_that_lie_far_apart_have_a_logarithmic_axis(rows):
+    assert not Plane.of(rows, FLOPS_AXIS).log
+    far = [
+        dataclasses.replace(
+            row,
+            pick=dataclasses.replace(
+                row.pick, estimates=row.pick.estimates | {"flops": estimate(value, "FLOP")}
+            ),
+        )
+        for row, value in zip(rows, (1e11, 1e8), strict=True)
+    ]
+    plane = Plane.of(far, FLOPS_AXIS)
+    assert plane.points(far)["A"] == ([pytest.approx(11)], [0.93])
+    left, right = plane.room([8.0, 11.0])
+    places = plane.ticks(left, right, 40)
+    assert left < 8 and right > 11 and all(left <= each <= right for each in places)
+    assert {8.0, 9.0, 10.0, 11.0} <= {round(each, 6) for each in places}
+
+
+def test_fronts_are_joined_by_accuracy(rows):
+    plane = Plane(axis=LATENCY, log=False)
+    assert plane.front(rows, FRONT) == ([0.4, 1.6], [0.71, 0.93])
+    assert plane.front(rows, MISS) == ([], [])
+    xs, ys = dotted(([0.0, 1.0], [0.0, 0.2]), 0.25, 0.1)
+    assert (xs, ys) == ([0.0, 0.25, 0.5, 0.75], pytest.approx([0.0, 0.05, 0.1, 0.15]))
+
+
+def test_rows_say_what_they_are(rows):
+    assert [row.symbol for row in rows] == ["A", "B"]
+    assert [words_of(row, BUDGET) for row in rows] == [
+        "system-optimal, on both fronts", "compute-optimal, on both fronts",
+    ]  # fmt: skip
+    other = dataclasses.replace(rows[0], roles=frozenset({FLOPS}))
+    assert (other.symbol, words_of(other, BUDGET)) == ("○", "on the front by FLOPs")
+    named = names_of(dataclasses.replace(BUDGET, latency_percentile=95))
+    assert named["●"] == "front by p95 latency"
+    assert {*named} == {*SYMBOLS.values()} == {*COLOURS}
 
 
 def test_limits_stand_on_their_axis():
     budget = Budget(max_latency_s=2.0, latency_percentile=95, max_device_s=3.0)
-    assert [limit_on(budget, axis) for axis in AXES[:4]] == [None, 2.0, None, 3.0]
-    assert limit_on(budget, AXES[5]) is None
+    assert [limit_on(budget, quantity(axis)) for axis in AXES[:4]] == [None, 2.0, None, 3.0]
+    assert limit_on(budget, quantity("tokens")) is None
 
 
 def test_the_present_is_what_was_measured(tmp_path):
     (entry,) = load(write_recording(tmp_path / "a", simulate(problems=8, n=4)).path)
     row = present_candidate(entry.run, 3600.0)
-    assert row.marks == "P"
+    assert row.symbol == "◆"
     assert row.pick.estimates["accuracy"] == entry.run.accuracy
     assert row.pick.estimates["cost_usd"].value == entry.run.device_s_per_problem.value
     with pytest.raises(UsageError, match="no recording of large"):

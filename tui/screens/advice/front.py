@@ -1,0 +1,236 @@
+"""The Front panel: both fronts in a plot, and what is on them in a table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from rich.text import Text
+from textual import on
+from textual.app import ComposeResult
+from textual.containers import Horizontal, Vertical
+from textual.content import Content
+from textual.events import Resize
+from textual.message import Message
+from textual.widgets import DataTable, Static
+from textual_plot import HiResMode
+
+from traces.schema.advice import Budget, Recommendation
+from traces.schema.quantities import Quantity
+from tui.screens.advice.plot import Plane, axes, axis_title, dotted, next_axis
+from tui.screens.advice.rows import COLOURS, FLOPS, FRONT, Candidate, names_of, table_of
+from tui.text.advice import limit_on
+from tui.text.layout import ticks, with_room
+from tui.widgets.scatter import Scatter
+
+TALL = 12  # rows of the plot from which it has labels at its axes
+TABLE_SHARE = 0.6  # of the width, at most
+LEAST_PLOT = 28
+EDGE = 2  # a scroll bar
+JOINTS = {"●": "─", "○": "┈"}  # of the fronts, in the legend
+
+
+JustifyMethod = Literal["left", "right"]
+
+
+class FrontPanel(Vertical):
+    """Shows an answer's candidates; the row under the cursor has its error bar in the plot."""
+
+    @dataclass
+    class RowChanged(Message):
+        """Another row is looked at."""
+
+    def __init__(self, *, id: str) -> None:
+        super().__init__(id=id, classes="panel")
+        self.rows: list[Candidate] = []
+        self._answer: Recommendation | None = None
+        self._axis: Quantity | None = None
+        self._goal: Quantity | None = None  # what was drawn first, until another axis is chosen
+        self.border_title = "Front"
+
+    def compose(self) -> ComposeResult:
+        with Horizontal(id="middle"):
+            yield Scatter(id="scatter")
+            yield DataTable[Text](id="picks", cursor_type="row")
+        yield Static(id="legend", markup=False)
+
+    def on_mount(self) -> None:
+        self.plot.margin_left = 7
+        self.app.theme_changed_signal.subscribe(self, lambda _: self._recolour())
+
+    @property
+    def plot(self) -> Scatter:
+        return self.query_one(Scatter)
+
+    @property
+    def table(self) -> DataTable[Text]:
+        return self.query_one("#picks", DataTable)
+
+    @property
+    def axis(self) -> Quantity | None:
+        return self._axis
+
+    @property
+    def selected(self) -> Candidate | None:
+        """The row under the cursor."""
+        row = self.table.cursor_row
+        return self.rows[row] if 0 <= row < len(self.rows) else None
+
+    def clear(self) -> None:
+        self.rows, self._answer = [], None
+        self.table.clear(columns=True)
+        self.plot.clear()
+        self.query_one("#legend", Static).update("")
+        self.border_title, self.border_subtitle = "Front", ""
+
+    def show(self, answer: Recommendation, rows: Sequence[Candidate]) -> None:
+        """Show an answer; the cursor stays on its configuration where that is there."""
+        at = self.selected
+        first = self._answer is None
+        self._answer, self.rows = answer, [*rows]
+        known = axes(answer.budget, rows)
+        goal = known[0] if known else None
+        if goal != self._goal or self._axis not in known:
+            self._axis = self._goal = goal
+        keys = [row.key for row in rows]
+        self._fill(0 if first or at is None or at.key not in keys else keys.index(at.key))
+        out = sum(answer.infeasible.values())
+        met = f"{answer.candidates - out:,} of {answer.candidates:,} candidates"
+        self.border_subtitle = f"{met} meet the budget" if answer.budget.required else met
+        self.draw()
+
+    def next_axis(self) -> None:
+        """Draw accuracy against the next thing that is known."""
+        if self._answer is not None:
+            self._axis = next_axis(axes(self._answer.budget, self.rows), self._axis)
+            self.draw()
+
+    @on(Resize)
+    def _recolour(self) -> None:
+        if self._answer is not None:
+            self._fill(self.table.cursor_row)
+            self.draw()
+
+    def _fill(self, row: int) -> None:
+        assert self._answer is not None
+        table, width = self.table, self.size.width
+        room = max(int(width * TABLE_SHARE), min(width - LEAST_PLOT, 50)) - EDGE
+        heads, cells = table_of(self.rows, self._answer.budget, room)
+        with self.prevent(DataTable.RowHighlighted):
+            table.clear(columns=True)
+            for at, head in enumerate(heads):  # measured here: the table would draw twice
+                wide = max(map(len, [head, *(each[at] for each in cells)]))
+                justify: JustifyMethod = "left" if at < 2 else "right"
+                table.add_column(Text(head, justify=justify), width=wide)
+            for each, candidate in zip(cells, self.rows, strict=True):
+                style = f"bold {self._colour(candidate.symbol)}"
+                symbol = Text(each[0], style=style)
+                others = [
+                    Text(text, justify="left" if at == 0 else "right")
+                    for at, text in enumerate(each[1:])
+                ]
+                table.add_row(symbol, *others)  # without keys: the present one may stand twice
+            table.move_cursor(row=min(max(row, 0), max(len(self.rows) - 1, 0)))
+
+    def _colour(self, symbol: str) -> str:
+        return self.app.theme_variables[COLOURS[symbol]]
+
+    @on(DataTable.RowHighlighted, "#picks")
+    def _row_changed(self, event: DataTable.RowHighlighted) -> None:
+        event.stop()
+        self._plot()
+        self.post_message(self.RowChanged())
+
+    @on(Scatter.Resized)
+    def draw(self) -> None:
+        """Draw once more; the plot sizes its canvas from the layout before the next one."""
+        tall = self.plot.size.height >= TALL
+        self.plot.margin_top, self.plot.margin_bottom = (1, 3) if tall else (0, 1)
+        self.call_after_refresh(self._redraw)
+
+    def _redraw(self) -> None:
+        self._plot()
+        self._say_legend()
+        self.plot.refresh(layout=True)
+
+    def _plot(self) -> None:
+        axis = self._axis
+        if self._answer is None or axis is None:
+            return
+        plot, budget = self.plot, self._answer.budget
+        self.border_title = f"Front: accuracy against {axis_title(axis)}"
+        plot.clear()
+        plot.set_xlabel(axis_title(axis))
+        plot.set_ylabel("accuracy")
+        plane = Plane.of(self.rows, axis)
+        by_symbol = plane.points(self.rows)
+        if not by_symbol:
+            return
+        bar = None if self.selected is None else plane.error_bar(self.selected)
+        xs, ys = ([v for pair in by_symbol.values() for v in pair[side]] for side in (0, 1))
+        if bar is not None:
+            xs, ys = [*xs, bar.x - bar.x_half, bar.x + bar.x_half], [*ys, bar.y - bar.y_half]
+        limit = limit_on(budget, axis)
+        if limit is not None and limit > 0:
+            xs.append(plane.x(limit))
+        (left, right), (bottom, top) = plane.room(xs), with_room(ys)
+        top = min(top, 1.02)
+        plot.set_x_log(plane.log)
+        plot.set_xlimits(left, right)
+        plot.set_ylimits(bottom, top)
+        plot.set_xticks(plane.ticks(left, right, plot.columns))
+        plot.set_yticks(ticks(bottom, top, plot.rows // 2))
+        style = self.app.theme_variables["error"]
+        if limit is not None and limit > 0:
+            heights = np.linspace(bottom, top, 2 * plot.rows)
+            x = [plane.x(limit)] * len(heights)
+            plot.scatter(x, heights, marker="┊", marker_style=style)
+        if budget.min_accuracy is not None and bottom <= budget.min_accuracy <= top:
+            across = np.linspace(left, right, 2 * plot.columns)
+            y = [budget.min_accuracy] * len(across)
+            plot.scatter(across, y, marker="┈", marker_style=style)
+        plot.plot(
+            *plane.front(self.rows, FRONT),
+            line_style=self._colour("●"),
+            hires_mode=HiResMode.BRAILLE,
+        )
+        x_cell, y_cell = (right - left) / plot.columns, (top - bottom) / plot.rows
+        plot.scatter(
+            *dotted(plane.front(self.rows, FLOPS), x_cell, y_cell / 2),
+            marker_style=self._colour("○"),
+            hires_mode=HiResMode.BRAILLE,
+        )
+        if bar is not None:
+            style = self.app.theme_variables["foreground"]
+            plot.errorbar([bar.x], [bar.y], [bar.x_half], [bar.y_half], marker_style=style)
+        for symbol in reversed(COLOURS):
+            if symbol in by_symbol:
+                style = f"bold {self._colour(symbol)}"
+                plot.scatter(*by_symbol[symbol], marker=symbol, marker_style=style)
+
+    def _say_legend(self) -> None:
+        if self._answer is None:
+            return
+        budget: Budget = self._answer.budget
+        seen = {row.symbol for row in self.rows}
+        lines = {"●": FRONT, "○": FLOPS}
+        parts: list[tuple[str, str, str]] = []  # a mark, its style, and what it means
+        for symbol, name in names_of(budget).items():
+            joined = sum(lines.get(symbol) in row.roles for row in self.rows) > 1
+            if symbol in seen or joined:
+                drawn = f"{symbol}{JOINTS[symbol] * 2}" if joined else symbol
+                parts.append((drawn, f"bold ${COLOURS[symbol]}", name))
+        if budget.limits():
+            parts.append(("┈┈", "$error", "limit"))
+        parts.append(("─┼─", "$foreground", "90 % interval"))
+        legend, free = Content(""), self.size.width
+        for mark, style, name in parts:
+            entry = Content.assemble((mark, style), f" {name}")
+            if len(legend) and entry.cell_length + 2 > free:
+                legend, free = legend + "\n", self.size.width
+            elif len(legend):
+                legend, free = legend + "  ", free - 2
+            legend, free = legend + entry, free - entry.cell_length
+        self.query_one("#legend", Static).update(legend)
