@@ -24,6 +24,7 @@ from tui.screens.advice.rows import COLOURS, FLOPS, FRONT, Candidate, names_of, 
 from tui.text.advice import limit_on
 from tui.text.layout import ticks, with_room
 from tui.widgets.scatter import Scatter
+from tui.widgets.table import RowTable
 
 TALL = 12  # rows of the plot from which it has labels at its axes
 TABLE_SHARE = 0.6  # of the width, at most
@@ -53,7 +54,7 @@ class FrontPanel(Vertical):
     def compose(self) -> ComposeResult:
         with Horizontal(id="middle"):
             yield Scatter(id="scatter")
-            yield DataTable[Text](id="picks", cursor_type="row")
+            yield RowTable(id="picks")
         yield Static(id="legend", markup=False)
 
     def on_mount(self) -> None:
