@@ -107,8 +107,8 @@ class BudgetField(Input):
     """A field of the budget; the footer says what ends it."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("enter", "submit", "apply"),
-        Binding("escape", "screen.leave", "take it back"),
+        Binding("enter", "submit", "apply", key_display="enter"),
+        Binding("escape", "screen.leave", "take it back", key_display="esc"),
         Binding("tab", "app.focus_next", "next field"),
     ]
 

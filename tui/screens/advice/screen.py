@@ -66,8 +66,8 @@ class ChangeField(Input):
     """Where a change is typed; the footer says what ends that."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("enter", "submit", "replay both"),
-        Binding("escape", "screen.leave", "leave"),
+        Binding("enter", "submit", "replay both", key_display="enter"),
+        Binding("escape", "screen.leave", "leave", key_display="esc"),
     ]
 
 
