@@ -25,7 +25,7 @@ from tui.terminal import say_all
 from tui.text import commands
 from tui.verbs.demo import SHIPPED
 
-COLUMNS, ROWS = 104, 34
+COLUMNS, ROWS = 120, 40
 CELL, LINE, MARGIN, CAPTION = 12.2, 24.4, 14, 46  # as Rich draws them
 RUN = "demo-l-tp1-seqs8-maj@16-*"
 STYLE = re.compile(r"\.[\w-]+-(r\d+) \{([^}]*)\}")
