@@ -380,8 +380,9 @@ def _steps(
     steps = read.filter(pl.col("engine") == key)
     if server:
         steps = with_prompt_context(steps.sort("step"), engine.max_num_batched_tokens)
+        steps = with_context_of_several(steps)
     frame = (
-        with_host_work(with_context_of_several(steps), recording, key, engine)
+        with_host_work(steps, recording, key, engine)
         .filter(~pl.col("profiled").fill_null(False))
         .drop_nulls(["seconds", *COMPOSITION])
         .filter(pl.col("seconds") > 0, pl.col("prefill_requests") + pl.col("decode_requests") > 0)
