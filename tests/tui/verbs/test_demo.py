@@ -25,7 +25,7 @@ def test_the_demo_measures_advises_and_opens_the_app(short_folder):
     else:
         command = [*TTSCOPE, "demo", "-o", folder]
     # The app opens on the answer, `q` leaves it.
-    seen = in_terminal(*command, cwd=ROOT, keys=[("A system-optimal", "q")], timeout_s=1200)
+    seen = in_terminal(*command, cwd=ROOT, keys=[("A system-optimal", "q")], timeout_s=2400)
     assert seen.code == 0 and "Traceback" not in seen.text, seen.text
     assert b"12/12" in seen.raw and b"96/96" in seen.raw
     assert "Run demo/" in seen.text and f"recordings in {folder}" in seen.text
