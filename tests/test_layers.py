@@ -34,7 +34,7 @@ def loaded_by(statement):
         ("import profiler.demo.task", {*HEAVY, "numpy", "polars"}),
         ("import tui.cli", {*HEAVY[:-1], "polars", "numpy", "opentelemetry"}),
         ("import tui.app.app", {*HEAVY, "numba", "opentelemetry"} - {"textual", "rich"}),
-        ("import tui.screens.entries, tui.text.show", {"textual", "scipy", "torch"}),
+        ("import tui.screens.entries, tui.text.recordings.show", {"textual", "scipy", "torch"}),
     ],
 )
 def test_imports_stay_light(statement, absent):

@@ -26,9 +26,9 @@ from tui.report.material import Material
 from tui.report.measured import recorded_runs, time_breakdown
 from tui.report.verdict import verdict
 from tui.text.advice import advice_lines, cost_lines
-from tui.text.live import watched_lines
+from tui.text.recordings.live import watched_lines
+from tui.text.recordings.show import show_lines
 from tui.text.replay import replay_lines
-from tui.text.show import show_lines
 
 if TYPE_CHECKING:
     from advisor.advice.accounts.costs import Accounts

@@ -23,8 +23,8 @@ from tui.report.markup import (
 )
 from tui.report.material import Material
 from tui.report.words import KINDS, OF_RUN, configuration
-from tui.text.kernels import held_texts
-from tui.text.show import warnings_of
+from tui.text.recordings.kernels import held_texts
+from tui.text.recordings.show import warnings_of
 
 MOST_RUNS = 100  # rows of a table; the page stays small
 OF_IMPORTS = "sample_latency_s.p50"

@@ -26,7 +26,7 @@ from tui.report.measured import (
 from tui.report.verdict import verdict
 from tui.report.words import GLOSSARY
 from tui.terminal import clean
-from tui.text.live import server_name, watched_lines
+from tui.text.recordings.live import server_name, watched_lines
 
 Section = tuple[str, str, Callable[[Material], Html]]
 

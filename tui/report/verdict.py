@@ -39,7 +39,7 @@ from tui.text.advice import (
     telling_regret,
 )
 from tui.text.commands import command_lines, split_command
-from tui.text.live import effect_text, server_name
+from tui.text.recordings.live import effect_text, server_name
 from tui.text.words import (
     budget_words,
     engine_words,

@@ -15,7 +15,7 @@ from traces.summary.comparison import config_changes
 from traces.summary.metrics import estimate_of
 from traces.summary.run import Run, to_plain
 from tui.text.layout import align, wrap
-from tui.text.show import changed_fields, engine_text, imported_text, policy_text
+from tui.text.recordings.show import changed_fields, engine_text, imported_text, policy_text
 
 if TYPE_CHECKING:
     from advisor.what_if.predict import Prediction

@@ -21,9 +21,9 @@ from traces.summary.run import Run, summarise, to_plain
 from tui.terminal import say_all
 from tui.text.commands import next_lines
 from tui.text.layout import align, wrap
+from tui.text.recordings.show import engine_text
 from tui.text.replay import TAGS as REPLAYED
 from tui.text.replay import relative
-from tui.text.show import engine_text
 
 if TYPE_CHECKING:
     from advisor.what_if.question import Question

@@ -185,7 +185,7 @@ def _print_drift(checks: Sequence[Check]) -> None:
 def _print_next(recording: Recording) -> None:
     """Print the replay to run next. It takes seconds, so not after SIGTERM."""
     from advisor.what_if.suggest import suggest  # with numba, which no watch needs
-    from tui.text.live import next_lines
+    from tui.text.recordings.live import next_lines
 
     say()
     say_all(next_lines(str(recording.path), suggest(recording)))
@@ -280,7 +280,7 @@ class LiveLine:
 
     def __call__(self, seconds: float, numbers: Mapping[str, Numbers | None]) -> None:
         """Write it. A terminal that is gone ends no recording."""
-        from tui.text.live import live_line
+        from tui.text.recordings.live import live_line
 
         line = live_line(seconds, numbers, now_ns())
         with contextlib.suppress(OSError):

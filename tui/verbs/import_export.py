@@ -460,7 +460,7 @@ def _power(imported: ImportedPower, files: Sequence[Path], output: Path) -> Show
 
 def _traces(traces: list[TraceTables], files: Sequence[Path], output: Path) -> Shown:
     from traces.summary.run import summarise, to_plain
-    from tui.text.kernels import kernel_lines
+    from tui.text.recordings.kernels import kernel_lines
 
     (run,) = summarise(Recording.open(output))
     plain = [_file(trace) for trace in traces]

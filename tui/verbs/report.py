@@ -61,7 +61,7 @@ def report(asked: Report, budget: BudgetOptions, more: AccountOptions, printed: 
     from tui.report.material import gather_material
     from tui.report.page import page
     from tui.text.advice import advice_json
-    from tui.text.show import show_json
+    from tui.text.recordings.show import show_json
     from tui.verbs.progress import progress_bar
 
     if asked.output.suffix not in (".html", ".htm"):
@@ -107,7 +107,7 @@ def report(asked: Report, budget: BudgetOptions, more: AccountOptions, printed: 
 
 def _headline(material: Material) -> str:
     from tui.text.advice import verdict
-    from tui.text.live import verdict_text
+    from tui.text.recordings.live import verdict_text
 
     answer = material.advice
     if material.of_live:

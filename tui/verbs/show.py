@@ -99,8 +99,8 @@ def print_show(
     """
     from traces.live.watched import runs_and_servers
     from traces.summary.comparison import beside, compare, judge
-    from tui.text.live import watched_lines
-    from tui.text.show import limit_lines, show_json, show_lines
+    from tui.text.recordings.live import watched_lines
+    from tui.text.recordings.show import limit_lines, show_json, show_lines
 
     _check_price(price)
     recordings = [Recording.open(path) for path in paths]
@@ -152,7 +152,12 @@ def print_policies(
 ) -> None:
     """Print the accuracy and tokens of policies that a recording's samples contain."""
     from traces.summary.run import summarise
-    from tui.text.show import judged_policies, policies_lines, show_json, show_policies_head
+    from tui.text.recordings.show import (
+        judged_policies,
+        policies_lines,
+        show_json,
+        show_policies_head,
+    )
     from tui.verbs.progress import progress_bar
 
     _check_price(price)

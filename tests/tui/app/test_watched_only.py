@@ -9,7 +9,7 @@ from tests.tui.live_recordings import write_watched
 from tests.tui.pilot import settle, text_of
 from traces.live.numbers import Bounds
 from tui.app.app import TtscopeApp
-from tui.text.live import bounds_text
+from tui.text.recordings.live import bounds_text
 
 DEPTHS = {
     "metrics": {"spans": False},

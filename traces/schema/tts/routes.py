@@ -124,7 +124,7 @@ def in_words(text: str) -> str:
 
 
 def table_words(table: Table) -> str:
-    """Return a table in words, such as `4 samples first, 16 where 0 to 1 of them agree`."""
+    """Return a table in words, such as `4 samples, 16 if no two agree, 8 if 2 agree`."""
     first = first_of(table)
     if len(table) == 1 or set(table) == {first}:
         return f"{first} sample{'s' if first > 1 else ''}"
@@ -135,7 +135,9 @@ def table_words(table: Table) -> str:
         while last < first and table[last + 1] == table[agree]:
             last += 1
         if table[agree] != first:
-            which = f"{agree} to {last}" if last > agree else f"{agree}"
-            parts.append(f"{table[agree]} where {which} of them agree")
+            which = f"{agree} to {last} agree" if last > agree else f"{agree} agree"
+            if agree == 0:
+                which = "no two agree" if last <= 1 else f"at most {last} agree"
+            parts.append(f"{table[agree]} if {which}")
         agree = last + 1
-    return f"{first} samples first, " + ", ".join(parts)
+    return f"{first} samples, " + ", ".join(parts)

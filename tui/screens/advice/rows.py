@@ -12,7 +12,7 @@ from traces.schema.formats import chance, value_of
 from traces.schema.quantities import Quantity, latency, objective, quantity, statistic
 from traces.summary.run import Run
 from tui.text.layout import model_name
-from tui.text.show import policy_text
+from tui.text.recordings.show import policy_text
 
 PICK, RIVAL, FRONT, FLOPS, MISS, PRESENT = "pick", "rival", "front", "flops", "miss", "present"
 SYMBOLS = {  # by what a row is, the first that it is; letters are those of the report

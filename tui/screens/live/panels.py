@@ -27,7 +27,7 @@ from tui.screens.live.views import (
 from tui.screens.live.watch import newest_problems
 from tui.screens.run.charts import run_lanes
 from tui.screens.run.data import read_run
-from tui.text.live import total, watched_lines
+from tui.text.recordings.live import total, watched_lines
 from tui.widgets.lanes import Lane
 from tui.widgets.panel import Panel
 

@@ -47,9 +47,9 @@ from tui.screens.live.views import (
 )
 from tui.screens.live.watch import LiveWatch, Snapshot, parse_target
 from tui.screens.run.charts import family_line
-from tui.text.kernels import held_texts
 from tui.text.layout import clock, wrap
-from tui.text.live import next_lines, silence_told
+from tui.text.recordings.kernels import held_texts
+from tui.text.recordings.live import next_lines, silence_told
 from tui.widgets.lanes import Lanes
 from tui.widgets.panel import Panel, PanelView
 from tui.widgets.prompt import Field, Prompt, Question, Words

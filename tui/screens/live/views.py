@@ -22,7 +22,15 @@ from traces.summary.series import Timeline
 from tui.screens.live.watch import Snapshot
 from tui.screens.run.charts import run_lanes
 from tui.text.layout import align, clock, wrap
-from tui.text.live import INDENT, bounds_text, highest, silence_s, slowest, total, verdict_lines
+from tui.text.recordings.live import (
+    INDENT,
+    bounds_text,
+    highest,
+    silence_s,
+    slowest,
+    total,
+    verdict_lines,
+)
 from tui.widgets.lanes import Lane
 
 KEPT = 600  # seconds

@@ -12,7 +12,7 @@ from traces.summary.comparison import Difference
 from traces.summary.run import Run
 from tui.screens.entries import Column, Entry
 from tui.text.layout import BLOCKS, wrap
-from tui.text.show import difference_lines, energy_lines, time_lines, warning_lines
+from tui.text.recordings.show import difference_lines, energy_lines, time_lines, warning_lines
 
 EMPTY = (
     "no recordings here: make one with `ttscope demo` or `ttscope record`, press o to open "

@@ -35,10 +35,10 @@ from tui.screens.run.problem import (
     stop_lines,
     vote_lines,
 )
-from tui.text.kernels import acceptance_lines, kernel_lines, what_if_lines
 from tui.text.layout import clock
-from tui.text.live import watched_lines
-from tui.text.show import energy_lines, policy_lines, warning_lines
+from tui.text.recordings.kernels import acceptance_lines, kernel_lines, what_if_lines
+from tui.text.recordings.live import watched_lines
+from tui.text.recordings.show import energy_lines, policy_lines, warning_lines
 from tui.widgets.lanes import Lane
 from tui.widgets.sample_bars import SampleRow, Scale
 

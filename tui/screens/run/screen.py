@@ -276,7 +276,7 @@ class RunScreen(ModeScreen):
 
     @work(thread=True, group="policies", exclusive=True)
     def _tell_policies(self, model: RunModel) -> None:
-        from tui.text.show import judged_policies, policies_lines
+        from tui.text.recordings.show import judged_policies, policies_lines
 
         worker = get_current_worker()
         try:

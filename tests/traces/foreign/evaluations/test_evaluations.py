@@ -26,7 +26,7 @@ from traces.foreign.evaluations.importer import FORMATS, import_outcomes
 from traces.foreign.evaluations.reader import Choices, Given
 from traces.recording.reader import Recording
 from traces.summary.run import summarise
-from tui.text.show import show_json, show_lines
+from tui.text.recordings.show import show_json, show_lines
 
 DATA = Path(__file__).parents[3] / "data" / "foreign"
 ROUNDS = int(os.environ.get("TTSCOPE_FUZZ", "120"))

@@ -28,7 +28,7 @@ from traces.foreign.requests.importer import FORMATS, import_requests
 from traces.foreign.requests.reader import RequestChoices
 from traces.recording.reader import Recording
 from traces.summary.run import summarise
-from tui.text.show import show_json, show_lines
+from tui.text.recordings.show import show_json, show_lines
 
 DATA = Path(__file__).parents[3] / "data" / "foreign"
 WORKLOADS = Path(__file__).parents[5] / "shared" / "data" / "workloads"

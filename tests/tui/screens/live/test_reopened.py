@@ -15,7 +15,7 @@ from tui.app.app import TtscopeApp
 from tui.screens.live.panels import gauge_in, live_panels, rate_in, read_recorded
 from tui.screens.live.views import History, action_lines, verdict_text
 from tui.screens.live.watch import Snapshot
-from tui.text.live import live_line, silence_told
+from tui.text.recordings.live import live_line, silence_told
 from tui.widgets.panel import PanelView
 
 S = 10**9

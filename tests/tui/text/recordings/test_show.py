@@ -15,7 +15,7 @@ from traces.summary.comparison import compare
 from traces.summary.run import summarise
 from tui.screens.advice.rows import paste_text, pick_title
 from tui.text.advice import _name
-from tui.text.show import config_lines, policy_text, show_json, show_lines
+from tui.text.recordings.show import config_lines, policy_text, show_json, show_lines
 from tui.text.words import policy_words
 
 

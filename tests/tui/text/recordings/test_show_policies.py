@@ -9,7 +9,7 @@ from tests.advisor.accuracy.test_counterfactual import VOTE, forced, make_rows
 from tests.traces.synthetic import engine_config, simulate, write_recording
 from traces.recording.reader import Recording
 from traces.summary.run import summarise
-from tui.text.show import label, policy_table
+from tui.text.recordings.show import label, policy_table
 
 KEYS = {
     *("method", "n", "budget_tokens", "accuracy", "tokens_per_problem", "bound"),

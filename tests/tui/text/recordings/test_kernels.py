@@ -3,7 +3,7 @@
 from traces.schema.estimate import Estimate
 from traces.speculation.acceptance import Acceptance, BatchAcceptance, PhaseAcceptance
 from traces.speculation.lookup import NgramWhatIf
-from tui.text.kernels import acceptance_lines, what_if_lines
+from tui.text.recordings.kernels import acceptance_lines, what_if_lines
 
 
 def share(value, unit="1"):

@@ -43,8 +43,8 @@ from traces.summary.metrics import estimate_of
 from traces.summary.run import Run
 from traces.summary.series import series
 from traces.summary.votes import PolicyOutcome
-from tui.text.kernels import acceptance_lines, kernel_lines, what_if_lines
 from tui.text.layout import align, chart_line, clock, wrap
+from tui.text.recordings.kernels import acceptance_lines, kernel_lines, what_if_lines
 
 INDENT = 10
 UNSTEADY = 1.5 * RUN_TO_RUN
