@@ -91,11 +91,11 @@ def test_progress_stays_in_its_place(tmp_path, columns):
 
 
 def test_the_demo_ends_in_the_app(tmp_path):
-    keys = [("12/12", "q")]
+    keys = [("A system-optimal", "q")]
     seen = ttscope("demo", "--shipped", cwd=tmp_path, keys=keys)
     check(seen, paths=[SHIPPED])
     assert f"recordings in {SHIPPED}" in seen.text
-    assert any("maj@16" in line for line in seen.app)
+    assert any("Run demo/s with up to 8 samples" in line for line in seen.app)
 
 
 @pytest.mark.parametrize("plain", [False, True])

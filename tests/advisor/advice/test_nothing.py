@@ -60,7 +60,8 @@ def test_the_line_names_the_option_and_the_unit(fresh):
     """The accuracy is met by some, the latency by none, so that it is the latency that is told."""
     answer = fresh.recommend(parse_budget({"max_latency": "1us", "min_accuracy": "0.5"}))
     assert re.match(
-        r"nearest to --max-latency 1 us \(mean\) is \d\d\.\d ms with \w+ tp", nearest_line(answer)
+        r"nearest to --max-latency 1 us \(mean\) is \d\d\.\d ms by small with \d+ sample",
+        nearest_line(answer),
     )
     sure = {miss.limit: miss.sure for miss in answer.near_misses}
     assert sure["min_accuracy"] >= 0.9 > sure["max_latency_s"]

@@ -14,6 +14,7 @@ import httpx
 import polars as pl
 import pytest
 
+from benchmarks.servers.clients import until
 from benchmarks.servers.metrics_server import metrics_server
 from profiler.attach.deployment import Deployment
 from profiler.attach.kernel_windows import BUDGET, ServerPlan, ServerWindows
@@ -95,7 +96,16 @@ def connected(*servers):
         deployment.close()
 
 
-def run(tmp_path, *servers, seconds, plan, monkeypatch, budget=1.0):
+def run(tmp_path, *servers, seconds, plan, monkeypatch, budget=1.0, enough=lambda: True):
+    """Watch for so many seconds, and on until `enough`."""
+
+    def ends():
+        time.sleep(seconds)
+        try:
+            until(enough)
+        finally:
+            stop.set()
+
     monkeypatch.setattr("profiler.attach.kernel_windows.BUDGET", budget)
     monkeypatch.setattr("profiler.attach.kernel_windows.FIRST_S", 0.2)
     with connected(*servers) as deployment:
@@ -103,7 +113,7 @@ def run(tmp_path, *servers, seconds, plan, monkeypatch, budget=1.0):
         windows.look()
         windows.rehearse()
         stop = threading.Event()
-        threading.Timer(seconds, stop.set).start()
+        threading.Thread(target=ends).start()
         path = watch(deployment, tmp_path / "r", stop=stop, probes=[windows.watched])
     return Recording.open(path), windows
 
@@ -111,7 +121,8 @@ def run(tmp_path, *servers, seconds, plan, monkeypatch, budget=1.0):
 def test_windows_become_kernels_of_their_engine(server, tmp_path, monkeypatch):
     (tmp_path / "traces" / "somebody.pt.trace.json").write_text("{}")
     plan = ServerPlan(steps=4, every_s=1.0)
-    recording, windows = run(tmp_path, server, seconds=2.5, plan=plan, monkeypatch=monkeypatch)
+    made = {"plan": plan, "enough": lambda: len(server.profiler.starts) > 2}
+    recording, windows = run(tmp_path, server, seconds=2.5, monkeypatch=monkeypatch, **made)
     (engine,) = recording.manifest.engines
     kernels = recording.frame("kernels")
     assert set(kernels["engine"]) == {engine}

@@ -53,7 +53,7 @@ def test_policies_show_what_was_sent(run, folder, name):
         ("show {} {} --fail-on p95>+5%", None, "--fail-on"),
         ("show {} {}", 0, ""),
         ("show {}", 0, ""),
-        ("report {} -o {}.html", 0, "too little of the server was seen"),
+        ("report {} -o {}.html", 0, "nothing stands out"),
         ("export {} -o {}.trace.json", None, ""),
     ],
 )
@@ -140,7 +140,7 @@ def test_of_histograms_bounds_are_shown(run, tmp_path):
     assert "0.250 to 0.500 s" not in line  # in the unit of the upper bound
     assert "250 to 500 ms" in line and "5.00 to 10.0 s" in line and line.endswith("/metrics")
     assert "a quantile lies between two bounds" in " ".join(out.split())
-    assert max(map(len, out.splitlines())) <= 80
+    assert max(len(line) for line in out.splitlines() if str(tmp_path) not in line) <= 80
 
 
 @pytest.mark.parametrize(

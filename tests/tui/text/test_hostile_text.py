@@ -123,7 +123,7 @@ def test_what_a_server_says_is_shown_as_text(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("screen", ["recordings", "run", "advice", "live"])
 def test_the_app_shows_it_literally(folder, tmp_path, screen):
-    waits = {"live": "Advice", "advice": "no facts of the model"}
+    waits = {"live": "Advice", "advice": "no engine step to learn from"}
     keys = [(waits.get(screen, "[red]"), "q")]
     seen = ttscope(
         "tui", folder, "--screen", screen, columns=200, cwd=tmp_path, keys=keys, timeout_s=40,

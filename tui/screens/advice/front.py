@@ -87,16 +87,15 @@ class FrontPanel(Vertical):
         self.border_title, self.border_subtitle = "Front", ""
 
     def show(self, answer: Recommendation, rows: Sequence[Candidate]) -> None:
-        """Show an answer; the cursor stays on its configuration where that is there."""
-        at = self.selected
-        first = self._answer is None
+        """Show an answer; a cursor that was moved stays on its configuration where that is there."""
+        at = self.selected if self.table.cursor_row > 0 else None
         self._answer, self.rows = answer, [*rows]
         known = axes(answer.budget, rows)
         goal = known[0] if known else None
         if goal != self._goal or self._axis not in known:
             self._axis = self._goal = goal
         keys = [row.key for row in rows]
-        self._fill(0 if first or at is None or at.key not in keys else keys.index(at.key))
+        self._fill(0 if at is None or at.key not in keys else keys.index(at.key))
         out = sum(answer.infeasible.values())
         met = f"{answer.candidates - out:,} of {answer.candidates:,} candidates"
         self.border_subtitle = f"{met} meet the budget" if answer.budget.required else met

@@ -128,7 +128,8 @@ def test_the_answer_says_what_is_prior_and_how_wrong_it_may_be(advisor):
     told = " ".join(answer.reasons)
     assert "not measured: they come from the prior (test_gpu, vLLM 0.9.0)" in told
     assert "No run of this GPU has checked" in told
-    assert "on test_gpu (prior)" in " ".join(each.pick or "" for each in answer.sensitivity) + told
+    told += " ".join(each.pick or "" for each in answer.sensitivity)
+    assert "times by the prior of test_gpu, not measured" in told
     latency = answer.system_optimal.estimates["latency_s"]
     # The interval is at least that of the published runs that were left out.
     width = np.exp(1.6 * spread_of("test_gpu", WIDE, answer.system_optimal.engine).sigma)

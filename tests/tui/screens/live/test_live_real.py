@@ -21,6 +21,7 @@ from traces.recording.reader import Recording
 from tui.app.app import TtscopeApp
 from tui.screens.live.screen import LiveScreen
 from tui.screens.run.screen import RunScreen
+from tui.widgets.panel import PanelView
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]
 
@@ -126,7 +127,10 @@ async def test_attach_at_every_depth_stop_and_open(server, tmp_path, monkeypatch
             assert "1 windows" in sees
             assert "kernels " in " ".join(sees.splitlines()[-2:])
             assert "VERDICT" in text_of(app, "#verdict")
-            assert "\nstep " in text_of(app, "#spreads")
+            shown = [each for each in app.screen.query(PanelView) if each.display]
+            titles = [str(each.border_title) for each in shown]
+            assert "Engine steps, last minute" in titles
+            assert any(each.startswith("Latency") for each in titles)
             assert "kept by position" in sees
             rows = [line.split() for line in text_of(app, "#text").splitlines()[2:]]
             assert str(SAMPLES) in {row[1] for row in rows}
