@@ -87,7 +87,7 @@ class FrontPanel(Vertical):
         self.border_title, self.border_subtitle = "Front", ""
 
     def show(self, answer: Recommendation, rows: Sequence[Candidate]) -> None:
-        """Show an answer; a cursor that was moved stays on its configuration where that is there."""
+        """Show an answer; a cursor that was moved stays on its configuration if it is there."""
         at = self.selected if self.table.cursor_row > 0 else None
         self._answer, self.rows = answer, [*rows]
         known = axes(answer.budget, rows)

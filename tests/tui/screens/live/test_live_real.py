@@ -131,7 +131,7 @@ async def test_attach_at_every_depth_stop_and_open(server, tmp_path, monkeypatch
             titles = [str(each.border_title) for each in shown]
             assert "Engine steps, last minute" in titles
             assert any(each.startswith("Latency") for each in titles)
-            assert "kept by position" in sees
+            assert "kept by position" in "".join(str(each.render()) for each in shown)
             rows = [line.split() for line in text_of(app, "#text").splitlines()[2:]]
             assert str(SAMPLES) in {row[1] for row in rows}
             await pilot.press("d")
@@ -161,5 +161,11 @@ async def test_attach_at_every_depth_stop_and_open(server, tmp_path, monkeypatch
         app.open_run(entry)
         await pilot.pause()
         await app.workers.wait_for_complete()
+        assert isinstance(app.screen, LiveScreen)  # where it was seen
+        assert "VERDICT" in text_of(app, "#verdict")
+        await pilot.press("2")
+        await pilot.pause()
+        await app.workers.wait_for_complete()
+        await pilot.pause()
         assert isinstance(app.screen, RunScreen)
         assert "step" in text_of(app, "#step")
