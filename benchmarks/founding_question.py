@@ -291,7 +291,7 @@ def two_gpus(points: Sequence[Point]) -> None:
             rows.append(cells)
     table(["model", "n", "seconds", "GPU-s shared", "J shared, at most"], rows)
     dearer = USD_PER_HOUR[first] / USD_PER_HOUR[second]
-    print(f"{second} over {first}, of which a GPU-hour costs {dearer:.2f} times as much")
+    print(f"{second} over {first}, whose GPU-hour costs {dearer:.2f} times as much")
 
 
 def drafting(advisor: Advisor) -> None:

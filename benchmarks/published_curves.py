@@ -1,14 +1,14 @@
-"""Published curves foretold, with points left out: value and interval of ``import --curve``.
+"""How well ``import --curve`` predicts points of published curves that were left out.
 
     python -m benchmarks.published_curves CURVE.json:PROBLEMS ... [--recordings FOLDER ...]
 
 A CURVE is a list of {accuracy} by n from 1 (as OptScale publishes it). Some points teach the laws
-of answers and the others are foretold, for these same problems: by how much the value is off, and
-how often the 90 % interval holds what was published. Two rivals carry the last point forward, or
-draw a line over log n through the nearest two points.
+of answers, and the others are predicted for these same problems. It prints how far the value is
+off, and how often the 90 % interval holds what was published. Two rivals carry the last point
+forward, or draw a line over log n through the nearest two points.
 The interval of `show --policies` is that of all problems like these. It is tried where others are
-at hand: one half of the problems of a recording makes the curve, and the other is foretold. So it
-is with problems made up by laws of several shapes, of which one set makes the curve.
+at hand: one half of the problems of a recording makes the curve, and the other is predicted. The
+same is done with problems made up by laws of several shapes, where one set makes the curve.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def straight(points: Mapping[int, float], n: int) -> float:
 
 
 def same_problems(whole: Mapping[int, float], problems: int, taught: Sequence[int]) -> list[Try]:
-    """Foretell the points left out of a published curve."""
+    """Predict the points left out of a published curve."""
     points = {n: whole[n] for n in taught}
     asked = [n for n in ASKED if n not in points and n in whole]
     model = CurveAccuracy(curve_of(points, problems), asked)

@@ -124,6 +124,16 @@ def column_means(values: Floats, unit: str) -> list[Estimate]:
     ]
 
 
+def around(value: float, draws: Floats, unit: str = "1", *, extrapolated: bool = False) -> Estimate:
+    """Return a value with the LEVEL interval of its draws.
+
+    Rounding, or a quantile of few problems, may leave the value just outside: it is taken in.
+    """
+    low, high = np.quantile(draws, (0.5 - LEVEL / 2, 0.5 + LEVEL / 2))
+    low, high = min(float(low), value), max(float(high), value)
+    return Estimate(value=value, low=low, high=high, unit=unit, extrapolated=extrapolated)
+
+
 def with_jeffreys(means: Floats, problems: int, rng: np.random.Generator) -> Floats:
     """Return draws of mean shares, [replicates] or [replicates, columns], with a problem more.
 
@@ -420,11 +430,7 @@ def _estimate(value: float, draws: Floats, problems: int, unit: str) -> Estimate
     draws = draws[np.isfinite(draws)]
     if problems < 2 or not draws.size:
         return Estimate(value=value, unit=unit)
-    low, high = np.quantile(draws, (0.5 - LEVEL / 2, 0.5 + LEVEL / 2))
-    # Rounding, or a quantile of few problems, may leave the value just outside.
-    return Estimate(
-        value=value, low=min(float(low), value), high=max(float(high), value), unit=unit
-    )
+    return around(value, draws, unit)
 
 
 def _finite(values: ArrayLike) -> Floats:

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from advisor.accuracy.models.answers import AnswerModel, Votes
 from traces.schema.estimate import Estimate
-from traces.statistics import LEVEL, column_means, with_jeffreys
+from traces.statistics import LEVEL, around, column_means, with_jeffreys
 from traces.summary.votes import PolicyOutcome
 
 Floats = npt.NDArray[np.float64]
@@ -46,24 +46,13 @@ def extrapolate(
                     method=method,
                     n=k,
                     budget_tokens=None,
-                    accuracy=_between(value, others),
+                    accuracy=around(value, others, extrapolated=True),
                     tokens_per_problem=tokens,
                     basis="model",
                     fresh_run=fresh_interval(value, votes, extrapolated=True),
                 )
             )
     return found
-
-
-def _between(value: float, draws: Floats) -> Estimate:
-    low, high = np.quantile(draws, (0.5 - LEVEL / 2, 0.5 + LEVEL / 2))
-    return Estimate(
-        value=value,
-        low=min(float(low), value),
-        high=max(float(high), value),
-        unit="1",
-        extrapolated=True,
-    )
 
 
 def fresh_runs(

@@ -243,7 +243,7 @@ def expected_right(
 
 
 def samples_of(samples: Sequence[Sample]) -> ProblemSamples:
-    """Return a problem's samples of which lengths and votes count alone."""
+    """Return a problem's samples for rules that look at lengths and votes alone."""
     unknown = np.full(len(samples), np.nan)
     return ProblemSamples(
         problem_id="",

@@ -99,7 +99,7 @@ def answer(answering: Answering) -> Recommendation:
             measure_next(evidence, check.metrics, system, proposed, load=load, short=short)
         ),
         candidates=int(answering.shortlist.asked.sum()) + sum(space.dropped.values()),
-        infeasible=dict(Counter(space.dropped) + _infeasible(answering)),
+        infeasible=dict(Counter(space.dropped) + _infeasible(answering.shortlist, check)),
         equals=tuple(_pick(answering, row) for row in equals[:EQUALS]),
         sensitivity=() if system is None else tuple(turnings(check, system, answering.at_rate)),
         stages=stages,
@@ -142,9 +142,6 @@ def outline(shortlist: Shortlist) -> Recommendation:
     pareto, compute_pareto = (
         tuple(filter(None, map(pick, shortlist.front(of)[::-1]))) for of in (None, "flops")
     )
-    why = [*(LIMITS[field].why for field in shortlist.limits), UNSURE]
-    counts = np.bincount(shortlist.broken[shortlist.asked] + 1, minlength=len(why) + 1)[1:]
-    ruled_out = {name: int(count) for name, count in zip(why, counts, strict=True) if count}
     return Recommendation(
         budget=budget,
         system_optimal=pick(system),
@@ -156,7 +153,7 @@ def outline(shortlist: Shortlist) -> Recommendation:
         near_misses=(),
         measure_next=(),
         candidates=int(shortlist.asked.sum()) + sum(space.dropped.values()),
-        infeasible=dict(Counter(space.dropped) + Counter(ruled_out)),
+        infeasible=dict(Counter(space.dropped) + _infeasible(shortlist)),
         stages=Stages(
             screened=int(shortlist.asked.sum()),
             replayed=0,
@@ -212,16 +209,16 @@ def _as_run(answering: Answering, row: int) -> Pick:
     return dataclasses.replace(pick, measured=measured)
 
 
-def _infeasible(answering: Answering) -> Counter[str]:
+def _infeasible(shortlist: Shortlist, check: ReplayedCheck | None = None) -> Counter[str]:
     """Return how many candidates each limit rules out, each counted once.
 
     By the closed form, and by the replay where it was made.
     """
-    shortlist, check = answering.shortlist, answering.check
     why = [*(LIMITS[field].why for field in shortlist.limits), UNSURE]
     broken = shortlist.broken.copy()
-    rows = np.array(check.metrics.rows, dtype=np.int64)
-    broken[rows[check.asked]] = check.broken[check.asked]
+    if check is not None:
+        rows = np.array(check.metrics.rows, dtype=np.int64)
+        broken[rows[check.asked]] = check.broken[check.asked]
     counts = np.bincount(broken[shortlist.asked] + 1, minlength=len(why) + 1)[1:]
     return Counter({name: int(count) for name, count in zip(why, counts, strict=True) if count})
 

@@ -210,8 +210,9 @@ class Replays:
             )
         load = RecordedProblem.of(problem, samples)
         stop = self.question.policy.stop_for(problem.group)
-        routed = stop is not None and stop.rule == ROUTED
-        return replace(load, route=stop.value) if stop is not None and routed else load
+        if stop is None or stop.rule != ROUTED:
+            return load
+        return replace(load, route=stop.value)
 
     def _arrivals(self, own: Run) -> Floats | None:
         rate = self.question.rate_per_s

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from advisor.accuracy.models.vote_curve import VoteCurve
 from traces.schema.estimate import Estimate
 from traces.schema.tts.published import PublishedCurve
-from traces.statistics import LEVEL, with_jeffreys
+from traces.statistics import around, with_jeffreys
 
 Floats = npt.NDArray[np.float64]
 
@@ -50,7 +50,7 @@ class CurveAccuracy:
         return self._model.predict(count)
 
     def votes(self, problems: int) -> dict[int, Floats]:
-        """Return [sets, problems] by count: made-up problems, of which only the means are sound."""
+        """Return [sets, problems] by count: made-up problems. Only their means are sound."""
         votes, _ = self._model.benchmarks(SETS, problems)
         found = {}
         for count in self._counts:
@@ -71,14 +71,7 @@ class CurveAccuracy:
         shrink = np.sqrt(min(problems, 2_000) / problems)
         means = np.clip(means + shrink * off[:, place], 0.0, 1.0)
         draws = with_jeffreys(means, problems, np.random.default_rng([self._seed, 10]))
-        low, high = np.quantile(draws, (0.5 - LEVEL / 2, 0.5 + LEVEL / 2))
-        return Estimate(
-            value=value,
-            low=min(float(low), value),
-            high=max(float(high), value),
-            unit="1",
-            extrapolated=count not in self.curve.accuracy,
-        )
+        return around(value, draws, extrapolated=count not in self.curve.accuracy)
 
 
 def learned(counts: Sequence[int]) -> list[int]:

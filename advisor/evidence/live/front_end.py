@@ -4,8 +4,8 @@ The plugin (profiler/plugin/batches.py) counts a prompt in the step that gives i
 that the earlier chunks of a long prompt are in no row, and it never sees which context a prompt
 reads. vLLM fills a step up to `max_num_batched_tokens`, running requests first, so a prompt that
 does not fit filled the steps before. With --enable-logging-iteration-details the chunks are
-measured, and their context alone is inferred. Forward-pass metrics tell the sums of a step's
-prompts, of which those of one prompt give its context, and those of several nearly.
+measured, and their context alone is inferred. Forward-pass metrics tell sums over a step's prompts.
+The sums of one prompt give its context exactly. Those of several give it nearly.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from __future__ import annotations
 import csv
 import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import NormalDist, median
 from typing import Any
@@ -250,8 +250,6 @@ def _write(
             [(engine.key(), note) for note in notes],
             engines={engine.key(): engine},
             policies={policy.key(): policy},
-            models={}
-            if given.facts is None
-            else {engine.model: replace(given.facts, name=engine.model)},
+            models=given.models(engine),
             workload=WorkloadFacts(name=name, hash=digest, problems=curve.problems),
         )

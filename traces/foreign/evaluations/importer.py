@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -308,9 +308,7 @@ def _write(
             [(engine.key(), note) for note in notes],
             engines={engine.key(): engine},
             policies={policy.key(): policy},
-            models={}
-            if given.facts is None
-            else {engine.model: replace(given.facts, name=engine.model)},
+            models=given.models(engine),
             workload=WorkloadFacts(
                 name=_one(files, "task") or own_name(files[0].path),
                 hash=counted.identity,

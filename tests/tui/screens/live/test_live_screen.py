@@ -57,7 +57,9 @@ async def test_attach_watch_stop_and_open(server, tmp_path, monkeypatch):
         await wait_for(pilot, seen, LiveScreen.Ticked, 3)
         assert any(isinstance(each, LiveScreen.Examined) for each in seen)
         assert "tok/s" in text_of(app, "#gauges")
-        assert "7" in text_of(app, "#gauges")
+        gauges = text_of(app, "#gauges").splitlines()
+        (running,) = (line for line in gauges if line.startswith("running"))
+        assert running.split()[1] == running.split()[-1] == "7", gauges
         assert "VERDICT" in text_of(app, "#verdict")
         assert "metrics yes" in text_of(app, "#sees")
         assert "--listen 4318" in text_of(app, "#text")
