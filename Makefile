@@ -33,10 +33,15 @@ lint: install
 	$(BIN)/lint-imports
 	$(BIN)/python -m scripts.plain_words
 
-# The site, into build/site. A dead link fails. Its tools have an environment of their own, as
-# nothing else needs them.
+# The site, into build/site, with a reference made of --help and a report of the shipped recordings.
+# A dead link fails. Its tools have an environment of their own, as nothing else needs them.
 SITE := build/site-venv
-docs: $(SITE)/.installed
+docs: install $(SITE)/.installed
+	mkdir -p build/pages
+	$(BIN)/python -m scripts.command_line > build/pages/command-line.md
+	$(BIN)/ttscope report $(SHIPPED) --min-accuracy 0.75 -o build/report.html
+	sed -e "s|$(CURDIR)|~/ttscope|g" -e "s|$(BIN)/ttscope|ttscope|g" -e "s|build/report|report|" \
+		build/report.html > build/pages/example-report.html
 	NO_MKDOCS_2_WARNING=1 $(SITE)/bin/mkdocs build --strict --quiet
 
 $(SITE)/.installed: pyproject.toml

@@ -33,7 +33,7 @@ def test_the_pick_is_told_in_the_words_of_advise(present):
     assert "90 % intervals  A system-optimal         B compute-optimal         differ" in text
     assert "mean latency    1.60 s [1.44, 1.76]      400 ms [360, 440]         -75.0 %" in text
     assert "vllm serve large" in text
-    assert ("Your present configuration, small" in text) == (present is not None)
+    assert ("Your present configuration is small" in text) == (present is not None)
     assert "Why" not in text_of(answer, other)
     text = text_of(answer, other)
     assert text.startswith(
