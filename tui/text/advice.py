@@ -521,7 +521,7 @@ def _turnings(turnings: Iterable[Turning], budget: Budget) -> list[str]:
                 f"{capital(other)}"
             )
         else:
-            lines.append(f"with {name} {where}, or sooner, {each.pick} is better")
+            lines.append(f"with {name} {where}, or sooner, another is better: {each.pick}")
     return lines
 
 
