@@ -42,11 +42,13 @@ def pytest_xdist_make_scheduler(config, log):
 
 
 def pytest_collection_modifyitems(items):
-    """Begin with real engines, which take longest, and skip them where vLLM is missing.
+    """Begin with real engines, then with files that have slow tests, so that short ones end it.
 
-    In CI they fail instead.
+    Tests with real engines are skipped where vLLM is missing. In CI they fail instead.
     """
-    items.sort(key=lambda item: item.get_closest_marker("vllm") is None)
+    kinds = ("vllm", "slow")
+    files = {kind: {i.path for i in items if i.get_closest_marker(kind)} for kind in kinds}
+    items.sort(key=lambda item: [item.path not in files[kind] for kind in kinds])
     if importlib.util.find_spec("vllm") is not None or os.environ.get("CI") == "true":
         return
     skip = pytest.mark.skip(reason="vLLM is not installed (make install)")

@@ -44,11 +44,11 @@ def attach(*servers, folder, seconds=None, change=None, headers=None, **options)
     )
     deployment.connect()
     before, begun = len(servers[0].asked), time.monotonic()
-    ticks, stop = [], threading.Event()
+    ticks, stop, over = [], threading.Event(), threading.Event()
 
     def wait(share):
         if seconds is not None:
-            time.sleep(max(begun + share * seconds - time.monotonic(), 0))
+            over.wait(max(begun + share * seconds - time.monotonic(), 0))
         while seconds is None and len(servers[0].asked) < before + share * 12:
             assert time.monotonic() < begun + 30
             time.sleep(0.01)
@@ -65,6 +65,7 @@ def attach(*servers, folder, seconds=None, change=None, headers=None, **options)
     ending = threading.Thread(target=end)
     ending.start()
     path = watch(deployment, folder, stop=stop, on_tick=lambda *tick: ticks.append(tick))
+    over.set()
     ending.join()
     return Recording.open(path), ticks
 
