@@ -58,6 +58,21 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(scope="session")
+def made_tables(tmp_path_factory) -> Path:
+    """The operator tables of a made-up GPU, whose laws are then learned once."""
+    from tests.advisor.step_time.prior.prior_files import write_prior
+
+    return write_prior(tmp_path_factory.mktemp("prior") / "systems")
+
+
+@pytest.fixture
+def prior(made_tables, monkeypatch) -> Path:
+    """The made-up tables in the place of those that are installed."""
+    monkeypatch.setattr("advisor.step_time.prior.tables.tables_folder", lambda: made_tables)
+    return made_tables
+
+
+@pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of data measured by others; its tests are skipped where it is absent."""
     if not (SHARED / "data").is_dir():

@@ -16,6 +16,7 @@ from traces.summary.run import summarise
 from tui.verbs.demo import SHIPPED
 
 RUN = next(SHIPPED.glob("demo-s-*-maj@16-*"))
+NOBODY = "http://127.0.0.1:9"  # answers there
 PROGRESS = re.compile(r", \d:\d\d:\d\d$")
 ESTIMATE = {"value", "low", "high", "unit", "extrapolated"}
 
@@ -92,12 +93,25 @@ def truncated(folder):
             2,
             "--scorer x: give a URL",
         ),
-        (["record", "--endpoint", "http://127.0.0.1:9"], 1, "no server answers"),
+        (["record", "--endpoint", NOBODY], 1, "no server answers"),
         (
-            ["record", "--endpoint", "http://127.0.0.1:9", "--api-key-env", "ABSENT_KEY"],
+            ["record", "--endpoint", NOBODY, "--api-key-env", "ABSENT_KEY"],
             2,
             "this variable is not set",
         ),
+        (["attach", NOBODY], 1, "no server answers"),
+        (["attach", "nonsense"], 2, "write http://HOST:PORT"),
+        (["attach", NOBODY, "--duration", "soon"], 2, "90s, 10m or 2h"),
+        (["attach", NOBODY, "--on-loss", "cry"], 2, "wait or end"),
+        (["attach", NOBODY, f"{NOBODY}/v1"], 2, "named twice"),
+        (["attach", NOBODY, "--workload", "demo", "--passive"], 2, "exclude"),
+        (["attach", NOBODY, "--spans-without-token"], 2, "nobody listens"),
+        (
+            ["attach", NOBODY, "--listen", "0.0.0.0:0", "--spans-without-token"],
+            2,
+            "others on the network reach it",
+        ),
+        (["attach", NOBODY, "--workload", "demo", "--rule", "window"], 2, "NAME=VALUE"),
         (["advise", SHIPPED, "--max-latency", "banana"], 2, "--max-latency banana"),
         (["advise", SHIPPED, "--min-accuracy", "1.5"], 2, "--min-accuracy 1.5"),
         (["advise", SHIPPED, "--max-cost", "$1"], 2, "price"),
@@ -115,8 +129,8 @@ def truncated(folder):
     ],
 )
 def test_errors_are_one_line(run, arguments, code, message):
-    got, _, err = run(*arguments)
-    assert got == code, err
+    got, out, err = run(*arguments)
+    assert (got, out) == (code, ""), err
     # On a busy machine lines of progress come before it.
     (line,) = (each for each in err.strip().splitlines() if not PROGRESS.search(each))
     assert line.startswith("ttscope: ")

@@ -12,7 +12,7 @@ from advisor.advice.advisor import Advisor
 from advisor.evidence.runs import limited, limits_that_cut, read_runs
 from advisor.search.budget import parse_budget
 from tests.tui.conftest import run  # noqa: F401
-from tests.tui.verbs.test_outcomes_alone import outcomes, prior, three  # noqa: F401
+from tests.tui.verbs.test_outcomes_alone import imported, outcomes, three  # noqa: F401
 from traces.errors import UsageError
 from traces.foreign.evaluations.importer import import_outcomes
 from traces.foreign.evaluations.reader import Given

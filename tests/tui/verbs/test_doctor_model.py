@@ -7,8 +7,7 @@ import sys
 
 import pytest
 
-from advisor.step_time.prior import tables as prior_tables
-from tests.advisor.step_time.prior.prior_files import DEVICE, write_prior
+from tests.advisor.step_time.prior.prior_files import DEVICE
 
 DENSE = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
@@ -26,10 +25,8 @@ WINDOWS = {"layer_types": ["full_attention", "sliding_attention"] * 2, "sliding_
 
 
 @pytest.fixture
-def asked(run, tmp_path, monkeypatch):
+def asked(run, tmp_path, prior):
     """What doctor says of a config, as JSON."""
-    folder = write_prior(tmp_path / "systems")
-    monkeypatch.setattr(prior_tables, "tables_folder", lambda: folder)
 
     def call(config, *more):
         (tmp_path / "m_config.json").write_text(json.dumps(config))

@@ -3,17 +3,17 @@
 import dataclasses
 import json
 import random
+import shutil
 
 import numpy as np
 import pytest
 
 from advisor.advice.advisor import Advisor
 from advisor.search.budget import parse_budget
-from advisor.step_time.prior import tables as prior_tables
 from advisor.what_if.predict import predict
 from advisor.what_if.question import Question
 from tests.advisor.step_time.operators.operator_tables import write_tables
-from tests.advisor.step_time.prior.prior_files import KERNEL_S, decode_s, gemm_s, write_prior
+from tests.advisor.step_time.prior.prior_files import KERNEL_S, decode_s, gemm_s
 from tests.advisor.step_time.prior.test_recalibration import measured
 from traces.recording.reader import Recording
 from traces.summary.run import summarise
@@ -58,16 +58,19 @@ def outcomes(path, skill, tokens, *, problems=30, samples=8, seed=0, **more):
     return np.array(made).reshape(problems, samples)
 
 
-@pytest.fixture
-def prior(tmp_path, monkeypatch):
-    folder = write_prior(tmp_path / "systems")
-    monkeypatch.setattr(prior_tables, "tables_folder", lambda: folder)
+@pytest.fixture(scope="session")
+def imported(tmp_path_factory):
+    """Where the files of `three` are kept once they were imported, and the tokens of samples."""
+    return tmp_path_factory.mktemp("three") / "imported", {}
 
 
 @pytest.fixture
-def three(run, tmp_path, prior):
+def three(run, tmp_path, prior, imported):
     """Three imported models; their recordings and the tokens of their samples."""
-    tokens = {}
+    kept, tokens = imported
+    if kept.exists():
+        shutil.copytree(kept, tmp_path, dirs_exist_ok=True)
+        return tokens
     for seed, (name, (layers, hidden, skill, length)) in enumerate(MODELS.items()):
         tokens[name] = outcomes(tmp_path / f"{name}.jsonl", skill, length, seed=seed)
         (tmp_path / f"{name}.json").write_text(json.dumps(config(layers, hidden)))
@@ -78,6 +81,7 @@ def three(run, tmp_path, prior):
         )  # fmt: skip
         assert (code, err) == (0, "")
         assert f"given at the import: model org/{name}, temperature 0.6" in " ".join(out.split())
+    shutil.copytree(tmp_path, kept)
     return tokens
 
 

@@ -23,9 +23,7 @@ CONFIG = {
 
 
 @pytest.fixture
-def model(tmp_path, monkeypatch):
-    folder = write_prior(tmp_path / "systems")
-    monkeypatch.setattr(prior_tables, "tables_folder", lambda: folder)
+def model(tmp_path, prior):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text(json.dumps(CONFIG))
     return tmp_path / "model"
