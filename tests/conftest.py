@@ -10,6 +10,8 @@ from hypothesis import settings
 
 # As the engine sets it: numba refuses another number of threads once it has started some.
 os.environ.setdefault("NUMBA_NUM_THREADS", "1")
+# Before numpy is imported: threads of small products wait for each other longer than they work.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 # So that receivers, plugins and servers of the tests know each other, and the user's file is left.
 os.environ["TTSCOPE_TOKEN"] = "a-token-of-the-tests-and-of-nobody"

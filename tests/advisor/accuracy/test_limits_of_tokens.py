@@ -53,6 +53,7 @@ def by_name(found):
     }
 
 
+@pytest.mark.slow
 def test_all_policies_are_those_of_a_run_with_that_limit(both):
     whole, real = (summarise(each)[0] for each in both)
     ours, theirs = by_name(evaluate(whole, max_tokens=LIMIT)), by_name(evaluate(real))
@@ -114,6 +115,7 @@ def test_limits_that_are_tried_cut_some_and_not_most():
     assert limits_that_cut([30, 60, 90]) == [] and limits_that_cut([]) == []
 
 
+@pytest.mark.slow
 def test_replay_and_advice_have_the_limit(run, three, tmp_path):  # noqa: F811
     names = ("replay", "runs/small", "--gpu", "test_gpu", "--concurrency", "1", "--json")
     code, out, err = run(*names, "--set", f"policy.max_tokens={LIMIT}")

@@ -110,6 +110,7 @@ PAGES = st.lists(
 )
 
 
+@pytest.mark.slow
 @given(PAGES)
 def test_what_did_not_change_is_not_kept_and_nothing_is_lost(pages):
     scraper = Scraper(
@@ -334,6 +335,7 @@ def run(*arguments):
     return [sys.executable, "-c", code, "attach", *arguments]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_verb_well(server, tmp_path, number):
     command = run(server.url, "--period", "200ms", "-o", str(tmp_path / "r"), "--json")

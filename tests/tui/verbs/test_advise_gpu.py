@@ -13,6 +13,8 @@ from tui.app.app import TtscopeApp
 from tui.screens.advice.rows import candidates, pick_title
 from tui.screens.advice.screen import Advised, WhatIf
 
+pytestmark = pytest.mark.slow
+
 GIVEN = ("--gpu", "test_gpu", "--gpus", "8", "--price", "Test=2.5", "--price", "cpu=0.05")
 
 

@@ -53,7 +53,7 @@ def test_what_is_known_and_what_can_be_predicted(asked):
 
 
 @pytest.mark.parametrize(
-    ("config", "replay", "prior"),
+    ("config", "replay", "tables"),
     [
         (DENSE | FP8, None, None),
         (DENSE | WINDOWS, None, None),
@@ -67,9 +67,9 @@ def test_what_is_known_and_what_can_be_predicted(asked):
          "has weights quantised as hqq, in a form that is not known", "quantised as hqq"),
     ],
 )  # fmt: skip
-def test_what_is_refused_says_what_is_missing(asked, config, replay, prior):
+def test_what_is_refused_says_what_is_missing(asked, config, replay, tables):
     found = asked(config, "--gpu", "test_gpu")
-    for name, missing in (("replay", replay), ("prior", prior)):
+    for name, missing in (("replay", replay), ("prior", tables)):
         assert found[name]["ok"] == (missing is None), found[name]
         assert (missing or "") in found[name]["why"]
         assert "\n" not in found[name]["why"]

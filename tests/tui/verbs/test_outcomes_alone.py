@@ -100,6 +100,7 @@ def test_what_was_given_is_in_the_recording(run, three, tmp_path):
     assert "engine.model org/small -> org/large" in out and "same engine" not in out
 
 
+@pytest.mark.slow
 def test_a_replay_has_the_times_of_the_tables(run, three, tmp_path):
     asked = ("replay", "runs/small", "--gpu", "test_gpu", "--concurrency", "1", "--json")
     code, out, err = run(*asked)
@@ -137,6 +138,7 @@ def test_a_replay_has_the_times_of_the_tables(run, three, tmp_path):
     assert "tells no load to replay. Give --concurrency" in err
 
 
+@pytest.mark.slow
 def test_advice_needs_no_recorded_step(run, three):
     asked = ("advise", "runs", *GPU, "--min-accuracy", "0.4", "--optimise", "cost")
     code, out, err = run(*asked, "--api-price", "2", "--explain")
@@ -166,6 +168,7 @@ def test_advice_needs_no_recorded_step(run, three):
     assert pick["estimates"]["latency_s"]["extrapolated"] and low < value["latency_s"] < high
 
 
+@pytest.mark.slow
 def test_a_gateway_reads_which_effort_to_use(run, three, tmp_path):
     goal = ("--min-accuracy", "0.4", "--optimise", "cost")
     lines = (tmp_path / "small.jsonl").read_text().splitlines()
@@ -194,6 +197,7 @@ def test_a_gateway_reads_which_effort_to_use(run, three, tmp_path):
     assert (code, out, err.count("\n")) == (1, "", 1) and "nothing fits the budget" in err
 
 
+@pytest.mark.slow
 def test_short_runs_on_the_gpu_would_settle_it_and_are_taken(run, three, tmp_path):
     asked = ("advise", "runs", *GPU, "--min-accuracy", "0.4", "--optimise", "latency")
     code, out, err = run(*asked, "--json")
@@ -262,6 +266,7 @@ def test_accuracy_is_that_of_the_votes_whatever_the_times(three, tmp_path):
         assert float(np.mean(accuracy)) == pytest.approx(whole, abs=1e-9)
 
 
+@pytest.mark.slow
 def test_the_report_has_the_same_pick(run, three, tmp_path):
     page = tmp_path / "page.html"
     code, _, err = run("report", "runs", *GPU, "--min-accuracy", "0.4", "-o", page)
@@ -377,6 +382,7 @@ def test_a_column_may_have_the_prompts_lengths_and_the_file_its_own(run, tmp_pat
     assert only["problems"] == 2
 
 
+@pytest.mark.slow
 def test_the_app_advises_and_asks_what_if(three, tmp_path):
     paths = [tmp_path / "runs" / name for name in MODELS]
     entries = [entry for path in paths for entry in load(path)]

@@ -7,6 +7,8 @@ import pytest
 from tests.tui.verbs.test_outcomes_alone import GPU, config
 from traces.recording.reader import Recording
 
+pytestmark = pytest.mark.slow
+
 CSV = "n,accuracy,tokens\n1,0.5,1500\n2,0.5,3000\n4,0.6,6000\n8,0.7,12000\n"
 
 

@@ -9,6 +9,8 @@ from advisor.step_time.prior import tables as prior_tables
 from advisor.step_time.prior.tables import tables_folder
 from tests.advisor.step_time.prior.prior_files import DEVICE, write_prior
 
+pytestmark = pytest.mark.slow
+
 RECORDINGS = Path(__file__).parents[3] / "profiler" / "demo" / "recordings"
 VOTES = RECORDINGS / "demo-s-tp1-seqs64-maj@16-t0.8-a1b9005e"
 CONFIG = {

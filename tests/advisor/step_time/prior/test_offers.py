@@ -140,6 +140,7 @@ def test_recorded_and_prior_are_never_one_law(advisor):
     assert law.sigma < advisor.model.law(offered(advisor)[0].engine).sigma
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 4])
 def test_times_are_those_that_a_replay_on_the_gpu_gives(advisor, wide, size):
     rows = [

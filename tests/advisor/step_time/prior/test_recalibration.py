@@ -21,6 +21,8 @@ from traces.recording.reader import Recording
 from traces.recording.tables import KERNELS
 from traces.summary.run import summarise
 
+pytestmark = pytest.mark.slow
+
 ENGINE = {"enforce_eager": True}
 
 

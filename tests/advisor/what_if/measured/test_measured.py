@@ -131,6 +131,7 @@ def test_what_cannot_be_is_one_line(recorded, points, message):
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("write", [vllm_bench, aiperf, guidellm])
 def test_an_import_that_is_named_corrects_the_prior(recorded, tmp_path, write):
     """Requests as the prior has them, 1.3 times as slow, come back from the file of a client."""

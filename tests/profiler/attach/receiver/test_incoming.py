@@ -28,8 +28,9 @@ def batch(*rows, instance="i", **more):
 def watched(folder, receiver, *starts, during, goes_on=False, **options):
     """Watch servers that began at `starts` for 0.6 s; `during` gets their URLs.
 
-    The watch ends behind `during`, and waits little for plugins that say nothing more. Where that
-    `goes_on`, it does not wait for `during`, but for plugins as it always does.
+    The watch ends behind `during`, and waits little for plugins that say nothing more, so that the
+    recording takes what came when it is closed. Where `during` goes on behind the end, plugins are
+    waited for as always.
     """
 
     def send(urls):
@@ -39,7 +40,7 @@ def watched(folder, receiver, *starts, during, goes_on=False, **options):
     with ExitStack() as stack:
         if not goes_on:
             patch = stack.enter_context(pytest.MonkeyPatch.context())
-            patch.setattr("profiler.attach.receiver.incoming.HELLO_S", 0.4)
+            patch.setattr("profiler.attach.receiver.incoming.HELLO_S", 0.2)
         servers = [stack.enter_context(metrics_server()) for _ in starts]
         for server, start in zip(servers, starts, strict=True):
             server.started = start
@@ -292,6 +293,7 @@ def test_engines_named_by_plugins_and_spans_are_limited(receiver, tmp_path, monk
     assert recording.samples.height == 5
 
 
+@pytest.mark.slow
 def test_problems_of_too_many_spans_are_written_before_they_settle():
     from traces.live import span_groups
 
