@@ -334,6 +334,7 @@ def memory_mb():
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
+@pytest.mark.slow
 def test_ten_thousand_malformed_bodies(receiver):
     good = json.dumps(request(*[span(n) for n in range(1, 21)])).encode()
     proto, draw = as_protobuf(request(*[span(n) for n in range(1, 21)])), random.Random(1)

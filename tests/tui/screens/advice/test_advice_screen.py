@@ -14,6 +14,8 @@ from tests.tui.pilot import last, settle, text_of
 from tui.app.app import TtscopeApp
 from tui.screens.advice.screen import Advised
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
