@@ -42,6 +42,7 @@ from tui.text.words import (
 
 if TYPE_CHECKING:
     from advisor.advice.accounts.costs import Accounts, Costs
+    from advisor.advice.accounts.efforts import Effort, EffortMap
 
 COMPARED = ("accuracy", "latency_s", "latency_p95_s", "device_s", "energy_j", "tokens")
 OPTIONAL = ("cost_usd", "energy_j")  # not shown when neither pick has it
@@ -383,6 +384,51 @@ def cost_words(accounts: Accounts) -> list[str]:
             else "Whether the limits hold at that rate, --rate tells."
         )
     return said
+
+
+MAPPED = ("accuracy", "latency_p95_s", "energy_j", "cost_usd")  # of each effort
+USED = "<"  # marks the effort to use
+
+
+def effort_lines(efforts: EffortMap, width: int) -> list[str]:
+    """Return which effort to use on the pick's engine, for all problems and by class of them.
+
+    Nothing where one effort alone was recorded, and no class of problems.
+    """
+    lines: list[str] = []
+    every = efforts.efforts
+    if len(every) > 1:
+        heads = [f"{effort_name(each)}{f' {USED}' * each.use}" for each in every]
+        rows = [["effort, 90 % intervals", *heads]]
+        for name in MAPPED:
+            found = [each.estimates.get(name) for each in every]
+            if any(each is not None for each in found):
+                rows.append([quantity(name).noun, *map(with_interval, found)])
+        if any(each.cut_share is not None for each in every):
+            rows.append(["samples cut off", *(with_interval(each.cut_share) for each in every)])
+        sure = [chance(each.probability_within_budget) for each in every]
+        lines = _beside([*rows, ["sure of the limits", *sure]], width)
+    groups = {name: each.efforts for name, each in efforts.classes.items()}
+    if len(every) < 2 and not groups:
+        return []
+    for name, own in [("all problems", every), *groups.items()]:
+        best = next((each for each in own if each.use), None)
+        told = "none fits the budget"
+        if best is not None:
+            told = f"{effort_name(best)}, {best.policy.words()}" * (len(every) > 1)
+            told = told or best.policy.words()
+            told += f", {chance(best.probability_within_budget)} sure of the limits"
+        mark = f"{USED} for" if len(every) > 1 else "for"
+        lines += _wrap(f"{mark} {name}: {told}", width)
+    return lines
+
+
+def effort_name(effort: Effort) -> str:
+    """Return a reasoning effort or a thinking budget in a word or two."""
+    if effort.thinking_token_budget is not None:
+        named = f"{effort.thinking_token_budget:,} tokens of thought"
+        return named if effort.reasoning_effort is None else f"{effort.reasoning_effort}, {named}"
+    return effort.reasoning_effort or "effort not set"
 
 
 def _change(answer: Recommendation, name: str) -> str:

@@ -109,6 +109,7 @@ def test_nothing_fits_names_the_nearest(advisor):
     assert advice_json(answer)["system_optimal"] is None
 
 
+@pytest.mark.slow
 def test_what_would_change_the_answer_is_said(fresh):
     """Beyond the value at which the pick is said to drop out it does, and just before it does not.
 

@@ -11,6 +11,8 @@ from tui.app.app import TtscopeApp
 from tui.screens.library import failure, paths_of
 from tui.widgets.prompt import Paths, Words
 
+pytestmark = pytest.mark.slow
+
 FIELDS = (  # the screen's key, the field's, its id, what cannot be used, and what is said of it
     ("1", "o", "ask", "nowhere/at/all", "no such file"),
     ("1", "dollar_sign", "ask", "much", "USD per device-hour"),
