@@ -12,6 +12,7 @@ from traces.schema.estimate import Estimate
 from traces.schema.formats import (
     ABSENT,
     OUTSIDE,
+    TIMES,
     chance,
     counted,
     number,
@@ -183,7 +184,7 @@ def against(answer: Recommendation) -> tuple[str, str, str]:
     head = f"Counting arithmetic (FLOPs) alone, one would choose {instead} instead"
     flops, least = pick.estimates.get("flops"), other.estimates.get("flops")
     if flops is not None and least is not None and least.value > 0:
-        head += f": it needs {percent(least.value / flops.value)} of the arithmetic"
+        head += f". It needs {percent(least.value / flops.value)} of the arithmetic"
     name = telling_regret(answer)
     regret = None if name is None else answer.regret[name]
     if regret is None or name is None:
@@ -192,12 +193,16 @@ def against(answer: Recommendation) -> tuple[str, str, str]:
     if regret.holds(0.0):
         return f"{head}. In {noun} the two cannot be told apart.", "", ""
     ours = pick.estimates.get(name)
-    share = f" ({percent_change(regret.value / ours.value)})" if ours and ours.value else ""
-    size = f"{number(abs(regret.value), regret.unit)}{share}"
+    share = regret.value / ours.value if ours and ours.value else None
+    size, more = number(abs(regret.value), regret.unit), "more"
     if regret.unit == "1":  # a difference of shares, in points
         size = number(abs(regret.value), "1", sign=True).removeprefix("+")
+    elif share is not None and share >= TIMES:
+        size, more = percent_change(share), "the"
+    elif share is not None:
+        size += f" ({percent_change(share)})"
     if regret.value > 0:
-        return f"{head}, but has ", size, f" more {noun}."
+        return f"{head}, but has ", size, f" {more} {noun}."
     enough = other.probability_within_budget >= answer.budget.confidence
     kept = "" if enough else ", yet it does not meet the budget surely enough"
     return f"{head}, and has ", size, f" less {noun}{kept}."
@@ -258,7 +263,7 @@ def estimate_lines(
     for name in names:
         cells = [with_interval(pick.estimates.get(name)) for pick in picks]
         rows.append([quantity(name).noun, *cells])
-    more = ["difference", *(_change(answer, name) for name in names)]
+    more = ["difference", *("" if agree else _change(answer, name) for name in names)]
     wide = [[*row, change] for row, change in zip(rows, more, strict=True)]
     whole = align(wide if any(more[1:]) else rows)
     if max(map(len, whole)) > width:
@@ -529,15 +534,15 @@ def nearest_line(answer: Recommendation) -> str:
 
 def present_lines(present: Present, width: int, *, required: bool = True) -> Iterable[str]:
     """Yield what today's configuration has more than the pick, or that it is the best already."""
-    name = f"Your present configuration, {_name(present.pick)},"
+    name = f"Your present configuration is {_name(present.pick)}."
     sure = f"{chance(present.pick.probability_within_budget)} sure of the limits"
     if present.best:
-        yield from _wrap(f"{name} is already best, {sure}.", width)
+        yield from _wrap(f"{name} It is already best, {sure}.", width)
         return
     if not present.difference:  # there is no pick
-        yield from _wrap(f"{name} is {sure}." if required else f"{name} was compared.", width)
+        yield from _wrap(f"{name} It is {sure}." if required else name, width)
         return
-    yield from _wrap(f"{name} is {sure}. Compared with the recommendation:", width)
+    yield from _wrap(f"{name} It is {sure}. Compared with the recommendation:", width)
     yield from _differences(present.difference, width)
 
 
@@ -558,11 +563,11 @@ def _turnings(turnings: Iterable[Turning], budget: Budget) -> list[str]:
             if each.pick is not None:
                 other = f"the next best is {each.pick}"
             lines.append(
-                f"with {name} {where} the pick is less than {percent(budget.confidence)} sure, "
-                f"and {other}"
+                f"with {name} {where} the pick is less than {percent(budget.confidence)} sure. "
+                f"{capital(other)}"
             )
         else:
-            lines.append(f"with {name} {where}, or sooner, {each.pick} is better")
+            lines.append(f"with {name} {where}, or sooner, another is better: {each.pick}")
     return lines
 
 

@@ -17,6 +17,8 @@ from tui.app.app import TtscopeApp
 from tui.screens.advice.screen import Advised
 from tui.verbs.demo import BUDGET, SHIPPED
 
+pytestmark = pytest.mark.slow
+
 BUDGETS = [
     {"max_latency": "120ms", "min_accuracy": "0.9"},
     {"min_accuracy": "0.9", "max_latency": "20ms"},

@@ -104,7 +104,7 @@ KEYS: list[BindingType] = [
     Binding(
         "c",
         "copy",
-        "copy command",
+        "copy",
         id="advice.copy",
         tooltip="Copy the command and the policy of the row.",
     ),
@@ -139,7 +139,7 @@ KEYS: list[BindingType] = [
     Binding(
         "m",
         "measure",
-        "measure next",
+        "measure",
         id="advice.measure",
         tooltip="Write what to measure next as a plan for ttscope sweep.",
     ),

@@ -17,6 +17,8 @@ from traces.errors import UsageError
 from tui.app.app import TtscopeApp
 from tui.screens.advice.screen import Advised
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
