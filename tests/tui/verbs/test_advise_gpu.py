@@ -6,21 +6,20 @@ import json
 import pytest
 from textual.widgets import DataTable, Input
 
-from advisor.step_time.prior import tables as prior_tables
-from tests.advisor.step_time.prior.prior_files import DEVICE, TINY, write_prior
+from tests.advisor.step_time.prior.prior_files import DEVICE, TINY
 from tests.advisor.synthetic import FACTS, SKILL, VOTE16, engine_of, record
 from tests.tui.pilot import last, settle, text_of
 from tui.app.app import TtscopeApp
 from tui.screens.advice.rows import candidates, pick_title
 from tui.screens.advice.screen import Advised, WhatIf
 
+pytestmark = pytest.mark.slow
+
 GIVEN = ("--gpu", "test_gpu", "--gpus", "8", "--price", "Test=2.5", "--price", "cpu=0.05")
 
 
 @pytest.fixture
-def recording(tmp_path, monkeypatch):
-    folder = write_prior(tmp_path / "systems")
-    monkeypatch.setattr(prior_tables, "tables_folder", lambda: folder)
+def recording(tmp_path, prior):
     made = record(tmp_path / "runs" / "one", engine_of(), VOTE16, problems=12, concurrency=1)
     facts = dataclasses.replace(TINY, name="small", hidden_size=4096, intermediate_size=16384)
     dataclasses.replace(made.manifest, models={"small": facts}).write(made.path)

@@ -161,6 +161,7 @@ def configs(folder):
     return [file for file in files if "hf_quant" not in file.name]
 
 
+@pytest.mark.slow
 def test_every_model_that_people_serve_gives_facts(shared):
     files = configs(shared)
     assert len(files) == 86
@@ -360,6 +361,7 @@ CONFIGS = st.tuples(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(CONFIGS)
 def test_any_object_gives_facts_or_one_line_with_the_file(tmp_path, drawn):
