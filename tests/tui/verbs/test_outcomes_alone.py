@@ -287,6 +287,7 @@ def test_a_model_without_facts_is_no_candidate_and_is_named(run, three):
     assert "Import it with --model-config FILE" in err
 
 
+@pytest.mark.slow
 def test_what_is_lacking_is_said_as_it_is(run, three, tmp_path):
     lines = (tmp_path / "small.jsonl").read_text().splitlines()
     (tmp_path / "fewer.jsonl").write_text("\n".join(lines[:-3]) + "\n")
@@ -444,6 +445,7 @@ def test_numbers_of_samples_are_those_asked_for(run, tmp_path, options, reason):
     assert {each["n"] for each in found["policies"] if each["method"] == "majority"} == {3, 5}
 
 
+@pytest.mark.slow
 def test_other_problems_have_an_interval_of_their_own(run, tmp_path):
     outcomes(tmp_path / "a.jsonl", 0.5, 100, problems=40, samples=4)
     run("import", "a.jsonl", "-o", "a")
