@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from advisor.advice.advisor import Advisor
 from advisor.advice.command import CpuBuild
 from advisor.step_time.prior import tables as prior_tables
 from benchmarks.made import kineto_files
@@ -33,6 +34,7 @@ from tests.advisor.step_time.operators import operator_tables
 from tests.advisor.step_time.prior import prior_files
 from tests.traces import synthetic
 from tests.tui.live_recordings import write_watched
+from traces.recording.reader import Recording
 from tui import cli
 from tui.text import commands
 
@@ -375,13 +377,30 @@ def _file(path: Path) -> str:
     return text
 
 
+@contextlib.contextmanager
+def learned_once() -> Iterator[None]:
+    """Have each set of recordings learned once; what was replayed for a case is in no other."""
+    fit, known = vars(Advisor)["fit"].__func__, {}
+
+    def kept(cls: type[Advisor], recordings: list[Recording], **options: Any) -> Advisor:
+        key = repr(([str(each.path) for each in recordings], sorted(options.items())))
+        if key not in known:
+            known[key] = fit(cls, recordings, **options)
+        made = known[key]
+        return cls(made.evidence, made.space, made.model, made.resampling)
+
+    with mock.patch.object(Advisor, "fit", classmethod(kept)):
+        yield
+
+
 def outputs(names: list[str], folder: Path) -> Iterator[tuple[str, str]]:
     """Yield the name and the output of each case, in order: some read what others wrote."""
     fixtures = Fixtures(folder)
     fixtures.out.mkdir()
-    for name, command in cases().items():
-        if not names or name in names:
-            yield name, output_of(command, fixtures)
+    with learned_once():
+        for name, command in cases().items():
+            if not names or name in names:
+                yield name, output_of(command, fixtures)
 
 
 def same(kept: str, new: str) -> bool:
